@@ -1,1 +1,31 @@
-//! placeholder
+//! Witan's pure decisions: no I/O, no async runtime, no clock and no randomness of their own.
+//!
+//! Everything here is plain synchronous code that is fed values and events and answers with values; the rooms around it
+//! (`witan::coordinate`, `witan-node`, `witan-store`) carry the messages. Reading order:
+//!
+//! 1. [`name`], [`limit`], [`tenant`]: what a request is about, and how large it may be.
+//! 2. [`clock`], [`recent`], [`record`], [`register`], [`siblings`], [`context`]: what a replica stores and how it merges.
+//! 3. [`ring`]: who stores it.
+//! 4. [`quorum`]: when an operation is done.
+//! 5. [`idempotency`]: how often it has an effect.
+//! 6. [`hook`], [`replica`], [`port`], [`failure`]: the world, by type.
+//! 7. [`fault`]: rules that the simulation breaks on purpose.
+
+pub mod clock;
+pub mod context;
+pub mod failure;
+pub mod fault;
+pub mod hook;
+pub mod idempotency;
+pub mod limit;
+pub mod name;
+pub mod port;
+pub mod quorum;
+pub mod recent;
+pub mod record;
+pub mod register;
+pub mod replica;
+pub mod ring;
+pub mod siblings;
+pub mod tenant;
+

@@ -1,0 +1,78 @@
+//! Rules of the protocol that a simulation can break on purpose, to show that it would notice.
+//!
+//! A fault belongs to the thread that set it, and exists only in builds with debug assertions: a released binary holds no
+//! trace of it, and no configuration reaches it.
+
+/// A broken rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The coordinator mints dots of its own instead of letting a replica do so.
+    DotsMintedByCoordinator,
+    /// A replica stores what it is sent instead of merging it.
+    OverwriteInsteadOfMerge,
+    /// A replica answers before its sync has returned.
+    AcknowledgeBeforeSync,
+    /// A replica does not look for the write id in `recent`.
+    WriteIdForgotten,
+    /// A register's write is stamped by the clock alone.
+    StampRoundSkipped,
+    /// A read stores the resolver's verdict as a new write.
+    VerdictWrittenBack,
+    /// One answer too few is enough.
+    QuorumOffByOne,
+    /// A wiped store comes back under its old id and counts from the start.
+    ActorReusedAfterWipe,
+    /// A delete ignores what the client has seen.
+    ContextIgnoredOnDelete,
+    /// A missing record is not counted as a read's answer.
+    NotFoundNotCounted,
+    /// A linearizable read does not wait for its repair.
+    BlockingRepairSkipped,
+    /// A retry that takes over draws a new stamp although one is stored.
+    StoredStampIgnored,
+    /// A Put that failed is always tried elsewhere as if it were new.
+    RetryMintsAgain,
+}
+
+impl Fault {
+    /// Every fault.
+    pub const ALL: [Self; 13] = [
+        Self::DotsMintedByCoordinator,
+        Self::OverwriteInsteadOfMerge,
+        Self::AcknowledgeBeforeSync,
+        Self::WriteIdForgotten,
+        Self::StampRoundSkipped,
+        Self::VerdictWrittenBack,
+        Self::QuorumOffByOne,
+        Self::ActorReusedAfterWipe,
+        Self::ContextIgnoredOnDelete,
+        Self::NotFoundNotCounted,
+        Self::BlockingRepairSkipped,
+        Self::StoredStampIgnored,
+        Self::RetryMintsAgain,
+    ];
+
+    /// True when this thread runs with the fault.
+    #[cfg(debug_assertions)]
+    pub fn is_on(self) -> bool {
+        ACTIVE.get() == Some(self)
+    }
+
+    /// Always false: this build has no faults.
+    #[cfg(not(debug_assertions))]
+    #[inline(always)]
+    pub fn is_on(self) -> bool {
+        false
+    }
+}
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static ACTIVE: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
+}
+
+/// Breaks a rule on this thread, or none.
+#[cfg(debug_assertions)]
+pub fn set(fault: Option<Fault>) {
+    ACTIVE.set(fault);
+}

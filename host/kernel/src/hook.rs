@@ -1,0 +1,291 @@
+//! The questions that plugins answer, and what an answer may be. Every answer is checked here before it counts.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::name::{Key, NodeId, TenantId};
+use crate::tenant::Level;
+
+/// A place in the coordinator where a plugin decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    /// How many replicas must answer, until when, when to hedge, and what a shortfall means.
+    ConsistencyPolicy,
+    /// What stands when live siblings differ.
+    ConflictResolver,
+    /// Which partition a key belongs to, and which replicas are asked first.
+    RoutingHook,
+}
+
+impl Hook {
+    /// Every hook.
+    pub const ALL: [Self; 3] = [Self::ConsistencyPolicy, Self::ConflictResolver, Self::RoutingHook];
+
+    /// The WIT world's name, which is the API's spelling too.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ConsistencyPolicy => "consistency-policy",
+            Self::ConflictResolver => "conflict-resolver",
+            Self::RoutingHook => "routing-hook",
+        }
+    }
+
+    /// Reads the API's spelling.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| hook.as_str() == text)
+    }
+}
+
+impl std::fmt::Display for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a client asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// Read a key.
+    Read,
+    /// Write a value.
+    Write,
+    /// Delete a key.
+    Delete,
+}
+
+impl Operation {
+    /// The name in metrics, in the WIT and in fingerprints.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// One replica of the key, as the coordinator sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicaState {
+    /// False while the coordinator cannot reach it.
+    pub reachable: bool,
+    /// Median round trip, microseconds; 0 when nothing has been measured.
+    pub latency_p50_us: u32,
+    /// 99th percentile of round trips, microseconds; 0 when nothing has been measured.
+    pub latency_p99_us: u32,
+    /// Requests sent and not yet answered.
+    pub in_flight: u32,
+}
+
+/// What a consistency policy is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyQuestion<'a> {
+    /// What the client asks for.
+    pub operation: Operation,
+    /// The level asked for, or the tenant's default.
+    pub level: Level,
+    /// The level it may not go below.
+    pub minimum: Level,
+    /// Replicas of the key.
+    pub replication_factor: u8,
+    /// Milliseconds until the request's deadline.
+    pub deadline_ms: u32,
+    /// Bytes of the value written; 0 for a read.
+    pub value_bytes: u32,
+    /// The replicas, in ring order. At most five.
+    pub replicas: &'a [ReplicaState],
+}
+
+/// What a shortfall of answers means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shortfall {
+    /// The operation fails.
+    Fail,
+    /// It succeeds with at least so many answers.
+    Accept(u8),
+}
+
+/// What a consistency policy decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyAnswer {
+    /// Replicas that must answer.
+    pub required: u8,
+    /// Milliseconds until the operation's deadline; never extends the request's own.
+    pub deadline_ms: u32,
+    /// Ask one spare replica of a read after so many microseconds; `None`: the native rule.
+    pub hedge_after_us: Option<u32>,
+    /// What a shortfall means.
+    pub shortfall: Shortfall,
+}
+
+impl PolicyAnswer {
+    /// The native answer: the level asked for, the request's own deadline, and a shortfall fails.
+    pub fn native(question: &PolicyQuestion<'_>) -> Self {
+        let level = question.level.max(question.minimum);
+        Self {
+            required: level.required(question.replication_factor),
+            deadline_ms: question.deadline_ms,
+            hedge_after_us: None,
+            shortfall: Shortfall::Fail,
+        }
+    }
+
+    /// Holds an answer within what the tenant and the request allow: never below the minimum level, never above the
+    /// replication factor, never past the request's deadline.
+    pub fn within(self, question: &PolicyQuestion<'_>) -> Self {
+        let floor = question.minimum.required(question.replication_factor);
+        let required = self.required.clamp(floor, question.replication_factor);
+        Self {
+            required,
+            deadline_ms: self.deadline_ms.clamp(1, question.deadline_ms.max(1)),
+            hedge_after_us: self.hedge_after_us,
+            shortfall: match self.shortfall {
+                Shortfall::Fail => Shortfall::Fail,
+                Shortfall::Accept(n) => Shortfall::Accept(n.clamp(floor, required)),
+            },
+        }
+    }
+}
+
+/// One live value that a resolver is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sibling {
+    /// The value.
+    pub value: Bytes,
+    /// When it was written: hybrid time, microseconds since 1970.
+    pub time: u64,
+}
+
+/// What a conflict resolver is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolverQuestion {
+    /// The key.
+    pub key: Key,
+    /// The live values, two at least, in an order that every coordinator would choose alike.
+    pub siblings: Vec<Sibling>,
+}
+
+/// What a conflict resolver decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The sibling of this index stands for all.
+    Pick(usize),
+    /// These bytes stand for all.
+    Merged(Bytes),
+    /// All stay; the client decides.
+    KeepAll,
+}
+
+/// Who answered: `name@digest` for a plugin.
+pub type AnsweredBy = Arc<str>;
+
+/// What comes of asking a hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked<T> {
+    /// Nothing is bound here: the native rule holds.
+    Unbound,
+    /// The plugin's answer.
+    Answered {
+        /// The answer.
+        answer: T,
+        /// Who gave it.
+        by: AnsweredBy,
+    },
+    /// The plugin failed; it has been counted.
+    Faulted {
+        /// What happened, for a person.
+        reason: String,
+        /// True when the binding says that such a request fails; else the native rule holds.
+        fail: bool,
+        /// Who failed.
+        by: AnsweredBy,
+    },
+}
+
+/// An answer that is not there yet. Resolvers run off the serving threads.
+pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The hooks of one tenant: an immutable snapshot. A request takes one at its start and keeps it to its end.
+pub trait Hooks: Send + Sync + 'static {
+    /// Asks the consistency policy. Synchronous and bounded: it is called on the serving threads.
+    fn policy(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer>;
+
+    /// True when a resolver is bound.
+    fn has_resolver(&self) -> bool;
+
+    /// Asks the conflict resolver.
+    fn resolve(&self, question: ResolverQuestion) -> Pending<Asked<Verdict>>;
+
+    /// Asks the routing hook for the key's partition key. Synchronous and bounded.
+    fn partition_key(&self, key: &Key) -> Asked<Bytes>;
+
+    /// Asks the routing hook for the order in which replicas are read: a permutation of indices into `replicas`, or a
+    /// prefix of one. Synchronous and bounded.
+    fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>>;
+}
+
+/// Where hooks come from.
+pub trait Plugins: Send + Sync + 'static {
+    /// The snapshot now in force for a tenant. Cheap: it is taken once per request.
+    fn hooks(&self, tenant: &TenantId) -> Arc<dyn Hooks>;
+}
+
+/// Nothing bound anywhere.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Native;
+
+impl Hooks for Native {
+    fn policy(&self, _: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
+        Asked::Unbound
+    }
+
+    fn has_resolver(&self) -> bool {
+        false
+    }
+
+    fn resolve(&self, _: ResolverQuestion) -> Pending<Asked<Verdict>> {
+        Box::pin(std::future::ready(Asked::Unbound))
+    }
+
+    fn partition_key(&self, _: &Key) -> Asked<Bytes> {
+        Asked::Unbound
+    }
+
+    fn prefer(&self, _: &Key, _: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
+        Asked::Unbound
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(level: Level, minimum: Level) -> PolicyQuestion<'static> {
+        PolicyQuestion {
+            operation: Operation::Write,
+            level,
+            minimum,
+            replication_factor: 3,
+            deadline_ms: 1000,
+            value_bytes: 0,
+            replicas: &[],
+        }
+    }
+
+    #[test]
+    fn no_answer_goes_below_the_minimum_or_past_the_deadline() {
+        let wild = PolicyAnswer { required: 0, deadline_ms: 0, hedge_after_us: None, shortfall: Shortfall::Accept(0) };
+        let held = wild.within(&question(Level::One, Level::Quorum));
+        assert_eq!((held.required, held.deadline_ms, held.shortfall), (2, 1, Shortfall::Accept(2)));
+        let wild = PolicyAnswer { required: 200, deadline_ms: u32::MAX, hedge_after_us: None, shortfall: Shortfall::Accept(9) };
+        let held = wild.within(&question(Level::One, Level::One));
+        assert_eq!((held.required, held.deadline_ms, held.shortfall), (3, 1000, Shortfall::Accept(3)));
+    }
+
+    #[test]
+    fn the_native_answer_respects_the_minimum() {
+        assert_eq!(PolicyAnswer::native(&question(Level::One, Level::Quorum)).required, 2);
+    }
+}

@@ -1,0 +1,213 @@
+//! What a tenant has chosen.
+
+use std::fmt;
+
+use crate::name::{Invalid, TenantId};
+
+/// How many replicas must answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// One replica.
+    One,
+    /// More than half of them.
+    Quorum,
+    /// Every one.
+    All,
+}
+
+impl Level {
+    /// Reads the API's spelling. `Ok(None)` for "", which asks for the tenant's default.
+    pub fn parse(field: &'static str, text: &str) -> Result<Option<Self>, Invalid> {
+        match text {
+            "" => Ok(None),
+            "one" => Ok(Some(Self::One)),
+            "quorum" => Ok(Some(Self::Quorum)),
+            "all" => Ok(Some(Self::All)),
+            other => {
+                let shown: String = other.chars().take(40).collect();
+                Err(Invalid::new(
+                    field,
+                    format!("{shown:?} is not a consistency level"),
+                    "use \"one\", \"quorum\", \"all\", or leave it empty for the tenant's default",
+                ))
+            }
+        }
+    }
+
+    /// Replicas that must answer, of `replication_factor`.
+    pub fn required(self, replication_factor: u8) -> u8 {
+        match self {
+            Self::One => 1,
+            Self::Quorum => replication_factor / 2 + 1,
+            Self::All => replication_factor,
+        }
+    }
+
+    /// The highest level that `answers` of `replication_factor` replicas meet.
+    pub fn met(answers: u8, replication_factor: u8) -> Self {
+        if answers >= replication_factor {
+            Self::All
+        } else if answers >= Self::Quorum.required(replication_factor) {
+            Self::Quorum
+        } else {
+            Self::One
+        }
+    }
+
+    /// The API's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::One => "one",
+            Self::Quorum => "quorum",
+            Self::All => "all",
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident, $field:literal, $default:ident, { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+
+        impl $name {
+            /// Reads the API's spelling; "" is the default.
+            pub fn parse(text: &str) -> Result<Self, Invalid> {
+                match text {
+                    "" => Ok(Self::$default),
+                    $($text => Ok(Self::$variant),)+
+                    other => {
+                        let shown: String = other.chars().take(40).collect();
+                        let known = [$($text),+].map(|t| format!("{t:?}")).join(" or ");
+                        Err(Invalid::new($field, format!("{shown:?} is not known"), format!("use {known}")))
+                    }
+                }
+            }
+
+            /// The API's spelling.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+choice! {
+    /// What happens to concurrent writes. Chosen when the tenant is created.
+    ConflictMode, "conflict_mode", Register, {
+        /// One value, totally ordered.
+        Register = "register",
+        /// No concurrent write is dropped.
+        Siblings = "siblings",
+    }
+}
+
+choice! {
+    /// How a register's writes get their stamps.
+    Ordering, "ordering", Quorum, {
+        /// A quorum is asked first: an acknowledged write stands after every one acknowledged before, whatever the clocks do.
+        Quorum = "quorum",
+        /// The coordinator's hybrid clock alone: one round, without that promise.
+        Clock = "clock",
+    }
+}
+
+choice! {
+    /// When replicas that a read found stale are repaired.
+    ReadRepair, "read_repair", Async, {
+        /// After the answer, in the background.
+        Async = "async",
+        /// Before the answer: quorum reads and writes are linearizable per key.
+        Blocking = "blocking",
+    }
+}
+
+choice! {
+    /// What requests with an idempotency key do while the idempotency store cannot be reached.
+    IdempotencyOutage, "idempotency_outage", Reject, {
+        /// Fail them: nothing may happen twice.
+        Reject = "reject",
+        /// Carry them out: `recent` alone guards them.
+        Proceed = "proceed",
+    }
+}
+
+/// A tenant, as the metadata store has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tenant {
+    /// Its id.
+    pub id: TenantId,
+    /// Replicas of each of its keys, 1..=5.
+    pub replication_factor: u8,
+    /// What happens to concurrent writes.
+    pub conflict_mode: ConflictMode,
+    /// How a register's writes get their stamps.
+    pub ordering: Ordering,
+    /// When stale replicas are repaired.
+    pub read_repair: ReadRepair,
+    /// What a request without a level asks for.
+    pub default_level: Level,
+    /// The level that no policy may go below.
+    pub minimum_level: Level,
+    /// What happens to requests with an idempotency key while its store is down.
+    pub idempotency_outage: IdempotencyOutage,
+    /// Grows by one with every change; guards against lost updates.
+    pub version: u64,
+    /// Unix time, milliseconds.
+    pub created_at_ms: u64,
+    /// Unix time, milliseconds.
+    pub updated_at_ms: u64,
+}
+
+impl Tenant {
+    /// A tenant with every default, as `CreateTenant` with its id alone makes it.
+    pub fn with_defaults(id: TenantId, replication_factor: u8, now_ms: u64) -> Self {
+        Self {
+            id,
+            replication_factor,
+            conflict_mode: ConflictMode::Register,
+            ordering: Ordering::Quorum,
+            read_repair: ReadRepair::Async,
+            default_level: Level::Quorum,
+            minimum_level: Level::One,
+            idempotency_outage: IdempotencyOutage::Reject,
+            version: 1,
+            created_at_ms: now_ms,
+            updated_at_ms: now_ms,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_of_every_replication_factor() {
+        let quorums: Vec<u8> = (1..=5).map(|rf| Level::Quorum.required(rf)).collect();
+        assert_eq!(quorums, [1, 2, 2, 3, 3]);
+        assert_eq!(Level::met(2, 3), Level::Quorum);
+        assert_eq!(Level::met(1, 1), Level::All);
+        assert_eq!(Level::met(1, 3), Level::One);
+    }
+
+    #[test]
+    fn unknown_spellings_name_field_value_and_remedy() {
+        let error = Level::parse("consistency", "quorom").unwrap_err().to_string();
+        assert!(error.contains("consistency") && error.contains("quorom") && error.contains("\"quorum\""), "{error}");
+        let error = ConflictMode::parse("crdt").unwrap_err().to_string();
+        assert!(error.contains("conflict_mode") && error.contains("siblings"), "{error}");
+    }
+}
