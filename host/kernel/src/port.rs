@@ -161,6 +161,9 @@ pub enum StoreError {
     /// It does not exist; nothing was changed.
     #[error("{0} does not exist")]
     Missing(String),
+    /// It breaks a bound or a rule of the store; nothing was changed.
+    #[error("{0}")]
+    Refused(String),
     /// What is stored cannot be read.
     #[error("stored data is damaged: {0}")]
     Damaged(String),
