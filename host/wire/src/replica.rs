@@ -1,0 +1,335 @@
+//! Requests to storage nodes and their answers: the kernel's types to protobuf, and back with every field checked.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+use witan_kernel::limit;
+use witan_kernel::name::{Key, StoreId, TenantId, WriteId};
+use witan_kernel::record::Encoded;
+use witan_kernel::register::Stamp;
+use witan_kernel::replica::{Answer, Ask, Outcome, Place, Put, ReplicaError, Request};
+use witan_kernel::siblings::{Actor, VersionVector};
+
+use crate::Malformed;
+use crate::v1::replica_answer::Answer as WireAnswer;
+use crate::v1::replica_request::Ask as WireAsk;
+use crate::v1::{
+    MergeAsk, MergedAnswer, PutAnswer, PutAsk, ReadAsk, RecordAnswer, RefusalReason, ReplicaAnswer, ReplicaRefusal,
+    ReplicaRequest, StampAnswer, StampAsk, VersionVectorEntry,
+};
+
+/// Most entries of a version vector, and most write ids, in one Put: far above what a context of 4 KiB holds.
+const PUT_ENTRIES: usize = 1024;
+
+/// A request as it arrived at a node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Arrived {
+    /// Chosen by the coordinator; its answer repeats it.
+    pub id: u64,
+    /// Milliseconds after arrival at which nobody waits any more; 0: none.
+    pub deadline_ms: u32,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// Encodes a request. Values are shared, not copied.
+pub fn request_to_wire(id: u64, request: Request, deadline_ms: u32) -> ReplicaRequest {
+    let ask = match request.ask {
+        Ask::Stamp { write_id } => WireAsk::Stamp(StampAsk { write_id: id_to_wire(write_id) }),
+        Ask::Put(put) => WireAsk::Put(put_to_wire(&put)),
+        Ask::Merge { record } => WireAsk::Merge(MergeAsk { record: record.0 }),
+        Ask::Read => WireAsk::Read(ReadAsk {}),
+    };
+    ReplicaRequest {
+        id,
+        token: request.place.token,
+        tenant: request.place.tenant.bytes().clone(),
+        key: request.place.key.bytes().clone(),
+        epoch: request.epoch,
+        deadline_ms,
+        ask: Some(ask),
+    }
+}
+
+fn id_to_wire(id: WriteId) -> Bytes {
+    Bytes::copy_from_slice(&id.0)
+}
+
+fn put_to_wire(put: &Put) -> PutAsk {
+    let entry = |(actor, counter): &(Actor, u64)| VersionVectorEntry {
+        store_id: Bytes::copy_from_slice(&actor.store.0),
+        birth: actor.birth,
+        counter: *counter,
+    };
+    PutAsk {
+        write_id: id_to_wire(put.write_id),
+        started: put.started,
+        again: put.again,
+        seen: put.seen.entries.iter().map(entry).collect(),
+        ids: put.ids.iter().copied().map(id_to_wire).collect(),
+        value: put.value.clone().unwrap_or_default(),
+        tombstone: put.value.is_none(),
+    }
+}
+
+impl TryFrom<ReplicaRequest> for Arrived {
+    type Error = Malformed;
+
+    /// Checks every field but the record of a Merge, which its own checksum guards and the store checks.
+    fn try_from(wire: ReplicaRequest) -> Result<Self, Malformed> {
+        let tenant = within("tenant", wire.tenant, 1, limit::TENANT_BYTES)?;
+        let key = within("key", wire.key, 1, limit::KEY_BYTES)?;
+        let ask = match wire.ask.ok_or_else(|| Malformed::new("ask", "is missing"))? {
+            WireAsk::Stamp(ask) => Ask::Stamp { write_id: id_from_wire("stamp.write_id", &ask.write_id)? },
+            WireAsk::Put(ask) => Ask::Put(Arc::new(put_from_wire(ask)?)),
+            WireAsk::Merge(ask) => Ask::Merge { record: Encoded(ask.record) },
+            WireAsk::Read(ReadAsk {}) => Ask::Read,
+        };
+        let place = Place { token: wire.token, tenant: TenantId::from_trusted(tenant), key: Key::from_trusted(key) };
+        Ok(Self { id: wire.id, deadline_ms: wire.deadline_ms, request: Request { place, epoch: wire.epoch, ask } })
+    }
+}
+
+fn within(field: &'static str, bytes: Bytes, least: usize, most: usize) -> Result<Bytes, Malformed> {
+    if (least..=most).contains(&bytes.len()) {
+        return Ok(bytes);
+    }
+    Err(Malformed::new(field, format!("has {} bytes; {least} to {most} are allowed", bytes.len())))
+}
+
+fn id_from_wire(field: &'static str, bytes: &[u8]) -> Result<WriteId, Malformed> {
+    WriteId::from_slice(bytes).ok_or_else(|| Malformed::new(field, format!("has {} bytes instead of 16", bytes.len())))
+}
+
+fn put_from_wire(ask: PutAsk) -> Result<Put, Malformed> {
+    if ask.tombstone && !ask.value.is_empty() {
+        return Err(Malformed::new("put.tombstone", "comes with a value"));
+    }
+    if ask.ids.len() > PUT_ENTRIES {
+        return Err(Malformed::new("put.ids", format!("has {} entries; {PUT_ENTRIES} are allowed", ask.ids.len())));
+    }
+    let value = within("put.value", ask.value, 0, limit::VALUE_BYTES)?;
+    Ok(Put {
+        write_id: id_from_wire("put.write_id", &ask.write_id)?,
+        started: ask.started,
+        again: ask.again,
+        seen: vector_from_wire(&ask.seen)?,
+        ids: ask.ids.iter().map(|id| id_from_wire("put.ids", id)).collect::<Result<_, _>>()?,
+        value: (!ask.tombstone).then_some(value),
+    })
+}
+
+fn vector_from_wire(wire: &[VersionVectorEntry]) -> Result<VersionVector, Malformed> {
+    if wire.len() > PUT_ENTRIES {
+        return Err(Malformed::new("put.seen", format!("has {} entries; {PUT_ENTRIES} are allowed", wire.len())));
+    }
+    let mut entries: SmallVec<[(Actor, u64); 3]> = SmallVec::with_capacity(wire.len());
+    for entry in wire {
+        let store = StoreId::from_slice(&entry.store_id)
+            .ok_or_else(|| Malformed::new("put.seen.store_id", "does not have 16 bytes"))?;
+        let actor = Actor { store, birth: entry.birth };
+        if entries.last().is_some_and(|(last, _)| *last >= actor) {
+            return Err(Malformed::new("put.seen", "is not sorted by actor, or names one twice"));
+        }
+        entries.push((actor, entry.counter));
+    }
+    Ok(VersionVector { entries })
+}
+
+/// Encodes the answer to the request `id`. Values are shared, not copied.
+pub fn answer_to_wire(id: u64, outcome: Outcome) -> ReplicaAnswer {
+    let answer = match outcome {
+        Ok(Answer::Stamp { stands, known }) => {
+            WireAnswer::Stamp(StampAnswer { stands: stands.map(|stamp| stamp.0), known: known.map(|stamp| stamp.0) })
+        }
+        Ok(Answer::Put { record, applied_already }) => WireAnswer::Put(PutAnswer { record: record.0, applied_already }),
+        Ok(Answer::Merged { superseded }) => WireAnswer::Merged(MergedAnswer { superseded }),
+        Ok(Answer::Record(record)) => WireAnswer::Record(RecordAnswer { record: record.map(|record| record.0) }),
+        Err(error) => WireAnswer::Refusal(refusal_to_wire(error)),
+    };
+    ReplicaAnswer { id, answer: Some(answer) }
+}
+
+/// The answer to a request that cannot be understood.
+pub fn malformed_to_wire(id: u64, error: &Malformed) -> ReplicaAnswer {
+    let refusal = ReplicaRefusal { reason: RefusalReason::Invalid.into(), message: error.to_string() };
+    ReplicaAnswer { id, answer: Some(WireAnswer::Refusal(refusal)) }
+}
+
+fn refusal_to_wire(error: ReplicaError) -> ReplicaRefusal {
+    let reason = match &error {
+        ReplicaError::Late => RefusalReason::Late,
+        ReplicaError::Overloaded => RefusalReason::Overloaded,
+        ReplicaError::StorageFull => RefusalReason::StorageFull,
+        ReplicaError::SiblingLimit => RefusalReason::SiblingLimit,
+        ReplicaError::InDoubt => RefusalReason::InDoubt,
+        ReplicaError::WrongMode => RefusalReason::WrongMode,
+        ReplicaError::StaleEpoch => RefusalReason::StaleEpoch,
+        // The first two never leave a coordinator.
+        ReplicaError::NotSent(_) | ReplicaError::Lost(_) | ReplicaError::Broken(_) => RefusalReason::Broken,
+    };
+    let message = match error {
+        ReplicaError::Broken(message) => message,
+        ReplicaError::NotSent(_) | ReplicaError::Lost(_) => error.to_string(),
+        // The reason says it all, and an overloaded node has better things to do.
+        _ => String::new(),
+    };
+    ReplicaRefusal { reason: reason.into(), message }
+}
+
+/// Decodes an answer. Records are not checked: whoever decodes them does.
+pub fn answer_from_wire(wire: ReplicaAnswer) -> Result<(u64, Outcome), Malformed> {
+    let outcome = match wire.answer.ok_or_else(|| Malformed::new("answer", "is missing"))? {
+        WireAnswer::Stamp(answer) => {
+            Ok(Answer::Stamp { stands: answer.stands.map(Stamp), known: answer.known.map(Stamp) })
+        }
+        WireAnswer::Put(answer) => {
+            Ok(Answer::Put { record: Encoded(answer.record), applied_already: answer.applied_already })
+        }
+        WireAnswer::Merged(answer) => Ok(Answer::Merged { superseded: answer.superseded }),
+        WireAnswer::Record(answer) => Ok(Answer::Record(answer.record.map(Encoded))),
+        WireAnswer::Refusal(refusal) => Err(refusal_from_wire(refusal)),
+    };
+    Ok((wire.id, outcome))
+}
+
+fn refusal_from_wire(refusal: ReplicaRefusal) -> ReplicaError {
+    match refusal.reason() {
+        RefusalReason::Late => ReplicaError::Late,
+        RefusalReason::Overloaded => ReplicaError::Overloaded,
+        RefusalReason::StorageFull => ReplicaError::StorageFull,
+        RefusalReason::SiblingLimit => ReplicaError::SiblingLimit,
+        RefusalReason::InDoubt => ReplicaError::InDoubt,
+        RefusalReason::WrongMode => ReplicaError::WrongMode,
+        RefusalReason::StaleEpoch => ReplicaError::StaleEpoch,
+        // A reason of a later version's is no promise that nothing was done.
+        RefusalReason::Unspecified | RefusalReason::Broken | RefusalReason::Invalid => {
+            ReplicaError::Broken(refusal.message)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
+    use prost::Message;
+    use witan_kernel::name::NodeId;
+
+    use super::*;
+
+    fn bytes(most: usize) -> impl Strategy<Value = Bytes> {
+        proptest::collection::vec(any::<u8>(), 1..most).prop_map(Bytes::from)
+    }
+
+    fn vector() -> impl Strategy<Value = VersionVector> {
+        proptest::collection::btree_map((any::<[u8; 16]>(), any::<u64>()), any::<u64>(), 0..5).prop_map(|entries| {
+            let entry = |((store, birth), counter)| (Actor { store: StoreId(store), birth }, counter);
+            VersionVector { entries: entries.into_iter().map(entry).collect() }
+        })
+    }
+
+    fn put() -> impl Strategy<Value = Put> {
+        let ids = proptest::collection::vec(any::<[u8; 16]>().prop_map(WriteId), 0..4);
+        (any::<[u8; 16]>(), any::<u64>(), any::<bool>(), vector(), ids, proptest::option::of(bytes(50))).prop_map(
+            |(id, started, again, seen, ids, value)| Put { write_id: WriteId(id), started, again, seen, ids, value },
+        )
+    }
+
+    fn request() -> impl Strategy<Value = Request> {
+        let ask = prop_oneof![
+            any::<[u8; 16]>().prop_map(|id| Ask::Stamp { write_id: WriteId(id) }),
+            put().prop_map(|put| Ask::Put(Arc::new(put))),
+            bytes(100).prop_map(|record| Ask::Merge { record: Encoded(record) }),
+            Just(Ask::Read),
+        ];
+        (any::<u64>(), bytes(20), bytes(40), any::<u64>(), ask).prop_map(|(token, tenant, key, epoch, ask)| {
+            let place = Place { token, tenant: TenantId::from_trusted(tenant), key: Key::from_trusted(key) };
+            Request { place, epoch, ask }
+        })
+    }
+
+    fn outcome() -> impl Strategy<Value = Outcome> {
+        let stamp = || proptest::option::of(any::<u64>().prop_map(Stamp));
+        prop_oneof![
+            (stamp(), stamp()).prop_map(|(stands, known)| Ok(Answer::Stamp { stands, known })),
+            (bytes(50), any::<bool>())
+                .prop_map(|(record, applied_already)| Ok(Answer::Put { record: Encoded(record), applied_already })),
+            any::<bool>().prop_map(|superseded| Ok(Answer::Merged { superseded })),
+            proptest::option::of(bytes(50)).prop_map(|record| Ok(Answer::Record(record.map(Encoded)))),
+            prop_oneof![
+                Just(ReplicaError::Late),
+                Just(ReplicaError::Overloaded),
+                Just(ReplicaError::StorageFull),
+                Just(ReplicaError::SiblingLimit),
+                Just(ReplicaError::InDoubt),
+                Just(ReplicaError::WrongMode),
+                Just(ReplicaError::StaleEpoch),
+                Just(ReplicaError::Broken("smoke".to_owned())),
+            ]
+            .prop_map(Err),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn requests_survive_the_wire(id in any::<u64>(), deadline_ms in any::<u32>(), request in request()) {
+            let bytes = request_to_wire(id, request.clone(), deadline_ms).encode_to_vec();
+            let arrived = Arrived::try_from(ReplicaRequest::decode(Bytes::from(bytes)).unwrap()).unwrap();
+            prop_assert_eq!(arrived, Arrived { id, deadline_ms, request });
+        }
+
+        #[test]
+        fn answers_survive_the_wire(id in any::<u64>(), outcome in outcome()) {
+            let bytes = answer_to_wire(id, outcome.clone()).encode_to_vec();
+            prop_assert_eq!(answer_from_wire(ReplicaAnswer::decode(Bytes::from(bytes)).unwrap()), Ok((id, outcome)));
+        }
+
+        #[test]
+        fn hostile_requests_are_errors_not_panics(noise in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(wire) = ReplicaRequest::decode(Bytes::from(noise)) {
+                let _ = Arrived::try_from(wire);
+            }
+        }
+    }
+
+    fn valid(ask: WireAsk) -> ReplicaRequest {
+        let (tenant, key) = (Bytes::from_static(b"t"), Bytes::from_static(b"k"));
+        ReplicaRequest { tenant, key, ask: Some(ask), ..ReplicaRequest::default() }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let field = |wire: ReplicaRequest| Arrived::try_from(wire).unwrap_err().field;
+        let read = || WireAsk::Read(ReadAsk {});
+        assert_eq!(field(ReplicaRequest { tenant: Bytes::new(), ..valid(read()) }), "tenant");
+        assert_eq!(field(ReplicaRequest { key: Bytes::from(vec![0; 1025]), ..valid(read()) }), "key");
+        assert_eq!(field(ReplicaRequest { ask: None, ..valid(read()) }), "ask");
+        assert_eq!(field(valid(WireAsk::Stamp(StampAsk { write_id: Bytes::from_static(b"short") }))), "stamp.write_id");
+
+        let id = Bytes::from_static(&[0; 16]);
+        let put = |change: fn(&mut PutAsk)| {
+            let mut ask = PutAsk { write_id: id.clone(), ..PutAsk::default() };
+            change(&mut ask);
+            valid(WireAsk::Put(ask))
+        };
+        assert_eq!(field(put(|ask| ask.value = Bytes::from(vec![0; limit::VALUE_BYTES + 1]))), "put.value");
+        assert_eq!(field(put(|ask| (ask.tombstone, ask.value) = (true, Bytes::from_static(b"x")))), "put.tombstone");
+        assert_eq!(field(put(|ask| ask.ids = vec![Bytes::new()])), "put.ids");
+        let entry = VersionVectorEntry { store_id: id.clone(), birth: 1, counter: 1 };
+        let twice = PutAsk { write_id: id.clone(), seen: vec![entry.clone(), entry], ..PutAsk::default() };
+        assert_eq!(field(valid(WireAsk::Put(twice))), "put.seen");
+    }
+
+    #[test]
+    fn what_a_node_cannot_say_is_broken() {
+        let lost = ReplicaError::Lost(NodeId::new("n1").unwrap());
+        let (_, outcome) = answer_from_wire(answer_to_wire(1, Err(lost))).unwrap();
+        assert!(matches!(outcome, Err(ReplicaError::Broken(_))));
+        let (_, outcome) = answer_from_wire(malformed_to_wire(1, &Malformed::new("key", "is empty"))).unwrap();
+        assert_eq!(outcome, Err(ReplicaError::Broken("key: is empty".to_owned())));
+        let later = ReplicaRefusal { reason: 99, message: "new".to_owned() };
+        let later = ReplicaAnswer { id: 1, answer: Some(WireAnswer::Refusal(later)) };
+        assert!(!answer_from_wire(later).unwrap().1.unwrap_err().certainly_not_done());
+    }
+}
