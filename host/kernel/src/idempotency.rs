@@ -5,17 +5,66 @@
 //! that a coordinator that was slow, and has been taken over from, changes nothing any more.
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 
-use crate::name::WriteId;
+use crate::fault::Fault;
+use crate::hook::Operation;
+use crate::name::{Key, TenantId, WriteId};
 use crate::register::Stamp;
 
-/// How long a reservation is kept after its last step. Milliseconds.
+#[cfg(test)]
+mod model;
+mod reservation;
+
+pub use reservation::{Damaged, Reservation, State};
+
+/// How long a reservation is kept after its last step, and the longest lease. Milliseconds.
 pub const KEPT_MS: u64 = 24 * 3600 * 1000;
+
+/// Longest response that a store records, in bytes: a key, a context token and a rendered vector clock fit many times over.
+pub const RESPONSE_BYTES: usize = 64 << 10;
 
 /// Names a reservation: SHA-256 over tenant, key and idempotency key, each preceded by its length, so that no two triples
 /// share a name whatever bytes they hold.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Name(pub [u8; 32]);
+
+impl Name {
+    /// The name of an idempotency key, as used on one key of one tenant.
+    pub fn new(tenant: &TenantId, key: &Key, idempotency_key: &[u8]) -> Self {
+        Self(hash_parts(&[tenant.bytes(), key.bytes(), idempotency_key]))
+    }
+}
+
+/// Names a client's intention: the first 16 bytes of SHA-256 over tenant, key, idempotency key, operation, the hash of the
+/// value (or that there is none) and the hash of the context, each preceded by its length. The same request has the same id,
+/// another one another, so that it is the request's fingerprint too.
+pub fn write_id(
+    tenant: &TenantId,
+    key: &Key,
+    idempotency_key: &[u8],
+    operation: Operation,
+    value: Option<&[u8]>,
+    context: &[u8],
+) -> WriteId {
+    let value: Option<[u8; 32]> = value.map(|value| Sha256::digest(value).into());
+    let context: [u8; 32] = Sha256::digest(context).into();
+    let value = value.as_ref().map_or(&[][..], |hash| &hash[..]);
+    let whole =
+        hash_parts(&[tenant.bytes(), key.bytes(), idempotency_key, operation.as_str().as_bytes(), value, &context]);
+    let mut id = [0; 16];
+    id.copy_from_slice(&whole[..16]);
+    WriteId(id)
+}
+
+fn hash_parts(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
 
 /// One attempt to carry out a request; drawn at random.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -99,4 +148,160 @@ pub enum Stepped {
     Stored,
     /// The claim is no longer the caller's; nothing was changed.
     Lost,
+}
+
+/// What a step does to the record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Nothing.
+    Keep,
+    /// It becomes this.
+    Put(Reservation),
+    /// It goes.
+    Delete,
+}
+
+/// Decides a step: what becomes of the record, and what the caller is told. `now_ms` is the store's time. A record past its
+/// [`KEPT_MS`] counts as absent.
+///
+/// Leases keep attempts apart, but no promise rests on them: an attempt that outlives its lease works under the same write
+/// id and the same stamp as the one that takes over, so that both have one effect between them. Its later steps fail on the
+/// fence. A stamp step is held before anything is sent, so an attempt that is taken over from earlier sends nothing.
+pub fn apply(existing: Option<&Reservation>, step: &Step, now_ms: u64) -> (Change, Stepped) {
+    let existing = existing.filter(|reservation| reservation.kept_until_ms > now_ms);
+    match step {
+        Step::Reserve { owner, write_id, started, lease_ms } => reserve(
+            existing,
+            &Claim { owner: *owner, write_id: *write_id, started: *started, lease_ms: *lease_ms },
+            now_ms,
+        ),
+        Step::Stamp { owner, fence, stamp } => match held(existing, *owner, *fence) {
+            Some(held) => store_stamp(held, *stamp, now_ms),
+            None => LOST,
+        },
+        Step::Done { owner, fence, response } => match existing {
+            Some(held) if held.owner == *owner && held.fence == *fence => record(held, response, now_ms),
+            _ => LOST,
+        },
+        Step::Release { owner, fence } => match held(existing, *owner, *fence) {
+            Some(held) => release(held, now_ms),
+            None => LOST,
+        },
+        Step::Abandon { owner, fence } => match held(existing, *owner, *fence) {
+            Some(held) => abandon(held, now_ms),
+            None => LOST,
+        },
+    }
+}
+
+const LOST: (Change, Stepped) = (Change::Keep, Stepped::Lost);
+
+/// What [`Step::Reserve`] says.
+struct Claim {
+    owner: Owner,
+    write_id: WriteId,
+    started: u64,
+    lease_ms: u64,
+}
+
+/// The record, if it is in progress under this owner and fence. Whether the lease has expired does not matter as long as
+/// nobody has taken over.
+fn held(existing: Option<&Reservation>, owner: Owner, fence: u64) -> Option<&Reservation> {
+    existing.filter(|held| held.owner == owner && held.fence == fence && held.state == State::InProgress)
+}
+
+fn reserve(existing: Option<&Reservation>, claim: &Claim, now_ms: u64) -> (Change, Stepped) {
+    let Some(existing) = existing else { return claim_first(claim, now_ms) };
+    if existing.write_id != claim.write_id {
+        return (Change::Keep, Stepped::Conflict);
+    }
+    if let State::Done { response } = &existing.state {
+        return (Change::Keep, Stepped::Done { response: response.clone() });
+    }
+    match existing.lease_left_ms(now_ms) {
+        0 => take_over(existing, claim, now_ms),
+        _ if existing.owner == claim.owner => reserve_again(existing, claim, now_ms),
+        left_ms => (Change::Keep, Stepped::InProgress { left_ms }),
+    }
+}
+
+fn claim_first(claim: &Claim, now_ms: u64) -> (Change, Stepped) {
+    let reservation = Reservation {
+        state: State::InProgress,
+        write_id: claim.write_id,
+        owner: claim.owner,
+        fence: FIRST_FENCE,
+        started: claim.started,
+        stamp: None,
+        lease_from_ms: now_ms,
+        lease_until_ms: now_ms,
+        kept_until_ms: 0,
+    }
+    .leased(claim.lease_ms, now_ms);
+    grant(reservation)
+}
+
+/// The fence of a record's first claim; each takeover raises it.
+const FIRST_FENCE: u64 = 1;
+
+fn take_over(existing: &Reservation, claim: &Claim, now_ms: u64) -> (Change, Stepped) {
+    let mut taken = existing.clone();
+    taken.owner = claim.owner;
+    taken.fence = existing.fence.saturating_add(1);
+    if Fault::StoredStampIgnored.is_on() {
+        taken.stamp = None;
+    }
+    grant(taken.leased(claim.lease_ms, now_ms))
+}
+
+/// The same attempt asks once more, because it did not hear the answer: it has the claim that it has, for longer.
+fn reserve_again(existing: &Reservation, claim: &Claim, now_ms: u64) -> (Change, Stepped) {
+    let longer = claim.lease_ms.max(existing.lease_left_ms(now_ms));
+    grant(existing.clone().leased(longer, now_ms))
+}
+
+fn grant(reservation: Reservation) -> (Change, Stepped) {
+    let told = Stepped::Reserved {
+        fence: reservation.fence,
+        took_over: reservation.fence > FIRST_FENCE,
+        stamp: reservation.stamp,
+        started: reservation.started,
+    };
+    (Change::Put(reservation), told)
+}
+
+/// A stamp is stored once. A second, equal one is the same step repeated; a different one would let two orders stand.
+fn store_stamp(held: &Reservation, stamp: Stamp, now_ms: u64) -> (Change, Stepped) {
+    match held.stamp {
+        None => (Change::Put(Reservation { stamp: Some(stamp), ..held.clone() }.kept(now_ms)), Stepped::Stored),
+        Some(stored) if stored == stamp => (Change::Keep, Stepped::Stored),
+        Some(_) => LOST,
+    }
+}
+
+/// What is done stays done, as it was first told.
+fn record(held: &Reservation, response: &Bytes, now_ms: u64) -> (Change, Stepped) {
+    match &held.state {
+        State::InProgress => {
+            let done = Reservation { state: State::Done { response: response.clone() }, ..held.clone() };
+            (Change::Put(done.kept(now_ms)), Stepped::Stored)
+        }
+        State::Done { response: told } if told == response => (Change::Keep, Stepped::Stored),
+        State::Done { .. } => LOST,
+    }
+}
+
+/// The caller knows of its own attempt only. After a takeover, an earlier attempt may have sent something; with a stamp
+/// stored, it is cheap to keep it and costly to be wrong. In both cases the record stays, open to the next attempt at once,
+/// which works under the same write id and stamp. Only a first attempt that has stored no stamp leaves nothing behind.
+fn release(held: &Reservation, now_ms: u64) -> (Change, Stepped) {
+    if held.fence > FIRST_FENCE || held.stamp.is_some() {
+        return abandon(held, now_ms);
+    }
+    (Change::Delete, Stepped::Stored)
+}
+
+/// The owner stays on record: should its operation succeed after all, and nobody have taken over, it can still say so.
+fn abandon(held: &Reservation, now_ms: u64) -> (Change, Stepped) {
+    (Change::Put(held.clone().leased(0, now_ms)), Stepped::Stored)
 }

@@ -1,0 +1,272 @@
+//! The stored form of a reservation: its fields, its lease, and a codec that survives any bytes.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{KEPT_MS, Owner};
+use crate::name::WriteId;
+use crate::register::Stamp;
+
+/// How far a request has come.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum State {
+    /// An attempt holds it, or may have left it half done.
+    InProgress,
+    /// Carried out.
+    Done {
+        /// What a duplicate is answered with.
+        response: Bytes,
+    },
+}
+
+/// The record of one idempotency key. Times are the store's, milliseconds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reservation {
+    /// How far it has come.
+    pub state: State,
+    /// The request's fingerprint, and the name under which replicas remember it.
+    pub write_id: WriteId,
+    /// The attempt that holds it, or held it last.
+    pub owner: Owner,
+    /// 1 for the first attempt; each takeover adds one.
+    pub fence: u64,
+    /// When the first attempt started: hybrid time, microseconds.
+    pub started: u64,
+    /// The stamp that every attempt uses, once one has drawn it.
+    pub stamp: Option<Stamp>,
+    /// When the lease was granted.
+    pub lease_from_ms: u64,
+    /// When it ends; not after it began, if it was given up.
+    pub lease_until_ms: u64,
+    /// When the record may be forgotten.
+    pub kept_until_ms: u64,
+}
+
+/// Why bytes are not a reservation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Damaged {
+    /// Fewer or more bytes than the fields need.
+    #[error("a reservation has {0} bytes, which cannot be")]
+    Length(usize),
+    /// Written by a later version of this program.
+    #[error("a reservation has codec version {0}, which this program does not know")]
+    Version(u8),
+    /// The bytes are not those that were written.
+    #[error("a reservation's checksum does not match")]
+    Checksum,
+    /// A field holds what it cannot.
+    #[error("a reservation's {0} is not one")]
+    Field(&'static str),
+}
+
+/// The codec's first version: version, CRC-32 of what follows, state, write id, owner, fence, started, whether there is a
+/// stamp, stamp, the three times, response. Numbers are big endian.
+const VERSION: u8 = 1;
+const HEAD: usize = 5;
+const FIXED: usize = 1 + 16 + 16 + 8 + 8 + 1 + 8 + 3 * 8;
+const IN_PROGRESS: u8 = 0;
+const DONE: u8 = 1;
+
+impl Reservation {
+    /// Milliseconds until the lease ends; 0 when it has. A lease that begins in the future was granted before the store's
+    /// clock was set back: it counts as ended, since nobody can tell how long it stands, and no promise rests on it.
+    pub fn lease_left_ms(&self, now_ms: u64) -> u64 {
+        if now_ms < self.lease_from_ms { 0 } else { self.lease_until_ms.saturating_sub(now_ms) }
+    }
+
+    /// With a lease from now on, of [`KEPT_MS`] at most, and kept as long as a record is.
+    pub(super) fn leased(mut self, lease_ms: u64, now_ms: u64) -> Self {
+        self.lease_from_ms = now_ms;
+        self.lease_until_ms = now_ms.saturating_add(lease_ms.min(KEPT_MS));
+        self.kept(now_ms)
+    }
+
+    /// Kept for [`KEPT_MS`] from now on.
+    pub(super) fn kept(mut self, now_ms: u64) -> Self {
+        self.kept_until_ms = now_ms.saturating_add(KEPT_MS);
+        self
+    }
+
+    /// The stored bytes.
+    pub fn encode(&self) -> Bytes {
+        let (state, response) = match &self.state {
+            State::InProgress => (IN_PROGRESS, &[][..]),
+            State::Done { response } => (DONE, &response[..]),
+        };
+        let mut out = BytesMut::with_capacity(HEAD + FIXED + response.len());
+        out.put_u8(VERSION);
+        out.put_u32(0);
+        out.put_u8(state);
+        out.put_slice(&self.write_id.0);
+        out.put_slice(&self.owner.0);
+        out.put_u64(self.fence);
+        out.put_u64(self.started);
+        out.put_u8(u8::from(self.stamp.is_some()));
+        out.put_u64(self.stamp.map_or(0, |stamp| stamp.0));
+        out.put_u64(self.lease_from_ms);
+        out.put_u64(self.lease_until_ms);
+        out.put_u64(self.kept_until_ms);
+        out.put_slice(response);
+        let sum = crc32fast::hash(&out[HEAD..]);
+        out[1..HEAD].copy_from_slice(&sum.to_be_bytes());
+        out.freeze()
+    }
+
+    /// Reads stored bytes, whatever they are.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Damaged> {
+        let (&version, rest) = bytes.split_first().ok_or(Damaged::Length(0))?;
+        if version != VERSION {
+            return Err(Damaged::Version(version));
+        }
+        let (sum, body) = rest.split_first_chunk::<4>().ok_or(Damaged::Length(bytes.len()))?;
+        if crc32fast::hash(body) != u32::from_be_bytes(*sum) {
+            return Err(Damaged::Checksum);
+        }
+        let mut fields = Fields { rest: body, whole: bytes.len() };
+        let state = fields.u8()?;
+        let reservation = Self {
+            state: State::InProgress,
+            write_id: WriteId(fields.take()?),
+            owner: Owner(fields.take()?),
+            fence: fields.u64()?,
+            started: fields.u64()?,
+            stamp: fields.stamp()?,
+            lease_from_ms: fields.u64()?,
+            lease_until_ms: fields.u64()?,
+            kept_until_ms: fields.u64()?,
+        };
+        match (state, fields.rest) {
+            (IN_PROGRESS, []) => Ok(reservation),
+            (IN_PROGRESS, _) => Err(Damaged::Length(bytes.len())),
+            (DONE, response) => {
+                Ok(Self { state: State::Done { response: Bytes::copy_from_slice(response) }, ..reservation })
+            }
+            _ => Err(Damaged::Field("state")),
+        }
+    }
+}
+
+/// What is left to read.
+struct Fields<'a> {
+    rest: &'a [u8],
+    whole: usize,
+}
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], Damaged> {
+        let (field, rest) = self.rest.split_first_chunk::<N>().ok_or(Damaged::Length(self.whole))?;
+        self.rest = rest;
+        Ok(*field)
+    }
+
+    fn u8(&mut self) -> Result<u8, Damaged> {
+        self.take::<1>().map(|[byte]| byte)
+    }
+
+    fn u64(&mut self) -> Result<u64, Damaged> {
+        self.take().map(u64::from_be_bytes)
+    }
+
+    fn stamp(&mut self) -> Result<Option<Stamp>, Damaged> {
+        match (self.u8()?, self.u64()?) {
+            (0, 0) => Ok(None),
+            (1, stamp) => Ok(Some(Stamp(stamp))),
+            _ => Err(Damaged::Field("stamp")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof};
+    use proptest::proptest;
+
+    use super::{Damaged, Reservation, State};
+    use crate::idempotency::Owner;
+    use crate::name::WriteId;
+    use crate::register::Stamp;
+
+    fn reservations() -> impl Strategy<Value = Reservation> {
+        let state = prop_oneof![
+            Just(State::InProgress),
+            proptest::collection::vec(any::<u8>(), 0..200).prop_map(|bytes| State::Done { response: bytes.into() }),
+        ];
+        (state, any::<([u8; 16], [u8; 16], u64, u64, Option<u64>)>(), any::<(u64, u64, u64)>()).prop_map(
+            |(state, (write_id, owner, fence, started, stamp), (lease_from_ms, lease_until_ms, kept_until_ms))| {
+                Reservation {
+                    state,
+                    write_id: WriteId(write_id),
+                    owner: Owner(owner),
+                    fence,
+                    started,
+                    stamp: stamp.map(Stamp),
+                    lease_from_ms,
+                    lease_until_ms,
+                    kept_until_ms,
+                }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(reservation in reservations()) {
+            prop_assert_eq!(Reservation::decode(&reservation.encode()), Ok(reservation));
+        }
+
+        #[test]
+        fn no_damage_is_read_as_something_else(reservation in reservations(), at in any::<proptest::sample::Index>(), flip in 1u8..) {
+            let mut bytes = reservation.encode().to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            prop_assert!(Reservation::decode(&bytes).is_err());
+            prop_assert!(Reservation::decode(&bytes[..at]).is_err());
+        }
+
+        #[test]
+        fn hostile_bytes_never_panic(mut body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Reservation::decode(&body);
+            // With a right head, so that the fields are reached.
+            if body.len() > 5 {
+                body[0] = 1;
+                let sum = crc32fast::hash(&body[5..]).to_be_bytes();
+                body[1..5].copy_from_slice(&sum);
+                if let Ok(read) = Reservation::decode(&body) {
+                    prop_assert_eq!(read.encode(), body);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_of_version_one_are_read_for_ever() {
+        let reservation = Reservation {
+            state: State::Done { response: b"ok".as_slice().into() },
+            write_id: WriteId([1; 16]),
+            owner: Owner([2; 16]),
+            fence: 3,
+            started: 4,
+            stamp: Some(Stamp(5)),
+            lease_from_ms: 6,
+            lease_until_ms: 7,
+            kept_until_ms: 8,
+        };
+        let hex: String = reservation.encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        let fields = concat!(
+            "01",
+            "01010101010101010101010101010101",
+            "02020202020202020202020202020202",
+            "0000000000000003",
+            "0000000000000004",
+            "01",
+            "0000000000000005",
+            "0000000000000006",
+            "0000000000000007",
+            "0000000000000008",
+            "6f6b",
+        );
+        assert_eq!(&hex[..2], "01");
+        assert_eq!(&hex[10..], fields);
+        assert_eq!(Reservation::decode(&[9, 0, 0]), Err(Damaged::Version(9)));
+        assert_eq!(Reservation::decode(&[]), Err(Damaged::Length(0)));
+    }
+}
