@@ -209,6 +209,11 @@ pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The hooks of one tenant: an immutable snapshot. A request takes one at its start and keeps it to its end.
 pub trait Hooks: Send + Sync + 'static {
+    /// False when no consistency policy is bound, so that nobody need gather what it would be told.
+    fn has_policy(&self) -> bool {
+        true
+    }
+
     /// Asks the consistency policy. Synchronous and bounded: it is called on the serving threads.
     fn policy(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer>;
 
@@ -237,6 +242,10 @@ pub trait Plugins: Send + Sync + 'static {
 pub struct Native;
 
 impl Hooks for Native {
+    fn has_policy(&self) -> bool {
+        false
+    }
+
     fn policy(&self, _: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
         Asked::Unbound
     }

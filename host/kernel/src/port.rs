@@ -11,7 +11,7 @@ use crate::replica::{Outcome, ReplicaError, Request};
 use crate::tenant::Tenant;
 
 /// Wall time and monotonic time.
-pub trait Clock: Send + Sync + 'static {
+pub trait Clock: Clone + Send + Sync + 'static {
     /// Microseconds since 1970, as this machine believes. May jump.
     fn wall_micros(&self) -> u64;
     /// Microseconds since some fixed moment. Never goes back.

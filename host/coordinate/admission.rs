@@ -1,0 +1,142 @@
+//! How much may be under way: beyond the bounds requests are refused at once, and nothing queues.
+
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+use witan_kernel::name::TenantId;
+
+/// Bounds of what is under way, background work included.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Operations of all tenants.
+    pub operations: usize,
+    /// Operations of one tenant.
+    pub operations_per_tenant: usize,
+    /// Bytes of values being written.
+    pub bytes: usize,
+    /// Repairs in the background. The seed's queue held 1000.
+    pub repairs: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { operations: 20_000, operations_per_tenant: 15_000, bytes: 512 << 20, repairs: 1000 }
+    }
+}
+
+/// Tenants are counted in so many slots by hash, so that the table is bounded whatever ids arrive. Two tenants that meet
+/// in a slot share its bound; with a thousand busy tenants that is the case for one in eight.
+const SLOTS: usize = 4096;
+
+#[derive(Debug)]
+pub(super) struct Admission {
+    limits: Limits,
+    operations: AtomicUsize,
+    bytes: AtomicUsize,
+    tenants: Box<[AtomicUsize]>,
+    empty: Notify,
+}
+
+/// The right to be under way; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Permit {
+    admission: Arc<Admission>,
+    slot: usize,
+    bytes: usize,
+}
+
+impl Admission {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            operations: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            tenants: (0..SLOTS).map(|_| AtomicUsize::new(0)).collect(),
+            empty: Notify::new(),
+        }
+    }
+
+    /// A permit for one operation, unless a bound is reached.
+    pub(super) fn admit(self: &Arc<Self>, tenant: &TenantId, bytes: usize) -> Option<Permit> {
+        let slot = BuildHasherDefault::<DefaultHasher>::default().hash_one(tenant.bytes()) as usize % SLOTS;
+        let permit = Permit { admission: Arc::clone(self), slot, bytes };
+        let operations = self.operations.fetch_add(1, Ordering::AcqRel);
+        let of_tenant = self.tenants[slot].fetch_add(1, Ordering::AcqRel);
+        let in_bytes = self.bytes.fetch_add(bytes, Ordering::AcqRel);
+        // Refused, the permit is dropped here and gives back what was counted.
+        let fits = operations < self.limits.operations
+            && of_tenant < self.limits.operations_per_tenant
+            && (bytes == 0 || in_bytes + bytes <= self.limits.bytes);
+        fits.then_some(permit)
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.operations.load(Ordering::Acquire)
+    }
+
+    pub(super) async fn drained(&self) {
+        loop {
+            let emptied = self.empty.notified();
+            tokio::pin!(emptied);
+            emptied.as_mut().enable();
+            if self.in_flight() == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let admission = &self.admission;
+        admission.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        admission.tenants[self.slot].fetch_sub(1, Ordering::AcqRel);
+        if admission.operations.fetch_sub(1, Ordering::AcqRel) == 1 {
+            admission.empty.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenant(id: &str) -> TenantId {
+        TenantId::new(id).unwrap()
+    }
+
+    #[test]
+    fn a_refusal_leaves_no_trace() {
+        let limits = Limits { operations: 3, operations_per_tenant: 2, bytes: 10, repairs: 1 };
+        let admission = Arc::new(Admission::new(limits));
+        let first = admission.admit(&tenant("a"), 8).unwrap();
+        assert!(admission.admit(&tenant("a"), 3).is_none(), "bytes");
+        let second = admission.admit(&tenant("a"), 2).unwrap();
+        assert!(admission.admit(&tenant("a"), 0).is_none(), "one tenant's operations");
+        let third = admission.admit(&tenant("b"), 0).unwrap();
+        assert!(admission.admit(&tenant("c"), 0).is_none(), "operations");
+        assert_eq!(admission.in_flight(), 3);
+        drop((first, second, third));
+        assert_eq!(admission.in_flight(), 0);
+        assert_eq!(admission.bytes.load(Ordering::Acquire), 0);
+        assert!(admission.admit(&tenant("a"), 10).is_some());
+    }
+
+    #[tokio::test]
+    async fn drained_waits_for_the_last() {
+        let admission = Arc::new(Admission::new(Limits::default()));
+        admission.drained().await;
+        let permit = admission.admit(&tenant("a"), 0);
+        let waiting = tokio::spawn({
+            let admission = Arc::clone(&admission);
+            async move { admission.drained().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(permit);
+        waiting.await.unwrap();
+    }
+}

@@ -1,0 +1,162 @@
+//! A write or a delete from its first check to its last answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use witan_kernel::context::Claims;
+use witan_kernel::failure::{Failed, Failure};
+use witan_kernel::fault::Fault;
+use witan_kernel::hook::Operation;
+use witan_kernel::idempotency::write_id;
+use witan_kernel::name::WriteId;
+use witan_kernel::port::{Clock, Randomness};
+use witan_kernel::record::Record;
+use witan_kernel::tenant::{ConflictMode, Level};
+
+use super::exchange::Exchange;
+use super::once::{Claim, Claimed};
+use super::plan::{Asks, Plan};
+use super::register::{Rest, Stored};
+use super::request::{WriteRequest, Written, render};
+use super::{Coordinator, Respond, World};
+
+impl<W: World> Coordinator<W> {
+    pub(super) async fn run_write(self: &Arc<Self>, request: WriteRequest, respond: Respond<Written>) {
+        let (plan, claims) = match self.prepare(&request).await {
+            Ok(prepared) => prepared,
+            Err(failure) => return respond(Err(failure.not_applied())),
+        };
+        let (idempotency_key, named) = match &request.idempotency_key {
+            Some(key) => (key.clone(), true),
+            None => (hex(self.ports.randomness.sixteen()), false),
+        };
+        let write_id = write_id(
+            &plan.place.tenant,
+            &plan.place.key,
+            &idempotency_key,
+            request.operation(),
+            request.value.as_deref(),
+            &request.context,
+        );
+        let started = self.ports.clock.wall_micros();
+        let claim = if named {
+            match self.claim(&plan, &idempotency_key, write_id, started).await {
+                Ok(Claimed::Yes(claim)) => claim,
+                Ok(Claimed::Done(written)) => return respond(Ok(written)),
+                Err(failed) => return respond(Err(failed)),
+            }
+        } else {
+            Claim::none(started)
+        };
+        let exchange = Exchange::new(Arc::clone(self), plan);
+        exchange.carry_out(request, write_id, claims, claim, idempotency_key, respond).await;
+    }
+
+    async fn prepare(&self, request: &WriteRequest) -> Result<(Plan, Claims), Failure> {
+        let asks = Asks {
+            operation: request.operation(),
+            tenant: &request.tenant,
+            key: &request.key,
+            level: request.level,
+            value_bytes: request.value.as_ref().map_or(0, Bytes::len),
+            timeout: request.timeout,
+        };
+        let plan = self.plan(asks).await?;
+        let claims = self.open_context(&plan, &request.context)?;
+        Ok((plan, claims))
+    }
+
+    fn open_context(&self, plan: &Plan, context: &Bytes) -> Result<Claims, Failure> {
+        if context.is_empty() {
+            return Ok(Claims::Nothing);
+        }
+        Ok(self.keys.load().open(&plan.place.tenant, &plan.place.key, context)?)
+    }
+
+    /// Seals what a client has seen.
+    pub(super) fn seal(&self, plan: &Plan, claims: &Claims) -> Bytes {
+        self.keys.load().seal(&plan.place.tenant, &plan.place.key, claims)
+    }
+}
+
+impl<W: World> Exchange<W> {
+    async fn carry_out(
+        mut self,
+        request: WriteRequest,
+        write_id: WriteId,
+        claims: Claims,
+        mut claim: Claim,
+        idempotency_key: String,
+        respond: Respond<Written>,
+    ) {
+        let outcome = self.store(&request, write_id, claims, &mut claim).await;
+        let (result, rest) = match outcome {
+            Ok((stored, rest)) => (Ok(self.written(stored, idempotency_key)), Some(rest)),
+            Err(failed) => (Err(failed), None),
+        };
+        claim.settle(&self.coordinator, &result).await;
+        respond(result);
+        if let Some(rest) = rest {
+            self.hear_out(rest).await;
+        }
+    }
+
+    async fn store(
+        &mut self,
+        request: &WriteRequest,
+        write_id: WriteId,
+        claims: Claims,
+        claim: &mut Claim,
+    ) -> Result<(Stored, Rest), Failed> {
+        match self.plan.tenant.conflict_mode {
+            ConflictMode::Register => self.write_register(request, write_id, &claims, claim).await,
+            ConflictMode::Siblings => {
+                let claims = self.claims_of_delete(request, claims).await?;
+                self.write_siblings(request, write_id, &claims, claim).await
+            }
+        }
+    }
+
+    /// A delete without a context deletes what a quorum shows now.
+    async fn claims_of_delete(&mut self, request: &WriteRequest, claims: Claims) -> Result<Claims, Failed> {
+        if request.operation() != Operation::Delete {
+            return Ok(claims);
+        }
+        if Fault::ContextIgnoredOnDelete.is_on() {
+            return Ok(Claims::Nothing);
+        }
+        if claims != Claims::Nothing {
+            return Ok(claims);
+        }
+        let policy = self.plan.policy;
+        self.plan.policy.required = policy.required.max(Level::Quorum.required(self.plan.replication_factor()));
+        let gathered = self.gather().await;
+        self.plan.policy = policy;
+        let (reconciled, _) = gathered.map_err(|failed| failed.failure.not_applied())?;
+        Ok(match reconciled.record {
+            Some(Record::Siblings(record)) => claims_of(&record),
+            _ => Claims::Nothing,
+        })
+    }
+
+    fn written(&self, stored: Stored, idempotency_key: String) -> Written {
+        Written {
+            idempotency_key,
+            context: self.coordinator.seal(&self.plan, &stored.claims),
+            rendering: render(&stored.claims),
+            replicas: stored.replicas,
+            level: Level::met(stored.replicas, self.plan.replication_factor()),
+            duplicate: false,
+        }
+    }
+}
+
+/// Everything a record shows.
+pub(super) fn claims_of(record: &witan_kernel::siblings::Siblings) -> Claims {
+    let (seen, ids) = record.context_claims();
+    Claims::Siblings { seen, ids }
+}
+
+fn hex(bytes: [u8; 16]) -> String {
+    WriteId(bytes).to_string()
+}

@@ -1,0 +1,132 @@
+//! One operation's conversation with its replicas: requests go out, answers come in through a mailbox, and time passes.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use futures::task::AtomicWaker;
+use tokio::time::{Instant, Sleep};
+use witan_kernel::port::{Clock, Collect, Replicas, Reply, until};
+use witan_kernel::replica::{Ask, Outcome, Request};
+
+use super::plan::Plan;
+use super::{Coordinator, World};
+
+/// Which request an answer belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Stamp,
+    Put,
+    Merge,
+    Read,
+    Repair,
+}
+
+impl Phase {
+    const ALL: [Self; 5] = [Self::Stamp, Self::Put, Self::Merge, Self::Read, Self::Repair];
+
+    fn tag(self, replica: u8) -> u32 {
+        (self as u32) << 8 | u32::from(replica)
+    }
+}
+
+/// What happens to an operation.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A replica answered, or will not.
+    Answer { phase: Phase, replica: u8, outcome: Outcome },
+    /// The time waited for has come.
+    Elapsed,
+}
+
+/// Answers that have arrived and are not yet looked at. Bounded by the requests sent: each is answered once.
+#[derive(Default)]
+struct Mailbox {
+    arrived: Mutex<VecDeque<(u32, Outcome)>>,
+    waker: AtomicWaker,
+}
+
+impl Collect for Mailbox {
+    fn collect(&self, tag: u32, outcome: Outcome) {
+        self.arrived.lock().unwrap_or_else(PoisonError::into_inner).push_back((tag, outcome));
+        self.waker.wake();
+    }
+}
+
+impl Mailbox {
+    fn take(&self) -> Option<(u32, Outcome)> {
+        self.arrived.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+}
+
+/// One operation's conversation.
+pub(super) struct Exchange<W: World> {
+    pub(super) coordinator: Arc<Coordinator<W>>,
+    pub(super) plan: Plan,
+    mailbox: Arc<Mailbox>,
+    timer: Option<(u64, Pin<Box<Sleep>>)>,
+}
+
+impl<W: World> Exchange<W> {
+    pub(super) fn new(coordinator: Arc<Coordinator<W>>, plan: Plan) -> Self {
+        Self { coordinator, plan, mailbox: Arc::default(), timer: None }
+    }
+
+    /// Asks one replica.
+    pub(super) fn send(&self, phase: Phase, replica: u8, ask: Ask) {
+        let Some(node) = self.plan.replicas.get(usize::from(replica)) else { return };
+        let request = Request { place: self.plan.place.clone(), epoch: self.plan.epoch, ask };
+        let to: Arc<dyn Collect> = Arc::clone(&self.mailbox) as Arc<dyn Collect>;
+        let reply = Reply::new(to, phase.tag(replica), node.clone());
+        self.coordinator.ports.replicas.send(node, request, self.plan.deadline, reply);
+    }
+
+    /// Asks every replica.
+    pub(super) fn send_all(&self, phase: Phase, ask: &Ask) {
+        for replica in 0..self.plan.replication_factor() {
+            self.send(phase, replica, ask.clone());
+        }
+    }
+
+    /// Waits for the next answer, or until `until` (monotonic microseconds).
+    pub(super) async fn event(&mut self, until: u64) -> Event {
+        std::future::poll_fn(|cx| self.poll_event(cx, until)).await
+    }
+
+    /// Waits for the next answer, or for the operation's deadline.
+    pub(super) async fn answer(&mut self) -> Event {
+        self.event(self.plan.deadline).await
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.coordinator.ports.clock.monotonic_micros()
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>, until: u64) -> Poll<Event> {
+        if let Some(event) = self.arrived() {
+            return Poll::Ready(event);
+        }
+        self.mailbox.waker.register(cx.waker());
+        if let Some(event) = self.arrived() {
+            return Poll::Ready(event);
+        }
+        self.sleep_until(until).as_mut().poll(cx).map(|()| Event::Elapsed)
+    }
+
+    fn arrived(&self) -> Option<Event> {
+        let (tag, outcome) = self.mailbox.take()?;
+        Some(Event::Answer { phase: Phase::ALL[(tag >> 8) as usize], replica: tag as u8, outcome })
+    }
+
+    fn sleep_until(&mut self, at: u64) -> &mut Pin<Box<Sleep>> {
+        let wait = until(at, self.now());
+        let (set_for, timer) =
+            self.timer.get_or_insert_with(|| (at, Box::pin(tokio::time::sleep_until(Instant::now() + wait))));
+        if *set_for != at {
+            *set_for = at;
+            timer.as_mut().reset(Instant::now() + wait);
+        }
+        timer
+    }
+}

@@ -1,0 +1,150 @@
+//! What a coordinator counts. The first names are the seed's.
+
+use std::sync::Arc;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use witan_kernel::failure::{Failed, Failure};
+use witan_kernel::hook::Operation;
+
+/// Upper bounds in seconds: Prometheus' usual ones, and finer ones below 5 ms, where most operations end.
+const SECONDS: [f64; 15] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    operation: &'static str,
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Of {
+    operation: &'static str,
+}
+
+/// Statuses by which requests are counted: bounded, whatever fails.
+const STATUSES: [&str; 5] = ["ok", "not_found", "refused", "unavailable", "error"];
+
+/// What a coordinator counts. Handles are looked up once, so that counting takes no lock of a family.
+#[derive(Debug)]
+pub struct Metrics {
+    requests: Family<Request, Counter>,
+    durations: Family<Of, Histogram, fn() -> Histogram>,
+    counted: [[Counter; 5]; 3],
+    timed: [Arc<Histogram>; 3],
+    /// Live siblings that differed, met by reads.
+    pub conflicts_detected: Counter,
+    /// Repairs of stale replicas.
+    pub repairs_triggered: Counter,
+    /// Operations that too few replicas answered.
+    pub quorum_failures: Counter,
+    /// Repairs not started because as many as may were running.
+    pub repairs_dropped: Counter,
+    /// Siblings collapsed into one.
+    pub collapses: Counter,
+    /// Spare replicas asked by reads.
+    pub hedges: Counter,
+    /// Replicas that missed a write whose requirement was met.
+    pub replicas_missed: Counter,
+    /// Idempotency records that could not be settled.
+    pub idempotency_unsettled: Counter,
+    reads: Counter,
+}
+
+fn histogram() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+const OPERATIONS: [Operation; 3] = [Operation::Read, Operation::Write, Operation::Delete];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let requests = Family::<Request, Counter>::default();
+        let durations = Family::<Of, Histogram, fn() -> Histogram>::new_with_constructor(histogram);
+        let counted = OPERATIONS.map(|operation| {
+            STATUSES.map(|status| requests.get_or_create(&Request { operation: operation.as_str(), status }).clone())
+        });
+        let timed = OPERATIONS
+            .map(|operation| Arc::new(durations.get_or_create(&Of { operation: operation.as_str() }).clone()));
+        Self {
+            requests,
+            durations,
+            counted,
+            timed,
+            conflicts_detected: Counter::default(),
+            repairs_triggered: Counter::default(),
+            quorum_failures: Counter::default(),
+            repairs_dropped: Counter::default(),
+            collapses: Counter::default(),
+            hedges: Counter::default(),
+            replicas_missed: Counter::default(),
+            idempotency_unsettled: Counter::default(),
+            reads: Counter::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Makes everything visible under its name.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("coordinator_requests", "Requests by operation and status", self.requests.clone());
+        let help = "Seconds from a request to its response";
+        registry.register("coordinator_request_duration_seconds", help, self.durations.clone());
+        let counters: [(&str, &str, &Counter); 8] = [
+            ("coordinator_conflicts_detected", "Live siblings that differed, met by reads", &self.conflicts_detected),
+            ("coordinator_repairs_triggered", "Repairs of stale replicas", &self.repairs_triggered),
+            ("coordinator_quorum_failures", "Operations that too few replicas answered", &self.quorum_failures),
+            ("witan_repairs_dropped", "Repairs not started: too many were running", &self.repairs_dropped),
+            ("witan_collapses", "Siblings collapsed into one", &self.collapses),
+            ("witan_hedges", "Spare replicas asked by reads", &self.hedges),
+            ("witan_replicas_missed", "Replicas that missed a write that was acknowledged", &self.replicas_missed),
+            ("witan_idempotency_unsettled", "Idempotency records left to expire", &self.idempotency_unsettled),
+        ];
+        for (name, help, counter) in counters {
+            registry.register(name, help, counter.clone());
+        }
+    }
+
+    pub(super) fn finished(&self, operation: Operation, failed: Option<&Failed>, micros: u64) {
+        let index = OPERATIONS.iter().position(|o| *o == operation).unwrap_or(0);
+        self.counted[index][status(failed)].inc();
+        self.timed[index].observe(micros as f64 / 1e6);
+        if operation == Operation::Read {
+            self.reads.inc();
+        }
+    }
+
+    /// Whether a read may ask a spare replica: one in twenty may, so that hedging cannot double the load of a cluster that is
+    /// slow because it is overloaded.
+    pub(super) fn may_hedge(&self) -> bool {
+        self.hedges.get() * 20 <= self.reads.get() + 20
+    }
+}
+
+/// An index into [`STATUSES`].
+fn status(failed: Option<&Failed>) -> usize {
+    match failed.map(|failed| &failed.failure) {
+        None => 0,
+        Some(Failure::KeyNotFound { .. }) => 1,
+        Some(
+            Failure::Invalid(_)
+            | Failure::TenantNotFound(_)
+            | Failure::TooFewNodes { .. }
+            | Failure::SiblingLimit
+            | Failure::IdempotencyKeyConflict
+            | Failure::InProgress { .. }
+            | Failure::Overloaded { .. },
+        ) => 2,
+        Some(
+            Failure::QuorumNotReached { .. }
+            | Failure::Deadline { .. }
+            | Failure::StorageFull { .. }
+            | Failure::StaleEpoch
+            | Failure::StoreUnavailable { .. },
+        ) => 3,
+        Some(Failure::PluginFault { .. } | Failure::Internal(_)) => 4,
+    }
+}

@@ -1,0 +1,166 @@
+//! Who is asked, how many must answer, and until when: decided once, at an operation's start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use witan_kernel::failure::Failure;
+use witan_kernel::hook::{Asked, Hooks, Operation, PolicyAnswer, PolicyQuestion, ReplicaState};
+use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::port::{Clock, Replicas, StoreError, Tenants};
+use witan_kernel::replica::Place;
+use witan_kernel::ring::{Preference, token};
+use witan_kernel::tenant::{Level, Tenant};
+
+use super::{Coordinator, LONGEST_DEADLINE, World};
+
+/// One operation's snapshot of everything that may change meanwhile.
+pub(super) struct Plan {
+    pub(super) tenant: Arc<Tenant>,
+    pub(super) hooks: Arc<dyn Hooks>,
+    pub(super) place: Place,
+    /// The key's replicas, first clockwise first.
+    pub(super) replicas: Preference,
+    pub(super) epoch: u64,
+    /// What the policy, or the native rule, has decided.
+    pub(super) policy: PolicyAnswer,
+    /// Monotonic microseconds.
+    pub(super) deadline: u64,
+}
+
+/// What an operation asks for.
+pub(super) struct Asks<'a> {
+    pub(super) operation: Operation,
+    pub(super) tenant: &'a TenantId,
+    pub(super) key: &'a Key,
+    pub(super) level: Option<Level>,
+    pub(super) value_bytes: usize,
+    pub(super) timeout: Option<Duration>,
+}
+
+impl Plan {
+    /// Replicas of the key.
+    pub(super) fn replication_factor(&self) -> u8 {
+        self.replicas.len() as u8
+    }
+}
+
+impl<W: World> Coordinator<W> {
+    pub(super) async fn plan(&self, asks: Asks<'_>) -> Result<Plan, Failure> {
+        let started = self.ports.clock.monotonic_micros();
+        let tenant = self.tenant(asks.tenant).await?;
+        let hooks = self.ports.plugins.hooks(asks.tenant);
+        let place = place(asks.tenant, asks.key, hooks.as_ref())?;
+        let ring = self.ring.load();
+        let replicas = ring.replicas(place.token, tenant.replication_factor);
+        if replicas.len() < usize::from(tenant.replication_factor) {
+            return Err(Failure::TooFewNodes { wanted: tenant.replication_factor, nodes: replicas.len() });
+        }
+        let timeout = self.timeout(asks.operation, asks.timeout);
+        let policy = self.policy(&asks, &tenant, hooks.as_ref(), &replicas, timeout)?;
+        let deadline = started + u64::from(policy.deadline_ms) * 1000;
+        Ok(Plan { tenant, hooks, place, replicas, epoch: ring.epoch(), policy, deadline })
+    }
+
+    /// The key's replicas as this coordinator sees them, in ring order.
+    pub(super) fn states(&self, replicas: &Preference) -> SmallVec<[ReplicaState; 5]> {
+        replicas.iter().map(|node| self.ports.replicas.state(node)).collect()
+    }
+
+    async fn tenant(&self, id: &TenantId) -> Result<Arc<Tenant>, Failure> {
+        if let Some(tenant) = self.ports.tenants.cached(id) {
+            return Ok(tenant);
+        }
+        match self.ports.tenants.tenant(id).await {
+            Ok(Some(tenant)) => Ok(tenant),
+            Ok(None) => Err(Failure::TenantNotFound(id.clone())),
+            Err(error) => Err(store_failure("the metadata store", error)),
+        }
+    }
+
+    fn timeout(&self, operation: Operation, asked: Option<Duration>) -> Duration {
+        let default = match operation {
+            Operation::Read => self.defaults.read_timeout,
+            Operation::Write | Operation::Delete => self.defaults.write_timeout,
+        };
+        asked.unwrap_or(default).min(LONGEST_DEADLINE).max(Duration::from_millis(1))
+    }
+
+    fn policy(
+        &self,
+        asks: &Asks<'_>,
+        tenant: &Tenant,
+        hooks: &dyn Hooks,
+        replicas: &Preference,
+        timeout: Duration,
+    ) -> Result<PolicyAnswer, Failure> {
+        let with_policy = hooks.has_policy();
+        let states = if with_policy { self.states(replicas) } else { SmallVec::new() };
+        let question = PolicyQuestion {
+            operation: asks.operation,
+            level: asks.level.unwrap_or(tenant.default_level),
+            minimum: tenant.minimum_level,
+            replication_factor: tenant.replication_factor,
+            deadline_ms: timeout.as_millis() as u32,
+            value_bytes: asks.value_bytes as u32,
+            replicas: &states,
+        };
+        if !with_policy {
+            return Ok(PolicyAnswer::native(&question));
+        }
+        match hooks.policy(&question) {
+            Asked::Answered { answer, .. } => Ok(answer.within(&question)),
+            Asked::Faulted { reason, fail: true, by } => Err(Failure::PluginFault {
+                hook: witan_kernel::hook::Hook::ConsistencyPolicy,
+                by: by.to_string(),
+                reason,
+            }),
+            Asked::Unbound | Asked::Faulted { .. } => Ok(PolicyAnswer::native(&question)),
+        }
+    }
+}
+
+fn place(tenant: &TenantId, key: &Key, hooks: &dyn Hooks) -> Result<Place, Failure> {
+    let token = match hooks.partition_key(key) {
+        Asked::Unbound => token(tenant, key.bytes()),
+        Asked::Answered { answer, .. } => token(tenant, &answer),
+        // Never another place: the native rule would look where the data is not.
+        Asked::Faulted { reason, by, .. } => {
+            return Err(Failure::PluginFault {
+                hook: witan_kernel::hook::Hook::RoutingHook,
+                by: by.to_string(),
+                reason,
+            });
+        }
+    };
+    Ok(Place { token, tenant: tenant.clone(), key: key.clone() })
+}
+
+/// The order in which replicas are read: the routing hook's, else the reachable ones by their median round trip. Returns
+/// indices into the preference list, each once.
+pub(super) fn read_order(plan: &Plan, states: &[ReplicaState]) -> SmallVec<[u8; 5]> {
+    let mut order: SmallVec<[u8; 5]> = (0..plan.replicas.len() as u8).collect();
+    order.sort_by_key(|replica| {
+        let state = &states[usize::from(*replica)];
+        // A quarter of a millisecond apart counts as equal, so that near replicas share the load by what is in flight.
+        (!state.reachable, state.latency_p50_us / 250, state.in_flight)
+    });
+    let nodes: SmallVec<[(NodeId, ReplicaState); 5]> = plan.replicas.iter().cloned().zip(states.iter().copied()).collect();
+    if let Asked::Answered { answer, .. } = plan.hooks.prefer(&plan.place.key, &nodes) {
+        let mut preferred: SmallVec<[u8; 5]> = SmallVec::new();
+        for replica in answer.into_iter().chain(order.iter().copied()) {
+            if usize::from(replica) < plan.replicas.len() && !preferred.contains(&replica) {
+                preferred.push(replica);
+            }
+        }
+        return preferred;
+    }
+    order
+}
+
+pub(super) fn store_failure(what: &'static str, error: StoreError) -> Failure {
+    match error {
+        StoreError::Damaged(reason) => Failure::Internal(format!("{what}: {reason}")),
+        other => Failure::StoreUnavailable { what, reason: other.to_string() },
+    }
+}

@@ -1,0 +1,163 @@
+//! What clients ask for, and what they get.
+
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use witan_kernel::context::Claims;
+use witan_kernel::hook::{AnsweredBy, Operation, Sibling};
+use witan_kernel::name::{Key, TenantId};
+use witan_kernel::tenant::Level;
+
+/// A write or a delete.
+#[derive(Debug, Clone)]
+pub struct WriteRequest {
+    /// Whose key.
+    pub tenant: TenantId,
+    /// The key.
+    pub key: Key,
+    /// The value; `None` deletes.
+    pub value: Option<Bytes>,
+    /// The level; `None`: the tenant's default.
+    pub level: Option<Level>,
+    /// The client's name for its intention; `None`: one is generated.
+    pub idempotency_key: Option<String>,
+    /// What the client has seen; empty: nothing.
+    pub context: Bytes,
+    /// Until when the client waits; `None`: the default.
+    pub timeout: Option<Duration>,
+}
+
+impl WriteRequest {
+    /// Write or delete.
+    pub fn operation(&self) -> Operation {
+        if self.value.is_some() { Operation::Write } else { Operation::Delete }
+    }
+}
+
+/// A read.
+#[derive(Debug, Clone)]
+pub struct ReadRequest {
+    /// Whose key.
+    pub tenant: TenantId,
+    /// The key.
+    pub key: Key,
+    /// The level; `None`: the tenant's default.
+    pub level: Option<Level>,
+    /// Until when the client waits; `None`: the default.
+    pub timeout: Option<Duration>,
+}
+
+/// What a causal past looks like to a person: (actor, counter) each.
+pub type Rendering = Vec<(String, u64)>;
+
+/// A change that was carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The idempotency key that was sent, or the one that was generated.
+    pub idempotency_key: String,
+    /// To be sent with the next write of this key.
+    pub context: Bytes,
+    /// The same, for people.
+    pub rendering: Rendering,
+    /// Replicas known to have stored it when the response left.
+    pub replicas: u8,
+    /// The level that was met.
+    pub level: Level,
+    /// True when an earlier request with the same idempotency key did it.
+    pub duplicate: bool,
+}
+
+/// What a read found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadAnswer {
+    /// The value; empty when `siblings` is not.
+    pub value: Bytes,
+    /// The live values, when nobody decided between them.
+    pub siblings: Vec<Sibling>,
+    /// To be sent with the next write of this key.
+    pub context: Bytes,
+    /// The same, for people.
+    pub rendering: Rendering,
+    /// Who decided between siblings; `None`: there was nothing to decide, or nobody did.
+    pub resolved_by: Option<AnsweredBy>,
+}
+
+const WRITTEN_V1: u8 = 1;
+
+impl Written {
+    /// For the idempotency record.
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(64 + self.context.len());
+        out.put_u8(WRITTEN_V1);
+        out.put_u8(self.replicas);
+        out.put_u8(self.level as u8);
+        out.put_u32(self.context.len() as u32);
+        out.put_slice(&self.context);
+        out.put_u32(self.rendering.len() as u32);
+        for (actor, counter) in &self.rendering {
+            out.put_u16(actor.len() as u16);
+            out.put_slice(actor.as_bytes());
+            out.put_u64(*counter);
+        }
+        out.freeze()
+    }
+
+    /// Reads what [`Written::encode`] made; `None` when it is damaged.
+    pub(super) fn decode(mut bytes: Bytes, idempotency_key: String) -> Option<Self> {
+        if bytes.try_get_u8().ok()? != WRITTEN_V1 {
+            return None;
+        }
+        let replicas = bytes.try_get_u8().ok()?;
+        let level = match bytes.try_get_u8().ok()? {
+            0 => Level::One,
+            1 => Level::Quorum,
+            2 => Level::All,
+            _ => return None,
+        };
+        let length = bytes.try_get_u32().ok()? as usize;
+        let context = (bytes.len() >= length).then(|| bytes.split_to(length))?;
+        let mut rendering = Rendering::new();
+        for _ in 0..bytes.try_get_u32().ok()? {
+            let length = usize::from(bytes.try_get_u16().ok()?);
+            let actor = (bytes.len() >= length).then(|| bytes.split_to(length))?;
+            rendering.push((String::from_utf8(actor.to_vec()).ok()?, bytes.try_get_u64().ok()?));
+        }
+        Some(Self { idempotency_key, context, rendering, replicas, level, duplicate: true })
+    }
+}
+
+/// Renders claims for people. A register's only actor is its own order.
+pub(super) fn render(claims: &Claims) -> Rendering {
+    match claims {
+        Claims::Nothing => Vec::new(),
+        Claims::Register { stamp } => vec![("register".to_owned(), stamp.0)],
+        Claims::Siblings { seen, .. } => seen
+            .entries
+            .iter()
+            .map(|(actor, counter)| (format!("{}/{:x}", &actor.store.to_string()[..8], actor.birth), *counter))
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recorded_response_comes_back_as_a_duplicate() {
+        let written = Written {
+            idempotency_key: "k".into(),
+            context: Bytes::from_static(b"context"),
+            rendering: vec![("a/1".into(), 7), ("b/2".into(), u64::MAX)],
+            replicas: 2,
+            level: Level::Quorum,
+            duplicate: false,
+        };
+        let encoded = written.encode();
+        let decoded = Written::decode(encoded.clone(), "k".into());
+        assert_eq!(decoded, Some(Written { duplicate: true, ..written }));
+        for end in 0..encoded.len() {
+            assert_eq!(Written::decode(encoded.slice(..end), "k".into()), None, "cut at {end}");
+        }
+    }
+}
