@@ -1,0 +1,12 @@
+//! Generated from the WIT world `conflict-resolver`. A crate of its own, because two worlds' macros would collide in one.
+//! The types that worlds share are those of the crate for `consistency-policy`.
+wit_bindgen::generate!({
+    path: "../../../../wit/0.1.0",
+    world: "conflict-resolver",
+    pub_export_macro: true,
+    default_bindings_module: "witan_world_conflict_resolver",
+    with: {
+        "witan:plugin/types@0.1.0": witan_world_consistency_policy::witan::plugin::types,
+        "witan:plugin/host@0.1.0": witan_world_consistency_policy::witan::plugin::host,
+    },
+});
