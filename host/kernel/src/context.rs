@@ -1,1 +1,325 @@
-//! placeholder
+//! Contexts: what a reader was shown, as an opaque token that a writer sends back.
+//!
+//! A token says "I have seen this", and a replica drops what it covers. A forged one could delete what nobody has read, so it
+//! is authenticated, and bound to its tenant and key.
+
+use std::fmt;
+
+use bytes::Bytes;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use crate::limit::CONTEXT_BYTES;
+use crate::name::{Invalid, Key, TenantId, WriteId};
+use crate::record::Damaged;
+use crate::record::raw::{ID, Raw, VARINT_BYTES, put_actor, put_varint};
+use crate::register::Stamp;
+use crate::siblings::VersionVector;
+
+/// What a context claims to have seen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Claims {
+    /// No record at all: it covers nothing.
+    Nothing,
+    /// A register, up to a stamp.
+    Register {
+        /// The stamp that stood.
+        stamp: Stamp,
+    },
+    /// A `siblings` record.
+    Siblings {
+        /// Events seen.
+        seen: VersionVector,
+        /// Writes seen, the most important (newest) first: what does not fit into a token is cut from the end.
+        ids: Vec<WriteId>,
+    },
+}
+
+/// One of the cluster's context keys.
+#[derive(Clone)]
+struct Keyed {
+    id: u32,
+    mac: Hmac<Sha256>,
+}
+
+/// The cluster's keys that authenticate contexts: the current one seals, all of them open. Rotation: put a new one first,
+/// and drop the old one when no client can still hold its tokens.
+#[derive(Clone)]
+pub struct ContextKeys {
+    current: Keyed,
+    previous: Vec<Keyed>,
+}
+
+impl fmt::Debug for ContextKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let previous: Vec<u32> = self.previous.iter().map(|key| key.id).collect();
+        f.debug_struct("ContextKeys")
+            .field("current", &self.current.id)
+            .field("previous", &previous)
+            .finish_non_exhaustive()
+    }
+}
+
+const V1: u8 = 1;
+/// Parts of a 32-byte SHA-256 that a token carries: 128 bits.
+const MAC: usize = 16;
+const NOTHING: u8 = 0;
+const REGISTER: u8 = 1;
+const SIBLINGS: u8 = 2;
+/// Separates this use of the key from any other.
+const PURPOSE: &[u8] = b"witan context v1";
+const REMEDY: &str = "send the context that a read or write of this very key has returned, or none";
+
+fn invalid(problem: impl Into<String>) -> Invalid {
+    Invalid::new("context", problem, REMEDY)
+}
+
+impl ContextKeys {
+    /// Keys with their ids, the current one first. [`Invalid`] without any key, or with an id twice.
+    pub fn new(keys: &[(u32, [u8; 32])]) -> Result<Self, Invalid> {
+        let wrong = |problem: &str| {
+            Invalid::new("context_keys", problem, "name each key by an id of its own, the current one first")
+        };
+        for (index, (id, _)) in keys.iter().enumerate() {
+            if keys[..index].iter().any(|(other, _)| other == id) {
+                return Err(wrong("an id stands twice"));
+            }
+        }
+        let mut keyed = keys.iter().map(|(id, secret)| {
+            // Keying hashes a block: done once, here, and copied for each token.
+            let mut mac = Hmac::<Sha256>::new_from_slice(secret).map_err(|_| wrong("a key has a wrong length"))?;
+            mac.update(PURPOSE);
+            Ok(Keyed { id: *id, mac })
+        });
+        let current = keyed.next().ok_or_else(|| wrong("there is none"))??;
+        let previous = keyed.collect::<Result<_, _>>()?;
+        Ok(Self { current, previous })
+    }
+
+    /// Makes a token of at most [`CONTEXT_BYTES`]. What does not fit is left out: names of writes first, from the end, then
+    /// actors. A weaker context only covers less.
+    pub fn seal(&self, tenant: &TenantId, key: &Key, claims: &Claims) -> Bytes {
+        let mut out = Vec::with_capacity(64 + bound(claims));
+        out.push(V1);
+        put_varint(&mut out, u64::from(self.current.id));
+        put_claims(&mut out, claims);
+        let mac = authenticator(&self.current, tenant, key, &out).finalize().into_bytes();
+        out.extend_from_slice(&mac[..MAC]);
+        Bytes::from(out)
+    }
+
+    /// Reads a token that was sealed for this tenant and key. An empty one is no context: [`Claims::Nothing`].
+    ///
+    /// [`Invalid`] (field `context`) for anything else: cut off, of an unknown version, under a key that is no longer known,
+    /// or not authentic, which is one and the same for an altered token and for one of another tenant or key.
+    pub fn open(&self, tenant: &TenantId, key: &Key, token: &[u8]) -> Result<Claims, Invalid> {
+        if token.is_empty() {
+            return Ok(Claims::Nothing);
+        }
+        if token.len() > CONTEXT_BYTES {
+            return Err(invalid(format!("has {} bytes, and a context has {CONTEXT_BYTES} at most", token.len())));
+        }
+        if token[0] != V1 {
+            return Err(invalid("is of a version that this coordinator does not know"));
+        }
+        let (sealed, mac) = token.split_last_chunk::<MAC>().ok_or_else(|| invalid("is cut off"))?;
+        let mut raw = Raw::new(sealed, 1);
+        let id = raw.varint().map_err(|_| invalid("is cut off"))?;
+        let keyed = std::iter::once(&self.current)
+            .chain(&self.previous)
+            .find(|keyed| u64::from(keyed.id) == id)
+            .ok_or_else(|| invalid("was sealed with a key that is no longer in use"))?;
+        authenticator(keyed, tenant, key, sealed)
+            .verify_truncated_left(mac)
+            .map_err(|_| invalid("was made for another tenant or key, or was altered or cut off"))?;
+        claims(raw).map_err(|Damaged(what)| invalid(format!("is authentic and yet unreadable ({what})")))
+    }
+}
+
+/// HMAC over purpose, tenant, key (each after its length) and everything that precedes the authenticator.
+fn authenticator(keyed: &Keyed, tenant: &TenantId, key: &Key, sealed: &[u8]) -> Hmac<Sha256> {
+    let mut mac = keyed.mac.clone();
+    for part in [tenant.bytes(), key.bytes()] {
+        mac.update(&(part.len() as u32).to_be_bytes());
+        mac.update(part);
+    }
+    mac.update(sealed);
+    mac
+}
+
+/// Longest form of an actor and its counter.
+const ENTRY: usize = ID + 2 * VARINT_BYTES;
+
+fn bound(claims: &Claims) -> usize {
+    match claims {
+        Claims::Nothing => 0,
+        Claims::Register { .. } => VARINT_BYTES,
+        Claims::Siblings { seen, ids } => (seen.entries.len() * ENTRY + ids.len() * ID).min(CONTEXT_BYTES),
+    }
+}
+
+fn put_claims(out: &mut Vec<u8>, claims: &Claims) {
+    match claims {
+        Claims::Nothing => out.push(NOTHING),
+        Claims::Register { stamp } => {
+            out.push(REGISTER);
+            put_varint(out, stamp.0);
+        }
+        Claims::Siblings { seen, ids } => {
+            out.push(SIBLINGS);
+            put_sibling_claims(out, seen, ids);
+        }
+    }
+}
+
+fn put_sibling_claims(out: &mut Vec<u8>, seen: &VersionVector, ids: &[WriteId]) {
+    // Beside the claims: both counts and the authenticator.
+    let room = CONTEXT_BYTES - MAC - 2 * VARINT_BYTES - out.len();
+    let entries = seen.entries.len().min(room / ENTRY);
+    put_varint(out, entries as u64);
+    for (actor, counter) in &seen.entries[..entries] {
+        put_actor(out, actor);
+        put_varint(out, *counter);
+    }
+    let ids = &ids[..ids.len().min((CONTEXT_BYTES - MAC - VARINT_BYTES - out.len()) / ID)];
+    put_varint(out, ids.len() as u64);
+    for id in ids {
+        out.extend_from_slice(&id.0);
+    }
+}
+
+fn claims(mut raw: Raw<'_>) -> Result<Claims, Damaged> {
+    let claims = match raw.varint()? {
+        0 => Claims::Nothing,
+        1 => Claims::Register { stamp: Stamp(raw.varint()?) },
+        2 => {
+            let seen = raw.seen()?;
+            let count = raw.count(ID)?;
+            let ids = (0..count).map(|_| raw.write_id()).collect::<Result<_, _>>()?;
+            Claims::Siblings { seen, ids }
+        }
+        _ => return Err(Damaged("unknown kind")),
+    };
+    if raw.left() > 0 { Err(Damaged("bytes after its end")) } else { Ok(claims) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+
+    use super::{Claims, ContextKeys};
+    use crate::limit::CONTEXT_BYTES;
+    use crate::name::{Key, StoreId, TenantId, WriteId};
+    use crate::register::Stamp;
+    use crate::siblings::{Actor, Dot, VersionVector};
+
+    fn keys() -> ContextKeys {
+        ContextKeys::new(&[(7, [7; 32]), (6, [6; 32])]).expect("two keys")
+    }
+
+    fn tenant(id: &str) -> TenantId {
+        TenantId::new(id).expect("a tenant id")
+    }
+
+    fn key(key: &'static str) -> Key {
+        Key::new(key).expect("a key")
+    }
+
+    fn seen(actors: u32) -> VersionVector {
+        let mut seen = VersionVector::default();
+        for n in 0..actors {
+            let mut store = [0; 16];
+            store[..4].copy_from_slice(&n.to_be_bytes());
+            seen.advance(&Dot { actor: Actor { store: StoreId(store), birth: u64::MAX }, counter: u64::MAX });
+        }
+        seen
+    }
+
+    fn ids(count: u32) -> Vec<WriteId> {
+        (0..count).map(|n| WriteId(u128::from(n).to_be_bytes())).collect()
+    }
+
+    fn samples() -> [Claims; 4] {
+        [
+            Claims::Nothing,
+            Claims::Register { stamp: Stamp(u64::MAX) },
+            Claims::Siblings { seen: VersionVector::default(), ids: Vec::new() },
+            Claims::Siblings { seen: seen(5), ids: ids(25) },
+        ]
+    }
+
+    #[test]
+    fn what_was_sealed_opens_again() {
+        for claims in samples() {
+            let token = keys().seal(&tenant("t"), &key("k"), &claims);
+            assert!(token.len() <= CONTEXT_BYTES);
+            assert_eq!(keys().open(&tenant("t"), &key("k"), &token), Ok(claims));
+        }
+        assert_eq!(keys().open(&tenant("t"), &key("k"), b""), Ok(Claims::Nothing));
+    }
+
+    #[test]
+    fn a_rotated_key_still_opens_and_a_dropped_one_says_so() {
+        let token = keys().seal(&tenant("t"), &key("k"), &Claims::Nothing);
+        let rotated = ContextKeys::new(&[(8, [8; 32]), (7, [7; 32])]).expect("two keys");
+        assert_eq!(rotated.open(&tenant("t"), &key("k"), &token), Ok(Claims::Nothing));
+        let dropped = ContextKeys::new(&[(8, [8; 32])]).expect("a key");
+        let error = dropped.open(&tenant("t"), &key("k"), &token).unwrap_err();
+        assert_eq!(error.field, "context");
+        assert!(error.problem.contains("no longer in use"), "{error}");
+        let secret_differs = ContextKeys::new(&[(7, [9; 32])]).expect("a key");
+        assert!(secret_differs.open(&tenant("t"), &key("k"), &token).is_err());
+    }
+
+    #[test]
+    fn bound_to_tenant_and_key_without_ambiguity() {
+        let token = keys().seal(&tenant("ab"), &key("c"), &Claims::Nothing);
+        for (other_tenant, other_key) in [("a", "bc"), ("ab", "d"), ("abc", "c")] {
+            let error = keys().open(&tenant(other_tenant), &key(other_key), &token).unwrap_err();
+            assert!(error.problem.contains("another tenant or key"), "{error}");
+        }
+    }
+
+    #[test]
+    fn too_much_is_cut_ids_first() {
+        let claims = Claims::Siblings { seen: seen(20), ids: ids(500) };
+        let token = keys().seal(&tenant("t"), &key("k"), &claims);
+        assert!(token.len() <= CONTEXT_BYTES && token.len() > CONTEXT_BYTES - 64, "{}", token.len());
+        let Ok(Claims::Siblings { seen: kept, ids: names }) = keys().open(&tenant("t"), &key("k"), &token) else {
+            panic!("a sealed token opens");
+        };
+        assert_eq!(kept, seen(20));
+        assert_eq!(names, ids(500)[..names.len()]);
+        let token = keys().seal(&tenant("t"), &key("k"), &Claims::Siblings { seen: seen(1000), ids: ids(500) });
+        assert!(token.len() <= CONTEXT_BYTES);
+        let Ok(Claims::Siblings { seen: kept, ids: names }) = keys().open(&tenant("t"), &key("k"), &token) else {
+            panic!("a sealed token opens");
+        };
+        assert!(seen(1000).dominates(&kept) && kept.entries.len() > 100 && names.len() < 3);
+    }
+
+    #[test]
+    fn keys_are_checked_and_not_shown() {
+        assert!(ContextKeys::new(&[]).is_err());
+        assert!(ContextKeys::new(&[(1, [1; 32]), (1, [2; 32])]).is_err());
+        let shown = format!("{:?}", ContextKeys::new(&[(3, [0xab; 32])]).expect("a key"));
+        assert_eq!(shown, "ContextKeys { current: 3, previous: [], .. }");
+    }
+
+    proptest! {
+        #[test]
+        fn altered_or_cut_tokens_never_open(at in any::<proptest::sample::Index>(), bit in 0..8u8, sample in 0..4usize) {
+            let token = keys().seal(&tenant("t"), &key("k"), &samples()[sample]);
+            let at = at.index(token.len());
+            let mut altered = token.to_vec();
+            altered[at] ^= 1 << bit;
+            prop_assert!(keys().open(&tenant("t"), &key("k"), &altered).is_err());
+            prop_assert_eq!(keys().open(&tenant("t"), &key("k"), &token[..at]).is_ok(), at == 0);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_open(bytes in proptest::collection::vec(any::<u8>(), 1..200)) {
+            prop_assert!(keys().open(&tenant("t"), &key("k"), &bytes).is_err());
+        }
+    }
+}

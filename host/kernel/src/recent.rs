@@ -2,6 +2,7 @@
 
 use smallvec::SmallVec;
 
+use crate::limit::{RECENT_ENTRIES, RECENT_MICROS};
 use crate::name::WriteId;
 
 /// Names of recent writes with a hybrid time each (of a register: the stamp), newest first: at most
@@ -13,4 +14,143 @@ pub struct Recent {
     /// The greatest time of an entry that was dropped, for its age or for want of room; 0 when none was. Whoever looks for
     /// a write that is not here and may be as old as this cannot tell whether it was applied.
     pub horizon: u64,
+}
+
+/// Newest first.
+fn rank(entry: &(WriteId, u64)) -> (u64, WriteId) {
+    (entry.1, entry.0)
+}
+
+impl Recent {
+    /// The time under which a write is remembered.
+    pub fn time_of(&self, write_id: &WriteId) -> Option<u64> {
+        self.entries.iter().find(|(id, _)| id == write_id).map(|(_, time)| *time)
+    }
+
+    /// Remembers a write. A write that is remembered already keeps the greater of both times, because that is what the
+    /// union of two records must do too (the lesser one could have been dropped somewhere else).
+    pub fn remember(&mut self, write_id: WriteId, time: u64) {
+        if let Some(at) = self.entries.iter().position(|(id, _)| *id == write_id) {
+            if self.entries[at].1 >= time {
+                return;
+            }
+            self.entries.remove(at);
+        }
+        let entry = (write_id, time);
+        let at = self.entries.partition_point(|other| rank(other) > rank(&entry));
+        self.entries.insert(at, entry);
+        self.truncate();
+    }
+
+    /// Unites two memories: the newest [`RECENT_ENTRIES`] of both. True when this one changed. Associative, commutative and
+    /// idempotent.
+    pub fn merge(&mut self, other: &Self) -> bool {
+        if self.horizon >= other.horizon && other.entries.iter().all(|(id, time)| self.time_of(id) >= Some(*time)) {
+            return false;
+        }
+        let horizon = self.horizon;
+        self.horizon = horizon.max(other.horizon);
+        let mut changed = self.horizon != horizon;
+        for (id, time) in &other.entries {
+            if self.time_of(id) < Some(*time) {
+                self.remember(*id, *time);
+                // What was full of newer entries drops the new one at once; then only the horizon can have changed.
+                changed |= self.time_of(id) == Some(*time);
+            }
+        }
+        changed || self.horizon != horizon
+    }
+
+    /// Drops what is older than [`RECENT_MICROS`] at `now_micros` (microseconds since 1970) and raises the horizon
+    /// accordingly. True when anything was dropped.
+    pub fn expire(&mut self, now_micros: u64) -> bool {
+        let oldest = now_micros.saturating_sub(RECENT_MICROS);
+        let keep = self.entries.partition_point(|(_, time)| *time >= oldest);
+        self.keep_first(keep)
+    }
+
+    fn truncate(&mut self) {
+        self.keep_first(RECENT_ENTRIES);
+    }
+
+    fn keep_first(&mut self, keep: usize) -> bool {
+        let Some((_, time)) = self.entries.get(keep) else { return false };
+        self.horizon = self.horizon.max(*time);
+        self.entries.truncate(keep);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{Strategy, any, prop_assert_eq, proptest};
+
+    use super::Recent;
+    use crate::limit::{RECENT_ENTRIES, RECENT_MICROS};
+    use crate::name::WriteId;
+
+    fn id(n: u8) -> WriteId {
+        WriteId([n; 16])
+    }
+
+    #[test]
+    fn newest_first_and_the_greater_time_stays() {
+        let mut recent = Recent::default();
+        for (n, time) in [(1, 10), (2, 30), (3, 20), (1, 5), (3, 40), (4, 30)] {
+            recent.remember(id(n), time);
+        }
+        assert_eq!(recent.entries.as_slice(), [(id(3), 40), (id(4), 30), (id(2), 30), (id(1), 10)]);
+        assert_eq!(recent.horizon, 0);
+    }
+
+    #[test]
+    fn the_horizon_tells_what_was_dropped() {
+        let mut recent = Recent::default();
+        for n in 0..=RECENT_ENTRIES as u8 {
+            recent.remember(id(n), 100 + u64::from(n));
+        }
+        assert_eq!((recent.entries.len(), recent.horizon), (RECENT_ENTRIES, 100));
+        assert_eq!(recent.time_of(&id(0)), None);
+        assert!(recent.expire(RECENT_MICROS + 103));
+        assert_eq!((recent.entries.len(), recent.horizon), (RECENT_ENTRIES - 2, 102));
+        assert!(!recent.expire(RECENT_MICROS + 103));
+        assert!(!recent.expire(0));
+    }
+
+    fn recents() -> impl Strategy<Value = Recent> {
+        proptest::collection::vec((0..100u8, 0..120u64), 0..80).prop_map(|writes| {
+            let mut recent = Recent::default();
+            for (n, time) in writes {
+                recent.remember(id(n), time);
+            }
+            recent
+        })
+    }
+
+    fn merged(a: &Recent, b: &Recent) -> Recent {
+        let mut out = a.clone();
+        let changed = out.merge(b);
+        assert_eq!(changed, out != *a);
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn union_obeys_the_laws(a in recents(), b in recents(), c in recents()) {
+            prop_assert_eq!(merged(&a, &a), a.clone());
+            prop_assert_eq!(merged(&a, &b), merged(&b, &a));
+            prop_assert_eq!(merged(&merged(&a, &b), &c), merged(&a, &merged(&b, &c)));
+        }
+
+        #[test]
+        fn whatever_is_missing_is_not_newer_than_the_horizon(writes in proptest::collection::vec(any::<(u8, u64)>(), 0..200)) {
+            let mut recent = Recent::default();
+            for (n, time) in &writes {
+                recent.remember(id(*n), *time);
+            }
+            for (n, time) in &writes {
+                assert!(recent.time_of(&id(*n)).is_some() || recent.horizon >= *time);
+            }
+        }
+    }
 }

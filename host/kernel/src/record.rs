@@ -2,8 +2,11 @@
 
 use bytes::Bytes;
 
-use crate::register::Register;
+use crate::register::{Register, apply_merge};
 use crate::siblings::Siblings;
+
+mod codec;
+pub(crate) mod raw;
 
 /// A stored record: a join-semilattice.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -17,3 +20,79 @@ pub enum Record {
 /// A record's bytes: codec version, kind, checksum, body. On disk and on the wire alike.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Encoded(pub Bytes);
+
+/// Bytes that are no record: cut off, altered, or of a codec version that this build does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the record is damaged: {0}")]
+pub struct Damaged(pub &'static str);
+
+/// A record of one conflict mode met one of the other under the same key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the record is of another conflict mode")]
+pub struct WrongMode;
+
+impl Record {
+    /// Writes the record in the newest codec version. Values are copied, once.
+    pub fn encode(&self) -> Encoded {
+        codec::encode(self)
+    }
+
+    /// Joins `incoming` with what is stored. Also tells whether that has changed what is stored at all, be it only what it
+    /// remembers; if so it has to be stored.
+    pub fn merge(stored: Option<Self>, incoming: Self) -> Result<(Self, bool), WrongMode> {
+        match (stored, incoming) {
+            (None, incoming) => Ok((incoming, true)),
+            (Some(Self::Register(stored)), Self::Register(incoming)) => {
+                let (merged, changed) = apply_merge(Some(stored), &incoming);
+                Ok((Self::Register(merged), changed))
+            }
+            (Some(Self::Siblings(mut stored)), Self::Siblings(incoming)) => {
+                let changed = stored.merge(&incoming);
+                Ok((Self::Siblings(stored), changed))
+            }
+            (Some(Self::Register(_)), Self::Siblings(_)) | (Some(Self::Siblings(_)), Self::Register(_)) => Err(WrongMode),
+        }
+    }
+
+    /// True when both say the same about the key, whatever they remember of writes: then a replica is not stale.
+    pub fn same_standing(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Register(a), Self::Register(b)) => {
+                (a.stamp, a.write_id) == (b.stamp, b.write_id) && a.value == b.value
+            }
+            (Self::Siblings(a), Self::Siblings(b)) => a.same_standing(b),
+            (Self::Register(_), Self::Siblings(_)) | (Self::Siblings(_), Self::Register(_)) => false,
+        }
+    }
+
+    /// Forgets writes older than [`crate::limit::RECENT_MICROS`] at `now_micros`, microseconds since 1970. True when any was
+    /// forgotten. Worth doing whenever the record is about to be stored anyway.
+    pub fn expire(&mut self, now_micros: u64) -> bool {
+        match self {
+            Self::Register(register) => register.recent.expire(now_micros),
+            Self::Siblings(siblings) => siblings.recent.expire(now_micros),
+        }
+    }
+
+    /// True when a reader finds no value.
+    pub fn is_deleted(&self) -> bool {
+        match self {
+            Self::Register(register) => register.value.is_none(),
+            Self::Siblings(siblings) => siblings.is_deleted(),
+        }
+    }
+}
+
+impl Encoded {
+    /// Reads the record; checks all that [`Self::check`] does, and that what the record says is in order. Values share these
+    /// bytes. Whatever the bytes are, it never allocates more than a small multiple of their number.
+    pub fn decode(&self) -> Result<Record, Damaged> {
+        codec::decode(&self.0)
+    }
+
+    /// Checks codec version, kind and checksum, and nothing else: cheap enough for every record that passes by.
+    pub fn check(&self) -> Result<(), Damaged> {
+        codec::check(&self.0).map(|_| ())
+    }
+}
+

@@ -1,7 +1,9 @@
 //! A `register` record: one value, totally ordered by its stamp.
 
 use bytes::Bytes;
+use smallvec::smallvec;
 
+use crate::fault::Fault;
 use crate::name::WriteId;
 use crate::recent::Recent;
 
@@ -21,4 +23,131 @@ pub struct Register {
     pub value: Option<Bytes>,
     /// Stamps that recent writes were given. No evidence for a merge: it lets a retry find the stamp it had.
     pub recent: Recent,
+}
+
+impl Register {
+    /// What a client's write makes: it remembers itself under its stamp.
+    pub fn written(stamp: Stamp, write_id: WriteId, value: Option<Bytes>) -> Self {
+        let recent = Recent { entries: smallvec![(write_id, stamp.0)], horizon: 0 };
+        Self { stamp, write_id, value, recent }
+    }
+
+    /// True when this one stands above `other`: (stamp, tombstone before value, write id). Two with the same three are the
+    /// same write; should their values differ nevertheless, the greater one stands, on every machine alike.
+    pub fn wins_over(&self, other: &Self) -> bool {
+        self.rank().cmp(&other.rank()).then_with(|| self.value.cmp(&other.value)).is_gt()
+    }
+
+    fn rank(&self) -> (Stamp, bool, WriteId) {
+        (self.stamp, self.value.is_none(), self.write_id)
+    }
+
+    /// The stamp that a write was given here, as far as it is remembered.
+    pub fn knows(&self, write_id: &WriteId) -> Option<Stamp> {
+        if Fault::WriteIdForgotten.is_on() {
+            return None;
+        }
+        if self.write_id == *write_id { Some(self.stamp) } else { self.recent.time_of(write_id).map(Stamp) }
+    }
+
+    /// Keeps the one that stands above, and unites what both remember. True when this record changed at all. Associative,
+    /// commutative and idempotent.
+    pub fn merge(&mut self, other: &Self) -> bool {
+        if Fault::OverwriteInsteadOfMerge.is_on() {
+            let changed = self != other;
+            self.clone_from(other);
+            return changed;
+        }
+        let wins = other.wins_over(self);
+        if wins {
+            self.stamp = other.stamp;
+            self.write_id = other.write_id;
+            self.value.clone_from(&other.value);
+        }
+        self.recent.merge(&other.recent) || wins
+    }
+}
+
+/// Merges `incoming` into what is stored. Also tells whether that has changed what is stored, be it only what the record
+/// remembers: then it has to be stored, or a retry would not find the stamp it had.
+pub fn apply_merge(stored: Option<Register>, incoming: &Register) -> (Register, bool) {
+    match stored {
+        None => (incoming.clone(), true),
+        Some(mut stored) => {
+            let changed = stored.merge(incoming);
+            (stored, changed)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::{Strategy, any, prop_assert_eq, proptest};
+
+    use super::{Register, Stamp, apply_merge};
+    use crate::fault::{self, Fault};
+    use crate::name::WriteId;
+
+    fn written(stamp: u64, id: u8, value: Option<&'static str>) -> Register {
+        Register::written(Stamp(stamp), WriteId([id; 16]), value.map(|text| Bytes::from_static(text.as_bytes())))
+    }
+
+    #[test]
+    fn stamp_then_tombstone_then_write_id() {
+        assert!(written(2, 1, Some("a")).wins_over(&written(1, 9, None)));
+        assert!(written(2, 1, None).wins_over(&written(2, 9, Some("z"))));
+        assert!(written(2, 2, Some("a")).wins_over(&written(2, 1, Some("z"))));
+        assert!(!written(2, 2, Some("a")).wins_over(&written(2, 2, Some("a"))));
+    }
+
+    #[test]
+    fn a_superseded_write_is_remembered_and_finds_its_stamp_again() {
+        let (stored, changed) = apply_merge(None, &written(5, 1, Some("new")));
+        assert!(changed);
+        let (stored, changed) = apply_merge(Some(stored), &written(3, 2, Some("old")));
+        assert!(changed, "what is remembered must be stored");
+        assert_eq!((stored.value.as_deref(), stored.stamp), (Some(&b"new"[..]), Stamp(5)));
+        assert_eq!(stored.knows(&WriteId([2; 16])), Some(Stamp(3)));
+        assert_eq!(stored.knows(&WriteId([3; 16])), None);
+        let (again, changed) = apply_merge(Some(stored.clone()), &written(3, 2, Some("old")));
+        assert!(!changed);
+        assert_eq!(again, stored);
+    }
+
+    #[test]
+    fn faults_break_it() {
+        let stored = written(5, 1, Some("new"));
+        fault::set(Some(Fault::OverwriteInsteadOfMerge));
+        assert_eq!(apply_merge(Some(stored.clone()), &written(3, 2, None)).0, written(3, 2, None));
+        fault::set(Some(Fault::WriteIdForgotten));
+        assert_eq!(stored.knows(&WriteId([1; 16])), None);
+        fault::set(None);
+    }
+
+    fn registers() -> impl Strategy<Value = Register> {
+        let write = (0..20u64, 0..4u8, any::<bool>()).prop_map(|(stamp, id, live)| {
+            Register::written(Stamp(stamp), WriteId([id; 16]), live.then(|| Bytes::copy_from_slice(&[id])))
+        });
+        proptest::collection::vec(write, 1..80).prop_map(|writes| {
+            let mut writes = writes.into_iter();
+            let first = writes.next().expect("one write at least");
+            writes.fold(first, |stored, write| apply_merge(Some(stored), &write).0)
+        })
+    }
+
+    fn merged(a: &Register, b: &Register) -> Register {
+        let (out, changed) = apply_merge(Some(a.clone()), b);
+        assert_eq!(changed, out != *a);
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn merge_obeys_the_laws(a in registers(), b in registers(), c in registers()) {
+            prop_assert_eq!(merged(&a, &a), a.clone());
+            prop_assert_eq!(merged(&a, &b), merged(&b, &a));
+            prop_assert_eq!(merged(&merged(&a, &b), &c), merged(&a, &merged(&b, &c)));
+        }
+    }
 }

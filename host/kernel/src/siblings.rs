@@ -1,10 +1,25 @@
 //! A `siblings` record: no concurrent write is dropped.
+//!
+//! Three facts are kept apart: which events the record has *seen*, which versions still *stand*, and which writes it
+//! *remembers by name*. An event that was seen and does not stand is superseded, here and wherever this record is merged;
+//! names do the same for a write that a retry has minted twice, under two dots.
+
+use std::cmp::Ordering;
 
 use bytes::Bytes;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
+use crate::fault::Fault;
+use crate::hook::Sibling;
+use crate::limit;
 use crate::name::{StoreId, WriteId};
 use crate::recent::Recent;
+use crate::replica::{Put, ReplicaError};
+
+mod merge;
+mod vector;
+
+pub use vector::VersionVector;
 
 /// Who mints dots: a store, in one life of one record. Neither a collected record nor a wiped disk can reuse one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -24,13 +39,6 @@ pub struct Dot {
     pub counter: u64,
 }
 
-/// Every event up to a counter, per actor. Sorted by actor.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct VersionVector {
-    /// (actor, counter), sorted, one per actor.
-    pub entries: SmallVec<[(Actor, u64); 3]>,
-}
-
 /// One value, or a tombstone, that stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Version {
@@ -44,6 +52,23 @@ pub struct Version {
     pub value: Option<Bytes>,
 }
 
+impl Version {
+    /// True when it stands for this write, alone or among others.
+    pub fn stands_for(&self, write_id: &WriteId) -> bool {
+        self.ids.binary_search(write_id).is_ok()
+    }
+
+    /// True when a context covers it entirely: the client has seen each of its events, or each of its writes.
+    fn is_covered(&self, seen: &VersionVector, ids: &[WriteId]) -> bool {
+        self.dots.iter().all(|dot| seen.covers(dot)) || self.ids.iter().all(|id| ids.contains(id))
+    }
+
+    /// The order within a record.
+    fn order(&self, other: &Self) -> Ordering {
+        self.dots.cmp(&other.dots).then_with(|| self.ids.cmp(&other.ids))
+    }
+}
+
 /// A `siblings` record.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Siblings {
@@ -54,3 +79,168 @@ pub struct Siblings {
     /// The writes it has seen lately, with their hybrid time: living or not.
     pub recent: Recent,
 }
+
+impl Siblings {
+    /// The time under which a write is known here: because it is remembered, or because a version stands for it.
+    pub fn knows(&self, write_id: &WriteId) -> Option<u64> {
+        if Fault::WriteIdForgotten.is_on() {
+            return None;
+        }
+        self.recent.time_of(write_id).or_else(|| self.time_of_standing(write_id))
+    }
+
+    fn time_of_standing(&self, write_id: &WriteId) -> Option<u64> {
+        self.versions.iter().find(|version| version.stands_for(write_id)).map(|version| version.time)
+    }
+
+    /// The actor under which a store has minted in this record before: its youngest.
+    ///
+    /// A store may go on with it only if the record has not been collected from it since: else a stale copy could have
+    /// brought back an actor whose later dots are forgotten. A store that collects keeps the record's birth beside it.
+    pub fn actor_of(&self, store: &StoreId) -> Option<Actor> {
+        self.seen.entries.iter().rev().map(|(actor, _)| *actor).find(|actor| actor.store == *store)
+    }
+
+    /// Whether a client's write must not be minted here. `now_micros` is the replica's time, microseconds since 1970.
+    ///
+    /// Asked after [`Self::knows`] has answered `None`. [`ReplicaError::InDoubt`] when the write may have been minted
+    /// elsewhere and this record can no longer tell; [`ReplicaError::SiblingLimit`] when the record would hold more than
+    /// [`limit::SIBLINGS`] versions or, by estimate, more than [`limit::RECORD_BYTES`]. Merges are never refused.
+    pub fn refuse_put(&self, put: &Put, now_micros: u64) -> Result<(), ReplicaError> {
+        if put.again {
+            let too_old = now_micros.saturating_sub(put.started) >= limit::PUT_RETRY_MICROS;
+            if too_old || self.recent.horizon >= put.started {
+                return Err(ReplicaError::InDoubt);
+            }
+        }
+        let mut versions = 1;
+        let mut bytes = put.value.as_ref().map_or(0, Bytes::len) + VERSION_BYTES;
+        bytes += (self.seen.entries.len() + put.seen.entries.len()) * ENTRY_BYTES + limit::RECENT_ENTRIES * RECENT_BYTES;
+        for version in self.versions.iter().filter(|version| !version.is_covered(&put.seen, &put.ids)) {
+            versions += 1;
+            bytes += version.value.as_ref().map_or(0, Bytes::len) + VERSION_BYTES;
+            bytes += version.dots.len() * ENTRY_BYTES + version.ids.len() * size_of::<WriteId>();
+        }
+        if versions > limit::SIBLINGS || bytes > limit::RECORD_BYTES {
+            return Err(ReplicaError::SiblingLimit);
+        }
+        Ok(())
+    }
+
+    /// Carries out a client's write under the key's lock and returns the dot it was given.
+    ///
+    /// Whatever the context covers goes; the rest stays beside the new version. Only the store that holds this very record
+    /// may call it, with an actor of its own, after [`Self::knows`] and [`Self::refuse_put`].
+    pub fn put(&mut self, put: &Put, actor: Actor) -> Dot {
+        for id in &put.ids {
+            // Another replica may remember the write under another time; the union keeps the greater one.
+            let time = self.time_of_standing(id).unwrap_or(put.started);
+            if self.recent.time_of(id).is_none() {
+                self.recent.remember(*id, time);
+            }
+        }
+        self.recent.remember(put.write_id, put.started);
+        self.seen.join(&put.seen);
+        self.versions.retain_mut(|version| {
+            let covered_by_name = version.ids.iter().all(|id| put.ids.contains(id));
+            version.dots.retain(|dot| !put.seen.covers(dot));
+            !covered_by_name && !version.dots.is_empty()
+        });
+        let dot = Dot { actor, counter: self.seen.get(&actor).saturating_add(1) };
+        self.seen.advance(&dot);
+        self.versions.push(Version {
+            dots: smallvec![dot],
+            ids: smallvec![put.write_id],
+            time: put.started,
+            value: put.value.clone(),
+        });
+        self.tidy();
+        dot
+    }
+
+    /// Joins two records. True when this one changed at all. Associative, commutative and idempotent over what Puts, merges
+    /// and collapses can make.
+    pub fn merge(&mut self, other: &Self) -> bool {
+        if Fault::OverwriteInsteadOfMerge.is_on() {
+            let changed = self != other;
+            self.clone_from(other);
+            return changed;
+        }
+        merge::merge(self, other)
+    }
+
+    /// What a reader is shown: the versions with a value if there are any, else the tombstones.
+    pub fn live(&self) -> impl Iterator<Item = &Version> {
+        let deleted = self.is_deleted();
+        self.versions.iter().filter(move |version| version.value.is_none() == deleted)
+    }
+
+    /// True when no version has a value.
+    pub fn is_deleted(&self) -> bool {
+        self.versions.iter().all(|version| version.value.is_none())
+    }
+
+    /// The live values, equal ones once (with the newest time), oldest first; equal times: by their bytes. Every
+    /// coordinator that sees the same versions sees the same list.
+    pub fn live_values_deduplicated(&self) -> Vec<Sibling> {
+        let mut values: Vec<Sibling> = Vec::with_capacity(self.versions.len());
+        for version in &self.versions {
+            let Some(value) = &version.value else { continue };
+            match values.iter_mut().find(|sibling| sibling.value == *value) {
+                Some(sibling) => sibling.time = sibling.time.max(version.time),
+                None => values.push(Sibling { value: value.clone(), time: version.time }),
+            }
+        }
+        values.sort_unstable_by(|a, b| a.time.cmp(&b.time).then_with(|| a.value.cmp(&b.value)));
+        values
+    }
+
+    /// What a reader's context claims: every event seen, and the writes that stand, newest first.
+    pub fn context_claims(&self) -> (VersionVector, Vec<WriteId>) {
+        let mut newest_first: Vec<&Version> = self.versions.iter().collect();
+        newest_first.sort_by_key(|version| std::cmp::Reverse(version.time));
+        let mut ids: Vec<WriteId> = Vec::with_capacity(newest_first.len());
+        for id in newest_first.iter().flat_map(|version| &version.ids) {
+            if !ids.contains(id) {
+                ids.push(*id);
+            }
+        }
+        (self.seen.clone(), ids)
+    }
+
+    /// True when the same versions stand and the same events have been seen, whatever is remembered.
+    pub fn same_standing(&self, other: &Self) -> bool {
+        self.seen == other.seen && self.versions == other.versions
+    }
+
+    fn tidy(&mut self) {
+        self.versions.sort_unstable_by(Version::order);
+    }
+}
+
+/// Puts one version, the resolver's verdict, in the place of all live values. It inherits their events and writes and mints
+/// none: whoever merges it sees nothing new, and a client that saw any of them has seen its part of it. Tombstones stay. A
+/// record with less than two live values is returned as it is.
+pub fn collapse(record: &Siblings, verdict_value: Bytes) -> Siblings {
+    let mut out = record.clone();
+    if record.versions.iter().filter(|version| version.value.is_some()).count() < 2 {
+        return out;
+    }
+    out.versions.retain(|version| version.value.is_none());
+    let mut one = Version { dots: SmallVec::new(), ids: SmallVec::new(), time: 0, value: Some(verdict_value) };
+    for version in record.versions.iter().filter(|version| version.value.is_some()) {
+        one.dots.extend_from_slice(&version.dots);
+        one.ids.extend_from_slice(&version.ids);
+        one.time = one.time.max(version.time);
+    }
+    merge::sort_and_deduplicate(&mut one.dots);
+    merge::sort_and_deduplicate(&mut one.ids);
+    out.versions.push(one);
+    out.tidy();
+    out
+}
+
+/// Upper bounds of what the codec spends beside values, for the estimate of a record's size.
+const VERSION_BYTES: usize = 128;
+const ENTRY_BYTES: usize = 36;
+const RECENT_BYTES: usize = 26;

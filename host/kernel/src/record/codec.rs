@@ -1,0 +1,247 @@
+//! The record's byte format, and the chain of its versions.
+//!
+//! V1: `version: u8 = 1`, `kind: u8`, `checksum: u32 LE` (CRC-32 of version, kind and body), body. Integers in a body are
+//! LEB128 varints, ids sixteen raw bytes, lists preceded by their length. A value or tombstone is `0`, or its length + 1
+//! and its bytes. A newer version gets its own reader here and every older one stays, so that what lies on a disk is read
+//! as what it is.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::raw::{ID, Raw, VARINT_BYTES, put_actor, put_seen, put_varint, sorted};
+use super::{Damaged, Encoded, Record};
+use crate::name::WriteId;
+use crate::recent::Recent;
+use crate::register::{Register, Stamp};
+use crate::siblings::{Dot, Siblings, Version, VersionVector};
+
+const V1: u8 = 1;
+const REGISTER: u8 = 1;
+const SIBLINGS: u8 = 2;
+/// Version, kind, checksum.
+const HEADER: usize = 6;
+
+pub(super) fn encode(record: &Record) -> Encoded {
+    let (kind, bound) = match record {
+        Record::Register(register) => (REGISTER, register_bound(register)),
+        Record::Siblings(siblings) => (SIBLINGS, siblings_bound(siblings)),
+    };
+    let mut out = Vec::with_capacity(HEADER + bound);
+    out.extend_from_slice(&[V1, kind, 0, 0, 0, 0]);
+    match record {
+        Record::Register(register) => put_register(&mut out, register),
+        Record::Siblings(siblings) => put_siblings(&mut out, siblings),
+    }
+    let checksum = checksum(&out);
+    out[2..HEADER].copy_from_slice(&checksum.to_le_bytes());
+    Encoded(Bytes::from(out))
+}
+
+/// `whole` has a header at least.
+fn checksum(whole: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&whole[..2]);
+    hasher.update(&whole[HEADER..]);
+    hasher.finalize()
+}
+
+/// Checks header and checksum; the kind.
+pub(super) fn check(bytes: &[u8]) -> Result<u8, Damaged> {
+    let header: &[u8; HEADER] = bytes.first_chunk().ok_or(Damaged("shorter than its header"))?;
+    let [version, kind, stored @ ..] = *header;
+    if version != V1 {
+        return Err(Damaged("unknown codec version"));
+    }
+    if kind != REGISTER && kind != SIBLINGS {
+        return Err(Damaged("unknown kind"));
+    }
+    if checksum(bytes) != u32::from_le_bytes(stored) {
+        return Err(Damaged("checksum does not match"));
+    }
+    Ok(kind)
+}
+
+pub(super) fn decode(bytes: &Bytes) -> Result<Record, Damaged> {
+    let kind = check(bytes)?;
+    let mut body = Body { bytes, raw: Raw::new(bytes, HEADER) };
+    let record = match kind {
+        REGISTER => Record::Register(body.register()?),
+        _ => Record::Siblings(body.siblings()?),
+    };
+    if body.raw.left() > 0 {
+        return Err(Damaged("bytes after its end"));
+    }
+    Ok(record)
+}
+
+fn value_bound(value: Option<&Bytes>) -> usize {
+    VARINT_BYTES + value.map_or(0, Bytes::len)
+}
+
+fn recent_bound(recent: &Recent) -> usize {
+    2 * VARINT_BYTES + recent.entries.len() * (ID + VARINT_BYTES)
+}
+
+fn register_bound(register: &Register) -> usize {
+    VARINT_BYTES + ID + value_bound(register.value.as_ref()) + recent_bound(&register.recent)
+}
+
+fn siblings_bound(siblings: &Siblings) -> usize {
+    let entry = ID + 2 * VARINT_BYTES;
+    let version = |version: &Version| {
+        version.dots.len() * (entry + VARINT_BYTES)
+            + version.ids.len() * ID
+            + 3 * VARINT_BYTES
+            + value_bound(version.value.as_ref())
+    };
+    2 * VARINT_BYTES
+        + siblings.seen.entries.len() * entry
+        + siblings.versions.iter().map(version).sum::<usize>()
+        + recent_bound(&siblings.recent)
+}
+
+fn put_value(out: &mut Vec<u8>, value: Option<&Bytes>) {
+    match value {
+        None => put_varint(out, 0),
+        Some(value) => {
+            put_varint(out, value.len() as u64 + 1);
+            out.extend_from_slice(value);
+        }
+    }
+}
+
+/// Times are stored as differences: newest first, so each is at most its predecessor.
+fn put_recent(out: &mut Vec<u8>, recent: &Recent) {
+    put_varint(out, recent.horizon);
+    put_varint(out, recent.entries.len() as u64);
+    let mut newer = None;
+    for (id, time) in &recent.entries {
+        out.extend_from_slice(&id.0);
+        put_varint(out, newer.map_or(*time, |newer: u64| newer.wrapping_sub(*time)));
+        newer = Some(*time);
+    }
+}
+
+fn put_register(out: &mut Vec<u8>, register: &Register) {
+    put_varint(out, register.stamp.0);
+    out.extend_from_slice(&register.write_id.0);
+    put_value(out, register.value.as_ref());
+    put_recent(out, &register.recent);
+}
+
+fn put_siblings(out: &mut Vec<u8>, siblings: &Siblings) {
+    put_seen(out, &siblings.seen.entries);
+    put_varint(out, siblings.versions.len() as u64);
+    for version in &siblings.versions {
+        put_varint(out, version.dots.len() as u64);
+        for dot in &version.dots {
+            put_dot(out, &siblings.seen, dot);
+        }
+        put_varint(out, version.ids.len() as u64);
+        for id in &version.ids {
+            out.extend_from_slice(&id.0);
+        }
+        put_varint(out, version.time);
+        put_value(out, version.value.as_ref());
+    }
+    put_recent(out, &siblings.recent);
+}
+
+/// A dot's actor is a place in `seen`, counted from 1; an actor that is not there stands after a 0.
+fn put_dot(out: &mut Vec<u8>, seen: &VersionVector, dot: &Dot) {
+    match seen.entries.iter().position(|(actor, _)| *actor == dot.actor) {
+        Some(at) => put_varint(out, at as u64 + 1),
+        None => {
+            put_varint(out, 0);
+            put_actor(out, &dot.actor);
+        }
+    }
+    put_varint(out, dot.counter);
+}
+
+/// Reads a body from its start to its end; values share its bytes.
+struct Body<'a> {
+    bytes: &'a Bytes,
+    raw: Raw<'a>,
+}
+
+impl Body<'_> {
+    fn value(&mut self) -> Result<Option<Bytes>, Damaged> {
+        match self.raw.varint()? {
+            0 => Ok(None),
+            length => {
+                let length = usize::try_from(length - 1).map_err(|_| Damaged("a value is too long"))?;
+                let range = self.raw.take(length)?;
+                Ok(Some(self.bytes.slice(range)))
+            }
+        }
+    }
+
+    fn recent(&mut self) -> Result<Recent, Damaged> {
+        let horizon = self.raw.varint()?;
+        let count = self.raw.count(ID + 1)?;
+        let mut entries: SmallVec<[(WriteId, u64); 2]> = SmallVec::with_capacity(count);
+        for _ in 0..count {
+            let id = self.raw.write_id()?;
+            let number = self.raw.varint()?;
+            let time = match entries.last() {
+                None => number,
+                Some((_, newer)) => newer.checked_sub(number).ok_or(Damaged("a time below zero"))?,
+            };
+            entries.push((id, time));
+        }
+        sorted(&entries, |a, b| (a.1, a.0) > (b.1, b.0))?;
+        Ok(Recent { entries, horizon })
+    }
+
+    fn register(&mut self) -> Result<Register, Damaged> {
+        Ok(Register {
+            stamp: Stamp(self.raw.varint()?),
+            write_id: self.raw.write_id()?,
+            value: self.value()?,
+            recent: self.recent()?,
+        })
+    }
+
+    fn dot(&mut self, seen: &VersionVector) -> Result<Dot, Damaged> {
+        let actor = match self.raw.varint()? {
+            0 => self.raw.actor()?,
+            place => {
+                let place = usize::try_from(place - 1).map_err(|_| Damaged("an actor that is not there"))?;
+                seen.entries.get(place).ok_or(Damaged("an actor that is not there"))?.0
+            }
+        };
+        Ok(Dot { actor, counter: self.raw.varint()? })
+    }
+
+    fn version(&mut self, seen: &VersionVector) -> Result<Version, Damaged> {
+        let count = self.raw.count(2)?;
+        let mut dots = SmallVec::with_capacity(count);
+        for _ in 0..count {
+            dots.push(self.dot(seen)?);
+        }
+        sorted(&dots, |a, b| a < b)?;
+        let count = self.raw.count(ID)?;
+        let mut ids = SmallVec::with_capacity(count);
+        for _ in 0..count {
+            ids.push(self.raw.write_id()?);
+        }
+        sorted(&ids, |a, b| a < b)?;
+        if dots.is_empty() || ids.is_empty() {
+            return Err(Damaged("a version without events or writes"));
+        }
+        Ok(Version { dots, ids, time: self.raw.varint()?, value: self.value()? })
+    }
+
+    fn siblings(&mut self) -> Result<Siblings, Damaged> {
+        let seen = self.raw.seen()?;
+        // Two counts, a dot of two bytes, an id, a time, a value.
+        let count = self.raw.count(4 + ID + 2)?;
+        let mut versions = Vec::with_capacity(count);
+        for _ in 0..count {
+            versions.push(self.version(&seen)?);
+        }
+        sorted(&versions, |a, b| (&a.dots, &a.ids) < (&b.dots, &b.ids))?;
+        Ok(Siblings { seen, versions, recent: self.recent()? })
+    }
+}
