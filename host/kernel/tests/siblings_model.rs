@@ -1,0 +1,107 @@
+//! Random histories of a few replicas: nothing acknowledged is dropped, nothing superseded comes back, everybody agrees in
+//! the end, and a write that is tried again has one effect.
+
+use proptest::prelude::ProptestConfig;
+use proptest::test_runner::{TestCaseError, TestRng, TestRunner};
+use witan_kernel::fault::{self, Fault};
+use witan_kernel::siblings::Siblings;
+
+#[path = "siblings_model/world.rs"]
+mod world;
+
+use world::{Shape, Step, World, histories};
+
+/// Short enough that nothing a retry needs is forgotten: less than 64 writes within 15 s.
+const WINDOW: Shape = Shape { steps: 50, retries: true, collapses: true, pause: 100 };
+/// Long enough that `recent` overflows and expires.
+const LONG: Shape = Shape { steps: 400, retries: true, collapses: true, pause: 5000 };
+
+fn cases(usual: u32) -> u32 {
+    std::env::var("WITAN_MODEL_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+fn run(cases: u32, shape: Shape, property: impl Fn(&[Step]) -> Result<(), String>) -> Result<(), String> {
+    let config =
+        ProptestConfig { cases, max_shrink_iters: 20_000, failure_persistence: None, ..ProptestConfig::default() };
+    let rng = TestRng::deterministic_rng(config.rng_algorithm);
+    TestRunner::new_with_rng(config, rng)
+        .run(&histories(shape), |steps| property(&steps).map_err(TestCaseError::fail))
+        .map_err(|error| error.to_string())
+}
+
+fn lived(steps: &[Step]) -> World {
+    let mut world = World::new();
+    steps.iter().for_each(|step| world.step(step));
+    world
+}
+
+fn keeps_its_promises(steps: &[Step], within_window: bool) -> Result<(), String> {
+    let mut world = lived(steps);
+    world.heal();
+    world.check(within_window)
+}
+
+fn joined(a: &Siblings, b: &Siblings) -> Siblings {
+    let mut out = a.clone();
+    let changed = out.merge(b);
+    assert_eq!(changed, out != *a, "merge tells whether it changed anything");
+    out
+}
+
+/// Joins all kinds of messages of one history in all orders.
+fn obeys_the_laws(steps: &[Step]) -> Result<(), String> {
+    let messages = lived(steps).messages;
+    let picked: Vec<&Siblings> = messages.iter().step_by(messages.len() / 7 + 1).collect();
+    let same = |what: &str, left: &Siblings, right: &Siblings| {
+        if left == right { Ok(()) } else { Err(format!("{what}:\n{left:?}\n{right:?}")) }
+    };
+    for a in &picked {
+        same("idempotent", &joined(a, a), a)?;
+        for b in &picked {
+            let ab = joined(a, b);
+            same("commutative", &ab, &joined(b, a))?;
+            same("absorbing", &joined(&ab, b), &ab)?;
+            for c in &picked {
+                same("associative", &joined(&ab, c), &joined(a, &joined(b, c)))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn within_the_window_every_promise_holds() {
+    run(cases(3000), WINDOW, |steps| keeps_its_promises(steps, true)).unwrap();
+}
+
+#[test]
+fn long_histories_lose_nothing_and_converge() {
+    run(cases(300), LONG, |steps| keeps_its_promises(steps, false)).unwrap();
+}
+
+#[test]
+fn merge_obeys_the_laws_with_collapses() {
+    run(cases(1000), Shape { retries: false, ..WINDOW }, obeys_the_laws).unwrap();
+    run(cases(60), Shape { retries: false, ..LONG }, obeys_the_laws).unwrap();
+}
+
+#[test]
+fn merge_obeys_the_laws_with_retries() {
+    run(cases(1000), Shape { collapses: false, ..WINDOW }, obeys_the_laws).unwrap();
+}
+
+#[test]
+fn merge_obeys_the_laws_with_both() {
+    run(cases(1000), WINDOW, obeys_the_laws).unwrap();
+}
+
+/// A model that finds nothing when a rule is broken shows nothing when it finds nothing.
+#[test]
+fn broken_rules_are_found() {
+    for broken in [Fault::OverwriteInsteadOfMerge, Fault::WriteIdForgotten, Fault::ActorReusedAfterWipe] {
+        fault::set(Some(broken));
+        let found = run(500, Shape { collapses: false, ..WINDOW }, |steps| keeps_its_promises(steps, true));
+        fault::set(None);
+        assert!(found.is_err(), "{broken:?} was not found");
+    }
+}

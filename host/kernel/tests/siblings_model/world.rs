@@ -1,0 +1,342 @@
+//! A small world of replicas, clients and late messages around the kernel's `siblings` records, and what it must never do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use proptest::prelude::{Just, Strategy, any, prop_oneof};
+use proptest::sample::Index;
+use witan_kernel::fault::Fault;
+use witan_kernel::name::{StoreId, WriteId};
+use witan_kernel::record::Record;
+use witan_kernel::replica::{Put, ReplicaError};
+use witan_kernel::siblings::{Actor, Dot, Siblings, VersionVector, collapse};
+
+pub(crate) const REPLICAS: usize = 3;
+const QUORUM: usize = 2;
+const CLIENTS: usize = 3;
+const START: u64 = 1_700_000_000_000_000;
+
+/// One step of a history. Masks are bit sets of replicas.
+#[derive(Debug, Clone)]
+pub(crate) enum Step {
+    /// A client reads the merge of some replicas and keeps the context.
+    Read { client: usize, from: u8 },
+    /// A client writes or deletes: minted at one replica, merged into some others.
+    Write { client: usize, blind: bool, delete: bool, at: usize, to: u8 },
+    /// A write is tried again, at any replica.
+    Retry { write: Index, at: usize, to: u8 },
+    /// A message of any age arrives (again).
+    Deliver { message: Index, to: usize },
+    /// One replica is repaired from another.
+    Repair { from: usize, to: usize },
+    /// A coordinator collapses what it sees and stores the verdict.
+    Collapse { from: u8, to: u8 },
+    /// A disk is lost. The empty store takes part again once it has merged all others.
+    Wipe { at: usize },
+    /// Time passes, milliseconds.
+    Pass { millis: u64 },
+    /// A replica forgets what is old.
+    Expire { at: usize },
+}
+
+/// Which histories.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) steps: usize,
+    pub(crate) retries: bool,
+    pub(crate) collapses: bool,
+    /// Longest pause, milliseconds; 0 for none.
+    pub(crate) pause: u64,
+}
+
+pub(crate) fn histories(shape: Shape) -> impl Strategy<Value = Vec<Step>> {
+    let mask = 0..(1u8 << REPLICAS);
+    let quorums = prop_oneof![Just(0b011u8), Just(0b101), Just(0b110), Just(0b111)];
+    let read = (0..CLIENTS, 1..(1u8 << REPLICAS)).prop_map(|(client, from)| Step::Read { client, from });
+    let write = (0..CLIENTS, any::<bool>(), 0..4u8, 0..REPLICAS, mask.clone())
+        .prop_map(|(client, blind, delete, at, to)| Step::Write { client, blind, delete: delete == 0, at, to });
+    let retry = (any::<Index>(), 0..REPLICAS, mask.clone()).prop_map(|(write, at, to)| Step::Retry { write, at, to });
+    let deliver = (any::<Index>(), 0..REPLICAS).prop_map(|(message, to)| Step::Deliver { message, to });
+    let repair = (0..REPLICAS, 0..REPLICAS).prop_map(|(from, to)| Step::Repair { from, to });
+    let collapse = (quorums, mask).prop_map(|(from, to)| Step::Collapse { from, to });
+    let wipe = (0..REPLICAS).prop_map(|at| Step::Wipe { at });
+    let pass = (0..=shape.pause).prop_map(|millis| Step::Pass { millis });
+    let expire = (0..REPLICAS).prop_map(|at| Step::Expire { at });
+    let step = prop_oneof![
+        6 => read,
+        10 => write,
+        (if shape.retries { 4 } else { 0 }) => retry,
+        4 => deliver,
+        3 => repair,
+        (if shape.collapses { 3 } else { 0 }) => collapse,
+        1 => wipe,
+        (if shape.pause > 0 { 3 } else { 0 }) => pass,
+        (if shape.pause > 0 { 1 } else { 0 }) => expire,
+    ];
+    proptest::collection::vec(step, shape.steps / 2..=shape.steps)
+}
+
+/// What became of one write.
+#[derive(Debug, Default)]
+pub(crate) struct Fate {
+    put: Option<Put>,
+    /// Every dot it was given.
+    pub(crate) dots: BTreeSet<Dot>,
+    /// A quorum stores it.
+    pub(crate) acknowledged: bool,
+    /// Some minted write had seen it.
+    pub(crate) covered: bool,
+    /// Some acknowledged write had seen it.
+    pub(crate) covered_for_good: bool,
+}
+
+#[derive(Debug, Default)]
+struct Replica {
+    store: StoreId,
+    record: Option<Siblings>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Client {
+    seen: VersionVector,
+    ids: Vec<WriteId>,
+}
+
+/// The world.
+#[derive(Debug)]
+pub(crate) struct World {
+    replicas: Vec<Replica>,
+    clients: Vec<Client>,
+    pub(crate) writes: BTreeMap<WriteId, Fate>,
+    /// Everything that was ever sent.
+    pub(crate) messages: Vec<Siblings>,
+    now: u64,
+    births: u64,
+    stores: u8,
+}
+
+/// An element of the set that a write writes.
+fn element(id: &WriteId) -> [u8; 2] {
+    [id.0[0], id.0[1]]
+}
+
+/// The resolver: the union of sets, sorted.
+fn union(values: impl Iterator<Item = Bytes>) -> Bytes {
+    let elements: BTreeSet<[u8; 2]> =
+        values.flat_map(|value| value.chunks(2).map(|pair| [pair[0], pair[1]]).collect::<Vec<_>>()).collect();
+    elements.into_iter().flatten().collect::<Vec<u8>>().into()
+}
+
+fn in_mask(mask: u8) -> impl Iterator<Item = usize> {
+    (0..REPLICAS).filter(move |replica| mask & (1 << replica) != 0)
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let mut world = Self {
+            replicas: Vec::new(),
+            clients: vec![Client::default(); CLIENTS],
+            writes: BTreeMap::new(),
+            messages: Vec::new(),
+            now: START,
+            births: 0,
+            stores: 0,
+        };
+        for _ in 0..REPLICAS {
+            let store = world.draw_store();
+            world.replicas.push(Replica { store, record: None });
+        }
+        world
+    }
+
+    fn draw_store(&mut self) -> StoreId {
+        self.stores = self.stores.wrapping_add(1);
+        // Scattered, so that actors are not sorted by age.
+        StoreId([self.stores.wrapping_mul(97); 16])
+    }
+
+    pub(crate) fn step(&mut self, step: &Step) {
+        self.now += 1;
+        match step {
+            Step::Read { client, from } => self.read(*client, *from),
+            Step::Write { client, blind, delete, at, to } => self.write(*client, *blind, *delete, *at, *to),
+            Step::Retry { write, at, to } => self.retry(write, *at, *to),
+            Step::Deliver { message, to } if !self.messages.is_empty() => {
+                let message = message.get(&self.messages).clone();
+                self.merge(*to, &message);
+            }
+            Step::Deliver { .. } => {}
+            Step::Repair { from, to } => self.repair(*from, *to),
+            Step::Collapse { from, to } => self.collapse(*from, *to),
+            Step::Wipe { at } => self.wipe(*at),
+            Step::Pass { millis } => self.now += millis * 1000,
+            Step::Expire { at } => {
+                if let Some(record) = &mut self.replicas[*at].record {
+                    record.recent.expire(self.now);
+                }
+            }
+        }
+    }
+
+    fn view(&self, from: u8) -> Option<Siblings> {
+        let mut records = in_mask(from).filter_map(|replica| self.replicas[replica].record.as_ref());
+        let first = records.next()?.clone();
+        Some(records.fold(first, |mut view, record| {
+            view.merge(record);
+            view
+        }))
+    }
+
+    fn read(&mut self, client: usize, from: u8) {
+        if let Some(view) = self.view(from) {
+            let (seen, ids) = view.context_claims();
+            self.clients[client] = Client { seen, ids };
+        }
+    }
+
+    fn write(&mut self, client: usize, blind: bool, delete: bool, at: usize, to: u8) {
+        let number = self.writes.len() as u16 + 1;
+        let mut id = [0; 16];
+        // Scattered, so that names are not sorted by age.
+        id[..2].copy_from_slice(&number.wrapping_mul(40_503).to_be_bytes());
+        let id = WriteId(id);
+        let Client { seen, ids } = if blind { Client::default() } else { self.clients[client].clone() };
+        let value = (!delete).then(|| Bytes::copy_from_slice(&element(&id)));
+        let put = Put { write_id: id, started: self.now, again: false, seen, ids, value };
+        self.writes.insert(id, Fate { put: Some(put.clone()), ..Fate::default() });
+        self.carry_out(&put, at, to);
+    }
+
+    fn retry(&mut self, write: &Index, at: usize, to: u8) {
+        if self.writes.is_empty() {
+            return;
+        }
+        let fate = self.writes.values().nth(write.index(self.writes.len())).expect("an index within");
+        let put = Put { again: true, ..fate.put.clone().expect("every write has its Put") };
+        self.carry_out(&put, at, to);
+    }
+
+    /// What replica and coordinator do with a client's write.
+    fn carry_out(&mut self, put: &Put, at: usize, to: u8) {
+        let store = self.replicas[at].store;
+        let mut record = self.replicas[at].record.clone().unwrap_or_default();
+        if record.knows(&put.write_id).is_none() {
+            match record.refuse_put(put, self.now) {
+                Ok(()) => {}
+                Err(ReplicaError::InDoubt | ReplicaError::SiblingLimit) => return,
+                Err(other) => panic!("a Put is not refused with {other}"),
+            }
+            let actor = record.actor_of(&store).unwrap_or_else(|| {
+                self.births += 1;
+                Actor { store, birth: if Fault::ActorReusedAfterWipe.is_on() { 1 } else { self.births } }
+            });
+            let dot = record.put(put, actor);
+            self.replicas[at].record = Some(record.clone());
+            for fate in self.writes.values_mut() {
+                let by_name = fate.put.as_ref().is_some_and(|other| put.ids.contains(&other.write_id));
+                fate.covered |= by_name || fate.dots.iter().any(|dot| put.seen.covers(dot));
+            }
+            self.writes.get_mut(&put.write_id).expect("known").dots.insert(dot);
+        }
+        self.messages.push(record.clone());
+        let stored: BTreeSet<usize> = in_mask(to).chain([at]).collect();
+        for replica in stored.iter().filter(|replica| **replica != at) {
+            self.merge(*replica, &record);
+        }
+        if stored.len() >= QUORUM {
+            self.writes.get_mut(&put.write_id).expect("known").acknowledged = true;
+            for fate in self.writes.values_mut() {
+                let by_name = fate.put.as_ref().is_some_and(|other| put.ids.contains(&other.write_id));
+                fate.covered_for_good |= by_name || fate.dots.iter().any(|dot| put.seen.covers(dot));
+            }
+        }
+    }
+
+    fn merge(&mut self, to: usize, incoming: &Siblings) {
+        let stored = self.replicas[to].record.take().map(Record::Siblings);
+        // As it comes off the wire.
+        let incoming = Record::Siblings(incoming.clone()).encode().decode().expect("own bytes");
+        let Ok((Record::Siblings(merged), _)) = Record::merge(stored, incoming) else { panic!("one mode only") };
+        self.replicas[to].record = Some(merged);
+    }
+
+    fn repair(&mut self, from: usize, to: usize) {
+        if let Some(record) = self.replicas[from].record.clone() {
+            self.merge(to, &record);
+        }
+    }
+
+    fn collapse(&mut self, from: u8, to: u8) {
+        let Some(view) = self.view(from) else { return };
+        let verdict = union(view.live_values_deduplicated().into_iter().map(|sibling| sibling.value));
+        let collapsed = collapse(&view, verdict);
+        self.messages.push(collapsed.clone());
+        for replica in in_mask(to) {
+            self.merge(replica, &collapsed);
+        }
+    }
+
+    fn wipe(&mut self, at: usize) {
+        let store = if Fault::ActorReusedAfterWipe.is_on() { self.replicas[at].store } else { self.draw_store() };
+        self.replicas[at] = Replica { store, record: None };
+        if Fault::ActorReusedAfterWipe.is_on() {
+            return;
+        }
+        for other in (0..REPLICAS).filter(|other| *other != at) {
+            self.repair(other, at);
+        }
+    }
+
+    /// Everybody hears from everybody, twice.
+    pub(crate) fn heal(&mut self) {
+        for _ in 0..2 {
+            for from in 0..REPLICAS {
+                for to in 0..REPLICAS {
+                    self.repair(from, to);
+                }
+            }
+        }
+    }
+
+    /// What must hold when everybody has heard from everybody. `within_window`: nothing that a retry needs has been
+    /// forgotten in this history.
+    pub(crate) fn check(&self, within_window: bool) -> Result<(), String> {
+        let Some(record) = &self.replicas[0].record else { return Ok(()) };
+        for replica in &self.replicas {
+            if !replica.record.as_ref().is_some_and(|other| other.same_standing(record)) {
+                return Err(format!("replicas differ: {record:?} and {:?}", replica.record));
+            }
+        }
+        for (id, fate) in &self.writes {
+            let standing: Vec<_> = record.versions.iter().filter(|version| version.stands_for(id)).collect();
+            if fate.acknowledged && !fate.covered {
+                if standing.is_empty() {
+                    return Err(format!("{id:?} was acknowledged and dropped"));
+                }
+                let put = fate.put.as_ref().expect("every write has its Put");
+                let holds = |value: &Option<Bytes>| match (value, &put.value) {
+                    (Some(value), Some(_)) => value.chunks(2).any(|pair| pair == element(id)),
+                    (None, None) => true,
+                    (Some(_), None) | (None, Some(_)) => false,
+                };
+                if !standing.iter().any(|version| holds(&version.value)) {
+                    return Err(format!("{id:?} is not in the value that stands for it"));
+                }
+            }
+            if (within_window || fate.dots.len() <= 1)
+                && standing.iter().filter(|version| version.ids.len() == 1).count() > 1
+            {
+                return Err(format!("{id:?} stands twice"));
+            }
+        }
+        for version in &record.versions {
+            let back = |id: &WriteId| {
+                self.writes.get(id).is_some_and(|fate| fate.covered_for_good && (within_window || fate.dots.len() <= 1))
+            };
+            if version.ids.iter().all(back) {
+                return Err(format!("superseded and back: {version:?}"));
+            }
+        }
+        Ok(())
+    }
+}
