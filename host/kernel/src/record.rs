@@ -50,7 +50,9 @@ impl Record {
                 let changed = stored.merge(&incoming);
                 Ok((Self::Siblings(stored), changed))
             }
-            (Some(Self::Register(_)), Self::Siblings(_)) | (Some(Self::Siblings(_)), Self::Register(_)) => Err(WrongMode),
+            (Some(Self::Register(_)), Self::Siblings(_)) | (Some(Self::Siblings(_)), Self::Register(_)) => {
+                Err(WrongMode)
+            }
         }
     }
 
@@ -95,4 +97,3 @@ impl Encoded {
         codec::check(&self.0).map(|_| ())
     }
 }
-

@@ -42,9 +42,12 @@ pub struct Dot {
 /// One value, or a tombstone, that stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Version {
-    /// The events it stands for, sorted; never empty in a record.
+    /// The events it stands for that are not superseded, sorted; never empty in a record.
     pub dots: SmallVec<[Dot; 1]>,
-    /// The writes it stands for, sorted: one for a client's write, several for a collapsed version.
+    /// For each dot the place in `ids` of the write that it was minted for.
+    pub minted_for: SmallVec<[u32; 2]>,
+    /// The writes it stands for, sorted: one for a client's write, several for a collapsed version. Writes whose dots have
+    /// been superseded since stay: this is what the value was made of.
     pub ids: SmallVec<[WriteId; 1]>,
     /// Hybrid time of the (newest) write, microseconds.
     pub time: u64,
@@ -58,9 +61,17 @@ impl Version {
         self.ids.binary_search(write_id).is_ok()
     }
 
-    /// True when a context covers it entirely: the client has seen each of its events, or each of its writes.
-    fn is_covered(&self, seen: &VersionVector, ids: &[WriteId]) -> bool {
-        self.dots.iter().all(|dot| seen.covers(dot)) || self.ids.iter().all(|id| ids.contains(id))
+    /// Its dots, each with the write that it was minted for.
+    pub fn mints(&self) -> impl Iterator<Item = (Dot, WriteId)> {
+        self.dots.iter().zip(&self.minted_for).map(|(dot, place)| (*dot, self.ids[*place as usize]))
+    }
+
+    /// Keeps those of `mints` (sorted) that were minted for one of its writes, as its dots. False when there is none.
+    fn carry(&mut self, mints: impl Iterator<Item = (Dot, WriteId)>) -> bool {
+        (self.dots, self.minted_for) = mints
+            .filter_map(|(dot, write)| self.ids.binary_search(&write).ok().map(|place| (dot, place as u32)))
+            .unzip();
+        !self.dots.is_empty()
     }
 
     /// The order within a record.
@@ -115,8 +126,9 @@ impl Siblings {
         }
         let mut versions = 1;
         let mut bytes = put.value.as_ref().map_or(0, Bytes::len) + VERSION_BYTES;
-        bytes += (self.seen.entries.len() + put.seen.entries.len()) * ENTRY_BYTES + limit::RECENT_ENTRIES * RECENT_BYTES;
-        for version in self.versions.iter().filter(|version| !version.is_covered(&put.seen, &put.ids)) {
+        bytes +=
+            (self.seen.entries.len() + put.seen.entries.len()) * ENTRY_BYTES + limit::RECENT_ENTRIES * RECENT_BYTES;
+        for version in self.versions.iter().filter(|version| version.mints().any(|mint| !put.covers(&mint))) {
             versions += 1;
             bytes += version.value.as_ref().map_or(0, Bytes::len) + VERSION_BYTES;
             bytes += version.dots.len() * ENTRY_BYTES + version.ids.len() * size_of::<WriteId>();
@@ -142,14 +154,14 @@ impl Siblings {
         self.recent.remember(put.write_id, put.started);
         self.seen.join(&put.seen);
         self.versions.retain_mut(|version| {
-            let covered_by_name = version.ids.iter().all(|id| put.ids.contains(id));
-            version.dots.retain(|dot| !put.seen.covers(dot));
-            !covered_by_name && !version.dots.is_empty()
+            let left: SmallVec<[_; 1]> = version.mints().filter(|mint| !put.covers(mint)).collect();
+            version.carry(left.into_iter())
         });
         let dot = Dot { actor, counter: self.seen.get(&actor).saturating_add(1) };
         self.seen.advance(&dot);
         self.versions.push(Version {
             dots: smallvec![dot],
+            minted_for: smallvec![0],
             ids: smallvec![put.write_id],
             time: put.started,
             value: put.value.clone(),
@@ -200,9 +212,9 @@ impl Siblings {
         let mut newest_first: Vec<&Version> = self.versions.iter().collect();
         newest_first.sort_by_key(|version| std::cmp::Reverse(version.time));
         let mut ids: Vec<WriteId> = Vec::with_capacity(newest_first.len());
-        for id in newest_first.iter().flat_map(|version| &version.ids) {
-            if !ids.contains(id) {
-                ids.push(*id);
+        for (_, id) in newest_first.iter().flat_map(|version| version.mints()) {
+            if !ids.contains(&id) {
+                ids.push(id);
             }
         }
         (self.seen.clone(), ids)
@@ -226,21 +238,36 @@ pub fn collapse(record: &Siblings, verdict_value: Bytes) -> Siblings {
     if record.versions.iter().filter(|version| version.value.is_some()).count() < 2 {
         return out;
     }
-    out.versions.retain(|version| version.value.is_none());
-    let mut one = Version { dots: SmallVec::new(), ids: SmallVec::new(), time: 0, value: Some(verdict_value) };
-    for version in record.versions.iter().filter(|version| version.value.is_some()) {
-        one.dots.extend_from_slice(&version.dots);
-        one.ids.extend_from_slice(&version.ids);
-        one.time = one.time.max(version.time);
-    }
-    merge::sort_and_deduplicate(&mut one.dots);
-    merge::sort_and_deduplicate(&mut one.ids);
+    let (values, tombstones): (Vec<Version>, _) = out.versions.into_iter().partition(|version| version.value.is_some());
+    out.versions = tombstones;
+    let mut mints: Vec<(Dot, WriteId)> = values.iter().flat_map(Version::mints).collect();
+    merge::sort_and_deduplicate(&mut mints);
+    let mut ids: Vec<WriteId> = values.iter().flat_map(|version| version.ids.iter().copied()).collect();
+    merge::sort_and_deduplicate(&mut ids);
+    let mut one = Version {
+        dots: SmallVec::new(),
+        minted_for: SmallVec::new(),
+        ids: ids.into(),
+        time: values.iter().map(|version| version.time).max().unwrap_or_default(),
+        value: Some(verdict_value),
+    };
+    one.carry(mints.into_iter());
     out.versions.push(one);
     out.tidy();
     out
+}
+
+impl Put {
+    /// True when the client has seen this event, or this write under whichever event.
+    fn covers(&self, (dot, write): &(Dot, WriteId)) -> bool {
+        self.seen.covers(dot) || self.ids.contains(write)
+    }
 }
 
 /// Upper bounds of what the codec spends beside values, for the estimate of a record's size.
 const VERSION_BYTES: usize = 128;
 const ENTRY_BYTES: usize = 36;
 const RECENT_BYTES: usize = 26;
+
+#[cfg(test)]
+mod tests;

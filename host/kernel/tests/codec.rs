@@ -16,10 +16,10 @@ const TIME: u64 = 1_700_000_000_000_000;
 const REGISTER_V1: &str = "01012ca5fbba8080f9c0c1c48203a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a10676616c7565f7fff8c0c1c4820302a1a1a1a1a1a1a1\
     a1a1a1a1a1a1a1a1a18080f9c0c1c48203b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b207";
 const TOMBSTONE_V1: &str = "0101791f8dc0ac020303030303030303030303030303030300000103030303030303030303030303030303ac02";
-const SIBLINGS_V1: &str = "01028c380c3c0251515151515151515151515151515151010352525252525252525252525252525252ac020102020102020102010101\
-    01010101010101010101010101020202020202020202020202020202028080f9c0c1c482030101010301030303030303030303030303030303038580f9\
-    c0c1c48203000003030303030303030303030303030303038580f9c0c1c482030202020202020202020202020202020205010101010101010101010101\
-    0101010100";
+const SIBLINGS_V1: &str = "0102bee9495602515151515151515151515151515151510103525252525252525252525252525252\
+    52ac020102020102020102010101010101010101010101010101010202020202020202020202020202020201008080f9c0c1c482030101\
+    010301030303030303030303030303030303038580f9c0c1c48203000003030303030303030303030303030303038580f9c0c1c4820302\
+    020202020202020202020202020202050101010101010101010101010101010100";
 
 fn unhex(text: &str) -> Encoded {
     let digits: Vec<u8> = text.bytes().map(|digit| (digit as char).to_digit(16).expect("a hex digit") as u8).collect();
@@ -47,11 +47,18 @@ fn siblings() -> Record {
         versions: vec![
             Version {
                 dots: smallvec![dot(0x51, 1, 2), dot(0x52, 300, 1)],
+                minted_for: smallvec![1, 0],
                 ids: smallvec![id(1), id(2)],
                 time: TIME,
                 value: Some(Bytes::new()),
             },
-            Version { dots: smallvec![dot(0x51, 1, 3)], ids: smallvec![id(3)], time: TIME + 5, value: None },
+            Version {
+                dots: smallvec![dot(0x51, 1, 3)],
+                minted_for: smallvec![0],
+                ids: smallvec![id(3)],
+                time: TIME + 5,
+                value: None,
+            },
         ],
         recent: Recent { entries: smallvec![(id(3), TIME + 5), (id(2), TIME), (id(1), TIME)], horizon: 0 },
     })
@@ -119,6 +126,7 @@ fn versions() -> impl Strategy<Value = Version> {
     let dots = prop::collection::btree_set((0..4u8, 0..3u64, any::<u64>()), 1..4);
     let ids = prop::collection::btree_set(any::<[u8; 16]>(), 1..4);
     (dots, ids, any::<u64>(), values()).prop_map(|(dots, ids, time, value)| Version {
+        minted_for: (0..dots.len()).map(|place| (place % ids.len()) as u32).collect(),
         dots: dots
             .into_iter()
             .map(|(store, birth, counter)| Dot { actor: Actor { store: StoreId([store; 16]), birth }, counter })

@@ -89,7 +89,7 @@ fn register_bound(register: &Register) -> usize {
 fn siblings_bound(siblings: &Siblings) -> usize {
     let entry = ID + 2 * VARINT_BYTES;
     let version = |version: &Version| {
-        version.dots.len() * (entry + VARINT_BYTES)
+        version.dots.len() * (entry + 2 * VARINT_BYTES)
             + version.ids.len() * ID
             + 3 * VARINT_BYTES
             + value_bound(version.value.as_ref())
@@ -140,6 +140,10 @@ fn put_siblings(out: &mut Vec<u8>, siblings: &Siblings) {
         put_varint(out, version.ids.len() as u64);
         for id in &version.ids {
             out.extend_from_slice(&id.0);
+        }
+        // With one write there is no choice.
+        if version.ids.len() > 1 {
+            version.minted_for.iter().for_each(|place| put_varint(out, u64::from(*place)));
         }
         put_varint(out, version.time);
         put_value(out, version.value.as_ref());
@@ -230,7 +234,19 @@ impl Body<'_> {
         if dots.is_empty() || ids.is_empty() {
             return Err(Damaged("a version without events or writes"));
         }
-        Ok(Version { dots, ids, time: self.raw.varint()?, value: self.value()? })
+        let minted_for = self.minted_for(dots.len(), ids.len())?;
+        Ok(Version { dots, minted_for, ids, time: self.raw.varint()?, value: self.value()? })
+    }
+
+    fn minted_for(&mut self, dots: usize, ids: usize) -> Result<SmallVec<[u32; 2]>, Damaged> {
+        if ids == 1 {
+            return Ok(SmallVec::from_elem(0, dots));
+        }
+        let place = |_| match self.raw.varint()? {
+            place if place < ids as u64 => Ok(place as u32),
+            _ => Err(Damaged("a write that is not there")),
+        };
+        (0..dots).map(place).collect()
     }
 
     fn siblings(&mut self) -> Result<Siblings, Damaged> {

@@ -1,4 +1,9 @@
 //! The join of two `siblings` records.
+//!
+//! It is made of two joins that do not depend on each other, which is why it obeys the laws. *Mints*, dots with the write
+//! that each was minted for: one stays if both hold it, or one does and the other has neither seen the dot nor superseded
+//! the write. *Versions*, each the set of writes that its value was made of: the greatest sets stay. A version then carries
+//! the mints of its writes, and one that carries none has been superseded.
 
 use std::cmp::Ordering;
 
@@ -9,71 +14,64 @@ use smallvec::SmallVec;
 use super::{Dot, Siblings, Version};
 use crate::name::WriteId;
 
-/// What one record knows of events and writes, asked while the versions of the other are judged.
+/// What one record knows of events and writes, asked while the mints of the other are judged.
 struct Side<'a> {
     record: &'a Siblings,
-    dots: Vec<Dot>,
-    ids: Vec<WriteId>,
+    /// What it holds, sorted.
+    mints: Vec<(Dot, WriteId)>,
+    /// The writes among them, sorted.
+    writes: Vec<WriteId>,
 }
 
 impl<'a> Side<'a> {
     fn new(record: &'a Siblings) -> Self {
-        let mut dots: Vec<Dot> = record.versions.iter().flat_map(|version| version.dots.iter().copied()).collect();
-        let mut ids: Vec<WriteId> = record.versions.iter().flat_map(|version| version.ids.iter().copied()).collect();
-        dots.sort_unstable();
-        ids.sort_unstable();
-        Self { record, dots, ids }
+        let mut mints: Vec<(Dot, WriteId)> = record.versions.iter().flat_map(Version::mints).collect();
+        sort_and_deduplicate(&mut mints);
+        let mut writes: Vec<WriteId> = mints.iter().map(|(_, write)| *write).collect();
+        sort_and_deduplicate(&mut writes);
+        Self { record, mints, writes }
     }
 
-    /// An event of the other record stays if it stands here too, or was never seen here.
-    fn lets_stay(&self, dot: &Dot) -> bool {
-        self.dots.binary_search(dot).is_ok() || !self.record.seen.covers(dot)
+    fn lets_stay(&self, mint: &(Dot, WriteId)) -> bool {
+        self.mints.binary_search(mint).is_ok() || !(self.record.seen.covers(&mint.0) || self.has_superseded(&mint.1))
     }
 
-    /// A write that is remembered here while nothing here stands for it has been superseded, under whichever dot.
-    fn has_superseded(&self, id: &WriteId) -> bool {
-        self.ids.binary_search(id).is_err() && self.record.recent.time_of(id).is_some()
-    }
-
-    /// What of the other record's version survives this one.
-    fn judge(&self, version: &Version) -> Option<Version> {
-        if version.ids.iter().all(|id| self.has_superseded(id)) {
-            return None;
-        }
-        let dots: SmallVec<[Dot; 1]> = version.dots.iter().filter(|dot| self.lets_stay(dot)).copied().collect();
-        if dots.is_empty() {
-            return None;
-        }
-        Some(Version { dots, ids: version.ids.clone(), time: version.time, value: version.value.clone() })
+    /// A write that is remembered here while nothing of it stands here has been superseded, under whichever dot.
+    fn has_superseded(&self, write: &WriteId) -> bool {
+        self.writes.binary_search(write).is_err() && self.record.recent.time_of(write).is_some()
     }
 }
 
+/// Joins `other` into `into`. True when that changed anything.
 pub(super) fn merge(into: &mut Siblings, other: &Siblings) -> bool {
     if into == other {
         return false;
     }
-    let mut versions = Vec::with_capacity(into.versions.len() + other.versions.len());
     let (mine, theirs) = (Side::new(into), Side::new(other));
-    versions.extend(into.versions.iter().filter_map(|version| theirs.judge(version)));
-    versions.extend(other.versions.iter().filter_map(|version| mine.judge(version)));
+    let mut mints: Vec<(Dot, WriteId)> = Vec::with_capacity(mine.mints.len() + theirs.mints.len());
+    mints.extend(mine.mints.iter().filter(|mint| theirs.lets_stay(mint)));
+    mints.extend(theirs.mints.iter().filter(|mint| mine.lets_stay(mint)));
+    sort_and_deduplicate(&mut mints);
+
+    let mut versions: Vec<Version> = into.versions.iter().chain(&other.versions).cloned().collect();
     unite_equals(&mut versions);
     drop_contained(&mut versions);
+    versions.retain_mut(|version| version.carry(mints.iter().copied()));
     versions.sort_unstable_by(Version::order);
+
     let changed = versions != into.versions;
     into.versions = versions;
     let seen = into.seen.join(&other.seen);
     into.recent.merge(&other.recent) || seen || changed
 }
 
-/// Versions that stand for the same writes are one: a write that was minted twice, one version in two records, or two
-/// verdicts over the same siblings.
+/// Versions made of the same writes are one: one version in two records, a write that was minted twice, or two verdicts
+/// over the same siblings.
 fn unite_equals(versions: &mut Vec<Version>) {
     versions.sort_by(|a, b| a.ids.cmp(&b.ids));
     versions.dedup_by(|later, kept| {
         let same = later.ids == kept.ids;
         if same {
-            kept.dots.extend_from_slice(&later.dots);
-            sort_and_deduplicate(&mut kept.dots);
             kept.time = kept.time.max(later.time);
             if outranks(later.value.as_ref(), kept.value.as_ref()) {
                 kept.value = later.value.take();
@@ -83,14 +81,11 @@ fn unite_equals(versions: &mut Vec<Version>) {
     });
 }
 
-/// A version that stands for some of another's writes and for none besides is contained in it.
+/// A version made of some of another's writes and of none besides is contained in it.
 fn drop_contained(versions: &mut Vec<Version>) {
-    if versions.iter().all(|version| version.ids.len() == 1) {
-        return;
-    }
-    let ids: Vec<SmallVec<[WriteId; 1]>> =
-        versions.iter().map(|version| version.ids.clone()).filter(|ids| ids.len() > 1).collect();
-    versions.retain(|version| !ids.iter().any(|of| of.len() > version.ids.len() && is_subset(&version.ids, of)));
+    let large: Vec<SmallVec<[WriteId; 1]>> =
+        versions.iter().filter(|version| version.ids.len() > 1).map(|version| version.ids.clone()).collect();
+    versions.retain(|version| !large.iter().any(|of| of.len() > version.ids.len() && is_subset(&version.ids, of)));
 }
 
 /// Both sorted.
@@ -108,7 +103,7 @@ fn outranks(a: Option<&Bytes>, b: Option<&Bytes>) -> bool {
     order.is_gt()
 }
 
-pub(super) fn sort_and_deduplicate<T: Ord>(items: &mut SmallVec<[T; 1]>) {
+pub(super) fn sort_and_deduplicate<T: Ord>(items: &mut Vec<T>) {
     items.sort_unstable();
     items.dedup();
 }

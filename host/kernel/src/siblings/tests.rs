@@ -1,0 +1,192 @@
+use super::{Actor, Dot, Siblings, VersionVector, collapse};
+use crate::fault::{self, Fault};
+use crate::limit;
+use crate::name::{StoreId, WriteId};
+use crate::replica::{Put, ReplicaError};
+use bytes::Bytes;
+
+const NOW: u64 = 1_700_000_000_000_000;
+
+fn actor(n: u8) -> Actor {
+    Actor { store: StoreId([n; 16]), birth: 1 }
+}
+
+fn id(n: u8) -> WriteId {
+    WriteId([n; 16])
+}
+
+fn write(n: u8, value: &'static str, context: Option<&Siblings>) -> Put {
+    let (seen, ids) = context.map(Siblings::context_claims).unwrap_or_default();
+    let value = Some(Bytes::from_static(value.as_bytes()));
+    Put { write_id: id(n), started: NOW + u64::from(n), again: false, seen, ids, value }
+}
+
+fn delete(n: u8, context: &Siblings) -> Put {
+    Put { value: None, ..write(n, "", Some(context)) }
+}
+
+fn merged(a: &Siblings, b: &Siblings) -> Siblings {
+    let mut out = a.clone();
+    out.merge(b);
+    out
+}
+
+fn values(record: &Siblings) -> Vec<Bytes> {
+    record.live_values_deduplicated().into_iter().map(|sibling| sibling.value).collect()
+}
+
+#[test]
+fn what_the_context_covers_goes_and_the_rest_stays() {
+    let mut record = Siblings::default();
+    record.put(&write(1, "a", None), actor(1));
+    let read = record.clone();
+    let dot = record.put(&write(2, "b", None), actor(1));
+    assert_eq!(dot, Dot { actor: actor(1), counter: 2 });
+    assert_eq!(values(&record), ["a", "b"]);
+    record.put(&write(3, "c", Some(&read)), actor(1));
+    assert_eq!(values(&record), ["b", "c"]);
+    assert_eq!(record.context_claims().1, [id(3), id(2)], "newest first");
+    assert_eq!(record.knows(&id(1)), Some(NOW + 1), "superseded and still known");
+    assert_eq!(record.actor_of(&StoreId([1; 16])), Some(actor(1)));
+    assert_eq!(record.actor_of(&StoreId([2; 16])), None);
+}
+
+#[test]
+fn a_context_of_another_replica_moves_no_counter_of_the_actor() {
+    let mut there = Siblings::default();
+    for n in 1..=7 {
+        there.put(&write(n, "x", None), actor(2));
+    }
+    let mut here = Siblings::default();
+    let dot = here.put(&write(8, "y", Some(&there)), actor(1));
+    assert_eq!(dot.counter, 1);
+    assert_eq!(values(&merged(&here, &there)), ["y"]);
+}
+
+#[test]
+fn a_write_minted_twice_is_one_version_and_goes_as_one() {
+    let put = write(1, "a", None);
+    let (mut first, mut second) = (Siblings::default(), Siblings::default());
+    first.put(&put, actor(1));
+    let read_at_first = first.clone();
+    second.put(&Put { again: true, ..put }, actor(2));
+    let both = merged(&first, &second);
+    assert_eq!((both.versions.len(), both.versions[0].dots.len()), (1, 2));
+    first.put(&delete(2, &read_at_first), actor(1));
+    for joined in [merged(&first, &second), merged(&second, &first), merged(&both, &first)] {
+        assert!(joined.is_deleted(), "the second dot is the same write: {joined:?}");
+    }
+}
+
+#[test]
+fn values_win_over_tombstones_and_equal_bytes_count_once() {
+    let mut record = Siblings::default();
+    assert!(record.is_deleted());
+    record.put(&write(1, "a", None), actor(1));
+    let read = record.clone();
+    record.put(&write(2, "b", None), actor(1));
+    record.put(&write(3, "b", None), actor(1));
+    record.put(&delete(4, &read), actor(1));
+    assert_eq!(record.versions.len(), 3);
+    assert_eq!(record.live().count(), 2);
+    let [only] = record.live_values_deduplicated().try_into().expect("one value");
+    assert_eq!((only.value, only.time), (Bytes::from_static(b"b"), NOW + 3));
+    let mut emptied = read.clone();
+    emptied.put(&delete(5, &read), actor(1));
+    assert!(emptied.is_deleted());
+    assert_eq!(emptied.live().count(), 1, "the tombstone is what stands");
+}
+
+#[test]
+fn a_collapsed_version_inherits_and_mints_nothing() {
+    let mut record = Siblings::default();
+    for n in 1..=3 {
+        record.put(&write(n, ["a", "b", "c"][usize::from(n) - 1], None), actor(1));
+    }
+    let collapsed = collapse(&record, Bytes::from_static(b"abc"));
+    assert_eq!(collapsed.seen, record.seen);
+    assert_eq!(
+        (collapsed.versions[0].dots.len(), collapsed.versions[0].ids.len(), collapsed.versions[0].time),
+        (3, 3, NOW + 3)
+    );
+    assert_eq!(merged(&record, &collapsed), collapsed);
+    assert_eq!(collapse(&collapsed, Bytes::from_static(b"other")), collapsed, "nothing left to collapse");
+    // A client that had read the siblings has seen all of it.
+    let mut written = collapsed.clone();
+    written.put(&write(4, "d", Some(&record)), actor(1));
+    assert_eq!(values(&merged(&written, &collapsed)), ["d"]);
+    // One that had seen a part of it has not.
+    let mut part = Siblings::default();
+    part.put(&write(1, "a", None), actor(1));
+    let mut late = collapsed.clone();
+    late.put(&write(5, "e", Some(&part)), actor(1));
+    assert_eq!(values(&late), ["abc", "e"]);
+    assert_eq!(late.versions[0].dots.len(), 2);
+}
+
+#[test]
+fn verdicts_over_the_same_writes_agree_everywhere() {
+    let mut record = Siblings::default();
+    record.put(&write(1, "a", None), actor(1));
+    record.put(&write(2, "b", None), actor(1));
+    let (one, other) = (collapse(&record, Bytes::from_static(b"ab")), collapse(&record, Bytes::from_static(b"ba")));
+    assert_eq!(merged(&one, &other), merged(&other, &one));
+    assert_eq!(merged(&one, &other).versions.len(), 1);
+}
+
+#[test]
+fn doubtful_and_oversized_puts_are_refused() {
+    let again = |n| Put { again: true, ..write(n, "a", None) };
+    let mut record = Siblings::default();
+    assert_eq!(record.refuse_put(&again(1), NOW + 2), Ok(()));
+    assert_eq!(record.refuse_put(&again(1), NOW + 1 + limit::PUT_RETRY_MICROS), Err(ReplicaError::InDoubt));
+    record.recent.horizon = NOW + 1;
+    assert_eq!(record.refuse_put(&again(1), NOW + 2), Err(ReplicaError::InDoubt));
+    assert_eq!(record.refuse_put(&again(2), NOW + 2), Ok(()));
+    assert_eq!(record.refuse_put(&write(1, "a", None), NOW + 2), Ok(()), "a first attempt is in no doubt");
+
+    for n in 0..limit::SIBLINGS as u8 {
+        record.put(&write(n, "a", None), actor(1));
+    }
+    assert_eq!(record.refuse_put(&write(200, "b", None), NOW), Err(ReplicaError::SiblingLimit));
+    assert_eq!(record.refuse_put(&write(200, "b", Some(&record)), NOW), Ok(()), "it covers them");
+
+    let mut large = Siblings::default();
+    let value = Some(Bytes::from(vec![0; limit::VALUE_BYTES]));
+    for n in 1..=3 {
+        let put = Put { value: value.clone(), ..write(n, "", None) };
+        assert_eq!(large.refuse_put(&put, NOW), Ok(()));
+        large.put(&put, actor(1));
+    }
+    let fourth = Put { value, ..write(4, "", None) };
+    assert_eq!(large.refuse_put(&fourth, NOW), Err(ReplicaError::SiblingLimit));
+}
+
+#[test]
+fn faults_break_it() {
+    let (mut stored, mut sent) = (Siblings::default(), Siblings::default());
+    stored.put(&write(1, "a", None), actor(1));
+    sent.put(&write(2, "b", None), actor(2));
+    fault::set(Some(Fault::OverwriteInsteadOfMerge));
+    assert_eq!(merged(&stored, &sent), sent);
+    fault::set(Some(Fault::WriteIdForgotten));
+    assert_eq!(stored.knows(&id(1)), None);
+    fault::set(None);
+    assert_eq!(stored.knows(&id(1)), Some(NOW + 1));
+}
+
+#[test]
+fn vectors_join_and_dominate() {
+    let mut a = VersionVector::default();
+    a.advance(&Dot { actor: actor(2), counter: 5 });
+    a.advance(&Dot { actor: actor(1), counter: 1 });
+    a.advance(&Dot { actor: actor(2), counter: 3 });
+    assert_eq!((a.get(&actor(1)), a.get(&actor(2)), a.get(&actor(3))), (1, 5, 0));
+    assert!(a.covers(&Dot { actor: actor(2), counter: 5 }) && !a.covers(&Dot { actor: actor(2), counter: 6 }));
+    let mut b = VersionVector::default();
+    b.advance(&Dot { actor: actor(3), counter: 1 });
+    assert!(!a.dominates(&b) && !b.dominates(&a));
+    assert!(b.join(&a) && !b.join(&a));
+    assert!(b.dominates(&a) && !a.dominates(&b));
+    assert!(b.entries.is_sorted());
+}
