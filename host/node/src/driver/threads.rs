@@ -1,0 +1,250 @@
+//! Shards on threads of their own, and one thread that syncs for all of them.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use witan_kernel::port::Clock;
+use witan_kernel::replica::ReplicaError;
+
+use super::queue::Queue;
+use super::{Driver, QueueLimits, Time, shard_of};
+use crate::batch::{Applied, Deliver, Durability, Group, Item, Parcel, Shard, refusal};
+use crate::engine::{EngineError, Usage};
+use crate::store::Store;
+
+/// Most batches of all shards that may wait for a sync: then shards wait too.
+const GATED_BATCHES: usize = 64;
+
+/// Drives a store on threads: one per shard, and one that syncs.
+pub struct Threads {
+    store: Arc<Store>,
+    queues: Vec<Arc<Queue>>,
+    gate: Arc<Gate>,
+    shards: Mutex<Vec<JoinHandle<()>>>,
+    syncer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What a shard hands over to the syncer.
+struct Gated {
+    shard: usize,
+    generation: u64,
+    parcels: Vec<Parcel>,
+}
+
+/// Between shards and syncer.
+struct Gate {
+    waiting: Mutex<Waiting>,
+    filled: Condvar,
+    drained: Condvar,
+    /// Per shard: the generation up to which everything is durable.
+    synced: Vec<AtomicU64>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    batches: Vec<Gated>,
+    closed: bool,
+}
+
+impl Threads {
+    /// Starts `shards` threads (1 at least) and a syncer.
+    pub fn start(
+        store: Arc<Store>,
+        durability: Durability,
+        shards: usize,
+        limits: QueueLimits,
+        clock: impl Clock,
+    ) -> io::Result<Self> {
+        let shards = shards.max(1);
+        let clock: Arc<dyn Time> = Arc::new(clock);
+        let gate = Arc::new(Gate {
+            waiting: Mutex::default(),
+            filled: Condvar::new(),
+            drained: Condvar::new(),
+            synced: (0..shards).map(|_| AtomicU64::new(0)).collect(),
+        });
+        let this = Self {
+            queues: (0..shards).map(|_| Arc::new(Queue::new(limits))).collect(),
+            gate: gate.clone(),
+            shards: Mutex::default(),
+            syncer: Mutex::default(),
+            store,
+        };
+        for (number, queue) in this.queues.iter().enumerate() {
+            let mut work = ShardThread {
+                number,
+                shard: Shard::new(),
+                store: this.store.clone(),
+                queue: queue.clone(),
+                gate: gate.clone(),
+                durability,
+                clock: clock.clone(),
+            };
+            let handle = thread::Builder::new().name(format!("shard-{number}")).spawn(move || work.run())?;
+            lock(&this.shards).push(handle);
+        }
+        if durability == Durability::Sync {
+            let (gate, store) = (this.gate.clone(), this.store.clone());
+            let handle = thread::Builder::new().name("syncer".to_owned()).spawn(move || gate.sync(&store))?;
+            *lock(&this.syncer) = Some(handle);
+        }
+        Ok(this)
+    }
+
+    /// Lets nothing more in, answers what is queued, and ends the threads. Blocks until they have ended.
+    pub fn close(&self) {
+        self.queues.iter().for_each(|queue| queue.close());
+        for shard in std::mem::take(&mut *lock(&self.shards)) {
+            // A thread that panicked has said so on its own.
+            let _ = shard.join();
+        }
+        lock(&self.gate.waiting).closed = true;
+        self.gate.filled.notify_all();
+        if let Some(syncer) = lock(&self.syncer).take() {
+            let _ = syncer.join();
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Driver for Threads {
+    fn submit(&self, items: Vec<Item>, to: Arc<dyn Deliver>) {
+        let shards = self.queues.len();
+        if let [queue] = &self.queues[..] {
+            return push(queue, Group::new(items, to));
+        }
+        let mut parts: Vec<Vec<Item>> = (0..shards).map(|_| Vec::new()).collect();
+        for item in items {
+            parts[shard_of(item.request.place.token, shards)].push(item);
+        }
+        for (queue, items) in self.queues.iter().zip(parts).filter(|(_, items)| !items.is_empty()) {
+            push(queue, Group::new(items, to.clone()));
+        }
+    }
+
+    fn usage(&self) -> Pin<Box<dyn Future<Output = Result<Usage, EngineError>> + Send>> {
+        let store = self.store.clone();
+        Box::pin(async move {
+            let measured = tokio::task::spawn_blocking(move || store.engine().usage()).await;
+            measured.unwrap_or_else(|error| Err(EngineError::Broken(error.to_string())))
+        })
+    }
+
+    fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+}
+
+fn push(queue: &Queue, group: Group) {
+    if let Err(group) = queue.push(group) {
+        group.refuse(&ReplicaError::Overloaded);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn deliver(parcels: Vec<Parcel>) {
+    for (to, answers) in parcels {
+        to.deliver(answers);
+    }
+}
+
+struct ShardThread {
+    number: usize,
+    shard: Shard,
+    store: Arc<Store>,
+    queue: Arc<Queue>,
+    gate: Arc<Gate>,
+    durability: Durability,
+    clock: Arc<dyn Time>,
+}
+
+impl ShardThread {
+    fn run(&mut self) {
+        // However this thread ends, nobody waits for it any more.
+        let queue = CloseOnDrop(self.queue.clone());
+        while let Some(groups) = queue.0.wait() {
+            self.shard.synced(self.gate.synced[self.number].load(Ordering::Acquire));
+            let (wall, monotonic) = (self.clock.wall(), self.clock.monotonic());
+            let Applied { ready, gated, generation } =
+                self.shard.apply(&self.store, self.durability, groups, wall, monotonic);
+            if !gated.is_empty() {
+                self.gate.push(Gated { shard: self.number, generation, parcels: gated });
+            }
+            deliver(ready);
+        }
+    }
+}
+
+struct CloseOnDrop(Arc<Queue>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+        // Groups answer for themselves when they are dropped.
+        while !self.0.take().is_empty() {}
+    }
+}
+
+impl Gate {
+    fn push(&self, gated: Gated) {
+        let mut waiting = lock(&self.waiting);
+        while waiting.batches.len() >= GATED_BATCHES && !waiting.closed {
+            waiting = self.drained.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        waiting.batches.push(gated);
+        drop(waiting);
+        self.filled.notify_one();
+    }
+
+    fn wait(&self) -> Option<Vec<Gated>> {
+        let mut waiting = lock(&self.waiting);
+        while waiting.batches.is_empty() {
+            if waiting.closed {
+                return None;
+            }
+            waiting = self.filled.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        let batches = std::mem::take(&mut waiting.batches);
+        drop(waiting);
+        self.drained.notify_all();
+        Some(batches)
+    }
+
+    /// Syncs once for everything that has gathered, again and again.
+    fn sync(&self, store: &Store) {
+        while let Some(batches) = self.wait() {
+            let failed = store.engine().sync().err();
+            for Gated { shard, generation, parcels } in batches {
+                let Some(error) = &failed else {
+                    self.synced[shard].fetch_max(generation, Ordering::Release);
+                    deliver(parcels);
+                    continue;
+                };
+                deliver(spoil(parcels, &refusal(error)));
+            }
+        }
+    }
+}
+
+/// The same answers, turned into this error: what they say may not be durable.
+pub(super) fn spoil(parcels: Vec<Parcel>, error: &ReplicaError) -> Vec<Parcel> {
+    // Full is a promise that nothing was written; here it was.
+    let error = match error {
+        ReplicaError::Broken(reason) => ReplicaError::Broken(reason.clone()),
+        other => ReplicaError::Broken(format!("the sync failed: {other}")),
+    };
+    let spoil =
+        |answers: crate::batch::Answers| answers.into_iter().map(|(tag, _)| (tag, Err(error.clone()))).collect();
+    parcels.into_iter().map(|(to, answers)| (to, spoil(answers))).collect()
+}

@@ -1,0 +1,240 @@
+//! A disk in memory, for tests and the simulation: what was not synced is lost in a crash, and it can be told to be full,
+//! to break, or to come back empty.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::{Change, Engine, EngineError, Usage};
+
+/// A disk. Clones are handles to the same one: keep one across the crashes of the node that uses it.
+#[derive(Debug, Clone, Default)]
+pub struct Disk(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    rows: BTreeMap<Bytes, Bytes>,
+    notes: BTreeMap<String, Bytes>,
+    /// What undoes each batch that was not synced, oldest first.
+    undo: Vec<Vec<Change>>,
+    /// Counts openings and crashes: an engine opened before the last of them is dead.
+    incarnation: u64,
+    full: bool,
+    broken: Option<String>,
+    syncs: u64,
+    writes: u64,
+}
+
+impl State {
+    fn replace(&mut self, (row, value): Change) -> Change {
+        let before = match value {
+            Some(value) => self.rows.insert(row.clone(), value),
+            None => self.rows.remove(&row),
+        };
+        (row, before)
+    }
+
+    fn undo_after(&mut self, kept: usize) {
+        for batch in self.undo.split_off(kept).into_iter().rev() {
+            for change in batch.into_iter().rev() {
+                self.replace(change);
+            }
+        }
+        self.undo.clear();
+    }
+}
+
+impl Disk {
+    /// An empty disk.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Opens the engine on it. Engines opened before are dead from now on.
+    pub fn open(&self) -> Simulated {
+        let mut state = self.lock();
+        state.incarnation += 1;
+        Simulated { disk: self.clone(), incarnation: state.incarnation }
+    }
+
+    /// The machine loses power: everything that was not synced is gone.
+    pub fn crash(&self) {
+        self.crash_keeping(|_| 0);
+    }
+
+    /// The machine loses power: of the batches that were not synced (their number is told), the first so many happen to
+    /// have reached the disk.
+    pub fn crash_keeping(&self, survivors: impl FnOnce(usize) -> usize) {
+        let mut state = self.lock();
+        let kept = survivors(state.undo.len()).min(state.undo.len());
+        state.undo_after(kept);
+        state.incarnation += 1;
+    }
+
+    /// The disk is replaced by an empty one.
+    pub fn wipe(&self) {
+        let mut state = self.lock();
+        let incarnation = state.incarnation + 1;
+        *state = State { incarnation, ..State::default() };
+    }
+
+    /// Whether writes find no room.
+    pub fn set_full(&self, full: bool) {
+        self.lock().full = full;
+    }
+
+    /// Makes every call fail with this reason, or mends the disk.
+    pub fn set_broken(&self, reason: Option<&str>) {
+        self.lock().broken = reason.map(str::to_owned);
+    }
+
+    /// How often it was synced.
+    pub fn syncs(&self) -> u64 {
+        self.lock().syncs
+    }
+
+    /// How many batches were written.
+    pub fn writes(&self) -> u64 {
+        self.lock().writes
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A test that panicked with the lock held has left no half-done change behind.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The engine on a [`Disk`].
+#[derive(Debug)]
+pub struct Simulated {
+    disk: Disk,
+    incarnation: u64,
+}
+
+impl Simulated {
+    fn state(&self) -> Result<MutexGuard<'_, State>, EngineError> {
+        let state = self.disk.lock();
+        if state.incarnation != self.incarnation {
+            return Err(EngineError::Broken("the machine has crashed".to_owned()));
+        }
+        match &state.broken {
+            Some(reason) => Err(EngineError::Broken(reason.clone())),
+            None => Ok(state),
+        }
+    }
+}
+
+impl Engine for Simulated {
+    fn get(&self, row: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.state()?.rows.get(row).cloned())
+    }
+
+    fn write(&self, batch: Vec<Change>) -> Result<(), EngineError> {
+        let mut state = self.state()?;
+        if state.full {
+            return Err(EngineError::Full);
+        }
+        let undo = batch.into_iter().map(|change| state.replace(change)).collect();
+        state.undo.push(undo);
+        state.writes += 1;
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        let mut state = self.state()?;
+        state.undo.clear();
+        state.syncs += 1;
+        Ok(())
+    }
+
+    fn scan(&self, range: Range<Bytes>, limit: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let state = self.state()?;
+        Ok(state.rows.range(range).take(limit).map(|(row, value)| (row.clone(), value.clone())).collect())
+    }
+
+    fn usage(&self) -> Result<Usage, EngineError> {
+        let state = self.state()?;
+        let bytes = state.rows.iter().map(|(row, value)| (row.len() + value.len()) as u64).sum();
+        Ok(Usage { bytes, percent: if state.full { 100.0 } else { 0.0 } })
+    }
+
+    fn approximate_keys(&self) -> u64 {
+        self.disk.lock().rows.len() as u64
+    }
+
+    fn note(&self, name: &str) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.state()?.notes.get(name).cloned())
+    }
+
+    fn set_note(&self, name: &str, value: Bytes) -> Result<(), EngineError> {
+        self.state()?.notes.insert(name.to_owned(), value);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::contract;
+
+    #[test]
+    fn keeps_the_contract() {
+        let disk = Disk::new();
+        contract::check(&mut || Box::new(disk.open()));
+    }
+
+    fn row(n: u8) -> Change {
+        (Bytes::from(vec![n]), Some(Bytes::from_static(b"value")))
+    }
+
+    #[test]
+    fn a_crash_loses_what_was_not_synced_and_nothing_else() {
+        let disk = Disk::new();
+        let engine = disk.open();
+        engine.write(vec![row(1), row(2)]).unwrap();
+        engine.sync().unwrap();
+        engine.write(vec![(Bytes::from_static(&[1]), None)]).unwrap();
+        engine.write(vec![row(3)]).unwrap();
+        disk.crash();
+        assert!(engine.get(&[1]).is_err(), "the crashed engine is dead");
+        let engine = disk.open();
+        let rows: Vec<_> =
+            engine.scan(Bytes::new()..Bytes::from_static(&[9]), 9).unwrap().into_iter().map(|(row, _)| row).collect();
+        assert_eq!(rows, [Bytes::from_static(&[1]), Bytes::from_static(&[2])]);
+    }
+
+    #[test]
+    fn a_prefix_may_survive() {
+        let disk = Disk::new();
+        let engine = disk.open();
+        for n in 1..=3 {
+            engine.write(vec![row(n)]).unwrap();
+        }
+        disk.crash_keeping(|unsynced| unsynced - 1);
+        let engine = disk.open();
+        assert!(engine.get(&[2]).unwrap().is_some() && engine.get(&[3]).unwrap().is_none());
+        disk.crash();
+        assert!(disk.open().get(&[2]).unwrap().is_some(), "what survived a crash is on the disk");
+    }
+
+    #[test]
+    fn full_broken_and_wiped() {
+        let disk = Disk::new();
+        let engine = disk.open();
+        engine.write(vec![row(1)]).unwrap();
+        disk.set_full(true);
+        assert_eq!(engine.write(vec![row(2)]), Err(EngineError::Full));
+        assert!(engine.get(&[1]).unwrap().is_some());
+        disk.set_full(false);
+        engine.write(vec![row(2)]).unwrap();
+        disk.set_broken(Some("smoke"));
+        assert_eq!(engine.get(&[1]), Err(EngineError::Broken("smoke".to_owned())));
+        disk.wipe();
+        assert_eq!(disk.open().get(&[1]), Ok(None));
+    }
+}

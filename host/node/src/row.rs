@@ -1,0 +1,163 @@
+//! How a record lies on the disk: the key of its row, which orders rows by token, and the envelope around the record.
+//!
+//! A row's key is token (8 bytes, big endian), length of the tenant (2 bytes, big endian), tenant, key. The envelope is
+//! codec version (1 byte), CRC-32 (4 bytes, little endian) of the row's key, the codec version and the birth, then the birth
+//! (8 bytes, little endian), then the record, which brings a checksum of its own. The row's key is part of the checksum, so
+//! that a value which turns up under another key is noticed.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use witan_kernel::name::{Key, TenantId};
+use witan_kernel::record::Encoded;
+use witan_kernel::replica::Place;
+
+/// Version of the envelope.
+const CODEC: u8 = 1;
+/// Codec version, checksum, birth.
+const HEADER: usize = 13;
+/// Token and length of the tenant.
+const PREFIX: usize = 10;
+
+/// A row that cannot be trusted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("row {row} is damaged: {problem}")]
+pub struct DamagedRow {
+    /// Which row: token, tenant and key as far as they can be told.
+    pub row: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// Length of a place's row key.
+pub fn key_len(place: &Place) -> usize {
+    PREFIX + place.tenant.bytes().len() + place.key.bytes().len()
+}
+
+/// Appends a place's row key to a buffer.
+pub fn put_key(place: &Place, out: &mut BytesMut) {
+    let tenant = place.tenant.bytes();
+    out.put_u64(place.token);
+    // Tenants have 256 bytes at most; what breaks that is refused before it comes here.
+    out.put_u16(u16::try_from(tenant.len()).unwrap_or(u16::MAX));
+    out.put_slice(tenant);
+    out.put_slice(place.key.bytes());
+}
+
+/// The key of a place's row.
+pub fn key(place: &Place) -> Bytes {
+    let mut out = BytesMut::with_capacity(key_len(place));
+    put_key(place, &mut out);
+    out.freeze()
+}
+
+/// The place whose row has this key; `None` when it is no row's key.
+pub fn place(row: &Bytes) -> Option<Place> {
+    let token = u64::from_be_bytes(*row.first_chunk()?);
+    let tenant_len = u16::from_be_bytes(*row.get(8..)?.first_chunk()?);
+    let end = PREFIX + usize::from(tenant_len);
+    if row.len() < end {
+        return None;
+    }
+    let tenant = TenantId::from_trusted(row.slice(PREFIX..end));
+    Some(Place { token, tenant, key: Key::from_trusted(row.slice(end..)) })
+}
+
+/// Length of a record's envelope.
+pub fn envelope_len(record: &Encoded) -> usize {
+    HEADER + record.0.len()
+}
+
+/// Appends the envelope of a record to a buffer. The birth is 0 when this store has never minted a dot in the record.
+pub fn put_envelope(row: &[u8], birth: u64, record: &Encoded, out: &mut BytesMut) {
+    out.put_u8(CODEC);
+    out.put_u32_le(checksum(row, birth));
+    out.put_u64_le(birth);
+    out.put_slice(&record.0);
+}
+
+/// Opens an envelope: birth and record, which shares the value's bytes. The record's own checksum is not looked at.
+pub fn open_envelope(row: &Bytes, value: &Bytes) -> Result<(u64, Encoded), DamagedRow> {
+    let damaged = |problem: &str| damaged(row, problem);
+    let header: &[u8; HEADER] = value.first_chunk().ok_or_else(|| damaged("its envelope is cut off"))?;
+    let [codec, c0, c1, c2, c3, birth @ ..] = *header;
+    if codec != CODEC {
+        return Err(damaged("its envelope is of an unknown codec version"));
+    }
+    let birth = u64::from_le_bytes(birth);
+    if u32::from_le_bytes([c0, c1, c2, c3]) != checksum(row, birth) {
+        return Err(damaged("the checksum of its envelope does not match"));
+    }
+    Ok((birth, Encoded(value.slice(HEADER..))))
+}
+
+fn checksum(row: &[u8], birth: u64) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(row);
+    hasher.update(&[CODEC]);
+    hasher.update(&birth.to_le_bytes());
+    hasher.finalize()
+}
+
+/// A damaged row, named for whoever reads the log.
+pub fn damaged(row: &Bytes, problem: impl Into<String>) -> DamagedRow {
+    let name = match place(row) {
+        Some(Place { token, tenant, key }) => format!("(token {token:016x}, tenant {tenant:?}, key {key:?})"),
+        None => format!("({} bytes that are no row's key)", row.len()),
+    };
+    DamagedRow { row: name, problem: problem.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(token: u64, tenant: &'static str, key: &'static str) -> Place {
+        let tenant = TenantId::from_trusted(Bytes::from_static(tenant.as_bytes()));
+        Place { token, tenant, key: Key::from_trusted(Bytes::from_static(key.as_bytes())) }
+    }
+
+    #[test]
+    fn rows_are_ordered_by_token_and_name_their_place() {
+        assert!(key(&at(255, "b", "a")) < key(&at(256, "a", "a")));
+        assert_ne!(key(&at(1, "ab", "c")), key(&at(1, "a", "bc")));
+        for place in [at(7, "tenant", "key"), at(u64::MAX, "t", "")] {
+            assert_eq!(super::place(&key(&place)), Some(place));
+        }
+        for broken in [&b""[..], b"12345678", b"12345678\x00\x05abcd"] {
+            assert_eq!(super::place(&Bytes::copy_from_slice(broken)), None);
+        }
+    }
+
+    #[test]
+    fn envelopes_survive_and_damage_is_noticed() {
+        let row = key(&at(7, "tenant", "key"));
+        let record = Encoded(Bytes::from_static(b"record"));
+        let mut out = BytesMut::new();
+        put_envelope(&row, 42, &record, &mut out);
+        assert_eq!(out.len(), envelope_len(&record));
+        let value = out.freeze();
+        assert_eq!(open_envelope(&row, &value), Ok((42, record)));
+
+        let elsewhere = key(&at(7, "tenant", "other"));
+        let error = open_envelope(&elsewhere, &value).unwrap_err().to_string();
+        assert!(error.contains("other") && error.contains("checksum"), "{error}");
+        for at in 0..HEADER {
+            let mut flipped = value.to_vec();
+            flipped[at] ^= 1;
+            assert!(open_envelope(&row, &Bytes::from(flipped)).is_err(), "byte {at}");
+        }
+        assert!(open_envelope(&row, &value.slice(..HEADER - 1)).is_err());
+    }
+
+    /// V1, byte by byte: what lies on disks is read by every later version.
+    #[test]
+    fn golden_bytes() {
+        let row = key(&at(0x0102, "t", "k"));
+        assert_eq!(&row[..], b"\x00\x00\x00\x00\x00\x00\x01\x02\x00\x01tk");
+        let mut out = BytesMut::new();
+        put_envelope(&row, 3, &Encoded(Bytes::from_static(b"R")), &mut out);
+        let checksum =
+            crc32fast::hash(b"\x00\x00\x00\x00\x00\x00\x01\x02\x00\x01tk\x01\x03\x00\x00\x00\x00\x00\x00\x00");
+        let golden = [&[1][..], &checksum.to_le_bytes(), b"\x03\x00\x00\x00\x00\x00\x00\x00R"].concat();
+        assert_eq!(&out[..], golden);
+    }
+}

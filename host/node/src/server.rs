@@ -1,0 +1,163 @@
+//! The storage node over gRPC: lanes for coordinators, unary calls for people and tools.
+
+mod lane;
+mod unary;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio_stream::Stream;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tonic::{Request, Response, Status, Streaming};
+use witan_kernel::name::NodeId;
+use witan_kernel::port::Clock;
+use witan_wire::v1::storage_node_service_server::{StorageNodeService, StorageNodeServiceServer};
+use witan_wire::v1::{
+    DescribeRequest, DescribeResponse, ExchangeRequest, FILE_DESCRIPTOR_SET, ReadRequest, ReadResponse, RepairRequest,
+    RepairResponse,
+};
+
+use crate::driver::{Driver, Time};
+
+/// Protocol versions of lanes that this node speaks.
+pub const VERSIONS: [u32; 1] = [1];
+/// What it can do beyond the version's minimum.
+pub const CAPABILITIES: [&str; 2] = ["register", "siblings"];
+
+/// Largest message: a unary call's record of 32 MiB, and what stands around it. Frames have a tighter bound of their own.
+const MESSAGE_BYTES: usize = 33 << 20;
+
+/// Bounds of the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests of one lane that may be in flight. 256 at least.
+    pub lane_requests: usize,
+    /// Bytes of answers of one lane that wait to be sent: while there are more, nothing more is read from it.
+    pub lane_answer_bytes: usize,
+    /// Streams of one connection at a time: lanes and unary calls.
+    pub streams: u32,
+    /// How long after the signal to shut down the server still waits for what is in flight.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { lane_requests: 4096, lane_answer_bytes: 64 << 20, streams: 1024, drain: Duration::from_secs(5) }
+    }
+}
+
+/// Why serving ended, other than by the signal.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The listener failed, or a connection could not be set up at all.
+    #[error("serve storage node: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// The reflection service could not be made of the compiled descriptors.
+    #[error("describe services: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Serves a node on the connections that come in, until `shutdown` is ready: then lanes end once what they have in flight is
+/// answered, and everything does after [`Limits::drain`].
+pub async fn serve<I, IO, E>(
+    incoming: I,
+    node: NodeId,
+    driver: Arc<dyn Driver>,
+    clock: impl Clock,
+    limits: Limits,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError>
+where
+    I: Stream<Item = Result<IO, E>>,
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (stop, stopped) = watch::channel(false);
+    let streams = limits.streams;
+    let drain = limits.drain;
+    let storage = Storage { node, driver, clock: Arc::new(clock), limits, stopped: stopped.clone() };
+    let storage = StorageNodeServiceServer::new(storage)
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
+    let (health, health_server) = tonic_health::server::health_reporter();
+    health.set_serving::<StorageNodeServiceServer<Storage>>().await;
+
+    let mut stopping = stopped.clone();
+    let serving = server(streams)
+        .add_service(storage)
+        .add_service(health_server)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .serve_with_incoming_shutdown(incoming, async move {
+            let _ = stopping.wait_for(|stopped| *stopped).await;
+        });
+    let deadline = async {
+        shutdown.await;
+        health.set_not_serving::<StorageNodeServiceServer<Storage>>().await;
+        let _ = stop.send(true);
+        // A connection that is idle, or silent, would hold up a graceful end for ever.
+        tokio::time::sleep(drain).await;
+    };
+    tokio::select! {
+        served = serving => Ok(served?),
+        () = deadline => Ok(()),
+    }
+}
+
+/// tonic leaves out hyper's limits unless they are set.
+fn server(streams: u32) -> Server {
+    Server::builder()
+        .max_concurrent_streams(streams)
+        .http2_max_pending_accept_reset_streams(Some(64))
+        .http2_max_local_error_reset_streams(Some(256))
+        .http2_max_header_list_size(16 << 10)
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        // Several frames of a lane, and all lanes of a coordinator.
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20)
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name("witan.v1.StorageNodeService")
+        .with_service_name("grpc.health.v1.Health")
+}
+
+/// What every call needs.
+struct Storage {
+    node: NodeId,
+    driver: Arc<dyn Driver>,
+    clock: Arc<dyn Time>,
+    limits: Limits,
+    stopped: watch::Receiver<bool>,
+}
+
+#[tonic::async_trait]
+impl StorageNodeService for Storage {
+    type ExchangeStream = lane::Answering;
+
+    async fn exchange(
+        &self,
+        request: Request<Streaming<ExchangeRequest>>,
+    ) -> Result<Response<lane::Answering>, Status> {
+        Ok(Response::new(lane::start(request.into_inner(), self)))
+    }
+
+    async fn read(&self, request: Request<ReadRequest>) -> Result<Response<ReadResponse>, Status> {
+        unary::read(&*self.driver, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn repair(&self, request: Request<RepairRequest>) -> Result<Response<RepairResponse>, Status> {
+        unary::repair(&*self.driver, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
+        unary::describe(&*self.driver, &self.node).await.map(Response::new)
+    }
+}

@@ -1,0 +1,303 @@
+//! A lane: batches of requests one way, whatever answers are ready the other way.
+//!
+//! One task reads frames and submits each as a group; the response's stream gathers the answers that shards have delivered
+//! into frames. Requests in flight are bounded by permits, which the stream gives back with the answers.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio_stream::Stream;
+use tonic::{Status, Streaming};
+use witan_kernel::name::NodeId;
+use witan_kernel::replica::{Answer, Outcome};
+use witan_wire::frame::{self, BATCH_ITEMS, Joiner, PIECE_BYTES};
+use witan_wire::replica::{Arrived, answer_to_wire, malformed_to_wire};
+use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Frame, Hello, ReplicaAnswer, ReplicaRequest, Welcome};
+
+use super::{CAPABILITIES, Storage, VERSIONS};
+use crate::batch::{Answers, Deliver, Item};
+use crate::driver::{Driver, Time};
+
+/// How long a coordinator may take to introduce itself.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// What an answer takes on the wire beside its record, roughly.
+const ANSWER_BYTES: usize = 16;
+
+/// What the reading half tells the answering one.
+enum Event {
+    Welcome(Welcome),
+    Answers(Answers),
+    Malformed(Vec<ReplicaAnswer>),
+    End(Status),
+}
+
+/// Where a lane's answers are delivered: from there they go to its stream.
+struct Out {
+    events: mpsc::UnboundedSender<Event>,
+    held: Arc<Held>,
+}
+
+/// Bytes of answers that wait to be sent.
+#[derive(Default)]
+struct Held {
+    bytes: AtomicUsize,
+    sent: Notify,
+}
+
+impl Held {
+    async fn below(&self, limit: usize) {
+        loop {
+            let sent = self.sent.notified();
+            if self.bytes.load(Ordering::Acquire) < limit {
+                return;
+            }
+            sent.await;
+        }
+    }
+
+    fn release(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.sent.notify_one();
+    }
+}
+
+fn size(outcome: &Outcome) -> usize {
+    let record = match outcome {
+        Ok(Answer::Put { record, .. } | Answer::Record(Some(record))) => record.0.len(),
+        Ok(Answer::Stamp { .. } | Answer::Merged { .. } | Answer::Record(None)) | Err(_) => 0,
+    };
+    record + ANSWER_BYTES
+}
+
+impl Deliver for Out {
+    fn deliver(&self, answers: Answers) {
+        let bytes = answers.iter().map(|(_, outcome)| size(outcome)).sum();
+        self.held.bytes.fetch_add(bytes, Ordering::AcqRel);
+        // When the lane has gone, so have those who wait for its answers.
+        let _ = self.events.send(Event::Answers(answers));
+    }
+}
+
+/// Starts a lane on a stream that has just come in.
+pub(super) fn start(inbound: Streaming<ExchangeRequest>, storage: &Storage) -> Answering {
+    // Unbounded in its type: what it can hold is bounded by the permits.
+    let (events, received) = mpsc::unbounded_channel();
+    let held = Arc::new(Held::default());
+    let most = storage.limits.lane_requests.max(BATCH_ITEMS);
+    let permits = Arc::new(Semaphore::new(most));
+    let reading = Reading {
+        inbound,
+        joiner: Joiner::new(),
+        node: storage.node.clone(),
+        driver: storage.driver.clone(),
+        clock: storage.clock.clone(),
+        permits: permits.clone(),
+        answer_bytes: storage.limits.lane_answer_bytes,
+        stopped: storage.stopped.clone(),
+        out: Arc::new(Out { events, held: held.clone() }),
+    };
+    tokio::spawn(reading.run());
+    Answering { received, waiting: VecDeque::new(), frames: VecDeque::new(), end: None, ended: false, permits, held }
+}
+
+/// The half of a lane that reads.
+struct Reading {
+    inbound: Streaming<ExchangeRequest>,
+    joiner: Joiner,
+    node: NodeId,
+    driver: Arc<dyn Driver>,
+    clock: Arc<dyn Time>,
+    permits: Arc<Semaphore>,
+    answer_bytes: usize,
+    stopped: watch::Receiver<bool>,
+    out: Arc<Out>,
+}
+
+impl Reading {
+    /// Reads until the coordinator has said all, the node stops, or something is wrong. What is in flight then is answered
+    /// still: the stream ends when the last of those who owe answers has let go of `out`.
+    async fn run(mut self) {
+        if let Err(status) = self.read().await {
+            let _ = self.out.events.send(Event::End(status));
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), Status> {
+        self.shake_hands().await?;
+        while let Some(message) = self.next().await? {
+            let frame = message.frame.ok_or_else(|| Status::invalid_argument("a message without a frame"))?;
+            let joined = self.joiner.push(frame).map_err(damaged)?;
+            let Some(batch) = joined else { continue };
+            let requests = frame::open_requests(batch).map_err(damaged)?;
+            if !self.admit(requests.len()).await {
+                return Ok(());
+            }
+            self.submit(requests);
+        }
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Option<ExchangeRequest>, Status> {
+        tokio::select! {
+            message = self.inbound.message() => message,
+            _ = self.stopped.wait_for(|stopped| *stopped) => Ok(None),
+        }
+    }
+
+    async fn shake_hands(&mut self) -> Result<(), Status> {
+        let first = tokio::time::timeout(HELLO_WITHIN, self.next())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no hello came"))??;
+        let Some(first) = first else { return Ok(()) };
+        let hello = first.hello.ok_or_else(|| Status::invalid_argument("the first message must be a hello"))?;
+        let welcome = welcome(&hello, &self.node, &*self.driver)?;
+        tracing::debug!(coordinator = hello.coordinator_id, version = welcome.version, "a lane opens");
+        let _ = self.out.events.send(Event::Welcome(welcome));
+        Ok(())
+    }
+
+    /// Waits until so many requests may be in flight. False when nobody waits for their answers any more.
+    async fn admit(&self, requests: usize) -> bool {
+        // A batch has 256 items at most.
+        let Ok(permits) = u32::try_from(requests) else { return false };
+        let Ok(permits) = self.permits.acquire_many(permits).await else { return false };
+        permits.forget();
+        tokio::select! {
+            () = self.out.held.below(self.answer_bytes) => true,
+            () = self.out.events.closed() => false,
+        }
+    }
+
+    fn submit(&self, requests: Vec<ReplicaRequest>) {
+        let now = self.clock.monotonic();
+        let mut items = Vec::with_capacity(requests.len());
+        let mut malformed = Vec::new();
+        for request in requests {
+            let id = request.id;
+            match Arrived::try_from(request) {
+                Ok(arrived) => items.push(item(arrived, now)),
+                Err(error) => malformed.push(malformed_to_wire(id, &error)),
+            }
+        }
+        if !malformed.is_empty() {
+            let _ = self.out.events.send(Event::Malformed(malformed));
+        }
+        if !items.is_empty() {
+            self.driver.submit(items, self.out.clone());
+        }
+    }
+}
+
+fn item(arrived: Arrived, now: u64) -> Item {
+    let deadline = match arrived.deadline_ms {
+        0 => u64::MAX,
+        ms => now.saturating_add(u64::from(ms) * 1000),
+    };
+    Item { tag: arrived.id, request: arrived.request, deadline }
+}
+
+fn damaged(error: frame::Damaged) -> Status {
+    Status::data_loss(error.to_string())
+}
+
+fn welcome(hello: &Hello, node: &NodeId, driver: &dyn Driver) -> Result<Welcome, Status> {
+    if !hello.node_id.is_empty() && hello.node_id != node.as_str() {
+        let message = format!("this is node {node}, not {:?}", hello.node_id);
+        return Err(Status::failed_precondition(message));
+    }
+    let version = VERSIONS.into_iter().filter(|version| hello.versions.contains(version)).max();
+    let version = version.ok_or_else(|| {
+        let message = format!(
+            "no protocol version in common: this node speaks {VERSIONS:?}, the coordinator {:?}",
+            hello.versions
+        );
+        Status::failed_precondition(message)
+    })?;
+    Ok(Welcome {
+        version,
+        capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+        node_id: node.to_string(),
+        store_id: driver.store().id().0.to_vec().into(),
+    })
+}
+
+/// The half of a lane that answers: a stream of frames.
+pub(crate) struct Answering {
+    received: mpsc::UnboundedReceiver<Event>,
+    /// Answers that are not yet in a frame, with what each holds in bytes.
+    waiting: VecDeque<(usize, ReplicaAnswer)>,
+    /// Frames of a batch that is being sent.
+    frames: VecDeque<Frame>,
+    /// How the stream ends once all answers are sent.
+    end: Option<Status>,
+    ended: bool,
+    permits: Arc<Semaphore>,
+    held: Arc<Held>,
+}
+
+impl Answering {
+    /// Takes what has been delivered, until a frame is full or nothing more is there.
+    fn gather(&mut self, context: &mut Context<'_>) -> Option<Welcome> {
+        while !self.ended && self.waiting.len() < BATCH_ITEMS {
+            match self.received.poll_recv(context) {
+                Poll::Pending => return None,
+                Poll::Ready(None) => self.ended = true,
+                Poll::Ready(Some(Event::Welcome(welcome))) => return Some(welcome),
+                Poll::Ready(Some(Event::Malformed(answers))) => {
+                    self.waiting.extend(answers.into_iter().map(|answer| (0, answer)));
+                }
+                Poll::Ready(Some(Event::End(status))) => self.end = Some(status),
+                Poll::Ready(Some(Event::Answers(answers))) => {
+                    let wire = |(id, outcome)| (size(&outcome), answer_to_wire(id, outcome));
+                    self.waiting.extend(answers.into_iter().map(wire));
+                }
+            }
+        }
+        None
+    }
+
+    /// Puts what waits into frames, up to the bounds of one batch, and lets as many new requests in.
+    fn seal(&mut self) {
+        let mut bytes = 0;
+        let mut answers = Vec::with_capacity(self.waiting.len().min(BATCH_ITEMS));
+        while answers.len() < BATCH_ITEMS && bytes < PIECE_BYTES {
+            let Some((size, answer)) = self.waiting.pop_front() else { break };
+            bytes += size;
+            answers.push(answer);
+        }
+        self.permits.add_permits(answers.len());
+        self.held.release(bytes);
+        self.frames.extend(frame::seal_answers(answers));
+    }
+}
+
+impl Stream for Answering {
+    type Item = Result<ExchangeResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(frame) = self.frames.pop_front() {
+                return Poll::Ready(Some(Ok(ExchangeResponse { welcome: None, frame: Some(frame) })));
+            }
+            if let Some(welcome) = self.gather(context) {
+                return Poll::Ready(Some(Ok(ExchangeResponse { welcome: Some(welcome), frame: None })));
+            }
+            if self.waiting.is_empty() {
+                return if self.ended { Poll::Ready(self.end.take().map(Err)) } else { Poll::Pending };
+            }
+            self.seal();
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        // The coordinator has gone: the reading half must not wait for room that nobody makes.
+        self.permits.close();
+    }
+}
