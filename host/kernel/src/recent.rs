@@ -28,37 +28,39 @@ impl Recent {
     }
 
     /// Remembers a write. A write that is remembered already keeps the greater of both times, because that is what the
-    /// union of two records must do too (the lesser one could have been dropped somewhere else).
-    pub fn remember(&mut self, write_id: WriteId, time: u64) {
+    /// union of two records must do too (the lesser one could have been dropped somewhere else). True when that changed
+    /// anything.
+    pub fn remember(&mut self, write_id: WriteId, time: u64) -> bool {
+        let entry = (write_id, time);
         if let Some(at) = self.entries.iter().position(|(id, _)| *id == write_id) {
             if self.entries[at].1 >= time {
-                return;
+                return false;
             }
             self.entries.remove(at);
+        } else if self.entries.len() >= RECENT_ENTRIES
+            && self.entries.last().is_some_and(|last| rank(last) > rank(&entry))
+        {
+            let raised = time > self.horizon;
+            self.horizon = self.horizon.max(time);
+            return raised;
         }
-        let entry = (write_id, time);
         let at = self.entries.partition_point(|other| rank(other) > rank(&entry));
         self.entries.insert(at, entry);
-        self.truncate();
+        self.keep_first(RECENT_ENTRIES);
+        true
     }
 
     /// Unites two memories: the newest [`RECENT_ENTRIES`] of both. True when this one changed. Associative, commutative and
     /// idempotent.
     pub fn merge(&mut self, other: &Self) -> bool {
-        if self.horizon >= other.horizon && other.entries.iter().all(|(id, time)| self.time_of(id) >= Some(*time)) {
-            return false;
-        }
-        let horizon = self.horizon;
-        self.horizon = horizon.max(other.horizon);
-        let mut changed = self.horizon != horizon;
-        for (id, time) in &other.entries {
-            if self.time_of(id) < Some(*time) {
-                self.remember(*id, *time);
-                // What was full of newer entries drops the new one at once; then only the horizon can have changed.
-                changed |= self.time_of(id) == Some(*time);
+        let mut changed = other.horizon > self.horizon;
+        self.horizon = self.horizon.max(other.horizon);
+        if self.entries != other.entries {
+            for (id, time) in &other.entries {
+                changed |= self.remember(*id, *time);
             }
         }
-        changed || self.horizon != horizon
+        changed
     }
 
     /// Drops what is older than [`RECENT_MICROS`] at `now_micros` (microseconds since 1970) and raises the horizon
@@ -67,10 +69,6 @@ impl Recent {
         let oldest = now_micros.saturating_sub(RECENT_MICROS);
         let keep = self.entries.partition_point(|(_, time)| *time >= oldest);
         self.keep_first(keep)
-    }
-
-    fn truncate(&mut self) {
-        self.keep_first(RECENT_ENTRIES);
     }
 
     fn keep_first(&mut self, keep: usize) -> bool {

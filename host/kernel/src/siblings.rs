@@ -61,16 +61,20 @@ impl Version {
         self.ids.binary_search(write_id).is_ok()
     }
 
-    /// Its dots, each with the write that it was minted for.
-    pub fn mints(&self) -> impl Iterator<Item = (Dot, WriteId)> {
-        self.dots.iter().zip(&self.minted_for).map(|(dot, place)| (*dot, self.ids[*place as usize]))
+    /// Its dots, each after the write that it was minted for.
+    pub fn mints(&self) -> impl Iterator<Item = (WriteId, Dot)> {
+        self.dots.iter().zip(&self.minted_for).map(|(dot, place)| (self.ids[*place as usize], *dot))
     }
 
-    /// Keeps those of `mints` (sorted) that were minted for one of its writes, as its dots. False when there is none.
-    fn carry(&mut self, mints: impl Iterator<Item = (Dot, WriteId)>) -> bool {
-        (self.dots, self.minted_for) = mints
-            .filter_map(|(dot, write)| self.ids.binary_search(&write).ok().map(|place| (dot, place as u32)))
-            .unzip();
+    /// Takes those of `mints`, sorted by write, that were minted for one of its writes. False when there is none.
+    fn carry(&mut self, mints: &[(WriteId, Dot)]) -> bool {
+        let mut carried: SmallVec<[(Dot, u32); 4]> = SmallVec::new();
+        for (place, id) in (0..).zip(&self.ids) {
+            let from = mints.partition_point(|(write, _)| write < id);
+            carried.extend(mints[from..].iter().take_while(|(write, _)| write == id).map(|(_, dot)| (*dot, place)));
+        }
+        carried.sort_unstable();
+        (self.dots, self.minted_for) = carried.into_iter().unzip();
         !self.dots.is_empty()
     }
 
@@ -154,8 +158,9 @@ impl Siblings {
         self.recent.remember(put.write_id, put.started);
         self.seen.join(&put.seen);
         self.versions.retain_mut(|version| {
-            let left: SmallVec<[_; 1]> = version.mints().filter(|mint| !put.covers(mint)).collect();
-            version.carry(left.into_iter())
+            let mut left: SmallVec<[_; 2]> = version.mints().filter(|mint| !put.covers(mint)).collect();
+            left.sort_unstable();
+            version.carry(&left)
         });
         let dot = Dot { actor, counter: self.seen.get(&actor).saturating_add(1) };
         self.seen.advance(&dot);
@@ -212,7 +217,7 @@ impl Siblings {
         let mut newest_first: Vec<&Version> = self.versions.iter().collect();
         newest_first.sort_by_key(|version| std::cmp::Reverse(version.time));
         let mut ids: Vec<WriteId> = Vec::with_capacity(newest_first.len());
-        for (_, id) in newest_first.iter().flat_map(|version| version.mints()) {
+        for (id, _) in newest_first.iter().flat_map(|version| version.mints()) {
             if !ids.contains(&id) {
                 ids.push(id);
             }
@@ -240,10 +245,12 @@ pub fn collapse(record: &Siblings, verdict_value: Bytes) -> Siblings {
     }
     let (values, tombstones): (Vec<Version>, _) = out.versions.into_iter().partition(|version| version.value.is_some());
     out.versions = tombstones;
-    let mut mints: Vec<(Dot, WriteId)> = values.iter().flat_map(Version::mints).collect();
-    merge::sort_and_deduplicate(&mut mints);
+    let mut mints: Vec<(WriteId, Dot)> = values.iter().flat_map(Version::mints).collect();
+    mints.sort_unstable();
+    mints.dedup();
     let mut ids: Vec<WriteId> = values.iter().flat_map(|version| version.ids.iter().copied()).collect();
-    merge::sort_and_deduplicate(&mut ids);
+    ids.sort_unstable();
+    ids.dedup();
     let mut one = Version {
         dots: SmallVec::new(),
         minted_for: SmallVec::new(),
@@ -251,7 +258,7 @@ pub fn collapse(record: &Siblings, verdict_value: Bytes) -> Siblings {
         time: values.iter().map(|version| version.time).max().unwrap_or_default(),
         value: Some(verdict_value),
     };
-    one.carry(mints.into_iter());
+    one.carry(&mints);
     out.versions.push(one);
     out.tidy();
     out
@@ -259,7 +266,7 @@ pub fn collapse(record: &Siblings, verdict_value: Bytes) -> Siblings {
 
 impl Put {
     /// True when the client has seen this event, or this write under whichever event.
-    fn covers(&self, (dot, write): &(Dot, WriteId)) -> bool {
+    fn covers(&self, (write, dot): &(WriteId, Dot)) -> bool {
         self.seen.covers(dot) || self.ids.contains(write)
     }
 }

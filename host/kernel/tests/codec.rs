@@ -113,7 +113,9 @@ fn signed(kind: u8, body: &[u8]) -> Encoded {
 fn recents() -> impl Strategy<Value = Recent> {
     (prop::collection::vec(any::<([u8; 16], u64)>(), 0..70), any::<u64>()).prop_map(|(entries, horizon)| {
         let mut recent = Recent { horizon, ..Recent::default() };
-        entries.into_iter().for_each(|(id, time)| recent.remember(WriteId(id), time));
+        for (id, time) in entries {
+            recent.remember(WriteId(id), time);
+        }
         recent
     })
 }

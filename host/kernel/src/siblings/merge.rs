@@ -14,31 +14,30 @@ use smallvec::SmallVec;
 use super::{Dot, Siblings, Version};
 use crate::name::WriteId;
 
+/// Mints, sorted.
+type Mints = SmallVec<[(WriteId, Dot); 4]>;
+
 /// What one record knows of events and writes, asked while the mints of the other are judged.
 struct Side<'a> {
     record: &'a Siblings,
-    /// What it holds, sorted.
-    mints: Vec<(Dot, WriteId)>,
-    /// The writes among them, sorted.
-    writes: Vec<WriteId>,
+    mints: Mints,
 }
 
 impl<'a> Side<'a> {
     fn new(record: &'a Siblings) -> Self {
-        let mut mints: Vec<(Dot, WriteId)> = record.versions.iter().flat_map(Version::mints).collect();
-        sort_and_deduplicate(&mut mints);
-        let mut writes: Vec<WriteId> = mints.iter().map(|(_, write)| *write).collect();
-        sort_and_deduplicate(&mut writes);
-        Self { record, mints, writes }
+        let mut mints: Mints = record.versions.iter().flat_map(Version::mints).collect();
+        mints.sort_unstable();
+        Self { record, mints }
     }
 
-    fn lets_stay(&self, mint: &(Dot, WriteId)) -> bool {
-        self.mints.binary_search(mint).is_ok() || !(self.record.seen.covers(&mint.0) || self.has_superseded(&mint.1))
+    fn lets_stay(&self, mint: &(WriteId, Dot)) -> bool {
+        self.mints.binary_search(mint).is_ok() || !(self.record.seen.covers(&mint.1) || self.has_superseded(&mint.0))
     }
 
     /// A write that is remembered here while nothing of it stands here has been superseded, under whichever dot.
     fn has_superseded(&self, write: &WriteId) -> bool {
-        self.writes.binary_search(write).is_err() && self.record.recent.time_of(write).is_some()
+        let stands = self.mints.binary_search_by(|(id, _)| id.cmp(write)).is_ok();
+        !stands && self.record.recent.time_of(write).is_some()
     }
 }
 
@@ -48,15 +47,15 @@ pub(super) fn merge(into: &mut Siblings, other: &Siblings) -> bool {
         return false;
     }
     let (mine, theirs) = (Side::new(into), Side::new(other));
-    let mut mints: Vec<(Dot, WriteId)> = Vec::with_capacity(mine.mints.len() + theirs.mints.len());
-    mints.extend(mine.mints.iter().filter(|mint| theirs.lets_stay(mint)));
-    mints.extend(theirs.mints.iter().filter(|mint| mine.lets_stay(mint)));
-    sort_and_deduplicate(&mut mints);
+    let mut mints: Mints = mine.mints.iter().filter(|mint| theirs.lets_stay(mint)).copied().collect();
+    mints.extend(theirs.mints.iter().filter(|mint| mine.lets_stay(mint)).copied());
+    mints.sort_unstable();
+    mints.dedup();
 
     let mut versions: Vec<Version> = into.versions.iter().chain(&other.versions).cloned().collect();
     unite_equals(&mut versions);
     drop_contained(&mut versions);
-    versions.retain_mut(|version| version.carry(mints.iter().copied()));
+    versions.retain_mut(|version| version.carry(&mints));
     versions.sort_unstable_by(Version::order);
 
     let changed = versions != into.versions;
@@ -101,9 +100,4 @@ fn outranks(a: Option<&Bytes>, b: Option<&Bytes>) -> bool {
         (a, b) => a.is_some().cmp(&b.is_some()),
     };
     order.is_gt()
-}
-
-pub(super) fn sort_and_deduplicate<T: Ord>(items: &mut Vec<T>) {
-    items.sort_unstable();
-    items.dedup();
 }
