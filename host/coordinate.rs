@@ -32,7 +32,7 @@ use witan_kernel::hook::{Operation, Plugins};
 use witan_kernel::port::{Clock, IdempotencyStore, Randomness, Replicas, Tenants};
 use witan_kernel::ring::Ring;
 
-pub use admission::Limits;
+pub use admission::{Hold, Limits};
 pub use metrics::Metrics;
 pub use request::{ReadAnswer, ReadRequest, WriteRequest, Written};
 
@@ -190,6 +190,12 @@ impl<W: World> Coordinator<W> {
     /// Waits until nothing is under way. Nothing stops new operations from coming: close the doors first.
     pub async fn drained(&self) {
         self.admission.drained().await;
+    }
+
+    /// Keeps operations out (they are refused as overloaded) and waits until those under way have ended. They are let in
+    /// again when the answer is dropped.
+    pub async fn hold(&self) -> Hold {
+        self.admission.hold().await
     }
 
     fn overloaded(&self) -> Failure {

@@ -31,12 +31,13 @@ impl Default for Limits {
 const SLOTS: usize = 4096;
 
 #[derive(Debug)]
-pub(super) struct Admission {
+pub struct Admission {
     limits: Limits,
     operations: AtomicUsize,
     bytes: AtomicUsize,
     tenants: Box<[AtomicUsize]>,
     empty: Notify,
+    held: std::sync::atomic::AtomicBool,
 }
 
 /// The right to be under way; given back when dropped.
@@ -55,6 +56,7 @@ impl Admission {
             bytes: AtomicUsize::new(0),
             tenants: (0..SLOTS).map(|_| AtomicUsize::new(0)).collect(),
             empty: Notify::new(),
+            held: std::sync::atomic::AtomicBool::new(false),
         }
     }
 
@@ -66,10 +68,19 @@ impl Admission {
         let of_tenant = self.tenants[slot].fetch_add(1, Ordering::AcqRel);
         let in_bytes = self.bytes.fetch_add(bytes, Ordering::AcqRel);
         // Refused, the permit is dropped here and gives back what was counted.
-        let fits = operations < self.limits.operations
+        let fits = !self.held.load(Ordering::Acquire)
+            && operations < self.limits.operations
             && of_tenant < self.limits.operations_per_tenant
             && (bytes == 0 || in_bytes + bytes <= self.limits.bytes);
         fits.then_some(permit)
+    }
+
+    /// Keeps operations out until the answer is dropped, and waits until those under way have ended.
+    pub(super) async fn hold(self: &Arc<Self>) -> Hold {
+        self.held.store(true, Ordering::Release);
+        let hold = Hold(Arc::clone(self));
+        self.drained().await;
+        hold
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -86,6 +97,16 @@ impl Admission {
             }
             emptied.await;
         }
+    }
+}
+
+/// Operations are kept out while this lives.
+#[derive(Debug)]
+pub struct Hold(Arc<Admission>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.held.store(false, Ordering::Release);
     }
 }
 

@@ -191,3 +191,11 @@ sixteen! {
     /// cannot reuse a dot.
     StoreId
 }
+
+impl std::str::FromStr for NodeId {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Self::new(text)
+    }
+}

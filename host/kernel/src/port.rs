@@ -173,3 +173,33 @@ pub enum StoreError {
 pub fn until(deadline: u64, now: u64) -> Duration {
     Duration::from_micros(deadline.saturating_sub(now))
 }
+
+impl<T: Replicas> Replicas for Arc<T> {
+    fn send(&self, node: &NodeId, request: Request, deadline: u64, reply: Reply) {
+        (**self).send(node, request, deadline, reply);
+    }
+
+    fn state(&self, node: &NodeId) -> ReplicaState {
+        (**self).state(node)
+    }
+}
+
+impl<T: Tenants> Tenants for Arc<T> {
+    fn cached(&self, id: &TenantId) -> Option<Arc<Tenant>> {
+        (**self).cached(id)
+    }
+
+    fn tenant(&self, id: &TenantId) -> impl Future<Output = Result<Option<Arc<Tenant>>, StoreError>> + Send {
+        (**self).tenant(id)
+    }
+}
+
+impl<T: IdempotencyStore> IdempotencyStore for Arc<T> {
+    fn step(
+        &self,
+        name: idempotency::Name,
+        step: idempotency::Step,
+    ) -> impl Future<Output = Result<idempotency::Stepped, StoreError>> + Send {
+        (**self).step(name, step)
+    }
+}

@@ -1,0 +1,61 @@
+//! HTTP for operators: metrics, liveness, readiness.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use witan_kernel::hook::Pending;
+
+/// Tells why a coordinator should get no traffic; empty when it should.
+pub type Readiness = Arc<dyn Fn() -> Pending<Vec<String>> + Send + Sync>;
+
+/// What the admin server shows.
+#[derive(Clone)]
+pub struct Admin {
+    /// Everything that is counted.
+    pub metrics: Arc<Registry>,
+    /// Whether it should get traffic.
+    pub readiness: Readiness,
+}
+
+/// Serves /metrics, /livez and /readyz until `shutdown` is ready.
+pub async fn serve(
+    listener: TcpListener,
+    admin: Admin,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .with_state(admin);
+    tokio::select! {
+        served = async { axum::serve(listener, router).await } => served,
+        // Nothing here is worth waiting for, and an idle connection would keep a graceful end waiting.
+        () = shutdown => Ok(()),
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &admin.metrics) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
+    let reasons = (admin.readiness)().await;
+    if reasons.is_empty() {
+        return (StatusCode::OK, "ok\n".to_owned());
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, reasons.into_iter().map(|reason| reason + "\n").collect())
+}

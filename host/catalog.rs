@@ -1,0 +1,230 @@
+//! The catalog: tenants and storage nodes as the metadata store has them, and changes to them.
+//!
+//! A change is stored first and put in force after: what the store has not accepted is never served.
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+use witan_kernel::hook::{Pending, ReplicaState};
+use witan_kernel::name::{Invalid, NodeId, TenantId};
+use witan_kernel::port::{StorageNode, StoreError};
+use witan_kernel::tenant::Tenant;
+use witan_store::metadata::Metadata;
+
+/// What the coordinator lets the catalog do to it.
+pub trait Cluster: Send + Sync + 'static {
+    /// Puts a tenant's change in force here.
+    fn tenant_changed(&self, tenant: Tenant);
+
+    /// Puts another set of nodes in force here.
+    fn nodes_changed(&self, nodes: &[StorageNode]);
+
+    /// What is known of a node.
+    fn state(&self, node: &NodeId) -> ReplicaState;
+
+    /// Asks a node how full it is; `None` when it does not answer.
+    fn fullness(&self, node: &StorageNode) -> Pending<Option<Fullness>>;
+
+    /// Keeps clients' operations out, once those under way have ended, until the answer is dropped.
+    fn hold(&self) -> Pending<Held>;
+}
+
+/// Operations are kept out while this lives.
+pub type Held = Box<dyn Send>;
+
+/// How full a node is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fullness {
+    /// Records, about. 0 only when there is none.
+    pub keys: u64,
+    /// Of the file system that holds the store, 0..=100.
+    pub disk_usage_percent: f32,
+}
+
+/// Why a change of the catalog was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// The request breaks a rule.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The store did not accept it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A tenant wants more replicas than there are nodes.
+    #[error("{wanted} replicas need {wanted} storage nodes and the cluster has {nodes}; add nodes or ask for fewer replicas")]
+    TooFewNodes {
+        /// Replicas wanted.
+        wanted: u8,
+        /// Nodes there are.
+        nodes: usize,
+    },
+    /// The node holds data, or tenants need it.
+    #[error("{0}")]
+    NodeInUse(String),
+    /// It would move data, which this version cannot.
+    #[error("{0}")]
+    NeedsPlacementChange(String),
+}
+
+/// Tenants and nodes. Changes to the placement are made one at a time.
+pub struct Catalog {
+    metadata: Arc<dyn Metadata>,
+    cluster: Arc<dyn Cluster>,
+    placing: Mutex<()>,
+}
+
+impl Catalog {
+    /// A catalog over `metadata` whose changes `cluster` follows.
+    pub fn new(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>) -> Self {
+        Self { metadata, cluster, placing: Mutex::new(()) }
+    }
+
+    /// Stores a new tenant. [`StoreError::Exists`] when there is one of this id.
+    pub async fn create_tenant(&self, tenant: Tenant) -> Result<Tenant, Refused> {
+        let _placing = self.placing.lock().await;
+        self.enough_nodes(tenant.replication_factor).await?;
+        let tenant = self.metadata.create_tenant(tenant).await?;
+        self.cluster.tenant_changed(tenant.clone());
+        Ok(tenant)
+    }
+
+    /// One tenant.
+    pub async fn tenant(&self, id: &TenantId) -> Result<Tenant, Refused> {
+        let found = self.metadata.tenant(id).await?;
+        Ok(found.ok_or_else(|| StoreError::Missing(format!("tenant {id}")))?)
+    }
+
+    /// Tenants by id, `limit` (1..=1000) of them after `after`.
+    pub async fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Result<Vec<Tenant>, Refused> {
+        Ok(self.metadata.tenants(after, limit).await?)
+    }
+
+    /// Changes what can change while data exists. With `version` 0 the change is applied to whatever stands, and tried
+    /// again when another change comes between.
+    pub async fn update_tenant(
+        &self,
+        id: &TenantId,
+        version: u64,
+        change: impl Fn(&mut Tenant) + Send,
+    ) -> Result<Tenant, Refused> {
+        /// Each lost race means that somebody else's change went through.
+        const TRIES: usize = 16;
+        let mut last = None;
+        for _ in 0..TRIES {
+            let mut tenant = self.tenant(id).await?;
+            if version != 0 && tenant.version != version {
+                let told = format!("tenant {id} is at version {}, not {version}; read it and decide again", tenant.version);
+                return Err(StoreError::Conflict(told).into());
+            }
+            change(&mut tenant);
+            match self.metadata.update_tenant(tenant).await {
+                Ok(tenant) => {
+                    self.cluster.tenant_changed(tenant.clone());
+                    return Ok(tenant);
+                }
+                Err(error @ StoreError::Conflict(_)) if version == 0 => last = Some(error),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(last.unwrap_or_else(|| StoreError::Conflict(format!("tenant {id} keeps changing"))).into())
+    }
+
+    /// Changes a tenant's replication factor, where no data would have to move. Answers with the tenant before and after.
+    pub async fn change_replication_factor(&self, id: &TenantId, wanted: u8) -> Result<(Tenant, Tenant), Refused> {
+        let _placing = self.placing.lock().await;
+        let before = self.tenant(id).await?;
+        if before.replication_factor == wanted {
+            return Ok((before.clone(), before));
+        }
+        self.enough_nodes(wanted).await?;
+        let _held = self.cluster.hold().await;
+        self.nothing_stored("a change of the replication factor").await?;
+        let mut tenant = before.clone();
+        tenant.replication_factor = wanted;
+        let after = self.metadata.update_tenant(tenant).await?;
+        self.cluster.tenant_changed(after.clone());
+        Ok((before, after))
+    }
+
+    /// The storage nodes on record.
+    pub async fn nodes(&self) -> Result<Vec<StorageNode>, Refused> {
+        Ok(self.metadata.nodes().await?.into_iter().map(|on_record| on_record.node).collect())
+    }
+
+    /// Lets a node take part, where no data would have to move.
+    pub async fn add_node(&self, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
+        let _placing = self.placing.lock().await;
+        let _held = self.cluster.hold().await;
+        self.nothing_stored("a node that joins").await?;
+        self.metadata.add_node(node, now_ms).await?;
+        self.publish_nodes().await
+    }
+
+    /// Lets a node go, where no data would have to move.
+    pub async fn remove_node(&self, id: &NodeId) -> Result<(), Refused> {
+        let _placing = self.placing.lock().await;
+        let left = self.nodes().await?.iter().filter(|node| node.id != *id).count();
+        if let Some(needs) = self.tenant_that_needs_more_than(left).await? {
+            let told = format!(
+                "tenant {} wants {} replicas and {left} nodes would be left; lower its replication factor first",
+                needs.id, needs.replication_factor
+            );
+            return Err(Refused::NodeInUse(told));
+        }
+        let _held = self.cluster.hold().await;
+        self.nothing_stored("a node that leaves").await?;
+        self.metadata.remove_node(id).await?;
+        self.publish_nodes().await
+    }
+
+    /// What is known of a node here.
+    pub fn state(&self, node: &NodeId) -> ReplicaState {
+        self.cluster.state(node)
+    }
+
+    /// How full a node is; `None` when it does not answer.
+    pub async fn fullness(&self, node: &StorageNode) -> Option<Fullness> {
+        self.cluster.fullness(node).await
+    }
+
+    async fn publish_nodes(&self) -> Result<(), Refused> {
+        let nodes = self.nodes().await?;
+        self.cluster.nodes_changed(&nodes);
+        Ok(())
+    }
+
+    async fn enough_nodes(&self, wanted: u8) -> Result<(), Refused> {
+        let nodes = self.metadata.nodes().await?.len();
+        if usize::from(wanted) > nodes { Err(Refused::TooFewNodes { wanted, nodes }) } else { Ok(()) }
+    }
+
+    async fn tenant_that_needs_more_than(&self, nodes: usize) -> Result<Option<Tenant>, Refused> {
+        let mut after: Option<TenantId> = None;
+        loop {
+            let page = self.metadata.tenants(after.as_ref(), witan_store::metadata::PAGE).await?;
+            let Some(last) = page.last() else { return Ok(None) };
+            after = Some(last.id.clone());
+            if let Some(needs) = page.into_iter().find(|t| usize::from(t.replication_factor) > nodes) {
+                return Ok(Some(needs));
+            }
+        }
+    }
+
+    /// Data would have to move unless there is none: no tenant, or every node says that it is empty.
+    async fn nothing_stored(&self, what: &str) -> Result<(), Refused> {
+        if self.metadata.tenants(None, 1).await?.is_empty() {
+            return Ok(());
+        }
+        for node in self.nodes().await? {
+            let told = match self.cluster.fullness(&node).await {
+                Some(Fullness { keys: 0, .. }) => continue,
+                Some(Fullness { keys, .. }) => format!("node {} holds about {keys} records", node.id),
+                None => format!("node {} does not answer, so it may hold data", node.id),
+            };
+            return Err(Refused::NeedsPlacementChange(format!(
+                "{what} would have to move data, which this version does not do: {told}"
+            )));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,294 @@
+//! A coordinator put together: which implementation stands behind each port.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use witan_kernel::context::ContextKeys;
+use witan_kernel::hook::{Pending, ReplicaState};
+use witan_kernel::name::NodeId;
+use witan_kernel::port::{Clock, Randomness, Replicas, StorageNode};
+use witan_kernel::ring::Ring;
+use witan_kernel::tenant::Tenant;
+use witan_store::Durability;
+use witan_store::idempotency::EmbeddedIdempotency;
+use witan_store::metadata::{Metadata, Secret, SqliteMetadata};
+use witan_store::tenants::{CacheConfig, TenantCache};
+use witan_wire::v1::DescribeRequest;
+use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
+
+use super::platform;
+use crate::admin::{self, Admin};
+use crate::catalog::{Catalog, Cluster, Fullness, Held};
+use crate::coordinate::{Coordinator, Defaults, Ports, World};
+use crate::grpc::{CoordinatorApi, PluginApi, server};
+use crate::peer::{Lanes, Tcp, endpoint};
+
+/// This machine's clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct SystemClock(Instant);
+
+impl SystemClock {
+    /// Clocks whose monotonic time starts now.
+    pub fn new() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SystemClock {
+    fn wall_micros(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+    }
+
+    fn monotonic_micros(&self) -> u64 {
+        self.0.elapsed().as_micros() as u64
+    }
+}
+
+/// The operating system's dice.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemRandomness;
+
+impl Randomness for SystemRandomness {
+    fn sixteen(&self) -> [u8; 16] {
+        rand::random()
+    }
+}
+
+/// Sockets, the machine's clock, SQLite and a local idempotency store.
+pub struct Embedded;
+
+impl World for Embedded {
+    type Clock = SystemClock;
+    type Randomness = SystemRandomness;
+    type Replicas = Arc<Lanes<SystemClock, Tcp>>;
+    type Idempotency = Arc<EmbeddedIdempotency>;
+    type Tenants = Arc<TenantCache>;
+}
+
+/// What a coordinator is put together from.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its id, told to storage nodes.
+    pub node_id: String,
+    /// Where the embedded stores are.
+    pub data_dir: PathBuf,
+    /// Where gRPC is served; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where HTTP is served; port 0 takes a free one.
+    pub admin_listen: SocketAddr,
+    /// Whether the embedded stores sync before they answer.
+    pub durability: Durability,
+    /// The folder watched for plugins.
+    pub plugins: Option<PathBuf>,
+    /// Nodes that take part from the first start on.
+    pub nodes: Vec<StorageNode>,
+    /// How it behaves where nothing else says.
+    pub defaults: Defaults,
+    /// How long a shutdown may take.
+    pub drain: Duration,
+}
+
+/// A coordinator that serves.
+pub struct Serving {
+    /// Where gRPC is served.
+    pub address: SocketAddr,
+    /// Where HTTP is served.
+    pub admin_address: SocketAddr,
+    grpc: JoinHandle<anyhow::Result<()>>,
+    admin: JoinHandle<std::io::Result<()>>,
+    idempotency: Arc<EmbeddedIdempotency>,
+}
+
+impl Serving {
+    /// Waits until it has ended, which it does after the signal to shut down, or when a server fails.
+    pub async fn ended(self) -> anyhow::Result<()> {
+        self.grpc.await.context("serve gRPC")??;
+        self.admin.await.context("serve HTTP")??;
+        self.idempotency.close().await;
+        Ok(())
+    }
+}
+
+/// Opens the stores, reaches the nodes, and serves until `stop` turns true.
+pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<Serving> {
+    let listener = bind(config.listen, "--listen").await?;
+    let admin_listener = bind(config.admin_listen, "--admin-listen").await?;
+    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("make {}", config.data_dir.display()))?;
+    let clock = SystemClock::new();
+    let metadata = open_metadata(&config).await?;
+    register_nodes(metadata.as_ref(), &config.nodes, clock.wall_micros() / 1000).await?;
+    let secrets = metadata.secrets(rand::random(), clock.wall_micros() / 1000).await.context("read secrets")?;
+    let keys = context_keys(&secrets)?;
+    let nodes: Vec<StorageNode> = metadata.nodes().await.context("read nodes")?.into_iter().map(|n| n.node).collect();
+    let idempotency = open_idempotency(&config, clock).await?;
+    let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), Arc::new(clock), CacheConfig::default()));
+    let lanes = Arc::new(Lanes::new(clock, Tcp, config.node_id.clone()));
+    lanes.set_nodes(&nodes);
+    let platform = platform::start(&config, Arc::clone(&metadata), clock).await?;
+    let ports = Ports::<Embedded> {
+        clock,
+        randomness: SystemRandomness,
+        replicas: Arc::clone(&lanes),
+        idempotency: Arc::clone(&idempotency),
+        tenants: Arc::clone(&tenants),
+        plugins: platform.plugins(),
+    };
+    let coordinator = Coordinator::new(ports, ring_of(&nodes, 1), keys, config.defaults.clone());
+    let local = Arc::new(Local { coordinator: Arc::clone(&coordinator), lanes: Arc::clone(&lanes), tenants });
+    let catalog = Arc::new(Catalog::new(Arc::clone(&metadata), local));
+    let mut registry = Registry::default();
+    coordinator.metrics().register(&mut registry);
+    platform.register(&mut registry);
+    let admin = Admin { metrics: Arc::new(registry), readiness: readiness(metadata, lanes.clone(), clock) };
+    lanes.tried().await;
+
+    let address = listener.local_addr()?;
+    let admin_address = admin_listener.local_addr()?;
+    let bounds = server::Bounds { drain: config.drain, ..server::Bounds::default() };
+    let api = CoordinatorApi::new(coordinator, catalog);
+    let grpc = server::serve(TcpListenerStream::new(listener), api, PluginApi::new(platform), bounds, stopped(stop.clone()));
+    Ok(Serving {
+        address,
+        admin_address,
+        grpc: tokio::spawn(grpc),
+        admin: tokio::spawn(admin::serve(admin_listener, admin, stopped(stop))),
+        idempotency,
+    })
+}
+
+/// Ready when the signal to stop is given, or whoever could give it is gone.
+pub async fn stopped(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("listen on {address}; another process may have the port: choose another one with {flag}")
+    })
+}
+
+async fn open_metadata(config: &Config) -> anyhow::Result<Arc<dyn Metadata>> {
+    let path = config.data_dir.join("metadata.db");
+    let opened = SqliteMetadata::open(&path).await;
+    Ok(Arc::new(opened.with_context(|| format!("open the metadata store {}", path.display()))?))
+}
+
+async fn open_idempotency(config: &Config, clock: SystemClock) -> anyhow::Result<Arc<EmbeddedIdempotency>> {
+    let folder = config.data_dir.join("idempotency");
+    let durability = config.durability;
+    let shown = folder.display().to_string();
+    let opened = tokio::task::spawn_blocking(move || EmbeddedIdempotency::open(folder, Arc::new(clock), durability));
+    Ok(Arc::new(opened.await?.with_context(|| format!("open the idempotency store {shown}"))?))
+}
+
+/// On a first start the nodes of the configuration take part. Later ones join by AddStorageNode; one that has moved is
+/// updated, for its data moves with it.
+async fn register_nodes(metadata: &dyn Metadata, wanted: &[StorageNode], now_ms: u64) -> anyhow::Result<()> {
+    let known = metadata.nodes().await.context("read nodes")?;
+    for node in wanted {
+        match known.iter().find(|on_record| on_record.node.id == node.id) {
+            Some(on_record) if on_record.node == *node => {}
+            Some(_) => metadata.put_node(node.clone(), now_ms).await.context("update a node")?,
+            None if known.is_empty() => metadata.add_node(node.clone(), now_ms).await.context("add a node")?,
+            None => anyhow::bail!(
+                "node {} is not part of this cluster, which has nodes already; add it with `witan nodes add`",
+                node.id
+            ),
+        }
+    }
+    Ok(())
+}
+
+fn context_keys(secrets: &[Secret]) -> anyhow::Result<ContextKeys> {
+    let keys: Vec<(u32, [u8; 32])> = secrets.iter().map(|secret| (secret.id, secret.key)).collect();
+    ContextKeys::new(&keys).context("read the cluster's context keys")
+}
+
+fn ring_of(nodes: &[StorageNode], epoch: u64) -> Ring {
+    let points: Vec<(NodeId, u32)> = nodes.iter().map(|node| (node.id.clone(), node.virtual_nodes)).collect();
+    Ring::new(&points, epoch)
+}
+
+/// This coordinator, as the catalog changes it.
+struct Local {
+    coordinator: Arc<Coordinator<Embedded>>,
+    lanes: Arc<Lanes<SystemClock, Tcp>>,
+    tenants: Arc<TenantCache>,
+}
+
+impl Cluster for Local {
+    fn tenant_changed(&self, tenant: Tenant) {
+        self.tenants.publish(tenant);
+    }
+
+    fn nodes_changed(&self, nodes: &[StorageNode]) {
+        self.lanes.set_nodes(nodes);
+        self.coordinator.set_ring(ring_of(nodes, self.coordinator.ring().epoch() + 1));
+    }
+
+    fn state(&self, node: &NodeId) -> ReplicaState {
+        self.lanes.state(node)
+    }
+
+    fn fullness(&self, node: &StorageNode) -> Pending<Option<Fullness>> {
+        let node = node.clone();
+        Box::pin(async move {
+            let ask = async {
+                let channel = endpoint(&node).ok()?.connect().await.ok()?;
+                let told = StorageNodeServiceClient::new(channel).describe(DescribeRequest {}).await.ok()?.into_inner();
+                Some(Fullness { keys: told.keys_count, disk_usage_percent: told.disk_usage_percent })
+            };
+            tokio::time::timeout(Duration::from_secs(2), ask).await.ok().flatten()
+        })
+    }
+
+    fn hold(&self) -> Pending<Held> {
+        let coordinator = Arc::clone(&self.coordinator);
+        Box::pin(async move { Box::new(coordinator.hold().await) as Held })
+    }
+}
+
+/// Wall clocks may differ by so much before stamps of one coordinator push those of another too far ahead. Microseconds.
+const CLOCK_BOUND_MICROS: u64 = 60_000_000;
+
+fn readiness(metadata: Arc<dyn Metadata>, lanes: Arc<Lanes<SystemClock, Tcp>>, clock: SystemClock) -> admin::Readiness {
+    Arc::new(move || {
+        let (metadata, lanes) = (Arc::clone(&metadata), Arc::clone(&lanes));
+        Box::pin(async move {
+            let mut reasons = Vec::new();
+            match metadata.now_ms().await {
+                Ok(now_ms) => {
+                    let apart = clock.wall_micros().abs_diff(now_ms * 1000);
+                    if apart > CLOCK_BOUND_MICROS {
+                        reasons.push(format!("the clock is {} s off the metadata store's; set it right", apart / 1_000_000));
+                    }
+                }
+                Err(error) => reasons.push(format!("the metadata store does not answer: {error}")),
+            }
+            match metadata.nodes().await {
+                Ok(nodes) => {
+                    let reachable = nodes.iter().filter(|n| lanes.state(&n.node.id).reachable).count();
+                    if reachable * 2 <= nodes.len() {
+                        reasons.push(format!("{reachable} of {} storage nodes can be reached", nodes.len()));
+                    }
+                }
+                Err(error) => reasons.push(format!("the nodes cannot be read: {error}")),
+            }
+            reasons
+        })
+    })
+}

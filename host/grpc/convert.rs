@@ -1,0 +1,149 @@
+//! Requests and responses of the key-value calls.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use witan_kernel::limit;
+use witan_kernel::name::{Invalid, Key, TenantId};
+use witan_kernel::tenant::Level;
+use witan_wire::v1;
+
+use crate::coordinate::{ReadAnswer, ReadRequest, WriteRequest, Written};
+
+pub(super) fn write(request: v1::WriteKeyValueRequest, timeout: Option<Duration>) -> Result<WriteRequest, Invalid> {
+    if request.value.len() > limit::VALUE_BYTES {
+        let problem = format!("has {} bytes", request.value.len());
+        return Err(Invalid::new("value", problem, format!("send at most {} bytes", limit::VALUE_BYTES)));
+    }
+    Ok(WriteRequest {
+        tenant: TenantId::new(request.tenant_id)?,
+        key: Key::new(request.key)?,
+        value: Some(request.value),
+        level: Level::parse("consistency", &request.consistency)?,
+        idempotency_key: idempotency_key(request.idempotency_key)?,
+        context: context(request.context)?,
+        timeout,
+    })
+}
+
+pub(super) fn delete(request: v1::DeleteKeyValueRequest, timeout: Option<Duration>) -> Result<WriteRequest, Invalid> {
+    Ok(WriteRequest {
+        tenant: TenantId::new(request.tenant_id)?,
+        key: Key::new(request.key)?,
+        value: None,
+        level: Level::parse("consistency", &request.consistency)?,
+        idempotency_key: idempotency_key(request.idempotency_key)?,
+        context: context(request.context)?,
+        timeout,
+    })
+}
+
+pub(super) fn read(request: v1::ReadKeyValueRequest, timeout: Option<Duration>) -> Result<ReadRequest, Invalid> {
+    Ok(ReadRequest {
+        tenant: TenantId::new(request.tenant_id)?,
+        key: Key::new(request.key)?,
+        level: Level::parse("consistency", &request.consistency)?,
+        timeout,
+    })
+}
+
+pub(super) fn written(written: Written, key: String) -> v1::WriteKeyValueResponse {
+    v1::WriteKeyValueResponse {
+        success: true,
+        key,
+        idempotency_key: written.idempotency_key,
+        vector_clock: Some(clock(written.rendering)),
+        replica_count: i32::from(written.replicas),
+        consistency: written.level.as_str().to_owned(),
+        is_duplicate: written.duplicate,
+        error_message: String::new(),
+        context: written.context,
+    }
+}
+
+pub(super) fn found(answer: ReadAnswer, key: String) -> v1::ReadKeyValueResponse {
+    let siblings = answer.siblings.into_iter().map(|sibling| v1::Sibling {
+        value: sibling.value,
+        written_at_us: i64::try_from(sibling.time).unwrap_or(i64::MAX),
+    });
+    v1::ReadKeyValueResponse {
+        success: true,
+        key,
+        value: answer.value,
+        vector_clock: Some(clock(answer.rendering)),
+        error_message: String::new(),
+        context: answer.context,
+        siblings: siblings.collect(),
+        resolved_by: answer.resolved_by.map_or_else(|| "native".to_owned(), |by| by.to_string()),
+    }
+}
+
+fn clock(rendering: Vec<(String, u64)>) -> v1::VectorClock {
+    let entries = rendering.into_iter().map(|(coordinator_node_id, counter)| v1::VectorClockEntry {
+        coordinator_node_id,
+        logical_timestamp: i64::try_from(counter).unwrap_or(i64::MAX),
+    });
+    v1::VectorClock { entries: entries.collect() }
+}
+
+fn idempotency_key(key: String) -> Result<Option<String>, Invalid> {
+    if key.len() > limit::IDEMPOTENCY_KEY_BYTES {
+        let remedy = format!("use at most {} bytes", limit::IDEMPOTENCY_KEY_BYTES);
+        return Err(Invalid::new("idempotency_key", format!("has {} bytes", key.len()), remedy));
+    }
+    Ok((!key.is_empty()).then_some(key))
+}
+
+fn context(context: Bytes) -> Result<Bytes, Invalid> {
+    if context.len() > limit::CONTEXT_BYTES {
+        let problem = format!("has {} bytes", context.len());
+        return Err(Invalid::new("context", problem, "send what a read of this key returned, unchanged"));
+    }
+    Ok(context)
+}
+
+/// A call's own deadline, as `grpc-timeout` tells it.
+pub(super) fn timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let amount: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(amount.saturating_mul(3600)),
+        "M" => Duration::from_secs(amount.saturating_mul(60)),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_travel() {
+        let told = |text: &'static str| {
+            let mut metadata = tonic::metadata::MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().unwrap());
+            timeout(&metadata)
+        };
+        assert_eq!(told("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(told("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(told("S"), None);
+        assert_eq!(told("1x"), None);
+        assert_eq!(told(""), None);
+    }
+
+    #[test]
+    fn an_unknown_level_is_refused_by_name() {
+        let request = v1::ReadKeyValueRequest {
+            tenant_id: "t".into(),
+            key: "k".into(),
+            consistency: "most".into(),
+        };
+        let error = read(request, None).unwrap_err();
+        assert_eq!(error.field, "consistency");
+    }
+}

@@ -1,0 +1,149 @@
+//! Single calls.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tonic::{Request, Response, Status, Streaming};
+use witan_kernel::failure::{Failed, Failure};
+use witan_wire::v1::coordinator_service_server::CoordinatorService;
+use witan_wire::v1;
+
+use super::status::{invalid, report};
+use super::{convert, session};
+use crate::catalog::Catalog;
+use crate::coordinate::{Coordinator, Respond, World};
+
+/// The coordinator's service.
+pub struct CoordinatorApi<W: World> {
+    pub(super) coordinator: Arc<Coordinator<W>>,
+    pub(super) catalog: Arc<Catalog>,
+}
+
+impl<W: World> CoordinatorApi<W> {
+    /// Serves `coordinator`, whose tenants and nodes are `catalog`'s.
+    pub fn new(coordinator: Arc<Coordinator<W>>, catalog: Arc<Catalog>) -> Self {
+        Self { coordinator, catalog }
+    }
+}
+
+/// Waits for an operation that runs in a task of its own. A client that goes away drops this wait, not the operation.
+async fn hear<T: Send + 'static>(start: impl FnOnce(Respond<T>), changes: bool) -> Result<T, Status> {
+    let (tell, told) = oneshot::channel();
+    start(Box::new(move |result: Result<T, Failed>| {
+        // Nobody listens any more: the operation goes on all the same.
+        let _ = tell.send(result);
+    }));
+    let lost = || {
+        let failure = Failure::Internal("an operation's task ended without a word".to_owned());
+        if changes { failure.in_doubt() } else { failure.of_read() }
+    };
+    told.await.unwrap_or_else(|_| Err(lost())).map_err(|failed| report(failed).status())
+}
+
+fn decoded<T, R>(
+    request: Request<T>,
+    decode: impl FnOnce(T, Option<Duration>) -> Result<R, witan_kernel::name::Invalid>,
+) -> Result<R, Status> {
+    let timeout = convert::timeout(request.metadata());
+    decode(request.into_inner(), timeout).map_err(|error| invalid(&error))
+}
+
+#[tonic::async_trait]
+impl<W: World> CoordinatorService for CoordinatorApi<W> {
+    async fn write_key_value(
+        &self,
+        request: Request<v1::WriteKeyValueRequest>,
+    ) -> Result<Response<v1::WriteKeyValueResponse>, Status> {
+        let key = request.get_ref().key.clone();
+        let request = decoded(request, convert::write)?;
+        let written = hear(|respond| self.coordinator.write(request, respond), true).await?;
+        Ok(Response::new(convert::written(written, key)))
+    }
+
+    async fn read_key_value(
+        &self,
+        request: Request<v1::ReadKeyValueRequest>,
+    ) -> Result<Response<v1::ReadKeyValueResponse>, Status> {
+        let key = request.get_ref().key.clone();
+        let request = decoded(request, convert::read)?;
+        let answer = hear(|respond| self.coordinator.read(request, respond), false).await?;
+        Ok(Response::new(convert::found(answer, key)))
+    }
+
+    async fn delete_key_value(
+        &self,
+        request: Request<v1::DeleteKeyValueRequest>,
+    ) -> Result<Response<v1::WriteKeyValueResponse>, Status> {
+        let key = request.get_ref().key.clone();
+        let request = decoded(request, convert::delete)?;
+        let written = hear(|respond| self.coordinator.write(request, respond), true).await?;
+        Ok(Response::new(convert::written(written, key)))
+    }
+
+    type SessionStream = session::Responses;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::SessionRequestBatch>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let responses = session::open(Arc::clone(&self.coordinator), request.into_inner());
+        Ok(Response::new(responses))
+    }
+
+    async fn create_tenant(
+        &self,
+        request: Request<v1::CreateTenantRequest>,
+    ) -> Result<Response<v1::CreateTenantResponse>, Status> {
+        self.create(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_tenant(
+        &self,
+        request: Request<v1::GetTenantRequest>,
+    ) -> Result<Response<v1::GetTenantResponse>, Status> {
+        self.get(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_tenants(
+        &self,
+        request: Request<v1::ListTenantsRequest>,
+    ) -> Result<Response<v1::ListTenantsResponse>, Status> {
+        self.list(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn update_tenant(
+        &self,
+        request: Request<v1::UpdateTenantRequest>,
+    ) -> Result<Response<v1::GetTenantResponse>, Status> {
+        self.update(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn update_replication_factor(
+        &self,
+        request: Request<v1::UpdateReplicationFactorRequest>,
+    ) -> Result<Response<v1::UpdateReplicationFactorResponse>, Status> {
+        self.change_replication_factor(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn add_storage_node(
+        &self,
+        request: Request<v1::AddStorageNodeRequest>,
+    ) -> Result<Response<v1::StorageNodeChangeResponse>, Status> {
+        self.add_node(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn remove_storage_node(
+        &self,
+        request: Request<v1::RemoveStorageNodeRequest>,
+    ) -> Result<Response<v1::StorageNodeChangeResponse>, Status> {
+        self.remove_node(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_storage_nodes(
+        &self,
+        _: Request<v1::ListStorageNodesRequest>,
+    ) -> Result<Response<v1::ListStorageNodesResponse>, Status> {
+        self.list_nodes().await.map(Response::new)
+    }
+}

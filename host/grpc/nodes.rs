@@ -1,0 +1,103 @@
+//! Storage nodes.
+
+use futures::future::join_all;
+use tonic::{Code, Status};
+use witan_kernel::limit;
+use witan_kernel::name::{Invalid, NodeId};
+use witan_kernel::port::{Clock, NodeStatus, StorageNode, StoreError};
+use witan_wire::v1;
+
+use super::CoordinatorApi;
+use super::status::{invalid, refused};
+use super::tenants::status;
+use crate::catalog::Refused;
+use crate::coordinate::World;
+
+impl<W: World> CoordinatorApi<W> {
+    pub(super) async fn add_node(
+        &self,
+        request: v1::AddStorageNodeRequest,
+    ) -> Result<v1::StorageNodeChangeResponse, Status> {
+        let node = node_of(request).map_err(|error| invalid(&error))?;
+        let id = node.id.clone();
+        self.catalog.add_node(node, self.now_ms()).await.map_err(|error| node_status(&error))?;
+        Ok(changed(&id, "the node takes part"))
+    }
+
+    pub(super) async fn remove_node(
+        &self,
+        request: v1::RemoveStorageNodeRequest,
+    ) -> Result<v1::StorageNodeChangeResponse, Status> {
+        if request.force {
+            let why = "force would give up the node's data before it is elsewhere; this version does not do that";
+            return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
+        }
+        let id = NodeId::new(request.node_id).map_err(|error| invalid(&error))?;
+        self.catalog.remove_node(&id).await.map_err(|error| node_status(&error))?;
+        Ok(changed(&id, "the node takes part no more"))
+    }
+
+    pub(super) async fn list_nodes(&self) -> Result<v1::ListStorageNodesResponse, Status> {
+        let nodes = self.catalog.nodes().await.map_err(|error| node_status(&error))?;
+        let infos = join_all(nodes.iter().map(|node| self.info(node))).await;
+        Ok(v1::ListStorageNodesResponse { success: true, nodes: infos, error_message: String::new() })
+    }
+
+    async fn info(&self, node: &StorageNode) -> v1::StorageNodeInfo {
+        let state = self.catalog.state(&node.id);
+        let fullness = self.catalog.fullness(node).await;
+        v1::StorageNodeInfo {
+            node_id: node.id.to_string(),
+            host: node.host.clone(),
+            port: i32::from(node.port),
+            status: node.status.as_str().to_owned(),
+            virtual_nodes: i32::try_from(node.virtual_nodes).unwrap_or(i32::MAX),
+            keys_count: fullness.map_or(0, |full| i64::try_from(full.keys).unwrap_or(i64::MAX)),
+            disk_usage_percent: fullness.map_or(0.0, |full| full.disk_usage_percent),
+            reachable: state.reachable,
+            latency_p50_us: state.latency_p50_us,
+            latency_p99_us: state.latency_p99_us,
+        }
+    }
+
+    /// Unix milliseconds.
+    pub(super) fn now_ms(&self) -> u64 {
+        self.coordinator.ports().clock.wall_micros() / 1000
+    }
+}
+
+fn node_of(request: v1::AddStorageNodeRequest) -> Result<StorageNode, Invalid> {
+    let port = u16::try_from(request.port).ok().filter(|port| *port > 0);
+    let port = port.ok_or_else(|| Invalid::new("port", format!("{} is not a port", request.port), "use 1 to 65535"))?;
+    if request.host.is_empty() {
+        return Err(Invalid::new("host", "is empty", "send a host name or an address"));
+    }
+    let virtual_nodes = match request.virtual_nodes {
+        0 => limit::VIRTUAL_NODES,
+        given => u32::try_from(given).ok().filter(|v| (1..=limit::MAX_VIRTUAL_NODES).contains(v)).ok_or_else(|| {
+            let remedy = format!("use 1 to {}, or 0 for {}", limit::MAX_VIRTUAL_NODES, limit::VIRTUAL_NODES);
+            Invalid::new("virtual_nodes", format!("{given} is out of range"), remedy)
+        })?,
+    };
+    let id = NodeId::new(request.node_id)?;
+    Ok(StorageNode { id, host: request.host, port, virtual_nodes, status: NodeStatus::Active })
+}
+
+fn changed(id: &NodeId, message: &str) -> v1::StorageNodeChangeResponse {
+    v1::StorageNodeChangeResponse {
+        success: true,
+        node_id: id.to_string(),
+        migration_id: String::new(),
+        message: message.to_owned(),
+        estimated_completion: 0,
+        error_message: String::new(),
+    }
+}
+
+fn node_status(error: &Refused) -> Status {
+    match error {
+        Refused::Store(StoreError::Exists(_)) => refused(Code::AlreadyExists, "NODE_EXISTS", error.to_string()),
+        Refused::Store(StoreError::Missing(_)) => refused(Code::NotFound, "NODE_NOT_FOUND", error.to_string()),
+        _ => status(error),
+    }
+}

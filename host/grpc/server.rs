@@ -1,0 +1,111 @@
+//! The gRPC server of a coordinator: services, bounds, and an end that comes in time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio_stream::Stream;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use witan_wire::v1::FILE_DESCRIPTOR_SET;
+use witan_wire::v1::coordinator_service_server::CoordinatorServiceServer;
+use witan_wire::v1::plugin_service_server::PluginServiceServer;
+
+use super::{CoordinatorApi, PluginApi};
+use crate::coordinate::World;
+
+/// Largest message a client may send: a value of 10 MiB and what stands around it; in a session, a batch of them.
+const REQUEST_BYTES: usize = 16 << 20;
+/// Largest message a client is sent: 100 siblings in a record of 32 MiB.
+const RESPONSE_BYTES: usize = 40 << 20;
+
+/// Bounds of the server.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// Calls of one connection at a time.
+    pub streams: u32,
+    /// How long after the signal to shut down the server still waits for what is in flight.
+    pub drain: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { streams: 1000, drain: Duration::from_secs(30) }
+    }
+}
+
+/// Serves on the connections that come in until `shutdown` is ready; then stops accepting, lets what is in flight end, and
+/// ends in any case after [`Bounds::drain`].
+pub async fn serve<W, I, IO, E>(
+    incoming: I,
+    coordinator: CoordinatorApi<W>,
+    plugins: PluginApi,
+    bounds: Bounds,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()>
+where
+    W: World,
+    I: Stream<Item = Result<IO, E>>,
+    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (stop, mut stopped) = watch::channel(false);
+    let operations = Arc::clone(&coordinator.coordinator);
+    let coordinator = CoordinatorServiceServer::new(coordinator)
+        .max_decoding_message_size(REQUEST_BYTES)
+        .max_encoding_message_size(RESPONSE_BYTES);
+    let plugins = PluginServiceServer::new(plugins).max_decoding_message_size(REQUEST_BYTES);
+    let (health, health_server) = tonic_health::server::health_reporter();
+    health.set_serving::<CoordinatorServiceServer<CoordinatorApi<W>>>().await;
+    health.set_serving::<PluginServiceServer<PluginApi>>().await;
+    let serving = server(&bounds)
+        .add_service(coordinator)
+        .add_service(plugins)
+        .add_service(health_server)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .serve_with_incoming_shutdown(incoming, async move {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        });
+    let deadline = async {
+        shutdown.await;
+        health.set_not_serving::<CoordinatorServiceServer<CoordinatorApi<W>>>().await;
+        let _ = stop.send(true);
+        // An idle or silent connection would hold up a graceful end for ever: when nothing is under way any more, a moment
+        // for the last responses to leave is enough.
+        let drained = async {
+            operations.drained().await;
+            tokio::time::sleep(Duration::from_millis(200).min(bounds.drain)).await;
+        };
+        let _ = tokio::time::timeout(bounds.drain, drained).await;
+    };
+    tokio::select! {
+        served = serving => served?,
+        () = deadline => {}
+    }
+    Ok(())
+}
+
+/// tonic leaves out hyper's limits unless they are set.
+fn server(bounds: &Bounds) -> Server {
+    Server::builder()
+        .max_concurrent_streams(bounds.streams)
+        .http2_max_pending_accept_reset_streams(Some(64))
+        .http2_max_local_error_reset_streams(Some(256))
+        .http2_max_header_list_size(16 << 10)
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .initial_stream_window_size(2 << 20)
+        .initial_connection_window_size(8 << 20)
+        .tcp_nodelay(true)
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name("witan.v1.CoordinatorService")
+        .with_service_name("witan.v1.PluginService")
+        .with_service_name("grpc.health.v1.Health")
+}

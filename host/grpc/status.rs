@@ -1,0 +1,201 @@
+//! Failures as statuses: one code, one reason, and whether the change happened.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use prost_types::Any;
+use tonic::{Code, Status};
+use tonic_types::pb;
+use witan_kernel::failure::{Failed, Failure};
+use witan_kernel::name::Invalid;
+use witan_kernel::port::StoreError;
+use witan_wire::v1::KeyNotFoundDetail;
+
+/// The domain of every reason.
+pub(super) const DOMAIN: &str = "witan";
+
+/// A status under construction.
+pub(super) struct Report {
+    code: Code,
+    reason: &'static str,
+    message: String,
+    outcome: Option<&'static str>,
+    details: Vec<Any>,
+    /// Numbers and names that programs may want.
+    facts: Vec<(&'static str, String)>,
+}
+
+impl Report {
+    pub(super) fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { code, reason, message: message.into(), outcome: None, details: Vec::new(), facts: Vec::new() }
+    }
+
+    fn fact(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.facts.push((name, value.to_string()));
+        self
+    }
+
+    pub(super) fn retry_after(mut self, delay: Duration) -> Self {
+        let retry_delay = prost_types::Duration { seconds: delay.as_secs() as i64, nanos: delay.subsec_nanos() as i32 };
+        self.details.push(any("google.rpc.RetryInfo", &pb::RetryInfo { retry_delay: Some(retry_delay) }));
+        self
+    }
+
+    fn violation(mut self, invalid: &Invalid) -> Self {
+        let violation = pb::bad_request::FieldViolation {
+            field: invalid.field.to_owned(),
+            description: format!("{}; {}", invalid.problem, invalid.remedy),
+            ..Default::default()
+        };
+        self.details.push(any("google.rpc.BadRequest", &pb::BadRequest { field_violations: vec![violation] }));
+        self
+    }
+
+    fn context(mut self, context: Bytes) -> Self {
+        self.details.push(any("witan.v1.KeyNotFoundDetail", &KeyNotFoundDetail { context }));
+        self
+    }
+
+    /// The encoded `google.rpc.Status` and the code and message beside it.
+    pub(super) fn encode(mut self) -> (Code, String, Bytes) {
+        let mut metadata: HashMap<String, String> =
+            self.facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        if let Some(outcome) = self.outcome {
+            metadata.insert("outcome".to_owned(), outcome.to_owned());
+        }
+        let info = pb::ErrorInfo { reason: self.reason.to_owned(), domain: DOMAIN.to_owned(), metadata };
+        self.details.insert(0, any("google.rpc.ErrorInfo", &info));
+        let status = pb::Status { code: self.code as i32, message: self.message.clone(), details: self.details };
+        (self.code, self.message, Bytes::from(status.encode_to_vec()))
+    }
+
+    pub(super) fn status(self) -> Status {
+        let (code, message, details) = self.encode();
+        Status::with_details(code, message, details)
+    }
+}
+
+fn any(name: &str, message: &impl Message) -> Any {
+    Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
+}
+
+/// An operation's failure.
+pub(super) fn report(failed: Failed) -> Report {
+    if let Failure::Internal(reason) = &failed.failure {
+        tracing::error!(%reason, "an operation met an internal error");
+    }
+    let mut report = of(failed.failure);
+    report.outcome = failed.effect.map(witan_kernel::failure::Effect::as_str);
+    report
+}
+
+fn of(failure: Failure) -> Report {
+    let message = failure.to_string();
+    let new = |code, reason| Report::new(code, reason, message.clone());
+    match failure {
+        Failure::Invalid(invalid) => invalid_report(&invalid),
+        Failure::TenantNotFound(_) => new(Code::NotFound, "TENANT_NOT_FOUND"),
+        Failure::KeyNotFound { context } => new(Code::NotFound, "KEY_NOT_FOUND").context(context),
+        Failure::TooFewNodes { wanted, nodes } => new(Code::FailedPrecondition, "INVALID_REPLICATION_FACTOR")
+            .fact("replication_factor", wanted)
+            .fact("nodes", nodes),
+        Failure::QuorumNotReached { required, received, .. } => new(Code::Unavailable, "QUORUM_NOT_REACHED")
+            .fact("required", required)
+            .fact("received", received)
+            .retry_after(Duration::from_millis(200)),
+        Failure::Deadline { required, received } => {
+            new(Code::DeadlineExceeded, "DEADLINE").fact("required", required).fact("received", received)
+        }
+        Failure::Overloaded { retry_after } => new(Code::ResourceExhausted, "OVERLOADED").retry_after(retry_after),
+        Failure::SiblingLimit => new(Code::ResourceExhausted, "SIBLING_LIMIT"),
+        Failure::IdempotencyKeyConflict => new(Code::InvalidArgument, "IDEMPOTENCY_KEY_CONFLICT"),
+        Failure::InProgress { retry_after } => new(Code::Aborted, "IN_PROGRESS").retry_after(retry_after),
+        Failure::PluginFault { hook, by, .. } => {
+            new(Code::FailedPrecondition, "PLUGIN_FAULT").fact("hook", hook).fact("plugin", by)
+        }
+        Failure::StorageFull { required, received } => {
+            new(Code::ResourceExhausted, "STORAGE_FULL").fact("required", required).fact("received", received)
+        }
+        Failure::StaleEpoch => new(Code::Aborted, "STALE_EPOCH").retry_after(Duration::from_millis(100)),
+        Failure::StoreUnavailable { what, .. } => {
+            Report::new(Code::Unavailable, "STORE_UNAVAILABLE", format!("{what} cannot be reached; try again later"))
+                .retry_after(Duration::from_millis(500))
+        }
+        Failure::Internal(_) => Report::new(Code::Internal, "INTERNAL_ERROR", "internal error; the log says more"),
+    }
+}
+
+fn invalid_report(invalid: &Invalid) -> Report {
+    Report::new(Code::InvalidArgument, "INVALID_REQUEST", invalid.to_string()).violation(invalid)
+}
+
+/// A request that breaks a rule; a change it asked for did not happen.
+pub(super) fn invalid(invalid: &Invalid) -> Status {
+    let mut report = invalid_report(invalid);
+    report.outcome = Some("not-applied");
+    report.status()
+}
+
+/// What the metadata store said to a change or a look-up of the catalog.
+pub(super) fn store_report(error: &StoreError, exists: &'static str, missing: &'static str) -> Report {
+    let (code, reason) = match error {
+        StoreError::Unavailable(reason) => {
+            tracing::warn!(%reason, "the metadata store cannot be reached");
+            (Code::Unavailable, "STORE_UNAVAILABLE")
+        }
+        StoreError::Conflict(_) => (Code::Aborted, "VERSION_CONFLICT"),
+        StoreError::Exists(_) => (Code::AlreadyExists, exists),
+        StoreError::Missing(_) => (Code::NotFound, missing),
+        StoreError::Refused(_) => (Code::FailedPrecondition, "INVALID_REQUEST"),
+        StoreError::Damaged(reason) => {
+            tracing::error!(%reason, "stored metadata is damaged");
+            (Code::Internal, "INTERNAL_ERROR")
+        }
+    };
+    let mut report = Report::new(code, reason, error.to_string());
+    report.outcome = Some(if code == Code::Unavailable { "in-doubt" } else { "not-applied" });
+    report
+}
+
+/// A change that cannot be made now, and why.
+pub(super) fn refused(code: Code, reason: &'static str, message: impl Into<String>) -> Status {
+    let mut report = Report::new(code, reason, message);
+    report.outcome = Some("not-applied");
+    report.status()
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::StatusExt;
+
+    use super::*;
+
+    #[test]
+    fn a_status_names_reason_outcome_and_numbers() {
+        let failure = Failure::QuorumNotReached { required: 2, received: 1, causes: vec!["node n1 is gone".into()] };
+        let status = report(failure.in_doubt()).status();
+        assert_eq!(status.code(), Code::Unavailable);
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("QUORUM_NOT_REACHED", DOMAIN));
+        assert_eq!(info.metadata["outcome"], "in-doubt");
+        assert_eq!((info.metadata["required"].as_str(), info.metadata["received"].as_str()), ("2", "1"));
+        assert!(status.get_details_retry_info().is_some());
+        assert!(status.message().contains("node n1 is gone"));
+    }
+
+    #[test]
+    fn a_bad_field_is_named() {
+        let status = invalid(&Invalid::new("key", "is empty", "use 1 to 1024 bytes"));
+        let violations = status.get_details_bad_request().unwrap().field_violations;
+        assert_eq!(violations[0].field, "key");
+        assert!(violations[0].description.contains("1024"));
+    }
+
+    #[test]
+    fn an_internal_error_tells_no_internals() {
+        let status = report(Failure::Internal("row 7 is damaged".into()).of_read()).status();
+        assert!(!status.message().contains("row 7"));
+    }
+}

@@ -1,0 +1,194 @@
+//! Tenants.
+
+use tonic::{Code, Status};
+use witan_kernel::limit;
+use witan_kernel::name::{Invalid, TenantId};
+use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant};
+use witan_wire::v1;
+
+use super::CoordinatorApi;
+use super::status::{invalid, refused, store_report};
+use crate::catalog::Refused;
+use crate::coordinate::World;
+
+/// Replicas of a tenant that does not say how many.
+const REPLICATION_FACTOR: u8 = 3;
+const PAGE: u32 = 100;
+
+impl<W: World> CoordinatorApi<W> {
+    pub(super) async fn create(&self, request: v1::CreateTenantRequest) -> Result<v1::CreateTenantResponse, Status> {
+        let tenant = tenant_of(request, self.now_ms()).map_err(|error| invalid(&error))?;
+        let tenant = self.catalog.create_tenant(tenant).await.map_err(|error| status(&error))?;
+        Ok(v1::CreateTenantResponse {
+            success: true,
+            tenant_id: tenant.id.to_string(),
+            replication_factor: i32::from(tenant.replication_factor),
+            created_at: seconds(tenant.created_at_ms),
+            error_message: String::new(),
+        })
+    }
+
+    pub(super) async fn get(&self, request: v1::GetTenantRequest) -> Result<v1::GetTenantResponse, Status> {
+        let id = TenantId::new(request.tenant_id).map_err(|error| invalid(&error))?;
+        let tenant = self.catalog.tenant(&id).await.map_err(|error| status(&error))?;
+        Ok(response(&tenant))
+    }
+
+    pub(super) async fn list(&self, request: v1::ListTenantsRequest) -> Result<v1::ListTenantsResponse, Status> {
+        let limit = page_size(request.page_size).map_err(|error| invalid(&error))?;
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(TenantId::new(token).map_err(|error| invalid(&Invalid { field: "page_token", ..error }))?),
+        };
+        let tenants = self.catalog.tenants(after.as_ref(), limit).await.map_err(|error| status(&error))?;
+        let full = tenants.len() == limit as usize;
+        let next = tenants.last().filter(|_| full).map(|last| last.id.to_string());
+        Ok(v1::ListTenantsResponse {
+            tenants: tenants.iter().map(response).collect(),
+            next_page_token: next.unwrap_or_default(),
+        })
+    }
+
+    pub(super) async fn update(&self, request: v1::UpdateTenantRequest) -> Result<v1::GetTenantResponse, Status> {
+        let change = Change::of(&request).map_err(|error| invalid(&error))?;
+        let id = TenantId::new(request.tenant_id).map_err(|error| invalid(&error))?;
+        let updated_at_ms = self.now_ms();
+        let updated = self.catalog.update_tenant(&id, change.version, |tenant| {
+            change.apply(tenant);
+            tenant.updated_at_ms = updated_at_ms;
+        });
+        let tenant = updated.await.map_err(|error| status(&error))?;
+        Ok(response(&tenant))
+    }
+
+    pub(super) async fn change_replication_factor(
+        &self,
+        request: v1::UpdateReplicationFactorRequest,
+    ) -> Result<v1::UpdateReplicationFactorResponse, Status> {
+        let id = TenantId::new(request.tenant_id).map_err(|error| invalid(&error))?;
+        let wanted = replication_factor("new_replication_factor", request.new_replication_factor)
+            .map_err(|error| invalid(&error))?;
+        let changed = self.catalog.change_replication_factor(&id, wanted).await;
+        let (before, after) = changed.map_err(|error| status(&error))?;
+        Ok(v1::UpdateReplicationFactorResponse {
+            success: true,
+            tenant_id: id.to_string(),
+            old_replication_factor: i32::from(before.replication_factor),
+            new_replication_factor: i32::from(after.replication_factor),
+            migration_id: String::new(),
+            updated_at: seconds(after.updated_at_ms),
+            error_message: String::new(),
+        })
+    }
+}
+
+/// What an update changes; `None` stays.
+struct Change {
+    version: u64,
+    ordering: Option<Ordering>,
+    read_repair: Option<ReadRepair>,
+    minimum_level: Option<Level>,
+    default_level: Option<Level>,
+    idempotency_outage: Option<IdempotencyOutage>,
+}
+
+impl Change {
+    fn of(request: &v1::UpdateTenantRequest) -> Result<Self, Invalid> {
+        fn given<T>(text: &str, parse: fn(&str) -> Result<T, Invalid>) -> Result<Option<T>, Invalid> {
+            if text.is_empty() { Ok(None) } else { parse(text).map(Some) }
+        }
+        let version = u64::try_from(request.version)
+            .map_err(|_| Invalid::new("version", "is negative", "send the version that GetTenant told, or 0"))?;
+        Ok(Self {
+            version,
+            ordering: given(&request.ordering, Ordering::parse)?,
+            read_repair: given(&request.read_repair, ReadRepair::parse)?,
+            minimum_level: Level::parse("minimum_level", &request.minimum_level)?,
+            default_level: Level::parse("default_level", &request.default_level)?,
+            idempotency_outage: given(&request.idempotency_outage, IdempotencyOutage::parse)?,
+        })
+    }
+
+    fn apply(&self, tenant: &mut Tenant) {
+        fn set<T: Copy>(to: &mut T, from: Option<T>) {
+            if let Some(value) = from {
+                *to = value;
+            }
+        }
+        set(&mut tenant.ordering, self.ordering);
+        set(&mut tenant.read_repair, self.read_repair);
+        set(&mut tenant.minimum_level, self.minimum_level);
+        set(&mut tenant.default_level, self.default_level);
+        set(&mut tenant.idempotency_outage, self.idempotency_outage);
+    }
+}
+
+fn tenant_of(request: v1::CreateTenantRequest, now_ms: u64) -> Result<Tenant, Invalid> {
+    let id = TenantId::new(request.tenant_id)?;
+    let replication_factor = match request.replication_factor {
+        0 => REPLICATION_FACTOR,
+        given => replication_factor("replication_factor", given)?,
+    };
+    let mut tenant = Tenant::with_defaults(id, replication_factor, now_ms);
+    tenant.conflict_mode = ConflictMode::parse(&request.conflict_mode)?;
+    tenant.ordering = Ordering::parse(&request.ordering)?;
+    tenant.read_repair = ReadRepair::parse(&request.read_repair)?;
+    tenant.idempotency_outage = IdempotencyOutage::parse(&request.idempotency_outage)?;
+    if let Some(level) = Level::parse("minimum_level", &request.minimum_level)? {
+        tenant.minimum_level = level;
+    }
+    if let Some(level) = Level::parse("default_level", &request.default_level)? {
+        tenant.default_level = level;
+    }
+    Ok(tenant)
+}
+
+fn replication_factor(field: &'static str, given: i32) -> Result<u8, Invalid> {
+    let range = limit::REPLICATION_FACTOR;
+    u8::try_from(given).ok().filter(|factor| range.contains(factor)).ok_or_else(|| {
+        Invalid::new(field, format!("{given} is out of range"), format!("use {} to {}", range.start(), range.end()))
+    })
+}
+
+pub(super) fn page_size(given: i32) -> Result<u32, Invalid> {
+    match given {
+        0 => Ok(PAGE),
+        1..=1000 => Ok(given as u32),
+        _ => Err(Invalid::new("page_size", format!("{given} is out of range"), "use 1 to 1000, or 0 for 100")),
+    }
+}
+
+fn response(tenant: &Tenant) -> v1::GetTenantResponse {
+    v1::GetTenantResponse {
+        success: true,
+        tenant_id: tenant.id.to_string(),
+        replication_factor: i32::from(tenant.replication_factor),
+        created_at: seconds(tenant.created_at_ms),
+        updated_at: seconds(tenant.updated_at_ms),
+        error_message: String::new(),
+        version: i64::try_from(tenant.version).unwrap_or(i64::MAX),
+        conflict_mode: tenant.conflict_mode.to_string(),
+        ordering: tenant.ordering.to_string(),
+        read_repair: tenant.read_repair.to_string(),
+        minimum_level: tenant.minimum_level.to_string(),
+        default_level: tenant.default_level.to_string(),
+        idempotency_outage: tenant.idempotency_outage.to_string(),
+    }
+}
+
+fn seconds(ms: u64) -> i64 {
+    i64::try_from(ms / 1000).unwrap_or(i64::MAX)
+}
+
+/// A refused change of the catalog.
+pub(super) fn status(error: &Refused) -> Status {
+    match error {
+        Refused::Invalid(error) => invalid(error),
+        Refused::Store(error) => store_report(error, "TENANT_EXISTS", "TENANT_NOT_FOUND").status(),
+        Refused::TooFewNodes { .. } => {
+            refused(Code::FailedPrecondition, "INVALID_REPLICATION_FACTOR", error.to_string())
+        }
+        Refused::NodeInUse(_) => refused(Code::FailedPrecondition, "NODE_IN_USE", error.to_string()),
+        Refused::NeedsPlacementChange(_) => refused(Code::Unimplemented, "INVALID_REQUEST", error.to_string()),
+    }
+}

@@ -1,0 +1,126 @@
+//! The client of storage nodes: a lane per node, what is known of its health and speed, and the connection beneath.
+//!
+//! A lane ([`lane`]) is one bidirectional stream: whatever is waiting goes out in one frame, answers come back in any order
+//! and are matched by id. No timer delays anything. Values over 64 KiB take a second lane, so that small operations never
+//! wait behind them. [`pending`] holds what is not answered yet, [`vitals`] what is known of a node, [`connect`] how a node
+//! is reached.
+
+mod connect;
+mod lane;
+mod pending;
+mod vitals;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use witan_kernel::hook::ReplicaState;
+use witan_kernel::name::{NodeId, StoreId};
+use witan_kernel::port::{Clock, Replicas, Reply, StorageNode};
+use witan_kernel::replica::{Ask, ReplicaError, Request};
+
+pub use connect::{Connect, Connecting, Tcp, endpoint};
+use lane::{Lane, Outgoing};
+use vitals::Vitals;
+
+/// Requests that carry more go by the second lane. Bytes.
+const BULK_BYTES: usize = 64 << 10;
+
+/// The lanes to every storage node.
+pub struct Lanes<C: Clock, N: Connect> {
+    clock: C,
+    connect: N,
+    coordinator_id: String,
+    nodes: ArcSwap<HashMap<NodeId, Arc<Node>>>,
+    changing: Mutex<()>,
+}
+
+struct Node {
+    at: StorageNode,
+    vitals: Arc<Vitals>,
+    small: Lane,
+    bulk: Lane,
+}
+
+impl<C: Clock, N: Connect> Lanes<C, N> {
+    /// Lanes to no node yet. `coordinator_id` is told in the handshake.
+    pub fn new(clock: C, connect: N, coordinator_id: String) -> Self {
+        Self { clock, connect, coordinator_id, nodes: ArcSwap::default(), changing: Mutex::new(()) }
+    }
+
+    /// Opens lanes to nodes that are new (or have moved) and closes those to nodes that are gone. Must be called within a
+    /// tokio runtime. Requests under way on a closed lane are answered with [`ReplicaError::Lost`].
+    pub fn set_nodes(&self, nodes: &[StorageNode]) {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.nodes.load();
+        let after = nodes
+            .iter()
+            .map(|node| {
+                let kept = before.get(&node.id).filter(|known| known.at.host == node.host && known.at.port == node.port);
+                let lanes = kept.cloned().unwrap_or_else(|| Arc::new(self.open(node)));
+                (node.id.clone(), lanes)
+            })
+            .collect();
+        self.nodes.store(Arc::new(after));
+    }
+
+    /// Waits until every node has been reached, or its first attempt has failed.
+    pub async fn tried(&self) {
+        let nodes = self.nodes.load_full();
+        for node in nodes.values() {
+            node.vitals.tried().await;
+        }
+    }
+
+    /// The store behind a node, as told in its last handshake.
+    pub fn store_id(&self, node: &NodeId) -> Option<StoreId> {
+        self.nodes.load().get(node).and_then(|node| node.vitals.store_id())
+    }
+
+    fn open(&self, node: &StorageNode) -> Node {
+        let vitals = Arc::new(Vitals::default());
+        let lane = |speaks_for_node| {
+            lane::open(lane::Ends {
+                node: node.clone(),
+                coordinator_id: self.coordinator_id.clone(),
+                clock: self.clock.clone(),
+                connect: self.connect.clone(),
+                vitals: Arc::clone(&vitals),
+                speaks_for_node,
+            })
+        };
+        Node { at: node.clone(), small: lane(true), bulk: lane(false), vitals }
+    }
+}
+
+impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
+    fn send(&self, node: &NodeId, request: Request, deadline: u64, reply: Reply) {
+        let nodes = self.nodes.load();
+        match nodes.get(node) {
+            Some(node) => {
+                let bytes = weight(&request);
+                let lane = if bytes > BULK_BYTES { &node.bulk } else { &node.small };
+                lane.send(Outgoing { request, deadline, bytes, reply });
+            }
+            None => reply.answer(Err(ReplicaError::NotSent(node.clone()))),
+        }
+    }
+
+    fn state(&self, node: &NodeId) -> ReplicaState {
+        let nodes = self.nodes.load();
+        nodes.get(node).map_or(
+            ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 },
+            |node| node.vitals.state(),
+        )
+    }
+}
+
+/// About how many bytes a request takes on the wire.
+fn weight(request: &Request) -> usize {
+    let body = match &request.ask {
+        Ask::Merge { record } => record.0.len(),
+        Ask::Put(put) => put.value.as_ref().map_or(0, bytes::Bytes::len) + put.ids.len() * 16 + put.seen.entries.len() * 32,
+        Ask::Stamp { .. } | Ask::Read => 0,
+    };
+    body + request.place.key.bytes().len() + request.place.tenant.bytes().len() + 64
+}

@@ -1,0 +1,352 @@
+//! A lane: one stream to one node. A task of its own connects, sends what waits, matches answers, and connects again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use witan_kernel::name::StoreId;
+use witan_kernel::port::{Clock, Reply, StorageNode};
+use witan_kernel::replica::{ReplicaError, Request};
+use witan_wire::frame::{BATCH_ITEMS, Joiner, open_answers, seal_requests};
+use witan_wire::replica::{answer_from_wire, request_to_wire};
+use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
+use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello};
+
+use super::connect::Connect;
+use super::pending::{Pending, Table};
+use super::vitals::{Latencies, Vitals};
+
+/// Requests that may wait to be sent.
+const QUEUE: usize = 8192;
+/// Bytes that may wait to be sent or be under way.
+const QUEUE_BYTES: usize = 64 << 20;
+/// How far the table of unanswered requests may reach.
+const SPAN: usize = 32_768;
+/// Bytes of one frame, after which the next request starts another.
+const FRAME_BYTES: usize = 1 << 20;
+/// Frames handed to the stream and not yet sent.
+const FRAMES: usize = 4;
+/// A connected node that owes an answer for longer than this, and than four times its p99, counts as silent.
+const SILENCE_MICROS: u64 = 250_000;
+const TICK: Duration = Duration::from_millis(100);
+const FIRST_BACKOFF: Duration = Duration::from_millis(20);
+const LAST_BACKOFF: Duration = Duration::from_secs(1);
+/// Longest answer message: a frame of 1 MiB and its envelope.
+const MESSAGE_BYTES: usize = 4 << 20;
+/// Protocol versions this side speaks.
+const VERSIONS: [u32; 1] = [1];
+
+/// A request on its way into a lane.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) request: Request,
+    pub(super) deadline: u64,
+    pub(super) bytes: usize,
+    pub(super) reply: Reply,
+}
+
+/// The sending end of a lane. The lane closes when it is dropped.
+#[derive(Debug)]
+pub(super) struct Lane {
+    queue: mpsc::Sender<Outgoing>,
+    bytes: Arc<AtomicUsize>,
+    vitals: Arc<Vitals>,
+    node: StorageNode,
+}
+
+/// What a lane's task works with.
+pub(super) struct Ends<C: Clock, N: Connect> {
+    pub(super) node: StorageNode,
+    pub(super) coordinator_id: String,
+    pub(super) clock: C,
+    pub(super) connect: N,
+    pub(super) vitals: Arc<Vitals>,
+    /// One of a node's lanes tells whether it is connected, and how fast it is.
+    pub(super) speaks_for_node: bool,
+}
+
+/// Opens a lane.
+pub(super) fn open<C: Clock, N: Connect>(ends: Ends<C, N>) -> Lane {
+    let (queue, waiting) = mpsc::channel(QUEUE);
+    let bytes = Arc::new(AtomicUsize::new(0));
+    let lane =
+        Lane { queue, bytes: Arc::clone(&bytes), vitals: Arc::clone(&ends.vitals), node: ends.node.clone() };
+    tokio::spawn(run(ends, waiting, bytes));
+    lane
+}
+
+impl Lane {
+    /// Queues a request, or answers why not.
+    pub(super) fn send(&self, outgoing: Outgoing) {
+        let refuse = |outgoing: Outgoing, error| outgoing.reply.answer(Err(error));
+        if !self.vitals.is_connected() {
+            return refuse(outgoing, ReplicaError::NotSent(self.node.id.clone()));
+        }
+        let bytes = outgoing.bytes;
+        if self.bytes.fetch_add(bytes, Ordering::AcqRel) > QUEUE_BYTES {
+            self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+            return refuse(outgoing, ReplicaError::Overloaded);
+        }
+        if let Err(error) = self.queue.try_send(outgoing) {
+            self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+            match error {
+                mpsc::error::TrySendError::Full(outgoing) => refuse(outgoing, ReplicaError::Overloaded),
+                mpsc::error::TrySendError::Closed(outgoing) => {
+                    refuse(outgoing, ReplicaError::NotSent(self.node.id.clone()));
+                }
+            }
+        }
+    }
+}
+
+async fn run<C: Clock, N: Connect>(
+    ends: Ends<C, N>,
+    mut waiting: mpsc::Receiver<Outgoing>,
+    bytes: Arc<AtomicUsize>,
+) {
+    let mut backoff = FIRST_BACKOFF;
+    loop {
+        match ends.shake_hands().await {
+            Ok(stream) => {
+                backoff = FIRST_BACKOFF;
+                let mut conversation = Conversation::new(&ends, stream, &bytes);
+                let ended = conversation.run(&mut waiting).await;
+                drop(conversation);
+                ends.disconnected();
+                match ended {
+                    Ended::Closed => return,
+                    Ended::Broken(reason) => {
+                        tracing::warn!(node = %ends.node.id, %reason, "the connection to a storage node broke");
+                    }
+                }
+            }
+            Err(reason) => {
+                ends.disconnected();
+                tracing::debug!(node = %ends.node.id, %reason, "a storage node cannot be reached");
+            }
+        }
+        if !refuse_for(backoff, &ends.node, &mut waiting, &bytes).await {
+            return;
+        }
+        backoff = (backoff * 2).min(LAST_BACKOFF);
+    }
+}
+
+/// Answers what still arrives while there is no connection. False when the lane was closed.
+async fn refuse_for(
+    backoff: Duration,
+    node: &StorageNode,
+    waiting: &mut mpsc::Receiver<Outgoing>,
+    bytes: &AtomicUsize,
+) -> bool {
+    let until = Instant::now() + backoff;
+    while let Ok(outgoing) = tokio::time::timeout_at(until, waiting.recv()).await {
+        let Some(outgoing) = outgoing else { return false };
+        bytes.fetch_sub(outgoing.bytes, Ordering::AcqRel);
+        outgoing.reply.answer(Err(ReplicaError::NotSent(node.id.clone())));
+    }
+    true
+}
+
+/// A stream after its handshake.
+struct Stream {
+    outbound: mpsc::Sender<ExchangeRequest>,
+    inbound: Streaming<ExchangeResponse>,
+    store: Option<StoreId>,
+}
+
+impl<C: Clock, N: Connect> Ends<C, N> {
+    async fn shake_hands(&self) -> Result<Stream, String> {
+        // A node that accepts and says nothing is as good as none.
+        let handshake = tokio::time::timeout(Duration::from_secs(3), self.try_shake_hands());
+        handshake.await.map_err(|_| "no handshake in time".to_owned())?
+    }
+
+    async fn try_shake_hands(&self) -> Result<Stream, String> {
+        let channel = self.connect.connect(&self.node).await.map_err(|error| error.to_string())?;
+        let mut client = StorageNodeServiceClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .max_encoding_message_size(MESSAGE_BYTES);
+        let (outbound, frames) = mpsc::channel(FRAMES);
+        let hello = Hello {
+            versions: VERSIONS.to_vec(),
+            capabilities: Vec::new(),
+            coordinator_id: self.coordinator_id.clone(),
+            node_id: self.node.id.as_str().to_owned(),
+        };
+        let first = ExchangeRequest { hello: Some(hello), frame: None };
+        outbound.send(first).await.map_err(|_| "the stream closed at once".to_owned())?;
+        let response = client.exchange(ReceiverStream::new(frames)).await.map_err(|status| status.to_string())?;
+        let mut inbound = response.into_inner();
+        let answer = inbound.message().await.map_err(|status| status.to_string())?;
+        let welcome = answer.and_then(|answer| answer.welcome).ok_or("the node did not answer the handshake")?;
+        if !VERSIONS.contains(&welcome.version) {
+            return Err(format!("the node speaks version {} of the protocol", welcome.version));
+        }
+        Ok(Stream { outbound, inbound, store: StoreId::from_slice(&welcome.store_id) })
+    }
+
+    fn disconnected(&self) {
+        if self.speaks_for_node {
+            self.vitals.disconnected();
+        }
+    }
+}
+
+enum Ended {
+    Closed,
+    Broken(String),
+}
+
+/// What goes on over one stream.
+struct Conversation<'a, C: Clock, N: Connect> {
+    ends: &'a Ends<C, N>,
+    outbound: mpsc::Sender<ExchangeRequest>,
+    inbound: Streaming<ExchangeResponse>,
+    table: Table,
+    joiner: Joiner,
+    latencies: Latencies,
+    batch: Vec<Outgoing>,
+    bytes: &'a AtomicUsize,
+    ticks: u32,
+    p99_us: u64,
+}
+
+impl<C: Clock, N: Connect> Drop for Conversation<'_, C, N> {
+    fn drop(&mut self) {
+        if self.ends.speaks_for_node {
+            self.ends.vitals.set_in_flight(0);
+        }
+    }
+}
+
+impl<'a, C: Clock, N: Connect> Conversation<'a, C, N> {
+    fn new(ends: &'a Ends<C, N>, stream: Stream, bytes: &'a AtomicUsize) -> Self {
+        if ends.speaks_for_node {
+            ends.vitals.connected(stream.store);
+            tracing::info!(node = %ends.node.id, "connected to a storage node");
+        }
+        Self {
+            ends,
+            outbound: stream.outbound,
+            inbound: stream.inbound,
+            table: Table::default(),
+            joiner: Joiner::new(),
+            latencies: Latencies::default(),
+            batch: Vec::with_capacity(BATCH_ITEMS),
+            bytes,
+            ticks: 0,
+            p99_us: 0,
+        }
+    }
+
+    async fn run(&mut self, waiting: &mut mpsc::Receiver<Outgoing>) -> Ended {
+        let outbound = self.outbound.clone();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut frames = std::collections::VecDeque::new();
+        loop {
+            tokio::select! {
+                biased;
+                answer = self.inbound.message() => match answer {
+                    Ok(Some(answer)) => if let Err(reason) = self.answered(answer) { return Ended::Broken(reason) },
+                    Ok(None) => return Ended::Broken("the node closed the stream".to_owned()),
+                    Err(status) => return Ended::Broken(status.to_string()),
+                },
+                slot = outbound.reserve(), if !frames.is_empty() => match slot {
+                    Ok(slot) => if let Some(frame) = frames.pop_front() {
+                        slot.send(ExchangeRequest { hello: None, frame: Some(frame) });
+                    },
+                    Err(_) => return Ended::Broken("the stream closed".to_owned()),
+                },
+                received = waiting.recv_many(&mut self.batch, BATCH_ITEMS), if frames.is_empty() => {
+                    if received == 0 {
+                        return Ended::Closed;
+                    }
+                    self.seal(&mut frames);
+                }
+                _ = tick.tick() => self.tick(),
+            }
+        }
+    }
+
+    /// Turns what waited into frames; what nobody waits for any more, or does not fit, is answered here.
+    fn seal(&mut self, frames: &mut std::collections::VecDeque<witan_wire::v1::Frame>) {
+        let now = self.ends.clock.monotonic_micros();
+        let mut sealed = Vec::with_capacity(self.batch.len());
+        let mut size = 0;
+        for outgoing in std::mem::take(&mut self.batch) {
+            self.bytes.fetch_sub(outgoing.bytes, Ordering::AcqRel);
+            if outgoing.deadline <= now {
+                outgoing.reply.answer(Err(ReplicaError::NotSent(self.ends.node.id.clone())));
+                continue;
+            }
+            if self.table.span() >= SPAN {
+                outgoing.reply.answer(Err(ReplicaError::Overloaded));
+                continue;
+            }
+            let left_ms = ((outgoing.deadline - now) / 1000).clamp(1, u64::from(u32::MAX)) as u32;
+            let pending = Pending { reply: outgoing.reply, sent: now, deadline: outgoing.deadline };
+            let id = self.table.enter(pending);
+            sealed.push(request_to_wire(id, outgoing.request, left_ms));
+            size += outgoing.bytes;
+            if size >= FRAME_BYTES {
+                frames.extend(seal_requests(std::mem::take(&mut sealed)));
+                size = 0;
+            }
+        }
+        if !sealed.is_empty() {
+            frames.extend(seal_requests(sealed));
+        }
+        self.count();
+    }
+
+    fn answered(&mut self, answer: ExchangeResponse) -> Result<(), String> {
+        let Some(frame) = answer.frame else { return Ok(()) };
+        let Some(batch) = self.joiner.push(frame).map_err(|error| error.to_string())? else { return Ok(()) };
+        let now = self.ends.clock.monotonic_micros();
+        for answer in open_answers(batch).map_err(|error| error.to_string())? {
+            let (id, outcome) = answer_from_wire(answer).map_err(|error| error.to_string())?;
+            // Unknown ids are those that have expired.
+            if let Some(pending) = self.table.take(id) {
+                self.latencies.record(now.saturating_sub(pending.sent));
+                pending.reply.answer(outcome);
+            }
+        }
+        if self.ends.speaks_for_node {
+            self.ends.vitals.set_silent(false);
+        }
+        self.count();
+        Ok(())
+    }
+
+    fn tick(&mut self) {
+        let now = self.ends.clock.monotonic_micros();
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks % 10 == 0 {
+            self.table.expire(now);
+            self.count();
+        }
+        if !self.ends.speaks_for_node {
+            return;
+        }
+        if let Some((p50, p99)) = self.latencies.publish() {
+            self.ends.vitals.set_latency(p50, p99);
+            self.p99_us = u64::from(p99);
+        }
+        let owed_for = self.table.oldest().map_or(0, |sent| now.saturating_sub(sent));
+        if owed_for > SILENCE_MICROS.max(4 * self.p99_us) {
+            self.ends.vitals.set_silent(true);
+        }
+    }
+
+    fn count(&self) {
+        if self.ends.speaks_for_node {
+            self.ends.vitals.set_in_flight(self.table.len());
+        }
+    }
+}

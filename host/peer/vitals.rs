@@ -1,0 +1,169 @@
+//! What is known of a node: whether it answers, and how fast.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::watch;
+use witan_kernel::hook::ReplicaState;
+use witan_kernel::name::StoreId;
+
+/// A node's vitals: written by its lanes, read by everyone.
+#[derive(Debug)]
+pub(super) struct Vitals {
+    connected: AtomicBool,
+    /// Connected, and silent for suspiciously long while it owes answers.
+    silent: AtomicBool,
+    in_flight: AtomicU32,
+    p50_us: AtomicU32,
+    p99_us: AtomicU32,
+    store: Mutex<Option<StoreId>>,
+    tried: watch::Sender<bool>,
+}
+
+impl Default for Vitals {
+    fn default() -> Self {
+        Self {
+            connected: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
+            in_flight: AtomicU32::new(0),
+            p50_us: AtomicU32::new(0),
+            p99_us: AtomicU32::new(0),
+            store: Mutex::new(None),
+            tried: watch::Sender::new(false),
+        }
+    }
+}
+
+impl Vitals {
+    pub(super) fn state(&self) -> ReplicaState {
+        ReplicaState {
+            reachable: self.connected.load(Ordering::Relaxed) && !self.silent.load(Ordering::Relaxed),
+            latency_p50_us: self.p50_us.load(Ordering::Relaxed),
+            latency_p99_us: self.p99_us.load(Ordering::Relaxed),
+            in_flight: self.in_flight.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn store_id(&self) -> Option<StoreId> {
+        *self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn tried(&self) {
+        // The sender lives as long as self: this cannot fail.
+        let _ = self.tried.subscribe().wait_for(|tried| *tried).await;
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn connected(&self, store: Option<StoreId>) {
+        *self.store.lock().unwrap_or_else(PoisonError::into_inner) = store;
+        self.silent.store(false, Ordering::Relaxed);
+        self.connected.store(true, Ordering::Relaxed);
+        self.tried.send_replace(true);
+    }
+
+    pub(super) fn disconnected(&self) {
+        self.connected.store(false, Ordering::Relaxed);
+        self.tried.send_replace(true);
+    }
+
+    pub(super) fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_in_flight(&self, in_flight: usize) {
+        self.in_flight.store(in_flight as u32, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_latency(&self, p50_us: u32, p99_us: u32) {
+        self.p50_us.store(p50_us, Ordering::Relaxed);
+        self.p99_us.store(p99_us, Ordering::Relaxed);
+    }
+}
+
+/// Round trips of the last seconds, in buckets a quarter of an octave wide. Old ones fade: each [`Latencies::publish`]
+/// halves what is there.
+#[derive(Debug)]
+pub(super) struct Latencies {
+    buckets: [u32; BUCKETS],
+    fresh: u32,
+}
+
+/// Four per octave, up to 2^26 us (about a minute).
+const BUCKETS: usize = 26 * 4;
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self { buckets: [0; BUCKETS], fresh: 0 }
+    }
+}
+
+impl Latencies {
+    pub(super) fn record(&mut self, micros: u64) {
+        self.buckets[bucket(micros)] += 1;
+        self.fresh += 1;
+    }
+
+    /// The median and the 99th percentile, microseconds, if anything was measured since the last call.
+    pub(super) fn publish(&mut self) -> Option<(u32, u32)> {
+        if std::mem::take(&mut self.fresh) == 0 {
+            return None;
+        }
+        let total: u64 = self.buckets.iter().map(|count| u64::from(*count)).sum();
+        let quantile = |per_mille: u64| {
+            let rank = (total * per_mille).div_ceil(1000).max(1);
+            let mut seen = 0;
+            let at = self.buckets.iter().position(|count| {
+                seen += u64::from(*count);
+                seen >= rank
+            });
+            upper_bound(at.unwrap_or(BUCKETS - 1))
+        };
+        let answer = (quantile(500), quantile(990));
+        for count in &mut self.buckets {
+            *count /= 2;
+        }
+        Some(answer)
+    }
+}
+
+fn bucket(micros: u64) -> usize {
+    let micros = micros.max(1);
+    let octave = micros.ilog2() as usize;
+    let quarter = if octave >= 2 { (micros >> (octave - 2)) as usize & 3 } else { 0 };
+    (octave * 4 + quarter).min(BUCKETS - 1)
+}
+
+fn upper_bound(bucket: usize) -> u32 {
+    let (octave, quarter) = (bucket / 4, bucket as u64 % 4);
+    if octave >= 2 { ((5 + quarter) << (octave - 2)) as u32 } else { 1 << (octave + 1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{prop_assert, proptest};
+
+    use super::*;
+
+    #[test]
+    fn quantiles_are_within_a_quarter() {
+        let mut latencies = Latencies::default();
+        for micros in 1..=1000 {
+            latencies.record(micros);
+        }
+        let (p50, p99) = latencies.publish().unwrap();
+        assert!((500..=640).contains(&p50), "{p50}");
+        assert!((990..=1280).contains(&p99), "{p99}");
+        assert_eq!(latencies.publish(), None, "nothing new");
+    }
+
+    proptest! {
+        #[test]
+        fn a_bucket_reaches_up_to_its_bound(micros in 4u64..60_000_000) {
+            let bound = u64::from(upper_bound(bucket(micros)));
+            prop_assert!(micros <= bound && bound <= micros + micros / 4 + 1, "{micros} in {bound}");
+        }
+    }
+}
