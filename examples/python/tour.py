@@ -1,0 +1,462 @@
+"""Every RPC of Witan, from a client that knows nothing but an address.
+
+    python tour.py [HOST:PORT] [--plugins FOLDER]
+
+Each step says what it did and checks what came back; the exit status is 0 when everything was as documented. It can be
+run again and again against the same cluster, also against one that is in use: it works in tenants of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import hashlib
+import json
+import pathlib
+import queue
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from reflected import Refused, Server
+
+COORDINATOR = "witan.v1.CoordinatorService"
+PLUGINS = "witan.v1.PluginService"
+NODE = "witan.v1.StorageNodeService"
+
+
+def say(text: str) -> None:
+    print(f"  {text}")
+
+
+def refusal(call: Callable[[], Any], code: str, reason: str) -> Refused:
+    """Makes a call that must fail in one way, and answers with the failure."""
+    try:
+        answer = call()
+    except Refused as refused:
+        assert (refused.code, refused.reason) == (code, reason), f"expected {code} {reason}, got {refused}"
+        return refused
+    raise AssertionError(f"expected {code} {reason}, got {answer!r}")
+
+
+class Tour:
+    def __init__(self, address: str, plugins: pathlib.Path):
+        self.server = Server(address)
+        self.folder = plugins
+        self.kv = self.server.service(COORDINATOR)
+        self.plugins = self.server.service(PLUGINS)
+        self.stamp = f"{time.time_ns():x}"
+        self.nodes: list[Server] = []
+
+    def tenant(self, name: str, **choices: Any) -> str:
+        """Creates a tenant that nobody else has."""
+        tenant_id = f"tour-{name}-{self.stamp}"
+        created = self.kv.CreateTenant(tenant_id=tenant_id, **choices)
+        assert created.success and created.tenant_id == tenant_id and created.created_at > 0, created
+        return tenant_id
+
+    # ------------------------------------------------------------------ keys and values
+
+    def register(self) -> None:
+        """A tenant of registers: one value per key, totally ordered."""
+        tenant = self.tenant("register", minimum_level="quorum", read_repair="blocking")
+        missing = refusal(lambda: self.kv.ReadKeyValue(tenant_id=tenant, key="k"), "NOT_FOUND", "KEY_NOT_FOUND")
+        assert missing.own["witan.v1.KeyNotFoundDetail"].context, "a missing key has a context too"
+        say(f"a missing key is {missing.code} {missing.reason}, with a context in its details")
+
+        written = self.kv.WriteKeyValue(tenant_id=tenant, key="k", value=b"one", consistency="quorum")
+        assert written.success and written.key == "k" and written.context and written.idempotency_key, written
+        assert written.replica_count >= 2 and written.consistency in ("quorum", "all") and not written.is_duplicate, written
+        read = self.kv.ReadKeyValue(tenant_id=tenant, key="k", consistency="quorum")
+        assert read.value == b"one" and read.context and not read.siblings, read
+        say(f"written at {written.consistency} by {written.replica_count} replicas, read back: {read.value!r}")
+
+        self.kv.WriteKeyValue(tenant_id=tenant, key="k", value=b"two", consistency="all", context=read.context)
+        assert self.kv.ReadKeyValue(tenant_id=tenant, key="k", consistency="one").value == b"two"
+        self.kv.WriteKeyValue(tenant_id=tenant, key="empty", value=b"")
+        assert self.kv.ReadKeyValue(tenant_id=tenant, key="empty").value == b"", "an empty value is a value"
+        large = bytes(range(256)) * 16384
+        self.kv.WriteKeyValue(tenant_id=tenant, key="large", value=large)
+        assert self.kv.ReadKeyValue(tenant_id=tenant, key="large", timeout=30).value == large
+        say(f"an empty value and one of {len(large) >> 20} MiB come back as they went")
+
+        deleted = self.kv.DeleteKeyValue(tenant_id=tenant, key="k")
+        assert deleted.success and deleted.context, deleted
+        gone = refusal(lambda: self.kv.ReadKeyValue(tenant_id=tenant, key="k"), "NOT_FOUND", "KEY_NOT_FOUND")
+        context = gone.own["witan.v1.KeyNotFoundDetail"].context
+        self.kv.WriteKeyValue(tenant_id=tenant, key="k", value=b"again", context=context)
+        assert self.kv.ReadKeyValue(tenant_id=tenant, key="k").value == b"again"
+        say("deleted, gone, and written again with the deletion's context")
+
+    def siblings(self) -> None:
+        """A tenant of siblings: no concurrent write is dropped."""
+        tenant = self.tenant("siblings", conflict_mode="siblings")
+        for value in (b'["a"]', b'["b"]'):
+            self.kv.WriteKeyValue(tenant_id=tenant, key="k", value=value)
+        read = self.kv.ReadKeyValue(tenant_id=tenant, key="k")
+        assert sorted(s.value for s in read.siblings) == [b'["a"]', b'["b"]'] and read.value == b"", read
+        assert read.vector_clock.entries and all(s.written_at_us > 0 for s in read.siblings), read
+        say(f"two writes without a context are two siblings; events seen: {len(read.vector_clock.entries)} actors")
+        self.kv.WriteKeyValue(tenant_id=tenant, key="k", value=b'["a","b"]', context=read.context)
+        read = self.kv.ReadKeyValue(tenant_id=tenant, key="k")
+        assert read.value == b'["a","b"]' and not read.siblings, read
+        say("one write with the context of the read replaces both")
+        self.kv.DeleteKeyValue(tenant_id=tenant, key="k", context=read.context)
+        refusal(lambda: self.kv.ReadKeyValue(tenant_id=tenant, key="k"), "NOT_FOUND", "KEY_NOT_FOUND")
+
+        other = self.tenant("other", conflict_mode="siblings")
+        wrong = lambda: self.kv.WriteKeyValue(tenant_id=other, key="k", value=b"x", context=read.context)
+        bad = refusal(wrong, "INVALID_ARGUMENT", "INVALID_REQUEST")
+        assert "context" in bad.fields and bad.outcome == "not-applied", bad
+        say("another tenant's context is refused")
+
+    def idempotency(self) -> None:
+        """A retry with the same idempotency key has one effect."""
+        tenant = self.tenant("once", conflict_mode="siblings")
+        send = lambda value=b"v": self.kv.WriteKeyValue(
+            tenant_id=tenant, key="k", value=value, idempotency_key="order-17"
+        )
+        first, again = send(), send()
+        assert not first.is_duplicate and again.is_duplicate, (first, again)
+        assert first.context == again.context and first.idempotency_key == again.idempotency_key == "order-17"
+        read = self.kv.ReadKeyValue(tenant_id=tenant, key="k")
+        assert read.value == b"v" and not read.siblings, read
+        say("sent twice, applied once: the second answer is the first one, marked as a duplicate")
+        conflict = refusal(lambda: send(b"other"), "INVALID_ARGUMENT", "IDEMPOTENCY_KEY_CONFLICT")
+        assert conflict.outcome == "not-applied", conflict
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            burst = lambda _: self.kv.WriteKeyValue(tenant_id=tenant, key="b", value=b"v", idempotency_key="burst")
+            answers = list(pool.map(burst, range(8)))
+        assert sum(not a.is_duplicate for a in answers) == 1, answers
+        assert not self.kv.ReadKeyValue(tenant_id=tenant, key="b").siblings
+        say("eight at once are one write and seven duplicates; another value under the same key is refused")
+        deleted = lambda: self.kv.DeleteKeyValue(tenant_id=tenant, key="k", idempotency_key="order-17-cancelled")
+        assert not deleted().is_duplicate and deleted().is_duplicate
+        say("deletes likewise")
+
+    def session(self) -> None:
+        """Many operations over one stream; those of one key in its order."""
+        tenant = self.tenant("session")
+        outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        answers = self.kv.Session(iter(outgoing.get, None), timeout=30)
+        count, number = 200, 0
+        expected: dict[int, Callable[[Any], None]] = {}
+
+        def ask(check: Callable[[Any], None], **operation: Any) -> Any:
+            nonlocal number
+            number += 1
+            expected[number] = check
+            return {"id": number, "timeout_ms": 5000, **operation}
+
+        def is_written(answer: Any) -> None:
+            assert answer.WhichOneof("result") == "write" and answer.write.success, answer
+
+        def is_status(reason: str) -> Callable[[Any], None]:
+            def check(answer: Any) -> None:
+                assert answer.WhichOneof("result") == "status" and answer.status.code == 5, answer
+                assert reason.encode() in answer.status.details, answer
+
+            return check
+
+        def is_value(value: bytes) -> Callable[[Any], None]:
+            def check(answer: Any) -> None:
+                assert answer.read.value == value, (answer, value)
+
+            return check
+
+        for index in range(count):
+            key, value = f"k{index}", f"v{index}".encode()
+            batch = [
+                ask(is_written, write={"tenant_id": tenant, "key": key, "value": value}),
+                ask(is_value(value), read={"tenant_id": tenant, "key": key}),
+                ask(is_written, delete={"tenant_id": tenant, "key": key}),
+                ask(is_status("KEY_NOT_FOUND"), read={"tenant_id": tenant, "key": key}),
+            ]
+            outgoing.put(self.kv.request("Session", requests=batch))
+        outgoing.put(None)
+        for batch in answers:
+            for answer in batch.responses:
+                expected.pop(answer.id)(answer)
+        assert not expected, f"{len(expected)} operations were not answered"
+        say(f"{number} operations on {count} keys over one stream: each key's write, read, delete and read in order")
+
+    # ------------------------------------------------------------------ errors
+
+    def errors(self) -> None:
+        """Errors say what is wrong, where, and whether anything happened."""
+        tenant = self.tenant("errors")
+        nobody = lambda: self.kv.WriteKeyValue(tenant_id="nobody-" + self.stamp, key="k", value=b"v")
+        unknown = refusal(nobody, "NOT_FOUND", "TENANT_NOT_FOUND")
+        assert unknown.outcome == "not-applied", unknown
+        wrong: list[tuple[str, dict[str, Any]]] = [
+            ("tenant_id", {"tenant_id": "a:b", "key": "k"}),
+            ("key", {"tenant_id": tenant, "key": ""}),
+            ("key", {"tenant_id": tenant, "key": "k" * 1025}),
+            ("value", {"tenant_id": tenant, "key": "k", "value": bytes((10 << 20) + 1)}),
+            ("consistency", {"tenant_id": tenant, "key": "k", "consistency": "quorom"}),
+            ("context", {"tenant_id": tenant, "key": "k", "context": b"made up"}),
+            ("idempotency_key", {"tenant_id": tenant, "key": "k", "idempotency_key": "i" * 257}),
+        ]
+        for field, request in wrong:
+            bad = refusal(lambda r=request: self.kv.WriteKeyValue(**r), "INVALID_ARGUMENT", "INVALID_REQUEST")
+            assert field in bad.fields and bad.outcome == "not-applied", (field, bad.fields, bad.metadata)
+            say(f"{field}: {bad.fields[field]}")
+        refusal(lambda: self.kv.ReadKeyValue(tenant_id=tenant, key="k"), "NOT_FOUND", "KEY_NOT_FOUND")
+
+    # ------------------------------------------------------------------ tenants and nodes
+
+    def tenants(self) -> None:
+        """Tenants: created, read, listed, changed where that is safe."""
+        tenant = self.tenant("tenants", replication_factor=3, ordering="clock", default_level="one")
+        exists = lambda: self.kv.CreateTenant(tenant_id=tenant)
+        refusal(exists, "ALREADY_EXISTS", "TENANT_EXISTS")
+        absent = f"absent-{self.stamp}"
+        refusal(lambda: self.kv.GetTenant(tenant_id=absent), "NOT_FOUND", "TENANT_NOT_FOUND")
+        got = self.kv.GetTenant(tenant_id=tenant)
+        assert (got.replication_factor, got.conflict_mode, got.ordering) == (3, "register", "clock"), got
+        assert (got.default_level, got.minimum_level, got.read_repair) == ("one", "one", "async"), got
+        changed = self.kv.UpdateTenant(tenant_id=tenant, version=got.version, ordering="quorum", read_repair="blocking")
+        assert changed.version > got.version and (changed.ordering, changed.read_repair) == ("quorum", "blocking")
+        stale = lambda: self.kv.UpdateTenant(tenant_id=tenant, version=got.version, ordering="clock")
+        refusal(stale, "ABORTED", "VERSION_CONFLICT")
+        say(f"{tenant}: changed at version {got.version}; a second change based on that version is refused")
+
+        listed, token, pages = set(), "", 0
+        while True:
+            page = self.kv.ListTenants(page_size=3, page_token=token)
+            listed.update(t.tenant_id for t in page.tenants)
+            pages, token = pages + 1, page.next_page_token
+            if not token:
+                break
+        assert tenant in listed, listed
+        say(f"{len(listed)} tenants on {pages} pages")
+
+        many = lambda: self.kv.CreateTenant(tenant_id=f"many-{self.stamp}", replication_factor=5)
+        if len(self.kv.ListStorageNodes().nodes) < 5:
+            refusal(many, "FAILED_PRECONDITION", "INVALID_REPLICATION_FACTOR")
+            say("five replicas on fewer nodes are refused")
+
+    def placement(self) -> None:
+        """What would move data is refused where there is data, with the reason."""
+        before = self.kv.ListStorageNodes().nodes
+        spare = f"spare-{self.stamp}"
+        steps: list[tuple[str, Callable[[], Any]]] = [
+            ("AddStorageNode", lambda: self.kv.AddStorageNode(node_id=spare, host="127.0.0.1", port=9, virtual_nodes=8)),
+            ("RemoveStorageNode", lambda: self.kv.RemoveStorageNode(node_id=spare)),
+        ]
+        for name, step in steps:
+            try:
+                assert step().success
+                say(f"{name}: done, for nothing is stored yet")
+            except Refused as refused:
+                assert (refused.code, refused.outcome) == ("UNIMPLEMENTED", "not-applied"), refused
+                say(f"{name}: {refused.code}: {refused.message}")
+        assert [n.node_id for n in self.kv.ListStorageNodes().nodes] == [n.node_id for n in before]
+        tenant = self.tenant("placement", replication_factor=1)
+        try:
+            changed = self.kv.UpdateReplicationFactor(tenant_id=tenant, new_replication_factor=3)
+            assert (changed.old_replication_factor, changed.new_replication_factor) == (1, 3), changed
+            say("UpdateReplicationFactor: done, for nothing is stored yet")
+        except Refused as refused:
+            assert (refused.code, refused.outcome) == ("UNIMPLEMENTED", "not-applied"), refused
+            say(f"UpdateReplicationFactor: {refused.code}: {refused.message}")
+
+    def storage_nodes(self) -> None:
+        """Storage nodes: listed by the coordinator, and asked themselves."""
+        tenant = self.tenant("nodes")
+        self.kv.WriteKeyValue(tenant_id=tenant, key="k", value=b"seen from below", consistency="all")
+        nodes = self.kv.ListStorageNodes().nodes
+        assert nodes and all(n.reachable and n.status == "active" for n in nodes), nodes
+        for info in nodes:
+            server = Server(f"{info.host}:{info.port}")
+            self.nodes.append(server)
+            node = server.service(NODE)
+            described = node.Describe()
+            assert described.node_id == info.node_id and len(described.store_id) == 16, described
+            stored = node.Read(tenant_id=tenant, key="k", render=True)
+            if not stored.HasField("record"):
+                continue  # more nodes than replicas: this one is none of the key's
+            assert "seen from below" in stored.rendering, stored
+            repaired = node.Repair(tenant_id=tenant, key="k", record=stored.record)
+            assert repaired.superseded is not None
+            assert node.Read(tenant_id=tenant, key="k").record == stored.record, "merging a copy changes nothing"
+            assert self.lane(server, described.node_id, tenant, b"k") == stored.record
+        say(f"{len(nodes)} nodes described themselves; record, repair and a lane's answer agree on each")
+
+    def lane(self, server: Server, node_id: str, tenant: str, key: bytes) -> bytes:
+        """Reads a record as coordinators do: a handshake, then a checksummed batch."""
+        node = server.service(NODE)
+        token = int.from_bytes(hashlib.sha256(tenant.encode() + b":" + key).digest()[:8], "big")
+        ask = {"id": 7, "token": token, "tenant": tenant.encode(), "key": key, "epoch": 1, "read": {}}
+        payload = server.message("witan.v1.RequestBatch")(requests=[ask]).SerializeToString()
+        frame = {"codec": 1, "checksum": zlib.crc32(payload), "payload": payload}
+        outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        hello = {"versions": [1], "coordinator_id": "tour", "node_id": node_id}
+        outgoing.put(node.request("Exchange", hello=hello))
+        answers = node.Exchange(iter(outgoing.get, None))
+        welcome = next(answers).welcome
+        assert welcome.version == 1 and welcome.node_id == node_id, welcome
+        outgoing.put(node.request("Exchange", frame=frame))
+        joined = b""
+        for answer in answers:
+            assert zlib.crc32(answer.frame.payload) == answer.frame.checksum
+            joined += answer.frame.payload
+            if not answer.frame.more:
+                break
+        outgoing.put(None)
+        answers.cancel()
+        batch = server.message("witan.v1.AnswerBatch").FromString(joined)
+        assert [a.id for a in batch.answers] == [7], batch
+        return batch.answers[0].record.record
+
+    # ------------------------------------------------------------------ plugins
+
+    def upload(self, component: bytes) -> Any:
+        request = lambda **fields: self.plugins.request("UploadPlugin", **fields)
+        digest = hashlib.sha256(component).hexdigest()
+        chunks = [component[at : at + (64 << 10)] for at in range(0, len(component), 64 << 10)]
+        parts = [request(manifest={"size": len(component), "digest": digest})] + [request(chunk=c) for c in chunks]
+        plugin = self.plugins.UploadPlugin(iter(parts), timeout=60).plugin
+        assert plugin.digest == digest and plugin.state == "ready", plugin
+        return plugin
+
+    def plugin_life(self) -> None:
+        """Plugins: uploaded, bound, swapped, rolled back, watched."""
+        events = self.plugins.WatchPluginEvents(recent=True, timeout=60)
+        cart = self.upload((self.folder / "shopping-cart.wasm").read_bytes())
+        union = self.upload((self.folder / "set-union.wasm").read_bytes())
+        assert (cart.name, cart.hook, cart.deterministic) == ("shopping-cart", "conflict-resolver", True), cart
+        assert {cart.digest, union.digest} <= {p.digest for p in self.plugins.ListPlugins().plugins}
+        assert self.plugins.GetPlugin(plugin=cart.digest[:12]).plugin.digest == cart.digest
+        assert self.plugins.GetPlugin(plugin=f"set-union@{union.version}").plugin.name == "set-union"
+        say(f"uploaded {cart.name} {cart.version} and {union.name} {union.version}: {cart.digest[:8]}, {union.digest[:8]}")
+        for junk in (b"", b"(component)", b"\0asm\x0d\0\x01\0junk"):
+            parts = [self.plugins.request("UploadPlugin", manifest={}), self.plugins.request("UploadPlugin", chunk=junk)]
+            try:
+                raise AssertionError(self.plugins.UploadPlugin(iter(parts), timeout=60))
+            except Refused as refused:
+                assert refused.code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION"), refused
+        say(f"what is no component is refused: {refused.message}")
+
+        tenant = self.tenant("plugins", conflict_mode="siblings")
+        register = self.tenant("unresolved")
+        hook = "conflict-resolver"
+        values = ({"items": {"tea": {"a": 1}}}, {"items": {"tea": {"b": 2}, "jam": {"b": 1}}})
+        for value in values:
+            self.kv.WriteKeyValue(tenant_id=tenant, key="cart", value=json.dumps(value).encode())
+        read = lambda: self.kv.ReadKeyValue(tenant_id=tenant, key="cart")
+        assert len(read().siblings) == 2
+        bound = self.plugins.BindPlugin(tenant_id=tenant, hook=hook, plugin=cart.digest)
+        assert bound.binding.name == "shopping-cart" and not bound.HasField("previous"), bound
+        answer = read()
+        assert json.loads(answer.value) == {"items": {"tea": {"a": 1, "b": 2}, "jam": {"b": 1}}}, answer
+        assert answer.resolved_by.startswith(f"shopping-cart@{cart.digest[:8]}"), answer.resolved_by
+        say(f"bound: two siblings are read as one cart, resolved by {answer.resolved_by[:22]}...")
+        swapped = self.plugins.BindPlugin(tenant_id=tenant, hook=hook, plugin=f"set-union@{union.version}")
+        assert swapped.previous.name == "shopping-cart" and swapped.binding.number > bound.binding.number, swapped
+        assert len(read().siblings) == 2, "an object is no set, so set-union keeps all"
+        back = self.plugins.RollbackBinding(tenant_id=tenant, hook=hook)
+        assert back.binding.name == "shopping-cart" and not read().siblings, back
+        say("swapped for set-union, which keeps what is no set, and rolled back")
+        listed = self.plugins.ListBindings(tenant_id=tenant).bindings
+        assert [(b.hook, b.name) for b in listed] == [(hook, "shopping-cart")] and listed[0].calls > 0, listed
+        on_register = lambda: self.plugins.BindPlugin(tenant_id=register, hook=hook, plugin=cart.digest)
+        try:
+            raise AssertionError(on_register())
+        except Refused as refused:
+            assert refused.code in ("FAILED_PRECONDITION", "INVALID_ARGUMENT"), refused
+            say(f"a resolver on a tenant of registers is refused: {refused.message}")
+        try:
+            raise AssertionError(self.plugins.RemovePlugin(plugin=cart.digest))
+        except Refused as refused:
+            assert refused.code == "FAILED_PRECONDITION", refused
+            say(f"removing a plugin in use is refused: {refused.message}")
+        self.policy()
+        self.remove()
+        self.watch(events, tenant)
+
+    def policy(self) -> None:
+        """A policy with a configuration that is checked before it is in force."""
+        policy = self.upload((self.folder / "adaptive-latency.wasm").read_bytes())
+        tenant = self.tenant("policy", minimum_level="quorum")
+        bind = lambda text: self.plugins.BindPlugin(
+            tenant_id=tenant, hook=policy.hook, plugin="adaptive-latency", configuration=text
+        )
+        try:
+            raise AssertionError(bind(b"slow-us = soon"))
+        except Refused as refused:
+            assert refused.code in ("FAILED_PRECONDITION", "INVALID_ARGUMENT"), refused
+            say(f"a configuration that the plugin refuses: {refused.message}")
+        assert bind(b"slow-us = 1").binding.configuration == b"slow-us = 1"
+        written = self.kv.WriteKeyValue(tenant_id=tenant, key="k", value=b"v", consistency="all")
+        assert written.success and written.replica_count >= 2, written
+        unbound = self.plugins.BindPlugin(tenant_id=tenant, hook=policy.hook, plugin="")
+        assert unbound.previous.name == "adaptive-latency", unbound
+        assert not self.plugins.ListBindings(tenant_id=tenant).bindings
+        say(f"bound to a policy, a write at level all met {written.consistency}; unbound again")
+
+    def remove(self) -> None:
+        """A plugin that nothing needs can be removed. This one is nobody's: a custom section makes it another digest."""
+        component = (self.folder / "hash-tag.wasm").read_bytes()
+        name = b"\x04tour" + self.stamp.encode()
+        own = self.upload(component + b"\x00" + bytes([len(name)]) + name)
+        self.plugins.RemovePlugin(plugin=own.digest)
+        assert own.digest not in {p.digest for p in self.plugins.ListPlugins().plugins}
+        say(f"{own.name} was uploaded under a digest of its own and removed")
+
+    def watch(self, events: Any, tenant: str) -> None:
+        """The events tell all of it, in order."""
+        seen: list[Any] = []
+        for event in events:
+            if event.tenant_id == tenant:
+                seen.append(event)
+            if event.kind == "rolled_back" and event.tenant_id == tenant:
+                break
+        events.cancel()
+        assert "activated" in {event.kind for event in seen} and all(event.at_ms > 0 for event in seen), seen
+        say("its events: " + ", ".join(f"{event.kind} {event.name}" for event in seen))
+
+    # ------------------------------------------------------------------ all of it
+
+    def run(self) -> None:
+        steps = [
+            self.placement,
+            self.register,
+            self.siblings,
+            self.idempotency,
+            self.session,
+            self.errors,
+            self.tenants,
+            self.storage_nodes,
+            self.plugin_life,
+        ]
+        print(f"{self.server.address} serves {', '.join(self.server.services())}")
+        for step in steps:
+            print((step.__doc__ or "").splitlines()[0])
+            step()
+        self.complete()
+
+    def complete(self) -> None:
+        """Nothing that reflection lists was left out."""
+        called = set().union(*(server.called for server in [self.server, *self.nodes]))
+        listed = {f"{COORDINATOR}/{m}" for m in self.server.methods(COORDINATOR)}
+        listed |= {f"{PLUGINS}/{m}" for m in self.server.methods(PLUGINS)}
+        listed |= {f"{NODE}/{m}" for m in self.nodes[0].methods(NODE)}
+        assert not listed - called, f"never called: {sorted(listed - called)}"
+        print(f"All {len(listed)} RPCs did what they should.")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("address", nargs="?", default="127.0.0.1:50051", help="the coordinator, HOST:PORT")
+    folder = pathlib.Path(__file__).resolve().parents[2] / "target" / "plugins"
+    parser.add_argument("--plugins", type=pathlib.Path, default=folder, help="folder of the built plugins")
+    arguments = parser.parse_args()
+    Tour(arguments.address, arguments.plugins).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+//! The load that runs while things happen: clients that read and write and check what they read. Every failure counts,
+//! and so does every answer that an acknowledged write makes impossible.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use witan_wire::v1::ReadKeyValueRequest;
+
+use super::client::{self, Coordinator, timed, told};
+use super::data::Record;
+
+/// Clients that rewrite and read records of the data set.
+const READERS: usize = 4;
+/// Clients that fill carts.
+const SHOPPERS: usize = 2;
+/// Carts of one shopper.
+const CARTS: usize = 20;
+/// What a client waits between two requests: people and programs think, and this machine's cores also carry the cluster.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Failures that are kept word for word.
+const KEPT: usize = 5;
+
+/// A stretch of time: what was asked in it, and how that went.
+#[derive(Debug, Default, Clone)]
+pub struct Figures {
+    /// Requests that ended.
+    pub requests: u64,
+    /// Requests that failed, or whose answer was impossible.
+    pub failed: u64,
+    /// The first of those, in words.
+    pub failures: Vec<String>,
+    /// Keys of the data set that were written, with repetitions.
+    pub written: Vec<usize>,
+    micros: Vec<u32>,
+    took: Duration,
+}
+
+impl Figures {
+    /// The latency below which `share` of the requests stayed.
+    fn quantile(&mut self, share: f64) -> f64 {
+        self.micros.sort_unstable();
+        let index = ((self.micros.len() as f64 * share) as usize).min(self.micros.len().saturating_sub(1));
+        self.micros.get(index).map_or(0.0, |micros| f64::from(*micros) / 1000.0)
+    }
+
+    /// All of it in one line.
+    pub fn line(&mut self) -> String {
+        let rate = self.requests as f64 / self.took.as_secs_f64().max(0.001);
+        let (p50, p99) = (self.quantile(0.5), self.quantile(0.99));
+        format!("{} requests ({rate:.0}/s), {} failed, p50 {p50:.1} ms, p99 {p99:.1} ms", self.requests, self.failed)
+    }
+}
+
+/// What each record of the data set was last acknowledged to be: its revision, or `None` where a failed write leaves it open.
+pub type Ledger = Vec<Option<u32>>;
+
+/// A running load.
+#[derive(Debug)]
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    figures: Arc<Mutex<Figures>>,
+    since: Instant,
+    clients: JoinSet<Result<Vec<(usize, Option<u32>)>>>,
+    records: usize,
+}
+
+impl Load {
+    /// Starts the clients: some on `tenant` with its `records`, some on `carts`.
+    pub async fn start(address: &str, tenant: &str, records: &Arc<Vec<Record>>, carts: &str) -> Result<Self> {
+        let (stop, figures) = (Arc::default(), Arc::default());
+        let mut load = Self { stop, figures, since: Instant::now(), clients: JoinSet::new(), records: records.len() };
+        for number in 0..READERS {
+            let client = load.client(address).await?;
+            load.clients.spawn(client.rewrite(tenant.to_owned(), records.clone(), number));
+        }
+        for number in 0..SHOPPERS {
+            let client = load.client(address).await?;
+            load.clients.spawn(client.shop(carts.to_owned(), number));
+        }
+        Ok(load)
+    }
+
+    async fn client(&self, address: &str) -> Result<Client> {
+        // Each has a connection of its own, as clients elsewhere would.
+        let coordinator = Coordinator::new(client::connect(address).await?);
+        Ok(Client { coordinator, stop: self.stop.clone(), figures: self.figures.clone() })
+    }
+
+    /// What happened since the last call, or since the start.
+    pub fn take(&mut self) -> Figures {
+        let mut figures = std::mem::take(&mut *self.figures.lock().unwrap_or_else(PoisonError::into_inner));
+        figures.took = self.since.elapsed();
+        self.since = Instant::now();
+        figures
+    }
+
+    /// Waits until the clients have done `requests` more.
+    pub async fn go_on(&self, requests: u64) -> Result<()> {
+        let done = || self.figures.lock().unwrap_or_else(PoisonError::into_inner).requests;
+        let target = done() + requests;
+        let wait = async {
+            while done() < target {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), wait).await.context("the load has come to a halt")
+    }
+
+    /// Ends the clients; answers with what they know to be acknowledged.
+    pub async fn stop(mut self) -> Result<Ledger> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut ledger = vec![Some(0); self.records];
+        while let Some(known) = self.clients.join_next().await {
+            for (index, revision) in known.context("a client has panicked")?? {
+                ledger[index] = revision;
+            }
+        }
+        Ok(ledger)
+    }
+}
+
+/// A record's value in its `revision`; 0 is the data set's own line.
+pub fn revised(record: &Record, revision: u32) -> Bytes {
+    if revision == 0 {
+        return record.value.clone();
+    }
+    let line = String::from_utf8_lossy(&record.value);
+    let open = line.strip_suffix('}').unwrap_or(&line);
+    Bytes::from(format!("{open},\"Revision\":{revision}}}"))
+}
+
+struct Client {
+    coordinator: Coordinator,
+    stop: Arc<AtomicBool>,
+    figures: Arc<Mutex<Figures>>,
+}
+
+impl Client {
+    /// Rewrites the records that are this client's own, one after the other, and reads each back: what comes must be what
+    /// was acknowledged last, since the tenant's levels overlap and nobody else writes them.
+    async fn rewrite(
+        mut self,
+        tenant: String,
+        records: Arc<Vec<Record>>,
+        number: usize,
+    ) -> Result<Vec<(usize, Option<u32>)>> {
+        let mut known: Vec<(usize, Option<u32>)> = Vec::new();
+        let own: Vec<usize> = (number..records.len()).step_by(READERS).collect();
+        let mut revision = 0;
+        'rounds: loop {
+            revision += 1;
+            for (place, index) in own.iter().copied().enumerate() {
+                if self.stop.load(Ordering::Relaxed) {
+                    break 'rounds;
+                }
+                let value = revised(&records[index], revision);
+                let acknowledged =
+                    self.write(client::write(&tenant, &records[index].key, value.clone()), Some(index)).await;
+                let entry = (index, acknowledged.then_some(revision));
+                if revision == 1 {
+                    known.push(entry)
+                } else {
+                    known[place] = entry
+                }
+                let read = self.read(&tenant, &records[index].key).await;
+                if acknowledged && read.is_some_and(|read| read != value) {
+                    self.impossible(format!("{} was read back older than acknowledged", records[index].key));
+                }
+            }
+        }
+        Ok(known)
+    }
+
+    /// Fills carts of this client's own: reads one, and puts it back with one more of something, with the context of the
+    /// read; every third time without, as a client that has forgotten.
+    async fn shop(mut self, tenant: String, number: usize) -> Result<Vec<(usize, Option<u32>)>> {
+        let writer = format!("shopper-{number}");
+        for round in 1u32.. {
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let key = format!("load/{number}/{}", round as usize % CARTS);
+            let request = ReadKeyValueRequest { tenant_id: tenant.clone(), key: key.clone(), ..Default::default() };
+            let started = Instant::now();
+            let context = match self.coordinator.read_key_value(timed(request)).await {
+                Ok(read) => read.into_inner().context,
+                Err(status) if status.code() == tonic::Code::NotFound => Bytes::new(),
+                Err(status) => {
+                    self.done(started, Some(format!("read {key}: {}", told(&status))), None);
+                    continue;
+                }
+            };
+            self.done(started, None, None);
+            let mut write = client::write(&tenant, &key, format!(r#"{{"items":{{"tea":{{"{writer}":{round}}}}}}}"#));
+            if round % 3 != 0 {
+                write.context = context;
+            }
+            self.write(write, None).await;
+        }
+        Ok(Vec::new())
+    }
+
+    async fn write(&mut self, request: witan_wire::v1::WriteKeyValueRequest, index: Option<usize>) -> bool {
+        let (key, started) = (request.key.clone(), Instant::now());
+        let result = self.coordinator.write_key_value(timed(request)).await;
+        let failure = result.as_ref().err().map(|status| format!("write {key}: {}", told(status)));
+        self.done(started, failure, index.filter(|_| result.is_ok()));
+        tokio::time::sleep(PAUSE).await;
+        result.is_ok()
+    }
+
+    async fn read(&mut self, tenant: &str, key: &str) -> Option<Bytes> {
+        let request = ReadKeyValueRequest { tenant_id: tenant.into(), key: key.into(), ..Default::default() };
+        let started = Instant::now();
+        let result = self.coordinator.read_key_value(timed(request)).await;
+        let failure = result.as_ref().err().map(|status| format!("read {key}: {}", told(status)));
+        self.done(started, failure, None);
+        tokio::time::sleep(PAUSE).await;
+        result.ok().map(|read| read.into_inner().value)
+    }
+
+    fn done(&self, started: Instant, failure: Option<String>, written: Option<usize>) {
+        let micros = u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX);
+        let mut figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
+        figures.requests += 1;
+        figures.micros.push(micros);
+        figures.written.extend(written);
+        if let Some(failure) = failure {
+            count(&mut figures, failure);
+        }
+    }
+
+    fn impossible(&self, what: String) {
+        count(&mut self.figures.lock().unwrap_or_else(PoisonError::into_inner), what);
+    }
+}
+
+fn count(figures: &mut Figures, failure: String) {
+    figures.failed += 1;
+    if figures.failures.len() < KEPT {
+        figures.failures.push(failure);
+    }
+}

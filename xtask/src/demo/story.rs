@@ -1,0 +1,439 @@
+//! What the demonstration does and says, chapter by chapter.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::task::JoinSet;
+use witan_kernel::record::{Encoded, Record as Stored};
+use witan_wire::v1::{
+    CreateTenantRequest, ListStorageNodesRequest, PluginInfo, ReadKeyValueRequest, ReadKeyValueResponse, ReadRequest,
+    RollbackBindingRequest,
+};
+
+use super::client::{self, Coordinator, Node, Plugins, bind, connect, failed, timed, told, upload};
+use super::cluster::{Cluster, NODES, node_name};
+use super::data::{self, Record};
+use super::load::{Figures, Load, revised};
+use crate::run;
+
+/// The registry's tenant: registers, and no policy may go below a quorum.
+const REGISTRY: &str = "registry";
+/// The carts' tenant: siblings, to be resolved.
+const CARTS: &str = "carts";
+/// Carts that are written in conflict.
+const CONFLICTS: usize = 60;
+/// Who writes each of them, all at once, none knowing of the others.
+const DEVICES: [&str; 3] = ["phone", "laptop", "tablet"];
+/// Times that resolver and policy are swapped under load.
+const SWAPS: usize = 25;
+/// Requests of the load between two stretches of the story.
+const STRETCH: u64 = 600;
+/// The node that is killed.
+const VICTIM: usize = 1;
+/// Within this, a restarted node answers again and is repaired.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Policies that ask for replicas by how well they are; the second finds none of them well.
+const CALM: &str = "slow-us = 200000";
+const NERVOUS: &str = "slow-us = 1";
+
+struct Plot<'a> {
+    cluster: &'a mut Cluster,
+    coordinator: Coordinator,
+    plugins: Plugins,
+    cart: PluginInfo,
+    union: PluginInfo,
+    policy: PluginInfo,
+}
+
+/// Tells the whole story; an error is a promise broken.
+pub async fn tell(cluster: &mut Cluster, components: &Path) -> Result<()> {
+    let records = Arc::new(data::read(&run::root().join("examples/data/language-subtags.jsonl"))?);
+    let channel = connect(&cluster.address).await?;
+    let mut plugins = Plugins::new(channel.clone());
+    let component = |name: &str| components.join(format!("{name}.wasm"));
+    title("The cluster");
+    let ids = cluster.ids();
+    println!(
+        "One coordinator (process {}) at {} and {NODES} storage nodes (processes {}) run.",
+        ids[0],
+        cluster.address,
+        ids[1..].iter().map(u32::to_string).collect::<Vec<_>>().join(", "),
+    );
+    let (cart, union, policy) = (
+        upload(&mut plugins, &component("shopping-cart")).await?,
+        upload(&mut plugins, &component("set-union")).await?,
+        upload(&mut plugins, &component("adaptive-latency")).await?,
+    );
+    let shown: Vec<String> = [&cart, &union, &policy].map(named).into();
+    println!("Uploaded, compiled and probed: {}.", shown.join(", "));
+    let mut plot = Plot { cluster, coordinator: Coordinator::new(channel), plugins, cart, union, policy };
+    plot.load(&records).await?;
+
+    let mut load = Load::start(&plot.cluster.address, REGISTRY, &records, CARTS).await?;
+    load.go_on(STRETCH).await?;
+    let quiet = spotless(load.take(), "before anything is changed")?;
+    println!("\nFrom here on a load runs and checks what it reads. Undisturbed: {}.", quiet.clone().line());
+    plot.conflicts().await?;
+    spotless(load.take(), "while carts were resolved")?;
+    plot.swaps(&mut load, quiet).await?;
+    let (missed, ledger) = {
+        let missed = plot.node_dies(&mut load, &records).await?;
+        (missed, load.stop().await?)
+    };
+    plot.repair(&missed, &records).await?;
+    plot.audit(&records, &ledger).await
+}
+
+impl Plot<'_> {
+    async fn load(&mut self, records: &[Record]) -> Result<()> {
+        title("The data");
+        self.create(CreateTenantRequest {
+            tenant_id: REGISTRY.into(),
+            minimum_level: "quorum".into(),
+            ..Default::default()
+        })
+        .await?;
+        self.create(CreateTenantRequest {
+            tenant_id: CARTS.into(),
+            conflict_mode: "siblings".into(),
+            ..Default::default()
+        })
+        .await?;
+        let bar = ProgressBar::new(records.len() as u64);
+        let style = "{bar:40} {pos}/{len} records, {per_sec}";
+        bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let started = Instant::now();
+        data::load(&self.coordinator, REGISTRY, records, || bar.inc(1)).await?;
+        bar.finish_and_clear();
+        let took = started.elapsed();
+        println!(
+            "The IANA language subtag registry, {} records, is stored on a quorum of nodes each, synced to disk, in {} ({:.0} records/s).",
+            records.len(),
+            run::seconds(took),
+            records.len() as f64 / took.as_secs_f64()
+        );
+        Ok(())
+    }
+
+    async fn create(&mut self, tenant: CreateTenantRequest) -> Result<()> {
+        let what = format!("create tenant {}", tenant.tenant_id);
+        self.coordinator.create_tenant(timed(tenant)).await.map_err(|status| failed(&what, &status))?;
+        Ok(())
+    }
+
+    /// Several clients fill the same carts at once, none having read them.
+    async fn conflicts(&mut self) -> Result<()> {
+        title("Conflicting writes");
+        let mut writes = JoinSet::new();
+        for cart in 0..CONFLICTS {
+            for (number, device) in DEVICES.iter().enumerate() {
+                let mut coordinator = self.coordinator.clone();
+                let value =
+                    format!(r#"{{"items":{{"{device}-case":{{"{device}":1}},"milk":{{"{device}":{}}}}}}}"#, number + 1);
+                let write = client::write(CARTS, &cart_key(cart), value);
+                writes.spawn(async move { coordinator.write_key_value(timed(write)).await.map(drop) });
+            }
+        }
+        while let Some(written) = writes.join_next().await {
+            written?.map_err(|status| failed("write a cart", &status))?;
+        }
+        let before = self.cart(0).await?;
+        ensure!(before.siblings.len() == DEVICES.len(), "expected {} siblings, got {before:?}", DEVICES.len());
+        println!(
+            "{} clients wrote to each of {CONFLICTS} carts at once, without having read them. Without a resolver a read returns what it\nfound, {} siblings and no verdict:",
+            DEVICES.len(),
+            before.siblings.len()
+        );
+        for sibling in &before.siblings {
+            println!("    {}", String::from_utf8_lossy(&sibling.value));
+        }
+        let binding = bind(&mut self.plugins, CARTS, &self.cart.clone(), "").await?;
+        let after = self.cart(0).await?;
+        println!("With {} bound (binding {}) the same read returns one cart:", named(&self.cart), binding.number);
+        println!("    {}", String::from_utf8_lossy(&after.value));
+        println!("    resolved by {}", short(&after.resolved_by));
+        let (resolved, kept) = self.count_items().await?;
+        println!(
+            "{resolved} of {CONFLICTS} carts resolved; {kept} of {} items written are in them.",
+            CONFLICTS * DEVICES.len() * 2
+        );
+        ensure!(resolved == CONFLICTS && kept == CONFLICTS * DEVICES.len() * 2, "carts or items are missing");
+        self.settle(after).await
+    }
+
+    /// The client's next write, with the context of its read, settles the matter.
+    async fn settle(&mut self, read: ReadKeyValueResponse) -> Result<()> {
+        let mut write = client::write(CARTS, &cart_key(0), read.value.clone());
+        write.context = read.context;
+        self.coordinator.write_key_value(timed(write)).await.map_err(|status| failed("write a cart back", &status))?;
+        let settled = self.cart(0).await?;
+        ensure!(settled.value == read.value && settled.siblings.is_empty(), "the cart is not settled: {settled:?}");
+        println!("A client that puts that cart back with the context of its read settles it: no siblings are left.");
+        Ok(())
+    }
+
+    async fn cart(&mut self, number: usize) -> Result<ReadKeyValueResponse> {
+        let request = ReadKeyValueRequest { tenant_id: CARTS.into(), key: cart_key(number), ..Default::default() };
+        let read = self.coordinator.read_key_value(timed(request)).await;
+        Ok(read.map_err(|status| failed("read a cart", &status))?.into_inner())
+    }
+
+    /// Carts with a verdict, and the (item, writer) pairs in them.
+    async fn count_items(&mut self) -> Result<(usize, usize)> {
+        let (mut resolved, mut items) = (0, 0);
+        for number in 0..CONFLICTS {
+            let read = self.cart(number).await?;
+            resolved += usize::from(read.siblings.is_empty() && read.resolved_by.starts_with("shopping-cart@"));
+            let cart: serde_json::Value = serde_json::from_slice(&read.value).unwrap_or_default();
+            let writers =
+                cart["items"].as_object().into_iter().flatten().filter_map(|(_, writers)| writers.as_object());
+            items += writers.map(serde_json::Map::len).sum::<usize>();
+        }
+        Ok((resolved, items))
+    }
+
+    /// Resolver and policy change again and again while the load goes on.
+    async fn swaps(&mut self, load: &mut Load, mut quiet: Figures) -> Result<()> {
+        title("Swapping plugins under load");
+        let (cart, union, policy) = (self.cart.clone(), self.union.clone(), self.policy.clone());
+        let started = Instant::now();
+        let mut swaps = 0;
+        let (mut kept_all, mut merged) = (0, 0);
+        for round in 0..SWAPS {
+            bind(&mut self.plugins, CARTS, &union, "").await?;
+            // An object is no set, so this resolver keeps all siblings; the other one merges them.
+            kept_all += usize::from(self.cart(1).await?.siblings.len() == DEVICES.len());
+            bind(&mut self.plugins, REGISTRY, &policy, if round % 2 == 0 { CALM } else { NERVOUS }).await?;
+            load.go_on(20).await?;
+            bind(&mut self.plugins, CARTS, &cart, "").await?;
+            merged += usize::from(self.cart(1).await?.siblings.is_empty());
+            swaps += 3;
+            load.go_on(20).await?;
+        }
+        let took = started.elapsed();
+        let mut during = spotless(load.take(), "during the swaps")?;
+        println!(
+            "{swaps} swaps in {}: shopping-cart for set-union and back, and adaptive-latency between two",
+            run::seconds(took)
+        );
+        println!(
+            "configurations. The next read of the same cart always followed the new resolver: {kept_all} of {SWAPS} times set-union kept"
+        );
+        println!("all siblings (an object is no set), {merged} of {SWAPS} times shopping-cart merged them.");
+        ensure!(kept_all == SWAPS && merged == SWAPS, "a read did not follow the resolver in force");
+        println!("    undisturbed:      {}", quiet.line());
+        println!("    during the swaps: {}", during.line());
+        self.policies().await?;
+        self.roll_back().await
+    }
+
+    /// What the policy in force makes of the same request.
+    async fn policies(&mut self) -> Result<()> {
+        let policy = self.policy.clone();
+        for (configuration, says) in [(CALM, "calm"), (NERVOUS, "finds every replica slow")] {
+            bind(&mut self.plugins, REGISTRY, &policy, configuration).await?;
+            let met = self.write_at_all("policy").await.map_err(|status| failed("write at level all", &status))?;
+            println!("A write that asks for level all, policy {configuration:?} ({says}): met {met}.");
+        }
+        println!("(The tenant's minimum is a quorum: no policy goes below.)");
+        Ok(())
+    }
+
+    async fn write_at_all(&mut self, key: &str) -> std::result::Result<String, tonic::Status> {
+        let mut write = client::write(REGISTRY, &format!("probe/{key}"), "probe");
+        write.consistency = "all".into();
+        let written = self.coordinator.write_key_value(timed(write)).await?.into_inner();
+        Ok(format!("level {}, {} replicas had answered", written.consistency, written.replica_count))
+    }
+
+    async fn roll_back(&mut self) -> Result<()> {
+        let request = RollbackBindingRequest { tenant_id: CARTS.into(), hook: self.cart.hook.clone() };
+        let rolled = self.plugins.rollback_binding(timed(request)).await;
+        let rolled = rolled.map_err(|status| failed("roll back", &status))?.into_inner();
+        let (now, before) = (rolled.binding.context("no binding")?, rolled.previous.context("nothing before")?);
+        let kept = self.cart(1).await?.siblings.len();
+        println!("Rolled back from {} to {}: the cart has {kept} siblings again.", before.name, now.name);
+        ensure!(now.name == self.union.name && kept == DEVICES.len(), "the rollback did not take effect");
+        let request = RollbackBindingRequest { tenant_id: REGISTRY.into(), hook: self.policy.hook.clone() };
+        self.plugins.rollback_binding(timed(request)).await.map_err(|status| failed("roll back", &status))?;
+        bind(&mut self.plugins, CARTS, &self.cart.clone(), "").await?;
+        Ok(())
+    }
+
+    /// A node is killed, the load goes on, the node comes back. Answers with the records written while it was away.
+    async fn node_dies(&mut self, load: &mut Load, records: &[Record]) -> Result<BTreeSet<usize>> {
+        title("A node dies");
+        let name = node_name(VICTIM);
+        spotless(load.take(), "before the node was killed")?;
+        let id = self.cluster.kill_node(VICTIM).await?;
+        println!("{name} (process {id}) is killed with SIGKILL. The load goes on with two of three nodes:");
+        load.go_on(2 * STRETCH).await?;
+        let mut without = load.take();
+        println!("    without it:       {}", without.line());
+        without.failures.iter().for_each(|failure| println!("      {failure}"));
+        self.all_without_a_node().await?;
+        self.cluster.start_node(VICTIM).await?;
+        self.wait_for(VICTIM).await?;
+        let stale = self.stale(&without.written.iter().copied().collect::<Vec<_>>(), records).await?;
+        load.go_on(STRETCH).await?;
+        let mut after = load.take();
+        println!(
+            "{name} is started again. Of {} records written meanwhile, asked directly, it is behind on {stale}.",
+            distinct(&without)
+        );
+        println!("    with it again:    {}", after.line());
+        ensure!(
+            after.failed + without.failed == 0,
+            "{} requests failed while a node was away",
+            after.failed + without.failed
+        );
+        Ok(without.written.into_iter().collect())
+    }
+
+    /// Without one of three nodes, all cannot be met: natively that is a failure, the policy takes a quorum for enough.
+    async fn all_without_a_node(&mut self) -> Result<()> {
+        let policy = self.policy.clone();
+        bind(&mut self.plugins, REGISTRY, &policy, "accept-shortfall = true").await?;
+        let met = self.write_at_all("node").await.map_err(|status| failed("write at level all", &status))?;
+        let unbind = witan_wire::v1::BindPluginRequest {
+            tenant_id: REGISTRY.into(),
+            hook: policy.hook.clone(),
+            ..Default::default()
+        };
+        self.plugins.bind_plugin(timed(unbind)).await.map_err(|status| failed("unbind the policy", &status))?;
+        let native = self.write_at_all("node").await;
+        println!("A write at level all (these two are not the load's):");
+        println!("    adaptive-latency: {met}");
+        match native {
+            Ok(met) => bail!("with a node dead, level all was met without a policy: {met}"),
+            Err(status) => println!("    without a policy: {}", told(&status)),
+        }
+        Ok(())
+    }
+
+    async fn wait_for(&mut self, index: usize) -> Result<()> {
+        let name = node_name(index);
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            let nodes = self.coordinator.list_storage_nodes(timed(ListStorageNodesRequest {})).await;
+            let nodes = nodes.map_err(|status| failed("list the nodes", &status))?.into_inner().nodes;
+            if nodes.iter().any(|node| node.node_id == name && node.reachable) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bail!("the coordinator has not reached {name} within {PATIENCE:?}")
+    }
+
+    /// Of these records, those on which the killed node and another one differ.
+    async fn stale(&mut self, indexes: &[usize], records: &[Record]) -> Result<usize> {
+        let mut victim = Node::new(connect(&self.cluster.node_address(VICTIM)).await?);
+        let mut other = Node::new(connect(&self.cluster.node_address((VICTIM + 1) % NODES)).await?);
+        let mut stale = 0;
+        for index in indexes.iter().collect::<BTreeSet<_>>() {
+            let key = &records[*index].key;
+            let (theirs, ours) = (stored(&mut victim, key).await?, stored(&mut other, key).await?);
+            stale += usize::from(match (theirs, ours) {
+                (Some(theirs), Some(ours)) => !theirs.same_standing(&ours),
+                (None, None) => false,
+                _ => true,
+            });
+        }
+        Ok(stale)
+    }
+
+    /// Reads at level all notice what the node has missed, and repair it.
+    async fn repair(&mut self, missed: &BTreeSet<usize>, records: &[Record]) -> Result<()> {
+        title("Repair");
+        let indexes: Vec<usize> = missed.iter().copied().collect();
+        let behind = self.stale(&indexes, records).await?;
+        let before = self.cluster.counter("coordinator_repairs_triggered").await?;
+        let keys: Vec<&str> = indexes.iter().map(|index| records[*index].key.as_str()).collect();
+        let started = Instant::now();
+        data::fetch(&self.coordinator, REGISTRY, &keys, "all").await?;
+        let mut left = self.stale(&indexes, records).await?;
+        while left > 0 && started.elapsed() < PATIENCE {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            left = self.stale(&indexes, records).await?;
+        }
+        let repairs = self.cluster.counter("coordinator_repairs_triggered").await? - before;
+        println!(
+            "{} is behind on {behind} of {} records. Reading them at level all started {repairs} repairs; {} later it is behind on {left}.",
+            node_name(VICTIM),
+            indexes.len(),
+            run::seconds(started.elapsed())
+        );
+        println!("The coordinator has repaired {} records since the start.", before + repairs);
+        ensure!(left == 0, "{left} records were not repaired within {PATIENCE:?}");
+        ensure!(before + repairs > 0, "nothing was repaired");
+        Ok(())
+    }
+
+    /// Every acknowledged write must be there.
+    async fn audit(&mut self, records: &[Record], ledger: &[Option<u32>]) -> Result<()> {
+        title("Audit");
+        let keys: Vec<&str> = records.iter().map(|record| record.key.as_str()).collect();
+        let values = data::fetch(&self.coordinator, REGISTRY, &keys, "all").await?;
+        let known = ledger.iter().filter(|revision| revision.is_some()).count();
+        let wrong: Vec<&str> = records
+            .iter()
+            .zip(ledger)
+            .zip(&values)
+            .filter(|((record, revision), value)| revision.is_some_and(|r| value.as_ref() != Some(&revised(record, r))))
+            .map(|((record, _), _)| record.key.as_str())
+            .collect();
+        let (resolved, items) = self.count_items().await?;
+        println!(
+            "{known} records read at level all: {} as acknowledged last, {} not.",
+            known - wrong.len(),
+            wrong.len()
+        );
+        println!("{items} of {} items are still in the {CONFLICTS} carts.", CONFLICTS * DEVICES.len() * 2);
+        ensure!(wrong.is_empty(), "acknowledged writes are lost: {}", wrong[..wrong.len().min(5)].join(", "));
+        // The first one was put back by a client, so nobody has to resolve it any more.
+        ensure!(resolved == CONFLICTS - 1 && items == CONFLICTS * DEVICES.len() * 2, "carts or items are missing");
+        Ok(())
+    }
+}
+
+/// What a node has stored of a record of the registry.
+async fn stored(node: &mut Node, key: &str) -> Result<Option<Stored>> {
+    let request = ReadRequest { tenant_id: REGISTRY.into(), key: key.into(), ..Default::default() };
+    let answer = node.read(timed(request)).await.map_err(|status| failed("ask a node", &status))?.into_inner();
+    answer.record.map(|record| Encoded(record).decode()).transpose().context("read a node's record")
+}
+
+/// The figures of a stretch in which nothing may fail.
+fn spotless(figures: Figures, when: &str) -> Result<Figures> {
+    ensure!(figures.failed == 0, "{} requests failed {when}:\n  {}", figures.failed, figures.failures.join("\n  "));
+    Ok(figures)
+}
+
+fn distinct(figures: &Figures) -> usize {
+    figures.written.iter().collect::<BTreeSet<_>>().len()
+}
+
+fn title(text: &str) {
+    println!("\n{text}\n{}", "-".repeat(text.len()));
+}
+
+fn cart_key(number: usize) -> String {
+    format!("cart/{number}")
+}
+
+fn named(plugin: &PluginInfo) -> String {
+    format!("{} {} ({})", plugin.name, plugin.version, &plugin.digest[..plugin.digest.len().min(8)])
+}
+
+/// name@digest, the digest shortened.
+fn short(resolved_by: &str) -> String {
+    resolved_by.split_once('@').map_or_else(
+        || resolved_by.to_owned(),
+        |(name, digest)| format!("{name}@{}", digest.chars().take(8).collect::<String>()),
+    )
+}
