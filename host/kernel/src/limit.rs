@@ -24,6 +24,8 @@ pub const VIRTUAL_NODES: u32 = 150;
 pub const MAX_VIRTUAL_NODES: u32 = 4096;
 /// Entries of a record's `recent`.
 pub const RECENT_ENTRIES: usize = 64;
+/// Farthest that a coordinator's clock may be off; beyond, it is not ready. Microseconds.
+pub const CLOCK_SKEW_MICROS: u64 = 60_000_000;
 /// How long an entry of `recent` is kept at least, unless there are more than [`RECENT_ENTRIES`] of them. Microseconds.
 pub const RECENT_MICROS: u64 = 30_000_000;
 /// Age of a request from which a failed Put is not minted a second time but reported in doubt. Microseconds. Half of

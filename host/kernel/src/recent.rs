@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use crate::limit::{RECENT_ENTRIES, RECENT_MICROS};
+use crate::limit::{CLOCK_SKEW_MICROS, RECENT_ENTRIES, RECENT_MICROS};
 use crate::name::WriteId;
 
 /// Names of recent writes with a hybrid time each (of a register: the stamp), newest first: at most
@@ -63,10 +63,11 @@ impl Recent {
         changed
     }
 
-    /// Drops what is older than [`RECENT_MICROS`] at `now_micros` (microseconds since 1970) and raises the horizon
-    /// accordingly. True when anything was dropped.
+    /// Drops what is older than [`RECENT_MICROS`] at `now_micros` (microseconds since 1970), whatever the clock that has
+    /// timed it, and raises the horizon accordingly. True when anything was dropped.
     pub fn expire(&mut self, now_micros: u64) -> bool {
-        let oldest = now_micros.saturating_sub(RECENT_MICROS);
+        // A coordinator may be late by the skew: what it has just written already looks that old.
+        let oldest = now_micros.saturating_sub(RECENT_MICROS + CLOCK_SKEW_MICROS);
         let keep = self.entries.partition_point(|(_, time)| *time >= oldest);
         self.keep_first(keep)
     }
@@ -84,7 +85,7 @@ mod tests {
     use proptest::prelude::{Strategy, any, prop_assert_eq, proptest};
 
     use super::Recent;
-    use crate::limit::{RECENT_ENTRIES, RECENT_MICROS};
+    use crate::limit::{CLOCK_SKEW_MICROS, RECENT_ENTRIES, RECENT_MICROS};
     use crate::name::WriteId;
 
     fn id(n: u8) -> WriteId {
@@ -109,9 +110,9 @@ mod tests {
         }
         assert_eq!((recent.entries.len(), recent.horizon), (RECENT_ENTRIES, 100));
         assert_eq!(recent.time_of(&id(0)), None);
-        assert!(recent.expire(RECENT_MICROS + 103));
+        assert!(recent.expire(CLOCK_SKEW_MICROS + RECENT_MICROS + 103));
         assert_eq!((recent.entries.len(), recent.horizon), (RECENT_ENTRIES - 2, 102));
-        assert!(!recent.expire(RECENT_MICROS + 103));
+        assert!(!recent.expire(CLOCK_SKEW_MICROS + RECENT_MICROS + 103));
         assert!(!recent.expire(0));
     }
 

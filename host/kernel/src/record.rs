@@ -67,7 +67,7 @@ impl Record {
         }
     }
 
-    /// Forgets writes older than [`crate::limit::RECENT_MICROS`] at `now_micros`, microseconds since 1970. True when any was
+    /// Forgets writes that are old ([`crate::recent::Recent::expire`]) at `now_micros`, microseconds since 1970. True when any was
     /// forgotten. Worth doing whenever the record is about to be stored anyway.
     pub fn expire(&mut self, now_micros: u64) -> bool {
         match self {

@@ -88,6 +88,8 @@ pub(crate) struct Fate {
     pub(crate) covered: bool,
     /// Some acknowledged write had seen it.
     pub(crate) covered_for_good: bool,
+    /// Some acknowledged write had seen it standing, and so knew its name.
+    pub(crate) named_for_good: bool,
 }
 
 #[derive(Debug, Default)]
@@ -113,6 +115,7 @@ pub(crate) struct World {
     now: u64,
     births: u64,
     stores: u8,
+    wiped: bool,
 }
 
 /// An element of the set that a write writes.
@@ -141,6 +144,7 @@ impl World {
             now: START,
             births: 0,
             stores: 0,
+            wiped: false,
         };
         for _ in 0..REPLICAS {
             let store = world.draw_store();
@@ -247,6 +251,7 @@ impl World {
             self.writes.get_mut(&put.write_id).expect("known").acknowledged = true;
             for fate in self.writes.values_mut() {
                 let by_name = fate.put.as_ref().is_some_and(|other| put.ids.contains(&other.write_id));
+                fate.named_for_good |= by_name;
                 fate.covered_for_good |= by_name || fate.dots.iter().any(|dot| put.seen.covers(dot));
             }
         }
@@ -277,6 +282,7 @@ impl World {
     }
 
     fn wipe(&mut self, at: usize) {
+        self.wiped = true;
         let store = if Fault::ActorReusedAfterWipe.is_on() { self.replicas[at].store } else { self.draw_store() };
         self.replicas[at] = Replica { store, record: None };
         if Fault::ActorReusedAfterWipe.is_on() {
@@ -330,8 +336,12 @@ impl World {
             }
         }
         for version in &record.versions {
+            // When a disk takes with it both a write that no quorum had and what superseded it, only its name is left.
             let back = |id: &WriteId| {
-                self.writes.get(id).is_some_and(|fate| fate.covered_for_good && (within_window || fate.dots.len() <= 1))
+                self.writes.get(id).is_some_and(|fate| match fate.dots.len() {
+                    0 | 1 => fate.covered_for_good,
+                    _ => within_window && fate.covered_for_good && (fate.named_for_good || !self.wiped),
+                })
             };
             if version.ids.iter().all(back) {
                 return Err(format!("superseded and back: {version:?}"));
