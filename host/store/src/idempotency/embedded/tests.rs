@@ -1,0 +1,175 @@
+use std::sync::mpsc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+use witan_kernel::idempotency::{KEPT_MS, Stepped};
+use witan_kernel::port::{IdempotencyStore, StoreError};
+
+use super::{EmbeddedIdempotency, QUEUE, Task};
+use crate::Durability;
+use crate::idempotency::contract;
+use crate::testing::{self, StandingClock};
+
+fn open(folder: &tempfile::TempDir, clock: &StandingClock) -> EmbeddedIdempotency {
+    EmbeddedIdempotency::open(folder.path(), clock.clone(), Durability::Sync).expect("opens")
+}
+
+async fn count(store: &EmbeddedIdempotency) -> (usize, usize) {
+    let (answer, counted) = oneshot::channel();
+    store.queue.try_send(Task::Count(answer)).expect("room");
+    counted.await.expect("counted")
+}
+
+/// The thread does nothing until the sender is dropped or told.
+fn stall(store: &EmbeddedIdempotency) -> mpsc::Sender<()> {
+    let (go_on, until) = mpsc::channel();
+    store.queue.try_send(Task::Stall(until)).expect("room");
+    go_on
+}
+
+#[tokio::test]
+async fn keeps_the_contract_and_keeps_it_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = StandingClock::new();
+    let store = open(&folder, &clock);
+    contract::all(&store, &clock).await;
+    contract::reserve_one(&store, 1).await;
+    let second = EmbeddedIdempotency::open(folder.path(), clock.clone(), Durability::Os);
+    assert!(matches!(second, Err(StoreError::Unavailable(_))), "one folder, one store");
+    store.close().await;
+    contract::is_down(&store).await;
+    contract::finds_one(&open(&folder, &clock), 1).await;
+}
+
+#[tokio::test]
+async fn expired_records_are_swept_in_portions() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = StandingClock::new();
+    let store = open(&folder, &clock);
+    contract::reserve_many(&store, 1000).await;
+    clock.pass_ms(KEPT_MS / 2);
+    // Kept half a day longer than its entry says.
+    assert_eq!(store.step(contract::name(7), contract::done(1, 1, "answer")).await, Ok(Stepped::Stored));
+    assert_eq!(count(&store).await, (1000, 1000));
+    clock.pass_ms(KEPT_MS / 2);
+    let mut left = 1000;
+    for step in 0.. {
+        contract::reserve_one(&store, 10_000 + step).await;
+        let (records, entries) = count(&store).await;
+        let old = records as u64 - step - 1;
+        assert_eq!(records, entries);
+        assert!(old < left && left - old <= 70, "{left} then {old}");
+        left = old;
+        if old == 1 {
+            break;
+        }
+    }
+    contract::finds_one(&store, 7).await;
+    clock.pass_ms(KEPT_MS / 2);
+    contract::reserve_one(&store, 7).await;
+}
+
+#[tokio::test]
+async fn a_full_queue_says_so_and_a_dropped_future_harms_nobody() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = StandingClock::new();
+    let store = open(&folder, &clock);
+    let go_on = stall(&store);
+    // The thread may or may not have taken the stall out of the queue, so that one more may fit.
+    let waiting: Vec<_> =
+        (0..=QUEUE as u64).map(|of| store.enqueue(contract::name(of), contract::reserve(1, 1, 500))).collect();
+    assert!(matches!(waiting.last(), Some(Err(StoreError::Unavailable(why))) if why.contains("full")));
+    drop(waiting);
+    drop(go_on);
+    // Those claims were given up before they were carried out: nobody holds them.
+    while store.enqueue(contract::name(1), contract::reserve(2, 2, 500)).is_err() {
+        tokio::task::yield_now().await;
+    }
+    let again = store.step(contract::name(1), contract::reserve(2, 2, 500)).await;
+    assert!(matches!(again, Ok(Stepped::Reserved { .. })), "{again:?}");
+}
+
+#[tokio::test]
+async fn responses_in_the_queue_are_bounded_by_bytes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&folder, &StandingClock::new());
+    let go_on = stall(&store);
+    let large = || witan_kernel::idempotency::Step::Done {
+        owner: witan_kernel::idempotency::Owner([1; 16]),
+        fence: 1,
+        response: vec![1; witan_kernel::idempotency::RESPONSE_BYTES].into(),
+    };
+    let fit = super::QUEUED_BYTES / witan_kernel::idempotency::RESPONSE_BYTES;
+    let waiting: Vec<_> = (0..=fit as u64).map(|of| store.enqueue(contract::name(of), large())).collect();
+    assert_eq!(waiting.iter().filter(|queued| queued.is_err()).count(), 1);
+    drop(go_on);
+    for queued in waiting.into_iter().flatten() {
+        assert_eq!(queued.await.expect("answered"), Ok(Stepped::Lost));
+    }
+    let told = store.step(contract::name(1), large()).await;
+    assert_eq!(told, Ok(Stepped::Lost), "the room is free again");
+}
+
+#[tokio::test]
+async fn a_failed_store_is_opened_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(&folder, &StandingClock::new());
+    contract::reserve_one(&store, 1).await;
+    store.queue.try_send(Task::Break).expect("room");
+    contract::finds_one(&store, 1).await;
+}
+
+/// Killed while it works, the store has every step that it has acknowledged.
+#[test]
+fn survives_being_killed() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let clock = StandingClock::new();
+    if let Some(folder) = testing::as_child() {
+        let store = EmbeddedIdempotency::open(folder, clock.clone(), Durability::Sync).expect("opens");
+        runtime.block_on(async {
+            for batch in 0.. {
+                let batch: Vec<u64> = (batch * 10..batch * 10 + 10).collect();
+                testing::join_all(batch.iter().map(|of| contract::reserve_one(&store, *of))).await;
+                batch.iter().for_each(|of| println!("ack {of}"));
+            }
+        });
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut from = 0;
+    for round in 0..3 {
+        let folder = folder.path().join(round.to_string());
+        let test = "idempotency::embedded::tests::survives_being_killed";
+        let acknowledged = testing::kill_midway(test, &folder, 200);
+        let store = EmbeddedIdempotency::open(&folder, clock.clone(), Durability::Sync).expect("opens after the kill");
+        for of in acknowledged {
+            runtime.block_on(contract::finds_one(&store, of.parse().expect("a number")));
+            from += 1;
+        }
+    }
+    assert!(from >= 600);
+}
+
+/// Not a test: what a step costs here. Run by name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn measure() {
+    for (durability, callers) in
+        [(Durability::Sync, 1), (Durability::Sync, 256), (Durability::Os, 1), (Durability::Os, 256)]
+    {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = EmbeddedIdempotency::open(folder.path(), StandingClock::new(), durability).expect("opens");
+        let start = Instant::now();
+        let each = if durability == Durability::Sync && callers == 1 { 500 } else { 20_000 / callers };
+        testing::join_all((0..callers).map(|caller| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                for step in 0..each {
+                    contract::reserve_one(&store, caller * 1_000_000 + step).await;
+                }
+            })
+        }))
+        .await;
+        let steps = (each * callers) as f64;
+        println!("{durability:?}, {callers} callers: {:.0} steps/s", steps / start.elapsed().as_secs_f64());
+    }
+}

@@ -1,0 +1,152 @@
+//! The idempotency store of the simulation: no thread, no disk, the same steps in the same order every time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use witan_kernel::idempotency::{Change, Name, Reservation, Step, Stepped, apply};
+use witan_kernel::port::{Clock, IdempotencyStore, StoreError};
+
+use super::{StoreTime, checked_bytes};
+
+/// Records in memory. Clones share them, so that a coordinator's simulated crash loses none.
+#[derive(Clone)]
+pub struct MemoryIdempotency {
+    time: Arc<StoreTime>,
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    down: bool,
+    /// In their stored form, so that the simulation runs through the codec.
+    records: BTreeMap<Name, Bytes>,
+    /// When each record is first worth a look.
+    expiry: BTreeSet<(u64, Name)>,
+}
+
+/// Records looked at per step for having expired: more than one step can add.
+const SWEPT: usize = 4;
+
+impl MemoryIdempotency {
+    /// An empty store that lives by `clock`.
+    pub fn new(clock: impl Clock) -> Self {
+        Self { time: Arc::new(StoreTime::starting_now(clock)), shared: Arc::default() }
+    }
+
+    /// While `false`, every step is answered with [`StoreError::Unavailable`] and does nothing.
+    pub fn set_available(&self, available: bool) {
+        self.lock().down = !available;
+    }
+
+    /// Records kept now, expired ones that were not swept yet included.
+    pub fn len(&self) -> usize {
+        self.lock().records.len()
+    }
+
+    /// True when no record is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
+        // Every change below is complete before anything can panic.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn step(&mut self, name: Name, step: &Step, now_ms: u64) -> Result<Stepped, StoreError> {
+        if self.down {
+            return Err(StoreError::Unavailable("the idempotency store is down".into()));
+        }
+        checked_bytes(step)?;
+        self.sweep(now_ms)?;
+        let existing = self.read(&name)?;
+        let (change, told) = apply(existing.as_ref(), step, now_ms);
+        match change {
+            Change::Keep => {}
+            Change::Put(record) => {
+                if existing.is_none() {
+                    self.expiry.insert((record.kept_until_ms, name));
+                }
+                self.records.insert(name, record.encode());
+            }
+            Change::Delete => {
+                self.records.remove(&name);
+            }
+        }
+        Ok(told)
+    }
+
+    fn read(&self, name: &Name) -> Result<Option<Reservation>, StoreError> {
+        let read = self.records.get(name).map(|bytes| Reservation::decode(bytes)).transpose();
+        read.map_err(|damaged| StoreError::Damaged(damaged.to_string()))
+    }
+
+    fn sweep(&mut self, now_ms: u64) -> Result<(), StoreError> {
+        for _ in 0..SWEPT {
+            let Some((due, name)) = self.expiry.first().copied().filter(|(due, _)| *due <= now_ms) else { break };
+            self.expiry.remove(&(due, name));
+            match self.read(&name)? {
+                Some(record) if record.kept_until_ms > now_ms => {
+                    self.expiry.insert((record.kept_until_ms, name));
+                }
+                Some(_) => {
+                    self.records.remove(&name);
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl IdempotencyStore for MemoryIdempotency {
+    async fn step(&self, name: Name, step: Step) -> Result<Stepped, StoreError> {
+        let now_ms = self.time.now_ms();
+        self.lock().step(name, &step, now_ms)
+    }
+}
+
+impl std::fmt::Debug for MemoryIdempotency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryIdempotency").field("records", &self.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MemoryIdempotency;
+    use crate::idempotency::contract;
+    use crate::testing::StandingClock;
+
+    #[tokio::test]
+    async fn keeps_the_contract() {
+        let clock = StandingClock::new();
+        let store = MemoryIdempotency::new(clock.clone());
+        contract::all(&store, &clock).await;
+    }
+
+    #[tokio::test]
+    async fn outlives_a_coordinator_and_can_be_down() {
+        let clock = StandingClock::new();
+        let store = MemoryIdempotency::new(clock.clone());
+        contract::reserve_one(&store.clone(), 1).await;
+        store.set_available(false);
+        contract::is_down(&store).await;
+        store.set_available(true);
+        contract::finds_one(&store, 1).await;
+    }
+
+    #[tokio::test]
+    async fn forgets_what_has_expired() {
+        let clock = StandingClock::new();
+        let store = MemoryIdempotency::new(clock.clone());
+        for _ in 0..3 {
+            contract::reserve_many(&store, 500).await;
+            assert!(store.len() <= 500 + super::SWEPT, "{}", store.len());
+            clock.pass_ms(witan_kernel::idempotency::KEPT_MS + 1);
+        }
+    }
+}

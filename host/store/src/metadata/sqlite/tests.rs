@@ -1,0 +1,161 @@
+use std::time::{Duration, Instant};
+
+use witan_kernel::port::StoreError;
+
+use super::{OPERATIONS, SqliteMetadata};
+use crate::metadata::{Metadata, contract};
+use crate::testing;
+
+async fn open(folder: &tempfile::TempDir) -> SqliteMetadata {
+    SqliteMetadata::open(folder.path().join("metadata.sqlite")).await.expect("opens")
+}
+
+#[tokio::test]
+async fn keeps_the_contract_and_keeps_it_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Without this a thousand nodes are a thousand syncs; the kill below is what tests them.
+    let first = open(&folder).await;
+    contract::all(&first).await;
+    let before = first.tenants(None, 1000).await.expect("tenants");
+    first.close().await;
+    assert!(matches!(first.nodes().await, Err(StoreError::Unavailable(_))), "closed");
+    assert_eq!(open(&folder).await.tenants(None, 1000).await, Ok(before));
+}
+
+#[tokio::test]
+async fn several_may_open_and_create_one_file_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let opened = testing::join_all((0..4).map(|_| open(&folder))).await;
+    for (of, metadata) in opened.iter().enumerate() {
+        metadata.create_tenant(contract::tenant(&format!("of-{of}"))).await.expect("created");
+    }
+    for metadata in opened {
+        assert_eq!(metadata.tenants(None, 10).await.expect("tenants").len(), 4);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_goes_away_stops_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let metadata = open(&folder).await;
+    for of in 0..100_u64 {
+        let mut creating = metadata.create_tenant(contract::tenant(&format!("t{of}")));
+        // Started, and dropped at once: wherever the exchange with the database stood.
+        let first_look = testing::poll_once(&mut creating).await;
+        assert!(first_look.is_none());
+        drop(creating);
+    }
+    // The writer is one connection, in order: this comes after all of them.
+    metadata.create_tenant(contract::tenant("last")).await.expect("created");
+    assert_eq!(metadata.tenants(None, 1000).await.expect("tenants").len(), 101);
+}
+
+#[tokio::test]
+async fn operations_under_way_are_bounded() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let metadata = open(&folder).await;
+    let many = (0..=OPERATIONS).map(|_| metadata.now_ms());
+    let told = testing::join_all(many).await;
+    let refused =
+        told.iter().filter(|told| matches!(told, Err(StoreError::Unavailable(why)) if why.contains("too many")));
+    assert_eq!(refused.count(), 1);
+    assert!(metadata.now_ms().await.is_ok(), "and the places are free again");
+}
+
+#[tokio::test]
+async fn what_is_no_database_and_what_is_too_new_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("metadata.sqlite");
+    std::fs::write(&file, "certainly no database, but long enough to look at its head".repeat(100)).expect("written");
+    let told = SqliteMetadata::open(&file).await.expect_err("no database");
+    assert!(matches!(told, StoreError::Damaged(_)), "{told:?}");
+
+    let newer = folder.path().join("newer.sqlite");
+    let metadata = SqliteMetadata::open(&newer).await.expect("opens");
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (9999, 'from the future', 1, x'00', 1)",
+    )
+    .execute(&metadata.writer)
+    .await
+    .expect("a migration of the future");
+    metadata.close().await;
+    let told = SqliteMetadata::open(&newer).await.expect_err("too new");
+    assert!(matches!(&told, StoreError::Conflict(why) if why.contains("newer version")), "{told:?}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn nobody_else_may_read_the_file() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let _metadata = open(&folder).await;
+    for file in std::fs::read_dir(folder.path()).expect("listed") {
+        let file = file.expect("listed");
+        assert_eq!(file.metadata().expect("known").mode() & 0o077, 0, "{:?}", file.path());
+    }
+}
+
+#[tokio::test]
+async fn damaged_rows_are_told_and_never_panic() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let metadata = open(&folder).await;
+    metadata.create_tenant(contract::tenant("t")).await.expect("created");
+    for damage in [
+        "UPDATE tenants SET read_repair = 'perhaps'",
+        "UPDATE tenants SET read_repair = 'async', default_level = ''",
+        "UPDATE tenants SET default_level = 'one', created_at = -1",
+    ] {
+        sqlx::query(damage).execute(&metadata.writer).await.expect("damaged");
+        let told = metadata.tenant(&contract::tenant("t").id).await;
+        assert!(matches!(told, Err(StoreError::Damaged(_))), "{told:?}");
+    }
+}
+
+/// Killed while it works, the store has every tenant whose creation it has acknowledged.
+#[test]
+fn survives_being_killed() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    if let Some(folder) = testing::as_child() {
+        runtime.block_on(async {
+            let metadata = SqliteMetadata::open(folder.join("metadata.sqlite")).await.expect("opens");
+            for batch in 0.. {
+                let names: Vec<String> = (0..5).map(|of| format!("{batch}-{of}")).collect();
+                let created = names.iter().map(|name| metadata.create_tenant(contract::tenant(name)));
+                testing::join_all(created).await.into_iter().for_each(|created| drop(created.expect("created")));
+                names.iter().for_each(|name| println!("ack {name}"));
+            }
+        });
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    for _ in 0..3 {
+        let folder = folder.path().join(format!("{:?}", Instant::now()));
+        let acknowledged = testing::kill_midway("metadata::sqlite::tests::survives_being_killed", &folder, 100);
+        runtime.block_on(async {
+            let metadata = SqliteMetadata::open(folder.join("metadata.sqlite")).await.expect("opens after the kill");
+            for name in acknowledged {
+                let tenant = contract::tenant(&name);
+                assert_eq!(metadata.tenant(&tenant.id).await, Ok(Some(tenant)));
+            }
+        });
+    }
+}
+
+/// Not a test: what an operation costs here. Run by name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn measure() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let metadata = open(&folder).await;
+    let each = |start: Instant, of: u32| start.elapsed() / of.max(1);
+    let start = Instant::now();
+    for of in 0..200 {
+        metadata.create_tenant(contract::tenant(&format!("t{of}"))).await.expect("created");
+    }
+    let created: Duration = each(start, 200);
+    let start = Instant::now();
+    for of in 0..2000 {
+        metadata.tenant(&contract::tenant(&format!("t{}", of % 200)).id).await.expect("read");
+    }
+    println!("create {created:?}, read {:?}", each(start, 2000));
+}
