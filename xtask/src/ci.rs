@@ -35,7 +35,7 @@ fn all(steps: &mut Steps, commands: &clap::Command) -> Result<()> {
     let tally = test::all(steps)?;
     println!("\n{} passed, {} failed, {} ignored", tally.passed, tally.failed, tally.ignored);
     ensure!(tally.failed == 0, "{} tests failed", tally.failed);
-    let witan = run::build(&["test", "--workspace", "--no-run"])?;
+    let witan = run::programs()?.witan;
     steps.step("pages: links lead somewhere, commands exist", || pages::check(&root, commands, &witan))
 }
 

@@ -1,10 +1,8 @@
 //! `cargo xtask dev`: builds what is needed and becomes `witan dev`.
 
-use std::convert::Infallible;
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::run;
 
@@ -19,8 +17,7 @@ pub struct Arguments {
 /// Builds, then becomes the cluster, so that Ctrl-C and every signal reach it directly.
 pub fn dev(arguments: &Arguments) -> Result<()> {
     let plugins = run::guests()?;
-    let witan = run::build(&["build", "--workspace", "--bins"])?;
-    let mut command = Command::new(&witan);
+    let mut command = Command::new(run::programs()?.witan);
     command.current_dir(run::root()).arg("dev");
     let given = |flag: &str| arguments.rest.iter().any(|a| a == flag || a.starts_with(&format!("{flag}=")));
     if !given("--data-dir") {
@@ -30,9 +27,5 @@ pub fn dev(arguments: &Arguments) -> Result<()> {
         command.arg("--plugins").arg(plugins);
     }
     command.args(&arguments.rest);
-    become_it(&mut command).map(|never| match never {})
-}
-
-fn become_it(command: &mut Command) -> Result<Infallible> {
-    Err(command.exec()).with_context(|| format!("run {command:?}"))
+    run::become_it(&mut command)
 }

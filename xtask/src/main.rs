@@ -9,7 +9,6 @@ mod demo;
 mod dev;
 mod guests;
 mod pages;
-mod process;
 mod run;
 mod test;
 

@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -71,6 +72,11 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Becomes a program; comes back only if that fails.
+pub fn become_it(command: &mut Command) -> Result<()> {
+    Err(command.exec()).with_context(|| format!("run {command:?}"))
+}
+
 /// Runs a program to its end, hands each line of its standard output to `each`, and answers whether it succeeded.
 pub fn lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool> {
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("run {command:?}"))?;
@@ -121,21 +127,43 @@ pub fn count_tests(command: &mut Command) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Builds with cargo and answers with the path of the program `witan`.
-pub fn build(arguments: &[&str]) -> Result<PathBuf> {
+/// Programs of the workspace.
+#[derive(Debug)]
+pub struct Programs {
+    /// The coordinator, the nodes, the client: everything.
+    pub witan: PathBuf,
+    /// What `cargo xtask demo` shows.
+    pub demo: PathBuf,
+}
+
+/// Builds every program. The selection has tests' dependencies in it (`--examples` sees to that), so that tests, built
+/// later, find everything compiled with the very features they need.
+pub fn programs() -> Result<Programs> {
+    build(&["build", "--workspace", "--bins", "--examples"])
+}
+
+/// Builds every program and every test.
+pub fn tests() -> Result<Programs> {
+    build(&["test", "--workspace", "--no-run"])
+}
+
+fn build(arguments: &[&str]) -> Result<Programs> {
     let mut cargo = cargo(arguments);
     cargo.arg("--message-format=json-render-diagnostics");
-    let mut witan = None;
+    let (mut witan, mut demo) = (None, None);
     let succeeded = lines(&mut cargo, |line| {
         let Ok(message) = serde_json::from_str::<Value>(line) else { return };
+        let path = message["executable"].as_str().filter(|_| message["profile"]["test"] == false).map(PathBuf::from);
         let target = &message["target"];
-        let is_program = target["name"] == "witan" && target["kind"][0] == "bin" && message["profile"]["test"] == false;
-        if is_program && let Some(path) = message["executable"].as_str() {
-            witan = Some(PathBuf::from(path));
+        match (target["kind"][0].as_str(), target["name"].as_str()) {
+            (Some("bin"), Some("witan")) => witan = path.or(witan.take()),
+            (Some("example"), Some("demo")) => demo = path.or(demo.take()),
+            _ => {}
         }
     })?;
     ensure!(succeeded, "{cargo:?} did not succeed");
-    witan.context("cargo built no program witan")
+    let (witan, demo) = witan.zip(demo).context("cargo has not told where it has built witan and its demo")?;
+    Ok(Programs { witan, demo })
 }
 
 /// Builds the plugins; answers with the folder of the components.

@@ -1,13 +1,13 @@
 //! `cargo xtask test`: every test there is, each compiled once.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::process::{Process, free_ports, log, tail};
 use crate::run::{self, Steps, Tally, cargo, count_tests};
 
 /// Runs everything; fails when one test does.
@@ -26,7 +26,7 @@ pub fn all(steps: &mut Steps) -> Result<Tally> {
     steps.step("find what the tests need", || {
         if run::is_installed("strace") { Ok(()) } else { run::install(&["strace"]) }
     })?;
-    let witan = steps.step("compile", || run::build(&["test", "--workspace", "--no-run"]))?;
+    let witan = steps.step("compile", run::tests)?.witan;
     let workspace = steps.step("test the workspace", || {
         count_tests(cargo(["test", "--workspace", "--no-fail-fast"]).env("WITAN_TEST_PLUGINS", &plugins))
     })?;
@@ -39,31 +39,56 @@ pub fn all(steps: &mut Steps) -> Result<Tally> {
     })
 }
 
-/// Runs the Python client against a fresh cluster; it counts as one test.
+/// Runs the Python client against a fresh cluster on free ports; it counts as one test.
 fn python(witan: &Path, plugins: &Path) -> Result<Tally> {
     let interpreter = environment()?;
-    let folder = tempfile::tempdir().context("make a temporary folder")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-    let passed = runtime.block_on(async {
-        let (listen, admin, nodes) = (free_ports(1)?, free_ports(1)?, free_ports(3)?);
-        let mut command = tokio::process::Command::new(witan);
-        command.args(["dev", "--nodes", "3"]).arg("--data-dir").arg(folder.path().join("data"));
-        command.args(["--listen", &format!("127.0.0.1:{listen}"), "--admin-listen", &format!("127.0.0.1:{admin}")]);
-        command.args(["--node-port", &nodes.to_string()]).arg("--plugins").arg(plugins);
-        let log = log(folder.path(), "dev");
-        let cluster = Process::start("witan dev", &mut command, &log).await?;
-        let mut tour = tokio::process::Command::new(&interpreter);
-        tour.arg(run::root().join("examples/python/tour.py")).arg(format!("127.0.0.1:{listen}"));
-        tour.arg("--plugins").arg(plugins).kill_on_drop(true);
-        let status = tokio::time::timeout(Duration::from_secs(180), tour.status()).await;
-        let status = status.context("the Python client did not end within 180 s")?.context("run the Python client")?;
-        if !status.success() {
-            eprintln!("the Python client ended with {status}{}", tail(&log));
-        }
-        cluster.stop().await?;
-        anyhow::Ok(status.success())
-    })?;
+    let folder = run::root().join("target/tour");
+    _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let log = folder.join("log");
+    let cluster = Cluster::start(witan, plugins, &folder.join("data"), &log)?;
+    let mut tour = Command::new(&interpreter);
+    tour.arg(run::root().join("examples/python/tour.py")).arg(&cluster.address);
+    tour.arg("--plugins").arg(plugins).stdin(Stdio::null());
+    let passed = tour.status().context("run the Python client")?.success();
+    if !passed {
+        eprintln!("{}", fs::read_to_string(&log).unwrap_or_default());
+    }
     Ok(Tally { passed: passed.into(), failed: (!passed).into(), ignored: 0 })
+}
+
+/// `witan dev` on free ports. Dropped, it is killed.
+struct Cluster {
+    process: Child,
+    address: String,
+    /// Open as long as it runs: it may have more to say.
+    said: Option<BufReader<ChildStdout>>,
+}
+
+impl Cluster {
+    /// Starts it and waits until it is ready, which is when it tells its address.
+    fn start(witan: &Path, plugins: &Path, data: &Path, log: &Path) -> Result<Self> {
+        let mut command = Command::new(witan);
+        command.args(["dev", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--node-port", "0"]);
+        command.arg("--data-dir").arg(data).arg("--plugins").arg(plugins);
+        let log = File::create(log).with_context(|| format!("create {}", log.display()))?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let mut process = command.spawn().with_context(|| format!("run {command:?}"))?;
+        let stdout = process.stdout.take().context("take the standard output")?;
+        let mut cluster = Self { process, address: String::new(), said: None };
+        let mut ready = String::new();
+        cluster.said.insert(BufReader::new(stdout)).read_line(&mut ready).context("read the ready line")?;
+        let address = ready.split_whitespace().find_map(|word| word.strip_prefix("address="));
+        cluster.address = address.with_context(|| format!("expected a ready line, got {ready:?}"))?.to_owned();
+        Ok(cluster)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        _ = self.process.kill();
+        _ = self.process.wait();
+    }
 }
 
 /// A Python with the packages that the client needs, in target/python: made once, and again when they change.

@@ -11,7 +11,7 @@ use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
 use witan_wire::v1::{ReadKeyValueRequest, SessionRequest, SessionRequestBatch};
 
-use super::client::{self, Coordinator};
+use crate::client::{self, Coordinator};
 
 /// Operations of a session under way.
 const WINDOW: usize = 512;

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 use witan_wire::v1::ReadKeyValueRequest;
 
-use super::client::{self, Coordinator, timed, told};
-use super::data::Record;
+use crate::client::{self, Coordinator, timed, told};
+use crate::data::Record;
 
 /// Clients that rewrite and read records of the data set.
 const READERS: usize = 4;

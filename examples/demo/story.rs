@@ -14,11 +14,10 @@ use witan_wire::v1::{
     RollbackBindingRequest,
 };
 
-use super::client::{self, Coordinator, Node, Plugins, bind, connect, failed, timed, told, upload};
-use super::cluster::{Cluster, NODES, node_name};
-use super::data::{self, Record};
-use super::load::{Figures, Load, revised};
-use crate::run;
+use crate::client::{self, Coordinator, Node, Plugins, bind, connect, failed, timed, told, upload};
+use crate::cluster::{Cluster, NODES, node_name};
+use crate::data::{self, Record};
+use crate::load::{Figures, Load, revised};
 
 /// The registry's tenant: registers, and no policy may go below a quorum.
 const REGISTRY: &str = "registry";
@@ -51,8 +50,8 @@ struct Plot<'a> {
 }
 
 /// Tells the whole story; an error is a promise broken.
-pub async fn tell(cluster: &mut Cluster, components: &Path) -> Result<()> {
-    let records = Arc::new(data::read(&run::root().join("examples/data/language-subtags.jsonl"))?);
+pub async fn tell(cluster: &mut Cluster, components: &Path, records: Vec<Record>) -> Result<()> {
+    let records = Arc::new(records);
     let channel = connect(&cluster.address).await?;
     let mut plugins = Plugins::new(channel.clone());
     let component = |name: &str| components.join(format!("{name}.wasm"));
@@ -114,7 +113,7 @@ impl Plot<'_> {
         println!(
             "The IANA language subtag registry, {} records, is stored on a quorum of nodes each, synced to disk, in {} ({:.0} records/s).",
             records.len(),
-            run::seconds(took),
+            seconds(took),
             records.len() as f64 / took.as_secs_f64()
         );
         Ok(())
@@ -219,7 +218,7 @@ impl Plot<'_> {
         let mut during = spotless(load.take(), "during the swaps")?;
         println!(
             "{swaps} swaps in {}: shopping-cart for set-union and back, and adaptive-latency between two",
-            run::seconds(took)
+            seconds(took)
         );
         println!(
             "configurations. The next read of the same cart always followed the new resolver: {kept_all} of {SWAPS} times set-union kept"
@@ -366,7 +365,7 @@ impl Plot<'_> {
             "{} is behind on {behind} of {} records. Reading them at level all started {repairs} repairs; {} later it is behind on {left}.",
             node_name(VICTIM),
             indexes.len(),
-            run::seconds(started.elapsed())
+            seconds(started.elapsed())
         );
         println!("The coordinator has repaired {} records since the start.", before + repairs);
         ensure!(left == 0, "{left} records were not repaired within {PATIENCE:?}");
@@ -412,6 +411,10 @@ async fn stored(node: &mut Node, key: &str) -> Result<Option<Stored>> {
 fn spotless(figures: Figures, when: &str) -> Result<Figures> {
     ensure!(figures.failed == 0, "{} requests failed {when}:\n  {}", figures.failed, figures.failures.join("\n  "));
     Ok(figures)
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
 }
 
 fn distinct(figures: &Figures) -> usize {
