@@ -225,6 +225,27 @@ impl Siblings {
         (self.seen.clone(), ids)
     }
 
+    /// What a writer's context claims after its write, from what it claimed before and the record that the write's answer
+    /// showed: its own write, and nothing else of the record. The write's name always says it, and stands first. Its dot says
+    /// it for longer than names are remembered, but only where it follows directly on what was seen: a vector that jumps ahead
+    /// would claim what the client was never shown.
+    pub fn claims_after(
+        &self,
+        before: (VersionVector, Vec<WriteId>),
+        write_id: &WriteId,
+    ) -> (VersionVector, Vec<WriteId>) {
+        let (mut seen, mut ids) = before;
+        for (id, dot) in self.versions.iter().flat_map(Version::mints) {
+            if id == *write_id && seen.get(&dot.actor).checked_add(1) == Some(dot.counter) {
+                seen.advance(&dot);
+            }
+        }
+        if !ids.contains(write_id) {
+            ids.insert(0, *write_id);
+        }
+        (seen, ids)
+    }
+
     /// True when the same versions stand and the same events have been seen, whatever is remembered.
     pub fn same_standing(&self, other: &Self) -> bool {
         self.seen == other.seen && self.versions == other.versions

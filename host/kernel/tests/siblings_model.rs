@@ -71,28 +71,28 @@ fn obeys_the_laws(steps: &[Step]) -> Result<(), String> {
 
 #[test]
 fn within_the_window_every_promise_holds() {
-    run(cases(3000), WINDOW, |steps| keeps_its_promises(steps, true)).unwrap();
+    run(cases(2000), WINDOW, |steps| keeps_its_promises(steps, true)).unwrap();
 }
 
 #[test]
 fn long_histories_lose_nothing_and_converge() {
-    run(cases(300), LONG, |steps| keeps_its_promises(steps, false)).unwrap();
+    run(cases(150), LONG, |steps| keeps_its_promises(steps, false)).unwrap();
 }
 
 #[test]
 fn merge_obeys_the_laws_with_collapses() {
-    run(cases(1000), Shape { retries: false, ..WINDOW }, obeys_the_laws).unwrap();
-    run(cases(60), Shape { retries: false, ..LONG }, obeys_the_laws).unwrap();
+    run(cases(300), Shape { retries: false, ..WINDOW }, obeys_the_laws).unwrap();
+    run(cases(10), Shape { retries: false, ..LONG }, obeys_the_laws).unwrap();
 }
 
 #[test]
 fn merge_obeys_the_laws_with_retries() {
-    run(cases(1000), Shape { collapses: false, ..WINDOW }, obeys_the_laws).unwrap();
+    run(cases(300), Shape { collapses: false, ..WINDOW }, obeys_the_laws).unwrap();
 }
 
 #[test]
 fn merge_obeys_the_laws_with_both() {
-    run(cases(1000), WINDOW, obeys_the_laws).unwrap();
+    run(cases(300), WINDOW, obeys_the_laws).unwrap();
 }
 
 /// A model that finds nothing when a rule is broken shows nothing when it finds nothing.

@@ -21,9 +21,9 @@ const START: u64 = 1_700_000_000_000_000;
 pub(crate) enum Step {
     /// A client reads the merge of some replicas and keeps the context.
     Read { client: usize, from: u8 },
-    /// A client writes or deletes: minted at one replica, merged into some others.
-    Write { client: usize, blind: bool, delete: bool, at: usize, to: u8 },
-    /// A write is tried again, at any replica.
+    /// A client writes or deletes: minted at one replica, merged into some others. It may keep the answer's context.
+    Write { client: usize, blind: bool, delete: bool, keep: bool, at: usize, to: u8 },
+    /// A client tries one of its writes again, at any replica, and keeps the answer's context.
     Retry { write: Index, at: usize, to: u8 },
     /// A message of any age arrives (again).
     Deliver { message: Index, to: usize },
@@ -53,8 +53,9 @@ pub(crate) fn histories(shape: Shape) -> impl Strategy<Value = Vec<Step>> {
     let mask = 0..(1u8 << REPLICAS);
     let quorums = prop_oneof![Just(0b011u8), Just(0b101), Just(0b110), Just(0b111)];
     let read = (0..CLIENTS, 1..(1u8 << REPLICAS)).prop_map(|(client, from)| Step::Read { client, from });
-    let write = (0..CLIENTS, any::<bool>(), 0..4u8, 0..REPLICAS, mask.clone())
-        .prop_map(|(client, blind, delete, at, to)| Step::Write { client, blind, delete: delete == 0, at, to });
+    let write = (0..CLIENTS, any::<bool>(), 0..4u8, any::<bool>(), 0..REPLICAS, mask.clone()).prop_map(
+        |(client, blind, delete, keep, at, to)| Step::Write { client, blind, delete: delete == 0, keep, at, to },
+    );
     let retry = (any::<Index>(), 0..REPLICAS, mask.clone()).prop_map(|(write, at, to)| Step::Retry { write, at, to });
     let deliver = (any::<Index>(), 0..REPLICAS).prop_map(|(message, to)| Step::Deliver { message, to });
     let repair = (0..REPLICAS, 0..REPLICAS).prop_map(|(from, to)| Step::Repair { from, to });
@@ -80,15 +81,19 @@ pub(crate) fn histories(shape: Shape) -> impl Strategy<Value = Vec<Step>> {
 #[derive(Debug, Default)]
 pub(crate) struct Fate {
     put: Option<Put>,
+    /// Who wrote it.
+    client: usize,
+    /// What its client had been shown.
+    shown: BTreeSet<WriteId>,
     /// Every dot it was given.
     pub(crate) dots: BTreeSet<Dot>,
     /// A quorum stores it.
     pub(crate) acknowledged: bool,
     /// Some minted write had seen it.
     pub(crate) covered: bool,
-    /// Some acknowledged write had seen it.
+    /// Some acknowledged write had seen it, and said so by its dot.
     pub(crate) covered_for_good: bool,
-    /// Some acknowledged write had seen it standing, and so knew its name.
+    /// Some acknowledged write had seen it, and said so by its name.
     pub(crate) named_for_good: bool,
 }
 
@@ -102,6 +107,8 @@ struct Replica {
 struct Client {
     seen: VersionVector,
     ids: Vec<WriteId>,
+    /// The truth that the context stands for.
+    shown: BTreeSet<WriteId>,
 }
 
 /// The world.
@@ -163,7 +170,10 @@ impl World {
         self.now += 1;
         match step {
             Step::Read { client, from } => self.read(*client, *from),
-            Step::Write { client, blind, delete, at, to } => self.write(*client, *blind, *delete, *at, *to),
+            Step::Write { client, blind, delete, keep, at, to } => {
+                let id = self.write(*client, *blind, *delete);
+                self.carry_out(id, false, *keep, *at, *to);
+            }
             Step::Retry { write, at, to } => self.retry(write, *at, *to),
             Step::Deliver { message, to } if !self.messages.is_empty() => {
                 let message = message.get(&self.messages).clone();
@@ -194,34 +204,39 @@ impl World {
     fn read(&mut self, client: usize, from: u8) {
         if let Some(view) = self.view(from) {
             let (seen, ids) = view.context_claims();
-            self.clients[client] = Client { seen, ids };
+            let is_shown =
+                |(id, fate): &(&WriteId, &Fate)| ids.contains(id) || fate.dots.iter().any(|dot| seen.covers(dot));
+            let shown = self.writes.iter().filter(is_shown).map(|(id, _)| *id).collect();
+            self.clients[client] = Client { seen, ids, shown };
         }
     }
 
-    fn write(&mut self, client: usize, blind: bool, delete: bool, at: usize, to: u8) {
+    fn write(&mut self, client: usize, blind: bool, delete: bool) -> WriteId {
         let number = self.writes.len() as u16 + 1;
         let mut id = [0; 16];
         // Scattered, so that names are not sorted by age.
         id[..2].copy_from_slice(&number.wrapping_mul(40_503).to_be_bytes());
         let id = WriteId(id);
-        let Client { seen, ids } = if blind { Client::default() } else { self.clients[client].clone() };
+        let Client { seen, ids, shown } = if blind { Client::default() } else { self.clients[client].clone() };
         let value = (!delete).then(|| Bytes::copy_from_slice(&element(&id)));
         let put = Put { write_id: id, started: self.now, again: false, seen, ids, value };
-        self.writes.insert(id, Fate { put: Some(put.clone()), ..Fate::default() });
-        self.carry_out(&put, at, to);
+        self.writes.insert(id, Fate { put: Some(put), client, shown, ..Fate::default() });
+        id
     }
 
     fn retry(&mut self, write: &Index, at: usize, to: u8) {
         if self.writes.is_empty() {
             return;
         }
-        let fate = self.writes.values().nth(write.index(self.writes.len())).expect("an index within");
-        let put = Put { again: true, ..fate.put.clone().expect("every write has its Put") };
-        self.carry_out(&put, at, to);
+        let id = *self.writes.keys().nth(write.index(self.writes.len())).expect("an index within");
+        self.carry_out(id, true, true, at, to);
     }
 
-    /// What replica and coordinator do with a client's write.
-    fn carry_out(&mut self, put: &Put, at: usize, to: u8) {
+    /// What replica, coordinator and client do with a client's write.
+    fn carry_out(&mut self, id: WriteId, again: bool, keep: bool, at: usize, to: u8) {
+        let fate = &self.writes[&id];
+        let (client, shown) = (fate.client, fate.shown.clone());
+        let put = &Put { again, ..fate.put.clone().expect("every write has its Put") };
         let store = self.replicas[at].store;
         let mut record = self.replicas[at].record.clone().unwrap_or_default();
         if record.knows(&put.write_id).is_none() {
@@ -236,9 +251,8 @@ impl World {
             });
             let dot = record.put(put, actor);
             self.replicas[at].record = Some(record.clone());
-            for fate in self.writes.values_mut() {
-                let by_name = fate.put.as_ref().is_some_and(|other| put.ids.contains(&other.write_id));
-                fate.covered |= by_name || fate.dots.iter().any(|dot| put.seen.covers(dot));
+            for seen in &shown {
+                self.writes.get_mut(seen).expect("known").covered = true;
             }
             self.writes.get_mut(&put.write_id).expect("known").dots.insert(dot);
         }
@@ -249,11 +263,15 @@ impl World {
         }
         if stored.len() >= QUORUM {
             self.writes.get_mut(&put.write_id).expect("known").acknowledged = true;
-            for fate in self.writes.values_mut() {
-                let by_name = fate.put.as_ref().is_some_and(|other| put.ids.contains(&other.write_id));
-                fate.named_for_good |= by_name;
-                fate.covered_for_good |= by_name || fate.dots.iter().any(|dot| put.seen.covers(dot));
+            for (other, fate) in &mut self.writes {
+                fate.named_for_good |= put.ids.contains(other);
+                fate.covered_for_good |= fate.dots.iter().any(|dot| put.seen.covers(dot));
             }
+        }
+        if keep {
+            let (seen, ids) = record.claims_after((put.seen.clone(), put.ids.clone()), &id);
+            let shown = shown.into_iter().chain([id]).collect();
+            self.clients[client] = Client { seen, ids, shown };
         }
     }
 
@@ -336,11 +354,12 @@ impl World {
             }
         }
         for version in &record.versions {
-            // When a disk takes with it both a write that no quorum had and what superseded it, only its name is left.
+            // Names are remembered for the window only. Dots are for ever, but say nothing of a write that is minted again
+            // when a disk has taken with it both the write, which no quorum had, and what superseded it.
             let back = |id: &WriteId| {
                 self.writes.get(id).is_some_and(|fate| match fate.dots.len() {
-                    0 | 1 => fate.covered_for_good,
-                    _ => within_window && fate.covered_for_good && (fate.named_for_good || !self.wiped),
+                    0 | 1 => fate.covered_for_good || within_window && fate.named_for_good,
+                    _ => within_window && (fate.named_for_good || fate.covered_for_good && !self.wiped),
                 })
             };
             if version.ids.iter().all(back) {
