@@ -1,0 +1,3 @@
+//! Throughput against a baseline.
+
+fn main() {}

@@ -1,0 +1,156 @@
+//! Unary gRPC calls straight over HTTP/2: the load generator shares its cores with what it measures, and a call through the
+//! generated client costs it about twice as much.
+
+use std::future::poll_fn;
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::client::SendRequest;
+use http::header::{CONTENT_TYPE, TE};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
+use prost::Message;
+use tokio::net::TcpStream;
+use tonic::{Code, Status};
+
+use super::super::client::MESSAGE_BYTES;
+
+/// The five bytes before a message: not compressed, and its length.
+const PREFIX: usize = 5;
+
+/// A call that brought no message.
+#[derive(Debug)]
+pub(super) enum CallError {
+    /// The server has answered with a status. The connection is fine.
+    Refused(Box<Status>),
+    /// The connection is not.
+    Broken(String),
+}
+
+impl From<h2::Error> for CallError {
+    fn from(error: h2::Error) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
+/// One method at one server.
+#[derive(Debug, Clone)]
+pub(super) struct Rpc {
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+impl Rpc {
+    /// The method at `path` ("/package.Service/Method") of the server at `endpoint` ("http://host:port"); the server is told
+    /// to give up after `timeout`.
+    pub(super) fn new(endpoint: &Uri, path: &'static str, timeout: Duration) -> anyhow::Result<Self> {
+        let mut parts = endpoint.clone().into_parts();
+        parts.path_and_query = Some(PathAndQuery::from_static(path));
+        let mut headers = HeaderMap::new();
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        // At most eight digits, says the protocol: as milliseconds, a day.
+        let millis = timeout.as_millis().clamp(1, 99_999_999);
+        headers.insert("grpc-timeout", HeaderValue::from_str(&format!("{millis}m"))?);
+        Ok(Self { uri: Uri::from_parts(parts)?, headers })
+    }
+
+    /// Calls it.
+    pub(super) async fn call<A: Message, B: Message + Default>(
+        &self,
+        send: &mut SendRequest<Bytes>,
+        message: &A,
+    ) -> Result<B, CallError> {
+        poll_fn(|context| send.poll_ready(context)).await?;
+        let mut request = Request::new(());
+        *request.method_mut() = Method::POST;
+        *request.version_mut() = Version::HTTP_2;
+        request.uri_mut().clone_from(&self.uri);
+        request.headers_mut().clone_from(&self.headers);
+        let (response, mut body) = send.send_request(request, false)?;
+        body.send_data(framed(message), true)?;
+
+        let (head, mut body) = response.await?.into_parts();
+        if let Some(status) = status_of(&head.headers) {
+            return Err(CallError::Refused(Box::new(status)));
+        }
+        let received = receive(&mut body).await?;
+        let trailers = body.trailers().await?.unwrap_or_default();
+        match status_of(&trailers) {
+            Some(status) if status.code() == Code::Ok => unframed(received),
+            Some(status) => Err(CallError::Refused(Box::new(status))),
+            None => Err(CallError::Broken("an answer without a status".to_owned())),
+        }
+    }
+}
+
+/// Opens a connection; its other half has to be polled (spawn it) for as long as it is used.
+pub(super) async fn connect(endpoint: &Uri) -> anyhow::Result<(SendRequest<Bytes>, impl Future<Output = ()> + use<>)> {
+    let host = endpoint.host().with_context(|| format!("{endpoint} names no host"))?;
+    let port = endpoint.port_u16().unwrap_or(80);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let socket = TcpStream::connect((host, port)).await?;
+    socket.set_nodelay(true)?;
+    let (send, connection) = h2::client::Builder::new()
+        .initial_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20)
+        .enable_push(false)
+        .handshake(socket)
+        .await?;
+    // What goes wrong shows at every call under way.
+    Ok((send, async move { drop(connection.await) }))
+}
+
+fn framed(message: &impl Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut bytes = BytesMut::with_capacity(PREFIX + length);
+    bytes.put_u8(0);
+    // Values are far below 4 GiB.
+    bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    // The buffer has the room.
+    let _ = message.encode(&mut bytes);
+    bytes.freeze()
+}
+
+fn unframed<B: Message + Default>(mut bytes: Bytes) -> Result<B, CallError> {
+    let broken = |what: &str| CallError::Broken(what.to_owned());
+    if bytes.len() < PREFIX || bytes[0] != 0 {
+        return Err(broken("an answer that is no uncompressed message"));
+    }
+    let prefix = bytes.split_to(PREFIX);
+    let told = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
+    if usize::try_from(told) != Ok(bytes.len()) {
+        return Err(broken("an answer of another length than it says"));
+    }
+    B::decode(bytes).map_err(|error| CallError::Broken(error.to_string()))
+}
+
+async fn receive(body: &mut h2::RecvStream) -> Result<Bytes, CallError> {
+    let mut first = Bytes::new();
+    let mut joined = BytesMut::new();
+    while let Some(chunk) = body.data().await {
+        let chunk = chunk?;
+        body.flow_control().release_capacity(chunk.len())?;
+        if first.is_empty() && joined.is_empty() {
+            first = chunk;
+            continue;
+        }
+        if joined.is_empty() {
+            joined.extend_from_slice(&first);
+        }
+        if joined.len() + chunk.len() > MESSAGE_BYTES {
+            return Err(CallError::Broken("an answer that is too large".to_owned()));
+        }
+        joined.extend_from_slice(&chunk);
+    }
+    Ok(if joined.is_empty() { first } else { joined.freeze() })
+}
+
+/// The status in headers or trailers. The usual one, a plain 0, is made without decoding anything.
+fn status_of(headers: &HeaderMap) -> Option<Status> {
+    match headers.get("grpc-status")?.as_bytes() {
+        b"0" => Some(Status::new(Code::Ok, "")),
+        _ => Status::from_header_map(headers),
+    }
+}

@@ -1,0 +1,169 @@
+//! What a load has shown: latencies, throughput, failures by reason.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use super::work::Kind;
+
+/// The longest latency that is told apart, in microseconds: ten minutes.
+const LONGEST_MICROS: u64 = 600_000_000;
+/// Failures of more reasons than these are counted under one heading.
+const REASONS: usize = 64;
+
+/// Counts of a load under way, for whoever wants to show them.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Operations that have ended well, warm-up included.
+    pub done: AtomicU64,
+    /// Operations that have failed, warm-up included.
+    pub failed: AtomicU64,
+}
+
+/// The result of a load: the measured part alone.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    /// Latencies of writes that ended well, microseconds.
+    pub writes: Histogram<u64>,
+    /// Latencies of reads that ended well (a key without a value is an answer too), microseconds.
+    pub reads: Histogram<u64>,
+    /// Failed operations by reason.
+    pub errors: BTreeMap<String, u64>,
+    /// Operations that ended well within the measured time.
+    pub in_time: u64,
+    /// The measured time.
+    pub elapsed: Duration,
+    /// Operations that ended well, warm-up included.
+    pub all: u64,
+}
+
+impl Measured {
+    /// Operations a second.
+    #[allow(clippy::cast_precision_loss)]
+    pub fn throughput(&self) -> f64 {
+        self.in_time as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    /// Failed operations.
+    pub fn failed(&self) -> u64 {
+        self.errors.values().sum()
+    }
+
+    /// Joins what threads have measured side by side.
+    pub(super) fn join(parts: Vec<Self>) -> Option<Self> {
+        parts.into_iter().reduce(|mut all, part| {
+            // Both have the same bounds, so that nothing can be out of range.
+            let _ = all.writes.add(&part.writes);
+            let _ = all.reads.add(&part.reads);
+            for (reason, count) in part.errors {
+                *all.errors.entry(reason).or_default() += count;
+            }
+            all.in_time += part.in_time;
+            all.all += part.all;
+            all.elapsed = all.elapsed.max(part.elapsed);
+            all
+        })
+    }
+}
+
+/// One thread's measurements.
+pub(super) struct Recorder {
+    measured_from: Instant,
+    end: Option<Instant>,
+    last: Instant,
+    measured: Measured,
+    progress: Arc<Progress>,
+}
+
+impl Recorder {
+    pub(super) fn new(measured_from: Instant, end: Option<Instant>, progress: Arc<Progress>) -> Result<Self, String> {
+        let histogram = || Histogram::new_with_bounds(1, LONGEST_MICROS, 3).map_err(|error| error.to_string());
+        let measured = Measured {
+            writes: histogram()?,
+            reads: histogram()?,
+            errors: BTreeMap::new(),
+            in_time: 0,
+            elapsed: Duration::ZERO,
+            all: 0,
+        };
+        Ok(Self { measured_from, end, last: measured_from, measured, progress })
+    }
+
+    /// An operation has ended well; its latency counts from `from`.
+    pub(super) fn ended(&mut self, kind: Kind, from: Instant, now: Instant) {
+        self.progress.done.fetch_add(1, Ordering::Relaxed);
+        self.measured.all += 1;
+        if now < self.measured_from {
+            return;
+        }
+        self.last = now;
+        self.measured.in_time += u64::from(self.end.is_none_or(|end| now <= end));
+        let micros = u64::try_from(now.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX);
+        match kind {
+            Kind::Write => self.measured.writes.saturating_record(micros),
+            Kind::Read => self.measured.reads.saturating_record(micros),
+        }
+    }
+
+    /// An operation has failed.
+    pub(super) fn failed(&mut self, reason: &str, now: Instant) {
+        self.progress.failed.fetch_add(1, Ordering::Relaxed);
+        if now < self.measured_from {
+            return;
+        }
+        self.last = now;
+        let errors = &mut self.measured.errors;
+        let reason = if errors.len() < REASONS || errors.contains_key(reason) { reason } else { "(other reasons)" };
+        match errors.get_mut(reason) {
+            Some(count) => *count += 1,
+            None => drop(errors.insert(reason.to_owned(), 1)),
+        }
+    }
+
+    pub(super) fn finish(mut self) -> Measured {
+        let until = self.end.unwrap_or(self.last);
+        self.measured.elapsed = until.saturating_duration_since(self.measured_from);
+        self.measured
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use super::super::work::Kind;
+    use super::{Measured, Recorder};
+
+    #[test]
+    fn the_warm_up_and_what_ends_late_do_not_count_for_throughput() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let recorder = || Recorder::new(at(1000), Some(at(2000)), Arc::default()).unwrap();
+        let (mut one, mut two) = (recorder(), recorder());
+        one.ended(Kind::Write, at(0), at(999));
+        one.ended(Kind::Write, at(999), at(1000));
+        one.ended(Kind::Read, at(1500), at(2500));
+        two.ended(Kind::Write, at(1500), at(1504));
+        two.failed("OVERLOADED", at(500));
+        two.failed("OVERLOADED", at(1500));
+        let all = Measured::join(vec![one.finish(), two.finish()]).unwrap();
+        assert!((all.throughput() - 2.0).abs() < 1e-9);
+        assert_eq!((all.writes.len(), all.reads.len(), all.failed(), all.all), (2, 1, 1, 4));
+        assert_eq!(all.writes.max() / 100, 40);
+        assert!(all.reads.max() >= 1_000_000);
+    }
+
+    #[test]
+    fn reasons_are_bounded() {
+        let start = Instant::now();
+        let mut recorder = Recorder::new(start, None, Arc::default()).unwrap();
+        (0..1000).for_each(|n| recorder.failed(&format!("R{n}"), start));
+        let measured = recorder.finish();
+        assert_eq!(measured.failed(), 1000);
+        assert!(measured.errors.len() <= 65);
+    }
+}

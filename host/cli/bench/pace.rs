@@ -1,0 +1,137 @@
+//! When operations start: as soon as another has ended (closed loop), or at a fixed rate whatever the system does (open loop).
+
+use std::time::{Duration, Instant};
+
+/// How fast operations are started.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rate {
+    /// As fast as answers come.
+    Closed,
+    /// So many a second.
+    Open(f64),
+}
+
+/// How long the measured part of a load goes on, after its warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// So long.
+    Elapsed(Duration),
+    /// So many operations.
+    Operations(u64),
+}
+
+/// A timer of the runtime fires up to a millisecond late, and then the thread has to be scheduled. That much is the
+/// generator's own lateness and not measured.
+const TIMER_SLACK: Duration = Duration::from_millis(2);
+
+/// One thread's schedule.
+#[derive(Debug, Clone)]
+pub(super) struct Pace {
+    start: Instant,
+    measured_from: Instant,
+    until: Until,
+    rate: Rate,
+    /// Started, warm-up included.
+    started: u64,
+    /// Started in the measured part.
+    counted: u64,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Start an operation at this moment, which is past unless the loop is open.
+    At(Instant),
+    /// Nothing more.
+    Done,
+}
+
+impl Pace {
+    /// A schedule that begins at `start`.
+    pub(super) fn new(start: Instant, warm_up: Duration, until: Until, rate: Rate) -> Self {
+        Self { start, measured_from: start + warm_up, until, rate, started: 0, counted: 0 }
+    }
+
+    /// When the measured part begins.
+    pub(super) fn measured_from(&self) -> Instant {
+        self.measured_from
+    }
+
+    /// When the last operation may start, if time decides that.
+    pub(super) fn end(&self) -> Option<Instant> {
+        match self.until {
+            Until::Elapsed(elapsed) => Some(self.measured_from + elapsed),
+            Until::Operations(_) => None,
+        }
+    }
+
+    /// Claims the next operation; `now` is the time.
+    #[allow(clippy::cast_precision_loss)]
+    pub(super) fn next(&mut self, now: Instant) -> Next {
+        let at = match self.rate {
+            Rate::Closed => now,
+            Rate::Open(rate) => self.start + Duration::from_secs_f64(self.started as f64 / rate),
+        };
+        let done = match self.until {
+            Until::Elapsed(elapsed) => at >= self.measured_from + elapsed,
+            Until::Operations(operations) => self.counted >= operations,
+        };
+        if done {
+            return Next::Done;
+        }
+        self.started += 1;
+        self.counted += u64::from(at >= self.measured_from);
+        Next::At(at)
+    }
+}
+
+/// The moment from which an operation's latency counts: when it was to start, so that the queue before a stalled system is a
+/// part of the latency. `idle` says that nothing but the timer has delayed it.
+pub(super) fn counts_from(intended: Instant, now: Instant, idle: bool) -> Instant {
+    if idle && now.saturating_duration_since(intended) <= TIMER_SLACK { now } else { intended }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{Next, Pace, Rate, Until, counts_from};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn an_open_loop_keeps_its_rate_whatever_the_time_is() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start, SECOND, Until::Elapsed(SECOND), Rate::Open(4.0));
+        let late = start + 100 * SECOND;
+        let all: Vec<Next> = std::iter::repeat_with(|| pace.next(late)).take_while(|next| *next != Next::Done).collect();
+        let expected: Vec<Next> = (0..8).map(|n| Next::At(start + n * SECOND / 4)).collect();
+        assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn a_closed_loop_ends_by_time() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start, Duration::ZERO, Until::Elapsed(SECOND), Rate::Closed);
+        assert_eq!(pace.next(start), Next::At(start));
+        assert_eq!(pace.next(start + SECOND), Next::Done);
+    }
+
+    #[test]
+    fn operations_count_after_the_warm_up() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start, SECOND, Until::Operations(1), Rate::Closed);
+        assert_eq!(pace.next(start), Next::At(start));
+        assert_eq!(pace.next(start + SECOND), Next::At(start + SECOND));
+        assert_eq!(pace.next(start + SECOND), Next::Done);
+    }
+
+    #[test]
+    fn only_the_timers_own_lateness_is_forgiven() {
+        let intended = Instant::now();
+        let now = intended + Duration::from_millis(1);
+        assert_eq!(counts_from(intended, now, true), now);
+        assert_eq!(counts_from(intended, now, false), intended);
+        assert_eq!(counts_from(intended, intended + SECOND, true), intended);
+    }
+}

@@ -1,0 +1,23 @@
+//! A failed operation in one word: the reason in its status's details, or the status code.
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+use witan_wire::v1::SessionStatus;
+
+use super::super::client;
+
+/// The reason.
+pub(super) fn of_status(status: &Status) -> String {
+    let reason = status.get_details_error_info().map(|info| info.reason).filter(|reason| !reason.is_empty());
+    reason.unwrap_or_else(|| client::code(status.code()).to_owned())
+}
+
+/// True when the failure says that the key has no value, which is an answer.
+pub(super) fn is_missing_key(status: &Status) -> bool {
+    status.code() == Code::NotFound && of_status(status) == "KEY_NOT_FOUND"
+}
+
+/// The status that a session's response carries.
+pub(super) fn status(status: SessionStatus) -> Status {
+    Status::with_details(Code::from_i32(status.code), status.message, status.details)
+}

@@ -1,0 +1,259 @@
+//! What the operations are: which key, read or write, which value. Seeded, so that two runs do the same.
+
+use bytes::Bytes;
+use clap::ValueEnum;
+use witan_wire::v1::session_request::Operation as Wire;
+use witan_wire::v1::{ReadKeyValueRequest, WriteKeyValueRequest};
+
+use super::load::Load;
+
+/// How often each key is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Distribution {
+    /// All alike
+    Uniform,
+    /// A few very often, most of them rarely (Zipf, exponent 0.99, spread over the key space)
+    Zipf,
+    /// One after the other
+    #[value(skip)]
+    Sequence,
+}
+
+/// Reading or writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A write.
+    Write,
+    /// A read.
+    Read,
+}
+
+/// An operation to be carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Operation {
+    pub(super) kind: Kind,
+    /// Which key: 0..keys.
+    pub(super) key: u64,
+}
+
+/// One thread's source of operations.
+pub(super) struct Work {
+    dice: Dice,
+    keys: u64,
+    next_in_sequence: u64,
+    stride: u64,
+    zipf: Option<Zipf>,
+    read_share: f64,
+    /// Values are slices of this: making them costs nothing, and no two neighbours are alike.
+    noise: Bytes,
+    value_size: usize,
+    tenant: String,
+    consistency: String,
+    /// By key: what the last answer returned, when the load writes with contexts.
+    contexts: Option<Vec<Bytes>>,
+}
+
+/// How many different values begin in the noise.
+const VALUES: usize = 16 << 10;
+
+impl Work {
+    /// The part of `load` that thread number `thread` of `threads` does.
+    pub(super) fn new(load: &Load, thread: u64, threads: u64) -> Self {
+        let mut dice = Dice(load.seed ^ thread.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let noise = std::iter::repeat_with(|| dice.next().to_le_bytes()).take((VALUES + load.value_size).div_ceil(8));
+        Self {
+            noise: noise.flatten().collect(),
+            keys: load.keys,
+            next_in_sequence: thread,
+            stride: match load.distribution {
+                Distribution::Sequence => threads,
+                Distribution::Uniform | Distribution::Zipf => 0,
+            },
+            zipf: (load.distribution == Distribution::Zipf).then(|| Zipf::new(load.keys)),
+            read_share: load.read_share,
+            value_size: load.value_size,
+            tenant: load.tenant.clone(),
+            consistency: load.consistency.clone(),
+            contexts: load.contexts.then(|| vec![Bytes::new(); usize::try_from(load.keys).unwrap_or(0)]),
+            dice,
+        }
+    }
+
+    /// The next operation.
+    pub(super) fn choose(&mut self) -> Operation {
+        let kind = if self.read_share > 0.0 && self.dice.unit() < self.read_share { Kind::Read } else { Kind::Write };
+        Operation { kind, key: self.key() }
+    }
+
+    fn key(&mut self) -> u64 {
+        if self.stride > 0 {
+            let key = self.next_in_sequence % self.keys;
+            self.next_in_sequence += self.stride;
+            return key;
+        }
+        match &self.zipf {
+            // The popular ranks would otherwise be neighbours.
+            Some(zipf) => mix(zipf.rank(self.dice.unit())) % self.keys,
+            None => self.dice.next() % self.keys,
+        }
+    }
+
+    /// A write's message.
+    pub(super) fn write(&mut self, key: u64) -> WriteKeyValueRequest {
+        let at = usize::try_from(self.dice.next() % VALUES as u64).unwrap_or(0);
+        WriteKeyValueRequest {
+            tenant_id: self.tenant.clone(),
+            key: name(key),
+            value: self.noise.slice(at..at + self.value_size),
+            consistency: self.consistency.clone(),
+            idempotency_key: String::new(),
+            context: self.context(key).cloned().unwrap_or_default(),
+        }
+    }
+
+    /// A read's message.
+    pub(super) fn read(&self, key: u64) -> ReadKeyValueRequest {
+        ReadKeyValueRequest { tenant_id: self.tenant.clone(), key: name(key), consistency: self.consistency.clone() }
+    }
+
+    /// An operation's message within a session.
+    pub(super) fn wire(&mut self, operation: Operation) -> Wire {
+        match operation.kind {
+            Kind::Write => Wire::Write(self.write(operation.key)),
+            Kind::Read => Wire::Read(self.read(operation.key)),
+        }
+    }
+
+    /// Keeps the context that an answer returned, if the load writes with contexts.
+    pub(super) fn learn(&mut self, key: u64, context: Bytes) {
+        let known = self.contexts.as_mut().and_then(|contexts| contexts.get_mut(usize::try_from(key).ok()?));
+        if let Some(known) = known {
+            *known = context;
+        }
+    }
+
+    fn context(&self, key: u64) -> Option<&Bytes> {
+        self.contexts.as_ref()?.get(usize::try_from(key).ok()?)
+    }
+}
+
+fn name(key: u64) -> String {
+    format!("key-{key:08}")
+}
+
+/// SplitMix64: eight instructions a number, and good enough to choose keys with.
+#[derive(Debug, Clone)]
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.0)
+    }
+
+    /// 0.0 inclusive to 1.0 exclusive.
+    #[allow(clippy::cast_precision_loss)]
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+fn mix(number: u64) -> u64 {
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
+
+/// Ranks 0..n with probabilities proportional to 1 / (rank + 1)^0.99, by the approximation of Gray et al., "Quickly
+/// generating billion-record synthetic databases" (1994): a few floating-point operations a rank.
+#[derive(Debug, Clone)]
+struct Zipf {
+    n: f64,
+    zeta: f64,
+    zeta_two: f64,
+    eta: f64,
+}
+
+/// The exponent that load generators for key-value stores commonly use.
+const THETA: f64 = 0.99;
+
+impl Zipf {
+    #[allow(clippy::cast_precision_loss)]
+    fn new(keys: u64) -> Self {
+        let zeta = (1..=keys).map(|rank| (rank as f64).powf(-THETA)).sum::<f64>();
+        let zeta_two = 1.0 + 0.5_f64.powf(THETA);
+        let n = keys as f64;
+        let eta = (1.0 - (2.0 / n).powf(1.0 - THETA)) / (1.0 - zeta_two / zeta);
+        Self { n, zeta, zeta_two, eta }
+    }
+
+    /// The rank that stands at `unit` (0.0..1.0) of the cumulated probabilities.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    fn rank(&self, unit: f64) -> u64 {
+        let at = unit * self.zeta;
+        if at < 1.0 {
+            return 0;
+        }
+        if at < self.zeta_two {
+            return 1;
+        }
+        let rank = self.n * (self.eta * unit - self.eta + 1.0).powf(1.0 / (1.0 - THETA));
+        rank.clamp(0.0, self.n - 1.0) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::load::Load;
+    use super::{Dice, Distribution, Kind, Work, Zipf};
+
+    #[test]
+    fn the_same_seed_is_the_same_work() {
+        let load = Load { read_share: 0.5, ..Load::default() };
+        let (mut a, mut b) = (Work::new(&load, 0, 1), Work::new(&load, 0, 1));
+        let mut reads = 0;
+        for _ in 0..1000 {
+            let operation = a.choose();
+            assert_eq!(operation, b.choose());
+            reads += u32::from(operation.kind == Kind::Read);
+            assert_eq!(a.write(operation.key), b.write(operation.key));
+        }
+        assert!((400..600).contains(&reads), "{reads} reads of 1000 operations");
+    }
+
+    #[test]
+    fn a_sequence_over_threads_reaches_every_key_once() {
+        let load = Load { keys: 10, distribution: Distribution::Sequence, ..Load::default() };
+        let mut keys: Vec<u64> = (0..2)
+            .flat_map(|thread| {
+                let mut work = Work::new(&load, thread, 2);
+                std::iter::repeat_with(move || work.choose().key).take(5)
+            })
+            .collect();
+        keys.sort_unstable();
+        assert_eq!(keys, (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn zipf_prefers_low_ranks_as_much_as_it_should() {
+        let (zipf, mut dice) = (Zipf::new(1000), Dice(7));
+        let mut counts = vec![0_u32; 1000];
+        for _ in 0..100_000 {
+            counts[usize::try_from(zipf.rank(dice.unit())).unwrap()] += 1;
+        }
+        // 1/zeta(1000, 0.99) = 13 %, then half of it, and so on.
+        assert!((11_500..15_000).contains(&counts[0]), "{}", counts[0]);
+        assert!((5_500..8_000).contains(&counts[1]), "{}", counts[1]);
+        assert!(counts[..100].iter().sum::<u32>() > 60_000);
+        assert!(counts[500..].iter().sum::<u32>() > 5_000);
+    }
+
+    #[test]
+    fn contexts_are_repeated_per_key() {
+        let mut work = Work::new(&Load { contexts: true, ..Load::default() }, 0, 1);
+        assert!(work.write(3).context.is_empty());
+        work.learn(3, b"seen"[..].into());
+        assert_eq!(work.write(3).context.as_ref(), b"seen");
+        assert!(work.write(4).context.is_empty());
+    }
+}

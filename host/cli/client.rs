@@ -1,0 +1,353 @@
+//! The connection to a coordinator, and what its errors say: message, reason, whether the change happened, what to do next.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use serde_json::{Value, json};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
+use witan_wire::v1::KeyNotFoundDetail;
+use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
+use witan_wire::v1::plugin_service_client::PluginServiceClient;
+
+use super::output::{self, Output};
+use super::{Global, args};
+
+/// Exit code of `kv get` for a key that has no value.
+pub const NO_SUCH_KEY: u8 = 3;
+
+/// Largest message taken or sent, in bytes: a read's response with all siblings of a record that is as large as records may be.
+pub const MESSAGE_BYTES: usize = 36 << 20;
+
+/// Connects to the coordinator.
+pub async fn coordinator(global: &Global) -> Result<CoordinatorServiceClient<Channel>, Problem> {
+    let client = CoordinatorServiceClient::new(channel(&global.endpoint, global.timeout).await?);
+    Ok(client.max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES))
+}
+
+/// Connects to the coordinator's plugin service.
+pub async fn plugins(global: &Global) -> Result<PluginServiceClient<Channel>, Problem> {
+    Ok(PluginServiceClient::new(channel(&global.endpoint, global.timeout).await?))
+}
+
+/// A connection to `endpoint`, made within `timeout`.
+pub async fn channel(endpoint: &str, timeout: Duration) -> Result<Channel, Problem> {
+    let unreachable = |why: String| Problem::Unreachable { endpoint: endpoint.to_owned(), why };
+    Endpoint::from_shared(endpoint.to_owned())
+        .map_err(|error| unreachable(causes(&error)))?
+        .connect_timeout(timeout)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20)
+        .connect()
+        .await
+        .map_err(|error| unreachable(causes(&error)))
+}
+
+/// A request that carries the command line's deadline.
+pub fn within<T>(global: &Global, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(global.timeout);
+    request
+}
+
+/// Why a command could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// No connection.
+    #[error("cannot reach {endpoint}: {why}")]
+    Unreachable {
+        /// Where.
+        endpoint: String,
+        /// The causes.
+        why: String,
+    },
+    /// The coordinator refused a read, or a question.
+    #[error("{}", .0.message())]
+    Read(Box<Status>),
+    /// The coordinator refused a change, or it is not known whether it did.
+    #[error("{}", .0.message())]
+    Change(Box<Status>),
+}
+
+impl Problem {
+    /// A failed read.
+    pub fn read(status: Status) -> Self {
+        Self::Read(Box::new(status))
+    }
+
+    /// A failed change.
+    pub fn change(status: Status) -> Self {
+        Self::Change(Box::new(status))
+    }
+}
+
+/// What a status and its details say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explained {
+    /// The status code's name, as gRPC spells it.
+    pub code: String,
+    /// For a person.
+    pub message: String,
+    /// The reason, such as `QUORUM_NOT_REACHED`; empty when none was told.
+    pub reason: String,
+    /// For a change: "not-applied" or "in-doubt".
+    pub outcome: Option<String>,
+    /// Fields that break a rule, and how.
+    pub fields: Vec<(String, String)>,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
+    /// For a key that has no value: the token for the next write.
+    pub context: Option<Bytes>,
+}
+
+impl Explained {
+    /// Decodes a status. `change` says that it answers a change, which is in doubt unless the status says otherwise.
+    pub fn new(status: &Status, change: bool) -> Self {
+        let details = status.get_error_details();
+        let info = details.error_info();
+        let told = info.and_then(|info| info.metadata.get("outcome").cloned());
+        Self {
+            code: code(status.code()).to_owned(),
+            message: status.message().to_owned(),
+            reason: info.map(|info| info.reason.clone()).unwrap_or_default(),
+            outcome: told.or_else(|| change.then(|| without_details(status.code()).to_owned())),
+            fields: details
+                .bad_request()
+                .map(|bad| bad.field_violations.iter().map(|v| (v.field.clone(), v.description.clone())).collect())
+                .unwrap_or_default(),
+            retry_after: details.retry_info().and_then(|retry| retry.retry_delay),
+            context: not_found_context(status),
+        }
+    }
+
+    /// What to do next, as far as the reason tells.
+    pub fn next_step(&self) -> Option<String> {
+        if let Some(delay) = self.retry_after {
+            return Some(format!("try again in {}", output::micros(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX))));
+        }
+        let step = match self.reason.as_str() {
+            "TENANT_NOT_FOUND" => "create the tenant: witan tenant create TENANT",
+            "TENANT_EXISTS" => "see what it has chosen: witan tenant get TENANT; change it: witan tenant update TENANT",
+            "QUORUM_NOT_REACHED" | "DEADLINE" => {
+                "see which storage nodes are reachable: witan nodes list; or ask for less: --consistency one"
+            }
+            "INVALID_REPLICATION_FACTOR" => "see the storage nodes: witan nodes list; add some, or choose a smaller factor",
+            "IDEMPOTENCY_KEY_CONFLICT" => "use a new idempotency key for a new intention",
+            "SIBLING_LIMIT" => "read the key, and write with the context that the read returns (--context)",
+            "VERSION_CONFLICT" => "read it again, and repeat the change on the version that stands",
+            "PLUGIN_FAULT" => "see what the plugin did: witan plugin events; put the one before back: witan plugin rollback",
+            "STORAGE_FULL" => "free disk space on the storage nodes: witan nodes list shows how full they are",
+            "OVERLOADED" | "RATE_LIMIT_EXCEEDED" | "IN_PROGRESS" | "STALE_EPOCH" => "try again in a moment",
+            "INTERNAL_ERROR" => "look at the coordinator's log",
+            _ => return self.step_by_code(),
+        };
+        Some(step.to_owned())
+    }
+
+    fn step_by_code(&self) -> Option<String> {
+        let step = match self.code.as_str() {
+            "UNIMPLEMENTED" => "the coordinator does not offer this; compare versions: witan --version",
+            "UNAVAILABLE" => "check that the coordinator runs, and its address (--endpoint)",
+            "DEADLINE_EXCEEDED" | "CANCELLED" => "allow more time: --timeout 30s",
+            _ => return None,
+        };
+        Some(step.to_owned())
+    }
+
+    /// The error for a person, on several lines.
+    pub fn text(&self) -> String {
+        let mut text = format!("error: {}", if self.message.is_empty() { &self.code } else { &self.message });
+        let reason = if self.reason.is_empty() { &self.code } else { &self.reason };
+        // Writing to a string does not fail.
+        let _ = write!(text, "\n  reason:   {reason}");
+        for (field, problem) in &self.fields {
+            let _ = write!(text, "\n  field:    {field}: {problem}");
+        }
+        match self.outcome.as_deref() {
+            Some("not-applied") => text.push_str("\n  outcome:  nothing was changed"),
+            Some("in-doubt") => text.push_str(
+                "\n  outcome:  in doubt: the change may have happened, or may still happen; a retry with the same \
+                 --idempotency-key has one effect",
+            ),
+            Some(other) => drop(write!(text, "\n  outcome:  {other}")),
+            None => {}
+        }
+        if let Some(step) = self.next_step() {
+            let _ = write!(text, "\n  next:     {step}");
+        }
+        text
+    }
+
+    /// The error for a program.
+    pub fn json(&self) -> Value {
+        let fields: Vec<Value> =
+            self.fields.iter().map(|(field, problem)| json!({ "field": field, "problem": problem })).collect();
+        json!({
+            "code": self.code,
+            "reason": self.reason,
+            "message": self.message,
+            "outcome": self.outcome,
+            "fields": fields,
+            "retry_after_ms": self.retry_after.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
+            "context": self.context.as_deref().map(args::base64),
+        })
+    }
+}
+
+/// Prints an error, and answers with the process's exit code.
+pub fn report(error: &anyhow::Error, output: Output) -> ExitCode {
+    let (text, json) = match error.downcast_ref::<Problem>() {
+        Some(Problem::Read(status)) => both(&Explained::new(status, false)),
+        Some(Problem::Change(status)) => both(&Explained::new(status, true)),
+        Some(problem @ Problem::Unreachable { .. }) => (
+            format!("error: {problem}\n  next:     check that the coordinator runs, and its address (--endpoint)"),
+            json!({ "code": "UNAVAILABLE", "reason": "UNREACHABLE", "message": problem.to_string(), "outcome": "not-applied" }),
+        ),
+        None => (format!("error: {error:#}"), json!({ "code": "", "reason": "FAILED", "message": format!("{error:#}") })),
+    };
+    match output {
+        Output::Text => eprintln!("{text}"),
+        // Nothing can be said any more where standard output is gone.
+        Output::Json => drop(output::object(&json!({ "error": json }))),
+    }
+    ExitCode::FAILURE
+}
+
+fn both(explained: &Explained) -> (String, Value) {
+    (explained.text(), explained.json())
+}
+
+/// True when a status carries this reason.
+pub fn has_reason(status: &Status, reason: &str) -> bool {
+    status.get_details_error_info().is_some_and(|info| info.reason == reason)
+}
+
+/// The context in the details of a "not found": the token for the next write of the key.
+pub fn not_found_context(status: &Status) -> Option<Bytes> {
+    let details = tonic_types::Status::decode(status.details()).ok()?;
+    let detail = details.details.iter().find(|any| any.type_url.ends_with("/witan.v1.KeyNotFoundDetail"))?;
+    KeyNotFoundDetail::decode(detail.value.as_slice()).ok().map(|detail| detail.context)
+}
+
+/// What a change's status means when its details say nothing: these codes are only given before anything is done.
+fn without_details(code: Code) -> &'static str {
+    match code {
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unimplemented => "not-applied",
+        _ => "in-doubt",
+    }
+}
+
+/// A status code's name, as gRPC spells it.
+pub fn code(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// An error and what caused it, on one line.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use prost::Message;
+    use tonic::{Code, Status};
+    use tonic_types::{ErrorDetails, StatusExt};
+    use witan_wire::v1::KeyNotFoundDetail;
+
+    use super::{Explained, has_reason, not_found_context};
+
+    fn refused(outcome: &str) -> Status {
+        let outcome = HashMap::from([("outcome".to_owned(), outcome.to_owned())]);
+        let mut details = ErrorDetails::with_error_info("QUORUM_NOT_REACHED", "witan", outcome);
+        details.set_retry_info(Some(Duration::from_millis(50)));
+        details.add_bad_request_violation("key", "is empty; use 1 to 1024 bytes");
+        Status::with_error_details(Code::Unavailable, "1 of 2 required replicas answered", details)
+    }
+
+    #[test]
+    fn details_are_told() {
+        let status = refused("in-doubt");
+        assert!(has_reason(&status, "QUORUM_NOT_REACHED"));
+        let explained = Explained::new(&status, true);
+        let text = explained.text();
+        for part in ["1 of 2 required", "QUORUM_NOT_REACHED", "in doubt", "key: is empty", "try again in 50.0 ms"] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+        let json = explained.json();
+        assert_eq!(json["outcome"], "in-doubt");
+        assert_eq!(json["fields"][0]["field"], "key");
+        assert_eq!(json["retry_after_ms"], 50);
+        assert!(Explained::new(&refused("not-applied"), true).text().contains("nothing was changed"));
+    }
+
+    #[test]
+    fn a_change_without_details_is_in_doubt_unless_its_code_excludes_it() {
+        let outcome = |code, change| Explained::new(&Status::new(code, "x"), change).outcome;
+        assert_eq!(outcome(Code::Unavailable, true).as_deref(), Some("in-doubt"));
+        assert_eq!(outcome(Code::InvalidArgument, true).as_deref(), Some("not-applied"));
+        assert_eq!(outcome(Code::Unavailable, false), None);
+    }
+
+    #[test]
+    fn a_missing_key_has_a_context() {
+        let detail = KeyNotFoundDetail { context: Bytes::from_static(b"token") };
+        let details = tonic_types::Status {
+            code: Code::NotFound as i32,
+            message: "the key has no value".to_owned(),
+            details: vec![prost_types::Any {
+                type_url: "type.googleapis.com/witan.v1.KeyNotFoundDetail".to_owned(),
+                value: detail.encode_to_vec(),
+            }],
+        };
+        let status = Status::with_details(Code::NotFound, "the key has no value", details.encode_to_vec().into());
+        assert_eq!(not_found_context(&status).as_deref(), Some(&b"token"[..]));
+        assert_eq!(not_found_context(&Status::not_found("x")), None);
+        assert_eq!(not_found_context(&Status::with_details(Code::NotFound, "x", Bytes::from_static(&[255]))), None);
+    }
+}

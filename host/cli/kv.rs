@@ -1,0 +1,316 @@
+//! `witan kv`: read, write and delete single keys.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+use tonic::Status;
+use witan_wire::v1::{
+    DeleteKeyValueRequest, ReadKeyValueRequest, ReadKeyValueResponse, VectorClock, WriteKeyValueRequest,
+    WriteKeyValueResponse,
+};
+
+use super::args::{self, Level, Source, Token, spelt};
+use super::client::{self, NO_SUCH_KEY, Problem, within};
+use super::output::{self, Output};
+use super::Global;
+
+/// Largest value, in bytes: the API's limit.
+const VALUE_BYTES: usize = 10 << 20;
+
+/// Shown below the help.
+pub const EXAMPLES: &str = "A key belongs to a tenant. A write without a context is concurrent with everything; with the context of a read it \
+replaces what that read has shown. WITAN_TENANT saves repeating --tenant.
+
+Examples:
+  witan kv put -t demo greeting hello
+  witan kv get -t demo greeting
+  witan kv delete -t demo greeting
+  export WITAN_TENANT=demo";
+
+const GET_EXAMPLES: &str = "The value goes to standard output exactly as it is stored. When concurrent writes are alive and no resolver decided \
+between them, all of them are shown, with the context that settles the matter. Exit code 3: there is no value.
+
+Examples:
+  witan kv get -t demo photo > photo.jpg
+  witan kv get -t demo cart --consistency all --details
+  witan kv get -t demo cart --output json | jq -r .context";
+
+const PUT_EXAMPLES: &str = "The value is the argument itself, @FILE for a file's content (@@ for a text that starts with @), or - for standard \
+input; at most 10 MiB. The same --idempotency-key with the same write has one effect for 24 hours, however often it is sent.
+
+Examples:
+  witan kv put -t demo greeting hello
+  witan kv put -t demo photo @photo.jpg
+  date | witan kv put -t demo now -
+  witan kv put -t demo cart '{\"apples\":2}' --context \"$(witan kv get -t demo cart --output json | jq -r .context)\"";
+
+const DELETE_EXAMPLES: &str = "Without a context, a quorum is read first and what it shows is deleted; writes that are concurrent with that stay.
+
+Examples:
+  witan kv delete -t demo greeting
+  witan kv delete -t demo greeting --consistency all --idempotency-key removal-17";
+
+/// What to do with a key.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Read a key
+    #[command(after_help = GET_EXAMPLES)]
+    Get(Get),
+    /// Write a value
+    #[command(after_help = PUT_EXAMPLES)]
+    Put(Put),
+    /// Delete a key
+    #[command(after_help = DELETE_EXAMPLES)]
+    Delete(Delete),
+}
+
+/// Where the key is, and how many replicas must answer.
+#[derive(Debug, clap::Args)]
+pub struct Place {
+    /// The tenant
+    #[arg(short, long, env = "WITAN_TENANT", value_name = "TENANT")]
+    pub tenant: String,
+    /// The key: 1 to 1024 bytes
+    pub key: String,
+    /// How many replicas must answer [default: the tenant's]
+    #[arg(short, long, value_enum)]
+    pub consistency: Option<Level>,
+}
+
+/// What makes a change repeatable and ordered.
+#[derive(Debug, clap::Args)]
+pub struct Change {
+    /// Names the intention: the same key with the same change has one effect for 24 hours
+    #[arg(long, value_name = "KEY")]
+    pub idempotency_key: Option<String>,
+    /// The context of the last read, in base64, or in hexadecimal behind "hex:"
+    #[arg(long, value_name = "TOKEN", value_parser = Token::parse)]
+    pub context: Option<Token>,
+}
+
+/// Arguments of `kv get`.
+#[derive(Debug, clap::Args)]
+pub struct Get {
+    /// Which key.
+    #[command(flatten)]
+    pub place: Place,
+    /// Also print the context, and who decided, to standard error
+    #[arg(short, long)]
+    pub details: bool,
+}
+
+/// Arguments of `kv put`.
+#[derive(Debug, clap::Args)]
+pub struct Put {
+    /// Which key.
+    #[command(flatten)]
+    pub place: Place,
+    /// The value, @FILE, or - for standard input
+    #[arg(value_parser = Source::parse, allow_hyphen_values = true)]
+    pub value: Source,
+    /// How.
+    #[command(flatten)]
+    pub change: Change,
+}
+
+/// Arguments of `kv delete`.
+#[derive(Debug, clap::Args)]
+pub struct Delete {
+    /// Which key.
+    #[command(flatten)]
+    pub place: Place,
+    /// How.
+    #[command(flatten)]
+    pub change: Change,
+}
+
+/// Does it.
+pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Get(get) => read(global, get).await,
+        Command::Put(put) => write(global, put).await,
+        Command::Delete(delete) => remove(global, delete).await,
+    }
+}
+
+async fn read(global: &Global, get: Get) -> anyhow::Result<ExitCode> {
+    let Get { place, details } = get;
+    let request = ReadKeyValueRequest {
+        tenant_id: place.tenant,
+        key: place.key.clone(),
+        consistency: spelt(place.consistency),
+    };
+    let answer = client::coordinator(global).await?.read_key_value(within(global, request)).await;
+    match answer {
+        Ok(response) => found(global.output, details, &response.into_inner())?,
+        Err(status) if client::has_reason(&status, "KEY_NOT_FOUND") => {
+            missing(global.output, details, &place.key, &status)?;
+            return Ok(ExitCode::from(NO_SUCH_KEY));
+        }
+        Err(status) => return Err(Problem::read(status).into()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn found(output: Output, details: bool, response: &ReadKeyValueResponse) -> anyhow::Result<()> {
+    if output == Output::Json {
+        output::object(&found_json(response))?;
+        return Ok(());
+    }
+    if response.siblings.is_empty() {
+        value(&response.value)?;
+    } else {
+        siblings(response)?;
+    }
+    if details || !response.siblings.is_empty() {
+        eprintln!("context: {}", args::base64(&response.context));
+    }
+    if details {
+        eprintln!("resolved by: {}", response.resolved_by);
+        eprintln!("clock: {}", clock_text(response.vector_clock.as_ref()));
+    }
+    Ok(())
+}
+
+/// The raw bytes; on a terminal with a line end, so that the prompt does not stick to them.
+fn value(value: &[u8]) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let line_end = if out.is_terminal() && !value.ends_with(b"\n") { "\n" } else { "" };
+    output::finish(out.write_all(value).and_then(|()| out.write_all(line_end.as_bytes())).and_then(|()| out.flush()))
+}
+
+fn siblings(response: &ReadKeyValueResponse) -> std::io::Result<()> {
+    let count = response.siblings.len();
+    eprintln!("{count} concurrent values are alive; write the one that shall stand with --context as below");
+    let mut text = String::new();
+    for (at, sibling) in (1..).zip(&response.siblings) {
+        let (size, written) = (sibling.value.len(), output::moment(sibling.written_at_us));
+        text += &format!("--- sibling {at} of {count}, {size} bytes, written {written}\n");
+        text += &output::shown(&sibling.value);
+        text.push('\n');
+    }
+    output::finish(std::io::stdout().lock().write_all(text.as_bytes()))
+}
+
+fn missing(output: Output, details: bool, key: &str, status: &Status) -> std::io::Result<()> {
+    let context = client::not_found_context(status).map(|context| args::base64(&context));
+    match output {
+        Output::Json => output::object(&json!({ "key": key, "found": false, "value": null, "context": context })),
+        Output::Text => {
+            eprintln!("no value: {}", status.message());
+            if let Some(context) = context.filter(|_| details) {
+                eprintln!("context: {context}");
+            }
+            Ok(())
+        }
+    }
+}
+
+fn found_json(response: &ReadKeyValueResponse) -> Value {
+    let siblings: Vec<Value> = response
+        .siblings
+        .iter()
+        .map(|sibling| output::with(output::value_fields(&sibling.value), json!({ "written_at_us": sibling.written_at_us })))
+        .collect();
+    let value = match siblings.is_empty() {
+        true => output::value_fields(&response.value),
+        false => json!({ "value": null, "value_encoding": null }),
+    };
+    let rest = json!({
+        "key": response.key,
+        "found": true,
+        "context": args::base64(&response.context),
+        "siblings": siblings,
+        "resolved_by": response.resolved_by,
+        "vector_clock": clock_json(response.vector_clock.as_ref()),
+    });
+    output::with(rest, value)
+}
+
+async fn write(global: &Global, put: Put) -> anyhow::Result<ExitCode> {
+    let Put { place, value, change } = put;
+    let value = tokio::task::spawn_blocking(move || value.read(VALUE_BYTES)).await??;
+    let request = WriteKeyValueRequest {
+        tenant_id: place.tenant,
+        key: place.key,
+        value,
+        consistency: spelt(place.consistency),
+        idempotency_key: change.idempotency_key.unwrap_or_default(),
+        context: change.context.map(|token| token.0).unwrap_or_default(),
+    };
+    let answer = client::coordinator(global).await?.write_key_value(within(global, request)).await;
+    changed(global.output, "written", &answer.map_err(Problem::change)?.into_inner())
+}
+
+async fn remove(global: &Global, delete: Delete) -> anyhow::Result<ExitCode> {
+    let Delete { place, change } = delete;
+    let request = DeleteKeyValueRequest {
+        tenant_id: place.tenant,
+        key: place.key,
+        consistency: spelt(place.consistency),
+        idempotency_key: change.idempotency_key.unwrap_or_default(),
+        context: change.context.map(|token| token.0).unwrap_or_default(),
+    };
+    let answer = client::coordinator(global).await?.delete_key_value(within(global, request)).await;
+    changed(global.output, "deleted", &answer.map_err(Problem::change)?.into_inner())
+}
+
+fn changed(output: Output, verb: &str, response: &WriteKeyValueResponse) -> anyhow::Result<ExitCode> {
+    match output {
+        Output::Json => output::object(&json!({
+            "key": response.key,
+            "outcome": verb,
+            "consistency": response.consistency,
+            "replicas": response.replica_count,
+            "idempotency_key": response.idempotency_key,
+            "is_duplicate": response.is_duplicate,
+            "context": args::base64(&response.context),
+            "vector_clock": clock_json(response.vector_clock.as_ref()),
+        }))?,
+        Output::Text => {
+            let duplicate = if response.is_duplicate { "; it had been done before" } else { "" };
+            let (key, level, replicas) = (&response.key, &response.consistency, response.replica_count);
+            output::line(&format!("{verb} {key} on {replicas} replicas so far (level {level}){duplicate}"))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn clock_json(clock: Option<&VectorClock>) -> Value {
+    let entries = clock.map(|clock| clock.entries.as_slice()).unwrap_or_default();
+    let entry = |entry: &witan_wire::v1::VectorClockEntry| {
+        json!({ "coordinator_node_id": entry.coordinator_node_id, "logical_timestamp": entry.logical_timestamp })
+    };
+    entries.iter().map(entry).collect()
+}
+
+fn clock_text(clock: Option<&VectorClock>) -> String {
+    let entries = clock.map(|clock| clock.entries.as_slice()).unwrap_or_default();
+    let entry = |entry: &witan_wire::v1::VectorClockEntry| {
+        format!("{}:{}", entry.coordinator_node_id, entry.logical_timestamp)
+    };
+    entries.iter().map(entry).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use witan_wire::v1::{ReadKeyValueResponse, Sibling};
+
+    use super::found_json;
+
+    #[test]
+    fn json_of_a_read_has_the_same_fields_with_and_without_siblings() {
+        let single = ReadKeyValueResponse { value: Bytes::from_static(b"v"), ..ReadKeyValueResponse::default() };
+        let sibling = Sibling { value: Bytes::from_static(&[255]), written_at_us: 7 };
+        let several = ReadKeyValueResponse { siblings: vec![sibling], ..ReadKeyValueResponse::default() };
+        let (single, several) = (found_json(&single), found_json(&several));
+        let fields = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(fields(&single), fields(&several));
+        assert_eq!(single["value"], "v");
+        assert!(several["value"].is_null());
+        assert_eq!(several["siblings"][0]["value_encoding"], "base64");
+    }
+}

@@ -1,0 +1,155 @@
+//! `witan nodes`: the storage nodes of a cluster.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+use witan_wire::v1::{
+    AddStorageNodeRequest, ListStorageNodesRequest, RemoveStorageNodeRequest, StorageNodeChangeResponse, StorageNodeInfo,
+};
+
+use super::Global;
+use super::args;
+use super::client::{self, Problem, within};
+use super::output::{self, Output, Table, grouped};
+
+/// Shown below the help.
+pub const EXAMPLES: &str = "Keys are placed on storage nodes by a ring of virtual nodes. Nodes join and leave only where no data can be lost by \
+it; otherwise the coordinator refuses and says why.
+
+Examples:
+  witan nodes list
+  witan nodes add n4 10.0.0.4:50052
+  witan nodes remove n4";
+
+const LIST_EXAMPLES: &str = "Latencies are those that this coordinator has seen; the number of keys is an estimate of the node's.
+
+Examples:
+  witan nodes list
+  witan nodes list --output json | jq '.nodes[] | select(.reachable | not)'";
+
+const ADD_EXAMPLES: &str = "More virtual nodes give a node a larger share of the keys.
+
+Examples:
+  witan nodes add n1 127.0.0.1:50052
+  witan nodes add big 10.0.0.9:50052 --virtual-nodes 300";
+
+const REMOVE_EXAMPLES: &str = "Examples:
+  witan nodes remove n4
+  witan nodes remove n4 --force";
+
+/// What to do with storage nodes.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the storage nodes: where they are, whether they answer, how full they are
+    #[command(after_help = LIST_EXAMPLES)]
+    List,
+    /// Add a storage node to the ring
+    #[command(after_help = ADD_EXAMPLES)]
+    Add(Add),
+    /// Take a storage node out of the ring
+    #[command(after_help = REMOVE_EXAMPLES)]
+    Remove(Remove),
+}
+
+/// Arguments of `nodes add`.
+#[derive(Debug, clap::Args)]
+pub struct Add {
+    /// The node's id: what it was started with
+    pub node_id: String,
+    /// Where coordinators reach it
+    #[arg(value_name = "HOST:PORT", value_parser = args::address)]
+    pub address: (String, u16),
+    /// Its virtual nodes on the ring [default: 150]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=10_000))]
+    pub virtual_nodes: Option<i32>,
+}
+
+/// Arguments of `nodes remove`.
+#[derive(Debug, clap::Args)]
+pub struct Remove {
+    /// The node's id
+    pub node_id: String,
+    /// Also when the node does not answer
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Does it.
+pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::List => list(global).await,
+        Command::Add(add) => {
+            let request = AddStorageNodeRequest {
+                node_id: add.node_id,
+                host: add.address.0,
+                port: i32::from(add.address.1),
+                virtual_nodes: add.virtual_nodes.unwrap_or(0),
+            };
+            let answer = client::coordinator(global).await?.add_storage_node(within(global, request)).await;
+            changed(global.output, "added", &answer.map_err(Problem::change)?.into_inner())
+        }
+        Command::Remove(remove) => {
+            let request = RemoveStorageNodeRequest { node_id: remove.node_id, force: remove.force };
+            let answer = client::coordinator(global).await?.remove_storage_node(within(global, request)).await;
+            changed(global.output, "removed", &answer.map_err(Problem::change)?.into_inner())
+        }
+    }
+}
+
+async fn list(global: &Global) -> anyhow::Result<ExitCode> {
+    let request = within(global, ListStorageNodesRequest {});
+    let answer = client::coordinator(global).await?.list_storage_nodes(request).await;
+    let nodes = answer.map_err(Problem::read)?.into_inner().nodes;
+    if global.output == Output::Json {
+        output::object(&json!({ "nodes": nodes.iter().map(node_json).collect::<Vec<_>>() }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(["NODE", "ADDRESS", "STATUS", "ANSWERS", "VNODES", "KEYS", "DISK", "P50", "P99"]);
+    for node in &nodes {
+        table.row([
+            node.node_id.clone(),
+            format!("{}:{}", node.host, node.port),
+            node.status.clone(),
+            if node.reachable { "yes" } else { "no" }.to_owned(),
+            node.virtual_nodes.to_string(),
+            grouped(u64::try_from(node.keys_count).unwrap_or(0)),
+            format!("{:.1} %", node.disk_usage_percent),
+            output::micros(u64::from(node.latency_p50_us)),
+            output::micros(u64::from(node.latency_p99_us)),
+        ]);
+    }
+    table.print("no storage nodes; add some: witan nodes add NODE_ID HOST:PORT")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn node_json(node: &StorageNodeInfo) -> Value {
+    json!({
+        "node_id": node.node_id,
+        "host": node.host,
+        "port": node.port,
+        "status": node.status,
+        "reachable": node.reachable,
+        "virtual_nodes": node.virtual_nodes,
+        "keys_count": node.keys_count,
+        "disk_usage_percent": node.disk_usage_percent,
+        "latency_p50_us": node.latency_p50_us,
+        "latency_p99_us": node.latency_p99_us,
+    })
+}
+
+fn changed(output: Output, verb: &str, response: &StorageNodeChangeResponse) -> anyhow::Result<ExitCode> {
+    match output {
+        Output::Json => output::object(&json!({
+            "node_id": response.node_id,
+            "outcome": verb,
+            "message": response.message,
+            "migration_id": response.migration_id,
+        }))?,
+        Output::Text => {
+            let more = if response.message.is_empty() { String::new() } else { format!(": {}", response.message) };
+            output::line(&format!("{verb} storage node {}{more}", response.node_id))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

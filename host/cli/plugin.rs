@@ -1,0 +1,433 @@
+//! `witan plugin`: artifacts, bindings, events.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use bytes::Bytes;
+use clap::{Subcommand, ValueEnum};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use witan_wire::v1::upload_plugin_request::Part;
+use witan_wire::v1::{
+    BindPluginRequest, BindPluginResponse, Binding, ListBindingsRequest, ListPluginsRequest, PluginEvent, PluginInfo,
+    RemovePluginRequest, RollbackBindingRequest, UploadPluginManifest, UploadPluginRequest, WatchPluginEventsRequest,
+};
+
+use super::Global;
+use super::args::{Source, spelt};
+use super::client::{self, Problem, within};
+use super::output::{self, Output, Table, grouped};
+
+/// Bytes of one uploaded chunk: half of what the API allows.
+const CHUNK_BYTES: usize = 512 << 10;
+/// Largest component read from disk, in bytes: the largest any tenant may be allowed.
+const COMPONENT_BYTES: usize = 32 << 20;
+/// Largest configuration, in bytes.
+const CONFIGURATION_BYTES: usize = 1 << 20;
+
+/// Shown below the help.
+pub const EXAMPLES: &str = "A plugin is a WebAssembly component that answers one hook: a consistency policy (how many replicas must answer), a \
+conflict resolver (what concurrent writes become), or a routing hook (where a key belongs). It is pushed once, known by its \
+digest, and bound to a tenant and hook; the binding is swapped while requests run, and none fails by it.
+
+Examples:
+  witan plugin push target/plugins/set-union.wasm
+  witan plugin bind conflict-resolver set-union --tenant carts
+  witan plugin rollback conflict-resolver --tenant carts
+  witan plugin events";
+
+const PUSH_EXAMPLES: &str = "The coordinator checks, compiles and probes the component before it says that it is ready; a refusal says why. Pushing \
+the same bytes again changes nothing. Nothing uses a plugin before it is bound.
+
+Examples:
+  witan plugin push set-union.wasm
+  witan plugin push target/plugins/*.wasm --output json";
+
+const BIND_EXAMPLES: &str = "PLUGIN is a digest (or the first 8 characters of one), name@version, or a name. Bound by name, it follows the file of \
+that name in the coordinator's plugin folder. Without --tenant it is the default for all tenants that have no binding of \
+their own. --none takes the binding away; the native rule then holds.
+
+Examples:
+  witan plugin bind conflict-resolver set-union --tenant carts
+  witan plugin bind consistency-policy adaptive-latency@0.1.0 --configuration '{\"target_ms\":20}'
+  witan plugin bind consistency-policy 3f2a9c1e --configuration @policy.json --on-fault fail
+  witan plugin bind routing-hook --none --tenant carts";
+
+const ROLLBACK_EXAMPLES: &str = "Examples:
+  witan plugin rollback conflict-resolver --tenant carts
+  witan plugin rollback consistency-policy";
+
+const LIST_EXAMPLES: &str = "Examples:
+  witan plugin list
+  witan plugin list --output json | jq -r '.plugins[] | \"\\(.name) \\(.digest)\"'";
+
+const BINDINGS_EXAMPLES: &str = "Calls and faults are counted since the coordinator started.
+
+Examples:
+  witan plugin bindings
+  witan plugin bindings --tenant carts";
+
+const EVENTS_EXAMPLES: &str = "Starts with the recent ones and goes on until Ctrl-C, or until --count were printed. With --output json, one object per \
+line.
+
+Examples:
+  witan plugin events
+  witan plugin events --new --count 1 --output json";
+
+const REMOVE_EXAMPLES: &str = "Refused while a binding, or the history that a rollback needs, refers to it.
+
+Examples:
+  witan plugin remove set-union@0.1.0
+  witan plugin remove 3f2a9c1e";
+
+/// What to do with plugins.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Hand components to the coordinator
+    #[command(after_help = PUSH_EXAMPLES)]
+    Push {
+        /// WebAssembly components
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Let a plugin answer a hook, for a tenant or for all
+    #[command(after_help = BIND_EXAMPLES)]
+    Bind(Bind),
+    /// Put the binding before the present one in force again
+    #[command(after_help = ROLLBACK_EXAMPLES)]
+    Rollback {
+        /// The hook
+        #[arg(value_enum)]
+        hook: Hook,
+        /// The tenant [default: the binding for all]
+        #[arg(short, long)]
+        tenant: Option<String>,
+    },
+    /// Show the plugins that the coordinator has
+    #[command(after_help = LIST_EXAMPLES)]
+    List,
+    /// Show which plugin answers which hook for whom
+    #[command(after_help = BINDINGS_EXAMPLES)]
+    Bindings {
+        /// Only this tenant's
+        #[arg(short, long)]
+        tenant: Option<String>,
+    },
+    /// Watch what happens to plugins
+    #[command(after_help = EVENTS_EXAMPLES)]
+    Events {
+        /// Leave out what has happened before
+        #[arg(long)]
+        new: bool,
+        /// End after so many
+        #[arg(long, value_name = "N")]
+        count: Option<u64>,
+    },
+    /// Remove a plugin that nothing uses
+    #[command(after_help = REMOVE_EXAMPLES)]
+    Remove {
+        /// A digest, name@version, or name
+        plugin: String,
+    },
+}
+
+/// What a plugin answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Hook {
+    /// How many replicas must answer, until when, and what a shortfall means
+    ConsistencyPolicy,
+    /// What concurrent writes become
+    ConflictResolver,
+    /// Where a key belongs, and which replicas are preferred
+    RoutingHook,
+}
+
+/// What answers when the plugin fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnFault {
+    /// The native rule
+    Native,
+    /// Nothing: the request fails
+    Fail,
+}
+
+/// Arguments of `plugin bind`.
+#[derive(Debug, clap::Args)]
+pub struct Bind {
+    /// The hook
+    #[arg(value_enum)]
+    pub hook: Hook,
+    /// A digest, name@version, or name
+    #[arg(required_unless_present = "none", conflicts_with = "none")]
+    pub plugin: Option<String>,
+    /// The tenant [default: all that have no binding of their own]
+    #[arg(short, long)]
+    pub tenant: Option<String>,
+    /// What the plugin is configured with: text, @FILE, or - for standard input
+    #[arg(long, value_name = "TEXT", value_parser = Source::parse)]
+    pub configuration: Option<Source>,
+    /// What answers when the plugin fails [default: native]
+    #[arg(long, value_enum)]
+    pub on_fault: Option<OnFault>,
+    /// Take the binding away
+    #[arg(long)]
+    pub none: bool,
+}
+
+/// Does it.
+pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Push { files } => push(global, &files).await,
+        Command::Bind(bind) => {
+            let request = bind_request(bind).await?;
+            let answer = client::plugins(global).await?.bind_plugin(within(global, request)).await;
+            bound(global.output, "bound", &answer.map_err(Problem::change)?.into_inner())
+        }
+        Command::Rollback { hook, tenant } => {
+            let request = RollbackBindingRequest { tenant_id: tenant.unwrap_or_default(), hook: spelt(Some(hook)) };
+            let answer = client::plugins(global).await?.rollback_binding(within(global, request)).await;
+            bound(global.output, "rolled back", &answer.map_err(Problem::change)?.into_inner())
+        }
+        Command::List => list(global).await,
+        Command::Bindings { tenant } => bindings(global, tenant).await,
+        Command::Events { new, count } => events(global, new, count).await,
+        Command::Remove { plugin } => remove(global, plugin).await,
+    }
+}
+
+async fn push(global: &Global, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
+    let mut client = client::plugins(global).await?;
+    let mut pushed = Vec::new();
+    for file in files {
+        let source = Source::File(file.clone());
+        let component = tokio::task::spawn_blocking(move || source.read(COMPONENT_BYTES)).await??;
+        let request = within(global, tokio_stream::iter(parts(component)));
+        let answer = client.upload_plugin(request).await.map_err(Problem::change)?;
+        let plugin = answer.into_inner().plugin.context("the coordinator did not say what it has made of the plugin")?;
+        if global.output == Output::Text {
+            output::line(&pushed_text(file, &plugin))?;
+        }
+        pushed.push(plugin);
+    }
+    if global.output == Output::Json {
+        output::object(&json!({ "plugins": pushed.iter().map(plugin_json).collect::<Vec<_>>() }))?;
+    }
+    let refused = pushed.iter().any(|plugin| plugin.state.starts_with("refused"));
+    Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn pushed_text(file: &Path, plugin: &PluginInfo) -> String {
+    let PluginInfo { name, version, hook, digest, state, .. } = plugin;
+    format!("{}: {name}@{version} ({hook}), digest {digest}, {state}", file.display())
+}
+
+/// The manifest, then the component in chunks. Chunks share its bytes.
+fn parts(component: Bytes) -> impl Iterator<Item = UploadPluginRequest> + Send {
+    let digest = Sha256::digest(&component).iter().map(|byte| format!("{byte:02x}")).collect();
+    let manifest = UploadPluginManifest { size: component.len() as u64, digest };
+    let mut rest = component;
+    let chunks = std::iter::from_fn(move || {
+        let chunk = rest.split_to(rest.len().min(CHUNK_BYTES));
+        (!chunk.is_empty()).then_some(Part::Chunk(chunk))
+    });
+    std::iter::once(Part::Manifest(manifest)).chain(chunks).map(|part| UploadPluginRequest { part: Some(part) })
+}
+
+async fn bind_request(bind: Bind) -> anyhow::Result<BindPluginRequest> {
+    let configuration = match bind.configuration {
+        Some(source) => tokio::task::spawn_blocking(move || source.read(CONFIGURATION_BYTES)).await??,
+        None => Bytes::new(),
+    };
+    Ok(BindPluginRequest {
+        tenant_id: bind.tenant.unwrap_or_default(),
+        hook: spelt(Some(bind.hook)),
+        plugin: bind.plugin.unwrap_or_default(),
+        configuration,
+        mode: String::new(),
+        on_fault: spelt(bind.on_fault),
+    })
+}
+
+fn bound(output: Output, verb: &str, response: &BindPluginResponse) -> anyhow::Result<ExitCode> {
+    let (now, before) = (response.binding.as_ref(), response.previous.as_ref());
+    match output {
+        Output::Json => output::object(&json!({
+            "outcome": verb,
+            "binding": now.map(binding_json),
+            "previous": before.map(binding_json),
+        }))?,
+        Output::Text => {
+            let before = before.map_or("nothing was bound before".to_owned(), |b| format!("before: {}", plugin_of(b)));
+            let now = now.map_or("nothing is bound any more".to_owned(), |b| {
+                format!("{} answers {} for {}", plugin_of(b), b.hook, tenant_of(b))
+            });
+            output::line(&format!("{verb}: {now} ({before})"))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn plugin_of(binding: &Binding) -> String {
+    if binding.digest.is_empty() {
+        return "the native rule".to_owned();
+    }
+    format!("{}@{} ({})", binding.name, binding.version, short(&binding.digest))
+}
+
+fn tenant_of(binding: &Binding) -> String {
+    if binding.tenant_id.is_empty() { "every tenant".to_owned() } else { format!("tenant {}", binding.tenant_id) }
+}
+
+fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}
+
+async fn list(global: &Global) -> anyhow::Result<ExitCode> {
+    let request = within(global, ListPluginsRequest {});
+    let answer = client::plugins(global).await?.list_plugins(request).await;
+    let plugins = answer.map_err(Problem::read)?.into_inner().plugins;
+    if global.output == Output::Json {
+        output::object(&json!({ "plugins": plugins.iter().map(plugin_json).collect::<Vec<_>>() }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(["PLUGIN", "HOOK", "DIGEST", "BYTES", "STATE"]);
+    for plugin in plugins {
+        table.row([
+            format!("{}@{}", plugin.name, plugin.version),
+            plugin.hook,
+            short(&plugin.digest).to_owned(),
+            grouped(plugin.size),
+            plugin.state,
+        ]);
+    }
+    table.print("no plugins; push one: witan plugin push FILE")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn bindings(global: &Global, tenant: Option<String>) -> anyhow::Result<ExitCode> {
+    let request = within(global, ListBindingsRequest { tenant_id: tenant.unwrap_or_default() });
+    let answer = client::plugins(global).await?.list_bindings(request).await;
+    let bindings = answer.map_err(Problem::read)?.into_inner().bindings;
+    if global.output == Output::Json {
+        output::object(&json!({ "bindings": bindings.iter().map(binding_json).collect::<Vec<_>>() }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(["TENANT", "HOOK", "PLUGIN", "FOLLOWS", "ON FAULT", "CALLS", "FAULTS", "STATE"]);
+    for binding in &bindings {
+        table.row([
+            if binding.tenant_id.is_empty() { "(all)".to_owned() } else { binding.tenant_id.clone() },
+            binding.hook.clone(),
+            plugin_of(binding),
+            if binding.by_name { "name" } else { "digest" }.to_owned(),
+            binding.on_fault.clone(),
+            grouped(binding.calls),
+            grouped(binding.faults),
+            if binding.breaker_open { "not asked: too many faults" } else { binding.mode.as_str() }.to_owned(),
+        ]);
+    }
+    table.print("no bindings; the native rules answer every hook")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn events(global: &Global, new: bool, count: Option<u64>) -> anyhow::Result<ExitCode> {
+    let mut client = client::plugins(global).await?;
+    // No deadline: this goes on until it is interrupted.
+    let answer = client.watch_plugin_events(WatchPluginEventsRequest { recent: !new }).await;
+    let mut events = answer.map_err(Problem::read)?.into_inner();
+    let mut left = count.unwrap_or(u64::MAX);
+    while left > 0 {
+        let Some(event) = events.message().await.map_err(Problem::read)? else { break };
+        match global.output {
+            // A line each, on a terminal too: this is a stream, not one result.
+            Output::Json => output::line(&event_json(&event).to_string())?,
+            Output::Text => output::line(&event_text(&event))?,
+        }
+        left -= 1;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn event_text(event: &PluginEvent) -> String {
+    let mut text = format!("{}  {:<14}", output::moment(event.at_ms.saturating_mul(1000)), event.kind);
+    let digest = if event.digest.is_empty() { String::new() } else { format!("({})", short(&event.digest)) };
+    for part in [&event.name, &digest, &event.hook, &event.tenant_id, &event.reason] {
+        if !part.is_empty() {
+            text.push(' ');
+            text.push_str(part);
+        }
+    }
+    text
+}
+
+async fn remove(global: &Global, plugin: String) -> anyhow::Result<ExitCode> {
+    let request = within(global, RemovePluginRequest { plugin: plugin.clone() });
+    client::plugins(global).await?.remove_plugin(request).await.map_err(Problem::change)?;
+    match global.output {
+        Output::Json => output::object(&json!({ "plugin": plugin, "outcome": "removed" }))?,
+        Output::Text => output::line(&format!("removed {plugin}"))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn plugin_json(plugin: &PluginInfo) -> Value {
+    json!({
+        "digest": plugin.digest,
+        "name": plugin.name,
+        "version": plugin.version,
+        "hook": plugin.hook,
+        "deterministic": plugin.deterministic,
+        "size": plugin.size,
+        "state": plugin.state,
+    })
+}
+
+fn binding_json(binding: &Binding) -> Value {
+    let configuration = output::value_fields(&binding.configuration);
+    json!({
+        "tenant_id": binding.tenant_id,
+        "hook": binding.hook,
+        "digest": binding.digest,
+        "name": binding.name,
+        "version": binding.version,
+        "configuration": configuration["value"],
+        "configuration_encoding": configuration["value_encoding"],
+        "on_fault": binding.on_fault,
+        "mode": binding.mode,
+        "number": binding.number,
+        "by_name": binding.by_name,
+        "calls": binding.calls,
+        "faults": binding.faults,
+        "breaker_open": binding.breaker_open,
+    })
+}
+
+fn event_json(event: &PluginEvent) -> Value {
+    json!({
+        "at_ms": event.at_ms,
+        "kind": event.kind,
+        "digest": event.digest,
+        "name": event.name,
+        "tenant_id": event.tenant_id,
+        "hook": event.hook,
+        "reason": event.reason,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use witan_wire::v1::upload_plugin_request::Part;
+
+    use super::{CHUNK_BYTES, parts};
+
+    #[test]
+    fn a_component_travels_in_chunks_behind_its_digest() {
+        let parts: Vec<_> = parts(Bytes::from(vec![0; CHUNK_BYTES + 1])).map(|request| request.part.unwrap()).collect();
+        let Part::Manifest(manifest) = &parts[0] else { panic!("the manifest comes first") };
+        assert_eq!(manifest.size, CHUNK_BYTES as u64 + 1);
+        assert_eq!(manifest.digest.len(), 64);
+        let sizes: Vec<_> = parts[1..].iter().map(|part| matches!(part, Part::Chunk(c) if !c.is_empty())).collect();
+        assert_eq!(sizes, [true, true]);
+    }
+}

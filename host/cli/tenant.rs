@@ -1,0 +1,279 @@
+//! `witan tenant`: tenants and what they have chosen.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+use tonic::Code;
+use witan_wire::v1::{
+    CreateTenantRequest, GetTenantRequest, GetTenantResponse, ListTenantsRequest, UpdateReplicationFactorRequest,
+    UpdateTenantRequest,
+};
+
+use super::Global;
+use super::args::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, spelt};
+use super::client::{self, Problem, has_reason, within};
+use super::output::{self, Output, Table};
+
+/// Shown below the help.
+pub const EXAMPLES: &str = "A tenant owns keys and chooses how they behave: how many replicas there are, what happens to concurrent writes, how \
+writes are ordered. Plugins are bound per tenant.
+
+Examples:
+  witan tenant create demo
+  witan tenant create carts --conflict-mode siblings
+  witan tenant list";
+
+const CREATE_EXAMPLES: &str = "The conflict mode is chosen here, for good: `register` keeps one value per key, totally ordered; `siblings` drops no \
+concurrent write, and lets a conflict resolver decide. Linearizable reads and writes need `--ordering quorum` (the default) \
+with `--read-repair blocking` at level quorum or all.
+
+Examples:
+  witan tenant create demo
+  witan tenant create ledger --read-repair blocking --minimum-level quorum
+  witan tenant create carts --conflict-mode siblings --replication-factor 5
+  witan tenant create metrics --ordering clock --default-level one";
+
+const GET_EXAMPLES: &str = "Examples:
+  witan tenant get demo
+  witan tenant get demo --output json | jq .version";
+
+const LIST_EXAMPLES: &str = "Examples:
+  witan tenant list
+  witan tenant list --output json | jq -r '.tenants[].tenant_id'";
+
+const UPDATE_EXAMPLES: &str = "Only what is given changes. With --version, the change happens only if that version still stands. The conflict mode \
+does not change; the replication factor does only while the tenant has no data.
+
+Examples:
+  witan tenant update demo --read-repair blocking
+  witan tenant update demo --minimum-level quorum --version 3
+  witan tenant update demo --replication-factor 5";
+
+/// What to do with tenants.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create a tenant
+    #[command(after_help = CREATE_EXAMPLES)]
+    Create(Create),
+    /// Show what a tenant has chosen
+    #[command(after_help = GET_EXAMPLES)]
+    Get {
+        /// The tenant
+        tenant: String,
+    },
+    /// Show all tenants
+    #[command(after_help = LIST_EXAMPLES)]
+    List,
+    /// Change what a tenant has chosen
+    #[command(after_help = UPDATE_EXAMPLES)]
+    Update(Update),
+}
+
+/// What can change while data exists.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Choices {
+    /// How writes of registers are ordered [default: quorum]
+    #[arg(long, value_enum)]
+    pub ordering: Option<Ordering>,
+    /// When replicas that a read found stale are repaired [default: async]
+    #[arg(long, value_enum)]
+    pub read_repair: Option<ReadRepair>,
+    /// The level no plugin may go below [default: one]
+    #[arg(long, value_enum)]
+    pub minimum_level: Option<Level>,
+    /// What a request without a level asks for [default: quorum]
+    #[arg(long, value_enum)]
+    pub default_level: Option<Level>,
+    /// What requests with an idempotency key do while its store is down [default: reject]
+    #[arg(long, value_enum)]
+    pub idempotency_outage: Option<IdempotencyOutage>,
+}
+
+impl Choices {
+    fn is_empty(&self) -> bool {
+        self.ordering.is_none()
+            && self.read_repair.is_none()
+            && self.minimum_level.is_none()
+            && self.default_level.is_none()
+            && self.idempotency_outage.is_none()
+    }
+}
+
+/// Arguments of `tenant create`.
+#[derive(Debug, clap::Args)]
+pub struct Create {
+    /// The tenant: 1 to 256 bytes without ':' and control characters
+    pub tenant: String,
+    /// Replicas of every key, 1 to 5 [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=5))]
+    pub replication_factor: Option<i32>,
+    /// What happens to concurrent writes [default: register]
+    #[arg(long, value_enum)]
+    pub conflict_mode: Option<ConflictMode>,
+    /// The rest.
+    #[command(flatten)]
+    pub choices: Choices,
+    /// Succeed when the tenant exists already, whatever it has chosen
+    #[arg(long)]
+    pub if_missing: bool,
+}
+
+/// Arguments of `tenant update`.
+#[derive(Debug, clap::Args)]
+pub struct Update {
+    /// The tenant
+    pub tenant: String,
+    /// What to change.
+    #[command(flatten)]
+    pub choices: Choices,
+    /// Change it only if this version still stands
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    pub version: Option<i64>,
+    /// Replicas of every key, 1 to 5; on its own
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=5), conflicts_with_all = ["version", "Choices"])]
+    pub replication_factor: Option<i32>,
+}
+
+/// Does it.
+pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Create(create) => {
+            let if_missing = create.if_missing;
+            let tenant = create.tenant.clone();
+            let created = ensure(global, request(create), if_missing).await?;
+            let verb = if created { "created" } else { "kept" };
+            show(global.output, verb, &get(global, tenant).await?)
+        }
+        Command::Get { tenant } => show(global.output, "", &get(global, tenant).await?),
+        Command::List => list(global).await,
+        Command::Update(update) => change(global, update).await,
+    }
+}
+
+fn request(create: Create) -> CreateTenantRequest {
+    let Create { tenant, replication_factor, conflict_mode, choices, if_missing: _ } = create;
+    CreateTenantRequest {
+        tenant_id: tenant,
+        replication_factor: replication_factor.unwrap_or(0),
+        conflict_mode: spelt(conflict_mode),
+        ordering: spelt(choices.ordering),
+        read_repair: spelt(choices.read_repair),
+        minimum_level: spelt(choices.minimum_level),
+        default_level: spelt(choices.default_level),
+        idempotency_outage: spelt(choices.idempotency_outage),
+    }
+}
+
+/// Creates a tenant. False: it existed, and `if_missing` allows that.
+pub async fn ensure(global: &Global, request: CreateTenantRequest, if_missing: bool) -> Result<bool, Problem> {
+    match client::coordinator(global).await?.create_tenant(within(global, request)).await {
+        Ok(_) => Ok(true),
+        Err(status) if if_missing && (status.code() == Code::AlreadyExists || has_reason(&status, "TENANT_EXISTS")) => {
+            Ok(false)
+        }
+        Err(status) => Err(Problem::change(status)),
+    }
+}
+
+/// Asks for a tenant.
+pub async fn get(global: &Global, tenant: String) -> Result<GetTenantResponse, Problem> {
+    let request = within(global, GetTenantRequest { tenant_id: tenant });
+    let answer = client::coordinator(global).await?.get_tenant(request).await;
+    Ok(answer.map_err(Problem::read)?.into_inner())
+}
+
+async fn list(global: &Global) -> anyhow::Result<ExitCode> {
+    let mut client = client::coordinator(global).await?;
+    let mut tenants = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = within(global, ListTenantsRequest { page_size: 1000, page_token });
+        let page = client.list_tenants(request).await.map_err(Problem::read)?.into_inner();
+        tenants.extend(page.tenants);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    if global.output == Output::Json {
+        output::object(&json!({ "tenants": tenants.iter().map(tenant_json).collect::<Vec<_>>() }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(["TENANT", "REPLICAS", "CONFLICTS", "ORDERING", "READ REPAIR", "DEFAULT", "MINIMUM", "VERSION"]);
+    for tenant in tenants {
+        table.row([
+            tenant.tenant_id,
+            tenant.replication_factor.to_string(),
+            tenant.conflict_mode,
+            tenant.ordering,
+            tenant.read_repair,
+            tenant.default_level,
+            tenant.minimum_level,
+            tenant.version.to_string(),
+        ]);
+    }
+    table.print("no tenants; create one: witan tenant create TENANT")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn change(global: &Global, update: Update) -> anyhow::Result<ExitCode> {
+    let mut client = client::coordinator(global).await?;
+    if let Some(factor) = update.replication_factor {
+        let request = UpdateReplicationFactorRequest { tenant_id: update.tenant.clone(), new_replication_factor: factor };
+        client.update_replication_factor(within(global, request)).await.map_err(Problem::change)?;
+        return show(global.output, "updated", &get(global, update.tenant).await?);
+    }
+    anyhow::ensure!(!update.choices.is_empty(), "nothing to change; see witan help tenant update");
+    let choices = update.choices;
+    let request = UpdateTenantRequest {
+        tenant_id: update.tenant,
+        version: update.version.unwrap_or(0),
+        ordering: spelt(choices.ordering),
+        read_repair: spelt(choices.read_repair),
+        minimum_level: spelt(choices.minimum_level),
+        default_level: spelt(choices.default_level),
+        idempotency_outage: spelt(choices.idempotency_outage),
+    };
+    let answer = client.update_tenant(within(global, request)).await.map_err(Problem::change)?;
+    show(global.output, "updated", &answer.into_inner())
+}
+
+fn show(output: Output, verb: &str, tenant: &GetTenantResponse) -> anyhow::Result<ExitCode> {
+    if output == Output::Json {
+        let outcome = if verb.is_empty() { json!({}) } else { json!({ "outcome": verb }) };
+        output::object(&output::with(tenant_json(tenant), outcome))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let title = if verb.is_empty() { format!("tenant {}", tenant.tenant_id) } else { format!("{verb} tenant {}", tenant.tenant_id) };
+    let lines = [
+        title,
+        format!("  replicas            {}", tenant.replication_factor),
+        format!("  concurrent writes   {}", tenant.conflict_mode),
+        format!("  ordering            {}", tenant.ordering),
+        format!("  read repair         {}", tenant.read_repair),
+        format!("  default level       {}", tenant.default_level),
+        format!("  minimum level       {}", tenant.minimum_level),
+        format!("  idempotency outage  {}", tenant.idempotency_outage),
+        format!("  version             {}", tenant.version),
+        format!("  created             {}", output::moment(tenant.created_at.saturating_mul(1_000_000))),
+    ];
+    output::line(&lines.join("\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tenant_json(tenant: &GetTenantResponse) -> Value {
+    json!({
+        "tenant_id": tenant.tenant_id,
+        "replication_factor": tenant.replication_factor,
+        "conflict_mode": tenant.conflict_mode,
+        "ordering": tenant.ordering,
+        "read_repair": tenant.read_repair,
+        "default_level": tenant.default_level,
+        "minimum_level": tenant.minimum_level,
+        "idempotency_outage": tenant.idempotency_outage,
+        "version": tenant.version,
+        "created_at": tenant.created_at,
+        "updated_at": tenant.updated_at,
+    })
+}
