@@ -1,0 +1,100 @@
+//! What is counted: per binding and per hook, in plain numbers that the admin room reads.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::compile::lock;
+use crate::limit;
+
+/// Counts of one binding or of one hook. All only grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Questions asked.
+    pub calls: u64,
+    /// Questions that the plugin answered with an error of its own.
+    pub declined: u64,
+    /// Questions that it failed on: traps, limits, answers without sense.
+    pub faults: u64,
+    /// Questions that were not put to it: an open breaker, a full queue, its share of the CPU used up.
+    pub refused: u64,
+    /// Time that its calls took, nanoseconds.
+    pub nanos: u64,
+    /// Instances started.
+    pub instances: u64,
+    /// Versions put in force (per hook only).
+    pub swaps: u64,
+    /// Log lines dropped.
+    pub lines_dropped: u64,
+}
+
+/// Counters behind [`Counts`], and the plugin's own gauges.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    calls: AtomicU64,
+    declined: AtomicU64,
+    faults: AtomicU64,
+    refused: AtomicU64,
+    nanos: AtomicU64,
+    instances: AtomicU64,
+    swaps: AtomicU64,
+    lines_dropped: AtomicU64,
+    gauges: Mutex<BTreeMap<String, f64>>,
+}
+
+impl Counters {
+    pub(crate) fn called(&self, took: Duration) {
+        self.calls.fetch_add(1, Relaxed);
+        self.nanos.fetch_add(took.as_nanos() as u64, Relaxed);
+    }
+
+    pub(crate) fn declined(&self) {
+        self.declined.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn faulted(&self) {
+        self.faults.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn refused(&self) {
+        self.refused.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn started(&self) {
+        self.instances.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn swapped(&self) {
+        self.swaps.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn lines_dropped(&self) {
+        self.lines_dropped.fetch_add(1, Relaxed);
+    }
+
+    /// Sets a gauge. One name too many, or too long a one, is dropped.
+    pub(crate) fn gauge(&self, name: String, value: f64) {
+        let mut gauges = lock(&self.gauges);
+        if gauges.contains_key(&name) || (gauges.len() < limit::GAUGES && name.len() <= limit::NAME_BYTES) {
+            gauges.insert(name, value);
+        }
+    }
+
+    pub(crate) fn gauges(&self) -> Vec<(String, f64)> {
+        lock(&self.gauges).iter().map(|(name, value)| (name.clone(), *value)).collect()
+    }
+
+    pub(crate) fn read(&self) -> Counts {
+        Counts {
+            calls: self.calls.load(Relaxed),
+            declined: self.declined.load(Relaxed),
+            faults: self.faults.load(Relaxed),
+            refused: self.refused.load(Relaxed),
+            nanos: self.nanos.load(Relaxed),
+            instances: self.instances.load(Relaxed),
+            swaps: self.swaps.load(Relaxed),
+            lines_dropped: self.lines_dropped.load(Relaxed),
+        }
+    }
+}

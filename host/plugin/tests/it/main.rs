@@ -1,0 +1,159 @@
+//! The plugin host as its users see it: guests from source (WebAssembly text, or the first-party plugins), real folders,
+//! real threads.
+
+mod first_party;
+mod folder;
+mod guest;
+mod hostile;
+mod life;
+mod swap;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use tokio::sync::broadcast;
+use witan_kernel::hook::{Asked, Hook, Hooks, Operation, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState};
+use witan_kernel::name::TenantId;
+use witan_kernel::tenant::Level;
+use witan_plugin::event::{Event, EventKind};
+use witan_plugin::registry::Binding;
+use witan_plugin::{
+    BindRequest, Digest, InMemoryBindings, Limits, OnFault, PluginError, PluginHost, Reference, Settings,
+};
+
+/// A host with a data folder, a watched folder and a binding store that outlive it.
+struct World {
+    dir: TempDir,
+    store: Arc<InMemoryBindings>,
+    host: PluginHost,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(Limits::default())
+    }
+
+    fn with(limits: Limits) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(InMemoryBindings::default());
+        let host = start(&dir, &store, limits);
+        Self { dir, store, host }
+    }
+
+    /// The same folders and bindings, another process so to speak.
+    fn restart(self) -> Self {
+        let Self { dir, store, host } = self;
+        drop(host);
+        let host = start(&dir, &store, Limits::default());
+        Self { dir, store, host }
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.dir.path().join("plugins")
+    }
+
+    async fn stage(&self, component: &[u8]) -> Result<Digest, PluginError> {
+        Ok(self.host.stage(Bytes::copy_from_slice(component)).await?.digest)
+    }
+
+    async fn bind(&self, tenant: &str, hook: Hook, plugin: Reference) -> Result<Binding, PluginError> {
+        self.bind_with(tenant, hook, plugin, b"", OnFault::Native).await
+    }
+
+    async fn bind_with(
+        &self,
+        tenant: &str,
+        hook: Hook,
+        plugin: Reference,
+        configuration: &'static [u8],
+        on_fault: OnFault,
+    ) -> Result<Binding, PluginError> {
+        let tenant = (!tenant.is_empty()).then(|| self::tenant(tenant));
+        let configuration = Bytes::from_static(configuration);
+        self.host.bind(BindRequest { tenant, hook, plugin, configuration, on_fault }).await
+    }
+
+    /// Stages a component and binds it by digest.
+    async fn put(&self, tenant: &str, hook: Hook, component: &[u8]) -> Result<Binding, PluginError> {
+        let digest = self.stage(component).await?;
+        self.bind(tenant, hook, Reference::Digest(digest)).await
+    }
+
+    fn hooks(&self, tenant: &str) -> Arc<dyn Hooks> {
+        self.host.hooks(&self::tenant(tenant))
+    }
+}
+
+fn start(dir: &TempDir, store: &Arc<InMemoryBindings>, limits: Limits) -> PluginHost {
+    let settings = Settings { data_dir: dir.path().join("data"), folder: Some(dir.path().join("plugins")), limits };
+    PluginHost::start(settings, store.clone()).unwrap()
+}
+
+fn tenant(id: &str) -> TenantId {
+    TenantId::new(id).unwrap()
+}
+
+fn name(text: &str) -> Reference {
+    Reference::parse(text).unwrap()
+}
+
+/// A question whose value has so many bytes, by which test guests are told what to do.
+fn question(value_bytes: u32) -> PolicyQuestion<'static> {
+    const WELL: ReplicaState =
+        ReplicaState { reachable: true, latency_p50_us: 300, latency_p99_us: 900, in_flight: 1 };
+    PolicyQuestion {
+        operation: Operation::Write,
+        level: Level::Quorum,
+        minimum: Level::One,
+        replication_factor: 3,
+        deadline_ms: 1000,
+        value_bytes,
+        replicas: &[WELL; 3],
+    }
+}
+
+/// How many replicas the policy wants.
+fn required(asked: &Asked<PolicyAnswer>) -> u8 {
+    match asked {
+        Asked::Answered { answer, .. } => answer.required,
+        other => panic!("no answer: {other:?}"),
+    }
+}
+
+/// Why there was no answer.
+fn reason<T: std::fmt::Debug>(asked: Asked<T>) -> String {
+    match asked {
+        Asked::Faulted { reason, .. } => reason,
+        other => panic!("no fault: {other:?}"),
+    }
+}
+
+/// Waits for an event.
+async fn wait_for(events: &mut broadcast::Receiver<Event>, wanted: impl Fn(&Event) -> bool) -> Event {
+    let next = async {
+        loop {
+            let event = events.recv().await.unwrap();
+            if wanted(&event) {
+                return event;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), next).await.expect("an event within 30 s")
+}
+
+async fn wait_for_kind(events: &mut broadcast::Receiver<Event>, kind: EventKind) -> Event {
+    wait_for(events, |event| event.kind == kind).await
+}
+
+/// A first-party plugin, as `cargo xtask plugins` builds it.
+fn built(name: &str) -> Vec<u8> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let folder = std::env::var_os("WITAN_PLUGINS").map_or_else(|| root.join("target/plugins"), PathBuf::from);
+    let path = folder.join(format!("{name}.wasm"));
+    std::fs::read(&path).unwrap_or_else(|error| {
+        panic!("{}: {error}; build the plugins first: cargo xtask plugins", path.display());
+    })
+}
