@@ -1,0 +1,145 @@
+//! A real file system that is really full: a small one in memory, mounted in a mount namespace of this test's own.
+//!
+//! The test runs itself again inside the namespace. Where neither root nor an unprivileged user may make one it fails: a
+//! node whose disk fills up must not be a thing that nobody has tried.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use witan_node::engine::fjall::{Fjall, Options};
+use witan_node::engine::{Engine, EngineError};
+
+const INSIDE: &str = "WITAN_TEST_INSIDE_NAMESPACE";
+const MIB: u64 = 1 << 20;
+
+/// Runs the test of this name inside a namespace; true when this process is inside already.
+fn inside(test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let this = std::env::current_exe().expect("the path of this test");
+    let attempts: [&[&str]; 2] = [&["--mount"], &["--user", "--map-root-user", "--mount"]];
+    let mut said = String::new();
+    for flags in attempts {
+        let probe = Command::new("unshare").args(flags).args(["mount", "-t", "tmpfs", "none", "/mnt"]).output();
+        match probe {
+            Ok(output) if output.status.success() => {
+                let mut run = Command::new("unshare");
+                run.args(flags).arg(&this).args(["--exact", test, "--nocapture"]).env(INSIDE, "1");
+                assert!(run.status().expect("unshare runs").success(), "{test} failed inside its namespace");
+                return false;
+            }
+            Ok(output) => said.push_str(&String::from_utf8_lossy(&output.stderr)),
+            Err(error) => said.push_str(&error.to_string()),
+        }
+    }
+    panic!("no small file system can be mounted here, neither as root nor in a user namespace: {said}");
+}
+
+fn mount(folder: &Path, bytes: u64) {
+    let status =
+        Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"]).arg(folder).status();
+    assert!(status.expect("mount runs").success());
+}
+
+fn options(min_free_bytes: u64) -> Options {
+    Options { min_free_bytes, memtable_bytes: 4 * MIB, cache_bytes: MIB, workers: 1 }
+}
+
+fn row(n: u32) -> Bytes {
+    Bytes::copy_from_slice(&n.to_be_bytes())
+}
+
+/// Bytes that no compression makes smaller, and that tell which row they belong to.
+fn value(n: u32) -> Bytes {
+    let mut state = u64::from(n) + 1;
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u8
+    };
+    (0..64 << 10).map(next).collect()
+}
+
+/// Writes rows until one is not taken; answers with the number of those that were acknowledged and the error.
+fn fill(engine: &dyn Engine, from: u32) -> (u32, EngineError) {
+    for n in from.. {
+        if let Err(error) = engine.write(vec![(row(n), Some(value(n)))]).and_then(|()| engine.sync()) {
+            return (n, error);
+        }
+    }
+    unreachable!("no disk is endless");
+}
+
+fn check(engine: &dyn Engine, rows: u32) {
+    for n in 0..rows {
+        assert_eq!(engine.get(&row(n)).expect("reads still work"), Some(value(n)), "row {n}");
+    }
+}
+
+/// Writes until it works again: an engine that has to open its database anew does not try all the time.
+fn write_again(engine: &dyn Engine, n: u32) {
+    let start = Instant::now();
+    while let Err(error) = engine.write(vec![(row(n), Some(value(n)))]).and_then(|()| engine.sync()) {
+        assert!(start.elapsed() < Duration::from_secs(20), "there is room again, and still: {error}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn writes_are_refused_before_the_disk_is_full_and_taken_again_after() {
+    if !inside("writes_are_refused_before_the_disk_is_full_and_taken_again_after") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    mount(folder.path(), 100 * MIB);
+    let ballast = folder.path().join("ballast");
+    std::fs::write(&ballast, vec![1; 30 << 20]).unwrap();
+    let engine = Fjall::open(folder.path().join("store"), options(40 * MIB)).unwrap();
+    let (rows, error) = fill(&engine, 0);
+    assert_eq!(error, EngineError::Full);
+    assert!(rows > 50, "{rows}");
+    check(&engine, rows);
+    assert_eq!(engine.get(&row(rows)), Ok(None), "refused means not written");
+    assert!(engine.usage().unwrap().percent > 50.0);
+
+    std::fs::remove_file(&ballast).unwrap();
+    engine.write(vec![(row(rows), Some(value(rows)))]).unwrap();
+    engine.sync().unwrap();
+    drop(engine);
+    let engine = Fjall::open(folder.path().join("store"), options(0)).unwrap();
+    check(&engine, rows + 1);
+}
+
+#[test]
+fn a_disk_that_others_fill_to_the_brim_loses_nothing_acknowledged() {
+    if !inside("a_disk_that_others_fill_to_the_brim_loses_nothing_acknowledged") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    mount(folder.path(), 100 * MIB);
+    let ballast = folder.path().join("ballast");
+    std::fs::write(&ballast, vec![1; 60 << 20]).unwrap();
+    let engine = Fjall::open(folder.path().join("store"), options(0)).unwrap();
+    // Nothing warns the engine: its own writes hit the wall, in the journal or in a table.
+    let (rows, _) = fill(&engine, 0);
+    assert!(rows > 50, "{rows}");
+    check(&engine, rows);
+    // Some may still find room: what is acknowledged counts.
+    let more = rows + 1..rows + 20;
+    let taken: Vec<u32> =
+        more.filter(|n| engine.write(vec![(row(*n), Some(value(*n)))]).and_then(|()| engine.sync()).is_ok()).collect();
+    check(&engine, rows);
+
+    std::fs::remove_file(&ballast).unwrap();
+    write_again(&engine, rows + 20);
+    check(&engine, rows);
+    assert_eq!(engine.get(&row(rows + 20)), Ok(Some(value(rows + 20))));
+    drop(engine);
+    let engine = Fjall::open(folder.path().join("store"), options(0)).unwrap();
+    check(&engine, rows);
+    for n in taken {
+        assert_eq!(engine.get(&row(n)), Ok(Some(value(n))), "row {n} was acknowledged");
+    }
+}

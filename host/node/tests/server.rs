@@ -1,0 +1,378 @@
+//! The node's server over real sockets, spoken to by the generated client.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+use witan_kernel::name::{Key, NodeId, TenantId, WriteId};
+use witan_kernel::port::{Clock, Randomness};
+use witan_kernel::record::{Encoded, Record};
+use witan_kernel::register::{Register, Stamp};
+use witan_kernel::replica::{Answer, Ask, Outcome, Place, Put, ReplicaError, Request};
+use witan_kernel::siblings::VersionVector;
+use witan_node::batch::Durability;
+use witan_node::driver::QueueLimits;
+use witan_node::node::{Node, NodeConfig};
+use witan_node::server::{Limits, ServeError};
+use witan_wire::frame::{self, Joiner};
+use witan_wire::replica::{answer_from_wire, request_to_wire};
+use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
+use witan_wire::v1::{
+    DescribeRequest, ExchangeRequest, ExchangeResponse, Frame, Hello, ReadRequest, RepairRequest, Welcome,
+};
+
+#[derive(Clone)]
+struct Now;
+
+impl Clock for Now {
+    fn wall_micros(&self) -> u64 {
+        WALL
+    }
+
+    fn monotonic_micros(&self) -> u64 {
+        0
+    }
+}
+
+const WALL: u64 = 1_000_000;
+
+struct Dice(AtomicU8);
+
+impl Randomness for Dice {
+    fn sixteen(&self) -> [u8; 16] {
+        [self.0.fetch_add(1, Ordering::Relaxed); 16]
+    }
+}
+
+type Client = StorageNodeServiceClient<Channel>;
+
+struct Running {
+    node: Arc<Node<Now>>,
+    client: Client,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<Result<(), ServeError>>,
+}
+
+fn config(folder: &TempDir) -> NodeConfig {
+    let mut config = NodeConfig::new(NodeId::new("node-1").unwrap(), folder.path());
+    config.durability = Durability::Os;
+    config.shards = 2;
+    config.engine.min_free_bytes = 0;
+    config
+}
+
+async fn run(config: NodeConfig) -> Running {
+    let opened = tokio::task::spawn_blocking(|| Node::open(config, Now, &Dice(AtomicU8::new(1)))).await.unwrap();
+    let node = Arc::new(opened.unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel();
+    let serving = tokio::spawn({
+        let node = node.clone();
+        async move {
+            let shutdown = async {
+                let _ = stopped.await;
+            };
+            node.serve(TcpListenerStream::new(listener), shutdown).await
+        }
+    });
+    let client = Client::connect(format!("http://{address}")).await.unwrap().max_decoding_message_size(64 << 20);
+    Running { node, client, stop, serving }
+}
+
+impl Running {
+    async fn end(self) {
+        self.stop.send(()).unwrap();
+        self.serving.await.unwrap().unwrap();
+        drop(self.client);
+        tokio::task::spawn_blocking(move || drop(self.node)).await.unwrap();
+    }
+}
+
+/// A coordinator's end of a lane.
+struct Lane {
+    frames: mpsc::Sender<ExchangeRequest>,
+    answers: Streaming<ExchangeResponse>,
+    joiner: Joiner,
+}
+
+fn hello() -> Hello {
+    Hello { versions: vec![1, 7], node_id: "node-1".to_owned(), ..Hello::default() }
+}
+
+impl Lane {
+    async fn open(client: &Client, hello: Hello) -> Result<(Self, Welcome), Status> {
+        let (frames, sent) = mpsc::channel(64);
+        frames.send(ExchangeRequest { hello: Some(hello), frame: None }).await.unwrap();
+        let answers = client.clone().exchange(ReceiverStream::new(sent)).await?.into_inner();
+        let mut lane = Self { frames, answers, joiner: Joiner::new() };
+        let welcome = lane.answers.message().await?.and_then(|first| first.welcome).expect("a welcome first");
+        Ok((lane, welcome))
+    }
+
+    async fn send_frames(&self, frames: Vec<Frame>) {
+        for frame in frames {
+            self.frames.send(ExchangeRequest { hello: None, frame: Some(frame) }).await.unwrap();
+        }
+    }
+
+    async fn send(&self, requests: Vec<(u64, Request)>) {
+        let wire = requests.into_iter().map(|(id, request)| request_to_wire(id, request, 0)).collect();
+        self.send_frames(frame::seal_requests(wire)).await;
+    }
+
+    async fn hear(&mut self, count: usize) -> Result<Vec<(u64, Outcome)>, Status> {
+        let mut heard = Vec::new();
+        while heard.len() < count {
+            let message = self.answers.message().await?.expect("the lane is still open");
+            let Some(batch) = self.joiner.push(message.frame.unwrap()).unwrap() else { continue };
+            heard.extend(
+                frame::open_answers(batch).unwrap().into_iter().map(|answer| answer_from_wire(answer).unwrap()),
+            );
+        }
+        heard.sort_by_key(|(id, _)| *id);
+        Ok(heard)
+    }
+
+    async fn ask(&mut self, requests: Vec<(u64, Request)>) -> Vec<(u64, Outcome)> {
+        let count = requests.len();
+        self.send(requests).await;
+        tokio::time::timeout(Duration::from_secs(30), self.hear(count)).await.expect("answers in time").unwrap()
+    }
+}
+
+fn request(key: &str, ask: Ask) -> Request {
+    let tenant = TenantId::new("t").unwrap();
+    let key = Key::new(key.to_owned()).unwrap();
+    let token = witan_kernel::ring::token(&tenant, key.bytes());
+    Request { place: Place { token, tenant, key }, epoch: 1, ask }
+}
+
+fn register(stamp: u64, value: Bytes) -> Encoded {
+    Record::Register(Register::written(Stamp(WALL + stamp), WriteId([1; 16]), Some(value))).encode()
+}
+
+fn put(n: u8) -> Ask {
+    Ask::Put(Arc::new(Put {
+        write_id: WriteId([n; 16]),
+        started: WALL,
+        again: false,
+        seen: VersionVector::default(),
+        ids: Vec::new(),
+        value: Some(Bytes::from_static(b"value")),
+    }))
+}
+
+#[tokio::test]
+async fn hands_are_shaken_or_refused_with_a_reason() {
+    let folder = TempDir::new().unwrap();
+    let node = run(config(&folder)).await;
+    let (_lane, welcome) = Lane::open(&node.client, hello()).await.unwrap();
+    assert_eq!((welcome.version, welcome.node_id.as_str()), (1, "node-1"));
+    assert_eq!(&welcome.store_id[..], node.node.store_id().0);
+    assert!(welcome.capabilities.contains(&"siblings".to_owned()));
+    assert!(Lane::open(&node.client, Hello { node_id: String::new(), ..hello() }).await.is_ok());
+
+    let refused = |hello| async { Lane::open(&node.client, hello).await.err().unwrap() };
+    let status = refused(Hello { node_id: "node-2".to_owned(), ..hello() }).await;
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("node-1") && status.message().contains("node-2"), "{status}");
+    let status = refused(Hello { versions: vec![2, 3], ..hello() }).await;
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("[1]") && status.message().contains("[2, 3]"), "{status}");
+
+    let frame = frame::seal_requests(Vec::new()).remove(0);
+    let first = tokio_stream::once(ExchangeRequest { hello: None, frame: Some(frame) });
+    let mut answers = node.client.clone().exchange(first).await.unwrap().into_inner();
+    assert_eq!(answers.message().await.unwrap_err().code(), Code::InvalidArgument);
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_mixed_batch_is_answered_by_id() {
+    let folder = TempDir::new().unwrap();
+    let node = run(config(&folder)).await;
+    let (mut lane, _) = Lane::open(&node.client, hello()).await.unwrap();
+    let mut batch = vec![
+        (1, request("a", Ask::Merge { record: register(1, Bytes::from_static(b"x")) })),
+        (2, request("a", Ask::Stamp { write_id: WriteId([1; 16]) })),
+        (3, request("b", put(2))),
+        (4, request("b", Ask::Stamp { write_id: WriteId([1; 16]) })),
+        (5, request("a", Ask::Read)),
+        (6, request("nothing", Ask::Read)),
+    ];
+    batch.extend((100..350).map(|n| (n, request(&format!("key-{n}"), Ask::Read))));
+    let heard = lane.ask(batch).await;
+    let stamp = Some(Stamp(WALL + 1));
+    assert_eq!(heard[0].1, Ok(Answer::Merged { superseded: false }));
+    assert_eq!(heard[1].1, Ok(Answer::Stamp { stands: stamp, known: stamp }));
+    assert!(matches!(&heard[2].1, Ok(Answer::Put { applied_already: false, record }) if record.decode().is_ok()));
+    assert_eq!(heard[3].1, Err(ReplicaError::WrongMode));
+    assert_eq!(heard[4].1, Ok(Answer::Record(Some(register(1, Bytes::from_static(b"x"))))));
+    assert_eq!(heard[5].1, Ok(Answer::Record(None)));
+    assert_eq!(heard.len(), 256);
+
+    let malformed = witan_wire::v1::ReplicaRequest { id: 9, ..Default::default() };
+    lane.send_frames(frame::seal_requests(vec![malformed])).await;
+    let heard = lane.hear(1).await.unwrap();
+    assert!(matches!(&heard[0], (9, Err(ReplicaError::Broken(reason))) if reason.contains("tenant")), "{heard:?}");
+    node.end().await;
+}
+
+#[tokio::test]
+async fn large_values_travel_in_pieces() {
+    let folder = TempDir::new().unwrap();
+    let node = run(config(&folder)).await;
+    let (mut lane, _) = Lane::open(&node.client, hello()).await.unwrap();
+    let value = |n: u8| Bytes::from(vec![n; 3 << 20]);
+    let merges =
+        (0..4).map(|n| (u64::from(n), request(&format!("large-{n}"), Ask::Merge { record: register(1, value(n)) })));
+    let merged = lane.ask(merges.collect()).await;
+    assert!(merged.iter().all(|(_, outcome)| *outcome == Ok(Answer::Merged { superseded: false })));
+    let heard = lane.ask((0..4).map(|n| (n, request(&format!("large-{n}"), Ask::Read))).collect()).await;
+    for (n, (_, outcome)) in (0_u8..4).zip(heard) {
+        assert_eq!(outcome, Ok(Answer::Record(Some(register(1, value(n))))));
+    }
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_damaged_frame_ends_its_lane_and_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    let node = run(config(&folder)).await;
+    let (mut damaged, _) = Lane::open(&node.client, hello()).await.unwrap();
+    let (mut sound, _) = Lane::open(&node.client, hello()).await.unwrap();
+    let mut frames = frame::seal_requests(vec![request_to_wire(1, request("a", Ask::Read), 0)]);
+    frames[0].checksum ^= 1;
+    damaged.send_frames(frames).await;
+    let status = damaged.hear(1).await.unwrap_err();
+    assert_eq!(status.code(), Code::DataLoss);
+    assert!(status.message().contains("checksum"), "{status}");
+    assert_eq!(sound.ask(vec![(1, request("a", Ask::Read))]).await, [(1, Ok(Answer::Record(None)))]);
+    node.end().await;
+}
+
+#[tokio::test]
+async fn what_the_queue_does_not_hold_is_refused_at_once() {
+    let folder = TempDir::new().unwrap();
+    let mut config = config(&folder);
+    config.shards = 1;
+    config.queue = QueueLimits { items: 1, bytes: 1 << 20 };
+    let node = run(config).await;
+    let (lane, _) = Lane::open(&node.client, hello()).await.unwrap();
+    let mut lane = lane;
+    let mut overloaded = 0;
+    // Writes of a megabyte keep the shard busy while the small ones come in behind them.
+    for round in 0_u64..50 {
+        let large = Ask::Merge { record: register(round + 1, Bytes::from(vec![1; 900 << 10])) };
+        lane.send(vec![(round * 10, request("large", large))]).await;
+        for n in 1..10 {
+            lane.send(vec![(round * 10 + n, request("small", Ask::Read))]).await;
+        }
+        let heard = lane.hear(10).await.unwrap();
+        overloaded += heard.iter().filter(|(_, outcome)| *outcome == Err(ReplicaError::Overloaded)).count();
+        if overloaded > 0 {
+            break;
+        }
+    }
+    assert!(overloaded > 0, "the queue of one was never full");
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_lane_never_has_more_in_flight_than_it_may_and_still_gets_all_answers() {
+    let folder = TempDir::new().unwrap();
+    let mut config = config(&folder);
+    config.limits = Limits { lane_requests: 256, lane_answer_bytes: 1 << 20, ..Limits::default() };
+    let node = run(config).await;
+    let (mut lane, _) = Lane::open(&node.client, hello()).await.unwrap();
+    lane.ask(vec![(0, request("a", Ask::Merge { record: register(1, Bytes::from(vec![1; 64 << 10])) }))]).await;
+    for batch in 0..40_u64 {
+        lane.send((0..100).map(|n| (batch * 100 + n, request("a", Ask::Read))).collect()).await;
+    }
+    let heard = lane.hear(4000).await.unwrap();
+    assert!(heard.iter().enumerate().all(|(n, (id, outcome))| n as u64 == *id && outcome.is_ok()));
+    node.end().await;
+}
+
+#[tokio::test]
+async fn unary_calls_for_people_and_tools() {
+    let folder = TempDir::new().unwrap();
+    let node = run(config(&folder)).await;
+    let mut client = node.client.clone();
+    let (tenant_id, key) = ("t".to_owned(), "a".to_owned());
+    let read = ReadRequest { tenant_id: tenant_id.clone(), key: key.clone(), token: None, render: true };
+    assert_eq!(client.read(read.clone()).await.unwrap().into_inner().record, None);
+
+    let record = register(1, Bytes::from_static(b"hello")).0;
+    let repair = RepairRequest { tenant_id, key, record: record.clone(), token: None };
+    assert!(!client.repair(repair.clone()).await.unwrap().into_inner().superseded);
+    assert!(client.repair(repair.clone()).await.unwrap().into_inner().superseded);
+    let answer = client.read(read.clone()).await.unwrap().into_inner();
+    assert_eq!(answer.record, Some(record));
+    assert!(answer.rendering.contains("hello") && answer.rendering.contains("stamp 1000001"), "{}", answer.rendering);
+
+    let damaged = RepairRequest { record: Bytes::from_static(b"?"), ..repair.clone() };
+    assert_eq!(client.repair(damaged).await.unwrap_err().code(), Code::InvalidArgument);
+    let nameless = ReadRequest { tenant_id: "a:b".to_owned(), ..read };
+    let status = client.read(nameless).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("tenant_id"), "{status}");
+
+    let (mut lane, _) = Lane::open(&client, hello()).await.unwrap();
+    assert!(
+        matches!(lane.ask(vec![(1, request("a", Ask::Read))]).await[0].1, Ok(Answer::Record(Some(_)))),
+        "one place"
+    );
+
+    let described = client.describe(DescribeRequest {}).await.unwrap().into_inner();
+    assert_eq!((described.node_id.as_str(), described.keys_count), ("node-1", 1));
+    assert!(described.disk_bytes > 0 && (0.0..=100.0).contains(&described.disk_usage_percent));
+    node.end().await;
+}
+
+#[tokio::test]
+async fn a_second_start_finds_data_and_identity_and_draws_new_births() {
+    let folder = TempDir::new().unwrap();
+    let mut config = config(&folder);
+    config.durability = Durability::Sync;
+    let mut stores = Vec::new();
+    let mut births = Vec::new();
+    for round in 0..3_u8 {
+        let node = run(config.clone()).await;
+        stores.push(node.node.store_id());
+        let (mut lane, _) = Lane::open(&node.client, hello()).await.unwrap();
+        for before in 0..round {
+            let heard = lane.ask(vec![(1, request(&format!("key-{before}"), Ask::Read))]).await;
+            assert!(matches!(heard[0].1, Ok(Answer::Record(Some(_)))));
+        }
+        let heard = lane.ask(vec![(1, request(&format!("key-{round}"), put(round)))]).await;
+        let Ok(Answer::Put { record, .. }) = &heard[0].1 else { panic!("{heard:?}") };
+        let Record::Siblings(siblings) = record.decode().unwrap() else { panic!("siblings") };
+        births.extend(siblings.seen.entries.iter().map(|(actor, _)| actor.birth));
+        drop(lane);
+        node.end().await;
+    }
+    assert!(stores.windows(2).all(|pair| pair[0] == pair[1]));
+    assert!(births.is_sorted_by(|a, b| a < b), "{births:?}");
+}
+
+#[tokio::test]
+async fn shutdown_ends_open_lanes_in_order() {
+    let folder = TempDir::new().unwrap();
+    let node = run(config(&folder)).await;
+    let (mut lane, _) = Lane::open(&node.client, hello()).await.unwrap();
+    lane.ask(vec![(1, request("a", Ask::Read))]).await;
+    let ended = tokio::time::timeout(Duration::from_secs(4), node.end());
+    let (ended, last) = tokio::join!(ended, lane.answers.message());
+    ended.expect("well before the hard deadline");
+    assert!(matches!(last, Ok(None)), "{last:?}");
+}
