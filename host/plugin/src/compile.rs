@@ -35,11 +35,24 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Writes a file whole or not at all: beside, synced, then renamed.
 pub(crate) fn write_file(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
-    let beside = path.with_extension("part");
+    let beside = path.with_extension(format!("{:016x}.part", rand::random::<u64>()));
     let mut file = fs::File::create(&beside)?;
     parts.iter().try_for_each(|part| file.write_all(part))?;
     file.sync_all()?;
     fs::rename(beside, path)
+}
+
+/// Removes what a crash has left half-written: files that [`write_file`] began an hour ago or longer.
+pub(crate) fn sweep(folder: &Path) {
+    let hour = Duration::from_secs(3600);
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_part = entry.path().extension().is_some_and(|extension| extension == "part");
+        let age = entry.metadata().and_then(|it| it.modified()).ok().and_then(|time| time.elapsed().ok());
+        if is_part && age.is_some_and(|age| age > hour) {
+            // What cannot be removed is in nobody's way.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Compiles, at most [`limit::COMPILATIONS`] at once and one per digest.
@@ -55,23 +68,12 @@ impl Compiler {
     /// A compiler that keeps its images below `data_dir`.
     pub(crate) fn new(data_dir: &Path, wall: Duration) -> Result<Self, String> {
         let images = Images::open(data_dir)?;
-        Ok(Self {
-            images,
-            wall,
-            running: Arc::default(),
-            digests: Mutex::default(),
-            done: Condvar::new(),
-        })
+        Ok(Self { images, wall, running: Arc::default(), digests: Mutex::default(), done: Condvar::new() })
     }
 
     /// The component's machine code, loaded into `engine`: from disk if it is there, else compiled now. Blocks. The flag
     /// is true when it was compiled.
-    pub(crate) fn component(
-        &self,
-        engine: &Engine,
-        digest: Digest,
-        bytes: &[u8],
-    ) -> Result<(Component, bool), String> {
+    pub(crate) fn component(&self, engine: &Engine, digest: Digest, bytes: &[u8]) -> Result<(Component, bool), String> {
         let _turn = self.turn(digest);
         if let Some(component) = self.images.get(digest).and_then(|image| load(engine, &image).ok()) {
             return Ok((component, false));
@@ -80,7 +82,8 @@ impl Compiler {
         if let Err(error) = self.images.put(digest, &image) {
             tracing::warn!(%digest, %error, "the compiled plugin cannot be kept; it will be compiled again after a restart");
         }
-        let component = load(engine, &image).map_err(|error| format!("its machine code cannot be loaded: {error:#}"))?;
+        let component =
+            load(engine, &image).map_err(|error| format!("its machine code cannot be loaded: {error:#}"))?;
         Ok((component, true))
     }
 
@@ -116,9 +119,7 @@ impl Compiler {
         spawned.map_err(|error| format!("no thread to compile on: {error}"))?;
         match receiver.recv_timeout(self.wall) {
             Ok(image) => image,
-            Err(RecvTimeoutError::Timeout) => {
-                Err(format!("took longer than {} s to compile", self.wall.as_secs_f32()))
-            }
+            Err(RecvTimeoutError::Timeout) => Err(format!("took longer than {} s to compile", self.wall.as_secs_f32())),
             Err(RecvTimeoutError::Disconnected) => Err("made the compiler panic".into()),
         }
     }
@@ -167,6 +168,7 @@ impl Images {
     fn open(data_dir: &Path) -> Result<Self, String> {
         let folder = data_dir.join("images");
         fs::create_dir_all(&folder).map_err(|error| format!("create {}: {error}", folder.display()))?;
+        sweep(&folder);
         let path = data_dir.join("image.key");
         let key = read_or_draw_key(&path).map_err(|error| format!("read {}: {error}", path.display()))?;
         let engine = crate::engine::compiler().map_err(|error| format!("make a compiler: {error:#}"))?;

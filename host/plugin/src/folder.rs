@@ -71,7 +71,9 @@ impl Folder {
             // A file that vanishes between two steps is not there.
             let Ok((mut seen, content)) = read(&self.path.join(&name), most_bytes) else { continue };
             match files.get(&name) {
-                Some(last) if last.digest == seen.digest && last.bytes == seen.bytes && last.modified == seen.modified => {
+                Some(last)
+                    if last.digest == seen.digest && last.bytes == seen.bytes && last.modified == seen.modified =>
+                {
                     if !last.settled {
                         settled.push(Settled { name: name.clone(), content });
                     }
@@ -152,7 +154,10 @@ pub(crate) fn start_upkeep(inner: &Arc<Inner>) -> io::Result<()> {
 
 /// A watcher of the folder itself, not of its files: those are replaced, and a mounted volume swaps a link beside them.
 fn watch(path: &Path, sign: SyncSender<()>) -> Option<notify::RecommendedWatcher> {
-    let on_event = move |_| {
+    let on_event = move |event: notify::Result<notify::Event>| {
+        if event.as_ref().is_ok_and(|event| is_only_reading(event.kind)) {
+            return;
+        }
         // One sign that waits is as good as many.
         let _ = sign.try_send(());
     };
@@ -165,6 +170,16 @@ fn watch(path: &Path, sign: SyncSender<()>) -> Option<notify::RecommendedWatcher
             tracing::warn!(folder = %path.display(), %error, "the plugin folder cannot be watched; it is looked at every {} s", SLOW.as_secs());
         })
         .ok()
+}
+
+/// Looking at the folder is an event in it too; it must not be taken for a sign.
+fn is_only_reading(kind: notify::EventKind) -> bool {
+    use notify::event::{AccessKind, AccessMode};
+    match kind {
+        notify::EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
+        notify::EventKind::Access(_) => true,
+        _ => false,
+    }
 }
 
 fn upkeep(inner: &Weak<Inner>, signs: &Receiver<()>) {
@@ -217,6 +232,21 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert_eq!(look(), (vec![], false));
         assert_eq!(folder.newest(|_| true), None);
+    }
+
+    #[test]
+    fn a_look_is_no_sign_and_a_written_file_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sign, signs) = sync_channel(1);
+        let _watcher = watch(dir.path(), sign).unwrap();
+        let folder = Folder::open(dir.path().to_path_buf()).unwrap();
+        (0..20).for_each(|_| _ = folder.look(100).unwrap());
+        // The watcher tells in order: what comes first is the file.
+        fs::write(dir.path().join("a.wasm"), b"x").unwrap();
+        signs.recv_timeout(Duration::from_secs(20)).unwrap();
+        while signs.recv_timeout(Duration::from_millis(200)).is_ok() {}
+        (0..20).for_each(|_| _ = folder.look(100).unwrap());
+        assert_eq!(signs.recv_timeout(Duration::from_millis(200)), Err(RecvTimeoutError::Timeout));
     }
 
     #[test]

@@ -116,10 +116,9 @@ impl Program {
 
 fn link(engine: &Engine, component: &Component, hook: Hook) -> wasmtime::Result<Linked> {
     let mut linker = Linker::new(engine);
-    crate::bindings::v0_1::policy::witan::plugin::host::add_to_linker::<Guest, HasSelf<Guest>>(
-        &mut linker,
-        |guest| guest,
-    )?;
+    crate::bindings::v0_1::policy::witan::plugin::host::add_to_linker::<Guest, HasSelf<Guest>>(&mut linker, |guest| {
+        guest
+    })?;
     let pre = linker.instantiate_pre(component)?;
     Ok(match hook {
         Hook::ConsistencyPolicy => Linked::Policy(ConsistencyPolicyPre::new(pre)?),
@@ -189,10 +188,9 @@ impl Instance {
         self.begin();
         macro_rules! configure {
             ($bindings:expr) => {
-                $bindings
-                    .witan_plugin_plugin()
-                    .call_configure(&mut self.store, configuration)
-                    .map(|result| result.map_err(|issues| list(issues.iter().map(|i| (i.at.as_str(), i.problem.as_str())))))
+                $bindings.witan_plugin_plugin().call_configure(&mut self.store, configuration).map(|result| {
+                    result.map_err(|issues| list(issues.iter().map(|i| (i.at.as_str(), i.problem.as_str()))))
+                })
             };
         }
         let configured = match &self.exports {
@@ -249,10 +247,9 @@ impl Instance {
             resolver_wit::Verdict::Pick(index) if (index as usize) < question.siblings.len() => {
                 Ok(Verdict::Pick(index as usize))
             }
-            resolver_wit::Verdict::Pick(index) => Err(Fault::Broken(format!(
-                "picked sibling {index} of {}, counted from 0",
-                question.siblings.len()
-            ))),
+            resolver_wit::Verdict::Pick(index) => {
+                Err(Fault::Broken(format!("picked sibling {index} of {}, counted from 0", question.siblings.len())))
+            }
             resolver_wit::Verdict::Merged(bytes) if bytes.len() <= VALUE_BYTES => {
                 Ok(Verdict::Merged(Bytes::from(bytes)))
             }
@@ -355,8 +352,7 @@ fn explain(error: &wasmtime::Error, guest: &Guest) -> Fault {
     Fault::Broken(reason)
 }
 
-const NOBODY: ReplicaState =
-    ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 };
+const NOBODY: ReplicaState = ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 };
 
 fn replica(state: &ReplicaState) -> types::Replica {
     types::Replica {

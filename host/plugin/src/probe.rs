@@ -90,7 +90,8 @@ fn probe_policy(pair: &mut Pair<'_>, deterministic: bool) -> Result<(), String> 
     let views: [&[ReplicaState]; 5] = [&[], &[well; 3], &[well, slow, gone], &[gone; 5], &[worst; 5]];
     for replicas in views {
         for operation in [Operation::Read, Operation::Write, Operation::Delete] {
-            for (level, minimum) in [(Level::One, Level::One), (Level::Quorum, Level::One), (Level::All, Level::Quorum)] {
+            for (level, minimum) in [(Level::One, Level::One), (Level::Quorum, Level::One), (Level::All, Level::Quorum)]
+            {
                 let question = PolicyQuestion {
                     operation,
                     level,
@@ -121,7 +122,9 @@ fn probe_routing(pair: &mut Pair<'_>) -> Result<(), String> {
     for key in keys {
         let shown = || format!("for the key {:?}", text(key));
         let _ = pair.agree(|| format!("{} for its partition", shown()), |instance| instance.partition_key(key))?;
-        let _ = pair.ask(false, |instance| instance.prefer(key, &nodes)).map_err(|reason| format!("{reason}, asked {}", shown()))?;
+        let _ = pair
+            .ask(false, |instance| instance.prefer(key, &nodes))
+            .map_err(|reason| format!("{reason}, asked {}", shown()))?;
     }
     // Asked again at the end, when it has seen all the others.
     for key in keys.iter().rev() {

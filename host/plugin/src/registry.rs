@@ -27,8 +27,8 @@ use crate::pool::Pool;
 use crate::slot::{Active, Shared};
 use crate::snapshot::Snapshot;
 
-pub use library::{Artifact, Source};
 use library::Library;
+pub use library::{Artifact, Source};
 
 /// What the host needs to start.
 #[derive(Debug, Clone)]
@@ -166,11 +166,8 @@ impl PluginHost {
         let compiler = Compiler::new(&settings.data_dir, limits.compile).map_err(PluginError::Host)?;
         let library = Library::open(&settings.data_dir).map_err(PluginError::Host)?;
         let folder = settings.folder.map(Folder::open).transpose().map_err(PluginError::Host)?;
-        let published = Published {
-            snapshot: Snapshot::new(&[], resolvers),
-            bindings: Vec::new(),
-            artifacts: Arc::default(),
-        };
+        let published =
+            Published { snapshot: Snapshot::new(&[], resolvers), bindings: Vec::new(), artifacts: Arc::default() };
         let inner = Arc::new(Inner {
             engine,
             shared,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use witan_kernel::hook::Hook;
 
 use crate::binding::Reference;
-use crate::compile::write_file;
+use crate::compile::{sweep, write_file};
 use crate::digest::Digest;
 use crate::folder::Folder;
 use crate::instance::Manifest;
@@ -59,9 +59,9 @@ pub(super) fn find<'a>(artifacts: &'a [Artifact], plugin: &Reference, folder: Op
         Reference::Digest(digest) => artifacts.iter().find(|artifact| artifact.digest == *digest),
         Reference::Name { name, version } => {
             let fits = |a: &&Artifact| a.name == *name && version.as_ref().is_none_or(|version| a.version == *version);
-            let filed = folder.and_then(|folder| folder.newest(|digest| {
-                artifacts.iter().filter(fits).any(|artifact| artifact.digest == digest)
-            }));
+            let filed = folder.and_then(|folder| {
+                folder.newest(|digest| artifacts.iter().filter(fits).any(|artifact| artifact.digest == digest))
+            });
             match filed {
                 Some(digest) => artifacts.iter().find(|artifact| artifact.digest == digest),
                 None => artifacts.iter().filter(fits).max_by_key(|artifact| artifact.staged_at_ms),
@@ -95,6 +95,7 @@ impl Library {
     pub(super) fn open(data_dir: &Path) -> Result<Self, String> {
         let folder = data_dir.join("components");
         fs::create_dir_all(&folder).map_err(|error| format!("create {}: {error}", folder.display()))?;
+        sweep(&folder);
         let mut library = Self { folder, ..Self::default() };
         let entries = fs::read_dir(&library.folder).map_err(|error| format!("list components: {error}"))?;
         for path in entries.flatten().map(|entry| entry.path()) {

@@ -8,7 +8,8 @@ use witan_plugin::OnFault;
 use crate::{World, built, name, question, required};
 
 async fn resolve(world: &World, values: &[&'static str]) -> Verdict {
-    let siblings = values.iter().map(|value| Sibling { value: Bytes::from_static(value.as_bytes()), time: 1 }).collect();
+    let siblings =
+        values.iter().map(|value| Sibling { value: Bytes::from_static(value.as_bytes()), time: 1 }).collect();
     let question = ResolverQuestion { key: Key::new("cart").unwrap(), siblings };
     match world.hooks("a").resolve(question).await {
         Asked::Answered { answer, .. } => answer,

@@ -68,10 +68,9 @@ async fn a_bad_replacement_leaves_the_good_one_in_force() {
     std::fs::write(&file, policy(1)).unwrap();
     wait_for_kind(&mut events, EventKind::Ready).await;
     world.bind("a", POLICY, name("pol")).await.unwrap();
-    for bad in [
-        b"(component)".to_vec(),
-        Guest::policy("pol", 2).with(|guest| guest.answer = "unreachable".into()).build(),
-    ] {
+    for bad in
+        [b"(component)".to_vec(), Guest::policy("pol", 2).with(|guest| guest.answer = "unreachable".into()).build()]
+    {
         std::fs::write(&file, bad).unwrap();
         wait_for_kind(&mut events, EventKind::Refused).await;
         assert_eq!(required(&world.hooks("a").policy(&question(1))), 1);

@@ -72,13 +72,11 @@ async fn a_table_bomb() {
 
 #[tokio::test]
 async fn endless_recursion() {
-    let guest = bad()
-        .when_told("(call $deeper (i64.const 1)) drop")
-        .with(|guest| {
-            guest.fields.push_str(
-                "(func $deeper (param i64) (result i64) (i64.add (call $deeper (local.get 0)) (local.get 0)))",
-            );
-        });
+    let guest = bad().when_told("(call $deeper (i64.const 1)) drop").with(|guest| {
+        guest
+            .fields
+            .push_str("(func $deeper (param i64) (result i64) (i64.add (call $deeper (local.get 0)) (local.get 0)))");
+    });
     policy_is_stopped(guest, "bytes of stack").await;
 }
 
@@ -138,7 +136,9 @@ async fn more_than_it_may_start_with() {
 #[tokio::test]
 async fn a_giant_result() {
     // A partition key of 2 GiB, of 32 KiB, and of none.
-    for (bytes, why) in [(0x7fff_ffff_u32, ""), (32 << 10, "more bytes than one call may"), (2000, "1 to 1024"), (0, "1 to 1024")] {
+    for (bytes, why) in
+        [(0x7fff_ffff_u32, ""), (32 << 10, "more bytes than one call may"), (2000, "1 to 1024"), (0, "1 to 1024")]
+    {
         let result = [&[0, 0, 0, 0][..], &0_u32.to_le_bytes(), &bytes.to_le_bytes()].concat();
         let guest = Guest::routing("bad")
             .when_told("(return (i32.const 800))")

@@ -1,6 +1,7 @@
 //! The plugin host as its users see it: guests from source (WebAssembly text, or the first-party plugins), real folders,
 //! real threads.
 
+mod cost;
 mod first_party;
 mod folder;
 mod guest;
@@ -102,8 +103,7 @@ fn name(text: &str) -> Reference {
 
 /// A question whose value has so many bytes, by which test guests are told what to do.
 fn question(value_bytes: u32) -> PolicyQuestion<'static> {
-    const WELL: ReplicaState =
-        ReplicaState { reachable: true, latency_p50_us: 300, latency_p99_us: 900, in_flight: 1 };
+    const WELL: ReplicaState = ReplicaState { reachable: true, latency_p50_us: 300, latency_p99_us: 900, in_flight: 1 };
     PolicyQuestion {
         operation: Operation::Write,
         level: Level::Quorum,

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use witan_kernel::hook::{Asked, Hook, Plugins};
-use witan_plugin::{Limits, Reference};
 use witan_plugin::event::EventKind;
+use witan_plugin::{Limits, Reference};
 
 use crate::guest::Guest;
 use crate::{World, question, tenant};
