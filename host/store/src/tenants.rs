@@ -18,8 +18,10 @@ use witan_kernel::tenant::Tenant;
 use crate::clock::AnyClock;
 use crate::metadata::Metadata;
 use flights::{Flights, Landing, Outcome, Ticket};
+use shards::Shards;
 
 mod flights;
+mod shards;
 
 #[cfg(test)]
 mod tests;
@@ -28,7 +30,7 @@ mod tests;
 #[derive(Debug, Clone, Copy)]
 pub struct TenantCacheConfig {
     /// Tenants kept, and as many ids that are none.
-    pub capacity: u64,
+    pub capacity: usize,
     /// How long a tenant is served without looking again.
     pub fresh: Duration,
     /// How long an id that is none is told so without looking again. Short: a tenant that another coordinator has created
@@ -73,7 +75,7 @@ struct Shared {
     metadata: Arc<dyn Metadata>,
     clock: AnyClock,
     config: TenantCacheConfig,
-    known: Cache<TenantId, Arc<Known>>,
+    known: Shards<Known>,
     /// Ids that are no tenant's, and until when (monotonic microseconds) that is taken for granted. Kept apart, so that a
     /// flood of them drives no tenant out.
     unknown: Cache<TenantId, u64>,
@@ -98,9 +100,10 @@ struct Known {
 impl TenantCache {
     /// An empty cache in front of `metadata`.
     pub fn new(metadata: Arc<dyn Metadata>, clock: impl Clock, config: TenantCacheConfig) -> Self {
-        // Least recently used, so that a tenant that was just read is not turned away for want of earlier use.
-        let known = Cache::builder().max_capacity(config.capacity).eviction_policy(EvictionPolicy::lru()).build();
-        let unknown = Cache::builder().max_capacity(config.capacity).eviction_policy(EvictionPolicy::lru()).build();
+        let known = Shards::new(config.capacity);
+        // Least recently used, so that an id that was just looked for is not turned away for want of earlier use.
+        let unknown =
+            Cache::builder().max_capacity(config.capacity as u64).eviction_policy(EvictionPolicy::lru()).build();
         let clock = AnyClock::new(clock);
         let flights = Mutex::new(Flights::new(config.reads));
         let counts = Counts::default();
@@ -145,10 +148,10 @@ impl Shared {
 
     /// Keeps what is the newest known of a tenant, and answers with it. Call it under the flights' lock.
     fn keep(&self, tenant: &Arc<Tenant>) -> Arc<Tenant> {
-        let known = self.known.get(&tenant.id).filter(|known| newer(&known.tenant, tenant));
-        let newest = known.map_or_else(|| tenant.clone(), |known| known.tenant.clone());
+        let known = self.known.look(&tenant.id, |known| known.tenant.clone());
+        let newest = known.filter(|known| newer(known, tenant)).unwrap_or_else(|| tenant.clone());
         let fresh_until = AtomicU64::new(self.after(self.config.fresh));
-        self.known.insert(tenant.id.clone(), Arc::new(Known { tenant: newest.clone(), fresh_until }));
+        self.known.insert(tenant.id.clone(), Known { tenant: newest.clone(), fresh_until });
         self.unknown.invalidate(&tenant.id);
         newest
     }
@@ -176,8 +179,8 @@ impl Shared {
     /// Looks once more, now that nothing can be put into the caches, and then joins or starts a read.
     fn miss(self: &Arc<Self>, id: &TenantId) -> Result<Miss, StoreError> {
         let flights = self.lock();
-        if let Some(known) = self.known.get(id) {
-            return Ok(Miss::Told(Some(known.tenant.clone())));
+        if let Some(tenant) = self.known.look(id, |known| known.tenant.clone()) {
+            return Ok(Miss::Told(Some(tenant)));
         }
         let now = self.clock.monotonic_micros();
         if self.unknown.get(id).is_some_and(|until| now < until) {
@@ -212,7 +215,7 @@ impl Shared {
                 // Created while the read was under way.
                 (None, Some(published)) => Some(self.keep(&published)),
                 (None, None) => {
-                    self.known.invalidate(id);
+                    self.known.remove(id);
                     self.unknown.insert(id.clone(), self.after(self.config.unknown));
                     None
                 }
@@ -259,7 +262,7 @@ impl Drop for Aboard {
 
 impl Tenants for TenantCache {
     fn cached(&self, id: &TenantId) -> Option<Arc<Tenant>> {
-        self.shared.known.get(id).map(|known| self.shared.serve(&known))
+        self.shared.known.look(id, |known| self.shared.serve(known))
     }
 
     async fn tenant(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>, StoreError> {

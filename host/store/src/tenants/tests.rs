@@ -285,7 +285,6 @@ async fn a_read_that_a_change_overtook_does_not_undo_it_when_the_change_was_evic
     world.cache.publish(world.metadata.update_tenant(first).await.expect("updated"));
     for of in 0..10 {
         world.cache.publish(contract::tenant(&format!("other-{of}")));
-        world.cache.shared.known.run_pending_tasks();
     }
     assert!(world.cache.cached(&id("t")).is_none());
     gate.add_permits(1);

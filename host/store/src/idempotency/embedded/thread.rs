@@ -27,6 +27,9 @@ const SWEPT_IDLE: usize = 1024;
 /// How long a store without steps waits before it sweeps.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// Where a step's answer goes.
+pub(super) type Told = oneshot::Sender<Result<Stepped, StoreError>>;
+
 /// What the thread is asked.
 pub(super) enum Task {
     /// One step.
@@ -38,7 +41,7 @@ pub(super) enum Task {
         /// Bytes counted against the queue's bound.
         bytes: usize,
         /// Who waits, if anybody still does.
-        answer: oneshot::Sender<Result<Stepped, StoreError>>,
+        answer: Told,
     },
     /// Finish what was queued before, and end.
     Close,
@@ -116,7 +119,7 @@ impl Thread {
         open
     }
 
-    fn answer(&mut self, steps: Vec<(Name, Step, oneshot::Sender<Result<Stepped, StoreError>>)>) {
+    fn answer(&mut self, steps: Vec<(Name, Step, Told)>) {
         let mut waiting = Vec::with_capacity(steps.len());
         let carried_out = self.open_records().and_then(|(records, now_ms)| {
             let mut round = records.round(now_ms);
