@@ -178,7 +178,12 @@ impl Command {
     fn is_server(&self) -> bool {
         match self {
             Self::Dev(_) | Self::Serve(_) | Self::Node(_) => true,
-            Self::Kv(_) | Self::Tenant(_) | Self::Nodes(_) | Self::Plugin(_) | Self::Bench(_) | Self::Completions(_) => false,
+            Self::Kv(_)
+            | Self::Tenant(_)
+            | Self::Nodes(_)
+            | Self::Plugin(_)
+            | Self::Bench(_)
+            | Self::Completions(_) => false,
         }
     }
 }

@@ -130,7 +130,10 @@ impl Explained {
     /// What to do next, as far as the reason tells.
     pub fn next_step(&self) -> Option<String> {
         if let Some(delay) = self.retry_after {
-            return Some(format!("try again in {}", output::micros(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX))));
+            return Some(format!(
+                "try again in {}",
+                output::micros(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX))
+            ));
         }
         let step = match self.reason.as_str() {
             "TENANT_NOT_FOUND" => "create the tenant: witan tenant create TENANT",
@@ -138,11 +141,15 @@ impl Explained {
             "QUORUM_NOT_REACHED" | "DEADLINE" => {
                 "see which storage nodes are reachable: witan nodes list; or ask for less: --consistency one"
             }
-            "INVALID_REPLICATION_FACTOR" => "see the storage nodes: witan nodes list; add some, or choose a smaller factor",
+            "INVALID_REPLICATION_FACTOR" => {
+                "see the storage nodes: witan nodes list; add some, or choose a smaller factor"
+            }
             "IDEMPOTENCY_KEY_CONFLICT" => "use a new idempotency key for a new intention",
             "SIBLING_LIMIT" => "read the key, and write with the context that the read returns (--context)",
             "VERSION_CONFLICT" => "read it again, and repeat the change on the version that stands",
-            "PLUGIN_FAULT" => "see what the plugin did: witan plugin events; put the one before back: witan plugin rollback",
+            "PLUGIN_FAULT" => {
+                "see what the plugin did: witan plugin events; put the one before back: witan plugin rollback"
+            }
             "STORAGE_FULL" => "free disk space on the storage nodes: witan nodes list shows how full they are",
             "OVERLOADED" | "RATE_LIMIT_EXCEEDED" | "IN_PROGRESS" | "STALE_EPOCH" => "try again in a moment",
             "INTERNAL_ERROR" => "look at the coordinator's log",
@@ -210,7 +217,9 @@ pub fn report(error: &anyhow::Error, output: Output) -> ExitCode {
             format!("error: {problem}\n  next:     check that the coordinator runs, and its address (--endpoint)"),
             json!({ "code": "UNAVAILABLE", "reason": "UNREACHABLE", "message": problem.to_string(), "outcome": "not-applied" }),
         ),
-        None => (format!("error: {error:#}"), json!({ "code": "", "reason": "FAILED", "message": format!("{error:#}") })),
+        None => {
+            (format!("error: {error:#}"), json!({ "code": "", "reason": "FAILED", "message": format!("{error:#}") }))
+        }
     };
     match output {
         Output::Text => eprintln!("{text}"),

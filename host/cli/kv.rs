@@ -11,10 +11,10 @@ use witan_wire::v1::{
     WriteKeyValueResponse,
 };
 
+use super::Global;
 use super::args::{self, Level, Source, Token, spelt};
 use super::client::{self, NO_SUCH_KEY, Problem, within};
 use super::output::{self, Output};
-use super::Global;
 
 /// Largest value, in bytes: the API's limit.
 const VALUE_BYTES: usize = 10 << 20;
@@ -46,7 +46,8 @@ Examples:
   date | witan kv put -t demo now -
   witan kv put -t demo cart '{\"apples\":2}' --context \"$(witan kv get -t demo cart --output json | jq -r .context)\"";
 
-const DELETE_EXAMPLES: &str = "Without a context, a quorum is read first and what it shows is deleted; writes that are concurrent with that stay.
+const DELETE_EXAMPLES: &str =
+    "Without a context, a quorum is read first and what it shows is deleted; writes that are concurrent with that stay.
 
 Examples:
   witan kv delete -t demo greeting
@@ -137,11 +138,8 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
 
 async fn read(global: &Global, get: Get) -> anyhow::Result<ExitCode> {
     let Get { place, details } = get;
-    let request = ReadKeyValueRequest {
-        tenant_id: place.tenant,
-        key: place.key.clone(),
-        consistency: spelt(place.consistency),
-    };
+    let request =
+        ReadKeyValueRequest { tenant_id: place.tenant, key: place.key.clone(), consistency: spelt(place.consistency) };
     let answer = client::coordinator(global).await?.read_key_value(within(global, request)).await;
     match answer {
         Ok(response) => found(global.output, details, &response.into_inner())?,
@@ -212,7 +210,9 @@ fn found_json(response: &ReadKeyValueResponse) -> Value {
     let siblings: Vec<Value> = response
         .siblings
         .iter()
-        .map(|sibling| output::with(output::value_fields(&sibling.value), json!({ "written_at_us": sibling.written_at_us })))
+        .map(|sibling| {
+            output::with(output::value_fields(&sibling.value), json!({ "written_at_us": sibling.written_at_us }))
+        })
         .collect();
     let value = match siblings.is_empty() {
         true => output::value_fields(&response.value),
@@ -280,17 +280,14 @@ fn changed(output: Output, verb: &str, response: &WriteKeyValueResponse) -> anyh
 
 fn clock_json(clock: Option<&VectorClock>) -> Value {
     let entries = clock.map(|clock| clock.entries.as_slice()).unwrap_or_default();
-    let entry = |entry: &witan_wire::v1::VectorClockEntry| {
-        json!({ "coordinator_node_id": entry.coordinator_node_id, "logical_timestamp": entry.logical_timestamp })
-    };
+    let entry = |entry: &witan_wire::v1::VectorClockEntry| json!({ "coordinator_node_id": entry.coordinator_node_id, "logical_timestamp": entry.logical_timestamp });
     entries.iter().map(entry).collect()
 }
 
 fn clock_text(clock: Option<&VectorClock>) -> String {
     let entries = clock.map(|clock| clock.entries.as_slice()).unwrap_or_default();
-    let entry = |entry: &witan_wire::v1::VectorClockEntry| {
-        format!("{}:{}", entry.coordinator_node_id, entry.logical_timestamp)
-    };
+    let entry =
+        |entry: &witan_wire::v1::VectorClockEntry| format!("{}:{}", entry.coordinator_node_id, entry.logical_timestamp);
     entries.iter().map(entry).collect::<Vec<_>>().join(" ")
 }
 

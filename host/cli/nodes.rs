@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use witan_wire::v1::{
-    AddStorageNodeRequest, ListStorageNodesRequest, RemoveStorageNodeRequest, StorageNodeChangeResponse, StorageNodeInfo,
+    AddStorageNodeRequest, ListStorageNodesRequest, RemoveStorageNodeRequest, StorageNodeChangeResponse,
+    StorageNodeInfo,
 };
 
 use super::Global;
@@ -22,7 +23,8 @@ Examples:
   witan nodes add n4 10.0.0.4:50052
   witan nodes remove n4";
 
-const LIST_EXAMPLES: &str = "Latencies are those that this coordinator has seen; the number of keys is an estimate of the node's.
+const LIST_EXAMPLES: &str =
+    "Latencies are those that this coordinator has seen; the number of keys is an estimate of the node's.
 
 Examples:
   witan nodes list

@@ -73,7 +73,8 @@ impl Table {
         let lines = || std::iter::once(&self.head).chain(&self.rows);
         let width = |column: usize| lines().map(|line| line[column].chars().count()).max().unwrap_or(0);
         let right = |column: usize| {
-            !self.rows.is_empty() && self.rows.iter().all(|row| row[column].starts_with(|c: char| c.is_ascii_digit() || c == '-'))
+            !self.rows.is_empty()
+                && self.rows.iter().all(|row| row[column].starts_with(|c: char| c.is_ascii_digit() || c == '-'))
         };
         let layout: Vec<(usize, bool)> = (0..self.head.len()).map(|column| (width(column), right(column))).collect();
         let mut text = String::new();
@@ -158,7 +159,6 @@ pub fn grouped(number: u64) -> String {
 
 /// Microseconds for a person: "420 us", "3.1 ms", "1.20 s".
 pub fn micros(value: u64) -> String {
-    #[allow(clippy::cast_precision_loss)]
     let v = value as f64;
     match value {
         0..1_000 => format!("{value} us"),
@@ -199,6 +199,9 @@ mod tests {
     fn figures_are_readable() {
         assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(grouped(12), "12");
-        assert_eq!([micros(7), micros(1_234), micros(45_600), micros(1_500_000)], ["7 us", "1.23 ms", "45.6 ms", "1.50 s"]);
+        assert_eq!(
+            [micros(7), micros(1_234), micros(45_600), micros(1_500_000)],
+            ["7 us", "1.23 ms", "45.6 ms", "1.50 s"]
+        );
     }
 }

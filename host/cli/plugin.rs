@@ -179,11 +179,7 @@ pub struct Bind {
 pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Push { files } => push(global, &files).await,
-        Command::Bind(bind) => {
-            let request = bind_request(bind).await?;
-            let answer = client::plugins(global).await?.bind_plugin(within(global, request)).await;
-            bound(global.output, "bound", &answer.map_err(Problem::change)?.into_inner())
-        }
+        Command::Bind(args) => bound(global.output, "bound", &bind(global, args).await?),
         Command::Rollback { hook, tenant } => {
             let request = RollbackBindingRequest { tenant_id: tenant.unwrap_or_default(), hook: spelt(Some(hook)) };
             let answer = client::plugins(global).await?.rollback_binding(within(global, request)).await;
@@ -197,14 +193,9 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
 }
 
 async fn push(global: &Global, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
-    let mut client = client::plugins(global).await?;
     let mut pushed = Vec::new();
     for file in files {
-        let source = Source::File(file.clone());
-        let component = tokio::task::spawn_blocking(move || source.read(COMPONENT_BYTES)).await??;
-        let request = within(global, tokio_stream::iter(parts(component)));
-        let answer = client.upload_plugin(request).await.map_err(Problem::change)?;
-        let plugin = answer.into_inner().plugin.context("the coordinator did not say what it has made of the plugin")?;
+        let plugin = upload(global, file).await?;
         if global.output == Output::Text {
             output::line(&pushed_text(file, &plugin))?;
         }
@@ -215,6 +206,15 @@ async fn push(global: &Global, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     }
     let refused = pushed.iter().any(|plugin| plugin.state.starts_with("refused"));
     Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Hands a component to the coordinator; answers with what that has made of it.
+pub async fn upload(global: &Global, file: &Path) -> anyhow::Result<PluginInfo> {
+    let source = Source::File(file.to_owned());
+    let component = tokio::task::spawn_blocking(move || source.read(COMPONENT_BYTES)).await??;
+    let request = within(global, tokio_stream::iter(parts(component)));
+    let answer = client::plugins(global).await?.upload_plugin(request).await.map_err(Problem::change)?;
+    answer.into_inner().plugin.context("the coordinator did not say what it has made of the plugin")
 }
 
 fn pushed_text(file: &Path, plugin: &PluginInfo) -> String {
@@ -232,6 +232,13 @@ fn parts(component: Bytes) -> impl Iterator<Item = UploadPluginRequest> + Send {
         (!chunk.is_empty()).then_some(Part::Chunk(chunk))
     });
     std::iter::once(Part::Manifest(manifest)).chain(chunks).map(|part| UploadPluginRequest { part: Some(part) })
+}
+
+/// Binds a plugin, or takes a binding away.
+pub async fn bind(global: &Global, args: Bind) -> anyhow::Result<BindPluginResponse> {
+    let request = bind_request(args).await?;
+    let answer = client::plugins(global).await?.bind_plugin(within(global, request)).await;
+    Ok(answer.map_err(Problem::change)?.into_inner())
 }
 
 async fn bind_request(bind: Bind) -> anyhow::Result<BindPluginRequest> {

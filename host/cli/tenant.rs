@@ -200,7 +200,8 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
         output::object(&json!({ "tenants": tenants.iter().map(tenant_json).collect::<Vec<_>>() }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(["TENANT", "REPLICAS", "CONFLICTS", "ORDERING", "READ REPAIR", "DEFAULT", "MINIMUM", "VERSION"]);
+    let mut table =
+        Table::new(["TENANT", "REPLICAS", "CONFLICTS", "ORDERING", "READ REPAIR", "DEFAULT", "MINIMUM", "VERSION"]);
     for tenant in tenants {
         table.row([
             tenant.tenant_id,
@@ -220,7 +221,8 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
 async fn change(global: &Global, update: Update) -> anyhow::Result<ExitCode> {
     let mut client = client::coordinator(global).await?;
     if let Some(factor) = update.replication_factor {
-        let request = UpdateReplicationFactorRequest { tenant_id: update.tenant.clone(), new_replication_factor: factor };
+        let request =
+            UpdateReplicationFactorRequest { tenant_id: update.tenant.clone(), new_replication_factor: factor };
         client.update_replication_factor(within(global, request)).await.map_err(Problem::change)?;
         return show(global.output, "updated", &get(global, update.tenant).await?);
     }
@@ -245,7 +247,11 @@ fn show(output: Output, verb: &str, tenant: &GetTenantResponse) -> anyhow::Resul
         output::object(&output::with(tenant_json(tenant), outcome))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let title = if verb.is_empty() { format!("tenant {}", tenant.tenant_id) } else { format!("{verb} tenant {}", tenant.tenant_id) };
+    let title = if verb.is_empty() {
+        format!("tenant {}", tenant.tenant_id)
+    } else {
+        format!("{verb} tenant {}", tenant.tenant_id)
+    };
     let lines = [
         title,
         format!("  replicas            {}", tenant.replication_factor),

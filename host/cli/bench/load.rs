@@ -116,7 +116,10 @@ impl Load {
                 })
                 .collect();
             let joined = spawned.into_iter().map(|thread| thread.join());
-            joined.map(|result| result.unwrap_or_else(|_| Err(anyhow::anyhow!("a thread of the load generator panicked"))))
+            joined
+                .map(|result| {
+                    result.unwrap_or_else(|_| Err(anyhow::anyhow!("a thread of the load generator panicked")))
+                })
                 .collect::<anyhow::Result<Vec<Option<Measured>>>>()
         })?;
         Measured::join(parts.into_iter().flatten().collect()).context("nothing was measured")
@@ -184,7 +187,8 @@ impl Load {
             Rate::Open(rate) => Rate::Open(rate / f64::from(threads)),
         };
         let pace = Pace::new(Instant::now(), self.warm_up, until, rate);
-        let recorder = Recorder::new(pace.measured_from(), pace.end(), Arc::clone(progress)).map_err(anyhow::Error::msg)?;
+        let recorder =
+            Recorder::new(pace.measured_from(), pace.end(), Arc::clone(progress)).map_err(anyhow::Error::msg)?;
         Ok(Share { pace, work: Work::new(self, n, of), recorder })
     }
 }

@@ -42,7 +42,6 @@ pub struct Measured {
 
 impl Measured {
     /// Operations a second.
-    #[allow(clippy::cast_precision_loss)]
     pub fn throughput(&self) -> f64 {
         self.in_time as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }

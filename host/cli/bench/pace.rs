@@ -66,7 +66,6 @@ impl Pace {
     }
 
     /// Claims the next operation; `now` is the time.
-    #[allow(clippy::cast_precision_loss)]
     pub(super) fn next(&mut self, now: Instant) -> Next {
         let at = match self.rate {
             Rate::Closed => now,
@@ -104,7 +103,8 @@ mod tests {
         let start = Instant::now();
         let mut pace = Pace::new(start, SECOND, Until::Elapsed(SECOND), Rate::Open(4.0));
         let late = start + 100 * SECOND;
-        let all: Vec<Next> = std::iter::repeat_with(|| pace.next(late)).take_while(|next| *next != Next::Done).collect();
+        let all: Vec<Next> =
+            std::iter::repeat_with(|| pace.next(late)).take_while(|next| *next != Next::Done).collect();
         let expected: Vec<Next> = (0..8).map(|n| Next::At(start + n * SECOND / 4)).collect();
         assert_eq!(all, expected);
     }

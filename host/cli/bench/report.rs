@@ -106,7 +106,6 @@ fn latencies(histogram: &Histogram<u64>) -> Value {
     value
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn rounded(number: f64) -> String {
     grouped(number.round() as u64)
 }

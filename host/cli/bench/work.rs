@@ -152,7 +152,6 @@ impl Dice {
     }
 
     /// 0.0 inclusive to 1.0 exclusive.
-    #[allow(clippy::cast_precision_loss)]
     fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
@@ -178,7 +177,6 @@ struct Zipf {
 const THETA: f64 = 0.99;
 
 impl Zipf {
-    #[allow(clippy::cast_precision_loss)]
     fn new(keys: u64) -> Self {
         let zeta = (1..=keys).map(|rank| (rank as f64).powf(-THETA)).sum::<f64>();
         let zeta_two = 1.0 + 0.5_f64.powf(THETA);
@@ -188,7 +186,6 @@ impl Zipf {
     }
 
     /// The rank that stands at `unit` (0.0..1.0) of the cumulated probabilities.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     fn rank(&self, unit: f64) -> u64 {
         let at = unit * self.zeta;
         if at < 1.0 {

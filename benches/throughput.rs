@@ -1,3 +1,0 @@
-//! Throughput against a baseline.
-
-fn main() {}

@@ -1,0 +1,146 @@
+//! The processes that are measured: three storage nodes, a coordinator, the baseline.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use witan::cli::output::Output;
+use witan::cli::{Global, LogFormat, tenant};
+use witan_wire::v1::CreateTenantRequest;
+
+use crate::Options;
+
+/// A cluster. It ends, and its folders go, when it is dropped.
+pub(crate) struct Cluster {
+    pub(crate) coordinator: Process,
+    pub(crate) baseline: Process,
+    _nodes: Vec<Process>,
+    runtime: Runtime,
+    /// Last: the processes have to be gone before.
+    _folder: TempDir,
+}
+
+impl Cluster {
+    /// Starts one whose nodes and coordinator have this durability: "os" or "sync".
+    pub(crate) fn start(options: &Options, durability: &str) -> anyhow::Result<Self> {
+        let folder = match &options.folder {
+            Some(folder) => TempDir::with_prefix_in("witan-bench-", folder)?,
+            None => TempDir::with_prefix("witan-bench-")?,
+        };
+        let mut nodes = Vec::new();
+        for id in ["node-1", "node-2", "node-3"] {
+            let data = folder.path().join(id);
+            let mut command = Command::new(&options.witan);
+            command.args(["node", "--id", id, "--listen", "127.0.0.1:0", "--durability", durability]);
+            command.arg("--data-dir").arg(data);
+            nodes.push(Process::start(command, &folder.path().join(format!("{id}.log")))?);
+        }
+        let mut command = Command::new(&options.witan);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--durability", durability]);
+        command.arg("--data-dir").arg(folder.path().join("coordinator"));
+        for (id, node) in ["node-1", "node-2", "node-3"].iter().zip(&nodes) {
+            command.arg("--node").arg(format!("{id}={}", node.address));
+        }
+        let coordinator = Process::start(command, &folder.path().join("coordinator.log"))?;
+
+        let addresses: Vec<&str> = nodes.iter().map(|node| node.address.as_str()).collect();
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("--baseline").arg(addresses.join(","));
+        let baseline = Process::start(command, &folder.path().join("baseline.log"))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { coordinator, baseline, _nodes: nodes, runtime, _folder: folder })
+    }
+
+    /// Creates a tenant of three replicas.
+    pub(crate) fn tenant(&self, id: &str, conflict_mode: &str, ordering: &str) -> anyhow::Result<()> {
+        let request = CreateTenantRequest {
+            tenant_id: id.to_owned(),
+            replication_factor: 3,
+            conflict_mode: conflict_mode.to_owned(),
+            ordering: ordering.to_owned(),
+            ..CreateTenantRequest::default()
+        };
+        let created = self.runtime.block_on(tenant::ensure(&self.global(), request, true));
+        created.map(drop).with_context(|| format!("create tenant {id}"))
+    }
+
+    /// Runs something asynchronous that talks to the coordinator.
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// The coordinator, as command-line subcommands take it.
+    pub(crate) fn global(&self) -> Global {
+        Global {
+            endpoint: self.coordinator.endpoint(),
+            output: Output::Json,
+            timeout: Duration::from_secs(30),
+            log_level: None,
+            log_format: LogFormat::default(),
+        }
+    }
+}
+
+/// A process that has said "ready address=...".
+pub(crate) struct Process {
+    child: Child,
+    /// "host:port".
+    pub(crate) address: String,
+    /// Held, so that the process never writes into a closed pipe.
+    _output: BufReader<ChildStdout>,
+}
+
+impl Process {
+    fn start(mut command: Command, log: &Path) -> anyhow::Result<Self> {
+        let shown = format!("{command:?}");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(log)?);
+        let mut child = command.spawn().with_context(|| format!("start {shown}"))?;
+        let output = child.stdout.take().context("a child without standard output")?;
+        let mut output = BufReader::new(output);
+        let mut line = String::new();
+        while !line.starts_with("ready") {
+            line.clear();
+            if output.read_line(&mut line)? == 0 {
+                let _ = child.kill();
+                let _ = child.wait();
+                let said = std::fs::read_to_string(log).unwrap_or_default();
+                anyhow::bail!("{shown} ended before it was ready: {said}");
+            }
+        }
+        let address = line.split_whitespace().find_map(|word| word.strip_prefix("address="));
+        let address = address.with_context(|| format!("{shown} told no address: {line}"))?.to_owned();
+        Ok(Self { child, address, _output: output })
+    }
+
+    /// "http://host:port".
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Processor time used so far, in user and kernel mode, all threads together.
+    pub(crate) fn processor_time(&self) -> anyhow::Result<Duration> {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        // The second field, a name in parentheses, may contain anything; utime and stime are the 12th and 13th behind it.
+        let fields = stat.rsplit_once(')').map(|(_, fields)| fields).context("a process without a name")?;
+        let ticks: Vec<u64> =
+            fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+        anyhow::ensure!(ticks.len() == 2, "{path} is not as it should be");
+        Ok(Duration::from_millis(ticks.iter().sum::<u64>() * MILLIS_PER_TICK))
+    }
+}
+
+/// Linux tells processor time in hundredths of a second, whatever the kernel's own tick is.
+const MILLIS_PER_TICK: u64 = 10;
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

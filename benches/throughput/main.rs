@@ -1,0 +1,125 @@
+//! Throughput against a baseline in the same run, and what a WebAssembly consistency policy costs the coordinator.
+//!
+//! Three storage nodes, a coordinator and a baseline run as processes of their own, over temporary folders and free ports.
+//! The baseline ([`baseline`]) is the plain design: a unary call in, three unary calls out to the same nodes, all three awaited,
+//! no logic. The load is that of `witan bench`. Measurements are interleaved: every round measures everything once, beginning
+//! elsewhere each time, so that whatever changes on the machine meets all alike; medians over the rounds are told.
+//!
+//! `cargo bench --bench throughput -- --help` lists the settings; docs/benchmarks.md says how to read the result.
+
+mod baseline;
+mod cluster;
+mod policy;
+mod report;
+mod scenario;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use serde_json::json;
+use witan::cli::args;
+
+/// The same allocator as the program that is measured: the baseline must not lose by it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures throughput against a baseline, and the cost of a policy.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "throughput")]
+struct Options {
+    /// Rounds; medians are taken over them
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=99))]
+    rounds: u32,
+    /// How long each measurement takes
+    #[arg(long, default_value = "3s", value_parser = args::duration)]
+    duration: Duration,
+    /// How long each measurement runs before it counts
+    #[arg(long, default_value = "1s", value_parser = args::duration_or_none)]
+    warm_up: Duration,
+    /// Operations in flight, the same for all
+    #[arg(long, default_value_t = 256)]
+    concurrency: u32,
+    /// Connections of the load generator, the same for all
+    #[arg(long, default_value_t = 2)]
+    connections: u32,
+    /// Bytes of each value
+    #[arg(long, default_value = "256", value_parser = args::size)]
+    value_size: usize,
+    /// Different keys
+    #[arg(long, default_value_t = 100_000)]
+    keys: u64,
+    /// The share of reads, 0 to 1
+    #[arg(long, default_value_t = 0.0)]
+    read_share: f64,
+    /// Only these sections
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["os", "sync", "policy"])]
+    sections: Vec<Section>,
+    /// The consistency policy's component; `cargo xtask plugins` builds it
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/plugins/adaptive-latency.wasm"))]
+    policy: PathBuf,
+    /// The program that is measured
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_witan"))]
+    witan: PathBuf,
+    /// Where the folders of the nodes are made [default: the folder for temporary files]
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+    /// Exit with 1 when a bound is not met
+    #[arg(long)]
+    check: bool,
+    /// Given by `cargo bench`, and not by `cargo test`, which only wants to know that this compiles
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Be the baseline's coordinator, before these nodes
+    #[arg(long, hide = true, value_delimiter = ',')]
+    baseline: Vec<String>,
+}
+
+/// A part of the benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Section {
+    /// Nodes that leave syncing to the operating system: what the bounds are for
+    Os,
+    /// Nodes that sync before they acknowledge
+    Sync,
+    /// What a WebAssembly consistency policy costs the coordinator
+    Policy,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let options = Options::parse();
+    if !options.baseline.is_empty() {
+        baseline::serve(&options.baseline)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !options.bench {
+        eprintln!("this is a benchmark; run it with: cargo bench --bench throughput");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let machine = report::machine();
+    if !options.json {
+        println!("{}", report::head(&options, &machine));
+    }
+    let mut bounds_hold = true;
+    let mut sections = serde_json::Map::new();
+    for section in &options.sections {
+        let (name, result) = match section {
+            Section::Os => ("os", scenario::section(&options, "os", scenario::OS)?),
+            Section::Sync => ("sync", scenario::section(&options, "sync", scenario::SYNC)?),
+            Section::Policy => ("policy", policy::section(&options)?),
+        };
+        bounds_hold &= result.bounds_hold;
+        if !options.json {
+            println!("{}", result.text);
+        }
+        sections.insert(name.to_owned(), result.json);
+    }
+    if options.json {
+        println!("{:#}", json!({ "machine": machine, "settings": report::settings(&options), "sections": sections }));
+    }
+    Ok(if options.check && !bounds_hold { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

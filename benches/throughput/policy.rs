@@ -1,0 +1,115 @@
+//! What a WebAssembly consistency policy, asked before every operation, costs the coordinator.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::json;
+use witan::cli::bench::load::{Load, Mode};
+use witan::cli::bench::measured::Progress;
+use witan::cli::output::Table;
+use witan::cli::{args, plugin};
+use witan_wire::v1::ListBindingsRequest;
+
+use crate::Options;
+use crate::cluster::Cluster;
+use crate::report::{Section, median};
+use crate::scenario::load;
+
+/// Microseconds of the coordinator's processor time that a policy may cost an operation.
+const BOUND_MICROS: f64 = 1.0;
+
+/// Measures the same load on two tenants, of which one has a policy.
+pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
+    if !options.policy.exists() {
+        let text = format!(
+            "policy: not measured: {} does not exist; build it with `cargo xtask plugins`, or name another with --policy\n",
+            options.policy.display()
+        );
+        return Ok(Section { json: json!({ "skipped": text.trim_end() }), text, bounds_hold: false });
+    }
+    let cluster = Cluster::start(options, "os")?;
+    cluster.tenant("plain", "register", "clock")?;
+    cluster.tenant("policy", "register", "clock")?;
+    bind(options, &cluster)?;
+
+    let (mut plain, mut policy) = (Vec::new(), Vec::new());
+    let calls = calls(&cluster)?;
+    let mut operations = 0;
+    for round in 0..options.rounds {
+        // The two swap places every round.
+        let first_plain = round % 2 == 0;
+        for with_policy in [!first_plain, first_plain] {
+            let (cost, ended) = cost(options, &cluster, if with_policy { "policy" } else { "plain" }, round)?;
+            eprintln!("policy round {}/{}: {cost:.2} us, policy {with_policy}", round + 1, options.rounds);
+            if with_policy {
+                policy.push(cost);
+                operations += ended;
+            } else {
+                plain.push(cost);
+            }
+        }
+    }
+    let asked = self::calls(&cluster)? - calls;
+    anyhow::ensure!(
+        asked >= operations,
+        "the policy was asked {asked} times in {operations} operations: what was measured is not its cost"
+    );
+    let differences: Vec<f64> = policy.iter().zip(&plain).map(|(with, without)| with - without).collect();
+    let cost = median(&differences);
+    let met = cost <= BOUND_MICROS;
+    let mut table = Table::new(["COORDINATOR'S PROCESSOR TIME", "US/OPERATION"]);
+    table.row(["without a policy".to_owned(), format!("{:.2}", median(&plain))]);
+    table.row(["with a policy".to_owned(), format!("{:.2}", median(&policy))]);
+    table.row(["median of the rounds' differences".to_owned(), format!("{cost:.2}")]);
+    let verdict = if met { "met" } else { "NOT MET" };
+    let text = format!(
+        "policy {}: clock ordering, sessions; the bound is {BOUND_MICROS:.1} us: {verdict}\n{}",
+        options.policy.file_name().map(|name| name.to_string_lossy()).unwrap_or_default(),
+        table.aligned()
+    );
+    let json = json!({
+        "plain_us": plain, "policy_us": policy, "difference_us": cost, "bound_us": BOUND_MICROS, "met": met, "asked": asked,
+    });
+    Ok(Section { text, json, bounds_hold: met })
+}
+
+fn bind(options: &Options, cluster: &Cluster) -> anyhow::Result<()> {
+    let global = cluster.global();
+    cluster.block_on(async {
+        let pushed = plugin::upload(&global, &options.policy).await.context("push the policy")?;
+        let bind = plugin::Bind {
+            hook: plugin::Hook::ConsistencyPolicy,
+            plugin: Some(pushed.digest),
+            tenant: Some("policy".to_owned()),
+            configuration: None::<args::Source>,
+            on_fault: Some(plugin::OnFault::Fail),
+            none: false,
+        };
+        plugin::bind(&global, bind).await.context("bind the policy").map(drop)
+    })
+}
+
+/// How often the policy was asked so far.
+fn calls(cluster: &Cluster) -> anyhow::Result<u64> {
+    let global = cluster.global();
+    cluster.block_on(async {
+        let request = ListBindingsRequest { tenant_id: "policy".to_owned() };
+        let answer = witan::cli::client::plugins(&global).await?.list_bindings(request).await?.into_inner();
+        Ok(answer.bindings.iter().filter(|binding| binding.tenant_id == "policy").map(|binding| binding.calls).sum())
+    })
+}
+
+/// Microseconds of processor time an operation, and operations.
+fn cost(options: &Options, cluster: &Cluster, tenant: &str, round: u32) -> anyhow::Result<(f64, u64)> {
+    let load = Load {
+        warm_up: Duration::ZERO,
+        seed: u64::from(round) + 1,
+        ..load(options, cluster.coordinator.endpoint(), tenant, Mode::Session)
+    };
+    let before = cluster.coordinator.processor_time()?;
+    let measured = load.measure(&Arc::new(Progress::default()))?;
+    let spent = cluster.coordinator.processor_time()? - before;
+    anyhow::ensure!(measured.failed() == 0, "operations failed: {:?}", measured.errors);
+    Ok((spent.as_secs_f64() * 1e6 / measured.all.max(1) as f64, measured.all))
+}
