@@ -113,8 +113,14 @@ pub enum Command {
     /// Run a whole cluster in one process, with embedded back ends
     Dev(dev::Args),
     /// Run a coordinator
+    ///
+    /// A coordinator takes the requests of clients, sends them to the storage nodes that hold the key, and lets the tenant's
+    /// plugins decide. Prints a line that starts with `ready` once it serves; SIGTERM lets what is in flight end.
     Serve(serve::Args),
     /// Run a storage node
+    ///
+    /// A storage node keeps replicas of keys in a folder, and merges what coordinators send it. Prints a line that starts with
+    /// `ready` once it serves; SIGTERM lets what is in flight end.
     Node(node::Args),
     /// Read, write and delete keys
     #[command(subcommand, after_help = kv::EXAMPLES)]

@@ -37,7 +37,7 @@ pub use metrics::Metrics;
 pub use request::{ReadAnswer, ReadRequest, WriteRequest, Written};
 
 use admission::Admission;
-use plan::Plan;
+
 
 /// The implementations of the ports that a coordinator runs over.
 pub trait World: Send + Sync + 'static {
@@ -137,10 +137,11 @@ impl<W: World> Coordinator<W> {
         let Some(permit) = admitted else {
             return respond(Err(self.overloaded().not_applied()));
         };
+        let under_way = self.metrics.begin();
         let coordinator = Arc::clone(self);
         tokio::spawn(async move {
             coordinator.run_write(request, respond).await;
-            drop(permit);
+            drop((permit, under_way));
         });
     }
 
@@ -150,10 +151,11 @@ impl<W: World> Coordinator<W> {
         let Some(permit) = self.admission.admit(&request.tenant, 0) else {
             return respond(Err(self.overloaded().of_read()));
         };
+        let under_way = self.metrics.begin();
         let coordinator = Arc::clone(self);
         tokio::spawn(async move {
             coordinator.run_read(request, respond).await;
-            drop(permit);
+            drop((permit, under_way));
         });
     }
 

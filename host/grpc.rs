@@ -8,7 +8,7 @@ mod keyvalue;
 mod nodes;
 mod plugins;
 pub mod server;
-mod session;
+pub mod session;
 mod status;
 mod tenants;
 

@@ -20,7 +20,7 @@ use witan_kernel::tenant::Tenant;
 use witan_store::Durability;
 use witan_store::idempotency::EmbeddedIdempotency;
 use witan_store::metadata::{Metadata, Secret, SqliteMetadata};
-use witan_store::tenants::{CacheConfig, TenantCache};
+use witan_store::tenants::{TenantCache, TenantCacheConfig};
 use witan_wire::v1::DescribeRequest;
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
@@ -135,24 +135,24 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let keys = context_keys(&secrets)?;
     let nodes: Vec<StorageNode> = metadata.nodes().await.context("read nodes")?.into_iter().map(|n| n.node).collect();
     let idempotency = open_idempotency(&config, clock).await?;
-    let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), Arc::new(clock), CacheConfig::default()));
+    let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), clock, TenantCacheConfig::default()));
     let lanes = Arc::new(Lanes::new(clock, Tcp, config.node_id.clone()));
     lanes.set_nodes(&nodes);
-    let platform = platform::start(&config, Arc::clone(&metadata), clock).await?;
+    let platform = platform::start(&config, Arc::clone(&metadata)).await?;
     let ports = Ports::<Embedded> {
         clock,
         randomness: SystemRandomness,
         replicas: Arc::clone(&lanes),
         idempotency: Arc::clone(&idempotency),
         tenants: Arc::clone(&tenants),
-        plugins: platform.plugins(),
+        plugins: Arc::new(platform.clone()),
     };
     let coordinator = Coordinator::new(ports, ring_of(&nodes, 1), keys, config.defaults.clone());
     let local = Arc::new(Local { coordinator: Arc::clone(&coordinator), lanes: Arc::clone(&lanes), tenants });
     let catalog = Arc::new(Catalog::new(Arc::clone(&metadata), local));
     let mut registry = Registry::default();
     coordinator.metrics().register(&mut registry);
-    platform.register(&mut registry);
+    platform::register(&platform, &mut registry);
     let admin = Admin { metrics: Arc::new(registry), readiness: readiness(metadata, lanes.clone(), clock) };
     lanes.tried().await;
 
@@ -191,7 +191,7 @@ async fn open_idempotency(config: &Config, clock: SystemClock) -> anyhow::Result
     let folder = config.data_dir.join("idempotency");
     let durability = config.durability;
     let shown = folder.display().to_string();
-    let opened = tokio::task::spawn_blocking(move || EmbeddedIdempotency::open(folder, Arc::new(clock), durability));
+    let opened = tokio::task::spawn_blocking(move || EmbeddedIdempotency::open(folder, clock, durability));
     Ok(Arc::new(opened.await?.with_context(|| format!("open the idempotency store {shown}"))?))
 }
 

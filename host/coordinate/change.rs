@@ -33,7 +33,7 @@ impl<W: World> Coordinator<W> {
         let write_id = write_id(
             &plan.place.tenant,
             &plan.place.key,
-            &idempotency_key,
+            idempotency_key.as_bytes(),
             request.operation(),
             request.value.as_deref(),
             &request.context,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use witan_kernel::failure::{Failed, Failure};
@@ -51,6 +52,7 @@ pub struct Metrics {
     pub replicas_missed: Counter,
     /// Idempotency records that could not be settled.
     pub idempotency_unsettled: Counter,
+    in_flight: Gauge,
     reads: Counter,
 }
 
@@ -82,6 +84,7 @@ impl Default for Metrics {
             hedges: Counter::default(),
             replicas_missed: Counter::default(),
             idempotency_unsettled: Counter::default(),
+            in_flight: Gauge::default(),
             reads: Counter::default(),
         }
     }
@@ -106,6 +109,13 @@ impl Metrics {
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
         }
+        registry.register("witan_operations_in_flight", "Operations under way", self.in_flight.clone());
+    }
+
+    /// Counts an operation as under way until the answer is dropped; what goes on behind its response is a part of it.
+    pub(super) fn begin(&self) -> UnderWay {
+        self.in_flight.inc();
+        UnderWay(self.in_flight.clone())
     }
 
     pub(super) fn finished(&self, operation: Operation, failed: Option<&Failed>, micros: u64) {
@@ -121,6 +131,15 @@ impl Metrics {
     /// slow because it is overloaded.
     pub(super) fn may_hedge(&self) -> bool {
         self.hedges.get() * 20 <= self.reads.get() + 20
+    }
+}
+
+/// An operation that is counted as under way.
+pub(super) struct UnderWay(Gauge);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

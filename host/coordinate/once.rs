@@ -165,5 +165,5 @@ impl<W: World> Coordinator<W> {
 }
 
 fn name(tenant: &TenantId, key: &Key, idempotency_key: &str) -> Name {
-    Name::new(tenant, key, idempotency_key)
+    Name::new(tenant, key, idempotency_key.as_bytes())
 }

@@ -102,8 +102,18 @@ fn context(context: Bytes) -> Result<Bytes, Invalid> {
     Ok(context)
 }
 
-/// A call's own deadline, as `grpc-timeout` tells it.
+/// Longest by which an operation ends before its client gives up.
+const HEAD_START: Duration = Duration::from_millis(100);
+
+/// How long an operation may take for a call with this deadline: a little less, so that its answer, which says why it is
+/// late and whether it happened, still arrives. At the deadline itself gRPC ends the call on both sides without a word.
 pub(super) fn timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
+    let told = told_timeout(metadata)?;
+    Some(told - (told / 10).min(HEAD_START))
+}
+
+/// A call's own deadline, as `grpc-timeout` tells it.
+fn told_timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let amount: u64 = digits.parse().ok()?;
@@ -129,8 +139,9 @@ mod tests {
             metadata.insert("grpc-timeout", text.parse().unwrap());
             timeout(&metadata)
         };
-        assert_eq!(told("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(told("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(told("250m"), Some(Duration::from_millis(225)));
+        assert_eq!(told("2S"), Some(Duration::from_millis(1900)));
+        assert_eq!(told("0n"), Some(Duration::ZERO));
         assert_eq!(told("S"), None);
         assert_eq!(told("1x"), None);
         assert_eq!(told(""), None);

@@ -48,7 +48,7 @@ enum Job {
 }
 
 /// The stream of responses. It ends when the client has closed its side and everything is answered.
-pub(super) struct Responses {
+pub struct Responses {
     ready: mpsc::Receiver<Finished>,
     freed: mpsc::Sender<Option<Line>>,
     batch: Vec<Finished>,

@@ -69,6 +69,14 @@ CREATE TABLE plugin_bindings_in_force (
     PRIMARY KEY (tenant_id, hook)
 ) STRICT, WITHOUT ROWID;
 
+-- What the plugin platform stores of a slot's binding: a text of its own, versioned in itself.
+CREATE TABLE plugin_binding_records (
+    tenant_id TEXT NOT NULL CHECK (length(CAST(tenant_id AS BLOB)) <= 256),
+    hook TEXT NOT NULL,
+    record TEXT NOT NULL,
+    PRIMARY KEY (tenant_id, hook)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE cluster_secrets (
     secret_id INTEGER NOT NULL PRIMARY KEY CHECK (secret_id >= 1),
     secret BLOB NOT NULL CHECK (length(secret) = 32),

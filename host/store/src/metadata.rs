@@ -119,6 +119,15 @@ pub trait Metadata: Send + Sync + 'static {
     /// The bindings that a slot has had, newest first, at most [`HISTORY`].
     fn binding_history(&self, slot: &Slot) -> Answer<Vec<Binding>>;
 
+    /// What the plugin platform has stored of its bindings: one text for each slot, by tenant and hook.
+    fn binding_records(&self) -> Answer<Vec<String>>;
+
+    /// Stores a slot's text in place of the one before.
+    fn save_binding_record(&self, slot: &Slot, record: String) -> Answer<()>;
+
+    /// Forgets a slot's text. Not an error when there is none.
+    fn remove_binding_record(&self, slot: &Slot) -> Answer<()>;
+
     /// The cluster's secrets, newest first: what is on record, or, on the cluster's first start, `fresh` as the first one.
     /// Of several coordinators that start at once, all are answered with the same.
     fn secrets(&self, fresh: [u8; 32], now_ms: u64) -> Answer<Vec<Secret>>;

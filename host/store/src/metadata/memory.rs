@@ -28,6 +28,7 @@ struct State {
     nodes: BTreeMap<NodeId, NodeOnRecord>,
     artifacts: BTreeMap<Digest, Artifact>,
     slots: BTreeMap<SlotKey, SlotState>,
+    records: BTreeMap<SlotKey, String>,
     secrets: Vec<Secret>,
 }
 
@@ -305,6 +306,26 @@ impl Metadata for MemoryMetadata {
         self.answer(move |state| {
             let newest_first = state.slots.get(&key).into_iter().flat_map(|slot| slot.history.values().rev());
             Ok(newest_first.take(HISTORY).cloned().collect())
+        })
+    }
+
+    fn binding_records(&self) -> Answer<Vec<String>> {
+        self.answer(|state| Ok(state.records.values().cloned().collect()))
+    }
+
+    fn save_binding_record(&self, slot: &Slot, record: String) -> Answer<()> {
+        let key = slot_key(slot);
+        self.answer(move |state| {
+            state.records.insert(key, record);
+            Ok(())
+        })
+    }
+
+    fn remove_binding_record(&self, slot: &Slot) -> Answer<()> {
+        let key = slot_key(slot);
+        self.answer(move |state| {
+            state.records.remove(&key);
+            Ok(())
         })
     }
 

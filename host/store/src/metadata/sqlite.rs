@@ -23,6 +23,7 @@ mod bindings;
 mod cluster;
 mod columns;
 mod plugins;
+mod records;
 mod tenants;
 
 #[cfg(test)]
@@ -288,6 +289,20 @@ impl Metadata for SqliteMetadata {
     fn binding_history(&self, slot: &Slot) -> Answer<Vec<Binding>> {
         let slot = slot.clone();
         self.read(|db| Box::pin(bindings::history(db, slot)))
+    }
+
+    fn binding_records(&self) -> Answer<Vec<String>> {
+        self.read(|db| Box::pin(records::all(db)))
+    }
+
+    fn save_binding_record(&self, slot: &Slot, record: String) -> Answer<()> {
+        let slot = slot.clone();
+        self.write(move |db| Box::pin(records::save(db, slot, record)))
+    }
+
+    fn remove_binding_record(&self, slot: &Slot) -> Answer<()> {
+        let slot = slot.clone();
+        self.write(move |db| Box::pin(records::remove(db, slot)))
     }
 
     fn secrets(&self, fresh: [u8; 32], now_ms: u64) -> Answer<Vec<Secret>> {

@@ -1,0 +1,82 @@
+//! The plugin platform of a coordinator: its host, and where its bindings are kept.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
+use witan_kernel::hook::Hook;
+use witan_kernel::name::TenantId;
+use witan_kernel::port::StoreError;
+use witan_plugin::{BindingRecord, BindingStore, Limits, PluginHost, Settings};
+use witan_store::metadata::{Metadata, Slot};
+
+use super::compose::Config;
+
+/// Starts the plugin host on the coordinator's folders. Its bindings are in the metadata store.
+pub async fn start(config: &Config, metadata: Arc<dyn Metadata>) -> anyhow::Result<PluginHost> {
+    let settings = Settings {
+        data_dir: config.data_dir.join("plugins"),
+        folder: config.plugins.clone(),
+        limits: Limits::default(),
+    };
+    let bindings = Arc::new(Bindings { metadata, runtime: Handle::current() });
+    let started = tokio::task::spawn_blocking(move || PluginHost::start(settings, bindings));
+    started.await?.context("start the plugin host")
+}
+
+/// Bindings in the metadata store.
+struct Bindings {
+    metadata: Arc<dyn Metadata>,
+    runtime: Handle,
+}
+
+impl BindingStore for Bindings {
+    fn load(&self) -> Result<Vec<BindingRecord>, StoreError> {
+        let records = self.runtime.block_on(self.metadata.binding_records())?;
+        records.iter().map(|record| BindingRecord::decode(record)).collect()
+    }
+
+    fn save(&self, record: &BindingRecord) -> Result<(), StoreError> {
+        let slot = Slot { tenant: record.tenant.clone(), hook: record.hook };
+        self.runtime.block_on(self.metadata.save_binding_record(&slot, record.encode()))
+    }
+
+    fn remove(&self, tenant: Option<&TenantId>, hook: Hook) -> Result<(), StoreError> {
+        let slot = Slot { tenant: tenant.cloned(), hook };
+        self.runtime.block_on(self.metadata.remove_binding_record(&slot))
+    }
+}
+
+/// Makes the host's counts visible.
+pub fn register(host: &PluginHost, registry: &mut Registry) {
+    registry.register_collector(Box::new(Counted(host.clone())));
+}
+
+#[derive(Debug)]
+struct Counted(PluginHost);
+
+impl Collector for Counted {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let counts = self.0.counts();
+        let metrics: [(&str, &str, fn(&witan_plugin::metrics::Counts) -> u64); 5] = [
+            ("witan_plugin_calls", "Questions put to plugins", |c| c.calls),
+            ("witan_plugin_faults", "Questions on which plugins failed", |c| c.faults),
+            ("witan_plugin_refused", "Questions not put: open breaker, full queue, share used up", |c| c.refused),
+            ("witan_plugin_swaps", "Versions put in force", |c| c.swaps),
+            ("witan_plugin_nanoseconds", "Time that calls took", |c| c.nanos),
+        ];
+        for (name, help, read) in metrics {
+            let kind = prometheus_client::metrics::MetricType::Counter;
+            let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+            for (hook, counts) in &counts {
+                let label = [("hook", hook.as_str())];
+                ConstCounter::new(read(counts)).encode(family.encode_family(&label)?)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,276 @@
+//! The plugin platform's service.
+
+use std::pin::Pin;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::broadcast;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Code, Request, Response, Status, Streaming};
+use witan_kernel::hook::Hook;
+use witan_kernel::name::{Invalid, TenantId};
+use witan_plugin::event::Event;
+use witan_plugin::registry::{Artifact, Binding};
+use witan_plugin::{BindRequest, OnFault, PluginError, PluginHost, Reference};
+use witan_wire::v1;
+use witan_wire::v1::plugin_service_server::PluginService;
+use witan_wire::v1::upload_plugin_request::Part;
+
+use super::status::{invalid, refused, store_report};
+
+/// Largest upload; the plugin host's own bound, which may be smaller, is checked after.
+const UPLOAD_BYTES: usize = 32 << 20;
+
+/// The plugin service.
+pub struct PluginApi {
+    host: PluginHost,
+}
+
+impl PluginApi {
+    /// Serves `host`.
+    pub fn new(host: PluginHost) -> Self {
+        Self { host }
+    }
+
+    fn find(&self, plugin: &str) -> Result<Artifact, Status> {
+        let reference = self.reference("plugin", plugin)?;
+        let found = self.host.artifact(&reference);
+        found.ok_or_else(|| refused(Code::NotFound, "PLUGIN_NOT_FOUND", format!("no plugin {plugin} is known")))
+    }
+
+    /// Reads a reference; the unique beginning of a digest, 8 digits at least, stands for the digest.
+    fn reference(&self, field: &'static str, text: &str) -> Result<Reference, Status> {
+        let is_beginning = (8..64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
+        if is_beginning {
+            let artifacts = self.host.artifacts();
+            let mut meant = artifacts.iter().filter(|a| a.digest.to_string().starts_with(&text.to_lowercase()));
+            if let (Some(artifact), None) = (meant.next(), meant.next()) {
+                return Ok(Reference::Digest(artifact.digest));
+            }
+        }
+        Reference::parse(text).ok_or_else(|| {
+            let remedy = "use a digest, name@version or a name, as `witan plugin list` shows them";
+            invalid(&Invalid::new(field, format!("{text:?} names no plugin"), remedy))
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl PluginService for PluginApi {
+    async fn upload_plugin(
+        &self,
+        request: Request<Streaming<v1::UploadPluginRequest>>,
+    ) -> Result<Response<v1::UploadPluginResponse>, Status> {
+        let bytes = receive(request.into_inner()).await?;
+        let artifact = self.host.stage(bytes).await.map_err(status)?;
+        Ok(Response::new(v1::UploadPluginResponse { plugin: Some(info(&artifact)) }))
+    }
+
+    async fn list_plugins(
+        &self,
+        _: Request<v1::ListPluginsRequest>,
+    ) -> Result<Response<v1::ListPluginsResponse>, Status> {
+        let plugins = self.host.artifacts().iter().map(info).collect();
+        Ok(Response::new(v1::ListPluginsResponse { plugins }))
+    }
+
+    async fn get_plugin(
+        &self,
+        request: Request<v1::GetPluginRequest>,
+    ) -> Result<Response<v1::GetPluginResponse>, Status> {
+        let artifact = self.find(&request.get_ref().plugin)?;
+        Ok(Response::new(v1::GetPluginResponse { plugin: Some(info(&artifact)) }))
+    }
+
+    async fn remove_plugin(
+        &self,
+        request: Request<v1::RemovePluginRequest>,
+    ) -> Result<Response<v1::RemovePluginResponse>, Status> {
+        let reference = self.reference("plugin", &request.get_ref().plugin)?;
+        self.host.remove(reference).await.map_err(status)?;
+        Ok(Response::new(v1::RemovePluginResponse {}))
+    }
+
+    async fn bind_plugin(
+        &self,
+        request: Request<v1::BindPluginRequest>,
+    ) -> Result<Response<v1::BindPluginResponse>, Status> {
+        let request = request.into_inner();
+        let (tenant, hook) = slot(&request.tenant_id, &request.hook)?;
+        let on_fault = OnFault::parse(&request.on_fault).ok_or_else(|| {
+            let problem = format!("{:?} is not known", request.on_fault);
+            invalid(&Invalid::new("on_fault", problem, "use \"native\" or \"fail\""))
+        })?;
+        if !matches!(request.mode.as_str(), "" | "active") {
+            let why = format!("mode {:?} is not offered yet; use \"active\"", request.mode);
+            return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
+        }
+        let previous = self.in_force(tenant.as_ref(), hook);
+        if request.plugin.is_empty() {
+            self.host.unbind(tenant, hook).await.map_err(status)?;
+            return Ok(Response::new(v1::BindPluginResponse { binding: None, previous }));
+        }
+        let plugin = self.reference("plugin", &request.plugin)?;
+        let bind = BindRequest { tenant, hook, plugin, configuration: request.configuration, on_fault };
+        let bound = self.host.bind(bind).await.map_err(status)?;
+        Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
+    }
+
+    async fn rollback_binding(
+        &self,
+        request: Request<v1::RollbackBindingRequest>,
+    ) -> Result<Response<v1::BindPluginResponse>, Status> {
+        let (tenant, hook) = slot(&request.get_ref().tenant_id, &request.get_ref().hook)?;
+        let previous = self.in_force(tenant.as_ref(), hook);
+        let bound = self.host.rollback(tenant, hook).await.map_err(status)?;
+        Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
+    }
+
+    async fn list_bindings(
+        &self,
+        request: Request<v1::ListBindingsRequest>,
+    ) -> Result<Response<v1::ListBindingsResponse>, Status> {
+        let wanted = &request.get_ref().tenant_id;
+        let bindings = self.host.bindings();
+        let of_tenant = bindings
+            .iter()
+            .filter(|bound| wanted.is_empty() || bound.record.tenant.as_ref().is_some_and(|t| t.as_str() == wanted));
+        Ok(Response::new(v1::ListBindingsResponse { bindings: of_tenant.map(binding).collect() }))
+    }
+
+    type WatchPluginEventsStream = Pin<Box<dyn Stream<Item = Result<v1::PluginEvent, Status>> + Send>>;
+
+    async fn watch_plugin_events(
+        &self,
+        request: Request<v1::WatchPluginEventsRequest>,
+    ) -> Result<Response<Self::WatchPluginEventsStream>, Status> {
+        let (recent, next) = self.host.watch();
+        let recent = if request.get_ref().recent { recent } else { Vec::new() };
+        let first = tokio_stream::iter(recent).map(|each| Ok(event(&each)));
+        let following = futures::stream::unfold(next, |mut next| async move {
+            match next.recv().await {
+                Ok(each) => Some((Ok(event(&each)), next)),
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    let why = format!("{missed} events were missed: this watcher is too slow; watch again with `recent`");
+                    Some((Err(Status::data_loss(why)), next))
+                }
+                Err(broadcast::error::RecvError::Closed) => None,
+            }
+        });
+        Ok(Response::new(Box::pin(first.chain(following))))
+    }
+}
+
+impl PluginApi {
+    fn in_force(&self, tenant: Option<&TenantId>, hook: Hook) -> Option<v1::Binding> {
+        let bindings = self.host.bindings();
+        let of_slot = bindings.iter().find(|bound| bound.record.tenant.as_ref() == tenant && bound.record.hook == hook);
+        of_slot.map(binding)
+    }
+}
+
+/// Takes an upload in: a manifest, then the bytes.
+async fn receive(mut parts: Streaming<v1::UploadPluginRequest>) -> Result<Bytes, Status> {
+    let first = parts.message().await?.and_then(|first| first.part);
+    let Some(Part::Manifest(manifest)) = first else {
+        let remedy = "send the manifest in the first message, then the chunks";
+        return Err(invalid(&Invalid::new("manifest", "is not in the first message", remedy)));
+    };
+    let mut bytes = BytesMut::new();
+    while let Some(message) = parts.message().await? {
+        match message.part {
+            Some(Part::Chunk(chunk)) => {
+                if bytes.len() + chunk.len() > UPLOAD_BYTES {
+                    let remedy = format!("send at most {UPLOAD_BYTES} bytes in all");
+                    return Err(invalid(&Invalid::new("chunk", "takes the component over its bound", remedy)));
+                }
+                bytes.extend_from_slice(&chunk);
+            }
+            Some(Part::Manifest(_)) | None => {
+                return Err(invalid(&Invalid::new("part", "is not a chunk", "send chunks after the manifest")));
+            }
+        }
+    }
+    let bytes = bytes.freeze();
+    if manifest.size != 0 && manifest.size != bytes.len() as u64 {
+        let problem = format!("is {}, and {} bytes came", manifest.size, bytes.len());
+        return Err(invalid(&Invalid::new("size", problem, "send the whole component again")));
+    }
+    let digest = witan_plugin::Digest::of(&bytes).to_string();
+    if !manifest.digest.is_empty() && !manifest.digest.eq_ignore_ascii_case(&digest) {
+        let problem = format!("is not that of the bytes that came, which is {digest}");
+        return Err(invalid(&Invalid::new("digest", problem, "send the component again")));
+    }
+    Ok(bytes)
+}
+
+fn slot(tenant_id: &str, hook: &str) -> Result<(Option<TenantId>, Hook), Status> {
+    let tenant = match tenant_id {
+        "" => None,
+        id => Some(TenantId::new(id).map_err(|error| invalid(&error))?),
+    };
+    let hook = Hook::parse(hook).ok_or_else(|| {
+        let known = Hook::ALL.map(Hook::as_str).join(", ");
+        invalid(&Invalid::new("hook", format!("{hook:?} is not a hook"), format!("use one of {known}")))
+    })?;
+    Ok((tenant, hook))
+}
+
+fn info(artifact: &Artifact) -> v1::PluginInfo {
+    v1::PluginInfo {
+        digest: artifact.digest.to_string(),
+        name: artifact.name.clone(),
+        version: artifact.version.clone(),
+        hook: artifact.hook.to_string(),
+        deterministic: artifact.deterministic,
+        size: artifact.bytes,
+        state: "ready".to_owned(),
+    }
+}
+
+fn binding(bound: &Binding) -> v1::Binding {
+    let current = &bound.record.current;
+    let (name, version) = current.plugin.split_once('@').unwrap_or((&current.plugin, ""));
+    v1::Binding {
+        tenant_id: bound.record.tenant.as_ref().map_or_else(String::new, ToString::to_string),
+        hook: bound.record.hook.to_string(),
+        digest: current.digest.to_string(),
+        name: name.to_owned(),
+        version: version.to_owned(),
+        configuration: current.configuration.clone(),
+        on_fault: current.on_fault.as_str().to_owned(),
+        mode: "active".to_owned(),
+        number: current.number,
+        by_name: matches!(current.reference, Reference::Name { .. }),
+        calls: bound.counts.calls,
+        faults: bound.counts.faults,
+        breaker_open: bound.broken.is_some(),
+    }
+}
+
+fn event(event: &Event) -> v1::PluginEvent {
+    v1::PluginEvent {
+        at_ms: i64::try_from(event.at_ms).unwrap_or(i64::MAX),
+        kind: event.kind.as_str().to_owned(),
+        digest: event.digest.map_or_else(String::new, |digest| digest.to_string()),
+        name: event.plugin.clone(),
+        tenant_id: event.tenant.as_ref().map_or_else(String::new, ToString::to_string),
+        hook: event.hook.map_or_else(String::new, |hook| hook.to_string()),
+        reason: event.detail.clone(),
+    }
+}
+
+fn status(error: PluginError) -> Status {
+    let message = error.to_string();
+    match error {
+        PluginError::Invalid(_) => refused(Code::InvalidArgument, "INVALID_REQUEST", message),
+        PluginError::Refused(_) => refused(Code::FailedPrecondition, "PLUGIN_REFUSED", message),
+        PluginError::NotFound(_) => refused(Code::NotFound, "PLUGIN_NOT_FOUND", message),
+        PluginError::InUse(_) => refused(Code::FailedPrecondition, "PLUGIN_IN_USE", message),
+        PluginError::Busy => refused(Code::ResourceExhausted, "OVERLOADED", message),
+        PluginError::Store(error) => store_report(&error, "INVALID_REQUEST", "INVALID_REQUEST").status(),
+        PluginError::Host(reason) => {
+            tracing::error!(%reason, "the plugin host failed");
+            refused(Code::Internal, "INTERNAL_ERROR", "internal error; the log says more")
+        }
+    }
+}
