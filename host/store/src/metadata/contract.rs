@@ -50,6 +50,7 @@ pub(crate) async fn all<M: Metadata>(metadata: &M) {
     nodes(metadata).await;
     artifacts(metadata).await;
     bindings(metadata).await;
+    binding_records(metadata).await;
     a_long_history(metadata).await;
     secrets(metadata).await;
     bounds(metadata).await;
@@ -154,6 +155,19 @@ async fn artifacts<M: Metadata>(metadata: &M) {
         first.into_iter().chain(rest).map(|entry| (entry.digest.0[0], entry.size, entry.hook)).collect();
     assert_eq!(listed, [(1, 1001, hooks[0]), (2, 1002, hooks[1]), (3, 1003, hooks[2])]);
     assert!(matches!(metadata.remove_artifact(Digest([9; 32])).await, Err(StoreError::Missing(_))));
+}
+
+async fn binding_records<M: Metadata>(metadata: &M) {
+    let own = slot(Some("cart"), Hook::ConflictResolver);
+    let default = slot(None, Hook::ConflictResolver);
+    assert_eq!(metadata.binding_records().await, Ok(Vec::new()));
+    metadata.save_binding_record(&own, "first".to_owned()).await.expect("stored");
+    metadata.save_binding_record(&default, "default".to_owned()).await.expect("stored");
+    metadata.save_binding_record(&own, "second".to_owned()).await.expect("stored");
+    assert_eq!(metadata.binding_records().await, Ok(vec!["default".to_owned(), "second".to_owned()]));
+    metadata.remove_binding_record(&own).await.expect("removed");
+    metadata.remove_binding_record(&own).await.expect("nothing to remove is no error");
+    assert_eq!(metadata.binding_records().await, Ok(vec!["default".to_owned()]));
 }
 
 async fn bindings<M: Metadata>(metadata: &M) {

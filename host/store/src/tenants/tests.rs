@@ -117,6 +117,15 @@ impl Metadata for Watched {
     fn binding_history(&self, slot: &Slot) -> Answer<Vec<Binding>> {
         self.inner.binding_history(slot)
     }
+    fn binding_records(&self) -> Answer<Vec<String>> {
+        self.inner.binding_records()
+    }
+    fn save_binding_record(&self, slot: &Slot, record: String) -> Answer<()> {
+        self.inner.save_binding_record(slot, record)
+    }
+    fn remove_binding_record(&self, slot: &Slot) -> Answer<()> {
+        self.inner.remove_binding_record(slot)
+    }
     fn secrets(&self, fresh: [u8; 32], now_ms: u64) -> Answer<Vec<Secret>> {
         self.inner.secrets(fresh, now_ms)
     }
