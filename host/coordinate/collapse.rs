@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use witan_kernel::hook::{Asked, Operation, ResolverQuestion, Sibling};
+use witan_kernel::hook::{Asked, Operation, ResolverQuestion};
 use witan_kernel::port::Clock;
 use witan_kernel::quorum::{Collapse, collapse};
 use witan_kernel::record::{Encoded, Record};
@@ -91,16 +91,9 @@ impl<W: World> Coordinator<W> {
     }
 }
 
-/// What a resolver is asked about a record, and the values it is shown: equal ones once, in an order that every coordinator
-/// would choose alike.
+/// What a resolver is asked about a record, and the values it is shown.
 pub(super) fn question(place: &Place, record: &Siblings) -> (ResolverQuestion, Vec<bytes::Bytes>) {
-    let mut siblings: Vec<Sibling> = record
-        .live()
-        .filter_map(|version| version.value.clone().map(|value| Sibling { value, time: version.time }))
-        .collect();
-    siblings.sort_by(|a, b| (a.time, &a.value).cmp(&(b.time, &b.value)));
-    let mut shown: HashSet<bytes::Bytes> = HashSet::with_capacity(siblings.len());
-    siblings.retain(|sibling| shown.insert(sibling.value.clone()));
+    let siblings = if record.is_deleted() { Vec::new() } else { record.live_values_deduplicated() };
     let values = siblings.iter().map(|sibling| sibling.value.clone()).collect();
     (ResolverQuestion { key: place.key.clone(), siblings }, values)
 }

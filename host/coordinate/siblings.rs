@@ -135,26 +135,13 @@ pub(super) fn claimed(claims: &Claims) -> (VersionVector, Vec<WriteId>) {
     }
 }
 
-/// What a writer has seen after its write: what it had seen before, and its own write. Its dot can be said by the vector
-/// only where it follows directly on what the vector says; else the write's id says it, for a vector that jumps ahead would
-/// claim concurrent writes that the client was never shown.
+/// What a writer has seen after its write.
 fn after(before: &Claims, record: &Encoded, write_id: WriteId) -> Claims {
-    let (mut seen, mut ids) = claimed(before);
-    let decoded = record.decode().ok();
-    let dots = decoded.iter().flat_map(|record| match record {
-        Record::Siblings(siblings) => siblings.versions.as_slice(),
-        Record::Register(_) => &[],
-    });
-    let mine = dots.filter(|version| version.ids.contains(&write_id)).flat_map(|version| version.dots.iter());
-    let mut said = false;
-    for dot in mine {
-        if seen.get(&dot.actor) + 1 == dot.counter {
-            seen.advance(dot);
-            said = true;
-        }
-    }
-    if !said {
-        ids.push(write_id);
-    }
+    let record = match record.decode() {
+        Ok(Record::Siblings(record)) => record,
+        // Stored all the same: the write's name alone is claimed.
+        Ok(Record::Register(_)) | Err(_) => Siblings::default(),
+    };
+    let (seen, ids) = record.claims_after(claimed(before), &write_id);
     Claims::Siblings { seen, ids }
 }
