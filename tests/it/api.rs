@@ -1,0 +1,10 @@
+//! What each call answers over real sockets: values and their errors, idempotency, siblings, sessions, tenants and nodes.
+
+mod catalog;
+mod cut_off;
+mod errors;
+mod idempotency;
+mod servers;
+mod sessions;
+mod siblings;
+mod values;

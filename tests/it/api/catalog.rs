@@ -1,0 +1,122 @@
+//! Tenants and nodes: what can be changed, what cannot yet, and what each refusal says.
+
+use tonic::{Code, Status};
+use witan_wire::v1;
+
+use crate::harness::{Api, Dev, Refusal, write};
+
+fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> Refusal {
+    result.expect_err("refused").into()
+}
+
+async fn create(api: &Api, change: impl FnOnce(&mut v1::CreateTenantRequest)) -> Refusal {
+    let mut request = v1::CreateTenantRequest { tenant_id: "new".to_owned(), ..v1::CreateTenantRequest::default() };
+    change(&mut request);
+    refusal(api.client().create_tenant(request).await)
+}
+
+#[tokio::test]
+async fn tenants_are_created_once_and_within_bounds() {
+    let dev = Dev::start().await;
+    let api = dev.api();
+    api.tenant("t", |_| {}).await;
+    let exists = create(&api, |request| request.tenant_id = "t".to_owned()).await;
+    assert_eq!(exists.told(), (Code::AlreadyExists, "TENANT_EXISTS", "not-applied", ""));
+    let too_many = create(&api, |request| request.replication_factor = 4).await;
+    assert_eq!(too_many.told(), (Code::FailedPrecondition, "INVALID_REPLICATION_FACTOR", "not-applied", ""));
+    let bad = |field| (Code::InvalidArgument, "INVALID_REQUEST", "not-applied", field);
+    for factor in [-1, 6] {
+        let out_of_range = create(&api, |request| request.replication_factor = factor).await;
+        assert_eq!(out_of_range.told(), bad("replication_factor"));
+    }
+    let odd = || "odd".to_owned();
+    assert_eq!(create(&api, |request| request.tenant_id = "a:b".to_owned()).await.told(), bad("tenant_id"));
+    assert_eq!(create(&api, |request| request.conflict_mode = odd()).await.told(), bad("conflict_mode"));
+    assert_eq!(create(&api, |request| request.ordering = odd()).await.told(), bad("ordering"));
+    assert_eq!(create(&api, |request| request.read_repair = odd()).await.told(), bad("read_repair"));
+    assert_eq!(create(&api, |request| request.minimum_level = odd()).await.told(), bad("minimum_level"));
+    assert_eq!(create(&api, |request| request.default_level = odd()).await.told(), bad("default_level"));
+    assert_eq!(create(&api, |request| request.idempotency_outage = odd()).await.told(), bad("idempotency_outage"));
+    let missing = refusal(api.client().get_tenant(v1::GetTenantRequest { tenant_id: "new".to_owned() }).await);
+    assert_eq!((missing.code, missing.reason.as_str()), (Code::NotFound, "TENANT_NOT_FOUND"), "none was created");
+}
+
+#[tokio::test]
+async fn tenants_change_by_version_and_list_by_pages() {
+    let dev = Dev::start().await;
+    let api = dev.api();
+    for index in 0..5 {
+        api.tenant(&format!("t{index}"), |_| {}).await;
+    }
+    let get = v1::GetTenantRequest { tenant_id: "t1".to_owned() };
+    let before = api.client().get_tenant(get.clone()).await.expect("get").into_inner();
+    assert_eq!((before.replication_factor, before.conflict_mode.as_str()), (3, "register"));
+    let update = v1::UpdateTenantRequest {
+        tenant_id: "t1".to_owned(),
+        version: before.version,
+        read_repair: "blocking".to_owned(),
+        ..v1::UpdateTenantRequest::default()
+    };
+    let after = api.client().update_tenant(update.clone()).await.expect("update").into_inner();
+    assert!(after.version > before.version);
+    assert_eq!((after.read_repair.as_str(), after.ordering.as_str()), ("blocking", "quorum"));
+    let stale = refusal(api.client().update_tenant(update.clone()).await);
+    assert_eq!(stale.told(), (Code::Aborted, "VERSION_CONFLICT", "not-applied", ""));
+    let whatever_stands = v1::UpdateTenantRequest { version: 0, ..update };
+    api.client().update_tenant(whatever_stands).await.expect("update without a version");
+
+    let mut listed = Vec::new();
+    let mut request = v1::ListTenantsRequest { page_size: 2, page_token: String::new() };
+    loop {
+        let page = api.client().list_tenants(request.clone()).await.expect("list").into_inner();
+        assert!(page.tenants.len() <= 2);
+        listed.extend(page.tenants.into_iter().map(|tenant| tenant.tenant_id));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(listed, ["t0", "t1", "t2", "t3", "t4"]);
+    let page_size = refusal(api.client().list_tenants(v1::ListTenantsRequest { page_size: 1001, ..request }).await);
+    assert_eq!((page_size.code, page_size.fields[0].as_str()), (Code::InvalidArgument, "page_size"));
+}
+
+#[tokio::test]
+async fn what_would_move_data_is_refused_and_why() {
+    let dev = Dev::start().await;
+    let api = dev.api();
+    api.tenant("t", |request| request.replication_factor = 1).await;
+    let factor =
+        |wanted| v1::UpdateReplicationFactorRequest { tenant_id: "t".to_owned(), new_replication_factor: wanted };
+    let changed = api.client().update_replication_factor(factor(2)).await.expect("no data yet").into_inner();
+    assert_eq!((changed.old_replication_factor, changed.new_replication_factor), (1, 2));
+    let too_many = refusal(api.client().update_replication_factor(factor(4)).await);
+    assert_eq!(too_many.told(), (Code::FailedPrecondition, "INVALID_REPLICATION_FACTOR", "not-applied", ""));
+    let out_of_range = refusal(api.client().update_replication_factor(factor(0)).await);
+    assert_eq!(out_of_range.told().3, "new_replication_factor");
+
+    let request = v1::WriteKeyValueRequest { consistency: "all".to_owned(), ..write("t", "k", "v") };
+    api.write(request).await.expect("write");
+    let not_yet = (Code::Unimplemented, "INVALID_REQUEST", "not-applied", "");
+    assert_eq!(refusal(api.client().update_replication_factor(factor(3)).await).told(), not_yet);
+    let node = v1::AddStorageNodeRequest {
+        node_id: "node-4".to_owned(),
+        host: "127.0.0.1".to_owned(),
+        port: 9,
+        virtual_nodes: 0,
+    };
+    let refused = refusal(api.client().add_storage_node(node.clone()).await);
+    assert_eq!(refused.told(), not_yet);
+    assert!(refused.message.contains("data"), "it says why: {}", refused.message);
+    let remove = |force| v1::RemoveStorageNodeRequest { node_id: "node-3".to_owned(), force };
+    assert_eq!(refusal(api.client().remove_storage_node(remove(false)).await).told(), not_yet);
+    assert_eq!(refusal(api.client().remove_storage_node(remove(true)).await).told(), not_yet);
+    let bad_port = v1::AddStorageNodeRequest { port: 70_000, ..node };
+    assert_eq!(refusal(api.client().add_storage_node(bad_port).await).told().3, "port");
+    let listed = api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.expect("list").into_inner();
+    assert_eq!(listed.nodes.len(), 3);
+    assert!(listed.nodes.iter().all(|node| node.reachable && node.virtual_nodes == 150), "{listed:?}");
+    assert!(listed.nodes.iter().map(|node| node.keys_count).sum::<i64>() > 0, "{listed:?}");
+    // And the data is where it was.
+    assert_eq!(api.read(crate::harness::read("t", "k")).await.expect("read").value, "v");
+}

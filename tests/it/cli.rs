@@ -1,0 +1,172 @@
+//! The command line as people and scripts use it: what it prints, and its exit codes.
+
+use std::io::Write;
+use std::process::{Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Dev, Process};
+
+/// The command line before one cluster.
+struct Cli {
+    endpoint: String,
+}
+
+impl Cli {
+    fn of(dev: &Dev) -> Self {
+        Self { endpoint: format!("http://{}", dev.address()) }
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Output {
+        self.run_with(arguments, b"").await
+    }
+
+    async fn run_with(&self, arguments: &[&str], input: &'static [u8]) -> Output {
+        let mut command = Process::witan();
+        command.args(arguments).args(["--timeout", "60s"]).env("WITAN_ENDPOINT", &self.endpoint);
+        command.env_remove("RUST_LOG").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let run = move || {
+            let mut child = command.spawn().expect("start witan");
+            let mut stdin = child.stdin.take().expect("stdin is piped");
+            // A command that does not read it closes it.
+            let _ = stdin.write_all(input);
+            drop(stdin);
+            child.wait_with_output().expect("wait for witan")
+        };
+        tokio::task::spawn_blocking(run).await.expect("run witan")
+    }
+
+    /// Runs a command that has to succeed, and reads the one object that it prints.
+    async fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(&[arguments, &["--output", "json"]].concat()).await;
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output.stdout)))
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test]
+async fn a_value_goes_in_and_comes_out_as_it_is() {
+    let dev = Dev::start().await;
+    let cli = Cli::of(&dev);
+    let created = cli.json(&["tenant", "create", "demo", "--read-repair", "blocking"]).await;
+    assert_eq!((&created["outcome"], &created["read_repair"]), (&json!("created"), &json!("blocking")));
+
+    let put = cli.run_with(&["kv", "put", "-t", "demo", "photo", "-"], &[0, 255, 10]).await;
+    assert!(put.status.success(), "{}", text(&put.stderr));
+    let get = cli.run(&["kv", "get", "-t", "demo", "photo"]).await;
+    assert_eq!(get.stdout, [0, 255, 10]);
+
+    let written = cli.json(&["kv", "put", "-t", "demo", "greeting", "hello", "--idempotency-key", "once"]).await;
+    let repeated = cli.json(&["kv", "put", "-t", "demo", "greeting", "hello", "--idempotency-key", "once"]).await;
+    assert_eq!((&written["is_duplicate"], &repeated["is_duplicate"]), (&json!(false), &json!(true)));
+    let read = cli.json(&["kv", "get", "-t", "demo", "greeting"]).await;
+    assert_eq!((&read["value"], &read["found"]), (&json!("hello"), &json!(true)));
+
+    let context = read["context"].as_str().expect("a context");
+    cli.json(&["kv", "delete", "-t", "demo", "greeting", "--context", context]).await;
+    let gone = cli.run(&["kv", "get", "-t", "demo", "greeting", "--output", "json"]).await;
+    assert_eq!(gone.status.code(), Some(3));
+    let gone: Value = serde_json::from_slice(&gone.stdout).expect("an object");
+    assert_eq!(gone["found"], json!(false));
+    assert!(gone["context"].is_string(), "a missing key has a context too: {gone}");
+}
+
+#[tokio::test]
+async fn siblings_are_shown_and_a_context_settles_them() {
+    let dev = Dev::start().await;
+    let cli = Cli::of(&dev);
+    cli.json(&["tenant", "create", "carts", "--conflict-mode", "siblings"]).await;
+    for value in ["one", "two"] {
+        cli.json(&["kv", "put", "-t", "carts", "cart", value]).await;
+    }
+    let shown = cli.run(&["kv", "get", "-t", "carts", "cart", "--consistency", "all"]).await;
+    let (out, notes) = (text(&shown.stdout), text(&shown.stderr));
+    assert!(out.contains("sibling 1 of 2") && out.contains("one") && out.contains("two"), "{out}");
+    assert!(notes.contains("context: "), "{notes}");
+
+    let read = cli.json(&["kv", "get", "-t", "carts", "cart", "--consistency", "all"]).await;
+    assert_eq!(read["siblings"].as_array().map(Vec::len), Some(2));
+    let context = read["context"].as_str().expect("a context");
+    cli.json(&["kv", "put", "-t", "carts", "cart", "both", "--context", context]).await;
+    let read = cli.json(&["kv", "get", "-t", "carts", "cart", "--consistency", "all"]).await;
+    assert_eq!((&read["value"], &read["siblings"]), (&json!("both"), &json!([])));
+}
+
+#[tokio::test]
+async fn errors_say_why_whether_it_happened_and_what_to_do() {
+    let dev = Dev::start().await;
+    let cli = Cli::of(&dev);
+    let refused = cli.run(&["kv", "put", "-t", "nobody", "key", "value"]).await;
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    for part in ["TENANT_NOT_FOUND", "nothing was changed", "witan tenant create"] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    let refused = cli.run(&["kv", "put", "-t", "nobody", "key", "value", "--output", "json"]).await;
+    let refused: Value = serde_json::from_slice(&refused.stdout).expect("an object");
+    assert_eq!(refused["error"]["reason"], json!("TENANT_NOT_FOUND"));
+    assert_eq!(refused["error"]["outcome"], json!("not-applied"));
+
+    let usage = cli.run(&["kv", "put", "-t", "demo", "key", "value", "--consistency", "most"]).await;
+    assert_eq!(usage.status.code(), Some(2));
+    let nobody = Cli { endpoint: "http://127.0.0.1:1".to_owned() };
+    let unreachable = nobody.run(&["nodes", "list"]).await;
+    assert_eq!(unreachable.status.code(), Some(1));
+    assert!(text(&unreachable.stderr).contains("--endpoint"), "{}", text(&unreachable.stderr));
+}
+
+#[tokio::test]
+async fn tenants_and_nodes_are_told() {
+    let dev = Dev::start().await;
+    let cli = Cli::of(&dev);
+    cli.json(&["tenant", "create", "a"]).await;
+    let kept = cli.json(&["tenant", "create", "a", "--if-missing"]).await;
+    assert_eq!(kept["outcome"], json!("kept"));
+    let version = kept["version"].to_string();
+    let updated = cli.json(&["tenant", "update", "a", "--ordering", "clock", "--version", &version]).await;
+    assert_eq!(updated["ordering"], json!("clock"));
+    let late = cli.run(&["tenant", "update", "a", "--ordering", "quorum", "--version", &version]).await;
+    assert!(text(&late.stderr).contains("VERSION_CONFLICT"), "{}", text(&late.stderr));
+    let listed = cli.json(&["tenant", "list"]).await;
+    assert_eq!(listed["tenants"][0]["tenant_id"], json!("a"));
+
+    let nodes = cli.json(&["nodes", "list"]).await;
+    assert_eq!(nodes["nodes"].as_array().map(Vec::len), Some(3));
+    let plain = text(&cli.run(&["nodes", "list"]).await.stdout);
+    assert_eq!(plain.lines().count(), 3, "a line per node, without a head, in a pipe: {plain}");
+    assert!(plain.lines().all(|line| line.split('\t').count() == 9), "{plain}");
+}
+
+#[tokio::test]
+async fn the_load_generator_measures_every_way() {
+    let dev = Dev::start().await;
+    let cli = Cli::of(&dev);
+    let bench = ["bench", "--warm-up", "0", "--concurrency", "8", "--keys", "50", "--operations", "300"];
+    for extra in [
+        &["--mode", "unary", "--distribution", "zipf"][..],
+        &["--mode", "session", "--threads", "2", "--preload"],
+        &["--mode", "unary", "--rate", "2000"],
+        &["--mode", "session", "--rate", "2000", "--value-size", "1KiB"],
+        &["--mode", "session", "--tenant", "carts", "--conflict-mode", "siblings"],
+    ] {
+        let result = cli.json(&[&bench[..], extra].concat()).await;
+        assert_eq!(result["operations"], json!(300), "{extra:?}: {result}");
+        assert_eq!(result["failed"], json!(0), "{extra:?}: {result}");
+        assert_ne!(result["write"]["p99_us"], json!(0), "{extra:?}: {result}");
+        assert_ne!(result["read"]["count"], json!(0), "{extra:?}: {result}");
+    }
+}
+
+#[tokio::test]
+async fn shells_get_their_completions() {
+    let cli = Cli { endpoint: "http://127.0.0.1:1".to_owned() };
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = cli.run(&["completions", shell]).await;
+        assert!(script.status.success());
+        assert!(text(&script.stdout).contains("witan"), "{shell}");
+    }
+}

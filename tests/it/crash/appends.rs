@@ -1,0 +1,103 @@
+//! Appends: several writers add values to the same keys, none having seen the others', and try again until each is
+//! acknowledged. Afterwards each stands exactly once, in the replicas' own records.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use witan_kernel::record::{Encoded, Record};
+use witan_wire::v1::ReadRequest;
+
+use super::attempt::{Change, Fate, values};
+use super::{Ground, Report};
+use crate::harness::{Api, node_client};
+
+const TENANT: &str = "siblings";
+/// Values of one key; 100 is the bound.
+const OF_A_KEY: usize = 60;
+
+/// What was appended.
+pub(super) struct Elements {
+    next: AtomicUsize,
+    fates: Mutex<Vec<(Change, Fate)>>,
+    nodes: Vec<SocketAddr>,
+}
+
+/// Appends until told to stop.
+pub(super) async fn run(ground: Ground, elements: std::sync::Arc<Elements>) -> Report {
+    while !ground.stopped() {
+        let change = elements.next();
+        let fate = change.settled(&ground.api).await;
+        elements.fates.lock().expect("no writer has panicked").push((change, fate));
+    }
+    Report::default()
+}
+
+impl Elements {
+    /// `nodes` are the replicas of every key.
+    pub(super) fn new(nodes: Vec<SocketAddr>) -> Self {
+        Self { next: AtomicUsize::new(0), fates: Mutex::default(), nodes }
+    }
+
+    fn next(&self) -> Change {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        Change {
+            tenant: TENANT,
+            key: format!("append {}", number / OF_A_KEY),
+            value: Some(format!("element {number}")),
+            name: format!("append {number}"),
+            context: Bytes::new(),
+        }
+    }
+
+    /// Compares what was appended with what reads show, and with what the nodes have.
+    pub(super) async fn judge(&self, api: &Api) -> Report {
+        let fates = std::mem::take(&mut *self.fates.lock().expect("no writer has panicked"));
+        let mut report = Report::default();
+        let keys: BTreeSet<&str> = fates.iter().map(|(change, _)| change.key.as_str()).collect();
+        let mut shown = HashMap::new();
+        let mut versions = HashMap::new();
+        for key in keys {
+            shown.insert(key, values(api, TENANT, key, "quorum").await.0);
+            versions.insert(key, self.versions(key).await);
+        }
+        for (change, fate) in &fates {
+            let value = change.value.as_deref().unwrap_or_default();
+            let stands = versions[change.key.as_str()].get(value).copied().unwrap_or(0);
+            let is_shown = shown[change.key.as_str()].iter().any(|shown| shown == value);
+            let right = match fate {
+                Fate::Acknowledged { .. } => stands == 1 && is_shown,
+                Fate::InDoubt => stands <= 1,
+                Fate::NotApplied => stands == 0 && !is_shown,
+            };
+            report.acknowledged += usize::from(matches!(fate, Fate::Acknowledged { .. }));
+            report.in_doubt += usize::from(*fate == Fate::InDoubt);
+            if !right {
+                report.violations.push(format!("{change:?} {fate:?} stands {stands} times, shown: {is_shown}"));
+            }
+        }
+        report
+    }
+
+    /// How often each value stands in the records of all replicas taken together. A read would show equal ones once.
+    async fn versions(&self, key: &str) -> HashMap<String, usize> {
+        let mut merged: Option<Record> = None;
+        for node in &self.nodes {
+            let request = ReadRequest { tenant_id: TENANT.to_owned(), key: key.to_owned(), ..ReadRequest::default() };
+            let told = node_client(*node).read(request).await.expect("read from a node").into_inner();
+            if let Some(bytes) = told.record {
+                let record = Encoded(bytes).decode().expect("a sound record");
+                merged = Some(Record::merge(merged, record).expect("records of one mode").0);
+            }
+        }
+        let mut counts = HashMap::new();
+        if let Some(Record::Siblings(siblings)) = merged {
+            for value in siblings.live().filter_map(|version| version.value.as_ref()) {
+                *counts.entry(String::from_utf8_lossy(value).into_owned()).or_default() += 1;
+            }
+        }
+        counts
+    }
+}

@@ -1,0 +1,113 @@
+//! Writers of registers. Each key has one writer, which does one thing after the other, so that what may be stored is known
+//! exactly: what was acknowledged last, or what has been in doubt since.
+
+use bytes::Bytes;
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::attempt::{Change, Fate, values};
+use super::{Ground, Report};
+
+const TENANT: &str = "registers";
+/// Changes of one key, after which the writer takes another.
+const CHANGES: usize = 40;
+
+/// A key and what was done to it.
+struct Key {
+    name: String,
+    /// In the order in which they were sent.
+    changes: Vec<(Change, Fate)>,
+}
+
+impl Key {
+    /// What a read may find: `None` is no value.
+    fn candidates(&self) -> Vec<Option<&str>> {
+        let mut candidates = vec![None];
+        for (change, fate) in &self.changes {
+            match fate {
+                Fate::Acknowledged { .. } => candidates = vec![change.value.as_deref()],
+                Fate::InDoubt => candidates.push(change.value.as_deref()),
+                Fate::NotApplied => {}
+            }
+        }
+        candidates
+    }
+
+    /// Compares with what is stored. Reads at `all` come last: they would repair what they find.
+    async fn check(&self, ground: &Ground, level: &str) -> Option<String> {
+        let (found, _) = values(&ground.api, TENANT, &self.name, level).await;
+        let found = found.first().map(String::as_str);
+        let candidates = self.candidates();
+        if candidates.contains(&found) {
+            return None;
+        }
+        let history: Vec<String> =
+            self.changes.iter().map(|(change, fate)| format!("{:?} {fate:?}", change.value)).collect();
+        Some(format!(
+            "register {}: a read at {level:?} found {found:?} and might have found {candidates:?}; history: {}",
+            self.name,
+            history.join(", ")
+        ))
+    }
+}
+
+/// Writes until told to stop, and compares then.
+pub(super) async fn run(ground: Ground, index: u64, mut random: StdRng) -> Report {
+    let mut report = Report::default();
+    let mut keys: Vec<Key> = Vec::new();
+    while !ground.stopped() {
+        let mut key = Key { name: format!("{index}/{}", keys.len()), changes: Vec::new() };
+        while key.changes.len() < CHANGES && !ground.stopped() {
+            match random.random_range(0..100) {
+                0..15 => report.violations.extend(key.check(&ground, "quorum").await),
+                15..30 => repeat(&ground, &key, &mut random, &mut report).await,
+                kind => key.change(&ground, kind, &mut random).await,
+            }
+        }
+        keys.push(key);
+    }
+    for key in &keys {
+        for (_, fate) in &key.changes {
+            report.acknowledged += usize::from(matches!(fate, Fate::Acknowledged { .. }));
+            report.in_doubt += usize::from(*fate == Fate::InDoubt);
+        }
+    }
+    for level in ["quorum", "all"] {
+        for key in &keys {
+            report.violations.extend(key.check(&ground, level).await);
+        }
+    }
+    report
+}
+
+/// Sends again what was acknowledged before: it must be known as done, and must not come back.
+async fn repeat(ground: &Ground, key: &Key, random: &mut StdRng, report: &mut Report) {
+    let named = |(change, fate): &&(Change, Fate)| !change.name.is_empty() && matches!(fate, Fate::Acknowledged { .. });
+    let acknowledged: Vec<_> = key.changes.iter().filter(named).collect();
+    if acknowledged.is_empty() {
+        return;
+    }
+    let (change, _) = acknowledged[random.random_range(0..acknowledged.len())];
+    if let Fate::Acknowledged { duplicate, .. } = change.settled(&ground.api).await {
+        report.repeated += 1;
+        if !duplicate {
+            report.violations.push(format!("{change:?} was acknowledged before and is now no duplicate"));
+        }
+    }
+}
+
+impl Key {
+    async fn change(&mut self, ground: &Ground, kind: u32, random: &mut StdRng) {
+        let number = self.changes.len();
+        let value = (kind < 85).then(|| format!("{}#{number}", self.name));
+        let named = random.random_bool(0.7);
+        let name = if named { format!("intention {number}") } else { String::new() };
+        let context = match self.changes.last() {
+            Some((_, Fate::Acknowledged { context, .. })) if random.random_bool(0.3) => context.clone(),
+            _ => Bytes::new(),
+        };
+        let change = Change { tenant: TENANT, key: self.name.clone(), value, name, context };
+        let fate = if named { change.settled(&ground.api).await } else { change.once(&ground.api).await };
+        self.changes.push((change, fate));
+    }
+}

@@ -1,0 +1,100 @@
+//! `witan dev`: a whole cluster in one process, which is stopped, killed, and started again.
+
+use std::time::Duration;
+
+use witan_wire::v1;
+
+use crate::harness::{Api, Dev, delete, get, read, write};
+
+/// Longest that Ctrl-C may take: the coordinator has 10 s for what is in flight, then each node 5 s.
+const SHUTDOWN: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn everything_is_found_again_after_an_interrupt_and_after_a_kill() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let mut dev = Dev::start_in(folder.path()).await;
+    let api = dev.api();
+    api.tenant("registers", |_| {}).await;
+    api.siblings_tenant("siblings").await;
+    fill(&api, "first").await;
+    dev.process().signal("INT");
+    let status = dev.process().ended(SHUTDOWN).await;
+    assert!(status.success(), "Ctrl-C ends with {status}");
+
+    let mut dev = Dev::start_in(folder.path()).await;
+    let api = dev.api();
+    check(&api, "first").await;
+    fill(&api, "second").await;
+    dev.process().kill();
+
+    let dev = Dev::start_in(folder.path()).await;
+    let api = dev.api();
+    check(&api, "first").await;
+    check(&api, "second").await;
+    let tenant = v1::GetTenantRequest { tenant_id: "siblings".to_owned() };
+    let tenant = api.client().get_tenant(tenant).await.expect("get a tenant").into_inner();
+    assert_eq!(tenant.conflict_mode, "siblings");
+}
+
+/// What a connection that nobody uses may do to a shutdown: nothing.
+#[tokio::test]
+async fn an_idle_session_does_not_hold_up_the_end() {
+    let mut dev = Dev::start().await;
+    let api = dev.api();
+    api.tenant("t", |_| {}).await;
+    let _session = api.session().await;
+    dev.process().signal("TERM");
+    let status = dev.process().ended(SHUTDOWN).await;
+    assert!(status.success(), "SIGTERM ends with {status}");
+}
+
+#[tokio::test]
+async fn health_and_metrics_are_served_and_nothing_is_kept_elsewhere() {
+    let dev = Dev::start().await;
+    let api = dev.api();
+    api.tenant("t", |_| {}).await;
+    api.write(write("t", "k", "v")).await.expect("write");
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(get(dev.admin(), path).await.expect(path), (200, "ok\n".to_owned()), "{path}");
+    }
+    let (status, metrics) = get(dev.admin(), "/metrics").await.expect("metrics");
+    assert_eq!(status, 200);
+    let counted = r#"coordinator_requests_total{operation="write",status="ok"} 1"#;
+    assert!(metrics.contains(counted), "no {counted} in\n{metrics}");
+    assert!(dev.data().is_dir());
+    assert_eq!(dev.nodes().len(), 3);
+}
+
+async fn fill(api: &Api, name: &str) {
+    let present = |tenant: &str, value: &str| v1::WriteKeyValueRequest {
+        idempotency_key: format!("{name} {tenant} {value}"),
+        ..write(tenant, name, value.to_owned())
+    };
+    api.write(present("registers", "value")).await.expect("write");
+    for value in ["a", "b"] {
+        api.write(present("siblings", value)).await.expect("write");
+    }
+    for tenant in ["registers", "siblings"] {
+        let key = format!("{name} deleted");
+        api.write(write(tenant, &key, "gone")).await.expect("write");
+        api.delete(delete(tenant, &key)).await.expect("delete");
+    }
+}
+
+async fn check(api: &Api, name: &str) {
+    for (tenant, values) in [("registers", ["value"].as_slice()), ("siblings", ["a", "b"].as_slice())] {
+        let (found, context) = api.values(read(tenant, name)).await.expect("read");
+        assert_eq!(found, values, "{name} of {tenant}");
+        assert!(!context.is_empty());
+        let (found, _) = api.values(read(tenant, &format!("{name} deleted"))).await.expect("read");
+        assert!(found.is_empty(), "{name} of {tenant} is deleted");
+        // The idempotency store has survived too.
+        for value in values {
+            let again = v1::WriteKeyValueRequest {
+                idempotency_key: format!("{name} {tenant} {value}"),
+                ..write(tenant, name, (*value).to_owned())
+            };
+            assert!(api.write(again).await.expect("write again").is_duplicate);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Nodes that hang, die, come back with or without their data, or run full: what clients notice, and what is repaired.
+
+mod observed;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::Code;
+use tonic::IntoRequest;
+use witan_wire::v1;
+
+use crate::harness::{Cluster, Disk, NODES, Setup, eventually, node_client, read, write};
+use observed::Load;
+
+fn at(level: &str, request: v1::WriteKeyValueRequest) -> v1::WriteKeyValueRequest {
+    v1::WriteKeyValueRequest { consistency: level.to_owned(), ..request }
+}
+
+fn read_at(level: &str, key: &str) -> v1::ReadKeyValueRequest {
+    v1::ReadKeyValueRequest { consistency: level.to_owned(), ..read("t", key) }
+}
+
+/// The record that a node itself has, for people; nothing when it has none.
+async fn stored(cluster: &Cluster, node: usize, key: &str) -> String {
+    let request = v1::ReadRequest { tenant_id: "t".to_owned(), key: key.to_owned(), token: None, render: true };
+    let told = node_client(cluster.node_address(node)).read(request).await.expect("read from a node");
+    told.into_inner().rendering
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_hangs_costs_a_quorum_nothing() {
+    let cluster = Cluster::start().await;
+    let api = cluster.api();
+    for (tenant, mode) in [("t", "register"), ("s", "siblings")] {
+        api.tenant(tenant, |request| request.conflict_mode = mode.to_owned()).await;
+    }
+    let before = Load::run(&api, Duration::from_secs(2)).await;
+    cluster.node(1).signal("STOP");
+    let stopped = Instant::now();
+    let during = Load::run(&api, Duration::from_secs(5)).await;
+    for (when, observed) in [("three nodes", &before), ("one of three hangs", &during)] {
+        println!("{when}: {}", observed.told());
+    }
+    let late = during.failures_after(stopped + Duration::from_secs(1));
+    assert!(late.is_empty(), "failures later than a second after the node hung: {late:?}");
+    assert_eq!(before.failures_after(stopped - Duration::from_secs(60)).len(), 0);
+    assert!(during.count() > 100, "only {} operations", during.count());
+
+    let mut request = at("all", write("t", "everyone", "v")).into_request();
+    request.set_timeout(Duration::from_millis(800));
+    let refusal = api.write(request).await.expect_err("a node hangs");
+    // Two have stored it, so nobody may say that it did not happen.
+    assert_eq!((refusal.code, refusal.reason.as_str()), (Code::DeadlineExceeded, "DEADLINE"), "{refusal:?}");
+    assert_eq!(refusal.outcome, "in-doubt");
+    assert_eq!((refusal.facts["required"].as_str(), refusal.facts["received"].as_str()), ("3", "2"));
+
+    cluster.node(1).signal("CONT");
+    cluster.all_reachable().await;
+    eventually("level all succeeds again", async || api.write(at("all", write("t", "k", "v"))).await.ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_quorum_everything_fails_honestly_and_in_time() {
+    let mut cluster = Cluster::start().await;
+    let api = cluster.api();
+    api.tenant("t", |_| {}).await;
+    api.siblings_tenant("s").await;
+    api.write(at("all", write("t", "k", "v"))).await.expect("write");
+    cluster.kill_node(0);
+    cluster.kill_node(2);
+    for tenant in ["t", "s"] {
+        let refusal = api.write(write(tenant, "new", "v")).await.expect_err("two of three are dead");
+        assert_eq!((refusal.code, refusal.reason.as_str()), (Code::Unavailable, "QUORUM_NOT_REACHED"));
+        assert_eq!(refusal.facts["required"], "2");
+        assert!(["not-applied", "in-doubt"].contains(&refusal.outcome.as_str()), "{refusal:?}");
+        assert!(refusal.retry_after.is_some());
+    }
+    let refusal = api.read(read_at("quorum", "k")).await.expect_err("two of three are dead");
+    assert_eq!((refusal.code, refusal.reason.as_str()), (Code::Unavailable, "QUORUM_NOT_REACHED"));
+    assert_eq!(api.read(read_at("one", "k")).await.expect("one is alive").value, "v");
+
+    cluster.node(1).signal("STOP");
+    let began = Instant::now();
+    let mut request = read_at("one", "k").into_request();
+    request.set_timeout(Duration::from_millis(300));
+    let refusal = api.read(request).await.expect_err("nobody answers");
+    assert!(began.elapsed() < Duration::from_secs(2), "the deadline holds: {:?}", began.elapsed());
+    assert_eq!((refusal.code, refusal.reason.as_str()), (Code::DeadlineExceeded, "DEADLINE"), "{refusal:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_comes_back_is_repaired_by_reads_whether_its_disk_is_the_same_or_empty() {
+    let mut cluster = Cluster::start().await;
+    let api = cluster.api();
+    api.tenant("t", |_| {}).await;
+    for key in ["old", "changed"] {
+        api.write(at("all", write("t", key, "1"))).await.expect("write");
+    }
+    let before = stored(&cluster, 2, "old").await;
+    assert!(before.contains("value of 1 bytes \"1\""), "{before}");
+
+    cluster.kill_node(2);
+    for key in ["changed", "new"] {
+        api.write(write("t", key, "2")).await.expect("a quorum is alive");
+    }
+    cluster.start_node(2).await;
+    cluster.all_reachable().await;
+    assert_eq!(stored(&cluster, 2, "old").await, before, "what was acknowledged is still there");
+    assert!(stored(&cluster, 2, "changed").await.contains("\"1\""), "nobody has told it yet");
+    repaired(&cluster, 2, &["changed", "new"]).await;
+
+    cluster.kill_node(2);
+    std::fs::remove_dir_all(cluster.node_folder(2)).expect("wipe a disk");
+    cluster.start_node(2).await;
+    cluster.all_reachable().await;
+    assert_eq!(stored(&cluster, 2, "old").await, "");
+    repaired(&cluster, 2, &["changed", "new"]).await;
+    api.read(read_at("all", "old")).await.expect("read");
+    eventually("what only was there before is repaired", async || {
+        (stored(&cluster, 2, "old").await == before).then_some(())
+    })
+    .await;
+}
+
+/// Reads at `all` find the newest value, and afterwards the node has it, too.
+async fn repaired(cluster: &Cluster, node: usize, keys: &[&str]) {
+    for key in keys {
+        let found = cluster.api().read(read_at("all", key)).await.expect("read");
+        assert_eq!(found.value, "2");
+        eventually("a read repairs", async || {
+            let rendered = stored(cluster, node, key).await;
+            rendered.contains("value of 1 bytes \"2\"").then_some(())
+        })
+        .await;
+    }
+}
+
+/// A node refuses writes while less than half a gibibyte is free.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_told_and_costs_a_quorum_nothing() {
+    let mut disks = vec![Disk::Folder; NODES];
+    disks[1] = Disk::Small(700);
+    let cluster = Cluster::with(Setup { disks }).await;
+    let api = cluster.api();
+    api.tenant("t", |_| {}).await;
+    api.siblings_tenant("s").await;
+    for tenant in ["t", "s"] {
+        api.write(at("all", write(tenant, "k", "1"))).await.expect("there is room");
+    }
+    // The file system that only the node sees, seen through the node.
+    let seen = format!("/proc/{}/root{}", cluster.node(1).id(), cluster.node_folder(1).display());
+    let filler = std::path::Path::new(&seen).join("filler");
+    std::fs::write(&filler, vec![1; 250 << 20]).expect("fill a disk");
+    for (tenant, key) in [("t", "k"), ("s", "k"), ("t", "new"), ("s", "new")] {
+        let written = api.write(write(tenant, key, "2")).await.expect("a quorum has room");
+        assert!(written.replica_count >= 2);
+        let refusal = api.write(at("all", write(tenant, key, "3"))).await.expect_err("one has no room");
+        assert_eq!((refusal.code, refusal.reason.as_str()), (Code::ResourceExhausted, "STORAGE_FULL"), "{refusal:?}");
+        assert_eq!(refusal.outcome, "in-doubt", "two have stored it: {refusal:?}");
+    }
+    // Reads need no room, and nothing that was stored is lost.
+    assert!(api.values(read("t", "k")).await.expect("read").0.contains(&"3".into()));
+    std::fs::remove_file(&filler).expect("make room");
+    for tenant in ["t", "s"] {
+        eventually("there is room again", async || api.write(at("all", write(tenant, "k", "4"))).await.ok()).await;
+    }
+}

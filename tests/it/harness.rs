@@ -1,0 +1,33 @@
+//! What the tests stand on: processes that end with their test, clusters of them, and a client that decodes refusals.
+
+mod client;
+mod cluster;
+mod http;
+mod process;
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub(crate) use client::{Api, Refusal, channel, delete, node_client, read, write};
+pub(crate) use cluster::{Cluster, Dev, Disk, NODES, Setup};
+pub(crate) use http::get;
+pub(crate) use process::Process;
+
+/// Longest wait for anything that must happen, on a machine that is busy with other tests.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks again and again until `look` finds what it looks for; for states that nothing announces.
+///
+/// # Panics
+/// After [`PATIENCE`].
+pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

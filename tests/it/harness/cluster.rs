@@ -1,0 +1,271 @@
+//! Clusters: storage nodes and a coordinator as processes of their own, or all of it in one.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use tempfile::TempDir;
+use witan_wire::v1::ListStorageNodesRequest;
+
+use super::{Api, Process, eventually, get};
+
+/// Nodes of a cluster, unless a test says otherwise.
+pub(crate) const NODES: usize = 3;
+
+/// A loopback address for one cluster. All of 127/8 is this machine, and nobody else binds ports there: a process that was
+/// killed finds its port free again, and an attempt to reconnect to a port without a listener cannot meet itself, which
+/// happens on 127.0.0.1 when the kernel draws just that port for the attempt.
+fn own_address() -> IpAddr {
+    static CLUSTERS: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
+    IpAddr::V4(Ipv4Addr::new(127, 64 | (high & 63), low, number))
+}
+
+/// Where a node keeps its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Disk {
+    /// A folder.
+    Folder,
+    /// A file system in memory, of so many MiB, that only the node sees.
+    Small(u32),
+}
+
+/// What a cluster is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    /// One per node.
+    pub(crate) disks: Vec<Disk>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { disks: vec![Disk::Folder; NODES] }
+    }
+}
+
+struct Node {
+    id: String,
+    disk: Disk,
+    /// Where it serves, from its first start on.
+    address: SocketAddr,
+    process: Option<Process>,
+}
+
+/// Storage nodes and a coordinator, a process each.
+pub(crate) struct Cluster {
+    // Dropped first, so that no process misses its folder.
+    nodes: Vec<Node>,
+    coordinator: Option<Process>,
+    address: SocketAddr,
+    admin: SocketAddr,
+    folder: TempDir,
+}
+
+impl Cluster {
+    /// Three nodes and a coordinator that reaches them all.
+    pub(crate) async fn start() -> Self {
+        Self::with(Setup::default()).await
+    }
+
+    /// A cluster of this make, whose coordinator reaches all nodes.
+    pub(crate) async fn with(setup: Setup) -> Self {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let free = SocketAddr::new(own_address(), 0);
+        let nodes = setup.disks.iter().enumerate().map(|(index, disk)| Node {
+            id: format!("node-{}", index + 1),
+            disk: *disk,
+            address: free,
+            process: None,
+        });
+        let nodes = nodes.collect();
+        let mut cluster = Self { nodes, coordinator: None, address: free, admin: free, folder };
+        for node in 0..cluster.nodes.len() {
+            cluster.spawn_node(node);
+        }
+        for node in 0..cluster.nodes.len() {
+            cluster.node_ready(node).await;
+        }
+        cluster.start_coordinator().await;
+        cluster.all_reachable().await;
+        cluster
+    }
+
+    /// A client of the coordinator; it reconnects by itself.
+    pub(crate) fn api(&self) -> Api {
+        Api::new(self.address)
+    }
+
+    /// Where the coordinator serves gRPC.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the coordinator serves HTTP.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Where a node serves.
+    pub(crate) fn node_address(&self, node: usize) -> SocketAddr {
+        self.nodes[node].address
+    }
+
+    /// A node's process, which must run.
+    pub(crate) fn node(&self, node: usize) -> &Process {
+        self.nodes[node].process.as_ref().expect("the node runs")
+    }
+
+    /// The coordinator's process, which must run.
+    pub(crate) fn coordinator(&mut self) -> &mut Process {
+        self.coordinator.as_mut().expect("the coordinator runs")
+    }
+
+    /// A node's folder, as the node sees it.
+    pub(crate) fn node_folder(&self, node: usize) -> PathBuf {
+        self.folder.path().join(&self.nodes[node].id)
+    }
+
+    /// `kill -9` of a node.
+    pub(crate) fn kill_node(&mut self, node: usize) {
+        self.nodes[node].process = None;
+    }
+
+    /// `kill -9` of the coordinator.
+    pub(crate) fn kill_coordinator(&mut self) {
+        self.coordinator = None;
+    }
+
+    /// Starts a node that was killed, where it was before, and waits until it serves.
+    pub(crate) async fn start_node(&mut self, node: usize) {
+        self.spawn_node(node);
+        self.node_ready(node).await;
+    }
+
+    /// Starts a coordinator, where it was before, and waits until it serves.
+    pub(crate) async fn start_coordinator(&mut self) {
+        let mut command = Process::witan();
+        command.arg("serve").arg("--data-dir").arg(self.folder.path().join("coordinator"));
+        command.arg("--listen").arg(self.address.to_string()).arg("--admin-listen").arg(self.admin.to_string());
+        for node in &self.nodes {
+            command.arg("--node").arg(format!("{}={}", node.id, node.address));
+        }
+        let mut process = Process::start("coordinator", command, self.folder.path());
+        process.ready().await;
+        self.address = process.address("address");
+        self.admin = process.address("admin");
+        self.coordinator = Some(process);
+    }
+
+    /// Waits until the coordinator reaches every node, and says that it is ready.
+    pub(crate) async fn all_reachable(&self) {
+        let api = self.api();
+        eventually("the coordinator reaches every node", async || {
+            let listed = api.client().list_storage_nodes(ListStorageNodesRequest {}).await.ok()?.into_inner();
+            (listed.nodes.len() == self.nodes.len() && listed.nodes.iter().all(|node| node.reachable)).then_some(())
+        })
+        .await;
+        eventually("the coordinator is ready", async || {
+            let (status, _) = get(self.admin, "/readyz").await.ok()?;
+            (status == 200).then_some(())
+        })
+        .await;
+    }
+
+    fn spawn_node(&mut self, node: usize) {
+        let folder = self.folder.path().to_owned();
+        let node = &mut self.nodes[node];
+        let data = folder.join(&node.id);
+        let command = match node.disk {
+            Disk::Folder => Process::witan(),
+            Disk::Small(mib) => on_small_disk(&data, mib),
+        };
+        let process = Process::start(&node.id, node_arguments(command, &node.id, &data, node.address), &folder);
+        node.process = Some(process);
+    }
+
+    async fn node_ready(&mut self, node: usize) {
+        let node = &mut self.nodes[node];
+        if let Some(process) = &mut node.process {
+            process.ready().await;
+            node.address = process.address("address");
+        }
+    }
+}
+
+/// The arguments of `witan node`.
+pub(crate) fn node_arguments(mut command: Command, id: &str, data: &Path, address: SocketAddr) -> Command {
+    command.arg("node").arg("--id").arg(id).arg("--data-dir").arg(data).arg("--listen").arg(address.to_string());
+    command
+}
+
+/// Runs what follows in a mount namespace of its own, in which `data` is a small file system that vanishes with it.
+fn on_small_disk(data: &Path, mib: u32) -> Command {
+    std::fs::create_dir_all(data).expect("make a folder");
+    let mut command = Command::new("unshare");
+    let script = r#"mount -t tmpfs -o "size=$1m" tmpfs "$2" && shift 2 && exec "$@""#;
+    command.args(["--mount", "sh", "-c", script, "sh", &mib.to_string()]).arg(data).arg(env!("CARGO_BIN_EXE_witan"));
+    command
+}
+
+/// A whole cluster in one process: `witan dev`.
+pub(crate) struct Dev {
+    process: Process,
+    data: PathBuf,
+    // Dropped last.
+    _folder: Option<TempDir>,
+}
+
+impl Dev {
+    /// Starts one with a folder of its own.
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let mut dev = Self::start_in(folder.path()).await;
+        dev._folder = Some(folder);
+        dev
+    }
+
+    /// Starts one whose data is, or will be, in `folder`.
+    pub(crate) async fn start_in(folder: &Path) -> Self {
+        let free = SocketAddr::new(own_address(), 0).to_string();
+        let data = folder.join("data");
+        let mut command = Process::witan();
+        command.arg("dev").arg("--data-dir").arg(&data).args(["--listen", &free, "--admin-listen", &free]);
+        command.args(["--node-port", "0"]);
+        let mut process = Process::start("dev", command, folder);
+        process.ready().await;
+        Self { process, data, _folder: None }
+    }
+
+    /// A client of its coordinator.
+    pub(crate) fn api(&self) -> Api {
+        Api::new(self.address())
+    }
+
+    /// Where it serves gRPC.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.process.address("address")
+    }
+
+    /// Where it serves HTTP.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.process.address("admin")
+    }
+
+    /// Where its nodes serve.
+    pub(crate) fn nodes(&self) -> Vec<SocketAddr> {
+        let nodes = self.process.fact("nodes").split(',').filter_map(|node| node.split_once('='));
+        nodes.map(|(_, address)| address.parse().expect("an address")).collect()
+    }
+
+    /// The process.
+    pub(crate) fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Where it keeps everything.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+}

@@ -1,0 +1,141 @@
+//! A process under test.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::PATIENCE;
+
+/// Lines of a process' log that a failing test shows.
+const SHOWN_LINES: usize = 40;
+
+/// A process that has been started; killed when dropped, so that it does not outlive a test that panics.
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    ready: Option<oneshot::Receiver<String>>,
+    facts: HashMap<String, String>,
+}
+
+impl Process {
+    /// The binary under test.
+    pub(crate) fn witan() -> Command {
+        Command::new(env!("CARGO_BIN_EXE_witan"))
+    }
+
+    /// Starts `command`; what it logs goes to `folder`. It serves when [`Process::ready`] says so.
+    pub(crate) fn start(name: &str, mut command: Command, folder: &Path) -> Self {
+        let log = folder.join(format!("{name}.log"));
+        let stderr = File::options().create(true).append(true).open(&log).expect("open a log");
+        command.env("RUST_LOG", "info,h2=warn,hyper=warn,fjall=warn,lsm_tree=warn");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let (tell, ready) = oneshot::channel();
+        std::thread::spawn(move || {
+            let mut tell = Some(tell);
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if line.starts_with("ready")
+                    && let Some(tell) = tell.take()
+                {
+                    // Whoever started it may not care.
+                    let _ = tell.send(line);
+                }
+            }
+        });
+        Self { name: name.to_owned(), child, log, ready: Some(ready), facts: HashMap::new() }
+    }
+
+    /// Waits for the `ready` line and takes in what it tells.
+    pub(crate) async fn ready(&mut self) {
+        let Some(ready) = self.ready.take() else { return };
+        let line = match tokio::time::timeout(PATIENCE, ready).await {
+            Ok(Ok(line)) => line,
+            Ok(Err(_)) => panic!("{} ended before it was ready\n{}", self.name, self.tail()),
+            Err(_) => panic!("{} was not ready in time\n{}", self.name, self.tail()),
+        };
+        let facts = line.split_whitespace().filter_map(|word| word.split_once('='));
+        self.facts = facts.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    }
+
+    /// What the `ready` line told under `name`.
+    pub(crate) fn fact(&self, name: &str) -> &str {
+        self.facts.get(name).unwrap_or_else(|| panic!("the ready line of {} tells no {name}", self.name))
+    }
+
+    /// An address that the `ready` line told.
+    pub(crate) fn address(&self, name: &str) -> SocketAddr {
+        self.fact(name).parse().unwrap_or_else(|error| panic!("{name} of {}: {error}", self.name))
+    }
+
+    /// Sends a signal, such as "STOP". Through the shell's own `kill`, which is everywhere.
+    pub(crate) fn signal(&self, signal: &str) {
+        let kill = format!("kill -{signal} {}", self.child.id());
+        let sent = Command::new("sh").args(["-c", &kill]).status().expect("run sh");
+        assert!(sent.success(), "{kill} failed for {}", self.name);
+    }
+
+    /// The process' number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal to the processes that it has started, for where it only watches the one that matters.
+    pub(crate) fn signal_children(&self, signal: &str) {
+        let id = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        if !children.trim().is_empty() {
+            let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {children}")]).status();
+            assert!(sent.is_ok(), "run sh");
+        }
+    }
+
+    /// `kill -9`; gone when this returns.
+    pub(crate) fn kill(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.signal_children("KILL");
+        }
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it has not ended after `limit`.
+    pub(crate) async fn ended(&mut self, limit: Duration) -> ExitStatus {
+        let until = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait for a process") {
+                return status;
+            }
+            assert!(Instant::now() < until, "{} did not end within {limit:?}\n{}", self.name, self.tail());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The last lines of its log.
+    pub(crate) fn tail(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- the end of what {} logged\n{}", self.name, self.tail());
+        }
+    }
+}
