@@ -66,7 +66,7 @@ pub enum Command {
     #[command(after_help = LIST_EXAMPLES)]
     List,
     /// Change what a tenant has chosen
-    #[command(after_help = UPDATE_EXAMPLES)]
+    #[command(after_help = UPDATE_EXAMPLES, disable_version_flag = true)]
     Update(Update),
 }
 
