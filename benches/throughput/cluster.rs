@@ -122,6 +122,13 @@ impl Process {
         format!("http://{}", self.address)
     }
 
+    /// Resident memory, KiB.
+    pub(crate) fn resident_kib(&self) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        resident(&status).with_context(|| format!("{path} tells no resident memory"))
+    }
+
     /// Processor time used so far, in user and kernel mode, all threads together.
     pub(crate) fn processor_time(&self) -> anyhow::Result<Duration> {
         let path = format!("/proc/{}/stat", self.child.id());
@@ -133,6 +140,11 @@ impl Process {
         anyhow::ensure!(ticks.len() == 2, "{path} is not as it should be");
         Ok(Duration::from_millis(ticks.iter().sum::<u64>() * MILLIS_PER_TICK))
     }
+}
+
+/// "VmRSS:      1234 kB" of a process's status.
+fn resident(status: &str) -> Option<u64> {
+    status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_whitespace().next()?.parse().ok()
 }
 
 /// Linux tells processor time in hundredths of a second, whatever the kernel's own tick is.

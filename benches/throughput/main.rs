@@ -12,6 +12,7 @@ mod cluster;
 mod policy;
 mod report;
 mod scenario;
+mod swaps;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,11 +55,14 @@ struct Options {
     #[arg(long, default_value_t = 0.0)]
     read_share: f64,
     /// Only these sections
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["os", "sync", "policy"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["os", "sync", "policy", "swaps"])]
     sections: Vec<Section>,
     /// The consistency policy's component; `cargo xtask plugins` builds it
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/plugins/adaptive-latency.wasm"))]
     policy: PathBuf,
+    /// Swaps of the policy in the section `swaps`
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    swaps: u32,
     /// The program that is measured
     #[arg(long, default_value = env!("CARGO_BIN_EXE_witan"))]
     witan: PathBuf,
@@ -88,6 +92,8 @@ enum Section {
     Sync,
     /// What a WebAssembly consistency policy costs the coordinator
     Policy,
+    /// What swapping a policy does to requests and to memory
+    Swaps,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -111,6 +117,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Section::Os => ("os", scenario::section(&options, "os", scenario::OS)?),
             Section::Sync => ("sync", scenario::section(&options, "sync", scenario::SYNC)?),
             Section::Policy => ("policy", policy::section(&options)?),
+            Section::Swaps => ("swaps", swaps::section(&options)?),
         };
         bounds_hold &= result.bounds_hold;
         if !options.json {
