@@ -51,7 +51,9 @@ pub enum Refused {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A tenant wants more replicas than there are nodes.
-    #[error("{wanted} replicas need {wanted} storage nodes and the cluster has {nodes}; add nodes or ask for fewer replicas")]
+    #[error(
+        "{wanted} replicas need {wanted} storage nodes and the cluster has {nodes}; add nodes or ask for fewer replicas"
+    )]
     TooFewNodes {
         /// Replicas wanted.
         wanted: u8,
@@ -113,7 +115,8 @@ impl Catalog {
         for _ in 0..TRIES {
             let mut tenant = self.tenant(id).await?;
             if version != 0 && tenant.version != version {
-                let told = format!("tenant {id} is at version {}, not {version}; read it and decide again", tenant.version);
+                let told =
+                    format!("tenant {id} is at version {}, not {version}; read it and decide again", tenant.version);
                 return Err(StoreError::Conflict(told).into());
             }
             change(&mut tenant);

@@ -204,7 +204,8 @@ fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 fn log(cli: &Cli) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let fallback = if cli.command.is_server() { "info" } else { "warn" };
+    // The engine below a node tells about every table it writes.
+    let fallback = if cli.command.is_server() { "info,fjall=warn,lsm_tree=warn" } else { "warn" };
     let environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|filter| !filter.is_empty());
     let filter = cli.global.log_level.clone().or(environment).unwrap_or_else(|| fallback.to_owned());
     let builder = tracing_subscriber::fmt()

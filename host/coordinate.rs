@@ -38,7 +38,6 @@ pub use request::{ReadAnswer, ReadRequest, WriteRequest, Written};
 
 use admission::Admission;
 
-
 /// The implementations of the ports that a coordinator runs over.
 pub trait World: Send + Sync + 'static {
     /// Wall and monotonic time.

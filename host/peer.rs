@@ -56,7 +56,8 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
         let after = nodes
             .iter()
             .map(|node| {
-                let kept = before.get(&node.id).filter(|known| known.at.host == node.host && known.at.port == node.port);
+                let kept =
+                    before.get(&node.id).filter(|known| known.at.host == node.host && known.at.port == node.port);
                 let lanes = kept.cloned().unwrap_or_else(|| Arc::new(self.open(node)));
                 (node.id.clone(), lanes)
             })
@@ -108,10 +109,11 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
 
     fn state(&self, node: &NodeId) -> ReplicaState {
         let nodes = self.nodes.load();
-        nodes.get(node).map_or(
-            ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 },
-            |node| node.vitals.state(),
-        )
+        nodes
+            .get(node)
+            .map_or(ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 }, |node| {
+                node.vitals.state()
+            })
     }
 }
 
@@ -119,7 +121,9 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
 fn weight(request: &Request) -> usize {
     let body = match &request.ask {
         Ask::Merge { record } => record.0.len(),
-        Ask::Put(put) => put.value.as_ref().map_or(0, bytes::Bytes::len) + put.ids.len() * 16 + put.seen.entries.len() * 32,
+        Ask::Put(put) => {
+            put.value.as_ref().map_or(0, bytes::Bytes::len) + put.ids.len() * 16 + put.seen.entries.len() * 32
+        }
         Ask::Stamp { .. } | Ask::Read => 0,
     };
     body + request.place.key.bytes().len() + request.place.tenant.bytes().len() + 64

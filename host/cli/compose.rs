@@ -160,7 +160,8 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let admin_address = admin_listener.local_addr()?;
     let bounds = server::Bounds { drain: config.drain, ..server::Bounds::default() };
     let api = CoordinatorApi::new(coordinator, catalog);
-    let grpc = server::serve(TcpListenerStream::new(listener), api, PluginApi::new(platform), bounds, stopped(stop.clone()));
+    let grpc =
+        server::serve(TcpListenerStream::new(listener), api, PluginApi::new(platform), bounds, stopped(stop.clone()));
     Ok(Serving {
         address,
         admin_address,
@@ -274,7 +275,10 @@ fn readiness(metadata: Arc<dyn Metadata>, lanes: Arc<Lanes<SystemClock, Tcp>>, c
                 Ok(now_ms) => {
                     let apart = clock.wall_micros().abs_diff(now_ms * 1000);
                     if apart > CLOCK_BOUND_MICROS {
-                        reasons.push(format!("the clock is {} s off the metadata store's; set it right", apart / 1_000_000));
+                        reasons.push(format!(
+                            "the clock is {} s off the metadata store's; set it right",
+                            apart / 1_000_000
+                        ));
                     }
                 }
                 Err(error) => reasons.push(format!("the metadata store does not answer: {error}")),

@@ -78,10 +78,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 type ServingNode = JoinHandle<anyhow::Result<()>>;
 
-async fn start_nodes(
-    args: &Args,
-    stop: watch::Receiver<bool>,
-) -> anyhow::Result<(Vec<StorageNode>, Vec<ServingNode>)> {
+async fn start_nodes(args: &Args, stop: watch::Receiver<bool>) -> anyhow::Result<(Vec<StorageNode>, Vec<ServingNode>)> {
     let mut nodes = Vec::new();
     let mut serving = Vec::new();
     for index in 0..args.nodes {

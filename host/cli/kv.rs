@@ -44,7 +44,8 @@ Examples:
   witan kv put -t demo greeting hello
   witan kv put -t demo photo @photo.jpg
   date | witan kv put -t demo now -
-  witan kv put -t demo cart '{\"apples\":2}' --context \"$(witan kv get -t demo cart --output json | jq -r .context)\"";
+  context=$(witan kv get -t demo cart --output json | jq -r .context)
+  witan kv put -t demo cart '{\"apples\":2}' --context \"$context\"";
 
 const DELETE_EXAMPLES: &str =
     "Without a context, a quorum is read first and what it shows is deleted; writes that are concurrent with that stay.

@@ -145,7 +145,8 @@ pub(super) fn read_order(plan: &Plan, states: &[ReplicaState]) -> SmallVec<[u8; 
         // A quarter of a millisecond apart counts as equal, so that near replicas share the load by what is in flight.
         (!state.reachable, state.latency_p50_us / 250, state.in_flight)
     });
-    let nodes: SmallVec<[(NodeId, ReplicaState); 5]> = plan.replicas.iter().cloned().zip(states.iter().copied()).collect();
+    let nodes: SmallVec<[(NodeId, ReplicaState); 5]> =
+        plan.replicas.iter().cloned().zip(states.iter().copied()).collect();
     if let Asked::Answered { answer, .. } = plan.hooks.prefer(&plan.place.key, &nodes) {
         let mut preferred: SmallVec<[u8; 5]> = SmallVec::new();
         for replica in answer.into_iter().chain(order.iter().copied()) {

@@ -23,6 +23,11 @@ use super::register::{Causes, unexpected};
 use super::request::{ReadAnswer, ReadRequest, WriteRequest, render};
 use super::{Coordinator, Respond, World};
 
+/// Replicas that have not answered a read within this time may be dead: everybody else is asked, whatever the budget for
+/// hedges. Without this the reads that are under way when a node hangs would wait for it until their deadlines. Later reads
+/// ask it last.
+const PATIENCE_MICROS: u64 = 250_000;
+
 /// What each replica that answered has stored, decoded; equal bytes are decoded once.
 type Answers = SmallVec<[(u8, Option<Record>); 5]>;
 
@@ -75,7 +80,8 @@ impl<W: World> Exchange<W> {
             self.send(Phase::Read, *replica, Ask::Read);
         }
         let slowest = asked.iter().map(|r| states[usize::from(*r)].latency_p99_us).max().unwrap_or(0);
-        let mut hedge_at = Some(self.now() + self.hedge_after(slowest));
+        let patience = self.now() + PATIENCE_MICROS;
+        let mut hedge_at = Some((self.now() + self.hedge_after(slowest)).min(patience));
         let mut told: SmallVec<[(u8, Option<Encoded>); 5]> = SmallVec::new();
         let mut causes = Causes::default();
         loop {
@@ -107,8 +113,15 @@ impl<W: World> Exchange<W> {
                         return Err(failure.of_read());
                     }
                 },
-                Event::Elapsed => {
+                Event::Elapsed if self.now() >= patience => {
                     hedge_at = None;
+                    while let Some(spare) = round.spare() {
+                        self.send(Phase::Read, spare, Ask::Read);
+                    }
+                    Progress::Open
+                }
+                Event::Elapsed => {
+                    hedge_at = Some(patience);
                     if self.coordinator.metrics.may_hedge()
                         && let Some(spare) = round.spare()
                     {
@@ -157,7 +170,8 @@ impl<W: World> Exchange<W> {
             answers.push((*replica, record));
         }
         let reconciled = reconcile(&answers);
-        let reconciled = reconciled.ok_or_else(|| internal("replicas hold records of two conflict modes".to_owned()))?;
+        let reconciled =
+            reconciled.ok_or_else(|| internal("replicas hold records of two conflict modes".to_owned()))?;
         Ok((reconciled, answered))
     }
 

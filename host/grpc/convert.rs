@@ -149,11 +149,7 @@ mod tests {
 
     #[test]
     fn an_unknown_level_is_refused_by_name() {
-        let request = v1::ReadKeyValueRequest {
-            tenant_id: "t".into(),
-            key: "k".into(),
-            consistency: "most".into(),
-        };
+        let request = v1::ReadKeyValueRequest { tenant_id: "t".into(), key: "k".into(), consistency: "most".into() };
         let error = read(request, None).unwrap_err();
         assert_eq!(error.field, "consistency");
     }

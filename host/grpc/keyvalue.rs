@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, Streaming};
 use witan_kernel::failure::{Failed, Failure};
-use witan_wire::v1::coordinator_service_server::CoordinatorService;
 use witan_wire::v1;
+use witan_wire::v1::coordinator_service_server::CoordinatorService;
 
 use super::status::{invalid, report};
 use super::{convert, session};

@@ -150,7 +150,8 @@ impl PluginService for PluginApi {
             match next.recv().await {
                 Ok(each) => Some((Ok(event(&each)), next)),
                 Err(broadcast::error::RecvError::Lagged(missed)) => {
-                    let why = format!("{missed} events were missed: this watcher is too slow; watch again with `recent`");
+                    let why =
+                        format!("{missed} events were missed: this watcher is too slow; watch again with `recent`");
                     Some((Err(Status::data_loss(why)), next))
                 }
                 Err(broadcast::error::RecvError::Closed) => None,

@@ -56,10 +56,7 @@ pub struct Responses {
 }
 
 /// Opens a session.
-pub(super) fn open<W: World>(
-    coordinator: Arc<Coordinator<W>>,
-    requests: Streaming<SessionRequestBatch>,
-) -> Responses {
+pub(super) fn open<W: World>(coordinator: Arc<Coordinator<W>>, requests: Streaming<SessionRequestBatch>) -> Responses {
     // Each operation under way answers once: neither channel can be full as long as the window holds.
     let (done, ready) = mpsc::channel(WINDOW);
     let (freed, free) = mpsc::channel(WINDOW);
@@ -116,7 +113,8 @@ impl<W: World> Session<W> {
                 }
             }
             Err(invalid) => {
-                let failed = Failed { failure: invalid.into(), effect: Some(witan_kernel::failure::Effect::NotApplied) };
+                let failed =
+                    Failed { failure: invalid.into(), effect: Some(witan_kernel::failure::Effect::NotApplied) };
                 finish(&self.done, Finished { response: failure(id, report(failed)), line: None });
             }
         }
@@ -140,7 +138,9 @@ impl<W: World> Session<W> {
         match job {
             Job::Write(request) => self.coordinator.write(
                 request,
-                Box::new(move |result| guard.finish(result.map(|written| Outcome::Write(convert::written(written, key))))),
+                Box::new(move |result| {
+                    guard.finish(result.map(|written| Outcome::Write(convert::written(written, key))))
+                }),
             ),
             Job::Read(request) => self.coordinator.read(
                 request,

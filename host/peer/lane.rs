@@ -73,8 +73,7 @@ pub(super) struct Ends<C: Clock, N: Connect> {
 pub(super) fn open<C: Clock, N: Connect>(ends: Ends<C, N>) -> Lane {
     let (queue, waiting) = mpsc::channel(QUEUE);
     let bytes = Arc::new(AtomicUsize::new(0));
-    let lane =
-        Lane { queue, bytes: Arc::clone(&bytes), vitals: Arc::clone(&ends.vitals), node: ends.node.clone() };
+    let lane = Lane { queue, bytes: Arc::clone(&bytes), vitals: Arc::clone(&ends.vitals), node: ends.node.clone() };
     tokio::spawn(run(ends, waiting, bytes));
     lane
 }
@@ -103,11 +102,7 @@ impl Lane {
     }
 }
 
-async fn run<C: Clock, N: Connect>(
-    ends: Ends<C, N>,
-    mut waiting: mpsc::Receiver<Outgoing>,
-    bytes: Arc<AtomicUsize>,
-) {
+async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver<Outgoing>, bytes: Arc<AtomicUsize>) {
     let mut backoff = FIRST_BACKOFF;
     loop {
         match ends.shake_hands().await {

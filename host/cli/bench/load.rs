@@ -186,10 +186,12 @@ impl Load {
             Rate::Closed => Rate::Closed,
             Rate::Open(rate) => Rate::Open(rate / f64::from(threads)),
         };
+        // First: a large key space takes a while to prepare.
+        let work = Work::new(self, n, of);
         let pace = Pace::new(Instant::now(), self.warm_up, until, rate);
         let recorder =
             Recorder::new(pace.measured_from(), pace.end(), Arc::clone(progress)).map_err(anyhow::Error::msg)?;
-        Ok(Share { pace, work: Work::new(self, n, of), recorder })
+        Ok(Share { pace, work, recorder })
     }
 }
 

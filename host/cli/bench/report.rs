@@ -24,7 +24,7 @@ pub fn settings(load: &Load) -> String {
     };
     let level = if load.consistency.is_empty() { "the tenant's" } else { &load.consistency };
     format!(
-        "{}, {pace}, {} connections, {} threads, {until} after {:.1} s of warm-up\n\
+        "{}, {pace}, connections {}, threads {}, {until} after {:.1} s of warm-up\n\
          tenant {}, level {level}, {} keys ({}), {:.0} % reads, values of {} bytes, contexts {}, seed {}",
         spelt(Some(load.mode)),
         load.connections.max(load.threads),
