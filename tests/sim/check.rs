@@ -1,0 +1,45 @@
+//! What must hold of every history.
+
+mod linear;
+mod standing;
+
+use crate::history::{Operation, Outcome, Place};
+use crate::scenario::Scenario;
+
+/// Everything that a history breaks, in words that start with the name of the check.
+pub(crate) fn all(scenario: &Scenario, operations: &[Operation]) -> Vec<String> {
+    let mut violations = Vec::new();
+    for (tenant, cast) in scenario.casts.iter().enumerate() {
+        for key in 0..cast.keys {
+            let place: Place = (tenant, key);
+            let of_key: Vec<&Operation> = operations.iter().filter(|operation| operation.place == place).collect();
+            violations.extend(honest(place, &of_key));
+            if cast.is_register() {
+                violations.extend(linear::check(&of_key).map(|what| format!("linearizability: {place:?}: {what}")));
+            } else {
+                violations.extend(
+                    standing::check(&of_key, cast.collapses).map(|what| format!("siblings: {place:?}: {what}")),
+                );
+            }
+        }
+    }
+    violations
+}
+
+/// What was said not to have happened is never seen, nor is what nobody has wanted, nor anything before it was wanted.
+fn honest(place: Place, operations: &[&Operation]) -> Option<String> {
+    for read in operations {
+        let Outcome::Shown(tags) = &read.outcome else { continue };
+        for tag in tags {
+            let writer = operations.iter().find(|other| other.tag() == Some(*tag) && !other.is_delete());
+            let problem = match writer {
+                None => "nobody wrote it",
+                Some(writer) if writer.outcome == Outcome::NotApplied => "its writer was told that it had not happened",
+                Some(writer) if writer.start > read.end => "it was written later",
+                Some(_) => continue,
+            };
+            return Some(format!("honesty: {place:?}: {tag} was read by client {}, but {problem}", read.client));
+        }
+    }
+    None
+}

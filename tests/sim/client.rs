@@ -1,0 +1,384 @@
+//! Clients: what they ask for, how long they wait, and what they make of an answer that does not come.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use tokio::sync::oneshot;
+use witan::coordinate::{ReadAnswer, ReadRequest, WriteRequest};
+use witan_kernel::failure::{Effect, Failed, Failure};
+use witan_kernel::name::Key;
+use witan_kernel::tenant::Level;
+
+use crate::cluster::{Call, Cluster};
+use crate::history::{History, Intention, Operation, Outcome, Place};
+use crate::nemesis::Storm;
+use crate::scenario::{Cast, Manner, Scenario};
+use crate::world::{Tags, from_value, lock, now_micros, to_value};
+
+/// What the play tells the loop that steps the simulation.
+pub(crate) enum Command {
+    Storm(Storm),
+    Heal,
+    Wipe(usize),
+}
+
+/// A change whose outcome its client does not know, and which it can ask for again.
+pub(crate) struct Doubtful {
+    index: usize,
+    request: WriteRequest,
+}
+
+/// What all clients of a simulation share.
+pub(crate) struct Stage {
+    pub(crate) scenario: Scenario,
+    pub(crate) cluster: Cluster,
+    pub(crate) history: History,
+    pub(crate) commands: Mutex<VecDeque<Command>>,
+    pub(crate) violations: Mutex<Vec<String>>,
+    pub(crate) doubtful: Mutex<Vec<Doubtful>>,
+}
+
+impl Stage {
+    pub(crate) fn note(&self, what: impl FnOnce() -> String) {
+        self.history.note(now_micros(), what);
+    }
+
+    pub(crate) fn violated(&self, what: String) {
+        self.note(|| format!("VIOLATION {what}"));
+        lock(&self.violations).push(what);
+    }
+
+    pub(crate) fn command(&self, command: Command) {
+        lock(&self.commands).push_back(command);
+    }
+
+    pub(crate) fn key(place: Place) -> Key {
+        Key::from_trusted(Bytes::from(format!("key-{}", place.1)))
+    }
+
+    pub(crate) fn places(&self) -> Vec<Place> {
+        let casts = self.scenario.casts.iter().enumerate();
+        casts.flat_map(|(tenant, cast)| (0..cast.keys).map(move |key| (tenant, key))).collect()
+    }
+}
+
+/// What came of sending one request.
+enum Attempt<T> {
+    /// An answer.
+    Told(Result<T, Failed>),
+    /// It never left.
+    NotSent,
+    /// No answer, or not in time.
+    Lost,
+}
+
+/// Whether anything may go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Calm,
+    Stormy,
+}
+
+/// A client.
+pub(crate) struct Client {
+    id: usize,
+    rng: StdRng,
+    stage: Arc<Stage>,
+    /// The last contexts for each key, newest last, with what each has seen.
+    contexts: BTreeMap<Place, VecDeque<(Bytes, Tags)>>,
+}
+
+/// The longest that a client waits when nothing is wrong: longer than any deadline of a coordinator.
+const CALM_PATIENCE: Duration = Duration::from_secs(12);
+
+impl Client {
+    pub(crate) fn new(id: usize, stage: Arc<Stage>) -> Self {
+        let rng = StdRng::seed_from_u64(stage.scenario.seed.wrapping_mul(31).wrapping_add(id as u64));
+        Self { id, rng, stage, contexts: BTreeMap::new() }
+    }
+
+    fn manner(&self) -> Manner {
+        self.stage.scenario.manner
+    }
+
+    fn chance(&mut self, per_mille: u64) -> bool {
+        self.rng.random_range(0..1000) < per_mille
+    }
+
+    fn cast(&self, place: Place) -> &Cast {
+        &self.stage.scenario.casts[place.0]
+    }
+
+    /// Does so many operations.
+    pub(crate) async fn work(&mut self, operations: usize, mood: Mood) {
+        for _ in 0..operations {
+            let pause = self.rng.random_range(0..=self.manner().pause_ms);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            let place = *self.stage.places().choose(&mut self.rng).expect("a key");
+            if self.chance(self.manner().reads) {
+                let weak = self.chance(self.manner().weak);
+                let coordinator = self.any_coordinator();
+                self.read(place, if weak { Some(Level::One) } else { None }, coordinator, mood).await;
+            } else {
+                self.change(place, mood).await;
+            }
+        }
+    }
+
+    /// Writes so often to the first tenant's first key, having seen nothing.
+    pub(crate) async fn pile_up(&mut self, writes: usize) {
+        for _ in 0..writes {
+            self.change_with((0, 0), Mood::Stormy, Some(None)).await;
+        }
+    }
+
+    fn any_coordinator(&mut self) -> usize {
+        self.rng.random_range(0..self.stage.cluster.coordinators.len())
+    }
+
+    /// Reads, and says what was shown; `None` when nobody answered.
+    pub(crate) async fn read(
+        &mut self,
+        place: Place,
+        level: Option<Level>,
+        coordinator: usize,
+        mood: Mood,
+    ) -> Option<Tags> {
+        let operation = Operation {
+            client: self.id,
+            place,
+            intention: Intention::Read,
+            seen: None,
+            level_all: level == Some(Level::All),
+            weak: level == Some(Level::One),
+            start: 0,
+            end: 0,
+            outcome: Outcome::Unknown,
+        };
+        let index = self.stage.history.start(operation);
+        let patience = self.patience(mood);
+        let request = ReadRequest {
+            tenant: self.cast(place).tenant.id.clone(),
+            key: Stage::key(place),
+            level,
+            timeout: Some(patience),
+        };
+        let attempt = self.attempt(coordinator, patience, mood, |to| Call::Read(request, to)).await;
+        let (outcome, told) = self.understand_read(place, attempt);
+        let (id, stage) = (self.id, Arc::clone(&self.stage));
+        stage.note(|| format!("client {id} reads {place:?} through c{}: {told}", coordinator + 1));
+        let answered = matches!(outcome, Outcome::Shown(_));
+        if !answered && mood == Mood::Calm {
+            stage.violated(format!("success: a read of {place:?} failed although nothing was wrong: {told}"));
+        }
+        stage.history.end(index, outcome.clone());
+        match outcome {
+            Outcome::Shown(tags) => Some(tags),
+            _ => None,
+        }
+    }
+
+    fn understand_read(&mut self, place: Place, attempt: Attempt<ReadAnswer>) -> (Outcome, String) {
+        let (context, shown) = match attempt {
+            Attempt::Told(Ok(answer)) => match shown(&answer) {
+                Some(tags) => (answer.context, tags),
+                None => {
+                    let what = format!("garbage: {place:?} holds what no client wrote: {answer:?}");
+                    self.stage.violated(what.clone());
+                    return (Outcome::Unknown, what);
+                }
+            },
+            Attempt::Told(Err(Failed { failure: Failure::KeyNotFound { context }, .. })) => (context, Tags::new()),
+            Attempt::Told(Err(failed)) => return (Outcome::Unknown, format!("failed: {failed}")),
+            Attempt::NotSent => return (Outcome::Unknown, "not sent".to_owned()),
+            Attempt::Lost => return (Outcome::Unknown, "no answer".to_owned()),
+        };
+        self.remember(place, context, shown.clone());
+        let told = format!("{shown:?}");
+        (Outcome::Shown(shown), told)
+    }
+
+    fn remember(&mut self, place: Place, context: Bytes, seen: Tags) {
+        let contexts = self.contexts.entry(place).or_default();
+        contexts.push_back((context, seen));
+        if contexts.len() > 3 {
+            contexts.pop_front();
+        }
+    }
+
+    /// A context that this client was given for the key: mostly the last one, sometimes an old one, sometimes none.
+    fn context(&mut self, place: Place) -> Option<(Bytes, Tags)> {
+        let kept = self.contexts.get(&place).map_or(0, VecDeque::len);
+        if kept == 0 || self.chance(350) {
+            return None;
+        }
+        let back = if self.chance(150) { self.rng.random_range(0..kept) } else { 0 };
+        self.contexts.get(&place).and_then(|contexts| contexts.get(kept - 1 - back)).cloned()
+    }
+
+    async fn change(&mut self, place: Place, mood: Mood) {
+        self.change_with(place, mood, None).await;
+    }
+
+    /// Writes or deletes, as often as it takes or patience lasts.
+    async fn change_with(&mut self, place: Place, mood: Mood, context: Option<Option<(Bytes, Tags)>>) {
+        let blind = context.is_some();
+        let context = context.unwrap_or_else(|| self.context(place));
+        let deletes = !blind && self.chance(self.manner().deletes);
+        let tag = self.stage.history.fresh_tag();
+        let intention = if deletes {
+            Intention::Delete { tag }
+        } else {
+            let mut carries = Tags::from([tag]);
+            if let Some((_, seen)) = context.as_ref().filter(|_| self.cast(place).sets)
+                && self.rng.random_bool(0.7)
+            {
+                carries.extend(seen);
+            }
+            Intention::Write { tag, carries }
+        };
+        let weak = !self.cast(place).is_register() && self.chance(self.manner().weak);
+        let named = blind || self.chance(self.manner().named);
+        let request = WriteRequest {
+            tenant: self.cast(place).tenant.id.clone(),
+            key: Stage::key(place),
+            value: match &intention {
+                Intention::Write { carries, .. } => Some(to_value(carries)),
+                _ => None,
+            },
+            level: weak.then_some(Level::One),
+            idempotency_key: named.then(|| format!("intention-{tag}")),
+            context: context.as_ref().map(|(token, _)| token.clone()).unwrap_or_default(),
+            timeout: None,
+        };
+        let operation = Operation {
+            client: self.id,
+            place,
+            intention,
+            seen: context.map(|(_, seen)| seen),
+            level_all: false,
+            weak,
+            start: 0,
+            end: 0,
+            outcome: Outcome::Unknown,
+        };
+        let (id, shown) = (self.id, operation.clone());
+        self.stage.note(|| {
+            let name = if named { "" } else { ", unnamed" };
+            format!("client {id} wants {:?} at {place:?}, seen {:?}{name}", shown.intention, shown.seen)
+        });
+        let index = self.stage.history.start(operation);
+        let attempts = if named { self.rng.random_range(1..=self.manner().attempts) } else { 1 };
+        self.insist(index, request, attempts, mood).await;
+    }
+
+    /// Asks again for what is in doubt.
+    pub(crate) async fn retry(&mut self, doubtful: Doubtful) {
+        let Doubtful { index, request } = doubtful;
+        self.insist(index, request, 3, Mood::Stormy).await;
+    }
+
+    async fn insist(&mut self, index: usize, request: WriteRequest, attempts: u64, mood: Mood) {
+        let stage = Arc::clone(&self.stage);
+        let operation = stage.history.operations()[index].clone();
+        let (place, tag) = (operation.place, operation.tag().unwrap_or_default());
+        let mut coordinator = self.any_coordinator();
+        // What is asked for again was in doubt before.
+        let mut doubt = lock(&stage.doubtful).iter().any(|other| other.index == index);
+        for attempt in 1..=attempts {
+            let patience = self.patience(mood);
+            let request = WriteRequest { timeout: Some(patience), ..request.clone() };
+            let answer = self.attempt(coordinator, patience, mood, |to| Call::Write(request, to)).await;
+            let told = match &answer {
+                Attempt::Told(Ok(written)) => {
+                    format!("done by {} replicas, duplicate {}", written.replicas, written.duplicate)
+                }
+                Attempt::Told(Err(failed)) => format!("failed ({:?}): {failed}", failed.effect),
+                Attempt::NotSent => "not sent".to_owned(),
+                Attempt::Lost => "no answer".to_owned(),
+            };
+            let id = self.id;
+            stage.note(|| format!("client {id} is told of {tag} at {place:?} by c{}: {told}", coordinator + 1));
+            if mood == Mood::Calm && !matches!(answer, Attempt::Told(Ok(_))) {
+                stage.violated(format!("success: change {tag} at {place:?} failed although nothing was wrong: {told}"));
+            }
+            match answer {
+                Attempt::Told(Ok(written)) => {
+                    let mut seen = operation.seen.clone().unwrap_or_default();
+                    seen.insert(tag);
+                    self.remember(place, written.context, seen);
+                    return stage.history.end(index, Outcome::Done);
+                }
+                Attempt::Told(Err(failed)) => match failed.effect {
+                    Some(Effect::NotApplied) => {}
+                    Some(Effect::InDoubt) => doubt = true,
+                    None => stage.violated(format!("honesty: change {tag} failed without saying whether it happened")),
+                },
+                Attempt::NotSent => {}
+                Attempt::Lost => doubt = true,
+            }
+            if attempt < attempts {
+                let pause = self.rng.random_range(5..=800);
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                coordinator = self.any_coordinator();
+            }
+        }
+        stage.history.end(index, if doubt { Outcome::Unknown } else { Outcome::NotApplied });
+        if doubt && request.idempotency_key.is_some() {
+            lock(&stage.doubtful).push(Doubtful { index, request });
+        }
+    }
+
+    fn patience(&mut self, mood: Mood) -> Duration {
+        match mood {
+            Mood::Calm => CALM_PATIENCE,
+            Mood::Stormy => Duration::from_millis(self.rng.random_range(100..=self.manner().patience_ms)),
+        }
+    }
+
+    /// Sends one request and waits for the answer, over a network that may lose either.
+    async fn attempt<T>(
+        &mut self,
+        coordinator: usize,
+        patience: Duration,
+        mood: Mood,
+        call: impl FnOnce(oneshot::Sender<Result<T, Failed>>) -> Call,
+    ) -> Attempt<T> {
+        let stormy = mood == Mood::Stormy;
+        let Some(doors) = self.stage.cluster.coordinators[coordinator].doors() else { return Attempt::NotSent };
+        let way = Duration::from_millis(self.rng.random_range(0..=4));
+        tokio::time::sleep(way).await;
+        if stormy && self.chance(self.manner().lost) {
+            tokio::time::sleep(patience).await;
+            return Attempt::Lost;
+        }
+        let (to, answer) = oneshot::channel();
+        if doors.calls.send(call(to)).is_err() {
+            return Attempt::NotSent;
+        }
+        if stormy && self.chance(self.manner().cancelled) {
+            let soon = Duration::from_millis(self.rng.random_range(0..=60));
+            tokio::time::sleep(soon).await;
+            return Attempt::Lost;
+        }
+        match tokio::time::timeout(patience, answer).await {
+            Ok(Ok(_)) if stormy && self.chance(self.manner().lost) => Attempt::Lost,
+            Ok(Ok(told)) => Attempt::Told(told),
+            Ok(Err(_)) | Err(_) => Attempt::Lost,
+        }
+    }
+}
+
+/// The tags of all values that a read was shown. `None`: there is something among them that no client wrote.
+fn shown(answer: &ReadAnswer) -> Option<Tags> {
+    if answer.siblings.is_empty() {
+        return from_value(&answer.value);
+    }
+    let sets: Option<Vec<Tags>> = answer.siblings.iter().map(|sibling| from_value(&sibling.value)).collect();
+    Some(sets?.into_iter().flatten().collect())
+}

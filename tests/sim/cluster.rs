@@ -1,0 +1,253 @@
+//! The machines: storage nodes with their disks, coordinators, and how each starts again.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use turmoil::net::TcpListener;
+use witan::coordinate::{Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, WriteRequest, Written};
+use witan::peer::Lanes;
+use witan_kernel::context::ContextKeys;
+use witan_kernel::failure::Failed;
+use witan_kernel::name::{Key, NodeId};
+use witan_kernel::port::{NodeStatus, StorageNode};
+use witan_kernel::record::Record;
+use witan_kernel::replica::Place;
+use witan_kernel::ring::{Ring, token};
+use witan_kernel::tenant::Tenant;
+use witan_node::batch::Durability;
+use witan_node::driver::{Inline, QueueLimits};
+use witan_node::engine::simulated::Disk;
+use witan_node::row;
+use witan_node::server::{self, Limits};
+use witan_node::store::Store;
+
+use crate::world::{Accepted, Bound, Dial, Dice, Fixed, Idempotency, SimClock, Simulated, lock};
+
+const PORT: u16 = 50052;
+/// Enough for keys to be spread over few nodes, and cheap to hash for each simulation.
+const VIRTUAL_NODES: u32 = 16;
+
+/// A storage node's machine: what outlives its process.
+pub(crate) struct NodeMachine {
+    pub(crate) name: String,
+    pub(crate) id: NodeId,
+    pub(crate) disk: Disk,
+    pub(crate) clock: SimClock,
+    /// The longest that a sync takes now, milliseconds.
+    slowest_sync_ms: Arc<AtomicU64>,
+    store: Mutex<Option<Arc<Store>>>,
+    dice: Dice,
+}
+
+impl NodeMachine {
+    async fn run(self: Arc<Self>) -> turmoil::Result {
+        let engine = Box::new(self.disk.open());
+        let store = Arc::new(Store::open(engine, &self.id, &self.dice)?);
+        *lock(&self.store) = Some(Arc::clone(&store));
+        let (dice, slowest) = (self.dice.clone(), Arc::clone(&self.slowest_sync_ms));
+        let sync_takes = Box::new(move || dice.millis(1, slowest.load(Ordering::Relaxed).max(1)));
+        let clock = self.clock.clone();
+        let driver = Inline::start(store, Durability::Sync, QueueLimits::default(), clock.clone(), sync_takes);
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
+        let incoming = futures::stream::unfold(listener, |listener| async move {
+            let accepted = listener.accept().await.map(|(stream, _)| Accepted(stream));
+            Some((accepted, listener))
+        });
+        let id = self.id.clone();
+        server::serve(incoming, id, Arc::new(driver), clock, Limits::default(), std::future::pending()).await?;
+        Ok(())
+    }
+
+    pub(crate) fn set_slowest_sync(&self, ms: u64) {
+        self.slowest_sync_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// What it has stored, synced or not. `None`: nothing, or it does not run.
+    pub(crate) fn stored(&self, place: &Place) -> Result<Option<Record>, String> {
+        let Some(store) = lock(&self.store).clone() else { return Ok(None) };
+        let loaded = store.load(&row::key(place)).map_err(|error| error.to_string())?;
+        loaded.map(|(_, encoded)| encoded.decode().map_err(|error| error.to_string())).transpose()
+    }
+}
+
+/// What a client sends to a coordinator.
+pub(crate) enum Call {
+    Write(WriteRequest, oneshot::Sender<Result<Written, Failed>>),
+    Read(ReadRequest, oneshot::Sender<Result<ReadAnswer, Failed>>),
+}
+
+/// A running coordinator's doors.
+#[derive(Clone)]
+pub(crate) struct Doors {
+    pub(crate) calls: mpsc::UnboundedSender<Call>,
+    coordinator: Arc<Coordinator<Simulated>>,
+}
+
+impl Doors {
+    pub(crate) fn in_flight(&self) -> usize {
+        self.coordinator.in_flight()
+    }
+}
+
+/// A coordinator's machine.
+pub(crate) struct CoordinatorMachine {
+    pub(crate) name: String,
+    pub(crate) clock: SimClock,
+    doors: Mutex<Option<Doors>>,
+    shared: Arc<Shared>,
+}
+
+/// What coordinators share: the metadata and idempotency stores.
+struct Shared {
+    nodes: Vec<StorageNode>,
+    ring: Ring,
+    keys: ContextKeys,
+    idempotency: Idempotency,
+    tenants: Fixed,
+    plugins: Bound,
+    dice: Dice,
+}
+
+impl CoordinatorMachine {
+    async fn run(self: Arc<Self>) -> turmoil::Result {
+        let lanes = Lanes::new(self.clock.clone(), Dial, self.name.clone());
+        lanes.set_nodes(&self.shared.nodes);
+        let ports = Ports {
+            clock: self.clock.clone(),
+            randomness: self.shared.dice.clone(),
+            replicas: lanes,
+            idempotency: self.shared.idempotency.clone(),
+            tenants: self.shared.tenants.clone(),
+            plugins: Arc::new(self.shared.plugins.clone()),
+        };
+        let ring = self.shared.ring.clone();
+        let coordinator = Coordinator::new(ports, ring, self.shared.keys.clone(), Defaults::default());
+        let (sender, mut calls) = mpsc::unbounded_channel();
+        *lock(&self.doors) = Some(Doors { calls: sender, coordinator: Arc::clone(&coordinator) });
+        while let Some(call) = calls.recv().await {
+            // A client that has gone does not mind.
+            match call {
+                Call::Write(request, to) => coordinator.write(request, Box::new(|told| drop(to.send(told)))),
+                Call::Read(request, to) => coordinator.read(request, Box::new(|told| drop(to.send(told)))),
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` while it is down.
+    pub(crate) fn doors(&self) -> Option<Doors> {
+        lock(&self.doors).clone()
+    }
+}
+
+/// All machines.
+#[derive(Clone)]
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Arc<NodeMachine>>,
+    pub(crate) coordinators: Vec<Arc<CoordinatorMachine>>,
+    pub(crate) idempotency: Idempotency,
+    pub(crate) tenants: Vec<Tenant>,
+    ring: Ring,
+}
+
+impl Cluster {
+    pub(crate) fn new(nodes: usize, coordinators: usize, tenants: Vec<Tenant>, resolved: Bound, dice: &Dice) -> Self {
+        let nodes: Vec<Arc<NodeMachine>> = (1..=nodes).map(|n| Arc::new(node(format!("n{n}"), dice))).collect();
+        let placed: Vec<(NodeId, u32)> = nodes.iter().map(|node| (node.id.clone(), VIRTUAL_NODES)).collect();
+        let ring = Ring::new(&placed, 1);
+        let idempotency = Idempotency::new(dice.clone());
+        let by_id: HashMap<_, _> = tenants.iter().map(|tenant| (tenant.id.clone(), Arc::new(tenant.clone()))).collect();
+        let shared = Arc::new(Shared {
+            nodes: nodes.iter().map(|node| at(node)).collect(),
+            ring: ring.clone(),
+            keys: ContextKeys::new(&[(1, [1; 32])]).expect("one key"),
+            idempotency: idempotency.clone(),
+            tenants: Fixed(Arc::new(by_id)),
+            plugins: resolved,
+            dice: dice.clone(),
+        });
+        let coordinator = |n| CoordinatorMachine {
+            name: format!("c{n}"),
+            clock: SimClock::default(),
+            doors: Mutex::default(),
+            shared: Arc::clone(&shared),
+        };
+        let coordinators = (1..=coordinators).map(|n| Arc::new(coordinator(n))).collect();
+        Self { nodes, coordinators, idempotency, tenants, ring }
+    }
+
+    /// Puts every machine into the simulation.
+    pub(crate) fn boot(&self, sim: &mut turmoil::Sim<'_>) {
+        for node in &self.nodes {
+            let machine = Arc::clone(node);
+            sim.host(node.name.as_str(), move || Arc::clone(&machine).run());
+        }
+        for coordinator in &self.coordinators {
+            let machine = Arc::clone(coordinator);
+            sim.host(coordinator.name.as_str(), move || Arc::clone(&machine).run());
+        }
+    }
+
+    pub(crate) fn crash_node(&self, sim: &mut turmoil::Sim<'_>, node: usize, survivors: impl FnOnce(usize) -> usize) {
+        let machine = &self.nodes[node];
+        if sim.is_host_running(machine.name.as_str()) {
+            machine.disk.crash_keeping(survivors);
+            *lock(&machine.store) = None;
+            sim.crash(machine.name.as_str());
+        }
+    }
+
+    pub(crate) fn crash_coordinator(&self, sim: &mut turmoil::Sim<'_>, coordinator: usize) {
+        let machine = &self.coordinators[coordinator];
+        if sim.is_host_running(machine.name.as_str()) {
+            *lock(&machine.doors) = None;
+            sim.crash(machine.name.as_str());
+        }
+    }
+
+    pub(crate) fn restart(&self, sim: &mut turmoil::Sim<'_>, name: &str) {
+        if !sim.is_host_running(name) {
+            sim.bounce(name);
+        }
+    }
+
+    pub(crate) fn place(&self, tenant: usize, key: &Key) -> Place {
+        let tenant = &self.tenants[tenant].id;
+        Place { token: token(tenant, key.bytes()), tenant: tenant.clone(), key: key.clone() }
+    }
+
+    /// The machines that hold a place.
+    pub(crate) fn replicas(&self, tenant: usize, place: &Place) -> Vec<&Arc<NodeMachine>> {
+        let preference = self.ring.replicas(place.token, self.tenants[tenant].replication_factor);
+        preference.iter().filter_map(|id| self.nodes.iter().find(|node| node.id == *id)).collect()
+    }
+}
+
+fn node(name: String, dice: &Dice) -> NodeMachine {
+    NodeMachine {
+        id: NodeId::new(&name).expect("a node id"),
+        name,
+        disk: Disk::new(),
+        clock: SimClock::default(),
+        slowest_sync_ms: Arc::new(AtomicU64::new(5)),
+        store: Mutex::default(),
+        dice: dice.clone(),
+    }
+}
+
+fn at(node: &NodeMachine) -> StorageNode {
+    StorageNode {
+        id: node.id.clone(),
+        host: node.name.clone(),
+        port: PORT,
+        virtual_nodes: VIRTUAL_NODES,
+        status: NodeStatus::Active,
+    }
+}
+
+/// How long after the last fault everything must work again.
+pub(crate) const RECOVERY: Duration = Duration::from_secs(12);

@@ -1,0 +1,305 @@
+//! What goes wrong, and when: drawn before a simulation starts, carried out between its steps.
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::cluster::Cluster;
+
+/// One change of the world. Machines are named by index.
+#[derive(Debug, Clone)]
+pub(crate) enum Action {
+    /// The link between a coordinator and a node loses everything.
+    Cut {
+        coordinator: usize,
+        node: usize,
+    },
+    /// Only what the node says is lost.
+    Mute {
+        coordinator: usize,
+        node: usize,
+    },
+    /// ... only what the coordinator says.
+    Deafen {
+        coordinator: usize,
+        node: usize,
+    },
+    /// The link works again; what was lost stays lost.
+    Mend {
+        coordinator: usize,
+        node: usize,
+    },
+    /// The link keeps everything back.
+    Hold {
+        coordinator: usize,
+        node: usize,
+    },
+    /// ... and delivers it all, late.
+    Release {
+        coordinator: usize,
+        node: usize,
+    },
+    /// A node loses power; of what it had not synced, so much per mille happens to be on the disk.
+    CrashNode {
+        node: usize,
+        survives: usize,
+    },
+    /// All nodes lose power at once.
+    PowerCut,
+    RestartNode {
+        node: usize,
+    },
+    CrashCoordinator {
+        coordinator: usize,
+    },
+    RestartCoordinator {
+        coordinator: usize,
+    },
+    /// A coordinator's wall clock jumps.
+    Jump {
+        coordinator: usize,
+        micros: i64,
+    },
+    /// A node's wall clock jumps.
+    JumpNode {
+        node: usize,
+        micros: i64,
+    },
+    /// The idempotency store cannot be reached, or can again.
+    Outage {
+        down: bool,
+    },
+    /// How long syncs of a node take at most.
+    SlowDisk {
+        node: usize,
+        ms: u64,
+    },
+    FullDisk {
+        node: usize,
+        full: bool,
+    },
+    /// A node's disk is replaced by an empty one.
+    Wipe {
+        node: usize,
+    },
+    /// Messages are lost at random, per million.
+    Loss {
+        per_million: u32,
+    },
+}
+
+/// How often each kind of fault is drawn, relative to the others.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Weather {
+    pub(crate) cuts: u32,
+    pub(crate) holds: u32,
+    pub(crate) crashes: u32,
+    pub(crate) power_cuts: u32,
+    pub(crate) coordinator_crashes: u32,
+    pub(crate) jumps: u32,
+    pub(crate) outages: u32,
+    pub(crate) slow_disks: u32,
+    pub(crate) full_disks: u32,
+    pub(crate) losses: u32,
+}
+
+/// What happens in a storm, each with its time in milliseconds after the storm's start, in order.
+pub(crate) type Storm = Vec<(u64, Action)>;
+
+/// The machines that a storm is drawn for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Machines {
+    pub(crate) nodes: usize,
+    pub(crate) coordinators: usize,
+    /// Coordinators' clocks jump by so much at most, microseconds; nodes' by a tenth of it, and a second at most.
+    pub(crate) jump: i64,
+}
+
+/// Draws a storm of so many milliseconds, with a fault every `gap` milliseconds on average.
+pub(crate) fn storm(rng: &mut StdRng, machines: Machines, weather: Weather, ms: u64, gap: u64) -> Storm {
+    let mut storm = Storm::new();
+    for _ in 0..ms.div_ceil(gap) {
+        let at = rng.random_range(0..ms);
+        let long = rng.random_range(50..=1200);
+        for (after, action) in fault(rng, machines, weather, long) {
+            storm.push((at + after, action));
+        }
+    }
+    storm.sort_by_key(|(at, _)| *at);
+    storm
+}
+
+fn fault(rng: &mut StdRng, machines: Machines, weather: Weather, long: u64) -> Storm {
+    let node = rng.random_range(0..machines.nodes);
+    let coordinator = rng.random_range(0..machines.coordinators);
+    let mut dice = Weighted { left: rng.random_range(0..weather.total().max(1)) };
+    if dice.falls(weather.cuts) {
+        return cut(rng, machines, coordinator, node, long);
+    }
+    if dice.falls(weather.holds) {
+        return vec![(0, Action::Hold { coordinator, node }), (long, Action::Release { coordinator, node })];
+    }
+    if dice.falls(weather.crashes) {
+        let survives = rng.random_range(0..=1000);
+        return vec![(0, Action::CrashNode { node, survives }), (long, Action::RestartNode { node })];
+    }
+    if dice.falls(weather.power_cuts) {
+        let back = (0..machines.nodes).map(|node| (rng.random_range(50..=600), Action::RestartNode { node }));
+        return std::iter::once((0, Action::PowerCut)).chain(back).collect();
+    }
+    if dice.falls(weather.coordinator_crashes) {
+        return vec![(0, Action::CrashCoordinator { coordinator }), (long, Action::RestartCoordinator { coordinator })];
+    }
+    if dice.falls(weather.jumps) {
+        let micros = rng.random_range(-machines.jump..=machines.jump);
+        if rng.random_bool(0.2) {
+            return vec![(0, Action::JumpNode { node, micros: (micros / 10).clamp(-1_000_000, 1_000_000) })];
+        }
+        return vec![(0, Action::Jump { coordinator, micros })];
+    }
+    if dice.falls(weather.outages) {
+        return vec![(0, Action::Outage { down: true }), (long, Action::Outage { down: false })];
+    }
+    if dice.falls(weather.slow_disks) {
+        let ms = rng.random_range(20..=300);
+        return vec![(0, Action::SlowDisk { node, ms }), (long, Action::SlowDisk { node, ms: FAST_SYNC_MS })];
+    }
+    if dice.falls(weather.full_disks) {
+        return vec![(0, Action::FullDisk { node, full: true }), (long, Action::FullDisk { node, full: false })];
+    }
+    if dice.falls(weather.losses) {
+        let per_million = rng.random_range(500..=10_000);
+        return vec![(0, Action::Loss { per_million }), (long, Action::Loss { per_million: 0 })];
+    }
+    Storm::new()
+}
+
+/// Cuts one link, a node's, or a coordinator's; one way or both.
+fn cut(rng: &mut StdRng, machines: Machines, coordinator: usize, node: usize, long: u64) -> Storm {
+    let links: Vec<(usize, usize)> = match rng.random_range(0..4) {
+        0 => (0..machines.coordinators).map(|coordinator| (coordinator, node)).collect(),
+        1 => (0..machines.nodes).filter(|n| *n != node).map(|node| (coordinator, node)).collect(),
+        _ => vec![(coordinator, node)],
+    };
+    let way = rng.random_range(0..4);
+    let mut storm = Storm::new();
+    for (coordinator, node) in links {
+        let action = match way {
+            0 => Action::Mute { coordinator, node },
+            1 => Action::Deafen { coordinator, node },
+            _ => Action::Cut { coordinator, node },
+        };
+        storm.push((0, action));
+        storm.push((long, Action::Mend { coordinator, node }));
+    }
+    storm
+}
+
+/// Walks through weights until the dice has fallen.
+struct Weighted {
+    left: u32,
+}
+
+impl Weighted {
+    fn falls(&mut self, weight: u32) -> bool {
+        match self.left.checked_sub(weight) {
+            Some(left) => {
+                self.left = left;
+                false
+            }
+            None => {
+                // Nothing after it falls.
+                self.left = u32::MAX;
+                true
+            }
+        }
+    }
+}
+
+impl Weather {
+    fn total(&self) -> u32 {
+        [
+            self.cuts,
+            self.holds,
+            self.crashes,
+            self.power_cuts,
+            self.coordinator_crashes,
+            self.jumps,
+            self.outages,
+            self.slow_disks,
+            self.full_disks,
+            self.losses,
+        ]
+        .iter()
+        .sum()
+    }
+}
+
+/// The longest that a healthy disk's sync takes, milliseconds.
+const FAST_SYNC_MS: u64 = 5;
+
+/// Carries out one action.
+pub(crate) fn act(action: &Action, sim: &mut turmoil::Sim<'_>, cluster: &Cluster) {
+    let link = |coordinator: usize, node: usize| {
+        (cluster.coordinators[coordinator].name.as_str(), cluster.nodes[node].name.as_str())
+    };
+    match *action {
+        Action::Cut { coordinator, node } => {
+            let (from, to) = link(coordinator, node);
+            sim.partition(from, to);
+        }
+        Action::Mute { coordinator, node } => {
+            let (to, from) = link(coordinator, node);
+            sim.partition_oneway(from, to);
+        }
+        Action::Deafen { coordinator, node } => {
+            let (from, to) = link(coordinator, node);
+            sim.partition_oneway(from, to);
+        }
+        Action::Mend { coordinator, node } => {
+            let (from, to) = link(coordinator, node);
+            sim.repair(from, to);
+        }
+        Action::Hold { coordinator, node } => {
+            let (from, to) = link(coordinator, node);
+            sim.hold(from, to);
+        }
+        Action::Release { coordinator, node } => {
+            let (from, to) = link(coordinator, node);
+            sim.release(from, to);
+        }
+        Action::CrashNode { node, survives } => cluster.crash_node(sim, node, |unsynced| unsynced * survives / 1000),
+        Action::PowerCut => (0..cluster.nodes.len()).for_each(|node| cluster.crash_node(sim, node, |_| 0)),
+        Action::RestartNode { node } => cluster.restart(sim, &cluster.nodes[node].name),
+        Action::CrashCoordinator { coordinator } => cluster.crash_coordinator(sim, coordinator),
+        Action::RestartCoordinator { coordinator } => cluster.restart(sim, &cluster.coordinators[coordinator].name),
+        Action::Jump { coordinator, micros } => cluster.coordinators[coordinator].clock.jump_by(micros),
+        Action::JumpNode { node, micros } => cluster.nodes[node].clock.jump_by(micros),
+        Action::Outage { down } => cluster.idempotency.set_down(down),
+        Action::SlowDisk { node, ms } => cluster.nodes[node].set_slowest_sync(ms),
+        Action::FullDisk { node, full } => cluster.nodes[node].disk.set_full(full),
+        Action::Wipe { node } => {
+            cluster.crash_node(sim, node, |_| 0);
+            cluster.nodes[node].disk.wipe();
+            cluster.restart(sim, &cluster.nodes[node].name);
+        }
+        Action::Loss { per_million } => sim.set_fail_rate(f64::from(per_million) / 1e6),
+    }
+}
+
+/// Undoes whatever is still wrong, but not the clocks.
+pub(crate) fn heal(sim: &mut turmoil::Sim<'_>, cluster: &Cluster) {
+    act(&Action::Loss { per_million: 0 }, sim, cluster);
+    act(&Action::Outage { down: false }, sim, cluster);
+    for node in 0..cluster.nodes.len() {
+        act(&Action::SlowDisk { node, ms: FAST_SYNC_MS }, sim, cluster);
+        act(&Action::FullDisk { node, full: false }, sim, cluster);
+        for coordinator in 0..cluster.coordinators.len() {
+            act(&Action::Mend { coordinator, node }, sim, cluster);
+            act(&Action::Release { coordinator, node }, sim, cluster);
+        }
+        act(&Action::RestartNode { node }, sim, cluster);
+    }
+    for coordinator in 0..cluster.coordinators.len() {
+        act(&Action::RestartCoordinator { coordinator }, sim, cluster);
+    }
+}

@@ -1,0 +1,219 @@
+//! A simulation from its seed to its verdict.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
+
+use futures::future::join_all;
+use witan_kernel::record::Record;
+use witan_kernel::tenant::Level;
+
+use crate::check;
+use crate::client::{Client, Command, Mood, Stage};
+use crate::cluster::{Cluster, RECOVERY};
+use crate::history::History;
+use crate::nemesis::{Action, act, heal};
+use crate::scenario::{Act, Scenario};
+use crate::world::{Bound, Dice, lock, now_micros};
+
+/// Virtual time of one step. Messages are delivered between steps.
+const TICK: Duration = Duration::from_millis(3);
+/// No play lasts longer.
+const LONGEST: Duration = Duration::from_secs(180);
+
+/// How a simulation ended.
+pub(crate) struct Verdict {
+    pub(crate) scenario: &'static str,
+    pub(crate) violations: Vec<String>,
+    pub(crate) hash: u64,
+    pub(crate) operations: usize,
+    pub(crate) virtual_time: Duration,
+}
+
+/// Plays the scenario of a seed, on this thread.
+pub(crate) fn play(seed: u64, verbose: bool) -> Verdict {
+    let scenario = Scenario::of(seed);
+    let dice = Dice::new(seed);
+    let tenants = scenario.casts.iter().map(|cast| cast.tenant.clone()).collect();
+    let sets = scenario.casts.iter().filter(|cast| cast.sets).map(|cast| cast.tenant.id.clone()).collect();
+    let cluster = Cluster::new(scenario.nodes, scenario.coordinators, tenants, Bound(sets), &dice);
+    let mut sim = turmoil::Builder::new()
+        .rng_seed(seed)
+        .epoch(UNIX_EPOCH)
+        .tick_duration(TICK)
+        .simulation_duration(LONGEST)
+        .min_message_latency(Duration::from_millis(1))
+        .max_message_latency(Duration::from_millis(scenario.latency_ms))
+        .tcp_capacity(1024)
+        .build();
+    cluster.boot(&mut sim);
+    let name = scenario.name;
+    let stage = Arc::new(Stage {
+        scenario,
+        cluster: cluster.clone(),
+        history: History::new(verbose),
+        commands: Mutex::default(),
+        violations: Mutex::default(),
+        doubtful: Mutex::default(),
+    });
+    sim.client("clients", direct(Arc::clone(&stage)));
+    if let Err(error) = run(&mut sim, &cluster, &stage) {
+        lock(&stage.violations).push(format!("broken off: {error}"));
+    }
+    let virtual_time = sim.elapsed();
+    drop(sim);
+    let operations = stage.history.operations();
+    let mut violations = std::mem::take(&mut *lock(&stage.violations));
+    violations.extend(check::all(&stage.scenario, &operations));
+    Verdict { scenario: name, violations, hash: stage.history.hash(), operations: operations.len(), virtual_time }
+}
+
+/// Steps the simulation, and does between steps what the play asks for.
+fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil::Result {
+    let mut due: VecDeque<(Duration, Action)> = VecDeque::new();
+    loop {
+        while due.front().is_some_and(|(at, _)| *at <= sim.elapsed()) {
+            if let Some((at, action)) = due.pop_front() {
+                stage.history.note(at.as_micros() as u64, || format!("{action:?}"));
+                act(&action, sim, cluster);
+            }
+        }
+        if sim.step()? || !lock(&stage.violations).is_empty() {
+            return Ok(());
+        }
+        let commands = std::mem::take(&mut *lock(&stage.commands));
+        for command in commands {
+            match command {
+                Command::Storm(storm) => {
+                    let now = sim.elapsed();
+                    due = storm.into_iter().map(|(ms, action)| (now + Duration::from_millis(ms), action)).collect();
+                }
+                Command::Heal => {
+                    due.clear();
+                    stage.history.note(sim.elapsed().as_micros() as u64, || "healed".to_owned());
+                    heal(sim, cluster);
+                }
+                Command::Wipe(node) => due.push_front((sim.elapsed(), Action::Wipe { node })),
+            }
+        }
+    }
+}
+
+/// Goes through the acts.
+async fn direct(stage: Arc<Stage>) -> turmoil::Result {
+    let mut clients: Vec<Client> = (0..stage.scenario.clients).map(|id| Client::new(id, Arc::clone(&stage))).collect();
+    let mut inspector = Client::new(usize::MAX, Arc::clone(&stage));
+    if !everything_answers(&stage, &mut inspector).await {
+        return Ok(());
+    }
+    for act in stage.scenario.acts.clone() {
+        stage.note(|| match &act {
+            Act::Storm { operations, storm } => format!("-- storm of {} actions, {operations} operations", storm.len()),
+            act => format!("-- {act:?}"),
+        });
+        match act {
+            Act::Calm { operations } => {
+                join_all(clients.iter_mut().map(|client| client.work(operations, Mood::Calm))).await;
+            }
+            Act::Storm { operations, storm } => {
+                stage.command(Command::Storm(storm));
+                join_all(clients.iter_mut().map(|client| client.work(operations, Mood::Stormy))).await;
+            }
+            Act::Burst { writes } => {
+                join_all(clients.iter_mut().map(|client| client.pile_up(writes))).await;
+            }
+            Act::Settle => settle(&stage, &mut inspector).await,
+            Act::Wipe => stage.command(Command::Wipe(first_minter(&stage))),
+            Act::Idle { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
+            Act::Retry => {
+                let doubtful: Vec<_> = lock(&stage.doubtful).drain(..).collect();
+                for (doubtful, client) in doubtful.into_iter().zip((0..clients.len()).cycle()) {
+                    clients[client].retry(doubtful).await;
+                }
+            }
+        }
+    }
+    settle(&stage, &mut inspector).await;
+    Ok(())
+}
+
+/// The node that is asked first to mint for the last tenant's first key.
+fn first_minter(stage: &Stage) -> usize {
+    let tenant = stage.scenario.casts.len() - 1;
+    let place = stage.cluster.place(tenant, &Stage::key((tenant, 0)));
+    let first = &stage.cluster.replicas(tenant, &place)[0].name;
+    stage.cluster.nodes.iter().position(|node| node.name == *first).unwrap_or_default()
+}
+
+/// Mends everything, waits until it works, and sees what stands.
+async fn settle(stage: &Arc<Stage>, inspector: &mut Client) {
+    stage.command(Command::Heal);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    if !drained(stage).await || !everything_answers(stage, inspector).await {
+        return;
+    }
+    // Repairs run behind the reads that found them needed.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    for place in stage.places() {
+        for coordinator in 0..stage.cluster.coordinators.len() {
+            inspector.read(place, Some(Level::All), coordinator, Mood::Calm).await;
+        }
+    }
+    if drained(stage).await {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        converged(stage);
+    }
+}
+
+/// Waits until no coordinator has anything under way.
+async fn drained(stage: &Stage) -> bool {
+    let until = now_micros() + RECOVERY.as_micros() as u64;
+    while now_micros() < until {
+        let busy = stage.cluster.coordinators.iter().any(|c| c.doors().is_none_or(|doors| doors.in_flight() > 0));
+        if !busy {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    stage.violated("recovery: an operation outlives every deadline".to_owned());
+    false
+}
+
+/// Waits until every replica of every key answers through every coordinator.
+async fn everything_answers(stage: &Arc<Stage>, inspector: &mut Client) -> bool {
+    let until = now_micros() + RECOVERY.as_micros() as u64;
+    for place in stage.places() {
+        for coordinator in 0..stage.cluster.coordinators.len() {
+            while inspector.read(place, Some(Level::All), coordinator, Mood::Stormy).await.is_none() {
+                if now_micros() > until {
+                    let name = &stage.cluster.coordinators[coordinator].name;
+                    stage.violated(format!("recovery: {place:?} cannot be read at level all through {name}"));
+                    return false;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    true
+}
+
+/// All replicas of a key must say the same.
+fn converged(stage: &Stage) {
+    for (tenant, key) in stage.places() {
+        let place = stage.cluster.place(tenant, &Stage::key((tenant, key)));
+        let mut stored: Vec<(String, Option<Record>)> = Vec::new();
+        for node in stage.cluster.replicas(tenant, &place) {
+            match node.stored(&place) {
+                Ok(record) => stored.push((node.name.clone(), record)),
+                Err(error) => return stage.violated(format!("convergence: {} cannot read: {error}", node.name)),
+            }
+        }
+        let same = stored.windows(2).all(|pair| match (&pair[0].1, &pair[1].1) {
+            (Some(a), Some(b)) => a.same_standing(b),
+            (a, b) => a.is_none() == b.is_none(),
+        });
+        if !same {
+            stage.violated(format!("convergence: replicas of {:?} differ: {stored:?}", (tenant, key)));
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! What a seed stands for: the cluster, its tenants, and the acts of the play.
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use witan_kernel::name::TenantId;
+use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, ReadRepair, Tenant};
+
+use crate::nemesis::{Machines, Storm, Weather, storm};
+
+/// A tenant and what is done to it.
+#[derive(Debug, Clone)]
+pub(crate) struct Cast {
+    pub(crate) tenant: Tenant,
+    /// Keys in use.
+    pub(crate) keys: usize,
+    /// Values are sets that the resolver unites; else each write's value is its own.
+    pub(crate) sets: bool,
+    /// So many siblings come together that they may collapse.
+    pub(crate) collapses: bool,
+}
+
+impl Cast {
+    pub(crate) fn is_register(&self) -> bool {
+        self.tenant.conflict_mode == ConflictMode::Register
+    }
+}
+
+/// A part of the play.
+#[derive(Debug, Clone)]
+pub(crate) enum Act {
+    /// Every client does so many operations, and nothing is wrong: all must succeed.
+    Calm { operations: usize },
+    /// Every client does so many operations while this happens.
+    Storm { operations: usize, storm: Storm },
+    /// Everything is mended: it must work again, all replicas must come to say the same.
+    Settle,
+    /// The node that mints first for the second tenant's first key comes back with an empty disk.
+    Wipe,
+    /// Nothing happens for so many milliseconds.
+    Idle { ms: u64 },
+    /// Clients ask again for what they do not know the outcome of.
+    Retry,
+    /// Clients write so often without having read that siblings pile up.
+    Burst { writes: usize },
+}
+
+/// How clients behave. Shares are per mille.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    /// Changes with an idempotency key.
+    pub(crate) named: u64,
+    /// Requests, and as many responses, that are lost in a storm.
+    pub(crate) lost: u64,
+    /// Requests given up soon after they were sent, in a storm.
+    pub(crate) cancelled: u64,
+    /// Operations at level one.
+    pub(crate) weak: u64,
+    /// Deletes among changes.
+    pub(crate) deletes: u64,
+    /// Reads.
+    pub(crate) reads: u64,
+    /// Attempts at a change at most.
+    pub(crate) attempts: u64,
+    /// The longest that a client waits for one answer in a storm, milliseconds.
+    pub(crate) patience_ms: u64,
+    /// The longest pause between two operations, milliseconds.
+    pub(crate) pause_ms: u64,
+}
+
+/// A whole simulation.
+#[derive(Debug, Clone)]
+pub(crate) struct Scenario {
+    pub(crate) seed: u64,
+    pub(crate) name: &'static str,
+    pub(crate) nodes: usize,
+    pub(crate) coordinators: usize,
+    pub(crate) clients: usize,
+    pub(crate) latency_ms: u64,
+    pub(crate) casts: Vec<Cast>,
+    pub(crate) manner: Manner,
+    pub(crate) acts: Vec<Act>,
+}
+
+const SHAPES: [fn(&mut StdRng, Scenario) -> Scenario; 9] =
+    [links, crashes, clocks, outages, late, wiped, piled, mixed, unsynced];
+
+impl Scenario {
+    /// The scenario of a seed.
+    pub(crate) fn of(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x5eed);
+        let shape = SHAPES[(seed % SHAPES.len() as u64) as usize];
+        let blank = Self {
+            seed,
+            name: "",
+            nodes: *[3, 3, 4, 5].choose(&mut rng).expect("not empty"),
+            coordinators: 2,
+            clients: rng.random_range(3..=4),
+            latency_ms: rng.random_range(4..=25),
+            casts: vec![register(&mut rng), siblings(&mut rng)],
+            manner: Manner {
+                named: 600,
+                lost: 30,
+                cancelled: 20,
+                weak: 0,
+                deletes: 150,
+                reads: 450,
+                attempts: 3,
+                patience_ms: 2500,
+                pause_ms: 40,
+            },
+            acts: Vec::new(),
+        };
+        shape(&mut rng, blank)
+    }
+
+    fn machines(&self) -> Machines {
+        Machines { nodes: self.nodes, coordinators: self.coordinators, jump: 4_000_000 }
+    }
+
+    fn storm(&self, rng: &mut StdRng, weather: Weather, gap: u64) -> Act {
+        let ms = rng.random_range(2000..=3500);
+        let operations = rng.random_range(18..=26);
+        Act::Storm { operations, storm: storm(rng, self.machines(), weather, ms, gap) }
+    }
+}
+
+fn register(rng: &mut StdRng) -> Cast {
+    let mut tenant = tenant("register");
+    tenant.read_repair = ReadRepair::Blocking;
+    Cast { tenant, keys: rng.random_range(1..=2), sets: false, collapses: false }
+}
+
+fn siblings(rng: &mut StdRng) -> Cast {
+    let mut tenant = tenant("siblings");
+    tenant.conflict_mode = ConflictMode::Siblings;
+    tenant.read_repair = if rng.random() { ReadRepair::Blocking } else { ReadRepair::Async };
+    Cast { tenant, keys: rng.random_range(1..=2), sets: rng.random(), collapses: false }
+}
+
+fn tenant(id: &str) -> Tenant {
+    Tenant::with_defaults(TenantId::new(id).expect("a tenant id"), 3, 0)
+}
+
+fn play(scenario: Scenario, name: &'static str, acts: Vec<Act>) -> Scenario {
+    Scenario { name, acts, ..scenario }
+}
+
+const OVERTURE: Act = Act::Calm { operations: 3 };
+const FINALE: Act = Act::Calm { operations: 2 };
+
+/// Links are cut, held up and lossy.
+fn links(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    scenario.manner.weak = rng.random_range(0..=100);
+    let weather = Weather { cuts: 6, holds: 4, losses: 1, ..Weather::default() };
+    let storm = scenario.storm(rng, weather, 250);
+    play(scenario, "links", vec![OVERTURE, storm, Act::Settle, FINALE])
+}
+
+/// Processes die, and come back with what they had synced.
+fn crashes(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    scenario.manner.weak = rng.random_range(0..=100);
+    let weather =
+        Weather { cuts: 1, crashes: 4, coordinator_crashes: 4, power_cuts: 1, slow_disks: 2, ..Weather::default() };
+    let storm = scenario.storm(rng, weather, 400);
+    play(scenario, "crashes", vec![OVERTURE, storm, Act::Settle, FINALE])
+}
+
+/// Wall clocks are wrong, and jump.
+fn clocks(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    // Registers only: what siblings promise about retries holds within the window of `recent`.
+    scenario.casts.truncate(1);
+    scenario.casts[0].keys = 2;
+    let machines = Machines { jump: 60_000_000, ..scenario.machines() };
+    let weather = Weather { jumps: 6, cuts: 2, holds: 1, coordinator_crashes: 1, ..Weather::default() };
+    let first = storm(rng, machines, Weather { jumps: 1, ..Weather::default() }, 10, 2);
+    let acts = vec![
+        Act::Storm { operations: 4, storm: first },
+        Act::Storm { operations: 24, storm: storm(rng, machines, weather, 2500, 250) },
+        Act::Settle,
+        FINALE,
+    ];
+    play(scenario, "clocks", acts)
+}
+
+/// The idempotency store comes and goes; its tenants go on without it.
+fn outages(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    for cast in &mut scenario.casts {
+        cast.tenant.idempotency_outage =
+            if rng.random_bool(0.7) { IdempotencyOutage::Proceed } else { IdempotencyOutage::Reject };
+    }
+    scenario.manner = Manner { named: 900, lost: 80, cancelled: 60, attempts: 5, ..scenario.manner };
+    let weather = Weather { outages: 5, cuts: 4, holds: 1, coordinator_crashes: 2, crashes: 1, ..Weather::default() };
+    let storm = scenario.storm(rng, weather, 250);
+    play(scenario, "outages", vec![OVERTURE, storm, Act::Settle, FINALE])
+}
+
+/// Clients come back for what they do not know the outcome of when replicas have forgotten it.
+fn late(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    for cast in &mut scenario.casts {
+        cast.keys = 1;
+    }
+    scenario.manner = Manner {
+        named: 900,
+        lost: 0,
+        cancelled: 0,
+        attempts: 1,
+        reads: 300,
+        deletes: 250,
+        patience_ms: 1200,
+        pause_ms: 20,
+        ..scenario.manner
+    };
+    let weather = Weather { cuts: 4, holds: 1, coordinator_crashes: 5, crashes: 1, outages: 2, ..Weather::default() };
+    let machines = Machines { jump: 1_000_000, ..scenario.machines() };
+    let storm = storm(rng, machines, weather, 900, 120);
+    let acts = vec![
+        OVERTURE,
+        Act::Storm { operations: 10, storm },
+        Act::Settle,
+        Act::Calm { operations: 4 },
+        Act::Idle { ms: 31_000 },
+        Act::Calm { operations: 3 },
+        Act::Retry,
+        Act::Calm { operations: 3 },
+        Act::Settle,
+    ];
+    play(scenario, "late", acts)
+}
+
+/// A node loses its disk, and comes back with an empty one.
+fn wiped(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    for cast in &mut scenario.casts {
+        cast.keys = 1;
+    }
+    let weather = Weather { cuts: 4, holds: 2, coordinator_crashes: 1, ..Weather::default() };
+    let storm = scenario.storm(rng, weather, 700);
+    let acts = vec![Act::Calm { operations: 5 }, Act::Settle, Act::Wipe, storm, Act::Settle, FINALE];
+    play(scenario, "wiped", acts)
+}
+
+/// Siblings pile up until they collapse.
+fn piled(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    scenario.casts.remove(0);
+    let cast = &mut scenario.casts[0];
+    (cast.keys, cast.sets, cast.collapses) = (1, true, true);
+    let weather = Weather { cuts: 4, holds: 2, coordinator_crashes: 1, crashes: 1, ..Weather::default() };
+    let calmer = Weather { cuts: 1, holds: 1, ..Weather::default() };
+    let machines = scenario.machines();
+    let acts = vec![
+        OVERTURE,
+        Act::Storm { operations: 3, storm: storm(rng, machines, weather, 1500, 300) },
+        Act::Burst { writes: 9 },
+        Act::Storm { operations: 8, storm: storm(rng, machines, calmer, 1500, 500) },
+        Act::Settle,
+        FINALE,
+    ];
+    play(scenario, "piled", acts)
+}
+
+/// Everything at once.
+fn mixed(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    scenario.manner.weak = rng.random_range(0..=60);
+    let weather = Weather {
+        cuts: 6,
+        holds: 3,
+        crashes: 3,
+        power_cuts: 1,
+        coordinator_crashes: 3,
+        jumps: 3,
+        outages: 3,
+        slow_disks: 2,
+        full_disks: 1,
+        losses: 1,
+    };
+    let storm = scenario.storm(rng, weather, 200);
+    play(scenario, "mixed", vec![OVERTURE, storm, Act::Settle, FINALE])
+}
+
+/// Slow disks, and the power of the whole room goes, again and again.
+fn unsynced(rng: &mut StdRng, scenario: Scenario) -> Scenario {
+    let weather = Weather { power_cuts: 3, slow_disks: 5, crashes: 2, ..Weather::default() };
+    let storm = scenario.storm(rng, weather, 350);
+    play(scenario, "unsynced", vec![OVERTURE, storm, Act::Settle, FINALE])
+}

@@ -1,0 +1,294 @@
+//! The world as coordinators and nodes see it in the simulation: every port over virtual time, seeded dice and turmoil's
+//! network. Nothing here stands in for code of ours; it is what that code stands on.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper_util::rt::TokioIo;
+use rand::rngs::StdRng;
+use rand::{Rng, RngCore, SeedableRng};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tonic::transport::Uri;
+use tonic::transport::server::Connected;
+use turmoil::net::TcpStream;
+use witan::coordinate::World;
+use witan::peer::{Connect, Connecting, Lanes, endpoint};
+use witan_kernel::hook::{
+    Asked, Hooks, Native, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Verdict,
+};
+use witan_kernel::idempotency::{Name, Step, Stepped};
+use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::port::{Clock, IdempotencyStore, Randomness, StorageNode, StoreError, Tenants};
+use witan_kernel::tenant::Tenant;
+use witan_store::idempotency::MemoryIdempotency;
+
+/// Takes a lock whatever happened to the thread that held it: a violation is reported by its own panic.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Virtual microseconds since the simulation began; 0 outside of a host.
+pub(crate) fn now_micros() -> u64 {
+    turmoil::sim_elapsed().map_or(0, |elapsed| elapsed.as_micros() as u64)
+}
+
+/// Wall time at the start of every simulation: microseconds since 1970.
+const EPOCH_MICROS: i64 = 1_900_000_000_000_000;
+
+/// A machine's clock: true time, plus how wrong it is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SimClock(Arc<AtomicI64>);
+
+impl SimClock {
+    pub(crate) fn jump_by(&self, micros: i64) {
+        self.0.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
+impl Clock for SimClock {
+    fn wall_micros(&self) -> u64 {
+        (EPOCH_MICROS + now_micros() as i64 + self.0.load(Ordering::Relaxed)) as u64
+    }
+
+    fn monotonic_micros(&self) -> u64 {
+        now_micros()
+    }
+}
+
+/// Dice of one simulation, shared by all who roll: what comes depends on the seed and on who asks when, which is the same in
+/// every run of a seed.
+#[derive(Debug, Clone)]
+pub(crate) struct Dice(Arc<Mutex<StdRng>>);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(Arc::new(Mutex::new(StdRng::seed_from_u64(seed))))
+    }
+
+    pub(crate) fn between(&self, low: u64, high: u64) -> u64 {
+        lock(&self.0).random_range(low..=high)
+    }
+
+    pub(crate) fn chance(&self, per_mille: u64) -> bool {
+        self.between(0, 999) < per_mille
+    }
+
+    pub(crate) fn millis(&self, low: u64, high: u64) -> Duration {
+        Duration::from_millis(self.between(low, high))
+    }
+}
+
+impl Randomness for Dice {
+    fn sixteen(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        lock(&self.0).fill_bytes(&mut bytes);
+        bytes
+    }
+}
+
+/// Connections of storage nodes' clients over turmoil's network.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dial;
+
+impl Connect for Dial {
+    fn connect(&self, node: &StorageNode) -> Connecting {
+        // A cut connection is given up within a second instead of five, so that seconds of simulation hold more of them.
+        let endpoint = endpoint(node).map(|endpoint| {
+            endpoint
+                .http2_keep_alive_interval(Duration::from_millis(400))
+                .keep_alive_timeout(Duration::from_millis(500))
+        });
+        Box::pin(async move { endpoint?.connect_with_connector(Dialler).await })
+    }
+}
+
+/// What tonic calls to connect.
+#[derive(Debug, Clone, Copy)]
+struct Dialler;
+
+impl tower::Service<Uri> for Dialler {
+    type Response = TokioIo<TcpStream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<TcpStream>>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        Box::pin(async move {
+            let host = uri.host().unwrap_or_default().to_owned();
+            let stream = TcpStream::connect((host, uri.port_u16().unwrap_or_default())).await?;
+            Ok(TokioIo::new(stream))
+        })
+    }
+}
+
+/// A connection that a node has accepted.
+#[derive(Debug)]
+pub(crate) struct Accepted(pub(crate) TcpStream);
+
+impl Connected for Accepted {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// The idempotency store behind a network: steps take time, and in an outage they are carried out or not, now or later.
+#[derive(Debug, Clone)]
+pub(crate) struct Idempotency {
+    store: MemoryIdempotency,
+    down: Arc<AtomicBool>,
+    dice: Dice,
+}
+
+impl Idempotency {
+    pub(crate) fn new(dice: Dice) -> Self {
+        let store = MemoryIdempotency::new(SimClock::default());
+        Self { store, down: Arc::default(), dice }
+    }
+
+    pub(crate) fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::Relaxed);
+    }
+
+    fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+}
+
+impl IdempotencyStore for Idempotency {
+    async fn step(&self, name: Name, step: Step) -> Result<Stepped, StoreError> {
+        let lost = || Err(StoreError::Unavailable("an outage".to_owned()));
+        tokio::time::sleep(self.dice.millis(1, 5)).await;
+        if self.is_down() {
+            match self.dice.between(0, 3) {
+                0 | 1 => {}
+                2 => drop(self.store.step(name, step).await),
+                _ => {
+                    let (store, wait) = (self.store.clone(), self.dice.millis(20, 1500));
+                    tokio::spawn(async move {
+                        tokio::time::sleep(wait).await;
+                        store.step(name, step).await
+                    });
+                }
+            }
+            return lost();
+        }
+        let told = self.store.step(name, step).await;
+        tokio::time::sleep(self.dice.millis(1, 5)).await;
+        if self.is_down() { lost() } else { told }
+    }
+}
+
+/// Tenants that never change.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Fixed(pub(crate) Arc<HashMap<TenantId, Arc<Tenant>>>);
+
+impl Tenants for Fixed {
+    fn cached(&self, id: &TenantId) -> Option<Arc<Tenant>> {
+        self.0.get(id).cloned()
+    }
+
+    async fn tenant(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>, StoreError> {
+        Ok(self.cached(id))
+    }
+}
+
+/// Tags as they stand in a value.
+pub(crate) type Tags = BTreeSet<u32>;
+
+pub(crate) fn to_value(tags: &Tags) -> Bytes {
+    let tags: Vec<String> = tags.iter().map(u32::to_string).collect();
+    Bytes::from(tags.join(","))
+}
+
+/// `None` for a value that no client of the simulation can have written.
+pub(crate) fn from_value(value: &[u8]) -> Option<Tags> {
+    std::str::from_utf8(value).ok()?.split(',').map(|tag| tag.parse().ok()).collect()
+}
+
+/// Hooks that unite sets of tags.
+#[derive(Debug, Clone, Copy)]
+struct Union;
+
+impl Hooks for Union {
+    fn has_policy(&self) -> bool {
+        false
+    }
+
+    fn policy(&self, _: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
+        Asked::Unbound
+    }
+
+    fn has_resolver(&self) -> bool {
+        true
+    }
+
+    fn resolve(&self, question: ResolverQuestion) -> Pending<Asked<Verdict>> {
+        let united: Option<Vec<Tags>> = question.siblings.iter().map(|sibling| from_value(&sibling.value)).collect();
+        let asked = match united {
+            Some(sets) => Asked::Answered {
+                answer: Verdict::Merged(to_value(&sets.into_iter().flatten().collect())),
+                by: "union@native".into(),
+            },
+            None => Asked::Faulted { reason: "not a set of tags".into(), fail: false, by: "union@native".into() },
+        };
+        Box::pin(std::future::ready(asked))
+    }
+
+    fn partition_key(&self, _: &Key) -> Asked<Bytes> {
+        Asked::Unbound
+    }
+
+    fn prefer(&self, _: &Key, _: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
+        Asked::Unbound
+    }
+}
+
+/// Binds [`Union`] to some tenants.
+#[derive(Debug, Clone)]
+pub(crate) struct Bound(pub(crate) Vec<TenantId>);
+
+impl Plugins for Bound {
+    fn hooks(&self, tenant: &TenantId) -> Arc<dyn Hooks> {
+        if self.0.contains(tenant) { Arc::new(Union) } else { Arc::new(Native) }
+    }
+}
+
+/// The simulation's ports.
+pub(crate) struct Simulated;
+
+impl World for Simulated {
+    type Clock = SimClock;
+    type Randomness = Dice;
+    type Replicas = Lanes<SimClock, Dial>;
+    type Idempotency = Idempotency;
+    type Tenants = Fixed;
+}
