@@ -19,7 +19,7 @@ use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Clock, Replicas, Reply, StorageNode};
 use witan_kernel::replica::{Ask, ReplicaError, Request};
 
-pub use connect::{Connect, Connecting, Tcp, endpoint};
+pub use connect::{Connect, Connecting, Tcp, Trust, endpoint};
 use lane::{Lane, Outgoing};
 use vitals::Vitals;
 
@@ -98,6 +98,9 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
     fn send(&self, node: &NodeId, request: Request, deadline: u64, reply: Reply) {
         let nodes = self.nodes.load();
         match nodes.get(node) {
+            Some(lanes) if lanes.vitals.is_write_only() && !matches!(request.ask, Ask::Merge { .. }) => {
+                reply.answer(Err(ReplicaError::Incomplete(node.clone())));
+            }
             Some(node) => {
                 let bytes = weight(&request);
                 let lane = if bytes > BULK_BYTES { &node.bulk } else { &node.small };

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
-use witan_kernel::name::NodeId;
+use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Clock, Randomness, Replicas, StorageNode};
 use witan_kernel::ring::Ring;
 use witan_kernel::tenant::Tenant;
@@ -29,7 +29,7 @@ use crate::admin::{self, Admin};
 use crate::catalog::{Catalog, Cluster, Fullness, Held};
 use crate::coordinate::{Coordinator, Defaults, Ports, World};
 use crate::grpc::{CoordinatorApi, PluginApi, server};
-use crate::peer::{Lanes, Tcp, endpoint};
+use crate::peer::{Connect, Connecting, Lanes, Tcp, Trust, endpoint};
 
 /// This machine's clocks.
 #[derive(Debug, Clone, Copy)]
@@ -68,13 +68,34 @@ impl Randomness for SystemRandomness {
     }
 }
 
+/// Sockets to nodes whose stores are held against those on record.
+#[derive(Clone)]
+pub struct Registered(Arc<dyn Metadata>);
+
+impl Connect for Registered {
+    fn connect(&self, node: &StorageNode) -> Connecting {
+        Tcp.connect(node)
+    }
+
+    fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, String>> {
+        let on_record = self.0.record_store_id(node, store);
+        Box::pin(async move {
+            match on_record.await {
+                Ok(on_record) if on_record == store => Ok(Trust::Whole),
+                Ok(_) => Ok(Trust::WriteOnly),
+                Err(error) => Err(format!("the node's store cannot be held against the one on record: {error}")),
+            }
+        })
+    }
+}
+
 /// Sockets, the machine's clock, SQLite and a local idempotency store.
 pub struct Embedded;
 
 impl World for Embedded {
     type Clock = SystemClock;
     type Randomness = SystemRandomness;
-    type Replicas = Arc<Lanes<SystemClock, Tcp>>;
+    type Replicas = Arc<Lanes<SystemClock, Registered>>;
     type Idempotency = Arc<EmbeddedIdempotency>;
     type Tenants = Arc<TenantCache>;
 }
@@ -136,7 +157,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let nodes: Vec<StorageNode> = metadata.nodes().await.context("read nodes")?.into_iter().map(|n| n.node).collect();
     let idempotency = open_idempotency(&config, clock).await?;
     let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), clock, TenantCacheConfig::default()));
-    let lanes = Arc::new(Lanes::new(clock, Tcp, config.node_id.clone()));
+    let lanes = Arc::new(Lanes::new(clock, Registered(Arc::clone(&metadata)), config.node_id.clone()));
     lanes.set_nodes(&nodes);
     let platform = platform::start(&config, Arc::clone(&metadata)).await?;
     let ports = Ports::<Embedded> {
@@ -227,7 +248,7 @@ fn ring_of(nodes: &[StorageNode], epoch: u64) -> Ring {
 /// This coordinator, as the catalog changes it.
 struct Local {
     coordinator: Arc<Coordinator<Embedded>>,
-    lanes: Arc<Lanes<SystemClock, Tcp>>,
+    lanes: Arc<Lanes<SystemClock, Registered>>,
     tenants: Arc<TenantCache>,
 }
 
@@ -266,7 +287,11 @@ impl Cluster for Local {
 /// Wall clocks may differ by so much before stamps of one coordinator push those of another too far ahead. Microseconds.
 const CLOCK_BOUND_MICROS: u64 = 60_000_000;
 
-fn readiness(metadata: Arc<dyn Metadata>, lanes: Arc<Lanes<SystemClock, Tcp>>, clock: SystemClock) -> admin::Readiness {
+fn readiness(
+    metadata: Arc<dyn Metadata>,
+    lanes: Arc<Lanes<SystemClock, Registered>>,
+    clock: SystemClock,
+) -> admin::Readiness {
     Arc::new(move || {
         let (metadata, lanes) = (Arc::clone(&metadata), Arc::clone(&lanes));
         Box::pin(async move {

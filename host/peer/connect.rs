@@ -4,12 +4,31 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
+use witan_kernel::hook::Pending;
+use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::StorageNode;
 
 /// Makes connections to storage nodes: sockets, or the simulation's network.
 pub trait Connect: Clone + Send + Sync + 'static {
     /// A fresh connection to a node.
     fn connect(&self, node: &StorageNode) -> Connecting;
+
+    /// Whether the store that a node has told in its handshake holds what the node is to hold; asked before anything is
+    /// sent. An error gives the connection up, to be tried again.
+    fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, String>> {
+        let _ = (node, store);
+        Box::pin(std::future::ready(Ok(Trust::Whole)))
+    }
+}
+
+/// What a node's store may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// Everything.
+    Whole,
+    /// It is not the store on record: a disk was wiped or replaced, and what it lacks looks like what was never written. It
+    /// is written to, and not asked.
+    WriteOnly,
 }
 
 /// A connection being made.

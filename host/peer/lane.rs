@@ -16,7 +16,7 @@ use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello};
 
-use super::connect::Connect;
+use super::connect::{Connect, Trust};
 use super::pending::{Pending, Table};
 use super::vitals::{Latencies, Vitals};
 
@@ -152,6 +152,7 @@ struct Stream {
     outbound: mpsc::Sender<ExchangeRequest>,
     inbound: Streaming<ExchangeResponse>,
     store: Option<StoreId>,
+    trust: Trust,
 }
 
 impl<C: Clock, N: Connect> Ends<C, N> {
@@ -182,7 +183,16 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         if !VERSIONS.contains(&welcome.version) {
             return Err(format!("the node speaks version {} of the protocol", welcome.version));
         }
-        Ok(Stream { outbound, inbound, store: StoreId::from_slice(&welcome.store_id) })
+        let store = StoreId::from_slice(&welcome.store_id);
+        let trust = match store {
+            Some(store) => self.connect.admit(&self.node.id, store).await?,
+            None => return Err("the node told no store id".to_owned()),
+        };
+        if trust == Trust::WriteOnly && self.speaks_for_node {
+            tracing::error!(node = %self.node.id, "the node has another store than before (a wiped or replaced disk?): it is \
+                written to, and not asked until its data has been restored");
+        }
+        Ok(Stream { outbound, inbound, store, trust })
     }
 
     fn disconnected(&self) {
@@ -222,7 +232,7 @@ impl<C: Clock, N: Connect> Drop for Conversation<'_, C, N> {
 impl<'a, C: Clock, N: Connect> Conversation<'a, C, N> {
     fn new(ends: &'a Ends<C, N>, stream: Stream, bytes: &'a AtomicUsize) -> Self {
         if ends.speaks_for_node {
-            ends.vitals.connected(stream.store);
+            ends.vitals.connected(stream.store, stream.trust);
             tracing::info!(node = %ends.node.id, "connected to a storage node");
         }
         Self {

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::connect::Trust;
 use tokio::sync::watch;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::StoreId;
@@ -13,6 +14,8 @@ pub(super) struct Vitals {
     connected: AtomicBool,
     /// Connected, and silent for suspiciously long while it owes answers.
     silent: AtomicBool,
+    /// Written to, and not asked.
+    write_only: AtomicBool,
     in_flight: AtomicU32,
     p50_us: AtomicU32,
     p99_us: AtomicU32,
@@ -25,6 +28,7 @@ impl Default for Vitals {
         Self {
             connected: AtomicBool::new(false),
             silent: AtomicBool::new(false),
+            write_only: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             p50_us: AtomicU32::new(0),
             p99_us: AtomicU32::new(0),
@@ -37,7 +41,9 @@ impl Default for Vitals {
 impl Vitals {
     pub(super) fn state(&self) -> ReplicaState {
         ReplicaState {
-            reachable: self.connected.load(Ordering::Relaxed) && !self.silent.load(Ordering::Relaxed),
+            reachable: self.connected.load(Ordering::Relaxed)
+                && !self.silent.load(Ordering::Relaxed)
+                && !self.is_write_only(),
             latency_p50_us: self.p50_us.load(Ordering::Relaxed),
             latency_p99_us: self.p99_us.load(Ordering::Relaxed),
             in_flight: self.in_flight.load(Ordering::Relaxed),
@@ -57,7 +63,12 @@ impl Vitals {
         self.connected.load(Ordering::Relaxed)
     }
 
-    pub(super) fn connected(&self, store: Option<StoreId>) {
+    pub(super) fn is_write_only(&self) -> bool {
+        self.write_only.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn connected(&self, store: Option<StoreId>, trust: Trust) {
+        self.write_only.store(trust == Trust::WriteOnly, Ordering::Relaxed);
         *self.store.lock().unwrap_or_else(PoisonError::into_inner) = store;
         self.silent.store(false, Ordering::Relaxed);
         self.connected.store(true, Ordering::Relaxed);

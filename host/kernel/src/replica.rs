@@ -99,6 +99,10 @@ pub enum ReplicaError {
     /// The request never left this coordinator.
     #[error("node {0} cannot be reached")]
     NotSent(NodeId),
+    /// The node's store is not the one on record: what it lacks cannot be told from what was never written, so it is
+    /// written to and not asked. Not sent.
+    #[error("node {0} has another store than before, and is written to only")]
+    Incomplete(NodeId),
     /// The request was sent, and the answer was lost with the connection.
     #[error("the connection to node {0} broke")]
     Lost(NodeId),
@@ -133,6 +137,7 @@ impl ReplicaError {
     pub fn certainly_not_done(&self) -> bool {
         match self {
             Self::NotSent(_)
+            | Self::Incomplete(_)
             | Self::Overloaded
             | Self::StorageFull
             | Self::SiblingLimit

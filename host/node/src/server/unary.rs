@@ -53,7 +53,7 @@ fn status(error: &ReplicaError) -> Status {
             Status::failed_precondition(message)
         }
         ReplicaError::Late => Status::deadline_exceeded(message),
-        ReplicaError::NotSent(_) | ReplicaError::Lost(_) => Status::unavailable(message),
+        ReplicaError::NotSent(_) | ReplicaError::Incomplete(_) | ReplicaError::Lost(_) => Status::unavailable(message),
         ReplicaError::InDoubt | ReplicaError::Broken(_) => Status::internal(message),
     }
 }
