@@ -5,6 +5,8 @@
 //! with a write that was not synced yet is handed out as *gated*, with the generation whose sync it has to wait for; that
 //! holds for a read, or for a merge that changed nothing, as well as for the write itself.
 
+mod lately;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -15,6 +17,7 @@ use witan_kernel::record::{Damaged, Encoded, Record, WrongMode};
 use witan_kernel::replica::{Answer, Ask, Outcome, Put, ReplicaError, Request};
 use witan_kernel::siblings::Siblings;
 
+use self::lately::Lately;
 use crate::engine::{Change, EngineError};
 use crate::row::{self, DamagedRow};
 use crate::store::{LoadError, Store};
@@ -131,6 +134,7 @@ pub struct Shard {
     written: u64,
     /// Rows of each batch that is not known to be synced, oldest first, with the batch's generation.
     unsynced: VecDeque<(u64, HashMap<Bytes, usize>)>,
+    lately: Lately,
 }
 
 /// The state of one row within a batch.
@@ -176,13 +180,14 @@ impl Shard {
         monotonic: u64,
     ) -> Applied {
         let mut batch = Batch::new(self, store, wall, groups.iter().map(Group::len).sum());
-        let mut answered: Vec<(Group, Vec<(Outcome, Option<usize>)>)> = Vec::with_capacity(groups.len());
+        let mut answered: Vec<(Group, Vec<Answered>)> = Vec::with_capacity(groups.len());
         for group in groups {
             let outcomes = group.items.iter().map(|item| batch.answer(item, monotonic)).collect();
             answered.push((group, outcomes));
         }
         let failed = batch.write().err();
         if let Some(error) = &failed {
+            batch.shard.lately.clear();
             for (group, outcomes) in &mut answered {
                 batch.take_back(&group.items, outcomes, error);
             }
@@ -193,8 +198,13 @@ impl Shard {
             batch.hand_out(group, outcomes, gate, &mut applied);
         }
         let Batch { rows, slots, .. } = batch;
-        if failed.is_none() && durability == Durability::Sync {
-            self.remember(rows, &slots);
+        if failed.is_none() {
+            for slot in &slots {
+                self.lately.keep(&slot.row, slot.birth, slot.encoded.as_ref());
+            }
+            if durability == Durability::Sync {
+                self.remember(rows, &slots);
+            }
         }
         applied.generation = self.written;
         applied
@@ -218,9 +228,12 @@ impl Shard {
     }
 }
 
+/// An outcome, and the slot of the row that it reveals.
+type Answered = (Outcome, Option<usize>);
+
 /// One batch at work.
 struct Batch<'a> {
-    shard: &'a Shard,
+    shard: &'a mut Shard,
     store: &'a Store,
     wall: u64,
     rows: HashMap<Bytes, usize>,
@@ -230,14 +243,13 @@ struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    fn new(shard: &'a Shard, store: &'a Store, wall: u64, requests: usize) -> Self {
+    fn new(shard: &'a mut Shard, store: &'a Store, wall: u64, requests: usize) -> Self {
         // 48 bytes: token, lengths, and a tenant and a key of usual length.
         let keys = BytesMut::with_capacity(requests * 48);
         Self { shard, store, wall, rows: HashMap::with_capacity(requests), slots: Vec::with_capacity(requests), keys }
     }
 
-    /// The outcome, and the slot that it reveals.
-    fn answer(&mut self, item: &Item, monotonic: u64) -> (Outcome, Option<usize>) {
+    fn answer(&mut self, item: &Item, monotonic: u64) -> Answered {
         if item.deadline <= monotonic {
             return (Err(ReplicaError::Late), None);
         }
@@ -296,7 +308,7 @@ impl<'a> Batch<'a> {
 
     /// The batch could not be written: what would have changed a row has failed, and what only looked at one that others
     /// would have changed looks again.
-    fn take_back(&mut self, items: &[Item], outcomes: &mut [(Outcome, Option<usize>)], error: &EngineError) {
+    fn take_back(&mut self, items: &[Item], outcomes: &mut [Answered], error: &EngineError) {
         for (item, (outcome, _)) in items.iter().zip(outcomes) {
             let Some(slot) = self.rows.get(&row::key(&item.request.place)).copied() else { continue };
             if outcome.is_err() || !self.slots[slot].changed {
@@ -319,7 +331,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Sorts a group's answers into those that may leave and those that wait.
-    fn hand_out(&self, mut group: Group, outcomes: Vec<(Outcome, Option<usize>)>, gate: bool, applied: &mut Applied) {
+    fn hand_out(&self, mut group: Group, outcomes: Vec<Answered>, gate: bool, applied: &mut Applied) {
         let items = std::mem::take(&mut group.items);
         let waits = |slot: &Option<usize>| gate && slot.is_some_and(|slot| self.slots[slot].reveals_unsynced());
         let mut ready = Answers::with_capacity(items.len());
@@ -338,11 +350,14 @@ impl<'a> Batch<'a> {
 }
 
 impl Slot {
-    fn load(row: Bytes, shard: &Shard, store: &Store) -> Result<Self, ReplicaError> {
-        let stored = store.load(&row).map_err(|error| match error {
-            LoadError::Engine(error) => ReplicaError::Broken(error.to_string()),
-            LoadError::Damaged(damaged) => report(&damaged),
-        })?;
+    fn load(row: Bytes, shard: &mut Shard, store: &Store) -> Result<Self, ReplicaError> {
+        let stored = match shard.lately.take(&row) {
+            Some(stored) => stored,
+            None => store.load(&row).map_err(|error| match error {
+                LoadError::Engine(error) => ReplicaError::Broken(error.to_string()),
+                LoadError::Damaged(damaged) => report(&damaged),
+            })?,
+        };
         let (birth, encoded) = stored.map_or((0, None), |(birth, encoded)| (birth, Some(encoded)));
         Ok(Self { birth, record: None, encoded, decoded: false, dirty: shard.is_dirty(&row), changed: false, row })
     }

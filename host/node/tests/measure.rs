@@ -64,14 +64,16 @@ fn item(n: u64, read: bool) -> Item {
 /// Microseconds of processor time that this process has taken.
 fn processor() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<u64> = stat.rsplit(')').next().unwrap().split_whitespace().filter_map(|f| f.parse().ok()).collect();
+    let after_name = stat.rsplit(')').next().unwrap();
     // utime and stime, in hundredths of a second.
-    (fields[10] + fields[11]) * 10_000
+    after_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap() * 10_000).sum()
 }
 
 fn measure(durability: Durability, shards: usize, batch: u64, in_flight: u64, total: u64, read: bool) {
     let folder = tempfile::tempdir().unwrap();
-    let engine = Fjall::open(folder.path(), Options::default()).unwrap();
+    let memtable = std::env::var("MEMTABLE_MIB").ok().and_then(|mib| mib.parse::<u64>().ok()).unwrap_or(64);
+    let options = Options { memtable_bytes: memtable << 20, ..Options::default() };
+    let engine = Fjall::open(folder.path(), options).unwrap();
     let store = Arc::new(Store::open(Box::new(engine), &NodeId::new("n1").unwrap(), &Dice(AtomicU8::new(1))).unwrap());
     let wall = Arc::new(AtomicU64::new(100_000_000));
     let threads = Threads::start(store, durability, shards, QueueLimits::default(), Now(wall.clone())).unwrap();

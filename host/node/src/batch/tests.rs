@@ -287,6 +287,7 @@ fn a_damaged_row_is_an_error_that_names_it() {
         let mut bytes = good.to_vec();
         bytes[byte] ^= 4;
         bench.store.engine().write(vec![(row.clone(), Some(Bytes::from(bytes)))]).unwrap();
+        bench.shard = Shard::new();
         for ask in [Ask::Read, Ask::Stamp { write_id: id(1) }, merge(&register(9, 9, true))] {
             let Err(ReplicaError::Broken(reason)) = bench.one(at(7), ask).0 else {
                 panic!("byte {byte} went unnoticed")

@@ -294,7 +294,7 @@ async fn inline_answers_after_the_virtual_sync_and_clean_reads_before() {
     assert!(disk.syncs() <= 2);
 
     disk.crash();
-    inline.submit(vec![item(300, 1, Ask::Read)], out.clone());
+    inline.submit(vec![item(300, 300, Ask::Read)], out.clone());
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert!(matches!(heard.try_recv(), Ok((300, Err(ReplicaError::Broken(_))))));
     drop(inline);
