@@ -167,7 +167,9 @@ fn refusal_to_wire(error: ReplicaError) -> ReplicaRefusal {
         ReplicaError::WrongMode => RefusalReason::WrongMode,
         ReplicaError::StaleEpoch => RefusalReason::StaleEpoch,
         // The first two never leave a coordinator.
-        ReplicaError::NotSent(_) | ReplicaError::Incomplete(_) | ReplicaError::Lost(_) | ReplicaError::Broken(_) => RefusalReason::Broken,
+        ReplicaError::NotSent(_) | ReplicaError::Incomplete(_) | ReplicaError::Lost(_) | ReplicaError::Broken(_) => {
+            RefusalReason::Broken
+        }
     };
     let message = match error {
         ReplicaError::Broken(message) => message,
