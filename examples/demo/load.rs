@@ -64,6 +64,8 @@ pub struct Load {
     stop: Arc<AtomicBool>,
     figures: Arc<Mutex<Figures>>,
     since: Instant,
+    /// Requests and failures of the stretches that were taken.
+    taken: (u64, u64),
     clients: JoinSet<Result<Vec<(usize, Option<u32>)>>>,
     records: usize,
 }
@@ -72,7 +74,14 @@ impl Load {
     /// Starts the clients: some on `tenant` with its `records`, some on `carts`.
     pub async fn start(address: &str, tenant: &str, records: &Arc<Vec<Record>>, carts: &str) -> Result<Self> {
         let (stop, figures) = (Arc::default(), Arc::default());
-        let mut load = Self { stop, figures, since: Instant::now(), clients: JoinSet::new(), records: records.len() };
+        let mut load = Self {
+            stop,
+            figures,
+            since: Instant::now(),
+            taken: (0, 0),
+            clients: JoinSet::new(),
+            records: records.len(),
+        };
         for number in 0..READERS {
             let client = load.client(address).await?;
             load.clients.spawn(client.rewrite(tenant.to_owned(), records.clone(), number));
@@ -95,7 +104,14 @@ impl Load {
         let mut figures = std::mem::take(&mut *self.figures.lock().unwrap_or_else(PoisonError::into_inner));
         figures.took = self.since.elapsed();
         self.since = Instant::now();
+        self.taken = (self.taken.0 + figures.requests, self.taken.1 + figures.failed);
         figures
+    }
+
+    /// Requests and failures since the start.
+    pub fn so_far(&mut self) -> (u64, u64) {
+        self.take();
+        self.taken
     }
 
     /// Waits until the clients have done `requests` more.

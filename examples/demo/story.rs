@@ -80,12 +80,13 @@ pub async fn tell(cluster: &mut Cluster, components: &Path, records: Vec<Record>
     plot.conflicts().await?;
     spotless(load.take(), "while carts were resolved")?;
     plot.swaps(&mut load, quiet).await?;
-    let (missed, ledger) = {
-        let missed = plot.node_dies(&mut load, &records).await?;
-        (missed, load.stop().await?)
-    };
+    let missed = plot.node_dies(&mut load, &records).await?;
+    let (requests, failed) = load.so_far();
+    let ledger = load.stop().await?;
     plot.repair(&missed, &records).await?;
-    plot.audit(&records, &ledger).await
+    plot.audit(&records, &ledger).await?;
+    println!("\nAll told, the load made {requests} requests, and {failed} failed.");
+    Ok(())
 }
 
 impl Plot<'_> {

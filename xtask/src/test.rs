@@ -28,7 +28,7 @@ pub fn all(steps: &mut Steps) -> Result<Tally> {
     })?;
     let witan = steps.step("compile", run::tests)?.witan;
     let workspace = steps.step("test the workspace", || {
-        count_tests(cargo(["test", "--workspace", "--no-fail-fast"]).env("WITAN_TEST_PLUGINS", &plugins))
+        count_tests(cargo(["test", "--workspace", "--no-fail-fast"]).env("WITAN_PLUGINS", &plugins))
     })?;
     let guests = steps.step("test the plugins", || count_tests(&mut crate::guests::tests(&run::root())))?;
     let python = steps.step("test the Python client", || python(&witan, &plugins))?;
