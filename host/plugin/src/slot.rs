@@ -83,6 +83,7 @@ impl Drop for Active {
 
 /// Instances that wait for the next question. As many as threads have asked at once.
 #[derive(Default)]
+#[expect(clippy::vec_box, reason = "an instance is large, and goes in and out under a lock with every question")]
 struct Warm(Mutex<Vec<Box<Instance>>>);
 
 impl Warm {
