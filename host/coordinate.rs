@@ -34,7 +34,7 @@ use witan_kernel::ring::Ring;
 
 pub use admission::{Hold, Limits};
 pub use metrics::Metrics;
-pub use request::{ReadAnswer, ReadRequest, WriteRequest, Written};
+pub use request::{ReadAnswer, ReadRequest, Rendering, WriteRequest, Written};
 
 use admission::Admission;
 

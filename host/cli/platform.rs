@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use witan_kernel::hook::Hook;
 use witan_kernel::name::TenantId;
 use witan_kernel::port::StoreError;
+use witan_plugin::metrics::Counts;
 use witan_plugin::{BindingRecord, BindingStore, Limits, PluginHost, Settings};
 use witan_store::metadata::{Metadata, Slot};
 
@@ -56,13 +57,16 @@ pub fn register(host: &PluginHost, registry: &mut Registry) {
     registry.register_collector(Box::new(Counted(host.clone())));
 }
 
+/// Picks one number.
+type Read = fn(&Counts) -> u64;
+
 #[derive(Debug)]
 struct Counted(PluginHost);
 
 impl Collector for Counted {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let counts = self.0.counts();
-        let metrics: [(&str, &str, fn(&witan_plugin::metrics::Counts) -> u64); 5] = [
+        let metrics: [(&str, &str, Read); 5] = [
             ("witan_plugin_calls", "Questions put to plugins", |c| c.calls),
             ("witan_plugin_faults", "Questions on which plugins failed", |c| c.faults),
             ("witan_plugin_refused", "Questions not put: open breaker, full queue, share used up", |c| c.refused),

@@ -31,7 +31,7 @@ impl Default for Limits {
 const SLOTS: usize = 4096;
 
 #[derive(Debug)]
-pub struct Admission {
+pub(super) struct Admission {
     limits: Limits,
     operations: AtomicUsize,
     bytes: AtomicUsize,

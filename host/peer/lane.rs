@@ -332,7 +332,7 @@ impl<'a, C: Clock, N: Connect> Conversation<'a, C, N> {
     fn tick(&mut self) {
         let now = self.ends.clock.monotonic_micros();
         self.ticks = self.ticks.wrapping_add(1);
-        if self.ticks % 10 == 0 {
+        if self.ticks.is_multiple_of(10) {
             self.table.expire(now);
             self.count();
         }
