@@ -89,8 +89,18 @@ pub(crate) struct Client {
     id: usize,
     rng: StdRng,
     stage: Arc<Stage>,
-    /// The last contexts for each key, newest last, with what each has seen.
-    contexts: BTreeMap<Place, VecDeque<(Bytes, Tags)>>,
+    /// The last contexts that it was given for each key, newest last.
+    contexts: BTreeMap<Place, VecDeque<Context>>,
+}
+
+/// A context, and what its client knows of it.
+#[derive(Debug, Clone)]
+struct Context {
+    token: Bytes,
+    /// What it has seen.
+    seen: Tags,
+    /// What stood when it was given: what a set is made from.
+    stood: Tags,
 }
 
 /// The longest that a client waits when nothing is wrong: longer than any deadline of a coordinator.
@@ -198,21 +208,21 @@ impl Client {
             Attempt::NotSent => return (Outcome::Unknown, "not sent".to_owned()),
             Attempt::Lost => return (Outcome::Unknown, "no answer".to_owned()),
         };
-        self.remember(place, context, shown.clone());
+        self.remember(place, Context { token: context, seen: shown.clone(), stood: shown.clone() });
         let told = format!("{shown:?}");
         (Outcome::Shown(shown), told)
     }
 
-    fn remember(&mut self, place: Place, context: Bytes, seen: Tags) {
+    fn remember(&mut self, place: Place, context: Context) {
         let contexts = self.contexts.entry(place).or_default();
-        contexts.push_back((context, seen));
+        contexts.push_back(context);
         if contexts.len() > 3 {
             contexts.pop_front();
         }
     }
 
     /// A context that this client was given for the key: mostly the last one, sometimes an old one, sometimes none.
-    fn context(&mut self, place: Place) -> Option<(Bytes, Tags)> {
+    fn context(&mut self, place: Place) -> Option<Context> {
         let kept = self.contexts.get(&place).map_or(0, VecDeque::len);
         if kept == 0 || self.chance(350) {
             return None;
@@ -226,7 +236,7 @@ impl Client {
     }
 
     /// Writes or deletes, as often as it takes or patience lasts.
-    async fn change_with(&mut self, place: Place, mood: Mood, context: Option<Option<(Bytes, Tags)>>) {
+    async fn change_with(&mut self, place: Place, mood: Mood, context: Option<Option<Context>>) {
         let blind = context.is_some();
         let context = context.unwrap_or_else(|| self.context(place));
         let deletes = !blind && self.chance(self.manner().deletes);
@@ -235,10 +245,10 @@ impl Client {
             Intention::Delete { tag }
         } else {
             let mut carries = Tags::from([tag]);
-            if let Some((_, seen)) = context.as_ref().filter(|_| self.cast(place).sets)
+            if let Some(context) = context.as_ref().filter(|_| self.cast(place).sets)
                 && self.rng.random_bool(0.7)
             {
-                carries.extend(seen);
+                carries.extend(&context.stood);
             }
             Intention::Write { tag, carries }
         };
@@ -253,14 +263,14 @@ impl Client {
             },
             level: weak.then_some(Level::One),
             idempotency_key: named.then(|| format!("intention-{tag}")),
-            context: context.as_ref().map(|(token, _)| token.clone()).unwrap_or_default(),
+            context: context.as_ref().map(|context| context.token.clone()).unwrap_or_default(),
             timeout: None,
         };
         let operation = Operation {
             client: self.id,
             place,
             intention,
-            seen: context.map(|(_, seen)| seen),
+            seen: context.map(|context| context.seen),
             level_all: false,
             weak,
             start: 0,
@@ -311,7 +321,11 @@ impl Client {
                 Attempt::Told(Ok(written)) => {
                     let mut seen = operation.seen.clone().unwrap_or_default();
                     seen.insert(tag);
-                    self.remember(place, written.context, seen);
+                    let stood = match operation.intention {
+                        Intention::Write { carries, .. } => carries,
+                        _ => Tags::new(),
+                    };
+                    self.remember(place, Context { token: written.context, seen, stood });
                     return stage.history.end(index, Outcome::Done);
                 }
                 Attempt::Told(Err(failed)) => match failed.effect {

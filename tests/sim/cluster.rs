@@ -152,6 +152,22 @@ pub(crate) struct Cluster {
     pub(crate) idempotency: Idempotency,
     pub(crate) tenants: Vec<Tenant>,
     ring: Ring,
+    links: Arc<Mutex<HashMap<(usize, usize), Link>>>,
+}
+
+/// What a link between a coordinator and a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// Delivers, and what was kept back too.
+    Up,
+    /// Loses everything.
+    Cut,
+    /// Loses what the node says.
+    Mute,
+    /// Loses what the coordinator says.
+    Deaf,
+    /// Keeps everything back.
+    Held,
 }
 
 impl Cluster {
@@ -177,7 +193,7 @@ impl Cluster {
             shared: Arc::clone(&shared),
         };
         let coordinators = (1..=coordinators).map(|n| Arc::new(coordinator(n))).collect();
-        Self { nodes, coordinators, idempotency, tenants, ring }
+        Self { nodes, coordinators, idempotency, tenants, ring, links: Arc::default() }
     }
 
     /// Puts every machine into the simulation.
@@ -192,20 +208,67 @@ impl Cluster {
         }
     }
 
+    /// A node loses power: of the batches that it had not synced, so many survive of how many.
     pub(crate) fn crash_node(&self, sim: &mut turmoil::Sim<'_>, node: usize, survivors: impl FnOnce(usize) -> usize) {
         let machine = &self.nodes[node];
         if sim.is_host_running(machine.name.as_str()) {
             machine.disk.crash_keeping(survivors);
             *lock(&machine.store) = None;
-            sim.crash(machine.name.as_str());
+            let links = (0..self.coordinators.len()).map(|coordinator| (coordinator, node));
+            self.cut_power(sim, &machine.name, links.collect());
         }
     }
 
+    /// A coordinator loses power.
     pub(crate) fn crash_coordinator(&self, sim: &mut turmoil::Sim<'_>, coordinator: usize) {
         let machine = &self.coordinators[coordinator];
         if sim.is_host_running(machine.name.as_str()) {
             *lock(&machine.doors) = None;
-            sim.crash(machine.name.as_str());
+            let links = (0..self.nodes.len()).map(|node| (coordinator, node));
+            self.cut_power(sim, &machine.name, links.collect());
+        }
+    }
+
+    /// A machine without power says no farewell: nothing leaves it while its tasks are dropped. (They are dropped in an
+    /// order that depends on the process's count of tasks; what they sent would make a seed go differently each time.)
+    fn cut_power(&self, sim: &mut turmoil::Sim<'_>, name: &str, links: Vec<(usize, usize)>) {
+        let ends = |(coordinator, node): (usize, usize)| {
+            let (coordinator, node) = (self.coordinators[coordinator].name.as_str(), self.nodes[node].name.as_str());
+            (name, if name == node { coordinator } else { node })
+        };
+        for link in &links {
+            let (from, to) = ends(*link);
+            sim.partition_oneway(from, to);
+        }
+        sim.crash(name);
+        for link in links {
+            self.set_link(sim, link, self.link(link));
+        }
+    }
+
+    /// The state of the link between a coordinator and a node.
+    pub(crate) fn link(&self, link: (usize, usize)) -> Link {
+        lock(&self.links).get(&link).copied().unwrap_or(Link::Up)
+    }
+
+    pub(crate) fn set_link(&self, sim: &mut turmoil::Sim<'_>, link: (usize, usize), state: Link) {
+        let (coordinator, node) = (self.coordinators[link.0].name.as_str(), self.nodes[link.1].name.as_str());
+        lock(&self.links).insert(link, state);
+        match state {
+            Link::Up => {
+                sim.repair(coordinator, node);
+                sim.release(coordinator, node);
+            }
+            Link::Cut => sim.partition(coordinator, node),
+            Link::Mute => {
+                sim.repair_oneway(coordinator, node);
+                sim.partition_oneway(node, coordinator);
+            }
+            Link::Deaf => {
+                sim.repair_oneway(node, coordinator);
+                sim.partition_oneway(coordinator, node);
+            }
+            Link::Held => sim.hold(coordinator, node),
         }
     }
 

@@ -34,14 +34,13 @@ pub(crate) enum Outcome {
     Shown(Tags),
 }
 
-/// Whether the key's value is one of many, or all of them.
+/// Indices of a tenant and of a key of its.
 pub(crate) type Place = (usize, usize);
 
 /// One intention of one client, whatever attempts it took.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Operation {
     pub(crate) client: usize,
-    /// Indices of tenant and key.
     pub(crate) place: Place,
     pub(crate) intention: Intention,
     /// The tags that its context has seen; `None`: it has none.
@@ -154,8 +153,9 @@ impl History {
         lock(&self.0).operations.clone()
     }
 
-    /// Says whether two simulations went alike.
-    pub(crate) fn hash(&self) -> u64 {
-        lock(&self.0).hash.finish()
+    /// Says whether two simulations went alike, and all that was noted.
+    pub(crate) fn close(&self) -> (u64, String) {
+        let mut recorded = lock(&self.0);
+        (recorded.hash.finish(), std::mem::take(&mut recorded.log))
     }
 }

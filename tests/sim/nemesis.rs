@@ -3,40 +3,16 @@
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Link};
 
 /// One change of the world. Machines are named by index.
 #[derive(Debug, Clone)]
 pub(crate) enum Action {
-    /// The link between a coordinator and a node loses everything.
-    Cut {
+    /// The link between a coordinator and a node changes.
+    Link {
         coordinator: usize,
         node: usize,
-    },
-    /// Only what the node says is lost.
-    Mute {
-        coordinator: usize,
-        node: usize,
-    },
-    /// ... only what the coordinator says.
-    Deafen {
-        coordinator: usize,
-        node: usize,
-    },
-    /// The link works again; what was lost stays lost.
-    Mend {
-        coordinator: usize,
-        node: usize,
-    },
-    /// The link keeps everything back.
-    Hold {
-        coordinator: usize,
-        node: usize,
-    },
-    /// ... and delivers it all, late.
-    Release {
-        coordinator: usize,
-        node: usize,
+        becomes: Link,
     },
     /// A node loses power; of what it had not synced, so much per mille happens to be on the disk.
     CrashNode {
@@ -136,7 +112,8 @@ fn fault(rng: &mut StdRng, machines: Machines, weather: Weather, long: u64) -> S
         return cut(rng, machines, coordinator, node, long);
     }
     if dice.falls(weather.holds) {
-        return vec![(0, Action::Hold { coordinator, node }), (long, Action::Release { coordinator, node })];
+        let becomes = |becomes| Action::Link { coordinator, node, becomes };
+        return vec![(0, becomes(Link::Held)), (long, becomes(Link::Up))];
     }
     if dice.falls(weather.crashes) {
         let survives = rng.random_range(0..=1000);
@@ -180,16 +157,15 @@ fn cut(rng: &mut StdRng, machines: Machines, coordinator: usize, node: usize, lo
         1 => (0..machines.nodes).filter(|n| *n != node).map(|node| (coordinator, node)).collect(),
         _ => vec![(coordinator, node)],
     };
-    let way = rng.random_range(0..4);
+    let broken = match rng.random_range(0..4) {
+        0 => Link::Mute,
+        1 => Link::Deaf,
+        _ => Link::Cut,
+    };
     let mut storm = Storm::new();
     for (coordinator, node) in links {
-        let action = match way {
-            0 => Action::Mute { coordinator, node },
-            1 => Action::Deafen { coordinator, node },
-            _ => Action::Cut { coordinator, node },
-        };
-        storm.push((0, action));
-        storm.push((long, Action::Mend { coordinator, node }));
+        storm.push((0, Action::Link { coordinator, node, becomes: broken }));
+        storm.push((long, Action::Link { coordinator, node, becomes: Link::Up }));
     }
     storm
 }
@@ -239,34 +215,8 @@ const FAST_SYNC_MS: u64 = 5;
 
 /// Carries out one action.
 pub(crate) fn act(action: &Action, sim: &mut turmoil::Sim<'_>, cluster: &Cluster) {
-    let link = |coordinator: usize, node: usize| {
-        (cluster.coordinators[coordinator].name.as_str(), cluster.nodes[node].name.as_str())
-    };
     match *action {
-        Action::Cut { coordinator, node } => {
-            let (from, to) = link(coordinator, node);
-            sim.partition(from, to);
-        }
-        Action::Mute { coordinator, node } => {
-            let (to, from) = link(coordinator, node);
-            sim.partition_oneway(from, to);
-        }
-        Action::Deafen { coordinator, node } => {
-            let (from, to) = link(coordinator, node);
-            sim.partition_oneway(from, to);
-        }
-        Action::Mend { coordinator, node } => {
-            let (from, to) = link(coordinator, node);
-            sim.repair(from, to);
-        }
-        Action::Hold { coordinator, node } => {
-            let (from, to) = link(coordinator, node);
-            sim.hold(from, to);
-        }
-        Action::Release { coordinator, node } => {
-            let (from, to) = link(coordinator, node);
-            sim.release(from, to);
-        }
+        Action::Link { coordinator, node, becomes } => cluster.set_link(sim, (coordinator, node), becomes),
         Action::CrashNode { node, survives } => cluster.crash_node(sim, node, |unsynced| unsynced * survives / 1000),
         Action::PowerCut => (0..cluster.nodes.len()).for_each(|node| cluster.crash_node(sim, node, |_| 0)),
         Action::RestartNode { node } => cluster.restart(sim, &cluster.nodes[node].name),
@@ -294,8 +244,7 @@ pub(crate) fn heal(sim: &mut turmoil::Sim<'_>, cluster: &Cluster) {
         act(&Action::SlowDisk { node, ms: FAST_SYNC_MS }, sim, cluster);
         act(&Action::FullDisk { node, full: false }, sim, cluster);
         for coordinator in 0..cluster.coordinators.len() {
-            act(&Action::Mend { coordinator, node }, sim, cluster);
-            act(&Action::Release { coordinator, node }, sim, cluster);
+            act(&Action::Link { coordinator, node, becomes: Link::Up }, sim, cluster);
         }
         act(&Action::RestartNode { node }, sim, cluster);
     }

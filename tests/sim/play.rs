@@ -26,6 +26,7 @@ pub(crate) struct Verdict {
     pub(crate) scenario: &'static str,
     pub(crate) violations: Vec<String>,
     pub(crate) hash: u64,
+    pub(crate) log: String,
     pub(crate) operations: usize,
     pub(crate) virtual_time: Duration,
 }
@@ -65,7 +66,8 @@ pub(crate) fn play(seed: u64, verbose: bool) -> Verdict {
     let operations = stage.history.operations();
     let mut violations = std::mem::take(&mut *lock(&stage.violations));
     violations.extend(check::all(&stage.scenario, &operations));
-    Verdict { scenario: name, violations, hash: stage.history.hash(), operations: operations.len(), virtual_time }
+    let (hash, log) = stage.history.close();
+    Verdict { scenario: name, violations, hash, log, operations: operations.len(), virtual_time }
 }
 
 /// Steps the simulation, and does between steps what the play asks for.

@@ -75,10 +75,6 @@ impl Dice {
         lock(&self.0).random_range(low..=high)
     }
 
-    pub(crate) fn chance(&self, per_mille: u64) -> bool {
-        self.between(0, 999) < per_mille
-    }
-
     pub(crate) fn millis(&self, low: u64, high: u64) -> Duration {
         Duration::from_millis(self.between(low, high))
     }
