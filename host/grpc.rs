@@ -1,7 +1,7 @@
 //! gRPC: decode, call, encode. The one place where a failure becomes a status.
 //!
-//! [`status`] maps failures, [`convert`] requests and responses, [`keyvalue`] serves single calls, [`session`] streams of
-//! them, [`tenants`] and [`nodes`] the catalog, [`plugins`] the plugin platform, [`server`] puts them on a listener.
+//! `status` maps failures, `convert` requests and responses, `keyvalue` serves single calls, `session` streams of
+//! them, `tenants` and `nodes` the catalog, `plugins` the plugin platform, `server` puts them on a listener.
 
 mod convert;
 mod keyvalue;

@@ -1,8 +1,8 @@
 //! The client of storage nodes: a lane per node, what is known of its health and speed, and the connection beneath.
 //!
-//! A lane ([`lane`]) is one bidirectional stream: whatever is waiting goes out in one frame, answers come back in any order
+//! A lane (`lane`) is one bidirectional stream: whatever is waiting goes out in one frame, answers come back in any order
 //! and are matched by id. No timer delays anything. Values over 64 KiB take a second lane, so that small operations never
-//! wait behind them. [`pending`] holds what is not answered yet, [`vitals`] what is known of a node, [`connect`] how a node
+//! wait behind them. `pending` holds what is not answered yet, `vitals` what is known of a node, `connect` how a node
 //! is reached.
 
 mod connect;

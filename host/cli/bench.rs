@@ -1,7 +1,7 @@
 //! `witan bench`: a load generator. It is also what the benchmarks in `benches/` measure with.
 //!
-//! [`load`] has the settings and the threads, [`work`] says what the operations are, [`pace`] when they start, [`unary`] and
-//! [`session`] carry them out, [`measured`] and [`report`] tell the result.
+//! `load` has the settings and the threads, `work` says what the operations are, `pace` when they start, `unary` and
+//! `session` carry them out, `measured` and `report` tell the result.
 
 mod grpc;
 pub mod load;
