@@ -4,9 +4,9 @@
 //! requirement is met, and the rest goes on behind it, within the operation's deadline and the coordinator's bounds.
 //! Everything it touches comes by type ([`World`]), so that the same code runs over sockets and in the simulation.
 //!
-//! Reading order: `request` (what is asked and answered), `change` and `read` (an operation from end to end), `plan` (who is asked), `exchange` (one operation's
-//! conversation with its replicas), `register`, `siblings`, `repair`, `collapse`, `once` (idempotency),
-//! `admission`, `metrics`.
+//! Reading order: `request` (what is asked and answered), `change` and `read` (an operation from end to end), `plan` (who
+//! is asked), `exchange` (one operation's conversation with its replicas), `register`, `siblings`, `repair`, `collapse`,
+//! `once` (idempotency), `admission`, `metrics`.
 
 mod admission;
 mod change;

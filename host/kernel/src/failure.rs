@@ -84,7 +84,9 @@ pub enum Failure {
         retry_after: Duration,
     },
     /// The record has as many siblings, or bytes, as it may.
-    #[error("the key has too many siblings or its record too many bytes; read it, and write with the context that the read returns")]
+    #[error(
+        "the key has too many siblings or its record too many bytes; read it, and write with the context that the read returns"
+    )]
     SiblingLimit,
     /// The idempotency key was used with another request.
     #[error("the idempotency key was used before with another request; use a new key for a new intention")]

@@ -288,7 +288,12 @@ mod tests {
         let wild = PolicyAnswer { required: 0, deadline_ms: 0, hedge_after_us: None, shortfall: Shortfall::Accept(0) };
         let held = wild.within(&question(Level::One, Level::Quorum));
         assert_eq!((held.required, held.deadline_ms, held.shortfall), (2, 1, Shortfall::Accept(2)));
-        let wild = PolicyAnswer { required: 200, deadline_ms: u32::MAX, hedge_after_us: None, shortfall: Shortfall::Accept(9) };
+        let wild = PolicyAnswer {
+            required: 200,
+            deadline_ms: u32::MAX,
+            hedge_after_us: None,
+            shortfall: Shortfall::Accept(9),
+        };
         let held = wild.within(&question(Level::One, Level::One));
         assert_eq!((held.required, held.deadline_ms, held.shortfall), (3, 1000, Shortfall::Accept(3)));
     }

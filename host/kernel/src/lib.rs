@@ -28,4 +28,3 @@ pub mod replica;
 pub mod ring;
 pub mod siblings;
 pub mod tenant;
-

@@ -52,7 +52,9 @@ impl ReadRound {
         self.tally.fail(replica, error.certainly_not_done());
         let ask = if self.tally.progress() == Progress::Open { self.spare() } else { None };
         let progress = match self.tally.progress() {
-            Progress::Short if self.unanswered() > 0 && matches!(self.shortfall, Shortfall::Accept(_)) => Progress::Open,
+            Progress::Short if self.unanswered() > 0 && matches!(self.shortfall, Shortfall::Accept(_)) => {
+                Progress::Open
+            }
             Progress::Short => self.elapsed(),
             progress => progress,
         };

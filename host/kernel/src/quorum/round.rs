@@ -46,7 +46,9 @@ impl Round {
     pub fn progress(&self) -> Progress {
         match self.tally.progress() {
             Progress::Short if self.tally.open() == 0 && self.tally.accepts(self.shortfall) => Progress::Met,
-            Progress::Short if matches!(self.shortfall, Shortfall::Accept(_)) && self.tally.open() > 0 => Progress::Open,
+            Progress::Short if matches!(self.shortfall, Shortfall::Accept(_)) && self.tally.open() > 0 => {
+                Progress::Open
+            }
             progress => progress,
         }
     }
