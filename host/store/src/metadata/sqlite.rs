@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{SqliteConnection, SqlitePool};
+use sqlx::{Connection, SqliteConnection, SqlitePool};
 use tokio::sync::Semaphore;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{StorageNode, StoreError};
@@ -102,13 +102,11 @@ impl SqliteMetadata {
     ) -> Answer<T> {
         let writer = self.writer.clone();
         self.in_own_task(async move {
-            let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-            let done = work(&mut transaction).await;
-            match done {
-                Ok(done) => transaction.commit().await.map_err(failed).map(|()| done),
+            let mut connection = writer.acquire().await.map_err(failed)?;
+            match in_transaction(&mut connection, work).await {
+                Ok(done) => done,
                 Err(error) => {
-                    // Whatever comes of it, nothing was committed.
-                    let _ = transaction.rollback().await;
+                    connection.close_on_drop();
                     Err(error)
                 }
             }
@@ -142,6 +140,22 @@ impl SqliteMetadata {
             task.await
                 .unwrap_or_else(|error| Err(StoreError::Unavailable(format!("a metadata operation ended: {error}"))))
         })
+    }
+}
+
+/// Runs `work` in a transaction. `Err`: the transaction itself failed, and the connection must not be used again. SQLite
+/// ends a transaction of its own accord on some errors (a full disk), and sqlx then counts one that is no longer there.
+async fn in_transaction<T>(
+    connection: &mut SqliteConnection,
+    work: impl for<'c> FnOnce(&'c mut SqliteConnection) -> Work<'c, T>,
+) -> Result<Result<T, StoreError>, StoreError> {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    match work(&mut transaction).await {
+        Ok(done) => transaction.commit().await.map_err(failed).map(|()| Ok(done)),
+        Err(error) => match transaction.rollback().await {
+            Ok(()) => Ok(Err(error)),
+            Err(_) => Err(error),
+        },
     }
 }
 

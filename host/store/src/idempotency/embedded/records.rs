@@ -6,6 +6,7 @@
 
 use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::{Entry, HashMap};
+use std::io;
 use std::path::Path;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
@@ -44,6 +45,7 @@ struct Sweep {
 impl Records {
     /// Opens or creates the store in a folder.
     pub(super) fn open(folder: &Path, durability: Durability) -> Result<Self, StoreError> {
+        clear_unfinished(folder).map_err(|error| failed("open the idempotency store", &error.into()))?;
         let database = Database::builder(folder)
             .worker_threads(1)
             .cache_size(CACHE_BYTES)
@@ -180,7 +182,7 @@ impl Round<'_> {
     /// Stores all of it, or, when the process ends midway, none. Synced when it returns, if the store syncs.
     ///
     /// Each key is written once: the engine gives no order to two writes of one key in a batch.
-    pub(super) fn commit(self) -> Result<(), StoreError> {
+    pub(super) fn commit(self) -> Result<(), Failure> {
         let writes = self.touched.len() + self.entries.len();
         let mut batch = OwnedWriteBatch::with_capacity(self.records.database.clone(), writes)
             .durability(Some(self.records.persist));
@@ -197,8 +199,47 @@ impl Round<'_> {
                 batch.remove(&self.records.by_time, entry);
             }
         }
-        batch.commit().map_err(|error| failed("store reservations", &error))
+        batch.commit().map_err(|error| {
+            let told = failed("store reservations", &error);
+            if may_open_again(&error) { Failure::Passing(told) } else { Failure::Lasting(told) }
+        })
     }
+}
+
+/// Why a commit failed. The engine takes nothing more afterwards, in either case.
+pub(super) enum Failure {
+    /// Opened again, the store is as good as before. Whether the commit happened shows then.
+    Passing(StoreError),
+    /// A write or sync of the journal failed: what the system now believes to be on the disk may not be there, and a store
+    /// opened again would build on it. Somebody has to look at the disk.
+    Lasting(StoreError),
+}
+
+/// True for want of room, and when it was not this commit that failed but the engine's work on tables, whose journal is
+/// safe.
+fn may_open_again(error: &fjall::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match error {
+        fjall::Error::Io(error) => matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge),
+        _ => true,
+    }
+}
+
+/// Removes what is left of a store whose making was cut short: the engine writes its version mark last, and without it
+/// refuses to go on. Nothing was ever acknowledged from such a store.
+fn clear_unfinished(folder: &Path) -> io::Result<()> {
+    let finished = std::fs::metadata(folder.join("version")).is_ok_and(|mark| mark.len() > 0);
+    if finished || !folder.try_exists()? {
+        return Ok(());
+    }
+    for file in ["0.jnl", "version"] {
+        unless_missing(std::fs::remove_file(folder.join(file)))?;
+    }
+    unless_missing(std::fs::remove_dir_all(folder.join("keyspaces")))
+}
+
+fn unless_missing(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// A time and a name, ordered by time.

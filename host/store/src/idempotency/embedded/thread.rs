@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use witan_kernel::idempotency::{Name, Step, Stepped};
 use witan_kernel::port::StoreError;
 
-use super::records::Records;
+use super::records::{Failure, Records};
 use crate::Durability;
 use crate::idempotency::StoreTime;
 
@@ -27,8 +27,14 @@ const SWEPT_IDLE: usize = 1024;
 /// How long a store without steps waits before it sweeps.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How long a store that could not be opened again is left alone. Milliseconds.
+const REOPEN_MS: u64 = 1000;
+
 /// Where a step's answer goes.
-pub(super) type Told = oneshot::Sender<Result<Stepped, StoreError>>;
+pub(super) type Told = oneshot::Sender<Answer>;
+
+/// A step's answer.
+type Answer = Result<Stepped, StoreError>;
 
 /// What the thread is asked.
 pub(super) enum Task {
@@ -63,8 +69,18 @@ pub(super) struct Thread {
     time: StoreTime,
     tasks: Receiver<Task>,
     queued_bytes: Arc<AtomicUsize>,
-    /// `None` after a failure, until it can be opened again.
-    records: Option<Records>,
+    store: Store,
+}
+
+/// The store, as far as it is there.
+enum Store {
+    Open(Records),
+    /// To be opened again, not before this time.
+    Closed {
+        until_ms: u64,
+    },
+    /// Until somebody has looked at the disk and started the program again.
+    Dead(StoreError),
 }
 
 impl Thread {
@@ -76,8 +92,8 @@ impl Thread {
         tasks: Receiver<Task>,
         queued_bytes: Arc<AtomicUsize>,
     ) -> Result<Self, StoreError> {
-        let records = Some(Records::open(folder, durability)?);
-        Ok(Self { folder: folder.to_path_buf(), durability, time, tasks, queued_bytes, records })
+        let store = Store::Open(Records::open(folder, durability)?);
+        Ok(Self { folder: folder.to_path_buf(), durability, time, tasks, queued_bytes, store })
     }
 
     /// Works until it is closed or nobody can ask any more.
@@ -105,11 +121,15 @@ impl Thread {
                 }
                 Task::Close => open = false,
                 #[cfg(test)]
-                Task::Break => self.records = None,
+                Task::Break => self.store = Store::Closed { until_ms: 0 },
                 #[cfg(test)]
                 Task::Stall(until) => drop(until.recv()),
                 #[cfg(test)]
-                Task::Count(answer) => drop(answer.send(self.records.as_ref().map_or((0, 0), Records::count))),
+                Task::Count(answer) => {
+                    if let Store::Open(records) = &self.store {
+                        let _ = answer.send(records.count());
+                    }
+                }
             }
             next = if open && steps.len() < BATCH { self.tasks.try_recv().ok() } else { None };
         }
@@ -120,52 +140,85 @@ impl Thread {
     }
 
     fn answer(&mut self, steps: Vec<(Name, Step, Told)>) {
-        let mut waiting = Vec::with_capacity(steps.len());
-        let carried_out = self.open_records().and_then(|(records, now_ms)| {
-            let mut round = records.round(now_ms);
-            round.sweep(SWEPT + 2 * steps.len());
-            for (name, step, answer) in &steps {
-                // A claim that nobody waits for would only stand in the way of the next; the end of one is worth keeping.
-                let unwanted = answer.is_closed() && matches!(step, Step::Reserve { .. });
-                waiting.push((!unwanted).then(|| round.step(*name, step)));
+        let told = self.carry_out(&steps);
+        match told {
+            Ok(told) => {
+                for ((_, _, answer), told) in steps.into_iter().zip(told) {
+                    // Whoever no longer listens will see the step's effect when it asks again.
+                    let _ = told.map(|told| answer.send(told));
+                }
             }
-            round.commit()
-        });
-        if let Err(error) = &carried_out {
-            // The engine takes nothing more after a failed write. What is in doubt is settled by opening it again.
-            tracing::error!(%error, steps = steps.len(), "the idempotency store failed; it will be opened again");
-            self.records = None;
-        }
-        waiting.resize_with(steps.len(), || None);
-        for ((_, _, answer), told) in steps.into_iter().zip(waiting) {
-            let told = match (&carried_out, told) {
-                (Ok(()), Some(told)) => told,
-                (Ok(()), None) => continue,
-                (Err(error), _) => Err(error.clone()),
-            };
-            // Whoever no longer listens will see the step's effect when it asks again.
-            let _ = answer.send(told);
+            Err(error) => {
+                for (_, _, answer) in steps {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
         }
     }
 
-    fn open_records(&mut self) -> Result<(&mut Records, u64), StoreError> {
+    /// What each step is answered with, once all of them are stored.
+    fn carry_out(&mut self, steps: &[(Name, Step, Told)]) -> Result<Vec<Option<Answer>>, StoreError> {
         let now_ms = self.time.now_ms();
-        let records = match self.records.take() {
-            Some(records) => records,
-            None => Records::open(&self.folder, self.durability)?,
+        let mut round = self.records(now_ms)?.round(now_ms);
+        round.sweep(SWEPT + 2 * steps.len());
+        let mut told = Vec::with_capacity(steps.len());
+        for (name, step, answer) in steps {
+            // A claim that nobody waits for would only stand in the way of the next; the end of one is worth keeping.
+            let unwanted = answer.is_closed() && matches!(step, Step::Reserve { .. });
+            told.push((!unwanted).then(|| round.step(*name, step)));
+        }
+        let committed = round.commit();
+        self.noted(committed).map(|()| told)
+    }
+
+    fn records(&mut self, now_ms: u64) -> Result<&mut Records, StoreError> {
+        match &self.store {
+            Store::Open(_) => {}
+            Store::Closed { until_ms } if now_ms < *until_ms => return Err(waiting()),
+            Store::Closed { .. } => match Records::open(&self.folder, self.durability) {
+                Ok(records) => {
+                    tracing::warn!(folder = %self.folder.display(), "the idempotency store is open again");
+                    self.store = Store::Open(records);
+                }
+                Err(error) => {
+                    tracing::warn!(folder = %self.folder.display(), %error, "the idempotency store cannot be opened again yet");
+                    self.store = Store::Closed { until_ms: now_ms.saturating_add(REOPEN_MS) };
+                }
+            },
+            Store::Dead(error) => return Err(error.clone()),
+        }
+        if let Store::Open(records) = &mut self.store { Ok(records) } else { Err(waiting()) }
+    }
+
+    /// Remembers what a failed commit means for those to come.
+    fn noted(&mut self, committed: Result<(), Failure>) -> Result<(), StoreError> {
+        let (store, error) = match committed {
+            Ok(()) => return Ok(()),
+            Err(Failure::Passing(error)) => {
+                tracing::error!(folder = %self.folder.display(), %error, "the idempotency store failed; it will be opened again");
+                (Store::Closed { until_ms: 0 }, error)
+            }
+            Err(Failure::Lasting(error)) => {
+                tracing::error!(folder = %self.folder.display(), %error, "the idempotency store failed: look at the disk, then start again");
+                (Store::Dead(error.clone()), error)
+            }
         };
-        Ok((self.records.insert(records), now_ms))
+        self.store = store;
+        Err(error)
     }
 
     fn sweep_idle(&mut self) {
-        let swept = self.open_records().and_then(|(records, now_ms)| {
+        let now_ms = self.time.now_ms();
+        if let Ok(records) = self.records(now_ms) {
             let mut round = records.round(now_ms);
             round.sweep(SWEPT_IDLE);
-            round.commit()
-        });
-        if let Err(error) = swept {
-            tracing::warn!(%error, "expired reservations were not swept; the next batch tries again");
-            self.records = None;
+            let committed = round.commit();
+            // Told in the log, and to whoever asks next.
+            let _ = self.noted(committed);
         }
     }
+}
+
+fn waiting() -> StoreError {
+    StoreError::Unavailable("the idempotency store has failed, and cannot be opened again yet".into())
 }
