@@ -9,7 +9,7 @@ use tonic::Code;
 use tonic::IntoRequest;
 use witan_wire::v1;
 
-use crate::harness::{Cluster, Disk, NODES, Setup, eventually, node_client, read, write};
+use crate::harness::{Api, Cluster, Disk, NODES, Refusal, Setup, eventually, node_client, read, write};
 use observed::Load;
 
 fn at(level: &str, request: v1::WriteKeyValueRequest) -> v1::WriteKeyValueRequest {
@@ -46,17 +46,37 @@ async fn a_node_that_hangs_costs_a_quorum_nothing() {
     assert_eq!(before.failures_after(stopped - Duration::from_secs(60)).len(), 0);
     assert!(during.count() > 100, "only {} operations", during.count());
 
-    let mut request = at("all", write("t", "everyone", "v")).into_request();
-    request.set_timeout(Duration::from_millis(800));
-    let refusal = api.write(request).await.expect_err("a node hangs");
-    // Two have stored it, so nobody may say that it did not happen.
-    assert_eq!((refusal.code, refusal.reason.as_str()), (Code::DeadlineExceeded, "DEADLINE"), "{refusal:?}");
-    assert_eq!(refusal.outcome, "in-doubt");
-    assert_eq!((refusal.facts["required"].as_str(), refusal.facts["received"].as_str()), ("3", "2"));
+    // By now the coordinator has given the connection up: whoever needs all is told at once.
+    for tenant in ["t", "s"] {
+        let refusal = api.write(at("all", write(tenant, "given up", "v"))).await.expect_err("a node hangs");
+        assert_eq!((refusal.code, refusal.reason.as_str()), (Code::Unavailable, "QUORUM_NOT_REACHED"), "{refusal:?}");
+        assert_honest(&api, tenant, "given up", &refusal).await;
+    }
 
     cluster.node(1).signal("CONT");
     cluster.all_reachable().await;
-    eventually("level all succeeds again", async || api.write(at("all", write("t", "k", "v"))).await.ok()).await;
+    for tenant in ["t", "s"] {
+        eventually("level all succeeds again", async || api.write(at("all", write(tenant, "k", "v"))).await.ok()).await;
+    }
+    cluster.node(1).signal("STOP");
+    for tenant in ["t", "s"] {
+        let mut request = at("all", write(tenant, "waited for", "v")).into_request();
+        request.set_timeout(Duration::from_millis(800));
+        let refusal = api.write(request).await.expect_err("a node hangs");
+        assert_eq!((refusal.code, refusal.reason.as_str()), (Code::DeadlineExceeded, "DEADLINE"), "{refusal:?}");
+        assert_eq!((refusal.facts["required"].as_str(), refusal.facts["received"].as_str()), ("3", "2"));
+        assert_honest(&api, tenant, "waited for", &refusal).await;
+    }
+}
+
+/// What was said not to be applied must not be there; whatever else is said, it may be.
+async fn assert_honest(api: &Api, tenant: &str, key: &str, refusal: &Refusal) {
+    let (found, _) = api.values(read(tenant, key)).await.expect("read");
+    match refusal.outcome.as_str() {
+        "not-applied" => assert!(found.is_empty(), "{tenant} {key} was not applied, and is there: {refusal:?}"),
+        "in-doubt" => {}
+        _ => panic!("nobody says how {tenant} {key} came out: {refusal:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -89,7 +109,7 @@ async fn without_a_quorum_everything_fails_honestly_and_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_comes_back_is_repaired_by_reads_whether_its_disk_is_the_same_or_empty() {
+async fn a_node_that_comes_back_is_repaired_by_reads() {
     let mut cluster = Cluster::start().await;
     let api = cluster.api();
     api.tenant("t", |_| {}).await;
@@ -98,7 +118,6 @@ async fn a_node_that_comes_back_is_repaired_by_reads_whether_its_disk_is_the_sam
     }
     let before = stored(&cluster, 2, "old").await;
     assert!(before.contains("value of 1 bytes \"1\""), "{before}");
-
     cluster.kill_node(2);
     for key in ["changed", "new"] {
         api.write(write("t", key, "2")).await.expect("a quorum is alive");
@@ -108,18 +127,33 @@ async fn a_node_that_comes_back_is_repaired_by_reads_whether_its_disk_is_the_sam
     assert_eq!(stored(&cluster, 2, "old").await, before, "what was acknowledged is still there");
     assert!(stored(&cluster, 2, "changed").await.contains("\"1\""), "nobody has told it yet");
     repaired(&cluster, 2, &["changed", "new"]).await;
+}
 
+/// What an empty disk lacks looks like what was never written: such a node takes writes, and is not asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_comes_back_with_an_empty_disk_is_not_believed() {
+    let mut cluster = Cluster::start().await;
+    let api = cluster.api();
+    api.tenant("t", |_| {}).await;
+    api.write(at("all", write("t", "old", "1"))).await.expect("write");
     cluster.kill_node(2);
     std::fs::remove_dir_all(cluster.node_folder(2)).expect("wipe a disk");
     cluster.start_node(2).await;
-    cluster.all_reachable().await;
-    assert_eq!(stored(&cluster, 2, "old").await, "");
-    repaired(&cluster, 2, &["changed", "new"]).await;
-    api.read(read_at("all", "old")).await.expect("read");
-    eventually("what only was there before is repaired", async || {
-        (stored(&cluster, 2, "old").await == before).then_some(())
+    eventually("the node takes writes", async || {
+        api.write(write("t", "new", "2")).await.expect("a quorum is alive");
+        stored(&cluster, 2, "new").await.contains("\"2\"").then_some(())
     })
     .await;
+    assert_eq!(stored(&cluster, 2, "old").await, "");
+    for level in ["one", "quorum"] {
+        assert_eq!(api.read(read_at(level, "old")).await.expect("others have it").value, "1");
+    }
+    let refusal = api.read(read_at("all", "old")).await.expect_err("one cannot be asked");
+    assert_eq!((refusal.code, refusal.reason.as_str()), (Code::Unavailable, "QUORUM_NOT_REACHED"));
+    cluster.kill_node(0);
+    cluster.kill_node(1);
+    let refusal = api.read(read_at("one", "old")).await.expect_err("nobody is left who would know");
+    assert_eq!((refusal.code, refusal.reason.as_str()), (Code::Unavailable, "QUORUM_NOT_REACHED"));
 }
 
 /// Reads at `all` find the newest value, and afterwards the node has it, too.

@@ -64,6 +64,19 @@ async fn a_delete_takes_what_it_has_seen() {
     assert_eq!(values, ["d"]);
 }
 
+/// A context of a key that was not there has seen nothing, which is not the same as no context.
+#[tokio::test]
+async fn a_delete_that_has_seen_nothing_deletes_nothing() {
+    let dev = Dev::start().await;
+    let api = dev.api();
+    api.siblings_tenant("s").await;
+    let nothing = api.read(read("s", "k")).await.expect_err("not there yet").context;
+    api.write(write("s", "k", "a")).await.expect("write");
+    api.delete(v1::DeleteKeyValueRequest { context: nothing, ..delete("s", "k") }).await.expect("delete");
+    let (values, _) = api.values(read("s", "k")).await.expect("read");
+    assert_eq!(values, ["a"]);
+}
+
 #[tokio::test]
 async fn siblings_are_bounded_and_a_write_that_covers_them_gets_through() {
     let dev = Dev::start().await;

@@ -111,3 +111,31 @@ impl Key {
         self.changes.push((change, fate));
     }
 }
+
+/// The judge itself: what may be found.
+#[cfg(test)]
+mod tests {
+    use super::{Bytes, Change, Fate, Key, TENANT};
+
+    fn candidates(changes: &[(Option<&str>, Fate)]) -> Vec<Option<String>> {
+        let changes = changes.iter().map(|(value, fate)| {
+            let (key, value) = ("k".to_owned(), value.map(str::to_owned));
+            let change = Change { tenant: TENANT, key, value, name: String::new(), context: Bytes::new() };
+            (change, fate.clone())
+        });
+        let key = Key { name: "k".to_owned(), changes: changes.collect() };
+        key.candidates().into_iter().map(|value| value.map(str::to_owned)).collect()
+    }
+
+    #[test]
+    fn what_was_acknowledged_last_and_what_has_been_in_doubt_since() {
+        let acknowledged = || Fate::Acknowledged { context: Bytes::new(), duplicate: false };
+        let some = |value: &str| Some(value.to_owned());
+        assert_eq!(candidates(&[]), [None]);
+        let history = [(Some("a"), Fate::InDoubt), (Some("b"), acknowledged()), (Some("c"), Fate::NotApplied)];
+        assert_eq!(candidates(&history), [some("b")]);
+        let history = [(Some("a"), acknowledged()), (None, Fate::InDoubt), (Some("b"), Fate::InDoubt)];
+        assert_eq!(candidates(&history), [some("a"), None, some("b")]);
+        assert_eq!(candidates(&[(Some("a"), acknowledged()), (None, acknowledged())]), [None]);
+    }
+}

@@ -132,3 +132,42 @@ pub(super) async fn run(ground: Ground, index: u64, mut random: StdRng) -> Repor
     }
     report
 }
+
+/// The judge itself: what it must notice.
+#[cfg(test)]
+mod tests {
+    use super::{Bytes, Change, Done, Fate, HashSet, Key, Seen, TENANT};
+
+    fn done(value: Option<&str>, fate: Fate, covers: &[&str]) -> Done {
+        let (key, value) = ("k".to_owned(), value.map(str::to_owned));
+        let change = Change { tenant: TENANT, key, value, name: String::new(), context: Bytes::new() };
+        Done { change, fate, covers: covers.iter().map(|value| (*value).to_owned()).collect() }
+    }
+
+    fn acknowledged() -> Fate {
+        Fate::Acknowledged { context: Bytes::new(), duplicate: false }
+    }
+
+    fn judged(done: Vec<Done>, found: &[&str]) -> Option<String> {
+        let key = Key { name: "k".to_owned(), done, seen: Seen { context: Bytes::new(), values: HashSet::new() } };
+        key.judge(&found.iter().map(|value| (*value).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn losses_and_resurrections_are_noticed() {
+        let both = || vec![done(Some("a"), acknowledged(), &[]), done(Some("b"), acknowledged(), &[])];
+        assert_eq!(judged(both(), &["a", "b"]), None);
+        assert!(judged(both(), &["b"]).is_some_and(|told| told.contains("a is lost")));
+        let deleted = || vec![done(Some("a"), acknowledged(), &[]), done(None, acknowledged(), &["a"])];
+        assert_eq!(judged(deleted(), &[]), None);
+        assert!(judged(deleted(), &["a"]).is_some_and(|told| told.contains("a is back")));
+        let perhaps = || vec![done(Some("a"), acknowledged(), &[]), done(Some("b"), Fate::InDoubt, &["a"])];
+        for found in [&["a"][..], &["b"], &["a", "b"]] {
+            assert_eq!(judged(perhaps(), found), None);
+        }
+        let refused = || vec![done(Some("a"), Fate::NotApplied, &[])];
+        assert_eq!(judged(refused(), &[]), None);
+        assert!(judged(refused(), &["a"]).is_some());
+        assert!(judged(Vec::new(), &["x"]).is_some_and(|told| told.contains("never written")));
+    }
+}

@@ -97,16 +97,6 @@ impl Cluster {
         Api::new(self.address)
     }
 
-    /// Where the coordinator serves gRPC.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Where the coordinator serves HTTP.
-    pub(crate) fn admin(&self) -> SocketAddr {
-        self.admin
-    }
-
     /// Where a node serves.
     pub(crate) fn node_address(&self, node: usize) -> SocketAddr {
         self.nodes[node].address
@@ -115,11 +105,6 @@ impl Cluster {
     /// A node's process, which must run.
     pub(crate) fn node(&self, node: usize) -> &Process {
         self.nodes[node].process.as_ref().expect("the node runs")
-    }
-
-    /// The coordinator's process, which must run.
-    pub(crate) fn coordinator(&mut self) -> &mut Process {
-        self.coordinator.as_mut().expect("the coordinator runs")
     }
 
     /// A node's folder, as the node sees it.
