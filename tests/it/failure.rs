@@ -29,7 +29,7 @@ async fn stored(cluster: &Cluster, node: usize, key: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_hangs_costs_a_quorum_nothing() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::with(Setup { synced: false, ..Setup::default() }).await;
     let api = cluster.api();
     for (tenant, mode) in [("t", "register"), ("s", "siblings")] {
         api.tenant(tenant, |request| request.conflict_mode = mode.to_owned()).await;
@@ -174,7 +174,7 @@ async fn repaired(cluster: &Cluster, node: usize, keys: &[&str]) {
 async fn a_full_disk_is_told_and_costs_a_quorum_nothing() {
     let mut disks = vec![Disk::Folder; NODES];
     disks[1] = Disk::Small(700);
-    let cluster = Cluster::with(Setup { disks }).await;
+    let cluster = Cluster::with(Setup { disks, synced: false }).await;
     let api = cluster.api();
     api.tenant("t", |_| {}).await;
     api.siblings_tenant("s").await;

@@ -31,7 +31,7 @@ async fn cancelled_calls_leave_nothing_behind() {
     let mut random = StdRng::seed_from_u64(7);
     let calls = (0..CALLS).map(|call| {
         let api = api.clone();
-        let patience = Duration::from_micros(random.random_range(0..30_000));
+        let patience = Duration::from_micros(random.random_range(0..400_000));
         let tenant = if call % 2 == 0 { "t" } else { "s" };
         let key = format!("k{}", call % 60);
         async move {

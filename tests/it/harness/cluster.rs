@@ -37,11 +37,14 @@ pub(crate) enum Disk {
 pub(crate) struct Setup {
     /// One per node.
     pub(crate) disks: Vec<Disk>,
+    /// False: nothing waits for the disk. For tests of what is available, in which a machine whose disk is busy for seconds
+    /// would look like nodes that hang.
+    pub(crate) synced: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { disks: vec![Disk::Folder; NODES] }
+        Self { disks: vec![Disk::Folder; NODES], synced: true }
     }
 }
 
@@ -58,6 +61,7 @@ pub(crate) struct Cluster {
     // Dropped first, so that no process misses its folder.
     nodes: Vec<Node>,
     coordinator: Option<Process>,
+    synced: bool,
     address: SocketAddr,
     admin: SocketAddr,
     folder: TempDir,
@@ -80,7 +84,7 @@ impl Cluster {
             process: None,
         });
         let nodes = nodes.collect();
-        let mut cluster = Self { nodes, coordinator: None, address: free, admin: free, folder };
+        let mut cluster = Self { nodes, coordinator: None, synced: setup.synced, address: free, admin: free, folder };
         for node in 0..cluster.nodes.len() {
             cluster.spawn_node(node);
         }
@@ -136,6 +140,7 @@ impl Cluster {
         for node in &self.nodes {
             command.arg("--node").arg(format!("{}={}", node.id, node.address));
         }
+        self.durability(&mut command);
         let mut process = Process::start("coordinator", command, self.folder.path());
         process.ready().await;
         self.address = process.address("address");
@@ -159,15 +164,22 @@ impl Cluster {
     }
 
     fn spawn_node(&mut self, node: usize) {
-        let folder = self.folder.path().to_owned();
-        let node = &mut self.nodes[node];
-        let data = folder.join(&node.id);
-        let command = match node.disk {
+        let Node { id, disk, address, .. } = &self.nodes[node];
+        let data = self.folder.path().join(id);
+        let mut command = match disk {
             Disk::Folder => Process::witan(),
-            Disk::Small(mib) => on_small_disk(&data, mib),
+            Disk::Small(mib) => on_small_disk(&data, *mib),
         };
-        let process = Process::start(&node.id, node_arguments(command, &node.id, &data, node.address), &folder);
-        node.process = Some(process);
+        command.arg("node").arg("--id").arg(id).arg("--data-dir").arg(&data).arg("--listen").arg(address.to_string());
+        self.durability(&mut command);
+        self.nodes[node].process = Some(Process::start(id, command, self.folder.path()));
+    }
+
+    /// The default is to wait for the disk; tests of durability run as users do.
+    fn durability(&self, command: &mut Command) {
+        if !self.synced {
+            command.args(["--durability", "os"]);
+        }
     }
 
     async fn node_ready(&mut self, node: usize) {
@@ -177,12 +189,6 @@ impl Cluster {
             node.address = process.address("address");
         }
     }
-}
-
-/// The arguments of `witan node`.
-pub(crate) fn node_arguments(mut command: Command, id: &str, data: &Path, address: SocketAddr) -> Command {
-    command.arg("node").arg("--id").arg(id).arg("--data-dir").arg(data).arg("--listen").arg(address.to_string());
-    command
 }
 
 /// Runs what follows in a mount namespace of its own, in which `data` is a small file system that vanishes with it.
