@@ -1,7 +1,7 @@
 //! A tool chain out of Debian's packages, unpacked into a cache folder of the user's: nothing is installed (the packages
 //! conflict with rustup's), and no right beyond the user's own is needed. Versions are found, not written down.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::ffi::OsString;
 use std::fs;
@@ -105,21 +105,27 @@ impl Apt {
         Ok(candidate.filter(|version| *version != "(none)").map(str::to_owned))
     }
 
-    /// What is wanted and what that needs.
+    /// What is wanted and what that needs. One call of apt-cache, since each reads all lists.
     fn packages(&self) -> Result<Vec<String>> {
-        let mut known: BTreeSet<String> = BTreeSet::new();
-        let mut next: Vec<String> = WANTED.map(str::to_owned).to_vec();
-        while let Some(package) = next.pop() {
-            let depends = output(self.cache().args(["depends", "--important", &package]))?;
-            let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends:")).map(str::trim);
-            next.extend(
-                names
-                    .filter(|name| FOLLOWED.iter().any(|start| name.starts_with(start)) && !known.contains(*name))
-                    .map(str::to_owned),
-            );
-            known.insert(package);
+        let text = output(self.cache().args(["depends", "--recurse", "--important"]).args(WANTED))?;
+        let mut depends: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut package = "";
+        for line in text.lines() {
+            match line.trim().strip_prefix("Depends:") {
+                Some(name) => depends.entry(package).or_default().push(name.trim()),
+                None if !line.starts_with(' ') => package = line.trim(),
+                None => {}
+            }
         }
-        Ok(known.into_iter().collect())
+        let mut known: BTreeSet<&str> = BTreeSet::new();
+        let mut next = WANTED.to_vec();
+        while let Some(package) = next.pop() {
+            if known.insert(package) {
+                let needed = depends.get(package).into_iter().flatten();
+                next.extend(needed.filter(|name| FOLLOWED.iter().any(|start| name.starts_with(start))));
+            }
+        }
+        Ok(known.into_iter().map(str::to_owned).collect())
     }
 }
 
