@@ -28,7 +28,7 @@ const CONFLICTS: usize = 60;
 /// Who writes each of them, all at once, none knowing of the others.
 const DEVICES: [&str; 3] = ["phone", "laptop", "tablet"];
 /// Times that resolver and policy are swapped under load.
-const SWAPS: usize = 25;
+const SWAPS: usize = 20;
 /// Requests of the load between two stretches of the story.
 const STRETCH: u64 = 600;
 /// The node that is killed.
