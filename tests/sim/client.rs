@@ -140,10 +140,11 @@ impl Client {
         }
     }
 
-    /// Writes so often to the first tenant's first key, having seen nothing.
+    /// Writes so often to the last tenant's first key, having seen nothing.
     pub(crate) async fn pile_up(&mut self, writes: usize) {
+        let place = (self.stage.scenario.casts.len() - 1, 0);
         for _ in 0..writes {
-            self.change_with((0, 0), Mood::Stormy, Some(None)).await;
+            self.change_with(place, Mood::Stormy, Some(None)).await;
         }
     }
 

@@ -41,7 +41,7 @@ pub(crate) enum Act {
     Idle { ms: u64 },
     /// Clients ask again for what they do not know the outcome of.
     Retry,
-    /// Clients write so often without having read that siblings pile up.
+    /// Clients write so often, to the last tenant's first key, without having read.
     Burst { writes: usize },
 }
 
@@ -82,8 +82,8 @@ pub(crate) struct Scenario {
     pub(crate) acts: Vec<Act>,
 }
 
-const SHAPES: [fn(&mut StdRng, Scenario) -> Scenario; 9] =
-    [links, crashes, clocks, outages, late, wiped, piled, mixed, unsynced];
+const SHAPES: [fn(&mut StdRng, Scenario) -> Scenario; 10] =
+    [links, crashes, clocks, outages, late, wiped, piled, mixed, unsynced, races];
 
 impl Scenario {
     /// The scenario of a seed.
@@ -189,34 +189,35 @@ fn outages(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
         cast.tenant.idempotency_outage =
             if rng.random_bool(0.7) { IdempotencyOutage::Proceed } else { IdempotencyOutage::Reject };
     }
-    scenario.manner = Manner { named: 900, lost: 80, cancelled: 60, attempts: 5, ..scenario.manner };
-    let weather = Weather { outages: 5, cuts: 4, holds: 1, coordinator_crashes: 2, crashes: 1, ..Weather::default() };
-    let storm = scenario.storm(rng, weather, 250);
+    scenario.manner = Manner { named: 900, lost: 150, cancelled: 60, attempts: 5, patience_ms: 600, ..scenario.manner };
+    let weather = Weather { outages: 8, cuts: 4, holds: 1, coordinator_crashes: 2, crashes: 1, ..Weather::default() };
+    let operations = rng.random_range(18..=26);
+    let storm = Act::Storm { operations, storm: storm(rng, scenario.machines(), weather, 6000, 200) };
     play(scenario, "outages", vec![OVERTURE, storm, Act::Settle, FINALE])
 }
 
 /// Clients come back for what they do not know the outcome of when replicas have forgotten it.
 fn late(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     for cast in &mut scenario.casts {
-        cast.keys = 1;
+        (cast.keys, cast.sets) = (1, false);
     }
     scenario.manner = Manner {
         named: 900,
-        lost: 0,
+        lost: 400,
         cancelled: 0,
         attempts: 1,
-        reads: 300,
+        reads: 350,
         deletes: 250,
-        patience_ms: 1200,
+        patience_ms: 400,
         pause_ms: 20,
         ..scenario.manner
     };
-    let weather = Weather { cuts: 4, holds: 1, coordinator_crashes: 5, crashes: 1, outages: 2, ..Weather::default() };
+    let weather = Weather { cuts: 4, holds: 1, coordinator_crashes: 4, crashes: 1, outages: 8, ..Weather::default() };
     let machines = Machines { jump: 1_000_000, ..scenario.machines() };
-    let storm = storm(rng, machines, weather, 900, 120);
+    let storm = storm(rng, machines, weather, 3000, 150);
     let acts = vec![
         OVERTURE,
-        Act::Storm { operations: 10, storm },
+        Act::Storm { operations: 12, storm },
         Act::Settle,
         Act::Calm { operations: 4 },
         Act::Idle { ms: 31_000 },
@@ -235,7 +236,17 @@ fn wiped(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     }
     let weather = Weather { cuts: 4, holds: 2, coordinator_crashes: 1, ..Weather::default() };
     let storm = scenario.storm(rng, weather, 700);
-    let acts = vec![Act::Calm { operations: 5 }, Act::Settle, Act::Wipe, storm, Act::Settle, FINALE];
+    let acts = vec![
+        Act::Calm { operations: 5 },
+        Act::Settle,
+        Act::Wipe,
+        // Long enough for idle connections to find out, and to be made again.
+        Act::Idle { ms: rng.random_range(0..=1500) },
+        Act::Burst { writes: 1 },
+        storm,
+        Act::Settle,
+        FINALE,
+    ];
     play(scenario, "wiped", acts)
 }
 
@@ -282,4 +293,18 @@ fn unsynced(rng: &mut StdRng, scenario: Scenario) -> Scenario {
     let weather = Weather { power_cuts: 3, slow_disks: 5, crashes: 2, ..Weather::default() };
     let storm = scenario.storm(rng, weather, 350);
     play(scenario, "unsynced", vec![OVERTURE, storm, Act::Settle, FINALE])
+}
+
+/// One register, many reads, messages that overtake each other, and replicas that cannot store what they are sent: what one
+/// read has shown, the next must not miss.
+fn races(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    scenario.casts.truncate(1);
+    scenario.casts[0].keys = 1;
+    scenario.nodes = 3;
+    scenario.latency_ms = rng.random_range(25..=120);
+    scenario.manner = Manner { reads: 700, deletes: 50, named: 200, pause_ms: 10, ..scenario.manner };
+    let weather = Weather { full_disks: 8, holds: 2, coordinator_crashes: 1, ..Weather::default() };
+    let ms = rng.random_range(2000..=3000);
+    let storm = storm(rng, scenario.machines(), weather, ms, 150);
+    play(scenario, "races", vec![OVERTURE, Act::Storm { operations: 36, storm }, Act::Settle, FINALE])
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -156,50 +156,56 @@ impl AsyncWrite for Accepted {
     }
 }
 
-/// The idempotency store behind a network: steps take time, and in an outage they are carried out or not, now or later.
+/// The idempotency store behind a network: steps take time, and in an outage some, or all, are answered with a failure,
+/// whether they were carried out, never will be, or will be later.
 #[derive(Debug, Clone)]
 pub(crate) struct Idempotency {
     store: MemoryIdempotency,
-    down: Arc<AtomicBool>,
+    failing: Arc<AtomicU64>,
     dice: Dice,
 }
 
 impl Idempotency {
     pub(crate) fn new(dice: Dice) -> Self {
         let store = MemoryIdempotency::new(SimClock::default());
-        Self { store, down: Arc::default(), dice }
+        Self { store, failing: Arc::default(), dice }
     }
 
-    pub(crate) fn set_down(&self, down: bool) {
-        self.down.store(down, Ordering::Relaxed);
+    /// So many steps per mille fail from now on.
+    pub(crate) fn set_failing(&self, per_mille: u64) {
+        self.failing.store(per_mille, Ordering::Relaxed);
     }
 
-    fn is_down(&self) -> bool {
-        self.down.load(Ordering::Relaxed)
+    fn fails(&self) -> bool {
+        let failing = self.failing.load(Ordering::Relaxed);
+        failing > 0 && self.dice.between(0, 999) < failing
+    }
+
+    async fn fail(&self, name: Name, step: Step) {
+        match self.dice.between(0, 3) {
+            0 | 1 => {}
+            2 => drop(self.store.step(name, step).await),
+            _ => {
+                let (store, wait) = (self.store.clone(), self.dice.millis(20, 1500));
+                tokio::spawn(async move {
+                    tokio::time::sleep(wait).await;
+                    store.step(name, step).await
+                });
+            }
+        }
     }
 }
 
 impl IdempotencyStore for Idempotency {
     async fn step(&self, name: Name, step: Step) -> Result<Stepped, StoreError> {
-        let lost = || Err(StoreError::Unavailable("an outage".to_owned()));
         tokio::time::sleep(self.dice.millis(1, 5)).await;
-        if self.is_down() {
-            match self.dice.between(0, 3) {
-                0 | 1 => {}
-                2 => drop(self.store.step(name, step).await),
-                _ => {
-                    let (store, wait) = (self.store.clone(), self.dice.millis(20, 1500));
-                    tokio::spawn(async move {
-                        tokio::time::sleep(wait).await;
-                        store.step(name, step).await
-                    });
-                }
-            }
-            return lost();
+        if self.fails() {
+            self.fail(name, step).await;
+            return Err(StoreError::Unavailable("an outage".to_owned()));
         }
         let told = self.store.step(name, step).await;
         tokio::time::sleep(self.dice.millis(1, 5)).await;
-        if self.is_down() { lost() } else { told }
+        told
     }
 }
 
