@@ -253,7 +253,9 @@ impl Inner {
         if let Ok(plan) = &primary {
             programs.insert(plan.digest, plan.program.clone());
         }
-        let last = record.previous.last().filter(|version| version.digest != record.current.digest);
+        let current = &record.current;
+        let differs = |v: &&BindingVersion| v.digest != current.digest || v.configuration != current.configuration;
+        let last = record.previous.last().filter(differs);
         let fallback = last.and_then(|version| {
             let program = programs.get(&version.digest)?;
             let artifact = state.library.get(version.digest)?;
