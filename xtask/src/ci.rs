@@ -30,7 +30,9 @@ fn all(steps: &mut Steps, commands: &clap::Command) -> Result<()> {
         run(within(&mut clippy, &guests))
     })?;
     steps.step("reference documentation", || {
-        run(cargo(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+        // With examples, so that dependencies are needed with the very features that the lints have checked them with.
+        let selection = ["doc", "--workspace", "--no-deps", "--lib", "--bins", "--examples"];
+        run(cargo(selection).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     let tally = test::all(steps)?;
     println!("\n{} passed, {} failed, {} ignored", tally.passed, tally.failed, tally.ignored);

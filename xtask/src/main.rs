@@ -53,6 +53,8 @@ enum Command {
     /// Takes the active tool chain if it can compile for wasm32-unknown-unknown, else adds that target with rustup, else (on
     /// Debian and Ubuntu) unpacks the distribution's packages into a cache folder of yours.
     Plugins,
+    /// Check the pages: links lead somewhere, the commands they show exist
+    Pages,
     /// Check everything that has to hold before a change is merged: format, lints, documentation, tests
     Ci,
 }
@@ -73,6 +75,7 @@ fn carry_out(command: Command) -> Result<()> {
         Command::Dev(arguments) => dev::dev(&arguments),
         Command::Test => test::test(),
         Command::Plugins => run::guests().map(drop),
+        Command::Pages => pages::check(&run::root(), &Arguments::command(), &run::programs()?.witan),
         Command::Ci => ci::ci(&Arguments::command()),
     }
 }

@@ -140,9 +140,11 @@ impl Program<'_> {
     /// The help of the command that `names` lead to: of all of them, or, where the last ones are its arguments, of the
     /// first ones.
     fn help_of(&mut self, names: &[&str]) -> Result<Option<String>> {
-        for count in (1..=names.len().min(2)).rev() {
+        let most = names.len().min(2);
+        for count in (1..=most).rev() {
             if let Some(help) = self.ask(&names[..count])? {
-                return Ok(Some(help));
+                // What has commands of its own takes nothing else: the name behind it is not one of them.
+                return Ok((count == most || !help.contains("\nCommands:\n")).then_some(help));
             }
         }
         Ok(None)
