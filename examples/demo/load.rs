@@ -62,6 +62,9 @@ impl Figures {
 /// What each record of the data set was last acknowledged to be: its revision, or `None` where a failed write leaves it open.
 pub type Ledger = Vec<Option<u32>>;
 
+/// What one client was last acknowledged: a record's index and its revision, or `None` where a failed write leaves it open.
+type Last = Vec<(usize, Option<u32>)>;
+
 /// A running load.
 #[derive(Debug)]
 pub struct Load {
@@ -70,7 +73,7 @@ pub struct Load {
     since: Instant,
     /// Requests and failures of the stretches that were taken.
     taken: (u64, u64),
-    clients: JoinSet<Result<Vec<(usize, Option<u32>)>>>,
+    clients: JoinSet<Result<Last>>,
     records: usize,
 }
 

@@ -279,7 +279,7 @@ impl Plot<'_> {
         self.all_without_a_node().await?;
         self.cluster.start_node(VICTIM).await?;
         self.wait_for(VICTIM).await?;
-        let stale = self.stale(&without.written.iter().copied().collect::<Vec<_>>(), records).await?;
+        let stale = self.stale(&without.written.to_vec(), records).await?;
         load.go_on(STRETCH).await?;
         let mut after = load.take();
         println!(

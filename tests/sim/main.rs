@@ -107,6 +107,9 @@ fn on_all_cores(count: u64, each: impl Fn(u64) + Sync) {
     });
 }
 
+/// Seeds of one scenario, their operations, and the seconds that they took: virtual ones and real ones.
+type Summary = (u64, usize, f64, f64);
+
 #[test]
 fn no_seed_breaks_a_promise() {
     if let Some(seed) = from_environment("WITAN_SIM_SEED") {
@@ -117,7 +120,7 @@ fn no_seed_breaks_a_promise() {
     let seeds = from_environment("WITAN_SIM_SEEDS").unwrap_or(SEEDS);
     let started = Instant::now();
     let failed: Mutex<Vec<(u64, Verdict)>> = Mutex::default();
-    let summary: Mutex<BTreeMap<&str, (u64, usize, f64, f64)>> = Mutex::default();
+    let summary: Mutex<BTreeMap<&str, Summary>> = Mutex::default();
     on_all_cores(seeds, |seed| {
         let began = Instant::now();
         let verdict = judge(seed, None, false);
