@@ -1,7 +1,7 @@
 //! `kill -9` of random processes under load: nothing acknowledged is lost, nothing deleted comes back, nothing is done twice.
 //!
 //! Writers note what was acknowledged, refused, or left in doubt; when all processes are back they compare it with what is
-//! stored. `WITAN_CRASH_ROUNDS` sets how many processes are killed, `WITAN_CRASH_SEED` repeats a run's choices.
+//! stored. `WITAN_CRASH_ROUNDS` sets in how many rounds processes are killed, `WITAN_CRASH_SEED` repeats a run's choices.
 
 mod appends;
 mod attempt;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::harness::{Api, Cluster, NODES};
 
-/// Processes killed, unless the environment says otherwise.
+/// Rounds, unless the environment says otherwise.
 const ROUNDS: u64 = 10;
 /// Writers of each kind.
 const REGISTERS: u64 = 4;
@@ -110,7 +110,7 @@ async fn kills_lose_nothing_resurrect_nothing_and_repeat_nothing() {
     report.add(members.judge(&ground.api).await);
 
     println!(
-        "{rounds} kills ({kills:?} of the nodes and the coordinator) in {:?}: {} acknowledged changes, {} in doubt, {} repeated; \
+        "{rounds} rounds of kills ({kills:?} of the nodes and the coordinator) in {:?}: {} acknowledged changes, {} in doubt, {} repeated; \
          {} lost, resurrected or done twice",
         began.elapsed(),
         report.acknowledged,
@@ -123,23 +123,24 @@ async fn kills_lose_nothing_resurrect_nothing_and_repeat_nothing() {
     assert!(report.acknowledged as u64 > 10 * rounds, "hardly anything was acknowledged");
 }
 
-/// Kills one process per round, at a random moment, and starts it again after a random while. Returns how often each was
-/// killed; the coordinator stands last.
+/// Kills a process per round, sometimes two, at a random moment, and starts it again after a random while. Returns how often
+/// each was killed; the coordinator stands last.
 async fn kill_and_restart(cluster: &mut Cluster, rounds: u64, random: &mut StdRng) -> [u64; NODES + 1] {
     let mut kills = [0; NODES + 1];
     for _ in 0..rounds {
         tokio::time::sleep(Duration::from_millis(random.random_range(100..700))).await;
-        let victim = random.random_range(0..=NODES);
-        let away = Duration::from_millis(random.random_range(0..400));
-        kills[victim] += 1;
-        if victim == NODES {
-            cluster.kill_coordinator();
-            tokio::time::sleep(away).await;
-            cluster.start_coordinator().await;
-        } else {
-            cluster.kill_node(victim);
-            tokio::time::sleep(away).await;
-            cluster.start_node(victim).await;
+        let mut victims = vec![random.random_range(0..=NODES)];
+        if random.random_bool(0.15) {
+            victims.push(random.random_range(0..=NODES));
+        }
+        victims.dedup();
+        for victim in &victims {
+            kills[*victim] += 1;
+            if *victim == NODES { cluster.kill_coordinator() } else { cluster.kill_node(*victim) }
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..400))).await;
+        for victim in victims {
+            if victim == NODES { cluster.start_coordinator().await } else { cluster.start_node(victim).await }
         }
         // Sometimes the next one dies while the coordinator still looks for this one.
         if random.random_bool(0.6) {

@@ -55,7 +55,7 @@ impl Load {
         // Few writes per key, for siblings are bounded.
         let key = format!("{client}/{}", number / 40);
         let began = Instant::now();
-        let failure = if number % 2 == 0 {
+        let failure = if number.is_multiple_of(2) {
             api.write(write(tenant, &key, number.to_string())).await.err()
         } else {
             api.values(read(tenant, &key)).await.err()
