@@ -41,7 +41,7 @@ pub(crate) enum Action {
         micros: i64,
     },
     /// So many steps of the idempotency store fail, per mille.
-    Outage { failing: u64 },
+    Outage { reserving: u64, settling: u64 },
     /// How long syncs of a node take at most.
     SlowDisk {
         node: usize,
@@ -132,8 +132,14 @@ fn fault(rng: &mut StdRng, machines: Machines, weather: Weather, long: u64) -> S
         return vec![(0, Action::Jump { coordinator, micros })];
     }
     if dice.falls(weather.outages) {
-        let failing = if rng.random_bool(0.4) { 1000 } else { rng.random_range(200..=600) };
-        return vec![(0, Action::Outage { failing }), (long, Action::Outage { failing: 0 })];
+        let (reserving, settling) = match rng.random_range(0..4) {
+            0 => (1000, 1000),
+            1 => (500, 500),
+            2 => (800, 0),
+            _ => (0, 800),
+        };
+        let over = Action::Outage { reserving: 0, settling: 0 };
+        return vec![(0, Action::Outage { reserving, settling }), (long, over)];
     }
     if dice.falls(weather.slow_disks) {
         let ms = rng.random_range(20..=300);
@@ -223,7 +229,7 @@ pub(crate) fn act(action: &Action, sim: &mut turmoil::Sim<'_>, cluster: &Cluster
         Action::RestartCoordinator { coordinator } => cluster.restart(sim, &cluster.coordinators[coordinator].name),
         Action::Jump { coordinator, micros } => cluster.coordinators[coordinator].clock.jump_by(micros),
         Action::JumpNode { node, micros } => cluster.nodes[node].clock.jump_by(micros),
-        Action::Outage { failing } => cluster.idempotency.set_failing(failing),
+        Action::Outage { reserving, settling } => cluster.idempotency.set_failing(reserving, settling),
         Action::SlowDisk { node, ms } => cluster.nodes[node].set_slowest_sync(ms),
         Action::FullDisk { node, full } => cluster.nodes[node].disk.set_full(full),
         Action::Wipe { node } => {
@@ -238,7 +244,7 @@ pub(crate) fn act(action: &Action, sim: &mut turmoil::Sim<'_>, cluster: &Cluster
 /// Undoes whatever is still wrong, but not the clocks.
 pub(crate) fn heal(sim: &mut turmoil::Sim<'_>, cluster: &Cluster) {
     act(&Action::Loss { per_million: 0 }, sim, cluster);
-    act(&Action::Outage { failing: 0 }, sim, cluster);
+    act(&Action::Outage { reserving: 0, settling: 0 }, sim, cluster);
     for node in 0..cluster.nodes.len() {
         act(&Action::SlowDisk { node, ms: FAST_SYNC_MS }, sim, cluster);
         act(&Action::FullDisk { node, full: false }, sim, cluster);

@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use witan_kernel::name::TenantId;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, ReadRepair, Tenant};
 
-use crate::nemesis::{Machines, Storm, Weather, storm};
+use crate::nemesis::{Action, Machines, Storm, Weather, storm};
 
 /// A tenant and what is done to it.
 #[derive(Debug, Clone)]
@@ -189,10 +189,17 @@ fn outages(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
         cast.tenant.idempotency_outage =
             if rng.random_bool(0.7) { IdempotencyOutage::Proceed } else { IdempotencyOutage::Reject };
     }
-    scenario.manner = Manner { named: 900, lost: 150, cancelled: 60, attempts: 5, patience_ms: 600, ..scenario.manner };
-    let weather = Weather { outages: 8, cuts: 4, holds: 1, coordinator_crashes: 2, crashes: 1, ..Weather::default() };
+    scenario.manner = Manner { named: 900, lost: 200, cancelled: 60, attempts: 5, patience_ms: 500, pause_ms: 10, ..scenario.manner };
+    let weather = Weather { outages: 10, cuts: 1, coordinator_crashes: 1, ..Weather::default() };
     let operations = rng.random_range(18..=26);
-    let storm = Act::Storm { operations, storm: storm(rng, scenario.machines(), weather, 6000, 200) };
+    let (machines, mut weather) = (scenario.machines(), weather);
+    let steady = rng.random_bool(0.5);
+    weather.outages = if steady { 0 } else { weather.outages };
+    let mut storm = storm(rng, machines, weather, 5000, if steady { 1500 } else { 250 });
+    if steady {
+        storm.insert(0, (0, Action::Outage { reserving: 700, settling: 0 }));
+    }
+    let storm = Act::Storm { operations, storm };
     play(scenario, "outages", vec![OVERTURE, storm, Act::Settle, FINALE])
 }
 
@@ -212,9 +219,11 @@ fn late(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
         pause_ms: 20,
         ..scenario.manner
     };
-    let weather = Weather { cuts: 4, holds: 1, coordinator_crashes: 4, crashes: 1, outages: 8, ..Weather::default() };
+    let weather = Weather { cuts: 1, coordinator_crashes: 1, ..Weather::default() };
     let machines = Machines { jump: 1_000_000, ..scenario.machines() };
-    let storm = storm(rng, machines, weather, 3000, 150);
+    let mut storm = storm(rng, machines, weather, 3000, 600);
+    // What was done is mostly not recorded.
+    storm.insert(0, (0, Action::Outage { reserving: 0, settling: 800 }));
     let acts = vec![
         OVERTURE,
         Act::Storm { operations: 12, storm },

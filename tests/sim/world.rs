@@ -161,23 +161,30 @@ impl AsyncWrite for Accepted {
 #[derive(Debug, Clone)]
 pub(crate) struct Idempotency {
     store: MemoryIdempotency,
-    failing: Arc<AtomicU64>,
+    reserving: Arc<AtomicU64>,
+    settling: Arc<AtomicU64>,
     dice: Dice,
 }
 
 impl Idempotency {
     pub(crate) fn new(dice: Dice) -> Self {
         let store = MemoryIdempotency::new(SimClock::default());
-        Self { store, failing: Arc::default(), dice }
+        Self { store, reserving: Arc::default(), settling: Arc::default(), dice }
     }
 
-    /// So many steps per mille fail from now on.
-    pub(crate) fn set_failing(&self, per_mille: u64) {
-        self.failing.store(per_mille, Ordering::Relaxed);
+    /// So many steps per mille fail from now on: of those by which an operation begins, and of those by which it ends.
+    pub(crate) fn set_failing(&self, reserving: u64, settling: u64) {
+        self.reserving.store(reserving, Ordering::Relaxed);
+        self.settling.store(settling, Ordering::Relaxed);
     }
 
-    fn fails(&self) -> bool {
-        let failing = self.failing.load(Ordering::Relaxed);
+    fn fails(&self, step: &Step) -> bool {
+        let (reserving, settling) = (self.reserving.load(Ordering::Relaxed), self.settling.load(Ordering::Relaxed));
+        let failing = match step {
+            Step::Reserve { .. } => reserving,
+            Step::Stamp { .. } => reserving.min(settling),
+            Step::Done { .. } | Step::Release { .. } | Step::Abandon { .. } => settling,
+        };
         failing > 0 && self.dice.between(0, 999) < failing
     }
 
@@ -199,7 +206,7 @@ impl Idempotency {
 impl IdempotencyStore for Idempotency {
     async fn step(&self, name: Name, step: Step) -> Result<Stepped, StoreError> {
         tokio::time::sleep(self.dice.millis(1, 5)).await;
-        if self.fails() {
+        if self.fails(&step) {
             self.fail(name, step).await;
             return Err(StoreError::Unavailable("an outage".to_owned()));
         }
