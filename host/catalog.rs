@@ -72,13 +72,13 @@ pub enum Refused {
 pub struct Catalog {
     metadata: Arc<dyn Metadata>,
     cluster: Arc<dyn Cluster>,
-    placing: Mutex<()>,
+    placing: Arc<Mutex<()>>,
 }
 
 impl Catalog {
     /// A catalog over `metadata` whose changes `cluster` follows.
     pub fn new(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>) -> Self {
-        Self { metadata, cluster, placing: Mutex::new(()) }
+        Self { metadata, cluster, placing: Arc::default() }
     }
 
     /// Stores a new tenant. [`StoreError::Exists`] when there is one of this id.
@@ -140,8 +140,7 @@ impl Catalog {
             return Ok((before.clone(), before));
         }
         self.enough_nodes(wanted).await?;
-        let _held = self.cluster.hold().await;
-        self.nothing_stored("a change of the replication factor").await?;
+        let _held = self.held_while_empty("a change of the replication factor").await?;
         let mut tenant = before.clone();
         tenant.replication_factor = wanted;
         let after = self.metadata.update_tenant(tenant).await?;
@@ -157,8 +156,7 @@ impl Catalog {
     /// Lets a node take part, where no data would have to move.
     pub async fn add_node(&self, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
         let _placing = self.placing.lock().await;
-        let _held = self.cluster.hold().await;
-        self.nothing_stored("a node that joins").await?;
+        let _held = self.held_while_empty("a node that joins").await?;
         self.metadata.add_node(node, now_ms).await?;
         self.publish_nodes().await
     }
@@ -174,10 +172,25 @@ impl Catalog {
             );
             return Err(Refused::NodeInUse(told));
         }
-        let _held = self.cluster.hold().await;
-        self.nothing_stored("a node that leaves").await?;
+        let _held = self.held_while_empty("a node that leaves").await?;
         self.metadata.remove_node(id).await?;
         self.publish_nodes().await
+    }
+
+    /// Keeps operations and other changes of the placement out for a change that would move data if there were any: given
+    /// only while nothing is stored.
+    pub async fn hold_while_empty(&self, what: &str) -> Result<Held, Refused> {
+        let placing = Arc::clone(&self.placing).lock_owned().await;
+        let held = self.held_while_empty(what).await?;
+        Ok(Box::new((held, placing)))
+    }
+
+    /// Operations are kept out only once it is likely that the change can be made: one that is refused disturbs nobody.
+    async fn held_while_empty(&self, what: &str) -> Result<Held, Refused> {
+        self.nothing_stored(what).await?;
+        let held = self.cluster.hold().await;
+        self.nothing_stored(what).await?;
+        Ok(held)
     }
 
     /// What is known of a node here.

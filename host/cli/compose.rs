@@ -180,9 +180,14 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let address = listener.local_addr()?;
     let admin_address = admin_listener.local_addr()?;
     let bounds = server::Bounds { drain: config.drain, ..server::Bounds::default() };
-    let api = CoordinatorApi::new(coordinator, catalog);
-    let grpc =
-        server::serve(TcpListenerStream::new(listener), api, PluginApi::new(platform), bounds, stopped(stop.clone()));
+    let api = CoordinatorApi::new(coordinator, Arc::clone(&catalog));
+    let grpc = server::serve(
+        TcpListenerStream::new(listener),
+        api,
+        PluginApi::new(platform, catalog),
+        bounds,
+        stopped(stop.clone()),
+    );
     Ok(Serving {
         address,
         admin_address,

@@ -1,6 +1,7 @@
 //! The plugin platform's service.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::broadcast;
@@ -8,6 +9,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
 use witan_kernel::hook::Hook;
 use witan_kernel::name::{Invalid, TenantId};
+use witan_kernel::tenant::ConflictMode;
 use witan_plugin::event::Event;
 use witan_plugin::registry::{Artifact, Binding};
 use witan_plugin::{BindRequest, OnFault, PluginError, PluginHost, Reference};
@@ -16,6 +18,8 @@ use witan_wire::v1::plugin_service_server::PluginService;
 use witan_wire::v1::upload_plugin_request::Part;
 
 use super::status::{invalid, refused, store_report};
+use super::tenants;
+use crate::catalog::{Catalog, Held};
 
 /// Largest upload; the plugin host's own bound, which may be smaller, is checked after.
 const UPLOAD_BYTES: usize = 32 << 20;
@@ -23,12 +27,33 @@ const UPLOAD_BYTES: usize = 32 << 20;
 /// The plugin service.
 pub struct PluginApi {
     host: PluginHost,
+    catalog: Arc<Catalog>,
 }
 
 impl PluginApi {
-    /// Serves `host`.
-    pub fn new(host: PluginHost) -> Self {
-        Self { host }
+    /// Serves `host`, for the tenants of `catalog`.
+    pub fn new(host: PluginHost, catalog: Arc<Catalog>) -> Self {
+        Self { host, catalog }
+    }
+
+    /// Whether a binding may change. A resolver needs siblings to decide between. Another partition key is another place
+    /// for every key of the tenant, so a routing hook changes only while nothing is stored: operations are kept out as long
+    /// as the answer lives.
+    async fn may_change(&self, tenant: Option<&TenantId>, hook: Hook) -> Result<Option<Held>, Status> {
+        if let Some(id) = tenant {
+            let tenant = self.catalog.tenant(id).await.map_err(|error| tenants::status(&error))?;
+            if hook == Hook::ConflictResolver && tenant.conflict_mode != ConflictMode::Siblings {
+                let why = format!(
+                    "tenant {id} keeps one value per key; a resolver decides only for conflict_mode \"siblings\""
+                );
+                return Err(refused(Code::FailedPrecondition, "INVALID_REQUEST", why));
+            }
+        }
+        if hook != Hook::RoutingHook {
+            return Ok(None);
+        }
+        let held = self.catalog.hold_while_empty("another routing hook").await;
+        held.map(Some).map_err(|error| tenants::status(&error))
     }
 
     fn find(&self, plugin: &str) -> Result<Artifact, Status> {
@@ -104,6 +129,7 @@ impl PluginService for PluginApi {
             let why = format!("mode {:?} is not offered yet; use \"active\"", request.mode);
             return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
         }
+        let _held = self.may_change(tenant.as_ref(), hook).await?;
         let previous = self.in_force(tenant.as_ref(), hook);
         if request.plugin.is_empty() {
             self.host.unbind(tenant, hook).await.map_err(status)?;
@@ -120,6 +146,7 @@ impl PluginService for PluginApi {
         request: Request<v1::RollbackBindingRequest>,
     ) -> Result<Response<v1::BindPluginResponse>, Status> {
         let (tenant, hook) = slot(&request.get_ref().tenant_id, &request.get_ref().hook)?;
+        let _held = self.may_change(tenant.as_ref(), hook).await?;
         let previous = self.in_force(tenant.as_ref(), hook);
         let bound = self.host.rollback(tenant, hook).await.map_err(status)?;
         Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))

@@ -114,6 +114,9 @@ async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver
                 ends.disconnected();
                 match ended {
                     Ended::Closed => return,
+                    Ended::Broken(reason) if !ends.speaks_for_node => {
+                        tracing::debug!(node = %ends.node.id, %reason, "the connection for large values broke");
+                    }
                     Ended::Broken(reason) => {
                         tracing::warn!(node = %ends.node.id, %reason, "the connection to a storage node broke");
                     }
