@@ -41,7 +41,10 @@ pub(crate) enum Action {
         micros: i64,
     },
     /// So many steps of the idempotency store fail, per mille.
-    Outage { reserving: u64, settling: u64 },
+    Outage {
+        reserving: u64,
+        settling: u64,
+    },
     /// How long syncs of a node take at most.
     SlowDisk {
         node: usize,

@@ -19,7 +19,7 @@ use crate::world::{Bound, Dice, lock, now_micros};
 /// Virtual time of one step. Messages are delivered between steps.
 const TICK: Duration = Duration::from_millis(3);
 /// No play lasts longer.
-const LONGEST: Duration = Duration::from_secs(180);
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// How a simulation ended.
 pub(crate) struct Verdict {

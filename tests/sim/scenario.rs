@@ -3,6 +3,7 @@
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use witan_kernel::limit;
 use witan_kernel::name::TenantId;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, ReadRepair, Tenant};
 
@@ -147,6 +148,8 @@ fn play(scenario: Scenario, name: &'static str, acts: Vec<Act>) -> Scenario {
 }
 
 const OVERTURE: Act = Act::Calm { operations: 3 };
+/// Long enough for replicas to have forgotten the names of writes, whatever the clocks.
+const FORGOTTEN_MS: u64 = (limit::RECENT_MICROS + limit::CLOCK_SKEW_MICROS) / 1000 + 3_000;
 const FINALE: Act = Act::Calm { operations: 2 };
 
 /// Links are cut, held up and lossy.
@@ -189,7 +192,8 @@ fn outages(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
         cast.tenant.idempotency_outage =
             if rng.random_bool(0.7) { IdempotencyOutage::Proceed } else { IdempotencyOutage::Reject };
     }
-    scenario.manner = Manner { named: 900, lost: 200, cancelled: 60, attempts: 5, patience_ms: 500, pause_ms: 10, ..scenario.manner };
+    scenario.manner =
+        Manner { named: 900, lost: 200, cancelled: 60, attempts: 5, patience_ms: 500, pause_ms: 10, ..scenario.manner };
     let weather = Weather { outages: 10, cuts: 1, coordinator_crashes: 1, ..Weather::default() };
     let operations = rng.random_range(18..=26);
     let (machines, mut weather) = (scenario.machines(), weather);
@@ -229,7 +233,7 @@ fn late(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
         Act::Storm { operations: 12, storm },
         Act::Settle,
         Act::Calm { operations: 4 },
-        Act::Idle { ms: 31_000 },
+        Act::Idle { ms: FORGOTTEN_MS },
         Act::Calm { operations: 3 },
         Act::Retry,
         Act::Calm { operations: 3 },
