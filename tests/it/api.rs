@@ -1,5 +1,6 @@
 //! What each call answers over real sockets: values and their errors, idempotency, siblings, sessions, tenants and nodes.
 
+mod bindings;
 mod catalog;
 mod cut_off;
 mod errors;
