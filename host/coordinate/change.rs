@@ -92,6 +92,8 @@ impl<W: World> Exchange<W> {
         let outcome = self.store(&request, write_id, claims, &mut claim).await;
         let (result, rest) = match outcome {
             Ok((stored, rest)) => (Ok(self.written(stored, idempotency_key)), Some(rest)),
+            // Certain of this attempt is not certain of the intention: the one taken over from may have applied it.
+            Err(failed) if claim.took_over() => (Err(failed.failure.in_doubt()), None),
             Err(failed) => (Err(failed), None),
         };
         claim.settle(&self.coordinator, &result).await;
