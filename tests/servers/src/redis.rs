@@ -1,0 +1,124 @@
+//! A Redis server, alone.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::process::Process;
+use crate::server::Server;
+use crate::{program, reaper};
+
+/// What every server is started with: what is acknowledged is synced, and nothing is evicted.
+const SETTINGS: [(&str, &str); 6] = [
+    ("appendonly", "yes"),
+    ("appendfsync", "always"),
+    ("maxmemory-policy", "noeviction"),
+    // No snapshots beside the log.
+    ("save", ""),
+    ("bind", "127.0.0.1"),
+    ("daemonize", "no"),
+];
+
+/// A running, empty server. Stopped and removed when dropped, and also when the test process ends in whatever way.
+#[derive(Debug)]
+pub struct Redis {
+    server: Server,
+    /// Goes after the server.
+    _folder: TempDir,
+}
+
+impl Redis {
+    /// Starts a server on a free port; it answers when this returns. `appendonly yes`, `appendfsync always`,
+    /// `maxmemory-policy noeviction`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts a server with settings of its own, such as `("maxmemory", "10mb")`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start_with(settings: &[(&str, &str)]) -> Self {
+        let folder = tempfile::Builder::new().prefix("witan-redis-").tempdir().expect("make a temporary folder");
+        reaper::watch(folder.path());
+        let settings = SETTINGS.iter().chain(settings).flat_map(|(name, value)| [format!("--{name}"), (*value).into()]);
+        let settings: Vec<String> = settings.collect();
+        let path = folder.path().to_path_buf();
+        let launch = move |port: u16| {
+            let mut command = Command::new(program::find(&["redis-server", "valkey-server"]));
+            command.args(["--port", &port.to_string()]).args(&settings);
+            Process::start("Redis", &mut command, &path, &path.join("log"), None)
+        };
+        Self { server: Server::start("Redis", answers, launch), _folder: folder }
+    }
+
+    /// `redis://127.0.0.1:<port>`.
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// `kill -9`; it is gone when this returns.
+    pub fn kill(&self) {
+        self.server.process().kill();
+    }
+
+    /// Ends the server as an operator does.
+    pub fn stop(&self) {
+        self.server.process().end("TERM");
+    }
+
+    /// Starts it again after [`Self::kill`] or [`Self::stop`], with the same data on the same port; it answers when this
+    /// returns.
+    ///
+    /// # Panics
+    /// When it does not start, or runs.
+    pub fn start_again(&self) {
+        self.server.start_again();
+    }
+
+    /// Stops its process (SIGSTOP): it keeps its connections and answers nothing.
+    pub fn pause(&self) {
+        self.server.process().pause();
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn resume(&self) {
+        self.server.process().resume();
+    }
+
+    /// The end of its log since it was started last.
+    pub fn log(&self) -> String {
+        self.server.process().log()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.server.process().kill();
+    }
+}
+
+/// Whether it has read its data and takes commands.
+fn answers(address: SocketAddr) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let ask = || {
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"PING\r\n")?;
+        let mut told = [0; 7];
+        stream.read_exact(&mut told)?;
+        std::io::Result::Ok(told == *b"+PONG\r\n")
+    };
+    ask().unwrap_or(false)
+}
