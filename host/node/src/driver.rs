@@ -19,7 +19,7 @@ use witan_kernel::port::Clock;
 pub use self::inline::{Delay, Inline};
 pub use self::threads::Threads;
 
-use crate::batch::{Deliver, Item};
+use crate::batch::{Deliver, Durability, Item};
 use crate::engine::{EngineError, Usage};
 use crate::store::Store;
 
@@ -53,7 +53,17 @@ pub trait Driver: Send + Sync + 'static {
 
     /// The store, for what is quick: its id, the estimated number of keys.
     fn store(&self) -> &Arc<Store>;
+
+    /// Does something with the store that may take a while, beside the shards and without blocking the caller's thread. It is
+    /// dropped undone when the runtime ends. The caller bounds how much of this is under way.
+    fn aside(&self, job: Aside);
+
+    /// Whether answers wait for a sync.
+    fn durability(&self) -> Durability;
 }
+
+/// What is done beside the shards.
+pub type Aside = Box<dyn FnOnce(&Store) + Send>;
 
 /// A clock behind a pointer: drivers are not generic, because a server holds them as one type.
 pub(crate) trait Time: Send + Sync {

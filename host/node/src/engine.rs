@@ -33,6 +33,10 @@ pub trait Engine: Send + Sync + 'static {
     /// Up to `limit` rows of a range, in order, with what they hold.
     fn scan(&self, range: Range<Bytes>, limit: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError>;
 
+    /// Hands the rows of a range to `each`, in order, with what they hold, until it answers false. Rows that are written
+    /// meanwhile may be among them. `each` must not call the engine.
+    fn walk(&self, range: Range<Bytes>, each: &mut dyn FnMut(Bytes, Bytes) -> bool) -> Result<(), EngineError>;
+
     /// What the store takes on its disk, and how full that is.
     fn usage(&self) -> Result<Usage, EngineError>;
 

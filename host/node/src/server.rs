@@ -1,23 +1,25 @@
 //! The storage node over gRPC: lanes for coordinators, unary calls for people and tools.
 
 mod lane;
+mod range;
 mod unary;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_stream::Stream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 use witan_kernel::name::NodeId;
 use witan_kernel::port::Clock;
+use witan_wire::range::PAGE_MESSAGE_BYTES;
 use witan_wire::v1::storage_node_service_server::{StorageNodeService, StorageNodeServiceServer};
 use witan_wire::v1::{
-    DescribeRequest, DescribeResponse, ExchangeRequest, FILE_DESCRIPTOR_SET, ReadRequest, ReadResponse, RepairRequest,
-    RepairResponse,
+    DescribeRequest, DescribeResponse, DropTenantRequest, DropTenantResponse, ExchangeRequest, FILE_DESCRIPTOR_SET,
+    ReadRequest, ReadResponse, RepairRequest, RepairResponse, ScanRangeRequest, ScanRangeResponse,
 };
 
 use crate::driver::{Driver, Time};
@@ -27,7 +29,7 @@ pub const VERSIONS: [u32; 1] = [1];
 /// What it can do beyond the version's minimum.
 pub const CAPABILITIES: [&str; 2] = ["register", "siblings"];
 
-/// Largest message: a unary call's record of 32 MiB, and what stands around it. Frames have a tighter bound of their own.
+/// Largest message taken: a unary call's record of 32 MiB, and what stands around it. Frames have a tighter bound of their own.
 const MESSAGE_BYTES: usize = 33 << 20;
 
 /// Bounds of the server.
@@ -78,10 +80,11 @@ where
     let (stop, stopped) = watch::channel(false);
     let streams = limits.streams;
     let drain = limits.drain;
-    let storage = Storage { node, driver, clock: Arc::new(clock), limits, stopped: stopped.clone() };
+    let walks = Arc::new(Semaphore::new(range::WALKS));
+    let storage = Storage { node, driver, clock: Arc::new(clock), limits, stopped: stopped.clone(), walks };
     let storage = StorageNodeServiceServer::new(storage)
         .max_decoding_message_size(MESSAGE_BYTES)
-        .max_encoding_message_size(MESSAGE_BYTES);
+        .max_encoding_message_size(PAGE_MESSAGE_BYTES);
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_serving::<StorageNodeServiceServer<Storage>>().await;
 
@@ -136,6 +139,8 @@ struct Storage {
     clock: Arc<dyn Time>,
     limits: Limits,
     stopped: watch::Receiver<bool>,
+    /// Turns at walking.
+    walks: Arc<Semaphore>,
 }
 
 #[tonic::async_trait]
@@ -159,5 +164,13 @@ impl StorageNodeService for Storage {
 
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
         unary::describe(&*self.driver, &self.node).await.map(Response::new)
+    }
+
+    async fn scan_range(&self, request: Request<ScanRangeRequest>) -> Result<Response<ScanRangeResponse>, Status> {
+        range::scan(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn drop_tenant(&self, request: Request<DropTenantRequest>) -> Result<Response<DropTenantResponse>, Status> {
+        range::drop_tenant(self, request.into_inner()).await.map(Response::new)
     }
 }

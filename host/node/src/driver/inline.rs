@@ -11,7 +11,7 @@ use witan_kernel::replica::ReplicaError;
 
 use super::queue::Queue;
 use super::threads::spoil;
-use super::{Driver, QueueLimits, Time};
+use super::{Aside, Driver, QueueLimits, Time};
 use crate::batch::{Applied, Deliver, Durability, Group, Item, Parcel, Shard, refusal};
 use crate::engine::{EngineError, Usage};
 use crate::store::Store;
@@ -28,6 +28,7 @@ pub struct Inline {
     store: Arc<Store>,
     queue: Arc<Queue>,
     filled: Arc<Notify>,
+    durability: Durability,
     tasks: [AbortHandle; 2],
 }
 
@@ -48,7 +49,7 @@ impl Inline {
         let apply = Apply { store: store.clone(), queue: queue.clone(), shard: shard.clone(), durability, clock, gate };
         let apply = tokio::spawn(apply.run(filled.clone())).abort_handle();
         let sync = tokio::spawn(sync(store.clone(), shard, gated, sync_takes)).abort_handle();
-        Self { store, queue, filled, tasks: [apply, sync] }
+        Self { store, queue, filled, durability, tasks: [apply, sync] }
     }
 }
 
@@ -74,6 +75,14 @@ impl Driver for Inline {
 
     fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    fn aside(&self, job: Aside) {
+        job(&self.store);
+    }
+
+    fn durability(&self) -> Durability {
+        self.durability
     }
 }
 

@@ -10,7 +10,7 @@ use witan_kernel::port::Clock;
 use witan_kernel::replica::ReplicaError;
 
 use super::queue::Queue;
-use super::{Driver, QueueLimits, Time, shard_of};
+use super::{Aside, Driver, QueueLimits, Time, shard_of};
 use crate::batch::{Applied, Deliver, Durability, Group, Item, Parcel, Shard, refusal};
 use crate::engine::{EngineError, Usage};
 use crate::store::Store;
@@ -23,6 +23,7 @@ pub struct Threads {
     store: Arc<Store>,
     queues: Vec<Arc<Queue>>,
     gate: Arc<Gate>,
+    durability: Durability,
     shards: Mutex<Vec<JoinHandle<()>>>,
     syncer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -69,6 +70,7 @@ impl Threads {
         let this = Self {
             queues: (0..shards).map(|_| Arc::new(Queue::new(limits))).collect(),
             gate: gate.clone(),
+            durability,
             shards: Mutex::default(),
             syncer: Mutex::default(),
             store,
@@ -140,6 +142,15 @@ impl Driver for Threads {
 
     fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    fn aside(&self, job: Aside) {
+        let store = self.store.clone();
+        drop(tokio::task::spawn_blocking(move || job(&store)));
+    }
+
+    fn durability(&self) -> Durability {
+        self.durability
     }
 }
 

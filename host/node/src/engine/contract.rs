@@ -38,6 +38,15 @@ pub(crate) fn check(open: &mut dyn FnMut() -> Box<dyn Engine>) {
     assert_eq!(rows(&*engine, "a", "z", 2), ["a=2", "b=1"]);
     assert_eq!(rows(&*engine, "z", "a", 2), Vec::<String>::new());
 
+    let mut walked = Vec::new();
+    let mut each = |row: Bytes, value: Bytes| {
+        walked.push((row, value));
+        walked.len() < 2
+    };
+    engine.walk(bytes("a")..bytes("z"), &mut each).unwrap();
+    engine.walk(bytes("z")..bytes("a"), &mut |_, _| panic!("an empty range")).unwrap();
+    assert_eq!(walked, [(bytes("a"), bytes("2")), (bytes("b"), bytes("1"))], "until it has seen enough");
+
     engine.set_note("name", bytes("first")).unwrap();
     engine.set_note("name", bytes("second")).unwrap();
     let large = Bytes::from(vec![7; 3 << 20]);

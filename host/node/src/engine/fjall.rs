@@ -287,6 +287,21 @@ impl Engine for Fjall {
         })
     }
 
+    fn walk(&self, range: Range<Bytes>, each: &mut dyn FnMut(Bytes, Bytes) -> bool) -> Result<(), EngineError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        self.with(|open| {
+            for guard in open.records.range(range) {
+                let (row, value) = guard.into_inner()?;
+                if !each(row.into(), value.into()) {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn usage(&self) -> Result<Usage, EngineError> {
         let bytes = self.with(|open| open.database.disk_space())?;
         let stat =

@@ -157,6 +157,15 @@ impl Engine for Simulated {
         Ok(state.rows.range(range).take(limit).map(|(row, value)| (row.clone(), value.clone())).collect())
     }
 
+    fn walk(&self, range: Range<Bytes>, each: &mut dyn FnMut(Bytes, Bytes) -> bool) -> Result<(), EngineError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let state = self.state()?;
+        let _ = state.rows.range(range).all(|(row, value)| each(row.clone(), value.clone()));
+        Ok(())
+    }
+
     fn usage(&self) -> Result<Usage, EngineError> {
         let state = self.state()?;
         let bytes = state.rows.iter().map(|(row, value)| (row.len() + value.len()) as u64).sum();

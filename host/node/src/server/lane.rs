@@ -168,8 +168,10 @@ impl Reading {
         let Ok(permits) = self.permits.acquire_many(permits).await else { return false };
         permits.forget();
         tokio::select! {
-            () = self.out.held.below(self.answer_bytes) => true,
+            // Not by chance: a lane whose coordinator has gone takes nothing more in.
+            biased;
             () = self.out.events.closed() => false,
+            () = self.out.held.below(self.answer_bytes) => true,
         }
     }
 

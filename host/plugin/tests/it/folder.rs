@@ -5,7 +5,7 @@ use witan_plugin::Reference;
 use witan_plugin::event::EventKind;
 
 use crate::guest::Guest;
-use crate::{World, name, question, required, tenant, wait_for, wait_for_kind};
+use crate::{World, name, place, question, required, tenant, wait_for, wait_for_kind};
 
 const POLICY: Hook = Hook::ConsistencyPolicy;
 
@@ -18,11 +18,11 @@ async fn a_binding_by_name_follows_the_file_and_one_by_digest_does_not() {
     let world = World::new();
     let (_, mut events) = world.host.watch();
     let file = world.folder().join("any-name.wasm");
-    std::fs::write(&file, policy(1)).unwrap();
+    place(&file, &policy(1));
     wait_for_kind(&mut events, EventKind::Ready).await;
     let first = world.bind("name", POLICY, name("pol")).await.unwrap().record.current.digest;
     world.bind("digest", POLICY, Reference::Digest(first)).await.unwrap();
-    std::fs::write(&file, policy(3)).unwrap();
+    place(&file, &policy(3));
     wait_for(&mut events, |event| event.kind == EventKind::Activated && event.digest != Some(first)).await;
     assert_eq!(required(&world.hooks("name").policy(&question(1))), 3);
     assert_eq!(required(&world.hooks("digest").policy(&question(1))), 1);
@@ -30,7 +30,7 @@ async fn a_binding_by_name_follows_the_file_and_one_by_digest_does_not() {
     world.host.rollback(Some(tenant("name")), POLICY).await.unwrap();
     world.host.scan().await.unwrap();
     assert_eq!(required(&world.hooks("name").policy(&question(1))), 1);
-    std::fs::write(&file, policy(2)).unwrap();
+    place(&file, &policy(2));
     wait_for_kind(&mut events, EventKind::Activated).await;
     assert_eq!(required(&world.hooks("name").policy(&question(1))), 2);
 }
@@ -38,12 +38,12 @@ async fn a_binding_by_name_follows_the_file_and_one_by_digest_does_not() {
 #[tokio::test]
 async fn what_is_in_the_folder_is_there_from_the_start() {
     let world = World::new();
-    std::fs::write(world.folder().join("a.wasm"), policy(1)).unwrap();
+    place(&world.folder().join("a.wasm"), &policy(1));
     let world = world.restart();
     assert_eq!(world.host.artifacts().len(), 1);
     world.bind("a", POLICY, name("pol")).await.unwrap();
     // Replaced while nobody looked.
-    std::fs::write(world.folder().join("a.wasm"), policy(2)).unwrap();
+    place(&world.folder().join("a.wasm"), &policy(2));
     let world = world.restart();
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 2);
 }
@@ -53,10 +53,10 @@ async fn a_half_written_file_is_refused_and_the_whole_one_taken() {
     let world = World::new();
     let (_, mut events) = world.host.watch();
     let (file, whole) = (world.folder().join("a.wasm"), policy(1));
-    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    place(&file, &whole[..whole.len() / 2]);
     let refused = wait_for_kind(&mut events, EventKind::Refused).await;
     assert!(refused.detail.contains("ends early"), "{}", refused.detail);
-    std::fs::write(&file, &whole).unwrap();
+    place(&file, &whole);
     wait_for_kind(&mut events, EventKind::Ready).await;
 }
 
@@ -65,13 +65,13 @@ async fn a_bad_replacement_leaves_the_good_one_in_force() {
     let world = World::new();
     let (_, mut events) = world.host.watch();
     let file = world.folder().join("a.wasm");
-    std::fs::write(&file, policy(1)).unwrap();
+    place(&file, &policy(1));
     wait_for_kind(&mut events, EventKind::Ready).await;
     world.bind("a", POLICY, name("pol")).await.unwrap();
     for bad in
         [b"(component)".to_vec(), Guest::policy("pol", 2).with(|guest| guest.answer = "unreachable".into()).build()]
     {
-        std::fs::write(&file, bad).unwrap();
+        place(&file, &bad);
         wait_for_kind(&mut events, EventKind::Refused).await;
         assert_eq!(required(&world.hooks("a").policy(&question(1))), 1);
     }
@@ -82,10 +82,10 @@ async fn a_routing_hook_never_follows() {
     let world = World::new();
     let (_, mut events) = world.host.watch();
     let file = world.folder().join("a.wasm");
-    std::fs::write(&file, Guest::routing("tags").build()).unwrap();
+    place(&file, &Guest::routing("tags").build());
     wait_for_kind(&mut events, EventKind::Ready).await;
     let first = world.bind("a", Hook::RoutingHook, name("tags")).await.unwrap().record.current.digest;
-    std::fs::write(&file, Guest::routing("tags").when_told("nop").build()).unwrap();
+    place(&file, &Guest::routing("tags").when_told("nop").build());
     wait_for_kind(&mut events, EventKind::Ready).await;
     world.host.scan().await.unwrap();
     assert_eq!(world.host.bindings()[0].record.current.digest, first);

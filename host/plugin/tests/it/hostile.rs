@@ -6,14 +6,18 @@ use witan_kernel::name::Key;
 use witan_plugin::{Limits, Reference};
 
 use crate::guest::{Guest, data};
-use crate::{World, question, reason, required};
+use crate::{World, ample, brief, question, reason, required};
 
 const LOOP: &str = "(loop $again (br $again))";
 
 /// Binds the guest for one tenant beside a good plugin for another, makes it misbehave, and checks that it was stopped
 /// for `why`, answers the next question, and that the neighbour never noticed.
 async fn policy_is_stopped(guest: Guest, why: &str) {
-    let world = World::new();
+    policy_is_stopped_by(ample(), guest, why).await;
+}
+
+async fn policy_is_stopped_by(limits: Limits, guest: Guest, why: &str) {
+    let world = World::with(limits);
     world.put("good", Hook::ConsistencyPolicy, &Guest::policy("good", 3).build()).await.unwrap();
     world.put("bad", Hook::ConsistencyPolicy, &guest.build()).await.unwrap();
     let (good, bad) = (world.hooks("good"), world.hooks("bad"));
@@ -30,7 +34,11 @@ async fn policy_is_stopped(guest: Guest, why: &str) {
 
 /// Stages the guest, and binds it if it gets so far: it must be refused for `why`, and nothing is in force.
 async fn is_refused(hook: Hook, component: &[u8], why: &str) {
-    let world = World::new();
+    is_refused_by(ample(), hook, component, why).await;
+}
+
+async fn is_refused_by(limits: Limits, hook: Hook, component: &[u8], why: &str) {
+    let world = World::with(limits);
     let error = world.put("", hook, component).await.unwrap_err().to_string();
     assert!(error.contains(why), "{error:?} does not say {why:?}");
     assert!(world.host.bindings().is_empty());
@@ -44,7 +52,7 @@ fn bad() -> Guest {
 
 #[tokio::test]
 async fn an_endless_loop() {
-    policy_is_stopped(bad().when_told(LOOP), "5 ms of CPU").await;
+    policy_is_stopped_by(brief(), bad().when_told(LOOP), "5 ms of CPU").await;
 }
 
 #[tokio::test]
@@ -108,13 +116,12 @@ async fn logging_without_end() {
 #[tokio::test]
 async fn a_loop_before_the_first_question() {
     let describing = bad().with(|guest| guest.describe = format!("{LOOP} unreachable"));
-    is_refused(Hook::ConsistencyPolicy, &describing.build(), "5 ms of CPU").await;
     let configuring = bad().with(|guest| guest.configure = format!("{LOOP} unreachable"));
-    is_refused(Hook::ConsistencyPolicy, &configuring.build(), "5 ms of CPU").await;
     let starting = bad().with(|guest| guest.fields.push_str(&format!("(func $main {LOOP}) (start $main)")));
-    is_refused(Hook::ConsistencyPolicy, &starting.build(), "5 ms of CPU").await;
     let always = bad().with(|guest| guest.answer = format!("{LOOP} unreachable"));
-    is_refused(Hook::ConsistencyPolicy, &always.build(), "5 ms of CPU").await;
+    for guest in [describing, configuring, starting, always] {
+        is_refused_by(brief(), Hook::ConsistencyPolicy, &guest.build(), "5 ms of CPU").await;
+    }
 }
 
 #[tokio::test]
@@ -215,7 +222,8 @@ async fn what_is_no_component() {
 #[tokio::test]
 async fn malformed_bytes() {
     let good = bad().build();
-    let world = World::with(Limits { artifact: 1 << 20, ..Limits::default() });
+    // Some of them loop.
+    let world = World::with(brief());
     let mut refused = 0;
     for at in (8..good.len()).step_by(7) {
         let mut bytes = good.clone();
@@ -279,8 +287,12 @@ async fn a_resolver_that_turns_bad_keeps_all() {
         (i32.store (i32.const 808) (i32.const 0))
         (i32.store (i32.const 812) (i32.const 11534336))
         (return (i32.const 800))";
-    for (body, why) in [(LOOP, "50 ms of CPU"), (giant, "more bytes than one call may"), ("unreachable", "trapped")] {
-        let world = World::new();
+    for (limits, body, why) in [
+        (brief(), LOOP, "50 ms of CPU"),
+        (ample(), giant, "more bytes than one call may"),
+        (ample(), "unreachable", "trapped"),
+    ] {
+        let world = World::with(limits);
         let guest = Guest::resolver("bad").when_told(body);
         world.put("", Hook::ConflictResolver, &guest.build()).await.unwrap();
         let siblings = [1, 2].map(|time| Sibling { value: bytes::Bytes::from(vec![time as u8]), time }).to_vec();

@@ -9,7 +9,7 @@ use witan_plugin::registry::Source;
 use witan_plugin::{Limits, OnFault, PluginError, Reference};
 
 use crate::guest::Guest;
-use crate::{World, name, question, reason, required, tenant, wait_for, wait_for_kind};
+use crate::{LONG, World, ample, name, question, reason, required, tenant, wait_for, wait_for_kind};
 
 const POLICY: Hook = Hook::ConsistencyPolicy;
 
@@ -148,7 +148,7 @@ async fn a_refused_change_leaves_the_old_binding_in_force() {
 }
 
 fn quick_breaker() -> Limits {
-    Limits { faults: 3, cool_down: Duration::from_millis(50), ..Limits::default() }
+    Limits { faults: 3, cool_down: Duration::from_millis(50), ..ample() }
 }
 
 fn trapping(required: u8) -> Vec<u8> {
@@ -187,7 +187,7 @@ async fn without_a_last_good_version_the_binding_decides() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), closed).await.unwrap();
+        tokio::time::timeout(LONG, closed).await.unwrap();
         wait_for_kind(&mut events, EventKind::BreakerClosed).await;
     }
 }

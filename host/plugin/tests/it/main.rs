@@ -1,7 +1,6 @@
 //! The plugin host as its users see it: guests from source (WebAssembly text, or the first-party plugins), real folders,
 //! real threads.
 
-mod cost;
 mod first_party;
 mod folder;
 mod guest;
@@ -9,7 +8,7 @@ mod hostile;
 mod life;
 mod swap;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +33,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self::with(Limits::default())
+        Self::with(ample())
     }
 
     fn with(limits: Limits) -> Self {
@@ -48,7 +47,7 @@ impl World {
     fn restart(self) -> Self {
         let Self { dir, store, host } = self;
         drop(host);
-        let host = start(&dir, &store, Limits::default());
+        let host = start(&dir, &store, ample());
         Self { dir, store, host }
     }
 
@@ -87,6 +86,29 @@ impl World {
         self.host.hooks(&self::tenant(tenant))
     }
 }
+
+/// The usual limits, but all the time that a slow machine that is busy with others may need: for tests about anything else.
+fn ample() -> Limits {
+    let mut limits = brief();
+    for budget in [&mut limits.policy, &mut limits.resolver, &mut limits.routing] {
+        budget.cpu = LONG;
+    }
+    limits
+}
+
+/// The usual limits of a call's CPU time, and ample wall time.
+fn brief() -> Limits {
+    let mut limits = Limits { compile: LONG, fault_window: LONG, ..Limits::default() };
+    for budget in [&mut limits.policy, &mut limits.resolver, &mut limits.routing] {
+        budget.wall = LONG;
+        // In thousandths of a core: far more than there are.
+        budget.share = 1_000_000;
+    }
+    limits
+}
+
+/// Longer than anything that must happen takes on any machine.
+const LONG: Duration = Duration::from_secs(60);
 
 fn start(dir: &TempDir, store: &Arc<InMemoryBindings>, limits: Limits) -> PluginHost {
     let settings = Settings { data_dir: dir.path().join("data"), folder: Some(dir.path().join("plugins")), limits };
@@ -141,11 +163,19 @@ async fn wait_for(events: &mut broadcast::Receiver<Event>, wanted: impl Fn(&Even
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), next).await.expect("an event within 30 s")
+    tokio::time::timeout(LONG, next).await.expect("an event in time")
 }
 
 async fn wait_for_kind(events: &mut broadcast::Receiver<Event>, kind: EventKind) -> Event {
     wait_for(events, |event| event.kind == kind).await
+}
+
+/// Puts a file into a folder that is watched, whole at once: on a busy machine two looks may find the same half of one that
+/// is being written.
+fn place(file: &Path, content: &[u8]) {
+    let beside = file.with_extension("part");
+    std::fs::write(&beside, content).unwrap();
+    std::fs::rename(beside, file).unwrap();
 }
 
 /// A first-party plugin, as `cargo xtask plugins` builds it.
