@@ -11,6 +11,7 @@ mod guests;
 mod pages;
 mod run;
 mod test;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -46,6 +47,11 @@ enum Command {
     /// storage nodes in one process, with the plugins of this repository at hand. Data stays in ./.witan, so that the next
     /// start finds it.
     Dev(dev::Arguments),
+    /// Install what the tests run beside this repository's own programs: PostgreSQL, Redis, strace
+    ///
+    /// Through apt-get or Homebrew, and only what is missing. `test` and `ci` begin with it; this is for those who run single
+    /// tests with cargo itself.
+    Setup,
     /// Run every test: the workspace's, the plugins', and the Python client against a fresh cluster
     Test,
     /// Build the plugins to WebAssembly components, into target/plugins
@@ -73,6 +79,7 @@ fn carry_out(command: Command) -> Result<()> {
     match command {
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Dev(arguments) => dev::dev(&arguments),
+        Command::Setup => tools::install(),
         Command::Test => test::test(),
         Command::Plugins => run::guests().map(drop),
         Command::Pages => pages::check(&run::root(), &Arguments::command(), &run::programs()?.witan),

@@ -9,6 +9,7 @@ use std::{env, fs};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::run::{self, Steps, Tally, cargo, count_tests};
+use crate::tools;
 
 /// Runs everything; fails when one test does.
 pub fn test() -> Result<()> {
@@ -23,9 +24,7 @@ pub fn test() -> Result<()> {
 /// Runs everything, as steps of `steps`.
 pub fn all(steps: &mut Steps) -> Result<Tally> {
     let plugins = steps.step("build the plugins", run::guests)?;
-    steps.step("find what the tests need", || {
-        if run::is_installed("strace") { Ok(()) } else { run::install(&["strace"]) }
-    })?;
+    steps.step("find what the tests need", tools::install)?;
     let witan = steps.step("compile", run::tests)?.witan;
     let workspace = steps.step("test the workspace", || {
         count_tests(cargo(["test", "--workspace", "--no-fail-fast"]).env("WITAN_PLUGINS", &plugins))

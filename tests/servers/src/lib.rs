@@ -18,8 +18,9 @@ mod server;
 
 use std::time::{Duration, Instant};
 
+pub use port::Port;
 pub use postgres::Postgres;
-pub use redis::Redis;
+pub use redis::{Redis, RedisCluster, RedisSentinel};
 
 /// Longest wait for anything that must happen, on a machine that is busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);

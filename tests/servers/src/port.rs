@@ -12,7 +12,7 @@ const RANGE: Range<u16> = 20_000..32_000;
 
 /// A port of 127.0.0.1. Other tests, in whatever process, get another one while this lives.
 #[derive(Debug)]
-pub(crate) struct Port {
+pub struct Port {
     number: u16,
     /// Locked. Absent where the folder of locks belongs to another user; then only the server's own attempt decides.
     _lock: Option<File>,
@@ -20,7 +20,10 @@ pub(crate) struct Port {
 
 impl Port {
     /// One that is free now. A server may still find it taken by somebody who keeps no locks: try again with another.
-    pub(crate) fn free() -> Self {
+    ///
+    /// # Panics
+    /// When none is free.
+    pub fn free() -> Self {
         let folder = std::env::temp_dir().join("witan-test-ports");
         // What goes wrong here goes wrong below too.
         let _ = fs::create_dir_all(&folder);
@@ -41,11 +44,13 @@ impl Port {
         panic!("no port of {RANGE:?} is free");
     }
 
-    pub(crate) fn number(&self) -> u16 {
+    /// Its number.
+    pub fn number(&self) -> u16 {
         self.number
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    /// Its address.
+    pub fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.number).into()
     }
 }

@@ -93,11 +93,20 @@ impl Postgres {
     /// # Panics
     /// When the server does not make it.
     pub fn database(&self, name: &str) -> String {
-        let mut create = Command::new(program::find(&["createdb"]));
-        create.args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.address().port().to_string(), name]);
-        let told = create.stdin(Stdio::null()).output().expect("run createdb");
-        assert!(told.status.success(), "createdb {name}: {}", String::from_utf8_lossy(&told.stderr));
+        self.ask(&format!("CREATE DATABASE \"{name}\""));
         self.url_of(name)
+    }
+
+    /// Runs SQL in the database `postgres` with `psql`, and answers with the rows, their columns separated by `|`.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn ask(&self, sql: &str) -> String {
+        let mut psql = Command::new(program::find(&["psql"]));
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", &self.url(), "-c", sql]);
+        let told = psql.stdin(Stdio::null()).output().expect("run psql");
+        assert!(told.status.success(), "{sql}: {}", String::from_utf8_lossy(&told.stderr));
+        String::from_utf8_lossy(&told.stdout).trim_end().to_owned()
     }
 
     /// `kill -9` of all its processes; they are gone when this returns.

@@ -27,7 +27,7 @@ pub(crate) fn find(names: &[&str]) -> PathBuf {
     folders.extend(FOLDERS.iter().flat_map(|pattern| expand(pattern)));
     let programs = folders.iter().flat_map(|folder| names.iter().map(|name| folder.join(name)));
     let found = programs.into_iter().find(|program| program.is_file());
-    found.unwrap_or_else(|| panic!("{} is not on this machine; `cargo xtask servers` installs it", names.join(" or ")))
+    found.unwrap_or_else(|| panic!("{} is not on this machine; `cargo xtask setup` installs it", names.join(" or ")))
 }
 
 /// The folders that a pattern stands for, greatest version first.

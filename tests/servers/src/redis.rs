@@ -1,15 +1,20 @@
-//! A Redis server, alone.
+//! A Redis server, alone; and several that make a cluster, or follow one another.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::process::Command;
-use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::process::Process;
 use crate::server::Server;
 use crate::{program, reaper};
+
+mod ask;
+mod cluster;
+mod sentinel;
+
+pub use cluster::RedisCluster;
+pub use sentinel::RedisSentinel;
 
 /// What every server is started with: what is acknowledged is synced, and nothing is evicted.
 const SETTINGS: [(&str, &str); 6] = [
@@ -47,7 +52,7 @@ impl Redis {
     pub fn start_with(settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::Builder::new().prefix("witan-redis-").tempdir().expect("make a temporary folder");
         reaper::watch(folder.path());
-        let settings = SETTINGS.iter().chain(settings).flat_map(|(name, value)| [format!("--{name}"), (*value).into()]);
+        let settings = SETTINGS.iter().chain(settings).flat_map(|(name, value)| arguments(name, value));
         let settings: Vec<String> = settings.collect();
         let path = folder.path().to_path_buf();
         let launch = move |port: u16| {
@@ -66,6 +71,14 @@ impl Redis {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.server.address()
+    }
+
+    /// Sends a command whose words have no spaces, such as `FLUSHALL`, and answers with what comes back, a list as lines.
+    ///
+    /// # Panics
+    /// When there is no answer, or an error is.
+    pub fn ask(&self, command: &str) -> String {
+        ask::ask(self.address(), command).unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
     /// `kill -9`; it is gone when this returns.
@@ -109,16 +122,13 @@ impl Drop for Redis {
     }
 }
 
+/// A setting of several words is several arguments, and one of none is an empty one.
+fn arguments(name: &str, value: &str) -> Vec<String> {
+    let name = format!("--{name}");
+    std::iter::once(name).chain(value.split(' ').map(str::to_owned)).collect()
+}
+
 /// Whether it has read its data and takes commands.
 fn answers(address: SocketAddr) -> bool {
-    const PATIENCE: Duration = Duration::from_secs(5);
-    let ask = || {
-        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"PING\r\n")?;
-        let mut told = [0; 7];
-        stream.read_exact(&mut told)?;
-        std::io::Result::Ok(told == *b"+PONG\r\n")
-    };
-    ask().unwrap_or(false)
+    ask::ask(address, "PING").is_ok_and(|told| told == "PONG")
 }

@@ -1,0 +1,65 @@
+//! A Redis cluster of three masters.
+
+use std::net::SocketAddr;
+
+use super::Redis;
+use super::ask::ask;
+use crate::{Port, eventually};
+
+/// The slots of a cluster, shared out.
+const SLOTS: [&str; 3] = ["0 5460", "5461 10922", "10923 16383"];
+
+/// Three masters without replicas, joined; every slot is served when it is made.
+#[derive(Debug)]
+pub struct RedisCluster {
+    nodes: Vec<Redis>,
+    /// For what they say to each other.
+    _buses: Vec<Port>,
+}
+
+impl RedisCluster {
+    /// Starts the servers and joins them.
+    ///
+    /// # Panics
+    /// When one cannot be started, or they do not find together.
+    pub fn start() -> Self {
+        let buses: Vec<Port> = SLOTS.iter().map(|_| Port::free()).collect();
+        let start = |bus: &Port| {
+            let port = bus.number().to_string();
+            // A node counts as lost late: on a busy machine every one is slow at times.
+            Redis::start_with(&[("cluster-enabled", "yes"), ("cluster-port", &port), ("cluster-node-timeout", "15000")])
+        };
+        let cluster = Self { nodes: buses.iter().map(start).collect(), _buses: buses };
+        cluster.join();
+        cluster
+    }
+
+    fn join(&self) {
+        for (index, (node, slots)) in self.nodes.iter().zip(SLOTS).enumerate() {
+            node.ask(&format!("CLUSTER ADDSLOTSRANGE {slots}"));
+            node.ask(&format!("CLUSTER SET-CONFIG-EPOCH {}", index + 1));
+        }
+        for (node, bus) in self.nodes.iter().zip(&self._buses).skip(1) {
+            let address = node.address();
+            self.nodes[0].ask(&format!("CLUSTER MEET {} {} {}", address.ip(), address.port(), bus.number()));
+        }
+        let whole = |address: SocketAddr| {
+            ask(address, "CLUSTER INFO").is_ok_and(|info| {
+                let has = |line: &str| info.lines().any(|told| told.trim_end() == line);
+                has("cluster_state:ok") && has("cluster_slots_ok:16384") && has("cluster_known_nodes:3")
+            })
+        };
+        let joined = eventually(|| self.nodes.iter().all(|node| whole(node.address())).then_some(()));
+        assert!(joined.is_some(), "the cluster does not come together: {}", self.nodes[0].log());
+    }
+
+    /// `redis://` addresses of all its servers.
+    pub fn urls(&self) -> Vec<String> {
+        self.nodes.iter().map(Redis::url).collect()
+    }
+
+    /// Its servers.
+    pub fn nodes(&self) -> &[Redis] {
+        &self.nodes
+    }
+}

@@ -1,0 +1,95 @@
+//! A master, a replica, and a sentinel that turns the one into the other.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::Redis;
+use super::ask::ask;
+use crate::process::Process;
+use crate::server::Server;
+use crate::{eventually, program, reaper};
+
+/// The name under which the sentinel knows the master.
+const MASTER: &str = "witan";
+
+/// A sentinel alone may decide here. It counts a master as lost after a second without an answer.
+#[derive(Debug)]
+pub struct RedisSentinel {
+    servers: [Redis; 2],
+    sentinel: Server,
+    /// Goes after the sentinel.
+    _folder: TempDir,
+}
+
+impl RedisSentinel {
+    /// Starts the three; the replica follows the master, and the sentinel knows both, when this returns.
+    ///
+    /// # Panics
+    /// When one cannot be started, or they do not find together.
+    pub fn start() -> Self {
+        let master = Redis::start();
+        let port = master.address().port().to_string();
+        let replica = Redis::start_with(&[("replicaof", &format!("127.0.0.1 {port}"))]);
+        let folder = tempfile::Builder::new().prefix("witan-sentinel-").tempdir().expect("make a temporary folder");
+        reaper::watch(folder.path());
+        let path = folder.path().to_path_buf();
+        let launch = move |own: u16| {
+            let settings = format!(
+                "port {own}\nbind 127.0.0.1\ndir {}\nsentinel monitor {MASTER} 127.0.0.1 {port} 1\n\
+                 sentinel down-after-milliseconds {MASTER} 1000\nsentinel failover-timeout {MASTER} 5000\n",
+                path.display()
+            );
+            // It writes into the file what it finds out.
+            let file = path.join("sentinel.conf");
+            fs::write(&file, settings).expect("write the sentinel's settings");
+            let mut command = Command::new(program::find(&["redis-server", "valkey-server"]));
+            command.arg(&file).arg("--sentinel");
+            Process::start("the sentinel", &mut command, &path, &path.join("log"), None)
+        };
+        let sentinel = Server::start("the sentinel", super::answers, launch);
+        let started = Self { servers: [master, replica], sentinel, _folder: folder };
+        started.await_replica();
+        started
+    }
+
+    fn await_replica(&self) {
+        let told = |address: SocketAddr, command: &str| ask(address, command).unwrap_or_default();
+        let ready = eventually(|| {
+            let follows = told(self.servers[1].address(), "INFO replication").contains("master_link_status:up");
+            // Its flags, where all is well, are these alone.
+            let known =
+                told(self.sentinel.address(), &format!("SENTINEL replicas {MASTER}")).contains("flags\nslave\n");
+            (follows && known).then_some(())
+        });
+        assert!(ready.is_some(), "the sentinel does not find the replica: {}", self.sentinel.process().log());
+    }
+
+    /// `redis://` address of the sentinel.
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.sentinel.address())
+    }
+
+    /// The name under which it knows the master.
+    pub fn master_name(&self) -> &'static str {
+        MASTER
+    }
+
+    /// The server that was the master at first.
+    pub fn first(&self) -> &Redis {
+        &self.servers[0]
+    }
+
+    /// The server that was its replica at first.
+    pub fn second(&self) -> &Redis {
+        &self.servers[1]
+    }
+
+    /// Where the sentinel says that the master is.
+    pub fn master(&self) -> Option<SocketAddr> {
+        let told = ask(self.sentinel.address(), &format!("SENTINEL get-master-addr-by-name {MASTER}")).ok()?;
+        told.replace('\n', ":").parse().ok()
+    }
+}

@@ -1,0 +1,68 @@
+//! The programs that tests run beside our own: found, or installed through the system's package manager.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::run;
+
+/// A program, and the packages that bring it.
+struct Tool {
+    program: &'static str,
+    /// Where packages put it without putting it into the search path: in `bin` of every folder in here.
+    versions: Option<&'static str>,
+    /// Debian's package.
+    apt: &'static str,
+    /// Homebrew's formula.
+    brew: Option<&'static str>,
+}
+
+/// Servers run from tests only, on ports and in folders of their own; those that a package starts as a service are left
+/// alone. Strace looks over a node's shoulder where there is one: it has no formula.
+const TOOLS: [Tool; 3] = [
+    Tool { program: "strace", versions: None, apt: "strace", brew: None },
+    Tool { program: "postgres", versions: Some("/usr/lib/postgresql"), apt: "postgresql", brew: Some("postgresql@17") },
+    Tool { program: "redis-server", versions: None, apt: "redis-server", brew: Some("redis") },
+];
+
+impl Tool {
+    fn is_installed(&self) -> bool {
+        let folders = self.versions.and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+        let mut versions = folders.map(|version| version.path().join("bin").join(self.program));
+        run::is_installed(self.program) || versions.any(|program| program.is_file()) || self.is_poured()
+    }
+
+    /// Homebrew keeps formulas of an older version out of the search path.
+    fn is_poured(&self) -> bool {
+        let Some(formula) = self.brew.filter(|_| run::is_installed("brew")) else { return false };
+        let told = Command::new("brew").args(["list", "--versions", formula]).stdin(Stdio::null()).output();
+        told.is_ok_and(|told| told.status.success() && !told.stdout.is_empty())
+    }
+}
+
+/// Installs what is missing, and says so.
+pub fn install() -> Result<()> {
+    let missing: Vec<Tool> = TOOLS.into_iter().filter(|tool| !tool.is_installed()).collect();
+    if missing.is_empty() {
+        let names: Vec<&str> = TOOLS.iter().map(|tool| tool.program).collect();
+        println!("{} are here", names.join(", "));
+        return Ok(());
+    }
+    if !run::is_installed("apt-get") && run::is_installed("brew") {
+        return pour(&missing);
+    }
+    run::install(&missing.iter().map(|tool| tool.apt).collect::<Vec<_>>())
+}
+
+fn pour(missing: &[Tool]) -> Result<()> {
+    let formulas: Vec<&str> = missing.iter().filter_map(|tool| tool.brew).collect();
+    if formulas.is_empty() {
+        return Ok(());
+    }
+    let named = formulas.join(" ");
+    println!("installing {named} with brew");
+    let mut brew = Command::new("brew");
+    brew.arg("install").args(&formulas).stdin(Stdio::null());
+    run::run(&mut brew).with_context(|| format!("install {named}; try: brew install {named}"))
+}
