@@ -32,11 +32,13 @@ pub enum Fault {
     StoredStampIgnored,
     /// A Put that failed is always tried elsewhere as if it were new.
     RetryMintsAgain,
+    /// A node is asked whatever store it has come back with.
+    NewStoreBelieved,
 }
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -50,6 +52,7 @@ impl Fault {
         Self::BlockingRepairSkipped,
         Self::StoredStampIgnored,
         Self::RetryMintsAgain,
+        Self::NewStoreBelieved,
     ];
 
     /// True when this thread runs with the fault.

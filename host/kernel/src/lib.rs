@@ -5,7 +5,7 @@
 //!
 //! 1. [`name`], [`limit`], [`tenant`]: what a request is about, and how large it may be.
 //! 2. [`clock`], [`recent`], [`record`], [`register`], [`siblings`], [`context`]: what a replica stores and how it merges.
-//! 3. [`ring`]: who stores it.
+//! 3. [`ring`]: who stores it; [`scan`]: walking all of it.
 //! 4. [`quorum`]: when an operation is done.
 //! 5. [`idempotency`]: how often it has an effect.
 //! 6. [`hook`], [`replica`], [`port`], [`failure`]: the world, by type.
@@ -26,5 +26,6 @@ pub mod record;
 pub mod register;
 pub mod replica;
 pub mod ring;
+pub mod scan;
 pub mod siblings;
 pub mod tenant;

@@ -5,8 +5,11 @@ use bytes::Bytes;
 use crate::register::{Register, apply_merge};
 use crate::siblings::Siblings;
 
+mod abridge;
 mod codec;
 pub(crate) mod raw;
+
+pub use abridge::ABRIDGED_BYTES;
 
 /// A stored record: a join-semilattice.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -5,6 +5,10 @@ use smallvec::SmallVec;
 
 use crate::name::{NodeId, TenantId};
 
+mod ranges;
+
+pub use ranges::ReplicaRange;
+
 /// The replicas of a key, in ring order: the first mints, and is asked first without a better reason.
 pub type Preference = SmallVec<[NodeId; 5]>;
 

@@ -85,6 +85,20 @@ fn every_node_has_its_share() {
 }
 
 #[test]
+fn as_many_replicas_as_nodes_are_one_range() {
+    let ring = Ring::new(&named([1, 2, 3]), 1);
+    assert_eq!(ring.replica_ranges(&[3]).len(), 1);
+    let pairs = ring.replica_ranges(&[2]);
+    let wanted = pairs.windows(2).all(|pair| {
+        let [a, b] = pair else { return false };
+        !a.replicas.iter().all(|node| b.replicas.contains(node))
+    });
+    assert!(wanted && pairs.len() > 100 && pairs.len() < 450, "{}", pairs.len());
+    assert!(ring.replica_ranges(&[1, 2, 3]).len() > pairs.len());
+    assert!(Ring::new(&[], 1).replica_ranges(&[3]).is_empty() && ring.replica_ranges(&[]).is_empty());
+}
+
+#[test]
 fn few_nodes_or_none() {
     assert!(Ring::new(&[], 0).replicas(7, 3).is_empty());
     assert!(Ring::new(&[], 0).is_empty());
@@ -120,6 +134,32 @@ proptest! {
             let (old, new) = (before.replicas(token, 3), after.replicas(token, 3));
             let kept: Vec<_> = new.iter().filter(|replica| replica.as_str() != "new").collect();
             prop_assert_eq!(&kept[..], &old.iter().take(kept.len()).collect::<Vec<_>>()[..]);
+        }
+    }
+
+    #[test]
+    fn ranges_cover_the_ring_and_name_the_replicas_of_each_token(
+        nodes in clusters(),
+        factors in proptest::collection::btree_set(1..=5u8, 1..4),
+        tokens in proptest::collection::vec(any::<u64>(), 50),
+    ) {
+        let ring = Ring::new(&nodes, 1);
+        let factors: Vec<u8> = factors.into_iter().collect();
+        let ranges = ring.replica_ranges(&factors);
+        prop_assert_eq!((ranges[0].from, ranges[ranges.len() - 1].to), (0, u64::MAX));
+        for pair in ranges.windows(2) {
+            prop_assert_eq!(pair[0].to + 1, pair[1].from);
+        }
+        let ends = ranges.iter().flat_map(|range| [range.from, range.to]);
+        for token in tokens.into_iter().chain(ends) {
+            let range = ranges.iter().find(|range| (range.from..=range.to).contains(&token)).unwrap();
+            for factor in &factors {
+                let mut expected = ring.replicas(token, *factor);
+                let mut found: Vec<NodeId> = range.replicas.iter().take(expected.len()).cloned().collect();
+                expected.sort();
+                found.sort();
+                prop_assert_eq!(&found[..], &expected[..]);
+            }
         }
     }
 

@@ -26,7 +26,8 @@ use witan_wire::frame::{self, Joiner};
 use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{
-    DescribeRequest, ExchangeRequest, ExchangeResponse, Frame, Hello, ReadRequest, RepairRequest, Welcome,
+    DescribeRequest, DropTenantRequest, ExchangeRequest, ExchangeResponse, Frame, Hello, ReadRequest, RepairRequest,
+    ScanRangeRequest, Welcome,
 };
 
 #[derive(Clone)]
@@ -393,4 +394,52 @@ async fn shutdown_ends_open_lanes_in_order() {
     let (ended, last) = tokio::join!(ended, lane.answers.message());
     ended.expect("well before the hard deadline");
     assert!(matches!(last, Ok(None)), "{last:?}");
+}
+
+#[tokio::test]
+async fn what_is_stored_is_walked_by_pages_and_a_tenant_can_be_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = run(config(&folder)).await;
+    let mut client = running.client.clone();
+    for (tenant, count) in [("t", 5_u8), ("gone", 3)] {
+        for n in 0..count {
+            let (tenant_id, key) = (tenant.to_owned(), format!("k-{n}"));
+            let id = WriteId([n; 16]);
+            let record = Record::Register(Register::written(Stamp(1), id, Some(Bytes::from(vec![n; 100])))).encode();
+            let request = RepairRequest { tenant_id, key, record: record.0, token: Some(u64::from(n)) };
+            client.repair(request).await.unwrap();
+        }
+    }
+    let ask = ScanRangeRequest { page_size: 3, node_id: "node-1".to_owned(), ..ScanRangeRequest::default() };
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let request = ScanRangeRequest { after, ..ask.clone() };
+        let page = client.scan_range(request).await.unwrap().into_inner();
+        assert_eq!(page.store_id, Bytes::from(running.node.store_id().0.to_vec()));
+        found.extend(page.records.into_iter().map(|stored| stored.position.unwrap()));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    let tokens: Vec<u64> = found.iter().map(|position| position.token).collect();
+    assert_eq!(tokens, [0, 0, 1, 1, 2, 2, 3, 4]);
+
+    let abridged = ScanRangeRequest { tenant_id: "t".to_owned(), abridged: true, page_size: 0, ..ask.clone() };
+    let page = client.scan_range(abridged).await.unwrap().into_inner();
+    assert_eq!((page.records.len(), page.next), (5, None));
+    assert!(page.records.iter().all(|stored| stored.record.as_ref().unwrap().len() < 100));
+    let elsewhere = ScanRangeRequest { node_id: "node-2".to_owned(), ..ask.clone() };
+    assert_eq!(client.scan_range(elsewhere).await.unwrap_err().code(), Code::FailedPrecondition);
+    let bad = ScanRangeRequest { tenant_id: "a:b".to_owned(), ..ask.clone() };
+    assert_eq!(client.scan_range(bad).await.unwrap_err().code(), Code::InvalidArgument);
+
+    let gone = DropTenantRequest { tenant_id: "gone".to_owned(), ..DropTenantRequest::default() };
+    let dropped = client.drop_tenant(gone.clone()).await.unwrap().into_inner();
+    assert_eq!((dropped.records, dropped.next), (3, None));
+    assert_eq!(client.drop_tenant(gone).await.unwrap().into_inner().records, 0);
+    let left = client.scan_range(ScanRangeRequest { page_size: 0, ..ask }).await.unwrap().into_inner();
+    assert_eq!(left.records.len(), 5);
+    drop(client);
+    running.end().await;
 }

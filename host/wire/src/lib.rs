@@ -7,8 +7,10 @@
 //! 1. [`v1`][]: generated.
 //! 2. [`replica`][]: a coordinator's requests to storage nodes and their answers.
 //! 3. [`frame`][]: batches of those, checksummed, cut into pieces and joined again.
+//! 4. [`range`][]: pages of what a node has stored.
 
 pub mod frame;
+pub mod range;
 pub mod replica;
 
 /// The generated messages, clients and servers of package `witan.v1`.

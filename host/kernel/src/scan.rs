@@ -1,0 +1,230 @@
+//! Walking many records: what a node is asked for, what it answers, and in which order.
+//!
+//! Nodes keep records by token, then by tenant (shorter ids first, equally long ones by their bytes), then by key:
+//! [`stored_order`]. A walk goes from page to page, each of which says after which place the next one begins. [`Join`] walks
+//! several replicas side by side, [`difference`] says what some of them lack, [`Key ranges`](crate::ring::ReplicaRange) say
+//! who has to be walked where.
+
+mod compare;
+mod join;
+
+use std::cmp::Ordering;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::fault::Fault;
+use crate::name::{Key, NodeId, StoreId, TenantId};
+use crate::record::Encoded;
+use crate::replica::{Place, ReplicaError};
+
+pub use compare::{Difference, Unmergeable, difference, merged};
+pub use join::{Disordered, Join, Joined, Step, Told};
+
+/// Most records on a page.
+pub const PAGE_RECORDS: u32 = 1000;
+/// Bytes of records after which a page ends. The record that reaches it is still on the page, however large.
+pub const PAGE_BYTES: u32 = 1 << 20;
+
+/// The order in which nodes keep records.
+pub fn stored_order(a: &Place, b: &Place) -> Ordering {
+    let (tenant_a, tenant_b) = (a.tenant.bytes(), b.tenant.bytes());
+    let by_token = a.token.cmp(&b.token);
+    let by_tenant = || tenant_a.len().cmp(&tenant_b.len()).then_with(|| tenant_a.cmp(tenant_b));
+    by_token.then_with(by_tenant).then_with(|| a.key.bytes().cmp(b.key.bytes()))
+}
+
+/// What is asked for: a page of the records between two tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scan {
+    /// Records of this tenant only; `None`: of all.
+    pub tenant: Option<TenantId>,
+    /// Keys that begin with this only.
+    pub prefix: Bytes,
+    /// The first token.
+    pub from: u64,
+    /// The last token, included.
+    pub to: u64,
+    /// Records that stand after this place only.
+    pub after: Option<Place>,
+    /// Values longer than [`ABRIDGED_BYTES`](crate::record::ABRIDGED_BYTES) are replaced by a digest of theirs: enough to
+    /// see what stands.
+    pub abridged: bool,
+    /// Records at most.
+    pub records: u32,
+    /// Bytes of records after which the page ends.
+    pub bytes: u32,
+}
+
+impl Scan {
+    /// Whole records of all tenants between two tokens, in pages of the usual size.
+    pub fn between(from: u64, to: u64) -> Self {
+        Self {
+            tenant: None,
+            prefix: Bytes::new(),
+            from,
+            to,
+            after: None,
+            abridged: false,
+            records: PAGE_RECORDS,
+            bytes: PAGE_BYTES,
+        }
+    }
+}
+
+/// A page of a walk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Who has answered.
+    pub store: StoreId,
+    /// What it has, in stored order.
+    pub found: Vec<Found>,
+    /// After which place the next page begins; `None` on the last one. It may lie beyond everything found.
+    pub next: Option<Place>,
+}
+
+/// A record on a page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Where.
+    pub place: Place,
+    /// What is stored there; `None`: the node cannot read it.
+    pub record: Option<Encoded>,
+}
+
+/// A stretch of a tenant's removal from a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dropped {
+    /// Records removed, durably.
+    pub records: u64,
+    /// After which place to go on; `None`: the node has nothing of the tenant any more.
+    pub next: Option<Place>,
+}
+
+/// A node within reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// The store that it has told.
+    pub store: StoreId,
+    /// Whether that is the store on record. If not, it is written to and not asked: [`ReplicaError::Incomplete`].
+    pub whole: bool,
+}
+
+/// The storage nodes, as seen by whoever walks them.
+pub trait Ranges: Send + Sync + 'static {
+    /// Which store is behind a node, and whether it is whole; `None` while it cannot be reached. Cheap.
+    fn standing(&self, node: &NodeId) -> Option<Standing>;
+
+    /// A page of what a node has, whole or not. Ends within a bound of its own.
+    fn scan(&self, node: &NodeId, scan: Scan) -> impl Future<Output = Result<Page, ReplicaError>> + Send;
+
+    /// Removes a stretch of a tenant's records from a node. Ends within a bound of its own. Repeating it is harmless.
+    fn drop_tenant(
+        &self,
+        node: &NodeId,
+        tenant: TenantId,
+        after: Option<Place>,
+    ) -> impl Future<Output = Result<Dropped, ReplicaError>> + Send;
+}
+
+impl<T: Ranges> Ranges for std::sync::Arc<T> {
+    fn standing(&self, node: &NodeId) -> Option<Standing> {
+        (**self).standing(node)
+    }
+
+    fn scan(&self, node: &NodeId, scan: Scan) -> impl Future<Output = Result<Page, ReplicaError>> + Send {
+        (**self).scan(node, scan)
+    }
+
+    fn drop_tenant(
+        &self,
+        node: &NodeId,
+        tenant: TenantId,
+        after: Option<Place>,
+    ) -> impl Future<Output = Result<Dropped, ReplicaError>> + Send {
+        (**self).drop_tenant(node, tenant, after)
+    }
+}
+
+/// True when a node that has told this store may be asked, and not only written to: it is the store on record. In any other
+/// store, what is missing cannot be told from what was never written.
+pub fn is_whole(on_record: StoreId, told: StoreId) -> bool {
+    on_record == told || Fault::NewStoreBelieved.is_on()
+}
+
+/// Whole replicas, besides the one in question, out of which a wiped replica of `replication_factor` can be filled so that
+/// no acknowledged write is missed: any so many of them share a node with whichever quorum has acknowledged it, the wiped
+/// one left out.
+pub fn whole_needed(replication_factor: u8) -> u8 {
+    let quorum = crate::tenant::Level::Quorum.required(replication_factor);
+    replication_factor - quorum + 1
+}
+
+/// Version of a cursor's encoding.
+const CURSOR: u8 = 1;
+
+/// Writes a place as bytes that [`from_cursor`] reads: version, token, length of the tenant, tenant, key.
+pub fn to_cursor(place: &Place) -> Bytes {
+    let (tenant, key) = (place.tenant.bytes(), place.key.bytes());
+    let mut out = BytesMut::with_capacity(11 + tenant.len() + key.len());
+    out.put_u8(CURSOR);
+    out.put_u64(place.token);
+    // Tenants have 256 bytes at most.
+    out.put_u16(u16::try_from(tenant.len()).unwrap_or(u16::MAX));
+    out.put_slice(tenant);
+    out.put_slice(key);
+    out.freeze()
+}
+
+/// Reads a cursor; `None` when it is none.
+pub fn from_cursor(bytes: &Bytes) -> Option<Place> {
+    let [CURSOR, rest @ ..] = &bytes[..] else { return None };
+    let (token, rest) = rest.split_first_chunk::<8>()?;
+    let (length, rest) = rest.split_first_chunk::<2>()?;
+    let length = usize::from(u16::from_be_bytes(*length));
+    if length > rest.len() || length > crate::limit::TENANT_BYTES || rest.len() - length > crate::limit::KEY_BYTES {
+        return None;
+    }
+    let (tenant, key) = rest.split_at(length);
+    Some(Place {
+        token: u64::from_be_bytes(*token),
+        tenant: TenantId::from_trusted(bytes.slice_ref(tenant)),
+        key: Key::from_trusted(bytes.slice_ref(key)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop_assert_eq, proptest};
+
+    use super::*;
+    use crate::tenant::Level;
+
+    fn place(token: u64, tenant: Vec<u8>, key: Vec<u8>) -> Place {
+        Place { token, tenant: TenantId::from_trusted(tenant.into()), key: Key::from_trusted(key.into()) }
+    }
+
+    #[test]
+    fn a_wiped_replica_is_filled_from_whoever_a_quorum_left_its_writes_with() {
+        assert_eq!((1..=5).map(whole_needed).collect::<Vec<_>>(), [1, 1, 2, 2, 3]);
+        for factor in 2..=5 {
+            // Of the quorum that has acknowledged, one is wiped; the rest and the walked ones overlap among the others.
+            let left = Level::Quorum.required(factor) - 1;
+            assert!(left + whole_needed(factor) > factor - 1);
+        }
+    }
+
+    #[test]
+    fn what_is_no_cursor_is_none() {
+        for bytes in [&b""[..], &[1], &[2; 30], &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, b't']] {
+            assert_eq!(from_cursor(&Bytes::copy_from_slice(bytes)), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn cursors_come_back(token: u64, tenant in proptest::collection::vec(any::<u8>(), 0..256), key in proptest::collection::vec(any::<u8>(), 0..1024)) {
+            let place = place(token, tenant, key);
+            prop_assert_eq!(from_cursor(&to_cursor(&place)), Some(place));
+        }
+    }
+}

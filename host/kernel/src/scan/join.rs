@@ -1,0 +1,272 @@
+//! Several walks side by side: key by key what each of them tells.
+
+use std::collections::VecDeque;
+
+use smallvec::SmallVec;
+
+use super::{Found, stored_order};
+use crate::record::Encoded;
+use crate::replica::Place;
+
+/// What one replica says about a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// It has no record.
+    Nothing,
+    /// It has this one.
+    Record(Encoded),
+    /// It has one that it cannot read.
+    Damaged,
+}
+
+/// A key and what each replica says about it that has not failed: its index, and what it told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    /// Where.
+    pub place: Place,
+    /// Who says what.
+    pub told: SmallVec<[(u8, Told); 5]>,
+}
+
+/// What comes next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// These replicas have to be asked for their next pages, after [`Join::after`].
+    Ask(SmallVec<[u8; 5]>),
+    /// The next key.
+    Key(Joined),
+    /// There are no more keys.
+    End,
+}
+
+/// A page that does not go on where the one before it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the node's records are out of order")]
+pub struct Disordered;
+
+/// The walks of one range's replicas, joined.
+#[derive(Debug)]
+pub struct Join {
+    from: u64,
+    walks: SmallVec<[Walk; 5]>,
+}
+
+#[derive(Debug)]
+struct Walk {
+    waiting: VecDeque<Found>,
+    after: Option<Place>,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// There may be more.
+    Open,
+    /// What waits is all.
+    Ended,
+    /// It takes part no more.
+    Failed,
+}
+
+impl Join {
+    /// Walks of so many replicas, beginning at a token, and after a place if one is given.
+    pub fn new(replicas: u8, from: u64, after: Option<&Place>) -> Self {
+        let walk = |_| Walk { waiting: VecDeque::new(), after: after.cloned(), state: State::Open };
+        Self { from, walks: (0..replicas).map(walk).collect() }
+    }
+
+    /// What comes next. Every key comes once, in stored order, and pages are asked for only when no key can come without.
+    pub fn step(&mut self) -> Step {
+        let heads = self.walks.iter().filter_map(|walk| walk.waiting.front().map(|found| &found.place));
+        let head = heads.min_by(|a, b| stored_order(a, b));
+        let blocks = |walk: &Walk| match (&walk.after, head) {
+            (Some(after), Some(head)) => stored_order(after, head).is_lt(),
+            _ => true,
+        };
+        if self.walks.iter().any(|walk| walk.is_starved() && blocks(walk)) {
+            let starved = (0..).zip(&self.walks).filter(|(_, walk)| walk.is_starved());
+            return Step::Ask(starved.map(|(index, _)| index).collect());
+        }
+        let Some(place) = head.cloned() else { return Step::End };
+        let mut told = SmallVec::new();
+        for (index, walk) in (0..).zip(&mut self.walks).filter(|(_, walk)| walk.state != State::Failed) {
+            told.push((index, walk.take(&place)));
+        }
+        Step::Key(Joined { place, told })
+    }
+
+    /// After which place a replica's next page begins.
+    pub fn after(&self, replica: u8) -> Option<&Place> {
+        self.walks[usize::from(replica)].after.as_ref()
+    }
+
+    /// Takes in a replica's page.
+    pub fn page(&mut self, replica: u8, found: Vec<Found>, next: Option<Place>) -> Result<(), Disordered> {
+        let walk = &mut self.walks[usize::from(replica)];
+        let mut last = walk.after.as_ref();
+        for place in found.iter().map(|found| &found.place) {
+            if last.is_some_and(|last| stored_order(last, place).is_ge()) || place.token < self.from {
+                return Err(Disordered);
+            }
+            last = Some(place);
+        }
+        if let (Some(last), Some(next)) = (last, &next) {
+            // A page that ends where it began would come again for ever.
+            let stays = found.is_empty() && stored_order(last, next).is_eq();
+            if stays || stored_order(last, next).is_gt() {
+                return Err(Disordered);
+            }
+        }
+        walk.state = if next.is_some() { State::Open } else { State::Ended };
+        walk.after = next.or(walk.after.take());
+        walk.waiting.extend(found);
+        Ok(())
+    }
+
+    /// A replica takes part no more: nothing of what it told counts from the next key on.
+    pub fn failed(&mut self, replica: u8) {
+        let walk = &mut self.walks[usize::from(replica)];
+        walk.waiting.clear();
+        walk.state = State::Failed;
+    }
+
+    /// Replicas that have not failed.
+    pub fn taking_part(&self) -> SmallVec<[u8; 5]> {
+        (0..).zip(&self.walks).filter(|(_, walk)| walk.state != State::Failed).map(|(index, _)| index).collect()
+    }
+
+    /// When pages are asked for: every key up to this place has come; `None` before the first pages.
+    pub fn reached(&self) -> Option<&Place> {
+        let starved = self.walks.iter().filter(|walk| walk.is_starved());
+        starved.map(|walk| walk.after.as_ref()).min_by(|a, b| match (a, b) {
+            (Some(a), Some(b)) => stored_order(a, b),
+            (a, b) => a.is_some().cmp(&b.is_some()),
+        })?
+    }
+}
+
+impl Walk {
+    fn is_starved(&self) -> bool {
+        self.state == State::Open && self.waiting.is_empty()
+    }
+
+    fn take(&mut self, place: &Place) -> Told {
+        match self.waiting.pop_front_if(|found| found.place == *place) {
+            None => Told::Nothing,
+            Some(Found { record: Some(record), .. }) => Told::Record(record),
+            Some(Found { record: None, .. }) => Told::Damaged,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use bytes::Bytes;
+    use proptest::prelude::{any, prop_assert_eq, proptest};
+
+    use super::*;
+    use crate::name::{Key, TenantId};
+
+    fn place(token: u64, tenant: &str, key: u8) -> Place {
+        let tenant = TenantId::from_trusted(Bytes::copy_from_slice(tenant.as_bytes()));
+        Place { token, tenant, key: Key::from_trusted(Bytes::from(vec![key])) }
+    }
+
+    fn found(place: &Place) -> Found {
+        Found { place: place.clone(), record: Some(Encoded(place.key.bytes().clone())) }
+    }
+
+    #[test]
+    fn pages_out_of_order_are_refused() {
+        let (a, b, c) = (place(5, "t", 1), place(5, "t", 2), place(6, "t", 1));
+        let join = || Join::new(1, 5, None);
+        assert_eq!(join().page(0, vec![found(&b), found(&a)], None), Err(Disordered));
+        assert_eq!(join().page(0, vec![found(&a), found(&a)], None), Err(Disordered));
+        assert_eq!(join().page(0, vec![found(&c)], Some(b.clone())), Err(Disordered), "the next page begins earlier");
+        assert_eq!(join().page(0, vec![found(&place(4, "t", 1))], None), Err(Disordered), "before the range");
+        let mut begun = Join::new(1, 5, Some(&b));
+        assert_eq!(begun.page(0, vec![found(&b)], None), Err(Disordered));
+        assert_eq!(begun.page(0, vec![], Some(b.clone())), Err(Disordered), "it does not go on");
+        assert_eq!(begun.page(0, vec![], Some(c.clone())), Ok(()));
+        assert_eq!((begun.after(0), begun.reached()), (Some(&c), Some(&c)));
+    }
+
+    #[test]
+    fn tenants_of_one_token_come_shorter_first() {
+        let mut join = Join::new(2, 0, None);
+        let (short, long) = (place(1, "z", 1), place(1, "aa", 1));
+        join.page(0, vec![found(&short), found(&long)], None).unwrap();
+        join.page(1, vec![found(&long)], None).unwrap();
+        let mut next = || match join.step() {
+            Step::Key(joined) => joined.place,
+            step => panic!("{step:?}"),
+        };
+        assert_eq!((next(), next()), (short, long));
+        assert_eq!(join.step(), Step::End);
+    }
+
+    #[test]
+    fn who_fails_is_heard_no_more() {
+        let mut join = Join::new(2, 0, None);
+        let (a, b) = (place(1, "t", 1), place(2, "t", 2));
+        assert_eq!((join.step(), join.reached()), (Step::Ask(SmallVec::from_slice(&[0, 1])), None));
+        join.page(0, vec![found(&a)], Some(a.clone())).unwrap();
+        join.page(1, vec![found(&a), found(&b)], None).unwrap();
+        assert!(matches!(join.step(), Step::Key(Joined { told, .. }) if told.len() == 2));
+        assert_eq!(join.step(), Step::Ask(SmallVec::from_slice(&[0])));
+        assert_eq!(join.reached(), Some(&a));
+        join.failed(0);
+        assert!(matches!(join.step(), Step::Key(Joined { place, told }) if place == b && told.len() == 1));
+        assert_eq!((join.step(), join.taking_part().as_slice()), (Step::End, &[1][..]));
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_comes_once_with_what_each_has(
+            sets in proptest::collection::vec(proptest::collection::btree_set((0..6u64, 0..3u8, any::<u8>()), 0..40), 1..5),
+            cut in 1..7usize,
+        ) {
+            let tenants = ["t", "s", "long"];
+            let sets: Vec<Vec<Place>> = sets
+                .iter()
+                .map(|set| {
+                    let mut places: Vec<Place> = set.iter().map(|(token, tenant, key)| place(*token, tenants[usize::from(*tenant)], *key)).collect();
+                    places.sort_by(stored_order);
+                    places
+                })
+                .collect();
+            let mut join = Join::new(sets.len() as u8, 0, None);
+            let mut came: Vec<(Place, BTreeSet<u8>)> = Vec::new();
+            loop {
+                match join.step() {
+                    Step::End => break,
+                    Step::Ask(replicas) => for replica in replicas {
+                        if let (Some(reached), Some((last, _))) = (join.reached(), came.last()) {
+                            assert!(stored_order(last, reached).is_le());
+                        }
+                        let all = &sets[usize::from(replica)];
+                        let start = join.after(replica).map_or(0, |after| all.partition_point(|place| stored_order(place, after).is_le()));
+                        let page = &all[start..all.len().min(start + cut)];
+                        let next = (start + cut < all.len()).then(|| page[page.len() - 1].clone());
+                        join.page(replica, page.iter().map(found).collect(), next).unwrap();
+                    },
+                    Step::Key(Joined { place, told }) => {
+                        let has = told.iter().filter(|(_, told)| *told != Told::Nothing).map(|(index, _)| *index).collect();
+                        came.push((place, has));
+                    }
+                }
+            }
+            let mut expected: BTreeMap<(u64, usize, Bytes, Bytes), (Place, BTreeSet<u8>)> = BTreeMap::new();
+            for (index, set) in (0..).zip(&sets) {
+                for place in set {
+                    let tenant = place.tenant.bytes();
+                    let order = (place.token, tenant.len(), tenant.clone(), place.key.bytes().clone());
+                    expected.entry(order).or_insert_with(|| (place.clone(), BTreeSet::new())).1.insert(index);
+                }
+            }
+            prop_assert_eq!(came, expected.into_values().collect::<Vec<_>>());
+        }
+    }
+}
