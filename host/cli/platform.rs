@@ -1,6 +1,7 @@
 //! The plugin platform of a coordinator: its host, and where its bindings are kept.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use prometheus_client::collector::Collector;
@@ -24,31 +25,50 @@ pub async fn start(config: &Config, metadata: Arc<dyn Metadata>) -> anyhow::Resu
         folder: config.plugins.clone(),
         limits: Limits::default(),
     };
-    let bindings = Arc::new(Bindings { metadata, runtime: Handle::current() });
+    let bindings = Arc::new(Bindings { metadata, runtime: Handle::current(), versions: Mutex::default() });
     let started = tokio::task::spawn_blocking(move || PluginHost::start(settings, bindings));
     started.await?.context("start the plugin host")
 }
 
-/// Bindings in the metadata store.
+/// Bindings in the metadata store. A change is refused when another coordinator has changed the binding since it was read.
 struct Bindings {
     metadata: Arc<dyn Metadata>,
     runtime: Handle,
+    /// The versions that were read or stored last. At most as many as there can be bindings.
+    versions: Mutex<HashMap<Slot, u64>>,
+}
+
+impl Bindings {
+    fn versions(&self) -> MutexGuard<'_, HashMap<Slot, u64>> {
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn version(&self, slot: &Slot) -> u64 {
+        self.versions().get(slot).copied().unwrap_or(0)
+    }
 }
 
 impl BindingStore for Bindings {
     fn load(&self) -> Result<Vec<BindingRecord>, StoreError> {
-        let records = self.runtime.block_on(self.metadata.binding_records())?;
-        records.iter().map(|record| BindingRecord::decode(record)).collect()
+        let stored = self.runtime.block_on(self.metadata.binding_records())?;
+        let records = stored.iter().map(|stored| BindingRecord::decode(&stored.record)).collect();
+        *self.versions() = stored.into_iter().map(|stored| (stored.slot, stored.version)).collect();
+        records
     }
 
     fn save(&self, record: &BindingRecord) -> Result<(), StoreError> {
         let slot = Slot { tenant: record.tenant.clone(), hook: record.hook };
-        self.runtime.block_on(self.metadata.save_binding_record(&slot, record.encode()))
+        let saving = self.metadata.save_binding_record(&slot, self.version(&slot), record.encode());
+        let version = self.runtime.block_on(saving)?;
+        self.versions().insert(slot, version);
+        Ok(())
     }
 
     fn remove(&self, tenant: Option<&TenantId>, hook: Hook) -> Result<(), StoreError> {
         let slot = Slot { tenant: tenant.cloned(), hook };
-        self.runtime.block_on(self.metadata.remove_binding_record(&slot))
+        self.runtime.block_on(self.metadata.remove_binding_record(&slot, self.version(&slot)))?;
+        self.versions().remove(&slot);
+        Ok(())
     }
 }
 

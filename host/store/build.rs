@@ -1,5 +1,5 @@
 //! The migrations are part of the binary: a changed one must rebuild it.
 
 fn main() {
-    println!("cargo:rerun-if-changed=../../migrations/sqlite");
+    println!("cargo:rerun-if-changed=../../migrations");
 }

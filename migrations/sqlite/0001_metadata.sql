@@ -1,5 +1,23 @@
 -- Times are Unix milliseconds. Checks repeat the limits of the data model, as the last line of defence.
 
+-- One row. `revision` numbers the changes of everything that coordinators follow; `fence` numbers the leases that were granted;
+-- `needs_schema` is the newest migration that a program must know to work on this store: one that only adds leaves it as it is.
+CREATE TABLE cluster_state (
+    only_row INTEGER NOT NULL PRIMARY KEY DEFAULT 1 CHECK (only_row = 1),
+    revision INTEGER NOT NULL DEFAULT 0,
+    fence INTEGER NOT NULL DEFAULT 0,
+    needs_schema INTEGER NOT NULL DEFAULT 1
+) STRICT, WITHOUT ROWID;
+
+INSERT INTO cluster_state DEFAULT VALUES;
+
+-- What changed, the newest 10,000.
+CREATE TABLE changes (
+    revision INTEGER NOT NULL PRIMARY KEY,
+    topic TEXT NOT NULL,
+    subject TEXT NOT NULL DEFAULT ''
+) STRICT;
+
 CREATE TABLE tenants (
     tenant_id TEXT NOT NULL PRIMARY KEY CHECK (length(CAST(tenant_id AS BLOB)) BETWEEN 1 AND 256),
     replication_factor INTEGER NOT NULL DEFAULT 3 CHECK (replication_factor BETWEEN 1 AND 5),
@@ -11,6 +29,8 @@ CREATE TABLE tenants (
     idempotency_outage TEXT NOT NULL DEFAULT 'reject',
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
+    -- A deleted tenant's row stays: its id is never given to another.
+    deleted_at INTEGER,
     version INTEGER NOT NULL DEFAULT 1 CHECK (version >= 1)
 ) STRICT, WITHOUT ROWID;
 
@@ -35,46 +55,45 @@ CREATE TABLE plugin_artifacts (
     name TEXT NOT NULL CHECK (length(name) BETWEEN 1 AND 128),
     version TEXT NOT NULL CHECK (length(version) BETWEEN 1 AND 64),
     hook TEXT NOT NULL,
+    deterministic INTEGER NOT NULL CHECK (deterministic IN (0, 1)),
+    -- The file in a watched folder that it came from; none for an upload.
+    source TEXT CHECK (source IS NULL OR length(CAST(source AS BLOB)) BETWEEN 1 AND 255),
     bytes BLOB NOT NULL CHECK (length(bytes) BETWEEN 1 AND 33554432),
     created_at INTEGER NOT NULL
 ) STRICT;
 
 CREATE INDEX idx_plugin_artifacts_name ON plugin_artifacts (name, version);
 
--- Every binding there was, numbered from 1 for each (tenant, hook). The default for all tenants has the tenant id ''.
-CREATE TABLE plugin_bindings (
-    tenant_id TEXT NOT NULL CHECK (length(CAST(tenant_id AS BLOB)) <= 256),
-    hook TEXT NOT NULL,
-    number INTEGER NOT NULL CHECK (number >= 1),
-    -- What was in force before: 0 for nothing. Rolling back leads there; a shadow or canary runs beside it.
-    previous INTEGER NOT NULL CHECK (previous BETWEEN 0 AND number - 1),
-    digest BLOB NOT NULL REFERENCES plugin_artifacts (digest),
-    configuration BLOB NOT NULL CHECK (length(configuration) <= 65536),
-    on_fault TEXT NOT NULL,
-    mode TEXT NOT NULL,
-    percent INTEGER NOT NULL DEFAULT 0 CHECK (percent BETWEEN 0 AND 100),
-    by_name TEXT CHECK (by_name IS NULL OR length(by_name) BETWEEN 1 AND 128),
-    created_at INTEGER NOT NULL,
-    PRIMARY KEY (tenant_id, hook, number)
-) STRICT, WITHOUT ROWID;
-
-CREATE INDEX idx_plugin_bindings_digest ON plugin_bindings (digest);
-
--- Which one is in force: 0 for none. `last` is the greatest number ever given, so that none is given twice.
-CREATE TABLE plugin_bindings_in_force (
-    tenant_id TEXT NOT NULL,
-    hook TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    last INTEGER NOT NULL,
-    PRIMARY KEY (tenant_id, hook)
-) STRICT, WITHOUT ROWID;
-
--- What the plugin platform stores of a slot's binding: a text of its own, versioned in itself.
+-- What the plugin platform stores of a slot's binding: a text of its own, versioned in itself. The default for all tenants has
+-- the tenant id ''. `version` is the revision of its last change.
 CREATE TABLE plugin_binding_records (
     tenant_id TEXT NOT NULL CHECK (length(CAST(tenant_id AS BLOB)) <= 256),
     hook TEXT NOT NULL,
-    record TEXT NOT NULL,
+    version INTEGER NOT NULL CHECK (version >= 1),
+    record TEXT NOT NULL CHECK (length(CAST(record AS BLOB)) <= 2097152),
     PRIMARY KEY (tenant_id, hook)
+) STRICT, WITHOUT ROWID;
+
+-- Who coordinates under which node id, and until when nobody else may.
+CREATE TABLE coordinators (
+    node_id TEXT NOT NULL PRIMARY KEY CHECK (length(node_id) BETWEEN 1 AND 128),
+    instance BLOB NOT NULL CHECK (length(instance) = 16),
+    address TEXT NOT NULL CHECK (length(address) BETWEEN 1 AND 300),
+    version TEXT NOT NULL CHECK (length(version) BETWEEN 1 AND 64),
+    fence INTEGER NOT NULL CHECK (fence >= 1),
+    granted_at INTEGER NOT NULL,
+    lease_until INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE api_tokens (
+    token_id TEXT NOT NULL PRIMARY KEY CHECK (length(token_id) BETWEEN 1 AND 64),
+    hash BLOB NOT NULL CHECK (length(hash) = 32),
+    -- None: good for every tenant.
+    tenant_id TEXT CHECK (tenant_id IS NULL OR length(CAST(tenant_id AS BLOB)) BETWEEN 1 AND 256),
+    scopes INTEGER NOT NULL CHECK (scopes BETWEEN 0 AND 4294967295),
+    label TEXT NOT NULL CHECK (length(CAST(label AS BLOB)) <= 128),
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE cluster_secrets (

@@ -169,6 +169,8 @@ pub struct Tenant {
     pub created_at_ms: u64,
     /// Unix time, milliseconds.
     pub updated_at_ms: u64,
+    /// When it was deleted: Unix time, milliseconds. A deleted tenant is kept, so that its id is never given to another.
+    pub deleted_at_ms: Option<u64>,
 }
 
 impl Tenant {
@@ -186,6 +188,7 @@ impl Tenant {
             version: 1,
             created_at_ms: now_ms,
             updated_at_ms: now_ms,
+            deleted_at_ms: None,
         }
     }
 }

@@ -119,6 +119,35 @@ impl TenantCache {
         self.shared.keep(&tenant);
     }
 
+    /// Another coordinator has changed a tenant: if it is known here, reads it, once it was changed, and serves it as it is now.
+    ///
+    /// # Errors
+    /// Those of [`Metadata::tenant`]; then it is served as it was, and this is to be repeated.
+    pub async fn changed(&self, id: &TenantId) -> Result<(), StoreError> {
+        if !self.shared.concerns(id) {
+            // Whoever asks for it next reads it.
+            return Ok(());
+        }
+        if let Some(tenant) = self.shared.metadata.tenant(id).await? {
+            self.publish(tenant);
+        }
+        Ok(())
+    }
+
+    /// Other coordinators have changed nobody knows what: [`Self::changed`] for every tenant that is known here, one after the
+    /// other.
+    ///
+    /// # Errors
+    /// The first of theirs; the rest is not looked at then.
+    pub async fn all_changed(&self) -> Result<(), StoreError> {
+        self.shared.unknown.invalidate_all();
+        let under_way = self.shared.lock().ids();
+        for id in self.shared.known.ids().into_iter().chain(under_way) {
+            self.changed(&id).await?;
+        }
+        Ok(())
+    }
+
     /// What the cache has done.
     pub fn counts(&self) -> TenantCacheCounts {
         let counts = &self.shared.counts;
@@ -130,10 +159,9 @@ impl TenantCache {
     }
 }
 
-/// True when `this` was stored after `that`: a version counts up, and a tenant that was deleted and created again counts from
-/// its creation.
+/// True when `this` was stored after `that`: a version counts up, and an id is never given to another tenant.
 fn newer(this: &Tenant, that: &Tenant) -> bool {
-    (this.created_at_ms, this.version) > (that.created_at_ms, that.version)
+    this.version > that.version
 }
 
 impl Shared {
@@ -144,6 +172,14 @@ impl Shared {
     fn after(&self, duration: Duration) -> u64 {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         self.clock.monotonic_micros().saturating_add(micros)
+    }
+
+    /// Whether anybody here has seen, or may be about to see, the tenant as it was before now. That there is none of this id is
+    /// no longer taken for granted.
+    fn concerns(&self, id: &TenantId) -> bool {
+        let flights = self.lock();
+        self.unknown.invalidate(id);
+        flights.has(id) || self.known.look(id, |_| ()).is_some()
     }
 
     /// Keeps what is the newest known of a tenant, and answers with it. Call it under the flights' lock.

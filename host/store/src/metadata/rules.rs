@@ -1,14 +1,16 @@
 //! The bounds and the messages that every implementation shares.
 
-use witan_kernel::hook::Hook;
+use std::collections::HashSet;
+
 use witan_kernel::limit;
-use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{StorageNode, StoreError};
 use witan_kernel::tenant::Tenant;
 
 use super::{
-    ARTIFACT_BYTES, ARTIFACTS, Artifact, CONFIGURATION_BYTES, Digest, HOST_BYTES, Mode, NODES, PAGE, PLUGIN_NAME_BYTES,
-    PLUGIN_VERSION_BYTES, Slot, Terms,
+    ADDRESS_BYTES, ARTIFACT_BYTES, ARTIFACTS, Artifact, BINDING_RECORD_BYTES, BINDINGS, CHANGES, COORDINATORS, Changed,
+    Claim, CoordinatorOnRecord, Digest, HOST_BYTES, LEASE_MS, NODES, PAGE, PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES,
+    PLUGIN_VERSION_BYTES, Slot, TOKEN_ID_BYTES, TOKEN_LABEL_BYTES, TOKENS, Token, VERSION_BYTES,
 };
 
 pub(super) fn page(limit: u32) -> u32 {
@@ -37,26 +39,67 @@ pub(super) fn node(node: &StorageNode) -> Result<(), StoreError> {
 }
 
 pub(super) fn artifact(artifact: &Artifact) -> Result<(), StoreError> {
-    text("a plugin's name", &artifact.name, PLUGIN_NAME_BYTES)?;
-    text("a plugin's version", &artifact.version, PLUGIN_VERSION_BYTES)?;
-    if !(1..=ARTIFACT_BYTES).contains(&artifact.bytes.len()) {
-        let is = artifact.bytes.len();
+    text("a plugin's name", &artifact.entry.name, PLUGIN_NAME_BYTES)?;
+    text("a plugin's version", &artifact.entry.version, PLUGIN_VERSION_BYTES)?;
+    if let Some(file) = &artifact.entry.source {
+        text("a plugin's file name", file, PLUGIN_SOURCE_BYTES)?;
+    }
+    let is = artifact.bytes.len();
+    if !(1..=ARTIFACT_BYTES).contains(&is) {
         return Err(StoreError::Refused(format!("the plugin has {is} bytes; use 1 to {ARTIFACT_BYTES}")));
     }
     Ok(())
 }
 
-pub(super) fn terms(terms: &Terms) -> Result<(), StoreError> {
-    if terms.configuration.len() > CONFIGURATION_BYTES {
-        let is = terms.configuration.len();
-        return Err(StoreError::Refused(format!(
-            "the configuration has {is} bytes; use at most {CONFIGURATION_BYTES}"
-        )));
+pub(super) fn binding_record(record: &str) -> Result<(), StoreError> {
+    text("a binding's record", record, BINDING_RECORD_BYTES)
+}
+
+pub(super) fn claim(claim: &Claim, lease_ms: u64) -> Result<(), StoreError> {
+    text("a coordinator's address", &claim.address, ADDRESS_BYTES)?;
+    text("a coordinator's version", &claim.version, VERSION_BYTES)?;
+    if !(1..=LEASE_MS).contains(&lease_ms) {
+        return Err(StoreError::Refused(format!("a lease of {lease_ms} ms; use 1 to {LEASE_MS}")));
     }
-    if let Mode::Canary { percent: percent @ 101.. } = terms.mode {
-        return Err(StoreError::Refused(format!("a canary's percent is {percent}; use 0 to 100")));
+    Ok(())
+}
+
+pub(super) fn token(token: &Token) -> Result<(), StoreError> {
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if token.id.is_empty() || token.id.len() > TOKEN_ID_BYTES || !token.id.bytes().all(good) {
+        return Err(StoreError::Refused(format!("a token's id has 1 to {TOKEN_ID_BYTES} of a-z, 0-9 and '-'")));
     }
-    terms.by_name.as_deref().map_or(Ok(()), |name| text("a plugin's name", name, PLUGIN_NAME_BYTES))
+    if token.label.is_empty() { Ok(()) } else { text("a token's label", &token.label, TOKEN_LABEL_BYTES) }
+}
+
+/// What a claim on a node id comes to, given the coordinator that is on record for it, if any.
+pub(super) enum Granting {
+    /// It goes on under the fence it has.
+    Renewed(u64),
+    /// It begins, under a new fence.
+    New,
+}
+
+/// Whether a claim is granted. One's own lease that has run out is a new one: somebody may have counted on its end.
+pub(super) fn grant(
+    claim: &Claim,
+    on_record: Option<&CoordinatorOnRecord>,
+    now_ms: u64,
+) -> Result<Granting, StoreError> {
+    match on_record {
+        Some(holder) if holder.until_ms > now_ms && holder.claim.instance == claim.instance => {
+            Ok(Granting::Renewed(holder.fence))
+        }
+        Some(holder) if holder.until_ms > now_ms => Err(StoreError::Conflict(format!(
+            "coordinator {} is running already, at {} (version {}), and has the id for another {} ms at least; \
+             give this one an id of its own, or stop that one first",
+            claim.node_id,
+            holder.claim.address,
+            holder.claim.version,
+            holder.until_ms - now_ms
+        ))),
+        _ => Ok(Granting::New),
+    }
 }
 
 fn text(what: &str, text: &str, most: usize) -> Result<(), StoreError> {
@@ -67,38 +110,58 @@ fn text(what: &str, text: &str, most: usize) -> Result<(), StoreError> {
     Ok(())
 }
 
-pub(super) fn lost_update(tenant: &Tenant, stored: u64) -> StoreError {
+pub(super) fn lost_update(id: &TenantId, expected: u64, stored: u64) -> StoreError {
     StoreError::Conflict(format!(
-        "tenant {} is at version {stored}, not {}; read it again and repeat the change",
-        tenant.id, tenant.version
+        "tenant {id} is at version {stored}, not {expected}; read it again and repeat the change"
     ))
 }
 
-pub(super) fn not_in_force(slot: &Slot, from: u64, in_force: u64) -> StoreError {
-    let hook = slot.hook;
+/// The revision from which on all changes are remembered, when the newest is `revision`.
+pub(super) fn remembered_from(revision: u64) -> u64 {
+    revision.saturating_sub(CHANGES)
+}
+
+/// True when all changes after `after` are remembered. A revision of the future means that the store was set back.
+pub(super) fn complete(after: u64, revision: u64) -> bool {
+    (remembered_from(revision)..=revision).contains(&after)
+}
+
+pub(super) fn other_record(slot: &Slot, expected: u64, stored: u64) -> StoreError {
+    let told = |version| if version == 0 { "none".to_owned() } else { format!("version {version}") };
     StoreError::Conflict(format!(
-        "binding {in_force} of the {hook} is in force, not {from}; look at the bindings again"
+        "the {}'s binding was changed by another coordinator ({} is stored, {} was expected); look at it and repeat the change",
+        slot.hook,
+        told(stored),
+        told(expected)
     ))
 }
 
-pub(super) fn nothing_bound(slot: &Slot) -> StoreError {
-    StoreError::Missing(format!("a binding of the {}", slot.hook))
+pub(super) fn too_many_bindings() -> StoreError {
+    StoreError::Refused(format!("there are {BINDINGS} bindings, the most there can be; remove one first"))
 }
 
-pub(super) fn forgotten(slot: &Slot, number: u64) -> StoreError {
-    StoreError::Missing(format!("binding {number} of the {} (no longer)", slot.hook))
+pub(super) fn too_many_coordinators() -> StoreError {
+    StoreError::Refused(format!("there are {COORDINATORS} live coordinators, the most there can be"))
 }
 
-pub(super) fn same_hook(terms: &Terms, of_artifact: Hook) -> Result<(), StoreError> {
-    if terms.slot.hook == of_artifact {
-        return Ok(());
-    }
-    let hook = terms.slot.hook;
-    Err(StoreError::Conflict(format!("plugin {} decides as {of_artifact}, not as {hook}", terms.digest)))
+pub(super) fn token_exists(id: &str) -> StoreError {
+    StoreError::Exists(format!("token {id}"))
 }
 
-pub(super) fn tenant_exists(id: &TenantId) -> StoreError {
-    StoreError::Exists(format!("tenant {id}"))
+pub(super) fn no_token(id: &str) -> StoreError {
+    StoreError::Missing(format!("token {id}"))
+}
+
+pub(super) fn too_many_tokens() -> StoreError {
+    StoreError::Refused(format!("there are {TOKENS} tokens, the most there can be; remove one first"))
+}
+
+pub(super) fn tenant_exists(stored: &Tenant) -> StoreError {
+    let id = &stored.id;
+    StoreError::Exists(match stored.deleted_at_ms {
+        Some(_) => format!("tenant {id} was deleted, and its id is not given again: it"),
+        None => format!("tenant {id}"),
+    })
 }
 
 pub(super) fn no_tenant(id: &TenantId) -> StoreError {
@@ -113,6 +176,30 @@ pub(super) fn no_node(id: &NodeId) -> StoreError {
     StoreError::Missing(format!("storage node {id}"))
 }
 
+/// Whether the store id of a node may be replaced: `on_record` is its own, `others` are those of other nodes. False when there
+/// is nothing to do.
+pub(super) fn replaces_store(
+    id: &NodeId,
+    on_record: Option<StoreId>,
+    from: StoreId,
+    to: StoreId,
+    mut others: impl Iterator<Item = StoreId>,
+) -> Result<bool, StoreError> {
+    if on_record == Some(to) {
+        return Ok(false);
+    }
+    if on_record != Some(from) {
+        let why =
+            format!("storage node {id} has another store on record than {from}; look again, and repeat the repair");
+        return Err(StoreError::Conflict(why));
+    }
+    if others.any(|other| other == to) {
+        let why = format!("the store {to} of storage node {id} is another node's: was its folder copied?");
+        return Err(StoreError::Refused(why));
+    }
+    Ok(true)
+}
+
 pub(super) fn too_many_nodes() -> StoreError {
     StoreError::Refused(format!("there are {NODES} storage nodes, the most there can be"))
 }
@@ -121,12 +208,21 @@ pub(super) fn no_artifact(digest: Digest) -> StoreError {
     StoreError::Missing(format!("plugin {digest}"))
 }
 
-pub(super) fn artifact_bound(digest: Digest) -> StoreError {
-    StoreError::Conflict(format!(
-        "plugin {digest} is bound, or is what a binding would roll back to; bind another first"
-    ))
-}
-
 pub(super) fn too_many_artifacts() -> StoreError {
     StoreError::Refused(format!("there are {ARTIFACTS} plugins, the most there can be; remove one first"))
+}
+
+/// Each change once, where it stands last.
+pub(super) fn each_once(all: impl DoubleEndedIterator<Item = Changed>) -> Vec<Changed> {
+    let mut seen = HashSet::new();
+    let mut changed: Vec<Changed> = all.rev().filter(|changed| seen.insert(changed.clone())).collect();
+    changed.reverse();
+    changed
+}
+
+pub(super) fn too_new(needs: u64) -> StoreError {
+    StoreError::Conflict(format!(
+        "the metadata were changed by a newer version of this program, and only one that knows their schema {needs} can \
+         work on them; run that version"
+    ))
 }

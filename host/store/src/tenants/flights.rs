@@ -67,6 +67,16 @@ impl Flights {
         }
     }
 
+    /// Whether a read of this tenant is under way.
+    pub(super) fn has(&self, id: &TenantId) -> bool {
+        self.under_way.contains_key(id)
+    }
+
+    /// The tenants that are being read.
+    pub(super) fn ids(&self) -> Vec<TenantId> {
+        self.under_way.keys().cloned().collect()
+    }
+
     /// Ends a read, and tells what was published meanwhile.
     pub(super) fn land(&mut self, id: &TenantId) -> Option<Arc<Tenant>> {
         self.under_way.remove(id).and_then(|flight| flight.published)

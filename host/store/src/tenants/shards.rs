@@ -67,6 +67,11 @@ impl<V> Shards<V> {
         shard.map.store(Arc::new(map));
     }
 
+    /// The ids of all entries.
+    pub(super) fn ids(&self) -> Vec<TenantId> {
+        self.shards.iter().flat_map(|shard| shard.map.load().keys().cloned().collect::<Vec<_>>()).collect()
+    }
+
     /// Removes an entry.
     pub(super) fn remove(&self, id: &TenantId) {
         let shard = self.shard(id);

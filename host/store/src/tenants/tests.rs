@@ -2,15 +2,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{StorageNode, StoreError, Tenants};
 use witan_kernel::tenant::Tenant;
 
 use super::{TenantCache, TenantCacheConfig};
 use crate::metadata::{
-    Answer, Artifact, ArtifactEntry, Binding, Digest, MemoryMetadata, Metadata, NodeOnRecord, Secret, Slot, Terms,
-    contract,
+    Answer, Artifact, ArtifactEntry, BindingOnRecord, Changes, Claim, CoordinatorOnRecord, Digest, Lease,
+    MemoryMetadata, Metadata, NodeOnRecord, Secret, Slot, Token, contract,
 };
 use crate::testing::{StandingClock, join_all, poll_once};
 
@@ -72,8 +72,17 @@ impl Metadata for Watched {
     fn schema_version(&self) -> Answer<u64> {
         self.inner.schema_version()
     }
+    fn changes(&self, after: u64) -> Answer<Changes> {
+        self.inner.changes(after)
+    }
+    fn hint(&self) -> watch::Receiver<u64> {
+        self.inner.hint()
+    }
     fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Answer<Vec<Tenant>> {
         self.inner.tenants(after, limit)
+    }
+    fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64) -> Answer<Tenant> {
+        self.inner.delete_tenant(id, version, now_ms)
     }
     fn add_node(&self, node: StorageNode, now_ms: u64) -> Answer<()> {
         self.inner.add_node(node, now_ms)
@@ -90,6 +99,18 @@ impl Metadata for Watched {
     fn record_store_id(&self, id: &NodeId, told: StoreId) -> Answer<StoreId> {
         self.inner.record_store_id(id, told)
     }
+    fn replace_store_id(&self, id: &NodeId, from: StoreId, to: StoreId) -> Answer<()> {
+        self.inner.replace_store_id(id, from, to)
+    }
+    fn hold_lease(&self, claim: Claim, lease_ms: u64) -> Answer<Lease> {
+        self.inner.hold_lease(claim, lease_ms)
+    }
+    fn release_lease(&self, node_id: &NodeId, instance: [u8; 16]) -> Answer<()> {
+        self.inner.release_lease(node_id, instance)
+    }
+    fn coordinators(&self) -> Answer<Vec<CoordinatorOnRecord>> {
+        self.inner.coordinators()
+    }
     fn put_artifact(&self, artifact: Artifact) -> Answer<()> {
         self.inner.put_artifact(artifact)
     }
@@ -102,29 +123,29 @@ impl Metadata for Watched {
     fn remove_artifact(&self, digest: Digest) -> Answer<()> {
         self.inner.remove_artifact(digest)
     }
-    fn bind(&self, terms: Terms) -> Answer<Binding> {
-        self.inner.bind(terms)
-    }
-    fn rollback(&self, slot: &Slot, from: u64) -> Answer<Option<Binding>> {
-        self.inner.rollback(slot, from)
-    }
-    fn bindings(&self, after: Option<&Slot>, limit: u32) -> Answer<Vec<Binding>> {
-        self.inner.bindings(after, limit)
-    }
-    fn binding(&self, slot: &Slot, number: u64) -> Answer<Option<Binding>> {
-        self.inner.binding(slot, number)
-    }
-    fn binding_history(&self, slot: &Slot) -> Answer<Vec<Binding>> {
-        self.inner.binding_history(slot)
-    }
-    fn binding_records(&self) -> Answer<Vec<String>> {
+    fn binding_records(&self) -> Answer<Vec<BindingOnRecord>> {
         self.inner.binding_records()
     }
-    fn save_binding_record(&self, slot: &Slot, record: String) -> Answer<()> {
-        self.inner.save_binding_record(slot, record)
+    fn binding_record(&self, slot: &Slot) -> Answer<Option<BindingOnRecord>> {
+        self.inner.binding_record(slot)
     }
-    fn remove_binding_record(&self, slot: &Slot) -> Answer<()> {
-        self.inner.remove_binding_record(slot)
+    fn save_binding_record(&self, slot: &Slot, expected: u64, record: String) -> Answer<u64> {
+        self.inner.save_binding_record(slot, expected, record)
+    }
+    fn remove_binding_record(&self, slot: &Slot, expected: u64) -> Answer<()> {
+        self.inner.remove_binding_record(slot, expected)
+    }
+    fn create_token(&self, token: Token) -> Answer<()> {
+        self.inner.create_token(token)
+    }
+    fn token(&self, id: &str) -> Answer<Option<Token>> {
+        self.inner.token(id)
+    }
+    fn tokens(&self, after: Option<&str>, limit: u32) -> Answer<Vec<Token>> {
+        self.inner.tokens(after, limit)
+    }
+    fn remove_token(&self, id: &str) -> Answer<()> {
+        self.inner.remove_token(id)
     }
     fn secrets(&self, fresh: [u8; 32], now_ms: u64) -> Answer<Vec<Secret>> {
         self.inner.secrets(fresh, now_ms)
@@ -278,9 +299,11 @@ async fn a_change_is_seen_at_once_and_no_older_read_undoes_it() {
     gate.add_permits(1);
     world.settle().await;
     assert_eq!(world.version("t").await, Some(3));
-    // And one that was deleted and made again starts over.
-    world.cache.publish(Tenant { created_at_ms: first.created_at_ms + 1, ..first });
-    assert_eq!(world.version("t").await, Some(1));
+    // And that it was deleted.
+    let deleted = world.metadata.delete_tenant(&first.id, 3, 50).await.expect("deleted");
+    world.cache.publish(deleted.clone());
+    assert_eq!(world.cache.cached(&first.id).as_deref(), Some(&deleted));
+    assert_eq!(world.cache.tenant(&first.id).await.expect("told").as_deref(), Some(&deleted));
 }
 
 #[tokio::test]
@@ -340,6 +363,39 @@ async fn a_tenant_created_while_it_is_looked_up_is_found() {
     gate.add_permits(1);
     assert_eq!(reading.await, Some(1));
     assert_eq!(world.version("t").await, Some(1));
+}
+
+#[tokio::test]
+async fn a_change_of_another_coordinator_is_seen_and_no_older_read_undoes_it() {
+    let world = world();
+    let first = world.create("t").await;
+    assert_eq!(world.version("t").await, Some(1));
+    let second = world.metadata.update_tenant(first).await.expect("updated elsewhere");
+    world.cache.changed(&id("t")).await.expect("read");
+    assert_eq!((world.version("t").await, world.metadata.reads()), (Some(2), 2));
+    world.cache.changed(&id("not known here")).await.expect("nothing to do");
+    assert_eq!(world.metadata.reads(), 2);
+
+    // A refresh that is under way has seen version 2 already.
+    world.clock.pass_ms(300_000);
+    let gate = world.metadata.hold();
+    assert_eq!(world.version("t").await, Some(2));
+    world.settle().await;
+    world.metadata.update_tenant(second).await.expect("updated elsewhere");
+    world.metadata.let_go();
+    world.cache.all_changed().await.expect("read");
+    gate.add_permits(1);
+    world.settle().await;
+    assert_eq!(world.version("t").await, Some(3));
+
+    // One that was looked for in vain, and is created elsewhere.
+    assert_eq!(world.version("late").await, None);
+    world.create("late").await;
+    world.cache.changed(&id("late")).await.expect("nothing to do");
+    assert_eq!(world.version("late").await, Some(1));
+    world.metadata.inner.set_available(false);
+    assert!(world.cache.changed(&id("t")).await.is_err());
+    assert_eq!(world.version("t").await, Some(3));
 }
 
 #[tokio::test]

@@ -1,0 +1,194 @@
+//! A small pool of connections.
+//!
+//! Of its own, for what sqlx's pool leaves open: that one takes back whatever is dropped, looks at it in a task without a time
+//! limit (a server that is paused in that moment keeps the place), and cannot tell a connection in a transaction from another.
+//! Here a connection is taken back only when its operation says that it is done with it, and lent again only after it has
+//! answered, within a time limit, that it is in no transaction.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, PgConnection};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep, timeout};
+use witan_kernel::port::StoreError;
+
+use super::PostgresConfig;
+use super::errors::{failed, passes};
+
+/// How long a connection that was idle may take to answer. One that takes longer is dead, or its server is about to be.
+const CHECK: Duration = Duration::from_secs(1);
+/// After so long a connection is replaced, so that a server that has moved, or grown, is noticed.
+const LIFETIME: Duration = Duration::from_secs(30 * 60);
+/// How long a connection that is closed may take to say so. It is dropped then.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Between two attempts to connect: the first, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+
+/// In an open transaction, `now()` is the time of its beginning, and the statement's time is later.
+const IN_NO_TRANSACTION: &str = "SELECT now() = statement_timestamp()";
+
+pub(super) struct Connections {
+    options: PgConnectOptions,
+    session: String,
+    connect: Duration,
+    places: Arc<Semaphore>,
+    /// The one used last at the end. As many as there are places at most.
+    idle: Mutex<Vec<Idle>>,
+}
+
+struct Idle {
+    connection: PgConnection,
+    since: Instant,
+}
+
+/// A connection for one operation. Dropped before it is given back, it is closed.
+pub(in crate::metadata) struct Lent {
+    idle: Option<Idle>,
+    done: bool,
+    pool: Arc<Connections>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connections {
+    pub(super) fn new(options: PgConnectOptions, config: &PostgresConfig) -> Self {
+        Self {
+            options,
+            session: session(config.operation),
+            connect: config.connect,
+            places: Arc::new(Semaphore::new(config.connections as usize)),
+            idle: Mutex::default(),
+        }
+    }
+
+    pub(super) async fn lend(self: &Arc<Self>) -> Result<Lent, StoreError> {
+        let place = self.places.clone().acquire_owned().await;
+        let place = place.map_err(|_| StoreError::Unavailable("the metadata store is closed".into()))?;
+        let idle = match self.usable().await {
+            Some(idle) => idle,
+            None => self.fresh().await?,
+        };
+        Ok(Lent { idle: Some(idle), done: false, pool: self.clone(), _place: place })
+    }
+
+    /// One that was used before and answers.
+    async fn usable(&self) -> Option<Idle> {
+        while let Some(mut idle) = self.next() {
+            let asked = sqlx::query_scalar(IN_NO_TRANSACTION).fetch_one(&mut idle.connection);
+            match timeout(CHECK, asked).await {
+                Ok(Ok(true)) => return Some(idle),
+                Ok(Ok(false)) => tracing::error!("a connection to PostgreSQL was given back inside a transaction"),
+                Ok(Err(error)) => tracing::debug!(%error, "a connection to PostgreSQL is gone"),
+                // What does not answer will not answer on the next one either, and time is short.
+                Err(_) => self.idle().clear(),
+            }
+        }
+        None
+    }
+
+    fn next(&self) -> Option<Idle> {
+        let mut idle = self.idle();
+        idle.retain(|idle| idle.since.elapsed() < LIFETIME);
+        idle.pop()
+    }
+
+    async fn fresh(&self) -> Result<Idle, StoreError> {
+        let mut connection = open(&self.options, self.connect).await?;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(self.session.clone())).execute(&mut connection).await.map_err(failed)?;
+        Ok(Idle { connection, since: Instant::now() })
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lends nothing any more, and says goodbye on what is idle.
+    pub(super) async fn close(&self) {
+        self.places.close();
+        loop {
+            let Some(idle) = self.idle().pop() else { return };
+            close(idle.connection).await;
+        }
+    }
+}
+
+/// What each connection is told first. The server's limits stand below the operation's, so that it is the server that ends a
+/// change, and says so, where it can.
+fn session(operation: Duration) -> String {
+    let part = |tenths: u128| (operation.as_millis() * tenths / 10).max(1);
+    format!(
+        "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
+         SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; \
+         SET tcp_user_timeout = 10000; SET client_min_messages = warning",
+        part(9),
+        part(8),
+        part(4)
+    )
+}
+
+/// Connects within `patience`, however often that takes: a server that starts refuses at first.
+pub(super) async fn open(options: &PgConnectOptions, patience: Duration) -> Result<PgConnection, StoreError> {
+    let until = Instant::now() + patience;
+    let mut pause = RETRY.0;
+    loop {
+        let error = match tokio::time::timeout_at(until, options.connect()).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => error,
+            Err(_) => {
+                return Err(StoreError::Unavailable(format!("PostgreSQL: no connection within {patience:?}")));
+            }
+        };
+        if !passes(&error) || Instant::now() + pause >= until {
+            return Err(out_of_reach(error));
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(RETRY.1);
+    }
+}
+
+/// An error before there is a connection: nothing was damaged or refused, whatever the server says.
+fn out_of_reach(error: sqlx::Error) -> StoreError {
+    match failed(error) {
+        StoreError::Unavailable(why) => StoreError::Unavailable(why),
+        other => StoreError::Unavailable(other.to_string()),
+    }
+}
+
+pub(super) async fn close(connection: PgConnection) {
+    // It is gone either way.
+    let _ = timeout(GOODBYE, connection.close()).await;
+}
+
+impl Lent {
+    /// Lets the next operation have it, once it is dropped.
+    pub(in crate::metadata) fn give_back(&mut self) {
+        self.done = true;
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(idle) = self.idle.take()
+            && self.done
+            && !self.pool.places.is_closed()
+        {
+            self.pool.idle().push(idle);
+        }
+    }
+}
+
+impl Deref for Lent {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.idle.as_ref().expect("there until it is dropped").connection
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.idle.as_mut().expect("there until it is dropped").connection
+    }
+}

@@ -1,0 +1,64 @@
+//! Hears of the changes of other coordinators, on a connection of its own.
+//!
+//! Nothing depends on it: a change that it does not hear of is found by whoever looks at times. It hints once after each
+//! (re)connection, since what was told in between is lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+/// After so long without a word it asks whether the server is still there.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Between two attempts to connect: the first, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+pub(super) async fn listen(options: PgConnectOptions, patience: Duration, hints: Arc<watch::Sender<u64>>) {
+    let mut pause = RETRY.0;
+    loop {
+        match timeout(patience, subscribe(&options, patience)).await {
+            Ok(Ok(listener)) => {
+                pause = RETRY.0;
+                follow(listener, patience, &hints).await;
+                tracing::warn!("changes of other coordinators are not heard: PostgreSQL is gone; trying again");
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "listen to PostgreSQL"),
+            Err(_) => tracing::debug!("listen to PostgreSQL: no connection"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(RETRY.1);
+    }
+}
+
+async fn subscribe(options: &PgConnectOptions, patience: Duration) -> sqlx::Result<PgListener> {
+    // sqlx listens on a connection of a pool only; this one is for a single connection, and goes with it.
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(patience)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect_lazy_with(options.clone());
+    let mut listener = PgListener::connect_with(&pool).await?;
+    listener.eager_reconnect(false);
+    listener.listen("witan_changes").await?;
+    Ok(listener)
+}
+
+/// Until the connection is lost.
+async fn follow(mut listener: PgListener, patience: Duration, hints: &watch::Sender<u64>) {
+    hints.send_modify(|hints| *hints += 1);
+    loop {
+        match timeout(SILENCE, listener.try_recv()).await {
+            Ok(Ok(Some(_))) => hints.send_modify(|hints| *hints += 1),
+            Ok(Ok(None) | Err(_)) => return,
+            Err(_) => {
+                let there = timeout(patience, sqlx::query("LISTEN witan_changes").execute(&mut listener)).await;
+                if !matches!(there, Ok(Ok(_))) {
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What the plugin platform stores of its bindings: a text of its own for each slot, replaced by compare-and-swap.
+
+use witan_kernel::port::StoreError;
+
+use super::changes;
+use super::db::{Db, Value};
+use super::row::{Row, damaged};
+use crate::metadata::{BINDINGS, BindingOnRecord, Changed, Slot, rules};
+
+pub(super) async fn all(db: &mut Db) -> Result<Vec<BindingOnRecord>, StoreError> {
+    let all = "SELECT tenant_id, hook, version, record FROM plugin_binding_records ORDER BY tenant_id, hook";
+    db.rows(all, &[]).await?.iter().map(record).collect()
+}
+
+pub(super) async fn get(db: &mut Db, slot: Slot) -> Result<Option<BindingOnRecord>, StoreError> {
+    let row = db
+        .row(
+            "SELECT tenant_id, hook, version, record FROM plugin_binding_records WHERE tenant_id = $1 AND hook = $2",
+            &key(&slot),
+        )
+        .await?;
+    row.as_ref().map(record).transpose()
+}
+
+pub(super) async fn save(db: &mut Db, slot: Slot, expected: u64, record: String) -> Result<u64, StoreError> {
+    rules::binding_record(&record)?;
+    let stored = version(db, &slot).await?;
+    if stored != expected {
+        return Err(rules::other_record(&slot, expected, stored));
+    }
+    if stored == 0 {
+        let there = db.one("SELECT COUNT(*) AS bindings FROM plugin_binding_records", &[]).await?;
+        if there.number::<usize>("bindings")? >= BINDINGS {
+            return Err(rules::too_many_bindings());
+        }
+    }
+    // The revision as version: one that was removed and stored again does not look like itself.
+    let version = changes::record(db, Changed::Binding(slot.clone())).await?;
+    let [tenant, hook] = key(&slot);
+    db.execute(
+        "INSERT INTO plugin_binding_records (tenant_id, hook, version, record) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (tenant_id, hook) DO UPDATE SET version = $3, record = $4",
+        &[tenant, hook, Value::Number(version), Value::Text(&record)],
+    )
+    .await?;
+    Ok(version)
+}
+
+pub(super) async fn remove(db: &mut Db, slot: Slot, expected: u64) -> Result<(), StoreError> {
+    let stored = version(db, &slot).await?;
+    if stored == 0 {
+        return Ok(());
+    }
+    if stored != expected {
+        return Err(rules::other_record(&slot, expected, stored));
+    }
+    db.execute("DELETE FROM plugin_binding_records WHERE tenant_id = $1 AND hook = $2", &key(&slot)).await?;
+    changes::record(db, Changed::Binding(slot)).await.map(drop)
+}
+
+/// 0 when there is none.
+async fn version(db: &mut Db, slot: &Slot) -> Result<u64, StoreError> {
+    let sql = "SELECT version FROM plugin_binding_records WHERE tenant_id = $1 AND hook = $2";
+    db.row(sql, &key(slot)).await?.map_or(Ok(0), |row| row.number("version"))
+}
+
+fn key(slot: &Slot) -> [Value<'_>; 2] {
+    [Value::Text(slot.tenant_text()), Value::Text(slot.hook.as_str())]
+}
+
+fn record(row: &Row) -> Result<BindingOnRecord, StoreError> {
+    let (tenant, hook) = (row.text("tenant_id")?, row.text("hook")?);
+    let slot = Slot::read(&tenant, &hook).ok_or_else(|| damaged("a binding's slot", &(tenant, hook)))?;
+    Ok(BindingOnRecord { slot, version: row.number("version")?, record: row.text("record")? })
+}

@@ -1,0 +1,144 @@
+//! Coordinators: who has which node id, and until when.
+
+use witan_kernel::name::NodeId;
+use witan_kernel::port::StoreError;
+
+use super::changes;
+use super::db::{Db, Value};
+use super::row::Row;
+use crate::metadata::rules::Granting;
+use crate::metadata::{COORDINATOR_KEPT_MS, COORDINATORS, Changed, Claim, CoordinatorOnRecord, Lease, rules};
+
+/// Renews a lease that holds, in one statement that reads the clock itself: none that has run out is renewed. `None` when
+/// there is more to it.
+pub(super) async fn renew(db: &mut Db, claim: &Claim, lease_ms: u64) -> Result<Option<Lease>, StoreError> {
+    let sql = db.dialect(
+        "UPDATE coordinators SET lease_until = CAST(unixepoch('subsec') * 1000 AS INTEGER) + $5
+         WHERE node_id = $1 AND instance = $2 AND address = $3 AND version = $4
+            AND lease_until > CAST(unixepoch('subsec') * 1000 AS INTEGER)
+         RETURNING fence, lease_until",
+        "UPDATE coordinators SET lease_until = CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) + $5
+         WHERE node_id = $1 AND instance = $2 AND address = $3 AND version = $4
+            AND lease_until > CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)
+         RETURNING fence, lease_until",
+    );
+    let row = db
+        .row(
+            sql,
+            &[
+                Value::Text(claim.node_id.as_str()),
+                Value::Bytes(&claim.instance),
+                Value::Text(&claim.address),
+                Value::Text(&claim.version),
+                Value::Number(lease_ms),
+            ],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let until_ms = row.number::<u64>("lease_until")?;
+    Ok(Some(Lease { fence: row.number("fence")?, until_ms, now_ms: until_ms.saturating_sub(lease_ms) }))
+}
+
+pub(super) async fn grant(db: &mut Db, claim: Claim, lease_ms: u64) -> Result<Lease, StoreError> {
+    let now_ms = db.now_ms().await?;
+    let on_record = get(db, &claim.node_id, now_ms).await?;
+    let (fence, granted_at_ms) = match rules::grant(&claim, on_record.as_ref(), now_ms)? {
+        Granting::Renewed(fence) => (fence, on_record.map_or(now_ms, |holder| holder.granted_at_ms)),
+        Granting::New => {
+            make_room(db, &claim.node_id, now_ms).await?;
+            changes::record(db, Changed::Coordinators).await?;
+            let next = "UPDATE cluster_state SET fence = fence + 1 RETURNING fence";
+            (db.one(next, &[]).await?.number("fence")?, now_ms)
+        }
+    };
+    let until_ms = now_ms.saturating_add(lease_ms);
+    db.execute(
+        "INSERT INTO coordinators (node_id, instance, address, version, fence, granted_at, lease_until)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)
+         ON CONFLICT (node_id) DO UPDATE
+         SET instance = $2, address = $3, version = $4, fence = $5, granted_at = $6, lease_until = $7",
+        &[
+            Value::Text(claim.node_id.as_str()),
+            Value::Bytes(&claim.instance),
+            Value::Text(&claim.address),
+            Value::Text(&claim.version),
+            Value::Number(fence),
+            Value::Number(granted_at_ms),
+            Value::Number(until_ms),
+        ],
+    )
+    .await?;
+    Ok(Lease { fence, until_ms, now_ms })
+}
+
+/// Forgets who is long gone, and, where that is not enough, who has been gone longest.
+async fn make_room(db: &mut Db, id: &NodeId, now_ms: u64) -> Result<(), StoreError> {
+    let long_gone = Value::Number(now_ms.saturating_sub(COORDINATOR_KEPT_MS));
+    db.execute("DELETE FROM coordinators WHERE lease_until <= $1", &[long_gone]).await?;
+    let others = "SELECT COUNT(*) AS others FROM coordinators WHERE node_id <> $1";
+    if db.one(others, &[Value::Text(id.as_str())]).await?.number::<usize>("others")? < COORDINATORS {
+        return Ok(());
+    }
+    let forgotten = db
+        .execute(
+            "DELETE FROM coordinators WHERE node_id IN
+                (SELECT node_id FROM coordinators WHERE lease_until <= $1 AND node_id <> $2 ORDER BY lease_until LIMIT 1)",
+            &[Value::Number(now_ms), Value::Text(id.as_str())],
+        )
+        .await?;
+    if forgotten == 0 { Err(rules::too_many_coordinators()) } else { Ok(()) }
+}
+
+pub(super) async fn release(db: &mut Db, node_id: NodeId, instance: [u8; 16]) -> Result<(), StoreError> {
+    let now_ms = db.now_ms().await?;
+    let released = db
+        .execute(
+            "UPDATE coordinators SET lease_until = $3 WHERE node_id = $1 AND instance = $2 AND lease_until > $3",
+            &[Value::Text(node_id.as_str()), Value::Bytes(&instance), Value::Number(now_ms)],
+        )
+        .await?;
+    if released > 0 {
+        changes::record(db, Changed::Coordinators).await?;
+    }
+    Ok(())
+}
+
+async fn get(db: &mut Db, id: &NodeId, now_ms: u64) -> Result<Option<CoordinatorOnRecord>, StoreError> {
+    let row = db
+        .row(
+            "SELECT node_id, instance, address, version, fence, granted_at, lease_until
+             FROM coordinators WHERE node_id = $1",
+            &[Value::Text(id.as_str())],
+        )
+        .await?;
+    row.map(|row| coordinator(&row, now_ms)).transpose()
+}
+
+pub(super) async fn list(db: &mut Db) -> Result<Vec<CoordinatorOnRecord>, StoreError> {
+    // The clock first: one that dies in between is told live, and none that was renewed is told dead.
+    let now_ms = db.now_ms().await?;
+    let rows = db
+        .rows(
+            "SELECT node_id, instance, address, version, fence, granted_at, lease_until
+             FROM coordinators WHERE lease_until > $1 ORDER BY node_id",
+            &[Value::Number(now_ms.saturating_sub(COORDINATOR_KEPT_MS))],
+        )
+        .await?;
+    rows.iter().map(|row| coordinator(row, now_ms)).collect()
+}
+
+fn coordinator(row: &Row, now_ms: u64) -> Result<CoordinatorOnRecord, StoreError> {
+    let until_ms = row.number::<u64>("lease_until")?;
+    Ok(CoordinatorOnRecord {
+        claim: Claim {
+            node_id: row.spelled("node_id", |text| NodeId::new(text).ok())?,
+            instance: row.exactly("instance")?,
+            address: row.text("address")?,
+            version: row.text("version")?,
+        },
+        fence: row.number("fence")?,
+        granted_at_ms: row.number("granted_at")?,
+        until_ms,
+        left_ms: until_ms.saturating_sub(now_ms),
+    })
+}

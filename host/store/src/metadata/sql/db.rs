@@ -1,0 +1,182 @@
+//! A connection to one database or the other, with what statements need of it.
+
+use sqlx::pool::PoolConnection;
+use sqlx::{Postgres, Sqlite};
+use witan_kernel::port::StoreError;
+
+use super::row::Row;
+use crate::metadata::postgres::{self, Lent};
+use crate::metadata::sqlite;
+
+/// A connection for one operation. Dropped before it was [given back](Self::give_back), it is closed: nobody knows what it is
+/// in the middle of.
+pub struct Db {
+    connection: Connection,
+    changed: bool,
+    given_back: bool,
+}
+
+/// Whose connection it is.
+pub(in crate::metadata) enum Connection {
+    /// Of a pool over one file.
+    Sqlite(PoolConnection<Sqlite>),
+    /// Of our own pool.
+    Postgres(Lent),
+}
+
+/// A statement's argument, for `$1` and so on.
+#[derive(Clone, Copy)]
+pub(in crate::metadata) enum Value<'a> {
+    Text(&'a str),
+    MaybeText(Option<&'a str>),
+    Number(u64),
+    MaybeNumber(Option<u64>),
+    Bytes(&'a [u8]),
+    Flag(bool),
+}
+
+macro_rules! query {
+    ($database:ty, $sql:expr, $values:expr) => {{
+        let mut query = sqlx::query::<$database>($sql);
+        for value in $values {
+            query = match *value {
+                Value::Text(text) => query.bind(text),
+                Value::MaybeText(text) => query.bind(text),
+                Value::Number(number) => query.bind(whole(number)),
+                Value::MaybeNumber(number) => query.bind(number.map(whole)),
+                Value::Bytes(bytes) => query.bind(bytes),
+                Value::Flag(flag) => query.bind(flag),
+            };
+        }
+        query
+    }};
+}
+
+/// A number as a database takes it: times and versions fit for 292 million years; what does not is held at the end.
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+impl Db {
+    pub(in crate::metadata) fn over(connection: Connection) -> Self {
+        Self { connection, changed: false, given_back: false }
+    }
+
+    /// Runs a statement, and tells how many rows it has written.
+    pub(super) async fn execute(&mut self, sql: &'static str, values: &[Value<'_>]) -> Result<u64, StoreError> {
+        match &mut self.connection {
+            Connection::Sqlite(db) => {
+                let done = query!(Sqlite, sql, values).execute(&mut **db).await.map_err(sqlite::failed)?;
+                Ok(done.rows_affected())
+            }
+            Connection::Postgres(db) => {
+                let done = query!(Postgres, sql, values).execute(&mut **db).await.map_err(postgres::failed)?;
+                Ok(done.rows_affected())
+            }
+        }
+    }
+
+    pub(super) async fn rows(&mut self, sql: &'static str, values: &[Value<'_>]) -> Result<Vec<Row>, StoreError> {
+        match &mut self.connection {
+            Connection::Sqlite(db) => {
+                let rows = query!(Sqlite, sql, values).fetch_all(&mut **db).await.map_err(sqlite::failed)?;
+                Ok(rows.into_iter().map(Row::Sqlite).collect())
+            }
+            Connection::Postgres(db) => {
+                let rows = query!(Postgres, sql, values).fetch_all(&mut **db).await.map_err(postgres::failed)?;
+                Ok(rows.into_iter().map(Row::Postgres).collect())
+            }
+        }
+    }
+
+    pub(super) async fn row(&mut self, sql: &'static str, values: &[Value<'_>]) -> Result<Option<Row>, StoreError> {
+        Ok(self.rows(sql, values).await?.into_iter().next())
+    }
+
+    /// The row of a statement that always has one.
+    pub(in crate::metadata) async fn one(
+        &mut self,
+        sql: &'static str,
+        values: &[Value<'_>],
+    ) -> Result<Row, StoreError> {
+        let missing = || StoreError::Damaged("a row that is always there is missing".into());
+        self.row(sql, values).await?.ok_or_else(missing)
+    }
+
+    /// The one of two statements that this database takes.
+    pub(super) fn dialect(&self, sqlite: &'static str, postgres: &'static str) -> &'static str {
+        match self.connection {
+            Connection::Sqlite(_) => sqlite,
+            Connection::Postgres(_) => postgres,
+        }
+    }
+
+    pub(super) async fn now_ms(&mut self) -> Result<u64, StoreError> {
+        let sql = self.dialect(
+            // Julian days would do as well, but for their rounding.
+            "SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now",
+            // Not now(), which stands still in a transaction.
+            "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) AS now",
+        );
+        self.one(sql, &[]).await?.number("now")
+    }
+
+    pub(super) async fn begin(&mut self) -> Result<(), StoreError> {
+        self.raw(
+            "BEGIN IMMEDIATE",
+            // One exchange. The isolation is what lets each statement see what others had committed before the lock was had.
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT revision FROM cluster_state FOR UPDATE",
+        )
+        .await
+    }
+
+    pub(super) async fn commit(&mut self) -> Result<(), StoreError> {
+        let postgres = if self.changed { postgres::COMMIT_AND_NOTIFY } else { "COMMIT" };
+        self.raw("COMMIT", postgres).await
+    }
+
+    pub(super) async fn rollback(&mut self) -> Result<(), StoreError> {
+        self.raw("ROLLBACK", "ROLLBACK").await
+    }
+
+    /// Outside sqlx's own bookkeeping of transactions, which loses count when one ends by itself (a full disk) or was never
+    /// seen to begin (a dropped future).
+    async fn raw(&mut self, sqlite: &'static str, postgres: &'static str) -> Result<(), StoreError> {
+        match &mut self.connection {
+            Connection::Sqlite(db) => {
+                sqlx::raw_sql(sqlite).execute(&mut **db).await.map_err(sqlite::failed)?;
+            }
+            Connection::Postgres(db) => {
+                sqlx::raw_sql(postgres).execute(&mut **db).await.map_err(postgres::failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that the transaction makes a change that others follow.
+    pub(super) fn changes(&mut self) {
+        self.changed = true;
+    }
+
+    pub(super) fn has_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// It is in no transaction and nothing is on its way: the next operation may have it.
+    pub(super) fn give_back(mut self) {
+        self.given_back = true;
+        if let Connection::Postgres(db) = &mut self.connection {
+            db.give_back();
+        }
+    }
+}
+
+impl Drop for Db {
+    fn drop(&mut self) {
+        if let Connection::Sqlite(db) = &mut self.connection
+            && !self.given_back
+        {
+            db.close_on_drop();
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Tenants.
+
+use witan_kernel::name::TenantId;
+use witan_kernel::port::StoreError;
+use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant};
+
+use super::changes;
+use super::db::{Db, Value};
+use super::row::Row;
+use crate::metadata::{Changed, rules};
+
+pub(super) async fn create(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
+    rules::tenant(&tenant)?;
+    if let Some(stored) = get(db, tenant.id.clone()).await? {
+        return Err(rules::tenant_exists(&stored));
+    }
+    let tenant = Tenant { version: 1, deleted_at_ms: None, ..tenant };
+    db.execute(
+        "INSERT INTO tenants (tenant_id, replication_factor, conflict_mode, ordering, read_repair, default_level,
+            minimum_level, idempotency_outage, created_at, updated_at, deleted_at, version)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        &values(&tenant),
+    )
+    .await?;
+    changes::record(db, Changed::Tenant(tenant.id.clone())).await?;
+    Ok(tenant)
+}
+
+pub(super) async fn get(db: &mut Db, id: TenantId) -> Result<Option<Tenant>, StoreError> {
+    let row = db
+        .row(
+            "SELECT tenant_id, replication_factor, conflict_mode, ordering, read_repair, default_level, minimum_level,
+                idempotency_outage, created_at, updated_at, deleted_at, version
+             FROM tenants WHERE tenant_id = $1",
+            &[Value::Text(id.as_str())],
+        )
+        .await?;
+    row.as_ref().map(tenant).transpose()
+}
+
+pub(super) async fn list(db: &mut Db, after: Option<TenantId>, limit: u32) -> Result<Vec<Tenant>, StoreError> {
+    // No tenant has the id '', so that it stands before all.
+    let after = after.as_ref().map_or("", TenantId::as_str);
+    let rows = db
+        .rows(
+            "SELECT tenant_id, replication_factor, conflict_mode, ordering, read_repair, default_level, minimum_level,
+                idempotency_outage, created_at, updated_at, deleted_at, version
+             FROM tenants WHERE tenant_id > $1 AND deleted_at IS NULL ORDER BY tenant_id LIMIT $2",
+            &[Value::Text(after), Value::Number(rules::page(limit).into())],
+        )
+        .await?;
+    rows.iter().map(tenant).collect()
+}
+
+pub(super) async fn update(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
+    rules::tenant(&tenant)?;
+    let stored = get(db, tenant.id.clone()).await?.filter(|stored| stored.deleted_at_ms.is_none());
+    let stored = stored.ok_or_else(|| rules::no_tenant(&tenant.id))?;
+    if stored.version != tenant.version {
+        return Err(rules::lost_update(&tenant.id, tenant.version, stored.version));
+    }
+    replace(db, Tenant { created_at_ms: stored.created_at_ms, deleted_at_ms: None, ..tenant }).await
+}
+
+pub(super) async fn delete(db: &mut Db, id: TenantId, version: u64, now_ms: u64) -> Result<Tenant, StoreError> {
+    let stored = get(db, id.clone()).await?.ok_or_else(|| rules::no_tenant(&id))?;
+    if stored.deleted_at_ms.is_some() {
+        return Ok(stored);
+    }
+    if stored.version != version {
+        return Err(rules::lost_update(&id, version, stored.version));
+    }
+    replace(db, Tenant { updated_at_ms: now_ms, deleted_at_ms: Some(now_ms), ..stored }).await
+}
+
+/// Stores a tenant that was read at its version, as the next one. The condition repeats what the lock of all changes holds
+/// already, for whoever changes tenants by hand.
+async fn replace(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
+    let written = db
+        .execute(
+            "UPDATE tenants SET replication_factor = $2, conflict_mode = $3, ordering = $4, read_repair = $5,
+                default_level = $6, minimum_level = $7, idempotency_outage = $8, created_at = $9, updated_at = $10,
+                deleted_at = $11, version = version + 1
+             WHERE tenant_id = $1 AND version = $12",
+            &values(&tenant),
+        )
+        .await?;
+    if written == 0 {
+        return Err(rules::lost_update(&tenant.id, tenant.version, tenant.version + 1));
+    }
+    changes::record(db, Changed::Tenant(tenant.id.clone())).await?;
+    Ok(Tenant { version: tenant.version + 1, ..tenant })
+}
+
+fn values(tenant: &Tenant) -> [Value<'_>; 12] {
+    [
+        Value::Text(tenant.id.as_str()),
+        Value::Number(tenant.replication_factor.into()),
+        Value::Text(tenant.conflict_mode.as_str()),
+        Value::Text(tenant.ordering.as_str()),
+        Value::Text(tenant.read_repair.as_str()),
+        Value::Text(tenant.default_level.as_str()),
+        Value::Text(tenant.minimum_level.as_str()),
+        Value::Text(tenant.idempotency_outage.as_str()),
+        Value::Number(tenant.created_at_ms),
+        Value::Number(tenant.updated_at_ms),
+        Value::MaybeNumber(tenant.deleted_at_ms),
+        Value::Number(tenant.version),
+    ]
+}
+
+fn tenant(row: &Row) -> Result<Tenant, StoreError> {
+    let level = |name| row.spelled(name, |text| Level::parse(name, text).ok().flatten());
+    Ok(Tenant {
+        id: row.spelled("tenant_id", |text| TenantId::new(text).ok())?,
+        replication_factor: row.number("replication_factor")?,
+        conflict_mode: row.spelled("conflict_mode", |text| ConflictMode::parse(text).ok())?,
+        ordering: row.spelled("ordering", |text| Ordering::parse(text).ok())?,
+        read_repair: row.spelled("read_repair", |text| ReadRepair::parse(text).ok())?,
+        default_level: level("default_level")?,
+        minimum_level: level("minimum_level")?,
+        idempotency_outage: row.spelled("idempotency_outage", |text| IdempotencyOutage::parse(text).ok())?,
+        version: row.number("version")?,
+        created_at_ms: row.number("created_at")?,
+        updated_at_ms: row.number("updated_at")?,
+        deleted_at_ms: row.maybe_number("deleted_at")?,
+    })
+}
