@@ -8,10 +8,14 @@ use crate::clock::AnyClock;
 
 mod embedded;
 mod memory;
+mod redis;
 
 #[cfg(test)]
 mod contract;
 
+pub use self::redis::{
+    RedisConfig, RedisCredentials, RedisFacts, RedisFinding, RedisIdempotency, RedisServers, RedisTls,
+};
 pub use embedded::EmbeddedIdempotency;
 pub use memory::MemoryIdempotency;
 

@@ -14,7 +14,7 @@ pub(crate) fn name(of: u64) -> Name {
     Name(bytes)
 }
 
-fn owner(of: u8) -> Owner {
+pub(crate) fn owner(of: u8) -> Owner {
     Owner([of; 16])
 }
 

@@ -1,0 +1,300 @@
+//! The idempotency store of many coordinators: Redis 7 or later, or Valkey; one server, a master that sentinels name, or a
+//! cluster.
+//!
+//! A step is one call of one script (`redis/step.lua`), which decides as [`witan_kernel::idempotency::apply`] does, by the
+//! server's time. Calls that are made at once are pipelined on one connection. A step that the connection is lost under is
+//! sent again on the next one: every step may be repeated, since it is told from others' by owner and fence.
+//!
+//! How far a server keeps what it has acknowledged is up to its settings (see [`RedisIdempotency::check`]); a failover to a
+//! replica loses what had not reached it. Records that are lost cost exactness only beyond what replicas remember.
+//!
+//! Reading order: `config`, `link` (the connection), `breaker` (when not to ask), `script` (steps as calls), `check`.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use witan_kernel::idempotency::{Name, Step, Stepped};
+use witan_kernel::port::{IdempotencyStore, StoreError};
+
+use self::breaker::{Breaker, Pass};
+use self::link::{Connection, Link};
+use self::script::{Call, Steps};
+use super::checked_bytes;
+
+mod breaker;
+mod check;
+mod config;
+mod link;
+mod script;
+
+pub use check::{RedisFacts, RedisFinding};
+pub use config::{RedisConfig, RedisCredentials, RedisServers, RedisTls};
+
+/// Steps under way. At half a millisecond to a few each, far more than a coordinator starts; a server that hangs holds back
+/// no more than these.
+const UNDER_WAY: usize = 4096;
+
+/// Bytes of responses in them.
+const BYTES_UNDER_WAY: usize = 16 << 20;
+
+/// Connections, or attempts to make one, that a step is given before it has failed.
+const TRIES: usize = 3;
+
+/// A handle to the store; clones share its connection.
+#[derive(Clone)]
+pub struct RedisIdempotency {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: RedisConfig,
+    steps: Steps,
+    link: Link,
+    breaker: Mutex<Breaker>,
+    under_way: Semaphore,
+    bytes_under_way: AtomicUsize,
+    /// In place of the server's time.
+    #[cfg(test)]
+    time: Option<super::StoreTime>,
+}
+
+impl RedisIdempotency {
+    /// The store at the configured servers. Nothing is sent yet: a connection is made with the first step, in that step's
+    /// runtime.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when the configuration cannot be used, whatever the servers are.
+    pub fn new(config: RedisConfig) -> Result<Self, StoreError> {
+        let link = Link::new(config.connector()?, config.connect_timeout, warn_of_findings());
+        let shared = Shared {
+            steps: Steps::new(&config.key_prefix),
+            link,
+            config,
+            breaker: Mutex::default(),
+            under_way: Semaphore::new(UNDER_WAY),
+            bytes_under_way: AtomicUsize::new(0),
+            #[cfg(test)]
+            time: None,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Takes addresses, credentials and certificates from `config` for every connection from now on, and gives the present
+    /// one up. The other settings stay.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when it cannot be used; nothing has changed then.
+    pub fn reconnect_with(&self, config: &RedisConfig) -> Result<(), StoreError> {
+        self.shared.link.replace(config.connector()?);
+        Ok(())
+    }
+
+    /// What every server that stores says of itself; [`RedisFacts::findings`] tells what to change. The same is logged as a
+    /// warning whenever a connection is made.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when they do not answer in time.
+    pub async fn check(&self) -> Result<Vec<RedisFacts>, StoreError> {
+        let ask = async {
+            let connected = self.shared.link.connected().await?;
+            check::facts(&mut connected.connection.clone()).await.map_err(|error| error.to_string())
+        };
+        self.in_time(ask).await.map_err(|why| self.unavailable(&why))
+    }
+
+    /// True while steps are refused without being tried, since the servers did not answer the last ones.
+    pub fn is_down(&self) -> bool {
+        self.breaker().is_open()
+    }
+
+    async fn carry_out(&self, call: &Call<'_>) -> Result<Stepped, Failed> {
+        let mut why = String::new();
+        for _ in 0..TRIES {
+            let mut connected = match self.shared.link.connected().await {
+                Ok(connected) => connected,
+                Err(error) => {
+                    why = error;
+                    continue;
+                }
+            };
+            match call.send(&mut connected.connection).await {
+                Ok(told) => {
+                    self.shared.link.proven(connected.generation);
+                    return script::read(&told).map_err(Failed::Answered);
+                }
+                Err(error) if connected.connection.is_lost_by(&error) => {
+                    self.shared.link.lost(connected.generation);
+                    why = error.to_string();
+                }
+                Err(error) if error.code() == Some("WRONGTYPE") => {
+                    let what = "an idempotency record in Redis is not one".to_owned();
+                    return Err(Failed::Answered(StoreError::Damaged(what)));
+                }
+                Err(error) => return Err(Failed::Outage(error.to_string())),
+            }
+        }
+        Err(Failed::Outage(why))
+    }
+
+    /// A failure is told to the breaker, and so is a success.
+    async fn guarded(&self, call: &Call<'_>) -> Result<Stepped, StoreError> {
+        let Some(attempt) = Attempt::begin(self) else {
+            return Err(self.unavailable("it has not answered the last steps"));
+        };
+        let told = self.in_time(async { Ok(self.carry_out(call).await) }).await;
+        match told.unwrap_or_else(|why| Err(Failed::Outage(why))) {
+            Ok(stepped) => {
+                attempt.succeeded();
+                Ok(stepped)
+            }
+            Err(Failed::Answered(error)) => {
+                attempt.succeeded();
+                Err(error)
+            }
+            Err(Failed::Outage(why)) => {
+                attempt.failed(&why);
+                Err(self.unavailable(&why))
+            }
+        }
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+        let limit = self.shared.config.timeout;
+        timeout(limit, work).await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+    }
+
+    fn unavailable(&self, why: &str) -> StoreError {
+        StoreError::Unavailable(format!("Redis ({}): {why}", self.shared.config.servers))
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        // Every change to it is complete before anything can panic.
+        self.shared.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(not(test))]
+    fn now_ms(&self) -> Option<u64> {
+        None
+    }
+
+    #[cfg(test)]
+    fn now_ms(&self) -> Option<u64> {
+        self.shared.time.as_ref().map(super::StoreTime::now_ms)
+    }
+}
+
+impl IdempotencyStore for RedisIdempotency {
+    async fn step(&self, name: Name, step: Step) -> Result<Stepped, StoreError> {
+        let bytes = Bytes::of(&self.shared.bytes_under_way, checked_bytes(&step)?);
+        let (Some(_bytes), Ok(_room)) = (bytes, self.shared.under_way.try_acquire()) else {
+            return Err(self.unavailable("too many steps are under way"));
+        };
+        self.guarded(&self.shared.steps.call(&name, &step, self.now_ms())).await
+    }
+}
+
+/// Why a step has no result.
+enum Failed {
+    /// The server has answered, and this is what it comes to.
+    Answered(StoreError),
+    /// It has not, or could not do what it should.
+    Outage(String),
+}
+
+/// A step that the breaker has let through; dropped, nobody waits for it any more.
+struct Attempt<'a> {
+    store: &'a RedisIdempotency,
+    pass: Option<Pass>,
+}
+
+impl<'a> Attempt<'a> {
+    fn begin(store: &'a RedisIdempotency) -> Option<Self> {
+        let pass = store.breaker().admit(Instant::now());
+        pass.map(|pass| Self { store, pass: Some(pass) })
+    }
+
+    fn succeeded(mut self) {
+        self.pass = None;
+        let was_open = {
+            let mut breaker = self.store.breaker();
+            let was_open = breaker.is_open();
+            breaker.succeeded();
+            was_open
+        };
+        if was_open {
+            tracing::warn!(servers = %self.store.shared.config.servers, "Redis answers again");
+        }
+    }
+
+    fn failed(mut self, why: &str) {
+        let Some(pass) = self.pass.take() else { return };
+        let opens = self.store.breaker().failed(&pass, Instant::now());
+        if opens {
+            // A connection that leads nowhere may look alive for many minutes.
+            self.store.shared.link.reset();
+        }
+        if opens && pass == Pass::Ordinary {
+            let servers = &self.store.shared.config.servers;
+            tracing::warn!(%servers, why, "Redis does not answer; idempotency keys are refused or ignored until it does");
+        }
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if let Some(pass) = self.pass.take() {
+            self.store.breaker().dropped(&pass);
+        }
+    }
+}
+
+/// A share of the bytes that may be under way.
+struct Bytes<'a> {
+    of: &'a AtomicUsize,
+    bytes: usize,
+}
+
+impl<'a> Bytes<'a> {
+    fn of(all: &'a AtomicUsize, bytes: usize) -> Option<Self> {
+        let share = Self { of: all, bytes };
+        (all.fetch_add(bytes, Ordering::Relaxed) + bytes <= BYTES_UNDER_WAY).then_some(share)
+    }
+}
+
+impl Drop for Bytes<'_> {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// How long a server may take to say what it is.
+const CHECK: Duration = Duration::from_secs(10);
+
+/// Logs what is wrong with the servers of a connection, once as long as it is the same.
+fn warn_of_findings() -> impl Fn(Connection) + Send + Sync {
+    let told: Arc<Mutex<Vec<RedisFinding>>> = Arc::default();
+    move |mut connection| {
+        let told = told.clone();
+        tokio::spawn(async move {
+            let Ok(Ok(facts)) = timeout(CHECK, check::facts(&mut connection)).await else { return };
+            let found: Vec<RedisFinding> = facts.iter().flat_map(RedisFacts::findings).collect();
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            for finding in found.iter().filter(|finding| !told.contains(finding)) {
+                tracing::warn!("Redis: {finding}");
+            }
+            *told = found;
+        });
+    }
+}
+
+impl std::fmt::Debug for RedisIdempotency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisIdempotency").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+//! The protocol's steps as calls of one script, and its answers read back.
+
+use bytes::Bytes;
+use redis::{Cmd, ErrorKind, RedisError, Script, ServerErrorKind, Value};
+use witan_kernel::idempotency::{KEPT_MS, Name, Step, Stepped};
+use witan_kernel::port::StoreError;
+use witan_kernel::register::Stamp;
+
+use super::link::Connection;
+
+/// See there for what it is given and what it answers.
+const SOURCE: &str = include_str!("step.lua");
+
+/// The fence of a record's first claim.
+const FIRST_FENCE: u64 = 1;
+
+/// The script, under the name by which servers know it.
+pub(super) struct Steps {
+    /// SHA-1 of the source, in hexadecimal.
+    hash: String,
+    key_prefix: String,
+}
+
+/// One step, ready to be sent any number of times.
+pub(super) struct Call<'a> {
+    hash: &'a str,
+    key: Vec<u8>,
+    step: &'a Step,
+    /// In place of the server's time.
+    now_ms: Option<u64>,
+}
+
+impl Steps {
+    pub(super) fn new(key_prefix: &str) -> Self {
+        Self { hash: Script::new(SOURCE).get_hash().to_owned(), key_prefix: key_prefix.to_owned() }
+    }
+
+    /// The key of a record. In braces is what decides the place in a cluster.
+    pub(super) fn key(&self, name: &Name) -> Vec<u8> {
+        let hex: String = name.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{}:idempotency:{{{hex}}}", self.key_prefix).into_bytes()
+    }
+
+    /// A step on the record of `name`; `now_ms` instead of the server's time, where there is one.
+    pub(super) fn call<'a>(&'a self, name: &Name, step: &'a Step, now_ms: Option<u64>) -> Call<'a> {
+        Call { hash: &self.hash, key: self.key(name), step, now_ms }
+    }
+}
+
+impl Call<'_> {
+    /// Has it carried out. A server that does not know the script, since it is new or has been told to forget it, is given
+    /// it with the call.
+    pub(super) async fn send(&self, connection: &mut Connection) -> Result<Value, RedisError> {
+        match connection.call(&self.command("EVALSHA", self.hash)).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                connection.call(&self.command("EVAL", SOURCE)).await
+            }
+            told => told,
+        }
+    }
+
+    fn command(&self, name: &str, script: &str) -> Cmd {
+        let mut command = redis::cmd(name);
+        command.arg(script).arg(1).arg(&self.key[..]);
+        command.arg(self.now_ms.map(|now| now.to_string()).unwrap_or_default()).arg(KEPT_MS);
+        match self.step {
+            Step::Reserve { owner, write_id, started, lease_ms } => {
+                command.arg("reserve").arg(&owner.0).arg(&write_id.0).arg(&started.to_be_bytes()).arg(*lease_ms);
+            }
+            Step::Stamp { owner, fence, stamp } => {
+                command.arg("stamp").arg(&owner.0).arg(&fence.to_be_bytes()).arg(&stamp.0.to_be_bytes());
+            }
+            Step::Done { owner, fence, response } => {
+                command.arg("done").arg(&owner.0).arg(&fence.to_be_bytes()).arg(&response[..]);
+            }
+            Step::Release { owner, fence } => {
+                command.arg("release").arg(&owner.0).arg(&fence.to_be_bytes());
+            }
+            Step::Abandon { owner, fence } => {
+                command.arg("abandon").arg(&owner.0).arg(&fence.to_be_bytes());
+            }
+        }
+        command
+    }
+}
+
+/// Reads what the script has answered.
+pub(super) fn read(told: &Value) -> Result<Stepped, StoreError> {
+    let Value::Array(parts) = told else { return Err(nonsense(told)) };
+    let Some((Value::BulkString(word), rest)) = parts.split_first() else { return Err(nonsense(told)) };
+    match (&word[..], rest) {
+        (b"reserved", [Value::BulkString(fence), Value::BulkString(stamp), Value::BulkString(started)]) => {
+            let fence = number(fence).ok_or_else(|| nonsense(told))?;
+            let stamp = read_stamp(stamp).ok_or_else(|| nonsense(told))?;
+            let started = number(started).ok_or_else(|| nonsense(told))?;
+            Ok(Stepped::Reserved { fence, took_over: fence > FIRST_FENCE, stamp, started })
+        }
+        (b"completed", [Value::BulkString(response)]) => {
+            Ok(Stepped::Done { response: Bytes::copy_from_slice(response) })
+        }
+        (b"in-progress", [Value::Int(left)]) => match u64::try_from(*left) {
+            Ok(left_ms) => Ok(Stepped::InProgress { left_ms }),
+            Err(_) => Err(nonsense(told)),
+        },
+        (b"conflict", []) => Ok(Stepped::Conflict),
+        (b"stored", []) => Ok(Stepped::Stored),
+        (b"lost", []) => Ok(Stepped::Lost),
+        (b"damaged", [Value::BulkString(why)]) => {
+            Err(StoreError::Damaged(format!("an idempotency record in Redis: {}", String::from_utf8_lossy(why))))
+        }
+        _ => Err(nonsense(told)),
+    }
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_be_bytes)
+}
+
+fn read_stamp(bytes: &[u8]) -> Option<Option<Stamp>> {
+    match bytes.split_first()? {
+        (0, _) => Some(None),
+        (1, stamp) => number(stamp).map(|stamp| Some(Stamp(stamp))),
+        _ => None,
+    }
+}
+
+fn nonsense(told: &Value) -> StoreError {
+    // At most so much of it: a value may be as long as a response.
+    let told: String = format!("{told:?}").chars().take(200).collect();
+    StoreError::Damaged(format!("Redis answers a step with {told}"))
+}

@@ -1,0 +1,140 @@
+//! The script against the kernel's `apply`: the same answers, and the same bytes, after every step of any sequence.
+
+use std::cell::Cell;
+
+use proptest::prelude::{ProptestConfig, Strategy, prop_oneof};
+use proptest::prop_assert_eq;
+use proptest::sample::select;
+use proptest::test_runner::{TestCaseError, TestRunner};
+use witan_kernel::idempotency::{Change, KEPT_MS, Name, RESPONSE_BYTES, Reservation, Step, apply};
+use witan_kernel::name::WriteId;
+use witan_kernel::register::Stamp;
+use witan_servers::Redis;
+
+use super::{contract, open};
+use crate::idempotency::redis::link::Connection;
+use crate::idempotency::redis::{RedisIdempotency, script};
+
+/// Steps of one sequence, each on the same record, so that they meet each other.
+const STEPS: usize = 60;
+
+/// Sequences.
+const SEQUENCES: u32 = 250;
+
+fn steps() -> impl Strategy<Value = Step> {
+    let who = || (select(vec![1_u8, 2, 3]), select(vec![1_u64, 1, 2, 2, 3, u64::MAX]));
+    let stamps = select(vec![0, 7, 7, u64::MAX]);
+    let leases = select(vec![0, 1, 500, 500, 60_000, KEPT_MS, KEPT_MS + 1, u64::MAX]);
+    let lengths = select(vec![0, 1, 1, 2, 63, 64, 65, 1000, RESPONSE_BYTES]);
+    let reserve = (select(vec![1_u8, 2, 3]), select(vec![1_u8, 1, 1, 2]), select(vec![0, 42, u64::MAX]), leases);
+    let reserve = reserve.prop_map(|(of, request, started, lease_ms)| Step::Reserve {
+        owner: contract::owner(of),
+        write_id: WriteId([request; 16]),
+        started,
+        lease_ms,
+    });
+    prop_oneof![
+        6 => reserve,
+        2 => (who(), stamps).prop_map(|((of, fence), stamp)| Step::Stamp {
+            owner: contract::owner(of), fence, stamp: Stamp(stamp),
+        }),
+        1 => (who(), lengths).prop_map(|((of, fence), bytes)| Step::Done {
+            owner: contract::owner(of), fence, response: (0..bytes).map(|at| at as u8).collect(),
+        }),
+        1 => who().prop_map(|(of, fence)| Step::Release { owner: contract::owner(of), fence }),
+        1 => who().prop_map(|(of, fence)| Step::Abandon { owner: contract::owner(of), fence }),
+    ]
+}
+
+/// By how much the clock moves before a step, milliseconds; now and then it is set back.
+fn pauses() -> impl Strategy<Value = i64> {
+    let kept = KEPT_MS as i64;
+    prop_oneof![
+        6 => select(vec![0_i64, 0, 0, 1, 250, 499, 500, 501]),
+        1 => select(vec![kept - 500, kept - 1, kept, kept + 1]),
+        1 => select(vec![-1_i64, -500, -60_000]),
+    ]
+}
+
+#[test]
+fn the_script_decides_as_the_kernel_does() {
+    let redis = Redis::start_with(&[("appendfsync", "no")]);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let store = open(&redis);
+    let config = ProptestConfig { cases: SEQUENCES, failure_persistence: None, ..ProptestConfig::default() };
+    let sequences = proptest::collection::vec((pauses(), steps()), STEPS);
+    // Each on a record of its own.
+    let of = Cell::new(0);
+    let outcome = TestRunner::new(config).run(&sequences, |sequence| {
+        of.set(of.get() + 1);
+        runtime.block_on(agree(&store, contract::name(of.get()), &sequence))
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+}
+
+async fn agree(store: &RedisIdempotency, name: Name, sequence: &[(i64, Step)]) -> Result<(), TestCaseError> {
+    let mut connection = store.shared.link.connected().await.expect("a connection").connection;
+    let mut now_ms: u64 = 1_800_000_000_000;
+    let mut model: Option<Reservation> = None;
+    for (pause, step) in sequence {
+        now_ms = now_ms.saturating_add_signed(*pause);
+        let (change, expected) = apply(model.as_ref(), step, now_ms);
+        match change {
+            Change::Keep => {}
+            Change::Put(reservation) => model = Some(reservation),
+            Change::Delete => model = None,
+        }
+        let call = store.shared.steps.call(&name, step, Some(now_ms));
+        let told = call.send(&mut connection).await.expect("an answer");
+        prop_assert_eq!(script::read(&told), Ok(expected));
+        prop_assert_eq!(stored(store, &mut connection, name).await, model.as_ref().map(expected_bytes));
+    }
+    Ok(())
+}
+
+/// The kernel's own form, without its checksum.
+fn expected_bytes(reservation: &Reservation) -> Vec<u8> {
+    let encoded = reservation.encode();
+    [&[1], &encoded[5..]].concat()
+}
+
+async fn stored(store: &RedisIdempotency, connection: &mut Connection, name: Name) -> Option<Vec<u8>> {
+    let mut get = redis::cmd("GET");
+    get.arg(store.shared.steps.key(&name));
+    match connection.call(&get).await.expect("an answer") {
+        redis::Value::BulkString(bytes) => Some(bytes),
+        _ => None,
+    }
+}
+
+/// What version 1 wrote is read for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_of_version_one_are_read() {
+    let redis = Redis::start();
+    let store = open(&redis);
+    let mut connection = store.shared.link.connected().await.expect("a connection").connection;
+    // Done, by request 1 and owner 2 under fence 3, started at 4 with stamp 5, leased from 6 to 7, kept until 8.
+    let record = [
+        &[1_u8, 1][..],
+        &[1; 16],
+        &[2; 16],
+        &3_u64.to_be_bytes(),
+        &4_u64.to_be_bytes(),
+        &[1],
+        &5_u64.to_be_bytes(),
+        &6_u64.to_be_bytes(),
+        &7_u64.to_be_bytes(),
+        &8_u64.to_be_bytes(),
+        b"ok",
+    ]
+    .concat();
+    let mut set = redis::cmd("SET");
+    set.arg(store.shared.steps.key(&contract::name(1))).arg(record);
+    connection.call(&set).await.expect("stored");
+    let step = contract::reserve(9, 1, 500);
+    let call = store.shared.steps.call(&contract::name(1), &step, Some(7));
+    let told = script::read(&call.send(&mut connection).await.expect("an answer"));
+    assert_eq!(told, Ok(witan_kernel::idempotency::Stepped::Done { response: bytes::Bytes::from_static(b"ok") }));
+    let key = String::from_utf8(store.shared.steps.key(&contract::name(1))).expect("text");
+    assert_eq!(key, format!("witan:idempotency:{{{}01{}}}", "00".repeat(15), "00".repeat(16)));
+}

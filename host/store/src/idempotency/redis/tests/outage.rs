@@ -1,0 +1,183 @@
+//! Servers that are killed, hang, forget, cut connections, or run out of memory.
+
+use std::time::{Duration, Instant};
+
+use witan_kernel::idempotency::Stepped;
+use witan_kernel::port::{IdempotencyStore, StoreError};
+use witan_servers::{PATIENCE, Port, Redis};
+
+use super::{
+    RedisConfig, RedisIdempotency, RedisServers, contract, eventually, nothing_is_under_way, open, patient, reserve,
+    reserve_all,
+};
+use crate::testing;
+
+/// Gives up soon, as in production.
+fn impatient(redis: &Redis) -> RedisIdempotency {
+    let within = Duration::from_millis(200);
+    let servers = RedisServers::Single(redis.url());
+    RedisIdempotency::new(RedisConfig { timeout: within, connect_timeout: within, ..RedisConfig::new(servers) })
+        .expect("opens")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_a_kill() {
+    let redis = Redis::start();
+    let store = open(&redis);
+    let mut acknowledged = Vec::new();
+    for round in 0..3_u64 {
+        let steps = (0..300).map(|step| {
+            let (store, of) = (store.clone(), round * 1000 + step);
+            tokio::spawn(async move {
+                let told = store.step(contract::name(of), reserve(1, 1)).await;
+                (of, told)
+            })
+        });
+        let steps: Vec<_> = steps.collect();
+        // In the midst of them.
+        redis.kill();
+        for step in steps {
+            let (of, told) = step.await.expect("ends");
+            match told {
+                Ok(Stepped::Reserved { .. }) => acknowledged.push(of),
+                Err(StoreError::Unavailable(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        redis.start_again();
+        let told = eventually(&store, contract::name(round * 1000 + 999), reserve(1, 1)).await;
+        assert!(matches!(told, Stepped::Reserved { .. }));
+        acknowledged.push(round * 1000 + 999);
+    }
+    for of in acknowledged {
+        contract::finds_one(&store, of).await;
+    }
+    assert!(nothing_is_under_way(&store));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_fails_calls_in_time_and_is_found_when_it_goes_on() {
+    let redis = Redis::start();
+    let store = impatient(&redis);
+    eventually(&store, contract::name(1), reserve(1, 1)).await;
+    redis.pause();
+    let started = Instant::now();
+    contract::is_down(&store).await;
+    // Hardly longer than a fifth of a second, however busy the machine is; without a limit it would be for ever.
+    assert!(started.elapsed() < PATIENCE / 2, "{:?}", started.elapsed());
+    while !store.is_down() {
+        contract::is_down(&store).await;
+    }
+    // From here on nobody waits, but for the one who tries after each pause.
+    contract::is_down(&store).await;
+    redis.resume();
+    eventually(&store, contract::name(2), reserve(1, 1)).await;
+    assert!(!store.is_down());
+    assert!(nothing_is_under_way(&store));
+    let told = eventually(&store, contract::name(1), reserve(2, 2)).await;
+    assert_eq!(told, Stepped::Conflict, "and it has forgotten nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_nobody_listens_calls_fail_at_once() {
+    let port = Port::free();
+    let servers = RedisServers::Single(format!("redis://{}", port.address()));
+    let store = RedisIdempotency::new(patient(servers)).expect("opens");
+    while !store.is_down() {
+        contract::is_down(&store).await;
+    }
+    contract::is_down(&store).await;
+    assert!(matches!(store.check().await, Err(StoreError::Unavailable(_))));
+    assert!(nothing_is_under_way(&store));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flushed_records_are_absent() {
+    let redis = Redis::start();
+    let store = open(&redis);
+    reserve_all(&store, 0..50).await;
+    redis.ask("FLUSHALL");
+    assert_eq!(store.step(contract::name(7), contract::done(1, 1, "answer")).await, Ok(Stepped::Lost));
+    reserve_all(&store, 0..50).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forgotten_script_is_told_again() {
+    let redis = Redis::start();
+    let store = open(&redis);
+    for round in 0..5 {
+        reserve_all(&store, 1000 + round..1001 + round).await;
+        redis.ask("SCRIPT FLUSH");
+        let many = testing::join_all((0..100).map(|of| store.step(contract::name(of), reserve(1, 1))));
+        assert!(many.await.iter().all(|told| matches!(told, Ok(Stepped::Reserved { fence: 1, .. }))));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_connection_is_made_again_and_the_step_with_it() {
+    let redis = std::sync::Arc::new(Redis::start());
+    let store = open(&redis);
+    reserve_all(&store, 1_000_000..1_000_000 + 1).await;
+    for round in 0..5_u64 {
+        // While idle,
+        redis.ask("CLIENT KILL TYPE normal");
+        reserve_all(&store, 1_000_001 + round..1_000_002 + round).await;
+        // and while many are under way.
+        let steps: Vec<_> = (0..200)
+            .map(|step| {
+                let (store, of) = (store.clone(), round * 1000 + step);
+                tokio::spawn(async move { reserve_all(&store, of..of + 1).await })
+            })
+            .collect();
+        let cut = tokio::task::spawn_blocking({
+            let redis = redis.clone();
+            move || redis.ask("CLIENT KILL TYPE normal")
+        });
+        for step in steps {
+            step.await.expect("nobody notices");
+        }
+        cut.await.expect("cut");
+    }
+    assert!(nothing_is_under_way(&store) && !store.is_down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_server_refuses_changes_and_still_answers_duplicates() {
+    let redis = Redis::start();
+    let store = open(&redis);
+    reserve_all(&store, 1..1 + 1).await;
+    assert_eq!(store.step(contract::name(1), contract::done(1, 1, "answer")).await, Ok(Stepped::Stored));
+    redis.ask("CONFIG SET maxmemory 1");
+    let refused = store.step(contract::name(2), reserve(1, 1)).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    let told = eventually(&store, contract::name(1), reserve(2, 1)).await;
+    assert_eq!(told, Stepped::Done { response: bytes::Bytes::from_static(b"answer") });
+    redis.ask("CONFIG SET maxmemory 0");
+    eventually(&store, contract::name(2), reserve(1, 1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_servers_can_be_changed_while_it_runs() {
+    let (first, second) = (Redis::start(), Redis::start());
+    let store = open(&first);
+    reserve_all(&store, 1..1 + 1).await;
+    store.reconnect_with(&patient(RedisServers::Single(second.url()))).expect("good addresses");
+    reserve_all(&store, 1..1 + 1).await;
+    let bad = patient(RedisServers::Single("nonsense".to_owned()));
+    assert!(matches!(store.reconnect_with(&bad), Err(StoreError::Refused(_))));
+    contract::finds_one(&store, 1).await;
+    let locked = Redis::start();
+    locked.ask("CONFIG SET requirepass hunter2");
+    let with = |password: &str| {
+        let credentials = super::super::RedisCredentials { user: None, password: password.to_owned() };
+        let servers = RedisServers::Single(locked.url());
+        RedisConfig { credentials: Some(credentials), ..patient(servers) }
+    };
+    store.reconnect_with(&with("wrong")).expect("a good address");
+    match store.step(contract::name(1), reserve(1, 1)).await {
+        Err(StoreError::Unavailable(why)) => assert!(!why.contains("wrong") && !why.contains("hunter2"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    store.reconnect_with(&with("hunter2")).expect("a good address");
+    eventually(&store, contract::name(1), reserve(1, 1)).await;
+}

@@ -1,0 +1,68 @@
+//! More than one server: a cluster, and a master that sentinels name.
+
+use witan_kernel::idempotency::Stepped;
+use witan_kernel::port::IdempotencyStore;
+use witan_servers::{RedisCluster, RedisSentinel};
+
+use super::{RedisConfig, RedisIdempotency, RedisServers, contract, eventually, patient, reserve, reserve_all};
+use crate::testing;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_shares_the_records_out() {
+    let cluster = RedisCluster::start();
+    // One of the addresses is enough.
+    let servers = RedisServers::Cluster(cluster.urls()[..1].to_vec());
+    let store = RedisIdempotency::new(patient(servers)).expect("opens");
+    reserve_all(&store, 0..300).await;
+    for of in 0..300 {
+        contract::finds_one(&store, of).await;
+    }
+    let records = |node: &witan_servers::Redis| node.ask("DBSIZE").parse::<u32>().expect("a number");
+    let each: Vec<u32> = cluster.nodes().iter().map(records).collect();
+    assert_eq!(each.iter().sum::<u32>(), 300);
+    assert!(each.iter().all(|records| *records > 50), "{each:?}");
+    let facts = store.check().await.expect("they answer");
+    assert_eq!(facts.len(), 3);
+    assert!(facts.iter().all(|facts| facts.findings().is_empty()), "{facts:?}");
+    for node in cluster.nodes() {
+        node.ask("SCRIPT FLUSH");
+    }
+    let many = testing::join_all((0..100).map(|of| store.step(contract::name(of), reserve(1, 2))));
+    assert!(many.await.iter().all(|told| *told == Ok(Stepped::Conflict)));
+    // One of its servers is away for a while.
+    cluster.nodes()[1].kill();
+    cluster.nodes()[1].start_again();
+    for of in 0..100 {
+        let told = eventually(&store, contract::name(of), reserve(2, 2)).await;
+        assert_eq!(told, Stepped::Conflict);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_master_that_sentinels_name_is_followed() {
+    let sentinel = RedisSentinel::start();
+    let servers = RedisServers::Sentinel {
+        sentinels: vec![sentinel.url()],
+        master: sentinel.master_name().to_owned(),
+        database: 0,
+        tls: false,
+    };
+    let soon = std::time::Duration::from_secs(2);
+    let config = RedisConfig { timeout: soon, connect_timeout: soon, ..RedisConfig::new(servers) };
+    let store = RedisIdempotency::new(config).expect("opens");
+    eventually(&store, contract::name(1), reserve(1, 1)).await;
+    // A sentinel on a busy machine may have chosen the second already.
+    let first_is_master = sentinel.master() == Some(sentinel.first().address());
+    let (master, replica) =
+        if first_is_master { (sentinel.first(), sentinel.second()) } else { (sentinel.second(), sentinel.first()) };
+    let before = replica.ask("DBSIZE");
+    if before != "1" {
+        master.ask("WAIT 1 60000");
+    }
+    master.kill();
+    let told = eventually(&store, contract::name(1), reserve(2, 2)).await;
+    assert_eq!(told, Stepped::Conflict, "what had reached the replica is there");
+    let told = eventually(&store, contract::name(2), reserve(1, 1)).await;
+    assert!(matches!(told, Stepped::Reserved { .. }));
+    assert_eq!(sentinel.master(), Some(replica.address()));
+}
