@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::process::Process;
 use crate::server::Server;
-use crate::{program, reaper};
+use crate::{PATIENCE, program, reaper};
 
 mod ask;
 mod cluster;
@@ -15,6 +16,9 @@ mod sentinel;
 
 pub use cluster::RedisCluster;
 pub use sentinel::RedisSentinel;
+
+/// How long one look may take at something that will be looked at again.
+const SOON: Duration = Duration::from_secs(5);
 
 /// What every server is started with: what is acknowledged is synced, and nothing is evicted.
 const SETTINGS: [(&str, &str); 6] = [
@@ -78,7 +82,7 @@ impl Redis {
     /// # Panics
     /// When there is no answer, or an error is.
     pub fn ask(&self, command: &str) -> String {
-        ask::ask(self.address(), command).unwrap_or_else(|error| panic!("{command}: {error}"))
+        ask::ask(self.address(), command, PATIENCE).unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
     /// `kill -9`; it is gone when this returns.
@@ -130,5 +134,5 @@ fn arguments(name: &str, value: &str) -> Vec<String> {
 
 /// Whether it has read its data and takes commands.
 fn answers(address: SocketAddr) -> bool {
-    ask::ask(address, "PING").is_ok_and(|told| told == "PONG")
+    ask::ask(address, "PING", SOON).is_ok_and(|told| told == "PONG")
 }

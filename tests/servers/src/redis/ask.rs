@@ -4,16 +4,14 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Longest wait for a connection, and for a part of an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Sends a command, its words separated by spaces, and answers with what comes back, a list as lines.
+/// Sends a command, its words separated by spaces, and answers with what comes back, a list as lines. `patience` is the
+/// longest wait for a connection, and for each part of the answer.
 ///
 /// # Errors
 /// When there is no answer, or an error is.
-pub(super) fn ask(address: SocketAddr, command: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+pub(super) fn ask(address: SocketAddr, command: &str, patience: Duration) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, patience)?;
+    stream.set_read_timeout(Some(patience))?;
     stream.write_all(format!("{command}\r\n").as_bytes())?;
     read(&mut BufReader::new(stream))
 }

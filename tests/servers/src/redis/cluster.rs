@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use super::Redis;
 use super::ask::ask;
+use super::{Redis, SOON};
 use crate::{Port, eventually};
 
 /// The slots of a cluster, shared out.
@@ -44,7 +44,7 @@ impl RedisCluster {
             self.nodes[0].ask(&format!("CLUSTER MEET {} {} {}", address.ip(), address.port(), bus.number()));
         }
         let whole = |address: SocketAddr| {
-            ask(address, "CLUSTER INFO").is_ok_and(|info| {
+            ask(address, "CLUSTER INFO", SOON).is_ok_and(|info| {
                 let has = |line: &str| info.lines().any(|told| told.trim_end() == line);
                 has("cluster_state:ok") && has("cluster_slots_ok:16384") && has("cluster_known_nodes:3")
             })

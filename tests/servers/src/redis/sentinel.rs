@@ -6,8 +6,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::Redis;
 use super::ask::ask;
+use super::{Redis, SOON};
 use crate::process::Process;
 use crate::server::Server;
 use crate::{eventually, program, reaper};
@@ -56,7 +56,7 @@ impl RedisSentinel {
     }
 
     fn await_replica(&self) {
-        let told = |address: SocketAddr, command: &str| ask(address, command).unwrap_or_default();
+        let told = |address: SocketAddr, command: &str| ask(address, command, SOON).unwrap_or_default();
         let ready = eventually(|| {
             let follows = told(self.servers[1].address(), "INFO replication").contains("master_link_status:up");
             // Its flags, where all is well, are these alone.
@@ -89,7 +89,7 @@ impl RedisSentinel {
 
     /// Where the sentinel says that the master is.
     pub fn master(&self) -> Option<SocketAddr> {
-        let told = ask(self.sentinel.address(), &format!("SENTINEL get-master-addr-by-name {MASTER}")).ok()?;
+        let told = ask(self.sentinel.address(), &format!("SENTINEL get-master-addr-by-name {MASTER}"), SOON).ok()?;
         told.replace('\n', ":").parse().ok()
     }
 }
