@@ -200,6 +200,9 @@ fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
         true => tokio::runtime::Builder::new_multi_thread(),
         false => tokio::runtime::Builder::new_current_thread(),
     };
+    if let Command::Node(node) = command {
+        builder.worker_threads(node.io_threads());
+    }
     builder.enable_all().build()
 }
 

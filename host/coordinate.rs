@@ -138,10 +138,11 @@ impl<W: World> Coordinator<W> {
         };
         let under_way = self.metrics.begin();
         let coordinator = Arc::clone(self);
-        tokio::spawn(async move {
+        // Boxed, so that the runtime moves a pointer and not an operation's whole state, which it does more than once.
+        tokio::spawn(Box::pin(async move {
             coordinator.run_write(request, respond).await;
             drop((permit, under_way));
-        });
+        }));
     }
 
     /// Reads. `respond` is called once, from another task.
@@ -152,10 +153,10 @@ impl<W: World> Coordinator<W> {
         };
         let under_way = self.metrics.begin();
         let coordinator = Arc::clone(self);
-        tokio::spawn(async move {
+        tokio::spawn(Box::pin(async move {
             coordinator.run_read(request, respond).await;
             drop((permit, under_way));
-        });
+        }));
     }
 
     /// Puts another ring in force. Operations under way keep the one they started with.

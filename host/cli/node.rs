@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
 use witan_kernel::name::NodeId;
 use witan_node::batch::Durability;
-use witan_node::node::{Node, NodeConfig};
+use witan_node::node::{Node, NodeConfig, ROW_CACHE};
 
 use super::compose::{SystemClock, SystemRandomness, stopped};
 use super::signal;
@@ -36,9 +36,26 @@ pub struct Args {
     /// Threads that carry out requests; 0: half the cores.
     #[arg(long, default_value_t = 0)]
     shards: usize,
+    /// MiB of rows kept at hand, so that the engine is not searched for them.
+    #[arg(long, default_value_t = ROW_CACHE >> 20)]
+    row_cache_mib: usize,
+    /// Threads that talk to coordinators; 0: a quarter of the cores.
+    #[arg(long, default_value_t = 0)]
+    io_threads: usize,
     /// Seconds a shutdown may take.
     #[arg(long, default_value_t = 10)]
     shutdown_seconds: u64,
+}
+
+impl Args {
+    /// Threads that talk to coordinators. They decode and encode batches and leave the work to the shards, so that few do:
+    /// each one more only costs the waking of it.
+    pub(super) fn io_threads(&self) -> usize {
+        match self.io_threads {
+            0 => (std::thread::available_parallelism().map_or(1, usize::from) / 4).max(1),
+            threads => threads,
+        }
+    }
 }
 
 /// How an acknowledged write is kept.
@@ -78,6 +95,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut config = NodeConfig::new(args.id, args.data_dir);
     config.durability = args.durability.into();
     config.shards = args.shards;
+    config.row_cache = args.row_cache_mib << 20;
     config.limits.drain = Duration::from_secs(args.shutdown_seconds);
     let node = open(config).await?;
     println!("ready node={} address={address} store={}", node.id(), node.store_id());

@@ -86,8 +86,9 @@ struct Counted(PluginHost);
 impl Collector for Counted {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let counts = self.0.counts();
-        let metrics: [(&str, &str, Read); 5] = [
+        let metrics: [(&str, &str, Read); 6] = [
             ("witan_plugin_calls", "Questions put to plugins", |c| c.calls),
+            ("witan_plugin_remembered", "Questions not put: equal ones had been answered", |c| c.remembered),
             ("witan_plugin_faults", "Questions on which plugins failed", |c| c.faults),
             ("witan_plugin_refused", "Questions not put: open breaker, full queue, share used up", |c| c.refused),
             ("witan_plugin_swaps", "Versions put in force", |c| c.swaps),

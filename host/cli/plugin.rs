@@ -404,6 +404,7 @@ fn binding_json(binding: &Binding) -> Value {
         "number": binding.number,
         "by_name": binding.by_name,
         "calls": binding.calls,
+        "remembered": binding.remembered,
         "faults": binding.faults,
         "breaker_open": binding.breaker_open,
     })

@@ -28,7 +28,7 @@ impl<W: World> Coordinator<W> {
         };
         let (idempotency_key, named) = match &request.idempotency_key {
             Some(key) => (key.clone(), true),
-            None => (hex(self.ports.randomness.sixteen()), false),
+            None => (WriteId(self.ports.randomness.sixteen()).hex(), false),
         };
         let write_id = write_id(
             &plan.place.tenant,
@@ -40,7 +40,7 @@ impl<W: World> Coordinator<W> {
         );
         let started = self.ports.clock.wall_micros();
         let claim = if named {
-            match self.claim(&plan, &idempotency_key, write_id, started).await {
+            match Box::pin(self.claim(&plan, &idempotency_key, write_id, started)).await {
                 Ok(Claimed::Yes(claim)) => claim,
                 Ok(Claimed::Done(written)) => return respond(Ok(written)),
                 Err(failed) => return respond(Err(failed)),
@@ -96,7 +96,9 @@ impl<W: World> Exchange<W> {
             Err(failed) if claim.took_over() => (Err(failed.failure.in_doubt()), None),
             Err(failed) => (Err(failed), None),
         };
-        claim.settle(&self.coordinator, &result).await;
+        if claim.is_reserved() {
+            Box::pin(claim.settle(&self.coordinator, &result)).await;
+        }
         respond(result);
         if let Some(rest) = rest {
             self.hear_out(rest).await;
@@ -112,9 +114,14 @@ impl<W: World> Exchange<W> {
     ) -> Result<(Stored, Rest), Failed> {
         match self.plan.tenant.conflict_mode {
             ConflictMode::Register => self.write_register(request, write_id, &claims, claim).await,
+            // Boxed, as everything that most operations do not do: an operation's task is as large as the largest of its
+            // ways, and is moved more than once.
             ConflictMode::Siblings => {
-                let claims = self.claims_of_delete(request, claims).await?;
-                self.write_siblings(request, write_id, &claims, claim).await
+                Box::pin(async {
+                    let claims = self.claims_of_delete(request, claims).await?;
+                    self.write_siblings(request, write_id, &claims, claim).await
+                })
+                .await
             }
         }
     }
@@ -158,8 +165,4 @@ impl<W: World> Exchange<W> {
 pub(super) fn claims_of(record: &witan_kernel::siblings::Siblings) -> Claims {
     let (seen, ids) = record.context_claims();
     Claims::Siblings { seen, ids }
-}
-
-fn hex(bytes: [u8; 16]) -> String {
-    WriteId(bytes).to_string()
 }

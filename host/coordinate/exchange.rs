@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
@@ -43,20 +43,54 @@ pub(super) enum Event {
 /// Answers that have arrived and are not yet looked at. Bounded by the requests sent: each is answered once.
 #[derive(Default)]
 struct Mailbox {
-    arrived: Mutex<VecDeque<(u32, Outcome)>>,
+    letters: Mutex<Letters>,
     waker: AtomicWaker,
+}
+
+#[derive(Default)]
+struct Letters {
+    arrived: VecDeque<(u32, Outcome)>,
+    /// How many of `arrived` are failures: those are looked at at once.
+    failures: usize,
+    /// How many successes the operation waits for: waking it for less would be for nothing.
+    enough: usize,
+}
+
+impl Letters {
+    fn are(&self, enough: usize) -> bool {
+        !self.arrived.is_empty() && (self.failures > 0 || self.arrived.len() >= enough)
+    }
 }
 
 impl Collect for Mailbox {
     fn collect(&self, tag: u32, outcome: Outcome) {
-        self.arrived.lock().unwrap_or_else(PoisonError::into_inner).push_back((tag, outcome));
-        self.waker.wake();
+        let mut letters = self.letters();
+        letters.failures += usize::from(outcome.is_err());
+        letters.arrived.push_back((tag, outcome));
+        let awaited = letters.are(letters.enough);
+        drop(letters);
+        if awaited {
+            self.waker.wake();
+        }
     }
 }
 
 impl Mailbox {
-    fn take(&self) -> Option<(u32, Outcome)> {
-        self.arrived.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    fn letters(&self) -> MutexGuard<'_, Letters> {
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next answer, once `enough` are there or one of them is a failure. If not, the waker that was registered before is
+    /// woken when that is so.
+    fn take(&self, enough: usize) -> Option<(u32, Outcome)> {
+        let mut letters = self.letters();
+        if !letters.are(enough) {
+            letters.enough = enough;
+            return None;
+        }
+        let (tag, outcome) = letters.arrived.pop_front()?;
+        letters.failures -= usize::from(outcome.is_err());
+        Some((tag, outcome))
     }
 }
 
@@ -89,43 +123,46 @@ impl<W: World> Exchange<W> {
         }
     }
 
-    /// Waits for the next answer, or until `until` (monotonic microseconds).
-    pub(super) async fn event(&mut self, until: u64) -> Event {
-        std::future::poll_fn(|cx| self.poll_event(cx, until)).await
+    /// Waits for the next answer, or until `until` (monotonic microseconds). `still`: so many answers have to come before
+    /// anything can be decided, unless one is a failure; the operation is not woken for fewer.
+    pub(super) async fn event(&mut self, still: u8, until: u64) -> Event {
+        std::future::poll_fn(|cx| self.poll_event(cx, usize::from(still), until)).await
     }
 
-    /// Waits for the next answer, or for the operation's deadline.
-    pub(super) async fn answer(&mut self) -> Event {
-        self.event(self.plan.deadline).await
+    /// Waits for the next answer, as [`Self::event`] does, or for the operation's deadline.
+    pub(super) async fn answer(&mut self, still: u8) -> Event {
+        self.event(still, self.plan.deadline).await
     }
 
     pub(super) fn now(&self) -> u64 {
         self.coordinator.ports.clock.monotonic_micros()
     }
 
-    fn poll_event(&mut self, cx: &mut Context<'_>, until: u64) -> Poll<Event> {
-        if let Some(event) = self.arrived() {
+    fn poll_event(&mut self, cx: &mut Context<'_>, enough: usize, until: u64) -> Poll<Event> {
+        if let Some(event) = self.arrived(enough) {
             return Poll::Ready(event);
         }
         self.mailbox.waker.register(cx.waker());
-        if let Some(event) = self.arrived() {
+        if let Some(event) = self.arrived(enough) {
             return Poll::Ready(event);
         }
-        self.sleep_until(until).as_mut().poll(cx).map(|()| Event::Elapsed)
+        std::task::ready!(self.sleep_until(until).as_mut().poll(cx));
+        // What has arrived, if it is not enough, is still told before the end of the time.
+        Poll::Ready(self.arrived(1).unwrap_or(Event::Elapsed))
     }
 
-    fn arrived(&self) -> Option<Event> {
-        let (tag, outcome) = self.mailbox.take()?;
+    fn arrived(&self, enough: usize) -> Option<Event> {
+        let (tag, outcome) = self.mailbox.take(enough)?;
         Some(Event::Answer { phase: Phase::ALL[(tag >> 8) as usize], replica: tag as u8, outcome })
     }
 
     fn sleep_until(&mut self, at: u64) -> &mut Pin<Box<Sleep>> {
-        let wait = until(at, self.now());
-        let (set_for, timer) =
-            self.timer.get_or_insert_with(|| (at, Box::pin(tokio::time::sleep_until(Instant::now() + wait))));
+        let clock = &self.coordinator.ports.clock;
+        let moment = || Instant::now() + until(at, clock.monotonic_micros());
+        let (set_for, timer) = self.timer.get_or_insert_with(|| (at, Box::pin(tokio::time::sleep_until(moment()))));
         if *set_for != at {
             *set_for = at;
-            timer.as_mut().reset(Instant::now() + wait);
+            timer.as_mut().reset(moment());
         }
         timer
     }

@@ -67,11 +67,21 @@ impl<W: World> Coordinator<W> {
         replicas.iter().map(|node| self.ports.replicas.state(node)).collect()
     }
 
+    /// The same as a policy is told: how much is in flight in powers of two. Finer steps decide nothing, and with coarse ones
+    /// most questions have been answered before.
+    fn coarse_states(&self, replicas: &Preference) -> SmallVec<[ReplicaState; 5]> {
+        let coarse = |state: ReplicaState| {
+            let in_flight = state.in_flight.checked_ilog2().map_or(0, |power| 1 << power);
+            ReplicaState { in_flight, ..state }
+        };
+        replicas.iter().map(|node| coarse(self.ports.replicas.state(node))).collect()
+    }
+
     async fn tenant(&self, id: &TenantId) -> Result<Arc<Tenant>, Failure> {
         if let Some(tenant) = self.ports.tenants.cached(id) {
             return Ok(tenant);
         }
-        match self.ports.tenants.tenant(id).await {
+        match Box::pin(self.ports.tenants.tenant(id)).await {
             Ok(Some(tenant)) => Ok(tenant),
             Ok(None) => Err(Failure::TenantNotFound(id.clone())),
             Err(error) => Err(store_failure("the metadata store", error)),
@@ -95,7 +105,7 @@ impl<W: World> Coordinator<W> {
         timeout: Duration,
     ) -> Result<PolicyAnswer, Failure> {
         let with_policy = hooks.has_policy();
-        let states = if with_policy { self.states(replicas) } else { SmallVec::new() };
+        let states = if with_policy { self.coarse_states(replicas) } else { SmallVec::new() };
         let question = PolicyQuestion {
             operation: asks.operation,
             level: asks.level.unwrap_or(tenant.default_level),

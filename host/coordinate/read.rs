@@ -86,7 +86,7 @@ impl<W: World> Exchange<W> {
         let mut causes = Causes::default();
         loop {
             let until = hedge_at.unwrap_or(self.plan.deadline).min(self.plan.deadline);
-            let progress = match self.event(until).await {
+            let progress = match self.event(round.tally().missing(), until).await {
                 Event::Answer { phase: Phase::Read, replica, outcome: Ok(Answer::Record(record)) } => {
                     let next = round.told(replica, record.is_some());
                     told.push((replica, record));

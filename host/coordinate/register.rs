@@ -39,7 +39,9 @@ impl<W: World> Exchange<W> {
         claim: &mut Claim,
     ) -> Result<(Stored, Rest), Failed> {
         let stamp = self.stamp(write_id, claims, claim).await?;
-        claim.fix_stamp(&self.coordinator, stamp).await?;
+        if claim.is_reserved() {
+            Box::pin(claim.fix_stamp(&self.coordinator, stamp)).await?;
+        }
         let record = Register::written(stamp, write_id, request.value.clone());
         let ask = Ask::Merge { record: Record::Register(record).encode() };
         claim.sent();
@@ -82,7 +84,7 @@ impl<W: World> Exchange<W> {
     async fn gather_stamps(&mut self, round: &mut StampRound) -> Result<(), Failed> {
         let mut causes = Causes::default();
         loop {
-            let progress = match self.answer().await {
+            let progress = match self.answer(round.tally().missing()).await {
                 Event::Answer { phase: Phase::Stamp, replica, outcome } => match outcome {
                     Ok(Answer::Stamp { stands, known }) => round.told(replica, stands, known),
                     Ok(_) => round.failed(replica, &unexpected()),
@@ -119,7 +121,7 @@ impl<W: World> Exchange<W> {
                 Progress::Short => return Err(self.fell_short(round, causes)),
                 Progress::Open => {}
             }
-            match self.answer().await {
+            match self.answer(round.tally().missing()).await {
                 Event::Answer { phase: Phase::Merge, replica, outcome } => match outcome {
                     Ok(Answer::Merged { .. }) => {
                         round.acked(replica);
@@ -156,7 +158,7 @@ impl<W: World> Exchange<W> {
     /// Hears the rest of a round, after the response has left.
     pub(super) async fn hear_out(&mut self, mut rest: Rest) {
         while rest.round.tally().open() > 0 {
-            match self.answer().await {
+            match self.answer(rest.round.tally().open()).await {
                 Event::Answer { phase: Phase::Merge, replica, outcome: Ok(Answer::Merged { .. }) } => {
                     rest.round.acked(replica);
                 }

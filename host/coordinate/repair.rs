@@ -58,7 +58,7 @@ impl<W: World> Exchange<W> {
             self.send(Phase::Repair, *replica, Ask::Merge { record: record.clone() });
         }
         while tally.open() > 0 {
-            match self.answer().await {
+            match self.answer(tally.open()).await {
                 Event::Answer { phase: Phase::Repair, replica, outcome } => {
                     let index = stale.iter().position(|r| *r == replica).unwrap_or(usize::MAX) as u8;
                     match outcome {

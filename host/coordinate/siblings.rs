@@ -77,7 +77,7 @@ impl<W: World> Exchange<W> {
                     return Err(self.put_failed(refusal, causes, certainly_not_applied));
                 }
             }
-            next = match self.event(patience.min(self.plan.deadline)).await {
+            next = match self.event(1, patience.min(self.plan.deadline)).await {
                 Event::Answer { phase: Phase::Put, replica, outcome: Ok(Answer::Put { record, .. }) } => {
                     return Ok((replica, record));
                 }

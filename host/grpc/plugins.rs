@@ -270,6 +270,7 @@ fn binding(bound: &Binding) -> v1::Binding {
         number: current.number,
         by_name: matches!(current.reference, Reference::Name { .. }),
         calls: bound.counts.calls,
+        remembered: bound.counts.remembered,
         faults: bound.counts.faults,
         breaker_open: bound.broken.is_some(),
     }

@@ -154,6 +154,11 @@ impl fmt::Display for NodeId {
     }
 }
 
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+}
+
 macro_rules! sixteen {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -165,11 +170,16 @@ macro_rules! sixteen {
             pub fn from_slice(bytes: &[u8]) -> Option<Self> {
                 bytes.try_into().ok().map(Self)
             }
+
+            /// The bytes as 32 lower-case hexadecimal digits.
+            pub fn hex(&self) -> String {
+                hex(&self.0)
+            }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+                f.write_str(&self.hex())
             }
         }
 

@@ -5,7 +5,7 @@
 //! with a write that was not synced yet is handed out as *gated*, with the generation whose sync it has to wait for; that
 //! holds for a read, or for a merge that changed nothing, as well as for the write itself.
 
-mod lately;
+mod rows;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use witan_kernel::record::{Damaged, Encoded, Record, WrongMode};
 use witan_kernel::replica::{Answer, Ask, Outcome, Put, ReplicaError, Request};
 use witan_kernel::siblings::Siblings;
 
-use self::lately::Lately;
+use self::rows::Rows;
 use crate::engine::{Change, EngineError};
 use crate::row::{self, DamagedRow};
 use crate::store::{LoadError, Store};
@@ -128,13 +128,15 @@ pub enum Durability {
 const UNSYNCED_BATCHES: usize = 64;
 
 /// The rows of one shard that have been written and not yet synced.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shard {
     /// Counts the batches written.
     written: u64,
     /// Rows of each batch that is not known to be synced, oldest first, with the batch's generation.
     unsynced: VecDeque<(u64, HashMap<Bytes, usize>)>,
-    lately: Lately,
+    at_hand: Rows,
+    /// What [`Store::swept`] said when `at_hand` was last in order.
+    swept: u64,
 }
 
 /// The state of one row within a batch.
@@ -150,12 +152,14 @@ struct Slot {
     /// Written before, not yet synced.
     dirty: bool,
     changed: bool,
+    /// Came from the engine: not at hand yet.
+    fetched: bool,
 }
 
 impl Shard {
-    /// A shard with nothing written.
-    pub fn new() -> Self {
-        Self::default()
+    /// A shard with nothing written, that keeps so many bytes of rows at hand.
+    pub fn new(row_cache: usize) -> Self {
+        Self { written: 0, unsynced: VecDeque::new(), at_hand: Rows::new(row_cache), swept: 0 }
     }
 
     /// Every batch up to this generation is durable.
@@ -179,6 +183,10 @@ impl Shard {
         wall: u64,
         monotonic: u64,
     ) -> Applied {
+        let swept = store.swept();
+        if std::mem::replace(&mut self.swept, swept) != swept {
+            self.at_hand.clear();
+        }
         let mut batch = Batch::new(self, store, wall, groups.iter().map(Group::len).sum());
         let mut answered: Vec<(Group, Vec<Answered>)> = Vec::with_capacity(groups.len());
         for group in groups {
@@ -187,7 +195,7 @@ impl Shard {
         }
         let failed = batch.write().err();
         if let Some(error) = &failed {
-            batch.shard.lately.clear();
+            batch.shard.at_hand.clear();
             for (group, outcomes) in &mut answered {
                 batch.take_back(&group.items, outcomes, error);
             }
@@ -200,7 +208,9 @@ impl Shard {
         let Batch { rows, slots, .. } = batch;
         if failed.is_none() {
             for slot in &slots {
-                self.lately.keep(&slot.row, slot.birth, slot.encoded.as_ref());
+                if slot.changed || slot.fetched {
+                    self.at_hand.keep(&slot.row, slot.birth, slot.encoded.as_ref());
+                }
             }
             if durability == Durability::Sync {
                 self.remember(rows, &slots);
@@ -351,7 +361,9 @@ impl<'a> Batch<'a> {
 
 impl Slot {
     fn load(row: Bytes, shard: &mut Shard, store: &Store) -> Result<Self, ReplicaError> {
-        let stored = match shard.lately.take(&row) {
+        let at_hand = shard.at_hand.get(&row);
+        let fetched = at_hand.is_none();
+        let stored = match at_hand {
             Some(stored) => stored,
             None => store.load(&row).map_err(|error| match error {
                 LoadError::Engine(error) => ReplicaError::Broken(error.to_string()),
@@ -359,7 +371,7 @@ impl Slot {
             })?,
         };
         let (birth, encoded) = stored.map_or((0, None), |(birth, encoded)| (birth, Some(encoded)));
-        Ok(Self { birth, record: None, encoded, decoded: false, dirty: shard.is_dirty(&row), changed: false, row })
+        Ok(Self { birth, record: None, encoded, decoded: false, dirty: shard.is_dirty(&row), changed: false, fetched, row })
     }
 
     fn decode(&mut self) -> Result<(), ReplicaError> {

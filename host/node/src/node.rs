@@ -30,11 +30,16 @@ pub struct NodeConfig {
     pub shards: usize,
     /// How the store is kept.
     pub engine: Options,
+    /// Bytes of rows that are kept at hand, so that the engine is not searched for them.
+    pub row_cache: usize,
     /// How much may wait for a shard.
     pub queue: QueueLimits,
     /// Bounds of the server.
     pub limits: Limits,
 }
+
+/// [`NodeConfig::row_cache`] by default: a hundred thousand small rows.
+pub const ROW_CACHE: usize = 64 << 20;
 
 impl NodeConfig {
     /// Everything else by default.
@@ -45,6 +50,7 @@ impl NodeConfig {
             durability: Durability::default(),
             shards: 0,
             engine: Options::default(),
+            row_cache: ROW_CACHE,
             queue: QueueLimits::default(),
             limits: Limits::default(),
         }
@@ -93,7 +99,7 @@ impl<C: Clock> Node<C> {
         let engine =
             Fjall::open(&config.data_dir, config.engine.clone()).map_err(|error| failed(OpenError::Engine(error)))?;
         let store = Arc::new(Store::open(Box::new(engine), &config.node_id, randomness).map_err(failed)?);
-        let threads = Threads::start(store, config.durability, config.shards(), config.queue, clock.clone())
+        let threads = Threads::start(store, config.durability, config.shards(), config.queue, config.row_cache, clock.clone())
             .map_err(|source| NodeError::Threads { node: config.node_id.clone(), source })?;
         tracing::info!(node = %config.node_id, store = %threads.store().id(), durability = ?config.durability, "store open");
         Ok(Self { config, threads: Arc::new(threads), clock })

@@ -119,6 +119,7 @@ pub fn drop_tenant(store: &Store, tenant: &TenantId, after: Option<&Place>) -> R
     let records = batch.len() as u64;
     if records > 0 {
         store.engine().write(batch)?;
+        store.sweep();
         store.engine().sync()?;
     }
     Ok(Dropped { records, next })

@@ -1,5 +1,6 @@
 //! A store: an engine with an identity, and the numbers from which actors are made.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -22,6 +23,8 @@ pub struct Store {
     engine: Box<dyn Engine>,
     id: StoreId,
     births: Mutex<Births>,
+    /// Counts the times that rows were removed past their shards.
+    swept: AtomicU64,
 }
 
 /// Births are boot << 32 | n. The boot is durable before a birth is drawn from it.
@@ -65,7 +68,17 @@ impl Store {
         };
         let boot = boot + 1;
         engine.set_note(IDENTITY, encode_identity(id, boot))?;
-        Ok(Self { engine, id, births: Mutex::new(Births { boot, drawn: 0 }) })
+        Ok(Self { engine, id, births: Mutex::new(Births { boot, drawn: 0 }), swept: AtomicU64::new(0) })
+    }
+
+    /// Says that rows were removed by another way than through the shards that own them.
+    pub(crate) fn sweep(&self) {
+        self.swept.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often that was said: a shard that sees another number than before trusts no row that it has at hand.
+    pub(crate) fn swept(&self) -> u64 {
+        self.swept.load(Ordering::Acquire)
     }
 
     /// Drawn when the store was made empty.

@@ -7,7 +7,7 @@
 //! 3. `engine`, `compile`: machine code out of it, once per digest, away from the serving threads; kept on disk.
 //! 4. `bindings`, `guest`, `instance`: asking it, within its limits.
 //! 5. `probe`: asking it before anything depends on the answers.
-//! 6. [`binding`], `breaker`, `slot`, `snapshot`: who asks which one, and what happens when it fails.
+//! 6. [`binding`], `breaker`, `memory`, `slot`, `snapshot`: who asks which one, and what happens when it fails.
 //! 7. [`registry`]: [`PluginHost`], which puts one in force; `folder` watches for new ones; [`event`] and [`metrics`] tell.
 //!
 //! What must hold: an instance belongs to one tenant and one binding. A call is bounded in time, memory, stack and in
@@ -25,6 +25,7 @@ mod folder;
 mod guest;
 mod instance;
 pub mod limit;
+mod memory;
 pub mod metrics;
 mod pool;
 mod probe;

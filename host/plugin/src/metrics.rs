@@ -13,6 +13,8 @@ use crate::limit;
 pub struct Counts {
     /// Questions asked.
     pub calls: u64,
+    /// Questions that a deterministic policy was not asked, because it had answered equal ones.
+    pub remembered: u64,
     /// Questions that the plugin answered with an error of its own.
     pub declined: u64,
     /// Questions that it failed on: traps, limits, answers without sense.
@@ -33,6 +35,7 @@ pub struct Counts {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     calls: AtomicU64,
+    remembered: AtomicU64,
     declined: AtomicU64,
     faults: AtomicU64,
     refused: AtomicU64,
@@ -47,6 +50,10 @@ impl Counters {
     pub(crate) fn called(&self, took: Duration) {
         self.calls.fetch_add(1, Relaxed);
         self.nanos.fetch_add(took.as_nanos() as u64, Relaxed);
+    }
+
+    pub(crate) fn remembered(&self) {
+        self.remembered.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn declined(&self) {
@@ -88,6 +95,7 @@ impl Counters {
     pub(crate) fn read(&self) -> Counts {
         Counts {
             calls: self.calls.load(Relaxed),
+            remembered: self.remembered.load(Relaxed),
             declined: self.declined.load(Relaxed),
             faults: self.faults.load(Relaxed),
             refused: self.refused.load(Relaxed),

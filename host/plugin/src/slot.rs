@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use witan_kernel::hook::{AnsweredBy, Asked, Hook};
+use witan_kernel::hook::{AnsweredBy, Asked, Hook, PolicyAnswer, PolicyQuestion};
 use witan_kernel::name::TenantId;
 
 use crate::binding::{BindingVersion, OnFault};
@@ -16,6 +16,7 @@ use crate::engine::{TICK, Ticks};
 use crate::event::{Event, EventKind, Events};
 use crate::instance::{Fault, Instance, Program};
 use crate::limit::{self, Budget, Limits};
+use crate::memory::Memory;
 use crate::metrics::Counters;
 
 /// A program with the configuration that its instances get.
@@ -25,6 +26,8 @@ pub(crate) struct Plan {
     pub(crate) program: Arc<Program>,
     pub(crate) configuration: Bytes,
     pub(crate) by: AnsweredBy,
+    /// Equal questions always get equal answers.
+    pub(crate) deterministic: bool,
 }
 
 impl Plan {
@@ -112,6 +115,7 @@ pub(crate) struct Slot {
     spare: Warm,
     breaker: Breaker,
     share: Share,
+    memory: Memory,
     waiting: AtomicUsize,
     used: AtomicBool,
 }
@@ -130,9 +134,27 @@ impl Slot {
             spare: Warm::default(),
             breaker,
             share: Share::new(share),
+            memory: Memory::default(),
             waiting: AtomicUsize::new(0),
             used: AtomicBool::new(false),
         }
+    }
+
+    /// Has a consistency policy decide. A deterministic one is asked once for equal questions.
+    pub(crate) fn decide(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
+        let primary = self.active.primary.as_ref().ok().filter(|plan| plan.deterministic && !self.breaker.is_open());
+        let Some(plan) = primary else { return self.ask(|instance| instance.decide(question)) };
+        if let Some(answer) = self.memory.answer(question) {
+            self.active.both(Counters::remembered);
+            return Asked::Answered { answer, by: plan.by.clone() };
+        }
+        let asked = self.ask(|instance| instance.decide(question));
+        if let Asked::Answered { answer, by } = &asked
+            && Arc::ptr_eq(by, &plan.by)
+        {
+            self.memory.keep(question, *answer);
+        }
+        asked
     }
 
     /// Puts one question, to whom it is to be put now.

@@ -140,7 +140,7 @@ impl Hooks for TenantHooks {
 
     fn policy(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
         match self.slot(Hook::ConsistencyPolicy) {
-            Some(slot) => slot.ask(|instance| instance.decide(question)),
+            Some(slot) => slot.decide(question),
             None => Asked::Unbound,
         }
     }

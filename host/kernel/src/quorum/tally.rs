@@ -67,6 +67,11 @@ impl Tally {
         self.replicas - (self.acked | self.failed).count_ones() as u8
     }
 
+    /// Replicas that must still do what they were asked.
+    pub fn missing(&self) -> u8 {
+        self.required.saturating_sub(self.acks())
+    }
+
     /// Replicas that must answer.
     pub fn required(&self) -> u8 {
         self.required

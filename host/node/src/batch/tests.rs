@@ -47,7 +47,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let disk = Disk::new();
-        Self { store: open(&disk), disk, shard: Shard::new() }
+        Self { store: open(&disk), disk, shard: Shard::new(64 << 10) }
     }
 
     fn apply_at(&mut self, requests: Vec<(Place, Ask, u64)>, monotonic: u64) -> Vec<(Outcome, bool)> {
@@ -84,7 +84,7 @@ impl Bench {
 
     fn reopen(&mut self) {
         self.store = open(&self.disk);
-        self.shard = Shard::new();
+        self.shard = Shard::new(64 << 10);
     }
 }
 
@@ -126,6 +126,16 @@ fn record(outcome: &Outcome) -> Option<Record> {
         Ok(Answer::Put { record, .. }) => Some(record.decode().unwrap()),
         other => panic!("no record in {other:?}"),
     }
+}
+
+#[test]
+fn a_row_removed_past_its_shard_is_not_at_hand() {
+    let mut bench = Bench::new();
+    let written = Record::Register(Register::written(Stamp(1), id(1), Some(value(1)))).encode();
+    bench.done(at(1), Ask::Merge { record: written });
+    assert!(matches!(bench.one(at(1), Ask::Read).0, Ok(Answer::Record(Some(_)))));
+    crate::scan::drop_tenant(&bench.store, &at(1).tenant, None).unwrap();
+    assert!(matches!(bench.one(at(1), Ask::Read).0, Ok(Answer::Record(None))));
 }
 
 #[test]
@@ -287,7 +297,7 @@ fn a_damaged_row_is_an_error_that_names_it() {
         let mut bytes = good.to_vec();
         bytes[byte] ^= 4;
         bench.store.engine().write(vec![(row.clone(), Some(Bytes::from(bytes)))]).unwrap();
-        bench.shard = Shard::new();
+        bench.shard = Shard::new(64 << 10);
         for ask in [Ask::Read, Ask::Stamp { write_id: id(1) }, merge(&register(9, 9, true))] {
             let Err(ReplicaError::Broken(reason)) = bench.one(at(7), ask).0 else {
                 panic!("byte {byte} went unnoticed")

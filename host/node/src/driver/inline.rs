@@ -21,6 +21,8 @@ pub type Delay = Box<dyn FnMut() -> Duration + Send>;
 
 /// Most batches that may wait for a sync: then the shard waits too.
 const GATED_BATCHES: usize = 64;
+/// Bytes of rows kept at hand: little, so that the engine is searched too.
+const ROW_CACHE: usize = 16 << 10;
 
 /// Drives a store on two tasks of the runtime it was started on: one that applies, one that syncs. They end when this is
 /// dropped.
@@ -43,7 +45,7 @@ impl Inline {
     ) -> Self {
         let queue = Arc::new(Queue::new(limits));
         let filled = Arc::new(Notify::new());
-        let shard = Arc::new(Mutex::new(Shard::new()));
+        let shard = Arc::new(Mutex::new(Shard::new(ROW_CACHE)));
         let (gate, gated) = mpsc::channel(GATED_BATCHES);
         let clock = Arc::new(clock);
         let apply = Apply { store: store.clone(), queue: queue.clone(), shard: shard.clone(), durability, clock, gate };

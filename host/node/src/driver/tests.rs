@@ -145,7 +145,7 @@ impl Bench {
         let (disk, door) = (Disk::new(), Arc::new(Door::default()));
         let engine = Slow { disk: disk.open(), door: door.clone() };
         let store = Arc::new(Store::open(Box::new(engine), &NodeId::new("n1").unwrap(), &Ones).unwrap());
-        let threads = Threads::start(store, Durability::Sync, shards, limits, Still).unwrap();
+        let threads = Threads::start(store, Durability::Sync, shards, limits, 64 << 10, Still).unwrap();
         let (out, heard) = mpsc::channel();
         Self { disk, door, threads, heard, out: Arc::new(Heard(out)) }
     }

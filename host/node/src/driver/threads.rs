@@ -51,12 +51,13 @@ struct Waiting {
 }
 
 impl Threads {
-    /// Starts `shards` threads (1 at least) and a syncer.
+    /// Starts `shards` threads (1 at least), which share `row_cache` bytes of rows at hand, and a syncer.
     pub fn start(
         store: Arc<Store>,
         durability: Durability,
         shards: usize,
         limits: QueueLimits,
+        row_cache: usize,
         clock: impl Clock,
     ) -> io::Result<Self> {
         let shards = shards.max(1);
@@ -78,7 +79,7 @@ impl Threads {
         for (number, queue) in this.queues.iter().enumerate() {
             let mut work = ShardThread {
                 number,
-                shard: Shard::new(),
+                shard: Shard::new(row_cache / shards),
                 store: this.store.clone(),
                 queue: queue.clone(),
                 gate: gate.clone(),

@@ -407,6 +407,7 @@ fn plan(program: &Arc<Program>, artifact: &Artifact, configuration: &Bytes) -> P
         program: program.clone(),
         configuration: configuration.clone(),
         by: format!("{}@{}", artifact.name, artifact.digest.short()).into(),
+        deterministic: artifact.deterministic,
     }
 }
 
