@@ -11,8 +11,17 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use witan_kernel::hook::Pending;
 
-/// Tells why a coordinator should get no traffic; empty when it should.
-pub type Readiness = Arc<dyn Fn() -> Pending<Vec<String>> + Send + Sync>;
+/// Tells whether a coordinator should get traffic.
+pub type Readiness = Arc<dyn Fn() -> Pending<Ready> + Send + Sync>;
+
+/// Whether a coordinator should get traffic.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ready {
+    /// Why it should not; empty when it should.
+    pub reasons: Vec<String>,
+    /// What an operator should know all the same.
+    pub notes: Vec<String>,
+}
 
 /// What the admin server shows.
 #[derive(Clone)]
@@ -53,9 +62,10 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
 }
 
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
-    let reasons = (admin.readiness)().await;
+    let Ready { reasons, notes } = (admin.readiness)().await;
+    let lines = |lines: Vec<String>| lines.into_iter().map(|line| line + "\n").collect::<String>();
     if reasons.is_empty() {
-        return (StatusCode::OK, "ok\n".to_owned());
+        return (StatusCode::OK, "ok\n".to_owned() + &lines(notes));
     }
-    (StatusCode::SERVICE_UNAVAILABLE, reasons.into_iter().map(|reason| reason + "\n").collect())
+    (StatusCode::SERVICE_UNAVAILABLE, lines(reasons) + &lines(notes))
 }

@@ -2,11 +2,12 @@
 //!
 //! A change is stored first and put in force after: what the store has not accepted is never served.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
 use witan_kernel::hook::{Pending, ReplicaState};
-use witan_kernel::name::{Invalid, NodeId, TenantId};
+use witan_kernel::name::{Invalid, NodeId, StoreId, TenantId};
 use witan_kernel::port::{StorageNode, StoreError};
 use witan_kernel::tenant::Tenant;
 use witan_store::metadata::Metadata;
@@ -24,6 +25,12 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Asks a node how full it is; `None` when it does not answer.
     fn fullness(&self, node: &StorageNode) -> Pending<Option<Fullness>>;
+
+    /// True for a node that is written to, and not asked, because its store is not the one on record.
+    fn is_write_only(&self, node: &NodeId) -> bool;
+
+    /// Asks nodes that are written to only whether their stores are those on record by now.
+    fn stores_changed(&self) -> Pending<()>;
 
     /// Keeps clients' operations out, once those under way have ended, until the answer is dropped.
     fn hold(&self) -> Pending<Held>;
@@ -90,9 +97,9 @@ impl Catalog {
         Ok(tenant)
     }
 
-    /// One tenant.
+    /// One tenant. A deleted one is none.
     pub async fn tenant(&self, id: &TenantId) -> Result<Tenant, Refused> {
-        let found = self.metadata.tenant(id).await?;
+        let found = self.metadata.tenant(id).await?.filter(|tenant| tenant.deleted_at_ms.is_none());
         Ok(found.ok_or_else(|| StoreError::Missing(format!("tenant {id}")))?)
     }
 
@@ -130,6 +137,47 @@ impl Catalog {
             }
         }
         Err(last.unwrap_or_else(|| StoreError::Conflict(format!("tenant {id} keeps changing"))).into())
+    }
+
+    /// Deletes a tenant: from now on requests do not find it, and its id is never given to another. With `version` 0 whatever
+    /// stands is deleted. One that is deleted already stays as it is. What it has stored is for the caller to remove.
+    pub async fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64) -> Result<Tenant, Refused> {
+        let version = match (version, self.metadata.tenant(id).await?) {
+            (0, Some(stands)) => stands.version,
+            (version, _) => version,
+        };
+        let deleted = self.metadata.delete_tenant(id, version, now_ms).await?;
+        self.cluster.tenant_changed(deleted.clone());
+        Ok(deleted)
+    }
+
+    /// The replication factors of a tenant, or of all of them, each once.
+    pub async fn replication_factors(&self, tenant: Option<&TenantId>) -> Result<Vec<u8>, Refused> {
+        if let Some(tenant) = tenant {
+            return Ok(vec![self.tenant(tenant).await?.replication_factor]);
+        }
+        let (mut factors, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.metadata.tenants(after.as_ref(), witan_store::metadata::PAGE).await?;
+            let Some(last) = page.last() else { return Ok(factors) };
+            after = Some(last.id.clone());
+            factors.extend(page.iter().map(|tenant| tenant.replication_factor));
+            factors.sort_unstable();
+            factors.dedup();
+        }
+    }
+
+    /// The store ids on record.
+    pub async fn stores(&self) -> Result<HashMap<NodeId, StoreId>, Refused> {
+        let nodes = self.metadata.nodes().await?;
+        Ok(nodes.into_iter().filter_map(|on_record| Some((on_record.node.id, on_record.store_id?))).collect())
+    }
+
+    /// Records a node's new store, which holds all that it has to, in place of the one on record, `from`.
+    pub async fn replace_store(&self, node: &NodeId, from: StoreId, to: StoreId) -> Result<(), Refused> {
+        self.metadata.replace_store_id(node, from, to).await?;
+        self.cluster.stores_changed().await;
+        Ok(())
     }
 
     /// Changes a tenant's replication factor, where no data would have to move. Answers with the tenant before and after.
@@ -196,6 +244,11 @@ impl Catalog {
     /// What is known of a node here.
     pub fn state(&self, node: &NodeId) -> ReplicaState {
         self.cluster.state(node)
+    }
+
+    /// True for a node that is written to, and not asked.
+    pub fn is_write_only(&self, node: &NodeId) -> bool {
+        self.cluster.is_write_only(node)
     }
 
     /// How full a node is; `None` when it does not answer.

@@ -18,6 +18,7 @@ pub mod nodes;
 pub mod output;
 pub mod platform;
 pub mod plugin;
+pub mod repair;
 pub mod serve;
 pub mod signal;
 pub mod tenant;
@@ -131,6 +132,9 @@ pub enum Command {
     /// List, add and remove storage nodes
     #[command(subcommand, after_help = nodes::EXAMPLES)]
     Nodes(nodes::Command),
+    /// Compare the replicas of every record, and mend what differs
+    #[command(after_help = repair::EXAMPLES)]
+    Repair(repair::Args),
     /// Hand plugins to the cluster and bind them to tenants
     #[command(subcommand, after_help = plugin::EXAMPLES)]
     Plugin(plugin::Command),
@@ -173,6 +177,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Kv(command) => kv::run(&global, command).await,
         Command::Tenant(command) => tenant::run(&global, command).await,
         Command::Nodes(command) => nodes::run(&global, command).await,
+        Command::Repair(args) => repair::run(&global, args).await,
         Command::Plugin(command) => plugin::run(&global, command).await,
         Command::Bench(args) => bench::run(&global, args).await,
         Command::Completions(args) => completions::run(&args),
@@ -187,6 +192,7 @@ impl Command {
             Self::Kv(_)
             | Self::Tenant(_)
             | Self::Nodes(_)
+            | Self::Repair(_)
             | Self::Plugin(_)
             | Self::Bench(_)
             | Self::Completions(_) => false,

@@ -6,20 +6,23 @@
 //!
 //! Reading order: `request` (what is asked and answered), `change` and `read` (an operation from end to end), `plan` (who
 //! is asked), `exchange` (one operation's conversation with its replicas), `register`, `siblings`, `repair`, `collapse`,
-//! `once` (idempotency), `admission`, `metrics`.
+//! `once` (idempotency), `sweep` (all records of a part of the ring), `keys`, `removal` (of deleted tenants' records), `admission`, `metrics`.
 
 mod admission;
 mod change;
 mod collapse;
 mod exchange;
+mod keys;
 mod metrics;
 mod once;
 mod plan;
 mod read;
 mod register;
+mod removal;
 mod repair;
 mod request;
 mod siblings;
+mod sweep;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,10 +34,14 @@ use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::hook::{Operation, Plugins};
 use witan_kernel::port::{Clock, IdempotencyStore, Randomness, Replicas, Tenants};
 use witan_kernel::ring::Ring;
+use witan_kernel::scan::Ranges;
 
 pub use admission::{Hold, Limits};
+pub use keys::{KeysPage, KeysRequest, ListedKey, Resume};
 pub use metrics::Metrics;
+pub use removal::Removed;
 pub use request::{ReadAnswer, ReadRequest, Rendering, WriteRequest, Written};
+pub use sweep::{Stopped, Sweep, Swept};
 
 use admission::Admission;
 
@@ -45,7 +52,7 @@ pub trait World: Send + Sync + 'static {
     /// Dice.
     type Randomness: Randomness;
     /// The storage nodes.
-    type Replicas: Replicas;
+    type Replicas: Replicas + Ranges;
     /// Where idempotency records are kept.
     type Idempotency: IdempotencyStore;
     /// Where tenants are looked up.

@@ -1,11 +1,14 @@
 //! gRPC: decode, call, encode. The one place where a failure becomes a status.
 //!
 //! `status` maps failures, `convert` requests and responses, `keyvalue` serves single calls, `session` streams of
-//! them, `tenants` and `nodes` the catalog, `plugins` the plugin platform, `server` puts them on a listener.
+//! them, `tenants` and `nodes` the catalog, `care` (with
+//! `page_token`) listings, repair and removal, `plugins` the plugin platform, `server` puts them on a listener.
 
+mod care;
 mod convert;
 mod keyvalue;
 mod nodes;
+mod page_token;
 mod plugins;
 pub mod server;
 pub mod session;

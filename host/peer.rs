@@ -3,11 +3,13 @@
 //! A lane (`lane`) is one bidirectional stream: whatever is waiting goes out in one frame, answers come back in any order
 //! and are matched by id. No timer delays anything. Values over 64 KiB take a second lane, so that small operations never
 //! wait behind them. `pending` holds what is not answered yet, `vitals` what is known of a node, `connect` how a node
-//! is reached.
+//! is reached, `admit` when its store is believed. `range` walks over what nodes have stored.
 
+mod admit;
 mod connect;
 mod lane;
 mod pending;
+mod range;
 mod vitals;
 
 use std::collections::HashMap;
@@ -40,6 +42,7 @@ struct Node {
     vitals: Arc<Vitals>,
     small: Lane,
     bulk: Lane,
+    walks: range::Walks,
 }
 
 impl<C: Clock, N: Connect> Lanes<C, N> {
@@ -90,7 +93,7 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
                 speaks_for_node,
             })
         };
-        Node { at: node.clone(), small: lane(true), bulk: lane(false), vitals }
+        Node { at: node.clone(), small: lane(true), bulk: lane(false), walks: range::Walks::default(), vitals }
     }
 }
 

@@ -16,6 +16,7 @@ use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Clock, Randomness, Replicas, StorageNode};
 use witan_kernel::ring::Ring;
+use witan_kernel::scan::{Ranges, is_whole};
 use witan_kernel::tenant::Tenant;
 use witan_store::Durability;
 use witan_store::idempotency::EmbeddedIdempotency;
@@ -25,7 +26,7 @@ use witan_wire::v1::DescribeRequest;
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
 use super::platform;
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, Ready};
 use crate::catalog::{Catalog, Cluster, Fullness, Held};
 use crate::coordinate::{Coordinator, Defaults, Ports, World};
 use crate::grpc::{CoordinatorApi, PluginApi, server};
@@ -81,7 +82,7 @@ impl Connect for Registered {
         let on_record = self.0.record_store_id(node, store);
         Box::pin(async move {
             match on_record.await {
-                Ok(on_record) if on_record == store => Ok(Trust::Whole),
+                Ok(on_record) if is_whole(on_record, store) => Ok(Trust::Whole),
                 Ok(_) => Ok(Trust::WriteOnly),
                 Err(error) => Err(format!("the node's store cannot be held against the one on record: {error}")),
             }
@@ -174,6 +175,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let mut registry = Registry::default();
     coordinator.metrics().register(&mut registry);
     platform::register(&platform, &mut registry);
+    tokio::spawn(watch_stores(Arc::clone(&lanes), stop.clone()));
     let admin = Admin { metrics: Arc::new(registry), readiness: readiness(metadata, lanes.clone(), clock) };
     lanes.tried().await;
 
@@ -195,6 +197,21 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
         admin: tokio::spawn(admin::serve(admin_listener, admin, stopped(stop))),
         idempotency,
     })
+}
+
+/// How often nodes that are written to only are asked about: another coordinator may have put their stores on record.
+const WATCH_STORES: Duration = Duration::from_secs(2);
+
+/// Asks nodes with a new store again once it is on record, until the signal to stop is given.
+async fn watch_stores(lanes: Arc<Lanes<SystemClock, Registered>>, stop: watch::Receiver<bool>) {
+    let stopped = stopped(stop);
+    tokio::pin!(stopped);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(WATCH_STORES) => lanes.admit_again().await,
+            () = &mut stopped => return,
+        }
+    }
 }
 
 /// Ready when the signal to stop is given, or whoever could give it is gone.
@@ -283,6 +300,15 @@ impl Cluster for Local {
         })
     }
 
+    fn is_write_only(&self, node: &NodeId) -> bool {
+        self.lanes.standing(node).is_some_and(|standing| !standing.whole)
+    }
+
+    fn stores_changed(&self) -> Pending<()> {
+        let lanes = Arc::clone(&self.lanes);
+        Box::pin(async move { lanes.admit_again().await })
+    }
+
     fn hold(&self) -> Pending<Held> {
         let coordinator = Arc::clone(&self.coordinator);
         Box::pin(async move { Box::new(coordinator.hold().await) as Held })
@@ -322,7 +348,11 @@ fn readiness(
                 }
                 Err(error) => reasons.push(format!("the nodes cannot be read: {error}")),
             }
-            reasons
+            let write_only = lanes.write_only().into_iter();
+            let notes = write_only.map(|node| {
+                format!("storage node {node} has another store than before and is written to only; run: witan repair")
+            });
+            Ready { reasons, notes: notes.collect() }
         })
     })
 }

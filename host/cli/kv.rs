@@ -1,4 +1,6 @@
-//! `witan kv`: read, write and delete single keys.
+//! `witan kv`: read, write and delete single keys, and list them.
+
+pub mod list;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -66,6 +68,9 @@ pub enum Command {
     /// Delete a key
     #[command(after_help = DELETE_EXAMPLES)]
     Delete(Delete),
+    /// List the keys that have a value
+    #[command(after_help = list::EXAMPLES)]
+    List(list::List),
 }
 
 /// Where the key is, and how many replicas must answer.
@@ -134,6 +139,7 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
         Command::Get(get) => read(global, get).await,
         Command::Put(put) => write(global, put).await,
         Command::Delete(delete) => remove(global, delete).await,
+        Command::List(list) => list::run(global, list).await,
     }
 }
 

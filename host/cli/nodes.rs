@@ -24,7 +24,8 @@ Examples:
   witan nodes remove n4";
 
 const LIST_EXAMPLES: &str =
-    "Latencies are those that this coordinator has seen; the number of keys is an estimate of the node's.
+    "Latencies are those that this coordinator has seen; the number of keys is an estimate of the node's. A node that answers \
+writes only has come back with another disk: fill it again with `witan repair`.
 
 Examples:
   witan nodes list
@@ -113,7 +114,7 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
             node.node_id.clone(),
             format!("{}:{}", node.host, node.port),
             node.status.clone(),
-            if node.reachable { "yes" } else { "no" }.to_owned(),
+            answers(node).to_owned(),
             node.virtual_nodes.to_string(),
             grouped(u64::try_from(node.keys_count).unwrap_or(0)),
             format!("{:.1} %", node.disk_usage_percent),
@@ -125,6 +126,14 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn answers(node: &StorageNodeInfo) -> &'static str {
+    match (node.reachable, node.write_only) {
+        (_, true) => "writes only",
+        (true, false) => "yes",
+        (false, false) => "no",
+    }
+}
+
 fn node_json(node: &StorageNodeInfo) -> Value {
     json!({
         "node_id": node.node_id,
@@ -132,6 +141,7 @@ fn node_json(node: &StorageNodeInfo) -> Value {
         "port": node.port,
         "status": node.status,
         "reachable": node.reachable,
+        "write_only": node.write_only,
         "virtual_nodes": node.virtual_nodes,
         "keys_count": node.keys_count,
         "disk_usage_percent": node.disk_usage_percent,

@@ -1,5 +1,7 @@
 //! `witan tenant`: tenants and what they have chosen.
 
+pub mod delete;
+
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -68,6 +70,9 @@ pub enum Command {
     /// Change what a tenant has chosen
     #[command(after_help = UPDATE_EXAMPLES, disable_version_flag = true)]
     Update(Update),
+    /// Delete a tenant and everything that it has stored
+    #[command(after_help = delete::EXAMPLES, disable_version_flag = true)]
+    Delete(delete::Delete),
 }
 
 /// What can change while data exists.
@@ -148,6 +153,7 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
         Command::Get { tenant } => show(global.output, "", &get(global, tenant).await?),
         Command::List => list(global).await,
         Command::Update(update) => change(global, update).await,
+        Command::Delete(delete) => delete::run(global, delete).await,
     }
 }
 

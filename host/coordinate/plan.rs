@@ -77,13 +77,14 @@ impl<W: World> Coordinator<W> {
         replicas.iter().map(|node| coarse(self.ports.replicas.state(node))).collect()
     }
 
-    async fn tenant(&self, id: &TenantId) -> Result<Arc<Tenant>, Failure> {
-        if let Some(tenant) = self.ports.tenants.cached(id) {
-            return Ok(tenant);
-        }
-        match Box::pin(self.ports.tenants.tenant(id)).await {
-            Ok(Some(tenant)) => Ok(tenant),
-            Ok(None) => Err(Failure::TenantNotFound(id.clone())),
+    pub(super) async fn tenant(&self, id: &TenantId) -> Result<Arc<Tenant>, Failure> {
+        let known = match self.ports.tenants.cached(id) {
+            Some(tenant) => Ok(Some(tenant)),
+            None => Box::pin(self.ports.tenants.tenant(id)).await,
+        };
+        match known {
+            Ok(Some(tenant)) if tenant.deleted_at_ms.is_none() => Ok(tenant),
+            Ok(_) => Err(Failure::TenantNotFound(id.clone())),
             Err(error) => Err(store_failure("the metadata store", error)),
         }
     }

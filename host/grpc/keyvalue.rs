@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tonic::{Request, Response, Status, Streaming};
 use witan_kernel::failure::{Failed, Failure};
 use witan_wire::v1;
 use witan_wire::v1::coordinator_service_server::CoordinatorService;
 
 use super::status::{invalid, report};
-use super::{convert, session};
+use super::{care, convert, session};
 use crate::catalog::Catalog;
 use crate::coordinate::{Coordinator, Respond, World};
 
@@ -18,12 +18,14 @@ use crate::coordinate::{Coordinator, Respond, World};
 pub struct CoordinatorApi<W: World> {
     pub(super) coordinator: Arc<Coordinator<W>>,
     pub(super) catalog: Arc<Catalog>,
+    /// Turns at repairing.
+    pub(super) repairs: Arc<Semaphore>,
 }
 
 impl<W: World> CoordinatorApi<W> {
     /// Serves `coordinator`, whose tenants and nodes are `catalog`'s.
     pub fn new(coordinator: Arc<Coordinator<W>>, catalog: Arc<Catalog>) -> Self {
-        Self { coordinator, catalog }
+        Self { coordinator, catalog, repairs: Arc::new(Semaphore::new(care::REPAIRS)) }
     }
 }
 
@@ -124,6 +126,31 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         request: Request<v1::UpdateReplicationFactorRequest>,
     ) -> Result<Response<v1::UpdateReplicationFactorResponse>, Status> {
         self.change_replication_factor(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn delete_tenant(
+        &self,
+        request: Request<v1::DeleteTenantRequest>,
+    ) -> Result<Response<v1::DeleteTenantResponse>, Status> {
+        let timeout = convert::timeout(request.metadata());
+        self.end_tenant(request.into_inner(), timeout).await.map(Response::new)
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<v1::ListKeysRequest>,
+    ) -> Result<Response<v1::ListKeysResponse>, Status> {
+        let timeout = convert::timeout(request.metadata());
+        self.keys(request.into_inner(), timeout).await.map(Response::new)
+    }
+
+    type RepairStream = care::Reports;
+
+    async fn repair(
+        &self,
+        request: Request<v1::CoordinatorServiceRepairRequest>,
+    ) -> Result<Response<Self::RepairStream>, Status> {
+        self.start_repair(request.into_inner()).await.map(Response::new)
     }
 
     async fn add_storage_node(

@@ -57,6 +57,7 @@ impl<W: World> CoordinatorApi<W> {
             reachable: state.reachable,
             latency_p50_us: state.latency_p50_us,
             latency_p99_us: state.latency_p99_us,
+            write_only: self.catalog.is_write_only(&node.id),
         }
     }
 

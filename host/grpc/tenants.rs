@@ -176,7 +176,7 @@ fn response(tenant: &Tenant) -> v1::GetTenantResponse {
     }
 }
 
-fn seconds(ms: u64) -> i64 {
+pub(super) fn seconds(ms: u64) -> i64 {
     i64::try_from(ms / 1000).unwrap_or(i64::MAX)
 }
 

@@ -7,6 +7,7 @@ use super::connect::Trust;
 use tokio::sync::watch;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::StoreId;
+use witan_kernel::scan::Standing;
 
 /// A node's vitals: written by its lanes, read by everyone.
 #[derive(Debug)]
@@ -67,9 +68,27 @@ impl Vitals {
         self.write_only.load(Ordering::Relaxed)
     }
 
+    /// Which store is behind the node and whether it is whole, while it is connected.
+    pub(super) fn standing(&self) -> Option<Standing> {
+        let known = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let store = (*known).filter(|_| self.is_connected())?;
+        Some(Standing { store, whole: !self.is_write_only() })
+    }
+
+    /// From now on the node is asked, too, unless another store is behind it by now.
+    pub(super) fn made_whole(&self, store: StoreId) {
+        let known = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == Some(store) {
+            self.write_only.store(false, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn connected(&self, store: Option<StoreId>, trust: Trust) {
+        let mut known = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock, so that nobody holds the old store's standing for the new one's.
         self.write_only.store(trust == Trust::WriteOnly, Ordering::Relaxed);
-        *self.store.lock().unwrap_or_else(PoisonError::into_inner) = store;
+        *known = store;
+        drop(known);
         self.silent.store(false, Ordering::Relaxed);
         self.connected.store(true, Ordering::Relaxed);
         self.tried.send_replace(true);

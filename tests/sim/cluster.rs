@@ -8,15 +8,18 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use turmoil::net::TcpListener;
-use witan::coordinate::{Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, WriteRequest, Written};
+use witan::coordinate::{
+    Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, Stopped, Sweep, Swept, WriteRequest, Written,
+};
 use witan::peer::Lanes;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
-use witan_kernel::name::{Key, NodeId};
+use witan_kernel::name::{Key, NodeId, StoreId};
 use witan_kernel::port::{NodeStatus, StorageNode};
 use witan_kernel::record::Record;
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{Ring, token};
+use witan_kernel::scan::{Ranges, Standing};
 use witan_kernel::tenant::Tenant;
 use witan_node::batch::Durability;
 use witan_node::driver::{Inline, QueueLimits};
@@ -25,7 +28,8 @@ use witan_node::row;
 use witan_node::server::{self, Limits};
 use witan_node::store::Store;
 
-use crate::world::{Accepted, Bound, Dial, Dice, Fixed, Idempotency, SimClock, Simulated, lock};
+use crate::scenario::Scenario;
+use crate::world::{Accepted, Bound, Dial, Dice, Fixed, Idempotency, SimClock, Simulated, Stores, lock};
 
 const PORT: u16 = 50052;
 /// Enough for keys to be spread over few nodes, and cheap to hash for each simulation.
@@ -62,6 +66,11 @@ impl NodeMachine {
         Ok(())
     }
 
+    /// The store that it has now; `None` while it does not run.
+    pub(crate) fn store_id(&self) -> Option<StoreId> {
+        lock(&self.store).as_ref().map(|store| store.id())
+    }
+
     pub(crate) fn set_slowest_sync(&self, ms: u64) {
         self.slowest_sync_ms.store(ms, Ordering::Relaxed);
     }
@@ -78,6 +87,8 @@ impl NodeMachine {
 pub(crate) enum Call {
     Write(WriteRequest, oneshot::Sender<Result<Written, Failed>>),
     Read(ReadRequest, oneshot::Sender<Result<ReadAnswer, Failed>>),
+    /// Compare and mend everything, and believe the new stores that are whole then.
+    Repair(oneshot::Sender<Result<Swept, Stopped>>),
 }
 
 /// A running coordinator's doors.
@@ -90,6 +101,11 @@ pub(crate) struct Doors {
 impl Doors {
     pub(crate) fn in_flight(&self) -> usize {
         self.coordinator.in_flight()
+    }
+
+    /// What it holds of a node.
+    pub(crate) fn standing(&self, node: &NodeId) -> Option<Standing> {
+        self.coordinator.ports().replicas.standing(node)
     }
 }
 
@@ -110,12 +126,23 @@ struct Shared {
     tenants: Fixed,
     plugins: Bound,
     dice: Dice,
+    dial: Dial,
 }
+
+/// How often a coordinator asks about stores that it does not believe.
+const WATCH_STORES: Duration = Duration::from_millis(500);
 
 impl CoordinatorMachine {
     async fn run(self: Arc<Self>) -> turmoil::Result {
-        let lanes = Lanes::new(self.clock.clone(), Dial, self.name.clone());
+        let lanes = Arc::new(Lanes::new(self.clock.clone(), self.shared.dial.clone(), self.name.clone()));
         lanes.set_nodes(&self.shared.nodes);
+        let watched = Arc::clone(&lanes);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(WATCH_STORES).await;
+                watched.admit_again().await;
+            }
+        });
         let ports = Ports {
             clock: self.clock.clone(),
             randomness: self.shared.dice.clone(),
@@ -133,6 +160,10 @@ impl CoordinatorMachine {
             match call {
                 Call::Write(request, to) => coordinator.write(request, Box::new(|told| drop(to.send(told)))),
                 Call::Read(request, to) => coordinator.read(request, Box::new(|told| drop(to.send(told)))),
+                Call::Repair(to) => {
+                    let (coordinator, stores) = (Arc::clone(&coordinator), self.shared.dial.stores.clone());
+                    tokio::spawn(async move { to.send(repair(&coordinator, &stores).await) });
+                }
             }
         }
         Ok(())
@@ -142,6 +173,22 @@ impl CoordinatorMachine {
     pub(crate) fn doors(&self) -> Option<Doors> {
         lock(&self.doors).clone()
     }
+}
+
+async fn repair(coordinator: &Arc<Coordinator<Simulated>>, stores: &Stores) -> Result<Swept, Stopped> {
+    let on_record = stores.on_record();
+    let (tell, mut told) = mpsc::channel(1);
+    let listening = tokio::spawn(async move { while told.recv().await.is_some() {} });
+    let swept = coordinator.sweep(Sweep::everything(vec![3]), tell).await;
+    listening.abort();
+    let swept = swept?;
+    for (node, store) in &swept.filled {
+        if let Some(from) = on_record.get(node) {
+            stores.replace(node, *from, *store);
+        }
+    }
+    coordinator.ports().replicas.admit_again().await;
+    Ok(swept)
 }
 
 /// All machines.
@@ -171,7 +218,8 @@ pub(crate) enum Link {
 }
 
 impl Cluster {
-    pub(crate) fn new(nodes: usize, coordinators: usize, tenants: Vec<Tenant>, resolved: Bound, dice: &Dice) -> Self {
+    pub(crate) fn new(scenario: &Scenario, tenants: Vec<Tenant>, resolved: Bound, dice: &Dice) -> Self {
+        let (nodes, coordinators) = (scenario.nodes, scenario.coordinators);
         let nodes: Vec<Arc<NodeMachine>> = (1..=nodes).map(|n| Arc::new(node(format!("n{n}"), dice))).collect();
         let placed: Vec<(NodeId, u32)> = nodes.iter().map(|node| (node.id.clone(), VIRTUAL_NODES)).collect();
         let ring = Ring::new(&placed, 1);
@@ -185,6 +233,7 @@ impl Cluster {
             tenants: Fixed(Arc::new(by_id)),
             plugins: resolved,
             dice: dice.clone(),
+            dial: Dial { stores: Stores::default(), strict: scenario.strict },
         });
         let coordinator = |n| CoordinatorMachine {
             name: format!("c{n}"),

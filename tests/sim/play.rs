@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::future::join_all;
+use tokio::sync::oneshot;
 use witan_kernel::record::Record;
 use witan_kernel::tenant::Level;
 
 use crate::check;
 use crate::client::{Client, Command, Mood, Stage};
-use crate::cluster::{Cluster, RECOVERY};
+use crate::cluster::{Call, Cluster, CoordinatorMachine, NodeMachine, RECOVERY};
 use crate::history::History;
 use crate::nemesis::{Action, act, heal};
 use crate::scenario::{Act, Scenario};
@@ -18,6 +19,8 @@ use crate::world::{Bound, Dice, lock, now_micros};
 
 /// Virtual time of one step. Messages are delivered between steps.
 const TICK: Duration = Duration::from_millis(3);
+/// How long a repair may take when nothing is wrong: it waits for operations that are under way.
+const REPAIRED: Duration = Duration::from_secs(45);
 /// No play lasts longer.
 const LONGEST: Duration = Duration::from_secs(300);
 
@@ -37,7 +40,7 @@ pub(crate) fn play(seed: u64, verbose: bool) -> Verdict {
     let dice = Dice::new(seed);
     let tenants = scenario.casts.iter().map(|cast| cast.tenant.clone()).collect();
     let sets = scenario.casts.iter().filter(|cast| cast.sets).map(|cast| cast.tenant.id.clone()).collect();
-    let cluster = Cluster::new(scenario.nodes, scenario.coordinators, tenants, Bound(sets), &dice);
+    let cluster = Cluster::new(&scenario, tenants, Bound(sets), &dice);
     let mut sim = turmoil::Builder::new()
         .rng_seed(seed)
         .epoch(UNIX_EPOCH)
@@ -125,7 +128,9 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
                 join_all(clients.iter_mut().map(|client| client.pile_up(writes))).await;
             }
             Act::Settle => settle(&stage, &mut inspector).await,
-            Act::Wipe => stage.command(Command::Wipe(first_minter(&stage))),
+            Act::Wipe => stage.command(Command::Wipe(holder(&stage, 0))),
+            Act::WipeNext => stage.command(Command::Wipe(holder(&stage, 1))),
+            Act::Repair => repair(&stage).await,
             Act::Idle { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
             Act::Retry => {
                 let doubtful: Vec<_> = lock(&stage.doubtful).drain(..).collect();
@@ -139,12 +144,47 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
     Ok(())
 }
 
-/// The node that is asked first to mint for the last tenant's first key.
-fn first_minter(stage: &Stage) -> usize {
+/// A replica of the last tenant's first key. The first one is asked first to mint.
+fn holder(stage: &Stage, replica: usize) -> usize {
     let tenant = stage.scenario.casts.len() - 1;
     let place = stage.cluster.place(tenant, &Stage::key((tenant, 0)));
-    let first = &stage.cluster.replicas(tenant, &place)[0].name;
-    stage.cluster.nodes.iter().position(|node| node.name == *first).unwrap_or_default()
+    let name = &stage.cluster.replicas(tenant, &place)[replica].name;
+    stage.cluster.nodes.iter().position(|node| node.name == *name).unwrap_or_default()
+}
+
+/// For each node whether a coordinator believes it; `None` where it has not met the store that the node has now.
+fn standings(stage: &Stage, coordinator: &CoordinatorMachine) -> Vec<Option<bool>> {
+    let doors = coordinator.doors();
+    let standing = |node: &Arc<NodeMachine>| {
+        let standing = doors.as_ref()?.standing(&node.id)?;
+        (Some(standing.store) == node.store_id()).then_some(standing.whole)
+    };
+    stage.cluster.nodes.iter().map(standing).collect()
+}
+
+/// Mends everything, and repairs until every coordinator believes every node.
+async fn repair(stage: &Stage) {
+    stage.command(Command::Heal);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let until = now_micros() + REPAIRED.as_micros() as u64;
+    let mut last = String::new();
+    while now_micros() < until {
+        let believed: Vec<Option<bool>> = stage.cluster.coordinators.iter().flat_map(|c| standings(stage, c)).collect();
+        if believed.iter().all(|whole| *whole == Some(true)) {
+            return;
+        }
+        // Once everybody has met the new store, one of them repairs; the others hear of it soon.
+        let first = &stage.cluster.coordinators[0];
+        let met = believed.iter().all(Option::is_some) && standings(stage, first).contains(&Some(false));
+        if let Some(doors) = first.doors().filter(|_| met) {
+            let (to, answer) = oneshot::channel();
+            let _ = doors.calls.send(Call::Repair(to));
+            last = format!("{:?}", answer.await);
+            stage.note(|| format!("repair: {last}"));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    stage.violated(format!("repair: a new store is not believed although nothing is wrong: {last}"));
 }
 
 /// Mends everything, waits until it works, and sees what stands.

@@ -36,8 +36,12 @@ pub(crate) enum Act {
     Storm { operations: usize, storm: Storm },
     /// Everything is mended: it must work again, all replicas must come to say the same.
     Settle,
-    /// The node that mints first for the second tenant's first key comes back with an empty disk.
+    /// The node that mints first for the last tenant's first key comes back with an empty disk.
     Wipe,
+    /// So does the one that mints next.
+    WipeNext,
+    /// Everything is mended and repaired, until every node is believed.
+    Repair,
     /// Nothing happens for so many milliseconds.
     Idle { ms: u64 },
     /// Clients ask again for what they do not know the outcome of.
@@ -78,13 +82,15 @@ pub(crate) struct Scenario {
     pub(crate) coordinators: usize,
     pub(crate) clients: usize,
     pub(crate) latency_ms: u64,
+    /// Whether nodes that come back with another store are believed only when they are whole.
+    pub(crate) strict: bool,
     pub(crate) casts: Vec<Cast>,
     pub(crate) manner: Manner,
     pub(crate) acts: Vec<Act>,
 }
 
-const SHAPES: [fn(&mut StdRng, Scenario) -> Scenario; 10] =
-    [links, crashes, clocks, outages, late, wiped, piled, mixed, unsynced, races];
+const SHAPES: [fn(&mut StdRng, Scenario) -> Scenario; 11] =
+    [links, crashes, clocks, outages, late, wiped, piled, mixed, unsynced, races, replaced];
 
 impl Scenario {
     /// The scenario of a seed.
@@ -98,6 +104,7 @@ impl Scenario {
             coordinators: 2,
             clients: rng.random_range(3..=4),
             latency_ms: rng.random_range(4..=25),
+            strict: false,
             casts: vec![register(&mut rng), siblings(&mut rng)],
             manner: Manner {
                 named: 600,
@@ -268,6 +275,32 @@ fn wiped(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
         FINALE,
     ];
     play(scenario, "wiped", acts)
+}
+
+/// One node after the other loses its disk, and is filled again from what the others have, while nobody else has been told
+/// to make up for what links have lost.
+fn replaced(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    scenario.strict = true;
+    scenario.nodes = 3;
+    let weather = Weather { cuts: 6, holds: 2, coordinator_crashes: 1, ..Weather::default() };
+    let first = scenario.storm(rng, weather, 300);
+    let second = scenario.storm(rng, Weather { cuts: 2, holds: 2, ..Weather::default() }, 700);
+    // Nothing more goes wrong, but connections to the lost node break.
+    let quiet = |operations| Act::Storm { operations, storm: Storm::new() };
+    let acts = vec![
+        OVERTURE,
+        first,
+        Act::Wipe,
+        Act::Idle { ms: rng.random_range(0..=1500) },
+        second,
+        Act::Repair,
+        Act::WipeNext,
+        quiet(8),
+        Act::Repair,
+        Act::Settle,
+        FINALE,
+    ];
+    play(scenario, "replaced", acts)
 }
 
 /// Siblings pile up until they collapse.

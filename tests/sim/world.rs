@@ -18,13 +18,14 @@ use tonic::transport::Uri;
 use tonic::transport::server::Connected;
 use turmoil::net::TcpStream;
 use witan::coordinate::World;
-use witan::peer::{Connect, Connecting, Lanes, endpoint};
+use witan::peer::{Connect, Connecting, Lanes, Trust, endpoint};
 use witan_kernel::hook::{
     Asked, Hooks, Native, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Verdict,
 };
 use witan_kernel::idempotency::{Name, Step, Stepped};
-use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::name::{Key, NodeId, StoreId, TenantId};
 use witan_kernel::port::{Clock, IdempotencyStore, Randomness, StorageNode, StoreError, Tenants};
+use witan_kernel::scan::is_whole;
 use witan_kernel::tenant::Tenant;
 use witan_store::idempotency::MemoryIdempotency;
 
@@ -88,9 +89,36 @@ impl Randomness for Dice {
     }
 }
 
+/// The stores on record, as the metadata store keeps them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stores(Arc<Mutex<HashMap<NodeId, StoreId>>>);
+
+impl Stores {
+    fn record(&self, node: &NodeId, told: StoreId) -> StoreId {
+        *lock(&self.0).entry(node.clone()).or_insert(told)
+    }
+
+    pub(crate) fn on_record(&self) -> HashMap<NodeId, StoreId> {
+        lock(&self.0).clone()
+    }
+
+    pub(crate) fn replace(&self, node: &NodeId, from: StoreId, to: StoreId) -> bool {
+        let mut stores = lock(&self.0);
+        let replaced = stores.get(node) == Some(&from);
+        if replaced {
+            stores.insert(node.clone(), to);
+        }
+        replaced
+    }
+}
+
 /// Connections of storage nodes' clients over turmoil's network.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Dial;
+#[derive(Debug, Clone)]
+pub(crate) struct Dial {
+    pub(crate) stores: Stores,
+    /// Whether stores are held against those on record.
+    pub(crate) strict: bool,
+}
 
 impl Connect for Dial {
     fn connect(&self, node: &StorageNode) -> Connecting {
@@ -101,6 +129,12 @@ impl Connect for Dial {
                 .keep_alive_timeout(Duration::from_millis(500))
         });
         Box::pin(async move { endpoint?.connect_with_connector(Dialler).await })
+    }
+
+    fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, String>> {
+        let on_record = self.stores.record(node, store);
+        let whole = !self.strict || is_whole(on_record, store);
+        Box::pin(std::future::ready(Ok(if whole { Trust::Whole } else { Trust::WriteOnly })))
     }
 }
 
@@ -297,7 +331,7 @@ pub(crate) struct Simulated;
 impl World for Simulated {
     type Clock = SimClock;
     type Randomness = Dice;
-    type Replicas = Lanes<SimClock, Dial>;
+    type Replicas = Arc<Lanes<SimClock, Dial>>;
     type Idempotency = Idempotency;
     type Tenants = Fixed;
 }

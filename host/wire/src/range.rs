@@ -172,7 +172,8 @@ mod tests {
         let far = Position { key: vec![0; 1025].into(), ..Position::default() };
         let bad = ScanRangeRequest { after: Some(far), ..request };
         assert_eq!(scan_from_wire(bad).unwrap_err().field, "after");
-        let page = ScanRangeResponse { records: vec![StoredRecord::default()], ..ScanRangeResponse::default() };
+        let store_id = Bytes::from_static(&[7; 16]);
+        let page = ScanRangeResponse { store_id, records: vec![StoredRecord::default()], next: None };
         assert_eq!(page_from_wire(page).unwrap_err().field, "records.position");
         assert_eq!(page_from_wire(ScanRangeResponse::default()).unwrap_err().field, "store_id");
         assert_eq!(drop_from_wire(DropTenantRequest::default()).unwrap_err().field, "tenant_id");

@@ -1,0 +1,75 @@
+//! `witan kv list`: which keys of a tenant have a value.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+use witan_wire::v1::{KeyInfo, ListKeysRequest};
+
+use crate::cli::Global;
+use crate::cli::client::{self, Problem, within};
+use crate::cli::output::{self, Output};
+
+/// Keys asked for at a time: the API's limit.
+const PAGE: i32 = 1000;
+
+/// Shown below the help.
+pub const EXAMPLES: &str = "One key per line, in an order of no meaning that stays the same. A quorum of replicas is asked; keys that are deleted are \
+left out. Keys that are written or deleted while the list is made may be on it or not.
+
+Examples:
+  witan kv list -t demo
+  witan kv list -t demo --prefix user: --limit 100
+  witan kv list -t carts --output json | jq -r '.keys[] | select(.siblings) | .key'";
+
+/// Arguments of `kv list`.
+#[derive(Debug, clap::Args)]
+pub struct List {
+    /// The tenant
+    #[arg(short, long, env = "WITAN_TENANT", value_name = "TENANT")]
+    pub tenant: String,
+    /// Only keys that begin with this
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub prefix: String,
+    /// So many keys at most [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+    /// Go on where an earlier list has ended: its next_page_token, as --output json shows it
+    #[arg(long, value_name = "TOKEN", default_value = "", hide_default_value = true)]
+    pub page_token: String,
+}
+
+/// Lists.
+pub async fn run(global: &Global, list: List) -> anyhow::Result<ExitCode> {
+    let mut client = client::coordinator(global).await?;
+    let mut left = list.limit.unwrap_or(u64::MAX);
+    let mut page_token = list.page_token;
+    let mut keys: Vec<Value> = Vec::new();
+    loop {
+        let request = ListKeysRequest {
+            tenant_id: list.tenant.clone(),
+            page_size: i32::try_from(left).map_or(PAGE, |left| left.min(PAGE)),
+            page_token,
+            prefix: list.prefix.clone(),
+        };
+        let page = client.list_keys(within(global, request)).await.map_err(Problem::read)?.into_inner();
+        left = left.saturating_sub(page.keys.len() as u64);
+        match global.output {
+            Output::Text => lines(&page.keys)?,
+            Output::Json => keys.extend(page.keys.iter().map(|key| json!({ "key": key.key, "siblings": key.siblings }))),
+        }
+        page_token = page.next_page_token;
+        if page_token.is_empty() || left == 0 {
+            break;
+        }
+    }
+    if global.output == Output::Json {
+        output::object(&json!({ "keys": keys, "next_page_token": page_token }))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn lines(keys: &[KeyInfo]) -> std::io::Result<()> {
+    let text: String = keys.iter().map(|key| format!("{}\n", key.key)).collect();
+    output::finish(std::io::stdout().lock().write_all(text.as_bytes()))
+}

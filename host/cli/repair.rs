@@ -1,0 +1,215 @@
+//! `witan repair`: every record of a tenant, or of all, compared on all of its replicas, and mended.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tonic::Streaming;
+use witan_wire::v1::{CoordinatorServiceRepairRequest, CoordinatorServiceRepairResponse, NodeProblem};
+
+use super::Global;
+use super::args::Token;
+use super::client::{self, Problem};
+use super::output::{self, Output, grouped};
+use super::{args, signal};
+
+/// Shown below the help.
+pub const EXAMPLES: &str = "Replicas that lack something that others have get the merge of all, deletions included. Run it after a storage node was \
+away for long, or came back with an empty disk: reads repair only what is read. A node with a new store is asked again once a \
+repair of everything (no --tenant, no tokens, no --cursor) has found enough whole replicas of all it has to hold.
+
+Clients go on meanwhile; --rate bounds what the repair takes from them. It is harmless to repeat, and Ctrl-C stops it: the \
+cursor that is shown then goes on from there. Exit code 1: something could not be mended, and it says what.
+
+Examples:
+  witan repair
+  witan repair --tenant demo
+  witan repair --rate 2000
+  witan repair --from-token 0000000000000000 --to-token 7fffffffffffffff
+  witan repair --output json | jq '{complete, repaired, restored_nodes}'";
+
+/// Arguments of `repair`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only this tenant's records
+    #[arg(short, long, value_name = "TENANT", default_value = "", hide_default_value = true)]
+    pub tenant: String,
+    /// The first position on the ring, in hexadecimal [default: its beginning]
+    #[arg(long, value_name = "HEX", value_parser = token)]
+    pub from_token: Option<u64>,
+    /// The last position on the ring, in hexadecimal [default: its end]
+    #[arg(long, value_name = "HEX", value_parser = token)]
+    pub to_token: Option<u64>,
+    /// Go on where an earlier repair has stopped
+    #[arg(long, value_name = "CURSOR", value_parser = Token::parse)]
+    pub cursor: Option<Token>,
+    /// Records looked at in a second, at most
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate: u32,
+    /// Ask nodes with a new store again even where too few others are left to know what they have to hold; what those do not
+    /// have is given up
+    #[arg(long)]
+    pub accept_loss: bool,
+}
+
+/// Reads a position on the ring: up to 16 hexadecimal digits.
+fn token(text: &str) -> Result<u64, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    u64::from_str_radix(digits, 16).map_err(|_| format!("{text:?} is not a position: write up to 16 hexadecimal digits"))
+}
+
+/// Repairs.
+pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
+    let stop = signal::stop_on_signal()?;
+    let (from, to) = (args.from_token.unwrap_or(0), args.to_token.unwrap_or(u64::MAX));
+    let request = CoordinatorServiceRepairRequest {
+        tenant_id: args.tenant,
+        from_token: args.from_token,
+        to_token: args.to_token,
+        cursor: args.cursor.map(|cursor| cursor.0).unwrap_or_default(),
+        records_per_second: args.rate,
+        accept_loss: args.accept_loss,
+    };
+    let mut client = client::coordinator(global).await?;
+    // It takes as long as it takes: --timeout is for the connection.
+    let reports = client.repair(request).await.map_err(Problem::read)?.into_inner();
+    let bar = Bar::new(from, to);
+    let last = tokio::select! {
+        last = follow(reports, &bar) => last?,
+        () = super::compose::stopped(stop) => {
+            bar.0.finish_and_clear();
+            return stopped(global.output, bar.last());
+        }
+    };
+    bar.0.finish_and_clear();
+    told(global.output, &last)
+}
+
+/// Shows reports until the last one.
+async fn follow(
+    mut reports: Streaming<CoordinatorServiceRepairResponse>,
+    bar: &Bar,
+) -> anyhow::Result<CoordinatorServiceRepairResponse> {
+    while let Some(report) = reports.message().await.map_err(Problem::read)? {
+        if report.phase == "done" {
+            return Ok(report);
+        }
+        bar.show(report);
+    }
+    anyhow::bail!("the coordinator has ended the repair without saying how it went; run it again")
+}
+
+/// A line on standard error, where that is a terminal.
+struct Bar(ProgressBar, std::cell::RefCell<CoordinatorServiceRepairResponse>, (u64, u64));
+
+impl Bar {
+    fn new(from: u64, to: u64) -> Self {
+        // Positions are 64 bits wide; a bar counts in parts of 10,000.
+        let bar = ProgressBar::new(10_000);
+        let style = ProgressStyle::with_template("{bar:30} {percent:>3} %  {msg}  {elapsed}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.enable_steady_tick(Duration::from_millis(500));
+        Self(bar, std::cell::RefCell::default(), (from, to))
+    }
+
+    fn show(&self, report: CoordinatorServiceRepairResponse) {
+        let (from, to) = self.2;
+        let (done, all) = (u128::from(report.token.saturating_sub(from)), u128::from(to.saturating_sub(from)).max(1));
+        self.0.set_position(u64::try_from(done * 10_000 / all).unwrap_or(0));
+        let (scanned, repaired) = (grouped(report.scanned), grouped(report.repaired));
+        let message = match report.phase.as_str() {
+            "waiting" => "waiting for operations under way".to_owned(),
+            _ => format!("{scanned} records, {repaired} repaired"),
+        };
+        self.0.set_message(message);
+        self.1.replace(report);
+    }
+
+    fn last(&self) -> CoordinatorServiceRepairResponse {
+        self.1.borrow().clone()
+    }
+}
+
+fn told(output: Output, report: &CoordinatorServiceRepairResponse) -> anyhow::Result<ExitCode> {
+    match output {
+        Output::Json => output::object(&json(report))?,
+        Output::Text => {
+            let (scanned, repaired) = (grouped(report.scanned), grouped(report.repaired));
+            output::line(&format!("looked at {scanned} records, repaired {repaired}"))?;
+            for node in &report.restored_nodes {
+                output::line(&format!("storage node {node} holds everything again, and is asked again"))?;
+            }
+            problems_for_people(report);
+        }
+    }
+    let well = report.complete && report.write_only_nodes.is_empty();
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn problems_for_people(report: &CoordinatorServiceRepairResponse) {
+    for node in &report.unreachable_nodes {
+        eprintln!("storage node {} did not take part everywhere: {}", node.node_id, node.reason);
+    }
+    for node in &report.write_only_nodes {
+        eprintln!("storage node {} is still written to and not asked: {}", node.node_id, node.reason);
+    }
+    if report.failed > 0 {
+        eprintln!("{} records could not be read or merged; the coordinator's log says which", grouped(report.failed));
+    }
+    if !report.complete {
+        let (incomplete, all) = (report.ranges_incomplete, report.ranges_total);
+        eprintln!("{incomplete} of {all} ranges are not mended everywhere; run it again when all nodes answer: witan nodes list");
+    }
+}
+
+fn stopped(output: Output, report: CoordinatorServiceRepairResponse) -> anyhow::Result<ExitCode> {
+    let cursor = args::base64(&report.cursor);
+    match output {
+        Output::Json => output::object(&output::with(json(&report), json!({ "phase": "stopped" })))?,
+        Output::Text if cursor.is_empty() => eprintln!("stopped before anything was told to be done"),
+        Output::Text => {
+            let (scanned, repaired) = (grouped(report.scanned), grouped(report.repaired));
+            eprintln!("stopped after {scanned} records, {repaired} repaired; to go on: --cursor {cursor}");
+        }
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+fn json(report: &CoordinatorServiceRepairResponse) -> Value {
+    json!({
+        "phase": report.phase,
+        "complete": report.complete,
+        "scanned": report.scanned,
+        "repaired": report.repaired,
+        "failed": report.failed,
+        "skipped": report.skipped,
+        "bytes": report.bytes,
+        "ranges_done": report.ranges_done,
+        "ranges_total": report.ranges_total,
+        "ranges_incomplete": report.ranges_incomplete,
+        "token": format!("{:016x}", report.token),
+        "cursor": args::base64(&report.cursor),
+        "unreachable_nodes": problems(&report.unreachable_nodes),
+        "restored_nodes": report.restored_nodes,
+        "write_only_nodes": problems(&report.write_only_nodes),
+    })
+}
+
+/// Nodes and what is wrong with them, in JSON.
+pub fn problems(nodes: &[NodeProblem]) -> Vec<Value> {
+    nodes.iter().map(|node| json!({ "node_id": node.node_id, "reason": node.reason })).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::token;
+
+    #[test]
+    fn positions_are_read_and_refused_with_a_remedy() {
+        assert_eq!((token("7fff"), token("0xffffffffffffffff")), (Ok(0x7fff), Ok(u64::MAX)));
+        for wrong in ["", "xyz", "11112222333344445"] {
+            assert!(token(wrong).unwrap_err().contains("hexadecimal"), "{wrong}");
+        }
+    }
+}

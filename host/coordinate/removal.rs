@@ -1,0 +1,77 @@
+//! The removal of a deleted tenant's records from every node.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt};
+use tokio::time::Instant;
+use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::replica::ReplicaError;
+use witan_kernel::scan::Ranges;
+
+use super::{Coordinator, World};
+
+/// Nodes that are worked on at a time.
+const NODES: usize = 16;
+/// How often a stretch is tried.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What came of a removal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Records removed, those of all replicas counted.
+    pub records: u64,
+    /// Nodes that may have some left, and why.
+    pub left: BTreeMap<NodeId, String>,
+}
+
+impl<W: World> Coordinator<W> {
+    /// Removes a tenant's records from every node, as far as that can be done before `until`. Repeating it is harmless. The
+    /// tenant must be deleted already: what clients write meanwhile may stay behind.
+    pub async fn remove_records(self: &Arc<Self>, tenant: &TenantId, until: Instant) -> Removed {
+        let ring = self.ring();
+        let nodes = stream::iter(ring.nodes().to_vec());
+        let each = nodes.map(|node| async move {
+            let (records, why) = self.remove_from(&node, tenant, until).await;
+            (node, records, why)
+        });
+        let mut removed = Removed::default();
+        let mut each = each.buffer_unordered(NODES);
+        while let Some((node, records, why)) = each.next().await {
+            removed.records += records;
+            if let Some(why) = why {
+                removed.left.insert(node, why);
+            }
+        }
+        removed
+    }
+
+    /// How many records were removed from a node, and why not all, if so.
+    async fn remove_from(&self, node: &NodeId, tenant: &TenantId, until: Instant) -> (u64, Option<String>) {
+        let (mut records, mut after, mut tries) = (0, None, 0);
+        loop {
+            if Instant::now() >= until {
+                return (records, Some("there was not enough time".to_owned()));
+            }
+            match self.ports.replicas.drop_tenant(node, tenant.clone(), after.clone()).await {
+                Ok(dropped) => {
+                    records += dropped.records;
+                    tries = 0;
+                    match dropped.next {
+                        Some(next) => after = Some(next),
+                        None => return (records, None),
+                    }
+                }
+                Err(error) => {
+                    tries += 1;
+                    if tries >= TRIES || matches!(error, ReplicaError::NotSent(_)) {
+                        return (records, Some(error.to_string()));
+                    }
+                    tokio::time::sleep(PAUSE * tries).await;
+                }
+            }
+        }
+    }
+}

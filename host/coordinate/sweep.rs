@@ -1,0 +1,451 @@
+//! A sweep: every record of a part of the ring is looked at on all of its replicas, and those that lack something get the
+//! merge of what all have.
+//!
+//! It walks range by range, page by page, holds little in memory, keeps to a pace, and can go on where an earlier one has
+//! stopped. Nothing is decided here that a read would not decide: records are merged, tombstones included, and no resolver
+//! is asked. A replica that does not answer leaves the range incomplete for itself; the others are mended all the same.
+//!
+//! A sweep of the whole ring also says which nodes, among those that are written to only because their store is a new one,
+//! hold everything from now on. `merges` sends merges and hears them out, `pace` keeps the pace, `sound` is what it takes to
+//! believe a new store.
+
+mod merges;
+mod pace;
+mod sound;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use smallvec::SmallVec;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use witan_kernel::failure::Failure;
+use witan_kernel::name::{NodeId, StoreId, TenantId};
+use witan_kernel::record::Encoded;
+use witan_kernel::replica::{Place, ReplicaError};
+use witan_kernel::ring::{ReplicaRange, Ring};
+use witan_kernel::scan::{Join, Joined, Page, Ranges, Scan, Standing, Step, Told, difference};
+
+use super::{Coordinator, LONGEST_DEADLINE, World};
+use merges::Merges;
+use pace::Pace;
+use sound::Sound;
+
+/// How often progress is told.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+/// How often a page is asked for before its replica counts as not answering.
+const TRIES: u32 = 3;
+/// Pause before a page is asked for again; twice as long before the third time.
+const PAUSE: Duration = Duration::from_millis(200);
+/// A node that has failed in so many ranges in a row is not asked any more: a large ring has thousands of ranges, and each
+/// attempt may take seconds.
+const GIVEN_UP_AFTER: u32 = 3;
+
+/// What is to be swept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sweep {
+    /// Records of this tenant only; `None`: of all.
+    pub tenant: Option<TenantId>,
+    /// The first token.
+    pub from: u64,
+    /// The last token, included.
+    pub to: u64,
+    /// Begin after this place: how far an earlier sweep came.
+    pub after: Option<Place>,
+    /// The replication factors of the tenants concerned.
+    pub factors: Vec<u8>,
+    /// Records looked at in a second, at most; 0: as many as possible.
+    pub records_per_second: u32,
+    /// Believe a new store also where too few other replicas are left to know what it has to hold: what they do not have is
+    /// given up.
+    pub accept_loss: bool,
+}
+
+impl Sweep {
+    /// The whole ring, all tenants.
+    pub fn everything(factors: Vec<u8>) -> Self {
+        Self {
+            tenant: None,
+            from: 0,
+            to: u64::MAX,
+            after: None,
+            factors,
+            records_per_second: 0,
+            accept_loss: false,
+        }
+    }
+
+    /// True for the whole ring and all tenants, from the beginning.
+    pub fn is_everything(&self) -> bool {
+        self.tenant.is_none() && self.from == 0 && self.to == u64::MAX && self.after.is_none()
+    }
+}
+
+/// How far a sweep has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// True while the sweep waits for operations that were under way when a new store was met.
+    pub waiting: bool,
+    /// Records looked at, each once however many replicas have it.
+    pub scanned: u64,
+    /// Merges that replicas lacked, and have now stored.
+    pub repaired: u64,
+    /// Records that could not be read or merged somewhere.
+    pub failed: u64,
+    /// Records of tenants that are deleted or unknown: left as they are.
+    pub skipped: u64,
+    /// Bytes of records read.
+    pub bytes: u64,
+    /// Ranges that are done.
+    pub ranges_done: usize,
+    /// Ranges there are.
+    pub ranges_total: usize,
+    /// Ranges of which not every replica could be mended.
+    pub ranges_incomplete: usize,
+    /// Everything before this token is done.
+    pub token: u64,
+    /// Everything up to this place is done; a later sweep can go on after it.
+    pub after: Option<Place>,
+    /// Nodes that did not take part everywhere, and why.
+    pub missing: BTreeMap<NodeId, String>,
+    /// At the end of a sweep of everything: nodes whose new store holds all that it has to.
+    pub filled: Vec<(NodeId, StoreId)>,
+    /// At the end of a sweep of everything: nodes whose new store does not, and why.
+    pub unfilled: BTreeMap<NodeId, String>,
+}
+
+impl Swept {
+    /// True when every replica of every range was there and is mended.
+    pub fn is_complete(&self) -> bool {
+        self.ranges_done == self.ranges_total && self.ranges_incomplete == 0 && self.failed == 0
+    }
+}
+
+/// Why a sweep did not come to its end.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Stopped {
+    /// Nobody listens any more.
+    #[error("nobody waits for the sweep any more")]
+    Abandoned,
+    /// What it needs to know could not be told.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+impl<W: World> Coordinator<W> {
+    /// Sweeps. How far it has come is told now and then; when nobody takes that any more, the sweep stops after what is under
+    /// way. Answers with how it ended.
+    pub async fn sweep(self: &Arc<Self>, sweep: Sweep, tell: mpsc::Sender<Swept>) -> Result<Swept, Stopped> {
+        let ring = self.ring();
+        let mut sweeping = Sweeping::new(self, sweep, &ring, tell);
+        sweeping.settle_first().await?;
+        for range in sweeping.ranges() {
+            sweeping.range(&range).await?;
+        }
+        sweeping.close();
+        Ok(sweeping.swept)
+    }
+}
+
+/// A sweep under way.
+struct Sweeping<'a, W: World> {
+    coordinator: &'a Coordinator<W>,
+    sweep: Sweep,
+    ring: &'a Ring,
+    tell: mpsc::Sender<Swept>,
+    told_at: Instant,
+    pace: Pace,
+    swept: Swept,
+    /// Which store was behind each node when it was met first, and whether it was whole.
+    met: HashMap<NodeId, Standing>,
+    /// Ranges in a row in which a node has failed.
+    failing: HashMap<NodeId, u32>,
+    sound: Sound,
+}
+
+/// One range being swept.
+struct Walking<'a, W: World> {
+    replicas: &'a [NodeId],
+    join: Join,
+    merges: Merges<'a, W>,
+    /// Something here could not be read or merged.
+    failed: bool,
+}
+
+impl<'a, W: World> Sweeping<'a, W> {
+    fn new(coordinator: &'a Coordinator<W>, mut sweep: Sweep, ring: &'a Ring, tell: mpsc::Sender<Swept>) -> Self {
+        sweep.factors.sort_unstable();
+        sweep.factors.dedup();
+        let pace = Pace::new(sweep.records_per_second);
+        let swept = Swept { token: sweep.from, after: sweep.after.clone(), ..Swept::default() };
+        let mut sound = Sound::default();
+        let mut met = HashMap::new();
+        for node in ring.nodes() {
+            let Some(standing) = coordinator.ports.replicas.standing(node) else { continue };
+            met.insert(node.clone(), standing);
+            if !standing.whole && sweep.is_everything() {
+                sound.expect(node.clone(), standing.store);
+            }
+        }
+        let told_at = Instant::now();
+        Self { coordinator, sweep, ring, tell, told_at, pace, swept, met, failing: HashMap::new(), sound }
+    }
+
+    /// An operation that was under way when a store was lost may count what that store had acknowledged, and store the rest
+    /// where the sweep has been already. So it ends before the sweep begins.
+    async fn settle_first(&mut self) -> Result<(), Stopped> {
+        if self.sound.expects_none() {
+            return Ok(());
+        }
+        self.swept.waiting = true;
+        self.told().await?;
+        tokio::select! {
+            () = tokio::time::sleep(LONGEST_DEADLINE) => {}
+            () = self.tell.closed() => return Err(Stopped::Abandoned),
+        }
+        self.swept.waiting = false;
+        Ok(())
+    }
+
+    /// The ranges to be swept, in order.
+    fn ranges(&mut self) -> Vec<ReplicaRange> {
+        let from = self.sweep.after.as_ref().map_or(self.sweep.from, |after| after.token.max(self.sweep.from));
+        let to = self.sweep.to;
+        let all = self.ring.replica_ranges(&self.sweep.factors).into_iter();
+        let within = all.filter(|range| range.to >= from && range.from <= to);
+        let clipped = within.map(|range| ReplicaRange { from: range.from.max(from), to: range.to.min(to), ..range });
+        let ranges: Vec<ReplicaRange> = clipped.collect();
+        self.swept.ranges_total = ranges.len();
+        ranges
+    }
+
+    async fn range(&mut self, range: &ReplicaRange) -> Result<(), Stopped> {
+        let after = self.sweep.after.take().filter(|after| after.token >= range.from);
+        let replicas: &[NodeId] = &range.replicas;
+        let mut walking = Walking {
+            join: Join::new(replicas.len() as u8, range.from, after.as_ref()),
+            merges: Merges::new(self.coordinator, self.ring.epoch()),
+            failed: false,
+            replicas,
+        };
+        self.meet(&mut walking);
+        loop {
+            match walking.join.step() {
+                Step::Ask(starved) => {
+                    self.turn_page(&mut walking, range, &starved).await;
+                    self.tell_sometimes(&mut walking).await?;
+                }
+                Step::Key(joined) => self.record(&mut walking, joined).await?,
+                Step::End => break,
+            }
+        }
+        walking.merges.settled().await;
+        self.swept.repaired += walking.merges.take_stored();
+        self.end_range(&walking, range);
+        Ok(())
+    }
+
+    /// Sees which of a range's replicas can take part.
+    fn meet(&mut self, walking: &mut Walking<'_, W>) {
+        for (index, node) in (0..).zip(walking.replicas) {
+            if let Err(why) = self.may_take_part(node) {
+                self.swept.missing.insert(node.clone(), why);
+                walking.join.failed(index);
+            }
+        }
+    }
+
+    fn may_take_part(&mut self, node: &NodeId) -> Result<(), String> {
+        if self.failing.get(node).is_some_and(|ranges| *ranges >= GIVEN_UP_AFTER) {
+            return Err("it has failed too often".to_owned());
+        }
+        let standing = self.coordinator.ports.replicas.standing(node).ok_or("it cannot be reached")?;
+        let met = self.met.entry(node.clone()).or_insert(standing);
+        if met.store == standing.store { Ok(()) } else { Err("its store was replaced during the repair".to_owned()) }
+    }
+
+    /// Gets the next pages of those replicas that have told all they have; who does not answer takes part no more.
+    async fn turn_page(&mut self, walking: &mut Walking<'_, W>, range: &ReplicaRange, starved: &[u8]) {
+        let asks = starved.iter().map(|replica| {
+            let scan = Scan {
+                tenant: self.sweep.tenant.clone(),
+                after: walking.join.after(*replica).cloned(),
+                ..Scan::between(range.from, range.to)
+            };
+            self.page(&walking.replicas[usize::from(*replica)], scan)
+        });
+        let pages: Vec<Result<Page, String>> = join_all(asks).await;
+        for (replica, page) in starved.iter().zip(pages) {
+            let taken = page.and_then(|page| {
+                let bytes = |page: &Page| page.found.iter().filter_map(|found| found.record.as_ref()).map(|r| r.0.len() as u64).sum::<u64>();
+                self.swept.bytes += bytes(&page);
+                walking.join.page(*replica, page.found, page.next).map_err(|error| error.to_string())
+            });
+            let node = &walking.replicas[usize::from(*replica)];
+            match taken {
+                Ok(()) => drop(self.failing.remove(node)),
+                Err(why) => {
+                    tracing::warn!(%node, %why, "a node takes no part in the repair of a range");
+                    *self.failing.entry(node.clone()).or_default() += 1;
+                    self.swept.missing.insert(node.clone(), why);
+                    walking.join.failed(*replica);
+                }
+            }
+        }
+    }
+
+    async fn page(&self, node: &NodeId, scan: Scan) -> Result<Page, String> {
+        let replicas = &self.coordinator.ports.replicas;
+        let mut tries = 0;
+        loop {
+            let why = match replicas.scan(node, scan.clone()).await {
+                Ok(page) if self.met.get(node).is_some_and(|met| met.store == page.store) => return Ok(page),
+                Ok(_) => return Err("its store was replaced during the repair".to_owned()),
+                Err(error) => error,
+            };
+            tries += 1;
+            if tries >= TRIES || matches!(why, ReplicaError::NotSent(_)) || self.tell.is_closed() {
+                return Err(why.to_string());
+            }
+            tokio::time::sleep(PAUSE * tries).await;
+        }
+    }
+
+    /// Compares what the replicas have told of one key, and sends what some of them lack.
+    async fn record(&mut self, walking: &mut Walking<'_, W>, joined: Joined) -> Result<(), Stopped> {
+        if let Some(due) = self.pace.one() {
+            self.tell_sometimes(walking).await?;
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                () = self.tell.closed() => {}
+            }
+        }
+        let Joined { place, told } = joined;
+        match self.factor(&place.tenant).await? {
+            None => self.swept.skipped += 1,
+            Some(factor) => {
+                self.swept.scanned += 1;
+                self.coordinator.metrics.swept_records.inc();
+                self.mend(walking, &place, told, factor).await;
+            }
+        }
+        self.swept.token = place.token;
+        self.swept.after = Some(place);
+        Ok(())
+    }
+
+    async fn mend(
+        &mut self,
+        walking: &mut Walking<'_, W>,
+        place: &Place,
+        told: SmallVec<[(u8, Told); 5]>,
+        factor: u8,
+    ) {
+        let members = self.members(walking.replicas, place, factor);
+        let mut have: SmallVec<[(u8, Option<Encoded>); 5]> = SmallVec::new();
+        for (replica, told) in told.into_iter().filter(|(replica, _)| members.contains(replica)) {
+            match told {
+                Told::Nothing => have.push((replica, None)),
+                Told::Record(record) => have.push((replica, Some(record))),
+                Told::Damaged => {
+                    self.swept.failed += 1;
+                    walking.failed = true;
+                }
+            }
+        }
+        let is_new = |replica: u8| self.met.get(&walking.replicas[usize::from(replica)]).is_some_and(|met| !met.whole);
+        match difference(&have, is_new) {
+            Ok(None) => {}
+            Ok(Some(found)) => {
+                for replica in found.lacking {
+                    let node = &walking.replicas[usize::from(replica)];
+                    walking.merges.send(replica, node, place, &found.record).await;
+                }
+            }
+            Err(error) => {
+                tracing::error!(tenant = %place.tenant, key = %place.key, %error, "a record cannot be repaired");
+                self.swept.failed += 1;
+                walking.failed = true;
+            }
+        }
+    }
+
+    /// The places in `replicas` of those nodes that hold a key of a tenant with this factor.
+    fn members(&self, replicas: &[NodeId], place: &Place, factor: u8) -> SmallVec<[u8; 5]> {
+        if usize::from(factor) >= replicas.len() || self.sweep.factors.contains(&factor) {
+            return (0..factor.min(replicas.len() as u8)).collect();
+        }
+        // The tenant is younger than the sweep.
+        let own = self.ring.replicas(place.token, factor);
+        (0..).zip(replicas).filter(|(_, node)| own.contains(node)).map(|(index, _)| index).collect()
+    }
+
+    /// Replicas of a tenant's keys; `None` when it is deleted or unknown.
+    async fn factor(&self, tenant: &TenantId) -> Result<Option<u8>, Failure> {
+        match self.coordinator.tenant(tenant).await {
+            Ok(tenant) => Ok(Some(tenant.replication_factor)),
+            Err(Failure::TenantNotFound(_)) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn end_range(&mut self, walking: &Walking<'_, W>, range: &ReplicaRange) {
+        let took_part = walking.join.taking_part();
+        let unmended = walking.merges.unmended();
+        for (replica, why) in unmended {
+            self.swept.missing.insert(walking.replicas[usize::from(*replica)].clone(), why.clone());
+        }
+        let mended: SmallVec<[(&NodeId, Standing); 5]> = took_part
+            .iter()
+            .filter(|replica| unmended.iter().all(|(unmended, _)| unmended != *replica))
+            .map(|replica| &walking.replicas[usize::from(*replica)])
+            .filter_map(|node| self.met.get(node).map(|met| (node, *met)))
+            .collect();
+        let told: SmallVec<[&NodeId; 5]> = took_part
+            .iter()
+            .map(|replica| &walking.replicas[usize::from(*replica)])
+            .filter(|node| self.met.get(*node).is_some_and(|met| met.whole))
+            .collect();
+        if walking.failed || mended.len() < walking.replicas.len() {
+            self.swept.ranges_incomplete += 1;
+        }
+        let mended: SmallVec<[&NodeId; 5]> = mended.into_iter().map(|(node, _)| node).collect();
+        if self.sweep.accept_loss {
+            self.sound.range_with_loss(walking.replicas, &mended);
+        } else {
+            self.sound.range(walking.replicas, &self.sweep.factors, &mended, &told, walking.failed);
+        }
+        self.swept.ranges_done += 1;
+        self.swept.token = range.to;
+    }
+
+    /// Tells how far it has come, when it has not for a while. What is told to be done is: merges are heard out first.
+    async fn tell_sometimes(&mut self, walking: &mut Walking<'_, W>) -> Result<(), Stopped> {
+        if self.tell.is_closed() {
+            walking.merges.settled().await;
+            return Err(Stopped::Abandoned);
+        }
+        if self.told_at.elapsed() < TELL_EVERY {
+            return Ok(());
+        }
+        walking.merges.settled().await;
+        self.swept.repaired += walking.merges.take_stored();
+        self.told().await
+    }
+
+    async fn told(&mut self) -> Result<(), Stopped> {
+        self.tell.send(self.swept.clone()).await.map_err(|_| Stopped::Abandoned)?;
+        self.told_at = Instant::now();
+        Ok(())
+    }
+
+    /// Says which new stores may be believed.
+    fn close(&mut self) {
+        if self.coordinator.ring().epoch() != self.ring.epoch() {
+            self.sound.spoil("the cluster's nodes have changed during the repair");
+        }
+        (self.swept.filled, self.swept.unfilled) = std::mem::take(&mut self.sound).close();
+    }
+}

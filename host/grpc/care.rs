@@ -1,0 +1,226 @@
+//! Care of data: what is stored under which keys, repair, and the end of a tenant.
+
+use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::Stream;
+use tonic::{Code, Status};
+use witan_kernel::name::{Invalid, NodeId, StoreId, TenantId};
+use witan_kernel::scan::{from_cursor, to_cursor};
+use witan_wire::v1;
+use witan_wire::v1::CoordinatorServiceRepairResponse as Progress;
+
+use super::page_token;
+use super::status::{invalid, refused, report};
+use super::tenants::{page_size, seconds, status};
+use super::CoordinatorApi;
+use crate::catalog::{Catalog, Refused};
+use crate::coordinate::{Coordinator, KeysRequest, Resume, Stopped, Sweep, Swept, World};
+
+/// Records a repair looks at in a second when nobody says otherwise: a small part of what nodes can serve.
+const RECORDS_PER_SECOND: u32 = 20_000;
+/// How long the removal of a tenant's records may take when the call has no deadline of its own.
+const REMOVAL: Duration = Duration::from_secs(60);
+/// Repairs that a coordinator carries out at a time.
+pub(super) const REPAIRS: usize = 2;
+/// Reports of progress that may wait for a slow client. Then the repair waits, too.
+const REPORTS: usize = 4;
+
+/// What a repair tells.
+pub(super) type Reports = Pin<Box<dyn Stream<Item = Result<Progress, Status>> + Send>>;
+
+impl<W: World> CoordinatorApi<W> {
+    pub(super) async fn keys(
+        &self,
+        request: v1::ListKeysRequest,
+        timeout: Option<Duration>,
+    ) -> Result<v1::ListKeysResponse, Status> {
+        let request = keys_request(request, timeout).map_err(|error| invalid(&error))?;
+        let (tenant, prefix) = (request.tenant.clone(), request.prefix.clone());
+        let page = self.coordinator.list_keys(request).await.map_err(|failure| report(failure.of_read()).status())?;
+        let key = |listed: crate::coordinate::ListedKey| v1::KeyInfo {
+            key: String::from_utf8_lossy(listed.key.bytes()).into_owned(),
+            siblings: listed.siblings,
+        };
+        Ok(v1::ListKeysResponse {
+            keys: page.keys.into_iter().map(key).collect(),
+            next_page_token: page.next.map(|next| page_token::write(&tenant, &prefix, &next)).unwrap_or_default(),
+        })
+    }
+
+    pub(super) async fn end_tenant(
+        &self,
+        request: v1::DeleteTenantRequest,
+        timeout: Option<Duration>,
+    ) -> Result<v1::DeleteTenantResponse, Status> {
+        let until = Instant::now() + timeout.unwrap_or(REMOVAL);
+        let (id, version) = deletion(&request).map_err(|error| invalid(&error))?;
+        let (catalog, coordinator, now_ms) = (Arc::clone(&self.catalog), Arc::clone(&self.coordinator), self.now_ms());
+        // In a task of its own: a client that goes away leaves nothing half done that could be done.
+        let work = tokio::spawn(async move {
+            let deleted = catalog.delete_tenant(&id, version, now_ms).await?;
+            tracing::info!(tenant = %id, "a tenant is deleted: its records are being removed");
+            Ok::<_, Refused>((deleted, coordinator.remove_records(&id, until).await))
+        });
+        let ended = work.await.map_err(|error| Status::internal(error.to_string()))?;
+        let (deleted, removed) = ended.map_err(|error| status(&error))?;
+        Ok(v1::DeleteTenantResponse {
+            success: true,
+            tenant_id: deleted.id.to_string(),
+            deleted_at: seconds(deleted.deleted_at_ms.unwrap_or(now_ms)),
+            records_removed: i64::try_from(removed.records).unwrap_or(i64::MAX),
+            incomplete_nodes: problems(removed.left),
+        })
+    }
+
+    pub(super) async fn start_repair(&self, request: v1::CoordinatorServiceRepairRequest) -> Result<Reports, Status> {
+        let mut sweep = sweep(request).map_err(|error| invalid(&error))?;
+        let catalog = &self.catalog;
+        sweep.factors = catalog.replication_factors(sweep.tenant.as_ref()).await.map_err(|error| status(&error))?;
+        let stores = catalog.stores().await.map_err(|error| status(&error))?;
+        let turn = Arc::clone(&self.repairs).try_acquire_owned().map_err(|_| {
+            let why = "as many repairs as may are running; wait for one of them to end, or cancel it";
+            refused(Code::ResourceExhausted, "OVERLOADED", why)
+        })?;
+        let (tell, told) = mpsc::channel(REPORTS);
+        let repair = Repair { coordinator: Arc::clone(&self.coordinator), catalog: Arc::clone(catalog), stores };
+        tokio::spawn(async move {
+            repair.run(sweep, tell).await;
+            drop(turn);
+        });
+        Ok(Box::pin(tokio_stream::wrappers::ReceiverStream::new(told)))
+    }
+}
+
+/// A repair under way.
+struct Repair<W: World> {
+    coordinator: Arc<Coordinator<W>>,
+    catalog: Arc<Catalog>,
+    /// Stores on record when it began.
+    stores: HashMap<NodeId, StoreId>,
+}
+
+impl<W: World> Repair<W> {
+    async fn run(self, sweep: Sweep, tell: mpsc::Sender<Result<Progress, Status>>) {
+        let (tell_swept, mut swept_by) = mpsc::channel(1);
+        let coordinator = Arc::clone(&self.coordinator);
+        let sweeping = coordinator.sweep(sweep, tell_swept);
+        tokio::pin!(sweeping);
+        let ended = loop {
+            tokio::select! {
+                // The sweep notices that nobody listens any more, and stops after what is under way.
+                () = tell.closed(), if !swept_by.is_closed() => swept_by.close(),
+                ended = &mut sweeping => break ended,
+                Some(swept) = swept_by.recv() => {
+                    let phase = if swept.waiting { "waiting" } else { "scanning" };
+                    if tell.send(Ok(progress(swept, phase))).await.is_err() {
+                        swept_by.close();
+                    }
+                }
+            }
+        };
+        let last = match ended {
+            Ok(swept) => Ok(self.conclude(swept).await),
+            Err(Stopped::Failed(failure)) => Err(report(failure.of_read()).status()),
+            Err(Stopped::Abandoned) => return tracing::info!("a repair was cancelled"),
+        };
+        // Whoever has gone hears nothing; what was done is done.
+        let _ = tell.send(last).await;
+    }
+
+    /// Puts on record which new stores are whole.
+    async fn conclude(&self, mut swept: Swept) -> Progress {
+        let mut restored = Vec::new();
+        for (node, store) in std::mem::take(&mut swept.filled) {
+            let Some(from) = self.stores.get(&node) else { continue };
+            match self.catalog.replace_store(&node, *from, store).await {
+                Ok(()) => {
+                    tracing::info!(%node, %store, "the node's new store holds all that it has to: it is asked again");
+                    restored.push(node.to_string());
+                }
+                Err(error) => drop(swept.unfilled.insert(node, format!("it could not be put on record: {error}"))),
+            }
+        }
+        let complete = swept.is_complete();
+        Progress { restored_nodes: restored, complete, ..progress(swept, "done") }
+    }
+}
+
+fn progress(swept: Swept, phase: &str) -> Progress {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    Progress {
+        phase: phase.to_owned(),
+        scanned: swept.scanned,
+        repaired: swept.repaired,
+        bytes: swept.bytes,
+        failed: swept.failed,
+        skipped: swept.skipped,
+        ranges_done: count(swept.ranges_done),
+        ranges_total: count(swept.ranges_total),
+        ranges_incomplete: count(swept.ranges_incomplete),
+        token: swept.token,
+        cursor: swept.after.map(|after| to_cursor(&after)).unwrap_or_default(),
+        unreachable_nodes: problems(swept.missing),
+        restored_nodes: Vec::new(),
+        write_only_nodes: problems(swept.unfilled),
+        complete: false,
+    }
+}
+
+fn problems(nodes: BTreeMap<NodeId, String>) -> Vec<v1::NodeProblem> {
+    nodes.into_iter().map(|(node, reason)| v1::NodeProblem { node_id: node.to_string(), reason }).collect()
+}
+
+fn keys_request(request: v1::ListKeysRequest, timeout: Option<Duration>) -> Result<KeysRequest, Invalid> {
+    let tenant = TenantId::new(request.tenant_id)?;
+    let prefix = bytes::Bytes::from(request.prefix);
+    if prefix.len() > witan_kernel::limit::KEY_BYTES {
+        let remedy = format!("use at most {} bytes", witan_kernel::limit::KEY_BYTES);
+        return Err(Invalid::new("prefix", format!("has {} bytes", prefix.len()), remedy));
+    }
+    let from = match request.page_token.as_str() {
+        "" => Resume::default(),
+        token => page_token::read(&tenant, &prefix, token)?,
+    };
+    Ok(KeysRequest { limit: page_size(request.page_size)?, tenant, prefix, from, timeout })
+}
+
+fn deletion(request: &v1::DeleteTenantRequest) -> Result<(TenantId, u64), Invalid> {
+    let id = TenantId::new(&request.tenant_id)?;
+    if request.confirm != request.tenant_id {
+        let problem = format!("is {:?}", request.confirm.chars().take(40).collect::<String>());
+        return Err(Invalid::new("confirm", problem, "repeat tenant_id: what a tenant has stored cannot be brought back"));
+    }
+    let version = u64::try_from(request.version)
+        .map_err(|_| Invalid::new("version", "is negative", "send the version that GetTenant told, or 0"))?;
+    Ok((id, version))
+}
+
+fn sweep(request: v1::CoordinatorServiceRepairRequest) -> Result<Sweep, Invalid> {
+    let tenant = match request.tenant_id.as_str() {
+        "" => None,
+        id => Some(TenantId::new(id)?),
+    };
+    let (from, to) = (request.from_token.unwrap_or(0), request.to_token.unwrap_or(u64::MAX));
+    if from > to {
+        let problem = format!("{to} is before from_token, {from}");
+        return Err(Invalid::new("to_token", problem, "send two ranges where one would wrap around the ring's end"));
+    }
+    let after = match request.cursor {
+        cursor if cursor.is_empty() => None,
+        cursor => Some(from_cursor(&cursor).ok_or_else(|| {
+            Invalid::new("cursor", "is none", "send what an earlier response of Repair told, unchanged")
+        })?),
+    };
+    let records_per_second = if request.records_per_second == 0 { RECORDS_PER_SECOND } else { request.records_per_second };
+    let sweep = Sweep { tenant, from, to, after, records_per_second, ..Sweep::everything(Vec::new()) };
+    if request.accept_loss && !sweep.is_everything() {
+        let problem = "is set for a repair of a part";
+        return Err(Invalid::new("accept_loss", problem, "leave out tenant_id, tokens and cursor, or accept_loss"));
+    }
+    Ok(Sweep { accept_loss: request.accept_loss, ..sweep })
+}

@@ -1,0 +1,67 @@
+//! Page tokens of key listings: where to go on, bound to tenant and prefix, opaque to clients.
+//!
+//! A token is base64 (of URLs, without padding) of version (1 byte), a digest of tenant, prefix and what follows (8 bytes), a
+//! position on the ring (8 bytes, big endian), and the key after which to go on (absent: all keys of that position). The
+//! digest keeps tokens from being mixed up; it is no secret, for a token gives access to nothing.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use witan_kernel::limit;
+use witan_kernel::name::{Invalid, Key, TenantId};
+
+use crate::coordinate::Resume;
+
+const VERSION: u8 = 1;
+
+/// Writes a token.
+pub(super) fn write(tenant: &TenantId, prefix: &Bytes, at: &Resume) -> String {
+    let body = [&at.token.to_be_bytes()[..], at.after.as_ref().map_or(&[][..], |key| key.bytes())].concat();
+    URL_SAFE_NO_PAD.encode([&[VERSION][..], &digest(tenant, prefix, &body), &body].concat())
+}
+
+/// Reads a token of this tenant and prefix.
+pub(super) fn read(tenant: &TenantId, prefix: &Bytes, token: &str) -> Result<Resume, Invalid> {
+    let remedy = "send the next_page_token of the page before, with the same tenant_id and prefix";
+    let wrong = || Invalid::new("page_token", "does not belong to this listing", remedy);
+    let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| wrong())?;
+    let [VERSION, rest @ ..] = &bytes[..] else { return Err(wrong()) };
+    let (told, body) = rest.split_first_chunk::<8>().ok_or_else(wrong)?;
+    let (token, key) = body.split_first_chunk::<8>().ok_or_else(wrong)?;
+    if *told != digest(tenant, prefix, body) || key.len() > limit::KEY_BYTES {
+        return Err(wrong());
+    }
+    let after = (!key.is_empty()).then(|| Key::from_trusted(Bytes::copy_from_slice(key)));
+    Ok(Resume { token: u64::from_be_bytes(*token), after })
+}
+
+fn digest(tenant: &TenantId, prefix: &Bytes, body: &[u8]) -> [u8; 8] {
+    let mut hash = Sha256::new();
+    for part in [&tenant.bytes()[..], prefix, body] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    let [a, b, c, d, e, f, g, h, ..] = hash.finalize().0;
+    [a, b, c, d, e, f, g, h]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_come_back_to_where_they_belong_and_nowhere_else() {
+        let (tenant, prefix) = (TenantId::new("t").unwrap(), Bytes::from_static(b"user:"));
+        let key = Key::new("user:7").unwrap();
+        for at in [Resume { token: 7, after: Some(key) }, Resume { token: u64::MAX, after: None }, Resume::default()] {
+            let token = write(&tenant, &prefix, &at);
+            assert_eq!(read(&tenant, &prefix, &token), Ok(at));
+            assert_eq!(read(&TenantId::new("u").unwrap(), &prefix, &token).unwrap_err().field, "page_token");
+            assert!(read(&tenant, &Bytes::new(), &token).is_err());
+            assert!(read(&tenant, &prefix, &token[1..]).is_err());
+        }
+        assert!(read(&tenant, &prefix, "no token").is_err());
+        assert!(read(&tenant, &prefix, "").is_err());
+    }
+}

@@ -1,0 +1,109 @@
+//! Walks over what nodes have stored, on a connection of their own: no request of a client's waits behind a page.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::port::{Clock, StorageNode};
+use witan_kernel::replica::{Place, ReplicaError};
+use witan_kernel::scan::{Dropped, Page, Ranges, Scan, Standing};
+use witan_wire::Malformed;
+use witan_wire::range::{PAGE_MESSAGE_BYTES, drop_to_wire, dropped_from_wire, page_from_wire, scan_to_wire};
+use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
+
+use super::{Connect, Lanes, Node};
+
+/// How long a connection may take.
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+/// How long a page may take: a node lets it wait for its turn for five seconds, and then a busy disk takes its time.
+const PAGE_WITHIN: Duration = Duration::from_secs(15);
+
+type Client = StorageNodeServiceClient<Channel>;
+
+/// A node's connection for walks, made when it is needed and given up when a call over it has failed.
+#[derive(Default)]
+pub(super) struct Walks(Mutex<Option<Client>>);
+
+impl Walks {
+    fn kept(&self) -> Option<Client> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn keep(&self, client: Option<Client>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = client;
+    }
+
+    async fn client<N: Connect>(&self, connect: &N, node: &StorageNode) -> Result<Client, ReplicaError> {
+        if let Some(client) = self.kept() {
+            return Ok(client);
+        }
+        let connected = tokio::time::timeout(CONNECT_WITHIN, connect.connect(node)).await;
+        let Ok(Ok(channel)) = connected else { return Err(ReplicaError::NotSent(node.id.clone())) };
+        let client = Client::new(channel).max_decoding_message_size(PAGE_MESSAGE_BYTES);
+        self.keep(Some(client.clone()));
+        Ok(client)
+    }
+}
+
+impl<C: Clock, N: Connect> Lanes<C, N> {
+    /// One call to a node over its connection for walks.
+    async fn walk<T, F: Future<Output = Result<T, Status>>>(
+        &self,
+        node: &NodeId,
+        call: impl FnOnce(Client) -> F,
+    ) -> Result<T, ReplicaError> {
+        let nodes = self.nodes.load_full();
+        let known: &Node = nodes.get(node).ok_or_else(|| ReplicaError::NotSent(node.clone()))?;
+        if !known.vitals.is_connected() {
+            return Err(ReplicaError::NotSent(node.clone()));
+        }
+        let client = known.walks.client(&self.connect, &known.at).await?;
+        let failed = match tokio::time::timeout(PAGE_WITHIN, call(client)).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(status)) => error(node, &status),
+            Err(_) => ReplicaError::Late,
+        };
+        if failed != ReplicaError::Overloaded {
+            known.walks.keep(None);
+        }
+        Err(failed)
+    }
+}
+
+impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
+    fn standing(&self, node: &NodeId) -> Option<Standing> {
+        self.nodes.load().get(node).and_then(|node| node.vitals.standing())
+    }
+
+    async fn scan(&self, node: &NodeId, scan: Scan) -> Result<Page, ReplicaError> {
+        let request = scan_to_wire(node, scan);
+        let page = self.walk(node, async |mut client: Client| client.scan_range(request).await).await?;
+        page_from_wire(page.into_inner()).map_err(|error| malformed(&error))
+    }
+
+    async fn drop_tenant(
+        &self,
+        node: &NodeId,
+        tenant: TenantId,
+        after: Option<Place>,
+    ) -> Result<Dropped, ReplicaError> {
+        let request = drop_to_wire(node, &tenant, after);
+        let dropped = self.walk(node, async |mut client: Client| client.drop_tenant(request).await).await?;
+        dropped_from_wire(dropped.into_inner()).map_err(|error| malformed(&error))
+    }
+}
+
+fn malformed(error: &Malformed) -> ReplicaError {
+    ReplicaError::Broken(format!("the node's answer cannot be read: {error}"))
+}
+
+fn error(node: &NodeId, status: &Status) -> ReplicaError {
+    match status.code() {
+        Code::ResourceExhausted => ReplicaError::Overloaded,
+        Code::DeadlineExceeded => ReplicaError::Late,
+        Code::Unavailable | Code::Cancelled | Code::Unknown => ReplicaError::Lost(node.clone()),
+        _ => ReplicaError::Broken(status.message().to_owned()),
+    }
+}
