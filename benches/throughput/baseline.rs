@@ -14,11 +14,13 @@ use witan_kernel::register::{Register, Stamp};
 use witan_wire::v1::coordinator_service_server::{CoordinatorService, CoordinatorServiceServer};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{
-    AddStorageNodeRequest, CreateTenantRequest, CreateTenantResponse, DeleteKeyValueRequest, GetTenantRequest,
-    GetTenantResponse, ListStorageNodesRequest, ListStorageNodesResponse, ListTenantsRequest, ListTenantsResponse,
-    ReadKeyValueRequest, ReadKeyValueResponse, ReadRequest, RemoveStorageNodeRequest, RepairRequest,
-    SessionRequestBatch, SessionResponseBatch, StorageNodeChangeResponse, UpdateReplicationFactorRequest,
-    UpdateReplicationFactorResponse, UpdateTenantRequest, WriteKeyValueRequest, WriteKeyValueResponse,
+    AddStorageNodeRequest, CoordinatorServiceRepairRequest, CoordinatorServiceRepairResponse, CreateTenantRequest,
+    CreateTenantResponse, DeleteKeyValueRequest, DeleteTenantRequest, DeleteTenantResponse, GetTenantRequest,
+    GetTenantResponse, ListKeysRequest, ListKeysResponse, ListStorageNodesRequest, ListStorageNodesResponse,
+    ListTenantsRequest, ListTenantsResponse, ReadKeyValueRequest, ReadKeyValueResponse, ReadRequest,
+    RemoveStorageNodeRequest, RepairRequest, SessionRequestBatch, SessionResponseBatch, StorageNodeChangeResponse,
+    UpdateReplicationFactorRequest, UpdateReplicationFactorResponse, UpdateTenantRequest, WriteKeyValueRequest,
+    WriteKeyValueResponse,
 };
 
 type Node = StorageNodeServiceClient<Channel>;
@@ -162,6 +164,23 @@ impl CoordinatorService for Baseline {
         &self,
         _: Request<RemoveStorageNodeRequest>,
     ) -> Result<Response<StorageNodeChangeResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn delete_tenant(&self, _: Request<DeleteTenantRequest>) -> Result<Response<DeleteTenantResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn list_keys(&self, _: Request<ListKeysRequest>) -> Result<Response<ListKeysResponse>, Status> {
+        Err(not_here())
+    }
+
+    type RepairStream = ReceiverStream<Result<CoordinatorServiceRepairResponse, Status>>;
+
+    async fn repair(
+        &self,
+        _: Request<CoordinatorServiceRepairRequest>,
+    ) -> Result<Response<Self::RepairStream>, Status> {
         Err(not_here())
     }
 

@@ -8,10 +8,12 @@
 //! `cargo bench --bench throughput -- --help` lists the settings; docs/benchmarks.md says how to read the result.
 
 mod baseline;
+mod calls;
 mod cluster;
 mod policy;
 mod report;
 mod scenario;
+mod storage;
 mod swaps;
 
 use std::path::PathBuf;
@@ -94,6 +96,10 @@ enum Section {
     Policy,
     /// What swapping a policy does to requests and to memory
     Swaps,
+    /// A node's storage path by itself
+    Storage,
+    /// One call of each hook by itself
+    Calls,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -118,6 +124,8 @@ fn main() -> anyhow::Result<ExitCode> {
             Section::Sync => ("sync", scenario::section(&options, "sync", scenario::SYNC)?),
             Section::Policy => ("policy", policy::section(&options)?),
             Section::Swaps => ("swaps", swaps::section(&options)?),
+            Section::Storage => ("storage", storage::section(&options)?),
+            Section::Calls => ("calls", calls::section(&options)?),
         };
         bounds_hold &= result.bounds_hold;
         if !options.json {

@@ -16,8 +16,8 @@ use witan_wire::v1::{
     BindPluginRequest, Binding, PluginInfo, UploadPluginManifest, UploadPluginRequest, WriteKeyValueRequest,
 };
 
-/// Of one request.
-pub const DEADLINE: Duration = Duration::from_secs(5);
+/// Of one request. The coordinator gives none more than 10 s.
+pub const DEADLINE: Duration = Duration::from_secs(30);
 /// Of an upload: the component is compiled and probed before the answer.
 const UPLOAD: Duration = Duration::from_secs(60);
 /// Bytes of a component in one message.
@@ -33,7 +33,7 @@ pub type Node = StorageNodeServiceClient<Channel>;
 /// Connects to `address`, HOST:PORT.
 pub async fn connect(address: &str) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).context("read an address")?;
-    let endpoint = endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true);
+    let endpoint = endpoint.connect_timeout(DEADLINE).tcp_nodelay(true);
     endpoint.connect().await.with_context(|| format!("connect to {address}"))
 }
 

@@ -1,8 +1,8 @@
 //! The demonstration's cluster: one coordinator and three storage nodes, each a process with a folder, a log and ports of
 //! its own.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,7 +10,8 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::process::{Process, free_ports, log};
+use crate::client::DEADLINE;
+use crate::process::{Process, free_ports, log, own_address};
 
 /// Storage nodes.
 pub const NODES: usize = 3;
@@ -20,6 +21,7 @@ pub const NODES: usize = 3;
 pub struct Cluster {
     witan: PathBuf,
     folder: PathBuf,
+    host: IpAddr,
     node_port: u16,
     nodes: Vec<Option<Process>>,
     coordinator: Option<Process>,
@@ -31,15 +33,17 @@ pub struct Cluster {
 impl Cluster {
     /// Starts the nodes, then the coordinator.
     pub async fn start(witan: &Path, folder: &Path) -> Result<Self> {
-        let ports = free_ports(NODES as u16 + 2)?;
+        let host = own_address();
+        let ports = free_ports(host, NODES as u16 + 2)?;
         let mut cluster = Self {
             witan: witan.to_path_buf(),
             folder: folder.to_path_buf(),
             node_port: ports + 2,
             nodes: (0..NODES).map(|_| None).collect(),
             coordinator: None,
-            address: format!("127.0.0.1:{ports}"),
-            admin: format!("127.0.0.1:{}", ports + 1),
+            address: format!("{host}:{ports}"),
+            admin: format!("{host}:{}", ports + 1),
+            host,
         };
         for index in 0..NODES {
             cluster.start_node(index).await?;
@@ -80,7 +84,7 @@ impl Cluster {
 
     /// HOST:PORT of a node.
     pub fn node_address(&self, index: usize) -> String {
-        format!("127.0.0.1:{}", self.node_port + index as u16)
+        format!("{}:{}", self.host, self.node_port + index as u16)
     }
 
     /// Process ids, for people: the coordinator's, then the nodes'.
@@ -90,7 +94,7 @@ impl Cluster {
 
     /// The sum of a counter over its labels, as the coordinator's /metrics tells it.
     pub async fn counter(&self, name: &str) -> Result<u64> {
-        let text = timeout(Duration::from_secs(5), self.metrics()).await.context("read /metrics in time")??;
+        let text = timeout(DEADLINE, self.metrics()).await.context("read /metrics in time")??;
         let total = format!("{name}_total");
         let samples =
             text.lines().filter_map(|line| line.strip_prefix(&total)).filter(|rest| rest.starts_with(['{', ' ']));

@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// A stretch of the load lasts no longer, as long as anything moves.
 const ENOUGH: Duration = Duration::from_secs(2);
 /// When nothing moves any more.
-const HALT: Duration = Duration::from_secs(30);
+const HALT: Duration = Duration::from_secs(60);
 /// Failures that are kept word for word.
 const KEPT: usize = 5;
 

@@ -2,7 +2,7 @@
 //! ends with the command, however that ends.
 
 use std::fs::File;
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 /// Long enough for a debug build on a busy machine to open its stores.
 const READY: Duration = Duration::from_secs(60);
 /// What a server gets to finish what it is doing.
-const STOP: Duration = Duration::from_secs(15);
+const STOP: Duration = Duration::from_secs(60);
 
 /// A server. Dropped, it is killed.
 #[derive(Debug)]
@@ -87,16 +87,24 @@ pub fn tail(log: &Path) -> String {
     if last.is_empty() { String::new() } else { format!("; the end of its log:\n  {last}") }
 }
 
-/// Ports that were free a moment ago, `count` in a row.
-pub fn free_ports(count: u16) -> Result<u16> {
+/// A loopback address for this process' servers. On Linux all of 127/8 is this machine, and nobody else uses this part of
+/// it: a server that was killed finds its port free again, which on 127.0.0.1 any connection may have been given meanwhile.
+pub fn own_address() -> IpAddr {
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let own = Ipv4Addr::new(127, 128 | (high & 127), middle, low.clamp(1, 254));
+    IpAddr::V4(if cfg!(target_os = "linux") { own } else { Ipv4Addr::LOCALHOST })
+}
+
+/// Ports of `address` that were free a moment ago, `count` in a row.
+pub fn free_ports(address: IpAddr, count: u16) -> Result<u16> {
     for _ in 0..100 {
-        let first = TcpListener::bind(("127.0.0.1", 0)).context("find a free port")?.local_addr()?.port();
-        let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        let first = TcpListener::bind((address, 0)).context("find a free port")?.local_addr()?.port();
+        let free = |port: &u16| TcpListener::bind((address, *port)).is_ok();
         if first.checked_add(count).is_some_and(|end| (first..end).collect::<Vec<_>>().iter().all(free)) {
             return Ok(first);
         }
     }
-    bail!("no {count} free ports in a row on 127.0.0.1")
+    bail!("no {count} free ports in a row on {address}")
 }
 
 /// A log's place.

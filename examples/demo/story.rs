@@ -34,7 +34,7 @@ const STRETCH: u64 = 600;
 /// The node that is killed.
 const VICTIM: usize = 1;
 /// Within this, a restarted node answers again and is repaired.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Policies that ask for replicas by how well they are; the second finds none of them well.
 const CALM: &str = "slow-us = 200000";

@@ -111,7 +111,7 @@ class Service:
             response_deserializer=reply.FromString,
         )
 
-        def invoke(requests: Iterable[Message] | None = None, timeout: float = 10, **fields: Any) -> Any:
+        def invoke(requests: Iterable[Message] | None = None, timeout: float = 60, **fields: Any) -> Any:
             self._server.called.add(f"{self._name}/{name}")
             request = requests if requests is not None else self.request(name, **fields)
             try:

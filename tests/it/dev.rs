@@ -1,13 +1,8 @@
 //! `witan dev`: a whole cluster in one process, which is stopped, killed, and started again.
 
-use std::time::Duration;
-
 use witan_wire::v1;
 
-use crate::harness::{Api, Dev, delete, get, read, write};
-
-/// Longest that Ctrl-C may take: the coordinator has 10 s for what is in flight, then each node 5 s.
-const SHUTDOWN: Duration = Duration::from_secs(20);
+use crate::harness::{Api, Dev, delete, eventually, get, read, write};
 
 #[tokio::test]
 async fn everything_is_found_again_after_an_interrupt_and_after_a_kill() {
@@ -18,7 +13,7 @@ async fn everything_is_found_again_after_an_interrupt_and_after_a_kill() {
     api.siblings_tenant("siblings").await;
     fill(&api, "first").await;
     dev.process().signal("INT");
-    let status = dev.process().ended(SHUTDOWN).await;
+    let status = dev.process().ended().await;
     assert!(status.success(), "Ctrl-C ends with {status}");
 
     let mut dev = Dev::start_in(folder.path()).await;
@@ -44,7 +39,7 @@ async fn an_idle_session_does_not_hold_up_the_end() {
     api.tenant("t", |_| {}).await;
     let _session = api.session().await;
     dev.process().signal("TERM");
-    let status = dev.process().ended(SHUTDOWN).await;
+    let status = dev.process().ended().await;
     assert!(status.success(), "SIGTERM ends with {status}");
 }
 
@@ -55,7 +50,11 @@ async fn health_and_metrics_are_served_and_nothing_is_kept_elsewhere() {
     api.tenant("t", |_| {}).await;
     api.write(write("t", "k", "v")).await.expect("write");
     for path in ["/livez", "/readyz"] {
-        assert_eq!(get(dev.admin(), path).await.expect(path), (200, "ok\n".to_owned()), "{path}");
+        // A node that owes an answer for long counts as out of reach, which on a busy machine may be the case for a moment.
+        eventually(path, async || {
+            (get(dev.admin(), path).await.expect(path) == (200, "ok\n".to_owned())).then_some(())
+        })
+        .await;
     }
     let (status, metrics) = get(dev.admin(), "/metrics").await.expect("metrics");
     assert_eq!(status, 200);

@@ -8,7 +8,6 @@ mod wire;
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use crate::harness::Process;
 use lane::Lane;
@@ -57,7 +56,7 @@ async fn traced(durability: &str) -> Shown {
     drop(lane);
     // strace ends after the process it runs, with all of the trace written.
     process.signal_children("TERM");
-    process.ended(Duration::from_secs(30)).await;
+    process.ended().await;
     judge(&Trace::read(&output))
 }
 

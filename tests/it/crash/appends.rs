@@ -29,7 +29,7 @@ pub(super) struct Elements {
 pub(super) async fn run(ground: Ground, elements: std::sync::Arc<Elements>) -> Report {
     while !ground.stopped() {
         let change = elements.next();
-        let fate = change.settled(&ground.api).await;
+        let fate = change.settled(&ground).await;
         elements.fates.lock().expect("no writer has panicked").push((change, fate));
     }
     Report::default()

@@ -1,5 +1,6 @@
 //! One change, attempted once or until it is settled, and what is known of it then.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,13 +8,12 @@ use tokio::time::Instant;
 use tonic::IntoRequest;
 use witan_wire::v1;
 
-use crate::harness::{Api, Refusal};
+use super::Ground;
+use crate::harness::{Api, PATIENCE, Refusal};
 
 /// An attempt that names its intention is given up after so long, and tried again: the coordinator's claim on the name
 /// outlives it only by a moment, so that an attempt after a crash need not wait long for it to expire.
 const ATTEMPT: Duration = Duration::from_millis(1500);
-/// No answer takes longer: the coordinator's own deadline is 5 s.
-const ANSWER: Duration = Duration::from_secs(8);
 /// When a change with a name is given up for good. A `siblings` write that nobody has minted after 15 s stays in doubt.
 const GIVEN_UP: Duration = Duration::from_secs(30);
 
@@ -47,21 +47,25 @@ pub(super) enum Fate {
 
 impl Change {
     /// Sends it once.
-    pub(super) async fn once(&self, api: &Api) -> Fate {
-        match tokio::time::timeout(ANSWER, self.send(api)).await {
-            Err(_) => panic!("{self:?} was not answered within {ANSWER:?}"),
-            Ok(Ok(written)) => Fate::Acknowledged { context: written.context, duplicate: written.is_duplicate },
+    pub(super) async fn once(&self, ground: &Ground) -> Fate {
+        // The coordinator's own deadline is 5 s.
+        match tokio::time::timeout(PATIENCE, self.send(&ground.api)).await {
+            Err(_) => panic!("{self:?} was not answered within {PATIENCE:?}"),
+            Ok(Ok(written)) => {
+                ground.acknowledged.fetch_add(1, Ordering::Relaxed);
+                Fate::Acknowledged { context: written.context, duplicate: written.is_duplicate }
+            }
             Ok(Err(refusal)) => self.fate(&refusal),
         }
     }
 
     /// Sends it, which has a name, again and again until it is acknowledged, or has been in doubt for too long.
-    pub(super) async fn settled(&self, api: &Api) -> Fate {
+    pub(super) async fn settled(&self, ground: &Ground) -> Fate {
         let until = Instant::now() + GIVEN_UP;
         let mut pause = Duration::from_millis(10);
         let mut doubt = false;
         loop {
-            match self.once(api).await {
+            match self.once(ground).await {
                 acknowledged @ Fate::Acknowledged { .. } => return acknowledged,
                 Fate::InDoubt => doubt = true,
                 Fate::NotApplied => {}
@@ -117,7 +121,7 @@ impl Change {
 
 /// Reads until somebody answers; all values, sorted, and the context.
 pub(super) async fn values(api: &Api, tenant: &str, key: &str, level: &str) -> (Vec<String>, Bytes) {
-    let until = Instant::now() + GIVEN_UP;
+    let until = Instant::now() + PATIENCE;
     loop {
         let request = v1::ReadKeyValueRequest {
             tenant_id: tenant.to_owned(),

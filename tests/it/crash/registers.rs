@@ -88,7 +88,7 @@ async fn repeat(ground: &Ground, key: &Key, random: &mut StdRng, report: &mut Re
         return;
     }
     let (change, _) = acknowledged[random.random_range(0..acknowledged.len())];
-    if let Fate::Acknowledged { duplicate, .. } = change.settled(&ground.api).await {
+    if let Fate::Acknowledged { duplicate, .. } = change.settled(ground).await {
         report.repeated += 1;
         if !duplicate {
             report.violations.push(format!("{change:?} was acknowledged before and is now no duplicate"));
@@ -107,7 +107,7 @@ impl Key {
             _ => Bytes::new(),
         };
         let change = Change { tenant: TENANT, key: self.name.clone(), value, name, context };
-        let fate = if named { change.settled(&ground.api).await } else { change.once(&ground.api).await };
+        let fate = if named { change.settled(ground).await } else { change.once(ground).await };
         self.changes.push((change, fate));
     }
 }

@@ -40,7 +40,7 @@ pub(super) async fn run(ground: Ground, members: Arc<Members>, mut random: StdRn
         all.insert(member.clone());
         let value = Some(all.into_iter().collect::<Vec<_>>().join(","));
         let change = Change { tenant: TENANT, key: key.clone(), value, name: format!("add {member}"), context };
-        let fate = change.settled(&ground.api).await;
+        let fate = change.settled(&ground).await;
         members.0.lock().expect("no writer has panicked").entry(key).or_default().push((member, fate));
     }
     Report::default()

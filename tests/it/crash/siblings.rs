@@ -94,7 +94,7 @@ impl Key {
         // A delete without a context would be about whatever is there; which values these are, nobody could tell afterwards.
         let seen = if deletes || random.random_bool(0.4) { self.seen.clone() } else { Seen::default() };
         let change = Change { tenant: TENANT, key: self.name.clone(), value, name, context: seen.context };
-        let fate = if named { change.settled(&ground.api).await } else { change.once(&ground.api).await };
+        let fate = if named { change.settled(ground).await } else { change.once(ground).await };
         if let (Fate::Acknowledged { context, .. }, true) = (&fate, random.random_bool(0.5)) {
             // A writer has seen its own write, and what it had seen before.
             let values = seen.values.iter().cloned().chain(change.value.clone()).collect();

@@ -69,6 +69,11 @@ impl Observed {
         self.0.len()
     }
 
+    /// What failed.
+    pub(super) fn failures(&self) -> Vec<&Refusal> {
+        self.0.iter().filter_map(|operation| operation.failure.as_ref()).collect()
+    }
+
     /// What failed later than that.
     pub(super) fn failures_after(&self, moment: Instant) -> Vec<&Refusal> {
         let late = self.0.iter().filter(|operation| operation.ended > moment);

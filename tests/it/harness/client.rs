@@ -15,6 +15,8 @@ use witan_wire::v1;
 use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
+use super::PATIENCE;
+
 /// 100 siblings fill a record of 32 MiB.
 const RESPONSE_BYTES: usize = 48 << 20;
 
@@ -41,18 +43,37 @@ pub(crate) fn read(tenant: &str, key: &str) -> v1::ReadKeyValueRequest {
 
 /// A client of a coordinator. Connects when it must, and again when a connection has broken.
 #[derive(Clone)]
-pub(crate) struct Api(CoordinatorServiceClient<Channel>);
+pub(crate) struct Api {
+    client: CoordinatorServiceClient<Channel>,
+    /// The deadline of requests that name none; `None`: the coordinator's own.
+    deadline: Option<Duration>,
+}
 
 impl Api {
-    /// A client of the coordinator at `address`.
+    /// A client of the coordinator at `address`. It asks for all the time that a coordinator gives: most tests are about
+    /// what is answered, and a machine that is busy with others takes its time.
     pub(crate) fn new(address: SocketAddr) -> Self {
         let client = CoordinatorServiceClient::new(channel(address));
-        Self(client.max_decoding_message_size(RESPONSE_BYTES).max_encoding_message_size(RESPONSE_BYTES))
+        let client = client.max_decoding_message_size(RESPONSE_BYTES).max_encoding_message_size(RESPONSE_BYTES);
+        Self { client, deadline: Some(PATIENCE) }
+    }
+
+    /// The same client, of which the coordinator's own deadlines hold.
+    pub(crate) fn without_deadline(self) -> Self {
+        Self { deadline: None, ..self }
     }
 
     /// The generated client, for calls without a shorthand here.
     pub(crate) fn client(&self) -> CoordinatorServiceClient<Channel> {
-        self.0.clone()
+        self.client.clone()
+    }
+
+    fn timed<T>(&self, request: impl tonic::IntoRequest<T>) -> tonic::Request<T> {
+        let mut request = request.into_request();
+        if let Some(deadline) = self.deadline.filter(|_| request.metadata().get("grpc-timeout").is_none()) {
+            request.set_timeout(deadline);
+        }
+        request
     }
 
     /// Creates a tenant with 3 replicas and whatever `change` changes.
@@ -72,7 +93,7 @@ impl Api {
         &self,
         request: impl tonic::IntoRequest<v1::WriteKeyValueRequest>,
     ) -> Result<v1::WriteKeyValueResponse, Refusal> {
-        Ok(self.client().write_key_value(request).await?.into_inner())
+        Ok(self.client().write_key_value(self.timed(request)).await?.into_inner())
     }
 
     /// Deletes.
@@ -80,7 +101,7 @@ impl Api {
         &self,
         request: impl tonic::IntoRequest<v1::DeleteKeyValueRequest>,
     ) -> Result<v1::WriteKeyValueResponse, Refusal> {
-        Ok(self.client().delete_key_value(request).await?.into_inner())
+        Ok(self.client().delete_key_value(self.timed(request)).await?.into_inner())
     }
 
     /// Reads.
@@ -88,7 +109,7 @@ impl Api {
         &self,
         request: impl tonic::IntoRequest<v1::ReadKeyValueRequest>,
     ) -> Result<v1::ReadKeyValueResponse, Refusal> {
-        Ok(self.client().read_key_value(request).await?.into_inner())
+        Ok(self.client().read_key_value(self.timed(request)).await?.into_inner())
     }
 
     /// Every value that a read shows, sorted, and the context; no value when there is none.
@@ -116,7 +137,7 @@ impl Api {
 /// A channel that connects when it must.
 pub(crate) fn channel(address: SocketAddr) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
-    endpoint.connect_timeout(Duration::from_secs(5)).tcp_nodelay(true).connect_lazy()
+    endpoint.connect_timeout(PATIENCE).tcp_nodelay(true).connect_lazy()
 }
 
 /// A client of a storage node.
@@ -131,6 +152,18 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// Carries out one operation, alone on the stream, with a deadline of its own. Unlike that of a call, this deadline is
+    /// known to the coordinator only: nothing on the way gives up at the same moment, so the coordinator's answer arrives.
+    pub(crate) async fn within(
+        &mut self,
+        deadline: Duration,
+        operation: v1::session_request::Operation,
+    ) -> v1::session_response::Result {
+        let timeout_ms = u32::try_from(deadline.as_millis()).expect("a deadline of days");
+        self.send(vec![v1::SessionRequest { id: 1, operation: Some(operation), timeout_ms }]).await;
+        self.take(1).await.remove(0).result.expect("a result")
+    }
+
     /// Sends a batch.
     pub(crate) async fn send(&self, requests: Vec<v1::SessionRequest>) {
         let open = self.requests.as_ref().expect("the session takes requests");

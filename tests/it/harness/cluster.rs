@@ -96,9 +96,14 @@ impl Cluster {
         cluster
     }
 
-    /// A client of the coordinator; it reconnects by itself.
+    /// A client of the coordinator; it connects again by itself.
     pub(crate) fn api(&self) -> Api {
         Api::new(self.address)
+    }
+
+    /// Where the coordinator serves HTTP.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin
     }
 
     /// Where a node serves.
@@ -150,12 +155,7 @@ impl Cluster {
 
     /// Waits until the coordinator reaches every node, and says that it is ready.
     pub(crate) async fn all_reachable(&self) {
-        let api = self.api();
-        eventually("the coordinator reaches every node", async || {
-            let listed = api.client().list_storage_nodes(ListStorageNodesRequest {}).await.ok()?.into_inner();
-            (listed.nodes.len() == self.nodes.len() && listed.nodes.iter().all(|node| node.reachable)).then_some(())
-        })
-        .await;
+        all_reachable(&self.api(), self.nodes.len()).await;
         eventually("the coordinator is ready", async || {
             let (status, _) = get(self.admin, "/readyz").await.ok()?;
             (status == 200).then_some(())
@@ -191,13 +191,36 @@ impl Cluster {
     }
 }
 
+/// Waits until a coordinator reaches all of its nodes, which are so many.
+async fn all_reachable(api: &Api, nodes: usize) {
+    eventually("the coordinator reaches every node", async || {
+        let listed = api.client().list_storage_nodes(ListStorageNodesRequest {}).await.ok()?.into_inner();
+        (listed.nodes.len() == nodes && listed.nodes.iter().all(|node| node.reachable)).then_some(())
+    })
+    .await;
+}
+
 /// Runs what follows in a mount namespace of its own, in which `data` is a small file system that vanishes with it.
 fn on_small_disk(data: &Path, mib: u32) -> Command {
     std::fs::create_dir_all(data).expect("make a folder");
     let mut command = Command::new("unshare");
     let script = r#"mount -t tmpfs -o "size=$1m" tmpfs "$2" && shift 2 && exec "$@""#;
-    command.args(["--mount", "sh", "-c", script, "sh", &mib.to_string()]).arg(data).arg(env!("CARGO_BIN_EXE_witan"));
+    command.args(may_mount()).args(["sh", "-c", script, "sh", &mib.to_string()]);
+    command.arg(data).arg(env!("CARGO_BIN_EXE_witan"));
     command
+}
+
+/// The flags with which `unshare` may mount: as root, or in a user namespace.
+///
+/// # Panics
+/// When it may not in either way: that a node whose disk fills up is no harm must not be a thing that nobody has tried.
+fn may_mount() -> &'static [&'static str] {
+    let ways: [&'static [&'static str]; 2] = [&["--mount"], &["--user", "--map-root-user", "--mount"]];
+    let may = |flags: &&[&str]| {
+        let probe = Command::new("unshare").args(*flags).args(["mount", "-t", "tmpfs", "none", "/mnt"]).output();
+        probe.is_ok_and(|output| output.status.success())
+    };
+    ways.into_iter().find(may).expect("a small file system can be mounted, as root or in a user namespace")
 }
 
 /// A whole cluster in one process: `witan dev`.
@@ -209,24 +232,31 @@ pub(crate) struct Dev {
 }
 
 impl Dev {
-    /// Starts one with a folder of its own.
+    /// Starts one with a folder of its own. Nothing waits for the disk: for tests of what is answered.
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
-        let mut dev = Self::start_in(folder.path()).await;
+        let mut dev = Self::run(folder.path(), &["--durability", "os"]).await;
         dev._folder = Some(folder);
         dev
     }
 
-    /// Starts one whose data is, or will be, in `folder`.
+    /// Starts one as users do, whose data is, or will be, in `folder`.
     pub(crate) async fn start_in(folder: &Path) -> Self {
+        Self::run(folder, &[]).await
+    }
+
+    async fn run(folder: &Path, more: &[&str]) -> Self {
         let free = SocketAddr::new(own_address(), 0).to_string();
         let data = folder.join("data");
         let mut command = Process::witan();
         command.arg("dev").arg("--data-dir").arg(&data).args(["--listen", &free, "--admin-listen", &free]);
-        command.args(["--node-port", "0"]);
+        command.args(["--node-port", "0"]).args(more);
         let mut process = Process::start("dev", command, folder);
         process.ready().await;
-        Self { process, data, _folder: None }
+        let dev = Self { process, data, _folder: None };
+        // A first attempt to reach a node that took too long is no reason not to be ready.
+        all_reachable(&dev.api(), dev.nodes().len()).await;
+        dev
     }
 
     /// A client of its coordinator.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::PATIENCE;
+use super::{PATIENCE, eventually};
 
 /// Lines of a process' log that a failing test shows.
 const SHOWN_LINES: usize = 40;
@@ -76,11 +76,26 @@ impl Process {
         self.fact(name).parse().unwrap_or_else(|error| panic!("{name} of {}: {error}", self.name))
     }
 
-    /// Sends a signal, such as "STOP". Through the shell's own `kill`, which is everywhere.
+    /// Sends a signal, such as "TERM". Through the shell's own `kill`, which is everywhere.
     pub(crate) fn signal(&self, signal: &str) {
         let kill = format!("kill -{signal} {}", self.child.id());
         let sent = Command::new("sh").args(["-c", &kill]).status().expect("run sh");
         assert!(sent.success(), "{kill} failed for {}", self.name);
+    }
+
+    /// SIGSTOP; when this returns, none of its threads runs any more. On a busy machine that is a while after the signal.
+    pub(crate) async fn stop(&self) {
+        self.signal("STOP");
+        eventually("every thread has stopped", async || {
+            let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("the process is there");
+            let mut states = threads.map(|thread| {
+                let stat = fs::read_to_string(thread.ok()?.path().join("stat")).ok()?;
+                // Behind the name, which is in parentheses and may hold any.
+                stat.rsplit(')').next()?.trim_start().chars().next()
+            });
+            states.all(|state| state == Some('T')).then_some(())
+        })
+        .await;
     }
 
     /// The process' number.
@@ -111,14 +126,14 @@ impl Process {
     /// Waits for its end.
     ///
     /// # Panics
-    /// When it has not ended after `limit`.
-    pub(crate) async fn ended(&mut self, limit: Duration) -> ExitStatus {
-        let until = Instant::now() + limit;
+    /// When it has not ended after [`PATIENCE`].
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let until = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("wait for a process") {
                 return status;
             }
-            assert!(Instant::now() < until, "{} did not end within {limit:?}\n{}", self.name, self.tail());
+            assert!(Instant::now() < until, "{} did not end within {PATIENCE:?}\n{}", self.name, self.tail());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

@@ -1,0 +1,125 @@
+//! What one call of a plugin costs, without a coordinator around it: the first-party plugins, warm.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use bytes::Bytes;
+use serde_json::json;
+use tempfile::TempDir;
+use witan::cli::output::Table;
+use witan_kernel::hook::{
+    Asked, Hook, Hooks, Operation, Plugins, PolicyQuestion, ReplicaState, ResolverQuestion, Sibling,
+};
+use witan_kernel::name::{Key, TenantId};
+use witan_kernel::tenant::Level;
+use witan_plugin::{BindRequest, InMemoryBindings, Limits, OnFault, PluginHost, Reference, Settings};
+
+use crate::Options;
+use crate::report::Section;
+
+/// Repetitions of a measurement, of which the best counts: what disturbs it only makes it longer.
+const REPETITIONS: usize = 7;
+const CALLS: u32 = 100_000;
+/// A resolver is asked on threads of its own.
+const RESOLUTIONS: u32 = 5_000;
+
+/// Measures every hook.
+pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
+    let plugins = options.policy.parent().unwrap_or(Path::new("."));
+    if !plugins.join("hash-tag.wasm").exists() {
+        let text =
+            format!("calls: not measured: no plugins in {}; `cargo xtask plugins` builds them\n", plugins.display());
+        return Ok(Section { json: json!({ "skipped": text.trim_end() }), text, bounds_hold: false });
+    }
+    let folder = TempDir::with_prefix("witan-bench-")?;
+    let mut limits = Limits::default();
+    for budget in [&mut limits.policy, &mut limits.routing, &mut limits.resolver] {
+        // What does nothing but ask uses more of a core than one tenant may.
+        budget.share = 10_000;
+    }
+    let settings = Settings { data_dir: folder.path().join("data"), folder: None, limits };
+    let host = PluginHost::start(settings, Arc::new(InMemoryBindings::default()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let tenant = TenantId::new("tenant")?;
+    let mut told = vec![("hooks of a tenant, nothing bound", nanos(|| _ = black_box(host.hooks(&tenant))))];
+    for (hook, name) in [
+        (Hook::ConsistencyPolicy, "adaptive-latency"),
+        (Hook::RoutingHook, "hash-tag"),
+        (Hook::ConflictResolver, "shopping-cart"),
+    ] {
+        runtime.block_on(bind(&host, hook, &plugins.join(format!("{name}.wasm"))))?;
+    }
+    told.push(("hooks of a tenant, each bound", nanos(|| _ = black_box(host.hooks(&tenant)))));
+    let hooks = host.hooks(&tenant);
+    let question = question();
+    answered(&hooks.policy(&question))?;
+    let mut number = 0;
+    told.push((
+        "adaptive-latency decides",
+        nanos(|| {
+            number += 1;
+            _ = black_box(hooks.policy(&PolicyQuestion { value_bytes: number, ..question }));
+        }),
+    ));
+    told.push(("adaptive-latency has decided before", nanos(|| _ = black_box(hooks.policy(black_box(&question))))));
+    let key = Key::new("{user1000}.following")?;
+    answered(&hooks.partition_key(&key))?;
+    told.push(("hash-tag tells a partition", nanos(|| _ = black_box(hooks.partition_key(black_box(&key))))));
+    told.push(("shopping-cart merges three carts", runtime.block_on(resolve(hooks.as_ref(), &key))?));
+
+    let mut table = Table::new(["ONE CALL", "NS"]);
+    told.iter().for_each(|(what, nanos)| table.row([(*what).to_owned(), format!("{nanos:.0}")]));
+    let json = told.iter().map(|(what, nanos)| ((*what).to_owned(), json!(nanos))).collect();
+    let text = format!("calls: the best of {REPETITIONS} repetitions\n{}", table.aligned());
+    Ok(Section { text, json: serde_json::Value::Object(json), bounds_hold: true })
+}
+
+/// Nanoseconds of one run.
+fn nanos(mut run: impl FnMut()) -> f64 {
+    let mut best = f64::MAX;
+    for _ in 0..REPETITIONS {
+        let began = Instant::now();
+        (0..CALLS).for_each(|_| run());
+        best = best.min(began.elapsed().as_nanos() as f64 / f64::from(CALLS));
+    }
+    best
+}
+
+async fn resolve(hooks: &dyn Hooks, key: &Key) -> anyhow::Result<f64> {
+    let cart = |n: u64| Bytes::from(format!(r#"{{"items":{{"milk":{n},"bread-{n}":1}}}}"#));
+    let siblings: Vec<Sibling> = (1..=3).map(|n| Sibling { value: cart(n), time: n }).collect();
+    let began = Instant::now();
+    for _ in 0..RESOLUTIONS {
+        answered(&hooks.resolve(ResolverQuestion { key: key.clone(), siblings: siblings.clone() }).await)?;
+    }
+    Ok(began.elapsed().as_nanos() as f64 / f64::from(RESOLUTIONS))
+}
+
+fn question() -> PolicyQuestion<'static> {
+    const WELL: ReplicaState = ReplicaState { reachable: true, latency_p50_us: 300, latency_p99_us: 900, in_flight: 1 };
+    PolicyQuestion {
+        operation: Operation::Write,
+        level: Level::Quorum,
+        minimum: Level::One,
+        replication_factor: 3,
+        deadline_ms: 1000,
+        value_bytes: 256,
+        replicas: &[WELL; 3],
+    }
+}
+
+fn answered<T: std::fmt::Debug>(asked: &Asked<T>) -> anyhow::Result<()> {
+    anyhow::ensure!(matches!(asked, Asked::Answered { .. }), "a plugin does not answer: {asked:?}");
+    Ok(())
+}
+
+async fn bind(host: &PluginHost, hook: Hook, component: &Path) -> anyhow::Result<()> {
+    let bytes = std::fs::read(component).with_context(|| format!("read {}", component.display()))?;
+    let digest = host.stage(Bytes::from(bytes)).await?.digest;
+    let (plugin, configuration) = (Reference::Digest(digest), Bytes::new());
+    host.bind(BindRequest { tenant: None, hook, plugin, configuration, on_fault: OnFault::Native }).await?;
+    Ok(())
+}
