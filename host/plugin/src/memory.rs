@@ -105,8 +105,9 @@ mod tests {
         assert_eq!(memory.answer(&question(&replicas)), None);
         memory.keep(&question(&replicas), answer(2));
         assert_eq!(memory.answer(&question(&replicas)), Some(answer(2)));
+        let moved = [NOBODY, busy, NOBODY];
         let others = [
-            question(&[NOBODY, busy, NOBODY]),
+            question(&moved),
             question(&replicas[..2]),
             PolicyQuestion { operation: Operation::Read, ..question(&replicas) },
             PolicyQuestion { level: Level::One, ..question(&replicas) },
