@@ -56,7 +56,8 @@ pub struct Args {
 /// Reads a position on the ring: up to 16 hexadecimal digits.
 fn token(text: &str) -> Result<u64, String> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
-    u64::from_str_radix(digits, 16).map_err(|_| format!("{text:?} is not a position: write up to 16 hexadecimal digits"))
+    u64::from_str_radix(digits, 16)
+        .map_err(|_| format!("{text:?} is not a position: write up to 16 hexadecimal digits"))
 }
 
 /// Repairs.
@@ -159,7 +160,9 @@ fn problems_for_people(report: &CoordinatorServiceRepairResponse) {
     }
     if !report.complete {
         let (incomplete, all) = (report.ranges_incomplete, report.ranges_total);
-        eprintln!("{incomplete} of {all} ranges are not mended everywhere; run it again when all nodes answer: witan nodes list");
+        eprintln!(
+            "{incomplete} of {all} ranges are not mended everywhere; run it again when all nodes answer: witan nodes list"
+        );
     }
 }
 

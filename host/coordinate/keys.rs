@@ -219,8 +219,8 @@ impl<W: World> Listing<'_, W> {
         let pages: Vec<Result<Page, String>> = join_all(asks).await;
         let mut all = true;
         for (replica, page) in starved.iter().zip(pages) {
-            let taken = page
-                .and_then(|page| join.page(*replica, page.found, page.next).map_err(|error| error.to_string()));
+            let taken =
+                page.and_then(|page| join.page(*replica, page.found, page.next).map_err(|error| error.to_string()));
             if let Err(why) = taken {
                 self.failed.push((nodes[usize::from(*replica)].clone(), why));
                 all = false;

@@ -66,15 +66,7 @@ pub struct Sweep {
 impl Sweep {
     /// The whole ring, all tenants.
     pub fn everything(factors: Vec<u8>) -> Self {
-        Self {
-            tenant: None,
-            from: 0,
-            to: u64::MAX,
-            after: None,
-            factors,
-            records_per_second: 0,
-            accept_loss: false,
-        }
+        Self { tenant: None, from: 0, to: u64::MAX, after: None, factors, records_per_second: 0, accept_loss: false }
     }
 
     /// True for the whole ring and all tenants, from the beginning.
@@ -279,7 +271,9 @@ impl<'a, W: World> Sweeping<'a, W> {
         let pages: Vec<Result<Page, String>> = join_all(asks).await;
         for (replica, page) in starved.iter().zip(pages) {
             let taken = page.and_then(|page| {
-                let bytes = |page: &Page| page.found.iter().filter_map(|found| found.record.as_ref()).map(|r| r.0.len() as u64).sum::<u64>();
+                let bytes = |page: &Page| {
+                    page.found.iter().filter_map(|found| found.record.as_ref()).map(|r| r.0.len() as u64).sum::<u64>()
+                };
                 self.swept.bytes += bytes(&page);
                 walking.join.page(*replica, page.found, page.next).map_err(|error| error.to_string())
             });
@@ -336,13 +330,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         Ok(())
     }
 
-    async fn mend(
-        &mut self,
-        walking: &mut Walking<'_, W>,
-        place: &Place,
-        told: SmallVec<[(u8, Told); 5]>,
-        factor: u8,
-    ) {
+    async fn mend(&mut self, walking: &mut Walking<'_, W>, place: &Place, told: SmallVec<[(u8, Told); 5]>, factor: u8) {
         let members = self.members(walking.replicas, place, factor);
         let mut have: SmallVec<[(u8, Option<Encoded>); 5]> = SmallVec::new();
         for (replica, told) in told.into_iter().filter(|(replica, _)| members.contains(replica)) {

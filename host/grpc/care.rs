@@ -14,10 +14,10 @@ use witan_kernel::scan::{from_cursor, to_cursor};
 use witan_wire::v1;
 use witan_wire::v1::CoordinatorServiceRepairResponse as Progress;
 
+use super::CoordinatorApi;
 use super::page_token;
 use super::status::{invalid, refused, report};
 use super::tenants::{page_size, seconds, status};
-use super::CoordinatorApi;
 use crate::catalog::{Catalog, Refused};
 use crate::coordinate::{Coordinator, KeysRequest, Resume, Stopped, Sweep, Swept, World};
 
@@ -107,6 +107,7 @@ struct Repair<W: World> {
 impl<W: World> Repair<W> {
     async fn run(self, sweep: Sweep, tell: mpsc::Sender<Result<Progress, Status>>) {
         let (tell_swept, mut swept_by) = mpsc::channel(1);
+        let factors = sweep.factors.clone();
         let coordinator = Arc::clone(&self.coordinator);
         let sweeping = coordinator.sweep(sweep, tell_swept);
         tokio::pin!(sweeping);
@@ -124,7 +125,7 @@ impl<W: World> Repair<W> {
             }
         };
         let last = match ended {
-            Ok(swept) => Ok(self.conclude(swept).await),
+            Ok(swept) => Ok(self.conclude(&factors, swept).await),
             Err(Stopped::Failed(failure)) => Err(report(failure.of_read()).status()),
             Err(Stopped::Abandoned) => return tracing::info!("a repair was cancelled"),
         };
@@ -133,20 +134,31 @@ impl<W: World> Repair<W> {
     }
 
     /// Puts on record which new stores are whole.
-    async fn conclude(&self, mut swept: Swept) -> Progress {
+    async fn conclude(&self, factors: &[u8], mut swept: Swept) -> Progress {
         let mut restored = Vec::new();
         for (node, store) in std::mem::take(&mut swept.filled) {
-            let Some(from) = self.stores.get(&node) else { continue };
-            match self.catalog.replace_store(&node, *from, store).await {
+            match self.believe(factors, &node, store).await {
                 Ok(()) => {
                     tracing::info!(%node, %store, "the node's new store holds all that it has to: it is asked again");
                     restored.push(node.to_string());
                 }
-                Err(error) => drop(swept.unfilled.insert(node, format!("it could not be put on record: {error}"))),
+                Err(why) => drop(swept.unfilled.insert(node, why)),
             }
         }
         let complete = swept.is_complete();
         Progress { restored_nodes: restored, complete, ..progress(swept, "done") }
+    }
+
+    /// Puts one new store on record.
+    async fn believe(&self, factors: &[u8], node: &NodeId, store: StoreId) -> Result<(), String> {
+        let from = self.stores.get(node).ok_or("no store of its was on record")?;
+        // Which replicas were compared where depends on them.
+        let now = self.catalog.replication_factors(None).await.map_err(|error| error.to_string())?;
+        if now.iter().any(|factor| !factors.contains(factor)) {
+            return Err("a tenant with another replication factor was created meanwhile; repeat the repair".to_owned());
+        }
+        let replaced = self.catalog.replace_store(node, *from, store).await;
+        replaced.map_err(|error| format!("it could not be put on record: {error}"))
     }
 }
 
@@ -193,7 +205,11 @@ fn deletion(request: &v1::DeleteTenantRequest) -> Result<(TenantId, u64), Invali
     let id = TenantId::new(&request.tenant_id)?;
     if request.confirm != request.tenant_id {
         let problem = format!("is {:?}", request.confirm.chars().take(40).collect::<String>());
-        return Err(Invalid::new("confirm", problem, "repeat tenant_id: what a tenant has stored cannot be brought back"));
+        return Err(Invalid::new(
+            "confirm",
+            problem,
+            "repeat tenant_id: what a tenant has stored cannot be brought back",
+        ));
     }
     let version = u64::try_from(request.version)
         .map_err(|_| Invalid::new("version", "is negative", "send the version that GetTenant told, or 0"))?;
@@ -216,7 +232,8 @@ fn sweep(request: v1::CoordinatorServiceRepairRequest) -> Result<Sweep, Invalid>
             Invalid::new("cursor", "is none", "send what an earlier response of Repair told, unchanged")
         })?),
     };
-    let records_per_second = if request.records_per_second == 0 { RECORDS_PER_SECOND } else { request.records_per_second };
+    let records_per_second =
+        if request.records_per_second == 0 { RECORDS_PER_SECOND } else { request.records_per_second };
     let sweep = Sweep { tenant, from, to, after, records_per_second, ..Sweep::everything(Vec::new()) };
     if request.accept_loss && !sweep.is_everything() {
         let problem = "is set for a repair of a part";

@@ -136,10 +136,7 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         self.end_tenant(request.into_inner(), timeout).await.map(Response::new)
     }
 
-    async fn list_keys(
-        &self,
-        request: Request<v1::ListKeysRequest>,
-    ) -> Result<Response<v1::ListKeysResponse>, Status> {
+    async fn list_keys(&self, request: Request<v1::ListKeysRequest>) -> Result<Response<v1::ListKeysResponse>, Status> {
         let timeout = convert::timeout(request.metadata());
         self.keys(request.into_inner(), timeout).await.map(Response::new)
     }

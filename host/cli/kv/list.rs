@@ -56,7 +56,9 @@ pub async fn run(global: &Global, list: List) -> anyhow::Result<ExitCode> {
         left = left.saturating_sub(page.keys.len() as u64);
         match global.output {
             Output::Text => lines(&page.keys)?,
-            Output::Json => keys.extend(page.keys.iter().map(|key| json!({ "key": key.key, "siblings": key.siblings }))),
+            Output::Json => {
+                keys.extend(page.keys.iter().map(|key| json!({ "key": key.key, "siblings": key.siblings })))
+            }
         }
         page_token = page.next_page_token;
         if page_token.is_empty() || left == 0 {

@@ -88,7 +88,9 @@ fn too_few(replicas: &[NodeId], place: usize, factor: u8, told: &[&NodeId]) -> O
     let others = members.iter().enumerate().filter(|(index, node)| *index != place && told.contains(node)).count();
     let needed = usize::from(whole_needed(factor));
     (others < needed).then(|| {
-        format!("of keys with {factor} replicas, {others} other whole replicas took part everywhere, and {needed} have to")
+        format!(
+            "of keys with {factor} replicas, {others} other whole replicas took part everywhere, and {needed} have to"
+        )
     })
 }
 

@@ -8,9 +8,7 @@ use witan_kernel::replica::Place;
 use witan_kernel::scan::{Dropped, Found, PAGE_BYTES, PAGE_RECORDS, Page, Scan};
 
 use crate::Malformed;
-use crate::v1::{
-    DropTenantRequest, DropTenantResponse, Position, ScanRangeRequest, ScanRangeResponse, StoredRecord,
-};
+use crate::v1::{DropTenantRequest, DropTenantResponse, Position, ScanRangeRequest, ScanRangeResponse, StoredRecord};
 
 /// Largest message of a page: records that repair has joined may reach twice [`limit::RECORD_BYTES`], and a page holds one
 /// of them at least.
@@ -86,7 +84,8 @@ pub fn page_from_wire(wire: ScanRangeResponse) -> Result<Page, Malformed> {
         Ok(Found { place: position_from_wire("records.position", position)?, record: stored.record.map(Encoded) })
     };
     Ok(Page {
-        store: StoreId::from_slice(&wire.store_id).ok_or_else(|| Malformed::new("store_id", "does not have 16 bytes"))?,
+        store: StoreId::from_slice(&wire.store_id)
+            .ok_or_else(|| Malformed::new("store_id", "does not have 16 bytes"))?,
         found: wire.records.into_iter().map(found).collect::<Result<_, Malformed>>()?,
         next: wire.next.map(|next| position_from_wire("next", next)).transpose()?,
     })
