@@ -79,7 +79,7 @@ class Tour:
         assert self.kv.ReadKeyValue(tenant_id=tenant, key="empty").value == b"", "an empty value is a value"
         large = bytes(range(256)) * 16384
         self.kv.WriteKeyValue(tenant_id=tenant, key="large", value=large)
-        assert self.kv.ReadKeyValue(tenant_id=tenant, key="large", timeout=30).value == large
+        assert self.kv.ReadKeyValue(tenant_id=tenant, key="large").value == large
         say(f"an empty value and one of {len(large) >> 20} MiB come back as they went")
 
         deleted = self.kv.DeleteKeyValue(tenant_id=tenant, key="k")
@@ -140,7 +140,7 @@ class Tour:
         """Many operations over one stream; those of one key in its order."""
         tenant = self.tenant("session")
         outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        answers = self.kv.Session(iter(outgoing.get, None), timeout=30)
+        answers = self.kv.Session(iter(outgoing.get, None))
         count, number = 200, 0
         expected: dict[int, Callable[[Any], None]] = {}
 
@@ -148,7 +148,7 @@ class Tour:
             nonlocal number
             number += 1
             expected[number] = check
-            return {"id": number, "timeout_ms": 5000, **operation}
+            return {"id": number, "timeout_ms": 10000, **operation}
 
         def is_written(answer: Any) -> None:
             assert answer.WhichOneof("result") == "write" and answer.write.success, answer
@@ -238,6 +238,43 @@ class Tour:
             refusal(many, "FAILED_PRECONDITION", "INVALID_REPLICATION_FACTOR")
             say("five replicas on fewer nodes are refused")
 
+    def care(self) -> None:
+        """Data is listed, compared on all of its replicas, and removed with its tenant."""
+        tenant = self.tenant("care", conflict_mode="siblings")
+        for n in range(25):
+            self.kv.WriteKeyValue(tenant_id=tenant, key=f"user:{n}", value=b"v", consistency="all")
+        self.kv.WriteKeyValue(tenant_id=tenant, key="user:7", value=b"w", consistency="all")
+        self.kv.DeleteKeyValue(tenant_id=tenant, key="user:8", consistency="all")
+        self.kv.WriteKeyValue(tenant_id=tenant, key="cart", value=b"v", consistency="all")
+        listed, token, pages = {}, "", 0
+        while pages == 0 or token:
+            page = self.kv.ListKeys(tenant_id=tenant, page_size=10, page_token=token, prefix="user:")
+            listed.update({info.key: info.siblings for info in page.keys})
+            pages, token = pages + 1, page.next_page_token
+        assert set(listed) == {f"user:{n}" for n in range(25)} - {"user:8"}, listed
+        assert [key for key, siblings in listed.items() if siblings] == ["user:7"], listed
+        foreign = lambda: self.kv.ListKeys(tenant_id=tenant, page_token="made up")
+        assert "page_token" in refusal(foreign, "INVALID_ARGUMENT").fields
+        say(f"{len(listed)} keys on {pages} pages; what is deleted is not among them")
+
+        *_, last = self.kv.Repair(tenant_id=tenant, timeout=300)
+        assert last.phase == "done" and last.complete and last.scanned == 26 and not last.failed, last
+        say(f"compared {last.scanned} records on all replicas: {last.repaired} were repaired")
+
+        unsure = lambda: self.kv.DeleteTenant(tenant_id=tenant)
+        assert "confirm" in refusal(unsure, "INVALID_ARGUMENT").fields
+        deleted = self.kv.DeleteTenant(tenant_id=tenant, confirm=tenant)
+        assert deleted.success and deleted.records_removed == 3 * 26 and not deleted.incomplete_nodes, deleted
+        refusal(lambda: self.kv.ReadKeyValue(tenant_id=tenant, key="cart"), "NOT_FOUND", "TENANT_NOT_FOUND")
+        refusal(lambda: self.kv.CreateTenant(tenant_id=tenant), "ALREADY_EXISTS", "TENANT_EXISTS")
+        again = self.kv.DeleteTenant(tenant_id=tenant, confirm=tenant)
+        assert again.deleted_at == deleted.deleted_at and again.records_removed == 0, again
+        say(f"deleted with its {deleted.records_removed} records; its id is never given to another")
+        for info in self.reachable_nodes():
+            node = Server(f"{info.host}:{info.port}").service(NODE)
+            scanned = self.all_pages(node.ScanRange, tenant_id=tenant)
+            assert not any(page.records for page in scanned), "nothing is left on any node"
+
     def placement(self) -> None:
         """What would move data is refused where there is data, with the reason."""
         before = self.kv.ListStorageNodes().nodes
@@ -267,8 +304,8 @@ class Tour:
         """Storage nodes: listed by the coordinator, and asked themselves."""
         tenant = self.tenant("nodes")
         self.kv.WriteKeyValue(tenant_id=tenant, key="k", value=b"seen from below", consistency="all")
-        nodes = self.kv.ListStorageNodes().nodes
-        assert nodes and all(n.reachable and n.status == "active" for n in nodes), nodes
+        nodes = self.reachable_nodes()
+        assert nodes and all(n.status == "active" for n in nodes), nodes
         for info in nodes:
             server = Server(f"{info.host}:{info.port}")
             self.nodes.append(server)
@@ -283,7 +320,29 @@ class Tour:
             assert repaired.superseded is not None
             assert node.Read(tenant_id=tenant, key="k").record == stored.record, "merging a copy changes nothing"
             assert self.lane(server, described.node_id, tenant, b"k") == stored.record
+            scanned = self.all_pages(node.ScanRange, tenant_id=tenant, node_id=info.node_id)
+            records = [(r.position.key, r.record) for page in scanned for r in page.records]
+            assert records == [(b"k", stored.record)], records
+            dropped = self.all_pages(node.DropTenant, tenant_id=f"absent-{self.stamp}")
+            assert not any(stretch.records for stretch in dropped)
         say(f"{len(nodes)} nodes described themselves; record, repair and a lane's answer agree on each")
+
+    def all_pages(self, call: Callable[..., Any], **fields: Any) -> list[Any]:
+        """Asks a node for page after page. Each looks through a bounded number of records, whosever they are."""
+        pages = [call(**fields)]
+        while pages[-1].HasField("next"):
+            pages.append(call(after=pages[-1].next, **fields))
+        return pages
+
+    def reachable_nodes(self) -> Any:
+        """The nodes, once all can be reached: one that owes an answer for long counts as out of reach for a moment."""
+        until = time.monotonic() + 60
+        while True:
+            nodes = self.kv.ListStorageNodes().nodes
+            if all(n.reachable for n in nodes):
+                return nodes
+            assert time.monotonic() < until, nodes
+            time.sleep(0.05)
 
     def lane(self, server: Server, node_id: str, tenant: str, key: bytes) -> bytes:
         """Reads a record as coordinators do: a handshake, then a checksummed batch."""
@@ -318,13 +377,13 @@ class Tour:
         digest = hashlib.sha256(component).hexdigest()
         chunks = [component[at : at + (64 << 10)] for at in range(0, len(component), 64 << 10)]
         parts = [request(manifest={"size": len(component), "digest": digest})] + [request(chunk=c) for c in chunks]
-        plugin = self.plugins.UploadPlugin(iter(parts), timeout=60).plugin
+        plugin = self.plugins.UploadPlugin(iter(parts)).plugin
         assert plugin.digest == digest and plugin.state == "ready", plugin
         return plugin
 
     def plugin_life(self) -> None:
         """Plugins: uploaded, bound, swapped, rolled back, watched."""
-        events = self.plugins.WatchPluginEvents(recent=True, timeout=60)
+        events = self.plugins.WatchPluginEvents(recent=True, timeout=600)
         cart = self.upload((self.folder / "shopping-cart.wasm").read_bytes())
         union = self.upload((self.folder / "set-union.wasm").read_bytes())
         assert (cart.name, cart.hook, cart.deterministic) == ("shopping-cart", "conflict-resolver", True), cart
@@ -335,7 +394,7 @@ class Tour:
         refused = ("FAILED_PRECONDITION", "PLUGIN_REFUSED")
         for junk in (b"", b"(component)", b"\0asm\x0d\0\x01\0junk"):
             parts = [self.plugins.request("UploadPlugin", manifest={}), self.plugins.request("UploadPlugin", chunk=junk)]
-            bad = refusal(lambda p=parts: self.plugins.UploadPlugin(iter(p), timeout=60), *refused)
+            bad = refusal(lambda p=parts: self.plugins.UploadPlugin(iter(p)), *refused)
             say(f"{junk!r} is no component: {bad.message}")
 
         tenant = self.tenant("plugins", conflict_mode="siblings")
@@ -414,6 +473,7 @@ class Tour:
             self.session,
             self.errors,
             self.tenants,
+            self.care,
             self.storage_nodes,
             self.plugin_life,
         ]

@@ -142,6 +142,47 @@ async fn tenants_and_nodes_are_told() {
 }
 
 #[tokio::test]
+async fn keys_are_listed_replicas_compared_and_tenants_deleted() {
+    let dev = Dev::start().await;
+    let cli = Cli::of(&dev);
+    cli.json(&["tenant", "create", "demo", "--conflict-mode", "siblings"]).await;
+    for (key, value) in [("a:1", "x"), ("a:2", "x"), ("a:2", "y"), ("b:1", "x"), ("gone", "x")] {
+        cli.json(&["kv", "put", "-t", "demo", key, value, "--consistency", "all"]).await;
+    }
+    cli.json(&["kv", "delete", "-t", "demo", "gone", "--consistency", "all"]).await;
+    let plain = text(&cli.run(&["kv", "list", "-t", "demo"]).await.stdout);
+    let mut listed: Vec<&str> = plain.lines().collect();
+    listed.sort_unstable();
+    assert_eq!(listed, ["a:1", "a:2", "b:1"]);
+    let first = cli.json(&["kv", "list", "-t", "demo", "--prefix", "a:", "--limit", "1"]).await;
+    let token = first["next_page_token"].as_str().expect("a token");
+    let rest = ["kv", "list", "-t", "demo", "--prefix", "a:", "--page-token", token];
+    let rest = cli.json(&rest).await;
+    let both = [&first["keys"], &rest["keys"]].map(|keys| keys.as_array().expect("keys").clone()).concat();
+    let siblings: Vec<&Value> =
+        both.iter().filter(|key| key["siblings"] == json!(true)).map(|key| &key["key"]).collect();
+    assert_eq!((both.len(), siblings), (2, vec![&json!("a:2")]));
+
+    let repaired = cli.json(&["repair", "--tenant", "demo"]).await;
+    assert_eq!(
+        (&repaired["complete"], &repaired["scanned"], &repaired["failed"]),
+        (&json!(true), &json!(4), &json!(0))
+    );
+    let said = text(&cli.run(&["repair"]).await.stdout);
+    assert!(said.starts_with("looked at 4 records, repaired "), "{said}");
+    let usage = cli.run(&["repair", "--from-token", "north"]).await;
+    assert_eq!(usage.status.code(), Some(2));
+    assert!(text(&usage.stderr).contains("hexadecimal"), "{}", text(&usage.stderr));
+
+    let unsure = cli.run(&["tenant", "delete", "demo"]).await;
+    assert!(!unsure.status.success() && text(&unsure.stderr).contains("--yes"), "{}", text(&unsure.stderr));
+    let deleted = cli.json(&["tenant", "delete", "demo", "--yes"]).await;
+    assert_eq!((&deleted["records_removed"], &deleted["complete"]), (&json!(12), &json!(true)));
+    let gone = cli.run(&["kv", "list", "-t", "demo"]).await;
+    assert!(text(&gone.stderr).contains("TENANT_NOT_FOUND"), "{}", text(&gone.stderr));
+}
+
+#[tokio::test]
 async fn the_load_generator_measures_every_way() {
     let dev = Dev::start().await;
     let cli = Cli::of(&dev);
