@@ -43,6 +43,7 @@ const MIGRATION: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct PostgresConfig {
     /// `postgres://user:password@host:port/database`, with `?sslmode=verify-full&sslrootcert=...` and what else libpq knows.
+    /// The server itself, or a pooler that keeps a session for each connection.
     pub url: String,
     /// Most connections for operations; there is one more that listens. 1..=100.
     pub connections: u32,
@@ -128,8 +129,7 @@ impl PostgresMetadata {
     pub async fn connect(config: PostgresConfig) -> Result<Self, StoreError> {
         let options = options(&config)?;
         let mut first = connections::open(&options, config.connect).await?;
-        fit(&mut first).await?;
-        timeout(MIGRATION, migrate(&mut first)).await.map_err(|_| {
+        timeout(MIGRATION, prepare(&mut first)).await.map_err(|_| {
             StoreError::Unavailable(format!("the schema was not brought up to date in {MIGRATION:?}"))
         })??;
         connections::close(first).await;
@@ -187,6 +187,11 @@ fn options(config: &PostgresConfig) -> Result<PgConnectOptions, StoreError> {
         return Err(StoreError::Refused(format!("{is} connections to the database; use 1 to 100")));
     }
     Ok(options.application_name("witan"))
+}
+
+async fn prepare(first: &mut PgConnection) -> Result<(), StoreError> {
+    fit(first).await?;
+    migrate(first).await
 }
 
 /// Whether this server can keep what will be asked of it.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 use witan_kernel::port::StoreError;
@@ -27,7 +27,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// Between two attempts to connect: the first, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// In an open transaction, `now()` is the time of its beginning, and the statement's time is later.
+/// In an open transaction, `now()` is the time of its beginning, and the statement's time is later. As a simple query: in the
+/// extended protocol a statement's messages have times of their own.
 const IN_NO_TRANSACTION: &str = "SELECT now() = statement_timestamp()";
 
 pub(super) struct Connections {
@@ -76,8 +77,7 @@ impl Connections {
     /// One that was used before and answers.
     async fn usable(&self) -> Option<Idle> {
         while let Some(mut idle) = self.next() {
-            let asked = sqlx::query_scalar(IN_NO_TRANSACTION).fetch_one(&mut idle.connection);
-            match timeout(CHECK, asked).await {
+            match timeout(CHECK, in_no_transaction(&mut idle.connection)).await {
                 Ok(Ok(true)) => return Some(idle),
                 Ok(Ok(false)) => tracing::error!("a connection to PostgreSQL was given back inside a transaction"),
                 Ok(Err(error)) => tracing::debug!(%error, "a connection to PostgreSQL is gone"),
@@ -112,6 +112,10 @@ impl Connections {
             close(idle.connection).await;
         }
     }
+}
+
+async fn in_no_transaction(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::raw_sql(IN_NO_TRANSACTION).fetch_one(connection).await?.try_get(0)
 }
 
 /// What each connection is told first. The server's limits stand below the operation's, so that it is the server that ends a

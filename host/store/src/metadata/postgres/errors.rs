@@ -23,8 +23,8 @@ fn told(error: &dyn DatabaseError) -> StoreError {
     match (&code[..code.len().min(2)], code.as_ref()) {
         // The transaction was rolled back in favour of another: serialization failure, deadlock; a unique key taken.
         (_, "40001" | "40P01" | "23505") => StoreError::Conflict(format!("another change came first: {said}")),
-        // Constraints, and data that a column cannot hold.
-        ("22" | "23", _) => StoreError::Refused(said),
+        // Constraints, data that a column cannot hold; something that this user may not do.
+        ("22" | "23", _) | (_, "42501") => StoreError::Refused(said),
         (_, "25006") => StoreError::Unavailable(format!("{said}; this is a standby, or set to read only")),
         (_, "53100") => StoreError::Unavailable(format!("{said}; free some space on its disk")),
         (_, "53300") => StoreError::Unavailable(format!("{said}; raise its max_connections, or use fewer connections")),
