@@ -13,9 +13,10 @@ fn listens(address: SocketAddr) -> bool {
 }
 
 fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    // A sentinel on a busy machine needs more than anything else.
+    let until = Instant::now() + 3 * PATIENCE;
     while !is_so() {
-        assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
+        assert!(Instant::now() < until, "{what}: not in time");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -103,15 +104,10 @@ fn a_cluster_serves_every_slot() {
 #[test]
 fn a_sentinel_finds_another_master() {
     let sentinel = RedisSentinel::start();
-    // On a busy machine it may have done so already.
-    let before = sentinel.master().expect("a master");
-    let (lost, left) = match before == sentinel.first().address() {
-        true => (sentinel.first(), sentinel.second()),
-        false => (sentinel.second(), sentinel.first()),
-    };
-    lost.kill();
-    eventually("another master", || sentinel.master() == Some(left.address()));
-    eventually("it takes changes", || left.ask("ROLE").starts_with("master"));
+    assert_eq!(sentinel.master(), Some(sentinel.first().address()));
+    sentinel.kill_master();
+    eventually("another master", || sentinel.master() == Some(sentinel.second().address()));
+    eventually("it takes changes", || sentinel.second().ask("ROLE").starts_with("master"));
 }
 
 /// In a copy of this test: servers that nobody will stop.

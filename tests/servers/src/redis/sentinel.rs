@@ -10,12 +10,12 @@ use super::ask::ask;
 use super::{Redis, SOON};
 use crate::process::Process;
 use crate::server::Server;
-use crate::{eventually, program, reaper};
+use crate::{PATIENCE, eventually, program, reaper};
 
 /// The name under which the sentinel knows the master.
 const MASTER: &str = "witan";
 
-/// A sentinel alone may decide here. It counts a master as lost after a second without an answer.
+/// A sentinel alone may decide here. However busy the machine is, it decides nothing before [`Self::kill_master`].
 #[derive(Debug)]
 pub struct RedisSentinel {
     servers: [Redis; 2],
@@ -39,7 +39,7 @@ impl RedisSentinel {
         let launch = move |own: u16| {
             let settings = format!(
                 "port {own}\nbind 127.0.0.1\ndir {}\nsentinel monitor {MASTER} 127.0.0.1 {port} 1\n\
-                 sentinel down-after-milliseconds {MASTER} 1000\nsentinel failover-timeout {MASTER} 5000\n",
+                 sentinel down-after-milliseconds {MASTER} 86400000\nsentinel failover-timeout {MASTER} 5000\n",
                 path.display()
             );
             // It writes into the file what it finds out.
@@ -77,14 +77,26 @@ impl RedisSentinel {
         MASTER
     }
 
-    /// The server that was the master at first.
+    /// The server that is the master at first.
     pub fn first(&self) -> &Redis {
         &self.servers[0]
     }
 
-    /// The server that was its replica at first.
+    /// The server that is its replica at first.
     pub fn second(&self) -> &Redis {
         &self.servers[1]
+    }
+
+    /// `kill -9` of the first master, which the sentinel counts as lost after a second without an answer. Sooner or later the
+    /// second server is the master: in seconds, unless the machine is so busy that the sentinel does not trust its own
+    /// clock, which takes it half a minute.
+    ///
+    /// # Panics
+    /// When the sentinel does not answer.
+    pub fn kill_master(&self) {
+        let command = format!("SENTINEL SET {MASTER} down-after-milliseconds 1000");
+        ask(self.sentinel.address(), &command, PATIENCE).unwrap_or_else(|error| panic!("{command}: {error}"));
+        self.first().kill();
     }
 
     /// Where the sentinel says that the master is.

@@ -111,7 +111,9 @@ impl RedisConfig {
             Some(tls) => redis::Client::build_with_tls(node, tls.certificates()),
             None => redis::Client::open(node),
         };
-        client.map(Connector::Single).map_err(|error| refused(&without_secrets(address), &error))
+        client
+            .map(|client| Connector::Single(Box::new(client)))
+            .map_err(|error| refused(&without_secrets(address), &error))
     }
 
     fn cluster(&self, addresses: &[String]) -> Result<Connector, StoreError> {
@@ -125,7 +127,10 @@ impl RedisConfig {
         if let Some(tls) = &self.tls {
             builder = builder.certs(tls.certificates());
         }
-        builder.build().map(Connector::Cluster).map_err(|error| refused("the cluster's addresses", &error))
+        builder
+            .build()
+            .map(|client| Connector::Cluster(Box::new(client)))
+            .map_err(|error| refused("the cluster's addresses", &error))
     }
 
     fn sentinel(&self, sentinels: &[String], master: &str, database: u32, tls: bool) -> Result<Connector, StoreError> {

@@ -25,9 +25,9 @@ const WRITTEN_AHEAD: usize = 1024;
 /// Makes connections.
 pub(super) enum Connector {
     /// To one server.
-    Single(redis::Client),
+    Single(Box<redis::Client>),
     /// To all masters of a cluster.
-    Cluster(ClusterClient),
+    Cluster(Box<ClusterClient>),
     /// To the master that sentinels name; they are asked anew each time.
     Sentinel(Box<dyn Fn() -> Result<SentinelClient, RedisError> + Send + Sync>),
 }

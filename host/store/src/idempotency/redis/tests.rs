@@ -34,9 +34,9 @@ fn key(store: &RedisIdempotency, name: Name) -> String {
     String::from_utf8(store.shared.steps.key(&name)).expect("text")
 }
 
-/// Asks again until the store answers.
+/// Asks again until the store answers. A failover on a busy machine takes longer than anything else.
 async fn eventually(store: &RedisIdempotency, name: Name, step: Step) -> Stepped {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + 3 * PATIENCE;
     loop {
         match store.step(name, step.clone()).await {
             Ok(stepped) => return stepped,
@@ -105,6 +105,7 @@ async fn calls_at_once_share_one_connection() {
     let redis = Redis::start();
     let store = open(&redis);
     reserve_all(&store, 1_000_000..1_000_000 + 1).await;
+    let before = connections(&redis);
     redis.pause();
     let many = tokio::spawn({
         let store = store.clone();
@@ -116,11 +117,15 @@ async fn calls_at_once_share_one_connection() {
     }
     redis.resume();
     many.await.expect("all are answered");
-    let clients = redis.ask("CLIENT LIST TYPE normal");
-    let ours = clients.lines().filter(|client| client.contains("cmd=evalsha")).count();
-    assert_eq!(ours, 1, "{clients}");
-    // This one and the one that asks; the server may not have noticed yet that those before have gone.
-    assert!(redis.ask("INFO stats").contains("rejected_connections:0"));
+    // The one that asks is another each time.
+    assert_eq!(connections(&redis) - before, 1);
+}
+
+/// Connections that the server has ever had.
+fn connections(redis: &Redis) -> u64 {
+    let info = redis.ask("INFO stats");
+    let count = info.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+    count.and_then(|count| count.trim().parse().ok()).expect("a number")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
