@@ -2,6 +2,8 @@
 //!
 //! A change is stored first and put in force after: what the store has not accepted is never served.
 
+mod follow;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -12,12 +14,23 @@ use witan_kernel::port::{StorageNode, StoreError};
 use witan_kernel::tenant::Tenant;
 use witan_store::metadata::Metadata;
 
+pub use follow::follow;
+
 /// What the coordinator lets the catalog do to it.
 pub trait Cluster: Send + Sync + 'static {
     /// Puts a tenant's change in force here.
     fn tenant_changed(&self, tenant: Tenant);
 
-    /// Puts another set of nodes in force here.
+    /// Another coordinator has changed a tenant: it is read anew, if it is known here.
+    fn tenant_outdated(&self, id: &TenantId) -> Pending<Result<(), StoreError>>;
+
+    /// Others have changed nobody knows which tenants.
+    fn tenants_outdated(&self) -> Pending<Result<(), StoreError>>;
+
+    /// Another coordinator has changed the cluster's secrets: they are read anew.
+    fn secrets_outdated(&self) -> Pending<Result<(), StoreError>>;
+
+    /// Puts a set of nodes in force here, if it is another one.
     fn nodes_changed(&self, nodes: &[StorageNode]);
 
     /// What is known of a node.
@@ -77,15 +90,18 @@ pub enum Refused {
 
 /// Tenants and nodes. Changes to the placement are made one at a time.
 pub struct Catalog {
+    /// This process, if it holds a lease among the coordinators of a shared store.
+    instance: Option<[u8; 16]>,
     metadata: Arc<dyn Metadata>,
     cluster: Arc<dyn Cluster>,
     placing: Arc<Mutex<()>>,
 }
 
 impl Catalog {
-    /// A catalog over `metadata` whose changes `cluster` follows.
-    pub fn new(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>) -> Self {
-        Self { metadata, cluster, placing: Arc::default() }
+    /// A catalog over `metadata` whose changes `cluster` follows. `instance`: who holds this coordinator's lease, where several
+    /// share the store.
+    pub fn new(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>, instance: Option<[u8; 16]>) -> Self {
+        Self { instance, metadata, cluster, placing: Arc::default() }
     }
 
     /// Stores a new tenant. [`StoreError::Exists`] when there is one of this id.
@@ -235,10 +251,25 @@ impl Catalog {
 
     /// Operations are kept out only once it is likely that the change can be made: one that is refused disturbs nobody.
     async fn held_while_empty(&self, what: &str) -> Result<Held, Refused> {
+        self.alone(what).await?;
         self.nothing_stored(what).await?;
         let held = self.cluster.hold().await;
         self.nothing_stored(what).await?;
         Ok(held)
+    }
+
+    /// Only this coordinator's operations can be kept out.
+    async fn alone(&self, what: &str) -> Result<(), Refused> {
+        let Some(instance) = self.instance else { return Ok(()) };
+        let coordinators = self.metadata.coordinators().await?;
+        let other = coordinators.iter().find(|it| it.is_live() && it.claim.instance != instance);
+        match other.map(|it| &it.claim.node_id) {
+            None => Ok(()),
+            Some(other) => Err(Refused::NeedsPlacementChange(format!(
+                "{what} needs this coordinator to be alone, and coordinator {other} is running too: stop the others, change \
+                 it, and start them again"
+            ))),
+        }
     }
 
     /// What is known of a node here.

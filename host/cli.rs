@@ -21,6 +21,7 @@ pub mod plugin;
 pub mod repair;
 pub mod serve;
 pub mod signal;
+pub mod stores;
 pub mod tenant;
 
 use std::io::IsTerminal;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -13,21 +13,21 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
-use witan_kernel::name::{NodeId, StoreId};
-use witan_kernel::port::{Clock, Randomness, Replicas, StorageNode};
+use witan_kernel::name::{NodeId, StoreId, TenantId};
+use witan_kernel::port::{Clock, Randomness, Replicas, StorageNode, StoreError};
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Ranges, is_whole};
 use witan_kernel::tenant::Tenant;
 use witan_store::Durability;
-use witan_store::idempotency::EmbeddedIdempotency;
-use witan_store::metadata::{Metadata, Secret, SqliteMetadata};
+use witan_store::metadata::{Claim, Metadata, Secret};
 use witan_store::tenants::{TenantCache, TenantCacheConfig};
 use witan_wire::v1::DescribeRequest;
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
-use super::platform;
+use super::stores::{Idempotency, Seat, Shared};
+use super::{platform, stores};
 use crate::admin::{self, Admin, Ready};
-use crate::catalog::{Catalog, Cluster, Fullness, Held};
+use crate::catalog::{Catalog, Cluster, Fullness, Held, follow};
 use crate::coordinate::{Coordinator, Defaults, Ports, World};
 use crate::grpc::{CoordinatorApi, PluginApi, server};
 use crate::peer::{Connect, Connecting, Lanes, Tcp, Trust, endpoint};
@@ -90,14 +90,14 @@ impl Connect for Registered {
     }
 }
 
-/// Sockets, the machine's clock, SQLite and a local idempotency store.
-pub struct Embedded;
+/// Sockets, the machine's clock, and the stores that were chosen.
+pub struct Real;
 
-impl World for Embedded {
+impl World for Real {
     type Clock = SystemClock;
     type Randomness = SystemRandomness;
     type Replicas = Arc<Lanes<SystemClock, Registered>>;
-    type Idempotency = Arc<EmbeddedIdempotency>;
+    type Idempotency = Idempotency;
     type Tenants = Arc<TenantCache>;
 }
 
@@ -108,6 +108,8 @@ pub struct Config {
     pub node_id: String,
     /// Where the embedded stores are.
     pub data_dir: PathBuf,
+    /// The stores that it shares with other coordinators.
+    pub shared: Shared,
     /// Where gRPC is served; port 0 takes a free one.
     pub listen: SocketAddr,
     /// Where HTTP is served; port 0 takes a free one.
@@ -132,7 +134,8 @@ pub struct Serving {
     pub admin_address: SocketAddr,
     grpc: JoinHandle<anyhow::Result<()>>,
     admin: JoinHandle<std::io::Result<()>>,
-    idempotency: Arc<EmbeddedIdempotency>,
+    idempotency: Idempotency,
+    seat: Option<JoinHandle<()>>,
 }
 
 impl Serving {
@@ -140,6 +143,9 @@ impl Serving {
     pub async fn ended(self) -> anyhow::Result<()> {
         self.grpc.await.context("serve gRPC")??;
         self.admin.await.context("serve HTTP")??;
+        if let Some(seat) = self.seat {
+            seat.await.context("give back this coordinator's id")?;
+        }
         self.idempotency.close().await;
         Ok(())
     }
@@ -151,27 +157,55 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let admin_listener = bind(config.admin_listen, "--admin-listen").await?;
     std::fs::create_dir_all(&config.data_dir).with_context(|| format!("make {}", config.data_dir.display()))?;
     let clock = SystemClock::new();
-    let metadata = open_metadata(&config).await?;
+    let metadata = stores::metadata(&config.shared, &config.data_dir).await?;
+    let address = listener.local_addr()?;
+    let instance: Option<[u8; 16]> = config.shared.postgres.is_some().then(rand::random);
+    let seat = match instance {
+        Some(instance) => {
+            let node_id = NodeId::new(&config.node_id).context("--node-id")?;
+            let version = env!("CARGO_PKG_VERSION").to_owned();
+            let claim = Claim { node_id, instance, address: address.to_string(), version };
+            Some(tokio::spawn(Seat::take(Arc::clone(&metadata), claim).await?.keep(stop.clone())))
+        }
+        None => None,
+    };
+    // Everything is read after this: what changes meanwhile is read again.
+    let revision = metadata.changes(u64::MAX).await.context("read the newest revision")?.revision;
     register_nodes(metadata.as_ref(), &config.nodes, clock.wall_micros() / 1000).await?;
     let secrets = metadata.secrets(rand::random(), clock.wall_micros() / 1000).await.context("read secrets")?;
     let keys = context_keys(&secrets)?;
     let nodes: Vec<StorageNode> = metadata.nodes().await.context("read nodes")?.into_iter().map(|n| n.node).collect();
-    let idempotency = open_idempotency(&config, clock).await?;
+    let idempotency = Idempotency::open(&config.shared, &config.data_dir, clock, config.durability).await?;
     let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), clock, TenantCacheConfig::default()));
     let lanes = Arc::new(Lanes::new(clock, Registered(Arc::clone(&metadata)), config.node_id.clone()));
     lanes.set_nodes(&nodes);
     let platform = platform::start(&config, Arc::clone(&metadata)).await?;
-    let ports = Ports::<Embedded> {
+    let ports = Ports::<Real> {
         clock,
         randomness: SystemRandomness,
         replicas: Arc::clone(&lanes),
-        idempotency: Arc::clone(&idempotency),
+        idempotency: idempotency.clone(),
         tenants: Arc::clone(&tenants),
         plugins: Arc::new(platform.clone()),
     };
     let coordinator = Coordinator::new(ports, ring_of(&nodes, 1), keys, config.defaults.clone());
-    let local = Arc::new(Local { coordinator: Arc::clone(&coordinator), lanes: Arc::clone(&lanes), tenants });
-    let catalog = Arc::new(Catalog::new(Arc::clone(&metadata), local));
+    let local: Arc<dyn Cluster> = Arc::new(Local {
+        coordinator: Arc::clone(&coordinator),
+        lanes: Arc::clone(&lanes),
+        tenants,
+        metadata: Arc::clone(&metadata),
+        clock,
+        nodes: Mutex::new(nodes),
+    });
+    let catalog = Arc::new(Catalog::new(Arc::clone(&metadata), Arc::clone(&local), instance));
+    let following = follow(Arc::clone(&metadata), local, revision);
+    let ending = stopped(stop.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = following => {}
+            () = ending => {}
+        }
+    });
     let mut registry = Registry::default();
     coordinator.metrics().register(&mut registry);
     platform::register(&platform, &mut registry);
@@ -179,7 +213,6 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let admin = Admin { metrics: Arc::new(registry), readiness: readiness(metadata, lanes.clone(), clock) };
     lanes.tried().await;
 
-    let address = listener.local_addr()?;
     let admin_address = admin_listener.local_addr()?;
     let bounds = server::Bounds { drain: config.drain, ..server::Bounds::default() };
     let api = CoordinatorApi::new(coordinator, Arc::clone(&catalog));
@@ -196,6 +229,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
         grpc: tokio::spawn(grpc),
         admin: tokio::spawn(admin::serve(admin_listener, admin, stopped(stop))),
         idempotency,
+        seat,
     })
 }
 
@@ -223,20 +257,6 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| {
         format!("listen on {address}; another process may have the port: choose another one with {flag}")
     })
-}
-
-async fn open_metadata(config: &Config) -> anyhow::Result<Arc<dyn Metadata>> {
-    let path = config.data_dir.join("metadata.db");
-    let opened = SqliteMetadata::open(&path).await;
-    Ok(Arc::new(opened.with_context(|| format!("open the metadata store {}", path.display()))?))
-}
-
-async fn open_idempotency(config: &Config, clock: SystemClock) -> anyhow::Result<Arc<EmbeddedIdempotency>> {
-    let folder = config.data_dir.join("idempotency");
-    let durability = config.durability;
-    let shown = folder.display().to_string();
-    let opened = tokio::task::spawn_blocking(move || EmbeddedIdempotency::open(folder, clock, durability));
-    Ok(Arc::new(opened.await?.with_context(|| format!("open the idempotency store {shown}"))?))
 }
 
 /// On a first start the nodes of the configuration take part. Later ones join by AddStorageNode; one that has moved is
@@ -269,9 +289,13 @@ fn ring_of(nodes: &[StorageNode], epoch: u64) -> Ring {
 
 /// This coordinator, as the catalog changes it.
 struct Local {
-    coordinator: Arc<Coordinator<Embedded>>,
+    coordinator: Arc<Coordinator<Real>>,
     lanes: Arc<Lanes<SystemClock, Registered>>,
     tenants: Arc<TenantCache>,
+    metadata: Arc<dyn Metadata>,
+    clock: SystemClock,
+    /// Those in force.
+    nodes: Mutex<Vec<StorageNode>>,
 }
 
 impl Cluster for Local {
@@ -279,7 +303,34 @@ impl Cluster for Local {
         self.tenants.publish(tenant);
     }
 
+    fn tenant_outdated(&self, id: &TenantId) -> Pending<Result<(), StoreError>> {
+        let (tenants, id) = (Arc::clone(&self.tenants), id.clone());
+        Box::pin(async move { tenants.changed(&id).await })
+    }
+
+    fn tenants_outdated(&self) -> Pending<Result<(), StoreError>> {
+        let tenants = Arc::clone(&self.tenants);
+        Box::pin(async move { tenants.all_changed().await })
+    }
+
+    fn secrets_outdated(&self) -> Pending<Result<(), StoreError>> {
+        let (metadata, coordinator, clock) = (Arc::clone(&self.metadata), Arc::clone(&self.coordinator), self.clock);
+        Box::pin(async move {
+            let secrets = metadata.secrets(rand::random(), clock.wall_micros() / 1000).await?;
+            match context_keys(&secrets) {
+                Ok(keys) => coordinator.set_context_keys(keys),
+                Err(error) => tracing::error!(%error, "the cluster's new secrets cannot be used; the old ones stay"),
+            }
+            Ok(())
+        })
+    }
+
     fn nodes_changed(&self, nodes: &[StorageNode]) {
+        let mut in_force = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        if *in_force == nodes {
+            return;
+        }
+        *in_force = nodes.to_vec();
         self.lanes.set_nodes(nodes);
         self.coordinator.set_ring(ring_of(nodes, self.coordinator.ring().epoch() + 1));
     }

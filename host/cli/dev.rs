@@ -17,6 +17,7 @@ use witan_node::node::NodeConfig;
 use super::compose::{Config, start};
 use super::node::{self, DurabilityArg};
 use super::signal;
+use super::stores::Shared;
 use crate::coordinate::Defaults;
 
 /// Flags of `witan dev`.
@@ -57,6 +58,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = Config {
         node_id: "coordinator-1".to_owned(),
         data_dir: args.data_dir.join("coordinator"),
+        shared: Shared::default(),
         listen: args.listen,
         admin_listen: args.admin_listen,
         durability: args.durability.into(),

@@ -1,17 +1,21 @@
 //! `witan serve`: a coordinator.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use witan_kernel::limit;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{NodeStatus, StorageNode};
+use witan_store::idempotency::{RedisConfig, RedisServers};
+use witan_store::metadata::PostgresConfig;
 
 use super::compose::{Config, start};
 use super::node::DurabilityArg;
 use super::signal;
+use super::stores::Shared;
 use crate::coordinate::Defaults;
 
 /// Flags of `witan serve`.
@@ -23,7 +27,20 @@ pub struct Args {
     /// Where the metadata and idempotency stores are kept; made when it does not exist.
     #[arg(long)]
     data_dir: PathBuf,
-    /// This coordinator's id.
+    /// A file with the address of the PostgreSQL database that holds the metadata of several coordinators, such as
+    /// postgres://witan:PASSWORD@db/witan?sslmode=verify-full. WITAN_DATABASE__URL in the environment does the same. Without
+    /// either, metadata are in a file under --data-dir.
+    #[arg(long, value_name = "FILE")]
+    database_url_file: Option<PathBuf>,
+    /// A file with the address of the Redis server that holds the idempotency records of several coordinators, such as
+    /// rediss://:PASSWORD@redis:6379; several addresses, separated by commas, are those of a Redis Cluster.
+    /// WITAN_REDIS__URL in the environment does the same. Without either, they are under --data-dir.
+    #[arg(long, value_name = "FILE")]
+    redis_url_file: Option<PathBuf>,
+    /// The addresses of Redis are those of Sentinels, which know the master by this name.
+    #[arg(long, value_name = "NAME")]
+    redis_sentinel_master: Option<String>,
+    /// This coordinator's id; no two coordinators of a database have the same.
     #[arg(long, env = "WITAN_SERVER__NODE_ID", default_value = "coordinator-1")]
     node_id: String,
     /// Where gRPC is served; port 0 takes a free one, which the `ready` line tells.
@@ -65,11 +82,37 @@ pub(super) fn parse_node(text: &str) -> Result<StorageNode, String> {
     })
 }
 
+/// An address may hold a password: it comes from a file or the environment, never from an argument, which everybody on the
+/// machine can read.
+fn secret(file: Option<&Path>, variable: &str) -> anyhow::Result<Option<String>> {
+    let told = match file {
+        Some(file) => Some(std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?),
+        None => std::env::var(variable).ok(),
+    };
+    Ok(told.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()))
+}
+
+fn redis_servers(addresses: &str, sentinel_master: Option<String>) -> RedisServers {
+    let addresses: Vec<String> = addresses.split(',').map(|address| address.trim().to_owned()).collect();
+    match sentinel_master {
+        Some(master) => {
+            let tls = addresses.iter().any(|address| address.starts_with("rediss://"));
+            RedisServers::Sentinel { sentinels: addresses, master, database: 0, tls }
+        }
+        None if addresses.len() == 1 => RedisServers::Single(addresses.concat()),
+        None => RedisServers::Cluster(addresses),
+    }
+}
+
 /// Runs a coordinator until SIGINT or SIGTERM.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let stop = signal::stop_on_signal()?;
+    let postgres = secret(args.database_url_file.as_deref(), "WITAN_DATABASE__URL")?.map(PostgresConfig::new);
+    let redis = secret(args.redis_url_file.as_deref(), "WITAN_REDIS__URL")?;
+    let redis = redis.map(|addresses| RedisConfig::new(redis_servers(&addresses, args.redis_sentinel_master)));
     let config = Config {
         node_id: args.node_id,
+        shared: Shared { postgres, redis },
         data_dir: args.data_dir,
         listen: args.listen,
         admin_listen: args.admin_listen,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub(crate) use client::{Api, Refusal, channel, delete, node_client, read, write};
-pub(crate) use cluster::{Cluster, Dev, Disk, NODES, Setup};
+pub(crate) use cluster::{Cluster, Dev, Disk, NODES, Setup, own_address};
 pub(crate) use http::get;
 pub(crate) use process::Process;
 

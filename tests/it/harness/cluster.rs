@@ -16,7 +16,7 @@ pub(crate) const NODES: usize = 3;
 /// A loopback address for one cluster. All of 127/8 is this machine, and nobody else binds ports there: a process that was
 /// killed finds its port free again, and an attempt to reconnect to a port without a listener cannot meet itself, which
 /// happens on 127.0.0.1 when the kernel draws just that port for the attempt.
-fn own_address() -> IpAddr {
+pub(crate) fn own_address() -> IpAddr {
     static CLUSTERS: AtomicU8 = AtomicU8::new(1);
     let [_, _, high, low] = std::process::id().to_be_bytes();
     let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);

@@ -1,0 +1,67 @@
+//! Following what other coordinators change: the metadata store numbers every change, and this reads those that it has not
+//! seen, at once when the store gives a hint and twice a second when it does not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use witan_kernel::port::StoreError;
+use witan_store::metadata::{Changed, Metadata};
+
+use super::Cluster;
+
+/// How often the store is asked without a hint. A hint can be lost, so that this bounds how late a change is seen.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Puts in force here what others change after `revision`, for as long as it is polled. A change that could not be read is
+/// read again until it could.
+pub async fn follow(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>, mut revision: u64) {
+    let mut hint = metadata.hint();
+    let mut failing = false;
+    loop {
+        // An error means that whoever gives hints is gone: then time does.
+        if let Ok(Err(_)) = timeout(EVERY, hint.changed()).await {
+            tokio::time::sleep(EVERY).await;
+        }
+        match look(metadata.as_ref(), cluster.as_ref(), revision).await {
+            Ok(seen) => {
+                if std::mem::take(&mut failing) {
+                    tracing::info!(revision = seen, "changes of other coordinators are followed again");
+                }
+                revision = seen;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "changes of other coordinators cannot be followed; what is known stays in force");
+                }
+            }
+        }
+    }
+}
+
+/// Puts in force what has changed since `after`. Returns the revision up to which everything is.
+async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Result<u64, StoreError> {
+    let changes = metadata.changes(after).await?;
+    if !changes.complete {
+        cluster.tenants_outdated().await?;
+        publish_nodes(metadata, cluster).await?;
+        cluster.secrets_outdated().await?;
+        return Ok(changes.revision);
+    }
+    for changed in &changes.changed {
+        match changed {
+            Changed::Tenant(id) => cluster.tenant_outdated(id).await?,
+            Changed::Nodes => publish_nodes(metadata, cluster).await?,
+            Changed::Secrets => cluster.secrets_outdated().await?,
+            Changed::Artifacts | Changed::Binding(_) | Changed::Tokens | Changed::Coordinators => {}
+        }
+    }
+    Ok(changes.revision)
+}
+
+async fn publish_nodes(metadata: &dyn Metadata, cluster: &dyn Cluster) -> Result<(), StoreError> {
+    let nodes: Vec<_> = metadata.nodes().await?.into_iter().map(|on_record| on_record.node).collect();
+    cluster.nodes_changed(&nodes);
+    cluster.stores_changed().await;
+    Ok(())
+}

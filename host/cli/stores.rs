@@ -1,0 +1,132 @@
+//! What coordinators share: where metadata and idempotency records are kept, and a coordinator's lease among the others.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::sync::watch;
+use witan_kernel::idempotency::{Name, Step, Stepped};
+use witan_kernel::port::{IdempotencyStore, StoreError};
+use witan_store::Durability;
+use witan_store::idempotency::{EmbeddedIdempotency, RedisConfig, RedisIdempotency};
+use witan_store::metadata::{Claim, Metadata, PostgresConfig, PostgresMetadata, SqliteMetadata};
+
+use super::compose::{SystemClock, stopped};
+
+/// Where what coordinators share is kept.
+#[derive(Debug, Clone, Default)]
+pub struct Shared {
+    /// The database of the metadata; `None`: an SQLite file of this coordinator's own.
+    pub postgres: Option<PostgresConfig>,
+    /// The servers of the idempotency records; `None`: a store of this coordinator's own.
+    pub redis: Option<RedisConfig>,
+}
+
+/// How long a coordinator holds its id without renewing it, and how often it renews it.
+const LEASE: Duration = Duration::from_secs(15);
+const RENEW: Duration = Duration::from_secs(5);
+
+/// Opens the metadata store.
+pub(super) async fn metadata(shared: &Shared, data_dir: &Path) -> anyhow::Result<Arc<dyn Metadata>> {
+    if let Some(postgres) = &shared.postgres {
+        tracing::info!("waiting for PostgreSQL");
+        let opened = PostgresMetadata::connect(postgres.clone()).await;
+        return Ok(Arc::new(opened.context("open the metadata in PostgreSQL")?));
+    }
+    let path = data_dir.join("metadata.db");
+    let opened = SqliteMetadata::open(&path).await;
+    Ok(Arc::new(opened.with_context(|| format!("open the metadata store {}", path.display()))?))
+}
+
+/// Idempotency records, in the store that was chosen.
+#[derive(Clone)]
+pub enum Idempotency {
+    /// In a store of this coordinator's own.
+    Embedded(Arc<EmbeddedIdempotency>),
+    /// In Redis, where all coordinators see them.
+    Redis(RedisIdempotency),
+}
+
+impl Idempotency {
+    pub(super) async fn open(
+        shared: &Shared,
+        data_dir: &Path,
+        clock: SystemClock,
+        durability: Durability,
+    ) -> anyhow::Result<Self> {
+        if let Some(redis) = &shared.redis {
+            return Ok(Self::Redis(RedisIdempotency::new(redis.clone()).context("configure Redis")?));
+        }
+        let folder = data_dir.join("idempotency");
+        let shown = folder.display().to_string();
+        let opened = tokio::task::spawn_blocking(move || EmbeddedIdempotency::open(folder, clock, durability));
+        let opened = opened.await?.with_context(|| format!("open the idempotency store {shown}"))?;
+        Ok(Self::Embedded(Arc::new(opened)))
+    }
+
+    pub(super) async fn close(&self) {
+        match self {
+            Self::Embedded(embedded) => embedded.close().await,
+            Self::Redis(_) => {}
+        }
+    }
+}
+
+impl IdempotencyStore for Idempotency {
+    async fn step(&self, name: Name, step: Step) -> Result<Stepped, StoreError> {
+        match self {
+            Self::Embedded(embedded) => embedded.step(name, step).await,
+            Self::Redis(redis) => redis.step(name, step).await,
+        }
+    }
+}
+
+/// A coordinator's id, held against every other process that would take it.
+pub(super) struct Seat {
+    metadata: Arc<dyn Metadata>,
+    claim: Claim,
+}
+
+impl Seat {
+    /// Takes the id. One whose holder has died is free when its lease has run out, which is waited for; one that is still
+    /// renewed then belongs to a process that lives.
+    pub(super) async fn take(metadata: Arc<dyn Metadata>, claim: Claim) -> anyhow::Result<Self> {
+        let patience = tokio::time::Instant::now() + LEASE + RENEW;
+        loop {
+            match metadata.hold_lease(claim.clone(), LEASE.as_millis() as u64).await {
+                Ok(_) => return Ok(Self { metadata, claim }),
+                Err(StoreError::Conflict(held)) if tokio::time::Instant::now() < patience => {
+                    tracing::info!(%held, "waiting for this coordinator's id");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                Err(StoreError::Conflict(held)) => {
+                    anyhow::bail!("{held}; every coordinator needs an id of its own: choose another one with --node-id")
+                }
+                Err(error) => return Err(error).context("take this coordinator's id"),
+            }
+        }
+    }
+
+    /// Renews the lease until the signal to stop, then gives it back.
+    pub(super) async fn keep(self, stop: watch::Receiver<bool>) {
+        let stopped = stopped(stop);
+        tokio::pin!(stopped);
+        let mut lost = false;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(RENEW) => {}
+                () = &mut stopped => break,
+            }
+            match self.metadata.hold_lease(self.claim.clone(), LEASE.as_millis() as u64).await {
+                Ok(_) => lost = false,
+                // The id names this process in logs and to nodes; nothing that is promised rests on it.
+                Err(error) if !std::mem::replace(&mut lost, true) => {
+                    tracing::error!(%error, "this coordinator's id could not be renewed");
+                }
+                Err(_) => {}
+            }
+        }
+        let _ = self.metadata.release_lease(&self.claim.node_id, self.claim.instance).await;
+    }
+}
