@@ -371,7 +371,16 @@ impl Slot {
             })?,
         };
         let (birth, encoded) = stored.map_or((0, None), |(birth, encoded)| (birth, Some(encoded)));
-        Ok(Self { birth, record: None, encoded, decoded: false, dirty: shard.is_dirty(&row), changed: false, fetched, row })
+        Ok(Self {
+            birth,
+            record: None,
+            encoded,
+            decoded: false,
+            dirty: shard.is_dirty(&row),
+            changed: false,
+            fetched,
+            row,
+        })
     }
 
     fn decode(&mut self) -> Result<(), ReplicaError> {

@@ -99,8 +99,9 @@ impl<C: Clock> Node<C> {
         let engine =
             Fjall::open(&config.data_dir, config.engine.clone()).map_err(|error| failed(OpenError::Engine(error)))?;
         let store = Arc::new(Store::open(Box::new(engine), &config.node_id, randomness).map_err(failed)?);
-        let threads = Threads::start(store, config.durability, config.shards(), config.queue, config.row_cache, clock.clone())
-            .map_err(|source| NodeError::Threads { node: config.node_id.clone(), source })?;
+        let threads =
+            Threads::start(store, config.durability, config.shards(), config.queue, config.row_cache, clock.clone())
+                .map_err(|source| NodeError::Threads { node: config.node_id.clone(), source })?;
         tracing::info!(node = %config.node_id, store = %threads.store().id(), durability = ?config.durability, "store open");
         Ok(Self { config, threads: Arc::new(threads), clock })
     }

@@ -35,8 +35,17 @@ async fn database(name: &'static str) -> String {
     tokio::task::spawn_blocking(move || server().database(name)).await.expect("a database")
 }
 
+/// With time for a machine whose disk is busy.
 async fn connect(url: &str) -> PostgresMetadata {
-    PostgresMetadata::connect(PostgresConfig::new(url)).await.expect("connects")
+    connect_with(patient(url)).await
+}
+
+fn patient(url: &str) -> PostgresConfig {
+    PostgresConfig { connect: PATIENCE, operation: PATIENCE, ..PostgresConfig::new(url) }
+}
+
+async fn connect_with(config: PostgresConfig) -> PostgresMetadata {
+    insist(|| PostgresMetadata::connect(config.clone())).await
 }
 
 async fn admin(url: &str) -> PgConnection {
@@ -53,6 +62,18 @@ async fn insist<T, F: Future<Output = Result<T, StoreError>>>(mut what: impl FnM
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+/// Creates a tenant, however often it takes. It may have been created by an attempt that was not answered.
+async fn create(metadata: &PostgresMetadata, name: &str) {
+    let tenant = contract::tenant(name);
+    let created = || async {
+        match metadata.create_tenant(tenant.clone()).await {
+            Ok(_) | Err(StoreError::Exists(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    };
+    insist(created).await;
 }
 
 async fn has_all(metadata: &PostgresMetadata, acknowledged: &[String]) {
@@ -156,20 +177,20 @@ async fn a_paused_server_fails_operations_in_time_and_is_used_again() {
     let server = Arc::new(tokio::task::spawn_blocking(own_server).await.expect("a server"));
     let operation = Duration::from_secs(2);
     let config = PostgresConfig { operation, connect: Duration::from_secs(1), ..PostgresConfig::new(server.url()) };
-    let metadata = PostgresMetadata::connect(config).await.expect("connects");
-    let first = metadata.create_tenant(contract::tenant("first")).await.expect("created");
+    let metadata = connect_with(config).await;
+    create(&metadata, "first").await;
     let pause = async {
         server.pause();
-        let many = (0..20).map(|of| metadata.create_tenant(contract::tenant(&format!("paused-{of}"))));
+        let many = (0..200).map(|of| metadata.create_tenant(contract::tenant(&format!("paused-{of}"))));
         let start = Instant::now();
         let told = join_all(many).await;
         assert!(told.iter().all(|told| matches!(told, Err(StoreError::Unavailable(_)))), "{told:?}");
-        // Each for itself: they do not wait one after the other. (Generous: this machine is busy.)
-        assert!(start.elapsed() < operation * 10, "{:?}", start.elapsed());
+        // Each for itself: one after the other they would take minutes.
+        assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
         server.resume();
     };
     nothing_is_lost(&metadata, pause, 20).await;
-    assert_eq!(metadata.tenant(&first.id).await, Ok(Some(first)));
+    has_all(&metadata, &["first".to_owned()]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -343,20 +364,19 @@ async fn whoever_has_missed_too_much_is_told_to_read_everything() {
 async fn a_lock_that_is_held_too_long_fails_the_change_and_nothing_else() {
     let url = database("locked").await;
     let operation = Duration::from_secs(1);
-    let metadata =
-        PostgresMetadata::connect(PostgresConfig { operation, ..PostgresConfig::new(&url) }).await.expect("connects");
+    let metadata = connect_with(PostgresConfig { operation, ..PostgresConfig::new(&url) }).await;
     let mut admin = admin(&url).await;
     sqlx::raw_sql("BEGIN; SELECT revision FROM cluster_state FOR UPDATE").execute(&mut admin).await.expect("locked");
     let told = metadata.create_tenant(contract::tenant("t")).await;
     assert!(matches!(told, Err(StoreError::Unavailable(_))), "{told:?}");
     insist(|| metadata.tenant(&contract::tenant("t").id)).await;
     sqlx::raw_sql("ROLLBACK").execute(&mut admin).await.expect("unlocked");
-    insist(|| metadata.create_tenant(contract::tenant("t"))).await;
+    create(&metadata, "t").await;
 }
 
 #[tokio::test]
 async fn what_is_no_such_database_is_told_without_its_password() {
-    let refused = |url: &str| PostgresMetadata::connect(PostgresConfig::new(url));
+    let refused = |url: &str| PostgresMetadata::connect(patient(url));
     let told = refused("postgres://me:hush@[::1").await.expect_err("no address");
     assert!(matches!(&told, StoreError::Refused(why) if !why.contains("hush")), "{told:?}");
     let config = PostgresConfig { connections: 0, ..PostgresConfig::new("postgres://me:hush@localhost/db") };
