@@ -85,7 +85,7 @@ fn wanted(scan: &Scan, place: &Place) -> bool {
 
 /// What a row holds; `None`, and a line in the log, when it cannot be read.
 fn record(row: &Bytes, value: &Bytes, abridged: bool) -> Option<witan_kernel::record::Encoded> {
-    let (_, record) = row::open_envelope(row, value).inspect_err(|damaged| report(damaged)).ok()?;
+    let (_, record) = row::open_envelope(row, value).inspect_err(report).ok()?;
     let checked = if abridged {
         record.decode().map(|record| record.abridged().encode())
     } else {
@@ -211,7 +211,7 @@ mod tests {
         put(&store, &place(2, "b", b"cart:1"), b"v");
         let scan =
             Scan { tenant: Some(b.tenant.clone()), prefix: Bytes::from_static(b"user:"), ..Scan::between(0, u64::MAX) };
-        assert_eq!(all(&store, scan.clone()).0, [b.clone()]);
+        assert_eq!(all(&store, scan.clone()).0, std::slice::from_ref(&b));
         let found = page(&store, Durability::Sync, &scan).unwrap().found;
         assert_eq!(found, [Found { place: b.clone(), record: Some(whole.clone()) }]);
         let found = page(&store, Durability::Sync, &Scan { abridged: true, ..scan }).unwrap().found;

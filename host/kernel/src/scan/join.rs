@@ -30,6 +30,7 @@ pub struct Joined {
 
 /// What comes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly every step is a key, and is taken apart at once")]
 pub enum Step {
     /// These replicas have to be asked for their next pages, after [`Join::after`].
     Ask(SmallVec<[u8; 5]>),
@@ -161,7 +162,7 @@ impl Walk {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::{BTreeSet, HashMap};
 
     use bytes::Bytes;
     use proptest::prelude::{any, prop_assert_eq, proptest};
@@ -222,6 +223,9 @@ mod tests {
         assert_eq!((join.step(), join.taking_part().as_slice()), (Step::End, &[1][..]));
     }
 
+    /// Token, length of the tenant's id, the id, the key.
+    type Order = (u64, usize, Bytes, Bytes);
+
     proptest! {
         #[test]
         fn every_key_comes_once_with_what_each_has(
@@ -258,7 +262,7 @@ mod tests {
                     }
                 }
             }
-            let mut expected: BTreeMap<(u64, usize, Bytes, Bytes), (Place, BTreeSet<u8>)> = BTreeMap::new();
+            let mut expected: BTreeMap<Order, (Place, BTreeSet<u8>)> = BTreeMap::new();
             for (index, set) in (0..).zip(&sets) {
                 for place in set {
                     let tenant = place.tenant.bytes();
