@@ -56,7 +56,10 @@ impl SqliteMetadata {
     /// [`StoreError::Unavailable`] when the file cannot be used, [`StoreError::Damaged`] when it is no such database, and
     /// [`StoreError::Conflict`] when a newer version of this program has changed its schema.
     pub async fn open(file: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let file = file.into();
+        Self::open_with(file.into(), PATIENCE).await
+    }
+
+    async fn open_with(file: PathBuf, patience: Duration) -> Result<Self, StoreError> {
         let shown = file.display().to_string();
         let path: Arc<Path> = Arc::from(file.as_path());
         tokio::task::spawn_blocking(move || create_private(&file))
@@ -68,13 +71,13 @@ impl SqliteMetadata {
                 .filename(&path)
                 .synchronous(SqliteSynchronous::Full)
                 .foreign_keys(true)
-                .busy_timeout(PATIENCE)
+                .busy_timeout(patience)
         };
         let pool = |most| {
             SqlitePoolOptions::new()
                 .max_connections(most)
                 .min_connections(1)
-                .acquire_timeout(PATIENCE)
+                .acquire_timeout(patience)
                 .idle_timeout(None)
                 .max_lifetime(None)
                 .test_before_acquire(false)

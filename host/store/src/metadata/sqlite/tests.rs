@@ -6,8 +6,10 @@ use super::SqliteMetadata;
 use crate::metadata::{Metadata, contract, operations};
 use crate::testing;
 
+/// With time for a machine whose disk is busy: a hundred operations that wait are a hundred syncs.
 async fn open(folder: &tempfile::TempDir) -> SqliteMetadata {
-    SqliteMetadata::open(folder.path().join("metadata.sqlite")).await.expect("opens")
+    let patience = Duration::from_secs(300);
+    SqliteMetadata::open_with(folder.path().join("metadata.sqlite"), patience).await.expect("opens")
 }
 
 #[tokio::test]
