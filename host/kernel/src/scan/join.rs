@@ -162,7 +162,7 @@ impl Walk {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeSet, HashMap};
+    use std::collections::{BTreeMap, BTreeSet};
 
     use bytes::Bytes;
     use proptest::prelude::{any, prop_assert_eq, proptest};
