@@ -26,6 +26,7 @@ use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
 use super::stores::{Idempotency, Seat, Shared};
 use super::{platform, stores};
+use crate::access::config::Security;
 use crate::admin::{self, Admin, Ready};
 use crate::catalog::{Catalog, Cluster, Fullness, Held, follow};
 use crate::coordinate::{Coordinator, Defaults, Ports, World};
@@ -120,6 +121,8 @@ pub struct Config {
     pub plugins: Option<PathBuf>,
     /// Nodes that take part from the first start on.
     pub nodes: Vec<StorageNode>,
+    /// Who may do what, and how connections are secured.
+    pub security: Security,
     /// How it behaves where nothing else says.
     pub defaults: Defaults,
     /// How long a shutdown may take.

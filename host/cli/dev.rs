@@ -18,6 +18,7 @@ use super::compose::{Config, start};
 use super::node::{self, DurabilityArg};
 use super::signal;
 use super::stores::Shared;
+use crate::access::config::Security;
 use crate::coordinate::Defaults;
 
 /// Flags of `witan dev`.
@@ -64,6 +65,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         durability: args.durability.into(),
         plugins: args.plugins,
         nodes: nodes.clone(),
+        security: Security::default(),
         defaults: Defaults::default(),
         drain: Duration::from_secs(10),
     };

@@ -16,6 +16,7 @@ use super::compose::{Config, start};
 use super::node::DurabilityArg;
 use super::signal;
 use super::stores::Shared;
+use crate::access::config::Security;
 use crate::coordinate::Defaults;
 
 /// Flags of `witan serve`.
@@ -119,6 +120,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         durability: args.durability.into(),
         plugins: args.plugins,
         nodes: args.nodes,
+        security: Security::default(),
         defaults: Defaults::default(),
         drain: Duration::from_secs(args.shutdown_seconds),
     };
