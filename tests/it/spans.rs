@@ -97,5 +97,9 @@ async fn a_traced_request_is_seen_from_the_client_to_the_nodes() {
         let asked = named(phase);
         assert_eq!(asked.parent_span_id, write.span_id, "{phase}");
         assert!(asked.attributes.iter().any(|attribute| attribute.key == "node"));
+        // What the node itself took of that.
+        let took = spans.iter().find(|span| span.name == "storage node" && span.parent_span_id == asked.span_id);
+        let took = took.unwrap_or_else(|| panic!("the node tells nothing of {phase}: {spans:#?}"));
+        assert!(took.start_time_unix_nano < took.end_time_unix_nano);
     }
 }
