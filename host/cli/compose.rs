@@ -18,8 +18,9 @@ use witan_kernel::port::{Clock, Randomness, Replicas, StorageNode, StoreError};
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Ranges, is_whole};
 use witan_kernel::tenant::Tenant;
+use witan_plugin::PluginHost;
 use witan_store::Durability;
-use witan_store::metadata::{Claim, Metadata, Secret};
+use witan_store::metadata::{Claim, Metadata, Secret, Slot};
 use witan_store::tenants::{TenantCache, TenantCacheConfig};
 use witan_wire::v1::DescribeRequest;
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
@@ -177,7 +178,8 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     register_nodes(metadata.as_ref(), &config.nodes, clock.wall_micros() / 1000).await?;
     let secrets = metadata.secrets(rand::random(), clock.wall_micros() / 1000).await.context("read secrets")?;
     let keys = context_keys(&secrets)?;
-    let nodes: Vec<StorageNode> = metadata.nodes().await.context("read nodes")?.into_iter().map(|n| n.node).collect();
+    let placement = metadata.placement().await.context("read nodes")?;
+    let nodes: Vec<StorageNode> = placement.nodes.into_iter().map(|on_record| on_record.node).collect();
     let idempotency = Idempotency::open(&config.shared, &config.data_dir, clock, config.durability).await?;
     let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), clock, TenantCacheConfig::default()));
     let lanes = Arc::new(Lanes::new(clock, Registered(Arc::clone(&metadata)), config.node_id.clone()));
@@ -191,14 +193,15 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
         tenants: Arc::clone(&tenants),
         plugins: Arc::new(platform.clone()),
     };
-    let coordinator = Coordinator::new(ports, ring_of(&nodes, 1), keys, config.defaults.clone());
+    let coordinator = Coordinator::new(ports, ring_of(&nodes, placement.epoch), keys, config.defaults.clone());
     let local: Arc<dyn Cluster> = Arc::new(Local {
         coordinator: Arc::clone(&coordinator),
         lanes: Arc::clone(&lanes),
         tenants,
         metadata: Arc::clone(&metadata),
+        plugins: platform.clone(),
         clock,
-        nodes: Mutex::new(nodes),
+        placing: Mutex::default(),
     });
     let catalog = Arc::new(Catalog::new(Arc::clone(&metadata), Arc::clone(&local), instance));
     let following = follow(Arc::clone(&metadata), local, revision);
@@ -296,9 +299,10 @@ struct Local {
     lanes: Arc<Lanes<SystemClock, Registered>>,
     tenants: Arc<TenantCache>,
     metadata: Arc<dyn Metadata>,
+    plugins: PluginHost,
     clock: SystemClock,
-    /// Those in force.
-    nodes: Mutex<Vec<StorageNode>>,
+    /// Held while another placement is put in force.
+    placing: Mutex<()>,
 }
 
 impl Cluster for Local {
@@ -328,14 +332,19 @@ impl Cluster for Local {
         })
     }
 
-    fn nodes_changed(&self, nodes: &[StorageNode]) {
-        let mut in_force = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        if *in_force == nodes {
+    fn plugins_outdated(&self, slots: Option<Vec<Slot>>) -> Pending<Result<(), StoreError>> {
+        let plugins = self.plugins.clone();
+        Box::pin(async move { platform::refresh(&plugins, slots).await })
+    }
+
+    fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]) {
+        // A newer one may have been published since this one was read.
+        let _one_at_a_time = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        if epoch <= self.coordinator.ring().epoch() {
             return;
         }
-        *in_force = nodes.to_vec();
         self.lanes.set_nodes(nodes);
-        self.coordinator.set_ring(ring_of(nodes, self.coordinator.ring().epoch() + 1));
+        self.coordinator.set_ring(ring_of(nodes, epoch));
     }
 
     fn state(&self, node: &NodeId) -> ReplicaState {
