@@ -50,7 +50,8 @@ pub(crate) fn pair(snapshot: &Snapshot, cert: &Named, key: &Named) -> Result<(Ce
 pub(crate) fn authorities(snapshot: &Snapshot, file: &Named) -> Result<RootCertStore, FileError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(snapshot, file)? {
-        let unusable = |error| FileError::Unusable { file: file.clone(), why: format!("an authority cannot be used: {error}") };
+        let unusable =
+            |error| FileError::Unusable { file: file.clone(), why: format!("an authority cannot be used: {error}") };
         roots.add(certificate).map_err(unusable)?;
     }
     Ok(roots)
@@ -89,7 +90,8 @@ fn chain(snapshot: &Snapshot, file: &Named) -> Result<Vec<CertificateDer<'static
 
 /// One at least.
 fn certificates(snapshot: &Snapshot, file: &Named) -> Result<Vec<CertificateDer<'static>>, FileError> {
-    let wrong = |why: String| FileError::NotPem { file: file.clone(), wanted: "certificate", begins: "CERTIFICATE", why };
+    let wrong =
+        |why: String| FileError::NotPem { file: file.clone(), wanted: "certificate", begins: "CERTIFICATE", why };
     let found: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(snapshot.content(file)?).collect();
     match found {
         Ok(found) if found.is_empty() => Err(wrong(String::new())),

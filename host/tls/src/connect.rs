@@ -159,7 +159,9 @@ fn explained(host: &str, error: io::Error) -> io::Error {
             "its certificate is signed by no authority that is trusted here; name the file of its authority".to_owned()
         }
         InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
-            format!("its certificate is not for {host:?}; dial the name that it is for, or name that as the server's name")
+            format!(
+                "its certificate is not for {host:?}; dial the name that it is for, or name that as the server's name"
+            )
         }
         InvalidCertificate(Expired | ExpiredContext { .. }) => {
             "its certificate has expired; renew it (and check this machine's clock)".to_owned()

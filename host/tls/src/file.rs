@@ -24,11 +24,13 @@ impl Fields {
     pub const LISTENERS: Self =
         Self { cert: "security.tls.cert_file", key: "security.tls.key_file", ca: "security.tls.client_ca_file" };
     /// A coordinator's connections to its nodes, as its configuration names them.
-    pub const NODES: Self =
-        Self { cert: "security.nodes.tls.cert_file", key: "security.nodes.tls.key_file", ca: "security.nodes.tls.ca_file" };
+    pub const NODES: Self = Self {
+        cert: "security.nodes.tls.cert_file",
+        key: "security.nodes.tls.key_file",
+        ca: "security.nodes.tls.ca_file",
+    };
     /// The listener of a node, as its flags name them.
-    pub const NODE_FLAGS: Self =
-        Self { cert: "--tls-cert-file", key: "--tls-key-file", ca: "--tls-client-ca-file" };
+    pub const NODE_FLAGS: Self = Self { cert: "--tls-cert-file", key: "--tls-key-file", ca: "--tls-client-ca-file" };
     /// The connections of the command line.
     pub const CLIENT_FLAGS: Self = Self { cert: "--client-cert-file", key: "--client-key-file", ca: "--ca-file" };
 }

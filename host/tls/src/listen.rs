@@ -32,10 +32,16 @@ impl Protocol {
 
 /// The certificate that a listener shows and the authorities whose clients it takes, kept up with their files.
 #[derive(Debug, Clone)]
-pub struct ServerSide(Arc<Reloaded<Arc<ServerConfig>>>);
+pub struct ServerSide {
+    files: Arc<Reloaded<Arc<ServerConfig>>>,
+    knows_clients: bool,
+}
 
 impl ServerSide {
     /// Reads the files, and watches them from now on. Blocks: for the start of a process.
+    ///
+    /// With authorities for clients, a client of gRPC without a certificate of theirs is refused. One of HTTP may come
+    /// without, and it is for the server to say what it shows to it: probes have no certificate to show.
     pub fn open(tls: &ListenerTls, fields: Fields, protocol: Protocol) -> Result<Self, FileError> {
         let cert = Named::new(fields.cert, &tls.cert_file);
         let key = Named::new(fields.key, &tls.key_file);
@@ -43,17 +49,23 @@ impl ServerSide {
         let files = [Some(&cert), Some(&key), clients.as_ref()];
         let paths = files.into_iter().flatten().map(|file| file.path.clone()).collect();
         let make = move |snapshot: &Snapshot| server_config(snapshot, &cert, &key, clients.as_ref(), protocol);
-        Reloaded::open("certificates of a listener", paths, make).map(Self)
+        let files = Reloaded::open("certificates of a listener", paths, make)?;
+        Ok(Self { files, knows_clients: tls.client_ca_file.is_some() })
     }
 
     /// What a new connection is greeted with.
     pub fn current(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.0.current().value)
+        Arc::clone(&self.files.current().value)
+    }
+
+    /// Whether clients are asked for a certificate.
+    pub fn knows_clients(&self) -> bool {
+        self.knows_clients
     }
 
     /// For metrics.
     pub fn watched(&self) -> Arc<dyn Watched> {
-        Arc::clone(&self.0) as Arc<dyn Watched>
+        Arc::clone(&self.files) as Arc<dyn Watched>
     }
 }
 
@@ -72,8 +84,12 @@ fn server_config(
     let builder = match clients {
         Some(file) => {
             let roots = Arc::new(authorities(snapshot, file)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
-            builder.with_client_cert_verifier(verifier.map_err(|error| unusable(file, error.to_string()))?)
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+            let verifier = match protocol {
+                Protocol::Grpc => verifier,
+                Protocol::Http => verifier.allow_unauthenticated(),
+            };
+            builder.with_client_cert_verifier(verifier.build().map_err(|error| unusable(file, error.to_string()))?)
         }
         None => builder.with_no_client_auth(),
     };

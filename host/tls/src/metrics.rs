@@ -37,7 +37,8 @@ impl Collector for Seen {
 impl Seen {
     fn expiries(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "Seconds until a certificate expires; below zero, since it has";
-        let mut family = encoder.encode_descriptor("witan_certificate_expiry_seconds", help, None, MetricType::Gauge)?;
+        let mut family =
+            encoder.encode_descriptor("witan_certificate_expiry_seconds", help, None, MetricType::Gauge)?;
         let now = now();
         let mut ends: Vec<_> = self.watched.iter().flat_map(|watched| watched.expiries()).collect();
         // Two listeners may show the same one.
@@ -62,7 +63,8 @@ impl Seen {
     }
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut family = encoder.encode_descriptor("witan_connections", "Connections of clients", None, MetricType::Gauge)?;
+        let mut family =
+            encoder.encode_descriptor("witan_connections", "Connections of clients", None, MetricType::Gauge)?;
         for (listener, traffic) in &self.listeners {
             let open = i64::try_from(traffic.open()).unwrap_or(i64::MAX);
             ConstGauge::new(open).encode(family.encode_family(&[("listener", *listener)])?)?;
@@ -73,7 +75,8 @@ impl Seen {
             let accepted = traffic.0.counts.accepted.load(Ordering::Relaxed);
             ConstCounter::new(accepted).encode(family.encode_family(&[("listener", *listener)])?)?;
         }
-        let help = "Connections of clients that were closed: none was free, to make room, a failed handshake, nothing said";
+        let help =
+            "Connections of clients that were closed: none was free, to make room, a failed handshake, nothing said";
         let mut family = encoder.encode_descriptor("witan_connections_closed", help, None, MetricType::Counter)?;
         for (listener, traffic) in &self.listeners {
             let counts = &traffic.0.counts;

@@ -111,7 +111,9 @@ mod tests {
         secret.show(&mut headers);
         assert_eq!(headers[HEADER], "first-secret-0000");
         assert!(secret.is_shown(&headers));
-        for (shown, taken) in [("other-secret-0000", true), ("other-secret-0001", false), ("other-secret-000", false), ("", false)] {
+        for (shown, taken) in
+            [("other-secret-0000", true), ("other-secret-0001", false), ("other-secret-000", false), ("", false)]
+        {
             headers.insert(HEADER, HeaderValue::from_static(shown));
             assert_eq!(secret.is_shown(&headers), taken, "{shown}");
         }
@@ -120,7 +122,14 @@ mod tests {
 
     #[test]
     fn what_is_no_secret_is_refused_with_a_remedy() {
-        for wrong in ["", "\n \n", "short", "with a blank in the middle", "ümlaut-ümlaut-ümlaut", "one-line-too-many\n".repeat(5).as_str()] {
+        for wrong in [
+            "",
+            "\n \n",
+            "short",
+            "with a blank in the middle",
+            "ümlaut-ümlaut-ümlaut",
+            "one-line-too-many\n".repeat(5).as_str(),
+        ] {
             let why = parse(wrong.as_bytes()).unwrap_err();
             assert!(why.contains("openssl") || why.contains("lines"), "{wrong:?}: {why}");
         }

@@ -62,13 +62,7 @@ pub(crate) struct Slot {
 
 impl Slots {
     pub(crate) fn new(most: usize) -> Self {
-        Self {
-            most,
-            silent_for: SILENT_FOR,
-            since: Instant::now(),
-            open: Mutex::default(),
-            counts: Counts::default(),
-        }
+        Self { most, silent_for: SILENT_FOR, since: Instant::now(), open: Mutex::default(), counts: Counts::default() }
     }
 
     /// A place, unless all are taken by connections that are in use.
