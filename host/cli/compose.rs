@@ -11,7 +11,6 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
@@ -27,6 +26,7 @@ use witan_wire::v1::DescribeRequest;
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
 use super::reload::Reloads;
+use super::secured::Secured;
 use super::stores::{Idempotency, Seat, Shared};
 use super::{platform, stores};
 use crate::access::config::{RateLimits, Security};
@@ -35,7 +35,7 @@ use crate::catalog::{Catalog, Cluster, Fullness, Held, follow};
 use crate::coordinate::{Coordinator, Defaults, Ports, Timeouts, World};
 use crate::grpc::origin::Sampling;
 use crate::grpc::{CoordinatorApi, Fallbacks, PluginApi, server};
-use crate::peer::{Connect, Connecting, Lanes, Tcp, Trust, endpoint};
+use crate::peer::{Connect, Connecting, Lanes, Tcp, Trust};
 
 /// This machine's clocks.
 #[derive(Debug, Clone, Copy)]
@@ -76,15 +76,18 @@ impl Randomness for SystemRandomness {
 
 /// Sockets to nodes whose stores are held against those on record.
 #[derive(Clone)]
-pub struct Registered(Arc<dyn Metadata>);
+pub struct Registered {
+    metadata: Arc<dyn Metadata>,
+    sockets: Tcp,
+}
 
 impl Connect for Registered {
     fn connect(&self, node: &StorageNode) -> Connecting {
-        Tcp.connect(node)
+        self.sockets.connect(node)
     }
 
     fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, String>> {
-        let on_record = self.0.record_store_id(node, store);
+        let on_record = self.metadata.record_store_id(node, store);
         Box::pin(async move {
             match on_record.await {
                 Ok(on_record) if is_whole(on_record, store) => Ok(Trust::Whole),
@@ -191,6 +194,7 @@ impl Serving {
 
 /// Opens the stores, reaches the nodes, and serves until `stop` turns true.
 pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<Serving> {
+    let secured = Secured::open(&config.security)?;
     let listener = bind(config.listen, "--listen").await?;
     let admin_listener = bind(config.admin_listen, "--admin-listen").await?;
     std::fs::create_dir_all(&config.data_dir).with_context(|| format!("make {}", config.data_dir.display()))?;
@@ -216,7 +220,8 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let nodes: Vec<StorageNode> = placement.nodes.into_iter().map(|on_record| on_record.node).collect();
     let idempotency = Idempotency::open(&config.shared, &config.data_dir, clock, config.durability).await?;
     let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), clock, config.tenant_cache));
-    let lanes = Arc::new(Lanes::new(clock, Registered(Arc::clone(&metadata)), config.node_id.clone()));
+    let connect = Registered { metadata: Arc::clone(&metadata), sockets: secured.to_nodes() };
+    let lanes = Arc::new(Lanes::new(clock, connect.clone(), config.node_id.clone()));
     lanes.set_nodes(&nodes);
     let known = nodes.len();
     let platform = platform::start(&config, Arc::clone(&metadata)).await?;
@@ -235,6 +240,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
         tenants,
         metadata: Arc::clone(&metadata),
         plugins: platform.clone(),
+        connect,
         clock,
         placing: Mutex::default(),
     });
@@ -251,6 +257,8 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     coordinator.metrics().register(&mut registry);
     platform::register(&platform, &mut registry);
     config.reloads.register(&mut registry);
+    let admin_address = admin_listener.local_addr()?;
+    let (incoming, admin_incoming) = secured.listen(listener, admin_listener, config.connections, &mut registry);
     tokio::spawn(watch_stores(Arc::clone(&lanes), stop.clone()));
     let admin = Admin {
         metrics: Arc::new(registry),
@@ -260,22 +268,15 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     tracing::info!(nodes = known, "waiting for the storage nodes");
     lanes.tried().await;
 
-    let admin_address = admin_listener.local_addr()?;
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
     let api = CoordinatorApi::new(Arc::clone(&coordinator), Arc::clone(&catalog));
     tokio::spawn(follow_live(config.live, coordinator, Arc::clone(api.fallbacks()), stop.clone()));
-    let grpc = server::serve(
-        TcpListenerStream::new(listener),
-        api,
-        PluginApi::new(platform, catalog),
-        bounds,
-        stopped(stop.clone()),
-    );
+    let grpc = server::serve(incoming, api, PluginApi::new(platform, catalog), bounds, stopped(stop.clone()));
     Ok(Serving {
         address,
         admin_address,
         grpc: tokio::spawn(grpc),
-        admin: tokio::spawn(admin::serve(admin_listener, admin, stopped(stop))),
+        admin: tokio::spawn(admin::serve(admin_incoming, admin, stopped(stop))),
         idempotency,
         seat,
     })
@@ -363,6 +364,7 @@ struct Local {
     tenants: Arc<TenantCache>,
     metadata: Arc<dyn Metadata>,
     plugins: PluginHost,
+    connect: Registered,
     clock: SystemClock,
     /// Held while another placement is put in force.
     placing: Mutex<()>,
@@ -415,11 +417,11 @@ impl Cluster for Local {
     }
 
     fn fullness(&self, node: &StorageNode) -> Pending<Option<Fullness>> {
-        let node = node.clone();
+        let connecting = self.connect.connect(node);
         Box::pin(async move {
             let ask = async {
-                let channel = endpoint(&node).ok()?.connect().await.ok()?;
-                let told = StorageNodeServiceClient::new(channel).describe(DescribeRequest {}).await.ok()?.into_inner();
+                let link = connecting.await.ok()?;
+                let told = StorageNodeServiceClient::new(link).describe(DescribeRequest {}).await.ok()?.into_inner();
                 Some(Fullness { keys: told.keys_count, disk_usage_percent: told.disk_usage_percent })
             };
             tokio::time::timeout(Duration::from_secs(2), ask).await.ok().flatten()
