@@ -3,13 +3,19 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use witan_kernel::hook::Pending;
+
+use crate::access::Access;
+use crate::access::caller::Origin;
+use crate::access::refusal::Refusal;
+use crate::access::scope::{self, Need, Rule};
 
 /// Tells whether a coordinator should get traffic.
 pub type Readiness = Arc<dyn Fn() -> Pending<Ready> + Send + Sync>;
@@ -30,6 +36,8 @@ pub struct Admin {
     pub metrics: Arc<Registry>,
     /// Whether it should get traffic.
     pub readiness: Readiness,
+    /// Lets requests in, or not.
+    pub access: Arc<Access>,
 }
 
 /// Serves /metrics, /livez and /readyz until `shutdown` is ready.
@@ -42,12 +50,48 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
+        .layer(from_fn_with_state(admin.clone(), guard))
         .with_state(admin);
     tokio::select! {
         served = async { axum::serve(listener, router).await } => served,
         // Nothing here is worth waiting for, and an idle connection would keep a graceful end waiting.
         () = shutdown => Ok(()),
     }
+}
+
+/// Before every path, and before what is no path at all.
+async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    let rule = scope::of_http(request.uri().path());
+    if rule.need == Need::Nothing {
+        return next.run(request).await;
+    }
+    match admitted(&admin, rule, request.headers()).await {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refused(&refusal),
+    }
+}
+
+async fn admitted(admin: &Admin, rule: &'static Rule, headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut shown = headers.get_all(header::AUTHORIZATION).iter();
+    let shown = match (shown.next(), shown.next()) {
+        (Some(_), Some(_)) => Some(&b""[..]),
+        (first, _) => first.map(|value| value.as_bytes()),
+    };
+    let origin = Origin::default();
+    match admin.access.admit(rule, shown, &origin) {
+        Some(admitted) => admitted.map(drop),
+        None => admin.access.admit_unseen(rule, shown, &origin).await.map(drop),
+    }
+}
+
+fn refused(refusal: &Refusal) -> Response {
+    let status = match refusal.reason() {
+        "UNAUTHORIZED" => StatusCode::UNAUTHORIZED,
+        "FORBIDDEN" => StatusCode::FORBIDDEN,
+        "RATE_LIMIT_EXCEEDED" => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, [(header::WWW_AUTHENTICATE, "Bearer")], format!("{refusal}\n")).into_response()
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
@@ -61,9 +105,18 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     }
 }
 
-async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
+/// Anybody may know whether; why not tells of nodes and databases.
+async fn readyz(State(admin): State<Admin>, headers: HeaderMap) -> impl IntoResponse {
     let Ready { reasons, notes } = (admin.readiness)().await;
     let lines = |lines: Vec<String>| lines.into_iter().map(|line| line + "\n").collect::<String>();
+    // A probe without a credential is no attempt at anything.
+    let asks = headers.contains_key(header::AUTHORIZATION) || admin.access.serves_anybody();
+    if !asks || admitted(&admin, scope::of_details(), &headers).await.is_err() {
+        return match reasons.is_empty() {
+            true => (StatusCode::OK, "ok\n".to_owned()),
+            false => (StatusCode::SERVICE_UNAVAILABLE, "not ready; a credential shows why\n".to_owned()),
+        };
+    }
     if reasons.is_empty() {
         return (StatusCode::OK, "ok\n".to_owned() + &lines(notes));
     }

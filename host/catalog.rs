@@ -30,6 +30,12 @@ pub trait Cluster: Send + Sync + 'static {
     /// Another coordinator has changed the cluster's secrets: they are read anew.
     fn secrets_outdated(&self) -> Pending<Result<(), StoreError>>;
 
+    /// Another coordinator has made or revoked API tokens: they are read anew.
+    fn tokens_outdated(&self) -> Pending<Result<(), StoreError>>;
+
+    /// Everything that others have changed until now is in force here.
+    fn up_to_date(&self);
+
     /// Puts a set of nodes in force here, if it is another one.
     fn nodes_changed(&self, nodes: &[StorageNode]);
 

@@ -11,6 +11,7 @@ pub mod bench;
 pub mod client;
 pub mod completions;
 pub mod compose;
+pub mod credential;
 pub mod dev;
 pub mod kv;
 pub mod node;
@@ -23,6 +24,7 @@ pub mod serve;
 pub mod signal;
 pub mod stores;
 pub mod tenant;
+pub mod token;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -90,6 +92,9 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub timeout: std::time::Duration,
+    /// A file with the token to show to coordinators that ask for one; WITAN_TOKEN in the environment may hold it instead
+    #[arg(long, global = true, env = "WITAN_TOKEN_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub token_file: Option<std::path::PathBuf>,
     /// What is logged to standard error, as in RUST_LOG (which this flag overrides): error, warn, info, debug, trace, or
     /// module=level [default: info for servers, warn otherwise]
     #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options")]
@@ -139,6 +144,9 @@ pub enum Command {
     /// Hand plugins to the cluster and bind them to tenants
     #[command(subcommand, after_help = plugin::EXAMPLES)]
     Plugin(plugin::Command),
+    /// Make API tokens, list them, and take them back
+    #[command(subcommand, after_help = token::EXAMPLES)]
+    Token(token::Command),
     /// Put a load on a cluster and measure it
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::Args),
@@ -180,6 +188,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Nodes(command) => nodes::run(&global, command).await,
         Command::Repair(args) => repair::run(&global, args).await,
         Command::Plugin(command) => plugin::run(&global, command).await,
+        Command::Token(command) => token::run(&global, command).await,
         Command::Bench(args) => bench::run(&global, args).await,
         Command::Completions(args) => completions::run(&args),
     }
@@ -195,6 +204,7 @@ impl Command {
             | Self::Nodes(_)
             | Self::Repair(_)
             | Self::Plugin(_)
+            | Self::Token(_)
             | Self::Bench(_)
             | Self::Completions(_) => false,
         }

@@ -29,6 +29,7 @@ pub async fn follow(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>, mut 
                     tracing::info!(revision = seen, "changes of other coordinators are followed again");
                 }
                 revision = seen;
+                cluster.up_to_date();
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
@@ -46,6 +47,7 @@ async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Res
         cluster.tenants_outdated().await?;
         publish_nodes(metadata, cluster).await?;
         cluster.secrets_outdated().await?;
+        cluster.tokens_outdated().await?;
         return Ok(changes.revision);
     }
     for changed in &changes.changed {
@@ -53,7 +55,8 @@ async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Res
             Changed::Tenant(id) => cluster.tenant_outdated(id).await?,
             Changed::Nodes => publish_nodes(metadata, cluster).await?,
             Changed::Secrets => cluster.secrets_outdated().await?,
-            Changed::Artifacts | Changed::Binding(_) | Changed::Tokens | Changed::Coordinators => {}
+            Changed::Tokens => cluster.tokens_outdated().await?,
+            Changed::Artifacts | Changed::Binding(_) | Changed::Coordinators => {}
         }
     }
     Ok(changes.revision)

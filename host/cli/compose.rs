@@ -26,11 +26,12 @@ use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
 use super::stores::{Idempotency, Seat, Shared};
 use super::{platform, stores};
-use crate::access::config::Security;
+use crate::access::Access;
+use crate::access::config::{Security, may_listen};
 use crate::admin::{self, Admin, Ready};
 use crate::catalog::{Catalog, Cluster, Fullness, Held, follow};
 use crate::coordinate::{Coordinator, Defaults, Ports, World};
-use crate::grpc::{CoordinatorApi, PluginApi, server};
+use crate::grpc::{AccessApi, CoordinatorApi, PluginApi, server};
 use crate::peer::{Connect, Connecting, Lanes, Tcp, Trust, endpoint};
 
 /// This machine's clocks.
@@ -137,6 +138,7 @@ pub struct Serving {
     pub admin_address: SocketAddr,
     grpc: JoinHandle<anyhow::Result<()>>,
     admin: JoinHandle<std::io::Result<()>>,
+    access: Arc<Access>,
     idempotency: Idempotency,
     seat: Option<JoinHandle<()>>,
 }
@@ -150,12 +152,16 @@ impl Serving {
             seat.await.context("give back this coordinator's id")?;
         }
         self.idempotency.close().await;
+        self.access.close().await;
         Ok(())
     }
 }
 
 /// Opens the stores, reaches the nodes, and serves until `stop` turns true.
 pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<Serving> {
+    for (address, key) in [(config.listen, "server.host"), (config.admin_listen, "metrics.host")] {
+        may_listen(&config.security, address).map_err(|why| anyhow::anyhow!("{key}: {why}"))?;
+    }
     let listener = bind(config.listen, "--listen").await?;
     let admin_listener = bind(config.admin_listen, "--admin-listen").await?;
     std::fs::create_dir_all(&config.data_dir).with_context(|| format!("make {}", config.data_dir.display()))?;
@@ -175,6 +181,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     // Everything is read after this: what changes meanwhile is read again.
     let revision = metadata.changes(u64::MAX).await.context("read the newest revision")?.revision;
     register_nodes(metadata.as_ref(), &config.nodes, clock.wall_micros() / 1000).await?;
+    let access = Arc::new(Access::open(&config.security, Arc::clone(&metadata), unix_ms).await.context("open access")?);
     let secrets = metadata.secrets(rand::random(), clock.wall_micros() / 1000).await.context("read secrets")?;
     let keys = context_keys(&secrets)?;
     let nodes: Vec<StorageNode> = metadata.nodes().await.context("read nodes")?.into_iter().map(|n| n.node).collect();
@@ -197,6 +204,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
         lanes: Arc::clone(&lanes),
         tenants,
         metadata: Arc::clone(&metadata),
+        access: Arc::clone(&access),
         clock,
         nodes: Mutex::new(nodes),
     });
@@ -212,28 +220,36 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let mut registry = Registry::default();
     coordinator.metrics().register(&mut registry);
     platform::register(&platform, &mut registry);
+    access.register(&mut registry);
+    tokio::spawn(Arc::clone(&access).follow(stop.clone()));
     tokio::spawn(watch_stores(Arc::clone(&lanes), stop.clone()));
-    let admin = Admin { metrics: Arc::new(registry), readiness: readiness(metadata, lanes.clone(), clock) };
+    let readiness = readiness(Arc::clone(&metadata), lanes.clone(), clock);
+    let admin = Admin { metrics: Arc::new(registry), readiness, access: Arc::clone(&access) };
     lanes.tried().await;
 
     let admin_address = admin_listener.local_addr()?;
     let bounds = server::Bounds { drain: config.drain, ..server::Bounds::default() };
-    let api = CoordinatorApi::new(coordinator, Arc::clone(&catalog));
-    let grpc = server::serve(
-        TcpListenerStream::new(listener),
-        api,
-        PluginApi::new(platform, catalog),
-        bounds,
-        stopped(stop.clone()),
-    );
+    let services = server::Services {
+        coordinator: CoordinatorApi::new(coordinator, Arc::clone(&catalog)),
+        plugins: PluginApi::new(platform, catalog),
+        tokens: AccessApi::new(Arc::clone(&access), metadata),
+        access: Arc::clone(&access),
+    };
+    let grpc = server::serve(TcpListenerStream::new(listener), services, bounds, stopped(stop.clone()));
     Ok(Serving {
         address,
         admin_address,
         grpc: tokio::spawn(grpc),
         admin: tokio::spawn(admin::serve(admin_listener, admin, stopped(stop))),
+        access,
         idempotency,
         seat,
     })
+}
+
+/// Unix milliseconds.
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// How often nodes that are written to only are asked about: another coordinator may have put their stores on record.
@@ -296,6 +312,7 @@ struct Local {
     lanes: Arc<Lanes<SystemClock, Registered>>,
     tenants: Arc<TenantCache>,
     metadata: Arc<dyn Metadata>,
+    access: Arc<Access>,
     clock: SystemClock,
     /// Those in force.
     nodes: Mutex<Vec<StorageNode>>,
@@ -326,6 +343,15 @@ impl Cluster for Local {
             }
             Ok(())
         })
+    }
+
+    fn tokens_outdated(&self) -> Pending<Result<(), StoreError>> {
+        let access = Arc::clone(&self.access);
+        Box::pin(async move { access.tokens_outdated().await })
+    }
+
+    fn up_to_date(&self) {
+        self.access.confirmed();
     }
 
     fn nodes_changed(&self, nodes: &[StorageNode]) {

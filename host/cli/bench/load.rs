@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use http::Uri;
 use tokio::task::LocalSet;
 
+use super::super::credential::Shown;
 use super::measured::{Measured, Progress, Recorder};
 use super::pace::{Pace, Rate, Until};
 use super::work::{Distribution, Work};
@@ -60,6 +61,8 @@ pub struct Load {
     pub contexts: bool,
     /// Where the dice start.
     pub seed: u64,
+    /// The credential that is shown.
+    pub shown: Shown,
 }
 
 impl Default for Load {
@@ -82,6 +85,7 @@ impl Default for Load {
             value_size: 256,
             contexts: false,
             seed: 1,
+            shown: Shown::default(),
         }
     }
 }

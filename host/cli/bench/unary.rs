@@ -42,8 +42,8 @@ impl Connection {
     /// Opens one.
     pub(super) async fn open(load: &Load, endpoint: &Uri, slots: u32) -> anyhow::Result<Self> {
         let calls = Calls {
-            write: Rpc::new(endpoint, "/witan.v1.CoordinatorService/WriteKeyValue", load.timeout)?,
-            read: Rpc::new(endpoint, "/witan.v1.CoordinatorService/ReadKeyValue", load.timeout)?,
+            write: Rpc::new(endpoint, "/witan.v1.CoordinatorService/WriteKeyValue", load.timeout)?.showing(&load.shown),
+            read: Rpc::new(endpoint, "/witan.v1.CoordinatorService/ReadKeyValue", load.timeout)?.showing(&load.shown),
             patience: load.timeout + GRACE,
         };
         Ok(Self { endpoint: endpoint.clone(), send: connect(endpoint, load.timeout).await?, slots, calls })
