@@ -34,24 +34,25 @@ pub struct Ready {
 pub struct Admin {
     /// Everything that is counted.
     pub metrics: Arc<Registry>,
+    /// Where that is shown; `None`: nowhere.
+    pub metrics_path: Option<String>,
     /// Whether it should get traffic.
     pub readiness: Readiness,
     /// Lets requests in, or not.
     pub access: Arc<Access>,
 }
 
-/// Serves /metrics, /livez and /readyz until `shutdown` is ready.
+/// Serves metrics, /livez and /readyz until `shutdown` is ready.
 pub async fn serve(
     listener: TcpListener,
     admin: Admin,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
-        .layer(from_fn_with_state(admin.clone(), guard))
-        .with_state(admin);
+    let mut router = Router::new().route("/livez", get(|| async { "ok\n" })).route("/readyz", get(readyz));
+    if let Some(path) = &admin.metrics_path {
+        router = router.route(path, get(metrics));
+    }
+    let router = router.layer(from_fn_with_state(admin.clone(), guard)).with_state(admin);
     tokio::select! {
         served = async { axum::serve(listener, router).await } => served,
         // Nothing here is worth waiting for, and an idle connection would keep a graceful end waiting.

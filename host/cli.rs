@@ -11,6 +11,7 @@ pub mod bench;
 pub mod client;
 pub mod completions;
 pub mod compose;
+pub mod configured;
 pub mod credential;
 pub mod dev;
 pub mod kv;
@@ -29,9 +30,11 @@ pub mod token;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use crate::config::{Loaded, Problems};
 use output::Output;
 
 /// The command line of `witan`.
@@ -99,9 +102,9 @@ pub struct Global {
     /// module=level [default: info for servers, warn otherwise]
     #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options")]
     pub log_level: Option<String>,
-    /// How log lines look
-    #[arg(long, global = true, value_enum, default_value_t, env = "WITAN_LOG_FORMAT", help_heading = "Global options")]
-    pub log_format: LogFormat,
+    /// How log lines look [default: console]
+    #[arg(long, global = true, value_enum, env = "WITAN_LOG_FORMAT", help_heading = "Global options")]
+    pub log_format: Option<LogFormat>,
 }
 
 /// How log lines look.
@@ -112,6 +115,15 @@ pub enum LogFormat {
     Console,
     /// One JSON object per line
     Json,
+}
+
+impl From<crate::config::settings::LogFormat> for LogFormat {
+    fn from(format: crate::config::settings::LogFormat) -> Self {
+        match format {
+            crate::config::settings::LogFormat::Console => Self::Console,
+            crate::config::settings::LogFormat::Json => Self::Json,
+        }
+    }
 }
 
 /// The subcommands.
@@ -158,7 +170,11 @@ pub enum Command {
 /// Reads the process's arguments, does what they say, and answers with its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = log(&cli) {
+    let loaded = match load(&cli) {
+        Ok(loaded) => loaded,
+        Err(problems) => return client::report(&problems.into(), cli.global.output),
+    };
+    if let Err(error) = log(&cli, loaded.as_ref()) {
         eprintln!("error: --log-level: {error}");
         return ExitCode::from(2);
     }
@@ -170,18 +186,26 @@ pub fn main() -> ExitCode {
         }
     };
     let output = cli.global.output;
-    match runtime.block_on(run(cli)) {
+    match runtime.block_on(run(cli, loaded)) {
         Ok(code) => code,
         Err(error) => client::report(&error, output),
     }
 }
 
+/// Reads the configuration of what has one: before anything is logged, for it says how.
+fn load(cli: &Cli) -> Result<Option<Loaded>, Problems> {
+    match &cli.command {
+        Command::Serve(args) => args.load(&cli.global).map(Some),
+        _ => Ok(None),
+    }
+}
+
 /// Does what a parsed command line says.
-pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+pub async fn run(cli: Cli, loaded: Option<Loaded>) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
     match command {
         Command::Dev(args) => dev::run(args).await,
-        Command::Serve(args) => serve::run(args).await,
+        Command::Serve(_) => serve::run(loaded.context("the configuration was not read")?).await,
         Command::Node(args) => node::run(args).await,
         Command::Kv(command) => kv::run(&global, command).await,
         Command::Tenant(command) => tenant::run(&global, command).await,
@@ -223,16 +247,33 @@ fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
     builder.enable_all().build()
 }
 
-fn log(cli: &Cli) -> Result<(), tracing_subscriber::filter::ParseError> {
-    // The engine below a node tells about every table it writes.
-    let fallback = if cli.command.is_server() { "info,fjall=warn,lsm_tree=warn" } else { "warn" };
+/// What is logged: the flag's word, else RUST_LOG's, else the configuration's.
+fn log_filter(cli: &Cli, loaded: Option<&Loaded>) -> String {
     let environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|filter| !filter.is_empty());
-    let filter = cli.global.log_level.clone().or(environment).unwrap_or_else(|| fallback.to_owned());
+    let said = cli.global.log_level.clone().or(environment);
+    said.unwrap_or_else(|| {
+        let configured = loaded.map(|loaded| loaded.settings.logging.level.as_str());
+        match configured {
+            Some(level) => quiet_engine(level),
+            None if cli.command.is_server() => quiet_engine("info"),
+            None => "warn".to_owned(),
+        }
+    })
+}
+
+/// The engine below a store tells about every table it writes. What a filter says of it itself comes later and holds.
+fn quiet_engine(level: &str) -> String {
+    format!("fjall=warn,lsm_tree=warn,{level}")
+}
+
+fn log(cli: &Cli, loaded: Option<&Loaded>) -> Result<(), tracing_subscriber::filter::ParseError> {
+    let filter = log_filter(cli, loaded);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(filter)?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    match cli.global.log_format {
+    let configured = loaded.map(|loaded| loaded.settings.logging.format.into());
+    match cli.global.log_format.or(configured).unwrap_or_default() {
         LogFormat::Console => builder.init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
@@ -87,18 +87,19 @@ impl Audit {
 
     /// Puts a change on record.
     pub fn changed(&self, entry: &Entry<'_>) {
-        let Ok(mut line) = serde_json::to_string(entry) else { return drop(self.dropped.inc()) };
-        line.push('\n');
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.lines.try_send(Message::Line(line)) {
+        let line = serde_json::to_string(entry).map(|line| line + "\n");
+        let sent = line.is_ok_and(|line| self.lines.try_send(Message::Line(line)).is_ok());
+        if !sent {
             self.dropped.inc();
         }
     }
 
     /// Puts a refusal on record, unless there are too many.
     pub fn refused<'a>(&self, entry: impl FnOnce() -> Entry<'a>) {
-        match self.refusals.check() {
-            Ok(()) => self.changed(&entry()),
-            Err(_) => drop(self.unrecorded.inc()),
+        if self.refusals.check().is_ok() {
+            self.changed(&entry());
+        } else {
+            self.unrecorded.inc();
         }
     }
 

@@ -126,6 +126,12 @@ pub struct Config {
     pub security: Security,
     /// How it behaves where nothing else says.
     pub defaults: Defaults,
+    /// The tenants that are kept at hand.
+    pub tenant_cache: TenantCacheConfig,
+    /// Connections of clients at a time.
+    pub connections: usize,
+    /// Where the metrics are, over HTTP; `None`: nowhere.
+    pub metrics_path: Option<String>,
     /// How long a shutdown may take.
     pub drain: Duration,
 }
@@ -186,7 +192,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let keys = context_keys(&secrets)?;
     let nodes: Vec<StorageNode> = metadata.nodes().await.context("read nodes")?.into_iter().map(|n| n.node).collect();
     let idempotency = Idempotency::open(&config.shared, &config.data_dir, clock, config.durability).await?;
-    let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), clock, TenantCacheConfig::default()));
+    let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), clock, config.tenant_cache));
     let lanes = Arc::new(Lanes::new(clock, Registered(Arc::clone(&metadata)), config.node_id.clone()));
     lanes.set_nodes(&nodes);
     let platform = platform::start(&config, Arc::clone(&metadata)).await?;
@@ -223,8 +229,12 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     access.register(&mut registry);
     tokio::spawn(Arc::clone(&access).follow(stop.clone()));
     tokio::spawn(watch_stores(Arc::clone(&lanes), stop.clone()));
-    let readiness = readiness(Arc::clone(&metadata), lanes.clone(), clock);
-    let admin = Admin { metrics: Arc::new(registry), readiness, access: Arc::clone(&access) };
+    let admin = Admin {
+        metrics: Arc::new(registry),
+        metrics_path: config.metrics_path.clone(),
+        readiness: readiness(Arc::clone(&metadata), lanes.clone(), clock),
+        access: Arc::clone(&access),
+    };
     lanes.tried().await;
 
     let admin_address = admin_listener.local_addr()?;

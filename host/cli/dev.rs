@@ -13,6 +13,7 @@ use witan_kernel::limit;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{NodeStatus, StorageNode};
 use witan_node::node::NodeConfig;
+use witan_store::tenants::TenantCacheConfig;
 
 use super::compose::{Config, start};
 use super::node::{self, DurabilityArg};
@@ -67,6 +68,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         nodes: nodes.clone(),
         security: Security::default(),
         defaults: Defaults::default(),
+        tenant_cache: TenantCacheConfig::default(),
+        connections: 10_000,
+        metrics_path: Some("/metrics".to_owned()),
         drain: Duration::from_secs(10),
     };
     let serving = start(config, stop).await?;

@@ -9,16 +9,18 @@ use anyhow::Context;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use witan_kernel::name::TenantId;
-use witan_store::metadata::{Metadata, PAGE, PostgresConfig, Token};
+use witan_store::metadata::{Metadata, PAGE, Token};
 use witan_wire::v1::{CreateTokenRequest, ListTokensRequest, RevokeTokenRequest, TokenInfo};
 
 use super::Global;
 use super::client::{self, Problem, within};
+use super::configured;
 use super::output::{self, Output, Table};
 use super::stores::{self, Shared};
 use crate::access::issuance::well_formed;
 use crate::access::scope::{Scope, Scopes};
 use crate::access::token::{Grant, make};
+use crate::config::{Flag, Inputs, Loaded};
 
 /// Longest life of a token that ends: ten years. One that is to live longer has no end.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -27,11 +29,11 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 pub const EXAMPLES: &str = "A token is shown once, when it is made, and stored as a hash. Clients send it as `authorization: Bearer TOKEN`; this command line \
 takes it from --token-file or from WITAN_TOKEN.
 
-The first token is made beside the coordinators, straight in the metadata store: with --database-url-file, or with --data-dir as \
-the user that the coordinator runs as.
+The first token is made beside the coordinators, straight in the metadata store: with --config, --database-url-file or \
+--data-dir, as the user that the coordinator runs as.
 
 Examples:
-  witan token create --scope operator --label me --data-dir /var/lib/witan > operator.token
+  witan token create --scope operator --label me --config /etc/witan/config.yaml > operator.token
   witan token create --tenant acme --scope read,write --expires-in 90d --token-file operator.token
   witan token list
   witan token revoke k3jd72qpx4ma";
@@ -70,6 +72,9 @@ pub enum Command {
 /// Where tokens are, for who stands beside the coordinators and has no token yet.
 #[derive(Debug, clap::Args)]
 pub struct Beside {
+    /// Work on the metadata store of this configuration of a coordinator, without the coordinator
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Work on the PostgreSQL database whose address is in this file, without a coordinator
     #[arg(long, value_name = "FILE", conflicts_with = "data_dir")]
     pub database_url_file: Option<PathBuf>,
@@ -141,17 +146,24 @@ fn life(text: &str) -> Result<Duration, String> {
 impl Beside {
     /// The metadata store, when it is to be worked on directly.
     async fn open(&self) -> anyhow::Result<Option<Arc<dyn Metadata>>> {
-        if let Some(file) = &self.database_url_file {
-            let url = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-            let postgres = Some(PostgresConfig::new(url.trim().to_owned()));
-            let shared = Shared { postgres, redis: None };
-            return stores::metadata(&shared, &PathBuf::new()).await.map(Some);
+        let flag = |name, key, path: &Option<PathBuf>| {
+            path.as_ref().map(|path| Flag { name, key, value: path.display().to_string() })
+        };
+        let flags = [
+            flag("--data-dir", "server.data_dir", &self.data_dir),
+            flag("--database-url-file", "database.url_file", &self.database_url_file),
+        ];
+        let flags: Vec<Flag> = flags.into_iter().flatten().collect();
+        if flags.is_empty() && self.config.is_none() {
+            return Ok(None);
         }
-        let Some(folder) = &self.data_dir else { return Ok(None) };
-        if !folder.join("metadata.db").exists() {
+        let settings = Loaded::read(Inputs::of_process(self.config.clone(), flags))?.settings;
+        let shared = Shared { postgres: configured::postgres(&settings.database)?, redis: None };
+        let folder = &settings.server.data_dir;
+        if shared.postgres.is_none() && !folder.join("metadata.db").exists() {
             eprintln!("note: {} holds no coordinator's data yet; a new store is begun there", folder.display());
         }
-        stores::metadata(&Shared::default(), folder).await.map(Some)
+        stores::metadata(&shared, folder).await.map(Some)
     }
 }
 
