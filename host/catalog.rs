@@ -34,6 +34,12 @@ pub trait Cluster: Send + Sync + 'static {
     /// anew, and put in force.
     fn plugins_outdated(&self, slots: Option<Vec<Slot>>) -> Pending<Result<(), StoreError>>;
 
+    /// Another coordinator has made or revoked API tokens: they are read anew.
+    fn tokens_outdated(&self) -> Pending<Result<(), StoreError>>;
+
+    /// Everything that others have changed until now is in force here.
+    fn up_to_date(&self);
+
     /// Puts a placement in force here, if it is newer than the one that is.
     fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]);
 

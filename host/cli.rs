@@ -13,6 +13,7 @@ pub mod completions;
 pub mod compose;
 pub mod config;
 pub mod configured;
+pub mod credential;
 pub mod dev;
 pub mod kv;
 pub mod node;
@@ -28,6 +29,7 @@ pub mod signal;
 pub mod stores;
 pub mod telemetry;
 pub mod tenant;
+pub mod token;
 
 use std::process::ExitCode;
 
@@ -110,6 +112,9 @@ pub struct Global {
     /// The name that a coordinator's certificate must have [default: the endpoint's host]
     #[arg(long, global = true, env = "WITAN_SERVER_NAME", value_name = "NAME", help_heading = "Global options")]
     pub server_name: Option<String>,
+    /// A file with the token to show to coordinators that ask for one; WITAN_TOKEN in the environment may hold it instead
+    #[arg(long, global = true, env = "WITAN_TOKEN_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub token_file: Option<std::path::PathBuf>,
     /// What is logged to standard error, as in RUST_LOG (which this flag overrides): error, warn, info, debug, trace, or
     /// module=level [default: info for servers, warn otherwise]
     #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options")]
@@ -171,6 +176,9 @@ pub enum Command {
     /// Hand plugins to the cluster and bind them to tenants
     #[command(subcommand, after_help = plugin::EXAMPLES)]
     Plugin(plugin::Command),
+    /// Make API tokens, list them, and take them back
+    #[command(subcommand, after_help = token::EXAMPLES)]
+    Token(token::Command),
     /// Put a load on a cluster and measure it
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::Args),
@@ -231,6 +239,7 @@ pub async fn run(cli: Cli, loaded: Option<(Loaded, Option<LogFilter>)>) -> anyho
         Command::Nodes(command) => nodes::run(&global, command).await,
         Command::Repair(args) => repair::run(&global, args).await,
         Command::Plugin(command) => plugin::run(&global, command).await,
+        Command::Token(command) => token::run(&global, command).await,
         Command::Bench(args) => bench::run(&global, args).await,
         Command::Completions(args) => completions::run(&args),
     }
@@ -247,6 +256,7 @@ impl Command {
             | Self::Nodes(_)
             | Self::Repair(_)
             | Self::Plugin(_)
+            | Self::Token(_)
             | Self::Bench(_)
             | Self::Completions(_) => false,
         }

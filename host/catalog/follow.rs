@@ -29,6 +29,7 @@ pub async fn follow(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>, mut 
                     tracing::info!(revision = seen, "changes of other coordinators are followed again");
                 }
                 revision = seen;
+                cluster.up_to_date();
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
@@ -47,6 +48,7 @@ async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Res
         publish_nodes(metadata, cluster).await?;
         cluster.secrets_outdated().await?;
         cluster.plugins_outdated(None).await?;
+        cluster.tokens_outdated().await?;
         return Ok(changes.revision);
     }
     let mut slots = None;
@@ -57,7 +59,8 @@ async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Res
             Changed::Secrets => cluster.secrets_outdated().await?,
             Changed::Artifacts => _ = slots.get_or_insert_with(Vec::new),
             Changed::Binding(slot) => slots.get_or_insert_with(Vec::new).push(slot.clone()),
-            Changed::Tokens | Changed::Coordinators => {}
+            Changed::Tokens => cluster.tokens_outdated().await?,
+            Changed::Coordinators => {}
         }
     }
     // All at once: a binding and the plugin that it binds often come together.
