@@ -3,7 +3,7 @@
 //! Reading order: [`args`] (how values are spelt), [`output`] (text for people, JSON for programs), [`client`] (the
 //! connection, and what an error says), [`compose`] (a coordinator put together), then one module per subcommand.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (`kv get`). With `--output json`, exactly one object goes to
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (`kv get`), 4 warnings only (`doctor`). With `--output json`, exactly one object goes to
 //! standard output, `{"error": ...}` included; `plugin events` writes one per event.
 
 pub mod args;
@@ -15,6 +15,7 @@ pub mod config;
 pub mod configured;
 pub mod credential;
 pub mod dev;
+pub mod doctor;
 pub mod kv;
 pub mod node;
 pub mod nodes;
@@ -61,7 +62,8 @@ use telemetry::{LogFilter, quiet_engine};
 
 `witan help <command>` explains each command, with examples.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (kv get).",
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (kv get),
+4 warnings only (doctor).",
     propagate_version = true
 )]
 pub struct Cli {
@@ -161,6 +163,9 @@ pub enum Command {
     /// Check a coordinator's configuration, and show what holds
     #[command(subcommand, after_help = config::EXAMPLES)]
     Config(config::Command),
+    /// Examine everything that a coordinator stands on, and say what to do
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(doctor::Args),
     /// Read, write and delete keys
     #[command(subcommand, after_help = kv::EXAMPLES)]
     Kv(kv::Command),
@@ -233,6 +238,7 @@ pub async fn run(cli: Cli, loaded: Option<(Loaded, Option<LogFilter>)>) -> anyho
             serve::run(loaded, log).await
         }
         Command::Node(args) => node::run(args).await,
+        Command::Doctor(args) => doctor::run(&global, args).await,
         Command::Config(command) => config::run(&global, command),
         Command::Kv(command) => kv::run(&global, command).await,
         Command::Tenant(command) => tenant::run(&global, command).await,
@@ -251,6 +257,7 @@ impl Command {
         match self {
             Self::Dev(_) | Self::Serve(_) | Self::Node(_) => true,
             Self::Config(_)
+            | Self::Doctor(_)
             | Self::Kv(_)
             | Self::Tenant(_)
             | Self::Nodes(_)

@@ -29,7 +29,7 @@ pub use model::{
     Artifact, ArtifactEntry, BindingOnRecord, Changed, Changes, Claim, CoordinatorOnRecord, Digest, Lease,
     NodeOnRecord, Placement, Secret, Slot, Token,
 };
-pub use postgres::{PostgresConfig, PostgresDurability, PostgresMetadata};
+pub use postgres::{PostgresConfig, PostgresDurability, PostgresFacts, PostgresMetadata, examine};
 pub use sqlite::SqliteMetadata;
 
 /// Most rows of one page of a list.
