@@ -31,6 +31,8 @@ pub struct Ready {
 pub struct Admin {
     /// Everything that is counted.
     pub metrics: Arc<Registry>,
+    /// Where that is shown; `None`: nowhere.
+    pub metrics_path: Option<String>,
     /// Whether it should get traffic.
     pub readiness: Readiness,
 }
@@ -85,17 +87,17 @@ async fn ask_for_certificate(ConnectInfo(visitor): ConnectInfo<Visitor>, request
     (StatusCode::FORBIDDEN, told).into_response()
 }
 
-/// Serves /metrics, /livez and /readyz until `shutdown` is ready.
+/// Serves metrics, /livez and /readyz until `shutdown` is ready.
 pub async fn serve(
     listener: AdminIncoming,
     admin: Admin,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
-        .with_state(admin);
+    let mut router = Router::new().route("/livez", get(|| async { "ok\n" })).route("/readyz", get(readyz));
+    if let Some(path) = &admin.metrics_path {
+        router = router.route(path, get(metrics));
+    }
+    let router = router.with_state(admin);
     let router = match listener.asks {
         true => router.layer(middleware::from_fn(ask_for_certificate)),
         false => router,

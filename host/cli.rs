@@ -11,6 +11,8 @@ pub mod bench;
 pub mod client;
 pub mod completions;
 pub mod compose;
+pub mod config;
+pub mod configured;
 pub mod dev;
 pub mod kv;
 pub mod node;
@@ -18,20 +20,24 @@ pub mod nodes;
 pub mod output;
 pub mod platform;
 pub mod plugin;
+pub mod reload;
 pub mod repair;
 pub mod secured;
 pub mod serve;
 pub mod signal;
 pub mod stores;
+pub mod telemetry;
 pub mod tenant;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use crate::config::{Loaded, Problems};
 use output::Output;
+use telemetry::{LogFilter, quiet_engine};
 
 /// The command line of `witan`.
 #[derive(Debug, Parser)]
@@ -108,9 +114,9 @@ pub struct Global {
     /// module=level [default: info for servers, warn otherwise]
     #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options")]
     pub log_level: Option<String>,
-    /// How log lines look
-    #[arg(long, global = true, value_enum, default_value_t, env = "WITAN_LOG_FORMAT", help_heading = "Global options")]
-    pub log_format: LogFormat,
+    /// How log lines look [default: console]
+    #[arg(long, global = true, value_enum, env = "WITAN_LOG_FORMAT", help_heading = "Global options")]
+    pub log_format: Option<LogFormat>,
 }
 
 /// How log lines look.
@@ -121,6 +127,15 @@ pub enum LogFormat {
     Console,
     /// One JSON object per line
     Json,
+}
+
+impl From<crate::config::settings::LogFormat> for LogFormat {
+    fn from(format: crate::config::settings::LogFormat) -> Self {
+        match format {
+            crate::config::settings::LogFormat::Console => Self::Console,
+            crate::config::settings::LogFormat::Json => Self::Json,
+        }
+    }
 }
 
 /// The subcommands.
@@ -138,6 +153,9 @@ pub enum Command {
     /// A storage node keeps replicas of keys in a folder, and merges what coordinators send it. Prints a line that starts with
     /// `ready` once it serves; SIGTERM lets what is in flight end.
     Node(node::Args),
+    /// Check a coordinator's configuration, and show what holds
+    #[command(subcommand, after_help = config::EXAMPLES)]
+    Config(config::Command),
     /// Read, write and delete keys
     #[command(subcommand, after_help = kv::EXAMPLES)]
     Kv(kv::Command),
@@ -164,10 +182,17 @@ pub enum Command {
 /// Reads the process's arguments, does what they say, and answers with its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = log(&cli) {
-        eprintln!("error: --log-level: {error}");
-        return ExitCode::from(2);
-    }
+    let loaded = match load(&cli) {
+        Ok(loaded) => loaded,
+        Err(problems) => return client::report(&problems.into(), cli.global.output),
+    };
+    let log = match log(&cli, loaded.as_ref()) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("error: --log-level: {error}");
+            return ExitCode::from(2);
+        }
+    };
     let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -176,19 +201,31 @@ pub fn main() -> ExitCode {
         }
     };
     let output = cli.global.output;
-    match runtime.block_on(run(cli)) {
+    match runtime.block_on(run(cli, loaded.map(|loaded| (loaded, log)))) {
         Ok(code) => code,
         Err(error) => client::report(&error, output),
     }
 }
 
+/// Reads the configuration of what has one: before anything is logged, for it says how.
+fn load(cli: &Cli) -> Result<Option<Loaded>, Problems> {
+    match &cli.command {
+        Command::Serve(args) => args.load(&cli.global).map(Some),
+        _ => Ok(None),
+    }
+}
+
 /// Does what a parsed command line says.
-pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+pub async fn run(cli: Cli, loaded: Option<(Loaded, Option<LogFilter>)>) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
     match command {
         Command::Dev(args) => dev::run(args).await,
-        Command::Serve(args) => serve::run(args).await,
+        Command::Serve(_) => {
+            let (loaded, log) = loaded.context("the configuration was not read")?;
+            serve::run(loaded, log).await
+        }
         Command::Node(args) => node::run(args).await,
+        Command::Config(command) => config::run(&global, command),
         Command::Kv(command) => kv::run(&global, command).await,
         Command::Tenant(command) => tenant::run(&global, command).await,
         Command::Nodes(command) => nodes::run(&global, command).await,
@@ -204,7 +241,8 @@ impl Command {
     fn is_server(&self) -> bool {
         match self {
             Self::Dev(_) | Self::Serve(_) | Self::Node(_) => true,
-            Self::Kv(_)
+            Self::Config(_)
+            | Self::Kv(_)
             | Self::Tenant(_)
             | Self::Nodes(_)
             | Self::Repair(_)
@@ -227,20 +265,24 @@ fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
     builder.enable_all().build()
 }
 
-fn log(cli: &Cli) -> Result<(), tracing_subscriber::filter::ParseError> {
-    // The engine below a node tells about every table it writes.
-    let fallback = if cli.command.is_server() { "info,fjall=warn,lsm_tree=warn" } else { "warn" };
+/// What the flag, or RUST_LOG, says about what is logged: each has more to say than a configuration.
+fn log_filter(cli: &Cli) -> Option<String> {
     let environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|filter| !filter.is_empty());
-    let filter = cli.global.log_level.clone().or(environment).unwrap_or_else(|| fallback.to_owned());
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(filter)?)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    match cli.global.log_format {
-        LogFormat::Console => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
-    Ok(())
+    cli.global.log_level.clone().or(environment)
+}
+
+/// Starts logging. Returns what changes it, where the configuration decides.
+fn log(cli: &Cli, loaded: Option<&Loaded>) -> Result<Option<LogFilter>, tracing_subscriber::filter::ParseError> {
+    let said = log_filter(cli);
+    let decided = said.is_some();
+    let filter = said.unwrap_or_else(|| match loaded {
+        Some(loaded) => quiet_engine(&loaded.settings.logging.level),
+        None if cli.command.is_server() => quiet_engine("info"),
+        None => "warn".to_owned(),
+    });
+    let configured = loaded.map(|loaded| loaded.settings.logging.format.into());
+    let log = telemetry::log(&filter, cli.global.log_format.or(configured).unwrap_or_default())?;
+    Ok((!decided).then_some(log))
 }
 
 #[cfg(test)]

@@ -2,12 +2,13 @@
 //!
 //! `status` maps failures, `convert` requests and responses, `keyvalue` serves single calls, `session` streams of
 //! them, `tenants` and `nodes` the catalog, `care` (with
-//! `page_token`) listings, repair and removal, `plugins` the plugin platform, `server` puts them on a listener.
+//! `page_token`) listings, repair and removal, `plugins` the plugin platform, `origin` gives each call its id, `server` puts them on a listener.
 
 mod care;
 mod convert;
 mod keyvalue;
 mod nodes;
+pub mod origin;
 mod page_token;
 mod plugins;
 pub mod server;
@@ -15,5 +16,5 @@ pub mod session;
 mod status;
 mod tenants;
 
-pub use keyvalue::CoordinatorApi;
+pub use keyvalue::{CoordinatorApi, Fallbacks};
 pub use plugins::PluginApi;

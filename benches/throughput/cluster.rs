@@ -10,7 +10,7 @@ use anyhow::Context;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use witan::cli::output::Output;
-use witan::cli::{Global, LogFormat, tenant};
+use witan::cli::{Global, tenant};
 use witan_wire::v1::CreateTenantRequest;
 
 use crate::Options;
@@ -81,7 +81,7 @@ impl Cluster {
             output: Output::Json,
             timeout: Duration::from_secs(30),
             log_level: None,
-            log_format: LogFormat::default(),
+            log_format: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! How a coordinator is secured, as its configuration says.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,34 @@ pub struct Security {
     /// The record of changes and refusals.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit: Option<Audit>,
+}
+
+impl Security {
+    /// True when every client has to show a token.
+    pub fn asks_for_tokens(&self) -> bool {
+        self.tokens || self.jwt.is_some()
+    }
+
+    /// True when clients are told apart, by tokens or by their certificates.
+    pub fn knows_clients(&self) -> bool {
+        self.asks_for_tokens() || self.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some())
+    }
+}
+
+/// Whether a coordinator may serve at `address`: anybody may come from this machine, and from others only when clients are told
+/// apart, or the operator has written down that they need not be.
+///
+/// # Errors
+/// What is wrong, and what to do about it, for behind the name of the key that holds the address.
+pub fn may_listen(security: &Security, address: SocketAddr) -> Result<(), String> {
+    if security.allow_anonymous || security.knows_clients() || address.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    Err(format!(
+        "{address} can be reached from other machines, and nothing says who may do what there: ask for credentials with \
+         `security.tokens: true` (or `security.jwt`, or `security.tls.client_ca_file`), listen on 127.0.0.1, or let everybody \
+         do everything with `security.allow_anonymous: true`"
+    ))
 }
 
 /// JSON web tokens (RFC 7519) that are taken as credentials.
@@ -89,5 +118,47 @@ impl Audit {
 
     fn default_keep() -> u32 {
         4
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use witan_tls::ListenerTls;
+
+    use super::*;
+
+    fn answer(security: &Security, address: &str) -> Result<(), String> {
+        may_listen(security, address.parse().unwrap())
+    }
+
+    #[test]
+    fn without_credentials_only_loopback_is_served() {
+        let nothing = Security::default();
+        for here in ["127.0.0.1:1", "127.3.2.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert_eq!(answer(&nothing, here), Ok(()), "{here}");
+        }
+        for elsewhere in ["0.0.0.0:50051", "[::]:50051", "10.0.0.1:1", "[::ffff:10.0.0.1]:1"] {
+            let refused = answer(&nothing, elsewhere).unwrap_err();
+            for named in [elsewhere, "security.allow_anonymous: true", "security.tokens: true"] {
+                assert!(refused.contains(named), "{named:?} is not in {refused}");
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_tells_clients_apart_or_says_so_serves_everywhere() {
+        let tls = ListenerTls { cert_file: "c".into(), key_file: "k".into(), client_ca_file: Some("a".into()) };
+        let jwt = Jwt { algorithm: "EdDSA".into(), key_file: "k".into(), issuer: "i".into(), audience: "a".into() };
+        let ways = [
+            Security { tokens: true, ..Security::default() },
+            Security { allow_anonymous: true, ..Security::default() },
+            Security { jwt: Some(jwt), ..Security::default() },
+            Security { tls: Some(tls.clone()), ..Security::default() },
+        ];
+        for security in ways {
+            assert_eq!(answer(&security, "0.0.0.0:1"), Ok(()), "{security:?}");
+        }
+        let nobody_asked = Security { tls: Some(ListenerTls { client_ca_file: None, ..tls }), ..Security::default() };
+        assert!(answer(&nobody_asked, "0.0.0.0:1").is_err());
     }
 }

@@ -2,7 +2,6 @@
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context;
 use base64::Engine;
@@ -10,45 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use clap::ValueEnum;
 
-/// Reads "250us", "500ms", "10s", "5m" or "1h"; fractions are allowed, at most 30 days.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let unit = match unit.trim() {
-        "us" => 1e-6,
-        "ms" => 1e-3,
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        "" => return Err("a unit is missing: write 500ms, 10s, 5m or 1h".to_owned()),
-        other => return Err(format!("{other:?} is not a unit of time: use us, ms, s, m or h")),
-    };
-    let number: f64 = number.trim().parse().map_err(|_| format!("{number:?} is not a number"))?;
-    let seconds = number * unit;
-    if !(seconds > 0.0 && seconds <= 30.0 * 86_400.0) {
-        return Err("must be above zero and at most 30 days".to_owned());
-    }
-    Ok(Duration::from_secs_f64(seconds))
-}
-
-/// Reads a duration as [`duration`] does, or "0" for none at all.
-pub fn duration_or_none(text: &str) -> Result<Duration, String> {
-    if text == "0" || text == "0s" { Ok(Duration::ZERO) } else { duration(text) }
-}
-
-/// Reads a number of bytes: "256", "4KiB", "1MiB".
-pub fn size(text: &str) -> Result<usize, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let unit: usize = match unit.trim() {
-        "" | "B" => 1,
-        "K" | "KiB" => 1 << 10,
-        "M" | "MiB" => 1 << 20,
-        other => return Err(format!("{other:?} is not a unit of size: use B, KiB or MiB")),
-    };
-    let number: usize = number.parse().map_err(|_| format!("{number:?} is not a number"))?;
-    number.checked_mul(unit).ok_or_else(|| "is too large".to_owned())
-}
+pub use crate::config::value::{duration, duration_or_none, size};
 
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]

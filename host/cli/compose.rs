@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -23,14 +24,16 @@ use witan_store::tenants::{TenantCache, TenantCacheConfig};
 use witan_wire::v1::DescribeRequest;
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
+use super::reload::Reloads;
 use super::secured::Secured;
 use super::stores::{Idempotency, Seat, Shared};
 use super::{platform, stores};
-use crate::access::config::Security;
+use crate::access::config::{RateLimits, Security};
 use crate::admin::{self, Admin, Ready};
 use crate::catalog::{Catalog, Cluster, Fullness, Held, follow};
-use crate::coordinate::{Coordinator, Defaults, Ports, World};
-use crate::grpc::{CoordinatorApi, PluginApi, server};
+use crate::coordinate::{Coordinator, Defaults, Ports, Timeouts, World};
+use crate::grpc::origin::Sampling;
+use crate::grpc::{CoordinatorApi, Fallbacks, PluginApi, server};
 use crate::peer::{Connect, Connecting, Lanes, Tcp, Trust};
 
 /// This machine's clocks.
@@ -105,6 +108,25 @@ impl World for Real {
     type Tenants = Arc<TenantCache>;
 }
 
+/// What may change while a coordinator serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Live {
+    /// Deadlines of operations for which the client sets none.
+    pub timeouts: Timeouts,
+    /// What new tenants and nodes get where their request does not choose.
+    pub fallbacks: Fallbacks,
+    /// How many requests each tenant may make.
+    pub rate_limits: RateLimits,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        let Defaults { write_timeout: write, read_timeout: read, .. } = Defaults::default();
+        let timeouts = Timeouts { read, write };
+        Self { timeouts, fallbacks: Fallbacks::default(), rate_limits: RateLimits::default() }
+    }
+}
+
 /// What a coordinator is put together from.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -128,10 +150,20 @@ pub struct Config {
     pub security: Security,
     /// How it behaves where nothing else says.
     pub defaults: Defaults,
+    /// The tenants that are kept at hand.
+    pub tenant_cache: TenantCacheConfig,
     /// Connections of clients at a time.
     pub connections: usize,
+    /// Where the metrics are, over HTTP; `None`: nowhere.
+    pub metrics_path: Option<String>,
     /// How long a shutdown may take.
     pub drain: Duration,
+    /// Which calls are traced.
+    pub sampling: Sampling,
+    /// What may change meanwhile.
+    pub live: watch::Receiver<Live>,
+    /// How reading the configuration again goes.
+    pub reloads: Reloads,
 }
 
 /// A coordinator that serves.
@@ -185,10 +217,11 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let keys = context_keys(&secrets)?;
     let nodes: Vec<StorageNode> = metadata.nodes().await.context("read nodes")?.into_iter().map(|n| n.node).collect();
     let idempotency = Idempotency::open(&config.shared, &config.data_dir, clock, config.durability).await?;
-    let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), clock, TenantCacheConfig::default()));
+    let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), clock, config.tenant_cache));
     let connect = Registered { metadata: Arc::clone(&metadata), sockets: secured.to_nodes() };
     let lanes = Arc::new(Lanes::new(clock, connect.clone(), config.node_id.clone()));
     lanes.set_nodes(&nodes);
+    let known = nodes.len();
     let platform = platform::start(&config, Arc::clone(&metadata)).await?;
     let ports = Ports::<Real> {
         clock,
@@ -222,12 +255,19 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     platform::register(&platform, &mut registry);
     let admin_address = admin_listener.local_addr()?;
     let (incoming, admin_incoming) = secured.listen(listener, admin_listener, config.connections, &mut registry);
+    config.reloads.register(&mut registry);
     tokio::spawn(watch_stores(Arc::clone(&lanes), stop.clone()));
-    let admin = Admin { metrics: Arc::new(registry), readiness: readiness(metadata, lanes.clone(), clock) };
+    let admin = Admin {
+        metrics: Arc::new(registry),
+        metrics_path: config.metrics_path.clone(),
+        readiness: readiness(metadata, lanes.clone(), clock),
+    };
+    tracing::info!(nodes = known, "waiting for the storage nodes");
     lanes.tried().await;
 
-    let bounds = server::Bounds { drain: config.drain, ..server::Bounds::default() };
-    let api = CoordinatorApi::new(coordinator, Arc::clone(&catalog));
+    let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
+    let api = CoordinatorApi::new(Arc::clone(&coordinator), Arc::clone(&catalog));
+    tokio::spawn(follow_live(config.live, coordinator, Arc::clone(api.fallbacks()), stop.clone()));
     let grpc = server::serve(incoming, api, PluginApi::new(platform, catalog), bounds, stopped(stop.clone()));
     Ok(Serving {
         address,
@@ -237,6 +277,27 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
         idempotency,
         seat,
     })
+}
+
+/// Puts in force what changes meanwhile, until the signal to stop is given.
+async fn follow_live(
+    mut live: watch::Receiver<Live>,
+    coordinator: Arc<Coordinator<Real>>,
+    fallbacks: Arc<ArcSwap<Fallbacks>>,
+    stop: watch::Receiver<bool>,
+) {
+    let stopped = stopped(stop);
+    tokio::pin!(stopped);
+    loop {
+        let now = live.borrow_and_update().clone();
+        coordinator.set_timeouts(now.timeouts);
+        fallbacks.store(Arc::new(now.fallbacks));
+        tokio::select! {
+            // Nobody is left who could change anything.
+            changed = live.changed() => if changed.is_err() { return },
+            () = &mut stopped => return,
+        }
+    }
 }
 
 /// How often nodes that are written to only are asked about: another coordinator may have put their stores on record.

@@ -12,6 +12,7 @@ use witan_wire::v1::FILE_DESCRIPTOR_SET;
 use witan_wire::v1::coordinator_service_server::CoordinatorServiceServer;
 use witan_wire::v1::plugin_service_server::PluginServiceServer;
 
+use super::origin::{Origins, Sampling};
 use super::{CoordinatorApi, PluginApi};
 use crate::coordinate::World;
 
@@ -27,11 +28,13 @@ pub struct Bounds {
     pub streams: u32,
     /// How long after the signal to shut down the server still waits for what is in flight.
     pub drain: Duration,
+    /// Which calls are traced.
+    pub sampling: Sampling,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { streams: 1000, drain: Duration::from_secs(30) }
+        Self { streams: 1000, drain: Duration::from_secs(30), sampling: Sampling::default() }
     }
 }
 
@@ -60,6 +63,8 @@ where
     health.set_serving::<CoordinatorServiceServer<CoordinatorApi<W>>>().await;
     health.set_serving::<PluginServiceServer<PluginApi>>().await;
     let serving = server(&bounds)
+        // The first layer is the outermost: what those below refuse has an id, too.
+        .layer(Origins(bounds.sampling))
         .add_service(coordinator)
         .add_service(plugins)
         .add_service(health_server)

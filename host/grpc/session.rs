@@ -24,6 +24,7 @@ use witan_wire::v1::{SessionRequest, SessionRequestBatch, SessionResponse, Sessi
 use super::convert;
 use super::status::{Report, report};
 use crate::coordinate::{Coordinator, ReadRequest, World, WriteRequest};
+use crate::origin;
 
 /// Operations of one session that may be under way or waiting for an earlier one on their key.
 const WINDOW: usize = 2048;
@@ -61,7 +62,7 @@ pub(super) fn open<W: World>(coordinator: Arc<Coordinator<W>>, requests: Streami
     let (done, ready) = mpsc::channel(WINDOW);
     let (freed, free) = mpsc::channel(WINDOW);
     let session = Session { coordinator, done, free, under_way: 0, lines: HashMap::new() };
-    tokio::spawn(session.run(requests));
+    tokio::spawn(origin::carried("session", session.run(requests)));
     Responses { ready, freed, batch: Vec::with_capacity(BATCH), left_over: VecDeque::new() }
 }
 

@@ -1,0 +1,148 @@
+//! The configuration of a coordinator: defaults, a YAML file, the environment and flags, each over those before it.
+//!
+//! Reading order: [`keys`] (the one table of all keys), [`layers`] (which of several values holds), [`settings`] (the result
+//! as types), [`check`] (what the types cannot say), [`database`] and [`redis`] (addresses put together), [`print`].
+//!
+//! Secrets are in a type that does not print them, and files with secrets are read here, so that nobody else has a reason to.
+
+mod check;
+mod convert;
+pub mod database;
+pub mod keys;
+mod layers;
+pub mod print;
+mod problem;
+pub mod redis;
+pub mod settings;
+mod suggest;
+pub mod value;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+pub use check::{address, plain_host};
+pub use convert::node;
+pub use layers::{Flag, Source};
+pub use print::documented;
+pub use problem::{Problem, Problems, Shown};
+pub use settings::Settings;
+
+use layers::Layers;
+
+/// Largest file, in bytes: the longest that makes sense has a thousand storage nodes.
+const FILE_BYTES: u64 = 1 << 20;
+
+/// Where a configuration comes from, beyond the defaults.
+#[derive(Debug, Clone, Default)]
+pub struct Inputs {
+    /// The file.
+    pub file: Option<PathBuf>,
+    /// Variables of the environment; those without `WITAN_` are left alone.
+    pub environment: Vec<(String, String)>,
+    /// Flags.
+    pub flags: Vec<Flag>,
+}
+
+impl Inputs {
+    /// The file, else the one that WITAN_CONFIG names, and this process's environment.
+    pub fn of_process(file: Option<PathBuf>, flags: Vec<Flag>) -> Self {
+        // What is no text cannot be one of ours.
+        let texts =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let environment: Vec<(String, String)> = texts.filter(|(name, _)| name.starts_with("WITAN_")).collect();
+        let told = environment.iter().find(|(name, value)| name == "WITAN_CONFIG" && !value.is_empty());
+        let file = file.or_else(|| told.map(|(_, value)| PathBuf::from(value)));
+        Self { file, environment, flags }
+    }
+}
+
+/// A configuration that can be used.
+#[derive(Clone)]
+pub struct Loaded {
+    /// What holds.
+    pub settings: Settings,
+    /// What an operator should know; it works all the same.
+    pub notes: Vec<Problem>,
+    /// Where it came from.
+    pub inputs: Inputs,
+    layers: Layers,
+}
+
+impl Loaded {
+    /// Reads everything, and checks it.
+    ///
+    /// # Errors
+    /// Everything that is wrong, as far as it can be told at once.
+    pub fn read(inputs: Inputs) -> Result<Self, Problems> {
+        let failed = |all: Vec<Problem>| Problems { file: inputs.file.clone(), all };
+        let mut layers = Layers::defaults();
+        if let Some(file) = &inputs.file {
+            let tree = parse(file).map_err(|what| failed(vec![Problem::new("", Source::File, what)]))?;
+            layers.file(&tree);
+        }
+        layers.environment(&inputs.environment);
+        layers.flags(&inputs.flags);
+        layers.settle();
+        let mut problems = std::mem::take(&mut layers.problems);
+        let settings = match typed(&mut layers) {
+            Ok(settings) => settings,
+            Err(more) => {
+                problems.extend(more);
+                return Err(failed(problems));
+            }
+        };
+        let checked = check::check(&settings, &layers, inputs.file.as_deref());
+        problems.extend(checked.problems);
+        if problems.is_empty() {
+            return Ok(Self { settings, notes: checked.notes, inputs, layers });
+        }
+        Err(failed(problems))
+    }
+
+    /// Whether a key's value is another one there.
+    pub fn differs(&self, other: &Self, path: &str) -> bool {
+        let value = |loaded: &Self| loaded.layers.get(path).map(|given| given.value.clone());
+        value(self) != value(other)
+    }
+
+    /// Where the value of a key comes from.
+    pub fn source(&self, path: &str) -> Source {
+        self.layers.source(path)
+    }
+}
+
+/// Reads a YAML file.
+fn parse(file: &Path) -> Result<Value, String> {
+    let text = read_small(file)?;
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Ok(Value::Null);
+    }
+    // Without the lines around the mistake: there may be a password in them.
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(&text, options).map_err(|error| format!("is not YAML: {error}"))
+}
+
+/// Reads a file of text that is not absurdly large.
+fn read_small(file: &Path) -> Result<String, String> {
+    let about = std::fs::metadata(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
+    if about.len() > FILE_BYTES {
+        return Err(format!("{} has {} bytes; at most {FILE_BYTES} are read", file.display(), about.len()));
+    }
+    std::fs::read_to_string(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))
+}
+
+fn typed(layers: &mut Layers) -> Result<Settings, Vec<Problem>> {
+    serde_path_to_error::deserialize(layers.nested()).map_err(|error| {
+        let strangers = layers.strangers();
+        if !strangers.is_empty() {
+            return strangers;
+        }
+        let path = error.path().to_string();
+        let source = layers.source(&path);
+        vec![Problem::new(&path, source, error.inner().to_string())]
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,235 @@
+//! What must hold between values, and what each must be beyond its type.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use tracing_subscriber::EnvFilter;
+use witan_kernel::limit;
+use witan_kernel::name::NodeId;
+
+use super::database::Wrong;
+use super::keys::{self, KEYS, Kind};
+use super::layers::{Layers, Source};
+use super::problem::Problem;
+use super::read_small;
+use super::settings::Settings;
+use crate::access::config::may_listen;
+use crate::coordinate::LONGEST_DEADLINE;
+
+/// What was found.
+#[derive(Default)]
+pub(super) struct Checked {
+    pub(super) problems: Vec<Problem>,
+    pub(super) notes: Vec<Problem>,
+}
+
+struct Check<'a> {
+    settings: &'a Settings,
+    layers: &'a Layers,
+    found: Checked,
+}
+
+/// Checks everything that can be checked without a server.
+pub(super) fn check(settings: &Settings, layers: &Layers, file: Option<&Path>) -> Checked {
+    let mut check = Check { settings, layers, found: Checked::default() };
+    check.listeners();
+    check.deadlines();
+    check.logging();
+    check.stores();
+    check.nodes();
+    check.telemetry();
+    check.files();
+    check.idle();
+    if let Some(file) = file {
+        check.readers(file);
+    }
+    check.found
+}
+
+impl Check<'_> {
+    fn wrong(&mut self, key: &str, what: impl Into<String>) {
+        self.found.problems.push(Problem::new(key, self.layers.source(key), what));
+    }
+
+    fn note(&mut self, key: &str, what: impl Into<String>) {
+        self.found.notes.push(Problem::new(key, self.layers.source(key), what));
+    }
+
+    fn told<T>(&mut self, told: Result<T, Wrong>) {
+        if let Err((key, what)) = told {
+            self.wrong(key, what);
+        }
+    }
+
+    fn listeners(&mut self) {
+        let Settings { server, metrics, security, .. } = self.settings;
+        if let Err(error) = NodeId::new(server.node_id.as_str()) {
+            self.wrong("server.node_id", error.to_string());
+        }
+        match address(&server.host, server.port) {
+            Err(what) => self.wrong("server.host", what),
+            Ok(listen) => {
+                if let Err(what) = may_listen(security, listen) {
+                    self.wrong("server.host", what);
+                }
+            }
+        }
+        match address(&metrics.host, metrics.port) {
+            Err(what) => self.wrong("metrics.host", what),
+            Ok(listen) => {
+                if let Err(what) = may_listen(security, listen) {
+                    self.wrong("metrics.host", what);
+                }
+            }
+        }
+        if server.port == metrics.port && server.port != 0 && server.host == metrics.host {
+            self.wrong("metrics.port", format!("{} is server.port too; take another one", metrics.port));
+        }
+        let path = metrics.path.as_str();
+        let known = ["/", "/livez", "/readyz"];
+        if !path.starts_with('/') || path.contains(['{', '}', '*', ' ', '?', '#']) || known.contains(&path) {
+            self.wrong("metrics.path", format!("{path:?} is not a path for metrics; use one such as /metrics"));
+        }
+    }
+
+    fn deadlines(&mut self) {
+        let within = |time: Duration| time > LONGEST_DEADLINE;
+        let consistency = &self.settings.consistency;
+        let what = format!("is longer than any operation may take, which is {LONGEST_DEADLINE:?}");
+        if within(consistency.write_timeout.0) {
+            self.wrong("consistency.write_timeout", what.clone());
+        }
+        if within(consistency.read_timeout.0) {
+            self.wrong("consistency.read_timeout", what);
+        }
+    }
+
+    fn logging(&mut self) {
+        let level = &self.settings.logging.level;
+        if let Err(error) = EnvFilter::try_new(level) {
+            self.wrong(
+                "logging.level",
+                format!("{level:?} is not a filter of log lines ({error}); use info, or module=debug,info"),
+            );
+        }
+    }
+
+    fn stores(&mut self) {
+        let Settings { database, redis, .. } = self.settings;
+        self.told(database.address());
+        self.told(redis.servers());
+        self.told(redis.told_password());
+        if !database.is_proved() {
+            let what = "is not verify-full, so that another server could pass for the database: use verify-full, with \
+                        database.ca_file where the authority is your own";
+            self.note("database.ssl_mode", what);
+        }
+        if redis.is_open() {
+            self.note(
+                "redis.tls",
+                "is false, so that the password and idempotency records travel in clear text to another machine",
+            );
+        }
+        let prefix = redis.key_prefix.as_str();
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        if !(1..=64).contains(&prefix.len()) || !prefix.bytes().all(allowed) {
+            self.wrong("redis.key_prefix", "must be 1 to 64 letters, digits and `_.-`");
+        }
+    }
+
+    fn nodes(&mut self) {
+        let mut seen = HashSet::new();
+        for (index, node) in self.settings.storage_nodes.iter().enumerate() {
+            let at = format!("storage_nodes[{index}]");
+            if let Err(error) = NodeId::new(node.id.as_str()) {
+                self.wrong(&format!("{at}.id"), error.to_string());
+            }
+            if !seen.insert(&node.id) {
+                self.wrong(&format!("{at}.id"), format!("{:?} is there twice", node.id));
+            }
+            if node.host.is_empty() || node.port == 0 {
+                self.wrong(&at, "needs a host and a port above 0");
+            }
+            let most = limit::MAX_VIRTUAL_NODES;
+            if node.virtual_nodes.is_some_and(|given| !(1..=most).contains(&given)) {
+                self.wrong(&format!("{at}.virtual_nodes"), format!("must be from 1 to {most}"));
+            }
+        }
+    }
+
+    fn telemetry(&mut self) {
+        let endpoint = self.settings.telemetry.otlp_endpoint.as_deref();
+        if endpoint.is_some_and(|endpoint| !endpoint.starts_with("http://")) {
+            let what = "must start with http://, as in http://127.0.0.1:4317: spans are sent to a collector on this machine, \
+                        which can send them on with TLS";
+            self.wrong("telemetry.otlp_endpoint", what);
+        }
+    }
+
+    /// Files that are named must be there, and readable for this process.
+    fn files(&mut self) {
+        let named = KEYS.iter().filter(|key| key.kind == Kind::Path && key.path.ends_with("_file"));
+        for key in named {
+            let Some(Value::String(file)) = self.layers.get(key.path).map(|given| &given.value) else { continue };
+            // Those of the stores have been read above.
+            let read_before = ["url_file", "password_file"].iter().any(|name| key.path.ends_with(name));
+            if !read_before && let Err(what) = read_small(Path::new(file)) {
+                self.wrong(key.path, what);
+            }
+        }
+    }
+
+    /// Says of keys without effect that they have none.
+    fn idle(&mut self) {
+        let said: Vec<(&str, &str)> = self
+            .layers
+            .iter()
+            .filter(|(_, given)| given.source != Source::Default)
+            .filter_map(|(path, _)| Some((path, keys::find(path)?.idle?)))
+            .collect();
+        for (path, why) in said {
+            self.note(path, format!("has no effect: {why}"));
+        }
+    }
+
+    /// Says of a file with secrets in it that others can read it.
+    #[cfg(unix)]
+    fn readers(&mut self, file: &Path) {
+        use std::os::unix::fs::PermissionsExt;
+        let secret = self.layers.iter().find(|(path, given)| {
+            let secret = keys::find(path).is_some_and(|key| key.kind == Kind::Secret);
+            secret && given.source == Source::File && given.value.as_str().is_some_and(|text| !text.is_empty())
+        });
+        let Some((path, _)) = secret else { return };
+        let path = path.to_owned();
+        let open = std::fs::metadata(file).is_ok_and(|about| about.permissions().mode() & 0o004 != 0);
+        if open {
+            let what = "is in a file that everybody on this machine can read: chmod o-r, or use a file of its own";
+            self.note(&path, what);
+        }
+    }
+}
+
+/// Where a listener of `host` and `port` is.
+///
+/// # Errors
+/// What is wrong with the host.
+pub fn address(host: &str, port: u16) -> Result<SocketAddr, String> {
+    let ip = match host {
+        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        other => plain_host(other).parse().map_err(|_| {
+            format!(
+                "{other:?} is not an IP address; use 127.0.0.1 for this machine, or 0.0.0.0 for every address of it"
+            )
+        })?,
+    };
+    Ok(SocketAddr::new(ip, port))
+}
+
+/// A host without the brackets that an IPv6 address has elsewhere.
+pub fn plain_host(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}

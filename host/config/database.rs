@@ -1,0 +1,145 @@
+//! The address of the metadata database, put together from its parts.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::Path;
+
+use super::read_small;
+use super::settings::{Database, SslMode};
+use super::value::Secret;
+
+/// What is wrong, and with which key.
+pub type Wrong = (&'static str, String);
+
+impl Database {
+    /// The address, with its password; `None`: metadata are embedded.
+    ///
+    /// # Errors
+    /// The key and what is wrong with it.
+    pub fn address(&self) -> Result<Option<Secret>, Wrong> {
+        if let Some(url) = &self.url {
+            return self.checked("database.url", url.reveal()).map(Some);
+        }
+        if let Some(file) = &self.url_file {
+            let url = secret_of("database.url_file", file)?;
+            return self.checked("database.url_file", url.reveal()).map(Some);
+        }
+        let Some(host) = &self.host else { return Ok(None) };
+        self.check_ssl("database.host", host, self.ssl_mode.map(SslMode::as_str))?;
+        let password = match (&self.password, &self.password_file) {
+            (Some(password), _) => Some(password.clone()),
+            (None, Some(file)) => Some(secret_of("database.password_file", file)?),
+            (None, None) => None,
+        };
+        let mut url = format!("postgres://{}", encoded(&self.user));
+        if let Some(password) = password.filter(|password| !password.reveal().is_empty()) {
+            let _ = write!(url, ":{}", encoded(password.reveal()));
+        }
+        let local = host.starts_with('/');
+        let at = if local { String::new() } else { bracketed(host) };
+        let _ = write!(url, "@{at}:{}/{}", self.port, encoded(&self.database));
+        let mut mark = '?';
+        if local {
+            let _ = write!(url, "?host={}", encoded(host));
+            mark = '&';
+        }
+        Ok(Some(Secret::new(self.with_ssl(url, mark))))
+    }
+
+    fn checked(&self, key: &'static str, url: &str) -> Result<Secret, Wrong> {
+        let parts = parts(url)
+            .ok_or_else(|| (key, "is not of the form postgres://user:password@host:port/database".to_owned()))?;
+        if parts.mode.is_some() && self.ssl_mode.is_some() {
+            let what = "the address has sslmode in it already; leave one of them out".to_owned();
+            return Err(("database.ssl_mode", what));
+        }
+        self.check_ssl(key, parts.host, parts.mode.or(self.ssl_mode.map(SslMode::as_str)))?;
+        let mark = if url.contains('?') { '&' } else { '?' };
+        Ok(Secret::new(self.with_ssl(url.to_owned(), mark)))
+    }
+
+    fn with_ssl(&self, mut url: String, mut mark: char) -> String {
+        if let Some(mode) = self.ssl_mode {
+            let _ = write!(url, "{mark}sslmode={}", mode.as_str());
+            mark = '&';
+        }
+        if let Some(file) = &self.ca_file {
+            let _ = write!(url, "{mark}sslrootcert={}", encoded(&file.display().to_string()));
+        }
+        url
+    }
+
+    fn check_ssl(&self, key: &'static str, host: &str, mode: Option<&str>) -> Result<(), Wrong> {
+        if mode.is_some() || is_local(host) {
+            return Ok(());
+        }
+        let what = format!(
+            "{host:?} is another machine, and without database.ssl_mode the password and all metadata may travel in clear \
+             text: set database.ssl_mode to verify-full (and database.ca_file, where the authority is your own), or to disable \
+             if the network itself is safe"
+        );
+        Err((key, what))
+    }
+
+    /// Whether the server's certificate is proved to be the right one's, or need not be.
+    pub fn is_proved(&self) -> bool {
+        let url = self.address().ok().flatten();
+        let Some(parts) = url.as_ref().and_then(|url| parts(url.reveal())) else { return true };
+        is_local(parts.host) || parts.mode == Some("verify-full")
+    }
+}
+
+struct Parts<'a> {
+    host: &'a str,
+    mode: Option<&'a str>,
+}
+
+/// The host and the TLS mode of an address.
+fn parts(url: &str) -> Option<Parts<'_>> {
+    let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"))?;
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let authority = rest.split('/').next().unwrap_or(rest);
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let host = match host.strip_prefix('[') {
+        Some(inner) => inner.split(']').next().unwrap_or(inner),
+        None => host.split(':').next().unwrap_or(host),
+    };
+    let said = |name: &str| query.split('&').filter_map(|pair| pair.split_once('=')).find(|(n, _)| *n == name);
+    let mode = said("sslmode").or_else(|| said("ssl-mode")).map(|(_, mode)| mode);
+    let host = said("host").or_else(|| said("hostaddr")).map_or(host, |(_, host)| host);
+    Some(Parts { host, mode })
+}
+
+/// Whether it can be reached from this machine only.
+pub(super) fn is_local(host: &str) -> bool {
+    let path = host.starts_with('/') || host.to_ascii_lowercase().starts_with("%2f");
+    host.is_empty() || path || host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// A host as it stands in an address.
+pub(super) fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
+/// A part of an address, with everything escaped that could end it.
+pub(super) fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            other => _ = write!(out, "%{other:02X}"),
+        }
+    }
+    out
+}
+
+/// Reads a secret from a file; the newline that editors leave at its end is no part of it.
+pub(super) fn secret_of(key: &'static str, file: &Path) -> Result<Secret, Wrong> {
+    let text = read_small(file)
+        .map_err(|what| (key, format!("{what}; make the file, with the secret and nothing else in it")))?;
+    let text = text.trim();
+    if text.is_empty() {
+        return Err((key, format!("{} is empty; write the secret into it, and nothing else", file.display())));
+    }
+    Ok(Secret::new(text))
+}

@@ -1,0 +1,233 @@
+//! Where values come from, and which of them holds: defaults, a file, the environment, flags; each over those before it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use super::convert::convert;
+use super::keys::{self, KEYS, Key};
+use super::problem::Problem;
+use super::suggest;
+
+/// Where a value comes from. What stands later overrides what stands before.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// Nobody said.
+    Default,
+    /// The file.
+    File,
+    /// The variable of this name.
+    Environment(String),
+    /// The flag of this name.
+    Flag(&'static str),
+}
+
+impl Source {
+    /// Whether both are of the same layer.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Default => 0,
+            Self::File => 1,
+            Self::Environment(_) => 2,
+            Self::Flag(_) => 3,
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File => f.write_str("file"),
+            Self::Environment(name) => write!(f, "environment {name}"),
+            Self::Flag(name) => write!(f, "flag {name}"),
+        }
+    }
+}
+
+/// A value and where it comes from.
+#[derive(Clone, PartialEq)]
+pub(super) struct Given {
+    pub(super) value: Value,
+    pub(super) source: Source,
+}
+
+/// Values by the path of their key.
+#[derive(Clone, Default, PartialEq)]
+pub(super) struct Layers {
+    given: BTreeMap<String, Given>,
+    pub(super) problems: Vec<Problem>,
+}
+
+/// Ways to say the same thing: of those of the strongest source there may be one, and the others are left.
+const RIVALS: &[&[&str]] = &[
+    &["database.url", "database.url_file", "database.host"],
+    &["database.password", "database.password_file"],
+    &["redis.url", "redis.url_file", "redis.addresses", "redis.host"],
+    &["redis.password", "redis.password_file"],
+];
+
+impl Layers {
+    /// The defaults.
+    pub(super) fn defaults() -> Self {
+        let mut layers = Self::default();
+        for key in KEYS {
+            if let Some(default) = key.default {
+                layers.put(key, &Value::String(default.to_owned()), Source::Default);
+            }
+        }
+        layers
+    }
+
+    fn put(&mut self, key: &Key, value: &Value, source: Source) {
+        match convert(key.kind, value) {
+            Ok(value) => _ = self.given.insert(key.path.to_owned(), Given { value, source }),
+            Err(what) => self.problems.push(Problem::new(key.path, source, what)),
+        }
+    }
+
+    /// Puts what a file says over what is there.
+    pub(super) fn file(&mut self, tree: &Value) {
+        match tree {
+            Value::Null => {}
+            Value::Object(sections) => self.tree("", sections),
+            _ => self.problems.push(Problem::new("", Source::File, "a configuration is sections with keys below them")),
+        }
+    }
+
+    fn tree(&mut self, above: &str, entries: &Map<String, Value>) {
+        for (name, value) in entries {
+            let path = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+            match (keys::find(&path), value) {
+                // A key without a value says nothing.
+                (Some(_), Value::Null) => {}
+                (Some(key), value) => self.put(key, value, Source::File),
+                (None, Value::Null) if keys::is_section(&path) => {}
+                (None, Value::Object(entries)) if keys::is_section(&path) => self.tree(&path, entries),
+                (None, _) if keys::is_section(&path) => {
+                    let what = "is a section: its keys stand below it, each on a line of its own";
+                    self.problems.push(Problem::new(&path, Source::File, what));
+                }
+                // That section's own types have the last word.
+                (None, value) if path.starts_with("security.") => self.raw(path, value.clone()),
+                (None, _) => self.unknown(&path, Source::File),
+            }
+        }
+    }
+
+    fn raw(&mut self, path: String, value: Value) {
+        self.given.insert(path, Given { value, source: Source::File });
+    }
+
+    /// The keys that the table does not know, as problems.
+    pub(super) fn strangers(&mut self) -> Vec<Problem> {
+        let strange: Vec<String> = self.given.keys().filter(|path| keys::find(path).is_none()).cloned().collect();
+        strange.iter().for_each(|path| self.unknown(path, Source::File));
+        std::mem::take(&mut self.problems)
+    }
+
+    fn unknown(&mut self, path: &str, source: Source) {
+        let what = match suggest::key(path) {
+            Some(near) => format!("is not a key; did you mean {near}?"),
+            None => "is not a key; `witan config print --documented` lists them all".to_owned(),
+        };
+        self.problems.push(Problem::new(path, source, what));
+    }
+
+    /// Puts what the environment says over what is there: `WITAN_SECTION__KEY`. A variable without `__` is none of ours.
+    pub(super) fn environment(&mut self, variables: &[(String, String)]) {
+        for (name, value) in variables {
+            let Some(rest) = name.strip_prefix("WITAN_") else { continue };
+            let path = rest.to_lowercase().replace("__", ".");
+            let source = Source::Environment(name.clone());
+            match keys::find(&path) {
+                Some(_) if value.trim().is_empty() => {}
+                Some(key) => self.put(key, &Value::String(value.trim().to_owned()), source),
+                None if rest.contains("__") => {
+                    let near = suggest::key(&path).and_then(keys::find);
+                    let what = match near {
+                        Some(near) => format!("is not a variable of ours; did you mean {}?", near.variable()),
+                        None => "is not a variable of ours; `witan config print --documented` lists them".to_owned(),
+                    };
+                    self.problems.push(Problem::new(&path, source, what));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Puts what flags say over what is there.
+    pub(super) fn flags(&mut self, flags: &[Flag]) {
+        for flag in flags {
+            match keys::find(flag.key) {
+                Some(key) => self.put(key, &Value::String(flag.value.clone()), Source::Flag(flag.name)),
+                None => self.unknown(flag.key, Source::Flag(flag.name)),
+            }
+        }
+    }
+
+    /// Leaves of every group of rivals the one whose source is the strongest.
+    pub(super) fn settle(&mut self) {
+        for rivals in RIVALS {
+            let said: Vec<(&str, u8)> =
+                rivals.iter().filter_map(|path| Some((*path, self.given.get(*path)?.source.rank()))).collect();
+            let Some(strongest) = said.iter().map(|(_, rank)| *rank).max() else { continue };
+            let mut standing = said.iter().filter(|(_, rank)| *rank == strongest);
+            if let (Some((first, _)), Some((second, _))) = (standing.next(), standing.next()) {
+                let source = self.given[*second].source.clone();
+                let what = format!("says the same as {first}; leave one of them out");
+                self.problems.push(Problem::new(second, source, what));
+            }
+            for (path, _) in said.iter().filter(|(_, rank)| *rank < strongest) {
+                self.given.remove(*path);
+            }
+        }
+    }
+
+    /// Everything as one tree.
+    pub(super) fn nested(&self) -> Value {
+        let mut root = Map::new();
+        for (path, given) in &self.given {
+            insert(&mut root, path, given.value.clone());
+        }
+        Value::Object(root)
+    }
+
+    /// Where the value at `path` comes from.
+    pub(super) fn source(&self, path: &str) -> Source {
+        self.given.get(path).map_or(Source::Default, |given| given.source.clone())
+    }
+
+    /// The values by their key's path.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Given)> {
+        self.given.iter().map(|(path, given)| (path.as_str(), given))
+    }
+
+    pub(super) fn get(&self, path: &str) -> Option<&Given> {
+        self.given.get(path)
+    }
+}
+
+fn insert(tree: &mut Map<String, Value>, path: &str, value: Value) {
+    match path.split_once('.') {
+        None => _ = tree.insert(path.to_owned(), value),
+        Some((section, rest)) => {
+            let below = tree.entry(section).or_insert_with(|| Value::Object(Map::new()));
+            if let Value::Object(below) = below {
+                insert(below, rest, value);
+            }
+        }
+    }
+}
+
+/// What a flag says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flag {
+    /// The flag, as it is typed.
+    pub name: &'static str,
+    /// The key that it sets.
+    pub key: &'static str,
+    /// Its value, as in the environment.
+    pub value: String,
+}

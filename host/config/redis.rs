@@ -1,0 +1,113 @@
+//! The servers of the idempotency store, put together from their parts.
+
+use super::database::{Wrong, bracketed, is_local, secret_of};
+use super::settings::Redis;
+use super::value::Secret;
+
+/// Where the idempotency store is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Servers {
+    /// One server.
+    Single(Secret),
+    /// Some of a cluster's.
+    Cluster(Vec<Secret>),
+    /// Sentinels, and the name of their master.
+    Sentinel {
+        /// Their addresses.
+        sentinels: Vec<Secret>,
+        /// The master's name.
+        master: String,
+        /// The number of its database.
+        database: u32,
+        /// Whether it is spoken to with TLS.
+        tls: bool,
+    },
+}
+
+impl Redis {
+    /// The servers; `None`: idempotency records are embedded.
+    ///
+    /// # Errors
+    /// The key and what is wrong with it.
+    pub fn servers(&self) -> Result<Option<Servers>, Wrong> {
+        let (key, addresses) = match self.addresses()? {
+            Some(told) => told,
+            None if self.sentinel_master.is_some() => {
+                let what = "names a master, but no addresses of Sentinels are told: set redis.addresses";
+                return Err(("redis.sentinel_master", what.to_owned()));
+            }
+            None => return Ok(None),
+        };
+        if addresses.iter().any(|address| address.reveal().is_empty()) {
+            return Err((key, "has an empty address in it".to_owned()));
+        }
+        if let Some(master) = &self.sentinel_master {
+            let tls = self.tls || addresses.iter().any(|address| address.reveal().starts_with("rediss://"));
+            let (sentinels, master, database) = (addresses, master.clone(), self.db);
+            return Ok(Some(Servers::Sentinel { sentinels, master, database, tls }));
+        }
+        if addresses.len() == 1 {
+            return Ok(addresses.into_iter().next().map(Servers::Single));
+        }
+        if self.db != 0 {
+            return Err(("redis.db", format!("is {}, but a Redis Cluster has database 0 only", self.db)));
+        }
+        Ok(Some(Servers::Cluster(addresses)))
+    }
+
+    fn addresses(&self) -> Result<Option<(&'static str, Vec<Secret>)>, Wrong> {
+        if let Some(url) = &self.url {
+            return Ok(Some(("redis.url", split(url))));
+        }
+        if let Some(file) = &self.url_file {
+            return Ok(Some(("redis.url_file", split(&secret_of("redis.url_file", file)?))));
+        }
+        let scheme = if self.tls { "rediss" } else { "redis" };
+        if !self.addresses.is_empty() {
+            let whole = |address: &String| match address.contains("://") {
+                true => Secret::new(address.clone()),
+                false => Secret::new(format!("{scheme}://{address}")),
+            };
+            return Ok(Some(("redis.addresses", self.addresses.iter().map(whole).collect())));
+        }
+        let Some(host) = &self.host else { return Ok(None) };
+        let address = format!("{scheme}://{}:{}/{}", bracketed(host), self.port, self.db);
+        Ok(Some(("redis.host", vec![Secret::new(address)])))
+    }
+
+    /// The password, where there is one besides the addresses'.
+    ///
+    /// # Errors
+    /// The key and what is wrong with it.
+    pub fn told_password(&self) -> Result<Option<Secret>, Wrong> {
+        let told = match (&self.password, &self.password_file) {
+            (Some(password), _) => Some(password.clone()),
+            (None, Some(file)) => Some(secret_of("redis.password_file", file)?),
+            (None, None) => None,
+        };
+        Ok(told.filter(|password| !password.reveal().is_empty()))
+    }
+
+    /// Whether what is said to the servers can be read by others on the way.
+    pub fn is_open(&self) -> bool {
+        let Ok(Some((_, addresses))) = self.addresses() else { return false };
+        addresses.iter().any(|address| {
+            let rest = address.reveal().strip_prefix("redis://");
+            rest.is_some_and(|rest| !is_local(host_of(rest)))
+        })
+    }
+}
+
+/// The host in what stands behind the scheme of an address.
+fn host_of(rest: &str) -> &str {
+    let authority = rest.split(['/', '?']).next().unwrap_or(rest);
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    match host.strip_prefix('[') {
+        Some(inner) => inner.split(']').next().unwrap_or(inner),
+        None => host.split(':').next().unwrap_or(host),
+    }
+}
+
+fn split(addresses: &Secret) -> Vec<Secret> {
+    addresses.reveal().split(',').map(|address| Secret::new(address.trim())).collect()
+}

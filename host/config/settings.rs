@@ -1,0 +1,258 @@
+//! The configuration as types. What each key means, its unit and its default stand in [`super::keys`].
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::value::{Secret, Span};
+use crate::access::config::Security;
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// This coordinator.
+    pub server: Server,
+    /// The metadata store that coordinators share.
+    #[serde(default)]
+    pub database: Database,
+    /// The idempotency store that coordinators share.
+    #[serde(default)]
+    pub redis: Redis,
+    /// How keys are placed.
+    pub hash_ring: HashRing,
+    /// What requests and tenants get that do not say otherwise.
+    pub consistency: Consistency,
+    /// The tenants that are kept at hand.
+    pub cache: Cache,
+    /// What is shown over HTTP.
+    pub metrics: Metrics,
+    /// What is logged.
+    pub logging: Logging,
+    /// The nodes that take part from the first start on.
+    #[serde(default)]
+    pub storage_nodes: Vec<StorageNode>,
+    /// Plugins.
+    #[serde(default)]
+    pub plugins: Plugins,
+    /// Whether embedded stores sync before they answer.
+    pub durability: Durability,
+    /// Traces.
+    pub telemetry: Telemetry,
+    /// Who may do what, and how connections are secured.
+    #[serde(default)]
+    pub security: Security,
+}
+
+/// The section `server`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Server {
+    pub host: String,
+    pub port: u16,
+    pub node_id: String,
+    pub data_dir: PathBuf,
+    pub max_connections: usize,
+    pub read_timeout: Span,
+    pub write_timeout: Span,
+    pub shutdown_timeout: Span,
+}
+
+/// The section `database`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Database {
+    pub url: Option<Secret>,
+    pub url_file: Option<PathBuf>,
+    pub host: Option<String>,
+    pub port: u16,
+    pub database: String,
+    pub user: String,
+    pub password: Option<Secret>,
+    pub password_file: Option<PathBuf>,
+    pub ssl_mode: Option<SslMode>,
+    pub ca_file: Option<PathBuf>,
+    pub max_connections: u32,
+    pub min_connections: u32,
+    pub conn_max_lifetime: Option<Span>,
+    pub connect_timeout: Option<Span>,
+    pub operation_timeout: Option<Span>,
+}
+
+/// How a connection to PostgreSQL is secured, as libpq spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum SslMode {
+    Disable,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+impl SslMode {
+    /// As libpq spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disable => "disable",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+            Self::VerifyCa => "verify-ca",
+            Self::VerifyFull => "verify-full",
+        }
+    }
+}
+
+/// The section `redis`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Redis {
+    pub url: Option<Secret>,
+    pub url_file: Option<PathBuf>,
+    pub addresses: Vec<String>,
+    pub sentinel_master: Option<String>,
+    pub host: Option<String>,
+    pub port: u16,
+    pub user: Option<String>,
+    pub password: Option<Secret>,
+    pub password_file: Option<PathBuf>,
+    pub db: u32,
+    pub tls: bool,
+    pub ca_file: Option<PathBuf>,
+    pub key_prefix: String,
+    pub timeout: Option<Span>,
+    pub connect_timeout: Option<Span>,
+    pub max_retries: u32,
+    pub pool_size: u32,
+    pub min_idle_conns: u32,
+}
+
+/// The section `hash_ring`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct HashRing {
+    pub virtual_nodes: u32,
+    pub update_interval: Span,
+}
+
+/// The section `consistency`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Consistency {
+    pub default_level: Level,
+    pub write_timeout: Span,
+    pub read_timeout: Span,
+    pub repair_async: bool,
+}
+
+/// A consistency level, as the API spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Level {
+    One,
+    Quorum,
+    All,
+}
+
+impl From<Level> for witan_kernel::tenant::Level {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::One => Self::One,
+            Level::Quorum => Self::Quorum,
+            Level::All => Self::All,
+        }
+    }
+}
+
+/// The section `cache`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Cache {
+    pub tenant_config_ttl: Span,
+    pub max_size: usize,
+}
+
+/// The section `metrics`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Metrics {
+    pub enabled: bool,
+    pub host: String,
+    pub port: u16,
+    pub path: String,
+}
+
+/// The section `logging`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Logging {
+    pub level: String,
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum LogFormat {
+    Console,
+    Json,
+}
+
+/// An entry of `storage_nodes`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct StorageNode {
+    pub id: String,
+    pub host: String,
+    pub port: u16,
+    #[serde(default)]
+    pub virtual_nodes: Option<u32>,
+}
+
+/// The section `plugins`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Plugins {
+    pub folder: Option<PathBuf>,
+}
+
+/// What an acknowledgement of an embedded store means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Durability {
+    Sync,
+    Os,
+}
+
+impl From<Durability> for witan_store::Durability {
+    fn from(durability: Durability) -> Self {
+        match durability {
+            Durability::Sync => Self::Sync,
+            Durability::Os => Self::Os,
+        }
+    }
+}
+
+/// The section `telemetry`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Telemetry {
+    pub otlp_endpoint: Option<String>,
+    pub sample_ratio: f64,
+    pub service_name: String,
+}
