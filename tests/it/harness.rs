@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 pub(crate) use client::{Api, Refusal, channel, delete, node_client, read, write};
 pub(crate) use cluster::{Cluster, Dev, Disk, NODES, Setup, own_address};
-pub(crate) use http::get;
+pub(crate) use http::{get, get_showing};
 pub(crate) use process::Process;
 
 /// Longest wait for anything that must happen, on a machine that is busy with other tests.
