@@ -322,7 +322,7 @@ async fn metrics_tell_of_refusals() {
 
 #[tokio::test]
 async fn an_open_door_to_the_network_is_refused_at_the_start() {
-    for (listen, admin, key) in [("0.0.0.0:0", "127.0.0.1:0", "server.host"), ("127.0.0.1:0", "[::]:0", "metrics.host")]
+    for (listen, admin, key) in [("0.0.0.0:0", "127.0.0.1:0", "--listen"), ("127.0.0.1:0", "[::]:0", "--admin-listen")]
     {
         let folder = tempfile::tempdir().expect("make a folder");
         let mut command = Process::witan();
