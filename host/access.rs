@@ -284,4 +284,6 @@ fn bearer(shown: Option<&[u8]>) -> Option<Result<&str, Refusal>> {
 }
 
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;

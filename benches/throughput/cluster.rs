@@ -80,6 +80,7 @@ impl Cluster {
             endpoint: self.coordinator.endpoint(),
             output: Output::Json,
             timeout: Duration::from_secs(30),
+            token_file: None,
             log_level: None,
             log_format: None,
         }

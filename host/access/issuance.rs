@@ -161,12 +161,11 @@ fn within(caller: &Caller, grant: Grant) -> Result<Grant, Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use witan_store::metadata::MemoryMetadata;
-
     use super::*;
     use crate::access::caller::Origin;
     use crate::access::config::Security;
     use crate::access::scope;
+    use crate::access::testing::memory;
 
     struct World {
         access: Arc<Access>,
@@ -175,7 +174,7 @@ mod tests {
     }
 
     async fn world() -> World {
-        let metadata: Arc<dyn Metadata> = Arc::new(MemoryMetadata::default());
+        let metadata: Arc<dyn Metadata> = memory();
         let settings = Security { tokens: true, ..Security::default() };
         let access = Arc::new(Access::open(&settings, Arc::clone(&metadata), || 1000).await.unwrap());
         World { issuance: Issuance::new(Arc::clone(&access), Arc::clone(&metadata)), access, metadata }

@@ -1,7 +1,6 @@
-use witan_store::metadata::MemoryMetadata;
-
 use super::caller::Origin;
 use super::scope::Scopes;
+use super::testing::memory;
 use super::token::{Fresh, Grant, make};
 use super::*;
 
@@ -22,7 +21,7 @@ fn fresh(tenant_id: Option<&str>, scopes: &str, expires_at_ms: Option<u64>) -> F
 }
 
 async fn access(settings: Security, tokens: &[&Fresh]) -> Arc<Access> {
-    let metadata: Arc<dyn Metadata> = Arc::new(MemoryMetadata::default());
+    let metadata: Arc<dyn Metadata> = memory();
     for fresh in tokens {
         metadata.create_token(fresh.token.clone()).await.unwrap();
     }

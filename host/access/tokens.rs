@@ -193,10 +193,9 @@ fn check(known: &Known, secret: &str, now_ms: u64) -> Result<Arc<Credential>, Re
 
 #[cfg(test)]
 mod tests {
-    use witan_store::metadata::MemoryMetadata;
-
     use super::*;
     use crate::access::scope::{Scope, Scopes};
+    use crate::access::testing::memory;
     use crate::access::token::{Grant, make};
 
     fn grant(expires_at_ms: Option<u64>) -> Grant {
@@ -213,7 +212,7 @@ mod tests {
 
     #[tokio::test]
     async fn known_tokens_are_good_until_they_are_revoked_or_expire() {
-        let metadata: Arc<dyn Metadata> = Arc::new(MemoryMetadata::default());
+        let metadata: Arc<dyn Metadata> = memory();
         let good = make(grant(Some(1000)), [1; 12], [1; 32], 0);
         metadata.create_token(good.token.clone()).await.unwrap();
         let tokens = Tokens::open(Arc::clone(&metadata), 0).await.unwrap();
@@ -232,7 +231,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_made_elsewhere_is_good_at_once() {
-        let metadata: Arc<dyn Metadata> = Arc::new(MemoryMetadata::default());
+        let metadata: Arc<dyn Metadata> = memory();
         let tokens = Tokens::open(Arc::clone(&metadata), 0).await.unwrap();
         let new = make(grant(None), [1; 12], [1; 32], 0);
         metadata.create_token(new.token.clone()).await.unwrap();
@@ -246,7 +245,7 @@ mod tests {
 
     #[tokio::test]
     async fn invented_tokens_do_not_reach_the_database_for_long() {
-        let metadata: Arc<dyn Metadata> = Arc::new(MemoryMetadata::default());
+        let metadata: Arc<dyn Metadata> = memory();
         let tokens = Tokens::open(Arc::clone(&metadata), 0).await.unwrap();
         let invented = make(grant(None), [1; 12], [1; 32], 0);
         while tokens.looks.check().is_ok() {}
@@ -255,8 +254,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn while_the_database_is_away_known_tokens_go_on() {
+        let metadata = memory();
+        let (good, new) = (make(grant(None), [1; 12], [1; 32], 0), make(grant(None), [2; 12], [2; 32], 0));
+        metadata.create_token(good.token.clone()).await.unwrap();
+        let tokens = Tokens::open(metadata.clone(), 0).await.unwrap();
+        metadata.set_available(false);
+        assert!(matches!(tokens.look(&good.text, 1), Looked::Good(_)));
+        assert_eq!(tokens.ask(&new.text, 1).await.unwrap_err(), Refusal::Unavailable, "nobody can tell");
+        assert!(tokens.read_all().await.is_err());
+        assert!(matches!(tokens.look(&good.text, 1), Looked::Good(_)), "what cannot be read again stays");
+    }
+
+    #[tokio::test]
     async fn what_was_not_confirmed_for_long_is_not_taken() {
-        let metadata: Arc<dyn Metadata> = Arc::new(MemoryMetadata::default());
+        let metadata: Arc<dyn Metadata> = memory();
         let good = make(grant(None), [1; 12], [1; 32], 0);
         metadata.create_token(good.token.clone()).await.unwrap();
         let tokens = Tokens::open(metadata, 0).await.unwrap();

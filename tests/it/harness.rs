@@ -14,7 +14,7 @@ use tokio::time::Instant;
 pub(crate) use client::{Api, Refusal, channel, delete, node_client, read, write};
 pub(crate) use cluster::{Cluster, Dev, Disk, NODES, Setup, own_address};
 pub(crate) use company::Company;
-pub(crate) use http::get;
+pub(crate) use http::{get, get_showing};
 pub(crate) use plugins::Plugins;
 pub(crate) use process::Process;
 
