@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::{IncomingStream, Listener};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use witan_kernel::hook::Pending;
+use witan_tls::{Connection, Incoming, Peer};
 
 /// Tells whether a coordinator should get traffic.
 pub type Readiness = Arc<dyn Fn() -> Pending<Ready> + Send + Sync>;
@@ -32,9 +35,59 @@ pub struct Admin {
     pub readiness: Readiness,
 }
 
+/// The connections of the admin server.
+#[derive(Debug)]
+pub struct AdminIncoming {
+    incoming: Incoming,
+    asks: bool,
+}
+
+impl AdminIncoming {
+    /// What comes in. `asks`: everything but the probes is for clients with a certificate only.
+    pub fn new(incoming: Incoming, asks: bool) -> Self {
+        Self { incoming, asks }
+    }
+}
+
+impl Listener for AdminIncoming {
+    type Io = Connection;
+    type Addr = Peer;
+
+    async fn accept(&mut self) -> (Connection, Peer) {
+        let connection = self.incoming.next().await;
+        let peer = connection.peer().clone();
+        (connection, peer)
+    }
+
+    fn local_addr(&self) -> std::io::Result<Peer> {
+        Ok(Peer { address: self.incoming.local_addr()?, identity: None })
+    }
+}
+
+/// Who asks: in the extensions of each request, as `ConnectInfo<Visitor>`.
+#[derive(Debug, Clone)]
+pub struct Visitor(pub Peer);
+
+impl Connected<IncomingStream<'_, AdminIncoming>> for Visitor {
+    fn connect_info(stream: IncomingStream<'_, AdminIncoming>) -> Self {
+        Self(stream.remote_addr().clone())
+    }
+}
+
+/// Probes have no certificate to show, and learn no more than yes or no.
+const PROBES: [&str; 2] = ["/livez", "/readyz"];
+
+async fn ask_for_certificate(ConnectInfo(visitor): ConnectInfo<Visitor>, request: Request, next: Next) -> Response {
+    if visitor.0.identity.is_some() || PROBES.contains(&request.uri().path()) {
+        return next.run(request).await;
+    }
+    let told = "show a certificate that is signed by an authority in security.tls.client_ca_file\n";
+    (StatusCode::FORBIDDEN, told).into_response()
+}
+
 /// Serves /metrics, /livez and /readyz until `shutdown` is ready.
 pub async fn serve(
-    listener: TcpListener,
+    listener: AdminIncoming,
     admin: Admin,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
@@ -43,8 +96,13 @@ pub async fn serve(
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .with_state(admin);
+    let router = match listener.asks {
+        true => router.layer(middleware::from_fn(ask_for_certificate)),
+        false => router,
+    };
+    let service = router.into_make_service_with_connect_info::<Visitor>();
     tokio::select! {
-        served = async { axum::serve(listener, router).await } => served,
+        served = async { axum::serve(listener, service).await } => served,
         // Nothing here is worth waiting for, and an idle connection would keep a graceful end waiting.
         () = shutdown => Ok(()),
     }

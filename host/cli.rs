@@ -19,6 +19,7 @@ pub mod output;
 pub mod platform;
 pub mod plugin;
 pub mod repair;
+pub mod secured;
 pub mod serve;
 pub mod signal;
 pub mod stores;
@@ -90,6 +91,19 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub timeout: std::time::Duration,
+    /// PEM file of the authorities that sign coordinators' certificates, for https:// endpoints [default: those of the
+    /// operating system]
+    #[arg(long, global = true, env = "WITAN_CA_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub ca_file: Option<std::path::PathBuf>,
+    /// PEM file of the certificate to show to coordinators that ask for one; with --client-key-file
+    #[arg(long, global = true, env = "WITAN_CLIENT_CERT_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub client_cert_file: Option<std::path::PathBuf>,
+    /// PEM file of that certificate's private key
+    #[arg(long, global = true, env = "WITAN_CLIENT_KEY_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub client_key_file: Option<std::path::PathBuf>,
+    /// The name that a coordinator's certificate must have [default: the endpoint's host]
+    #[arg(long, global = true, env = "WITAN_SERVER_NAME", value_name = "NAME", help_heading = "Global options")]
+    pub server_name: Option<String>,
     /// What is logged to standard error, as in RUST_LOG (which this flag overrides): error, warn, info, debug, trace, or
     /// module=level [default: info for servers, warn otherwise]
     #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options")]

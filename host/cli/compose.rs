@@ -10,7 +10,6 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
@@ -24,6 +23,7 @@ use witan_store::tenants::{TenantCache, TenantCacheConfig};
 use witan_wire::v1::DescribeRequest;
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
+use super::secured::Secured;
 use super::stores::{Idempotency, Seat, Shared};
 use super::{platform, stores};
 use crate::access::config::Security;
@@ -31,7 +31,7 @@ use crate::admin::{self, Admin, Ready};
 use crate::catalog::{Catalog, Cluster, Fullness, Held, follow};
 use crate::coordinate::{Coordinator, Defaults, Ports, World};
 use crate::grpc::{CoordinatorApi, PluginApi, server};
-use crate::peer::{Connect, Connecting, Lanes, Tcp, Trust, endpoint};
+use crate::peer::{Connect, Connecting, Lanes, Tcp, Trust};
 
 /// This machine's clocks.
 #[derive(Debug, Clone, Copy)]
@@ -72,15 +72,18 @@ impl Randomness for SystemRandomness {
 
 /// Sockets to nodes whose stores are held against those on record.
 #[derive(Clone)]
-pub struct Registered(Arc<dyn Metadata>);
+pub struct Registered {
+    metadata: Arc<dyn Metadata>,
+    sockets: Tcp,
+}
 
 impl Connect for Registered {
     fn connect(&self, node: &StorageNode) -> Connecting {
-        Tcp.connect(node)
+        self.sockets.connect(node)
     }
 
     fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, String>> {
-        let on_record = self.0.record_store_id(node, store);
+        let on_record = self.metadata.record_store_id(node, store);
         Box::pin(async move {
             match on_record.await {
                 Ok(on_record) if is_whole(on_record, store) => Ok(Trust::Whole),
@@ -125,6 +128,8 @@ pub struct Config {
     pub security: Security,
     /// How it behaves where nothing else says.
     pub defaults: Defaults,
+    /// Connections of clients at a time.
+    pub connections: usize,
     /// How long a shutdown may take.
     pub drain: Duration,
 }
@@ -156,6 +161,7 @@ impl Serving {
 
 /// Opens the stores, reaches the nodes, and serves until `stop` turns true.
 pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<Serving> {
+    let secured = Secured::open(&config.security)?;
     let listener = bind(config.listen, "--listen").await?;
     let admin_listener = bind(config.admin_listen, "--admin-listen").await?;
     std::fs::create_dir_all(&config.data_dir).with_context(|| format!("make {}", config.data_dir.display()))?;
@@ -180,7 +186,8 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let nodes: Vec<StorageNode> = metadata.nodes().await.context("read nodes")?.into_iter().map(|n| n.node).collect();
     let idempotency = Idempotency::open(&config.shared, &config.data_dir, clock, config.durability).await?;
     let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), clock, TenantCacheConfig::default()));
-    let lanes = Arc::new(Lanes::new(clock, Registered(Arc::clone(&metadata)), config.node_id.clone()));
+    let connect = Registered { metadata: Arc::clone(&metadata), sockets: secured.to_nodes() };
+    let lanes = Arc::new(Lanes::new(clock, connect.clone(), config.node_id.clone()));
     lanes.set_nodes(&nodes);
     let platform = platform::start(&config, Arc::clone(&metadata)).await?;
     let ports = Ports::<Real> {
@@ -197,6 +204,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
         lanes: Arc::clone(&lanes),
         tenants,
         metadata: Arc::clone(&metadata),
+        connect,
         clock,
         nodes: Mutex::new(nodes),
     });
@@ -212,25 +220,20 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let mut registry = Registry::default();
     coordinator.metrics().register(&mut registry);
     platform::register(&platform, &mut registry);
+    let admin_address = admin_listener.local_addr()?;
+    let (incoming, admin_incoming) = secured.listen(listener, admin_listener, config.connections, &mut registry);
     tokio::spawn(watch_stores(Arc::clone(&lanes), stop.clone()));
     let admin = Admin { metrics: Arc::new(registry), readiness: readiness(metadata, lanes.clone(), clock) };
     lanes.tried().await;
 
-    let admin_address = admin_listener.local_addr()?;
     let bounds = server::Bounds { drain: config.drain, ..server::Bounds::default() };
     let api = CoordinatorApi::new(coordinator, Arc::clone(&catalog));
-    let grpc = server::serve(
-        TcpListenerStream::new(listener),
-        api,
-        PluginApi::new(platform, catalog),
-        bounds,
-        stopped(stop.clone()),
-    );
+    let grpc = server::serve(incoming, api, PluginApi::new(platform, catalog), bounds, stopped(stop.clone()));
     Ok(Serving {
         address,
         admin_address,
         grpc: tokio::spawn(grpc),
-        admin: tokio::spawn(admin::serve(admin_listener, admin, stopped(stop))),
+        admin: tokio::spawn(admin::serve(admin_incoming, admin, stopped(stop))),
         idempotency,
         seat,
     })
@@ -296,6 +299,7 @@ struct Local {
     lanes: Arc<Lanes<SystemClock, Registered>>,
     tenants: Arc<TenantCache>,
     metadata: Arc<dyn Metadata>,
+    connect: Registered,
     clock: SystemClock,
     /// Those in force.
     nodes: Mutex<Vec<StorageNode>>,
@@ -343,11 +347,11 @@ impl Cluster for Local {
     }
 
     fn fullness(&self, node: &StorageNode) -> Pending<Option<Fullness>> {
-        let node = node.clone();
+        let connecting = self.connect.connect(node);
         Box::pin(async move {
             let ask = async {
-                let channel = endpoint(&node).ok()?.connect().await.ok()?;
-                let told = StorageNodeServiceClient::new(channel).describe(DescribeRequest {}).await.ok()?.into_inner();
+                let link = connecting.await.ok()?;
+                let told = StorageNodeServiceClient::new(link).describe(DescribeRequest {}).await.ok()?.into_inner();
                 Some(Fullness { keys: told.keys_count, disk_usage_percent: told.disk_usage_percent })
             };
             tokio::time::timeout(Duration::from_secs(2), ask).await.ok().flatten()

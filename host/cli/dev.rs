@@ -13,6 +13,7 @@ use witan_kernel::limit;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{NodeStatus, StorageNode};
 use witan_node::node::NodeConfig;
+use witan_tls::{Bounds, Incoming, Protocol};
 
 use super::compose::{Config, start};
 use super::node::{self, DurabilityArg};
@@ -67,6 +68,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         nodes: nodes.clone(),
         security: Security::default(),
         defaults: Defaults::default(),
+        connections: witan_tls::incoming::CONNECTIONS,
         drain: Duration::from_secs(10),
     };
     let serving = start(config, stop).await?;
@@ -98,7 +100,8 @@ async fn start_nodes(args: &Args, stop: watch::Receiver<bool>) -> anyhow::Result
         // All nodes share this machine's cores.
         config.shards = 1;
         let opened = node::open(config).await?;
-        serving.push(tokio::spawn(node::serve(opened, listener, stop.clone())));
+        let incoming = Incoming::new(listener, None, Protocol::Grpc, Bounds::default());
+        serving.push(tokio::spawn(node::serve(opened, incoming, stop.clone())));
         nodes.push(StorageNode {
             id,
             host: Ipv4Addr::LOCALHOST.to_string(),

@@ -122,6 +122,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         nodes: args.nodes,
         security: Security::default(),
         defaults: Defaults::default(),
+        connections: witan_tls::incoming::CONNECTIONS,
         drain: Duration::from_secs(args.shutdown_seconds),
     };
     let serving = start(config, stop).await?;
