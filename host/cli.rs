@@ -12,6 +12,7 @@ pub mod client;
 pub mod completions;
 pub mod compose;
 pub mod dev;
+pub mod health;
 pub mod kv;
 pub mod node;
 pub mod nodes;
@@ -153,6 +154,9 @@ pub enum Command {
     /// Hand plugins to the cluster and bind them to tenants
     #[command(subcommand, after_help = plugin::EXAMPLES)]
     Plugin(plugin::Command),
+    /// Ask whether a coordinator or a storage node serves
+    #[command(after_help = health::EXAMPLES)]
+    Health(health::Args),
     /// Put a load on a cluster and measure it
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::Args),
@@ -194,6 +198,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Nodes(command) => nodes::run(&global, command).await,
         Command::Repair(args) => repair::run(&global, args).await,
         Command::Plugin(command) => plugin::run(&global, command).await,
+        Command::Health(args) => health::run(&global, &args).await,
         Command::Bench(args) => bench::run(&global, args).await,
         Command::Completions(args) => completions::run(&args),
     }
@@ -209,6 +214,7 @@ impl Command {
             | Self::Nodes(_)
             | Self::Repair(_)
             | Self::Plugin(_)
+            | Self::Health(_)
             | Self::Bench(_)
             | Self::Completions(_) => false,
         }

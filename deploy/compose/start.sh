@@ -11,12 +11,11 @@ token() {
     if [ -s "$secrets/$2" ]; then
         return
     fi
-    made=$(compose run --rm -T "$1")
-    token=$(printf '%s' "$made" | sed -n 's/.*"token": *"\([^"]*\)".*/\1/p')
-    if [ -z "$token" ]; then
-        echo "error: $1 has printed no token" >&2
-        exit 1
-    fi
+    token=$(compose run --rm -T "$1")
+    case $token in
+        witan_*_*) ;;
+        *) echo "error: $1 has printed no token" >&2; exit 1 ;;
+    esac
     printf '%s' "$token" >"$secrets/$2"
 }
 

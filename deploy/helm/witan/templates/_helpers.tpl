@@ -163,6 +163,7 @@ capabilities:
 {{- $host := index . 1 -}}
 - /usr/local/bin/witan
 - health
+- --service=witan.v1.CoordinatorService
 - --timeout=4s
 - --endpoint={{ ternary "https" "http" $root.Values.tls.enabled }}://{{ $host }}:{{ $root.Values.coordinator.service.port }}
 {{- if $root.Values.tls.enabled }}
