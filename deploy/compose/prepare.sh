@@ -49,7 +49,8 @@ END
 password postgres_password
 password redis_password
 password grafana_password
-printf 'postgres://witan:%s@postgres:5432/witan\n' "$(cat postgres_password)" | once database_url
+# The databases are on a network of the compose file's own, which nothing else is on.
+printf 'postgres://witan:%s@postgres:5432/witan?sslmode=disable\n' "$(cat postgres_password)" | once database_url
 printf 'redis://:%s@redis:6379\n' "$(cat redis_password)" | once redis_url
 
 if ! [ -s ca.pem ]; then

@@ -156,7 +156,8 @@ async fn coordinators_and_nodes_tell_whether_they_serve() {
     assert_eq!(text(&node.run(&["health"]).await.stdout), "serving\n");
 
     // A port that was free a moment ago.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let free =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
     let nobody = Cli { endpoint: format!("http://{free}") }.run(&["health"]).await;
     assert_eq!(nobody.status.code(), Some(1), "{}", text(&nobody.stderr));
 }

@@ -120,7 +120,10 @@ capabilities:
   "logging" (dict "level" "info" "format" "json")
   "security" $security -}}
 {{- if .Values.database.existingSecret -}}
-{{- $database := dict "url_file" "/etc/witan/database/url" "ssl_mode" .Values.database.sslMode -}}
+{{- $database := dict "url_file" "/etc/witan/database/url" -}}
+{{- with .Values.database.sslMode -}}
+{{- $_ := set $database "ssl_mode" . -}}
+{{- end -}}
 {{- if .Values.database.caSecret -}}
 {{- $_ := set $database "ca_file" "/etc/witan/database-ca/ca.crt" -}}
 {{- end -}}
