@@ -2,10 +2,12 @@
 //!
 //! `status` maps failures, `convert` requests and responses, `keyvalue` serves single calls, `session` streams of
 //! them, `tenants` and `nodes` the catalog, `care` (with
-//! `page_token`) listings, repair and removal, `plugins` the plugin platform, `origin` gives each call its id, `server` puts them on a listener.
+//! `page_token`) listings, repair and removal, `plugins` the plugin platform, `origin` gives each call its id, `intake` bounds what
+//! is half sent, `server` puts them on a listener.
 
 mod care;
 mod convert;
+pub mod intake;
 mod keyvalue;
 mod nodes;
 pub mod origin;

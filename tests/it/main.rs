@@ -3,7 +3,8 @@
 //! Reading order: [`harness`] (processes, clusters, clients), [`api`] (what each call answers), [`care`] (listings, repair, the end of
 //! tenants), [`cli`] (the command line),
 //! [`dev`] (the whole cluster in one process), [`failure`] (nodes that hang, vanish, come back, or run full), [`crash`]
-//! (`kill -9` under load), [`shared`] (several coordinators on PostgreSQL and Redis), [`trace`] (no acknowledgement before its sync, seen from the operating system).
+//! (`kill -9` under load), [`hostile`] (clients that mean harm), [`shared`] (several coordinators on PostgreSQL and Redis), [`tls`] (certificates and secrets
+//! on every connection, rotated under load), [`trace`] (no acknowledgement before its sync, seen from the operating system).
 //!
 //! Every test has folders and addresses of its own, so that all may run at once, and no process outlives its test.
 
@@ -14,5 +15,7 @@ mod crash;
 mod dev;
 mod failure;
 mod harness;
+mod hostile;
 mod shared;
+mod tls;
 mod trace;
