@@ -13,8 +13,10 @@ pub mod completions;
 pub mod compose;
 pub mod config;
 pub mod configured;
+pub mod credential;
 pub mod dev;
 pub mod doctor;
+pub mod health;
 pub mod kv;
 pub mod node;
 pub mod nodes;
@@ -23,11 +25,13 @@ pub mod platform;
 pub mod plugin;
 pub mod reload;
 pub mod repair;
+pub mod secured;
 pub mod serve;
 pub mod signal;
 pub mod stores;
 pub mod telemetry;
 pub mod tenant;
+pub mod token;
 
 use std::process::ExitCode;
 
@@ -98,6 +102,22 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub timeout: std::time::Duration,
+    /// PEM file of the authorities that sign coordinators' certificates, for https:// endpoints [default: those of the
+    /// operating system]
+    #[arg(long, global = true, env = "WITAN_CA_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub ca_file: Option<std::path::PathBuf>,
+    /// PEM file of the certificate to show to coordinators that ask for one; with --client-key-file
+    #[arg(long, global = true, env = "WITAN_CLIENT_CERT_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub client_cert_file: Option<std::path::PathBuf>,
+    /// PEM file of that certificate's private key
+    #[arg(long, global = true, env = "WITAN_CLIENT_KEY_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub client_key_file: Option<std::path::PathBuf>,
+    /// The name that a coordinator's certificate must have [default: the endpoint's host]
+    #[arg(long, global = true, env = "WITAN_SERVER_NAME", value_name = "NAME", help_heading = "Global options")]
+    pub server_name: Option<String>,
+    /// A file with the token to show to coordinators that ask for one; WITAN_TOKEN in the environment may hold it instead
+    #[arg(long, global = true, env = "WITAN_TOKEN_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub token_file: Option<std::path::PathBuf>,
     /// What is logged to standard error, as in RUST_LOG (which this flag overrides): error, warn, info, debug, trace, or
     /// module=level [default: info for servers, warn otherwise]
     #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options")]
@@ -162,6 +182,12 @@ pub enum Command {
     /// Hand plugins to the cluster and bind them to tenants
     #[command(subcommand, after_help = plugin::EXAMPLES)]
     Plugin(plugin::Command),
+    /// Make API tokens, list them, and take them back
+    #[command(subcommand, after_help = token::EXAMPLES)]
+    Token(token::Command),
+    /// Ask whether a coordinator or a storage node serves
+    #[command(after_help = health::EXAMPLES)]
+    Health(health::Args),
     /// Put a load on a cluster and measure it
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::Args),
@@ -223,6 +249,8 @@ pub async fn run(cli: Cli, loaded: Option<(Loaded, Option<LogFilter>)>) -> anyho
         Command::Nodes(command) => nodes::run(&global, command).await,
         Command::Repair(args) => repair::run(&global, args).await,
         Command::Plugin(command) => plugin::run(&global, command).await,
+        Command::Token(command) => token::run(&global, command).await,
+        Command::Health(args) => health::run(&global, &args).await,
         Command::Bench(args) => bench::run(&global, args).await,
         Command::Completions(args) => completions::run(&args),
     }
@@ -240,6 +268,8 @@ impl Command {
             | Self::Nodes(_)
             | Self::Repair(_)
             | Self::Plugin(_)
+            | Self::Token(_)
+            | Self::Health(_)
             | Self::Bench(_)
             | Self::Completions(_) => false,
         }

@@ -7,13 +7,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 use serde_json::{Value, json};
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
+use witan_tls::{ClientSide, ClientTls, Connector, Fields, FileError};
 use witan_wire::v1::KeyNotFoundDetail;
+use witan_wire::v1::access_service_client::AccessServiceClient;
 use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
 use witan_wire::v1::plugin_service_client::PluginServiceClient;
 
+use super::credential::Shown;
 use super::output::{self, Output};
 use super::{Global, args};
 
@@ -23,31 +27,73 @@ pub const NO_SUCH_KEY: u8 = 3;
 /// Largest message taken or sent, in bytes: a read's response with all siblings of a record that is as large as records may be.
 pub const MESSAGE_BYTES: usize = 36 << 20;
 
+/// A connection that shows the command line's token.
+pub type Link = InterceptedService<Channel, Shown>;
+
 /// Connects to the coordinator.
-pub async fn coordinator(global: &Global) -> Result<CoordinatorServiceClient<Channel>, Problem> {
-    let client = CoordinatorServiceClient::new(channel(&global.endpoint, global.timeout).await?);
+pub async fn coordinator(global: &Global) -> Result<CoordinatorServiceClient<Link>, Problem> {
+    let client = CoordinatorServiceClient::new(link(global).await?);
     Ok(client.max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES))
 }
 
 /// Connects to the coordinator's plugin service.
-pub async fn plugins(global: &Global) -> Result<PluginServiceClient<Channel>, Problem> {
-    Ok(PluginServiceClient::new(channel(&global.endpoint, global.timeout).await?))
+pub async fn plugins(global: &Global) -> Result<PluginServiceClient<Link>, Problem> {
+    Ok(PluginServiceClient::new(link(global).await?))
 }
 
-/// A connection to `endpoint`, made within `timeout`.
-pub async fn channel(endpoint: &str, timeout: Duration) -> Result<Channel, Problem> {
+/// Connects to the coordinator's service of tokens.
+pub async fn access(global: &Global) -> Result<AccessServiceClient<Link>, Problem> {
+    Ok(AccessServiceClient::new(link(global).await?))
+}
+
+async fn link(global: &Global) -> Result<Link, Problem> {
+    let shown = Shown::of(global).map_err(Problem::Credential)?;
+    Ok(InterceptedService::new(channel(global).await?, shown))
+}
+
+/// A connection to the coordinator.
+pub async fn channel(global: &Global) -> Result<Channel, Problem> {
+    connect(&global.endpoint, global.timeout, tls(global)?).await
+}
+
+/// A connection to `endpoint`, made within `timeout`; with `tls`, over TLS.
+pub async fn connect(endpoint: &str, timeout: Duration, tls: Option<ClientSide>) -> Result<Channel, Problem> {
     let unreachable = |why: String| Problem::Unreachable { endpoint: endpoint.to_owned(), why };
-    Endpoint::from_shared(endpoint.to_owned())
+    let settings = Endpoint::from_shared(endpoint.to_owned())
         .map_err(|error| unreachable(causes(&error)))?
         .connect_timeout(timeout)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(10))
         .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(16 << 20)
-        .connect()
-        .await
-        .map_err(|error| unreachable(causes(&error)))
+        .initial_connection_window_size(16 << 20);
+    let connected = match tls {
+        Some(tls) => settings.connect_with_connector(Connector::new(tls)).await,
+        None => settings.connect().await,
+    };
+    connected.map_err(|error| unreachable(causes(&error)))
+}
+
+/// How an https:// endpoint is spoken to, as the command line says; `None` for others.
+pub fn tls(global: &Global) -> Result<Option<ClientSide>, Problem> {
+    let tls = ClientTls {
+        ca_file: global.ca_file.clone(),
+        cert_file: global.client_cert_file.clone(),
+        key_file: global.client_key_file.clone(),
+        server_name: global.server_name.clone(),
+    };
+    if global.endpoint.starts_with("https://") {
+        return Ok(Some(ClientSide::open(&tls, Fields::CLIENT_FLAGS)?));
+    }
+    // Whoever names an authority believes to be safe.
+    if tls != ClientTls::default() {
+        return Err(Problem::Unreachable {
+            endpoint: global.endpoint.clone(),
+            why: "--ca-file, --client-cert-file, --client-key-file and --server-name are for https:// endpoints"
+                .to_owned(),
+        });
+    }
+    Ok(None)
 }
 
 /// A request that carries the command line's deadline.
@@ -68,6 +114,12 @@ pub enum Problem {
         /// The causes.
         why: String,
     },
+    /// A certificate or a key cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The token to show cannot be used.
+    #[error("{0}")]
+    Credential(String),
     /// The coordinator refused a read, or a question.
     #[error("{}", .0.message())]
     Read(Box<Status>),
@@ -152,6 +204,11 @@ impl Explained {
             }
             "STORAGE_FULL" => "free disk space on the storage nodes: witan nodes list shows how full they are",
             "OVERLOADED" | "RATE_LIMIT_EXCEEDED" | "IN_PROGRESS" | "STALE_EPOCH" => "try again in a moment",
+            "UNAUTHORIZED" => {
+                "show a token: --token-file FILE, or WITAN_TOKEN; an operator makes one: witan token create"
+            }
+            "FORBIDDEN" => "use a token with that scope, for that tenant; an operator makes one: witan token create",
+            "TOKEN_NOT_FOUND" => "see which tokens there are: witan token list",
             "INTERNAL_ERROR" => "look at the coordinator's log",
             _ => return self.step_by_code(),
         };
@@ -217,7 +274,7 @@ pub fn report(error: &anyhow::Error, output: Output) -> ExitCode {
             format!("error: {problem}\n  next:     check that the coordinator runs, and its address (--endpoint)"),
             json!({ "code": "UNAVAILABLE", "reason": "UNREACHABLE", "message": problem.to_string(), "outcome": "not-applied" }),
         ),
-        None => {
+        None | Some(Problem::File(_) | Problem::Credential(_)) => {
             (format!("error: {error:#}"), json!({ "code": "", "reason": "FAILED", "message": format!("{error:#}") }))
         }
     };

@@ -14,6 +14,7 @@ use witan_kernel::name::NodeId;
 use witan_kernel::port::{NodeStatus, StorageNode};
 use witan_node::node::NodeConfig;
 use witan_store::tenants::TenantCacheConfig;
+use witan_tls::{Bounds, Incoming, Protocol};
 
 use super::compose::{Config, Live, start};
 use super::node::{self, DurabilityArg};
@@ -71,7 +72,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         security: Security::default(),
         defaults: Defaults::default(),
         tenant_cache: TenantCacheConfig::default(),
-        connections: 10_000,
+        connections: witan_tls::incoming::CONNECTIONS,
         metrics_path: Some("/metrics".to_owned()),
         drain: Duration::from_secs(10),
         sampling: Sampling::default(),
@@ -107,7 +108,8 @@ async fn start_nodes(args: &Args, stop: watch::Receiver<bool>) -> anyhow::Result
         // All nodes share this machine's cores.
         config.shards = 1;
         let opened = node::open(config).await?;
-        serving.push(tokio::spawn(node::serve(opened, listener, stop.clone())));
+        let incoming = Incoming::new(listener, None, Protocol::Grpc, Bounds::default());
+        serving.push(tokio::spawn(node::serve(opened, incoming, stop.clone())));
         nodes.push(StorageNode {
             id,
             host: Ipv4Addr::LOCALHOST.to_string(),

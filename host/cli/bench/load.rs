@@ -8,7 +8,9 @@ use anyhow::Context;
 use clap::ValueEnum;
 use http::Uri;
 use tokio::task::LocalSet;
+use witan_tls::ClientSide;
 
+use super::super::credential::Shown;
 use super::measured::{Measured, Progress, Recorder};
 use super::pace::{Pace, Rate, Until};
 use super::work::{Distribution, Work};
@@ -28,6 +30,8 @@ pub enum Mode {
 pub struct Load {
     /// "http://host:port" of the coordinator, or of a baseline that answers the same calls.
     pub endpoint: String,
+    /// How its certificate is checked, and what is shown to it; `None`: without TLS.
+    pub tls: Option<ClientSide>,
     /// How operations travel.
     pub mode: Mode,
     /// How fast they start.
@@ -60,12 +64,15 @@ pub struct Load {
     pub contexts: bool,
     /// Where the dice start.
     pub seed: u64,
+    /// The credential that is shown.
+    pub shown: Shown,
 }
 
 impl Default for Load {
     fn default() -> Self {
         Self {
             endpoint: "http://127.0.0.1:50051".to_owned(),
+            tls: None,
             mode: Mode::Unary,
             rate: Rate::Closed,
             until: Until::Elapsed(Duration::from_secs(10)),
@@ -82,6 +89,7 @@ impl Default for Load {
             value_size: 256,
             contexts: false,
             seed: 1,
+            shown: Shown::default(),
         }
     }
 }
