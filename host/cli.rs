@@ -3,7 +3,7 @@
 //! Reading order: [`args`] (how values are spelt), [`output`] (text for people, JSON for programs), [`client`] (the
 //! connection, and what an error says), [`compose`] (a coordinator put together), then one module per subcommand.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (`kv get`). With `--output json`, exactly one object goes to
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (`kv get`), 4 warnings only (`doctor`). With `--output json`, exactly one object goes to
 //! standard output, `{"error": ...}` included; `plugin events` writes one per event.
 
 pub mod args;
@@ -11,23 +11,27 @@ pub mod bench;
 pub mod client;
 pub mod completions;
 pub mod compose;
+pub mod config;
 pub mod configured;
 pub mod credential;
 pub mod dev;
+pub mod doctor;
 pub mod kv;
 pub mod node;
 pub mod nodes;
 pub mod output;
 pub mod platform;
 pub mod plugin;
+pub mod reload;
 pub mod repair;
+pub mod secured;
 pub mod serve;
 pub mod signal;
 pub mod stores;
+pub mod telemetry;
 pub mod tenant;
 pub mod token;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -36,6 +40,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Loaded, Problems};
 use output::Output;
+use telemetry::{LogFilter, quiet_engine};
 
 /// The command line of `witan`.
 #[derive(Debug, Parser)]
@@ -57,7 +62,8 @@ use output::Output;
 
 `witan help <command>` explains each command, with examples.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (kv get).",
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (kv get),
+4 warnings only (doctor).",
     propagate_version = true
 )]
 pub struct Cli {
@@ -95,6 +101,19 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub timeout: std::time::Duration,
+    /// PEM file of the authorities that sign coordinators' certificates, for https:// endpoints [default: those of the
+    /// operating system]
+    #[arg(long, global = true, env = "WITAN_CA_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub ca_file: Option<std::path::PathBuf>,
+    /// PEM file of the certificate to show to coordinators that ask for one; with --client-key-file
+    #[arg(long, global = true, env = "WITAN_CLIENT_CERT_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub client_cert_file: Option<std::path::PathBuf>,
+    /// PEM file of that certificate's private key
+    #[arg(long, global = true, env = "WITAN_CLIENT_KEY_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub client_key_file: Option<std::path::PathBuf>,
+    /// The name that a coordinator's certificate must have [default: the endpoint's host]
+    #[arg(long, global = true, env = "WITAN_SERVER_NAME", value_name = "NAME", help_heading = "Global options")]
+    pub server_name: Option<String>,
     /// A file with the token to show to coordinators that ask for one; WITAN_TOKEN in the environment may hold it instead
     #[arg(long, global = true, env = "WITAN_TOKEN_FILE", value_name = "FILE", help_heading = "Global options")]
     pub token_file: Option<std::path::PathBuf>,
@@ -141,6 +160,12 @@ pub enum Command {
     /// A storage node keeps replicas of keys in a folder, and merges what coordinators send it. Prints a line that starts with
     /// `ready` once it serves; SIGTERM lets what is in flight end.
     Node(node::Args),
+    /// Check a coordinator's configuration, and show what holds
+    #[command(subcommand, after_help = config::EXAMPLES)]
+    Config(config::Command),
+    /// Examine everything that a coordinator stands on, and say what to do
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(doctor::Args),
     /// Read, write and delete keys
     #[command(subcommand, after_help = kv::EXAMPLES)]
     Kv(kv::Command),
@@ -174,10 +199,13 @@ pub fn main() -> ExitCode {
         Ok(loaded) => loaded,
         Err(problems) => return client::report(&problems.into(), cli.global.output),
     };
-    if let Err(error) = log(&cli, loaded.as_ref()) {
-        eprintln!("error: --log-level: {error}");
-        return ExitCode::from(2);
-    }
+    let log = match log(&cli, loaded.as_ref()) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("error: --log-level: {error}");
+            return ExitCode::from(2);
+        }
+    };
     let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -186,7 +214,7 @@ pub fn main() -> ExitCode {
         }
     };
     let output = cli.global.output;
-    match runtime.block_on(run(cli, loaded)) {
+    match runtime.block_on(run(cli, loaded.map(|loaded| (loaded, log)))) {
         Ok(code) => code,
         Err(error) => client::report(&error, output),
     }
@@ -201,12 +229,17 @@ fn load(cli: &Cli) -> Result<Option<Loaded>, Problems> {
 }
 
 /// Does what a parsed command line says.
-pub async fn run(cli: Cli, loaded: Option<Loaded>) -> anyhow::Result<ExitCode> {
+pub async fn run(cli: Cli, loaded: Option<(Loaded, Option<LogFilter>)>) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
     match command {
         Command::Dev(args) => dev::run(args).await,
-        Command::Serve(_) => serve::run(loaded.context("the configuration was not read")?).await,
+        Command::Serve(_) => {
+            let (loaded, log) = loaded.context("the configuration was not read")?;
+            serve::run(loaded, log).await
+        }
         Command::Node(args) => node::run(args).await,
+        Command::Doctor(args) => doctor::run(&global, args).await,
+        Command::Config(command) => config::run(&global, command),
         Command::Kv(command) => kv::run(&global, command).await,
         Command::Tenant(command) => tenant::run(&global, command).await,
         Command::Nodes(command) => nodes::run(&global, command).await,
@@ -223,7 +256,9 @@ impl Command {
     fn is_server(&self) -> bool {
         match self {
             Self::Dev(_) | Self::Serve(_) | Self::Node(_) => true,
-            Self::Kv(_)
+            Self::Config(_)
+            | Self::Doctor(_)
+            | Self::Kv(_)
             | Self::Tenant(_)
             | Self::Nodes(_)
             | Self::Repair(_)
@@ -247,37 +282,24 @@ fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
     builder.enable_all().build()
 }
 
-/// What is logged: the flag's word, else RUST_LOG's, else the configuration's.
-fn log_filter(cli: &Cli, loaded: Option<&Loaded>) -> String {
+/// What the flag, or RUST_LOG, says about what is logged: each has more to say than a configuration.
+fn log_filter(cli: &Cli) -> Option<String> {
     let environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|filter| !filter.is_empty());
-    let said = cli.global.log_level.clone().or(environment);
-    said.unwrap_or_else(|| {
-        let configured = loaded.map(|loaded| loaded.settings.logging.level.as_str());
-        match configured {
-            Some(level) => quiet_engine(level),
-            None if cli.command.is_server() => quiet_engine("info"),
-            None => "warn".to_owned(),
-        }
-    })
+    cli.global.log_level.clone().or(environment)
 }
 
-/// The engine below a store tells about every table it writes. What a filter says of it itself comes later and holds.
-fn quiet_engine(level: &str) -> String {
-    format!("fjall=warn,lsm_tree=warn,{level}")
-}
-
-fn log(cli: &Cli, loaded: Option<&Loaded>) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = log_filter(cli, loaded);
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(filter)?)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+/// Starts logging. Returns what changes it, where the configuration decides.
+fn log(cli: &Cli, loaded: Option<&Loaded>) -> Result<Option<LogFilter>, tracing_subscriber::filter::ParseError> {
+    let said = log_filter(cli);
+    let decided = said.is_some();
+    let filter = said.unwrap_or_else(|| match loaded {
+        Some(loaded) => quiet_engine(&loaded.settings.logging.level),
+        None if cli.command.is_server() => quiet_engine("info"),
+        None => "warn".to_owned(),
+    });
     let configured = loaded.map(|loaded| loaded.settings.logging.format.into());
-    match cli.global.log_format.or(configured).unwrap_or_default() {
-        LogFormat::Console => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
-    Ok(())
+    let log = telemetry::log(&filter, cli.global.log_format.or(configured).unwrap_or_default())?;
+    Ok((!decided).then_some(log))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod convert;
 pub mod database;
 pub mod keys;
 mod layers;
+pub mod print;
 mod problem;
 pub mod redis;
 pub mod settings;
@@ -23,6 +24,7 @@ use serde_json::Value;
 pub use check::{address, plain_host};
 pub use convert::node;
 pub use layers::{Flag, Source};
+pub use print::documented;
 pub use problem::{Problem, Problems, Shown};
 pub use settings::Settings;
 
@@ -96,6 +98,17 @@ impl Loaded {
             return Ok(Self { settings, notes: checked.notes, inputs, layers });
         }
         Err(failed(problems))
+    }
+
+    /// Whether a key's value is another one there.
+    pub fn differs(&self, other: &Self, path: &str) -> bool {
+        let value = |loaded: &Self| loaded.layers.get(path).map(|given| given.value.clone());
+        value(self) != value(other)
+    }
+
+    /// The text at a key, if there is one.
+    pub fn text(&self, path: &str) -> Option<String> {
+        self.layers.get(path)?.value.as_str().map(str::to_owned)
     }
 
     /// Where the value of a key comes from.

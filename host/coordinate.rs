@@ -43,6 +43,7 @@ pub use removal::Removed;
 pub use request::{ReadAnswer, ReadRequest, Rendering, WriteRequest, Written};
 pub use sweep::{Stopped, Sweep, Swept};
 
+use crate::origin;
 use admission::Admission;
 
 /// The implementations of the ports that a coordinator runs over.
@@ -88,6 +89,15 @@ pub struct Defaults {
     pub limits: Limits,
 }
 
+/// Deadlines of operations for which the client sets none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Of reads.
+    pub read: Duration,
+    /// Of changes.
+    pub write: Duration,
+}
+
 /// No operation lasts longer, whatever the client asks for: a Put that is tried again must be younger than
 /// [`witan_kernel::limit::PUT_RETRY_MICROS`].
 pub const LONGEST_DEADLINE: Duration = Duration::from_secs(10);
@@ -110,6 +120,7 @@ pub struct Coordinator<W: World> {
     ring: ArcSwap<Ring>,
     keys: ArcSwap<ContextKeys>,
     defaults: Defaults,
+    timeouts: ArcSwap<Timeouts>,
     admission: Arc<Admission>,
     repairs: repair::Slots,
     collapses: collapse::Running,
@@ -130,6 +141,7 @@ impl<W: World> Coordinator<W> {
             admission: Arc::new(Admission::new(defaults.limits.clone())),
             repairs: repair::Slots::new(defaults.limits.repairs),
             collapses: collapse::Running::default(),
+            timeouts: ArcSwap::from_pointee(Timeouts { read: defaults.read_timeout, write: defaults.write_timeout }),
             defaults,
             metrics: Arc::new(Metrics::default()),
         })
@@ -146,10 +158,10 @@ impl<W: World> Coordinator<W> {
         let under_way = self.metrics.begin();
         let coordinator = Arc::clone(self);
         // Boxed, so that the runtime moves a pointer and not an operation's whole state, which it does more than once.
-        tokio::spawn(Box::pin(async move {
+        tokio::spawn(Box::pin(origin::carried("write", async move {
             coordinator.run_write(request, respond).await;
             drop((permit, under_way));
-        }));
+        })));
     }
 
     /// Reads. `respond` is called once, from another task.
@@ -160,10 +172,10 @@ impl<W: World> Coordinator<W> {
         };
         let under_way = self.metrics.begin();
         let coordinator = Arc::clone(self);
-        tokio::spawn(Box::pin(async move {
+        tokio::spawn(Box::pin(origin::carried("read", async move {
             coordinator.run_read(request, respond).await;
             drop((permit, under_way));
-        }));
+        })));
     }
 
     /// Puts another ring in force. Operations under way keep the one they started with.
@@ -179,6 +191,11 @@ impl<W: World> Coordinator<W> {
     /// Puts other context keys in force.
     pub fn set_context_keys(&self, keys: ContextKeys) {
         self.keys.store(Arc::new(keys));
+    }
+
+    /// Puts other deadlines in force. Operations under way keep theirs.
+    pub fn set_timeouts(&self, timeouts: Timeouts) {
+        self.timeouts.store(Arc::new(timeouts));
     }
 
     /// The ports.

@@ -2,7 +2,8 @@
 //!
 //! `guard` lets calls in, `status` maps failures, `convert` requests and responses, `keyvalue` serves single calls, `session` streams of
 //! them, `tenants` and `nodes` the catalog, `care` (with
-//! `page_token`) listings, repair and removal, `plugins` the plugin platform, `access` tokens, `server` puts them on a listener.
+//! `page_token`) listings, repair and removal, `plugins` the plugin platform, `access` tokens, `origin` gives each call its id,
+//! `server` puts them on a listener.
 
 mod access;
 mod care;
@@ -10,6 +11,7 @@ mod convert;
 mod guard;
 mod keyvalue;
 mod nodes;
+pub mod origin;
 mod page_token;
 mod plugins;
 pub mod server;
@@ -18,5 +20,5 @@ mod status;
 mod tenants;
 
 pub use access::AccessApi;
-pub use keyvalue::CoordinatorApi;
+pub use keyvalue::{CoordinatorApi, Fallbacks};
 pub use plugins::PluginApi;

@@ -21,7 +21,7 @@ use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Clock, Replicas, Reply, StorageNode};
 use witan_kernel::replica::{Ask, ReplicaError, Request};
 
-pub use connect::{Connect, Connecting, Tcp, Trust, endpoint};
+pub use connect::{Connect, ConnectError, Connecting, Credential, Link, Tcp, Trust, endpoint};
 use lane::{Lane, Outgoing};
 use vitals::Vitals;
 

@@ -30,7 +30,7 @@ pub struct Entry<'a> {
     pub time_ms: u64,
     /// The id of the request, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub request_id: Option<&'a str>,
+    pub request_id: Option<String>,
     /// Who is at the other end of the connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<SocketAddr>,

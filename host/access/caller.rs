@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use http::HeaderValue;
 use sha2::{Digest, Sha256};
 use witan_kernel::name::TenantId;
 
@@ -12,14 +11,15 @@ use super::credential::Credential;
 use super::refusal::Refusal;
 use super::scope::{Need, Rule, Scope, Scopes};
 use super::{Access, token};
+use crate::origin::RequestId;
 
 /// Where a call comes from, as far as it is put on record.
 #[derive(Debug, Clone, Default)]
 pub struct Origin {
     /// The other end of the connection.
     pub peer: Option<SocketAddr>,
-    /// The id that the client, or what stands before it, has given the call.
-    pub request_id: Option<HeaderValue>,
+    /// The call's id.
+    pub request_id: Option<RequestId>,
 }
 
 /// Who makes a call. The layer before every server puts it beside the request; nobody else makes one.
@@ -141,7 +141,7 @@ impl Caller {
     ) -> Entry<'a> {
         Entry {
             time_ms: self.access.now_ms(),
-            request_id: self.origin.request_id.as_ref().and_then(|id| id.to_str().ok()),
+            request_id: self.origin.request_id.as_ref().map(ToString::to_string),
             peer: self.origin.peer,
             credential: self.credential.id(),
             rpc: self.rule.path,

@@ -25,7 +25,7 @@ use super::args::{self, ConflictMode, Level, Ordering, spelt};
 use super::client::Problem;
 use super::credential::Shown;
 use super::output::{self, Output, grouped};
-use super::{Global, tenant};
+use super::{Global, client, tenant};
 use load::{Load, Mode};
 use measured::{Measured, Progress};
 use pace::{Rate, Until};
@@ -128,7 +128,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     tenant::ensure(global, tenant_request(&args), true).await?;
     let siblings = tenant::get(global, args.tenant.clone()).await?.conflict_mode == "siblings";
     let shown = Shown::of(global).map_err(Problem::Credential)?;
-    let load = Load { shown, ..load_of(global, &args, siblings) };
+    let load = Load { shown, ..load_of(global, &args, siblings)? };
     let quiet = args.quiet || !std::io::stderr().is_terminal();
     if args.preload {
         measure(preload_of(&load), "preload", quiet).await?;
@@ -155,9 +155,10 @@ fn tenant_request(args: &Args) -> CreateTenantRequest {
     }
 }
 
-fn load_of(global: &Global, args: &Args, contexts: bool) -> Load {
-    Load {
+fn load_of(global: &Global, args: &Args, contexts: bool) -> anyhow::Result<Load> {
+    Ok(Load {
         endpoint: global.endpoint.clone(),
+        tls: client::tls(global)?,
         mode: args.mode,
         rate: args.rate.map_or(Rate::Closed, Rate::Open),
         until: match args.operations {
@@ -178,7 +179,7 @@ fn load_of(global: &Global, args: &Args, contexts: bool) -> Load {
         contexts,
         seed: args.seed,
         ..Load::default()
-    }
+    })
 }
 
 /// Writes every key once, as fast as that goes.

@@ -11,6 +11,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
+use witan_tls::{ClientSide, ClientTls, Connector, Fields, FileError};
 use witan_wire::v1::KeyNotFoundDetail;
 use witan_wire::v1::access_service_client::AccessServiceClient;
 use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
@@ -47,23 +48,52 @@ pub async fn access(global: &Global) -> Result<AccessServiceClient<Link>, Proble
 
 async fn link(global: &Global) -> Result<Link, Problem> {
     let shown = Shown::of(global).map_err(Problem::Credential)?;
-    Ok(InterceptedService::new(channel(&global.endpoint, global.timeout).await?, shown))
+    Ok(InterceptedService::new(channel(global).await?, shown))
 }
 
-/// A connection to `endpoint`, made within `timeout`.
-pub async fn channel(endpoint: &str, timeout: Duration) -> Result<Channel, Problem> {
+/// A connection to the coordinator.
+pub async fn channel(global: &Global) -> Result<Channel, Problem> {
+    connect(&global.endpoint, global.timeout, tls(global)?).await
+}
+
+/// A connection to `endpoint`, made within `timeout`; with `tls`, over TLS.
+pub async fn connect(endpoint: &str, timeout: Duration, tls: Option<ClientSide>) -> Result<Channel, Problem> {
     let unreachable = |why: String| Problem::Unreachable { endpoint: endpoint.to_owned(), why };
-    Endpoint::from_shared(endpoint.to_owned())
+    let settings = Endpoint::from_shared(endpoint.to_owned())
         .map_err(|error| unreachable(causes(&error)))?
         .connect_timeout(timeout)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(10))
         .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(16 << 20)
-        .connect()
-        .await
-        .map_err(|error| unreachable(causes(&error)))
+        .initial_connection_window_size(16 << 20);
+    let connected = match tls {
+        Some(tls) => settings.connect_with_connector(Connector::new(tls)).await,
+        None => settings.connect().await,
+    };
+    connected.map_err(|error| unreachable(causes(&error)))
+}
+
+/// How an https:// endpoint is spoken to, as the command line says; `None` for others.
+pub fn tls(global: &Global) -> Result<Option<ClientSide>, Problem> {
+    let tls = ClientTls {
+        ca_file: global.ca_file.clone(),
+        cert_file: global.client_cert_file.clone(),
+        key_file: global.client_key_file.clone(),
+        server_name: global.server_name.clone(),
+    };
+    if global.endpoint.starts_with("https://") {
+        return Ok(Some(ClientSide::open(&tls, Fields::CLIENT_FLAGS)?));
+    }
+    // Whoever names an authority believes to be safe.
+    if tls != ClientTls::default() {
+        return Err(Problem::Unreachable {
+            endpoint: global.endpoint.clone(),
+            why: "--ca-file, --client-cert-file, --client-key-file and --server-name are for https:// endpoints"
+                .to_owned(),
+        });
+    }
+    Ok(None)
 }
 
 /// A request that carries the command line's deadline.
@@ -84,6 +114,9 @@ pub enum Problem {
         /// The causes.
         why: String,
     },
+    /// A certificate or a key cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The token to show cannot be used.
     #[error("{0}")]
     Credential(String),
@@ -241,7 +274,7 @@ pub fn report(error: &anyhow::Error, output: Output) -> ExitCode {
             format!("error: {problem}\n  next:     check that the coordinator runs, and its address (--endpoint)"),
             json!({ "code": "UNAVAILABLE", "reason": "UNREACHABLE", "message": problem.to_string(), "outcome": "not-applied" }),
         ),
-        Some(Problem::Credential(_)) | None => {
+        None | Some(Problem::File(_) | Problem::Credential(_)) => {
             (format!("error: {error:#}"), json!({ "code": "", "reason": "FAILED", "message": format!("{error:#}") }))
         }
     };

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
@@ -18,21 +18,25 @@ use witan_kernel::port::{Clock, Randomness, Replicas, StorageNode, StoreError};
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Ranges, is_whole};
 use witan_kernel::tenant::Tenant;
+use witan_plugin::PluginHost;
 use witan_store::Durability;
-use witan_store::metadata::{Claim, Metadata, Secret};
+use witan_store::metadata::{Claim, Metadata, Secret, Slot};
 use witan_store::tenants::{TenantCache, TenantCacheConfig};
 use witan_wire::v1::DescribeRequest;
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
+use super::reload::Reloads;
+use super::secured::Secured;
 use super::stores::{Idempotency, Seat, Shared};
 use super::{platform, stores};
 use crate::access::Access;
-use crate::access::config::{Security, may_listen};
+use crate::access::config::{RateLimits, Security, may_listen};
 use crate::admin::{self, Admin, Ready};
 use crate::catalog::{Catalog, Cluster, Fullness, Held, follow};
-use crate::coordinate::{Coordinator, Defaults, Ports, World};
-use crate::grpc::{AccessApi, CoordinatorApi, PluginApi, server};
-use crate::peer::{Connect, Connecting, Lanes, Tcp, Trust, endpoint};
+use crate::coordinate::{Coordinator, Defaults, Ports, Timeouts, World};
+use crate::grpc::origin::Sampling;
+use crate::grpc::{AccessApi, CoordinatorApi, Fallbacks, PluginApi, server};
+use crate::peer::{Connect, Connecting, Lanes, Tcp, Trust};
 
 /// This machine's clocks.
 #[derive(Debug, Clone, Copy)]
@@ -73,15 +77,18 @@ impl Randomness for SystemRandomness {
 
 /// Sockets to nodes whose stores are held against those on record.
 #[derive(Clone)]
-pub struct Registered(Arc<dyn Metadata>);
+pub struct Registered {
+    metadata: Arc<dyn Metadata>,
+    sockets: Tcp,
+}
 
 impl Connect for Registered {
     fn connect(&self, node: &StorageNode) -> Connecting {
-        Tcp.connect(node)
+        self.sockets.connect(node)
     }
 
     fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, String>> {
-        let on_record = self.0.record_store_id(node, store);
+        let on_record = self.metadata.record_store_id(node, store);
         Box::pin(async move {
             match on_record.await {
                 Ok(on_record) if is_whole(on_record, store) => Ok(Trust::Whole),
@@ -101,6 +108,25 @@ impl World for Real {
     type Replicas = Arc<Lanes<SystemClock, Registered>>;
     type Idempotency = Idempotency;
     type Tenants = Arc<TenantCache>;
+}
+
+/// What may change while a coordinator serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Live {
+    /// Deadlines of operations for which the client sets none.
+    pub timeouts: Timeouts,
+    /// What new tenants and nodes get where their request does not choose.
+    pub fallbacks: Fallbacks,
+    /// How many requests each tenant may make.
+    pub rate_limits: RateLimits,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        let Defaults { write_timeout: write, read_timeout: read, .. } = Defaults::default();
+        let timeouts = Timeouts { read, write };
+        Self { timeouts, fallbacks: Fallbacks::default(), rate_limits: RateLimits::default() }
+    }
 }
 
 /// What a coordinator is put together from.
@@ -134,6 +160,12 @@ pub struct Config {
     pub metrics_path: Option<String>,
     /// How long a shutdown may take.
     pub drain: Duration,
+    /// Which calls are traced.
+    pub sampling: Sampling,
+    /// What may change meanwhile.
+    pub live: watch::Receiver<Live>,
+    /// How reading the configuration again goes.
+    pub reloads: Reloads,
 }
 
 /// A coordinator that serves.
@@ -168,6 +200,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     for (address, key) in [(config.listen, "server.host"), (config.admin_listen, "metrics.host")] {
         may_listen(&config.security, address).map_err(|why| anyhow::anyhow!("{key}: {why}"))?;
     }
+    let secured = Secured::open(&config.security)?;
     let listener = bind(config.listen, "--listen").await?;
     let admin_listener = bind(config.admin_listen, "--admin-listen").await?;
     std::fs::create_dir_all(&config.data_dir).with_context(|| format!("make {}", config.data_dir.display()))?;
@@ -190,11 +223,14 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let access = Arc::new(Access::open(&config.security, Arc::clone(&metadata), unix_ms).await.context("open access")?);
     let secrets = metadata.secrets(rand::random(), clock.wall_micros() / 1000).await.context("read secrets")?;
     let keys = context_keys(&secrets)?;
-    let nodes: Vec<StorageNode> = metadata.nodes().await.context("read nodes")?.into_iter().map(|n| n.node).collect();
+    let placement = metadata.placement().await.context("read nodes")?;
+    let nodes: Vec<StorageNode> = placement.nodes.into_iter().map(|on_record| on_record.node).collect();
     let idempotency = Idempotency::open(&config.shared, &config.data_dir, clock, config.durability).await?;
     let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), clock, config.tenant_cache));
-    let lanes = Arc::new(Lanes::new(clock, Registered(Arc::clone(&metadata)), config.node_id.clone()));
+    let connect = Registered { metadata: Arc::clone(&metadata), sockets: secured.to_nodes() };
+    let lanes = Arc::new(Lanes::new(clock, connect.clone(), config.node_id.clone()));
     lanes.set_nodes(&nodes);
+    let known = nodes.len();
     let platform = platform::start(&config, Arc::clone(&metadata)).await?;
     let ports = Ports::<Real> {
         clock,
@@ -204,15 +240,17 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
         tenants: Arc::clone(&tenants),
         plugins: Arc::new(platform.clone()),
     };
-    let coordinator = Coordinator::new(ports, ring_of(&nodes, 1), keys, config.defaults.clone());
+    let coordinator = Coordinator::new(ports, ring_of(&nodes, placement.epoch), keys, config.defaults.clone());
     let local: Arc<dyn Cluster> = Arc::new(Local {
         coordinator: Arc::clone(&coordinator),
         lanes: Arc::clone(&lanes),
         tenants,
         metadata: Arc::clone(&metadata),
+        plugins: platform.clone(),
+        connect,
         access: Arc::clone(&access),
         clock,
-        nodes: Mutex::new(nodes),
+        placing: Mutex::default(),
     });
     let catalog = Arc::new(Catalog::new(Arc::clone(&metadata), Arc::clone(&local), instance));
     let following = follow(Arc::clone(&metadata), local, revision);
@@ -228,6 +266,9 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     platform::register(&platform, &mut registry);
     access.register(&mut registry);
     tokio::spawn(Arc::clone(&access).follow(stop.clone()));
+    config.reloads.register(&mut registry);
+    let admin_address = admin_listener.local_addr()?;
+    let (incoming, admin_incoming) = secured.listen(listener, admin_listener, config.connections, &mut registry);
     tokio::spawn(watch_stores(Arc::clone(&lanes), stop.clone()));
     let admin = Admin {
         metrics: Arc::new(registry),
@@ -235,26 +276,55 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
         readiness: readiness(Arc::clone(&metadata), lanes.clone(), clock),
         access: Arc::clone(&access),
     };
+    tracing::info!(nodes = known, "waiting for the storage nodes");
     lanes.tried().await;
 
-    let admin_address = admin_listener.local_addr()?;
-    let bounds = server::Bounds { drain: config.drain, ..server::Bounds::default() };
+    let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
+    let api = CoordinatorApi::new(Arc::clone(&coordinator), Arc::clone(&catalog));
+    let changing = Changing { coordinator, fallbacks: Arc::clone(api.fallbacks()), access: Arc::clone(&access) };
+    tokio::spawn(changing.follow(config.live, stop.clone()));
     let services = server::Services {
-        coordinator: CoordinatorApi::new(coordinator, Arc::clone(&catalog)),
+        coordinator: api,
         plugins: PluginApi::new(platform, catalog),
         tokens: AccessApi::new(Arc::clone(&access), metadata),
         access: Arc::clone(&access),
     };
-    let grpc = server::serve(TcpListenerStream::new(listener), services, bounds, stopped(stop.clone()));
+    let grpc = server::serve(incoming, services, bounds, stopped(stop.clone()));
     Ok(Serving {
         address,
         admin_address,
         grpc: tokio::spawn(grpc),
-        admin: tokio::spawn(admin::serve(admin_listener, admin, stopped(stop))),
+        admin: tokio::spawn(admin::serve(admin_incoming, admin, stopped(stop))),
         access,
         idempotency,
         seat,
     })
+}
+
+/// What changes while a coordinator serves.
+struct Changing {
+    coordinator: Arc<Coordinator<Real>>,
+    fallbacks: Arc<ArcSwap<Fallbacks>>,
+    access: Arc<Access>,
+}
+
+impl Changing {
+    /// Puts in force what changes meanwhile, until the signal to stop is given.
+    async fn follow(self, mut live: watch::Receiver<Live>, stop: watch::Receiver<bool>) {
+        let stopped = stopped(stop);
+        tokio::pin!(stopped);
+        loop {
+            let now = live.borrow_and_update().clone();
+            self.coordinator.set_timeouts(now.timeouts);
+            self.fallbacks.store(Arc::new(now.fallbacks));
+            self.access.set_rate_limits(now.rate_limits);
+            tokio::select! {
+                // Nobody is left who could change anything.
+                changed = live.changed() => if changed.is_err() { return },
+                () = &mut stopped => return,
+            }
+        }
+    }
 }
 
 /// Unix milliseconds.
@@ -322,10 +392,12 @@ struct Local {
     lanes: Arc<Lanes<SystemClock, Registered>>,
     tenants: Arc<TenantCache>,
     metadata: Arc<dyn Metadata>,
+    plugins: PluginHost,
+    connect: Registered,
     access: Arc<Access>,
     clock: SystemClock,
-    /// Those in force.
-    nodes: Mutex<Vec<StorageNode>>,
+    /// Held while another placement is put in force.
+    placing: Mutex<()>,
 }
 
 impl Cluster for Local {
@@ -355,6 +427,11 @@ impl Cluster for Local {
         })
     }
 
+    fn plugins_outdated(&self, slots: Option<Vec<Slot>>) -> Pending<Result<(), StoreError>> {
+        let plugins = self.plugins.clone();
+        Box::pin(async move { platform::refresh(&plugins, slots).await })
+    }
+
     fn tokens_outdated(&self) -> Pending<Result<(), StoreError>> {
         let access = Arc::clone(&self.access);
         Box::pin(async move { access.tokens_outdated().await })
@@ -364,14 +441,14 @@ impl Cluster for Local {
         self.access.confirmed();
     }
 
-    fn nodes_changed(&self, nodes: &[StorageNode]) {
-        let mut in_force = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        if *in_force == nodes {
+    fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]) {
+        // A newer one may have been published since this one was read.
+        let _one_at_a_time = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        if epoch <= self.coordinator.ring().epoch() {
             return;
         }
-        *in_force = nodes.to_vec();
         self.lanes.set_nodes(nodes);
-        self.coordinator.set_ring(ring_of(nodes, self.coordinator.ring().epoch() + 1));
+        self.coordinator.set_ring(ring_of(nodes, epoch));
     }
 
     fn state(&self, node: &NodeId) -> ReplicaState {
@@ -379,11 +456,11 @@ impl Cluster for Local {
     }
 
     fn fullness(&self, node: &StorageNode) -> Pending<Option<Fullness>> {
-        let node = node.clone();
+        let connecting = self.connect.connect(node);
         Box::pin(async move {
             let ask = async {
-                let channel = endpoint(&node).ok()?.connect().await.ok()?;
-                let told = StorageNodeServiceClient::new(channel).describe(DescribeRequest {}).await.ok()?.into_inner();
+                let link = connecting.await.ok()?;
+                let told = StorageNodeServiceClient::new(link).describe(DescribeRequest {}).await.ok()?.into_inner();
                 Some(Fullness { keys: told.keys_count, disk_usage_percent: told.disk_usage_percent })
             };
             tokio::time::timeout(Duration::from_secs(2), ask).await.ok().flatten()

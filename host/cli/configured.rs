@@ -3,23 +3,28 @@
 use std::path::Path;
 
 use anyhow::Context;
+use tokio::sync::watch;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{NodeStatus, StorageNode};
+use witan_kernel::tenant::ReadRepair;
 use witan_store::idempotency::{RedisConfig, RedisCredentials, RedisServers, RedisTls};
 use witan_store::metadata::PostgresConfig;
 use witan_store::tenants::TenantCacheConfig;
 
-use super::compose::Config;
+use super::compose::{Config, Live};
+use super::reload::Reloads;
 use super::stores::Shared;
+use super::telemetry;
 use crate::config::database::Wrong;
 use crate::config::redis::Servers;
 use crate::config::settings::{Database, Redis, Settings};
 use crate::config::value::Secret;
 use crate::config::{address, plain_host};
-use crate::coordinate::Defaults;
+use crate::coordinate::{Defaults, Timeouts};
+use crate::grpc::Fallbacks;
 
 /// What a coordinator is put together from.
-pub(super) fn config(settings: &Settings) -> anyhow::Result<Config> {
+pub(super) fn config(settings: &Settings, live: watch::Receiver<Live>, reloads: Reloads) -> anyhow::Result<Config> {
     let Settings { server, metrics, consistency, cache, plugins, security, durability, .. } = settings;
     let wrong = |what: String| anyhow::anyhow!(what);
     Ok(Config {
@@ -45,7 +50,24 @@ pub(super) fn config(settings: &Settings) -> anyhow::Result<Config> {
         connections: server.max_connections,
         metrics_path: metrics.enabled.then(|| metrics.path.clone()),
         drain: server.shutdown_timeout.0,
+        sampling: telemetry::sampling(&settings.telemetry),
+        live,
+        reloads,
     })
+}
+
+/// What of it may change meanwhile.
+pub(super) fn live(settings: &Settings) -> Live {
+    let Settings { consistency, security, hash_ring, .. } = settings;
+    Live {
+        timeouts: Timeouts { read: consistency.read_timeout.0, write: consistency.write_timeout.0 },
+        fallbacks: Fallbacks {
+            default_level: consistency.default_level.into(),
+            read_repair: if consistency.repair_async { ReadRepair::Async } else { ReadRepair::Blocking },
+            virtual_nodes: hash_ring.virtual_nodes,
+        },
+        rate_limits: security.rate_limits.clone(),
+    }
 }
 
 fn told<T>(result: Result<T, Wrong>) -> anyhow::Result<T> {

@@ -14,13 +14,16 @@ use witan_kernel::name::NodeId;
 use witan_kernel::port::{NodeStatus, StorageNode};
 use witan_node::node::NodeConfig;
 use witan_store::tenants::TenantCacheConfig;
+use witan_tls::{Bounds, Incoming, Protocol};
 
-use super::compose::{Config, start};
+use super::compose::{Config, Live, start};
 use super::node::{self, DurabilityArg};
+use super::reload::Reloads;
 use super::signal;
 use super::stores::Shared;
 use crate::access::config::Security;
 use crate::coordinate::Defaults;
+use crate::grpc::origin::Sampling;
 
 /// Flags of `witan dev`.
 #[derive(Debug, clap::Args)]
@@ -69,9 +72,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         security: Security::default(),
         defaults: Defaults::default(),
         tenant_cache: TenantCacheConfig::default(),
-        connections: 10_000,
+        connections: witan_tls::incoming::CONNECTIONS,
         metrics_path: Some("/metrics".to_owned()),
         drain: Duration::from_secs(10),
+        sampling: Sampling::default(),
+        live: watch::channel(Live::default()).1,
+        reloads: Reloads::default(),
     };
     let serving = start(config, stop).await?;
     let shown: Vec<String> = nodes.iter().map(|node| format!("{}={}:{}", node.id, node.host, node.port)).collect();
@@ -102,7 +108,8 @@ async fn start_nodes(args: &Args, stop: watch::Receiver<bool>) -> anyhow::Result
         // All nodes share this machine's cores.
         config.shards = 1;
         let opened = node::open(config).await?;
-        serving.push(tokio::spawn(node::serve(opened, listener, stop.clone())));
+        let incoming = Incoming::new(listener, None, Protocol::Grpc, Bounds::default());
+        serving.push(tokio::spawn(node::serve(opened, incoming, stop.clone())));
         nodes.push(StorageNode {
             id,
             host: Ipv4Addr::LOCALHOST.to_string(),

@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
 use witan_kernel::name::NodeId;
 use witan_node::batch::Durability;
 use witan_node::node::{Node, NodeConfig, ROW_CACHE};
+use witan_node::server::Guard;
+use witan_tls::{Bounds, Fields, Incoming, ListenerTls, Protocol, ServerSide, SharedSecret};
 
 use super::compose::{SystemClock, SystemRandomness, stopped};
 use super::signal;
@@ -19,7 +20,11 @@ use super::signal;
 /// Flags of `witan node`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  witan node --id node-1 --data-dir /var/lib/witan/node-1\n  \
-    witan node --id node-2 --data-dir ./n2 --listen 127.0.0.1:50053 --durability os")]
+    witan node --id node-2 --data-dir ./n2 --listen 127.0.0.1:50053 --durability os\n  \
+    witan node --id node-3 --data-dir /var/lib/witan/node-3 --listen 0.0.0.0:50052 --tls-cert-file node-3.pem \\\n    \
+    --tls-key-file node-3.key --tls-client-ca-file coordinators-ca.pem\n\n\
+    A node serves coordinators only: beyond loopback it asks for a certificate (--tls-client-ca-file) or, over TLS, for a\n\
+    secret (--shared-secret-file).")]
 pub struct Args {
     /// The node's id, as the coordinators know it.
     #[arg(long)]
@@ -45,6 +50,27 @@ pub struct Args {
     /// Seconds a shutdown may take.
     #[arg(long, default_value_t = 10)]
     shutdown_seconds: u64,
+    /// PEM file of the node's certificate and of those between it and its authority; connections are over TLS then. It is
+    /// read again when it changes.
+    #[arg(long, value_name = "FILE", requires = "tls_key_file")]
+    tls_cert_file: Option<PathBuf>,
+    /// PEM file of the certificate's private key.
+    #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
+    tls_key_file: Option<PathBuf>,
+    /// PEM file of the authority that signs the certificates of coordinators, and nobody else's; only clients with such a
+    /// certificate are served.
+    #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
+    tls_client_ca_file: Option<PathBuf>,
+    /// A file with the secret that coordinators show (their security.nodes.shared_secret_file). Each of up to four lines is
+    /// taken. It is read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    shared_secret_file: Option<PathBuf>,
+    /// Serve whoever reaches the node, beyond loopback too: they may read and change every record of every tenant.
+    #[arg(long)]
+    allow_anonymous: bool,
+    /// Connections at a time; those beyond are closed at once.
+    #[arg(long, default_value_t = 1000, value_name = "NUMBER")]
+    max_connections: usize,
 }
 
 impl Args {
@@ -54,6 +80,35 @@ impl Args {
         match self.io_threads {
             0 => (std::thread::available_parallelism().map_or(1, usize::from) / 4).max(1),
             threads => threads,
+        }
+    }
+
+    fn tls(&self) -> Option<ListenerTls> {
+        Some(ListenerTls {
+            cert_file: self.tls_cert_file.clone()?,
+            key_file: self.tls_key_file.clone()?,
+            client_ca_file: self.tls_client_ca_file.clone(),
+        })
+    }
+
+    /// Whether anybody but coordinators could be served, or could read the secret on the way.
+    fn is_safe(&self) -> Result<(), String> {
+        let listen = self.listen;
+        if listen.ip().to_canonical().is_loopback() {
+            return Ok(());
+        }
+        match (&self.shared_secret_file, &self.tls_cert_file) {
+            (Some(file), None) => Err(format!(
+                "--shared-secret-file {} with --listen {listen}: without TLS everybody on the way could read the secret; add \
+                 --tls-cert-file and --tls-key-file, or listen on loopback",
+                file.display()
+            )),
+            (None, _) if self.tls_client_ca_file.is_none() && !self.allow_anonymous => Err(format!(
+                "--listen {listen}: whoever reaches this node may read and change every record of every tenant; let it serve \
+                 coordinators only with --tls-client-ca-file, or with --shared-secret-file (and --tls-cert-file), or listen \
+                 on loopback, or say --allow-anonymous"
+            )),
+            _ => Ok(()),
         }
     }
 }
@@ -87,7 +142,12 @@ impl From<DurabilityArg> for witan_store::Durability {
 
 /// Runs a node until SIGINT or SIGTERM.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    args.is_safe().map_err(anyhow::Error::msg)?;
     let stop = signal::stop_on_signal()?;
+    let open_tls = |tls: ListenerTls| ServerSide::open(&tls, Fields::NODE_FLAGS, Protocol::Grpc);
+    let tls = args.tls().map(open_tls).transpose()?;
+    let open_secret = |path: &PathBuf| SharedSecret::open(path, "--shared-secret-file");
+    let secret = args.shared_secret_file.as_ref().map(open_secret).transpose()?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
         format!("listen on {}; another process may have the port: choose another one with --listen", args.listen)
     })?;
@@ -97,9 +157,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.shards = args.shards;
     config.row_cache = args.row_cache_mib << 20;
     config.limits.drain = Duration::from_secs(args.shutdown_seconds);
+    config.guard = secret.map_or(Guard::Connected, Guard::Secret);
     let node = open(config).await?;
+    let incoming = Incoming::new(listener, tls, Protocol::Grpc, Bounds::of(args.max_connections));
     println!("ready node={} address={address} store={}", node.id(), node.store_id());
-    serve(node, listener, stop).await?;
+    serve(node, incoming, stop).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -112,10 +174,52 @@ pub(super) async fn open(config: NodeConfig) -> anyhow::Result<Node<SystemClock>
 /// Serves a node until `stop` turns true; its threads have ended when this is ready.
 pub(super) async fn serve(
     node: Node<SystemClock>,
-    listener: TcpListener,
+    incoming: Incoming,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let served = node.serve(TcpListenerStream::new(listener), stopped(stop)).await;
+    let served = node.serve(incoming, stopped(stop)).await;
     tokio::task::spawn_blocking(move || drop(node)).await?;
     Ok(served?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn is_safe(flags: &str) -> Result<(), String> {
+        let line = ["node", "--id", "n", "--data-dir", "d", "--listen"].into_iter().chain(flags.split_whitespace());
+        Line::try_parse_from(line).expect("flags").args.is_safe()
+    }
+
+    #[test]
+    fn beyond_loopback_a_node_knows_its_coordinators() {
+        for flags in [
+            "127.0.0.1:1",
+            "[::1]:1",
+            "127.0.0.1:1 --shared-secret-file s",
+            "0.0.0.0:1 --allow-anonymous",
+            "0.0.0.0:1 --tls-cert-file c --tls-key-file k --tls-client-ca-file a",
+            "0.0.0.0:1 --tls-cert-file c --tls-key-file k --shared-secret-file s",
+        ] {
+            assert_eq!(is_safe(flags), Ok(()), "{flags}");
+        }
+        for flags in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1 --tls-cert-file c --tls-key-file k"] {
+            let refused = is_safe(flags).unwrap_err();
+            for part in ["--listen", ":1", "--tls-client-ca-file", "--shared-secret-file", "--allow-anonymous"] {
+                assert!(refused.contains(part), "{part:?} is not in {refused}");
+            }
+        }
+        for flags in ["0.0.0.0:1 --shared-secret-file s", "0.0.0.0:1 --shared-secret-file s --allow-anonymous"] {
+            let refused = is_safe(flags).unwrap_err();
+            assert!(refused.contains("--tls-cert-file") && refused.contains("0.0.0.0:1"), "{refused}");
+        }
+    }
 }

@@ -4,11 +4,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use tokio::sync::watch;
+
 use super::args;
 use super::compose::start;
 use super::configured;
 use super::node::DurabilityArg;
+use super::reload::{Following, Reloads};
 use super::signal;
+use super::telemetry::{LogFilter, Traces};
 use super::{Global, LogFormat};
 use crate::config::{Flag, Inputs, Loaded, Problems, node};
 
@@ -110,13 +114,22 @@ impl Args {
 }
 
 /// Runs a coordinator until SIGINT or SIGTERM.
-pub async fn run(loaded: Loaded) -> anyhow::Result<ExitCode> {
+///
+/// `log`: what is logged, if the configuration may change that.
+pub async fn run(loaded: Loaded, log: Option<LogFilter>) -> anyhow::Result<ExitCode> {
     let stop = signal::stop_on_signal()?;
     for note in &loaded.notes {
         tracing::warn!(key = note.key, "{}", note.what);
     }
-    let serving = start(configured::config(&loaded.settings)?, stop).await?;
+    let settings = &loaded.settings;
+    let traces = Traces::start(&settings.telemetry, &settings.server.node_id)?;
+    let (live, following) = watch::channel(configured::live(settings));
+    let reloads = Reloads::default();
+    let serving = start(configured::config(settings, following, reloads.clone())?, stop.clone()).await?;
+    let following = Following::new(loaded, live, log, reloads)?;
+    tokio::spawn(following.run(stop));
     println!("ready address={} admin={}", serving.address, serving.admin_address);
     serving.ended().await?;
+    traces.end().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -162,8 +162,10 @@ impl Check<'_> {
 
     fn telemetry(&mut self) {
         let endpoint = self.settings.telemetry.otlp_endpoint.as_deref();
-        if endpoint.is_some_and(|endpoint| !endpoint.starts_with("http://") && !endpoint.starts_with("https://")) {
-            self.wrong("telemetry.otlp_endpoint", "must start with http:// or https://, as in http://127.0.0.1:4317");
+        if endpoint.is_some_and(|endpoint| !endpoint.starts_with("http://")) {
+            let what = "must start with http://, as in http://127.0.0.1:4317: spans are sent to a collector on this machine, \
+                        which can send them on with TLS";
+            self.wrong("telemetry.otlp_endpoint", what);
         }
     }
 

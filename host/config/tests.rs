@@ -193,3 +193,28 @@ fn the_table_and_the_types_know_the_same_keys() {
     table.sort_unstable();
     assert_eq!(typed, table, "document each key in host/config/keys/table.rs");
 }
+
+#[test]
+fn what_holds_is_shown_with_its_source_and_can_be_read_again() {
+    let text = "server: {port: 1000}\ndatabase: {host: localhost, password: hunter2}\nstorage_nodes: [{id: a, host: h, port: 1}]\n";
+    let loaded = read(text, &[("WITAN_METRICS__PORT", "2000")], &[]).unwrap_or_else(|problems| panic!("{problems}"));
+    let shown = loaded.yaml();
+    assert!(!shown.contains("hunter2"), "{shown}");
+    let line = |start: &str| {
+        let line = shown.lines().find(|line| line.trim_start().starts_with(start));
+        line.unwrap_or_else(|| panic!("no {start} in\n{shown}")).to_owned()
+    };
+    assert!(line("port: 1000").ends_with("# file"));
+    assert!(line("port: 2000").ends_with("# environment WITAN_METRICS__PORT"));
+    let again = read(&shown, &[], &[]).unwrap_or_else(|problems| panic!("{problems}\n{shown}"));
+    assert_eq!(again.settings.server, loaded.settings.server);
+    assert_eq!(again.settings.storage_nodes, loaded.settings.storage_nodes);
+}
+
+#[test]
+fn the_documentation_is_what_the_table_says() {
+    let page = include_str!("../../docs/configuration.md");
+    let (_, rest) = page.split_once("<!-- generated: witan config print --documented -->\n\n").expect("the first mark");
+    let (generated, _) = rest.split_once("\n<!-- end -->").expect("the last mark");
+    assert_eq!(generated.trim_end(), documented().trim_end(), "run: witan config print --documented");
+}

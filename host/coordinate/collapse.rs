@@ -68,7 +68,7 @@ impl<W: World> Coordinator<W> {
             key: &place.key,
             level: Some(Level::Quorum),
             value_bytes: 0,
-            timeout: Some(self.defaults.write_timeout),
+            timeout: Some(self.timeouts.load().write),
         };
         let mut plan = self.plan(asks).await.ok()?;
         plan.policy.required = plan.policy.required.max(Level::Quorum.required(plan.replication_factor()));
@@ -84,7 +84,7 @@ impl<W: World> Coordinator<W> {
         let collapsed = collapse(&record, &values, &answer)?;
         let everyone: Vec<u8> = (0..exchange.plan.replication_factor()).collect();
         let started = self.ports.clock.monotonic_micros();
-        exchange.plan.deadline = started + self.defaults.write_timeout.as_micros() as u64;
+        exchange.plan.deadline = started + self.timeouts.load().write.as_micros() as u64;
         exchange.repair_behind(&Record::Siblings(collapsed).encode(), &everyone).await;
         self.metrics.collapses.inc();
         Some(())

@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
+use smallvec::SmallVec;
 use tokio::time::{Instant, Sleep};
+use witan_kernel::name::NodeId;
 use witan_kernel::port::{Clock, Collect, Replicas, Reply, until};
 use witan_kernel::replica::{Ask, Outcome, Request};
 
 use super::plan::Plan;
 use super::{Coordinator, World};
+use crate::origin::{self, Span};
 
 /// Which request an answer belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +28,16 @@ pub(super) enum Phase {
 
 impl Phase {
     const ALL: [Self; 5] = [Self::Stamp, Self::Put, Self::Merge, Self::Read, Self::Repair];
+
+    fn shown(self) -> &'static str {
+        match self {
+            Self::Stamp => "node stamp",
+            Self::Put => "node put",
+            Self::Merge => "node merge",
+            Self::Read => "node read",
+            Self::Repair => "node repair",
+        }
+    }
 
     fn tag(self, replica: u8) -> u32 {
         (self as u32) << 8 | u32::from(replica)
@@ -100,11 +113,13 @@ pub(super) struct Exchange<W: World> {
     pub(super) plan: Plan,
     mailbox: Arc<Mailbox>,
     timer: Option<(u64, Pin<Box<Sleep>>)>,
+    /// Requests that are not answered yet, by their tag; only where the operation is traced.
+    spans: Mutex<SmallVec<[(u32, Span); 0]>>,
 }
 
 impl<W: World> Exchange<W> {
     pub(super) fn new(coordinator: Arc<Coordinator<W>>, plan: Plan) -> Self {
-        Self { coordinator, plan, mailbox: Arc::default(), timer: None }
+        Self { coordinator, plan, mailbox: Arc::default(), timer: None, spans: Mutex::default() }
     }
 
     /// Asks one replica.
@@ -113,7 +128,25 @@ impl<W: World> Exchange<W> {
         let request = Request { place: self.plan.place.clone(), epoch: self.plan.epoch, ask };
         let to: Arc<dyn Collect> = Arc::clone(&self.mailbox) as Arc<dyn Collect>;
         let reply = Reply::new(to, phase.tag(replica), node.clone());
+        self.open_span(phase, replica, node);
         self.coordinator.ports.replicas.send(node, request, self.plan.deadline, reply);
+    }
+
+    fn open_span(&self, phase: Phase, replica: u8, node: &NodeId) {
+        let mut span = origin::span(phase.shown());
+        if span.is_there() {
+            span.set("node", node.to_string());
+            self.spans.lock().unwrap_or_else(PoisonError::into_inner).push((phase.tag(replica), span));
+        }
+    }
+
+    fn close_span(&mut self, tag: u32, outcome: &Outcome) {
+        let spans = self.spans.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let Some(at) = spans.iter().position(|(open, _)| *open == tag) else { return };
+        let (_, mut span) = spans.swap_remove(at);
+        if let Err(error) = outcome {
+            span.set("error", error.to_string());
+        }
     }
 
     /// Asks every replica.
@@ -151,8 +184,9 @@ impl<W: World> Exchange<W> {
         Poll::Ready(self.arrived(1).unwrap_or(Event::Elapsed))
     }
 
-    fn arrived(&self, enough: usize) -> Option<Event> {
+    fn arrived(&mut self, enough: usize) -> Option<Event> {
         let (tag, outcome) = self.mailbox.take(enough)?;
+        self.close_span(tag, &outcome);
         Some(Event::Answer { phase: Phase::ALL[(tag >> 8) as usize], replica: tag as u8, outcome })
     }
 

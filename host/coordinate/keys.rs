@@ -67,7 +67,7 @@ impl<W: World> Coordinator<W> {
     /// Lists keys. Each key that was there during the whole listing comes once; one that is written or deleted meanwhile may
     /// come or not.
     pub async fn list_keys(self: &Arc<Self>, request: KeysRequest) -> Result<KeysPage, Failure> {
-        let timeout = request.timeout.unwrap_or(self.defaults.read_timeout).min(LONGEST_DEADLINE);
+        let timeout = request.timeout.unwrap_or(self.timeouts.load().read).min(LONGEST_DEADLINE);
         let tenant = self.tenant(&request.tenant).await?;
         let (ring, factor) = (self.ring(), tenant.replication_factor);
         if ring.len() < usize::from(factor) {

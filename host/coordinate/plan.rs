@@ -13,6 +13,7 @@ use witan_kernel::ring::{Preference, token};
 use witan_kernel::tenant::{Level, Tenant};
 
 use super::{Coordinator, LONGEST_DEADLINE, World};
+use crate::origin::{self, Span};
 
 /// One operation's snapshot of everything that may change meanwhile.
 pub(super) struct Plan {
@@ -91,8 +92,8 @@ impl<W: World> Coordinator<W> {
 
     fn timeout(&self, operation: Operation, asked: Option<Duration>) -> Duration {
         let default = match operation {
-            Operation::Read => self.defaults.read_timeout,
-            Operation::Write | Operation::Delete => self.defaults.write_timeout,
+            Operation::Read => self.timeouts.load().read,
+            Operation::Write | Operation::Delete => self.timeouts.load().write,
         };
         asked.unwrap_or(default).min(LONGEST_DEADLINE).max(Duration::from_millis(1))
     }
@@ -119,7 +120,10 @@ impl<W: World> Coordinator<W> {
         if !with_policy {
             return Ok(PolicyAnswer::native(&question));
         }
-        match hooks.policy(&question) {
+        let mut span = origin::span("plugin consistency policy");
+        let asked = hooks.policy(&question);
+        told(&mut span, &asked);
+        match asked {
             Asked::Answered { answer, .. } => Ok(answer.within(&question)),
             Asked::Faulted { reason, fail: true, by } => Err(Failure::PluginFault {
                 hook: witan_kernel::hook::Hook::ConsistencyPolicy,
@@ -127,6 +131,21 @@ impl<W: World> Coordinator<W> {
                 reason,
             }),
             Asked::Unbound | Asked::Faulted { .. } => Ok(PolicyAnswer::native(&question)),
+        }
+    }
+}
+
+/// Who has answered a question, for the question's span.
+pub(super) fn told<T>(span: &mut Span, asked: &Asked<T>) {
+    if !span.is_there() {
+        return;
+    }
+    match asked {
+        Asked::Unbound => span.set("plugin", "none"),
+        Asked::Answered { by, .. } => span.set("plugin", by.to_string()),
+        Asked::Faulted { by, reason, .. } => {
+            span.set("plugin", by.to_string());
+            span.set("fault", reason.clone());
         }
     }
 }

@@ -18,10 +18,11 @@ use witan_kernel::tenant::ReadRepair;
 use super::change::claims_of;
 use super::collapse::question;
 use super::exchange::{Event, Exchange, Phase};
-use super::plan::{Asks, read_order};
+use super::plan::{Asks, read_order, told};
 use super::register::{Causes, unexpected};
 use super::request::{ReadAnswer, ReadRequest, WriteRequest, render};
 use super::{Coordinator, Respond, World};
+use crate::origin;
 
 /// Replicas that have not answered a read within this time may be dead: everybody else is asked, whatever the budget for
 /// hedges. Without this the reads that are under way when a node hangs would wait for it until their deadlines. Later reads
@@ -202,7 +203,10 @@ impl<W: World> Exchange<W> {
         self.coordinator.metrics.conflicts_detected.inc();
         self.collapse_if_many(&record);
         let siblings = question.siblings.clone();
+        let mut span = origin::span("plugin conflict resolver");
         let asked = self.plan.hooks.resolve(question).await;
+        told(&mut span, &asked);
+        drop(span);
         let (value, by) = match asked {
             Asked::Answered { answer: Verdict::Pick(index), by } => (values.get(index).cloned(), Some(by)),
             Asked::Answered { answer: Verdict::Merged(bytes), by } => (Some(bytes), Some(by)),

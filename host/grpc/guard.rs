@@ -6,22 +6,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::future::{Either, Ready, ready};
-use http::header::AUTHORIZATION;
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use tonic::Status;
 use tonic::body::Body;
-use tonic::transport::server::TcpConnectInfo;
 use tonic_types::StatusExt;
 use tower::{Layer, Service};
+use witan_tls::Peer;
 
 use super::status;
-use crate::access::Access;
 use crate::access::caller::{Caller, Origin};
 use crate::access::refusal::Refusal;
 use crate::access::scope::{self, Effect, Need, Rule};
-
-/// Longest id of a request that is put on record, in bytes: a UUID has 36, a trace with its span 51.
-const REQUEST_ID_BYTES: usize = 64;
+use crate::access::{Access, shown};
+use crate::origin;
 
 /// Puts the guard before services.
 #[derive(Clone)]
@@ -141,21 +138,10 @@ fn refused(refusal: &Refusal, rule: &Rule) -> Response<Body> {
     status::refusal(refusal, rule.effect != Effect::Nothing).status().into_http()
 }
 
-/// What a call shows. Two credentials are none: which of them counts would be anybody's guess.
-fn shown(headers: &HeaderMap) -> Option<&[u8]> {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let first = values.next()?;
-    Some(if values.next().is_some() { b"" } else { first.as_bytes() })
-}
-
 fn origin(request: &Request<Body>) -> Origin {
-    let id = request.headers().get("x-request-id");
-    let is_plain = |id: &&http::HeaderValue| {
-        id.len() <= REQUEST_ID_BYTES && id.as_bytes().iter().all(|byte| byte.is_ascii_graphic())
-    };
     Origin {
-        peer: request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr),
-        request_id: id.filter(is_plain).cloned(),
+        peer: request.extensions().get::<Peer>().map(|peer| peer.address),
+        request_id: origin::current().map(|origin| origin.id),
     }
 }
 

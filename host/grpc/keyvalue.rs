@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, oneshot};
 use tonic::{Request, Response, Status, Streaming};
 use witan_kernel::failure::{Failed, Failure};
+use witan_kernel::tenant::{Level, ReadRepair};
 use witan_wire::v1;
 use witan_wire::v1::coordinator_service_server::CoordinatorService;
 
@@ -17,18 +19,46 @@ use crate::access::scope::Effect;
 use crate::catalog::Catalog;
 use crate::coordinate::{Coordinator, Respond, World};
 
+/// What new tenants and nodes get where their request does not choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fallbacks {
+    /// A tenant's default level.
+    pub default_level: Level,
+    /// When replicas that a read found stale are repaired.
+    pub read_repair: ReadRepair,
+    /// A node's points on the ring.
+    pub virtual_nodes: u32,
+}
+
+impl Default for Fallbacks {
+    fn default() -> Self {
+        Self {
+            default_level: Level::Quorum,
+            read_repair: ReadRepair::Async,
+            virtual_nodes: witan_kernel::limit::VIRTUAL_NODES,
+        }
+    }
+}
+
 /// The coordinator's service.
 pub struct CoordinatorApi<W: World> {
     pub(super) coordinator: Arc<Coordinator<W>>,
     pub(super) catalog: Arc<Catalog>,
     /// Turns at repairing.
     pub(super) repairs: Arc<Semaphore>,
+    pub(super) fallbacks: Arc<ArcSwap<Fallbacks>>,
 }
 
 impl<W: World> CoordinatorApi<W> {
     /// Serves `coordinator`, whose tenants and nodes are `catalog`'s.
     pub fn new(coordinator: Arc<Coordinator<W>>, catalog: Arc<Catalog>) -> Self {
-        Self { coordinator, catalog, repairs: Arc::new(Semaphore::new(care::REPAIRS)) }
+        let repairs = Arc::new(Semaphore::new(care::REPAIRS));
+        Self { coordinator, catalog, repairs, fallbacks: Arc::default() }
+    }
+
+    /// What new tenants and nodes get where their request does not choose; it may be changed at any time.
+    pub fn fallbacks(&self) -> &Arc<ArcSwap<Fallbacks>> {
+        &self.fallbacks
     }
 }
 

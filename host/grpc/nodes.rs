@@ -18,7 +18,7 @@ impl<W: World> CoordinatorApi<W> {
         &self,
         request: v1::AddStorageNodeRequest,
     ) -> Result<v1::StorageNodeChangeResponse, Status> {
-        let node = node_of(request).map_err(|error| invalid(&error))?;
+        let node = node_of(request, self.fallbacks.load().virtual_nodes).map_err(|error| invalid(&error))?;
         let id = node.id.clone();
         self.catalog.add_node(node, self.now_ms()).await.map_err(|error| node_status(&error))?;
         Ok(changed(&id, "the node takes part"))
@@ -67,16 +67,16 @@ impl<W: World> CoordinatorApi<W> {
     }
 }
 
-fn node_of(request: v1::AddStorageNodeRequest) -> Result<StorageNode, Invalid> {
+fn node_of(request: v1::AddStorageNodeRequest, fallback: u32) -> Result<StorageNode, Invalid> {
     let port = u16::try_from(request.port).ok().filter(|port| *port > 0);
     let port = port.ok_or_else(|| Invalid::new("port", format!("{} is not a port", request.port), "use 1 to 65535"))?;
     if request.host.is_empty() {
         return Err(Invalid::new("host", "is empty", "send a host name or an address"));
     }
     let virtual_nodes = match request.virtual_nodes {
-        0 => limit::VIRTUAL_NODES,
+        0 => fallback,
         given => u32::try_from(given).ok().filter(|v| (1..=limit::MAX_VIRTUAL_NODES).contains(v)).ok_or_else(|| {
-            let remedy = format!("use 1 to {}, or 0 for {}", limit::MAX_VIRTUAL_NODES, limit::VIRTUAL_NODES);
+            let remedy = format!("use 1 to {}, or 0 for {fallback}", limit::MAX_VIRTUAL_NODES);
             Invalid::new("virtual_nodes", format!("{given} is out of range"), remedy)
         })?,
     };

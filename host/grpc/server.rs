@@ -14,6 +14,7 @@ use witan_wire::v1::coordinator_service_server::CoordinatorServiceServer;
 use witan_wire::v1::plugin_service_server::PluginServiceServer;
 
 use super::guard::Guard;
+use super::origin::{Origins, Sampling};
 use super::{AccessApi, CoordinatorApi, PluginApi};
 use crate::access::Access;
 use crate::coordinate::World;
@@ -30,11 +31,13 @@ pub struct Bounds {
     pub streams: u32,
     /// How long after the signal to shut down the server still waits for what is in flight.
     pub drain: Duration,
+    /// Which calls are traced.
+    pub sampling: Sampling,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { streams: 1000, drain: Duration::from_secs(30) }
+        Self { streams: 1000, drain: Duration::from_secs(30), sampling: Sampling::default() }
     }
 }
 
@@ -77,6 +80,8 @@ where
     health.set_serving::<PluginServiceServer<PluginApi>>().await;
     health.set_serving::<AccessServiceServer<AccessApi>>().await;
     let serving = server(&bounds)
+        // The first layer is the outermost: what those below refuse has an id, too.
+        .layer(Origins(bounds.sampling))
         .layer(Guard(access))
         .add_service(coordinator)
         .add_service(plugins)

@@ -27,6 +27,7 @@ use crate::access::caller::Caller;
 use crate::access::refusal::Refusal;
 use crate::access::scope::Scope;
 use crate::coordinate::{Coordinator, ReadRequest, World, WriteRequest};
+use crate::origin;
 
 /// Operations of one session that may be under way or waiting for an earlier one on their key.
 const WINDOW: usize = 2048;
@@ -68,7 +69,7 @@ pub(super) fn open<W: World>(
     let (done, ready) = mpsc::channel(WINDOW);
     let (freed, free) = mpsc::channel(WINDOW);
     let session = Session { coordinator, caller, done, free, under_way: 0, lines: HashMap::new() };
-    tokio::spawn(session.run(requests));
+    tokio::spawn(origin::carried("session", session.run(requests)));
     Responses { ready, freed, batch: Vec::with_capacity(BATCH), left_over: VecDeque::new() }
 }
 

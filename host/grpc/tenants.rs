@@ -6,9 +6,9 @@ use witan_kernel::name::{Invalid, TenantId};
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant};
 use witan_wire::v1;
 
-use super::CoordinatorApi;
 use super::keyvalue::denied;
 use super::status::{invalid, refused, store_report};
+use super::{CoordinatorApi, Fallbacks};
 use crate::access::caller::Caller;
 use crate::catalog::Refused;
 use crate::coordinate::World;
@@ -23,7 +23,7 @@ impl<W: World> CoordinatorApi<W> {
         caller: Caller,
         request: v1::CreateTenantRequest,
     ) -> Result<v1::CreateTenantResponse, Status> {
-        let tenant = tenant_of(request, self.now_ms()).map_err(|error| invalid(&error))?;
+        let tenant = tenant_of(request, self.now_ms(), &self.fallbacks.load()).map_err(|error| invalid(&error))?;
         caller.may(&tenant.id).map_err(|refused| denied(&caller, &refused))?;
         let tenant = self.catalog.create_tenant(tenant).await.map_err(|error| status(&error))?;
         Ok(v1::CreateTenantResponse {
@@ -146,7 +146,7 @@ impl Change {
     }
 }
 
-fn tenant_of(request: v1::CreateTenantRequest, now_ms: u64) -> Result<Tenant, Invalid> {
+fn tenant_of(request: v1::CreateTenantRequest, now_ms: u64, fallbacks: &Fallbacks) -> Result<Tenant, Invalid> {
     let id = TenantId::new(request.tenant_id)?;
     let replication_factor = match request.replication_factor {
         0 => REPLICATION_FACTOR,
@@ -155,7 +155,11 @@ fn tenant_of(request: v1::CreateTenantRequest, now_ms: u64) -> Result<Tenant, In
     let mut tenant = Tenant::with_defaults(id, replication_factor, now_ms);
     tenant.conflict_mode = ConflictMode::parse(&request.conflict_mode)?;
     tenant.ordering = Ordering::parse(&request.ordering)?;
-    tenant.read_repair = ReadRepair::parse(&request.read_repair)?;
+    tenant.default_level = fallbacks.default_level;
+    tenant.read_repair = match request.read_repair.as_str() {
+        "" => fallbacks.read_repair,
+        given => ReadRepair::parse(given)?,
+    };
     tenant.idempotency_outage = IdempotencyOutage::parse(&request.idempotency_outage)?;
     if let Some(level) = Level::parse("minimum_level", &request.minimum_level)? {
         tenant.minimum_level = level;

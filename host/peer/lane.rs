@@ -104,10 +104,12 @@ impl Lane {
 
 async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver<Outgoing>, bytes: Arc<AtomicUsize>) {
     let mut backoff = FIRST_BACKOFF;
+    let mut told = String::new();
     loop {
         match ends.shake_hands().await {
             Ok(stream) => {
                 backoff = FIRST_BACKOFF;
+                told.clear();
                 let mut conversation = Conversation::new(&ends, stream, &bytes);
                 let ended = conversation.run(&mut waiting).await;
                 drop(conversation);
@@ -124,7 +126,11 @@ async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver
             }
             Err(reason) => {
                 ends.disconnected();
-                tracing::debug!(node = %ends.node.id, %reason, "a storage node cannot be reached");
+                // Once per reason: a certificate or a secret that is refused needs somebody, and repeating it helps nobody.
+                if reason != told && ends.speaks_for_node {
+                    tracing::warn!(node = %ends.node.id, %reason, "a storage node cannot be reached; trying again and again");
+                    told = reason;
+                }
             }
         }
         if !refuse_for(backoff, &ends.node, &mut waiting, &bytes).await {
@@ -166,8 +172,8 @@ impl<C: Clock, N: Connect> Ends<C, N> {
     }
 
     async fn try_shake_hands(&self) -> Result<Stream, String> {
-        let channel = self.connect.connect(&self.node).await.map_err(|error| error.to_string())?;
-        let mut client = StorageNodeServiceClient::new(channel)
+        let link = self.connect.connect(&self.node).await.map_err(|error| error.to_string())?;
+        let mut client = StorageNodeServiceClient::new(link)
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
         let (outbound, frames) = mpsc::channel(FRAMES);

@@ -3,7 +3,6 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{Clock, StorageNode};
@@ -13,14 +12,14 @@ use witan_wire::Malformed;
 use witan_wire::range::{PAGE_MESSAGE_BYTES, drop_to_wire, dropped_from_wire, page_from_wire, scan_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
-use super::{Connect, Lanes, Node};
+use super::{Connect, Lanes, Link, Node};
 
 /// How long a connection may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// How long a page may take: a node lets it wait for its turn for five seconds, and then a busy disk takes its time.
 const PAGE_WITHIN: Duration = Duration::from_secs(15);
 
-type Client = StorageNodeServiceClient<Channel>;
+type Client = StorageNodeServiceClient<Link>;
 
 /// A node's connection for walks, made when it is needed and given up when a call over it has failed.
 #[derive(Default)]
@@ -40,8 +39,8 @@ impl Walks {
             return Ok(client);
         }
         let connected = tokio::time::timeout(CONNECT_WITHIN, connect.connect(node)).await;
-        let Ok(Ok(channel)) = connected else { return Err(ReplicaError::NotSent(node.id.clone())) };
-        let client = Client::new(channel).max_decoding_message_size(PAGE_MESSAGE_BYTES);
+        let Ok(Ok(link)) = connected else { return Err(ReplicaError::NotSent(node.id.clone())) };
+        let client = Client::new(link).max_decoding_message_size(PAGE_MESSAGE_BYTES);
         self.keep(Some(client.clone()));
         Ok(client)
     }

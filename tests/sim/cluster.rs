@@ -25,7 +25,7 @@ use witan_node::batch::Durability;
 use witan_node::driver::{Inline, QueueLimits};
 use witan_node::engine::simulated::Disk;
 use witan_node::row;
-use witan_node::server::{self, Limits};
+use witan_node::server::{self, Guard, Limits};
 use witan_node::store::Store;
 
 use crate::scenario::Scenario;
@@ -62,7 +62,8 @@ impl NodeMachine {
             Some((accepted, listener))
         });
         let id = self.id.clone();
-        server::serve(incoming, id, Arc::new(driver), clock, Limits::default(), std::future::pending()).await?;
+        let (limits, guard) = (Limits::default(), Guard::default());
+        server::serve(incoming, id, Arc::new(driver), clock, limits, guard, std::future::pending()).await?;
         Ok(())
     }
 

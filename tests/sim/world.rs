@@ -18,7 +18,7 @@ use tonic::transport::Uri;
 use tonic::transport::server::Connected;
 use turmoil::net::TcpStream;
 use witan::coordinate::World;
-use witan::peer::{Connect, Connecting, Lanes, Trust, endpoint};
+use witan::peer::{Connect, Connecting, Credential, Lanes, Trust, endpoint};
 use witan_kernel::hook::{
     Asked, Hooks, Native, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Verdict,
 };
@@ -128,7 +128,7 @@ impl Connect for Dial {
                 .http2_keep_alive_interval(Duration::from_millis(400))
                 .keep_alive_timeout(Duration::from_millis(500))
         });
-        Box::pin(async move { endpoint?.connect_with_connector(Dialler).await })
+        Box::pin(async move { Ok(Credential::default().over(endpoint?.connect_with_connector(Dialler).await?)) })
     }
 
     fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, String>> {

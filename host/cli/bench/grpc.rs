@@ -2,6 +2,7 @@
 //! generated client costs it about twice as much.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,8 +12,10 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, TE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tonic::{Code, Status};
+use witan_tls::ClientSide;
 
 use super::super::client::MESSAGE_BYTES;
 use super::super::credential::Shown;
@@ -92,13 +95,25 @@ impl Rpc {
     }
 }
 
-/// Opens a connection; its other half has to be polled (spawn it) for as long as it is used.
-pub(super) async fn connect(endpoint: &Uri) -> anyhow::Result<(SendRequest<Bytes>, impl Future<Output = ()> + use<>)> {
+/// A connection's other half, which has to be polled (spawn it) for as long as the connection is used.
+pub(super) type Running = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Opens a connection.
+pub(super) async fn connect(endpoint: &Uri, tls: Option<&ClientSide>) -> anyhow::Result<(SendRequest<Bytes>, Running)> {
     let host = endpoint.host().with_context(|| format!("{endpoint} names no host"))?;
-    let port = endpoint.port_u16().unwrap_or(80);
+    let port = endpoint.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let socket = TcpStream::connect((host, port)).await?;
     socket.set_nodelay(true)?;
+    match tls {
+        Some(tls) => shake_hands(tls.secure(host, socket).await?).await,
+        None => shake_hands(socket).await,
+    }
+}
+
+async fn shake_hands(
+    socket: impl AsyncRead + AsyncWrite + Unpin + 'static,
+) -> anyhow::Result<(SendRequest<Bytes>, Running)> {
     let (send, connection) = h2::client::Builder::new()
         .initial_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
@@ -106,7 +121,7 @@ pub(super) async fn connect(endpoint: &Uri) -> anyhow::Result<(SendRequest<Bytes
         .handshake(socket)
         .await?;
     // What goes wrong shows at every call under way.
-    Ok((send, async move { drop(connection.await) }))
+    Ok((send, Box::pin(async move { drop(connection.await) })))
 }
 
 fn framed(message: &impl Message) -> Bytes {

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use http::Uri;
 use tokio::task::LocalSet;
+use witan_tls::ClientSide;
 
 use super::super::credential::Shown;
 use super::measured::{Measured, Progress, Recorder};
@@ -29,6 +30,8 @@ pub enum Mode {
 pub struct Load {
     /// "http://host:port" of the coordinator, or of a baseline that answers the same calls.
     pub endpoint: String,
+    /// How its certificate is checked, and what is shown to it; `None`: without TLS.
+    pub tls: Option<ClientSide>,
     /// How operations travel.
     pub mode: Mode,
     /// How fast they start.
@@ -69,6 +72,7 @@ impl Default for Load {
     fn default() -> Self {
         Self {
             endpoint: "http://127.0.0.1:50051".to_owned(),
+            tls: None,
             mode: Mode::Unary,
             rate: Rate::Closed,
             until: Until::Elapsed(Duration::from_secs(10)),

@@ -45,7 +45,7 @@ pub(super) struct Connection {
 impl Connection {
     /// Opens one.
     pub(super) async fn open(load: &Load, slots: u32) -> anyhow::Result<Self> {
-        let channel = client::channel(&load.endpoint, load.timeout).await?;
+        let channel = client::connect(&load.endpoint, load.timeout, load.tls.clone()).await?;
         let link = Link::new(channel, load.shown.clone());
         let client = CoordinatorServiceClient::new(link).max_decoding_message_size(MESSAGE_BYTES);
         Ok(Self { client, slots, value_size: load.value_size, timeout: load.timeout })

@@ -9,6 +9,7 @@ use h2::client::SendRequest;
 use http::Uri;
 use tokio::task::JoinSet;
 use tokio::time;
+use witan_tls::ClientSide;
 use witan_wire::v1::{ReadKeyValueResponse, WriteKeyValueResponse};
 
 use super::grpc::{self, CallError, Rpc};
@@ -26,6 +27,7 @@ const RECONNECT: Duration = Duration::from_millis(100);
 /// A connection, and how many operations may be in flight on it.
 pub(super) struct Connection {
     endpoint: Uri,
+    tls: Option<ClientSide>,
     send: SendRequest<Bytes>,
     slots: u32,
     calls: Calls,
@@ -46,12 +48,13 @@ impl Connection {
             read: Rpc::new(endpoint, "/witan.v1.CoordinatorService/ReadKeyValue", load.timeout)?.showing(&load.shown),
             patience: load.timeout + GRACE,
         };
-        Ok(Self { endpoint: endpoint.clone(), send: connect(endpoint, load.timeout).await?, slots, calls })
+        let send = connect(endpoint, load.tls.as_ref(), load.timeout).await?;
+        Ok(Self { endpoint: endpoint.clone(), tls: load.tls.clone(), send, slots, calls })
     }
 }
 
-async fn connect(endpoint: &Uri, timeout: Duration) -> anyhow::Result<SendRequest<Bytes>> {
-    let (send, connection) = time::timeout(timeout, grpc::connect(endpoint)).await??;
+async fn connect(endpoint: &Uri, tls: Option<&ClientSide>, timeout: Duration) -> anyhow::Result<SendRequest<Bytes>> {
+    let (send, connection) = time::timeout(timeout, grpc::connect(endpoint, tls)).await??;
     tokio::task::spawn_local(connection);
     Ok(send)
 }
@@ -83,7 +86,7 @@ async fn keep(mut connection: Connection, share: Rc<RefCell<Share>>, timeout: Du
         }
         loop {
             time::sleep(RECONNECT).await;
-            match connect(&connection.endpoint, timeout).await {
+            match connect(&connection.endpoint, connection.tls.as_ref(), timeout).await {
                 Ok(send) => break connection.send = send,
                 // The operation that would have been next has failed, in a closed loop as in an open one.
                 Err(_) => match share.borrow_mut().miss() {

@@ -14,11 +14,11 @@ use crate::batch::Durability;
 use crate::driver::{Driver, QueueLimits, Threads};
 use crate::engine::Usage;
 use crate::engine::fjall::{Fjall, Options};
-use crate::server::{self, Limits, ServeError};
+use crate::server::{self, Guard, Limits, ServeError};
 use crate::store::{OpenError, Store};
 
 /// How a node is run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct NodeConfig {
     /// Its id, which coordinators must mean when they connect.
     pub node_id: NodeId,
@@ -36,6 +36,8 @@ pub struct NodeConfig {
     pub queue: QueueLimits,
     /// Bounds of the server.
     pub limits: Limits,
+    /// Whom it serves.
+    pub guard: Guard,
 }
 
 /// [`NodeConfig::row_cache`] by default: a hundred thousand small rows.
@@ -53,6 +55,7 @@ impl NodeConfig {
             row_cache: ROW_CACHE,
             queue: QueueLimits::default(),
             limits: Limits::default(),
+            guard: Guard::default(),
         }
     }
 
@@ -114,7 +117,8 @@ impl<C: Clock> Node<C> {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (node, driver) = (self.config.node_id.clone(), self.threads.clone());
-        server::serve(incoming, node, driver, self.clock.clone(), self.config.limits.clone(), shutdown).await
+        let (limits, guard) = (self.config.limits.clone(), self.config.guard.clone());
+        server::serve(incoming, node, driver, self.clock.clone(), limits, guard, shutdown).await
     }
 
     /// Its id.

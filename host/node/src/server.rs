@@ -1,5 +1,6 @@
 //! The storage node over gRPC: lanes for coordinators, unary calls for people and tools.
 
+mod guard;
 mod lane;
 mod range;
 mod unary;
@@ -23,6 +24,8 @@ use witan_wire::v1::{
 };
 
 use crate::driver::{Driver, Time};
+
+pub use guard::Guard;
 
 /// Protocol versions of lanes that this node speaks.
 pub const VERSIONS: [u32; 1] = [1];
@@ -62,7 +65,7 @@ pub enum ServeError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serves a node on the connections that come in, until `shutdown` is ready: then lanes end once what they have in flight is
+/// Serves a node on the connections that come in to whom `guard` lets in, until `shutdown` is ready: then lanes end once what they have in flight is
 /// answered, and everything does after [`Limits::drain`].
 pub async fn serve<I, IO, E>(
     incoming: I,
@@ -70,6 +73,7 @@ pub async fn serve<I, IO, E>(
     driver: Arc<dyn Driver>,
     clock: impl Clock,
     limits: Limits,
+    guard: Guard,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError>
 where
@@ -90,6 +94,7 @@ where
 
     let mut stopping = stopped.clone();
     let serving = server(streams)
+        .layer(guard::GuardLayer(guard))
         .add_service(storage)
         .add_service(health_server)
         .add_service(reflection().build_v1()?)

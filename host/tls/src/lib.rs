@@ -1,8 +1,34 @@
-//! TLS for every listener and client, with certificates that are read again when their folder changes.
+//! TLS for every listener and client, with certificates that are read again when their folder changes, and what stands
+//! before the bytes of a connection at all: how many there may be, and how long one may say nothing.
+//!
+//! In reading order: [`file`](mod@file) (what can be wrong with a file), [`certificate`] (PEM to rustls), [`reload`] (files that are watched),
+//! [`listen`] and [`connect`] (the two sides of TLS), [`incoming`] and [`connection`] (a listener's stream of connections),
+//! [`slots`] (how many there are), [`secret`] (what coordinators and nodes may share instead), [`metrics`].
+//!
+//! Invariants, as absences: no handshake stands before another connection; no file is read on a runtime's thread after the
+//! start; no connection is without a bound on how long it may say nothing at first; no secret is in a debug output.
+
+pub mod certificate;
+pub mod connect;
+pub mod connection;
+pub mod file;
+pub mod incoming;
+pub mod listen;
+pub mod metrics;
+pub mod reload;
+pub mod secret;
+mod slots;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use connect::{ClientSide, Connector};
+pub use connection::{Connection, Identity, Peer};
+pub use file::{Fields, FileError};
+pub use incoming::{Bounds, Incoming};
+pub use listen::{Protocol, ServerSide};
+pub use secret::SharedSecret;
 
 /// What a listener shows, and what it asks of its clients.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]

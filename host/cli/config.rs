@@ -1,0 +1,86 @@
+//! `witan config`: a configuration checked, and shown.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::Global;
+use super::output::{self, Output};
+use crate::config::{Inputs, Loaded, Problem, Shown, documented};
+
+/// Shown below the help.
+pub const EXAMPLES: &str = "Examples:
+  witan config check /etc/witan/config.yaml
+  witan config print --config /etc/witan/config.yaml
+  witan config print --documented";
+
+/// What to do with a configuration.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say everything that is wrong with a configuration
+    ///
+    /// The environment counts, as it does for `witan serve`. Exits with 1 when anything is wrong; notes are no errors.
+    #[command(
+        after_help = "Examples:\n  witan config check config.yaml\n  witan config check --output json config.yaml"
+    )]
+    Check {
+        /// The file [default: the one that WITAN_CONFIG names]
+        file: Option<PathBuf>,
+    },
+    /// Show what holds, and where each value comes from
+    ///
+    /// Secrets are not shown.
+    #[command(after_help = "Examples:\n  witan config print --config config.yaml\n  witan config print --documented")]
+    Print {
+        /// The file [default: the one that WITAN_CONFIG names]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Explain every key instead, in Markdown
+        #[arg(long)]
+        documented: bool,
+    },
+}
+
+/// Does it.
+pub fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Check { file } => check(file, global.output),
+        Command::Print { documented: true, .. } => {
+            output::line(documented().trim_end())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Print { config, documented: false } => {
+            let loaded = Loaded::read(Inputs::of_process(config, Vec::new()))?;
+            match global.output {
+                Output::Text => output::line(loaded.yaml().trim_end())?,
+                Output::Json => output::object(&loaded.json())?,
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn check(file: Option<PathBuf>, how: Output) -> anyhow::Result<ExitCode> {
+    let read = Loaded::read(Inputs::of_process(file, Vec::new()));
+    let shown =
+        |problems: &[Problem]| -> Value { problems.iter().map(|problem| json!(Shown::from(problem))).collect() };
+    let code = if read.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    match (how, &read) {
+        (Output::Json, Ok(loaded)) => {
+            output::object(&json!({ "valid": true, "errors": [], "notes": shown(&loaded.notes) }))?;
+        }
+        (Output::Json, Err(problems)) => {
+            output::object(&json!({ "valid": false, "errors": shown(&problems.all), "notes": [] }))?;
+        }
+        (Output::Text, Ok(loaded)) => {
+            for note in &loaded.notes {
+                output::line(&format!("note: {note}"))?;
+            }
+            output::line("the configuration is valid")?;
+        }
+        (Output::Text, Err(problems)) => eprintln!("error: {problems}"),
+    }
+    Ok(code)
+}

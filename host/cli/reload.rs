@@ -1,0 +1,171 @@
+//! Changes of the configuration while a coordinator serves: at SIGHUP, and when the file has changed.
+//!
+//! The file is looked at once a second rather than watched: that works on every file system and for every way to replace a
+//! file (Kubernetes swaps a link two folders above), and a look costs a few microseconds.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use super::compose::{Live, stopped};
+use super::configured;
+use super::telemetry::LogFilter;
+use crate::config::{Loaded, keys};
+
+/// Between two looks at the file. It is taken once two looks in a row have found the same.
+const LOOK: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    result: &'static str,
+}
+
+/// How reading the configuration again has gone.
+#[derive(Debug, Clone, Default)]
+pub struct Reloads {
+    counted: Family<Outcome, Counter>,
+    last: Gauge<f64, AtomicU64>,
+}
+
+impl Reloads {
+    /// Makes the counts visible, and what was built.
+    pub(super) fn register(&self, registry: &mut Registry) {
+        let help = "Times that the configuration was read again, by what came of it";
+        registry.register("witan_config_reloads", help, self.counted.clone());
+        let help = "Unix time at which the configuration in force was read";
+        registry.register("witan_config_last_reload_success_timestamp_seconds", help, self.last.clone());
+        let built = Info::new([("version", env!("CARGO_PKG_VERSION")), ("rust", env!("CARGO_PKG_RUST_VERSION"))]);
+        registry.register("witan_build", "What this process was built from", built);
+        for result in ["applied", "unchanged", "refused"] {
+            drop(self.counted.get_or_create(&Outcome { result }));
+        }
+        self.read();
+    }
+
+    fn count(&self, result: &'static str) {
+        self.counted.get_or_create(&Outcome { result }).inc();
+        if result != "refused" {
+            self.read();
+        }
+    }
+
+    fn read(&self) {
+        self.last.set(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()));
+    }
+}
+
+/// What follows the configuration.
+pub(super) struct Following {
+    /// What was read at the start: what cannot be changed since stands as it says.
+    started: Loaded,
+    /// What is in force.
+    current: Loaded,
+    live: watch::Sender<Live>,
+    /// `None`: a flag or RUST_LOG has the last word on what is logged.
+    log: Option<LogFilter>,
+    reloads: Reloads,
+    hangup: Signal,
+}
+
+impl Following {
+    pub(super) fn new(
+        loaded: Loaded,
+        live: watch::Sender<Live>,
+        log: Option<LogFilter>,
+        reloads: Reloads,
+    ) -> anyhow::Result<Self> {
+        let hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
+        Ok(Self { started: loaded.clone(), current: loaded, live, log, reloads, hangup })
+    }
+
+    /// Follows until the signal to stop.
+    pub(super) async fn run(mut self, stop: watch::Receiver<bool>) {
+        let stopped = stopped(stop);
+        tokio::pin!(stopped);
+        let file = self.started.inputs.file.clone();
+        let mut acted = look(file.as_deref()).await;
+        let mut last = acted.clone();
+        loop {
+            tokio::select! {
+                hung_up = self.hangup.recv() => {
+                    if hung_up.is_none() {
+                        return;
+                    }
+                    acted = look(file.as_deref()).await;
+                    self.read_again().await;
+                }
+                () = tokio::time::sleep(LOOK), if file.is_some() => {
+                    let now = look(file.as_deref()).await;
+                    if now == last && now != acted {
+                        acted = now.clone();
+                        self.read_again().await;
+                    }
+                    last = now;
+                }
+                () = &mut stopped => return,
+            }
+        }
+    }
+
+    async fn read_again(&mut self) {
+        let inputs = self.started.inputs.clone();
+        let read = tokio::task::spawn_blocking(move || Loaded::read(inputs)).await;
+        match read {
+            Ok(Ok(loaded)) => self.put_in_force(loaded),
+            Ok(Err(problems)) => {
+                self.reloads.count("refused");
+                tracing::error!("{problems}; the configuration in force stays");
+            }
+            Err(_) => self.reloads.count("refused"),
+        }
+    }
+
+    fn put_in_force(&mut self, loaded: Loaded) {
+        let changed = changed(&self.current, &loaded);
+        if changed.is_empty() {
+            tracing::info!("the configuration was read again and says the same");
+            return self.reloads.count("unchanged");
+        }
+        let (applied, _): (Vec<&str>, Vec<&str>) = changed.iter().partition(|key| reloads(key));
+        if let Some(log) = &self.log
+            && let Err(error) = log.set(&loaded.settings.logging.level)
+        {
+            tracing::error!(%error, "what is logged stays as it was");
+        }
+        self.live.send_replace(configured::live(&loaded.settings));
+        let waiting: Vec<&str> =
+            self::changed(&self.started, &loaded).into_iter().filter(|key| !reloads(key)).collect();
+        tracing::info!(applied = applied.join(", "), "the configuration was read again");
+        if !waiting.is_empty() {
+            tracing::warn!(keys = waiting.join(", "), "changes of these keys need a restart");
+        }
+        self.reloads.count("applied");
+        self.current = loaded;
+    }
+}
+
+fn reloads(key: &str) -> bool {
+    keys::find(key).is_some_and(|key| key.reloads)
+}
+
+/// Keys whose values differ.
+fn changed(before: &Loaded, after: &Loaded) -> Vec<&'static str> {
+    keys::KEYS.iter().map(|key| key.path).filter(|path| before.differs(after, path)).collect()
+}
+
+/// The file's content; `None` when there is none to be read.
+async fn look(file: Option<&Path>) -> Option<Arc<str>> {
+    let file: PathBuf = file?.to_owned();
+    tokio::fs::read_to_string(file).await.ok().map(Arc::from)
+}

@@ -1,0 +1,63 @@
+//! The listeners and the clients of a coordinator, secured as its configuration says.
+
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use witan_tls::{
+    Bounds, ClientSide, Connector, Fields, FileError, Incoming, Protocol, ServerSide, SharedSecret, metrics,
+};
+
+use crate::access::config::Security;
+use crate::admin::AdminIncoming;
+use crate::peer::Tcp;
+
+/// What secures a coordinator's connections, read from files and kept up with them.
+#[derive(Debug)]
+pub struct Secured {
+    grpc: Option<ServerSide>,
+    http: Option<ServerSide>,
+    nodes: Option<ClientSide>,
+    secret: Option<SharedSecret>,
+}
+
+impl Secured {
+    /// Reads every file that is named. Blocks: for the start of a process.
+    ///
+    /// # Errors
+    /// The first file that cannot be used, and what to do about it.
+    pub fn open(security: &Security) -> Result<Self, FileError> {
+        let listener = |protocol| {
+            let tls = security.tls.as_ref();
+            tls.map(|tls| ServerSide::open(tls, Fields::LISTENERS, protocol)).transpose()
+        };
+        let nodes = security.nodes.tls.as_ref().map(|tls| ClientSide::open(tls, Fields::NODES)).transpose()?;
+        let secret = security.nodes.shared_secret_file.as_ref();
+        let secret = secret.map(|path| SharedSecret::open(path, "security.nodes.shared_secret_file")).transpose()?;
+        Ok(Self { grpc: listener(Protocol::Grpc)?, http: listener(Protocol::Http)?, nodes, secret })
+    }
+
+    /// How storage nodes are reached.
+    pub fn to_nodes(&self) -> Tcp {
+        Tcp::new(self.nodes.clone().map(Connector::new), self.secret.clone())
+    }
+
+    /// The connections of both listeners; those of gRPC are bounded by `connections`.
+    pub fn listen(
+        self,
+        grpc: TcpListener,
+        http: TcpListener,
+        connections: usize,
+        registry: &mut Registry,
+    ) -> (Incoming, AdminIncoming) {
+        let listeners = [&self.grpc, &self.http].map(|side| side.as_ref().map(ServerSide::watched));
+        let nodes = [self.nodes.as_ref().map(ClientSide::watched), self.secret.as_ref().map(SharedSecret::watched)];
+        let watched = listeners.into_iter().chain(nodes).flatten().collect();
+        let asks = self.http.as_ref().is_some_and(ServerSide::knows_clients);
+        let grpc = Incoming::new(grpc, self.grpc, Protocol::Grpc, Bounds::of(connections));
+        let http = Incoming::new(http, self.http, Protocol::Http, Bounds::of(ADMIN_CONNECTIONS));
+        metrics::register(registry, watched, vec![("grpc", grpc.traffic()), ("http", http.traffic())]);
+        (grpc, AdminIncoming::new(http, asks))
+    }
+}
+
+/// Connections over HTTP: those of probes, of metrics' collectors and of people.
+const ADMIN_CONNECTIONS: usize = 256;

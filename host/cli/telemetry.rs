@@ -1,0 +1,187 @@
+//! Log lines and traces: where they go, and how they look.
+
+use std::fmt;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::Context;
+use opentelemetry_otlp::WithExportConfig;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider};
+use tracing::Event;
+use tracing_subscriber::fmt::format::{JsonFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+
+use super::LogFormat;
+use crate::config::settings::Telemetry;
+use crate::grpc::origin::Sampling;
+use crate::origin;
+
+/// Spans that wait to be sent; those beyond are dropped. The library's own number, written down.
+const WAITING_SPANS: usize = 2048;
+/// How long a collector may take.
+const COLLECTOR: Duration = Duration::from_secs(5);
+/// How long the last spans may take when the process ends.
+const LAST_SPANS: Duration = Duration::from_secs(2);
+
+/// Changes what is logged.
+#[derive(Debug, Clone)]
+pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
+
+impl LogFilter {
+    /// Logs what `filter` lets through from now on.
+    ///
+    /// # Errors
+    /// What is wrong with the filter.
+    pub fn set(&self, filter: &str) -> Result<(), String> {
+        let filter = EnvFilter::try_new(quiet_engine(filter)).map_err(|error| error.to_string())?;
+        self.0.reload(filter).map_err(|error| error.to_string())
+    }
+}
+
+/// The engine below a store tells about every table it writes. What a filter says of it itself comes later and holds.
+pub(super) fn quiet_engine(level: &str) -> String {
+    format!("fjall=warn,lsm_tree=warn,{level}")
+}
+
+/// Starts logging to standard error.
+///
+/// # Errors
+/// What is wrong with the filter.
+pub(super) fn log(filter: &str, format: LogFormat) -> Result<LogFilter, tracing_subscriber::filter::ParseError> {
+    let (filter, handle) = reload::Layer::new(EnvFilter::try_new(filter)?);
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines = match format {
+        LogFormat::Console => lines.map_event_format(|plain| Named { plain, json: false }).boxed(),
+        LogFormat::Json => lines
+            .fmt_fields(JsonFields::new())
+            .map_event_format(|plain| Named { plain: plain.json().flatten_event(true), json: true })
+            .boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    Ok(LogFilter(handle))
+}
+
+/// Log lines with the id of the request that they belong to.
+struct Named<F> {
+    plain: F,
+    json: bool,
+}
+
+impl<S, N, F> FormatEvent<S, N> for Named<F>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let Some(origin) = origin::current() else { return self.plain.format_event(ctx, writer, event) };
+        let mut line = String::new();
+        self.plain.format_event(ctx, Writer::new(&mut line), event)?;
+        match line.strip_prefix('{').filter(|_| self.json) {
+            // An id has no character in it that would have to be escaped.
+            Some(rest) => write!(writer, "{{\"request_id\":\"{}\",{rest}", origin.id),
+            None => writeln!(writer, "{} request_id={}", line.trim_end(), origin.id),
+        }
+    }
+}
+
+/// Traces on their way to a collector.
+pub struct Traces(Option<SdkTracerProvider>);
+
+impl Traces {
+    /// Starts sending them, if the configuration names a collector. A collector that is away costs the spans, nothing else.
+    pub(super) fn start(telemetry: &Telemetry, node_id: &str) -> anyhow::Result<Self> {
+        let Some(endpoint) = &telemetry.otlp_endpoint else { return Ok(Self(None)) };
+        let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint);
+        let exporter = exporter.with_timeout(COLLECTOR).build().context("telemetry.otlp_endpoint")?;
+        let batches = BatchConfigBuilder::default().with_max_queue_size(WAITING_SPANS).build();
+        let resource = Resource::builder_empty()
+            .with_service_name(telemetry.service_name.clone())
+            .with_attribute(opentelemetry::KeyValue::new("service.instance.id", node_id.to_owned()))
+            .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(BatchSpanProcessor::builder(exporter).with_batch_config(batches).build())
+            // Whether a request is traced is decided at its start; what is not has no span that could be asked about.
+            .with_sampler(Sampler::AlwaysOn)
+            .with_resource(resource.build())
+            .build();
+        opentelemetry::global::set_tracer_provider(provider.clone());
+        Ok(Self(Some(provider)))
+    }
+
+    /// Sends what is left.
+    pub(super) async fn end(self) {
+        if let Some(provider) = self.0 {
+            // It waits for its own thread.
+            let ended = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(LAST_SPANS));
+            if let Ok(Err(error)) = ended.await {
+                tracing::debug!(%error, "the last spans were not sent");
+            }
+        }
+    }
+}
+
+/// Which calls are traced.
+pub(super) fn sampling(telemetry: &Telemetry) -> Sampling {
+    Sampling { on: telemetry.otlp_endpoint.is_some(), ratio: telemetry.sample_ratio }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::origin::{Origin, RequestId, scope};
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is written when something is logged within a request and outside of one.
+    async fn logged(json: bool) -> Vec<String> {
+        let lines = Lines::default();
+        let to = lines.clone();
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || to.clone()).with_ansi(false);
+        let layer: Box<dyn Layer<Registry> + Send + Sync> = match json {
+            false => layer.map_event_format(|plain| Named { plain, json: false }).boxed(),
+            true => layer
+                .fmt_fields(JsonFields::new())
+                .map_event_format(|plain| Named { plain: plain.json().flatten_event(true), json: true })
+                .boxed(),
+        };
+        let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+        let origin = Origin::untraced(RequestId::of(Some(b"order-7")));
+        scope(Some(origin), async { tracing::warn!(reason = "a \"quote\"", "within") }).await;
+        tracing::warn!("outside");
+        let written = lines.0.lock().unwrap().clone();
+        String::from_utf8(written).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[tokio::test]
+    async fn lines_of_a_request_tell_its_id() {
+        let console = logged(false).await;
+        assert!(console[0].ends_with("request_id=order-7"), "{console:?}");
+        assert!(!console[1].contains("request_id"), "{console:?}");
+        let json = logged(true).await;
+        let line: serde_json::Value = serde_json::from_str(&json[0]).unwrap();
+        assert_eq!((&line["request_id"], &line["message"]), (&"order-7".into(), &"within".into()));
+        assert!(!json[1].contains("request_id"), "{json:?}");
+    }
+}

@@ -1,0 +1,174 @@
+//! A client's side of TLS, and connections over it for tonic.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use rustls::sign::SingleCertAndKey;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::ClientTls;
+use crate::certificate::{Expiry, authorities, pair, provider, system_authorities, system_bundle};
+use crate::file::{Fields, FileError, Named, Snapshot};
+use crate::reload::{Made, Reloaded, Watched};
+
+/// Whom a client trusts and what it shows, kept up with the files.
+#[derive(Debug, Clone)]
+pub struct ClientSide {
+    files: Arc<Reloaded<Arc<ClientConfig>>>,
+    server_name: Option<ServerName<'static>>,
+}
+
+/// The files that a client's side is made from.
+struct Sources {
+    authorities: Named,
+    /// The authorities are the operating system's.
+    system: bool,
+    own: Option<(Named, Named)>,
+}
+
+impl ClientSide {
+    /// Reads the files, and watches them from now on. Blocks: for the start of a process.
+    pub fn open(tls: &ClientTls, fields: Fields) -> Result<Self, FileError> {
+        let sources = Sources::of(tls, fields)?;
+        let server_name = tls.server_name.as_deref().map(|name| {
+            let named = ServerName::try_from(name.to_owned());
+            named.map_err(|error| FileError::Unusable {
+                file: Named::new(fields.ca, PathBuf::new()),
+                why: format!("the server's name {name:?}: {error}"),
+            })
+        });
+        let server_name = server_name.transpose()?;
+        let own = sources.own.iter().flat_map(|(cert, key)| [cert, key]);
+        let paths = std::iter::once(&sources.authorities).chain(own).map(|file| file.path.clone()).collect();
+        let make = move |snapshot: &Snapshot| client_config(snapshot, &sources);
+        let files = Reloaded::open("certificates of a client", paths, make)?;
+        Ok(Self { files, server_name })
+    }
+
+    /// What a new connection is made with.
+    pub fn current(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.files.current().value)
+    }
+
+    /// For metrics.
+    pub fn watched(&self) -> Arc<dyn Watched> {
+        Arc::clone(&self.files) as Arc<dyn Watched>
+    }
+
+    /// Shakes hands with `host` over a connection to it.
+    pub async fn secure(&self, host: &str, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let name = match &self.server_name {
+            Some(name) => name.clone(),
+            None => ServerName::try_from(host.to_owned()).map_err(io::Error::other)?,
+        };
+        TlsConnector::from(self.current()).connect(name, tcp).await
+    }
+}
+
+impl Sources {
+    fn of(tls: &ClientTls, fields: Fields) -> Result<Self, FileError> {
+        let own = match (&tls.cert_file, &tls.key_file) {
+            (Some(cert), Some(key)) => Some((Named::new(fields.cert, cert), Named::new(fields.key, key))),
+            (Some(_), None) => return Err(FileError::Alone { given: fields.cert, missing: fields.key }),
+            (None, Some(_)) => return Err(FileError::Alone { given: fields.key, missing: fields.cert }),
+            (None, None) => None,
+        };
+        let system = tls.ca_file.is_none();
+        let path = tls.ca_file.clone().or_else(system_bundle).ok_or_else(|| FileError::Unusable {
+            file: Named::new(fields.ca, PathBuf::new()),
+            why: "is not given, and no file with the authorities of the operating system was found; give it".to_owned(),
+        })?;
+        Ok(Self { authorities: Named::new(fields.ca, path), system, own })
+    }
+}
+
+fn client_config(snapshot: &Snapshot, sources: &Sources) -> Result<Made<Arc<ClientConfig>>, FileError> {
+    let file = &sources.authorities;
+    let roots = match sources.system {
+        true => system_authorities(snapshot, file)?,
+        false => authorities(snapshot, file)?,
+    };
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| FileError::Unusable { file: file.clone(), why: error.to_string() })?
+        .with_root_certificates(roots);
+    let mut expiries: Vec<Expiry> = Vec::new();
+    let mut config = match &sources.own {
+        Some((cert, key)) => {
+            let (certified, expiry) = pair(snapshot, cert, key)?;
+            expiries.push(expiry);
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Made { value: Arc::new(config), expiries })
+}
+
+/// Connections over TLS, for tonic's `Endpoint::connect_with_connector`. The endpoint's address is dialled; its scheme
+/// does not matter.
+#[derive(Debug, Clone)]
+pub struct Connector(ClientSide);
+
+impl Connector {
+    /// Connections that this side makes.
+    pub fn new(side: ClientSide) -> Self {
+        Self(side)
+    }
+}
+
+impl tower::Service<Uri> for Connector {
+    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let side = self.0.clone();
+        Box::pin(async move { dial(&side, &uri).await.map(TokioIo::new) })
+    }
+}
+
+async fn dial(side: &ClientSide, uri: &Uri) -> io::Result<TlsStream<TcpStream>> {
+    let host = uri.host().ok_or_else(|| io::Error::other(format!("{uri} names no host")))?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let tcp = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
+    tcp.set_nodelay(true)?;
+    side.secure(host, tcp).await.map_err(|error| explained(host, error))
+}
+
+/// What a person can do about a handshake that has failed.
+fn explained(host: &str, error: io::Error) -> io::Error {
+    use rustls::CertificateError::{Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer};
+    use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
+    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else { return error };
+    let why = match tls {
+        InvalidCertificate(UnknownIssuer) => {
+            "its certificate is signed by no authority that is trusted here; name the file of its authority".to_owned()
+        }
+        InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
+            format!(
+                "its certificate is not for {host:?}; dial the name that it is for, or name that as the server's name"
+            )
+        }
+        InvalidCertificate(Expired | ExpiredContext { .. }) => {
+            "its certificate has expired; renew it (and check this machine's clock)".to_owned()
+        }
+        AlertReceived(_) => format!("it refused the handshake ({tls}); does it take this client's certificate?"),
+        InvalidMessage(_) => "what answers there does not speak TLS; is it served without?".to_owned(),
+        other => other.to_string(),
+    };
+    io::Error::new(error.kind(), format!("TLS with {host}: {why}"))
+}

@@ -1,0 +1,96 @@
+//! What is counted, as Prometheus reads it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::certificate::now;
+use crate::incoming::Traffic;
+use crate::reload::Watched;
+
+/// Makes certificates and the connections of listeners visible. Listeners are told apart by the name given with each.
+pub fn register(registry: &mut Registry, watched: Vec<Arc<dyn Watched>>, listeners: Vec<(&'static str, Traffic)>) {
+    registry.register_collector(Box::new(Seen { watched, listeners }));
+}
+
+#[derive(Debug)]
+struct Seen {
+    watched: Vec<Arc<dyn Watched>>,
+    listeners: Vec<(&'static str, Traffic)>,
+}
+
+impl Collector for Seen {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        self.expiries(&mut encoder)?;
+        self.reloads(&mut encoder)?;
+        self.connections(&mut encoder)
+    }
+}
+
+impl Seen {
+    fn expiries(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Seconds until a certificate expires; below zero, since it has";
+        let mut family =
+            encoder.encode_descriptor("witan_certificate_expiry_seconds", help, None, MetricType::Gauge)?;
+        let now = now();
+        let mut ends: Vec<_> = self.watched.iter().flat_map(|watched| watched.expiries()).collect();
+        // Two listeners may show the same one.
+        ends.sort_by(|a, b| a.file.cmp(&b.file));
+        ends.dedup_by(|a, b| a.file == b.file);
+        for end in ends {
+            let label = [("file", end.file.display().to_string())];
+            ConstGauge::new(end.not_after - now).encode(family.encode_family(&label)?)?;
+        }
+        Ok(())
+    }
+
+    fn reloads(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Changes of certificates and secrets that were put in force, or could not be";
+        let mut family = encoder.encode_descriptor("witan_certificate_reloads", help, None, MetricType::Counter)?;
+        let sum = |a: (u64, u64), b: (u64, u64)| (a.0 + b.0, a.1 + b.1);
+        let (ok, failed) = self.watched.iter().map(|watched| watched.reloads()).fold((0, 0), sum);
+        for (result, count) in [("ok", ok), ("failed", failed)] {
+            ConstCounter::new(count).encode(family.encode_family(&[("result", result)])?)?;
+        }
+        Ok(())
+    }
+
+    fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut family =
+            encoder.encode_descriptor("witan_connections", "Connections of clients", None, MetricType::Gauge)?;
+        for (listener, traffic) in &self.listeners {
+            let open = i64::try_from(traffic.open()).unwrap_or(i64::MAX);
+            ConstGauge::new(open).encode(family.encode_family(&[("listener", *listener)])?)?;
+        }
+        let help = "Connections of clients that were accepted";
+        let mut family = encoder.encode_descriptor("witan_connections_accepted", help, None, MetricType::Counter)?;
+        for (listener, traffic) in &self.listeners {
+            let accepted = traffic.0.counts.accepted.load(Ordering::Relaxed);
+            ConstCounter::new(accepted).encode(family.encode_family(&[("listener", *listener)])?)?;
+        }
+        let help =
+            "Connections of clients that were closed: none was free, to make room, a failed handshake, nothing said";
+        let mut family = encoder.encode_descriptor("witan_connections_closed", help, None, MetricType::Counter)?;
+        for (listener, traffic) in &self.listeners {
+            let counts = &traffic.0.counts;
+            let reasons: [(&str, &AtomicU64); 4] = [
+                ("full", &counts.full),
+                ("made_room", &counts.made_room),
+                ("handshake", &counts.handshake),
+                ("silent", &counts.silent),
+            ];
+            for (reason, count) in reasons {
+                let label = [("listener", *listener), ("reason", reason)];
+                ConstCounter::new(count.load(Ordering::Relaxed)).encode(family.encode_family(&label)?)?;
+            }
+        }
+        Ok(())
+    }
+}
