@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn beyond_the_bound_messages_are_refused_and_give_back_what_they_held() {
         let (intake, mut first) = of(Bounds { bytes: 2 * LARGE, ..Bounds::default() });
-        let mut next = || Message::new(Body::empty(), Arc::clone(&intake), false);
+        let next = || Message::new(Body::empty(), Arc::clone(&intake), false);
         let (mut second, mut small) = (next(), next());
         let begun = Bytes::from(framed(LARGE + 1)).slice(..90);
         first.received(&begun).unwrap();
