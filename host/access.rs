@@ -1,4 +1,289 @@
 //! Who may do what: credentials, scopes, rates, and a record of what was changed and refused. One layer before every server
 //! of a coordinator asks here; nothing behind it decides about access again.
+//!
+//! In reading order: [`scope`] (what each call needs), [`credential`] and [`refusal`], [`token`] (API tokens as text), `tokens`
+//! and `jwt` (whose a credential is), `rate`, [`audit`], [`caller`] (what is asked of a call that was let in).
+//!
+//! Absences: nothing here knows statuses, gRPC or HTTP. No call waits for the database, unless its token was never seen.
 
+pub mod audit;
+pub mod caller;
 pub mod config;
+pub mod credential;
+pub mod issuance;
+mod jwt;
+mod metrics;
+mod rate;
+pub mod refusal;
+pub mod scope;
+pub mod token;
+mod tokens;
+
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use witan_kernel::port::StoreError;
+use witan_store::metadata::{Metadata, Token};
+
+use audit::{Audit, Entry};
+use caller::{Caller, Origin};
+use config::{RateLimits, Security};
+use credential::Credential;
+use jwt::Issuer;
+use metrics::Metrics;
+use rate::Rates;
+use refusal::Refusal;
+use scope::{Rule, Scope};
+use tokens::{Looked, Tokens};
+
+/// Decides who may do what.
+pub struct Access {
+    /// Who a client is that shows nothing; `None`: it is refused.
+    anonymous: Option<Arc<Credential>>,
+    tokens: Option<Tokens>,
+    issuer: Option<Arc<Issuer>>,
+    rates: ArcSwap<Rates>,
+    audit: Option<Audit>,
+    metrics: Metrics,
+    now_ms: fn() -> u64,
+}
+
+/// What a look at a credential tells.
+enum Seen {
+    Somebody(Arc<Credential>),
+    Refused(Refusal),
+    /// Only the database knows.
+    Unseen,
+}
+
+impl Access {
+    /// Reads tokens and keys, and opens the audit log. `now_ms` tells Unix milliseconds.
+    ///
+    /// # Errors
+    /// When the settings are no good, with the key to mend, or the store does not answer.
+    pub async fn open(settings: &Security, metadata: Arc<dyn Metadata>, now_ms: fn() -> u64) -> anyhow::Result<Self> {
+        let metrics = Metrics::default();
+        let tokens = match settings.tokens {
+            true => Some(Tokens::open(metadata, now_ms()).await?),
+            false => None,
+        };
+        let issuer = settings.jwt.clone().map(Issuer::open).transpose().map_err(anyhow::Error::msg)?;
+        let audit = settings
+            .audit
+            .as_ref()
+            .map(|settings| Audit::open(settings, metrics.audit_dropped.clone(), metrics.audit_unrecorded.clone()));
+        let is_open = settings.allow_anonymous || !settings.asks_for_tokens();
+        Ok(Self {
+            anonymous: is_open.then(|| Arc::new(Credential::anonymous())),
+            tokens,
+            issuer: issuer.map(Arc::new),
+            rates: ArcSwap::from_pointee(Rates::new(settings.rate_limits.clone())),
+            audit: audit.transpose().map_err(anyhow::Error::msg)?,
+            metrics,
+            now_ms,
+        })
+    }
+
+    /// Shows what is counted.
+    pub fn register(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+        if let Some(tokens) = &self.tokens {
+            registry.register("witan_access_tokens", "API tokens that are known here", tokens.number().clone());
+        }
+    }
+
+    /// True when clients are served that show nothing.
+    pub fn serves_anybody(&self) -> bool {
+        self.anonymous.is_some()
+    }
+
+    /// Follows the issuer's key until the signal to stop.
+    pub async fn follow(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let Some(issuer) = self.issuer.clone() else { return };
+        tokio::select! {
+            () = issuer.follow() => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+    }
+
+    /// Lets a call in, or not. `shown` is its header `authorization`; `None` as the answer means that [`Self::admit_unseen`] has
+    /// to find out.
+    pub fn admit(
+        self: &Arc<Self>,
+        rule: &'static Rule,
+        shown: Option<&[u8]>,
+        origin: &Origin,
+    ) -> Option<Result<Caller, Refusal>> {
+        let found = match self.look(shown) {
+            Seen::Somebody(credential) => self.enter(rule, credential, origin),
+            Seen::Refused(refusal) => Err((None, refusal)),
+            Seen::Unseen => return None,
+        };
+        Some(found.map_err(|(who, refusal)| self.refused(rule, who.as_deref(), refusal, origin)))
+    }
+
+    /// Lets a call in whose token was never seen here, or not.
+    ///
+    /// # Errors
+    /// When it is not let in; it is on record then.
+    pub async fn admit_unseen(
+        self: &Arc<Self>,
+        rule: &'static Rule,
+        shown: Option<&[u8]>,
+        origin: &Origin,
+    ) -> Result<Caller, Refusal> {
+        let asked = match (&self.tokens, bearer(shown)) {
+            (Some(tokens), Some(Ok(text))) => tokens.ask(text, self.now_ms()).await,
+            _ => Err(Refusal::Unknown),
+        };
+        let found = asked.map_err(|refusal| (None, refusal));
+        let found = found.and_then(|credential| self.enter(rule, credential, origin));
+        found.map_err(|(who, refusal)| self.refused(rule, who.as_deref(), refusal, origin))
+    }
+
+    /// A change of the tokens, by another coordinator: all are read again.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn tokens_outdated(&self) -> Result<(), StoreError> {
+        match &self.tokens {
+            Some(tokens) => tokens.read_all().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Everything that was changed anywhere until now is known here.
+    pub fn confirmed(&self) {
+        if let Some(tokens) = &self.tokens {
+            tokens.confirm(self.now_ms());
+        }
+    }
+
+    /// A token was made here, and is good at once.
+    pub async fn token_made(&self, token: &Token) {
+        if let Some(tokens) = &self.tokens {
+            tokens.made(token).await;
+        }
+    }
+
+    /// A token was revoked here, and is good no more.
+    pub async fn token_revoked(&self, id: &str) {
+        if let Some(tokens) = &self.tokens {
+            tokens.revoked(id).await;
+        }
+    }
+
+    /// Puts other limits in force; what was used of the old ones is forgotten.
+    pub fn set_rate_limits(&self, limits: RateLimits) {
+        if *self.rates.load().limits() != limits {
+            self.rates.store(Arc::new(Rates::new(limits)));
+        }
+    }
+
+    /// Unix milliseconds.
+    pub fn now_ms(&self) -> u64 {
+        (self.now_ms)()
+    }
+
+    /// Waits, not for long, until what was put on record is in its file.
+    pub async fn close(self: Arc<Self>) {
+        let flushed = tokio::task::spawn_blocking(move || self.audit.as_ref().map(Audit::flush));
+        // A thread that has panicked has nothing more to write.
+        let _ = flushed.await;
+    }
+
+    fn look(&self, shown: Option<&[u8]>) -> Seen {
+        // Nobody is told apart: what is shown means nothing here.
+        if let Some(anonymous) = self.anonymous.as_ref().filter(|_| self.tokens.is_none() && self.issuer.is_none()) {
+            return Seen::Somebody(Arc::clone(anonymous));
+        }
+        let text = match bearer(shown) {
+            Some(Ok(text)) => text,
+            Some(Err(refusal)) => return Seen::Refused(refusal),
+            None => return self.anonymous.clone().map_or(Seen::Refused(Refusal::NoCredential), Seen::Somebody),
+        };
+        match (&self.tokens, &self.issuer) {
+            (Some(tokens), _) if token::is_meant(text) => match tokens.look(text, self.now_ms()) {
+                Looked::Good(credential) => Seen::Somebody(credential),
+                Looked::Refused(refusal) => Seen::Refused(refusal),
+                Looked::NotKnown => Seen::Unseen,
+            },
+            (_, Some(issuer)) if !token::is_meant(text) => {
+                issuer.check(text, self.now_ms()).map_or_else(Seen::Refused, Seen::Somebody)
+            }
+            _ => Seen::Refused(Refusal::Malformed),
+        }
+    }
+
+    #[allow(clippy::type_complexity, reason = "who was refused belongs to why, and is nobody else's")]
+    fn enter(
+        self: &Arc<Self>,
+        rule: &'static Rule,
+        credential: Arc<Credential>,
+        origin: &Origin,
+    ) -> Result<Caller, (Option<Arc<Credential>>, Refusal)> {
+        let allowed = credential.meets(rule.need).and_then(|()| match rule.rate() {
+            Some(Scope::Operator) => self.take_operator(),
+            _ => Ok(()),
+        });
+        if let Err(refusal) = allowed {
+            return Err((Some(credential), refusal));
+        }
+        let is_recorded = self.audit.is_some() && rule.effect == scope::Effect::Catalog;
+        Ok(Caller {
+            access: Arc::clone(self),
+            credential,
+            rule,
+            origin: origin.clone(),
+            named: is_recorded.then(|| Arc::new(OnceLock::new())),
+        })
+    }
+
+    fn take_operator(&self) -> Result<(), Refusal> {
+        let taken = self.rates.load().take_operator();
+        taken.map_err(|retry_after| Refusal::Rate { tenant: None, scope: Scope::Operator, retry_after })
+    }
+
+    fn refused(&self, rule: &'static Rule, who: Option<&Credential>, refusal: Refusal, origin: &Origin) -> Refusal {
+        self.metrics.refused(&refusal);
+        self.put_refusal(|| Entry {
+            time_ms: self.now_ms(),
+            request_id: origin.request_id.as_ref().map(ToString::to_string),
+            peer: origin.peer,
+            credential: who.map_or("none", Credential::id),
+            rpc: rule.path,
+            outcome: "refused",
+            reason: Some(refusal.reason()),
+            ..Entry::default()
+        });
+        refusal
+    }
+
+    fn put_refusal<'a>(&self, entry: impl FnOnce() -> Entry<'a>) {
+        if let Some(audit) = &self.audit {
+            audit.refused(entry);
+        }
+    }
+
+    fn put_change(&self, entry: &Entry<'_>) {
+        if let Some(audit) = &self.audit {
+            audit.changed(entry);
+        }
+    }
+}
+
+/// The text behind `Bearer`; `None` when nothing is shown.
+fn bearer(shown: Option<&[u8]>) -> Option<Result<&str, Refusal>> {
+    let text = std::str::from_utf8(shown?).ok().and_then(|text| text.split_once(' '));
+    Some(match text {
+        Some((scheme, text)) if scheme.eq_ignore_ascii_case("bearer") => Ok(text.trim()),
+        _ => Err(Refusal::Malformed),
+    })
+}
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

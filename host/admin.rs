@@ -5,14 +5,19 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::{IncomingStream, Listener};
 use prometheus_client::registry::Registry;
 use witan_kernel::hook::Pending;
 use witan_tls::{Connection, Incoming, Peer};
+
+use crate::access::Access;
+use crate::access::caller::Origin;
+use crate::access::refusal::Refusal;
+use crate::access::scope::{self, Need, Rule};
 
 /// Tells whether a coordinator should get traffic.
 pub type Readiness = Arc<dyn Fn() -> Pending<Ready> + Send + Sync>;
@@ -35,6 +40,8 @@ pub struct Admin {
     pub metrics_path: Option<String>,
     /// Whether it should get traffic.
     pub readiness: Readiness,
+    /// Lets requests in, or not.
+    pub access: Arc<Access>,
 }
 
 /// The connections of the admin server.
@@ -97,7 +104,7 @@ pub async fn serve(
     if let Some(path) = &admin.metrics_path {
         router = router.route(path, get(metrics));
     }
-    let router = router.with_state(admin);
+    let router = router.layer(from_fn_with_state(admin.clone(), guard)).with_state(admin);
     let router = match listener.asks {
         true => router.layer(middleware::from_fn(ask_for_certificate)),
         false => router,
@@ -108,6 +115,41 @@ pub async fn serve(
         // Nothing here is worth waiting for, and an idle connection would keep a graceful end waiting.
         () = shutdown => Ok(()),
     }
+}
+
+/// Before every path, and before what is no path at all.
+async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    let rule = scope::of_http(request.uri().path());
+    if rule.need == Need::Nothing {
+        return next.run(request).await;
+    }
+    match admitted(&admin, rule, request.headers()).await {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refused(&refusal),
+    }
+}
+
+async fn admitted(admin: &Admin, rule: &'static Rule, headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut shown = headers.get_all(header::AUTHORIZATION).iter();
+    let shown = match (shown.next(), shown.next()) {
+        (Some(_), Some(_)) => Some(&b""[..]),
+        (first, _) => first.map(|value| value.as_bytes()),
+    };
+    let origin = Origin::default();
+    match admin.access.admit(rule, shown, &origin) {
+        Some(admitted) => admitted.map(drop),
+        None => admin.access.admit_unseen(rule, shown, &origin).await.map(drop),
+    }
+}
+
+fn refused(refusal: &Refusal) -> Response {
+    let status = match refusal.reason() {
+        "UNAUTHORIZED" => StatusCode::UNAUTHORIZED,
+        "FORBIDDEN" => StatusCode::FORBIDDEN,
+        "RATE_LIMIT_EXCEEDED" => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, [(header::WWW_AUTHENTICATE, "Bearer")], format!("{refusal}\n")).into_response()
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
@@ -121,9 +163,18 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     }
 }
 
-async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
+/// Anybody may know whether; why not tells of nodes and databases.
+async fn readyz(State(admin): State<Admin>, headers: HeaderMap) -> impl IntoResponse {
     let Ready { reasons, notes } = (admin.readiness)().await;
     let lines = |lines: Vec<String>| lines.into_iter().map(|line| line + "\n").collect::<String>();
+    // A probe without a credential is no attempt at anything.
+    let asks = headers.contains_key(header::AUTHORIZATION) || admin.access.serves_anybody();
+    if !asks || admitted(&admin, scope::of_details(), &headers).await.is_err() {
+        return match reasons.is_empty() {
+            true => (StatusCode::OK, "ok\n".to_owned()),
+            false => (StatusCode::SERVICE_UNAVAILABLE, "not ready; a credential shows why\n".to_owned()),
+        };
+    }
     if reasons.is_empty() {
         return (StatusCode::OK, "ok\n".to_owned() + &lines(notes));
     }

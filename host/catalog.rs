@@ -12,7 +12,7 @@ use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{Invalid, NodeId, StoreId, TenantId};
 use witan_kernel::port::{StorageNode, StoreError};
 use witan_kernel::tenant::Tenant;
-use witan_store::metadata::Metadata;
+use witan_store::metadata::{Metadata, Placement, Slot};
 
 pub use follow::follow;
 
@@ -30,8 +30,18 @@ pub trait Cluster: Send + Sync + 'static {
     /// Another coordinator has changed the cluster's secrets: they are read anew.
     fn secrets_outdated(&self) -> Pending<Result<(), StoreError>>;
 
-    /// Puts a set of nodes in force here, if it is another one.
-    fn nodes_changed(&self, nodes: &[StorageNode]);
+    /// Another coordinator has changed plugins, and the bindings of these slots (`None`: nobody knows which): they are read
+    /// anew, and put in force.
+    fn plugins_outdated(&self, slots: Option<Vec<Slot>>) -> Pending<Result<(), StoreError>>;
+
+    /// Another coordinator has made or revoked API tokens: they are read anew.
+    fn tokens_outdated(&self) -> Pending<Result<(), StoreError>>;
+
+    /// Everything that others have changed until now is in force here.
+    fn up_to_date(&self);
+
+    /// Puts a placement in force here, if it is newer than the one that is.
+    fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]);
 
     /// What is known of a node.
     fn state(&self, node: &NodeId) -> ReplicaState;
@@ -288,8 +298,9 @@ impl Catalog {
     }
 
     async fn publish_nodes(&self) -> Result<(), Refused> {
-        let nodes = self.nodes().await?;
-        self.cluster.nodes_changed(&nodes);
+        let Placement { epoch, nodes } = self.metadata.placement().await?;
+        let nodes: Vec<StorageNode> = nodes.into_iter().map(|on_record| on_record.node).collect();
+        self.cluster.placement_changed(epoch, &nodes);
         Ok(())
     }
 

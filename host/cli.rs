@@ -3,7 +3,7 @@
 //! Reading order: [`args`] (how values are spelt), [`output`] (text for people, JSON for programs), [`client`] (the
 //! connection, and what an error says), [`compose`] (a coordinator put together), then one module per subcommand.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (`kv get`). With `--output json`, exactly one object goes to
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (`kv get`), 4 warnings only (`doctor`). With `--output json`, exactly one object goes to
 //! standard output, `{"error": ...}` included; `plugin events` writes one per event.
 
 pub mod args;
@@ -13,7 +13,10 @@ pub mod completions;
 pub mod compose;
 pub mod config;
 pub mod configured;
+pub mod credential;
 pub mod dev;
+pub mod doctor;
+pub mod health;
 pub mod kv;
 pub mod node;
 pub mod nodes;
@@ -28,6 +31,7 @@ pub mod signal;
 pub mod stores;
 pub mod telemetry;
 pub mod tenant;
+pub mod token;
 
 use std::process::ExitCode;
 
@@ -59,7 +63,8 @@ use telemetry::{LogFilter, quiet_engine};
 
 `witan help <command>` explains each command, with examples.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (kv get).",
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (kv get),
+4 warnings only (doctor).",
     propagate_version = true
 )]
 pub struct Cli {
@@ -110,6 +115,9 @@ pub struct Global {
     /// The name that a coordinator's certificate must have [default: the endpoint's host]
     #[arg(long, global = true, env = "WITAN_SERVER_NAME", value_name = "NAME", help_heading = "Global options")]
     pub server_name: Option<String>,
+    /// A file with the token to show to coordinators that ask for one; WITAN_TOKEN in the environment may hold it instead
+    #[arg(long, global = true, env = "WITAN_TOKEN_FILE", value_name = "FILE", help_heading = "Global options")]
+    pub token_file: Option<std::path::PathBuf>,
     /// What is logged to standard error, as in RUST_LOG (which this flag overrides): error, warn, info, debug, trace, or
     /// module=level [default: info for servers, warn otherwise]
     #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options")]
@@ -156,6 +164,9 @@ pub enum Command {
     /// Check a coordinator's configuration, and show what holds
     #[command(subcommand, after_help = config::EXAMPLES)]
     Config(config::Command),
+    /// Examine everything that a coordinator stands on, and say what to do
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(doctor::Args),
     /// Read, write and delete keys
     #[command(subcommand, after_help = kv::EXAMPLES)]
     Kv(kv::Command),
@@ -171,6 +182,12 @@ pub enum Command {
     /// Hand plugins to the cluster and bind them to tenants
     #[command(subcommand, after_help = plugin::EXAMPLES)]
     Plugin(plugin::Command),
+    /// Make API tokens, list them, and take them back
+    #[command(subcommand, after_help = token::EXAMPLES)]
+    Token(token::Command),
+    /// Ask whether a coordinator or a storage node serves
+    #[command(after_help = health::EXAMPLES)]
+    Health(health::Args),
     /// Put a load on a cluster and measure it
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::Args),
@@ -225,12 +242,15 @@ pub async fn run(cli: Cli, loaded: Option<(Loaded, Option<LogFilter>)>) -> anyho
             serve::run(loaded, log).await
         }
         Command::Node(args) => node::run(args).await,
+        Command::Doctor(args) => doctor::run(&global, args).await,
         Command::Config(command) => config::run(&global, command),
         Command::Kv(command) => kv::run(&global, command).await,
         Command::Tenant(command) => tenant::run(&global, command).await,
         Command::Nodes(command) => nodes::run(&global, command).await,
         Command::Repair(args) => repair::run(&global, args).await,
         Command::Plugin(command) => plugin::run(&global, command).await,
+        Command::Token(command) => token::run(&global, command).await,
+        Command::Health(args) => health::run(&global, &args).await,
         Command::Bench(args) => bench::run(&global, args).await,
         Command::Completions(args) => completions::run(&args),
     }
@@ -242,11 +262,14 @@ impl Command {
         match self {
             Self::Dev(_) | Self::Serve(_) | Self::Node(_) => true,
             Self::Config(_)
+            | Self::Doctor(_)
             | Self::Kv(_)
             | Self::Tenant(_)
             | Self::Nodes(_)
             | Self::Repair(_)
             | Self::Plugin(_)
+            | Self::Token(_)
+            | Self::Health(_)
             | Self::Bench(_)
             | Self::Completions(_) => false,
         }

@@ -106,6 +106,11 @@ impl Loaded {
         value(self) != value(other)
     }
 
+    /// The text at a key, if there is one.
+    pub fn text(&self, path: &str) -> Option<String> {
+        self.layers.get(path)?.value.as_str().map(str::to_owned)
+    }
+
     /// Where the value of a key comes from.
     pub fn source(&self, path: &str) -> Source {
         self.layers.source(path)

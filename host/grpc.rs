@@ -1,12 +1,14 @@
 //! gRPC: decode, call, encode. The one place where a failure becomes a status.
 //!
-//! `status` maps failures, `convert` requests and responses, `keyvalue` serves single calls, `session` streams of
+//! `guard` lets calls in, `status` maps failures, `convert` requests and responses, `keyvalue` serves single calls, `session` streams of
 //! them, `tenants` and `nodes` the catalog, `care` (with
-//! `page_token`) listings, repair and removal, `plugins` the plugin platform, `origin` gives each call its id, `intake` bounds what
-//! is half sent, `server` puts them on a listener.
+//! `page_token`) listings, repair and removal, `plugins` the plugin platform, `access` tokens, `origin` gives each call its id,
+//! `intake` bounds what is half sent, `server` puts them on a listener.
 
+mod access;
 mod care;
 mod convert;
+mod guard;
 pub mod intake;
 mod keyvalue;
 mod nodes;
@@ -18,5 +20,6 @@ pub mod session;
 mod status;
 mod tenants;
 
+pub use access::AccessApi;
 pub use keyvalue::{CoordinatorApi, Fallbacks};
 pub use plugins::PluginApi;

@@ -80,6 +80,11 @@ impl Cluster {
             endpoint: self.coordinator.endpoint(),
             output: Output::Json,
             timeout: Duration::from_secs(30),
+            ca_file: None,
+            client_cert_file: None,
+            client_key_file: None,
+            server_name: None,
+            token_file: None,
             log_level: None,
             log_format: None,
         }

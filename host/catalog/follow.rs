@@ -29,6 +29,7 @@ pub async fn follow(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>, mut 
                     tracing::info!(revision = seen, "changes of other coordinators are followed again");
                 }
                 revision = seen;
+                cluster.up_to_date();
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
@@ -46,22 +47,33 @@ async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Res
         cluster.tenants_outdated().await?;
         publish_nodes(metadata, cluster).await?;
         cluster.secrets_outdated().await?;
+        cluster.plugins_outdated(None).await?;
+        cluster.tokens_outdated().await?;
         return Ok(changes.revision);
     }
+    let mut slots = None;
     for changed in &changes.changed {
         match changed {
             Changed::Tenant(id) => cluster.tenant_outdated(id).await?,
             Changed::Nodes => publish_nodes(metadata, cluster).await?,
             Changed::Secrets => cluster.secrets_outdated().await?,
-            Changed::Artifacts | Changed::Binding(_) | Changed::Tokens | Changed::Coordinators => {}
+            Changed::Artifacts => _ = slots.get_or_insert_with(Vec::new),
+            Changed::Binding(slot) => slots.get_or_insert_with(Vec::new).push(slot.clone()),
+            Changed::Tokens => cluster.tokens_outdated().await?,
+            Changed::Coordinators => {}
         }
+    }
+    // All at once: a binding and the plugin that it binds often come together.
+    if slots.is_some() {
+        cluster.plugins_outdated(slots).await?;
     }
     Ok(changes.revision)
 }
 
 async fn publish_nodes(metadata: &dyn Metadata, cluster: &dyn Cluster) -> Result<(), StoreError> {
-    let nodes: Vec<_> = metadata.nodes().await?.into_iter().map(|on_record| on_record.node).collect();
-    cluster.nodes_changed(&nodes);
+    let placement = metadata.placement().await?;
+    let nodes: Vec<_> = placement.nodes.into_iter().map(|on_record| on_record.node).collect();
+    cluster.placement_changed(placement.epoch, &nodes);
     cluster.stores_changed().await;
     Ok(())
 }

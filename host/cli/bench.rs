@@ -22,6 +22,8 @@ use std::time::Duration;
 use witan_wire::v1::CreateTenantRequest;
 
 use super::args::{self, ConflictMode, Level, Ordering, spelt};
+use super::client::Problem;
+use super::credential::Shown;
 use super::output::{self, Output, grouped};
 use super::{Global, client, tenant};
 use load::{Load, Mode};
@@ -125,7 +127,8 @@ fn value_size(text: &str) -> Result<usize, String> {
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     tenant::ensure(global, tenant_request(&args), true).await?;
     let siblings = tenant::get(global, args.tenant.clone()).await?.conflict_mode == "siblings";
-    let load = load_of(global, &args, siblings)?;
+    let shown = Shown::of(global).map_err(Problem::Credential)?;
+    let load = Load { shown, ..load_of(global, &args, siblings)? };
     let quiet = args.quiet || !std::io::stderr().is_terminal();
     if args.preload {
         measure(preload_of(&load), "preload", quiet).await?;
@@ -175,6 +178,7 @@ fn load_of(global: &Global, args: &Args, contexts: bool) -> anyhow::Result<Load>
         value_size: args.value_size,
         contexts,
         seed: args.seed,
+        ..Load::default()
     })
 }
 

@@ -7,14 +7,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 use serde_json::{Value, json};
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 use witan_tls::{ClientSide, ClientTls, Connector, Fields, FileError};
 use witan_wire::v1::KeyNotFoundDetail;
+use witan_wire::v1::access_service_client::AccessServiceClient;
 use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
 use witan_wire::v1::plugin_service_client::PluginServiceClient;
 
+use super::credential::Shown;
 use super::output::{self, Output};
 use super::{Global, args};
 
@@ -24,15 +27,28 @@ pub const NO_SUCH_KEY: u8 = 3;
 /// Largest message taken or sent, in bytes: a read's response with all siblings of a record that is as large as records may be.
 pub const MESSAGE_BYTES: usize = 36 << 20;
 
+/// A connection that shows the command line's token.
+pub type Link = InterceptedService<Channel, Shown>;
+
 /// Connects to the coordinator.
-pub async fn coordinator(global: &Global) -> Result<CoordinatorServiceClient<Channel>, Problem> {
-    let client = CoordinatorServiceClient::new(channel(global).await?);
+pub async fn coordinator(global: &Global) -> Result<CoordinatorServiceClient<Link>, Problem> {
+    let client = CoordinatorServiceClient::new(link(global).await?);
     Ok(client.max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES))
 }
 
 /// Connects to the coordinator's plugin service.
-pub async fn plugins(global: &Global) -> Result<PluginServiceClient<Channel>, Problem> {
-    Ok(PluginServiceClient::new(channel(global).await?))
+pub async fn plugins(global: &Global) -> Result<PluginServiceClient<Link>, Problem> {
+    Ok(PluginServiceClient::new(link(global).await?))
+}
+
+/// Connects to the coordinator's service of tokens.
+pub async fn access(global: &Global) -> Result<AccessServiceClient<Link>, Problem> {
+    Ok(AccessServiceClient::new(link(global).await?))
+}
+
+async fn link(global: &Global) -> Result<Link, Problem> {
+    let shown = Shown::of(global).map_err(Problem::Credential)?;
+    Ok(InterceptedService::new(channel(global).await?, shown))
 }
 
 /// A connection to the coordinator.
@@ -101,6 +117,9 @@ pub enum Problem {
     /// A certificate or a key cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The token to show cannot be used.
+    #[error("{0}")]
+    Credential(String),
     /// The coordinator refused a read, or a question.
     #[error("{}", .0.message())]
     Read(Box<Status>),
@@ -191,6 +210,11 @@ impl Explained {
             }
             "STORAGE_FULL" => "free disk space on the storage nodes: witan nodes list shows how full they are",
             "OVERLOADED" | "RATE_LIMIT_EXCEEDED" | "IN_PROGRESS" | "STALE_EPOCH" => "try again in a moment",
+            "UNAUTHORIZED" => {
+                "show a token: --token-file FILE, or WITAN_TOKEN; an operator makes one: witan token create"
+            }
+            "FORBIDDEN" => "use a token with that scope, for that tenant; an operator makes one: witan token create",
+            "TOKEN_NOT_FOUND" => "see which tokens there are: witan token list",
             "INTERNAL_ERROR" => "look at the coordinator's log",
             _ => return self.step_by_code(),
         };
@@ -256,7 +280,7 @@ pub fn report(error: &anyhow::Error, output: Output) -> ExitCode {
             format!("error: {problem}\n  next:     check that the coordinator runs, and its address (--endpoint)"),
             json!({ "code": "UNAVAILABLE", "reason": "UNREACHABLE", "message": problem.to_string(), "outcome": "not-applied" }),
         ),
-        None | Some(Problem::File(_)) => {
+        None | Some(Problem::File(_) | Problem::Credential(_)) => {
             (format!("error: {error:#}"), json!({ "code": "", "reason": "FAILED", "message": format!("{error:#}") }))
         }
     };

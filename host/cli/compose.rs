@@ -18,8 +18,9 @@ use witan_kernel::port::{Clock, Randomness, Replicas, StorageNode, StoreError};
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Ranges, is_whole};
 use witan_kernel::tenant::Tenant;
+use witan_plugin::PluginHost;
 use witan_store::Durability;
-use witan_store::metadata::{Claim, Metadata, Secret};
+use witan_store::metadata::{Claim, Metadata, Secret, Slot};
 use witan_store::tenants::{TenantCache, TenantCacheConfig};
 use witan_wire::v1::DescribeRequest;
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
@@ -28,12 +29,13 @@ use super::reload::Reloads;
 use super::secured::Secured;
 use super::stores::{Idempotency, Seat, Shared};
 use super::{platform, stores};
-use crate::access::config::{RateLimits, Security};
+use crate::access::Access;
+use crate::access::config::{RateLimits, Security, may_listen};
 use crate::admin::{self, Admin, Ready};
 use crate::catalog::{Catalog, Cluster, Fullness, Held, follow};
 use crate::coordinate::{Coordinator, Defaults, Ports, Timeouts, World};
 use crate::grpc::origin::Sampling;
-use crate::grpc::{CoordinatorApi, Fallbacks, PluginApi, server};
+use crate::grpc::{AccessApi, CoordinatorApi, Fallbacks, PluginApi, server};
 use crate::peer::{Connect, Connecting, Lanes, Tcp, Trust};
 
 /// This machine's clocks.
@@ -174,6 +176,7 @@ pub struct Serving {
     pub admin_address: SocketAddr,
     grpc: JoinHandle<anyhow::Result<()>>,
     admin: JoinHandle<std::io::Result<()>>,
+    access: Arc<Access>,
     idempotency: Idempotency,
     seat: Option<JoinHandle<()>>,
 }
@@ -187,12 +190,16 @@ impl Serving {
             seat.await.context("give back this coordinator's id")?;
         }
         self.idempotency.close().await;
+        self.access.close().await;
         Ok(())
     }
 }
 
 /// Opens the stores, reaches the nodes, and serves until `stop` turns true.
 pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<Serving> {
+    for (address, key) in [(config.listen, "server.host"), (config.admin_listen, "metrics.host")] {
+        may_listen(&config.security, address).map_err(|why| anyhow::anyhow!("{key}: {why}"))?;
+    }
     let secured = Secured::open(&config.security)?;
     let listener = bind(config.listen, "--listen").await?;
     let admin_listener = bind(config.admin_listen, "--admin-listen").await?;
@@ -213,9 +220,11 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     // Everything is read after this: what changes meanwhile is read again.
     let revision = metadata.changes(u64::MAX).await.context("read the newest revision")?.revision;
     register_nodes(metadata.as_ref(), &config.nodes, clock.wall_micros() / 1000).await?;
+    let access = Arc::new(Access::open(&config.security, Arc::clone(&metadata), unix_ms).await.context("open access")?);
     let secrets = metadata.secrets(rand::random(), clock.wall_micros() / 1000).await.context("read secrets")?;
     let keys = context_keys(&secrets)?;
-    let nodes: Vec<StorageNode> = metadata.nodes().await.context("read nodes")?.into_iter().map(|n| n.node).collect();
+    let placement = metadata.placement().await.context("read nodes")?;
+    let nodes: Vec<StorageNode> = placement.nodes.into_iter().map(|on_record| on_record.node).collect();
     let idempotency = Idempotency::open(&config.shared, &config.data_dir, clock, config.durability).await?;
     let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), clock, config.tenant_cache));
     let connect = Registered { metadata: Arc::clone(&metadata), sockets: secured.to_nodes() };
@@ -231,15 +240,17 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
         tenants: Arc::clone(&tenants),
         plugins: Arc::new(platform.clone()),
     };
-    let coordinator = Coordinator::new(ports, ring_of(&nodes, 1), keys, config.defaults.clone());
+    let coordinator = Coordinator::new(ports, ring_of(&nodes, placement.epoch), keys, config.defaults.clone());
     let local: Arc<dyn Cluster> = Arc::new(Local {
         coordinator: Arc::clone(&coordinator),
         lanes: Arc::clone(&lanes),
         tenants,
         metadata: Arc::clone(&metadata),
+        plugins: platform.clone(),
         connect,
+        access: Arc::clone(&access),
         clock,
-        nodes: Mutex::new(nodes),
+        placing: Mutex::default(),
     });
     let catalog = Arc::new(Catalog::new(Arc::clone(&metadata), Arc::clone(&local), instance));
     let following = follow(Arc::clone(&metadata), local, revision);
@@ -253,14 +264,17 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let mut registry = Registry::default();
     coordinator.metrics().register(&mut registry);
     platform::register(&platform, &mut registry);
+    access.register(&mut registry);
+    tokio::spawn(Arc::clone(&access).follow(stop.clone()));
+    config.reloads.register(&mut registry);
     let admin_address = admin_listener.local_addr()?;
     let (incoming, admin_incoming) = secured.listen(listener, admin_listener, config.connections, &mut registry);
-    config.reloads.register(&mut registry);
     tokio::spawn(watch_stores(Arc::clone(&lanes), stop.clone()));
     let admin = Admin {
         metrics: Arc::new(registry),
         metrics_path: config.metrics_path.clone(),
-        readiness: readiness(metadata, lanes.clone(), clock),
+        readiness: readiness(Arc::clone(&metadata), lanes.clone(), clock),
+        access: Arc::clone(&access),
     };
     tracing::info!(nodes = known, "waiting for the storage nodes");
     lanes.tried().await;
@@ -268,12 +282,19 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
     let api = CoordinatorApi::new(Arc::clone(&coordinator), Arc::clone(&catalog));
     tokio::spawn(follow_live(config.live, coordinator, Arc::clone(api.fallbacks()), stop.clone()));
-    let grpc = server::serve(incoming, api, PluginApi::new(platform, catalog), bounds, stopped(stop.clone()));
+    let services = server::Services {
+        coordinator: api,
+        plugins: PluginApi::new(platform, catalog),
+        tokens: AccessApi::new(Arc::clone(&access), metadata),
+        access: Arc::clone(&access),
+    };
+    let grpc = server::serve(incoming, services, bounds, stopped(stop.clone()));
     Ok(Serving {
         address,
         admin_address,
         grpc: tokio::spawn(grpc),
         admin: tokio::spawn(admin::serve(admin_incoming, admin, stopped(stop))),
+        access,
         idempotency,
         seat,
     })
@@ -298,6 +319,11 @@ async fn follow_live(
             () = &mut stopped => return,
         }
     }
+}
+
+/// Unix milliseconds.
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// How often nodes that are written to only are asked about: another coordinator may have put their stores on record.
@@ -360,10 +386,12 @@ struct Local {
     lanes: Arc<Lanes<SystemClock, Registered>>,
     tenants: Arc<TenantCache>,
     metadata: Arc<dyn Metadata>,
+    plugins: PluginHost,
     connect: Registered,
+    access: Arc<Access>,
     clock: SystemClock,
-    /// Those in force.
-    nodes: Mutex<Vec<StorageNode>>,
+    /// Held while another placement is put in force.
+    placing: Mutex<()>,
 }
 
 impl Cluster for Local {
@@ -393,14 +421,28 @@ impl Cluster for Local {
         })
     }
 
-    fn nodes_changed(&self, nodes: &[StorageNode]) {
-        let mut in_force = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        if *in_force == nodes {
+    fn plugins_outdated(&self, slots: Option<Vec<Slot>>) -> Pending<Result<(), StoreError>> {
+        let plugins = self.plugins.clone();
+        Box::pin(async move { platform::refresh(&plugins, slots).await })
+    }
+
+    fn tokens_outdated(&self) -> Pending<Result<(), StoreError>> {
+        let access = Arc::clone(&self.access);
+        Box::pin(async move { access.tokens_outdated().await })
+    }
+
+    fn up_to_date(&self) {
+        self.access.confirmed();
+    }
+
+    fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]) {
+        // A newer one may have been published since this one was read.
+        let _one_at_a_time = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        if epoch <= self.coordinator.ring().epoch() {
             return;
         }
-        *in_force = nodes.to_vec();
         self.lanes.set_nodes(nodes);
-        self.coordinator.set_ring(ring_of(nodes, self.coordinator.ring().epoch() + 1));
+        self.coordinator.set_ring(ring_of(nodes, epoch));
     }
 
     fn state(&self, node: &NodeId) -> ReplicaState {

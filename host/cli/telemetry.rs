@@ -131,3 +131,57 @@ impl Traces {
 pub(super) fn sampling(telemetry: &Telemetry) -> Sampling {
     Sampling { on: telemetry.otlp_endpoint.is_some(), ratio: telemetry.sample_ratio }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::origin::{Origin, RequestId, scope};
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is written when something is logged within a request and outside of one.
+    async fn logged(json: bool) -> Vec<String> {
+        let lines = Lines::default();
+        let to = lines.clone();
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || to.clone()).with_ansi(false);
+        let layer: Box<dyn Layer<Registry> + Send + Sync> = match json {
+            false => layer.map_event_format(|plain| Named { plain, json: false }).boxed(),
+            true => layer
+                .fmt_fields(JsonFields::new())
+                .map_event_format(|plain| Named { plain: plain.json().flatten_event(true), json: true })
+                .boxed(),
+        };
+        let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+        let origin = Origin::untraced(RequestId::of(Some(b"order-7")));
+        scope(Some(origin), async { tracing::warn!(reason = "a \"quote\"", "within") }).await;
+        tracing::warn!("outside");
+        let written = lines.0.lock().unwrap().clone();
+        String::from_utf8(written).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[tokio::test]
+    async fn lines_of_a_request_tell_its_id() {
+        let console = logged(false).await;
+        assert!(console[0].ends_with("request_id=order-7"), "{console:?}");
+        assert!(!console[1].contains("request_id"), "{console:?}");
+        let json = logged(true).await;
+        let line: serde_json::Value = serde_json::from_str(&json[0]).unwrap();
+        assert_eq!((&line["request_id"], &line["message"]), (&"order-7".into(), &"within".into()));
+        assert!(!json[1].contains("request_id"), "{json:?}");
+    }
+}

@@ -15,9 +15,11 @@ use witan_wire::v1;
 use witan_wire::v1::CoordinatorServiceRepairResponse as Progress;
 
 use super::CoordinatorApi;
+use super::keyvalue::denied;
 use super::page_token;
 use super::status::{invalid, refused, report};
 use super::tenants::{page_size, seconds, status};
+use crate::access::caller::Caller;
 use crate::catalog::{Catalog, Refused};
 use crate::coordinate::{Coordinator, KeysRequest, Resume, Stopped, Sweep, Swept, World};
 
@@ -36,10 +38,12 @@ pub(super) type Reports = Pin<Box<dyn Stream<Item = Result<Progress, Status>> + 
 impl<W: World> CoordinatorApi<W> {
     pub(super) async fn keys(
         &self,
+        caller: Caller,
         request: v1::ListKeysRequest,
         timeout: Option<Duration>,
     ) -> Result<v1::ListKeysResponse, Status> {
         let request = keys_request(request, timeout).map_err(|error| invalid(&error))?;
+        caller.may(&request.tenant).map_err(|refused| denied(&caller, &refused))?;
         let (tenant, prefix) = (request.tenant.clone(), request.prefix.clone());
         let page = self.coordinator.list_keys(request).await.map_err(|failure| report(failure.of_read()).status())?;
         let key = |listed: crate::coordinate::ListedKey| v1::KeyInfo {
@@ -54,11 +58,13 @@ impl<W: World> CoordinatorApi<W> {
 
     pub(super) async fn end_tenant(
         &self,
+        caller: Caller,
         request: v1::DeleteTenantRequest,
         timeout: Option<Duration>,
     ) -> Result<v1::DeleteTenantResponse, Status> {
         let until = Instant::now() + timeout.unwrap_or(REMOVAL);
         let (id, version) = deletion(&request).map_err(|error| invalid(&error))?;
+        caller.may(&id).map_err(|refused| denied(&caller, &refused))?;
         let (catalog, coordinator, now_ms) = (Arc::clone(&self.catalog), Arc::clone(&self.coordinator), self.now_ms());
         // In a task of its own: a client that goes away leaves nothing half done that could be done.
         let work = tokio::spawn(async move {
@@ -77,8 +83,14 @@ impl<W: World> CoordinatorApi<W> {
         })
     }
 
-    pub(super) async fn start_repair(&self, request: v1::CoordinatorServiceRepairRequest) -> Result<Reports, Status> {
+    pub(super) async fn start_repair(
+        &self,
+        caller: Caller,
+        request: v1::CoordinatorServiceRepairRequest,
+    ) -> Result<Reports, Status> {
         let mut sweep = sweep(request).map_err(|error| invalid(&error))?;
+        let allowed = sweep.tenant.as_ref().map_or_else(|| caller.may_all(), |tenant| caller.may(tenant));
+        allowed.map_err(|refused| denied(&caller, &refused))?;
         let catalog = &self.catalog;
         sweep.factors = catalog.replication_factors(sweep.tenant.as_ref()).await.map_err(|error| status(&error))?;
         let stores = catalog.stores().await.map_err(|error| status(&error))?;

@@ -10,6 +10,24 @@ use witan_wire::v1;
 
 use crate::coordinate::{ReadAnswer, ReadRequest, WriteRequest, Written};
 
+/// A request that is about one key.
+pub(super) trait OfKey {
+    /// Whose key, and which.
+    fn of_key(&self) -> (&TenantId, &[u8]);
+}
+
+impl OfKey for WriteRequest {
+    fn of_key(&self) -> (&TenantId, &[u8]) {
+        (&self.tenant, self.key.bytes())
+    }
+}
+
+impl OfKey for ReadRequest {
+    fn of_key(&self) -> (&TenantId, &[u8]) {
+        (&self.tenant, self.key.bytes())
+    }
+}
+
 pub(super) fn write(request: v1::WriteKeyValueRequest, timeout: Option<Duration>) -> Result<WriteRequest, Invalid> {
     if request.value.len() > limit::VALUE_BYTES {
         let problem = format!("has {} bytes", request.value.len());

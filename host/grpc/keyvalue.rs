@@ -11,8 +11,11 @@ use witan_kernel::tenant::{Level, ReadRepair};
 use witan_wire::v1;
 use witan_wire::v1::coordinator_service_server::CoordinatorService;
 
-use super::status::{invalid, report};
+use super::guard::caller;
+use super::status::{invalid, refusal, report};
 use super::{care, convert, session};
+use crate::access::caller::Caller;
+use crate::access::scope::Effect;
 use crate::catalog::Catalog;
 use crate::coordinate::{Coordinator, Respond, World};
 
@@ -73,12 +76,22 @@ async fn hear<T: Send + 'static>(start: impl FnOnce(Respond<T>), changes: bool) 
     told.await.unwrap_or_else(|_| Err(lost())).map_err(|failed| report(failed).status())
 }
 
-fn decoded<T, R>(
-    request: Request<T>,
+/// Decodes a request for one key, which its caller may make.
+fn decoded<T, R: convert::OfKey>(
+    mut request: Request<T>,
     decode: impl FnOnce(T, Option<Duration>) -> Result<R, witan_kernel::name::Invalid>,
 ) -> Result<R, Status> {
     let timeout = convert::timeout(request.metadata());
-    decode(request.into_inner(), timeout).map_err(|error| invalid(&error))
+    let caller = caller(&mut request)?;
+    let decoded = decode(request.into_inner(), timeout).map_err(|error| invalid(&error))?;
+    let (tenant, key) = decoded.of_key();
+    caller.may_on(tenant, Some(key)).map_err(|refused| denied(&caller, &refused))?;
+    Ok(decoded)
+}
+
+/// The status of a call that may not do what it asks for.
+pub(super) fn denied(caller: &Caller, refused: &crate::access::refusal::Refusal) -> Status {
+    refusal(refused, caller.rule().effect != Effect::Nothing).status()
 }
 
 #[tonic::async_trait]
@@ -117,24 +130,25 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
 
     async fn session(
         &self,
-        request: Request<Streaming<v1::SessionRequestBatch>>,
+        mut request: Request<Streaming<v1::SessionRequestBatch>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let responses = session::open(Arc::clone(&self.coordinator), request.into_inner());
+        let caller = caller(&mut request)?;
+        let responses = session::open(Arc::clone(&self.coordinator), caller, request.into_inner());
         Ok(Response::new(responses))
     }
 
     async fn create_tenant(
         &self,
-        request: Request<v1::CreateTenantRequest>,
+        mut request: Request<v1::CreateTenantRequest>,
     ) -> Result<Response<v1::CreateTenantResponse>, Status> {
-        self.create(request.into_inner()).await.map(Response::new)
+        self.create(caller(&mut request)?, request.into_inner()).await.map(Response::new)
     }
 
     async fn get_tenant(
         &self,
-        request: Request<v1::GetTenantRequest>,
+        mut request: Request<v1::GetTenantRequest>,
     ) -> Result<Response<v1::GetTenantResponse>, Status> {
-        self.get(request.into_inner()).await.map(Response::new)
+        self.get(caller(&mut request)?, request.into_inner()).await.map(Response::new)
     }
 
     async fn list_tenants(
@@ -146,38 +160,41 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
 
     async fn update_tenant(
         &self,
-        request: Request<v1::UpdateTenantRequest>,
+        mut request: Request<v1::UpdateTenantRequest>,
     ) -> Result<Response<v1::GetTenantResponse>, Status> {
-        self.update(request.into_inner()).await.map(Response::new)
+        self.update(caller(&mut request)?, request.into_inner()).await.map(Response::new)
     }
 
     async fn update_replication_factor(
         &self,
-        request: Request<v1::UpdateReplicationFactorRequest>,
+        mut request: Request<v1::UpdateReplicationFactorRequest>,
     ) -> Result<Response<v1::UpdateReplicationFactorResponse>, Status> {
-        self.change_replication_factor(request.into_inner()).await.map(Response::new)
+        self.change_replication_factor(caller(&mut request)?, request.into_inner()).await.map(Response::new)
     }
 
     async fn delete_tenant(
         &self,
-        request: Request<v1::DeleteTenantRequest>,
+        mut request: Request<v1::DeleteTenantRequest>,
     ) -> Result<Response<v1::DeleteTenantResponse>, Status> {
         let timeout = convert::timeout(request.metadata());
-        self.end_tenant(request.into_inner(), timeout).await.map(Response::new)
+        self.end_tenant(caller(&mut request)?, request.into_inner(), timeout).await.map(Response::new)
     }
 
-    async fn list_keys(&self, request: Request<v1::ListKeysRequest>) -> Result<Response<v1::ListKeysResponse>, Status> {
+    async fn list_keys(
+        &self,
+        mut request: Request<v1::ListKeysRequest>,
+    ) -> Result<Response<v1::ListKeysResponse>, Status> {
         let timeout = convert::timeout(request.metadata());
-        self.keys(request.into_inner(), timeout).await.map(Response::new)
+        self.keys(caller(&mut request)?, request.into_inner(), timeout).await.map(Response::new)
     }
 
     type RepairStream = care::Reports;
 
     async fn repair(
         &self,
-        request: Request<v1::CoordinatorServiceRepairRequest>,
+        mut request: Request<v1::CoordinatorServiceRepairRequest>,
     ) -> Result<Response<Self::RepairStream>, Status> {
-        self.start_repair(request.into_inner()).await.map(Response::new)
+        self.start_repair(caller(&mut request)?, request.into_inner()).await.map(Response::new)
     }
 
     async fn add_storage_node(

@@ -17,8 +17,11 @@ use witan_wire::v1;
 use witan_wire::v1::plugin_service_server::PluginService;
 use witan_wire::v1::upload_plugin_request::Part;
 
+use super::guard::caller;
+use super::keyvalue::denied;
 use super::status::{invalid, refused, store_report};
 use super::tenants;
+use crate::access::caller::Caller;
 use crate::catalog::{Catalog, Held};
 
 /// Largest upload; the plugin host's own bound, which may be smaller, is checked after.
@@ -117,10 +120,11 @@ impl PluginService for PluginApi {
 
     async fn bind_plugin(
         &self,
-        request: Request<v1::BindPluginRequest>,
+        mut request: Request<v1::BindPluginRequest>,
     ) -> Result<Response<v1::BindPluginResponse>, Status> {
+        let caller = caller(&mut request)?;
         let request = request.into_inner();
-        let (tenant, hook) = slot(&request.tenant_id, &request.hook)?;
+        let (tenant, hook) = own_slot(&caller, &request.tenant_id, &request.hook)?;
         let on_fault = OnFault::parse(&request.on_fault).ok_or_else(|| {
             let problem = format!("{:?} is not known", request.on_fault);
             invalid(&Invalid::new("on_fault", problem, "use \"native\" or \"fail\""))
@@ -143,9 +147,10 @@ impl PluginService for PluginApi {
 
     async fn rollback_binding(
         &self,
-        request: Request<v1::RollbackBindingRequest>,
+        mut request: Request<v1::RollbackBindingRequest>,
     ) -> Result<Response<v1::BindPluginResponse>, Status> {
-        let (tenant, hook) = slot(&request.get_ref().tenant_id, &request.get_ref().hook)?;
+        let caller = caller(&mut request)?;
+        let (tenant, hook) = own_slot(&caller, &request.get_ref().tenant_id, &request.get_ref().hook)?;
         let _held = self.may_change(tenant.as_ref(), hook).await?;
         let previous = self.in_force(tenant.as_ref(), hook);
         let bound = self.host.rollback(tenant, hook).await.map_err(status)?;
@@ -154,9 +159,11 @@ impl PluginService for PluginApi {
 
     async fn list_bindings(
         &self,
-        request: Request<v1::ListBindingsRequest>,
+        mut request: Request<v1::ListBindingsRequest>,
     ) -> Result<Response<v1::ListBindingsResponse>, Status> {
+        let caller = caller(&mut request)?;
         let wanted = &request.get_ref().tenant_id;
+        own(&caller, named(wanted)?.as_ref())?;
         let bindings = self.host.bindings();
         let of_tenant = bindings
             .iter()
@@ -231,11 +238,29 @@ async fn receive(mut parts: Streaming<v1::UploadPluginRequest>) -> Result<Bytes,
     Ok(bytes)
 }
 
+/// The tenant that a call names; `None` for all.
+fn named(tenant_id: &str) -> Result<Option<TenantId>, Status> {
+    match tenant_id {
+        "" => Ok(None),
+        id => TenantId::new(id).map(Some).map_err(|error| invalid(&error)),
+    }
+}
+
+/// Bindings of all tenants are for operators.
+fn own(caller: &Caller, tenant: Option<&TenantId>) -> Result<(), Status> {
+    let allowed = tenant.map_or_else(|| caller.may_all(), |tenant| caller.may(tenant));
+    allowed.map_err(|refused| denied(caller, &refused))
+}
+
+/// The slot that a call names, which its caller may change.
+fn own_slot(caller: &Caller, tenant_id: &str, hook: &str) -> Result<(Option<TenantId>, Hook), Status> {
+    let slot = slot(tenant_id, hook)?;
+    own(caller, slot.0.as_ref())?;
+    Ok(slot)
+}
+
 fn slot(tenant_id: &str, hook: &str) -> Result<(Option<TenantId>, Hook), Status> {
-    let tenant = match tenant_id {
-        "" => None,
-        id => Some(TenantId::new(id).map_err(|error| invalid(&error))?),
-    };
+    let tenant = named(tenant_id)?;
     let hook = Hook::parse(hook).ok_or_else(|| {
         let known = Hook::ALL.map(Hook::as_str).join(", ");
         invalid(&Invalid::new("hook", format!("{hook:?} is not a hook"), format!("use one of {known}")))

@@ -9,12 +9,15 @@ use tokio_stream::Stream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use witan_wire::v1::FILE_DESCRIPTOR_SET;
+use witan_wire::v1::access_service_server::AccessServiceServer;
 use witan_wire::v1::coordinator_service_server::CoordinatorServiceServer;
 use witan_wire::v1::plugin_service_server::PluginServiceServer;
 
+use super::guard::Guard;
 use super::intake::{self, IntakeLayer};
 use super::origin::{Origins, Sampling};
-use super::{CoordinatorApi, PluginApi};
+use super::{AccessApi, CoordinatorApi, PluginApi};
+use crate::access::Access;
 use crate::coordinate::World;
 
 /// Largest message a client may send: a value of 10 MiB and what stands around it; in a session, a batch of them.
@@ -46,12 +49,23 @@ impl Default for Bounds {
     }
 }
 
+/// What is served, and who decides whom.
+pub struct Services<W: World> {
+    /// Keys, tenants, nodes.
+    pub coordinator: CoordinatorApi<W>,
+    /// The plugin platform.
+    pub plugins: PluginApi,
+    /// API tokens.
+    pub tokens: AccessApi,
+    /// Lets calls in, or not.
+    pub access: Arc<Access>,
+}
+
 /// Serves on the connections that come in until `shutdown` is ready; then stops accepting, lets what is in flight end, and
 /// ends in any case after [`Bounds::drain`].
 pub async fn serve<W, I, IO, E>(
     incoming: I,
-    coordinator: CoordinatorApi<W>,
-    plugins: PluginApi,
+    services: Services<W>,
     bounds: Bounds,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()>
@@ -62,21 +76,26 @@ where
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (stop, mut stopped) = watch::channel(false);
+    let Services { coordinator, plugins, tokens, access } = services;
     let operations = Arc::clone(&coordinator.coordinator);
     let coordinator = CoordinatorServiceServer::new(coordinator)
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(RESPONSE_BYTES);
     let plugins = PluginServiceServer::new(plugins).max_decoding_message_size(REQUEST_BYTES);
+    let tokens = AccessServiceServer::new(tokens);
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_serving::<CoordinatorServiceServer<CoordinatorApi<W>>>().await;
     health.set_serving::<PluginServiceServer<PluginApi>>().await;
+    health.set_serving::<AccessServiceServer<AccessApi>>().await;
     let serving = server(&bounds)
         // The first layer is the outermost: what those below refuse has an id, too.
         .layer(Origins(bounds.sampling))
+        .layer(Guard(access))
         // The last one is the innermost: nothing is collected of a call that is refused anyway.
         .layer(IntakeLayer::new(bounds.intake))
         .add_service(coordinator)
         .add_service(plugins)
+        .add_service(tokens)
         .add_service(health_server)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
@@ -127,5 +146,6 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .with_service_name("witan.v1.CoordinatorService")
         .with_service_name("witan.v1.PluginService")
+        .with_service_name("witan.v1.AccessService")
         .with_service_name("grpc.health.v1.Health")
 }

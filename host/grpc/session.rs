@@ -22,7 +22,10 @@ use witan_wire::v1::session_response::Result as Outcome;
 use witan_wire::v1::{SessionRequest, SessionRequestBatch, SessionResponse, SessionResponseBatch, SessionStatus};
 
 use super::convert;
-use super::status::{Report, report};
+use super::status::{Report, refusal, report};
+use crate::access::caller::Caller;
+use crate::access::refusal::Refusal;
+use crate::access::scope::Scope;
 use crate::coordinate::{Coordinator, ReadRequest, World, WriteRequest};
 use crate::origin;
 
@@ -57,17 +60,22 @@ pub struct Responses {
 }
 
 /// Opens a session.
-pub(super) fn open<W: World>(coordinator: Arc<Coordinator<W>>, requests: Streaming<SessionRequestBatch>) -> Responses {
+pub(super) fn open<W: World>(
+    coordinator: Arc<Coordinator<W>>,
+    caller: Caller,
+    requests: Streaming<SessionRequestBatch>,
+) -> Responses {
     // Each operation under way answers once: neither channel can be full as long as the window holds.
     let (done, ready) = mpsc::channel(WINDOW);
     let (freed, free) = mpsc::channel(WINDOW);
-    let session = Session { coordinator, done, free, under_way: 0, lines: HashMap::new() };
+    let session = Session { coordinator, caller, done, free, under_way: 0, lines: HashMap::new() };
     tokio::spawn(origin::carried("session", session.run(requests)));
     Responses { ready, freed, batch: Vec::with_capacity(BATCH), left_over: VecDeque::new() }
 }
 
 struct Session<W: World> {
     coordinator: Arc<Coordinator<W>>,
+    caller: Caller,
     done: mpsc::Sender<Finished>,
     free: mpsc::Receiver<Option<Line>>,
     under_way: usize,
@@ -92,10 +100,24 @@ impl<W: World> Session<W> {
                     None => return,
                 },
                 batch = requests.message(), if open && incoming.is_empty() && self.under_way < WINDOW => match batch {
-                    Ok(Some(batch)) => incoming.extend(batch.requests),
+                    Ok(Some(batch)) => match self.caller.is_still_good() {
+                        Ok(()) => incoming.extend(batch.requests),
+                        Err(refused) => {
+                            self.refuse(batch.requests, &refused);
+                            open = false;
+                        }
+                    },
                     Ok(None) | Err(_) => open = false,
                 },
             }
+        }
+    }
+
+    /// Answers what came after the credential had ended; the session ends with it.
+    fn refuse(&mut self, requests: Vec<SessionRequest>, refused: &Refusal) {
+        for request in requests.into_iter().take(WINDOW - self.under_way) {
+            self.under_way += 1;
+            finish(&self.done, Finished { response: failure(request.id, refusal(refused, true)), line: None });
         }
     }
 
@@ -104,6 +126,10 @@ impl<W: World> Session<W> {
         let id = request.id;
         match decode(request) {
             Ok(job) => {
+                if let Err(refused) = self.may(&job) {
+                    let report = refusal(&refused, matches!(job, Job::Write(_)));
+                    return finish(&self.done, Finished { response: failure(id, report), line: None });
+                }
                 let line = line_of(&job);
                 match self.lines.entry(line.clone()) {
                     Entry::Occupied(mut waiting) => waiting.get_mut().push_back((id, job)),
@@ -118,6 +144,14 @@ impl<W: World> Session<W> {
                     Failed { failure: invalid.into(), effect: Some(witan_kernel::failure::Effect::NotApplied) };
                 finish(&self.done, Finished { response: failure(id, report(failed)), line: None });
             }
+        }
+    }
+
+    /// What was looked at when the session began was one scope of two, and no tenant.
+    fn may(&self, job: &Job) -> Result<(), Refusal> {
+        match job {
+            Job::Read(request) => self.caller.may_operate(Scope::Read, &request.tenant, request.key.bytes()),
+            Job::Write(request) => self.caller.may_operate(Scope::Write, &request.tenant, request.key.bytes()),
         }
     }
 

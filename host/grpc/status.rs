@@ -13,6 +13,8 @@ use witan_kernel::name::Invalid;
 use witan_kernel::port::StoreError;
 use witan_wire::v1::KeyNotFoundDetail;
 
+use crate::access::refusal::Refusal;
+
 /// The domain of every reason.
 pub(super) const DOMAIN: &str = "witan";
 
@@ -170,6 +172,26 @@ pub(super) fn refused(code: Code, reason: &'static str, message: impl Into<Strin
     let mut report = Report::new(code, reason, message);
     report.outcome = Some("not-applied");
     report.status()
+}
+
+/// A call that was not let in. `changes`: it would have changed something, and has not.
+pub(super) fn refusal(refusal: &Refusal, changes: bool) -> Report {
+    let code = match refusal {
+        Refusal::NoCredential | Refusal::Malformed | Refusal::Unknown | Refusal::Expired | Refusal::Issuer(_) => {
+            Code::Unauthenticated
+        }
+        Refusal::Scope { .. } | Refusal::Tenant { .. } | Refusal::Bound => Code::PermissionDenied,
+        Refusal::Rate { .. } => Code::ResourceExhausted,
+        Refusal::Unavailable => Code::Unavailable,
+    };
+    let mut report = Report::new(code, refusal.reason(), refusal.to_string());
+    report.outcome = changes.then_some("not-applied");
+    match refusal {
+        Refusal::Rate { retry_after, .. } => report.retry_after(*retry_after),
+        Refusal::Unavailable => report.retry_after(Duration::from_millis(500)),
+        Refusal::Scope { needs } => report.fact("scope", needs),
+        _ => report,
+    }
 }
 
 #[cfg(test)]

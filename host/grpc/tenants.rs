@@ -6,8 +6,10 @@ use witan_kernel::name::{Invalid, TenantId};
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant};
 use witan_wire::v1;
 
+use super::keyvalue::denied;
 use super::status::{invalid, refused, store_report};
 use super::{CoordinatorApi, Fallbacks};
+use crate::access::caller::Caller;
 use crate::catalog::Refused;
 use crate::coordinate::World;
 
@@ -16,8 +18,13 @@ const REPLICATION_FACTOR: u8 = 3;
 const PAGE: u32 = 100;
 
 impl<W: World> CoordinatorApi<W> {
-    pub(super) async fn create(&self, request: v1::CreateTenantRequest) -> Result<v1::CreateTenantResponse, Status> {
+    pub(super) async fn create(
+        &self,
+        caller: Caller,
+        request: v1::CreateTenantRequest,
+    ) -> Result<v1::CreateTenantResponse, Status> {
         let tenant = tenant_of(request, self.now_ms(), &self.fallbacks.load()).map_err(|error| invalid(&error))?;
+        caller.may(&tenant.id).map_err(|refused| denied(&caller, &refused))?;
         let tenant = self.catalog.create_tenant(tenant).await.map_err(|error| status(&error))?;
         Ok(v1::CreateTenantResponse {
             success: true,
@@ -28,8 +35,12 @@ impl<W: World> CoordinatorApi<W> {
         })
     }
 
-    pub(super) async fn get(&self, request: v1::GetTenantRequest) -> Result<v1::GetTenantResponse, Status> {
-        let id = TenantId::new(request.tenant_id).map_err(|error| invalid(&error))?;
+    pub(super) async fn get(
+        &self,
+        caller: Caller,
+        request: v1::GetTenantRequest,
+    ) -> Result<v1::GetTenantResponse, Status> {
+        let id = own_tenant(&caller, request.tenant_id)?;
         let tenant = self.catalog.tenant(&id).await.map_err(|error| status(&error))?;
         Ok(response(&tenant))
     }
@@ -49,9 +60,13 @@ impl<W: World> CoordinatorApi<W> {
         })
     }
 
-    pub(super) async fn update(&self, request: v1::UpdateTenantRequest) -> Result<v1::GetTenantResponse, Status> {
+    pub(super) async fn update(
+        &self,
+        caller: Caller,
+        request: v1::UpdateTenantRequest,
+    ) -> Result<v1::GetTenantResponse, Status> {
         let change = Change::of(&request).map_err(|error| invalid(&error))?;
-        let id = TenantId::new(request.tenant_id).map_err(|error| invalid(&error))?;
+        let id = own_tenant(&caller, request.tenant_id)?;
         let updated_at_ms = self.now_ms();
         let updated = self.catalog.update_tenant(&id, change.version, |tenant| {
             change.apply(tenant);
@@ -63,9 +78,10 @@ impl<W: World> CoordinatorApi<W> {
 
     pub(super) async fn change_replication_factor(
         &self,
+        caller: Caller,
         request: v1::UpdateReplicationFactorRequest,
     ) -> Result<v1::UpdateReplicationFactorResponse, Status> {
-        let id = TenantId::new(request.tenant_id).map_err(|error| invalid(&error))?;
+        let id = own_tenant(&caller, request.tenant_id)?;
         let wanted = replication_factor("new_replication_factor", request.new_replication_factor)
             .map_err(|error| invalid(&error))?;
         let changed = self.catalog.change_replication_factor(&id, wanted).await;
@@ -80,6 +96,13 @@ impl<W: World> CoordinatorApi<W> {
             error_message: String::new(),
         })
     }
+}
+
+/// The tenant that a call names, which its caller may name.
+pub(super) fn own_tenant(caller: &Caller, id: String) -> Result<TenantId, Status> {
+    let id = TenantId::new(id).map_err(|error| invalid(&error))?;
+    caller.may(&id).map_err(|refused| denied(caller, &refused))?;
+    Ok(id)
 }
 
 /// What an update changes; `None` stays.

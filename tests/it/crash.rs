@@ -2,9 +2,11 @@
 //!
 //! Writers note what was acknowledged, refused, or left in doubt; when all processes are back they compare it with what is
 //! stored. `WITAN_CRASH_ROUNDS` sets in how many rounds processes are killed, `WITAN_CRASH_SEED` repeats a run's choices.
+//! `company` does the same to several coordinators and to the servers that they share.
 
 mod appends;
 mod attempt;
+mod company;
 mod registers;
 mod sets;
 mod siblings;
@@ -35,13 +37,49 @@ const SHOWN: usize = 20;
 /// What writers share.
 #[derive(Clone)]
 struct Ground {
-    api: Api,
+    /// The coordinators, taken in turn: a second attempt goes to another one.
+    doors: Arc<[Api]>,
+    next: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     /// Changes that were acknowledged so far.
     acknowledged: Arc<AtomicUsize>,
+    /// Grows by one before all idempotency records are lost, and by one after. Replicas know the names of writes for a while
+    /// (semantics.md), which serves what is being tried; what was acknowledged before is not sent again.
+    losses: Arc<AtomicUsize>,
+    /// Repetitions under way.
+    repeating: Arc<AtomicUsize>,
 }
 
 impl Ground {
+    fn new(doors: impl Into<Arc<[Api]>>) -> Self {
+        let doors = doors.into();
+        assert!(!doors.is_empty(), "a coordinator");
+        Self {
+            doors,
+            next: Arc::default(),
+            stop: Arc::default(),
+            acknowledged: Arc::default(),
+            losses: Arc::default(),
+            repeating: Arc::default(),
+        }
+    }
+
+    fn api(&self) -> &Api {
+        &self.doors[self.next.fetch_add(1, Ordering::Relaxed) % self.doors.len()]
+    }
+
+    fn losses(&self) -> usize {
+        self.losses.load(Ordering::SeqCst)
+    }
+
+    /// Loses all idempotency records by `flush`, while nothing that they remember is being repeated.
+    async fn lose_records(&self, flush: impl FnOnce()) {
+        self.losses.fetch_add(1, Ordering::SeqCst);
+        eventually("repetitions end", async || (self.repeating.load(Ordering::SeqCst) == 0).then_some(())).await;
+        flush();
+        self.losses.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
@@ -91,9 +129,9 @@ async fn kills_lose_nothing_resurrect_nothing_and_repeat_nothing() {
     let mut cluster = Cluster::start().await;
     // With the coordinator's own deadlines: what hangs on a process that has died must not be waited for too long.
     let api = cluster.api().without_deadline();
-    let ground = Ground { api, stop: Arc::default(), acknowledged: Arc::default() };
-    ground.api.tenant("registers", |_| {}).await;
-    ground.api.siblings_tenant("siblings").await;
+    let ground = Ground::new([api]);
+    ground.api().tenant("registers", |_| {}).await;
+    ground.api().siblings_tenant("siblings").await;
 
     let mut writers = JoinSet::new();
     let random = |kind: u64, index: u64| StdRng::seed_from_u64(seed ^ (kind << 56) ^ (index << 48));
@@ -119,8 +157,8 @@ async fn kills_lose_nothing_resurrect_nothing_and_repeat_nothing() {
     while let Some(written) = writers.join_next().await {
         report.add(written.expect("a writer"));
     }
-    report.add(elements.judge(&ground.api).await);
-    report.add(members.judge(&ground.api).await);
+    report.add(elements.judge(&ground).await);
+    report.add(members.judge(&ground).await);
 
     println!(
         "{rounds} rounds of kills ({kills:?} of the nodes and the coordinator) in {:?}: {} acknowledged changes, {} in doubt, {} repeated; \

@@ -2,7 +2,9 @@
 
 mod client;
 mod cluster;
+mod company;
 mod http;
+mod plugins;
 mod process;
 
 use std::time::Duration;
@@ -11,7 +13,9 @@ use tokio::time::Instant;
 
 pub(crate) use client::{Api, Refusal, channel, delete, node_client, read, write};
 pub(crate) use cluster::{Cluster, Dev, Disk, NODES, Setup, own_address};
-pub(crate) use http::get;
+pub(crate) use company::Company;
+pub(crate) use http::{get, get_showing};
+pub(crate) use plugins::Plugins;
 pub(crate) use process::Process;
 
 /// Longest wait for anything that must happen, on a machine that is busy with other tests.

@@ -3,105 +3,10 @@
 
 use std::net::SocketAddr;
 
-use tempfile::TempDir;
 use tonic::Code;
-use witan_servers::{Postgres, Redis};
 use witan_wire::v1;
 
-use crate::harness::{Api, Process, eventually, get, own_address, read, write};
-
-const NODES: usize = 3;
-
-/// Storage nodes, the shared servers, and coordinators.
-struct Company {
-    // Dropped in this order: nobody misses its folder or its servers.
-    coordinators: Vec<Coordinator>,
-    _nodes: Vec<Process>,
-    nodes: Vec<String>,
-    postgres: Postgres,
-    redis: Redis,
-    folder: TempDir,
-}
-
-struct Coordinator {
-    id: String,
-    process: Option<Process>,
-    address: SocketAddr,
-    admin: SocketAddr,
-}
-
-impl Coordinator {
-    fn api(&self) -> Api {
-        Api::new(self.address)
-    }
-}
-
-impl Company {
-    async fn of(coordinators: usize) -> Self {
-        let folder = tempfile::tempdir().expect("make a folder");
-        let free = SocketAddr::new(own_address(), 0);
-        let start = |number: usize| {
-            let mut command = Process::witan();
-            let id = format!("node-{number}");
-            command.args(["node", "--id", &id, "--durability", "os"]).arg("--data-dir").arg(folder.path().join(&id));
-            command.args(["--listen", &free.to_string()]);
-            Process::start(&id, command, folder.path())
-        };
-        let mut processes: Vec<Process> = (1..=NODES).map(start).collect();
-        let mut nodes = Vec::new();
-        for (index, process) in processes.iter_mut().enumerate() {
-            process.ready().await;
-            nodes.push(format!("node-{}={}", index + 1, process.address("address")));
-        }
-        let servers = tokio::task::spawn_blocking(|| (Postgres::start(), Redis::start()));
-        let (postgres, redis) = servers.await.expect("the servers start");
-        std::fs::write(folder.path().join("database"), postgres.url()).expect("write a file");
-        std::fs::write(folder.path().join("redis"), redis.url()).expect("write a file");
-        let mut company = Self { coordinators: Vec::new(), _nodes: processes, nodes, postgres, redis, folder };
-        for number in 1..=coordinators {
-            let id = format!("coordinator-{number}");
-            let free = SocketAddr::new(own_address(), 0);
-            company.coordinators.push(Coordinator { id, process: None, address: free, admin: free });
-            company.start(number - 1).await;
-        }
-        company
-    }
-
-    fn command(&self, id: &str, address: SocketAddr, admin: SocketAddr) -> std::process::Command {
-        let path = self.folder.path();
-        let mut command = Process::witan();
-        command.args(["serve", "--node-id", id, "--durability", "os"]).arg("--data-dir").arg(path.join(id));
-        command.args(["--listen", &address.to_string(), "--admin-listen", &admin.to_string()]);
-        command.arg("--database-url-file").arg(path.join("database"));
-        command.arg("--redis-url-file").arg(path.join("redis"));
-        self.nodes.iter().for_each(|node| _ = command.args(["--node", node]));
-        command
-    }
-
-    /// Starts a coordinator where it was before, and waits until it is ready.
-    async fn start(&mut self, index: usize) {
-        let Coordinator { id, address, admin, .. } = &self.coordinators[index];
-        let mut process = Process::start(id, self.command(id, *address, *admin), self.folder.path());
-        process.ready().await;
-        let coordinator = &mut self.coordinators[index];
-        coordinator.address = process.address("address");
-        coordinator.admin = process.address("admin");
-        coordinator.process = Some(process);
-        let admin = coordinator.admin;
-        let api = coordinator.api();
-        eventually("the coordinator reaches every node", async || {
-            let listed = api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.ok()?.into_inner();
-            (listed.nodes.len() == NODES && listed.nodes.iter().all(|node| node.reachable)).then_some(())
-        })
-        .await;
-        eventually("the coordinator is ready", async || (get(admin, "/readyz").await.ok()?.0 == 200).then_some(()))
-            .await;
-    }
-
-    fn api(&self, index: usize) -> Api {
-        self.coordinators[index].api()
-    }
-}
+use crate::harness::{Api, Company, Plugins, Process, eventually, own_address, read, write};
 
 async fn version(api: &Api, tenant: &str) -> v1::GetTenantResponse {
     let request = v1::GetTenantRequest { tenant_id: tenant.to_owned() };
@@ -248,4 +153,38 @@ async fn a_live_coordinators_id_is_refused_and_its_cluster_is_not_changed_behind
     };
     let refused = company.api(0).client().add_storage_node(add).await.expect_err("not alone");
     assert!(refused.message().contains("coordinator-2"), "{refused:?}");
+}
+
+/// Whether the siblings of a key are decided by this plugin.
+async fn resolved_by(api: &Api, plugin: &str) -> Option<()> {
+    let found = api.read(read("cart", "k")).await.expect("read");
+    found.resolved_by.starts_with(plugin).then_some(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_pushed_at_one_coordinator_is_bound_at_another_and_rolled_back_at_the_first() {
+    let mut company = Company::of(2).await;
+    let (first, second) = (company.api(0), company.api(1));
+    first.siblings_tenant("cart").await;
+    for value in ["[1]", "[2]"] {
+        first.write(write("cart", "k", value)).await.expect("written");
+    }
+    let hook = "conflict-resolver";
+    let plugins = |index: usize| Plugins::new(company.coordinators[index].address);
+    let union = plugins(0).upload("set-union").await;
+    plugins(1).bind("cart", hook, &union).await.expect("known there at once");
+    for api in [&second, &first] {
+        eventually("both ask the plugin", async || resolved_by(api, "set-union").await).await;
+    }
+    let cart = plugins(1).upload("shopping-cart").await;
+    plugins(0).bind("cart", hook, &cart).await.expect("bound");
+    eventually("the other follows", async || resolved_by(&second, "shopping-cart").await).await;
+    plugins(1).roll_back("cart", hook).await.expect("rolled back");
+    eventually("the rollback is followed", async || resolved_by(&first, "set-union").await).await;
+
+    // A coordinator that comes to the cluster with nothing has everything.
+    company.coordinators[1].process = None;
+    std::fs::remove_dir_all(company.folder.path().join("coordinator-2")).expect("forget its disk");
+    company.start(1).await;
+    resolved_by(&company.api(1), "set-union").await.expect("it answers from its first request on");
 }

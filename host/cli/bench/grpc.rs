@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::SendRequest;
-use http::header::{CONTENT_TYPE, TE};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, TE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 use prost::Message;
@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 use witan_tls::ClientSide;
 
 use super::super::client::MESSAGE_BYTES;
+use super::super::credential::Shown;
 
 /// The five bytes before a message: not compressed, and its length.
 const PREFIX: usize = 5;
@@ -57,6 +58,12 @@ impl Rpc {
         let millis = timeout.as_millis().clamp(1, 99_999_999);
         headers.insert("grpc-timeout", HeaderValue::from_str(&format!("{millis}m"))?);
         Ok(Self { uri: Uri::from_parts(parts)?, headers })
+    }
+
+    /// The same, with a credential.
+    pub(super) fn showing(mut self, shown: &Shown) -> Self {
+        self.headers.extend(shown.header().map(|header| (AUTHORIZATION, header)));
+        self
     }
 
     /// Calls it.

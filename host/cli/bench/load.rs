@@ -10,6 +10,7 @@ use http::Uri;
 use tokio::task::LocalSet;
 use witan_tls::ClientSide;
 
+use super::super::credential::Shown;
 use super::measured::{Measured, Progress, Recorder};
 use super::pace::{Pace, Rate, Until};
 use super::work::{Distribution, Work};
@@ -63,6 +64,8 @@ pub struct Load {
     pub contexts: bool,
     /// Where the dice start.
     pub seed: u64,
+    /// The credential that is shown.
+    pub shown: Shown,
 }
 
 impl Default for Load {
@@ -86,6 +89,7 @@ impl Default for Load {
             value_size: 256,
             contexts: false,
             seed: 1,
+            shown: Shown::default(),
         }
     }
 }

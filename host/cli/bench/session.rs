@@ -11,12 +11,11 @@ use tokio::task::JoinSet;
 use tokio::time;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
 use witan_wire::v1::session_response::Result as Answer;
 use witan_wire::v1::{SessionRequest, SessionRequestBatch, SessionResponse, SessionResponseBatch};
 
-use super::super::client::{self, MESSAGE_BYTES};
+use super::super::client::{self, Link, MESSAGE_BYTES};
 use super::load::{Load, Share};
 use super::measured::Recorder;
 use super::pace::{Next, counts_from};
@@ -37,7 +36,7 @@ const RECONNECT: Duration = Duration::from_millis(100);
 
 /// A connection, and how many operations may be in flight on it.
 pub(super) struct Connection {
-    client: CoordinatorServiceClient<Channel>,
+    client: CoordinatorServiceClient<Link>,
     slots: u32,
     value_size: usize,
     timeout: Duration,
@@ -47,7 +46,8 @@ impl Connection {
     /// Opens one.
     pub(super) async fn open(load: &Load, slots: u32) -> anyhow::Result<Self> {
         let channel = client::connect(&load.endpoint, load.timeout, load.tls.clone()).await?;
-        let client = CoordinatorServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+        let link = Link::new(channel, load.shown.clone());
+        let client = CoordinatorServiceClient::new(link).max_decoding_message_size(MESSAGE_BYTES);
         Ok(Self { client, slots, value_size: load.value_size, timeout: load.timeout })
     }
 }

@@ -44,8 +44,8 @@ impl Connection {
     /// Opens one.
     pub(super) async fn open(load: &Load, endpoint: &Uri, slots: u32) -> anyhow::Result<Self> {
         let calls = Calls {
-            write: Rpc::new(endpoint, "/witan.v1.CoordinatorService/WriteKeyValue", load.timeout)?,
-            read: Rpc::new(endpoint, "/witan.v1.CoordinatorService/ReadKeyValue", load.timeout)?,
+            write: Rpc::new(endpoint, "/witan.v1.CoordinatorService/WriteKeyValue", load.timeout)?.showing(&load.shown),
+            read: Rpc::new(endpoint, "/witan.v1.CoordinatorService/ReadKeyValue", load.timeout)?.showing(&load.shown),
             patience: load.timeout + GRACE,
         };
         let send = connect(endpoint, load.tls.as_ref(), load.timeout).await?;

@@ -32,7 +32,13 @@ impl Digest {
         self.to_string().chars().take(12).collect()
     }
 
-    pub(crate) fn bytes(&self) -> &[u8; 32] {
+    /// The digest of these bytes of one.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }

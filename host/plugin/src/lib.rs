@@ -34,7 +34,7 @@ mod slot;
 mod snapshot;
 mod validate;
 
-pub use binding::{BindingRecord, BindingStore, InMemoryBindings, OnFault, Reference};
+pub use binding::{BindingRecord, InMemoryPlugins, OnFault, PluginStore, Reference};
 pub use digest::Digest;
 pub use limit::{Budget, Limits};
 pub use registry::{BindRequest, PluginError, PluginHost, Settings};

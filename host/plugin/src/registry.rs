@@ -2,6 +2,7 @@
 
 mod change;
 mod library;
+mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use witan_kernel::hook::{Hook, Hooks, Plugins};
 use witan_kernel::name::TenantId;
 use witan_kernel::port::StoreError;
 
-use crate::binding::{BindingRecord, BindingStore, OnFault, Reference};
+use crate::binding::{BindingRecord, OnFault, PluginStore, Reference};
 use crate::compile::Compiler;
 use crate::digest::Digest;
 use crate::event::{Event, Events};
@@ -87,7 +88,7 @@ pub enum PluginError {
     /// Too many changes wait; try again.
     #[error("too many plugin changes are waiting; try again")]
     Busy,
-    /// The binding store failed. The binding in force is the old one.
+    /// The store of plugins and bindings failed. The binding in force is the old one.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The host's own disk, threads or memory failed.
@@ -111,7 +112,7 @@ pub(crate) struct Inner {
     engine: Engine,
     shared: Shared,
     compiler: Compiler,
-    store: Arc<dyn BindingStore>,
+    store: Arc<dyn PluginStore>,
     pub(crate) folder: Option<Folder>,
     published: ArcSwap<Published>,
     state: Mutex<State>,
@@ -149,7 +150,7 @@ impl PluginHost {
     /// Starts the host: loads what is known and bound, and looks at the watched folder once. Blocks: call it off the
     /// runtime (in `spawn_blocking`, or before there is one). A binding whose plugin cannot be loaded does not keep the
     /// host from starting: its questions are faults until it is bound again.
-    pub fn start(settings: Settings, store: Arc<dyn BindingStore>) -> Result<Self, PluginError> {
+    pub fn start(settings: Settings, store: Arc<dyn PluginStore>) -> Result<Self, PluginError> {
         let host = |what: &str, error: &dyn std::fmt::Display| PluginError::Host(format!("{what}: {error}"));
         let engine = crate::engine::runtime().map_err(|error| host("make the engine", &error))?;
         let shared = Shared {
@@ -179,8 +180,11 @@ impl PluginHost {
             programs: Mutex::default(),
             changes,
         });
-        inner.restore()?;
+        inner.learn_components()?;
+        // What the folder holds is known before the bindings are, so that none is taken for having followed it already.
         inner.look_until_quiet();
+        inner.restore()?;
+        inner.follow();
         crate::folder::start_upkeep(&inner).map_err(|error| host("start upkeep", &error))?;
         Ok(Self { inner })
     }
@@ -209,6 +213,12 @@ impl PluginHost {
     /// Removes a component that no binding refers to, now or for a rollback.
     pub async fn remove(&self, plugin: Reference) -> Result<Artifact, PluginError> {
         self.change(move |inner| inner.remove(&plugin)).await
+    }
+
+    /// Puts in force what other coordinators have changed: the components that are known, and the bindings of `slots`
+    /// (`None`: of all). What could not be read stays as it is.
+    pub async fn refresh(&self, slots: Option<Vec<(Option<TenantId>, Hook)>>) -> Result<(), PluginError> {
+        self.change(move |inner| inner.refresh(slots)).await
     }
 
     /// Looks at the watched folder now, until it is quiet.

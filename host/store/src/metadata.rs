@@ -27,9 +27,9 @@ pub(crate) mod contract;
 pub use memory::MemoryMetadata;
 pub use model::{
     Artifact, ArtifactEntry, BindingOnRecord, Changed, Changes, Claim, CoordinatorOnRecord, Digest, Lease,
-    NodeOnRecord, Secret, Slot, Token,
+    NodeOnRecord, Placement, Secret, Slot, Token,
 };
-pub use postgres::{PostgresConfig, PostgresDurability, PostgresMetadata};
+pub use postgres::{PostgresConfig, PostgresDurability, PostgresFacts, PostgresMetadata, examine};
 pub use sqlite::SqliteMetadata;
 
 /// Most rows of one page of a list.
@@ -121,8 +121,14 @@ pub trait Metadata: Send + Sync + 'static {
     /// Stores a storage node, new or not; a store id on record stays. [`StoreError::Refused`] as above.
     fn put_node(&self, node: StorageNode, now_ms: u64) -> Answer<()>;
 
+    /// Every storage node, by id, and the placement's epoch.
+    fn placement(&self) -> Answer<Placement>;
+
     /// Every storage node, by id.
-    fn nodes(&self) -> Answer<Vec<NodeOnRecord>>;
+    fn nodes(&self) -> Answer<Vec<NodeOnRecord>> {
+        let placement = self.placement();
+        Box::pin(async move { Ok(placement.await?.nodes) })
+    }
 
     /// Forgets a storage node. [`StoreError::Missing`].
     fn remove_node(&self, id: &NodeId) -> Answer<()>;
@@ -157,7 +163,7 @@ pub trait Metadata: Send + Sync + 'static {
     /// Artifacts without their bytes, by digest.
     fn artifacts(&self, after: Option<Digest>, limit: u32) -> Answer<Vec<ArtifactEntry>>;
 
-    /// Forgets an artifact. [`StoreError::Missing`]. That nothing is bound to it is for the caller to know.
+    /// Forgets an artifact. [`StoreError::Missing`]; [`StoreError::Refused`] while a slot's record names its digest.
     fn remove_artifact(&self, digest: Digest) -> Answer<()>;
 
     /// What the plugin platform has stored of its bindings: one record for each slot, by tenant and hook. At most
@@ -168,9 +174,17 @@ pub trait Metadata: Send + Sync + 'static {
     fn binding_record(&self, slot: &Slot) -> Answer<Option<BindingOnRecord>>;
 
     /// Stores a slot's record in place of the one of version `expected` (0: there is none yet), and answers with its version,
-    /// which is greater than any the slot has had. [`StoreError::Conflict`] when another version is there;
-    /// [`StoreError::Refused`] for more than [`BINDING_RECORD_BYTES`] or beyond [`BINDINGS`].
-    fn save_binding_record(&self, slot: &Slot, expected: u64, record: String) -> Answer<u64>;
+    /// which is greater than any the slot has had. A record names the artifacts that it needs by their digests in lower-case
+    /// hexadecimal digits; `puts_in_force`, if given, has to be there. [`StoreError::Conflict`] when another version is there;
+    /// [`StoreError::Missing`] when the artifact is not; [`StoreError::Refused`] for more than [`BINDING_RECORD_BYTES`] or
+    /// beyond [`BINDINGS`].
+    fn save_binding_record(
+        &self,
+        slot: &Slot,
+        expected: u64,
+        record: String,
+        puts_in_force: Option<Digest>,
+    ) -> Answer<u64>;
 
     /// Forgets a slot's record of version `expected`. Not an error when there is none. [`StoreError::Conflict`] when another
     /// version is there.

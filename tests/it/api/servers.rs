@@ -13,7 +13,7 @@ use crate::harness::{Dev, channel};
 #[tokio::test]
 async fn servers_tell_their_health_and_their_services() {
     let dev = Dev::start().await;
-    let coordinator = ["witan.v1.CoordinatorService", "witan.v1.PluginService"];
+    let coordinator = ["witan.v1.CoordinatorService", "witan.v1.PluginService", "witan.v1.AccessService"];
     let node = ["witan.v1.StorageNodeService"];
     let mut servers: Vec<(SocketAddr, &[&str])> = vec![(dev.address(), &coordinator)];
     servers.extend(dev.nodes().into_iter().map(|address| (address, node.as_slice())));

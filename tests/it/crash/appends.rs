@@ -12,7 +12,7 @@ use witan_wire::v1::ReadRequest;
 
 use super::attempt::{Change, Fate, values};
 use super::{Ground, Report};
-use crate::harness::{Api, node_client};
+use crate::harness::node_client;
 
 const TENANT: &str = "siblings";
 /// Values of one key; 100 is the bound.
@@ -30,7 +30,7 @@ pub(super) async fn run(ground: Ground, elements: std::sync::Arc<Elements>) -> R
     while !ground.stopped() {
         let change = elements.next();
         let fate = change.settled(&ground).await;
-        elements.fates.lock().expect("no writer has panicked").push((change, fate));
+        elements.note(change, fate);
     }
     Report::default()
 }
@@ -41,7 +41,8 @@ impl Elements {
         Self { next: AtomicUsize::new(0), fates: Mutex::default(), nodes }
     }
 
-    fn next(&self) -> Change {
+    /// Something to append.
+    pub(super) fn next(&self) -> Change {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         Change {
             tenant: TENANT,
@@ -49,18 +50,24 @@ impl Elements {
             value: Some(format!("element {number}")),
             name: format!("append {number}"),
             context: Bytes::new(),
+            losses: 0,
         }
     }
 
+    /// Notes how it came out.
+    pub(super) fn note(&self, change: Change, fate: Fate) {
+        self.fates.lock().expect("no writer has panicked").push((change, fate));
+    }
+
     /// Compares what was appended with what reads show, and with what the nodes have.
-    pub(super) async fn judge(&self, api: &Api) -> Report {
+    pub(super) async fn judge(&self, ground: &Ground) -> Report {
         let fates = std::mem::take(&mut *self.fates.lock().expect("no writer has panicked"));
         let mut report = Report::default();
         let keys: BTreeSet<&str> = fates.iter().map(|(change, _)| change.key.as_str()).collect();
         let mut shown = HashMap::new();
         let mut versions = HashMap::new();
         for key in keys {
-            shown.insert(key, values(api, TENANT, key, "quorum").await.0);
+            shown.insert(key, values(ground, TENANT, key, "quorum").await.0);
             versions.insert(key, self.versions(key).await);
         }
         for (change, fate) in &fates {

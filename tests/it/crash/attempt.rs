@@ -27,6 +27,8 @@ pub(super) struct Change {
     /// The idempotency key; empty: none.
     pub(super) name: String,
     pub(super) context: Bytes,
+    /// How often idempotency records had been lost before it was sent first.
+    pub(super) losses: usize,
 }
 
 /// What is known of a change.
@@ -49,7 +51,7 @@ impl Change {
     /// Sends it once.
     pub(super) async fn once(&self, ground: &Ground) -> Fate {
         // The coordinator's own deadline is 5 s.
-        match tokio::time::timeout(PATIENCE, self.send(&ground.api)).await {
+        match tokio::time::timeout(PATIENCE, self.send(ground.api())).await {
             Err(_) => panic!("{self:?} was not answered within {PATIENCE:?}"),
             Ok(Ok(written)) => {
                 ground.acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -78,7 +80,8 @@ impl Change {
         }
     }
 
-    async fn send(&self, api: &Api) -> Result<v1::WriteKeyValueResponse, Refusal> {
+    /// Sends it to a coordinator.
+    pub(super) async fn send(&self, api: &Api) -> Result<v1::WriteKeyValueResponse, Refusal> {
         let (tenant_id, key, context) = (self.tenant.to_owned(), self.key.clone(), self.context.clone());
         let (idempotency_key, consistency) = (self.name.clone(), String::new());
         match &self.value {
@@ -120,7 +123,7 @@ impl Change {
 }
 
 /// Reads until somebody answers; all values, sorted, and the context.
-pub(super) async fn values(api: &Api, tenant: &str, key: &str, level: &str) -> (Vec<String>, Bytes) {
+pub(super) async fn values(ground: &Ground, tenant: &str, key: &str, level: &str) -> (Vec<String>, Bytes) {
     let until = Instant::now() + PATIENCE;
     loop {
         let request = v1::ReadKeyValueRequest {
@@ -128,7 +131,7 @@ pub(super) async fn values(api: &Api, tenant: &str, key: &str, level: &str) -> (
             key: key.to_owned(),
             consistency: level.to_owned(),
         };
-        match api.values(request).await {
+        match ground.api().values(request).await {
             Ok((values, context)) => {
                 let text = |value: Bytes| String::from_utf8(value.to_vec()).expect("what was written is text");
                 return (values.into_iter().map(text).collect(), context);

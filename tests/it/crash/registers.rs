@@ -1,6 +1,8 @@
 //! Writers of registers. Each key has one writer, which does one thing after the other, so that what may be stored is known
 //! exactly: what was acknowledged last, or what has been in doubt since.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -35,7 +37,7 @@ impl Key {
 
     /// Compares with what is stored. Reads at `all` come last: they would repair what they find.
     async fn check(&self, ground: &Ground, level: &str) -> Option<String> {
-        let (found, _) = values(&ground.api, TENANT, &self.name, level).await;
+        let (found, _) = values(ground, TENANT, &self.name, level).await;
         let found = found.first().map(String::as_str);
         let candidates = self.candidates();
         if candidates.contains(&found) {
@@ -82,7 +84,19 @@ pub(super) async fn run(ground: Ground, index: u64, mut random: StdRng) -> Repor
 
 /// Sends again what was acknowledged before: it must be known as done, and must not come back.
 async fn repeat(ground: &Ground, key: &Key, random: &mut StdRng, report: &mut Report) {
-    let named = |(change, fate): &&(Change, Fate)| !change.name.is_empty() && matches!(fate, Fate::Acknowledged { .. });
+    ground.repeating.fetch_add(1, Ordering::SeqCst);
+    // While records are being lost, nothing of before is repeated.
+    let losses = ground.losses();
+    if losses.is_multiple_of(2) {
+        repeat_since(losses, ground, key, random, report).await;
+    }
+    ground.repeating.fetch_sub(1, Ordering::SeqCst);
+}
+
+async fn repeat_since(losses: usize, ground: &Ground, key: &Key, random: &mut StdRng, report: &mut Report) {
+    let named = |(change, fate): &&(Change, Fate)| {
+        !change.name.is_empty() && change.losses == losses && matches!(fate, Fate::Acknowledged { .. })
+    };
     let acknowledged: Vec<_> = key.changes.iter().filter(named).collect();
     if acknowledged.is_empty() {
         return;
@@ -106,7 +120,7 @@ impl Key {
             Some((_, Fate::Acknowledged { context, .. })) if random.random_bool(0.3) => context.clone(),
             _ => Bytes::new(),
         };
-        let change = Change { tenant: TENANT, key: self.name.clone(), value, name, context };
+        let change = Change { tenant: TENANT, key: self.name.clone(), value, name, context, losses: ground.losses() };
         let fate = if named { change.settled(ground).await } else { change.once(ground).await };
         self.changes.push((change, fate));
     }
@@ -120,7 +134,7 @@ mod tests {
     fn candidates(changes: &[(Option<&str>, Fate)]) -> Vec<Option<String>> {
         let changes = changes.iter().map(|(value, fate)| {
             let (key, value) = ("k".to_owned(), value.map(str::to_owned));
-            let change = Change { tenant: TENANT, key, value, name: String::new(), context: Bytes::new() };
+            let change = Change { tenant: TENANT, key, value, name: String::new(), context: Bytes::new(), losses: 0 };
             (change, fate.clone())
         });
         let key = Key { name: "k".to_owned(), changes: changes.collect() };

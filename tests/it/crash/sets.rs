@@ -9,7 +9,6 @@ use rand::rngs::StdRng;
 
 use super::attempt::{Change, Fate, values};
 use super::{Ground, Report};
-use crate::harness::Api;
 
 const TENANT: &str = "siblings";
 /// Sets that are written at a time.
@@ -29,7 +28,7 @@ pub(super) async fn run(ground: Ground, members: Arc<Members>, mut random: StdRn
     while !ground.stopped() {
         let set = random.random_range(0..SETS);
         let key = format!("set {set}/{}", generation[set]);
-        let (found, context) = values(&ground.api, TENANT, &key, "quorum").await;
+        let (found, context) = values(&ground, TENANT, &key, "quorum").await;
         let mut all = union(&found);
         if all.len() >= MEMBERS {
             generation[set] += 1;
@@ -39,7 +38,8 @@ pub(super) async fn run(ground: Ground, members: Arc<Members>, mut random: StdRn
         let member = format!("{writer:08x}.{number}");
         all.insert(member.clone());
         let value = Some(all.into_iter().collect::<Vec<_>>().join(","));
-        let change = Change { tenant: TENANT, key: key.clone(), value, name: format!("add {member}"), context };
+        let change =
+            Change { tenant: TENANT, key: key.clone(), value, name: format!("add {member}"), context, losses: 0 };
         let fate = change.settled(&ground).await;
         members.0.lock().expect("no writer has panicked").entry(key).or_default().push((member, fate));
     }
@@ -52,11 +52,11 @@ fn union(siblings: &[String]) -> BTreeSet<String> {
 
 impl Members {
     /// Compares what was added with what is there.
-    pub(super) async fn judge(&self, api: &Api) -> Report {
+    pub(super) async fn judge(&self, ground: &Ground) -> Report {
         let sets = std::mem::take(&mut *self.0.lock().expect("no writer has panicked"));
         let mut report = Report::default();
         for (key, members) in sets {
-            let all = union(&values(api, TENANT, &key, "quorum").await.0);
+            let all = union(&values(ground, TENANT, &key, "quorum").await.0);
             for (member, fate) in members {
                 let acknowledged = matches!(fate, Fate::Acknowledged { .. });
                 report.acknowledged += usize::from(acknowledged);

@@ -80,7 +80,7 @@ impl Key {
     }
 
     async fn look(&mut self, ground: &Ground, level: &str) -> Option<String> {
-        let (values, context) = values(&ground.api, TENANT, &self.name, level).await;
+        let (values, context) = values(ground, TENANT, &self.name, level).await;
         let wrong = self.judge(&values);
         self.seen = Seen { context, values: values.into_iter().collect() };
         wrong
@@ -93,7 +93,7 @@ impl Key {
         let name = if named { format!("intention {number}") } else { String::new() };
         // A delete without a context would be about whatever is there; which values these are, nobody could tell afterwards.
         let seen = if deletes || random.random_bool(0.4) { self.seen.clone() } else { Seen::default() };
-        let change = Change { tenant: TENANT, key: self.name.clone(), value, name, context: seen.context };
+        let change = Change { tenant: TENANT, key: self.name.clone(), value, name, context: seen.context, losses: 0 };
         let fate = if named { change.settled(ground).await } else { change.once(ground).await };
         if let (Fate::Acknowledged { context, .. }, true) = (&fate, random.random_bool(0.5)) {
             // A writer has seen its own write, and what it had seen before.
@@ -140,7 +140,7 @@ mod tests {
 
     fn done(value: Option<&str>, fate: Fate, covers: &[&str]) -> Done {
         let (key, value) = ("k".to_owned(), value.map(str::to_owned));
-        let change = Change { tenant: TENANT, key, value, name: String::new(), context: Bytes::new() };
+        let change = Change { tenant: TENANT, key, value, name: String::new(), context: Bytes::new(), losses: 0 };
         Done { change, fate, covers: covers.iter().map(|value| (*value).to_owned()).collect() }
     }
 

@@ -8,8 +8,14 @@ use tokio::net::TcpStream;
 
 /// The status and the body that a path answers with.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+    get_showing(address, path, None).await
+}
+
+/// The same, with this in the header `authorization`.
+pub(crate) async fn get_showing(address: SocketAddr, path: &str, shown: Option<&str>) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let shown = shown.map(|shown| format!("Authorization: {shown}\r\n")).unwrap_or_default();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{shown}Connection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut response = String::new();
     stream.read_to_string(&mut response).await?;

@@ -1,14 +1,14 @@
 //! Changes, step by step. Whatever fails on the way leaves in force what was in force, and says why.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use witan_kernel::hook::Hook;
 use witan_kernel::name::TenantId;
+use witan_kernel::port::StoreError;
 
-use super::library::{Artifact, Source, find};
+use super::library::{Artifact, Source};
 use super::{BindRequest, Binding, Bound, Inner, PluginError, State, view};
 use crate::binding::{BindingRecord, BindingVersion, Reference, is_name, is_version};
 use crate::compile::lock;
@@ -19,7 +19,7 @@ use crate::limit;
 use crate::metrics::Counters;
 use crate::slot::{Active, Plan};
 
-type Key = (Option<TenantId>, Hook);
+pub(super) type Key = (Option<TenantId>, Hook);
 
 impl Inner {
     /// Stage, validate, compile, describe, keep.
@@ -56,7 +56,9 @@ impl Inner {
         let manifest = describe(&program, hook).map_err(PluginError::Refused)?;
         let mut state = lock(&self.state);
         self.make_room(&mut state)?;
-        let artifact = state.library.insert(bytes, hook, manifest, source).map_err(PluginError::Host)?;
+        let artifact = state.library.card_of(bytes, hook, manifest, source);
+        self.store.keep(&artifact, &Bytes::copy_from_slice(bytes))?;
+        state.library.insert(artifact.clone(), bytes).map_err(PluginError::Host)?;
         self.publish(&state);
         drop(state);
         let ready = Event::new(EventKind::Ready, format!("for {hook}")).of(digest, artifact.plugin());
@@ -66,6 +68,7 @@ impl Inner {
 
     fn make_room(&self, state: &mut State) -> Result<(), PluginError> {
         if let Some(digest) = state.library.to_evict(|digest| state.refers_to(digest)) {
+            self.store.forget(digest)?;
             self.forget(state, digest);
         }
         if state.library.is_full() {
@@ -77,7 +80,7 @@ impl Inner {
         Ok(())
     }
 
-    fn forget(&self, state: &mut State, digest: Digest) -> Option<Artifact> {
+    pub(super) fn forget(&self, state: &mut State, digest: Digest) -> Option<Artifact> {
         let artifact = state.library.remove(digest)?;
         self.compiler.forget(digest);
         lock(&self.programs).remove(&digest);
@@ -104,17 +107,13 @@ impl Inner {
     }
 
     /// The program of a known component, from memory or disk.
-    fn program(&self, state: &State, digest: Digest) -> Result<(Arc<Program>, Artifact), PluginError> {
+    pub(super) fn program(&self, state: &State, digest: Digest) -> Result<(Arc<Program>, Artifact), PluginError> {
         let gone = || PluginError::NotFound(format!("plugin {digest} is not known; stage it again"));
         let artifact = state.library.get(digest).ok_or_else(gone)?.clone();
         if let Some(program) = lock(&self.programs).get(&digest).and_then(|program| program.upgrade()) {
             return Ok((program, artifact));
         }
-        let path = state.library.component(digest);
-        let bytes = fs::read(&path).map_err(|error| PluginError::Host(format!("read {}: {error}", path.display())))?;
-        if Digest::of(&bytes) != digest {
-            return Err(PluginError::Host(format!("{} is damaged; stage the plugin again", path.display())));
-        }
+        let bytes = state.library.read(digest).map_err(PluginError::Host)?;
         let hook = crate::validate::validate(&bytes, &self.shared.limits).map_err(PluginError::Refused)?;
         Ok((self.compile(digest, &bytes, hook)?.0, artifact))
     }
@@ -140,8 +139,7 @@ impl Inner {
             )));
         }
         let mut state = lock(&self.state);
-        let list = state.library.list();
-        let artifact = find(&list, &request.plugin, self.folder.as_ref()).cloned().ok_or_else(|| {
+        let artifact = self.known(&mut state, &request.plugin)?.ok_or_else(|| {
             PluginError::NotFound(format!("no plugin {} is known; upload it or list those that are", request.plugin))
         })?;
         if artifact.hook != request.hook {
@@ -153,6 +151,7 @@ impl Inner {
             )));
         }
         let key = (request.tenant, request.hook);
+        self.catch_up(&mut state, &key)?;
         let target = Target {
             digest: artifact.digest,
             reference: request.plugin,
@@ -208,7 +207,7 @@ impl Inner {
     }
 
     /// The watched folder's component that a reference by name means.
-    fn filed(&self, artifacts: &[Artifact], reference: &Reference) -> Option<Digest> {
+    pub(super) fn filed(&self, artifacts: &[Artifact], reference: &Reference) -> Option<Digest> {
         let folder = self.folder.as_ref()?;
         match reference {
             Reference::Digest(_) => None,
@@ -229,6 +228,18 @@ impl Inner {
         kind: EventKind,
     ) -> Result<Binding, PluginError> {
         self.store.save(&record)?;
+        Ok(self.swap(state, key, record, primary, kind))
+    }
+
+    /// From the next request on, this answers.
+    pub(super) fn swap(
+        &self,
+        state: &mut State,
+        key: Key,
+        record: BindingRecord,
+        primary: Result<Plan, String>,
+        kind: EventKind,
+    ) -> Binding {
         let bound = self.bound(state, record, primary);
         let shown = view(&bound.record, &bound.active);
         let old = state.bindings.insert(key.clone(), bound);
@@ -238,10 +249,10 @@ impl Inner {
         let detail = format!("version {} of the binding, {}", current.number, current.digest.short());
         self.shared.events.emit(Event::new(kind, detail).of(current.digest, &*current.plugin).at(key.0, key.1));
         drop(old);
-        Ok(shown)
+        shown
     }
 
-    fn bound(&self, state: &State, record: BindingRecord, primary: Result<Plan, String>) -> Bound {
+    pub(super) fn bound(&self, state: &State, record: BindingRecord, primary: Result<Plan, String>) -> Bound {
         let key = (record.tenant.clone(), record.hook);
         let old = state.bindings.get(&key);
         let mut programs: BTreeMap<Digest, Arc<Program>> = BTreeMap::new();
@@ -277,6 +288,7 @@ impl Inner {
     pub(super) fn rollback(&self, tenant: Option<TenantId>, hook: Hook) -> Result<Binding, PluginError> {
         let mut state = lock(&self.state);
         let key = (tenant, hook);
+        self.catch_up(&mut state, &key)?;
         let bound = state.bindings.get(&key).ok_or_else(|| no_binding(&key))?;
         let mut record = BindingRecord::clone(&bound.record);
         let Some(version) = record.previous.pop() else {
@@ -291,57 +303,41 @@ impl Inner {
     pub(super) fn unbind(&self, tenant: Option<TenantId>, hook: Hook) -> Result<(), PluginError> {
         let mut state = lock(&self.state);
         let key = (tenant, hook);
+        self.catch_up(&mut state, &key)?;
         if !state.bindings.contains_key(&key) {
             return Err(no_binding(&key));
         }
         self.store.remove(key.0.as_ref(), hook)?;
-        if let Some(bound) = state.bindings.remove(&key) {
-            self.publish(&state);
-            let current = &bound.record.current;
-            let event = Event::new(EventKind::Unbound, "").of(current.digest, &*current.plugin).at(key.0, hook);
-            self.shared.events.emit(event);
-        }
+        self.vacate(&mut state, &key);
         Ok(())
+    }
+
+    /// From the next request on, the default binding, or the native rule, answers.
+    pub(super) fn vacate(&self, state: &mut State, key: &Key) {
+        let Some(bound) = state.bindings.remove(key) else { return };
+        self.publish(state);
+        let current = &bound.record.current;
+        let event = Event::new(EventKind::Unbound, "").of(current.digest, &*current.plugin);
+        self.shared.events.emit(event.at(key.0.clone(), key.1));
     }
 
     pub(super) fn remove(&self, plugin: &Reference) -> Result<Artifact, PluginError> {
         let mut state = lock(&self.state);
         let not_found = || PluginError::NotFound(format!("no plugin {plugin} is known"));
-        let digest = find(&state.library.list(), plugin, self.folder.as_ref()).ok_or_else(not_found)?.digest;
+        let in_use =
+            || PluginError::InUse(format!("plugin {plugin} is bound, or kept for a rollback; unbind it first"));
+        let digest = self.known(&mut state, plugin)?.ok_or_else(not_found)?.digest;
         if state.refers_to(digest) {
-            return Err(PluginError::InUse(format!(
-                "plugin {plugin} is bound, or kept for a rollback; unbind it first"
-            )));
+            return Err(in_use());
         }
+        self.store.forget(digest).map_err(|error| match error {
+            // Another coordinator has bound it just now.
+            StoreError::Refused(_) => in_use(),
+            other => other.into(),
+        })?;
         let removed = self.forget(&mut state, digest).ok_or_else(not_found)?;
         self.publish(&state);
         Ok(removed)
-    }
-
-    /// Puts the stored bindings in force. One that cannot be loaded is in force too, as a fault with a reason.
-    pub(super) fn restore(&self) -> Result<(), PluginError> {
-        let records = self.store.load()?;
-        let mut state = lock(&self.state);
-        for record in records {
-            let loaded = self.program(&state, record.current.digest);
-            let primary = match loaded {
-                Ok((program, artifact)) => Ok(plan(&program, &artifact, &record.current.configuration)),
-                Err(error) => Err(format!("cannot be loaded: {error}")),
-            };
-            if let Err(reason) = &primary {
-                let event = Event::new(EventKind::Refused, reason.clone());
-                let event = event.of(record.current.digest, &*record.current.plugin);
-                self.shared.events.emit(event.at(record.tenant.clone(), record.hook));
-            }
-            let key = (record.tenant.clone(), record.hook);
-            let kept: Vec<_> =
-                record.previous.iter().filter_map(|v| self.program(&state, v.digest).ok()).map(|kept| kept.0).collect();
-            let bound = self.bound(&state, record, primary);
-            drop(kept);
-            state.bindings.insert(key, bound);
-        }
-        self.publish(&state);
-        Ok(())
     }
 
     /// Bindings by name follow the watched folder. Routing hooks do not: another one would move keys, and that is a
@@ -349,34 +345,45 @@ impl Inner {
     pub(crate) fn follow(&self) {
         let mut state = lock(&self.state);
         let keys: Vec<Key> = state.bindings.keys().filter(|key| key.1 != Hook::RoutingHook).cloned().collect();
-        let list = state.library.list();
         for key in keys {
-            let Some(bound) = state.bindings.get(&key) else { continue };
-            let current = bound.record.current.clone();
-            let Some(filed) = self.filed(&list, &current.reference) else { continue };
-            if bound.record.followed == Some(filed) || bound.not_followed == Some(filed) || current.digest == filed {
+            let Some(filed) = self.to_follow(&state, &key) else { continue };
+            if state.bindings.get(&key).is_some_and(|bound| bound.not_followed == Some(filed)) {
                 continue;
             }
-            let target = Target {
-                digest: filed,
-                reference: current.reference,
-                configuration: current.configuration,
-                on_fault: current.on_fault,
-            };
-            if let Err(error) = self.activate(&mut state, key.clone(), target) {
-                let detail = format!("{} stays in force: {error}", current.plugin);
-                let event = Event::new(EventKind::Refused, detail).of(filed, &*current.plugin);
-                self.shared.events.emit(event.at(key.0.clone(), key.1));
-                if let Some(bound) = state.bindings.get_mut(&key) {
-                    bound.not_followed = Some(filed);
-                }
+            // Another coordinator, with the same file in its folder, may have been faster.
+            if self.catch_up(&mut state, &key).is_ok() && self.to_follow(&state, &key) == Some(filed) {
+                self.follow_to(&mut state, &key, filed);
             }
+        }
+    }
+
+    /// The component in the watched folder that a binding by name has not been at.
+    fn to_follow(&self, state: &State, key: &Key) -> Option<Digest> {
+        let record = &state.bindings.get(key)?.record;
+        let filed = self.filed(&state.library.list(), &record.current.reference)?;
+        (record.followed != Some(filed) && record.current.digest != filed).then_some(filed)
+    }
+
+    fn follow_to(&self, state: &mut State, key: &Key, filed: Digest) {
+        let Some(current) = state.bindings.get(key).map(|bound| bound.record.current.clone()) else { return };
+        let target = Target {
+            digest: filed,
+            reference: current.reference,
+            configuration: current.configuration,
+            on_fault: current.on_fault,
+        };
+        let Err(error) = self.activate(state, key.clone(), target) else { return };
+        let detail = format!("{} stays in force: {error}", current.plugin);
+        let event = Event::new(EventKind::Refused, detail).of(filed, &*current.plugin);
+        self.shared.events.emit(event.at(key.0.clone(), key.1));
+        if let Some(bound) = state.bindings.get_mut(key) {
+            bound.not_followed = Some(filed);
         }
     }
 }
 
 impl State {
-    fn refers_to(&self, digest: Digest) -> bool {
+    pub(super) fn refers_to(&self, digest: Digest) -> bool {
         self.bindings.values().any(|bound| {
             let record = &bound.record;
             record.current.digest == digest || record.previous.iter().any(|version| version.digest == digest)
@@ -401,7 +408,7 @@ impl Target {
     }
 }
 
-fn plan(program: &Arc<Program>, artifact: &Artifact, configuration: &Bytes) -> Plan {
+pub(super) fn plan(program: &Arc<Program>, artifact: &Artifact, configuration: &Bytes) -> Plan {
     Plan {
         digest: artifact.digest,
         program: program.clone(),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use witan_kernel::hook::Hook;
 
@@ -129,24 +130,27 @@ impl Library {
     }
 
     /// Where a component's bytes are.
-    pub(super) fn component(&self, digest: Digest) -> PathBuf {
+    fn component(&self, digest: Digest) -> PathBuf {
         self.path(digest, "wasm")
     }
 
-    /// Keeps a component. The card is written last: without it the component is not known.
-    pub(super) fn insert(
-        &mut self,
-        bytes: &[u8],
-        hook: Hook,
-        manifest: Manifest,
-        source: Source,
-    ) -> Result<Artifact, String> {
-        let digest = Digest::of(bytes);
+    /// A component's bytes, if they are its own.
+    pub(super) fn read(&self, digest: Digest) -> Result<Bytes, String> {
+        let path = self.component(digest);
+        let bytes = fs::read(&path).map_err(|error| format!("read {}: {error}", path.display()))?;
+        if Digest::of(&bytes) != digest {
+            return Err(format!("{} is damaged; stage the plugin again", path.display()));
+        }
+        Ok(bytes.into())
+    }
+
+    /// What a component that comes in now is to be known as.
+    pub(super) fn card_of(&self, bytes: &[u8], hook: Hook, manifest: Manifest, source: Source) -> Artifact {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         // Two that came in within a millisecond still have an order.
         let last = self.artifacts.values().map(|artifact| artifact.staged_at_ms).max().unwrap_or(0);
-        let artifact = Artifact {
-            digest,
+        Artifact {
+            digest: Digest::of(bytes),
             name: manifest.name,
             version: manifest.version,
             hook,
@@ -154,16 +158,20 @@ impl Library {
             bytes: bytes.len() as u64,
             staged_at_ms: now.max(last + 1),
             source,
-        };
+        }
+    }
+
+    /// Keeps a component. The card is written last: without it the component is not known.
+    pub(super) fn insert(&mut self, artifact: Artifact, bytes: &[u8]) -> Result<(), String> {
         let card = card(&artifact);
         let write = || {
-            write_file(&self.path(digest, "wasm"), &[bytes])?;
-            write_file(&self.path(digest, "json"), &[&serde_json::to_vec(&card)?])
+            write_file(&self.path(artifact.digest, "wasm"), &[bytes])?;
+            write_file(&self.path(artifact.digest, "json"), &[&serde_json::to_vec(&card)?])
         };
         write().map_err(|error: std::io::Error| format!("keep the component: {error}"))?;
-        self.artifacts.insert(digest, artifact.clone());
+        self.artifacts.insert(artifact.digest, artifact);
         self.relist();
-        Ok(artifact)
+        Ok(())
     }
 
     pub(super) fn remove(&mut self, digest: Digest) -> Option<Artifact> {

@@ -6,6 +6,7 @@ mod folder;
 mod guest;
 mod hostile;
 mod life;
+mod share;
 mod swap;
 
 use std::path::{Path, PathBuf};
@@ -21,13 +22,13 @@ use witan_kernel::tenant::Level;
 use witan_plugin::event::{Event, EventKind};
 use witan_plugin::registry::Binding;
 use witan_plugin::{
-    BindRequest, Digest, InMemoryBindings, Limits, OnFault, PluginError, PluginHost, Reference, Settings,
+    BindRequest, Digest, InMemoryPlugins, Limits, OnFault, PluginError, PluginHost, Reference, Settings,
 };
 
 /// A host with a data folder, a watched folder and a binding store that outlive it.
 struct World {
     dir: TempDir,
-    store: Arc<InMemoryBindings>,
+    store: Arc<InMemoryPlugins>,
     host: PluginHost,
 }
 
@@ -38,8 +39,16 @@ impl World {
 
     fn with(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(InMemoryBindings::default());
+        let store = Arc::new(InMemoryPlugins::default());
         let host = start(&dir, &store, limits);
+        Self { dir, store, host }
+    }
+
+    /// A host of a cluster: others share its store, each with folders of its own.
+    fn of_cluster(store: &InMemoryPlugins) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(store.seat());
+        let host = start(&dir, &store, ample());
         Self { dir, store, host }
     }
 
@@ -110,7 +119,7 @@ fn brief() -> Limits {
 /// Longer than anything that must happen takes on any machine.
 const LONG: Duration = Duration::from_secs(60);
 
-fn start(dir: &TempDir, store: &Arc<InMemoryBindings>, limits: Limits) -> PluginHost {
+fn start(dir: &TempDir, store: &Arc<InMemoryPlugins>, limits: Limits) -> PluginHost {
     let settings = Settings { data_dir: dir.path().join("data"), folder: Some(dir.path().join("plugins")), limits };
     PluginHost::start(settings, store.clone()).unwrap()
 }

@@ -54,7 +54,7 @@ fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
 /// The whole contract, on an empty store.
 pub(crate) async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.now_ms().await.expect("the time") > 1_700_000_000_000);
-    assert_eq!(metadata.schema_version().await, Ok(1));
+    assert_eq!(metadata.schema_version().await, Ok(2));
     tenants(metadata).await;
     pages_of_tenants(metadata).await;
     lost_updates(metadata).await;
@@ -181,9 +181,15 @@ async fn leases<M: Metadata>(metadata: &M, pass: Pass<'_>) {
 async fn nodes<M: Metadata>(metadata: &M) {
     let stored = |nodes: Vec<super::NodeOnRecord>| nodes.into_iter().map(|n| (n.node, n.store_id)).collect::<Vec<_>>();
     let (one, two) = (node("node-1"), node("node-2"));
+    let epoch = async || metadata.placement().await.expect("the placement").epoch;
+    let before = epoch().await;
+    assert!(before > 0);
     assert_eq!(metadata.add_node(two.clone(), 10).await, Ok(()));
     assert_eq!(metadata.put_node(one.clone(), 11).await, Ok(()));
     assert!(matches!(metadata.add_node(two.clone(), 12).await, Err(StoreError::Exists(_))));
+
+    let with_both = epoch().await;
+    assert!(with_both > before, "nodes have joined");
 
     let told = StoreId([7; 16]);
     assert_eq!(metadata.record_store_id(&one.id, told).await, Ok(told));
@@ -200,13 +206,16 @@ async fn nodes<M: Metadata>(metadata: &M) {
     assert_eq!(metadata.record_store_id(&one.id, told).await, Ok(new));
     assert_eq!(replace(&one.id, new, told).await, Ok(()));
 
+    assert_eq!(epoch().await, with_both, "another disk places no key elsewhere");
     let moved = StorageNode { host: "db.example".into(), port: 1, status: NodeStatus::Draining, ..one.clone() };
     assert_eq!(metadata.put_node(moved.clone(), 13).await, Ok(()));
     let listed = metadata.nodes().await.expect("nodes");
     assert_eq!((listed[0].created_at_ms, listed[0].updated_at_ms), (11, 13));
     assert_eq!(stored(listed), [(moved, Some(told)), (two.clone(), None)]);
 
+    let moved_at = epoch().await;
     assert_eq!(metadata.remove_node(&two.id).await, Ok(()));
+    assert!(epoch().await > moved_at && moved_at > with_both);
     assert!(matches!(metadata.remove_node(&two.id).await, Err(StoreError::Missing(_))));
     metadata.remove_node(&one.id).await.expect("removed");
     metadata.add_node(one.clone(), 14).await.expect("added");
@@ -239,7 +248,8 @@ async fn binding_records<M: Metadata>(metadata: &M) {
     let own = slot(Some("cart"), Hook::ConflictResolver);
     let default = slot(None, Hook::RoutingHook);
     assert_eq!(metadata.binding_records().await, Ok(Vec::new()));
-    let save = |slot: &Slot, expected, record: &str| metadata.save_binding_record(slot, expected, record.to_owned());
+    let save =
+        |slot: &Slot, expected, record: &str| metadata.save_binding_record(slot, expected, record.to_owned(), None);
     let first = save(&own, 0, "first").await.expect("stored");
     let theirs = save(&own, 0, "late").await;
     assert!(
@@ -267,6 +277,17 @@ async fn binding_records<M: Metadata>(metadata: &M) {
     assert_eq!(rivals.iter().filter(|told| told.is_ok()).count(), 1, "one wins");
     let large = "x".repeat(BINDING_RECORD_BYTES + 1);
     assert!(matches!(save(&own, 0, &large).await, Err(StoreError::Refused(_))));
+
+    // A record and the artifacts that it names stand and fall together.
+    let (there, missing) = (Digest([1; 32]), Digest([99; 32]));
+    let now = metadata.binding_record(&own).await.expect("a record").expect("the winner's").version;
+    let naming = format!("{{\"digest\":\"{there}\"}}");
+    let save = |expected, digest| metadata.save_binding_record(&own, expected, naming.clone(), Some(digest));
+    assert!(matches!(save(now, missing).await, Err(StoreError::Missing(_))));
+    let naming_it = save(now, there).await.expect("it is there");
+    assert!(matches!(metadata.remove_artifact(there).await, Err(StoreError::Refused(_))));
+    metadata.save_binding_record(&own, naming_it, "anew".into(), None).await.expect("stored");
+    metadata.remove_artifact(there).await.expect("nothing names it any more");
 }
 
 async fn tokens<M: Metadata>(metadata: &M) {
@@ -311,8 +332,11 @@ async fn each_change_is_told<M: Metadata>(metadata: &M) {
     metadata.delete_tenant(&one.id, updated.version, 9).await.expect("deleted");
     metadata.put_artifact(artifact(77, Hook::RoutingHook)).await.expect("stored");
     let place = slot(Some("told"), Hook::RoutingHook);
-    let version = metadata.save_binding_record(&place, 0, "{}".into()).await.expect("stored");
-    metadata.save_binding_record(&slot(None, Hook::RoutingHook), version, "{}".into()).await.expect_err("conflict");
+    let version = metadata.save_binding_record(&place, 0, "{}".into(), None).await.expect("stored");
+    metadata
+        .save_binding_record(&slot(None, Hook::RoutingHook), version, "{}".into(), None)
+        .await
+        .expect_err("conflict");
     metadata.rotate_secret([3; 32], 1).await.expect("rotated");
     let token = Token {
         id: "told".into(),

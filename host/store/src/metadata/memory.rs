@@ -12,8 +12,8 @@ use witan_kernel::tenant::Tenant;
 use super::rules::Granting;
 use super::{
     ARTIFACTS, Answer, Artifact, ArtifactEntry, BINDINGS, BindingOnRecord, COORDINATOR_KEPT_MS, COORDINATORS, Changed,
-    Changes, Claim, CoordinatorOnRecord, Digest, Lease, Metadata, NODES, NodeOnRecord, SECRETS, Secret, Slot, TOKENS,
-    Token, rules,
+    Changes, Claim, CoordinatorOnRecord, Digest, Lease, Metadata, NODES, NodeOnRecord, Placement, SECRETS, Secret,
+    Slot, TOKENS, Token, rules,
 };
 use crate::clock::AnyClock;
 
@@ -33,6 +33,7 @@ struct State {
     fence: u64,
     tenants: BTreeMap<TenantId, Tenant>,
     nodes: BTreeMap<NodeId, NodeOnRecord>,
+    placement_epoch: u64,
     coordinators: BTreeMap<NodeId, CoordinatorOnRecord>,
     artifacts: BTreeMap<Digest, Artifact>,
     bindings: BTreeMap<SlotKey, BindingOnRecord>,
@@ -104,7 +105,7 @@ impl State {
             node,
         };
         self.nodes.insert(record.node.id.clone(), record);
-        self.changed(Changed::Nodes);
+        self.placement_epoch = self.changed(Changed::Nodes);
         Ok(())
     }
 
@@ -255,15 +256,17 @@ impl Metadata for MemoryMetadata {
         self.answer(move |state| state.put_node(node, now_ms))
     }
 
-    fn nodes(&self) -> Answer<Vec<NodeOnRecord>> {
-        self.answer(|state| Ok(state.nodes.values().cloned().collect()))
+    fn placement(&self) -> Answer<Placement> {
+        self.answer(|state| {
+            Ok(Placement { epoch: state.placement_epoch.max(1), nodes: state.nodes.values().cloned().collect() })
+        })
     }
 
     fn remove_node(&self, id: &NodeId) -> Answer<()> {
         let id = id.clone();
         self.answer(move |state| {
             state.nodes.remove(&id).ok_or_else(|| rules::no_node(&id))?;
-            state.changed(Changed::Nodes);
+            state.placement_epoch = state.changed(Changed::Nodes);
             Ok(())
         })
     }
@@ -359,6 +362,9 @@ impl Metadata for MemoryMetadata {
 
     fn remove_artifact(&self, digest: Digest) -> Answer<()> {
         self.answer(move |state| {
+            if state.bindings.values().any(|binding| binding.record.contains(&digest.to_string())) {
+                return Err(rules::needed_artifact(digest));
+            }
             state.artifacts.remove(&digest).ok_or_else(|| rules::no_artifact(digest))?;
             state.changed(Changed::Artifacts);
             Ok(())
@@ -374,11 +380,20 @@ impl Metadata for MemoryMetadata {
         self.answer(move |state| Ok(state.bindings.get(&key).cloned()))
     }
 
-    fn save_binding_record(&self, slot: &Slot, expected: u64, record: String) -> Answer<u64> {
+    fn save_binding_record(
+        &self,
+        slot: &Slot,
+        expected: u64,
+        record: String,
+        puts_in_force: Option<Digest>,
+    ) -> Answer<u64> {
         let slot = slot.clone();
         self.answer(move |state| {
             rules::binding_record(&record)?;
             state.expect_binding(&slot, expected)?;
+            if let Some(digest) = puts_in_force.filter(|digest| !state.artifacts.contains_key(digest)) {
+                return Err(rules::no_artifact(digest));
+            }
             if expected == 0 && state.bindings.len() >= BINDINGS {
                 return Err(rules::too_many_bindings());
             }

@@ -105,6 +105,15 @@ pub struct Claim {
     pub version: String,
 }
 
+/// Where keys may be placed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// Grows whenever which nodes there are, where, or with how many virtual nodes, changes.
+    pub epoch: u64,
+    /// Every storage node, by id.
+    pub nodes: Vec<NodeOnRecord>,
+}
+
 /// The right to coordinate under a node id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {

@@ -23,9 +23,11 @@ use connections::Connections;
 
 pub(super) use connections::Lent;
 pub(super) use errors::failed;
+pub use examine::{PostgresFacts, examine};
 
 mod connections;
 mod errors;
+mod examine;
 mod listen;
 
 #[cfg(test)]

@@ -208,6 +208,10 @@ pub(super) fn no_artifact(digest: Digest) -> StoreError {
     StoreError::Missing(format!("plugin {digest}"))
 }
 
+pub(super) fn needed_artifact(digest: Digest) -> StoreError {
+    StoreError::Refused(format!("plugin {digest} is bound, or kept for a rollback; unbind it first"))
+}
+
 pub(super) fn too_many_artifacts() -> StoreError {
     StoreError::Refused(format!("there are {ARTIFACTS} plugins, the most there can be; remove one first"))
 }

@@ -18,7 +18,7 @@ use witan_kernel::tenant::Tenant;
 use super::operations::Operations;
 use super::{
     Answer, Artifact, ArtifactEntry, BindingOnRecord, Changes, Claim, CoordinatorOnRecord, Digest, Lease, Metadata,
-    NodeOnRecord, Secret, Slot, Token, rules,
+    Placement, Secret, Slot, Token, rules,
 };
 pub(super) use db::{Connection, Db};
 
@@ -33,7 +33,7 @@ mod tenants;
 mod tokens;
 
 /// The newest migration that this program knows.
-const SCHEMA: u64 = 1;
+const SCHEMA: u64 = 2;
 
 /// What a connection is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,8 +191,8 @@ impl<D: Driver> Metadata for SqlMetadata<D> {
         self.change(move |db| Box::pin(cluster::put_node(db, node, now_ms)))
     }
 
-    fn nodes(&self) -> Answer<Vec<NodeOnRecord>> {
-        self.read(|db| Box::pin(cluster::nodes(db)))
+    fn placement(&self) -> Answer<Placement> {
+        self.read(|db| Box::pin(cluster::placement(db)))
     }
 
     fn remove_node(&self, id: &NodeId) -> Answer<()> {
@@ -258,9 +258,15 @@ impl<D: Driver> Metadata for SqlMetadata<D> {
         self.read(|db| Box::pin(bindings::get(db, slot)))
     }
 
-    fn save_binding_record(&self, slot: &Slot, expected: u64, record: String) -> Answer<u64> {
+    fn save_binding_record(
+        &self,
+        slot: &Slot,
+        expected: u64,
+        record: String,
+        puts_in_force: Option<Digest>,
+    ) -> Answer<u64> {
         let slot = slot.clone();
-        self.change(move |db| Box::pin(bindings::save(db, slot, expected, record)))
+        self.change(move |db| Box::pin(bindings::save(db, slot, expected, record, puts_in_force)))
     }
 
     fn remove_binding_record(&self, slot: &Slot, expected: u64) -> Answer<()> {

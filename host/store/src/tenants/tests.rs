@@ -10,7 +10,7 @@ use witan_kernel::tenant::Tenant;
 use super::{TenantCache, TenantCacheConfig};
 use crate::metadata::{
     Answer, Artifact, ArtifactEntry, BindingOnRecord, Changes, Claim, CoordinatorOnRecord, Digest, Lease,
-    MemoryMetadata, Metadata, NodeOnRecord, Secret, Slot, Token, contract,
+    MemoryMetadata, Metadata, Placement, Secret, Slot, Token, contract,
 };
 use crate::testing::{StandingClock, join_all, poll_once};
 
@@ -90,8 +90,8 @@ impl Metadata for Watched {
     fn put_node(&self, node: StorageNode, now_ms: u64) -> Answer<()> {
         self.inner.put_node(node, now_ms)
     }
-    fn nodes(&self) -> Answer<Vec<NodeOnRecord>> {
-        self.inner.nodes()
+    fn placement(&self) -> Answer<Placement> {
+        self.inner.placement()
     }
     fn remove_node(&self, id: &NodeId) -> Answer<()> {
         self.inner.remove_node(id)
@@ -129,8 +129,14 @@ impl Metadata for Watched {
     fn binding_record(&self, slot: &Slot) -> Answer<Option<BindingOnRecord>> {
         self.inner.binding_record(slot)
     }
-    fn save_binding_record(&self, slot: &Slot, expected: u64, record: String) -> Answer<u64> {
-        self.inner.save_binding_record(slot, expected, record)
+    fn save_binding_record(
+        &self,
+        slot: &Slot,
+        expected: u64,
+        record: String,
+        puts_in_force: Option<Digest>,
+    ) -> Answer<u64> {
+        self.inner.save_binding_record(slot, expected, record, puts_in_force)
     }
     fn remove_binding_record(&self, slot: &Slot, expected: u64) -> Answer<()> {
         self.inner.remove_binding_record(slot, expected)

@@ -4,16 +4,15 @@ use bytes::Bytes;
 use witan_kernel::hook::Hook;
 use witan_kernel::port::StoreError;
 
-use super::changes;
 use super::db::{Db, Value};
 use super::row::Row;
+use super::{bindings, changes};
 use crate::metadata::{ARTIFACTS, Artifact, ArtifactEntry, Changed, Digest, rules};
 
 pub(super) async fn put(db: &mut Db, artifact: Artifact) -> Result<(), StoreError> {
     rules::artifact(&artifact)?;
     let entry = &artifact.entry;
-    let known = "SELECT digest FROM plugin_artifacts WHERE digest = $1";
-    if db.row(known, &[Value::Bytes(&entry.digest.0)]).await?.is_some() {
+    if is_there(db, entry.digest).await? {
         return Ok(());
     }
     let there = db.one("SELECT COUNT(*) AS artifacts FROM plugin_artifacts", &[]).await?;
@@ -36,6 +35,11 @@ pub(super) async fn put(db: &mut Db, artifact: Artifact) -> Result<(), StoreErro
     )
     .await?;
     changes::record(db, Changed::Artifacts).await.map(drop)
+}
+
+pub(super) async fn is_there(db: &mut Db, digest: Digest) -> Result<bool, StoreError> {
+    let known = "SELECT digest FROM plugin_artifacts WHERE digest = $1";
+    Ok(db.row(known, &[Value::Bytes(&digest.0)]).await?.is_some())
 }
 
 pub(super) async fn get(db: &mut Db, digest: Digest) -> Result<Option<Artifact>, StoreError> {
@@ -64,6 +68,9 @@ pub(super) async fn list(db: &mut Db, after: Option<Digest>, limit: u32) -> Resu
 }
 
 pub(super) async fn remove(db: &mut Db, digest: Digest) -> Result<(), StoreError> {
+    if bindings::need(db, digest).await? {
+        return Err(rules::needed_artifact(digest));
+    }
     let removed = db.execute("DELETE FROM plugin_artifacts WHERE digest = $1", &[Value::Bytes(&digest.0)]).await?;
     if removed == 0 {
         return Err(rules::no_artifact(digest));

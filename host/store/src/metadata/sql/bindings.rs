@@ -2,10 +2,10 @@
 
 use witan_kernel::port::StoreError;
 
-use super::changes;
 use super::db::{Db, Value};
 use super::row::{Row, damaged};
-use crate::metadata::{BINDINGS, BindingOnRecord, Changed, Slot, rules};
+use super::{artifacts, changes};
+use crate::metadata::{BINDINGS, BindingOnRecord, Changed, Digest, Slot, rules};
 
 pub(super) async fn all(db: &mut Db) -> Result<Vec<BindingOnRecord>, StoreError> {
     let all = "SELECT tenant_id, hook, version, record FROM plugin_binding_records ORDER BY tenant_id, hook";
@@ -22,11 +22,22 @@ pub(super) async fn get(db: &mut Db, slot: Slot) -> Result<Option<BindingOnRecor
     row.as_ref().map(record).transpose()
 }
 
-pub(super) async fn save(db: &mut Db, slot: Slot, expected: u64, record: String) -> Result<u64, StoreError> {
+pub(super) async fn save(
+    db: &mut Db,
+    slot: Slot,
+    expected: u64,
+    record: String,
+    puts_in_force: Option<Digest>,
+) -> Result<u64, StoreError> {
     rules::binding_record(&record)?;
     let stored = version(db, &slot).await?;
     if stored != expected {
         return Err(rules::other_record(&slot, expected, stored));
+    }
+    if let Some(digest) = puts_in_force
+        && !artifacts::is_there(db, digest).await?
+    {
+        return Err(rules::no_artifact(digest));
     }
     if stored == 0 {
         let there = db.one("SELECT COUNT(*) AS bindings FROM plugin_binding_records", &[]).await?;
@@ -56,6 +67,13 @@ pub(super) async fn remove(db: &mut Db, slot: Slot, expected: u64) -> Result<(),
     }
     db.execute("DELETE FROM plugin_binding_records WHERE tenant_id = $1 AND hook = $2", &key(&slot)).await?;
     changes::record(db, Changed::Binding(slot)).await.map(drop)
+}
+
+/// Whether a record names an artifact.
+pub(super) async fn need(db: &mut Db, digest: Digest) -> Result<bool, StoreError> {
+    let names_it = format!("%{digest}%");
+    let sql = "SELECT tenant_id FROM plugin_binding_records WHERE record LIKE $1 LIMIT 1";
+    Ok(db.row(sql, &[Value::Text(&names_it)]).await?.is_some())
 }
 
 /// 0 when there is none.

@@ -6,7 +6,7 @@ use witan_kernel::port::{NodeStatus, StorageNode, StoreError};
 use super::changes;
 use super::db::{Db, Value};
 use super::row::{Row, damaged};
-use crate::metadata::{Changed, NODES, NodeOnRecord, SECRETS, Secret, rules};
+use crate::metadata::{Changed, NODES, NodeOnRecord, Placement, SECRETS, Secret, rules};
 
 pub(super) async fn schema_version(db: &mut Db) -> Result<u64, StoreError> {
     let newest = "SELECT COALESCE(MAX(version), 0) AS version FROM _sqlx_migrations WHERE success";
@@ -47,7 +47,13 @@ pub(super) async fn put_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Res
         ],
     )
     .await?;
-    changes::record(db, Changed::Nodes).await.map(drop)
+    placement_changed(db).await
+}
+
+/// The next epoch of the placement.
+async fn placement_changed(db: &mut Db) -> Result<(), StoreError> {
+    let epoch = changes::record(db, Changed::Nodes).await?;
+    db.execute("UPDATE cluster_state SET placement_epoch = $1", &[Value::Number(epoch)]).await.map(drop)
 }
 
 async fn node_exists(db: &mut Db, id: &NodeId) -> Result<bool, StoreError> {
@@ -55,7 +61,26 @@ async fn node_exists(db: &mut Db, id: &NodeId) -> Result<bool, StoreError> {
     Ok(found?.is_some())
 }
 
-pub(super) async fn nodes(db: &mut Db) -> Result<Vec<NodeOnRecord>, StoreError> {
+/// In one statement, so that epoch and nodes are of one moment.
+pub(super) async fn placement(db: &mut Db) -> Result<Placement, StoreError> {
+    let rows = db
+        .rows(
+            "SELECT placement_epoch, node_id, host, port, status, virtual_nodes, store_id, created_at, updated_at
+             FROM cluster_state LEFT JOIN storage_nodes ON 1 = 1 ORDER BY node_id",
+            &[],
+        )
+        .await?;
+    let first = rows.first().ok_or_else(|| StoreError::Damaged("the cluster's state is missing".into()))?;
+    let mut nodes = Vec::with_capacity(rows.len());
+    for row in &rows {
+        if row.maybe_text("node_id")?.is_some() {
+            nodes.push(node(row)?);
+        }
+    }
+    Ok(Placement { epoch: first.number("placement_epoch")?, nodes })
+}
+
+async fn nodes(db: &mut Db) -> Result<Vec<NodeOnRecord>, StoreError> {
     let all = "SELECT node_id, host, port, status, virtual_nodes, store_id, created_at, updated_at
                FROM storage_nodes ORDER BY node_id";
     db.rows(all, &[]).await?.iter().map(node).collect()
@@ -66,7 +91,7 @@ pub(super) async fn remove_node(db: &mut Db, id: NodeId) -> Result<(), StoreErro
     if removed == 0 {
         return Err(rules::no_node(&id));
     }
-    changes::record(db, Changed::Nodes).await.map(drop)
+    placement_changed(db).await
 }
 
 pub(super) async fn record_store_id(db: &mut Db, id: NodeId, told: StoreId) -> Result<StoreId, StoreError> {

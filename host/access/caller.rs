@@ -1,0 +1,154 @@
+//! A call that was let in: who makes it, and what is asked about it once its request is decoded.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use sha2::{Digest, Sha256};
+use witan_kernel::name::TenantId;
+
+use super::audit::Entry;
+use super::credential::Credential;
+use super::refusal::Refusal;
+use super::scope::{Need, Rule, Scope, Scopes};
+use super::{Access, token};
+use crate::origin::RequestId;
+
+/// Where a call comes from, as far as it is put on record.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// The other end of the connection.
+    pub peer: Option<SocketAddr>,
+    /// The call's id.
+    pub request_id: Option<RequestId>,
+}
+
+/// Who makes a call. The layer before every server puts it beside the request; nobody else makes one.
+#[derive(Clone)]
+pub struct Caller {
+    pub(super) access: Arc<Access>,
+    pub(super) credential: Arc<Credential>,
+    pub(super) rule: &'static Rule,
+    pub(super) origin: Origin,
+    /// The tenant that a change names, for the record that is written when it has ended.
+    pub(super) named: Option<Arc<OnceLock<TenantId>>>,
+}
+
+impl Caller {
+    /// Whether the call may name this tenant, and the tenant has a request left in this second.
+    ///
+    /// # Errors
+    /// When it may not; it is on record then.
+    pub fn may(&self, tenant: &TenantId) -> Result<(), Refusal> {
+        self.may_on(tenant, None)
+    }
+
+    /// As [`Self::may`], for a call about one key.
+    ///
+    /// # Errors
+    /// When it may not; it is on record then.
+    pub fn may_on(&self, tenant: &TenantId, key: Option<&[u8]>) -> Result<(), Refusal> {
+        if let Some(named) = &self.named {
+            // A call names one tenant; were it two, the first one stays on record.
+            let _ = named.set(tenant.clone());
+        }
+        let allowed = self.credential.covers(tenant).and_then(|()| self.take(tenant, self.rule.rate()));
+        self.noted(allowed, Some(tenant), key)
+    }
+
+    /// Whether an operation of a stream may be carried out: the stream was opened with one scope of several.
+    ///
+    /// # Errors
+    /// When it may not; it is on record then.
+    pub fn may_operate(&self, scope: Scope, tenant: &TenantId, key: &[u8]) -> Result<(), Refusal> {
+        let allowed = self
+            .credential
+            .meets(Need::OneOf(Scopes::only(scope)))
+            .and_then(|()| self.credential.covers(tenant))
+            .and_then(|()| self.take(tenant, Some(scope)));
+        self.noted(allowed, Some(tenant), Some(key))
+    }
+
+    /// Whether the call may be about all tenants at once.
+    ///
+    /// # Errors
+    /// When it may not; it is on record then.
+    pub fn may_all(&self) -> Result<(), Refusal> {
+        let operator = Need::OneOf(Scopes::only(Scope::Operator));
+        let allowed = self.credential.meets(operator).and_then(|()| self.access.take_operator());
+        self.noted(allowed, None, None)
+    }
+
+    /// Whether the credential is good by now: streams outlive what they were opened with.
+    ///
+    /// # Errors
+    /// When it was revoked, or has expired.
+    pub fn is_still_good(&self) -> Result<(), Refusal> {
+        self.noted(self.credential.is_good(self.access.now_ms()), None, None)
+    }
+
+    /// What it has shown.
+    pub fn credential(&self) -> &Credential {
+        &self.credential
+    }
+
+    /// What it calls.
+    pub fn rule(&self) -> &'static Rule {
+        self.rule
+    }
+
+    /// Whether its end is put on record.
+    pub fn is_recorded(&self) -> bool {
+        self.named.is_some()
+    }
+
+    /// Puts the end of a change on record.
+    pub fn ended(&self, outcome: &'static str, reason: Option<&str>) {
+        let tenant = self.named.as_ref().and_then(|named| named.get());
+        self.access.put_change(&self.entry(outcome, reason, tenant, None));
+    }
+
+    fn take(&self, tenant: &TenantId, scope: Option<Scope>) -> Result<(), Refusal> {
+        let Some(scope) = scope else { return Ok(()) };
+        self.access.rates.load().take(tenant, scope).map_err(|retry_after| Refusal::Rate {
+            tenant: Some(tenant.clone()),
+            scope,
+            retry_after,
+        })
+    }
+
+    /// Counts and records a refusal.
+    fn noted(
+        &self,
+        allowed: Result<(), Refusal>,
+        tenant: Option<&TenantId>,
+        key: Option<&[u8]>,
+    ) -> Result<(), Refusal> {
+        let refusal = match allowed {
+            Ok(()) => return Ok(()),
+            Err(refusal) => refusal,
+        };
+        self.access.metrics.refused(&refusal);
+        self.access.put_refusal(|| self.entry("refused", Some(refusal.reason()), tenant, key));
+        Err(refusal)
+    }
+
+    fn entry<'a>(
+        &'a self,
+        outcome: &'static str,
+        reason: Option<&'a str>,
+        tenant: Option<&'a TenantId>,
+        key: Option<&[u8]>,
+    ) -> Entry<'a> {
+        Entry {
+            time_ms: self.access.now_ms(),
+            request_id: self.origin.request_id.as_ref().map(ToString::to_string),
+            peer: self.origin.peer,
+            credential: self.credential.id(),
+            rpc: self.rule.path,
+            tenant: tenant.map(TenantId::as_str),
+            key_hash: key.map(|key| token::hexadecimal(&Sha256::digest(key)[..8])),
+            outcome,
+            reason,
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Web tokens of an issuer of the operator's own (RFC 7519). The algorithm, the issuer and the audience are the configuration's;
+//! what a token's header says about how to check it is only compared with that.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use moka::sync::Cache;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use witan_kernel::name::TenantId;
+
+use super::config::Jwt;
+use super::credential::Credential;
+use super::refusal::Refusal;
+use super::scope::{Scope, Scopes};
+
+/// Longest web token, in bytes: as much as fits into the headers of a call beside everything else.
+pub(super) const TEXT_BYTES: usize = 8 << 10;
+/// Tokens that were checked and are remembered, good and bad: a signature costs a hundred times as much as a look.
+const REMEMBERED: u64 = 10_000;
+/// How long a bad token is remembered: it may be one whose time has not come yet.
+const BAD_FOR: Duration = Duration::from_secs(5);
+/// How far an issuer's clock may be from this one's, in seconds.
+const LEEWAY: u64 = 30;
+/// How often the file of the key is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Shortest secret of HS256, in bytes: as many as the hash has (RFC 7518, 3.2).
+const SECRET_BYTES: usize = 32;
+/// Largest file of a key.
+const FILE_BYTES: u64 = 64 << 10;
+/// Longest `sub` that is put on record.
+const SUBJECT_CHARS: usize = 100;
+
+/// Checks web tokens.
+pub(super) struct Issuer {
+    settings: Jwt,
+    algorithm: Algorithm,
+    validation: Validation,
+    key: ArcSwap<Key>,
+    good: Cache<Seen, Arc<Credential>>,
+    bad: Cache<Seen, Refusal>,
+}
+
+struct Key {
+    key: DecodingKey,
+    /// The file's content, to see when it changes.
+    file: [u8; 32],
+}
+
+/// A text, and the key's file that it was checked with: another key, another verdict.
+type Seen = ([u8; 32], [u8; 32]);
+
+#[derive(Deserialize)]
+struct Claims {
+    exp: f64,
+    #[serde(default)]
+    sub: String,
+    #[serde(default)]
+    scope: String,
+    #[serde(default)]
+    tenant: Option<String>,
+}
+
+impl Issuer {
+    /// Reads the key.
+    ///
+    /// # Errors
+    /// When the settings or the key's file are no good; names them.
+    pub(super) fn open(settings: Jwt) -> Result<Self, String> {
+        let algorithm = algorithm(&settings.algorithm)?;
+        for (name, value) in [("issuer", &settings.issuer), ("audience", &settings.audience)] {
+            if value.is_empty() {
+                return Err(format!("security.jwt.{name} is empty: a token of anybody's would do; write down whose"));
+            }
+        }
+        let mut validation = Validation::new(algorithm);
+        validation.leeway = LEEWAY;
+        validation.validate_nbf = true;
+        validation.set_issuer(&[&settings.issuer]);
+        validation.set_audience(&[&settings.audience]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+        let key = ArcSwap::from_pointee(read(&settings.key_file, algorithm)?);
+        let good = Cache::new(REMEMBERED);
+        let bad = Cache::builder().max_capacity(REMEMBERED).time_to_live(BAD_FOR).build();
+        Ok(Self { settings, algorithm, validation, key, good, bad })
+    }
+
+    /// Whose token a text is, if it is a good one.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub(super) fn check(&self, text: &str, now_ms: u64) -> Result<Arc<Credential>, Refusal> {
+        if text.len() > TEXT_BYTES {
+            return Err(Refusal::Malformed);
+        }
+        let key = self.key.load();
+        let seen = (Sha256::digest(text.as_bytes()).into(), key.file);
+        if let Some(credential) = self.good.get(&seen) {
+            credential.is_good(now_ms)?;
+            return Ok(credential);
+        }
+        if let Some(refusal) = self.bad.get(&seen) {
+            return Err(refusal);
+        }
+        match self.verify(text, &key.key).and_then(|credential| credential.is_good(now_ms).map(|()| credential)) {
+            Ok(credential) => {
+                let credential = Arc::new(credential);
+                self.good.insert(seen, Arc::clone(&credential));
+                Ok(credential)
+            }
+            Err(refusal) => {
+                self.bad.insert(seen, refusal.clone());
+                Err(refusal)
+            }
+        }
+    }
+
+    fn verify(&self, text: &str, key: &DecodingKey) -> Result<Credential, Refusal> {
+        let claims = decode::<Claims>(text, key, &self.validation).map_err(|error| refusal(error.kind()))?.claims;
+        let scopes = Scopes::among(claims.scope.split(' '));
+        let tenant = claims.tenant.map(TenantId::new).transpose();
+        let tenant = tenant.map_err(|_| Refusal::Issuer("its claim `tenant` is no tenant's id"))?;
+        if tenant.is_none() && !scopes.has(Scope::Operator) {
+            return Err(Refusal::Issuer("it names no tenant, which only one with the scope operator need not"));
+        }
+        let subject: String = claims.sub.chars().filter(|c| !c.is_control()).take(SUBJECT_CHARS).collect();
+        // Saturates; the leeway is for the issuer's clock at the end as well.
+        let expires_at_ms = ((claims.exp + LEEWAY as f64) * 1000.0) as u64;
+        Ok(Credential::new(format!("jwt:{subject}"), tenant, scopes, Some(expires_at_ms)))
+    }
+
+    /// Reads the key's file again whenever it has changed, for as long as it is polled. A file that is no good leaves the key
+    /// that was.
+    pub(super) async fn follow(self: Arc<Self>) {
+        let mut failing = false;
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let (file, algorithm) = (self.settings.key_file.clone(), self.algorithm);
+            let read = tokio::task::spawn_blocking(move || read(&file, algorithm)).await;
+            match read.unwrap_or_else(|error| Err(error.to_string())) {
+                Ok(key) => {
+                    failing = false;
+                    self.take(key);
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "the key of web tokens cannot be read again; the last good one stays");
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&self, key: Key) {
+        if key.file != self.key.load().file {
+            tracing::info!(file = %self.settings.key_file.display(), "web tokens are checked with another key from now on");
+            self.key.store(Arc::new(key));
+        }
+    }
+}
+
+/// Only algorithms that are not broken and not confused with each other; `none` is none of them.
+fn algorithm(name: &str) -> Result<Algorithm, String> {
+    match name {
+        "RS256" => Ok(Algorithm::RS256),
+        "ES256" => Ok(Algorithm::ES256),
+        "EdDSA" => Ok(Algorithm::EdDSA),
+        "HS256" => Ok(Algorithm::HS256),
+        other => Err(format!("security.jwt.algorithm: {other:?} is not taken; use RS256, ES256, EdDSA or HS256")),
+    }
+}
+
+fn read(file: &Path, algorithm: Algorithm) -> Result<Key, String> {
+    let wrong = |why: String| format!("security.jwt.key_file: {}: {why}", file.display());
+    let length = std::fs::metadata(file).map_err(|error| wrong(error.to_string()))?.len();
+    if length > FILE_BYTES {
+        return Err(wrong(format!("has {length} bytes; a key has at most {FILE_BYTES}")));
+    }
+    let bytes = std::fs::read(file).map_err(|error| wrong(error.to_string()))?;
+    let key = key(&bytes, algorithm).map_err(wrong)?;
+    Ok(Key { key, file: Sha256::digest(&bytes).into() })
+}
+
+fn key(bytes: &[u8], algorithm: Algorithm) -> Result<DecodingKey, String> {
+    let is_pem = bytes.trim_ascii_start().starts_with(b"-----BEGIN");
+    let key = match algorithm {
+        Algorithm::HS256 if is_pem => {
+            return Err("is a PEM file, and HS256 takes a secret: everybody may know a public key".to_owned());
+        }
+        Algorithm::HS256 => {
+            let secret = bytes.trim_ascii();
+            if secret.len() < SECRET_BYTES {
+                return Err(format!("has {} bytes; a secret of HS256 has at least {SECRET_BYTES}", secret.len()));
+            }
+            return Ok(DecodingKey::from_secret(secret));
+        }
+        Algorithm::RS256 => DecodingKey::from_rsa_pem(bytes),
+        Algorithm::ES256 => DecodingKey::from_ec_pem(bytes),
+        _ => DecodingKey::from_ed_pem(bytes),
+    };
+    key.map_err(|error| format!("is no PEM file of a public key for {algorithm:?}: {error}"))
+}
+
+fn refusal(kind: &ErrorKind) -> Refusal {
+    match kind {
+        ErrorKind::ExpiredSignature => Refusal::Expired,
+        ErrorKind::InvalidIssuer => Refusal::Issuer("it is of another issuer than `security.jwt.issuer`"),
+        ErrorKind::InvalidAudience => Refusal::Issuer("it is not for `security.jwt.audience`"),
+        ErrorKind::ImmatureSignature => Refusal::Issuer("its time has not come yet (`nbf`)"),
+        ErrorKind::MissingRequiredClaim(_) => Refusal::Issuer("it lacks one of the claims exp, iss and aud"),
+        ErrorKind::InvalidAlgorithm | ErrorKind::UnsupportedAlgorithm => {
+            Refusal::Issuer("it is not signed with `security.jwt.algorithm`")
+        }
+        ErrorKind::InvalidSignature => Refusal::Issuer("its signature is not that of `security.jwt.key_file`"),
+        _ => Refusal::Malformed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use jsonwebtoken::{EncodingKey, Header, encode, get_current_timestamp};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+    fn settings(file: &Path) -> Jwt {
+        Jwt { algorithm: "HS256".into(), key_file: file.to_owned(), issuer: "us".into(), audience: "witan".into() }
+    }
+
+    fn issuer() -> Issuer {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(SECRET).unwrap();
+        Issuer::open(settings(file.path())).unwrap()
+    }
+
+    fn claims() -> Value {
+        let exp = get_current_timestamp() + 600;
+        json!({ "exp": exp, "iss": "us", "aud": "witan", "sub": "ci", "scope": "openid read write", "tenant": "acme" })
+    }
+
+    fn signed(algorithm: Algorithm, secret: &[u8], claims: &Value) -> String {
+        encode(&Header::new(algorithm), claims, &EncodingKey::from_secret(secret)).unwrap()
+    }
+
+    fn now_ms() -> u64 {
+        get_current_timestamp() * 1000
+    }
+
+    #[test]
+    fn a_good_token_tells_tenant_and_scopes() {
+        let issuer = issuer();
+        let text = signed(Algorithm::HS256, SECRET, &claims());
+        let credential = issuer.check(&text, now_ms()).unwrap();
+        assert_eq!((credential.id(), credential.tenant().unwrap().as_str()), ("jwt:ci", "acme"));
+        assert_eq!(credential.scopes(), Scopes::parse(["read", "write"]).unwrap());
+        let again = issuer.check(&text, now_ms()).unwrap();
+        assert!(Arc::ptr_eq(&credential, &again), "it is remembered");
+        assert_eq!(issuer.check(&text, now_ms() + 700_000).unwrap_err(), Refusal::Expired, "and its end as well");
+    }
+
+    #[test]
+    fn tokens_that_do_not_hold_are_refused() {
+        let issuer = issuer();
+        let change = |name: &str, value: Value| {
+            let mut claims = claims();
+            claims[name] = value;
+            claims
+        };
+        let missing = |name: &str| {
+            let mut claims = claims();
+            claims.as_object_mut().unwrap().remove(name);
+            claims
+        };
+        let now = get_current_timestamp();
+        let wrong = [
+            change("exp", json!(now - 100)),
+            change("exp", json!("tomorrow")),
+            change("nbf", json!(now + 100)),
+            change("iss", json!("them")),
+            change("aud", json!("another")),
+            change("tenant", json!("a:b")),
+            change("tenant", json!(["acme", "other"])),
+            missing("exp"),
+            missing("iss"),
+            missing("aud"),
+            missing("tenant"),
+        ];
+        for claims in wrong {
+            let text = signed(Algorithm::HS256, SECRET, &claims);
+            assert!(issuer.check(&text, now_ms()).is_err(), "{claims}");
+            assert!(issuer.check(&text, now_ms()).is_err(), "{claims}: again");
+        }
+        let text = signed(Algorithm::HS256, b"another secret of more than 32 bytes", &claims());
+        assert!(matches!(issuer.check(&text, now_ms()), Err(Refusal::Issuer(why)) if why.contains("signature")));
+    }
+
+    #[test]
+    fn the_header_does_not_choose_the_algorithm() {
+        let issuer = issuer();
+        let text = signed(Algorithm::HS384, SECRET, &claims());
+        assert!(issuer.check(&text, now_ms()).is_err());
+        let good = signed(Algorithm::HS256, SECRET, &claims());
+        let payload = good.split('.').nth(1).unwrap();
+        // {"alg":"none","typ":"JWT"}
+        for header in ["eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0", "eyJhbGciOiJOT05FIiwidHlwIjoiSldUIn0", ""] {
+            for signature in ["", "AAAA", good.rsplit('.').next().unwrap()] {
+                assert!(issuer.check(&format!("{header}.{payload}.{signature}"), now_ms()).is_err(), "{header}");
+            }
+        }
+        for garbage in ["", "..", "a.b.c", "\u{1F600}.x.y", &"x".repeat(TEXT_BYTES + 1)] {
+            assert!(issuer.check(garbage, now_ms()).is_err());
+        }
+    }
+
+    #[test]
+    fn only_operators_need_no_tenant() {
+        let issuer = issuer();
+        let mut claims = claims();
+        claims.as_object_mut().unwrap().remove("tenant");
+        claims["scope"] = json!("operator");
+        let credential = issuer.check(&signed(Algorithm::HS256, SECRET, &claims), now_ms()).unwrap();
+        assert_eq!((credential.tenant(), credential.scopes()), (None, Scopes::only(Scope::Operator)));
+    }
+
+    #[test]
+    fn another_key_makes_another_verdict() {
+        let issuer = issuer();
+        let text = signed(Algorithm::HS256, SECRET, &claims());
+        assert!(issuer.check(&text, now_ms()).is_ok());
+        let other = [b'x'; 32];
+        issuer.take(Key { key: DecodingKey::from_secret(&other), file: [1; 32] });
+        assert!(issuer.check(&text, now_ms()).is_err());
+        assert!(issuer.check(&signed(Algorithm::HS256, &other, &claims()), now_ms()).is_ok());
+    }
+
+    #[test]
+    fn settings_that_would_let_anybody_in_are_refused() {
+        let write = |bytes: &[u8]| {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(bytes).unwrap();
+            file
+        };
+        let refused = |change: fn(&mut Jwt), bytes: &[u8]| {
+            let file = write(bytes);
+            let mut settings = settings(file.path());
+            change(&mut settings);
+            Issuer::open(settings).err().expect("it is refused")
+        };
+        assert!(refused(|jwt| jwt.algorithm = "none".into(), SECRET).contains("security.jwt.algorithm"));
+        assert!(refused(|jwt| jwt.issuer.clear(), SECRET).contains("security.jwt.issuer"));
+        assert!(refused(|_| (), b"short").contains("at least 32"));
+        assert!(refused(|_| (), b"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA").contains("PEM"));
+        assert!(refused(|jwt| jwt.algorithm = "EdDSA".into(), SECRET).contains("no PEM file"));
+        assert!(refused(|jwt| jwt.key_file = "/nonexistent".into(), SECRET).contains("/nonexistent"));
+    }
+}

@@ -1,0 +1,111 @@
+//! Why somebody is not served, and what they can do about it.
+
+use std::time::Duration;
+
+use witan_kernel::name::TenantId;
+
+use super::scope::{Scope, Scopes};
+
+/// Why a call is refused before anything was done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It carries no credential.
+    #[error("a credential is missing: send `authorization: Bearer TOKEN`; `witan token create` makes a token")]
+    NoCredential,
+    /// Its credential is no text that a credential could be.
+    #[error("the credential cannot be read: send `authorization: Bearer TOKEN` once, with the token as it was shown")]
+    Malformed,
+    /// Nobody knows the credential, or it was revoked.
+    #[error("the credential is not known, or was revoked: ask an operator for another one (`witan token create`)")]
+    Unknown,
+    /// The credential was good, and is no more.
+    #[error("the credential has expired: ask for another one (`witan token create`)")]
+    Expired,
+    /// A web token that does not hold; what is wrong with it is said without showing it.
+    #[error("the web token is refused: {0}")]
+    Issuer(&'static str),
+    /// The credential lacks a scope.
+    #[error("this needs the scope {needs}, which the credential does not have")]
+    Scope {
+        /// Any of these would do.
+        needs: Scopes,
+    },
+    /// The credential is another tenant's.
+    #[error("the credential is not for tenant {tenant}: use one of that tenant, or one that is bound to none")]
+    Tenant {
+        /// The tenant that was named.
+        tenant: TenantId,
+    },
+    /// The credential is bound to a tenant, and this is of all.
+    #[error("this is of all tenants, and the credential is bound to one: use one that is bound to none")]
+    Bound,
+    /// Too many requests.
+    #[error("too many {name} requests{whose}: try again later, or ask an operator for more (`security.rate_limits.{name}`)",
+        name = .scope.as_str(),
+        whose = .tenant.as_ref().map(|tenant| format!(" of tenant {tenant}")).unwrap_or_default())]
+    Rate {
+        /// Whose.
+        tenant: Option<TenantId>,
+        /// Of which kind.
+        scope: Scope,
+        /// When the next one is taken.
+        retry_after: Duration,
+    },
+    /// Whether the credential is good cannot be found out.
+    #[error("credentials cannot be checked now, because the metadata store does not answer: try again later")]
+    Unavailable,
+}
+
+/// Kinds of refusals, as they are counted and put on record: bounded, whatever clients send.
+pub const KINDS: [&str; 9] =
+    ["no_credential", "malformed", "unknown", "expired", "web_token", "scope", "tenant", "rate", "unavailable"];
+
+impl Refusal {
+    /// Its place in [`KINDS`].
+    pub fn kind(&self) -> usize {
+        match self {
+            Self::NoCredential => 0,
+            Self::Malformed => 1,
+            Self::Unknown => 2,
+            Self::Expired => 3,
+            Self::Issuer(_) => 4,
+            Self::Scope { .. } => 5,
+            Self::Tenant { .. } | Self::Bound => 6,
+            Self::Rate { .. } => 7,
+            Self::Unavailable => 8,
+        }
+    }
+
+    /// The reason that a client is told.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoCredential | Self::Malformed | Self::Unknown | Self::Expired | Self::Issuer(_) => "UNAUTHORIZED",
+            Self::Scope { .. } | Self::Tenant { .. } | Self::Bound => "FORBIDDEN",
+            Self::Rate { .. } => "RATE_LIMIT_EXCEEDED",
+            Self::Unavailable => "STORE_UNAVAILABLE",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_to_do() {
+        let rate = Refusal::Rate {
+            tenant: TenantId::new("acme").ok(),
+            scope: Scope::Write,
+            retry_after: Duration::from_millis(5),
+        };
+        let text = rate.to_string();
+        assert!(
+            text.contains("too many write requests of tenant acme") && text.contains("rate_limits.write"),
+            "{text}"
+        );
+        assert_eq!((KINDS[rate.kind()], rate.reason()), ("rate", "RATE_LIMIT_EXCEEDED"));
+        assert!(Refusal::NoCredential.to_string().contains("authorization: Bearer"));
+        let scope = Refusal::Scope { needs: Scopes::only(Scope::Admin) };
+        assert!(scope.to_string().contains("scope admin"));
+    }
+}

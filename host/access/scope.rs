@@ -1,0 +1,328 @@
+//! What each call needs: the one table of every path and the scope that opens it.
+
+use std::fmt;
+
+use witan_kernel::name::Invalid;
+
+/// One thing that a credential may allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    /// Read and list keys, and what their tenant has chosen.
+    Read,
+    /// Write and delete keys.
+    Write,
+    /// Create, change and delete the tenant, repair it, bind plugins for it, and make tokens of it.
+    Admin,
+    /// Change nodes and plugins, make any token, list tenants.
+    Operator,
+}
+
+impl Scope {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Admin, Self::Operator];
+
+    /// As it is spelt everywhere.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Admin => "admin",
+            Self::Operator => "operator",
+        }
+    }
+
+    const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+}
+
+/// A set of scopes.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scopes(u32);
+
+impl Scopes {
+    /// No scope at all.
+    pub const NONE: Self = Self(0);
+    /// Every scope.
+    pub const ALL: Self = Self(Scope::Read.bit() | Scope::Write.bit() | Scope::Admin.bit() | Scope::Operator.bit());
+
+    /// The set of one.
+    pub const fn only(scope: Scope) -> Self {
+        Self(scope.bit())
+    }
+
+    /// Those of either set.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Those of this set that are not in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// True when `scope` is one of them.
+    pub const fn has(self, scope: Scope) -> bool {
+        self.0 & scope.bit() != 0
+    }
+
+    /// True when the sets have a scope in common.
+    pub const fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// True when there is none.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// As a token stores them.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// From what a token has stored. Bits of a later version open nothing here.
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits & Self::ALL.0)
+    }
+
+    /// The scopes of the set, in their order.
+    pub fn iter(self) -> impl Iterator<Item = Scope> {
+        Scope::ALL.into_iter().filter(move |scope| self.has(*scope))
+    }
+
+    /// Reads scopes by their names.
+    ///
+    /// # Errors
+    /// For a name that is none.
+    pub fn parse<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
+        names.into_iter().try_fold(Self::NONE, |all, name| Ok(all.or(Self::only(scope(name)?))))
+    }
+
+    /// The scopes among words that may be names of scopes and of anything else.
+    pub fn among<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
+        words.into_iter().filter_map(|word| scope(word).ok()).fold(Self::NONE, |all, one| all.or(Self::only(one)))
+    }
+}
+
+fn scope(name: &str) -> Result<Scope, Invalid> {
+    Scope::ALL.into_iter().find(|scope| scope.as_str() == name).ok_or_else(|| {
+        let shown: String = name.chars().take(40).collect();
+        Invalid::new("scopes", format!("{shown:?} is not a scope"), "use read, write, admin or operator")
+    })
+}
+
+/// `read or write`.
+impl fmt::Display for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.iter().map(Scope::as_str).collect();
+        f.write_str(if names.is_empty() { "none" } else { "" })?;
+        f.write_str(&names.join(" or "))
+    }
+}
+
+impl fmt::Debug for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter().map(Scope::as_str)).finish()
+    }
+}
+
+/// What a caller must show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing: probes must work for everybody.
+    Nothing,
+    /// A credential, whatever it allows.
+    Credential,
+    /// A credential that is not bound to a tenant, whatever else it allows: what is shown is of all tenants.
+    WholeCluster,
+    /// A credential with one of these scopes.
+    OneOf(Scopes),
+}
+
+/// What a call does to the cluster when it succeeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    Nothing,
+    /// It changes keys.
+    Keys,
+    /// It changes tenants, nodes, plugins or tokens: these changes are on record.
+    Catalog,
+}
+
+/// What one call needs, and does.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Its path: "/package.Service/Method".
+    pub path: &'static str,
+    /// What a caller must show.
+    pub need: Need,
+    /// What it does.
+    pub effect: Effect,
+    /// Its response is a stream: the call goes on after it has begun.
+    pub streams: bool,
+}
+
+impl Rule {
+    /// The scope whose rate a call counts against. Operations of a session are counted one by one instead.
+    pub fn rate(&self) -> Option<Scope> {
+        match self.need {
+            Need::OneOf(scopes) if scopes != READ_OR_WRITE => scopes.iter().next(),
+            _ => None,
+        }
+    }
+}
+
+const READ: Need = Need::OneOf(Scopes::only(Scope::Read));
+const WRITE: Need = Need::OneOf(Scopes::only(Scope::Write));
+const ADMIN: Need = Need::OneOf(Scopes::only(Scope::Admin));
+const OPERATOR: Need = Need::OneOf(Scopes::only(Scope::Operator));
+const READ_OR_WRITE: Scopes = Scopes::only(Scope::Read).or(Scopes::only(Scope::Write));
+/// An administrator for the own tenant, an operator for all.
+const ADMIN_OR_OPERATOR: Need = Need::OneOf(Scopes::only(Scope::Admin).or(Scopes::only(Scope::Operator)));
+
+const fn rule(path: &'static str, need: Need, effect: Effect) -> Rule {
+    Rule { path, need, effect, streams: false }
+}
+
+const fn streaming(path: &'static str, need: Need, effect: Effect) -> Rule {
+    Rule { path, need, effect, streams: true }
+}
+
+/// Every call of every server of a coordinator. The most frequent stand first.
+pub static RULES: [Rule; 31] = [
+    rule("/witan.v1.CoordinatorService/ReadKeyValue", READ, Effect::Nothing),
+    rule("/witan.v1.CoordinatorService/WriteKeyValue", WRITE, Effect::Keys),
+    rule("/witan.v1.CoordinatorService/DeleteKeyValue", WRITE, Effect::Keys),
+    streaming("/witan.v1.CoordinatorService/Session", Need::OneOf(READ_OR_WRITE), Effect::Keys),
+    rule("/witan.v1.CoordinatorService/ListKeys", READ, Effect::Nothing),
+    rule("/witan.v1.CoordinatorService/GetTenant", READ, Effect::Nothing),
+    rule("/witan.v1.CoordinatorService/CreateTenant", ADMIN, Effect::Catalog),
+    rule("/witan.v1.CoordinatorService/UpdateTenant", ADMIN, Effect::Catalog),
+    rule("/witan.v1.CoordinatorService/UpdateReplicationFactor", ADMIN, Effect::Catalog),
+    rule("/witan.v1.CoordinatorService/DeleteTenant", ADMIN, Effect::Catalog),
+    streaming("/witan.v1.CoordinatorService/Repair", ADMIN_OR_OPERATOR, Effect::Catalog),
+    rule("/witan.v1.CoordinatorService/ListTenants", OPERATOR, Effect::Nothing),
+    rule("/witan.v1.CoordinatorService/AddStorageNode", OPERATOR, Effect::Catalog),
+    rule("/witan.v1.CoordinatorService/RemoveStorageNode", OPERATOR, Effect::Catalog),
+    rule("/witan.v1.CoordinatorService/ListStorageNodes", OPERATOR, Effect::Nothing),
+    rule("/witan.v1.PluginService/UploadPlugin", OPERATOR, Effect::Catalog),
+    rule("/witan.v1.PluginService/ListPlugins", ADMIN_OR_OPERATOR, Effect::Nothing),
+    rule("/witan.v1.PluginService/GetPlugin", ADMIN_OR_OPERATOR, Effect::Nothing),
+    rule("/witan.v1.PluginService/RemovePlugin", OPERATOR, Effect::Catalog),
+    rule("/witan.v1.PluginService/BindPlugin", ADMIN_OR_OPERATOR, Effect::Catalog),
+    rule("/witan.v1.PluginService/RollbackBinding", ADMIN_OR_OPERATOR, Effect::Catalog),
+    rule("/witan.v1.PluginService/ListBindings", ADMIN_OR_OPERATOR, Effect::Nothing),
+    streaming("/witan.v1.PluginService/WatchPluginEvents", OPERATOR, Effect::Nothing),
+    rule("/witan.v1.AccessService/CreateToken", ADMIN_OR_OPERATOR, Effect::Catalog),
+    rule("/witan.v1.AccessService/ListTokens", ADMIN_OR_OPERATOR, Effect::Nothing),
+    rule("/witan.v1.AccessService/RevokeToken", ADMIN_OR_OPERATOR, Effect::Catalog),
+    rule("/grpc.health.v1.Health/Check", Need::Nothing, Effect::Nothing),
+    streaming("/grpc.health.v1.Health/Watch", Need::Nothing, Effect::Nothing),
+    rule("/grpc.health.v1.Health/List", Need::Nothing, Effect::Nothing),
+    streaming("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Need::Credential, Effect::Nothing),
+    streaming("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Need::Credential, Effect::Nothing),
+];
+
+/// For what is not in the table: whoever adds a call without saying who may make it has added one for operators.
+static UNKNOWN: Rule = rule("(unknown)", OPERATOR, Effect::Nothing);
+
+/// What the gRPC call at `path` needs.
+pub fn of_call(path: &str) -> &'static Rule {
+    RULES.iter().find(|rule| rule.path == path).unwrap_or(&UNKNOWN)
+}
+
+/// Probes over HTTP that anybody may make. Of /readyz they tell the status alone to whoever has shown nothing.
+static PROBES: [Rule; 2] =
+    [rule("/livez", Need::Nothing, Effect::Nothing), rule("/readyz", Need::Nothing, Effect::Nothing)];
+
+/// Everything else over HTTP: what is told there is of all tenants.
+static HTTP: Rule = rule("(http)", Need::WholeCluster, Effect::Nothing);
+
+/// What the HTTP path needs.
+pub fn of_http(path: &str) -> &'static Rule {
+    PROBES.iter().find(|rule| rule.path == path).unwrap_or(&HTTP)
+}
+
+/// What the reasons behind /readyz need.
+pub fn of_details() -> &'static Rule {
+    &HTTP
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use prost::Message;
+    use prost_types::FileDescriptorSet;
+
+    use super::*;
+
+    /// Paths of every call that a coordinator's descriptors tell, and those of services that its dependencies bring.
+    fn described() -> BTreeSet<String> {
+        let sets = [witan_wire::v1::FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
+        let files = sets.into_iter().flat_map(|set| FileDescriptorSet::decode(set).unwrap().file);
+        let paths = files.flat_map(|file| {
+            let package = file.package().to_owned();
+            file.service.into_iter().flat_map(move |service| {
+                let name = format!("/{package}.{}/", service.name());
+                service.method.into_iter().map(move |method| format!("{name}{}", method.name())).collect::<Vec<_>>()
+            })
+        });
+        // Storage nodes serve this one, and ask for credentials of their own.
+        paths.filter(|path| !path.contains("StorageNodeService")).collect()
+    }
+
+    #[test]
+    fn every_call_has_a_rule_and_every_rule_a_call() {
+        let described = described();
+        for path in &described {
+            assert_ne!(of_call(path), &UNKNOWN, "{path} has no rule: say who may call it");
+        }
+        let reflection = |path: &str| path.starts_with("/grpc.reflection.");
+        for rule in RULES.iter().filter(|rule| !reflection(rule.path)) {
+            assert!(described.contains(rule.path), "there is no call {}", rule.path);
+        }
+        let distinct: BTreeSet<&str> = RULES.iter().map(|rule| rule.path).collect();
+        assert_eq!(distinct.len(), RULES.len());
+    }
+
+    #[test]
+    fn what_is_not_known_is_for_operators() {
+        for path in ["", "/", "/witan.v1.CoordinatorService/Nuke", "/witan.v1.CoordinatorService/ReadKeyValue/", "x"] {
+            assert_eq!(of_call(path).need, OPERATOR, "{path}");
+        }
+        for path in ["/metrics", "/", "/debug", "/livez/", "/READYZ"] {
+            assert_eq!(of_http(path).need, Need::WholeCluster, "{path}");
+        }
+    }
+
+    #[test]
+    fn only_probes_are_open() {
+        for rule in &RULES {
+            assert_eq!(rule.need == Need::Nothing, rule.path.starts_with("/grpc.health."), "{}", rule.path);
+        }
+    }
+
+    #[test]
+    fn scopes_are_spelt_and_stored() {
+        let some = Scopes::parse(["write", "read"]).unwrap();
+        assert_eq!((some.to_string().as_str(), some.bits()), ("read or write", 3));
+        assert_eq!(Scopes::from_bits(u32::MAX), Scopes::ALL);
+        assert!(Scopes::parse(["root"]).unwrap_err().to_string().contains("operator"));
+        assert_eq!(Scopes::among("openid read profile".split(' ')), Scopes::only(Scope::Read));
+        assert_eq!(Scopes::NONE.to_string(), "none");
+    }
+
+    #[test]
+    fn rates_are_those_of_the_least_scope() {
+        let rate = |method: &str| of_call(&format!("/witan.v1.{method}")).rate();
+        assert_eq!(rate("CoordinatorService/ReadKeyValue"), Some(Scope::Read));
+        assert_eq!(rate("CoordinatorService/Session"), None);
+        assert_eq!(rate("PluginService/BindPlugin"), Some(Scope::Admin));
+        assert_eq!(rate("PluginService/UploadPlugin"), Some(Scope::Operator));
+    }
+}

@@ -1,0 +1,25 @@
+//! What tests of this room stand on.
+
+use std::sync::Arc;
+
+use witan_kernel::port::Clock;
+use witan_store::metadata::MemoryMetadata;
+
+/// A clock that stands.
+#[derive(Clone)]
+struct Still;
+
+impl Clock for Still {
+    fn wall_micros(&self) -> u64 {
+        0
+    }
+
+    fn monotonic_micros(&self) -> u64 {
+        0
+    }
+}
+
+/// A metadata store.
+pub(super) fn memory() -> Arc<MemoryMetadata> {
+    Arc::new(MemoryMetadata::new(Still))
+}

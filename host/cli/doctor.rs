@@ -1,0 +1,145 @@
+//! `witan doctor`: looks at everything that a coordinator stands on, and says what to do about what it finds.
+//!
+//! It changes nothing, and needs no coordinator that runs. Reading order: [`servers`] (PostgreSQL and Redis), [`nodes`],
+//! [`certificates`], [`coordinator`] (what one that runs knows of plugins).
+
+mod certificates;
+mod coordinator;
+mod nodes;
+mod servers;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::Global;
+use super::output::{self, Output, Table};
+use crate::config::{Inputs, Loaded, Problem};
+
+/// Shown below the help.
+pub const EXAMPLES: &str = "Exit codes: 0 nothing has to be done, 1 something is broken or unsafe, 4 warnings only.
+
+Examples:
+  witan doctor --config /etc/witan/config.yaml
+  witan doctor --config config.yaml --endpoint http://10.0.0.1:50051
+  witan doctor --output json | jq '.findings[] | select(.level == \"error\")'";
+
+/// Exit code when there are warnings and no errors. 2 is wrong usage, 3 a key that has no value.
+const WARNINGS: u8 = 4;
+
+/// Arguments of `doctor`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration to examine [default: the one that WITAN_CONFIG names]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Gravity {
+    Ok,
+    Note,
+    Warning,
+    Error,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Finding {
+    level: Gravity,
+    about: String,
+    message: String,
+}
+
+/// Everything that was found.
+#[derive(Debug, Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn say(&mut self, level: Gravity, about: &str, message: impl Into<String>) {
+        self.0.push(Finding { level, about: about.to_owned(), message: message.into() });
+    }
+
+    fn ok(&mut self, about: &str, message: impl Into<String>) {
+        self.say(Gravity::Ok, about, message);
+    }
+
+    fn note(&mut self, about: &str, message: impl Into<String>) {
+        self.say(Gravity::Note, about, message);
+    }
+
+    fn warning(&mut self, about: &str, message: impl Into<String>) {
+        self.say(Gravity::Warning, about, message);
+    }
+
+    fn error(&mut self, about: &str, message: impl Into<String>) {
+        self.say(Gravity::Error, about, message);
+    }
+
+    fn count(&self, level: Gravity) -> usize {
+        self.0.iter().filter(|finding| finding.level == level).count()
+    }
+
+    fn code(&self) -> ExitCode {
+        match (self.count(Gravity::Error), self.count(Gravity::Warning)) {
+            (0, 0) => ExitCode::SUCCESS,
+            (0, _) => ExitCode::from(WARNINGS),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Examines everything.
+pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
+    let mut findings = Findings::default();
+    let inputs = Inputs::of_process(args.config, Vec::new());
+    let read = tokio::task::spawn_blocking(move || Loaded::read(inputs)).await?;
+    match read {
+        Err(problems) => {
+            problems.all.iter().for_each(|problem| findings.error("configuration", problem.to_string()));
+            findings.note("configuration", "nothing else is examined before the configuration is right");
+        }
+        Ok(loaded) => {
+            configuration(&loaded.notes, &mut findings);
+            let known = servers::examine(&loaded.settings, &mut findings).await;
+            nodes::examine(&loaded.settings, known, &mut findings).await;
+            certificates::examine(&loaded, &mut findings).await;
+            coordinator::examine(global, &mut findings).await;
+        }
+    }
+    show(&findings, global.output)?;
+    Ok(findings.code())
+}
+
+fn configuration(notes: &[Problem], findings: &mut Findings) {
+    findings.ok("configuration", "is valid");
+    for note in notes {
+        let idle = note.what.starts_with("has no effect");
+        let level = if idle { Gravity::Note } else { Gravity::Warning };
+        findings.say(level, "configuration", note.to_string());
+    }
+}
+
+fn show(findings: &Findings, how: Output) -> anyhow::Result<()> {
+    let (errors, warnings) = (findings.count(Gravity::Error), findings.count(Gravity::Warning));
+    if how == Output::Json {
+        output::object(&json!({ "findings": findings.0, "errors": errors, "warnings": warnings }))?;
+        return Ok(());
+    }
+    let mut table = Table::new(["LEVEL", "ABOUT", "FINDING"]);
+    for finding in &findings.0 {
+        let level = match finding.level {
+            Gravity::Ok => "ok",
+            Gravity::Note => "note",
+            Gravity::Warning => "warning",
+            Gravity::Error => "error",
+        };
+        table.row([level.to_owned(), finding.about.clone(), finding.message.clone()]);
+    }
+    table.print("nothing to say")?;
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! What a coordinator that runs knows: the nodes it can reach, and its plugins.
+
+use std::collections::HashSet;
+
+use tonic::Status;
+use witan_wire::v1::{Binding, ListBindingsRequest, ListPluginsRequest, ListStorageNodesRequest, StorageNodeInfo};
+
+use super::Findings;
+use crate::cli::Global;
+use crate::cli::client::{self, within};
+
+/// Asks it. That none runs is worth a note only: whoever sets one up asks before.
+pub(super) async fn examine(global: &Global, findings: &mut Findings) {
+    let about = "coordinator";
+    let mut client = match client::coordinator(global).await {
+        Ok(client) => client,
+        Err(error) => return findings.note(about, format!("{error}; name one that runs with --endpoint")),
+    };
+    match client.list_storage_nodes(within(global, ListStorageNodesRequest {})).await {
+        Ok(told) => nodes(&told.into_inner().nodes, findings),
+        Err(status) => return refused(&status, global, findings),
+    }
+    if let Err(status) = plugins(global, findings).await {
+        refused(&status, global, findings);
+    }
+}
+
+fn refused(status: &Status, global: &Global, findings: &mut Findings) {
+    let what = format!("{} does not tell what it knows: {}", global.endpoint, status.message());
+    findings.warning("coordinator", what);
+}
+
+fn nodes(nodes: &[StorageNodeInfo], findings: &mut Findings) {
+    let reachable = nodes.iter().filter(|node| node.reachable).count();
+    let what = format!("reaches {reachable} of {} storage nodes", nodes.len());
+    if reachable * 2 <= nodes.len() {
+        findings.error("coordinator", format!("{what}, which is not enough: see the nodes' findings"));
+    } else if reachable < nodes.len() {
+        findings.warning("coordinator", format!("{what}: see the nodes' findings"));
+    } else {
+        findings.ok("coordinator", what);
+    }
+    for node in nodes.iter().filter(|node| node.write_only) {
+        let what = "has another store than before and is written to only: run `witan repair`";
+        findings.warning(&format!("node {}", node.node_id), what);
+    }
+}
+
+async fn plugins(global: &Global, findings: &mut Findings) -> Result<(), Status> {
+    let Ok(mut client) = client::plugins(global).await else { return Ok(()) };
+    let listed = client.list_plugins(within(global, ListPluginsRequest::default())).await?.into_inner();
+    let there: HashSet<String> = listed.plugins.into_iter().map(|plugin| plugin.digest).collect();
+    let told = client.list_bindings(within(global, ListBindingsRequest::default())).await?.into_inner();
+    if told.bindings.is_empty() {
+        findings.ok("plugins", "none is bound");
+    }
+    told.bindings.iter().for_each(|bound| binding(bound, &there, findings));
+    Ok(())
+}
+
+fn binding(bound: &Binding, there: &HashSet<String>, findings: &mut Findings) {
+    let tenant = if bound.tenant_id.is_empty() { "all tenants" } else { &bound.tenant_id };
+    let shown = format!("{} {} ({} of {tenant})", bound.name, bound.version, bound.hook);
+    if !there.contains(&bound.digest) {
+        let what = format!("{shown} is bound, but its component is gone: push it again, or roll the binding back");
+        return findings.error("plugins", what);
+    }
+    if bound.breaker_open {
+        let what = format!(
+            "{shown} has failed so often ({} of {} calls) that it is not asked any more: roll the binding back, or push a \
+             version that works",
+            bound.faults, bound.calls
+        );
+        return findings.error("plugins", what);
+    }
+    findings.ok("plugins", format!("{shown} is in force; {} of {} calls failed", bound.faults, bound.calls));
+}

@@ -1,0 +1,211 @@
+//! PostgreSQL and Redis: reachable, of a version that works, and set up so that they keep what they acknowledge.
+
+use witan_store::idempotency::{RedisFinding, RedisIdempotency};
+use witan_store::metadata::{PostgresFacts, examine as look};
+
+use super::Findings;
+use crate::cli::configured;
+use crate::config::settings::Settings;
+
+/// Oldest PostgreSQL that is tested with.
+const OLDEST_POSTGRES: u32 = 130_000;
+/// Connections that PostgreSQL keeps for its own administrators.
+const RESERVED: u32 = 3;
+/// Clocks so far apart that a coordinator is not ready; and so far that somebody should look after them.
+const CLOCKS_MS: (u64, u64) = (60_000, 5_000);
+
+/// Examines both. Returns the storage nodes on record.
+pub(super) async fn examine(settings: &Settings, findings: &mut Findings) -> Vec<(String, String, u16)> {
+    redis(settings, findings).await;
+    let about = "postgresql";
+    match configured::postgres(&settings.database) {
+        Ok(None) => findings.note(about, "none is configured: metadata are embedded, for one coordinator"),
+        Err(error) => findings.error(about, format!("{error:#}")),
+        Ok(Some(config)) => match look(&config).await {
+            Err(error) => findings.error(
+                about,
+                format!(
+                    "{error}; check that it runs, database.host and the network between, and the user and password"
+                ),
+            ),
+            Ok(facts) => {
+                postgres(&facts, config.connections, findings);
+                return facts.nodes;
+            }
+        },
+    }
+    Vec::new()
+}
+
+fn postgres(facts: &PostgresFacts, connections: u32, findings: &mut Findings) {
+    let about = "postgresql";
+    let encrypted = if facts.encrypted { "encrypted" } else { "not encrypted" };
+    findings.ok(about, format!("{} answers; the connection is {encrypted}", facts.server_version));
+    if facts.server_version_number < OLDEST_POSTGRES {
+        findings.error(about, "is too old: use 13 or newer");
+    }
+    if facts.encoding != "UTF8" {
+        findings.error(about, format!("the database's encoding is {}: make one with ENCODING 'UTF8'", facts.encoding));
+    }
+    if facts.in_recovery {
+        findings.error(about, "is a standby and refuses changes: point database.host at the primary");
+    }
+    durability(facts, findings);
+    schema(facts, findings);
+    let free = facts.max_connections.saturating_sub(RESERVED);
+    let ours = connections + 1;
+    if free < ours {
+        let what = format!(
+            "max_connections is {}, but this coordinator alone wants {ours}: raise it, or lower database.max_connections",
+            facts.max_connections
+        );
+        findings.error(about, what);
+    } else if free / ours < 3 {
+        let what = format!(
+            "max_connections is {}, which is enough for {} coordinators with {ours} connections each: raise it, or lower \
+             database.max_connections, before you add more",
+            facts.max_connections,
+            free / ours
+        );
+        findings.warning(about, what);
+    }
+    clocks(facts.clock_ahead_ms, findings);
+}
+
+fn durability(facts: &PostgresFacts, findings: &mut Findings) {
+    let about = "postgresql";
+    if facts.synchronous_commit == "off" {
+        let what = "synchronous_commit is off, so that a crash loses changes that were acknowledged: ALTER SYSTEM SET \
+                    synchronous_commit = on; SELECT pg_reload_conf()";
+        findings.error(about, what);
+    }
+    if !facts.fsync {
+        findings.error(about, "fsync is off, so that a power failure can destroy the database: set it to on");
+    }
+    if !facts.full_page_writes {
+        let what = "full_page_writes is off: set it to on, unless the file system is known to write pages whole";
+        findings.warning(about, what);
+    }
+}
+
+fn schema(facts: &PostgresFacts, findings: &mut Findings) {
+    let about = "postgresql";
+    let known = facts.known_schema;
+    match facts.schema {
+        None => findings.note(about, "has no schema yet: the first coordinator that starts makes it"),
+        Some(newest) if newest < known => findings.note(
+            about,
+            format!("its schema is of version {newest}: the next coordinator of this version that starts brings it to {known}"),
+        ),
+        Some(newest) if newest > known => findings.warning(
+            about,
+            format!("its schema is of version {newest}, of a newer program than this one, which knows {known}: upgrade this one"),
+        ),
+        Some(newest) => findings.ok(about, format!("its schema is up to date: version {newest}")),
+    }
+}
+
+fn clocks(ahead_ms: i64, findings: &mut Findings) {
+    let about = "clocks";
+    let apart = ahead_ms.unsigned_abs();
+    let what = format!("this machine's clock is {apart} ms off PostgreSQL's");
+    let (most, much) = CLOCKS_MS;
+    if apart > most {
+        findings.error(
+            about,
+            format!("{what}; a coordinator here would not be ready: set it right (chrony, systemd-timesyncd)"),
+        );
+    } else if apart > much {
+        findings.warning(about, format!("{what}: check what keeps it (chrony, systemd-timesyncd)"));
+    } else {
+        findings.ok(about, what);
+    }
+}
+
+async fn redis(settings: &Settings, findings: &mut Findings) {
+    let about = "redis";
+    let config = match configured::redis(&settings.redis) {
+        Ok(Some(config)) => config,
+        Ok(None) => {
+            return findings.note(about, "none is configured: idempotency keys are embedded, for one coordinator");
+        }
+        Err(error) => return findings.error(about, format!("{error:#}")),
+    };
+    let shown = config.servers.to_string();
+    let store = match RedisIdempotency::new(config) {
+        Ok(store) => store,
+        Err(error) => return findings.error(about, error.to_string()),
+    };
+    match store.check().await {
+        Err(error) => findings.error(
+            about,
+            format!("{shown}: {error}; check that it runs, redis.host and the network between, and the password"),
+        ),
+        Ok(servers) => {
+            for server in &servers {
+                findings.ok(about, format!("{} answers", server.product));
+                server.findings().iter().for_each(|finding| weakness(finding, findings));
+            }
+        }
+    }
+}
+
+fn weakness(finding: &RedisFinding, findings: &mut Findings) {
+    match finding {
+        RedisFinding::SyncsLate { .. } => findings.warning("redis", finding.to_string()),
+        RedisFinding::TooOld { .. }
+        | RedisFinding::Evicts { .. }
+        | RedisFinding::NotLogged
+        | RedisFinding::NotMaster => findings.error("redis", finding.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::doctor::Gravity;
+
+    fn fit() -> PostgresFacts {
+        PostgresFacts {
+            server_version: "15.1".into(),
+            server_version_number: 150_001,
+            encoding: "UTF8".into(),
+            synchronous_commit: "on".into(),
+            fsync: true,
+            full_page_writes: true,
+            in_recovery: false,
+            max_connections: 100,
+            encrypted: true,
+            clock_ahead_ms: 12,
+            schema: Some(3),
+            known_schema: 3,
+            nodes: Vec::new(),
+        }
+    }
+
+    fn worst(facts: &PostgresFacts) -> Gravity {
+        let mut findings = Findings::default();
+        postgres(facts, 8, &mut findings);
+        findings.0.iter().map(|finding| finding.level).max().unwrap()
+    }
+
+    #[test]
+    fn each_weakness_of_a_database_is_told_as_grave_as_it_is() {
+        assert_eq!(worst(&fit()), Gravity::Ok);
+        assert_eq!(worst(&PostgresFacts { schema: None, ..fit() }), Gravity::Note);
+        assert_eq!(worst(&PostgresFacts { schema: Some(4), ..fit() }), Gravity::Warning);
+        assert_eq!(worst(&PostgresFacts { max_connections: 20, ..fit() }), Gravity::Warning);
+        assert_eq!(worst(&PostgresFacts { clock_ahead_ms: -6_000, ..fit() }), Gravity::Warning);
+        for broken in [
+            PostgresFacts { synchronous_commit: "off".into(), ..fit() },
+            PostgresFacts { fsync: false, ..fit() },
+            PostgresFacts { in_recovery: true, ..fit() },
+            PostgresFacts { encoding: "SQL_ASCII".into(), ..fit() },
+            PostgresFacts { max_connections: 10, ..fit() },
+            PostgresFacts { clock_ahead_ms: i64::MIN, ..fit() },
+            PostgresFacts { server_version_number: 120_000, ..fit() },
+        ] {
+            assert_eq!(worst(&broken), Gravity::Error, "{broken:?}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The service of API tokens.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+use witan_kernel::name::{Invalid, TenantId};
+use witan_store::metadata::{Metadata, Token};
+use witan_wire::v1;
+use witan_wire::v1::access_service_server::AccessService;
+
+use super::guard::caller;
+use super::keyvalue::denied;
+use super::status::{invalid, store_report};
+use super::tenants::{page_size, seconds};
+use crate::access::Access;
+use crate::access::caller::Caller;
+use crate::access::issuance::{Denied, Issuance};
+use crate::access::scope::{Scope, Scopes};
+use crate::access::token::Grant;
+
+/// The service of API tokens.
+pub struct AccessApi(Issuance);
+
+impl AccessApi {
+    /// Tokens in `metadata`, as `access` checks them.
+    pub fn new(access: Arc<Access>, metadata: Arc<dyn Metadata>) -> Self {
+        Self(Issuance::new(access, metadata))
+    }
+}
+
+#[tonic::async_trait]
+impl AccessService for AccessApi {
+    async fn create_token(
+        &self,
+        mut request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        let caller = caller(&mut request)?;
+        let grant = grant(request.into_inner()).map_err(|error| invalid(&error))?;
+        let fresh = self.0.create(&caller, grant).await.map_err(|error| status(&caller, &error))?;
+        Ok(Response::new(v1::CreateTokenResponse { info: Some(info(&fresh.token)), token: fresh.text }))
+    }
+
+    async fn list_tokens(
+        &self,
+        mut request: Request<v1::ListTokensRequest>,
+    ) -> Result<Response<v1::ListTokensResponse>, Status> {
+        let caller = caller(&mut request)?;
+        let request = request.into_inner();
+        let limit = page_size(request.page_size).map_err(|error| invalid(&error))?;
+        let tenant = named(request.tenant_id).map_err(|error| invalid(&error))?;
+        let after = Some(request.page_token).filter(|token| !token.is_empty());
+        let page =
+            self.0.list(&caller, tenant.as_ref(), after, limit).await.map_err(|error| status(&caller, &error))?;
+        Ok(Response::new(v1::ListTokensResponse {
+            tokens: page.tokens.iter().map(info).collect(),
+            next_page_token: page.next.unwrap_or_default(),
+        }))
+    }
+
+    async fn revoke_token(
+        &self,
+        mut request: Request<v1::RevokeTokenRequest>,
+    ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
+        let caller = caller(&mut request)?;
+        let revoked = self.0.revoke(&caller, &request.get_ref().token_id).await;
+        revoked.map_err(|error| status(&caller, &error))?;
+        Ok(Response::new(v1::RevokeTokenResponse {}))
+    }
+}
+
+fn named(tenant_id: String) -> Result<Option<TenantId>, Invalid> {
+    if tenant_id.is_empty() { Ok(None) } else { TenantId::new(tenant_id).map(Some) }
+}
+
+fn grant(request: v1::CreateTokenRequest) -> Result<Grant, Invalid> {
+    let expires_at_ms = match u64::try_from(request.expires_at) {
+        Ok(0) => None,
+        Ok(seconds) => Some(seconds.saturating_mul(1000)),
+        Err(_) => return Err(Invalid::new("expires_at", "is negative", "send Unix seconds, or 0 for none")),
+    };
+    Ok(Grant {
+        tenant: named(request.tenant_id)?,
+        scopes: Scopes::parse(request.scopes.iter().map(String::as_str))?,
+        label: request.label,
+        expires_at_ms,
+    })
+}
+
+fn info(token: &Token) -> v1::TokenInfo {
+    v1::TokenInfo {
+        token_id: token.id.clone(),
+        tenant_id: token.tenant.as_ref().map_or_else(String::new, ToString::to_string),
+        scopes: Scopes::from_bits(token.scopes).iter().map(Scope::as_str).map(str::to_owned).collect(),
+        label: token.label.clone(),
+        created_at: seconds(token.created_at_ms),
+        expires_at: token.expires_at_ms.map_or(0, seconds),
+    }
+}
+
+fn status(caller: &Caller, error: &Denied) -> Status {
+    match error {
+        Denied::Refused(refused) => denied(caller, refused),
+        Denied::Invalid(error) => invalid(error),
+        Denied::Store(error) => store_report(error, "TOKEN_EXISTS", "TOKEN_NOT_FOUND").status(),
+    }
+}

@@ -1,0 +1,160 @@
+//! The layer before every service: it asks who calls and lets the call in, or answers why not. What is asked once the request
+//! is decoded (which tenant, how often) is asked of the [`Caller`] that it puts beside the request.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::future::{Either, Ready, ready};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, Request, Response};
+use tonic::Status;
+use tonic::body::Body;
+use tonic_types::StatusExt;
+use tower::{Layer, Service};
+use witan_tls::Peer;
+
+use super::status;
+use crate::access::Access;
+use crate::access::caller::{Caller, Origin};
+use crate::access::refusal::Refusal;
+use crate::access::scope::{self, Effect, Need, Rule};
+use crate::origin;
+
+/// Puts the guard before services.
+#[derive(Clone)]
+pub(super) struct Guard(pub(super) Arc<Access>);
+
+impl<S> Layer<S> for Guard {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded { access: Arc::clone(&self.0), inner }
+    }
+}
+
+/// Services behind the guard.
+#[derive(Clone)]
+pub(super) struct Guarded<S> {
+    access: Arc<Access>,
+    inner: S,
+}
+
+type Answer<E> = Result<Response<Body>, E>;
+type Later<E> = Pin<Box<dyn Future<Output = Answer<E>> + Send>>;
+
+impl<S> Service<Request<Body>> for Guarded<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Either<Ready<Answer<S::Error>>, Either<S::Future, Later<S::Error>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let rule = scope::of_call(request.uri().path());
+        if rule.need == Need::Nothing {
+            return Either::Right(Either::Left(self.inner.call(request)));
+        }
+        let origin = origin(&request);
+        match self.access.admit(rule, shown(request.headers()), &origin) {
+            Some(Ok(caller)) if caller.is_recorded() => {
+                request.extensions_mut().insert(caller.clone());
+                Either::Right(Either::Right(Box::pin(recorded(self.inner.call(request), caller))))
+            }
+            Some(Ok(caller)) => {
+                request.extensions_mut().insert(caller);
+                Either::Right(Either::Left(self.inner.call(request)))
+            }
+            Some(Err(refusal)) => Either::Left(ready(Ok(refused(&refusal, rule)))),
+            None => {
+                let access = Arc::clone(&self.access);
+                // The one that was told to be ready is used up; its clone stays for the next call.
+                let clone = self.inner.clone();
+                let inner = std::mem::replace(&mut self.inner, clone);
+                Either::Right(Either::Right(Box::pin(unseen(access, rule, origin, inner, request))))
+            }
+        }
+    }
+}
+
+/// A call whose token has to be looked for in the database.
+async fn unseen<S>(
+    access: Arc<Access>,
+    rule: &'static Rule,
+    origin: Origin,
+    mut inner: S,
+    mut request: Request<Body>,
+) -> Answer<S::Error>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    let shown = shown(request.headers()).map(<[u8]>::to_vec);
+    match access.admit_unseen(rule, shown.as_deref(), &origin).await {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller.clone());
+            recorded(inner.call(request), caller).await
+        }
+        Err(refusal) => Ok(refused(&refusal, rule)),
+    }
+}
+
+/// Puts the end of a change on record. A call that was cancelled is on record as one whose end nobody knows.
+async fn recorded<E>(call: impl Future<Output = Answer<E>>, caller: Caller) -> Answer<E> {
+    let mut record = Record(caller.is_recorded().then_some(caller));
+    let answer = call.await;
+    if let (Some(caller), Ok(response)) = (record.0.take(), &answer) {
+        match Status::from_header_map(response.headers()) {
+            Some(status) if status.code() != tonic::Code::Ok => {
+                let reason = status.get_details_error_info().map(|info| info.reason);
+                // What was refused is on record with its reason already.
+                if !matches!(reason.as_deref(), Some("FORBIDDEN" | "RATE_LIMIT_EXCEEDED")) {
+                    caller.ended("failed", Some(reason.as_deref().unwrap_or(status.code().description())));
+                }
+            }
+            _ if caller.rule().streams => caller.ended("begun", None),
+            _ => caller.ended("done", None),
+        }
+    }
+    answer
+}
+
+struct Record(Option<Caller>);
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if let Some(caller) = self.0.take() {
+            caller.ended("abandoned", None);
+        }
+    }
+}
+
+fn refused(refusal: &Refusal, rule: &Rule) -> Response<Body> {
+    status::refusal(refusal, rule.effect != Effect::Nothing).status().into_http()
+}
+
+/// What a call shows. Two credentials are none: which of them counts would be anybody's guess.
+fn shown(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let first = values.next()?;
+    Some(if values.next().is_some() { b"" } else { first.as_bytes() })
+}
+
+fn origin(request: &Request<Body>) -> Origin {
+    Origin {
+        peer: request.extensions().get::<Peer>().map(|peer| peer.address),
+        request_id: origin::current().map(|origin| origin.id),
+    }
+}
+
+/// Who makes a call. Every call has passed the guard; one that has not is refused.
+pub(super) fn caller<T>(request: &mut tonic::Request<T>) -> Result<Caller, Status> {
+    let caller = request.extensions_mut().remove::<Caller>();
+    caller.ok_or_else(|| Status::internal("this call has not passed the guard: it is not served"))
+}

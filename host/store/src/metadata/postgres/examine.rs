@@ -1,0 +1,104 @@
+//! A look at a PostgreSQL server that changes nothing there: for whoever wants to know why a coordinator does not start.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sqlx::{PgConnection, Row};
+use tokio::time::timeout;
+use witan_kernel::port::StoreError;
+
+use super::{PostgresConfig, connections, failed, migrations, options};
+
+/// What was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PostgresFacts {
+    /// As the server tells it, such as `15.14 (Debian 15.14-0+deb12u1)`.
+    pub server_version: String,
+    /// The same as a number: 150014.
+    pub server_version_number: u32,
+    /// `UTF8`, or what cannot be used.
+    pub encoding: String,
+    /// `on`, `remote_apply`, `remote_write`, `local` or `off`.
+    pub synchronous_commit: String,
+    /// Whether what is committed reaches the disk.
+    pub fsync: bool,
+    /// Whether a page that was half written can be mended.
+    pub full_page_writes: bool,
+    /// A standby: it refuses changes.
+    pub in_recovery: bool,
+    /// Connections that everybody together may have.
+    pub max_connections: u32,
+    /// Whether the connection is encrypted.
+    pub encrypted: bool,
+    /// How far its clock is ahead of ours; half of the time that asking took is in doubt. Milliseconds.
+    pub clock_ahead_ms: i64,
+    /// The newest migration that it has gone through; `None`: there is no schema yet.
+    pub schema: Option<i64>,
+    /// The newest migration that this program knows.
+    pub known_schema: i64,
+    /// Storage nodes on record, as id, host and port.
+    pub nodes: Vec<(String, String, u16)>,
+}
+
+/// Connects, looks, and leaves.
+///
+/// # Errors
+/// [`StoreError::Refused`] when the address is no address, [`StoreError::Unavailable`] when the server does not answer.
+pub async fn examine(config: &PostgresConfig) -> Result<PostgresFacts, StoreError> {
+    let options = options(config)?;
+    let mut connection = connections::open(&options, config.connect).await?;
+    let late = |_| StoreError::Unavailable(format!("PostgreSQL: no answer within {:?}", config.operation));
+    let told = timeout(config.operation, facts(&mut connection)).await.map_err(late)?;
+    connections::close(connection).await;
+    told.map_err(failed)
+}
+
+async fn facts(connection: &mut PgConnection) -> sqlx::Result<PostgresFacts> {
+    let before = now_ms();
+    let told = sqlx::query(
+        "SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,
+            current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS commits,
+            current_setting('fsync') = 'on' AS fsync, current_setting('full_page_writes') = 'on' AS full_pages,
+            pg_is_in_recovery() AS in_recovery, current_setting('max_connections')::int AS connections,
+            (SELECT COALESCE(bool_or(ssl), false) FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS encrypted,
+            (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms,
+            to_regclass('_sqlx_migrations') IS NOT NULL AS has_schema",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let ours = before.midpoint(now_ms());
+    let schema = if told.try_get("has_schema")? { newest(connection).await? } else { None };
+    Ok(PostgresFacts {
+        server_version: told.try_get("version")?,
+        server_version_number: told.try_get::<i32, _>("number")?.unsigned_abs(),
+        encoding: told.try_get("encoding")?,
+        synchronous_commit: told.try_get("commits")?,
+        fsync: told.try_get("fsync")?,
+        full_page_writes: told.try_get("full_pages")?,
+        in_recovery: told.try_get("in_recovery")?,
+        max_connections: told.try_get::<i32, _>("connections")?.unsigned_abs(),
+        encrypted: told.try_get("encrypted")?,
+        clock_ahead_ms: told.try_get::<i64, _>("now_ms")? - ours,
+        schema,
+        known_schema: migrations().iter().map(|migration| migration.version).max().unwrap_or(0),
+        nodes: if schema.is_some() { nodes(connection).await? } else { Vec::new() },
+    })
+}
+
+async fn newest(connection: &mut PgConnection) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations WHERE success").fetch_one(connection).await
+}
+
+async fn nodes(connection: &mut PgConnection) -> sqlx::Result<Vec<(String, String, u16)>> {
+    let rows = sqlx::query("SELECT node_id, host, port::bigint AS port FROM storage_nodes ORDER BY node_id LIMIT 1000");
+    let rows = rows.fetch_all(connection).await?;
+    let node = |row: &sqlx::postgres::PgRow| {
+        let port = u16::try_from(row.try_get::<i64, _>("port")?).unwrap_or(0);
+        Ok((row.try_get("node_id")?, row.try_get("host")?, port))
+    };
+    rows.iter().map(node).collect()
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

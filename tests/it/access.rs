@@ -1,0 +1,128 @@
+//! Who may do what: a coordinator that asks for credentials, seen by those who have good ones, bad ones, and none.
+//!
+//! [`walk`] goes through every call and path; this file has what it stands on; [`life`] has tokens from their making to their
+//! end, and what else the configuration may ask for.
+
+mod calls;
+mod life;
+mod walk;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+use witan_wire::v1::access_service_client::AccessServiceClient;
+use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
+
+use crate::harness::{Process, channel, own_address};
+
+/// A storage node, and a coordinator with embedded stores and this section `security`.
+struct Guarded {
+    // Dropped first, so that no process misses its folder.
+    coordinator: Process,
+    _node: Process,
+    operator: String,
+    folder: TempDir,
+}
+
+/// Adds a credential to every call.
+#[derive(Clone)]
+struct Showing(String);
+
+impl tonic::service::Interceptor for Showing {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.0.parse().expect("a header"));
+        Ok(request)
+    }
+}
+
+type Link = InterceptedService<Channel, Showing>;
+
+impl Guarded {
+    /// Asks for tokens; has one for an operator. `security` goes on in YAML, indented by two.
+    async fn start(security: &str) -> Self {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let data = folder.path().join("coordinator");
+        let operator = made_beside(&data, &["--scope", "read,write,admin,operator", "--label", "operator"]);
+        let operator = operator["token"].as_str().expect("a token").to_owned();
+        let free = SocketAddr::new(own_address(), 0).to_string();
+
+        let mut command = Process::witan();
+        command.args(["node", "--id", "node-1", "--durability", "os", "--listen", &free]);
+        command.arg("--data-dir").arg(folder.path().join("node-1"));
+        let mut node = Process::start("node-1", command, folder.path());
+        node.ready().await;
+
+        let config = folder.path().join("config.yaml");
+        let security = security.replace("FOLDER", &folder.path().display().to_string());
+        std::fs::write(&config, format!("security:\n{security}")).expect("write a file");
+        let mut command = Process::witan();
+        command.args(["serve", "--durability", "os", "--listen", &free, "--admin-listen", &free]);
+        command.arg("--config").arg(&config).arg("--data-dir").arg(&data);
+        command.args(["--node", &format!("node-1={}", node.address("address"))]);
+        let mut coordinator = Process::start("coordinator", command, folder.path());
+        coordinator.ready().await;
+        Self { coordinator, _node: node, operator, folder }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.coordinator.address("address")
+    }
+
+    fn admin(&self) -> SocketAddr {
+        self.coordinator.address("admin")
+    }
+
+    fn data(&self) -> std::path::PathBuf {
+        self.folder.path().join("coordinator")
+    }
+
+    fn link(&self, token: &str) -> Link {
+        InterceptedService::new(channel(self.address()), Showing(format!("Bearer {token}")))
+    }
+
+    /// A client that shows this.
+    fn client(&self, token: &str) -> CoordinatorServiceClient<Link> {
+        CoordinatorServiceClient::new(self.link(token))
+    }
+
+    /// A client of the service of tokens that shows this.
+    fn tokens(&self, token: &str) -> AccessServiceClient<Link> {
+        AccessServiceClient::new(self.link(token))
+    }
+
+    /// A tenant of one replica.
+    async fn tenant(&self, id: &str) {
+        let request = witan_wire::v1::CreateTenantRequest {
+            tenant_id: id.to_owned(),
+            replication_factor: 1,
+            ..Default::default()
+        };
+        self.client(&self.operator).create_tenant(request).await.expect("create a tenant");
+    }
+}
+
+/// Makes a token in a coordinator's store, as `witan token create --output json` tells it.
+fn made_beside(data: &Path, arguments: &[&str]) -> Value {
+    let mut command = Process::witan();
+    command.args(["token", "create", "--output", "json"]).args(arguments).arg("--data-dir").arg(data);
+    object(&mut command)
+}
+
+/// The one object that a command prints, which has to succeed.
+fn object(command: &mut Command) -> Value {
+    let output = command.output().expect("run witan");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{command:?}: {said}");
+    serde_json::from_slice(&output.stdout).expect("an object")
+}
+
+/// The text of a token that was made.
+fn text(made: &Value) -> String {
+    made["token"].as_str().expect("a token").to_owned()
+}

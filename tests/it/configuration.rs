@@ -1,0 +1,259 @@
+//! A coordinator told what to do by a file, the environment and flags; the same told anew while it serves; and what `witan
+//! config` and `witan doctor` say about it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tonic::Request;
+use witan_servers::{Postgres, Redis};
+use witan_wire::v1;
+
+use crate::harness::{Api, Process, eventually, get, own_address, write};
+
+/// A storage node, and a folder for a coordinator's configuration.
+struct Place {
+    node: Process,
+    folder: TempDir,
+    address: IpAddr,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let address = own_address();
+        let mut command = Process::witan();
+        command
+            .args(["node", "--id", "node-1", "--durability", "os"])
+            .arg("--data-dir")
+            .arg(folder.path().join("node"));
+        command.args(["--listen", &SocketAddr::new(address, 0).to_string()]);
+        let mut node = Process::start("node-1", command, folder.path());
+        node.ready().await;
+        Self { node, folder, address }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("config.yaml")
+    }
+
+    /// The file: what every test needs, and `more`.
+    fn write(&self, more: &str) {
+        let node = self.node.address("address");
+        let data = self.folder.path().join("coordinator");
+        let text = format!(
+            "server:\n  host: {}\n  port: 0\n  data_dir: {}\nstorage_nodes:\n  - {{id: node-1, host: {}, port: {}}}\n\
+             durability: os\n{more}",
+            self.address,
+            data.display(),
+            node.ip(),
+            node.port()
+        );
+        // In one step, as editors and Kubernetes do it.
+        let whole = self.folder.path().join("config.new");
+        std::fs::write(&whole, text).expect("write the file");
+        // There may be passwords in it.
+        let mode = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&whole, mode).expect("keep it from others");
+        std::fs::rename(whole, self.file()).expect("put the file in its place");
+    }
+
+    async fn start(&self, change: impl FnOnce(&mut Command)) -> Process {
+        let mut command = Process::witan();
+        command.arg("serve").arg("--config").arg(self.file());
+        change(&mut command);
+        let mut process = Process::start("coordinator", command, self.folder.path());
+        process.ready().await;
+        process
+    }
+}
+
+/// Runs a command that ends by itself.
+async fn run(mut command: Command) -> Output {
+    command.env_remove("RUST_LOG");
+    tokio::task::spawn_blocking(move || command.output().expect("run witan")).await.expect("run witan")
+}
+
+fn witan(arguments: &[&str]) -> Command {
+    let mut command = Process::witan();
+    command.args(arguments);
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+async fn tenant(api: &Api, id: &str) -> v1::GetTenantResponse {
+    api.tenant(id, |request| request.replication_factor = 1).await;
+    let request = v1::GetTenantRequest { tenant_id: id.to_owned() };
+    api.client().get_tenant(request).await.expect("get a tenant").into_inner()
+}
+
+/// Waits until a metric has this value.
+async fn counted(admin: SocketAddr, path: &str, line: &str) {
+    eventually(line, async || {
+        let (_, metrics) = get(admin, path).await.ok()?;
+        metrics.lines().any(|told| told == line).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_coordinator_is_told_by_file_environment_and_flags() {
+    let place = Place::new().await;
+    place.write(&format!(
+        "metrics: {{host: {}, port: 0, path: /numbers}}\nconsistency: {{default_level: all, repair_async: true}}\n",
+        place.address
+    ));
+    let process = place
+        .start(|command| {
+            command.env("WITAN_CONSISTENCY__REPAIR_ASYNC", "false").args(["--node-id", "of-a-flag"]);
+        })
+        .await;
+    let api = Api::new(process.address("address"));
+    let created = tenant(&api, "t").await;
+    assert_eq!((created.default_level.as_str(), created.read_repair.as_str()), ("all", "blocking"));
+    api.write(write("t", "k", "v")).await.expect("write");
+
+    let admin = process.address("admin");
+    let (status, metrics) = get(admin, "/numbers").await.expect("metrics");
+    assert_eq!(status, 200);
+    assert!(metrics.contains("witan_build_info{version="), "{metrics}");
+    assert_eq!(get(admin, "/metrics").await.expect("an answer").0, 404);
+    assert_eq!(get(admin, "/livez").await.expect("an answer").0, 200);
+}
+
+#[tokio::test]
+async fn a_request_has_an_id_that_its_error_tells() {
+    let place = Place::new().await;
+    place.write(&format!("metrics: {{host: {}, port: 0}}\n", place.address));
+    let process = place.start(|_| {}).await;
+    let mut client = Api::new(process.address("address")).client();
+    let mut ask = async |id: Option<&str>| {
+        let mut request = Request::new(v1::GetTenantRequest { tenant_id: "nobody".to_owned() });
+        if let Some(id) = id {
+            request.metadata_mut().insert("x-request-id", id.parse().expect("ASCII"));
+        }
+        let status = client.get_tenant(request).await.expect_err("there is none");
+        let told = status.metadata().get("x-request-id").expect("an id").to_str().expect("ASCII");
+        told.to_owned()
+    };
+    assert_eq!(ask(Some("order-7/retry:2")).await, "order-7/retry:2");
+    let (first, second) = (ask(None).await, ask(None).await);
+    assert!(!first.is_empty() && first != second);
+    for hostile in ["two words", "\"quoted\"", &"x".repeat(129)] {
+        assert_ne!(ask(Some(hostile)).await, hostile);
+    }
+}
+
+#[tokio::test]
+async fn what_can_be_changed_is_changed_while_it_serves() {
+    let place = Place::new().await;
+    let metrics = format!("metrics: {{host: {}, port: 0}}\n", place.address);
+    place.write(&format!("{metrics}consistency: {{default_level: all}}\n"));
+    let process = place.start(|_| {}).await;
+    let (api, admin) = (Api::new(process.address("address")), process.address("admin"));
+    assert_eq!(tenant(&api, "before").await.default_level, "all");
+
+    place.write(&format!("{metrics}consistency: {{default_level: one}}\nhash_ring: {{virtual_nodes: 10}}\n"));
+    counted(admin, "/metrics", "witan_config_reloads_total{result=\"applied\"} 1").await;
+    eventually("the new level is in force", async || {
+        let id = format!("after-{}", rand::random::<u64>());
+        (tenant(&api, &id).await.default_level == "one").then_some(())
+    })
+    .await;
+    let log = process.tail();
+    assert!(log.contains("hash_ring.virtual_nodes") && log.contains("need a restart"), "{log}");
+
+    // A mistake changes nothing.
+    place.write(&format!("{metrics}consistency: {{default_level: quorom}}\n"));
+    counted(admin, "/metrics", "witan_config_reloads_total{result=\"refused\"} 1").await;
+    assert_eq!(tenant(&api, "meanwhile").await.default_level, "one");
+    assert!(process.tail().contains("did you mean quorum?"), "{}", process.tail());
+
+    place.write(&format!("{metrics}consistency: {{default_level: quorum}}\n"));
+    counted(admin, "/metrics", "witan_config_reloads_total{result=\"applied\"} 2").await;
+    process.signal("HUP");
+    counted(admin, "/metrics", "witan_config_reloads_total{result=\"unchanged\"} 1").await;
+}
+
+#[tokio::test]
+async fn wrong_configurations_are_refused_with_everything_that_is_wrong() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let file = folder.path().join("config.yaml");
+    let path = file.to_str().expect("UTF-8");
+    let seed = include_str!("../../host/config/tests/seed.yaml");
+    std::fs::write(&file, seed).expect("write");
+    let refused = run(witan(&["config", "check", path])).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("security.allow_anonymous: true"), "{}", text(&refused.stderr));
+    let refused = run(witan(&["serve", "--config", path])).await;
+    assert_eq!(refused.status.code(), Some(1), "it must not serve");
+
+    std::fs::write(&file, format!("{seed}security: {{allow_anonymous: true}}\n")).expect("write");
+    let fine = run(witan(&["config", "check", "--output", "json", path])).await;
+    assert_eq!(fine.status.code(), Some(0), "{}", text(&fine.stderr));
+    let told: Value = serde_json::from_slice(&fine.stdout).expect("JSON");
+    assert_eq!(told["valid"], true);
+    assert!(told["notes"].as_array().expect("a list").iter().any(|note| note["key"] == "redis.pool_size"));
+
+    let shown = run(witan(&["config", "print", "--config", path])).await;
+    let shown = text(&shown.stdout);
+    assert!(shown.contains("password: \"***\"") && !shown.contains("secret\""), "{shown}");
+
+    let mut command = witan(&["config", "check", path]);
+    command.env("WITAN_SERVER__PROT", "1");
+    let refused = run(command).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("WITAN_SERVER__PORT"), "{}", text(&refused.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_says_what_to_do() {
+    let place = Place::new().await;
+    let servers = tokio::task::spawn_blocking(|| {
+        (Postgres::start(), Redis::start(), Postgres::start_with(&[("synchronous_commit", "off")]))
+    });
+    let (postgres, redis, careless) = servers.await.expect("the servers start");
+    let stores = |database: &str, redis: &str| format!("database: {{url: '{database}'}}\nredis: {{url: '{redis}'}}\n");
+    let examine = async || {
+        let nobody = format!("http://{}", SocketAddr::new(place.address, 1));
+        let mut command = witan(&["doctor", "--output", "json", "--timeout", "2s", "--endpoint", &nobody, "--config"]);
+        command.arg(place.file());
+        let output = run(command).await;
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
+        let findings = told["findings"].as_array().expect("a list").iter();
+        let lines: Vec<String> = findings
+            .map(|finding| {
+                format!("{} {}: {}", finding["level"], finding["about"], finding["message"]).replace('"', "")
+            })
+            .collect();
+        (output.status.code(), lines)
+    };
+    let said = |lines: &[String], start: &str, part: &str| {
+        assert!(
+            lines.iter().any(|line| line.starts_with(start) && line.contains(part)),
+            "{start} {part} in\n{lines:#?}"
+        );
+    };
+
+    place.write(&stores(&postgres.url(), &redis.url()));
+    let (code, lines) = examine().await;
+    assert_eq!(code, Some(0), "{lines:#?}");
+    said(&lines, "ok redis", "answers");
+    said(&lines, "ok postgresql", "answers");
+    said(&lines, "note postgresql", "no schema yet");
+    said(&lines, "ok node node-1", "answers");
+    said(&lines, "note coordinator", "--endpoint");
+
+    redis.ask("CONFIG SET maxmemory-policy allkeys-lru");
+    place.write(&stores(&careless.url(), &redis.url()));
+    let (code, lines) = examine().await;
+    assert_eq!(code, Some(1), "{lines:#?}");
+    said(&lines, "error postgresql", "synchronous_commit");
+    said(&lines, "error redis", "set it to noeviction");
+}

@@ -1,0 +1,60 @@
+//! First-party plugins in the hands of tests.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+use witan_wire::v1;
+use witan_wire::v1::plugin_service_client::PluginServiceClient;
+use witan_wire::v1::upload_plugin_request::Part;
+
+use super::channel;
+
+/// A first-party plugin, as `cargo xtask plugins` has built it.
+fn component(name: &str) -> Vec<u8> {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/plugins");
+    let folder = std::env::var_os("WITAN_PLUGINS").map_or(built, PathBuf::from);
+    let file = folder.join(format!("{name}.wasm"));
+    std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}; run `cargo xtask plugins`", file.display()))
+}
+
+/// A coordinator's plugin service.
+pub(crate) struct Plugins(PluginServiceClient<Channel>);
+
+impl Plugins {
+    pub(crate) fn new(address: SocketAddr) -> Self {
+        Self(PluginServiceClient::new(channel(address)))
+    }
+
+    /// The generated client.
+    pub(crate) fn client(&self) -> PluginServiceClient<Channel> {
+        self.0.clone()
+    }
+
+    /// Uploads a first-party plugin; its digest.
+    pub(crate) async fn upload(&self, name: &str) -> String {
+        let part = |part| v1::UploadPluginRequest { part: Some(part) };
+        let manifest = part(Part::Manifest(v1::UploadPluginManifest::default()));
+        let parts = tokio_stream::iter([manifest, part(Part::Chunk(component(name).into()))]);
+        let uploaded = self.client().upload_plugin(parts).await.expect("upload").into_inner();
+        uploaded.plugin.expect("told").digest
+    }
+
+    /// Binds a plugin, or nothing with `""`.
+    pub(crate) async fn bind(&self, tenant: &str, hook: &str, plugin: &str) -> Result<v1::BindPluginResponse, Status> {
+        let request = v1::BindPluginRequest {
+            tenant_id: tenant.to_owned(),
+            hook: hook.to_owned(),
+            plugin: plugin.to_owned(),
+            ..v1::BindPluginRequest::default()
+        };
+        self.client().bind_plugin(request).await.map(Response::into_inner)
+    }
+
+    /// Goes one version back.
+    pub(crate) async fn roll_back(&self, tenant: &str, hook: &str) -> Result<v1::BindPluginResponse, Status> {
+        let back = v1::RollbackBindingRequest { tenant_id: tenant.to_owned(), hook: hook.to_owned() };
+        self.client().rollback_binding(back).await.map(Response::into_inner)
+    }
+}
