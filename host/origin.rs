@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use opentelemetry::global::BoxedSpan;
 use opentelemetry::trace::{Span as _, SpanKind, TraceContextExt, Tracer, TracerProvider};
@@ -115,6 +116,26 @@ pub fn current() -> Option<Origin> {
     ORIGIN.try_with(Clone::clone).ok().flatten()
 }
 
+/// The span that was open when something was asked of others, for when their answer comes.
+#[derive(Debug, Clone)]
+pub struct Traced(Context);
+
+impl Traced {
+    /// Tells of something that has just ended, at `node`, after so long.
+    pub fn has_taken(&self, name: &'static str, took: Duration, node: &str) {
+        let tracer = tracer();
+        let since = SystemTime::now().checked_sub(took).unwrap_or(UNIX_EPOCH);
+        let builder = tracer.span_builder(name).with_kind(SpanKind::Server).with_start_time(since);
+        let builder = builder.with_attributes([KeyValue::new("node", node.to_owned())]);
+        tracer.build_with_context(builder, &self.0).end();
+    }
+}
+
+/// The span that is open, if there is one.
+pub fn traced() -> Option<Traced> {
+    ORIGIN.try_with(|origin| origin.as_ref()?.trace.clone()).ok().flatten().map(Traced)
+}
+
 /// A span that ends when it is dropped; nothing at all, where nothing is traced.
 pub struct Span(Option<BoxedSpan>);
 
@@ -124,6 +145,13 @@ impl Span {
         if let Some(span) = &mut self.0 {
             span.set_attribute(KeyValue::new(name, value));
         }
+    }
+
+    /// Does `work` below it.
+    pub fn within<T>(&self, work: impl FnOnce() -> T) -> T {
+        let (Some(span), Some(origin)) = (&self.0, current()) else { return work() };
+        let trace = Context::new().with_remote_span_context(span.span_context().clone());
+        ORIGIN.sync_scope(Some(Origin { id: origin.id, trace: Some(trace) }), work)
     }
 
     /// Whether there is one: what is said about it need not be found out otherwise.

@@ -21,6 +21,7 @@ use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Clock, Replicas, Reply, StorageNode};
 use witan_kernel::replica::{Ask, ReplicaError, Request};
 
+use crate::origin;
 pub use connect::{Connect, ConnectError, Connecting, Credential, Link, Tcp, Trust, endpoint};
 use lane::{Lane, Outgoing};
 use vitals::Vitals;
@@ -107,7 +108,7 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
             Some(node) => {
                 let bytes = weight(&request);
                 let lane = if bytes > BULK_BYTES { &node.bulk } else { &node.small };
-                lane.send(Outgoing { request, deadline, bytes, reply });
+                lane.send(Outgoing { request, deadline, bytes, reply, traced: origin::traced() });
             }
             None => reply.answer(Err(ReplicaError::NotSent(node.clone()))),
         }

@@ -128,16 +128,19 @@ impl<W: World> Exchange<W> {
         let request = Request { place: self.plan.place.clone(), epoch: self.plan.epoch, ask };
         let to: Arc<dyn Collect> = Arc::clone(&self.mailbox) as Arc<dyn Collect>;
         let reply = Reply::new(to, phase.tag(replica), node.clone());
-        self.open_span(phase, replica, node);
-        self.coordinator.ports.replicas.send(node, request, self.plan.deadline, reply);
+        let span = self.span(phase, node);
+        span.within(|| self.coordinator.ports.replicas.send(node, request, self.plan.deadline, reply));
+        if span.is_there() {
+            self.spans.lock().unwrap_or_else(PoisonError::into_inner).push((phase.tag(replica), span));
+        }
     }
 
-    fn open_span(&self, phase: Phase, replica: u8, node: &NodeId) {
+    fn span(&self, phase: Phase, node: &NodeId) -> Span {
         let mut span = origin::span(phase.shown());
         if span.is_there() {
             span.set("node", node.to_string());
-            self.spans.lock().unwrap_or_else(PoisonError::into_inner).push((phase.tag(replica), span));
         }
+        span
     }
 
     fn close_span(&mut self, tag: u32, outcome: &Outcome) {

@@ -14,11 +14,12 @@ use witan_kernel::replica::{ReplicaError, Request};
 use witan_wire::frame::{BATCH_ITEMS, Joiner, open_answers, seal_requests};
 use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
-use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello};
+use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello, ReplicaRequest};
 
 use super::connect::{Connect, Trust, reason};
 use super::pending::{Pending, Table};
 use super::vitals::{Latencies, Vitals};
+use crate::origin::Traced;
 
 /// Requests that may wait to be sent.
 const QUEUE: usize = 8192;
@@ -47,6 +48,8 @@ pub(super) struct Outgoing {
     pub(super) deadline: u64,
     pub(super) bytes: usize,
     pub(super) reply: Reply,
+    /// Where it comes from, if that is traced.
+    pub(super) traced: Option<Traced>,
 }
 
 /// The sending end of a lane. The lane closes when it is dropped.
@@ -328,10 +331,11 @@ impl<'a, C: Clock, N: Connect> Conversation<'a, C, N> {
                 continue;
             }
             let left_ms = ((outgoing.deadline - now) / 1000).clamp(1, u64::from(u32::MAX)) as u32;
-            let pending = Pending { reply: outgoing.reply, sent: now, deadline: outgoing.deadline };
-            let id = self.table.enter(pending);
-            sealed.push(request_to_wire(id, outgoing.request, left_ms));
-            size += outgoing.bytes;
+            let Outgoing { request, deadline, reply, traced, bytes } = outgoing;
+            let is_traced = traced.is_some();
+            let id = self.table.enter(Pending { reply, sent: now, deadline, traced });
+            sealed.push(ReplicaRequest { traced: is_traced, ..request_to_wire(id, request, left_ms) });
+            size += bytes;
             if size >= FRAME_BYTES {
                 frames.extend(seal_requests(std::mem::take(&mut sealed)));
                 size = 0;
@@ -348,10 +352,14 @@ impl<'a, C: Clock, N: Connect> Conversation<'a, C, N> {
         let Some(batch) = self.joiner.push(frame).map_err(|error| error.to_string())? else { return Ok(()) };
         let now = self.ends.clock.monotonic_micros();
         for answer in open_answers(batch).map_err(|error| error.to_string())? {
+            let took_us = answer.took_us;
             let (id, outcome) = answer_from_wire(answer).map_err(|error| error.to_string())?;
             // Unknown ids are those that have expired.
             if let Some(pending) = self.table.take(id) {
                 self.latencies.record(now.saturating_sub(pending.sent));
+                if let Some(traced) = pending.traced.filter(|_| took_us > 0) {
+                    traced.has_taken("storage node", Duration::from_micros(took_us.into()), self.ends.node.id.as_str());
+                }
                 pending.reply.answer(outcome);
             }
         }

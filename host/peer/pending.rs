@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use witan_kernel::port::Reply;
 use witan_kernel::replica::ReplicaError;
 
+use crate::origin::Traced;
+
 /// A request under way.
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -13,6 +15,8 @@ pub(super) struct Pending {
     pub(super) sent: u64,
     /// Monotonic microseconds after which nobody waits.
     pub(super) deadline: u64,
+    /// Where it comes from, if that is traced.
+    pub(super) traced: Option<Traced>,
 }
 
 /// Ids are handed out in order, so the table is a queue with holes: finding one is an index, and the oldest is the front.
@@ -102,7 +106,7 @@ mod tests {
         let ids: Vec<u64> = (0..4)
             .map(|tag| {
                 let reply = Reply::new(Arc::clone(&heard) as Arc<dyn Collect>, tag, NodeId::new("n").unwrap());
-                table.enter(Pending { reply, sent: u64::from(tag), deadline: 10 + u64::from(tag) })
+                table.enter(Pending { reply, sent: u64::from(tag), deadline: 10 + u64::from(tag), traced: None })
             })
             .collect();
         drop(table.take(ids[1]));

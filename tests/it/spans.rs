@@ -1,6 +1,7 @@
 //! Traces: a request whose client traces it can be followed from the client to the nodes; others cost nothing.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
@@ -9,8 +10,11 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
+use witan_wire::v1;
+use witan_wire::v1::plugin_service_client::PluginServiceClient;
+use witan_wire::v1::upload_plugin_request::Part;
 
-use crate::harness::{Api, Process, eventually, own_address, write};
+use crate::harness::{Api, Process, channel, eventually, own_address, write};
 
 /// Keeps what it is sent.
 #[derive(Clone, Default)]
@@ -46,6 +50,24 @@ impl Collector {
     }
 }
 
+/// Binds a policy of this repository for everybody, as `cargo xtask plugins` has built it; its name.
+async fn bind_policy(coordinator: SocketAddr) -> String {
+    let name = "adaptive-latency";
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/plugins");
+    let folder = std::env::var_os("WITAN_PLUGINS").map_or(built, PathBuf::from);
+    let component = std::fs::read(folder.join(format!("{name}.wasm"))).expect("run `cargo xtask plugins`");
+    let part = |part| v1::UploadPluginRequest { part: Some(part) };
+    let manifest = part(Part::Manifest(v1::UploadPluginManifest::default()));
+    let parts = tokio_stream::iter([manifest, part(Part::Chunk(component.into()))]);
+    let mut plugins = PluginServiceClient::new(channel(coordinator));
+    let uploaded = plugins.upload_plugin(parts).await.expect("upload").into_inner();
+    let digest = uploaded.plugin.expect("told").digest;
+    let hook = "consistency-policy".to_owned();
+    let request = v1::BindPluginRequest { hook, plugin: digest, ..v1::BindPluginRequest::default() };
+    plugins.bind_plugin(request).await.expect("bound");
+    name.to_owned()
+}
+
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
 #[tokio::test]
@@ -71,6 +93,7 @@ async fn a_traced_request_is_seen_from_the_client_to_the_nodes() {
     let api = Api::new(coordinator.address("address"));
     api.tenant("t", |request| request.replication_factor = 1).await;
     eventually("the node is reached", async || api.write(write("t", "untraced", "v")).await.ok()).await;
+    let plugin = bind_policy(coordinator.address("address")).await;
     let mut traced = Request::new(write("t", "traced", "v"));
     let parent = format!("00-{TRACE}-b7ad6b7169203331-01");
     traced.metadata_mut().insert("traceparent", parent.parse().expect("ASCII"));
@@ -93,9 +116,16 @@ async fn a_traced_request_is_seen_from_the_client_to_the_nodes() {
     assert!(format!("{:?}", id.value).contains("seen-7"));
     let write = named("write");
     assert_eq!(write.parent_span_id, call.span_id);
+    let asked = named("plugin consistency policy");
+    assert_eq!(asked.parent_span_id, write.span_id);
+    assert!(format!("{:?}", asked.attributes).contains(&plugin), "{asked:?} names {plugin}");
     for phase in ["node stamp", "node merge"] {
         let asked = named(phase);
         assert_eq!(asked.parent_span_id, write.span_id, "{phase}");
         assert!(asked.attributes.iter().any(|attribute| attribute.key == "node"));
+        // What the node itself took of that.
+        let took = spans.iter().find(|span| span.name == "storage node" && span.parent_span_id == asked.span_id);
+        let took = took.unwrap_or_else(|| panic!("the node tells nothing of {phase}: {spans:#?}"));
+        assert!(took.start_time_unix_nano < took.end_time_unix_nano);
     }
 }

@@ -49,6 +49,7 @@ pub fn request_to_wire(id: u64, request: Request, deadline_ms: u32) -> ReplicaRe
         epoch: request.epoch,
         deadline_ms,
         ask: Some(ask),
+        traced: false,
     }
 }
 
@@ -148,13 +149,13 @@ pub fn answer_to_wire(id: u64, outcome: Outcome) -> ReplicaAnswer {
         Ok(Answer::Record(record)) => WireAnswer::Record(RecordAnswer { record: record.map(|record| record.0) }),
         Err(error) => WireAnswer::Refusal(refusal_to_wire(error)),
     };
-    ReplicaAnswer { id, answer: Some(answer) }
+    ReplicaAnswer { id, answer: Some(answer), took_us: 0 }
 }
 
 /// The answer to a request that cannot be understood.
 pub fn malformed_to_wire(id: u64, error: &Malformed) -> ReplicaAnswer {
     let refusal = ReplicaRefusal { reason: RefusalReason::Invalid.into(), message: error.to_string() };
-    ReplicaAnswer { id, answer: Some(WireAnswer::Refusal(refusal)) }
+    ReplicaAnswer { id, answer: Some(WireAnswer::Refusal(refusal)), took_us: 0 }
 }
 
 fn refusal_to_wire(error: ReplicaError) -> ReplicaRefusal {
@@ -331,7 +332,7 @@ mod tests {
         let (_, outcome) = answer_from_wire(malformed_to_wire(1, &Malformed::new("key", "is empty"))).unwrap();
         assert_eq!(outcome, Err(ReplicaError::Broken("key: is empty".to_owned())));
         let later = ReplicaRefusal { reason: 99, message: "new".to_owned() };
-        let later = ReplicaAnswer { id: 1, answer: Some(WireAnswer::Refusal(later)) };
+        let later = ReplicaAnswer { id: 1, answer: Some(WireAnswer::Refusal(later)), took_us: 0 };
         assert!(!answer_from_wire(later).unwrap().1.unwrap_err().certainly_not_done());
     }
 }

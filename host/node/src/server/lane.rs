@@ -5,8 +5,8 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -66,6 +66,37 @@ impl Held {
     }
 }
 
+/// When requests arrived whose time is measured: those of traced operations, of which there are few. At most as many as may
+/// be in flight.
+#[derive(Default)]
+struct Measured {
+    some: AtomicUsize,
+    arrived: Mutex<Vec<(u64, u64)>>,
+}
+
+impl Measured {
+    fn arrived(&self) -> MutexGuard<'_, Vec<(u64, u64)>> {
+        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, id: u64, now: u64) {
+        self.arrived().push((id, now));
+        self.some.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Microseconds since the request came, if it is measured.
+    fn end(&self, id: u64, clock: &dyn Time) -> u32 {
+        if self.some.load(Ordering::Acquire) == 0 {
+            return 0;
+        }
+        let mut arrived = self.arrived();
+        let Some(at) = arrived.iter().position(|(measured, _)| *measured == id) else { return 0 };
+        let (_, since) = arrived.swap_remove(at);
+        self.some.fetch_sub(1, Ordering::AcqRel);
+        u32::try_from(clock.monotonic().saturating_sub(since)).unwrap_or(u32::MAX).max(1)
+    }
+}
+
 fn size(outcome: &Outcome) -> usize {
     let record = match outcome {
         Ok(Answer::Put { record, .. } | Answer::Record(Some(record))) => record.0.len(),
@@ -90,6 +121,7 @@ pub(super) fn start(inbound: Streaming<ExchangeRequest>, storage: &Storage) -> A
     let held = Arc::new(Held::default());
     let most = storage.limits.lane_requests.max(BATCH_ITEMS);
     let permits = Arc::new(Semaphore::new(most));
+    let measured = Arc::new(Measured::default());
     let reading = Reading {
         inbound,
         joiner: Joiner::new(),
@@ -100,9 +132,21 @@ pub(super) fn start(inbound: Streaming<ExchangeRequest>, storage: &Storage) -> A
         answer_bytes: storage.limits.lane_answer_bytes,
         stopped: storage.stopped.clone(),
         out: Arc::new(Out { events, held: held.clone() }),
+        measured: measured.clone(),
     };
     tokio::spawn(reading.run());
-    Answering { received, waiting: VecDeque::new(), frames: VecDeque::new(), end: None, ended: false, permits, held }
+    let clock = storage.clock.clone();
+    Answering {
+        received,
+        waiting: VecDeque::new(),
+        frames: VecDeque::new(),
+        end: None,
+        ended: false,
+        permits,
+        held,
+        measured,
+        clock,
+    }
 }
 
 /// The half of a lane that reads.
@@ -116,6 +160,7 @@ struct Reading {
     answer_bytes: usize,
     stopped: watch::Receiver<bool>,
     out: Arc<Out>,
+    measured: Arc<Measured>,
 }
 
 impl Reading {
@@ -180,9 +225,14 @@ impl Reading {
         let mut items = Vec::with_capacity(requests.len());
         let mut malformed = Vec::new();
         for request in requests {
-            let id = request.id;
+            let (id, traced) = (request.id, request.traced);
             match Arrived::try_from(request) {
-                Ok(arrived) => items.push(item(arrived, now)),
+                Ok(arrived) => {
+                    if traced {
+                        self.measured.begin(id, now);
+                    }
+                    items.push(item(arrived, now));
+                }
                 Err(error) => malformed.push(malformed_to_wire(id, &error)),
             }
         }
@@ -240,6 +290,8 @@ pub(crate) struct Answering {
     ended: bool,
     permits: Arc<Semaphore>,
     held: Arc<Held>,
+    measured: Arc<Measured>,
+    clock: Arc<dyn Time>,
 }
 
 impl Answering {
@@ -255,7 +307,10 @@ impl Answering {
                 }
                 Poll::Ready(Some(Event::End(status))) => self.end = Some(status),
                 Poll::Ready(Some(Event::Answers(answers))) => {
-                    let wire = |(id, outcome)| (size(&outcome), answer_to_wire(id, outcome));
+                    let wire = |(id, outcome)| {
+                        let took_us = self.measured.end(id, &*self.clock);
+                        (size(&outcome), ReplicaAnswer { took_us, ..answer_to_wire(id, outcome) })
+                    };
                     self.waiting.extend(answers.into_iter().map(wire));
                 }
             }
