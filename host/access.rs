@@ -250,7 +250,7 @@ impl Access {
         self.metrics.refused(&refusal);
         self.put_refusal(|| Entry {
             time_ms: self.now_ms(),
-            request_id: origin.request_id.as_ref().and_then(|id| id.to_str().ok()),
+            request_id: origin.request_id.as_ref().map(ToString::to_string),
             peer: origin.peer,
             credential: who.map_or("none", Credential::id),
             rpc: rule.path,
