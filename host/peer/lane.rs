@@ -151,7 +151,7 @@ struct Told {
 
 /// How often a reason is repeated, and how many there may be meanwhile.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
-const REASONS: usize = 4;
+const REASONS: usize = 8;
 
 impl Told {
     fn is_news(&mut self, reason: &str) -> bool {

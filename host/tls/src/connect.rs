@@ -168,9 +168,20 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
         if let Some(tls) = tls.or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>())) {
             return Some(remedy(tls));
         }
+        // HTTP/2 keeps of an error of its connection no more than the text.
+        if let Some(alert) = error.to_string().strip_prefix(ALERT) {
+            return Some(refused(alert));
+        }
         next = error.source();
     }
     None
+}
+
+/// How rustls begins to tell what the other side has said.
+const ALERT: &str = "received fatal alert: ";
+
+fn refused(alert: &str) -> String {
+    format!("it refuses this side's certificate, or asks for one, or cannot agree on how to speak ({alert})")
 }
 
 fn remedy(error: &rustls::Error) -> String {
