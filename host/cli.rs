@@ -16,6 +16,7 @@ pub mod configured;
 pub mod credential;
 pub mod dev;
 pub mod doctor;
+pub mod health;
 pub mod kv;
 pub mod node;
 pub mod nodes;
@@ -184,6 +185,9 @@ pub enum Command {
     /// Make API tokens, list them, and take them back
     #[command(subcommand, after_help = token::EXAMPLES)]
     Token(token::Command),
+    /// Ask whether a coordinator or a storage node serves
+    #[command(after_help = health::EXAMPLES)]
+    Health(health::Args),
     /// Put a load on a cluster and measure it
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::Args),
@@ -246,6 +250,7 @@ pub async fn run(cli: Cli, loaded: Option<(Loaded, Option<LogFilter>)>) -> anyho
         Command::Repair(args) => repair::run(&global, args).await,
         Command::Plugin(command) => plugin::run(&global, command).await,
         Command::Token(command) => token::run(&global, command).await,
+        Command::Health(args) => health::run(&global, &args).await,
         Command::Bench(args) => bench::run(&global, args).await,
         Command::Completions(args) => completions::run(&args),
     }
@@ -264,6 +269,7 @@ impl Command {
             | Self::Repair(_)
             | Self::Plugin(_)
             | Self::Token(_)
+            | Self::Health(_)
             | Self::Bench(_)
             | Self::Completions(_) => false,
         }

@@ -3,12 +3,13 @@
 //! `guard` lets calls in, `status` maps failures, `convert` requests and responses, `keyvalue` serves single calls, `session` streams of
 //! them, `tenants` and `nodes` the catalog, `care` (with
 //! `page_token`) listings, repair and removal, `plugins` the plugin platform, `access` tokens, `origin` gives each call its id,
-//! `server` puts them on a listener.
+//! `intake` bounds what is half sent, `server` puts them on a listener.
 
 mod access;
 mod care;
 mod convert;
 mod guard;
+pub mod intake;
 mod keyvalue;
 mod nodes;
 pub mod origin;

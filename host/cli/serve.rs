@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::args;
-use super::compose::start;
+use super::compose::{start, stopped};
 use super::configured;
 use super::node::DurabilityArg;
 use super::reload::{Following, Reloads};
@@ -113,6 +114,15 @@ impl Args {
     }
 }
 
+/// How long giving back the lease and closing the stores may take behind the drain: a database that is away is given up after 5 s.
+const CLOSING: Duration = Duration::from_secs(8);
+
+/// Ready when a shutdown takes too long.
+async fn overdue(stop: watch::Receiver<bool>, drain: Duration) {
+    stopped(stop).await;
+    tokio::time::sleep(drain + CLOSING).await;
+}
+
 /// Runs a coordinator until SIGINT or SIGTERM.
 ///
 /// `log`: what is logged, if the configuration may change that.
@@ -125,11 +135,17 @@ pub async fn run(loaded: Loaded, log: Option<LogFilter>) -> anyhow::Result<ExitC
     let traces = Traces::start(&settings.telemetry, &settings.server.node_id)?;
     let (live, following) = watch::channel(configured::live(settings));
     let reloads = Reloads::default();
+    let drain = settings.server.shutdown_timeout.0;
     let serving = start(configured::config(settings, following, reloads.clone())?, stop.clone()).await?;
     let following = Following::new(loaded, live, log, reloads)?;
-    tokio::spawn(following.run(stop));
+    tokio::spawn(following.run(stop.clone()));
     println!("ready address={} admin={}", serving.address, serving.admin_address);
-    serving.ended().await?;
+    tokio::select! {
+        ended = serving.ended() => ended?,
+        () = overdue(stop, drain) => {
+            tracing::warn!("the shutdown took too long; what is left is left, and this coordinator's lease runs out by itself");
+        }
+    }
     traces.end().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -61,25 +61,32 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let origin = origin(&request, self.sampling);
-        let answer: Answered<R, S::Error> = named;
+        // What goes wrong within a session comes by its stream: whoever wants to ask about it needs to know the id before.
+        let answer: Answered<R, S::Error> = if request.uri().path().ends_with("/Session") { told } else { named };
         // What the layers below do at once knows the origin as well as what they do later.
         let call = now(Some(origin.clone()), || self.inner.call(request));
         scope(Some(origin), call.map(answer))
     }
 }
 
-/// Puts the id on what a client may want to ask about.
-fn named<R, E>(answer: Result<Response<R>, E>) -> Result<Response<R>, E> {
+/// Puts the id on an answer.
+fn told<R, E>(answer: Result<Response<R>, E>) -> Result<Response<R>, E> {
     let mut response = answer?;
-    let Some(origin) = current() else { return Ok(response) };
-    // An error that comes instead of an answer has its status where an answer has its headers.
-    let failed = response.headers().get("grpc-status").is_some_and(|status| status != "0");
-    if (failed || matches!(origin.id, RequestId::Given(_)))
+    if let Some(origin) = current()
         && let Ok(id) = HeaderValue::try_from(origin.id.to_string())
     {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     Ok(response)
+}
+
+/// Puts the id on what a client may want to ask about.
+fn named<R, E>(answer: Result<Response<R>, E>) -> Result<Response<R>, E> {
+    let response = answer?;
+    // An error that comes instead of an answer has its status where an answer has its headers.
+    let failed = response.headers().get("grpc-status").is_some_and(|status| status != "0");
+    let given = || current().is_some_and(|origin| matches!(origin.id, RequestId::Given(_)));
+    if failed || given() { told(Ok(response)) } else { Ok(response) }
 }
 
 fn origin<B>(request: &Request<B>, sampling: Sampling) -> Origin {

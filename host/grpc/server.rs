@@ -14,6 +14,7 @@ use witan_wire::v1::coordinator_service_server::CoordinatorServiceServer;
 use witan_wire::v1::plugin_service_server::PluginServiceServer;
 
 use super::guard::Guard;
+use super::intake::{self, IntakeLayer};
 use super::origin::{Origins, Sampling};
 use super::{AccessApi, CoordinatorApi, PluginApi};
 use crate::access::Access;
@@ -33,11 +34,18 @@ pub struct Bounds {
     pub drain: Duration,
     /// Which calls are traced.
     pub sampling: Sampling,
+    /// How much may be half sent.
+    pub intake: intake::Bounds,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { streams: 1000, drain: Duration::from_secs(30), sampling: Sampling::default() }
+        Self {
+            streams: 1000,
+            drain: Duration::from_secs(30),
+            sampling: Sampling::default(),
+            intake: intake::Bounds::default(),
+        }
     }
 }
 
@@ -83,6 +91,8 @@ where
         // The first layer is the outermost: what those below refuse has an id, too.
         .layer(Origins(bounds.sampling))
         .layer(Guard(access))
+        // The last one is the innermost: nothing is collected of a call that is refused anyway.
+        .layer(IntakeLayer::new(bounds.intake))
         .add_service(coordinator)
         .add_service(plugins)
         .add_service(tokens)
@@ -111,6 +121,10 @@ where
     Ok(())
 }
 
+/// How old a connection may become; then its client is told to make another one, and calls under way go on to their end. So
+/// clients find coordinators that have come since, and no connection that nobody uses stays for ever.
+const CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
+
 /// tonic leaves out hyper's limits unless they are set.
 fn server(bounds: &Bounds) -> Server {
     Server::builder()
@@ -120,6 +134,7 @@ fn server(bounds: &Bounds) -> Server {
         .http2_max_header_list_size(16 << 10)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .max_connection_age(CONNECTION_AGE)
         .initial_stream_window_size(2 << 20)
         .initial_connection_window_size(8 << 20)
         .tcp_nodelay(true)

@@ -8,7 +8,7 @@ use prost::Message;
 use prost_types::Any;
 use tonic::{Code, Status};
 use tonic_types::pb;
-use witan_kernel::failure::{Failed, Failure};
+use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::name::Invalid;
 use witan_kernel::port::StoreError;
 use witan_wire::v1::KeyNotFoundDetail;
@@ -36,6 +36,12 @@ impl Report {
 
     fn fact(mut self, name: &'static str, value: impl ToString) -> Self {
         self.facts.push((name, value.to_string()));
+        self
+    }
+
+    /// Whatever was asked for has not been done.
+    pub(super) fn not_applied(mut self) -> Self {
+        self.outcome = Some(Effect::NotApplied.as_str());
         self
     }
 

@@ -142,6 +142,27 @@ async fn tenants_and_nodes_are_told() {
 }
 
 #[tokio::test]
+async fn coordinators_and_nodes_tell_whether_they_serve() {
+    let dev = Dev::start().await;
+    let cli = Cli::of(&dev);
+    assert_eq!(cli.json(&["health"]).await["serving"], json!(true));
+    assert_eq!(cli.json(&["health", "--service", "witan.v1.CoordinatorService"]).await["serving"], json!(true));
+    let unknown = cli.run(&["health", "--service", "no.such.Service"]).await;
+    assert_eq!(unknown.status.code(), Some(1), "{}", text(&unknown.stdout));
+
+    let nodes = cli.json(&["nodes", "list"]).await;
+    let (host, port) = (nodes["nodes"][0]["host"].as_str().unwrap_or_default(), &nodes["nodes"][0]["port"]);
+    let node = Cli { endpoint: format!("http://{host}:{port}") };
+    assert_eq!(text(&node.run(&["health"]).await.stdout), "serving\n");
+
+    // A port that was free a moment ago.
+    let free =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let nobody = Cli { endpoint: format!("http://{free}") }.run(&["health"]).await;
+    assert_eq!(nobody.status.code(), Some(1), "{}", text(&nobody.stderr));
+}
+
+#[tokio::test]
 async fn keys_are_listed_replicas_compared_and_tenants_deleted() {
     let dev = Dev::start().await;
     let cli = Cli::of(&dev);

@@ -2,6 +2,7 @@
 //! config` and `witan doctor` say about it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -54,6 +55,9 @@ impl Place {
         // In one step, as editors and Kubernetes do it.
         let whole = self.folder.path().join("config.new");
         std::fs::write(&whole, text).expect("write the file");
+        // There may be passwords in it.
+        let mode = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&whole, mode).expect("keep it from others");
         std::fs::rename(whole, self.file()).expect("put the file in its place");
     }
 

@@ -2,8 +2,10 @@
 //!
 //! Reading order: [`harness`] (processes, clusters, clients), [`access`] (who may do what), [`api`] (what each call answers), [`care`] (listings, repair, the end of
 //! tenants), [`cli`] (the command line),
-//! [`configuration`] (files, the environment, reload, the doctor), [`spans`] (traces), [`dev`] (the whole cluster in one process), [`failure`] (nodes that hang, vanish, come back, or run full), [`crash`]
-//! (`kill -9` under load), [`shared`] (several coordinators on PostgreSQL and Redis), [`trace`] (no acknowledgement before its sync, seen from the operating system).
+//! [`configuration`] (files, the environment, reload, the doctor), [`spans`] (traces), [`dev`] (the whole cluster in one process),
+//! [`failure`] (nodes that hang, vanish, come back, or run full), [`crash`] (`kill -9` under load), [`hostile`] (clients that mean
+//! harm), [`shared`] (several coordinators on PostgreSQL and Redis), [`tls`] (certificates and secrets on every connection, rotated
+//! under load), [`trace`] (no acknowledgement before its sync, seen from the operating system).
 //!
 //! Every test has folders and addresses of its own, so that all may run at once, and no process outlives its test.
 
@@ -16,6 +18,8 @@ mod crash;
 mod dev;
 mod failure;
 mod harness;
+mod hostile;
 mod shared;
 mod spans;
+mod tls;
 mod trace;

@@ -6,9 +6,11 @@
 
 mod ci;
 mod demo;
+mod deploy;
 mod dev;
 mod guests;
 mod pages;
+mod python;
 mod run;
 mod test;
 mod tools;
@@ -61,6 +63,12 @@ enum Command {
     Plugins,
     /// Check the pages: links lead somewhere, the commands they show exist
     Pages,
+    /// Check what is in deploy/: image, compose file, chart, units, dashboard, alerts, runbooks
+    ///
+    /// With the programs that will read it: Hadolint, Compose, Helm, Prometheus, systemd. What is missing is installed into
+    /// target/deploy, from Python's and Debian's packages. A cluster is started, and every metric that the dashboard and the alerts
+    /// name has to be there.
+    DeployCheck(deploy::Arguments),
     /// Check everything that has to hold before a change is merged: format, lints, documentation, tests
     Ci,
 }
@@ -83,6 +91,7 @@ fn carry_out(command: Command) -> Result<()> {
         Command::Test => test::test(),
         Command::Plugins => run::guests().map(drop),
         Command::Pages => pages::check(&run::root(), &Arguments::command(), &run::programs()?.witan),
+        Command::DeployCheck(arguments) => deploy::run(&arguments),
         Command::Ci => ci::ci(&Arguments::command()),
     }
 }

@@ -111,6 +111,20 @@ fn commands_of(text: &str) -> Vec<String> {
     found
 }
 
+/// What is wrong with command lines of `witan`, each an error of its own.
+pub fn check_commands(lines: &[String], witan: &Path) -> Result<()> {
+    let mut program = Program { path: witan, help: HashMap::new() };
+    let none = clap::Command::new("none");
+    let mut problems = Vec::new();
+    for line in lines {
+        if let Some(problem) = wrong(line, &none, &mut program)? {
+            problems.push(format!("command `{line}`: {problem}"));
+        }
+    }
+    ensure!(problems.is_empty(), "{} problems:\n  {}", problems.len(), problems.join("\n  "));
+    Ok(())
+}
+
 /// What is wrong with a command that a page shows.
 fn wrong(line: &str, commands: &clap::Command, program: &mut Program<'_>) -> Result<Option<String>> {
     let words: Vec<&str> = line.split_whitespace().collect();

@@ -72,6 +72,14 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs a program to its end and answers with what it has printed.
+pub fn output(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} ended with {}\n{}", output.status, errors.trim());
+    String::from_utf8(output.stdout).with_context(|| format!("read the output of {command:?}"))
+}
+
 /// Becomes a program; comes back only if that fails.
 pub fn become_it(command: &mut Command) -> Result<()> {
     Err(command.exec()).with_context(|| format!("run {command:?}"))
@@ -186,16 +194,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
     if !is_installed("apt-get") {
         bail!("{named} missing, and there is no apt-get here; install it with this system's package manager");
     }
-    let root = fs_owner_is_root();
     println!("installing {named} with apt-get");
-    let apt = |arguments: &[&str]| {
-        let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
-        if !root {
-            command.args(["-n", "apt-get"]);
-        }
-        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).stdout(Stdio::null());
-        run(&mut command)
-    };
     let install: Vec<&str> = ["install", "-y", "--no-install-recommends"].iter().chain(packages).copied().collect();
     // A machine that was never updated knows no packages at all.
     apt(&install)
@@ -203,8 +202,19 @@ pub fn install(packages: &[&str]) -> Result<()> {
         .with_context(|| format!("install {named}; try: sudo apt-get install {named}"))
 }
 
+/// Runs apt-get as root.
+pub fn apt(arguments: &[&str]) -> Result<()> {
+    let root = is_root();
+    let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
+    if !root {
+        command.args(["-n", "apt-get"]);
+    }
+    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).stdout(Stdio::null());
+    run(&mut command)
+}
+
 /// Whether this process is root's: /proc/self belongs to who runs it.
-fn fs_owner_is_root() -> bool {
+pub fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }

@@ -1,15 +1,14 @@
 //! `cargo xtask test`: every test there is, each compiled once.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::{env, fs};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::run::{self, Steps, Tally, cargo, count_tests};
-use crate::tools;
+use crate::{python, tools};
 
 /// Runs everything; fails when one test does.
 pub fn test() -> Result<()> {
@@ -30,7 +29,7 @@ pub fn all(steps: &mut Steps) -> Result<Tally> {
         count_tests(cargo(["test", "--workspace", "--no-fail-fast"]).env("WITAN_PLUGINS", &plugins))
     })?;
     let guests = steps.step("test the plugins", || count_tests(&mut crate::guests::tests(&run::root())))?;
-    let python = steps.step("test the Python client", || python(&witan, &plugins))?;
+    let python = steps.step("test the Python client", || python_client(&witan, &plugins))?;
     Ok(Tally {
         passed: workspace.passed + guests.passed + python.passed,
         failed: workspace.failed + guests.failed + python.failed,
@@ -39,8 +38,9 @@ pub fn all(steps: &mut Steps) -> Result<Tally> {
 }
 
 /// Runs the Python client against a fresh cluster on free ports; it counts as one test.
-fn python(witan: &Path, plugins: &Path) -> Result<Tally> {
-    let interpreter = environment()?;
+fn python_client(witan: &Path, plugins: &Path) -> Result<Tally> {
+    let wanted = run::root().join("examples/python/requirements.txt");
+    let interpreter = python::environment(&wanted, &run::root().join("target/python"), &[])?;
     let folder = run::root().join("target/tour");
     _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
@@ -57,16 +57,19 @@ fn python(witan: &Path, plugins: &Path) -> Result<Tally> {
 }
 
 /// `witan dev` on free ports. Dropped, it is killed.
-struct Cluster {
+pub struct Cluster {
     process: Child,
-    address: String,
+    /// Where gRPC is served.
+    pub address: String,
+    /// Where HTTP is served.
+    pub admin: String,
     /// Open as long as it runs: it may have more to say.
     said: Option<BufReader<ChildStdout>>,
 }
 
 impl Cluster {
     /// Starts it and waits until it is ready, which is when it tells its address.
-    fn start(witan: &Path, plugins: &Path, data: &Path, log: &Path) -> Result<Self> {
+    pub fn start(witan: &Path, plugins: &Path, data: &Path, log: &Path) -> Result<Self> {
         let mut command = Command::new(witan);
         command.args(["dev", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--node-port", "0"]);
         command.arg("--data-dir").arg(data).arg("--plugins").arg(plugins);
@@ -74,11 +77,14 @@ impl Cluster {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut process = command.spawn().with_context(|| format!("run {command:?}"))?;
         let stdout = process.stdout.take().context("take the standard output")?;
-        let mut cluster = Self { process, address: String::new(), said: None };
+        let mut cluster = Self { process, address: String::new(), admin: String::new(), said: None };
         let mut ready = String::new();
         cluster.said.insert(BufReader::new(stdout)).read_line(&mut ready).context("read the ready line")?;
-        let address = ready.split_whitespace().find_map(|word| word.strip_prefix("address="));
-        cluster.address = address.with_context(|| format!("expected a ready line, got {ready:?}"))?.to_owned();
+        let told = |name: &str| {
+            let value = ready.split_whitespace().find_map(|word| word.strip_prefix(name));
+            value.map(str::to_owned).with_context(|| format!("expected a ready line with {name}, got {ready:?}"))
+        };
+        (cluster.address, cluster.admin) = (told("address=")?, told("admin=")?);
         Ok(cluster)
     }
 }
@@ -88,34 +94,4 @@ impl Drop for Cluster {
         _ = self.process.kill();
         _ = self.process.wait();
     }
-}
-
-/// A Python with the packages that the client needs, in target/python: made once, and again when they change.
-fn environment() -> Result<PathBuf> {
-    let wanted = run::root().join("examples/python/requirements.txt");
-    let text = fs::read_to_string(&wanted).with_context(|| format!("read {}", wanted.display()))?;
-    let folder = run::root().join("target/python");
-    let (stamp, interpreter) = (folder.join(".installed"), folder.join("bin/python"));
-    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == text) && interpreter.exists() {
-        return Ok(interpreter);
-    }
-    if !run::is_installed("python3") {
-        run::install(&["python3", "python3-venv"])?;
-    }
-    println!("installing {} into {}", text.split_whitespace().collect::<Vec<_>>().join(", "), folder.display());
-    let make = || run::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
-    // Debian's Python comes without the part that makes environments.
-    make().or_else(|_| run::install(&["python3-venv"]).and_then(|()| make()))?;
-    let mut pip = Command::new(&interpreter);
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:", "-r"])
-        .arg(&wanted);
-    if env::var_os("CI").is_some() {
-        pip.arg("--no-input");
-    }
-    run::run(&mut pip)?;
-    fs::write(&stamp, text).with_context(|| format!("write {}", stamp.display()))?;
-    if !interpreter.exists() {
-        bail!("{} was not made", interpreter.display());
-    }
-    Ok(interpreter)
 }

@@ -235,22 +235,33 @@ impl Dev {
     /// Starts one with a folder of its own. Nothing waits for the disk: for tests of what is answered.
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
-        let mut dev = Self::run(folder.path(), &["--durability", "os"]).await;
+        let mut dev = Self::run(folder.path(), &["--durability", "os"], None).await;
+        dev._folder = Some(folder);
+        dev
+    }
+
+    /// The same, with so many files that it may have open: connections are files.
+    pub(crate) async fn start_with_files(files: u32) -> Self {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let mut dev = Self::run(folder.path(), &["--durability", "os"], Some(files)).await;
         dev._folder = Some(folder);
         dev
     }
 
     /// Starts one as users do, whose data is, or will be, in `folder`.
     pub(crate) async fn start_in(folder: &Path) -> Self {
-        Self::run(folder, &[]).await
+        Self::run(folder, &[], None).await
     }
 
-    async fn run(folder: &Path, more: &[&str]) -> Self {
+    async fn run(folder: &Path, more: &[&str], files: Option<u32>) -> Self {
         let free = SocketAddr::new(own_address(), 0).to_string();
         let data = folder.join("data");
         let mut command = Process::witan();
         command.arg("dev").arg("--data-dir").arg(&data).args(["--listen", &free, "--admin-listen", &free]);
         command.args(["--node-port", "0"]).args(more);
+        if let Some(files) = files {
+            command = Process::with_files(&command, files);
+        }
         let mut process = Process::start("dev", command, folder);
         process.ready().await;
         let dev = Self { process, data, _folder: None };
@@ -278,6 +289,11 @@ impl Dev {
     pub(crate) fn nodes(&self) -> Vec<SocketAddr> {
         let nodes = self.process.fact("nodes").split(',').filter_map(|node| node.split_once('='));
         nodes.map(|(_, address)| address.parse().expect("an address")).collect()
+    }
+
+    /// The process' number.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// The process.

@@ -31,6 +31,18 @@ impl Process {
         Command::new(env!("CARGO_BIN_EXE_witan"))
     }
 
+    /// The same command, run by a process that may have so many files open.
+    ///
+    /// # Panics
+    /// Later, when it is started, if this machine does not allow so many.
+    pub(crate) fn with_files(command: &Command, files: u32) -> Command {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", r#"ulimit -n "$1" && shift && exec "$@""#, "sh", &files.to_string()]);
+        shell.arg(command.get_program()).args(command.get_args());
+        shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell
+    }
+
     /// Starts `command`; what it logs goes to `folder`. It serves when [`Process::ready`] says so.
     pub(crate) fn start(name: &str, mut command: Command, folder: &Path) -> Self {
         let log = folder.join(format!("{name}.log"));

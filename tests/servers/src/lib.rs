@@ -5,9 +5,12 @@
 //! `process` (a server's processes, all of them), `reaper` (nothing outlives a test, however it ends), `port`, `program`
 //! (where the servers are found, and as whom they run).
 //!
+//! Beside them: [`Authority`], for tests of TLS.
+//!
 //! Every wait is for an event and ends with a panic that holds the server's log. This crate is for tests: what cannot be
 //! done is a panic, not an error.
 
+mod authority;
 mod port;
 mod postgres;
 mod process;
@@ -18,6 +21,7 @@ mod server;
 
 use std::time::{Duration, Instant};
 
+pub use authority::{Authority, Pair};
 pub use port::Port;
 pub use postgres::Postgres;
 pub use redis::{Redis, RedisCluster, RedisSentinel};

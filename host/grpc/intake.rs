@@ -1,0 +1,283 @@
+//! What clients may have half sent. A message is collected before it is decoded, a connection may have a thousand of them
+//! under way, and each may have 16 MiB: without a bound over all of them, and a time for each, a few slow clients would
+//! fill the memory. A message that comes in one piece, as small ones do, is never counted.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::HttpBody;
+use bytes::Bytes;
+use http::Request;
+use tokio::time::Sleep;
+use tokio_stream::Stream;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+
+use super::status::Report;
+
+/// Bounds of what is half sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Bytes of all messages that are not complete.
+    pub bytes: usize,
+    /// Calls whose message is not complete, and sessions.
+    pub calls: usize,
+    /// How long one message may take.
+    pub within: Duration,
+}
+
+impl Default for Bounds {
+    /// A quarter of a GiB holds 16 of the largest messages. 20,000 operations may be under way, and half as many sessions
+    /// be open. A value of 10 MiB takes 10 s over a line of 8 Mbit/s, three times as long is for everybody else.
+    fn default() -> Self {
+        Self { bytes: 256 << 20, calls: 30_000, within: Duration::from_secs(30) }
+    }
+}
+
+/// The five bytes before a message: not compressed, and its length.
+const PREFIX: usize = 5;
+/// The one call that is a stream of the client's: it may say nothing for as long as it likes between two messages.
+const STREAMING: &str = "/Session";
+
+/// Stands before every service.
+#[derive(Debug, Clone)]
+pub(super) struct IntakeLayer(Arc<Intake>);
+
+#[derive(Debug)]
+struct Intake {
+    bounds: Bounds,
+    bytes: AtomicUsize,
+    calls: AtomicUsize,
+}
+
+impl IntakeLayer {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Self(Arc::new(Intake { bounds, bytes: AtomicUsize::new(0), calls: AtomicUsize::new(0) }))
+    }
+}
+
+impl<S> Layer<S> for IntakeLayer {
+    type Service = Metered<S>;
+
+    fn layer(&self, inner: S) -> Metered<S> {
+        Metered { intake: Arc::clone(&self.0), inner }
+    }
+}
+
+/// Services whose requests' messages are counted.
+#[derive(Debug, Clone)]
+pub(super) struct Metered<S> {
+    intake: Arc<Intake>,
+    inner: S,
+}
+
+impl<S: Service<Request<Body>>> Service<Request<Body>> for Metered<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let streaming = request.uri().path().ends_with(STREAMING);
+        let request = request.map(|body| {
+            // A call without a message has nothing to wait for.
+            match body.is_end_stream() {
+                true => body,
+                false => metered(Message::new(body, Arc::clone(&self.intake), streaming)),
+            }
+        });
+        self.inner.call(request)
+    }
+}
+
+/// What a client says behind its messages is of no interest to any call, so that a body is a stream of bytes.
+fn metered(message: Message) -> Body {
+    Body::new(axum::body::Body::from_stream(message))
+}
+
+/// A request's body, of which at most one message is not complete.
+struct Message {
+    body: Body,
+    intake: Arc<Intake>,
+    /// Nothing needs to come between two messages.
+    streaming: bool,
+    /// Bytes of the prefix that have come, and the length that they tell.
+    prefix: usize,
+    length: [u8; 4],
+    /// Bytes that the message still lacks.
+    missing: usize,
+    /// Bytes of it that have come, and are counted.
+    held: usize,
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl Message {
+    fn new(body: Body, intake: Arc<Intake>, streaming: bool) -> Self {
+        intake.calls.fetch_add(1, Ordering::AcqRel);
+        Self { body, intake, streaming, prefix: 0, length: [0; 4], missing: 0, held: 0, late: None }
+    }
+
+    /// Follows the messages through bytes that have come; true when the last one is not complete.
+    fn follow(&mut self, bytes: &[u8]) -> bool {
+        let mut at = 0;
+        while at < bytes.len() {
+            if self.prefix < PREFIX {
+                if let Some(place) = self.prefix.checked_sub(1) {
+                    self.length[place] = bytes[at];
+                }
+                self.prefix += 1;
+                at += 1;
+                if self.prefix == PREFIX {
+                    self.missing = u32::from_be_bytes(self.length) as usize;
+                }
+            } else {
+                let taken = self.missing.min(bytes.len() - at);
+                self.missing -= taken;
+                at += taken;
+            }
+            if self.prefix == PREFIX && self.missing == 0 {
+                self.prefix = 0;
+            }
+        }
+        self.prefix > 0
+    }
+
+    fn received(&mut self, bytes: &Bytes) -> Result<(), Status> {
+        if !self.follow(bytes) {
+            self.give_back();
+            self.late = None;
+            return Ok(());
+        }
+        // What belongs to complete messages before it is gone in a moment; it may as well be counted.
+        self.held += bytes.len();
+        let before = self.intake.bytes.fetch_add(bytes.len(), Ordering::AcqRel);
+        if before + bytes.len() > self.intake.bounds.bytes {
+            return Err(refused("too many messages are half sent"));
+        }
+        Ok(())
+    }
+
+    fn give_back(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        if held > 0 {
+            self.intake.bytes.fetch_sub(held, Ordering::AcqRel);
+        }
+    }
+
+    /// An error when the rest of a message takes too long.
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        if self.prefix == 0 && self.streaming {
+            return Poll::Pending;
+        }
+        let within = self.intake.bounds.within;
+        let late = self.late.get_or_insert_with(|| Box::pin(tokio::time::sleep(within)));
+        ready!(late.as_mut().poll(cx));
+        let told = format!("the message was not complete after {} s", within.as_secs());
+        Poll::Ready(Report::new(Code::DeadlineExceeded, "DEADLINE", told).not_applied().status())
+    }
+}
+
+fn refused(why: &str) -> Status {
+    let report = Report::new(Code::ResourceExhausted, "OVERLOADED", why).not_applied();
+    report.retry_after(Duration::from_millis(500)).status()
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        self.give_back();
+        self.intake.calls.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Stream for Message {
+    type Item = Result<Bytes, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        if self.intake.calls.load(Ordering::Acquire) > self.intake.bounds.calls {
+            return Poll::Ready(Some(Err(refused("too many calls are half sent"))));
+        }
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let bytes = frame.into_data().unwrap_or_default();
+                Poll::Ready(Some(self.received(&bytes).map(|()| bytes)))
+            }
+            Poll::Ready(Some(Err(broken))) => Poll::Ready(Some(Err(broken))),
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => self.wait(cx).map(|late| Some(Err(late))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(bounds: Bounds) -> (Arc<Intake>, Message) {
+        let intake = Arc::new(Intake { bounds, bytes: AtomicUsize::new(0), calls: AtomicUsize::new(0) });
+        (Arc::clone(&intake), Message::new(Body::empty(), intake, false))
+    }
+
+    fn framed(length: usize) -> Vec<u8> {
+        let mut bytes = vec![0];
+        bytes.extend_from_slice(&(length as u32).to_be_bytes());
+        bytes.resize(PREFIX + length, 7);
+        bytes
+    }
+
+    #[test]
+    fn only_what_is_not_complete_is_counted() {
+        let (intake, mut message) = of(Bounds::default());
+        let held = |intake: &Intake| intake.bytes.load(Ordering::Relaxed);
+        for length in [0, 1, 100] {
+            message.received(&framed(length).into()).unwrap();
+            assert_eq!(held(&intake), 0, "whole: {length}");
+        }
+        let bytes = framed(10);
+        for (place, byte) in bytes.iter().enumerate() {
+            message.received(&Bytes::copy_from_slice(&[*byte])).unwrap();
+            assert_eq!(held(&intake), (place + 1) % bytes.len(), "by the byte: {place}");
+        }
+        // Two and a half in one piece, then the other half and a beginning.
+        let mut two = [framed(3), framed(4), framed(6)].concat();
+        let rest = two.split_off(two.len() - 3);
+        message.received(&two.into()).unwrap();
+        assert!(held(&intake) > 0);
+        message.received(&[rest, vec![0, 0]].concat().into()).unwrap();
+        assert!(held(&intake) > 0);
+        drop(message);
+        assert_eq!((held(&intake), intake.calls.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn beyond_the_bound_messages_are_refused_and_give_back_what_they_held() {
+        let (intake, mut message) = of(Bounds { bytes: 100, ..Bounds::default() });
+        let bytes = Bytes::from(framed(200));
+        message.received(&bytes.slice(..90)).unwrap();
+        let refused = message.received(&bytes.slice(90..180)).unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        drop(message);
+        assert_eq!(intake.bytes.load(Ordering::Relaxed), 0);
+        let mut next = Message::new(Body::empty(), Arc::clone(&intake), false);
+        next.received(&bytes.slice(..90)).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_takes_too_long_is_given_up() {
+        let (_, mut message) = of(Bounds::default());
+        message.received(&framed(10)[..8].to_vec().into()).unwrap();
+        let late = std::future::poll_fn(|cx| message.wait(cx)).await;
+        assert_eq!(late.code(), Code::DeadlineExceeded);
+        message.late = None;
+        message.streaming = true;
+        message.received(&framed(10)[8..].to_vec().into()).unwrap();
+        let idle = tokio::time::timeout(Duration::from_secs(3600), std::future::poll_fn(|cx| message.wait(cx)));
+        assert!(idle.await.is_err(), "a session may be idle");
+    }
+}

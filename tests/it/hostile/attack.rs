@@ -1,0 +1,151 @@
+//! What hostile clients do. Every loop is bounded.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::future::join_all;
+use h2::Reason;
+use h2::client::SendRequest;
+use http::{Method, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::harness::PATIENCE;
+
+/// What every HTTP/2 client says first, with empty settings.
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Connections made at a time, so that no listener's queue of them runs over.
+const AT_A_TIME: usize = 200;
+
+/// So many connections that say these words and nothing more.
+pub(super) async fn wordless(address: SocketAddr, count: usize, words: &'static [u8]) -> Vec<TcpStream> {
+    let mut connected = Vec::with_capacity(count);
+    while connected.len() < count {
+        let more = (count - connected.len()).min(AT_A_TIME);
+        let dialled = join_all((0..more).map(|_| async move {
+            let mut stream = TcpStream::connect(address).await.expect("connect");
+            stream.write_all(words).await.expect("say something");
+            stream
+        }));
+        connected.extend(tokio::time::timeout(PATIENCE, dialled).await.expect("connections are accepted"));
+    }
+    connected
+}
+
+fn call(address: SocketAddr, method: &str) -> Request<()> {
+    let uri = format!("http://{address}/witan.v1.CoordinatorService/{method}");
+    let request = Request::builder().method(Method::POST).uri(uri).header("te", "trailers");
+    request.header("content-type", "application/grpc").body(()).expect("a request")
+}
+
+async fn connect(address: SocketAddr) -> (SendRequest<Bytes>, JoinHandle<()>) {
+    let tcp = TcpStream::connect(address).await.expect("connect");
+    let (send, connection) = h2::client::handshake(tcp).await.expect("HTTP/2");
+    (send, tokio::spawn(async move { drop(connection.await) }))
+}
+
+/// Calls that are reset as soon as they are made, on so many connections at once; how many there were before the server
+/// had enough.
+pub(super) async fn rapid_resets(address: SocketAddr, connections: usize, each: usize) -> usize {
+    let attack = async |_| {
+        let (send, _running) = connect(address).await;
+        let mut resets = 0;
+        while resets < each {
+            let Ok(mut ready) = send.clone().ready().await else { break };
+            let Ok((_, mut body)) = ready.send_request(call(address, "WriteKeyValue"), false) else { break };
+            body.send_reset(Reason::CANCEL);
+            resets += 1;
+            if resets % 100 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        resets
+    };
+    let attacks = join_all((0..connections).map(attack));
+    tokio::time::timeout(PATIENCE, attacks).await.expect("an attack ends").into_iter().sum()
+}
+
+fn frame(kind: u8, stream: u32, payload: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(9 + payload.len());
+    bytes.put_uint(payload.len() as u64, 3);
+    bytes.put_u8(kind);
+    // No flags: neither the headers nor the stream end here.
+    bytes.put_u8(0);
+    bytes.put_u32(stream);
+    bytes.put_slice(payload);
+    bytes.freeze()
+}
+
+/// A block of headers that goes on until the server has enough: how many bytes it took.
+pub(super) async fn continuation_flood(address: SocketAddr, most: usize) -> usize {
+    const HEADERS: u8 = 1;
+    const CONTINUATION: u8 = 9;
+    let mut stream = TcpStream::connect(address).await.expect("connect");
+    // ":method: POST", ":scheme: http", ":path: /", from the static table.
+    let first = [PREFACE, &frame(HEADERS, 1, &[0x83, 0x86, 0x84])].concat();
+    stream.write_all(&first).await.expect("begin");
+    // "x: yyy...", a literal that is not indexed, over and over.
+    let mut header = vec![0, 1, b'x', 100];
+    header.resize(4 + 100, b'y');
+    let piece = frame(CONTINUATION, 1, &header.repeat(150));
+    let mut sent = 0;
+    let flood = async {
+        let (mut reading, mut writing) = stream.split();
+        let mut words = [0; 1024];
+        let ended = async { while matches!(reading.read(&mut words).await, Ok(1..)) {} };
+        let flooding = async {
+            while sent < most && writing.write_all(&piece).await.is_ok() {
+                sent += piece.len();
+            }
+        };
+        tokio::select! {
+            () = ended => {}
+            () = flooding => {}
+        }
+    };
+    tokio::time::timeout(PATIENCE, flood).await.expect("a flood ends");
+    sent
+}
+
+/// Calls of one connection whose message is not complete.
+pub(super) struct Half {
+    /// The status of each, once it is told.
+    pub(super) statuses: Vec<oneshot::Receiver<u32>>,
+    _running: JoinHandle<()>,
+}
+
+/// So many calls on one connection, each with a message of `length` bytes of which `sent` are sent, as far as the server
+/// takes them within a few seconds.
+pub(super) async fn half_sent(address: SocketAddr, calls: usize, length: u32, sent: usize) -> Half {
+    let (send, running) = connect(address).await;
+    let (mut statuses, mut sending) = (Vec::new(), Vec::new());
+    for _ in 0..calls {
+        let mut ready = send.clone().ready().await.expect("the connection takes calls");
+        let (response, mut body) = ready.send_request(call(address, "WriteKeyValue"), false).expect("a call");
+        let (tell, told) = oneshot::channel();
+        statuses.push(told);
+        let mut message = BytesMut::with_capacity(5 + sent);
+        message.put_u8(0);
+        message.put_u32(length);
+        message.resize(5 + sent, 0);
+        sending.push(tokio::spawn(async move {
+            // Waits in the stream for its window; the stream is kept until the status is there.
+            let taken = body.send_data(message.freeze(), false);
+            let status = response
+                .await
+                .ok()
+                .and_then(|response| response.headers().get("grpc-status")?.to_str().ok()?.parse().ok());
+            // Whoever does not ask any more does not need it.
+            let _ = status.map(|status| tell.send(status));
+            drop((taken, body));
+        }));
+    }
+    // As long as it goes on, or not much longer than a loopback needs for it.
+    let flowing = tokio::time::timeout(Duration::from_secs(3), join_all(&mut sending));
+    drop(flowing.await);
+    Half { statuses, _running: running }
+}
