@@ -4,7 +4,7 @@
 //! In reading order: [`scope`] (what each call needs), [`credential`] and [`refusal`], [`token`] (API tokens as text), `tokens`
 //! and `jwt` (whose a credential is), `rate`, [`audit`], [`caller`] (what is asked of a call that was let in).
 //!
-//! Absences: nothing here knows statuses, gRPC or HTTP. No call waits for the database, unless its token was never seen.
+//! Absences: nothing here knows statuses or servers. No call waits for the database, unless its token was never seen.
 
 pub mod audit;
 pub mod caller;
@@ -272,6 +272,13 @@ impl Access {
             audit.changed(entry);
         }
     }
+}
+
+/// What a call shows of itself. Two credentials are none: which of them counts would be anybody's guess.
+pub fn shown(headers: &http::HeaderMap) -> Option<&[u8]> {
+    let mut values = headers.get_all(http::header::AUTHORIZATION).iter();
+    let first = values.next()?;
+    Some(if values.next().is_some() { b"" } else { first.as_bytes() })
 }
 
 /// The text behind `Bearer`; `None` when nothing is shown.

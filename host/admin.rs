@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -14,10 +14,10 @@ use prometheus_client::registry::Registry;
 use witan_kernel::hook::Pending;
 use witan_tls::{Connection, Incoming, Peer};
 
-use crate::access::Access;
 use crate::access::caller::Origin;
 use crate::access::refusal::Refusal;
 use crate::access::scope::{self, Need, Rule};
+use crate::access::{Access, shown};
 
 /// Tells whether a coordinator should get traffic.
 pub type Readiness = Arc<dyn Fn() -> Pending<Ready> + Send + Sync>;
@@ -123,19 +123,21 @@ async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Resp
     if rule.need == Need::Nothing {
         return next.run(request).await;
     }
-    match admitted(&admin, rule, request.headers()).await {
+    match admitted(&admin, rule, request.headers(), request.extensions()).await {
         Ok(()) => next.run(request).await,
         Err(refusal) => refused(&refusal),
     }
 }
 
-async fn admitted(admin: &Admin, rule: &'static Rule, headers: &HeaderMap) -> Result<(), Refusal> {
-    let mut shown = headers.get_all(header::AUTHORIZATION).iter();
-    let shown = match (shown.next(), shown.next()) {
-        (Some(_), Some(_)) => Some(&b""[..]),
-        (first, _) => first.map(|value| value.as_bytes()),
-    };
-    let origin = Origin::default();
+async fn admitted(
+    admin: &Admin,
+    rule: &'static Rule,
+    headers: &HeaderMap,
+    extensions: &Extensions,
+) -> Result<(), Refusal> {
+    let shown = shown(headers);
+    let peer = extensions.get::<ConnectInfo<Visitor>>().map(|visitor| visitor.0.0.address);
+    let origin = Origin { peer, request_id: None };
     match admin.access.admit(rule, shown, &origin) {
         Some(admitted) => admitted.map(drop),
         None => admin.access.admit_unseen(rule, shown, &origin).await.map(drop),
@@ -164,12 +166,12 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
 }
 
 /// Anybody may know whether; why not tells of nodes and databases.
-async fn readyz(State(admin): State<Admin>, headers: HeaderMap) -> impl IntoResponse {
+async fn readyz(State(admin): State<Admin>, headers: HeaderMap, extensions: Extensions) -> impl IntoResponse {
     let Ready { reasons, notes } = (admin.readiness)().await;
     let lines = |lines: Vec<String>| lines.into_iter().map(|line| line + "\n").collect::<String>();
     // A probe without a credential is no attempt at anything.
     let asks = headers.contains_key(header::AUTHORIZATION) || admin.access.serves_anybody();
-    if !asks || admitted(&admin, scope::of_details(), &headers).await.is_err() {
+    if !asks || admitted(&admin, scope::of_details(), &headers, &extensions).await.is_err() {
         return match reasons.is_empty() {
             true => (StatusCode::OK, "ok\n".to_owned()),
             false => (StatusCode::SERVICE_UNAVAILABLE, "not ready; a credential shows why\n".to_owned()),

@@ -101,6 +101,11 @@ pub fn scope<F: Future>(origin: Option<Origin>, work: F) -> Scoped<F> {
     ORIGIN.scope(origin, work)
 }
 
+/// Does `work` for `origin` at once.
+pub fn now<R>(origin: Option<Origin>, work: impl FnOnce() -> R) -> R {
+    ORIGIN.sync_scope(origin, work)
+}
+
 /// Lets `work`, which another task is about to do, know the present origin. Where that is traced, it is a span called `name`.
 pub fn carried<F: Future>(name: &'static str, work: F) -> Scoped<F> {
     ORIGIN.scope(current().map(|origin| if origin.trace.is_some() { origin.part(name) } else { origin }), work)

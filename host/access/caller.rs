@@ -86,6 +86,12 @@ impl Caller {
         self.noted(self.credential.is_good(self.access.now_ms()), None, None)
     }
 
+    /// Counts a refusal that was decided elsewhere, and puts it on record.
+    pub fn refused(&self, refusal: Refusal) -> Refusal {
+        let tenant = self.named.as_ref().and_then(|named| named.get());
+        self.noted(Err(refusal.clone()), tenant, None).err().unwrap_or(refusal)
+    }
+
     /// What it has shown.
     pub fn credential(&self) -> &Credential {
         &self.credential

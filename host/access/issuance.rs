@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use witan_kernel::name::{Invalid, TenantId};
 use witan_kernel::port::StoreError;
-use witan_store::metadata::{Metadata, PAGE, Token};
+use witan_store::metadata::{Metadata, PAGE, TOKEN_ID_BYTES, Token};
 
 use super::Access;
 use super::caller::Caller;
@@ -108,6 +108,9 @@ impl Issuance {
     /// When there is none that the caller may take back, or the store does not answer.
     pub async fn revoke(&self, caller: &Caller, id: &str) -> Result<(), Denied> {
         let missing = || StoreError::Missing(format!("token {}", id.chars().take(64).collect::<String>()));
+        if id.len() > TOKEN_ID_BYTES {
+            return Err(missing().into());
+        }
         let token = self.metadata.token(id).await?.ok_or_else(missing)?;
         // Whoever may not revoke it learns nothing of it either.
         let is_own = caller.credential().tenant().is_none_or(|own| token.tenant.as_ref() == Some(own));
@@ -115,6 +118,9 @@ impl Issuance {
             return Err(missing().into());
         }
         self.may_concern(caller, token.tenant.as_ref())?;
+        if Scopes::from_bits(token.scopes).has(Scope::Operator) {
+            caller.may_all()?;
+        }
         self.metadata.remove_token(id).await?;
         self.access.token_revoked(id).await;
         Ok(())
@@ -153,7 +159,7 @@ fn within(caller: &Caller, grant: Grant) -> Result<Grant, Refusal> {
     }
     let beyond = grant.scopes.without(own.scopes());
     if let Some(first) = beyond.iter().next() {
-        return Err(Refusal::Scope { needs: Scopes::only(first) });
+        return Err(caller.refused(Refusal::Scope { needs: Scopes::only(first) }));
     }
     let ends = [grant.expires_at_ms, own.expires_at_ms()];
     Ok(Grant { expires_at_ms: ends.into_iter().flatten().min(), ..grant })
@@ -250,6 +256,10 @@ mod tests {
         assert!(matches!(foreign, Err(Denied::Refused(_))));
         assert_eq!(world.issuance.list(&operator, None, None, 100).await.unwrap().tokens.len(), 4);
 
+        let everywhere = world.caller(grant(None, "admin")).await;
+        let operators = operator.credential().id().trim_start_matches("token:");
+        let refused = world.issuance.revoke(&everywhere, operators).await;
+        assert!(matches!(refused, Err(Denied::Refused(_))), "an operator's token is an operator's to revoke");
         let refused = world.issuance.revoke(&admin, &other.id).await;
         assert!(matches!(refused, Err(Denied::Store(StoreError::Missing(_)))));
         world.issuance.revoke(&admin, &own.id).await.unwrap();

@@ -193,7 +193,7 @@ const fn streaming(path: &'static str, need: Need, effect: Effect) -> Rule {
 }
 
 /// Every call of every server of a coordinator. The most frequent stand first.
-pub static RULES: [Rule; 31] = [
+pub static RULES: [Rule; 30] = [
     rule("/witan.v1.CoordinatorService/ReadKeyValue", READ, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/WriteKeyValue", WRITE, Effect::Keys),
     rule("/witan.v1.CoordinatorService/DeleteKeyValue", WRITE, Effect::Keys),
@@ -222,7 +222,6 @@ pub static RULES: [Rule; 31] = [
     rule("/witan.v1.AccessService/RevokeToken", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/grpc.health.v1.Health/Check", Need::Nothing, Effect::Nothing),
     streaming("/grpc.health.v1.Health/Watch", Need::Nothing, Effect::Nothing),
-    rule("/grpc.health.v1.Health/List", Need::Nothing, Effect::Nothing),
     streaming("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Need::Credential, Effect::Nothing),
     streaming("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Need::Credential, Effect::Nothing),
 ];

@@ -87,6 +87,16 @@ async fn without_a_credential_nothing_is_served() {
     assert!(access.admit(scope::of_call(READ), Some(&[0xff, b' ', 1]), &Origin::default()).unwrap().is_err());
 }
 
+#[test]
+fn two_credentials_are_none() {
+    let mut headers = http::HeaderMap::new();
+    assert_eq!(shown(&headers), None);
+    headers.append("authorization", "Bearer a".parse().unwrap());
+    assert_eq!(shown(&headers), Some(&b"Bearer a"[..]));
+    headers.append("authorization", "Bearer b".parse().unwrap());
+    assert_eq!(bearer(shown(&headers)), Some(Err(Refusal::Malformed)));
+}
+
 #[tokio::test]
 async fn anonymous_clients_are_served_where_that_is_written_down_and_bad_tokens_nowhere() {
     let settings = Security { allow_anonymous: true, ..with_tokens() };

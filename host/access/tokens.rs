@@ -13,7 +13,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
 use witan_kernel::port::StoreError;
 use witan_store::metadata::{Metadata, PAGE, TOKENS, Token};
@@ -30,6 +30,8 @@ const FRESH_MS: u64 = 2000;
 /// Unknown tokens for which the database is asked in a second, of all clients together: a token that was just made elsewhere is
 /// good at once, and a flood of invented ones costs the database next to nothing.
 const LOOKS_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("twenty is not zero");
+/// How many such looks there may be at a time.
+const ASKING: usize = 8;
 /// How long such a look may take.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -40,6 +42,10 @@ pub(super) struct Tokens {
     /// When it was last certain that `known` is what the database says: Unix time, milliseconds.
     confirmed_ms: AtomicU64,
     looks: DefaultDirectRateLimiter,
+    /// Turns at asking the database: one that hangs keeps a few calls waiting, and no more.
+    asking: Semaphore,
+    /// How often something may have gone from `known`.
+    readings: AtomicU64,
     /// Held by whoever replaces `known`.
     replacing: Mutex<()>,
     number: Gauge,
@@ -78,6 +84,8 @@ impl Tokens {
             known: ArcSwap::default(),
             confirmed_ms: AtomicU64::new(now_ms),
             looks: RateLimiter::direct(Quota::per_second(LOOKS_PER_SECOND)),
+            asking: Semaphore::new(ASKING),
+            readings: AtomicU64::new(0),
             replacing: Mutex::new(()),
             number: Gauge::default(),
         };
@@ -112,13 +120,13 @@ impl Tokens {
         if self.looks.check().is_err() {
             return Err(not_known());
         }
-        let _replacing = self.replacing.lock().await;
+        let Ok(_asking) = self.asking.try_acquire() else { return Err(not_known()) };
+        let before = self.readings.load(Ordering::Relaxed);
         match timeout(LOOK, self.metadata.token(id)).await {
             Ok(Ok(Some(token))) => {
                 let known = Known::of(&token);
-                let credential = check(&known, secret, now_ms)?;
-                self.add(token.id, known);
-                Ok(credential)
+                check(&known, secret, now_ms)?;
+                self.found(before, token.id, known).await.ok_or(Refusal::Unavailable)
             }
             Ok(Ok(None)) => Err(Refusal::Unknown),
             Ok(Err(_)) | Err(_) => Err(Refusal::Unavailable),
@@ -136,6 +144,7 @@ impl Tokens {
     /// When the store does not answer; then all stays as it was.
     pub(super) async fn read_all(&self) -> Result<(), StoreError> {
         let _replacing = self.replacing.lock().await;
+        self.readings.fetch_add(1, Ordering::Relaxed);
         let before = self.known.load_full();
         let mut now = HashMap::new();
         let mut last: Option<String> = None;
@@ -159,6 +168,7 @@ impl Tokens {
     /// A token was revoked here.
     pub(super) async fn revoked(&self, id: &str) {
         let _replacing = self.replacing.lock().await;
+        self.readings.fetch_add(1, Ordering::Relaxed);
         let mut known = HashMap::clone(&self.known.load());
         if let Some(gone) = known.remove(id) {
             gone.credential.end();
@@ -166,10 +176,23 @@ impl Tokens {
         self.replace(known);
     }
 
-    fn add(&self, id: String, token: Known) {
+    /// Remembers a token that was found, unless something was revoked, or all were read, since it was asked for: it may be
+    /// gone by now, and nobody would say so again. The client asks once more then.
+    async fn found(&self, before: u64, id: String, token: Known) -> Option<Arc<Credential>> {
+        let _replacing = self.replacing.lock().await;
+        if self.readings.load(Ordering::Relaxed) == before {
+            return Some(self.add(id, token));
+        }
+        let known = self.known.load();
+        known.get(&id).filter(|known| known.hash == token.hash).map(|known| Arc::clone(&known.credential))
+    }
+
+    /// Adds a token, if it is not there yet: there is one credential of each, which its end is told to.
+    fn add(&self, id: String, token: Known) -> Arc<Credential> {
         let mut known = HashMap::clone(&self.known.load());
-        known.insert(id, token);
+        let credential = Arc::clone(&known.entry(id).or_insert(token).credential);
         self.replace(known);
+        credential
     }
 
     fn replace(&self, known: HashMap<String, Known>) {
@@ -241,6 +264,20 @@ mod tests {
         tokens.read_all().await.unwrap();
         assert_eq!(credential.is_good(1), Ok(()), "reading all again ends nothing that is there");
         assert_eq!(tokens.number().get(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_revoked_while_it_is_found_is_not_remembered() {
+        let metadata = memory();
+        let tokens = Tokens::open(metadata.clone(), 0).await.unwrap();
+        let token = make(grant(None), [1; 12], [1; 32], 0);
+        let before = tokens.readings.load(Ordering::Relaxed);
+        tokens.revoked(&token.token.id).await;
+        let found = tokens.found(before, token.token.id.clone(), Known::of(&token.token)).await;
+        assert!(found.is_none());
+        assert!(matches!(tokens.look(&token.text, 1), Looked::NotKnown));
+        let _all: Vec<_> = (0..ASKING).map(|_| tokens.asking.try_acquire().unwrap()).collect();
+        assert_eq!(tokens.ask(&token.text, 1).await.unwrap_err(), Refusal::Unknown, "others are asking");
     }
 
     #[tokio::test]

@@ -131,12 +131,18 @@ pub enum Problem {
 impl Problem {
     /// A failed read.
     pub fn read(status: Status) -> Self {
-        Self::Read(Box::new(status))
+        Self::unheard(&status).unwrap_or_else(|| Self::Read(Box::new(status)))
     }
 
     /// A failed change.
     pub fn change(status: Status) -> Self {
-        Self::Change(Box::new(status))
+        Self::unheard(&status).unwrap_or_else(|| Self::Change(Box::new(status)))
+    }
+
+    /// A request that did not get beyond TLS.
+    fn unheard(status: &Status) -> Option<Self> {
+        let why = witan_tls::explain(status)?;
+        Some(Self::Unreachable { endpoint: "the coordinator".to_owned(), why })
     }
 }
 

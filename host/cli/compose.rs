@@ -281,7 +281,8 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
 
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
     let api = CoordinatorApi::new(Arc::clone(&coordinator), Arc::clone(&catalog));
-    tokio::spawn(follow_live(config.live, coordinator, Arc::clone(api.fallbacks()), stop.clone()));
+    let changing = Changing { coordinator, fallbacks: Arc::clone(api.fallbacks()), access: Arc::clone(&access) };
+    tokio::spawn(changing.follow(config.live, stop.clone()));
     let services = server::Services {
         coordinator: api,
         plugins: PluginApi::new(platform, catalog),
@@ -300,23 +301,28 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     })
 }
 
-/// Puts in force what changes meanwhile, until the signal to stop is given.
-async fn follow_live(
-    mut live: watch::Receiver<Live>,
+/// What changes while a coordinator serves.
+struct Changing {
     coordinator: Arc<Coordinator<Real>>,
     fallbacks: Arc<ArcSwap<Fallbacks>>,
-    stop: watch::Receiver<bool>,
-) {
-    let stopped = stopped(stop);
-    tokio::pin!(stopped);
-    loop {
-        let now = live.borrow_and_update().clone();
-        coordinator.set_timeouts(now.timeouts);
-        fallbacks.store(Arc::new(now.fallbacks));
-        tokio::select! {
-            // Nobody is left who could change anything.
-            changed = live.changed() => if changed.is_err() { return },
-            () = &mut stopped => return,
+    access: Arc<Access>,
+}
+
+impl Changing {
+    /// Puts in force what changes meanwhile, until the signal to stop is given.
+    async fn follow(self, mut live: watch::Receiver<Live>, stop: watch::Receiver<bool>) {
+        let stopped = stopped(stop);
+        tokio::pin!(stopped);
+        loop {
+            let now = live.borrow_and_update().clone();
+            self.coordinator.set_timeouts(now.timeouts);
+            self.fallbacks.store(Arc::new(now.fallbacks));
+            self.access.set_rate_limits(now.rate_limits);
+            tokio::select! {
+                // Nobody is left who could change anything.
+                changed = live.changed() => if changed.is_err() { return },
+                () = &mut stopped => return,
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 use witan_kernel::name::{Invalid, TenantId};
-use witan_store::metadata::{Metadata, Token};
+use witan_store::metadata::{Metadata, TOKEN_ID_BYTES, Token};
 use witan_wire::v1;
 use witan_wire::v1::access_service_server::AccessService;
 
@@ -48,7 +48,7 @@ impl AccessService for AccessApi {
         let request = request.into_inner();
         let limit = page_size(request.page_size).map_err(|error| invalid(&error))?;
         let tenant = named(request.tenant_id).map_err(|error| invalid(&error))?;
-        let after = Some(request.page_token).filter(|token| !token.is_empty());
+        let after = after(request.page_token).map_err(|error| invalid(&error))?;
         let page =
             self.0.list(&caller, tenant.as_ref(), after, limit).await.map_err(|error| status(&caller, &error))?;
         Ok(Response::new(v1::ListTokensResponse {
@@ -70,6 +70,14 @@ impl AccessService for AccessApi {
 
 fn named(tenant_id: String) -> Result<Option<TenantId>, Invalid> {
     if tenant_id.is_empty() { Ok(None) } else { TenantId::new(tenant_id).map(Some) }
+}
+
+fn after(page_token: String) -> Result<Option<String>, Invalid> {
+    if page_token.len() > TOKEN_ID_BYTES {
+        let remedy = "send what the page before told as next_page_token, unchanged";
+        return Err(Invalid::new("page_token", format!("has {} bytes", page_token.len()), remedy));
+    }
+    Ok(Some(page_token).filter(|token| !token.is_empty()))
 }
 
 fn grant(request: v1::CreateTokenRequest) -> Result<Grant, Invalid> {

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::future::{Either, Ready, ready};
-use http::header::AUTHORIZATION;
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use tonic::Status;
 use tonic::body::Body;
 use tonic_types::StatusExt;
@@ -15,10 +14,10 @@ use tower::{Layer, Service};
 use witan_tls::Peer;
 
 use super::status;
-use crate::access::Access;
 use crate::access::caller::{Caller, Origin};
 use crate::access::refusal::Refusal;
 use crate::access::scope::{self, Effect, Need, Rule};
+use crate::access::{Access, shown};
 use crate::origin;
 
 /// Puts the guard before services.
@@ -137,13 +136,6 @@ impl Drop for Record {
 
 fn refused(refusal: &Refusal, rule: &Rule) -> Response<Body> {
     status::refusal(refusal, rule.effect != Effect::Nothing).status().into_http()
-}
-
-/// What a call shows. Two credentials are none: which of them counts would be anybody's guess.
-fn shown(headers: &HeaderMap) -> Option<&[u8]> {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let first = values.next()?;
-    Some(if values.next().is_some() { b"" } else { first.as_bytes() })
 }
 
 fn origin(request: &Request<Body>) -> Origin {

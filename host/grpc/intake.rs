@@ -1,6 +1,7 @@
-//! What clients may have half sent. A message is collected before it is decoded, a connection may have a thousand of them
-//! under way, and each may have 16 MiB: without a bound over all of them, and a time for each, a few slow clients would
-//! fill the memory. A message that comes in one piece, as small ones do, is never counted.
+//! What clients may have half sent. A message is collected before it is decoded, with memory for all of it from the moment
+//! that its length is told; a connection may have a thousand of them under way, and each may have 16 MiB. Without a bound
+//! over all of them, and a time for each, a few slow clients would fill the memory. A message that comes in one piece, as
+//! small ones do, is never counted.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,12 +18,14 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
+use super::server::REQUEST_BYTES;
 use super::status::Report;
 
 /// Bounds of what is half sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Bytes of all messages that are not complete.
+    /// Bytes of all messages of up to 1 MiB that are not complete, and as many of larger ones: whoever sends giants is only in
+    /// the way of others who do.
     pub bytes: usize,
     /// Calls whose message is not complete, and sessions.
     pub calls: usize,
@@ -50,13 +53,41 @@ pub(super) struct IntakeLayer(Arc<Intake>);
 #[derive(Debug)]
 struct Intake {
     bounds: Bounds,
-    bytes: AtomicUsize,
+    small: AtomicUsize,
+    large: AtomicUsize,
     calls: AtomicUsize,
+}
+
+/// From here on a message is large.
+const LARGE: usize = 1 << 20;
+
+impl Intake {
+    fn new(bounds: Bounds) -> Self {
+        Self { bounds, small: AtomicUsize::new(0), large: AtomicUsize::new(0), calls: AtomicUsize::new(0) }
+    }
+
+    fn of(&self, length: usize) -> &AtomicUsize {
+        if length > LARGE { &self.large } else { &self.small }
+    }
+
+    /// Counts a message, unless it is too much.
+    fn take(&self, length: usize) -> Result<(), Status> {
+        let before = self.of(length).fetch_add(length, Ordering::AcqRel);
+        if before + length <= self.bounds.bytes {
+            return Ok(());
+        }
+        self.give_back(length);
+        Err(refused("too many messages are half sent"))
+    }
+
+    fn give_back(&self, length: usize) {
+        self.of(length).fetch_sub(length, Ordering::AcqRel);
+    }
 }
 
 impl IntakeLayer {
     pub(super) fn new(bounds: Bounds) -> Self {
-        Self(Arc::new(Intake { bounds, bytes: AtomicUsize::new(0), calls: AtomicUsize::new(0) }))
+        Self(Arc::new(Intake::new(bounds)))
     }
 }
 
@@ -113,15 +144,15 @@ struct Message {
     length: [u8; 4],
     /// Bytes that the message still lacks.
     missing: usize,
-    /// Bytes of it that have come, and are counted.
-    held: usize,
+    /// Its length, while it is counted.
+    held: Option<usize>,
     late: Option<Pin<Box<Sleep>>>,
 }
 
 impl Message {
     fn new(body: Body, intake: Arc<Intake>, streaming: bool) -> Self {
         intake.calls.fetch_add(1, Ordering::AcqRel);
-        Self { body, intake, streaming, prefix: 0, length: [0; 4], missing: 0, held: 0, late: None }
+        Self { body, intake, streaming, prefix: 0, length: [0; 4], missing: 0, held: None, late: None }
     }
 
     /// Follows the messages through bytes that have come; true when the last one is not complete.
@@ -144,30 +175,31 @@ impl Message {
             }
             if self.prefix == PREFIX && self.missing == 0 {
                 self.prefix = 0;
+                // The next one has time of its own.
+                self.late = None;
             }
         }
         self.prefix > 0
     }
 
     fn received(&mut self, bytes: &Bytes) -> Result<(), Status> {
-        if !self.follow(bytes) {
+        let goes_on = self.follow(bytes);
+        // What is counted may be complete, and the next one begun.
+        let length = (goes_on && self.prefix == PREFIX).then(|| u32::from_be_bytes(self.length) as usize);
+        if length != self.held {
             self.give_back();
-            self.late = None;
-            return Ok(());
-        }
-        // What belongs to complete messages before it is gone in a moment; it may as well be counted.
-        self.held += bytes.len();
-        let before = self.intake.bytes.fetch_add(bytes.len(), Ordering::AcqRel);
-        if before + bytes.len() > self.intake.bounds.bytes {
-            return Err(refused("too many messages are half sent"));
+            // One that is too large for any call is refused when it is decoded, before there is memory for it.
+            if let Some(length) = length.filter(|length| *length <= REQUEST_BYTES) {
+                self.intake.take(length)?;
+                self.held = Some(length);
+            }
         }
         Ok(())
     }
 
     fn give_back(&mut self) {
-        let held = std::mem::take(&mut self.held);
-        if held > 0 {
-            self.intake.bytes.fetch_sub(held, Ordering::AcqRel);
+        if let Some(held) = self.held.take() {
+            self.intake.give_back(held);
         }
     }
 
@@ -220,7 +252,7 @@ mod tests {
     use super::*;
 
     fn of(bounds: Bounds) -> (Arc<Intake>, Message) {
-        let intake = Arc::new(Intake { bounds, bytes: AtomicUsize::new(0), calls: AtomicUsize::new(0) });
+        let intake = Arc::new(Intake::new(bounds));
         (Arc::clone(&intake), Message::new(Body::empty(), intake, false))
     }
 
@@ -231,41 +263,46 @@ mod tests {
         bytes
     }
 
+    fn held(intake: &Intake) -> (usize, usize) {
+        (intake.small.load(Ordering::Relaxed), intake.large.load(Ordering::Relaxed))
+    }
+
     #[test]
     fn only_what_is_not_complete_is_counted() {
         let (intake, mut message) = of(Bounds::default());
-        let held = |intake: &Intake| intake.bytes.load(Ordering::Relaxed);
         for length in [0, 1, 100] {
             message.received(&framed(length).into()).unwrap();
-            assert_eq!(held(&intake), 0, "whole: {length}");
+            assert_eq!(held(&intake), (0, 0), "whole: {length}");
         }
-        let bytes = framed(10);
-        for (place, byte) in bytes.iter().enumerate() {
+        for (place, byte) in framed(10).iter().enumerate() {
             message.received(&Bytes::copy_from_slice(&[*byte])).unwrap();
-            assert_eq!(held(&intake), (place + 1) % bytes.len(), "by the byte: {place}");
+            let counted = if (PREFIX - 1..PREFIX + 9).contains(&place) { 10 } else { 0 };
+            assert_eq!(held(&intake), (counted, 0), "by the byte: {place}");
         }
         // Two and a half in one piece, then the other half and a beginning.
         let mut two = [framed(3), framed(4), framed(6)].concat();
         let rest = two.split_off(two.len() - 3);
         message.received(&two.into()).unwrap();
-        assert!(held(&intake) > 0);
-        message.received(&[rest, vec![0, 0]].concat().into()).unwrap();
-        assert!(held(&intake) > 0);
+        assert_eq!(held(&intake), (6, 0));
+        message.received(&[rest, framed(LARGE + 1)[..99].to_vec()].concat().into()).unwrap();
+        assert_eq!(held(&intake), (0, LARGE + 1));
         drop(message);
-        assert_eq!((held(&intake), intake.calls.load(Ordering::Relaxed)), (0, 0));
+        assert_eq!((held(&intake), intake.calls.load(Ordering::Relaxed)), ((0, 0), 0));
     }
 
     #[test]
     fn beyond_the_bound_messages_are_refused_and_give_back_what_they_held() {
-        let (intake, mut message) = of(Bounds { bytes: 100, ..Bounds::default() });
-        let bytes = Bytes::from(framed(200));
-        message.received(&bytes.slice(..90)).unwrap();
-        let refused = message.received(&bytes.slice(90..180)).unwrap_err();
+        let (intake, mut first) = of(Bounds { bytes: 2 * LARGE, ..Bounds::default() });
+        let next = || Message::new(Body::empty(), Arc::clone(&intake), false);
+        let (mut second, mut small) = (next(), next());
+        let begun = Bytes::from(framed(LARGE + 1)).slice(..90);
+        first.received(&begun).unwrap();
+        let refused = second.received(&begun).unwrap_err();
         assert_eq!(refused.code(), Code::ResourceExhausted);
-        drop(message);
-        assert_eq!(intake.bytes.load(Ordering::Relaxed), 0);
-        let mut next = Message::new(Body::empty(), Arc::clone(&intake), false);
-        next.received(&bytes.slice(..90)).unwrap();
+        small.received(&Bytes::from(framed(LARGE)).slice(..90)).expect("giants are not in the way of others");
+        drop((first, second));
+        assert_eq!(held(&intake), (LARGE, 0));
+        next().received(&begun).unwrap();
     }
 
     #[tokio::test(start_paused = true)]

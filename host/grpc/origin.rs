@@ -12,7 +12,7 @@ use http::{HeaderMap, Request, Response};
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tower::{Layer, Service};
 
-use crate::origin::{Origin, RequestId, Scoped, current, scope};
+use crate::origin::{Origin, RequestId, Scoped, current, now, scope};
 
 /// The name of the header.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -63,7 +63,9 @@ where
         let origin = origin(&request, self.sampling);
         // What goes wrong within a session comes by its stream: whoever wants to ask about it needs to know the id before.
         let answer: Answered<R, S::Error> = if request.uri().path().ends_with("/Session") { told } else { named };
-        scope(Some(origin), self.inner.call(request).map(answer))
+        // What the layers below do at once knows the origin as well as what they do later.
+        let call = now(Some(origin.clone()), || self.inner.call(request));
+        scope(Some(origin), call.map(answer))
     }
 }
 

@@ -21,7 +21,7 @@ use crate::access::Access;
 use crate::coordinate::World;
 
 /// Largest message a client may send: a value of 10 MiB and what stands around it; in a session, a batch of them.
-const REQUEST_BYTES: usize = 16 << 20;
+pub(super) const REQUEST_BYTES: usize = 16 << 20;
 /// Largest message a client is sent: 100 siblings in a record of 32 MiB.
 const RESPONSE_BYTES: usize = 40 << 20;
 

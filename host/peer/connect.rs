@@ -84,14 +84,7 @@ impl Error for ConnectError {}
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // tonic's own text says nothing; the reason is at the end of the chain.
-            Self::Transport(error) => {
-                let mut last: &dyn Error = error;
-                while let Some(source) = last.source() {
-                    last = source;
-                }
-                fmt::Display::fmt(last, f)
-            }
+            Self::Transport(error) => f.write_str(&reason(error)),
             Self::SecretInTheClear(host) => write!(
                 f,
                 "security.nodes.shared_secret_file is given without security.nodes.tls, and everybody on the way to {host} \
@@ -99,6 +92,16 @@ impl fmt::Display for ConnectError {
             ),
         }
     }
+}
+
+/// Why a node could not be spoken to: what TLS has against it, or what is at the end of the chain. tonic's own text, at its
+/// beginning, says nothing.
+pub(super) fn reason(error: &(dyn Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    witan_tls::explain(error).unwrap_or_else(|| last.to_string())
 }
 
 /// Sockets, over TLS and with a secret where nodes ask for them.

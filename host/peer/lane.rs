@@ -16,7 +16,7 @@ use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello, ReplicaRequest};
 
-use super::connect::{Connect, Trust};
+use super::connect::{Connect, Trust, reason};
 use super::pending::{Pending, Table};
 use super::vitals::{Latencies, Vitals};
 use crate::origin::Traced;
@@ -107,12 +107,12 @@ impl Lane {
 
 async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver<Outgoing>, bytes: Arc<AtomicUsize>) {
     let mut backoff = FIRST_BACKOFF;
-    let mut told = String::new();
+    let mut told = Told::default();
     loop {
         match ends.shake_hands().await {
             Ok(stream) => {
                 backoff = FIRST_BACKOFF;
-                told.clear();
+                told = Told::default();
                 let mut conversation = Conversation::new(&ends, stream, &bytes);
                 let ended = conversation.run(&mut waiting).await;
                 drop(conversation);
@@ -129,10 +129,8 @@ async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver
             }
             Err(reason) => {
                 ends.disconnected();
-                // Once per reason: a certificate or a secret that is refused needs somebody, and repeating it helps nobody.
-                if reason != told && ends.speaks_for_node {
+                if ends.speaks_for_node && told.is_news(&reason) {
                     tracing::warn!(node = %ends.node.id, %reason, "a storage node cannot be reached; trying again and again");
-                    told = reason;
                 }
             }
         }
@@ -140,6 +138,32 @@ async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver
             return;
         }
         backoff = (backoff * 2).min(LAST_BACKOFF);
+    }
+}
+
+/// Why a node could not be reached, as far as it was told. A certificate or a secret that is refused needs somebody; to
+/// repeat it with every attempt helps nobody.
+#[derive(Default)]
+struct Told {
+    reasons: Vec<String>,
+    since: Option<Instant>,
+}
+
+/// How often a reason is repeated, and how many there may be meanwhile.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+const REASONS: usize = 8;
+
+impl Told {
+    fn is_news(&mut self, reason: &str) -> bool {
+        if self.since.is_none_or(|since| since.elapsed() >= TELL_AGAIN) {
+            self.reasons.clear();
+            self.since = Some(Instant::now());
+        }
+        let news = self.reasons.len() < REASONS && !self.reasons.iter().any(|told| told == reason);
+        if news {
+            self.reasons.push(reason.to_owned());
+        }
+        news
     }
 }
 
@@ -188,9 +212,9 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         };
         let first = ExchangeRequest { hello: Some(hello), frame: None };
         outbound.send(first).await.map_err(|_| "the stream closed at once".to_owned())?;
-        let response = client.exchange(ReceiverStream::new(frames)).await.map_err(|status| status.to_string())?;
+        let response = client.exchange(ReceiverStream::new(frames)).await.map_err(|status| reason(&status))?;
         let mut inbound = response.into_inner();
-        let answer = inbound.message().await.map_err(|status| status.to_string())?;
+        let answer = inbound.message().await.map_err(|status| reason(&status))?;
         let welcome = answer.and_then(|answer| answer.welcome).ok_or("the node did not answer the handshake")?;
         if !VERSIONS.contains(&welcome.version) {
             return Err(format!("the node speaks version {} of the protocol", welcome.version));

@@ -1,10 +1,11 @@
 //! Who may do what: a coordinator that asks for credentials, seen by those who have good ones, bad ones, and none.
 //!
 //! [`walk`] goes through every call and path; this file has what it stands on; [`life`] has tokens from their making to their
-//! end, and what else the configuration may ask for.
+//! end, and what else the configuration may ask for; [`shared`] has several coordinators.
 
 mod calls;
 mod life;
+mod shared;
 mod walk;
 
 use std::net::SocketAddr;

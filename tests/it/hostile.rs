@@ -62,6 +62,9 @@ impl Target {
 const FILES: u32 = 16_384;
 const CROWD: usize = 10_000;
 
+const DEADLINE_EXCEEDED: u32 = 4;
+const RESOURCE_EXHAUSTED: u32 = 8;
+
 /// The most memory that a process has had, in MiB.
 fn peak_mib(dev: &Dev) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", dev.id())).expect("the process is there");
@@ -100,13 +103,17 @@ async fn the_slow_and_the_silent() {
     for mut stream in silent.into_iter().chain(stammering) {
         closed(&mut stream).await;
     }
+    let mut told = Vec::new();
     for Half { statuses, .. } in &mut half {
         for status in statuses.drain(..) {
-            assert_eq!(tokio::time::timeout(PATIENCE, status).await.expect("in time").expect("told"), 4, "a deadline");
+            told.push(tokio::time::timeout(PATIENCE, status).await.expect("in time").expect("told"));
         }
     }
+    // Some were too many at once, the others had their time.
+    assert!(told.iter().all(|status| [DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED].contains(status)), "{told:?}");
+    assert!(told.contains(&DEADLINE_EXCEEDED));
     let attached = wordless(target.address(), 500, b"").await;
-    target.withstands("slow and silent", 200, (half, attached)).await;
+    target.withstands("slow and silent", 500, (half, attached)).await;
 }
 
 async fn closed(stream: &mut TcpStream) {

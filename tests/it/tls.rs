@@ -137,7 +137,7 @@ impl Company {
     }
 
     /// Runs `witan` as a client.
-    async fn command(&self, endpoint: &str, arguments: &[&str], tls: &[(&str, &Path)]) -> Output {
+    async fn command(&self, endpoint: &str, arguments: &[&str], tls: Flags<'_>) -> Output {
         let mut command = Process::witan();
         command.args(["--endpoint", endpoint, "--timeout", "60s"]).args(arguments);
         for (flag, path) in tls {
@@ -147,6 +147,9 @@ impl Company {
         ran.await.expect("it ends")
     }
 }
+
+/// Flags of a client that name files (or what else stands behind them).
+type Flags<'a> = &'a [(&'a str, &'a Path)];
 
 async fn dial(
     address: SocketAddr,
@@ -219,7 +222,7 @@ async fn the_command_line_works_over_tls_or_says_why_not() {
     let get = ["kv", "get", "-t", "t", "k"];
     let stranger = Authority::new(company.folder.path(), "stranger").file();
     let missing = company.path("missing");
-    let refused: [(&str, &[(&str, &Path)], &str); 5] = [
+    let refused: [(&str, Flags<'_>, &str); 5] = [
         (&https, &[("--ca-file", &stranger), ("--server-name", &name)], "name the file of its authority"),
         (&https, &[("--ca-file", &ca)], "name that as the server's name"),
         (&https, &[("--ca-file", &missing)], "name a file that is there"),
@@ -243,7 +246,10 @@ async fn the_command_line_works_over_tls_or_says_why_not() {
     let mut client = company.client(&company.client_side()).await;
     let listed = client.list_storage_nodes(v1::ListStorageNodesRequest {}).await.expect("answered").into_inner();
     assert!(listed.nodes.len() == NODES && listed.nodes.iter().all(|node| !node.reachable), "{listed:?}");
-    eventually("the log says why", async || company.process().tail().contains("certificate").then_some(())).await;
+    eventually("the log says why", async || {
+        company.process().tail().contains("refuses this side's certificate").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ mod chart;
 mod containers;
 mod live;
 mod selectors;
+mod system;
 mod tools;
 mod units;
 
@@ -57,8 +58,7 @@ pub fn check(witan: &Path) -> Result<()> {
     steps.step("Helm chart", || chart::check(&mut here))?;
     steps.step("units", || units::check(&mut here, witan))?;
     steps.step("alert rules and runbooks", || alerts::check(&here))?;
-    let plugins = here.root.join("target/plugins");
-    steps.step("metrics of the dashboard and the rules", || live::check(&here, witan, &plugins))?;
+    steps.step("metrics of the dashboard and the rules", || live::check(&here, witan))?;
     steps.step("commands", || {
         println!("{} command lines", here.found.commands.len());
         pages::check_commands(&here.found.commands, witan)

@@ -12,6 +12,7 @@ mod guests;
 mod pages;
 mod python;
 mod run;
+mod server;
 mod test;
 mod tools;
 

@@ -1,13 +1,13 @@
 //! `cargo xtask test`: every test there is, each compiled once.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::fs;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::run::{self, Steps, Tally, cargo, count_tests};
+use crate::server::Server;
 use crate::{python, tools};
 
 /// Runs everything; fails when one test does.
@@ -45,9 +45,9 @@ fn python_client(witan: &Path, plugins: &Path) -> Result<Tally> {
     _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     let log = folder.join("log");
-    let cluster = Cluster::start(witan, plugins, &folder.join("data"), &log)?;
+    let cluster = cluster(witan, plugins, &folder.join("data"), &log)?;
     let mut tour = Command::new(&interpreter);
-    tour.arg(run::root().join("examples/python/tour.py")).arg(&cluster.address);
+    tour.arg(run::root().join("examples/python/tour.py")).arg(cluster.told("address")?);
     tour.arg("--plugins").arg(plugins).stdin(Stdio::null());
     let passed = tour.status().context("run the Python client")?.success();
     if !passed {
@@ -56,42 +56,10 @@ fn python_client(witan: &Path, plugins: &Path) -> Result<Tally> {
     Ok(Tally { passed: passed.into(), failed: (!passed).into(), ignored: 0 })
 }
 
-/// `witan dev` on free ports. Dropped, it is killed.
-pub struct Cluster {
-    process: Child,
-    /// Where gRPC is served.
-    pub address: String,
-    /// Where HTTP is served.
-    pub admin: String,
-    /// Open as long as it runs: it may have more to say.
-    said: Option<BufReader<ChildStdout>>,
-}
-
-impl Cluster {
-    /// Starts it and waits until it is ready, which is when it tells its address.
-    pub fn start(witan: &Path, plugins: &Path, data: &Path, log: &Path) -> Result<Self> {
-        let mut command = Command::new(witan);
-        command.args(["dev", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--node-port", "0"]);
-        command.arg("--data-dir").arg(data).arg("--plugins").arg(plugins);
-        let log = File::create(log).with_context(|| format!("create {}", log.display()))?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        let mut process = command.spawn().with_context(|| format!("run {command:?}"))?;
-        let stdout = process.stdout.take().context("take the standard output")?;
-        let mut cluster = Self { process, address: String::new(), admin: String::new(), said: None };
-        let mut ready = String::new();
-        cluster.said.insert(BufReader::new(stdout)).read_line(&mut ready).context("read the ready line")?;
-        let told = |name: &str| {
-            let value = ready.split_whitespace().find_map(|word| word.strip_prefix(name));
-            value.map(str::to_owned).with_context(|| format!("expected a ready line with {name}, got {ready:?}"))
-        };
-        (cluster.address, cluster.admin) = (told("address=")?, told("admin=")?);
-        Ok(cluster)
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        _ = self.process.kill();
-        _ = self.process.wait();
-    }
+/// `witan dev` on free ports.
+fn cluster(witan: &Path, plugins: &Path, data: &Path, log: &Path) -> Result<Server> {
+    let mut command = Command::new(witan);
+    command.args(["dev", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--node-port", "0"]);
+    command.arg("--data-dir").arg(data).arg("--plugins").arg(plugins);
+    Server::start(&mut command, log)
 }

@@ -1,5 +1,6 @@
 //! A client's side of TLS, and connections over it for tonic.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -149,26 +150,60 @@ async fn dial(side: &ClientSide, uri: &Uri) -> io::Result<TlsStream<TcpStream>> 
     side.secure(host, tcp).await.map_err(|error| explained(host, error))
 }
 
-/// What a person can do about a handshake that has failed.
+/// A handshake's failure, with what a person can do about it.
 fn explained(host: &str, error: io::Error) -> io::Error {
+    match explain(&error) {
+        Some(why) => io::Error::new(error.kind(), format!("TLS with {host}: {why}")),
+        None => error,
+    }
+}
+
+/// What TLS has against a connection, if an error comes from there, and what a person can do about it. In TLS 1.3 a client
+/// learns what the server has against it only with the first answer that it waits for, deep in an error of that.
+pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let tls = error.downcast_ref::<rustls::Error>();
+        if let Some(tls) = tls.or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>())) {
+            return Some(remedy(tls));
+        }
+        // HTTP/2 keeps of an error of its connection no more than the text.
+        if let Some(alert) = error.to_string().strip_prefix(ALERT) {
+            return Some(refused(alert));
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// How rustls begins to tell what the other side has said.
+const ALERT: &str = "received fatal alert: ";
+
+fn refused(alert: &str) -> String {
+    format!("it refuses this side's certificate, or asks for one, or cannot agree on how to speak ({alert})")
+}
+
+fn remedy(error: &rustls::Error) -> String {
     use rustls::CertificateError::{Expired, ExpiredContext, NotValidForName, NotValidForNameContext, UnknownIssuer};
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
-    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else { return error };
-    let why = match tls {
+    let text = match error {
         InvalidCertificate(UnknownIssuer) => {
-            "its certificate is signed by no authority that is trusted here; name the file of its authority".to_owned()
+            "its certificate is signed by no authority that is trusted here; name the file of its authority"
         }
         InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
-            format!(
-                "its certificate is not for {host:?}; dial the name that it is for, or name that as the server's name"
-            )
+            "its certificate is for another name; dial the name that it is for, or name that as the server's name"
         }
         InvalidCertificate(Expired | ExpiredContext { .. }) => {
-            "its certificate has expired; renew it (and check this machine's clock)".to_owned()
+            "its certificate has expired; renew it (and check this machine's clock)"
         }
-        AlertReceived(_) => format!("it refused the handshake ({tls}); does it take this client's certificate?"),
-        InvalidMessage(_) => "what answers there does not speak TLS; is it served without?".to_owned(),
-        other => other.to_string(),
+        InvalidMessage(_) => "what answers there does not speak TLS; is it served without?",
+        AlertReceived(alert) => {
+            return format!(
+                "it refuses this side's certificate, or asks for one, or cannot agree on how to speak ({alert:?})"
+            );
+        }
+        other => return other.to_string(),
     };
-    io::Error::new(error.kind(), format!("TLS with {host}: {why}"))
+    text.to_owned()
 }

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use connect::{ClientSide, Connector};
+pub use connect::{ClientSide, Connector, explain};
 pub use connection::{Connection, Identity, Peer};
 pub use file::{Fields, FileError};
 pub use incoming::{Bounds, Incoming};

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use notify::Watcher as _;
 
-use crate::certificate::Expiry;
+use crate::certificate::{Expiry, now};
 use crate::file::{FileError, Snapshot};
 
 /// Between two looks at files that are changing.
@@ -23,6 +23,9 @@ const QUIET: Duration = Duration::from_millis(100);
 const LOOKS: usize = 50;
 /// Between two looks at files that give no sign: network file systems give none.
 const SLOW: Duration = Duration::from_secs(10);
+/// How long before its end a certificate is spoken of, and how often: storage nodes show no metrics.
+const SOON_SECONDS: i64 = 14 * 86_400;
+const SPEAK_AGAIN: Duration = Duration::from_secs(86_400);
 /// How soon the thread ends after its owner.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -133,6 +136,14 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         *self.tried() = snapshot;
     }
 
+    fn warn_of_ends(&self) {
+        let now = now();
+        for end in self.current.load().expiries.iter().filter(|end| end.not_after - now < SOON_SECONDS) {
+            let days_left = (end.not_after - now) / 86_400;
+            tracing::warn!(what = self.what, file = %end.file.display(), days_left, "a certificate expires soon; renew it");
+        }
+    }
+
     fn tried(&self) -> std::sync::MutexGuard<'_, Snapshot> {
         self.tried.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -151,10 +162,11 @@ fn watch<T: Send + Sync + 'static>(opened: &Arc<Reloaded<T>>) -> io::Result<()> 
 }
 
 fn upkeep<T: Send + Sync + 'static>(opened: &Weak<Reloaded<T>>, signs: &Receiver<()>) {
-    let mut looked = Instant::now();
+    let (mut looked, mut spoken) = (Instant::now(), Instant::now());
     // What came in between the first look and the watcher gave no sign.
     if let Some(opened) = opened.upgrade() {
         opened.look_until_quiet();
+        opened.warn_of_ends();
     }
     loop {
         let sign = signs.recv_timeout(TICK);
@@ -167,6 +179,10 @@ fn upkeep<T: Send + Sync + 'static>(opened: &Weak<Reloaded<T>>, signs: &Receiver
         if signed || looked.elapsed() >= SLOW {
             opened.look_until_quiet();
             looked = Instant::now();
+        }
+        if spoken.elapsed() >= SPEAK_AGAIN {
+            opened.warn_of_ends();
+            spoken = Instant::now();
         }
     }
 }

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use witan_servers::{Authority, Pair};
-use witan_tls::{Bounds, ClientSide, ClientTls, Fields, Incoming, ListenerTls, Protocol, ServerSide, metrics};
+use witan_tls::{Bounds, ClientSide, ClientTls, Fields, Incoming, ListenerTls, Protocol, ServerSide, explain, metrics};
 
 /// Longest wait for anything that must happen, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -234,6 +234,13 @@ async fn clients_are_known_by_their_certificates_or_refused() {
         Err(error) => error.to_string(),
     };
     assert!(refused(without).await.contains("CertificateRequired"));
+    // However deep that is in other errors, and whatever is left of it there.
+    let alert = rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA);
+    for error in [io::Error::other(alert.to_string()), io::Error::other(alert)] {
+        let told = explain(&tonic::Status::from_error(Box::new(error))).expect("explained");
+        assert!(told.contains("refuses this side's certificate") && told.contains("UnknownCA"), "{told}");
+    }
+    assert_eq!(explain(&io::Error::other("something else")), None);
     let stranger = others.issue("stranger", &["coordinator-1.example"]);
     let stranger = ClientSide::open(&client(&ours, Some(&stranger)), Fields::NODES).unwrap();
     assert!(!refused(stranger).await.is_empty());

@@ -12,20 +12,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use super::system::System;
 use super::{Here, alerts, selectors};
-use crate::test::Cluster;
 
 /// Longest wait for the first scrapes, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Series that are there only while an alert fires.
 const OCCASIONAL: &str = "ALERTS";
 
-/// Starts a cluster and a Prometheus, and asks for everything.
-pub fn check(here: &Here, witan: &Path, plugins: &Path) -> Result<()> {
+/// Starts a small system and a Prometheus, and asks for everything.
+pub fn check(here: &Here, witan: &Path) -> Result<()> {
     let folder = here.work.join("live");
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    let cluster = Cluster::start(witan, plugins, &folder.join("data"), &folder.join("witan.log"))?;
-    let prometheus = Prometheus::start(here, &folder, &cluster.admin)?;
+    let system = System::start(here, witan, &folder)?;
+    system.is_well(witan)?;
+    let prometheus = Prometheus::start(here, &folder, &system)?;
     let rules = alerts::rules(here)?;
     prometheus.wait_for("witan_operations_in_flight")?;
     let mut queries: Vec<(String, String)> = Vec::new();
@@ -89,11 +90,17 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    fn start(here: &Here, folder: &Path, target: &str) -> Result<Self> {
+    fn start(here: &Here, folder: &Path, system: &System) -> Result<Self> {
         let config = serde_json::json!({
             "global": { "scrape_interval": "1s", "evaluation_interval": "1s" },
             "rule_files": [here.deploy.join("prometheus/alerts.yaml")],
-            "scrape_configs": [{ "job_name": "witan-coordinator", "static_configs": [{ "targets": [target] }] }],
+            "scrape_configs": [{
+                "job_name": "witan-coordinator",
+                "scheme": "https",
+                "tls_config": { "ca_file": system.authority },
+                "authorization": { "credentials_file": system.token },
+                "static_configs": [{ "targets": [system.metrics()?] }],
+            }],
         });
         let file = folder.join("prometheus.yaml");
         fs::write(&file, config.to_string()).with_context(|| format!("write {}", file.display()))?;

@@ -1,0 +1,81 @@
+//! A small system, secured as the compose file's is: a storage node and a coordinator that ask each other for certificates,
+//! clients that need a token.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::Here;
+use crate::run;
+use crate::server::Server;
+
+/// One storage node and one coordinator with embedded stores. Dropped, they are killed.
+pub struct System {
+    node: Server,
+    coordinator: Server,
+    /// The authority that all certificates are of.
+    pub authority: PathBuf,
+    /// A file with a token that opens metrics.
+    pub token: PathBuf,
+    node_certificate: [PathBuf; 2],
+}
+
+impl System {
+    /// Starts both, on free ports, with the secrets that the compose file's script has made.
+    pub fn start(here: &Here, witan: &Path, folder: &Path) -> Result<Self> {
+        let secret = |name: &str| here.work.join("secrets").join(name);
+        let (authority, node_certificate) = (secret("ca.pem"), [secret("node-1.pem"), secret("node-1.key")]);
+        let mut node = Command::new(witan);
+        node.args(["node", "--id", "node-1", "--listen", "127.0.0.1:0", "--data-dir"]).arg(folder.join("node"));
+        node.arg("--tls-cert-file").arg(&node_certificate[0]).arg("--tls-key-file").arg(&node_certificate[1]);
+        let node = Server::start(node.arg("--tls-client-ca-file").arg(&authority), &folder.join("node.log"))?;
+
+        let (host, port) = node.told("address")?.rsplit_once(':').context("the node's address has no port")?;
+        let port: u16 = port.parse().context("read the node's port")?;
+        let (cert, key) = (secret("coordinator.pem"), secret("coordinator.key"));
+        let configuration = serde_json::json!({
+            "server": { "host": "127.0.0.1", "port": 0, "data_dir": folder.join("coordinator") },
+            "metrics": { "host": "127.0.0.1", "port": 0 },
+            "storage_nodes": [{ "id": "node-1", "host": host, "port": port }],
+            "security": {
+                "tokens": true,
+                "tls": { "cert_file": cert, "key_file": key },
+                "nodes": { "tls": { "ca_file": authority, "cert_file": cert, "key_file": key } },
+                "audit": { "file": folder.join("audit.jsonl") },
+            },
+        });
+        let file = folder.join("witan.yaml");
+        fs::write(&file, configuration.to_string()).with_context(|| format!("write {}", file.display()))?;
+        let token = folder.join("token");
+        let mut create = Command::new(witan);
+        create.args(["token", "create", "--label", "prometheus", "--config"]).arg(&file);
+        fs::write(&token, run::output(&mut create)?).with_context(|| format!("write {}", token.display()))?;
+        let mut serve = Command::new(witan);
+        let coordinator = Server::start(serve.args(["serve", "--config"]).arg(&file), &folder.join("coordinator.log"))?;
+        Ok(Self { node, coordinator, authority, token, node_certificate })
+    }
+
+    /// Where Prometheus finds the coordinator.
+    pub fn metrics(&self) -> Result<&str> {
+        self.coordinator.told("admin")
+    }
+
+    /// Asks both for their health, as the probes of containers do.
+    pub fn is_well(&self, witan: &Path) -> Result<()> {
+        let mut coordinator = Command::new(witan);
+        coordinator.args(["health", "--service=witan.v1.CoordinatorService"]);
+        let mut node = Command::new(witan);
+        node.arg("health").arg("--client-cert-file").arg(&self.node_certificate[0]);
+        node.arg("--client-key-file").arg(&self.node_certificate[1]);
+        for (command, server) in [(&mut coordinator, &self.coordinator), (&mut node, &self.node)] {
+            command
+                .arg(format!("--endpoint=https://{}", server.told("address")?))
+                .arg("--ca-file")
+                .arg(&self.authority);
+            run::output(command)?;
+        }
+        Ok(())
+    }
+}
