@@ -8,9 +8,10 @@ use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{DescribeRequest, DescribeResponse};
 
 use super::Findings;
+use crate::cli::secured::Secured;
 use crate::config::plain_host;
 use crate::config::settings::Settings;
-use crate::peer::endpoint;
+use crate::peer::{Connect, Tcp};
 
 /// How long a node may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -27,8 +28,20 @@ pub(super) async fn examine(settings: &Settings, known: Vec<(String, String, u16
         let what = "none is known: name them in storage_nodes, or add them with `witan nodes add`";
         return findings.note("nodes", what);
     }
+    // Certificates and secrets are read from files.
+    let security = settings.security.clone();
+    let opened = tokio::task::spawn_blocking(move || Secured::open(&security).map(|secured| secured.to_nodes()));
+    let reach = &match opened.await {
+        Ok(Ok(reach)) => reach,
+        Ok(Err(error)) => return findings.error("nodes", format!("cannot be asked: {error}")),
+        Err(error) => return findings.error("nodes", format!("cannot be asked: {error}")),
+    };
     for some in nodes.chunks(AT_ONCE) {
-        let asked = some.iter().map(|(id, host, port)| async move { (id, host, port, ask(id, host, *port).await) });
+        let asking = |node| async move {
+            let (id, host, port): &(String, String, u16) = node;
+            (id, host, port, ask(reach, id, host, *port).await)
+        };
+        let asked = some.iter().map(asking);
         for (id, host, port, told) in futures::future::join_all(asked).await {
             let about = format!("node {id}");
             match told {
@@ -42,14 +55,13 @@ pub(super) async fn examine(settings: &Settings, known: Vec<(String, String, u16
     }
 }
 
-async fn ask(id: &str, host: &str, port: u16) -> Result<DescribeResponse, String> {
+async fn ask(reach: &Tcp, id: &str, host: &str, port: u16) -> Result<DescribeResponse, String> {
     let id = NodeId::new(id).map_err(|error| error.to_string())?;
     let host = plain_host(host).to_owned();
     let node = StorageNode { id, host, port, virtual_nodes: 1, status: NodeStatus::Active };
     let asking = async {
-        let channel = endpoint(&node).map_err(|error| error.to_string())?.connect().await;
-        let channel = channel.map_err(|error| error.to_string())?;
-        let told = StorageNodeServiceClient::new(channel).describe(DescribeRequest {}).await;
+        let link = reach.connect(&node).await.map_err(|error| error.to_string())?;
+        let told = StorageNodeServiceClient::new(link).describe(DescribeRequest {}).await;
         told.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
     };
     tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
