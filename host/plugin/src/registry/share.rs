@@ -55,8 +55,12 @@ impl Inner {
     pub(super) fn refresh(&self, slots: Option<Vec<Key>>) -> Result<(), PluginError> {
         let mut state = lock(&self.state);
         self.sync_components(&mut state)?;
-        let Some(slots) = slots else { return self.refresh_all(&mut state) };
-        slots.iter().try_for_each(|key| self.catch_up(&mut state, key))
+        match slots {
+            None => self.refresh_all(&mut state)?,
+            Some(slots) => slots.iter().try_for_each(|key| self.catch_up(&mut state, key))?,
+        }
+        // A component that only a binding kept here, which is gone by now, goes as well.
+        self.sync_components(&mut state)
     }
 
     fn refresh_all(&self, state: &mut State) -> Result<(), PluginError> {
