@@ -243,7 +243,10 @@ async fn the_doctor_says_what_to_do() {
 
     place.write(&stores(&postgres.url(), &redis.url()));
     let (code, lines) = examine().await;
-    assert_eq!(code, Some(0), "{lines:#?}");
+    // Whatever machine this is: its disk may be rather full, which is a warning.
+    let warnings: Vec<_> = lines.iter().filter(|line| line.starts_with("warning")).collect();
+    assert!(warnings.iter().all(|line| line.contains("its disk is")), "{lines:#?}");
+    assert_eq!(code, Some(if warnings.is_empty() { 0 } else { 4 }), "{lines:#?}");
     said(&lines, "ok redis", "answers");
     said(&lines, "ok postgresql", "answers");
     said(&lines, "note postgresql", "no schema yet");

@@ -88,9 +88,13 @@ async fn kills(company: &mut Company, ground: &Ground) {
     company.postgres.start_again();
     recovered(company, ground, "PostgreSQL was killed", back).await;
 
-    // Those that write without a name go on.
+    // What has no name needs no Redis.
     company.redis.kill();
-    ground.got_on().await;
+    for coordinator in &company.coordinators {
+        let api = coordinator.api();
+        eventually("changes without a name go on", async || api.write(write("registers", "unnamed", "v")).await.ok())
+            .await;
+    }
     let back = Instant::now();
     company.redis.start_again();
     recovered(company, ground, "Redis was killed", back).await;
