@@ -182,7 +182,7 @@ mod tests {
         for (index, slot) in taken.iter().enumerate() {
             slot.entry.heard_ms.store(if index == 40 { 0 } else { 1 }, Ordering::Relaxed);
         }
-        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let cx = Context::from_waker(std::task::Waker::noop());
         let newest = slots.take().expect("one makes room");
         let gone: Vec<usize> = (0..100).filter(|index| taken[*index].must_go(&cx)).collect();
         assert_eq!(gone, [40]);
