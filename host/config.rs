@@ -1,7 +1,7 @@
 //! The configuration of a coordinator: defaults, a YAML file, the environment and flags, each over those before it.
 //!
-//! Reading order: [`keys`] (the one table of all keys), [`layers`] (which of several values holds), [`settings`] (the result
-//! as types), [`check`] (what the types cannot say), [`database`] and [`redis`] (addresses put together), [`print`].
+//! Reading order: `keys` (the one table of all keys), `layers` (which of several values holds), `settings` (the result
+//! as types), `check` (what the types cannot say), `database` and `redis` (addresses put together), `print`.
 //!
 //! Secrets are in a type that does not print them, and files with secrets are read here, so that nobody else has a reason to.
 

@@ -1,7 +1,7 @@
 //! `witan doctor`: looks at everything that a coordinator stands on, and says what to do about what it finds.
 //!
-//! It changes nothing, and needs no coordinator that runs. Reading order: [`servers`] (PostgreSQL and Redis), [`nodes`],
-//! [`certificates`], [`coordinator`] (what one that runs knows of plugins).
+//! It changes nothing, and needs no coordinator that runs. Reading order: `servers` (PostgreSQL and Redis), `nodes`,
+//! `certificates`, `coordinator` (what one that runs knows of plugins).
 
 mod certificates;
 mod coordinator;

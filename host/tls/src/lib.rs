@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`file`](mod@file) (what can be wrong with a file), [`certificate`] (PEM to rustls), [`reload`] (files that are watched),
 //! [`listen`] and [`connect`] (the two sides of TLS), [`incoming`] and [`connection`] (a listener's stream of connections),
-//! [`slots`] (how many there are), [`secret`] (what coordinators and nodes may share instead), [`metrics`].
+//! `slots` (how many there are), [`secret`] (what coordinators and nodes may share instead), [`metrics`].
 //!
 //! Invariants, as absences: no handshake stands before another connection; no file is read on a runtime's thread after the
 //! start; no connection is without a bound on how long it may say nothing at first; no secret is in a debug output.
