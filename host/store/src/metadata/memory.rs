@@ -165,7 +165,7 @@ impl Metadata for MemoryMetadata {
     }
 
     fn schema_version(&self) -> Answer<u64> {
-        self.answer(|_| Ok(1))
+        self.answer(|_| Ok(2))
     }
 
     fn changes(&self, after: u64) -> Answer<Changes> {
