@@ -117,14 +117,21 @@ fn migrations() -> Migrator {
     migrations
 }
 
+/// Two seconds altogether: a migration takes some milliseconds, on a slow disk a hundred.
+const MIGRATION_TRIES: u32 = 100;
+const MIGRATION_PAUSE: Duration = Duration::from_millis(20);
+
 async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
     let migrations = migrations();
     let mut tried = migrations.run(writer).await;
-    // Two programs that create the same file: the later finds the tables there, and on another look all is done.
-    for _ in 0..2 {
-        if matches!(tried, Err(MigrateError::ExecuteMigration(..) | MigrateError::Execute(_))) {
-            tried = migrations.run(writer).await;
+    // Of several programs that create the same file, all but one find it locked, or the tables there, once for each migration;
+    // SQLite does not let whoever has read wait for the lock to write. On a later look all is done.
+    for _ in 0..MIGRATION_TRIES {
+        if !matches!(tried, Err(MigrateError::ExecuteMigration(..) | MigrateError::Execute(_))) {
+            break;
         }
+        tokio::time::sleep(MIGRATION_PAUSE).await;
+        tried = migrations.run(writer).await;
     }
     tried.map_err(|error| match error {
         MigrateError::Execute(error) => failed(error),
