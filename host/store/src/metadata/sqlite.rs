@@ -59,7 +59,21 @@ impl SqliteMetadata {
         Self::open_with(file.into(), PATIENCE).await
     }
 
+    /// Several that open a new file at once find it locked by one another, in steps in which SQLite does not wait: the
+    /// change of its journal, the migrations, the first look.
     async fn open_with(file: PathBuf, patience: Duration) -> Result<Self, StoreError> {
+        let mut opened = Self::open_once(file.clone(), patience).await;
+        for _ in 0..OPENING_TRIES {
+            if !matches!(&opened, Err(StoreError::Unavailable(why)) if why.contains("is locked")) {
+                break;
+            }
+            tokio::time::sleep(OPENING_PAUSE).await;
+            opened = Self::open_once(file.clone(), patience).await;
+        }
+        opened
+    }
+
+    async fn open_once(file: PathBuf, patience: Duration) -> Result<Self, StoreError> {
         let shown = file.display().to_string();
         let path: Arc<Path> = Arc::from(file.as_path());
         tokio::task::spawn_blocking(move || create_private(&file))
@@ -118,19 +132,19 @@ fn migrations() -> Migrator {
 }
 
 /// Two seconds altogether: a migration takes some milliseconds, on a slow disk a hundred.
-const MIGRATION_TRIES: u32 = 100;
-const MIGRATION_PAUSE: Duration = Duration::from_millis(20);
+const OPENING_TRIES: u32 = 100;
+const OPENING_PAUSE: Duration = Duration::from_millis(20);
 
 async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
     let migrations = migrations();
     let mut tried = migrations.run(writer).await;
     // Of several programs that create the same file, all but one find it locked, or the tables there, once for each migration;
     // SQLite does not let whoever has read wait for the lock to write. On a later look all is done.
-    for _ in 0..MIGRATION_TRIES {
+    for _ in 0..OPENING_TRIES {
         if !matches!(tried, Err(MigrateError::ExecuteMigration(..) | MigrateError::Execute(_))) {
             break;
         }
-        tokio::time::sleep(MIGRATION_PAUSE).await;
+        tokio::time::sleep(OPENING_PAUSE).await;
         tried = migrations.run(writer).await;
     }
     tried.map_err(|error| match error {
