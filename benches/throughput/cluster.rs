@@ -19,10 +19,13 @@ use crate::Options;
 pub(crate) struct Cluster {
     pub(crate) coordinator: Process,
     pub(crate) baseline: Process,
+    /// Each an argument of `--node`: "id=host:port".
+    nodes: Vec<String>,
+    durability: String,
     _nodes: Vec<Process>,
     runtime: Runtime,
     /// Last: the processes have to be gone before.
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Cluster {
@@ -40,24 +43,44 @@ impl Cluster {
             command.arg("--data-dir").arg(data);
             nodes.push(Process::start(command, &folder.path().join(format!("{id}.log")))?);
         }
-        let mut command = Command::new(&options.witan);
-        command.args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--durability", durability]);
-        command.arg("--data-dir").arg(folder.path().join("coordinator"));
-        for (id, node) in ["node-1", "node-2", "node-3"].iter().zip(&nodes) {
-            command.arg("--node").arg(format!("{id}={}", node.address));
-        }
-        let coordinator = Process::start(command, &folder.path().join("coordinator.log"))?;
+        let named: Vec<String> =
+            nodes.iter().zip(1..).map(|(node, number)| format!("node-{number}={}", node.address)).collect();
+        let coordinator = coordinator(options, durability, &named, folder.path(), "coordinator", |_| {})?;
 
         let addresses: Vec<&str> = nodes.iter().map(|node| node.address.as_str()).collect();
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("--baseline").arg(addresses.join(","));
         let baseline = Process::start(command, &folder.path().join("baseline.log"))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { coordinator, baseline, _nodes: nodes, runtime, _folder: folder })
+        let durability = durability.to_owned();
+        Ok(Self { coordinator, baseline, nodes: named, durability, _nodes: nodes, runtime, folder })
+    }
+
+    /// Another coordinator of the same nodes, whose stores are at these addresses.
+    pub(crate) fn another(&self, options: &Options, database: &str, redis: &str) -> anyhow::Result<Process> {
+        let folder = self.folder.path();
+        let stores = [("--database-url-file", "database", database), ("--redis-url-file", "redis", redis)];
+        for (_, file, url) in stores {
+            std::fs::write(folder.join(file), url)?;
+        }
+        coordinator(options, &self.durability, &self.nodes, folder, "another", |command| {
+            stores.into_iter().for_each(|(option, file, _)| _ = command.arg(option).arg(folder.join(file)));
+        })
     }
 
     /// Creates a tenant of three replicas.
     pub(crate) fn tenant(&self, id: &str, conflict_mode: &str, ordering: &str) -> anyhow::Result<()> {
+        self.tenant_at(&self.coordinator, id, conflict_mode, ordering)
+    }
+
+    /// Creates a tenant of three replicas at this coordinator.
+    pub(crate) fn tenant_at(
+        &self,
+        coordinator: &Process,
+        id: &str,
+        conflict_mode: &str,
+        ordering: &str,
+    ) -> anyhow::Result<()> {
         let request = CreateTenantRequest {
             tenant_id: id.to_owned(),
             replication_factor: 3,
@@ -65,7 +88,7 @@ impl Cluster {
             ordering: ordering.to_owned(),
             ..CreateTenantRequest::default()
         };
-        let created = self.runtime.block_on(tenant::ensure(&self.global(), request, true));
+        let created = self.runtime.block_on(tenant::ensure(&global(coordinator), request, true));
         created.map(drop).with_context(|| format!("create tenant {id}"))
     }
 
@@ -76,19 +99,39 @@ impl Cluster {
 
     /// The coordinator, as command-line subcommands take it.
     pub(crate) fn global(&self) -> Global {
-        Global {
-            endpoint: self.coordinator.endpoint(),
-            output: Output::Json,
-            timeout: Duration::from_secs(30),
-            ca_file: None,
-            client_cert_file: None,
-            client_key_file: None,
-            server_name: None,
-            token_file: None,
-            log_level: None,
-            log_format: None,
-        }
+        global(&self.coordinator)
     }
+}
+
+fn global(coordinator: &Process) -> Global {
+    Global {
+        endpoint: coordinator.endpoint(),
+        output: Output::Json,
+        timeout: Duration::from_secs(30),
+        ca_file: None,
+        client_cert_file: None,
+        client_key_file: None,
+        server_name: None,
+        token_file: None,
+        log_level: None,
+        log_format: None,
+    }
+}
+
+fn coordinator(
+    options: &Options,
+    durability: &str,
+    nodes: &[String],
+    folder: &Path,
+    name: &str,
+    stores: impl FnOnce(&mut Command),
+) -> anyhow::Result<Process> {
+    let mut command = Command::new(&options.witan);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--durability", durability]);
+    command.args(["--node-id", name]).arg("--data-dir").arg(folder.join(name));
+    nodes.iter().for_each(|node| _ = command.arg("--node").arg(node));
+    stores(&mut command);
+    Process::start(command, &folder.join(format!("{name}.log")))
 }
 
 /// A process that has said "ready address=...".

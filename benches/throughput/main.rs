@@ -14,6 +14,7 @@ mod policy;
 mod report;
 mod scenario;
 mod storage;
+mod stores;
 mod swaps;
 
 use std::path::PathBuf;
@@ -57,7 +58,7 @@ struct Options {
     #[arg(long, default_value_t = 0.0)]
     read_share: f64,
     /// Only these sections
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["os", "sync", "policy", "swaps"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["os", "sync", "policy", "stores", "swaps"])]
     sections: Vec<Section>,
     /// The consistency policy's component; `cargo xtask plugins` builds it
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/plugins/adaptive-latency.wasm"))]
@@ -94,6 +95,8 @@ enum Section {
     Sync,
     /// What a WebAssembly consistency policy costs the coordinator
     Policy,
+    /// What PostgreSQL and Redis instead of embedded stores cost the coordinator
+    Stores,
     /// What swapping a policy does to requests and to memory
     Swaps,
     /// A node's storage path by itself
@@ -123,6 +126,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Section::Os => ("os", scenario::section(&options, "os", scenario::OS)?),
             Section::Sync => ("sync", scenario::section(&options, "sync", scenario::SYNC)?),
             Section::Policy => ("policy", policy::section(&options)?),
+            Section::Stores => ("stores", stores::section(&options)?),
             Section::Swaps => ("swaps", swaps::section(&options)?),
             Section::Storage => ("storage", storage::section(&options)?),
             Section::Calls => ("calls", calls::section(&options)?),

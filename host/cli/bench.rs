@@ -83,6 +83,9 @@ pub struct Args {
     /// Bytes of each value, such as 256 or 4KiB
     #[arg(long, default_value = "256", value_name = "SIZE", value_parser = value_size)]
     pub value_size: usize,
+    /// Write with idempotency keys, another for each write
+    #[arg(long)]
+    pub idempotency_keys: bool,
     /// How many replicas must answer [default: the tenant's]
     #[arg(short, long, value_enum)]
     pub consistency: Option<Level>,
@@ -177,6 +180,7 @@ fn load_of(global: &Global, args: &Args, contexts: bool) -> anyhow::Result<Load>
         read_share: args.read_share,
         value_size: args.value_size,
         contexts,
+        idempotency_keys: args.idempotency_keys,
         seed: args.seed,
         ..Load::default()
     })
@@ -192,6 +196,7 @@ fn preload_of(load: &Load) -> Load {
         distribution: Distribution::Sequence,
         read_share: 0.0,
         contexts: false,
+        idempotency_keys: false,
         ..load.clone()
     }
 }

@@ -62,6 +62,8 @@ pub struct Load {
     pub value_size: usize,
     /// Write with the context of the last answer for the key, as clients of a `siblings` tenant do.
     pub contexts: bool,
+    /// Write with an idempotency key, another for each write.
+    pub idempotency_keys: bool,
     /// Where the dice start.
     pub seed: u64,
     /// The credential that is shown.
@@ -88,6 +90,7 @@ impl Default for Load {
             read_share: 0.0,
             value_size: 256,
             contexts: false,
+            idempotency_keys: false,
             seed: 1,
             shown: Shown::default(),
         }

@@ -25,7 +25,7 @@ pub fn settings(load: &Load) -> String {
     let level = if load.consistency.is_empty() { "the tenant's" } else { &load.consistency };
     format!(
         "{}, {pace}, connections {}, threads {}, {until} after {:.1} s of warm-up\n\
-         tenant {}, level {level}, {} keys ({}), {:.0} % reads, values of {} bytes, contexts {}, seed {}",
+         tenant {}, level {level}, {} keys ({}), {:.0} % reads, values of {} bytes, contexts {}, idempotency keys {}, seed {}",
         spelt(Some(load.mode)),
         load.connections.max(load.threads),
         load.threads,
@@ -36,6 +36,7 @@ pub fn settings(load: &Load) -> String {
         load.read_share * 100.0,
         grouped(load.value_size as u64),
         if load.contexts { "kept" } else { "not kept" },
+        if load.idempotency_keys { "shown" } else { "none" },
         load.seed,
     )
 }
@@ -84,6 +85,7 @@ pub fn json(load: &Load, measured: &Measured) -> Value {
             "read_share": load.read_share,
             "value_size": load.value_size,
             "contexts": load.contexts,
+            "idempotency_keys": load.idempotency_keys,
             "seed": load.seed,
         },
         "elapsed_s": measured.elapsed.as_secs_f64(),

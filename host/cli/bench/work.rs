@@ -51,6 +51,21 @@ pub(super) struct Work {
     consistency: String,
     /// By key: what the last answer returned, when the load writes with contexts.
     contexts: Option<Vec<Bytes>>,
+    /// Names the next write, when the load writes with idempotency keys.
+    names: Option<Names>,
+}
+
+/// Idempotency keys that no other run has used: a cluster remembers those of earlier ones.
+struct Names {
+    run: u64,
+    next: u64,
+}
+
+impl Names {
+    fn next(&mut self) -> String {
+        self.next += 1;
+        format!("{:016x}-{}", self.run, self.next)
+    }
 }
 
 /// How many different values begin in the noise.
@@ -75,6 +90,7 @@ impl Work {
             tenant: load.tenant.clone(),
             consistency: load.consistency.clone(),
             contexts: load.contexts.then(|| vec![Bytes::new(); usize::try_from(load.keys).unwrap_or(0)]),
+            names: load.idempotency_keys.then(|| Names { run: rand::random(), next: 0 }),
             dice,
         }
     }
@@ -106,7 +122,7 @@ impl Work {
             key: name(key),
             value: self.noise.slice(at..at + self.value_size),
             consistency: self.consistency.clone(),
-            idempotency_key: String::new(),
+            idempotency_key: self.names.as_mut().map(Names::next).unwrap_or_default(),
             context: self.context(key).cloned().unwrap_or_default(),
         }
     }
@@ -243,6 +259,16 @@ mod tests {
         assert!((5_500..8_000).contains(&counts[1]), "{}", counts[1]);
         assert!(counts[..100].iter().sum::<u32>() > 60_000);
         assert!(counts[500..].iter().sum::<u32>() > 5_000);
+    }
+
+    #[test]
+    fn every_write_has_a_name_of_its_own() {
+        let load = Load { idempotency_keys: true, ..Load::default() };
+        let (mut a, mut b) = (Work::new(&load, 0, 2), Work::new(&load, 1, 2));
+        let names = [a.write(3), a.write(3), b.write(3), b.write(4)].map(|write| write.idempotency_key);
+        assert!(names.iter().all(|name| !name.is_empty()));
+        assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>().len(), 4, "{names:?}");
+        assert!(Work::new(&Load::default(), 0, 1).write(3).idempotency_key.is_empty());
     }
 
     #[test]

@@ -1,0 +1,135 @@
+//! What PostgreSQL and Redis instead of the embedded stores cost the coordinator.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use witan::cli::bench::load::{Load, Mode};
+use witan::cli::bench::measured::Progress;
+use witan::cli::output::{Table, grouped};
+use witan_servers::{Postgres, Redis};
+
+use crate::Options;
+use crate::cluster::{Cluster, Process};
+use crate::report::{Section, median};
+use crate::scenario::load;
+
+/// How much more of the coordinator's processor time an operation without an idempotency key may cost, percent.
+const BOUND_PERCENT: f64 = 3.0;
+
+/// One way of using the two coordinators.
+struct Case {
+    name: &'static str,
+    mode: Mode,
+    keys: bool,
+    bound: Option<f64>,
+}
+
+/// With keys, Redis answers what the process's own store answered: told, for there is no bound to it.
+const CASES: [Case; 4] = [
+    Case { name: "session", mode: Mode::Session, keys: false, bound: Some(BOUND_PERCENT) },
+    Case { name: "unary", mode: Mode::Unary, keys: false, bound: Some(BOUND_PERCENT) },
+    Case { name: "session, keys", mode: Mode::Session, keys: true, bound: None },
+    Case { name: "unary, keys", mode: Mode::Unary, keys: true, bound: None },
+];
+
+/// What one case came to, a number a round.
+#[derive(Default)]
+struct Samples {
+    embedded: Vec<f64>,
+    shared: Vec<f64>,
+    embedded_throughput: Vec<f64>,
+    shared_throughput: Vec<f64>,
+}
+
+/// Measures the same load at a coordinator with embedded stores and at one with servers, over the same storage nodes.
+pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
+    let cluster = Cluster::start(options, "os")?;
+    let (postgres, redis) = (Postgres::start(), Redis::start());
+    let another = cluster.another(options, &postgres.url(), &redis.url())?;
+    // A tenant each, so that neither meets the other's records.
+    cluster.tenant("embedded", "register", "clock")?;
+    cluster.tenant_at(&another, "shared", "register", "clock")?;
+    let coordinators = [(&cluster.coordinator, "embedded"), (&another, "shared")];
+
+    let mut samples: [Samples; CASES.len()] = Default::default();
+    // Round 0 is for nothing: stores and caches are cold at first.
+    for round in 0..=options.rounds {
+        for (case, samples) in CASES.iter().zip(&mut samples) {
+            for turn in 0..2 {
+                // The two swap places every round.
+                let which = (round as usize + turn) % 2;
+                let (coordinator, tenant) = coordinators[which];
+                let (cost, throughput) = cost(options, coordinator, tenant, case, round)?;
+                eprintln!("stores round {round}/{} {:<14} {tenant:<9} {cost:.2} us", options.rounds, case.name);
+                let (costs, throughputs) = match which {
+                    0 => (&mut samples.embedded, &mut samples.embedded_throughput),
+                    _ => (&mut samples.shared, &mut samples.shared_throughput),
+                };
+                if round > 0 {
+                    costs.push(cost);
+                    throughputs.push(throughput);
+                }
+            }
+        }
+    }
+    Ok(summary(&samples))
+}
+
+fn summary(samples: &[Samples; CASES.len()]) -> Section {
+    let mut table = Table::new([
+        "US/OPERATION",
+        "EMBEDDED",
+        "SHARED",
+        "MORE",
+        "BOUND",
+        "VERDICT",
+        "EMBEDDED OPS/S",
+        "SHARED OPS/S",
+    ]);
+    let mut rows: Vec<Value> = Vec::new();
+    let mut bounds_hold = true;
+    for (case, samples) in CASES.iter().zip(samples) {
+        let pairs = samples.shared.iter().zip(&samples.embedded);
+        let more: Vec<f64> = pairs.map(|(shared, embedded)| (shared / embedded - 1.0) * 100.0).collect();
+        let met = case.bound.map(|bound| median(&more) <= bound);
+        bounds_hold &= met != Some(false);
+        let throughputs =
+            [&samples.embedded_throughput, &samples.shared_throughput].map(|of| median(of).round() as u64);
+        table.row([
+            case.name.to_owned(),
+            format!("{:.2}", median(&samples.embedded)),
+            format!("{:.2}", median(&samples.shared)),
+            format!("{:+.1} %", median(&more)),
+            case.bound.map_or(String::new(), |bound| format!("{bound:.0} %")),
+            met.map_or("", |met| if met { "met" } else { "NOT MET" }).to_owned(),
+            grouped(throughputs[0]),
+            grouped(throughputs[1]),
+        ]);
+        rows.push(json!({
+            "name": case.name, "embedded_us": samples.embedded, "shared_us": samples.shared, "more_percent": median(&more),
+            "bound_percent": case.bound, "met": met, "embedded_throughput": throughputs[0], "shared_throughput": throughputs[1],
+        }));
+    }
+    let text = format!(
+        "stores: the coordinator's processor time an operation, with embedded stores and with PostgreSQL and Redis; \
+         clock ordering; medians over the rounds, MORE of the rounds' ratios\n{}",
+        table.aligned()
+    );
+    Section { text, json: Value::Array(rows), bounds_hold }
+}
+
+/// Microseconds of processor time an operation, and operations a second.
+fn cost(options: &Options, coordinator: &Process, tenant: &str, case: &Case, round: u32) -> anyhow::Result<(f64, f64)> {
+    let load = Load {
+        warm_up: Duration::ZERO,
+        seed: u64::from(round) + 1,
+        idempotency_keys: case.keys,
+        ..load(options, coordinator.endpoint(), tenant, case.mode)
+    };
+    let before = coordinator.processor_time()?;
+    let measured = load.measure(&Arc::new(Progress::default()))?;
+    let spent = coordinator.processor_time()? - before;
+    anyhow::ensure!(measured.failed() == 0, "{}: operations failed: {:?}", case.name, measured.errors);
+    Ok((spent.as_secs_f64() * 1e6 / measured.all.max(1) as f64, measured.throughput()))
+}
