@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{Invalid, NodeId, StoreId, TenantId};
 use witan_kernel::port::{StorageNode, StoreError};
+use witan_kernel::scan::Fullness;
 use witan_kernel::tenant::Tenant;
 use witan_store::metadata::{Metadata, Placement, Slot};
 
@@ -47,7 +48,7 @@ pub trait Cluster: Send + Sync + 'static {
     fn state(&self, node: &NodeId) -> ReplicaState;
 
     /// Asks a node how full it is; `None` when it does not answer.
-    fn fullness(&self, node: &StorageNode) -> Pending<Option<Fullness>>;
+    fn fullness(&self, node: &NodeId) -> Pending<Option<Fullness>>;
 
     /// True for a node that is written to, and not asked, because its store is not the one on record.
     fn is_write_only(&self, node: &NodeId) -> bool;
@@ -61,15 +62,6 @@ pub trait Cluster: Send + Sync + 'static {
 
 /// Operations are kept out while this lives.
 pub type Held = Box<dyn Send>;
-
-/// How full a node is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Fullness {
-    /// Records, about. 0 only when there is none.
-    pub keys: u64,
-    /// Of the file system that holds the store, 0..=100.
-    pub disk_usage_percent: f32,
-}
 
 /// Why a change of the catalog was not made.
 #[derive(Debug, thiserror::Error)]
@@ -294,7 +286,7 @@ impl Catalog {
 
     /// How full a node is; `None` when it does not answer.
     pub async fn fullness(&self, node: &StorageNode) -> Option<Fullness> {
-        self.cluster.fullness(node).await
+        self.cluster.fullness(&node.id).await
     }
 
     async fn publish_nodes(&self) -> Result<(), Refused> {
@@ -327,7 +319,7 @@ impl Catalog {
             return Ok(());
         }
         for node in self.nodes().await? {
-            let told = match self.cluster.fullness(&node).await {
+            let told = match self.cluster.fullness(&node.id).await {
                 Some(Fullness { keys: 0, .. }) => continue,
                 Some(Fullness { keys, .. }) => format!("node {} holds about {keys} records", node.id),
                 None => format!("node {} does not answer, so it may hold data", node.id),

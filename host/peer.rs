@@ -3,11 +3,14 @@
 //! A lane (`lane`) is one bidirectional stream: whatever is waiting goes out in one frame, answers come back in any order
 //! and are matched by id. No timer delays anything. Values over 64 KiB take a second lane, so that small operations never
 //! wait behind them. `pending` holds what is not answered yet, `vitals` what is known of a node, `connect` how a node
-//! is reached, `admit` when its store is believed. `range` walks over what nodes have stored.
+//! is reached, `admit` when its store is believed. `range` walks over what nodes have stored, `fullness` asks how much that is;
+//! `metrics` tells all of it.
 
 mod admit;
 mod connect;
+mod fullness;
 mod lane;
+pub mod metrics;
 mod pending;
 mod range;
 mod vitals;
@@ -44,6 +47,7 @@ struct Node {
     small: Lane,
     bulk: Lane,
     walks: range::Walks,
+    told: fullness::Told,
 }
 
 impl<C: Clock, N: Connect> Lanes<C, N> {
@@ -94,7 +98,14 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
                 speaks_for_node,
             })
         };
-        Node { at: node.clone(), small: lane(true), bulk: lane(false), walks: range::Walks::default(), vitals }
+        Node {
+            at: node.clone(),
+            small: lane(true),
+            bulk: lane(false),
+            walks: range::Walks::default(),
+            told: fullness::Told::default(),
+            vitals,
+        }
     }
 }
 
@@ -115,14 +126,16 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
     }
 
     fn state(&self, node: &NodeId) -> ReplicaState {
-        let nodes = self.nodes.load();
-        nodes
-            .get(node)
-            .map_or(ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 }, |node| {
-                node.vitals.state()
-            })
+        self.nodes.load().get(node).map_or(UNKNOWN, |node| node.vitals.state())
+    }
+
+    fn recent_state(&self, node: &NodeId) -> ReplicaState {
+        self.nodes.load().get(node).map_or(UNKNOWN, |node| node.vitals.recent_state())
     }
 }
+
+/// A node that takes no part.
+const UNKNOWN: ReplicaState = ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 };
 
 /// About how many bytes a request takes on the wire.
 fn weight(request: &Request) -> usize {

@@ -6,12 +6,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use witan::cli::bench::load::{Load, Mode};
 use witan::cli::bench::measured::Progress;
+use witan::cli::bench::pace::Until;
 use witan::cli::output::{Table, grouped};
 use witan_servers::{Postgres, Redis};
 
 use crate::Options;
 use crate::cluster::{Cluster, Process};
-use crate::report::{Section, median};
+use crate::policy::{SLICES, slice};
+use crate::report::{Section, mean, median};
 use crate::scenario::load;
 
 /// How much more of the coordinator's processor time an operation without an idempotency key may cost, percent.
@@ -54,14 +56,15 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
 
     let mut samples: [Samples; CASES.len()] = Default::default();
     // Round 0 is for nothing: stores and caches are cold at first.
-    for round in 0..=options.rounds {
+    let slices = options.rounds * SLICES;
+    for round in 0..=slices {
         for (case, samples) in CASES.iter().zip(&mut samples) {
             for turn in 0..2 {
-                // The two swap places every round.
+                // The two swap places every time.
                 let which = (round as usize + turn) % 2;
                 let (coordinator, tenant) = coordinators[which];
                 let (cost, throughput) = cost(options, coordinator, tenant, case, round)?;
-                eprintln!("stores round {round}/{} {:<14} {tenant:<9} {cost:.2} us", options.rounds, case.name);
+                eprintln!("stores {round}/{slices} {:<14} {tenant:<9} {cost:.2} us", case.name);
                 let (costs, throughputs) = match which {
                     0 => (&mut samples.embedded, &mut samples.embedded_throughput),
                     _ => (&mut samples.shared, &mut samples.shared_throughput),
@@ -82,6 +85,7 @@ fn summary(samples: &[Samples; CASES.len()]) -> Section {
         "EMBEDDED",
         "SHARED",
         "MORE",
+        "ERROR",
         "BOUND",
         "VERDICT",
         "EMBEDDED OPS/S",
@@ -92,7 +96,8 @@ fn summary(samples: &[Samples; CASES.len()]) -> Section {
     for (case, samples) in CASES.iter().zip(samples) {
         let pairs = samples.shared.iter().zip(&samples.embedded);
         let more: Vec<f64> = pairs.map(|(shared, embedded)| (shared / embedded - 1.0) * 100.0).collect();
-        let met = case.bound.map(|bound| median(&more) <= bound);
+        let (more, error) = mean(&more);
+        let met = case.bound.map(|bound| more <= bound);
         bounds_hold &= met != Some(false);
         let throughputs =
             [&samples.embedded_throughput, &samples.shared_throughput].map(|of| median(of).round() as u64);
@@ -100,20 +105,21 @@ fn summary(samples: &[Samples; CASES.len()]) -> Section {
             case.name.to_owned(),
             format!("{:.2}", median(&samples.embedded)),
             format!("{:.2}", median(&samples.shared)),
-            format!("{:+.1} %", median(&more)),
+            format!("{more:+.1} %"),
+            format!("{error:.1} %"),
             case.bound.map_or(String::new(), |bound| format!("{bound:.0} %")),
             met.map_or("", |met| if met { "met" } else { "NOT MET" }).to_owned(),
             grouped(throughputs[0]),
             grouped(throughputs[1]),
         ]);
         rows.push(json!({
-            "name": case.name, "embedded_us": samples.embedded, "shared_us": samples.shared, "more_percent": median(&more),
+            "name": case.name, "embedded_us": samples.embedded, "shared_us": samples.shared, "more_percent": more, "standard_error_percent": error,
             "bound_percent": case.bound, "met": met, "embedded_throughput": throughputs[0], "shared_throughput": throughputs[1],
         }));
     }
     let text = format!(
         "stores: the coordinator's processor time an operation, with embedded stores and with PostgreSQL and Redis; \
-         clock ordering; medians over the rounds, MORE of the rounds' ratios\n{}",
+         clock ordering; medians; MORE is the mean of the ratios, ERROR its standard error\n{}",
         table.aligned()
     );
     Section { text, json: Value::Array(rows), bounds_hold }
@@ -123,6 +129,7 @@ fn summary(samples: &[Samples; CASES.len()]) -> Section {
 fn cost(options: &Options, coordinator: &Process, tenant: &str, case: &Case, round: u32) -> anyhow::Result<(f64, f64)> {
     let load = Load {
         warm_up: Duration::ZERO,
+        until: Until::Elapsed(slice(options)),
         seed: u64::from(round) + 1,
         idempotency_keys: case.keys,
         ..load(options, coordinator.endpoint(), tenant, case.mode)

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use witan_kernel::name::TenantId;
@@ -12,6 +13,9 @@ use super::refusal::Refusal;
 use super::scope::{Need, Rule, Scope, Scopes};
 use super::{Access, token};
 use crate::origin::RequestId;
+
+/// How often a stream that waits looks at the time.
+const LOOK_AT_THE_CLOCK: Duration = Duration::from_secs(60);
 
 /// Where a call comes from, as far as it is put on record.
 #[derive(Debug, Clone, Default)]
@@ -84,6 +88,22 @@ impl Caller {
     /// When it was revoked, or has expired.
     pub fn is_still_good(&self) -> Result<(), Refusal> {
         self.noted(self.credential.is_good(self.access.now_ms()), None, None)
+    }
+
+    /// Waits until the credential is good no more, and says why.
+    pub async fn until_ended(&self) -> Refusal {
+        loop {
+            if let Err(refusal) = self.is_still_good() {
+                return refusal;
+            }
+            let left = self.credential.expires_at_ms().map(|end| end.saturating_sub(self.access.now_ms()).max(1));
+            // In steps: the clock of the wall may be set while this waits.
+            let patience = Duration::from_millis(left.unwrap_or(u64::MAX)).min(LOOK_AT_THE_CLOCK);
+            tokio::select! {
+                () = self.credential.revoked() => {}
+                () = tokio::time::sleep(patience) => {}
+            }
+        }
     }
 
     /// Counts a refusal that was decided elsewhere, and puts it on record.

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::sync::Notify;
 use witan_kernel::name::TenantId;
 use witan_store::metadata::Token;
 
@@ -17,13 +18,14 @@ pub struct Credential {
     expires_at_ms: Option<u64>,
     /// Turns true when it is revoked: streams that it has opened look at this.
     ended: AtomicBool,
+    ending: Notify,
 }
 
 impl Credential {
     /// A credential. One that is bound to a tenant is no operator's, whatever it claims: what operators do is of all tenants.
     pub fn new(id: String, tenant: Option<TenantId>, scopes: Scopes, expires_at_ms: Option<u64>) -> Self {
         let scopes = if tenant.is_some() { scopes.without(Scopes::only(Scope::Operator)) } else { scopes };
-        Self { id, tenant, scopes, expires_at_ms, ended: AtomicBool::new(false) }
+        Self { id, tenant, scopes, expires_at_ms, ended: AtomicBool::new(false), ending: Notify::new() }
     }
 
     /// Whoever shows nothing, where that is served.
@@ -59,7 +61,19 @@ impl Credential {
 
     /// It was revoked.
     pub fn end(&self) {
-        self.ended.store(true, Ordering::Relaxed);
+        self.ended.store(true, Ordering::SeqCst);
+        self.ending.notify_waiters();
+    }
+
+    /// Waits until it is revoked.
+    pub async fn revoked(&self) {
+        let ending = self.ending.notified();
+        tokio::pin!(ending);
+        // Registered before the look, so that it is not missed in between.
+        ending.as_mut().enable();
+        if !self.ended.load(Ordering::SeqCst) {
+            ending.await;
+        }
     }
 
     /// Whether it is still good.

@@ -320,6 +320,55 @@ mod tests {
         }
     }
 
+    /// A PEM file of these bytes.
+    fn pem(label: &str, der: &[u8]) -> String {
+        let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
+        format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
+    }
+
+    /// An issuer that takes tokens of this algorithm, what signs them, and what everybody may know.
+    fn issuer_of(algorithm: Algorithm) -> (Issuer, EncodingKey, String) {
+        let (public, private) = match algorithm {
+            Algorithm::RS256 => {
+                use rsa::pkcs1::EncodeRsaPrivateKey;
+                use rsa::pkcs8::EncodePublicKey;
+                let key = rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap();
+                let public = pem("PUBLIC KEY", key.to_public_key().to_public_key_der().unwrap().as_bytes());
+                (public, EncodingKey::from_rsa_der(key.to_pkcs1_der().unwrap().as_bytes()))
+            }
+            Algorithm::ES256 => {
+                let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+                (key.public_key_pem(), EncodingKey::from_ec_pem(key.serialize_pem().as_bytes()).unwrap())
+            }
+            Algorithm::EdDSA => {
+                let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+                (key.public_key_pem(), EncodingKey::from_ed_der(key.serialized_der()))
+            }
+            other => panic!("{other:?} is not for pairs of keys"),
+        };
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(public.as_bytes()).unwrap();
+        let settings = Jwt { algorithm: format!("{algorithm:?}"), ..settings(file.path()) };
+        (Issuer::open(settings).unwrap(), private, public)
+    }
+
+    #[test]
+    fn pairs_of_keys_sign_for_their_own_algorithm() {
+        for algorithm in [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA] {
+            let (issuer, private, public) = issuer_of(algorithm);
+            let text = encode(&Header::new(algorithm), &claims(), &private).unwrap();
+            assert_eq!(issuer.check(&text, now_ms()).unwrap().id(), "jwt:ci", "{algorithm:?}");
+            let (_, another, _) = issuer_of(algorithm);
+            let text = encode(&Header::new(algorithm), &claims(), &another).unwrap();
+            assert!(issuer.check(&text, now_ms()).is_err(), "{algorithm:?}: of another key");
+            for secret in [public.as_bytes(), SECRET, b""] {
+                // A token that takes the public key for a shared secret must not be believed.
+                let text = signed(Algorithm::HS256, secret, &claims());
+                assert!(issuer.check(&text, now_ms()).is_err(), "{algorithm:?} taken for HS256");
+            }
+        }
+    }
+
     #[test]
     fn only_operators_need_no_tenant() {
         let issuer = issuer();

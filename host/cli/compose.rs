@@ -16,14 +16,12 @@ use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{Clock, Randomness, Replicas, StorageNode, StoreError};
 use witan_kernel::ring::Ring;
-use witan_kernel::scan::{Ranges, is_whole};
+use witan_kernel::scan::{Fullness, Ranges, is_whole};
 use witan_kernel::tenant::Tenant;
 use witan_plugin::PluginHost;
 use witan_store::Durability;
 use witan_store::metadata::{Claim, Metadata, Secret, Slot};
 use witan_store::tenants::{TenantCache, TenantCacheConfig};
-use witan_wire::v1::DescribeRequest;
-use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
 use super::reload::Reloads;
 use super::secured::Secured;
@@ -32,11 +30,11 @@ use super::{platform, stores};
 use crate::access::Access;
 use crate::access::config::{RateLimits, Security, may_listen};
 use crate::admin::{self, Admin, Ready};
-use crate::catalog::{Catalog, Cluster, Fullness, Held, follow};
+use crate::catalog::{Catalog, Cluster, Held, follow};
 use crate::coordinate::{Coordinator, Defaults, Ports, Timeouts, World};
 use crate::grpc::origin::Sampling;
 use crate::grpc::{AccessApi, CoordinatorApi, Fallbacks, PluginApi, server};
-use crate::peer::{Connect, Connecting, Lanes, Tcp, Trust};
+use crate::peer::{self, Connect, Connecting, Lanes, Tcp, Trust};
 
 /// This machine's clocks.
 #[derive(Debug, Clone, Copy)]
@@ -228,7 +226,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let idempotency = Idempotency::open(&config.shared, &config.data_dir, clock, config.durability).await?;
     let tenants = Arc::new(TenantCache::new(Arc::clone(&metadata), clock, config.tenant_cache));
     let connect = Registered { metadata: Arc::clone(&metadata), sockets: secured.to_nodes() };
-    let lanes = Arc::new(Lanes::new(clock, connect.clone(), config.node_id.clone()));
+    let lanes = Arc::new(Lanes::new(clock, connect, config.node_id.clone()));
     lanes.set_nodes(&nodes);
     let known = nodes.len();
     let platform = platform::start(&config, Arc::clone(&metadata)).await?;
@@ -247,7 +245,6 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
         tenants,
         metadata: Arc::clone(&metadata),
         plugins: platform.clone(),
-        connect,
         access: Arc::clone(&access),
         clock,
         placing: Mutex::default(),
@@ -269,7 +266,8 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     config.reloads.register(&mut registry);
     let admin_address = admin_listener.local_addr()?;
     let (incoming, admin_incoming) = secured.listen(listener, admin_listener, config.connections, &mut registry);
-    tokio::spawn(watch_stores(Arc::clone(&lanes), stop.clone()));
+    peer::metrics::register(&mut registry, Arc::clone(&lanes));
+    tokio::spawn(watch_nodes(Arc::clone(&lanes), stop.clone()));
     let admin = Admin {
         metrics: Arc::new(registry),
         metrics_path: config.metrics_path.clone(),
@@ -335,13 +333,21 @@ fn unix_ms() -> u64 {
 /// How often nodes that are written to only are asked about: another coordinator may have put their stores on record.
 const WATCH_STORES: Duration = Duration::from_secs(2);
 
-/// Asks nodes with a new store again once it is on record, until the signal to stop is given.
-async fn watch_stores(lanes: Arc<Lanes<SystemClock, Registered>>, stop: watch::Receiver<bool>) {
+/// How often nodes are asked how full they are: disks fill within hours.
+const ASK_FULLNESS: Duration = Duration::from_secs(15);
+
+/// Asks nodes with a new store again once it is on record, and all nodes how full they are, until the signal to stop is given.
+async fn watch_nodes(lanes: Arc<Lanes<SystemClock, Registered>>, stop: watch::Receiver<bool>) {
     let stopped = stopped(stop);
     tokio::pin!(stopped);
+    // Nodes that have not been reached yet cannot be asked.
+    lanes.tried().await;
+    let mut fullness = tokio::time::interval(ASK_FULLNESS);
+    fullness.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = tokio::time::sleep(WATCH_STORES) => lanes.admit_again().await,
+            _ = fullness.tick() => lanes.ask_fullness().await,
             () = &mut stopped => return,
         }
     }
@@ -393,7 +399,6 @@ struct Local {
     tenants: Arc<TenantCache>,
     metadata: Arc<dyn Metadata>,
     plugins: PluginHost,
-    connect: Registered,
     access: Arc<Access>,
     clock: SystemClock,
     /// Held while another placement is put in force.
@@ -455,16 +460,9 @@ impl Cluster for Local {
         self.lanes.state(node)
     }
 
-    fn fullness(&self, node: &StorageNode) -> Pending<Option<Fullness>> {
-        let connecting = self.connect.connect(node);
-        Box::pin(async move {
-            let ask = async {
-                let link = connecting.await.ok()?;
-                let told = StorageNodeServiceClient::new(link).describe(DescribeRequest {}).await.ok()?.into_inner();
-                Some(Fullness { keys: told.keys_count, disk_usage_percent: told.disk_usage_percent })
-            };
-            tokio::time::timeout(Duration::from_secs(2), ask).await.ok().flatten()
-        })
+    fn fullness(&self, node: &NodeId) -> Pending<Option<Fullness>> {
+        let (lanes, node) = (Arc::clone(&self.lanes), node.clone());
+        Box::pin(async move { lanes.fullness(&node).await })
     }
 
     fn is_write_only(&self, node: &NodeId) -> bool {

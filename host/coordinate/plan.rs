@@ -68,14 +68,14 @@ impl<W: World> Coordinator<W> {
         replicas.iter().map(|node| self.ports.replicas.state(node)).collect()
     }
 
-    /// The same as a policy is told: how much is in flight in powers of two. Finer steps decide nothing, and with coarse ones
-    /// most questions have been answered before.
+    /// The same as a policy is told: how much was in flight lately, in powers of two. Finer steps decide nothing, and with
+    /// coarse ones most questions have been answered before.
     fn coarse_states(&self, replicas: &Preference) -> SmallVec<[ReplicaState; 5]> {
         let coarse = |state: ReplicaState| {
             let in_flight = state.in_flight.checked_ilog2().map_or(0, |power| 1 << power);
             ReplicaState { in_flight, ..state }
         };
-        replicas.iter().map(|node| coarse(self.ports.replicas.state(node))).collect()
+        replicas.iter().map(|node| coarse(self.ports.replicas.recent_state(node))).collect()
     }
 
     pub(super) async fn tenant(&self, id: &TenantId) -> Result<Arc<Tenant>, Failure> {

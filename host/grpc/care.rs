@@ -15,6 +15,7 @@ use witan_wire::v1;
 use witan_wire::v1::CoordinatorServiceRepairResponse as Progress;
 
 use super::CoordinatorApi;
+use super::guard::while_good;
 use super::keyvalue::denied;
 use super::page_token;
 use super::status::{invalid, refused, report};
@@ -104,7 +105,8 @@ impl<W: World> CoordinatorApi<W> {
             repair.run(sweep, tell).await;
             drop(turn);
         });
-        Ok(Box::pin(tokio_stream::wrappers::ReceiverStream::new(told)))
+        // Cut off, it stops like one whose client has gone.
+        Ok(while_good(caller, tokio_stream::wrappers::ReceiverStream::new(told)))
     }
 }
 

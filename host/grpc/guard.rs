@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::future::{Either, Ready, ready};
+use futures::{Stream, StreamExt, stream};
 use http::{Request, Response};
 use tonic::Status;
 use tonic::body::Body;
@@ -149,4 +150,20 @@ fn origin(request: &Request<Body>) -> Origin {
 pub(super) fn caller<T>(request: &mut tonic::Request<T>) -> Result<Caller, Status> {
     let caller = request.extensions_mut().remove::<Caller>();
     caller.ok_or_else(|| Status::internal("this call has not passed the guard: it is not served"))
+}
+
+/// A stream that ends, with the reason, when the credential that opened it is good no more.
+pub(super) fn while_good<T: Send + 'static>(
+    caller: Caller,
+    answers: impl Stream<Item = Result<T, Status>> + Send + 'static,
+) -> Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>> {
+    let ended = Box::pin(async move { status::refusal(&caller.until_ended().await, false).status() });
+    Box::pin(stream::unfold(Some((Box::pin(answers), ended)), async |open| {
+        let (mut answers, mut ended) = open?;
+        tokio::select! {
+            biased;
+            status = &mut ended => Some((Err(status), None)),
+            answer = answers.next() => answer.map(|answer| (answer, Some((answers, ended)))),
+        }
+    }))
 }

@@ -17,7 +17,7 @@ use witan_wire::v1;
 use witan_wire::v1::plugin_service_server::PluginService;
 use witan_wire::v1::upload_plugin_request::Part;
 
-use super::guard::caller;
+use super::guard::{caller, while_good};
 use super::keyvalue::denied;
 use super::status::{invalid, refused, store_report};
 use super::tenants;
@@ -175,8 +175,9 @@ impl PluginService for PluginApi {
 
     async fn watch_plugin_events(
         &self,
-        request: Request<v1::WatchPluginEventsRequest>,
+        mut request: Request<v1::WatchPluginEventsRequest>,
     ) -> Result<Response<Self::WatchPluginEventsStream>, Status> {
+        let caller = caller(&mut request)?;
         let (recent, next) = self.host.watch();
         let recent = if request.get_ref().recent { recent } else { Vec::new() };
         let first = tokio_stream::iter(recent).map(|each| Ok(event(&each)));
@@ -191,7 +192,7 @@ impl PluginService for PluginApi {
                 Err(broadcast::error::RecvError::Closed) => None,
             }
         });
-        Ok(Response::new(Box::pin(first.chain(following))))
+        Ok(Response::new(while_good(caller, first.chain(following))))
     }
 }
 

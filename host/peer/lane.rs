@@ -255,12 +255,15 @@ struct Conversation<'a, C: Clock, N: Connect> {
     bytes: &'a AtomicUsize,
     ticks: u32,
     p99_us: u64,
+    /// The most requests in flight at once since the last tick.
+    peak: usize,
 }
 
 impl<C: Clock, N: Connect> Drop for Conversation<'_, C, N> {
     fn drop(&mut self) {
         if self.ends.speaks_for_node {
             self.ends.vitals.set_in_flight(0);
+            self.ends.vitals.set_in_flight_peak(0);
         }
     }
 }
@@ -282,6 +285,7 @@ impl<'a, C: Clock, N: Connect> Conversation<'a, C, N> {
             bytes,
             ticks: 0,
             p99_us: 0,
+            peak: 0,
         }
     }
 
@@ -384,13 +388,15 @@ impl<'a, C: Clock, N: Connect> Conversation<'a, C, N> {
             self.ends.vitals.set_latency(p50, p99);
             self.p99_us = u64::from(p99);
         }
+        self.ends.vitals.set_in_flight_peak(std::mem::replace(&mut self.peak, self.table.len()));
         let owed_for = self.table.oldest().map_or(0, |sent| now.saturating_sub(sent));
         if owed_for > SILENCE_MICROS.max(4 * self.p99_us) {
             self.ends.vitals.set_silent(true);
         }
     }
 
-    fn count(&self) {
+    fn count(&mut self) {
+        self.peak = self.peak.max(self.table.len());
         if self.ends.speaks_for_node {
             self.ends.vitals.set_in_flight(self.table.len());
         }

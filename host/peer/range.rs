@@ -19,7 +19,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// How long a page may take: a node lets it wait for its turn for five seconds, and then a busy disk takes its time.
 const PAGE_WITHIN: Duration = Duration::from_secs(15);
 
-type Client = StorageNodeServiceClient<Link>;
+pub(super) type Client = StorageNodeServiceClient<Link>;
 
 /// A node's connection for walks, made when it is needed and given up when a call over it has failed.
 #[derive(Default)]
@@ -48,7 +48,7 @@ impl Walks {
 
 impl<C: Clock, N: Connect> Lanes<C, N> {
     /// One call to a node over its connection for walks.
-    async fn walk<T, F: Future<Output = Result<T, Status>>>(
+    pub(super) async fn walk<T, F: Future<Output = Result<T, Status>>>(
         &self,
         node: &NodeId,
         call: impl FnOnce(Client) -> F,

@@ -18,6 +18,8 @@ pub(super) struct Vitals {
     /// Written to, and not asked.
     write_only: AtomicBool,
     in_flight: AtomicU32,
+    /// The most at once between the last two ticks.
+    in_flight_peak: AtomicU32,
     p50_us: AtomicU32,
     p99_us: AtomicU32,
     store: Mutex<Option<StoreId>>,
@@ -31,6 +33,7 @@ impl Default for Vitals {
             silent: AtomicBool::new(false),
             write_only: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
+            in_flight_peak: AtomicU32::new(0),
             p50_us: AtomicU32::new(0),
             p99_us: AtomicU32::new(0),
             store: Mutex::new(None),
@@ -49,6 +52,10 @@ impl Vitals {
             latency_p99_us: self.p99_us.load(Ordering::Relaxed),
             in_flight: self.in_flight.load(Ordering::Relaxed),
         }
+    }
+
+    pub(super) fn recent_state(&self) -> ReplicaState {
+        ReplicaState { in_flight: self.in_flight_peak.load(Ordering::Relaxed), ..self.state() }
     }
 
     pub(super) fn store_id(&self) -> Option<StoreId> {
@@ -105,6 +112,10 @@ impl Vitals {
 
     pub(super) fn set_in_flight(&self, in_flight: usize) {
         self.in_flight.store(in_flight as u32, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_in_flight_peak(&self, in_flight: usize) {
+        self.in_flight_peak.store(in_flight as u32, Ordering::Relaxed);
     }
 
     pub(super) fn set_latency(&self, p50_us: u32, p99_us: u32) {

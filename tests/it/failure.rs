@@ -10,7 +10,7 @@ use witan_wire::v1;
 use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
 
-use crate::harness::{Api, Cluster, Disk, NODES, Refusal, Setup, eventually, node_client, read, write};
+use crate::harness::{Api, Cluster, Disk, NODES, Refusal, Setup, eventually, get, node_client, read, write};
 use observed::Load;
 
 fn at(level: &str, request: v1::WriteKeyValueRequest) -> v1::WriteKeyValueRequest {
@@ -26,6 +26,40 @@ async fn stored(cluster: &Cluster, node: usize, key: &str) -> String {
     let request = v1::ReadRequest { tenant_id: "t".to_owned(), key: key.to_owned(), token: None, render: true };
     let told = node_client(cluster.node_address(node)).read(request).await.expect("read from a node");
     told.into_inner().rendering
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_tell_which_nodes_answer() {
+    let mut cluster = Cluster::with(Setup { synced: false, ..Setup::default() }).await;
+    let api = cluster.api();
+    api.tenant("t", |_| {}).await;
+    api.write(at("all", write("t", "k", "v"))).await.expect("every node is there");
+    let admin = cluster.admin();
+    let told = async |lines: [&str; 3]| {
+        eventually("metrics tell it", async || {
+            let (_, metrics) = get(admin, "/metrics").await.ok()?;
+            lines.iter().all(|line| metrics.contains(line)).then_some(())
+        })
+        .await;
+    };
+    let [all, none] = [NODES, 0].map(|count| [count, NODES - count]);
+    let states = |[reachable, unreachable]: [usize; 2]| {
+        [("reachable", reachable), ("unreachable", unreachable)]
+            .map(|(state, count)| format!("\nwitan_storage_nodes{{state=\"{state}\"}} {count}\n"))
+    };
+    let [reachable, unreachable] = states(all);
+    told([&reachable, &unreachable, "\nwitan_storage_node_disk_usage_ratio{node=\"node-1\"} "]).await;
+    told(["node-1\",quantile=\"0.99\"} ", "node-2\",quantile=\"0.99\"} ", "node-3\",quantile=\"0.99\"} "]).await;
+    (0..NODES).for_each(|node| cluster.kill_node(node));
+    let [reachable, unreachable] = states(none);
+    told([&reachable, &unreachable, "\nwitan_storage_node_reachable{node=\"node-1\"} 0.0\n"]).await;
+    cluster.start_node(0).await;
+    told([
+        "\nwitan_storage_nodes{state=\"reachable\"} 1\n",
+        "\nwitan_storage_node_reachable{node=\"node-1\"} 1.0\n",
+        "\nwitan_storage_node_reachable{node=\"node-2\"} 0.0\n",
+    ])
+    .await;
 }
 
 /// A machine that halts for seconds of its own looks as if everything hung: one such round is no verdict, each of them is.

@@ -34,6 +34,10 @@ pub trait Replicas: Send + Sync + 'static {
 
     /// What is known of a node now. Cheap.
     fn state(&self, node: &NodeId) -> ReplicaState;
+
+    /// The same with `in_flight` as the most at once within the last tenth of a second: it changes as rarely as the
+    /// latencies do.
+    fn recent_state(&self, node: &NodeId) -> ReplicaState;
 }
 
 /// Where answers of replicas are collected. One operation has one.
@@ -181,6 +185,10 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn state(&self, node: &NodeId) -> ReplicaState {
         (**self).state(node)
+    }
+
+    fn recent_state(&self, node: &NodeId) -> ReplicaState {
+        (**self).recent_state(node)
     }
 }
 

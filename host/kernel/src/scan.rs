@@ -100,6 +100,15 @@ pub struct Dropped {
     pub next: Option<Place>,
 }
 
+/// How full a node is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fullness {
+    /// Records, about. 0 only when there is none.
+    pub keys: u64,
+    /// Of the file system that holds the store, 0..=100.
+    pub disk_usage_percent: f32,
+}
+
 /// A node within reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {

@@ -11,6 +11,7 @@ use witan::access::scope::{Scope, Scopes};
 use witan::access::token::{Grant, make};
 use witan_store::metadata::{Metadata, SqliteMetadata};
 use witan_wire::v1;
+use witan_wire::v1::plugin_service_client::PluginServiceClient;
 use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
 
@@ -98,6 +99,33 @@ async fn a_token_lives_until_it_is_revoked() {
     assert!(session.message().await.expect("a stream").is_none(), "the session has ended");
     let refused = client.read_key_value(read("acme", "k")).await.expect_err("it is revoked");
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unauthenticated, "UNAUTHORIZED"));
+}
+
+#[tokio::test]
+async fn a_stream_of_events_ends_with_the_token_that_opened_it() {
+    let guarded = Guarded::start(TOKENS).await;
+    let mut tokens = guarded.tokens(&guarded.operator);
+    // One is revoked, one runs out by itself.
+    let mut watch = async |expires_in: Option<Duration>| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+        let request = v1::CreateTokenRequest {
+            scopes: vec![Scope::Operator.as_str().to_owned()],
+            expires_at: expires_in.map_or(0, |length| (now + length).as_secs() as i64),
+            ..v1::CreateTokenRequest::default()
+        };
+        let made = tokens.create_token(request).await.expect("an operator makes tokens").into_inner();
+        let mut watcher = PluginServiceClient::new(guarded.link(&made.token));
+        let request = v1::WatchPluginEventsRequest::default();
+        (made.info.expect("told").token_id, watcher.watch_plugin_events(request).await.expect("watch").into_inner())
+    };
+    let (revoked, mut first) = watch(None).await;
+    let (_, mut second) = watch(Some(Duration::from_secs(3))).await;
+    let request = v1::RevokeTokenRequest { token_id: revoked };
+    guarded.tokens(&guarded.operator).revoke_token(request).await.expect("revoked");
+    for events in [&mut first, &mut second] {
+        let cut = events.message().await.expect_err("the stream has ended with its token");
+        assert_eq!((cut.code(), reason(&cut).as_str()), (Code::Unauthenticated, "UNAUTHORIZED"));
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,97 @@
+//! What a coordinator sees of the storage nodes, as Prometheus reads it. The only label with many values is the node: there
+//! are as many series as nodes take part.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use witan_kernel::port::Clock;
+
+use super::{Connect, Lanes, Node};
+
+/// Makes the nodes of `lanes` visible.
+pub fn register<C: Clock, N: Connect>(registry: &mut Registry, lanes: Arc<Lanes<C, N>>) {
+    registry.register_collector(Box::new(Seen(lanes)));
+}
+
+struct Seen<C: Clock, N: Connect>(Arc<Lanes<C, N>>);
+
+impl<C: Clock, N: Connect> fmt::Debug for Seen<C, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seen").finish_non_exhaustive()
+    }
+}
+
+/// In the order in which they are told.
+const STATES: [&str; 3] = ["reachable", "write_only", "unreachable"];
+
+/// The index of a node's state in [`STATES`]. A node that is written to only answers, and counts for no read.
+fn state(node: &Node) -> usize {
+    match (node.vitals.state().reachable, node.vitals.standing().is_some_and(|standing| !standing.whole)) {
+        (true, _) => 0,
+        (false, true) => 1,
+        (false, false) => 2,
+    }
+}
+
+impl<C: Clock, N: Connect> Collector for Seen<C, N> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let nodes = self.0.nodes.load_full();
+        let mut nodes: Vec<&Node> = nodes.values().map(|node| &**node).collect();
+        nodes.sort_by(|a, b| a.at.id.cmp(&b.at.id));
+        let mut counts = [0_i64; STATES.len()];
+        nodes.iter().for_each(|node| counts[state(node)] += 1);
+        let help = "Storage nodes that take part, by what this coordinator sees of them";
+        let mut family = encoder.encode_descriptor("witan_storage_nodes", help, None, MetricType::Gauge)?;
+        for (state, count) in STATES.iter().zip(counts) {
+            ConstGauge::new(count).encode(family.encode_family(&[("state", *state)])?)?;
+        }
+
+        let help = "1 while the node answers this coordinator";
+        each(&mut encoder, "reachable", help, &nodes, |node| Some(if state(node) < 2 { 1.0 } else { 0.0 }))?;
+        let help = "Requests that the node has not answered yet";
+        each(&mut encoder, "requests_in_flight", help, &nodes, |node| Some(f64::from(node.vitals.state().in_flight)))?;
+        let help = "Records of the node, about, as it has told last";
+        each(&mut encoder, "keys", help, &nodes, |node| node.told.last().map(|told| told.keys as f64))?;
+        let help = "Share of the file system that holds the node's store which is in use, 0 to 1";
+        each(&mut encoder, "disk_usage_ratio", help, &nodes, |node| {
+            node.told.last().map(|told| f64::from(told.disk_usage_percent) / 100.0)
+        })?;
+
+        let help = "Round trips to the node in the last seconds; missing before the first";
+        let name = "witan_storage_node_round_trip_seconds";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for node in nodes {
+            let state = node.vitals.state();
+            for (quantile, micros) in [("0.5", state.latency_p50_us), ("0.99", state.latency_p99_us)] {
+                if micros > 0 {
+                    let label = [("node", node.at.id.as_str()), ("quantile", quantile)];
+                    ConstGauge::new(f64::from(micros) / 1e6).encode(family.encode_family(&label)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One number for each node that has one.
+fn each(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    nodes: &[&Node],
+    number: impl Fn(&Node) -> Option<f64>,
+) -> fmt::Result {
+    let name = format!("witan_storage_node_{name}");
+    let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?;
+    for node in nodes {
+        if let Some(number) = number(node) {
+            ConstGauge::new(number).encode(family.encode_family(&[("node", node.at.id.as_str())])?)?;
+        }
+    }
+    Ok(())
+}
