@@ -182,6 +182,8 @@ const ADMIN: Need = Need::OneOf(Scopes::only(Scope::Admin));
 const OPERATOR: Need = Need::OneOf(Scopes::only(Scope::Operator));
 const READ_OR_WRITE: Scopes = Scopes::only(Scope::Read).or(Scopes::only(Scope::Write));
 /// An administrator for the own tenant, an operator for all.
+/// Whoever makes and changes tenants looks at them.
+const READ_OR_ADMIN: Need = Need::OneOf(Scopes::only(Scope::Read).or(Scopes::only(Scope::Admin)));
 const ADMIN_OR_OPERATOR: Need = Need::OneOf(Scopes::only(Scope::Admin).or(Scopes::only(Scope::Operator)));
 
 const fn rule(path: &'static str, need: Need, effect: Effect) -> Rule {
@@ -199,7 +201,7 @@ pub static RULES: [Rule; 30] = [
     rule("/witan.v1.CoordinatorService/DeleteKeyValue", WRITE, Effect::Keys),
     streaming("/witan.v1.CoordinatorService/Session", Need::OneOf(READ_OR_WRITE), Effect::Keys),
     rule("/witan.v1.CoordinatorService/ListKeys", READ, Effect::Nothing),
-    rule("/witan.v1.CoordinatorService/GetTenant", READ, Effect::Nothing),
+    rule("/witan.v1.CoordinatorService/GetTenant", READ_OR_ADMIN, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/CreateTenant", ADMIN, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/UpdateTenant", ADMIN, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/UpdateReplicationFactor", ADMIN, Effect::Catalog),

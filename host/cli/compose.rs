@@ -367,12 +367,12 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
 /// On a first start the nodes of the configuration take part. Later ones join by AddStorageNode; one that has moved is
 /// updated, for its data moves with it.
 async fn register_nodes(metadata: &dyn Metadata, wanted: &[StorageNode], now_ms: u64) -> anyhow::Result<()> {
+    metadata.found_nodes(wanted.to_vec(), now_ms).await.context("add the first nodes")?;
     let known = metadata.nodes().await.context("read nodes")?;
     for node in wanted {
         match known.iter().find(|on_record| on_record.node.id == node.id) {
             Some(on_record) if on_record.node == *node => {}
             Some(_) => metadata.put_node(node.clone(), now_ms).await.context("update a node")?,
-            None if known.is_empty() => metadata.add_node(node.clone(), now_ms).await.context("add a node")?,
             None => anyhow::bail!(
                 "node {} is not part of this cluster, which has nodes already; add it with `witan nodes add`",
                 node.id

@@ -115,6 +115,11 @@ pub trait Metadata: Send + Sync + 'static {
     /// as it is. [`StoreError::Conflict`] when it is at another version, [`StoreError::Missing`].
     fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64) -> Answer<Tenant>;
 
+    /// Stores the storage nodes of a cluster that has none, all of them or, on an error, none. A cluster that has nodes stays as
+    /// it is: of coordinators that start together one founds the cluster. [`StoreError::Exists`] when one is named twice;
+    /// [`StoreError::Refused`] out of bounds or beyond [`NODES`].
+    fn found_nodes(&self, nodes: Vec<StorageNode>, now_ms: u64) -> Answer<()>;
+
     /// Stores a new storage node. [`StoreError::Exists`]; [`StoreError::Refused`] out of bounds or beyond [`NODES`].
     fn add_node(&self, node: StorageNode, now_ms: u64) -> Answer<()>;
 

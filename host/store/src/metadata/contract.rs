@@ -184,6 +184,23 @@ async fn nodes<M: Metadata>(metadata: &M) {
     let epoch = async || metadata.placement().await.expect("the placement").epoch;
     let before = epoch().await;
     assert!(before > 0);
+
+    // All or nothing, and once.
+    let twice = metadata.found_nodes(vec![one.clone(), two.clone(), one.clone()], 8).await;
+    assert!(matches!(twice, Err(StoreError::Exists(_))), "{twice:?}");
+    assert_eq!(stored(metadata.nodes().await.expect("nodes")), []);
+    let founding = |nodes: [&StorageNode; 2]| metadata.found_nodes(nodes.map(Clone::clone).to_vec(), 9);
+    let three = node("node-3");
+    let (first, second) = tokio::join!(founding([&one, &two]), founding([&two, &three]));
+    assert_eq!((first, second), (Ok(()), Ok(())));
+    let founders: Vec<StorageNode> =
+        metadata.nodes().await.expect("nodes").into_iter().map(|on_record| on_record.node).collect();
+    assert!(founders == [one.clone(), two.clone()] || founders == [two.clone(), three], "{founders:?}");
+    assert!(epoch().await > before);
+    for founder in founders {
+        metadata.remove_node(&founder.id).await.expect("removed");
+    }
+    let before = epoch().await;
     assert_eq!(metadata.add_node(two.clone(), 10).await, Ok(()));
     assert_eq!(metadata.put_node(one.clone(), 11).await, Ok(()));
     assert!(matches!(metadata.add_node(two.clone(), 12).await, Err(StoreError::Exists(_))));

@@ -243,6 +243,25 @@ impl Metadata for MemoryMetadata {
         })
     }
 
+    fn found_nodes(&self, nodes: Vec<StorageNode>, now_ms: u64) -> Answer<()> {
+        self.answer(move |state| {
+            if !state.nodes.is_empty() {
+                return Ok(());
+            }
+            for node in nodes {
+                let stored = match state.nodes.contains_key(&node.id) {
+                    true => Err(rules::node_exists(&node.id)),
+                    false => state.put_node(node, now_ms),
+                };
+                if let Err(error) = stored {
+                    state.nodes.clear();
+                    return Err(error);
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn add_node(&self, node: StorageNode, now_ms: u64) -> Answer<()> {
         self.answer(move |state| {
             if state.nodes.contains_key(&node.id) {

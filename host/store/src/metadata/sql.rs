@@ -183,6 +183,10 @@ impl<D: Driver> Metadata for SqlMetadata<D> {
         self.change(move |db| Box::pin(tenants::delete(db, id, version, now_ms)))
     }
 
+    fn found_nodes(&self, nodes: Vec<StorageNode>, now_ms: u64) -> Answer<()> {
+        self.change(move |db| Box::pin(cluster::found_nodes(db, nodes, now_ms)))
+    }
+
     fn add_node(&self, node: StorageNode, now_ms: u64) -> Answer<()> {
         self.change(move |db| Box::pin(cluster::add_node(db, node, now_ms)))
     }

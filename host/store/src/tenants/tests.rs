@@ -84,6 +84,9 @@ impl Metadata for Watched {
     fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64) -> Answer<Tenant> {
         self.inner.delete_tenant(id, version, now_ms)
     }
+    fn found_nodes(&self, nodes: Vec<StorageNode>, now_ms: u64) -> Answer<()> {
+        self.inner.found_nodes(nodes, now_ms)
+    }
     fn add_node(&self, node: StorageNode, now_ms: u64) -> Answer<()> {
         self.inner.add_node(node, now_ms)
     }

@@ -18,6 +18,16 @@ pub(super) async fn needs_schema(db: &mut Db) -> Result<u64, StoreError> {
     db.one("SELECT needs_schema FROM cluster_state", &[]).await?.number("needs_schema")
 }
 
+pub(super) async fn found_nodes(db: &mut Db, nodes: Vec<StorageNode>, now_ms: u64) -> Result<(), StoreError> {
+    if count_nodes(db).await? > 0 {
+        return Ok(());
+    }
+    for node in nodes {
+        add_node(db, node, now_ms).await?;
+    }
+    Ok(())
+}
+
 pub(super) async fn add_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Result<(), StoreError> {
     if node_exists(db, &node.id).await? {
         return Err(rules::node_exists(&node.id));
@@ -27,11 +37,8 @@ pub(super) async fn add_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Res
 
 pub(super) async fn put_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Result<(), StoreError> {
     rules::node(&node)?;
-    if !node_exists(db, &node.id).await? {
-        let there = db.one("SELECT COUNT(*) AS nodes FROM storage_nodes", &[]).await?.number::<usize>("nodes")?;
-        if there >= NODES {
-            return Err(rules::too_many_nodes());
-        }
+    if !node_exists(db, &node.id).await? && count_nodes(db).await? >= NODES {
+        return Err(rules::too_many_nodes());
     }
     db.execute(
         "INSERT INTO storage_nodes (node_id, host, port, status, virtual_nodes, created_at, updated_at)
@@ -54,6 +61,10 @@ pub(super) async fn put_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Res
 async fn placement_changed(db: &mut Db) -> Result<(), StoreError> {
     let epoch = changes::record(db, Changed::Nodes).await?;
     db.execute("UPDATE cluster_state SET placement_epoch = $1", &[Value::Number(epoch)]).await.map(drop)
+}
+
+async fn count_nodes(db: &mut Db) -> Result<usize, StoreError> {
+    db.one("SELECT COUNT(*) AS nodes FROM storage_nodes", &[]).await?.number("nodes")
 }
 
 async fn node_exists(db: &mut Db, id: &NodeId) -> Result<bool, StoreError> {
