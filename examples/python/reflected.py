@@ -15,6 +15,9 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+# The largest messages that a coordinator sends and takes.
+OPTIONS = [("grpc.max_receive_message_length", 40 << 20), ("grpc.max_send_message_length", 40 << 20)]
+
 
 class Refused(Exception):
     """A failed call: its status, and what its details say."""
@@ -54,10 +57,10 @@ class Refused(Exception):
 class Server:
     """One address, and what it says it can do."""
 
-    def __init__(self, address: str):
-        options = [("grpc.max_receive_message_length", 40 << 20), ("grpc.max_send_message_length", 40 << 20)]
+    def __init__(self, address: str, channel: grpc.Channel | None = None):
+        """`channel`: how it is reached; without one, as it is on loopback, without TLS and credentials."""
         self.address = address
-        self.channel = grpc.insecure_channel(address, options)
+        self.channel = channel or grpc.insecure_channel(address, OPTIONS)
         self.database = ProtoReflectionDescriptorDatabase(self.channel)
         self.pool = descriptor_pool.DescriptorPool(self.database)
         self.called: set[str] = set()
@@ -111,11 +114,16 @@ class Service:
             response_deserializer=reply.FromString,
         )
 
-        def invoke(requests: Iterable[Message] | None = None, timeout: float = 60, **fields: Any) -> Any:
+        def invoke(
+            requests: Iterable[Message] | None = None,
+            timeout: float = 60,
+            credentials: grpc.CallCredentials | None = None,
+            **fields: Any,
+        ) -> Any:
             self._server.called.add(f"{self._name}/{name}")
             request = requests if requests is not None else self.request(name, **fields)
             try:
-                answer = call(request, timeout=timeout)
+                answer = call(request, timeout=timeout, credentials=credentials)
                 return Answers(answer, self._server) if method.server_streaming else answer
             except grpc.RpcError as error:
                 raise refused(error, self._server) from None

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 
 use crate::run::{self, Steps, cargo, run};
-use crate::{deploy, pages, test};
+use crate::{deploy, first_week, pages, test};
 
 /// Checks everything, in the order in which a mistake is cheapest to find, and stops at the first that does not hold.
 /// `commands` are this program's own, against which the documentation is checked.
@@ -39,6 +39,7 @@ fn all(steps: &mut Steps, commands: &clap::Command) -> Result<()> {
     ensure!(tally.failed == 0, "{} tests failed", tally.failed);
     let witan = run::programs()?.witan;
     steps.step("deployment: image, chart, units, alerts hold", || deploy::check(&witan))?;
+    steps.step("a new operator's first week, as its page says", || first_week::check(&witan, &run::guests()?))?;
     steps.step("pages: links lead somewhere, commands exist", || pages::check(&root, commands, &witan))
 }
 

@@ -5,11 +5,12 @@
 //! `process` (a server's processes, all of them), `reaper` (nothing outlives a test, however it ends), `port`, `program`
 //! (where the servers are found, and as whom they run).
 //!
-//! Beside them: [`Authority`], for tests of TLS.
+//! Beside them: [`Authority`], for tests of TLS, and [`Workplace`], for those who start processes of their own.
 //!
 //! Every wait is for an event and ends with a panic that holds the server's log. This crate is for tests: what cannot be
 //! done is a panic, not an error.
 
+#[cfg(feature = "authority")]
 mod authority;
 mod port;
 mod postgres;
@@ -18,13 +19,16 @@ mod program;
 mod reaper;
 mod redis;
 mod server;
+mod workplace;
 
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "authority")]
 pub use authority::{Authority, Pair};
 pub use port::Port;
 pub use postgres::Postgres;
 pub use redis::{Redis, RedisCluster, RedisSentinel};
+pub use workplace::Workplace;
 
 /// Longest wait for anything that must happen, on a machine that is busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -127,9 +127,7 @@ impl Process {
 
     /// Of this run, and of another that has been started in the same folder since.
     fn processes(&self) -> Vec<u32> {
-        let Ok(all) = fs::read_dir("/proc") else { return family(self.child.id()) };
-        let ids = all.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        ids.filter(|id| works_in(*id, &self.folder)).collect()
+        working_in(&self.folder).unwrap_or_else(|| family(self.child.id()))
     }
 }
 
@@ -140,6 +138,13 @@ impl Drop for Process {
             self.kill();
         }
     }
+}
+
+/// All processes that work in a folder, or below it; `None` where there is no /proc to tell.
+pub(crate) fn working_in(folder: &Path) -> Option<Vec<u32>> {
+    let all = fs::read_dir("/proc").ok()?;
+    let ids = all.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Some(ids.filter(|id| works_in(*id, folder)).collect())
 }
 
 /// A process without a folder is no more.
@@ -168,7 +173,7 @@ fn family(id: u32) -> Vec<u32> {
 }
 
 /// Sends a signal, such as "STOP", through the shell's own `kill`, which is everywhere. Whoever is gone does not mind.
-fn signal(signal: &str, ids: &[u32]) {
+pub(crate) fn signal(signal: &str, ids: &[u32]) {
     if ids.is_empty() {
         return;
     }
