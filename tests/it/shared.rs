@@ -98,6 +98,23 @@ async fn changes_are_seen_elsewhere_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn coordinators_that_start_together_found_one_cluster() {
+    let company = Company::of(0).await;
+    let free = SocketAddr::new(own_address(), 0);
+    let ids = ["coordinator-1", "coordinator-2", "coordinator-3"];
+    let start = |id| Process::start(id, company.command(id, free, free), company.folder.path());
+    let mut processes = ids.map(start);
+    for process in &mut processes {
+        process.ready().await;
+        let api = Api::new(process.address("address"));
+        let listed =
+            api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.expect("listed").into_inner();
+        let nodes: Vec<&str> = listed.nodes.iter().map(|node| node.node_id.as_str()).collect();
+        assert_eq!(nodes, ["node-1", "node-2", "node-3"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_retry_at_another_coordinator_has_no_second_effect() {
     let mut company = Company::of(2).await;
     company.api(0).tenant("shop", |_| {}).await;
