@@ -150,8 +150,9 @@ fn build(source: &Path, target: &Path) -> Result<PathBuf> {
     cargo.arg("--message-format=json-render-diagnostics").arg("--manifest-path").arg(source.join("Cargo.toml"));
     // Programs go where they are in nobody's way.
     cargo.arg("--target-dir").arg(target).env("CARGO_BUILD_BUILD_DIR", build_folder()?);
-    // Of our own packages, nobody will debug these or change them. (Others' are compiled so in any case.)
-    cargo.env("CARGO_PROFILE_DEV_DEBUG", "false").env("CARGO_INCREMENTAL", "0");
+    // Ours are compiled quickly: nobody will debug or change them, and few requests go through them. (The profile compiles others in
+    // its own way.)
+    cargo.env("CARGO_PROFILE_DEV_DEBUG", "false").env("CARGO_PROFILE_DEV_OPT_LEVEL", "0").env("CARGO_INCREMENTAL", "0");
     let mark = &COMMIT[..SHOWN];
     let (mut program, mut compiled, mut unmarked) = (None, 0, Vec::new());
     let succeeded = run::lines(&mut cargo, |line| {
