@@ -66,7 +66,7 @@ enum Command {
     /// Build the program of the previous version, into target/previous, for the tests that run both versions together
     ///
     /// From this repository's history, which is fetched where a clone is too shallow; packages that both versions stand on are
-    /// compiled once. Does nothing when it is there, and `test` begins with it; this is for those who run single tests with cargo
+    /// compiled once. Does nothing when it is there. `test` and `ci` do it, too; this is for those who run single tests with cargo
     /// itself. WITAN_PREVIOUS names a program that has been built elsewhere.
     Previous,
     /// Check the pages: links lead somewhere, the commands they show exist
