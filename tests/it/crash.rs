@@ -11,6 +11,7 @@ mod registers;
 mod sets;
 mod siblings;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -24,11 +25,7 @@ use crate::harness::{Api, Cluster, NODES, eventually};
 
 /// Rounds, unless the environment says otherwise.
 const ROUNDS: u64 = 10;
-/// Writers of each kind.
-const REGISTERS: u64 = 4;
-const SIBLINGS: u64 = 3;
-const APPENDS: u64 = 3;
-const SETS: u64 = 2;
+const WRITERS: Writers = Writers { registers: 4, siblings: 3, appends: 3, sets: 2 };
 /// Changes that must be acknowledged between a restart and the next kill, so that each round has something to lose.
 const BETWEEN_KILLS: usize = 20;
 /// Violations that are shown.
@@ -48,6 +45,8 @@ struct Ground {
     losses: Arc<AtomicUsize>,
     /// Repetitions under way.
     repeating: Arc<AtomicUsize>,
+    /// Changes with a name that were not acknowledged, however often they were sent.
+    given_up: Arc<AtomicUsize>,
 }
 
 impl Ground {
@@ -61,6 +60,7 @@ impl Ground {
             acknowledged: Arc::default(),
             losses: Arc::default(),
             repeating: Arc::default(),
+            given_up: Arc::default(),
         }
     }
 
@@ -94,13 +94,15 @@ impl Ground {
 
 /// What a writer has to say in the end.
 #[derive(Default)]
-struct Report {
+pub(crate) struct Report {
     /// Changes that were acknowledged.
-    acknowledged: usize,
+    pub(crate) acknowledged: usize,
     /// Changes whose outcome stayed unknown.
     in_doubt: usize,
     /// Changes that were sent again after they had been acknowledged.
     repeated: usize,
+    /// Changes with a name that were sent again and again, and given up.
+    pub(crate) given_up: usize,
     /// What must not be.
     violations: Vec<String>,
 }
@@ -110,8 +112,104 @@ impl Report {
         self.acknowledged += other.acknowledged;
         self.in_doubt += other.in_doubt;
         self.repeated += other.repeated;
+        self.given_up += other.given_up;
         self.violations.extend(other.violations);
     }
+
+    /// Tells how it came out.
+    ///
+    /// # Panics
+    /// When there is anything that must not be.
+    pub(crate) fn judge(&self, seed: u64) {
+        println!(
+            "{} acknowledged changes, {} in doubt, {} repeated; {} lost, resurrected or done twice",
+            self.acknowledged,
+            self.in_doubt,
+            self.repeated,
+            self.violations.len()
+        );
+        let shown = self.violations.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
+        assert!(self.violations.is_empty(), "WITAN_CRASH_SEED={seed}\n{shown}");
+    }
+}
+
+/// How many writers of each kind there are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Writers {
+    pub(crate) registers: u64,
+    pub(crate) siblings: u64,
+    pub(crate) appends: u64,
+    pub(crate) sets: u64,
+}
+
+impl Writers {
+    /// So many of each kind.
+    pub(crate) fn of_each(count: u64) -> Self {
+        Self { registers: count, siblings: count, appends: count, sets: count }
+    }
+}
+
+/// Writers of every kind at work, and what they have noted.
+pub(crate) struct Load {
+    ground: Ground,
+    writers: JoinSet<Report>,
+    elements: Arc<appends::Elements>,
+    members: Arc<sets::Members>,
+}
+
+impl Load {
+    /// Creates the writers' tenants and sets them to work. `nodes` are the replicas of every key.
+    pub(crate) async fn start(doors: Vec<Api>, nodes: Vec<SocketAddr>, count: Writers, seed: u64) -> Self {
+        let ground = Ground::new(doors);
+        ground.api().tenant("registers", |_| {}).await;
+        ground.api().siblings_tenant("siblings").await;
+        let mut writers = JoinSet::new();
+        let (elements, members) = (Arc::new(appends::Elements::new(nodes)), Arc::new(sets::Members::default()));
+        for index in 0..count.registers {
+            writers.spawn(registers::run(ground.clone(), index, dice(seed, 1, index)));
+        }
+        for index in 0..count.siblings {
+            writers.spawn(siblings::run(ground.clone(), index, dice(seed, 2, index)));
+        }
+        for _ in 0..count.appends {
+            writers.spawn(appends::run(ground.clone(), Arc::clone(&elements)));
+        }
+        for index in 0..count.sets {
+            writers.spawn(sets::run(ground.clone(), Arc::clone(&members), dice(seed, 3, index)));
+        }
+        Self { ground, writers, elements, members }
+    }
+
+    /// Waits until writers have got on.
+    pub(crate) async fn got_on(&self) {
+        self.ground.got_on().await;
+    }
+
+    /// Stops the writers, and compares what they have noted with what is stored.
+    pub(crate) async fn end(mut self) -> Report {
+        self.ground.stop.store(true, Ordering::Relaxed);
+        let mut report = Report::default();
+        while let Some(written) = self.writers.join_next().await {
+            report.add(written.expect("a writer"));
+        }
+        report.add(self.elements.judge(&self.ground).await);
+        report.add(self.members.judge(&self.ground).await);
+        report.given_up = self.ground.given_up.load(Ordering::Relaxed);
+        report
+    }
+}
+
+/// The dice of the `index`th of a kind.
+fn dice(seed: u64, kind: u64, index: u64) -> StdRng {
+    StdRng::seed_from_u64(seed ^ (kind << 56) ^ (index << 48))
+}
+
+/// The seed that the environment tells, or any. Told on standard error, and before anything can go wrong: whatever happens, the
+/// run can be repeated.
+pub(crate) fn seed() -> u64 {
+    let seed = from_environment("WITAN_CRASH_SEED").unwrap_or_else(rand::random);
+    eprintln!("WITAN_CRASH_SEED={seed}");
+    seed
 }
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -121,56 +219,20 @@ fn from_environment(name: &str) -> Option<u64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kills_lose_nothing_resurrect_nothing_and_repeat_nothing() {
-    let seed = from_environment("WITAN_CRASH_SEED").unwrap_or_else(rand::random);
+    let seed = seed();
     let rounds = from_environment("WITAN_CRASH_ROUNDS").unwrap_or(ROUNDS);
-    // Standard error, and before anything can go wrong: whatever happens, the run can be repeated.
-    eprintln!("WITAN_CRASH_SEED={seed} WITAN_CRASH_ROUNDS={rounds}");
+    eprintln!("WITAN_CRASH_ROUNDS={rounds}");
     let began = Instant::now();
     let mut cluster = Cluster::start().await;
     // With the coordinator's own deadlines: what hangs on a process that has died must not be waited for too long.
     let api = cluster.api().without_deadline();
-    let ground = Ground::new([api]);
-    ground.api().tenant("registers", |_| {}).await;
-    ground.api().siblings_tenant("siblings").await;
-
-    let mut writers = JoinSet::new();
-    let random = |kind: u64, index: u64| StdRng::seed_from_u64(seed ^ (kind << 56) ^ (index << 48));
-    for index in 0..REGISTERS {
-        writers.spawn(registers::run(ground.clone(), index, random(1, index)));
-    }
-    for index in 0..SIBLINGS {
-        writers.spawn(siblings::run(ground.clone(), index, random(2, index)));
-    }
-    let elements = Arc::new(appends::Elements::new((0..NODES).map(|node| cluster.node_address(node)).collect()));
-    for _ in 0..APPENDS {
-        writers.spawn(appends::run(ground.clone(), Arc::clone(&elements)));
-    }
-    let members = Arc::new(sets::Members::default());
-    for index in 0..SETS {
-        writers.spawn(sets::run(ground.clone(), Arc::clone(&members), random(3, index)));
-    }
-
-    let kills = kill_and_restart(&mut cluster, &ground, rounds, &mut random(4, 0)).await;
+    let nodes = (0..NODES).map(|node| cluster.node_address(node)).collect();
+    let load = Load::start(vec![api], nodes, WRITERS, seed).await;
+    let kills = kill_and_restart(&mut cluster, &load.ground, rounds, &mut dice(seed, 4, 0)).await;
     cluster.all_reachable().await;
-    ground.stop.store(true, Ordering::Relaxed);
-    let mut report = Report::default();
-    while let Some(written) = writers.join_next().await {
-        report.add(written.expect("a writer"));
-    }
-    report.add(elements.judge(&ground).await);
-    report.add(members.judge(&ground).await);
-
-    println!(
-        "{rounds} rounds of kills ({kills:?} of the nodes and the coordinator) in {:?}: {} acknowledged changes, {} in doubt, {} repeated; \
-         {} lost, resurrected or done twice",
-        began.elapsed(),
-        report.acknowledged,
-        report.in_doubt,
-        report.repeated,
-        report.violations.len()
-    );
-    let shown = report.violations.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
-    assert!(report.violations.is_empty(), "WITAN_CRASH_SEED={seed} WITAN_CRASH_ROUNDS={rounds}\n{shown}");
+    let report = load.end().await;
+    println!("{rounds} rounds of kills ({kills:?} of the nodes and the coordinator) in {:?}", began.elapsed());
+    report.judge(seed);
     let heard = report.acknowledged + report.repeated;
     assert!(heard as u64 >= BETWEEN_KILLS as u64 * rounds, "hardly anything was acknowledged");
 }

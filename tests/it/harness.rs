@@ -16,7 +16,7 @@ pub(crate) use cluster::{Cluster, Dev, Disk, NODES, Setup, own_address};
 pub(crate) use company::Company;
 pub(crate) use http::{get, get_showing};
 pub(crate) use plugins::Plugins;
-pub(crate) use process::Process;
+pub(crate) use process::{Process, Version};
 
 /// Longest wait for anything that must happen, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

@@ -11,6 +11,7 @@ mod dev;
 mod first_week;
 mod guests;
 mod pages;
+mod previous;
 mod python;
 mod run;
 mod server;
@@ -63,6 +64,12 @@ enum Command {
     /// Takes the active tool chain if it can compile for wasm32-unknown-unknown, else adds that target with rustup, else (on
     /// Debian and Ubuntu) unpacks the distribution's packages into a cache folder of yours.
     Plugins,
+    /// Build the program of the previous version, into target/previous, for the tests that run both versions together
+    ///
+    /// From this repository's history, which is fetched where a clone is too shallow; packages that both versions stand on are
+    /// compiled once. Does nothing when it is there. `test` and `ci` do it, too; this is for those who run single tests with cargo
+    /// itself. WITAN_PREVIOUS names a program that has been built elsewhere.
+    Previous,
     /// Check the pages: links lead somewhere, the commands they show exist
     Pages,
     /// Check what is in deploy/: image, compose file, chart, units, dashboard, alerts, runbooks
@@ -98,6 +105,7 @@ fn carry_out(command: Command) -> Result<()> {
         Command::Setup => tools::install(),
         Command::Test => test::test(),
         Command::Plugins => run::guests().map(drop),
+        Command::Previous => previous::previous(),
         Command::Pages => pages::check(&run::root(), &Arguments::command(), &run::programs()?.witan),
         Command::DeployCheck(arguments) => deploy::run(&arguments),
         Command::FirstWeek(arguments) => first_week::run(&arguments),

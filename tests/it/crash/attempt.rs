@@ -73,6 +73,7 @@ impl Change {
                 Fate::NotApplied => {}
             }
             if Instant::now() > until {
+                ground.given_up.fetch_add(1, Ordering::Relaxed);
                 return if doubt { Fate::InDoubt } else { Fate::NotApplied };
             }
             tokio::time::sleep(pause).await;

@@ -4,16 +4,15 @@
 //! `WITAN_STORM_PAUSE_SECONDS` sets how long PostgreSQL and Redis stand still, `WITAN_STORM_CLIENTS` how many clients go away.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rand::Rng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Ground, Report, SHOWN, appends, from_environment, registers, sets, siblings};
+use super::{Ground, Load, Writers, appends, dice, from_environment, seed};
 use crate::harness::{Api, Company, delete, eventually, get, write};
 
 const COORDINATORS: usize = 3;
@@ -30,47 +29,19 @@ const AT_ONCE: usize = 250;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_coordinators_share_may_fail_under_load() {
-    let seed = from_environment("WITAN_CRASH_SEED").unwrap_or_else(rand::random);
+    let seed = seed();
     let pause = Duration::from_secs(from_environment("WITAN_STORM_PAUSE_SECONDS").unwrap_or(PAUSE));
-    eprintln!("WITAN_CRASH_SEED={seed}");
     let mut company = Company::with(NODES, COORDINATORS).await;
     let doors: Vec<Api> = (0..COORDINATORS).map(|index| company.api(index).without_deadline()).collect();
-    let ground = Ground::new(doors);
-    ground.api().tenant("registers", |_| {}).await;
-    ground.api().siblings_tenant("siblings").await;
-
-    let random = |kind: u64, index: u64| StdRng::seed_from_u64(seed ^ (kind << 56) ^ (index << 48));
-    let mut writers = JoinSet::new();
-    let elements = Arc::new(appends::Elements::new(company.nodes.iter().map(|(_, address)| *address).collect()));
-    let members = Arc::new(sets::Members::default());
-    for index in 0..WRITERS {
-        writers.spawn(registers::run(ground.clone(), index, random(1, index)));
-        writers.spawn(siblings::run(ground.clone(), index, random(2, index)));
-        writers.spawn(sets::run(ground.clone(), Arc::clone(&members), random(3, index)));
-        writers.spawn(appends::run(ground.clone(), Arc::clone(&elements)));
-    }
+    let nodes = company.nodes.iter().map(|(_, address)| *address).collect();
+    let load = Load::start(doors, nodes, Writers::of_each(WRITERS), seed).await;
+    let ground = &load.ground;
     ground.got_on().await;
-    kills(&mut company, &ground).await;
-    pauses(&mut company, &ground, pause).await;
-    cuts(&company, &ground).await;
-    clients_that_go_away(&company, &ground, &elements, random(4, 0)).await;
-
-    ground.stop.store(true, Ordering::Relaxed);
-    let mut report = Report::default();
-    while let Some(written) = writers.join_next().await {
-        report.add(written.expect("a writer"));
-    }
-    report.add(elements.judge(&ground).await);
-    report.add(members.judge(&ground).await);
-    println!(
-        "{} acknowledged changes, {} in doubt, {} repeated; {} lost, resurrected or done twice",
-        report.acknowledged,
-        report.in_doubt,
-        report.repeated,
-        report.violations.len()
-    );
-    let shown = report.violations.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
-    assert!(report.violations.is_empty(), "WITAN_CRASH_SEED={seed}\n{shown}");
+    kills(&mut company, ground).await;
+    pauses(&mut company, ground, pause).await;
+    cuts(&company, ground).await;
+    clients_that_go_away(&company, ground, &load.elements, dice(seed, 4, 0)).await;
+    load.end().await.judge(seed);
     nothing_is_left(&company).await;
 }
 

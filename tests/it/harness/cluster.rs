@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use tempfile::TempDir;
 use witan_wire::v1::ListStorageNodesRequest;
 
-use super::{Api, Process, eventually, get};
+use super::{Api, Process, Version, eventually, get};
 
 /// Nodes of a cluster, unless a test says otherwise.
 pub(crate) const NODES: usize = 3;
@@ -253,10 +253,19 @@ impl Dev {
         Self::run(folder, &[], None).await
     }
 
+    /// Starts one of a version, whose data is, or will be, in `folder`. Nothing waits for the disk.
+    pub(crate) async fn of_version(version: Version, folder: &Path) -> Self {
+        Self::run_of(version, folder, &["--durability", "os"], None).await
+    }
+
     async fn run(folder: &Path, more: &[&str], files: Option<u32>) -> Self {
+        Self::run_of(Version::This, folder, more, files).await
+    }
+
+    async fn run_of(version: Version, folder: &Path, more: &[&str], files: Option<u32>) -> Self {
         let free = SocketAddr::new(own_address(), 0).to_string();
         let data = folder.join("data");
-        let mut command = Process::witan();
+        let mut command = version.witan();
         command.arg("dev").arg("--data-dir").arg(&data).args(["--listen", &free, "--admin-listen", &free]);
         command.args(["--node-port", "0"]).args(more);
         if let Some(files) = files {

@@ -6,13 +6,13 @@ use tempfile::TempDir;
 use witan_servers::{Postgres, Redis};
 use witan_wire::v1;
 
-use super::{Api, Process, eventually, get, own_address};
+use super::{Api, Process, Version, eventually, get, own_address};
 
 /// Storage nodes, the servers that coordinators share, and coordinators, each a process of its own.
 pub(crate) struct Company {
     // Dropped in this order: nobody misses its folder or its servers.
     pub(crate) coordinators: Vec<Coordinator>,
-    _nodes: Vec<Process>,
+    processes: Vec<Process>,
     /// Ids and addresses of the storage nodes.
     pub(crate) nodes: Vec<(String, SocketAddr)>,
     pub(crate) postgres: Postgres,
@@ -22,6 +22,7 @@ pub(crate) struct Company {
 
 pub(crate) struct Coordinator {
     id: String,
+    version: Version,
     pub(crate) process: Option<Process>,
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
@@ -40,16 +41,15 @@ impl Company {
     }
 
     pub(crate) async fn with(nodes: usize, coordinators: usize) -> Self {
+        Self::of_versions(&vec![Version::This; nodes], &vec![Version::This; coordinators]).await
+    }
+
+    /// A node and a coordinator of each of these versions.
+    pub(crate) async fn of_versions(nodes: &[Version], coordinators: &[Version]) -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
         let free = SocketAddr::new(own_address(), 0);
-        let start = |number: usize| {
-            let mut command = Process::witan();
-            let id = format!("node-{number}");
-            command.args(["node", "--id", &id, "--durability", "os"]).arg("--data-dir").arg(folder.path().join(&id));
-            command.args(["--listen", &free.to_string()]);
-            Process::start(&id, command, folder.path())
-        };
-        let mut processes: Vec<Process> = (1..=nodes).map(start).collect();
+        let start = |(index, version): (usize, &Version)| node(&format!("node-{}", index + 1), free, *version, &folder);
+        let mut processes: Vec<Process> = nodes.iter().enumerate().map(start).collect();
         let mut addresses = Vec::new();
         for (index, process) in processes.iter_mut().enumerate() {
             process.ready().await;
@@ -59,21 +59,31 @@ impl Company {
         let (postgres, redis) = servers.await.expect("the servers start");
         std::fs::write(folder.path().join("database"), postgres.url()).expect("write a file");
         std::fs::write(folder.path().join("redis"), redis.url()).expect("write a file");
-        let mut company =
-            Self { coordinators: Vec::new(), _nodes: processes, nodes: addresses, postgres, redis, folder };
-        for number in 1..=coordinators {
-            let id = format!("coordinator-{number}");
+        let mut company = Self { coordinators: Vec::new(), processes, nodes: addresses, postgres, redis, folder };
+        for (index, version) in coordinators.iter().enumerate() {
+            let id = format!("coordinator-{}", index + 1);
             let free = SocketAddr::new(own_address(), 0);
-            company.coordinators.push(Coordinator { id, process: None, address: free, admin: free });
-            company.start(number - 1).await;
+            company.coordinators.push(Coordinator { id, version: *version, process: None, address: free, admin: free });
+            company.start(index).await;
         }
         company
     }
 
     /// The command that starts a coordinator of this cluster.
     pub(crate) fn command(&self, id: &str, address: SocketAddr, admin: SocketAddr) -> std::process::Command {
+        self.command_of(Version::This, id, address, admin)
+    }
+
+    /// The same, of a version.
+    pub(crate) fn command_of(
+        &self,
+        version: Version,
+        id: &str,
+        address: SocketAddr,
+        admin: SocketAddr,
+    ) -> std::process::Command {
         let path = self.folder.path();
-        let mut command = Process::witan();
+        let mut command = version.witan();
         command.args(["serve", "--node-id", id, "--durability", "os"]).arg("--data-dir").arg(path.join(id));
         command.args(["--listen", &address.to_string(), "--admin-listen", &admin.to_string()]);
         command.arg("--database-url-file").arg(path.join("database"));
@@ -84,25 +94,62 @@ impl Company {
 
     /// Starts a coordinator where it was before, and waits until it is ready.
     pub(crate) async fn start(&mut self, index: usize) {
-        let Coordinator { id, address, admin, .. } = &self.coordinators[index];
-        let mut process = Process::start(id, self.command(id, *address, *admin), self.folder.path());
+        let Coordinator { id, version, address, admin, .. } = &self.coordinators[index];
+        let command = self.command_of(*version, id, *address, *admin);
+        let mut process = Process::start(id, command, self.folder.path());
         process.ready().await;
         let coordinator = &mut self.coordinators[index];
         coordinator.address = process.address("address");
         coordinator.admin = process.address("admin");
         coordinator.process = Some(process);
-        let (admin, nodes) = (coordinator.admin, self.nodes.len());
-        let api = coordinator.api();
+        let admin = coordinator.admin;
+        self.reaches_every_node(index).await;
+        eventually("the coordinator is ready", async || (get(admin, "/readyz").await.ok()?.0 == 200).then_some(()))
+            .await;
+    }
+
+    async fn reaches_every_node(&self, index: usize) {
+        let (api, nodes) = (self.api(index), self.nodes.len());
         eventually("the coordinator reaches every node", async || {
             let listed = api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.ok()?.into_inner();
             (listed.nodes.len() == nodes && listed.nodes.iter().all(|node| node.reachable)).then_some(())
         })
         .await;
-        eventually("the coordinator is ready", async || (get(admin, "/readyz").await.ok()?.0 == 200).then_some(()))
-            .await;
+    }
+
+    /// Ends a coordinator in order, and starts it with a version's program where it was, until it is ready.
+    pub(crate) async fn change_coordinator(&mut self, index: usize, version: Version) {
+        let coordinator = &mut self.coordinators[index];
+        coordinator.version = version;
+        coordinator.process.as_mut().expect("it runs").end().await;
+        self.start(index).await;
+    }
+
+    /// Ends a storage node in order.
+    pub(crate) async fn end_node(&mut self, index: usize) {
+        self.processes[index].end().await;
+    }
+
+    /// Starts a storage node that has ended with a version's program, where it was and on its data, until every coordinator
+    /// reaches it.
+    pub(crate) async fn start_node(&mut self, index: usize, version: Version) {
+        let (id, address) = &self.nodes[index];
+        self.processes[index] = node(id, *address, version, &self.folder);
+        self.processes[index].ready().await;
+        for coordinator in 0..self.coordinators.len() {
+            self.reaches_every_node(coordinator).await;
+        }
     }
 
     pub(crate) fn api(&self, index: usize) -> Api {
         self.coordinators[index].api()
     }
+}
+
+/// Starts a storage node on a folder of its own in `folder`.
+fn node(id: &str, address: SocketAddr, version: Version, folder: &TempDir) -> Process {
+    let mut command = version.witan();
+    command.args(["node", "--id", id, "--durability", "os"]).arg("--data-dir").arg(folder.path().join(id));
+    command.args(["--listen", &address.to_string()]);
+    Process::start(id, command, folder.path())
 }

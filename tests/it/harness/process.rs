@@ -16,6 +16,40 @@ use super::{PATIENCE, eventually};
 /// Lines of a process' log that a failing test shows.
 const SHOWN_LINES: usize = 40;
 
+/// Whose program a process runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// The one under test.
+    This,
+    /// The one that was landed before it.
+    Previous,
+}
+
+impl Version {
+    /// The program.
+    ///
+    /// # Panics
+    /// When the previous version's has not been built: that versions work together must not be a thing that nobody has tried.
+    pub(crate) fn program(self) -> PathBuf {
+        if self == Self::This {
+            return PathBuf::from(env!("CARGO_BIN_EXE_witan"));
+        }
+        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/previous/witan");
+        let program = std::env::var_os("WITAN_PREVIOUS").map_or(built, PathBuf::from);
+        assert!(
+            program.is_file(),
+            "{}: there is no program of the previous version; run `cargo xtask previous`",
+            program.display()
+        );
+        program
+    }
+
+    /// The program, to be given arguments.
+    pub(crate) fn witan(self) -> Command {
+        Command::new(self.program())
+    }
+}
+
 /// A process that has been started; killed when dropped, so that it does not outlive a test that panics.
 pub(crate) struct Process {
     name: String,
@@ -28,7 +62,7 @@ pub(crate) struct Process {
 impl Process {
     /// The binary under test.
     pub(crate) fn witan() -> Command {
-        Command::new(env!("CARGO_BIN_EXE_witan"))
+        Version::This.witan()
     }
 
     /// The same command, run by a process that may have so many files open.
@@ -133,6 +167,13 @@ impl Process {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// SIGTERM, as an operator ends it, and its end.
+    pub(crate) async fn end(&mut self) {
+        self.signal("TERM");
+        let status = self.ended().await;
+        assert!(status.success(), "{} ended with {status}\n{}", self.name, self.tail());
     }
 
     /// Waits for its end.

@@ -94,6 +94,42 @@ async fn keeps_the_contract_and_keeps_it_for_the_next() {
     assert_eq!(connect(&url).await.tenants(None, 1000).await, Ok(before));
 }
 
+/// What a migration of a version to come may do: add to every table that there is.
+const ADDITIONS: &str = "DO $$
+    DECLARE name text;
+    BEGIN
+        FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> '_sqlx_migrations' LOOP
+            EXECUTE format('ALTER TABLE %I ADD COLUMN later BIGINT NOT NULL DEFAULT 1', name);
+        END LOOP;
+    END $$";
+
+#[tokio::test]
+async fn works_on_a_schema_that_a_later_version_has_added_to() {
+    let url = database("additions").await;
+    let metadata = connect(&url).await;
+    // Statements that the connections remember, prepared for the tables as they were.
+    create(&metadata, "before").await;
+    assert_eq!(metadata.tenants(None, 10).await.expect("tenants").len(), 1);
+    assert_eq!(metadata.nodes().await, Ok(Vec::new()));
+    let mut admin = admin(&url).await;
+    sqlx::raw_sql(ADDITIONS).execute(&mut admin).await.expect("added");
+    create(&metadata, "after").await;
+    assert_eq!(metadata.tenants(None, 10).await.expect("tenants").len(), 2);
+    assert_eq!(metadata.nodes().await, Ok(Vec::new()));
+    metadata.close().await;
+
+    let applied = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                   VALUES (9999, 'later', true, '', 1)";
+    sqlx::raw_sql(applied).execute(&mut admin).await.expect("added");
+    let metadata = connect(&url).await;
+    assert_eq!(metadata.schema_version().await, Ok(9999));
+    metadata.close().await;
+    // As the contract wants the store: without tenants, and its schema of the version that it knows.
+    let emptied = "DELETE FROM _sqlx_migrations WHERE version = 9999; DELETE FROM tenants";
+    sqlx::raw_sql(emptied).execute(&mut admin).await.expect("removed");
+    contract::all(&connect(&url).await, &contract::sleep).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_may_connect_and_migrate_at_once() {
     let url = database("migrations").await;

@@ -92,6 +92,28 @@ async fn what_is_no_database_and_what_is_too_new_is_told() {
     assert!(matches!(&told, StoreError::Conflict(why) if why.contains("newer version")), "{told:?}");
 }
 
+/// The statements are those that the tests on PostgreSQL put through the whole contract on such a schema.
+#[tokio::test]
+async fn works_on_a_schema_that_a_later_version_has_added_to() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let metadata = open(&folder).await;
+    metadata.create_tenant(contract::tenant("before")).await.expect("created");
+    let tables =
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%' AND name NOT LIKE '_sqlx%'";
+    let tables: Vec<String> = sqlx::query_scalar(tables).fetch_all(&metadata.driver.writer).await.expect("listed");
+    assert!(tables.iter().any(|table| table == "tenants"), "{tables:?}");
+    for table in tables {
+        let add = sqlx::AssertSqlSafe(format!("ALTER TABLE {table} ADD COLUMN later INTEGER NOT NULL DEFAULT 1"));
+        sqlx::query(add).execute(&metadata.driver.writer).await.expect("added");
+    }
+    metadata.create_tenant(contract::tenant("after")).await.expect("created");
+    assert_eq!(metadata.tenants(None, 10).await.expect("tenants").len(), 2);
+    metadata.close().await;
+    let metadata = open(&folder).await;
+    metadata.create_tenant(contract::tenant("opened")).await.expect("created");
+    assert_eq!(metadata.tenants(None, 10).await.expect("tenants").len(), 3);
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn nobody_else_may_read_the_file() {

@@ -1,0 +1,148 @@
+//! The version that was landed before this one, beside it: processes of both in one cluster, one after the other on the same
+//! data, and one changed for the other under load.
+//!
+//! `cargo xtask previous` builds its program; `WITAN_PREVIOUS` names another one. [`operations`] has what each combination is put
+//! through.
+
+mod folder;
+mod operations;
+mod upgrade;
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+use tonic::Code;
+use tonic::metadata::AsciiMetadataValue;
+use witan_wire::v1;
+
+use crate::harness::Version::{Previous, This};
+use crate::harness::{Api, Company, Process, Version, eventually, own_address, read};
+
+/// Everything that follows would be idle with one program twice, which is what a mistake in how the two are built would come to.
+#[test]
+fn the_programs_are_two() {
+    let [this, previous] = [This, Previous].map(|version| std::fs::read(version.program()).expect("read a program"));
+    assert!(
+        this != previous,
+        "the previous version's program is the one under test; remove target/previous and run `cargo xtask previous`"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_of_the_previous_version_serve_this_coordinator() {
+    let mut company = Company::of_versions(&[Previous; 3], &[This]).await;
+    operations::all(&company, 0, 0).await;
+    operations::a_node_that_was_away(&mut company, 1, Previous, [0, 0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_of_this_version_serve_a_coordinator_of_the_previous_one() {
+    let mut company = Company::of_versions(&[This; 3], &[Previous]).await;
+    operations::all(&company, 0, 0).await;
+    operations::a_node_that_was_away(&mut company, 1, This, [0, 0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn coordinators_of_both_versions_share_nodes_of_both() {
+    let mut company = Company::of_versions(&[Previous, This, Previous], &[Previous, This]).await;
+    operations::all(&company, 0, 1).await;
+    operations::all(&company, 1, 0).await;
+    operations::a_node_that_was_away(&mut company, 0, Previous, [0, 1]).await;
+    operations::a_node_that_was_away(&mut company, 1, This, [1, 0]).await;
+    for client in [Previous, This] {
+        for coordinator in 0..2 {
+            a_client(&company, client, coordinator).await;
+        }
+    }
+    tokens(&company).await;
+}
+
+/// The command line of one version before a coordinator of either.
+async fn a_client(company: &Company, client: Version, coordinator: usize) {
+    let tenant = format!("client-{client:?}-{coordinator}");
+    let run = async |arguments: &[&str]| {
+        let mut command = client.witan();
+        command.args(arguments).args(["--timeout", "60s"]);
+        command.env("WITAN_ENDPOINT", format!("http://{}", company.coordinators[coordinator].address));
+        printed(command).await
+    };
+    run(&["tenant", "create", &tenant]).await;
+    run(&["kv", "put", "-t", &tenant, "k", "v"]).await;
+    assert_eq!(run(&["kv", "get", "-t", &tenant, "k"]).await, "v");
+    assert!(run(&["kv", "list", "-t", &tenant]).await.contains('k'));
+    assert!(run(&["nodes", "list"]).await.contains("node-3"));
+    run(&["repair", "--tenant", &tenant]).await;
+}
+
+/// What a command prints, which has to succeed.
+async fn printed(mut command: Command) -> String {
+    let output = tokio::task::spawn_blocking(move || {
+        let output = command.output().expect("run witan");
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output
+    });
+    String::from_utf8(output.await.expect("it ran").stdout).expect("text")
+}
+
+/// Tokens that either version has made, at coordinators of both that ask for one: good at both, and revoked at both.
+async fn tokens(company: &Company) {
+    company.api(0).tenant("guarded", |_| {}).await;
+    let mut guarded = Vec::new();
+    for version in [Previous, This] {
+        guarded.push(asking(company, version).await);
+    }
+    for maker in [Previous, This] {
+        a_token(company, &guarded, maker).await;
+    }
+}
+
+async fn a_token(company: &Company, guarded: &[Process], maker: Version) {
+    let database = company.folder.path().join("database");
+    let token = async |arguments: &[&str]| {
+        let mut command = maker.witan();
+        command.arg("token").args(arguments).args(["--output", "json", "--database-url-file"]).arg(&database);
+        serde_json::from_str::<serde_json::Value>(&printed(command).await).expect("an object")
+    };
+    let made = token(&["create", "--scope", "read", "--tenant", "guarded"]).await;
+    let shown = format!("Bearer {}", made["token"].as_str().expect("a token"));
+    let shown: AsciiMetadataValue = shown.parse().expect("a header");
+    let reads = async |process: &Process| {
+        let mut request = tonic::Request::new(read("guarded", "k"));
+        request.metadata_mut().insert("authorization", shown.clone());
+        let answer = Api::new(process.address("address")).client().read_key_value(request).await;
+        answer.expect_err("there is nothing to read").code()
+    };
+    for process in guarded {
+        assert_eq!(reads(process).await, Code::NotFound, "it is let in, and finds nothing");
+    }
+    token(&["revoke", made["token_id"].as_str().expect("an id")]).await;
+    for process in guarded {
+        eventually("a revoked token is refused", async || {
+            (reads(process).await == Code::Unauthenticated).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Another coordinator of the cluster, which asks for tokens.
+async fn asking(company: &Company, version: Version) -> Process {
+    let config = company.folder.path().join("asking.yaml");
+    std::fs::write(&config, "security:\n  tokens: true\n").expect("write a file");
+    let free = SocketAddr::new(own_address(), 0);
+    let id = format!("asking-{version:?}");
+    let mut command = company.command_of(version, &id, free, free);
+    command.arg("--config").arg(config);
+    let mut process = Process::start(&id, command, company.folder.path());
+    process.ready().await;
+    process
+}
+
+/// Repairs, and answers with the last report.
+async fn repair(api: &Api, request: v1::CoordinatorServiceRepairRequest) -> v1::CoordinatorServiceRepairResponse {
+    let mut reports = api.client().repair(request).await.expect("repair").into_inner();
+    let mut last = None;
+    while let Some(report) = reports.message().await.expect("a report") {
+        last = Some(report);
+    }
+    last.expect("a last report")
+}

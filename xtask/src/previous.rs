@@ -1,0 +1,214 @@
+//! `cargo xtask previous`: the program of the version before, built from this repository's history, for the tests in which
+//! both versions work together (`tests/it/previous.rs`).
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::run::{self, Steps, cargo};
+
+/// The version before: the commit of the last release, and until there is one, what was landed last before the wire, a stored
+/// format or the schema was changed. Moved after a release, and never together with a change of what versions share: that
+/// change would be tried against itself.
+const COMMIT: &str = "ed75ab79e99950391b3a727cfd92f4d30cd89723";
+/// Digits of it that the program's version tells.
+const SHOWN: usize = 12;
+/// Names a program that has been built elsewhere.
+const GIVEN: &str = "WITAN_PREVIOUS";
+
+/// Carries out the command.
+pub fn previous() -> Result<()> {
+    let mut steps = Steps::default();
+    let program = steps.step("build the previous version", program)?;
+    let program =
+        program.with_context(|| format!("there is no history to build it from; name its program in {GIVEN}"))?;
+    println!("{}", program.display());
+    Ok(())
+}
+
+/// The program; `None` where there is no history to build it from. Does nothing when it is there.
+pub fn program() -> Result<Option<PathBuf>> {
+    if let Some(given) = env::var_os(GIVEN) {
+        let given = fs::canonicalize(&given).with_context(|| format!("{GIVEN}={}", given.display()))?;
+        println!("{GIVEN} names {}", given.display());
+        return Ok(Some(given));
+    }
+    let root = run::root();
+    let folder = root.join("target/previous");
+    let (program, stamp) = (folder.join("witan"), folder.join("commit"));
+    if program.is_file() && fs::read_to_string(&stamp).is_ok_and(|built| built == COMMIT) {
+        println!("{} of {} is here", program.display(), &COMMIT[..SHOWN]);
+        return Ok(Some(program));
+    }
+    if !root.join(".git").exists() {
+        println!("this is no git clone: there is no history here, and so no previous version");
+        return Ok(None);
+    }
+    // What is there is of another commit.
+    _ = fs::remove_file(&stamp);
+    fetch()?;
+    let source = folder.join("source");
+    unpack(&source)?;
+    mark(&source)?;
+    let built = build(&source, &folder.join("built"))?;
+    let beside = folder.join("witan.new");
+    fs::copy(&built, &beside).with_context(|| format!("copy {}", built.display()))?;
+    fs::rename(&beside, &program).with_context(|| format!("make {}", program.display()))?;
+    fs::write(&stamp, COMMIT).with_context(|| format!("write {}", stamp.display()))?;
+    Ok(Some(program))
+}
+
+/// Sees to it that the commit is in this clone, which may be a shallow one.
+fn fetch() -> Result<()> {
+    if !run::is_installed("git") {
+        run::install(&["git"])?;
+    }
+    let ways: [&[&str]; 2] = [&["fetch", "--depth", "1", "origin", COMMIT], &["fetch", "--unshallow", "origin"]];
+    let mut said = String::new();
+    for way in ways {
+        if is_known() {
+            return Ok(());
+        }
+        println!("the previous version, {COMMIT}, is not in this clone: git {}", way.join(" "));
+        said = run::output(&mut git(way)).err().map_or_else(String::new, |error| format!("{error:#}"));
+    }
+    if !is_known() {
+        bail!(
+            "the previous version, {COMMIT}, is not in this clone and could not be fetched; fetch it from a clone that has it \
+             (git fetch URL main), or name its program in {GIVEN}\n{said}"
+        );
+    }
+    Ok(())
+}
+
+fn is_known() -> bool {
+    let known = git(&["cat-file", "-e", &format!("{COMMIT}^{{commit}}")]).stderr(Stdio::null()).status();
+    known.is_ok_and(|status| status.success())
+}
+
+fn git(arguments: &[&str]) -> Command {
+    let mut git = Command::new("git");
+    git.current_dir(run::root()).args(arguments).stdin(Stdio::null());
+    git
+}
+
+/// Unpacks its sources into `source`, and nothing else is there then.
+fn unpack(source: &Path) -> Result<()> {
+    _ = fs::remove_dir_all(source);
+    fs::create_dir_all(source).with_context(|| format!("make {}", source.display()))?;
+    let archive = source.with_extension("tar");
+    run::run(git(&["archive", "--format", "tar", "--output"]).arg(&archive).arg(COMMIT))?;
+    // With the time of now (-m): files that are older than what cargo has compiled of an earlier one would be taken for those.
+    run::run(Command::new("tar").arg("-x").arg("-m").arg("-f").arg(&archive).arg("-C").arg(source))?;
+    fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))
+}
+
+/// Tells in the version of its packages, as build metadata, which commit they are of.
+///
+/// To cargo, packages of one name, one version and one path within their workspace are the same, wherever that workspace is. In one
+/// build folder they would take each other's place, and the tests of one version could run the other one.
+fn mark(source: &Path) -> Result<()> {
+    let change = |name: &str, marked: fn(&str) -> Option<String>| {
+        let path = source.join(name);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let text = marked(&text).with_context(|| format!("{} has no version that could be marked", path.display()))?;
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    };
+    change("Cargo.toml", marked_manifest)?;
+    change("Cargo.lock", marked_lock)
+}
+
+fn marked_manifest(text: &str) -> Option<String> {
+    let start = text.find("[workspace.package]")?;
+    Some(format!("{}{}", &text[..start], with_mark(&text[start..])?))
+}
+
+/// Packages of the workspace are those that come from nowhere.
+fn marked_lock(text: &str) -> Option<String> {
+    let packages = text.split("\n\n").map(|package| {
+        let ours = package.contains("[[package]]") && !package.contains("\nsource = ");
+        if ours { with_mark(package) } else { Some(package.to_owned()) }
+    });
+    Some(packages.collect::<Option<Vec<_>>>()?.join("\n\n"))
+}
+
+/// With a mark in the first version that the text tells.
+fn with_mark(text: &str) -> Option<String> {
+    let (before, rest) = text.split_once("\nversion = \"")?;
+    let (version, after) = rest.split_once('"')?;
+    Some(format!("{before}\nversion = \"{version}+{}\"{after}", &COMMIT[..SHOWN]))
+}
+
+/// Builds the program, in the build folder of this workspace, so that what both versions stand on is compiled once.
+fn build(source: &Path, target: &Path) -> Result<PathBuf> {
+    // With its own lock file. The examples are here for their dependencies, as in `run::programs`.
+    let mut cargo = cargo(["build", "--workspace", "--bin", "witan", "--examples", "--locked"]);
+    cargo.arg("--message-format=json-render-diagnostics").arg("--manifest-path").arg(source.join("Cargo.toml"));
+    // Programs go where they are in nobody's way.
+    cargo.arg("--target-dir").arg(target).env("CARGO_BUILD_BUILD_DIR", build_folder()?);
+    // Ours are compiled quickly: nobody will debug or change them, and few requests go through them. (The profile compiles others in
+    // its own way.)
+    cargo.env("CARGO_PROFILE_DEV_DEBUG", "false").env("CARGO_PROFILE_DEV_OPT_LEVEL", "0").env("CARGO_INCREMENTAL", "0");
+    let mark = &COMMIT[..SHOWN];
+    let (mut program, mut compiled, mut unmarked) = (None, 0, Vec::new());
+    let succeeded = run::lines(&mut cargo, |line| {
+        let Ok(message) = serde_json::from_str::<Value>(line) else { return };
+        let (Some(manifest), Some(package)) = (message["manifest_path"].as_str(), message["package_id"].as_str())
+        else {
+            return;
+        };
+        let target = &message["target"];
+        if !Path::new(manifest).starts_with(source) {
+            compiled += usize::from(message["fresh"] == false);
+        } else if !package.ends_with(mark) {
+            unmarked.push(package.to_owned());
+        } else if target["kind"][0] == "bin" && target["name"] == "witan" {
+            program = message["executable"].as_str().map(PathBuf::from);
+        }
+    })?;
+    ensure!(succeeded, "{cargo:?} did not succeed");
+    ensure!(unmarked.is_empty(), "packages without a mark in their version: {}", unmarked.join(", "));
+    println!("{compiled} packages of others had to be compiled for it");
+    program.context("cargo has not told where it has built witan")
+}
+
+/// Where cargo compiles this workspace.
+fn build_folder() -> Result<PathBuf> {
+    let told = run::output(&mut cargo(["metadata", "--format-version", "1", "--no-deps"]))?;
+    let told: Value = serde_json::from_str(&told).context("read cargo's metadata")?;
+    let folder = told["build_directory"].as_str().or_else(|| told["target_directory"].as_str());
+    folder.map(PathBuf::from).context("cargo has not told where it builds")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commit_is_spelt_out() {
+        assert!(
+            COMMIT.len() == 40 && COMMIT.chars().all(|digit| digit.is_ascii_digit() || ('a'..='f').contains(&digit))
+        );
+    }
+
+    #[test]
+    fn packages_of_the_workspace_are_marked_and_others_are_not() {
+        let mark = &COMMIT[..SHOWN];
+        let manifest = "[workspace]\nmembers = []\n\n[workspace.package]\nversion = \"0.1.0\"\nedition = \"2024\"\n";
+        let marked = format!(
+            "[workspace]\nmembers = []\n\n[workspace.package]\nversion = \"0.1.0+{mark}\"\nedition = \"2024\"\n"
+        );
+        assert_eq!(marked_manifest(manifest), Some(marked));
+        assert_eq!(marked_manifest("[package]\nversion = \"0.1.0\"\n"), None);
+
+        let other = "[[package]]\nname = \"anyhow\"\nversion = \"1.0.0\"\nsource = \"registry+https://a\"";
+        let ours =
+            |version: &str| format!("[[package]]\nname = \"witan\"\nversion = \"{version}\"\ndependencies = []\n");
+        let lock = |version: &str| format!("version = 4\n\n{other}\n\n{}", ours(version));
+        assert_eq!(marked_lock(&lock("0.1.0")), Some(lock(&format!("0.1.0+{mark}"))));
+    }
+}
