@@ -72,12 +72,15 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
         "the policy decided {asked} + {remembered} times in {operations} operations: what was measured is not its cost"
     );
     let differences: Vec<f64> = policy.iter().zip(&plain).map(|(with, without)| with - without).collect();
-    let (cost, error) = mean(&differences);
+    let rounds: Vec<f64> = differences.chunks(SLICES as usize).map(|round| mean(round).0).collect();
+    let cost = median(&rounds);
+    let (average, error) = mean(&differences);
     let met = cost <= BOUND_MICROS;
     let mut table = Table::new(["COORDINATOR'S PROCESSOR TIME", "US/OPERATION"]);
     table.row(["without a policy".to_owned(), format!("{:.2}", median(&plain))]);
     table.row(["with a policy".to_owned(), format!("{:.2}", median(&policy))]);
-    table.row(["mean of the differences".to_owned(), format!("{cost:.2}")]);
+    table.row(["median of the rounds' differences".to_owned(), format!("{cost:.2}")]);
+    table.row(["mean of all differences".to_owned(), format!("{average:.2}")]);
     table.row(["its standard error".to_owned(), format!("{error:.2}")]);
     let share = asked as f64 * 100.0 / (asked + remembered).max(1) as f64;
     table.row(["share of the operations that called it, %".to_owned(), format!("{share:.1}")]);
@@ -88,7 +91,7 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
         table.aligned()
     );
     let json = json!({
-        "plain_us": plain, "policy_us": policy, "difference_us": cost, "standard_error_us": error, "bound_us": BOUND_MICROS, "met": met, "asked": asked, "remembered": remembered,
+        "plain_us": plain, "policy_us": policy, "difference_us": cost, "mean_difference_us": average, "standard_error_us": error, "bound_us": BOUND_MICROS, "met": met, "asked": asked, "remembered": remembered,
     });
     Ok(Section { text, json, bounds_hold: met })
 }

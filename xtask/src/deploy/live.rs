@@ -26,9 +26,12 @@ pub fn check(here: &Here, witan: &Path) -> Result<()> {
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     let system = System::start(here, witan, &folder)?;
     system.is_well(witan)?;
+    system.use_it(witan)?;
     let prometheus = Prometheus::start(here, &folder, &system)?;
     let rules = alerts::rules(here)?;
     prometheus.wait_for("witan_operations_in_flight")?;
+    prometheus.wait_for("witan_storage_node_round_trip_seconds")?;
+    prometheus.wait_for("witan_storage_node_disk_usage_ratio")?;
     let mut queries: Vec<(String, String)> = Vec::new();
     for rule in &rules {
         let name = rule["alert"].as_str().or(rule["record"].as_str()).unwrap_or_default();

@@ -19,6 +19,8 @@ pub struct System {
     pub authority: PathBuf,
     /// A file with a token that opens metrics.
     pub token: PathBuf,
+    /// A file with a token that opens a tenant.
+    user: PathBuf,
     node_certificate: [PathBuf; 2],
 }
 
@@ -48,18 +50,37 @@ impl System {
         });
         let file = folder.join("witan.yaml");
         fs::write(&file, configuration.to_string()).with_context(|| format!("write {}", file.display()))?;
-        let token = folder.join("token");
-        let mut create = Command::new(witan);
-        create.args(["token", "create", "--label", "prometheus", "--config"]).arg(&file);
-        fs::write(&token, run::output(&mut create)?).with_context(|| format!("write {}", token.display()))?;
+        let made = |label: &str, scopes: &[&str]| -> Result<PathBuf> {
+            let token = folder.join(format!("{label}.token"));
+            let mut create = Command::new(witan);
+            create.args(["token", "create", "--label", label]).args(scopes).arg("--config").arg(&file);
+            fs::write(&token, run::output(&mut create)?).with_context(|| format!("write {}", token.display()))?;
+            Ok(token)
+        };
+        let (token, user) = (made("prometheus", &[])?, made("user", &["--scope=read,write,admin"])?);
         let mut serve = Command::new(witan);
         let coordinator = Server::start(serve.args(["serve", "--config"]).arg(&file), &folder.join("coordinator.log"))?;
-        Ok(Self { node, coordinator, authority, token, node_certificate })
+        Ok(Self { node, coordinator, authority, token, user, node_certificate })
     }
 
     /// Where Prometheus finds the coordinator.
     pub fn metrics(&self) -> Result<&str> {
         self.coordinator.told("admin")
+    }
+
+    /// Writes a key: some metrics are there once there is something to tell.
+    pub fn use_it(&self, witan: &Path) -> Result<()> {
+        let calls: [&[&str]; 2] = [
+            &["tenant", "create", "shop", "--replication-factor=1"],
+            &["kv", "put", "--tenant=shop", "greeting", "hello"],
+        ];
+        for call in calls {
+            let mut command = Command::new(witan);
+            command.args(call).arg(format!("--endpoint=https://{}", self.coordinator.told("address")?));
+            command.arg("--ca-file").arg(&self.authority).arg("--token-file").arg(&self.user);
+            run::output(&mut command)?;
+        }
+        Ok(())
     }
 
     /// Asks both for their health, as the probes of containers do.
