@@ -181,9 +181,9 @@ const WRITE: Need = Need::OneOf(Scopes::only(Scope::Write));
 const ADMIN: Need = Need::OneOf(Scopes::only(Scope::Admin));
 const OPERATOR: Need = Need::OneOf(Scopes::only(Scope::Operator));
 const READ_OR_WRITE: Scopes = Scopes::only(Scope::Read).or(Scopes::only(Scope::Write));
-/// An administrator for the own tenant, an operator for all.
 /// Whoever makes and changes tenants looks at them.
 const READ_OR_ADMIN: Need = Need::OneOf(Scopes::only(Scope::Read).or(Scopes::only(Scope::Admin)));
+/// An administrator for the own tenant, an operator for all.
 const ADMIN_OR_OPERATOR: Need = Need::OneOf(Scopes::only(Scope::Admin).or(Scopes::only(Scope::Operator)));
 
 const fn rule(path: &'static str, need: Need, effect: Effect) -> Rule {

@@ -187,6 +187,15 @@ async fn an_administrator_makes_tokens_of_its_tenant() {
         let code = refused.code();
         assert!(matches!(code, Code::PermissionDenied | Code::InvalidArgument), "{tenant} {scope:?}: {refused}");
     }
+    // Without `read`: whoever makes a tenant looks at it, and reads none of its keys.
+    let admin = text(&made_beside(&guarded.data(), &["--scope", "admin"]));
+    let mut client = guarded.client(&admin);
+    let made = v1::CreateTenantRequest { tenant_id: "new".to_owned(), replication_factor: 1, ..Default::default() };
+    client.create_tenant(made).await.expect("make a tenant");
+    let wanted = v1::GetTenantRequest { tenant_id: "new".to_owned() };
+    client.get_tenant(wanted).await.expect("look at it");
+    let refused = client.read_key_value(read("new", "k")).await.expect_err("it may not read");
+    assert_eq!(refused.code(), Code::PermissionDenied);
     let listed = tokens.list_tokens(v1::ListTokensRequest::default()).await.expect("list").into_inner().tokens;
     assert!(listed.len() == 2 && listed.iter().all(|token| token.tenant_id == "acme"), "{listed:?}");
 }
@@ -232,7 +241,10 @@ async fn web_tokens_are_taken_by_their_issuers_key() {
         .await;
     assert_eq!(refused(good).await, Code::Unauthenticated);
     std::fs::write(&key, "short").expect("write a file");
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    eventually("the broken key is met", async || {
+        guarded.coordinator.tail().contains("the last good one stays").then_some(())
+    })
+    .await;
     guarded.client(&next).read_key_value(read("acme", "k")).await.expect("the last good key stays");
 }
 

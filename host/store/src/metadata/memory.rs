@@ -92,6 +92,13 @@ impl State {
         self.revision
     }
 
+    fn add_node(&mut self, node: StorageNode, now_ms: u64) -> Result<(), StoreError> {
+        if self.nodes.contains_key(&node.id) {
+            return Err(rules::node_exists(&node.id));
+        }
+        self.put_node(node, now_ms)
+    }
+
     fn put_node(&mut self, node: StorageNode, now_ms: u64) -> Result<(), StoreError> {
         rules::node(&node)?;
         let known = self.nodes.get(&node.id);
@@ -248,27 +255,16 @@ impl Metadata for MemoryMetadata {
             if !state.nodes.is_empty() {
                 return Ok(());
             }
-            for node in nodes {
-                let stored = match state.nodes.contains_key(&node.id) {
-                    true => Err(rules::node_exists(&node.id)),
-                    false => state.put_node(node, now_ms),
-                };
-                if let Err(error) = stored {
-                    state.nodes.clear();
-                    return Err(error);
-                }
+            let stored = nodes.into_iter().try_for_each(|node| state.add_node(node, now_ms));
+            if stored.is_err() {
+                state.nodes.clear();
             }
-            Ok(())
+            stored
         })
     }
 
     fn add_node(&self, node: StorageNode, now_ms: u64) -> Answer<()> {
-        self.answer(move |state| {
-            if state.nodes.contains_key(&node.id) {
-                return Err(rules::node_exists(&node.id));
-            }
-            state.put_node(node, now_ms)
-        })
+        self.answer(move |state| state.add_node(node, now_ms))
     }
 
     fn put_node(&self, node: StorageNode, now_ms: u64) -> Answer<()> {
