@@ -1,6 +1,5 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
@@ -448,40 +447,4 @@ fn outside_a_runtime_an_expired_tenant_is_served() {
     world.cache.publish(contract::tenant("t"));
     world.clock.pass_ms(10_000_000);
     assert!(world.cache.cached(&id("t")).is_some());
-}
-
-/// Not a test: what a look costs here. Run by name.
-#[test]
-#[ignore = "a measurement"]
-fn measure() {
-    #[derive(Clone)]
-    struct Real(Instant);
-    impl witan_kernel::port::Clock for Real {
-        fn wall_micros(&self) -> u64 {
-            0
-        }
-        fn monotonic_micros(&self) -> u64 {
-            u64::try_from(self.0.elapsed().as_micros()).unwrap_or(0)
-        }
-    }
-    let metadata = Arc::new(Watched::new());
-    let cache = TenantCache::new(metadata, Real(Instant::now()), TenantCacheConfig::default());
-    let ids: Vec<TenantId> = (0..1000).map(|of| id(&format!("tenant-{of}"))).collect();
-    ids.iter().for_each(|id| cache.publish(contract::tenant(id.as_str())));
-    const LOOKS: u32 = 5_000_000;
-    let run = |many: usize| {
-        let start = Instant::now();
-        for look in 0..LOOKS as usize {
-            std::hint::black_box(cache.cached(&ids[look % many]));
-        }
-        start.elapsed() / LOOKS
-    };
-    println!("one tenant {:?}, a thousand {:?}", run(1), run(1000));
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..2).map(|_| scope.spawn(|| run(1))).collect();
-        for thread in threads {
-            let each: Duration = thread.join().expect("measured");
-            println!("one tenant, two threads: {each:?}");
-        }
-    });
 }

@@ -1,5 +1,4 @@
 use std::sync::mpsc;
-use std::time::Instant;
 
 use tokio::sync::oneshot;
 use witan_kernel::idempotency::{KEPT_MS, Stepped};
@@ -161,29 +160,4 @@ fn survives_being_killed() {
         }
     }
     assert!(from >= 600);
-}
-
-/// Not a test: what a step costs here. Run by name.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn measure() {
-    for (durability, callers) in
-        [(Durability::Sync, 1), (Durability::Sync, 256), (Durability::Os, 1), (Durability::Os, 256)]
-    {
-        let folder = tempfile::tempdir().expect("a folder");
-        let store = EmbeddedIdempotency::open(folder.path(), StandingClock::new(), durability).expect("opens");
-        let start = Instant::now();
-        let each = if durability == Durability::Sync && callers == 1 { 500 } else { 20_000 / callers };
-        testing::join_all((0..callers).map(|caller| {
-            let store = store.clone();
-            tokio::spawn(async move {
-                for step in 0..each {
-                    contract::reserve_one(&store, caller * 1_000_000 + step).await;
-                }
-            })
-        }))
-        .await;
-        let steps = (each * callers) as f64;
-        println!("{durability:?}, {callers} callers: {:.0} steps/s", steps / start.elapsed().as_secs_f64());
-    }
 }

@@ -227,34 +227,3 @@ async fn servers_are_checked() {
     let findings = open(&late).check().await.expect("it answers")[0].findings();
     assert_eq!(findings, [super::RedisFinding::SyncsLate { syncs: "everysec".to_owned() }]);
 }
-
-/// Not a test: what a step costs here. Run by name.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn measure() {
-    for syncs in ["always", "everysec"] {
-        let redis = Redis::start_with(&[("appendfsync", syncs)]);
-        for callers in [1_u64, 16, 256] {
-            let store = open(&redis);
-            redis.ask("FLUSHALL");
-            contract::reserve_one(&store, u64::MAX).await;
-            let each = if callers == 1 { 1000 } else { 20_000 / callers };
-            let start = Instant::now();
-            testing::join_all((0..callers).map(|caller| {
-                let store = store.clone();
-                tokio::spawn(async move {
-                    for step in 0..each {
-                        contract::reserve_one(&store, caller * 1_000_000 + step).await;
-                    }
-                })
-            }))
-            .await;
-            let (steps, took) = ((each * callers) as f64, start.elapsed().as_secs_f64());
-            println!(
-                "appendfsync {syncs}, {callers} callers: {:.0} steps/s, {:.0} us each",
-                steps / took,
-                took * 1e6 * callers as f64 / steps
-            );
-        }
-    }
-}

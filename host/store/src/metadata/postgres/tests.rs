@@ -451,35 +451,3 @@ async fn its_durability_and_damage_are_told() {
         assert!(matches!(told, Err(StoreError::Damaged(_))), "{told:?}");
     }
 }
-
-/// Not a test: what an operation costs here. Run by name.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn measure() {
-    let server = tokio::task::spawn_blocking(Postgres::start).await.expect("a server");
-    let metadata = connect(&server.url()).await;
-    let each = |start: Instant, of: u32| start.elapsed() / of.max(1);
-    let start = Instant::now();
-    for of in 0..200 {
-        metadata.create_tenant(contract::tenant(&format!("t{of}"))).await.expect("created");
-    }
-    let created = each(start, 200);
-    let start = Instant::now();
-    for of in 0..2000 {
-        metadata.tenant(&contract::tenant(&format!("t{}", of % 200)).id).await.expect("read");
-    }
-    println!("create {created:?}, read {:?}", each(start, 2000));
-    let other = connect(&server.url()).await;
-    let mut hint = other.hint();
-    let mut heard = Vec::new();
-    for of in 0..100 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        hint.mark_unchanged();
-        metadata.create_tenant(contract::tenant(&format!("u{of}"))).await.expect("created");
-        let start = Instant::now();
-        hint.changed().await.expect("hinted");
-        heard.push(start.elapsed());
-    }
-    heard.sort();
-    println!("heard by another after {:?} (median), {:?} (slowest)", heard[50], heard[99]);
-}

@@ -170,22 +170,3 @@ fn survives_being_killed() {
         });
     }
 }
-
-/// Not a test: what an operation costs here. Run by name.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn measure() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let metadata = open(&folder).await;
-    let each = |start: Instant, of: u32| start.elapsed() / of.max(1);
-    let start = Instant::now();
-    for of in 0..200 {
-        metadata.create_tenant(contract::tenant(&format!("t{of}"))).await.expect("created");
-    }
-    let created: Duration = each(start, 200);
-    let start = Instant::now();
-    for of in 0..2000 {
-        metadata.tenant(&contract::tenant(&format!("t{}", of % 200)).id).await.expect("read");
-    }
-    println!("create {created:?}, read {:?}", each(start, 2000));
-}
