@@ -124,6 +124,7 @@ pub struct Coordinator<W: World> {
     admission: Arc<Admission>,
     repairs: repair::Slots,
     collapses: collapse::Running,
+    late_records: once::LateRecords,
     metrics: Arc<Metrics>,
 }
 
@@ -141,6 +142,7 @@ impl<W: World> Coordinator<W> {
             admission: Arc::new(Admission::new(defaults.limits.clone())),
             repairs: repair::Slots::new(defaults.limits.repairs),
             collapses: collapse::Running::default(),
+            late_records: once::LateRecords::new(),
             timeouts: ArcSwap::from_pointee(Timeouts { read: defaults.read_timeout, write: defaults.write_timeout }),
             defaults,
             metrics: Arc::new(Metrics::default()),

@@ -11,10 +11,10 @@ use witan_kernel::idempotency::write_id;
 use witan_kernel::name::WriteId;
 use witan_kernel::port::{Clock, Randomness};
 use witan_kernel::record::Record;
-use witan_kernel::tenant::{ConflictMode, Level};
+use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level};
 
 use super::exchange::Exchange;
-use super::once::{Claim, Claimed};
+use super::once::{Claim, Claimed, Unrecorded};
 use super::plan::{Asks, Plan};
 use super::register::{Rest, Stored};
 use super::request::{WriteRequest, Written, render};
@@ -96,13 +96,50 @@ impl<W: World> Exchange<W> {
             Err(failed) if claim.took_over() => (Err(failed.failure.in_doubt()), None),
             Err(failed) => (Err(failed), None),
         };
+        let mut unrecorded = None;
         if claim.is_reserved() {
-            Box::pin(claim.settle(&self.coordinator, &result)).await;
+            unrecorded = Box::pin(claim.settle(&self.coordinator, &result)).await;
         }
-        respond(result);
-        if let Some(rest) = rest {
-            self.hear_out(rest).await;
+        match (unrecorded, rest) {
+            (None, rest) => {
+                respond(result);
+                if let Some(rest) = rest {
+                    self.hear_out(rest).await;
+                }
+            }
+            (Some(unrecorded), rest) => Box::pin(self.answer_late(unrecorded, result, respond, rest)).await,
         }
+    }
+
+    /// Answers when the result is on record. A tenant that goes on without the store is answered at once.
+    async fn answer_late(
+        &mut self,
+        unrecorded: Unrecorded,
+        result: Result<Written, Failed>,
+        respond: Respond<Written>,
+        rest: Option<Rest>,
+    ) {
+        let (coordinator, deadline) = (Arc::clone(&self.coordinator), self.plan.deadline);
+        let at_once = self.plan.tenant.idempotency_outage == IdempotencyOutage::Proceed;
+        let answer = async move {
+            if at_once {
+                respond(result);
+                return unrecorded.insist_behind(&coordinator);
+            }
+            match unrecorded.insist(&coordinator, deadline).await {
+                None => respond(result),
+                Some(unrecorded) => {
+                    respond(Err(Failure::Unrecorded.in_doubt()));
+                    unrecorded.insist_behind(&coordinator);
+                }
+            }
+        };
+        let hear_out = async {
+            if let Some(rest) = rest {
+                self.hear_out(rest).await;
+            }
+        };
+        futures::future::join(answer, hear_out).await;
     }
 
     async fn store(

@@ -50,7 +50,7 @@ pub struct Metrics {
     pub hedges: Counter,
     /// Replicas that missed a write whose requirement was met.
     pub replicas_missed: Counter,
-    /// Idempotency records that could not be settled.
+    /// Operations that ended before their idempotency record showed it.
     pub idempotency_unsettled: Counter,
     /// Records that sweeps have compared on all of their replicas.
     pub swept_records: Counter,
@@ -110,7 +110,11 @@ impl Metrics {
             ("witan_collapses", "Siblings collapsed into one", &self.collapses),
             ("witan_hedges", "Spare replicas asked by reads", &self.hedges),
             ("witan_replicas_missed", "Replicas that missed a write that was acknowledged", &self.replicas_missed),
-            ("witan_idempotency_unsettled", "Idempotency records left to expire", &self.idempotency_unsettled),
+            (
+                "witan_idempotency_unsettled",
+                "Operations that ended before their idempotency record showed it",
+                &self.idempotency_unsettled,
+            ),
             ("witan_swept_records", "Records compared on all replicas by `witan repair`", &self.swept_records),
             ("witan_swept_merges", "Merges that replicas lacked, stored by `witan repair`", &self.swept_merges),
         ];
@@ -170,7 +174,8 @@ fn status(failed: Option<&Failed>) -> usize {
             | Failure::Deadline { .. }
             | Failure::StorageFull { .. }
             | Failure::StaleEpoch
-            | Failure::StoreUnavailable { .. },
+            | Failure::StoreUnavailable { .. }
+            | Failure::Unrecorded,
         ) => 3,
         Some(Failure::PluginFault { .. } | Failure::Internal(_)) => 4,
     }

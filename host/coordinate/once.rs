@@ -1,11 +1,18 @@
-//! Exactly one effect: an operation's claim on its idempotency key.
+//! Exactly one effect: an operation's claim on its idempotency key, and its result on record under it.
+//!
+//! What is acknowledged under an idempotency key is on record, so that whoever repeats it is answered with the first response. A store
+//! that is away for a moment delays the answer; one that is away for longer turns it into a doubt, which a repetition clears up.
+//! Tenants that would rather go on without the store (`proceed`) are told at once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use witan_kernel::failure::{Failed, Failure};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use witan_kernel::failure::{Effect, Failed, Failure};
+use witan_kernel::fault::Fault;
 use witan_kernel::idempotency::{Name, Owner, Step, Stepped};
 use witan_kernel::name::{Key, TenantId, WriteId};
-use witan_kernel::port::{Clock, IdempotencyStore, Randomness, StoreError, until};
+use witan_kernel::port::{self, Clock, IdempotencyStore, Randomness, StoreError};
 use witan_kernel::register::Stamp;
 use witan_kernel::tenant::IdempotencyOutage;
 
@@ -18,6 +25,14 @@ const FIRST_LOOK: Duration = Duration::from_millis(2);
 const LAST_LOOK: Duration = Duration::from_millis(100);
 /// A lease outlasts its operation's deadline by so much, so that nobody takes over from one that is about to record.
 const LEASE_MARGIN_MS: u64 = 500;
+/// How soon a record that the store did not take is tried again; doubled up to the second one.
+const FIRST_TRY: Duration = Duration::from_millis(20);
+const LAST_TRY: Duration = Duration::from_secs(1);
+/// For how long, after the operation has been answered. A `siblings` change that is repeated later than 15 s after it started stays in
+/// doubt, unless its record tells how it came out: this is about as long as a server takes that has to be looked after.
+const LATE_MICROS: u64 = 600_000_000;
+/// Records that may be late at a time: at about a kilobyte each, and a step a second.
+const MOST_LATE: usize = 1000;
 
 /// What an operation holds of its idempotency key.
 #[derive(Debug)]
@@ -94,21 +109,87 @@ impl Claim {
         }
     }
 
-    /// Records the result, or gives the name back. A result that cannot be recorded is told all the same: a retry repeats
-    /// the same write id and stamp.
-    pub(super) async fn settle<W: World>(self, coordinator: &Coordinator<W>, result: &Result<Written, Failed>) {
-        let Some(Reserved { name, owner, fence, .. }) = self.reserved else { return };
+    /// Records the result, or gives the name back. A result that the store could not take is handed back, to be tried again: see
+    /// [`Unrecorded`]. A name that could not be given back is free when its lease has expired.
+    pub(super) async fn settle<W: World>(
+        self,
+        coordinator: &Coordinator<W>,
+        result: &Result<Written, Failed>,
+    ) -> Option<Unrecorded> {
+        let Reserved { name, owner, fence, .. } = self.reserved?;
         let step = match result {
             Ok(written) => Step::Done { owner, fence, response: written.encode() },
-            Err(failed) if !self.sent || failed.effect == Some(witan_kernel::failure::Effect::NotApplied) => {
-                Step::Release { owner, fence }
-            }
+            Err(failed) if !self.sent || failed.effect == Some(Effect::NotApplied) => Step::Release { owner, fence },
             Err(_) => Step::Abandon { owner, fence },
         };
-        if let Err(error) = coordinator.ports.idempotency.step(name, step).await {
-            coordinator.metrics.idempotency_unsettled.inc();
-            tracing::warn!(%error, "an idempotency record could not be settled; its lease will expire");
+        match coordinator.ports.idempotency.step(name, step.clone()).await {
+            // Lost, too: whoever has taken over works under the same write id and stamp, and records it.
+            Ok(_) => None,
+            Err(_) if Fault::AcknowledgedUnrecorded.is_on() => None,
+            Err(why @ StoreError::Unavailable(_)) if result.is_ok() => Some(Unrecorded { name, done: step, why }),
+            Err(error) => {
+                coordinator.unsettled(&error);
+                None
+            }
         }
+    }
+}
+
+/// The result of an operation that is stored, and not on record yet.
+#[derive(Debug)]
+pub(super) struct Unrecorded {
+    name: Name,
+    done: Step,
+    why: StoreError,
+}
+
+impl Unrecorded {
+    /// Tries until it is on record, or cannot be, or monotonic time has come to `until`. `Some` if it is still to be done.
+    pub(super) async fn insist<W: World>(mut self, coordinator: &Coordinator<W>, until: u64) -> Option<Self> {
+        let mut pause = FIRST_TRY;
+        loop {
+            let left = port::until(until, coordinator.ports.clock.monotonic_micros());
+            if left.is_zero() {
+                return Some(self);
+            }
+            tokio::time::sleep(pause.min(left)).await;
+            pause = (pause * 2).min(LAST_TRY);
+            match coordinator.ports.idempotency.step(self.name, self.done.clone()).await {
+                Ok(_) => return None,
+                Err(why @ StoreError::Unavailable(_)) => self.why = why,
+                Err(error) => {
+                    coordinator.unsettled(&error);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Goes on behind the answer.
+    pub(super) fn insist_behind<W: World>(self, coordinator: &Arc<Coordinator<W>>) {
+        coordinator.unsettled(&self.why);
+        let Some(slot) = coordinator.late_records.take() else { return };
+        let (coordinator, until) = (Arc::clone(coordinator), coordinator.ports.clock.monotonic_micros() + LATE_MICROS);
+        tokio::spawn(async move {
+            let given_up = self.insist(&coordinator, until).await;
+            if let Some(Self { why, .. }) = given_up {
+                tracing::warn!(error = %why, "an idempotency record was not made in all this time; a repetition may stay in doubt");
+            }
+            drop(slot);
+        });
+    }
+}
+
+/// Records that are late.
+pub(super) struct LateRecords(Arc<Semaphore>);
+
+impl LateRecords {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(MOST_LATE)))
+    }
+
+    fn take(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).try_acquire_owned().ok()
     }
 }
 
@@ -125,7 +206,7 @@ impl<W: World> Coordinator<W> {
         let owner = Owner(self.ports.randomness.sixteen());
         let mut look = FIRST_LOOK;
         loop {
-            let left = until(plan.deadline, self.ports.clock.monotonic_micros());
+            let left = port::until(plan.deadline, self.ports.clock.monotonic_micros());
             let lease_ms = left.as_millis() as u64 + LEASE_MARGIN_MS;
             let step = Step::Reserve { owner, write_id, started, lease_ms };
             let left_ms = match self.ports.idempotency.step(name, step).await {
@@ -154,6 +235,11 @@ impl<W: World> Coordinator<W> {
             tokio::time::sleep(look.min(left).min(Duration::from_millis(left_ms.max(1)))).await;
             look = (look * 2).min(LAST_LOOK);
         }
+    }
+
+    fn unsettled(&self, error: &StoreError) {
+        self.metrics.idempotency_unsettled.inc();
+        tracing::warn!(%error, "an operation has ended, and its idempotency record does not show it");
     }
 
     fn without_store(&self, plan: &Plan, started: u64, error: StoreError) -> Result<Claimed, Failed> {

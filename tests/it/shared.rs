@@ -4,10 +4,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinHandle;
 use tonic::Code;
 use witan_wire::v1;
 
-use crate::harness::{Api, Company, Plugins, Process, eventually, own_address, read, write};
+use crate::harness::{Api, Company, Plugins, Process, Refusal, eventually, own_address, read, write};
 
 async fn version(api: &Api, tenant: &str) -> v1::GetTenantResponse {
     let request = v1::GetTenantRequest { tenant_id: tenant.to_owned() };
@@ -137,6 +138,78 @@ async fn a_retry_at_another_coordinator_has_no_second_effect() {
     // And one that was killed comes back under its id once its lease has run out.
     company.start(0).await;
     assert_eq!(&company.api(0).read(read("shop", "balance")).await.expect("read").value[..], b"spent");
+}
+
+/// A change with a name through the first coordinator, from whose middle on there is no Redis.
+async fn without_its_end(company: &Company, change: &v1::WriteKeyValueRequest) -> JoinHandle<Answer> {
+    let records = async || company.redis.ask("DBSIZE").parse::<usize>().expect("a number");
+    let before = records().await;
+    company.stop_nodes().await;
+    let (api, change) = (company.api(0).without_deadline(), change.clone());
+    let answer = tokio::spawn(async move { api.write(change).await });
+    eventually("it is claimed", async || (records().await > before).then_some(())).await;
+    company.redis.kill();
+    company.resume_nodes();
+    answer
+}
+
+type Answer = Result<v1::WriteKeyValueResponse, Refusal>;
+
+/// Waits until no record is under way any more.
+async fn all_on_record(company: &Company) {
+    eventually("what is done is on record", async || {
+        let names = company.redis.ask("KEYS *");
+        // Behind the codec's version: 1 is done.
+        names.lines().all(|name| company.redis.ask(&format!("GETRANGE {name} 1 1")) == "\u{1}").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_acknowledged_under_a_name_is_found_under_it() {
+    let company = Company::of(2).await;
+    company.api(0).siblings_tenant("shop").await;
+    let proceeds = |tenant: &mut v1::CreateTenantRequest| {
+        tenant.conflict_mode = "siblings".to_owned();
+        tenant.idempotency_outage = "proceed".to_owned();
+    };
+    company.api(0).tenant("bakery", proceeds).await;
+    let named = |tenant, name: &str| {
+        let mut change = write(tenant, name, "v");
+        change.idempotency_key = name.to_owned();
+        change
+    };
+    let elsewhere = company.api(1);
+    let repeated = async |change: &v1::WriteKeyValueRequest| {
+        let again = elsewhere.write(change.clone()).await.expect("answered");
+        assert!(again.is_duplicate, "{change:?} was done before");
+        again
+    };
+
+    // Redis is back in time: the answer waits for it, and a repetition anywhere gets the same.
+    let change = named("shop", "back in time");
+    let answer = without_its_end(&company, &change).await;
+    company.redis.start_again();
+    let answer = answer.await.expect("no panic").expect("written");
+    assert!(!answer.is_duplicate);
+    assert_eq!(repeated(&change).await.context, answer.context);
+
+    // It is away for longer than the change has time: the client is told to ask again, and learns then that it was done.
+    let change = named("shop", "too late");
+    let refused = without_its_end(&company, &change).await.await.expect("no panic").expect_err("nobody would find it");
+    assert_eq!((refused.code, &refused.outcome[..]), (Code::Unavailable, "in-doubt"), "{refused:?}");
+    assert!(refused.message.contains("send it again with the same key"), "{refused:?}");
+    company.redis.start_again();
+    all_on_record(&company).await;
+    repeated(&change).await;
+
+    // A tenant that goes on without Redis is answered without it, and has its record later.
+    let change = named("bakery", "at once");
+    let answer = without_its_end(&company, &change).await.await.expect("no panic").expect("written");
+    assert!(!answer.is_duplicate);
+    company.redis.start_again();
+    all_on_record(&company).await;
+    assert_eq!(repeated(&change).await.context, answer.context);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use witan::coordinate::{ReadAnswer, ReadRequest, WriteRequest};
 use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::name::Key;
-use witan_kernel::tenant::Level;
+use witan_kernel::tenant::{IdempotencyOutage, Level};
 
 use crate::cluster::{Call, Cluster};
 use crate::history::{History, Intention, Operation, Outcome, Place};
@@ -27,9 +27,20 @@ pub(crate) enum Command {
     Wipe(usize),
 }
 
+/// One acknowledged change in so many is sent again.
+const REPEATED: u32 = 5;
+
 /// A change whose outcome its client does not know, and which it can ask for again.
 pub(crate) struct Doubtful {
     index: usize,
+    request: WriteRequest,
+}
+
+/// A change that was acknowledged under a name, at the store of which it must be found.
+#[derive(Clone)]
+pub(crate) struct Acknowledged {
+    place: Place,
+    tag: u32,
     request: WriteRequest,
 }
 
@@ -41,6 +52,13 @@ pub(crate) struct Stage {
     pub(crate) commands: Mutex<VecDeque<Command>>,
     pub(crate) violations: Mutex<Vec<String>>,
     pub(crate) doubtful: Mutex<Vec<Doubtful>>,
+    pub(crate) acknowledged: Mutex<Vec<Acknowledged>>,
+}
+
+impl Acknowledged {
+    fn is_repeated(&self) -> bool {
+        self.tag.is_multiple_of(REPEATED) && self.request.idempotency_key.is_some()
+    }
 }
 
 impl Stage {
@@ -285,26 +303,25 @@ impl Client {
         });
         let index = self.stage.history.start(operation);
         let attempts = if named { self.rng.random_range(1..=self.manner().attempts) } else { 1 };
-        self.insist(index, request, attempts, mood).await;
+        self.insist(index, request, attempts, mood, false).await;
     }
 
     /// Asks again for what is in doubt.
     pub(crate) async fn retry(&mut self, doubtful: Doubtful) {
         let Doubtful { index, request } = doubtful;
-        self.insist(index, request, 3, Mood::Stormy).await;
+        self.insist(index, request, 3, Mood::Stormy, true).await;
     }
 
-    async fn insist(&mut self, index: usize, request: WriteRequest, attempts: u64, mood: Mood) {
+    /// `doubt`: it may have happened already.
+    async fn insist(&mut self, index: usize, request: WriteRequest, attempts: u64, mood: Mood, mut doubt: bool) {
         let stage = Arc::clone(&self.stage);
         let operation = stage.history.operations()[index].clone();
         let (place, tag) = (operation.place, operation.tag().unwrap_or_default());
         let mut coordinator = self.any_coordinator();
-        // What is asked for again was in doubt before.
-        let mut doubt = lock(&stage.doubtful).iter().any(|other| other.index == index);
         for attempt in 1..=attempts {
             let patience = self.patience(mood);
-            let request = WriteRequest { timeout: Some(patience), ..request.clone() };
-            let answer = self.attempt(coordinator, patience, mood, |to| Call::Write(request, to)).await;
+            let sent = WriteRequest { timeout: Some(patience), ..request.clone() };
+            let answer = self.attempt(coordinator, patience, mood, |to| Call::Write(sent, to)).await;
             let told = match &answer {
                 Attempt::Told(Ok(written)) => {
                     format!("done by {} replicas, duplicate {}", written.replicas, written.duplicate)
@@ -327,7 +344,15 @@ impl Client {
                         _ => Tags::new(),
                     };
                     self.remember(place, Context { token: written.context, seen, stood });
-                    return stage.history.end(index, Outcome::Done);
+                    stage.history.end(index, Outcome::Done);
+                    let acknowledged = Acknowledged { place, tag, request };
+                    if acknowledged.is_repeated()
+                        && self.cast(place).tenant.idempotency_outage == IdempotencyOutage::Reject
+                    {
+                        lock(&stage.acknowledged).push(acknowledged.clone());
+                        self.repeat(acknowledged, mood).await;
+                    }
+                    return;
                 }
                 Attempt::Told(Err(failed)) => match failed.effect {
                     Some(Effect::NotApplied) => {}
@@ -346,6 +371,24 @@ impl Client {
         stage.history.end(index, if doubt { Outcome::Unknown } else { Outcome::NotApplied });
         if doubt && request.idempotency_key.is_some() {
             lock(&stage.doubtful).push(Doubtful { index, request });
+        }
+    }
+
+    /// Sends a change once more that was acknowledged, as a queue may deliver a message twice: it was done before.
+    pub(crate) async fn repeat(&mut self, acknowledged: Acknowledged, mood: Mood) {
+        let Acknowledged { place, tag, request } = acknowledged;
+        let (coordinator, patience) = (self.any_coordinator(), self.patience(mood));
+        let request = WriteRequest { timeout: Some(patience), ..request };
+        let again = self.attempt(coordinator, patience, mood, |to| Call::Write(request, to)).await;
+        let id = self.id;
+        match again {
+            Attempt::Told(Ok(written)) if !written.duplicate => self.stage.violated(format!(
+                "idempotency: change {tag} at {place:?} was acknowledged before and is now no duplicate"
+            )),
+            Attempt::Told(told) => {
+                self.stage.note(|| format!("client {id} repeats {tag} at {place:?}: {:?}", told.map(|_| "duplicate")));
+            }
+            Attempt::NotSent | Attempt::Lost => {}
         }
     }
 

@@ -59,6 +59,7 @@ pub(crate) fn play(seed: u64, verbose: bool) -> Verdict {
         commands: Mutex::default(),
         violations: Mutex::default(),
         doubtful: Mutex::default(),
+        acknowledged: Mutex::default(),
     });
     sim.client("clients", direct(Arc::clone(&stage)));
     if let Err(error) = run(&mut sim, &cluster, &stage) {
@@ -136,6 +137,10 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
                 let doubtful: Vec<_> = lock(&stage.doubtful).drain(..).collect();
                 for (doubtful, client) in doubtful.into_iter().zip((0..clients.len()).cycle()) {
                     clients[client].retry(doubtful).await;
+                }
+                let acknowledged: Vec<_> = lock(&stage.acknowledged).drain(..).collect();
+                for (acknowledged, client) in acknowledged.into_iter().zip((0..clients.len()).cycle()) {
+                    clients[client].repeat(acknowledged, Mood::Calm).await;
                 }
             }
         }

@@ -44,7 +44,7 @@ pub(crate) enum Act {
     Repair,
     /// Nothing happens for so many milliseconds.
     Idle { ms: u64 },
-    /// Clients ask again for what they do not know the outcome of.
+    /// Clients ask again for what they do not know the outcome of, and for some of what was acknowledged.
     Retry,
     /// Clients write so often, to the last tenant's first key, without having read.
     Burst { writes: usize },
@@ -240,11 +240,16 @@ fn late(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     let weather = Weather { cuts: 1, coordinator_crashes: 1, ..Weather::default() };
     let machines = Machines { jump: 1_000_000, ..scenario.machines() };
     let mut storm = storm(rng, machines, weather, 3000, 600);
-    // What was done is mostly not recorded.
+    // What was done is mostly not recorded, and those who would go on trying are gone before they can.
     storm.insert(0, (0, Action::Outage { reserving: 0, settling: 800 }));
+    let crash = (0..scenario.coordinators).map(|coordinator| (0, Action::CrashCoordinator { coordinator }));
+    let restart = (0..scenario.coordinators).map(|coordinator| (200, Action::RestartCoordinator { coordinator }));
+    let crashes = crash.chain(restart).collect();
     let acts = vec![
         OVERTURE,
         Act::Storm { operations: 12, storm },
+        Act::Storm { operations: 0, storm: crashes },
+        Act::Idle { ms: 300 },
         Act::Settle,
         Act::Calm { operations: 4 },
         Act::Idle { ms: FORGOTTEN_MS },

@@ -30,6 +30,8 @@ pub enum Fault {
     BlockingRepairSkipped,
     /// A retry that takes over draws a new stamp although one is stored.
     StoredStampIgnored,
+    /// A change is acknowledged although its idempotency record could not be made.
+    AcknowledgedUnrecorded,
     /// A Put that failed is always tried elsewhere as if it were new.
     RetryMintsAgain,
     /// A node is asked whatever store it has come back with.
@@ -38,7 +40,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -51,6 +53,7 @@ impl Fault {
         Self::NotFoundNotCounted,
         Self::BlockingRepairSkipped,
         Self::StoredStampIgnored,
+        Self::AcknowledgedUnrecorded,
         Self::RetryMintsAgain,
         Self::NewStoreBelieved,
     ];

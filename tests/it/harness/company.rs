@@ -130,6 +130,18 @@ impl Company {
         self.processes[index].end().await;
     }
 
+    /// Lets every storage node stand still (SIGSTOP).
+    pub(crate) async fn stop_nodes(&self) {
+        for process in &self.processes {
+            process.stop().await;
+        }
+    }
+
+    /// Lets them go on.
+    pub(crate) fn resume_nodes(&self) {
+        self.processes.iter().for_each(|process| process.signal("CONT"));
+    }
+
     /// Starts a storage node that has ended with a version's program, where it was and on its data, until every coordinator
     /// reaches it.
     pub(crate) async fn start_node(&mut self, index: usize, version: Version) {
