@@ -23,6 +23,7 @@ pub mod nodes;
 pub mod output;
 pub mod platform;
 pub mod plugin;
+mod readiness;
 pub mod reload;
 pub mod repair;
 pub mod secured;

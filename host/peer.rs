@@ -86,6 +86,12 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
         self.nodes.load().get(node).and_then(|node| node.vitals.store_id())
     }
 
+    /// How many nodes take part, and how many of them are asked and answer.
+    pub fn reachable(&self) -> (usize, usize) {
+        let nodes = self.nodes.load();
+        (nodes.len(), nodes.values().filter(|node| node.vitals.state().reachable).count())
+    }
+
     fn open(&self, node: &StorageNode) -> Node {
         let vitals = Arc::new(Vitals::default());
         let lane = |speaks_for_node| {

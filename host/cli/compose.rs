@@ -23,13 +23,14 @@ use witan_store::Durability;
 use witan_store::metadata::{Claim, Metadata, Secret, Slot};
 use witan_store::tenants::{TenantCache, TenantCacheConfig};
 
+use super::readiness::Readiness;
 use super::reload::Reloads;
 use super::secured::Secured;
 use super::stores::{Idempotency, Seat, Shared};
 use super::{platform, stores};
 use crate::access::Access;
 use crate::access::config::{RateLimits, Security, may_listen};
-use crate::admin::{self, Admin, Ready};
+use crate::admin::{self, Admin};
 use crate::catalog::{Catalog, Cluster, Held, follow};
 use crate::coordinate::{Coordinator, Defaults, Ports, Timeouts, World};
 use crate::grpc::origin::Sampling;
@@ -268,14 +269,16 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let (incoming, admin_incoming) = secured.listen(listener, admin_listener, config.connections, &mut registry);
     peer::metrics::register(&mut registry, Arc::clone(&lanes));
     tokio::spawn(watch_nodes(Arc::clone(&lanes), stop.clone()));
+    let readiness = Readiness::new(Arc::clone(&metadata), Arc::clone(&lanes), clock, &mut registry);
     let admin = Admin {
         metrics: Arc::new(registry),
         metrics_path: config.metrics_path.clone(),
-        readiness: readiness(Arc::clone(&metadata), lanes.clone(), clock),
+        readiness: readiness.for_probes(),
         access: Arc::clone(&access),
     };
     tracing::info!(nodes = known, "waiting for the storage nodes");
     lanes.tried().await;
+    tokio::spawn(readiness.watch(stop.clone()));
 
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
     let api = CoordinatorApi::new(Arc::clone(&coordinator), Arc::clone(&catalog));
@@ -478,46 +481,4 @@ impl Cluster for Local {
         let coordinator = Arc::clone(&self.coordinator);
         Box::pin(async move { Box::new(coordinator.hold().await) as Held })
     }
-}
-
-/// Wall clocks may differ by so much before stamps of one coordinator push those of another too far ahead. Microseconds.
-const CLOCK_BOUND_MICROS: u64 = 60_000_000;
-
-fn readiness(
-    metadata: Arc<dyn Metadata>,
-    lanes: Arc<Lanes<SystemClock, Registered>>,
-    clock: SystemClock,
-) -> admin::Readiness {
-    Arc::new(move || {
-        let (metadata, lanes) = (Arc::clone(&metadata), Arc::clone(&lanes));
-        Box::pin(async move {
-            let mut reasons = Vec::new();
-            match metadata.now_ms().await {
-                Ok(now_ms) => {
-                    let apart = clock.wall_micros().abs_diff(now_ms * 1000);
-                    if apart > CLOCK_BOUND_MICROS {
-                        reasons.push(format!(
-                            "the clock is {} s off the metadata store's; set it right",
-                            apart / 1_000_000
-                        ));
-                    }
-                }
-                Err(error) => reasons.push(format!("the metadata store does not answer: {error}")),
-            }
-            match metadata.nodes().await {
-                Ok(nodes) => {
-                    let reachable = nodes.iter().filter(|n| lanes.state(&n.node.id).reachable).count();
-                    if reachable * 2 <= nodes.len() {
-                        reasons.push(format!("{reachable} of {} storage nodes can be reached", nodes.len()));
-                    }
-                }
-                Err(error) => reasons.push(format!("the nodes cannot be read: {error}")),
-            }
-            let write_only = lanes.write_only().into_iter();
-            let notes = write_only.map(|node| {
-                format!("storage node {node} has another store than before and is written to only; run: witan repair")
-            });
-            Ready { reasons, notes: notes.collect() }
-        })
-    })
 }

@@ -105,6 +105,8 @@ where
     let deadline = async {
         shutdown.await;
         health.set_not_serving::<CoordinatorServiceServer<CoordinatorApi<W>>>().await;
+        health.set_not_serving::<PluginServiceServer<PluginApi>>().await;
+        health.set_not_serving::<AccessServiceServer<AccessApi>>().await;
         let _ = stop.send(true);
         // An idle or silent connection would hold up a graceful end for ever: when nothing is under way any more, a moment
         // for the last responses to leave is enough.

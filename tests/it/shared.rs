@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tonic::Code;
 use witan_wire::v1;
 
-use crate::harness::{Api, Company, Plugins, Process, Refusal, eventually, own_address, read, write};
+use crate::harness::{Api, Company, Plugins, Process, Refusal, eventually, get, own_address, read, write};
 
 async fn version(api: &Api, tenant: &str) -> v1::GetTenantResponse {
     let request = v1::GetTenantRequest { tenant_id: tenant.to_owned() };
@@ -219,7 +219,19 @@ async fn servers_that_are_away_stop_only_what_needs_them() {
     api.tenant("shop", |_| {}).await;
     api.write(write("shop", "k", "before")).await.expect("written");
 
+    let admin = company.coordinators[0].admin;
+    let metric = async |line: &str| {
+        let (_, metrics) = get(admin, "/metrics").await.expect("metrics");
+        assert!(metrics.lines().any(|told| told == line), "no {line} in\n{metrics}");
+    };
+
     company.postgres.kill();
+    // It serves, and says so: were it not ready, nobody would be sent here.
+    let (status, told) = get(admin, "/readyz").await.expect("HTTP");
+    assert_eq!(status, 200, "{told}");
+    assert!(told.contains("the metadata store does not answer"), "{told}");
+    metric("witan_metadata_store_up 0").await;
+    metric("witan_ready 1").await;
     api.write(write("shop", "k", "without the database")).await.expect("a known tenant's writes go on");
     assert_eq!(&api.read(read("shop", "k")).await.expect("read").value[..], b"without the database");
     let request = v1::CreateTenantRequest { tenant_id: "other".to_owned(), ..v1::CreateTenantRequest::default() };
@@ -236,6 +248,10 @@ async fn servers_that_are_away_stop_only_what_needs_them() {
     })
     .await;
 
+    let (status, told) = get(admin, "/readyz").await.expect("HTTP");
+    assert_eq!((status, &told[..]), (200, "ok\n"));
+    metric("witan_metadata_store_up 1").await;
+
     company.redis.kill();
     api.write(write("shop", "k", "without a name")).await.expect("writes without a key need no Redis");
     let mut named = write("shop", "k", "named");
@@ -245,6 +261,21 @@ async fn servers_that_are_away_stop_only_what_needs_them() {
     company.redis.start_again();
     eventually("Redis is used again, without help", async || api.write(named.clone()).await.ok()).await;
     assert_eq!(&api.read(read("shop", "k")).await.expect("read").value[..], b"named");
+
+    // Without its nodes it can serve nobody.
+    company.stop_nodes().await;
+    let busy = api.clone();
+    let asking = tokio::spawn(async move { busy.read(read("shop", "k")).await });
+    eventually("it wants no traffic", async || {
+        let (status, told) = get(admin, "/readyz").await.ok()?;
+        (status == 503 && told.contains("0 of 3 storage nodes can be reached")).then_some(())
+    })
+    .await;
+    metric("witan_ready 0").await;
+    company.resume_nodes();
+    _ = asking.await.expect("no panic");
+    eventually("it is ready again, without help", async || (get(admin, "/readyz").await.ok()?.0 == 200).then_some(()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

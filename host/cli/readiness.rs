@@ -1,0 +1,105 @@
+//! Whether a coordinator should get traffic: what `/readyz` answers, and the metrics beside it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use witan_kernel::port::{Clock, StoreError};
+use witan_store::metadata::Metadata;
+
+use super::compose::stopped;
+use crate::admin::{self, Ready};
+use crate::peer::{Connect, Lanes};
+
+/// Wall clocks may differ by so much before stamps of one coordinator push those of another too far ahead. Microseconds.
+const CLOCK_BOUND_MICROS: u64 = 60_000_000;
+/// The longest wait for the metadata store: probes wait for three seconds, mostly.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often the metrics are brought up to date.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Judges whether a coordinator should get traffic.
+pub(super) struct Readiness<C: Clock, N: Connect> {
+    metadata: Arc<dyn Metadata>,
+    lanes: Arc<Lanes<C, N>>,
+    clock: C,
+    /// It has been ready. Then it knows tenants, and serves them while the metadata store is away.
+    has_been: AtomicBool,
+    ready: Gauge,
+    store_up: Gauge,
+}
+
+impl<C: Clock, N: Connect> Readiness<C, N> {
+    pub(super) fn new(
+        metadata: Arc<dyn Metadata>,
+        lanes: Arc<Lanes<C, N>>,
+        clock: C,
+        registry: &mut Registry,
+    ) -> Arc<Self> {
+        let (ready, store_up) = (Gauge::default(), Gauge::default());
+        registry.register("witan_ready", "1 while this coordinator should get traffic", ready.clone());
+        registry.register("witan_metadata_store_up", "1 while the metadata store answers", store_up.clone());
+        Arc::new(Self { metadata, lanes, clock, has_been: AtomicBool::new(false), ready, store_up })
+    }
+
+    /// What the admin server asks.
+    pub(super) fn for_probes(self: &Arc<Self>) -> admin::Readiness {
+        let readiness = Arc::clone(self);
+        Arc::new(move || {
+            let readiness = Arc::clone(&readiness);
+            Box::pin(async move { readiness.judge().await })
+        })
+    }
+
+    /// Looks now.
+    pub(super) async fn judge(&self) -> Ready {
+        let mut ready = Ready::default();
+        let (nodes, reachable) = self.lanes.reachable();
+        if reachable * 2 <= nodes {
+            ready.reasons.push(format!("{reachable} of {nodes} storage nodes can be reached"));
+        }
+        let answer = tokio::time::timeout(PATIENCE, self.metadata.now_ms()).await;
+        let answer = answer.unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}"))));
+        self.store_up.set(answer.is_ok().into());
+        match answer {
+            Ok(now_ms) => {
+                let apart = self.clock.wall_micros().abs_diff(now_ms.saturating_mul(1000));
+                if apart > CLOCK_BOUND_MICROS {
+                    let apart = apart / 1_000_000;
+                    ready.reasons.push(format!("the clock is {apart} s off the metadata store's; set it right"));
+                } else {
+                    self.has_been.fetch_or(ready.reasons.is_empty(), Ordering::Relaxed);
+                }
+            }
+            // It would be away for every coordinator: were none of them ready, nobody could reach what all of them can serve.
+            Err(error) if self.has_been.load(Ordering::Relaxed) => ready.notes.push(format!(
+                "the metadata store does not answer: {error}; known tenants are served, and nothing about tenants, nodes, plugins and \
+                 tokens can be changed"
+            )),
+            Err(error) => ready.reasons.push(format!("the metadata store does not answer: {error}")),
+        }
+        ready.notes.extend(self.lanes.write_only().into_iter().map(|node| {
+            format!("storage node {node} has another store than before and is written to only; run: witan repair")
+        }));
+        self.ready.set(ready.reasons.is_empty().into());
+        ready
+    }
+
+    /// Keeps the metrics up to date until the signal to stop is given.
+    pub(super) async fn watch(self: Arc<Self>, stop: watch::Receiver<bool>) {
+        let stopped = stopped(stop);
+        tokio::pin!(stopped);
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = look.tick() => drop(self.judge().await),
+                () = &mut stopped => break,
+            }
+        }
+        self.ready.set(0);
+    }
+}
