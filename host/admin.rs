@@ -83,11 +83,19 @@ impl Connected<IncomingStream<'_, AdminIncoming>> for Visitor {
     }
 }
 
+/// In the extensions of a request without a certificate, where clients have one.
+#[derive(Debug, Clone, Copy)]
+struct Stranger;
+
 /// Probes have no certificate to show, and learn no more than yes or no.
 const PROBES: [&str; 2] = ["/livez", "/readyz"];
 
-async fn ask_for_certificate(ConnectInfo(visitor): ConnectInfo<Visitor>, request: Request, next: Next) -> Response {
-    if visitor.0.identity.is_some() || PROBES.contains(&request.uri().path()) {
+async fn ask_for_certificate(ConnectInfo(visitor): ConnectInfo<Visitor>, mut request: Request, next: Next) -> Response {
+    if visitor.0.identity.is_some() {
+        return next.run(request).await;
+    }
+    if PROBES.contains(&request.uri().path()) {
+        request.extensions_mut().insert(Stranger);
         return next.run(request).await;
     }
     let told = "show a certificate that is signed by an authority in security.tls.client_ca_file\n";
@@ -171,7 +179,8 @@ async fn readyz(State(admin): State<Admin>, headers: HeaderMap, extensions: Exte
     let lines = |lines: Vec<String>| lines.into_iter().map(|line| line + "\n").collect::<String>();
     // A probe without a credential is no attempt at anything.
     let asks = headers.contains_key(header::AUTHORIZATION) || admin.access.serves_anybody();
-    if !asks || admitted(&admin, scope::of_details(), &headers, &extensions).await.is_err() {
+    let stranger = extensions.get::<Stranger>().is_some();
+    if stranger || !asks || admitted(&admin, scope::of_details(), &headers, &extensions).await.is_err() {
         return match reasons.is_empty() {
             true => (StatusCode::OK, "ok\n".to_owned()),
             false => (StatusCode::SERVICE_UNAVAILABLE, "not ready; a credential shows why\n".to_owned()),

@@ -23,3 +23,10 @@ mod tenants;
 pub use access::AccessApi;
 pub use keyvalue::{CoordinatorApi, Fallbacks};
 pub use plugins::PluginApi;
+
+/// Carries something out to its end, whatever becomes of the client that has asked for it. A change of the placement goes on in the stores
+/// when its call is dropped, and what keeps operations out meanwhile must not be let go before.
+async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, tonic::Status> {
+    let ended = tokio::spawn(work).await;
+    ended.map_err(|_| tonic::Status::internal("internal error; the log says more"))
+}

@@ -22,9 +22,10 @@ use super::credential::Credential;
 use super::refusal::Refusal;
 use super::token;
 
-/// How long what is known stands while nobody can say whether it is still so. Five minutes: longer than a database takes to
-/// fail over, and the longest for which a revoked token may stay good.
-pub(super) const STANDS_MS: u64 = 5 * 60 * 1000;
+/// How long what is known stands while nobody can say whether it is still so. A day: an outage of the database must not stop what needs
+/// no database, and somebody will have noticed by then. It is also the longest for which a token that was revoked elsewhere may stay
+/// good at a coordinator that is cut off.
+pub(super) const STANDS_MS: u64 = 24 * 3600 * 1000;
 /// Changes are looked for twice a second. After four looks that were missed, an unknown token may be a new one.
 const FRESH_MS: u64 = 2000;
 /// Unknown tokens for which the database is asked in a second, of all clients together: a token that was just made elsewhere is

@@ -29,7 +29,6 @@ pub async fn follow(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>, mut 
                     tracing::info!(revision = seen, "changes of other coordinators are followed again");
                 }
                 revision = seen;
-                cluster.up_to_date();
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
@@ -40,34 +39,45 @@ pub async fn follow(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>, mut 
     }
 }
 
-/// Puts in force what has changed since `after`. Returns the revision up to which everything is.
+/// Puts in force what has changed since `after`. Returns the revision up to which everything is. One change that cannot be followed,
+/// say a plugin for which there is no room here, holds up no other; all of them are looked at again then.
 async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Result<u64, StoreError> {
     let changes = metadata.changes(after).await?;
-    if !changes.complete {
-        cluster.tenants_outdated().await?;
-        publish_nodes(metadata, cluster).await?;
-        cluster.secrets_outdated().await?;
-        cluster.plugins_outdated(None).await?;
+    let all = !changes.complete;
+    // First: without a word on tokens they stop being good.
+    if all || changes.changed.contains(&Changed::Tokens) {
         cluster.tokens_outdated().await?;
-        return Ok(changes.revision);
+    }
+    cluster.up_to_date();
+    let mut followed = Ok(());
+    let mut note = |done: Result<(), StoreError>| {
+        if followed.is_ok() {
+            followed = done;
+        }
+    };
+    if all {
+        note(cluster.tenants_outdated().await);
+        note(publish_nodes(metadata, cluster).await);
+        note(cluster.secrets_outdated().await);
+        note(cluster.plugins_outdated(None).await);
+        return followed.map(|()| changes.revision);
     }
     let mut slots = None;
     for changed in &changes.changed {
         match changed {
-            Changed::Tenant(id) => cluster.tenant_outdated(id).await?,
-            Changed::Nodes => publish_nodes(metadata, cluster).await?,
-            Changed::Secrets => cluster.secrets_outdated().await?,
+            Changed::Tenant(id) => note(cluster.tenant_outdated(id).await),
+            Changed::Nodes => note(publish_nodes(metadata, cluster).await),
+            Changed::Secrets => note(cluster.secrets_outdated().await),
             Changed::Artifacts => _ = slots.get_or_insert_with(Vec::new),
             Changed::Binding(slot) => slots.get_or_insert_with(Vec::new).push(slot.clone()),
-            Changed::Tokens => cluster.tokens_outdated().await?,
-            Changed::Coordinators => {}
+            Changed::Tokens | Changed::Coordinators => {}
         }
     }
     // All at once: a binding and the plugin that it binds often come together.
     if slots.is_some() {
-        cluster.plugins_outdated(slots).await?;
+        note(cluster.plugins_outdated(slots).await);
     }
-    Ok(changes.revision)
+    followed.map(|()| changes.revision)
 }
 
 async fn publish_nodes(metadata: &dyn Metadata, cluster: &dyn Cluster) -> Result<(), StoreError> {

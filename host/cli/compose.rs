@@ -20,7 +20,7 @@ use witan_kernel::scan::{Fullness, Ranges, is_whole};
 use witan_kernel::tenant::Tenant;
 use witan_plugin::PluginHost;
 use witan_store::Durability;
-use witan_store::metadata::{Claim, Metadata, Secret, Slot};
+use witan_store::metadata::{Claim, Metadata, NodeOnRecord, Secret, Slot};
 use witan_store::tenants::{TenantCache, TenantCacheConfig};
 
 use super::readiness::Readiness;
@@ -368,14 +368,26 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
 }
 
 /// On a first start the nodes of the configuration take part. Later ones join by AddStorageNode; one that has moved is
-/// updated, for its data moves with it.
+/// updated, for its data moves with it. How many virtual nodes it has stays: another number would move keys, and not their data.
 async fn register_nodes(metadata: &dyn Metadata, wanted: &[StorageNode], now_ms: u64) -> anyhow::Result<()> {
     metadata.found_nodes(wanted.to_vec(), now_ms).await.context("add the first nodes")?;
     let known = metadata.nodes().await.context("read nodes")?;
     for node in wanted {
         match known.iter().find(|on_record| on_record.node.id == node.id) {
-            Some(on_record) if on_record.node == *node => {}
-            Some(_) => metadata.put_node(node.clone(), now_ms).await.context("update a node")?,
+            Some(NodeOnRecord { node: known, .. }) => {
+                if known.virtual_nodes != node.virtual_nodes {
+                    tracing::warn!(
+                        node = %node.id,
+                        on_record = known.virtual_nodes,
+                        configured = node.virtual_nodes,
+                        "the number of a node's virtual nodes is fixed when it joins; what is configured has no effect"
+                    );
+                }
+                if (&known.host, known.port) != (&node.host, node.port) {
+                    let moved = StorageNode { host: node.host.clone(), port: node.port, ..known.clone() };
+                    metadata.put_node(moved, now_ms).await.context("update a node")?;
+                }
+            }
             None => anyhow::bail!(
                 "node {} is not part of this cluster, which has nodes already; add it with `witan nodes add`",
                 node.id

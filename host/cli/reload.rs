@@ -17,11 +17,12 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinError;
 
 use super::compose::{Live, stopped};
 use super::configured;
 use super::telemetry::LogFilter;
-use crate::config::{Loaded, keys};
+use crate::config::{Loaded, Problems, keys};
 
 /// Between two looks at the file. It is taken once two looks in a row have found the same.
 const LOOK: Duration = Duration::from_secs(1);
@@ -96,6 +97,8 @@ impl Following {
         let file = self.started.inputs.file.clone();
         let mut acted = look(file.as_deref()).await;
         let mut last = acted.clone();
+        // What it says by now: a start may have taken a while.
+        self.catch_up().await;
         loop {
             tokio::select! {
                 hung_up = self.hangup.recv() => {
@@ -118,9 +121,25 @@ impl Following {
         }
     }
 
+    /// Puts in force what has changed since the start. That nothing has is no news.
+    async fn catch_up(&mut self) {
+        match self.read().await {
+            Ok(Ok(loaded)) if changed(&self.current, &loaded).is_empty() => {}
+            read => self.take(read),
+        }
+    }
+
     async fn read_again(&mut self) {
+        let read = self.read().await;
+        self.take(read);
+    }
+
+    async fn read(&self) -> Result<Result<Loaded, Problems>, JoinError> {
         let inputs = self.started.inputs.clone();
-        let read = tokio::task::spawn_blocking(move || Loaded::read(inputs)).await;
+        tokio::task::spawn_blocking(move || Loaded::read(inputs)).await
+    }
+
+    fn take(&mut self, read: Result<Result<Loaded, Problems>, JoinError>) {
         match read {
             Ok(Ok(loaded)) => self.put_in_force(loaded),
             Ok(Err(problems)) => {

@@ -136,8 +136,17 @@ pub async fn run(loaded: Loaded, log: Option<LogFilter>) -> anyhow::Result<ExitC
     let (live, following) = watch::channel(configured::live(settings));
     let reloads = Reloads::default();
     let drain = settings.server.shutdown_timeout.0;
-    let serving = start(configured::config(settings, following, reloads.clone())?, stop.clone()).await?;
+    let config = configured::config(settings, following, reloads.clone())?;
+    // From here on SIGHUP is taken note of, and ends nothing.
     let following = Following::new(loaded, live, log, reloads)?;
+    let serving = tokio::select! {
+        started = start(config, stop.clone()) => started?,
+        () = stopped(stop.clone()) => {
+            tracing::info!("stopped while starting");
+            traces.end().await;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
     tokio::spawn(following.run(stop.clone()));
     println!("ready address={} admin={}", serving.address, serving.admin_address);
     tokio::select! {

@@ -41,6 +41,16 @@ impl Redis {
         if addresses.iter().any(|address| address.reveal().is_empty()) {
             return Err((key, "has an empty address in it".to_owned()));
         }
+        if self.tls && addresses.iter().any(|address| address.reveal().starts_with("redis://")) {
+            return Err((key, "says redis:// while redis.tls is true: write rediss://".to_owned()));
+        }
+        if self.db != 0 && matches!(key, "redis.url" | "redis.url_file") {
+            let what = format!(
+                "is {}, and has no effect beside {key}: write it behind the address, as in redis://host:6379/{}",
+                self.db, self.db
+            );
+            return Err(("redis.db", what));
+        }
         if let Some(master) = &self.sentinel_master {
             let tls = self.tls || addresses.iter().any(|address| address.reveal().starts_with("rediss://"));
             let (sentinels, master, database) = (addresses, master.clone(), self.db);

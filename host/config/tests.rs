@@ -91,6 +91,19 @@ fn the_environment_is_checked_like_the_file() {
 }
 
 #[test]
+fn redis_is_spoken_to_as_it_is_told() {
+    for wrong in ["{url: 'redis://r:6379', tls: true}", "{addresses: ['redis://r:6379', r:6380], tls: true}"] {
+        let told = refused(&format!("redis: {wrong}\n"));
+        assert!(told.contains("write rediss://"), "{told}");
+    }
+    let told = refused("redis: {url: 'redis://localhost:6379', db: 3}\n");
+    assert!(told.contains("redis.db: is 3") && told.contains("redis://host:6379/3"), "{told}");
+    for right in ["{url: 'rediss://r:6379', tls: true}", "{addresses: ['r:6379'], tls: true, db: 3}"] {
+        read(&format!("redis: {right}\n"), &[], &[]).unwrap_or_else(|problems| panic!("{right}: {problems}"));
+    }
+}
+
+#[test]
 fn nothing_shows_a_secret() {
     let text = "database: {host: localhost, password: hunter2}\nredis: {url: 'redis://:hunter2@localhost'}\n";
     let loaded = read(text, &[], &[]).unwrap_or_else(|problems| panic!("{problems}"));

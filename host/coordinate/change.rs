@@ -6,7 +6,7 @@ use bytes::Bytes;
 use witan_kernel::context::Claims;
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
-use witan_kernel::hook::Operation;
+use witan_kernel::hook::{Operation, Shortfall};
 use witan_kernel::idempotency::write_id;
 use witan_kernel::name::WriteId;
 use witan_kernel::port::{Clock, Randomness};
@@ -14,7 +14,7 @@ use witan_kernel::record::Record;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level};
 
 use super::exchange::Exchange;
-use super::once::{Claim, Claimed, Unrecorded};
+use super::once::{Claim, Claimed, Recorded};
 use super::plan::{Asks, Plan};
 use super::register::{Rest, Stored};
 use super::request::{WriteRequest, Written, render};
@@ -92,29 +92,30 @@ impl<W: World> Exchange<W> {
         let outcome = self.store(&request, write_id, claims, &mut claim).await;
         let (result, rest) = match outcome {
             Ok((stored, rest)) => (Ok(self.written(stored, idempotency_key)), Some(rest)),
-            // Certain of this attempt is not certain of the intention: the one taken over from may have applied it.
-            Err(failed) if claim.took_over() => (Err(failed.failure.in_doubt()), None),
+            // Certain of this attempt is not certain of the intention: an earlier one may have applied it.
+            Err(failed) if claim.may_be_repeated() => (Err(failed.failure.in_doubt()), None),
             Err(failed) => (Err(failed), None),
         };
-        let mut unrecorded = None;
+        let mut recorded = Recorded::Yes;
         if claim.is_reserved() {
-            unrecorded = Box::pin(claim.settle(&self.coordinator, &result)).await;
+            recorded = Box::pin(claim.settle(&self.coordinator, &result)).await;
         }
-        match (unrecorded, rest) {
-            (None, rest) => {
+        match (recorded, rest) {
+            (Recorded::Yes, rest) => {
                 respond(result);
                 if let Some(rest) = rest {
                     self.hear_out(rest).await;
                 }
             }
-            (Some(unrecorded), rest) => Box::pin(self.answer_late(unrecorded, result, respond, rest)).await,
+            (recorded, rest) => Box::pin(self.answer_late(recorded, result, respond, rest)).await,
         }
     }
 
-    /// Answers when the result is on record. A tenant that goes on without the store is answered at once.
+    /// Answers when the result is on record, or it is certain that it will not be in time. A tenant that goes on without the store is
+    /// answered at once.
     async fn answer_late(
         &mut self,
-        unrecorded: Unrecorded,
+        recorded: Recorded,
         result: Result<Written, Failed>,
         respond: Respond<Written>,
         rest: Option<Rest>,
@@ -122,16 +123,14 @@ impl<W: World> Exchange<W> {
         let (coordinator, deadline) = (Arc::clone(&self.coordinator), self.plan.deadline);
         let at_once = self.plan.tenant.idempotency_outage == IdempotencyOutage::Proceed;
         let answer = async move {
-            if at_once {
-                respond(result);
-                return unrecorded.insist_behind(&coordinator);
-            }
-            match unrecorded.insist(&coordinator, deadline).await {
-                None => respond(result),
-                Some(unrecorded) => {
-                    respond(Err(Failure::Unrecorded.in_doubt()));
-                    unrecorded.insist_behind(&coordinator);
-                }
+            let recorded = match recorded {
+                Recorded::NotYet(unrecorded) if !at_once => unrecorded.insist(&coordinator, deadline).await,
+                recorded => recorded,
+            };
+            let found = at_once || matches!(recorded, Recorded::Yes);
+            respond(if found { result } else { Err(Failure::Unrecorded.in_doubt()) });
+            if let Recorded::NotYet(unrecorded) = recorded {
+                unrecorded.insist_behind(&coordinator);
             }
         };
         let hear_out = async {
@@ -177,6 +176,8 @@ impl<W: World> Exchange<W> {
         }
         let policy = self.plan.policy;
         self.plan.policy.required = policy.required.max(Level::Quorum.required(self.plan.replication_factor()));
+        // What a policy accepts of a write is no reason to delete less than a quorum shows.
+        self.plan.policy.shortfall = Shortfall::Fail;
         let gathered = self.gather().await;
         self.plan.policy = policy;
         let (reconciled, _) = gathered.map_err(|failed| failed.failure.not_applied())?;

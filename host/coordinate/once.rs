@@ -38,6 +38,7 @@ const MOST_LATE: usize = 1000;
 #[derive(Debug)]
 pub(super) struct Claim {
     reserved: Option<Reserved>,
+    named: bool,
     started: u64,
     sent: bool,
 }
@@ -62,12 +63,27 @@ pub(super) enum Claimed {
 impl Claim {
     /// An operation whose client has not named its intention.
     pub(super) fn none(started: u64) -> Self {
-        Self { reserved: None, started, sent: false }
+        Self { reserved: None, named: false, started, sent: false }
+    }
+
+    /// One whose name could not be claimed, and whose tenant goes on without.
+    fn unclaimed(started: u64) -> Self {
+        Self { named: true, ..Self::none(started) }
+    }
+
+    /// True when the client has named its intention, and may have sent it before.
+    pub(super) fn is_named(&self) -> bool {
+        self.named
     }
 
     /// True when a reservation stands behind it.
     pub(super) fn is_reserved(&self) -> bool {
         self.reserved.is_some()
+    }
+
+    /// True when an earlier attempt may have done all of the work, or may still: only a first claim knows that there was none.
+    pub(super) fn may_be_repeated(&self) -> bool {
+        self.took_over() || (self.named && self.reserved.is_none())
     }
 
     /// True when an earlier attempt may have done part of the work.
@@ -109,30 +125,41 @@ impl Claim {
         }
     }
 
-    /// Records the result, or gives the name back. A result that the store could not take is handed back, to be tried again: see
-    /// [`Unrecorded`]. A name that could not be given back is free when its lease has expired.
+    /// Records the result, or gives the name back.
     pub(super) async fn settle<W: World>(
         self,
         coordinator: &Coordinator<W>,
         result: &Result<Written, Failed>,
-    ) -> Option<Unrecorded> {
-        let Reserved { name, owner, fence, .. } = self.reserved?;
+    ) -> Recorded {
+        let Some(Reserved { name, owner, fence, .. }) = self.reserved else { return Recorded::Yes };
         let step = match result {
             Ok(written) => Step::Done { owner, fence, response: written.encode() },
             Err(failed) if !self.sent || failed.effect == Some(Effect::NotApplied) => Step::Release { owner, fence },
             Err(_) => Step::Abandon { owner, fence },
         };
         match coordinator.ports.idempotency.step(name, step.clone()).await {
-            // Lost, too: whoever has taken over works under the same write id and stamp, and records it.
-            Ok(_) => None,
-            Err(_) if Fault::AcknowledgedUnrecorded.is_on() => None,
-            Err(why @ StoreError::Unavailable(_)) if result.is_ok() => Some(Unrecorded { name, done: step, why }),
-            Err(error) => {
+            Ok(Stepped::Stored) => Recorded::Yes,
+            // What failed has nothing to record, and a name that was not given back is free when its lease has expired.
+            Ok(_) if result.is_err() => Recorded::Yes,
+            Err(error) if result.is_err() || Fault::AcknowledgedUnrecorded.is_on() => {
                 coordinator.unsettled(&error);
-                None
+                Recorded::Yes
             }
+            told => Unrecorded::after(told, name, step, coordinator),
         }
     }
+}
+
+/// Whether a result is where a repetition looks for it.
+#[derive(Debug)]
+pub(super) enum Recorded {
+    /// It is, or there is none.
+    Yes,
+    /// It can be tried again.
+    NotYet(Unrecorded),
+    /// The record is lost, damaged, or another attempt's by now, which works under the same write id and stamp, and has yet to say how
+    /// it came out.
+    Never,
 }
 
 /// The result of an operation that is stored, and not on record yet.
@@ -144,35 +171,48 @@ pub(super) struct Unrecorded {
 }
 
 impl Unrecorded {
-    /// Tries until it is on record, or cannot be, or monotonic time has come to `until`. `Some` if it is still to be done.
-    pub(super) async fn insist<W: World>(mut self, coordinator: &Coordinator<W>, until: u64) -> Option<Self> {
-        let mut pause = FIRST_TRY;
-        loop {
-            let left = port::until(until, coordinator.ports.clock.monotonic_micros());
-            if left.is_zero() {
-                return Some(self);
-            }
-            tokio::time::sleep(pause.min(left)).await;
-            pause = (pause * 2).min(LAST_TRY);
-            match coordinator.ports.idempotency.step(self.name, self.done.clone()).await {
-                Ok(_) => return None,
-                Err(why @ StoreError::Unavailable(_)) => self.why = why,
-                Err(error) => {
-                    coordinator.unsettled(&error);
-                    return None;
-                }
+    /// What the store's answer to recording comes to.
+    fn after<W: World>(
+        told: Result<Stepped, StoreError>,
+        name: Name,
+        done: Step,
+        coordinator: &Coordinator<W>,
+    ) -> Recorded {
+        match told {
+            Ok(Stepped::Stored) => Recorded::Yes,
+            Ok(_) => Recorded::Never,
+            Err(why @ StoreError::Unavailable(_)) => Recorded::NotYet(Self { name, done, why }),
+            Err(error) => {
+                coordinator.unsettled(&error);
+                Recorded::Never
             }
         }
     }
 
-    /// Goes on behind the answer.
+    /// Tries until it is on record, or cannot be, or monotonic time has come to `until`.
+    pub(super) async fn insist<W: World>(mut self, coordinator: &Coordinator<W>, until: u64) -> Recorded {
+        let left = || port::until(until, coordinator.ports.clock.monotonic_micros());
+        let mut pause = FIRST_TRY;
+        while !left().is_zero() {
+            tokio::time::sleep(pause.min(left())).await;
+            pause = (pause * 2).min(LAST_TRY);
+            let step = coordinator.ports.idempotency.step(self.name, self.done.clone());
+            let Ok(told) = tokio::time::timeout(left(), step).await else { break };
+            match Self::after(told, self.name, self.done, coordinator) {
+                Recorded::NotYet(still) => self = still,
+                recorded => return recorded,
+            }
+        }
+        Recorded::NotYet(self)
+    }
+
+    /// Goes on behind the answer, within bounds.
     pub(super) fn insist_behind<W: World>(self, coordinator: &Arc<Coordinator<W>>) {
         coordinator.unsettled(&self.why);
         let Some(slot) = coordinator.late_records.take() else { return };
         let (coordinator, until) = (Arc::clone(coordinator), coordinator.ports.clock.monotonic_micros() + LATE_MICROS);
         tokio::spawn(async move {
-            let given_up = self.insist(&coordinator, until).await;
-            if let Some(Self { why, .. }) = given_up {
+            if let Recorded::NotYet(Self { why, .. }) = self.insist(&coordinator, until).await {
                 tracing::warn!(error = %why, "an idempotency record was not made in all this time; a repetition may stay in doubt");
             }
             drop(slot);
@@ -204,7 +244,7 @@ impl<W: World> Coordinator<W> {
     ) -> Result<Claimed, Failed> {
         let name = name(&plan.place.tenant, &plan.place.key, idempotency_key);
         let owner = Owner(self.ports.randomness.sixteen());
-        let mut look = FIRST_LOOK;
+        let (mut look, mut another) = (FIRST_LOOK, false);
         loop {
             let left = port::until(plan.deadline, self.ports.clock.monotonic_micros());
             let lease_ms = left.as_millis() as u64 + LEASE_MARGIN_MS;
@@ -212,7 +252,7 @@ impl<W: World> Coordinator<W> {
             let left_ms = match self.ports.idempotency.step(name, step).await {
                 Ok(Stepped::Reserved { fence, took_over, stamp, started }) => {
                     let reserved = Reserved { name, owner, fence, took_over, stamp };
-                    return Ok(Claimed::Yes(Claim { reserved: Some(reserved), started, sent: false }));
+                    return Ok(Claimed::Yes(Claim { reserved: Some(reserved), named: true, started, sent: false }));
                 }
                 Ok(Stepped::Done { response }) => {
                     let decoded = Written::decode(response, idempotency_key.to_owned());
@@ -225,8 +265,11 @@ impl<W: World> Coordinator<W> {
                     let reason = "the idempotency store answered out of turn".to_owned();
                     return Err(Failure::Internal(reason).not_applied());
                 }
+                // Another attempt has been seen: nobody goes on beside it.
+                Err(_) if another => return Err(Failure::InProgress { retry_after: LAST_LOOK }.in_doubt()),
                 Err(error) => return self.without_store(plan, started, error),
             };
+            another = true;
             if left.is_zero() {
                 let retry_after = Duration::from_millis(left_ms);
                 // The attempt that holds the key may yet apply it.
@@ -244,8 +287,9 @@ impl<W: World> Coordinator<W> {
 
     fn without_store(&self, plan: &Plan, started: u64, error: StoreError) -> Result<Claimed, Failed> {
         match plan.tenant.idempotency_outage {
-            IdempotencyOutage::Proceed => Ok(Claimed::Yes(Claim::none(started))),
-            IdempotencyOutage::Reject => Err(store_failure("the idempotency store", error).not_applied()),
+            IdempotencyOutage::Proceed => Ok(Claimed::Yes(Claim::unclaimed(started))),
+            // This attempt does nothing, but there may have been one before it.
+            IdempotencyOutage::Reject => Err(store_failure("the idempotency store", error).in_doubt()),
         }
     }
 }

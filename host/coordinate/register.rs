@@ -73,12 +73,12 @@ impl<W: World> Exchange<W> {
     }
 
     /// Ordering `clock` does without the round, unless the client has named its intention: then `recent` is asked, so that
-    /// a retry keeps its stamp even when the idempotency store has lost its records.
+    /// a retry keeps its stamp even when the idempotency store has lost its records, or is away.
     fn needs_stamp_round(&self, claim: &Claim) -> bool {
         if Fault::StampRoundSkipped.is_on() {
             return false;
         }
-        self.plan.tenant.ordering == Ordering::Quorum || claim.is_reserved()
+        self.plan.tenant.ordering == Ordering::Quorum || claim.is_named()
     }
 
     async fn gather_stamps(&mut self, round: &mut StampRound) -> Result<(), Failed> {

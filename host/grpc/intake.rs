@@ -20,6 +20,7 @@ use tower::{Layer, Service};
 
 use super::server::REQUEST_BYTES;
 use super::status::Report;
+use crate::access::scope::{self, Need};
 
 /// Bounds of what is half sent.
 #[derive(Debug, Clone, Copy)]
@@ -46,9 +47,15 @@ const PREFIX: usize = 5;
 /// The one call that is a stream of the client's: it may say nothing for as long as it likes between two messages.
 const STREAMING: &str = "/Session";
 
+/// What calls may have half sent that anybody may make, without any credential: they are probes, and must not be in the way of others.
+const OPEN: Bounds = Bounds { bytes: 64 << 10, calls: 1000, within: Duration::from_secs(5) };
+
 /// Stands before every service.
 #[derive(Debug, Clone)]
-pub(super) struct IntakeLayer(Arc<Intake>);
+pub(super) struct IntakeLayer {
+    intake: Arc<Intake>,
+    open: Arc<Intake>,
+}
 
 #[derive(Debug)]
 struct Intake {
@@ -87,7 +94,7 @@ impl Intake {
 
 impl IntakeLayer {
     pub(super) fn new(bounds: Bounds) -> Self {
-        Self(Arc::new(Intake::new(bounds)))
+        Self { intake: Arc::new(Intake::new(bounds)), open: Arc::new(Intake::new(OPEN)) }
     }
 }
 
@@ -95,14 +102,14 @@ impl<S> Layer<S> for IntakeLayer {
     type Service = Metered<S>;
 
     fn layer(&self, inner: S) -> Metered<S> {
-        Metered { intake: Arc::clone(&self.0), inner }
+        Metered { layer: self.clone(), inner }
     }
 }
 
 /// Services whose requests' messages are counted.
 #[derive(Debug, Clone)]
 pub(super) struct Metered<S> {
-    intake: Arc<Intake>,
+    layer: IntakeLayer,
     inner: S,
 }
 
@@ -116,12 +123,14 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for Metered<S> {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let streaming = request.uri().path().ends_with(STREAMING);
+        let path = request.uri().path();
+        let streaming = path.ends_with(STREAMING);
+        let intake = if scope::of_call(path).need == Need::Nothing { &self.layer.open } else { &self.layer.intake };
         let request = request.map(|body| {
             // A call without a message has nothing to wait for.
             match body.is_end_stream() {
                 true => body,
-                false => metered(Message::new(body, Arc::clone(&self.intake), streaming)),
+                false => metered(Message::new(body, Arc::clone(intake), streaming)),
             }
         });
         self.inner.call(request)
@@ -136,6 +145,8 @@ fn metered(message: Message) -> Body {
 /// A request's body, of which at most one message is not complete.
 struct Message {
     body: Body,
+    /// There were as many calls as there may be when this one began.
+    too_many: bool,
     intake: Arc<Intake>,
     /// Nothing needs to come between two messages.
     streaming: bool,
@@ -151,8 +162,8 @@ struct Message {
 
 impl Message {
     fn new(body: Body, intake: Arc<Intake>, streaming: bool) -> Self {
-        intake.calls.fetch_add(1, Ordering::AcqRel);
-        Self { body, intake, streaming, prefix: 0, length: [0; 4], missing: 0, held: None, late: None }
+        let too_many = intake.calls.fetch_add(1, Ordering::AcqRel) >= intake.bounds.calls;
+        Self { body, too_many, intake, streaming, prefix: 0, length: [0; 4], missing: 0, held: None, late: None }
     }
 
     /// Follows the messages through bytes that have come; true when the last one is not complete.
@@ -232,7 +243,8 @@ impl Stream for Message {
     type Item = Result<Bytes, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
-        if self.intake.calls.load(Ordering::Acquire) > self.intake.bounds.calls {
+        // Those that came before are in nobody's way, least of all sessions.
+        if self.too_many {
             return Poll::Ready(Some(Err(refused("too many calls are half sent"))));
         }
         match Pin::new(&mut self.body).poll_frame(cx) {

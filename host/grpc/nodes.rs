@@ -1,5 +1,7 @@
 //! Storage nodes.
 
+use std::sync::Arc;
+
 use futures::future::join_all;
 use tonic::{Code, Status};
 use witan_kernel::limit;
@@ -10,6 +12,7 @@ use witan_wire::v1;
 use super::CoordinatorApi;
 use super::status::{invalid, refused};
 use super::tenants::status;
+use super::to_its_end;
 use crate::catalog::Refused;
 use crate::coordinate::World;
 
@@ -20,7 +23,9 @@ impl<W: World> CoordinatorApi<W> {
     ) -> Result<v1::StorageNodeChangeResponse, Status> {
         let node = node_of(request, self.fallbacks.load().virtual_nodes).map_err(|error| invalid(&error))?;
         let id = node.id.clone();
-        self.catalog.add_node(node, self.now_ms()).await.map_err(|error| node_status(&error))?;
+        let (catalog, now_ms) = (Arc::clone(&self.catalog), self.now_ms());
+        let added = to_its_end(async move { catalog.add_node(node, now_ms).await }).await?;
+        added.map_err(|error| node_status(&error))?;
         Ok(changed(&id, "the node takes part"))
     }
 
@@ -33,7 +38,9 @@ impl<W: World> CoordinatorApi<W> {
             return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
         }
         let id = NodeId::new(request.node_id).map_err(|error| invalid(&error))?;
-        self.catalog.remove_node(&id).await.map_err(|error| node_status(&error))?;
+        let (catalog, gone) = (Arc::clone(&self.catalog), id.clone());
+        let removed = to_its_end(async move { catalog.remove_node(&gone).await }).await?;
+        removed.map_err(|error| node_status(&error))?;
         Ok(changed(&id, "the node takes part no more"))
     }
 

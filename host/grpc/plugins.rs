@@ -20,7 +20,7 @@ use witan_wire::v1::upload_plugin_request::Part;
 use super::guard::{caller, while_good};
 use super::keyvalue::denied;
 use super::status::{invalid, refused, store_report};
-use super::tenants;
+use super::{tenants, to_its_end};
 use crate::access::caller::Caller;
 use crate::catalog::{Catalog, Held};
 
@@ -133,15 +133,16 @@ impl PluginService for PluginApi {
             let why = format!("mode {:?} is not offered yet; use \"active\"", request.mode);
             return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
         }
-        let _held = self.may_change(tenant.as_ref(), hook).await?;
+        let held = self.may_change(tenant.as_ref(), hook).await?;
         let previous = self.in_force(tenant.as_ref(), hook);
+        let host = self.host.clone();
         if request.plugin.is_empty() {
-            self.host.unbind(tenant, hook).await.map_err(status)?;
+            held_to_its_end(held, async move { host.unbind(tenant, hook).await }).await?;
             return Ok(Response::new(v1::BindPluginResponse { binding: None, previous }));
         }
         let plugin = self.reference("plugin", &request.plugin)?;
         let bind = BindRequest { tenant, hook, plugin, configuration: request.configuration, on_fault };
-        let bound = self.host.bind(bind).await.map_err(status)?;
+        let bound = held_to_its_end(held, async move { host.bind(bind).await }).await?;
         Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
     }
 
@@ -151,9 +152,10 @@ impl PluginService for PluginApi {
     ) -> Result<Response<v1::BindPluginResponse>, Status> {
         let caller = caller(&mut request)?;
         let (tenant, hook) = own_slot(&caller, &request.get_ref().tenant_id, &request.get_ref().hook)?;
-        let _held = self.may_change(tenant.as_ref(), hook).await?;
+        let held = self.may_change(tenant.as_ref(), hook).await?;
         let previous = self.in_force(tenant.as_ref(), hook);
-        let bound = self.host.rollback(tenant, hook).await.map_err(status)?;
+        let host = self.host.clone();
+        let bound = held_to_its_end(held, async move { host.rollback(tenant, hook).await }).await?;
         Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
     }
 
@@ -202,6 +204,19 @@ impl PluginApi {
         let of_slot = bindings.iter().find(|bound| bound.record.tenant.as_ref() == tenant && bound.record.hook == hook);
         of_slot.map(binding)
     }
+}
+
+/// Carries out a change of a binding, and keeps operations out as long as that takes.
+async fn held_to_its_end<T: Send + 'static>(
+    held: Option<Held>,
+    change: impl Future<Output = Result<T, PluginError>> + Send + 'static,
+) -> Result<T, Status> {
+    let changed = to_its_end(async move {
+        let changed = change.await;
+        drop(held);
+        changed
+    });
+    changed.await?.map_err(status)
 }
 
 /// Takes an upload in: a manifest, then the bytes.

@@ -1,5 +1,7 @@
 //! Tenants.
 
+use std::sync::Arc;
+
 use tonic::{Code, Status};
 use witan_kernel::limit;
 use witan_kernel::name::{Invalid, TenantId};
@@ -8,7 +10,7 @@ use witan_wire::v1;
 
 use super::keyvalue::denied;
 use super::status::{invalid, refused, store_report};
-use super::{CoordinatorApi, Fallbacks};
+use super::{CoordinatorApi, Fallbacks, to_its_end};
 use crate::access::caller::Caller;
 use crate::catalog::Refused;
 use crate::coordinate::World;
@@ -84,7 +86,8 @@ impl<W: World> CoordinatorApi<W> {
         let id = own_tenant(&caller, request.tenant_id)?;
         let wanted = replication_factor("new_replication_factor", request.new_replication_factor)
             .map_err(|error| invalid(&error))?;
-        let changed = self.catalog.change_replication_factor(&id, wanted).await;
+        let (catalog, tenant) = (Arc::clone(&self.catalog), id.clone());
+        let changed = to_its_end(async move { catalog.change_replication_factor(&tenant, wanted).await }).await?;
         let (before, after) = changed.map_err(|error| status(&error))?;
         Ok(v1::UpdateReplicationFactorResponse {
             success: true,

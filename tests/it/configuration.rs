@@ -93,6 +93,29 @@ async fn tenant(api: &Api, id: &str) -> v1::GetTenantResponse {
     api.client().get_tenant(request).await.expect("get a tenant").into_inner()
 }
 
+#[tokio::test]
+async fn what_is_stored_stays_where_it_is_whatever_the_file_says_of_virtual_nodes() {
+    let place = Place::new().await;
+    place.write("");
+    let admin = |command: &mut Command| {
+        command.args(["--admin-listen", &SocketAddr::new(place.address, 0).to_string()]);
+    };
+    let mut first = place.start(admin).await;
+    let virtual_nodes = async |coordinator: &Process| {
+        let api = Api::new(coordinator.address("address"));
+        let listed =
+            api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.expect("listed").into_inner();
+        listed.nodes.iter().map(|node| node.virtual_nodes).collect::<Vec<_>>()
+    };
+    assert_eq!(virtual_nodes(&first).await, [150]);
+    first.end().await;
+    // The ring of before holds the places of all keys.
+    place.write("hash_ring: {virtual_nodes: 7}\n");
+    let second = place.start(admin).await;
+    assert_eq!(virtual_nodes(&second).await, [150]);
+    assert!(second.tail().contains("what is configured has no effect"), "{}", second.tail());
+}
+
 /// Waits until a metric has this value.
 async fn counted(admin: SocketAddr, path: &str, line: &str) {
     eventually(line, async || {

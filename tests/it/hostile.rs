@@ -11,8 +11,11 @@ use futures::future::join_all;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use crate::harness::{Dev, PATIENCE, Process, get};
-use attack::{Half, continuation_flood, half_sent, rapid_resets, wordless};
+use witan_wire::v1::session_request::Operation;
+use witan_wire::v1::session_response::Result as Outcome;
+
+use crate::harness::{Dev, PATIENCE, Process, get, write};
+use attack::{HEALTH, Half, WRITE, continuation_flood, half_sent, rapid_resets, wordless};
 use friend::Friend;
 
 /// `witan dev` gives what is under way ten seconds, and the machine may be busy.
@@ -98,7 +101,7 @@ async fn the_slow_and_the_silent() {
     let target = Target::start().await;
     let silent = wordless(target.address(), 1000, b"").await;
     let stammering = wordless(target.address(), 200, b"PRI * HTTP/2.0").await;
-    let mut half = join_all((0..10).map(|_| half_sent(target.address(), 100, 1 << 20, 1000))).await;
+    let mut half = join_all((0..10).map(|_| half_sent(target.address(), WRITE, 100, 1 << 20, 1000))).await;
     target.friend.served(20).await;
     for mut stream in silent.into_iter().chain(stammering) {
         closed(&mut stream).await;
@@ -116,6 +119,19 @@ async fn the_slow_and_the_silent() {
     target.withstands("slow and silent", 500, (half, attached)).await;
 }
 
+/// More calls than there may be half sent altogether, all of a kind that anybody may make: they are refused among themselves, and neither
+/// calls with a purpose nor a session that is open notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_that_never_end() {
+    let target = Target::start().await;
+    let mut session = target.dev.api().session().await;
+    let half = join_all((0..31).map(|_| half_sent(target.address(), HEALTH, 1000, 10, 5))).await;
+    target.friend.served(20).await;
+    let answer = session.within(PATIENCE, Operation::Write(write("t", "session", "goes on"))).await;
+    assert!(matches!(answer, Outcome::Write(_)), "{answer:?}");
+    target.withstands("probes without an end", 800, half).await;
+}
+
 async fn closed(stream: &mut TcpStream) {
     let mut words = [0; 64];
     // What is said before, and whether with a farewell or a reset, is all the same.
@@ -127,7 +143,7 @@ async fn closed(stream: &mut TcpStream) {
 #[tokio::test(flavor = "multi_thread")]
 async fn giants() {
     let target = Target::start().await;
-    let half = join_all((0..16).map(|_| half_sent(target.address(), 8, 15 << 20, (15 << 20) - 1))).await;
+    let half = join_all((0..16).map(|_| half_sent(target.address(), WRITE, 8, 15 << 20, (15 << 20) - 1))).await;
     target.friend.served(20).await;
     target.withstands("giant messages", 600, half).await;
 }

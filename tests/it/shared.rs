@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 use tonic::Code;
+use witan_servers::Redis;
 use witan_wire::v1;
 
 use crate::harness::{Api, Company, Plugins, Process, Refusal, eventually, get, own_address, read, write};
@@ -140,15 +141,19 @@ async fn a_retry_at_another_coordinator_has_no_second_effect() {
     assert_eq!(&company.api(0).read(read("shop", "balance")).await.expect("read").value[..], b"spent");
 }
 
-/// A change with a name through the first coordinator, from whose middle on there is no Redis.
-async fn without_its_end(company: &Company, change: &v1::WriteKeyValueRequest) -> JoinHandle<Answer> {
+/// A change with a name through the first coordinator, in whose middle something happens to Redis.
+async fn interrupted(
+    company: &Company,
+    change: &v1::WriteKeyValueRequest,
+    happens: impl FnOnce(&Redis),
+) -> JoinHandle<Answer> {
     let records = async || company.redis.ask("DBSIZE").parse::<usize>().expect("a number");
     let before = records().await;
     company.stop_nodes().await;
     let (api, change) = (company.api(0).without_deadline(), change.clone());
     let answer = tokio::spawn(async move { api.write(change).await });
     eventually("it is claimed", async || (records().await > before).then_some(())).await;
-    company.redis.kill();
+    happens(&company.redis);
     company.resume_nodes();
     answer
 }
@@ -188,7 +193,7 @@ async fn what_is_acknowledged_under_a_name_is_found_under_it() {
 
     // Redis is back in time: the answer waits for it, and a repetition anywhere gets the same.
     let change = named("shop", "back in time");
-    let answer = without_its_end(&company, &change).await;
+    let answer = interrupted(&company, &change, Redis::kill).await;
     company.redis.start_again();
     let answer = answer.await.expect("no panic").expect("written");
     assert!(!answer.is_duplicate);
@@ -196,20 +201,53 @@ async fn what_is_acknowledged_under_a_name_is_found_under_it() {
 
     // It is away for longer than the change has time: the client is told to ask again, and learns then that it was done.
     let change = named("shop", "too late");
-    let refused = without_its_end(&company, &change).await.await.expect("no panic").expect_err("nobody would find it");
+    let refused = interrupted(&company, &change, Redis::kill).await.await;
+    let refused = refused.expect("no panic").expect_err("nobody would find it");
     assert_eq!((refused.code, &refused.outcome[..]), (Code::Unavailable, "in-doubt"), "{refused:?}");
     assert!(refused.message.contains("send it again with the same key"), "{refused:?}");
+    // Whoever asks again meanwhile hears nothing more certain.
+    let refused = elsewhere.write(change.clone()).await.expect_err("nobody knows");
+    assert_eq!((refused.code, &refused.outcome[..]), (Code::Unavailable, "in-doubt"), "{refused:?}");
     company.redis.start_again();
     all_on_record(&company).await;
     repeated(&change).await;
 
     // A tenant that goes on without Redis is answered without it, and has its record later.
     let change = named("bakery", "at once");
-    let answer = without_its_end(&company, &change).await.await.expect("no panic").expect("written");
+    let answer = interrupted(&company, &change, Redis::kill).await.await.expect("no panic").expect("written");
     assert!(!answer.is_duplicate);
     company.redis.start_again();
     all_on_record(&company).await;
     assert_eq!(repeated(&change).await.context, answer.context);
+
+    // The claim is lost with everything else: there is nothing that the result could be recorded in.
+    let change = named("shop", "forgotten");
+    let refused = interrupted(&company, &change, |redis| _ = redis.ask("FLUSHALL")).await.await;
+    let refused = refused.expect("no panic").expect_err("nobody would find it");
+    assert_eq!((refused.code, &refused.outcome[..]), (Code::Unavailable, "in-doubt"), "{refused:?}");
+    let again = elsewhere.write(change.clone()).await.expect("the replicas know it still");
+    assert!(!again.is_duplicate);
+    assert_eq!(repeated(&change).await.context, again.context);
+    let found = elsewhere.read(read("shop", "forgotten")).await.expect("read");
+    assert_eq!((&found.value[..], found.siblings.len()), (&b"v"[..], 0), "it has happened once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repetition_without_redis_does_not_overtake_what_came_since() {
+    let company = Company::of(2).await;
+    let by_clock = |tenant: &mut v1::CreateTenantRequest| {
+        tenant.ordering = "clock".to_owned();
+        tenant.idempotency_outage = "proceed".to_owned();
+    };
+    company.api(0).tenant("shop", by_clock).await;
+    let mut pay = write("shop", "balance", "paid");
+    pay.idempotency_key = "order-7".to_owned();
+    company.api(0).write(pay.clone()).await.expect("written");
+    company.api(1).write(write("shop", "balance", "spent")).await.expect("written");
+    company.redis.kill();
+    // Only the replicas know the write's name now.
+    company.api(1).write(pay).await.expect("answered");
+    assert_eq!(&company.api(1).read(read("shop", "balance")).await.expect("read").value[..], b"spent");
 }
 
 #[tokio::test(flavor = "multi_thread")]

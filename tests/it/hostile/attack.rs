@@ -36,8 +36,13 @@ pub(super) async fn wordless(address: SocketAddr, count: usize, words: &'static 
     connected
 }
 
+/// A call that needs a credential, where there are any.
+pub(super) const WRITE: &str = "witan.v1.CoordinatorService/WriteKeyValue";
+/// One that anybody may make.
+pub(super) const HEALTH: &str = "grpc.health.v1.Health/Check";
+
 fn call(address: SocketAddr, method: &str) -> Request<()> {
-    let uri = format!("http://{address}/witan.v1.CoordinatorService/{method}");
+    let uri = format!("http://{address}/{method}");
     let request = Request::builder().method(Method::POST).uri(uri).header("te", "trailers");
     request.header("content-type", "application/grpc").body(()).expect("a request")
 }
@@ -56,7 +61,7 @@ pub(super) async fn rapid_resets(address: SocketAddr, connections: usize, each: 
         let mut resets = 0;
         while resets < each {
             let Ok(mut ready) = send.clone().ready().await else { break };
-            let Ok((_, mut body)) = ready.send_request(call(address, "WriteKeyValue"), false) else { break };
+            let Ok((_, mut body)) = ready.send_request(call(address, WRITE), false) else { break };
             body.send_reset(Reason::CANCEL);
             resets += 1;
             if resets % 100 == 0 {
@@ -120,12 +125,18 @@ pub(super) struct Half {
 
 /// So many calls on one connection, each with a message of `length` bytes of which `sent` are sent, as far as the server
 /// takes them within a few seconds.
-pub(super) async fn half_sent(address: SocketAddr, calls: usize, length: u32, sent: usize) -> Half {
+pub(super) async fn half_sent(
+    address: SocketAddr,
+    method: &'static str,
+    calls: usize,
+    length: u32,
+    sent: usize,
+) -> Half {
     let (send, running) = connect(address).await;
     let (mut statuses, mut sending) = (Vec::new(), Vec::new());
     for _ in 0..calls {
         let mut ready = send.clone().ready().await.expect("the connection takes calls");
-        let (response, mut body) = ready.send_request(call(address, "WriteKeyValue"), false).expect("a call");
+        let (response, mut body) = ready.send_request(call(address, method), false).expect("a call");
         let (tell, told) = oneshot::channel();
         statuses.push(told);
         let mut message = BytesMut::with_capacity(5 + sent);

@@ -44,21 +44,25 @@ impl ReadRound {
             return self.failed(replica, &ReplicaError::Late);
         }
         self.tally.ack(replica);
-        ReadNext { ask: None, progress: self.tally.progress() }
+        ReadNext { ask: None, progress: self.progress() }
     }
 
     /// The replica has not answered: the next one is asked.
     pub fn failed(&mut self, replica: u8, error: &ReplicaError) -> ReadNext {
         self.tally.fail(replica, error.certainly_not_done());
         let ask = if self.tally.progress() == Progress::Open { self.spare() } else { None };
-        let progress = match self.tally.progress() {
+        ReadNext { ask, progress: self.progress() }
+    }
+
+    /// A shortfall that the policy accepts is told once everybody who was asked has answered, in whatever order.
+    fn progress(&self) -> Progress {
+        match self.tally.progress() {
             Progress::Short if self.unanswered() > 0 && matches!(self.shortfall, Shortfall::Accept(_)) => {
                 Progress::Open
             }
             Progress::Short => self.elapsed(),
             progress => progress,
-        };
-        ReadNext { ask, progress }
+        }
     }
 
     /// The hedge's time has come: one spare replica, if there is one.
@@ -140,6 +144,28 @@ mod tests {
         assert_eq!(next, ReadNext { ask: Some(1), progress: Progress::Open });
         assert_eq!(round.told(0, false).progress, Progress::Open);
         assert_eq!(round.told(1, true).progress, Progress::Met);
+    }
+
+    #[test]
+    fn an_accepted_shortfall_does_not_depend_on_who_comes_first() {
+        let accepting = || {
+            let mut round = ReadRound::new(smallvec![0, 1, 2], 3, Shortfall::Accept(1));
+            round.start();
+            round
+        };
+        let mut round = accepting();
+        assert_eq!(round.failed(0, &ReplicaError::Late).progress, Progress::Open);
+        assert_eq!(round.told(1, true).progress, Progress::Open);
+        assert_eq!(round.told(2, true).progress, Progress::Met);
+        let mut round = accepting();
+        assert_eq!(round.told(1, true).progress, Progress::Open);
+        assert_eq!(round.told(2, true).progress, Progress::Open);
+        assert_eq!(round.failed(0, &ReplicaError::Late).progress, Progress::Met);
+        let mut round = accepting();
+        for replica in 0..3 {
+            let expected = if replica < 2 { Progress::Open } else { Progress::Short };
+            assert_eq!(round.failed(replica, &ReplicaError::Late).progress, expected);
+        }
     }
 
     #[test]

@@ -67,9 +67,10 @@ impl Tally {
         self.replicas - (self.acked | self.failed).count_ones() as u8
     }
 
-    /// Replicas that must still do what they were asked.
+    /// Replicas that must still do what they were asked; never more than those that may, for nothing is decided before they have
+    /// answered where a shortfall is accepted.
     pub fn missing(&self) -> u8 {
-        self.required.saturating_sub(self.acks())
+        self.required.saturating_sub(self.acks()).min(self.open())
     }
 
     /// Replicas that must answer.
@@ -123,6 +124,18 @@ mod tests {
         tally.fail(2, false);
         assert_eq!(tally.progress(), Progress::Short);
         assert!(!tally.certainly_nothing_done());
+    }
+
+    #[test]
+    fn nobody_is_waited_for_who_has_failed() {
+        let mut tally = Tally::new(3, 3);
+        assert_eq!(tally.missing(), 3);
+        tally.fail(1, false);
+        assert_eq!(tally.missing(), 2, "more will never come");
+        tally.ack(0);
+        assert_eq!(tally.missing(), 1);
+        tally.ack(2);
+        assert_eq!(tally.missing(), 0);
     }
 
     #[test]
