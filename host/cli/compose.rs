@@ -178,6 +178,8 @@ pub struct Serving {
     access: Arc<Access>,
     idempotency: Idempotency,
     seat: Option<JoinHandle<()>>,
+    /// Turns true when nothing is served any more.
+    over: watch::Sender<bool>,
 }
 
 impl Serving {
@@ -185,6 +187,8 @@ impl Serving {
     pub async fn ended(self) -> anyhow::Result<()> {
         self.grpc.await.context("serve gRPC")??;
         self.admin.await.context("serve HTTP")??;
+        // Until here operations were carried out: under this id, and by what others change.
+        self.over.send_replace(true);
         if let Some(seat) = self.seat {
             seat.await.context("give back this coordinator's id")?;
         }
@@ -204,6 +208,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     let admin_listener = bind(config.admin_listen, "--admin-listen").await?;
     std::fs::create_dir_all(&config.data_dir).with_context(|| format!("make {}", config.data_dir.display()))?;
     let clock = SystemClock::new();
+    let (over, ended) = watch::channel(false);
     let metadata = stores::metadata(&config.shared, &config.data_dir).await?;
     let address = listener.local_addr()?;
     let instance: Option<[u8; 16]> = config.shared.postgres.is_some().then(rand::random);
@@ -212,7 +217,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
             let node_id = NodeId::new(&config.node_id).context("--node-id")?;
             let version = env!("CARGO_PKG_VERSION").to_owned();
             let claim = Claim { node_id, instance, address: address.to_string(), version };
-            Some(tokio::spawn(Seat::take(Arc::clone(&metadata), claim).await?.keep(stop.clone())))
+            Some(tokio::spawn(Seat::take(Arc::clone(&metadata), claim).await?.keep(ended.clone())))
         }
         None => None,
     };
@@ -252,7 +257,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     });
     let catalog = Arc::new(Catalog::new(Arc::clone(&metadata), Arc::clone(&local), instance));
     let following = follow(Arc::clone(&metadata), local, revision);
-    let ending = stopped(stop.clone());
+    let ending = stopped(ended.clone());
     tokio::spawn(async move {
         tokio::select! {
             () = following => {}
@@ -263,7 +268,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     coordinator.metrics().register(&mut registry);
     platform::register(&platform, &mut registry);
     access.register(&mut registry);
-    tokio::spawn(Arc::clone(&access).follow(stop.clone()));
+    tokio::spawn(Arc::clone(&access).follow(ended));
     config.reloads.register(&mut registry);
     let admin_address = admin_listener.local_addr()?;
     let (incoming, admin_incoming) = secured.listen(listener, admin_listener, config.connections, &mut registry);
@@ -281,7 +286,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
     tokio::spawn(readiness.watch(stop.clone()));
 
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
-    let api = CoordinatorApi::new(Arc::clone(&coordinator), Arc::clone(&catalog));
+    let api = CoordinatorApi::new(Arc::clone(&coordinator), Arc::clone(&catalog), stop.clone());
     let changing = Changing { coordinator, fallbacks: Arc::clone(api.fallbacks()), access: Arc::clone(&access) };
     tokio::spawn(changing.follow(config.live, stop.clone()));
     let services = server::Services {
@@ -299,6 +304,7 @@ pub async fn start(config: Config, stop: watch::Receiver<bool>) -> anyhow::Resul
         access,
         idempotency,
         seat,
+        over,
     })
 }
 

@@ -37,9 +37,12 @@ Examples:
   witan nodes add n1 127.0.0.1:50052
   witan nodes add big 10.0.0.9:50052 --virtual-nodes 300";
 
-const REMOVE_EXAMPLES: &str = "Examples:
-  witan nodes remove n4
-  witan nodes remove n4 --force";
+const REMOVE_EXAMPLES: &str =
+    "A node leaves only while nothing is stored. One that is gone for good is replaced under its own id, on an empty \
+folder, and filled by `witan repair`.
+
+Examples:
+  witan nodes remove n4";
 
 /// What to do with storage nodes.
 #[derive(Debug, Subcommand)]
@@ -63,8 +66,8 @@ pub struct Add {
     /// Where coordinators reach it
     #[arg(value_name = "HOST:PORT", value_parser = args::address)]
     pub address: (String, u16),
-    /// Its virtual nodes on the ring [default: 150]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=10_000))]
+    /// Its virtual nodes on the ring; never changed later [default: the coordinator's hash_ring.virtual_nodes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=4096))]
     pub virtual_nodes: Option<i32>,
 }
 
@@ -73,7 +76,7 @@ pub struct Add {
 pub struct Remove {
     /// The node's id
     pub node_id: String,
-    /// Also when the node does not answer
+    /// Also with data on it; always refused by this version
     #[arg(long)]
     pub force: bool,
 }

@@ -50,8 +50,8 @@ their own. --none takes the binding away; the native rule then holds.
 
 Examples:
   witan plugin bind conflict-resolver set-union --tenant carts
-  witan plugin bind consistency-policy adaptive-latency@0.1.0 --configuration '{\"target_ms\":20}'
-  witan plugin bind consistency-policy 3f2a9c1e --configuration @policy.json --on-fault fail
+  witan plugin bind consistency-policy adaptive-latency@0.1.0 --configuration 'slow-us = 20000'
+  witan plugin bind consistency-policy 3f2a9c1e --configuration @policy.conf --on-fault fail
   witan plugin bind routing-hook --none --tenant carts";
 
 const ROLLBACK_EXAMPLES: &str = "Examples:
@@ -330,7 +330,7 @@ async fn bindings(global: &Global, tenant: Option<String>) -> anyhow::Result<Exi
             binding.on_fault.clone(),
             grouped(binding.calls),
             grouped(binding.faults),
-            if binding.breaker_open { "not asked: too many faults" } else { binding.mode.as_str() }.to_owned(),
+            if binding.breaker_open { "cannot be loaded" } else { binding.mode.as_str() }.to_owned(),
         ]);
     }
     table.print("no bindings; the native rules answer every hook")?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tonic::{Request, Response, Status, Streaming};
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::tenant::{Level, ReadRepair};
@@ -47,13 +47,15 @@ pub struct CoordinatorApi<W: World> {
     /// Turns at repairing.
     pub(super) repairs: Arc<Semaphore>,
     pub(super) fallbacks: Arc<ArcSwap<Fallbacks>>,
+    /// Turns true when the coordinator begins to end.
+    closing: watch::Receiver<bool>,
 }
 
 impl<W: World> CoordinatorApi<W> {
-    /// Serves `coordinator`, whose tenants and nodes are `catalog`'s.
-    pub fn new(coordinator: Arc<Coordinator<W>>, catalog: Arc<Catalog>) -> Self {
+    /// Serves `coordinator`, whose tenants and nodes are `catalog`'s. Sessions take nothing more once `closing` is true.
+    pub fn new(coordinator: Arc<Coordinator<W>>, catalog: Arc<Catalog>, closing: watch::Receiver<bool>) -> Self {
         let repairs = Arc::new(Semaphore::new(care::REPAIRS));
-        Self { coordinator, catalog, repairs, fallbacks: Arc::default() }
+        Self { coordinator, catalog, repairs, fallbacks: Arc::default(), closing }
     }
 
     /// What new tenants and nodes get where their request does not choose; it may be changed at any time.
@@ -133,7 +135,8 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         mut request: Request<Streaming<v1::SessionRequestBatch>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let caller = caller(&mut request)?;
-        let responses = session::open(Arc::clone(&self.coordinator), caller, request.into_inner());
+        let responses =
+            session::open(Arc::clone(&self.coordinator), caller, request.into_inner(), self.closing.clone());
         Ok(Response::new(responses))
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
 use witan_kernel::failure::Failed;
@@ -64,12 +64,13 @@ pub(super) fn open<W: World>(
     coordinator: Arc<Coordinator<W>>,
     caller: Caller,
     requests: Streaming<SessionRequestBatch>,
+    closing: watch::Receiver<bool>,
 ) -> Responses {
     // Each operation under way answers once: neither channel can be full as long as the window holds.
     let (done, ready) = mpsc::channel(WINDOW);
     let (freed, free) = mpsc::channel(WINDOW);
     let session = Session { coordinator, caller, done, free, under_way: 0, lines: HashMap::new() };
-    tokio::spawn(origin::carried("session", session.run(requests)));
+    tokio::spawn(origin::carried("session", session.run(requests, closing)));
     Responses { ready, freed, batch: Vec::with_capacity(BATCH), left_over: VecDeque::new() }
 }
 
@@ -84,7 +85,7 @@ struct Session<W: World> {
 }
 
 impl<W: World> Session<W> {
-    async fn run(mut self, mut requests: Streaming<SessionRequestBatch>) {
+    async fn run(mut self, mut requests: Streaming<SessionRequestBatch>, mut closing: watch::Receiver<bool>) {
         let mut incoming: VecDeque<SessionRequest> = VecDeque::new();
         let mut open = true;
         while open || self.under_way > 0 {
@@ -103,21 +104,26 @@ impl<W: World> Session<W> {
                     Ok(Some(batch)) => match self.caller.is_still_good() {
                         Ok(()) => incoming.extend(batch.requests),
                         Err(refused) => {
-                            self.refuse(batch.requests, &refused);
+                            self.refuse(batch.requests, || refusal(&refused, true));
                             open = false;
                         }
                     },
                     Ok(None) | Err(_) => open = false,
                 },
+                // A stream has no other end: it would go on for as long as its client does.
+                _ = closing.wait_for(|closing| *closing), if open => {
+                    self.refuse(std::mem::take(&mut incoming), shutting_down);
+                    open = false;
+                }
             }
         }
     }
 
-    /// Answers what came after the credential had ended; the session ends with it.
-    fn refuse(&mut self, requests: Vec<SessionRequest>, refused: &Refusal) {
+    /// Answers what is not carried out any more, since the session ends.
+    fn refuse(&mut self, requests: impl IntoIterator<Item = SessionRequest>, why: impl Fn() -> Report) {
         for request in requests.into_iter().take(WINDOW - self.under_way) {
             self.under_way += 1;
-            finish(&self.done, Finished { response: failure(request.id, refusal(refused, true)), line: None });
+            finish(&self.done, Finished { response: failure(request.id, why()), line: None });
         }
     }
 
@@ -230,6 +236,11 @@ fn decode(request: SessionRequest) -> Result<Job, Invalid> {
         Some(Operation::Delete(delete)) => convert::delete(delete, timeout).map(Job::Write),
         None => Err(Invalid::new("operation", "is missing", "send write, read or delete")),
     }
+}
+
+fn shutting_down() -> Report {
+    let what = "this coordinator is shutting down; send it through another one";
+    Report::new(Code::Unavailable, "SHUTTING_DOWN", what).not_applied().retry_after(Duration::from_millis(200))
 }
 
 fn line_of(job: &Job) -> Line {

@@ -67,9 +67,8 @@ fn binding(bound: &Binding, there: &HashSet<String>, findings: &mut Findings) {
     }
     if bound.breaker_open {
         let what = format!(
-            "{shown} has failed so often ({} of {} calls) that it is not asked any more: roll the binding back, or push a \
-             version that works",
-            bound.faults, bound.calls
+            "{shown} cannot be loaded by this coordinator, whose log says why: bind it again, roll the binding back, or push a version \
+             that works"
         );
         return findings.error("plugins", what);
     }

@@ -87,6 +87,13 @@ impl Folder {
         Ok((settled, again))
     }
 
+    /// The next look finds the file come to rest once more.
+    fn unsettle(&self, name: &str) {
+        if let Some(seen) = lock(&self.files).get_mut(name) {
+            seen.settled = false;
+        }
+    }
+
     fn names(&self) -> io::Result<Vec<String>> {
         let mut names: Vec<String> = fs::read_dir(&self.path)?
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -126,9 +133,14 @@ impl Inner {
                     return;
                 }
             };
-            for file in settled {
-                // Refusals are events.
-                let _ = self.stage(&file.content, Source::File(file.name));
+            for Settled { name, content } in settled {
+                // Refusals are events, and final. What has failed otherwise is tried again with the next look.
+                if let Err(error) = self.stage(&content, Source::File(name.clone()))
+                    && error.passes()
+                {
+                    tracing::warn!(file = name, %error, "a plugin file cannot be taken yet");
+                    folder.unsettle(&name);
+                }
             }
             self.follow();
             if !again {
@@ -229,6 +241,8 @@ mod tests {
         assert_eq!(look(), (vec![b"half and half".to_vec()], false));
         assert_eq!(look(), (vec![], false));
         assert_eq!(folder.newest(|_| true), Some(Digest::of(b"half and half")));
+        folder.unsettle("a.wasm");
+        assert_eq!(look(), (vec![b"half and half".to_vec()], false), "it could not be taken, and is offered again");
         fs::remove_file(&path).unwrap();
         assert_eq!(look(), (vec![], false));
         assert_eq!(folder.newest(|_| true), None);

@@ -12,6 +12,9 @@ pub const CONFIGURATION_BYTES: usize = 64 << 10;
 pub const FUNCTIONS: usize = 20_000;
 /// Largest body of a function, in bytes: the compiler's time and memory grow faster than the body.
 pub const FUNCTION_BYTES: usize = 256 << 10;
+/// Locals of a function times the places in it where control goes apart or meets: the compiler may keep a few words for each pair. A
+/// function of 500 locals may have 20,000 such places.
+pub const FUNCTION_TANGLE: u64 = 10_000_000;
 /// Instances, memories and tables of one store: a component with its adapters has three to six.
 pub const STORE_ITEMS: usize = 16;
 /// Elements of all tables together. A Rust plugin has a hundred or so.

@@ -23,6 +23,8 @@ const SAMPLES: usize = 10;
 const SAMPLE_BYTES: usize = 64 << 10;
 /// Values of ours beside them: what any resolver may meet, whatever it is made for.
 const COMMON: [&[u8]; 5] = [b"", b"[1,2]", b"{\"items\":{\"a\":1}}", b"a text", b"\xff\x00\x7f"];
+/// Bytes of verdicts that are kept before another instance is asked for them.
+const KEPT_BYTES: usize = 64 << 20;
 /// Triples of values on which associativity is tried.
 const TRIPLES: usize = 120;
 
@@ -145,7 +147,7 @@ fn probe_resolver(pair: &mut Pair<'_>) -> Result<(), String> {
     let samples = pair.ask(false, |instance| instance.samples())?.map_err(|reason| reason.to_string())?;
     let mut values: Vec<Bytes> = samples.into_iter().filter(|v| v.len() <= SAMPLE_BYTES).take(SAMPLES).collect();
     values.extend(COMMON.map(Bytes::from_static));
-    let mut laws = Laws { pair, asked: Vec::new() };
+    let mut laws = Laws { pair, asked: Vec::new(), kept: 0 };
     for (i, a) in values.iter().enumerate() {
         for b in &values[i + 1..] {
             for (first, second) in [(1, 1), (1, 2), (2, 1)] {
@@ -181,6 +183,8 @@ impl Dice {
 struct Laws<'a, 'b> {
     pair: &'a mut Pair<'b>,
     asked: Vec<(Vec<Sibling>, Option<Sibling>)>,
+    /// Bytes of the verdicts in `asked`.
+    kept: usize,
 }
 
 impl Laws<'_, '_> {
@@ -230,7 +234,11 @@ impl Laws<'_, '_> {
     fn resolve(&mut self, siblings: &[&Sibling]) -> Result<Option<Sibling>, String> {
         let siblings: Vec<Sibling> = siblings.iter().map(|&sibling| sibling.clone()).collect();
         let verdict = self.ask_twice(&siblings)?;
+        self.kept += verdict.as_ref().map_or(0, |verdict| verdict.value.len());
         self.asked.push((siblings, verdict.clone()));
+        if self.kept > KEPT_BYTES {
+            self.ask_all_again()?;
+        }
         Ok(verdict)
     }
 
@@ -254,6 +262,7 @@ impl Laws<'_, '_> {
                 ));
             }
         }
+        self.kept = 0;
         Ok(())
     }
 }

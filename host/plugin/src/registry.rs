@@ -66,7 +66,7 @@ pub struct Binding {
     pub counts: Counts,
     /// The plugin's own gauges.
     pub gauges: Vec<(String, f64)>,
-    /// Why it cannot answer at all, if it cannot (say, its component is gone): then every question is a fault.
+    /// Why it cannot answer at all, if it cannot (say, its component is gone): then every question is refused.
     pub broken: Option<String>,
 }
 
@@ -94,6 +94,13 @@ pub enum PluginError {
     /// The host's own disk, threads or memory failed.
     #[error("{0}")]
     Host(String),
+}
+
+impl PluginError {
+    /// True when the same may succeed later, as it is.
+    pub(crate) fn passes(&self) -> bool {
+        matches!(self, Self::Busy | Self::Store(_) | Self::Host(_))
+    }
 }
 
 /// The plugin host. Cheap to clone; one per process.

@@ -1,6 +1,6 @@
 //! What a component may be at all: read from its bytes, before anything is compiled.
 
-use wasmparser::{Encoding, MemoryType, Parser, Payload, TableType, Validator};
+use wasmparser::{Encoding, FunctionBody, MemoryType, Operator, Parser, Payload, TableType, Validator};
 use witan_kernel::hook::Hook;
 
 use crate::limit::{self, Limits};
@@ -56,6 +56,7 @@ struct Contents {
     exports: Vec<String>,
     functions: usize,
     largest: usize,
+    tangle: u64,
     memories: Vec<MemoryType>,
     tables: Vec<TableType>,
 }
@@ -86,7 +87,10 @@ impl Contents {
                 }
             }
             Payload::CodeSectionStart { count, .. } => self.functions += count as usize,
-            Payload::CodeSectionEntry(body) => self.largest = self.largest.max(body.range().len()),
+            Payload::CodeSectionEntry(body) => {
+                self.largest = self.largest.max(body.range().len());
+                self.tangle = self.tangle.max(tangle(&body)?);
+            }
             Payload::MemorySection(section) => {
                 for memory in section {
                     self.memories.push(memory?);
@@ -101,6 +105,25 @@ impl Contents {
         }
         Ok(())
     }
+}
+
+/// See [`limit::FUNCTION_TANGLE`].
+fn tangle(body: &FunctionBody<'_>) -> wasmparser::Result<u64> {
+    let mut locals = 0_u64;
+    for declared in body.get_locals_reader()? {
+        locals = locals.saturating_add(u64::from(declared?.0));
+    }
+    let mut places = 0_u64;
+    let mut operators = body.get_operators_reader()?;
+    while !operators.eof() {
+        use Operator::{Block, Br, BrIf, BrTable, Else, End, If, Loop};
+        let splits = matches!(
+            operators.read()?,
+            Block { .. } | Loop { .. } | If { .. } | Else | End | Br { .. } | BrIf { .. } | BrTable { .. }
+        );
+        places += u64::from(splits);
+    }
+    Ok(locals.saturating_mul(places))
 }
 
 fn broken(error: &wasmparser::BinaryReaderError) -> String {
@@ -147,6 +170,13 @@ fn check_sizes(contents: &Contents, memory: usize) -> Result<(), String> {
             "has a function of {} bytes; at most {} are allowed",
             contents.largest,
             limit::FUNCTION_BYTES
+        ));
+    }
+    if contents.tangle > limit::FUNCTION_TANGLE {
+        return Err(format!(
+            "has a function whose locals times branches are {}; at most {} are allowed: split it",
+            contents.tangle,
+            limit::FUNCTION_TANGLE
         ));
     }
     if contents.memories.len() > limit::STORE_ITEMS || contents.tables.len() > limit::STORE_ITEMS {

@@ -158,7 +158,9 @@ impl Inner {
             configuration: request.configuration,
             on_fault: request.on_fault,
         };
-        if let Some(bound) = state.bindings.get(&key).filter(|bound| target.is(&bound.record.current)) {
+        // What could not be loaded here is tried again by binding it again.
+        let as_wanted = |bound: &&Bound| target.is(&bound.record.current) && bound.active.primary.is_ok();
+        if let Some(bound) = state.bindings.get(&key).filter(as_wanted) {
             return Ok(view(&bound.record, &bound.active));
         }
         if !state.bindings.contains_key(&key) && state.bindings.len() >= limit::BINDINGS {
@@ -373,6 +375,10 @@ impl Inner {
             on_fault: current.on_fault,
         };
         let Err(error) = self.activate(state, key.clone(), target) else { return };
+        if error.passes() {
+            tracing::warn!(plugin = %current.plugin, %error, "a file that a binding follows cannot be put in force yet");
+            return;
+        }
         let detail = format!("{} stays in force: {error}", current.plugin);
         let event = Event::new(EventKind::Refused, detail).of(filed, &*current.plugin);
         self.shared.events.emit(event.at(key.0.clone(), key.1));

@@ -134,6 +134,10 @@ async fn more_than_it_may_start_with() {
     is_refused(Hook::ConsistencyPolicy, &table.build(), "elements in tables").await;
     let function = bad().with(|guest| guest.fields.push_str(&format!("(func {})", "nop ".repeat(300_000))));
     is_refused(Hook::ConsistencyPolicy, &function.build(), "function of").await;
+    // A quarter of a megabyte that would take the compiler tens of gigabytes.
+    let tangled = format!("(func (local {}) {})", "i32 ".repeat(36_000), "(loop) ".repeat(43_000));
+    let tangle = bad().with(|guest| guest.fields.push_str(&tangled));
+    is_refused(Hook::ConsistencyPolicy, &tangle.build(), "locals times branches").await;
     let functions = bad().with(|guest| guest.fields.push_str(&"(func)".repeat(30_000)));
     is_refused(Hook::ConsistencyPolicy, &functions.build(), "functions").await;
     let large = bad().with(|guest| guest.fields.push_str(&data(700, &vec![0; 1 << 20])));
