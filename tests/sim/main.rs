@@ -77,6 +77,18 @@ fn from_environment(name: &str) -> Option<u64> {
 }
 
 /// The fault that the environment names.
+/// The scenario, by its place among them, in which a broken rule shows most.
+fn shape_for(fault: Fault) -> u64 {
+    match fault {
+        Fault::WriteIdForgotten => 3,
+        Fault::StoredStampIgnored | Fault::RetryMintsAgain | Fault::AcknowledgedUnrecorded => 4,
+        Fault::ActorReusedAfterWipe => 5,
+        Fault::BlockingRepairSkipped => 9,
+        Fault::NewStoreBelieved | Fault::VerdictWrittenBack => 10,
+        _ => 0,
+    }
+}
+
 fn one_fault() -> Option<Fault> {
     std::env::var("WITAN_SIM_FAULT").ok().map(|name| {
         let named = Fault::ALL.into_iter().find(|fault| format!("{fault:?}") == name);
@@ -169,7 +181,11 @@ fn every_deliberate_fault_is_found() {
     let faults = one_fault().map_or(Fault::ALL.to_vec(), |fault| vec![fault]);
     on_all_cores(faults.len() as u64, |number| {
         let broken = faults[number as usize];
-        let found = (0..FOUND_WITHIN).find_map(|seed| {
+        // The same seeds, whatever their order: those come first that go where this rule matters.
+        let telling = |seed: &u64| *seed % scenario::SHAPES.len() as u64 != shape_for(broken);
+        let mut seeds: Vec<u64> = (0..FOUND_WITHIN).collect();
+        seeds.sort_by_key(telling);
+        let found = seeds.into_iter().find_map(|seed| {
             let verdict = judge(seed, Some(broken), false);
             verdict.violations.first().map(|violation| (seed, verdict.scenario, violation.clone()))
         });

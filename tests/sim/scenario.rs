@@ -89,7 +89,8 @@ pub(crate) struct Scenario {
     pub(crate) acts: Vec<Act>,
 }
 
-const SHAPES: [fn(&mut StdRng, Scenario) -> Scenario; 11] =
+/// Seeds take them in turn.
+pub(crate) const SHAPES: [fn(&mut StdRng, Scenario) -> Scenario; 11] =
     [links, crashes, clocks, outages, late, wiped, piled, mixed, unsynced, races, replaced];
 
 impl Scenario {
@@ -228,11 +229,11 @@ fn late(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     }
     scenario.manner = Manner {
         named: 900,
-        lost: 400,
+        lost: 300,
         cancelled: 0,
         attempts: 1,
-        reads: 350,
-        deletes: 250,
+        reads: 450,
+        deletes: 200,
         patience_ms: 400,
         pause_ms: 20,
         ..scenario.manner
