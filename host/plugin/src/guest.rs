@@ -24,7 +24,7 @@ impl Guest {
         Self {
             memory: Memory::new(budget.memory),
             deadline: Deadline::new(budget, ticks.clone()),
-            host: HostCalls { by, counters, ticks, second: 0, lines: 0 },
+            host: HostCalls { by, counters, ticks },
         }
     }
 }
@@ -164,26 +164,12 @@ struct HostCalls {
     by: Arc<str>,
     counters: Arc<Counters>,
     ticks: Ticks,
-    second: u64,
-    lines: u32,
-}
-
-impl HostCalls {
-    /// True while this second's lines are not used up.
-    fn may_log(&mut self) -> bool {
-        let second = self.ticks.now() / 1000;
-        if second != self.second {
-            (self.second, self.lines) = (second, 0);
-        }
-        self.lines = self.lines.saturating_add(1);
-        self.lines <= limit::LINES_PER_SECOND
-    }
 }
 
 impl Host for Guest {
     fn log(&mut self, severity: Severity, message: String) {
         let host = &mut self.host;
-        if !host.may_log() {
+        if !host.counters.may_log(host.ticks.now() / 1000) {
             host.counters.lines_dropped();
             return;
         }

@@ -137,7 +137,9 @@ pub(crate) struct Instance {
 
 impl Instance {
     /// True while the instance may be asked again.
-    pub(crate) fn is_fresh(&self, budget: &Budget) -> bool {
+    pub(crate) fn is_fresh(&mut self, budget: &Budget) -> bool {
+        // Also one that has declined its first question.
+        self.end();
         self.calls < budget.calls && self.bytes().saturating_sub(self.first_bytes) <= budget.growth
     }
 

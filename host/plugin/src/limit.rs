@@ -27,7 +27,7 @@ pub const NAME_BYTES: usize = 64;
 pub const TEXT_BYTES: usize = 512;
 /// Config issues that are kept.
 pub const ISSUES: usize = 16;
-/// Log lines of one instance in a second.
+/// Log lines of one version of a binding in a second, of all its instances together.
 pub const LINES_PER_SECOND: u32 = 10;
 /// Gauges of one binding.
 pub const GAUGES: usize = 16;

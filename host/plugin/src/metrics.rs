@@ -43,6 +43,8 @@ pub(crate) struct Counters {
     instances: AtomicU64,
     swaps: AtomicU64,
     lines_dropped: AtomicU64,
+    /// The second in which a line was logged last, and above it how many were in it.
+    lines: AtomicU64,
     gauges: Mutex<BTreeMap<String, f64>>,
 }
 
@@ -74,6 +76,17 @@ impl Counters {
 
     pub(crate) fn swapped(&self) {
         self.swaps.fetch_add(1, Relaxed);
+    }
+
+    /// Takes one of the lines that all instances together may log in `second`, if one is left. A plugin that brings about a new instance
+    /// with every question gets no more of them.
+    pub(crate) fn may_log(&self, second: u64) -> bool {
+        let second = second & u64::from(u32::MAX);
+        let take = |lines: u64| {
+            let logged = if lines & u64::from(u32::MAX) == second { lines >> 32 } else { 0 };
+            (logged < u64::from(limit::LINES_PER_SECOND)).then_some((logged + 1) << 32 | second)
+        };
+        self.lines.fetch_update(Relaxed, Relaxed, take).is_ok()
     }
 
     pub(crate) fn lines_dropped(&self) {

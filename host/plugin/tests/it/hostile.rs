@@ -114,6 +114,21 @@ async fn logging_without_end() {
 }
 
 #[tokio::test]
+async fn logging_from_many_instances() {
+    let guest = bad().when_told("(local.set 0 (i32.const 8)) (loop $again (call $log (i32.const 1) (i32.const 200) (i32.const 3)) (br_if $again (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))").with(|guest| {
+        guest.imports = r#"(import "witan:plugin/host@0.1.0" "log" (func $log (param i32 i32 i32)))"#.into();
+    });
+    let world = World::new();
+    world.put("", Hook::ConsistencyPolicy, &guest.build()).await.unwrap();
+    // Each tenant has an instance of its own; the lines are those of the binding.
+    for tenant in ["a", "b", "c", "d", "e", "f"] {
+        assert_eq!(required(&world.hooks(tenant).policy(&question(666))), 2);
+    }
+    // Ten in one second, and twenty if another one has begun meanwhile.
+    assert!(world.host.bindings()[0].counts.lines_dropped >= 6 * 8 - 20);
+}
+
+#[tokio::test]
 async fn a_loop_before_the_first_question() {
     let describing = bad().with(|guest| guest.describe = format!("{LOOP} unreachable"));
     let configuring = bad().with(|guest| guest.configure = format!("{LOOP} unreachable"));
