@@ -86,6 +86,9 @@ struct Session<W: World> {
 
 impl<W: World> Session<W> {
     async fn run(mut self, mut requests: Streaming<SessionRequestBatch>, mut closing: watch::Receiver<bool>) {
+        // One for the whole session: whoever waits anew with each operation stands in line anew.
+        let closing = async move { _ = closing.wait_for(|closing| *closing).await };
+        tokio::pin!(closing);
         let mut incoming: VecDeque<SessionRequest> = VecDeque::new();
         let mut open = true;
         while open || self.under_way > 0 {
@@ -111,7 +114,7 @@ impl<W: World> Session<W> {
                     Ok(None) | Err(_) => open = false,
                 },
                 // A stream has no other end: it would go on for as long as its client does.
-                _ = closing.wait_for(|closing| *closing), if open => {
+                () = &mut closing, if open => {
                     self.refuse(std::mem::take(&mut incoming), shutting_down);
                     open = false;
                 }
