@@ -254,7 +254,7 @@ async fn the_command_line_works_over_tls_or_says_why_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_are_for_clients_with_a_certificate_where_clients_have_one() {
-    let company = Company::start(Known::BySecret).await;
+    let mut company = Company::start(Known::BySecret).await;
     let config = std::fs::read_to_string(company.path("coordinator-1.yaml")).expect("its configuration");
     let ca = format!("  tls:\n    client_ca_file: {}\n    cert_file", company.coordinators.file().display());
     std::fs::write(company.path("strict.yaml"), config.replacen("  tls:\n    cert_file", &ca, 1)).expect("write");
@@ -282,7 +282,19 @@ async fn metrics_are_for_clients_with_a_certificate_where_clients_have_one() {
     let without =
         ClientTls { ca_file: Some(company.servers.file()), server_name: Some(NAME.into()), ..ClientTls::default() };
     list(&without).await.expect_err("no certificate");
-    list(&ClientTls { cert_file: Some(own.cert), key_file: Some(own.key), ..without }).await.expect("a certificate");
+    let with = ClientTls { cert_file: Some(own.cert.clone()), key_file: Some(own.key.clone()), ..without };
+    list(&with).await.expect("a certificate");
+
+    // Why it is not ready is not for whoever has none.
+    company.nodes.clear();
+    eventually("it is not ready", async || {
+        (get(admin, &company.servers, Some(&own), "/readyz").await.0 == 503).then_some(())
+    })
+    .await;
+    let (status, told) = get(admin, &company.servers, None, "/readyz").await;
+    assert!(status == 503 && !told.contains("storage nodes"), "{told}");
+    let (_, told) = get(admin, &company.servers, Some(&own), "/readyz").await;
+    assert!(told.contains("storage nodes can be reached"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
