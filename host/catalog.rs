@@ -38,8 +38,8 @@ pub trait Cluster: Send + Sync + 'static {
     /// Another coordinator has made or revoked API tokens: they are read anew.
     fn tokens_outdated(&self) -> Pending<Result<(), StoreError>>;
 
-    /// Everything that others have changed until now is in force here.
-    fn up_to_date(&self);
+    /// What is known of API tokens here is what the store says now.
+    fn tokens_confirmed(&self);
 
     /// Puts a placement in force here, if it is newer than the one that is.
     fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]);

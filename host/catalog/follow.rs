@@ -48,7 +48,7 @@ async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Res
     if all || changes.changed.contains(&Changed::Tokens) {
         cluster.tokens_outdated().await?;
     }
-    cluster.up_to_date();
+    cluster.tokens_confirmed();
     let mut followed = Ok(());
     let mut note = |done: Result<(), StoreError>| {
         if followed.is_ok() {
@@ -86,4 +86,82 @@ async fn publish_nodes(metadata: &dyn Metadata, cluster: &dyn Cluster) -> Result
     cluster.placement_changed(placement.epoch, &nodes);
     cluster.stores_changed().await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use witan_kernel::hook::{Pending, ReplicaState};
+    use witan_kernel::name::{NodeId, TenantId};
+    use witan_kernel::port::StorageNode;
+    use witan_kernel::scan::Fullness;
+    use witan_kernel::tenant::Tenant;
+    use witan_store::metadata::{MemoryMetadata, Slot};
+
+    use super::*;
+    use crate::catalog::Held;
+
+    /// A coordinator whose disk takes no plugin; what it has been told to follow, in order.
+    #[derive(Default)]
+    struct FullDisk(Mutex<Vec<&'static str>>);
+
+    impl FullDisk {
+        fn note(&self, what: &'static str) -> Pending<Result<(), StoreError>> {
+            self.0.lock().unwrap().push(what);
+            Box::pin(std::future::ready(Ok(())))
+        }
+    }
+
+    impl Cluster for FullDisk {
+        fn tenant_changed(&self, _: Tenant) {}
+        fn tenant_outdated(&self, _: &TenantId) -> Pending<Result<(), StoreError>> {
+            self.note("tenant")
+        }
+        fn tenants_outdated(&self) -> Pending<Result<(), StoreError>> {
+            self.note("tenants")
+        }
+        fn secrets_outdated(&self) -> Pending<Result<(), StoreError>> {
+            self.note("secrets")
+        }
+        fn plugins_outdated(&self, _: Option<Vec<Slot>>) -> Pending<Result<(), StoreError>> {
+            drop(self.note("plugins"));
+            Box::pin(std::future::ready(Err(StoreError::Unavailable("the disk is full".to_owned()))))
+        }
+        fn tokens_outdated(&self) -> Pending<Result<(), StoreError>> {
+            self.note("tokens")
+        }
+        fn tokens_confirmed(&self) {
+            drop(self.note("confirmed"));
+        }
+        fn placement_changed(&self, _: u64, _: &[StorageNode]) {
+            drop(self.note("placement"));
+        }
+        fn state(&self, _: &NodeId) -> ReplicaState {
+            ReplicaState { reachable: true, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 }
+        }
+        fn fullness(&self, _: &NodeId) -> Pending<Option<Fullness>> {
+            Box::pin(std::future::ready(None))
+        }
+        fn is_write_only(&self, _: &NodeId) -> bool {
+            false
+        }
+        fn stores_changed(&self) -> Pending<()> {
+            Box::pin(std::future::ready(()))
+        }
+        fn hold(&self) -> Pending<Held> {
+            Box::pin(std::future::ready(Box::new(()) as Held))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_plugin_for_which_there_is_no_room_holds_up_nothing_else() {
+        let metadata = MemoryMetadata::new(crate::cli::compose::SystemClock::new());
+        let cluster = FullDisk::default();
+        // Nobody knows what has changed: everything is followed, and whoever asks for the rest comes again.
+        let told = look(&metadata, &cluster, u64::MAX - 1).await;
+        assert!(told.is_err(), "{told:?}");
+        let followed = cluster.0.lock().unwrap().clone();
+        assert_eq!(followed, ["tokens", "confirmed", "tenants", "placement", "secrets", "plugins"]);
+    }
 }

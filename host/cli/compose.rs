@@ -463,7 +463,7 @@ impl Cluster for Local {
         Box::pin(async move { access.tokens_outdated().await })
     }
 
-    fn up_to_date(&self) {
+    fn tokens_confirmed(&self) {
         self.access.confirmed();
     }
 

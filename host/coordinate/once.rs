@@ -180,7 +180,10 @@ impl Unrecorded {
     ) -> Recorded {
         match told {
             Ok(Stepped::Stored) => Recorded::Yes,
-            Ok(_) => Recorded::Never,
+            Ok(_) => {
+                coordinator.unsettled(&"the claim is lost, or another attempt's by now");
+                Recorded::Never
+            }
             Err(why @ StoreError::Unavailable(_)) => Recorded::NotYet(Self { name, done, why }),
             Err(error) => {
                 coordinator.unsettled(&error);
@@ -280,7 +283,7 @@ impl<W: World> Coordinator<W> {
         }
     }
 
-    fn unsettled(&self, error: &StoreError) {
+    fn unsettled(&self, error: &dyn std::fmt::Display) {
         self.metrics.idempotency_unsettled.inc();
         tracing::warn!(%error, "an operation has ended, and its idempotency record does not show it");
     }

@@ -91,11 +91,16 @@ impl<W: World> Session<W> {
         tokio::pin!(closing);
         let mut incoming: VecDeque<SessionRequest> = VecDeque::new();
         let mut open = true;
-        while open || self.under_way > 0 {
+        // Why nothing more is begun.
+        let mut refused: Option<Box<dyn Fn() -> Report + Send>> = None;
+        while open || self.under_way > 0 || !incoming.is_empty() {
             while self.under_way < WINDOW
                 && let Some(request) = incoming.pop_front()
             {
-                self.take(request);
+                match &refused {
+                    None => self.take(request),
+                    Some(why) => self.refuse(request.id, why()),
+                }
             }
             tokio::select! {
                 freed = self.free.recv() => match freed {
@@ -104,30 +109,28 @@ impl<W: World> Session<W> {
                     None => return,
                 },
                 batch = requests.message(), if open && incoming.is_empty() && self.under_way < WINDOW => match batch {
-                    Ok(Some(batch)) => match self.caller.is_still_good() {
-                        Ok(()) => incoming.extend(batch.requests),
-                        Err(refused) => {
-                            self.refuse(batch.requests, || refusal(&refused, true));
+                    Ok(Some(batch)) => {
+                        incoming.extend(batch.requests);
+                        if let Err(ended) = self.caller.is_still_good() {
+                            refused = Some(Box::new(move || refusal(&ended, true)));
                             open = false;
                         }
-                    },
+                    }
                     Ok(None) | Err(_) => open = false,
                 },
                 // A stream has no other end: it would go on for as long as its client does.
                 () = &mut closing, if open => {
-                    self.refuse(std::mem::take(&mut incoming), shutting_down);
+                    refused = Some(Box::new(shutting_down));
                     open = false;
                 }
             }
         }
     }
 
-    /// Answers what is not carried out any more, since the session ends.
-    fn refuse(&mut self, requests: impl IntoIterator<Item = SessionRequest>, why: impl Fn() -> Report) {
-        for request in requests.into_iter().take(WINDOW - self.under_way) {
-            self.under_way += 1;
-            finish(&self.done, Finished { response: failure(request.id, why()), line: None });
-        }
+    /// Answers what is not begun any more, since the session ends.
+    fn refuse(&mut self, id: u64, why: Report) {
+        self.under_way += 1;
+        finish(&self.done, Finished { response: failure(id, why), line: None });
     }
 
     fn take(&mut self, request: SessionRequest) {

@@ -127,9 +127,7 @@ pub enum Failure {
         reason: String,
     },
     /// The change is stored, and whoever repeats it would not find it done.
-    #[error(
-        "the change is stored, but not on record under its idempotency key: the store for that cannot be reached; send it again with the same key"
-    )]
+    #[error("the change is stored, but not on record under its idempotency key; send it again with the same key")]
     Unrecorded,
     /// A defect of ours, or damaged data.
     #[error("internal error: {0}")]
