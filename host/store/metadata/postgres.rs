@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgConnection;
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::MigrateError;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use witan_kernel::port::StoreError;
 
-use super::Answer;
+use super::{Answer, migrations};
 use super::sql::{Connection, Db, Driver, Purpose, SqlMetadata};
 use connections::Connections;
 
@@ -209,18 +209,11 @@ async fn fit(first: &mut PgConnection) -> Result<(), StoreError> {
     Err(StoreError::Refused(format!("the database's encoding is {encoding}; make one with ENCODING 'UTF8'")))
 }
 
-fn migrations() -> Migrator {
-    let mut migrations = sqlx::migrate!("../../migrations/postgres");
-    // Of a newer version of this program, which may have only added to the schema: `understood` decides.
-    migrations.set_ignore_missing(true);
-    migrations
-}
-
 async fn migrate(first: &mut PgConnection) -> Result<(), StoreError> {
     // The migrator waits for its turn in an advisory lock, longer than any operation may.
     let patient = "SET statement_timeout = 0; SET lock_timeout = 0; SET client_min_messages = warning";
     sqlx::raw_sql(patient).execute(&mut *first).await.map_err(failed)?;
-    migrations().run_direct(None, first, false).await.map_err(|error| match error {
+    migrations::postgres().run_direct(None, first, false).await.map_err(|error| match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => failed(error),
         error => StoreError::Damaged(format!("bring the metadata's schema up to date: {error}")),
     })

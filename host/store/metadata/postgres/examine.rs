@@ -6,7 +6,8 @@ use sqlx::{PgConnection, Row};
 use tokio::time::timeout;
 use witan_kernel::port::StoreError;
 
-use super::{PostgresConfig, connections, failed, migrations, options};
+use super::{PostgresConfig, connections, failed, options};
+use crate::metadata::migrations;
 
 /// What was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +80,7 @@ async fn facts(connection: &mut PgConnection) -> sqlx::Result<PostgresFacts> {
         encrypted: told.try_get("encrypted")?,
         clock_ahead_ms: told.try_get::<i64, _>("now_ms")? - ours,
         schema,
-        known_schema: migrations().iter().map(|migration| migration.version).max().unwrap_or(0),
+        known_schema: migrations::postgres().iter().map(|migration| migration.version).max().unwrap_or(0),
         nodes: if schema.is_some() { nodes(connection).await? } else { Vec::new() },
     })
 }

@@ -14,6 +14,7 @@ use witan_kernel::port::{StorageNode, StoreError};
 use witan_kernel::tenant::Tenant;
 
 mod memory;
+mod migrations;
 mod model;
 mod operations;
 mod postgres;

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::SqlitePool;
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use tokio::sync::watch;
 use witan_kernel::port::StoreError;
 
+use super::migrations;
 use super::sql::{Connection, Db, Driver, Purpose, SqlMetadata};
 
 #[cfg(test)]
@@ -124,19 +125,12 @@ fn create_private(file: &Path) -> std::io::Result<()> {
     options.open(file).map(drop)
 }
 
-fn migrations() -> Migrator {
-    let mut migrations = sqlx::migrate!("../../migrations/sqlite");
-    // Of a newer version of this program, which may have only added to the schema: `understood` decides.
-    migrations.set_ignore_missing(true);
-    migrations
-}
-
 /// Two seconds altogether: a migration takes some milliseconds, on a slow disk a hundred.
 const OPENING_TRIES: u32 = 100;
 const OPENING_PAUSE: Duration = Duration::from_millis(20);
 
 async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
-    let migrations = migrations();
+    let migrations = migrations::sqlite();
     let mut tried = migrations.run(writer).await;
     // Of several programs that create the same file, all but one find it locked, or the tables there, once for each migration;
     // SQLite does not let whoever has read wait for the lock to write. On a later look all is done.

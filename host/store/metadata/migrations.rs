@@ -1,0 +1,90 @@
+//! The migrations of both databases, compiled into the program.
+//!
+//! They are listed here rather than collected by sqlx's `migrate!`: that macro compiles every database driver, SQLite's C code
+//! included, a second time for the compiler's own use.
+
+use std::borrow::Cow;
+
+use sqlx::SqlSafeStr;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+
+/// A file under `migrations/<database>`: its version, what follows the version in its name, and its text.
+type File = (i64, &'static str, &'static str);
+
+macro_rules! files {
+    ($folder:literal: $(($version:literal, $name:literal, $file:literal)),+ $(,)?) => {
+        &[$(($version, $name, include_str!(concat!("../../../migrations/", $folder, "/", $file)))),+]
+    };
+}
+
+const SQLITE: &[File] = files!("sqlite":
+    (1, "metadata", "0001_metadata.sql"),
+    (2, "placement epoch", "0002_placement_epoch.sql"),
+);
+
+const POSTGRES: &[File] = files!("postgres":
+    (1, "metadata", "0001_metadata.sql"),
+    (2, "placement epoch", "0002_placement_epoch.sql"),
+);
+
+/// The migrations of an SQLite database.
+pub(super) fn sqlite() -> Migrator {
+    migrator(SQLITE)
+}
+
+/// The migrations of a PostgreSQL database.
+pub(super) fn postgres() -> Migrator {
+    migrator(POSTGRES)
+}
+
+fn migrator(files: &[File]) -> Migrator {
+    let migration = |&(version, name, text): &File| {
+        Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, text.into_sql_str(), false)
+    };
+    let mut migrator = Migrator::with_migrations(files.iter().map(migration).collect());
+    // A newer version of this program may have applied migrations that only add to the schema: `understood` decides.
+    migrator.set_ignore_missing(true);
+    migrator
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+    use std::path::Path;
+
+    use super::*;
+
+    /// Every file of a folder is listed, under its own version and name.
+    fn listed(folder: &str, files: &[File]) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../migrations").join(folder);
+        let entries = std::fs::read_dir(&path).expect("lists the migrations");
+        let mut found: Vec<String> =
+            entries.map(|entry| entry.expect("reads an entry").file_name().to_string_lossy().into_owned()).collect();
+        found.sort();
+        let listed: Vec<String> =
+            files.iter().map(|(version, name, _)| format!("{version:04}_{}.sql", name.replace(' ', "_"))).collect();
+        assert_eq!(found, listed);
+    }
+
+    #[test]
+    fn every_migration_is_listed() {
+        listed("sqlite", SQLITE);
+        listed("postgres", POSTGRES);
+    }
+
+    /// A released migration never changes: databases remember its checksum and refuse to start with another one.
+    #[test]
+    fn released_migrations_keep_their_checksums() {
+        let starts = |migrator: Migrator| -> Vec<String> {
+            let start = |migration: &Migration| {
+                migration.checksum.iter().take(8).fold(String::new(), |mut hex, byte| {
+                    _ = write!(hex, "{byte:02x}");
+                    hex
+                })
+            };
+            migrator.iter().map(start).collect()
+        };
+        assert_eq!(starts(sqlite()), ["d2e0f74d03ec2e7d", "a07d848c9ddf5141"]);
+        assert_eq!(starts(postgres()), ["39255f3a3fc3f564", "c16df65675c416d6"]);
+    }
+}
