@@ -1,7 +1,8 @@
 //! The command line: what each subcommand takes, what it does with the API, and what it prints.
 //!
 //! Reading order: [`args`] (how values are spelt), [`output`] (text for people, JSON for programs), [`client`] (the
-//! connection, and what an error says), [`compose`] (a coordinator put together), then one module per subcommand.
+//! connection, and what an error says), then one module per subcommand. What a running coordinator is made of is in
+//! [`crate::process`].
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (`kv get`), 4 warnings only (`doctor`). With `--output json`, exactly one object goes to
 //! standard output, `{"error": ...}` included; `plugin events` writes one per event.
@@ -10,9 +11,7 @@ pub mod args;
 pub mod bench;
 pub mod client;
 pub mod completions;
-pub mod compose;
 pub mod config;
-pub mod configured;
 pub mod credential;
 pub mod dev;
 pub mod doctor;
@@ -21,28 +20,22 @@ pub mod kv;
 pub mod node;
 pub mod nodes;
 pub mod output;
-pub mod platform;
 pub mod plugin;
-mod readiness;
-pub mod reload;
 pub mod repair;
-pub mod secured;
 pub mod serve;
-pub mod signal;
-pub mod stores;
-pub mod telemetry;
 pub mod tenant;
 pub mod token;
 
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::config::settings::LogFormat;
 use crate::config::{Loaded, Problems};
+use crate::process::telemetry::{self, LogFilter, quiet_engine};
 use output::Output;
-use telemetry::{LogFilter, quiet_engine};
 
 /// The command line of `witan`.
 #[derive(Debug, Parser)]
@@ -126,25 +119,6 @@ pub struct Global {
     /// How log lines look [default: console]
     #[arg(long, global = true, value_enum, env = "WITAN_LOG_FORMAT", help_heading = "Global options")]
     pub log_format: Option<LogFormat>,
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Lines for people
-    #[default]
-    Console,
-    /// One JSON object per line
-    Json,
-}
-
-impl From<crate::config::settings::LogFormat> for LogFormat {
-    fn from(format: crate::config::settings::LogFormat) -> Self {
-        match format {
-            crate::config::settings::LogFormat::Console => Self::Console,
-            crate::config::settings::LogFormat::Json => Self::Json,
-        }
-    }
 }
 
 /// The subcommands.
@@ -304,7 +278,7 @@ fn log(cli: &Cli, loaded: Option<&Loaded>) -> Result<Option<LogFilter>, tracing_
         None if cli.command.is_server() => quiet_engine("info"),
         None => "warn".to_owned(),
     });
-    let configured = loaded.map(|loaded| loaded.settings.logging.format.into());
+    let configured = loaded.map(|loaded| loaded.settings.logging.format);
     let log = telemetry::log(&filter, cli.global.log_format.or(configured).unwrap_or_default())?;
     Ok((!decided).then_some(log))
 }

@@ -12,7 +12,7 @@ use super::credential::Credential;
 use super::refusal::Refusal;
 use super::scope::{Need, Rule, Scope, Scopes};
 use super::{Access, token};
-use crate::origin::RequestId;
+use witan_origin::RequestId;
 
 /// How often a stream that waits looks at the time.
 const LOOK_AT_THE_CLOCK: Duration = Duration::from_secs(60);

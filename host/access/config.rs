@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use witan_tls::{ClientTls, ListenerTls};
+use witan_net::{ClientTls, ListenerTls};
 
 /// The section `security`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
@@ -123,7 +123,7 @@ impl Audit {
 
 #[cfg(test)]
 mod tests {
-    use witan_tls::ListenerTls;
+    use witan_net::ListenerTls;
 
     use super::*;
 

@@ -11,7 +11,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
-use witan_tls::{ClientSide, ClientTls, Connector, Fields, FileError};
+use witan_net::{ClientSide, ClientTls, Connector, Fields, FileError};
 use witan_wire::v1::KeyNotFoundDetail;
 use witan_wire::v1::access_service_client::AccessServiceClient;
 use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
@@ -141,7 +141,7 @@ impl Problem {
 
     /// A request that did not get beyond TLS.
     fn unheard(status: &Status) -> Option<Self> {
-        let why = witan_tls::explain(status)?;
+        let why = witan_net::explain(status)?;
         Some(Self::Unreachable { endpoint: "the coordinator".to_owned(), why })
     }
 }

@@ -12,18 +12,19 @@ use tokio::task::JoinHandle;
 use witan_kernel::limit;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{NodeStatus, StorageNode};
+use witan_net::{Bounds, Incoming, Protocol};
 use witan_node::node::NodeConfig;
 use witan_store::tenants::TenantCacheConfig;
-use witan_tls::{Bounds, Incoming, Protocol};
 
-use super::compose::{Config, Live, start};
 use super::node::{self, DurabilityArg};
-use super::reload::Reloads;
-use super::signal;
-use super::stores::Shared;
 use crate::access::config::Security;
-use crate::coordinate::Defaults;
 use crate::grpc::origin::Sampling;
+use crate::process::config::{Config, Live};
+use crate::process::reload::Reloads;
+use crate::process::signal;
+use crate::process::start::start;
+use crate::process::stores::Shared;
+use witan_coordinate::Defaults;
 
 /// Flags of `witan dev`.
 #[derive(Debug, clap::Args)]
@@ -72,14 +73,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         security: Security::default(),
         defaults: Defaults::default(),
         tenant_cache: TenantCacheConfig::default(),
-        connections: witan_tls::incoming::CONNECTIONS,
+        connections: witan_net::incoming::CONNECTIONS,
         metrics_path: Some("/metrics".to_owned()),
         drain: Duration::from_secs(10),
         sampling: Sampling::default(),
-        live: watch::channel(Live::default()).1,
-        reloads: Reloads::default(),
     };
-    let serving = start(config, stop).await?;
+    let serving = start(config, watch::channel(Live::default()).1, Reloads::default(), stop).await?;
     let shown: Vec<String> = nodes.iter().map(|node| format!("{}={}:{}", node.id, node.host, node.port)).collect();
     println!("ready address={} admin={} nodes={}", serving.address, serving.admin_address, shown.join(","));
     serving.ended().await?;

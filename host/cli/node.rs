@@ -9,13 +9,13 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use witan_kernel::name::NodeId;
+use witan_net::{Bounds, Fields, Incoming, ListenerTls, Protocol, ServerSide, SharedSecret};
 use witan_node::batch::Durability;
 use witan_node::node::{Node, NodeConfig, ROW_CACHE};
 use witan_node::server::Guard;
-use witan_tls::{Bounds, Fields, Incoming, ListenerTls, Protocol, ServerSide, SharedSecret};
 
-use super::compose::{SystemClock, SystemRandomness, stopped};
-use super::signal;
+use crate::process::signal::{self, stopped};
+use crate::process::system::{SystemClock, SystemRandomness};
 
 /// Flags of `witan node`.
 #[derive(Debug, clap::Args)]

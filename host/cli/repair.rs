@@ -9,10 +9,11 @@ use tonic::Streaming;
 use witan_wire::v1::{CoordinatorServiceRepairRequest, CoordinatorServiceRepairResponse, NodeProblem};
 
 use super::Global;
+use super::args;
 use super::args::Token;
 use super::client::{self, Problem};
 use super::output::{self, Output, grouped};
-use super::{args, signal};
+use crate::process::signal;
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "Replicas that lack something that others have get the merge of all, deletions included. Run it after a storage node was \
@@ -78,7 +79,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     let bar = Bar::new(from, to);
     let last = tokio::select! {
         last = follow(reports, &bar) => last?,
-        () = super::compose::stopped(stop) => {
+        () = signal::stopped(stop) => {
             bar.0.finish_and_clear();
             return stopped(global.output, bar.last());
         }

@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::Global;
 use super::args;
-use super::compose::{start, stopped};
-use super::configured;
 use super::node::DurabilityArg;
-use super::reload::{Following, Reloads};
-use super::signal;
-use super::telemetry::{LogFilter, Traces};
-use super::{Global, LogFormat};
 use crate::config::{Flag, Inputs, Loaded, Problems, node};
+use crate::process::config;
+use crate::process::reload::{Following, Reloads};
+use crate::process::signal::{self, stopped};
+use crate::process::start::start;
+use crate::process::telemetry::{LogFilter, Traces};
 
 /// Flags of `witan serve`. Each overrides what the file and the environment say.
 #[derive(Debug, clap::Args)]
@@ -105,10 +105,7 @@ impl Args {
             self.shutdown_seconds.map(|seconds| format!("{seconds}s")),
         );
         say("--log-level", "logging.level", global.log_level.clone());
-        let format = global.log_format.map(|format| match format {
-            LogFormat::Console => "console".to_owned(),
-            LogFormat::Json => "json".to_owned(),
-        });
+        let format = global.log_format.map(|format| args::spelt(Some(format)));
         say("--log-format", "logging.format", format);
         flags
     }
@@ -133,21 +130,21 @@ pub async fn run(loaded: Loaded, log: Option<LogFilter>) -> anyhow::Result<ExitC
     }
     let settings = &loaded.settings;
     let traces = Traces::start(&settings.telemetry, &settings.server.node_id)?;
-    let (live, following) = watch::channel(configured::live(settings));
+    let (live, following) = watch::channel(config::live(settings));
     let reloads = Reloads::default();
     let drain = settings.server.shutdown_timeout.0;
-    let config = configured::config(settings, following, reloads.clone())?;
+    let config = config::config(settings)?;
     // From here on SIGHUP is taken note of, and ends nothing.
-    let following = Following::new(loaded, live, log, reloads)?;
+    let reread = Following::new(loaded, live, log, reloads.clone())?;
     let serving = tokio::select! {
-        started = start(config, stop.clone()) => started?,
+        started = start(config, following, reloads, stop.clone()) => started?,
         () = stopped(stop.clone()) => {
             tracing::info!("stopped while starting");
             traces.end().await;
             return Ok(ExitCode::SUCCESS);
         }
     };
-    tokio::spawn(following.run(stop.clone()));
+    tokio::spawn(reread.run(stop.clone()));
     println!("ready address={} admin={}", serving.address, serving.admin_address);
     tokio::select! {
         ended = serving.ended() => ended?,

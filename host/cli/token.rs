@@ -14,13 +14,13 @@ use witan_wire::v1::{CreateTokenRequest, ListTokensRequest, RevokeTokenRequest, 
 
 use super::Global;
 use super::client::{self, Problem, within};
-use super::configured;
 use super::output::{self, Output, Table};
-use super::stores::{self, Shared};
 use crate::access::issuance::well_formed;
 use crate::access::scope::{Scope, Scopes};
 use crate::access::token::{Grant, make};
 use crate::config::{Flag, Inputs, Loaded};
+use crate::process::config;
+use crate::process::stores::{self, Shared};
 
 /// Longest life of a token that ends: ten years. One that is to live longer has no end.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -158,7 +158,7 @@ impl Beside {
             return Ok(None);
         }
         let settings = Loaded::read(Inputs::of_process(self.config.clone(), flags))?.settings;
-        let shared = Shared { postgres: configured::postgres(&settings.database)?, redis: None };
+        let shared = Shared { postgres: config::postgres(&settings.database)?, redis: None };
         let folder = &settings.server.data_dir;
         if shared.postgres.is_none() && !folder.join("metadata.db").exists() {
             eprintln!("note: {} holds no coordinator's data yet; a new store is begun there", folder.display());

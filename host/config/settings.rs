@@ -201,11 +201,13 @@ pub struct Logging {
 }
 
 /// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
 pub enum LogFormat {
+    /// Lines for people
+    #[default]
     Console,
+    /// One JSON object per line
     Json,
 }
 

@@ -14,7 +14,7 @@ use witan_kernel::replica::{Ask, Outcome, Request};
 
 use super::plan::Plan;
 use super::{Coordinator, World};
-use crate::origin::{self, Span};
+use witan_origin::{self as origin, Span};
 
 /// Which request an answer belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -52,10 +52,6 @@ pub struct Metrics {
     pub replicas_missed: Counter,
     /// Operations that ended before their idempotency record showed it.
     pub idempotency_unsettled: Counter,
-    /// Records that sweeps have compared on all of their replicas.
-    pub swept_records: Counter,
-    /// Merges that replicas lacked, and have stored, by sweeps.
-    pub swept_merges: Counter,
     in_flight: Gauge,
     reads: Counter,
 }
@@ -88,8 +84,6 @@ impl Default for Metrics {
             hedges: Counter::default(),
             replicas_missed: Counter::default(),
             idempotency_unsettled: Counter::default(),
-            swept_records: Counter::default(),
-            swept_merges: Counter::default(),
             in_flight: Gauge::default(),
             reads: Counter::default(),
         }
@@ -102,7 +96,7 @@ impl Metrics {
         registry.register("coordinator_requests", "Requests by operation and status", self.requests.clone());
         let help = "Seconds from a request to its response";
         registry.register("coordinator_request_duration_seconds", help, self.durations.clone());
-        let counters: [(&str, &str, &Counter); 10] = [
+        let counters: [(&str, &str, &Counter); 8] = [
             ("coordinator_conflicts_detected", "Live siblings that differed, met by reads", &self.conflicts_detected),
             ("coordinator_repairs_triggered", "Repairs of stale replicas", &self.repairs_triggered),
             ("coordinator_quorum_failures", "Operations that too few replicas answered", &self.quorum_failures),
@@ -115,8 +109,6 @@ impl Metrics {
                 "Operations that ended before their idempotency record showed it",
                 &self.idempotency_unsettled,
             ),
-            ("witan_swept_records", "Records compared on all replicas by `witan repair`", &self.swept_records),
-            ("witan_swept_merges", "Merges that replicas lacked, stored by `witan repair`", &self.swept_merges),
         ];
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());

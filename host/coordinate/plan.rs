@@ -13,7 +13,7 @@ use witan_kernel::ring::{Preference, token};
 use witan_kernel::tenant::{Level, Tenant};
 
 use super::{Coordinator, LONGEST_DEADLINE, World};
-use crate::origin::{self, Span};
+use witan_origin::{self as origin, Span};
 
 /// One operation's snapshot of everything that may change meanwhile.
 pub(super) struct Plan {
@@ -78,7 +78,11 @@ impl<W: World> Coordinator<W> {
         replicas.iter().map(|node| coarse(self.ports.replicas.recent_state(node))).collect()
     }
 
-    pub(super) async fn tenant(&self, id: &TenantId) -> Result<Arc<Tenant>, Failure> {
+    /// A tenant that is not deleted, as it is known here.
+    ///
+    /// # Errors
+    /// [`Failure::TenantNotFound`], or that the metadata store cannot say.
+    pub async fn tenant(&self, id: &TenantId) -> Result<Arc<Tenant>, Failure> {
         let known = match self.ports.tenants.cached(id) {
             Some(tenant) => Ok(Some(tenant)),
             None => Box::pin(self.ports.tenants.tenant(id)).await,

@@ -22,7 +22,7 @@ use super::plan::{Asks, read_order, told};
 use super::register::{Causes, unexpected};
 use super::request::{ReadAnswer, ReadRequest, WriteRequest, render};
 use super::{Coordinator, Respond, World};
-use crate::origin;
+use witan_origin as origin;
 
 /// Replicas that have not answered a read within this time may be dead: everybody else is asked, whatever the budget for
 /// hedges. Without this the reads that are under way when a node hangs would wait for it until their deadlines. Later reads

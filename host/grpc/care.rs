@@ -21,8 +21,9 @@ use super::page_token;
 use super::status::{invalid, refused, report};
 use super::tenants::{page_size, seconds, status};
 use crate::access::caller::Caller;
-use crate::catalog::{Catalog, Refused};
-use crate::coordinate::{Coordinator, KeysRequest, Resume, Stopped, Sweep, Swept, World};
+use witan_control::{Catalog, Refused};
+use witan_coordinate::{KeysRequest, Resume, World};
+use witan_upkeep::{Stopped, Sweep, Swept, Upkeep};
 
 /// Records a repair looks at in a second when nobody says otherwise: a small part of what nodes can serve.
 const RECORDS_PER_SECOND: u32 = 20_000;
@@ -47,7 +48,7 @@ impl<W: World> CoordinatorApi<W> {
         caller.may(&request.tenant).map_err(|refused| denied(&caller, &refused))?;
         let (tenant, prefix) = (request.tenant.clone(), request.prefix.clone());
         let page = self.coordinator.list_keys(request).await.map_err(|failure| report(failure.of_read()).status())?;
-        let key = |listed: crate::coordinate::ListedKey| v1::KeyInfo {
+        let key = |listed: witan_coordinate::ListedKey| v1::KeyInfo {
             key: String::from_utf8_lossy(listed.key.bytes()).into_owned(),
             siblings: listed.siblings,
         };
@@ -66,12 +67,12 @@ impl<W: World> CoordinatorApi<W> {
         let until = Instant::now() + timeout.unwrap_or(REMOVAL);
         let (id, version) = deletion(&request).map_err(|error| invalid(&error))?;
         caller.may(&id).map_err(|refused| denied(&caller, &refused))?;
-        let (catalog, coordinator, now_ms) = (Arc::clone(&self.catalog), Arc::clone(&self.coordinator), self.now_ms());
+        let (catalog, upkeep, now_ms) = (Arc::clone(&self.catalog), Arc::clone(&self.upkeep), self.now_ms());
         // In a task of its own: a client that goes away leaves nothing half done that could be done.
         let work = tokio::spawn(async move {
             let deleted = catalog.delete_tenant(&id, version, now_ms).await?;
             tracing::info!(tenant = %id, "a tenant is deleted: its records are being removed");
-            Ok::<_, Refused>((deleted, coordinator.remove_records(&id, until).await))
+            Ok::<_, Refused>((deleted, upkeep.remove_records(&id, until).await))
         });
         let ended = work.await.map_err(|error| Status::internal(error.to_string()))?;
         let (deleted, removed) = ended.map_err(|error| status(&error))?;
@@ -100,7 +101,7 @@ impl<W: World> CoordinatorApi<W> {
             refused(Code::ResourceExhausted, "OVERLOADED", why)
         })?;
         let (tell, told) = mpsc::channel(REPORTS);
-        let repair = Repair { coordinator: Arc::clone(&self.coordinator), catalog: Arc::clone(catalog), stores };
+        let repair = Repair { upkeep: Arc::clone(&self.upkeep), catalog: Arc::clone(catalog), stores };
         tokio::spawn(async move {
             repair.run(sweep, tell).await;
             drop(turn);
@@ -112,7 +113,7 @@ impl<W: World> CoordinatorApi<W> {
 
 /// A repair under way.
 struct Repair<W: World> {
-    coordinator: Arc<Coordinator<W>>,
+    upkeep: Arc<Upkeep<W>>,
     catalog: Arc<Catalog>,
     /// Stores on record when it began.
     stores: HashMap<NodeId, StoreId>,
@@ -122,8 +123,8 @@ impl<W: World> Repair<W> {
     async fn run(self, sweep: Sweep, tell: mpsc::Sender<Result<Progress, Status>>) {
         let (tell_swept, mut swept_by) = mpsc::channel(1);
         let factors = sweep.factors.clone();
-        let coordinator = Arc::clone(&self.coordinator);
-        let sweeping = coordinator.sweep(sweep, tell_swept);
+        let upkeep = Arc::clone(&self.upkeep);
+        let sweeping = upkeep.sweep(sweep, tell_swept);
         tokio::pin!(sweeping);
         let ended = loop {
             tokio::select! {

@@ -8,7 +8,7 @@ use witan_kernel::name::{Invalid, Key, TenantId};
 use witan_kernel::tenant::Level;
 use witan_wire::v1;
 
-use crate::coordinate::{ReadAnswer, ReadRequest, WriteRequest, Written};
+use witan_coordinate::{ReadAnswer, ReadRequest, WriteRequest, Written};
 
 /// A request that is about one key.
 pub(super) trait OfKey {

@@ -12,14 +12,14 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic_types::StatusExt;
 use tower::{Layer, Service};
-use witan_tls::Peer;
+use witan_net::Peer;
 
 use super::status;
 use crate::access::caller::{Caller, Origin};
 use crate::access::refusal::Refusal;
 use crate::access::scope::{self, Effect, Need, Rule};
 use crate::access::{Access, shown};
-use crate::origin;
+use witan_origin as origin;
 
 /// Puts the guard before services.
 #[derive(Clone)]

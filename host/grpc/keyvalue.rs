@@ -16,8 +16,9 @@ use super::status::{invalid, refusal, report};
 use super::{care, convert, session};
 use crate::access::caller::Caller;
 use crate::access::scope::Effect;
-use crate::catalog::Catalog;
-use crate::coordinate::{Coordinator, Respond, World};
+use witan_control::Catalog;
+use witan_coordinate::{Coordinator, Respond, World};
+use witan_upkeep::Upkeep;
 
 /// What new tenants and nodes get where their request does not choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,7 @@ impl Default for Fallbacks {
 /// The coordinator's service.
 pub struct CoordinatorApi<W: World> {
     pub(super) coordinator: Arc<Coordinator<W>>,
+    pub(super) upkeep: Arc<Upkeep<W>>,
     pub(super) catalog: Arc<Catalog>,
     /// Turns at repairing.
     pub(super) repairs: Arc<Semaphore>,
@@ -53,9 +55,14 @@ pub struct CoordinatorApi<W: World> {
 
 impl<W: World> CoordinatorApi<W> {
     /// Serves `coordinator`, whose tenants and nodes are `catalog`'s. Sessions take nothing more once `closing` is true.
-    pub fn new(coordinator: Arc<Coordinator<W>>, catalog: Arc<Catalog>, closing: watch::Receiver<bool>) -> Self {
+    pub fn new(
+        coordinator: Arc<Coordinator<W>>,
+        upkeep: Arc<Upkeep<W>>,
+        catalog: Arc<Catalog>,
+        closing: watch::Receiver<bool>,
+    ) -> Self {
         let repairs = Arc::new(Semaphore::new(care::REPAIRS));
-        Self { coordinator, catalog, repairs, fallbacks: Arc::default(), closing }
+        Self { coordinator, upkeep, catalog, repairs, fallbacks: Arc::default(), closing }
     }
 
     /// What new tenants and nodes get where their request does not choose; it may be changed at any time.

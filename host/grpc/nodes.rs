@@ -13,8 +13,8 @@ use super::CoordinatorApi;
 use super::status::{invalid, refused};
 use super::tenants::status;
 use super::to_its_end;
-use crate::catalog::Refused;
-use crate::coordinate::World;
+use witan_control::Refused;
+use witan_coordinate::World;
 
 impl<W: World> CoordinatorApi<W> {
     pub(super) async fn add_node(

@@ -12,7 +12,7 @@ use http::{HeaderMap, Request, Response};
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use tower::{Layer, Service};
 
-use crate::origin::{Origin, RequestId, Scoped, current, now, scope};
+use witan_origin::{Origin, RequestId, Scoped, current, now, scope};
 
 /// The name of the header.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

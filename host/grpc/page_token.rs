@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use witan_kernel::limit;
 use witan_kernel::name::{Invalid, Key, TenantId};
 
-use crate::coordinate::Resume;
+use witan_coordinate::Resume;
 
 const VERSION: u8 = 1;
 

@@ -22,7 +22,7 @@ use super::keyvalue::denied;
 use super::status::{invalid, refused, store_report};
 use super::{tenants, to_its_end};
 use crate::access::caller::Caller;
-use crate::catalog::{Catalog, Held};
+use witan_control::{Catalog, Held};
 
 /// Largest upload; the plugin host's own bound, which may be smaller, is checked after.
 const UPLOAD_BYTES: usize = 32 << 20;

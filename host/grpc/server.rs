@@ -18,7 +18,7 @@ use super::intake::{self, IntakeLayer};
 use super::origin::{Origins, Sampling};
 use super::{AccessApi, CoordinatorApi, PluginApi};
 use crate::access::Access;
-use crate::coordinate::World;
+use witan_coordinate::World;
 
 /// Largest message a client may send: a value of 10 MiB and what stands around it; in a session, a batch of them.
 pub(super) const REQUEST_BYTES: usize = 16 << 20;

@@ -26,8 +26,8 @@ use super::status::{Report, refusal, report};
 use crate::access::caller::Caller;
 use crate::access::refusal::Refusal;
 use crate::access::scope::Scope;
-use crate::coordinate::{Coordinator, ReadRequest, World, WriteRequest};
-use crate::origin;
+use witan_coordinate::{Coordinator, ReadRequest, World, WriteRequest};
+use witan_origin as origin;
 
 /// Operations of one session that may be under way or waiting for an earlier one on their key.
 const WINDOW: usize = 2048;

@@ -12,8 +12,8 @@ use super::keyvalue::denied;
 use super::status::{invalid, refused, store_report};
 use super::{CoordinatorApi, Fallbacks, to_its_end};
 use crate::access::caller::Caller;
-use crate::catalog::Refused;
-use crate::coordinate::World;
+use witan_control::Refused;
+use witan_coordinate::World;
 
 /// Replicas of a tenant that does not say how many.
 const REPLICATION_FACTOR: u8 = 3;

@@ -1,7 +1,7 @@
 //! Witan's pure decisions: no I/O, no async runtime, no clock and no randomness of their own.
 //!
 //! Everything here is plain synchronous code that is fed values and events and answers with values; the rooms around it
-//! (`witan::coordinate`, `witan-node`, `witan-store`) carry the messages. Reading order:
+//! (`witan_coordinate`, `witan-node`, `witan-store`) carry the messages. Reading order:
 //!
 //! 1. [`name`], [`limit`], [`tenant`]: what a request is about, and how large it may be.
 //! 2. [`clock`], [`recent`], [`record`], [`register`], [`siblings`], [`context`]: what a replica stores and how it merges.

@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use witan_kernel::hook::Pending;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::StorageNode;
-use witan_tls::{Connector, SharedSecret};
+use witan_net::{Connector, SharedSecret};
 
 /// Makes connections to storage nodes: sockets, or the simulation's network.
 pub trait Connect: Clone + Send + Sync + 'static {
@@ -101,7 +101,7 @@ pub(super) fn reason(error: &(dyn Error + 'static)) -> String {
     while let Some(source) = last.source() {
         last = source;
     }
-    witan_tls::explain(error).unwrap_or_else(|| last.to_string())
+    witan_net::explain(error).unwrap_or_else(|| last.to_string())
 }
 
 /// Sockets, over TLS and with a secret where nodes ask for them.

@@ -19,7 +19,7 @@ use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello, ReplicaRequest};
 use super::connect::{Connect, Trust, reason};
 use super::pending::{Pending, Table};
 use super::vitals::{Latencies, Vitals};
-use crate::origin::Traced;
+use witan_origin::Traced;
 
 /// Requests that may wait to be sent.
 const QUEUE: usize = 8192;

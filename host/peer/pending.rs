@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use witan_kernel::port::Reply;
 use witan_kernel::replica::ReplicaError;
 
-use crate::origin::Traced;
+use witan_origin::Traced;
 
 /// A request under way.
 #[derive(Debug)]

@@ -16,8 +16,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
+use witan_net::{ClientSide, ClientTls, Connector, Fields};
 use witan_servers::{Authority, Pair};
-use witan_tls::{ClientSide, ClientTls, Connector, Fields};
 use witan_wire::v1;
 use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
 

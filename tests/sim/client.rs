@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use tokio::sync::oneshot;
-use witan::coordinate::{ReadAnswer, ReadRequest, WriteRequest};
+use witan_coordinate::{ReadAnswer, ReadRequest, WriteRequest};
 use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::name::Key;
 use witan_kernel::tenant::{IdempotencyOutage, Level};

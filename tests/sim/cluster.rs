@@ -8,10 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use turmoil::net::TcpListener;
-use witan::coordinate::{
-    Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, Stopped, Sweep, Swept, WriteRequest, Written,
-};
-use witan::peer::Lanes;
+use witan_coordinate::{Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, WriteRequest, Written};
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
 use witan_kernel::name::{Key, NodeId, StoreId};
@@ -27,6 +24,8 @@ use witan_node::engine::simulated::Disk;
 use witan_node::row;
 use witan_node::server::{self, Guard, Limits};
 use witan_node::store::Store;
+use witan_peer::Lanes;
+use witan_upkeep::{Stopped, Sweep, Swept, Upkeep};
 
 use crate::scenario::Scenario;
 use crate::world::{Accepted, Bound, Dial, Dice, Fixed, Idempotency, SimClock, Simulated, Stores, lock};
@@ -180,7 +179,7 @@ async fn repair(coordinator: &Arc<Coordinator<Simulated>>, stores: &Stores) -> R
     let on_record = stores.on_record();
     let (tell, mut told) = mpsc::channel(1);
     let listening = tokio::spawn(async move { while told.recv().await.is_some() {} });
-    let swept = coordinator.sweep(Sweep::everything(vec![3]), tell).await;
+    let swept = Upkeep::new(Arc::clone(coordinator)).sweep(Sweep::everything(vec![3]), tell).await;
     listening.abort();
     let swept = swept?;
     for (node, store) in &swept.filled {

@@ -17,8 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::Uri;
 use tonic::transport::server::Connected;
 use turmoil::net::TcpStream;
-use witan::coordinate::World;
-use witan::peer::{Connect, Connecting, Credential, Lanes, Trust, endpoint};
+use witan_coordinate::World;
 use witan_kernel::hook::{
     Asked, Hooks, Native, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Verdict,
 };
@@ -27,6 +26,7 @@ use witan_kernel::name::{Key, NodeId, StoreId, TenantId};
 use witan_kernel::port::{Clock, IdempotencyStore, Randomness, StorageNode, StoreError, Tenants};
 use witan_kernel::scan::is_whole;
 use witan_kernel::tenant::Tenant;
+use witan_peer::{Connect, Connecting, Credential, Lanes, Trust, endpoint};
 use witan_store::idempotency::MemoryIdempotency;
 
 /// Takes a lock whatever happened to the thread that held it: a violation is reported by its own panic.

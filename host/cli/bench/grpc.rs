@@ -15,7 +15,7 @@ use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tonic::{Code, Status};
-use witan_tls::ClientSide;
+use witan_net::ClientSide;
 
 use super::super::client::MESSAGE_BYTES;
 use super::super::credential::Shown;

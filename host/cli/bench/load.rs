@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use http::Uri;
 use tokio::task::LocalSet;
-use witan_tls::ClientSide;
+use witan_net::ClientSide;
 
 use super::super::credential::Shown;
 use super::measured::{Measured, Progress, Recorder};

@@ -9,7 +9,7 @@ use h2::client::SendRequest;
 use http::Uri;
 use tokio::task::JoinSet;
 use tokio::time;
-use witan_tls::ClientSide;
+use witan_net::ClientSide;
 use witan_wire::v1::{ReadKeyValueResponse, WriteKeyValueResponse};
 
 use super::grpc::{self, CallError, Rpc};

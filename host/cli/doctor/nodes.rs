@@ -8,10 +8,10 @@ use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{DescribeRequest, DescribeResponse};
 
 use super::Findings;
-use crate::cli::secured::Secured;
 use crate::config::plain_host;
 use crate::config::settings::Settings;
-use crate::peer::{Connect, Tcp};
+use crate::process::secured::Secured;
+use witan_peer::{Connect, Tcp};
 
 /// How long a node may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);

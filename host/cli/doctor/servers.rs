@@ -4,8 +4,8 @@ use witan_store::idempotency::{RedisFinding, RedisIdempotency};
 use witan_store::metadata::{PostgresFacts, examine as look};
 
 use super::Findings;
-use crate::cli::configured;
 use crate::config::settings::Settings;
+use crate::process::config;
 
 /// Oldest PostgreSQL that is tested with.
 const OLDEST_POSTGRES: u32 = 130_000;
@@ -18,7 +18,7 @@ const CLOCKS_MS: (u64, u64) = (60_000, 5_000);
 pub(super) async fn examine(settings: &Settings, findings: &mut Findings) -> Vec<(String, String, u16)> {
     redis(settings, findings).await;
     let about = "postgresql";
-    match configured::postgres(&settings.database) {
+    match config::postgres(&settings.database) {
         Ok(None) => findings.note(about, "none is configured: metadata are embedded, for one coordinator"),
         Err(error) => findings.error(about, format!("{error:#}")),
         Ok(Some(config)) => match look(&config).await {
@@ -124,7 +124,7 @@ fn clocks(ahead_ms: i64, findings: &mut Findings) {
 
 async fn redis(settings: &Settings, findings: &mut Findings) {
     let about = "redis";
-    let config = match configured::redis(&settings.redis) {
+    let config = match config::redis(&settings.redis) {
         Ok(Some(config)) => config,
         Ok(None) => {
             return findings.note(about, "none is configured: idempotency keys are embedded, for one coordinator");

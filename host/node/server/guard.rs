@@ -9,7 +9,7 @@ use http::{Request, Response};
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
-use witan_tls::SharedSecret;
+use witan_net::SharedSecret;
 
 /// Whom a node serves.
 #[derive(Debug, Clone, Default)]

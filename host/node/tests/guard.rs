@@ -16,13 +16,13 @@ use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Clock, Randomness};
+use witan_net::{
+    Bounds, ClientSide, ClientTls, Connector, Fields, Incoming, ListenerTls, Protocol, ServerSide, SharedSecret,
+};
 use witan_node::batch::Durability;
 use witan_node::node::{Node, NodeConfig};
 use witan_node::server::{Guard, ServeError};
 use witan_servers::{Authority, Pair};
-use witan_tls::{
-    Bounds, ClientSide, ClientTls, Connector, Fields, Incoming, ListenerTls, Protocol, ServerSide, SharedSecret,
-};
 use witan_wire::v1::FILE_DESCRIPTOR_SET;
 
 #[derive(Clone)]

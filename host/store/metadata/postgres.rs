@@ -17,8 +17,8 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use witan_kernel::port::StoreError;
 
-use super::{Answer, migrations};
 use super::sql::{Connection, Db, Driver, Purpose, SqlMetadata};
+use super::{Answer, migrations};
 use connections::Connections;
 
 pub(super) use connections::Lent;

@@ -6,7 +6,7 @@
 //!
 //! Reading order: `request` (what is asked and answered), `change` and `read` (an operation from end to end), `plan` (who
 //! is asked), `exchange` (one operation's conversation with its replicas), `register`, `siblings`, `repair`, `collapse`,
-//! `once` (idempotency), `sweep` (all records of a part of the ring), `keys`, `removal` (of deleted tenants' records), `admission`, `metrics`.
+//! `once` (idempotency), `keys`, `admission`, `metrics`.
 
 mod admission;
 mod change;
@@ -18,11 +18,9 @@ mod once;
 mod plan;
 mod read;
 mod register;
-mod removal;
 mod repair;
 mod request;
 mod siblings;
-mod sweep;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,12 +37,10 @@ use witan_kernel::scan::Ranges;
 pub use admission::{Hold, Limits};
 pub use keys::{KeysPage, KeysRequest, ListedKey, Resume};
 pub use metrics::Metrics;
-pub use removal::Removed;
 pub use request::{ReadAnswer, ReadRequest, Rendering, WriteRequest, Written};
-pub use sweep::{Stopped, Sweep, Swept};
 
-use crate::origin;
 use admission::Admission;
+use witan_origin as origin;
 
 /// The implementations of the ports that a coordinator runs over.
 pub trait World: Send + Sync + 'static {

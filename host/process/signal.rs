@@ -25,3 +25,8 @@ pub fn stop_on_signal() -> anyhow::Result<watch::Receiver<bool>> {
     });
     Ok(stopped)
 }
+
+/// Ready when the signal to stop is given, or whoever could give it is gone.
+pub async fn stopped(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}

@@ -16,10 +16,9 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
-use super::LogFormat;
-use crate::config::settings::Telemetry;
+use crate::config::settings::{LogFormat, Telemetry};
 use crate::grpc::origin::Sampling;
-use crate::origin;
+use witan_origin as origin;
 
 /// Spans that wait to be sent; those beyond are dropped. The library's own number, written down.
 const WAITING_SPANS: usize = 2048;
@@ -44,7 +43,7 @@ impl LogFilter {
 }
 
 /// The engine below a store tells about every table it writes. What a filter says of it itself comes later and holds.
-pub(super) fn quiet_engine(level: &str) -> String {
+pub(crate) fn quiet_engine(level: &str) -> String {
     format!("fjall=warn,lsm_tree=warn,{level}")
 }
 
@@ -52,7 +51,7 @@ pub(super) fn quiet_engine(level: &str) -> String {
 ///
 /// # Errors
 /// What is wrong with the filter.
-pub(super) fn log(filter: &str, format: LogFormat) -> Result<LogFilter, tracing_subscriber::filter::ParseError> {
+pub(crate) fn log(filter: &str, format: LogFormat) -> Result<LogFilter, tracing_subscriber::filter::ParseError> {
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(filter)?);
     let lines =
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
@@ -96,7 +95,7 @@ pub struct Traces(Option<SdkTracerProvider>);
 
 impl Traces {
     /// Starts sending them, if the configuration names a collector. A collector that is away costs the spans, nothing else.
-    pub(super) fn start(telemetry: &Telemetry, node_id: &str) -> anyhow::Result<Self> {
+    pub(crate) fn start(telemetry: &Telemetry, node_id: &str) -> anyhow::Result<Self> {
         let Some(endpoint) = &telemetry.otlp_endpoint else { return Ok(Self(None)) };
         let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint);
         let exporter = exporter.with_timeout(COLLECTOR).build().context("telemetry.otlp_endpoint")?;
@@ -116,7 +115,7 @@ impl Traces {
     }
 
     /// Sends what is left.
-    pub(super) async fn end(self) {
+    pub(crate) async fn end(self) {
         if let Some(provider) = self.0 {
             // It waits for its own thread.
             let ended = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(LAST_SPANS));
@@ -128,7 +127,7 @@ impl Traces {
 }
 
 /// Which calls are traced.
-pub(super) fn sampling(telemetry: &Telemetry) -> Sampling {
+pub(crate) fn sampling(telemetry: &Telemetry) -> Sampling {
     Sampling { on: telemetry.otlp_endpoint.is_some(), ratio: telemetry.sample_ratio }
 }
 
@@ -138,7 +137,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::origin::{Origin, RequestId, scope};
+    use witan_origin::{Origin, RequestId, scope};
 
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);

@@ -24,10 +24,10 @@ use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Clock, Replicas, Reply, StorageNode};
 use witan_kernel::replica::{Ask, ReplicaError, Request};
 
-use crate::origin;
 pub use connect::{Connect, ConnectError, Connecting, Credential, Link, Tcp, Trust, endpoint};
 use lane::{Lane, Outgoing};
 use vitals::Vitals;
+use witan_origin as origin;
 
 /// Requests that carry more go by the second lane. Bytes.
 const BULK_BYTES: usize = 64 << 10;

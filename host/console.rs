@@ -12,7 +12,7 @@ use axum::routing::get;
 use axum::serve::{IncomingStream, Listener};
 use prometheus_client::registry::Registry;
 use witan_kernel::hook::Pending;
-use witan_tls::{Connection, Incoming, Peer};
+use witan_net::{Connection, Incoming, Peer};
 
 use crate::access::caller::Origin;
 use crate::access::refusal::Refusal;

@@ -14,7 +14,6 @@ mod pace;
 mod sound;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -28,7 +27,9 @@ use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::ring::{ReplicaRange, Ring};
 use witan_kernel::scan::{Join, Joined, Page, Ranges, Scan, Standing, Step, Told, difference};
 
-use super::{Coordinator, LONGEST_DEADLINE, World};
+use witan_coordinate::{Coordinator, LONGEST_DEADLINE, World};
+
+use super::{Metrics, Upkeep};
 use merges::Merges;
 use pace::Pace;
 use sound::Sound;
@@ -126,11 +127,11 @@ pub enum Stopped {
     Failed(#[from] Failure),
 }
 
-impl<W: World> Coordinator<W> {
+impl<W: World> Upkeep<W> {
     /// Sweeps. How far it has come is told now and then; when nobody takes that any more, the sweep stops after what is under
     /// way. Answers with how it ended.
-    pub async fn sweep(self: &Arc<Self>, sweep: Sweep, tell: mpsc::Sender<Swept>) -> Result<Swept, Stopped> {
-        let ring = self.ring();
+    pub async fn sweep(&self, sweep: Sweep, tell: mpsc::Sender<Swept>) -> Result<Swept, Stopped> {
+        let ring = self.coordinator.ring();
         let mut sweeping = Sweeping::new(self, sweep, &ring, tell);
         sweeping.settle_first().await?;
         for range in sweeping.ranges() {
@@ -144,6 +145,7 @@ impl<W: World> Coordinator<W> {
 /// A sweep under way.
 struct Sweeping<'a, W: World> {
     coordinator: &'a Coordinator<W>,
+    metrics: &'a Metrics,
     sweep: Sweep,
     ring: &'a Ring,
     tell: mpsc::Sender<Swept>,
@@ -167,7 +169,8 @@ struct Walking<'a, W: World> {
 }
 
 impl<'a, W: World> Sweeping<'a, W> {
-    fn new(coordinator: &'a Coordinator<W>, mut sweep: Sweep, ring: &'a Ring, tell: mpsc::Sender<Swept>) -> Self {
+    fn new(upkeep: &'a Upkeep<W>, mut sweep: Sweep, ring: &'a Ring, tell: mpsc::Sender<Swept>) -> Self {
+        let (coordinator, metrics) = (upkeep.coordinator.as_ref(), &upkeep.metrics);
         sweep.factors.sort_unstable();
         sweep.factors.dedup();
         let pace = Pace::new(sweep.records_per_second);
@@ -175,14 +178,14 @@ impl<'a, W: World> Sweeping<'a, W> {
         let mut sound = Sound::default();
         let mut met = HashMap::new();
         for node in ring.nodes() {
-            let Some(standing) = coordinator.ports.replicas.standing(node) else { continue };
+            let Some(standing) = coordinator.ports().replicas.standing(node) else { continue };
             met.insert(node.clone(), standing);
             if !standing.whole && sweep.is_everything() {
                 sound.expect(node.clone(), standing.store);
             }
         }
         let told_at = Instant::now();
-        Self { coordinator, sweep, ring, tell, told_at, pace, swept, met, failing: HashMap::new(), sound }
+        Self { coordinator, metrics, sweep, ring, tell, told_at, pace, swept, met, failing: HashMap::new(), sound }
     }
 
     /// An operation that was under way when a store was lost may count what that store had acknowledged, and store the rest
@@ -218,7 +221,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         let replicas: &[NodeId] = &range.replicas;
         let mut walking = Walking {
             join: Join::new(replicas.len() as u8, range.from, after.as_ref()),
-            merges: Merges::new(self.coordinator, self.ring.epoch()),
+            merges: Merges::new(self.coordinator, self.metrics, self.ring.epoch()),
             failed: false,
             replicas,
         };
@@ -253,7 +256,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         if self.failing.get(node).is_some_and(|ranges| *ranges >= GIVEN_UP_AFTER) {
             return Err("it has failed too often".to_owned());
         }
-        let standing = self.coordinator.ports.replicas.standing(node).ok_or("it cannot be reached")?;
+        let standing = self.coordinator.ports().replicas.standing(node).ok_or("it cannot be reached")?;
         let met = self.met.entry(node.clone()).or_insert(standing);
         if met.store == standing.store { Ok(()) } else { Err("its store was replaced during the repair".to_owned()) }
     }
@@ -291,7 +294,7 @@ impl<'a, W: World> Sweeping<'a, W> {
     }
 
     async fn page(&self, node: &NodeId, scan: Scan) -> Result<Page, String> {
-        let replicas = &self.coordinator.ports.replicas;
+        let replicas = &self.coordinator.ports().replicas;
         let mut tries = 0;
         loop {
             let why = match replicas.scan(node, scan.clone()).await {
@@ -321,7 +324,7 @@ impl<'a, W: World> Sweeping<'a, W> {
             None => self.swept.skipped += 1,
             Some(factor) => {
                 self.swept.scanned += 1;
-                self.coordinator.metrics.swept_records.inc();
+                self.metrics.swept_records.inc();
                 self.mend(walking, &place, told, factor).await;
             }
         }

@@ -100,7 +100,7 @@ mod tests {
     use witan_store::metadata::{MemoryMetadata, Slot};
 
     use super::*;
-    use crate::catalog::Held;
+    use crate::Held;
 
     /// A coordinator whose disk takes no plugin; what it has been told to follow, in order.
     #[derive(Default)]
@@ -154,9 +154,22 @@ mod tests {
         }
     }
 
+    /// A clock on which no time passes.
+    #[derive(Clone)]
+    struct AtTheEpoch;
+
+    impl witan_kernel::port::Clock for AtTheEpoch {
+        fn wall_micros(&self) -> u64 {
+            0
+        }
+        fn monotonic_micros(&self) -> u64 {
+            0
+        }
+    }
+
     #[tokio::test]
     async fn a_plugin_for_which_there_is_no_room_holds_up_nothing_else() {
-        let metadata = MemoryMetadata::new(crate::cli::compose::SystemClock::new());
+        let metadata = MemoryMetadata::new(AtTheEpoch);
         let cluster = FullDisk::default();
         // Nobody knows what has changed: everything is followed, and whoever asks for the rest comes again.
         let told = look(&metadata, &cluster, u64::MAX - 1).await;

@@ -1,7 +1,6 @@
 //! The removal of a deleted tenant's records from every node.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
@@ -10,7 +9,9 @@ use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::scan::Ranges;
 
-use super::{Coordinator, World};
+use witan_coordinate::World;
+
+use super::Upkeep;
 
 /// Nodes that are worked on at a time.
 const NODES: usize = 16;
@@ -27,11 +28,11 @@ pub struct Removed {
     pub left: BTreeMap<NodeId, String>,
 }
 
-impl<W: World> Coordinator<W> {
+impl<W: World> Upkeep<W> {
     /// Removes a tenant's records from every node, as far as that can be done before `until`. Repeating it is harmless. The
     /// tenant must be deleted already: what clients write meanwhile may stay behind.
-    pub async fn remove_records(self: &Arc<Self>, tenant: &TenantId, until: Instant) -> Removed {
-        let ring = self.ring();
+    pub async fn remove_records(&self, tenant: &TenantId, until: Instant) -> Removed {
+        let ring = self.coordinator.ring();
         let nodes = stream::iter(ring.nodes().to_vec());
         let each = nodes.map(|node| async move {
             let (records, why) = self.remove_from(&node, tenant, until).await;
@@ -55,7 +56,7 @@ impl<W: World> Coordinator<W> {
             if Instant::now() >= until {
                 return (records, Some("there was not enough time".to_owned()));
             }
-            match self.ports.replicas.drop_tenant(node, tenant.clone(), after.clone()).await {
+            match self.coordinator.ports().replicas.drop_tenant(node, tenant.clone(), after.clone()).await {
                 Ok(dropped) => {
                     records += dropped.records;
                     tries = 0;

@@ -12,7 +12,8 @@ use witan_store::Durability;
 use witan_store::idempotency::{EmbeddedIdempotency, RedisConfig, RedisIdempotency};
 use witan_store::metadata::{Claim, Metadata, PostgresConfig, PostgresMetadata, SqliteMetadata};
 
-use super::compose::{SystemClock, stopped};
+use super::signal::stopped;
+use super::system::SystemClock;
 
 /// Where what coordinators share is kept.
 #[derive(Debug, Clone, Default)]
@@ -28,7 +29,7 @@ const LEASE: Duration = Duration::from_secs(15);
 const RENEW: Duration = Duration::from_secs(5);
 
 /// Opens the metadata store.
-pub(super) async fn metadata(shared: &Shared, data_dir: &Path) -> anyhow::Result<Arc<dyn Metadata>> {
+pub(crate) async fn metadata(shared: &Shared, data_dir: &Path) -> anyhow::Result<Arc<dyn Metadata>> {
     if let Some(postgres) = &shared.postgres {
         tracing::info!("waiting for PostgreSQL");
         let opened = PostgresMetadata::connect(postgres.clone()).await;
@@ -49,7 +50,7 @@ pub enum Idempotency {
 }
 
 impl Idempotency {
-    pub(super) async fn open(
+    pub(crate) async fn open(
         shared: &Shared,
         data_dir: &Path,
         clock: SystemClock,
@@ -65,7 +66,7 @@ impl Idempotency {
         Ok(Self::Embedded(Arc::new(opened)))
     }
 
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         match self {
             Self::Embedded(embedded) => embedded.close().await,
             Self::Redis(_) => {}
@@ -83,7 +84,7 @@ impl IdempotencyStore for Idempotency {
 }
 
 /// A coordinator's id, held against every other process that would take it.
-pub(super) struct Seat {
+pub(crate) struct Seat {
     metadata: Arc<dyn Metadata>,
     claim: Claim,
 }
@@ -91,7 +92,7 @@ pub(super) struct Seat {
 impl Seat {
     /// Takes the id. One whose holder has died is free when its lease has run out, which is waited for; one that is still
     /// renewed then belongs to a process that lives.
-    pub(super) async fn take(metadata: Arc<dyn Metadata>, claim: Claim) -> anyhow::Result<Self> {
+    pub(crate) async fn take(metadata: Arc<dyn Metadata>, claim: Claim) -> anyhow::Result<Self> {
         let patience = tokio::time::Instant::now() + LEASE + RENEW;
         loop {
             match metadata.hold_lease(claim.clone(), LEASE.as_millis() as u64).await {
@@ -109,7 +110,7 @@ impl Seat {
     }
 
     /// Renews the lease until the signal to stop, then gives it back.
-    pub(super) async fn keep(self, stop: watch::Receiver<bool>) {
+    pub(crate) async fn keep(self, stop: watch::Receiver<bool>) {
         let stopped = stopped(stop);
         tokio::pin!(stopped);
         let mut lost = false;

@@ -2,13 +2,13 @@
 
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use witan_tls::{
+use witan_net::{
     Bounds, ClientSide, Connector, Fields, FileError, Incoming, Protocol, ServerSide, SharedSecret, metrics,
 };
 
 use crate::access::config::Security;
-use crate::admin::AdminIncoming;
-use crate::peer::Tcp;
+use crate::console::AdminIncoming;
+use witan_peer::Tcp;
 
 /// What secures a coordinator's connections, read from files and kept up with them.
 #[derive(Debug)]

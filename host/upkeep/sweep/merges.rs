@@ -11,7 +11,9 @@ use witan_kernel::port::{Clock, Collect, Replicas, Reply};
 use witan_kernel::record::Encoded;
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 
-use crate::coordinate::{Coordinator, World};
+use witan_coordinate::{Coordinator, World};
+
+use crate::Metrics;
 
 /// Merges under way at most: half of what a lane puts into one frame, so that clients' requests find room beside them.
 const UNDER_WAY: usize = 128;
@@ -27,6 +29,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// One range's merges.
 pub(super) struct Merges<'a, W: World> {
     coordinator: &'a Coordinator<W>,
+    metrics: &'a Metrics,
     epoch: u64,
     inbox: Arc<Inbox>,
     under_way: HashMap<u32, Merge>,
@@ -61,9 +64,10 @@ impl Collect for Inbox {
 
 impl<'a, W: World> Merges<'a, W> {
     /// None yet. `epoch` is the placement's under which replicas are chosen.
-    pub(super) fn new(coordinator: &'a Coordinator<W>, epoch: u64) -> Self {
+    pub(super) fn new(coordinator: &'a Coordinator<W>, metrics: &'a Metrics, epoch: u64) -> Self {
         Self {
             coordinator,
+            metrics,
             epoch,
             inbox: Arc::default(),
             under_way: HashMap::new(),
@@ -110,14 +114,14 @@ impl<'a, W: World> Merges<'a, W> {
 
     fn dispatch(&mut self, merge: Merge) {
         self.last_tag = self.last_tag.wrapping_add(1);
-        let deadline = self.coordinator.ports.clock.monotonic_micros() + WITHIN_MICROS;
+        let deadline = self.coordinator.ports().clock.monotonic_micros() + WITHIN_MICROS;
         let ask = Ask::Merge { record: merge.record.clone() };
         let request = Request { place: merge.place.clone(), epoch: self.epoch, ask };
         let to: Arc<dyn Collect> = Arc::clone(&self.inbox) as Arc<dyn Collect>;
         let reply = Reply::new(to, self.last_tag, merge.node.clone());
         let node = merge.node.clone();
         self.under_way.insert(self.last_tag, merge);
-        self.coordinator.ports.replicas.send(&node, request, deadline, reply);
+        self.coordinator.ports().replicas.send(&node, request, deadline, reply);
     }
 
     /// Waits for something to happen: answers, or the time of another attempt.
@@ -146,7 +150,7 @@ impl<'a, W: World> Merges<'a, W> {
         let error = match outcome {
             Ok(Answer::Merged { .. }) => {
                 self.stored += 1;
-                self.coordinator.metrics.swept_merges.inc();
+                self.metrics.swept_merges.inc();
                 self.bytes -= merge.record.0.len();
                 return;
             }

@@ -18,8 +18,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use witan_net::{Bounds, ClientSide, ClientTls, Fields, Incoming, ListenerTls, Protocol, ServerSide, explain, metrics};
 use witan_servers::{Authority, Pair};
-use witan_tls::{Bounds, ClientSide, ClientTls, Fields, Incoming, ListenerTls, Protocol, ServerSide, explain, metrics};
 
 /// Longest wait for anything that must happen, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);

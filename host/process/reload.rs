@@ -19,8 +19,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinError;
 
-use super::compose::{Live, stopped};
-use super::configured;
+use super::config::{self, Live};
+use super::signal::stopped;
 use super::telemetry::LogFilter;
 use crate::config::{Loaded, Problems, keys};
 
@@ -41,7 +41,7 @@ pub struct Reloads {
 
 impl Reloads {
     /// Makes the counts visible, and what was built.
-    pub(super) fn register(&self, registry: &mut Registry) {
+    pub(crate) fn register(&self, registry: &mut Registry) {
         let help = "Times that the configuration was read again, by what came of it";
         registry.register("witan_config_reloads", help, self.counted.clone());
         let help = "Unix time at which the configuration in force was read";
@@ -67,7 +67,7 @@ impl Reloads {
 }
 
 /// What follows the configuration.
-pub(super) struct Following {
+pub(crate) struct Following {
     /// What was read at the start: what cannot be changed since stands as it says.
     started: Loaded,
     /// What is in force.
@@ -80,7 +80,7 @@ pub(super) struct Following {
 }
 
 impl Following {
-    pub(super) fn new(
+    pub(crate) fn new(
         loaded: Loaded,
         live: watch::Sender<Live>,
         log: Option<LogFilter>,
@@ -91,7 +91,7 @@ impl Following {
     }
 
     /// Follows until the signal to stop.
-    pub(super) async fn run(mut self, stop: watch::Receiver<bool>) {
+    pub(crate) async fn run(mut self, stop: watch::Receiver<bool>) {
         let stopped = stopped(stop);
         tokio::pin!(stopped);
         let file = self.started.inputs.file.clone();
@@ -162,7 +162,7 @@ impl Following {
         {
             tracing::error!(%error, "what is logged stays as it was");
         }
-        self.live.send_replace(configured::live(&loaded.settings));
+        self.live.send_replace(config::live(&loaded.settings));
         let waiting: Vec<&str> =
             self::changed(&self.started, &loaded).into_iter().filter(|key| !reloads(key)).collect();
         tracing::info!(applied = applied.join(", "), "the configuration was read again");

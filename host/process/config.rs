@@ -1,30 +1,86 @@
-//! From a configuration to what a coordinator is put together from.
+//! What a coordinator is put together from, and how that follows from its settings.
 
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
-use tokio::sync::watch;
+use witan_coordinate::{Defaults, Timeouts};
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{NodeStatus, StorageNode};
 use witan_kernel::tenant::ReadRepair;
+use witan_store::Durability;
 use witan_store::idempotency::{RedisConfig, RedisCredentials, RedisServers, RedisTls};
 use witan_store::metadata::PostgresConfig;
 use witan_store::tenants::TenantCacheConfig;
 
-use super::compose::{Config, Live};
-use super::reload::Reloads;
 use super::stores::Shared;
 use super::telemetry;
+use crate::access::config::{RateLimits, Security};
 use crate::config::database::Wrong;
 use crate::config::redis::Servers;
 use crate::config::settings::{Database, Redis, Settings};
 use crate::config::value::Secret;
 use crate::config::{address, plain_host};
-use crate::coordinate::{Defaults, Timeouts};
 use crate::grpc::Fallbacks;
+use crate::grpc::origin::Sampling;
+
+/// What may change while a coordinator serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Live {
+    /// Deadlines of operations for which the client sets none.
+    pub timeouts: Timeouts,
+    /// What new tenants and nodes get where their request does not choose.
+    pub fallbacks: Fallbacks,
+    /// How many requests each tenant may make.
+    pub rate_limits: RateLimits,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        let Defaults { write_timeout: write, read_timeout: read, .. } = Defaults::default();
+        let timeouts = Timeouts { read, write };
+        Self { timeouts, fallbacks: Fallbacks::default(), rate_limits: RateLimits::default() }
+    }
+}
 
 /// What a coordinator is put together from.
-pub(super) fn config(settings: &Settings, live: watch::Receiver<Live>, reloads: Reloads) -> anyhow::Result<Config> {
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its id, told to storage nodes.
+    pub node_id: String,
+    /// Where the embedded stores are.
+    pub data_dir: PathBuf,
+    /// The stores that it shares with other coordinators.
+    pub shared: Shared,
+    /// Where gRPC is served; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where HTTP is served; port 0 takes a free one.
+    pub admin_listen: SocketAddr,
+    /// Whether the embedded stores sync before they answer.
+    pub durability: Durability,
+    /// The folder watched for plugins.
+    pub plugins: Option<PathBuf>,
+    /// Nodes that take part from the first start on.
+    pub nodes: Vec<StorageNode>,
+    /// Who may do what, and how connections are secured.
+    pub security: Security,
+    /// How it behaves where nothing else says.
+    pub defaults: Defaults,
+    /// The tenants that are kept at hand.
+    pub tenant_cache: TenantCacheConfig,
+    /// Connections of clients at a time.
+    pub connections: usize,
+    /// Where the metrics are, over HTTP; `None`: nowhere.
+    pub metrics_path: Option<String>,
+    /// How long a shutdown may take.
+    pub drain: Duration,
+    /// Which calls are traced.
+    pub sampling: Sampling,
+}
+
+/// What a coordinator is put together from.
+pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
     let Settings { server, metrics, consistency, cache, plugins, security, durability, .. } = settings;
     let wrong = |what: String| anyhow::anyhow!(what);
     Ok(Config {
@@ -51,13 +107,11 @@ pub(super) fn config(settings: &Settings, live: watch::Receiver<Live>, reloads: 
         metrics_path: metrics.enabled.then(|| metrics.path.clone()),
         drain: server.shutdown_timeout.0,
         sampling: telemetry::sampling(&settings.telemetry),
-        live,
-        reloads,
     })
 }
 
 /// What of it may change meanwhile.
-pub(super) fn live(settings: &Settings) -> Live {
+pub(crate) fn live(settings: &Settings) -> Live {
     let Settings { consistency, security, hash_ring, .. } = settings;
     Live {
         timeouts: Timeouts { read: consistency.read_timeout.0, write: consistency.write_timeout.0 },
@@ -75,7 +129,7 @@ fn told<T>(result: Result<T, Wrong>) -> anyhow::Result<T> {
 }
 
 /// How the metadata database is reached, if there is one.
-pub(super) fn postgres(database: &Database) -> anyhow::Result<Option<PostgresConfig>> {
+pub(crate) fn postgres(database: &Database) -> anyhow::Result<Option<PostgresConfig>> {
     let Some(address) = told(database.address())? else { return Ok(None) };
     let mut config = PostgresConfig::new(address.reveal());
     config.connections = database.max_connections;
@@ -89,7 +143,7 @@ pub(super) fn postgres(database: &Database) -> anyhow::Result<Option<PostgresCon
 }
 
 /// How the idempotency store is reached, if it is shared.
-pub(super) fn redis(redis: &Redis) -> anyhow::Result<Option<RedisConfig>> {
+pub(crate) fn redis(redis: &Redis) -> anyhow::Result<Option<RedisConfig>> {
     let Some(servers) = told(redis.servers())? else { return Ok(None) };
     let plain = |secrets: Vec<Secret>| secrets.iter().map(|secret| secret.reveal().to_owned()).collect();
     let servers = match servers {

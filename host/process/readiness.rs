@@ -10,9 +10,9 @@ use tokio::sync::watch;
 use witan_kernel::port::{Clock, StoreError};
 use witan_store::metadata::Metadata;
 
-use super::compose::stopped;
-use crate::admin::{self, Ready};
-use crate::peer::{Connect, Lanes};
+use super::signal::stopped;
+use crate::console::{self, Ready};
+use witan_peer::{Connect, Lanes};
 
 /// Wall clocks may differ by so much before stamps of one coordinator push those of another too far ahead. Microseconds.
 const CLOCK_BOUND_MICROS: u64 = 60_000_000;
@@ -46,7 +46,7 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
     }
 
     /// What the admin server asks.
-    pub(super) fn for_probes(self: &Arc<Self>) -> admin::Readiness {
+    pub(super) fn for_probes(self: &Arc<Self>) -> console::Readiness {
         let readiness = Arc::clone(self);
         Arc::new(move || {
             let readiness = Arc::clone(&readiness);

@@ -18,10 +18,10 @@ use witan_plugin::registry::{Artifact, Source};
 use witan_plugin::{BindingRecord, Digest, Limits, PluginError, PluginHost, PluginStore, Settings};
 use witan_store::metadata::{self, ArtifactEntry, Metadata, PAGE, Slot};
 
-use super::compose::Config;
+use super::config::Config;
 
 /// Starts the plugin host on the coordinator's folders. Plugins and bindings are in the metadata store.
-pub async fn start(config: &Config, metadata: Arc<dyn Metadata>) -> anyhow::Result<PluginHost> {
+pub(super) async fn start(config: &Config, metadata: Arc<dyn Metadata>) -> anyhow::Result<PluginHost> {
     let settings = Settings {
         data_dir: config.data_dir.join("plugins"),
         folder: config.plugins.clone(),
@@ -34,7 +34,7 @@ pub async fn start(config: &Config, metadata: Arc<dyn Metadata>) -> anyhow::Resu
 }
 
 /// Puts in force what other coordinators have changed of plugins and bindings; `None`: of all.
-pub async fn refresh(host: &PluginHost, slots: Option<Vec<Slot>>) -> Result<(), StoreError> {
+pub(super) async fn refresh(host: &PluginHost, slots: Option<Vec<Slot>>) -> Result<(), StoreError> {
     let slots = slots.map(|slots| slots.into_iter().map(|slot| (slot.tenant, slot.hook)).collect());
     host.refresh(slots).await.map_err(|error| match error {
         PluginError::Store(error) => error,
@@ -167,7 +167,7 @@ fn component(entry: ArtifactEntry) -> Artifact {
 }
 
 /// Makes the host's counts visible.
-pub fn register(host: &PluginHost, registry: &mut Registry) {
+pub(super) fn register(host: &PluginHost, registry: &mut Registry) {
     registry.register_collector(Box::new(Counted(host.clone())));
 }
 

@@ -1,0 +1,129 @@
+//! This coordinator as the control plane changes it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context;
+use witan_control::{Cluster, Held};
+use witan_coordinate::Coordinator;
+use witan_kernel::context::ContextKeys;
+use witan_kernel::hook::{Pending, ReplicaState};
+use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::port::{Replicas, StorageNode, StoreError};
+use witan_kernel::scan::{Fullness, Ranges};
+use witan_kernel::tenant::Tenant;
+use witan_peer::Lanes;
+use witan_plugin::PluginHost;
+use witan_store::metadata::{Metadata, Secret, Slot};
+use witan_store::tenants::TenantCache;
+
+use super::nodes::ring_of;
+use super::plugins;
+use super::system::{SystemClock, unix_ms};
+use super::world::{Real, Registered};
+use crate::access::Access;
+
+/// The keys that seal contexts.
+pub(super) fn context_keys(secrets: &[Secret]) -> anyhow::Result<ContextKeys> {
+    let keys: Vec<(u32, [u8; 32])> = secrets.iter().map(|secret| (secret.id, secret.key)).collect();
+    ContextKeys::new(&keys).context("read the cluster's context keys")
+}
+
+/// This coordinator, as the catalog changes it.
+pub(super) struct Local {
+    coordinator: Arc<Coordinator<Real>>,
+    lanes: Arc<Lanes<SystemClock, Registered>>,
+    tenants: Arc<TenantCache>,
+    metadata: Arc<dyn Metadata>,
+    plugins: PluginHost,
+    access: Arc<Access>,
+    /// Held while another placement is put in force.
+    placing: Mutex<()>,
+}
+
+impl Local {
+    pub(super) fn new(
+        coordinator: Arc<Coordinator<Real>>,
+        lanes: Arc<Lanes<SystemClock, Registered>>,
+        tenants: Arc<TenantCache>,
+        metadata: Arc<dyn Metadata>,
+        plugins: PluginHost,
+        access: Arc<Access>,
+    ) -> Self {
+        Self { coordinator, lanes, tenants, metadata, plugins, access, placing: Mutex::default() }
+    }
+}
+
+impl Cluster for Local {
+    fn tenant_changed(&self, tenant: Tenant) {
+        self.tenants.publish(tenant);
+    }
+
+    fn tenant_outdated(&self, id: &TenantId) -> Pending<Result<(), StoreError>> {
+        let (tenants, id) = (Arc::clone(&self.tenants), id.clone());
+        Box::pin(async move { tenants.changed(&id).await })
+    }
+
+    fn tenants_outdated(&self) -> Pending<Result<(), StoreError>> {
+        let tenants = Arc::clone(&self.tenants);
+        Box::pin(async move { tenants.all_changed().await })
+    }
+
+    fn secrets_outdated(&self) -> Pending<Result<(), StoreError>> {
+        let (metadata, coordinator) = (Arc::clone(&self.metadata), Arc::clone(&self.coordinator));
+        Box::pin(async move {
+            let secrets = metadata.secrets(rand::random(), unix_ms()).await?;
+            match context_keys(&secrets) {
+                Ok(keys) => coordinator.set_context_keys(keys),
+                Err(error) => tracing::error!(%error, "the cluster's new secrets cannot be used; the old ones stay"),
+            }
+            Ok(())
+        })
+    }
+
+    fn plugins_outdated(&self, slots: Option<Vec<Slot>>) -> Pending<Result<(), StoreError>> {
+        let plugins = self.plugins.clone();
+        Box::pin(async move { plugins::refresh(&plugins, slots).await })
+    }
+
+    fn tokens_outdated(&self) -> Pending<Result<(), StoreError>> {
+        let access = Arc::clone(&self.access);
+        Box::pin(async move { access.tokens_outdated().await })
+    }
+
+    fn tokens_confirmed(&self) {
+        self.access.confirmed();
+    }
+
+    fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]) {
+        // A newer one may have been published since this one was read.
+        let _one_at_a_time = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        if epoch <= self.coordinator.ring().epoch() {
+            return;
+        }
+        self.lanes.set_nodes(nodes);
+        self.coordinator.set_ring(ring_of(nodes, epoch));
+    }
+
+    fn state(&self, node: &NodeId) -> ReplicaState {
+        self.lanes.state(node)
+    }
+
+    fn fullness(&self, node: &NodeId) -> Pending<Option<Fullness>> {
+        let (lanes, node) = (Arc::clone(&self.lanes), node.clone());
+        Box::pin(async move { lanes.fullness(&node).await })
+    }
+
+    fn is_write_only(&self, node: &NodeId) -> bool {
+        self.lanes.standing(node).is_some_and(|standing| !standing.whole)
+    }
+
+    fn stores_changed(&self) -> Pending<()> {
+        let lanes = Arc::clone(&self.lanes);
+        Box::pin(async move { lanes.admit_again().await })
+    }
+
+    fn hold(&self) -> Pending<Held> {
+        let coordinator = Arc::clone(&self.coordinator);
+        Box::pin(async move { Box::new(coordinator.hold().await) as Held })
+    }
+}

@@ -1,0 +1,39 @@
+//! What may change while a coordinator serves.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use witan_coordinate::Coordinator;
+
+use super::config::Live;
+use super::signal::stopped;
+use super::world::Real;
+use crate::access::Access;
+use crate::grpc::Fallbacks;
+
+/// What changes while a coordinator serves.
+pub(super) struct Changing {
+    pub(super) coordinator: Arc<Coordinator<Real>>,
+    pub(super) fallbacks: Arc<ArcSwap<Fallbacks>>,
+    pub(super) access: Arc<Access>,
+}
+
+impl Changing {
+    /// Puts in force what changes meanwhile, until the signal to stop is given.
+    pub(super) async fn follow(self, mut live: watch::Receiver<Live>, stop: watch::Receiver<bool>) {
+        let stopped = stopped(stop);
+        tokio::pin!(stopped);
+        loop {
+            let now = live.borrow_and_update().clone();
+            self.coordinator.set_timeouts(now.timeouts);
+            self.fallbacks.store(Arc::new(now.fallbacks));
+            self.access.set_rate_limits(now.rate_limits);
+            tokio::select! {
+                // Nobody is left who could change anything.
+                changed = live.changed() => if changed.is_err() { return },
+                () = &mut stopped => return,
+            }
+        }
+    }
+}

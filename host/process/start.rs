@@ -1,0 +1,276 @@
+//! A coordinator is assembled from its configuration, and serves.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use witan_control::{Catalog, Cluster, follow};
+use witan_coordinate::{Coordinator, Ports};
+use witan_kernel::name::NodeId;
+use witan_kernel::port::StorageNode;
+use witan_peer::Lanes;
+use witan_plugin::PluginHost;
+use witan_store::metadata::{Claim, Metadata};
+use witan_store::tenants::TenantCache;
+use witan_upkeep::Upkeep;
+
+use super::cluster::{Local, context_keys};
+use super::config::{Config, Live};
+use super::live::Changing;
+use super::nodes::{register_nodes, ring_of, watch_nodes};
+use super::readiness::Readiness;
+use super::reload::Reloads;
+use super::secured::Secured;
+use super::signal::stopped;
+use super::stores::{Idempotency, Seat};
+use super::system::{SystemClock, SystemRandomness, unix_ms};
+use super::world::{Real, Registered};
+use super::{plugins, stores};
+use crate::access::Access;
+use crate::access::config::may_listen;
+use crate::console::{self, Admin};
+use crate::grpc::{AccessApi, CoordinatorApi, PluginApi, server};
+
+/// A coordinator that serves.
+pub struct Serving {
+    /// The address on which gRPC is served.
+    pub address: SocketAddr,
+    /// The address on which HTTP is served.
+    pub admin_address: SocketAddr,
+    grpc: JoinHandle<anyhow::Result<()>>,
+    admin: JoinHandle<std::io::Result<()>>,
+    access: Arc<Access>,
+    idempotency: Idempotency,
+    seat: Option<JoinHandle<()>>,
+    /// Turns true when nothing is served any more.
+    over: watch::Sender<bool>,
+}
+
+impl Serving {
+    /// Waits until it has ended, which it does after the signal to shut down, or when a server fails.
+    ///
+    /// # Errors
+    /// What a server failed with.
+    pub async fn ended(self) -> anyhow::Result<()> {
+        self.grpc.await.context("serve gRPC")??;
+        self.admin.await.context("serve HTTP")??;
+        // Until here operations were carried out under this coordinator's id, and followed what others changed.
+        self.over.send_replace(true);
+        if let Some(seat) = self.seat {
+            seat.await.context("give back this coordinator's id")?;
+        }
+        self.idempotency.close().await;
+        self.access.close().await;
+        Ok(())
+    }
+}
+
+/// Opens the stores, reaches the nodes, and serves until `stop` turns true. `live` and `reloads`: the settings that may change
+/// meanwhile, and the counts of such changes.
+///
+/// # Errors
+/// The first step that failed, and what to do about it.
+pub async fn start(
+    config: Config,
+    live: watch::Receiver<Live>,
+    reloads: Reloads,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<Serving> {
+    let listeners = Listeners::bind(&config).await?;
+    let (over, ended) = watch::channel(false);
+    let member = Member::join(&config, listeners.address, ended.clone()).await?;
+    let parts = Parts::assemble(&config, &member, &listeners.secured).await?;
+    let catalog = parts.follow_others(&member, ended.clone());
+
+    let mut registry = Registry::default();
+    parts.register(&mut registry);
+    reloads.register(&mut registry);
+    tokio::spawn(Arc::clone(&parts.access).follow(ended));
+    let Listeners { secured, grpc: listener, admin: admin_listener, address } = listeners;
+    let admin_address = admin_listener.local_addr()?;
+    let (incoming, admin_incoming) = secured.listen(listener, admin_listener, config.connections, &mut registry);
+    let readiness = Readiness::new(Arc::clone(&member.metadata), Arc::clone(&parts.lanes), parts.clock, &mut registry);
+    parts.reach_nodes(stop.clone()).await;
+    tokio::spawn(Arc::clone(&readiness).watch(stop.clone()));
+
+    let admin = Admin {
+        metrics: Arc::new(registry),
+        metrics_path: config.metrics_path.clone(),
+        readiness: readiness.for_probes(),
+        access: Arc::clone(&parts.access),
+    };
+    let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
+    let services = parts.services(catalog, Arc::clone(&member.metadata), live, &stop);
+    let grpc = server::serve(incoming, services, bounds, stopped(stop.clone()));
+    Ok(Serving {
+        address,
+        admin_address,
+        grpc: tokio::spawn(grpc),
+        admin: tokio::spawn(console::serve(admin_incoming, admin, stopped(stop))),
+        access: parts.access,
+        idempotency: parts.idempotency,
+        seat: member.seat,
+        over,
+    })
+}
+
+/// Where clients and probes will connect: bound before anything is opened, so that a taken port costs nothing.
+struct Listeners {
+    secured: Secured,
+    grpc: TcpListener,
+    admin: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> anyhow::Result<Self> {
+        for (address, key) in [(config.listen, "server.host"), (config.admin_listen, "metrics.host")] {
+            may_listen(&config.security, address).map_err(|why| anyhow::anyhow!("{key}: {why}"))?;
+        }
+        let secured = Secured::open(&config.security)?;
+        let grpc = bind(config.listen, "--listen").await?;
+        let admin = bind(config.admin_listen, "--admin-listen").await?;
+        let address = grpc.local_addr()?;
+        Ok(Self { secured, grpc, admin, address })
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("listen on {address}; another process may have the port: choose another one with {flag}")
+    })
+}
+
+/// This process among the coordinators of a metadata store.
+struct Member {
+    metadata: Arc<dyn Metadata>,
+    /// This process, if it holds a lease among several coordinators.
+    instance: Option<[u8; 16]>,
+    seat: Option<JoinHandle<()>>,
+    /// The newest change when it joined. Everything is read after this: later changes are read again.
+    revision: u64,
+}
+
+impl Member {
+    async fn join(config: &Config, address: SocketAddr, ended: watch::Receiver<bool>) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&config.data_dir).with_context(|| format!("make {}", config.data_dir.display()))?;
+        let metadata = stores::metadata(&config.shared, &config.data_dir).await?;
+        let instance: Option<[u8; 16]> = config.shared.postgres.is_some().then(rand::random);
+        let seat = match instance {
+            Some(instance) => {
+                let node_id = NodeId::new(&config.node_id).context("--node-id")?;
+                let version = env!("CARGO_PKG_VERSION").to_owned();
+                let claim = Claim { node_id, instance, address: address.to_string(), version };
+                Some(tokio::spawn(Seat::take(Arc::clone(&metadata), claim).await?.keep(ended)))
+            }
+            None => None,
+        };
+        let revision = metadata.changes(u64::MAX).await.context("read the newest revision")?.revision;
+        register_nodes(metadata.as_ref(), &config.nodes, unix_ms()).await?;
+        Ok(Self { metadata, instance, seat, revision })
+    }
+}
+
+/// The parts of a coordinator, connected to each other.
+struct Parts {
+    clock: SystemClock,
+    access: Arc<Access>,
+    tenants: Arc<TenantCache>,
+    idempotency: Idempotency,
+    lanes: Arc<Lanes<SystemClock, Registered>>,
+    plugins: PluginHost,
+    coordinator: Arc<Coordinator<Real>>,
+    upkeep: Arc<Upkeep<Real>>,
+}
+
+impl Parts {
+    async fn assemble(config: &Config, member: &Member, secured: &Secured) -> anyhow::Result<Self> {
+        let (metadata, clock) = (&member.metadata, SystemClock::new());
+        let access = Access::open(&config.security, Arc::clone(metadata), unix_ms).await.context("open access")?;
+        let secrets = metadata.secrets(rand::random(), unix_ms()).await.context("read secrets")?;
+        let keys = context_keys(&secrets)?;
+        let placement = metadata.placement().await.context("read nodes")?;
+        let nodes: Vec<StorageNode> = placement.nodes.into_iter().map(|on_record| on_record.node).collect();
+        let idempotency = Idempotency::open(&config.shared, &config.data_dir, clock, config.durability).await?;
+        let tenants = Arc::new(TenantCache::new(Arc::clone(metadata), clock, config.tenant_cache));
+        let connect = Registered { metadata: Arc::clone(metadata), sockets: secured.to_nodes() };
+        let lanes = Arc::new(Lanes::new(clock, connect, config.node_id.clone()));
+        lanes.set_nodes(&nodes);
+        let plugins = plugins::start(config, Arc::clone(metadata)).await?;
+        let ports = Ports::<Real> {
+            clock,
+            randomness: SystemRandomness,
+            replicas: Arc::clone(&lanes),
+            idempotency: idempotency.clone(),
+            tenants: Arc::clone(&tenants),
+            plugins: Arc::new(plugins.clone()),
+        };
+        let coordinator = Coordinator::new(ports, ring_of(&nodes, placement.epoch), keys, config.defaults.clone());
+        let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator)));
+        Ok(Self { clock, access: Arc::new(access), tenants, idempotency, lanes, plugins, coordinator, upkeep })
+    }
+
+    /// Follows other coordinators' changes until nothing is served any more. Returns the catalog, through which this one makes its own.
+    fn follow_others(&self, member: &Member, ended: watch::Receiver<bool>) -> Arc<Catalog> {
+        let local: Arc<dyn Cluster> = Arc::new(Local::new(
+            Arc::clone(&self.coordinator),
+            Arc::clone(&self.lanes),
+            Arc::clone(&self.tenants),
+            Arc::clone(&member.metadata),
+            self.plugins.clone(),
+            Arc::clone(&self.access),
+        ));
+        let catalog = Catalog::new(Arc::clone(&member.metadata), Arc::clone(&local), member.instance);
+        let following = follow(Arc::clone(&member.metadata), local, member.revision);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = following => {}
+                () = stopped(ended) => {}
+            }
+        });
+        Arc::new(catalog)
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        self.coordinator.metrics().register(registry);
+        self.upkeep.metrics().register(registry);
+        plugins::register(&self.plugins, registry);
+        self.access.register(registry);
+        witan_peer::metrics::register(registry, Arc::clone(&self.lanes));
+    }
+
+    /// Watches the storage nodes, and waits until each has been reached or has failed once.
+    async fn reach_nodes(&self, stop: watch::Receiver<bool>) {
+        tokio::spawn(watch_nodes(Arc::clone(&self.lanes), stop));
+        tracing::info!(nodes = self.coordinator.ring().nodes().len(), "waiting for the storage nodes");
+        self.lanes.tried().await;
+    }
+
+    /// The gRPC services, which follow `live` from now on.
+    fn services(
+        &self,
+        catalog: Arc<Catalog>,
+        metadata: Arc<dyn Metadata>,
+        live: watch::Receiver<Live>,
+        stop: &watch::Receiver<bool>,
+    ) -> server::Services<Real> {
+        let (coordinator, upkeep) = (Arc::clone(&self.coordinator), Arc::clone(&self.upkeep));
+        let api = CoordinatorApi::new(coordinator, upkeep, Arc::clone(&catalog), stop.clone());
+        let changing = Changing {
+            coordinator: Arc::clone(&self.coordinator),
+            fallbacks: Arc::clone(api.fallbacks()),
+            access: Arc::clone(&self.access),
+        };
+        tokio::spawn(changing.follow(live, stop.clone()));
+        server::Services {
+            coordinator: api,
+            plugins: PluginApi::new(self.plugins.clone(), catalog),
+            tokens: AccessApi::new(Arc::clone(&self.access), metadata),
+            access: Arc::clone(&self.access),
+        }
+    }
+}
