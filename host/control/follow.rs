@@ -95,7 +95,7 @@ mod tests {
     use witan_kernel::hook::{Pending, ReplicaState};
     use witan_kernel::name::{NodeId, TenantId};
     use witan_kernel::port::StorageNode;
-    use witan_kernel::scan::Fullness;
+    use witan_kernel::scan::{Fullness, Removed};
     use witan_kernel::tenant::Tenant;
     use witan_store::metadata::{MemoryMetadata, Slot};
 
@@ -148,6 +148,9 @@ mod tests {
         }
         fn stores_changed(&self) -> Pending<()> {
             Box::pin(std::future::ready(()))
+        }
+        fn remove_records(&self, _: &TenantId, _: tokio::time::Instant) -> Pending<Removed> {
+            Box::pin(std::future::ready(Removed::default()))
         }
         fn hold(&self) -> Pending<Held> {
             Box::pin(std::future::ready(Box::new(()) as Held))

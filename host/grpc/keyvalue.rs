@@ -4,50 +4,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tonic::{Request, Response, Status, Streaming};
 use witan_kernel::failure::{Failed, Failure};
-use witan_kernel::tenant::{Level, ReadRepair};
 use witan_wire::v1;
 use witan_wire::v1::coordinator_service_server::CoordinatorService;
 
 use super::guard::caller;
 use super::status::{invalid, refusal, report};
-use super::{care, convert, session};
+use super::{convert, maintenance, session};
 use crate::access::caller::Caller;
 use crate::access::scope::Effect;
 use witan_control::Catalog;
+use witan_control::defaults::Fallbacks;
 use witan_coordinate::{Coordinator, Respond, World};
 use witan_upkeep::Upkeep;
-
-/// What new tenants and nodes get where their request does not choose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fallbacks {
-    /// A tenant's default level.
-    pub default_level: Level,
-    /// When replicas that a read found stale are repaired.
-    pub read_repair: ReadRepair,
-    /// A node's points on the ring.
-    pub virtual_nodes: u32,
-}
-
-impl Default for Fallbacks {
-    fn default() -> Self {
-        Self {
-            default_level: Level::Quorum,
-            read_repair: ReadRepair::Async,
-            virtual_nodes: witan_kernel::limit::VIRTUAL_NODES,
-        }
-    }
-}
 
 /// The coordinator's service.
 pub struct CoordinatorApi<W: World> {
     pub(super) coordinator: Arc<Coordinator<W>>,
     pub(super) upkeep: Arc<Upkeep<W>>,
     pub(super) catalog: Arc<Catalog>,
-    /// Turns at repairing.
-    pub(super) repairs: Arc<Semaphore>,
     pub(super) fallbacks: Arc<ArcSwap<Fallbacks>>,
     /// Turns true when the coordinator begins to end.
     closing: watch::Receiver<bool>,
@@ -61,8 +38,7 @@ impl<W: World> CoordinatorApi<W> {
         catalog: Arc<Catalog>,
         closing: watch::Receiver<bool>,
     ) -> Self {
-        let repairs = Arc::new(Semaphore::new(care::REPAIRS));
-        Self { coordinator, upkeep, catalog, repairs, fallbacks: Arc::default(), closing }
+        Self { coordinator, upkeep, catalog, fallbacks: Arc::default(), closing }
     }
 
     /// What new tenants and nodes get where their request does not choose; it may be changed at any time.
@@ -198,7 +174,7 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         self.keys(caller(&mut request)?, request.into_inner(), timeout).await.map(Response::new)
     }
 
-    type RepairStream = care::Reports;
+    type RepairStream = maintenance::Reports;
 
     async fn repair(
         &self,

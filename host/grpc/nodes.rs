@@ -1,7 +1,5 @@
 //! Storage nodes.
 
-use std::sync::Arc;
-
 use futures::future::join_all;
 use tonic::{Code, Status};
 use witan_kernel::limit;
@@ -12,7 +10,6 @@ use witan_wire::v1;
 use super::CoordinatorApi;
 use super::status::{invalid, refused};
 use super::tenants::status;
-use super::to_its_end;
 use witan_control::Refused;
 use witan_coordinate::World;
 
@@ -23,10 +20,9 @@ impl<W: World> CoordinatorApi<W> {
     ) -> Result<v1::StorageNodeChangeResponse, Status> {
         let node = node_of(request, self.fallbacks.load().virtual_nodes).map_err(|error| invalid(&error))?;
         let id = node.id.clone();
-        let (catalog, now_ms) = (Arc::clone(&self.catalog), self.now_ms());
-        let added = to_its_end(async move { catalog.add_node(node, now_ms).await }).await?;
+        let added = self.catalog.add_node(node, self.now_ms()).await;
         added.map_err(|error| node_status(&error))?;
-        Ok(changed(&id, "the node takes part"))
+        Ok(changed(&id, "node added"))
     }
 
     pub(super) async fn remove_node(
@@ -38,10 +34,9 @@ impl<W: World> CoordinatorApi<W> {
             return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
         }
         let id = NodeId::new(request.node_id).map_err(|error| invalid(&error))?;
-        let (catalog, gone) = (Arc::clone(&self.catalog), id.clone());
-        let removed = to_its_end(async move { catalog.remove_node(&gone).await }).await?;
+        let removed = self.catalog.remove_node(&id).await;
         removed.map_err(|error| node_status(&error))?;
-        Ok(changed(&id, "the node takes part no more"))
+        Ok(changed(&id, "node removed"))
     }
 
     pub(super) async fn list_nodes(&self) -> Result<v1::ListStorageNodesResponse, Status> {

@@ -9,7 +9,6 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
 use witan_kernel::hook::Hook;
 use witan_kernel::name::{Invalid, TenantId};
-use witan_kernel::tenant::ConflictMode;
 use witan_plugin::event::Event;
 use witan_plugin::registry::{Artifact, Binding};
 use witan_plugin::{BindRequest, OnFault, PluginError, PluginHost, Reference};
@@ -20,9 +19,9 @@ use witan_wire::v1::upload_plugin_request::Part;
 use super::guard::{caller, while_good};
 use super::keyvalue::denied;
 use super::status::{invalid, refused, store_report};
-use super::{tenants, to_its_end};
+use super::tenants;
 use crate::access::caller::Caller;
-use witan_control::{Catalog, Held};
+use witan_control::{Catalog, ChangeRefused};
 
 /// Largest upload; the plugin host's own bound, which may be smaller, is checked after.
 const UPLOAD_BYTES: usize = 32 << 20;
@@ -37,26 +36,6 @@ impl PluginApi {
     /// Serves `host`, for the tenants of `catalog`.
     pub fn new(host: PluginHost, catalog: Arc<Catalog>) -> Self {
         Self { host, catalog }
-    }
-
-    /// Whether a binding may change. A resolver needs siblings to decide between. Another partition key is another place
-    /// for every key of the tenant, so a routing hook changes only while nothing is stored: operations are kept out as long
-    /// as the answer lives.
-    async fn may_change(&self, tenant: Option<&TenantId>, hook: Hook) -> Result<Option<Held>, Status> {
-        if let Some(id) = tenant {
-            let tenant = self.catalog.tenant(id).await.map_err(|error| tenants::status(&error))?;
-            if hook == Hook::ConflictResolver && tenant.conflict_mode != ConflictMode::Siblings {
-                let why = format!(
-                    "tenant {id} keeps one value per key; a resolver decides only for conflict_mode \"siblings\""
-                );
-                return Err(refused(Code::FailedPrecondition, "INVALID_REQUEST", why));
-            }
-        }
-        if hook != Hook::RoutingHook {
-            return Ok(None);
-        }
-        let held = self.catalog.hold_while_empty("another routing hook").await;
-        held.map(Some).map_err(|error| tenants::status(&error))
     }
 
     fn find(&self, plugin: &str) -> Result<Artifact, Status> {
@@ -133,16 +112,24 @@ impl PluginService for PluginApi {
             let why = format!("mode {:?} is not offered yet; use \"active\"", request.mode);
             return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
         }
-        let held = self.may_change(tenant.as_ref(), hook).await?;
-        let previous = self.in_force(tenant.as_ref(), hook);
-        let host = self.host.clone();
+        let (host, slot) = (self.host.clone(), tenant.clone());
         if request.plugin.is_empty() {
-            held_to_its_end(held, async move { host.unbind(tenant, hook).await }).await?;
+            let unbind = async move {
+                let previous = in_force(&host, slot.as_ref(), hook);
+                host.unbind(slot, hook).await.map(|_| previous).map_err(status)
+            };
+            let previous = self.catalog.change_binding(tenant.as_ref(), hook, unbind).await.map_err(not_changed)?;
             return Ok(Response::new(v1::BindPluginResponse { binding: None, previous }));
         }
-        let plugin = self.reference("plugin", &request.plugin)?;
-        let bind = BindRequest { tenant, hook, plugin, configuration: request.configuration, on_fault };
-        let bound = held_to_its_end(held, async move { host.bind(bind).await }).await?;
+        let plugin = self.reference("plugin", &request.plugin);
+        let bind = async move {
+            let previous = in_force(&host, slot.as_ref(), hook);
+            let configuration = request.configuration;
+            let bind = BindRequest { tenant: slot, hook, plugin: plugin?, configuration, on_fault };
+            Ok((host.bind(bind).await.map_err(status)?, previous))
+        };
+        let changed = self.catalog.change_binding(tenant.as_ref(), hook, bind).await;
+        let (bound, previous) = changed.map_err(not_changed)?;
         Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
     }
 
@@ -152,10 +139,13 @@ impl PluginService for PluginApi {
     ) -> Result<Response<v1::BindPluginResponse>, Status> {
         let caller = caller(&mut request)?;
         let (tenant, hook) = own_slot(&caller, &request.get_ref().tenant_id, &request.get_ref().hook)?;
-        let held = self.may_change(tenant.as_ref(), hook).await?;
-        let previous = self.in_force(tenant.as_ref(), hook);
-        let host = self.host.clone();
-        let bound = held_to_its_end(held, async move { host.rollback(tenant, hook).await }).await?;
+        let (host, slot) = (self.host.clone(), tenant.clone());
+        let roll_back = async move {
+            let previous = in_force(&host, slot.as_ref(), hook);
+            Ok((host.rollback(slot, hook).await.map_err(status)?, previous))
+        };
+        let changed = self.catalog.change_binding(tenant.as_ref(), hook, roll_back).await;
+        let (bound, previous) = changed.map_err(not_changed)?;
         Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
     }
 
@@ -198,25 +188,18 @@ impl PluginService for PluginApi {
     }
 }
 
-impl PluginApi {
-    fn in_force(&self, tenant: Option<&TenantId>, hook: Hook) -> Option<v1::Binding> {
-        let bindings = self.host.bindings();
-        let of_slot = bindings.iter().find(|bound| bound.record.tenant.as_ref() == tenant && bound.record.hook == hook);
-        of_slot.map(binding)
-    }
+fn in_force(host: &PluginHost, tenant: Option<&TenantId>, hook: Hook) -> Option<v1::Binding> {
+    let bindings = host.bindings();
+    let of_slot = bindings.iter().find(|bound| bound.record.tenant.as_ref() == tenant && bound.record.hook == hook);
+    of_slot.map(binding)
 }
 
-/// Carries out a change of a binding, and keeps operations out as long as that takes.
-async fn held_to_its_end<T: Send + 'static>(
-    held: Option<Held>,
-    change: impl Future<Output = Result<T, PluginError>> + Send + 'static,
-) -> Result<T, Status> {
-    let changed = to_its_end(async move {
-        let changed = change.await;
-        drop(held);
-        changed
-    });
-    changed.await?.map_err(status)
+/// Why a binding was not changed. What the plugin host failed with is a status by then.
+fn not_changed(refused: ChangeRefused<Status>) -> Status {
+    match refused {
+        ChangeRefused::Refused(refused) => tenants::status(&refused),
+        ChangeRefused::Host(status) => status,
+    }
 }
 
 /// Takes an upload in: a manifest, then the bytes.

@@ -1,22 +1,20 @@
 //! Tenants.
 
-use std::sync::Arc;
-
 use tonic::{Code, Status};
 use witan_kernel::limit;
 use witan_kernel::name::{Invalid, TenantId};
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant};
 use witan_wire::v1;
 
+use super::CoordinatorApi;
 use super::keyvalue::denied;
 use super::status::{invalid, refused, store_report};
-use super::{CoordinatorApi, Fallbacks, to_its_end};
 use crate::access::caller::Caller;
 use witan_control::Refused;
+use witan_control::defaults::Fallbacks;
 use witan_coordinate::World;
 
-/// Replicas of a tenant that does not say how many.
-const REPLICATION_FACTOR: u8 = 3;
+/// Tenants on a page when the request does not say how many.
 const PAGE: u32 = 100;
 
 impl<W: World> CoordinatorApi<W> {
@@ -86,8 +84,7 @@ impl<W: World> CoordinatorApi<W> {
         let id = own_tenant(&caller, request.tenant_id)?;
         let wanted = replication_factor("new_replication_factor", request.new_replication_factor)
             .map_err(|error| invalid(&error))?;
-        let (catalog, tenant) = (Arc::clone(&self.catalog), id.clone());
-        let changed = to_its_end(async move { catalog.change_replication_factor(&tenant, wanted).await }).await?;
+        let changed = self.catalog.change_replication_factor(&id, wanted).await;
         let (before, after) = changed.map_err(|error| status(&error))?;
         Ok(v1::UpdateReplicationFactorResponse {
             success: true,
@@ -152,17 +149,15 @@ impl Change {
 fn tenant_of(request: v1::CreateTenantRequest, now_ms: u64, fallbacks: &Fallbacks) -> Result<Tenant, Invalid> {
     let id = TenantId::new(request.tenant_id)?;
     let replication_factor = match request.replication_factor {
-        0 => REPLICATION_FACTOR,
-        given => replication_factor("replication_factor", given)?,
+        0 => None,
+        given => Some(replication_factor("replication_factor", given)?),
     };
-    let mut tenant = Tenant::with_defaults(id, replication_factor, now_ms);
+    let mut tenant = fallbacks.tenant(id, replication_factor, now_ms);
     tenant.conflict_mode = ConflictMode::parse(&request.conflict_mode)?;
     tenant.ordering = Ordering::parse(&request.ordering)?;
-    tenant.default_level = fallbacks.default_level;
-    tenant.read_repair = match request.read_repair.as_str() {
-        "" => fallbacks.read_repair,
-        given => ReadRepair::parse(given)?,
-    };
+    if !request.read_repair.is_empty() {
+        tenant.read_repair = ReadRepair::parse(&request.read_repair)?;
+    }
     tenant.idempotency_outage = IdempotencyOutage::parse(&request.idempotency_outage)?;
     if let Some(level) = Level::parse("minimum_level", &request.minimum_level)? {
         tenant.minimum_level = level;
@@ -220,5 +215,9 @@ pub(super) fn status(error: &Refused) -> Status {
         }
         Refused::NodeInUse(_) => refused(Code::FailedPrecondition, "NODE_IN_USE", error.to_string()),
         Refused::NeedsPlacementChange(_) => refused(Code::Unimplemented, "INVALID_REQUEST", error.to_string()),
+        Refused::NothingToResolve(_) | Refused::UnknownNode(_) => {
+            refused(Code::FailedPrecondition, "INVALID_REQUEST", error.to_string())
+        }
+        Refused::Lost => Status::internal(error.to_string()),
     }
 }

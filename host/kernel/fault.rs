@@ -36,11 +36,15 @@ pub enum Fault {
     RetryMintsAgain,
     /// A node is asked whatever store it has come back with.
     NewStoreBelieved,
+    /// A node's new store goes on record as soon as it is met, although nothing has filled it.
+    NewStoreRecorded,
+    /// A repair puts a new store on record although a tenant with a replication factor that it did not know was created meanwhile.
+    FactorsUnchecked,
 }
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -56,6 +60,8 @@ impl Fault {
         Self::AcknowledgedUnrecorded,
         Self::RetryMintsAgain,
         Self::NewStoreBelieved,
+        Self::NewStoreRecorded,
+        Self::FactorsUnchecked,
     ];
 
     /// True when this thread runs with the fault.

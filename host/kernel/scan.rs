@@ -9,6 +9,7 @@ mod compare;
 mod join;
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -100,6 +101,25 @@ pub struct Dropped {
     pub next: Option<Place>,
 }
 
+/// The removal of a tenant's records from all nodes, as far as it went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Records removed; each replica counts.
+    pub records: u64,
+    /// Nodes that may still hold some, with the reason.
+    pub incomplete: BTreeMap<NodeId, String>,
+}
+
+/// What a node's store may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// Reads and writes: it is the store on record.
+    Whole,
+    /// Writes only. It is not the store on record (a disk was wiped or replaced), and in it what is missing cannot be told from what was
+    /// never written.
+    WriteOnly,
+}
+
 /// How full a node is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fullness {
@@ -126,6 +146,9 @@ pub trait Ranges: Send + Sync + 'static {
     /// A page of what a node has, whole or not. Ends within a bound of its own.
     fn scan(&self, node: &NodeId, scan: Scan) -> impl Future<Output = Result<Page, ReplicaError>> + Send;
 
+    /// Asks again about nodes whose stores are written to only: some of these stores have gone on record.
+    fn stores_changed(&self) -> impl Future<Output = ()> + Send;
+
     /// Removes a stretch of a tenant's records from a node. Ends within a bound of its own. Repeating it is harmless.
     fn drop_tenant(
         &self,
@@ -142,6 +165,10 @@ impl<T: Ranges> Ranges for std::sync::Arc<T> {
 
     fn scan(&self, node: &NodeId, scan: Scan) -> impl Future<Output = Result<Page, ReplicaError>> + Send {
         (**self).scan(node, scan)
+    }
+
+    fn stores_changed(&self) -> impl Future<Output = ()> + Send {
+        (**self).stores_changed()
     }
 
     fn drop_tenant(

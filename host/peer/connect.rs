@@ -13,6 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use witan_kernel::hook::Pending;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::StorageNode;
+pub use witan_kernel::scan::Trust;
 use witan_net::{Connector, SharedSecret};
 
 /// Makes connections to storage nodes: sockets, or the simulation's network.
@@ -26,16 +27,6 @@ pub trait Connect: Clone + Send + Sync + 'static {
         let _ = (node, store);
         Box::pin(std::future::ready(Ok(Trust::Whole)))
     }
-}
-
-/// What a node's store may be used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trust {
-    /// Everything.
-    Whole,
-    /// It is not the store on record: a disk was wiped or replaced, and what it lacks looks like what was never written. It
-    /// is written to, and not asked.
-    WriteOnly,
 }
 
 /// A connection being made.

@@ -82,6 +82,10 @@ impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
         page_from_wire(page.into_inner()).map_err(|error| malformed(&error))
     }
 
+    async fn stores_changed(&self) {
+        self.admit_again().await;
+    }
+
     async fn drop_tenant(
         &self,
         node: &NodeId,

@@ -3,20 +3,21 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
-use witan_control::{Cluster, Held};
+use tokio::time::Instant;
+use witan_control::{Cluster, Held, ring};
 use witan_coordinate::Coordinator;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{Replicas, StorageNode, StoreError};
-use witan_kernel::scan::{Fullness, Ranges};
+use witan_kernel::scan::{Fullness, Ranges, Removed};
 use witan_kernel::tenant::Tenant;
 use witan_peer::Lanes;
 use witan_plugin::PluginHost;
 use witan_store::metadata::{Metadata, Secret, Slot};
 use witan_store::tenants::TenantCache;
+use witan_upkeep::Upkeep;
 
-use super::nodes::ring_of;
 use super::plugins;
 use super::system::{SystemClock, unix_ms};
 use super::world::{Real, Registered};
@@ -31,6 +32,7 @@ pub(super) fn context_keys(secrets: &[Secret]) -> anyhow::Result<ContextKeys> {
 /// This coordinator, as the catalog changes it.
 pub(super) struct Local {
     coordinator: Arc<Coordinator<Real>>,
+    upkeep: Arc<Upkeep<Real>>,
     lanes: Arc<Lanes<SystemClock, Registered>>,
     tenants: Arc<TenantCache>,
     metadata: Arc<dyn Metadata>,
@@ -43,13 +45,14 @@ pub(super) struct Local {
 impl Local {
     pub(super) fn new(
         coordinator: Arc<Coordinator<Real>>,
+        upkeep: Arc<Upkeep<Real>>,
         lanes: Arc<Lanes<SystemClock, Registered>>,
         tenants: Arc<TenantCache>,
         metadata: Arc<dyn Metadata>,
         plugins: PluginHost,
         access: Arc<Access>,
     ) -> Self {
-        Self { coordinator, lanes, tenants, metadata, plugins, access, placing: Mutex::default() }
+        Self { coordinator, upkeep, lanes, tenants, metadata, plugins, access, placing: Mutex::default() }
     }
 }
 
@@ -101,7 +104,7 @@ impl Cluster for Local {
             return;
         }
         self.lanes.set_nodes(nodes);
-        self.coordinator.set_ring(ring_of(nodes, epoch));
+        self.coordinator.set_ring(ring(nodes, epoch));
     }
 
     fn state(&self, node: &NodeId) -> ReplicaState {
@@ -120,6 +123,11 @@ impl Cluster for Local {
     fn stores_changed(&self) -> Pending<()> {
         let lanes = Arc::clone(&self.lanes);
         Box::pin(async move { lanes.admit_again().await })
+    }
+
+    fn remove_records(&self, tenant: &TenantId, until: Instant) -> Pending<Removed> {
+        let (upkeep, tenant) = (Arc::clone(&self.upkeep), tenant.clone());
+        Box::pin(async move { upkeep.remove_records(&tenant, until).await })
     }
 
     fn hold(&self) -> Pending<Held> {

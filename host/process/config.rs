@@ -22,8 +22,8 @@ use crate::config::redis::Servers;
 use crate::config::settings::{Database, Redis, Settings};
 use crate::config::value::Secret;
 use crate::config::{address, plain_host};
-use crate::grpc::Fallbacks;
 use crate::grpc::origin::Sampling;
+use witan_control::defaults::Fallbacks;
 
 /// What may change while a coordinator serves.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use super::config::Live;
 use super::signal::stopped;
 use super::world::Real;
 use crate::access::Access;
-use crate::grpc::Fallbacks;
+use witan_control::defaults::Fallbacks;
 
 /// What changes while a coordinator serves.
 pub(super) struct Changing {

@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use witan_control::{Catalog, Cluster, follow};
+use witan_control::{Catalog, Cluster, follow, register, ring};
 use witan_coordinate::{Coordinator, Ports};
 use witan_kernel::name::NodeId;
 use witan_kernel::port::StorageNode;
@@ -21,7 +21,7 @@ use witan_upkeep::Upkeep;
 use super::cluster::{Local, context_keys};
 use super::config::{Config, Live};
 use super::live::Changing;
-use super::nodes::{register_nodes, ring_of, watch_nodes};
+use super::nodes::watch_nodes;
 use super::readiness::Readiness;
 use super::reload::Reloads;
 use super::secured::Secured;
@@ -170,7 +170,8 @@ impl Member {
             None => None,
         };
         let revision = metadata.changes(u64::MAX).await.context("read the newest revision")?.revision;
-        register_nodes(metadata.as_ref(), &config.nodes, unix_ms()).await?;
+        let registered = register(metadata.as_ref(), &config.nodes, unix_ms()).await;
+        registered.context("register the configured nodes")?;
         Ok(Self { metadata, instance, seat, revision })
     }
 }
@@ -209,8 +210,8 @@ impl Parts {
             tenants: Arc::clone(&tenants),
             plugins: Arc::new(plugins.clone()),
         };
-        let coordinator = Coordinator::new(ports, ring_of(&nodes, placement.epoch), keys, config.defaults.clone());
-        let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator)));
+        let coordinator = Coordinator::new(ports, ring(&nodes, placement.epoch), keys, config.defaults.clone());
+        let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), Arc::clone(metadata)));
         Ok(Self { clock, access: Arc::new(access), tenants, idempotency, lanes, plugins, coordinator, upkeep })
     }
 
@@ -218,6 +219,7 @@ impl Parts {
     fn follow_others(&self, member: &Member, ended: watch::Receiver<bool>) -> Arc<Catalog> {
         let local: Arc<dyn Cluster> = Arc::new(Local::new(
             Arc::clone(&self.coordinator),
+            Arc::clone(&self.upkeep),
             Arc::clone(&self.lanes),
             Arc::clone(&self.tenants),
             Arc::clone(&member.metadata),

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use witan_control::stores;
 use witan_coordinate::World;
 use witan_kernel::hook::Pending;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::StorageNode;
-use witan_kernel::scan::is_whole;
 use witan_peer::{Connect, Connecting, Lanes, Tcp, Trust};
 use witan_store::metadata::Metadata;
 use witan_store::tenants::TenantCache;
@@ -27,13 +27,10 @@ impl Connect for Registered {
     }
 
     fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, String>> {
-        let on_record = self.metadata.record_store_id(node, store);
+        let (metadata, node) = (Arc::clone(&self.metadata), node.clone());
         Box::pin(async move {
-            match on_record.await {
-                Ok(on_record) if is_whole(on_record, store) => Ok(Trust::Whole),
-                Ok(_) => Ok(Trust::WriteOnly),
-                Err(error) => Err(format!("the node's store cannot be held against the one on record: {error}")),
-            }
+            let admitted = stores::admit(metadata.as_ref(), &node, store).await;
+            admitted.map_err(|error| format!("the node's store cannot be compared with the one on record: {error}"))
         })
     }
 }

@@ -1,50 +1,48 @@
 //! The removal of a deleted tenant's records from every node.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 use tokio::time::Instant;
+use witan_coordinate::World;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::replica::ReplicaError;
-use witan_kernel::scan::Ranges;
-
-use witan_coordinate::World;
+use witan_kernel::scan::{Ranges, Removed};
 
 use super::Upkeep;
+use super::runner::{Kind, Progress};
 
 /// Nodes that are worked on at a time.
 const NODES: usize = 16;
 /// How often a stretch is tried.
 const TRIES: u32 = 3;
+/// Pause before the second attempt; twice as long before the third one.
 const PAUSE: Duration = Duration::from_millis(200);
-
-/// What came of a removal.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// Records removed, those of all replicas counted.
-    pub records: u64,
-    /// Nodes that may have some left, and why.
-    pub left: BTreeMap<NodeId, String>,
-}
 
 impl<W: World> Upkeep<W> {
     /// Removes a tenant's records from every node, as far as that can be done before `until`. Repeating it is harmless. The
     /// tenant must be deleted already: what clients write meanwhile may stay behind.
     pub async fn remove_records(&self, tenant: &TenantId, until: Instant) -> Removed {
         let ring = self.coordinator.ring();
+        let Some(task) = self.runner.begin(Kind::Removal, || format!("remove the records of tenant {tenant}")) else {
+            return turned_away(ring.nodes());
+        };
         let nodes = stream::iter(ring.nodes().to_vec());
         let each = nodes.map(|node| async move {
             let (records, why) = self.remove_from(&node, tenant, until).await;
             (node, records, why)
         });
         let mut removed = Removed::default();
+        let mut progress = Progress { done: 0, of: Some(ring.nodes().len() as u64) };
         let mut each = each.buffer_unordered(NODES);
         while let Some((node, records, why)) = each.next().await {
             removed.records += records;
             if let Some(why) = why {
-                removed.left.insert(node, why);
+                task.failed(format!("{node}: {why}"));
+                removed.incomplete.insert(node, why);
             }
+            progress.done += 1;
+            task.progress(progress);
         }
         removed
     }
@@ -75,4 +73,10 @@ impl<W: World> Upkeep<W> {
             }
         }
     }
+}
+
+fn turned_away(nodes: &[NodeId]) -> Removed {
+    let most = Kind::Removal.at_most();
+    let why = format!("{most} removals are running, and no more may; delete the tenant again to remove its records");
+    Removed { records: 0, incomplete: nodes.iter().map(|node| (node.clone(), why.clone())).collect() }
 }

@@ -29,13 +29,15 @@ use witan_kernel::scan::{Join, Joined, Page, Ranges, Scan, Standing, Step, Told,
 
 use witan_coordinate::{Coordinator, LONGEST_DEADLINE, World};
 
+use super::repair::progress;
+use super::runner::Task;
 use super::{Metrics, Upkeep};
 use merges::Merges;
 use pace::Pace;
 use sound::Sound;
 
-/// How often progress is told.
-const TELL_EVERY: Duration = Duration::from_millis(500);
+/// Between two reports of progress.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// How often a page is asked for before its replica counts as not answering.
 const TRIES: u32 = 3;
 /// Pause before a page is asked for again; twice as long before the third time.
@@ -55,7 +57,7 @@ pub struct Sweep {
     pub to: u64,
     /// Begin after this place: how far an earlier sweep came.
     pub after: Option<Place>,
-    /// The replication factors of the tenants concerned.
+    /// The replication factors of the tenants concerned; a repair reads them from the metadata store when it begins.
     pub factors: Vec<u8>,
     /// Records looked at in a second, at most; 0: as many as possible.
     pub records_per_second: u32,
@@ -66,7 +68,8 @@ pub struct Sweep {
 
 impl Sweep {
     /// The whole ring, all tenants.
-    pub fn everything(factors: Vec<u8>) -> Self {
+    pub fn everything() -> Self {
+        let factors = Vec::new();
         Self { tenant: None, from: 0, to: u64::MAX, after: None, factors, records_per_second: 0, accept_loss: false }
     }
 
@@ -128,11 +131,16 @@ pub enum Stopped {
 }
 
 impl<W: World> Upkeep<W> {
-    /// Sweeps. How far it has come is told now and then; when nobody takes that any more, the sweep stops after what is under
-    /// way. Answers with how it ended.
-    pub async fn sweep(&self, sweep: Sweep, tell: mpsc::Sender<Swept>) -> Result<Swept, Stopped> {
+    /// Sweeps, and reports its progress at intervals, to `progress` and to the list of tasks. When nobody takes reports any more, the
+    /// sweep stops after the work under way.
+    pub(super) async fn sweep(
+        &self,
+        sweep: Sweep,
+        progress: mpsc::Sender<Swept>,
+        task: &Task,
+    ) -> Result<Swept, Stopped> {
         let ring = self.coordinator.ring();
-        let mut sweeping = Sweeping::new(self, sweep, &ring, tell);
+        let mut sweeping = Sweeping::new(self, sweep, &ring, progress, task);
         sweeping.settle_first().await?;
         for range in sweeping.ranges() {
             sweeping.range(&range).await?;
@@ -148,8 +156,9 @@ struct Sweeping<'a, W: World> {
     metrics: &'a Metrics,
     sweep: Sweep,
     ring: &'a Ring,
-    tell: mpsc::Sender<Swept>,
-    told_at: Instant,
+    progress: mpsc::Sender<Swept>,
+    task: &'a Task,
+    reported_at: Instant,
     pace: Pace,
     swept: Swept,
     /// Which store was behind each node when it was met first, and whether it was whole.
@@ -169,7 +178,13 @@ struct Walking<'a, W: World> {
 }
 
 impl<'a, W: World> Sweeping<'a, W> {
-    fn new(upkeep: &'a Upkeep<W>, mut sweep: Sweep, ring: &'a Ring, tell: mpsc::Sender<Swept>) -> Self {
+    fn new(
+        upkeep: &'a Upkeep<W>,
+        mut sweep: Sweep,
+        ring: &'a Ring,
+        progress: mpsc::Sender<Swept>,
+        task: &'a Task,
+    ) -> Self {
         let (coordinator, metrics) = (upkeep.coordinator.as_ref(), &upkeep.metrics);
         sweep.factors.sort_unstable();
         sweep.factors.dedup();
@@ -184,8 +199,21 @@ impl<'a, W: World> Sweeping<'a, W> {
                 sound.expect(node.clone(), standing.store);
             }
         }
-        let told_at = Instant::now();
-        Self { coordinator, metrics, sweep, ring, tell, told_at, pace, swept, met, failing: HashMap::new(), sound }
+        let reported_at = Instant::now();
+        Self {
+            coordinator,
+            metrics,
+            sweep,
+            ring,
+            progress,
+            task,
+            reported_at,
+            pace,
+            swept,
+            met,
+            failing: HashMap::new(),
+            sound,
+        }
     }
 
     /// An operation that was under way when a store was lost may count what that store had acknowledged, and store the rest
@@ -195,10 +223,10 @@ impl<'a, W: World> Sweeping<'a, W> {
             return Ok(());
         }
         self.swept.waiting = true;
-        self.told().await?;
+        self.report().await?;
         tokio::select! {
             () = tokio::time::sleep(LONGEST_DEADLINE) => {}
-            () = self.tell.closed() => return Err(Stopped::Abandoned),
+            () = self.progress.closed() => return Err(Stopped::Abandoned),
         }
         self.swept.waiting = false;
         Ok(())
@@ -230,7 +258,7 @@ impl<'a, W: World> Sweeping<'a, W> {
             match walking.join.step() {
                 Step::Ask(starved) => {
                     self.turn_page(&mut walking, range, &starved).await;
-                    self.tell_sometimes(&mut walking).await?;
+                    self.report_sometimes(&mut walking).await?;
                 }
                 Step::Key(joined) => self.record(&mut walking, joined).await?,
                 Step::End => break,
@@ -303,7 +331,7 @@ impl<'a, W: World> Sweeping<'a, W> {
                 Err(error) => error,
             };
             tries += 1;
-            if tries >= TRIES || matches!(why, ReplicaError::NotSent(_)) || self.tell.is_closed() {
+            if tries >= TRIES || matches!(why, ReplicaError::NotSent(_)) || self.progress.is_closed() {
                 return Err(why.to_string());
             }
             tokio::time::sleep(PAUSE * tries).await;
@@ -313,10 +341,10 @@ impl<'a, W: World> Sweeping<'a, W> {
     /// Compares what the replicas have told of one key, and sends what some of them lack.
     async fn record(&mut self, walking: &mut Walking<'_, W>, joined: Joined) -> Result<(), Stopped> {
         if let Some(due) = self.pace.one() {
-            self.tell_sometimes(walking).await?;
+            self.report_sometimes(walking).await?;
             tokio::select! {
                 () = tokio::time::sleep_until(due) => {}
-                () = self.tell.closed() => {}
+                () = self.progress.closed() => {}
             }
         }
         let Joined { place, told } = joined;
@@ -412,23 +440,24 @@ impl<'a, W: World> Sweeping<'a, W> {
         self.swept.token = range.to;
     }
 
-    /// Tells how far it has come, when it has not for a while. What is told to be done is: merges are heard out first.
-    async fn tell_sometimes(&mut self, walking: &mut Walking<'_, W>) -> Result<(), Stopped> {
-        if self.tell.is_closed() {
+    /// Reports progress if the last report is a while ago. Merges under way end first, so that what is reported as done is done.
+    async fn report_sometimes(&mut self, walking: &mut Walking<'_, W>) -> Result<(), Stopped> {
+        if self.progress.is_closed() {
             walking.merges.settled().await;
             return Err(Stopped::Abandoned);
         }
-        if self.told_at.elapsed() < TELL_EVERY {
+        if self.reported_at.elapsed() < REPORT_EVERY {
             return Ok(());
         }
         walking.merges.settled().await;
         self.swept.repaired += walking.merges.take_stored();
-        self.told().await
+        self.report().await
     }
 
-    async fn told(&mut self) -> Result<(), Stopped> {
-        self.tell.send(self.swept.clone()).await.map_err(|_| Stopped::Abandoned)?;
-        self.told_at = Instant::now();
+    async fn report(&mut self) -> Result<(), Stopped> {
+        self.task.progress(progress(&self.swept));
+        self.progress.send(self.swept.clone()).await.map_err(|_| Stopped::Abandoned)?;
+        self.reported_at = Instant::now();
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Clients: what they ask for, how long they wait, and what they make of an answer that does not come.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub(crate) enum Command {
     Storm(Storm),
     Heal,
     Wipe(usize),
+    /// No coordinator reaches the node, nor the node any of them.
+    CutOff(usize),
 }
 
 /// One acknowledged change in so many is sent again.
@@ -53,6 +56,8 @@ pub(crate) struct Stage {
     pub(crate) violations: Mutex<Vec<String>>,
     pub(crate) doubtful: Mutex<Vec<Doubtful>>,
     pub(crate) acknowledged: Mutex<Vec<Acknowledged>>,
+    /// True once tenants that come later have come.
+    pub(crate) grown: AtomicBool,
 }
 
 impl Acknowledged {
@@ -80,7 +85,8 @@ impl Stage {
     }
 
     pub(crate) fn places(&self) -> Vec<Place> {
-        let casts = self.scenario.casts.iter().enumerate();
+        let grown = self.grown.load(Ordering::Relaxed);
+        let casts = self.scenario.casts.iter().enumerate().filter(|(_, cast)| grown || !cast.comes_later);
         casts.flat_map(|(tenant, cast)| (0..cast.keys).map(move |key| (tenant, key))).collect()
     }
 }
@@ -164,6 +170,35 @@ impl Client {
         for _ in 0..writes {
             self.change_with(place, Mood::Stormy, Some(None)).await;
         }
+    }
+
+    /// Writes a value of its own to a key until that is acknowledged, or the attempts are used up.
+    pub(crate) async fn write(&mut self, place: Place, attempts: u64) -> bool {
+        let tag = self.stage.history.fresh_tag();
+        let carries = Tags::from([tag]);
+        let request = WriteRequest {
+            tenant: self.cast(place).tenant.id.clone(),
+            key: Stage::key(place),
+            value: Some(to_value(&carries)),
+            level: None,
+            idempotency_key: Some(format!("intention-{tag}")),
+            context: Bytes::new(),
+            timeout: None,
+        };
+        let operation = Operation {
+            client: self.id,
+            place,
+            intention: Intention::Write { tag, carries },
+            seen: None,
+            level_all: false,
+            weak: false,
+            start: 0,
+            end: 0,
+            outcome: Outcome::Unknown,
+        };
+        let index = self.stage.history.start(operation);
+        self.insist(index, request, attempts, Mood::Stormy, false).await;
+        self.stage.history.operations()[index].is_acknowledged()
     }
 
     fn any_coordinator(&mut self) -> usize {

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use turmoil::net::TcpListener;
+use witan_control::{register, ring};
 use witan_coordinate::{Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, WriteRequest, Written};
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
@@ -25,10 +27,11 @@ use witan_node::row;
 use witan_node::server::{self, Guard, Limits};
 use witan_node::store::Store;
 use witan_peer::Lanes;
-use witan_upkeep::{Stopped, Sweep, Swept, Upkeep};
+use witan_store::metadata::{MemoryMetadata, Metadata};
+use witan_upkeep::{Sweep, Upkeep};
 
 use crate::scenario::Scenario;
-use crate::world::{Accepted, Bound, Dial, Dice, Fixed, Idempotency, SimClock, Simulated, Stores, lock};
+use crate::world::{Accepted, Bound, Dial, Dice, Idempotency, Known, SimClock, Simulated, lock};
 
 const PORT: u16 = 50052;
 /// Enough for keys to be spread over few nodes, and cheap to hash for each simulation.
@@ -87,8 +90,8 @@ impl NodeMachine {
 pub(crate) enum Call {
     Write(WriteRequest, oneshot::Sender<Result<Written, Failed>>),
     Read(ReadRequest, oneshot::Sender<Result<ReadAnswer, Failed>>),
-    /// Compare and mend everything, and believe the new stores that are whole then.
-    Repair(oneshot::Sender<Result<Swept, Stopped>>),
+    /// A repair of everything, which pauses between reading what it has to know and comparing records.
+    Repair(Duration, oneshot::Sender<String>),
 }
 
 /// A running coordinator's doors.
@@ -123,7 +126,8 @@ struct Shared {
     ring: Ring,
     keys: ContextKeys,
     idempotency: Idempotency,
-    tenants: Fixed,
+    metadata: Arc<dyn Metadata>,
+    tenants: Known,
     plugins: Bound,
     dice: Dice,
     dial: Dial,
@@ -153,6 +157,7 @@ impl CoordinatorMachine {
         };
         let ring = self.shared.ring.clone();
         let coordinator = Coordinator::new(ports, ring, self.shared.keys.clone(), Defaults::default());
+        let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), Arc::clone(&self.shared.metadata)));
         let (sender, mut calls) = mpsc::unbounded_channel();
         *lock(&self.doors) = Some(Doors { calls: sender, coordinator: Arc::clone(&coordinator) });
         while let Some(call) = calls.recv().await {
@@ -160,9 +165,9 @@ impl CoordinatorMachine {
             match call {
                 Call::Write(request, to) => coordinator.write(request, Box::new(|told| drop(to.send(told)))),
                 Call::Read(request, to) => coordinator.read(request, Box::new(|told| drop(to.send(told)))),
-                Call::Repair(to) => {
-                    let (coordinator, stores) = (Arc::clone(&coordinator), self.shared.dial.stores.clone());
-                    tokio::spawn(async move { to.send(repair(&coordinator, &stores).await) });
+                Call::Repair(pause, to) => {
+                    let upkeep = Arc::clone(&upkeep);
+                    tokio::spawn(async move { to.send(repair(&upkeep, pause).await) });
                 }
             }
         }
@@ -175,20 +180,18 @@ impl CoordinatorMachine {
     }
 }
 
-async fn repair(coordinator: &Arc<Coordinator<Simulated>>, stores: &Stores) -> Result<Swept, Stopped> {
-    let on_record = stores.on_record();
-    let (tell, mut told) = mpsc::channel(1);
-    let listening = tokio::spawn(async move { while told.recv().await.is_some() {} });
-    let swept = Upkeep::new(Arc::clone(coordinator)).sweep(Sweep::everything(vec![3]), tell).await;
+/// Says how a repair of everything went.
+async fn repair(upkeep: &Arc<Upkeep<Simulated>>, pause: Duration) -> String {
+    let repair = match upkeep.begin_repair(Sweep::everything()).await {
+        Ok(repair) => repair,
+        Err(error) => return format!("not begun: {error}"),
+    };
+    tokio::time::sleep(pause).await;
+    let (progress, mut progresses) = mpsc::channel(1);
+    let listening = tokio::spawn(async move { while progresses.recv().await.is_some() {} });
+    let repaired = repair.run(progress).await;
     listening.abort();
-    let swept = swept?;
-    for (node, store) in &swept.filled {
-        if let Some(from) = on_record.get(node) {
-            stores.replace(node, *from, *store);
-        }
-    }
-    coordinator.ports().replicas.admit_again().await;
-    Ok(swept)
+    format!("{repaired:?}")
 }
 
 /// All machines.
@@ -198,6 +201,8 @@ pub(crate) struct Cluster {
     pub(crate) coordinators: Vec<Arc<CoordinatorMachine>>,
     pub(crate) idempotency: Idempotency,
     pub(crate) tenants: Vec<Tenant>,
+    metadata: Arc<dyn Metadata>,
+    known: Known,
     ring: Ring,
     links: Arc<Mutex<HashMap<(usize, usize), Link>>>,
 }
@@ -221,19 +226,21 @@ impl Cluster {
     pub(crate) fn new(scenario: &Scenario, tenants: Vec<Tenant>, resolved: Bound, dice: &Dice) -> Self {
         let (nodes, coordinators) = (scenario.nodes, scenario.coordinators);
         let nodes: Vec<Arc<NodeMachine>> = (1..=nodes).map(|n| Arc::new(node(format!("n{n}"), dice))).collect();
-        let placed: Vec<(NodeId, u32)> = nodes.iter().map(|node| (node.id.clone(), VIRTUAL_NODES)).collect();
-        let ring = Ring::new(&placed, 1);
+        let on_record: Vec<StorageNode> = nodes.iter().map(|node| at(node)).collect();
+        let metadata: Arc<dyn Metadata> = Arc::new(MemoryMetadata::new(SimClock::default()));
+        at_once(register(metadata.as_ref(), &on_record, 0)).expect("registers the nodes");
+        let (ring, known) = (ring(&on_record, 1), Known::default());
         let idempotency = Idempotency::new(dice.clone());
-        let by_id: HashMap<_, _> = tenants.iter().map(|tenant| (tenant.id.clone(), Arc::new(tenant.clone()))).collect();
         let shared = Arc::new(Shared {
-            nodes: nodes.iter().map(|node| at(node)).collect(),
+            nodes: on_record,
             ring: ring.clone(),
             keys: ContextKeys::new(&[(1, [1; 32])]).expect("one key"),
             idempotency: idempotency.clone(),
-            tenants: Fixed(Arc::new(by_id)),
+            metadata: Arc::clone(&metadata),
+            tenants: known.clone(),
             plugins: resolved,
             dice: dice.clone(),
-            dial: Dial { stores: Stores::default(), strict: scenario.strict },
+            dial: Dial { metadata: Arc::clone(&metadata), strict: scenario.strict },
         });
         let coordinator = |n| CoordinatorMachine {
             name: format!("c{n}"),
@@ -242,7 +249,17 @@ impl Cluster {
             shared: Arc::clone(&shared),
         };
         let coordinators = (1..=coordinators).map(|n| Arc::new(coordinator(n))).collect();
-        Self { nodes, coordinators, idempotency, tenants, ring, links: Arc::default() }
+        let cluster = Self { nodes, coordinators, idempotency, tenants, metadata, known, ring, links: Arc::default() };
+        let from_the_start = scenario.casts.iter().enumerate().filter(|(_, cast)| !cast.comes_later);
+        from_the_start.for_each(|(tenant, _)| cluster.create_tenant(tenant));
+        cluster
+    }
+
+    /// Creates a tenant of the scenario.
+    pub(crate) fn create_tenant(&self, tenant: usize) {
+        let tenant = self.tenants[tenant].clone();
+        let created = at_once(self.metadata.create_tenant(tenant)).expect("creates the tenant");
+        self.known.add(created);
     }
 
     /// Puts every machine into the simulation.
@@ -359,6 +376,11 @@ fn at(node: &NodeMachine) -> StorageNode {
         virtual_nodes: VIRTUAL_NODES,
         status: NodeStatus::Active,
     }
+}
+
+/// What a store in memory answers at once.
+fn at_once<T>(answer: impl Future<Output = T>) -> T {
+    answer.now_or_never().expect("a store in memory does not wait")
 }
 
 /// How long after the last fault everything must work again.

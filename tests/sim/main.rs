@@ -84,7 +84,8 @@ fn shape_for(fault: Fault) -> u64 {
         Fault::StoredStampIgnored | Fault::RetryMintsAgain | Fault::AcknowledgedUnrecorded => 4,
         Fault::ActorReusedAfterWipe => 5,
         Fault::BlockingRepairSkipped => 9,
-        Fault::NewStoreBelieved | Fault::VerdictWrittenBack => 10,
+        Fault::NewStoreBelieved | Fault::NewStoreRecorded | Fault::VerdictWrittenBack => 10,
+        Fault::FactorsUnchecked => 11,
         _ => 0,
     }
 }
@@ -164,7 +165,7 @@ fn no_seed_breaks_a_promise() {
 #[test]
 fn the_same_seed_goes_the_same_way() {
     let strayed: Mutex<Vec<String>> = Mutex::default();
-    on_all_cores(18, |seed| {
+    on_all_cores(24, |seed| {
         let (first, second) = (judge(seed, None, false), judge(seed, None, false));
         if first.hash != second.hash {
             let mut lines = first.log.lines().zip(second.log.lines());

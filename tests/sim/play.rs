@@ -1,6 +1,7 @@
 //! A simulation from its seed to its verdict.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,7 +12,7 @@ use witan_kernel::tenant::Level;
 
 use crate::check;
 use crate::client::{Client, Command, Mood, Stage};
-use crate::cluster::{Call, Cluster, CoordinatorMachine, NodeMachine, RECOVERY};
+use crate::cluster::{Call, Cluster, CoordinatorMachine, Link, NodeMachine, RECOVERY};
 use crate::history::History;
 use crate::nemesis::{Action, act, heal};
 use crate::scenario::{Act, Scenario};
@@ -60,6 +61,7 @@ pub(crate) fn play(seed: u64, verbose: bool) -> Verdict {
         violations: Mutex::default(),
         doubtful: Mutex::default(),
         acknowledged: Mutex::default(),
+        grown: AtomicBool::default(),
     });
     sim.client("clients", direct(Arc::clone(&stage)));
     if let Err(error) = run(&mut sim, &cluster, &stage) {
@@ -100,6 +102,10 @@ fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil:
                     heal(sim, cluster);
                 }
                 Command::Wipe(node) => due.push_front((sim.elapsed(), Action::Wipe { node })),
+                Command::CutOff(node) => {
+                    let cut = |coordinator| (sim.elapsed(), Action::Link { coordinator, node, becomes: Link::Cut });
+                    (0..cluster.coordinators.len()).for_each(|coordinator| due.push_front(cut(coordinator)));
+                }
             }
         }
     }
@@ -132,6 +138,7 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             Act::Wipe => stage.command(Command::Wipe(holder(&stage, 0))),
             Act::WipeNext => stage.command(Command::Wipe(holder(&stage, 1))),
             Act::Repair => repair(&stage).await,
+            Act::Grow => grow(&stage, &mut inspector).await,
             Act::Idle { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
             Act::Retry => {
                 let doubtful: Vec<_> = lock(&stage.doubtful).drain(..).collect();
@@ -183,13 +190,50 @@ async fn repair(stage: &Stage) {
         let met = believed.iter().all(Option::is_some) && standings(stage, first).contains(&Some(false));
         if let Some(doors) = first.doors().filter(|_| met) {
             let (to, answer) = oneshot::channel();
-            let _ = doors.calls.send(Call::Repair(to));
-            last = format!("{:?}", answer.await);
+            let _ = doors.calls.send(Call::Repair(Duration::ZERO, to));
+            last = answer.await.unwrap_or_else(|_| "broken off".to_owned());
             stage.note(|| format!("repair: {last}"));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     stage.violated(format!("repair: a new store is not believed although nothing is wrong: {last}"));
+}
+
+/// Longer than everything takes that happens while the repair pauses.
+const REPAIR_PAUSES: Duration = Duration::from_secs(8);
+/// Long enough for coordinators to notice that a node is cut off, or is another one.
+const NOTICED: Duration = Duration::from_millis(2500);
+/// Attempts at the write that three of five replicas have to acknowledge.
+const ATTEMPTS: u64 = 8;
+
+/// [`Act::Grow`].
+async fn grow(stage: &Arc<Stage>, inspector: &mut Client) {
+    let tenant = stage.scenario.casts.len() - 1;
+    let (place, index) = ((tenant, 0), |name: &str| stage.cluster.nodes.iter().position(|node| node.name == name));
+    let at = stage.cluster.place(tenant, &Stage::key(place));
+    let replicas: Vec<usize> =
+        stage.cluster.replicas(tenant, &at).iter().filter_map(|node| index(&node.name)).collect();
+    let Some(doors) = stage.cluster.coordinators[0].doors() else { return };
+    let (to, repaired) = oneshot::channel();
+    let _ = doors.calls.send(Call::Repair(REPAIR_PAUSES, to));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    stage.cluster.create_tenant(tenant);
+    stage.grown.store(true, Ordering::Relaxed);
+    // The first two do not hear of the write, so that the other three acknowledge it.
+    replicas[..2].iter().for_each(|node| stage.command(Command::CutOff(*node)));
+    tokio::time::sleep(NOTICED).await;
+    let acknowledged = inspector.write(place, ATTEMPTS).await;
+    stage.note(|| format!("three of five replicas acknowledged: {acknowledged}"));
+    stage.command(Command::Heal);
+    stage.command(Command::Wipe(replicas[4]));
+    let repaired = repaired.await.unwrap_or_else(|_| "broken off".to_owned());
+    stage.note(|| format!("repair: {repaired}"));
+    replicas[2..4].iter().for_each(|node| stage.command(Command::CutOff(*node)));
+    tokio::time::sleep(NOTICED).await;
+    for coordinator in 0..stage.cluster.coordinators.len() {
+        inspector.read(place, None, coordinator, Mood::Stormy).await;
+    }
+    stage.command(Command::Heal);
 }
 
 /// Mends everything, waits until it works, and sees what stands.

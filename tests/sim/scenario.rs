@@ -19,6 +19,8 @@ pub(crate) struct Cast {
     pub(crate) sets: bool,
     /// So many siblings come together that they may collapse.
     pub(crate) collapses: bool,
+    /// It is created while the play goes on.
+    pub(crate) comes_later: bool,
 }
 
 impl Cast {
@@ -48,6 +50,10 @@ pub(crate) enum Act {
     Retry,
     /// Clients write so often, to the last tenant's first key, without having read.
     Burst { writes: usize },
+    /// A repair has read which tenants there are, and pauses. Meanwhile the last tenant is created, with more replicas than any other;
+    /// three of its five replicas acknowledge a write, and one of these three comes back with an empty disk. Then the repair goes on.
+    /// After it, the two that have the write cannot be reached.
+    Grow,
 }
 
 /// How clients behave. Shares are per mille.
@@ -90,8 +96,8 @@ pub(crate) struct Scenario {
 }
 
 /// Seeds take them in turn.
-pub(crate) const SHAPES: [fn(&mut StdRng, Scenario) -> Scenario; 11] =
-    [links, crashes, clocks, outages, late, wiped, piled, mixed, unsynced, races, replaced];
+pub(crate) const SHAPES: [fn(&mut StdRng, Scenario) -> Scenario; 12] =
+    [links, crashes, clocks, outages, late, wiped, piled, mixed, unsynced, races, replaced, grown];
 
 impl Scenario {
     /// The scenario of a seed.
@@ -137,14 +143,14 @@ impl Scenario {
 fn register(rng: &mut StdRng) -> Cast {
     let mut tenant = tenant("register");
     tenant.read_repair = ReadRepair::Blocking;
-    Cast { tenant, keys: rng.random_range(1..=2), sets: false, collapses: false }
+    Cast { tenant, keys: rng.random_range(1..=2), sets: false, collapses: false, comes_later: false }
 }
 
 fn siblings(rng: &mut StdRng) -> Cast {
     let mut tenant = tenant("siblings");
     tenant.conflict_mode = ConflictMode::Siblings;
     tenant.read_repair = if rng.random() { ReadRepair::Blocking } else { ReadRepair::Async };
-    Cast { tenant, keys: rng.random_range(1..=2), sets: rng.random(), collapses: false }
+    Cast { tenant, keys: rng.random_range(1..=2), sets: rng.random(), collapses: false, comes_later: false }
 }
 
 fn tenant(id: &str) -> Tenant {
@@ -307,6 +313,23 @@ fn replaced(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
         FINALE,
     ];
     play(scenario, "replaced", acts)
+}
+
+/// A tenant with another replication factor is created while a repair is under way that fills a new store.
+fn grown(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    scenario.strict = true;
+    scenario.nodes = 5;
+    for cast in &mut scenario.casts {
+        (cast.keys, cast.sets) = (1, false);
+    }
+    let (first, last) = (&mut scenario.casts[0], tenant("grown"));
+    first.tenant.replication_factor = 2;
+    scenario.casts[1].tenant = Tenant { conflict_mode: ConflictMode::Siblings, replication_factor: 5, ..last };
+    scenario.casts[1].comes_later = true;
+    let weather = Weather { holds: 1, ..Weather::default() };
+    let storm = scenario.storm(rng, weather, 700);
+    let acts = vec![OVERTURE, storm, Act::Settle, Act::Grow, Act::Repair, Act::Settle, FINALE];
+    play(scenario, "grown", acts)
 }
 
 /// Siblings pile up until they collapse.

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::Uri;
 use tonic::transport::server::Connected;
 use turmoil::net::TcpStream;
+use witan_control::stores;
 use witan_coordinate::World;
 use witan_kernel::hook::{
     Asked, Hooks, Native, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Verdict,
@@ -24,10 +25,10 @@ use witan_kernel::hook::{
 use witan_kernel::idempotency::{Name, Step, Stepped};
 use witan_kernel::name::{Key, NodeId, StoreId, TenantId};
 use witan_kernel::port::{Clock, IdempotencyStore, Randomness, StorageNode, StoreError, Tenants};
-use witan_kernel::scan::is_whole;
 use witan_kernel::tenant::Tenant;
 use witan_peer::{Connect, Connecting, Credential, Lanes, Trust, endpoint};
 use witan_store::idempotency::MemoryIdempotency;
+use witan_store::metadata::Metadata;
 
 /// Takes a lock whatever happened to the thread that held it: a violation is reported by its own panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -89,34 +90,11 @@ impl Randomness for Dice {
     }
 }
 
-/// The stores on record, as the metadata store keeps them.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Stores(Arc<Mutex<HashMap<NodeId, StoreId>>>);
-
-impl Stores {
-    fn record(&self, node: &NodeId, told: StoreId) -> StoreId {
-        *lock(&self.0).entry(node.clone()).or_insert(told)
-    }
-
-    pub(crate) fn on_record(&self) -> HashMap<NodeId, StoreId> {
-        lock(&self.0).clone()
-    }
-
-    pub(crate) fn replace(&self, node: &NodeId, from: StoreId, to: StoreId) -> bool {
-        let mut stores = lock(&self.0);
-        let replaced = stores.get(node) == Some(&from);
-        if replaced {
-            stores.insert(node.clone(), to);
-        }
-        replaced
-    }
-}
-
 /// Connections of storage nodes' clients over turmoil's network.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Dial {
-    pub(crate) stores: Stores,
-    /// Whether stores are held against those on record.
+    pub(crate) metadata: Arc<dyn Metadata>,
+    /// Whether stores are compared with those on record.
     pub(crate) strict: bool,
 }
 
@@ -132,9 +110,14 @@ impl Connect for Dial {
     }
 
     fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, String>> {
-        let on_record = self.stores.record(node, store);
-        let whole = !self.strict || is_whole(on_record, store);
-        Box::pin(std::future::ready(Ok(if whole { Trust::Whole } else { Trust::WriteOnly })))
+        if !self.strict {
+            return Box::pin(std::future::ready(Ok(Trust::Whole)));
+        }
+        let (metadata, node) = (Arc::clone(&self.metadata), node.clone());
+        Box::pin(async move {
+            let admitted = stores::admit(metadata.as_ref(), &node, store).await;
+            admitted.map_err(|error| error.to_string())
+        })
     }
 }
 
@@ -250,13 +233,19 @@ impl IdempotencyStore for Idempotency {
     }
 }
 
-/// Tenants that never change.
+/// The tenants that exist. Each is known everywhere as soon as it is created, and never changes.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Fixed(pub(crate) Arc<HashMap<TenantId, Arc<Tenant>>>);
+pub(crate) struct Known(Arc<Mutex<HashMap<TenantId, Arc<Tenant>>>>);
 
-impl Tenants for Fixed {
+impl Known {
+    pub(crate) fn add(&self, tenant: Tenant) {
+        lock(&self.0).insert(tenant.id.clone(), Arc::new(tenant));
+    }
+}
+
+impl Tenants for Known {
     fn cached(&self, id: &TenantId) -> Option<Arc<Tenant>> {
-        self.0.get(id).cloned()
+        lock(&self.0).get(id).cloned()
     }
 
     async fn tenant(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>, StoreError> {
@@ -333,5 +322,5 @@ impl World for Simulated {
     type Randomness = Dice;
     type Replicas = Arc<Lanes<SimClock, Dial>>;
     type Idempotency = Idempotency;
-    type Tenants = Fixed;
+    type Tenants = Known;
 }

@@ -1,15 +1,15 @@
-//! Care of data: what is stored under which keys, repair, and the end of a tenant.
+//! Maintenance: listings of stored keys, repair, and the end of a tenant.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::{Code, Status};
-use witan_kernel::name::{Invalid, NodeId, StoreId, TenantId};
+use witan_kernel::name::{Invalid, NodeId, TenantId};
+use witan_kernel::port::StoreError;
 use witan_kernel::scan::{from_cursor, to_cursor};
 use witan_wire::v1;
 use witan_wire::v1::CoordinatorServiceRepairResponse as Progress;
@@ -21,16 +21,14 @@ use super::page_token;
 use super::status::{invalid, refused, report};
 use super::tenants::{page_size, seconds, status};
 use crate::access::caller::Caller;
-use witan_control::{Catalog, Refused};
+use witan_control::Refused;
 use witan_coordinate::{KeysRequest, Resume, World};
-use witan_upkeep::{Stopped, Sweep, Swept, Upkeep};
+use witan_upkeep::{NotBegun, Repair, Repaired, Stopped, Sweep, Swept};
 
 /// Records a repair looks at in a second when nobody says otherwise: a small part of what nodes can serve.
 const RECORDS_PER_SECOND: u32 = 20_000;
 /// How long the removal of a tenant's records may take when the call has no deadline of its own.
 const REMOVAL: Duration = Duration::from_secs(60);
-/// Repairs that a coordinator carries out at a time.
-pub(super) const REPAIRS: usize = 2;
 /// Reports of progress that may wait for a slow client. Then the repair waits, too.
 const REPORTS: usize = 4;
 
@@ -67,21 +65,14 @@ impl<W: World> CoordinatorApi<W> {
         let until = Instant::now() + timeout.unwrap_or(REMOVAL);
         let (id, version) = deletion(&request).map_err(|error| invalid(&error))?;
         caller.may(&id).map_err(|refused| denied(&caller, &refused))?;
-        let (catalog, upkeep, now_ms) = (Arc::clone(&self.catalog), Arc::clone(&self.upkeep), self.now_ms());
-        // In a task of its own: a client that goes away leaves nothing half done that could be done.
-        let work = tokio::spawn(async move {
-            let deleted = catalog.delete_tenant(&id, version, now_ms).await?;
-            tracing::info!(tenant = %id, "a tenant is deleted: its records are being removed");
-            Ok::<_, Refused>((deleted, upkeep.remove_records(&id, until).await))
-        });
-        let ended = work.await.map_err(|error| Status::internal(error.to_string()))?;
-        let (deleted, removed) = ended.map_err(|error| status(&error))?;
+        let now_ms = self.now_ms();
+        let ended = self.catalog.end_tenant(&id, version, now_ms, until).await.map_err(|error| status(&error))?;
         Ok(v1::DeleteTenantResponse {
             success: true,
-            tenant_id: deleted.id.to_string(),
-            deleted_at: seconds(deleted.deleted_at_ms.unwrap_or(now_ms)),
-            records_removed: i64::try_from(removed.records).unwrap_or(i64::MAX),
-            incomplete_nodes: problems(removed.left),
+            tenant_id: ended.tenant.id.to_string(),
+            deleted_at: seconds(ended.tenant.deleted_at_ms.unwrap_or(now_ms)),
+            records_removed: i64::try_from(ended.removed.records).unwrap_or(i64::MAX),
+            incomplete_nodes: problems(ended.removed.incomplete),
         })
     }
 
@@ -90,91 +81,54 @@ impl<W: World> CoordinatorApi<W> {
         caller: Caller,
         request: v1::CoordinatorServiceRepairRequest,
     ) -> Result<Reports, Status> {
-        let mut sweep = sweep(request).map_err(|error| invalid(&error))?;
+        let sweep = sweep(request).map_err(|error| invalid(&error))?;
         let allowed = sweep.tenant.as_ref().map_or_else(|| caller.may_all(), |tenant| caller.may(tenant));
         allowed.map_err(|refused| denied(&caller, &refused))?;
-        let catalog = &self.catalog;
-        sweep.factors = catalog.replication_factors(sweep.tenant.as_ref()).await.map_err(|error| status(&error))?;
-        let stores = catalog.stores().await.map_err(|error| status(&error))?;
-        let turn = Arc::clone(&self.repairs).try_acquire_owned().map_err(|_| {
-            let why = "as many repairs as may are running; wait for one of them to end, or cancel it";
-            refused(Code::ResourceExhausted, "OVERLOADED", why)
-        })?;
-        let (tell, told) = mpsc::channel(REPORTS);
-        let repair = Repair { upkeep: Arc::clone(&self.upkeep), catalog: Arc::clone(catalog), stores };
-        tokio::spawn(async move {
-            repair.run(sweep, tell).await;
-            drop(turn);
-        });
-        // Cut off, it stops like one whose client has gone.
-        Ok(while_good(caller, tokio_stream::wrappers::ReceiverStream::new(told)))
+        let repair = self.upkeep.begin_repair(sweep).await.map_err(not_begun)?;
+        let (reports, reported) = mpsc::channel(REPORTS);
+        tokio::spawn(report_on(repair, reports));
+        // A repair whose caller loses the right to it stops like one whose client has gone away.
+        Ok(while_good(caller, tokio_stream::wrappers::ReceiverStream::new(reported)))
     }
 }
 
-/// A repair under way.
-struct Repair<W: World> {
-    upkeep: Arc<Upkeep<W>>,
-    catalog: Arc<Catalog>,
-    /// Stores on record when it began.
-    stores: HashMap<NodeId, StoreId>,
+fn not_begun(error: NotBegun) -> Status {
+    match error {
+        NotBegun::Busy => refused(Code::ResourceExhausted, "OVERLOADED", error.to_string()),
+        NotBegun::TenantNotFound(id) => status(&Refused::Store(StoreError::Missing(format!("tenant {id}")))),
+        NotBegun::Store(error) => status(&Refused::Store(error)),
+    }
 }
 
-impl<W: World> Repair<W> {
-    async fn run(self, sweep: Sweep, tell: mpsc::Sender<Result<Progress, Status>>) {
-        let (tell_swept, mut swept_by) = mpsc::channel(1);
-        let factors = sweep.factors.clone();
-        let upkeep = Arc::clone(&self.upkeep);
-        let sweeping = upkeep.sweep(sweep, tell_swept);
-        tokio::pin!(sweeping);
-        let ended = loop {
-            tokio::select! {
-                // The sweep notices that nobody listens any more, and stops after what is under way.
-                () = tell.closed(), if !swept_by.is_closed() => swept_by.close(),
-                ended = &mut sweeping => break ended,
-                Some(swept) = swept_by.recv() => {
-                    let phase = if swept.waiting { "waiting" } else { "scanning" };
-                    if tell.send(Ok(progress(swept, phase))).await.is_err() {
-                        swept_by.close();
-                    }
+/// Runs a repair, and sends its reports for as long as somebody takes them.
+async fn report_on<W: World>(repair: Repair<W>, reports: mpsc::Sender<Result<Progress, Status>>) {
+    let (progressed, mut progresses) = mpsc::channel(1);
+    let repairing = repair.run(progressed);
+    tokio::pin!(repairing);
+    let ended = loop {
+        tokio::select! {
+            // The repair notices that nobody takes reports any more, and stops after the work under way.
+            () = reports.closed(), if !progresses.is_closed() => progresses.close(),
+            ended = &mut repairing => break ended,
+            Some(swept) = progresses.recv() => {
+                let phase = if swept.waiting { "waiting" } else { "scanning" };
+                if reports.send(Ok(progress(swept, phase))).await.is_err() {
+                    progresses.close();
                 }
             }
-        };
-        let last = match ended {
-            Ok(swept) => Ok(self.conclude(&factors, swept).await),
-            Err(Stopped::Failed(failure)) => Err(report(failure.of_read()).status()),
-            Err(Stopped::Abandoned) => return tracing::info!("a repair was cancelled"),
-        };
-        // Whoever has gone hears nothing; what was done is done.
-        let _ = tell.send(last).await;
-    }
-
-    /// Puts on record which new stores are whole.
-    async fn conclude(&self, factors: &[u8], mut swept: Swept) -> Progress {
-        let mut restored = Vec::new();
-        for (node, store) in std::mem::take(&mut swept.filled) {
-            match self.believe(factors, &node, store).await {
-                Ok(()) => {
-                    tracing::info!(%node, %store, "the node's new store holds all that it has to: it is asked again");
-                    restored.push(node.to_string());
-                }
-                Err(why) => drop(swept.unfilled.insert(node, why)),
-            }
         }
-        let complete = swept.is_complete();
-        Progress { restored_nodes: restored, complete, ..progress(swept, "done") }
-    }
-
-    /// Puts one new store on record.
-    async fn believe(&self, factors: &[u8], node: &NodeId, store: StoreId) -> Result<(), String> {
-        let from = self.stores.get(node).ok_or("no store of its was on record")?;
-        // Which replicas were compared where depends on them.
-        let now = self.catalog.replication_factors(None).await.map_err(|error| error.to_string())?;
-        if now.iter().any(|factor| !factors.contains(factor)) {
-            return Err("a tenant with another replication factor was created meanwhile; repeat the repair".to_owned());
-        }
-        let replaced = self.catalog.replace_store(node, *from, store).await;
-        replaced.map_err(|error| format!("it could not be put on record: {error}"))
-    }
+    };
+    let last = match ended {
+        Ok(Repaired { swept, restored }) => Ok(Progress {
+            restored_nodes: restored.iter().map(ToString::to_string).collect(),
+            complete: swept.is_complete(),
+            ..progress(swept, "done")
+        }),
+        Err(Stopped::Failed(failure)) => Err(report(failure.of_read()).status()),
+        Err(Stopped::Abandoned) => return tracing::info!("a repair was cancelled"),
+    };
+    // A client that has gone away gets no last report; what was repaired stays repaired.
+    let _ = reports.send(last).await;
 }
 
 fn progress(swept: Swept, phase: &str) -> Progress {
@@ -249,7 +203,7 @@ fn sweep(request: v1::CoordinatorServiceRepairRequest) -> Result<Sweep, Invalid>
     };
     let records_per_second =
         if request.records_per_second == 0 { RECORDS_PER_SECOND } else { request.records_per_second };
-    let sweep = Sweep { tenant, from, to, after, records_per_second, ..Sweep::everything(Vec::new()) };
+    let sweep = Sweep { tenant, from, to, after, records_per_second, ..Sweep::everything() };
     if request.accept_loss && !sweep.is_everything() {
         let problem = "is set for a repair of a part";
         return Err(Invalid::new("accept_loss", problem, "leave out tenant_id, tokens and cursor, or accept_loss"));

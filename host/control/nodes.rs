@@ -1,0 +1,115 @@
+//! Changes to the storage nodes.
+
+use std::sync::Arc;
+
+use witan_kernel::hook::ReplicaState;
+use witan_kernel::name::NodeId;
+use witan_kernel::port::StorageNode;
+use witan_kernel::ring::Ring;
+use witan_kernel::scan::Fullness;
+use witan_store::metadata::{Metadata, Placement};
+
+use super::{Catalog, Refused, to_its_end};
+
+/// Registers the nodes that a coordinator's configuration names. On a first start they form the cluster. Later nodes join by
+/// [`Catalog::add_node`]; here one that has moved gets its new address, for its data moves with it. The number of its virtual nodes
+/// stays as it was when it joined: another number would move keys without their data.
+///
+/// # Errors
+/// [`Refused::UnknownNode`] for a node that is not part of a cluster that has nodes, or what the store failed with.
+pub async fn register(metadata: &dyn Metadata, configured: &[StorageNode], now_ms: u64) -> Result<(), Refused> {
+    metadata.found_nodes(configured.to_vec(), now_ms).await?;
+    let on_record = metadata.nodes().await?;
+    for node in configured {
+        let known = on_record.iter().map(|on_record| &on_record.node).find(|known| known.id == node.id);
+        let known = known.ok_or_else(|| Refused::UnknownNode(node.id.clone()))?;
+        if known.virtual_nodes != node.virtual_nodes {
+            tracing::warn!(
+                node = %node.id,
+                on_record = known.virtual_nodes,
+                configured = node.virtual_nodes,
+                "the number of a node's virtual nodes is fixed when it joins; what is configured has no effect"
+            );
+        }
+        if (&known.host, known.port) != (&node.host, node.port) {
+            let moved = StorageNode { host: node.host.clone(), port: node.port, ..known.clone() };
+            metadata.put_node(moved, now_ms).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The ring of a placement: its nodes, and its epoch.
+pub fn ring(nodes: &[StorageNode], epoch: u64) -> Ring {
+    let points: Vec<(NodeId, u32)> = nodes.iter().map(|node| (node.id.clone(), node.virtual_nodes)).collect();
+    Ring::new(&points, epoch)
+}
+
+impl Catalog {
+    /// The storage nodes on record.
+    pub async fn nodes(&self) -> Result<Vec<StorageNode>, Refused> {
+        Ok(self.metadata.nodes().await?.into_iter().map(|on_record| on_record.node).collect())
+    }
+
+    /// Adds a node, where no data would have to move. Runs to its end whatever becomes of whoever waits for it.
+    ///
+    /// # Errors
+    /// The rule that refuses it, or what the store failed with.
+    pub async fn add_node(self: &Arc<Self>, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
+        let catalog = Arc::clone(self);
+        to_its_end(async move { catalog.add(node, now_ms).await }).await
+    }
+
+    async fn add(&self, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
+        let _placing = self.placing.lock().await;
+        let _held = self.held_while_empty("a node that joins").await?;
+        self.metadata.add_node(node, now_ms).await?;
+        self.publish_nodes().await
+    }
+
+    /// Removes a node, where no data would have to move. Runs to its end whatever becomes of whoever waits for it.
+    ///
+    /// # Errors
+    /// The rule that refuses it, or what the store failed with.
+    pub async fn remove_node(self: &Arc<Self>, id: &NodeId) -> Result<(), Refused> {
+        let (catalog, id) = (Arc::clone(self), id.clone());
+        to_its_end(async move { catalog.remove(&id).await }).await
+    }
+
+    async fn remove(&self, id: &NodeId) -> Result<(), Refused> {
+        let _placing = self.placing.lock().await;
+        let left = self.nodes().await?.iter().filter(|node| node.id != *id).count();
+        if let Some(needs) = self.tenant_that_needs_more_than(left).await? {
+            let why = format!(
+                "tenant {} wants {} replicas and {left} nodes would be left; lower its replication factor first",
+                needs.id, needs.replication_factor
+            );
+            return Err(Refused::NodeInUse(why));
+        }
+        let _held = self.held_while_empty("a node that leaves").await?;
+        self.metadata.remove_node(id).await?;
+        self.publish_nodes().await
+    }
+
+    /// What is known of a node here.
+    pub fn state(&self, node: &NodeId) -> ReplicaState {
+        self.cluster.state(node)
+    }
+
+    /// True for a node whose new store is written to and not read until a repair has filled it.
+    pub fn is_write_only(&self, node: &NodeId) -> bool {
+        self.cluster.is_write_only(node)
+    }
+
+    /// How full a node is; `None` when it does not answer.
+    pub async fn fullness(&self, node: &StorageNode) -> Option<Fullness> {
+        self.cluster.fullness(&node.id).await
+    }
+
+    async fn publish_nodes(&self) -> Result<(), Refused> {
+        let Placement { epoch, nodes } = self.metadata.placement().await?;
+        let nodes: Vec<StorageNode> = nodes.into_iter().map(|on_record| on_record.node).collect();
+        self.cluster.placement_changed(epoch, &nodes);
+        Ok(())
+    }
+}
