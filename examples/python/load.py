@@ -1,13 +1,13 @@
-"""Clients that work without a pause while a cluster is changed, and give account of it by phase.
+"""Clients that send requests continuously while a cluster is changed, and report the results by phase.
 
     python load.py --address HOST:PORT [--address HOST:PORT]... --ca-file FILE --token-file FILE --tenant TENANT
 
-Each client writes keys of its own and reads them back. `--phase-file` names a file whose content says under which heading
-requests are counted; it is replaced, not changed. SIGTERM ends them: every key is read once more, through each
-coordinator, and the account is printed. The exit status is 0 when no request failed and no value was lost.
+Each client writes its own keys and reads them back. `--phase-file` names a file that contains the heading under which
+requests are counted; the file is replaced, not modified. On SIGTERM the clients stop: every key is read once more, through
+each coordinator, and the results are printed. The exit status is 0 if no request failed and no value was lost.
 
-They do what docs/clients.md asks of a client: a deadline for each call, an idempotency key for each write, and what may
-be sent again is sent again.
+The clients do what docs/clients.md asks of a client: a deadline for each call, an idempotency key for each write, and
+retries of whatever may be retried.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from reflected import OPTIONS, Refused, Server
 COORDINATOR = "witan.v1.CoordinatorService"
 CLIENTS = 6
 KEYS = 20
-# A write whose coordinator died keeps its idempotency key for so long, and half a second more.
+# Seconds. A write whose coordinator died holds its idempotency key for this long plus half a second.
 DEADLINE = 2.0
-# How often an intention is sent by the program itself, at most, and with what it may be.
+# How often the program itself sends a request at most, and the status codes after which it retries.
 SENDS = 5
 AGAIN = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"}
-# Problems that are told in words; the others are counted.
+# Number of problems that are printed; the rest are only counted.
 SHOWN = 10
-# Between two rounds of a client: this is about going on, not about speed.
+# Seconds between two rounds of a client: this measures continuity, not throughput.
 PAUSE = 0.01
 
-# What every gRPC client can be told, in whatever language: calls go to all coordinators in turn, and what one of them did
-# not answer is sent to the next. Writes may be sent again because they carry an idempotency key.
+# Supported by gRPC clients in every language: calls go to all coordinators in turn, and a call that one of them did not
+# answer is sent to the next. Writes may be sent again because they carry an idempotency key.
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
@@ -61,7 +61,7 @@ SERVICE_CONFIG = {
 
 
 class Attempts(grpc.AuthMetadataPlugin):
-    """Counts how often gRPC sends a call: it asks for credentials each time. It adds none."""
+    """Counts how often gRPC sends a call, since it asks for credentials each time. Adds no credentials."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -73,7 +73,7 @@ class Attempts(grpc.AuthMetadataPlugin):
 
 @dataclasses.dataclass
 class Phase:
-    """What happened under one heading."""
+    """Results under one heading."""
 
     seconds: list[float] = dataclasses.field(default_factory=list)
     sent_again_by_grpc: int = 0
@@ -82,7 +82,7 @@ class Phase:
 
 
 class Account:
-    """What happened, by phase."""
+    """Results by phase."""
 
     def __init__(self, file: pathlib.Path | None):
         self._file = file
@@ -97,7 +97,7 @@ class Account:
         return self._file.read_text().strip() if self._file else ""
 
     def look(self) -> None:
-        """Sees whether another phase has begun."""
+        """Checks whether another phase has started."""
         self.now = self._read()
 
     def count(self, phase: str, seconds: float, attempts: int, sends: int, failed: bool) -> None:
@@ -114,8 +114,8 @@ class Account:
             self.lost += lost
 
     def show(self) -> bool:
-        """Prints it, and answers whether all is well."""
-        print(f"{'':24}{'requests':>9}{'sent again':>22}{'failed':>8}{'median':>10}{'slowest':>10}")
+        """Prints the results. True if there were requests and no problems."""
+        print(f"{'':24}{'requests':>9}{'retries':>22}{'failed':>8}{'median':>10}{'slowest':>10}")
         print(f"{'':24}{'':9}{'by gRPC':>11}{'by program':>11}")
         for name, phase in self.phases.items():
             seconds = sorted(phase.seconds)
@@ -130,7 +130,7 @@ class Account:
         again = sum(phase.sent_again_by_grpc + phase.sent_again_by_program for phase in phases)
         slowest = max((max(phase.seconds) for phase in phases), default=0.0)
         print(
-            f"{requests} requests: {again} times one was sent again, {failed} failed; the slowest took {shown(slowest)}.\n"
+            f"{requests} requests: {again} retries, {failed} failed; the slowest took {shown(slowest)}.\n"
             f"{self.keys} keys read once more through each coordinator: {self.lost} values lost."
         )
         return requests > 0 and not self.problems
@@ -141,7 +141,7 @@ def shown(seconds: float) -> str:
 
 
 class Cluster:
-    """How coordinators are reached: over TLS, with a token."""
+    """How to connect to coordinators: over TLS, with a token."""
 
     def __init__(self, addresses: list[str], authority: bytes, token: str, server_name: str):
         self.addresses = addresses
@@ -150,20 +150,20 @@ class Cluster:
         self._server_name = server_name
 
     def channel(self, addresses: list[str]) -> grpc.Channel:
-        """To these coordinators, over connections that no other channel shares."""
+        """A channel to these coordinators, whose connections are not shared with other channels."""
         options = OPTIONS + [
             ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
-            # Several addresses have one name here; behind a name with several addresses it would be that.
+            # All these addresses use one server name. With a DNS name that has several addresses, it would be that name.
             ("grpc.default_authority", self._server_name),
             ("grpc.use_local_subchannel_pool", 1),
-            # Whoever has come back is found soon, not after minutes.
+            # Reconnect to a restarted coordinator soon, not after minutes.
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
         return grpc.secure_channel(f"ipv4:{','.join(addresses)}", self._credentials, options)
 
 
 class Client:
-    """Writes and reads keys of its own, each as often as it has to be sent, and counts."""
+    """Writes and reads its own keys, retries as needed, and counts."""
 
     def __init__(self, name: str, tenant: str, cluster: Cluster, account: Account, keeps: bool):
         self.name = name
@@ -175,15 +175,15 @@ class Client:
         self._counting = grpc.metadata_call_credentials(self._attempts)
         self._server = Server(",".join(cluster.addresses), cluster.channel(cluster.addresses))
         self._kv = self._server.service(COORDINATOR)
-        # What each key may hold: the value that was acknowledged, or, after a write that failed, either.
+        # The values that each key may have: the acknowledged one, or, after a failed write, either.
         self.written: dict[str, set[bytes]] = {}
 
     def work(self, stopped: threading.Event) -> None:
-        """Goes on until it is stopped."""
+        """Works until it is stopped."""
         try:
             self._work(stopped)
         except Exception as error:
-            self._account.problem(f"{self.name} has ended: {error!r}")
+            self._account.problem(f"{self.name} stopped: {error!r}")
 
     def _work(self, stopped: threading.Event) -> None:
         number = 0
@@ -195,7 +195,7 @@ class Client:
             else:
                 self.written.setdefault(key, set()).add(value)
             self._check(key)
-            # And an older one: three requests a round, so that each kind of them meets each of two coordinators in turn.
+            # And an older key: three requests per round, so that with two coordinators each kind of request reaches both in turn.
             self._check(random.choice(list(self.written)))
             if not self._keeps:
                 self.connect(self._cluster.addresses)
@@ -207,7 +207,7 @@ class Client:
             self._check(key)
 
     def connect(self, addresses: list[str]) -> None:
-        """Goes on over new connections. What can be called is known from the first one."""
+        """Switches to new connections. The services are already known from the first one."""
         self._server.close()
         self._server.channel = self._cluster.channel(addresses)
 
@@ -215,13 +215,13 @@ class Client:
         self._server.close()
 
     def _write(self, key: str, value: bytes) -> bool:
-        # One for the intention, however often it is sent.
-        intention = str(uuid.uuid4())
+        # One key per write, however often it is sent.
+        idempotency_key = str(uuid.uuid4())
         send = lambda: self._kv.WriteKeyValue(
             tenant_id=self._tenant,
             key=key,
             value=value,
-            idempotency_key=intention,
+            idempotency_key=idempotency_key,
             timeout=DEADLINE,
             credentials=self._counting,
         )
@@ -233,10 +233,10 @@ class Client:
         )
         read = self._carry_out(f"read {key}", send)
         if read is not None and read.value not in self.written[key]:
-            self._account.problem(f"lost: {key} is {read.value!r}, and not one of {self.written[key]}", lost=1)
+            self._account.problem(f"lost: {key} is {read.value!r}, not one of {self.written[key]}", lost=1)
 
     def _carry_out(self, what: str, send: Callable[[], Any]) -> Any:
-        """Sends until there is an answer; `None` is a failure."""
+        """Sends until there is an answer; returns `None` on failure."""
         phase, started, before = self._account.now, time.monotonic(), self._attempts.count
         answer, sends = None, 0
         while answer is None and sends < SENDS:
@@ -255,12 +255,12 @@ class Client:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--address", action="append", required=True, help="a coordinator's, with an IP; repeat it for each")
-    parser.add_argument("--ca-file", type=pathlib.Path, required=True, help="who vouches for coordinators")
+    parser.add_argument("--address", action="append", required=True, help="address of a coordinator, with an IP; repeat it for each")
+    parser.add_argument("--ca-file", type=pathlib.Path, required=True, help="authority of the coordinators' certificates")
     parser.add_argument("--server-name", default="localhost", help="the name in their certificates [localhost]")
-    parser.add_argument("--token-file", type=pathlib.Path, required=True, help="a token that reads and writes the tenant")
-    parser.add_argument("--tenant", required=True, help="where keys are written")
-    parser.add_argument("--phase-file", type=pathlib.Path, help="says under which heading to count")
+    parser.add_argument("--token-file", type=pathlib.Path, required=True, help="file with a token that may read and write the tenant")
+    parser.add_argument("--tenant", required=True, help="tenant in which keys are written")
+    parser.add_argument("--phase-file", type=pathlib.Path, help="file with the heading under which to count")
     arguments = parser.parse_args()
 
     stopped = threading.Event()
@@ -269,7 +269,7 @@ def main() -> int:
     token = arguments.token_file.read_text().strip()
     cluster = Cluster(arguments.address, arguments.ca_file.read_bytes(), token, arguments.server_name)
     account = Account(arguments.phase_file)
-    # The last one makes new connections for every write, so that whatever is wrong with them is seen.
+    # The last client opens new connections for every write, so that problems with new connections show up.
     clients = [
         Client(f"load-{number}", arguments.tenant, cluster, account, keeps=number < CLIENTS) for number in range(1, CLIENTS + 1)
     ]

@@ -1,6 +1,6 @@
-"""A client of any gRPC server that serves reflection: no generated stubs, no .proto files.
+"""A client for any gRPC server with reflection: no generated stubs, no .proto files.
 
-The server describes its services and messages; the classes are made from that at run time. Errors are decoded with
+The server describes its services and messages; the classes are created from that at run time. Errors are decoded with
 their google.rpc details.
 """
 
@@ -15,12 +15,12 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-# The largest messages that a coordinator sends and takes.
+# The largest messages that a coordinator sends and accepts.
 OPTIONS = [("grpc.max_receive_message_length", 40 << 20), ("grpc.max_send_message_length", 40 << 20)]
 
 
 class Refused(Exception):
-    """A failed call: its status, and what its details say."""
+    """A failed call: its status and its decoded details."""
 
     def __init__(self, code: str, status: status_pb2.Status, server: "Server"):
         self.code = code
@@ -55,10 +55,10 @@ class Refused(Exception):
 
 
 class Server:
-    """One address, and what it says it can do."""
+    """A server at one address, with the services that it describes."""
 
     def __init__(self, address: str, channel: grpc.Channel | None = None):
-        """`channel`: how it is reached; without one, as it is on loopback, without TLS and credentials."""
+        """`channel`: the channel to use; defaults to one without TLS and credentials, for loopback."""
         self.address = address
         self.channel = channel or grpc.insecure_channel(address, OPTIONS)
         self.database = ProtoReflectionDescriptorDatabase(self.channel)
@@ -82,15 +82,15 @@ class Server:
         return Service(self, name)
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the channel."""
         self.channel.close()
 
 
 class Service:
     """Every method of a service as an attribute: `service.GetTenant(tenant_id="x")`.
 
-    A method that takes a stream takes an iterable of request messages (`service.request("Session", ...)` makes one);
-    a method that answers with a stream answers with an iterator that has `cancel()`.
+    A method with streaming requests takes an iterable of request messages (`service.request("Session", ...)` creates one);
+    a method with streaming responses returns an iterator that has `cancel()`.
     """
 
     def __init__(self, server: Server, name: str):
@@ -132,7 +132,7 @@ class Service:
 
 
 class Answers(Iterator[Message]):
-    """A stream of answers whose end, when it is an error, is a `Refused`."""
+    """A stream of answers. If it ends with an error, that error is raised as a `Refused`."""
 
     def __init__(self, call: Any, server: Server):
         self._call = call
@@ -145,7 +145,7 @@ class Answers(Iterator[Message]):
             raise refused(error, self._server) from None
 
     def cancel(self) -> None:
-        """Ends the call."""
+        """Cancels the call."""
         self._call.cancel()
 
 

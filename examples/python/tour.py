@@ -1,9 +1,9 @@
-"""Every RPC of Witan, from a client that knows nothing but an address.
+"""Calls every RPC of Witan, from a client that knows only an address.
 
     python tour.py [HOST:PORT] [--plugins FOLDER]
 
-Each step says what it did and checks what came back; the exit status is 0 when everything was as documented. It can be
-run again and again against the same cluster, also against one that is in use: it works in tenants of its own.
+Each step prints what it did and checks the responses; the exit status is 0 if everything was as documented. It can be
+run repeatedly against the same cluster, even one that is in use, because it creates new tenants for itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def say(text: str) -> None:
 
 
 def refusal(call: Callable[[], Any], code: str, reason: str = "INVALID_REQUEST") -> Refused:
-    """Makes a call that must fail in one way, and answers with the failure."""
+    """Makes a call that must fail with this code and reason, and returns the failure."""
     try:
         answer = call()
     except Refused as refused:
@@ -51,7 +51,7 @@ class Tour:
         self.nodes: list[Server] = []
 
     def tenant(self, name: str, **choices: Any) -> str:
-        """Creates a tenant that nobody else has."""
+        """Creates a tenant for this run only."""
         tenant_id = f"tour-{name}-{self.stamp}"
         created = self.kv.CreateTenant(tenant_id=tenant_id, **choices)
         assert created.success and created.tenant_id == tenant_id and created.created_at > 0, created
@@ -80,7 +80,7 @@ class Tour:
         large = bytes(range(256)) * 16384
         self.kv.WriteKeyValue(tenant_id=tenant, key="large", value=large)
         assert self.kv.ReadKeyValue(tenant_id=tenant, key="large").value == large
-        say(f"an empty value and one of {len(large) >> 20} MiB come back as they went")
+        say(f"an empty value and one of {len(large) >> 20} MiB are read back unchanged")
 
         deleted = self.kv.DeleteKeyValue(tenant_id=tenant, key="k")
         assert deleted.success and deleted.context, deleted
@@ -88,7 +88,7 @@ class Tour:
         context = gone.own["witan.v1.KeyNotFoundDetail"].context
         self.kv.WriteKeyValue(tenant_id=tenant, key="k", value=b"again", context=context)
         assert self.kv.ReadKeyValue(tenant_id=tenant, key="k").value == b"again"
-        say("deleted, gone, and written again with the deletion's context")
+        say("deleted, not found, and written again with the deletion's context")
 
     def siblings(self) -> None:
         """A tenant of siblings: no concurrent write is dropped."""
@@ -134,10 +134,10 @@ class Tour:
         say("eight at once are one write and seven duplicates; another value under the same key is refused")
         deleted = lambda: self.kv.DeleteKeyValue(tenant_id=tenant, key="k", idempotency_key="order-17-cancelled")
         assert not deleted().is_duplicate and deleted().is_duplicate
-        say("deletes likewise")
+        say("the same holds for deletes")
 
     def session(self) -> None:
-        """Many operations over one stream; those of one key in its order."""
+        """Many operations on one stream; those of one key in the order of the stream."""
         tenant = self.tenant("session")
         outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         answers = self.kv.Session(iter(outgoing.get, None))
@@ -185,7 +185,7 @@ class Tour:
     # ------------------------------------------------------------------ errors
 
     def errors(self) -> None:
-        """Errors say what is wrong, where, and whether anything happened."""
+        """Errors say what is wrong, in which field, and whether anything happened."""
         tenant = self.tenant("errors")
         nobody = lambda: self.kv.WriteKeyValue(tenant_id="nobody-" + self.stamp, key="k", value=b"v")
         unknown = refusal(nobody, "NOT_FOUND", "TENANT_NOT_FOUND")
@@ -208,7 +208,7 @@ class Tour:
     # ------------------------------------------------------------------ tenants and nodes
 
     def tenants(self) -> None:
-        """Tenants: created, read, listed, changed where that is safe."""
+        """Tenants: created, read, listed, changed where it is safe."""
         tenant = self.tenant("tenants", replication_factor=3, ordering="clock", default_level="one")
         exists = lambda: self.kv.CreateTenant(tenant_id=tenant)
         refusal(exists, "ALREADY_EXISTS", "TENANT_EXISTS")
@@ -238,9 +238,9 @@ class Tour:
             refusal(many, "FAILED_PRECONDITION", "INVALID_REPLICATION_FACTOR")
             say("five replicas on fewer nodes are refused")
 
-    def care(self) -> None:
+    def maintenance(self) -> None:
         """Data is listed, compared on all of its replicas, and removed with its tenant."""
-        tenant = self.tenant("care", conflict_mode="siblings")
+        tenant = self.tenant("maintenance", conflict_mode="siblings")
         for n in range(25):
             self.kv.WriteKeyValue(tenant_id=tenant, key=f"user:{n}", value=b"v", consistency="all")
         self.kv.WriteKeyValue(tenant_id=tenant, key="user:7", value=b"w", consistency="all")
@@ -255,7 +255,7 @@ class Tour:
         assert [key for key, siblings in listed.items() if siblings] == ["user:7"], listed
         foreign = lambda: self.kv.ListKeys(tenant_id=tenant, page_token="made up")
         assert "page_token" in refusal(foreign, "INVALID_ARGUMENT").fields
-        say(f"{len(listed)} keys on {pages} pages; what is deleted is not among them")
+        say(f"{len(listed)} keys on {pages} pages; deleted keys are not listed")
 
         *_, last = self.kv.Repair(tenant_id=tenant, timeout=300)
         assert last.phase == "done" and last.complete and last.scanned == 26 and not last.failed, last
@@ -269,14 +269,14 @@ class Tour:
         refusal(lambda: self.kv.CreateTenant(tenant_id=tenant), "ALREADY_EXISTS", "TENANT_EXISTS")
         again = self.kv.DeleteTenant(tenant_id=tenant, confirm=tenant)
         assert again.deleted_at == deleted.deleted_at and again.records_removed == 0, again
-        say(f"deleted with its {deleted.records_removed} records; its id is never given to another")
+        say(f"deleted with its {deleted.records_removed} records; its id is never given to another tenant")
         for info in self.reachable_nodes():
             node = Server(f"{info.host}:{info.port}").service(NODE)
             scanned = self.all_pages(node.ScanRange, tenant_id=tenant)
             assert not any(page.records for page in scanned), "nothing is left on any node"
 
     def placement(self) -> None:
-        """What would move data is refused where there is data, with the reason."""
+        """Changes that would move data are refused if there are data, with the reason."""
         before = self.kv.ListStorageNodes().nodes
         spare = f"spare-{self.stamp}"
         steps: list[tuple[str, Callable[[], Any]]] = [
@@ -286,7 +286,7 @@ class Tour:
         for name, step in steps:
             try:
                 assert step().success
-                say(f"{name}: done, for nothing is stored yet")
+                say(f"{name}: done, because nothing is stored yet")
             except Refused as refused:
                 assert (refused.code, refused.outcome) == ("UNIMPLEMENTED", "not-applied"), refused
                 say(f"{name}: {refused.code}: {refused.message}")
@@ -295,13 +295,13 @@ class Tour:
         try:
             changed = self.kv.UpdateReplicationFactor(tenant_id=tenant, new_replication_factor=3)
             assert (changed.old_replication_factor, changed.new_replication_factor) == (1, 3), changed
-            say("UpdateReplicationFactor: done, for nothing is stored yet")
+            say("UpdateReplicationFactor: done, because nothing is stored yet")
         except Refused as refused:
             assert (refused.code, refused.outcome) == ("UNIMPLEMENTED", "not-applied"), refused
             say(f"UpdateReplicationFactor: {refused.code}: {refused.message}")
 
     def storage_nodes(self) -> None:
-        """Storage nodes: listed by the coordinator, and asked themselves."""
+        """Storage nodes: listed by the coordinator, and called directly."""
         tenant = self.tenant("nodes")
         self.kv.WriteKeyValue(tenant_id=tenant, key="k", value=b"seen from below", consistency="all")
         nodes = self.reachable_nodes()
@@ -314,7 +314,7 @@ class Tour:
             assert described.node_id == info.node_id and len(described.store_id) == 16, described
             stored = node.Read(tenant_id=tenant, key="k", render=True)
             if not stored.HasField("record"):
-                continue  # more nodes than replicas: this one is none of the key's
+                continue  # more nodes than replicas: this node is not a replica of the key
             assert "seen from below" in stored.rendering, stored
             repaired = node.Repair(tenant_id=tenant, key="k", record=stored.record)
             assert repaired.superseded is not None
@@ -328,14 +328,14 @@ class Tour:
         say(f"{len(nodes)} nodes described themselves; record, repair and a lane's answer agree on each")
 
     def all_pages(self, call: Callable[..., Any], **fields: Any) -> list[Any]:
-        """Asks a node for page after page. Each looks through a bounded number of records, whosever they are."""
+        """Requests page after page from a node. Each page examines a bounded number of records, of any tenant."""
         pages = [call(**fields)]
         while pages[-1].HasField("next"):
             pages.append(call(after=pages[-1].next, **fields))
         return pages
 
     def reachable_nodes(self) -> Any:
-        """The nodes, once all can be reached: one that owes an answer for long counts as out of reach for a moment."""
+        """The nodes, once all are reachable: a node with an overdue answer counts as unreachable for a moment."""
         until = time.monotonic() + 60
         while True:
             nodes = self.kv.ListStorageNodes().nodes
@@ -395,7 +395,7 @@ class Tour:
         for junk in (b"", b"(component)", b"\0asm\x0d\0\x01\0junk"):
             parts = [self.plugins.request("UploadPlugin", manifest={}), self.plugins.request("UploadPlugin", chunk=junk)]
             bad = refusal(lambda p=parts: self.plugins.UploadPlugin(iter(p)), *refused)
-            say(f"{junk!r} is no component: {bad.message}")
+            say(f"{junk!r} is not a component: {bad.message}")
 
         tenant = self.tenant("plugins", conflict_mode="siblings")
         hook = "conflict-resolver"
@@ -412,10 +412,10 @@ class Tour:
         say(f"bound: two siblings are read as one cart, resolved by {answer.resolved_by[:22]}...")
         swapped = self.plugins.BindPlugin(tenant_id=tenant, hook=hook, plugin=f"set-union@{union.version}")
         assert swapped.previous.name == "shopping-cart" and swapped.binding.number > bound.binding.number, swapped
-        assert len(read().siblings) == 2, "an object is no set, so set-union keeps all"
+        assert len(read().siblings) == 2, "an object is not a set, so set-union keeps all"
         back = self.plugins.RollbackBinding(tenant_id=tenant, hook=hook)
         assert back.binding.name == "shopping-cart" and not read().siblings, back
-        say("swapped for set-union, which keeps what is no set, and rolled back")
+        say("swapped for set-union, which keeps all siblings that are not sets, and rolled back")
         listed = self.plugins.ListBindings(tenant_id=tenant).bindings
         assert [(b.hook, b.name) for b in listed] == [(hook, "shopping-cart")] and listed[0].calls > 0, listed
         bad = refusal(lambda: self.plugins.RemovePlugin(plugin=cart.digest), "FAILED_PRECONDITION", "PLUGIN_IN_USE")
@@ -425,7 +425,7 @@ class Tour:
         self.watch(events, tenant)
 
     def policy(self) -> None:
-        """A policy with a configuration that is checked before it is in force."""
+        """A policy whose configuration is checked before it is put in force."""
         policy = self.upload((self.folder / "adaptive-latency.wasm").read_bytes())
         tenant = self.tenant("policy", minimum_level="quorum")
         bind = lambda text: self.plugins.BindPlugin(
@@ -442,16 +442,16 @@ class Tour:
         say(f"bound to a policy, a write at level all met {written.consistency}; unbound again")
 
     def remove(self) -> None:
-        """A plugin that nothing needs can be removed. This one is nobody's: a custom section makes it another digest."""
+        """A plugin that is not in use can be removed. A custom section gives this one a digest that nothing else uses."""
         component = (self.folder / "hash-tag.wasm").read_bytes()
         name = b"\x04tour" + self.stamp.encode()
         own = self.upload(component + b"\x00" + bytes([len(name)]) + name)
         self.plugins.RemovePlugin(plugin=own.digest)
         assert own.digest not in {p.digest for p in self.plugins.ListPlugins().plugins}
-        say(f"{own.name} was uploaded under a digest of its own and removed")
+        say(f"{own.name} was uploaded with a unique digest and removed")
 
     def watch(self, events: Any, tenant: str) -> None:
-        """The events tell all of it, in order."""
+        """The events report all of it, in order."""
         seen: list[Any] = []
         for event in events:
             if event.tenant_id == tenant:
@@ -473,7 +473,7 @@ class Tour:
             self.session,
             self.errors,
             self.tenants,
-            self.care,
+            self.maintenance,
             self.storage_nodes,
             self.plugin_life,
         ]
@@ -484,13 +484,13 @@ class Tour:
         self.complete()
 
     def complete(self) -> None:
-        """Nothing that reflection lists was left out."""
+        """No RPC that reflection lists was left out."""
         called = set().union(*(server.called for server in [self.server, *self.nodes]))
         listed = {f"{COORDINATOR}/{m}" for m in self.server.methods(COORDINATOR)}
         listed |= {f"{PLUGINS}/{m}" for m in self.server.methods(PLUGINS)}
         listed |= {f"{NODE}/{m}" for m in self.nodes[0].methods(NODE)}
         assert not listed - called, f"never called: {sorted(listed - called)}"
-        print(f"All {len(listed)} RPCs did what they should.")
+        print(f"All {len(listed)} RPCs worked as documented.")
 
 
 def main() -> int:

@@ -24,7 +24,7 @@
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
 {{- end -}}
 
-{{/* What selects pods: never changes in the life of a StatefulSet. */}}
+{{/* The selector of pods: must not change during the life of a StatefulSet. */}}
 {{- define "witan.selector" -}}
 app.kubernetes.io/name: {{ include "witan.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -44,7 +44,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and .Values.database.existingSecret .Values.redis.existingSecret -}}true{{- end -}}
 {{- end -}}
 
-{{/* The host of a node's pod. */}}
+{{/* The domain of the nodes' pods. */}}
 {{- define "witan.nodeDomain" -}}
 {{- printf "%s-node.%s.svc.%s" (include "witan.fullname" .) .Release.Namespace .Values.clusterDomain -}}
 {{- end -}}
@@ -66,7 +66,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Pods of a component on different machines, and spread over zones. Takes a list: root, component. */}}
+{{/* Spreads the pods of a component over machines and zones. Takes a list: root, component. */}}
 {{- define "witan.spread" -}}
 {{- $root := index . 0 -}}
 {{- $component := index . 1 -}}
@@ -86,7 +86,7 @@ capabilities:
       app.kubernetes.io/component: {{ $component }}
 {{- end -}}
 
-{{/* The configuration that follows from the values, as YAML; coordinator.config is merged over it. */}}
+{{/* The configuration generated from the values, as YAML; coordinator.config is merged over it. */}}
 {{- define "witan.config" -}}
 {{- $nodes := list -}}
 {{- range $i := until (int .Values.node.initial) -}}
@@ -135,7 +135,7 @@ capabilities:
 {{- toYaml (mergeOverwrite $config (deepCopy .Values.coordinator.config)) -}}
 {{- end -}}
 
-{{/* What cannot work is refused before anything is installed. */}}
+{{/* Refuses values that cannot work before anything is installed. */}}
 {{- define "witan.check" -}}
 {{- if and (gt (int .Values.coordinator.replicas) 1) (not (include "witan.shared" .)) -}}
 {{- fail "coordinator.replicas: several coordinators share PostgreSQL and Redis: set database.existingSecret and redis.existingSecret, or coordinator.replicas=1" -}}
@@ -144,23 +144,23 @@ capabilities:
 {{- fail "coordinator.autoscaling.enabled: several coordinators share PostgreSQL and Redis: set database.existingSecret and redis.existingSecret" -}}
 {{- end -}}
 {{- if lt (int .Values.node.replicas) (int .Values.node.initial) -}}
-{{- fail "node.replicas: less than node.initial: the nodes of the first start would not all be there" -}}
+{{- fail "node.replicas: less than node.initial: some nodes of the first start would be missing" -}}
 {{- end -}}
 {{- if .Values.tls.enabled -}}
 {{- range $part := list "coordinator" "peer" "node" -}}
 {{- if not (index $.Values.tls $part).secret -}}
-{{- fail (printf "tls.%s.secret: the name of a Secret with tls.crt, tls.key and ca.crt is missing; set it, or tls.enabled=false together with security.allowAnonymous=true where nobody else reaches the network" $part) -}}
+{{- fail (printf "tls.%s.secret: the name of a Secret with tls.crt, tls.key and ca.crt is missing; set it, or tls.enabled=false together with security.allowAnonymous=true if nobody else can reach the network" $part) -}}
 {{- end -}}
 {{- end -}}
 {{- else if not .Values.security.allowAnonymous -}}
-{{- fail "tls.enabled: without TLS tokens and secrets can be read by others on the network, and nodes serve nobody but their own pod: set tls.enabled=true, or security.allowAnonymous=true where nobody else reaches the network" -}}
+{{- fail "tls.enabled: without TLS, others on the network can read tokens and secrets, and nodes serve only their own pod: set tls.enabled=true, or security.allowAnonymous=true if nobody else can reach the network" -}}
 {{- end -}}
 {{- if and (not .Values.security.tokens) (not .Values.security.jwt) (not .Values.tls.coordinator.clientAuth) (not .Values.security.allowAnonymous) -}}
-{{- fail "security: nothing tells clients apart: set security.tokens=true, security.jwt or tls.coordinator.clientAuth=true, or security.allowAnonymous=true" -}}
+{{- fail "security: clients are not authenticated: set security.tokens=true, security.jwt or tls.coordinator.clientAuth=true, or security.allowAnonymous=true" -}}
 {{- end -}}
 {{- end -}}
 
-{{/* How a pod asks a coordinator for its health over gRPC: takes a list: root, host. */}}
+{{/* The command with which a pod checks the health of a coordinator over gRPC. Takes a list: root, host. */}}
 {{- define "witan.askCoordinator" -}}
 {{- $root := index . 0 -}}
 {{- $host := index . 1 -}}
