@@ -1,0 +1,105 @@
+//! Deliberate faults: rules that are broken on purpose, to show that the simulation would notice.
+//!
+//! A search plays seed after seed until a fault is found, which takes minutes. So the seeds at which faults were found are recorded, and
+//! every test run replays those. `cargo xtask sim --faults` searches anew and prints the table, for when a change of timing has made a
+//! recorded seed go another way.
+
+use std::sync::Mutex;
+
+use witan_kernel::fault::Fault;
+
+use crate::scenario::SHAPES;
+use crate::world::lock;
+use crate::{chosen_fault, judge, on_all_cores};
+
+/// Seeds within which a search must find a fault.
+const FOUND_WITHIN: u64 = 500;
+
+/// A seed at which the fault was found.
+fn recorded(fault: Fault) -> u64 {
+    match fault {
+        Fault::DotsMintedByCoordinator => 0,
+        Fault::OverwriteInsteadOfMerge => 0,
+        Fault::AcknowledgeBeforeSync => 0,
+        Fault::WriteIdForgotten => 0,
+        Fault::StampRoundSkipped => 0,
+        Fault::VerdictWrittenBack => 0,
+        Fault::QuorumOffByOne => 0,
+        Fault::ActorReusedAfterWipe => 0,
+        Fault::ContextIgnoredOnDelete => 0,
+        Fault::NotFoundNotCounted => 0,
+        Fault::BlockingRepairSkipped => 0,
+        Fault::StoredStampIgnored => 0,
+        Fault::AcknowledgedUnrecorded => 0,
+        Fault::RetryMintsAgain => 0,
+        Fault::NewStoreBelieved => 0,
+        Fault::NewStoreRecorded => 0,
+        Fault::FactorsUnchecked => 0,
+    }
+}
+
+/// The scenario, by its place in [`SHAPES`], in which a broken rule shows most.
+fn telling_scenario(fault: Fault) -> u64 {
+    match fault {
+        Fault::WriteIdForgotten => 3,
+        Fault::StoredStampIgnored | Fault::RetryMintsAgain | Fault::AcknowledgedUnrecorded => 4,
+        Fault::ActorReusedAfterWipe => 5,
+        Fault::BlockingRepairSkipped => 9,
+        Fault::NewStoreBelieved | Fault::NewStoreRecorded | Fault::VerdictWrittenBack => 10,
+        Fault::FactorsUnchecked => 11,
+        _ => 0,
+    }
+}
+
+/// The first violation at a seed, shortened.
+fn found_at(fault: Fault, seed: u64) -> Option<String> {
+    let verdict = judge(seed, Some(fault), false);
+    let violation = verdict.violations.first()?;
+    Some(format!("{} ({}): {}", seed, verdict.scenario, violation.chars().take(160).collect::<String>()))
+}
+
+fn chosen() -> Vec<Fault> {
+    chosen_fault().map_or(Fault::ALL.to_vec(), |fault| vec![fault])
+}
+
+#[test]
+fn every_deliberate_fault_is_found() {
+    let (missed, faults): (Mutex<Vec<Fault>>, _) = (Mutex::default(), chosen());
+    on_all_cores(faults.len() as u64, |number| {
+        let fault = faults[number as usize];
+        match found_at(fault, recorded(fault)) {
+            Some(found) => println!("{fault:?}: found at seed {found}"),
+            None => lock(&missed).push(fault),
+        }
+    });
+    let missed = lock(&missed);
+    assert!(
+        missed.is_empty(),
+        "not found at their recorded seeds: {missed:?}. If timing has changed, search anew with `cargo xtask sim --faults` and record \
+         what it prints in tests/sim/faults.rs; a fault that is not found there either is a rule that nothing tests any more"
+    );
+}
+
+/// Searches for every fault and prints the table of [`recorded`]. Takes minutes: started by `cargo xtask sim --faults`.
+#[test]
+#[ignore = "a search of minutes, started by `cargo xtask sim --faults`"]
+fn search_for_every_deliberate_fault() {
+    let (missed, table): (Mutex<Vec<Fault>>, Mutex<Vec<(usize, String)>>) = Default::default();
+    let faults = chosen();
+    on_all_cores(faults.len() as u64, |number| {
+        let fault = faults[number as usize];
+        // All seeds, those first that go where this rule matters.
+        let mut seeds: Vec<u64> = (0..FOUND_WITHIN).collect();
+        seeds.sort_by_key(|seed| *seed % SHAPES.len() as u64 != telling_scenario(fault));
+        match seeds.into_iter().find_map(|seed| Some((seed, found_at(fault, seed)?))) {
+            Some((seed, found)) => {
+                println!("{fault:?}: found at seed {found}");
+                lock(&table).push((number as usize, format!("        Fault::{fault:?} => {seed},")));
+            }
+            None => lock(&missed).push(fault),
+        }
+    });
+    lock(&table).sort();
+    lock(&table).iter().for_each(|(_, line)| println!("{line}"));
+    assert!(lock(&missed).is_empty(), "not found within {FOUND_WITHIN} seeds: {:?}", lock(&missed));
+}
