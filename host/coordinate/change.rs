@@ -6,19 +6,32 @@ use bytes::Bytes;
 use witan_kernel::context::Claims;
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
-use witan_kernel::hook::{Operation, Shortfall};
+use witan_kernel::hook::Operation;
 use witan_kernel::idempotency::write_id;
 use witan_kernel::name::WriteId;
 use witan_kernel::port::{Clock, Randomness};
+use witan_kernel::quorum::MergeRound;
 use witan_kernel::record::Record;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level};
 
 use super::exchange::Exchange;
-use super::once::{Claim, Claimed, Recorded};
+use super::idempotency::{Claim, Claimed, Recorded};
 use super::plan::{Asks, Plan};
-use super::register::{Rest, Stored};
+use super::register::Stored;
 use super::request::{WriteRequest, Written, render};
 use super::{Coordinator, Respond, World};
+
+/// A write or a delete under way.
+pub(super) struct Change {
+    pub(super) request: WriteRequest,
+    pub(super) write_id: WriteId,
+    /// What the client has seen.
+    pub(super) claims: Claims,
+    /// What it holds of its idempotency key.
+    pub(super) claim: Claim,
+    /// The key that the client sent, or the one that was generated.
+    pub(super) idempotency_key: String,
+}
 
 impl<W: World> Coordinator<W> {
     pub(super) async fn run_write(self: &Arc<Self>, request: WriteRequest, respond: Respond<Written>) {
@@ -48,8 +61,8 @@ impl<W: World> Coordinator<W> {
         } else {
             Claim::none(started)
         };
-        let exchange = Exchange::new(Arc::clone(self), plan);
-        exchange.carry_out(request, write_id, claims, claim, idempotency_key, respond).await;
+        let change = Change { request, write_id, claims, claim, idempotency_key };
+        Exchange::new(Arc::clone(self), plan).carry_out(change, respond).await;
     }
 
     async fn prepare(&self, request: &WriteRequest) -> Result<(Plan, Claims), Failure> {
@@ -80,25 +93,19 @@ impl<W: World> Coordinator<W> {
 }
 
 impl<W: World> Exchange<W> {
-    async fn carry_out(
-        mut self,
-        request: WriteRequest,
-        write_id: WriteId,
-        claims: Claims,
-        mut claim: Claim,
-        idempotency_key: String,
-        respond: Respond<Written>,
-    ) {
-        let outcome = self.store(&request, write_id, claims, &mut claim).await;
+    async fn carry_out(mut self, mut change: Change, respond: Respond<Written>) {
+        let outcome = self.store(&mut change).await;
         let (result, rest) = match outcome {
-            Ok((stored, rest)) => (Ok(self.written(stored, idempotency_key)), Some(rest)),
-            // Certain of this attempt is not certain of the intention: an earlier one may have applied it.
-            Err(failed) if claim.may_be_repeated() => (Err(failed.failure.in_doubt()), None),
+            Ok(Stored { claims, replicas, rest }) => {
+                (Ok(self.written(&claims, replicas, change.idempotency_key)), Some(rest))
+            }
+            // That this attempt has done nothing says nothing of the intention: an earlier one may have applied it.
+            Err(failed) if change.claim.may_be_repeated() => (Err(failed.failure.in_doubt()), None),
             Err(failed) => (Err(failed), None),
         };
         let mut recorded = Recorded::Yes;
-        if claim.is_reserved() {
-            recorded = Box::pin(claim.settle(&self.coordinator, &result)).await;
+        if change.claim.is_reserved() {
+            recorded = Box::pin(change.claim.settle(&self.coordinator, &result)).await;
         }
         match (recorded, rest) {
             (Recorded::Yes, rest) => {
@@ -118,7 +125,7 @@ impl<W: World> Exchange<W> {
         recorded: Recorded,
         result: Result<Written, Failed>,
         respond: Respond<Written>,
-        rest: Option<Rest>,
+        rest: Option<MergeRound>,
     ) {
         let (coordinator, deadline) = (Arc::clone(&self.coordinator), self.plan.deadline);
         let at_once = self.plan.tenant.idempotency_outage == IdempotencyOutage::Proceed;
@@ -141,21 +148,15 @@ impl<W: World> Exchange<W> {
         futures::future::join(answer, hear_out).await;
     }
 
-    async fn store(
-        &mut self,
-        request: &WriteRequest,
-        write_id: WriteId,
-        claims: Claims,
-        claim: &mut Claim,
-    ) -> Result<(Stored, Rest), Failed> {
+    async fn store(&mut self, change: &mut Change) -> Result<Stored, Failed> {
         match self.plan.tenant.conflict_mode {
-            ConflictMode::Register => self.write_register(request, write_id, &claims, claim).await,
+            ConflictMode::Register => self.write_register(change).await,
             // Boxed, as everything that most operations do not do: an operation's task is as large as the largest of its
-            // ways, and is moved more than once.
+            // branches, and is moved more than once.
             ConflictMode::Siblings => {
                 Box::pin(async {
-                    let claims = self.claims_of_delete(request, claims).await?;
-                    self.write_siblings(request, write_id, &claims, claim).await
+                    self.claim_what_is_deleted(change).await?;
+                    self.write_siblings(change).await
                 })
                 .await
             }
@@ -163,37 +164,37 @@ impl<W: World> Exchange<W> {
     }
 
     /// A delete without a context deletes what a quorum shows now.
-    async fn claims_of_delete(&mut self, request: &WriteRequest, claims: Claims) -> Result<Claims, Failed> {
-        if request.operation() != Operation::Delete {
-            return Ok(claims);
+    async fn claim_what_is_deleted(&mut self, change: &mut Change) -> Result<(), Failed> {
+        if change.request.operation() != Operation::Delete {
+            return Ok(());
         }
         if Fault::ContextIgnoredOnDelete.is_on() {
-            return Ok(Claims::Nothing);
+            change.claims = Claims::Nothing;
+            return Ok(());
         }
         // A context of a missing key has seen nothing, and deletes nothing that came since.
-        if !request.context.is_empty() {
-            return Ok(claims);
+        if !change.request.context.is_empty() {
+            return Ok(());
         }
         let policy = self.plan.policy;
-        self.plan.policy.required = policy.required.max(Level::Quorum.required(self.plan.replication_factor()));
-        // What a policy accepts of a write is no reason to delete less than a quorum shows.
-        self.plan.policy.shortfall = Shortfall::Fail;
+        self.plan.read_a_quorum();
         let gathered = self.gather().await;
         self.plan.policy = policy;
         let (reconciled, _) = gathered.map_err(|failed| failed.failure.not_applied())?;
-        Ok(match reconciled.record {
+        change.claims = match reconciled.record {
             Some(Record::Siblings(record)) => claims_of(&record),
             _ => Claims::Nothing,
-        })
+        };
+        Ok(())
     }
 
-    fn written(&self, stored: Stored, idempotency_key: String) -> Written {
+    fn written(&self, claims: &Claims, replicas: u8, idempotency_key: String) -> Written {
         Written {
             idempotency_key,
-            context: self.coordinator.seal(&self.plan, &stored.claims),
-            rendering: render(&stored.claims),
-            replicas: stored.replicas,
-            level: Level::met(stored.replicas, self.plan.replication_factor()),
+            context: self.coordinator.seal(&self.plan, claims),
+            rendering: render(claims),
+            replicas,
+            level: Level::met(replicas, self.plan.replication_factor()),
             duplicate: false,
         }
     }

@@ -1,11 +1,14 @@
-//! Many siblings become one that stands for them all.
+//! Records with many siblings: noticed here, collapsed by upkeep.
+//!
+//! An operation that meets such a record reports it through [`WantedCollapses`] and goes on. [`MergedRecord`] is what it takes to carry a
+//! collapse out: read a quorum's records, ask the resolver, send a merge to every replica.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use witan_kernel::hook::{Asked, Operation, ResolverQuestion};
-use witan_kernel::port::Clock;
-use witan_kernel::quorum::{Collapse, collapse};
+use bytes::Bytes;
+use witan_kernel::failure::Failure;
+use witan_kernel::hook::{Asked, Operation, ResolverQuestion, Verdict};
+use witan_kernel::quorum::Collapse;
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::Place;
 use witan_kernel::siblings::Siblings;
@@ -15,26 +18,23 @@ use super::exchange::Exchange;
 use super::plan::Asks;
 use super::{Coordinator, World};
 
-/// Collapses under way, one per record, and so many at most: more would only crowd out clients.
-const MOST: usize = 64;
+/// Takes reports of records that have grown so many siblings that a resolver should collapse them.
+pub trait WantedCollapses: Send + Sync + 'static {
+    /// Called from serving threads, again for each operation that meets the record: must be cheap and must not block. A report may be
+    /// dropped, since a later operation repeats it.
+    fn wanted(&self, place: &Place);
+}
 
-/// Which records are being collapsed.
-#[derive(Default)]
-pub(super) struct Running(Mutex<HashSet<Place>>);
+/// Nobody collapses records: every report is dropped.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoCollapses;
 
-impl Running {
-    fn start(&self, place: &Place) -> bool {
-        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        running.len() < MOST && running.insert(place.clone())
-    }
-
-    fn end(&self, place: &Place) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(place);
-    }
+impl WantedCollapses for NoCollapses {
+    fn wanted(&self, _: &Place) {}
 }
 
 impl<W: World> Exchange<W> {
-    /// Starts a collapse behind the operation when the record has grown many siblings and somebody can decide.
+    /// Reports the record if it has grown many siblings and a resolver is bound.
     pub(super) fn collapse_if_wanted(&self, record: &Encoded) {
         if !self.plan.hooks.has_resolver() {
             return;
@@ -45,23 +45,25 @@ impl<W: World> Exchange<W> {
     }
 
     pub(super) fn collapse_if_many(&self, record: &Siblings) {
-        let wanted = self.plan.hooks.has_resolver() && Collapse::of(record) == Collapse::Wanted;
-        if !wanted || !self.coordinator.collapses.start(&self.plan.place) {
-            return;
+        if self.plan.hooks.has_resolver() && Collapse::of(record) == Collapse::Wanted {
+            self.coordinator.ports.collapses.wanted(&self.plan.place);
         }
-        let coordinator = Arc::clone(&self.coordinator);
-        let place = self.plan.place.clone();
-        tokio::spawn(async move {
-            coordinator.collapse(&place).await;
-            coordinator.collapses.end(&place);
-        });
     }
 }
 
+/// The merge of what a quorum of a key's replicas have stored, and the plan under which it was read: the hooks, the replicas and the
+/// placement epoch stay the same until it is dropped.
+pub struct MergedRecord<W: World> {
+    exchange: Exchange<W>,
+    record: Option<Record>,
+}
+
 impl<W: World> Coordinator<W> {
-    /// Merges a quorum's records, asks the resolver, and stores its verdict in their stead. Whatever fails, nothing is lost:
-    /// the siblings stand as they were.
-    async fn collapse(self: &Arc<Self>, place: &Place) -> Option<()> {
+    /// Reads a record from a quorum of its replicas, or from more where the tenant's policy asks for more. Nothing is repaired.
+    ///
+    /// # Errors
+    /// Why it cannot be read now.
+    pub async fn read_merged(self: &Arc<Self>, place: &Place) -> Result<MergedRecord<W>, Failure> {
         let asks = Asks {
             operation: Operation::Read,
             tenant: &place.tenant,
@@ -70,29 +72,44 @@ impl<W: World> Coordinator<W> {
             value_bytes: 0,
             timeout: Some(self.timeouts.load().write),
         };
-        let mut plan = self.plan(asks).await.ok()?;
-        plan.policy.required = plan.policy.required.max(Level::Quorum.required(plan.replication_factor()));
-        plan.policy.shortfall = witan_kernel::hook::Shortfall::Fail;
+        let mut plan = self.plan(asks).await?;
+        plan.read_a_quorum();
         let mut exchange = Exchange::new(Arc::clone(self), plan);
-        let (reconciled, _) = exchange.gather().await.ok()?;
-        let Some(Record::Siblings(record)) = reconciled.record else { return None };
-        let (question, values) = question(&exchange.plan.place, &record);
+        let (reconciled, _) = exchange.gather().await.map_err(|failed| failed.failure)?;
+        Ok(MergedRecord { exchange, record: reconciled.record })
+    }
+}
+
+impl<W: World> MergedRecord<W> {
+    /// The record; `None` when no replica has one.
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    /// The record's live values in the order in which a resolver is shown them, and what it says; `None` when fewer than two values
+    /// differ, or no resolver has answered.
+    pub async fn resolve(&self) -> Option<(Vec<Bytes>, Verdict)> {
+        let Some(Record::Siblings(record)) = &self.record else { return None };
+        let (question, values) = question(&self.exchange.plan.place, record);
         if values.len() < 2 {
             return None;
         }
-        let Asked::Answered { answer, .. } = exchange.plan.hooks.resolve(question).await else { return None };
-        let collapsed = collapse(&record, &values, &answer)?;
-        let everyone: Vec<u8> = (0..exchange.plan.replication_factor()).collect();
-        let started = self.ports.clock.monotonic_micros();
-        exchange.plan.deadline = started + self.timeouts.load().write.as_micros() as u64;
-        exchange.repair_behind(&Record::Siblings(collapsed).encode(), &everyone).await;
-        self.metrics.collapses.inc();
-        Some(())
+        match self.exchange.plan.hooks.resolve(question).await {
+            Asked::Answered { answer, .. } => Some((values, answer)),
+            Asked::Unbound | Asked::Faulted { .. } => None,
+        }
+    }
+
+    /// Sends `record` to every replica of the key, to be merged, and waits until each has answered or a repair's time is up. Sends nothing
+    /// when as many repairs are running as may.
+    pub async fn merge_everywhere(mut self, record: &Record) {
+        let everyone: Vec<u8> = (0..self.exchange.plan.replication_factor()).collect();
+        self.exchange.repair_behind(&record.encode(), &everyone).await;
     }
 }
 
 /// What a resolver is asked about a record, and the values it is shown.
-pub(super) fn question(place: &Place, record: &Siblings) -> (ResolverQuestion, Vec<bytes::Bytes>) {
+pub(super) fn question(place: &Place, record: &Siblings) -> (ResolverQuestion, Vec<Bytes>) {
     let siblings = if record.is_deleted() { Vec::new() } else { record.live_values_deduplicated() };
     let values = siblings.iter().map(|sibling| sibling.value.clone()).collect();
     (ResolverQuestion { key: place.key.clone(), siblings }, values)

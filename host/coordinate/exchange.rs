@@ -8,9 +8,11 @@ use std::task::{Context, Poll};
 use futures::task::AtomicWaker;
 use smallvec::SmallVec;
 use tokio::time::{Instant, Sleep};
+use witan_kernel::failure::Failure;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Clock, Collect, Replicas, Reply, until};
-use witan_kernel::replica::{Ask, Outcome, Request};
+use witan_kernel::quorum::{Next, Round};
+use witan_kernel::replica::{Ask, Outcome, ReplicaError, Request};
 
 use super::plan::Plan;
 use super::{Coordinator, World};
@@ -44,13 +46,41 @@ impl Phase {
     }
 }
 
-/// What happens to an operation.
+/// What an operation waits for.
 #[derive(Debug)]
-pub(super) enum Event {
-    /// A replica answered, or will not.
+enum Event {
+    /// A replica answered or failed.
     Answer { phase: Phase, replica: u8, outcome: Outcome },
-    /// The time waited for has come.
+    /// The moment waited for has come.
     Elapsed,
+}
+
+/// How a round ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// Its requirement is met.
+    Met,
+    /// Its requirement cannot be met any more.
+    Short(Causes),
+    /// The operation's deadline passed first.
+    Late,
+}
+
+/// What replicas reported, each text once.
+#[derive(Debug, Default)]
+pub(super) struct Causes(Vec<String>);
+
+impl Causes {
+    fn add(&mut self, error: &ReplicaError) {
+        let text = error.to_string();
+        if !self.0.contains(&text) {
+            self.0.push(text);
+        }
+    }
+
+    pub(super) fn quorum_not_reached(self, required: u8, received: u8) -> Failure {
+        Failure::QuorumNotReached { required, received, causes: self.0 }
+    }
 }
 
 /// Answers that have arrived and are not yet looked at. Bounded by the requests sent: each is answered once.
@@ -122,8 +152,39 @@ impl<W: World> Exchange<W> {
         Self { coordinator, plan, mailbox: Arc::default(), timer: None, spans: Mutex::default() }
     }
 
+    /// Carries out a round: sends what it asks for, waits, and passes on the answers, until it has ended or the operation's deadline has
+    /// passed. `phase` tells the round's answers from late ones of earlier rounds.
+    pub(super) async fn drive(&mut self, phase: Phase, round: &mut impl Round) -> Ended {
+        let mut causes = Causes::default();
+        loop {
+            let now = self.now();
+            let (answers, until) = loop {
+                match round.next(now) {
+                    Next::Ask(replica, ask) => self.send(phase, replica, ask),
+                    Next::Wait { answers, until } => break (answers, until),
+                    Next::Met => return Ended::Met,
+                    Next::Short => return Ended::Short(causes),
+                }
+            };
+            let deadline = self.plan.deadline;
+            let until = until.map_or(deadline, |until| until.min(deadline));
+            match self.event(answers, until).await {
+                Event::Answer { phase: of, replica, outcome } if of == phase => {
+                    if let Err(error) = outcome.and_then(|answer| round.answered(replica, answer)) {
+                        causes.add(&error);
+                        round.failed(replica, &error);
+                    }
+                }
+                Event::Answer { .. } => {}
+                Event::Elapsed if until < deadline && self.now() < deadline => round.waited(self.now()),
+                Event::Elapsed if round.suffices() => return Ended::Met,
+                Event::Elapsed => return Ended::Late,
+            }
+        }
+    }
+
     /// Asks one replica.
-    pub(super) fn send(&self, phase: Phase, replica: u8, ask: Ask) {
+    fn send(&self, phase: Phase, replica: u8, ask: Ask) {
         let Some(node) = self.plan.replicas.get(usize::from(replica)) else { return };
         let request = Request { place: self.plan.place.clone(), epoch: self.plan.epoch, ask };
         let to: Arc<dyn Collect> = Arc::clone(&self.mailbox) as Arc<dyn Collect>;
@@ -152,22 +213,10 @@ impl<W: World> Exchange<W> {
         }
     }
 
-    /// Asks every replica.
-    pub(super) fn send_all(&self, phase: Phase, ask: &Ask) {
-        for replica in 0..self.plan.replication_factor() {
-            self.send(phase, replica, ask.clone());
-        }
-    }
-
-    /// Waits for the next answer, or until `until` (monotonic microseconds). `still`: so many answers have to come before
-    /// anything can be decided, unless one is a failure; the operation is not woken for fewer.
-    pub(super) async fn event(&mut self, still: u8, until: u64) -> Event {
-        std::future::poll_fn(|cx| self.poll_event(cx, usize::from(still), until)).await
-    }
-
-    /// Waits for the next answer, as [`Self::event`] does, or for the operation's deadline.
-    pub(super) async fn answer(&mut self, still: u8) -> Event {
-        self.event(still, self.plan.deadline).await
+    /// Waits for the next answer, or until `until` (monotonic microseconds). Is not woken before `answers` successes have arrived, unless
+    /// a replica fails.
+    async fn event(&mut self, answers: u8, until: u64) -> Event {
+        std::future::poll_fn(|cx| self.poll_event(cx, usize::from(answers), until)).await
     }
 
     pub(super) fn now(&self) -> u64 {

@@ -12,9 +12,10 @@ mod admission;
 mod change;
 mod collapse;
 mod exchange;
+mod idempotency;
 mod keys;
 mod metrics;
-mod once;
+
 mod plan;
 mod read;
 mod register;
@@ -35,6 +36,7 @@ use witan_kernel::ring::Ring;
 use witan_kernel::scan::Ranges;
 
 pub use admission::{Hold, Limits};
+pub use collapse::{MergedRecord, NoCollapses, WantedCollapses};
 pub use keys::{KeysPage, KeysRequest, ListedKey, Resume};
 pub use metrics::Metrics;
 pub use request::{ReadAnswer, ReadRequest, Rendering, WriteRequest, Written};
@@ -70,6 +72,8 @@ pub struct Ports<W: World> {
     pub tenants: W::Tenants,
     /// Where hooks come from.
     pub plugins: Arc<dyn Plugins>,
+    /// Where records with too many siblings are reported.
+    pub collapses: Arc<dyn WantedCollapses>,
 }
 
 /// How a coordinator behaves where no tenant, request or plugin says otherwise.
@@ -118,9 +122,8 @@ pub struct Coordinator<W: World> {
     defaults: Defaults,
     timeouts: ArcSwap<Timeouts>,
     admission: Arc<Admission>,
-    repairs: repair::Slots,
-    collapses: collapse::Running,
-    late_records: once::LateRecords,
+    repairs: repair::Budget,
+    late_records: idempotency::LateRecords,
     metrics: Arc<Metrics>,
 }
 
@@ -136,9 +139,8 @@ impl<W: World> Coordinator<W> {
             ring: ArcSwap::from_pointee(ring),
             keys: ArcSwap::from_pointee(keys),
             admission: Arc::new(Admission::new(defaults.limits.clone())),
-            repairs: repair::Slots::new(defaults.limits.repairs),
-            collapses: collapse::Running::default(),
-            late_records: once::LateRecords::new(),
+            repairs: repair::Budget::new(defaults.limits.repairs),
+            late_records: idempotency::LateRecords::new(),
             timeouts: ArcSwap::from_pointee(Timeouts { read: defaults.read_timeout, write: defaults.write_timeout }),
             defaults,
             metrics: Arc::new(Metrics::default()),

@@ -44,8 +44,6 @@ pub struct Metrics {
     pub quorum_failures: Counter,
     /// Repairs not started because as many as may were running.
     pub repairs_dropped: Counter,
-    /// Siblings collapsed into one.
-    pub collapses: Counter,
     /// Spare replicas asked by reads.
     pub hedges: Counter,
     /// Replicas that missed a write whose requirement was met.
@@ -80,7 +78,6 @@ impl Default for Metrics {
             repairs_triggered: Counter::default(),
             quorum_failures: Counter::default(),
             repairs_dropped: Counter::default(),
-            collapses: Counter::default(),
             hedges: Counter::default(),
             replicas_missed: Counter::default(),
             idempotency_unsettled: Counter::default(),
@@ -96,12 +93,11 @@ impl Metrics {
         registry.register("coordinator_requests", "Requests by operation and status", self.requests.clone());
         let help = "Seconds from a request to its response";
         registry.register("coordinator_request_duration_seconds", help, self.durations.clone());
-        let counters: [(&str, &str, &Counter); 8] = [
+        let counters: [(&str, &str, &Counter); 7] = [
             ("coordinator_conflicts_detected", "Live siblings that differed, met by reads", &self.conflicts_detected),
             ("coordinator_repairs_triggered", "Repairs of stale replicas", &self.repairs_triggered),
             ("coordinator_quorum_failures", "Operations that too few replicas answered", &self.quorum_failures),
             ("witan_repairs_dropped", "Repairs not started: too many were running", &self.repairs_dropped),
-            ("witan_collapses", "Siblings collapsed into one", &self.collapses),
             ("witan_hedges", "Spare replicas asked by reads", &self.hedges),
             ("witan_replicas_missed", "Replicas that missed a write that was acknowledged", &self.replicas_missed),
             (
@@ -131,10 +127,14 @@ impl Metrics {
         }
     }
 
-    /// Whether a read may ask a spare replica: one in twenty may, so that hedging cannot double the load of a cluster that is
-    /// slow because it is overloaded.
-    pub(super) fn may_hedge(&self) -> bool {
-        self.hedges.get() * 20 <= self.reads.get() + 20
+    /// Takes a hedge from the budget, and counts it; false when the budget is used up. One read in twenty may ask a spare replica, so that
+    /// hedging cannot double the load of a cluster that is slow because it is overloaded.
+    pub(super) fn take_hedge(&self) -> bool {
+        let within = self.hedges.get() * 20 <= self.reads.get() + 20;
+        if within {
+            self.hedges.inc();
+        }
+        within
     }
 }
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 use witan_kernel::failure::Failure;
-use witan_kernel::hook::{Asked, Hooks, Operation, PolicyAnswer, PolicyQuestion, ReplicaState};
+use witan_kernel::hook::{Asked, Hooks, Operation, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall};
 use witan_kernel::name::{Key, NodeId, TenantId};
 use witan_kernel::port::{Clock, Replicas, StoreError, Tenants};
+use witan_kernel::quorum::Tally;
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{Preference, token};
 use witan_kernel::tenant::{Level, Tenant};
@@ -43,6 +44,18 @@ impl Plan {
     /// Replicas of the key.
     pub(super) fn replication_factor(&self) -> u8 {
         self.replicas.len() as u8
+    }
+
+    /// An empty tally of the key's replicas, with the policy's requirement.
+    pub(super) fn tally(&self) -> Tally {
+        Tally::new(self.replication_factor(), self.policy.required)
+    }
+
+    /// Raises the requirement to a quorum's answers, and accepts no shortfall: what a policy accepts of an operation is no reason to base
+    /// a delete or a collapse on fewer.
+    pub(super) fn read_a_quorum(&mut self) {
+        self.policy.required = self.policy.required.max(Level::Quorum.required(self.replication_factor()));
+        self.policy.shortfall = Shortfall::Fail;
     }
 }
 

@@ -3,34 +3,25 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use smallvec::SmallVec;
 use witan_kernel::context::Claims;
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::{Asked, Operation, Verdict};
-use witan_kernel::quorum::{Progress, ReadRound, Reconciled, reconcile};
+use witan_kernel::limit::PerReplica;
+use witan_kernel::quorum::{Hedging, ReadRound, Reconciled, reconcile};
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::register::Register;
-use witan_kernel::replica::{Answer, Ask};
 use witan_kernel::siblings::Siblings;
 use witan_kernel::tenant::ReadRepair;
 
 use super::change::claims_of;
 use super::collapse::question;
-use super::exchange::{Event, Exchange, Phase};
+use super::exchange::{Ended, Exchange, Phase};
 use super::plan::{Asks, read_order, told};
-use super::register::{Causes, unexpected};
+use super::register::late;
 use super::request::{ReadAnswer, ReadRequest, WriteRequest, render};
 use super::{Coordinator, Respond, World};
 use witan_origin as origin;
-
-/// Replicas that have not answered a read within this time may be dead: everybody else is asked, whatever the budget for
-/// hedges. Without this the reads that are under way when a node hangs would wait for it until their deadlines. Later reads
-/// ask it last.
-const PATIENCE_MICROS: u64 = 250_000;
-
-/// What each replica that answered has stored, decoded; equal bytes are decoded once.
-type Answers = SmallVec<[(u8, Option<Record>); 5]>;
 
 impl<W: World> Coordinator<W> {
     pub(super) async fn run_read(self: &Arc<Self>, request: ReadRequest, respond: Respond<ReadAnswer>) {
@@ -59,7 +50,7 @@ impl<W: World> Exchange<W> {
         let merged = if stale.is_empty() { None } else { reconciled.record.as_ref().map(Record::encode) };
         let blocking = self.plan.tenant.read_repair == ReadRepair::Blocking && !Fault::BlockingRepairSkipped.is_on();
         if let Some(merged) = merged.as_ref().filter(|_| blocking) {
-            let level: SmallVec<[u8; 5]> = answered.iter().copied().filter(|r| !stale.contains(r)).collect();
+            let level: PerReplica<u8> = answered.iter().copied().filter(|r| !stale.contains(r)).collect();
             if let Err(failed) = self.repair_before_answer(merged, &level).await {
                 return respond(Err(failed));
             }
@@ -71,76 +62,22 @@ impl<W: World> Exchange<W> {
         }
     }
 
-    /// Asks until the requirement is met, and merges what is told. Returns who has answered, too.
-    pub(super) async fn gather(&mut self) -> Result<(Reconciled, SmallVec<[u8; 5]>), Failed> {
+    /// Asks until the requirement is met, and merges the answers. Also returns which replicas have answered.
+    pub(super) async fn gather(&mut self) -> Result<(Reconciled, PerReplica<u8>), Failed> {
         let states = self.coordinator.states(&self.plan.replicas);
         let order = read_order(&self.plan, &states);
-        let mut round = ReadRound::new(order, self.plan.policy.required, self.plan.policy.shortfall);
-        let asked = round.start();
-        for replica in &asked {
-            self.send(Phase::Read, *replica, Ask::Read);
-        }
-        let slowest = asked.iter().map(|r| states[usize::from(*r)].latency_p99_us).max().unwrap_or(0);
-        let patience = self.now() + PATIENCE_MICROS;
-        let mut hedge_at = Some((self.now() + self.hedge_after(slowest)).min(patience));
-        let mut told: SmallVec<[(u8, Option<Encoded>); 5]> = SmallVec::new();
-        let mut causes = Causes::default();
-        loop {
-            let until = hedge_at.unwrap_or(self.plan.deadline).min(self.plan.deadline);
-            let progress = match self.event(round.tally().missing(), until).await {
-                Event::Answer { phase: Phase::Read, replica, outcome: Ok(Answer::Record(record)) } => {
-                    let next = round.told(replica, record.is_some());
-                    told.push((replica, record));
-                    if let Some(spare) = next.ask {
-                        self.send(Phase::Read, spare, Ask::Read);
-                    }
-                    next.progress
-                }
-                Event::Answer { phase: Phase::Read, replica, outcome } => {
-                    let error = outcome.err().unwrap_or_else(unexpected);
-                    causes.add(&error);
-                    let next = round.failed(replica, &error);
-                    if let Some(spare) = next.ask {
-                        self.send(Phase::Read, spare, Ask::Read);
-                    }
-                    next.progress
-                }
-                Event::Answer { .. } => Progress::Open,
-                Event::Elapsed if self.now() >= self.plan.deadline => match round.elapsed() {
-                    Progress::Met => Progress::Met,
-                    _ => {
-                        let tally = round.tally();
-                        let failure = Failure::Deadline { required: tally.required(), received: tally.acks() };
-                        return Err(failure.of_read());
-                    }
-                },
-                Event::Elapsed if self.now() >= patience => {
-                    hedge_at = None;
-                    while let Some(spare) = round.spare() {
-                        self.send(Phase::Read, spare, Ask::Read);
-                    }
-                    Progress::Open
-                }
-                Event::Elapsed => {
-                    hedge_at = Some(patience);
-                    if self.coordinator.metrics.may_hedge()
-                        && let Some(spare) = round.spare()
-                    {
-                        self.coordinator.metrics.hedges.inc();
-                        self.send(Phase::Read, spare, Ask::Read);
-                    }
-                    Progress::Open
-                }
-            };
-            match progress {
-                Progress::Open => {}
-                Progress::Met => return self.reconciled(&told),
-                Progress::Short => {
-                    let tally = round.tally();
-                    self.coordinator.metrics.quorum_failures.inc();
-                    return Err(causes.quorum_not_reached(tally.required(), tally.acks()).of_read());
-                }
+        let metrics = Arc::clone(&self.coordinator.metrics);
+        let hedging = Hedging { started: self.now(), budget: move || metrics.take_hedge() };
+        let mut round = ReadRound::new(order, self.plan.tally(), self.plan.policy.shortfall, hedging);
+        let slowest = round.asked().iter().map(|r| states[usize::from(*r)].latency_p99_us).max().unwrap_or(0);
+        round.hedge_after(self.hedge_after(slowest));
+        match self.drive(Phase::Read, &mut round).await {
+            Ended::Met => self.reconciled(&round.into_records()),
+            Ended::Short(causes) => {
+                self.coordinator.metrics.quorum_failures.inc();
+                Err(causes.quorum_not_reached(round.tally().required(), round.tally().received()).of_read())
             }
+            Ended::Late => Err(late(round.tally()).of_read()),
         }
     }
 
@@ -151,26 +88,21 @@ impl<W: World> Exchange<W> {
         self.plan.policy.hedge_after_us.map_or(native, u64::from)
     }
 
-    fn reconciled(&self, told: &[(u8, Option<Encoded>)]) -> Result<(Reconciled, SmallVec<[u8; 5]>), Failed> {
-        let answered = told.iter().map(|(replica, _)| *replica).collect();
+    fn reconciled(&self, records: &[(u8, Option<Encoded>)]) -> Result<(Reconciled, PerReplica<u8>), Failed> {
+        let answered = records.iter().map(|(replica, _)| *replica).collect();
         let internal = |reason: String| Failure::Internal(reason).of_read();
-        let (_, first) = &told[0];
-        if told.iter().all(|(_, record)| record == first) {
-            let record = match first {
-                Some(bytes) => Some(bytes.decode().map_err(|e| internal(e.to_string()))?),
-                None => None,
-            };
-            return Ok((Reconciled { record, stale: SmallVec::new() }, answered));
+        let decode = |bytes: Option<&Encoded>| {
+            bytes.map(Encoded::decode).transpose().map_err(|damaged| internal(damaged.to_string()))
+        };
+        let first = records.first().and_then(|(_, record)| record.as_ref());
+        if records.iter().all(|(_, record)| record.as_ref() == first) {
+            return Ok((Reconciled { record: decode(first)?, stale: PerReplica::new() }, answered));
         }
-        let mut answers = Answers::new();
-        for (replica, bytes) in told {
-            let record = match bytes {
-                Some(bytes) => Some(bytes.decode().map_err(|e| internal(e.to_string()))?),
-                None => None,
-            };
-            answers.push((*replica, record));
+        let mut decoded: PerReplica<(u8, Option<Record>)> = PerReplica::new();
+        for (replica, bytes) in records {
+            decoded.push((*replica, decode(bytes.as_ref())?));
         }
-        let reconciled = reconcile(&answers);
+        let reconciled = reconcile(&decoded);
         let reconciled =
             reconciled.ok_or_else(|| internal("replicas hold records of two conflict modes".to_owned()))?;
         Ok((reconciled, answered))

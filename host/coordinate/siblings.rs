@@ -1,107 +1,64 @@
 //! Writes and deletes of `siblings` records: one replica mints the dot, the others merge.
 
-use std::sync::Arc;
-
 use witan_kernel::context::Claims;
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{StoreId, WriteId};
-use witan_kernel::quorum::{PutNext, PutRound, Round};
+use witan_kernel::quorum::{MergeRound, PutRound};
 use witan_kernel::record::{Encoded, Record};
-use witan_kernel::replica::{Answer, Ask, Put, ReplicaError};
-use witan_kernel::siblings::{Actor, Siblings, VersionVector};
+use witan_kernel::replica::ReplicaError;
+use witan_kernel::siblings::{Actor, Siblings, VersionVector, Write};
 
 use super::World;
-use super::exchange::{Event, Exchange, Phase};
-use super::once::Claim;
-use super::register::{Causes, Rest, Stored, unexpected};
-use super::request::WriteRequest;
-
-/// A first replica that has not minted within this time is not waited for alone: the next one is asked too. Two dots of one
-/// write unite when they meet, so this costs a message and no correctness.
-const PATIENCE_MICROS: u64 = 250_000;
+use super::change::Change;
+use super::exchange::{Ended, Exchange, Phase};
+use super::register::Stored;
 
 impl<W: World> Exchange<W> {
     /// Writes until the requirement is met.
-    pub(super) async fn write_siblings(
-        &mut self,
-        request: &WriteRequest,
-        write_id: WriteId,
-        claims: &Claims,
-        claim: &mut Claim,
-    ) -> Result<(Stored, Rest), Failed> {
-        let (seen, ids) = claimed(claims);
-        let put = Put { write_id, started: claim.started(), again: false, seen, ids, value: request.value.clone() };
+    pub(super) async fn write_siblings(&mut self, change: &mut Change) -> Result<Stored, Failed> {
+        let write = write_of(change);
         let (minter, record) = if Fault::DotsMintedByCoordinator.is_on() {
-            (None, self.mint_here(&put))
+            (None, self.mint_here(&write))
         } else {
-            claim.sent();
-            let (minter, record) = self.mint(&put, claim.took_over()).await?;
+            change.claim.sent();
+            let (minter, record) = self.mint(write, change.claim.took_over()).await?;
             (Some(minter), record)
         };
-        let ask = Ask::Merge { record: record.clone() };
-        let replicas = self.plan.replication_factor();
-        let mut round = Round::new(replicas, self.plan.policy.required, self.plan.policy.shortfall);
-        for replica in (0..replicas).filter(|replica| Some(*replica) != minter) {
-            self.send(Phase::Merge, replica, ask.clone());
-        }
+        let mut round = MergeRound::new(record.clone(), self.plan.tally(), self.plan.policy.shortfall);
         if let Some(minter) = minter {
             round.acked(minter);
         }
-        // Minted: whatever follows, it may stand.
+        // A dot is minted: whatever follows, the write may take effect.
         self.until_met(&mut round).await.map_err(|failed| failed.failure.in_doubt())?;
-        let stored = Stored { claims: after(claims, &record, write_id), replicas: round.tally().acks() };
+        let claims = after(&change.claims, &record, change.write_id);
         self.collapse_if_wanted(&record);
-        Ok((stored, Rest { round }))
+        Ok(Stored { claims, replicas: round.tally().acks(), rest: round })
     }
 
     /// Has one replica mint. Returns it and its whole record.
-    async fn mint(&mut self, put: &Put, earlier: bool) -> Result<(u8, Encoded), Failed> {
+    async fn mint(&mut self, write: Write, earlier: bool) -> Result<(u8, Encoded), Failed> {
         let states = self.coordinator.states(&self.plan.replicas);
-        let mut round = PutRound::new(self.plan.replication_factor(), |replica| {
-            states.get(usize::from(replica)).is_some_and(|state| state.reachable)
-        });
-        let mut causes = Causes::default();
-        let mut refusal = None;
-        let mut next = round.start(earlier);
-        let mut patience = self.now() + PATIENCE_MICROS;
-        loop {
-            match next {
-                PutNext::Try(attempt) => {
-                    let put = Put { again: attempt.again, ..put.clone() };
-                    self.send(Phase::Put, attempt.replica, Ask::Put(Arc::new(put)));
-                    patience = self.now() + PATIENCE_MICROS;
-                }
-                PutNext::Wait => {}
-                PutNext::Failed { certainly_not_applied } => {
-                    return Err(self.put_failed(refusal, causes, certainly_not_applied));
-                }
+        let reachable = |replica: u8| states.get(usize::from(replica)).is_some_and(|state| state.reachable);
+        let mut round = PutRound::new(write, self.plan.replication_factor(), reachable, earlier);
+        let ended = self.drive(Phase::Put, &mut round).await;
+        let certainly_not_applied = round.certainly_not_applied();
+        let refusal = round.refusal().cloned();
+        match (ended, round.into_minted()) {
+            (Ended::Met, Some(minted)) => Ok(minted),
+            (Ended::Short(causes), _) => Err(self.put_failed(refusal, causes, certainly_not_applied)),
+            (Ended::Met | Ended::Late, _) => {
+                Err(Failure::Deadline { required: self.plan.policy.required, received: 0 }.in_doubt())
             }
-            next = match self.event(1, patience.min(self.plan.deadline)).await {
-                Event::Answer { phase: Phase::Put, replica, outcome: Ok(Answer::Put { record, .. }) } => {
-                    return Ok((replica, record));
-                }
-                Event::Answer { phase: Phase::Put, replica, outcome } => {
-                    let error = outcome.err().unwrap_or_else(unexpected);
-                    causes.add(&error);
-                    let next = round.failed(replica, &error);
-                    refusal = refusal.or(Some(error));
-                    next
-                }
-                Event::Answer { .. } => PutNext::Wait,
-                Event::Elapsed if self.now() >= self.plan.deadline => {
-                    let required = self.plan.policy.required;
-                    return Err(Failure::Deadline { required, received: 0 }.in_doubt());
-                }
-                Event::Elapsed => {
-                    patience = self.plan.deadline;
-                    round.slow()
-                }
-            };
         }
     }
 
-    fn put_failed(&self, refusal: Option<ReplicaError>, causes: Causes, certainly_not_applied: bool) -> Failed {
+    fn put_failed(
+        &self,
+        refusal: Option<ReplicaError>,
+        causes: super::exchange::Causes,
+        certainly_not_applied: bool,
+    ) -> Failed {
         let required = self.plan.policy.required;
         let failure = match refusal {
             Some(ReplicaError::SiblingLimit) => Failure::SiblingLimit,
@@ -115,19 +72,26 @@ impl<W: World> Exchange<W> {
     }
 
     /// [`Fault::DotsMintedByCoordinator`]: counts events of its own, over all keys, as a naive design would.
-    fn mint_here(&self, put: &Put) -> Encoded {
+    fn mint_here(&self, write: &Write) -> Encoded {
         let actor = Actor { store: StoreId::default(), birth: 0 };
-        let mut record = Siblings { seen: put.seen.clone(), ..Siblings::default() };
+        let mut record = Siblings { seen: write.seen.clone(), ..Siblings::default() };
         let counter = self.coordinator.hybrid.tick(0);
         let mut seen = VersionVector::default();
         seen.entries.push((actor, counter - 1));
         record.seen.join(&seen);
-        record.put(put, actor);
+        record.put(write, actor);
         Record::Siblings(record).encode()
     }
 }
 
-/// What a Put says that the client has seen.
+/// The change as a write to a record.
+fn write_of(change: &Change) -> Write {
+    let (seen, ids) = claimed(&change.claims);
+    let (write_id, started) = (change.write_id, change.claim.started());
+    Write { write_id, started, again: false, seen, ids, value: change.request.value.clone() }
+}
+
+/// What a client's claims say that it has seen.
 pub(super) fn claimed(claims: &Claims) -> (VersionVector, Vec<WriteId>) {
     match claims {
         Claims::Siblings { seen, ids } => (seen.clone(), ids.clone()),

@@ -1,5 +1,7 @@
 //! How large things may be. Every bound of the data model stands here; each room keeps those of its own queues.
 
+use smallvec::SmallVec;
+
 /// Longest tenant id, in bytes.
 pub const TENANT_BYTES: usize = 256;
 /// Longest key, in bytes.
@@ -16,8 +18,12 @@ pub const COLLAPSE_SIBLINGS: usize = 25;
 pub const IDEMPOTENCY_KEY_BYTES: usize = 256;
 /// Largest context token, in bytes.
 pub const CONTEXT_BYTES: usize = 4096;
+/// Most replicas of a key. Five survive two losses; more would cost every write and promise little.
+pub const MAX_REPLICAS: usize = 5;
 /// Replicas of a key.
-pub const REPLICATION_FACTOR: std::ops::RangeInclusive<u8> = 1..=5;
+pub const REPLICATION_FACTOR: std::ops::RangeInclusive<u8> = 1..=MAX_REPLICAS as u8;
+/// One `T` for each replica of a key, or for some of them: inline, so that an operation allocates nothing for it.
+pub type PerReplica<T> = SmallVec<[T; MAX_REPLICAS]>;
 /// Virtual nodes of a storage node, when it does not say otherwise.
 pub const VIRTUAL_NODES: u32 = 150;
 /// Most virtual nodes of one storage node: 1,000 nodes of them are a ring of 64 MB.

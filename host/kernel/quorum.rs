@@ -1,9 +1,10 @@
-//! When an operation is done: state machines that are fed what replicas answer and say what to do next.
+//! When an operation is done: state machines that are told what replicas answer and say what to do next ([`Round`]).
 //!
-//! A replica is named by its index in the key's preference list (0 is the first clockwise). Every machine answers each
-//! replica's first event only; later ones change nothing, so that a late or repeated answer cannot count twice.
+//! A replica is named by its index in the key's preference list (0 is the first clockwise). Every machine counts each
+//! replica's first answer only; later ones change nothing, so that a late or repeated answer cannot count twice.
 
 mod collapse;
+mod merge;
 mod put;
 mod read;
 mod round;
@@ -11,8 +12,12 @@ mod stamp;
 mod tally;
 
 pub use collapse::{Collapse, collapse};
-pub use put::{PutAttempt, PutNext, PutRound};
-pub use read::{ReadNext, ReadRound, Reconciled, reconcile};
-pub use round::Round;
+pub use merge::{EveryAnswer, MergeRound};
+pub use put::PutRound;
+pub use read::{Hedging, ReadRound, Reconciled, reconcile};
+pub use round::{Next, PATIENCE_MICROS, Round};
 pub use stamp::StampRound;
-pub use tally::{Progress, Tally};
+pub use tally::{Progress, Quorum, Tally};
+
+#[cfg(test)]
+mod laws;

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::name::{Key, NodeId, TenantId, WriteId};
 use crate::record::Encoded;
 use crate::register::Stamp;
-use crate::siblings::VersionVector;
+use crate::siblings::{Refusal, Write};
 
 /// Where a record lies: its row on a node is (token, tenant, key).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -40,7 +38,7 @@ pub enum Ask {
         write_id: WriteId,
     },
     /// Mint a dot for a client's write of a `siblings` record. Answered with the whole record.
-    Put(Arc<Put>),
+    Put(Arc<Write>),
     /// Merge a record into what is stored.
     Merge {
         /// The record.
@@ -48,23 +46,6 @@ pub enum Ask {
     },
     /// Answer with what is stored.
     Read,
-}
-
-/// A client's write to a `siblings` record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Put {
-    /// The write.
-    pub write_id: WriteId,
-    /// Hybrid time at which the operation started, microseconds; the same in each of its attempts.
-    pub started: u64,
-    /// True when this write may have been minted by another replica before.
-    pub again: bool,
-    /// Versions that the client has seen.
-    pub seen: VersionVector,
-    /// Writes that the client has seen.
-    pub ids: Vec<WriteId>,
-    /// The value; `None` deletes.
-    pub value: Option<Bytes>,
 }
 
 /// What a replica answers.
@@ -133,6 +114,11 @@ pub enum ReplicaError {
 }
 
 impl ReplicaError {
+    /// A replica that answers something else than it was asked is broken.
+    pub fn misfit() -> Self {
+        Self::Broken("the answer does not fit the request".to_owned())
+    }
+
     /// True when the replica has certainly not carried out the request, and will not.
     pub fn certainly_not_done(&self) -> bool {
         match self {
@@ -144,6 +130,15 @@ impl ReplicaError {
             | Self::WrongMode
             | Self::StaleEpoch => true,
             Self::Lost(_) | Self::Late | Self::InDoubt | Self::Broken(_) => false,
+        }
+    }
+}
+
+impl From<Refusal> for ReplicaError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::InDoubt => Self::InDoubt,
+            Refusal::TooLarge => Self::SiblingLimit,
         }
     }
 }

@@ -14,7 +14,6 @@ use crate::hook::Sibling;
 use crate::limit;
 use crate::name::{StoreId, WriteId};
 use crate::recent::Recent;
-use crate::replica::{Put, ReplicaError};
 
 mod merge;
 mod vector;
@@ -84,6 +83,32 @@ impl Version {
     }
 }
 
+/// A client's write to a `siblings` record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    /// Its id.
+    pub write_id: WriteId,
+    /// Hybrid time at which the operation started, microseconds; the same in each of its attempts.
+    pub started: u64,
+    /// True when another replica may have minted a dot for this write before.
+    pub again: bool,
+    /// Events that the client has seen.
+    pub seen: VersionVector,
+    /// Writes that the client has seen.
+    pub ids: Vec<WriteId>,
+    /// The value; `None` deletes.
+    pub value: Option<Bytes>,
+}
+
+/// Why a record refuses a client's write. Merges are never refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The write may have been applied before, and the record does not remember that far back.
+    InDoubt,
+    /// The record would have more than [`limit::SIBLINGS`] versions or, by estimate, more than [`limit::RECORD_BYTES`].
+    TooLarge,
+}
+
 /// A `siblings` record.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Siblings {
@@ -116,29 +141,26 @@ impl Siblings {
         self.seen.entries.iter().rev().map(|(actor, _)| *actor).find(|actor| actor.store == *store)
     }
 
-    /// Whether a client's write must not be minted here. `now_micros` is the replica's time, microseconds since 1970.
-    ///
-    /// Asked after [`Self::knows`] has answered `None`. [`ReplicaError::InDoubt`] when the write may have been minted
-    /// elsewhere and this record can no longer tell; [`ReplicaError::SiblingLimit`] when the record would hold more than
-    /// [`limit::SIBLINGS`] versions or, by estimate, more than [`limit::RECORD_BYTES`]. Merges are never refused.
-    pub fn refuse_put(&self, put: &Put, now_micros: u64) -> Result<(), ReplicaError> {
-        if put.again {
-            let too_old = now_micros.saturating_sub(put.started) >= limit::PUT_RETRY_MICROS;
-            if too_old || self.recent.horizon >= put.started {
-                return Err(ReplicaError::InDoubt);
+    /// Checks that a client's write may be minted here. `now_micros` is the replica's time, microseconds since 1970. To be called after
+    /// [`Self::knows`] has answered `None`.
+    pub fn refuse(&self, write: &Write, now_micros: u64) -> Result<(), Refusal> {
+        if write.again {
+            let too_old = now_micros.saturating_sub(write.started) >= limit::PUT_RETRY_MICROS;
+            if too_old || self.recent.horizon >= write.started {
+                return Err(Refusal::InDoubt);
             }
         }
         let mut versions = 1;
-        let mut bytes = put.value.as_ref().map_or(0, Bytes::len) + VERSION_BYTES;
+        let mut bytes = write.value.as_ref().map_or(0, Bytes::len) + VERSION_BYTES;
         bytes +=
-            (self.seen.entries.len() + put.seen.entries.len()) * ENTRY_BYTES + limit::RECENT_ENTRIES * RECENT_BYTES;
-        for version in self.versions.iter().filter(|version| version.mints().any(|mint| !put.covers(&mint))) {
+            (self.seen.entries.len() + write.seen.entries.len()) * ENTRY_BYTES + limit::RECENT_ENTRIES * RECENT_BYTES;
+        for version in self.versions.iter().filter(|version| version.mints().any(|mint| !write.covers(&mint))) {
             versions += 1;
             bytes += version.value.as_ref().map_or(0, Bytes::len) + VERSION_BYTES;
             bytes += version.dots.len() * ENTRY_BYTES + version.ids.len() * size_of::<WriteId>();
         }
         if versions > limit::SIBLINGS || bytes > limit::RECORD_BYTES {
-            return Err(ReplicaError::SiblingLimit);
+            return Err(Refusal::TooLarge);
         }
         Ok(())
     }
@@ -146,19 +168,19 @@ impl Siblings {
     /// Carries out a client's write under the key's lock and returns the dot it was given.
     ///
     /// Whatever the context covers goes; the rest stays beside the new version. Only the store that holds this very record
-    /// may call it, with an actor of its own, after [`Self::knows`] and [`Self::refuse_put`].
-    pub fn put(&mut self, put: &Put, actor: Actor) -> Dot {
-        for id in &put.ids {
+    /// may call it, with an actor of its own, after [`Self::knows`] and [`Self::refuse`].
+    pub fn put(&mut self, write: &Write, actor: Actor) -> Dot {
+        for id in &write.ids {
             // Another replica may remember the write under another time; the union keeps the greater one.
-            let time = self.time_of_standing(id).unwrap_or(put.started);
+            let time = self.time_of_standing(id).unwrap_or(write.started);
             if self.recent.time_of(id).is_none() {
                 self.recent.remember(*id, time);
             }
         }
-        self.recent.remember(put.write_id, put.started);
-        self.seen.join(&put.seen);
+        self.recent.remember(write.write_id, write.started);
+        self.seen.join(&write.seen);
         self.versions.retain_mut(|version| {
-            let mut left: SmallVec<[_; 2]> = version.mints().filter(|mint| !put.covers(mint)).collect();
+            let mut left: SmallVec<[_; 2]> = version.mints().filter(|mint| !write.covers(mint)).collect();
             left.sort_unstable();
             version.carry(&left)
         });
@@ -167,9 +189,9 @@ impl Siblings {
         self.versions.push(Version {
             dots: smallvec![dot],
             minted_for: smallvec![0],
-            ids: smallvec![put.write_id],
-            time: put.started,
-            value: put.value.clone(),
+            ids: smallvec![write.write_id],
+            time: write.started,
+            value: write.value.clone(),
         });
         self.tidy();
         dot
@@ -285,7 +307,7 @@ pub fn collapse(record: &Siblings, verdict_value: Bytes) -> Siblings {
     out
 }
 
-impl Put {
+impl Write {
     /// True when the client has seen this event, or this write under whichever event.
     fn covers(&self, (write, dot): &(WriteId, Dot)) -> bool {
         self.seen.covers(dot) || self.ids.contains(write)

@@ -14,8 +14,8 @@ use bytes::{Bytes, BytesMut};
 use witan_kernel::fault::Fault;
 use witan_kernel::name::WriteId;
 use witan_kernel::record::{Damaged, Encoded, Record, WrongMode};
-use witan_kernel::replica::{Answer, Ask, Outcome, Put, ReplicaError, Request};
-use witan_kernel::siblings::Siblings;
+use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError, Request};
+use witan_kernel::siblings::{Siblings, Write};
 
 use self::rows::Rows;
 use crate::engine::{Change, EngineError};
@@ -459,7 +459,7 @@ impl Slot {
         Ok(Answer::Merged { superseded: false })
     }
 
-    fn put(&mut self, put: &Put, store: &Store, wall: u64) -> Outcome {
+    fn put(&mut self, put: &Write, store: &Store, wall: u64) -> Outcome {
         self.decode()?;
         let mut siblings = match &self.record {
             None => Siblings::default(),
@@ -469,7 +469,7 @@ impl Slot {
             Some(Record::Siblings(siblings)) => siblings.clone(),
             Some(Record::Register(_)) => return Err(ReplicaError::WrongMode),
         };
-        siblings.refuse_put(put, wall)?;
+        siblings.refuse(put, wall)?;
         if self.birth == 0 {
             self.birth = store.draw_birth().map_err(|error| refusal(&error))?;
         }

@@ -4,6 +4,7 @@
 //! simulation, where nothing blocks. [`fjall`] keeps rows in a log-structured merge tree on a real disk; [`simulated`] is a
 //! disk in memory that loses what was not synced. Both pass the same contract tests.
 
+#[cfg(feature = "fjall")]
 pub mod fjall;
 pub mod simulated;
 

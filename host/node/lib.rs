@@ -13,6 +13,7 @@
 pub mod batch;
 pub mod driver;
 pub mod engine;
+#[cfg(feature = "fjall")]
 pub mod node;
 pub mod row;
 pub mod scan;

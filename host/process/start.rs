@@ -202,6 +202,7 @@ impl Parts {
         let lanes = Arc::new(Lanes::new(clock, connect, config.node_id.clone()));
         lanes.set_nodes(&nodes);
         let plugins = plugins::start(config, Arc::clone(metadata)).await?;
+        let (collapses, reported) = witan_upkeep::reports();
         let ports = Ports::<Real> {
             clock,
             randomness: SystemRandomness,
@@ -209,9 +210,11 @@ impl Parts {
             idempotency: idempotency.clone(),
             tenants: Arc::clone(&tenants),
             plugins: Arc::new(plugins.clone()),
+            collapses,
         };
         let coordinator = Coordinator::new(ports, ring(&nodes, placement.epoch), keys, config.defaults.clone());
         let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), Arc::clone(metadata)));
+        tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         Ok(Self { clock, access: Arc::new(access), tenants, idempotency, lanes, plugins, coordinator, upkeep })
     }
 

@@ -2,10 +2,11 @@
 //! tenants have stored.
 //!
 //! Reading order: [`runner`] (turns, and what is running), `repair` (a sweep, and which new stores are read after it), `sweep` (all
-//! records of a part of the ring, on all of their replicas), `removal`, `metrics`.
+//! records of a part of the ring, on all of their replicas), `removal`, `collapse` (many siblings become one), `metrics`.
 //!
 //! Upkeep uses `coordinate`, never the reverse, and names no socket, database or plugin engine.
 
+mod collapse;
 mod metrics;
 mod removal;
 mod repair;
@@ -18,6 +19,7 @@ use runner::{Kind, Report, Runner};
 use witan_coordinate::{Coordinator, World};
 use witan_store::metadata::Metadata;
 
+pub use collapse::{Reported, Reports, reports};
 pub use metrics::Metrics;
 pub use repair::{NotBegun, Repair, Repaired};
 pub use sweep::{Stopped, Sweep, Swept};

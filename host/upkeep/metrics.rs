@@ -10,6 +10,8 @@ pub struct Metrics {
     pub swept_records: Counter,
     /// Merges that replicas lacked, and have stored, by sweeps.
     pub swept_merges: Counter,
+    /// Siblings collapsed into one.
+    pub collapses: Counter,
 }
 
 impl Metrics {
@@ -19,5 +21,6 @@ impl Metrics {
         registry.register("witan_swept_records", help, self.swept_records.clone());
         let help = "Merges that replicas lacked, stored by `witan repair`";
         registry.register("witan_swept_merges", help, self.swept_merges.clone());
+        registry.register("witan_collapses", "Siblings collapsed into one", self.collapses.clone());
     }
 }

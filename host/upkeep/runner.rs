@@ -31,7 +31,7 @@ impl Kind {
     }
 
     /// Tasks of this kind that may run at a time.
-    pub fn at_most(self) -> usize {
+    pub const fn at_most(self) -> usize {
         match self {
             // One for a schedule, one for an operator who cannot wait for it. Each reads whole nodes.
             Self::Repair => 2,

@@ -8,8 +8,8 @@ use witan_kernel::limit;
 use witan_kernel::name::{Key, StoreId, TenantId, WriteId};
 use witan_kernel::record::Encoded;
 use witan_kernel::register::Stamp;
-use witan_kernel::replica::{Answer, Ask, Outcome, Place, Put, ReplicaError, Request};
-use witan_kernel::siblings::{Actor, VersionVector};
+use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
+use witan_kernel::siblings::{Actor, VersionVector, Write};
 
 use crate::Malformed;
 use crate::v1::replica_answer::Answer as WireAnswer;
@@ -57,7 +57,7 @@ fn id_to_wire(id: WriteId) -> Bytes {
     Bytes::copy_from_slice(&id.0)
 }
 
-fn put_to_wire(put: &Put) -> PutAsk {
+fn put_to_wire(put: &Write) -> PutAsk {
     let entry = |(actor, counter): &(Actor, u64)| VersionVectorEntry {
         store_id: Bytes::copy_from_slice(&actor.store.0),
         birth: actor.birth,
@@ -103,7 +103,7 @@ fn id_from_wire(field: &'static str, bytes: &[u8]) -> Result<WriteId, Malformed>
     WriteId::from_slice(bytes).ok_or_else(|| Malformed::new(field, format!("has {} bytes instead of 16", bytes.len())))
 }
 
-fn put_from_wire(ask: PutAsk) -> Result<Put, Malformed> {
+fn put_from_wire(ask: PutAsk) -> Result<Write, Malformed> {
     if ask.tombstone && !ask.value.is_empty() {
         return Err(Malformed::new("put.tombstone", "comes with a value"));
     }
@@ -111,7 +111,7 @@ fn put_from_wire(ask: PutAsk) -> Result<Put, Malformed> {
         return Err(Malformed::new("put.ids", format!("has {} entries; {PUT_ENTRIES} are allowed", ask.ids.len())));
     }
     let value = within("put.value", ask.value, 0, limit::VALUE_BYTES)?;
-    Ok(Put {
+    Ok(Write {
         write_id: id_from_wire("put.write_id", &ask.write_id)?,
         started: ask.started,
         again: ask.again,
@@ -232,10 +232,10 @@ mod tests {
         })
     }
 
-    fn put() -> impl Strategy<Value = Put> {
+    fn put() -> impl Strategy<Value = Write> {
         let ids = proptest::collection::vec(any::<[u8; 16]>().prop_map(WriteId), 0..4);
         (any::<[u8; 16]>(), any::<u64>(), any::<bool>(), vector(), ids, proptest::option::of(bytes(50))).prop_map(
-            |(id, started, again, seen, ids, value)| Put { write_id: WriteId(id), started, again, seen, ids, value },
+            |(id, started, again, seen, ids, value)| Write { write_id: WriteId(id), started, again, seen, ids, value },
         )
     }
 

@@ -147,6 +147,7 @@ impl CoordinatorMachine {
                 watched.admit_again().await;
             }
         });
+        let (collapses, reported) = witan_upkeep::reports();
         let ports = Ports {
             clock: self.clock.clone(),
             randomness: self.shared.dice.clone(),
@@ -154,10 +155,12 @@ impl CoordinatorMachine {
             idempotency: self.shared.idempotency.clone(),
             tenants: self.shared.tenants.clone(),
             plugins: Arc::new(self.shared.plugins.clone()),
+            collapses,
         };
         let ring = self.shared.ring.clone();
         let coordinator = Coordinator::new(ports, ring, self.shared.keys.clone(), Defaults::default());
         let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), Arc::clone(&self.shared.metadata)));
+        tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         let (sender, mut calls) = mpsc::unbounded_channel();
         *lock(&self.doors) = Some(Doors { calls: sender, coordinator: Arc::clone(&coordinator) });
         while let Some(call) = calls.recv().await {

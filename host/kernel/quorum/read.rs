@@ -1,107 +1,165 @@
-//! Reads: whom to ask, when to ask one more, and what the answers say together.
+//! Reads: which replicas to ask, when to ask a further one, and what the answers say together.
 
-use smallvec::SmallVec;
-
+use super::round::{Next, PATIENCE_MICROS, Round};
 use super::tally::{Progress, Tally};
 use crate::fault::Fault;
 use crate::hook::Shortfall;
-use crate::record::Record;
-use crate::replica::ReplicaError;
+use crate::limit::PerReplica;
+use crate::record::{Encoded, Record};
+use crate::replica::{Answer, Ask, ReplicaError};
 
-/// What to do next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReadNext {
-    /// Ask this replica too.
-    pub ask: Option<u8>,
-    /// Where the round stands.
-    pub progress: Progress,
+/// When a read asks spare replicas although none has failed. Moments are monotonic microseconds.
+#[derive(Debug, Clone)]
+pub struct Hedging<F> {
+    /// When the read started. All replicas are asked [`PATIENCE_MICROS`] later, whatever the budget: those asked first may be dead.
+    /// Without this, the reads under way when a node hangs would wait for it until their deadlines. Later reads ask it last.
+    pub started: u64,
+    /// Takes one hedge from the coordinator's budget; false when it is used up. Called only when there is a spare replica.
+    pub budget: F,
 }
 
 /// Asks as many replicas as must answer, and a further one for each that fails.
 #[derive(Debug, Clone)]
-pub struct ReadRound {
+pub struct ReadRound<F> {
     tally: Tally,
-    order: SmallVec<[u8; 5]>,
-    next: usize,
+    order: PerReplica<u8>,
+    /// Replicas of `order` whose requests have been handed out.
+    sent: usize,
+    /// Replicas of `order` that are to be asked.
+    wanted: usize,
     shortfall: Shortfall,
+    hedging: Hedging<F>,
+    /// When to ask spare replicas; `None` once all are asked.
+    until: Option<u64>,
+    records: PerReplica<(u8, Option<Encoded>)>,
 }
 
-impl ReadRound {
-    /// A round over the replicas of `order` (a permutation of 0..n), of which `required` must answer.
-    pub fn new(order: SmallVec<[u8; 5]>, required: u8, shortfall: Shortfall) -> Self {
-        Self { tally: Tally::new(order.len() as u8, required), order, next: 0, shortfall }
+impl<F: FnMut() -> bool> ReadRound<F> {
+    /// A round that asks the replicas of `tally` in `order`, each of them once.
+    pub fn new(order: PerReplica<u8>, tally: Tally, shortfall: Shortfall, hedging: Hedging<F>) -> Self {
+        let until = Some(hedging.started + PATIENCE_MICROS);
+        let records = PerReplica::new();
+        let mut round = Self { tally, order, sent: 0, wanted: 0, shortfall, hedging, until, records };
+        round.want_enough();
+        round
     }
 
-    /// The replicas to ask first.
-    pub fn start(&mut self) -> SmallVec<[u8; 5]> {
-        self.next = usize::from(self.tally.required()).min(self.order.len());
-        SmallVec::from_slice(&self.order[..self.next])
+    /// Lets the round ask one spare replica `micros` after its start, if the budget allows it. To be called before it starts.
+    pub fn hedge_after(&mut self, micros: u64) {
+        self.until = Some(self.hedging.started + micros.min(PATIENCE_MICROS));
     }
 
-    /// The replica has told what it stores (`found`) or that it stores nothing. "Not found" is an answer.
-    pub fn told(&mut self, replica: u8, found: bool) -> ReadNext {
-        if !found && Fault::NotFoundNotCounted.is_on() {
-            return self.failed(replica, &ReplicaError::Late);
-        }
-        self.tally.ack(replica);
-        ReadNext { ask: None, progress: self.progress() }
+    /// The replicas asked so far: at the beginning, those asked first.
+    pub fn asked(&self) -> &[u8] {
+        &self.order[..self.wanted]
     }
 
-    /// The replica has not answered: the next one is asked.
-    pub fn failed(&mut self, replica: u8, error: &ReplicaError) -> ReadNext {
-        self.tally.fail(replica, error.certainly_not_done());
-        let ask = if self.tally.progress() == Progress::Open { self.spare() } else { None };
-        ReadNext { ask, progress: self.progress() }
+    /// What each replica that answered has stored, in the order of the answers.
+    pub fn into_records(self) -> PerReplica<(u8, Option<Encoded>)> {
+        self.records
     }
 
-    /// A shortfall that the policy accepts is told once everybody who was asked has answered, in whatever order.
+    /// Counts of answers.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Replicas asked that have not answered.
+    fn unanswered(&self) -> u8 {
+        self.asked().iter().filter(|replica| self.tally.is_open(**replica)).count() as u8
+    }
+
+    /// How far the round has come. A shortfall that the policy accepts counts as met once every replica that was asked has answered,
+    /// in whatever order.
     fn progress(&self) -> Progress {
         match self.tally.progress() {
             Progress::Short if self.unanswered() > 0 && matches!(self.shortfall, Shortfall::Accept(_)) => {
                 Progress::Open
             }
-            Progress::Short => self.elapsed(),
+            Progress::Short if self.suffices() => Progress::Met,
             progress => progress,
         }
     }
 
-    /// The hedge's time has come: one spare replica, if there is one.
-    pub fn spare(&mut self) -> Option<u8> {
-        let replica = self.order.get(self.next).copied();
-        self.next += usize::from(replica.is_some());
-        replica
-    }
-
-    /// Time is up.
-    pub fn elapsed(&self) -> Progress {
-        match self.tally.progress() {
-            Progress::Met => Progress::Met,
-            _ if self.tally.accepts(self.shortfall) => Progress::Met,
-            _ => Progress::Short,
+    /// Asks until those who may still answer would be enough.
+    fn want_enough(&mut self) {
+        while self.wanted < self.order.len() && !self.tally.can_be_met_by(self.asked()) {
+            self.wanted += 1;
         }
     }
 
-    /// Replicas asked that have not answered.
-    pub fn unanswered(&self) -> usize {
-        self.order[..self.next].iter().filter(|replica| self.tally.is_open(**replica)).count()
+    fn want_one_more(&mut self) {
+        self.wanted = (self.wanted + 1).min(self.order.len());
+    }
+}
+
+impl<F: FnMut() -> bool> Round for ReadRound<F> {
+    fn next(&mut self, _: u64) -> Next {
+        if self.sent < self.wanted {
+            self.sent += 1;
+            return Next::Ask(self.order[self.sent - 1], Ask::Read);
+        }
+        match self.progress() {
+            Progress::Open => Next::Wait { answers: self.tally.missing().min(self.unanswered()), until: self.until },
+            Progress::Met => Next::Met,
+            Progress::Short => Next::Short,
+        }
     }
 
-    /// Counts.
-    pub fn tally(&self) -> &Tally {
-        &self.tally
+    /// "Not found" is an answer.
+    fn answered(&mut self, replica: u8, answer: Answer) -> Result<(), ReplicaError> {
+        let Answer::Record(record) = answer else { return Err(ReplicaError::misfit()) };
+        if !self.tally.is_open(replica) {
+            return Ok(());
+        }
+        if record.is_none() && Fault::NotFoundNotCounted.is_on() {
+            self.failed(replica, &ReplicaError::Late);
+        }
+        self.tally.ack(replica);
+        self.records.push((replica, record));
+        Ok(())
+    }
+
+    /// The next replica is asked instead.
+    fn failed(&mut self, replica: u8, error: &ReplicaError) {
+        if !self.tally.is_open(replica) {
+            return;
+        }
+        self.tally.fail(replica, error.certainly_not_done());
+        if self.progress() == Progress::Open {
+            self.want_one_more();
+            self.want_enough();
+        }
+    }
+
+    fn waited(&mut self, now: u64) {
+        let patience = self.hedging.started + PATIENCE_MICROS;
+        if now >= patience {
+            self.until = None;
+            self.wanted = self.order.len();
+        } else {
+            self.until = Some(patience);
+            if self.wanted < self.order.len() && (self.hedging.budget)() {
+                self.want_one_more();
+            }
+        }
+    }
+
+    fn suffices(&self) -> bool {
+        self.tally.progress() == Progress::Met || self.tally.accepts(self.shortfall)
     }
 }
 
 /// What several replicas' answers say together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reconciled {
-    /// The merge of all; `None` when nobody has the record.
+    /// The merge of all; `None` when no replica has the record.
     pub record: Option<Record>,
-    /// Replicas among those that answered whose record does not stand level with the merge.
-    pub stale: SmallVec<[u8; 5]>,
+    /// Replicas among those that answered whose record differs from the merge.
+    pub stale: PerReplica<u8>,
 }
 
-/// Merges answers. Records of differing kinds cannot merge: `None`.
+/// Merges answers. `None` when they hold records of two conflict modes, which cannot merge.
 pub fn reconcile(answers: &[(u8, Option<Record>)]) -> Option<Reconciled> {
     let mut merged: Option<Record> = None;
     for record in answers.iter().filter_map(|(_, record)| record.as_ref()) {
@@ -130,52 +188,119 @@ mod tests {
 
     use super::*;
     use crate::name::WriteId;
+    use crate::quorum::Quorum;
     use crate::register::{Register, Stamp};
 
     fn register(stamp: u64) -> Record {
         Record::Register(Register::written(Stamp(stamp), WriteId([1; 16]), Some(Bytes::from_static(b"v"))))
     }
 
+    fn round(order: &[u8], required: u8, shortfall: Shortfall) -> ReadRound<fn() -> bool> {
+        let hedging = Hedging { started: 0, budget: (|| true) as fn() -> bool };
+        let tally = Tally::new(order.len() as u8, required);
+        let mut round = ReadRound::new(PerReplica::from_slice(order), tally, shortfall, hedging);
+        round.hedge_after(1000);
+        round
+    }
+
+    /// The replicas asked now, and what follows.
+    fn next<F: FnMut() -> bool>(round: &mut ReadRound<F>) -> (Vec<u8>, Progress) {
+        let mut asked = Vec::new();
+        loop {
+            match round.next(0) {
+                Next::Ask(replica, _) => asked.push(replica),
+                Next::Wait { .. } => return (asked, Progress::Open),
+                Next::Met => return (asked, Progress::Met),
+                Next::Short => return (asked, Progress::Short),
+            }
+        }
+    }
+
+    fn answer<F: FnMut() -> bool>(round: &mut ReadRound<F>, replica: u8, record: Option<Encoded>) -> Progress {
+        round.answered(replica, Answer::Record(record)).unwrap();
+        next(round).1
+    }
+
+    fn fail<F: FnMut() -> bool>(round: &mut ReadRound<F>, replica: u8) -> (Vec<u8>, Progress) {
+        round.failed(replica, &ReplicaError::Late);
+        next(round)
+    }
+
+    fn some() -> Option<Encoded> {
+        Some(register(5).encode())
+    }
+
     #[test]
     fn asks_one_more_for_each_failure() {
-        let mut round = ReadRound::new(smallvec![2, 0, 1], 2, Shortfall::Fail);
-        assert_eq!(round.start().as_slice(), [2, 0]);
-        let next = round.failed(2, &ReplicaError::Late);
-        assert_eq!(next, ReadNext { ask: Some(1), progress: Progress::Open });
-        assert_eq!(round.told(0, false).progress, Progress::Open);
-        assert_eq!(round.told(1, true).progress, Progress::Met);
+        let mut round = round(&[2, 0, 1], 2, Shortfall::Fail);
+        assert_eq!(next(&mut round), (vec![2, 0], Progress::Open));
+        assert_eq!(fail(&mut round, 2), (vec![1], Progress::Open));
+        assert_eq!(answer(&mut round, 0, None), Progress::Open);
+        assert_eq!(answer(&mut round, 1, some()), Progress::Met);
+        assert_eq!(round.into_records().as_slice(), [(0, None), (1, some())]);
     }
 
     #[test]
     fn an_accepted_shortfall_does_not_depend_on_who_comes_first() {
         let accepting = || {
-            let mut round = ReadRound::new(smallvec![0, 1, 2], 3, Shortfall::Accept(1));
-            round.start();
+            let mut round = round(&[0, 1, 2], 3, Shortfall::Accept(1));
+            next(&mut round);
             round
         };
         let mut round = accepting();
-        assert_eq!(round.failed(0, &ReplicaError::Late).progress, Progress::Open);
-        assert_eq!(round.told(1, true).progress, Progress::Open);
-        assert_eq!(round.told(2, true).progress, Progress::Met);
+        assert_eq!(fail(&mut round, 0).1, Progress::Open);
+        assert_eq!(answer(&mut round, 1, some()), Progress::Open);
+        assert_eq!(answer(&mut round, 2, some()), Progress::Met);
         let mut round = accepting();
-        assert_eq!(round.told(1, true).progress, Progress::Open);
-        assert_eq!(round.told(2, true).progress, Progress::Open);
-        assert_eq!(round.failed(0, &ReplicaError::Late).progress, Progress::Met);
+        assert_eq!(answer(&mut round, 1, some()), Progress::Open);
+        assert_eq!(answer(&mut round, 2, some()), Progress::Open);
+        assert_eq!(fail(&mut round, 0).1, Progress::Met);
         let mut round = accepting();
         for replica in 0..3 {
             let expected = if replica < 2 { Progress::Open } else { Progress::Short };
-            assert_eq!(round.failed(replica, &ReplicaError::Late).progress, expected);
+            assert_eq!(fail(&mut round, replica).1, expected);
         }
     }
 
     #[test]
     fn a_hedge_is_one_spare() {
-        let mut round = ReadRound::new(smallvec![0, 1, 2], 2, Shortfall::Fail);
-        round.start();
-        assert_eq!(round.spare(), Some(2));
-        assert_eq!(round.spare(), None);
-        assert_eq!(round.failed(0, &ReplicaError::Late).progress, Progress::Open);
-        assert_eq!(round.failed(1, &ReplicaError::Late).progress, Progress::Short);
+        let mut round = round(&[0, 1, 2], 2, Shortfall::Fail);
+        next(&mut round);
+        assert_eq!(round.next(0), Next::Wait { answers: 2, until: Some(1000) });
+        round.waited(1000);
+        assert_eq!(next(&mut round).0, [2]);
+        round.waited(1000);
+        assert_eq!(next(&mut round).0, [] as [u8; 0]);
+        assert_eq!(fail(&mut round, 0).1, Progress::Open);
+        assert_eq!(fail(&mut round, 1).1, Progress::Short);
+    }
+
+    #[test]
+    fn a_hedge_beyond_the_budget_waits_for_patience_to_end() {
+        let budget = (|| false) as fn() -> bool;
+        let hedging = Hedging { started: 50, budget };
+        let mut round = ReadRound::new(smallvec![3, 0, 1, 2, 4], Tally::new(5, 2), Shortfall::Fail, hedging);
+        round.hedge_after(1000);
+        assert_eq!((round.asked(), next(&mut round.clone()).0), (&[3, 0][..], vec![3, 0]));
+        next(&mut round);
+        round.waited(1050);
+        assert_eq!(round.next(1050), Next::Wait { answers: 2, until: Some(50 + PATIENCE_MICROS) });
+        round.waited(50 + PATIENCE_MICROS);
+        assert_eq!(next(&mut round).0, [1, 2, 4]);
+        assert_eq!(round.next(0), Next::Wait { answers: 2, until: None });
+    }
+
+    #[test]
+    fn both_sets_of_a_placement_change_are_asked() {
+        let tally = Tally::both(Quorum::of([0, 1, 2], 2), Quorum::of([3, 4, 5], 2));
+        let hedging = Hedging { started: 0, budget: || true };
+        let mut round = ReadRound::new(smallvec![0, 1, 3, 4, 5, 2], tally, Shortfall::Fail, hedging);
+        assert_eq!(next(&mut round), (vec![0, 1, 3, 4], Progress::Open));
+        assert_eq!(fail(&mut round, 0), (vec![5, 2], Progress::Open), "until the first set can be met");
+        for replica in [1, 3, 4] {
+            assert_eq!(answer(&mut round, replica, some()), Progress::Open);
+        }
+        assert_eq!(answer(&mut round, 2, some()), Progress::Met);
     }
 
     #[test]
@@ -187,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_has_it_nobody_is_stale() {
+    fn no_replica_has_it_none_is_stale() {
         let reconciled = reconcile(&[(0, None), (1, None)]).unwrap();
         assert_eq!((reconciled.record, reconciled.stale.len()), (None, 0));
     }

@@ -1,98 +1,57 @@
-//! One request to every replica: a register's second round, and the merges that follow a Put.
+//! What every exchange with replicas has in common.
 
-use super::tally::{Progress, Tally};
-use crate::hook::Shortfall;
-use crate::replica::ReplicaError;
+use crate::replica::{Answer, Ask, ReplicaError};
 
-/// A request that was sent to every replica.
-#[derive(Debug, Clone)]
-pub struct Round {
-    tally: Tally,
-    shortfall: Shortfall,
-    full: u8,
+/// A replica that has not answered within this time may be dead: further ones are asked without waiting for it. Microseconds. A
+/// quarter of a second is far above a healthy round trip and far below every deadline that is not set to fail.
+pub const PATIENCE_MICROS: u64 = 250_000;
+
+/// What an operation does next. Moments are monotonic microseconds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next {
+    /// Send this request to this replica, then ask again.
+    Ask(u8, Ask),
+    /// Wait until this many further replicas have done what they were asked, or one has failed, or `until` has come.
+    Wait {
+        /// With fewer successes, and no failure, there would be nothing new to do.
+        answers: u8,
+        /// When to call [`Round::waited`]; `None`: the operation's deadline is the only bound.
+        until: Option<u64>,
+    },
+    /// The requirement is met.
+    Met,
+    /// The requirement cannot be met any more.
+    Short,
 }
 
-impl Round {
-    /// A round to `replicas` replicas of which `required` must store what they are sent.
-    pub fn new(replicas: u8, required: u8, shortfall: Shortfall) -> Self {
-        Self { tally: Tally::new(replicas, required), shortfall, full: 0 }
+/// The decisions of one exchange with a key's replicas. It is told what they answer and how time passes, and says what to do next;
+/// sending, receiving and waiting are the caller's.
+///
+/// Laws, which the tests check for every implementation:
+///
+/// - Each replica is asked at most once, and only its first answer counts.
+/// - [`Next::Met`] and [`Next::Short`] are final, and neither comes while too few replicas have answered to decide.
+/// - [`Next::Wait`] never waits for more successes than can still come from replicas that were asked, nor for more than are needed.
+pub trait Round {
+    /// What to do next, at the moment `now`.
+    fn next(&mut self, now: u64) -> Next;
+
+    /// A replica answered.
+    ///
+    /// # Errors
+    /// The answer does not fit the request. The caller reports that as the replica's failure.
+    fn answered(&mut self, replica: u8, answer: Answer) -> Result<(), ReplicaError>;
+
+    /// A replica failed.
+    fn failed(&mut self, replica: u8, error: &ReplicaError);
+
+    /// The moment named by [`Next::Wait`] has come: it is `now`.
+    fn waited(&mut self, now: u64) {
+        let _ = now;
     }
 
-    /// The replica has stored it.
-    pub fn acked(&mut self, replica: u8) -> Progress {
-        self.tally.ack(replica);
-        self.progress()
-    }
-
-    /// The replica has not.
-    pub fn failed(&mut self, replica: u8, error: &ReplicaError) -> Progress {
-        if matches!(error, ReplicaError::StorageFull) && self.tally.is_open(replica) {
-            self.full += 1;
-        }
-        self.tally.fail(replica, error.certainly_not_done());
-        self.progress()
-    }
-
-    /// Time is up: what has been stored must do, or nothing will.
-    pub fn elapsed(&self) -> Progress {
-        match self.tally.progress() {
-            Progress::Met => Progress::Met,
-            _ if self.tally.accepts(self.shortfall) => Progress::Met,
-            _ => Progress::Short,
-        }
-    }
-
-    /// Where the round stands; a shortfall that the policy accepts counts as met.
-    pub fn progress(&self) -> Progress {
-        match self.tally.progress() {
-            Progress::Short if self.tally.open() == 0 && self.tally.accepts(self.shortfall) => Progress::Met,
-            Progress::Short if matches!(self.shortfall, Shortfall::Accept(_)) && self.tally.open() > 0 => {
-                Progress::Open
-            }
-            progress => progress,
-        }
-    }
-
-    /// Counts.
-    pub fn tally(&self) -> &Tally {
-        &self.tally
-    }
-
-    /// True when a full disk was among the reasons.
-    pub fn disks_full(&self) -> bool {
-        self.full > 0
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn returns_as_soon_as_the_requirement_is_met() {
-        let mut round = Round::new(3, 2, Shortfall::Fail);
-        assert_eq!(round.acked(2), Progress::Open);
-        assert_eq!(round.acked(0), Progress::Met);
-        assert_eq!(round.failed(1, &ReplicaError::Late), Progress::Met);
-    }
-
-    #[test]
-    fn a_shortfall_is_told_as_soon_as_it_is_certain() {
-        let mut round = Round::new(3, 2, Shortfall::Fail);
-        round.failed(0, &ReplicaError::Overloaded);
-        assert_eq!(round.failed(1, &ReplicaError::StorageFull), Progress::Short);
-        assert!(round.disks_full());
-        assert!(!round.tally().certainly_nothing_done(), "the third may still store it");
-        round.failed(2, &ReplicaError::Overloaded);
-        assert!(round.tally().certainly_nothing_done());
-    }
-
-    #[test]
-    fn an_accepted_shortfall_waits_for_everyone_or_the_deadline() {
-        let mut round = Round::new(3, 3, Shortfall::Accept(2));
-        round.acked(0);
-        assert_eq!(round.failed(1, &ReplicaError::Late), Progress::Open);
-        assert_eq!(round.elapsed(), Progress::Short, "one answer is not two");
-        assert_eq!(round.acked(2), Progress::Met);
+    /// True when what has been answered is enough now that the deadline has passed.
+    fn suffices(&self) -> bool {
+        false
     }
 }

@@ -1,43 +1,34 @@
-//! Round 1 of a register's write: which stamp will stand above everything acknowledged before?
+//! Round 1 of a register's write: which stamp is above everything acknowledged before?
 //!
 //! Source: Attiya, Bar-Noy, Dolev, "Sharing memory robustly in message-passing systems" (JACM 1995), in its multi-writer
 //! form, where the writer first asks a majority for the greatest timestamp.
 
+use super::round::{Next, Round};
 use super::tally::{Progress, Tally};
+use crate::name::WriteId;
 use crate::register::Stamp;
-use crate::replica::ReplicaError;
+use crate::replica::{Answer, Ask, ReplicaError};
 
-/// The stamps that replicas tell.
+/// Asks every replica for its stamp, until enough have reported it.
 #[derive(Debug, Clone)]
 pub struct StampRound {
+    write_id: WriteId,
     tally: Tally,
+    /// Replicas before this index have been asked.
+    asked: u8,
+    /// The greatest stamp stored at a replica.
     greatest: Option<Stamp>,
+    /// The greatest stamp that this write was given by an earlier attempt.
     known: Option<Stamp>,
 }
 
 impl StampRound {
-    /// A round to `replicas` replicas of which `required` must answer.
-    pub fn new(replicas: u8, required: u8) -> Self {
-        Self { tally: Tally::new(replicas, required), greatest: None, known: None }
+    /// A round to the replicas of `tally`, about the write `write_id`.
+    pub fn new(write_id: WriteId, tally: Tally) -> Self {
+        Self { write_id, tally, asked: 0, greatest: None, known: None }
     }
 
-    /// A replica has told which stamp stands and which one this write had before.
-    pub fn told(&mut self, replica: u8, stands: Option<Stamp>, known: Option<Stamp>) -> Progress {
-        if self.tally.is_open(replica) {
-            self.tally.ack(replica);
-            self.greatest = self.greatest.max(stands);
-            self.known = self.known.max(known);
-        }
-        self.tally.progress()
-    }
-
-    /// A replica has not answered.
-    pub fn failed(&mut self, replica: u8, error: &ReplicaError) -> Progress {
-        self.tally.fail(replica, error.certainly_not_done());
-        self.tally.progress()
-    }
-
-    /// The write's stamp: the one it had before, else the greatest of the clock, what stands plus one, and what the client
+    /// The write's stamp: the one it had before, else the greatest of the clock, the stored stamp plus one, and what the client
     /// has seen plus one.
     pub fn stamp(&self, clock: u64, seen: Option<Stamp>) -> Stamp {
         self.known.unwrap_or_else(|| {
@@ -46,9 +37,37 @@ impl StampRound {
         })
     }
 
-    /// Counts.
+    /// Counts of answers.
     pub fn tally(&self) -> &Tally {
         &self.tally
+    }
+}
+
+impl Round for StampRound {
+    fn next(&mut self, _: u64) -> Next {
+        if let Some(replica) = self.tally.next_open(self.asked) {
+            self.asked = replica + 1;
+            return Next::Ask(replica, Ask::Stamp { write_id: self.write_id });
+        }
+        match self.tally.progress() {
+            Progress::Open => Next::Wait { answers: self.tally.missing(), until: None },
+            Progress::Met => Next::Met,
+            Progress::Short => Next::Short,
+        }
+    }
+
+    fn answered(&mut self, replica: u8, answer: Answer) -> Result<(), ReplicaError> {
+        let Answer::Stamp { stands, known } = answer else { return Err(ReplicaError::misfit()) };
+        if self.tally.is_open(replica) {
+            self.tally.ack(replica);
+            self.greatest = self.greatest.max(stands);
+            self.known = self.known.max(known);
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, replica: u8, error: &ReplicaError) {
+        self.tally.fail(replica, error.certainly_not_done());
     }
 }
 
@@ -56,12 +75,21 @@ impl StampRound {
 mod tests {
     use super::*;
 
+    fn round() -> StampRound {
+        StampRound::new(WriteId([1; 16]), Tally::new(3, 2))
+    }
+
+    fn reports(round: &mut StampRound, replica: u8, stands: Option<Stamp>, known: Option<Stamp>) -> Progress {
+        round.answered(replica, Answer::Stamp { stands, known }).unwrap();
+        round.tally().progress()
+    }
+
     #[test]
-    fn stands_above_clock_answers_and_context() {
-        let mut round = StampRound::new(3, 2);
-        assert_eq!(round.told(0, Some(Stamp(50)), None), Progress::Open);
-        assert_eq!(round.told(0, Some(Stamp(900)), None), Progress::Open, "counts once");
-        assert_eq!(round.told(1, None, None), Progress::Met);
+    fn is_above_clock_answers_and_context() {
+        let mut round = round();
+        assert_eq!(reports(&mut round, 0, Some(Stamp(50)), None), Progress::Open);
+        assert_eq!(reports(&mut round, 0, Some(Stamp(900)), None), Progress::Open, "counts once");
+        assert_eq!(reports(&mut round, 1, None, None), Progress::Met);
         assert_eq!(round.stamp(10, None), Stamp(51));
         assert_eq!(round.stamp(10, Some(Stamp(70))), Stamp(71));
         assert_eq!(round.stamp(100, Some(Stamp(70))), Stamp(100));
@@ -69,8 +97,8 @@ mod tests {
 
     #[test]
     fn a_retry_keeps_the_stamp_it_had() {
-        let mut round = StampRound::new(3, 2);
-        round.told(0, Some(Stamp(50)), Some(Stamp(40)));
+        let mut round = round();
+        reports(&mut round, 0, Some(Stamp(50)), Some(Stamp(40)));
         assert_eq!(round.stamp(1000, None), Stamp(40));
     }
 }

@@ -1,165 +1,195 @@
-//! Counting answers.
+//! Counting answers, against the requirement of one set of replicas or of several at once.
 
 use crate::fault::Fault;
 use crate::hook::Shortfall;
 
-/// Where a round stands.
+/// How far a round has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// Neither met nor lost.
+    /// Neither met nor out of reach.
     Open,
-    /// Enough replicas have answered.
+    /// Enough replicas have acknowledged.
     Met,
-    /// So many have failed that the requirement cannot be met.
+    /// Too many have failed: the requirement cannot be met any more.
     Short,
 }
 
-/// Which of at most eight replicas have answered, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tally {
-    replicas: u8,
+/// A set of replicas, at most [`Quorum::MAX_REPLICAS`], of which `required` must acknowledge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Quorum {
+    members: u16,
     required: u8,
-    acked: u8,
-    failed: u8,
-    certain: u8,
 }
 
-impl Tally {
-    /// Nobody of `replicas` (at most 8) has answered; `required` must.
-    pub fn new(replicas: u8, required: u8) -> Self {
+impl Quorum {
+    /// Replicas that one operation can address: the bits of a mask. The old and the new set of a placement change have ten at most.
+    pub const MAX_REPLICAS: u8 = 16;
+
+    /// The first `replicas` replicas, of which `required` must acknowledge.
+    pub fn first(replicas: u8, required: u8) -> Self {
+        Self::of(0..replicas, required)
+    }
+
+    /// These replicas, of which `required` must acknowledge. Indices from [`Quorum::MAX_REPLICAS`] on are ignored.
+    pub fn of(members: impl IntoIterator<Item = u8>, required: u8) -> Self {
         let required = if Fault::QuorumOffByOne.is_on() { required.saturating_sub(1).max(1) } else { required };
-        Self { replicas, required, acked: 0, failed: 0, certain: 0 }
+        Self { members: members.into_iter().fold(0, |members, replica| members | bit(replica)), required }
     }
 
-    /// A replica did what it was asked.
-    pub fn ack(&mut self, replica: u8) {
-        let bit = self.fresh(replica);
-        self.acked |= bit;
+    fn acks(self, acked: u16) -> u8 {
+        count(self.members & acked)
     }
 
-    /// A replica did not; `certain` when it never will.
-    pub fn fail(&mut self, replica: u8, certain: bool) {
-        let bit = self.fresh(replica);
-        self.failed |= bit;
-        if certain {
-            self.certain |= bit;
-        }
-    }
-
-    /// Where the round stands.
-    pub fn progress(&self) -> Progress {
-        if self.acks() >= self.required {
+    fn progress(self, acked: u16, failed: u16) -> Progress {
+        if self.acks(acked) >= self.required {
             Progress::Met
-        } else if self.acks() + self.open() < self.required {
+        } else if count(self.members & !failed) < self.required {
             Progress::Short
         } else {
             Progress::Open
         }
     }
 
-    /// Replicas that did what they were asked.
+    fn missing(self, acked: u16, failed: u16) -> u8 {
+        self.required.saturating_sub(self.acks(acked)).min(count(self.members & !(acked | failed)))
+    }
+}
+
+/// Which replicas have acknowledged and which have failed.
+///
+/// It counts against one set, or against two at once: the old and the new replicas of a key whose placement changes. Then it is met
+/// when both sets are, and short as soon as one of them is. A set alone is the same as that set beside an empty one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    sets: [Quorum; 2],
+    acked: u16,
+    failed: u16,
+    /// Those of `failed` that certainly have not done what they were asked, and will not.
+    certain: u16,
+}
+
+impl Tally {
+    /// A tally of `replicas` replicas, none answered yet; `required` acknowledgements meet it.
+    pub fn new(replicas: u8, required: u8) -> Self {
+        Self::of(Quorum::first(replicas, required))
+    }
+
+    /// A tally of one set, none answered yet.
+    pub fn of(set: Quorum) -> Self {
+        Self::both(set, Quorum::default())
+    }
+
+    /// A tally of two sets, which may overlap, none answered yet.
+    pub fn both(old: Quorum, new: Quorum) -> Self {
+        Self { sets: [old, new], acked: 0, failed: 0, certain: 0 }
+    }
+
+    /// The replica has done what it was asked. Only a replica's first answer counts.
+    pub fn ack(&mut self, replica: u8) {
+        self.acked |= self.open_bit(replica);
+    }
+
+    /// The replica has not done it; `certain` when it never will. Only a replica's first answer counts.
+    pub fn fail(&mut self, replica: u8, certain: bool) {
+        let bit = self.open_bit(replica);
+        self.failed |= bit;
+        if certain {
+            self.certain |= bit;
+        }
+    }
+
+    /// How far the round has come.
+    pub fn progress(&self) -> Progress {
+        let [old, new] = self.sets.map(|set| set.progress(self.acked, self.failed));
+        match (old, new) {
+            (Progress::Short, _) | (_, Progress::Short) => Progress::Short,
+            (Progress::Met, Progress::Met) => Progress::Met,
+            (Progress::Open, _) | (_, Progress::Open) => Progress::Open,
+        }
+    }
+
+    /// Replicas that have acknowledged, of all sets.
     pub fn acks(&self) -> u8 {
-        self.acked.count_ones() as u8
+        count(self.acked)
     }
 
-    /// Replicas that have not answered.
+    /// Replicas that have not answered, of all sets.
     pub fn open(&self) -> u8 {
-        self.replicas - (self.acked | self.failed).count_ones() as u8
+        count(self.members() & !(self.acked | self.failed))
     }
 
-    /// Replicas that must still do what they were asked; never more than those that may, for nothing is decided before they have
-    /// answered where a shortfall is accepted.
+    /// Further acknowledgements without which nothing can be decided, unless a replica fails. Never more than can still come: where
+    /// a shortfall is accepted, a round goes on after it cannot be met any more.
     pub fn missing(&self) -> u8 {
-        self.required.saturating_sub(self.acks()).min(self.open())
+        let [old, new] = self.sets.map(|set| set.missing(self.acked, self.failed));
+        old.max(new)
     }
 
-    /// Replicas that must answer.
+    /// Acknowledgements required by the set that is farthest from its requirement.
     pub fn required(&self) -> u8 {
-        self.required
+        self.farthest().required
     }
 
-    /// True when the replica did what it was asked.
+    /// Acknowledgements by that same set: "`received` of `required` replicas answered".
+    pub fn received(&self) -> u8 {
+        self.farthest().acks(self.acked)
+    }
+
+    /// True when the replica has acknowledged.
     pub fn has_acked(&self, replica: u8) -> bool {
         self.acked & bit(replica) != 0
     }
 
-    /// True when the replica has neither done nor failed.
+    /// True when the replica is counted here and has not answered.
     pub fn is_open(&self, replica: u8) -> bool {
-        replica < self.replicas && (self.acked | self.failed) & bit(replica) == 0
+        self.open_bit(replica) != 0
+    }
+
+    /// The first replica from index `from` on that has not answered.
+    pub fn next_open(&self, from: u8) -> Option<u8> {
+        (from..Quorum::MAX_REPLICAS).find(|replica| self.is_open(*replica))
+    }
+
+    /// True when acknowledgements by `replicas`, except those that have failed, would meet every set.
+    pub fn can_be_met_by(&self, replicas: &[u8]) -> bool {
+        let able = replicas.iter().fold(0, |able, replica| able | bit(*replica)) & !self.failed;
+        self.sets.iter().all(|set| set.acks(able) >= set.required)
     }
 
     /// True when no replica has done, or may still do, what it was asked.
     pub fn certainly_nothing_done(&self) -> bool {
-        self.acked == 0 && self.certain.count_ones() as u8 == self.replicas
+        self.acked == 0 && self.certain == self.members()
     }
 
-    /// Whether so many answers are enough after all.
+    /// True when `shortfall` accepts the acknowledgements that each set has.
     pub fn accepts(&self, shortfall: Shortfall) -> bool {
-        matches!(shortfall, Shortfall::Accept(least) if self.acks() >= least && least > 0)
+        let Shortfall::Accept(least) = shortfall else { return false };
+        least > 0 && self.sets.iter().filter(|set| set.members != 0).all(|set| set.acks(self.acked) >= least)
     }
 
-    fn fresh(&self, replica: u8) -> u8 {
-        if self.is_open(replica) { bit(replica) } else { 0 }
+    fn farthest(&self) -> Quorum {
+        let [old, new] = self.sets;
+        let missing = |set: Quorum| set.required.saturating_sub(set.acks(self.acked));
+        if missing(new) > missing(old) { new } else { old }
+    }
+
+    fn members(&self) -> u16 {
+        self.sets[0].members | self.sets[1].members
+    }
+
+    fn open_bit(&self, replica: u8) -> u16 {
+        bit(replica) & self.members() & !(self.acked | self.failed)
     }
 }
 
-fn bit(replica: u8) -> u8 {
-    1u8.checked_shl(u32::from(replica)).unwrap_or(0)
+/// Zero for an index that no mask has.
+fn bit(replica: u8) -> u16 {
+    1u16.checked_shl(u32::from(replica)).unwrap_or(0)
+}
+
+fn count(mask: u16) -> u8 {
+    mask.count_ones() as u8
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
-
-    use super::*;
-
-    #[test]
-    fn nothing_counts_twice() {
-        let mut tally = Tally::new(3, 2);
-        tally.ack(0);
-        tally.ack(0);
-        tally.fail(0, true);
-        assert_eq!((tally.acks(), tally.open(), tally.progress()), (1, 2, Progress::Open));
-        tally.fail(1, true);
-        tally.fail(2, false);
-        assert_eq!(tally.progress(), Progress::Short);
-        assert!(!tally.certainly_nothing_done());
-    }
-
-    #[test]
-    fn nobody_is_waited_for_who_has_failed() {
-        let mut tally = Tally::new(3, 3);
-        assert_eq!(tally.missing(), 3);
-        tally.fail(1, false);
-        assert_eq!(tally.missing(), 2, "more will never come");
-        tally.ack(0);
-        assert_eq!(tally.missing(), 1);
-        tally.ack(2);
-        assert_eq!(tally.missing(), 0);
-    }
-
-    #[test]
-    fn an_unknown_replica_changes_nothing() {
-        let mut tally = Tally::new(3, 2);
-        tally.ack(3);
-        tally.ack(200);
-        assert_eq!(tally.acks(), 0);
-    }
-
-    proptest! {
-        #[test]
-        fn progress_is_final_once_everyone_answered(events in proptest::collection::vec((0u8..5, any::<bool>(), any::<bool>()), 0..20), required in 1u8..=5) {
-            let mut tally = Tally::new(5, required);
-            let mut met = false;
-            for (replica, acked, certain) in events {
-                if acked { tally.ack(replica) } else { tally.fail(replica, certain) }
-                prop_assert!(!met || tally.progress() == Progress::Met, "met stays met");
-                met = tally.progress() == Progress::Met;
-            }
-            for replica in 0..5 { tally.fail(replica, true) }
-            prop_assert_eq!(tally.open(), 0);
-            prop_assert!(tally.progress() != Progress::Open);
-            prop_assert_eq!(tally.progress() == Progress::Met, tally.acks() >= required);
-        }
-    }
-}
+mod tests;

@@ -1,8 +1,7 @@
-use super::{Actor, Dot, Siblings, VersionVector, collapse};
+use super::{Actor, Dot, Refusal, Siblings, VersionVector, Write, collapse};
 use crate::fault::{self, Fault};
 use crate::limit;
 use crate::name::{StoreId, WriteId};
-use crate::replica::{Put, ReplicaError};
 use bytes::Bytes;
 
 const NOW: u64 = 1_700_000_000_000_000;
@@ -15,14 +14,14 @@ fn id(n: u8) -> WriteId {
     WriteId([n; 16])
 }
 
-fn write(n: u8, value: &'static str, context: Option<&Siblings>) -> Put {
+fn write(n: u8, value: &'static str, context: Option<&Siblings>) -> Write {
     let (seen, ids) = context.map(Siblings::context_claims).unwrap_or_default();
     let value = Some(Bytes::from_static(value.as_bytes()));
-    Put { write_id: id(n), started: NOW + u64::from(n), again: false, seen, ids, value }
+    Write { write_id: id(n), started: NOW + u64::from(n), again: false, seen, ids, value }
 }
 
-fn delete(n: u8, context: &Siblings) -> Put {
-    Put { value: None, ..write(n, "", Some(context)) }
+fn delete(n: u8, context: &Siblings) -> Write {
+    Write { value: None, ..write(n, "", Some(context)) }
 }
 
 fn merged(a: &Siblings, b: &Siblings) -> Siblings {
@@ -69,7 +68,7 @@ fn a_write_minted_twice_is_one_version_and_goes_as_one() {
     let (mut first, mut second) = (Siblings::default(), Siblings::default());
     first.put(&put, actor(1));
     let read_at_first = first.clone();
-    second.put(&Put { again: true, ..put }, actor(2));
+    second.put(&Write { again: true, ..put }, actor(2));
     let both = merged(&first, &second);
     assert_eq!((both.versions.len(), both.versions[0].dots.len()), (1, 2));
     first.put(&delete(2, &read_at_first), actor(1));
@@ -136,30 +135,30 @@ fn verdicts_over_the_same_writes_agree_everywhere() {
 
 #[test]
 fn doubtful_and_oversized_puts_are_refused() {
-    let again = |n| Put { again: true, ..write(n, "a", None) };
+    let again = |n| Write { again: true, ..write(n, "a", None) };
     let mut record = Siblings::default();
-    assert_eq!(record.refuse_put(&again(1), NOW + 2), Ok(()));
-    assert_eq!(record.refuse_put(&again(1), NOW + 1 + limit::PUT_RETRY_MICROS), Err(ReplicaError::InDoubt));
+    assert_eq!(record.refuse(&again(1), NOW + 2), Ok(()));
+    assert_eq!(record.refuse(&again(1), NOW + 1 + limit::PUT_RETRY_MICROS), Err(Refusal::InDoubt));
     record.recent.horizon = NOW + 1;
-    assert_eq!(record.refuse_put(&again(1), NOW + 2), Err(ReplicaError::InDoubt));
-    assert_eq!(record.refuse_put(&again(2), NOW + 2), Ok(()));
-    assert_eq!(record.refuse_put(&write(1, "a", None), NOW + 2), Ok(()), "a first attempt is in no doubt");
+    assert_eq!(record.refuse(&again(1), NOW + 2), Err(Refusal::InDoubt));
+    assert_eq!(record.refuse(&again(2), NOW + 2), Ok(()));
+    assert_eq!(record.refuse(&write(1, "a", None), NOW + 2), Ok(()), "a first attempt is in no doubt");
 
     for n in 0..limit::SIBLINGS as u8 {
         record.put(&write(n, "a", None), actor(1));
     }
-    assert_eq!(record.refuse_put(&write(200, "b", None), NOW), Err(ReplicaError::SiblingLimit));
-    assert_eq!(record.refuse_put(&write(200, "b", Some(&record)), NOW), Ok(()), "it covers them");
+    assert_eq!(record.refuse(&write(200, "b", None), NOW), Err(Refusal::TooLarge));
+    assert_eq!(record.refuse(&write(200, "b", Some(&record)), NOW), Ok(()), "it covers them");
 
     let mut large = Siblings::default();
     let value = Some(Bytes::from(vec![0; limit::VALUE_BYTES]));
     for n in 1..=3 {
-        let put = Put { value: value.clone(), ..write(n, "", None) };
-        assert_eq!(large.refuse_put(&put, NOW), Ok(()));
+        let put = Write { value: value.clone(), ..write(n, "", None) };
+        assert_eq!(large.refuse(&put, NOW), Ok(()));
         large.put(&put, actor(1));
     }
-    let fourth = Put { value, ..write(4, "", None) };
-    assert_eq!(large.refuse_put(&fourth, NOW), Err(ReplicaError::SiblingLimit));
+    let fourth = Write { value, ..write(4, "", None) };
+    assert_eq!(large.refuse(&fourth, NOW), Err(Refusal::TooLarge));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use witan_kernel::name::{Key, NodeId, TenantId};
 use witan_kernel::port::Randomness;
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::Place;
-use witan_kernel::siblings::VersionVector;
+use witan_kernel::siblings::{VersionVector, Write};
 
 use super::*;
 use crate::engine::simulated::Disk;
@@ -109,8 +109,8 @@ fn merge(record: &Record) -> Ask {
     Ask::Merge { record: record.encode() }
 }
 
-fn put(n: u8) -> Put {
-    Put {
+fn put(n: u8) -> Write {
+    Write {
         write_id: id(n),
         started: WALL,
         again: false,
@@ -202,7 +202,7 @@ fn a_put_is_minted_once_under_an_actor_of_this_store() {
     assert!(matches!(first, Ok(Answer::Put { applied_already: false, .. })));
     bench.sync();
 
-    let (again, gated) = bench.one(at(1), Ask::Put(Arc::new(Put { again: true, ..put(1) })));
+    let (again, gated) = bench.one(at(1), Ask::Put(Arc::new(Write { again: true, ..put(1) })));
     assert!(matches!(&again, Ok(Answer::Put { applied_already: true, .. })) && !gated);
     assert_eq!(record(&again), record(&second));
 
@@ -240,7 +240,7 @@ fn what_may_not_be_is_refused() {
     assert_eq!(bench.one(at(2), merge(&register(9, 1, true))).0, wrong);
     assert!(record(&bench.one(at(2), Ask::Read).0).is_some());
 
-    let doubtful = Put { again: true, started: 0, ..put(3) };
+    let doubtful = Write { again: true, started: 0, ..put(3) };
     let mut bench = Bench::new();
     let old = WALL + witan_kernel::limit::PUT_RETRY_MICROS;
     let heard = Arc::new(Heard::default());

@@ -16,8 +16,8 @@ use witan_kernel::name::{Key, NodeId, TenantId, WriteId};
 use witan_kernel::port::{Clock, Randomness};
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::register::{Register, Stamp};
-use witan_kernel::replica::{Answer, Ask, Outcome, Place, Put, ReplicaError, Request};
-use witan_kernel::siblings::VersionVector;
+use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
+use witan_kernel::siblings::{VersionVector, Write};
 use witan_node::batch::{Answers, Deliver, Durability, Item};
 use witan_node::driver::QueueLimits;
 use witan_node::node::{Node, NodeConfig};
@@ -165,7 +165,7 @@ fn register(stamp: u64, value: Bytes) -> Encoded {
 }
 
 fn put(n: u8) -> Ask {
-    Ask::Put(Arc::new(Put {
+    Ask::Put(Arc::new(Write {
         write_id: WriteId([n; 16]),
         started: WALL,
         again: false,

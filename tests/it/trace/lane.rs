@@ -9,9 +9,9 @@ use tonic::Streaming;
 use witan_kernel::name::{Key, TenantId, WriteId};
 use witan_kernel::record::Record;
 use witan_kernel::register::{Register, Stamp};
-use witan_kernel::replica::{Answer, Ask, Place, Put, Request};
+use witan_kernel::replica::{Answer, Ask, Place, Request};
 use witan_kernel::ring;
-use witan_kernel::siblings::VersionVector;
+use witan_kernel::siblings::{VersionVector, Write};
 use witan_wire::frame::{Joiner, open_answers, seal_requests};
 use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello};
@@ -94,7 +94,7 @@ fn request(number: u64) -> Request {
         Ask::Merge { record: Record::Register(Register::written(Stamp(number), write_id, value)).encode() }
     } else {
         let put =
-            Put { write_id, started: number, again: false, seen: VersionVector::default(), ids: Vec::new(), value };
+            Write { write_id, started: number, again: false, seen: VersionVector::default(), ids: Vec::new(), value };
         Ask::Put(put.into())
     };
     Request { place: Place { token, tenant, key }, epoch: 0, ask }

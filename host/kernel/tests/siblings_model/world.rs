@@ -8,8 +8,7 @@ use proptest::sample::Index;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{StoreId, WriteId};
 use witan_kernel::record::Record;
-use witan_kernel::replica::{Put, ReplicaError};
-use witan_kernel::siblings::{Actor, Dot, Siblings, VersionVector, collapse};
+use witan_kernel::siblings::{Actor, Dot, Siblings, VersionVector, Write, collapse};
 
 pub(crate) const REPLICAS: usize = 3;
 const QUORUM: usize = 2;
@@ -80,7 +79,7 @@ pub(crate) fn histories(shape: Shape) -> impl Strategy<Value = Vec<Step>> {
 /// What became of one write.
 #[derive(Debug, Default)]
 pub(crate) struct Fate {
-    put: Option<Put>,
+    put: Option<Write>,
     /// Who wrote it.
     client: usize,
     /// What its client had been shown.
@@ -219,7 +218,7 @@ impl World {
         let id = WriteId(id);
         let Client { seen, ids, shown } = if blind { Client::default() } else { self.clients[client].clone() };
         let value = (!delete).then(|| Bytes::copy_from_slice(&element(&id)));
-        let put = Put { write_id: id, started: self.now, again: false, seen, ids, value };
+        let put = Write { write_id: id, started: self.now, again: false, seen, ids, value };
         self.writes.insert(id, Fate { put: Some(put), client, shown, ..Fate::default() });
         id
     }
@@ -236,14 +235,12 @@ impl World {
     fn carry_out(&mut self, id: WriteId, again: bool, keep: bool, at: usize, to: u8) {
         let fate = &self.writes[&id];
         let (client, shown) = (fate.client, fate.shown.clone());
-        let put = &Put { again, ..fate.put.clone().expect("every write has its Put") };
+        let put = &Write { again, ..fate.put.clone().expect("every write has its Put") };
         let store = self.replicas[at].store;
         let mut record = self.replicas[at].record.clone().unwrap_or_default();
         if record.knows(&put.write_id).is_none() {
-            match record.refuse_put(put, self.now) {
-                Ok(()) => {}
-                Err(ReplicaError::InDoubt | ReplicaError::SiblingLimit) => return,
-                Err(other) => panic!("a Put is not refused with {other}"),
+            if record.refuse(put, self.now).is_err() {
+                return;
             }
             let actor = record.actor_of(&store).unwrap_or_else(|| {
                 self.births += 1;

@@ -1,0 +1,199 @@
+//! Sending one record to many replicas: a register's second round, the merges that follow a Put, and repairs.
+
+use super::round::{Next, Round};
+use super::tally::{Progress, Tally};
+use crate::hook::Shortfall;
+use crate::record::Encoded;
+use crate::replica::{Answer, Ask, ReplicaError};
+
+/// Sends a record to every replica of its tally, until enough have stored it.
+#[derive(Debug, Clone)]
+pub struct MergeRound {
+    /// Dropped when the last replica has been asked: a slow replica must not keep a large record in memory.
+    record: Option<Encoded>,
+    tally: Tally,
+    shortfall: Shortfall,
+    /// Replicas before this index have been asked.
+    asked: u8,
+    /// Replicas whose disk is full.
+    full: u8,
+}
+
+impl MergeRound {
+    /// A round that sends `record` to the replicas of `tally`, except those acknowledged before it starts.
+    pub fn new(record: Encoded, tally: Tally, shortfall: Shortfall) -> Self {
+        Self { record: Some(record), tally, shortfall, asked: 0, full: 0 }
+    }
+
+    /// The replica has stored the record.
+    pub fn acked(&mut self, replica: u8) {
+        self.tally.ack(replica);
+    }
+
+    /// How far the round has come. A shortfall that the policy accepts counts as met once every replica has answered.
+    pub fn progress(&self) -> Progress {
+        match self.tally.progress() {
+            Progress::Short if self.tally.open() == 0 && self.tally.accepts(self.shortfall) => Progress::Met,
+            Progress::Short if matches!(self.shortfall, Shortfall::Accept(_)) && self.tally.open() > 0 => {
+                Progress::Open
+            }
+            progress => progress,
+        }
+    }
+
+    /// Counts of answers.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// True when a replica's disk was full.
+    pub fn disks_full(&self) -> bool {
+        self.full > 0
+    }
+
+    /// The same round, which now goes on until every replica has answered.
+    pub fn every_answer(self) -> EveryAnswer {
+        EveryAnswer(self)
+    }
+
+    fn ask(&mut self) -> Option<Next> {
+        let replica = self.tally.next_open(self.asked)?;
+        self.asked = replica + 1;
+        let is_last = self.tally.next_open(self.asked).is_none();
+        let record = if is_last { self.record.take() } else { self.record.clone() };
+        record.map(|record| Next::Ask(replica, Ask::Merge { record }))
+    }
+}
+
+impl Round for MergeRound {
+    fn next(&mut self, _: u64) -> Next {
+        if let Some(ask) = self.ask() {
+            return ask;
+        }
+        match self.progress() {
+            Progress::Open => Next::Wait { answers: self.tally.missing(), until: None },
+            Progress::Met => Next::Met,
+            Progress::Short => Next::Short,
+        }
+    }
+
+    fn answered(&mut self, replica: u8, answer: Answer) -> Result<(), ReplicaError> {
+        let Answer::Merged { .. } = answer else { return Err(ReplicaError::misfit()) };
+        self.acked(replica);
+        Ok(())
+    }
+
+    fn failed(&mut self, replica: u8, error: &ReplicaError) {
+        if matches!(error, ReplicaError::StorageFull) && self.tally.is_open(replica) {
+            self.full += 1;
+        }
+        self.tally.fail(replica, error.certainly_not_done());
+    }
+
+    fn suffices(&self) -> bool {
+        self.tally.progress() == Progress::Met || self.tally.accepts(self.shortfall)
+    }
+}
+
+/// A [`MergeRound`] that is met when every replica has answered, whatever the answers are: the rest of a write after its response, and
+/// repairs in the background.
+#[derive(Debug, Clone)]
+pub struct EveryAnswer(MergeRound);
+
+impl EveryAnswer {
+    /// Counts of answers.
+    pub fn tally(&self) -> &Tally {
+        &self.0.tally
+    }
+}
+
+impl Round for EveryAnswer {
+    fn next(&mut self, _: u64) -> Next {
+        if let Some(ask) = self.0.ask() {
+            return ask;
+        }
+        match self.0.tally.open() {
+            0 => Next::Met,
+            answers => Next::Wait { answers, until: None },
+        }
+    }
+
+    fn answered(&mut self, replica: u8, answer: Answer) -> Result<(), ReplicaError> {
+        self.0.answered(replica, answer)
+    }
+
+    fn failed(&mut self, replica: u8, error: &ReplicaError) {
+        self.0.failed(replica, error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn round(replicas: u8, required: u8, shortfall: Shortfall) -> MergeRound {
+        MergeRound::new(Encoded(Bytes::new()), Tally::new(replicas, required), shortfall)
+    }
+
+    #[test]
+    fn returns_as_soon_as_the_requirement_is_met() {
+        let mut round = round(3, 2, Shortfall::Fail);
+        round.acked(2);
+        assert_eq!(round.progress(), Progress::Open);
+        round.acked(0);
+        assert_eq!(round.progress(), Progress::Met);
+        round.failed(1, &ReplicaError::Late);
+        assert_eq!(round.progress(), Progress::Met);
+    }
+
+    #[test]
+    fn a_shortfall_is_reported_as_soon_as_it_is_certain() {
+        let mut round = round(3, 2, Shortfall::Fail);
+        round.failed(0, &ReplicaError::Overloaded);
+        round.failed(1, &ReplicaError::StorageFull);
+        assert_eq!(round.progress(), Progress::Short);
+        assert!(round.disks_full());
+        assert!(!round.tally().certainly_nothing_done(), "the third may still store it");
+        round.failed(2, &ReplicaError::Overloaded);
+        assert!(round.tally().certainly_nothing_done());
+    }
+
+    #[test]
+    fn an_accepted_shortfall_waits_for_everyone_or_the_deadline() {
+        let mut round = round(3, 3, Shortfall::Accept(2));
+        round.acked(0);
+        round.failed(1, &ReplicaError::Late);
+        assert_eq!(round.progress(), Progress::Open);
+        assert!(!round.suffices(), "one answer is not two");
+        round.acked(2);
+        assert_eq!(round.progress(), Progress::Met);
+        assert!(round.suffices());
+    }
+
+    #[test]
+    fn who_has_the_record_is_not_sent_it() {
+        let mut round = round(3, 2, Shortfall::Fail);
+        round.acked(1);
+        let mut asked = Vec::new();
+        while let Next::Ask(replica, _) = round.next(0) {
+            asked.push(replica);
+        }
+        assert_eq!(asked, [0, 2]);
+        assert_eq!(round.next(0), Next::Wait { answers: 1, until: None });
+        round.answered(2, Answer::Merged { superseded: false }).unwrap();
+        assert_eq!(round.next(0), Next::Met);
+        let mut rest = round.every_answer();
+        assert_eq!(rest.next(0), Next::Wait { answers: 1, until: None }, "nobody is asked twice");
+        rest.failed(0, &ReplicaError::Late);
+        assert_eq!((rest.next(0), rest.tally().acks()), (Next::Met, 2));
+    }
+
+    #[test]
+    fn an_answer_to_another_request_is_a_failure() {
+        let mut round = round(3, 2, Shortfall::Fail);
+        assert_eq!(round.answered(0, Answer::Record(None)), Err(ReplicaError::misfit()));
+        assert_eq!(round.tally().open(), 3);
+    }
+}
