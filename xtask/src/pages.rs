@@ -1,4 +1,4 @@
-//! Checks the repository's pages: links lead somewhere, and the commands they show exist with the options they show.
+//! Checks the repository's Markdown pages: links lead somewhere, and the commands shown exist with their options.
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-/// Folders that hold no page of ours.
+/// Folders without pages of this repository.
 const SKIPPED: [&str; 5] = ["target", ".git", ".witan", ".venv", "node_modules"];
 
-/// Checks every `*.md` below `root`. `commands` are those of `cargo xtask`; `witan` is the program whose help is asked.
+/// Checks every `*.md` below `root`. `commands` are those of `cargo xtask`; `witan` is the program whose help is read.
 pub fn check(root: &Path, commands: &clap::Command, witan: &Path) -> Result<()> {
     let mut pages = Vec::new();
     list(root, &mut pages)?;
@@ -54,7 +54,7 @@ fn list(folder: &Path, pages: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Targets of `[text](target)` outside code blocks; those that lead out of the repository are left out.
+/// Targets of `[text](target)` outside code blocks, except those outside the repository.
 fn links_of(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut in_code = false;
@@ -73,7 +73,7 @@ fn links_of(text: &str) -> Vec<String> {
     found
 }
 
-/// What is wrong with a link of `page`.
+/// What is wrong with a link on `page`.
 fn broken(page: &Path, text: &str, target: &str) -> Option<String> {
     let (path, anchor) = target.split_once('#').map_or((target, None), |(path, anchor)| (path, Some(anchor)));
     let there = if path.is_empty() { page.to_path_buf() } else { page.parent()?.join(path) };
@@ -86,13 +86,13 @@ fn broken(page: &Path, text: &str, target: &str) -> Option<String> {
     (!has).then(|| "there is no such heading".to_owned())
 }
 
-/// A heading's anchor, as forges make it.
+/// A heading's anchor, as forges form it.
 fn slug(heading: &str) -> String {
     let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
     heading.trim_start_matches('#').trim().to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")
 }
 
-/// Lines of code blocks that call `cargo xtask` or `witan`, without the prompt.
+/// Lines in code blocks that call `cargo xtask` or `witan`, without the prompt.
 fn commands_of(text: &str) -> Vec<String> {
     let mut in_code = false;
     let mut found = Vec::new();
@@ -111,7 +111,7 @@ fn commands_of(text: &str) -> Vec<String> {
     found
 }
 
-/// What is wrong with command lines of `witan`, each an error of its own.
+/// Checks command lines of `witan` and reports all that are wrong.
 pub fn check_commands(lines: &[String], witan: &Path) -> Result<()> {
     let mut program = Program { path: witan, help: HashMap::new() };
     let none = clap::Command::new("none");
@@ -151,13 +151,12 @@ struct Program<'a> {
 }
 
 impl Program<'_> {
-    /// The help of the command that `names` lead to: of all of them, or, where the last ones are its arguments, of the
-    /// first ones.
+    /// The help of the command that `names` begin with; the last ones may be its arguments.
     fn help_of(&mut self, names: &[&str]) -> Result<Option<String>> {
         let most = names.len().min(2);
         for count in (1..=most).rev() {
             if let Some(help) = self.ask(&names[..count])? {
-                // What has commands of its own takes nothing else: the name behind it is not one of them.
+                // A command with subcommands takes no arguments: the name after it is an unknown subcommand.
                 return Ok((count == most || !help.contains("\nCommands:\n")).then_some(help));
             }
         }
@@ -173,7 +172,7 @@ impl Program<'_> {
         command.args(names).arg("--help").stdin(Stdio::null());
         let output = command.output().with_context(|| format!("run {command:?}"))?;
         let help = output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned());
-        // A command that takes positional arguments answers with its own help whatever follows it; that is its help too.
+        // A command with positional arguments prints its help whatever follows.
         self.help.insert(key, help.clone());
         Ok(help)
     }
@@ -185,13 +184,14 @@ mod tests {
 
     #[test]
     fn links_and_commands_are_found() {
-        let page = "See [a](x.md#one) and [b](https://elsewhere.example).\n```sh\n$ cargo xtask demo  # see\nwitan kv get t k\n[no](link)\n```\n";
+        let page = "See [a](x.md#one) and [b](https://elsewhere.example).\n\
+                    ```sh\n$ cargo xtask demo  # see\nwitan kv get t k\n[no](link)\n```\n";
         assert_eq!(links_of(page), ["x.md#one"]);
         assert_eq!(commands_of(page), ["cargo xtask demo", "witan kv get t k"]);
     }
 
     #[test]
-    fn anchors_are_made_as_forges_make_them() {
+    fn anchors_are_formed_as_forges_form_them() {
         assert_eq!(slug("## What `dev` does, exactly"), "what-dev-does-exactly");
     }
 }

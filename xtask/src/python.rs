@@ -1,4 +1,4 @@
-//! Python environments below `target/`: made once, and again when what they are made of changes.
+//! Python environments below `target/`: made once, and again when their list of packages changes.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::run;
 
-/// A Python with the packages that the file `wanted` lists, in `folder`; `options` are pip's.
+/// A Python with the packages listed in the file `wanted`, in `folder`; `options` are pip's.
 pub fn environment(wanted: &Path, folder: &Path, options: &[&str]) -> Result<PathBuf> {
     let text = fs::read_to_string(wanted).with_context(|| format!("read {}", wanted.display()))?;
     let (stamp, interpreter) = (folder.join(".installed"), folder.join("bin/python"));
@@ -21,7 +21,7 @@ pub fn environment(wanted: &Path, folder: &Path, options: &[&str]) -> Result<Pat
     let names = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect::<Vec<_>>();
     println!("installing {} into {}", names.join(", "), folder.display());
     let make = || run::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(folder));
-    // Debian's Python comes without the part that makes environments.
+    // Debian's Python lacks the module that makes environments.
     make().or_else(|_| run::install(&["python3-venv"]).and_then(|()| make()))?;
     let mut pip = Command::new(&interpreter);
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]);

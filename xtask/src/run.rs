@@ -1,7 +1,9 @@
-//! Carries out the steps of a command: programs with their output passed on, each step timed, an account at the end.
+//! Runs the steps of a command: programs whose output is passed on, each step timed, a table of all at the end.
 
+use std::collections::HashMap;
 use std::env;
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -25,38 +27,39 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Carries out one step under its title, and tells how long it took.
+    /// Runs one step under its title and prints how long it took.
     pub fn step<T>(&mut self, title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         println!("\n==> {title}");
         let started = Instant::now();
         let result = work();
         let took = started.elapsed();
         let end = if result.is_ok() { "done" } else { "FAILED" };
-        println!("<== {title}: {end} in {}", seconds(took));
+        println!("<== {title}: {end} in {}", minutes(took));
         self.done.push((title.to_owned(), took));
         result.with_context(|| title.to_owned())
     }
 
-    /// Prints every step with its duration, and the sum.
+    /// Prints a table: the minutes of each step and of all.
     pub fn account(&self) {
-        println!();
+        println!("\n{:>8}  step", "min:s");
         for (title, took) in &self.done {
-            println!("{:>9}  {title}", seconds(*took));
+            println!("{:>8}  {title}", minutes(*took));
         }
-        println!("{:>9}  altogether", seconds(self.done.iter().map(|(_, took)| *took).sum()));
+        println!("{:>8}  in all", minutes(self.done.iter().map(|(_, took)| *took).sum()));
     }
 }
 
-/// A duration for people.
-pub fn seconds(duration: Duration) -> String {
-    format!("{:.1} s", duration.as_secs_f64())
+/// A duration for people: minutes and seconds.
+pub fn minutes(duration: Duration) -> String {
+    let seconds = (duration.as_millis() + 500) / 1000;
+    format!("{}:{:02}", seconds / 60, seconds % 60)
 }
 
-/// Cargo at the repository's root. Flags that would compile everything again are never set: one profile serves all.
+/// Cargo at the repository's root. Never with flags that would compile everything again: one profile serves all.
 pub fn cargo<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root()).args(arguments).stdin(Stdio::null());
-    // What `cargo run` tells this program about itself would make build scripts of others run again.
+    // Variables that `cargo run` has set for this program would make build scripts of other packages run again.
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
             cargo.env_remove(name);
@@ -72,7 +75,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a program to its end and answers with what it has printed.
+/// Runs a program to its end and returns its standard output.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -80,12 +83,12 @@ pub fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("read the output of {command:?}"))
 }
 
-/// Becomes a program; comes back only if that fails.
+/// Replaces this process by a program; returns only if that fails.
 pub fn become_it(command: &mut Command) -> Result<()> {
     Err(command.exec()).with_context(|| format!("run {command:?}"))
 }
 
-/// Runs a program to its end, hands each line of its standard output to `each`, and answers whether it succeeded.
+/// Runs a program to its end, calls `each` with every line of its standard output, and returns whether it succeeded.
 pub fn lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool> {
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("run {command:?}"))?;
     let stdout = child.stdout.take().context("take the standard output")?;
@@ -95,19 +98,25 @@ pub fn lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool> 
     Ok(child.wait().context("wait for the end")?.success())
 }
 
-/// What ran, as the test runners' own summaries tell.
+/// How many tests ran, according to the test runners' summaries.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Tally {
     /// Tests that passed.
     pub passed: u64,
     /// Tests that failed.
     pub failed: u64,
-    /// Tests that were left out.
+    /// Tests that were skipped.
     pub ignored: u64,
 }
 
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} ignored", self.passed, self.failed, self.ignored)
+    }
+}
+
 impl Tally {
-    /// Adds what one line says, if it is a summary of Rust's test runner.
+    /// Adds the counts of a line, if it is a summary of Rust's test runner.
     fn read(&mut self, line: &str) {
         let Some((_, counts)) = line.split_once("test result: ") else { return };
         for part in counts.split([';', '.']) {
@@ -123,8 +132,8 @@ impl Tally {
     }
 }
 
-/// Runs tests with Rust's runner, its output passed on, and adds up its summaries. An end without success in which no
-/// test failed (one did not compile, say) is an error.
+/// Runs tests with Rust's runner, its output passed on, and adds up its summaries. A run without success in which no test failed (one
+/// did not compile, for example) is an error.
 pub fn count_tests(command: &mut Command) -> Result<Tally> {
     let mut tally = Tally::default();
     let succeeded = lines(command, |line| {
@@ -135,46 +144,58 @@ pub fn count_tests(command: &mut Command) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Programs of the workspace.
+/// What the demonstration needs.
 #[derive(Debug)]
 pub struct Programs {
-    /// The coordinator, the nodes, the client: everything.
+    /// The coordinator, the nodes and the client, all in one program.
     pub witan: PathBuf,
-    /// What `cargo xtask demo` shows.
+    /// The program that shows them at work.
     pub demo: PathBuf,
 }
 
-/// Builds every program. The selection has tests' dependencies in it (`--examples` sees to that), so that tests, built
-/// later, find everything compiled with the very features they need.
+/// Builds the program `witan` and nothing else.
+pub fn witan() -> Result<PathBuf> {
+    let built = build(&["build", "-p", "witan", "--bin", "witan"])?;
+    program(&built, "witan")
+}
+
+/// Builds the programs of the demonstration, without what only tests need.
 pub fn programs() -> Result<Programs> {
-    build(&["build", "--workspace", "--bins", "--examples"])
+    let built = build(&["build", "-p", "witan", "-p", "witan-demo", "--bins"])?;
+    Ok(Programs { witan: program(&built, "witan")?, demo: program(&built, "demo")? })
 }
 
-/// Builds every program and every test.
-pub fn tests() -> Result<Programs> {
-    build(&["test", "--workspace", "--no-run"])
+/// Builds every program and every test; returns the program `witan`. It must be used for whatever comes next: building it alone
+/// selects fewer packages, and so perhaps fewer features of its dependencies, which would all be compiled again.
+pub fn tests() -> Result<PathBuf> {
+    let built = build(&["test", "--workspace", "--no-run"])?;
+    program(&built, "witan")
 }
 
-fn build(arguments: &[&str]) -> Result<Programs> {
+/// Runs a build and returns the programs that it made, tests aside, by name.
+fn build(arguments: &[&str]) -> Result<HashMap<String, PathBuf>> {
     let mut cargo = cargo(arguments);
     cargo.arg("--message-format=json-render-diagnostics");
-    let (mut witan, mut demo) = (None, None);
-    let succeeded = lines(&mut cargo, |line| {
-        let Ok(message) = serde_json::from_str::<Value>(line) else { return };
-        let path = message["executable"].as_str().filter(|_| message["profile"]["test"] == false).map(PathBuf::from);
-        let target = &message["target"];
-        match (target["kind"][0].as_str(), target["name"].as_str()) {
-            (Some("bin"), Some("witan")) => witan = path.or(witan.take()),
-            (Some("example"), Some("demo")) => demo = path.or(demo.take()),
-            _ => {}
-        }
-    })?;
+    let mut programs = HashMap::new();
+    let succeeded = lines(&mut cargo, |line| programs.extend(built_program(line)))?;
     ensure!(succeeded, "{cargo:?} did not succeed");
-    let (witan, demo) = witan.zip(demo).context("cargo has not told where it has built witan and its demo")?;
-    Ok(Programs { witan, demo })
+    Ok(programs)
 }
 
-/// Builds the plugins; answers with the folder of the components.
+/// The name and path of the program that a line of cargo's JSON output reports, if it reports one.
+fn built_program(line: &str) -> Option<(String, PathBuf)> {
+    let message: Value = serde_json::from_str(line).ok()?;
+    let target = &message["target"];
+    let is_program = target["kind"][0] == "bin" && message["profile"]["test"] == false;
+    let path = message["executable"].as_str().filter(|_| is_program)?;
+    Some((target["name"].as_str()?.to_owned(), path.into()))
+}
+
+fn program(built: &HashMap<String, PathBuf>, name: &str) -> Result<PathBuf> {
+    built.get(name).cloned().with_context(|| format!("cargo did not report where it built the program {name}"))
+}
+
+/// Builds the plugins; returns the folder of the components.
 pub fn guests() -> Result<PathBuf> {
     let out = root().join("target/plugins");
     let components = crate::guests::build(&root(), &out)?;
@@ -188,15 +209,15 @@ pub fn is_installed(program: &str) -> bool {
     env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
-/// Installs Debian packages, and says so. Elsewhere, or without the right to, says what to install.
+/// Installs Debian packages, and says so. On other systems, or without the permission, fails with a message that says what to install.
 pub fn install(packages: &[&str]) -> Result<()> {
     let named = packages.join(" ");
     if !is_installed("apt-get") {
-        bail!("{named} missing, and there is no apt-get here; install it with this system's package manager");
+        bail!("{named} missing, and apt-get not found; install it with this system's package manager");
     }
     println!("installing {named} with apt-get");
     let install: Vec<&str> = ["install", "-y", "--no-install-recommends"].iter().chain(packages).copied().collect();
-    // A machine that was never updated knows no packages at all.
+    // A machine without package lists knows no package.
     apt(&install)
         .or_else(|_| apt(&["update"]).and_then(|()| apt(&install)))
         .with_context(|| format!("install {named}; try: sudo apt-get install {named}"))
@@ -213,7 +234,7 @@ pub fn apt(arguments: &[&str]) -> Result<()> {
     run(&mut command)
 }
 
-/// Whether this process is root's: /proc/self belongs to who runs it.
+/// Whether this process runs as root: /proc/self belongs to its user.
 pub fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
@@ -222,6 +243,26 @@ pub fn is_root() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn programs_are_found_in_the_output_of_cargo() {
+        let line = |kind: &str, test: bool| {
+            format!(
+                r#"{{"target":{{"kind":["{kind}"],"name":"demo"}},"profile":{{"test":{test}}},"executable":"/t/demo"}}"#
+            )
+        };
+        assert_eq!(built_program(&line("bin", false)), Some(("demo".to_owned(), PathBuf::from("/t/demo"))));
+        assert_eq!(built_program(&line("bin", true)), None);
+        assert_eq!(built_program(&line("example", false)), None);
+        assert_eq!(built_program("   Compiling"), None);
+    }
+
+    #[test]
+    fn durations_are_minutes_and_seconds() {
+        for (ms, shown) in [(499, "0:00"), (59_500, "1:00"), (187_000, "3:07"), (3_600_000, "60:00")] {
+            assert_eq!(minutes(Duration::from_millis(ms)), shown);
+        }
+    }
 
     #[test]
     fn summaries_are_added_up() {

@@ -1,7 +1,7 @@
-//! `cargo xtask test`: every test there is, each compiled once.
+//! `cargo xtask test`: every test, each compiled once.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -10,45 +10,56 @@ use crate::run::{self, Steps, Tally, cargo, count_tests};
 use crate::server::Server;
 use crate::{previous, python, tools};
 
-/// Runs everything; fails when one test does.
+/// Runs everything; fails if a test does.
 pub fn test() -> Result<()> {
     let mut steps = Steps::default();
-    let tally = all(&mut steps)?;
+    let Tested { tally, .. } = all(&mut steps)?;
     steps.account();
-    println!("\n{} passed, {} failed, {} ignored", tally.passed, tally.failed, tally.ignored);
+    println!("\n{tally}");
     ensure!(tally.failed == 0, "{} tests failed", tally.failed);
     Ok(())
 }
 
+/// The outcome of all tests, and what was built for them.
+pub struct Tested {
+    /// The sum of all runners.
+    pub tally: Tally,
+    /// The program that was tested.
+    pub witan: PathBuf,
+    /// The folder of the plugins.
+    pub plugins: PathBuf,
+}
+
 /// Runs everything, as steps of `steps`.
-pub fn all(steps: &mut Steps) -> Result<Tally> {
+pub fn all(steps: &mut Steps) -> Result<Tested> {
     let plugins = steps.step("build the plugins", run::guests)?;
-    steps.step("find what the tests need", tools::install)?;
-    let witan = steps.step("compile", run::tests)?.witan;
+    steps.step("find the programs that tests run", tools::install)?;
+    let witan = steps.step("compile", run::tests)?;
     let previous = steps.step("build the previous version", previous::program)?;
     let workspace = steps.step("test the workspace", || workspace(&plugins, previous.as_deref()))?;
     let guests = steps.step("test the plugins", || count_tests(&mut crate::guests::tests(&run::root())))?;
     let python = steps.step("test the Python client", || python_client(&witan, &plugins))?;
-    Ok(Tally {
+    let tally = Tally {
         passed: workspace.passed + guests.passed + python.passed,
         failed: workspace.failed + guests.failed + python.failed,
         ignored: workspace.ignored + guests.ignored + python.ignored,
-    })
+    };
+    Ok(Tested { tally, witan, plugins })
 }
 
-/// Runs the workspace's tests. Without a program of the previous version, what needs it counts as one test that was left out.
+/// Runs the workspace's tests. Without the previous version's program, the tests that need it count as one ignored test.
 fn workspace(plugins: &Path, previous: Option<&Path>) -> Result<Tally> {
     let mut tests = cargo(["test", "--workspace", "--no-fail-fast"]);
     tests.env("WITAN_PLUGINS", plugins);
     let Some(previous) = previous else {
-        println!("left out, for want of a previous version: whether it works together with this one");
+        println!("skipped, because there is no previous version: the tests that run both versions together");
         let tally = count_tests(tests.args(["--", "--skip", "previous::"]))?;
         return Ok(Tally { ignored: tally.ignored + 1, ..tally });
     };
     count_tests(tests.env("WITAN_PREVIOUS", previous))
 }
 
-/// Runs the Python client against a fresh cluster on free ports; it counts as one test.
+/// Runs the Python client against a new cluster on free ports; it counts as one test.
 fn python_client(witan: &Path, plugins: &Path) -> Result<Tally> {
     let wanted = run::root().join("examples/python/requirements.txt");
     let interpreter = python::environment(&wanted, &run::root().join("target/python"), &[])?;
@@ -58,7 +69,7 @@ fn python_client(witan: &Path, plugins: &Path) -> Result<Tally> {
     let log = folder.join("log");
     let cluster = cluster(witan, plugins, &folder.join("data"), &log)?;
     let mut tour = Command::new(&interpreter);
-    tour.arg(run::root().join("examples/python/tour.py")).arg(cluster.told("address")?);
+    tour.arg(run::root().join("examples/python/tour.py")).arg(cluster.ready("address")?);
     tour.arg("--plugins").arg(plugins).stdin(Stdio::null());
     let passed = tour.status().context("run the Python client")?.success();
     if !passed {

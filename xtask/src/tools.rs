@@ -1,4 +1,4 @@
-//! The programs that tests run beside our own: found, or installed through the system's package manager.
+//! The programs that tests run besides our own: found, or installed with the system's package manager.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -7,19 +7,19 @@ use anyhow::{Context, Result};
 
 use crate::run;
 
-/// A program, and the packages that bring it.
+/// A program, and the packages that provide it.
 struct Tool {
     program: &'static str,
-    /// Where packages put it without putting it into the search path: in `bin` of every folder in here.
+    /// A folder with one folder per version, in whose `bin` packages put the program without adding it to the search path.
     versions: Option<&'static str>,
-    /// Debian's package.
+    /// The Debian package.
     apt: &'static str,
-    /// Homebrew's formula.
+    /// The Homebrew formula, if there is one.
     brew: Option<&'static str>,
 }
 
-/// Servers run from tests only, on ports and in folders of their own; those that a package starts as a service are left
-/// alone. Strace looks over a node's shoulder where there is one: it has no formula.
+/// Servers are started by tests, on free ports and in temporary folders; those that a package starts as a service are not touched.
+/// Tests that use strace to watch a node are skipped where it is missing: it has no formula.
 const TOOLS: [Tool; 3] = [
     Tool { program: "strace", versions: None, apt: "strace", brew: None },
     Tool { program: "postgres", versions: Some("/usr/lib/postgresql"), apt: "postgresql", brew: Some("postgresql@17") },
@@ -33,11 +33,11 @@ impl Tool {
         run::is_installed(self.program) || versions.any(|program| program.is_file()) || self.is_poured()
     }
 
-    /// Homebrew keeps formulas of an older version out of the search path.
+    /// Homebrew does not add formulas of older versions to the search path.
     fn is_poured(&self) -> bool {
         let Some(formula) = self.brew.filter(|_| run::is_installed("brew")) else { return false };
-        let told = Command::new("brew").args(["list", "--versions", formula]).stdin(Stdio::null()).output();
-        told.is_ok_and(|told| told.status.success() && !told.stdout.is_empty())
+        let listed = Command::new("brew").args(["list", "--versions", formula]).stdin(Stdio::null()).output();
+        listed.is_ok_and(|listed| listed.status.success() && !listed.stdout.is_empty())
     }
 }
 
@@ -46,7 +46,7 @@ pub fn install() -> Result<()> {
     let missing: Vec<Tool> = TOOLS.into_iter().filter(|tool| !tool.is_installed()).collect();
     if missing.is_empty() {
         let names: Vec<&str> = TOOLS.iter().map(|tool| tool.program).collect();
-        println!("{} are here", names.join(", "));
+        println!("found {}", names.join(", "));
         return Ok(());
     }
     if !run::is_installed("apt-get") && run::is_installed("brew") {

@@ -1,4 +1,4 @@
-//! The alert rules, and a page for each of them.
+//! The alert rules, and the runbook of each.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,10 +9,10 @@ use serde_json::Value;
 use super::Here;
 use crate::run;
 
-/// Every runbook has these.
+/// The headings of every runbook.
 const HEADINGS: [&str; 4] = ["## What it means", "## How to see it", "## What to do", "## What not to do"];
 
-/// Has promtool check and try the rules, and looks for the pages.
+/// Has promtool check and test the rules, and checks the runbooks.
 pub fn check(here: &Here) -> Result<()> {
     let folder = here.deploy.join("prometheus");
     run::run(
@@ -40,7 +40,7 @@ pub fn check(here: &Here) -> Result<()> {
     Ok(())
 }
 
-/// All rules, of all groups.
+/// The rules of all groups.
 pub fn rules(here: &Here) -> Result<Vec<Value>> {
     let documents = here.tools.yaml(&here.deploy.join("prometheus/alerts.yaml"))?;
     let groups = documents.iter().filter_map(|document| document["groups"].as_array()).flatten();
@@ -52,7 +52,7 @@ fn runbook(here: &Here, rule: &Value, name: &str) -> Result<()> {
     ensure!(rule["annotations"]["runbook_url"] == path.as_str(), "the rule's runbook_url is not {path}");
     ensure!(
         rule["annotations"]["summary"].is_string() && rule["annotations"]["description"].is_string(),
-        "the rule says too little"
+        "the rule lacks a summary or a description"
     );
     let text = fs::read_to_string(here.root.join(&path)).context("read it")?;
     let severity = rule["labels"]["severity"].as_str().context("the rule has no severity")?;

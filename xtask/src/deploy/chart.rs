@@ -1,4 +1,4 @@
-//! The Helm chart: rendered with several sets of values, and refused with others.
+//! The Helm chart: some sets of values must render, others must be refused.
 
 use std::fs;
 use std::path::Path;
@@ -10,10 +10,10 @@ use serde_json::Value;
 use super::Here;
 use crate::run;
 
-/// The oldest version of Kubernetes that Chart.yaml admits, and the newest one that there are schemas of.
+/// The oldest version of Kubernetes that Chart.yaml allows, and the newest one with schemas.
 const KUBERNETES: [&str; 2] = ["1.27", "1.37"];
 
-/// Values that have to be refused, and what the refusal says.
+/// Values that must be refused, and what the refusal must mention.
 const REFUSED: [(&str, &str); 6] = [
     ("node.replcas=3", "replcas"),
     ("node.replicas=2", "node.replicas"),
@@ -37,7 +37,7 @@ pub fn check(here: &mut Here) -> Result<()> {
         let output = helm.args(["--set", set]).output().context("run Helm")?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(!output.status.success(), "{set} was not refused");
-        ensure!(said.contains(reason), "{set} was refused without naming {reason}: {said}");
+        ensure!(said.contains(reason), "{set} was refused without mentioning {reason}: {said}");
     }
     println!("{} sets of values, {} refused", values.len(), REFUSED.len());
     Ok(())
@@ -45,7 +45,7 @@ pub fn check(here: &mut Here) -> Result<()> {
 
 fn helm(here: &Here, command: &str, chart: &Path, values: &Path) -> Command {
     let mut helm = here.tools.program("helm");
-    // Nothing of the user's: no plugins, no repositories, no cluster.
+    // Without the user's plugins, repositories and cluster.
     let home = here.work.join("helm");
     for (variable, folder) in [("HELM_CACHE_HOME", "cache"), ("HELM_CONFIG_HOME", "config"), ("HELM_DATA_HOME", "data")]
     {
@@ -98,7 +98,7 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// What describes the pods of an object.
+/// The description of an object's pods.
 fn pod_of(object: &Value) -> Option<&Value> {
     match object["kind"].as_str()? {
         "Pod" => Some(&object["spec"]),
@@ -107,12 +107,12 @@ fn pod_of(object: &Value) -> Option<&Value> {
     }
 }
 
-/// What the strictest of Kubernetes' own standards asks for, a bound on memory, and no mount without a volume.
+/// Requires Kubernetes' `restricted` pod security standard, a memory limit, and a volume for every mount.
 fn pod(pod: &Value, object: &Value) -> Result<()> {
     let security = &pod["securityContext"];
     ensure!(security["runAsNonRoot"] == true, "may run as root");
-    ensure!(security["seccompProfile"]["type"] == "RuntimeDefault", "has no profile of system calls");
-    ensure!(pod["automountServiceAccountToken"] == false, "has a token for Kubernetes' API");
+    ensure!(security["seccompProfile"]["type"] == "RuntimeDefault", "has no seccomp profile");
+    ensure!(pod["automountServiceAccountToken"] == false, "mounts a token for the Kubernetes API");
     let volumes = pod["volumes"].as_array().into_iter().flatten().map(|volume| &volume["name"]);
     let claims = object["spec"]["volumeClaimTemplates"].as_array().into_iter().flatten();
     let names: Vec<&Value> = volumes.chain(claims.map(|claim| &claim["metadata"]["name"])).collect();
@@ -121,16 +121,16 @@ fn pod(pod: &Value, object: &Value) -> Result<()> {
         ensure!(security["allowPrivilegeEscalation"] == false, "may gain privileges");
         ensure!(security["readOnlyRootFilesystem"] == true, "may write into its root");
         ensure!(security["capabilities"]["drop"] == serde_json::json!(["ALL"]), "keeps capabilities");
-        ensure!(!container["resources"]["limits"]["memory"].is_null(), "has no bound on its memory");
-        ensure!(!text(&container["image"]).ends_with(":latest"), "names no version of its image");
+        ensure!(!container["resources"]["limits"]["memory"].is_null(), "has no memory limit");
+        ensure!(!text(&container["image"]).ends_with(":latest"), "does not name its image's version");
         for mount in container["volumeMounts"].as_array().into_iter().flatten() {
-            ensure!(names.contains(&&mount["name"]), "mounts {}, which is no volume", mount["name"]);
+            ensure!(names.contains(&&mount["name"]), "mounts {}, which is not a volume", mount["name"]);
         }
     }
     Ok(())
 }
 
-/// Remembers what a container and its probes run.
+/// Collects the commands of a container and its probes.
 fn commands(here: &mut Here, container: &Value) {
     for place in [
         "/args",

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::Here;
 use crate::run;
 
-/// Lints the Dockerfile, and holds `.dockerignore` against the workspace.
+/// Lints the Dockerfile, and checks that `.dockerignore` lets all of the workspace pass.
 pub fn dockerfile(here: &mut Here) -> Result<()> {
     let file = here.deploy.join("Dockerfile");
     run::run(here.tools.program("hadolint").arg("--failure-threshold=style").arg(&file))?;
@@ -21,7 +21,7 @@ pub fn dockerfile(here: &mut Here) -> Result<()> {
             here.found.command(&serde_json::from_str(&format!("[{check}")).with_context(|| format!("read {line:?}"))?);
         }
     }
-    // Everything is left out of the context but what is named, so a new folder of the workspace has to be named.
+    // The file excludes everything that it does not name, so a new folder of the workspace must be added to it.
     let ignored = fs::read_to_string(here.root.join(".dockerignore")).context("read .dockerignore")?;
     let named: BTreeSet<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
     let metadata = run::output(&mut run::cargo(["metadata", "--no-deps", "--offline", "--format-version=1"]))?;
@@ -30,7 +30,8 @@ pub fn dockerfile(here: &mut Here) -> Result<()> {
         metadata["packages"].as_array().into_iter().flatten().filter_map(|p| p["targets"].as_array()).flatten()
     {
         let path = Path::new(target["src_path"].as_str().unwrap_or_default());
-        let within = path.strip_prefix(&here.root).with_context(|| format!("{} is elsewhere", path.display()))?;
+        let within =
+            path.strip_prefix(&here.root).with_context(|| format!("{} is outside the repository", path.display()))?;
         let first = within.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
         let first = first.unwrap_or_default();
         ensure!(
@@ -42,7 +43,7 @@ pub fn dockerfile(here: &mut Here) -> Result<()> {
     Ok(())
 }
 
-/// Has Compose read its file, and looks at what it has understood.
+/// Has Compose read its file, and checks the result.
 pub fn compose(here: &mut Here) -> Result<()> {
     let mut compose = here.tools.program("docker-compose");
     compose.arg("--file").arg(here.deploy.join("compose.yaml")).args([
@@ -92,21 +93,21 @@ fn service(name: &str, service: &Value) -> Result<()> {
         ensure!(!secret || file, "{variable} is a secret in the environment: use a file");
     }
     let once = service["profiles"].as_array().is_some_and(|profiles| !profiles.is_empty());
-    ensure!(once || !service["healthcheck"]["test"].is_null(), "nothing asks for its health");
+    ensure!(once || !service["healthcheck"]["test"].is_null(), "has no health check");
     if image.starts_with("witan:") {
-        ensure!(service["read_only"] == true, "its root can be written");
-        ensure!(service["cap_drop"] == serde_json::json!(["ALL"]), "it keeps capabilities");
+        ensure!(service["read_only"] == true, "its root file system is writable");
+        ensure!(service["cap_drop"] == serde_json::json!(["ALL"]), "keeps capabilities");
         ensure!(name.starts_with("coordinator") || service["ports"].is_null(), "only coordinators are for clients");
     }
     Ok(())
 }
 
-/// Every file that is named exists, or is made by the script that makes secrets; its certificates are good.
+/// Checks that every file named exists or is made by the script for secrets, and that its certificates are valid.
 fn files(here: &Here, system: &Value) -> Result<()> {
     let secrets = here.work.join("secrets");
     let prepare = here.deploy.join("compose/prepare.sh");
     run::output(Command::new("sh").arg(&prepare).arg(&secrets))?;
-    // A second time: what is there is kept.
+    // A second run must keep what exists.
     let before = fs::read(secrets.join("database_url")).context("read database_url")?;
     run::output(Command::new("sh").arg(&prepare).arg(&secrets))?;
     ensure!(

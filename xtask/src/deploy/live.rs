@@ -1,4 +1,4 @@
-//! The dashboard's and the rules' queries, asked of a Prometheus that watches a running coordinator.
+//! Runs the queries of the dashboard and the rules in a Prometheus that scrapes a running coordinator.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -15,12 +15,12 @@ use serde_json::Value;
 use super::system::System;
 use super::{Here, alerts, selectors};
 
-/// Longest wait for the first scrapes, on a machine that is busy.
+/// Longest wait for the first scrapes, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Series that are there only while an alert fires.
+/// The series that exists only while an alert fires.
 const OCCASIONAL: &str = "ALERTS";
 
-/// Starts a small system and a Prometheus, and asks for everything.
+/// Starts a small system and a Prometheus, and runs every query.
 pub fn check(here: &Here, witan: &Path) -> Result<()> {
     let folder = here.work.join("live");
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
@@ -52,7 +52,7 @@ pub fn check(here: &Here, witan: &Path) -> Result<()> {
             }
             match prometheus.ask(&selector) {
                 Ok(series) if series.as_array().is_some_and(|series| !series.is_empty()) => {}
-                Ok(_) => problems.push(format!("{place}: a coordinator shows no {selector}")),
+                Ok(_) => problems.push(format!("{place}: the coordinator exports no {selector}")),
                 Err(error) => problems.push(format!("{place}: {error:#}: {selector}")),
             }
         }
@@ -62,7 +62,7 @@ pub fn check(here: &Here, witan: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The dashboard's queries, with what Grafana would put into them.
+/// The dashboard's queries, with values for Grafana's variables.
 fn dashboard(here: &Here) -> Result<Vec<(String, String)>> {
     let text = fs::read_to_string(here.deploy.join("grafana/witan.json")).context("read the dashboard")?;
     let dashboard: Value = serde_json::from_str(&text).context("read the dashboard")?;
@@ -70,12 +70,12 @@ fn dashboard(here: &Here) -> Result<Vec<(String, String)>> {
     let mut ids = BTreeSet::new();
     for panel in dashboard["panels"].as_array().context("the dashboard has no panels")? {
         let title = panel["title"].as_str().context("a panel has no title")?;
-        ensure!(ids.insert(panel["id"].as_u64()), "panel {title:?}: another one has its id");
+        ensure!(ids.insert(panel["id"].as_u64()), "panel {title:?} has the id of another one");
         if panel["type"] == "row" {
             continue;
         }
         ensure!(panel["description"].is_string(), "panel {title:?} does not say what it shows");
-        for target in panel["targets"].as_array().with_context(|| format!("panel {title:?} asks for nothing"))? {
+        for target in panel["targets"].as_array().with_context(|| format!("panel {title:?} has no targets"))? {
             let query =
                 target["expr"].as_str().with_context(|| format!("panel {title:?} has a target without a query"))?;
             let filled = [("$__rate_interval", "1m"), ("$__interval", "1m"), ("$job", ".+"), ("$instance", ".+")];
@@ -86,7 +86,7 @@ fn dashboard(here: &Here) -> Result<Vec<(String, String)>> {
     Ok(queries)
 }
 
-/// A Prometheus that scrapes one coordinator each second. Dropped, it is killed.
+/// A Prometheus that scrapes one coordinator each second. Killed when dropped.
 struct Prometheus {
     process: Child,
     address: String,
@@ -107,7 +107,7 @@ impl Prometheus {
         });
         let file = folder.join("prometheus.yaml");
         fs::write(&file, config.to_string()).with_context(|| format!("write {}", file.display()))?;
-        // It tells its port only in its log; one that was free a moment ago serves as well.
+        // It prints its port only in its log; a port that was free a moment ago is simpler.
         let address = TcpListener::bind("127.0.0.1:0")
             .and_then(|free| free.local_addr())
             .context("find a free port")?
@@ -122,7 +122,7 @@ impl Prometheus {
         Ok(Self { process, address })
     }
 
-    /// Waits until there is a series of this name.
+    /// Waits until a series of this name exists.
     fn wait_for(&self, name: &str) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -134,7 +134,7 @@ impl Prometheus {
         }
     }
 
-    /// The series that answer a query.
+    /// The result of a query.
     fn ask(&self, query: &str) -> Result<Value> {
         let mut connection = TcpStream::connect(&self.address).context("connect to Prometheus")?;
         connection.set_read_timeout(Some(Duration::from_secs(30))).context("bound the wait")?;
@@ -156,7 +156,7 @@ impl Drop for Prometheus {
     }
 }
 
-/// A query as it stands in an address.
+/// A query, encoded for a URL.
 fn encoded(query: &str) -> String {
     query
         .bytes()

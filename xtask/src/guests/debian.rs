@@ -1,5 +1,5 @@
-//! A tool chain out of Debian's packages, unpacked into a cache folder of the user's: nothing is installed (the packages
-//! conflict with rustup's), and no right beyond the user's own is needed. Versions are found, not written down.
+//! A tool chain from Debian's packages, unpacked into the user's cache folder: not installed, because the packages conflict with rustup's
+//! and because that would need root. The version is whatever the distribution has.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -12,9 +12,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::{output, run, say};
 
-/// What is wanted; what these depend on is followed where [`FOLLOWED`] says so.
+/// The packages that are needed; their dependencies are added where [`FOLLOWED`] says so.
 const WANTED: [&str; 3] = ["rustc-web", "libstd-rust-web-dev", "rust-web-src"];
-/// Beginnings of the names of libraries that the compiler loads and that a machine may lack.
+/// Prefixes of the names of libraries that the compiler loads and that a machine may lack.
 const FOLLOWED: [&str; 8] =
     ["libstd-rust-web-", "libllvm", "libz3-", "libedit", "libbsd", "libmd0", "libxml2", "libtinfo"];
 
@@ -24,7 +24,7 @@ pub struct Unpacked {
     root: PathBuf,
 }
 
-/// Unpacks the packages, unless they are already.
+/// Unpacks the packages, unless they have been already.
 pub(super) fn unpacked() -> Result<Unpacked> {
     let cache = cache_folder()?;
     let apt = Apt::new(&cache)?;
@@ -59,7 +59,7 @@ fn cache_folder() -> Result<PathBuf> {
     Ok(cache)
 }
 
-/// apt, with the machine's package lists or, where there are none, with lists of our own.
+/// apt, with the machine's package lists or, if there are none, with lists that are downloaded into the cache folder.
 struct Apt {
     options: Vec<OsString>,
     version: String,
@@ -98,14 +98,14 @@ impl Apt {
         command
     }
 
-    /// The version of rustc-web that would be fetched.
+    /// The version of rustc-web that apt would fetch.
     fn candidate(&self) -> Result<Option<String>> {
         let policy = output(self.cache().args(["policy", WANTED[0]]))?;
         let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate:")).map(str::trim);
         Ok(candidate.filter(|version| *version != "(none)").map(str::to_owned))
     }
 
-    /// What is wanted and what that needs. One call of apt-cache, since each reads all lists.
+    /// The wanted packages with their dependencies. One call of apt-cache, because each reads all lists.
     fn packages(&self) -> Result<Vec<String>> {
         let text = output(self.cache().args(["depends", "--recurse", "--important"]).args(WANTED))?;
         let mut depends: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -147,7 +147,7 @@ impl Unpacked {
         env::join_paths(folders).context("join the library folders")
     }
 
-    /// Makes a `cargo build` use this compiler and build the target's standard library from its sources.
+    /// Makes a `cargo build` use this compiler, and build the target's standard library from source.
     pub(super) fn apply(&self, cargo: &mut Command) -> Result<()> {
         cargo
             .args(["-Zbuild-std=std,panic_abort", "-Zbuild-std-features="])
@@ -159,7 +159,7 @@ impl Unpacked {
     }
 }
 
-/// The linker that comes with the host's own tool chain, or one on the path.
+/// The linker of the host's tool chain, or one in the search path.
 fn linker() -> Result<PathBuf> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let host = output(Command::new(&rustc).args(["--print", "host-tuple"]))?;
