@@ -12,6 +12,7 @@ use moka::sync::Cache;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use witan_kernel::name::TenantId;
+use witan_net::{Snapshot, Watch};
 
 use super::config::Jwt;
 use super::credential::Credential;
@@ -26,12 +27,10 @@ const REMEMBERED: u64 = 10_000;
 const BAD_FOR: Duration = Duration::from_secs(5);
 /// How far an issuer's clock may be from this one's, in seconds.
 const LEEWAY: u64 = 30;
-/// How often the file of the key is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Shortest secret of HS256, in bytes: as many as the hash has (RFC 7518, 3.2).
 const SECRET_BYTES: usize = 32;
 /// Largest file of a key.
-const FILE_BYTES: u64 = 64 << 10;
+const FILE_BYTES: usize = 64 << 10;
 /// Longest `sub` that is put on record.
 const SUBJECT_CHARS: usize = 100;
 
@@ -83,7 +82,8 @@ impl Issuer {
         validation.set_issuer(&[&settings.issuer]);
         validation.set_audience(&[&settings.audience]);
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);
-        let key = ArcSwap::from_pointee(read(&settings.key_file, algorithm)?);
+        let file = Snapshot::take(std::slice::from_ref(&settings.key_file));
+        let key = ArcSwap::from_pointee(read(&file, &settings.key_file, algorithm)?);
         let good = Cache::new(REMEMBERED);
         let bad = Cache::builder().max_capacity(REMEMBERED).time_to_live(BAD_FOR).build();
         Ok(Self { settings, algorithm, validation, key, good, bad })
@@ -136,20 +136,14 @@ impl Issuer {
     /// Reads the key's file again whenever it has changed, for as long as it is polled. A file that is no good leaves the key
     /// that was.
     pub(super) async fn follow(self: Arc<Self>) {
-        let mut failing = false;
+        let file = &self.settings.key_file;
+        // It may have changed since the key was read.
+        let mut watch = Watch::unread([file.clone()]);
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let (file, algorithm) = (self.settings.key_file.clone(), self.algorithm);
-            let read = tokio::task::spawn_blocking(move || read(&file, algorithm)).await;
-            match read.unwrap_or_else(|error| Err(error.to_string())) {
-                Ok(key) => {
-                    failing = false;
-                    self.take(key);
-                }
+            match read(watch.changed().await, file, self.algorithm) {
+                Ok(key) => self.take(key),
                 Err(error) => {
-                    if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(%error, "the key of web tokens cannot be read again; the last good one stays");
-                    }
+                    tracing::warn!(%error, "the key of web tokens cannot be read again; the last good one stays");
                 }
             }
         }
@@ -174,15 +168,14 @@ fn algorithm(name: &str) -> Result<Algorithm, String> {
     }
 }
 
-fn read(file: &Path, algorithm: Algorithm) -> Result<Key, String> {
+fn read(snapshot: &Snapshot, file: &Path, algorithm: Algorithm) -> Result<Key, String> {
     let wrong = |why: String| format!("security.jwt.key_file: {}: {why}", file.display());
-    let length = std::fs::metadata(file).map_err(|error| wrong(error.to_string()))?.len();
-    if length > FILE_BYTES {
-        return Err(wrong(format!("has {length} bytes; a key has at most {FILE_BYTES}")));
+    let bytes = snapshot.get(file).map_err(|why| wrong(why.to_owned()))?;
+    if bytes.len() > FILE_BYTES {
+        return Err(wrong(format!("has {} bytes; a key has at most {FILE_BYTES}", bytes.len())));
     }
-    let bytes = std::fs::read(file).map_err(|error| wrong(error.to_string()))?;
-    let key = key(&bytes, algorithm).map_err(wrong)?;
-    Ok(Key { key, file: Sha256::digest(&bytes).into() })
+    let key = key(bytes, algorithm).map_err(wrong)?;
+    Ok(Key { key, file: Sha256::digest(bytes).into() })
 }
 
 fn key(bytes: &[u8], algorithm: Algorithm) -> Result<DecodingKey, String> {

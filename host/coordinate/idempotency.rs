@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use witan_kernel::backoff::Backoff;
 use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::idempotency::{Name, Owner, Step, Stepped};
@@ -20,14 +21,13 @@ use super::plan::{Plan, store_failure};
 use super::request::Written;
 use super::{Coordinator, World};
 
-/// How soon a request looks again whether the one before it has finished; doubled up to the second one.
+/// How soon a request checks again whether the one before it has finished.
 const FIRST_LOOK: Duration = Duration::from_millis(2);
 const LAST_LOOK: Duration = Duration::from_millis(100);
 /// A lease outlasts its operation's deadline by so much, so that nobody takes over from one that is about to record.
 const LEASE_MARGIN_MS: u64 = 500;
-/// How soon a record that the store did not take is tried again; doubled up to the second one.
-const FIRST_TRY: Duration = Duration::from_millis(20);
-const LAST_TRY: Duration = Duration::from_secs(1);
+/// How soon a record that the store did not take is tried again.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
 /// For how long, after the operation has been answered. A `siblings` change that is repeated later than 15 s after it started stays in
 /// doubt, unless its record tells how it came out: this is about as long as a server takes that has to be looked after.
 const LATE_MICROS: u64 = 600_000_000;
@@ -195,10 +195,9 @@ impl Unrecorded {
     /// Tries until it is on record, or cannot be, or monotonic time has come to `until`.
     pub(super) async fn insist<W: World>(mut self, coordinator: &Coordinator<W>, until: u64) -> Recorded {
         let left = || port::until(until, coordinator.ports.clock.monotonic_micros());
-        let mut pause = FIRST_TRY;
+        let mut backoff = RETRY;
         while !left().is_zero() {
-            tokio::time::sleep(pause.min(left())).await;
-            pause = (pause * 2).min(LAST_TRY);
+            tokio::time::sleep(backoff.failed().min(left())).await;
             let step = coordinator.ports.idempotency.step(self.name, self.done.clone());
             let Ok(told) = tokio::time::timeout(left(), step).await else { break };
             match Self::after(told, self.name, self.done, coordinator) {
@@ -247,7 +246,7 @@ impl<W: World> Coordinator<W> {
     ) -> Result<Claimed, Failed> {
         let name = name(&plan.place.tenant, &plan.place.key, idempotency_key);
         let owner = Owner(self.ports.randomness.sixteen());
-        let (mut look, mut another) = (FIRST_LOOK, false);
+        let (mut backoff, mut another) = (Backoff::new(FIRST_LOOK, LAST_LOOK), false);
         loop {
             let left = port::until(plan.deadline, self.ports.clock.monotonic_micros());
             let lease_ms = left.as_millis() as u64 + LEASE_MARGIN_MS;
@@ -278,8 +277,7 @@ impl<W: World> Coordinator<W> {
                 // The attempt that holds the key may yet apply it.
                 return Err(Failure::InProgress { retry_after }.in_doubt());
             }
-            tokio::time::sleep(look.min(left).min(Duration::from_millis(left_ms.max(1)))).await;
-            look = (look * 2).min(LAST_LOOK);
+            tokio::time::sleep(backoff.failed().min(left).min(Duration::from_millis(left_ms.max(1)))).await;
         }
     }
 

@@ -10,7 +10,9 @@
 //! 5. [`idempotency`]: how often it has an effect.
 //! 6. [`hook`], [`replica`], [`port`], [`failure`]: the world, by type.
 //! 7. [`fault`]: rules that the simulation breaks on purpose.
+//! 8. [`backoff`], [`sync`]: what every room needs when it retries or locks.
 
+pub mod backoff;
 pub mod clock;
 pub mod context;
 pub mod failure;
@@ -28,4 +30,5 @@ pub mod replica;
 pub mod ring;
 pub mod scan;
 pub mod siblings;
+pub mod sync;
 pub mod tenant;

@@ -10,7 +10,8 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-use crate::file::{FileError, Named, Snapshot};
+use crate::file::{FileError, Named};
+use crate::watch::Snapshot;
 
 /// Certificates of one chain. Real ones have two to four.
 const CHAIN: usize = 16;

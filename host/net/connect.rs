@@ -18,8 +18,9 @@ use tokio_rustls::client::TlsStream;
 
 use crate::ClientTls;
 use crate::certificate::{Expiry, authorities, pair, provider, system_authorities, system_bundle};
-use crate::file::{Fields, FileError, Named, Snapshot};
+use crate::file::{Fields, FileError, Named};
 use crate::reload::{Made, Reloaded, Watched};
+use crate::watch::Snapshot;
 
 /// Whom a client trusts and what it shows, kept up with the files.
 #[derive(Debug, Clone)]

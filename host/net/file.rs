@@ -1,12 +1,9 @@
-//! Files with certificates, keys and secrets: read whole, with a bound, and errors that say which setting named them.
+//! Files with certificates, keys and secrets: the settings that name them, and what can be wrong with them.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Largest file that is read. A bundle of every public authority is a quarter of it.
-const FILE_BYTES: u64 = 1 << 20;
+use crate::watch::Snapshot;
 
 /// What the settings of one side are called, for messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,37 +119,9 @@ pub enum FileError {
     },
 }
 
-/// What some files held at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot(Vec<(PathBuf, Result<Vec<u8>, String>)>);
-
 impl Snapshot {
-    /// Reads them all. Blocks.
-    pub fn take(paths: &[PathBuf]) -> Self {
-        let read = |path: &PathBuf| (path.clone(), read(path).map_err(|error| error.to_string()));
-        Self(paths.iter().map(read).collect())
-    }
-
-    /// What a file held.
+    /// The content of a file that a setting names.
     pub(crate) fn content(&self, file: &Named) -> Result<&[u8], FileError> {
-        let unreadable = |why: &str| FileError::Unreadable { file: file.clone(), why: why.to_owned() };
-        match self.0.iter().find(|(path, _)| *path == file.path) {
-            Some((_, Ok(content))) => Ok(content),
-            Some((_, Err(why))) => Err(unreadable(why)),
-            None => Err(unreadable("was not read")),
-        }
+        self.get(&file.path).map_err(|why| FileError::Unreadable { file: file.clone(), why: why.to_owned() })
     }
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("is not a file"));
-    }
-    let mut content = Vec::new();
-    file.take(FILE_BYTES + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > FILE_BYTES {
-        return Err(io::Error::other(format!("is larger than {FILE_BYTES} bytes")));
-    }
-    Ok(content)
 }

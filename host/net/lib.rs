@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod reload;
 pub mod secret;
 mod slots;
+pub mod watch;
 
 use std::path::PathBuf;
 
@@ -29,6 +30,7 @@ pub use file::{Fields, FileError};
 pub use incoming::{Bounds, Incoming};
 pub use listen::{Protocol, ServerSide};
 pub use secret::SharedSecret;
+pub use watch::{Snapshot, Watch};
 
 /// What a listener shows, and what it asks of its clients.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]

@@ -8,8 +8,9 @@ use rustls::sign::SingleCertAndKey;
 
 use crate::ListenerTls;
 use crate::certificate::{authorities, pair, provider};
-use crate::file::{Fields, FileError, Named, Snapshot};
+use crate::file::{Fields, FileError, Named};
 use crate::reload::{Made, Reloaded, Watched};
+use crate::watch::Snapshot;
 
 /// What is spoken over a listener's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

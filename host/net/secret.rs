@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
 
-use crate::file::{FileError, Named, Snapshot};
+use crate::file::{FileError, Named};
 use crate::reload::{Made, Reloaded, Watched};
+use crate::watch::Snapshot;
 
 /// The metadata key under which a coordinator shows it.
 pub const HEADER: &str = "witan-node-secret";

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use witan_kernel::backoff::Backoff;
 use witan_kernel::name::StoreId;
 use witan_kernel::port::{Clock, Reply, StorageNode};
 use witan_kernel::replica::{ReplicaError, Request};
@@ -34,8 +35,8 @@ const FRAMES: usize = 4;
 /// A connected node that owes an answer for longer than this, and than four times its p99, counts as silent.
 const SILENCE_MICROS: u64 = 250_000;
 const TICK: Duration = Duration::from_millis(100);
-const FIRST_BACKOFF: Duration = Duration::from_millis(20);
-const LAST_BACKOFF: Duration = Duration::from_secs(1);
+/// Pauses between attempts to connect.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
 /// Longest answer message: a frame of 1 MiB and its envelope.
 const MESSAGE_BYTES: usize = 4 << 20;
 /// Protocol versions this side speaks.
@@ -106,12 +107,12 @@ impl Lane {
 }
 
 async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver<Outgoing>, bytes: Arc<AtomicUsize>) {
-    let mut backoff = FIRST_BACKOFF;
+    let mut backoff = RETRY;
     let mut told = Told::default();
     loop {
         match ends.shake_hands().await {
             Ok(stream) => {
-                backoff = FIRST_BACKOFF;
+                backoff.succeeded();
                 told = Told::default();
                 let mut conversation = Conversation::new(&ends, stream, &bytes);
                 let ended = conversation.run(&mut waiting).await;
@@ -134,10 +135,9 @@ async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver
                 }
             }
         }
-        if !refuse_for(backoff, &ends.node, &mut waiting, &bytes).await {
+        if !refuse_for(backoff.failed(), &ends.node, &mut waiting, &bytes).await {
             return;
         }
-        backoff = (backoff * 2).min(LAST_BACKOFF);
     }
 }
 
@@ -169,12 +169,12 @@ impl Told {
 
 /// Answers what still arrives while there is no connection. False when the lane was closed.
 async fn refuse_for(
-    backoff: Duration,
+    pause: Duration,
     node: &StorageNode,
     waiting: &mut mpsc::Receiver<Outgoing>,
     bytes: &AtomicUsize,
 ) -> bool {
-    let until = Instant::now() + backoff;
+    let until = Instant::now() + pause;
     while let Ok(outgoing) = tokio::time::timeout_at(until, waiting.recv()).await {
         let Some(outgoing) = outgoing else { return false };
         bytes.fetch_sub(outgoing.bytes, Ordering::AcqRel);

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use wasmtime::Engine;
 use wasmtime::component::Component;
+
+pub(crate) use witan_kernel::sync::lock;
 
 use crate::digest::Digest;
 use crate::limit;
@@ -26,11 +28,6 @@ pub(crate) fn load(engine: &Engine, image: &[u8]) -> Result<Component, wasmtime:
     // SAFETY: an image is machine code that will be run. It comes from `precompile_component` in this process, or from a
     // file that only a holder of this host's key can have written, made by an engine of the same compatibility hash.
     unsafe { Component::deserialize(engine, image) }
-}
-
-/// Locks, also after a panic elsewhere: what these mutexes guard is whole between any two statements.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes a file whole or not at all: beside, synced, then renamed.

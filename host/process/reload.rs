@@ -1,12 +1,9 @@
 //! Changes of the configuration while a coordinator serves: at SIGHUP, and when the file has changed.
 //!
-//! The file is looked at once a second rather than watched: that works on every file system and for every way to replace a
-//! file (Kubernetes swaps a link two folders above), and a look costs a few microseconds.
+//! The file is polled by a [`Watch`].
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -18,14 +15,12 @@ use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinError;
+use witan_net::Watch;
 
 use super::config::{self, Live};
 use super::signal::stopped;
 use super::telemetry::LogFilter;
 use crate::config::{Loaded, Problems, keys};
-
-/// Between two looks at the file. It is taken once two looks in a row have found the same.
-const LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
@@ -94,9 +89,8 @@ impl Following {
     pub(crate) async fn run(mut self, stop: watch::Receiver<bool>) {
         let stopped = stopped(stop);
         tokio::pin!(stopped);
-        let file = self.started.inputs.file.clone();
-        let mut acted = look(file.as_deref()).await;
-        let mut last = acted.clone();
+        let mut watch = Watch::unread(self.started.inputs.file.clone());
+        watch.skip().await;
         // What it says by now: a start may have taken a while.
         self.catch_up().await;
         loop {
@@ -105,17 +99,10 @@ impl Following {
                     if hung_up.is_none() {
                         return;
                     }
-                    acted = look(file.as_deref()).await;
+                    watch.skip().await;
                     self.read_again().await;
                 }
-                () = tokio::time::sleep(LOOK), if file.is_some() => {
-                    let now = look(file.as_deref()).await;
-                    if now == last && now != acted {
-                        acted = now.clone();
-                        self.read_again().await;
-                    }
-                    last = now;
-                }
+                _ = watch.changed() => self.read_again().await,
                 () = &mut stopped => return,
             }
         }
@@ -181,10 +168,4 @@ fn reloads(key: &str) -> bool {
 /// Keys whose values differ.
 fn changed(before: &Loaded, after: &Loaded) -> Vec<&'static str> {
     keys::KEYS.iter().map(|key| key.path).filter(|path| before.differs(after, path)).collect()
-}
-
-/// The file's content; `None` when there is none to be read.
-async fn look(file: Option<&Path>) -> Option<Arc<str>> {
-    let file: PathBuf = file?.to_owned();
-    tokio::fs::read_to_string(file).await.ok().map(Arc::from)
 }

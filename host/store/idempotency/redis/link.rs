@@ -1,7 +1,7 @@
 //! The connection: made when it is first needed, shared by all who call at once (their calls are pipelined on it), made anew
 //! when it is lost, ever more slowly while that fails.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
@@ -12,12 +12,11 @@ use redis::sentinel::SentinelClient;
 use redis::{AsyncConnectionConfig, Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
+use witan_kernel::backoff::Backoff;
+use witan_kernel::sync::lock;
 
-/// The pause after a first failure to connect, doubled with each further one.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-
-/// The longest pause: how late, at most, a server that is back is found.
-const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// Pauses between attempts to connect. The longest bounds how late a server that is back is found.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
 
 /// Calls that wait to be written to a connection. More wait before it; the number of all is bounded by the store.
 const WRITTEN_AHEAD: usize = 1024;
@@ -65,16 +64,21 @@ struct Shared {
     on_connect: Box<dyn Fn(Connection) + Send + Sync>,
 }
 
-#[derive(Default)]
 struct State {
     connected: Option<Connected>,
     /// Under way: one at a time, however many wait for it.
     attempt: Option<watch::Receiver<Told>>,
     generation: u64,
-    /// In a row: connections that were not made, or were lost before they were of any use.
-    failures: u32,
+    /// A connection that is lost before it was of any use counts as a failure, too.
+    backoff: Backoff,
     /// The present connection has been of use.
     proven: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { connected: None, attempt: None, generation: 0, backoff: RETRY, proven: false }
+    }
 }
 
 impl Link {
@@ -120,7 +124,7 @@ impl Link {
     fn begin(&self, state: &mut State) -> watch::Receiver<Told> {
         let (tell, told) = watch::channel(None);
         state.attempt = Some(told.clone());
-        let (shared, pause) = (self.shared.clone(), pause(state.failures));
+        let (shared, pause) = (self.shared.clone(), state.backoff.pause());
         // A task of its own, since whoever has asked for it may stop waiting.
         tokio::spawn(async move {
             sleep(pause).await;
@@ -134,7 +138,8 @@ impl Link {
     pub(super) fn proven(&self, generation: u64) {
         let mut state = lock(&self.shared.state);
         if state.generation == generation && !state.proven {
-            (state.proven, state.failures) = (true, 0);
+            state.proven = true;
+            state.backoff.succeeded();
         }
     }
 
@@ -144,7 +149,7 @@ impl Link {
         if state.connected.as_ref().is_some_and(|connected| connected.generation == generation) {
             state.connected = None;
             if !state.proven {
-                state.failures = state.failures.saturating_add(1);
+                state.backoff.failed();
             }
         }
     }
@@ -177,7 +182,7 @@ impl Shared {
                     Ok(connected)
                 }
                 Err(why) => {
-                    state.failures = state.failures.saturating_add(1);
+                    state.backoff.failed();
                     Err(why)
                 }
             }
@@ -187,19 +192,6 @@ impl Shared {
         }
         noted
     }
-}
-
-/// How long to wait before an attempt, after so many that failed.
-fn pause(failures: u32) -> Duration {
-    match failures.checked_sub(1) {
-        None => Duration::ZERO,
-        Some(doublings) => FIRST_PAUSE.saturating_mul(1 << doublings.min(16)).min(LAST_PAUSE),
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change above is complete before anything can panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Connector {
@@ -259,15 +251,17 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
-    use super::{LAST_PAUSE, pause};
+    use super::RETRY;
     use std::time::Duration;
 
     #[test]
     fn pauses_grow_to_a_bound() {
-        assert_eq!(pause(0), Duration::ZERO);
-        let pauses: Vec<Duration> = (1..8).map(pause).collect();
+        let mut backoff = RETRY;
+        assert_eq!(backoff.pause(), Duration::ZERO);
+        let pauses: Vec<Duration> = (1..8).map(|_| backoff.failed()).collect();
         assert!(pauses.is_sorted());
-        assert_eq!(pause(7), LAST_PAUSE);
-        assert_eq!(pause(u32::MAX), LAST_PAUSE);
+        assert_eq!(backoff.pause(), Duration::from_secs(1));
+        (0..100).for_each(|_| _ = backoff.failed());
+        assert_eq!(backoff.pause(), Duration::from_secs(1));
     }
 }

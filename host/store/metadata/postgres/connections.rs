@@ -13,6 +13,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
+use witan_kernel::backoff::Backoff;
 use witan_kernel::port::StoreError;
 
 use super::PostgresConfig;
@@ -24,8 +25,8 @@ const CHECK: Duration = Duration::from_secs(1);
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// How long a connection that is closed may take to say so. It is dropped then.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// Between two attempts to connect: the first, and the longest.
-const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// Pauses between attempts to connect.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
 
 /// In an open transaction, `now()` is the time of its beginning, and the statement's time is later. As a simple query: in the
 /// extended protocol a statement's messages have times of their own.
@@ -135,7 +136,7 @@ fn session(operation: Duration) -> String {
 /// Connects within `patience`, however often that takes: a server that starts refuses at first.
 pub(super) async fn open(options: &PgConnectOptions, patience: Duration) -> Result<PgConnection, StoreError> {
     let until = Instant::now() + patience;
-    let mut pause = RETRY.0;
+    let mut backoff = RETRY;
     loop {
         let error = match tokio::time::timeout_at(until, options.connect()).await {
             Ok(Ok(connection)) => return Ok(connection),
@@ -144,11 +145,11 @@ pub(super) async fn open(options: &PgConnectOptions, patience: Duration) -> Resu
                 return Err(StoreError::Unavailable(format!("PostgreSQL: no connection within {patience:?}")));
             }
         };
+        let pause = backoff.failed();
         if !passes(&error) || Instant::now() + pause >= until {
             return Err(out_of_reach(error));
         }
         sleep(pause).await;
-        pause = (pause * 2).min(RETRY.1);
     }
 }
 

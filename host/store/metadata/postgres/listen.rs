@@ -9,26 +9,26 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
+use witan_kernel::backoff::Backoff;
 
 /// After so long without a word it asks whether the server is still there.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Between two attempts to connect: the first, and the longest.
-const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Pauses between attempts to connect.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 pub(super) async fn listen(options: PgConnectOptions, patience: Duration, hints: Arc<watch::Sender<u64>>) {
-    let mut pause = RETRY.0;
+    let mut backoff = RETRY;
     loop {
         match timeout(patience, subscribe(&options, patience)).await {
             Ok(Ok(listener)) => {
-                pause = RETRY.0;
+                backoff.succeeded();
                 follow(listener, patience, &hints).await;
                 tracing::warn!("changes of other coordinators are not heard: PostgreSQL is gone; trying again");
             }
             Ok(Err(error)) => tracing::debug!(%error, "listen to PostgreSQL"),
             Err(_) => tracing::debug!("listen to PostgreSQL: no connection"),
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(RETRY.1);
+        sleep(backoff.failed()).await;
     }
 }
 
