@@ -24,8 +24,7 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
-use witan_kernel::port::StoreError;
-use witan_store::metadata::{Metadata, Token};
+use witan_kernel::port::{Metadata, StoreError, Token};
 
 use audit::{Audit, Entry};
 use caller::{Caller, Origin};

@@ -15,7 +15,8 @@ use witan_kernel::hook::{
 };
 use witan_kernel::name::{Key, TenantId};
 use witan_kernel::tenant::Level;
-use witan_plugin::{BindRequest, InMemoryPlugins, Limits, OnFault, PluginHost, Reference, Settings};
+use witan_memory::MemoryPlugins;
+use witan_plugin::{BindRequest, Limits, OnFault, PluginHost, Reference, Settings};
 
 use crate::Options;
 use crate::report::Section;
@@ -41,7 +42,7 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
         budget.share = 10_000;
     }
     let settings = Settings { data_dir: folder.path().join("data"), folder: None, limits };
-    let host = PluginHost::start(settings, Arc::new(InMemoryPlugins::default()))?;
+    let host = PluginHost::start(settings, Arc::new(MemoryPlugins::default()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let tenant = TenantId::new("tenant")?;
     let mut told = vec![("hooks of a tenant, nothing bound", nanos(|| _ = black_box(host.hooks(&tenant))))];

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 use witan_kernel::name::TenantId;
-use witan_store::metadata::Token;
+use witan_kernel::port::Token;
 
 use super::refusal::Refusal;
 use super::scope::{Need, Scope, Scopes};

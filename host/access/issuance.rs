@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use witan_kernel::name::{Invalid, TenantId};
-use witan_kernel::port::StoreError;
-use witan_store::metadata::{Metadata, PAGE, TOKEN_ID_BYTES, Token};
+use witan_kernel::port::{Metadata, PAGE, StoreError, TOKEN_ID_BYTES, Token};
 
 use super::Access;
 use super::caller::Caller;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use witan_kernel::port::Clock;
-use witan_store::metadata::MemoryMetadata;
+use witan_memory::MemoryMetadata;
 
 /// A clock that stands.
 #[derive(Clone)]

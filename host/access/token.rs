@@ -5,7 +5,7 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 use witan_kernel::name::TenantId;
-use witan_store::metadata::{TOKEN_ID_BYTES, Token};
+use witan_kernel::port::{TOKEN_ID_BYTES, Token};
 
 use super::scope::Scopes;
 

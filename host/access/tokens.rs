@@ -15,8 +15,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
-use witan_kernel::port::StoreError;
-use witan_store::metadata::{Metadata, PAGE, TOKENS, Token};
+use witan_kernel::port::{Metadata, PAGE, StoreError, TOKENS, Token};
 
 use super::credential::Credential;
 use super::refusal::Refusal;
@@ -217,6 +216,8 @@ fn check(known: &Known, secret: &str, now_ms: u64) -> Result<Arc<Credential>, Re
 
 #[cfg(test)]
 mod tests {
+    use witan_kernel::port::TokenStore;
+
     use super::*;
     use crate::access::scope::{Scope, Scopes};
     use crate::access::testing::memory;

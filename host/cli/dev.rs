@@ -9,12 +9,12 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use witan_control::TenantCacheConfig;
 use witan_kernel::limit;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{NodeStatus, StorageNode};
 use witan_net::{Bounds, Incoming, Protocol};
 use witan_node::node::NodeConfig;
-use witan_store::tenants::TenantCacheConfig;
 
 use super::node::{self, DurabilityArg};
 use crate::access::config::Security;

@@ -131,15 +131,6 @@ impl From<DurabilityArg> for Durability {
     }
 }
 
-impl From<DurabilityArg> for witan_store::Durability {
-    fn from(arg: DurabilityArg) -> Self {
-        match arg {
-            DurabilityArg::Sync => Self::Sync,
-            DurabilityArg::Os => Self::Os,
-        }
-    }
-}
-
 /// Runs a node until SIGINT or SIGTERM.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     args.is_safe().map_err(anyhow::Error::msg)?;

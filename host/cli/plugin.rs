@@ -8,6 +8,7 @@ use bytes::Bytes;
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use witan_kernel::limit::{COMPONENT_BYTES, PLUGIN_CONFIGURATION_BYTES};
 use witan_wire::v1::upload_plugin_request::Part;
 use witan_wire::v1::{
     BindPluginRequest, BindPluginResponse, Binding, ListBindingsRequest, ListPluginsRequest, PluginEvent, PluginInfo,
@@ -21,10 +22,6 @@ use super::output::{self, Output, Table, grouped};
 
 /// Bytes of one uploaded chunk: half of what the API allows.
 const CHUNK_BYTES: usize = 512 << 10;
-/// Largest component read from disk, in bytes: the largest any tenant may be allowed.
-const COMPONENT_BYTES: usize = 32 << 20;
-/// Largest configuration, in bytes.
-const CONFIGURATION_BYTES: usize = 1 << 20;
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "A plugin is a WebAssembly component that answers one hook: a consistency policy (how many replicas must answer), a \
@@ -243,7 +240,7 @@ pub async fn bind(global: &Global, args: Bind) -> anyhow::Result<BindPluginRespo
 
 async fn bind_request(bind: Bind) -> anyhow::Result<BindPluginRequest> {
     let configuration = match bind.configuration {
-        Some(source) => tokio::task::spawn_blocking(move || source.read(CONFIGURATION_BYTES)).await??,
+        Some(source) => tokio::task::spawn_blocking(move || source.read(PLUGIN_CONFIGURATION_BYTES)).await??,
         None => Bytes::new(),
     };
     Ok(BindPluginRequest {

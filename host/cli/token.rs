@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use witan_kernel::name::TenantId;
-use witan_store::metadata::{Metadata, PAGE, Token};
+use witan_kernel::port::{Metadata, PAGE, Token};
 use witan_wire::v1::{CreateTokenRequest, ListTokensRequest, RevokeTokenRequest, TokenInfo};
 
 use super::Global;

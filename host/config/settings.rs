@@ -240,7 +240,7 @@ pub enum Durability {
     Os,
 }
 
-impl From<Durability> for witan_store::Durability {
+impl From<Durability> for witan_kernel::port::Durability {
     fn from(durability: Durability) -> Self {
         match durability {
             Durability::Sync => Self::Sync,

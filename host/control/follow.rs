@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
-use witan_kernel::port::StoreError;
-use witan_store::metadata::{Changed, Metadata};
+use witan_kernel::port::{Changed, Metadata, StoreError};
 
 use super::Cluster;
 
@@ -19,10 +18,7 @@ pub async fn follow(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>, mut 
     let mut hint = metadata.hint();
     let mut failing = false;
     loop {
-        // An error means that whoever gives hints is gone: then time does.
-        if let Ok(Err(_)) = timeout(EVERY, hint.changed()).await {
-            tokio::time::sleep(EVERY).await;
-        }
+        _ = timeout(EVERY, hint.given()).await;
         match look(metadata.as_ref(), cluster.as_ref(), revision).await {
             Ok(seen) => {
                 if std::mem::take(&mut failing) {
@@ -94,10 +90,10 @@ mod tests {
 
     use witan_kernel::hook::{Pending, ReplicaState};
     use witan_kernel::name::{NodeId, TenantId};
-    use witan_kernel::port::StorageNode;
+    use witan_kernel::port::{Slot, StorageNode};
     use witan_kernel::scan::{Fullness, Removed};
     use witan_kernel::tenant::Tenant;
-    use witan_store::metadata::{MemoryMetadata, Slot};
+    use witan_memory::MemoryMetadata;
 
     use super::*;
     use crate::Held;

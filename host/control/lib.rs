@@ -4,9 +4,11 @@
 //! A change is stored first and put in force after: what the store has not accepted is never served.
 //!
 //! Reading order: [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data),
-//! [`stores`] (which of a node's stores may be read), [`defaults`] (of new tenants and nodes), `follow`.
+//! [`stores`] (which of a node's stores may be read), [`defaults`] (of new tenants and nodes), `follow`, `cache` (the tenants that
+//! requests see).
 
 mod bindings;
+mod cache;
 pub mod defaults;
 mod follow;
 mod nodes;
@@ -20,12 +22,12 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{Invalid, NodeId, TenantId};
-use witan_kernel::port::{StorageNode, StoreError};
+use witan_kernel::port::{Metadata, Slot, StorageNode, StoreError};
 use witan_kernel::scan::{Fullness, Removed};
 use witan_kernel::tenant::Tenant;
-use witan_store::metadata::{Metadata, Slot};
 
 pub use bindings::ChangeRefused;
+pub use cache::{TenantCache, TenantCacheConfig, TenantCacheCounts};
 pub use follow::follow;
 pub use nodes::{register, ring};
 pub use tenants::Ended;

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::NodeId;
-use witan_kernel::port::StorageNode;
+use witan_kernel::port::{Metadata, Placement, StorageNode};
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::Fullness;
-use witan_store::metadata::{Metadata, Placement};
 
 use super::{Catalog, Refused, to_its_end};
 

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use witan_kernel::name::TenantId;
+use witan_kernel::port::PAGE;
 use witan_kernel::scan::Fullness;
 use witan_kernel::tenant::Tenant;
-use witan_store::metadata::PAGE;
 
 use super::{Catalog, Held, Refused, to_its_end};
 

@@ -6,9 +6,8 @@
 
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId};
-use witan_kernel::port::StoreError;
+use witan_kernel::port::{Metadata, StoreError};
 use witan_kernel::scan::{Trust, is_whole};
-use witan_store::metadata::Metadata;
 
 /// Decides whether `node`, which has reported `store`, may be read from. The first store that a node reports goes on record.
 ///

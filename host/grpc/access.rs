@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 use witan_kernel::name::{Invalid, TenantId};
-use witan_store::metadata::{Metadata, TOKEN_ID_BYTES, Token};
+use witan_kernel::port::{Metadata, TOKEN_ID_BYTES, Token};
 use witan_wire::v1;
 use witan_wire::v1::access_service_server::AccessService;
 

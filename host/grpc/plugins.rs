@@ -8,6 +8,7 @@ use tokio::sync::broadcast;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
 use witan_kernel::hook::Hook;
+use witan_kernel::limit::COMPONENT_BYTES;
 use witan_kernel::name::{Invalid, TenantId};
 use witan_plugin::event::Event;
 use witan_plugin::registry::{Artifact, Binding};
@@ -22,9 +23,6 @@ use super::status::{invalid, refused, store_report};
 use super::tenants;
 use crate::access::caller::Caller;
 use witan_control::{Catalog, ChangeRefused};
-
-/// Largest upload; the plugin host's own bound, which may be smaller, is checked after.
-const UPLOAD_BYTES: usize = 32 << 20;
 
 /// The plugin service.
 pub struct PluginApi {
@@ -213,8 +211,8 @@ async fn receive(mut parts: Streaming<v1::UploadPluginRequest>) -> Result<Bytes,
     while let Some(message) = parts.message().await? {
         match message.part {
             Some(Part::Chunk(chunk)) => {
-                if bytes.len() + chunk.len() > UPLOAD_BYTES {
-                    let remedy = format!("send at most {UPLOAD_BYTES} bytes in all");
+                if bytes.len() + chunk.len() > COMPONENT_BYTES {
+                    let remedy = format!("send at most {COMPONENT_BYTES} bytes in all");
                     return Err(invalid(&Invalid::new("chunk", "takes the component over its bound", remedy)));
                 }
                 bytes.extend_from_slice(&chunk);
@@ -274,7 +272,7 @@ fn info(artifact: &Artifact) -> v1::PluginInfo {
         version: artifact.version.clone(),
         hook: artifact.hook.to_string(),
         deterministic: artifact.deterministic,
-        size: artifact.bytes,
+        size: artifact.size,
         state: "ready".to_owned(),
     }
 }

@@ -18,6 +18,11 @@ pub const COLLAPSE_SIBLINGS: usize = 25;
 pub const IDEMPOTENCY_KEY_BYTES: usize = 256;
 /// Largest context token, in bytes.
 pub const CONTEXT_BYTES: usize = 4096;
+/// Largest component of a plugin that requests carry and stores keep, in bytes: that of an interpreted language. The plugin host
+/// accepts less by default, and says so in its own words.
+pub const COMPONENT_BYTES: usize = 32 << 20;
+/// Largest configuration of a plugin's binding, in bytes: it is kept in the binding's record, eight earlier versions included.
+pub const PLUGIN_CONFIGURATION_BYTES: usize = 64 << 10;
 /// Most replicas of a key. Five survive two losses; more would cost every write and promise little.
 pub const MAX_REPLICAS: usize = 5;
 /// Replicas of a key.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use witan_kernel::fault::Fault;
 use witan_kernel::name::WriteId;
+pub use witan_kernel::port::Durability;
 use witan_kernel::record::{Damaged, Encoded, Record, WrongMode};
 use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError, Request};
 use witan_kernel::siblings::{Siblings, Write};
@@ -112,16 +113,6 @@ pub struct Applied {
     pub gated: Vec<Parcel>,
     /// To be told to [`Shard::synced`] after that sync.
     pub generation: u64,
-}
-
-/// Whether answers wait for a sync.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Durability {
-    /// Acknowledged means synced: it survives the loss of power.
-    #[default]
-    Sync,
-    /// Acknowledged means handed to the operating system: it survives the end of the process only.
-    Os,
 }
 
 /// Most batches whose rows are remembered apart as not synced yet.

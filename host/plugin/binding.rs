@@ -1,19 +1,16 @@
-//! Bindings: which plugin answers for whom, as it is stored; and the store of plugins and bindings.
+//! Bindings: which plugin answers for whom, and the format in which that is stored.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use witan_kernel::hook::Hook;
 use witan_kernel::name::TenantId;
-use witan_kernel::port::StoreError;
+pub use witan_kernel::port::PluginStore;
+use witan_kernel::port::{Slot, StoreError};
 
-use crate::compile::lock;
 use crate::digest::Digest;
 use crate::limit;
-use crate::registry::Artifact;
 
 /// What a consistency policy's fault means for the request. (A resolver's fault always keeps all siblings, and a fault of
 /// a partition key always fails the request: anything else would lose data.)
@@ -152,6 +149,11 @@ struct Stored {
 }
 
 impl BindingRecord {
+    /// The slot that it binds.
+    pub fn slot(&self) -> Slot {
+        Slot { tenant: self.tenant.clone(), hook: self.hook }
+    }
+
     /// The record as JSON, version 1 of its layout.
     pub fn encode(&self) -> String {
         let stored = Stored {
@@ -212,145 +214,9 @@ fn unhex(text: &str) -> Option<Bytes> {
     text.as_bytes().chunks(2).map(byte).collect()
 }
 
-/// Where plugins and bindings are kept, for one coordinator or for several. Called on a thread of the plugin host's own, never
-/// on a runtime's, one call at a time: an implementation may block (say, in `tokio::runtime::Handle::block_on`). A binding is
-/// in force only after `save`, and a component is known only after `keep`.
-pub trait PluginStore: Send + Sync + 'static {
-    /// Whether other coordinators change it too.
-    fn is_shared(&self) -> bool;
-
-    /// Every component, without its bytes. At most [`limit::ARTIFACTS`] are taken from here.
-    fn components(&self) -> Result<Vec<Artifact>, StoreError>;
-
-    /// A component's bytes. `None` when it is not there (any more).
-    fn component(&self, digest: Digest) -> Result<Option<Bytes>, StoreError>;
-
-    /// Stores a component; one that is there stays as it is. Durable when it returns.
-    fn keep(&self, artifact: &Artifact, bytes: &Bytes) -> Result<(), StoreError>;
-
-    /// Forgets a component. Not an error when there is none; [`StoreError::Refused`] when a binding needs it.
-    fn forget(&self, digest: Digest) -> Result<(), StoreError>;
-
-    /// Every binding.
-    fn bindings(&self) -> Result<Vec<BindingRecord>, StoreError>;
-
-    /// One binding.
-    fn binding(&self, tenant: Option<&TenantId>, hook: Hook) -> Result<Option<BindingRecord>, StoreError>;
-
-    /// Stores a binding in place of the one of the same tenant and hook that was last told or stored here. Durable when it
-    /// returns. [`StoreError::Conflict`] when another coordinator has stored one since, [`StoreError::Missing`] when the
-    /// component that it puts in force is not there.
-    fn save(&self, record: &BindingRecord) -> Result<(), StoreError>;
-
-    /// Forgets a binding, as [`Self::save`] stores one. Not an error when there is none.
-    fn remove(&self, tenant: Option<&TenantId>, hook: Hook) -> Result<(), StoreError>;
-}
-
-/// Plugins and bindings that live as long as the process: for tests, simulations and measurements. Hosts that are given the
-/// same one share it, each by a [`Self::seat`] of its own.
-#[derive(Debug, Clone, Default)]
-pub struct InMemoryPlugins {
-    kept: Arc<Mutex<Kept>>,
-    /// What this host has read or stored last.
-    known: Arc<Mutex<BTreeMap<Place, u64>>>,
-    shared: bool,
-}
-
-type Place = (Option<TenantId>, Hook);
-
-#[derive(Debug, Default)]
-struct Kept {
-    components: BTreeMap<Digest, (Artifact, Bytes)>,
-    /// Each with its version.
-    bindings: BTreeMap<Place, (u64, String)>,
-    versions: u64,
-}
-
-impl InMemoryPlugins {
-    /// The same store as another host sees it.
-    #[must_use]
-    pub fn seat(&self) -> Self {
-        Self { kept: Arc::clone(&self.kept), known: Arc::default(), shared: true }
-    }
-
-    fn expect(&self, kept: &Kept, place: &Place) -> Result<(), StoreError> {
-        let stored = kept.bindings.get(place).map_or(0, |(version, _)| *version);
-        let known = lock(&self.known).get(place).copied().unwrap_or(0);
-        if stored == known {
-            return Ok(());
-        }
-        Err(StoreError::Conflict(format!("the binding is at version {stored}, and {known} was to be changed")))
-    }
-
-    fn learn(&self, place: &Place, version: u64) {
-        lock(&self.known).insert(place.clone(), version);
-    }
-}
-
-impl PluginStore for InMemoryPlugins {
-    fn is_shared(&self) -> bool {
-        self.shared
-    }
-
-    fn components(&self) -> Result<Vec<Artifact>, StoreError> {
-        Ok(lock(&self.kept).components.values().map(|(artifact, _)| artifact.clone()).collect())
-    }
-
-    fn component(&self, digest: Digest) -> Result<Option<Bytes>, StoreError> {
-        Ok(lock(&self.kept).components.get(&digest).map(|(_, bytes)| bytes.clone()))
-    }
-
-    fn keep(&self, artifact: &Artifact, bytes: &Bytes) -> Result<(), StoreError> {
-        lock(&self.kept).components.entry(artifact.digest).or_insert_with(|| (artifact.clone(), bytes.clone()));
-        Ok(())
-    }
-
-    fn forget(&self, digest: Digest) -> Result<(), StoreError> {
-        let mut kept = lock(&self.kept);
-        let hex = digest.to_string();
-        if kept.bindings.values().any(|(_, record)| record.contains(&hex)) {
-            return Err(StoreError::Refused(format!("plugin {digest} is bound")));
-        }
-        kept.components.remove(&digest);
-        Ok(())
-    }
-
-    fn bindings(&self) -> Result<Vec<BindingRecord>, StoreError> {
-        let kept = lock(&self.kept);
-        kept.bindings.iter().for_each(|(place, (version, _))| self.learn(place, *version));
-        kept.bindings.values().map(|(_, text)| BindingRecord::decode(text)).collect()
-    }
-
-    fn binding(&self, tenant: Option<&TenantId>, hook: Hook) -> Result<Option<BindingRecord>, StoreError> {
-        let place = (tenant.cloned(), hook);
-        let kept = lock(&self.kept);
-        let stored = kept.bindings.get(&place);
-        self.learn(&place, stored.map_or(0, |(version, _)| *version));
-        stored.map(|(_, text)| BindingRecord::decode(text)).transpose()
-    }
-
-    fn save(&self, record: &BindingRecord) -> Result<(), StoreError> {
-        let place = (record.tenant.clone(), record.hook);
-        let mut kept = lock(&self.kept);
-        self.expect(&kept, &place)?;
-        if !kept.components.contains_key(&record.current.digest) {
-            return Err(StoreError::Missing(format!("plugin {}", record.current.digest)));
-        }
-        kept.versions += 1;
-        let version = kept.versions;
-        kept.bindings.insert(place.clone(), (version, record.encode()));
-        self.learn(&place, version);
-        Ok(())
-    }
-
-    fn remove(&self, tenant: Option<&TenantId>, hook: Hook) -> Result<(), StoreError> {
-        let place = (tenant.cloned(), hook);
-        let mut kept = lock(&self.kept);
-        self.expect(&kept, &place)?;
-        kept.bindings.remove(&place);
-        self.learn(&place, 0);
-        Ok(())
-    }
+/// Every binding of a store.
+pub(crate) fn stored(store: &dyn PluginStore) -> Result<Vec<BindingRecord>, StoreError> {
+    store.bindings()?.iter().map(|on_record| BindingRecord::decode(&on_record.record)).collect()
 }
 
 #[cfg(test)]

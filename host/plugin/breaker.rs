@@ -1,48 +1,49 @@
-//! When a plugin that keeps failing is not asked any more. Pure; time is the host's ticks, in milliseconds.
+//! The circuit breaker of a plugin that keeps failing. Pure; time is the host's ticks, in milliseconds.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::compile::lock;
 use crate::limit::Limits;
+use witan_kernel::sync::lock;
 
-/// Opens after enough faults in a window; then lets one call try after every cool-down.
+/// Opens after a number of faults within a window; then admits one trial call after every cool-down.
 #[derive(Debug)]
 pub(crate) struct Breaker {
     open: AtomicBool,
-    state: Mutex<State>,
+    window: Mutex<Window>,
     faults: u32,
     window_ms: u64,
     cool_down_ms: u64,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Window {
     faults: u32,
-    window_from: u64,
-    next_try: u64,
+    started_at: u64,
+    /// When an open breaker admits the next trial call.
+    next_trial: u64,
 }
 
 impl Breaker {
     pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             open: AtomicBool::new(false),
-            state: Mutex::default(),
+            window: Mutex::default(),
             faults: limits.faults.max(1),
             window_ms: limits.fault_window.as_millis() as u64,
             cool_down_ms: limits.cool_down.as_millis() as u64,
         }
     }
 
-    /// May this call be made? No lock while all is well.
+    /// Whether this call may be made. Takes no lock while the breaker is closed.
     pub(crate) fn admits(&self, now: u64) -> bool {
         if !self.is_open() {
             return true;
         }
-        let mut state = lock(&self.state);
-        let due = now >= state.next_try;
+        let mut window = lock(&self.window);
+        let due = now >= window.next_trial;
         if due {
-            state.next_try = now + self.cool_down_ms;
+            window.next_trial = now + self.cool_down_ms;
         }
         due
     }
@@ -51,38 +52,38 @@ impl Breaker {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// A call was answered. True when that closes the breaker.
+    /// A call was answered. Returns true if that closes the breaker.
     pub(crate) fn answered(&self) -> bool {
         if !self.is_open() {
             return false;
         }
-        *lock(&self.state) = State::default();
+        *lock(&self.window) = Window::default();
         self.open.swap(false, Ordering::Relaxed)
     }
 
     /// A call has faulted.
     pub(crate) fn faulted(&self, now: u64) -> Faulted {
-        let mut state = lock(&self.state);
-        if now.saturating_sub(state.window_from) > self.window_ms {
-            (state.window_from, state.faults) = (now, 0);
+        let mut window = lock(&self.window);
+        if now.saturating_sub(window.started_at) > self.window_ms {
+            (window.started_at, window.faults) = (now, 0);
         }
-        state.faults += 1;
-        if state.faults >= self.faults && !self.open.swap(true, Ordering::Relaxed) {
-            state.next_try = now + self.cool_down_ms;
+        window.faults += 1;
+        if window.faults >= self.faults && !self.open.swap(true, Ordering::Relaxed) {
+            window.next_trial = now + self.cool_down_ms;
             return Faulted::Opened;
         }
-        if state.faults == 1 { Faulted::First } else { Faulted::Again }
+        if window.faults == 1 { Faulted::First } else { Faulted::Again }
     }
 }
 
 /// What a fault means for the breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Faulted {
-    /// The first in this window.
+    /// The first of its window.
     First,
-    /// One of several.
+    /// A later one of its window.
     Again,
-    /// The one that opened the breaker.
+    /// The fault that opened the breaker.
     Opened,
 }
 
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn enough_faults_in_a_window_open_it() {
+    fn enough_faults_within_a_window_open_the_breaker() {
         let breaker = breaker();
         assert_eq!(breaker.faulted(200), Faulted::First);
         assert_eq!(breaker.faulted(201), Faulted::Again);
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn one_call_tries_after_each_cool_down() {
+    fn one_trial_call_is_admitted_after_each_cool_down() {
         let breaker = breaker();
         (0..3).for_each(|_| _ = breaker.faulted(0));
         assert!(!breaker.admits(999));

@@ -1,4 +1,4 @@
-//! Machine code out of components: in engines that are thrown away, on threads of their own, once per digest, and kept on
+//! Compiles components to machine code: once per digest, each in a short-lived engine on a thread outside the runtime, and cached on
 //! disk, so that a restart compiles nothing.
 
 use std::collections::HashSet;
@@ -17,123 +17,128 @@ use sha2::Sha256;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-pub(crate) use witan_kernel::sync::lock;
-
 use crate::digest::Digest;
+use crate::disk::{remove_abandoned, write_file};
+use crate::error::HostError;
 use crate::limit;
+use witan_kernel::sync::lock;
 
-/// Loads an image that [`Compiler`] has made: compiled in this process, or authenticated by [`Images`].
+/// Why a component has no machine code. The sentence continues the plugin's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum CompileError {
+    #[error("{} compilations are running; try again when they have ended", limit::COMPILATIONS)]
+    Busy,
+    #[error("no thread to compile on: {0}")]
+    Thread(String),
+    /// In wasmtime's words.
+    #[error("cannot be compiled: {0}")]
+    Compiler(String),
+    #[error("took longer than {} s to compile", .0.as_secs_f32())]
+    Timeout(Duration),
+    #[error("made the compiler panic")]
+    Panicked,
+    /// In wasmtime's words.
+    #[error("its machine code cannot be loaded: {0}")]
+    Load(String),
+}
+
+/// Loads an image that [`Compiler`] made: compiled in this process, or authenticated by [`Images`].
 #[allow(unsafe_code)]
 pub(crate) fn load(engine: &Engine, image: &[u8]) -> Result<Component, wasmtime::Error> {
     // SAFETY: an image is machine code that will be run. It comes from `precompile_component` in this process, or from a
-    // file that only a holder of this host's key can have written, made by an engine of the same compatibility hash.
+    // file that only a holder of this host's key can have written, compiled by an engine with the same compatibility hash.
     unsafe { Component::deserialize(engine, image) }
 }
 
-/// Writes a file whole or not at all: beside, synced, then renamed.
-pub(crate) fn write_file(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
-    let beside = path.with_extension(format!("{:016x}.part", rand::random::<u64>()));
-    let mut file = fs::File::create(&beside)?;
-    parts.iter().try_for_each(|part| file.write_all(part))?;
-    file.sync_all()?;
-    fs::rename(beside, path)
-}
-
-/// Removes what a crash has left half-written: files that [`write_file`] began an hour ago or longer.
-pub(crate) fn sweep(folder: &Path) {
-    let hour = Duration::from_secs(3600);
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let is_part = entry.path().extension().is_some_and(|extension| extension == "part");
-        let age = entry.metadata().and_then(|it| it.modified()).ok().and_then(|time| time.elapsed().ok());
-        if is_part && age.is_some_and(|age| age > hour) {
-            // What cannot be removed is in nobody's way.
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-}
-
-/// Compiles, at most [`limit::COMPILATIONS`] at once and one per digest.
+/// Compiles at most [`limit::COMPILATIONS`] components at once, and each digest only once at a time.
 pub(crate) struct Compiler {
     images: Images,
+    /// Wall time after which a compilation is abandoned.
     wall: Duration,
+    /// Compilations that are running, abandoned ones included.
     running: Arc<AtomicUsize>,
+    /// Digests that are being compiled.
     digests: Mutex<HashSet<Digest>>,
     done: Condvar,
 }
 
 impl Compiler {
-    /// A compiler that keeps its images below `data_dir`.
-    pub(crate) fn new(data_dir: &Path, wall: Duration) -> Result<Self, String> {
+    /// A compiler that caches its images below `data_dir`.
+    pub(crate) fn new(data_dir: &Path, wall: Duration) -> Result<Self, HostError> {
         let images = Images::open(data_dir)?;
         Ok(Self { images, wall, running: Arc::default(), digests: Mutex::default(), done: Condvar::new() })
     }
 
-    /// The component's machine code, loaded into `engine`: from disk if it is there, else compiled now. Blocks. The flag
+    /// The component's machine code, loaded into `engine`: from disk if it is cached, otherwise compiled now. Blocks. The flag
     /// is true when it was compiled.
-    pub(crate) fn component(&self, engine: &Engine, digest: Digest, bytes: &[u8]) -> Result<(Component, bool), String> {
-        let _turn = self.turn(digest);
+    pub(crate) fn component(
+        &self,
+        engine: &Engine,
+        digest: Digest,
+        bytes: &[u8],
+    ) -> Result<(Component, bool), CompileError> {
+        let _claim = self.claim(digest);
         if let Some(component) = self.images.get(digest).and_then(|image| load(engine, &image).ok()) {
             return Ok((component, false));
         }
         let image = self.compile(bytes)?;
         if let Err(error) = self.images.put(digest, &image) {
-            tracing::warn!(%digest, %error, "the compiled plugin cannot be kept; it will be compiled again after a restart");
+            tracing::warn!(%digest, %error, "a compiled plugin cannot be cached; it will be compiled again after a restart");
         }
-        let component =
-            load(engine, &image).map_err(|error| format!("its machine code cannot be loaded: {error:#}"))?;
+        let component = load(engine, &image).map_err(|error| CompileError::Load(format!("{error:#}")))?;
         Ok((component, true))
     }
 
-    /// Forgets the image of an artifact that is gone.
+    /// Removes the cached image of a component that was removed.
     pub(crate) fn forget(&self, digest: Digest) {
-        // A file that stays is found and used, or overwritten, later.
+        // A file that cannot be removed does no harm: should the component come back, it is used or overwritten.
         let _ = fs::remove_file(self.images.path(digest));
     }
 
     /// Waits while another thread compiles the same digest.
-    fn turn(&self, digest: Digest) -> Turn<'_> {
+    fn claim(&self, digest: Digest) -> Claim<'_> {
         let mut digests = lock(&self.digests);
         while !digests.insert(digest) {
             digests = self.done.wait(digests).unwrap_or_else(PoisonError::into_inner);
         }
-        Turn { compiler: self, digest }
+        Claim { compiler: self, digest }
     }
 
-    /// Compiles on a thread of its own. One that does not end in time is left behind and goes on counting.
-    fn compile(&self, bytes: &[u8]) -> Result<Vec<u8>, String> {
-        let permit = Permit::take(&self.running).ok_or_else(|| {
-            format!("{} compilations are running; try again when they have ended", limit::COMPILATIONS)
-        })?;
+    /// Compiles on a separate thread. A compilation that exceeds its time is abandoned but still counts as running until it ends.
+    fn compile(&self, bytes: &[u8]) -> Result<Vec<u8>, CompileError> {
+        let permit = Permit::take(&self.running).ok_or(CompileError::Busy)?;
         let (sender, receiver) = mpsc::sync_channel(1);
         let bytes = bytes.to_vec();
         let work = move || {
             let image = crate::engine::compiler().and_then(|engine| engine.precompile_component(&bytes));
-            // The receiver is gone when this took too long.
-            let _ = sender.send(image.map_err(|error| format!("cannot be compiled: {error:#}")));
+            // The receiver is gone if the compilation was abandoned.
+            let _ = sender.send(image.map_err(|error| CompileError::Compiler(format!("{error:#}"))));
             drop(permit);
         };
         let spawned = thread::Builder::new().name("witan-compile".into()).stack_size(8 << 20).spawn(work);
-        spawned.map_err(|error| format!("no thread to compile on: {error}"))?;
+        spawned.map_err(|error| CompileError::Thread(error.to_string()))?;
         match receiver.recv_timeout(self.wall) {
             Ok(image) => image,
-            Err(RecvTimeoutError::Timeout) => Err(format!("took longer than {} s to compile", self.wall.as_secs_f32())),
-            Err(RecvTimeoutError::Disconnected) => Err("made the compiler panic".into()),
+            Err(RecvTimeoutError::Timeout) => Err(CompileError::Timeout(self.wall)),
+            Err(RecvTimeoutError::Disconnected) => Err(CompileError::Panicked),
         }
     }
 }
 
-struct Turn<'a> {
+/// The right to compile one digest.
+struct Claim<'a> {
     compiler: &'a Compiler,
     digest: Digest,
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Claim<'_> {
     fn drop(&mut self) {
         lock(&self.compiler.digests).remove(&self.digest);
         self.compiler.done.notify_all();
     }
 }
 
+/// One of [`limit::COMPILATIONS`] running compilations.
 struct Permit(Arc<AtomicUsize>);
 
 impl Permit {
@@ -150,25 +155,25 @@ impl Drop for Permit {
     }
 }
 
-/// The first bytes of an image's file: a name and the version of its layout.
+/// The first bytes of an image file: a name and the version of the layout.
 const MAGIC: &[u8; 8] = b"witanim1";
 
-/// Images on disk: `MAGIC`, 32 bytes of HMAC-SHA-256 over digest, compatibility and image, then the image.
+/// Cached images on disk: `MAGIC`, 32 bytes of HMAC-SHA-256 over digest, compatibility hash and image, then the image.
 struct Images {
     folder: PathBuf,
     key: [u8; 32],
-    /// Changes with the engine's version, its settings and the processor's features.
+    /// Hash of the engine's version, its settings and the processor's features.
     compatibility: u64,
 }
 
 impl Images {
-    fn open(data_dir: &Path) -> Result<Self, String> {
+    fn open(data_dir: &Path) -> Result<Self, HostError> {
         let folder = data_dir.join("images");
-        fs::create_dir_all(&folder).map_err(|error| format!("create {}: {error}", folder.display()))?;
-        sweep(&folder);
+        fs::create_dir_all(&folder).map_err(HostError::file("create", &folder))?;
+        remove_abandoned(&folder);
         let path = data_dir.join("image.key");
-        let key = read_or_draw_key(&path).map_err(|error| format!("read {}: {error}", path.display()))?;
-        let engine = crate::engine::compiler().map_err(|error| format!("make a compiler: {error:#}"))?;
+        let key = read_or_create_key(&path).map_err(HostError::file("read", &path))?;
+        let engine = crate::engine::compiler().map_err(|error| HostError::Engine(format!("{error:#}")))?;
         let mut hasher = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hasher);
         Ok(Self { folder, key, compatibility: hasher.finish() })
@@ -185,7 +190,7 @@ impl Images {
         Some(mac)
     }
 
-    /// The image, if there is one that this host has written.
+    /// The image, if this host wrote one.
     fn get(&self, digest: Digest) -> Option<Vec<u8>> {
         let mut bytes = fs::read(self.path(digest)).ok()?;
         let (magic, rest) = bytes.split_at_checked(MAGIC.len())?;
@@ -193,7 +198,7 @@ impl Images {
         let mut mac = self.mac(digest)?;
         mac.update(image);
         if magic != MAGIC || mac.verify_slice(tag).is_err() {
-            tracing::warn!(%digest, "a compiled plugin on disk was not written by this host; it is compiled again");
+            tracing::warn!(%digest, "a cached plugin image was not written by this host; the plugin is compiled again");
             return None;
         }
         Some(bytes.split_off(MAGIC.len() + 32))
@@ -206,23 +211,23 @@ impl Images {
     }
 }
 
-/// This host's key: 32 random bytes that only its user can read.
-fn read_or_draw_key(path: &Path) -> io::Result<[u8; 32]> {
+/// This host's key: 32 random bytes in a file that only its user can read.
+fn read_or_create_key(path: &Path) -> io::Result<[u8; 32]> {
     if let Ok(bytes) = fs::read(path)
         && let Ok(key) = bytes.try_into()
     {
         return Ok(key);
     }
     let key: [u8; 32] = rand::random();
-    let beside = path.with_extension("part");
+    let temporary = path.with_extension("part");
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&beside)?;
+    let mut file = options.open(&temporary)?;
     file.write_all(&key)?;
     file.sync_all()?;
-    fs::rename(beside, path)?;
+    fs::rename(temporary, path)?;
     Ok(key)
 }
 
@@ -234,7 +239,7 @@ mod tests {
     const EMPTY: &[u8] = b"\0asm\x0d\0\x01\0";
 
     #[test]
-    fn a_second_compiler_finds_what_the_first_has_made() {
+    fn a_second_compiler_uses_the_image_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let engine = crate::engine::runtime().unwrap();
         let digest = Digest::of(EMPTY);
@@ -247,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_another_has_written_is_not_loaded() {
+    fn an_image_that_this_host_did_not_write_is_not_loaded() {
         let dir = tempfile::tempdir().unwrap();
         let images = Images::open(dir.path()).unwrap();
         let digest = Digest::of(EMPTY);

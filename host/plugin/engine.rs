@@ -1,4 +1,4 @@
-//! The one engine in which guests run, and the clock that stops them.
+//! The engine in which guests run, and the clock by which they are stopped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,18 +9,18 @@ use wasmtime::{Config, Engine, EngineWeak};
 
 use crate::limit;
 
-/// Time between two ticks. A call's deadline is noticed this late at most.
+/// Time between two ticks: the precision of a call's deadline.
 pub(crate) const TICK: Duration = Duration::from_millis(1);
 
-/// The settings under which guests are compiled and run. Both engines must agree on them.
+/// The settings under which guests are compiled and run. Both engines must use the same.
 fn config() -> Config {
     let mut config = Config::new();
-    // Epochs alone: they cost about 10 %, fuel more, and both together five times as much in a tight loop.
+    // Epochs only: in a tight loop they cost about 10 %, fuel more, and both together five times as much.
     config.epoch_interruption(true);
     // No async functions in components, so that a call costs half as much.
     config.concurrency_support(false);
     config.max_wasm_stack(limit::STACK_BYTES);
-    // Every coordinator must find the same verdict, whatever its processor makes of a NaN.
+    // Every coordinator must reach the same verdict, although processors differ in the bits of a NaN.
     config.cranelift_nan_canonicalization(true);
     config.wasm_relaxed_simd(false);
     config.wasm_memory64(false);
@@ -30,7 +30,7 @@ fn config() -> Config {
     config
 }
 
-/// What of WebAssembly is understood.
+/// The features of WebAssembly that a component may use.
 pub(crate) fn features() -> wasmparser::WasmFeatures {
     use wasmparser::WasmFeatures as F;
     F::MUTABLE_GLOBAL
@@ -49,17 +49,17 @@ pub(crate) fn features() -> wasmparser::WasmFeatures {
         | F::COMPONENT_MODEL
 }
 
-/// The engine that runs guests. It compiles nothing: the compiler keeps state per engine, and this one lives long.
+/// The engine that runs guests. It cannot compile: a compiler accumulates state in its engine, and this one is never replaced.
 pub(crate) fn runtime() -> Result<Engine, wasmtime::Error> {
     let mut config = config();
     config.enable_compiler(false);
     Engine::new(&config)
 }
 
-/// An engine that compiles one component and is thrown away.
+/// An engine that compiles one component and is then dropped.
 pub(crate) fn compiler() -> Result<Engine, wasmtime::Error> {
     let mut config = config();
-    // One thread: the others serve.
+    // One thread, so that the others can serve requests.
     config.parallel_compilation(false);
     Engine::new(&config)
 }
@@ -80,7 +80,7 @@ impl Ticks {
     }
 }
 
-/// Starts the thread that advances the engine's epoch and the clock, until the engine is gone.
+/// Starts the thread that advances the engine's epoch and the clock. It ends when the engine has been dropped.
 pub(crate) fn start_ticking(engine: &Engine) -> std::io::Result<Ticks> {
     let ticks = Ticks::default();
     let (clock, engine) = (ticks.0.clone(), engine.weak());

@@ -1,4 +1,4 @@
-//! What happened to plugins, for operators: the last few hundred events, and those to come.
+//! Events of plugins and bindings, for operators: the last few hundred, and a subscription to those that follow.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -7,37 +7,37 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::broadcast;
 use witan_kernel::hook::Hook;
 use witan_kernel::name::TenantId;
+use witan_kernel::sync::lock;
 
-use crate::compile::lock;
 use crate::digest::Digest;
 
-/// Events that are remembered, and events that a slow watcher may be behind.
+/// Events that are kept, and events by which a watcher may lag: a few hundred bytes each.
 const KEPT: usize = 256;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EventKind {
-    /// A component came in, by upload or through the watched folder.
+    /// A component arrived, by upload or in the watched folder.
     Staged,
-    /// It was not let in, or a change was not made; the detail says why. What was in force stays.
+    /// A component, or a change of a binding, was refused; the detail says why. The version in force stays.
     Refused,
-    /// It was compiled.
+    /// A component was compiled.
     Compiled,
-    /// It can be bound.
+    /// A component can be bound.
     Ready,
-    /// A binding was put in force.
+    /// A version of a binding was put in force.
     Activated,
-    /// The last request of a binding's earlier version has ended.
+    /// The last request that used an earlier version of a binding has ended.
     Drained,
-    /// A call failed. At most one event per window of the breaker.
+    /// A call failed. Emitted at most once per window of the breaker.
     Faulted,
-    /// Too many calls failed: the last good version answers, or the native rule.
+    /// Too many calls failed: the previous version answers now, or the native rule.
     BreakerOpened,
-    /// It answers again.
+    /// The plugin answers again.
     BreakerClosed,
     /// A binding went back to its previous version.
     RolledBack,
-    /// A binding was taken away.
+    /// A binding was removed.
     Unbound,
     /// A component was removed.
     Removed,
@@ -66,21 +66,21 @@ impl EventKind {
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Grows by one with each event of this process, from 1.
+    /// Number of the event in this process, from 1.
     pub sequence: u64,
-    /// Unix time, milliseconds.
+    /// When it happened: Unix time in milliseconds.
     pub at_ms: u64,
     /// What happened.
     pub kind: EventKind,
-    /// To which component, where that is known.
+    /// The component, if known.
     pub digest: Option<Digest>,
-    /// Its `name@version`, or the file that it came from; may be empty.
+    /// The plugin's `name@version`, or the file that it came from; may be empty.
     pub plugin: String,
-    /// For whom: the binding's tenant; `None` for the default binding and for components.
+    /// The binding's tenant; `None` for the default binding and for components.
     pub tenant: Option<TenantId>,
-    /// At which hook, where that is known.
+    /// The binding's hook, if known.
     pub hook: Option<Hook>,
-    /// More, for a person.
+    /// Details, for a person.
     pub detail: String,
 }
 
@@ -109,7 +109,7 @@ impl Event {
     }
 }
 
-/// The last events, and a channel for the next ones. A watcher that is too slow loses the oldest and is told so.
+/// The last events, and a channel for the next ones. A watcher that is too slow misses the oldest, and its receiver reports how many.
 #[derive(Debug)]
 pub(crate) struct Events {
     recent: Mutex<Recent>,
@@ -140,18 +140,18 @@ impl Events {
             recent.events.pop_front();
         }
         recent.events.push_back(event.clone());
-        // Sent under the lock, so that a watcher sees the sequence without holes. No watcher is no error.
+        // Sent under the lock, so that watchers see the events in sequence. Having no watcher is no error.
         let _ = self.sender.send(event);
     }
 
-    /// What is remembered, and a receiver of what follows, without a gap between them.
+    /// The events that are kept, and a receiver of those that follow, without a gap between them.
     pub(crate) fn watch(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let recent = lock(&self.recent);
         (recent.events.iter().cloned().collect(), self.sender.subscribe())
     }
 }
 
-/// warn = the system acted; info = life-cycle only.
+/// Logs an event: a warning when the host acted on a failure, information about the life cycle, the rest for debugging.
 fn log(event: &Event) {
     let kind = event.kind.as_str();
     let plugin = &*event.plugin;
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_events_are_remembered_and_the_next_ones_follow() {
+    fn the_last_events_are_kept_and_the_next_ones_follow() {
         let events = Events::default();
         (0..KEPT + 10).for_each(|n| events.emit(Event::new(EventKind::Staged, n.to_string())));
         let (recent, mut next) = events.watch();

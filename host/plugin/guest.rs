@@ -1,6 +1,5 @@
-//! What stands around one instance: its memory limiter, its deadline, and the two functions that it may call.
+//! The data of one instance's store: its memory limiter, its deadline, and the two host functions that the guest may call.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,12 +8,13 @@ use wasmtime::{ResourceLimiter, UpdateDeadline};
 
 use crate::bindings::v0_1::policy::witan::plugin::host::{Host, Severity};
 use crate::engine::Ticks;
+use crate::fault::{GrowthLimit, Timeout, shorten};
 use crate::limit::{self, Budget};
 use crate::metrics::Counters;
 
 /// A store's data.
 pub(crate) struct Guest {
-    pub(crate) memory: Memory,
+    pub(crate) memory: MemoryLimiter,
     pub(crate) deadline: Deadline,
     host: HostCalls,
 }
@@ -22,50 +22,34 @@ pub(crate) struct Guest {
 impl Guest {
     pub(crate) fn new(budget: &Budget, ticks: Ticks, by: Arc<str>, counters: Arc<Counters>) -> Self {
         Self {
-            memory: Memory::new(budget.memory),
+            memory: MemoryLimiter::new(budget.memory),
             deadline: Deadline::new(budget, ticks.clone()),
             host: HostCalls { by, counters, ticks },
         }
     }
 }
 
-/// Holds all memories, and all tables, of one store under one sum.
+/// Bounds the sum of all memories, and of all tables, of one store.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub(crate) struct MemoryLimiter {
     limit: usize,
     pub(crate) bytes: usize,
     elements: usize,
-    /// What was refused last: nearly always why a guest then traps.
-    pub(crate) refused: Option<Refused>,
+    /// The limit that was reached last: nearly always the reason why the guest then traps.
+    pub(crate) refused: Option<GrowthLimit>,
 }
 
-/// A limit that a guest ran into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
-    Memory { limit: usize },
-    Table { limit: usize },
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Memory { limit } => write!(f, "wanted more than {limit} bytes of memory"),
-            Self::Table { limit } => write!(f, "wanted more than {limit} elements in tables"),
-        }
-    }
-}
-
-impl Memory {
+impl MemoryLimiter {
     fn new(limit: usize) -> Self {
         Self { limit, bytes: 0, elements: 0, refused: None }
     }
 }
 
-impl ResourceLimiter for Memory {
+impl ResourceLimiter for MemoryLimiter {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let sum = self.bytes.saturating_add(desired.saturating_sub(current));
         if sum > self.limit {
-            self.refused = Some(Refused::Memory { limit: self.limit });
+            self.refused = Some(GrowthLimit::Memory(self.limit));
             return Ok(false);
         }
         self.bytes = sum;
@@ -75,7 +59,7 @@ impl ResourceLimiter for Memory {
     fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         let sum = self.elements.saturating_add(desired.saturating_sub(current));
         if sum > limit::TABLE_ELEMENTS {
-            self.refused = Some(Refused::Table { limit: limit::TABLE_ELEMENTS });
+            self.refused = Some(GrowthLimit::Table(limit::TABLE_ELEMENTS));
             return Ok(false);
         }
         self.elements = sum;
@@ -95,19 +79,20 @@ impl ResourceLimiter for Memory {
     }
 }
 
-/// When a call is over. Counted in CPU time of the thread, because on a busy machine a thread may stand still for longer
-/// than a whole budget; but asking for that costs a system call, so it is only asked once the first tick has passed.
+/// The end of a call. Measured in CPU time of the thread, because on a busy machine a thread may be descheduled for longer than a
+/// whole budget; reading that clock is a system call, so it is first read once a tick has passed.
 #[derive(Debug)]
 pub(crate) struct Deadline {
     ticks: Ticks,
     cpu: Duration,
     wall_ms: u64,
     started_ms: u64,
+    /// CPU time of the thread at the first check.
     measured_from: Option<Duration>,
 }
 
-/// Ticks after which the CPU time is first asked for. The first may come at once, so the second is a millisecond at least.
-pub(crate) const FIRST_LOOK: u64 = 2;
+/// Ticks after which the deadline is first checked. The first tick may come at once, so two are at least a millisecond.
+pub(crate) const FIRST_CHECK: u64 = 2;
 
 impl Deadline {
     fn new(budget: &Budget, ticks: Ticks) -> Self {
@@ -121,15 +106,15 @@ impl Deadline {
         self.measured_from = None;
     }
 
-    /// A tick has passed: one more, or no more?
-    pub(crate) fn look(&mut self) -> wasmtime::Result<UpdateDeadline> {
+    /// Called with every tick that passes during a call: continues, or stops the call.
+    pub(crate) fn check(&mut self) -> wasmtime::Result<UpdateDeadline> {
         if self.ticks.now().saturating_sub(self.started_ms) > self.wall_ms {
-            return Err(wasmtime::Error::new(OutOfTime::Wall(Duration::from_millis(self.wall_ms))));
+            return Err(wasmtime::Error::new(Timeout::Wall(Duration::from_millis(self.wall_ms))));
         }
         let now = thread_cpu();
         let from = *self.measured_from.get_or_insert(now);
         if now.saturating_sub(from) >= self.cpu {
-            return Err(wasmtime::Error::new(OutOfTime::Cpu(self.cpu)));
+            return Err(wasmtime::Error::new(Timeout::Cpu(self.cpu)));
         }
         Ok(UpdateDeadline::Continue(1))
     }
@@ -141,25 +126,7 @@ pub(crate) fn thread_cpu() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// Why a call was stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OutOfTime {
-    Cpu(Duration),
-    Wall(Duration),
-}
-
-impl fmt::Display for OutOfTime {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cpu(budget) => write!(f, "ran longer than {} ms of CPU time", budget.as_millis()),
-            Self::Wall(budget) => write!(f, "did not end within {} ms", budget.as_millis()),
-        }
-    }
-}
-
-impl std::error::Error for OutOfTime {}
-
-/// What a guest may ask of its host.
+/// What the host functions need.
 struct HostCalls {
     by: Arc<str>,
     counters: Arc<Counters>,
@@ -173,11 +140,11 @@ impl Host for Guest {
             host.counters.lines_dropped();
             return;
         }
-        let (plugin, message) = (&*host.by, crate::instance::shorten(&message));
+        let (plugin, message) = (&*host.by, shorten(&message));
         match severity {
             Severity::Debug => tracing::debug!(target: "witan::plugin", plugin, "{message}"),
             Severity::Info => tracing::info!(target: "witan::plugin", plugin, "{message}"),
-            // An error of a plugin's is a warning of ours: the coordinator acts, and nobody must.
+            // An error of the plugin is a warning of the coordinator, which copes with it: an operator need not act.
             Severity::Warn | Severity::Error => tracing::warn!(target: "witan::plugin", plugin, "{message}"),
         }
     }
@@ -193,11 +160,11 @@ mod tests {
 
     #[test]
     fn memories_and_tables_are_summed() {
-        let mut memory = Memory::new(300);
+        let mut memory = MemoryLimiter::new(300);
         assert!(memory.memory_growing(0, 100, None).unwrap());
         assert!(memory.memory_growing(0, 150, None).unwrap());
         assert!(!memory.memory_growing(100, 151, None).unwrap());
-        assert_eq!(memory.refused, Some(Refused::Memory { limit: 300 }));
+        assert_eq!(memory.refused, Some(GrowthLimit::Memory(300)));
         assert!(memory.memory_growing(100, 150, None).unwrap());
         assert_eq!(memory.bytes, 300);
         assert!(memory.table_growing(0, limit::TABLE_ELEMENTS, None).unwrap());
@@ -206,14 +173,14 @@ mod tests {
     }
 
     #[test]
-    fn wall_time_ends_a_call_that_is_not_let_run() {
+    fn wall_time_ends_a_call_whose_thread_is_not_scheduled() {
         let ticks = Ticks::default();
         let budget = crate::Limits::default().policy;
         let mut deadline = Deadline::new(&budget, ticks.clone());
         deadline.start();
-        assert!(deadline.look().is_ok());
+        assert!(deadline.check().is_ok());
         ticks.set(budget.wall.as_millis() as u64 + 1);
-        let error = deadline.look().err().unwrap();
-        assert!(matches!(error.downcast_ref(), Some(OutOfTime::Wall(_))));
+        let error = deadline.check().err().unwrap();
+        assert!(matches!(error.downcast_ref(), Some(Timeout::Wall(_))));
     }
 }

@@ -1,11 +1,10 @@
-//! Asking a plugin: one instance, one call, everything limited and every answer checked.
+//! Calls into a plugin: one instance, one call at a time, with every limit enforced and every answer checked.
 
-use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use wasmtime::component::{Component, HasSelf, Linker};
-use wasmtime::{Engine, Store, Trap};
+use wasmtime::{Engine, Store};
 use witan_kernel::hook::{
     Hook, Operation, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Shortfall, Verdict,
 };
@@ -21,32 +20,10 @@ use crate::bindings::v0_1::resolver::{ConflictResolver, ConflictResolverPre};
 use crate::bindings::v0_1::routing::exports::witan::plugin::routing as routing_wit;
 use crate::bindings::v0_1::routing::{RoutingHook, RoutingHookPre};
 use crate::engine::Ticks;
-use crate::guest::{FIRST_LOOK, Guest, OutOfTime};
+use crate::fault::{Broken, Declined, Fault, explain, shorten};
+use crate::guest::{FIRST_CHECK, Guest};
 use crate::limit::{self, Budget};
 use crate::metrics::Counters;
-
-/// Why there is no answer, for a person.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Fault {
-    /// The plugin says that it does not answer such a question. Its instance is well.
-    Declined(String),
-    /// The plugin broke a rule or a limit. Its instance is gone.
-    Broken(String),
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Declined(reason) | Self::Broken(reason) => f.write_str(reason),
-        }
-    }
-}
-
-/// Text of a plugin's, cut to what is kept, on one line.
-pub(crate) fn shorten(text: &str) -> String {
-    let end = text.floor_char_boundary(limit::TEXT_BYTES);
-    text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
 
 /// What a plugin says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +46,11 @@ enum Exports {
     Routing(RoutingHook),
 }
 
+/// The imports of a component that the host does not offer, or the exports that it lacks; in wasmtime's words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot be linked: {0}")]
+pub(crate) struct LinkError(String);
+
 /// A component, compiled and linked, and the budget of its hook.
 pub(crate) struct Program {
     engine: Engine,
@@ -78,15 +60,15 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Links a component. `Err` says what it wants that there is not.
+    /// Links a component.
     pub(crate) fn link(
         engine: &Engine,
         component: &Component,
         hook: Hook,
         ticks: Ticks,
         budget: Budget,
-    ) -> Result<Self, String> {
-        let linked = link(engine, component, hook).map_err(|error| format!("cannot be linked: {error:#}"))?;
+    ) -> Result<Self, LinkError> {
+        let linked = link(engine, component, hook).map_err(|error| LinkError(format!("{error:#}")))?;
         Ok(Self { engine: engine.clone(), linked, ticks, budget })
     }
 
@@ -94,14 +76,12 @@ impl Program {
         &self.budget
     }
 
-    /// Starts an instance; its deadline runs from before the first of its instructions.
+    /// Starts an instance. Its deadline covers its start function too.
     pub(crate) fn start(&self, by: Arc<str>, counters: Arc<Counters>) -> Result<Instance, Fault> {
         counters.started();
         let mut store = Store::new(&self.engine, Guest::new(&self.budget, self.ticks.clone(), by, counters));
-        store.limiter(|guest| &mut guest.memory);
-        store.set_hostcall_fuel(self.budget.result);
-        store.epoch_deadline_callback(|mut context| context.data_mut().deadline.look());
-        store.set_epoch_deadline(FIRST_LOOK);
+        enforce_limits(&mut store, &self.budget);
+        store.set_epoch_deadline(FIRST_CHECK);
         let exports = match &self.linked {
             Linked::Policy(pre) => pre.instantiate(&mut store).map(Exports::Policy),
             Linked::Resolver(pre) => pre.instantiate(&mut store).map(Exports::Resolver),
@@ -109,9 +89,16 @@ impl Program {
         };
         match exports {
             Ok(exports) => Ok(Instance { store, exports, calls: 0, first_bytes: 0 }),
-            Err(error) => Err(explain(&error, store.data())),
+            Err(error) => Err(explain(&error, store.data()).into()),
         }
     }
+}
+
+/// Makes a store enforce its guest's limits.
+pub(crate) fn enforce_limits(store: &mut Store<Guest>, budget: &Budget) {
+    store.limiter(|guest| &mut guest.memory);
+    store.set_hostcall_fuel(budget.result);
+    store.epoch_deadline_callback(|mut context| context.data_mut().deadline.check());
 }
 
 fn link(engine: &Engine, component: &Component, hook: Hook) -> wasmtime::Result<Linked> {
@@ -132,13 +119,14 @@ pub(crate) struct Instance {
     store: Store<Guest>,
     exports: Exports,
     calls: u32,
+    /// Bytes of its memories after the first call; 0 before.
     first_bytes: usize,
 }
 
 impl Instance {
-    /// True while the instance may be asked again.
-    pub(crate) fn is_fresh(&mut self, budget: &Budget) -> bool {
-        // Also one that has declined its first question.
+    /// True while the instance may be used for another call.
+    pub(crate) fn is_reusable(&mut self, budget: &Budget) -> bool {
+        // An instance that declined its first question has not come to `end` yet.
         self.end();
         self.calls < budget.calls && self.bytes().saturating_sub(self.first_bytes) <= budget.growth
     }
@@ -149,11 +137,11 @@ impl Instance {
 
     fn begin(&mut self) {
         self.store.data_mut().deadline.start();
-        self.store.set_epoch_deadline(FIRST_LOOK);
+        self.store.set_epoch_deadline(FIRST_CHECK);
         self.calls += 1;
     }
 
-    /// After the first call, a guest has the memory that it works with.
+    /// Remembers the size of the memory after the first call, when the guest has allocated what it works with.
     fn end(&mut self) {
         if self.first_bytes == 0 {
             self.first_bytes = self.bytes();
@@ -161,7 +149,7 @@ impl Instance {
     }
 
     fn broken(&self, error: &wasmtime::Error) -> Fault {
-        explain(error, self.store.data())
+        explain(error, self.store.data()).into()
     }
 
     /// What the plugin says about itself.
@@ -185,7 +173,7 @@ impl Instance {
         described.map_err(|error| self.broken(&error))
     }
 
-    /// Hands the binding's configuration over.
+    /// Passes the binding's configuration to the plugin.
     pub(crate) fn configure(&mut self, configuration: &[u8]) -> Result<(), Fault> {
         self.begin();
         macro_rules! configure {
@@ -200,14 +188,14 @@ impl Instance {
             Exports::Resolver(bindings) => configure!(bindings),
             Exports::Routing(bindings) => configure!(bindings),
         };
-        configured.map_err(|error| self.broken(&error))?.map_err(Fault::Declined)
+        Ok(configured.map_err(|error| self.broken(&error))??)
     }
 
     /// Asks a consistency policy.
     pub(crate) fn decide(&mut self, question: &PolicyQuestion<'_>) -> Result<PolicyAnswer, Fault> {
         self.begin();
-        let Exports::Policy(bindings) = &self.exports else { return Err(wrong_hook()) };
-        let mut replicas = [replica(&NOBODY); 8];
+        let Exports::Policy(bindings) = &self.exports else { return Err(Broken::WrongHook.into()) };
+        let mut replicas = [replica(&UNUSED); 8];
         let known = question.replicas.len().min(replicas.len());
         replicas.iter_mut().zip(question.replicas).for_each(|(wit, state)| *wit = replica(state));
         let asked = policy_wit::Question {
@@ -238,7 +226,7 @@ impl Instance {
     /// Asks a conflict resolver.
     pub(crate) fn resolve(&mut self, question: &ResolverQuestion) -> Result<Verdict, Fault> {
         self.begin();
-        let Exports::Resolver(bindings) = &self.exports else { return Err(wrong_hook()) };
+        let Exports::Resolver(bindings) = &self.exports else { return Err(Broken::WrongHook.into()) };
         let siblings: Vec<resolver_wit::Sibling<'_>> =
             question.siblings.iter().map(|s| resolver_wit::Sibling { value: &s.value, time: s.time }).collect();
         let asked = resolver_wit::Question { key: question.key.bytes(), siblings: &siblings, attributes: &[] };
@@ -249,20 +237,16 @@ impl Instance {
             resolver_wit::Verdict::Pick(index) if (index as usize) < question.siblings.len() => {
                 Ok(Verdict::Pick(index as usize))
             }
-            resolver_wit::Verdict::Pick(index) => {
-                Err(Fault::Broken(format!("picked sibling {index} of {}, counted from 0", question.siblings.len())))
-            }
+            resolver_wit::Verdict::Pick(index) => Err(Broken::Pick { index, siblings: question.siblings.len() }.into()),
             resolver_wit::Verdict::Merged(bytes) if bytes.len() <= VALUE_BYTES => {
                 Ok(Verdict::Merged(Bytes::from(bytes)))
             }
-            resolver_wit::Verdict::Merged(bytes) => {
-                Err(Fault::Broken(format!("merged to {} bytes; a value has at most {VALUE_BYTES}", bytes.len())))
-            }
+            resolver_wit::Verdict::Merged(bytes) => Err(Broken::MergedBytes(bytes.len()).into()),
             resolver_wit::Verdict::KeepAll => Ok(Verdict::KeepAll),
         }
     }
 
-    /// Values that a conflict resolver is made for.
+    /// Sample values of the kind that a conflict resolver merges.
     pub(crate) fn samples(&mut self) -> Result<Vec<Bytes>, Fault> {
         self.begin();
         let Exports::Resolver(bindings) = &self.exports else { return Ok(Vec::new()) };
@@ -273,15 +257,12 @@ impl Instance {
     /// Asks a routing hook for a partition key.
     pub(crate) fn partition_key(&mut self, key: &[u8]) -> Result<Bytes, Fault> {
         self.begin();
-        let Exports::Routing(bindings) = &self.exports else { return Err(wrong_hook()) };
+        let Exports::Routing(bindings) = &self.exports else { return Err(Broken::WrongHook.into()) };
         let partition = bindings.witan_plugin_routing().call_partition_key(&mut self.store, key);
         let partition = partition.map_err(|error| self.broken(&error))?.map_err(declined)?;
         self.end();
         if partition.is_empty() || partition.len() > KEY_BYTES {
-            return Err(Fault::Broken(format!(
-                "answered a partition key of {} bytes; 1 to {KEY_BYTES} are allowed",
-                partition.len()
-            )));
+            return Err(Broken::PartitionKeyBytes(partition.len()).into());
         }
         Ok(Bytes::from(partition))
     }
@@ -289,7 +270,7 @@ impl Instance {
     /// Asks a routing hook for the order in which replicas are read.
     pub(crate) fn prefer(&mut self, key: &[u8], replicas: &[(NodeId, ReplicaState)]) -> Result<Vec<u8>, Fault> {
         self.begin();
-        let Exports::Routing(bindings) = &self.exports else { return Err(wrong_hook()) };
+        let Exports::Routing(bindings) = &self.exports else { return Err(Broken::WrongHook.into()) };
         let candidates: Vec<routing_wit::Candidate<'_>> = replicas
             .iter()
             .map(|(node, state)| routing_wit::Candidate { node: node.as_str(), state: replica(state), attributes: &[] })
@@ -302,59 +283,36 @@ impl Instance {
     }
 }
 
-/// Each index at most once, and of a replica that there is.
-fn check_order(order: &[u8], replicas: usize) -> Result<(), Fault> {
+/// Checks that every index names an existing replica, and none twice.
+fn check_order(order: &[u8], replicas: usize) -> Result<(), Broken> {
     let mut seen = [false; 256];
     for index in order {
         if usize::from(*index) >= replicas || std::mem::replace(&mut seen[usize::from(*index)], true) {
             let order = shorten(&format!("{order:?}"));
-            return Err(Fault::Broken(format!("answered the order {order}, which is none of {replicas} replicas")));
+            return Err(Broken::Order { order, replicas });
         }
     }
     Ok(())
 }
 
-fn wrong_hook() -> Fault {
-    Fault::Broken("was asked for another hook than it implements".into())
-}
-
 fn declined(error: types::Error) -> Fault {
     Fault::Declined(match error {
-        types::Error::InvalidInput => "says that the question makes no sense to it (invalid-input)".into(),
-        types::Error::Unsupported => "says that it does not answer such questions (unsupported)".into(),
-        types::Error::Internal => "says that it failed (internal)".into(),
+        types::Error::InvalidInput => Declined::InvalidInput,
+        types::Error::Unsupported => Declined::Unsupported,
+        types::Error::Internal => Declined::Internal,
     })
 }
 
-/// A few issues on one line.
-fn list<'a>(issues: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+/// A plugin's configuration issues on one line.
+fn list<'a>(issues: impl Iterator<Item = (&'a str, &'a str)>) -> Declined {
     let lines = issues.take(limit::ISSUES).map(|(at, problem)| match at {
         "" => shorten(problem),
         at => format!("{}: {}", shorten(at), shorten(problem)),
     });
-    format!("refuses its configuration: {}", lines.collect::<Vec<_>>().join("; "))
+    Declined::Configuration(lines.collect::<Vec<_>>().join("; "))
 }
 
-/// A person's words for what stopped a guest.
-fn explain(error: &wasmtime::Error, guest: &Guest) -> Fault {
-    let text = error.root_cause().to_string();
-    let reason = if let Some(time) = error.downcast_ref::<OutOfTime>() {
-        time.to_string()
-    } else if text.contains("fuel allocated for hostcalls") {
-        "handed over more bytes than one call may".into()
-    } else if matches!(error.downcast_ref(), Some(Trap::StackOverflow)) {
-        format!("needed more than {} bytes of stack", limit::STACK_BYTES)
-    } else if let Some(refused) = guest.memory.refused {
-        format!("{refused}, then stopped ({})", shorten(&text))
-    } else if error.downcast_ref::<Trap>().is_some() {
-        format!("trapped: {}", shorten(&text))
-    } else {
-        format!("failed: {}", shorten(&text))
-    };
-    Fault::Broken(reason)
-}
-
-const NOBODY: ReplicaState = ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 };
+const UNUSED: ReplicaState = ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 };
 
 fn replica(state: &ReplicaState) -> types::Replica {
     types::Replica {
@@ -385,6 +343,22 @@ fn level(level: Level) -> types::Level {
 mod tests {
     use super::*;
 
+    fn link_error(component: &str) -> LinkError {
+        let engine = crate::engine::compiler().unwrap();
+        let component = Component::new(&engine, wat::parse_str(component).unwrap()).unwrap();
+        let budget = crate::Limits::default().policy;
+        let linked = Program::link(&engine, &component, Hook::ConsistencyPolicy, Ticks::default(), budget);
+        linked.err().unwrap()
+    }
+
+    #[test]
+    fn a_component_that_lacks_an_export_or_wants_an_unknown_import_is_not_linked() {
+        let LinkError(reason) = link_error("(component)");
+        assert!(reason.contains("witan:plugin/plugin@0.1.0"), "{reason}");
+        let unknown = link_error(r#"(component (import "acme:db/query" (func)))"#).to_string();
+        assert!(unknown.starts_with("cannot be linked: ") && unknown.contains("acme:db/query"), "{unknown}");
+    }
+
     #[test]
     fn an_order_names_replicas_once() {
         assert!(check_order(&[2, 0], 3).is_ok());
@@ -392,12 +366,5 @@ mod tests {
         for wrong in [&[3][..], &[0, 0], &[255]] {
             assert!(check_order(wrong, 3).is_err());
         }
-    }
-
-    #[test]
-    fn text_of_a_plugin_is_cut_between_characters() {
-        assert_eq!(shorten("a\nb"), "a b");
-        let long = "é".repeat(1000);
-        assert!(shorten(&long).len() <= limit::TEXT_BYTES);
     }
 }

@@ -1,40 +1,47 @@
-//! Witan's plugin host: WebAssembly components that decide, swapped while requests run. Everything of wasmtime is here.
+//! Witan's plugin host: WebAssembly components that make decisions, replaced while requests run. Nothing outside this crate uses
+//! wasmtime.
 //!
-//! A plugin passes through these rooms, and the modules stand in that order:
+//! A plugin passes through these modules, in this order:
 //!
-//! 1. [`limit`], [`digest`]: what a plugin may use, and its identity.
-//! 2. `validate`: what it may be at all.
-//! 3. `engine`, `compile`: machine code out of it, once per digest, away from the serving threads; kept on disk.
-//! 4. `bindings`, `guest`, `instance`: asking it, within its limits.
-//! 5. `probe`: asking it before anything depends on the answers.
-//! 6. [`binding`], `breaker`, `memory`, `slot`, `snapshot`: who asks which one, and what happens when it fails.
-//! 7. [`registry`]: [`PluginHost`], which puts one in force; `folder` watches for new ones; [`event`] and [`metrics`] tell.
+//! 1. [`limit`], [`digest`]: its limits and its identity.
+//! 2. `validate`: the rules that its bytes must keep.
+//! 3. `engine`, `compile`: compilation to machine code, once per digest, on separate threads, cached on disk.
+//! 4. `bindings`, `guest`, `instance`, `fault`: calling it within its limits, and why a call gave no answer.
+//! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them.
+//! 6. [`binding`], `tenant`, `breaker`, `answers`, `snapshot`: which version answers for which tenant, and what happens when it fails.
+//! 7. [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`] and [`metrics`]
+//!    report what happened; [`error`] says why a change was not made.
 //!
-//! What must hold: an instance belongs to one tenant and one binding. A call is bounded in time, memory, stack and in
-//! what it hands over. A guest that fails never takes more with it than its own instance. Nothing here waits on a
-//! serving thread: resolvers, compilation, the disk and the binding store have threads of their own.
+//! Invariants: an instance serves one tenant and one binding. A call is bounded in time, memory, stack and in the size of its result. A
+//! guest that fails loses only its own instance. Nothing blocks a serving thread: resolvers, compilation, the disk and the binding store
+//! have separate threads.
 
+mod answers;
 pub mod binding;
 mod bindings;
 mod breaker;
 mod compile;
+mod describe;
 pub mod digest;
+mod disk;
 mod engine;
+pub mod error;
 pub mod event;
+mod fault;
 mod folder;
 mod guest;
 mod instance;
 pub mod limit;
-mod memory;
 pub mod metrics;
 mod pool;
 mod probe;
 pub mod registry;
-mod slot;
 mod snapshot;
+mod tenant;
 mod validate;
 
-pub use binding::{BindingRecord, InMemoryPlugins, OnFault, PluginStore, Reference};
+pub use binding::{BindingRecord, OnFault, PluginStore, Reference};
 pub use digest::Digest;
+pub use error::PluginError;
 pub use limit::{Budget, Limits};
-pub use registry::{BindRequest, PluginError, PluginHost, Settings};
+pub use registry::{BindRequest, PluginHost, Settings};

@@ -1,95 +1,96 @@
-//! What a plugin may use. Every number is a bound that a test runs into.
+//! Limits of plugins. For each there is a test that reaches it.
 
 use std::time::Duration;
 
 use witan_kernel::hook::Hook;
+use witan_kernel::limit::COMPONENT_BYTES;
 
-/// Largest component, in bytes. A Rust plugin has 30 to 250 KB.
+/// Largest component that is accepted by default, in bytes. A Rust plugin has 30 to 250 KB. Requests and stores can carry larger ones
+/// ([`COMPONENT_BYTES`]), so that raising [`Limits::artifact`] is enough to accept them.
 pub const ARTIFACT_BYTES: usize = 1 << 20;
-/// Largest configuration of a binding, in bytes.
-pub const CONFIGURATION_BYTES: usize = 64 << 10;
-/// Core functions of one component. A megabyte holds no more of any use; this bounds what the compiler keeps.
+const _: () = assert!(ARTIFACT_BYTES <= COMPONENT_BYTES);
+/// Most core functions of a component. A useful component of a megabyte has fewer; this bounds the compiler's memory.
 pub const FUNCTIONS: usize = 20_000;
-/// Largest body of a function, in bytes: the compiler's time and memory grow faster than the body.
+/// Largest function body, in bytes: the compiler's time and memory grow faster than linearly with it.
 pub const FUNCTION_BYTES: usize = 256 << 10;
-/// Locals of a function times the places in it where control goes apart or meets: the compiler may keep a few words for each pair. A
-/// function of 500 locals may have 20,000 such places.
+/// Most locals of a function times the places in it where control flow splits or joins: the compiler may keep a few words for each
+/// pair. A function of 500 locals may have 20,000 such places.
 pub const FUNCTION_TANGLE: u64 = 10_000_000;
-/// Instances, memories and tables of one store: a component with its adapters has three to six.
+/// Most instances, memories and tables of one store: a component with its adapters has three to six of each.
 pub const STORE_ITEMS: usize = 16;
-/// Elements of all tables together. A Rust plugin has a hundred or so.
+/// Most elements of all tables together. A Rust plugin has about a hundred.
 pub const TABLE_ELEMENTS: usize = 20_000;
-/// Bytes of a guest's stack. Tokio's threads have 2 MiB.
+/// Stack of a guest, in bytes: a quarter of a tokio thread's 2 MiB, which the host's own frames share.
 pub const STACK_BYTES: usize = 512 << 10;
-/// Longest name and version of a plugin, in bytes.
+/// Longest name and longest version of a plugin, in bytes: they appear in every event and log line of the plugin.
 pub const NAME_BYTES: usize = 64;
-/// Longest text that a plugin may have us keep for a person (a log line, a config issue), in bytes.
+/// Longest text of a plugin that is kept for a person (a log line, a configuration issue), in bytes: a few lines on a terminal.
 pub const TEXT_BYTES: usize = 512;
-/// Config issues that are kept.
+/// Most configuration issues that are reported: enough to correct a configuration in one go, and a bound on the message.
 pub const ISSUES: usize = 16;
-/// Log lines of one version of a binding in a second, of all its instances together.
+/// Log lines per second of one version of a binding, of all its instances together: a plugin must not flood the coordinator's log.
 pub const LINES_PER_SECOND: u32 = 10;
-/// Gauges of one binding.
+/// Most gauges of one binding: each is kept in memory for as long as its version.
 pub const GAUGES: usize = 16;
-/// Questions to one tenant's resolver that may wait.
+/// Most questions that may wait for one tenant's resolver: a sixteenth of [`RESOLVER_QUEUE`], so that a slow one leaves room for others.
 pub const RESOLVER_WAITING: usize = 64;
-/// Questions to all resolvers that may wait.
+/// Most questions that may wait for all resolvers together. Each holds the siblings of a key.
 pub const RESOLVER_QUEUE: usize = 1024;
-/// Compilations at once, those that have outlived their bound included.
+/// Most concurrent compilations, abandoned ones included: each may use a whole core and hundreds of megabytes.
 pub const COMPILATIONS: usize = 2;
-/// Staging, binding and such that may wait.
+/// Most changes (uploads, bindings and the like) that may wait. Each upload holds its component.
 pub const CHANGES_QUEUE: usize = 64;
-/// Artifacts kept; beyond, the oldest that nothing refers to goes.
+/// Most components that are kept. For another one the oldest that no binding refers to is evicted.
 pub const ARTIFACTS: usize = 256;
-/// Bindings of all tenants.
+/// Most bindings of all tenants together: each keeps machine code in memory, and all are copied with every change.
 pub const BINDINGS: usize = 4096;
-/// Earlier versions of a binding that are kept for rollback.
+/// Earlier versions of a binding that are kept for rollback: more than anybody goes back in an incident.
 pub const HISTORY: usize = 8;
-/// Tenants whose instances are kept warm.
+/// Most tenants whose instances are kept warm: the instances of each have their own memories.
 pub const WARM_TENANTS: usize = 4096;
-/// Files that the watched folder may hold.
+/// Files of the watched folder that are looked at: as many as components are kept.
 pub const FOLDER_FILES: usize = 256;
 
-/// What one hook's plugins may use.
+/// Limits of the plugins of one hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Budget {
-    /// CPU time of one call; also of starting an instance. A tick (1 ms) or two more may pass before it is noticed.
+    /// CPU time of one call; also of starting an instance. Enforced with a delay of one or two ticks (1 ms each).
     pub cpu: Duration,
-    /// Wall time of one call, however little of it the thread was let run. A guest cannot wait for anything, so this is
-    /// only reached when the machine is overloaded; on a busy one, 5 ms of CPU have been seen to take 100 ms.
+    /// Wall time of one call, whether or not its thread was scheduled. A guest cannot wait for anything, so this is only reached on
+    /// an overloaded machine; on a busy one, 5 ms of CPU time were seen to take 100 ms.
     pub wall: Duration,
-    /// Share of one core, in thousandths, that one tenant's plugin may use over a second.
+    /// Share of one core that one tenant's plugin may use in each second, in thousandths.
     pub share: u32,
-    /// Bytes of all its memories together.
+    /// All memories of an instance together, in bytes.
     pub memory: usize,
-    /// Bytes by which a warm instance's memory may have grown since its first call; beyond, it is replaced.
+    /// Growth of a warm instance's memory since its first call after which it is replaced, in bytes.
     pub growth: usize,
-    /// Bytes that one call may hand to the host.
+    /// Most that one call may hand to the host, in bytes.
     pub result: usize,
-    /// Calls after which an instance is replaced.
+    /// Number of calls after which an instance is replaced.
     pub calls: u32,
 }
 
-/// What plugins may use.
+/// Limits of all plugins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Largest component, in bytes.
     pub artifact: usize,
     /// Wall time of a compilation.
     pub compile: Duration,
-    /// Consistency policies: on every operation, on a serving thread.
+    /// Of consistency policies, which are asked on a serving thread with every operation.
     pub policy: Budget,
-    /// Conflict resolvers: rare, on threads of their own, with whole values.
+    /// Of conflict resolvers, which are asked rarely, on separate threads, and get whole values.
     pub resolver: Budget,
-    /// Routing hooks: on every operation, on a serving thread.
+    /// Of routing hooks, which are asked on a serving thread with every operation.
     pub routing: Budget,
-    /// Threads that ask resolvers.
+    /// Number of threads that call resolvers.
     pub resolver_threads: usize,
-    /// Faults within [`Limits::fault_window`] that open a binding's breaker.
+    /// Number of faults within [`Limits::fault_window`] that open a binding's breaker.
     pub faults: u32,
-    /// See [`Limits::faults`].
+    /// Window in which [`Limits::faults`] are counted.
     pub fault_window: Duration,
-    /// How long an open breaker waits before it lets one call try.
+    /// Time after which an open breaker admits one trial call.
     pub cool_down: Duration,
 }
 
@@ -128,7 +129,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The budget of a hook.
+    /// The limits of a hook's plugins.
     pub fn budget(&self, hook: Hook) -> &Budget {
         match hook {
             Hook::ConsistencyPolicy => &self.policy,

@@ -1,27 +1,27 @@
-//! What is counted: per binding and per hook, in plain numbers that the admin room reads.
+//! Counters per binding and per hook, as plain numbers that the coordinator exports as metrics.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::compile::lock;
 use crate::limit;
+use witan_kernel::sync::lock;
 
-/// Counts of one binding or of one hook. All only grow.
+/// Counts of one binding or of one hook. They never decrease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
-    /// Questions asked.
+    /// Calls into the plugin.
     pub calls: u64,
-    /// Questions that a deterministic policy was not asked, because it had answered equal ones.
+    /// Questions answered from the cache of a deterministic policy's answers.
     pub remembered: u64,
-    /// Questions that the plugin answered with an error of its own.
+    /// Questions that the plugin answered with an error.
     pub declined: u64,
-    /// Questions that it failed on: traps, limits, answers without sense.
+    /// Questions on which the plugin failed: traps, limits, invalid answers.
     pub faults: u64,
-    /// Questions that were not put to it: an open breaker, a full queue, its share of the CPU used up.
+    /// Questions that the plugin was not asked: its breaker was open, its queue full, or its share of the CPU used up.
     pub refused: u64,
-    /// Time that its calls took, nanoseconds.
+    /// Duration of all calls together, in nanoseconds.
     pub nanos: u64,
     /// Instances started.
     pub instances: u64,
@@ -31,7 +31,7 @@ pub struct Counts {
     pub lines_dropped: u64,
 }
 
-/// Counters behind [`Counts`], and the plugin's own gauges.
+/// The counters behind [`Counts`], and the gauges that the plugin reports.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     calls: AtomicU64,
@@ -43,7 +43,7 @@ pub(crate) struct Counters {
     instances: AtomicU64,
     swaps: AtomicU64,
     lines_dropped: AtomicU64,
-    /// The second in which a line was logged last, and above it how many were in it.
+    /// The second in which a line was logged last (low half), and the lines logged in that second (high half).
     lines: AtomicU64,
     gauges: Mutex<BTreeMap<String, f64>>,
 }
@@ -78,8 +78,8 @@ impl Counters {
         self.swaps.fetch_add(1, Relaxed);
     }
 
-    /// Takes one of the lines that all instances together may log in `second`, if one is left. A plugin that brings about a new instance
-    /// with every question gets no more of them.
+    /// Takes one of the lines that all instances of the binding together may log in `second`, if one is left: a plugin cannot get
+    /// more of them by making the host start more instances.
     pub(crate) fn may_log(&self, second: u64) -> bool {
         let second = second & u64::from(u32::MAX);
         let take = |lines: u64| {
@@ -93,7 +93,7 @@ impl Counters {
         self.lines_dropped.fetch_add(1, Relaxed);
     }
 
-    /// Sets a gauge. One name too many, or too long a one, is dropped.
+    /// Sets a gauge. A name that is too long, or one beyond [`limit::GAUGES`], is dropped.
     pub(crate) fn gauge(&self, name: String, value: f64) {
         let mut gauges = lock(&self.gauges);
         if gauges.contains_key(&name) || (gauges.len() < limit::GAUGES && name.len() <= limit::NAME_BYTES) {

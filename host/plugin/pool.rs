@@ -1,4 +1,4 @@
-//! A few threads and a bounded queue, for what must not run on a serving thread.
+//! A few threads with a bounded queue, for work that must not run on a serving thread.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -6,11 +6,14 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use crate::compile::lock;
+use witan_kernel::sync::lock;
+
+/// Stack of a thread, in bytes: as large as tokio's, since a guest's stack is part of it.
+const STACK_BYTES: usize = 2 << 20;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Threads that take jobs in order. They end when the pool is dropped and its queue is empty.
+/// Threads that take jobs in order. They end when the pool has been dropped and its queue is empty.
 #[derive(Debug, Clone)]
 pub(crate) struct Pool {
     jobs: SyncSender<Job>,
@@ -26,13 +29,12 @@ impl Pool {
         let receiver = Arc::new(Mutex::new(receiver));
         for _ in 0..threads.max(1) {
             let receiver = receiver.clone();
-            // As large as tokio's: a guest's stack is part of it.
-            thread::Builder::new().name(name.into()).stack_size(2 << 20).spawn(move || work(&receiver))?;
+            thread::Builder::new().name(name.into()).stack_size(STACK_BYTES).spawn(move || work(&receiver))?;
         }
         Ok(Self { jobs })
     }
 
-    /// Queues a job, or says at once that there is no room.
+    /// Queues a job. Never blocks.
     pub(crate) fn submit(&self, job: impl FnOnce() + Send + 'static) -> Result<(), Full> {
         self.jobs.try_send(Box::new(job)).map_err(|error| match error {
             TrySendError::Full(_) | TrySendError::Disconnected(_) => Full,
@@ -44,7 +46,7 @@ fn work(receiver: &Mutex<Receiver<Job>>) {
     loop {
         let job = lock(receiver).recv();
         let Ok(job) = job else { return };
-        // A job that panics drops what it would have answered with, which whoever waits for it notices.
+        // A job that panics drops its answer's sender, so that its caller does not wait for ever.
         if catch_unwind(AssertUnwindSafe(job)).is_err() {
             tracing::error!("a job of the plugin host panicked; this is a defect, please report it");
         }
@@ -57,7 +59,7 @@ mod tests {
     use std::sync::mpsc;
 
     #[test]
-    fn a_full_queue_says_so_and_a_panic_ends_no_thread() {
+    fn a_full_queue_refuses_jobs_and_a_panic_ends_no_thread() {
         let pool = Pool::new("test", 1, 1).unwrap();
         let (started, starts) = mpsc::channel();
         let (release, gate) = mpsc::channel::<()>();

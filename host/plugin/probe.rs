@@ -1,35 +1,69 @@
-//! Asking a plugin before anything depends on its answers: it must answer within its limits, the same every time, and a
-//! resolver's verdicts must keep the laws that make them safe to ask for anywhere, in any order and more than once.
+//! Probes a plugin before anything depends on its answers: it must answer within its limits and the same every time, and the verdicts
+//! of a resolver must keep the laws that make it safe to ask anywhere, in any order and more than once.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use witan_kernel::hook::{Hook, Operation, PolicyQuestion, ReplicaState, ResolverQuestion, Sibling, Verdict};
-use witan_kernel::name::{Key, NodeId};
+use witan_kernel::name::{Invalid, Key, NodeId};
 use witan_kernel::tenant::Level;
 
+use crate::fault::{Declined, Fault, shorten};
 use crate::guest::thread_cpu;
-use crate::instance::{Fault, Instance, shorten};
+use crate::instance::Instance;
 use crate::metrics::Counters;
-use crate::slot::Plan;
+use crate::tenant::Plan;
 
 /// CPU time of one plugin's probe.
 const PROBE: Duration = Duration::from_secs(5);
-/// Its wall time, however little of it the thread was let run: what else is to be changed waits meanwhile.
+/// Wall time of a probe, for a thread that hardly gets the CPU: other changes wait for it.
 const PROBE_WALL: Duration = Duration::from_secs(60);
-/// Samples of a resolver's that are used, and the most bytes of each.
+/// Most samples of a resolver that are used.
 const SAMPLES: usize = 10;
+/// Largest sample that is used, in bytes.
 const SAMPLE_BYTES: usize = 64 << 10;
-/// Values of ours beside them: what any resolver may meet, whatever it is made for.
+/// Values that are tried besides the samples: any resolver may meet them, whatever it is made for.
 const COMMON: [&[u8]; 5] = [b"", b"[1,2]", b"{\"items\":{\"a\":1}}", b"a text", b"\xff\x00\x7f"];
-/// Bytes of verdicts that are kept before another instance is asked for them.
+/// Bytes of verdicts that are kept before another instance is asked to repeat them.
 const KEPT_BYTES: usize = 64 << 20;
 /// Triples of values on which associativity is tried.
 const TRIPLES: usize = 120;
+/// Bytes of a value or key that a refusal shows.
+const SHOWN_BYTES: usize = 60;
 
-/// Probes a plugin under the binding's configuration. `Err` says what it did wrong, with the case.
-pub(crate) fn probe(plan: &Plan, hook: Hook, deterministic: bool) -> Result<(), String> {
+/// Why a plugin failed its probe, with the case that it failed on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ProbeError {
+    #[error("its probe took longer than {} s of CPU time", PROBE.as_secs())]
+    CpuTime,
+    #[error("its probe did not end within {} s", PROBE_WALL.as_secs())]
+    WallTime,
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// A name that the probe uses is not valid: a defect of the probe.
+    #[error(transparent)]
+    Name(#[from] Invalid),
+    /// Any of these, when the plugin was asked this question.
+    #[error("{error}, asked {question}")]
+    Asked { error: Box<Self>, question: String },
+    #[error("answers differently the second time, asked {question}")]
+    Differs { question: String },
+    #[error("its verdicts are not deterministic: {siblings} gives {outcome}")]
+    NotDeterministic { siblings: String, outcome: &'static str },
+    #[error("its verdicts are not {law}: {siblings} gives {verdict}, but {others} gives {other}")]
+    Law { law: &'static str, siblings: String, verdict: String, others: String, other: String },
+}
+
+impl ProbeError {
+    /// For `map_err`: what was asked.
+    fn asked(question: impl FnOnce() -> String) -> impl FnOnce(Self) -> Self {
+        move |error| Self::Asked { error: Box::new(error), question: question() }
+    }
+}
+
+/// Probes a plugin under the configuration of its binding.
+pub(crate) fn probe(plan: &Plan, hook: Hook, deterministic: bool) -> Result<(), ProbeError> {
     let counters = Arc::new(Counters::default());
     let (cpu_until, until) = (thread_cpu() + PROBE, Instant::now() + PROBE_WALL);
     let mut pair = Pair { plan, counters, cpu_until, until, first: None, second: None };
@@ -40,11 +74,11 @@ pub(crate) fn probe(plan: &Plan, hook: Hook, deterministic: bool) -> Result<(), 
     }
 }
 
-/// Two instances: what one remembers, the other does not know.
+/// Two instances of a plugin, so that what one remembers cannot influence the other.
 struct Pair<'a> {
     plan: &'a Plan,
     counters: Arc<Counters>,
-    /// Of this thread, which asks all of it.
+    /// CPU time of this thread, which makes all the calls.
     cpu_until: Duration,
     until: Instant,
     first: Option<Box<Instance>>,
@@ -52,52 +86,54 @@ struct Pair<'a> {
 }
 
 impl Pair<'_> {
+    /// Asks one of the instances. A plugin may decline.
     fn ask<T>(
         &mut self,
         second: bool,
         question: impl FnOnce(&mut Instance) -> Result<T, Fault>,
-    ) -> Result<Result<T, String>, String> {
+    ) -> Result<Result<T, Declined>, ProbeError> {
         if thread_cpu() > self.cpu_until {
-            return Err(format!("its probe took longer than {} s of CPU time", PROBE.as_secs()));
+            return Err(ProbeError::CpuTime);
         }
         if Instant::now() > self.until {
-            return Err(format!("its probe did not end within {} s", PROBE_WALL.as_secs()));
+            return Err(ProbeError::WallTime);
         }
-        let seat = if second { &mut self.second } else { &mut self.first };
-        let instance = match seat {
+        let place = if second { &mut self.second } else { &mut self.first };
+        let instance = match place {
             Some(instance) => instance,
-            None => seat.insert(self.plan.start(&self.counters).map_err(|fault| fault.to_string())?),
+            None => place.insert(self.plan.start(&self.counters)?),
         };
         match question(instance) {
             Ok(answer) => Ok(Ok(answer)),
-            Err(Fault::Declined(reason)) => Ok(Err(reason)),
-            Err(Fault::Broken(reason)) => Err(reason),
+            Err(Fault::Declined(declined)) => Ok(Err(declined)),
+            Err(broken @ Fault::Broken(_)) => Err(broken.into()),
         }
     }
 
-    /// The answer that the first instance gives, twice, and the second once.
+    /// The answer of the first instance, which must give it twice, and the second instance once.
     fn agree<T: PartialEq>(
         &mut self,
         what: impl Fn() -> String,
         question: impl Fn(&mut Instance) -> Result<T, Fault>,
-    ) -> Result<Result<T, String>, String> {
-        let answer = self.ask(false, &question).map_err(|reason| format!("{reason}, asked {}", what()))?;
+    ) -> Result<Result<T, Declined>, ProbeError> {
+        let answer = self.ask(false, &question).map_err(ProbeError::asked(&what))?;
         for second in [false, true] {
             if self.ask(second, &question)? != answer {
-                return Err(format!("answers differently the second time, asked {}", what()));
+                return Err(ProbeError::Differs { question: what() });
             }
         }
         Ok(answer)
     }
 }
 
-fn probe_policy(pair: &mut Pair<'_>, deterministic: bool) -> Result<(), String> {
-    let well = ReplicaState { reachable: true, latency_p50_us: 400, latency_p99_us: 2_000, in_flight: 3 };
-    let slow = ReplicaState { latency_p50_us: 80_000, latency_p99_us: 900_000, in_flight: 4_000, ..well };
-    let gone = ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 };
+fn probe_policy(pair: &mut Pair<'_>, deterministic: bool) -> Result<(), ProbeError> {
+    let healthy = ReplicaState { reachable: true, latency_p50_us: 400, latency_p99_us: 2_000, in_flight: 3 };
+    let slow = ReplicaState { latency_p50_us: 80_000, latency_p99_us: 900_000, in_flight: 4_000, ..healthy };
+    let unreachable = ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 };
     let worst =
         ReplicaState { reachable: true, latency_p50_us: u32::MAX, latency_p99_us: u32::MAX, in_flight: u32::MAX };
-    let views: [&[ReplicaState]; 5] = [&[], &[well; 3], &[well, slow, gone], &[gone; 5], &[worst; 5]];
+    let views: [&[ReplicaState]; 5] =
+        [&[], &[healthy; 3], &[healthy, slow, unreachable], &[unreachable; 5], &[worst; 5]];
     for replicas in views {
         for operation in [Operation::Read, Operation::Write, Operation::Delete] {
             for (level, minimum) in [(Level::One, Level::One), (Level::Quorum, Level::One), (Level::All, Level::Quorum)]
@@ -123,28 +159,25 @@ fn probe_policy(pair: &mut Pair<'_>, deterministic: bool) -> Result<(), String> 
     Ok(())
 }
 
-fn probe_routing(pair: &mut Pair<'_>) -> Result<(), String> {
+fn probe_routing(pair: &mut Pair<'_>) -> Result<(), ProbeError> {
     let long = [b'k'; witan_kernel::limit::KEY_BYTES];
     let keys: [&[u8]; 8] = [b"a", b"user:1", b"{tag}.x", b"foo{}{bar}", b"{{x}}", b"{", b"\xff\x00", &long];
     let state = ReplicaState { reachable: true, latency_p50_us: 400, latency_p99_us: 2_000, in_flight: 3 };
-    let node = |name: &str| NodeId::new(name).map_err(|error| error.to_string());
-    let nodes = [(node("node-1")?, state), (node("node-2")?, state), (node("node-3")?, state)];
+    let nodes = [(NodeId::new("node-1")?, state), (NodeId::new("node-2")?, state), (NodeId::new("node-3")?, state)];
     for key in keys {
         let shown = || format!("for the key {:?}", text(key));
         let _ = pair.agree(|| format!("{} for its partition", shown()), |instance| instance.partition_key(key))?;
-        let _ = pair
-            .ask(false, |instance| instance.prefer(key, &nodes))
-            .map_err(|reason| format!("{reason}, asked {}", shown()))?;
+        let _ = pair.ask(false, |instance| instance.prefer(key, &nodes)).map_err(ProbeError::asked(shown))?;
     }
-    // Asked again at the end, when it has seen all the others.
+    // Each key once more, now that the plugin has seen all the others.
     for key in keys.iter().rev() {
         let _ = pair.agree(|| format!("for the key {:?}", text(key)), |instance| instance.partition_key(key))?;
     }
     Ok(())
 }
 
-fn probe_resolver(pair: &mut Pair<'_>) -> Result<(), String> {
-    let samples = pair.ask(false, |instance| instance.samples())?.map_err(|reason| reason.to_string())?;
+fn probe_resolver(pair: &mut Pair<'_>) -> Result<(), ProbeError> {
+    let samples = pair.ask(false, |instance| instance.samples())?.map_err(Fault::Declined)?;
     let mut values: Vec<Bytes> = samples.into_iter().filter(|v| v.len() <= SAMPLE_BYTES).take(SAMPLES).collect();
     values.extend(COMMON.map(Bytes::from_static));
     let mut laws = Laws { pair, asked: Vec::new(), kept: 0 };
@@ -155,9 +188,9 @@ fn probe_resolver(pair: &mut Pair<'_>) -> Result<(), String> {
             }
         }
     }
-    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let mut cases = Cases(0x9e37_79b9_7f4a_7c15);
     for _ in 0..TRIPLES {
-        let [a, b, c] = [(); 3].map(|()| sibling(&values[dice.below(values.len())], 1 + dice.below(3) as u64));
+        let [a, b, c] = [(); 3].map(|()| sibling(&values[cases.below(values.len())], 1 + cases.below(3) as u64));
         laws.check_triple(&a, &b, &c)?;
     }
     laws.ask_all_again()
@@ -167,10 +200,10 @@ fn sibling(value: &Bytes, time: u64) -> Sibling {
     Sibling { value: value.clone(), time }
 }
 
-/// Xorshift: the cases are the same in every probe, so that a refusal can be repeated.
-struct Dice(u64);
+/// A pseudo-random generator (xorshift) with a fixed seed: every probe tries the same cases, so a refusal can be reproduced.
+struct Cases(u64);
 
-impl Dice {
+impl Cases {
     fn below(&mut self, n: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -179,16 +212,17 @@ impl Dice {
     }
 }
 
-/// Checks verdicts. `None` stands for keep-all: nothing collapses there, so only the order must not matter.
+/// Checks the laws of verdicts. A verdict of `None` is keep-all: it merges nothing, so only the order must not matter.
 struct Laws<'a, 'b> {
     pair: &'a mut Pair<'b>,
+    /// Verdicts of the first instance, to be compared with those of the second.
     asked: Vec<(Vec<Sibling>, Option<Sibling>)>,
     /// Bytes of the verdicts in `asked`.
     kept: usize,
 }
 
 impl Laws<'_, '_> {
-    fn check_pair(&mut self, a: &Sibling, b: &Sibling) -> Result<(), String> {
+    fn check_pair(&mut self, a: &Sibling, b: &Sibling) -> Result<(), ProbeError> {
         let ab = self.resolve(&[a, b])?;
         self.same("commutative", &[a, b], &ab, &[b, a])?;
         let Some(ab) = ab else { return Ok(()) };
@@ -198,7 +232,7 @@ impl Laws<'_, '_> {
         self.same("idempotent", &[a, b], &verdict, &[b, &ab])
     }
 
-    fn check_triple(&mut self, a: &Sibling, b: &Sibling, c: &Sibling) -> Result<(), String> {
+    fn check_triple(&mut self, a: &Sibling, b: &Sibling, c: &Sibling) -> Result<(), ProbeError> {
         let whole = self.resolve(&[a, b, c])?;
         self.same("commutative", &[a, b, c], &whole, &[c, a, b])?;
         if let Some(ab) = self.resolve(&[a, b])? {
@@ -213,25 +247,25 @@ impl Laws<'_, '_> {
     /// The verdict on `other` must have the value of `expected`, which was the verdict on `siblings`.
     fn same(
         &mut self,
-        law: &str,
+        law: &'static str,
         siblings: &[&Sibling],
         expected: &Option<Sibling>,
         other: &[&Sibling],
-    ) -> Result<(), String> {
+    ) -> Result<(), ProbeError> {
         let found = self.resolve(other)?;
         if found.as_ref().map(|s| &s.value) == expected.as_ref().map(|s| &s.value) {
             return Ok(());
         }
-        Err(format!(
-            "its verdicts are not {law}: {} gives {}, but {} gives {}",
-            shown(siblings),
-            shown_verdict(expected),
-            shown(other),
-            shown_verdict(&found)
-        ))
+        Err(ProbeError::Law {
+            law,
+            siblings: shown(siblings),
+            verdict: shown_verdict(expected),
+            others: shown(other),
+            other: shown_verdict(&found),
+        })
     }
 
-    fn resolve(&mut self, siblings: &[&Sibling]) -> Result<Option<Sibling>, String> {
+    fn resolve(&mut self, siblings: &[&Sibling]) -> Result<Option<Sibling>, ProbeError> {
         let siblings: Vec<Sibling> = siblings.iter().map(|&sibling| sibling.clone()).collect();
         let verdict = self.ask_twice(&siblings)?;
         self.kept += verdict.as_ref().map_or(0, |verdict| verdict.value.len());
@@ -242,24 +276,21 @@ impl Laws<'_, '_> {
         Ok(verdict)
     }
 
-    fn ask_twice(&mut self, siblings: &[Sibling]) -> Result<Option<Sibling>, String> {
+    fn ask_twice(&mut self, siblings: &[Sibling]) -> Result<Option<Sibling>, ProbeError> {
         let first = ask(self.pair, false, siblings)?;
         if ask(self.pair, false, siblings)? == first {
             return Ok(first);
         }
-        let refs: Vec<&Sibling> = siblings.iter().collect();
-        Err(format!("its verdicts are not deterministic: {} gives two verdicts", shown(&refs)))
+        let siblings = shown(&siblings.iter().collect::<Vec<_>>());
+        Err(ProbeError::NotDeterministic { siblings, outcome: "two verdicts" })
     }
 
-    /// Another instance, asked in another order, must say the same.
-    fn ask_all_again(&mut self) -> Result<(), String> {
+    /// The other instance, asked in another order, must give the same verdicts.
+    fn ask_all_again(&mut self) -> Result<(), ProbeError> {
         while let Some((siblings, verdict)) = self.asked.pop() {
             if ask(self.pair, true, &siblings)? != verdict {
-                let refs: Vec<&Sibling> = siblings.iter().collect();
-                return Err(format!(
-                    "its verdicts are not deterministic: {} gives another verdict in another instance",
-                    shown(&refs)
-                ));
+                let siblings = shown(&siblings.iter().collect::<Vec<_>>());
+                return Err(ProbeError::NotDeterministic { siblings, outcome: "another verdict in another instance" });
             }
         }
         self.kept = 0;
@@ -267,14 +298,13 @@ impl Laws<'_, '_> {
     }
 }
 
-/// The one sibling that stands for all; `None` where all stay. A resolver that declines keeps all.
-fn ask(pair: &mut Pair<'_>, second: bool, siblings: &[Sibling]) -> Result<Option<Sibling>, String> {
-    let key = Key::new("probe").map_err(|error| error.to_string())?;
+/// The sibling that replaces all others; `None` when all are kept, as they are when a resolver declines.
+fn ask(pair: &mut Pair<'_>, second: bool, siblings: &[Sibling]) -> Result<Option<Sibling>, ProbeError> {
+    let key = Key::new("probe")?;
     let question = ResolverQuestion { key, siblings: siblings.to_vec() };
-    let asked = pair.ask(second, |instance| instance.resolve(&question)).map_err(|reason| {
-        let refs: Vec<&Sibling> = siblings.iter().collect();
-        format!("{reason}, asked about {}", shown(&refs))
-    })?;
+    let asked = pair
+        .ask(second, |instance| instance.resolve(&question))
+        .map_err(ProbeError::asked(|| format!("about {}", shown(&siblings.iter().collect::<Vec<_>>()))))?;
     let newest = siblings.iter().map(|sibling| sibling.time).max().unwrap_or(0);
     Ok(match asked {
         Ok(Verdict::Pick(index)) => siblings.get(index).cloned(),
@@ -284,7 +314,7 @@ fn ask(pair: &mut Pair<'_>, second: bool, siblings: &[Sibling]) -> Result<Option
 }
 
 fn text(bytes: &[u8]) -> String {
-    shorten(&String::from_utf8_lossy(&bytes[..bytes.len().min(60)]))
+    shorten(&String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_BYTES)]))
 }
 
 fn shown(siblings: &[&Sibling]) -> String {

@@ -1,4 +1,4 @@
-//! [`PluginHost`]: the plugins that are known, the bindings in force, and every change to either.
+//! [`PluginHost`]: the known plugins, the bindings in force, and every change to either.
 
 mod change;
 mod library;
@@ -14,93 +14,60 @@ use tokio::sync::{broadcast, oneshot};
 use wasmtime::Engine;
 use witan_kernel::hook::{Hook, Hooks, Plugins};
 use witan_kernel::name::TenantId;
-use witan_kernel::port::StoreError;
 
 use crate::binding::{BindingRecord, OnFault, PluginStore, Reference};
 use crate::compile::Compiler;
 use crate::digest::Digest;
+use crate::error::{HostError, PluginError};
 use crate::event::{Event, Events};
 use crate::folder::Folder;
 use crate::instance::Program;
 use crate::limit::{self, Limits};
 use crate::metrics::{Counters, Counts};
 use crate::pool::Pool;
-use crate::slot::{Active, Shared};
 use crate::snapshot::Snapshot;
+use crate::tenant::{ActiveBinding, Shared};
 
 use library::Library;
 pub use library::{Artifact, Source};
 
-/// What the host needs to start.
+/// The host's settings.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// A folder of the host's own: components, their machine code, the key that authenticates it. Made if need be.
+    /// A folder for the host alone: components, their machine code, the key that authenticates it. Created if missing.
     pub data_dir: PathBuf,
-    /// The watched folder, if there is one: `*.wasm` in it are staged as they appear. Made if need be.
+    /// The watched folder, if any: `*.wasm` files in it are staged as they appear. Created if missing.
     pub folder: Option<PathBuf>,
-    /// What plugins may use.
+    /// The limits of plugins.
     pub limits: Limits,
 }
 
 /// A request to bind.
 #[derive(Debug, Clone)]
 pub struct BindRequest {
-    /// For whom; `None` for every tenant without a binding of its own.
+    /// The tenant; `None` for every tenant that has no binding.
     pub tenant: Option<TenantId>,
-    /// Where.
+    /// The hook that the plugin is to answer.
     pub hook: Hook,
-    /// What.
+    /// The plugin.
     pub plugin: Reference,
-    /// What it is configured with; at most 64 KiB.
+    /// The plugin's configuration; at most 64 KiB.
     pub configuration: Bytes,
-    /// What a fault means.
+    /// What a fault of the plugin means for a request.
     pub on_fault: OnFault,
 }
 
 /// A binding in force.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Binding {
-    /// As it is stored.
+    /// The stored record.
     pub record: BindingRecord,
-    /// What has been counted since this version was put in force (in this process).
+    /// Counts since this version was put in force in this process.
     pub counts: Counts,
-    /// The plugin's own gauges.
+    /// The gauges that the plugin reports.
     pub gauges: Vec<(String, f64)>,
-    /// Why it cannot answer at all, if it cannot (say, its component is gone): then every question is refused.
+    /// Why the binding cannot answer at all, if so (say, its component is missing): then every question is refused.
     pub broken: Option<String>,
-}
-
-/// Why a change was not made. Nothing has changed then.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PluginError {
-    /// The request breaks a rule.
-    #[error("{0}")]
-    Invalid(String),
-    /// The plugin breaks a rule, or does not do in its probe what it must.
-    #[error("{0}")]
-    Refused(String),
-    /// No such plugin, or no such binding.
-    #[error("{0}")]
-    NotFound(String),
-    /// The plugin is bound, or may be rolled back to.
-    #[error("{0}")]
-    InUse(String),
-    /// Too many changes wait; try again.
-    #[error("too many plugin changes are waiting; try again")]
-    Busy,
-    /// The store of plugins and bindings failed. The binding in force is the old one.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The host's own disk, threads or memory failed.
-    #[error("{0}")]
-    Host(String),
-}
-
-impl PluginError {
-    /// True when the same may succeed later, as it is.
-    pub(crate) fn passes(&self) -> bool {
-        matches!(self, Self::Busy | Self::Store(_) | Self::Host(_))
-    }
 }
 
 /// The plugin host. Cheap to clone; one per process.
@@ -122,58 +89,57 @@ pub(crate) struct Inner {
     store: Arc<dyn PluginStore>,
     pub(crate) folder: Option<Folder>,
     published: ArcSwap<Published>,
-    state: Mutex<State>,
+    state: Mutex<HostState>,
     programs: Mutex<BTreeMap<Digest, std::sync::Weak<Program>>>,
     changes: Pool,
 }
 
-/// What readers see: replaced whole, by one swap.
+/// The state that readers see: replaced as a whole, by one atomic swap.
 struct Published {
     snapshot: Snapshot,
-    bindings: Vec<(Arc<BindingRecord>, Arc<Active>)>,
+    bindings: Vec<(Arc<BindingRecord>, Arc<ActiveBinding>)>,
     artifacts: Arc<Vec<Artifact>>,
 }
 
-/// What changes are made to, by one thread at a time, never a serving one.
+/// The state that changes work on: one thread at a time, never a serving one.
 #[derive(Default)]
-struct State {
+struct HostState {
     library: Library,
-    bindings: BTreeMap<(Option<TenantId>, Hook), Bound>,
-    /// Plugins that have passed their probe under a configuration.
+    bindings: BTreeMap<(Option<TenantId>, Hook), LiveBinding>,
+    /// Plugins that have passed their probe, each with the digest of the configuration under which it did.
     probed: BTreeSet<(Digest, Digest)>,
 }
 
-/// A binding with all that it keeps alive.
-struct Bound {
+/// A binding and everything that it keeps in memory.
+struct LiveBinding {
     record: Arc<BindingRecord>,
-    active: Arc<Active>,
+    active: Arc<ActiveBinding>,
     /// Programs of the current and the earlier versions, so that a rollback is instant.
     programs: BTreeMap<Digest, Arc<Program>>,
-    /// A component that this binding would not follow to, so that it is not tried again with every look.
+    /// A component that this binding does not follow to, so that it is not tried again with every scan.
     not_followed: Option<Digest>,
 }
 
 impl PluginHost {
-    /// Starts the host: loads what is known and bound, and looks at the watched folder once. Blocks: call it off the
-    /// runtime (in `spawn_blocking`, or before there is one). A binding whose plugin cannot be loaded does not keep the
-    /// host from starting: its questions are faults until it is bound again.
+    /// Starts the host: loads the known components and bindings, and scans the watched folder once. Blocks: call it outside the
+    /// runtime (in `spawn_blocking`, or before there is one). A binding whose plugin cannot be loaded does not prevent the
+    /// start: its questions are faults until it is bound again.
     pub fn start(settings: Settings, store: Arc<dyn PluginStore>) -> Result<Self, PluginError> {
-        let host = |what: &str, error: &dyn std::fmt::Display| PluginError::Host(format!("{what}: {error}"));
-        let engine = crate::engine::runtime().map_err(|error| host("make the engine", &error))?;
+        let engine = crate::engine::runtime().map_err(|error| HostError::Engine(error.to_string()))?;
         let shared = Shared {
-            ticks: crate::engine::start_ticking(&engine).map_err(|error| host("start the ticker", &error))?,
+            ticks: crate::engine::start_ticking(&engine).map_err(HostError::thread("the ticker"))?,
             limits: Arc::new(settings.limits),
             events: Arc::new(Events::default()),
             totals: Arc::new(std::array::from_fn(|_| Counters::default())),
         };
         let limits = shared.limits.clone();
         let resolvers = Pool::new("witan-resolver", limits.resolver_threads, limit::RESOLVER_QUEUE)
-            .map_err(|error| host("start resolver threads", &error))?;
+            .map_err(HostError::thread("resolver threads"))?;
         let changes = Pool::new("witan-plugins", limit::COMPILATIONS, limit::CHANGES_QUEUE)
-            .map_err(|error| host("start plugin threads", &error))?;
-        let compiler = Compiler::new(&settings.data_dir, limits.compile).map_err(PluginError::Host)?;
-        let library = Library::open(&settings.data_dir).map_err(PluginError::Host)?;
-        let folder = settings.folder.map(Folder::open).transpose().map_err(PluginError::Host)?;
+            .map_err(HostError::thread("plugin threads"))?;
+        let compiler = Compiler::new(&settings.data_dir, limits.compile)?;
+        let library = Library::open(&settings.data_dir)?;
+        let folder = settings.folder.map(Folder::open).transpose()?;
         let published =
             Published { snapshot: Snapshot::new(&[], resolvers), bindings: Vec::new(), artifacts: Arc::default() };
         let inner = Arc::new(Inner {
@@ -183,36 +149,36 @@ impl PluginHost {
             store,
             folder,
             published: ArcSwap::from_pointee(published),
-            state: Mutex::new(State { library, ..State::default() }),
+            state: Mutex::new(HostState { library, ..HostState::default() }),
             programs: Mutex::default(),
             changes,
         });
         inner.learn_components()?;
-        // What the folder holds is known before the bindings are, so that none is taken for having followed it already.
-        inner.look_until_quiet();
+        // The folder is scanned before the bindings are restored, so that each of them can follow what is in it.
+        inner.scan_until_quiet();
         inner.restore()?;
         inner.follow();
-        crate::folder::start_upkeep(&inner).map_err(|error| host("start upkeep", &error))?;
+        crate::folder::start_upkeep(&inner).map_err(HostError::thread("upkeep"))?;
         Ok(Self { inner })
     }
 
-    /// Takes a component in: checks, compiles and asks who it is. Idempotent.
+    /// Stages a component: checks and compiles it, and has it describe itself. Idempotent.
     pub async fn stage(&self, bytes: Bytes) -> Result<Artifact, PluginError> {
         self.change(move |inner| inner.stage(&bytes, Source::Upload)).await
     }
 
-    /// Puts a plugin in force: probes it under its configuration, stores the binding, then swaps. Binding what is in
-    /// force already changes nothing.
+    /// Puts a plugin in force: probes it under its configuration, stores the binding, then swaps it in. Binding what is already in
+    /// force changes nothing.
     pub async fn bind(&self, request: BindRequest) -> Result<Binding, PluginError> {
         self.change(move |inner| inner.bind(request)).await
     }
 
-    /// Goes one version back. Several rollbacks go further back each.
+    /// Goes back to the previous version; each further rollback goes back one more.
     pub async fn rollback(&self, tenant: Option<TenantId>, hook: Hook) -> Result<Binding, PluginError> {
         self.change(move |inner| inner.rollback(tenant, hook)).await
     }
 
-    /// Takes a binding away: the default binding, or the native rule, holds again.
+    /// Removes a binding: the default binding, or the native rule, applies again.
     pub async fn unbind(&self, tenant: Option<TenantId>, hook: Hook) -> Result<(), PluginError> {
         self.change(move |inner| inner.unbind(tenant, hook)).await
     }
@@ -222,48 +188,48 @@ impl PluginHost {
         self.change(move |inner| inner.remove(&plugin)).await
     }
 
-    /// Puts in force what other coordinators have changed: the components that are known, and the bindings of `slots`
-    /// (`None`: of all). What could not be read stays as it is.
-    pub async fn refresh(&self, slots: Option<Vec<(Option<TenantId>, Hook)>>) -> Result<(), PluginError> {
-        self.change(move |inner| inner.refresh(slots)).await
+    /// Puts in force what other coordinators have changed: the components, and the bindings of these tenants and hooks (`None`: all).
+    /// What cannot be read from the store stays unchanged.
+    pub async fn refresh(&self, bindings: Option<Vec<(Option<TenantId>, Hook)>>) -> Result<(), PluginError> {
+        self.change(move |inner| inner.refresh(bindings)).await
     }
 
-    /// Looks at the watched folder now, until it is quiet.
+    /// Scans the watched folder now, until it stops changing.
     pub async fn scan(&self) -> Result<(), PluginError> {
         self.change(|inner| {
-            inner.look_until_quiet();
+            inner.scan_until_quiet();
             Ok(())
         })
         .await
     }
 
-    /// Every component known, by name, then the newest first. At most [`limit::ARTIFACTS`].
+    /// All known components, by name, then newest first. At most [`limit::ARTIFACTS`].
     pub fn artifacts(&self) -> Arc<Vec<Artifact>> {
         self.inner.published.load().artifacts.clone()
     }
 
-    /// The component that a reference means now: of several of a name, the watched folder's, else the newest.
+    /// The component that a reference means now: of several with the same name, the one in the watched folder, otherwise the newest.
     pub fn artifact(&self, plugin: &Reference) -> Option<Artifact> {
         library::find(&self.inner.published.load().artifacts, plugin, self.inner.folder.as_ref()).cloned()
     }
 
-    /// Every binding in force, the default ones first, then by tenant.
+    /// All bindings in force, the default ones first, then by tenant.
     pub fn bindings(&self) -> Vec<Binding> {
         let published = self.inner.published.load();
         published.bindings.iter().map(|(record, active)| view(record, active)).collect()
     }
 
-    /// The last events, and a receiver of those that follow.
+    /// The last events, and a receiver for those that follow.
     pub fn watch(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
         self.inner.shared.events.watch()
     }
 
-    /// What has been counted per hook since the process started.
+    /// Counts per hook since the process started.
     pub fn counts(&self) -> [(Hook, Counts); 3] {
         Hook::ALL.map(|hook| (hook, self.inner.shared.totals[hook as usize].read()))
     }
 
-    /// Runs a change on a thread of the host's own.
+    /// Runs a change on one of the host's threads.
     async fn change<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Inner) -> Result<T, PluginError> + Send + 'static,
@@ -271,11 +237,11 @@ impl PluginHost {
         let (answer, answered) = oneshot::channel();
         let inner = self.inner.clone();
         let job = move || {
-            // A caller that has gone away does not undo the change.
+            // The change is made even if the caller has gone away.
             let _ = answer.send(change(&inner));
         };
         self.inner.changes.submit(job).map_err(|_| PluginError::Busy)?;
-        answered.await.unwrap_or_else(|_| Err(PluginError::Host("the change panicked; please report it".into())))
+        answered.await.unwrap_or_else(|_| Err(HostError::Panicked.into()))
     }
 }
 
@@ -285,21 +251,20 @@ impl Plugins for PluginHost {
     }
 }
 
-fn view(record: &BindingRecord, active: &Active) -> Binding {
+fn view(record: &BindingRecord, active: &ActiveBinding) -> Binding {
     Binding {
         record: record.clone(),
         counts: active.counters.read(),
         gauges: active.counters.gauges(),
-        broken: active.primary.as_ref().err().cloned(),
+        broken: active.primary.as_ref().err().map(ToString::to_string),
     }
 }
 
 impl Inner {
-    /// Publishes the state: from the next request on, this holds.
-    fn publish(&self, state: &State) {
-        let bindings: Vec<_> =
-            state.bindings.values().map(|bound| (bound.record.clone(), bound.active.clone())).collect();
-        let actives: Vec<Arc<Active>> = bindings.iter().map(|(_, active)| active.clone()).collect();
+    /// Publishes the state: it applies from the next request on.
+    fn publish(&self, state: &HostState) {
+        let bindings: Vec<_> = state.bindings.values().map(|live| (live.record.clone(), live.active.clone())).collect();
+        let actives: Vec<Arc<ActiveBinding>> = bindings.iter().map(|(_, active)| active.clone()).collect();
         let snapshot = self.published.load().snapshot.next(&actives);
         self.published.store(Arc::new(Published { snapshot, bindings, artifacts: state.library.list() }));
     }
@@ -308,8 +273,8 @@ impl Inner {
         &self.shared.limits
     }
 
-    /// Lets idle instances go.
-    pub(crate) fn rest(&self) {
-        self.published.load().snapshot.rest();
+    /// Drops idle instances.
+    pub(crate) fn release_idle(&self) {
+        self.published.load().snapshot.release_idle();
     }
 }

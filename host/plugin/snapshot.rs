@@ -1,4 +1,4 @@
-//! Who asks whom, as of one moment: immutable, published by one swap, taken once per request.
+//! An immutable snapshot of all bindings in force: published by one atomic swap, taken once per request.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -15,45 +15,47 @@ use witan_kernel::name::{Key, NodeId, TenantId};
 
 use crate::limit;
 use crate::pool::Pool;
-use crate::slot::{Active, Slot};
+use crate::tenant::{ActiveBinding, TenantBinding};
 
-/// One binding per hook, or none, in the order of [`Hook::ALL`].
-type Seats<T> = [Option<Arc<T>>; 3];
+/// At most one binding per hook, in the order of [`Hook::ALL`].
+type PerHook<T> = [Option<Arc<T>>; 3];
 
-/// Every binding in force, and the tenants that have used them.
+/// Every binding in force, and the tenants that have used one.
 pub(crate) struct Snapshot {
-    own: HashMap<TenantId, Seats<Active>>,
-    default: Seats<Active>,
+    /// Bindings of single tenants.
+    own: HashMap<TenantId, PerHook<ActiveBinding>>,
+    /// Default bindings, for tenants without their own.
+    default: PerHook<ActiveBinding>,
     native: Arc<dyn Hooks>,
     resolvers: Pool,
     hasher: RandomState,
-    /// Tenants that have asked; copied when one is added, so that a look-up takes no lock. A tenant's hooks are made
-    /// when it first asks, since instances of a default binding belong to one tenant as well.
+    /// Tenants that have asked. A shard is copied when a tenant is added, so that a lookup takes no lock. A tenant's hooks are
+    /// created when it first asks, because each tenant has its own instances of a default binding too.
     shards: Vec<ArcSwap<Shard>>,
 }
 
 type Shard = HashMap<TenantId, Arc<TenantHooks>>;
 
-/// Few tenants per shard keep a copy cheap.
+/// Shards of the tenants: few tenants in each make a copy cheap.
 const SHARDS: usize = 64;
 
 impl Snapshot {
-    pub(crate) fn new(actives: &[Arc<Active>], resolvers: Pool) -> Self {
-        let mut own: HashMap<TenantId, Seats<Active>> = HashMap::new();
-        let mut default = Seats::default();
+    pub(crate) fn new(actives: &[Arc<ActiveBinding>], resolvers: Pool) -> Self {
+        let mut own: HashMap<TenantId, PerHook<ActiveBinding>> = HashMap::new();
+        let mut default = PerHook::default();
         for active in actives {
-            let seats = match &active.tenant {
+            let bindings = match &active.tenant {
                 Some(tenant) => own.entry(tenant.clone()).or_default(),
                 None => &mut default,
             };
-            seats[active.hook as usize] = Some(active.clone());
+            bindings[active.hook as usize] = Some(active.clone());
         }
         let shards = (0..SHARDS).map(|_| ArcSwap::default()).collect();
         Self { own, default, native: Arc::new(Native), resolvers, hasher: RandomState::new(), shards }
     }
 
-    /// The next snapshot, in which tenants keep the warm instances of what has not changed.
-    pub(crate) fn next(&self, actives: &[Arc<Active>]) -> Self {
+    /// The next snapshot. Tenants keep their warm instances of bindings that have not changed.
+    pub(crate) fn next(&self, actives: &[Arc<ActiveBinding>]) -> Self {
         let mut next = Self::new(actives, self.resolvers.clone());
         next.hasher = self.hasher.clone();
         for (shard, old) in next.shards.iter().zip(&self.shards) {
@@ -61,8 +63,8 @@ impl Snapshot {
             if old.is_empty() {
                 continue;
             }
-            let kept = old.iter().map(|(tenant, hooks)| (tenant.clone(), next.make(tenant, Some(hooks))));
-            shard.store(Arc::new(kept.collect()));
+            let hooks = old.iter().map(|(tenant, hooks)| (tenant.clone(), next.tenant_hooks(tenant, Some(hooks))));
+            shard.store(Arc::new(hooks.collect()));
         }
         next
     }
@@ -78,16 +80,17 @@ impl Snapshot {
         }
     }
 
-    /// Lets instances go that nobody has used since the last time.
-    pub(crate) fn rest(&self) {
+    /// Drops the warm instances that have not been used since the last call.
+    pub(crate) fn release_idle(&self) {
         for shard in &self.shards {
-            shard.load().values().flat_map(|hooks| hooks.slots.iter().flatten()).for_each(|slot| slot.rest());
+            let shard = shard.load();
+            shard.values().flat_map(|hooks| hooks.bindings.iter().flatten()).for_each(|it| it.release_idle());
         }
     }
 
     fn add(&self, shard: &ArcSwap<Shard>, tenant: &TenantId) -> Arc<dyn Hooks> {
-        let made = self.make(tenant, None);
-        if made.slots.iter().all(Option::is_none) {
+        let made = self.tenant_hooks(tenant, None);
+        if made.bindings.iter().all(Option::is_none) {
             return self.native.clone();
         }
         let mut kept = made.clone();
@@ -109,56 +112,56 @@ impl Snapshot {
         kept
     }
 
-    fn make(&self, tenant: &TenantId, old: Option<&TenantHooks>) -> Arc<TenantHooks> {
+    fn tenant_hooks(&self, tenant: &TenantId, old: Option<&TenantHooks>) -> Arc<TenantHooks> {
         let own = self.own.get(tenant);
-        let slot = |hook: Hook| {
-            let seat = hook as usize;
-            let active = own.and_then(|seats| seats[seat].as_ref()).or(self.default[seat].as_ref())?;
-            let kept = old.and_then(|hooks| hooks.slots[seat].clone()).filter(|s| Arc::ptr_eq(&s.active, active));
-            Some(kept.unwrap_or_else(|| Arc::new(Slot::new(active.clone(), tenant.clone()))))
+        let binding = |hook: Hook| {
+            let index = hook as usize;
+            let active = own.and_then(|own| own[index].as_ref()).or(self.default[index].as_ref())?;
+            let kept = old.and_then(|old| old.bindings[index].clone()).filter(|it| Arc::ptr_eq(&it.active, active));
+            Some(kept.unwrap_or_else(|| Arc::new(TenantBinding::new(active.clone(), tenant.clone()))))
         };
-        Arc::new(TenantHooks { slots: Hook::ALL.map(slot), resolvers: self.resolvers.clone() })
+        Arc::new(TenantHooks { bindings: Hook::ALL.map(binding), resolvers: self.resolvers.clone() })
     }
 }
 
-/// What answers for one tenant.
+/// The bindings that answer for one tenant.
 pub(crate) struct TenantHooks {
-    slots: Seats<Slot>,
+    bindings: PerHook<TenantBinding>,
     resolvers: Pool,
 }
 
 impl TenantHooks {
-    fn slot(&self, hook: Hook) -> Option<&Arc<Slot>> {
-        self.slots[hook as usize].as_ref()
+    fn binding(&self, hook: Hook) -> Option<&Arc<TenantBinding>> {
+        self.bindings[hook as usize].as_ref()
     }
 }
 
 impl Hooks for TenantHooks {
     fn has_policy(&self) -> bool {
-        self.slot(Hook::ConsistencyPolicy).is_some()
+        self.binding(Hook::ConsistencyPolicy).is_some()
     }
 
     fn policy(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
-        match self.slot(Hook::ConsistencyPolicy) {
-            Some(slot) => slot.decide(question),
+        match self.binding(Hook::ConsistencyPolicy) {
+            Some(binding) => binding.decide(question),
             None => Asked::Unbound,
         }
     }
 
     fn has_resolver(&self) -> bool {
-        self.slot(Hook::ConflictResolver).is_some()
+        self.binding(Hook::ConflictResolver).is_some()
     }
 
     fn resolve(&self, question: ResolverQuestion) -> Pending<Asked<Verdict>> {
-        let Some(slot) = self.slot(Hook::ConflictResolver).cloned() else {
+        let Some(binding) = self.binding(Hook::ConflictResolver).cloned() else {
             return Box::pin(std::future::ready(Asked::Unbound));
         };
         let (answer, asked) = oneshot::channel();
-        let queued = slot.line_up().is_some_and(|waiting| {
+        let queued = binding.enqueue().is_some_and(|queued| {
             let job = move || {
-                // Nobody waits any more for an operation that has ended.
+                // The operation may have ended while this question was queued.
                 if !answer.is_closed() {
-                    let _ = answer.send(waiting.slot().ask(|instance| instance.resolve(&question)));
+                    let _ = answer.send(queued.binding().ask(|instance| instance.resolve(&question)));
                 }
             };
             self.resolvers.submit(job).is_ok()
@@ -166,22 +169,22 @@ impl Hooks for TenantHooks {
         Box::pin(async move {
             match asked.await {
                 Ok(asked) if queued => asked,
-                _ => slot.too_many(),
+                _ => binding.queue_full(),
             }
         })
     }
 
     fn partition_key(&self, key: &Key) -> Asked<Bytes> {
-        match self.slot(Hook::RoutingHook) {
-            Some(slot) => slot.ask(|instance| instance.partition_key(key.bytes())),
+        match self.binding(Hook::RoutingHook) {
+            Some(binding) => binding.ask(|instance| instance.partition_key(key.bytes())),
             None => Asked::Unbound,
         }
     }
 
     fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
-        match self.slot(Hook::RoutingHook) {
-            Some(slot) => match slot.ask(|instance| instance.prefer(key.bytes(), replicas)) {
-                // Without a preference, the native order does.
+        match self.binding(Hook::RoutingHook) {
+            Some(binding) => match binding.ask(|instance| instance.prefer(key.bytes(), replicas)) {
+                // Without a preference, replicas are read in the native order.
                 Asked::Faulted { reason, by, .. } => Asked::Faulted { reason, fail: false, by },
                 asked => asked,
             },

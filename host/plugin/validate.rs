@@ -1,6 +1,6 @@
-//! What a component may be at all: read from its bytes, before anything is compiled.
+//! The rules that a component must keep, checked on its bytes before anything is compiled.
 
-use wasmparser::{Encoding, FunctionBody, MemoryType, Operator, Parser, Payload, TableType, Validator};
+use wasmparser::{Chunk, Encoding, FunctionBody, MemoryType, Operator, Parser, Payload, TableType, Validator};
 use witan_kernel::hook::Hook;
 
 use crate::limit::{self, Limits};
@@ -10,7 +10,58 @@ const IMPORTS: [&str; 2] = ["witan:plugin/host@0.1.0", "witan:plugin/types@0.1.0
 /// What every plugin exports.
 const PLUGIN: &str = "witan:plugin/plugin@0.1.0";
 
-/// The interface by which a hook is known.
+/// Foreign imports, or exports, that a refusal lists.
+const LISTED: usize = 20;
+
+/// Why a component is refused before it is compiled. The sentence continues its name: "is empty".
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ComponentError {
+    #[error("has {bytes} bytes; at most {limit} are allowed")]
+    Bytes { bytes: usize, limit: usize },
+    #[error("is empty")]
+    Empty,
+    #[error("is a core module, not a component; turn it into one, say with `wasm-tools component new`")]
+    CoreModule,
+    #[error("is WebAssembly of a version that is not known, or ends early")]
+    Version,
+    #[error("is WebAssembly text; only binary components are accepted, say from `wasm-tools parse`")]
+    Text,
+    #[error("is not WebAssembly")]
+    NotWasm,
+    #[error("ends early, as a half-written file does: {0}")]
+    EndsEarly(String),
+    #[error("is malformed: {0}")]
+    Malformed(String),
+    #[error("imports {names}; a plugin may import {} only{}", IMPORTS[0], wasi_remedy(*.wasi))]
+    Imports { names: String, wasi: bool },
+    #[error("exports {found}; a plugin exports one of {}", Hook::ALL.map(interface).join(", "))]
+    Exports { found: String },
+    #[error("does not export {PLUGIN}")]
+    NotAPlugin,
+    #[error("has {0} functions; at most {limit} are allowed", limit = limit::FUNCTIONS)]
+    Functions(usize),
+    #[error("has a function of {0} bytes; at most {limit} are allowed", limit = limit::FUNCTION_BYTES)]
+    FunctionBytes(usize),
+    #[error(
+        "has a function whose locals times branches are {0}; at most {limit} are allowed: split it",
+        limit = limit::FUNCTION_TANGLE
+    )]
+    FunctionTangle(u64),
+    #[error("has {memories} memories and {tables} tables; at most {} of each are allowed", limit::STORE_ITEMS)]
+    StoreItems { memories: usize, tables: usize },
+    #[error("starts with {bytes} bytes of memory; at most {limit} are allowed")]
+    Memory { bytes: u64, limit: usize },
+    #[error("starts with {0} elements in tables; at most {limit} are allowed", limit = limit::TABLE_ELEMENTS)]
+    TableElements(u64),
+    #[error("is not a valid component: {0}")]
+    Invalid(String),
+}
+
+fn wasi_remedy(wasi: bool) -> &'static str {
+    if wasi { "; WASI is not linked: build for wasm32-unknown-unknown, or stub it out" } else { "" }
+}
+
+/// The interface that a component of a hook exports.
 fn interface(hook: Hook) -> &'static str {
     match hook {
         Hook::ConsistencyPolicy => "witan:plugin/policy@0.1.0",
@@ -19,10 +70,10 @@ fn interface(hook: Hook) -> &'static str {
     }
 }
 
-/// Checks the bytes and finds the hook that they implement. `Err` says why they are refused, for a person.
-pub(crate) fn validate(bytes: &[u8], limits: &Limits) -> Result<Hook, String> {
+/// Checks the bytes and finds the hook that they implement.
+pub(crate) fn validate(bytes: &[u8], limits: &Limits) -> Result<Hook, ComponentError> {
     if bytes.len() > limits.artifact {
-        return Err(format!("has {} bytes; at most {} are allowed", bytes.len(), limits.artifact));
+        return Err(ComponentError::Bytes { bytes: bytes.len(), limit: limits.artifact });
     }
     check_preamble(bytes)?;
     let contents = Contents::read(bytes)?;
@@ -31,43 +82,51 @@ pub(crate) fn validate(bytes: &[u8], limits: &Limits) -> Result<Hook, String> {
     check_sizes(&contents, limits.budget(hook).memory)?;
     Validator::new_with_features(crate::engine::features())
         .validate_all(bytes)
-        .map_err(|error| format!("is not a valid component: {error}"))?;
+        .map_err(|error| ComponentError::Invalid(error.to_string()))?;
     Ok(hook)
 }
 
-fn check_preamble(bytes: &[u8]) -> Result<(), String> {
+fn check_preamble(bytes: &[u8]) -> Result<(), ComponentError> {
     match bytes {
-        [] => Err("is empty".into()),
-        [b'\0', b'a', b's', b'm', 0x01, 0, 0, 0, ..] => {
-            Err("is a core module, not a component; turn it into one, say with `wasm-tools component new`".into())
-        }
+        [] => Err(ComponentError::Empty),
+        [b'\0', b'a', b's', b'm', 0x01, 0, 0, 0, ..] => Err(ComponentError::CoreModule),
         [b'\0', b'a', b's', b'm', _, 0, 1, 0, ..] => Ok(()),
-        [b'\0', b'a', b's', b'm', ..] => Err("is WebAssembly of a version that is not known, or ends early".into()),
-        _ if bytes.trim_ascii_start().starts_with(b"(") => {
-            Err("is WebAssembly text; only binary components are accepted, say from `wasm-tools parse`".into())
-        }
-        _ => Err("is not WebAssembly".into()),
+        [b'\0', b'a', b's', b'm', ..] => Err(ComponentError::Version),
+        _ if bytes.trim_ascii_start().starts_with(b"(") => Err(ComponentError::Text),
+        _ => Err(ComponentError::NotWasm),
     }
 }
 
+/// What a component contains, nested components and modules included.
 #[derive(Default)]
 struct Contents {
+    /// Of the outermost component.
     imports: Vec<String>,
+    /// Of the outermost component.
     exports: Vec<String>,
     functions: usize,
+    /// Bytes of the largest function body.
     largest: usize,
+    /// The greatest [`tangle`] of a function.
     tangle: u64,
     memories: Vec<MemoryType>,
     tables: Vec<TableType>,
 }
 
 impl Contents {
-    fn read(bytes: &[u8]) -> Result<Self, String> {
+    fn read(bytes: &[u8]) -> Result<Self, ComponentError> {
+        Self::parse(bytes).map_err(|error| match ends_early(bytes) {
+            true => ComponentError::EndsEarly(error.to_string()),
+            false => ComponentError::Malformed(error.to_string()),
+        })
+    }
+
+    fn parse(bytes: &[u8]) -> wasmparser::Result<Self> {
         let mut contents = Self::default();
         // Depth in nested components and modules; only the outermost one's imports and exports are the plugin's.
         let mut depth = 0_usize;
         for payload in Parser::new(0).parse_all(bytes) {
-            contents.take(payload.map_err(|error| broken(&error))?, &mut depth).map_err(|error| broken(&error))?;
+            contents.take(payload?, &mut depth)?;
         }
         Ok(contents)
     }
@@ -107,7 +166,7 @@ impl Contents {
     }
 }
 
-/// See [`limit::FUNCTION_TANGLE`].
+/// Locals times places where control flow splits or joins, see [`limit::FUNCTION_TANGLE`].
 fn tangle(body: &FunctionBody<'_>) -> wasmparser::Result<u64> {
     let mut locals = 0_u64;
     for declared in body.get_locals_reader()? {
@@ -126,78 +185,75 @@ fn tangle(body: &FunctionBody<'_>) -> wasmparser::Result<u64> {
     Ok(locals.saturating_mul(places))
 }
 
-fn broken(error: &wasmparser::BinaryReaderError) -> String {
-    let text = error.to_string();
-    if text.contains("unexpected end") {
-        format!("ends early, as a half-written file does: {text}")
-    } else {
-        format!("is malformed: {text}")
+/// True when bytes that cannot be parsed are the beginning of a component: the parser would go on if more followed.
+fn ends_early(mut bytes: &[u8]) -> bool {
+    let mut parser = Parser::new(0);
+    let mut outer = Vec::new();
+    loop {
+        let mut again = parser.clone();
+        let payload = match parser.parse(bytes, true) {
+            Ok(Chunk::Parsed { payload, consumed }) => {
+                bytes = &bytes[consumed..];
+                payload
+            }
+            Ok(Chunk::NeedMoreData(_)) => return true,
+            Err(_) => return matches!(again.parse(bytes, false), Ok(Chunk::NeedMoreData(_))),
+        };
+        match payload {
+            Payload::ModuleSection { parser: inner, .. } | Payload::ComponentSection { parser: inner, .. } => {
+                outer.push(std::mem::replace(&mut parser, inner));
+            }
+            Payload::End(_) => match outer.pop() {
+                Some(next) => parser = next,
+                None => return false,
+            },
+            _ => {}
+        }
     }
 }
 
-fn check_imports(contents: &Contents) -> Result<(), String> {
+fn check_imports(contents: &Contents) -> Result<(), ComponentError> {
     let foreign: Vec<&str> =
-        contents.imports.iter().map(String::as_str).filter(|name| !IMPORTS.contains(name)).take(20).collect();
+        contents.imports.iter().map(String::as_str).filter(|name| !IMPORTS.contains(name)).take(LISTED).collect();
     if foreign.is_empty() {
         return Ok(());
     }
-    let wasi = if foreign.iter().any(|name| name.starts_with("wasi:")) {
-        "; WASI is not linked: build for wasm32-unknown-unknown, or stub it out"
-    } else {
-        ""
-    };
-    Err(format!("imports {}; a plugin may import {} only{wasi}", foreign.join(", "), IMPORTS[0]))
+    let wasi = foreign.iter().any(|name| name.starts_with("wasi:"));
+    Err(ComponentError::Imports { names: foreign.join(", "), wasi })
 }
 
-fn find_hook(contents: &Contents) -> Result<Hook, String> {
+fn find_hook(contents: &Contents) -> Result<Hook, ComponentError> {
     let exports = |name: &str| contents.exports.iter().any(|export| export == name);
     let hooks: Vec<Hook> = Hook::ALL.into_iter().filter(|hook| exports(interface(*hook))).collect();
     let [hook] = hooks[..] else {
-        let wanted = Hook::ALL.map(interface).join(", ");
-        let found = contents.exports.iter().take(20).cloned().collect::<Vec<_>>().join(", ");
-        let found = if found.is_empty() { "nothing".into() } else { found };
-        return Err(format!("exports {found}; a plugin exports one of {wanted}"));
+        let found = contents.exports.iter().take(LISTED).cloned().collect::<Vec<_>>().join(", ");
+        return Err(ComponentError::Exports { found: if found.is_empty() { "nothing".into() } else { found } });
     };
-    if exports(PLUGIN) { Ok(hook) } else { Err(format!("does not export {PLUGIN}")) }
+    if exports(PLUGIN) { Ok(hook) } else { Err(ComponentError::NotAPlugin) }
 }
 
-fn check_sizes(contents: &Contents, memory: usize) -> Result<(), String> {
+fn check_sizes(contents: &Contents, memory: usize) -> Result<(), ComponentError> {
     if contents.functions > limit::FUNCTIONS {
-        return Err(format!("has {} functions; at most {} are allowed", contents.functions, limit::FUNCTIONS));
+        return Err(ComponentError::Functions(contents.functions));
     }
     if contents.largest > limit::FUNCTION_BYTES {
-        return Err(format!(
-            "has a function of {} bytes; at most {} are allowed",
-            contents.largest,
-            limit::FUNCTION_BYTES
-        ));
+        return Err(ComponentError::FunctionBytes(contents.largest));
     }
     if contents.tangle > limit::FUNCTION_TANGLE {
-        return Err(format!(
-            "has a function whose locals times branches are {}; at most {} are allowed: split it",
-            contents.tangle,
-            limit::FUNCTION_TANGLE
-        ));
+        return Err(ComponentError::FunctionTangle(contents.tangle));
     }
-    if contents.memories.len() > limit::STORE_ITEMS || contents.tables.len() > limit::STORE_ITEMS {
-        return Err(format!(
-            "has {} memories and {} tables; at most {} of each are allowed",
-            contents.memories.len(),
-            contents.tables.len(),
-            limit::STORE_ITEMS
-        ));
+    let (memories, tables) = (contents.memories.len(), contents.tables.len());
+    if memories > limit::STORE_ITEMS || tables > limit::STORE_ITEMS {
+        return Err(ComponentError::StoreItems { memories, tables });
     }
     let page = |memory: &MemoryType| 1_u64 << memory.page_size_log2.unwrap_or(16);
     let bytes = contents.memories.iter().fold(0_u64, |sum, m| sum.saturating_add(m.initial.saturating_mul(page(m))));
     if bytes > memory as u64 {
-        return Err(format!("starts with {bytes} bytes of memory; at most {memory} are allowed"));
+        return Err(ComponentError::Memory { bytes, limit: memory });
     }
     let elements = contents.tables.iter().fold(0_u64, |sum, table| sum.saturating_add(table.initial));
     if elements > limit::TABLE_ELEMENTS as u64 {
-        return Err(format!(
-            "starts with {elements} elements in tables; at most {} are allowed",
-            limit::TABLE_ELEMENTS
-        ));
+        return Err(ComponentError::TableElements(elements));
     }
     Ok(())
 }
@@ -207,18 +263,35 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn refused(bytes: &[u8]) -> String {
+    fn refused(bytes: &[u8]) -> ComponentError {
         validate(bytes, &Limits::default()).unwrap_err()
     }
 
     #[test]
-    fn what_is_not_a_binary_component_is_refused_by_name() {
-        assert!(refused(b"").contains("empty"));
-        assert!(refused(b"(component)").contains("text"));
-        assert!(refused(b"\0asm\x01\0\0\0").contains("core module"));
-        assert!(refused(b"\x7fELF").contains("not WebAssembly"));
-        assert!(refused(&vec![0; limit::ARTIFACT_BYTES + 1]).contains("at most"));
-        assert!(refused(b"\0asm\x0d\0\x01\0").contains("exports nothing"));
+    fn bytes_that_are_no_binary_component_are_refused_by_kind() {
+        assert_eq!(refused(b""), ComponentError::Empty);
+        assert_eq!(refused(b"(component)"), ComponentError::Text);
+        assert_eq!(refused(b"\0asm\x01\0\0\0"), ComponentError::CoreModule);
+        assert_eq!(refused(b"\x7fELF"), ComponentError::NotWasm);
+        let (bytes, limit) = (limit::ARTIFACT_BYTES + 1, limit::ARTIFACT_BYTES);
+        assert_eq!(refused(&vec![0; bytes]), ComponentError::Bytes { bytes, limit });
+        assert_eq!(refused(b"\0asm\x0d\0\x01\0"), ComponentError::Exports { found: "nothing".into() });
+    }
+
+    #[test]
+    fn a_component_that_ends_early_is_known_from_a_malformed_one() {
+        let whole =
+            wat::parse_str(r#"(component (core module (func nop) (memory 1)) (component (import "a" (func))))"#);
+        let whole = whole.unwrap();
+        assert!(matches!(refused(&whole), ComponentError::Exports { .. }));
+        for end in 9..whole.len() {
+            let error = refused(&whole[..end]);
+            // An end between two sections leaves a smaller component.
+            assert!(matches!(error, ComponentError::EndsEarly(_) | ComponentError::Exports { .. }), "{end}: {error}");
+        }
+        // A custom section whose name is longer than the section.
+        let malformed = [&whole[..8], &[0, 1, 5]].concat();
+        assert!(matches!(refused(&malformed), ComponentError::Malformed(_)));
     }
 
     proptest! {

@@ -4,18 +4,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use tokio::time::Instant;
-use witan_control::{Cluster, Held, ring};
+use witan_control::{Cluster, Held, TenantCache, ring};
 use witan_coordinate::Coordinator;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::port::{Replicas, StorageNode, StoreError};
+use witan_kernel::port::{Metadata, Replicas, Secret, Slot, StorageNode, StoreError};
 use witan_kernel::scan::{Fullness, Ranges, Removed};
 use witan_kernel::tenant::Tenant;
 use witan_peer::Lanes;
 use witan_plugin::PluginHost;
-use witan_store::metadata::{Metadata, Secret, Slot};
-use witan_store::tenants::TenantCache;
 use witan_upkeep::Upkeep;
 
 use super::plugins;

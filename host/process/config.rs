@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use witan_control::TenantCacheConfig;
 use witan_coordinate::{Defaults, Timeouts};
 use witan_kernel::name::NodeId;
-use witan_kernel::port::{NodeStatus, StorageNode};
+use witan_kernel::port::{Durability, NodeStatus, StorageNode};
 use witan_kernel::tenant::ReadRepair;
-use witan_store::Durability;
 use witan_store::idempotency::{RedisConfig, RedisCredentials, RedisServers, RedisTls};
 use witan_store::metadata::PostgresConfig;
-use witan_store::tenants::TenantCacheConfig;
 
 use super::stores::Shared;
 use super::telemetry;

@@ -7,8 +7,7 @@ use std::time::Duration;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
-use witan_kernel::port::{Clock, StoreError};
-use witan_store::metadata::Metadata;
+use witan_kernel::port::{Clock, Metadata, StoreError};
 
 use super::signal::stopped;
 use crate::console::{self, Ready};

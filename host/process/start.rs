@@ -8,14 +8,12 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use witan_control::{Catalog, Cluster, follow, register, ring};
+use witan_control::{Catalog, Cluster, TenantCache, follow, register, ring};
 use witan_coordinate::{Coordinator, Ports};
 use witan_kernel::name::NodeId;
-use witan_kernel::port::StorageNode;
+use witan_kernel::port::{Claim, Metadata, StorageNode};
 use witan_peer::Lanes;
 use witan_plugin::PluginHost;
-use witan_store::metadata::{Claim, Metadata};
-use witan_store::tenants::TenantCache;
 use witan_upkeep::Upkeep;
 
 use super::cluster::{Local, context_keys};
@@ -197,7 +195,7 @@ impl Parts {
         let placement = metadata.placement().await.context("read nodes")?;
         let nodes: Vec<StorageNode> = placement.nodes.into_iter().map(|on_record| on_record.node).collect();
         let idempotency = Idempotency::open(&config.shared, &config.data_dir, clock, config.durability).await?;
-        let tenants = Arc::new(TenantCache::new(Arc::clone(metadata), clock, config.tenant_cache));
+        let tenants = Arc::new(TenantCache::new(metadata.clone(), clock, config.tenant_cache));
         let connect = Registered { metadata: Arc::clone(metadata), sockets: secured.to_nodes() };
         let lanes = Arc::new(Lanes::new(clock, connect, config.node_id.clone()));
         lanes.set_nodes(&nodes);

@@ -7,10 +7,9 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::sync::watch;
 use witan_kernel::idempotency::{Name, Step, Stepped};
-use witan_kernel::port::{IdempotencyStore, StoreError};
-use witan_store::Durability;
+use witan_kernel::port::{Claim, Durability, IdempotencyStore, Metadata, StoreError};
 use witan_store::idempotency::{EmbeddedIdempotency, RedisConfig, RedisIdempotency};
-use witan_store::metadata::{Claim, Metadata, PostgresConfig, PostgresMetadata, SqliteMetadata};
+use witan_store::metadata::{PostgresConfig, PostgresMetadata, SqliteMetadata};
 
 use super::signal::stopped;
 use super::system::SystemClock;

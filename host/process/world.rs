@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use witan_control::stores;
+use witan_control::{TenantCache, stores};
 use witan_coordinate::World;
 use witan_kernel::hook::Pending;
 use witan_kernel::name::{NodeId, StoreId};
-use witan_kernel::port::StorageNode;
+use witan_kernel::port::{Metadata, StorageNode};
 use witan_peer::{Connect, Connecting, Lanes, Tcp, Trust};
-use witan_store::metadata::Metadata;
-use witan_store::tenants::TenantCache;
 
 use super::stores::Idempotency;
 use super::system::{SystemClock, SystemRandomness};

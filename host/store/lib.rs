@@ -1,26 +1,14 @@
-//! What a coordinator keeps outside its storage nodes: metadata, and the records of idempotency keys. All SQL lives here.
+//! The kernel's store ports on SQL, Redis and a local disk: metadata, idempotency records, plugins. All SQL is here.
 //!
-//! 1. [`idempotency`]: where [`witan_kernel::idempotency`]'s steps become atomic and durable.
-//! 2. [`metadata`]: tenants, storage nodes, plugin artifacts and their bindings, cluster keys.
-//! 3. [`tenants`]: the cache through which requests see tenants.
+//! 1. [`idempotency`]: makes the steps of [`witan_kernel::idempotency`] atomic and durable.
+//! 2. [`metadata`]: tenants, storage nodes, coordinators, plugin artifacts and their bindings, API tokens, cluster secrets.
+//! 3. [`plugins`]: the plugin host's store, on any metadata store.
 //!
-//! Each kind of store has an implementation for production and one in memory for the simulation, and both pass the same
-//! contract tests. Decisions are the kernel's; nothing here invents one.
+//! Decisions are the kernel's. The in-memory implementations are in `witan-memory`, and all pass the same contract tests.
 
-mod clock;
 pub mod idempotency;
 pub mod metadata;
-pub mod tenants;
+pub mod plugins;
 
 #[cfg(test)]
 mod testing;
-
-/// What "stored" means when a step is acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Durability {
-    /// Synced to the disk: survives a power failure.
-    #[default]
-    Sync,
-    /// Handed to the operating system: survives the end of this process, however sudden, but no power failure.
-    Os,
-}

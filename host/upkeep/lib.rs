@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use runner::{Kind, Report, Runner};
 use witan_coordinate::{Coordinator, World};
-use witan_store::metadata::Metadata;
+use witan_kernel::port::Metadata;
 
 pub use collapse::{Reported, Reports, reports};
 pub use metrics::Metrics;

@@ -8,9 +8,8 @@ use witan_coordinate::World;
 use witan_kernel::failure::Failure;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
-use witan_kernel::port::StoreError;
+use witan_kernel::port::{Metadata, PAGE, StoreError};
 use witan_kernel::scan::Ranges;
-use witan_store::metadata::{Metadata, PAGE};
 
 use super::Upkeep;
 use super::runner::{Kind, Progress, Task};

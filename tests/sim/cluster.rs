@@ -14,12 +14,13 @@ use witan_coordinate::{Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, Wr
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
 use witan_kernel::name::{Key, NodeId, StoreId};
-use witan_kernel::port::{NodeStatus, StorageNode};
+use witan_kernel::port::{Metadata, NodeStatus, StorageNode};
 use witan_kernel::record::Record;
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{Ring, token};
 use witan_kernel::scan::{Ranges, Standing};
 use witan_kernel::tenant::Tenant;
+use witan_memory::MemoryMetadata;
 use witan_node::batch::Durability;
 use witan_node::driver::{Inline, QueueLimits};
 use witan_node::engine::simulated::Disk;
@@ -27,7 +28,6 @@ use witan_node::row;
 use witan_node::server::{self, Guard, Limits};
 use witan_node::store::Store;
 use witan_peer::Lanes;
-use witan_store::metadata::{MemoryMetadata, Metadata};
 use witan_upkeep::{Sweep, Upkeep};
 
 use crate::scenario::Scenario;

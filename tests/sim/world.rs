@@ -24,11 +24,10 @@ use witan_kernel::hook::{
 };
 use witan_kernel::idempotency::{Name, Step, Stepped};
 use witan_kernel::name::{Key, NodeId, StoreId, TenantId};
-use witan_kernel::port::{Clock, IdempotencyStore, Randomness, StorageNode, StoreError, Tenants};
+use witan_kernel::port::{Clock, IdempotencyStore, Metadata, Randomness, StorageNode, StoreError, Tenants};
 use witan_kernel::tenant::Tenant;
+use witan_memory::MemoryIdempotency;
 use witan_peer::{Connect, Connecting, Credential, Lanes, Trust, endpoint};
-use witan_store::idempotency::MemoryIdempotency;
-use witan_store::metadata::Metadata;
 
 /// Takes a lock whatever happened to the thread that held it: a violation is reported by its own panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

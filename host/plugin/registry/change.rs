@@ -1,28 +1,32 @@
-//! Changes, step by step. Whatever fails on the way leaves in force what was in force, and says why.
+//! Changes of plugins and bindings, step by step. A change that fails at any step leaves the previous version in force.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use witan_kernel::hook::Hook;
+use witan_kernel::limit::PLUGIN_CONFIGURATION_BYTES;
 use witan_kernel::name::TenantId;
-use witan_kernel::port::StoreError;
+use witan_kernel::port::{Slot, StoreError};
+use witan_kernel::sync::lock;
 
 use super::library::{Artifact, Source};
-use super::{BindRequest, Binding, Bound, Inner, PluginError, State, view};
-use crate::binding::{BindingRecord, BindingVersion, Reference, is_name, is_version};
-use crate::compile::lock;
+use super::{BindRequest, Binding, HostState, Inner, LiveBinding, view};
+use crate::binding::{BindingRecord, BindingVersion, OnFault, Reference};
+use crate::describe::describe;
 use crate::digest::Digest;
+use crate::error::{HostError, PluginError, Why};
 use crate::event::{Event, EventKind};
-use crate::instance::{Manifest, Program};
+use crate::instance::Program;
 use crate::limit;
 use crate::metrics::Counters;
-use crate::slot::{Active, Plan};
+use crate::tenant::{ActiveBinding, LoadError, Plan};
 
+/// The tenant and hook of a binding.
 pub(super) type Key = (Option<TenantId>, Hook);
 
 impl Inner {
-    /// Stage, validate, compile, describe, keep.
+    /// Validates a component, compiles it, has it describe itself, and keeps it.
     pub(crate) fn stage(&self, bytes: &[u8], source: Source) -> Result<Artifact, PluginError> {
         let digest = Digest::of(bytes);
         if let Some(known) = lock(&self.state).library.get(digest) {
@@ -34,31 +38,31 @@ impl Inner {
         };
         let emit = |kind, detail: String| self.shared.events.emit(Event::new(kind, detail).of(digest, &*from));
         emit(EventKind::Staged, format!("{} bytes from {from}", bytes.len()));
-        let staged = self.admit(digest, bytes, source, &emit);
+        let staged = self.stage_new(digest, bytes, source, &emit);
         if let Err(error) = &staged {
             emit(EventKind::Refused, format!("{from} {error}"));
         }
         staged
     }
 
-    fn admit(
+    fn stage_new(
         &self,
         digest: Digest,
         bytes: &[u8],
         source: Source,
         emit: &dyn Fn(EventKind, String),
     ) -> Result<Artifact, PluginError> {
-        let hook = crate::validate::validate(bytes, &self.shared.limits).map_err(PluginError::Refused)?;
+        let hook = crate::validate::validate(bytes, &self.shared.limits).map_err(PluginError::refused)?;
         let (program, compiled) = self.compile(digest, bytes, hook)?;
         if compiled {
             emit(EventKind::Compiled, format!("for {hook}"));
         }
-        let manifest = describe(&program, hook).map_err(PluginError::Refused)?;
+        let manifest = describe(&program, hook).map_err(PluginError::refused)?;
         let mut state = lock(&self.state);
         self.make_room(&mut state)?;
-        let artifact = state.library.card_of(bytes, hook, manifest, source);
+        let artifact = state.library.artifact(bytes, hook, manifest, source);
         self.store.keep(&artifact, &Bytes::copy_from_slice(bytes))?;
-        state.library.insert(artifact.clone(), bytes).map_err(PluginError::Host)?;
+        state.library.insert(artifact.clone(), bytes)?;
         self.publish(&state);
         drop(state);
         let ready = Event::new(EventKind::Ready, format!("for {hook}")).of(digest, artifact.plugin());
@@ -66,21 +70,18 @@ impl Inner {
         Ok(artifact)
     }
 
-    fn make_room(&self, state: &mut State) -> Result<(), PluginError> {
+    fn make_room(&self, state: &mut HostState) -> Result<(), PluginError> {
         if let Some(digest) = state.library.to_evict(|digest| state.refers_to(digest)) {
             self.store.forget(digest)?;
             self.forget(state, digest);
         }
         if state.library.is_full() {
-            return Err(PluginError::Host(format!(
-                "there are {} plugins, all of them bound or kept for a rollback; unbind some",
-                limit::ARTIFACTS
-            )));
+            return Err(HostError::Full.into());
         }
         Ok(())
     }
 
-    pub(super) fn forget(&self, state: &mut State, digest: Digest) -> Option<Artifact> {
+    pub(super) fn forget(&self, state: &mut HostState, digest: Digest) -> Option<Artifact> {
         let artifact = state.library.remove(digest)?;
         self.compiler.forget(digest);
         lock(&self.programs).remove(&digest);
@@ -89,16 +90,16 @@ impl Inner {
         Some(artifact)
     }
 
-    /// The program of a component, shared by all that run it.
+    /// The program of a component, shared by all bindings that run it. The flag is true when it was compiled.
     fn compile(&self, digest: Digest, bytes: &[u8], hook: Hook) -> Result<(Arc<Program>, bool), PluginError> {
         if let Some(program) = lock(&self.programs).get(&digest).and_then(|program| program.upgrade()) {
             return Ok((program, false));
         }
         let (component, compiled) =
-            self.compiler.component(&self.engine, digest, bytes).map_err(PluginError::Refused)?;
+            self.compiler.component(&self.engine, digest, bytes).map_err(PluginError::refused)?;
         let budget = self.shared.limits.budget(hook).clone();
         let program = Program::link(&self.engine, &component, hook, self.shared.ticks.clone(), budget)
-            .map_err(PluginError::Refused)?;
+            .map_err(PluginError::refused)?;
         let program = Arc::new(program);
         let mut programs = lock(&self.programs);
         programs.retain(|_, program| program.strong_count() > 0);
@@ -107,21 +108,21 @@ impl Inner {
     }
 
     /// The program of a known component, from memory or disk.
-    pub(super) fn program(&self, state: &State, digest: Digest) -> Result<(Arc<Program>, Artifact), PluginError> {
+    pub(super) fn program(&self, state: &HostState, digest: Digest) -> Result<(Arc<Program>, Artifact), PluginError> {
         let gone = || PluginError::NotFound(format!("plugin {digest} is not known; stage it again"));
         let artifact = state.library.get(digest).ok_or_else(gone)?.clone();
         if let Some(program) = lock(&self.programs).get(&digest).and_then(|program| program.upgrade()) {
             return Ok((program, artifact));
         }
-        let bytes = state.library.read(digest).map_err(PluginError::Host)?;
-        let hook = crate::validate::validate(&bytes, &self.shared.limits).map_err(PluginError::Refused)?;
+        let bytes = state.library.read(digest)?;
+        let hook = crate::validate::validate(&bytes, &self.shared.limits).map_err(PluginError::refused)?;
         Ok((self.compile(digest, &bytes, hook)?.0, artifact))
     }
 
-    /// Resolve, probe, store, swap.
+    /// Resolves the reference, probes the plugin, stores the binding, and swaps it in.
     pub(super) fn bind(&self, request: BindRequest) -> Result<Binding, PluginError> {
         let (tenant, hook, plugin) = (request.tenant.clone(), request.hook, request.plugin.to_string());
-        let bound = self.bind_quietly(request);
+        let bound = self.try_bind(request);
         if let Err(error) = &bound {
             let mut event = Event::new(EventKind::Refused, error.to_string()).at(tenant, hook);
             event.plugin = plugin;
@@ -130,16 +131,16 @@ impl Inner {
         bound
     }
 
-    fn bind_quietly(&self, request: BindRequest) -> Result<Binding, PluginError> {
-        if request.configuration.len() > limit::CONFIGURATION_BYTES {
+    fn try_bind(&self, request: BindRequest) -> Result<Binding, PluginError> {
+        if request.configuration.len() > PLUGIN_CONFIGURATION_BYTES {
             return Err(PluginError::Invalid(format!(
                 "the configuration has {} bytes; at most {} are allowed",
                 request.configuration.len(),
-                limit::CONFIGURATION_BYTES
+                PLUGIN_CONFIGURATION_BYTES
             )));
         }
         let mut state = lock(&self.state);
-        let artifact = self.known(&mut state, &request.plugin)?.ok_or_else(|| {
+        let artifact = self.resolve(&mut state, &request.plugin)?.ok_or_else(|| {
             PluginError::NotFound(format!("no plugin {} is known; upload it or list those that are", request.plugin))
         })?;
         if artifact.hook != request.hook {
@@ -158,10 +159,10 @@ impl Inner {
             configuration: request.configuration,
             on_fault: request.on_fault,
         };
-        // What could not be loaded here is tried again by binding it again.
-        let as_wanted = |bound: &&Bound| target.is(&bound.record.current) && bound.active.primary.is_ok();
-        if let Some(bound) = state.bindings.get(&key).filter(as_wanted) {
-            return Ok(view(&bound.record, &bound.active));
+        // Binding again retries what could not be loaded here.
+        let as_wanted = |live: &&LiveBinding| target.is(&live.record.current) && live.active.primary.is_ok();
+        if let Some(live) = state.bindings.get(&key).filter(as_wanted) {
+            return Ok(view(&live.record, &live.active));
         }
         if !state.bindings.contains_key(&key) && state.bindings.len() >= limit::BINDINGS {
             return Err(PluginError::Invalid(format!("there are {} bindings already", limit::BINDINGS)));
@@ -169,13 +170,13 @@ impl Inner {
         self.activate(&mut state, key, target)
     }
 
-    /// Puts a version in force after the one that is.
-    fn activate(&self, state: &mut State, key: Key, target: Target) -> Result<Binding, PluginError> {
+    /// Puts a version in force in place of the current one.
+    fn activate(&self, state: &mut HostState, key: Key, target: Target) -> Result<Binding, PluginError> {
         let (program, artifact) = self.program(state, target.digest)?;
         let plan = plan(&program, &artifact, &target.configuration);
         self.probe(state, &plan, &artifact)?;
-        let old = state.bindings.get(&key).map(|bound| bound.record.clone());
-        let followed = self.filed(&state.library.list(), &target.reference);
+        let old = state.bindings.get(&key).map(|live| live.record.clone());
+        let followed = self.in_folder(&state.library.list(), &target.reference);
         let version = BindingVersion {
             number: old.as_ref().map_or(1, |old| old.current.number + 1),
             digest: target.digest,
@@ -193,14 +194,14 @@ impl Inner {
         self.put_in_force(state, key, record, Ok(plan), EventKind::Activated)
     }
 
-    fn probe(&self, state: &mut State, plan: &Plan, artifact: &Artifact) -> Result<(), PluginError> {
+    fn probe(&self, state: &mut HostState, plan: &Plan, artifact: &Artifact) -> Result<(), PluginError> {
         let case = (plan.digest, Digest::of(&plan.configuration));
         if state.probed.contains(&case) {
             return Ok(());
         }
         crate::probe::probe(plan, artifact.hook, artifact.deterministic)
-            .map_err(|reason| PluginError::Refused(format!("{} is refused: {reason}", artifact.plugin())))?;
-        // A full memory is emptied: a probe more is no harm.
+            .map_err(|error| PluginError::refused(Why::Probe { plugin: artifact.plugin(), error }))?;
+        // Bounded by starting over: probing a plugin once more does no harm.
         if state.probed.len() >= limit::ARTIFACTS {
             state.probed.clear();
         }
@@ -208,8 +209,8 @@ impl Inner {
         Ok(())
     }
 
-    /// The watched folder's component that a reference by name means.
-    pub(super) fn filed(&self, artifacts: &[Artifact], reference: &Reference) -> Option<Digest> {
+    /// The component in the watched folder that a reference by name means.
+    pub(super) fn in_folder(&self, artifacts: &[Artifact], reference: &Reference) -> Option<Digest> {
         let folder = self.folder.as_ref()?;
         match reference {
             Reference::Digest(_) => None,
@@ -220,31 +221,31 @@ impl Inner {
         }
     }
 
-    /// Stores the record, then swaps: what is in force is always what a restart would find.
+    /// Stores the record, then swaps it in: a restart finds the version that is in force.
     fn put_in_force(
         &self,
-        state: &mut State,
+        state: &mut HostState,
         key: Key,
         record: BindingRecord,
-        primary: Result<Plan, String>,
+        primary: Result<Plan, LoadError>,
         kind: EventKind,
     ) -> Result<Binding, PluginError> {
-        self.store.save(&record)?;
+        self.store.save(&record.slot(), record.encode(), record.current.digest)?;
         Ok(self.swap(state, key, record, primary, kind))
     }
 
-    /// From the next request on, this answers.
+    /// Swaps a version in: it answers from the next request on.
     pub(super) fn swap(
         &self,
-        state: &mut State,
+        state: &mut HostState,
         key: Key,
         record: BindingRecord,
-        primary: Result<Plan, String>,
+        primary: Result<Plan, LoadError>,
         kind: EventKind,
     ) -> Binding {
-        let bound = self.bound(state, record, primary);
-        let shown = view(&bound.record, &bound.active);
-        let old = state.bindings.insert(key.clone(), bound);
+        let live = self.live_binding(state, record, primary);
+        let shown = view(&live.record, &live.active);
+        let old = state.bindings.insert(key.clone(), live);
         self.publish(state);
         self.shared.totals[key.1 as usize].swapped();
         let current = &shown.record.current;
@@ -254,7 +255,13 @@ impl Inner {
         shown
     }
 
-    pub(super) fn bound(&self, state: &State, record: BindingRecord, primary: Result<Plan, String>) -> Bound {
+    /// A binding with its programs, which are taken from the version before it or from other bindings.
+    pub(super) fn live_binding(
+        &self,
+        state: &HostState,
+        record: BindingRecord,
+        primary: Result<Plan, LoadError>,
+    ) -> LiveBinding {
         let key = (record.tenant.clone(), record.hook);
         let old = state.bindings.get(&key);
         let mut programs: BTreeMap<Digest, Arc<Program>> = BTreeMap::new();
@@ -274,7 +281,7 @@ impl Inner {
             let artifact = state.library.get(version.digest)?;
             Some(plan(program, artifact, &version.configuration))
         });
-        let active = Active {
+        let active = ActiveBinding {
             tenant: record.tenant.clone(),
             hook: record.hook,
             version: record.current.clone(),
@@ -283,16 +290,16 @@ impl Inner {
             counters: Arc::new(Counters::default()),
             shared: self.shared.clone(),
         };
-        Bound { record: Arc::new(record), active: Arc::new(active), programs, not_followed: None }
+        LiveBinding { record: Arc::new(record), active: Arc::new(active), programs, not_followed: None }
     }
 
-    /// One version back: what answered before answers again, with the configuration that it had.
+    /// Puts the previous version in force again, with the configuration that it had.
     pub(super) fn rollback(&self, tenant: Option<TenantId>, hook: Hook) -> Result<Binding, PluginError> {
         let mut state = lock(&self.state);
         let key = (tenant, hook);
         self.catch_up(&mut state, &key)?;
-        let bound = state.bindings.get(&key).ok_or_else(|| no_binding(&key))?;
-        let mut record = BindingRecord::clone(&bound.record);
+        let live = state.bindings.get(&key).ok_or_else(|| no_binding(&key))?;
+        let mut record = BindingRecord::clone(&live.record);
         let Some(version) = record.previous.pop() else {
             return Err(PluginError::Invalid(format!("the {hook} binding has no earlier version; unbind it instead")));
         };
@@ -309,16 +316,16 @@ impl Inner {
         if !state.bindings.contains_key(&key) {
             return Err(no_binding(&key));
         }
-        self.store.remove(key.0.as_ref(), hook)?;
-        self.vacate(&mut state, &key);
+        self.store.remove(&Slot { tenant: key.0.clone(), hook })?;
+        self.drop_binding(&mut state, &key);
         Ok(())
     }
 
-    /// From the next request on, the default binding, or the native rule, answers.
-    pub(super) fn vacate(&self, state: &mut State, key: &Key) {
-        let Some(bound) = state.bindings.remove(key) else { return };
+    /// Drops a binding: the default binding, or the native rule, applies from the next request on.
+    pub(super) fn drop_binding(&self, state: &mut HostState, key: &Key) {
+        let Some(live) = state.bindings.remove(key) else { return };
         self.publish(state);
-        let current = &bound.record.current;
+        let current = &live.record.current;
         let event = Event::new(EventKind::Unbound, "").of(current.digest, &*current.plugin);
         self.shared.events.emit(event.at(key.0.clone(), key.1));
     }
@@ -328,12 +335,12 @@ impl Inner {
         let not_found = || PluginError::NotFound(format!("no plugin {plugin} is known"));
         let in_use =
             || PluginError::InUse(format!("plugin {plugin} is bound, or kept for a rollback; unbind it first"));
-        let digest = self.known(&mut state, plugin)?.ok_or_else(not_found)?.digest;
+        let digest = self.resolve(&mut state, plugin)?.ok_or_else(not_found)?.digest;
         if state.refers_to(digest) {
             return Err(in_use());
         }
         self.store.forget(digest).map_err(|error| match error {
-            // Another coordinator has bound it just now.
+            // Another coordinator bound it in the meantime.
             StoreError::Refused(_) => in_use(),
             other => other.into(),
         })?;
@@ -342,67 +349,69 @@ impl Inner {
         Ok(removed)
     }
 
-    /// Bindings by name follow the watched folder. Routing hooks do not: another one would move keys, and that is a
-    /// placement change.
+    /// Lets bindings by name follow the watched folder. Routing hooks do not follow: another one would move keys, which is a change
+    /// of placement.
     pub(crate) fn follow(&self) {
         let mut state = lock(&self.state);
         let keys: Vec<Key> = state.bindings.keys().filter(|key| key.1 != Hook::RoutingHook).cloned().collect();
         for key in keys {
-            let Some(filed) = self.to_follow(&state, &key) else { continue };
-            if state.bindings.get(&key).is_some_and(|bound| bound.not_followed == Some(filed)) {
+            let Some(next) = self.to_follow(&state, &key) else { continue };
+            if state.bindings.get(&key).is_some_and(|live| live.not_followed == Some(next)) {
                 continue;
             }
-            // Another coordinator, with the same file in its folder, may have been faster.
-            if self.catch_up(&mut state, &key).is_ok() && self.to_follow(&state, &key) == Some(filed) {
-                self.follow_to(&mut state, &key, filed);
+            // Another coordinator with the same file in its folder may have been faster.
+            if self.catch_up(&mut state, &key).is_ok() && self.to_follow(&state, &key) == Some(next) {
+                self.follow_to(&mut state, &key, next);
             }
         }
     }
 
-    /// The component in the watched folder that a binding by name has not been at.
-    fn to_follow(&self, state: &State, key: &Key) -> Option<Digest> {
+    /// The component in the watched folder that a binding by name has not used yet.
+    fn to_follow(&self, state: &HostState, key: &Key) -> Option<Digest> {
         let record = &state.bindings.get(key)?.record;
-        let filed = self.filed(&state.library.list(), &record.current.reference)?;
-        (record.followed != Some(filed) && record.current.digest != filed).then_some(filed)
+        let next = self.in_folder(&state.library.list(), &record.current.reference)?;
+        (record.followed != Some(next) && record.current.digest != next).then_some(next)
     }
 
-    fn follow_to(&self, state: &mut State, key: &Key, filed: Digest) {
-        let Some(current) = state.bindings.get(key).map(|bound| bound.record.current.clone()) else { return };
+    fn follow_to(&self, state: &mut HostState, key: &Key, next: Digest) {
+        let Some(current) = state.bindings.get(key).map(|live| live.record.current.clone()) else { return };
         let target = Target {
-            digest: filed,
+            digest: next,
             reference: current.reference,
             configuration: current.configuration,
             on_fault: current.on_fault,
         };
         let Err(error) = self.activate(state, key.clone(), target) else { return };
-        if error.passes() {
-            tracing::warn!(plugin = %current.plugin, %error, "a file that a binding follows cannot be put in force yet");
+        if error.is_transient() {
+            let plugin = &*current.plugin;
+            tracing::warn!(plugin, %error, "a file that a binding follows cannot be put in force yet; it will be retried");
             return;
         }
         let detail = format!("{} stays in force: {error}", current.plugin);
-        let event = Event::new(EventKind::Refused, detail).of(filed, &*current.plugin);
+        let event = Event::new(EventKind::Refused, detail).of(next, &*current.plugin);
         self.shared.events.emit(event.at(key.0.clone(), key.1));
-        if let Some(bound) = state.bindings.get_mut(key) {
-            bound.not_followed = Some(filed);
+        if let Some(live) = state.bindings.get_mut(key) {
+            live.not_followed = Some(next);
         }
     }
 }
 
-impl State {
+impl HostState {
+    /// Whether a version of a binding needs this component.
     pub(super) fn refers_to(&self, digest: Digest) -> bool {
-        self.bindings.values().any(|bound| {
-            let record = &bound.record;
+        self.bindings.values().any(|live| {
+            let record = &live.record;
             record.current.digest == digest || record.previous.iter().any(|version| version.digest == digest)
         })
     }
 }
 
-/// What a binding is to become.
+/// The version that a binding is to have next.
 struct Target {
     digest: Digest,
     reference: Reference,
     configuration: Bytes,
-    on_fault: crate::binding::OnFault,
+    on_fault: OnFault,
 }
 
 impl Target {
@@ -427,21 +436,4 @@ pub(super) fn plan(program: &Arc<Program>, artifact: &Artifact, configuration: &
 fn no_binding(key: &Key) -> PluginError {
     let whose = key.0.as_ref().map_or("the default".to_owned(), |tenant| format!("tenant {tenant}"));
     PluginError::NotFound(format!("{whose} has no {} binding", key.1))
-}
-
-/// Asks a component who it is, in an instance of its own.
-fn describe(program: &Program, hook: Hook) -> Result<Manifest, String> {
-    let started = program.start("a plugin being staged".into(), Arc::default());
-    let manifest = started.and_then(|mut instance| instance.describe()).map_err(|fault| fault.to_string())?;
-    if !is_name(&manifest.name) {
-        return Err("does not name itself with 1 to 64 of a-z, 0-9 and '-'".into());
-    }
-    if !is_version(&manifest.version) {
-        return Err("does not give its version as 1 to 64 of a-z, A-Z, 0-9, '.', '-' and '+'".into());
-    }
-    if manifest.hook != hook.as_str() {
-        let said = crate::instance::shorten(&manifest.hook);
-        return Err(format!("says that it is a {said:?} but exports what a {hook} does"));
-    }
-    Ok(manifest)
 }

@@ -1,4 +1,4 @@
-//! The components that are known: on disk by digest, each with what it said about itself.
+//! The known components: on disk, named by digest, each with what it says about itself.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,52 +9,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use witan_kernel::hook::Hook;
+pub use witan_kernel::port::{Artifact, Source};
 
 use crate::binding::Reference;
-use crate::compile::{sweep, write_file};
 use crate::digest::Digest;
+use crate::disk::{remove_abandoned, write_file};
+use crate::error::HostError;
 use crate::folder::Folder;
 use crate::instance::Manifest;
 use crate::limit;
 
-/// Where a component came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// An upload.
-    Upload,
-    /// A file of this name in the watched folder.
-    File(String),
-}
-
-/// A component that can be bound.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Artifact {
-    /// Its identity.
-    pub digest: Digest,
-    /// The name that it gives itself.
-    pub name: String,
-    /// The version that it gives itself.
-    pub version: String,
-    /// What it implements.
-    pub hook: Hook,
-    /// Whether equal questions always get equal answers, as it says.
-    pub deterministic: bool,
-    /// Its size.
-    pub bytes: u64,
-    /// When it came in first: Unix time, milliseconds.
-    pub staged_at_ms: u64,
-    /// Where it came from first.
-    pub source: Source,
-}
-
-impl Artifact {
-    /// `name@version`.
-    pub fn plugin(&self) -> String {
-        format!("{}@{}", self.name, self.version)
-    }
-}
-
-/// The component that a reference means: of several, the watched folder's, else the newest.
+/// The component that a reference means: of several, the one in the watched folder, otherwise the newest.
 pub(super) fn find<'a>(artifacts: &'a [Artifact], plugin: &Reference, folder: Option<&Folder>) -> Option<&'a Artifact> {
     match plugin {
         Reference::Digest(digest) => artifacts.iter().find(|artifact| artifact.digest == *digest),
@@ -71,9 +36,10 @@ pub(super) fn find<'a>(artifacts: &'a [Artifact], plugin: &Reference, folder: Op
     }
 }
 
-/// What stands beside a component on disk. Version 1.
+/// The JSON file next to a component on disk.
 #[derive(Serialize, Deserialize)]
-struct Card {
+struct Description {
+    /// The layout's version, 1.
     v: u32,
     name: String,
     version: String,
@@ -93,17 +59,19 @@ pub(super) struct Library {
 }
 
 impl Library {
-    pub(super) fn open(data_dir: &Path) -> Result<Self, String> {
+    pub(super) fn open(data_dir: &Path) -> Result<Self, HostError> {
         let folder = data_dir.join("components");
-        fs::create_dir_all(&folder).map_err(|error| format!("create {}: {error}", folder.display()))?;
-        sweep(&folder);
+        fs::create_dir_all(&folder).map_err(HostError::file("create", &folder))?;
+        remove_abandoned(&folder);
         let mut library = Self { folder, ..Self::default() };
-        let entries = fs::read_dir(&library.folder).map_err(|error| format!("list components: {error}"))?;
+        let entries = fs::read_dir(&library.folder).map_err(HostError::file("list", &library.folder))?;
         for path in entries.flatten().map(|entry| entry.path()) {
             if path.extension().is_some_and(|extension| extension == "json") {
-                match read_card(&path) {
+                match read_description(&path) {
                     Some(artifact) => _ = library.artifacts.insert(artifact.digest, artifact),
-                    None => tracing::warn!(path = %path.display(), "a plugin's card cannot be read; stage it again"),
+                    None => {
+                        tracing::warn!(path = %path.display(), "the description of a plugin cannot be read; upload the plugin again")
+                    }
                 }
             }
         }
@@ -129,25 +97,25 @@ impl Library {
         self.folder.join(format!("{digest}.{extension}"))
     }
 
-    /// Where a component's bytes are.
+    /// The file with a component's bytes.
     fn component(&self, digest: Digest) -> PathBuf {
         self.path(digest, "wasm")
     }
 
-    /// A component's bytes, if they are its own.
-    pub(super) fn read(&self, digest: Digest) -> Result<Bytes, String> {
+    /// A component's bytes, checked against its digest.
+    pub(super) fn read(&self, digest: Digest) -> Result<Bytes, HostError> {
         let path = self.component(digest);
-        let bytes = fs::read(&path).map_err(|error| format!("read {}: {error}", path.display()))?;
+        let bytes = fs::read(&path).map_err(HostError::file("read", &path))?;
         if Digest::of(&bytes) != digest {
-            return Err(format!("{} is damaged; stage the plugin again", path.display()));
+            return Err(HostError::Damaged(path));
         }
         Ok(bytes.into())
     }
 
-    /// What a component that comes in now is to be known as.
-    pub(super) fn card_of(&self, bytes: &[u8], hook: Hook, manifest: Manifest, source: Source) -> Artifact {
+    /// Describes a component that is staged now.
+    pub(super) fn artifact(&self, bytes: &[u8], hook: Hook, manifest: Manifest, source: Source) -> Artifact {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        // Two that came in within a millisecond still have an order.
+        // Components staged within the same millisecond still have an order.
         let last = self.artifacts.values().map(|artifact| artifact.staged_at_ms).max().unwrap_or(0);
         Artifact {
             digest: Digest::of(bytes),
@@ -155,20 +123,20 @@ impl Library {
             version: manifest.version,
             hook,
             deterministic: manifest.deterministic,
-            bytes: bytes.len() as u64,
+            size: bytes.len() as u64,
             staged_at_ms: now.max(last + 1),
             source,
         }
     }
 
-    /// Keeps a component. The card is written last: without it the component is not known.
-    pub(super) fn insert(&mut self, artifact: Artifact, bytes: &[u8]) -> Result<(), String> {
-        let card = card(&artifact);
+    /// Keeps a component. Its description is written last: a component without one is not known.
+    pub(super) fn insert(&mut self, artifact: Artifact, bytes: &[u8]) -> Result<(), HostError> {
+        let component = self.component(artifact.digest);
         let write = || {
-            write_file(&self.path(artifact.digest, "wasm"), &[bytes])?;
-            write_file(&self.path(artifact.digest, "json"), &[&serde_json::to_vec(&card)?])
+            write_file(&component, &[bytes])?;
+            write_file(&self.path(artifact.digest, "json"), &[&serde_json::to_vec(&describe(&artifact))?])
         };
-        write().map_err(|error: std::io::Error| format!("keep the component: {error}"))?;
+        write().map_err(HostError::file("keep", &component))?;
         self.artifacts.insert(artifact.digest, artifact);
         self.relist();
         Ok(())
@@ -176,16 +144,16 @@ impl Library {
 
     pub(super) fn remove(&mut self, digest: Digest) -> Option<Artifact> {
         let artifact = self.artifacts.remove(&digest)?;
-        // The card first: what stays behind is not known, and overwritten when it comes again.
+        // The description first. A component that cannot be removed is then unknown, and overwritten when it is staged again.
         let _ = fs::remove_file(self.path(digest, "json"));
-        let _ = fs::remove_file(self.path(digest, "wasm"));
+        let _ = fs::remove_file(self.component(digest));
         self.relist();
         Some(artifact)
     }
 
-    /// The oldest component that is not `used`, when there are as many as there may be.
+    /// The oldest component that is not `used`, when the library is full.
     pub(super) fn to_evict(&self, used: impl Fn(Digest) -> bool) -> Option<Digest> {
-        if self.artifacts.len() < limit::ARTIFACTS {
+        if !self.is_full() {
             return None;
         }
         let unused = self.artifacts.values().filter(|artifact| !used(artifact.digest));
@@ -197,14 +165,14 @@ impl Library {
     }
 }
 
-fn card(artifact: &Artifact) -> Card {
-    Card {
+fn describe(artifact: &Artifact) -> Description {
+    Description {
         v: 1,
         name: artifact.name.clone(),
         version: artifact.version.clone(),
         hook: artifact.hook.as_str().to_owned(),
         deterministic: artifact.deterministic,
-        bytes: artifact.bytes,
+        bytes: artifact.size,
         staged_at_ms: artifact.staged_at_ms,
         file: match &artifact.source {
             Source::Upload => None,
@@ -213,18 +181,18 @@ fn card(artifact: &Artifact) -> Card {
     }
 }
 
-fn read_card(path: &Path) -> Option<Artifact> {
+fn read_description(path: &Path) -> Option<Artifact> {
     let digest = Digest::parse(path.file_stem()?.to_str()?)?;
-    let card: Card = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-    (card.v == 1).then_some(())?;
+    let description: Description = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    (description.v == 1).then_some(())?;
     Some(Artifact {
         digest,
-        name: card.name,
-        version: card.version,
-        hook: Hook::parse(&card.hook)?,
-        deterministic: card.deterministic,
-        bytes: card.bytes,
-        staged_at_ms: card.staged_at_ms,
-        source: card.file.map_or(Source::Upload, Source::File),
+        name: description.name,
+        version: description.version,
+        hook: Hook::parse(&description.hook)?,
+        deterministic: description.deterministic,
+        size: description.bytes,
+        staged_at_ms: description.staged_at_ms,
+        source: description.file.map_or(Source::Upload, Source::File),
     })
 }

@@ -11,10 +11,8 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 
 use tokio::sync::{oneshot, watch};
 use witan_kernel::idempotency::{Name, Step, Stepped};
-use witan_kernel::port::{Clock, IdempotencyStore, StoreError};
+use witan_kernel::port::{Clock, Durability, IdempotencyStore, StoreError, StoreTime, rules};
 
-use super::{StoreTime, checked_bytes};
-use crate::Durability;
 use thread::{Task, Thread};
 
 mod records;
@@ -70,7 +68,7 @@ impl EmbeddedIdempotency {
     }
 
     fn enqueue(&self, name: Name, step: Step) -> Result<oneshot::Receiver<Result<Stepped, StoreError>>, StoreError> {
-        let bytes = checked_bytes(&step)?;
+        let bytes = rules::response_bytes(&step)?;
         if self.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > QUEUED_BYTES {
             self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(full());

@@ -17,12 +17,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use witan_kernel::idempotency::{Name, Step, Stepped};
-use witan_kernel::port::{IdempotencyStore, StoreError};
+use witan_kernel::port::{IdempotencyStore, StoreError, rules};
 
 use self::breaker::{Breaker, Pass};
 use self::link::{Connection, Link};
 use self::script::{Call, Steps};
-use super::checked_bytes;
 
 mod breaker;
 mod check;
@@ -58,7 +57,7 @@ struct Shared {
     bytes_under_way: AtomicUsize,
     /// In place of the server's time.
     #[cfg(test)]
-    time: Option<super::StoreTime>,
+    time: Option<witan_kernel::port::StoreTime>,
 }
 
 impl RedisIdempotency {
@@ -182,13 +181,13 @@ impl RedisIdempotency {
 
     #[cfg(test)]
     fn now_ms(&self) -> Option<u64> {
-        self.shared.time.as_ref().map(super::StoreTime::now_ms)
+        self.shared.time.as_ref().map(witan_kernel::port::StoreTime::now_ms)
     }
 }
 
 impl IdempotencyStore for RedisIdempotency {
     async fn step(&self, name: Name, step: Step) -> Result<Stepped, StoreError> {
-        let bytes = Bytes::of(&self.shared.bytes_under_way, checked_bytes(&step)?);
+        let bytes = Bytes::of(&self.shared.bytes_under_way, rules::response_bytes(&step)?);
         let (Some(_bytes), Ok(_room)) = (bytes, self.shared.under_way.try_acquire()) else {
             return Err(self.unavailable("too many steps are under way"));
         };

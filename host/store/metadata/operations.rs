@@ -7,9 +7,7 @@
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
-use witan_kernel::port::StoreError;
-
-use super::Answer;
+use witan_kernel::port::{Answer, StoreError};
 
 /// Operations that may be under way or waiting for a connection. Behind a cache there are a handful; this many mean that the
 /// database has stopped answering, and more of them would only wait, too.

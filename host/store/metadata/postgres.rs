@@ -15,10 +15,10 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use witan_kernel::port::StoreError;
+use witan_kernel::port::{Answer, StoreError};
 
+use super::migrations;
 use super::sql::{Connection, Db, Driver, Purpose, SqlMetadata};
-use super::{Answer, migrations};
 use connections::Connections;
 
 pub(super) use connections::Lent;

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 
 use witan_kernel::idempotency::{Name, Owner, RESPONSE_BYTES, Step, Stepped};
 use witan_kernel::name::{TenantId, WriteId};
-use witan_kernel::port::{Clock, IdempotencyStore, StoreError};
+use witan_kernel::port::{Clock, Durability, IdempotencyStore, StoreError, TenantStore};
 use witan_kernel::tenant::Tenant;
-use witan_store::Durability;
 use witan_store::idempotency::EmbeddedIdempotency;
-use witan_store::metadata::{Metadata, SqliteMetadata};
+use witan_store::metadata::SqliteMetadata;
 
 const INSIDE: &str = "WITAN_STORE_TEST_INSIDE";
 const DISK: u64 = 100 << 20;

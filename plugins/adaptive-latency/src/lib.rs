@@ -1,14 +1,14 @@
-//! Consistency policy: while replicas are slow, busy or gone, an operation asks for as many as are well, never fewer
-//! than the tenant's minimum level; a read is hedged from the latencies that the coordinator has measured.
+//! Consistency policy: while replicas are slow, busy or unreachable, an operation requires only as many answers as there are healthy
+//! replicas, but never fewer than the tenant's minimum level. Reads are hedged by the latencies that the coordinator measures.
 //!
-//! Configuration, lines of `key = value`, each with a default:
+//! Configuration, as lines of `key = value`. Every key is optional:
 //!
 //! | key | default | meaning |
 //! | --- | --- | --- |
-//! | slow-us | 50000 | a replica whose 99th percentile is above this is not well |
-//! | busy | 512 | nor is one with more requests than this in flight |
-//! | hedge-cap-us | 20000 | the longest that a read waits before it asks a spare replica |
-//! | accept-shortfall | true | when fewer answer than asked for, the minimum level is enough |
+//! | slow-us | 50000 | a replica whose 99th percentile of latency is above this is not healthy, in microseconds |
+//! | busy | 512 | a replica with more requests in flight than this is not healthy |
+//! | hedge-cap-us | 20000 | the longest time before a read asks a spare replica, in microseconds |
+//! | accept-shortfall | true | whether the minimum level is enough when fewer replicas answer than required |
 
 use witan_plugin_sdk::policy::{Answer, Operation, Question, Replica, Shortfall, native, required};
 use witan_plugin_sdk::{ConfigIssue, ConsistencyPolicy, Error, Plugin, Settings};
@@ -36,7 +36,7 @@ impl Plugin for AdaptiveLatency {
         settings.take("hedge-cap-us", "a number of microseconds", &mut self.hedge_cap_us);
         settings.take("accept-shortfall", "true or false", &mut self.accept_shortfall);
         if self.slow_us == 0 {
-            settings.refuse("slow-us", "is 0, so that every replica would be slow; give 1 or more");
+            settings.refuse("slow-us", "is 0, which makes every replica slow; use 1 or more");
         }
         settings.finish()
     }
@@ -47,9 +47,9 @@ impl ConsistencyPolicy for AdaptiveLatency {
         let mut answer = native(question);
         let floor = required(question.minimum, question.replication_factor);
         if !question.replicas.is_empty() {
-            let well = question.replicas.iter().filter(|replica| self.is_well(replica)).count();
-            let well = u8::try_from(well).unwrap_or(u8::MAX);
-            answer.required = answer.required.min(well.max(floor));
+            let healthy = question.replicas.iter().filter(|replica| self.is_healthy(replica)).count();
+            let healthy = u8::try_from(healthy).unwrap_or(u8::MAX);
+            answer.required = answer.required.min(healthy.max(floor));
         }
         if self.accept_shortfall && floor < answer.required {
             answer.shortfall = Shortfall::Accept(floor);
@@ -62,16 +62,16 @@ impl ConsistencyPolicy for AdaptiveLatency {
 }
 
 impl AdaptiveLatency {
-    fn is_well(&self, replica: &Replica) -> bool {
+    fn is_healthy(&self, replica: &Replica) -> bool {
         replica.reachable && replica.latency_p99_us <= self.slow_us && replica.in_flight <= self.busy
     }
 
-    /// The wait after which one of the replicas asked first, the fastest ones, is later than it nearly always is. The
-    /// sick ones do not drag it up.
+    /// The time after which one of the replicas that are asked first, the fastest ones, is later than in 99 % of its answers. Unhealthy
+    /// replicas do not count, so that they do not delay the hedge.
     fn hedge(&self, question: &Question, required: u8) -> Option<u32> {
-        let mut well: Vec<&Replica> = question.replicas.iter().filter(|replica| self.is_well(replica)).collect();
-        well.sort_by_key(|replica| replica.latency_p50_us);
-        let asked = well.iter().take(usize::from(required)).map(|replica| replica.latency_p99_us);
+        let mut healthy: Vec<&Replica> = question.replicas.iter().filter(|replica| self.is_healthy(replica)).collect();
+        healthy.sort_by_key(|replica| replica.latency_p50_us);
+        let asked = healthy.iter().take(usize::from(required)).map(|replica| replica.latency_p99_us);
         asked.max().filter(|p99| *p99 > 0).map(|p99| p99.min(self.hedge_cap_us))
     }
 }
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn with_all_well_the_level_asked_for_stands() {
+    fn with_all_replicas_healthy_the_requested_level_applies() {
         let q = question(Operation::Write, Level::All, Level::One, vec![replica(true, 900); 3]);
         let answer = AdaptiveLatency::default().decide(&q).unwrap();
         assert_eq!((answer.required, answer.hedge_after_us), (3, None));
@@ -109,13 +109,14 @@ mod tests {
     }
 
     #[test]
-    fn a_sick_replica_is_not_waited_for_but_the_minimum_is() {
-        let sick = vec![replica(true, 900), replica(false, 0), replica(true, 90_000)];
+    fn an_unhealthy_replica_is_not_required_beyond_the_minimum() {
+        let unhealthy = vec![replica(true, 900), replica(false, 0), replica(true, 90_000)];
         let relaxed =
-            AdaptiveLatency::default().decide(&question(Operation::Write, Level::All, Level::One, sick.clone()));
+            AdaptiveLatency::default().decide(&question(Operation::Write, Level::All, Level::One, unhealthy.clone()));
         assert_eq!(relaxed.unwrap().required, 1);
-        let held =
-            AdaptiveLatency::default().decide(&question(Operation::Write, Level::All, Level::Quorum, sick)).unwrap();
+        let held = AdaptiveLatency::default()
+            .decide(&question(Operation::Write, Level::All, Level::Quorum, unhealthy))
+            .unwrap();
         assert_eq!(held.required, 2);
         assert!(matches!(held.shortfall, Shortfall::Fail));
     }

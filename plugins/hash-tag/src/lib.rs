@@ -1,6 +1,6 @@
-//! Routing hook: keys with the same tag lie together. A tag is what stands in braces, by the rule that clients of Redis
-//! Cluster know: between the first '{' and the first '}' after it, if anything stands there; else the whole key counts.
-//! `{user1000}.following` and `{user1000}.followers` share a partition, `foo{}{bar}` is only itself.
+//! Routing hook: keys with the same hash tag share a partition. The tag is found by the rule of Redis Cluster: the text between the
+//! first '{' and the first '}' after it, unless it is empty. Without a tag the whole key is used. `{user1000}.following` and
+//! `{user1000}.followers` share a partition; `foo{}{bar}` has no tag.
 
 use witan_plugin_sdk::{Error, Plugin, RoutingHook};
 
@@ -42,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_without_a_tag_are_themselves() {
+    fn keys_without_a_tag_are_used_whole() {
         for key in ["plain", "{open", "close}", "}{", "{}", "a}b{c"] {
             assert_eq!(partition(key), key);
         }

@@ -1,4 +1,4 @@
-//! The generated bindings of each world, under their worlds' names.
+//! The generated bindings of each world.
 
 pub(crate) use witan_world_conflict_resolver as conflict_resolver;
 pub(crate) use witan_world_consistency_policy as consistency_policy;

@@ -1,14 +1,14 @@
-//! Configurations as lines of `key = value`, for plugins that need no more.
+//! A simple configuration format: lines of `key = value`.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-/// One thing wrong with a configuration: where, and what would be right.
+/// One problem with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigIssue {
-    /// The key, or a path to it; empty for the whole.
+    /// The key, or a path to it; empty for the configuration as a whole.
     pub at: String,
-    /// What is wrong, and what would be right.
+    /// What is wrong, and what would be correct.
     pub problem: String,
 }
 
@@ -19,9 +19,9 @@ impl ConfigIssue {
     }
 }
 
-/// A configuration of lines such as `slow-us = 5000`. Empty lines and lines that start with '#' mean nothing.
+/// A configuration of lines such as `slow-us = 5000`. Empty lines and lines that start with '#' are ignored.
 ///
-/// Take every key that you know, then call [`Settings::finish`], which reports the others.
+/// Call [`Settings::take`] for every known key, then [`Settings::finish`], which reports unknown keys.
 #[derive(Debug, Default)]
 pub struct Settings {
     values: BTreeMap<String, String>,
@@ -29,7 +29,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads a configuration. What cannot be read is reported by [`Settings::finish`].
+    /// Reads a configuration. [`Settings::finish`] reports lines that cannot be read.
     pub fn read(configuration: &[u8]) -> Self {
         let mut settings = Self::default();
         let Ok(text) = std::str::from_utf8(configuration) else {
@@ -51,7 +51,7 @@ impl Settings {
         }
     }
 
-    /// Takes `key` into `field`, if it is there. `expected` says in a few words what is right.
+    /// Reads `key` into `field`, if it is present. `expected` describes a correct value in a few words.
     pub fn take<T: FromStr>(&mut self, key: &str, expected: &str, field: &mut T) {
         let Some(text) = self.values.remove(key) else { return };
         match text.parse() {
@@ -60,12 +60,12 @@ impl Settings {
         }
     }
 
-    /// Reports an issue of the plugin's own.
+    /// Reports an issue that the plugin has found.
     pub fn refuse(&mut self, key: &str, problem: impl Into<String>) {
         self.issues.push(ConfigIssue::new(key, problem));
     }
 
-    /// Everything that was wrong, keys that nobody took included.
+    /// Returns all issues, unknown keys included.
     pub fn finish(mut self) -> Result<(), Vec<ConfigIssue>> {
         for key in self.values.keys() {
             self.issues.push(ConfigIssue::new(key, "is not known"));
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mistake_is_reported_at_its_place() {
+    fn every_mistake_is_reported_with_its_key() {
         let mut settings = Settings::read(b"# comment\n\na = 7\nb = x\nc\nd = 1\na = 8\n");
         let (mut a, mut b) = (0_u32, 5_u32);
         settings.take("a", "a number", &mut a);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_configuration_is_a_good_one() {
+    fn an_empty_configuration_is_valid() {
         assert_eq!(Settings::read(b"").finish(), Ok(()));
         assert!(Settings::read(&[0xff]).finish().is_err());
     }

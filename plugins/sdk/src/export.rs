@@ -1,4 +1,4 @@
-//! From a trait to a world's exports.
+//! Turns an implementation of a trait into the exports of a world.
 
 use std::cell::RefCell;
 use std::thread::LocalKey;
@@ -6,28 +6,25 @@ use std::thread::LocalKey;
 use crate::bindings::{conflict_resolver, consistency_policy, routing_hook};
 use crate::{ConflictResolver, ConsistencyPolicy, Error, Plugin, RoutingHook};
 
-/// Where an instance keeps its plugin. WebAssembly has one thread, so this is one static.
-pub type Slot<P> = RefCell<State<P>>;
+/// Holds the plugin of an instance: created by `Default` at its first use and configured at most once. A single static is enough,
+/// because a WebAssembly instance has one thread.
+pub type PluginCell<P> = RefCell<P>;
 
-/// A plugin, made from its default at the first use and configured at most once.
-#[derive(Debug, Default)]
-pub struct State<P>(P);
-
-/// The plugin's slot, name and version: the macros implement it.
+/// The plugin's name, version and cell. Implemented by the macros.
 pub trait Named {
-    /// The trait's implementor.
+    /// The type that implements the plugin.
     type Plugin: Plugin;
     /// The crate's name.
     const NAME: &'static str;
     /// The crate's version.
     const VERSION: &'static str;
-    /// The slot.
-    fn slot() -> &'static LocalKey<Slot<Self::Plugin>>;
+    /// The cell that holds the plugin.
+    fn cell() -> &'static LocalKey<PluginCell<Self::Plugin>>;
 }
 
 fn ask<N: Named, T>(question: impl FnOnce(&N::Plugin) -> Result<T, Error>) -> Result<T, Error> {
-    N::slot().with(|slot| match slot.try_borrow() {
-        Ok(state) => question(&state.0),
+    N::cell().with(|cell| match cell.try_borrow() {
+        Ok(plugin) => question(&plugin),
         Err(_) => Err(Error::Internal),
     })
 }
@@ -57,9 +54,9 @@ macro_rules! plugin_interface {
             fn configure(
                 configuration: Vec<u8>,
             ) -> Result<(), Vec<$world::exports::witan::plugin::plugin::ConfigIssue>> {
-                let configured = N::slot().with(|slot| match slot.try_borrow_mut() {
-                    Ok(mut state) => state.0.configure(&configuration),
-                    Err(_) => Err(vec![crate::ConfigIssue::new("", "configured while it answers")]),
+                let configured = N::cell().with(|cell| match cell.try_borrow_mut() {
+                    Ok(mut plugin) => plugin.configure(&configuration),
+                    Err(_) => Err(vec![crate::ConfigIssue::new("", "is configured during a call")]),
                 });
                 configured.map_err(|issues| {
                     issues
@@ -114,7 +111,7 @@ where
     }
 }
 
-/// Makes a type that implements [`ConsistencyPolicy`] the plugin of this crate. Once per crate.
+/// Exports a type that implements [`ConsistencyPolicy`] as this crate's plugin. Use it once per crate.
 #[macro_export]
 macro_rules! consistency_policy {
     ($plugin:ty) => {
@@ -122,7 +119,7 @@ macro_rules! consistency_policy {
     };
 }
 
-/// Makes a type that implements [`ConflictResolver`] the plugin of this crate. Once per crate.
+/// Exports a type that implements [`ConflictResolver`] as this crate's plugin. Use it once per crate.
 #[macro_export]
 macro_rules! conflict_resolver {
     ($plugin:ty) => {
@@ -130,7 +127,7 @@ macro_rules! conflict_resolver {
     };
 }
 
-/// Makes a type that implements [`RoutingHook`] the plugin of this crate. Once per crate.
+/// Exports a type that implements [`RoutingHook`] as this crate's plugin. Use it once per crate.
 #[macro_export]
 macro_rules! routing_hook {
     ($plugin:ty) => {
@@ -145,15 +142,15 @@ macro_rules! export_plugin {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
             ::std::thread_local! {
-                static SLOT: $crate::macro_support::Slot<$plugin> = ::core::default::Default::default();
+                static PLUGIN: $crate::macro_support::PluginCell<$plugin> = ::core::default::Default::default();
             }
             struct ThisPlugin;
             impl $crate::macro_support::Named for ThisPlugin {
                 type Plugin = $plugin;
                 const NAME: &'static str = env!("CARGO_PKG_NAME");
                 const VERSION: &'static str = env!("CARGO_PKG_VERSION");
-                fn slot() -> &'static ::std::thread::LocalKey<$crate::macro_support::Slot<$plugin>> {
-                    &SLOT
+                fn cell() -> &'static ::std::thread::LocalKey<$crate::macro_support::PluginCell<$plugin>> {
+                    &PLUGIN
                 }
             }
             type Exports = $crate::macro_support::$exports<ThisPlugin>;

@@ -1,4 +1,4 @@
-//! What a plugin may ask of its host. On other targets than WebAssembly, both functions print to standard error.
+//! The functions that a plugin can call on its host. On targets other than WebAssembly, both print to standard error.
 
 /// How much a message matters to an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -7,13 +7,13 @@ pub enum Severity {
     Debug,
     /// Worth knowing.
     Info,
-    /// The plugin has acted.
+    /// The plugin handled a problem.
     Warn,
-    /// Someone must act.
+    /// An operator needs to act.
     Error,
 }
 
-/// Writes one line to the coordinator's log: at most 512 bytes, and a few lines a second; more is dropped and counted.
+/// Writes one line to the coordinator's log. A line is cut to 512 bytes; beyond ten lines a second they are dropped and counted.
 pub fn log(severity: Severity, message: &str) {
     #[cfg(target_arch = "wasm32")]
     {
@@ -30,7 +30,7 @@ pub fn log(severity: Severity, message: &str) {
     eprintln!("{severity:?}: {message}");
 }
 
-/// Sets a gauge under the plugin's name: at most 64 bytes of name, and a few names; more is dropped and counted.
+/// Sets one of the plugin's gauges. Names longer than 64 bytes, and gauges beyond the sixteenth, are dropped.
 pub fn metric(name: &str, value: f64) {
     #[cfg(target_arch = "wasm32")]
     crate::bindings::consistency_policy::witan::plugin::host::metric(name, value);

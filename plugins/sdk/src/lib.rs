@@ -1,9 +1,9 @@
-//! Everything a Witan plugin needs: implement one trait, call one macro.
+//! The SDK for Witan plugins: implement one trait and call one macro.
 //!
 //! ```
 //! use witan_plugin_sdk::{ConsistencyPolicy, Error, Plugin, policy};
 //!
-//! /// Reads never ask for more than one replica.
+//! /// Reads never require more than one replica.
 //! #[derive(Default)]
 //! struct FastReads;
 //!
@@ -23,8 +23,8 @@
 //! # fn main() {}
 //! ```
 //!
-//! Build it as a `cdylib` for `wasm32-unknown-unknown` and turn the module into a component; `cargo xtask plugins` does
-//! both. On any other target the macros do nothing, so that a plugin's rules have ordinary unit tests.
+//! Build the crate as a `cdylib` for `wasm32-unknown-unknown` and convert the module to a component; `cargo xtask plugins` does both. On
+//! other targets the macros expand to nothing, so that plugins can have ordinary unit tests.
 
 mod bindings;
 mod config;
@@ -40,13 +40,13 @@ pub use resolver::ConflictResolver;
 pub use routing::RoutingHook;
 pub use witan_world_consistency_policy::witan::plugin::types::Error;
 
-/// What every plugin is. `Default` is the plugin without any configuration.
+/// A plugin of any kind. `Default` creates it unconfigured.
 pub trait Plugin: Default + 'static {
-    /// True when equal questions always get equal answers. Resolvers and partition keys must be.
+    /// Whether equal questions always get equal answers. Resolvers and partition keys must be deterministic.
     const DETERMINISTIC: bool = true;
 
-    /// Takes the binding's configuration: any bytes, at most 64 KiB, empty when the binding has none. Called once, before
-    /// the first question. Without an implementation, a configuration that is not empty is refused.
+    /// Applies the binding's configuration: any bytes, at most 64 KiB, empty if the binding has none. Called once per instance, before
+    /// the first question. The default implementation accepts only an empty configuration.
     fn configure(&mut self, configuration: &[u8]) -> Result<(), Vec<ConfigIssue>> {
         if configuration.is_empty() {
             Ok(())
@@ -58,8 +58,8 @@ pub trait Plugin: Default + 'static {
 
 #[doc(hidden)]
 pub mod macro_support {
-    //! What the macros expand to. Not for use by hand.
-    pub use crate::export::{Named, Policy, Resolver, Routing, Slot, State};
+    //! Used by the macros' expansion. Not part of the public interface.
+    pub use crate::export::{Named, PluginCell, Policy, Resolver, Routing};
     pub use {
         witan_world_conflict_resolver as conflict_resolver, witan_world_consistency_policy as consistency_policy,
         witan_world_routing_hook as routing_hook,

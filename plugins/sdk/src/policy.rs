@@ -6,13 +6,13 @@ pub use crate::bindings::consistency_policy::exports::witan::plugin::policy::{
 
 use crate::{Error, Plugin};
 
-/// Decides how many replicas must answer, until when, when to hedge, and what too few answers mean.
+/// Decides how many replicas must answer, by which deadline, when a read is hedged, and what happens if too few answer.
 pub trait ConsistencyPolicy: Plugin {
     /// Decides one operation.
     fn decide(&self, question: &Question) -> Result<Answer, Error>;
 }
 
-/// Replicas that `level` asks for, of `replication_factor`.
+/// Number of replicas that `level` requires, of `replication_factor`.
 pub fn required(level: Level, replication_factor: u8) -> u8 {
     match level {
         Level::One => 1,
@@ -21,7 +21,7 @@ pub fn required(level: Level, replication_factor: u8) -> u8 {
     }
 }
 
-/// What the coordinator would do on its own: the level asked for, the request's deadline, and a shortfall fails.
+/// The coordinator's own rule: the requested level, the request's deadline, and an error if too few replicas answer.
 pub fn native(question: &Question) -> Answer {
     let asked = required(question.level, question.replication_factor);
     let floor = required(question.minimum, question.replication_factor);

@@ -1,26 +1,26 @@
-//! The hook asked when live siblings differ.
+//! The hook asked when a key has conflicting siblings.
 
 pub use crate::bindings::conflict_resolver::exports::witan::plugin::resolver::{Question, Sibling, Verdict};
 
 use crate::{Error, Plugin};
 
-/// Decides what stands when siblings differ.
+/// Decides which value replaces conflicting siblings.
 ///
-/// Several coordinators ask, in any order, about any part of the siblings, more than once. So the order must not
-/// matter, resolving a part first must not matter, and resolving a verdict with one of the siblings it was made of must
-/// give the verdict again. The host checks this before it lets a resolver in; [`assert_laws`] checks it in a test.
+/// Several coordinators may ask about the same conflict, in any order, about any subset of the siblings, and more than once. Verdicts
+/// must therefore be commutative (the order of the siblings does not matter), associative (resolving a subset first does not matter)
+/// and idempotent (resolving a verdict with one of its siblings gives the verdict again). The host checks this before it accepts a
+/// resolver; [`assert_laws`] checks it in a test.
 pub trait ConflictResolver: Plugin {
-    /// Decides one conflict: one sibling at least.
+    /// Decides one conflict. There is at least one sibling.
     fn resolve(&self, question: &Question) -> Result<Verdict, Error>;
 
-    /// A handful of values of the kind that this resolver merges, as different as they come.
+    /// A few sample values of the kind that this resolver merges, as varied as possible: the host checks the laws on them.
     fn samples() -> Vec<Vec<u8>> {
         Vec::new()
     }
 }
 
-/// Panics when the verdicts on some of `values` break a law, naming the values. For tests; quadratic to cubic in their
-/// number.
+/// Panics if the verdicts on some of `values` break a law, naming these values. For tests; takes time cubic in their number.
 pub fn assert_laws<R: ConflictResolver>(resolver: &R, values: &[Vec<u8>]) {
     let resolve = |parts: &[&[u8]]| -> Option<Vec<u8>> {
         let siblings = parts.iter().map(|value| Sibling { value: value.to_vec(), time: 1 }).collect();

@@ -1,9 +1,8 @@
-//! Conflict resolver: JSON arrays are sets, and siblings become their union.
+//! Conflict resolver: JSON arrays are sets, and siblings are merged to their union.
 //!
-//! The verdict is one array without repetitions, in an order that depends on its elements alone, so that every
-//! coordinator finds the same bytes. When one sibling is not a JSON array, all are kept: dropping what nobody can read
-//! would be worse. An element that was removed by one writer comes back when another kept it; sets that shrink need
-//! another kind of value.
+//! The merged value is one array without duplicates, in an order that depends only on its elements, so that every coordinator
+//! produces the same bytes. If a sibling is not a JSON array, all siblings are kept, because dropping an unreadable value would lose
+//! data. An element that one writer removed reappears if another writer kept it; sets that shrink need another kind of value.
 
 use std::collections::BTreeSet;
 
@@ -35,7 +34,7 @@ impl ConflictResolver for SetUnion {
     }
 }
 
-/// The elements of a JSON array, each in its one canonical spelling: no spaces, object keys sorted.
+/// The elements of a JSON array in canonical form: no spaces, object keys sorted.
 fn elements(value: &[u8]) -> Option<Vec<String>> {
     match serde_json::from_slice(value) {
         Ok(Value::Array(elements)) => Some(elements.iter().map(Value::to_string).collect()),
@@ -61,20 +60,20 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lost_and_nothing_is_twice() {
+    fn no_element_is_lost_or_duplicated() {
         assert_eq!(union(&[r#"["b","a"]"#, r#"[ "c", "a" ]"#]).unwrap(), r#"["a","b","c"]"#);
         assert_eq!(union(&[r#"[{"y":1,"x":2}]"#, r#"[{"x":2,"y":1}]"#]).unwrap(), r#"[{"x":2,"y":1}]"#);
     }
 
     #[test]
-    fn what_is_not_an_array_keeps_all() {
+    fn a_value_that_is_not_an_array_keeps_all() {
         for other in ["", "{}", "7", "[1", "[1]]", "\u{0}"] {
             assert_eq!(union(&["[1]", other]), None, "{other:?}");
         }
     }
 
     #[test]
-    fn verdicts_keep_the_laws() {
+    fn verdicts_obey_the_laws() {
         let mut values = SetUnion::samples();
         values.extend(
             ["[0.1,1e-7,123456789012345678901234567890]", r#"["\u0041","A","\n"]"#, "[[[]],[1,[2]]]"].map(Vec::from),

@@ -1,21 +1,21 @@
-//! Conflict resolver: the shopping cart of Dynamo's paper. What was added on either side stays.
+//! Conflict resolver: the shopping cart of the Dynamo paper. An item that was added on either side is kept.
 //!
-//! A cart is a JSON object with the one field `items`, from an item's name to its quantity:
+//! A cart is a JSON object with the single field `items`, which maps an item's name to its quantity:
 //!
 //! ```json
 //! {"items": {"milk": 2, "bread": {"phone": 1, "laptop": 3}}}
 //! ```
 //!
-//! A quantity is a whole number, or a map from a writer's name to that writer's number; the item's quantity is then
-//! their sum. Siblings become one cart with every item of any of them; of two numbers by the same writer the greater
-//! stays. So two devices that each write their own number add up, and two that write plain numbers do not count the same
-//! milk twice. A plain number is that of the writer "".
+//! A quantity is a whole number, or a map from a writer's name to that writer's number; the item's quantity is then the sum. Siblings
+//! are merged to one cart with every item of any of them; of two numbers by the same writer the greater one is kept. So the numbers of
+//! two devices add up if each writes its own, and plain numbers from two devices do not count the same milk twice. A plain number
+//! belongs to the writer "".
 //!
-//! Taking the greater of two numbers is commutative, associative and idempotent, as verdicts must be; adding two carts
-//! up would not be idempotent, since coordinators resolve the same conflict more than once. As in the paper, an item
-//! that one side removed comes back when the other side still had it.
+//! Taking the greater of two numbers is commutative, associative and idempotent, as verdicts must be. Adding up two carts would not be
+//! idempotent, and coordinators resolve the same conflict more than once. As in the paper, an item that one side removed reappears if
+//! the other side still had it.
 //!
-//! When one sibling is not such a cart, all are kept.
+//! If a sibling is not such a cart, all siblings are kept.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -30,7 +30,7 @@ pub struct ShoppingCart;
 
 impl Plugin for ShoppingCart {}
 
-/// Item, then writer, then that writer's quantity.
+/// Quantities by item and writer.
 type Items = BTreeMap<String, BTreeMap<String, u64>>;
 
 impl ConflictResolver for ShoppingCart {
@@ -88,7 +88,7 @@ fn quantities(quantity: Value) -> Option<BTreeMap<String, u64>> {
     }
 }
 
-/// The cart's one canonical spelling.
+/// The cart in canonical form.
 fn write(items: Items) -> Vec<u8> {
     let items: Map<String, Value> = items
         .into_iter()
@@ -118,13 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_added_on_either_side_stays() {
+    fn items_added_on_either_side_are_kept() {
         let cart = merged(&[r#"{"items":{"milk":2}}"#, r#"{"items":{"milk":1,"bread":1}}"#]).unwrap();
         assert_eq!(cart, r#"{"items":{"bread":1,"milk":2}}"#);
     }
 
     #[test]
-    fn writers_that_name_themselves_add_up() {
+    fn quantities_of_named_writers_add_up() {
         let cart = merged(&[r#"{"items":{"milk":{"a":1}}}"#, r#"{"items":{"milk":{"b":2,"a":1}}}"#]).unwrap();
         assert_eq!(cart, r#"{"items":{"milk":{"a":1,"b":2}}}"#);
         let cart = merged(&[r#"{"items":{"milk":5}}"#, r#"{"items":{"milk":{"b":2}}}"#]).unwrap();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_cart_keeps_all() {
+    fn a_value_that_is_not_a_cart_keeps_all() {
         let others = [
             "",
             "{}",
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn verdicts_keep_the_laws() {
+    fn verdicts_obey_the_laws() {
         let mut values = ShoppingCart::samples();
         values.extend(
             [r#"{"items":{"milk":{"":7,"phone":0}}}"#, r#"{"items":{"milk":{},"x":18446744073709551615}}"#]

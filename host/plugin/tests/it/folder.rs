@@ -1,4 +1,4 @@
-//! The watched folder: files that appear are staged, bindings by name follow, half-written files are not taken.
+//! The watched folder: files that appear are staged, bindings by name follow them, and half-written files are not staged.
 
 use witan_kernel::hook::Hook;
 use witan_plugin::Reference;
@@ -26,7 +26,7 @@ async fn a_binding_by_name_follows_the_file_and_one_by_digest_does_not() {
     wait_for(&mut events, |event| event.kind == EventKind::Activated && event.digest != Some(first)).await;
     assert_eq!(required(&world.hooks("name").policy(&question(1))), 3);
     assert_eq!(required(&world.hooks("digest").policy(&question(1))), 1);
-    // A rollback is not undone by the file that it rolled back from; the next file is followed again.
+    // The file that was rolled back from does not undo the rollback; the next file is followed again.
     world.host.rollback(Some(tenant("name")), POLICY).await.unwrap();
     world.host.scan().await.unwrap();
     assert_eq!(required(&world.hooks("name").policy(&question(1))), 1);
@@ -36,20 +36,20 @@ async fn a_binding_by_name_follows_the_file_and_one_by_digest_does_not() {
 }
 
 #[tokio::test]
-async fn what_is_in_the_folder_is_there_from_the_start() {
+async fn the_content_of_the_folder_is_known_from_the_start() {
     let world = World::new();
     place(&world.folder().join("a.wasm"), &policy(1));
     let world = world.restart();
     assert_eq!(world.host.artifacts().len(), 1);
     world.bind("a", POLICY, name("pol")).await.unwrap();
-    // Replaced while nobody looked.
+    // Replaced between two starts.
     place(&world.folder().join("a.wasm"), &policy(2));
     let world = world.restart();
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 2);
 }
 
 #[tokio::test]
-async fn a_half_written_file_is_refused_and_the_whole_one_taken() {
+async fn a_half_written_file_is_refused_and_the_whole_one_staged() {
     let world = World::new();
     let (_, mut events) = world.host.watch();
     let (file, whole) = (world.folder().join("a.wasm"), policy(1));
@@ -85,7 +85,7 @@ async fn a_routing_hook_never_follows() {
     place(&file, &Guest::routing("tags").build());
     wait_for_kind(&mut events, EventKind::Ready).await;
     let first = world.bind("a", Hook::RoutingHook, name("tags")).await.unwrap().record.current.digest;
-    place(&file, &Guest::routing("tags").when_told("nop").build());
+    place(&file, &Guest::routing("tags").when_triggered("nop").build());
     wait_for_kind(&mut events, EventKind::Ready).await;
     world.host.scan().await.unwrap();
     assert_eq!(world.host.bindings()[0].record.current.digest, first);

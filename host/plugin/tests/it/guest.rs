@@ -1,4 +1,4 @@
-//! Guests out of WebAssembly text: whatever a plugin could do, a few lines do here.
+//! Guests made from WebAssembly text: a few lines make a plugin do anything.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -11,8 +11,9 @@ use wit_parser::{PackageId, Resolve};
 pub(crate) struct Guest {
     world: &'static str,
     name: String,
-    /// More fields of the core module; also what goes before its memory.
+    /// Imports of the core module, placed before its memory.
     pub(crate) imports: String,
+    /// More fields of the core module.
     pub(crate) fields: String,
     pub(crate) describe: String,
     pub(crate) configure: String,
@@ -24,7 +25,7 @@ pub(crate) struct Guest {
     hook: &'static str,
 }
 
-/// Where static results stand in a guest's memory, by hundreds.
+/// Addresses of static results in a guest's memory.
 const MANIFEST: usize = 100;
 const STRINGS: usize = 200;
 const CONFIGURED: usize = 400;
@@ -42,7 +43,7 @@ impl Guest {
         Self::new("consistency-policy", name, &answer)
     }
 
-    /// A resolver that keeps all.
+    /// A resolver that always answers keep-all.
     pub(crate) fn resolver(name: &str) -> Self {
         let mut answer = [0_u8; 16];
         answer[4] = 2;
@@ -74,15 +75,15 @@ impl Guest {
         }
     }
 
-    /// Does `body` first when it is told to: a policy by 666 bytes of value, a resolver by a key that is not the probe's, a
-    /// routing hook by a key of 3 bytes.
-    pub(crate) fn when_told(mut self, body: &str) -> Self {
-        let told = match self.world {
+    /// Runs `body` before it answers a question that triggers it: for a policy one about a value of 666 bytes, for a resolver one about
+    /// any key but the probe's, for a routing hook one about a key of 3 bytes.
+    pub(crate) fn when_triggered(mut self, body: &str) -> Self {
+        let triggered = match self.world {
             "consistency-policy" => "(i32.eq (local.get 5) (i32.const 666))",
             "conflict-resolver" => "(i32.ne (local.get 1) (i32.const 5))",
             _ => "(i32.eq (local.get 1) (i32.const 3))",
         };
-        self.answer = format!("(if {told} (then {body})) {}", self.answer);
+        self.answer = format!("(if {triggered} (then {body})) {}", self.answer);
         self
     }
 

@@ -1,5 +1,4 @@
-//! Every limit, run into on purpose: each hostile guest is stopped with a reason that a person can read, and everyone
-//! else goes on being served.
+//! Hostile guests: each reaches a limit on purpose and is stopped with a readable reason, while all others are still served.
 
 use witan_kernel::hook::{Hook, ResolverQuestion, Sibling};
 use witan_kernel::name::Key;
@@ -10,8 +9,8 @@ use crate::{World, ample, brief, question, reason, required};
 
 const LOOP: &str = "(loop $again (br $again))";
 
-/// Binds the guest for one tenant beside a good plugin for another, makes it misbehave, and checks that it was stopped
-/// for `why`, answers the next question, and that the neighbour never noticed.
+/// Binds the guest for one tenant and a good plugin for another, makes the guest misbehave, and checks that it was stopped for the
+/// reason `why`, that it answers the next question, and that the other tenant was not affected.
 async fn policy_is_stopped(guest: Guest, why: &str) {
     policy_is_stopped_by(ample(), guest, why).await;
 }
@@ -32,7 +31,7 @@ async fn policy_is_stopped_by(limits: Limits, guest: Guest, why: &str) {
     assert_eq!(faults, [2, 0], "bad and good");
 }
 
-/// Stages the guest, and binds it if it gets so far: it must be refused for `why`, and nothing is in force.
+/// Stages the guest, and binds it if that succeeds: it must be refused for the reason `why`, and not be in force.
 async fn is_refused(hook: Hook, component: &[u8], why: &str) {
     is_refused_by(ample(), hook, component, why).await;
 }
@@ -52,13 +51,13 @@ fn bad() -> Guest {
 
 #[tokio::test]
 async fn an_endless_loop() {
-    policy_is_stopped_by(brief(), bad().when_told(LOOP), "5 ms of CPU").await;
+    policy_is_stopped_by(brief(), bad().when_triggered(LOOP), "5 ms of CPU").await;
 }
 
 #[tokio::test]
 async fn a_memory_bomb() {
     let bomb = "(loop $again (br_if $again (i32.ne (memory.grow (i32.const 1)) (i32.const -1)))) unreachable";
-    policy_is_stopped(bad().when_told(bomb), "more than 16777216 bytes of memory").await;
+    policy_is_stopped(bad().when_triggered(bomb), "more than 16777216 bytes of memory").await;
 }
 
 #[tokio::test]
@@ -66,7 +65,7 @@ async fn a_bomb_of_several_memories() {
     let bomb = "(loop $again
         (drop (memory.grow 0 (i32.const 16)))
         (br_if $again (i32.ne (memory.grow 1 (i32.const 16)) (i32.const -1)))) unreachable";
-    let guest = bad().when_told(bomb).with(|guest| guest.fields.push_str("(memory 1)"));
+    let guest = bad().when_triggered(bomb).with(|guest| guest.fields.push_str("(memory 1)"));
     policy_is_stopped(guest, "more than 16777216 bytes of memory").await;
 }
 
@@ -74,13 +73,13 @@ async fn a_bomb_of_several_memories() {
 async fn a_table_bomb() {
     let bomb = "(loop $again
         (br_if $again (i32.ne (table.grow 0 (ref.null func) (i32.const 999)) (i32.const -1)))) unreachable";
-    let guest = bad().when_told(bomb).with(|guest| guest.fields.push_str("(table 1 funcref)"));
+    let guest = bad().when_triggered(bomb).with(|guest| guest.fields.push_str("(table 1 funcref)"));
     policy_is_stopped(guest, "more than 20000 elements in tables").await;
 }
 
 #[tokio::test]
 async fn endless_recursion() {
-    let guest = bad().when_told("(call $deeper (i64.const 1)) drop").with(|guest| {
+    let guest = bad().when_triggered("(call $deeper (i64.const 1)) drop").with(|guest| {
         guest
             .fields
             .push_str("(func $deeper (param i64) (result i64) (i64.add (call $deeper (local.get 0)) (local.get 0)))");
@@ -90,23 +89,27 @@ async fn endless_recursion() {
 
 #[tokio::test]
 async fn a_trap() {
-    policy_is_stopped(bad().when_told("unreachable"), "trapped").await;
-    policy_is_stopped(bad().when_told("(drop (i32.load (i32.const -4)))"), "out of bounds").await;
-    policy_is_stopped(bad().when_told("(return (i32.const -4))"), "bad").await;
+    policy_is_stopped(bad().when_triggered("unreachable"), "trapped").await;
+    policy_is_stopped(bad().when_triggered("(drop (i32.load (i32.const -4)))"), "out of bounds").await;
+    policy_is_stopped(bad().when_triggered("(return (i32.const -4))"), "bad").await;
+}
+
+/// A guest that logs this many lines when triggered.
+fn logging(lines: u32) -> Guest {
+    let body = format!(
+        "(local.set 0 (i32.const {lines}))
+         (loop $again
+           (call $log (i32.const 1) (i32.const 200) (i32.const 3))
+           (br_if $again (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))"
+    );
+    bad().when_triggered(&body).with(|guest| {
+        guest.imports = r#"(import "witan:plugin/host@0.1.0" "log" (func $log (param i32 i32 i32)))"#.into();
+    })
 }
 
 #[tokio::test]
 async fn logging_without_end() {
-    let guest = bad()
-        .when_told(
-            "(local.set 0 (i32.const 1000))
-             (loop $again
-               (call $log (i32.const 1) (i32.const 200) (i32.const 3))
-               (br_if $again (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))",
-        )
-        .with(|guest| {
-            guest.imports = r#"(import "witan:plugin/host@0.1.0" "log" (func $log (param i32 i32 i32)))"#.into();
-        });
+    let guest = logging(1000);
     let world = World::new();
     world.put("", Hook::ConsistencyPolicy, &guest.build()).await.unwrap();
     assert_eq!(required(&world.hooks("a").policy(&question(666))), 2);
@@ -115,16 +118,14 @@ async fn logging_without_end() {
 
 #[tokio::test]
 async fn logging_from_many_instances() {
-    let guest = bad().when_told("(local.set 0 (i32.const 8)) (loop $again (call $log (i32.const 1) (i32.const 200) (i32.const 3)) (br_if $again (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))").with(|guest| {
-        guest.imports = r#"(import "witan:plugin/host@0.1.0" "log" (func $log (param i32 i32 i32)))"#.into();
-    });
+    let guest = logging(8);
     let world = World::new();
     world.put("", Hook::ConsistencyPolicy, &guest.build()).await.unwrap();
-    // Each tenant has an instance of its own; the lines are those of the binding.
+    // Each tenant has its own instance; the limit on lines is one of the binding.
     for tenant in ["a", "b", "c", "d", "e", "f"] {
         assert_eq!(required(&world.hooks(tenant).policy(&question(666))), 2);
     }
-    // Ten in one second, and twenty if another one has begun meanwhile.
+    // Ten in one second, and twenty if the next second has begun.
     assert!(world.host.bindings()[0].counts.lines_dropped >= 6 * 8 - 20);
 }
 
@@ -149,7 +150,7 @@ async fn more_than_it_may_start_with() {
     is_refused(Hook::ConsistencyPolicy, &table.build(), "elements in tables").await;
     let function = bad().with(|guest| guest.fields.push_str(&format!("(func {})", "nop ".repeat(300_000))));
     is_refused(Hook::ConsistencyPolicy, &function.build(), "function of").await;
-    // A quarter of a megabyte that would take the compiler tens of gigabytes.
+    // A quarter of a megabyte for which the compiler would need tens of gigabytes.
     let tangled = format!("(func (local {}) {})", "i32 ".repeat(36_000), "(loop) ".repeat(43_000));
     let tangle = bad().with(|guest| guest.fields.push_str(&tangled));
     is_refused(Hook::ConsistencyPolicy, &tangle.build(), "locals times branches").await;
@@ -161,13 +162,13 @@ async fn more_than_it_may_start_with() {
 
 #[tokio::test]
 async fn a_giant_result() {
-    // A partition key of 2 GiB, of 32 KiB, and of none.
+    // A partition key of 2 GiB, of 32 KiB, of 2,000 bytes, and an empty one.
     for (bytes, why) in
         [(0x7fff_ffff_u32, ""), (32 << 10, "more bytes than one call may"), (2000, "1 to 1024"), (0, "1 to 1024")]
     {
         let result = [&[0, 0, 0, 0][..], &0_u32.to_le_bytes(), &bytes.to_le_bytes()].concat();
         let guest = Guest::routing("bad")
-            .when_told("(return (i32.const 800))")
+            .when_triggered("(return (i32.const 800))")
             .with(|guest| guest.fields.push_str(&data(800, &result)));
         let world = World::new();
         world.put("", Hook::RoutingHook, &guest.build()).await.unwrap();
@@ -178,7 +179,7 @@ async fn a_giant_result() {
     }
 }
 
-/// 2,000 strings of 60 KB each, all the same 60 KB: 120 MB out of a guest of 64 KB.
+/// 2,000 strings of 60 KB each, all at the same address: 120 MB from a guest of 64 KB.
 #[tokio::test]
 async fn aliased_results() {
     let fill = "(local i32 i32)
@@ -195,7 +196,7 @@ async fn aliased_results() {
     let issues = bad().with(|guest| guest.configure = fill.into());
     is_refused(Hook::ConsistencyPolicy, &issues.build(), "more bytes than one call may").await;
     let samples = Guest::resolver("bad").with(|guest| {
-        // As list<list<u8>>: pairs of 8 bytes, and no discriminant.
+        // As list<list<u8>>: pairs of 8 bytes, without a discriminant.
         guest.samples = fill
             .replace("(local i32 i32)", "(local i32 i32 i32)")
             .replace("(i32.const 800) (i32.const 1)", "(i32.const 796) (i32.const 1)")
@@ -220,7 +221,7 @@ async fn foreign_imports() {
 }
 
 #[tokio::test]
-async fn what_is_no_component() {
+async fn bytes_that_are_no_component() {
     let good = bad().build();
     is_refused(Hook::ConsistencyPolicy, b"(component)", "text").await;
     is_refused(Hook::ConsistencyPolicy, b"", "empty").await;
@@ -228,7 +229,7 @@ async fn what_is_no_component() {
     is_refused(Hook::ConsistencyPolicy, &wat::parse_str("(module)").unwrap(), "core module").await;
     is_refused(Hook::ConsistencyPolicy, &wat::parse_str("(component)").unwrap(), "exports nothing").await;
     is_refused(Hook::ConsistencyPolicy, &[0; 2 << 20], "at most 1048576 are").await;
-    // Half-written, at every length that is quick to try.
+    // Half-written, at many lengths.
     let world = World::new();
     for end in (1..good.len()).step_by(61) {
         let error = world.stage(&good[..end]).await.unwrap_err().to_string();
@@ -237,11 +238,11 @@ async fn what_is_no_component() {
     is_refused(Hook::ConsistencyPolicy, &good[..good.len() / 2], "ends early").await;
 }
 
-/// Every byte of a good component turned, one at a time: refused, or good all the same, and never a panic.
+/// A good component with one byte changed, for many of its bytes: refused or still good, and never a panic.
 #[tokio::test]
 async fn malformed_bytes() {
     let good = bad().build();
-    // Some of them loop.
+    // Some of the results loop.
     let world = World::with(brief());
     let mut refused = 0;
     for at in (8..good.len()).step_by(7) {
@@ -281,26 +282,26 @@ const SUM: &str = "
     (i32.const 800)";
 
 /// Picks another sibling each time it is asked.
-const MOODY: &str = "
+const ALTERNATING: &str = "
     (global.set $state (i32.add (global.get $state) (i32.const 1)))
     (i32.store8 (i32.const 804) (i32.const 0))
     (i32.store (i32.const 808) (i32.and (global.get $state) (i32.const 1)))
     (i32.const 800)";
 
 #[tokio::test]
-async fn resolvers_without_law() {
+async fn resolvers_that_break_a_law() {
     let resolver = |answer: &str| Guest::resolver("bad").with(|guest| guest.answer = answer.into()).build();
     is_refused(Hook::ConflictResolver, &resolver(SUM), "not idempotent").await;
-    is_refused(Hook::ConflictResolver, &resolver(MOODY), "not deterministic").await;
-    let first = MOODY.replace("(i32.and (global.get $state) (i32.const 1))", "(i32.const 0)");
+    is_refused(Hook::ConflictResolver, &resolver(ALTERNATING), "not deterministic").await;
+    let first = ALTERNATING.replace("(i32.and (global.get $state) (i32.const 1))", "(i32.const 0)");
     is_refused(Hook::ConflictResolver, &resolver(&first), "not commutative").await;
-    let ninth = MOODY.replace("(i32.and (global.get $state) (i32.const 1))", "(i32.const 9)");
+    let ninth = ALTERNATING.replace("(i32.and (global.get $state) (i32.const 1))", "(i32.const 9)");
     is_refused(Hook::ConflictResolver, &resolver(&ninth), "picked sibling 9 of 2").await;
 }
 
 #[tokio::test]
-async fn a_resolver_that_turns_bad_keeps_all() {
-    // Merges to 11 MiB where a value may have 10.
+async fn a_resolver_that_fails_keeps_all_siblings() {
+    // Merges to 11 MiB; a value has at most 10.
     let giant = "(if (i32.lt_s (memory.size) (i32.const 200)) (then (drop (memory.grow (i32.const 200)))))
         (i32.store8 (i32.const 804) (i32.const 1))
         (i32.store (i32.const 808) (i32.const 0))
@@ -312,7 +313,7 @@ async fn a_resolver_that_turns_bad_keeps_all() {
         (ample(), "unreachable", "trapped"),
     ] {
         let world = World::with(limits);
-        let guest = Guest::resolver("bad").when_told(body);
+        let guest = Guest::resolver("bad").when_triggered(body);
         world.put("", Hook::ConflictResolver, &guest.build()).await.unwrap();
         let siblings = [1, 2].map(|time| Sibling { value: bytes::Bytes::from(vec![time as u8]), time }).to_vec();
         let question = ResolverQuestion { key: Key::new("k").unwrap(), siblings };

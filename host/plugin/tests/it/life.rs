@@ -1,4 +1,4 @@
-//! The life of a plugin: bound, replaced, rolled back, unbound, removed; kept over a restart; given up when it fails.
+//! The life of a plugin: bound, replaced, rolled back, unbound, removed; kept over a restart; no longer asked when it keeps failing.
 
 use std::time::Duration;
 
@@ -106,7 +106,7 @@ async fn a_restart_finds_everything_and_compiles_nothing() {
 }
 
 #[tokio::test]
-async fn a_component_that_is_gone_faults_and_keeps_nothing_from_starting() {
+async fn a_missing_component_faults_and_does_not_prevent_a_start() {
     let world = World::new();
     let binding = world.put("a", POLICY, &policy(1)).await.unwrap();
     world.put("b", POLICY, &policy(2)).await.unwrap();
@@ -117,7 +117,7 @@ async fn a_component_that_is_gone_faults_and_keeps_nothing_from_starting() {
     assert!(reason.contains("cannot be loaded"), "{reason}");
     assert!(world.host.bindings().iter().any(|binding| binding.broken.is_some()));
     assert_eq!(required(&world.hooks("b").policy(&question(1))), 2);
-    // Staged again under another version of itself, it is bound again.
+    // Once another component is staged, the tenant can be bound again.
     world.put("a", POLICY, &policy(3)).await.unwrap();
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 3);
 }
@@ -152,11 +152,11 @@ fn quick_breaker() -> Limits {
 }
 
 fn trapping(required: u8) -> Vec<u8> {
-    Guest::policy("pol", required).when_told("unreachable").build()
+    Guest::policy("pol", required).when_triggered("unreachable").build()
 }
 
 #[tokio::test]
-async fn enough_faults_bring_the_last_good_version_back() {
+async fn after_enough_faults_the_previous_version_answers() {
     let world = World::with(Limits { cool_down: Duration::from_secs(600), ..quick_breaker() });
     let (_, mut events) = world.host.watch();
     world.put("a", POLICY, &policy(1)).await.unwrap();
@@ -169,7 +169,7 @@ async fn enough_faults_bring_the_last_good_version_back() {
 }
 
 #[tokio::test]
-async fn without_a_last_good_version_the_binding_decides() {
+async fn without_a_previous_version_the_binding_decides() {
     for on_fault in [OnFault::Native, OnFault::Fail] {
         let world = World::with(quick_breaker());
         let (_, mut events) = world.host.watch();
@@ -181,7 +181,7 @@ async fn without_a_last_good_version_the_binding_decides() {
             assert!(matches!(asked, Asked::Faulted { fail, .. } if fail == (on_fault == OnFault::Fail)), "{asked:?}");
         }
         wait_for_kind(&mut events, EventKind::BreakerOpened).await;
-        // It is tried again after the cool-down, and answers.
+        // After the cool-down a trial call is made, and answered.
         let closed = async {
             while !matches!(hooks.policy(&question(1)), Asked::Answered { .. }) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -193,10 +193,10 @@ async fn without_a_last_good_version_the_binding_decides() {
 }
 
 #[tokio::test]
-async fn a_partition_key_is_never_another_versions() {
+async fn partition_keys_never_come_from_another_version() {
     let world = World::with(Limits { cool_down: Duration::from_secs(600), ..quick_breaker() });
     world.put("a", Hook::RoutingHook, &Guest::routing("good").build()).await.unwrap();
-    world.put("a", Hook::RoutingHook, &Guest::routing("bad").when_told("unreachable").build()).await.unwrap();
+    world.put("a", Hook::RoutingHook, &Guest::routing("bad").when_triggered("unreachable").build()).await.unwrap();
     let hooks = world.hooks("a");
     for _ in 0..5 {
         let asked = hooks.partition_key(&Key::new("abc").unwrap());
@@ -205,15 +205,15 @@ async fn a_partition_key_is_never_another_versions() {
 }
 
 #[tokio::test]
-async fn each_tenant_has_instances_of_its_own() {
-    // Wants one more answer each time that it is asked.
+async fn each_tenant_has_its_own_instances() {
+    // Requires one more replica each time it is asked.
     let counting = Guest::policy("pol", 0).with(|guest| {
         guest.answer = "(global.set $state (i32.add (global.get $state) (i32.const 1)))
             (i32.store8 (i32.const 504) (global.get $state)) (i32.const 500)"
             .into();
     });
     let world = World::new();
-    // It is not deterministic, and says so.
+    // It is not deterministic, and declares so.
     let component = counting.with(|guest| {
         guest.describe = "(i32.store8 (i32.const 124) (i32.const 0)) (i32.const 100)".into();
     });
@@ -242,7 +242,7 @@ async fn a_configuration_that_the_plugin_refuses_is_not_bound() {
 }
 
 #[tokio::test]
-async fn events_tell_the_whole_story() {
+async fn events_report_every_step() {
     let world = World::new();
     let (_, mut events) = world.host.watch();
     world.put("a", POLICY, &policy(1)).await.unwrap();

@@ -19,16 +19,15 @@ use tokio::sync::broadcast;
 use witan_kernel::hook::{Asked, Hook, Hooks, Operation, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState};
 use witan_kernel::name::TenantId;
 use witan_kernel::tenant::Level;
+use witan_memory::MemoryPlugins;
 use witan_plugin::event::{Event, EventKind};
 use witan_plugin::registry::Binding;
-use witan_plugin::{
-    BindRequest, Digest, InMemoryPlugins, Limits, OnFault, PluginError, PluginHost, Reference, Settings,
-};
+use witan_plugin::{BindRequest, Digest, Limits, OnFault, PluginError, PluginHost, Reference, Settings};
 
 /// A host with a data folder, a watched folder and a binding store that outlive it.
 struct World {
     dir: TempDir,
-    store: Arc<InMemoryPlugins>,
+    store: Arc<MemoryPlugins>,
     host: PluginHost,
 }
 
@@ -39,20 +38,20 @@ impl World {
 
     fn with(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(InMemoryPlugins::default());
+        let store = Arc::new(MemoryPlugins::default());
         let host = start(&dir, &store, limits);
         Self { dir, store, host }
     }
 
-    /// A host of a cluster: others share its store, each with folders of its own.
-    fn of_cluster(store: &InMemoryPlugins) -> Self {
+    /// A host of a cluster: all share a store, and each has its own folders.
+    fn of_cluster(store: &MemoryPlugins) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(store.seat());
         let host = start(&dir, &store, ample());
         Self { dir, store, host }
     }
 
-    /// The same folders and bindings, another process so to speak.
+    /// A new host on the same folders and bindings, as after a restart of the process.
     fn restart(self) -> Self {
         let Self { dir, store, host } = self;
         drop(host);
@@ -96,7 +95,7 @@ impl World {
     }
 }
 
-/// The usual limits, but all the time that a slow machine that is busy with others may need: for tests about anything else.
+/// The default limits with ample CPU and wall time, so that a slow or busy machine does not fail tests about other things.
 fn ample() -> Limits {
     let mut limits = brief();
     for budget in [&mut limits.policy, &mut limits.resolver, &mut limits.routing] {
@@ -105,21 +104,21 @@ fn ample() -> Limits {
     limits
 }
 
-/// The usual limits of a call's CPU time, and ample wall time.
+/// The default limits with ample wall time: for tests of the CPU time.
 fn brief() -> Limits {
     let mut limits = Limits { compile: LONG, fault_window: LONG, ..Limits::default() };
     for budget in [&mut limits.policy, &mut limits.resolver, &mut limits.routing] {
         budget.wall = LONG;
-        // In thousandths of a core: far more than there are.
+        // Unlimited: a thousand cores.
         budget.share = 1_000_000;
     }
     limits
 }
 
-/// Longer than anything that must happen takes on any machine.
+/// Longer than anything takes on any machine.
 const LONG: Duration = Duration::from_secs(60);
 
-fn start(dir: &TempDir, store: &Arc<InMemoryPlugins>, limits: Limits) -> PluginHost {
+fn start(dir: &TempDir, store: &Arc<MemoryPlugins>, limits: Limits) -> PluginHost {
     let settings = Settings { data_dir: dir.path().join("data"), folder: Some(dir.path().join("plugins")), limits };
     PluginHost::start(settings, store.clone()).unwrap()
 }
@@ -132,9 +131,10 @@ fn name(text: &str) -> Reference {
     Reference::parse(text).unwrap()
 }
 
-/// A question whose value has so many bytes, by which test guests are told what to do.
+/// A question about a value of this size, which triggers test guests.
 fn question(value_bytes: u32) -> PolicyQuestion<'static> {
-    const WELL: ReplicaState = ReplicaState { reachable: true, latency_p50_us: 300, latency_p99_us: 900, in_flight: 1 };
+    const HEALTHY: ReplicaState =
+        ReplicaState { reachable: true, latency_p50_us: 300, latency_p99_us: 900, in_flight: 1 };
     PolicyQuestion {
         operation: Operation::Write,
         level: Level::Quorum,
@@ -142,11 +142,11 @@ fn question(value_bytes: u32) -> PolicyQuestion<'static> {
         replication_factor: 3,
         deadline_ms: 1000,
         value_bytes,
-        replicas: &[WELL; 3],
+        replicas: &[HEALTHY; 3],
     }
 }
 
-/// How many replicas the policy wants.
+/// How many replicas the policy requires.
 fn required(asked: &Asked<PolicyAnswer>) -> u8 {
     match asked {
         Asked::Answered { answer, .. } => answer.required,
@@ -179,12 +179,11 @@ async fn wait_for_kind(events: &mut broadcast::Receiver<Event>, kind: EventKind)
     wait_for(events, |event| event.kind == kind).await
 }
 
-/// Puts a file into a folder that is watched, whole at once: on a busy machine two looks may find the same half of one that
-/// is being written.
+/// Puts a file into a watched folder atomically: on a busy machine two scans may find the same half of a file that is being written.
 fn place(file: &Path, content: &[u8]) {
-    let beside = file.with_extension("part");
-    std::fs::write(&beside, content).unwrap();
-    std::fs::rename(beside, file).unwrap();
+    let temporary = file.with_extension("part");
+    std::fs::write(&temporary, content).unwrap();
+    std::fs::rename(temporary, file).unwrap();
 }
 
 /// A first-party plugin, as `cargo xtask plugins` builds it.

@@ -1,8 +1,9 @@
-//! Hosts that share a store: what one takes in, binds, rolls back or removes holds for all.
+//! Hosts that share a store: components and bindings that one of them changes change for all.
 
 use witan_kernel::hook::{Asked, Hook};
+use witan_memory::MemoryPlugins;
 use witan_plugin::event::EventKind;
-use witan_plugin::{InMemoryPlugins, PluginError, Reference};
+use witan_plugin::{PluginError, Reference};
 
 use crate::guest::Guest;
 use crate::{World, name, place, question, required, tenant, wait_for_kind};
@@ -18,36 +19,36 @@ fn answer(world: &World) -> u8 {
 }
 
 #[tokio::test]
-async fn what_one_takes_in_another_binds_before_it_was_told() {
-    let store = InMemoryPlugins::default();
+async fn a_component_staged_by_one_host_can_be_bound_by_another_at_once() {
+    let store = MemoryPlugins::default();
     let (first, second) = (World::of_cluster(&store), World::of_cluster(&store));
     let digest = first.stage(&policy(1)).await.unwrap();
     second.bind("a", POLICY, Reference::Digest(digest)).await.unwrap();
     assert_eq!(answer(&second), 1);
-    assert_eq!(first.hooks("a").policy(&question(1)), Asked::Unbound, "it was not told");
+    assert_eq!(first.hooks("a").policy(&question(1)), Asked::Unbound, "it has not been notified");
     let (_, mut events) = first.host.watch();
     first.host.refresh(Some(vec![(Some(tenant("a")), POLICY)])).await.unwrap();
     wait_for_kind(&mut events, EventKind::Activated).await;
     assert_eq!(answer(&first), 1);
-    // By name, the newest of all is meant, wherever it came in.
+    // A name means the newest component, whichever host staged it.
     second.stage(&policy(2)).await.unwrap();
     first.bind("a", POLICY, name("pol")).await.unwrap();
     assert_eq!(answer(&first), 2);
-    // Told more than once, or with nothing new, nothing is swapped.
+    // A notification without a change swaps nothing.
     let before = first.host.counts()[POLICY as usize].1.swaps;
     first.host.refresh(None).await.unwrap();
     assert_eq!(first.host.counts()[POLICY as usize].1.swaps, before);
 }
 
 #[tokio::test]
-async fn a_change_starts_from_what_holds_and_not_from_what_was_heard() {
-    let store = InMemoryPlugins::default();
+async fn a_change_starts_from_the_stored_binding_and_not_from_the_last_notification() {
+    let store = MemoryPlugins::default();
     let (first, second) = (World::of_cluster(&store), World::of_cluster(&store));
     first.put("a", POLICY, &policy(1)).await.unwrap();
     second.put("a", POLICY, &policy(2)).await.unwrap();
     let third = first.put("a", POLICY, &policy(3)).await.unwrap();
     assert_eq!(third.record.current.number, 3, "it has seen the second");
-    // One that has heard of none of it goes one back, and that is the second.
+    // A host that was notified of none of this rolls back to the second version.
     let back = second.host.rollback(Some(tenant("a")), POLICY).await.unwrap();
     assert_eq!((back.record.current.number, answer(&second)), (4, 2));
     first.host.unbind(Some(tenant("a")), POLICY).await.unwrap();
@@ -58,7 +59,7 @@ async fn a_change_starts_from_what_holds_and_not_from_what_was_heard() {
 
 #[tokio::test]
 async fn a_host_with_an_empty_disk_finds_everything_in_the_store() {
-    let store = InMemoryPlugins::default();
+    let store = MemoryPlugins::default();
     let first = World::of_cluster(&store);
     first.put("a", POLICY, &policy(1)).await.unwrap();
     first.put("a", POLICY, &policy(2)).await.unwrap();
@@ -70,8 +71,8 @@ async fn a_host_with_an_empty_disk_finds_everything_in_the_store() {
 }
 
 #[tokio::test]
-async fn what_another_has_bound_is_not_removed_and_what_it_has_removed_is_gone() {
-    let store = InMemoryPlugins::default();
+async fn a_plugin_bound_elsewhere_is_not_removed_and_one_removed_elsewhere_is_not_found() {
+    let store = MemoryPlugins::default();
     let (first, second) = (World::of_cluster(&store), World::of_cluster(&store));
     let digest = first.stage(&policy(1)).await.unwrap();
     second.bind("a", POLICY, Reference::Digest(digest)).await.unwrap();
@@ -86,8 +87,8 @@ async fn what_another_has_bound_is_not_removed_and_what_it_has_removed_is_gone()
 }
 
 #[tokio::test]
-async fn folders_that_differ_do_not_pull_a_binding_to_and_fro() {
-    let store = InMemoryPlugins::default();
+async fn different_folders_do_not_make_a_binding_alternate() {
+    let store = MemoryPlugins::default();
     let (first, second) = (World::of_cluster(&store), World::of_cluster(&store));
     for world in [&first, &second] {
         place(&world.folder().join("p.wasm"), &policy(1));
@@ -100,8 +101,8 @@ async fn folders_that_differ_do_not_pull_a_binding_to_and_fro() {
     wait_for_kind(&mut events, EventKind::Activated).await;
     second.host.refresh(None).await.unwrap();
     second.host.scan().await.unwrap();
-    assert_eq!(answer(&second), 2, "the other's file is newer than what lies here");
-    // Nor does a start with the older file; one with a newer file is followed.
+    assert_eq!(answer(&second), 2, "the other host's file is newer than this one's");
+    // A start with the older file does not change that; a newer file is followed.
     let second = second.restart();
     assert_eq!(answer(&second), 2);
     place(&second.folder().join("p.wasm"), &policy(3));
@@ -114,7 +115,7 @@ async fn folders_that_differ_do_not_pull_a_binding_to_and_fro() {
 
 #[tokio::test]
 async fn the_same_file_in_every_folder_is_followed_once() {
-    let store = InMemoryPlugins::default();
+    let store = MemoryPlugins::default();
     let (first, second) = (World::of_cluster(&store), World::of_cluster(&store));
     for world in [&first, &second] {
         place(&world.folder().join("p.wasm"), &policy(1));

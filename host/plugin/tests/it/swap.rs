@@ -1,4 +1,4 @@
-//! Swaps under load: no call fails, the old version drains, and nothing piles up.
+//! Swaps under load: no call fails, the old version drains, and memory does not grow.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::{World, question, tenant};
 
 const POLICY: Hook = Hook::ConsistencyPolicy;
 
-/// In a process of its own, whose memory no other test changes.
+/// Runs in a separate process, whose memory no other test changes.
 #[test]
 fn many_swaps_fail_no_call_and_keep_no_memory() {
     const ALONE: &str = "WITAN_TEST_ALONE";
@@ -26,14 +26,15 @@ fn many_swaps_fail_no_call_and_keep_no_memory() {
     let mut alone = Command::new(std::env::current_exe().unwrap());
     alone.args(["--exact", "swap::many_swaps_fail_no_call_and_keep_no_memory", "--nocapture"]).env(ALONE, "1");
     let output = alone.output().unwrap();
-    let told = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{}{}", told(&output.stdout), told(&output.stderr));
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
 }
 
-/// Batches of swaps over which memory is compared, and the swaps of each.
+/// Batches of swaps after which memory is compared.
 const BATCHES: usize = 3;
+/// Swaps of a batch.
 const SWAPS: usize = 300;
-/// Bytes that memory may grow by in each of them: what a version keeps behind it would take more than 7 KiB.
+/// Growth of memory per batch that counts as none, in bytes: a leak of 7 KiB per swap exceeds it.
 const GROWTH: u64 = 2 << 20;
 
 async fn swap_under_load() {
@@ -58,7 +59,7 @@ async fn swap_under_load() {
     let (calls, failed) = load.stop();
     assert_eq!(failed, 0);
     assert!(calls > 1000, "{calls} calls");
-    // What is kept is kept by every batch; an allocator that takes a page more does so now and then.
+    // A leak grows with every batch; an allocator takes more pages only now and then.
     let grows = measured.windows(2).all(|pair| pair[1] > pair[0] + GROWTH);
     assert!(!grows, "resident memory, in bytes, grows with every {SWAPS} swaps: {measured:?}");
     let (events, _) = world.host.watch();
@@ -66,7 +67,7 @@ async fn swap_under_load() {
     assert_eq!(world.host.bindings()[0].record.current.number, 1001);
 }
 
-/// Threads that ask without pause, two tenants each.
+/// Threads that keep asking, for two tenants each.
 struct Load {
     stop: Arc<AtomicBool>,
     calls: Arc<AtomicU64>,
@@ -92,7 +93,7 @@ impl Load {
         thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 for tenant in &tenants {
-                    // Another question each time: equal ones are not put.
+                    // A different question each time: equal ones would be answered from the cache.
                     let number = calls.fetch_add(1, Ordering::Relaxed) as u32;
                     let answered = matches!(host.hooks(tenant).policy(&question(number)), Asked::Answered { .. });
                     failed.fetch_add(u64::from(!answered), Ordering::Relaxed);
@@ -101,7 +102,7 @@ impl Load {
         })
     }
 
-    /// Stops once it has asked enough to tell something.
+    /// Stops once enough calls have been made for the result to mean something.
     fn stop(self) -> (u64, u64) {
         while self.calls.load(Ordering::Relaxed) <= 1000 {
             thread::sleep(Duration::from_millis(1));

@@ -11,9 +11,7 @@ use std::path::Path;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 use witan_kernel::idempotency::{Change, KEPT_MS, Name, Reservation, Step, Stepped, apply};
-use witan_kernel::port::StoreError;
-
-use crate::Durability;
+use witan_kernel::port::{Durability, StoreError};
 
 /// Blocks kept in memory: records are looked up at random and seldom twice.
 const CACHE_BYTES: u64 = 8 << 20;

@@ -2,14 +2,13 @@ use std::sync::mpsc;
 
 use tokio::sync::oneshot;
 use witan_kernel::idempotency::{KEPT_MS, Stepped};
-use witan_kernel::port::{IdempotencyStore, StoreError};
+use witan_kernel::port::{Durability, IdempotencyStore, StoreError};
+use witan_memory::contract::{ManualClock, idempotency as contract, join_all};
 
 use super::{EmbeddedIdempotency, QUEUE, Task};
-use crate::Durability;
-use crate::idempotency::contract;
-use crate::testing::{self, StandingClock};
+use crate::testing;
 
-fn open(folder: &tempfile::TempDir, clock: &StandingClock) -> EmbeddedIdempotency {
+fn open(folder: &tempfile::TempDir, clock: &ManualClock) -> EmbeddedIdempotency {
     EmbeddedIdempotency::open(folder.path(), clock.clone(), Durability::Sync).expect("opens")
 }
 
@@ -29,7 +28,7 @@ fn stall(store: &EmbeddedIdempotency) -> mpsc::Sender<()> {
 #[tokio::test]
 async fn keeps_the_contract_and_keeps_it_after_a_restart() {
     let folder = tempfile::tempdir().expect("a folder");
-    let clock = StandingClock::new();
+    let clock = ManualClock::new();
     let store = open(&folder, &clock);
     contract::all(&store, &clock).await;
     contract::reserve_one(&store, 1).await;
@@ -43,7 +42,7 @@ async fn keeps_the_contract_and_keeps_it_after_a_restart() {
 #[tokio::test]
 async fn expired_records_are_swept_in_portions() {
     let folder = tempfile::tempdir().expect("a folder");
-    let clock = StandingClock::new();
+    let clock = ManualClock::new();
     let store = open(&folder, &clock);
     contract::reserve_many(&store, 1000).await;
     clock.pass_ms(KEPT_MS / 2);
@@ -71,7 +70,7 @@ async fn expired_records_are_swept_in_portions() {
 #[tokio::test]
 async fn a_full_queue_says_so_and_a_dropped_future_harms_nobody() {
     let folder = tempfile::tempdir().expect("a folder");
-    let clock = StandingClock::new();
+    let clock = ManualClock::new();
     let store = open(&folder, &clock);
     let go_on = stall(&store);
     // The thread may or may not have taken the stall out of the queue, so that one more may fit.
@@ -95,7 +94,7 @@ async fn a_full_queue_says_so_and_a_dropped_future_harms_nobody() {
 #[tokio::test]
 async fn responses_in_the_queue_are_bounded_by_bytes() {
     let folder = tempfile::tempdir().expect("a folder");
-    let store = open(&folder, &StandingClock::new());
+    let store = open(&folder, &ManualClock::new());
     let go_on = stall(&store);
     let large = || witan_kernel::idempotency::Step::Done {
         owner: witan_kernel::idempotency::Owner([1; 16]),
@@ -116,7 +115,7 @@ async fn responses_in_the_queue_are_bounded_by_bytes() {
 #[tokio::test]
 async fn a_failed_store_is_opened_again() {
     let folder = tempfile::tempdir().expect("a folder");
-    let store = open(&folder, &StandingClock::new());
+    let store = open(&folder, &ManualClock::new());
     contract::reserve_one(&store, 1).await;
     store.queue.try_send(Task::Break).expect("room");
     contract::finds_one(&store, 1).await;
@@ -126,23 +125,23 @@ async fn a_failed_store_is_opened_again() {
 #[tokio::test]
 async fn a_store_whose_making_was_cut_short_is_made_anew() {
     let folder = tempfile::tempdir().expect("a folder");
-    open(&folder, &StandingClock::new()).close().await;
+    open(&folder, &ManualClock::new()).close().await;
     std::fs::remove_file(folder.path().join("version")).expect("the engine's mark");
-    contract::reserve_one(&open(&folder, &StandingClock::new()), 1).await;
+    contract::reserve_one(&open(&folder, &ManualClock::new()), 1).await;
 }
 
 /// Killed while it works, the store has every step that it has acknowledged, synced or not.
 #[test]
 fn survives_being_killed() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let clock = StandingClock::new();
+    let clock = ManualClock::new();
     if let Some(folder) = testing::as_child() {
         let durability = if folder.ends_with("0") { Durability::Os } else { Durability::Sync };
         let store = EmbeddedIdempotency::open(folder, clock.clone(), durability).expect("opens");
         runtime.block_on(async {
             for batch in 0.. {
                 let batch: Vec<u64> = (batch * 10..batch * 10 + 10).collect();
-                testing::join_all(batch.iter().map(|of| contract::reserve_one(&store, *of))).await;
+                join_all(batch.iter().map(|of| contract::reserve_one(&store, *of))).await;
                 batch.iter().for_each(|of| println!("ack {of}"));
             }
         });

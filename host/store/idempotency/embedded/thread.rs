@@ -8,11 +8,9 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use witan_kernel::idempotency::{Name, Step, Stepped};
-use witan_kernel::port::StoreError;
+use witan_kernel::port::{Durability, StoreError, StoreTime};
 
 use super::records::{Failure, Records};
-use crate::Durability;
-use crate::idempotency::StoreTime;
 
 /// Steps in one batch. Above this a sync's cost is spread thin enough (80,000 steps a second were measured at 256), and a
 /// step never waits for more than so many others.

@@ -1,12 +1,11 @@
 use std::time::{Duration, Instant};
 
 use witan_kernel::idempotency::{Name, Step, Stepped};
-use witan_kernel::port::{IdempotencyStore, StoreError};
+use witan_kernel::port::{IdempotencyStore, StoreError, StoreTime};
+use witan_memory::contract::{ManualClock, idempotency as contract, join_all, poll_once};
 use witan_servers::{PATIENCE, Redis};
 
 use super::{BYTES_UNDER_WAY, RedisConfig, RedisIdempotency, RedisServers, UNDER_WAY};
-use crate::idempotency::{StoreTime, contract};
-use crate::testing::{self, StandingClock};
 
 mod model;
 mod outage;
@@ -22,7 +21,7 @@ fn open(redis: &Redis) -> RedisIdempotency {
     RedisIdempotency::new(patient(RedisServers::Single(redis.url()))).expect("opens")
 }
 
-fn by_clock(redis: &Redis, clock: &StandingClock) -> RedisIdempotency {
+fn by_clock(redis: &Redis, clock: &ManualClock) -> RedisIdempotency {
     let mut store = open(redis);
     let shared = std::sync::Arc::get_mut(&mut store.shared).expect("not shared yet");
     shared.time = Some(StoreTime::starting_now(clock.clone()));
@@ -54,7 +53,7 @@ fn reserve(of: u8, request: u8) -> Step {
 
 /// Claims all of these at once; they are new.
 async fn reserve_all(store: &RedisIdempotency, names: std::ops::Range<u64>) {
-    let told = testing::join_all(names.map(|of| store.step(contract::name(of), reserve(1, 1)))).await;
+    let told = join_all(names.map(|of| store.step(contract::name(of), reserve(1, 1)))).await;
     let first = Stepped::Reserved { fence: 1, took_over: false, stamp: None, started: 42 };
     for told in told {
         assert_eq!(told.as_ref(), Ok(&first));
@@ -69,7 +68,7 @@ fn nothing_is_under_way(store: &RedisIdempotency) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keeps_the_contract() {
     let redis = Redis::start();
-    let clock = StandingClock::new();
+    let clock = ManualClock::new();
     let store = by_clock(&redis, &clock);
     contract::all(&store, &clock).await;
     contract::reserve_many(&store, 500).await;
@@ -138,7 +137,7 @@ async fn a_dropped_future_leaves_its_step_done_or_not_done() {
         let mut step = Box::pin(store.step(contract::name(of), reserve(1, 1)));
         // Some are dropped before they were sent, some while, some after.
         for _ in 0..of % 4 {
-            if testing::poll_once(&mut step).await.is_some() {
+            if poll_once(&mut step).await.is_some() {
                 break;
             }
             tokio::task::yield_now().await;
@@ -171,7 +170,7 @@ async fn what_may_be_under_way_is_bounded() {
     let mut waiting = Vec::new();
     let refused = loop {
         let mut step = Box::pin(store.step(contract::name(1_000_000), done()));
-        match testing::poll_once(&mut step).await {
+        match poll_once(&mut step).await {
             None => waiting.push(step),
             Some(told) => break told,
         }
@@ -183,7 +182,7 @@ async fn what_may_be_under_way_is_bounded() {
     let mut waiting: Vec<_> =
         (0..UNDER_WAY as u64).map(|of| Box::pin(store.step(contract::name(of), reserve(1, 1)))).collect();
     for step in &mut waiting {
-        assert!(testing::poll_once(step).await.is_none());
+        assert!(poll_once(step).await.is_none());
     }
     contract::is_down(&store).await;
     assert!(!store.is_down(), "there is too much to do, but no outage");

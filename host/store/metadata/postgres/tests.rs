@@ -9,13 +9,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use witan_kernel::name::TenantId;
-use witan_kernel::port::StoreError;
+use witan_kernel::port::{ChangeLog, Changed, PlacementStore, StoreError, StoreFacts, TenantStore};
 use witan_kernel::tenant::Tenant;
+use witan_memory::contract::{join_all, metadata as contract};
 use witan_servers::Postgres;
 
 use super::{PostgresConfig, PostgresMetadata};
-use crate::metadata::{Changed, Metadata, contract};
-use crate::testing::join_all;
 
 /// For whatever must happen, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -337,7 +336,7 @@ async fn follow(metadata: &PostgresMetadata, mut after: u64, last: &TenantId) ->
         if told.last() == Some(last) {
             return told;
         }
-        timeout(PATIENCE, hint.changed()).await.expect("hinted").expect("open");
+        timeout(PATIENCE, hint.given()).await.expect("hinted");
     }
 }
 

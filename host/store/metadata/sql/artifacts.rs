@@ -2,17 +2,36 @@
 
 use bytes::Bytes;
 use witan_kernel::hook::Hook;
-use witan_kernel::port::StoreError;
+use witan_kernel::port::{
+    ARTIFACTS, Answer, Artifact, ArtifactStore, Changed, Component, Digest, Source, StoreError, rules,
+};
 
 use super::db::{Db, Value};
 use super::row::Row;
-use super::{bindings, changes};
-use crate::metadata::{ARTIFACTS, Artifact, ArtifactEntry, Changed, Digest, rules};
+use super::{Driver, SqlMetadata, bindings, changes};
 
-pub(super) async fn put(db: &mut Db, artifact: Artifact) -> Result<(), StoreError> {
-    rules::artifact(&artifact)?;
-    let entry = &artifact.entry;
-    if is_there(db, entry.digest).await? {
+impl<D: Driver> ArtifactStore for SqlMetadata<D> {
+    fn put_artifact(&self, component: Component) -> Answer<()> {
+        self.change(|db| Box::pin(put(db, component)))
+    }
+
+    fn artifact(&self, digest: Digest) -> Answer<Option<Component>> {
+        self.read(move |db| Box::pin(get(db, digest)))
+    }
+
+    fn artifacts(&self, after: Option<Digest>, limit: u32) -> Answer<Vec<Artifact>> {
+        self.read(move |db| Box::pin(list(db, after, limit)))
+    }
+
+    fn remove_artifact(&self, digest: Digest) -> Answer<()> {
+        self.change(move |db| Box::pin(remove(db, digest)))
+    }
+}
+
+async fn put(db: &mut Db, component: Component) -> Result<(), StoreError> {
+    rules::component(&component)?;
+    let Component { artifact, bytes } = &component;
+    if is_there(db, artifact.digest).await? {
         return Ok(());
     }
     let there = db.one("SELECT COUNT(*) AS artifacts FROM plugin_artifacts", &[]).await?;
@@ -23,14 +42,14 @@ pub(super) async fn put(db: &mut Db, artifact: Artifact) -> Result<(), StoreErro
         "INSERT INTO plugin_artifacts (digest, name, version, hook, deterministic, source, bytes, created_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         &[
-            Value::Bytes(&entry.digest.0),
-            Value::Text(&entry.name),
-            Value::Text(&entry.version),
-            Value::Text(entry.hook.as_str()),
-            Value::Flag(entry.deterministic),
-            Value::MaybeText(entry.source.as_deref()),
-            Value::Bytes(&artifact.bytes),
-            Value::Number(entry.created_at_ms),
+            Value::Bytes(&artifact.digest.0),
+            Value::Text(&artifact.name),
+            Value::Text(&artifact.version),
+            Value::Text(artifact.hook.as_str()),
+            Value::Flag(artifact.deterministic),
+            Value::MaybeText(file(&artifact.source)),
+            Value::Bytes(bytes),
+            Value::Number(artifact.staged_at_ms),
         ],
     )
     .await?;
@@ -42,7 +61,7 @@ pub(super) async fn is_there(db: &mut Db, digest: Digest) -> Result<bool, StoreE
     Ok(db.row(known, &[Value::Bytes(&digest.0)]).await?.is_some())
 }
 
-pub(super) async fn get(db: &mut Db, digest: Digest) -> Result<Option<Artifact>, StoreError> {
+async fn get(db: &mut Db, digest: Digest) -> Result<Option<Component>, StoreError> {
     let row = db
         .row(
             "SELECT digest, name, version, hook, deterministic, source, CAST(length(bytes) AS BIGINT) AS size, bytes,
@@ -51,11 +70,11 @@ pub(super) async fn get(db: &mut Db, digest: Digest) -> Result<Option<Artifact>,
             &[Value::Bytes(&digest.0)],
         )
         .await?;
-    let artifact = |row: &Row| Ok(Artifact { entry: entry(row)?, bytes: Bytes::from(row.bytes("bytes")?) });
-    row.as_ref().map(artifact).transpose()
+    let component = |row: &Row| Ok(Component { artifact: artifact(row)?, bytes: Bytes::from(row.bytes("bytes")?) });
+    row.as_ref().map(component).transpose()
 }
 
-pub(super) async fn list(db: &mut Db, after: Option<Digest>, limit: u32) -> Result<Vec<ArtifactEntry>, StoreError> {
+async fn list(db: &mut Db, after: Option<Digest>, limit: u32) -> Result<Vec<Artifact>, StoreError> {
     let after = after.as_ref().map_or(&[][..], |digest| &digest.0[..]);
     let rows = db
         .rows(
@@ -64,10 +83,10 @@ pub(super) async fn list(db: &mut Db, after: Option<Digest>, limit: u32) -> Resu
             &[Value::Bytes(after), Value::Number(rules::page(limit).into())],
         )
         .await?;
-    rows.iter().map(entry).collect()
+    rows.iter().map(artifact).collect()
 }
 
-pub(super) async fn remove(db: &mut Db, digest: Digest) -> Result<(), StoreError> {
+async fn remove(db: &mut Db, digest: Digest) -> Result<(), StoreError> {
     if bindings::need(db, digest).await? {
         return Err(rules::needed_artifact(digest));
     }
@@ -78,15 +97,23 @@ pub(super) async fn remove(db: &mut Db, digest: Digest) -> Result<(), StoreError
     changes::record(db, Changed::Artifacts).await.map(drop)
 }
 
-fn entry(row: &Row) -> Result<ArtifactEntry, StoreError> {
-    Ok(ArtifactEntry {
+/// The name of the watched folder's file, as it is stored: NULL for an upload.
+fn file(source: &Source) -> Option<&str> {
+    match source {
+        Source::Upload => None,
+        Source::File(name) => Some(name),
+    }
+}
+
+fn artifact(row: &Row) -> Result<Artifact, StoreError> {
+    Ok(Artifact {
         digest: Digest(row.exactly("digest")?),
         name: row.text("name")?,
         version: row.text("version")?,
         hook: row.spelled("hook", Hook::parse)?,
         deterministic: row.flag("deterministic")?,
-        source: row.maybe_text("source")?,
         size: row.number("size")?,
-        created_at_ms: row.number("created_at")?,
+        staged_at_ms: row.number("created_at")?,
+        source: row.maybe_text("source")?.map_or(Source::Upload, Source::File),
     })
 }

@@ -1,18 +1,44 @@
-//! What the plugin platform stores of its bindings: a text of its own for each slot, replaced by compare-and-swap.
+//! Plugin bindings: one text per slot, replaced by compare-and-swap.
 
-use witan_kernel::port::StoreError;
+use witan_kernel::port::{Answer, BINDINGS, BindingOnRecord, BindingStore, Changed, Digest, Slot, StoreError, rules};
 
 use super::db::{Db, Value};
 use super::row::{Row, damaged};
-use super::{artifacts, changes};
-use crate::metadata::{BINDINGS, BindingOnRecord, Changed, Digest, Slot, rules};
+use super::{Driver, SqlMetadata, artifacts, changes};
 
-pub(super) async fn all(db: &mut Db) -> Result<Vec<BindingOnRecord>, StoreError> {
+impl<D: Driver> BindingStore for SqlMetadata<D> {
+    fn binding_records(&self) -> Answer<Vec<BindingOnRecord>> {
+        self.read(|db| Box::pin(all(db)))
+    }
+
+    fn binding_record(&self, slot: &Slot) -> Answer<Option<BindingOnRecord>> {
+        let slot = slot.clone();
+        self.read(|db| Box::pin(get(db, slot)))
+    }
+
+    fn save_binding_record(
+        &self,
+        slot: &Slot,
+        expected: u64,
+        record: String,
+        puts_in_force: Option<Digest>,
+    ) -> Answer<u64> {
+        let slot = slot.clone();
+        self.change(move |db| Box::pin(save(db, slot, expected, record, puts_in_force)))
+    }
+
+    fn remove_binding_record(&self, slot: &Slot, expected: u64) -> Answer<()> {
+        let slot = slot.clone();
+        self.change(move |db| Box::pin(remove(db, slot, expected)))
+    }
+}
+
+async fn all(db: &mut Db) -> Result<Vec<BindingOnRecord>, StoreError> {
     let all = "SELECT tenant_id, hook, version, record FROM plugin_binding_records ORDER BY tenant_id, hook";
     db.rows(all, &[]).await?.iter().map(record).collect()
 }
 
-pub(super) async fn get(db: &mut Db, slot: Slot) -> Result<Option<BindingOnRecord>, StoreError> {
+async fn get(db: &mut Db, slot: Slot) -> Result<Option<BindingOnRecord>, StoreError> {
     let row = db
         .row(
             "SELECT tenant_id, hook, version, record FROM plugin_binding_records WHERE tenant_id = $1 AND hook = $2",
@@ -22,7 +48,7 @@ pub(super) async fn get(db: &mut Db, slot: Slot) -> Result<Option<BindingOnRecor
     row.as_ref().map(record).transpose()
 }
 
-pub(super) async fn save(
+async fn save(
     db: &mut Db,
     slot: Slot,
     expected: u64,
@@ -45,7 +71,7 @@ pub(super) async fn save(
             return Err(rules::too_many_bindings());
         }
     }
-    // The revision as version: one that was removed and stored again does not look like itself.
+    // The revision is the version, so that one that was removed and stored again has another.
     let version = changes::record(db, Changed::Binding(slot.clone())).await?;
     let [tenant, hook] = key(&slot);
     db.execute(
@@ -57,7 +83,7 @@ pub(super) async fn save(
     Ok(version)
 }
 
-pub(super) async fn remove(db: &mut Db, slot: Slot, expected: u64) -> Result<(), StoreError> {
+async fn remove(db: &mut Db, slot: Slot, expected: u64) -> Result<(), StoreError> {
     let stored = version(db, &slot).await?;
     if stored == 0 {
         return Ok(());
@@ -88,6 +114,6 @@ fn key(slot: &Slot) -> [Value<'_>; 2] {
 
 fn record(row: &Row) -> Result<BindingOnRecord, StoreError> {
     let (tenant, hook) = (row.text("tenant_id")?, row.text("hook")?);
-    let slot = Slot::read(&tenant, &hook).ok_or_else(|| damaged("a binding's slot", &(tenant, hook)))?;
+    let slot = Slot::parse(&tenant, &hook).ok_or_else(|| damaged("a binding's slot", &(tenant, hook)))?;
     Ok(BindingOnRecord { slot, version: row.number("version")?, record: row.text("record")? })
 }

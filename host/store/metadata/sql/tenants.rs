@@ -1,15 +1,39 @@
 //! Tenants.
 
 use witan_kernel::name::TenantId;
-use witan_kernel::port::StoreError;
+use witan_kernel::port::{Answer, Changed, StoreError, TenantStore, rules};
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant};
 
-use super::changes;
 use super::db::{Db, Value};
 use super::row::Row;
-use crate::metadata::{Changed, rules};
+use super::{Driver, SqlMetadata, changes};
 
-pub(super) async fn create(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
+impl<D: Driver> TenantStore for SqlMetadata<D> {
+    fn create_tenant(&self, tenant: Tenant) -> Answer<Tenant> {
+        self.change(|db| Box::pin(create(db, tenant)))
+    }
+
+    fn tenant(&self, id: &TenantId) -> Answer<Option<Tenant>> {
+        let id = id.clone();
+        self.read(|db| Box::pin(get(db, id)))
+    }
+
+    fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Answer<Vec<Tenant>> {
+        let after = after.cloned();
+        self.read(move |db| Box::pin(list(db, after, limit)))
+    }
+
+    fn update_tenant(&self, tenant: Tenant) -> Answer<Tenant> {
+        self.change(|db| Box::pin(update(db, tenant)))
+    }
+
+    fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64) -> Answer<Tenant> {
+        let id = id.clone();
+        self.change(move |db| Box::pin(delete(db, id, version, now_ms)))
+    }
+}
+
+async fn create(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
     rules::tenant(&tenant)?;
     if let Some(stored) = get(db, tenant.id.clone()).await? {
         return Err(rules::tenant_exists(&stored));
@@ -26,7 +50,7 @@ pub(super) async fn create(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreE
     Ok(tenant)
 }
 
-pub(super) async fn get(db: &mut Db, id: TenantId) -> Result<Option<Tenant>, StoreError> {
+async fn get(db: &mut Db, id: TenantId) -> Result<Option<Tenant>, StoreError> {
     let row = db
         .row(
             "SELECT tenant_id, replication_factor, conflict_mode, ordering, read_repair, default_level, minimum_level,
@@ -38,8 +62,8 @@ pub(super) async fn get(db: &mut Db, id: TenantId) -> Result<Option<Tenant>, Sto
     row.as_ref().map(tenant).transpose()
 }
 
-pub(super) async fn list(db: &mut Db, after: Option<TenantId>, limit: u32) -> Result<Vec<Tenant>, StoreError> {
-    // No tenant has the id '', so that it stands before all.
+async fn list(db: &mut Db, after: Option<TenantId>, limit: u32) -> Result<Vec<Tenant>, StoreError> {
+    // '' sorts before every id, and is none.
     let after = after.as_ref().map_or("", TenantId::as_str);
     let rows = db
         .rows(
@@ -52,7 +76,7 @@ pub(super) async fn list(db: &mut Db, after: Option<TenantId>, limit: u32) -> Re
     rows.iter().map(tenant).collect()
 }
 
-pub(super) async fn update(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
+async fn update(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
     rules::tenant(&tenant)?;
     let stored = get(db, tenant.id.clone()).await?.filter(|stored| stored.deleted_at_ms.is_none());
     let stored = stored.ok_or_else(|| rules::no_tenant(&tenant.id))?;
@@ -62,7 +86,7 @@ pub(super) async fn update(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreE
     replace(db, Tenant { created_at_ms: stored.created_at_ms, deleted_at_ms: None, ..tenant }).await
 }
 
-pub(super) async fn delete(db: &mut Db, id: TenantId, version: u64, now_ms: u64) -> Result<Tenant, StoreError> {
+async fn delete(db: &mut Db, id: TenantId, version: u64, now_ms: u64) -> Result<Tenant, StoreError> {
     let stored = get(db, id.clone()).await?.ok_or_else(|| rules::no_tenant(&id))?;
     if stored.deleted_at_ms.is_some() {
         return Ok(stored);
@@ -73,8 +97,8 @@ pub(super) async fn delete(db: &mut Db, id: TenantId, version: u64, now_ms: u64)
     replace(db, Tenant { updated_at_ms: now_ms, deleted_at_ms: Some(now_ms), ..stored }).await
 }
 
-/// Stores a tenant that was read at its version, as the next one. The condition repeats what the lock of all changes holds
-/// already, for whoever changes tenants by hand.
+/// Stores the next version of a tenant that was read at its version. The lock of all changes guarantees the condition already; it is
+/// repeated against tenants changed by hand.
 async fn replace(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
     let written = db
         .execute(

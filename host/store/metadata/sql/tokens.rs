@@ -1,14 +1,34 @@
 //! API tokens.
 
 use witan_kernel::name::TenantId;
-use witan_kernel::port::StoreError;
+use witan_kernel::port::{Answer, Changed, StoreError, TOKENS, Token, TokenStore, rules};
 
-use super::changes;
 use super::db::{Db, Value};
 use super::row::{Row, damaged};
-use crate::metadata::{Changed, TOKENS, Token, rules};
+use super::{Driver, SqlMetadata, changes};
 
-pub(super) async fn create(db: &mut Db, token: Token) -> Result<(), StoreError> {
+impl<D: Driver> TokenStore for SqlMetadata<D> {
+    fn create_token(&self, token: Token) -> Answer<()> {
+        self.change(|db| Box::pin(create(db, token)))
+    }
+
+    fn token(&self, id: &str) -> Answer<Option<Token>> {
+        let id = id.to_owned();
+        self.read(|db| Box::pin(get(db, id)))
+    }
+
+    fn tokens(&self, after: Option<&str>, limit: u32) -> Answer<Vec<Token>> {
+        let after = after.map(str::to_owned);
+        self.read(move |db| Box::pin(list(db, after, limit)))
+    }
+
+    fn remove_token(&self, id: &str) -> Answer<()> {
+        let id = id.to_owned();
+        self.change(|db| Box::pin(remove(db, id)))
+    }
+}
+
+async fn create(db: &mut Db, token: Token) -> Result<(), StoreError> {
     rules::token(&token)?;
     if get(db, token.id.clone()).await?.is_some() {
         return Err(rules::token_exists(&token.id));
@@ -34,7 +54,7 @@ pub(super) async fn create(db: &mut Db, token: Token) -> Result<(), StoreError> 
     changes::record(db, Changed::Tokens).await.map(drop)
 }
 
-pub(super) async fn get(db: &mut Db, id: String) -> Result<Option<Token>, StoreError> {
+async fn get(db: &mut Db, id: String) -> Result<Option<Token>, StoreError> {
     let row = db
         .row(
             "SELECT token_id, hash, tenant_id, scopes, label, created_at, expires_at
@@ -45,7 +65,7 @@ pub(super) async fn get(db: &mut Db, id: String) -> Result<Option<Token>, StoreE
     row.as_ref().map(token).transpose()
 }
 
-pub(super) async fn list(db: &mut Db, after: Option<String>, limit: u32) -> Result<Vec<Token>, StoreError> {
+async fn list(db: &mut Db, after: Option<String>, limit: u32) -> Result<Vec<Token>, StoreError> {
     let rows = db
         .rows(
             "SELECT token_id, hash, tenant_id, scopes, label, created_at, expires_at
@@ -56,7 +76,7 @@ pub(super) async fn list(db: &mut Db, after: Option<String>, limit: u32) -> Resu
     rows.iter().map(token).collect()
 }
 
-pub(super) async fn remove(db: &mut Db, id: String) -> Result<(), StoreError> {
+async fn remove(db: &mut Db, id: String) -> Result<(), StoreError> {
     if db.execute("DELETE FROM api_tokens WHERE token_id = $1", &[Value::Text(&id)]).await? == 0 {
         return Err(rules::no_token(&id));
     }

@@ -1,9 +1,10 @@
 use std::time::{Duration, Instant};
 
-use witan_kernel::port::StoreError;
+use witan_kernel::port::{PlacementStore, StoreError, StoreFacts, TenantStore};
+use witan_memory::contract::{join_all, metadata as contract, poll_once};
 
 use super::SqliteMetadata;
-use crate::metadata::{Metadata, contract, operations};
+use crate::metadata::operations;
 use crate::testing;
 
 /// With time for a machine whose disk is busy: a hundred operations that wait are a hundred syncs.
@@ -27,7 +28,7 @@ async fn keeps_the_contract_and_keeps_it_after_a_restart() {
 #[tokio::test]
 async fn several_may_open_and_create_one_file_at_once() {
     let folder = tempfile::tempdir().expect("a folder");
-    let opened = testing::join_all((0..4).map(|_| open(&folder))).await;
+    let opened = join_all((0..4).map(|_| open(&folder))).await;
     for (of, metadata) in opened.iter().enumerate() {
         metadata.create_tenant(contract::tenant(&format!("of-{of}"))).await.expect("created");
     }
@@ -43,7 +44,7 @@ async fn a_caller_that_goes_away_stops_nothing() {
     for of in 0..100_u64 {
         let mut creating = metadata.create_tenant(contract::tenant(&format!("t{of}")));
         // Started, and dropped at once: wherever the exchange with the database stood.
-        let first_look = testing::poll_once(&mut creating).await;
+        let first_look = poll_once(&mut creating).await;
         assert!(first_look.is_none());
         drop(creating);
     }
@@ -58,7 +59,7 @@ async fn operations_under_way_are_bounded() {
     let folder = tempfile::tempdir().expect("a folder");
     let metadata = open(&folder).await;
     let many = (0..=operations::MOST).map(|_| metadata.now_ms());
-    let told = testing::join_all(many).await;
+    let told = join_all(many).await;
     let refused =
         told.iter().filter(|told| matches!(told, Err(StoreError::Unavailable(why)) if why.contains("too many")));
     assert_eq!(refused.count(), 1);
@@ -152,7 +153,7 @@ fn survives_being_killed() {
             for batch in 0.. {
                 let names: Vec<String> = (0..5).map(|of| format!("{batch}-{of}")).collect();
                 let created = names.iter().map(|name| metadata.create_tenant(contract::tenant(name)));
-                testing::join_all(created).await.into_iter().for_each(|created| drop(created.expect("created")));
+                join_all(created).await.into_iter().for_each(|created| drop(created.expect("created")));
                 names.iter().for_each(|name| println!("ack {name}"));
             }
         });

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use witan_kernel::idempotency::Stepped;
 use witan_kernel::port::{IdempotencyStore, StoreError};
+use witan_memory::contract::join_all;
 use witan_servers::{PATIENCE, Port, Redis};
 
 use super::{
     RedisConfig, RedisIdempotency, RedisServers, contract, eventually, nothing_is_under_way, open, patient, reserve,
     reserve_all,
 };
-use crate::testing;
 
 /// Gives up soon, as in production.
 fn impatient(redis: &Redis) -> RedisIdempotency {
@@ -108,7 +108,7 @@ async fn a_forgotten_script_is_told_again() {
     for round in 0..5 {
         reserve_all(&store, 1000 + round..1001 + round).await;
         redis.ask("SCRIPT FLUSH");
-        let many = testing::join_all((0..100).map(|of| store.step(contract::name(of), reserve(1, 1))));
+        let many = join_all((0..100).map(|of| store.step(contract::name(of), reserve(1, 1))));
         assert!(many.await.iter().all(|told| matches!(told, Ok(Stepped::Reserved { fence: 1, .. }))));
     }
 }

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use witan_kernel::idempotency::Stepped;
 use witan_kernel::port::IdempotencyStore;
+use witan_memory::contract::join_all;
 use witan_servers::{PATIENCE, RedisCluster, RedisSentinel};
 
 use super::{RedisConfig, RedisIdempotency, RedisServers, contract, eventually, patient, reserve, reserve_all};
-use crate::testing;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_shares_the_records_out() {
@@ -29,7 +29,7 @@ async fn a_cluster_shares_the_records_out() {
     for node in cluster.nodes() {
         node.ask("SCRIPT FLUSH");
     }
-    let many = testing::join_all((0..100).map(|of| store.step(contract::name(of), reserve(1, 2))));
+    let many = join_all((0..100).map(|of| store.step(contract::name(of), reserve(1, 2))));
     assert!(many.await.iter().all(|told| *told == Ok(Stepped::Conflict)));
     // One of its servers is away for a while.
     cluster.nodes()[1].kill();

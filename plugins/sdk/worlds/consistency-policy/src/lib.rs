@@ -1,5 +1,5 @@
-//! Generated from the WIT world `consistency-policy`. A crate of its own, because two worlds' macros would collide in one.
-//! The other worlds' crates take the shared types from here.
+//! Generated from the WIT world `consistency-policy`. Each world has a separate crate, because the macros of two worlds
+//! would collide in one. The crates of the other worlds use the shared types from here.
 wit_bindgen::generate!({
     path: "../../../../wit/0.1.0",
     world: "consistency-policy",

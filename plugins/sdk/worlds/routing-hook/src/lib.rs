@@ -1,5 +1,5 @@
-//! Generated from the WIT world `routing-hook`. A crate of its own, because two worlds' macros would collide in one.
-//! The types that worlds share are those of the crate for `consistency-policy`.
+//! Generated from the WIT world `routing-hook`. Each world has a separate crate, because the macros of two worlds
+//! would collide in one. The types that worlds share come from the crate of `consistency-policy`.
 wit_bindgen::generate!({
     path: "../../../../wit/0.1.0",
     world: "routing-hook",

@@ -1,4 +1,4 @@
-//! What every metadata store must do, whatever it is made of.
+//! What every metadata store must do.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -6,24 +6,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use witan_kernel::hook::Hook;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
-use witan_kernel::port::{NodeStatus, StorageNode, StoreError};
+use witan_kernel::port::{
+    ARTIFACT_BYTES, Artifact, BINDING_RECORD_BYTES, Changed, Changes, Claim, Component, Digest, Metadata, NODES,
+    NodeOnRecord, NodeStatus, SECRETS, Secret, Slot, Source, StorageNode, StoreError, Token,
+};
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant};
 
-use super::{
-    Artifact, ArtifactEntry, BINDING_RECORD_BYTES, Changed, Changes, Claim, Digest, Metadata, NODES, SECRETS, Secret,
-    Slot, Token,
-};
-use crate::testing::join_all;
+use super::{join_all, poll_once};
 
-/// Lets so many milliseconds pass on the store's clock.
-pub(crate) type Pass<'a> = &'a dyn Fn(u64) -> Pin<Box<dyn Future<Output = ()>>>;
+/// Lets this many milliseconds pass on the store's clock.
+pub type Pass<'a> = &'a dyn Fn(u64) -> Pin<Box<dyn Future<Output = ()>>>;
 
-/// For a store that lives by the machine's clock.
-pub(crate) fn sleep(ms: u64) -> Pin<Box<dyn Future<Output = ()>>> {
+/// [`Pass`] for a store whose time is the machine's.
+pub fn sleep(ms: u64) -> Pin<Box<dyn Future<Output = ()>>> {
     Box::pin(tokio::time::sleep(Duration::from_millis(ms)))
 }
 
-pub(crate) fn tenant(id: &str) -> Tenant {
+/// A tenant with defaults.
+pub fn tenant(id: &str) -> Tenant {
     Tenant::with_defaults(TenantId::new(id).expect("valid"), 3, 1_700_000_000_123)
 }
 
@@ -32,19 +32,19 @@ fn node(id: &str) -> StorageNode {
     StorageNode { id, host: "::1".into(), port: 50052, virtual_nodes: 150, status: NodeStatus::Active }
 }
 
-fn artifact(of: u8, hook: Hook) -> Artifact {
+fn component(of: u8, hook: Hook) -> Component {
     let bytes = Bytes::from(vec![of; 1000 + usize::from(of)]);
-    let entry = ArtifactEntry {
+    let artifact = Artifact {
         digest: Digest([of; 32]),
         name: format!("plugin-{of}"),
         version: "0.1.0".into(),
         hook,
         deterministic: of.is_multiple_of(2),
-        source: (of > 1).then(|| format!("plugin-{of}.wasm")),
         size: bytes.len() as u64,
-        created_at_ms: 5,
+        staged_at_ms: 5,
+        source: if of > 1 { Source::File(format!("plugin-{of}.wasm")) } else { Source::Upload },
     };
-    Artifact { entry, bytes }
+    Component { artifact, bytes }
 }
 
 fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
@@ -52,7 +52,7 @@ fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
 }
 
 /// The whole contract, on an empty store.
-pub(crate) async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
+pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.now_ms().await.expect("the time") > 1_700_000_000_000);
     assert_eq!(metadata.schema_version().await, Ok(2));
     tenants(metadata).await;
@@ -65,7 +65,7 @@ pub(crate) async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     binding_records(metadata).await;
     tokens(metadata).await;
     secrets(metadata).await;
-    each_change_is_told(metadata).await;
+    each_change_is_listed(metadata).await;
     bounds(metadata).await;
 }
 
@@ -85,7 +85,7 @@ async fn tenants<M: Metadata>(metadata: &M) {
     assert_eq!(metadata.tenant(&full.id).await, Ok(Some(full.clone())));
     let again = metadata.create_tenant(tenant(full.id.as_str())).await;
     assert!(matches!(again, Err(StoreError::Exists(_))));
-    assert_eq!(metadata.tenant(&full.id).await, Ok(Some(full)), "the first stands");
+    assert_eq!(metadata.tenant(&full.id).await, Ok(Some(full)), "the first is kept");
     assert_eq!(metadata.tenant(&tenant("nobody").id).await, Ok(None));
 }
 
@@ -105,7 +105,7 @@ async fn pages_of_tenants<M: Metadata>(metadata: &M) {
         listed.extend(page.iter().map(|tenant| tenant.id.as_str().to_owned()));
     }
     assert_eq!(listed, ids, "every one once, by its bytes");
-    assert_eq!(metadata.tenants(None, 0).await.expect("a page").len(), 1, "no page is empty for want of a limit");
+    assert_eq!(metadata.tenants(None, 0).await.expect("a page").len(), 1, "a limit of 0 counts as 1");
 }
 
 async fn lost_updates<M: Metadata>(metadata: &M) {
@@ -148,8 +148,8 @@ async fn leases<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     };
     let first = metadata.hold_lease(claim(1), 600_000).await.expect("granted");
     assert_eq!(first.until_ms - first.now_ms, 600_000);
-    let told = metadata.hold_lease(claim(2), 600_000).await;
-    assert!(matches!(&told, Err(StoreError::Conflict(why)) if why.contains("10.0.0.1:50051")), "{told:?}");
+    let refused = metadata.hold_lease(claim(2), 600_000).await;
+    assert!(matches!(&refused, Err(StoreError::Conflict(why)) if why.contains("10.0.0.1:50051")), "{refused:?}");
     let renewed = metadata.hold_lease(claim(1), 700_000).await.expect("renewed");
     assert!(renewed.until_ms > first.until_ms && renewed.fence == first.fence);
     let moved = Claim { version: "0.2.0".into(), ..claim(1) };
@@ -162,24 +162,24 @@ async fn leases<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert_eq!(shown, [(other_id.clone(), other.fence, true), (moved.clone(), first.fence, true)]);
 
     metadata.release_lease(&moved.node_id, [9; 16]).await.expect("nothing to release");
-    assert!(metadata.hold_lease(claim(2), 600_000).await.is_err(), "nobody releases another's lease");
+    assert!(metadata.hold_lease(claim(2), 600_000).await.is_err(), "an instance cannot release another's lease");
     metadata.release_lease(&moved.node_id, moved.instance).await.expect("released");
     let listed = metadata.coordinators().await.expect("coordinators");
-    assert_eq!((listed.len(), listed[1].is_live()), (2, false), "one that is gone is still shown");
+    assert_eq!((listed.len(), listed[1].is_live()), (2, false), "an ended one is still listed");
     let taken = metadata.hold_lease(claim(2), 1).await.expect("granted");
     assert!(taken.fence > other.fence);
     pass(20).await;
     let again = metadata.hold_lease(claim(2), 1).await.expect("granted");
-    assert!(again.fence > taken.fence, "one's own that has run out is a new one");
+    assert!(again.fence > taken.fence, "a holder's own expired lease is granted anew");
     pass(20).await;
     let rivals = join_all((3..8).map(|of| metadata.hold_lease(claim(of), 600_000))).await;
-    assert_eq!(rivals.iter().filter(|told| told.is_ok()).count(), 1, "of rivals for one that has run out, one wins");
+    assert_eq!(rivals.iter().filter(|result| result.is_ok()).count(), 1, "of rivals for an expired lease, one wins");
     metadata.release_lease(&other_id.node_id, other_id.instance).await.expect("released");
     assert!(metadata.hold_lease(claim(9), 0).await.is_err() && metadata.hold_lease(claim(9), u64::MAX).await.is_err());
 }
 
 async fn nodes<M: Metadata>(metadata: &M) {
-    let stored = |nodes: Vec<super::NodeOnRecord>| nodes.into_iter().map(|n| (n.node, n.store_id)).collect::<Vec<_>>();
+    let stored = |nodes: Vec<NodeOnRecord>| nodes.into_iter().map(|n| (n.node, n.store_id)).collect::<Vec<_>>();
     let (one, two) = (node("node-1"), node("node-2"));
     let epoch = async || metadata.placement().await.expect("the placement").epoch;
     let before = epoch().await;
@@ -208,27 +208,27 @@ async fn nodes<M: Metadata>(metadata: &M) {
     let with_both = epoch().await;
     assert!(with_both > before, "nodes have joined");
 
-    let told = StoreId([7; 16]);
-    assert_eq!(metadata.record_store_id(&one.id, told).await, Ok(told));
-    assert_eq!(metadata.record_store_id(&one.id, StoreId([8; 16])).await, Ok(told), "the first is on record");
+    let first = StoreId([7; 16]);
+    assert_eq!(metadata.record_store_id(&one.id, first).await, Ok(first));
+    assert_eq!(metadata.record_store_id(&one.id, StoreId([8; 16])).await, Ok(first), "the first one stays on record");
     let nobody = NodeId::new("nobody").expect("valid");
-    assert!(matches!(metadata.record_store_id(&nobody, told).await, Err(StoreError::Missing(_))));
+    assert!(matches!(metadata.record_store_id(&nobody, first).await, Err(StoreError::Missing(_))));
 
     let new = StoreId([9; 16]);
     let replace = async |id: &NodeId, from, to| metadata.replace_store_id(id, from, to).await;
     assert!(matches!(replace(&one.id, StoreId([8; 16]), new).await, Err(StoreError::Conflict(_))), "it was never that");
-    assert!(matches!(replace(&nobody, told, new).await, Err(StoreError::Missing(_))));
-    assert_eq!(replace(&one.id, told, new).await, Ok(()));
-    assert_eq!(replace(&one.id, told, new).await, Ok(()), "once or twice");
-    assert_eq!(metadata.record_store_id(&one.id, told).await, Ok(new));
-    assert_eq!(replace(&one.id, new, told).await, Ok(()));
+    assert!(matches!(replace(&nobody, first, new).await, Err(StoreError::Missing(_))));
+    assert_eq!(replace(&one.id, first, new).await, Ok(()));
+    assert_eq!(replace(&one.id, first, new).await, Ok(()), "once or twice");
+    assert_eq!(metadata.record_store_id(&one.id, first).await, Ok(new));
+    assert_eq!(replace(&one.id, new, first).await, Ok(()));
 
     assert_eq!(epoch().await, with_both, "another disk places no key elsewhere");
     let moved = StorageNode { host: "db.example".into(), port: 1, status: NodeStatus::Draining, ..one.clone() };
     assert_eq!(metadata.put_node(moved.clone(), 13).await, Ok(()));
     let listed = metadata.nodes().await.expect("nodes");
     assert_eq!((listed[0].created_at_ms, listed[0].updated_at_ms), (11, 13));
-    assert_eq!(stored(listed), [(moved, Some(told)), (two.clone(), None)]);
+    assert_eq!(stored(listed), [(moved, Some(first)), (two.clone(), None)]);
 
     let moved_at = epoch().await;
     assert_eq!(metadata.remove_node(&two.id).await, Ok(()));
@@ -236,20 +236,20 @@ async fn nodes<M: Metadata>(metadata: &M) {
     assert!(matches!(metadata.remove_node(&two.id).await, Err(StoreError::Missing(_))));
     metadata.remove_node(&one.id).await.expect("removed");
     metadata.add_node(one.clone(), 14).await.expect("added");
-    assert_eq!(stored(metadata.nodes().await.expect("nodes")), [(one, None)], "a node that left is forgotten");
+    assert_eq!(stored(metadata.nodes().await.expect("nodes")), [(one, None)], "a removed node's store id is forgotten");
 }
 
 async fn artifacts<M: Metadata>(metadata: &M) {
     let hooks = [Hook::ConflictResolver, Hook::ConsistencyPolicy, Hook::RoutingHook];
     for (of, hook) in (1..).zip(hooks) {
-        assert_eq!(metadata.put_artifact(artifact(of, hook)).await, Ok(()));
+        assert_eq!(metadata.put_artifact(component(of, hook)).await, Ok(()));
     }
-    let mut other_name = artifact(1, hooks[0]);
-    other_name.entry.name = "other".into();
+    let mut other_name = component(1, hooks[0]);
+    other_name.artifact.name = "other".into();
     assert_eq!(metadata.put_artifact(other_name).await, Ok(()));
     assert_eq!(
         metadata.artifact(Digest([1; 32])).await,
-        Ok(Some(artifact(1, hooks[0]))),
+        Ok(Some(component(1, hooks[0]))),
         "the same bytes stay as they are"
     );
     assert_eq!(metadata.artifact(Digest([9; 32])).await, Ok(None));
@@ -287,15 +287,15 @@ async fn binding_records<M: Metadata>(metadata: &M) {
     metadata.remove_binding_record(&own, second).await.expect("removed");
     metadata.remove_binding_record(&own, second).await.expect("nothing to remove is no error");
     assert_eq!(metadata.binding_record(&own).await, Ok(None));
-    assert!(matches!(save(&own, second, "late").await, Err(StoreError::Conflict(_))), "it is not there any more");
+    assert!(matches!(save(&own, second, "late").await, Err(StoreError::Conflict(_))), "it was removed");
     let anew = save(&own, 0, "anew").await.expect("stored");
     assert!(anew > second, "no version comes twice");
     let rivals = join_all((0..5).map(|of| save(&own, anew, &format!("of {of}")))).await;
-    assert_eq!(rivals.iter().filter(|told| told.is_ok()).count(), 1, "one wins");
+    assert_eq!(rivals.iter().filter(|result| result.is_ok()).count(), 1, "one wins");
     let large = "x".repeat(BINDING_RECORD_BYTES + 1);
     assert!(matches!(save(&own, 0, &large).await, Err(StoreError::Refused(_))));
 
-    // A record and the artifacts that it names stand and fall together.
+    // A record requires the artifacts that it names, and protects them.
     let (there, missing) = (Digest([1; 32]), Digest([99; 32]));
     let now = metadata.binding_record(&own).await.expect("a record").expect("the winner's").version;
     let naming = format!("{{\"digest\":\"{there}\"}}");
@@ -304,7 +304,7 @@ async fn binding_records<M: Metadata>(metadata: &M) {
     let naming_it = save(now, there).await.expect("it is there");
     assert!(matches!(metadata.remove_artifact(there).await, Err(StoreError::Refused(_))));
     metadata.save_binding_record(&own, naming_it, "anew".into(), None).await.expect("stored");
-    metadata.remove_artifact(there).await.expect("nothing names it any more");
+    metadata.remove_artifact(there).await.expect("no record names it");
 }
 
 async fn tokens<M: Metadata>(metadata: &M) {
@@ -337,18 +337,18 @@ async fn tokens<M: Metadata>(metadata: &M) {
     assert!(!format!("{:?}", token("b")).contains("hash"));
 }
 
-async fn each_change_is_told<M: Metadata>(metadata: &M) {
+async fn each_change_is_listed<M: Metadata>(metadata: &M) {
     let start = metadata.changes(u64::MAX).await.expect("the revision");
-    assert!(!start.complete && start.changed.is_empty(), "a revision of the future is none");
-    let hint = metadata.hint();
-    let one = tenant("told");
+    assert!(!start.complete && start.changed.is_empty(), "a future revision has no changes");
+    let mut hint = metadata.hint();
+    let one = tenant("listed");
     metadata.create_tenant(one.clone()).await.expect("created");
-    assert!(hint.has_changed().expect("open"), "own changes are hinted at once");
+    assert!(poll_once(&mut hint.given()).await.is_some(), "own changes are hinted at once");
     let updated = metadata.update_tenant(one.clone()).await.expect("updated");
-    metadata.add_node(node("told"), 1).await.expect("added");
+    metadata.add_node(node("listed"), 1).await.expect("added");
     metadata.delete_tenant(&one.id, updated.version, 9).await.expect("deleted");
-    metadata.put_artifact(artifact(77, Hook::RoutingHook)).await.expect("stored");
-    let place = slot(Some("told"), Hook::RoutingHook);
+    metadata.put_artifact(component(77, Hook::RoutingHook)).await.expect("stored");
+    let place = slot(Some("listed"), Hook::RoutingHook);
     let version = metadata.save_binding_record(&place, 0, "{}".into(), None).await.expect("stored");
     metadata
         .save_binding_record(&slot(None, Hook::RoutingHook), version, "{}".into(), None)
@@ -356,7 +356,7 @@ async fn each_change_is_told<M: Metadata>(metadata: &M) {
         .expect_err("conflict");
     metadata.rotate_secret([3; 32], 1).await.expect("rotated");
     let token = Token {
-        id: "told".into(),
+        id: "listed".into(),
         hash: [0; 32],
         tenant: None,
         scopes: 0,
@@ -365,7 +365,7 @@ async fn each_change_is_told<M: Metadata>(metadata: &M) {
         expires_at_ms: None,
     };
     metadata.create_token(token).await.expect("created");
-    let told = metadata.changes(start.revision).await.expect("changes");
+    let listed = metadata.changes(start.revision).await.expect("changes");
     let expected = Changes {
         revision: start.revision + 8,
         complete: true,
@@ -378,31 +378,31 @@ async fn each_change_is_told<M: Metadata>(metadata: &M) {
             Changed::Tokens,
         ],
     };
-    assert_eq!(told, expected, "each once, in the order of its last change, and nothing of what was refused");
-    let nothing = metadata.changes(told.revision).await.expect("changes");
-    assert_eq!((nothing.revision, nothing.complete, nothing.changed), (told.revision, true, vec![]));
+    assert_eq!(listed, expected, "each once, in the order of its last change, without what was refused");
+    let nothing = metadata.changes(listed.revision).await.expect("changes");
+    assert_eq!((nothing.revision, nothing.complete, nothing.changed), (listed.revision, true, vec![]));
 
     // What changes nothing is no change.
     metadata.delete_tenant(&one.id, 1, 9).await.expect("deleted already");
-    metadata.put_artifact(artifact(77, Hook::RoutingHook)).await.expect("there already");
+    metadata.put_artifact(component(77, Hook::RoutingHook)).await.expect("there already");
     metadata.secrets([1; 32], 1).await.expect("secrets");
-    metadata.record_store_id(&node("told").id, StoreId([1; 16])).await.expect("recorded");
-    metadata.record_store_id(&node("told").id, StoreId([1; 16])).await.expect("there already");
+    metadata.record_store_id(&node("listed").id, StoreId([1; 16])).await.expect("recorded");
+    metadata.record_store_id(&node("listed").id, StoreId([1; 16])).await.expect("there already");
     metadata.remove_artifact(Digest([77; 32])).await.expect("removed");
     metadata.remove_binding_record(&place, version).await.expect("removed");
     metadata.remove_binding_record(&place, version).await.expect("there is none");
-    metadata.remove_node(&node("told").id).await.expect("removed");
-    metadata.remove_token("told").await.expect("removed");
-    let told = metadata.changes(told.revision).await.expect("changes");
+    metadata.remove_node(&node("listed").id).await.expect("removed");
+    metadata.remove_token("listed").await.expect("removed");
+    let listed = metadata.changes(listed.revision).await.expect("changes");
     let expected = [Changed::Artifacts, Changed::Binding(place), Changed::Nodes, Changed::Tokens];
-    assert_eq!((told.revision, &told.changed[..]), (nothing.revision + 5, &expected[..]));
+    assert_eq!((listed.revision, &listed.changed[..]), (nothing.revision + 5, &expected[..]));
 }
 
 async fn secrets<M: Metadata>(metadata: &M) {
     let starts = join_all((1..=5).map(|of| metadata.secrets([of; 32], 7))).await;
     let first = starts[0].clone().expect("secrets");
     assert_eq!((first.len(), first[0].id), (1, 1));
-    assert!(starts.into_iter().all(|told| told.as_ref() == Ok(&first)), "all that start at once have the same");
+    assert!(starts.into_iter().all(|answer| answer.as_ref() == Ok(&first)), "all that start at once have the same");
     assert_eq!(metadata.secrets([99; 32], 8).await, Ok(first.clone()));
     let rotated = metadata.rotate_secret([50; 32], 9).await.expect("rotated");
     assert_eq!((rotated[0].id, rotated[0].key, &rotated[1]), (2, [50; 32], &first[0]));
@@ -415,13 +415,13 @@ async fn secrets<M: Metadata>(metadata: &M) {
 }
 
 async fn bounds<M: Metadata>(metadata: &M) {
-    let refused = |told: Result<(), StoreError>| assert!(matches!(told, Err(StoreError::Refused(_))), "{told:?}");
+    let refused = |result: Result<(), StoreError>| assert!(matches!(result, Err(StoreError::Refused(_))), "{result:?}");
     refused(metadata.create_tenant(Tenant { replication_factor: 6, ..tenant("six") }).await.map(drop));
     refused(metadata.add_node(StorageNode { host: "x".repeat(256), ..node("long") }, 1).await);
     refused(metadata.put_node(StorageNode { virtual_nodes: 0, ..node("none") }, 1).await);
-    refused(metadata.put_artifact(Artifact { bytes: Bytes::new(), ..artifact(20, Hook::RoutingHook) }).await);
-    let large = Bytes::from(vec![0; super::ARTIFACT_BYTES + 1]);
-    refused(metadata.put_artifact(Artifact { bytes: large, ..artifact(20, Hook::RoutingHook) }).await);
+    refused(metadata.put_artifact(Component { bytes: Bytes::new(), ..component(20, Hook::RoutingHook) }).await);
+    let large = Bytes::from(vec![0; ARTIFACT_BYTES + 1]);
+    refused(metadata.put_artifact(Component { bytes: large, ..component(20, Hook::RoutingHook) }).await);
     let there = metadata.nodes().await.expect("nodes").len();
     for of in there..NODES {
         metadata.add_node(node(&format!("many-{of}")), 1).await.expect("room");

@@ -1,4 +1,4 @@
-//! What every idempotency store must do, whatever it is made of.
+//! What every idempotency store must do.
 
 use bytes::Bytes;
 use witan_kernel::idempotency::{KEPT_MS, Name, Owner, RESPONSE_BYTES, Step, Stepped};
@@ -6,23 +6,27 @@ use witan_kernel::name::WriteId;
 use witan_kernel::port::{Clock, IdempotencyStore, StoreError};
 use witan_kernel::register::Stamp;
 
-use crate::testing::StandingClock;
+use super::{ManualClock, join_all};
 
-pub(crate) fn name(of: u64) -> Name {
+/// The name of test record `of`.
+pub fn name(of: u64) -> Name {
     let mut bytes = [0; 32];
     bytes[8..16].copy_from_slice(&of.to_be_bytes());
     Name(bytes)
 }
 
-pub(crate) fn owner(of: u8) -> Owner {
+/// Owner `of`.
+pub fn owner(of: u8) -> Owner {
     Owner([of; 16])
 }
 
-pub(crate) fn reserve(of: u8, request: u8, lease_ms: u64) -> Step {
+/// A claim by owner `of` for request `request`.
+pub fn reserve(of: u8, request: u8, lease_ms: u64) -> Step {
     Step::Reserve { owner: owner(of), write_id: WriteId([request; 16]), started: 42, lease_ms }
 }
 
-pub(crate) fn done(of: u8, fence: u64, response: &'static str) -> Step {
+/// The end of a request, with its response.
+pub fn done(of: u8, fence: u64, response: &'static str) -> Step {
     Step::Done { owner: owner(of), fence, response: Bytes::from_static(response.as_bytes()) }
 }
 
@@ -31,7 +35,7 @@ fn first() -> Stepped {
 }
 
 /// The whole contract, on names from 1,000 on.
-pub(crate) async fn all<S: IdempotencyStore>(store: &S, clock: &StandingClock) {
+pub async fn all<S: IdempotencyStore>(store: &S, clock: &ManualClock) {
     one_request_to_its_end(store).await;
     takeover(store, clock).await;
     giving_up(store).await;
@@ -50,12 +54,12 @@ async fn one_request_to_its_end<S: IdempotencyStore>(store: &S) {
     let stamp = Step::Stamp { owner: owner(1), fence: 1, stamp: Stamp(7) };
     assert_eq!(store.step(name, stamp).await, Ok(Stepped::Stored));
     assert_eq!(store.step(name, done(1, 1, "answer")).await, Ok(Stepped::Stored));
-    let told = Stepped::Done { response: Bytes::from_static(b"answer") };
-    assert_eq!(store.step(name, reserve(3, 1, 500)).await, Ok(told));
+    let recorded = Stepped::Done { response: Bytes::from_static(b"answer") };
+    assert_eq!(store.step(name, reserve(3, 1, 500)).await, Ok(recorded));
     assert_eq!(store.step(name, reserve(3, 2, 500)).await, Ok(Stepped::Conflict));
 }
 
-async fn takeover<S: IdempotencyStore>(store: &S, clock: &StandingClock) {
+async fn takeover<S: IdempotencyStore>(store: &S, clock: &ManualClock) {
     let name = name(1001);
     assert_eq!(store.step(name, reserve(1, 1, 500)).await, Ok(first()));
     let stamp = Step::Stamp { owner: owner(1), fence: 1, stamp: Stamp(7) };
@@ -84,21 +88,17 @@ async fn giving_up<S: IdempotencyStore>(store: &S) {
     assert_eq!(store.step(name(1003), reserve(2, 1, 500)).await, Ok(taken));
 }
 
-async fn expiry<S: IdempotencyStore>(store: &S, clock: &StandingClock) {
+async fn expiry<S: IdempotencyStore>(store: &S, clock: &ManualClock) {
     assert_eq!(store.step(name(1004), reserve(1, 1, 500)).await, Ok(first()));
     clock.pass_ms(KEPT_MS / 2);
     assert_eq!(store.step(name(1004), done(1, 1, "kept from here")).await, Ok(Stepped::Stored));
     clock.pass_ms(KEPT_MS - 1);
     assert!(matches!(store.step(name(1004), reserve(2, 1, 500)).await, Ok(Stepped::Done { .. })));
     clock.pass_ms(1);
-    assert_eq!(
-        store.step(name(1004), reserve(2, 2, 500)).await,
-        Ok(first()),
-        "a day later it is as if it had never been"
-    );
+    assert_eq!(store.step(name(1004), reserve(2, 2, 500)).await, Ok(first()), "a day later the name is free");
 }
 
-async fn no_jump_of_the_wall_clock_matters<S: IdempotencyStore>(store: &S, clock: &StandingClock) {
+async fn no_jump_of_the_wall_clock_matters<S: IdempotencyStore>(store: &S, clock: &ManualClock) {
     assert_eq!(store.step(name(1005), reserve(1, 1, 500)).await, Ok(first()));
     let right = clock.wall_micros();
     for wall in [0, u64::MAX / 2, right] {
@@ -116,27 +116,30 @@ async fn too_long_a_response<S: IdempotencyStore>(store: &S) {
 
 async fn one_of_many_at_once<S: IdempotencyStore>(store: &S) {
     let claims = (1..=100).map(|of| store.step(name(1007), reserve(of, 1, 500)));
-    let told = crate::testing::join_all(claims).await;
-    assert_eq!(told.iter().filter(|told| **told == Ok(first())).count(), 1);
-    assert_eq!(told.iter().filter(|told| **told == Ok(Stepped::InProgress { left_ms: 500 })).count(), 99);
+    let stepped = join_all(claims).await;
+    assert_eq!(stepped.iter().filter(|stepped| **stepped == Ok(first())).count(), 1);
+    assert_eq!(stepped.iter().filter(|stepped| **stepped == Ok(Stepped::InProgress { left_ms: 500 })).count(), 99);
 }
 
-pub(crate) async fn reserve_one<S: IdempotencyStore>(store: &S, of: u64) {
+/// Claims one new name.
+pub async fn reserve_one<S: IdempotencyStore>(store: &S, of: u64) {
     assert_eq!(store.step(name(of), reserve(1, 1, 500)).await, Ok(first()));
 }
 
-/// As many claims at once, all new, on names from 0 on.
-pub(crate) async fn reserve_many<S: IdempotencyStore>(store: &S, many: u64) {
-    let told = crate::testing::join_all((0..many).map(|of| store.step(name(of), reserve(1, 1, 500)))).await;
-    assert!(told.iter().all(|told| *told == Ok(first())));
+/// Claims `many` new names at once, from 0 on.
+pub async fn reserve_many<S: IdempotencyStore>(store: &S, many: u64) {
+    let stepped = join_all((0..many).map(|of| store.step(name(of), reserve(1, 1, 500)))).await;
+    assert!(stepped.iter().all(|stepped| *stepped == Ok(first())));
 }
 
-pub(crate) async fn finds_one<S: IdempotencyStore>(store: &S, of: u64) {
-    let told = store.step(name(of), reserve(2, 2, 500)).await;
-    assert_eq!(told, Ok(Stepped::Conflict));
+/// Checks that the name of test record `of` is claimed.
+pub async fn finds_one<S: IdempotencyStore>(store: &S, of: u64) {
+    let stepped = store.step(name(of), reserve(2, 2, 500)).await;
+    assert_eq!(stepped, Ok(Stepped::Conflict));
 }
 
-pub(crate) async fn is_down<S: IdempotencyStore>(store: &S) {
-    let told = store.step(name(1), reserve(2, 1, 500)).await;
-    assert!(matches!(told, Err(StoreError::Unavailable(_))));
+/// Checks that the store is unavailable.
+pub async fn is_down<S: IdempotencyStore>(store: &S) {
+    let stepped = store.step(name(1), reserve(2, 1, 500)).await;
+    assert!(matches!(stepped, Err(StoreError::Unavailable(_))));
 }

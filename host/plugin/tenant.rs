@@ -1,4 +1,4 @@
-//! One tenant's seat at one binding: its warm instances, its breaker, its share of the CPU.
+//! Serving one tenant from one version of a binding: its warm instances, its breaker, its share of the CPU.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -7,39 +7,44 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use witan_kernel::hook::{AnsweredBy, Asked, Hook, PolicyAnswer, PolicyQuestion};
 use witan_kernel::name::TenantId;
+use witan_kernel::sync::lock;
 
+use crate::answers::Answers;
 use crate::binding::{BindingVersion, OnFault};
 use crate::breaker::{Breaker, Faulted};
-use crate::compile::lock;
 use crate::digest::Digest;
 use crate::engine::{TICK, Ticks};
+use crate::error::PluginError;
 use crate::event::{Event, EventKind, Events};
-use crate::instance::{Fault, Instance, Program};
+use crate::fault::{Broken, Fault};
+use crate::instance::{Instance, Program};
 use crate::limit::{self, Budget, Limits};
-use crate::memory::Memory;
 use crate::metrics::Counters;
 
-/// A program with the configuration that its instances get.
+/// A program with the configuration of its instances.
 #[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) digest: Digest,
     pub(crate) program: Arc<Program>,
     pub(crate) configuration: Bytes,
     pub(crate) by: AnsweredBy,
-    /// Equal questions always get equal answers.
+    /// Whether equal questions always get equal answers.
     pub(crate) deterministic: bool,
 }
 
 impl Plan {
-    /// An instance that has its configuration.
+    /// Starts an instance and configures it.
     pub(crate) fn start(&self, counters: &Arc<Counters>) -> Result<Box<Instance>, Fault> {
         let mut instance = self.program.start(self.by.clone(), counters.clone())?;
-        instance.configure(&self.configuration).map_err(|fault| Fault::Broken(fault.to_string()))?;
+        instance.configure(&self.configuration).map_err(|fault| match fault {
+            Fault::Declined(declined) => Broken::Configuration(declined),
+            Fault::Broken(broken) => broken,
+        })?;
         Ok(Box::new(instance))
     }
 }
 
-/// What all slots need of the host.
+/// What all bindings need from the host.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) ticks: Ticks,
@@ -49,20 +54,25 @@ pub(crate) struct Shared {
     pub(crate) totals: Arc<[Counters; 3]>,
 }
 
+/// Why a binding cannot answer at all: say, its component is missing.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot be loaded: {0}")]
+pub(crate) struct LoadError(#[from] PluginError);
+
 /// One version of a binding, in force or draining. Immutable.
-pub(crate) struct Active {
+pub(crate) struct ActiveBinding {
     pub(crate) tenant: Option<TenantId>,
     pub(crate) hook: Hook,
     pub(crate) version: BindingVersion,
-    /// What answers; `Err` says why nothing can (say, the component is gone): then every question is a fault.
-    pub(crate) primary: Result<Plan, String>,
-    /// The last version that was good, for when this one's breaker opens.
+    /// What answers. On an error every question is a fault.
+    pub(crate) primary: Result<Plan, LoadError>,
+    /// The previous version, which answers while this one's breaker is open.
     pub(crate) fallback: Option<Plan>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) shared: Shared,
 }
 
-impl Active {
+impl ActiveBinding {
     fn event(&self, kind: EventKind, tenant: Option<TenantId>, detail: impl Into<String>) {
         let event = Event::new(kind, detail).of(self.version.digest, &*self.version.plugin).at(tenant, self.hook);
         self.shared.events.emit(event);
@@ -78,73 +88,78 @@ impl Active {
     }
 }
 
-impl Drop for Active {
+impl Drop for ActiveBinding {
     fn drop(&mut self) {
         self.event(EventKind::Drained, self.tenant.clone(), format!("version {} of the binding", self.version.number));
     }
 }
 
-/// Instances that wait for the next question. As many as threads have asked at once.
+/// Warm instances that wait for the next question: as many as threads asked at the same time, up to a bound.
 #[derive(Default)]
-#[expect(clippy::vec_box, reason = "an instance is large, and goes in and out under a lock with every question")]
-struct Warm(Mutex<Vec<Box<Instance>>>);
+#[expect(clippy::vec_box, reason = "an instance is large, and is moved in and out under a lock with every question")]
+struct InstancePool(Mutex<Vec<Box<Instance>>>);
 
-impl Warm {
+impl InstancePool {
     fn pop(&self) -> Option<Box<Instance>> {
         lock(&self.0).pop()
     }
 
-    fn push(&self, instance: Box<Instance>, most: usize) {
+    fn push(&self, instance: Box<Instance>) {
         let mut instances = lock(&self.0);
-        if instances.len() < most {
+        if instances.len() < WARM_INSTANCES {
             instances.push(instance);
         }
     }
 
     fn clear(&self) {
-        // Dropped after the lock.
+        // Dropped after the lock is released.
         let _instances = std::mem::take(&mut *lock(&self.0));
     }
 }
 
-/// One tenant's seat at one version of one binding.
-pub(crate) struct Slot {
-    pub(crate) active: Arc<Active>,
+/// One version of one binding as one tenant uses it.
+pub(crate) struct TenantBinding {
+    pub(crate) active: Arc<ActiveBinding>,
     tenant: TenantId,
-    warm: Warm,
-    spare: Warm,
+    instances: InstancePool,
+    /// Instances of the previous version, used while the breaker is open.
+    fallback_instances: InstancePool,
     breaker: Breaker,
-    share: Share,
-    memory: Memory,
-    waiting: AtomicUsize,
+    share: CpuShare,
+    /// Of a deterministic policy.
+    answers: Answers,
+    /// Questions that wait for a resolver thread.
+    queued: AtomicUsize,
+    /// Asked since the last [`Self::release_idle`].
     used: AtomicBool,
 }
 
-/// Instances that a slot keeps: more threads than this asking one tenant's plugin at once start instances anew.
-const WARM: usize = 16;
+/// Warm instances that are kept per tenant and version: when more threads than this ask one tenant's plugin at once, the rest start
+/// new instances.
+const WARM_INSTANCES: usize = 16;
 
-impl Slot {
-    pub(crate) fn new(active: Arc<Active>, tenant: TenantId) -> Self {
+impl TenantBinding {
+    pub(crate) fn new(active: Arc<ActiveBinding>, tenant: TenantId) -> Self {
         let breaker = Breaker::new(&active.shared.limits);
         let share = active.shared.limits.budget(active.hook).share;
         Self {
             active,
             tenant,
-            warm: Warm::default(),
-            spare: Warm::default(),
+            instances: InstancePool::default(),
+            fallback_instances: InstancePool::default(),
             breaker,
-            share: Share::new(share),
-            memory: Memory::default(),
-            waiting: AtomicUsize::new(0),
+            share: CpuShare::new(share),
+            answers: Answers::default(),
+            queued: AtomicUsize::new(0),
             used: AtomicBool::new(false),
         }
     }
 
-    /// Has a consistency policy decide. A deterministic one is asked once for equal questions.
+    /// Asks a consistency policy. A deterministic one is called only once for equal questions.
     pub(crate) fn decide(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
         let primary = self.active.primary.as_ref().ok().filter(|plan| plan.deterministic && !self.breaker.is_open());
         let Some(plan) = primary else { return self.ask(|instance| instance.decide(question)) };
-        if let Some(answer) = self.memory.answer(question) {
+        if let Some(answer) = self.answers.get(question) {
             self.active.both(Counters::remembered);
             return Asked::Answered { answer, by: plan.by.clone() };
         }
@@ -152,12 +167,12 @@ impl Slot {
         if let Asked::Answered { answer, by } = &asked
             && Arc::ptr_eq(by, &plan.by)
         {
-            self.memory.keep(question, *answer);
+            self.answers.put(question, *answer);
         }
         asked
     }
 
-    /// Puts one question, to whom it is to be put now.
+    /// Asks the version in force, or the previous one while the breaker is open.
     pub(crate) fn ask<T>(&self, mut question: impl FnMut(&mut Instance) -> Result<T, Fault>) -> Asked<T> {
         let now = self.active.shared.ticks.now();
         if !self.share.admits(now) {
@@ -165,12 +180,12 @@ impl Slot {
         }
         let plan = match &self.active.primary {
             Ok(plan) => plan,
-            Err(reason) => return self.refuse(reason),
+            Err(error) => return self.refuse(&error.to_string()),
         };
         if !self.breaker.admits(now) {
             return self.ask_fallback(now, question);
         }
-        match self.put(plan, &self.warm, now, &mut question) {
+        match self.call(plan, &self.instances, now, &mut question) {
             Ok(answer) => {
                 if self.breaker.answered() {
                     self.active.event(EventKind::BreakerClosed, Some(self.tenant.clone()), "it answers again");
@@ -181,12 +196,12 @@ impl Slot {
         }
     }
 
-    /// The breaker is open: the last good version answers, if there is one and the hook allows it. A partition key does
-    /// not: another version may put the key elsewhere.
+    /// While the breaker is open the previous version answers, if there is one. Not for routing hooks: another version may place
+    /// keys elsewhere.
     fn ask_fallback<T>(&self, now: u64, mut question: impl FnMut(&mut Instance) -> Result<T, Fault>) -> Asked<T> {
         match &self.active.fallback {
             Some(plan) if self.active.hook != Hook::RoutingHook => {
-                match self.put(plan, &self.spare, now, &mut question) {
+                match self.call(plan, &self.fallback_instances, now, &mut question) {
                     Ok(answer) => Asked::Answered { answer, by: plan.by.clone() },
                     Err(fault) => self.fault(plan, fault, now),
                 }
@@ -195,28 +210,28 @@ impl Slot {
         }
     }
 
-    fn put<T>(
+    fn call<T>(
         &self,
         plan: &Plan,
-        warm: &Warm,
+        instances: &InstancePool,
         now: u64,
         question: &mut impl FnMut(&mut Instance) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         let began = Instant::now();
-        let answer = self.put_untimed(plan, warm, question);
+        let answer = self.call_untimed(plan, instances, question);
         let took = began.elapsed();
-        self.share.used(now, took.min(most_cpu(plan.program.budget())));
+        self.share.add(now, took.min(max_cpu(plan.program.budget())));
         self.active.both(|counters| counters.called(took));
         answer
     }
 
-    fn put_untimed<T>(
+    fn call_untimed<T>(
         &self,
         plan: &Plan,
-        warm: &Warm,
+        instances: &InstancePool,
         question: &mut impl FnMut(&mut Instance) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        let mut instance = match warm.pop() {
+        let mut instance = match instances.pop() {
             Some(instance) => instance,
             None => plan.start(&self.active.counters)?,
         };
@@ -225,8 +240,8 @@ impl Slot {
             self.used.store(true, Relaxed);
         }
         // After a trap an instance cannot be entered again.
-        if !matches!(answer, Err(Fault::Broken(_))) && instance.is_fresh(plan.program.budget()) {
-            warm.push(instance, WARM);
+        if !matches!(answer, Err(Fault::Broken(_))) && instance.is_reusable(plan.program.budget()) {
+            instances.push(instance);
         }
         answer
     }
@@ -270,7 +285,8 @@ impl Slot {
         Asked::Faulted { reason: format!("{by} {reason}"), fail: self.fails(), by }
     }
 
-    /// Keep-all needs no choice, and without a partition key there is no place.
+    /// Whether a fault fails the request. A resolver's never does, since all siblings can be kept; a partition key's always does,
+    /// since without one the key has no place.
     fn fails(&self) -> bool {
         match self.active.hook {
             Hook::ConsistencyPolicy => self.active.version.on_fault == OnFault::Fail,
@@ -279,68 +295,68 @@ impl Slot {
         }
     }
 
-    /// Lets the warm instances go when nobody has asked since the last time.
-    pub(crate) fn rest(&self) {
+    /// Drops the warm instances if they have not been used since the last call.
+    pub(crate) fn release_idle(&self) {
         if !self.used.swap(false, Relaxed) {
-            self.warm.clear();
-            self.spare.clear();
+            self.instances.clear();
+            self.fallback_instances.clear();
         }
     }
 
-    /// Takes a place in the line for the resolver threads.
-    pub(crate) fn line_up(self: &Arc<Self>) -> Option<Waiting> {
+    /// Reserves a place in the queue for the resolver threads; `None` when this tenant's part of it is full.
+    pub(crate) fn enqueue(self: &Arc<Self>) -> Option<Queued> {
         let more = |n: usize| (n < limit::RESOLVER_WAITING).then_some(n + 1);
-        self.waiting.fetch_update(Relaxed, Relaxed, more).ok()?;
-        Some(Waiting(self.clone()))
+        self.queued.fetch_update(Relaxed, Relaxed, more).ok()?;
+        Some(Queued(self.clone()))
     }
 
-    /// The line is full.
-    pub(crate) fn too_many<T>(&self) -> Asked<T> {
+    /// The outcome of a question for which the queue is full.
+    pub(crate) fn queue_full<T>(&self) -> Asked<T> {
         self.refuse("has too many questions waiting")
     }
 }
 
-/// A place in the line for the resolver threads.
-pub(crate) struct Waiting(Arc<Slot>);
+/// A place in the queue for the resolver threads.
+pub(crate) struct Queued(Arc<TenantBinding>);
 
-impl Waiting {
-    pub(crate) fn slot(&self) -> &Slot {
+impl Queued {
+    pub(crate) fn binding(&self) -> &TenantBinding {
         &self.0
     }
 }
 
-impl Drop for Waiting {
+impl Drop for Queued {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Relaxed);
+        self.0.queued.fetch_sub(1, Relaxed);
     }
 }
 
-/// The CPU that one question can take: what it may itself, and before it an instance that is started and configured. Asking
-/// for the CPU time with every question would cost a system call; a thread that is kept from running, on a busy machine,
-/// takes longer than this and uses no more.
-fn most_cpu(budget: &Budget) -> Duration {
+/// An upper bound on the CPU time of one question: of the call itself, and of starting and configuring an instance for it. Elapsed
+/// time is charged up to this bound, because reading the thread's CPU time would cost a system call with every question, and a
+/// thread that is descheduled on a busy machine takes longer without using more CPU.
+fn max_cpu(budget: &Budget) -> Duration {
     3 * (budget.cpu + 2 * TICK)
 }
 
-/// How much of a core one tenant's plugin has used in this second.
+/// The CPU time that one tenant's plugin has used in the current second, and its limit.
 #[derive(Debug)]
-struct Share {
+struct CpuShare {
     second: AtomicU64,
     nanos: AtomicU64,
-    most: u64,
+    limit_nanos: u64,
 }
 
-impl Share {
-    /// `thousandths` of one core.
+impl CpuShare {
+    /// A limit in thousandths of one core.
     fn new(thousandths: u32) -> Self {
-        Self { second: AtomicU64::new(0), nanos: AtomicU64::new(0), most: u64::from(thousandths) * 1_000_000 }
+        Self { second: AtomicU64::new(0), nanos: AtomicU64::new(0), limit_nanos: u64::from(thousandths) * 1_000_000 }
     }
 
     fn admits(&self, now_ms: u64) -> bool {
-        self.nanos.load(Relaxed) < self.most || self.second.load(Relaxed) != now_ms / 1000
+        self.nanos.load(Relaxed) < self.limit_nanos || self.second.load(Relaxed) != now_ms / 1000
     }
 
-    fn used(&self, now_ms: u64, took: Duration) {
+    fn add(&self, now_ms: u64, took: Duration) {
         let second = now_ms / 1000;
         if self.second.swap(second, Relaxed) != second {
             self.nanos.store(0, Relaxed);
@@ -355,14 +371,14 @@ mod tests {
 
     #[test]
     fn a_share_is_renewed_every_second() {
-        let share = Share::new(500);
+        let share = CpuShare::new(500);
         assert!(share.admits(10));
-        share.used(10, Duration::from_millis(499));
+        share.add(10, Duration::from_millis(499));
         assert!(share.admits(20));
-        share.used(20, Duration::from_millis(1));
+        share.add(20, Duration::from_millis(1));
         assert!(!share.admits(999));
         assert!(share.admits(1000));
-        share.used(1000, Duration::from_millis(1));
+        share.add(1000, Duration::from_millis(1));
         assert!(share.admits(1001));
     }
 }

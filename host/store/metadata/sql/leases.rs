@@ -1,17 +1,44 @@
-//! Coordinators: who has which node id, and until when.
+//! Leases of coordinators: who holds which node id, and until when.
 
 use witan_kernel::name::NodeId;
-use witan_kernel::port::StoreError;
+use witan_kernel::port::rules::Granting;
+use witan_kernel::port::{
+    Answer, COORDINATOR_KEPT_MS, COORDINATORS, Changed, Claim, CoordinatorOnRecord, Lease, LeaseStore, StoreError,
+    rules,
+};
 
-use super::changes;
 use super::db::{Db, Value};
 use super::row::Row;
-use crate::metadata::rules::Granting;
-use crate::metadata::{COORDINATOR_KEPT_MS, COORDINATORS, Changed, Claim, CoordinatorOnRecord, Lease, rules};
+use super::{Driver, Purpose, SqlMetadata, changes, in_transaction};
 
-/// Renews a lease that holds, in one statement that reads the clock itself: none that has run out is renewed. `None` when
-/// there is more to it.
-pub(super) async fn renew(db: &mut Db, claim: &Claim, lease_ms: u64) -> Result<Option<Lease>, StoreError> {
+impl<D: Driver> LeaseStore for SqlMetadata<D> {
+    fn hold_lease(&self, claim: Claim, lease_ms: u64) -> Answer<Lease> {
+        let (driver, hints) = (self.driver.clone(), self.hints.clone());
+        self.bounded(async move {
+            rules::claim(&claim, lease_ms)?;
+            let mut db = driver.lend(Purpose::Write).await?;
+            // A renewal is one statement, and waits for no other change.
+            if let Some(lease) = renew(&mut db, &claim, lease_ms).await? {
+                db.give_back();
+                return Ok(lease);
+            }
+            in_transaction(db, &hints, move |db| Box::pin(grant(db, claim, lease_ms))).await
+        })
+    }
+
+    fn release_lease(&self, node_id: &NodeId, instance: [u8; 16]) -> Answer<()> {
+        let node_id = node_id.clone();
+        self.change(move |db| Box::pin(release(db, node_id, instance)))
+    }
+
+    fn coordinators(&self) -> Answer<Vec<CoordinatorOnRecord>> {
+        self.read(|db| Box::pin(list(db)))
+    }
+}
+
+/// Renews a lease in one statement that reads the clock itself, so that an expired one is never renewed. `None` when there is no
+/// such lease to renew.
+async fn renew(db: &mut Db, claim: &Claim, lease_ms: u64) -> Result<Option<Lease>, StoreError> {
     let sql = db.dialect(
         "UPDATE coordinators SET lease_until = CAST(unixepoch('subsec') * 1000 AS INTEGER) + $5
          WHERE node_id = $1 AND instance = $2 AND address = $3 AND version = $4
@@ -39,7 +66,7 @@ pub(super) async fn renew(db: &mut Db, claim: &Claim, lease_ms: u64) -> Result<O
     Ok(Some(Lease { fence: row.number("fence")?, until_ms, now_ms: until_ms.saturating_sub(lease_ms) }))
 }
 
-pub(super) async fn grant(db: &mut Db, claim: Claim, lease_ms: u64) -> Result<Lease, StoreError> {
+async fn grant(db: &mut Db, claim: Claim, lease_ms: u64) -> Result<Lease, StoreError> {
     let now_ms = db.now_ms().await?;
     let on_record = get(db, &claim.node_id, now_ms).await?;
     let (fence, granted_at_ms) = match rules::grant(&claim, on_record.as_ref(), now_ms)? {
@@ -71,25 +98,25 @@ pub(super) async fn grant(db: &mut Db, claim: Claim, lease_ms: u64) -> Result<Le
     Ok(Lease { fence, until_ms, now_ms })
 }
 
-/// Forgets who is long gone, and, where that is not enough, who has been gone longest.
+/// Drops coordinators that ended long ago and, if that is not enough, the one that ended first.
 async fn make_room(db: &mut Db, id: &NodeId, now_ms: u64) -> Result<(), StoreError> {
-    let long_gone = Value::Number(now_ms.saturating_sub(COORDINATOR_KEPT_MS));
-    db.execute("DELETE FROM coordinators WHERE lease_until <= $1", &[long_gone]).await?;
+    let long_ago = Value::Number(now_ms.saturating_sub(COORDINATOR_KEPT_MS));
+    db.execute("DELETE FROM coordinators WHERE lease_until <= $1", &[long_ago]).await?;
     let others = "SELECT COUNT(*) AS others FROM coordinators WHERE node_id <> $1";
     if db.one(others, &[Value::Text(id.as_str())]).await?.number::<usize>("others")? < COORDINATORS {
         return Ok(());
     }
-    let forgotten = db
+    let dropped = db
         .execute(
             "DELETE FROM coordinators WHERE node_id IN
                 (SELECT node_id FROM coordinators WHERE lease_until <= $1 AND node_id <> $2 ORDER BY lease_until LIMIT 1)",
             &[Value::Number(now_ms), Value::Text(id.as_str())],
         )
         .await?;
-    if forgotten == 0 { Err(rules::too_many_coordinators()) } else { Ok(()) }
+    if dropped == 0 { Err(rules::too_many_coordinators()) } else { Ok(()) }
 }
 
-pub(super) async fn release(db: &mut Db, node_id: NodeId, instance: [u8; 16]) -> Result<(), StoreError> {
+async fn release(db: &mut Db, node_id: NodeId, instance: [u8; 16]) -> Result<(), StoreError> {
     let now_ms = db.now_ms().await?;
     let released = db
         .execute(
@@ -114,8 +141,8 @@ async fn get(db: &mut Db, id: &NodeId, now_ms: u64) -> Result<Option<Coordinator
     row.map(|row| coordinator(&row, now_ms)).transpose()
 }
 
-pub(super) async fn list(db: &mut Db) -> Result<Vec<CoordinatorOnRecord>, StoreError> {
-    // The clock first: one that dies in between is told live, and none that was renewed is told dead.
+async fn list(db: &mut Db) -> Result<Vec<CoordinatorOnRecord>, StoreError> {
+    // The clock first: one that expires in between is reported live, and none that was renewed is reported expired.
     let now_ms = db.now_ms().await?;
     let rows = db
         .rows(

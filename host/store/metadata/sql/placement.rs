@@ -1,24 +1,48 @@
-//! The cluster itself: its schema, its storage nodes, its secrets.
+//! Storage nodes and their stores.
 
 use witan_kernel::name::{NodeId, StoreId};
-use witan_kernel::port::{NodeStatus, StorageNode, StoreError};
+use witan_kernel::port::{
+    Answer, Changed, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, StorageNode, StoreError, rules,
+};
 
-use super::changes;
 use super::db::{Db, Value};
 use super::row::{Row, damaged};
-use crate::metadata::{Changed, NODES, NodeOnRecord, Placement, SECRETS, Secret, rules};
+use super::{Driver, SqlMetadata, changes};
 
-pub(super) async fn schema_version(db: &mut Db) -> Result<u64, StoreError> {
-    let newest = "SELECT COALESCE(MAX(version), 0) AS version FROM _sqlx_migrations WHERE success";
-    db.one(newest, &[]).await?.number("version")
+impl<D: Driver> PlacementStore for SqlMetadata<D> {
+    fn found_nodes(&self, nodes: Vec<StorageNode>, now_ms: u64) -> Answer<()> {
+        self.change(move |db| Box::pin(found_nodes(db, nodes, now_ms)))
+    }
+
+    fn add_node(&self, node: StorageNode, now_ms: u64) -> Answer<()> {
+        self.change(move |db| Box::pin(add_node(db, node, now_ms)))
+    }
+
+    fn put_node(&self, node: StorageNode, now_ms: u64) -> Answer<()> {
+        self.change(move |db| Box::pin(put_node(db, node, now_ms)))
+    }
+
+    fn placement(&self) -> Answer<Placement> {
+        self.read(|db| Box::pin(placement(db)))
+    }
+
+    fn remove_node(&self, id: &NodeId) -> Answer<()> {
+        let id = id.clone();
+        self.change(|db| Box::pin(remove_node(db, id)))
+    }
+
+    fn record_store_id(&self, id: &NodeId, reported: StoreId) -> Answer<StoreId> {
+        let id = id.clone();
+        self.change(move |db| Box::pin(record_store_id(db, id, reported)))
+    }
+
+    fn replace_store_id(&self, id: &NodeId, from: StoreId, to: StoreId) -> Answer<()> {
+        let id = id.clone();
+        self.change(move |db| Box::pin(replace_store_id(db, id, from, to)))
+    }
 }
 
-/// The newest migration that a program must know to work here.
-pub(super) async fn needs_schema(db: &mut Db) -> Result<u64, StoreError> {
-    db.one("SELECT needs_schema FROM cluster_state", &[]).await?.number("needs_schema")
-}
-
-pub(super) async fn found_nodes(db: &mut Db, nodes: Vec<StorageNode>, now_ms: u64) -> Result<(), StoreError> {
+async fn found_nodes(db: &mut Db, nodes: Vec<StorageNode>, now_ms: u64) -> Result<(), StoreError> {
     if count_nodes(db).await? > 0 {
         return Ok(());
     }
@@ -28,14 +52,14 @@ pub(super) async fn found_nodes(db: &mut Db, nodes: Vec<StorageNode>, now_ms: u6
     Ok(())
 }
 
-pub(super) async fn add_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Result<(), StoreError> {
+async fn add_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Result<(), StoreError> {
     if node_exists(db, &node.id).await? {
         return Err(rules::node_exists(&node.id));
     }
     put_node(db, node, now_ms).await
 }
 
-pub(super) async fn put_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Result<(), StoreError> {
+async fn put_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Result<(), StoreError> {
     rules::node(&node)?;
     if !node_exists(db, &node.id).await? && count_nodes(db).await? >= NODES {
         return Err(rules::too_many_nodes());
@@ -73,7 +97,7 @@ async fn node_exists(db: &mut Db, id: &NodeId) -> Result<bool, StoreError> {
 }
 
 /// In one statement, so that epoch and nodes are of one moment.
-pub(super) async fn placement(db: &mut Db) -> Result<Placement, StoreError> {
+async fn placement(db: &mut Db) -> Result<Placement, StoreError> {
     let rows = db
         .rows(
             "SELECT placement_epoch, node_id, host, port, status, virtual_nodes, store_id, created_at, updated_at
@@ -97,7 +121,7 @@ async fn nodes(db: &mut Db) -> Result<Vec<NodeOnRecord>, StoreError> {
     db.rows(all, &[]).await?.iter().map(node).collect()
 }
 
-pub(super) async fn remove_node(db: &mut Db, id: NodeId) -> Result<(), StoreError> {
+async fn remove_node(db: &mut Db, id: NodeId) -> Result<(), StoreError> {
     let removed = db.execute("DELETE FROM storage_nodes WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
     if removed == 0 {
         return Err(rules::no_node(&id));
@@ -105,21 +129,21 @@ pub(super) async fn remove_node(db: &mut Db, id: NodeId) -> Result<(), StoreErro
     placement_changed(db).await
 }
 
-pub(super) async fn record_store_id(db: &mut Db, id: NodeId, told: StoreId) -> Result<StoreId, StoreError> {
+async fn record_store_id(db: &mut Db, id: NodeId, reported: StoreId) -> Result<StoreId, StoreError> {
     let row = db.row("SELECT store_id FROM storage_nodes WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
     if let Some(on_record) = store_id(&row.ok_or_else(|| rules::no_node(&id))?)? {
         return Ok(on_record);
     }
     db.execute(
         "UPDATE storage_nodes SET store_id = $2 WHERE node_id = $1",
-        &[Value::Text(id.as_str()), Value::Bytes(&told.0)],
+        &[Value::Text(id.as_str()), Value::Bytes(&reported.0)],
     )
     .await?;
     changes::record(db, Changed::Nodes).await?;
-    Ok(told)
+    Ok(reported)
 }
 
-pub(super) async fn replace_store_id(db: &mut Db, id: NodeId, from: StoreId, to: StoreId) -> Result<(), StoreError> {
+async fn replace_store_id(db: &mut Db, id: NodeId, from: StoreId, to: StoreId) -> Result<(), StoreError> {
     let all = nodes(db).await?;
     let on_record = all.iter().find(|other| other.node.id == id).ok_or_else(|| rules::no_node(&id))?.store_id;
     let others = all.iter().filter(|other| other.node.id != id).filter_map(|other| other.store_id);
@@ -158,31 +182,4 @@ fn node(row: &Row) -> Result<NodeOnRecord, StoreError> {
         created_at_ms: row.number("created_at")?,
         updated_at_ms: row.number("updated_at")?,
     })
-}
-
-pub(super) async fn secrets(db: &mut Db, fresh: [u8; 32], now_ms: u64) -> Result<Vec<Secret>, StoreError> {
-    let on_record = all_secrets(db).await?;
-    if on_record.is_empty() { rotate_secret(db, fresh, now_ms).await } else { Ok(on_record) }
-}
-
-pub(super) async fn rotate_secret(db: &mut Db, fresh: [u8; 32], now_ms: u64) -> Result<Vec<Secret>, StoreError> {
-    db.execute(
-        "INSERT INTO cluster_secrets (secret_id, secret, created_at)
-         SELECT COALESCE(MAX(secret_id), 0) + 1, $1, $2 FROM cluster_secrets",
-        &[Value::Bytes(&fresh), Value::Number(now_ms)],
-    )
-    .await?;
-    db.execute(
-        "DELETE FROM cluster_secrets
-         WHERE secret_id NOT IN (SELECT secret_id FROM cluster_secrets ORDER BY secret_id DESC LIMIT $1)",
-        &[Value::Number(SECRETS as u64)],
-    )
-    .await?;
-    changes::record(db, Changed::Secrets).await?;
-    all_secrets(db).await
-}
-
-async fn all_secrets(db: &mut Db) -> Result<Vec<Secret>, StoreError> {
-    let rows = db.rows("SELECT secret_id, secret FROM cluster_secrets ORDER BY secret_id DESC", &[]).await?;
-    rows.iter().map(|row| Ok(Secret { id: row.number("secret_id")?, key: row.exactly("secret")? })).collect()
 }

@@ -1,27 +1,27 @@
-//! What a deterministic policy has answered: equal questions get equal answers, so it need not be asked again.
+//! A cache of a deterministic policy's answers: equal questions get equal answers, so the policy need not be called again.
 //!
-//! A call into a guest costs a microsecond or two, a look into this table a twentieth of that. The table is of one version of
-//! one binding for one tenant, and goes with it.
+//! A call into a guest costs a microsecond or two, a lookup here a twentieth of that. Each cache belongs to one version of one
+//! binding for one tenant, and is dropped with it.
 
 use std::sync::Mutex;
 
 use witan_kernel::hook::{PolicyAnswer, PolicyQuestion, ReplicaState};
+use witan_kernel::limit::REPLICATION_FACTOR;
+use witan_kernel::sync::lock;
 
-use crate::compile::lock;
+/// Entries of the cache, each found by its question's hash. A power of two.
+const ENTRIES: usize = 256;
+/// Most replicas of a key.
+const REPLICAS: usize = *REPLICATION_FACTOR.end() as usize;
 
-/// Answers that are kept, each at the place that its question's hash gives it. A power of two.
-const PLACES: usize = 256;
-/// Replicas that a key may have.
-const REPLICAS: usize = 5;
-
-/// Remembered answers. Bounded; another question of the same place takes it.
+/// Cached answers. Bounded: a question with the same hash evicts the one before.
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
-    /// Empty until the first answer is kept.
-    places: Mutex<Vec<Option<(Question, PolicyAnswer)>>>,
+pub(crate) struct Answers {
+    /// Empty until the first answer is cached.
+    entries: Mutex<Vec<Option<(Question, PolicyAnswer)>>>,
 }
 
-/// A question of one's own: `replicas` beyond `known` are empty.
+/// An owned copy of a question; `replicas` beyond the first `known` are unused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Question {
     words: [u32; 3],
@@ -29,12 +29,12 @@ struct Question {
     replicas: [ReplicaState; REPLICAS],
 }
 
-const NOBODY: ReplicaState = ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 };
+const UNUSED: ReplicaState = ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 };
 
 impl Question {
-    /// `None` for a question of more replicas than there can be.
+    /// `None` for a question with more replicas than a key can have.
     fn of(asked: &PolicyQuestion<'_>) -> Option<Self> {
-        let mut replicas = [NOBODY; REPLICAS];
+        let mut replicas = [UNUSED; REPLICAS];
         replicas.get_mut(..asked.replicas.len())?.copy_from_slice(asked.replicas);
         let small =
             [asked.operation as u8, asked.level as u8, asked.minimum as u8, asked.replication_factor].map(u32::from);
@@ -42,35 +42,35 @@ impl Question {
         Some(Self { words: [small, asked.deadline_ms, asked.value_bytes], known: asked.replicas.len(), replicas })
     }
 
-    fn place(&self) -> usize {
-        // Multiplicative hashing (Knuth, TAOCP 6.4): collisions only cost a call.
+    fn index(&self) -> usize {
+        // Multiplicative hashing (Knuth, TAOCP 6.4): a collision only costs a call.
         let mix = |hash: u64, word: u32| (hash.rotate_left(5) ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut hash = self.words.iter().fold(self.known as u64, |hash, word| mix(hash, *word));
         for state in &self.replicas[..self.known] {
             let words = [state.latency_p50_us, state.latency_p99_us, state.in_flight, u32::from(state.reachable)];
             hash = words.into_iter().fold(hash, mix);
         }
-        (hash >> 32) as usize % PLACES
+        (hash >> 32) as usize % ENTRIES
     }
 }
 
-impl Memory {
-    /// What was answered to an equal question.
-    pub(crate) fn answer(&self, asked: &PolicyQuestion<'_>) -> Option<PolicyAnswer> {
+impl Answers {
+    /// The cached answer to an equal question.
+    pub(crate) fn get(&self, asked: &PolicyQuestion<'_>) -> Option<PolicyAnswer> {
         let question = Question::of(asked)?;
-        let places = lock(&self.places);
-        let (known, answer) = places.get(question.place())?.as_ref()?;
+        let entries = lock(&self.entries);
+        let (known, answer) = entries.get(question.index())?.as_ref()?;
         (*known == question).then_some(*answer)
     }
 
-    /// Keeps an answer.
-    pub(crate) fn keep(&self, asked: &PolicyQuestion<'_>, answer: PolicyAnswer) {
+    /// Caches an answer.
+    pub(crate) fn put(&self, asked: &PolicyQuestion<'_>, answer: PolicyAnswer) {
         let Some(question) = Question::of(asked) else { return };
-        let mut places = lock(&self.places);
-        if places.is_empty() {
-            places.resize(PLACES, None);
+        let mut entries = lock(&self.entries);
+        if entries.is_empty() {
+            entries.resize(ENTRIES, None);
         }
-        places[question.place()] = Some((question, answer));
+        entries[question.index()] = Some((question, answer));
     }
 }
 
@@ -99,13 +99,13 @@ mod tests {
 
     #[test]
     fn only_an_equal_question_has_the_answer() {
-        let memory = Memory::default();
-        let busy = ReplicaState { in_flight: 8, ..NOBODY };
-        let replicas = [busy, NOBODY, NOBODY];
-        assert_eq!(memory.answer(&question(&replicas)), None);
-        memory.keep(&question(&replicas), answer(2));
-        assert_eq!(memory.answer(&question(&replicas)), Some(answer(2)));
-        let moved = [NOBODY, busy, NOBODY];
+        let answers = Answers::default();
+        let busy = ReplicaState { in_flight: 8, ..UNUSED };
+        let replicas = [busy, UNUSED, UNUSED];
+        assert_eq!(answers.get(&question(&replicas)), None);
+        answers.put(&question(&replicas), answer(2));
+        assert_eq!(answers.get(&question(&replicas)), Some(answer(2)));
+        let moved = [UNUSED, busy, UNUSED];
         let others = [
             question(&moved),
             question(&replicas[..2]),
@@ -117,12 +117,12 @@ mod tests {
             PolicyQuestion { value_bytes: 0, ..question(&replicas) },
         ];
         for other in others {
-            assert_eq!(memory.answer(&other), None, "{other:?}");
+            assert_eq!(answers.get(&other), None, "{other:?}");
         }
-        memory.keep(&question(&replicas), answer(3));
-        assert_eq!(memory.answer(&question(&replicas)), Some(answer(3)));
-        let six = [NOBODY; 6];
-        memory.keep(&question(&six), answer(1));
-        assert_eq!(memory.answer(&question(&six)), None);
+        answers.put(&question(&replicas), answer(3));
+        assert_eq!(answers.get(&question(&replicas)), Some(answer(3)));
+        let six = [UNUSED; 6];
+        answers.put(&question(&six), answer(1));
+        assert_eq!(answers.get(&question(&six)), None);
     }
 }

@@ -1,17 +1,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::{Semaphore, watch};
-use witan_kernel::name::{NodeId, StoreId, TenantId};
-use witan_kernel::port::{StorageNode, StoreError, Tenants};
+use tokio::sync::Semaphore;
+use witan_kernel::name::TenantId;
+use witan_kernel::port::{Answer, StoreError, TenantStore, Tenants};
 use witan_kernel::tenant::Tenant;
+use witan_memory::MemoryMetadata;
+use witan_memory::contract::{ManualClock, join_all, metadata as contract, poll_once};
 
 use super::{TenantCache, TenantCacheConfig};
-use crate::metadata::{
-    Answer, Artifact, ArtifactEntry, BindingOnRecord, Changes, Claim, CoordinatorOnRecord, Digest, Lease,
-    MemoryMetadata, Metadata, Placement, Secret, Slot, Token, contract,
-};
-use crate::testing::{StandingClock, join_all, poll_once};
 
 /// Metadata whose reads of tenants are counted, and can be held back after they have seen what they answer with.
 #[derive(Clone)]
@@ -23,7 +20,7 @@ struct Watched {
 
 impl Watched {
     fn new() -> Self {
-        Self { inner: MemoryMetadata::new(StandingClock::new()), reads: Arc::default(), gate: Arc::default() }
+        Self { inner: MemoryMetadata::new(ManualClock::new()), reads: Arc::default(), gate: Arc::default() }
     }
 
     fn reads(&self) -> u64 {
@@ -42,7 +39,7 @@ impl Watched {
     }
 }
 
-impl Metadata for Watched {
+impl TenantStore for Watched {
     fn tenant(&self, id: &TenantId) -> Answer<Option<Tenant>> {
         let seen = self.inner.tenant(id);
         let gate = self.gate.lock().expect("not poisoned").clone();
@@ -65,112 +62,23 @@ impl Metadata for Watched {
         self.inner.update_tenant(tenant)
     }
 
-    fn now_ms(&self) -> Answer<u64> {
-        self.inner.now_ms()
-    }
-    fn schema_version(&self) -> Answer<u64> {
-        self.inner.schema_version()
-    }
-    fn changes(&self, after: u64) -> Answer<Changes> {
-        self.inner.changes(after)
-    }
-    fn hint(&self) -> watch::Receiver<u64> {
-        self.inner.hint()
-    }
     fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Answer<Vec<Tenant>> {
         self.inner.tenants(after, limit)
     }
+
     fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64) -> Answer<Tenant> {
         self.inner.delete_tenant(id, version, now_ms)
-    }
-    fn found_nodes(&self, nodes: Vec<StorageNode>, now_ms: u64) -> Answer<()> {
-        self.inner.found_nodes(nodes, now_ms)
-    }
-    fn add_node(&self, node: StorageNode, now_ms: u64) -> Answer<()> {
-        self.inner.add_node(node, now_ms)
-    }
-    fn put_node(&self, node: StorageNode, now_ms: u64) -> Answer<()> {
-        self.inner.put_node(node, now_ms)
-    }
-    fn placement(&self) -> Answer<Placement> {
-        self.inner.placement()
-    }
-    fn remove_node(&self, id: &NodeId) -> Answer<()> {
-        self.inner.remove_node(id)
-    }
-    fn record_store_id(&self, id: &NodeId, told: StoreId) -> Answer<StoreId> {
-        self.inner.record_store_id(id, told)
-    }
-    fn replace_store_id(&self, id: &NodeId, from: StoreId, to: StoreId) -> Answer<()> {
-        self.inner.replace_store_id(id, from, to)
-    }
-    fn hold_lease(&self, claim: Claim, lease_ms: u64) -> Answer<Lease> {
-        self.inner.hold_lease(claim, lease_ms)
-    }
-    fn release_lease(&self, node_id: &NodeId, instance: [u8; 16]) -> Answer<()> {
-        self.inner.release_lease(node_id, instance)
-    }
-    fn coordinators(&self) -> Answer<Vec<CoordinatorOnRecord>> {
-        self.inner.coordinators()
-    }
-    fn put_artifact(&self, artifact: Artifact) -> Answer<()> {
-        self.inner.put_artifact(artifact)
-    }
-    fn artifact(&self, digest: Digest) -> Answer<Option<Artifact>> {
-        self.inner.artifact(digest)
-    }
-    fn artifacts(&self, after: Option<Digest>, limit: u32) -> Answer<Vec<ArtifactEntry>> {
-        self.inner.artifacts(after, limit)
-    }
-    fn remove_artifact(&self, digest: Digest) -> Answer<()> {
-        self.inner.remove_artifact(digest)
-    }
-    fn binding_records(&self) -> Answer<Vec<BindingOnRecord>> {
-        self.inner.binding_records()
-    }
-    fn binding_record(&self, slot: &Slot) -> Answer<Option<BindingOnRecord>> {
-        self.inner.binding_record(slot)
-    }
-    fn save_binding_record(
-        &self,
-        slot: &Slot,
-        expected: u64,
-        record: String,
-        puts_in_force: Option<Digest>,
-    ) -> Answer<u64> {
-        self.inner.save_binding_record(slot, expected, record, puts_in_force)
-    }
-    fn remove_binding_record(&self, slot: &Slot, expected: u64) -> Answer<()> {
-        self.inner.remove_binding_record(slot, expected)
-    }
-    fn create_token(&self, token: Token) -> Answer<()> {
-        self.inner.create_token(token)
-    }
-    fn token(&self, id: &str) -> Answer<Option<Token>> {
-        self.inner.token(id)
-    }
-    fn tokens(&self, after: Option<&str>, limit: u32) -> Answer<Vec<Token>> {
-        self.inner.tokens(after, limit)
-    }
-    fn remove_token(&self, id: &str) -> Answer<()> {
-        self.inner.remove_token(id)
-    }
-    fn secrets(&self, fresh: [u8; 32], now_ms: u64) -> Answer<Vec<Secret>> {
-        self.inner.secrets(fresh, now_ms)
-    }
-    fn rotate_secret(&self, fresh: [u8; 32], now_ms: u64) -> Answer<Vec<Secret>> {
-        self.inner.rotate_secret(fresh, now_ms)
     }
 }
 
 struct World {
     metadata: Watched,
-    clock: StandingClock,
+    clock: ManualClock,
     cache: TenantCache,
 }
 
 fn world_with(config: TenantCacheConfig) -> World {
-    let (metadata, clock) = (Watched::new(), StandingClock::new());
+    let (metadata, clock) = (Watched::new(), ManualClock::new());
     let cache = TenantCache::new(Arc::new(metadata.clone()), clock.clone(), config);
     World { metadata, clock, cache }
 }

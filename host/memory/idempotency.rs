@@ -1,13 +1,11 @@
-//! The idempotency store of the simulation: no thread, no disk, the same steps in the same order every time.
+//! Idempotency records in memory: no thread, no disk, the same steps in the same order every time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use witan_kernel::idempotency::{Change, Name, Reservation, Step, Stepped, apply};
-use witan_kernel::port::{Clock, IdempotencyStore, StoreError};
-
-use super::{StoreTime, checked_bytes};
+use witan_kernel::port::{Clock, IdempotencyStore, StoreError, StoreTime, rules};
 
 /// Records in memory. Clones share them, so that a coordinator's simulated crash loses none.
 #[derive(Clone)]
@@ -21,30 +19,30 @@ struct Shared {
     down: bool,
     /// In their stored form, so that the simulation runs through the codec.
     records: BTreeMap<Name, Bytes>,
-    /// When each record is first worth a look.
+    /// When each record may have expired.
     expiry: BTreeSet<(u64, Name)>,
 }
 
-/// Records looked at per step for having expired: more than one step can add.
+/// Records checked for expiry per step: more than one step can add.
 const SWEPT: usize = 4;
 
 impl MemoryIdempotency {
-    /// An empty store that lives by `clock`.
+    /// An empty store whose time is `clock`'s.
     pub fn new(clock: impl Clock) -> Self {
         Self { time: Arc::new(StoreTime::starting_now(clock)), shared: Arc::default() }
     }
 
-    /// While `false`, every step is answered with [`StoreError::Unavailable`] and does nothing.
+    /// While `false`, every step fails with [`StoreError::Unavailable`] and does nothing.
     pub fn set_available(&self, available: bool) {
         self.lock().down = !available;
     }
 
-    /// Records kept now, expired ones that were not swept yet included.
+    /// Records stored, including expired ones that were not swept yet.
     pub fn len(&self) -> usize {
         self.lock().records.len()
     }
 
-    /// True when no record is kept.
+    /// True when no record is stored.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -60,10 +58,10 @@ impl Shared {
         if self.down {
             return Err(StoreError::Unavailable("the idempotency store is down".into()));
         }
-        checked_bytes(step)?;
+        rules::response_bytes(step)?;
         self.sweep(now_ms)?;
         let existing = self.read(&name)?;
-        let (change, told) = apply(existing.as_ref(), step, now_ms);
+        let (change, stepped) = apply(existing.as_ref(), step, now_ms);
         match change {
             Change::Keep => {}
             Change::Put(record) => {
@@ -76,7 +74,7 @@ impl Shared {
                 self.records.remove(&name);
             }
         }
-        Ok(told)
+        Ok(stepped)
     }
 
     fn read(&self, name: &Name) -> Result<Option<Reservation>, StoreError> {
@@ -118,19 +116,18 @@ impl std::fmt::Debug for MemoryIdempotency {
 #[cfg(test)]
 mod tests {
     use super::MemoryIdempotency;
-    use crate::idempotency::contract;
-    use crate::testing::StandingClock;
+    use crate::contract::{ManualClock, idempotency as contract};
 
     #[tokio::test]
     async fn keeps_the_contract() {
-        let clock = StandingClock::new();
+        let clock = ManualClock::new();
         let store = MemoryIdempotency::new(clock.clone());
         contract::all(&store, &clock).await;
     }
 
     #[tokio::test]
     async fn outlives_a_coordinator_and_can_be_down() {
-        let clock = StandingClock::new();
+        let clock = ManualClock::new();
         let store = MemoryIdempotency::new(clock.clone());
         contract::reserve_one(&store.clone(), 1).await;
         store.set_available(false);
@@ -141,7 +138,7 @@ mod tests {
 
     #[tokio::test]
     async fn forgets_what_has_expired() {
-        let clock = StandingClock::new();
+        let clock = ManualClock::new();
         let store = MemoryIdempotency::new(clock.clone());
         for _ in 0..3 {
             contract::reserve_many(&store, 500).await;

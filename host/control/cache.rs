@@ -12,11 +12,9 @@ use std::time::Duration;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use witan_kernel::name::TenantId;
-use witan_kernel::port::{Clock, StoreError, Tenants};
+use witan_kernel::port::{AnyClock, Clock, StoreError, TenantStore, Tenants};
 use witan_kernel::tenant::Tenant;
 
-use crate::clock::AnyClock;
-use crate::metadata::Metadata;
 use flights::{Flights, Landing, Outcome, Ticket};
 use shards::Shards;
 
@@ -72,7 +70,7 @@ pub struct TenantCache {
 }
 
 struct Shared {
-    metadata: Arc<dyn Metadata>,
+    metadata: Arc<dyn TenantStore>,
     clock: AnyClock,
     config: TenantCacheConfig,
     known: Shards<Known>,
@@ -99,7 +97,7 @@ struct Known {
 
 impl TenantCache {
     /// An empty cache in front of `metadata`.
-    pub fn new(metadata: Arc<dyn Metadata>, clock: impl Clock, config: TenantCacheConfig) -> Self {
+    pub fn new(metadata: Arc<dyn TenantStore>, clock: impl Clock, config: TenantCacheConfig) -> Self {
         let known = Shards::new(config.capacity);
         // Least recently used, so that an id that was just looked for is not turned away for want of earlier use.
         let unknown =
@@ -122,7 +120,7 @@ impl TenantCache {
     /// Another coordinator has changed a tenant: if it is known here, reads it, once it was changed, and serves it as it is now.
     ///
     /// # Errors
-    /// Those of [`Metadata::tenant`]; then it is served as it was, and this is to be repeated.
+    /// Those of [`TenantStore::tenant`]; then it is served as it was, and this is to be repeated.
     pub async fn changed(&self, id: &TenantId) -> Result<(), StoreError> {
         if !self.shared.concerns(id) {
             // Whoever asks for it next reads it.

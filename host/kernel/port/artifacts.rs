@@ -1,0 +1,151 @@
+//! Plugin artifacts: components and what is known of them.
+
+use std::fmt;
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use super::Answer;
+#[cfg(doc)]
+use super::StoreError;
+use crate::hook::Hook;
+
+/// Most plugin artifacts: tens of versions of tens of plugins.
+pub const ARTIFACTS: usize = 1000;
+/// Largest plugin component, in bytes: one with the runtime of an interpreted language in it.
+pub const ARTIFACT_BYTES: usize = crate::limit::COMPONENT_BYTES;
+/// Longest name of a plugin, in bytes: twice what the plugin host accepts today.
+pub const PLUGIN_NAME_BYTES: usize = 128;
+/// Longest version of a plugin, in bytes: a semantic version with its build metadata.
+pub const PLUGIN_VERSION_BYTES: usize = 64;
+/// Longest name of the file that a plugin came from, in bytes: that of common file systems.
+pub const PLUGIN_SOURCE_BYTES: usize = 255;
+
+/// A plugin's identity: the SHA-256 of its component's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The digest of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// Reads 64 hexadecimal digits, with or without `sha256:` before them.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.strip_prefix("sha256:").unwrap_or(text);
+        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        let mut digest = [0; 32];
+        for (byte, pair) in digest.iter_mut().zip(text.as_bytes().chunks(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        Some(Self(digest))
+    }
+
+    /// The first twelve digits, enough for a person.
+    pub fn short(&self) -> String {
+        self.to_string().chars().take(12).collect()
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Where a component came from first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// It was uploaded.
+    Upload,
+    /// The file of this name in a watched folder, 1..=255 bytes.
+    File(String),
+}
+
+/// A plugin's component without its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Artifact {
+    /// SHA-256 of the component's bytes.
+    pub digest: Digest,
+    /// The plugin's name, from its manifest: 1..=128 bytes.
+    pub name: String,
+    /// The plugin's version, from its manifest: 1..=64 bytes.
+    pub version: String,
+    /// The hook that it answers.
+    pub hook: Hook,
+    /// Whether equal questions always get equal answers, as its manifest claims.
+    pub deterministic: bool,
+    /// Size of the component in bytes.
+    pub size: u64,
+    /// When it was staged first: Unix time, milliseconds.
+    pub staged_at_ms: u64,
+    /// Where it came from first.
+    pub source: Source,
+}
+
+impl Artifact {
+    /// `name@version`.
+    pub fn plugin(&self) -> String {
+        format!("{}@{}", self.name, self.version)
+    }
+}
+
+/// A plugin's component with its bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Component {
+    /// What is known of it; its size is that of `bytes`.
+    pub artifact: Artifact,
+    /// The component, 1 byte to 32 MiB.
+    pub bytes: Bytes,
+}
+
+impl fmt::Debug for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Component").field("artifact", &self.artifact).finish_non_exhaustive()
+    }
+}
+
+/// Plugin artifacts on record.
+pub trait ArtifactStore: Send + Sync + 'static {
+    /// Stores a component. One with the same digest is the same component and is left unchanged. [`StoreError::Refused`] outside
+    /// the limits or beyond [`ARTIFACTS`]. The caller has checked that the digest is that of the bytes.
+    fn put_artifact(&self, component: Component) -> Answer<()>;
+
+    /// One component with its bytes.
+    fn artifact(&self, digest: Digest) -> Answer<Option<Component>>;
+
+    /// Artifacts, by digest.
+    fn artifacts(&self, after: Option<Digest>, limit: u32) -> Answer<Vec<Artifact>>;
+
+    /// Removes an artifact. [`StoreError::Missing`]; [`StoreError::Refused`] while a slot's record names its digest.
+    fn remove_artifact(&self, digest: Digest) -> Answer<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_read_as_it_is_written() {
+        let digest = Digest::of(b"witan");
+        assert_eq!(Digest::parse(&digest.to_string()), Some(digest));
+        assert_eq!(Digest::parse(&format!("sha256:{digest}")), Some(digest));
+        for wrong in ["", "abc", &"g".repeat(64), &"a".repeat(63), "é"] {
+            assert_eq!(Digest::parse(wrong), None, "{wrong}");
+        }
+    }
+}

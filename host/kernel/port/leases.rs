@@ -1,0 +1,78 @@
+//! Coordinators: which process holds which node id, and until when.
+
+use super::Answer;
+#[cfg(doc)]
+use super::StoreError;
+use crate::name::NodeId;
+
+/// Most coordinators on record, recently ended ones included: a cluster has a handful, each restart under another id adds one.
+pub const COORDINATORS: usize = 1000;
+/// How long a coordinator stays on record after its lease has ended, in milliseconds: a day.
+pub const COORDINATOR_KEPT_MS: u64 = 24 * 60 * 60 * 1000;
+/// Longest address of a coordinator, in bytes: a host name of 255 and a port.
+pub const ADDRESS_BYTES: usize = 300;
+/// Longest version of a coordinator, in bytes: a semantic version with its build metadata.
+pub const VERSION_BYTES: usize = 64;
+/// Longest lease, in milliseconds: an hour. When a holder dies, its node id stays unusable for as long.
+pub const LEASE_MS: u64 = 60 * 60 * 1000;
+
+/// A process that wants to coordinate under a node id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The id to hold exclusively.
+    pub node_id: NodeId,
+    /// Drawn at random by each process at its start.
+    pub instance: [u8; 16],
+    /// Its address, for people and peers: 1..=300 bytes.
+    pub address: String,
+    /// The program's version: 1..=64 bytes.
+    pub version: String,
+}
+
+/// The right to coordinate under a node id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// Increases with every lease granted in the cluster and is kept while a lease is renewed in time. A fence that differs from
+    /// the last renewal's means that the lease was lost in between.
+    pub fence: u64,
+    /// When it expires, by the store's clock: Unix time, milliseconds.
+    pub until_ms: u64,
+    /// The store's clock at the grant: Unix time, milliseconds.
+    pub now_ms: u64,
+}
+
+/// A coordinator, live or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CoordinatorOnRecord {
+    /// Its claim.
+    pub claim: Claim,
+    /// The fence of its lease.
+    pub fence: u64,
+    /// When the lease was granted, by the store's clock: Unix time, milliseconds.
+    pub granted_at_ms: u64,
+    /// When the lease expires or expired, by the store's clock: Unix time, milliseconds.
+    pub until_ms: u64,
+    /// Remaining time of the lease when this was read, in milliseconds; 0 when it has expired.
+    pub left_ms: u64,
+}
+
+impl CoordinatorOnRecord {
+    /// True while its lease holds.
+    pub fn is_live(&self) -> bool {
+        self.left_ms > 0
+    }
+}
+
+/// The leases of coordinators.
+pub trait LeaseStore: Send + Sync + 'static {
+    /// Takes or renews the lease of a node id for `lease_ms` (1..=[`LEASE_MS`]) from now, by the store's clock.
+    /// [`StoreError::Conflict`], naming the holder, while another instance holds it; [`StoreError::Refused`] outside the limits
+    /// or beyond [`COORDINATORS`].
+    fn hold_lease(&self, claim: Claim, lease_ms: u64) -> Answer<Lease>;
+
+    /// Ends the lease of an instance, so that another may take its node id. Does nothing if the instance holds none.
+    fn release_lease(&self, node_id: &NodeId, instance: [u8; 16]) -> Answer<()>;
+
+    /// Coordinators that are live or were within the last day, by node id.
+    fn coordinators(&self) -> Answer<Vec<CoordinatorOnRecord>>;
+}

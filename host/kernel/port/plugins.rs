@@ -1,0 +1,41 @@
+//! Plugin components and bindings, as the plugin host needs them.
+
+use bytes::Bytes;
+
+use super::{Artifact, BindingOnRecord, Digest, Slot, StoreError};
+
+/// Where the plugin host keeps components and bindings, for one coordinator or for several. Called on a thread of the plugin
+/// host, never on one of a runtime, one call at a time: an implementation may block (say, in `tokio::runtime::Handle::block_on`).
+///
+/// A store remembers which version of each binding was last returned or saved through it. A change fails with
+/// [`StoreError::Conflict`] when another coordinator has changed the binding since.
+pub trait PluginStore: Send + Sync + 'static {
+    /// Whether other coordinators change it too.
+    fn is_shared(&self) -> bool;
+
+    /// Every component, without its bytes.
+    fn components(&self) -> Result<Vec<Artifact>, StoreError>;
+
+    /// A component's bytes. `None` when it is not stored, or was removed.
+    fn component(&self, digest: Digest) -> Result<Option<Bytes>, StoreError>;
+
+    /// Stores a component; one that is stored already is left unchanged. Durable when it returns.
+    fn keep(&self, artifact: &Artifact, bytes: &Bytes) -> Result<(), StoreError>;
+
+    /// Removes a component. Not an error when there is none; [`StoreError::Refused`] when a binding needs it.
+    fn forget(&self, digest: Digest) -> Result<(), StoreError>;
+
+    /// Every binding.
+    fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError>;
+
+    /// One binding.
+    fn binding(&self, slot: &Slot) -> Result<Option<BindingOnRecord>, StoreError>;
+
+    /// Replaces a slot's binding. `record` is the plugin host's text, and names the components it needs by their digests in
+    /// lower-case hexadecimal digits. Durable when it returns. [`StoreError::Conflict`]; [`StoreError::Missing`] when the
+    /// component `puts_in_force` is not stored.
+    fn save(&self, slot: &Slot, record: String, puts_in_force: Digest) -> Result<(), StoreError>;
+
+    /// Removes a slot's binding. Not an error when there is none. [`StoreError::Conflict`].
+    fn remove(&self, slot: &Slot) -> Result<(), StoreError>;
+}

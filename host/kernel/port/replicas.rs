@@ -1,0 +1,83 @@
+//! Storage nodes as a coordinator reaches them.
+
+use std::sync::Arc;
+
+use crate::hook::ReplicaState;
+use crate::name::NodeId;
+use crate::replica::{Outcome, ReplicaError, Request};
+
+/// The storage nodes, as seen by a coordinator.
+pub trait Replicas: Send + Sync + 'static {
+    /// Starts one request. Never blocks: a request that cannot be queued is answered with [`ReplicaError::Overloaded`] or
+    /// [`ReplicaError::NotSent`]. The answer comes through `reply`, exactly once. A request whose `deadline` (monotonic
+    /// microseconds) passes before it is sent is answered with [`ReplicaError::NotSent`].
+    fn send(&self, node: &NodeId, request: Request, deadline: u64, reply: Reply);
+
+    /// The current state of a node. Cheap.
+    fn state(&self, node: &NodeId) -> ReplicaState;
+
+    /// The same, with `in_flight` as the maximum over the last tenth of a second, so that it changes as rarely as the
+    /// latencies do.
+    fn recent_state(&self, node: &NodeId) -> ReplicaState;
+}
+
+/// Collects the answers of replicas. Each operation has one.
+pub trait Collect: Send + Sync + 'static {
+    /// Takes the answer to the request that was sent under `tag`. Called from any thread; must not block.
+    fn collect(&self, tag: u32, outcome: Outcome);
+}
+
+/// The obligation to answer once. Dropped unanswered, it answers with [`ReplicaError::Lost`], so that no operation waits
+/// for an answer that cannot come.
+pub struct Reply {
+    tag: u32,
+    node: NodeId,
+    to: Option<Arc<dyn Collect>>,
+}
+
+impl Reply {
+    /// A reply to `to`, under `tag`, owed by `node`.
+    pub fn new(to: Arc<dyn Collect>, tag: u32, node: NodeId) -> Self {
+        Self { tag, node, to: Some(to) }
+    }
+
+    /// Answers.
+    pub fn answer(mut self, outcome: Outcome) {
+        if let Some(to) = self.to.take() {
+            to.collect(self.tag, outcome);
+        }
+    }
+
+    /// The node that owes the answer.
+    pub fn node(&self) -> &NodeId {
+        &self.node
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(to) = self.to.take() {
+            to.collect(self.tag, Err(ReplicaError::Lost(self.node.clone())));
+        }
+    }
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reply").field("tag", &self.tag).field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl<T: Replicas> Replicas for Arc<T> {
+    fn send(&self, node: &NodeId, request: Request, deadline: u64, reply: Reply) {
+        (**self).send(node, request, deadline, reply);
+    }
+
+    fn state(&self, node: &NodeId) -> ReplicaState {
+        (**self).state(node)
+    }
+
+    fn recent_state(&self, node: &NodeId) -> ReplicaState {
+        (**self).recent_state(node)
+    }
+}

@@ -1,0 +1,266 @@
+//! Limits and error texts that every implementation of the metadata and idempotency stores shares.
+
+use std::collections::HashSet;
+
+use super::{
+    ADDRESS_BYTES, ARTIFACT_BYTES, ARTIFACTS, BINDING_RECORD_BYTES, BINDINGS, CHANGES, COORDINATORS, Changed, Claim,
+    Component, CoordinatorOnRecord, Digest, HOST_BYTES, LEASE_MS, NODES, PAGE, PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES,
+    PLUGIN_VERSION_BYTES, Slot, Source, StorageNode, StoreError, TOKEN_ID_BYTES, TOKEN_LABEL_BYTES, TOKENS, Token,
+    VERSION_BYTES,
+};
+use crate::idempotency::{RESPONSE_BYTES, Step};
+use crate::limit;
+use crate::name::{NodeId, StoreId, TenantId};
+use crate::tenant::Tenant;
+
+/// Rows of a page for which `limit` were asked.
+pub fn page(limit: u32) -> u32 {
+    limit.clamp(1, PAGE)
+}
+
+/// Checks a tenant against the data model's limits.
+pub fn tenant(tenant: &Tenant) -> Result<(), StoreError> {
+    text("tenant_id", tenant.id.as_str(), limit::TENANT_BYTES)?;
+    let factor = tenant.replication_factor;
+    if !limit::REPLICATION_FACTOR.contains(&factor) {
+        return Err(StoreError::Refused(format!(
+            "replication_factor is {factor}; use {:?}",
+            limit::REPLICATION_FACTOR
+        )));
+    }
+    Ok(())
+}
+
+/// Checks a storage node's host and virtual nodes.
+pub fn node(node: &StorageNode) -> Result<(), StoreError> {
+    text("host", &node.host, HOST_BYTES)?;
+    if !(1..=limit::MAX_VIRTUAL_NODES).contains(&node.virtual_nodes) {
+        let (is, most) = (node.virtual_nodes, limit::MAX_VIRTUAL_NODES);
+        return Err(StoreError::Refused(format!("virtual_nodes is {is}; use 1 to {most}")));
+    }
+    Ok(())
+}
+
+/// Checks a component's size and names.
+pub fn component(component: &Component) -> Result<(), StoreError> {
+    text("a plugin's name", &component.artifact.name, PLUGIN_NAME_BYTES)?;
+    text("a plugin's version", &component.artifact.version, PLUGIN_VERSION_BYTES)?;
+    if let Source::File(file) = &component.artifact.source {
+        text("a plugin's file name", file, PLUGIN_SOURCE_BYTES)?;
+    }
+    let is = component.bytes.len();
+    if !(1..=ARTIFACT_BYTES).contains(&is) {
+        return Err(StoreError::Refused(format!("the plugin has {is} bytes; use 1 to {ARTIFACT_BYTES}")));
+    }
+    Ok(())
+}
+
+/// Checks the size of a binding's record.
+pub fn binding_record(record: &str) -> Result<(), StoreError> {
+    text("a binding's record", record, BINDING_RECORD_BYTES)
+}
+
+/// Checks a claim and the length of its lease.
+pub fn claim(claim: &Claim, lease_ms: u64) -> Result<(), StoreError> {
+    text("a coordinator's address", &claim.address, ADDRESS_BYTES)?;
+    text("a coordinator's version", &claim.version, VERSION_BYTES)?;
+    if !(1..=LEASE_MS).contains(&lease_ms) {
+        return Err(StoreError::Refused(format!("a lease of {lease_ms} ms; use 1 to {LEASE_MS}")));
+    }
+    Ok(())
+}
+
+/// Checks a token's id and label.
+pub fn token(token: &Token) -> Result<(), StoreError> {
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if token.id.is_empty() || token.id.len() > TOKEN_ID_BYTES || !token.id.bytes().all(good) {
+        return Err(StoreError::Refused(format!("a token's id has 1 to {TOKEN_ID_BYTES} of a-z, 0-9 and '-'")));
+    }
+    if token.label.is_empty() { Ok(()) } else { text("a token's label", &token.label, TOKEN_LABEL_BYTES) }
+}
+
+/// Checks the response that a step records, and returns its size in bytes; 0 for a step that records none.
+pub fn response_bytes(step: &Step) -> Result<usize, StoreError> {
+    match step {
+        Step::Done { response, .. } if response.len() > RESPONSE_BYTES => Err(StoreError::Refused(format!(
+            "a response to record has {} bytes; at most {RESPONSE_BYTES} are recorded",
+            response.len()
+        ))),
+        Step::Done { response, .. } => Ok(response.len()),
+        Step::Reserve { .. } | Step::Stamp { .. } | Step::Release { .. } | Step::Abandon { .. } => Ok(0),
+    }
+}
+
+fn text(what: &str, text: &str, most: usize) -> Result<(), StoreError> {
+    if text.is_empty() || text.len() > most || text.contains('\0') {
+        let is = text.len();
+        return Err(StoreError::Refused(format!("{what} has {is} bytes; use 1 to {most}, none of them zero")));
+    }
+    Ok(())
+}
+
+/// How a claim on a node id is granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Granting {
+    /// The lease is renewed under this fence.
+    Renewed(u64),
+    /// A new lease, under a new fence.
+    New,
+}
+
+/// Decides on a claim, given the coordinator on record for its node id, if any. A holder's own expired lease is granted anew,
+/// since others may have relied on its end.
+pub fn grant(claim: &Claim, on_record: Option<&CoordinatorOnRecord>, now_ms: u64) -> Result<Granting, StoreError> {
+    match on_record {
+        Some(holder) if holder.until_ms > now_ms && holder.claim.instance == claim.instance => {
+            Ok(Granting::Renewed(holder.fence))
+        }
+        Some(holder) if holder.until_ms > now_ms => Err(StoreError::Conflict(format!(
+            "coordinator {} is running already, at {} (version {}), and has the id for another {} ms at least; \
+             give this one an id of its own, or stop that one first",
+            claim.node_id,
+            holder.claim.address,
+            holder.claim.version,
+            holder.until_ms - now_ms
+        ))),
+        _ => Ok(Granting::New),
+    }
+}
+
+/// Decides whether the store id of a node is replaced: `on_record` is its own, `others` are those of other nodes. False when
+/// there is nothing to do.
+pub fn replaces_store(
+    id: &NodeId,
+    on_record: Option<StoreId>,
+    from: StoreId,
+    to: StoreId,
+    mut others: impl Iterator<Item = StoreId>,
+) -> Result<bool, StoreError> {
+    if on_record == Some(to) {
+        return Ok(false);
+    }
+    if on_record != Some(from) {
+        let why =
+            format!("storage node {id} has another store on record than {from}; look again, and repeat the repair");
+        return Err(StoreError::Conflict(why));
+    }
+    if others.any(|other| other == to) {
+        let why = format!("the store {to} of storage node {id} is another node's: was its folder copied?");
+        return Err(StoreError::Refused(why));
+    }
+    Ok(true)
+}
+
+/// The oldest revision since which all changes are kept, when the newest is `revision`.
+pub fn remembered_from(revision: u64) -> u64 {
+    revision.saturating_sub(CHANGES)
+}
+
+/// True when all changes after `after` are kept. A revision beyond the newest means that the store was restored to an earlier
+/// state.
+pub fn complete(after: u64, revision: u64) -> bool {
+    (remembered_from(revision)..=revision).contains(&after)
+}
+
+/// Each change once, at the position of its last occurrence.
+pub fn each_once(all: impl DoubleEndedIterator<Item = Changed>) -> Vec<Changed> {
+    let mut seen = HashSet::new();
+    let mut changed: Vec<Changed> = all.rev().filter(|changed| seen.insert(changed.clone())).collect();
+    changed.reverse();
+    changed
+}
+
+/// A tenant's update is based on another version than the one stored.
+pub fn lost_update(id: &TenantId, expected: u64, stored: u64) -> StoreError {
+    StoreError::Conflict(format!(
+        "tenant {id} is at version {stored}, not {expected}; read it again and repeat the change"
+    ))
+}
+
+/// A binding's change is based on another version than the one stored; 0 means none.
+pub fn other_record(slot: &Slot, expected: u64, stored: u64) -> StoreError {
+    let shown = |version| if version == 0 { "none".to_owned() } else { format!("version {version}") };
+    StoreError::Conflict(format!(
+        "the {}'s binding was changed by another coordinator ({} is stored, {} was expected); look at it and repeat the change",
+        slot.hook,
+        shown(stored),
+        shown(expected)
+    ))
+}
+
+/// [`BINDINGS`] is reached.
+pub fn too_many_bindings() -> StoreError {
+    StoreError::Refused(format!("there are {BINDINGS} bindings, the most there can be; remove one first"))
+}
+
+/// [`COORDINATORS`] is reached.
+pub fn too_many_coordinators() -> StoreError {
+    StoreError::Refused(format!("there are {COORDINATORS} live coordinators, the most there can be"))
+}
+
+/// A token of this id is stored already.
+pub fn token_exists(id: &str) -> StoreError {
+    StoreError::Exists(format!("token {id}"))
+}
+
+/// No token of this id is stored.
+pub fn no_token(id: &str) -> StoreError {
+    StoreError::Missing(format!("token {id}"))
+}
+
+/// [`TOKENS`] is reached.
+pub fn too_many_tokens() -> StoreError {
+    StoreError::Refused(format!("there are {TOKENS} tokens, the most there can be; remove one first"))
+}
+
+/// A tenant of this id is stored already, perhaps as deleted.
+pub fn tenant_exists(stored: &Tenant) -> StoreError {
+    let id = &stored.id;
+    StoreError::Exists(match stored.deleted_at_ms {
+        Some(_) => format!("tenant {id} was deleted, and its id is not given again: it"),
+        None => format!("tenant {id}"),
+    })
+}
+
+/// No tenant of this id is stored.
+pub fn no_tenant(id: &TenantId) -> StoreError {
+    StoreError::Missing(format!("tenant {id}"))
+}
+
+/// A storage node of this id is stored already.
+pub fn node_exists(id: &NodeId) -> StoreError {
+    StoreError::Exists(format!("storage node {id}"))
+}
+
+/// No storage node of this id is stored.
+pub fn no_node(id: &NodeId) -> StoreError {
+    StoreError::Missing(format!("storage node {id}"))
+}
+
+/// [`NODES`] is reached.
+pub fn too_many_nodes() -> StoreError {
+    StoreError::Refused(format!("there are {NODES} storage nodes, the most there can be"))
+}
+
+/// No artifact of this digest is stored.
+pub fn no_artifact(digest: Digest) -> StoreError {
+    StoreError::Missing(format!("plugin {digest}"))
+}
+
+/// A binding's record names the artifact.
+pub fn needed_artifact(digest: Digest) -> StoreError {
+    StoreError::Refused(format!("plugin {digest} is bound, or kept for a rollback; unbind it first"))
+}
+
+/// [`ARTIFACTS`] is reached.
+pub fn too_many_artifacts() -> StoreError {
+    StoreError::Refused(format!("there are {ARTIFACTS} plugins, the most there can be; remove one first"))
+}
+
+/// The store's schema requires a program that knows migration `needs`.
+pub fn too_new(needs: u64) -> StoreError {
+    StoreError::Conflict(format!(
+        "the metadata were changed by a newer version of this program, and only one that knows their schema {needs} can \
+         work on them; run that version"
+    ))
+}

@@ -1,0 +1,48 @@
+//! Tenants: looked up while serving, and on record.
+
+use std::sync::Arc;
+
+use super::{Answer, StoreError};
+use crate::name::TenantId;
+use crate::tenant::Tenant;
+
+/// Tenants as they are looked up while serving. Implementations cache.
+pub trait Tenants: Send + Sync + 'static {
+    /// The tenant, if it is known without waiting.
+    fn cached(&self, id: &TenantId) -> Option<Arc<Tenant>>;
+
+    /// The tenant, from the store if it is not cached; `Ok(None)` when there is none.
+    fn tenant(&self, id: &TenantId) -> impl Future<Output = Result<Option<Arc<Tenant>>, StoreError>> + Send;
+}
+
+impl<T: Tenants> Tenants for Arc<T> {
+    fn cached(&self, id: &TenantId) -> Option<Arc<Tenant>> {
+        (**self).cached(id)
+    }
+
+    fn tenant(&self, id: &TenantId) -> impl Future<Output = Result<Option<Arc<Tenant>>, StoreError>> + Send {
+        (**self).tenant(id)
+    }
+}
+
+/// Tenants on record.
+pub trait TenantStore: Send + Sync + 'static {
+    /// Stores a new tenant as version 1 and returns it. [`StoreError::Exists`], also when a tenant of this id was deleted;
+    /// [`StoreError::Refused`] outside the data model's limits.
+    fn create_tenant(&self, tenant: Tenant) -> Answer<Tenant>;
+
+    /// One tenant, deleted ones included.
+    fn tenant(&self, id: &TenantId) -> Answer<Option<Tenant>>;
+
+    /// Tenants ordered by the bytes of their ids, without deleted ones.
+    fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Answer<Vec<Tenant>>;
+
+    /// Replaces a tenant that is still at `tenant.version` and returns it as stored, one version later. Its creation time and
+    /// deletion mark are not changed. [`StoreError::Conflict`] when it is at another version; [`StoreError::Missing`], also when
+    /// it is deleted; [`StoreError::Refused`].
+    fn update_tenant(&self, tenant: Tenant) -> Answer<Tenant>;
+
+    /// Marks a tenant that is still at `version` as deleted and returns it as stored; a deleted tenant is returned unchanged.
+    /// [`StoreError::Conflict`] when it is at another version; [`StoreError::Missing`].
+    fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64) -> Answer<Tenant>;
+}

@@ -1,0 +1,142 @@
+//! Metadata in memory: the state, and how an operation runs on it. Each subject's operations are in a module of their own.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::port::{
+    Answer, AnyClock, BindingOnRecord, Changed, Clock, Component, CoordinatorOnRecord, Digest, NodeOnRecord, Secret,
+    StoreError, StoreFacts, Token, rules,
+};
+use witan_kernel::tenant::Tenant;
+
+mod artifacts;
+mod bindings;
+mod changes;
+mod leases;
+mod placement;
+mod secrets;
+mod tenants;
+mod tokens;
+
+use crate::slot::SlotKey;
+
+/// The newest migration of the real stores, which this one reports too.
+const SCHEMA: u64 = 2;
+
+/// Metadata in memory. Clones share it.
+#[derive(Clone)]
+pub struct MemoryMetadata {
+    clock: AnyClock,
+    state: Arc<Mutex<State>>,
+    hint: Arc<watch::Sender<u64>>,
+}
+
+#[derive(Default)]
+struct State {
+    down: bool,
+    revision: u64,
+    changes: BTreeMap<u64, Changed>,
+    fence: u64,
+    tenants: BTreeMap<TenantId, Tenant>,
+    nodes: BTreeMap<NodeId, NodeOnRecord>,
+    placement_epoch: u64,
+    coordinators: BTreeMap<NodeId, CoordinatorOnRecord>,
+    artifacts: BTreeMap<Digest, Component>,
+    bindings: BTreeMap<SlotKey, BindingOnRecord>,
+    tokens: BTreeMap<String, Token>,
+    secrets: Vec<Secret>,
+}
+
+impl MemoryMetadata {
+    /// An empty store whose time is `clock`'s.
+    pub fn new(clock: impl Clock) -> Self {
+        Self { clock: AnyClock::new(clock), state: Arc::default(), hint: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// While `false`, every operation fails with [`StoreError::Unavailable`] and does nothing.
+    pub fn set_available(&self, available: bool) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).down = !available;
+    }
+
+    /// Runs `work` when the answer is first polled.
+    fn answer<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut State) -> Result<T, StoreError> + Send + 'static,
+    ) -> Answer<T> {
+        let (state, hint) = (self.state.clone(), self.hint.clone());
+        Box::pin(async move {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.down {
+                return Err(StoreError::Unavailable("the metadata store is down".into()));
+            }
+            let before = state.revision;
+            let done = work(&mut state);
+            if state.revision != before {
+                hint.send_modify(|hints| *hints += 1);
+            }
+            done
+        })
+    }
+}
+
+impl State {
+    /// Logs a change and returns its revision.
+    fn changed(&mut self, what: Changed) -> u64 {
+        self.revision += 1;
+        self.changes.insert(self.revision, what);
+        let forgotten = rules::remembered_from(self.revision);
+        self.changes.remove(&forgotten);
+        self.revision
+    }
+}
+
+/// The range of a page that begins after `key`.
+fn after<K>(key: Option<K>) -> (Bound<K>, Bound<K>) {
+    (key.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
+}
+
+impl StoreFacts for MemoryMetadata {
+    fn now_ms(&self) -> Answer<u64> {
+        let clock = self.clock.clone();
+        self.answer(move |_| Ok(clock.wall_ms()))
+    }
+
+    fn schema_version(&self) -> Answer<u64> {
+        self.answer(|_| Ok(SCHEMA))
+    }
+}
+
+impl std::fmt::Debug for MemoryMetadata {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryMetadata").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use witan_kernel::port::{PlacementStore, StoreError};
+
+    use super::MemoryMetadata;
+    use crate::contract::{ManualClock, metadata as contract};
+
+    #[tokio::test]
+    async fn keeps_the_contract() {
+        let clock = ManualClock::new();
+        let metadata = MemoryMetadata::new(clock.clone());
+        contract::all(&metadata, &|ms| {
+            clock.pass_ms(ms);
+            Box::pin(std::future::ready(()))
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn can_be_down() {
+        let metadata = MemoryMetadata::new(ManualClock::new());
+        metadata.set_available(false);
+        assert!(matches!(metadata.nodes().await, Err(StoreError::Unavailable(_))));
+    }
+}

@@ -1,0 +1,71 @@
+//! Tenants.
+
+use witan_kernel::name::TenantId;
+use witan_kernel::port::{Answer, Changed, TenantStore, rules};
+use witan_kernel::tenant::Tenant;
+
+use super::{MemoryMetadata, after};
+
+impl TenantStore for MemoryMetadata {
+    fn create_tenant(&self, tenant: Tenant) -> Answer<Tenant> {
+        self.answer(move |state| {
+            rules::tenant(&tenant)?;
+            if let Some(stored) = state.tenants.get(&tenant.id) {
+                return Err(rules::tenant_exists(stored));
+            }
+            let tenant = Tenant { version: 1, deleted_at_ms: None, ..tenant };
+            state.tenants.insert(tenant.id.clone(), tenant.clone());
+            state.changed(Changed::Tenant(tenant.id.clone()));
+            Ok(tenant)
+        })
+    }
+
+    fn tenant(&self, id: &TenantId) -> Answer<Option<Tenant>> {
+        let id = id.clone();
+        self.answer(move |state| Ok(state.tenants.get(&id).cloned()))
+    }
+
+    fn tenants(&self, last: Option<&TenantId>, limit: u32) -> Answer<Vec<Tenant>> {
+        let last = last.cloned();
+        self.answer(move |state| {
+            let there = state.tenants.range::<TenantId, _>(after(last.as_ref())).map(|(_, tenant)| tenant);
+            let there = there.filter(|tenant| tenant.deleted_at_ms.is_none());
+            Ok(there.take(rules::page(limit) as usize).cloned().collect())
+        })
+    }
+
+    fn update_tenant(&self, tenant: Tenant) -> Answer<Tenant> {
+        self.answer(move |state| {
+            rules::tenant(&tenant)?;
+            let stored = state.tenants.get_mut(&tenant.id).filter(|stored| stored.deleted_at_ms.is_none());
+            let stored = stored.ok_or_else(|| rules::no_tenant(&tenant.id))?;
+            if stored.version != tenant.version {
+                return Err(rules::lost_update(&tenant.id, tenant.version, stored.version));
+            }
+            let (version, created_at_ms) = (stored.version + 1, stored.created_at_ms);
+            *stored = Tenant { version, created_at_ms, deleted_at_ms: None, ..tenant };
+            let updated = stored.clone();
+            state.changed(Changed::Tenant(updated.id.clone()));
+            Ok(updated)
+        })
+    }
+
+    fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64) -> Answer<Tenant> {
+        let id = id.clone();
+        self.answer(move |state| {
+            let stored = state.tenants.get_mut(&id).ok_or_else(|| rules::no_tenant(&id))?;
+            if stored.deleted_at_ms.is_some() {
+                return Ok(stored.clone());
+            }
+            if stored.version != version {
+                return Err(rules::lost_update(&id, version, stored.version));
+            }
+            stored.version += 1;
+            stored.updated_at_ms = now_ms;
+            stored.deleted_at_ms = Some(now_ms);
+            let deleted = stored.clone();
+            state.changed(Changed::Tenant(id));
+            Ok(deleted)
+        })
+    }
+}

@@ -1,0 +1,123 @@
+//! Plugin components and bindings in memory.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use witan_kernel::port::{Artifact, BindingOnRecord, Digest, PluginStore, Slot, StoreError, rules};
+
+use crate::slot::{SlotKey, slot_key};
+
+/// Plugins and bindings in memory. Plugin hosts of one cluster share it, each through a [`Self::seat`].
+#[derive(Debug, Clone, Default)]
+pub struct MemoryPlugins {
+    kept: Arc<Mutex<Kept>>,
+    /// The version of each binding that this seat has last read or saved.
+    known: Arc<Mutex<BTreeMap<SlotKey, u64>>>,
+    shared: bool,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    components: BTreeMap<Digest, (Artifact, Bytes)>,
+    bindings: BTreeMap<SlotKey, BindingOnRecord>,
+    versions: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl MemoryPlugins {
+    /// The same store, as another plugin host sees it.
+    #[must_use]
+    pub fn seat(&self) -> Self {
+        Self { kept: Arc::clone(&self.kept), known: Arc::default(), shared: true }
+    }
+
+    fn expect(&self, kept: &Kept, slot: &Slot) -> Result<(), StoreError> {
+        let key = slot_key(slot);
+        let stored = kept.bindings.get(&key).map_or(0, |stored| stored.version);
+        let known = lock(&self.known).get(&key).copied().unwrap_or(0);
+        if stored == known { Ok(()) } else { Err(rules::other_record(slot, known, stored)) }
+    }
+
+    fn learn(&self, slot: &Slot, version: u64) {
+        lock(&self.known).insert(slot_key(slot), version);
+    }
+}
+
+impl PluginStore for MemoryPlugins {
+    fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    fn components(&self) -> Result<Vec<Artifact>, StoreError> {
+        Ok(lock(&self.kept).components.values().map(|(artifact, _)| artifact.clone()).collect())
+    }
+
+    fn component(&self, digest: Digest) -> Result<Option<Bytes>, StoreError> {
+        Ok(lock(&self.kept).components.get(&digest).map(|(_, bytes)| bytes.clone()))
+    }
+
+    fn keep(&self, artifact: &Artifact, bytes: &Bytes) -> Result<(), StoreError> {
+        lock(&self.kept).components.entry(artifact.digest).or_insert_with(|| (artifact.clone(), bytes.clone()));
+        Ok(())
+    }
+
+    fn forget(&self, digest: Digest) -> Result<(), StoreError> {
+        let mut kept = lock(&self.kept);
+        let hex = digest.to_string();
+        if kept.bindings.values().any(|stored| stored.record.contains(&hex)) {
+            return Err(rules::needed_artifact(digest));
+        }
+        kept.components.remove(&digest);
+        Ok(())
+    }
+
+    fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {
+        let kept = lock(&self.kept);
+        kept.bindings.values().for_each(|stored| self.learn(&stored.slot, stored.version));
+        Ok(kept.bindings.values().cloned().collect())
+    }
+
+    fn binding(&self, slot: &Slot) -> Result<Option<BindingOnRecord>, StoreError> {
+        let kept = lock(&self.kept);
+        let stored = kept.bindings.get(&slot_key(slot));
+        self.learn(slot, stored.map_or(0, |stored| stored.version));
+        Ok(stored.cloned())
+    }
+
+    fn save(&self, slot: &Slot, record: String, puts_in_force: Digest) -> Result<(), StoreError> {
+        let mut kept = lock(&self.kept);
+        self.expect(&kept, slot)?;
+        if !kept.components.contains_key(&puts_in_force) {
+            return Err(rules::no_artifact(puts_in_force));
+        }
+        kept.versions += 1;
+        let version = kept.versions;
+        kept.bindings.insert(slot_key(slot), BindingOnRecord { slot: slot.clone(), version, record });
+        self.learn(slot, version);
+        Ok(())
+    }
+
+    fn remove(&self, slot: &Slot) -> Result<(), StoreError> {
+        let mut kept = lock(&self.kept);
+        self.expect(&kept, slot)?;
+        kept.bindings.remove(&slot_key(slot));
+        self.learn(slot, 0);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MemoryPlugins;
+    use crate::contract::plugins as contract;
+
+    #[test]
+    fn keeps_the_contract() {
+        let one = MemoryPlugins::default().seat();
+        contract::all(&one, &one.seat());
+    }
+}

@@ -1,0 +1,118 @@
+//! Why a change of plugins or bindings was not made: callers branch on the variants, people read the sentences.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use witan_kernel::port::StoreError;
+
+use crate::compile::CompileError;
+use crate::describe::ManifestError;
+use crate::instance::LinkError;
+use crate::limit;
+use crate::probe::ProbeError;
+use crate::validate::ComponentError;
+
+/// Why a change was not made. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum PluginError {
+    /// The request breaks a rule.
+    #[error("{0}")]
+    Invalid(String),
+    /// The plugin breaks a rule, or misbehaved when it was probed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// No such plugin, or no such binding.
+    #[error("{0}")]
+    NotFound(String),
+    /// The plugin is bound, or kept for a rollback.
+    #[error("{0}")]
+    InUse(String),
+    /// Too many changes are waiting; try again.
+    #[error("too many plugin changes are waiting; try again")]
+    Busy,
+    /// The store of plugins and bindings failed. The previous binding stays in force.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The host's own disk, threads or memory failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+impl PluginError {
+    /// True when the same request may succeed later, unchanged.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Busy | Self::Store(_) | Self::Host(_))
+    }
+
+    pub(crate) fn refused(why: impl Into<Why>) -> Self {
+        Self::Refused(Refusal(Box::new(why.into())))
+    }
+}
+
+/// Why a plugin is not accepted, with a sentence for its author. The sentence continues the plugin's name: "is empty".
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub struct Refusal(Box<Why>);
+
+/// Where on its way in a plugin was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Why {
+    #[error(transparent)]
+    Component(#[from] ComponentError),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error("{plugin} is refused: {error}")]
+    Probe { plugin: String, error: ProbeError },
+}
+
+/// What failed of the plugin host itself.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The WebAssembly engine cannot be made with this host's settings.
+    #[error("make the engine: {0}")]
+    Engine(String),
+    /// A thread cannot be started.
+    #[error("start {what}: {error}")]
+    Thread {
+        /// The thread's purpose.
+        what: &'static str,
+        /// Why not.
+        error: io::Error,
+    },
+    /// A file or folder cannot be created, read or written.
+    #[error("{action} {}: {error}", path.display())]
+    File {
+        /// What was to be done, such as "read".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// A component on disk is not the one that was written there.
+    #[error("{} is damaged; stage the plugin again", .0.display())]
+    Damaged(PathBuf),
+    /// Every plugin that is kept is bound, or kept for a rollback.
+    #[error("there are {} plugins, all of them bound or kept for a rollback; unbind some", limit::ARTIFACTS)]
+    Full,
+    /// The change panicked: a defect.
+    #[error("the change panicked; please report it")]
+    Panicked,
+}
+
+impl HostError {
+    /// For `map_err`: what was to be done, with which file.
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::File { action, path, error }
+    }
+
+    /// For `map_err`: which thread was to be started.
+    pub(crate) fn thread(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::Thread { what, error }
+    }
+}

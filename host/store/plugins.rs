@@ -1,0 +1,133 @@
+//! Plugin components and bindings in the metadata store.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use witan_kernel::port::{
+    Answer, Artifact, BindingOnRecord, Component, Digest, Metadata, PAGE, PluginStore, Slot, StoreError,
+};
+
+/// The plugin host's store on a metadata store.
+pub struct StoredPlugins {
+    metadata: Arc<dyn Metadata>,
+    shared: bool,
+    runtime: Handle,
+    /// The version of each binding that was last read or saved here. At most [`witan_kernel::port::BINDINGS`].
+    versions: Mutex<HashMap<Slot, u64>>,
+}
+
+impl StoredPlugins {
+    /// Plugins in `metadata`, which other coordinators change too if `shared`. Its operations run on `runtime`.
+    pub fn new(metadata: Arc<dyn Metadata>, shared: bool, runtime: Handle) -> Self {
+        Self { metadata, shared, runtime, versions: Mutex::default() }
+    }
+
+    fn wait<T>(&self, answer: Answer<T>) -> Result<T, StoreError> {
+        self.runtime.block_on(answer)
+    }
+
+    fn versions(&self) -> MutexGuard<'_, HashMap<Slot, u64>> {
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// 0 when none is known.
+    fn version(&self, slot: &Slot) -> u64 {
+        self.versions().get(slot).copied().unwrap_or(0)
+    }
+
+    fn learn(&self, slot: &Slot, version: Option<u64>) {
+        match version {
+            Some(version) => self.versions().insert(slot.clone(), version),
+            None => self.versions().remove(slot),
+        };
+    }
+}
+
+impl PluginStore for StoredPlugins {
+    fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    fn components(&self) -> Result<Vec<Artifact>, StoreError> {
+        let mut components: Vec<Artifact> = Vec::new();
+        loop {
+            let last = components.last().map(|artifact| artifact.digest);
+            let page = self.wait(self.metadata.artifacts(last, PAGE))?;
+            let ended = page.len() < PAGE as usize;
+            components.extend(page);
+            if ended {
+                return Ok(components);
+            }
+        }
+    }
+
+    fn component(&self, digest: Digest) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.wait(self.metadata.artifact(digest))?.map(|component| component.bytes))
+    }
+
+    fn keep(&self, artifact: &Artifact, bytes: &Bytes) -> Result<(), StoreError> {
+        self.wait(self.metadata.put_artifact(Component { artifact: artifact.clone(), bytes: bytes.clone() }))
+    }
+
+    fn forget(&self, digest: Digest) -> Result<(), StoreError> {
+        match self.wait(self.metadata.remove_artifact(digest)) {
+            Err(StoreError::Missing(_)) => Ok(()),
+            removed => removed,
+        }
+    }
+
+    fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {
+        let stored = self.wait(self.metadata.binding_records())?;
+        *self.versions() = stored.iter().map(|stored| (stored.slot.clone(), stored.version)).collect();
+        Ok(stored)
+    }
+
+    fn binding(&self, slot: &Slot) -> Result<Option<BindingOnRecord>, StoreError> {
+        let stored = self.wait(self.metadata.binding_record(slot))?;
+        self.learn(slot, stored.as_ref().map(|stored| stored.version));
+        Ok(stored)
+    }
+
+    fn save(&self, slot: &Slot, record: String, puts_in_force: Digest) -> Result<(), StoreError> {
+        let saving = self.metadata.save_binding_record(slot, self.version(slot), record, Some(puts_in_force));
+        let version = self.wait(saving)?;
+        self.learn(slot, Some(version));
+        Ok(())
+    }
+
+    fn remove(&self, slot: &Slot) -> Result<(), StoreError> {
+        self.wait(self.metadata.remove_binding_record(slot, self.version(slot)))?;
+        self.learn(slot, None);
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for StoredPlugins {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoredPlugins").field("shared", &self.shared).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use witan_memory::contract::plugins as contract;
+
+    use super::StoredPlugins;
+    use crate::metadata::SqliteMetadata;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn keeps_the_contract() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let metadata = SqliteMetadata::open(folder.path().join("metadata.sqlite")).await.expect("opens");
+        let runtime = tokio::runtime::Handle::current();
+        let work = move || {
+            let seat = || StoredPlugins::new(Arc::new(metadata.clone()), true, runtime.clone());
+            contract::all(&seat(), &seat());
+        };
+        tokio::task::spawn_blocking(work).await.expect("passes");
+    }
+}
