@@ -1,4 +1,4 @@
-//! HTTP for operators: metrics, liveness, readiness.
+//! The HTTP edge for operators: metrics, liveness, readiness.
 
 use std::sync::Arc;
 
@@ -19,28 +19,28 @@ use crate::access::refusal::Refusal;
 use crate::access::scope::{self, Need, Rule};
 use crate::access::{Access, shown};
 
-/// Tells whether a coordinator should get traffic.
+/// Reports whether a coordinator should receive traffic.
 pub type Readiness = Arc<dyn Fn() -> Pending<Ready> + Send + Sync>;
 
-/// Whether a coordinator should get traffic.
+/// Whether a coordinator should receive traffic.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ready {
-    /// Why it should not; empty when it should.
+    /// Reasons why it should not; empty when it is ready.
     pub reasons: Vec<String>,
-    /// What an operator should know all the same.
+    /// Conditions that an operator should know about although it is ready.
     pub notes: Vec<String>,
 }
 
-/// What the admin server shows.
+/// What the admin server serves.
 #[derive(Clone)]
 pub struct Admin {
-    /// Everything that is counted.
+    /// All metrics.
     pub metrics: Arc<Registry>,
-    /// Where that is shown; `None`: nowhere.
+    /// HTTP path of the metrics; `None`: not served.
     pub metrics_path: Option<String>,
-    /// Whether it should get traffic.
+    /// The answer to `/readyz`.
     pub readiness: Readiness,
-    /// Lets requests in, or not.
+    /// Authorizes requests.
     pub access: Arc<Access>,
 }
 
@@ -52,7 +52,7 @@ pub struct AdminIncoming {
 }
 
 impl AdminIncoming {
-    /// What comes in. `asks`: everything but the probes is for clients with a certificate only.
+    /// Accepts connections from `incoming`. `asks`: all paths but the probes require a client certificate.
     pub fn new(incoming: Incoming, asks: bool) -> Self {
         Self { incoming, asks }
     }
@@ -73,7 +73,7 @@ impl Listener for AdminIncoming {
     }
 }
 
-/// Who asks: in the extensions of each request, as `ConnectInfo<Visitor>`.
+/// The client of a request, in its extensions as `ConnectInfo<Visitor>`.
 #[derive(Debug, Clone)]
 pub struct Visitor(pub Peer);
 
@@ -83,11 +83,11 @@ impl Connected<IncomingStream<'_, AdminIncoming>> for Visitor {
     }
 }
 
-/// In the extensions of a request without a certificate, where clients have one.
+/// Marks, in its extensions, a request without a client certificate on a listener that asks for one.
 #[derive(Debug, Clone, Copy)]
 struct Stranger;
 
-/// Probes have no certificate to show, and learn no more than yes or no.
+/// Paths of probes, which have no client certificate and are answered with yes or no only.
 const PROBES: [&str; 2] = ["/livez", "/readyz"];
 
 async fn ask_for_certificate(ConnectInfo(visitor): ConnectInfo<Visitor>, mut request: Request, next: Next) -> Response {
@@ -98,8 +98,8 @@ async fn ask_for_certificate(ConnectInfo(visitor): ConnectInfo<Visitor>, mut req
         request.extensions_mut().insert(Stranger);
         return next.run(request).await;
     }
-    let told = "show a certificate that is signed by an authority in security.tls.client_ca_file\n";
-    (StatusCode::FORBIDDEN, told).into_response()
+    let remedy = "present a certificate that is signed by an authority in security.tls.client_ca_file\n";
+    (StatusCode::FORBIDDEN, remedy).into_response()
 }
 
 /// Serves metrics, /livez and /readyz until `shutdown` is ready.
@@ -120,12 +120,12 @@ pub async fn serve(
     let service = router.into_make_service_with_connect_info::<Visitor>();
     tokio::select! {
         served = async { axum::serve(listener, service).await } => served,
-        // Nothing here is worth waiting for, and an idle connection would keep a graceful end waiting.
+        // No request here is worth waiting for, and an idle connection would delay a graceful shutdown.
         () = shutdown => Ok(()),
     }
 }
 
-/// Before every path, and before what is no path at all.
+/// Authorizes requests to every path, unknown paths included.
 async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let rule = scope::of_http(request.uri().path());
     if rule.need == Need::Nothing {
@@ -173,17 +173,17 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     }
 }
 
-/// Anybody may know whether; why not tells of nodes and databases.
+/// Anybody may see whether the coordinator is ready. The reasons name nodes and databases, so they are shown to authorized callers.
 async fn readyz(State(admin): State<Admin>, headers: HeaderMap, extensions: Extensions) -> impl IntoResponse {
     let Ready { reasons, notes } = (admin.readiness)().await;
     let lines = |lines: Vec<String>| lines.into_iter().map(|line| line + "\n").collect::<String>();
-    // A probe without a credential is no attempt at anything.
+    // A probe without a credential is not an attempt at access: it is answered without a check, which would count a refusal.
     let asks = headers.contains_key(header::AUTHORIZATION) || admin.access.serves_anybody();
     let stranger = extensions.get::<Stranger>().is_some();
     if stranger || !asks || admitted(&admin, scope::of_details(), &headers, &extensions).await.is_err() {
         return match reasons.is_empty() {
             true => (StatusCode::OK, "ok\n".to_owned()),
-            false => (StatusCode::SERVICE_UNAVAILABLE, "not ready; a credential shows why\n".to_owned()),
+            false => (StatusCode::SERVICE_UNAVAILABLE, "not ready; send a credential to see why\n".to_owned()),
         };
     }
     if reasons.is_empty() {

@@ -1,9 +1,9 @@
-//! gRPC: decode, call, encode. The one place where a failure becomes a status.
+//! The gRPC edge: decodes requests, calls the coordinator, encodes responses. The only place where a failure becomes a status.
 //!
-//! `guard` lets calls in, `status` maps failures, `convert` requests and responses, `keyvalue` serves single calls, `session` streams of
-//! them, `tenants` and `nodes` the catalog, `maintenance` (with
-//! `page_token`) listings, repair and removal, `plugins` the plugin platform, `access` tokens, `origin` gives each call its id,
-//! `intake` bounds what is half sent, `server` puts them on a listener.
+//! `guard` authorizes calls, `status` maps failures to statuses, `convert` maps requests and responses, `keyvalue` serves single
+//! calls and `session` streams of them, `tenants` and `nodes` serve the catalog, `maintenance` (with `page_token`) key listings,
+//! repair and tenant deletion, `plugins` the plugin platform, `access` API tokens; `origin` gives each call its id, `intake` bounds
+//! the memory held by incomplete messages, and `server` serves all of it on a listener.
 
 mod access;
 mod convert;

@@ -1,8 +1,8 @@
-//! The binary `witan`: everything is in [`witan::cli`], which is a part of the library so that tests and benchmarks use it too.
+//! The binary `witan`. The implementation is in [`witan::cli`], in the library, so that tests and benchmarks can use it too.
 
 use std::process::ExitCode;
 
-/// Requests allocate and free small buffers on several threads all the time; mimalloc is made for that.
+/// Requests allocate and free many small buffers on several threads, a workload that mimalloc is designed for.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

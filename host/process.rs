@@ -1,9 +1,9 @@
-//! The running coordinator: its implementations chosen, put together, started, kept up to date, and stopped.
+//! The running coordinator: chooses implementations, assembles and starts them, applies configuration changes, and shuts down.
 //!
-//! [`config`] is what a coordinator is put together from, [`world`] says which implementation stands behind each port, [`start`]
-//! assembles and serves. Around it: [`stores`] (metadata and idempotency, and the lease on this coordinator's id), `nodes`, `cluster`
-//! (this coordinator as the control plane changes it), `plugins`, `live` and [`reload`] (changes of the configuration while it
-//! serves), `readiness`, [`secured`] (TLS), [`telemetry`], [`signal`], [`system`] (clocks and randomness).
+//! [`config`] is what a coordinator is assembled from, [`world`] names the implementation of each port, [`start`] assembles and
+//! serves. Around them: [`stores`] (metadata and idempotency, and the lease on this coordinator's id), `nodes` (polling of storage
+//! nodes), `cluster` (applies changes made by the control plane), `plugins`, `live` and [`reload`] (configuration changes at run
+//! time), `readiness`, [`secured`] (TLS), [`telemetry`], [`signal`], [`system`] (clocks and randomness).
 //!
 //! No other module names an implementation of a port.
 

@@ -17,7 +17,7 @@ use super::problem::Problem;
 use super::read_small;
 use super::settings::Settings;
 use crate::access::config::may_listen;
-use witan_coordinate::LONGEST_DEADLINE;
+use witan_kernel::limit::LONGEST_DEADLINE;
 
 /// What was found.
 #[derive(Default)]

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use smallvec::SmallVec;
 use witan_kernel::failure::Failure;
+use witan_kernel::limit::LONGEST_DEADLINE;
 use witan_kernel::name::{Key, NodeId, TenantId};
 use witan_kernel::port::{Clock, Replicas};
 use witan_kernel::record::{Encoded, Record};
@@ -16,7 +17,7 @@ use witan_kernel::ring::ReplicaRange;
 use witan_kernel::scan::{Join, Joined, Page, Ranges, Scan, Step, Told, merged};
 use witan_kernel::tenant::Level;
 
-use super::{Coordinator, LONGEST_DEADLINE, World};
+use super::{Coordinator, World};
 
 /// A page ends when it has taken so much of its time, if it has come forward at all. The rest is for the answer's way.
 const SHARE: u32 = 2;

@@ -79,9 +79,9 @@ pub struct Ports<W: World> {
 /// How a coordinator behaves where no tenant, request or plugin says otherwise.
 #[derive(Debug, Clone)]
 pub struct Defaults {
-    /// A change's deadline. Never above [`LONGEST_DEADLINE`].
+    /// A change's deadline. Never above [`witan_kernel::limit::LONGEST_DEADLINE`].
     pub write_timeout: Duration,
-    /// A read's deadline. Never above [`LONGEST_DEADLINE`].
+    /// A read's deadline. Never above [`witan_kernel::limit::LONGEST_DEADLINE`].
     pub read_timeout: Duration,
     /// A spare replica is asked no later than so long after the first ones.
     pub hedge_cap: Duration,
@@ -97,10 +97,6 @@ pub struct Timeouts {
     /// Of changes.
     pub write: Duration,
 }
-
-/// No operation lasts longer, whatever the client asks for: a Put that is tried again must be younger than
-/// [`witan_kernel::limit::PUT_RETRY_MICROS`].
-pub const LONGEST_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Default for Defaults {
     fn default() -> Self {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use witan_kernel::failure::Failure;
 use witan_kernel::hook::{Asked, Hooks, Operation, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall};
+use witan_kernel::limit::LONGEST_DEADLINE;
 use witan_kernel::name::{Key, NodeId, TenantId};
 use witan_kernel::port::{Clock, Replicas, StoreError, Tenants};
 use witan_kernel::quorum::Tally;
@@ -13,7 +14,7 @@ use witan_kernel::replica::Place;
 use witan_kernel::ring::{Preference, token};
 use witan_kernel::tenant::{Level, Tenant};
 
-use super::{Coordinator, LONGEST_DEADLINE, World};
+use super::{Coordinator, World};
 use witan_origin::{self as origin, Span};
 
 /// One operation's snapshot of everything that may change meanwhile.

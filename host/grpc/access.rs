@@ -1,4 +1,4 @@
-//! The service of API tokens.
+//! The API token service.
 
 use std::sync::Arc;
 
@@ -8,8 +8,7 @@ use witan_kernel::port::{Metadata, TOKEN_ID_BYTES, Token};
 use witan_wire::v1;
 use witan_wire::v1::access_service_server::AccessService;
 
-use super::guard::caller;
-use super::keyvalue::denied;
+use super::guard::{caller, denied};
 use super::status::{invalid, store_report};
 use super::tenants::{page_size, seconds};
 use crate::access::Access;
@@ -18,11 +17,11 @@ use crate::access::issuance::{Denied, Issuance};
 use crate::access::scope::{Scope, Scopes};
 use crate::access::token::Grant;
 
-/// The service of API tokens.
+/// The API token service.
 pub struct AccessApi(Issuance);
 
 impl AccessApi {
-    /// Tokens in `metadata`, as `access` checks them.
+    /// Serves the tokens stored in `metadata`, which `access` checks.
     pub fn new(access: Arc<Access>, metadata: Arc<dyn Metadata>) -> Self {
         Self(Issuance::new(access, metadata))
     }
@@ -74,7 +73,7 @@ fn named(tenant_id: String) -> Result<Option<TenantId>, Invalid> {
 
 fn after(page_token: String) -> Result<Option<String>, Invalid> {
     if page_token.len() > TOKEN_ID_BYTES {
-        let remedy = "send what the page before told as next_page_token, unchanged";
+        let remedy = "send the next_page_token of the previous page, unchanged";
         return Err(Invalid::new("page_token", format!("has {} bytes", page_token.len()), remedy));
     }
     Ok(Some(page_token).filter(|token| !token.is_empty()))

@@ -1,4 +1,4 @@
-//! Requests and responses of the key-value calls.
+//! Conversion of the key-value calls' requests and responses.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use witan_coordinate::{ReadAnswer, ReadRequest, WriteRequest, Written};
 
 /// A request that is about one key.
 pub(super) trait OfKey {
-    /// Whose key, and which.
+    /// The tenant and the key.
     fn of_key(&self) -> (&TenantId, &[u8]);
 }
 
@@ -115,23 +115,23 @@ fn idempotency_key(key: String) -> Result<Option<String>, Invalid> {
 fn context(context: Bytes) -> Result<Bytes, Invalid> {
     if context.len() > limit::CONTEXT_BYTES {
         let problem = format!("has {} bytes", context.len());
-        return Err(Invalid::new("context", problem, "send what a read of this key returned, unchanged"));
+        return Err(Invalid::new("context", problem, "send the context that a read of this key returned, unchanged"));
     }
     Ok(context)
 }
 
-/// Longest by which an operation ends before its client gives up.
+/// The most by which an operation's deadline is earlier than its client's.
 const HEAD_START: Duration = Duration::from_millis(100);
 
-/// How long an operation may take for a call with this deadline: a little less, so that its answer, which says why it is
-/// late and whether it happened, still arrives. At the deadline itself gRPC ends the call on both sides without a word.
+/// How long an operation may take for a call with this deadline: a little less, so that a response saying why it timed out and
+/// whether it was applied still arrives. At the deadline itself gRPC ends the call on both sides without any detail.
 pub(super) fn timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
-    let told = told_timeout(metadata)?;
-    Some(told - (told / 10).min(HEAD_START))
+    let timeout = client_timeout(metadata)?;
+    Some(timeout - (timeout / 10).min(HEAD_START))
 }
 
-/// A call's own deadline, as `grpc-timeout` tells it.
-fn told_timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
+/// The client's deadline, from the `grpc-timeout` header.
+fn client_timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let amount: u64 = digits.parse().ok()?;
@@ -152,17 +152,17 @@ mod tests {
 
     #[test]
     fn deadlines_travel() {
-        let told = |text: &'static str| {
+        let read = |text: &'static str| {
             let mut metadata = tonic::metadata::MetadataMap::new();
             metadata.insert("grpc-timeout", text.parse().unwrap());
             timeout(&metadata)
         };
-        assert_eq!(told("250m"), Some(Duration::from_millis(225)));
-        assert_eq!(told("2S"), Some(Duration::from_millis(1900)));
-        assert_eq!(told("0n"), Some(Duration::ZERO));
-        assert_eq!(told("S"), None);
-        assert_eq!(told("1x"), None);
-        assert_eq!(told(""), None);
+        assert_eq!(read("250m"), Some(Duration::from_millis(225)));
+        assert_eq!(read("2S"), Some(Duration::from_millis(1900)));
+        assert_eq!(read("0n"), Some(Duration::ZERO));
+        assert_eq!(read("S"), None);
+        assert_eq!(read("1x"), None);
+        assert_eq!(read(""), None);
     }
 
     #[test]

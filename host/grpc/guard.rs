@@ -1,5 +1,5 @@
-//! The layer before every service: it asks who calls and lets the call in, or answers why not. What is asked once the request
-//! is decoded (which tenant, how often) is asked of the [`Caller`] that it puts beside the request.
+//! The layer in front of every service: it authenticates the caller and admits the call, or responds with the reason for refusing
+//! it. Checks that need the decoded request (tenant, rate) are made on the [`Caller`] that it adds to the request's extensions.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::access::scope::{self, Effect, Need, Rule};
 use crate::access::{Access, shown};
 use witan_origin as origin;
 
-/// Puts the guard before services.
+/// The layer that puts the guard in front of services.
 #[derive(Clone)]
 pub(super) struct Guard(pub(super) Arc<Access>);
 
@@ -33,7 +33,7 @@ impl<S> Layer<S> for Guard {
     }
 }
 
-/// Services behind the guard.
+/// A service behind the guard.
 #[derive(Clone)]
 pub(super) struct Guarded<S> {
     access: Arc<Access>,
@@ -75,7 +75,7 @@ where
             Some(Err(refusal)) => Either::Left(ready(Ok(refused(&refusal, rule)))),
             None => {
                 let access = Arc::clone(&self.access);
-                // The one that was told to be ready is used up; its clone stays for the next call.
+                // The service that was polled ready is consumed by this call; its clone is kept for the next one.
                 let clone = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, clone);
                 Either::Right(Either::Right(Box::pin(unseen(access, rule, origin, inner, request))))
@@ -84,7 +84,7 @@ where
     }
 }
 
-/// A call whose token has to be looked for in the database.
+/// A call whose token has to be looked up in the database.
 async fn unseen<S>(
     access: Arc<Access>,
     rule: &'static Rule,
@@ -105,7 +105,7 @@ where
     }
 }
 
-/// Puts the end of a change on record. A call that was cancelled is on record as one whose end nobody knows.
+/// Writes the end of a change to the audit log. A cancelled call is recorded with an unknown outcome.
 async fn recorded<E>(call: impl Future<Output = Answer<E>>, caller: Caller) -> Answer<E> {
     let mut record = Record(caller.is_recorded().then_some(caller));
     let answer = call.await;
@@ -113,7 +113,7 @@ async fn recorded<E>(call: impl Future<Output = Answer<E>>, caller: Caller) -> A
         match Status::from_header_map(response.headers()) {
             Some(status) if status.code() != tonic::Code::Ok => {
                 let reason = status.get_details_error_info().map(|info| info.reason);
-                // What was refused is on record with its reason already.
+                // A refusal has been recorded with its reason already.
                 if !matches!(reason.as_deref(), Some("FORBIDDEN" | "RATE_LIMIT_EXCEEDED")) {
                     caller.ended("failed", Some(reason.as_deref().unwrap_or(status.code().description())));
                 }
@@ -146,13 +146,13 @@ fn origin(request: &Request<Body>) -> Origin {
     }
 }
 
-/// Who makes a call. Every call has passed the guard; one that has not is refused.
+/// The caller, as the guard left it. A call that bypassed the guard is refused.
 pub(super) fn caller<T>(request: &mut tonic::Request<T>) -> Result<Caller, Status> {
     let caller = request.extensions_mut().remove::<Caller>();
-    caller.ok_or_else(|| Status::internal("this call has not passed the guard: it is not served"))
+    caller.ok_or_else(|| Status::internal("this call bypassed the access check and is not served"))
 }
 
-/// A stream that ends, with the reason, when the credential that opened it is good no more.
+/// A stream that ends, with the reason, when the credential that opened it is no longer valid.
 pub(super) fn while_good<T: Send + 'static>(
     caller: Caller,
     answers: impl Stream<Item = Result<T, Status>> + Send + 'static,
@@ -166,4 +166,9 @@ pub(super) fn while_good<T: Send + 'static>(
             answer = answers.next() => answer.map(|answer| (answer, Some((answers, ended)))),
         }
     }))
+}
+
+/// The status for a caller that is not allowed to do what the call asks for.
+pub(super) fn denied(caller: &Caller, refused: &Refusal) -> Status {
+    status::refusal(refused, caller.rule().effect != Effect::Nothing).status()
 }

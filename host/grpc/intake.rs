@@ -1,7 +1,7 @@
-//! What clients may have half sent. A message is collected before it is decoded, with memory for all of it from the moment
-//! that its length is told; a connection may have a thousand of them under way, and each may have 16 MiB. Without a bound
-//! over all of them, and a time for each, a few slow clients would fill the memory. A message that comes in one piece, as
-//! small ones do, is never counted.
+//! Bounds on incomplete request messages. A message is buffered before it is decoded, and memory for all of it is allocated as soon
+//! as its length is known; a connection may have a thousand messages in flight, of up to 16 MiB each. Without a bound on their
+//! total size, and a timeout for each, a few slow clients could exhaust the memory. A message that arrives in one piece, as small
+//! ones do, is never counted.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,39 +18,42 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
-use super::server::REQUEST_BYTES;
 use super::status::Report;
 use crate::access::scope::{self, Need};
 
-/// Bounds of what is half sent.
+/// Bytes of the largest message that a client may send: a value of 10 MiB and its envelope; in a session, a batch of requests.
+pub(super) const REQUEST_BYTES: usize = 16 << 20;
+
+/// Bounds on incomplete messages.
 #[derive(Debug, Clone, Copy)]
+
 pub struct Bounds {
-    /// Bytes of all messages of up to 1 MiB that are not complete, and as many of larger ones: whoever sends giants is only in
-    /// the way of others who do.
+    /// Total bytes of incomplete messages of up to 1 MiB, and separately of larger ones: clients that send large messages compete
+    /// only with each other.
     pub bytes: usize,
-    /// Calls whose message is not complete, and sessions.
+    /// Calls whose message is incomplete, plus open sessions.
     pub calls: usize,
-    /// How long one message may take.
+    /// The longest that one message may take to arrive.
     pub within: Duration,
 }
 
 impl Default for Bounds {
-    /// A quarter of a GiB holds 16 of the largest messages. 20,000 operations may be under way, and half as many sessions
-    /// be open. A value of 10 MiB takes 10 s over a line of 8 Mbit/s, three times as long is for everybody else.
+    /// A quarter of a GiB holds 16 of the largest messages. 20,000 operations may be in flight, plus half that number of open
+    /// sessions. A value of 10 MiB takes 10 s over a line of 8 Mbit/s; three times that leaves room for slower lines.
     fn default() -> Self {
         Self { bytes: 256 << 20, calls: 30_000, within: Duration::from_secs(30) }
     }
 }
 
-/// The five bytes before a message: not compressed, and its length.
+/// Bytes before a message: the compression flag and its length.
 const PREFIX: usize = 5;
-/// The one call that is a stream of the client's: it may say nothing for as long as it likes between two messages.
+/// Path suffix of the client-streaming call, which may be idle for any time between two messages.
 const STREAMING: &str = "/Session";
 
-/// What calls may have half sent that anybody may make, without any credential: they are probes, and must not be in the way of others.
+/// Separate bounds for calls that need no credential: these are probes, and must not take capacity from other calls.
 const OPEN: Bounds = Bounds { bytes: 64 << 10, calls: 1000, within: Duration::from_secs(5) };
 
-/// Stands before every service.
+/// The layer in front of every service.
 #[derive(Debug, Clone)]
 pub(super) struct IntakeLayer {
     intake: Arc<Intake>,
@@ -65,7 +68,7 @@ struct Intake {
     calls: AtomicUsize,
 }
 
-/// From here on a message is large.
+/// A message of more bytes than this is large.
 const LARGE: usize = 1 << 20;
 
 impl Intake {
@@ -77,14 +80,14 @@ impl Intake {
         if length > LARGE { &self.large } else { &self.small }
     }
 
-    /// Counts a message, unless it is too much.
+    /// Counts a message; refuses it when that would exceed the bound.
     fn take(&self, length: usize) -> Result<(), Status> {
         let before = self.of(length).fetch_add(length, Ordering::AcqRel);
         if before + length <= self.bounds.bytes {
             return Ok(());
         }
         self.give_back(length);
-        Err(refused("too many messages are half sent"))
+        Err(refused("too many incomplete messages"))
     }
 
     fn give_back(&self, length: usize) {
@@ -106,7 +109,7 @@ impl<S> Layer<S> for IntakeLayer {
     }
 }
 
-/// Services whose requests' messages are counted.
+/// A service whose incomplete request messages are counted.
 #[derive(Debug, Clone)]
 pub(super) struct Metered<S> {
     layer: IntakeLayer,
@@ -127,7 +130,7 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for Metered<S> {
         let streaming = path.ends_with(STREAMING);
         let intake = if scope::of_call(path).need == Need::Nothing { &self.layer.open } else { &self.layer.intake };
         let request = request.map(|body| {
-            // A call without a message has nothing to wait for.
+            // A call without a body has no message to wait for.
             match body.is_end_stream() {
                 true => body,
                 false => metered(Message::new(body, Arc::clone(intake), streaming)),
@@ -137,26 +140,27 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for Metered<S> {
     }
 }
 
-/// What a client says behind its messages is of no interest to any call, so that a body is a stream of bytes.
+/// No call reads trailers of a request, so the body is passed on as a plain stream of bytes.
 fn metered(message: Message) -> Body {
     Body::new(axum::body::Body::from_stream(message))
 }
 
-/// A request's body, of which at most one message is not complete.
+/// A request's body. At most one of its messages is incomplete at a time.
 struct Message {
     body: Body,
-    /// There were as many calls as there may be when this one began.
+    /// The limit on calls had been reached when this one began.
     too_many: bool,
     intake: Arc<Intake>,
-    /// Nothing needs to come between two messages.
+    /// The call may be idle between two messages.
     streaming: bool,
-    /// Bytes of the prefix that have come, and the length that they tell.
+    /// Bytes of the prefix received so far, and the message length that they encode.
     prefix: usize,
     length: [u8; 4],
-    /// Bytes that the message still lacks.
+    /// Bytes of the message that have not been received.
     missing: usize,
-    /// Its length, while it is counted.
+    /// The message's length in bytes, while it is counted.
     held: Option<usize>,
+    /// Fires when the message has taken too long.
     late: Option<Pin<Box<Sleep>>>,
 }
 
@@ -166,7 +170,7 @@ impl Message {
         Self { body, too_many, intake, streaming, prefix: 0, length: [0; 4], missing: 0, held: None, late: None }
     }
 
-    /// Follows the messages through bytes that have come; true when the last one is not complete.
+    /// Finds message boundaries in received bytes; true when the last message is incomplete.
     fn follow(&mut self, bytes: &[u8]) -> bool {
         let mut at = 0;
         while at < bytes.len() {
@@ -186,7 +190,7 @@ impl Message {
             }
             if self.prefix == PREFIX && self.missing == 0 {
                 self.prefix = 0;
-                // The next one has time of its own.
+                // The next message gets its own timeout.
                 self.late = None;
             }
         }
@@ -195,11 +199,11 @@ impl Message {
 
     fn received(&mut self, bytes: &Bytes) -> Result<(), Status> {
         let goes_on = self.follow(bytes);
-        // What is counted may be complete, and the next one begun.
+        // The counted message may have been completed, and the next one begun.
         let length = (goes_on && self.prefix == PREFIX).then(|| u32::from_be_bytes(self.length) as usize);
         if length != self.held {
             self.give_back();
-            // One that is too large for any call is refused when it is decoded, before there is memory for it.
+            // One that is too large for any call is refused when it is decoded, before memory is allocated for it.
             if let Some(length) = length.filter(|length| *length <= REQUEST_BYTES) {
                 self.intake.take(length)?;
                 self.held = Some(length);
@@ -222,8 +226,8 @@ impl Message {
         let within = self.intake.bounds.within;
         let late = self.late.get_or_insert_with(|| Box::pin(tokio::time::sleep(within)));
         ready!(late.as_mut().poll(cx));
-        let told = format!("the message was not complete after {} s", within.as_secs());
-        Poll::Ready(Report::new(Code::DeadlineExceeded, "DEADLINE", told).not_applied().status())
+        let problem = format!("the message was not complete after {} s", within.as_secs());
+        Poll::Ready(Report::new(Code::DeadlineExceeded, "DEADLINE", problem).not_applied().status())
     }
 }
 
@@ -243,9 +247,9 @@ impl Stream for Message {
     type Item = Result<Bytes, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
-        // Those that came before are in nobody's way, least of all sessions.
+        // Only the newest calls are refused: earlier ones, sessions above all, are not disturbed.
         if self.too_many {
-            return Poll::Ready(Some(Err(refused("too many calls are half sent"))));
+            return Poll::Ready(Some(Err(refused("too many calls with incomplete messages"))));
         }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
@@ -291,7 +295,7 @@ mod tests {
             let counted = if (PREFIX - 1..PREFIX + 9).contains(&place) { 10 } else { 0 };
             assert_eq!(held(&intake), (counted, 0), "by the byte: {place}");
         }
-        // Two and a half in one piece, then the other half and a beginning.
+        // Two and a half messages in one piece, then the other half and the beginning of another.
         let mut two = [framed(3), framed(4), framed(6)].concat();
         let rest = two.split_off(two.len() - 3);
         message.received(&two.into()).unwrap();
@@ -311,14 +315,14 @@ mod tests {
         first.received(&begun).unwrap();
         let refused = second.received(&begun).unwrap_err();
         assert_eq!(refused.code(), Code::ResourceExhausted);
-        small.received(&Bytes::from(framed(LARGE)).slice(..90)).expect("giants are not in the way of others");
+        small.received(&Bytes::from(framed(LARGE)).slice(..90)).expect("large messages do not block small ones");
         drop((first, second));
         assert_eq!(held(&intake), (LARGE, 0));
         next().received(&begun).unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_message_that_takes_too_long_is_given_up() {
+    async fn a_message_that_takes_too_long_is_abandoned() {
         let (_, mut message) = of(Bounds::default());
         message.received(&framed(10)[..8].to_vec().into()).unwrap();
         let late = std::future::poll_fn(|cx| message.wait(cx)).await;

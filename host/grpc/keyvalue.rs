@@ -1,4 +1,4 @@
-//! Single calls.
+//! The coordinator's gRPC service: single key-value calls, and the routing of all other calls to their modules.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +10,9 @@ use witan_kernel::failure::{Failed, Failure};
 use witan_wire::v1;
 use witan_wire::v1::coordinator_service_server::CoordinatorService;
 
-use super::guard::caller;
-use super::status::{invalid, refusal, report};
+use super::guard::{caller, denied};
+use super::status::{invalid, report};
 use super::{convert, maintenance, session};
-use crate::access::caller::Caller;
-use crate::access::scope::Effect;
 use witan_control::Catalog;
 use witan_control::defaults::Fallbacks;
 use witan_coordinate::{Coordinator, Respond, World};
@@ -26,12 +24,12 @@ pub struct CoordinatorApi<W: World> {
     pub(super) upkeep: Arc<Upkeep<W>>,
     pub(super) catalog: Arc<Catalog>,
     pub(super) fallbacks: Arc<ArcSwap<Fallbacks>>,
-    /// Turns true when the coordinator begins to end.
+    /// Turns true when the coordinator begins to shut down.
     closing: watch::Receiver<bool>,
 }
 
 impl<W: World> CoordinatorApi<W> {
-    /// Serves `coordinator`, whose tenants and nodes are `catalog`'s. Sessions take nothing more once `closing` is true.
+    /// A service over `coordinator`, with tenants and nodes from `catalog`. Sessions accept no operations once `closing` is true.
     pub fn new(
         coordinator: Arc<Coordinator<W>>,
         upkeep: Arc<Upkeep<W>>,
@@ -41,27 +39,27 @@ impl<W: World> CoordinatorApi<W> {
         Self { coordinator, upkeep, catalog, fallbacks: Arc::default(), closing }
     }
 
-    /// What new tenants and nodes get where their request does not choose; it may be changed at any time.
+    /// Defaults for settings that a request to create a tenant or node leaves out; may be changed at any time.
     pub fn fallbacks(&self) -> &Arc<ArcSwap<Fallbacks>> {
         &self.fallbacks
     }
 }
 
-/// Waits for an operation that runs in a task of its own. A client that goes away drops this wait, not the operation.
-async fn hear<T: Send + 'static>(start: impl FnOnce(Respond<T>), changes: bool) -> Result<T, Status> {
-    let (tell, told) = oneshot::channel();
+/// Waits for an operation that runs in its own task. A client that disconnects drops this wait, not the operation.
+async fn run<T: Send + 'static>(start: impl FnOnce(Respond<T>), changes: bool) -> Result<T, Status> {
+    let (sender, answer) = oneshot::channel();
     start(Box::new(move |result: Result<T, Failed>| {
-        // Nobody listens any more: the operation goes on all the same.
-        let _ = tell.send(result);
+        // It fails when the client is gone; the operation has run anyway.
+        let _ = sender.send(result);
     }));
     let lost = || {
-        let failure = Failure::Internal("an operation's task ended without a word".to_owned());
+        let failure = Failure::Internal("an operation's task ended without a result".to_owned());
         if changes { failure.in_doubt() } else { failure.of_read() }
     };
-    told.await.unwrap_or_else(|_| Err(lost())).map_err(|failed| report(failed).status())
+    answer.await.unwrap_or_else(|_| Err(lost())).map_err(|failed| report(failed).status())
 }
 
-/// Decodes a request for one key, which its caller may make.
+/// Decodes a request for one key, and checks that its caller may make it.
 fn decoded<T, R: convert::OfKey>(
     mut request: Request<T>,
     decode: impl FnOnce(T, Option<Duration>) -> Result<R, witan_kernel::name::Invalid>,
@@ -74,11 +72,6 @@ fn decoded<T, R: convert::OfKey>(
     Ok(decoded)
 }
 
-/// The status of a call that may not do what it asks for.
-pub(super) fn denied(caller: &Caller, refused: &crate::access::refusal::Refusal) -> Status {
-    refusal(refused, caller.rule().effect != Effect::Nothing).status()
-}
-
 #[tonic::async_trait]
 impl<W: World> CoordinatorService for CoordinatorApi<W> {
     async fn write_key_value(
@@ -87,7 +80,7 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
     ) -> Result<Response<v1::WriteKeyValueResponse>, Status> {
         let key = request.get_ref().key.clone();
         let request = decoded(request, convert::write)?;
-        let written = hear(|respond| self.coordinator.write(request, respond), true).await?;
+        let written = run(|respond| self.coordinator.write(request, respond), true).await?;
         Ok(Response::new(convert::written(written, key)))
     }
 
@@ -97,7 +90,7 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
     ) -> Result<Response<v1::ReadKeyValueResponse>, Status> {
         let key = request.get_ref().key.clone();
         let request = decoded(request, convert::read)?;
-        let answer = hear(|respond| self.coordinator.read(request, respond), false).await?;
+        let answer = run(|respond| self.coordinator.read(request, respond), false).await?;
         Ok(Response::new(convert::found(answer, key)))
     }
 
@@ -107,7 +100,7 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
     ) -> Result<Response<v1::WriteKeyValueResponse>, Status> {
         let key = request.get_ref().key.clone();
         let request = decoded(request, convert::delete)?;
-        let written = hear(|respond| self.coordinator.write(request, respond), true).await?;
+        let written = run(|respond| self.coordinator.write(request, respond), true).await?;
         Ok(Response::new(convert::written(written, key)))
     }
 

@@ -1,4 +1,4 @@
-//! Maintenance: listings of stored keys, repair, and the end of a tenant.
+//! Maintenance: key listings, repair, and deletion of tenants.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -15,8 +15,7 @@ use witan_wire::v1;
 use witan_wire::v1::CoordinatorServiceRepairResponse as Progress;
 
 use super::CoordinatorApi;
-use super::guard::while_good;
-use super::keyvalue::denied;
+use super::guard::{denied, while_good};
 use super::page_token;
 use super::status::{invalid, refused, report};
 use super::tenants::{page_size, seconds, status};
@@ -25,14 +24,14 @@ use witan_control::Refused;
 use witan_coordinate::{KeysRequest, Resume, World};
 use witan_upkeep::{NotBegun, Repair, Repaired, Stopped, Sweep, Swept};
 
-/// Records a repair looks at in a second when nobody says otherwise: a small part of what nodes can serve.
+/// Default rate of a repair, records per second: a small fraction of what nodes can serve.
 const RECORDS_PER_SECOND: u32 = 20_000;
-/// How long the removal of a tenant's records may take when the call has no deadline of its own.
+/// How long the removal of a tenant's records may take when the call has no deadline.
 const REMOVAL: Duration = Duration::from_secs(60);
-/// Reports of progress that may wait for a slow client. Then the repair waits, too.
+/// Progress reports queued for a slow client; when the queue is full, the repair waits.
 const REPORTS: usize = 4;
 
-/// What a repair tells.
+/// The stream of a repair's progress reports.
 pub(super) type Reports = Pin<Box<dyn Stream<Item = Result<Progress, Status>> + Send>>;
 
 impl<W: World> CoordinatorApi<W> {
@@ -87,7 +86,7 @@ impl<W: World> CoordinatorApi<W> {
         let repair = self.upkeep.begin_repair(sweep).await.map_err(not_begun)?;
         let (reports, reported) = mpsc::channel(REPORTS);
         tokio::spawn(report_on(repair, reports));
-        // A repair whose caller loses the right to it stops like one whose client has gone away.
+        // A repair whose caller loses its permission stops like one whose client has disconnected.
         Ok(while_good(caller, tokio_stream::wrappers::ReceiverStream::new(reported)))
     }
 }
@@ -100,14 +99,14 @@ fn not_begun(error: NotBegun) -> Status {
     }
 }
 
-/// Runs a repair, and sends its reports for as long as somebody takes them.
+/// Runs a repair, and sends its reports until the receiver is dropped.
 async fn report_on<W: World>(repair: Repair<W>, reports: mpsc::Sender<Result<Progress, Status>>) {
     let (progressed, mut progresses) = mpsc::channel(1);
     let repairing = repair.run(progressed);
     tokio::pin!(repairing);
     let ended = loop {
         tokio::select! {
-            // The repair notices that nobody takes reports any more, and stops after the work under way.
+            // The repair notices that its reports have no receiver any longer, and stops after the work in flight.
             () = reports.closed(), if !progresses.is_closed() => progresses.close(),
             ended = &mut repairing => break ended,
             Some(swept) = progresses.recv() => {
@@ -127,7 +126,7 @@ async fn report_on<W: World>(repair: Repair<W>, reports: mpsc::Sender<Result<Pro
         Err(Stopped::Failed(failure)) => Err(report(failure.of_read()).status()),
         Err(Stopped::Abandoned) => return tracing::info!("a repair was cancelled"),
     };
-    // A client that has gone away gets no last report; what was repaired stays repaired.
+    // A client that has disconnected gets no last report; what was repaired stays repaired.
     let _ = reports.send(last).await;
 }
 
@@ -177,11 +176,11 @@ fn deletion(request: &v1::DeleteTenantRequest) -> Result<(TenantId, u64), Invali
         return Err(Invalid::new(
             "confirm",
             problem,
-            "repeat tenant_id: what a tenant has stored cannot be brought back",
+            "repeat tenant_id: the data of a deleted tenant cannot be restored",
         ));
     }
     let version = u64::try_from(request.version)
-        .map_err(|_| Invalid::new("version", "is negative", "send the version that GetTenant told, or 0"))?;
+        .map_err(|_| Invalid::new("version", "is negative", "send the version returned by GetTenant, or 0"))?;
     Ok((id, version))
 }
 
@@ -193,19 +192,19 @@ fn sweep(request: v1::CoordinatorServiceRepairRequest) -> Result<Sweep, Invalid>
     let (from, to) = (request.from_token.unwrap_or(0), request.to_token.unwrap_or(u64::MAX));
     if from > to {
         let problem = format!("{to} is before from_token, {from}");
-        return Err(Invalid::new("to_token", problem, "send two ranges where one would wrap around the ring's end"));
+        return Err(Invalid::new("to_token", problem, "send two ranges instead of one that wraps past the end"));
     }
     let after = match request.cursor {
         cursor if cursor.is_empty() => None,
         cursor => Some(from_cursor(&cursor).ok_or_else(|| {
-            Invalid::new("cursor", "is none", "send what an earlier response of Repair told, unchanged")
+            Invalid::new("cursor", "is not valid", "send the cursor of an earlier Repair response, unchanged")
         })?),
     };
     let records_per_second =
         if request.records_per_second == 0 { RECORDS_PER_SECOND } else { request.records_per_second };
     let sweep = Sweep { tenant, from, to, after, records_per_second, ..Sweep::everything() };
     if request.accept_loss && !sweep.is_everything() {
-        let problem = "is set for a repair of a part";
+        let problem = "is set for a partial repair";
         return Err(Invalid::new("accept_loss", problem, "leave out tenant_id, tokens and cursor, or accept_loss"));
     }
     Ok(Sweep { accept_loss: request.accept_loss, ..sweep })

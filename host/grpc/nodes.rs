@@ -30,7 +30,7 @@ impl<W: World> CoordinatorApi<W> {
         request: v1::RemoveStorageNodeRequest,
     ) -> Result<v1::StorageNodeChangeResponse, Status> {
         if request.force {
-            let why = "force would give up the node's data before it is elsewhere; this version does not do that";
+            let why = "force would discard the node's data before it has been copied elsewhere; this is not supported";
             return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
         }
         let id = NodeId::new(request.node_id).map_err(|error| invalid(&error))?;

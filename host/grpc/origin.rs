@@ -1,7 +1,7 @@
-//! Gives every call an id, and decides at its start whether it is traced.
+//! Assigns an id to every call, and decides at its start whether it is traced.
 //!
-//! The id is the client's `x-request-id` if that is well-formed. It comes back with every refusal and every error, and with
-//! any answer to a client that has sent one.
+//! The id is the client's `x-request-id` if that is well-formed. It is returned with every refusal and every error, and with any
+//! response to a client that sent one.
 
 use std::task::{Context, Poll};
 
@@ -14,19 +14,19 @@ use tower::{Layer, Service};
 
 use witan_origin::{Origin, RequestId, Scoped, current, now, scope};
 
-/// The name of the header.
+/// Header that carries a request's id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Which calls are traced.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sampling {
-    /// Whether there is anybody to tell.
+    /// Whether a collector is configured.
     pub on: bool,
-    /// Share of the calls whose client does not say, 0 to 1.
+    /// Fraction (0 to 1) of calls to trace among those whose client sent no trace context.
     pub ratio: f64,
 }
 
-/// The layer.
+/// The layer that assigns origins.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Origins(pub Sampling);
 
@@ -38,7 +38,7 @@ impl<S> Layer<S> for Origins {
     }
 }
 
-/// A service whose calls have an origin.
+/// A service whose calls run with an origin.
 #[derive(Debug, Clone)]
 pub struct WithOrigin<S> {
     inner: S,
@@ -61,16 +61,16 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let origin = origin(&request, self.sampling);
-        // What goes wrong within a session comes by its stream: whoever wants to ask about it needs to know the id before.
-        let answer: Answered<R, S::Error> = if request.uri().path().ends_with("/Session") { told } else { named };
-        // What the layers below do at once knows the origin as well as what they do later.
+        // Errors within a session arrive on its stream: to report one, the client needs the id from the start.
+        let answer: Answered<R, S::Error> = if request.uri().path().ends_with("/Session") { with_id } else { named };
+        // The layers below see the origin both in their synchronous part and in their future.
         let call = now(Some(origin.clone()), || self.inner.call(request));
         scope(Some(origin), call.map(answer))
     }
 }
 
-/// Puts the id on an answer.
-fn told<R, E>(answer: Result<Response<R>, E>) -> Result<Response<R>, E> {
+/// Adds the id to a response.
+fn with_id<R, E>(answer: Result<Response<R>, E>) -> Result<Response<R>, E> {
     let mut response = answer?;
     if let Some(origin) = current()
         && let Ok(id) = HeaderValue::try_from(origin.id.to_string())
@@ -80,13 +80,13 @@ fn told<R, E>(answer: Result<Response<R>, E>) -> Result<Response<R>, E> {
     Ok(response)
 }
 
-/// Puts the id on what a client may want to ask about.
+/// Adds the id to failed responses, and to those whose client sent an id.
 fn named<R, E>(answer: Result<Response<R>, E>) -> Result<Response<R>, E> {
     let response = answer?;
-    // An error that comes instead of an answer has its status where an answer has its headers.
+    // A response that consists of an error only has its status among its headers.
     let failed = response.headers().get("grpc-status").is_some_and(|status| status != "0");
     let given = || current().is_some_and(|origin| matches!(origin.id, RequestId::Given(_)));
-    if failed || given() { told(Ok(response)) } else { Ok(response) }
+    if failed || given() { with_id(Ok(response)) } else { Ok(response) }
 }
 
 fn origin<B>(request: &Request<B>, sampling: Sampling) -> Origin {
@@ -107,12 +107,12 @@ fn origin<B>(request: &Request<B>, sampling: Sampling) -> Origin {
         Some(parent) => opentelemetry::Context::new().with_remote_span_context(parent),
         None => opentelemetry::Context::new(),
     };
-    // Only paths of ours: a hostile client must not fill a collector with names.
+    // Bounded length: a hostile client must not fill a collector with long span names.
     let path = request.uri().path().strip_prefix('/').filter(|path| path.len() < 100);
     Origin::traced(id, path.unwrap_or("unknown").to_owned(), &context)
 }
 
-/// Reads the W3C's `traceparent`: version, trace, span and flags, in hexadecimal.
+/// Parses a W3C `traceparent` header: version, trace id, span id and flags, in hexadecimal.
 fn parent(headers: &HeaderMap) -> Option<SpanContext> {
     let text = headers.get("traceparent")?.to_str().ok()?;
     let mut parts = text.split('-');
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clients_trace_is_followed_when_it_is_one() {
+    fn a_clients_trace_context_is_followed_when_valid() {
         let read = |text: &str| {
             let mut headers = HeaderMap::new();
             headers.insert("traceparent", HeaderValue::from_str(text).unwrap());

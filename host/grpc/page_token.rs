@@ -1,8 +1,8 @@
-//! Page tokens of key listings: where to go on, bound to tenant and prefix, opaque to clients.
+//! Page tokens of key listings: where the next page starts, bound to tenant and prefix, opaque to clients.
 //!
-//! A token is base64 (of URLs, without padding) of version (1 byte), a digest of tenant, prefix and what follows (8 bytes), a
-//! position on the ring (8 bytes, big endian), and the key after which to go on (absent: all keys of that position). The
-//! digest keeps tokens from being mixed up; it is no secret, for a token gives access to nothing.
+//! A token is unpadded base64url of a version (1 byte), a digest of tenant, prefix and the remaining bytes (8 bytes), a position on
+//! the ring (8 bytes, big endian), and the key after which to continue (absent: start with the first key at that position). The
+//! digest detects a token that is used with another listing; it is not a secret, since a token grants no access.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,21 +15,21 @@ use witan_coordinate::Resume;
 
 const VERSION: u8 = 1;
 
-/// Writes a token.
+/// Encodes a token.
 pub(super) fn write(tenant: &TenantId, prefix: &Bytes, at: &Resume) -> String {
     let body = [&at.token.to_be_bytes()[..], at.after.as_ref().map_or(&[][..], |key| key.bytes())].concat();
     URL_SAFE_NO_PAD.encode([&[VERSION][..], &digest(tenant, prefix, &body), &body].concat())
 }
 
-/// Reads a token of this tenant and prefix.
+/// Decodes a token that was issued for this tenant and prefix.
 pub(super) fn read(tenant: &TenantId, prefix: &Bytes, token: &str) -> Result<Resume, Invalid> {
-    let remedy = "send the next_page_token of the page before, with the same tenant_id and prefix";
+    let remedy = "send the next_page_token of the previous page, with the same tenant_id and prefix";
     let wrong = || Invalid::new("page_token", "does not belong to this listing", remedy);
     let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| wrong())?;
     let [VERSION, rest @ ..] = &bytes[..] else { return Err(wrong()) };
-    let (told, body) = rest.split_first_chunk::<8>().ok_or_else(wrong)?;
+    let (expected, body) = rest.split_first_chunk::<8>().ok_or_else(wrong)?;
     let (token, key) = body.split_first_chunk::<8>().ok_or_else(wrong)?;
-    if *told != digest(tenant, prefix, body) || key.len() > limit::KEY_BYTES {
+    if *expected != digest(tenant, prefix, body) || key.len() > limit::KEY_BYTES {
         return Err(wrong());
     }
     let after = (!key.is_empty()).then(|| Key::from_trusted(Bytes::copy_from_slice(key)));
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_come_back_to_where_they_belong_and_nowhere_else() {
+    fn tokens_are_accepted_for_their_own_listing_only() {
         let (tenant, prefix) = (TenantId::new("t").unwrap(), Bytes::from_static(b"user:"));
         let key = Key::new("user:7").unwrap();
         for at in [Resume { token: 7, after: Some(key) }, Resume { token: u64::MAX, after: None }, Resume::default()] {

@@ -1,4 +1,4 @@
-//! The plugin platform's service.
+//! The plugin service.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,8 +17,7 @@ use witan_wire::v1;
 use witan_wire::v1::plugin_service_server::PluginService;
 use witan_wire::v1::upload_plugin_request::Part;
 
-use super::guard::{caller, while_good};
-use super::keyvalue::denied;
+use super::guard::{caller, denied, while_good};
 use super::status::{invalid, refused, store_report};
 use super::tenants;
 use crate::access::caller::Caller;
@@ -31,7 +30,7 @@ pub struct PluginApi {
 }
 
 impl PluginApi {
-    /// Serves `host`, for the tenants of `catalog`.
+    /// A service over `host` for the tenants of `catalog`.
     pub fn new(host: PluginHost, catalog: Arc<Catalog>) -> Self {
         Self { host, catalog }
     }
@@ -39,13 +38,13 @@ impl PluginApi {
     fn find(&self, plugin: &str) -> Result<Artifact, Status> {
         let reference = self.reference("plugin", plugin)?;
         let found = self.host.artifact(&reference);
-        found.ok_or_else(|| refused(Code::NotFound, "PLUGIN_NOT_FOUND", format!("no plugin {plugin} is known")))
+        found.ok_or_else(|| refused(Code::NotFound, "PLUGIN_NOT_FOUND", format!("plugin {plugin} does not exist")))
     }
 
-    /// Reads a reference; the unique beginning of a digest, 8 digits at least, stands for the digest.
+    /// Parses a reference. A unique prefix of a digest, of at least 8 digits, refers to that digest.
     fn reference(&self, field: &'static str, text: &str) -> Result<Reference, Status> {
-        let is_beginning = (8..64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
-        if is_beginning {
+        let is_prefix = (8..64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
+        if is_prefix {
             let artifacts = self.host.artifacts();
             let mut meant = artifacts.iter().filter(|a| a.digest.to_string().starts_with(&text.to_lowercase()));
             if let (Some(artifact), None) = (meant.next(), meant.next()) {
@@ -107,7 +106,7 @@ impl PluginService for PluginApi {
             invalid(&Invalid::new("on_fault", problem, "use \"native\" or \"fail\""))
         })?;
         if !matches!(request.mode.as_str(), "" | "active") {
-            let why = format!("mode {:?} is not offered yet; use \"active\"", request.mode);
+            let why = format!("mode {:?} is not supported yet; use \"active\"", request.mode);
             return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
         }
         let (host, slot) = (self.host.clone(), tenant.clone());
@@ -176,7 +175,7 @@ impl PluginService for PluginApi {
                 Ok(each) => Some((Ok(event(&each)), next)),
                 Err(broadcast::error::RecvError::Lagged(missed)) => {
                     let why =
-                        format!("{missed} events were missed: this watcher is too slow; watch again with `recent`");
+                        format!("{missed} events were missed: the watcher is too slow; watch again with `recent`");
                     Some((Err(Status::data_loss(why)), next))
                 }
                 Err(broadcast::error::RecvError::Closed) => None,
@@ -192,7 +191,7 @@ fn in_force(host: &PluginHost, tenant: Option<&TenantId>, hook: Hook) -> Option<
     of_slot.map(binding)
 }
 
-/// Why a binding was not changed. What the plugin host failed with is a status by then.
+/// The status for a binding that was not changed. A failure of the plugin host has been mapped to a status already.
 fn not_changed(refused: ChangeRefused<Status>) -> Status {
     match refused {
         ChangeRefused::Refused(refused) => tenants::status(&refused),
@@ -200,7 +199,7 @@ fn not_changed(refused: ChangeRefused<Status>) -> Status {
     }
 }
 
-/// Takes an upload in: a manifest, then the bytes.
+/// Receives an upload: a manifest, then the bytes.
 async fn receive(mut parts: Streaming<v1::UploadPluginRequest>) -> Result<Bytes, Status> {
     let first = parts.message().await?.and_then(|first| first.part);
     let Some(Part::Manifest(manifest)) = first else {
@@ -213,7 +212,7 @@ async fn receive(mut parts: Streaming<v1::UploadPluginRequest>) -> Result<Bytes,
             Some(Part::Chunk(chunk)) => {
                 if bytes.len() + chunk.len() > COMPONENT_BYTES {
                     let remedy = format!("send at most {COMPONENT_BYTES} bytes in all");
-                    return Err(invalid(&Invalid::new("chunk", "takes the component over its bound", remedy)));
+                    return Err(invalid(&Invalid::new("chunk", "takes the component over the size limit", remedy)));
                 }
                 bytes.extend_from_slice(&chunk);
             }
@@ -224,18 +223,18 @@ async fn receive(mut parts: Streaming<v1::UploadPluginRequest>) -> Result<Bytes,
     }
     let bytes = bytes.freeze();
     if manifest.size != 0 && manifest.size != bytes.len() as u64 {
-        let problem = format!("is {}, and {} bytes came", manifest.size, bytes.len());
+        let problem = format!("is {}, but {} bytes were received", manifest.size, bytes.len());
         return Err(invalid(&Invalid::new("size", problem, "send the whole component again")));
     }
     let digest = witan_plugin::Digest::of(&bytes).to_string();
     if !manifest.digest.is_empty() && !manifest.digest.eq_ignore_ascii_case(&digest) {
-        let problem = format!("is not that of the bytes that came, which is {digest}");
+        let problem = format!("does not match the digest of the received bytes, {digest}");
         return Err(invalid(&Invalid::new("digest", problem, "send the component again")));
     }
     Ok(bytes)
 }
 
-/// The tenant that a call names; `None` for all.
+/// The tenant that a call names; `None`: all tenants.
 fn named(tenant_id: &str) -> Result<Option<TenantId>, Status> {
     match tenant_id {
         "" => Ok(None),
@@ -243,13 +242,13 @@ fn named(tenant_id: &str) -> Result<Option<TenantId>, Status> {
     }
 }
 
-/// Bindings of all tenants are for operators.
+/// Checks that the caller may use bindings of the tenant. Those for all tenants (`None`) are for operators.
 fn own(caller: &Caller, tenant: Option<&TenantId>) -> Result<(), Status> {
     let allowed = tenant.map_or_else(|| caller.may_all(), |tenant| caller.may(tenant));
     allowed.map_err(|refused| denied(caller, &refused))
 }
 
-/// The slot that a call names, which its caller may change.
+/// The slot that a call names, after a check that its caller may change it.
 fn own_slot(caller: &Caller, tenant_id: &str, hook: &str) -> Result<(Option<TenantId>, Hook), Status> {
     let slot = slot(tenant_id, hook)?;
     own(caller, slot.0.as_ref())?;
@@ -321,7 +320,7 @@ fn status(error: PluginError) -> Status {
         PluginError::Store(error) => store_report(&error, "INVALID_REQUEST", "INVALID_REQUEST").status(),
         PluginError::Host(reason) => {
             tracing::error!(%reason, "the plugin host failed");
-            refused(Code::Internal, "INTERNAL_ERROR", "internal error; the log says more")
+            refused(Code::Internal, "INTERNAL_ERROR", "internal error; see the log")
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The gRPC server of a coordinator: services, bounds, and an end that comes in time.
+//! The gRPC server of a coordinator: services, limits, and a bounded shutdown.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,27 +14,25 @@ use witan_wire::v1::coordinator_service_server::CoordinatorServiceServer;
 use witan_wire::v1::plugin_service_server::PluginServiceServer;
 
 use super::guard::Guard;
-use super::intake::{self, IntakeLayer};
+use super::intake::{self, IntakeLayer, REQUEST_BYTES};
 use super::origin::{Origins, Sampling};
 use super::{AccessApi, CoordinatorApi, PluginApi};
 use crate::access::Access;
 use witan_coordinate::World;
 
-/// Largest message a client may send: a value of 10 MiB and what stands around it; in a session, a batch of them.
-pub(super) const REQUEST_BYTES: usize = 16 << 20;
-/// Largest message a client is sent: 100 siblings in a record of 32 MiB.
+/// Bytes of the largest message sent to a client: 100 siblings in a record of 32 MiB.
 const RESPONSE_BYTES: usize = 40 << 20;
 
-/// Bounds of the server.
+/// Limits of the server.
 #[derive(Debug, Clone)]
 pub struct Bounds {
-    /// Calls of one connection at a time.
+    /// Concurrent calls per connection.
     pub streams: u32,
-    /// How long after the signal to shut down the server still waits for what is in flight.
+    /// How long the server waits for calls in flight after the shutdown signal.
     pub drain: Duration,
     /// Which calls are traced.
     pub sampling: Sampling,
-    /// How much may be half sent.
+    /// Limits on incomplete request messages.
     pub intake: intake::Bounds,
 }
 
@@ -49,20 +47,20 @@ impl Default for Bounds {
     }
 }
 
-/// What is served, and who decides whom.
+/// The services, and the access check in front of them.
 pub struct Services<W: World> {
-    /// Keys, tenants, nodes.
+    /// Keys, tenants and storage nodes.
     pub coordinator: CoordinatorApi<W>,
     /// The plugin platform.
     pub plugins: PluginApi,
     /// API tokens.
     pub tokens: AccessApi,
-    /// Lets calls in, or not.
+    /// Authorizes calls.
     pub access: Arc<Access>,
 }
 
-/// Serves on the connections that come in until `shutdown` is ready; then stops accepting, lets what is in flight end, and
-/// ends in any case after [`Bounds::drain`].
+/// Serves incoming connections until `shutdown` is ready; then stops accepting, lets calls in flight finish, and returns after
+/// [`Bounds::drain`] at the latest.
 pub async fn serve<W, I, IO, E>(
     incoming: I,
     services: Services<W>,
@@ -88,10 +86,10 @@ where
     health.set_serving::<PluginServiceServer<PluginApi>>().await;
     health.set_serving::<AccessServiceServer<AccessApi>>().await;
     let serving = server(&bounds)
-        // The first layer is the outermost: what those below refuse has an id, too.
+        // The first layer is the outermost: calls refused by the layers below have an id, too.
         .layer(Origins(bounds.sampling))
         .layer(Guard(access))
-        // The last one is the innermost: nothing is collected of a call that is refused anyway.
+        // The last layer is the innermost: nothing is buffered for a call that is refused anyway.
         .layer(IntakeLayer::new(bounds.intake))
         .add_service(coordinator)
         .add_service(plugins)
@@ -108,8 +106,8 @@ where
         health.set_not_serving::<PluginServiceServer<PluginApi>>().await;
         health.set_not_serving::<AccessServiceServer<AccessApi>>().await;
         let _ = stop.send(true);
-        // An idle or silent connection would hold up a graceful end for ever: when nothing is under way any more, a moment
-        // for the last responses to leave is enough.
+        // An idle connection would hold up a graceful shutdown forever: once no operation is in flight, a moment for sending the
+        // last responses is enough.
         let drained = async {
             operations.drained().await;
             tokio::time::sleep(Duration::from_millis(200).min(bounds.drain)).await;
@@ -123,11 +121,11 @@ where
     Ok(())
 }
 
-/// How old a connection may become; then its client is told to make another one, and calls under way go on to their end. So
-/// clients find coordinators that have come since, and no connection that nobody uses stays for ever.
+/// Maximum age of a connection. Its client is then asked to reconnect, and calls in flight are completed. So clients discover
+/// coordinators that were added since, and unused connections do not stay open forever.
 const CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 
-/// tonic leaves out hyper's limits unless they are set.
+/// Sets hyper's limits explicitly: tonic leaves them unset by default.
 fn server(bounds: &Bounds) -> Server {
     Server::builder()
         .max_concurrent_streams(bounds.streams)

@@ -1,9 +1,8 @@
 //! Sessions: many operations over one stream, batched both ways, answered in any order and matched by id.
 //!
-//! Operations on one key are carried out one after the other, in the order of the stream: the next starts when the one
-//! before it has been answered. Operations on different keys run side by side. A session has a window: while as many
-//! operations as it allows are under way, nothing more is read from the stream, so a fast client feels HTTP/2's flow
-//! control and nothing grows.
+//! Operations on one key are carried out one after the other, in the order of the stream: each starts when the previous one has
+//! been answered. Operations on different keys run concurrently. A session has a window: while it is full of operations in flight,
+//! nothing is read from the stream, so HTTP/2 flow control slows a fast client down and memory stays bounded.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -29,21 +28,21 @@ use crate::access::scope::Scope;
 use witan_coordinate::{Coordinator, ReadRequest, World, WriteRequest};
 use witan_origin as origin;
 
-/// Operations of one session that may be under way or waiting for an earlier one on their key.
+/// Operations of one session that may be in flight or waiting for an earlier one on their key.
 const WINDOW: usize = 2048;
-/// Responses in one batch.
+/// The most responses in one batch.
 const BATCH: usize = 256;
-/// Bytes of values in one response batch, after which the next response starts another. The batch stays below tonic's
-/// default message limit of 4 MiB, unless one response alone is larger.
+/// Bytes of values in a response batch after which the next response starts another batch. A batch stays below tonic's default
+/// message limit of 4 MiB, unless one response alone is larger.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// What is done, and which key it frees.
+/// A response that is ready, and the queue whose next operation may start.
 struct Finished {
     response: SessionResponse,
     line: Option<Line>,
 }
 
-/// Operations of one session on one record stand in line.
+/// Identifies the queue of one session's operations on one record.
 type Line = (TenantId, Key);
 
 enum Job {
@@ -51,7 +50,7 @@ enum Job {
     Read(ReadRequest),
 }
 
-/// The stream of responses. It ends when the client has closed its side and everything is answered.
+/// The stream of responses. It ends when the client has closed its side and every operation is answered.
 pub struct Responses {
     ready: mpsc::Receiver<Finished>,
     freed: mpsc::Sender<Option<Line>>,
@@ -66,7 +65,7 @@ pub(super) fn open<W: World>(
     requests: Streaming<SessionRequestBatch>,
     closing: watch::Receiver<bool>,
 ) -> Responses {
-    // Each operation under way answers once: neither channel can be full as long as the window holds.
+    // Each operation in flight answers once, so neither channel can fill up as long as the window holds.
     let (done, ready) = mpsc::channel(WINDOW);
     let (freed, free) = mpsc::channel(WINDOW);
     let session = Session { coordinator, caller, done, free, under_way: 0, lines: HashMap::new() };
@@ -80,18 +79,18 @@ struct Session<W: World> {
     done: mpsc::Sender<Finished>,
     free: mpsc::Receiver<Option<Line>>,
     under_way: usize,
-    /// What waits behind an operation that is under way on the same record.
+    /// Operations that wait for the one in flight on the same record.
     lines: HashMap<Line, VecDeque<(u64, Job)>>,
 }
 
 impl<W: World> Session<W> {
     async fn run(mut self, mut requests: Streaming<SessionRequestBatch>, mut closing: watch::Receiver<bool>) {
-        // One for the whole session: whoever waits anew with each operation stands in line anew.
+        // One future for the whole session: a new one in each iteration would register a new waiter each time.
         let closing = async move { _ = closing.wait_for(|closing| *closing).await };
         tokio::pin!(closing);
         let mut incoming: VecDeque<SessionRequest> = VecDeque::new();
         let mut open = true;
-        // Why nothing more is begun.
+        // Set when no further operation may start: builds the reason.
         let mut refused: Option<Box<dyn Fn() -> Report + Send>> = None;
         while open || self.under_way > 0 || !incoming.is_empty() {
             while self.under_way < WINDOW
@@ -105,7 +104,7 @@ impl<W: World> Session<W> {
             tokio::select! {
                 freed = self.free.recv() => match freed {
                     Some(line) => self.freed(line),
-                    // The client is gone. What is under way goes on by itself; what waits in line never started.
+                    // The client is gone. Operations in flight continue without it; queued ones never started.
                     None => return,
                 },
                 batch = requests.message(), if open && incoming.is_empty() && self.under_way < WINDOW => match batch {
@@ -118,7 +117,7 @@ impl<W: World> Session<W> {
                     }
                     Ok(None) | Err(_) => open = false,
                 },
-                // A stream has no other end: it would go on for as long as its client does.
+                // Otherwise the stream would stay open for as long as its client does.
                 () = &mut closing, if open => {
                     refused = Some(Box::new(shutting_down));
                     open = false;
@@ -127,7 +126,7 @@ impl<W: World> Session<W> {
         }
     }
 
-    /// Answers what is not begun any more, since the session ends.
+    /// Answers an operation that is not started because the session is ending.
     fn refuse(&mut self, id: u64, why: Report) {
         self.under_way += 1;
         finish(&self.done, Finished { response: failure(id, why), line: None });
@@ -159,7 +158,7 @@ impl<W: World> Session<W> {
         }
     }
 
-    /// What was looked at when the session began was one scope of two, and no tenant.
+    /// Checks scope and tenant of one operation: opening the session checked only for either of two scopes, and no tenant.
     fn may(&self, job: &Job) -> Result<(), Refusal> {
         match job {
             Job::Read(request) => self.caller.may_operate(Scope::Read, &request.tenant, request.key.bytes()),
@@ -197,7 +196,7 @@ impl<W: World> Session<W> {
     }
 }
 
-/// Answers once, even when an operation's task should die.
+/// Answers exactly once, even when an operation's task dies.
 struct Guard {
     done: mpsc::Sender<Finished>,
     id: u64,
@@ -217,14 +216,14 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         if let Some(line) = self.line.take() {
-            let report = Report::new(Code::Internal, "INTERNAL_ERROR", "internal error; the log says more");
+            let report = Report::new(Code::Internal, "INTERNAL_ERROR", "internal error; see the log");
             finish(&self.done, Finished { response: failure(self.id, report), line: Some(line) });
         }
     }
 }
 
 fn finish(done: &mpsc::Sender<Finished>, finished: Finished) {
-    // Closed: the client is gone. Full: impossible, for the window bounds what is under way.
+    // Closed: the client is gone. Full: impossible, because the window bounds the operations in flight.
     let _ = done.try_send(finished);
 }
 
@@ -245,7 +244,7 @@ fn decode(request: SessionRequest) -> Result<Job, Invalid> {
 }
 
 fn shutting_down() -> Report {
-    let what = "this coordinator is shutting down; send it through another one";
+    let what = "this coordinator is shutting down; send the operation to another one";
     Report::new(Code::Unavailable, "SHUTTING_DOWN", what).not_applied().retry_after(Duration::from_millis(200))
 }
 
@@ -268,7 +267,7 @@ fn weight(response: &SessionResponse) -> usize {
 impl Stream for Responses {
     type Item = Result<SessionResponseBatch, Status>;
 
-    /// Whatever is ready goes into one batch; nothing waits for company.
+    /// Puts all ready responses into one batch; none is delayed to fill a batch.
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         if this.left_over.is_empty() {
@@ -277,7 +276,7 @@ impl Stream for Responses {
                 return Poll::Ready(None);
             }
             for finished in this.batch.drain(..) {
-                // Only now is there room for another response.
+                // Only now is there room for another response in the channel.
                 let _ = this.freed.try_send(finished.line);
                 this.left_over.push_back(finished.response);
             }

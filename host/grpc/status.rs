@@ -1,4 +1,4 @@
-//! Failures as statuses: one code, one reason, and whether the change happened.
+//! Failures as gRPC statuses: one code, one reason, and whether the change was applied.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use witan_wire::v1::KeyNotFoundDetail;
 
 use crate::access::refusal::Refusal;
 
-/// The domain of every reason.
+/// The `domain` of every `ErrorInfo`.
 pub(super) const DOMAIN: &str = "witan";
 
 /// A status under construction.
@@ -25,7 +25,7 @@ pub(super) struct Report {
     message: String,
     outcome: Option<&'static str>,
     details: Vec<Any>,
-    /// Numbers and names that programs may want.
+    /// `ErrorInfo` metadata: numbers and names for programs.
     facts: Vec<(&'static str, String)>,
 }
 
@@ -39,7 +39,7 @@ impl Report {
         self
     }
 
-    /// Whatever was asked for has not been done.
+    /// Marks the request as not applied.
     pub(super) fn not_applied(mut self) -> Self {
         self.outcome = Some(Effect::NotApplied.as_str());
         self
@@ -66,7 +66,7 @@ impl Report {
         self
     }
 
-    /// The encoded `google.rpc.Status` and the code and message beside it.
+    /// The code, the message, and the encoded `google.rpc.Status`.
     pub(super) fn encode(mut self) -> (Code, String, Bytes) {
         let mut metadata: HashMap<String, String> =
             self.facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
@@ -89,10 +89,10 @@ fn any(name: &str, message: &impl Message) -> Any {
     Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
 }
 
-/// An operation's failure.
+/// The report of an operation's failure.
 pub(super) fn report(failed: Failed) -> Report {
     if let Failure::Internal(reason) = &failed.failure {
-        tracing::error!(%reason, "an operation met an internal error");
+        tracing::error!(%reason, "an operation failed with an internal error");
     }
     let mut report = of(failed.failure);
     report.outcome = failed.effect.map(witan_kernel::failure::Effect::as_str);
@@ -132,7 +132,7 @@ fn of(failure: Failure) -> Report {
                 .retry_after(Duration::from_millis(500))
         }
         Failure::Unrecorded => new(Code::Unavailable, "STORE_UNAVAILABLE").retry_after(Duration::from_millis(500)),
-        Failure::Internal(_) => Report::new(Code::Internal, "INTERNAL_ERROR", "internal error; the log says more"),
+        Failure::Internal(_) => Report::new(Code::Internal, "INTERNAL_ERROR", "internal error; see the log"),
     }
 }
 
@@ -140,14 +140,14 @@ fn invalid_report(invalid: &Invalid) -> Report {
     Report::new(Code::InvalidArgument, "INVALID_REQUEST", invalid.to_string()).violation(invalid)
 }
 
-/// A request that breaks a rule; a change it asked for did not happen.
+/// The status for a malformed request, which was not applied.
 pub(super) fn invalid(invalid: &Invalid) -> Status {
     let mut report = invalid_report(invalid);
     report.outcome = Some("not-applied");
     report.status()
 }
 
-/// What the metadata store said to a change or a look-up of the catalog.
+/// The report of an error that the metadata store returned for a change or lookup of the catalog.
 pub(super) fn store_report(error: &StoreError, exists: &'static str, missing: &'static str) -> Report {
     let (code, reason) = match error {
         StoreError::Unavailable(reason) => {
@@ -168,14 +168,14 @@ pub(super) fn store_report(error: &StoreError, exists: &'static str, missing: &'
     report
 }
 
-/// A change that cannot be made now, and why.
+/// The status for a change that was refused, and why.
 pub(super) fn refused(code: Code, reason: &'static str, message: impl Into<String>) -> Status {
     let mut report = Report::new(code, reason, message);
     report.outcome = Some("not-applied");
     report.status()
 }
 
-/// A call that was not let in. `changes`: it would have changed something, and has not.
+/// The report of a call that was not authorized. `changes`: the call would have changed something; it was not applied.
 pub(super) fn refusal(refusal: &Refusal, changes: bool) -> Report {
     let code = match refusal {
         Refusal::NoCredential | Refusal::Malformed | Refusal::Unknown | Refusal::Expired | Refusal::Issuer(_) => {
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn an_internal_error_tells_no_internals() {
+    fn an_internal_error_reveals_no_internals() {
         let status = report(Failure::Internal("row 7 is damaged".into()).of_read()).status();
         assert!(!status.message().contains("row 7"));
     }

@@ -1,4 +1,4 @@
-//! Tenants.
+//! Calls about tenants.
 
 use tonic::{Code, Status};
 use witan_kernel::limit;
@@ -7,14 +7,14 @@ use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, Rea
 use witan_wire::v1;
 
 use super::CoordinatorApi;
-use super::keyvalue::denied;
+use super::guard::denied;
 use super::status::{invalid, refused, store_report};
 use crate::access::caller::Caller;
 use witan_control::Refused;
 use witan_control::defaults::Fallbacks;
 use witan_coordinate::World;
 
-/// Tenants on a page when the request does not say how many.
+/// Default page size, tenants.
 const PAGE: u32 = 100;
 
 impl<W: World> CoordinatorApi<W> {
@@ -98,14 +98,14 @@ impl<W: World> CoordinatorApi<W> {
     }
 }
 
-/// The tenant that a call names, which its caller may name.
+/// The tenant that a call names, after a check that its caller may use it.
 pub(super) fn own_tenant(caller: &Caller, id: String) -> Result<TenantId, Status> {
     let id = TenantId::new(id).map_err(|error| invalid(&error))?;
     caller.may(&id).map_err(|refused| denied(caller, &refused))?;
     Ok(id)
 }
 
-/// What an update changes; `None` stays.
+/// The settings that an update changes; `None` keeps the present value.
 struct Change {
     version: u64,
     ordering: Option<Ordering>,
@@ -121,7 +121,7 @@ impl Change {
             if text.is_empty() { Ok(None) } else { parse(text).map(Some) }
         }
         let version = u64::try_from(request.version)
-            .map_err(|_| Invalid::new("version", "is negative", "send the version that GetTenant told, or 0"))?;
+            .map_err(|_| Invalid::new("version", "is negative", "send the version returned by GetTenant, or 0"))?;
         Ok(Self {
             version,
             ordering: given(&request.ordering, Ordering::parse)?,
@@ -205,7 +205,7 @@ pub(super) fn seconds(ms: u64) -> i64 {
     i64::try_from(ms / 1000).unwrap_or(i64::MAX)
 }
 
-/// A refused change of the catalog.
+/// The status for a refused change of the catalog.
 pub(super) fn status(error: &Refused) -> Status {
     match error {
         Refused::Invalid(error) => invalid(error),

@@ -1,5 +1,7 @@
 //! How large things may be. Every bound of the data model stands here; each room keeps those of its own queues.
 
+use std::time::Duration;
+
 use smallvec::SmallVec;
 
 /// Longest tenant id, in bytes.
@@ -29,6 +31,9 @@ pub const MAX_REPLICAS: usize = 5;
 pub const REPLICATION_FACTOR: std::ops::RangeInclusive<u8> = 1..=MAX_REPLICAS as u8;
 /// One `T` for each replica of a key, or for some of them: inline, so that an operation allocates nothing for it.
 pub type PerReplica<T> = SmallVec<[T; MAX_REPLICAS]>;
+/// The longest that any operation lasts, whatever its client asks for: a Put that is tried again must be younger than
+/// [`PUT_RETRY_MICROS`].
+pub const LONGEST_DEADLINE: Duration = Duration::from_secs(10);
 /// Virtual nodes of a storage node, when it does not say otherwise.
 pub const VIRTUAL_NODES: u32 = 150;
 /// Most virtual nodes of one storage node: 1,000 nodes of them are a ring of 64 MB.

@@ -1,4 +1,4 @@
-//! This coordinator as the control plane changes it.
+//! Applies the control plane's changes to this coordinator.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,13 +21,13 @@ use super::system::{SystemClock, unix_ms};
 use super::world::{Real, Registered};
 use crate::access::Access;
 
-/// The keys that seal contexts.
+/// The keys that authenticate contexts.
 pub(super) fn context_keys(secrets: &[Secret]) -> anyhow::Result<ContextKeys> {
     let keys: Vec<(u32, [u8; 32])> = secrets.iter().map(|secret| (secret.id, secret.key)).collect();
     ContextKeys::new(&keys).context("read the cluster's context keys")
 }
 
-/// This coordinator, as the catalog changes it.
+/// This coordinator, as the catalog's [`Cluster`].
 pub(super) struct Local {
     coordinator: Arc<Coordinator<Real>>,
     upkeep: Arc<Upkeep<Real>>,
@@ -36,7 +36,7 @@ pub(super) struct Local {
     metadata: Arc<dyn Metadata>,
     plugins: PluginHost,
     access: Arc<Access>,
-    /// Held while another placement is put in force.
+    /// Held while a new placement is applied.
     placing: Mutex<()>,
 }
 
@@ -75,7 +75,7 @@ impl Cluster for Local {
             let secrets = metadata.secrets(rand::random(), unix_ms()).await?;
             match context_keys(&secrets) {
                 Ok(keys) => coordinator.set_context_keys(keys),
-                Err(error) => tracing::error!(%error, "the cluster's new secrets cannot be used; the old ones stay"),
+                Err(error) => tracing::error!(%error, "the cluster's new secrets cannot be used; the old ones remain"),
             }
             Ok(())
         })
@@ -96,7 +96,7 @@ impl Cluster for Local {
     }
 
     fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]) {
-        // A newer one may have been published since this one was read.
+        // A newer placement may have been published since this one was read.
         let _one_at_a_time = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
         if epoch <= self.coordinator.ring().epoch() {
             return;

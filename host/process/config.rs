@@ -1,4 +1,4 @@
-//! What a coordinator is put together from, and how that follows from its settings.
+//! The configuration that a coordinator is assembled from, derived from its settings.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,14 +24,14 @@ use crate::config::{address, plain_host};
 use crate::grpc::origin::Sampling;
 use witan_control::defaults::Fallbacks;
 
-/// What may change while a coordinator serves.
+/// Settings that may change while a coordinator serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Live {
-    /// Deadlines of operations for which the client sets none.
+    /// Deadlines of operations whose client sets none.
     pub timeouts: Timeouts,
-    /// What new tenants and nodes get where their request does not choose.
+    /// Defaults of new tenants and nodes, for settings that their request leaves out.
     pub fallbacks: Fallbacks,
-    /// How many requests each tenant may make.
+    /// Request rate limits per tenant.
     pub rate_limits: RateLimits,
 }
 
@@ -43,42 +43,42 @@ impl Default for Live {
     }
 }
 
-/// What a coordinator is put together from.
+/// The configuration that a coordinator is assembled from.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Its id, told to storage nodes.
+    /// The coordinator's id, sent to storage nodes.
     pub node_id: String,
-    /// Where the embedded stores are.
+    /// Folder of the embedded stores.
     pub data_dir: PathBuf,
-    /// The stores that it shares with other coordinators.
+    /// Stores shared with other coordinators.
     pub shared: Shared,
-    /// Where gRPC is served; port 0 takes a free one.
+    /// Address on which gRPC is served; port 0 chooses a free one.
     pub listen: SocketAddr,
-    /// Where HTTP is served; port 0 takes a free one.
+    /// Address on which HTTP is served; port 0 chooses a free one.
     pub admin_listen: SocketAddr,
-    /// Whether the embedded stores sync before they answer.
+    /// Whether the embedded stores sync to disk before they acknowledge.
     pub durability: Durability,
     /// The folder watched for plugins.
     pub plugins: Option<PathBuf>,
-    /// Nodes that take part from the first start on.
+    /// Storage nodes named in the configuration.
     pub nodes: Vec<StorageNode>,
-    /// Who may do what, and how connections are secured.
+    /// Authorization, and security of connections.
     pub security: Security,
-    /// How it behaves where nothing else says.
+    /// Defaults of operations.
     pub defaults: Defaults,
-    /// The tenants that are kept at hand.
+    /// Size and lifetime of the tenant cache.
     pub tenant_cache: TenantCacheConfig,
-    /// Connections of clients at a time.
+    /// Limit on concurrent client connections.
     pub connections: usize,
-    /// Where the metrics are, over HTTP; `None`: nowhere.
+    /// HTTP path of the metrics; `None`: not served.
     pub metrics_path: Option<String>,
-    /// How long a shutdown may take.
+    /// How long a shutdown waits for operations in flight.
     pub drain: Duration,
     /// Which calls are traced.
     pub sampling: Sampling,
 }
 
-/// What a coordinator is put together from.
+/// The configuration that follows from `settings`.
 pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
     let Settings { server, metrics, consistency, cache, plugins, security, durability, .. } = settings;
     let wrong = |what: String| anyhow::anyhow!(what);
@@ -109,7 +109,7 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
     })
 }
 
-/// What of it may change meanwhile.
+/// The part of the settings that may change at run time.
 pub(crate) fn live(settings: &Settings) -> Live {
     let Settings { consistency, security, hash_ring, .. } = settings;
     Live {
@@ -123,13 +123,13 @@ pub(crate) fn live(settings: &Settings) -> Live {
     }
 }
 
-fn told<T>(result: Result<T, Wrong>) -> anyhow::Result<T> {
+fn named<T>(result: Result<T, Wrong>) -> anyhow::Result<T> {
     result.map_err(|(key, what)| anyhow::anyhow!("{key}: {what}"))
 }
 
-/// How the metadata database is reached, if there is one.
+/// Connection settings of the metadata database, if one is configured.
 pub(crate) fn postgres(database: &Database) -> anyhow::Result<Option<PostgresConfig>> {
-    let Some(address) = told(database.address())? else { return Ok(None) };
+    let Some(address) = named(database.address())? else { return Ok(None) };
     let mut config = PostgresConfig::new(address.reveal());
     config.connections = database.max_connections;
     if let Some(connect) = database.connect_timeout {
@@ -141,9 +141,9 @@ pub(crate) fn postgres(database: &Database) -> anyhow::Result<Option<PostgresCon
     Ok(Some(config))
 }
 
-/// How the idempotency store is reached, if it is shared.
+/// Connection settings of the idempotency store, if it is shared.
 pub(crate) fn redis(redis: &Redis) -> anyhow::Result<Option<RedisConfig>> {
-    let Some(servers) = told(redis.servers())? else { return Ok(None) };
+    let Some(servers) = named(redis.servers())? else { return Ok(None) };
     let plain = |secrets: Vec<Secret>| secrets.iter().map(|secret| secret.reveal().to_owned()).collect();
     let servers = match servers {
         Servers::Single(address) => RedisServers::Single(address.reveal().to_owned()),
@@ -153,7 +153,7 @@ pub(crate) fn redis(redis: &Redis) -> anyhow::Result<Option<RedisConfig>> {
         }
     };
     let mut config = RedisConfig::new(servers);
-    let password = told(redis.told_password())?;
+    let password = named(redis.told_password())?;
     config.credentials =
         password.map(|password| RedisCredentials { user: redis.user.clone(), password: password.reveal().to_owned() });
     if let Some(file) = &redis.ca_file {

@@ -1,4 +1,4 @@
-//! What may change while a coordinator serves.
+//! Applies settings that change while a coordinator serves.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::world::Real;
 use crate::access::Access;
 use witan_control::defaults::Fallbacks;
 
-/// What changes while a coordinator serves.
+/// The parts of a coordinator whose settings change while it serves.
 pub(super) struct Changing {
     pub(super) coordinator: Arc<Coordinator<Real>>,
     pub(super) fallbacks: Arc<ArcSwap<Fallbacks>>,
@@ -20,7 +20,7 @@ pub(super) struct Changing {
 }
 
 impl Changing {
-    /// Puts in force what changes meanwhile, until the signal to stop is given.
+    /// Applies the settings now and at every change, until the stop signal.
     pub(super) async fn follow(self, mut live: watch::Receiver<Live>, stop: watch::Receiver<bool>) {
         let stopped = stopped(stop);
         tokio::pin!(stopped);
@@ -30,7 +30,7 @@ impl Changing {
             self.fallbacks.store(Arc::new(now.fallbacks));
             self.access.set_rate_limits(now.rate_limits);
             tokio::select! {
-                // Nobody is left who could change anything.
+                // The sender is gone: there will be no further change.
                 changed = live.changed() => if changed.is_err() { return },
                 () = &mut stopped => return,
             }

@@ -1,4 +1,4 @@
-//! What the storage nodes of a running coordinator are asked at intervals.
+//! Polling of the storage nodes of a running coordinator.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,17 +10,17 @@ use super::signal::stopped;
 use super::system::SystemClock;
 use super::world::Registered;
 
-/// How often nodes that are written to only are asked about: another coordinator may have put their stores on record.
+/// How often write-only nodes are checked again: another coordinator may have recorded their stores.
 const WATCH_STORES: Duration = Duration::from_secs(2);
 
-/// How often nodes are asked how full they are: disks fill within hours.
+/// How often nodes report how full they are: disks fill within hours.
 const ASK_FULLNESS: Duration = Duration::from_secs(15);
 
-/// Asks nodes with a new store again once it is on record, and all nodes how full they are, until the signal to stop is given.
+/// Admits nodes with a new store once it is on record, and polls how full all nodes are, until the stop signal.
 pub(super) async fn watch_nodes(lanes: Arc<Lanes<SystemClock, Registered>>, stop: watch::Receiver<bool>) {
     let stopped = stopped(stop);
     tokio::pin!(stopped);
-    // Nodes that have not been reached yet cannot be asked.
+    // Nodes that have not been reached yet cannot be polled.
     lanes.tried().await;
     let mut fullness = tokio::time::interval(ASK_FULLNESS);
     fullness.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -1,4 +1,4 @@
-//! Whether a coordinator should get traffic: what `/readyz` answers, and the metrics beside it.
+//! Whether a coordinator should receive traffic: the answer to `/readyz`, and the corresponding metrics.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,19 +13,19 @@ use super::signal::stopped;
 use crate::console::{self, Ready};
 use witan_peer::{Connect, Lanes};
 
-/// Wall clocks may differ by so much before stamps of one coordinator push those of another too far ahead. Microseconds.
+/// Largest difference between wall clocks, microseconds; beyond it, one coordinator's stamps push those of others too far ahead.
 const CLOCK_BOUND_MICROS: u64 = 60_000_000;
-/// The longest wait for the metadata store: probes wait for three seconds, mostly.
+/// Timeout of the metadata store: most probes time out after three seconds.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often the metrics are brought up to date.
+/// How often the metrics are updated.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// Judges whether a coordinator should get traffic.
+/// Decides whether a coordinator should receive traffic.
 pub(super) struct Readiness<C: Clock, N: Connect> {
     metadata: Arc<dyn Metadata>,
     lanes: Arc<Lanes<C, N>>,
     clock: C,
-    /// It has been ready. Then it knows tenants, and serves them while the metadata store is away.
+    /// True once it has been ready: then it has cached tenants, and serves them while the metadata store is unavailable.
     has_been: AtomicBool,
     ready: Gauge,
     store_up: Gauge,
@@ -39,12 +39,12 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
         registry: &mut Registry,
     ) -> Arc<Self> {
         let (ready, store_up) = (Gauge::default(), Gauge::default());
-        registry.register("witan_ready", "1 while this coordinator should get traffic", ready.clone());
+        registry.register("witan_ready", "1 while this coordinator should receive traffic", ready.clone());
         registry.register("witan_metadata_store_up", "1 while the metadata store answers", store_up.clone());
         Arc::new(Self { metadata, lanes, clock, has_been: AtomicBool::new(false), ready, store_up })
     }
 
-    /// What the admin server asks.
+    /// The readiness check of the admin server.
     pub(super) fn for_probes(self: &Arc<Self>) -> console::Readiness {
         let readiness = Arc::clone(self);
         Arc::new(move || {
@@ -53,7 +53,7 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
         })
     }
 
-    /// Looks now.
+    /// Checks now, and updates the metrics.
     pub(super) async fn judge(&self) -> Ready {
         let mut ready = Ready::default();
         let (nodes, reachable) = self.lanes.reachable();
@@ -73,21 +73,21 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
                     self.has_been.fetch_or(ready.reasons.is_empty(), Ordering::Relaxed);
                 }
             }
-            // It would be away for every coordinator: were none of them ready, nobody could reach what all of them can serve.
+            // The store is unavailable to all coordinators: if none were ready, clients could not reach what all can still serve.
             Err(error) if self.has_been.load(Ordering::Relaxed) => ready.notes.push(format!(
-                "the metadata store does not answer: {error}; known tenants are served, and nothing about tenants, nodes, plugins and \
-                 tokens can be changed"
+                "the metadata store does not answer: {error}; cached tenants are served, but tenants, nodes, plugins and tokens cannot \
+                 be changed"
             )),
             Err(error) => ready.reasons.push(format!("the metadata store does not answer: {error}")),
         }
         ready.notes.extend(self.lanes.write_only().into_iter().map(|node| {
-            format!("storage node {node} has another store than before and is written to only; run: witan repair")
+            format!("storage node {node} has another store than before and is write-only; run: witan repair")
         }));
         self.ready.set(ready.reasons.is_empty().into());
         ready
     }
 
-    /// Keeps the metrics up to date until the signal to stop is given.
+    /// Keeps the metrics up to date until the stop signal.
     pub(super) async fn watch(self: Arc<Self>, stop: watch::Receiver<bool>) {
         let stopped = stopped(stop);
         tokio::pin!(stopped);

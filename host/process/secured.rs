@@ -1,4 +1,4 @@
-//! The listeners and the clients of a coordinator, secured as its configuration says.
+//! TLS and the shared secret of a coordinator's listeners and of its connections to nodes.
 
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -10,7 +10,7 @@ use crate::access::config::Security;
 use crate::console::AdminIncoming;
 use witan_peer::Tcp;
 
-/// What secures a coordinator's connections, read from files and kept up with them.
+/// Certificates, keys and the shared secret of a coordinator's connections, read from files and reloaded when these change.
 #[derive(Debug)]
 pub struct Secured {
     grpc: Option<ServerSide>,
@@ -20,10 +20,10 @@ pub struct Secured {
 }
 
 impl Secured {
-    /// Reads every file that is named. Blocks: for the start of a process.
+    /// Reads every configured file. Blocking: for use while a process starts.
     ///
     /// # Errors
-    /// The first file that cannot be used, and what to do about it.
+    /// The first file that cannot be used, and the remedy.
     pub fn open(security: &Security) -> Result<Self, FileError> {
         let listener = |protocol| {
             let tls = security.tls.as_ref();
@@ -35,12 +35,12 @@ impl Secured {
         Ok(Self { grpc: listener(Protocol::Grpc)?, http: listener(Protocol::Http)?, nodes, secret })
     }
 
-    /// How storage nodes are reached.
+    /// The connector to storage nodes.
     pub fn to_nodes(&self) -> Tcp {
         Tcp::new(self.nodes.clone().map(Connector::new), self.secret.clone())
     }
 
-    /// The connections of both listeners; those of gRPC are bounded by `connections`.
+    /// The connections of both listeners; gRPC accepts up to `connections` at a time.
     pub fn listen(
         self,
         grpc: TcpListener,
@@ -59,5 +59,5 @@ impl Secured {
     }
 }
 
-/// Connections over HTTP: those of probes, of metrics' collectors and of people.
+/// Limit on concurrent HTTP connections, which come from probes, metrics scrapers and people.
 const ADMIN_CONNECTIONS: usize = 256;

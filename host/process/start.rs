@@ -1,4 +1,4 @@
-//! A coordinator is assembled from its configuration, and serves.
+//! Assembles a coordinator from its configuration, and starts serving.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -44,19 +44,19 @@ pub struct Serving {
     access: Arc<Access>,
     idempotency: Idempotency,
     seat: Option<JoinHandle<()>>,
-    /// Turns true when nothing is served any more.
+    /// Turns true when the servers have stopped.
     over: watch::Sender<bool>,
 }
 
 impl Serving {
-    /// Waits until it has ended, which it does after the signal to shut down, or when a server fails.
+    /// Waits for the shutdown to complete, which begins at the stop signal or when a server fails.
     ///
     /// # Errors
-    /// What a server failed with.
+    /// The error of the server that failed.
     pub async fn ended(self) -> anyhow::Result<()> {
         self.grpc.await.context("serve gRPC")??;
         self.admin.await.context("serve HTTP")??;
-        // Until here operations were carried out under this coordinator's id, and followed what others changed.
+        // Until here operations ran under this coordinator's id and needed other coordinators' changes.
         self.over.send_replace(true);
         if let Some(seat) = self.seat {
             seat.await.context("give back this coordinator's id")?;
@@ -67,8 +67,8 @@ impl Serving {
     }
 }
 
-/// Opens the stores, reaches the nodes, and serves until `stop` turns true. `live` and `reloads`: the settings that may change
-/// meanwhile, and the counts of such changes.
+/// Opens the stores, connects to the nodes, and serves until `stop` turns true. `live` holds the settings that may change at run
+/// time, `reloads` the metrics of such changes.
 ///
 /// # Errors
 /// The first step that failed, and what to do about it.
@@ -116,7 +116,7 @@ pub async fn start(
     })
 }
 
-/// Where clients and probes will connect: bound before anything is opened, so that a taken port costs nothing.
+/// The listeners for clients and probes: bound before any store is opened, so that a port in use fails early.
 struct Listeners {
     secured: Secured,
     grpc: TcpListener,
@@ -139,23 +139,23 @@ impl Listeners {
 
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| {
-        format!("listen on {address}; another process may have the port: choose another one with {flag}")
+        format!("listen on {address}; another process may be using the port: choose another one with {flag}")
     })
 }
 
-/// This process among the coordinators of a metadata store.
+/// This process as one of the coordinators that share a metadata store.
 struct Member {
     metadata: Arc<dyn Metadata>,
-    /// This process, if it holds a lease among several coordinators.
+    /// Random id of this process, if it holds a lease in a shared metadata store.
     instance: Option<[u8; 16]>,
     seat: Option<JoinHandle<()>>,
-    /// The newest change when it joined. Everything is read after this: later changes are read again.
+    /// Revision of the newest change when it joined. All metadata is read after this, so that later changes are seen again.
     revision: u64,
 }
 
 impl Member {
     async fn join(config: &Config, address: SocketAddr, ended: watch::Receiver<bool>) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(&config.data_dir).with_context(|| format!("make {}", config.data_dir.display()))?;
+        std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
         let metadata = stores::metadata(&config.shared, &config.data_dir).await?;
         let instance: Option<[u8; 16]> = config.shared.postgres.is_some().then(rand::random);
         let seat = match instance {
@@ -216,7 +216,7 @@ impl Parts {
         Ok(Self { clock, access: Arc::new(access), tenants, idempotency, lanes, plugins, coordinator, upkeep })
     }
 
-    /// Follows other coordinators' changes until nothing is served any more. Returns the catalog, through which this one makes its own.
+    /// Follows other coordinators' changes until the servers have stopped. Returns the catalog, which makes this coordinator's own.
     fn follow_others(&self, member: &Member, ended: watch::Receiver<bool>) -> Arc<Catalog> {
         let local: Arc<dyn Cluster> = Arc::new(Local::new(
             Arc::clone(&self.coordinator),
@@ -246,14 +246,14 @@ impl Parts {
         witan_peer::metrics::register(registry, Arc::clone(&self.lanes));
     }
 
-    /// Watches the storage nodes, and waits until each has been reached or has failed once.
+    /// Starts polling the storage nodes, and waits until a connection to each has succeeded or failed once.
     async fn reach_nodes(&self, stop: watch::Receiver<bool>) {
         tokio::spawn(watch_nodes(Arc::clone(&self.lanes), stop));
         tracing::info!(nodes = self.coordinator.ring().nodes().len(), "waiting for the storage nodes");
         self.lanes.tried().await;
     }
 
-    /// The gRPC services, which follow `live` from now on.
+    /// The gRPC services; from now on settings follow `live`.
     fn services(
         &self,
         catalog: Arc<Catalog>,

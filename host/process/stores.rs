@@ -1,4 +1,4 @@
-//! What coordinators share: where metadata and idempotency records are kept, and a coordinator's lease among the others.
+//! The stores that coordinators share, for metadata and idempotency records, and the lease on a coordinator's id.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,17 +14,18 @@ use witan_store::metadata::{PostgresConfig, PostgresMetadata, SqliteMetadata};
 use super::signal::stopped;
 use super::system::SystemClock;
 
-/// Where what coordinators share is kept.
+/// Addresses of the stores that coordinators share.
 #[derive(Debug, Clone, Default)]
 pub struct Shared {
-    /// The database of the metadata; `None`: an SQLite file of this coordinator's own.
+    /// The metadata database; `None`: an SQLite file private to this coordinator.
     pub postgres: Option<PostgresConfig>,
-    /// The servers of the idempotency records; `None`: a store of this coordinator's own.
+    /// The servers of the idempotency store; `None`: an embedded store private to this coordinator.
     pub redis: Option<RedisConfig>,
 }
 
-/// How long a coordinator holds its id without renewing it, and how often it renews it.
+/// How long a coordinator's lease on its id lasts without renewal.
 const LEASE: Duration = Duration::from_secs(15);
+/// How often the lease is renewed.
 const RENEW: Duration = Duration::from_secs(5);
 
 /// Opens the metadata store.
@@ -39,12 +40,12 @@ pub(crate) async fn metadata(shared: &Shared, data_dir: &Path) -> anyhow::Result
     Ok(Arc::new(opened.with_context(|| format!("open the metadata store {}", path.display()))?))
 }
 
-/// Idempotency records, in the store that was chosen.
+/// The configured idempotency store.
 #[derive(Clone)]
 pub enum Idempotency {
-    /// In a store of this coordinator's own.
+    /// Embedded, private to this coordinator.
     Embedded(Arc<EmbeddedIdempotency>),
-    /// In Redis, where all coordinators see them.
+    /// Redis, shared by all coordinators.
     Redis(RedisIdempotency),
 }
 
@@ -82,15 +83,15 @@ impl IdempotencyStore for Idempotency {
     }
 }
 
-/// A coordinator's id, held against every other process that would take it.
+/// The lease on a coordinator's id, which keeps other processes from using the id.
 pub(crate) struct Seat {
     metadata: Arc<dyn Metadata>,
     claim: Claim,
 }
 
 impl Seat {
-    /// Takes the id. One whose holder has died is free when its lease has run out, which is waited for; one that is still
-    /// renewed then belongs to a process that lives.
+    /// Takes the lease. If another process holds it, this waits until that lease would have expired; one that is still renewed by
+    /// then belongs to a live process, which is an error.
     pub(crate) async fn take(metadata: Arc<dyn Metadata>, claim: Claim) -> anyhow::Result<Self> {
         let patience = tokio::time::Instant::now() + LEASE + RENEW;
         loop {
@@ -101,14 +102,14 @@ impl Seat {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
                 Err(StoreError::Conflict(held)) => {
-                    anyhow::bail!("{held}; every coordinator needs an id of its own: choose another one with --node-id")
+                    anyhow::bail!("{held}; every coordinator needs a unique id: choose another one with --node-id")
                 }
                 Err(error) => return Err(error).context("take this coordinator's id"),
             }
         }
     }
 
-    /// Renews the lease until the signal to stop, then gives it back.
+    /// Renews the lease until the stop signal, then releases it.
     pub(crate) async fn keep(self, stop: watch::Receiver<bool>) {
         let stopped = stopped(stop);
         tokio::pin!(stopped);
@@ -120,9 +121,9 @@ impl Seat {
             }
             match self.metadata.hold_lease(self.claim.clone(), LEASE.as_millis() as u64).await {
                 Ok(_) => lost = false,
-                // The id names this process in logs and to nodes; nothing that is promised rests on it.
+                // Reported once, and not fatal: the id names this process in logs and to nodes, and no guarantee depends on it.
                 Err(error) if !std::mem::replace(&mut lost, true) => {
-                    tracing::error!(%error, "this coordinator's id could not be renewed");
+                    tracing::error!(%error, "the lease on this coordinator's id could not be renewed");
                 }
                 Err(_) => {}
             }

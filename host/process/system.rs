@@ -9,7 +9,7 @@ use witan_kernel::port::{Clock, Randomness};
 pub struct SystemClock(Instant);
 
 impl SystemClock {
-    /// Clocks whose monotonic time starts now.
+    /// A clock whose monotonic time starts now.
     pub fn new() -> Self {
         Self(Instant::now())
     }
@@ -31,7 +31,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// The operating system's dice.
+/// The operating system's random number generator.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemRandomness;
 
@@ -41,7 +41,7 @@ impl Randomness for SystemRandomness {
     }
 }
 
-/// Unix milliseconds.
+/// The current time, Unix milliseconds.
 pub(super) fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -1,4 +1,4 @@
-//! Log lines and traces: where they go, and how they look.
+//! Logging and tracing: destinations and formats.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -20,11 +20,11 @@ use crate::config::settings::{LogFormat, Telemetry};
 use crate::grpc::origin::Sampling;
 use witan_origin as origin;
 
-/// Spans that wait to be sent; those beyond are dropped. The library's own number, written down.
+/// Capacity of the queue of spans to be sent; further ones are dropped. The library's default, made explicit.
 const WAITING_SPANS: usize = 2048;
-/// How long a collector may take.
+/// Timeout of an export to the collector.
 const COLLECTOR: Duration = Duration::from_secs(5);
-/// How long the last spans may take when the process ends.
+/// Timeout of the last export, when the process ends.
 const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// Changes what is logged.
@@ -32,17 +32,17 @@ const LAST_SPANS: Duration = Duration::from_secs(2);
 pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
 
 impl LogFilter {
-    /// Logs what `filter` lets through from now on.
+    /// Replaces the filter.
     ///
     /// # Errors
-    /// What is wrong with the filter.
+    /// The reason why the filter cannot be parsed.
     pub fn set(&self, filter: &str) -> Result<(), String> {
         let filter = EnvFilter::try_new(quiet_engine(filter)).map_err(|error| error.to_string())?;
         self.0.reload(filter).map_err(|error| error.to_string())
     }
 }
 
-/// The engine below a store tells about every table it writes. What a filter says of it itself comes later and holds.
+/// Limits the storage engine to warnings: it logs every table it writes. Directives of the filter come later and take precedence.
 pub(crate) fn quiet_engine(level: &str) -> String {
     format!("fjall=warn,lsm_tree=warn,{level}")
 }
@@ -50,7 +50,7 @@ pub(crate) fn quiet_engine(level: &str) -> String {
 /// Starts logging to standard error.
 ///
 /// # Errors
-/// What is wrong with the filter.
+/// The reason why the filter cannot be parsed.
 pub(crate) fn log(filter: &str, format: LogFormat) -> Result<LogFilter, tracing_subscriber::filter::ParseError> {
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(filter)?);
     let lines =
@@ -66,7 +66,7 @@ pub(crate) fn log(filter: &str, format: LogFormat) -> Result<LogFilter, tracing_
     Ok(LogFilter(handle))
 }
 
-/// Log lines with the id of the request that they belong to.
+/// Formats log lines with the id of the request that they belong to.
 struct Named<F> {
     plain: F,
     json: bool,
@@ -83,18 +83,18 @@ where
         let mut line = String::new();
         self.plain.format_event(ctx, Writer::new(&mut line), event)?;
         match line.strip_prefix('{').filter(|_| self.json) {
-            // An id has no character in it that would have to be escaped.
+            // No character of an id needs escaping.
             Some(rest) => write!(writer, "{{\"request_id\":\"{}\",{rest}", origin.id),
             None => writeln!(writer, "{} request_id={}", line.trim_end(), origin.id),
         }
     }
 }
 
-/// Traces on their way to a collector.
+/// The exporter of traces to a collector.
 pub struct Traces(Option<SdkTracerProvider>);
 
 impl Traces {
-    /// Starts sending them, if the configuration names a collector. A collector that is away costs the spans, nothing else.
+    /// Starts exporting, if a collector is configured. While it is unavailable, spans are lost and nothing else is affected.
     pub(crate) fn start(telemetry: &Telemetry, node_id: &str) -> anyhow::Result<Self> {
         let Some(endpoint) = &telemetry.otlp_endpoint else { return Ok(Self(None)) };
         let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint);
@@ -106,7 +106,7 @@ impl Traces {
             .with_attribute(opentelemetry::KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
         let provider = SdkTracerProvider::builder()
             .with_span_processor(BatchSpanProcessor::builder(exporter).with_batch_config(batches).build())
-            // Whether a request is traced is decided at its start; what is not has no span that could be asked about.
+            // Whether a request is traced is decided at its start; one that is not traced has no span to sample.
             .with_sampler(Sampler::AlwaysOn)
             .with_resource(resource.build())
             .build();
@@ -114,10 +114,10 @@ impl Traces {
         Ok(Self(Some(provider)))
     }
 
-    /// Sends what is left.
+    /// Sends the remaining spans.
     pub(crate) async fn end(self) {
         if let Some(provider) = self.0 {
-            // It waits for its own thread.
+            // Shutting down blocks on the provider's own thread.
             let ended = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(LAST_SPANS));
             if let Ok(Err(error)) = ended.await {
                 tracing::debug!(%error, "the last spans were not sent");
@@ -153,7 +153,7 @@ mod tests {
         }
     }
 
-    /// What is written when something is logged within a request and outside of one.
+    /// The lines logged within a request and outside of one.
     async fn logged(json: bool) -> Vec<String> {
         let lines = Lines::default();
         let to = lines.clone();
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lines_of_a_request_tell_its_id() {
+    async fn lines_of_a_request_contain_its_id() {
         let console = logged(false).await;
         assert!(console[0].ends_with("request_id=order-7"), "{console:?}");
         assert!(!console[1].contains("request_id"), "{console:?}");

@@ -1,4 +1,4 @@
-//! Which implementation stands behind each port of a running coordinator.
+//! The implementation of each port of a running coordinator.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use witan_peer::{Connect, Connecting, Lanes, Tcp, Trust};
 use super::stores::Idempotency;
 use super::system::{SystemClock, SystemRandomness};
 
-/// Sockets to nodes whose stores are held against those on record.
+/// Connects to nodes over sockets, and compares their stores with those on record.
 #[derive(Clone)]
 pub struct Registered {
     pub(super) metadata: Arc<dyn Metadata>,
@@ -33,7 +33,7 @@ impl Connect for Registered {
     }
 }
 
-/// Sockets, the machine's clock, and the stores that were chosen.
+/// The ports of production: sockets, the machine's clock, and the configured stores.
 pub struct Real;
 
 impl World for Real {

@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use witan_coordinate::World;
-use witan_kernel::failure::Failure;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{Metadata, PAGE, StoreError};
 use witan_kernel::scan::Ranges;
 
 use super::Upkeep;
-use super::runner::{Kind, Progress, Task};
+use super::runner::{Kind, Task};
 use super::sweep::{Stopped, Sweep, Swept};
 
 /// Why a repair did not begin.
@@ -158,15 +157,4 @@ fn incomplete(swept: &Swept) -> String {
     let nodes: Vec<String> = swept.missing.iter().map(|(node, why)| format!("{node}: {why}")).collect();
     let (ranges, failed) = (swept.ranges_incomplete, swept.failed);
     format!("{ranges} ranges incomplete, {failed} records failed; {}", nodes.join("; "))
-}
-
-/// How far a sweep has come, for the list of tasks.
-pub(super) fn progress(swept: &Swept) -> Progress {
-    Progress { done: swept.ranges_done as u64, of: Some(swept.ranges_total as u64) }
-}
-
-impl From<Failure> for NotBegun {
-    fn from(failure: Failure) -> Self {
-        Self::Store(StoreError::Unavailable(failure.to_string()))
-    }
 }

@@ -21,16 +21,16 @@ use smallvec::SmallVec;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use witan_kernel::failure::Failure;
+use witan_kernel::limit::LONGEST_DEADLINE;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::record::Encoded;
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::ring::{ReplicaRange, Ring};
 use witan_kernel::scan::{Join, Joined, Page, Ranges, Scan, Standing, Step, Told, difference};
 
-use witan_coordinate::{Coordinator, LONGEST_DEADLINE, World};
+use witan_coordinate::{Coordinator, World};
 
-use super::repair::progress;
-use super::runner::Task;
+use super::runner::{Progress, Task};
 use super::{Metrics, Upkeep};
 use merges::Merges;
 use pace::Pace;
@@ -117,6 +117,11 @@ impl Swept {
     pub fn is_complete(&self) -> bool {
         self.ranges_done == self.ranges_total && self.ranges_incomplete == 0 && self.failed == 0
     }
+}
+
+/// How far a sweep has come, for the list of tasks.
+fn progress(swept: &Swept) -> Progress {
+    Progress { done: swept.ranges_done as u64, of: Some(swept.ranges_total as u64) }
 }
 
 /// Why a sweep did not come to its end.

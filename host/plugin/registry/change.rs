@@ -109,8 +109,8 @@ impl Inner {
 
     /// The program of a known component, from memory or disk.
     pub(super) fn program(&self, state: &HostState, digest: Digest) -> Result<(Arc<Program>, Artifact), PluginError> {
-        let gone = || PluginError::NotFound(format!("plugin {digest} is not known; stage it again"));
-        let artifact = state.library.get(digest).ok_or_else(gone)?.clone();
+        let unknown = || PluginError::NotFound(format!("plugin {digest} is not known; stage it again"));
+        let artifact = state.library.get(digest).ok_or_else(unknown)?.clone();
         if let Some(program) = lock(&self.programs).get(&digest).and_then(|program| program.upgrade()) {
             return Ok((program, artifact));
         }
