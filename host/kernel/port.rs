@@ -7,7 +7,7 @@
 //! 2. [`IdempotencyStore`]: where idempotency records are kept.
 //! 3. [`Tenants`]: tenants as they are looked up while serving.
 //! 4. [`Metadata`]: what the cluster knows about itself, split by subject. Code that needs one subject takes that trait alone.
-//! 5. [`PluginStore`]: plugin components and bindings, as the plugin host sees them.
+//! 5. [`PluginHost`] and [`PluginStore`]: the plugin host as the control plane sees it, and the store of its components and bindings.
 //! 6. [`rules`]: limits and error texts that every implementation shares.
 
 mod artifacts;
@@ -41,7 +41,7 @@ pub use leases::{
 };
 pub use metadata::{Answer, Metadata, PAGE, StoreFacts};
 pub use placement::{HOST_BYTES, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, StorageNode};
-pub use plugins::PluginStore;
+pub use plugins::{PluginHost, PluginStore};
 pub use replicas::{Collect, Replicas, Reply};
 pub use secrets::{SECRETS, Secret, SecretStore};
 pub use tenants::{TenantStore, Tenants};

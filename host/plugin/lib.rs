@@ -21,6 +21,7 @@ pub mod binding;
 mod bindings;
 mod breaker;
 mod compile;
+mod control;
 mod describe;
 pub mod digest;
 mod disk;

@@ -9,14 +9,13 @@ use witan_coordinate::Coordinator;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::port::{Metadata, Replicas, Secret, Slot, StorageNode, StoreError};
+use witan_kernel::port::{self, Metadata, Replicas, Secret, Slot, StorageNode, StoreError};
 use witan_kernel::scan::{Fullness, Ranges, Removed};
 use witan_kernel::tenant::Tenant;
 use witan_peer::Lanes;
 use witan_plugin::PluginHost;
 use witan_upkeep::Upkeep;
 
-use super::plugins;
 use super::system::{SystemClock, unix_ms};
 use super::world::{Real, Registered};
 use crate::access::Access;
@@ -82,8 +81,7 @@ impl Cluster for Local {
     }
 
     fn plugins_outdated(&self, slots: Option<Vec<Slot>>) -> Pending<Result<(), StoreError>> {
-        let plugins = self.plugins.clone();
-        Box::pin(async move { plugins::refresh(&plugins, slots).await })
+        port::PluginHost::refresh(&self.plugins, slots)
     }
 
     fn tokens_outdated(&self) -> Pending<Result<(), StoreError>> {

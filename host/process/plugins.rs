@@ -8,9 +8,9 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
-use witan_kernel::port::{Metadata, Slot, StoreError};
+use witan_kernel::port::Metadata;
 use witan_plugin::metrics::Counts;
-use witan_plugin::{Limits, PluginError, PluginHost, Settings};
+use witan_plugin::{Limits, PluginHost, Settings};
 use witan_store::plugins::StoredPlugins;
 
 use super::config::Config;
@@ -26,15 +26,6 @@ pub(super) async fn start(config: &Config, metadata: Arc<dyn Metadata>) -> anyho
     let store = Arc::new(StoredPlugins::new(metadata, shared, Handle::current()));
     let started = tokio::task::spawn_blocking(move || PluginHost::start(settings, store));
     started.await?.context("start the plugin host")
-}
-
-/// Puts in force what other coordinators have changed of plugins and bindings; `None`: of all.
-pub(super) async fn refresh(host: &PluginHost, slots: Option<Vec<Slot>>) -> Result<(), StoreError> {
-    let slots = slots.map(|slots| slots.into_iter().map(|slot| (slot.tenant, slot.hook)).collect());
-    host.refresh(slots).await.map_err(|error| match error {
-        PluginError::Store(error) => error,
-        other => StoreError::Unavailable(other.to_string()),
-    })
 }
 
 /// Makes the host's counts visible.

@@ -1,8 +1,8 @@
-//! Plugin components and bindings, as the plugin host needs them.
+//! The plugin host, as the control plane needs it, and the store that the plugin host needs.
 
 use bytes::Bytes;
 
-use super::{Artifact, BindingOnRecord, Digest, Slot, StoreError};
+use super::{Answer, Artifact, BindingOnRecord, Digest, Slot, StoreError};
 
 /// Where the plugin host keeps components and bindings, for one coordinator or for several. Called on a thread of the plugin
 /// host, never on one of a runtime, one call at a time: an implementation may block (say, in `tokio::runtime::Handle::block_on`).
@@ -38,4 +38,11 @@ pub trait PluginStore: Send + Sync + 'static {
 
     /// Removes a slot's binding. Not an error when there is none. [`StoreError::Conflict`].
     fn remove(&self, slot: &Slot) -> Result<(), StoreError>;
+}
+
+/// The plugin host, as the control plane needs it.
+pub trait PluginHost: Send + Sync + 'static {
+    /// Puts in force what other coordinators have changed: the known components, and the bindings of `slots` (`None`: all). What
+    /// could not be read stays as it is, with an error.
+    fn refresh(&self, slots: Option<Vec<Slot>>) -> Answer<()>;
 }

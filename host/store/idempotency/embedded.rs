@@ -1,8 +1,8 @@
-//! The idempotency store of a coordinator on one machine: a log-structured store in a folder, worked by one thread.
+//! Idempotency records of a single coordinator: a log-structured store in a folder, used by one thread.
 //!
-//! Group commit without a timer: the thread takes whatever steps are waiting, applies them in order, commits them as one
-//! batch with one sync, and answers. While it syncs, the next batch gathers. Steps cross to the thread by a bounded queue,
-//! so that a caller that stops waiting leaves its step done or not done, and the thread unharmed.
+//! Group commit without a timer: the thread takes all waiting steps, applies them in order, commits them as one batch with one sync,
+//! and answers. While it syncs, the next batch accumulates. Steps reach the thread through a bounded queue, so that a caller that
+//! stops waiting leaves its step done or not done, and does not affect the thread.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use thread::{Task, Thread};
 mod records;
 mod thread;
 
-/// Steps that may wait for the thread. At 1-3 ms a sync and batches of [`thread::BATCH`], some ten milliseconds of work.
+/// Most steps that may wait for the thread. At 1-3 ms a sync and batches of [`thread::BATCH`], about ten milliseconds of work.
 const QUEUE: usize = 4096;
 
-/// Bytes of responses that may wait for the thread.
+/// Most bytes of responses that may wait for the thread.
 const QUEUED_BYTES: usize = 16 << 20;
 
-/// A handle to the store; clones share it. The thread ends when the last is gone, or by [`Self::close`].
+/// A handle to the store; clones share it. The thread ends when the last is dropped, or by [`Self::close`].
 #[derive(Clone)]
 pub struct EmbeddedIdempotency {
     queue: SyncSender<Task>,
@@ -33,12 +33,12 @@ pub struct EmbeddedIdempotency {
 }
 
 impl EmbeddedIdempotency {
-    /// Opens or creates the store in `folder`, which nobody else may have open, and starts its thread. Blocks for as long as
-    /// the recovery of an interrupted run takes: meant for a program's start, not for a runtime's thread under load.
+    /// Opens or creates the store in `folder`, which no other process may have open, and starts its thread. Blocks while an
+    /// interrupted run is recovered: call it at the program's start, not on a busy runtime thread.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when the folder cannot be used, or is in use; [`StoreError::Damaged`] when what is in it
-    /// cannot be read.
+    /// [`StoreError::Unavailable`] when the folder cannot be used, or is in use; [`StoreError::Damaged`] when its contents cannot be
+    /// read.
     pub fn open(folder: impl AsRef<Path>, clock: impl Clock, durability: Durability) -> Result<Self, StoreError> {
         let (queue, tasks) = sync_channel(QUEUE);
         let (ending, ended) = watch::channel(false);
@@ -56,14 +56,14 @@ impl EmbeddedIdempotency {
         }
     }
 
-    /// Ends the store after the steps already queued, and waits until its folder is free. Later steps are answered with
+    /// Closes the store after the steps already queued, and waits until its folder is free. Later steps fail with
     /// [`StoreError::Unavailable`].
     pub async fn close(&self) {
         while let Err(TrySendError::Full(_)) = self.queue.try_send(Task::Close) {
             tokio::task::yield_now().await;
         }
         let mut ended = self.ended.clone();
-        // An error means that the thread is gone already.
+        // An error means that the thread has ended already.
         let _ = ended.wait_for(|ended| *ended).await;
     }
 
@@ -95,7 +95,7 @@ fn closed() -> StoreError {
 
 impl IdempotencyStore for EmbeddedIdempotency {
     async fn step(&self, name: Name, step: Step) -> Result<Stepped, StoreError> {
-        // A thread that has ended, in whatever way, drops its end: nobody waits for an answer that cannot come.
+        // A thread that has ended, for whatever reason, drops its end of the channel, so that no caller waits in vain.
         self.enqueue(name, step)?.await.unwrap_or_else(|_| Err(closed()))
     }
 }

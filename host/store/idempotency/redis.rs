@@ -1,14 +1,14 @@
-//! The idempotency store of many coordinators: Redis 7 or later, or Valkey; one server, a master that sentinels name, or a
-//! cluster.
+//! Idempotency records shared by several coordinators, in Redis 7 or later, or Valkey: one server, a master found through sentinels, or
+//! a cluster.
 //!
 //! A step is one call of one script (`redis/step.lua`), which decides as [`witan_kernel::idempotency::apply`] does, by the
-//! server's time. Calls that are made at once are pipelined on one connection. A step that the connection is lost under is
-//! sent again on the next one: every step may be repeated, since it is told from others' by owner and fence.
+//! server's time. Concurrent calls are pipelined on one connection. A step whose connection is lost is sent again on the next one:
+//! every step may be repeated, since owner and fence identify it.
 //!
-//! How far a server keeps what it has acknowledged is up to its settings (see [`RedisIdempotency::check`]); a failover to a
-//! replica loses what had not reached it. Records that are lost cost exactness only beyond what replicas remember.
+//! Whether a server keeps what it has acknowledged depends on its settings (see [`RedisIdempotency::check`]); a failover to a replica
+//! loses what was not replicated yet. Lost records affect exactly-once only for requests that the replicas no longer remember either.
 //!
-//! Reading order: `config`, `link` (the connection), `breaker` (when not to ask), `script` (steps as calls), `check`.
+//! Reading order: `config`, `link` (the connection), `breaker` (when not to try), `script` (steps as calls), `check`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,14 +32,14 @@ mod script;
 pub use check::{RedisFacts, RedisFinding};
 pub use config::{RedisConfig, RedisCredentials, RedisServers, RedisTls};
 
-/// Steps under way. At half a millisecond to a few each, far more than a coordinator starts; a server that hangs holds back
-/// no more than these.
-const UNDER_WAY: usize = 4096;
+/// Most steps in flight. At half a millisecond to a few each, far more than a coordinator starts; bounds the memory that a server
+/// that hangs can pin.
+const IN_FLIGHT: usize = 4096;
 
-/// Bytes of responses in them.
-const BYTES_UNDER_WAY: usize = 16 << 20;
+/// Most bytes of responses in those steps.
+const BYTES_IN_FLIGHT: usize = 16 << 20;
 
-/// Connections, or attempts to make one, that a step is given before it has failed.
+/// Connections, or attempts to connect, after which a step fails.
 const TRIES: usize = 3;
 
 /// A handle to the store; clones share its connection.
@@ -53,19 +53,18 @@ struct Shared {
     steps: Steps,
     link: Link,
     breaker: Mutex<Breaker>,
-    under_way: Semaphore,
-    bytes_under_way: AtomicUsize,
-    /// In place of the server's time.
+    in_flight: Semaphore,
+    bytes_in_flight: AtomicUsize,
+    /// Replaces the server's time.
     #[cfg(test)]
     time: Option<witan_kernel::port::StoreTime>,
 }
 
 impl RedisIdempotency {
-    /// The store at the configured servers. Nothing is sent yet: a connection is made with the first step, in that step's
-    /// runtime.
+    /// The store at the configured servers. Nothing is sent yet: the first step connects, in its runtime.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] when the configuration cannot be used, whatever the servers are.
+    /// [`StoreError::Refused`] when the configuration is invalid.
     pub fn new(config: RedisConfig) -> Result<Self, StoreError> {
         let link = Link::new(config.connector()?, config.connect_timeout, warn_of_findings());
         let shared = Shared {
@@ -73,26 +72,26 @@ impl RedisIdempotency {
             link,
             config,
             breaker: Mutex::default(),
-            under_way: Semaphore::new(UNDER_WAY),
-            bytes_under_way: AtomicUsize::new(0),
+            in_flight: Semaphore::new(IN_FLIGHT),
+            bytes_in_flight: AtomicUsize::new(0),
             #[cfg(test)]
             time: None,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Takes addresses, credentials and certificates from `config` for every connection from now on, and gives the present
-    /// one up. The other settings stay.
+    /// Uses the addresses, credentials and certificates of `config` for every connection from now on, and drops the current one. The
+    /// other settings stay.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] when it cannot be used; nothing has changed then.
+    /// [`StoreError::Refused`] when the configuration is invalid; nothing has changed then.
     pub fn reconnect_with(&self, config: &RedisConfig) -> Result<(), StoreError> {
         self.shared.link.replace(config.connector()?);
         Ok(())
     }
 
-    /// What every server that stores says of itself; [`RedisFacts::findings`] tells what to change. The same is logged as a
-    /// warning whenever a connection is made.
+    /// The properties of every server that stores records; [`RedisFacts::findings`] lists what to change. The same findings are logged
+    /// as warnings whenever a connection is made.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when they do not answer in time.
@@ -104,7 +103,7 @@ impl RedisIdempotency {
         self.in_time(ask).await.map_err(|why| self.unavailable(&why))
     }
 
-    /// True while steps are refused without being tried, since the servers did not answer the last ones.
+    /// True while steps are refused without being tried, because the servers did not answer the last ones.
     pub fn is_down(&self) -> bool {
         self.breaker().is_open()
     }
@@ -120,9 +119,9 @@ impl RedisIdempotency {
                 }
             };
             match call.send(&mut connected.connection).await {
-                Ok(told) => {
+                Ok(reply) => {
                     self.shared.link.proven(connected.generation);
-                    return script::read(&told).map_err(Failed::Answered);
+                    return script::read(&reply).map_err(Failed::Answered);
                 }
                 Err(error) if connected.connection.is_lost_by(&error) => {
                     self.shared.link.lost(connected.generation);
@@ -138,13 +137,13 @@ impl RedisIdempotency {
         Err(Failed::Outage(why))
     }
 
-    /// A failure is told to the breaker, and so is a success.
+    /// Carries out a call if the breaker admits it, and reports the outcome to the breaker.
     async fn guarded(&self, call: &Call<'_>) -> Result<Stepped, StoreError> {
         let Some(attempt) = Attempt::begin(self) else {
             return Err(self.unavailable("it has not answered the last steps"));
         };
-        let told = self.in_time(async { Ok(self.carry_out(call).await) }).await;
-        match told.unwrap_or_else(|why| Err(Failed::Outage(why))) {
+        let outcome = self.in_time(async { Ok(self.carry_out(call).await) }).await;
+        match outcome.unwrap_or_else(|why| Err(Failed::Outage(why))) {
             Ok(stepped) => {
                 attempt.succeeded();
                 Ok(stepped)
@@ -170,7 +169,7 @@ impl RedisIdempotency {
     }
 
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
-        // Every change to it is complete before anything can panic.
+        // No change to it can panic halfway.
         self.shared.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -187,9 +186,9 @@ impl RedisIdempotency {
 
 impl IdempotencyStore for RedisIdempotency {
     async fn step(&self, name: Name, step: Step) -> Result<Stepped, StoreError> {
-        let bytes = Bytes::of(&self.shared.bytes_under_way, rules::response_bytes(&step)?);
-        let (Some(_bytes), Ok(_room)) = (bytes, self.shared.under_way.try_acquire()) else {
-            return Err(self.unavailable("too many steps are under way"));
+        let bytes = Bytes::of(&self.shared.bytes_in_flight, rules::response_bytes(&step)?);
+        let (Some(_bytes), Ok(_room)) = (bytes, self.shared.in_flight.try_acquire()) else {
+            return Err(self.unavailable("too many steps are in flight"));
         };
         self.guarded(&self.shared.steps.call(&name, &step, self.now_ms())).await
     }
@@ -197,13 +196,13 @@ impl IdempotencyStore for RedisIdempotency {
 
 /// Why a step has no result.
 enum Failed {
-    /// The server has answered, and this is what it comes to.
+    /// The server has answered with this error.
     Answered(StoreError),
-    /// It has not, or could not do what it should.
+    /// The server has not answered, or could not carry out the step.
     Outage(String),
 }
 
-/// A step that the breaker has let through; dropped, nobody waits for it any more.
+/// A step that the breaker has admitted. Dropped without an outcome when its caller stops waiting.
 struct Attempt<'a> {
     store: &'a RedisIdempotency,
     pass: Option<Pass>,
@@ -232,12 +231,12 @@ impl<'a> Attempt<'a> {
         let Some(pass) = self.pass.take() else { return };
         let opens = self.store.breaker().failed(&pass, Instant::now());
         if opens {
-            // A connection that leads nowhere may look alive for many minutes.
+            // A dead connection may look alive for many minutes.
             self.store.shared.link.reset();
         }
         if opens && pass == Pass::Ordinary {
             let servers = &self.store.shared.config.servers;
-            tracing::warn!(%servers, why, "Redis does not answer; idempotency keys are refused or ignored until it does");
+            tracing::warn!(%servers, why, "Redis does not answer; until it does, requests with idempotency keys are refused or proceed without them");
         }
     }
 }
@@ -250,7 +249,7 @@ impl Drop for Attempt<'_> {
     }
 }
 
-/// A share of the bytes that may be under way.
+/// A share of the bytes that may be in flight.
 struct Bytes<'a> {
     of: &'a AtomicUsize,
     bytes: usize,
@@ -259,7 +258,7 @@ struct Bytes<'a> {
 impl<'a> Bytes<'a> {
     fn of(all: &'a AtomicUsize, bytes: usize) -> Option<Self> {
         let share = Self { of: all, bytes };
-        (all.fetch_add(bytes, Ordering::Relaxed) + bytes <= BYTES_UNDER_WAY).then_some(share)
+        (all.fetch_add(bytes, Ordering::Relaxed) + bytes <= BYTES_IN_FLIGHT).then_some(share)
     }
 }
 
@@ -269,22 +268,22 @@ impl Drop for Bytes<'_> {
     }
 }
 
-/// How long a server may take to say what it is.
+/// How long a server may take to report its properties.
 const CHECK: Duration = Duration::from_secs(10);
 
-/// Logs what is wrong with the servers of a connection, once as long as it is the same.
+/// Logs findings about the servers of a connection, each once while it persists.
 fn warn_of_findings() -> impl Fn(Connection) + Send + Sync {
-    let told: Arc<Mutex<Vec<RedisFinding>>> = Arc::default();
+    let logged: Arc<Mutex<Vec<RedisFinding>>> = Arc::default();
     move |mut connection| {
-        let told = told.clone();
+        let logged = logged.clone();
         tokio::spawn(async move {
             let Ok(Ok(facts)) = timeout(CHECK, check::facts(&mut connection)).await else { return };
             let found: Vec<RedisFinding> = facts.iter().flat_map(RedisFacts::findings).collect();
-            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
-            for finding in found.iter().filter(|finding| !told.contains(finding)) {
+            let mut logged = logged.lock().unwrap_or_else(PoisonError::into_inner);
+            for finding in found.iter().filter(|finding| !logged.contains(finding)) {
                 tracing::warn!("Redis: {finding}");
             }
-            *told = found;
+            *logged = found;
         });
     }
 }

@@ -1,7 +1,7 @@
 //! The migrations of both databases, compiled into the program.
 //!
-//! They are listed here rather than collected by sqlx's `migrate!`: that macro compiles every database driver, SQLite's C code
-//! included, a second time for the compiler's own use.
+//! They are listed here rather than collected by sqlx's `migrate!`: that macro compiles every database driver, including SQLite's C
+//! code, a second time for the compiler's own use.
 
 use std::borrow::Cow;
 

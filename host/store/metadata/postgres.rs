@@ -1,9 +1,9 @@
 //! Metadata in PostgreSQL, for any number of coordinators.
 //!
-//! The hazards of a shared database are closed in four places: an operation runs in a task that nobody drops
-//! ([`super::operations`]); it has a time limit of its own, and what is dropped by that limit closes its connection
-//! ([`super::sql`]); a connection is lent only after it has told that it is in no transaction ([`connections`]); and the server
-//! itself ends a transaction that stands idle, a statement that takes too long, and a connection whose other end is gone.
+//! Four measures against the hazards of a shared database: an operation runs in a task that is never dropped
+//! ([`super::operations`]); it has a time limit, and exceeding it closes its connection ([`super::sql`]); a connection is lent only
+//! after the server has confirmed that it is in no transaction ([`connections`]); and the server itself ends idle transactions,
+//! statements that take too long, and connections whose peer is gone.
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,26 +33,26 @@ mod listen;
 #[cfg(test)]
 mod tests;
 
-/// Ends a change's transaction and tells every coordinator that listens, in one exchange.
+/// Commits a change and notifies every listening coordinator, in one exchange.
 pub(super) const COMMIT_AND_NOTIFY: &str = "NOTIFY witan_changes; COMMIT";
 
-/// The oldest server that is tested with.
+/// The oldest supported server version.
 const OLDEST_SERVER: u32 = 130_000;
-/// How long bringing the schema up to date may take, the wait for another coordinator that does so included.
+/// Time limit of the migrations, including the wait for another coordinator that runs them.
 const MIGRATION: Duration = Duration::from_secs(60);
 
-/// How PostgreSQL is reached. Its address holds a password, and is not shown in logs.
+/// How PostgreSQL is reached. The address contains a password and is not logged.
 #[derive(Clone)]
 pub struct PostgresConfig {
-    /// `postgres://user:password@host:port/database`, with `?sslmode=verify-full&sslrootcert=...` and what else libpq knows.
-    /// The server itself, or a pooler that keeps a session for each connection.
+    /// `postgres://user:password@host:port/database`, with `?sslmode=verify-full&sslrootcert=...` and libpq's other parameters.
+    /// Either the server itself or a pooler in session mode.
     pub url: String,
-    /// Most connections for operations; there is one more that listens. 1..=100.
+    /// Most connections for operations, 1..=100; one more listens for changes.
     pub connections: u32,
-    /// How long an operation waits for a connection to be made.
+    /// Time limit of connecting.
     pub connect: Duration,
-    /// How long an operation may take, all waiting included. Its connection is closed when it takes longer. The server's own
-    /// limits are kept below it.
+    /// Time limit of an operation, all waiting included. Its connection is closed when it takes longer. The server's own time limits
+    /// are set below it.
     pub operation: Duration,
 }
 
@@ -73,11 +73,11 @@ impl fmt::Debug for PostgresConfig {
     }
 }
 
-/// What the server's settings make of an acknowledged change.
+/// The server's settings that decide whether an acknowledged change survives a crash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PostgresDurability {
-    /// `on`, `remote_apply`, `remote_write`, `local` or `off`. With `off`, a crash of the server loses what it acknowledged
-    /// last.
+    /// `on`, `remote_apply`, `remote_write`, `local` or `off`. With `off`, a crash of the server loses the latest acknowledged
+    /// changes.
     pub synchronous_commit: String,
     /// Without it, a power failure can destroy the database.
     pub fsync: bool,
@@ -85,7 +85,7 @@ pub struct PostgresDurability {
     pub full_page_writes: bool,
     /// A standby: it refuses changes.
     pub in_recovery: bool,
-    /// As the server tells it, such as `15.14 (Debian 15.14-0+deb12u1)`.
+    /// As the server reports it, such as `15.14 (Debian 15.14-0+deb12u1)`.
     pub server_version: String,
 }
 
@@ -122,18 +122,18 @@ impl Driver for Server {
 }
 
 impl PostgresMetadata {
-    /// Connects, and brings the schema up to date; of several coordinators that start at once, one does and the others wait.
+    /// Connects and migrates the schema; of several coordinators that start at once, one migrates and the others wait.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] when the configuration or the server is not what it must be (the address, a database in UTF-8,
-    /// PostgreSQL 13), [`StoreError::Unavailable`] when the server does not answer, [`StoreError::Conflict`] when a newer
-    /// version of this program has changed the schema beyond this one, [`StoreError::Damaged`] when the schema is no such one.
+    /// [`StoreError::Refused`] when the configuration or the server does not fit (an invalid address, an encoding other than UTF-8, a
+    /// server older than PostgreSQL 13), [`StoreError::Unavailable`] when the server does not answer, [`StoreError::Conflict`] when a
+    /// newer version of this program has changed the schema beyond this one, [`StoreError::Damaged`] when it is not Witan's schema.
     pub async fn connect(config: PostgresConfig) -> Result<Self, StoreError> {
         let options = options(&config)?;
         let mut first = connections::open(&options, config.connect).await?;
-        timeout(MIGRATION, prepare(&mut first)).await.map_err(|_| {
-            StoreError::Unavailable(format!("the schema was not brought up to date in {MIGRATION:?}"))
-        })??;
+        timeout(MIGRATION, prepare(&mut first))
+            .await
+            .map_err(|_| StoreError::Unavailable(format!("the schema was not migrated within {MIGRATION:?}")))??;
         connections::close(first).await;
 
         let connections = Arc::new(Connections::new(options.clone(), &config));
@@ -145,18 +145,18 @@ impl PostgresMetadata {
         Ok(metadata)
     }
 
-    /// Ends the connections that nobody uses, and the others after their operation. Later operations are answered with
+    /// Closes idle connections at once and the others after their operation. Later operations fail with
     /// [`StoreError::Unavailable`].
     pub async fn close(&self) {
         self.driver.listening.0.abort();
         self.driver.connections.close().await;
     }
 
-    /// What an acknowledged change survives.
+    /// The settings that decide what an acknowledged change survives.
     pub fn durability(&self) -> Answer<PostgresDurability> {
         self.read(|db| {
             Box::pin(async move {
-                let told = db
+                let row = db
                     .one(
                         "SELECT current_setting('synchronous_commit') AS synchronous_commit,
                             current_setting('fsync') = 'on' AS fsync,
@@ -166,11 +166,11 @@ impl PostgresMetadata {
                     )
                     .await?;
                 Ok(PostgresDurability {
-                    synchronous_commit: told.text("synchronous_commit")?,
-                    fsync: told.flag("fsync")?,
-                    full_page_writes: told.flag("full_page_writes")?,
-                    in_recovery: told.flag("in_recovery")?,
-                    server_version: told.text("server_version")?,
+                    synchronous_commit: row.text("synchronous_commit")?,
+                    fsync: row.flag("fsync")?,
+                    full_page_writes: row.flag("full_page_writes")?,
+                    in_recovery: row.flag("in_recovery")?,
+                    server_version: row.text("server_version")?,
                 })
             })
         })
@@ -178,7 +178,7 @@ impl PostgresMetadata {
 }
 
 fn options(config: &PostgresConfig) -> Result<PgConnectOptions, StoreError> {
-    // Not the error's text: it may quote the address, and with it the password.
+    // Not the error's text: it may quote the address, including the password.
     let options: PgConnectOptions = config.url.parse().map_err(|_| {
         StoreError::Refused(
             "the database's address is not of the form postgres://user:password@host:port/database".into(),
@@ -196,10 +196,10 @@ async fn prepare(first: &mut PgConnection) -> Result<(), StoreError> {
     migrate(first).await
 }
 
-/// Whether this server can keep what will be asked of it.
+/// Checks the server's version and encoding.
 async fn fit(first: &mut PgConnection) -> Result<(), StoreError> {
     if let Some(version) = first.server_version_num().filter(|version| *version < OLDEST_SERVER) {
-        return Err(StoreError::Refused(format!("PostgreSQL is of version {}; use 13 or newer", version / 10_000)));
+        return Err(StoreError::Refused(format!("PostgreSQL {} is too old; use 13 or newer", version / 10_000)));
     }
     let encoding: String =
         sqlx::query_scalar("SELECT current_setting('server_encoding')").fetch_one(first).await.map_err(failed)?;
@@ -210,12 +210,12 @@ async fn fit(first: &mut PgConnection) -> Result<(), StoreError> {
 }
 
 async fn migrate(first: &mut PgConnection) -> Result<(), StoreError> {
-    // The migrator waits for its turn in an advisory lock, longer than any operation may.
+    // The migrator waits for an advisory lock, longer than any operation may take.
     let patient = "SET statement_timeout = 0; SET lock_timeout = 0; SET client_min_messages = warning";
     sqlx::raw_sql(patient).execute(&mut *first).await.map_err(failed)?;
     migrations::postgres().run_direct(None, first, false).await.map_err(|error| match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => failed(error),
-        error => StoreError::Damaged(format!("bring the metadata's schema up to date: {error}")),
+        error => StoreError::Damaged(format!("migrate the metadata's schema: {error}")),
     })
 }
 

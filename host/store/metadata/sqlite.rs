@@ -17,9 +17,9 @@ use super::sql::{Connection, Db, Driver, Purpose, SqlMetadata};
 #[cfg(test)]
 mod tests;
 
-/// Connections that read. Reads are point look-ups behind a cache; more of them only wait for the same two cores.
+/// Reading connections. Reads are point look-ups behind a cache; more connections would only compete for the same cores.
 const READERS: u32 = 4;
-/// How long an operation waits for a connection, and a connection for the file's lock.
+/// Time limit for obtaining a connection, and for a connection to obtain the file's lock.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Metadata in a file. Clones share its connections.
@@ -50,18 +50,17 @@ impl Driver for File {
 }
 
 impl SqliteMetadata {
-    /// Opens or creates the file, readable by its owner alone (it holds the cluster's secrets), and brings its schema up to
-    /// date.
+    /// Opens or creates the file, readable by its owner only (it holds the cluster's secrets), and migrates its schema.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when the file cannot be used, [`StoreError::Damaged`] when it is no such database, and
+    /// [`StoreError::Unavailable`] when the file cannot be used, [`StoreError::Damaged`] when it is not such a database, and
     /// [`StoreError::Conflict`] when a newer version of this program has changed its schema.
     pub async fn open(file: impl Into<PathBuf>) -> Result<Self, StoreError> {
         Self::open_with(file.into(), PATIENCE).await
     }
 
-    /// Several that open a new file at once find it locked by one another, in steps in which SQLite does not wait: the
-    /// change of its journal, the migrations, the first look.
+    /// Processes that open a new file at once find it locked by one another, in steps in which SQLite does not wait: the change of its
+    /// journal mode, the migrations, the first read.
     async fn open_with(file: PathBuf, patience: Duration) -> Result<Self, StoreError> {
         let mut opened = Self::open_once(file.clone(), patience).await;
         for _ in 0..OPENING_TRIES {
@@ -105,15 +104,14 @@ impl SqliteMetadata {
         Ok(metadata)
     }
 
-    /// Waits for the operations under way and closes the file. Later operations are answered with
-    /// [`StoreError::Unavailable`].
+    /// Waits for the operations in flight and closes the file. Later operations fail with [`StoreError::Unavailable`].
     pub async fn close(&self) {
         self.driver.readers.close().await;
         self.driver.writer.close().await;
     }
 }
 
-/// Creates the file, so that SQLite does not do so with the permissions of the day. Its side files take after it.
+/// Creates the file, so that SQLite does not create it with the process's default permissions. Its side files inherit them.
 fn create_private(file: &Path) -> std::io::Result<()> {
     if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder)?;
@@ -125,15 +123,15 @@ fn create_private(file: &Path) -> std::io::Result<()> {
     options.open(file).map(drop)
 }
 
-/// Two seconds altogether: a migration takes some milliseconds, on a slow disk a hundred.
+/// Tries to open a file that others lock: two seconds in all, where a migration takes a few milliseconds, a hundred on a slow disk.
 const OPENING_TRIES: u32 = 100;
 const OPENING_PAUSE: Duration = Duration::from_millis(20);
 
 async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
     let migrations = migrations::sqlite();
     let mut tried = migrations.run(writer).await;
-    // Of several programs that create the same file, all but one find it locked, or the tables there, once for each migration;
-    // SQLite does not let whoever has read wait for the lock to write. On a later look all is done.
+    // Of several processes that create the same file, all but one find it locked, or the tables there, once for each migration: SQLite
+    // does not let a transaction that has read wait for the write lock. A later try finds the migration done.
     for _ in 0..OPENING_TRIES {
         if !matches!(tried, Err(MigrateError::ExecuteMigration(..) | MigrateError::Execute(_))) {
             break;
@@ -143,7 +141,7 @@ async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
     }
     tried.map_err(|error| match error {
         MigrateError::Execute(error) => failed(error),
-        error => StoreError::Damaged(format!("bring the metadata's schema up to date: {error}")),
+        error => StoreError::Damaged(format!("migrate the metadata's schema: {error}")),
     })
 }
 
@@ -157,8 +155,7 @@ const SQLITE_FULL: i32 = 13;
 const SQLITE_CONSTRAINT: i32 = 19;
 const SQLITE_NOTADB: i32 = 26;
 
-/// What the database's errors mean to a caller. Constraints that a caller can run into are checked before; one that is left
-/// is a bound.
+/// Maps the database's errors. Constraints that a caller can violate are checked before; a violation here is a limit.
 pub(super) fn failed(error: sqlx::Error) -> StoreError {
     let code = |error: &dyn sqlx::error::DatabaseError| error.code().and_then(|code| code.parse::<i32>().ok());
     match &error {

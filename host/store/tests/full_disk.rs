@@ -1,7 +1,7 @@
 //! Both embedded stores on a real file system that is really full: nothing acknowledged is lost, and with room they go on.
 //!
-//! The test runs itself again in a mount namespace of its own. Where none can be made it fails: what a full disk does must
-//! not be a thing that nobody has tried.
+//! The test runs itself again in a separate mount namespace. Where none can be created it fails, so that the behaviour on a full disk
+//! is never left untested.
 
 use std::path::Path;
 use std::process::Command;
@@ -107,8 +107,8 @@ async fn the_idempotency_store_goes_on_when_there_is_room_again() {
         let store = if again == 0 { store.clone() } else { open().expect("opens again") };
         for of in &done {
             let other = Step::Reserve { owner: Owner([2; 16]), write_id: WriteId([1; 16]), started: 2, lease_ms: 1 };
-            let told = store.step(name(*of), other).await;
-            assert!(matches!(told, Ok(Stepped::Done { .. })), "{of}: {told:?}");
+            let stepped = store.step(name(*of), other).await;
+            assert!(matches!(stepped, Ok(Stepped::Done { .. })), "{of}: {stepped:?}");
         }
         store.close().await;
     }
@@ -127,13 +127,13 @@ async fn the_metadata_store_goes_on_when_there_is_room_again() {
         Tenant::with_defaults(id, 3, 1)
     };
     let mut created = 0;
-    let told = loop {
+    let stepped = loop {
         match metadata.create_tenant(tenant(created)).await {
             Ok(_) => created += 1,
             Err(error) => break error,
         }
     };
-    assert!(matches!(&told, StoreError::Unavailable(_)), "{told}");
+    assert!(matches!(&stepped, StoreError::Unavailable(_)), "{stepped}");
     assert!(created > 100, "{created}");
     std::fs::remove_file(folder.path().join("ballast")).expect("removed");
     metadata.create_tenant(tenant(created)).await.expect("there is room");

@@ -1,8 +1,8 @@
-//! The records on disk: one keyspace by name, one by the time at which a record is first worth a look for having expired.
+//! Records on disk: one keyspace by name, and one by the time at which a record may have expired.
 //!
-//! The second is written when a record is created, not with every step: whoever finds a due entry looks at the record, and
-//! either forgets both or moves the entry to the time that the record is now kept until. So every record has an entry that
-//! is due no later than the record expires, and a step costs one write.
+//! The second is written when a record is created, not with every step: the sweep checks the record of each due entry, and either
+//! removes both or moves the entry to the record's current expiry. So every record has an entry that is due no later than the record
+//! expires, and a step costs one write.
 
 use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::{Entry, HashMap};
@@ -13,14 +13,14 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistM
 use witan_kernel::idempotency::{Change, KEPT_MS, Name, Reservation, Step, Stepped, apply};
 use witan_kernel::port::{Durability, StoreError};
 
-/// Blocks kept in memory: records are looked up at random and seldom twice.
+/// Block cache, in bytes: small, since records are looked up at random and seldom twice.
 const CACHE_BYTES: u64 = 8 << 20;
-/// A memtable's size; with the journal that it stands for, what a restart reads.
+/// Size of a memtable, in bytes; a restart reads the journal behind it.
 const MEMTABLE_BYTES: u64 = 16 << 20;
-/// The journals' size; the least that the engine takes.
+/// Size of the journals, in bytes: the engine's minimum.
 const JOURNAL_BYTES: u64 = 64 << 20;
 
-/// How long sweeping rests after it could not read. Milliseconds.
+/// Pause of the sweep after a read error. Milliseconds.
 const RETRY_MS: u64 = 60_000;
 
 /// The open store.
@@ -32,9 +32,9 @@ pub(super) struct Records {
     sweep: Sweep,
 }
 
-/// How far expired records have been swept.
+/// Progress of the sweep of expired records.
 struct Sweep {
-    /// Entries before this are gone.
+    /// Entries before this were swept.
     from: [u8; 40],
     /// No entry is due before this.
     next_due_ms: u64,
@@ -63,7 +63,7 @@ impl Records {
         Ok(Self { database, by_name, by_time, persist, sweep: Sweep { from: [0; 40], next_due_ms: 0 } })
     }
 
-    /// Begins a batch of steps, all at the same time.
+    /// Begins a batch of steps, all applied at the same time.
     pub(super) fn round(&mut self, now_ms: u64) -> Round<'_> {
         Round { records: self, now_ms, touched: HashMap::new(), entries: BTreeMap::new() }
     }
@@ -80,16 +80,16 @@ impl Records {
     }
 }
 
-/// Steps that are committed together. Dropped without a commit, none of them has happened.
+/// Steps that are committed together. Dropping it without a commit discards them all.
 pub(super) struct Round<'a> {
     records: &'a mut Records,
     now_ms: u64,
     touched: HashMap<Name, Touched>,
-    /// Entries by time to write (true) or remove (false).
+    /// Entries by expiry to write (true) or remove (false).
     entries: BTreeMap<[u8; 40], bool>,
 }
 
-/// A record as the steps so far leave it.
+/// A record after the steps applied so far.
 struct Touched {
     record: Option<Reservation>,
     changed: bool,
@@ -100,7 +100,7 @@ impl Round<'_> {
     pub(super) fn step(&mut self, name: Name, step: &Step) -> Result<Stepped, StoreError> {
         let now_ms = self.now_ms;
         let touched = self.touch(name)?;
-        let (change, told) = apply(touched.record.as_ref(), step, now_ms);
+        let (change, stepped) = apply(touched.record.as_ref(), step, now_ms);
         let entry = match change {
             Change::Keep => None,
             Change::Put(record) => {
@@ -109,50 +109,50 @@ impl Round<'_> {
                 entry
             }
             Change::Delete => {
-                // Its entry stays, and finds nothing when it is due.
+                // Its entry stays, and leads to no record when it is due.
                 *touched = Touched { record: None, changed: true };
                 None
             }
         };
         self.entries.extend(entry.map(|entry| (entry, true)));
-        Ok(told)
+        Ok(stepped)
     }
 
-    /// Forgets records that have expired, looking at no more than `most`. What it cannot read it leaves for later: steps
-    /// need no sweeping to be right.
+    /// Removes expired records, checking at most `most`. Records that cannot be read are left for later: steps do not depend on the
+    /// sweep.
     pub(super) fn sweep(&mut self, most: usize) {
         if self.now_ms < self.records.sweep.next_due_ms {
             return;
         }
         self.records.sweep.next_due_ms = self.sweep_some(most).unwrap_or_else(|error| {
-            tracing::error!(%error, "expired reservations cannot be read, and stay");
+            tracing::error!(%error, "expired reservations cannot be read; they stay");
             self.now_ms.saturating_add(RETRY_MS)
         });
     }
 
-    /// When there is more to do.
+    /// Sweeps, and returns when the next entry is due.
     fn sweep_some(&mut self, most: usize) -> Result<u64, fjall::Error> {
         let due = self.records.by_time.range(self.records.sweep.from..);
         for (seen, found) in due.enumerate() {
             let key = found.key()?;
             let Some((due_ms, name)) = parse(&key) else {
-                tracing::error!(bytes = key.len(), "an entry by expiry time is none of ours; it stays");
+                tracing::error!(bytes = key.len(), "an entry by expiry time has an unknown format; it stays");
                 continue;
             };
             if due_ms > self.now_ms || seen >= most {
                 return Ok(due_ms);
             }
-            self.look_at(due_ms, name);
+            self.check(due_ms, name);
             self.records.sweep.from = entry(due_ms, name);
         }
-        // Whatever is stored from now on is kept so long.
+        // Records stored from now on are kept at least this long.
         Ok(self.now_ms.saturating_add(KEPT_MS))
     }
 
-    fn look_at(&mut self, due_ms: u64, name: Name) {
+    fn check(&mut self, due_ms: u64, name: Name) {
         let now_ms = self.now_ms;
         self.entries.insert(entry(due_ms, name), false);
-        let look_again_ms = match self.touch(name) {
+        let check_again_ms = match self.touch(name) {
             Ok(Touched { record: None, .. }) => None,
             Ok(Touched { record: Some(record), .. }) if record.kept_until_ms > now_ms => Some(record.kept_until_ms),
             Ok(touched) => {
@@ -164,7 +164,7 @@ impl Round<'_> {
                 Some(now_ms.saturating_add(KEPT_MS))
             }
         };
-        self.entries.extend(look_again_ms.map(|at| (entry(at, name), true)));
+        self.entries.extend(check_again_ms.map(|at| (entry(at, name), true)));
     }
 
     fn touch(&mut self, name: Name) -> Result<&mut Touched, StoreError> {
@@ -177,9 +177,9 @@ impl Round<'_> {
         }
     }
 
-    /// Stores all of it, or, when the process ends midway, none. Synced when it returns, if the store syncs.
+    /// Stores all of it or, when the process ends midway, none. Synced when it returns, if the store syncs.
     ///
-    /// Each key is written once: the engine gives no order to two writes of one key in a batch.
+    /// Each key is written once: the engine does not order two writes of one key within a batch.
     pub(super) fn commit(self) -> Result<(), Failure> {
         let writes = self.touched.len() + self.entries.len();
         let mut batch = OwnedWriteBatch::with_capacity(self.records.database.clone(), writes)
@@ -198,24 +198,23 @@ impl Round<'_> {
             }
         }
         batch.commit().map_err(|error| {
-            let told = failed("store reservations", &error);
-            if may_open_again(&error) { Failure::Passing(told) } else { Failure::Lasting(told) }
+            let failure = failed("store reservations", &error);
+            if may_reopen(&error) { Failure::Passing(failure) } else { Failure::Lasting(failure) }
         })
     }
 }
 
-/// Why a commit failed. The engine takes nothing more afterwards, in either case.
+/// Why a commit failed. In either case the engine accepts no further writes.
 pub(super) enum Failure {
-    /// Opened again, the store is as good as before. Whether the commit happened shows then.
+    /// The store can be reopened, which shows whether the commit happened.
     Passing(StoreError),
-    /// A write or sync of the journal failed: what the system now believes to be on the disk may not be there, and a store
-    /// opened again would build on it. Somebody has to look at the disk.
+    /// A write or sync of the journal failed: what the operating system reports as written may not be on disk, and a reopened store
+    /// would build on it. An operator has to check the disk.
     Lasting(StoreError),
 }
 
-/// True for want of room, and when it was not this commit that failed but the engine's work on tables, whose journal is
-/// safe.
-fn may_open_again(error: &fjall::Error) -> bool {
+/// True when the disk is full, and when the engine's background work on tables failed rather than this commit: the journal is intact.
+fn may_reopen(error: &fjall::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     match error {
         fjall::Error::Io(error) => matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge),
@@ -223,8 +222,8 @@ fn may_open_again(error: &fjall::Error) -> bool {
     }
 }
 
-/// Removes what is left of a store whose making was cut short: the engine writes its version mark last, and without it
-/// refuses to go on. Nothing was ever acknowledged from such a store.
+/// Removes the files of a store whose creation was interrupted: the engine writes its version file last, and refuses to open the
+/// folder without it. Nothing was ever acknowledged from such a store.
 fn clear_unfinished(folder: &Path) -> io::Result<()> {
     let finished = std::fs::metadata(folder.join("version")).is_ok_and(|mark| mark.len() > 0);
     if finished || !folder.try_exists()? {
@@ -240,7 +239,7 @@ fn unless_missing(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
-/// A time and a name, ordered by time.
+/// The key of an entry by expiry: time, then name.
 fn entry(due_ms: u64, name: Name) -> [u8; 40] {
     let mut key = [0; 40];
     key[..8].copy_from_slice(&due_ms.to_be_bytes());

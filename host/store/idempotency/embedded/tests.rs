@@ -18,7 +18,7 @@ async fn count(store: &EmbeddedIdempotency) -> (usize, usize) {
     counted.await.expect("counted")
 }
 
-/// The thread does nothing until the sender is dropped or told.
+/// The thread does nothing until the sender is dropped or used.
 fn stall(store: &EmbeddedIdempotency) -> mpsc::Sender<()> {
     let (go_on, until) = mpsc::channel();
     store.queue.try_send(Task::Stall(until)).expect("room");
@@ -79,7 +79,7 @@ async fn a_full_queue_says_so_and_a_dropped_future_harms_nobody() {
     assert!(matches!(waiting.last(), Some(Err(StoreError::Unavailable(why))) if why.contains("full")));
     drop(waiting);
     drop(go_on);
-    // Those claims were given up before they were carried out: nobody holds them.
+    // Those claims were dropped before they were carried out: the names are free.
     let queued = loop {
         match store.enqueue(contract::name(1), contract::reserve(2, 2, 500)) {
             Ok(queued) => break queued,
@@ -108,8 +108,8 @@ async fn responses_in_the_queue_are_bounded_by_bytes() {
     for queued in waiting.into_iter().flatten() {
         assert_eq!(queued.await.expect("answered"), Ok(Stepped::Lost));
     }
-    let told = store.step(contract::name(1), large()).await;
-    assert_eq!(told, Ok(Stepped::Lost), "the room is free again");
+    let stepped = store.step(contract::name(1), large()).await;
+    assert_eq!(stepped, Ok(Stepped::Lost), "the room is free again");
 }
 
 #[tokio::test]
@@ -121,9 +121,9 @@ async fn a_failed_store_is_opened_again() {
     contract::finds_one(&store, 1).await;
 }
 
-/// The engine makes its folder in several steps, and cannot go on from the middle of them.
+/// The engine creates its folder in several steps, and cannot resume in the middle.
 #[tokio::test]
-async fn a_store_whose_making_was_cut_short_is_made_anew() {
+async fn a_store_whose_creation_was_interrupted_is_created_anew() {
     let folder = tempfile::tempdir().expect("a folder");
     open(&folder, &ManualClock::new()).close().await;
     std::fs::remove_file(folder.path().join("version")).expect("the engine's mark");

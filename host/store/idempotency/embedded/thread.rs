@@ -1,4 +1,4 @@
-//! The thread that owns the records: take what waits, apply, commit once, answer.
+//! The thread that owns the records: takes all waiting steps, applies them, commits once, answers.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,47 +12,47 @@ use witan_kernel::port::{Durability, StoreError, StoreTime};
 
 use super::records::{Failure, Records};
 
-/// Steps in one batch. Above this a sync's cost is spread thin enough (80,000 steps a second were measured at 256), and a
-/// step never waits for more than so many others.
+/// Most steps in one batch. The cost of a sync is negligible per step long before (80,000 steps a second were measured at 256), and a
+/// step never waits for more than this many others.
 pub(super) const BATCH: usize = 1024;
 
-/// Expired records that a batch looks at beside two for each of its steps: sweeping keeps ahead of what is added.
+/// Expired records that a batch checks, in addition to two for each of its steps, so that sweeping outpaces what is added.
 const SWEPT: usize = 64;
 
-/// Expired records that an idle store looks at in one go.
+/// Expired records that an idle store checks in one batch.
 const SWEPT_IDLE: usize = 1024;
 
 /// How long a store without steps waits before it sweeps.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// How long a store that could not be opened again is left alone. Milliseconds.
+/// Pause before the next attempt to reopen the store. Milliseconds.
 const REOPEN_MS: u64 = 1000;
 
 /// Where a step's answer goes.
-pub(super) type Told = oneshot::Sender<Answer>;
+pub(super) type AnswerTo = oneshot::Sender<Answer>;
 
 /// A step's answer.
 type Answer = Result<Stepped, StoreError>;
 
-/// What the thread is asked.
+/// A request to the thread.
 pub(super) enum Task {
     /// One step.
     Step {
-        /// On this record.
+        /// The record's name.
         name: Name,
-        /// This step.
+        /// The step.
         step: Step,
-        /// Bytes counted against the queue's bound.
+        /// Bytes counted against the queue's limit.
         bytes: usize,
-        /// Who waits, if anybody still does.
-        answer: Told,
+        /// Where the answer goes, if the caller still waits.
+        answer: AnswerTo,
     },
-    /// Finish what was queued before, and end.
+    /// Finish what was queued before, then end.
     Close,
     /// Lose the open store, as after a failed write.
     #[cfg(test)]
     Break,
-    /// Wait until told to go on.
+    /// Wait until the sender says to continue.
     #[cfg(test)]
     Stall(std::sync::mpsc::Receiver<()>),
     /// Count records and entries.
@@ -60,7 +60,7 @@ pub(super) enum Task {
     Count(oneshot::Sender<(usize, usize)>),
 }
 
-/// What the thread owns.
+/// The thread's state.
 pub(super) struct Thread {
     folder: PathBuf,
     durability: Durability,
@@ -70,14 +70,14 @@ pub(super) struct Thread {
     store: Store,
 }
 
-/// The store, as far as it is there.
+/// Whether the store is open.
 enum Store {
     Open(Records),
-    /// To be opened again, not before this time.
+    /// To be reopened, not before this time.
     Closed {
         until_ms: u64,
     },
-    /// Until somebody has looked at the disk and started the program again.
+    /// Closed until an operator has checked the disk and restarted the program.
     Dead(StoreError),
 }
 
@@ -94,7 +94,7 @@ impl Thread {
         Ok(Self { folder: folder.to_path_buf(), durability, time, tasks, queued_bytes, store })
     }
 
-    /// Works until it is closed or nobody can ask any more.
+    /// Runs until the store is closed or all handles are dropped.
     pub(super) fn run(mut self) {
         let mut open = true;
         while open {
@@ -106,7 +106,7 @@ impl Thread {
         }
     }
 
-    /// One batch: `first` and whatever else waits. False when the store was closed.
+    /// One batch: `first` and all other waiting requests. False when the store was closed.
     fn work(&mut self, first: Task) -> bool {
         let mut steps = Vec::new();
         let mut next = Some(first);
@@ -137,13 +137,12 @@ impl Thread {
         open
     }
 
-    fn answer(&mut self, steps: Vec<(Name, Step, Told)>) {
-        let told = self.carry_out(&steps);
-        match told {
-            Ok(told) => {
-                for ((_, _, answer), told) in steps.into_iter().zip(told) {
-                    // Whoever no longer listens will see the step's effect when it asks again.
-                    let _ = told.map(|told| answer.send(told));
+    fn answer(&mut self, steps: Vec<(Name, Step, AnswerTo)>) {
+        match self.carry_out(&steps) {
+            Ok(results) => {
+                for ((_, _, answer), result) in steps.into_iter().zip(results) {
+                    // A caller that stopped waiting sees the step's effect when it retries.
+                    let _ = result.map(|result| answer.send(result));
                 }
             }
             Err(error) => {
@@ -154,19 +153,19 @@ impl Thread {
         }
     }
 
-    /// What each step is answered with, once all of them are stored.
-    fn carry_out(&mut self, steps: &[(Name, Step, Told)]) -> Result<Vec<Option<Answer>>, StoreError> {
+    /// Applies and commits all steps, and returns each one's answer; `None` for a step that was skipped.
+    fn carry_out(&mut self, steps: &[(Name, Step, AnswerTo)]) -> Result<Vec<Option<Answer>>, StoreError> {
         let now_ms = self.time.now_ms();
         let mut round = self.records(now_ms)?.round(now_ms);
         round.sweep(SWEPT + 2 * steps.len());
-        let mut told = Vec::with_capacity(steps.len());
+        let mut results = Vec::with_capacity(steps.len());
         for (name, step, answer) in steps {
-            // A claim that nobody waits for would only stand in the way of the next; the end of one is worth keeping.
+            // A claim whose caller is gone would only block the next one; the end of a request is worth recording.
             let unwanted = answer.is_closed() && matches!(step, Step::Reserve { .. });
-            told.push((!unwanted).then(|| round.step(*name, step)));
+            results.push((!unwanted).then(|| round.step(*name, step)));
         }
         let committed = round.commit();
-        self.noted(committed).map(|()| told)
+        self.noted(committed).map(|()| results)
     }
 
     fn records(&mut self, now_ms: u64) -> Result<&mut Records, StoreError> {
@@ -179,7 +178,7 @@ impl Thread {
                     self.store = Store::Open(records);
                 }
                 Err(error) => {
-                    tracing::warn!(folder = %self.folder.display(), %error, "the idempotency store cannot be opened again yet");
+                    tracing::warn!(folder = %self.folder.display(), %error, "the idempotency store cannot be reopened yet");
                     self.store = Store::Closed { until_ms: now_ms.saturating_add(REOPEN_MS) };
                 }
             },
@@ -188,16 +187,16 @@ impl Thread {
         if let Store::Open(records) = &mut self.store { Ok(records) } else { Err(waiting()) }
     }
 
-    /// Remembers what a failed commit means for those to come.
+    /// Closes the store after a failed commit.
     fn noted(&mut self, committed: Result<(), Failure>) -> Result<(), StoreError> {
         let (store, error) = match committed {
             Ok(()) => return Ok(()),
             Err(Failure::Passing(error)) => {
-                tracing::error!(folder = %self.folder.display(), %error, "the idempotency store failed; it will be opened again");
+                tracing::error!(folder = %self.folder.display(), %error, "the idempotency store failed; it will be reopened");
                 (Store::Closed { until_ms: 0 }, error)
             }
             Err(Failure::Lasting(error)) => {
-                tracing::error!(folder = %self.folder.display(), %error, "the idempotency store failed: look at the disk, then start again");
+                tracing::error!(folder = %self.folder.display(), %error, "the idempotency store failed: check the disk, then restart");
                 (Store::Dead(error.clone()), error)
             }
         };
@@ -211,12 +210,12 @@ impl Thread {
             let mut round = records.round(now_ms);
             round.sweep(SWEPT_IDLE);
             let committed = round.commit();
-            // Told in the log, and to whoever asks next.
+            // It is logged, and returned to the next caller.
             let _ = self.noted(committed);
         }
     }
 }
 
 fn waiting() -> StoreError {
-    StoreError::Unavailable("the idempotency store has failed, and cannot be opened again yet".into())
+    StoreError::Unavailable("the idempotency store has failed, and cannot be reopened yet".into())
 }

@@ -1,36 +1,36 @@
-//! When not to ask: after failures in a row, callers are told at once that the store is down, instead of each waiting for
-//! the timeout, and one of them after each pause finds out whether that is still so.
+//! A circuit breaker: after consecutive failures, callers fail at once instead of each waiting for the timeout, and after each pause
+//! one of them tries whether the store is back.
 
 use std::time::{Duration, Instant};
 
-/// Failures in a row after which it opens. One lost connection fails whatever was under way on it; this many, without one
-/// success between them, are an outage.
+/// Consecutive failures after which it opens. One lost connection fails every step on it; this many without a success in between are an
+/// outage.
 const FAILURES: u32 = 5;
 
-/// How long nobody is let through. Short against what an outage lasts, long against what a try costs.
+/// How long it stays open before a trial. Short compared with an outage, long compared with the cost of a try.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Decides who may try. Time is an argument.
+/// Decides which step may be tried. Time is an argument.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     failures: u32,
-    /// Open; the next try is let through then.
+    /// When open: the time of the next trial.
     closed_until: Option<Instant>,
-    /// A try is under way although it is open.
+    /// A trial is in flight.
     trying: bool,
 }
 
-/// Permission to try, to be handed back with what came of it.
+/// Permission to try, to be returned with the outcome.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Pass {
-    /// Nothing is wrong.
+    /// The breaker is closed.
     Ordinary,
-    /// The one that finds out.
+    /// The breaker is open; this one tries whether the store is back.
     Trial,
 }
 
 impl Breaker {
-    /// May one try now?
+    /// Admits a step, or not.
     pub(super) fn admit(&mut self, now: Instant) -> Option<Pass> {
         match self.closed_until {
             None => Some(Pass::Ordinary),
@@ -42,17 +42,17 @@ impl Breaker {
         }
     }
 
-    /// It answers: whoever has found out, everybody may try.
+    /// A step succeeded: the breaker closes.
     pub(super) fn succeeded(&mut self) {
         *self = Self::default();
     }
 
-    /// It failed. True when that has opened the breaker, or kept it open.
+    /// A step failed. True when that has opened the breaker, or kept it open.
     pub(super) fn failed(&mut self, pass: &Pass, now: Instant) -> bool {
         self.failures = self.failures.saturating_add(1);
         let opens = match pass {
             Pass::Trial => true,
-            // Those that were let through before it opened come late.
+            // Steps admitted before it opened fail late, and change nothing.
             Pass::Ordinary => self.closed_until.is_none() && self.failures >= FAILURES,
         };
         if opens {
@@ -62,14 +62,14 @@ impl Breaker {
         opens
     }
 
-    /// Nobody waited for the outcome.
+    /// A step's caller stopped waiting before the outcome.
     pub(super) fn dropped(&mut self, pass: &Pass) {
         if *pass == Pass::Trial {
             self.trying = false;
         }
     }
 
-    /// True while callers are told that the store is down.
+    /// True while the store is considered down.
     pub(super) fn is_open(&self) -> bool {
         self.closed_until.is_some()
     }
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_in_a_row_open_it_and_one_success_between_them_does_not_let_them() {
+    fn consecutive_failures_open_it_and_a_success_between_them_prevents_that() {
         let now = Instant::now();
         let mut breaker = Breaker::default();
         for _ in 0..10 {
@@ -106,13 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time_finds_out_after_each_pause() {
+    fn one_trial_is_admitted_after_each_pause() {
         let mut now = Instant::now();
         let mut breaker = opened(now);
         for _ in 0..3 {
             now += PAUSE;
             assert_eq!(breaker.admit(now), Some(Pass::Trial));
-            assert_eq!(breaker.admit(now), None, "another is finding out");
+            assert_eq!(breaker.admit(now), None, "another trial is in flight");
             assert!(breaker.failed(&Pass::Trial, now));
             assert_eq!(breaker.admit(now), None, "it has just failed");
         }
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trial_that_nobody_waits_for_makes_room_for_another() {
+    fn a_dropped_trial_admits_another() {
         let mut now = Instant::now();
         let mut breaker = opened(now);
         now += PAUSE;
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_late_changes_nothing() {
+    fn a_late_failure_changes_nothing() {
         let now = Instant::now();
         let mut breaker = opened(now);
         assert!(!breaker.failed(&Pass::Ordinary, now + PAUSE / 2));

@@ -1,4 +1,4 @@
-//! Whether the servers are fit for the purpose: what is acknowledged must not be evicted, nor be gone after a crash.
+//! Whether the servers' settings are safe: acknowledged records must not be evicted, nor lost in a crash.
 
 use std::fmt;
 
@@ -6,23 +6,23 @@ use redis::Value;
 
 use super::link::Connection;
 
-/// The first version that the steps are written for: time stands still while a script runs.
+/// The oldest supported version: since 7, the time is constant while a script runs.
 const FIRST_VERSION: u64 = 7;
 
-/// What one server says of itself. What it does not tell (some hosted ones do not) is `None`.
+/// What one server reports about itself. What it does not report (some hosted ones do not) is `None`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RedisFacts {
     /// `Redis` or `Valkey`, with the version: `Redis 7.0.15`.
     pub product: String,
-    /// The first number of the version.
+    /// The major version.
     pub version: Option<u64>,
-    /// What becomes of records when memory is full.
+    /// Its `maxmemory-policy`: what happens to records when memory is full.
     pub eviction: Option<String>,
-    /// Whether changes are logged to the disk.
+    /// Whether changes are logged to disk.
     pub append_only: Option<bool>,
     /// When the log is synced: `always`, `everysec` or `no`.
     pub syncs: Option<String>,
-    /// Whether it takes changes: `master`, or `slave`.
+    /// Its role: `master`, which accepts changes, or `slave`.
     pub role: Option<String>,
 }
 
@@ -31,10 +31,10 @@ pub struct RedisFacts {
 pub enum RedisFinding {
     /// Older than 7.
     TooOld {
-        /// What it is.
+        /// Name and version.
         product: String,
     },
-    /// Under memory pressure, records go before their time.
+    /// Under memory pressure, records are evicted before they expire.
     Evicts {
         /// Its `maxmemory-policy`.
         policy: String,
@@ -56,17 +56,17 @@ impl fmt::Display for RedisFinding {
             Self::TooOld { product } => write!(f, "{product} is too old: use Redis 7 or later, or Valkey"),
             Self::Evicts { policy } => write!(
                 f,
-                "maxmemory-policy is {policy}, so that records of idempotency keys may go before their time: \
+                "maxmemory-policy is {policy}, so that idempotency records may be evicted before they expire: \
                  set it to noeviction"
             ),
             Self::NotLogged => {
-                f.write_str("appendonly is off, so that a restart loses every idempotency key: set it to yes")
+                f.write_str("appendonly is off, so that a restart loses every idempotency record: set it to yes")
             }
             Self::SyncsLate { syncs } => write!(
                 f,
-                "appendfsync is {syncs}, so that a crash loses the idempotency keys recorded just before: set it to always"
+                "appendfsync is {syncs}, so that a crash loses the newest idempotency records: set it to always"
             ),
-            Self::NotMaster => f.write_str("it is a replica and takes no changes: use the master's address"),
+            Self::NotMaster => f.write_str("it is a replica and accepts no changes: use the master's address"),
         }
     }
 }
@@ -92,13 +92,13 @@ impl RedisFacts {
         findings
     }
 
-    /// Reads the answer to `INFO`.
+    /// Reads the reply to `INFO`.
     fn read(info: &str) -> Self {
         let field = |name: &str| {
             let lines = info.lines().filter_map(|line| line.trim_end().split_once(':'));
             lines.into_iter().find(|(field, _)| *field == name).map(|(_, value)| value.to_owned())
         };
-        // Valkey tells the version of Redis that it is compatible with, 7.2, under Redis's name.
+        // Valkey reports the version of Redis that it is compatible with, 7.2, as `redis_version`.
         let (name, version) = match (field("valkey_version"), field("redis_version")) {
             (Some(version), _) => ("Valkey", version),
             (None, version) => ("Redis", version.unwrap_or_default()),
@@ -114,32 +114,32 @@ impl RedisFacts {
     }
 }
 
-/// Asks every server that stores.
+/// Queries every server that stores records.
 pub(super) async fn facts(connection: &mut Connection) -> Result<Vec<RedisFacts>, redis::RedisError> {
-    let told = connection.call_all(&redis::cmd("INFO")).await?;
-    let mut facts: Vec<RedisFacts> = told.iter().map(|told| RedisFacts::read(&text(told))).collect();
+    let infos = connection.call_all(&redis::cmd("INFO")).await?;
+    let mut facts: Vec<RedisFacts> = infos.iter().map(|info| RedisFacts::read(&text(info))).collect();
     let mut ask = redis::cmd("CONFIG");
     ask.arg("GET").arg("appendfsync");
-    // Hosted servers forbid it.
-    if let Ok(told) = connection.call_all(&ask).await {
-        for (facts, told) in facts.iter_mut().zip(&told) {
-            facts.syncs = setting(told);
+    // Some hosted servers forbid it.
+    if let Ok(replies) = connection.call_all(&ask).await {
+        for (facts, reply) in facts.iter_mut().zip(&replies) {
+            facts.syncs = setting(reply);
         }
     }
     Ok(facts)
 }
 
-/// The value in an answer to `CONFIG GET` of one name: a list of name and value.
-fn setting(told: &Value) -> Option<String> {
-    match told {
+/// The value in a reply to `CONFIG GET` of one name: a list of name and value.
+fn setting(reply: &Value) -> Option<String> {
+    match reply {
         Value::Array(parts) => parts.get(1).map(text),
         Value::Map(pairs) => pairs.first().map(|(_, value)| text(value)),
         _ => None,
     }
 }
 
-fn text(told: &Value) -> String {
-    match told {
+fn text(reply: &Value) -> String {
+    match reply {
         Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
         Value::SimpleString(text) | Value::VerbatimString { text, .. } => text.clone(),
         _ => String::new(),
@@ -151,7 +151,7 @@ mod tests {
     use super::{RedisFacts, RedisFinding};
 
     #[test]
-    fn a_fit_server_gives_no_cause() {
+    fn a_safe_server_has_no_findings() {
         let info = "# Server\r\nredis_version:7.0.15\r\n# Memory\r\nmaxmemory_policy:noeviction\r\n\
                     # Persistence\r\naof_enabled:1\r\n# Replication\r\nrole:master\r\n";
         let facts = RedisFacts { syncs: Some("always".into()), ..RedisFacts::read(info) };
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn each_weakness_is_told() {
+    fn each_weakness_is_found() {
         let info = "redis_version:6.2.1\r\nmaxmemory_policy:allkeys-lru\r\naof_enabled:0\r\nrole:slave\r\n";
         let facts = RedisFacts::read(info);
         let found = facts.findings();
@@ -176,6 +176,6 @@ mod tests {
         assert_eq!(found, [too_old, evicts, RedisFinding::NotLogged, RedisFinding::NotMaster]);
         let late = RedisFacts { append_only: Some(true), syncs: Some("everysec".into()), ..RedisFacts::default() };
         assert_eq!(late.findings(), [RedisFinding::SyncsLate { syncs: "everysec".into() }]);
-        assert_eq!(RedisFacts::default().findings(), [], "what is not told is no cause");
+        assert_eq!(RedisFacts::default().findings(), [], "what is not reported is no finding");
     }
 }

@@ -15,32 +15,31 @@ use super::link::Connector;
 /// Longest key prefix, in bytes: it is part of every key.
 const PREFIX_BYTES: usize = 64;
 
-/// Which Redis (7 or later) or Valkey to use, and how.
+/// How Redis (7 or later) or Valkey is reached.
 #[derive(Debug, Clone)]
 pub struct RedisConfig {
     /// The servers.
     pub servers: RedisServers,
-    /// User and password for the servers, in place of those in their addresses.
+    /// User and password for the servers; overrides those in their addresses.
     pub credentials: Option<RedisCredentials>,
-    /// Certificates, for addresses that start with `rediss://`. Without: the system's authorities and no certificate of
-    /// one's own.
+    /// Certificates for addresses that start with `rediss://`. `None`: the system's certificate authorities, and no client
+    /// certificate.
     pub tls: Option<RedisTls>,
-    /// What every key starts with, so that several clusters can share a server: 1..=64 bytes of letters, digits and `_.-`.
+    /// Prefix of every key, so that several clusters can share a server: 1..=64 bytes of letters, digits and `_.-`.
     pub key_prefix: String,
-    /// How long a step may take from the call to its answer, a new connection included. After it, the step may or may not
-    /// have been carried out.
+    /// Time limit of a step, including a new connection. A step that exceeds it may or may not have been carried out.
     pub timeout: Duration,
-    /// How long a connection may take to be made.
+    /// Time limit of connecting.
     pub connect_timeout: Duration,
 }
 
 /// Addresses: `redis://host:6379`, with TLS `rediss://host:6379`; user, password and number of the database
-/// (`redis://user:password@host:6379/1`) where they are needed.
+/// (`redis://user:password@host:6379/1`) if needed.
 #[derive(Clone)]
 pub enum RedisServers {
     /// One server.
     Single(String),
-    /// Some of a cluster's servers; the others are found.
+    /// Some of a cluster's servers; the others are discovered.
     Cluster(Vec<String>),
     /// Sentinels that know where the master is.
     Sentinel {
@@ -50,15 +49,15 @@ pub enum RedisServers {
         master: String,
         /// The number of the master's database.
         database: u32,
-        /// Whether the master is spoken to with TLS.
+        /// Whether connections to the master use TLS.
         tls: bool,
     },
 }
 
-/// Who we are to the servers.
+/// Credentials for the servers.
 #[derive(Clone)]
 pub struct RedisCredentials {
-    /// The user, where it is not the default one.
+    /// The user; `None` for the default one.
     pub user: Option<String>,
     /// The password. Never printed.
     pub password: String,
@@ -67,14 +66,14 @@ pub struct RedisCredentials {
 /// Certificates, in PEM.
 #[derive(Clone, Default)]
 pub struct RedisTls {
-    /// The authorities that vouch for the servers, in place of the system's.
+    /// Certificate authorities for the servers' certificates; `None` for the system's.
     pub authorities: Option<Vec<u8>>,
-    /// Our own certificate and its private key, where the servers ask for one. Never printed.
+    /// Client certificate and private key, if the servers require them. Never printed.
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl RedisConfig {
-    /// The usual settings: key prefix `witan`, a second for a step and for a connection.
+    /// Default settings: key prefix `witan`, a second for a step and for a connection.
     pub fn new(servers: RedisServers) -> Self {
         Self {
             servers,
@@ -94,7 +93,7 @@ impl RedisConfig {
             return Err(StoreError::Refused(what.to_owned()));
         }
         if self.timeout.is_zero() || self.connect_timeout.is_zero() {
-            return Err(StoreError::Refused("a timeout for Redis must be longer than nothing".to_owned()));
+            return Err(StoreError::Refused("a timeout for Redis must be longer than zero".to_owned()));
         }
         match &self.servers {
             RedisServers::Single(address) => self.single(address),
@@ -170,7 +169,7 @@ impl RedisConfig {
             }
             builder.build()
         };
-        // Once here, so that what is wrong with it is told at once; then for every connection, since a client remembers.
+        // Once here, so that an error is reported at once; then for every connection, since a client caches what it has found.
         build().map_err(|error| refused("the sentinels' addresses", &error))?;
         Ok(Connector::Sentinel(Box::new(build)))
     }

@@ -1,5 +1,5 @@
-//! The connection: made when it is first needed, shared by all who call at once (their calls are pipelined on it), made anew
-//! when it is lost, ever more slowly while that fails.
+//! The connection: made when it is first needed, shared by concurrent callers (whose calls are pipelined), and replaced when it is
+//! lost, with a growing pause between failed attempts.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,10 +15,10 @@ use tokio::time::{sleep, timeout};
 use witan_kernel::backoff::Backoff;
 use witan_kernel::sync::lock;
 
-/// Pauses between attempts to connect. The longest bounds how late a server that is back is found.
+/// Pauses between attempts to connect. The longest bounds how late a server that is back is noticed.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
 
-/// Calls that wait to be written to a connection. More wait before it; the number of all is bounded by the store.
+/// Calls queued for writing on a connection. More wait for a place; the store bounds the number of all.
 const WRITTEN_AHEAD: usize = 1024;
 
 /// Makes connections.
@@ -27,7 +27,7 @@ pub(super) enum Connector {
     Single(Box<redis::Client>),
     /// To all masters of a cluster.
     Cluster(Box<ClusterClient>),
-    /// To the master that sentinels name; they are asked anew each time.
+    /// To the master that sentinels name; they are asked for each connection.
     Sentinel(Box<dyn Fn() -> Result<SentinelClient, RedisError> + Send + Sync>),
 }
 
@@ -36,21 +36,21 @@ pub(super) enum Connector {
 pub(super) enum Connection {
     /// To one server.
     Single(MultiplexedConnection),
-    /// To all masters of a cluster. It heals itself.
+    /// To all masters of a cluster. It reconnects on its own.
     Cluster(ClusterConnection),
 }
 
-/// A connection that was made, and which one it was.
+/// A connection and its generation.
 #[derive(Clone)]
 pub(super) struct Connected {
-    /// Counts connections.
+    /// Increases with every connection.
     pub(super) generation: u64,
     /// The connection.
     pub(super) connection: Connection,
 }
 
-/// What is told of an attempt: nothing yet, the connection, or why there is none.
-type Told = Option<Result<Connected, String>>;
+/// The outcome of an attempt to connect: none yet, the connection, or why there is none.
+type Outcome = Option<Result<Connected, String>>;
 
 /// Hands out the connection.
 pub(super) struct Link {
@@ -66,12 +66,12 @@ struct Shared {
 
 struct State {
     connected: Option<Connected>,
-    /// Under way: one at a time, however many wait for it.
-    attempt: Option<watch::Receiver<Told>>,
+    /// In progress: one at a time, however many wait for it.
+    attempt: Option<watch::Receiver<Outcome>>,
     generation: u64,
-    /// A connection that is lost before it was of any use counts as a failure, too.
+    /// A connection that is lost before any call on it succeeded counts as a failure, too.
     backoff: Backoff,
-    /// The present connection has been of use.
+    /// A call on the current connection has succeeded.
     proven: bool,
 }
 
@@ -82,7 +82,7 @@ impl Default for State {
 }
 
 impl Link {
-    /// No connection is made yet. Each that is made is shown to `on_connect`.
+    /// Does not connect yet. `on_connect` is called with each connection.
     pub(super) fn new(
         connector: Connector,
         connect_timeout: Duration,
@@ -93,13 +93,13 @@ impl Link {
         Self { shared: Arc::new(Shared { connector, connect_timeout, state, on_connect }) }
     }
 
-    /// Connections are made with this from now on; the present one is given up.
+    /// Uses `connector` from now on and drops the current connection.
     pub(super) fn replace(&self, connector: Connector) {
         *lock(&self.shared.connector) = Arc::new(connector);
         self.reset();
     }
 
-    /// The connection, or the one that is being made. Wait no longer than makes sense: it may be a while.
+    /// The connection, waiting for one if need be. May take long: the caller sets the time limit.
     pub(super) async fn connected(&self) -> Result<Connected, String> {
         let mut attempt = {
             let mut state = lock(&self.shared.state);
@@ -112,8 +112,8 @@ impl Link {
             }
         };
         match attempt.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(told)) => told.clone(),
-            // The attempt has gone without a word: the runtime that carried it ends.
+            Ok(Some(outcome)) => outcome.clone(),
+            // The attempt was dropped: its runtime is shutting down.
             Ok(None) | Err(_) => {
                 lock(&self.shared.state).attempt = None;
                 Err("the attempt to connect was given up".to_owned())
@@ -121,20 +121,20 @@ impl Link {
         }
     }
 
-    fn begin(&self, state: &mut State) -> watch::Receiver<Told> {
-        let (tell, told) = watch::channel(None);
-        state.attempt = Some(told.clone());
+    fn begin(&self, state: &mut State) -> watch::Receiver<Outcome> {
+        let (done, outcome) = watch::channel(None);
+        state.attempt = Some(outcome.clone());
         let (shared, pause) = (self.shared.clone(), state.backoff.pause());
-        // A task of its own, since whoever has asked for it may stop waiting.
+        // In a separate task, since the caller may stop waiting.
         tokio::spawn(async move {
             sleep(pause).await;
             let made = shared.connect().await;
-            tell.send_replace(Some(shared.note(made)));
+            done.send_replace(Some(shared.note(made)));
         });
-        told
+        outcome
     }
 
-    /// This connection has been of use.
+    /// Notes that a call on this connection has succeeded.
     pub(super) fn proven(&self, generation: u64) {
         let mut state = lock(&self.shared.state);
         if state.generation == generation && !state.proven {
@@ -143,7 +143,7 @@ impl Link {
         }
     }
 
-    /// This connection is of no use any more; the next caller has another made.
+    /// Notes that this connection is lost; the next caller starts another.
     pub(super) fn lost(&self, generation: u64) {
         let mut state = lock(&self.shared.state);
         if state.connected.as_ref().is_some_and(|connected| connected.generation == generation) {
@@ -154,7 +154,7 @@ impl Link {
         }
     }
 
-    /// Whatever connection there is, is given up.
+    /// Drops the current connection, if any.
     pub(super) fn reset(&self) {
         lock(&self.shared.state).connected = None;
     }
@@ -196,7 +196,7 @@ impl Shared {
 
 impl Connector {
     async fn connect(&self, within: Duration) -> Result<Connection, RedisError> {
-        // Answers are waited for by the store, which knows how long its callers wait.
+        // No time limit here: the store sets the one that its callers expect.
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(within))
             .set_response_timeout(None)
@@ -216,33 +216,33 @@ impl Connector {
 impl Connection {
     /// One call, pipelined with others.
     pub(super) async fn call(&mut self, command: &Cmd) -> Result<Value, RedisError> {
-        let told = match self {
+        let reply = match self {
             Self::Single(connection) => connection.req_packed_command(command).await,
             Self::Cluster(connection) => connection.req_packed_command(command).await,
         };
-        told.and_then(Value::extract_error)
+        reply.and_then(Value::extract_error)
     }
 
-    /// One call to every server that stores.
+    /// One call to every server that stores records.
     pub(super) async fn call_all(&mut self, command: &Cmd) -> Result<Vec<Value>, RedisError> {
         match self {
-            Self::Single(_) => self.call(command).await.map(|told| vec![told]),
+            Self::Single(_) => self.call(command).await.map(|reply| vec![reply]),
             Self::Cluster(connection) => {
                 let masters = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
                 match connection.route_command(command.clone(), masters).await?.extract_error()? {
-                    Value::Map(each) => Ok(each.into_iter().map(|(_, told)| told).collect()),
+                    Value::Map(each) => Ok(each.into_iter().map(|(_, reply)| reply).collect()),
                     other => Ok(vec![other]),
                 }
             }
         }
     }
 
-    /// True when after this error another connection may do better, at once.
+    /// True when another connection may succeed at once after this error.
     pub(super) fn is_lost_by(&self, error: &RedisError) -> bool {
         match self {
-            // It finds other servers, and has tried again, by itself.
+            // The client has looked for other servers and retried already.
             Self::Cluster(_) => false,
-            // A master that has become a replica: sentinels know another one, and a name may lead to it.
+            // The master has become a replica: sentinels, or a host name, may lead to the new one.
             Self::Single(_) if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) => true,
             Self::Single(_) => error.is_unrecoverable_error() || error.is_io_error(),
         }

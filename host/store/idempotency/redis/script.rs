@@ -1,4 +1,4 @@
-//! The protocol's steps as calls of one script, and its answers read back.
+//! Steps as calls of one script, and the script's replies.
 
 use bytes::Bytes;
 use redis::{Cmd, ErrorKind, RedisError, Script, ServerErrorKind, Value};
@@ -8,25 +8,25 @@ use witan_kernel::register::Stamp;
 
 use super::link::Connection;
 
-/// See there for what it is given and what it answers.
+/// Its arguments and replies are documented there.
 const SOURCE: &str = include_str!("step.lua");
 
 /// The fence of a record's first claim.
 const FIRST_FENCE: u64 = 1;
 
-/// The script, under the name by which servers know it.
+/// The script, by the hash under which servers cache it.
 pub(super) struct Steps {
     /// SHA-1 of the source, in hexadecimal.
     hash: String,
     key_prefix: String,
 }
 
-/// One step, ready to be sent any number of times.
+/// One step, ready to be sent; it may be sent again.
 pub(super) struct Call<'a> {
     hash: &'a str,
     key: Vec<u8>,
     step: &'a Step,
-    /// In place of the server's time.
+    /// Replaces the server's time.
     now_ms: Option<u64>,
 }
 
@@ -35,27 +35,26 @@ impl Steps {
         Self { hash: Script::new(SOURCE).get_hash().to_owned(), key_prefix: key_prefix.to_owned() }
     }
 
-    /// The key of a record. In braces is what decides the place in a cluster.
+    /// The key of a record. The part in braces determines its slot in a cluster.
     pub(super) fn key(&self, name: &Name) -> Vec<u8> {
         let hex: String = name.0.iter().map(|byte| format!("{byte:02x}")).collect();
         format!("{}:idempotency:{{{hex}}}", self.key_prefix).into_bytes()
     }
 
-    /// A step on the record of `name`; `now_ms` instead of the server's time, where there is one.
+    /// A step on the record of `name`; `now_ms`, if given, replaces the server's time.
     pub(super) fn call<'a>(&'a self, name: &Name, step: &'a Step, now_ms: Option<u64>) -> Call<'a> {
         Call { hash: &self.hash, key: self.key(name), step, now_ms }
     }
 }
 
 impl Call<'_> {
-    /// Has it carried out. A server that does not know the script, since it is new or has been told to forget it, is given
-    /// it with the call.
+    /// Sends it. A server that does not have the script in its cache gets it with a second call.
     pub(super) async fn send(&self, connection: &mut Connection) -> Result<Value, RedisError> {
         match connection.call(&self.command("EVALSHA", self.hash)).await {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                 connection.call(&self.command("EVAL", SOURCE)).await
             }
-            told => told,
+            reply => reply,
         }
     }
 
@@ -84,15 +83,15 @@ impl Call<'_> {
     }
 }
 
-/// Reads what the script has answered.
-pub(super) fn read(told: &Value) -> Result<Stepped, StoreError> {
-    let Value::Array(parts) = told else { return Err(nonsense(told)) };
-    let Some((Value::BulkString(word), rest)) = parts.split_first() else { return Err(nonsense(told)) };
+/// Reads the script's reply.
+pub(super) fn read(reply: &Value) -> Result<Stepped, StoreError> {
+    let Value::Array(parts) = reply else { return Err(unexpected(reply)) };
+    let Some((Value::BulkString(word), rest)) = parts.split_first() else { return Err(unexpected(reply)) };
     match (&word[..], rest) {
         (b"reserved", [Value::BulkString(fence), Value::BulkString(stamp), Value::BulkString(started)]) => {
-            let fence = number(fence).ok_or_else(|| nonsense(told))?;
-            let stamp = read_stamp(stamp).ok_or_else(|| nonsense(told))?;
-            let started = number(started).ok_or_else(|| nonsense(told))?;
+            let fence = number(fence).ok_or_else(|| unexpected(reply))?;
+            let stamp = read_stamp(stamp).ok_or_else(|| unexpected(reply))?;
+            let started = number(started).ok_or_else(|| unexpected(reply))?;
             Ok(Stepped::Reserved { fence, took_over: fence > FIRST_FENCE, stamp, started })
         }
         (b"completed", [Value::BulkString(response)]) => {
@@ -100,7 +99,7 @@ pub(super) fn read(told: &Value) -> Result<Stepped, StoreError> {
         }
         (b"in-progress", [Value::Int(left)]) => match u64::try_from(*left) {
             Ok(left_ms) => Ok(Stepped::InProgress { left_ms }),
-            Err(_) => Err(nonsense(told)),
+            Err(_) => Err(unexpected(reply)),
         },
         (b"conflict", []) => Ok(Stepped::Conflict),
         (b"stored", []) => Ok(Stepped::Stored),
@@ -108,7 +107,7 @@ pub(super) fn read(told: &Value) -> Result<Stepped, StoreError> {
         (b"damaged", [Value::BulkString(why)]) => {
             Err(StoreError::Damaged(format!("an idempotency record in Redis: {}", String::from_utf8_lossy(why))))
         }
-        _ => Err(nonsense(told)),
+        _ => Err(unexpected(reply)),
     }
 }
 
@@ -124,8 +123,8 @@ fn read_stamp(bytes: &[u8]) -> Option<Option<Stamp>> {
     }
 }
 
-fn nonsense(told: &Value) -> StoreError {
-    // At most so much of it: a value may be as long as a response.
-    let told: String = format!("{told:?}").chars().take(200).collect();
-    StoreError::Damaged(format!("Redis answers a step with {told}"))
+fn unexpected(reply: &Value) -> StoreError {
+    // Shortened: it may be as long as a response.
+    let reply: String = format!("{reply:?}").chars().take(200).collect();
+    StoreError::Damaged(format!("Redis answers a step with {reply}"))
 }

@@ -5,7 +5,7 @@ use witan_kernel::port::{IdempotencyStore, StoreError, StoreTime};
 use witan_memory::contract::{ManualClock, idempotency as contract, join_all, poll_once};
 use witan_servers::{PATIENCE, Redis};
 
-use super::{BYTES_UNDER_WAY, RedisConfig, RedisIdempotency, RedisServers, UNDER_WAY};
+use super::{BYTES_IN_FLIGHT, IN_FLIGHT, RedisConfig, RedisIdempotency, RedisServers};
 
 mod model;
 mod outage;
@@ -46,23 +46,23 @@ async fn eventually(store: &RedisIdempotency, name: Name, step: Step) -> Stepped
     }
 }
 
-/// A claim that stands for longer than any test: one that is sent again on another connection finds its own.
+/// A claim whose lease is longer than any test: one that is sent again on another connection finds its own.
 fn reserve(of: u8, request: u8) -> Step {
     contract::reserve(of, request, 600_000)
 }
 
 /// Claims all of these at once; they are new.
 async fn reserve_all(store: &RedisIdempotency, names: std::ops::Range<u64>) {
-    let told = join_all(names.map(|of| store.step(contract::name(of), reserve(1, 1)))).await;
+    let results = join_all(names.map(|of| store.step(contract::name(of), reserve(1, 1)))).await;
     let first = Stepped::Reserved { fence: 1, took_over: false, stamp: None, started: 42 };
-    for told in told {
-        assert_eq!(told.as_ref(), Ok(&first));
+    for result in results {
+        assert_eq!(result.as_ref(), Ok(&first));
     }
 }
 
-fn nothing_is_under_way(store: &RedisIdempotency) -> bool {
-    let bytes = store.shared.bytes_under_way.load(std::sync::atomic::Ordering::Relaxed);
-    bytes == 0 && store.shared.under_way.available_permits() == UNDER_WAY
+fn nothing_is_in_flight(store: &RedisIdempotency) -> bool {
+    let bytes = store.shared.bytes_in_flight.load(std::sync::atomic::Ordering::Relaxed);
+    bytes == 0 && store.shared.in_flight.available_permits() == IN_FLIGHT
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -72,7 +72,7 @@ async fn keeps_the_contract() {
     let store = by_clock(&redis, &clock);
     contract::all(&store, &clock).await;
     contract::reserve_many(&store, 500).await;
-    assert!(nothing_is_under_way(&store));
+    assert!(nothing_is_in_flight(&store));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -91,11 +91,11 @@ async fn time_is_the_servers() {
             }
             other => panic!("{other:?}"),
         }
-        assert!(Instant::now() < until, "the lease does not end");
+        assert!(Instant::now() < until, "the lease does not expire");
     }
     let left: u64 = redis.ask(&format!("PTTL {}", key(&store, contract::name(1)))).parse().expect("a number");
     let day = witan_kernel::idempotency::KEPT_MS;
-    assert!((1..=day).contains(&left), "{left}: the record goes by itself, some day");
+    assert!((1..=day).contains(&left), "{left}: the record expires on the server");
     assert!(left > day - PATIENCE.as_millis() as u64 * 2, "{left}: but not before");
 }
 
@@ -110,8 +110,8 @@ async fn calls_at_once_share_one_connection() {
         let store = store.clone();
         async move { reserve_all(&store, 0..500).await }
     });
-    // All are under way before the first is answered.
-    while store.shared.under_way.available_permits() > UNDER_WAY - 500 {
+    // All are in flight before the first is answered.
+    while store.shared.in_flight.available_permits() > IN_FLIGHT - 500 {
         tokio::task::yield_now().await;
     }
     redis.resume();
@@ -147,20 +147,20 @@ async fn a_dropped_future_leaves_its_step_done_or_not_done() {
         }
     }
     drop(some);
-    assert!(nothing_is_under_way(&store));
+    assert!(nothing_is_in_flight(&store));
     for of in 0..300 {
-        let told = store.step(contract::name(of), reserve(2, 1)).await.expect("an answer");
-        match told {
+        let stepped = store.step(contract::name(of), reserve(2, 1)).await.expect("an answer");
+        match stepped {
             Stepped::Reserved { fence: 1, took_over: false, stamp: None, started: 42 } => {}
             Stepped::InProgress { left_ms } => assert!(left_ms <= 600_000),
             other => panic!("{of}: {other:?}"),
         }
     }
-    assert!(nothing_is_under_way(&store) && !store.is_down());
+    assert!(nothing_is_in_flight(&store) && !store.is_down());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_may_be_under_way_is_bounded() {
+async fn steps_in_flight_are_bounded() {
     let redis = Redis::start();
     let store = open(&redis);
     reserve_all(&store, 1_000_000..1_000_000 + 1).await;
@@ -172,15 +172,15 @@ async fn what_may_be_under_way_is_bounded() {
         let mut step = Box::pin(store.step(contract::name(1_000_000), done()));
         match poll_once(&mut step).await {
             None => waiting.push(step),
-            Some(told) => break told,
+            Some(stepped) => break stepped,
         }
-        assert!(waiting.len() <= UNDER_WAY);
+        assert!(waiting.len() <= IN_FLIGHT);
     };
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
-    assert_eq!(waiting.len(), BYTES_UNDER_WAY / response.len());
+    assert_eq!(waiting.len(), BYTES_IN_FLIGHT / response.len());
     drop(waiting);
     let mut waiting: Vec<_> =
-        (0..UNDER_WAY as u64).map(|of| Box::pin(store.step(contract::name(of), reserve(1, 1)))).collect();
+        (0..IN_FLIGHT as u64).map(|of| Box::pin(store.step(contract::name(of), reserve(1, 1)))).collect();
     for step in &mut waiting {
         assert!(poll_once(step).await.is_none());
     }
@@ -188,12 +188,12 @@ async fn what_may_be_under_way_is_bounded() {
     assert!(!store.is_down(), "there is too much to do, but no outage");
     redis.resume();
     drop(waiting);
-    assert!(nothing_is_under_way(&store));
+    assert!(nothing_is_in_flight(&store));
     reserve_all(&store, 2_000_000..2_000_000 + 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_record_is_told_and_left_alone() {
+async fn what_is_no_record_is_reported_and_left_alone() {
     let redis = Redis::start();
     let store = open(&redis);
     let (text, list) = (contract::name(1), contract::name(2));
@@ -201,8 +201,8 @@ async fn what_is_no_record_is_told_and_left_alone() {
     redis.ask(&format!("RPUSH {} nonsense", key(&store, list)));
     for name in [text, list] {
         for _ in 0..10 {
-            let told = store.step(name, reserve(1, 1)).await;
-            assert!(matches!(told, Err(StoreError::Damaged(_))), "{told:?}");
+            let stepped = store.step(name, reserve(1, 1)).await;
+            assert!(matches!(stepped, Err(StoreError::Damaged(_))), "{stepped:?}");
         }
     }
     assert!(!store.is_down(), "it does answer");

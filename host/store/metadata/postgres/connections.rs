@@ -1,9 +1,9 @@
 //! A small pool of connections.
 //!
-//! Of its own, for what sqlx's pool leaves open: that one takes back whatever is dropped, looks at it in a task without a time
-//! limit (a server that is paused in that moment keeps the place), and cannot tell a connection in a transaction from another.
-//! Here a connection is taken back only when its operation says that it is done with it, and lent again only after it has
-//! answered, within a time limit, that it is in no transaction.
+//! Not sqlx's pool, since that takes back every dropped connection, checks it in a task without a time limit (a server that is paused
+//! at that moment keeps the place occupied), and does not notice that a connection is in a transaction. Here a connection is taken
+//! back only when its operation returns it, and lent again only after the server has confirmed, within a time limit, that it is in no
+//! transaction.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,17 +19,17 @@ use witan_kernel::port::StoreError;
 use super::PostgresConfig;
 use super::errors::{failed, passes};
 
-/// How long a connection that was idle may take to answer. One that takes longer is dead, or its server is about to be.
+/// Time limit for an idle connection to answer. One that takes longer is dead, or its server overloaded.
 const CHECK: Duration = Duration::from_secs(1);
-/// After so long a connection is replaced, so that a server that has moved, or grown, is noticed.
+/// Age at which a connection is replaced, so that a server's new address is noticed.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
-/// How long a connection that is closed may take to say so. It is dropped then.
+/// Time limit for closing a connection properly; after that it is dropped.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Pauses between attempts to connect.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
 
-/// In an open transaction, `now()` is the time of its beginning, and the statement's time is later. As a simple query: in the
-/// extended protocol a statement's messages have times of their own.
+/// Within a transaction `now()` is the time of its beginning, earlier than the statement's. Sent as a simple query: in the extended
+/// protocol each message has its own time.
 const IN_NO_TRANSACTION: &str = "SELECT now() = statement_timestamp()";
 
 pub(super) struct Connections {
@@ -37,7 +37,7 @@ pub(super) struct Connections {
     session: String,
     connect: Duration,
     places: Arc<Semaphore>,
-    /// The one used last at the end. As many as there are places at most.
+    /// Most recently used last. At most as many as `places`.
     idle: Mutex<Vec<Idle>>,
 }
 
@@ -75,14 +75,14 @@ impl Connections {
         Ok(Lent { idle: Some(idle), done: false, pool: self.clone(), _place: place })
     }
 
-    /// One that was used before and answers.
+    /// An idle connection that answers, if there is one.
     async fn usable(&self) -> Option<Idle> {
         while let Some(mut idle) = self.next() {
             match timeout(CHECK, in_no_transaction(&mut idle.connection)).await {
                 Ok(Ok(true)) => return Some(idle),
                 Ok(Ok(false)) => tracing::error!("a connection to PostgreSQL was given back inside a transaction"),
                 Ok(Err(error)) => tracing::debug!(%error, "a connection to PostgreSQL is gone"),
-                // What does not answer will not answer on the next one either, and time is short.
+                // A server that does not answer here will not answer on the next one either.
                 Err(_) => self.idle().clear(),
             }
         }
@@ -105,7 +105,7 @@ impl Connections {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lends nothing any more, and says goodbye on what is idle.
+    /// Stops lending and closes idle connections.
     pub(super) async fn close(&self) {
         self.places.close();
         loop {
@@ -119,8 +119,8 @@ async fn in_no_transaction(connection: &mut PgConnection) -> sqlx::Result<bool> 
     sqlx::raw_sql(IN_NO_TRANSACTION).fetch_one(connection).await?.try_get(0)
 }
 
-/// What each connection is told first. The server's limits stand below the operation's, so that it is the server that ends a
-/// change, and says so, where it can.
+/// Session settings of each connection. The server's time limits are below the operation's, so that the server ends a slow change and
+/// reports it, if it can.
 fn session(operation: Duration) -> String {
     let part = |tenths: u128| (operation.as_millis() * tenths / 10).max(1);
     format!(
@@ -133,7 +133,7 @@ fn session(operation: Duration) -> String {
     )
 }
 
-/// Connects within `patience`, however often that takes: a server that starts refuses at first.
+/// Connects within `patience`, retrying: a server that is starting refuses at first.
 pub(super) async fn open(options: &PgConnectOptions, patience: Duration) -> Result<PgConnection, StoreError> {
     let until = Instant::now() + patience;
     let mut backoff = RETRY;
@@ -153,7 +153,7 @@ pub(super) async fn open(options: &PgConnectOptions, patience: Duration) -> Resu
     }
 }
 
-/// An error before there is a connection: nothing was damaged or refused, whatever the server says.
+/// Maps an error before there is a connection: always unavailable, whatever the server says.
 fn out_of_reach(error: sqlx::Error) -> StoreError {
     match failed(error) {
         StoreError::Unavailable(why) => StoreError::Unavailable(why),
@@ -162,12 +162,12 @@ fn out_of_reach(error: sqlx::Error) -> StoreError {
 }
 
 pub(super) async fn close(connection: PgConnection) {
-    // It is gone either way.
+    // The connection is closed either way.
     let _ = timeout(GOODBYE, connection.close()).await;
 }
 
 impl Lent {
-    /// Lets the next operation have it, once it is dropped.
+    /// Marks it for the next operation; it is returned when dropped.
     pub(in crate::metadata) fn give_back(&mut self) {
         self.done = true;
     }

@@ -1,4 +1,4 @@
-//! A look at a PostgreSQL server that changes nothing there: for whoever wants to know why a coordinator does not start.
+//! A read-only examination of a PostgreSQL server, to find out why a coordinator does not start.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,30 +9,30 @@ use witan_kernel::port::StoreError;
 use super::{PostgresConfig, connections, failed, options};
 use crate::metadata::migrations;
 
-/// What was seen.
+/// Facts about a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PostgresFacts {
-    /// As the server tells it, such as `15.14 (Debian 15.14-0+deb12u1)`.
+    /// As the server reports it, such as `15.14 (Debian 15.14-0+deb12u1)`.
     pub server_version: String,
     /// The same as a number: 150014.
     pub server_version_number: u32,
-    /// `UTF8`, or what cannot be used.
+    /// `UTF8`; others cannot be used.
     pub encoding: String,
     /// `on`, `remote_apply`, `remote_write`, `local` or `off`.
     pub synchronous_commit: String,
-    /// Whether what is committed reaches the disk.
+    /// Whether committed changes are synced to disk.
     pub fsync: bool,
-    /// Whether a page that was half written can be mended.
+    /// Whether partially written pages can be recovered.
     pub full_page_writes: bool,
     /// A standby: it refuses changes.
     pub in_recovery: bool,
-    /// Connections that everybody together may have.
+    /// Most connections of all clients together.
     pub max_connections: u32,
     /// Whether the connection is encrypted.
     pub encrypted: bool,
-    /// How far its clock is ahead of ours; half of the time that asking took is in doubt. Milliseconds.
+    /// How far its clock is ahead of ours, give or take half the round trip. Milliseconds.
     pub clock_ahead_ms: i64,
-    /// The newest migration that it has gone through; `None`: there is no schema yet.
+    /// The newest migration applied; `None`: there is no schema yet.
     pub schema: Option<i64>,
     /// The newest migration that this program knows.
     pub known_schema: i64,
@@ -40,22 +40,22 @@ pub struct PostgresFacts {
     pub nodes: Vec<(String, String, u16)>,
 }
 
-/// Connects, looks, and leaves.
+/// Connects, reads the facts and disconnects.
 ///
 /// # Errors
-/// [`StoreError::Refused`] when the address is no address, [`StoreError::Unavailable`] when the server does not answer.
+/// [`StoreError::Refused`] when the address is invalid, [`StoreError::Unavailable`] when the server does not answer.
 pub async fn examine(config: &PostgresConfig) -> Result<PostgresFacts, StoreError> {
     let options = options(config)?;
     let mut connection = connections::open(&options, config.connect).await?;
     let late = |_| StoreError::Unavailable(format!("PostgreSQL: no answer within {:?}", config.operation));
-    let told = timeout(config.operation, facts(&mut connection)).await.map_err(late)?;
+    let facts = timeout(config.operation, facts(&mut connection)).await.map_err(late)?;
     connections::close(connection).await;
-    told.map_err(failed)
+    facts.map_err(failed)
 }
 
 async fn facts(connection: &mut PgConnection) -> sqlx::Result<PostgresFacts> {
     let before = now_ms();
-    let told = sqlx::query(
+    let row = sqlx::query(
         "SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,
             current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS commits,
             current_setting('fsync') = 'on' AS fsync, current_setting('full_page_writes') = 'on' AS full_pages,
@@ -67,18 +67,18 @@ async fn facts(connection: &mut PgConnection) -> sqlx::Result<PostgresFacts> {
     .fetch_one(&mut *connection)
     .await?;
     let ours = before.midpoint(now_ms());
-    let schema = if told.try_get("has_schema")? { newest(connection).await? } else { None };
+    let schema = if row.try_get("has_schema")? { newest(connection).await? } else { None };
     Ok(PostgresFacts {
-        server_version: told.try_get("version")?,
-        server_version_number: told.try_get::<i32, _>("number")?.unsigned_abs(),
-        encoding: told.try_get("encoding")?,
-        synchronous_commit: told.try_get("commits")?,
-        fsync: told.try_get("fsync")?,
-        full_page_writes: told.try_get("full_pages")?,
-        in_recovery: told.try_get("in_recovery")?,
-        max_connections: told.try_get::<i32, _>("connections")?.unsigned_abs(),
-        encrypted: told.try_get("encrypted")?,
-        clock_ahead_ms: told.try_get::<i64, _>("now_ms")? - ours,
+        server_version: row.try_get("version")?,
+        server_version_number: row.try_get::<i32, _>("number")?.unsigned_abs(),
+        encoding: row.try_get("encoding")?,
+        synchronous_commit: row.try_get("commits")?,
+        fsync: row.try_get("fsync")?,
+        full_page_writes: row.try_get("full_pages")?,
+        in_recovery: row.try_get("in_recovery")?,
+        max_connections: row.try_get::<i32, _>("connections")?.unsigned_abs(),
+        encrypted: row.try_get("encrypted")?,
+        clock_ahead_ms: row.try_get::<i64, _>("now_ms")? - ours,
         schema,
         known_schema: migrations::postgres().iter().map(|migration| migration.version).max().unwrap_or(0),
         nodes: if schema.is_some() { nodes(connection).await? } else { Vec::new() },

@@ -1,7 +1,7 @@
-//! Hears of the changes of other coordinators, on a connection of its own.
+//! Listens for other coordinators' changes, on a separate connection.
 //!
-//! Nothing depends on it: a change that it does not hear of is found by whoever looks at times. It hints once after each
-//! (re)connection, since what was told in between is lost.
+//! Nothing depends on it: a missed notification is made up for by polling. It gives a hint after each (re)connection, since
+//! notifications in between are lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use witan_kernel::backoff::Backoff;
 
-/// After so long without a word it asks whether the server is still there.
+/// After this long without a notification it checks that the server is still there.
 const SILENCE: Duration = Duration::from_secs(5);
 /// Pauses between attempts to connect.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
@@ -23,7 +23,9 @@ pub(super) async fn listen(options: PgConnectOptions, patience: Duration, hints:
             Ok(Ok(listener)) => {
                 backoff.succeeded();
                 follow(listener, patience, &hints).await;
-                tracing::warn!("changes of other coordinators are not heard: PostgreSQL is gone; trying again");
+                tracing::warn!(
+                    "lost the connection that listens for other coordinators' changes; reconnecting to PostgreSQL"
+                );
             }
             Ok(Err(error)) => tracing::debug!(%error, "listen to PostgreSQL"),
             Err(_) => tracing::debug!("listen to PostgreSQL: no connection"),
@@ -33,7 +35,7 @@ pub(super) async fn listen(options: PgConnectOptions, patience: Duration, hints:
 }
 
 async fn subscribe(options: &PgConnectOptions, patience: Duration) -> sqlx::Result<PgListener> {
-    // sqlx listens on a connection of a pool only; this one is for a single connection, and goes with it.
+    // sqlx listens on a pool's connection only; this pool has a single one, and is dropped with it.
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(patience)
@@ -46,7 +48,7 @@ async fn subscribe(options: &PgConnectOptions, patience: Duration) -> sqlx::Resu
     Ok(listener)
 }
 
-/// Until the connection is lost.
+/// Gives hints until the connection is lost.
 async fn follow(mut listener: PgListener, patience: Duration, hints: &watch::Sender<u64>) {
     hints.send_modify(|hints| *hints += 1);
     loop {

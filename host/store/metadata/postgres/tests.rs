@@ -16,10 +16,10 @@ use witan_servers::Postgres;
 
 use super::{PostgresConfig, PostgresMetadata};
 
-/// For whatever must happen, on a machine that is busy.
+/// Time limit for what must happen, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A server for tests that leave it alone. Only processes are killed here, never the machine: without syncs they spare it.
+/// A server shared by tests that do not disturb it. Only processes are killed here, never the machine, so it need not sync.
 fn server() -> &'static Postgres {
     static SERVER: OnceLock<Postgres> = OnceLock::new();
     SERVER.get_or_init(own_server)
@@ -29,12 +29,12 @@ fn own_server() -> Postgres {
     Postgres::start_with(&[("fsync", "off")])
 }
 
-/// The address of an empty database of a test's own.
+/// The address of an empty database for one test.
 async fn database(name: &'static str) -> String {
     tokio::task::spawn_blocking(move || server().database(name)).await.expect("a database")
 }
 
-/// With time for a machine whose disk is busy.
+/// Patient, for a machine whose disk is busy.
 async fn connect(url: &str) -> PostgresMetadata {
     connect_with(patient(url)).await
 }
@@ -51,7 +51,7 @@ async fn admin(url: &str) -> PgConnection {
     PgConnection::connect(url).await.expect("connects")
 }
 
-/// Does it until it is done.
+/// Retries until it succeeds.
 async fn insist<T, F: Future<Output = Result<T, StoreError>>>(mut what: impl FnMut() -> F) -> T {
     let start = Instant::now();
     loop {
@@ -63,7 +63,7 @@ async fn insist<T, F: Future<Output = Result<T, StoreError>>>(mut what: impl FnM
     }
 }
 
-/// Creates a tenant, however often it takes. It may have been created by an attempt that was not answered.
+/// Creates a tenant, retrying. An attempt without an answer may have created it.
 async fn create(metadata: &PostgresMetadata, name: &str) {
     let tenant = contract::tenant(name);
     let created = || async {
@@ -93,7 +93,7 @@ async fn keeps_the_contract_and_keeps_it_for_the_next() {
     assert_eq!(connect(&url).await.tenants(None, 1000).await, Ok(before));
 }
 
-/// What a migration of a version to come may do: add to every table that there is.
+/// What a later version's migration may do: add to every existing table.
 const ADDITIONS: &str = "DO $$
     DECLARE name text;
     BEGIN
@@ -106,7 +106,7 @@ const ADDITIONS: &str = "DO $$
 async fn works_on_a_schema_that_a_later_version_has_added_to() {
     let url = database("additions").await;
     let metadata = connect(&url).await;
-    // Statements that the connections remember, prepared for the tables as they were.
+    // Prepares statements for the tables as they are now.
     create(&metadata, "before").await;
     assert_eq!(metadata.tenants(None, 10).await.expect("tenants").len(), 1);
     assert_eq!(metadata.nodes().await, Ok(Vec::new()));
@@ -123,7 +123,7 @@ async fn works_on_a_schema_that_a_later_version_has_added_to() {
     let metadata = connect(&url).await;
     assert_eq!(metadata.schema_version().await, Ok(9999));
     metadata.close().await;
-    // As the contract wants the store: without tenants, and its schema of the version that it knows.
+    // As the contract requires: no tenants, and the schema of the version that it knows.
     let emptied = "DELETE FROM _sqlx_migrations WHERE version = 9999; DELETE FROM tenants";
     sqlx::raw_sql(emptied).execute(&mut admin).await.expect("removed");
     contract::all(&connect(&url).await, &contract::sleep).await;
@@ -141,7 +141,7 @@ async fn several_may_connect_and_migrate_at_once() {
     }
 }
 
-/// Creates tenants without pause until told to stop; answers with those that were acknowledged.
+/// Creates tenants without pause until `stop`; returns those that were acknowledged.
 fn busy(metadata: &PostgresMetadata, of: usize, acknowledged: &Arc<AtomicU64>, stop: &watch::Sender<bool>) -> Busy {
     let (metadata, count, stop) = (metadata.clone(), acknowledged.clone(), stop.subscribe());
     Box::pin(async move {
@@ -166,7 +166,7 @@ fn busy(metadata: &PostgresMetadata, of: usize, acknowledged: &Arc<AtomicU64>, s
 
 type Busy = std::pin::Pin<Box<dyn Future<Output = Vec<String>> + Send>>;
 
-/// Lets several be busy while `disturb` is done, until `more` were acknowledged after it, and looks for all of them.
+/// Keeps several clients busy during `disturb` and until `more` changes were acknowledged after it, then looks for all of them.
 async fn nothing_is_lost<F: Future<Output = ()>>(metadata: &PostgresMetadata, disturb: F, more: u64) {
     let (acknowledged, stop) = (Arc::new(AtomicU64::new(0)), watch::Sender::new(false));
     let mut all = JoinSet::new();
@@ -184,7 +184,7 @@ async fn nothing_is_lost<F: Future<Output = ()>>(metadata: &PostgresMetadata, di
     reached(20).await.expect("works");
     disturb.await;
     let so_far = acknowledged.load(Ordering::SeqCst);
-    reached(so_far + more).await.expect("recovers by itself");
+    reached(so_far + more).await.expect("recovers on its own");
     stop.send_replace(true);
     while let Some(names) = all.join_next().await {
         has_all(metadata, &names.expect("ended")).await;
@@ -192,7 +192,7 @@ async fn nothing_is_lost<F: Future<Output = ()>>(metadata: &PostgresMetadata, di
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_server_costs_nothing_acknowledged_and_no_help() {
+async fn a_killed_server_loses_nothing_acknowledged_and_needs_no_help() {
     let server = Arc::new(tokio::task::spawn_blocking(own_server).await.expect("a server"));
     let metadata = connect(&server.url()).await;
     let kill = async {
@@ -218,9 +218,9 @@ async fn a_paused_server_fails_operations_in_time_and_is_used_again() {
         server.pause();
         let many = (0..200).map(|of| metadata.create_tenant(contract::tenant(&format!("paused-{of}"))));
         let start = Instant::now();
-        let told = join_all(many).await;
-        assert!(told.iter().all(|told| matches!(told, Err(StoreError::Unavailable(_)))), "{told:?}");
-        // Each for itself: one after the other they would take minutes.
+        let results = join_all(many).await;
+        assert!(results.iter().all(|result| matches!(result, Err(StoreError::Unavailable(_)))), "{results:?}");
+        // Concurrently: one after the other they would take minutes.
         assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
         server.resume();
     };
@@ -258,7 +258,7 @@ async fn callers_that_go_away_leave_no_transaction_and_lose_nothing() {
         let callers = (0..20).map(|of| {
             let name = format!("{round}-{of}");
             let creating = metadata.create_tenant(contract::tenant(&name));
-            // Gone after more and more of the exchange, until all of it is seen.
+            // Dropped at a later point of the exchange each time, up to its end.
             let patience = Duration::from_micros(waits.next().unwrap_or(0) * 37 % 20_000);
             async move { matches!(timeout(patience, creating).await, Ok(Ok(_))).then_some(name) }
         });
@@ -302,11 +302,11 @@ async fn a_connection_in_a_transaction_is_not_lent() {
 }
 
 async fn pid(connection: &mut PgConnection) -> i32 {
-    sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(connection).await.expect("told")
+    sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(connection).await.expect("an answer")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_coordinators_that_race_one_wins_and_one_is_told() {
+async fn of_two_coordinators_that_race_one_wins_and_one_conflicts() {
     let url = database("races").await;
     let (one, other) = (connect(&url).await, connect(&url).await);
     let mut tenant = one.create_tenant(contract::tenant("t")).await.expect("created");
@@ -321,27 +321,27 @@ async fn of_two_coordinators_that_race_one_wins_and_one_is_told() {
     }
 }
 
-/// The id of each tenant of which a change was told since `after`, until `last` was.
+/// The id of each tenant whose change was listed since `after`, up to `last`.
 async fn follow(metadata: &PostgresMetadata, mut after: u64, last: &TenantId) -> Vec<TenantId> {
     let mut hint = metadata.hint();
-    let mut told = Vec::new();
+    let mut listed = Vec::new();
     loop {
         let changes = metadata.changes(after).await.expect("changes");
         assert!(changes.complete);
         after = changes.revision;
-        told.extend(changes.changed.into_iter().filter_map(|changed| match changed {
+        listed.extend(changes.changed.into_iter().filter_map(|changed| match changed {
             Changed::Tenant(id) => Some(id),
             _ => None,
         }));
-        if told.last() == Some(last) {
-            return told;
+        if listed.last() == Some(last) {
+            return listed;
         }
         timeout(PATIENCE, hint.given()).await.expect("hinted");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn changes_are_heard_of_by_others_also_after_listening_was_cut() {
+async fn changes_are_hinted_to_others_even_after_listening_was_cut() {
     let url = database("listening").await;
     let (one, other) = (connect(&url).await, connect(&url).await);
     let start = other.changes(u64::MAX).await.expect("the revision").revision;
@@ -349,7 +349,7 @@ async fn changes_are_heard_of_by_others_also_after_listening_was_cut() {
     let listeners = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'";
     let mut expected = Vec::new();
     for round in 0..5 {
-        // Both listen: what follows is told, not found by asking at the right moment.
+        // Both listen: what follows is found through hints, not by polling at the right moment.
         timeout(PATIENCE, async {
             while sqlx::query_scalar::<_, i64>(listeners).fetch_one(&mut admin).await.expect("counted") < 2 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -360,36 +360,36 @@ async fn changes_are_heard_of_by_others_also_after_listening_was_cut() {
         let name = format!("t-{round}");
         let last = contract::tenant(&name).id;
         expected.push(last.clone());
-        let (told, created) = tokio::join!(follow(&other, start, &last), one.create_tenant(contract::tenant(&name)));
+        let (listed, created) = tokio::join!(follow(&other, start, &last), one.create_tenant(contract::tenant(&name)));
         created.expect("created");
-        assert_eq!(told, expected);
+        assert_eq!(listed, expected);
         let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                    WHERE datname = current_database() AND query LIKE 'LISTEN%'";
         sqlx::query(cut).execute(&mut admin).await.expect("cut");
-        // While nobody listens. The hint after the reconnection leads to it.
+        // While neither listens. The hint after the reconnection leads to it.
         let unheard = contract::tenant(&format!("unheard-{round}"));
         expected.push(unheard.id.clone());
-        let (told, created) = tokio::join!(follow(&other, start, &unheard.id), one.create_tenant(unheard.clone()));
+        let (listed, created) = tokio::join!(follow(&other, start, &unheard.id), one.create_tenant(unheard.clone()));
         created.expect("created");
-        assert_eq!(told, expected);
+        assert_eq!(listed, expected);
     }
 }
 
 #[tokio::test]
-async fn whoever_has_missed_too_much_is_told_to_read_everything() {
+async fn a_coordinator_that_has_missed_too_much_reads_everything() {
     let url = database("forgotten").await;
     let metadata = connect(&url).await;
     let start = metadata.changes(u64::MAX).await.expect("the revision").revision;
     metadata.create_tenant(contract::tenant("t")).await.expect("created");
-    // As if so many changes had been made.
+    // As if this many changes had been made.
     let moved = "UPDATE cluster_state SET revision = revision + 10000";
     sqlx::query(moved).execute(&mut admin(&url).await).await.expect("moved");
-    let told = metadata.changes(start).await.expect("changes");
-    assert!(!told.complete && told.changed.is_empty() && told.revision == start + 10_001);
+    let changes = metadata.changes(start).await.expect("changes");
+    assert!(!changes.complete && changes.changed.is_empty() && changes.revision == start + 10_001);
     metadata.create_tenant(contract::tenant("u")).await.expect("created");
     assert!(!metadata.changes(start + 1).await.expect("changes").complete);
-    let told = metadata.changes(start + 2).await.expect("changes");
-    assert_eq!((told.complete, told.changed), (true, vec![Changed::Tenant(contract::tenant("u").id)]));
+    let changes = metadata.changes(start + 2).await.expect("changes");
+    assert_eq!((changes.complete, changes.changed), (true, vec![Changed::Tenant(contract::tenant("u").id)]));
     let kept: i64 =
         sqlx::query_scalar("SELECT COUNT(*) FROM changes").fetch_one(&mut admin(&url).await).await.expect("counted");
     assert_eq!(kept, 1, "the others are forgotten");
@@ -402,51 +402,54 @@ async fn a_lock_that_is_held_too_long_fails_the_change_and_nothing_else() {
     let metadata = connect_with(PostgresConfig { operation, ..PostgresConfig::new(&url) }).await;
     let mut admin = admin(&url).await;
     sqlx::raw_sql("BEGIN; SELECT revision FROM cluster_state FOR UPDATE").execute(&mut admin).await.expect("locked");
-    let told = metadata.create_tenant(contract::tenant("t")).await;
-    assert!(matches!(told, Err(StoreError::Unavailable(_))), "{told:?}");
+    let result = metadata.create_tenant(contract::tenant("t")).await;
+    assert!(matches!(result, Err(StoreError::Unavailable(_))), "{result:?}");
     insist(|| metadata.tenant(&contract::tenant("t").id)).await;
     sqlx::raw_sql("ROLLBACK").execute(&mut admin).await.expect("unlocked");
     create(&metadata, "t").await;
 }
 
 #[tokio::test]
-async fn what_is_no_such_database_is_told_without_its_password() {
+async fn what_is_no_such_database_is_refused_without_its_password() {
     let refused = |url: &str| PostgresMetadata::connect(patient(url));
-    let told = refused("postgres://me:hush@[::1").await.expect_err("no address");
-    assert!(matches!(&told, StoreError::Refused(why) if !why.contains("hush")), "{told:?}");
+    let result = refused("postgres://me:hush@[::1").await.expect_err("no address");
+    assert!(matches!(&result, StoreError::Refused(why) if !why.contains("hush")), "{result:?}");
     let config = PostgresConfig { connections: 0, ..PostgresConfig::new("postgres://me:hush@localhost/db") };
     assert!(!format!("{config:?}").contains("hush"));
     assert!(matches!(PostgresMetadata::connect(config).await, Err(StoreError::Refused(_))));
 
     let url = database("fit").await;
-    let told = refused(&url.replace("/fit", "/nowhere")).await.expect_err("no database");
-    assert!(matches!(&told, StoreError::Unavailable(why) if why.contains("nowhere")), "{told:?}");
+    let result = refused(&url.replace("/fit", "/nowhere")).await.expect_err("no database");
+    assert!(matches!(&result, StoreError::Unavailable(why) if why.contains("nowhere")), "{result:?}");
     let mut admin = admin(&url).await;
     let latin = "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'";
     sqlx::query(latin).execute(&mut admin).await.expect("created");
-    let told = refused(&url.replace("/fit", "/latin")).await.expect_err("another encoding");
-    assert!(matches!(&told, StoreError::Refused(why) if why.contains("LATIN1")), "{told:?}");
+    let result = refused(&url.replace("/fit", "/latin")).await.expect_err("another encoding");
+    assert!(matches!(&result, StoreError::Refused(why) if why.contains("LATIN1")), "{result:?}");
 
     drop(connect(&url).await);
     sqlx::query("UPDATE cluster_state SET needs_schema = 9999").execute(&mut admin).await.expect("changed");
-    let told = refused(&url).await.expect_err("too new");
-    assert!(matches!(&told, StoreError::Conflict(why) if why.contains("newer version")), "{told:?}");
+    let result = refused(&url).await.expect_err("too new");
+    assert!(matches!(&result, StoreError::Conflict(why) if why.contains("newer version")), "{result:?}");
 }
 
 #[tokio::test]
-async fn its_durability_and_damage_are_told() {
+async fn its_durability_and_damage_are_reported() {
     let url = database("durability").await;
     let metadata = connect(&url).await;
-    let told = metadata.durability().await.expect("told");
-    assert_eq!((told.synchronous_commit.as_str(), told.fsync, told.in_recovery), ("on", false, false));
-    assert!(!told.server_version.is_empty());
+    let durability = metadata.durability().await.expect("an answer");
+    assert_eq!(
+        (durability.synchronous_commit.as_str(), durability.fsync, durability.in_recovery),
+        ("on", false, false)
+    );
+    assert!(!durability.server_version.is_empty());
     metadata.create_tenant(contract::tenant("t")).await.expect("created");
     let mut admin = admin(&url).await;
     for damage in
         ["UPDATE tenants SET read_repair = 'perhaps'", "UPDATE tenants SET created_at = -1", "DROP TABLE tenants"]
     {
         sqlx::query(damage).execute(&mut admin).await.expect("damaged");
-        let told = metadata.tenant(&contract::tenant("t").id).await;
-        assert!(matches!(told, Err(StoreError::Damaged(_))), "{told:?}");
+        let result = metadata.tenant(&contract::tenant("t").id).await;
+        assert!(matches!(result, Err(StoreError::Damaged(_))), "{result:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! A connection to one database or the other, with what statements need of it.
+//! A connection to either database, with the operations that statements need.
 
 use sqlx::pool::PoolConnection;
 use sqlx::{Postgres, Sqlite};
@@ -8,19 +8,18 @@ use super::row::Row;
 use crate::metadata::postgres::{self, Lent};
 use crate::metadata::sqlite;
 
-/// A connection for one operation. Dropped before it was [given back](Self::give_back), it is closed: nobody knows what it is
-/// in the middle of.
+/// A connection for one operation. Dropped before it was [given back](Self::give_back), it is closed, since its state is unknown.
 pub struct Db {
     connection: Connection,
     changed: bool,
     given_back: bool,
 }
 
-/// Whose connection it is.
+/// The database that it is connected to.
 pub(in crate::metadata) enum Connection {
-    /// Of a pool over one file.
+    /// SQLite, from sqlx's pool.
     Sqlite(PoolConnection<Sqlite>),
-    /// Of our own pool.
+    /// PostgreSQL, from our own pool.
     Postgres(Lent),
 }
 
@@ -52,7 +51,7 @@ macro_rules! query {
     }};
 }
 
-/// A number as a database takes it: times and versions fit for 292 million years; what does not is held at the end.
+/// A number as a database stores it: times and versions fit for 292 million years; larger ones are clamped.
 fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -62,7 +61,7 @@ impl Db {
         Self { connection, changed: false, given_back: false }
     }
 
-    /// Runs a statement, and tells how many rows it has written.
+    /// Runs a statement, and returns the number of rows written.
     pub(super) async fn execute(&mut self, sql: &'static str, values: &[Value<'_>]) -> Result<u64, StoreError> {
         match &mut self.connection {
             Connection::Sqlite(db) => {
@@ -93,7 +92,7 @@ impl Db {
         Ok(self.rows(sql, values).await?.into_iter().next())
     }
 
-    /// The row of a statement that always has one.
+    /// The row of a statement that always returns one.
     pub(in crate::metadata) async fn one(
         &mut self,
         sql: &'static str,
@@ -103,7 +102,7 @@ impl Db {
         self.row(sql, values).await?.ok_or_else(missing)
     }
 
-    /// The one of two statements that this database takes.
+    /// The statement in this database's dialect.
     pub(super) fn dialect(&self, sqlite: &'static str, postgres: &'static str) -> &'static str {
         match self.connection {
             Connection::Sqlite(_) => sqlite,
@@ -113,9 +112,9 @@ impl Db {
 
     pub(super) async fn now_ms(&mut self) -> Result<u64, StoreError> {
         let sql = self.dialect(
-            // Julian days would do as well, but for their rounding.
+            // Not julianday(), which rounds.
             "SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now",
-            // Not now(), which stands still in a transaction.
+            // Not now(), which is constant within a transaction.
             "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) AS now",
         );
         self.one(sql, &[]).await?.number("now")
@@ -124,7 +123,7 @@ impl Db {
     pub(super) async fn begin(&mut self) -> Result<(), StoreError> {
         self.raw(
             "BEGIN IMMEDIATE",
-            // One exchange. The isolation is what lets each statement see what others had committed before the lock was had.
+            // One exchange. READ COMMITTED lets each statement see what others committed before the lock was obtained.
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SELECT revision FROM cluster_state FOR UPDATE",
         )
         .await
@@ -139,8 +138,8 @@ impl Db {
         self.raw("ROLLBACK", "ROLLBACK").await
     }
 
-    /// Outside sqlx's own bookkeeping of transactions, which loses count when one ends by itself (a full disk) or was never
-    /// seen to begin (a dropped future).
+    /// Without sqlx's own bookkeeping of transactions, which is wrong after the database has ended one (a full disk) or a future was
+    /// dropped while one began.
     async fn raw(&mut self, sqlite: &'static str, postgres: &'static str) -> Result<(), StoreError> {
         match &mut self.connection {
             Connection::Sqlite(db) => {
@@ -153,7 +152,7 @@ impl Db {
         Ok(())
     }
 
-    /// Notes that the transaction makes a change that others follow.
+    /// Notes that the transaction makes a change that other coordinators follow.
     pub(super) fn changes(&mut self) {
         self.changed = true;
     }
@@ -162,7 +161,7 @@ impl Db {
         self.changed
     }
 
-    /// It is in no transaction and nothing is on its way: the next operation may have it.
+    /// Returns it for the next operation. It must be in no transaction, with no reply outstanding.
     pub(super) fn give_back(mut self) {
         self.given_back = true;
         if let Connection::Postgres(db) = &mut self.connection {

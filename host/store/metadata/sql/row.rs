@@ -1,4 +1,4 @@
-//! Between columns and types. What a column holds that no version of this program has written is damage, not a panic.
+//! Reads columns into types. A value that no version of this program has written is an error, not a panic.
 
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
@@ -7,7 +7,7 @@ use witan_kernel::port::StoreError;
 
 use crate::metadata::{postgres, sqlite};
 
-/// A row of one database or the other.
+/// A row of either database.
 pub(in crate::metadata) enum Row {
     Sqlite(SqliteRow),
     Postgres(PgRow),
@@ -23,13 +23,13 @@ macro_rules! column {
 }
 
 impl Row {
-    /// A whole number that is not negative.
+    /// A non-negative integer.
     pub(in crate::metadata) fn number<T: TryFrom<i64>>(&self, name: &'static str) -> Result<T, StoreError> {
         let stored = column!(self, name, i64)?;
         stored.try_into().map_err(|_| damaged(name, &stored))
     }
 
-    /// The same, or nothing.
+    /// The same, or `None` for NULL.
     pub(super) fn maybe_number<T: TryFrom<i64>>(&self, name: &'static str) -> Result<Option<T>, StoreError> {
         let stored = column!(self, name, Option<i64>)?;
         stored.map(|stored| stored.try_into().map_err(|_| damaged(name, &stored))).transpose()
@@ -61,7 +61,7 @@ impl Row {
         stored.try_into().map_err(|stored: Vec<u8>| damaged(name, &format_args!("{} bytes", stored.len())))
     }
 
-    /// A text that stands for something.
+    /// A text, parsed.
     pub(super) fn spelled<T>(
         &self,
         name: &'static str,

@@ -7,7 +7,7 @@ use super::SqliteMetadata;
 use crate::metadata::operations;
 use crate::testing;
 
-/// With time for a machine whose disk is busy: a hundred operations that wait are a hundred syncs.
+/// Patient, for a machine whose disk is busy: a hundred waiting operations are a hundred syncs.
 async fn open(folder: &tempfile::TempDir) -> SqliteMetadata {
     let patience = Duration::from_secs(300);
     SqliteMetadata::open_with(folder.path().join("metadata.sqlite"), patience).await.expect("opens")
@@ -43,40 +43,40 @@ async fn a_caller_that_goes_away_stops_nothing() {
     let metadata = open(&folder).await;
     for of in 0..100_u64 {
         let mut creating = metadata.create_tenant(contract::tenant(&format!("t{of}")));
-        // Started, and dropped at once: wherever the exchange with the database stood.
+        // Started and dropped at once, at any point of the exchange with the database.
         let first_look = poll_once(&mut creating).await;
         assert!(first_look.is_none());
         drop(creating);
     }
-    // Whoever goes on holds a place until it is done: once all places are free, nothing is under way.
+    // An operation holds a place until it is done: once all places are free, nothing is in flight.
     metadata.operations.ended().await;
     metadata.create_tenant(contract::tenant("last")).await.expect("created");
     assert_eq!(metadata.tenants(None, 1000).await.expect("tenants").len(), 101);
 }
 
 #[tokio::test]
-async fn operations_under_way_are_bounded() {
+async fn operations_in_flight_are_bounded() {
     let folder = tempfile::tempdir().expect("a folder");
     let metadata = open(&folder).await;
     let many = (0..=operations::MOST).map(|_| metadata.now_ms());
-    let told = join_all(many).await;
+    let results = join_all(many).await;
     let refused =
-        told.iter().filter(|told| matches!(told, Err(StoreError::Unavailable(why)) if why.contains("too many")));
+        results.iter().filter(|result| matches!(result, Err(StoreError::Unavailable(why)) if why.contains("too many")));
     assert_eq!(refused.count(), 1);
     assert!(metadata.now_ms().await.is_ok(), "and the places are free again");
 }
 
 #[tokio::test]
-async fn what_is_no_database_and_what_is_too_new_is_told() {
+async fn what_is_no_database_and_what_is_too_new_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("metadata.sqlite");
     std::fs::write(&file, "certainly no database, but long enough to look at its head".repeat(100)).expect("written");
-    let told = SqliteMetadata::open(&file).await.expect_err("no database");
-    assert!(matches!(told, StoreError::Damaged(_)), "{told:?}");
+    let result = SqliteMetadata::open(&file).await.expect_err("no database");
+    assert!(matches!(result, StoreError::Damaged(_)), "{result:?}");
 
     let newer = folder.path().join("newer.sqlite");
     let metadata = SqliteMetadata::open(&newer).await.expect("opens");
-    // A migration of the future that only adds is none of this program's business; one that it must know is.
+    // A future migration that only adds is ignored; one that this program must know is not.
     for (change, fits) in [
         (
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
@@ -89,8 +89,8 @@ async fn what_is_no_database_and_what_is_too_new_is_told() {
         assert_eq!(SqliteMetadata::open(&newer).await.is_ok(), fits);
     }
     metadata.close().await;
-    let told = SqliteMetadata::open(&newer).await.expect_err("too new");
-    assert!(matches!(&told, StoreError::Conflict(why) if why.contains("newer version")), "{told:?}");
+    let result = SqliteMetadata::open(&newer).await.expect_err("too new");
+    assert!(matches!(&result, StoreError::Conflict(why) if why.contains("newer version")), "{result:?}");
 }
 
 /// The statements are those that the tests on PostgreSQL put through the whole contract on such a schema.
@@ -128,7 +128,7 @@ async fn nobody_else_may_read_the_file() {
 }
 
 #[tokio::test]
-async fn damaged_rows_are_told_and_never_panic() {
+async fn damaged_rows_are_errors_and_never_panic() {
     let folder = tempfile::tempdir().expect("a folder");
     let metadata = open(&folder).await;
     metadata.create_tenant(contract::tenant("t")).await.expect("created");
@@ -138,8 +138,8 @@ async fn damaged_rows_are_told_and_never_panic() {
         "UPDATE tenants SET default_level = 'one', created_at = -1",
     ] {
         sqlx::query(damage).execute(&metadata.driver.writer).await.expect("damaged");
-        let told = metadata.tenant(&contract::tenant("t").id).await;
-        assert!(matches!(told, Err(StoreError::Damaged(_))), "{told:?}");
+        let result = metadata.tenant(&contract::tenant("t").id).await;
+        assert!(matches!(result, Err(StoreError::Damaged(_))), "{result:?}");
     }
 }
 

@@ -85,8 +85,8 @@ async fn agree(store: &RedisIdempotency, name: Name, sequence: &[(i64, Step)]) -
             Change::Delete => model = None,
         }
         let call = store.shared.steps.call(&name, step, Some(now_ms));
-        let told = call.send(&mut connection).await.expect("an answer");
-        prop_assert_eq!(script::read(&told), Ok(expected));
+        let stepped = call.send(&mut connection).await.expect("an answer");
+        prop_assert_eq!(script::read(&stepped), Ok(expected));
         prop_assert_eq!(stored(store, &mut connection, name).await, model.as_ref().map(expected_bytes));
     }
     Ok(())
@@ -107,7 +107,7 @@ async fn stored(store: &RedisIdempotency, connection: &mut Connection, name: Nam
     }
 }
 
-/// What version 1 wrote is read for ever.
+/// What version 1 wrote stays readable.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_of_version_one_are_read() {
     let redis = Redis::start();
@@ -133,8 +133,8 @@ async fn records_of_version_one_are_read() {
     connection.call(&set).await.expect("stored");
     let step = contract::reserve(9, 1, 500);
     let call = store.shared.steps.call(&contract::name(1), &step, Some(7));
-    let told = script::read(&call.send(&mut connection).await.expect("an answer"));
-    assert_eq!(told, Ok(witan_kernel::idempotency::Stepped::Done { response: bytes::Bytes::from_static(b"ok") }));
+    let stepped = script::read(&call.send(&mut connection).await.expect("an answer"));
+    assert_eq!(stepped, Ok(witan_kernel::idempotency::Stepped::Done { response: bytes::Bytes::from_static(b"ok") }));
     let key = String::from_utf8(store.shared.steps.key(&contract::name(1))).expect("text");
     assert_eq!(key, format!("witan:idempotency:{{{}01{}}}", "00".repeat(15), "00".repeat(16)));
 }

@@ -8,7 +8,7 @@ use witan_memory::contract::join_all;
 use witan_servers::{PATIENCE, Port, Redis};
 
 use super::{
-    RedisConfig, RedisIdempotency, RedisServers, contract, eventually, nothing_is_under_way, open, patient, reserve,
+    RedisConfig, RedisIdempotency, RedisServers, contract, eventually, nothing_is_in_flight, open, patient, reserve,
     reserve_all,
 };
 
@@ -29,30 +29,30 @@ async fn what_was_acknowledged_survives_a_kill() {
         let steps = (0..300).map(|step| {
             let (store, of) = (store.clone(), round * 1000 + step);
             tokio::spawn(async move {
-                let told = store.step(contract::name(of), reserve(1, 1)).await;
-                (of, told)
+                let stepped = store.step(contract::name(of), reserve(1, 1)).await;
+                (of, stepped)
             })
         });
         let steps: Vec<_> = steps.collect();
         // In the midst of them.
         redis.kill();
         for step in steps {
-            let (of, told) = step.await.expect("ends");
-            match told {
+            let (of, stepped) = step.await.expect("ends");
+            match stepped {
                 Ok(Stepped::Reserved { .. }) => acknowledged.push(of),
                 Err(StoreError::Unavailable(_)) => {}
                 other => panic!("{other:?}"),
             }
         }
         redis.start_again();
-        let told = eventually(&store, contract::name(round * 1000 + 999), reserve(1, 1)).await;
-        assert!(matches!(told, Stepped::Reserved { .. }));
+        let stepped = eventually(&store, contract::name(round * 1000 + 999), reserve(1, 1)).await;
+        assert!(matches!(stepped, Stepped::Reserved { .. }));
         acknowledged.push(round * 1000 + 999);
     }
     for of in acknowledged {
         contract::finds_one(&store, of).await;
     }
-    assert!(nothing_is_under_way(&store));
+    assert!(nothing_is_in_flight(&store));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -63,19 +63,19 @@ async fn a_server_that_hangs_fails_calls_in_time_and_is_found_when_it_goes_on() 
     redis.pause();
     let started = Instant::now();
     contract::is_down(&store).await;
-    // Hardly longer than a fifth of a second, however busy the machine is; without a limit it would be for ever.
+    // Hardly longer than a fifth of a second, however busy the machine is; without a time limit it would hang.
     assert!(started.elapsed() < PATIENCE / 2, "{:?}", started.elapsed());
     while !store.is_down() {
         contract::is_down(&store).await;
     }
-    // From here on nobody waits, but for the one who tries after each pause.
+    // From here on no step waits, except one trial after each pause.
     contract::is_down(&store).await;
     redis.resume();
     eventually(&store, contract::name(2), reserve(1, 1)).await;
     assert!(!store.is_down());
-    assert!(nothing_is_under_way(&store));
-    let told = eventually(&store, contract::name(1), reserve(2, 2)).await;
-    assert_eq!(told, Stepped::Conflict, "and it has forgotten nothing");
+    assert!(nothing_is_in_flight(&store));
+    let stepped = eventually(&store, contract::name(1), reserve(2, 2)).await;
+    assert_eq!(stepped, Stepped::Conflict, "and it has forgotten nothing");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,7 +88,7 @@ async fn where_nobody_listens_calls_fail_at_once() {
     }
     contract::is_down(&store).await;
     assert!(matches!(store.check().await, Err(StoreError::Unavailable(_))));
-    assert!(nothing_is_under_way(&store));
+    assert!(nothing_is_in_flight(&store));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -102,14 +102,14 @@ async fn flushed_records_are_absent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_forgotten_script_is_told_again() {
+async fn a_forgotten_script_is_sent_again() {
     let redis = Redis::start();
     let store = open(&redis);
     for round in 0..5 {
         reserve_all(&store, 1000 + round..1001 + round).await;
         redis.ask("SCRIPT FLUSH");
         let many = join_all((0..100).map(|of| store.step(contract::name(of), reserve(1, 1))));
-        assert!(many.await.iter().all(|told| matches!(told, Ok(Stepped::Reserved { fence: 1, .. }))));
+        assert!(many.await.iter().all(|stepped| matches!(stepped, Ok(Stepped::Reserved { fence: 1, .. }))));
     }
 }
 
@@ -122,7 +122,7 @@ async fn a_cut_connection_is_made_again_and_the_step_with_it() {
         // While idle,
         redis.ask("CLIENT KILL TYPE normal");
         reserve_all(&store, 1_000_001 + round..1_000_002 + round).await;
-        // and while many are under way.
+        // and while many are in flight.
         let steps: Vec<_> = (0..200)
             .map(|step| {
                 let (store, of) = (store.clone(), round * 1000 + step);
@@ -138,7 +138,7 @@ async fn a_cut_connection_is_made_again_and_the_step_with_it() {
         }
         cut.await.expect("cut");
     }
-    assert!(nothing_is_under_way(&store) && !store.is_down());
+    assert!(nothing_is_in_flight(&store) && !store.is_down());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -150,8 +150,8 @@ async fn a_full_server_refuses_changes_and_still_answers_duplicates() {
     redis.ask("CONFIG SET maxmemory 1");
     let refused = store.step(contract::name(2), reserve(1, 1)).await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
-    let told = eventually(&store, contract::name(1), reserve(2, 1)).await;
-    assert_eq!(told, Stepped::Done { response: bytes::Bytes::from_static(b"answer") });
+    let stepped = eventually(&store, contract::name(1), reserve(2, 1)).await;
+    assert_eq!(stepped, Stepped::Done { response: bytes::Bytes::from_static(b"answer") });
     redis.ask("CONFIG SET maxmemory 0");
     eventually(&store, contract::name(2), reserve(1, 1)).await;
 }

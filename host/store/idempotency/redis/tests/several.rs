@@ -30,13 +30,13 @@ async fn a_cluster_shares_the_records_out() {
         node.ask("SCRIPT FLUSH");
     }
     let many = join_all((0..100).map(|of| store.step(contract::name(of), reserve(1, 2))));
-    assert!(many.await.iter().all(|told| *told == Ok(Stepped::Conflict)));
+    assert!(many.await.iter().all(|stepped| *stepped == Ok(Stepped::Conflict)));
     // One of its servers is away for a while.
     cluster.nodes()[1].kill();
     cluster.nodes()[1].start_again();
     for of in 0..100 {
-        let told = eventually(&store, contract::name(of), reserve(2, 2)).await;
-        assert_eq!(told, Stepped::Conflict);
+        let stepped = eventually(&store, contract::name(of), reserve(2, 2)).await;
+        assert_eq!(stepped, Stepped::Conflict);
     }
 }
 
@@ -60,9 +60,9 @@ async fn the_master_that_sentinels_name_is_followed() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     sentinel.kill_master();
-    let told = eventually(&store, contract::name(1), reserve(2, 2)).await;
-    assert_eq!(told, Stepped::Conflict, "what had reached the replica is there");
-    let told = eventually(&store, contract::name(2), reserve(1, 1)).await;
-    assert!(matches!(told, Stepped::Reserved { .. }));
+    let stepped = eventually(&store, contract::name(1), reserve(2, 2)).await;
+    assert_eq!(stepped, Stepped::Conflict, "what had reached the replica is there");
+    let stepped = eventually(&store, contract::name(2), reserve(1, 1)).await;
+    assert!(matches!(stepped, Stepped::Reserved { .. }));
     assert_eq!(sentinel.master(), Some(sentinel.second().address()));
 }

@@ -1,0 +1,19 @@
+//! The plugin host as the control plane sees it.
+
+use witan_kernel::port::{self, Answer, Slot, StoreError};
+
+use crate::{PluginError, PluginHost};
+
+impl port::PluginHost for PluginHost {
+    fn refresh(&self, slots: Option<Vec<Slot>>) -> Answer<()> {
+        let host = self.clone();
+        let slots = slots.map(|slots| slots.into_iter().map(|slot| (slot.tenant, slot.hook)).collect());
+        Box::pin(async move {
+            // The inherent method.
+            PluginHost::refresh(&host, slots).await.map_err(|error| match error {
+                PluginError::Store(error) => error,
+                other => StoreError::Unavailable(other.to_string()),
+            })
+        })
+    }
+}
