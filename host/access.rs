@@ -79,7 +79,7 @@ impl Access {
             tokens,
             issuer: issuer.map(Arc::new),
             rates: ArcSwap::from_pointee(Rates::new(settings.rate_limits.clone())),
-            audit: audit.transpose().map_err(anyhow::Error::msg)?,
+            audit: audit.transpose()?,
             metrics,
             now_ms,
         })

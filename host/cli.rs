@@ -9,6 +9,7 @@
 
 pub mod args;
 pub mod bench;
+pub mod choice;
 pub mod client;
 pub mod completions;
 pub mod config;

@@ -21,11 +21,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-pub use check::{address, plain_host};
-pub use convert::node;
+pub use check::{NotAnAddress, address, plain_host};
+pub use convert::{NotANode, node};
 pub use layers::{Flag, Source};
 pub use print::documented;
-pub use problem::{Problem, Problems, Shown};
+pub use problem::{KeyError, Problem, Problems, Shown};
 pub use settings::Settings;
 
 use layers::Layers;

@@ -1,15 +1,18 @@
 //! The running coordinator: chooses implementations, assembles and starts them, applies configuration changes, and shuts down.
 //!
-//! [`config`] is what a coordinator is assembled from, [`world`] names the implementation of each port, [`start`] assembles and
-//! serves. Around them: [`stores`] (metadata and idempotency, and the lease on this coordinator's id), `nodes` (polling of storage
-//! nodes), `cluster` (applies changes made by the control plane), `plugins`, `live` and [`reload`] (configuration changes at run
-//! time), `readiness`, [`secured`] (TLS), [`telemetry`], [`signal`], [`system`] (clocks and randomness).
+//! [`coordinator`] runs one from its configuration to its end, [`node`] runs storage nodes. [`config`] is what a coordinator is
+//! assembled from, [`world`] names the implementation of each port, [`start`] assembles and serves. Around them: [`stores`]
+//! (metadata and idempotency, and the lease on this coordinator's id), `nodes` (polling of storage nodes), `cluster` (applies changes
+//! made by the control plane), `plugins`, `live` and [`reload`] (configuration changes at run time), `readiness`, [`secured`] (TLS),
+//! [`telemetry`], [`signal`], [`system`] (clocks and randomness).
 //!
 //! No other module names an implementation of a port.
 
 mod cluster;
 pub mod config;
+pub mod coordinator;
 mod live;
+pub mod node;
 mod nodes;
 mod plugins;
 mod readiness;

@@ -101,11 +101,11 @@ fn bind(options: &Options, cluster: &Cluster) -> anyhow::Result<()> {
     cluster.block_on(async {
         let pushed = plugin::upload(&global, &options.policy).await.context("push the policy")?;
         let bind = plugin::Bind {
-            hook: plugin::Hook::ConsistencyPolicy,
+            hook: witan_kernel::hook::Hook::ConsistencyPolicy,
             plugin: Some(pushed.digest),
             tenant: Some("policy".to_owned()),
             configuration: None::<args::Source>,
-            on_fault: Some(plugin::OnFault::Fail),
+            on_fault: Some(witan_plugin::binding::OnFault::Fail),
             none: false,
         };
         plugin::bind(&global, bind).await.context("bind the policy").map(drop)

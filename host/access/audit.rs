@@ -57,6 +57,22 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
+/// Why the audit log cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its file cannot be opened.
+    #[error("security.audit.file: {}: {error}; name one that can be appended to", .file.display())]
+    File {
+        /// The file's name.
+        file: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// Its thread cannot be started.
+    #[error("start the thread of the audit log: {0}")]
+    Thread(std::io::Error),
+}
+
 /// Takes entries, and never waits.
 #[derive(Debug)]
 pub struct Audit {
@@ -72,16 +88,15 @@ impl Audit {
     ///
     /// # Errors
     /// When the file cannot be opened for appending; names it.
-    pub fn open(settings: &config::Audit, dropped: Counter, unrecorded: Counter) -> Result<Self, String> {
-        let mut pages = Pages::open(settings.clone()).map_err(|error| {
-            format!("security.audit.file: {}: {error}; name one that can be appended to", settings.file.display())
-        })?;
+    pub fn open(settings: &config::Audit, dropped: Counter, unrecorded: Counter) -> Result<Self, OpenError> {
+        let mut pages =
+            Pages::open(settings.clone()).map_err(|error| OpenError::File { file: settings.file.clone(), error })?;
         let (lines, queue) = sync_channel(QUEUE);
         let lost = dropped.clone();
         std::thread::Builder::new()
             .name("audit".to_owned())
             .spawn(move || write(&queue, &mut pages, &lost))
-            .map_err(|error| format!("start the thread of the audit log: {error}"))?;
+            .map_err(OpenError::Thread)?;
         Ok(Self { lines, refusals: RateLimiter::direct(Quota::per_second(REFUSALS_PER_SECOND)), dropped, unrecorded })
     }
 
@@ -269,7 +284,7 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_written_is_named() {
         let settings = settings(Path::new("/nonexistent"), 1, 1);
-        let error = Audit::open(&settings, Counter::default(), Counter::default()).unwrap_err();
+        let error = Audit::open(&settings, Counter::default(), Counter::default()).unwrap_err().to_string();
         assert!(error.contains("security.audit.file") && error.contains("/nonexistent/audit.log"), "{error}");
     }
 }

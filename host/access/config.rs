@@ -41,20 +41,25 @@ impl Security {
     }
 }
 
-/// Whether a coordinator may serve at `address`: anybody may come from this machine, and from others only when clients are told
-/// apart, or the operator has written down that they need not be.
+/// A listener that other machines could use although clients are not told apart.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0} can be reached from other machines, and nothing says who may do what there: ask for credentials with \
+     `security.tokens: true` (or `security.jwt`, or `security.tls.client_ca_file`), listen on 127.0.0.1, or let everybody \
+     do everything with `security.allow_anonymous: true`"
+)]
+pub struct Exposed(SocketAddr);
+
+/// Whether a coordinator may serve at `address`: clients on this machine are always served; those on others only when credentials tell
+/// them apart, or the operator has allowed anonymous ones.
 ///
 /// # Errors
-/// What is wrong, and what to do about it, for behind the name of the key that holds the address.
-pub fn may_listen(security: &Security, address: SocketAddr) -> Result<(), String> {
+/// When it may not; the message follows the name of the key that holds the address.
+pub fn may_listen(security: &Security, address: SocketAddr) -> Result<(), Exposed> {
     if security.allow_anonymous || security.knows_clients() || address.ip().to_canonical().is_loopback() {
         return Ok(());
     }
-    Err(format!(
-        "{address} can be reached from other machines, and nothing says who may do what there: ask for credentials with \
-         `security.tokens: true` (or `security.jwt`, or `security.tls.client_ca_file`), listen on 127.0.0.1, or let everybody \
-         do everything with `security.allow_anonymous: true`"
-    ))
+    Err(Exposed(address))
 }
 
 /// JSON web tokens (RFC 7519) that are taken as credentials.
@@ -127,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    fn answer(security: &Security, address: &str) -> Result<(), String> {
+    fn answer(security: &Security, address: &str) -> Result<(), Exposed> {
         may_listen(security, address.parse().unwrap())
     }
 
@@ -138,7 +143,7 @@ mod tests {
             assert_eq!(answer(&nothing, here), Ok(()), "{here}");
         }
         for elsewhere in ["0.0.0.0:50051", "[::]:50051", "10.0.0.1:1", "[::ffff:10.0.0.1]:1"] {
-            let refused = answer(&nothing, elsewhere).unwrap_err();
+            let refused = answer(&nothing, elsewhere).unwrap_err().to_string();
             for named in [elsewhere, "security.allow_anonymous: true", "security.tokens: true"] {
                 assert!(refused.contains(named), "{named:?} is not in {refused}");
             }

@@ -11,6 +11,23 @@ use clap::ValueEnum;
 
 pub use crate::config::value::{duration, duration_or_none, size};
 
+/// Why an argument cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Misspelled {
+    /// "@" alone.
+    #[error("a file name is missing after '@'")]
+    NoFileName,
+    /// Something other than hexadecimal digits after "hex:".
+    #[error("is not hexadecimal after \"hex:\"")]
+    NotHexadecimal,
+    /// A context or cursor that is not base64.
+    #[error("is not base64 ({0}); take it from `kv get --output json`, or write hex:<hexadecimal>")]
+    NotBase64(base64::DecodeError),
+    /// An address without host or port.
+    #[error("{0:?} is not HOST:PORT")]
+    NotAnAddress(String),
+}
+
 /// Where a value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -24,34 +41,63 @@ pub enum Source {
 
 impl Source {
     /// Reads "-" as standard input, "@path" as a file, "@@text" as the text "@text", and anything else as itself.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, Misspelled> {
         Ok(match text.strip_prefix('@') {
             _ if text == "-" => Self::Input,
-            Some("") => return Err("a file name is missing after '@'".to_owned()),
+            Some("") => return Err(Misspelled::NoFileName),
             Some(rest) if rest.starts_with('@') => Self::Inline(rest.to_owned()),
             Some(path) => Self::File(PathBuf::from(path)),
             None => Self::Inline(text.to_owned()),
         })
     }
 
-    /// Reads it all; at most `limit` bytes.
-    pub fn read(&self, limit: usize) -> anyhow::Result<Bytes> {
-        let within = |mut from: Box<dyn Read>, name: String| {
-            let mut bytes = Vec::new();
-            let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-            from.by_ref().take(most).read_to_end(&mut bytes).with_context(|| format!("read {name}"))?;
-            anyhow::ensure!(bytes.len() <= limit, "{name} has more than {limit} bytes, which is the limit");
-            Ok(Bytes::from(bytes))
-        };
-        match self {
-            Self::Inline(text) => Ok(Bytes::copy_from_slice(text.as_bytes())),
-            Self::Input => within(Box::new(std::io::stdin().lock()), "standard input".to_owned()),
+    /// Reads all of it.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is longer than `limit` allows.
+    pub fn read(&self, limit: &Limit) -> anyhow::Result<Bytes> {
+        let bytes = match self {
+            Self::Inline(text) => Bytes::copy_from_slice(text.as_bytes()),
+            Self::Input => limit.start_of(std::io::stdin().lock()).context("read standard input")?,
             Self::File(path) => {
-                let name = path.display().to_string();
+                let name = path.display();
                 let file = std::fs::File::open(path).with_context(|| format!("open {name}"))?;
-                within(Box::new(file), name)
+                limit.start_of(file).with_context(|| format!("read {name}"))?
+            }
+        };
+        if bytes.len() <= limit.bytes {
+            return Ok(bytes);
+        }
+        let Limit { field, bytes: most, remedy } = limit;
+        match self {
+            Self::Inline(_) => {
+                anyhow::bail!("{field} has {} bytes, more than {most} bytes, the limit; {remedy}", bytes.len())
+            }
+            Self::Input => anyhow::bail!("{field}: standard input has more than {most} bytes, the limit; {remedy}"),
+            Self::File(path) => {
+                anyhow::bail!("{field}: {} has more than {most} bytes, the limit; {remedy}", path.display())
             }
         }
+    }
+}
+
+/// How long a value from a [`Source`] may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Limit {
+    /// The flag or argument, for messages.
+    pub field: &'static str,
+    /// Longest, in bytes.
+    pub bytes: usize,
+    /// What to do with a longer one.
+    pub remedy: &'static str,
+}
+
+impl Limit {
+    /// Reads up to one byte more than is allowed, which is enough to refuse it.
+    fn start_of(&self, from: impl Read) -> std::io::Result<Bytes> {
+        let mut bytes = Vec::new();
+        from.take(self.bytes as u64 + 1).read_to_end(&mut bytes)?;
+        Ok(Bytes::from(bytes))
     }
 }
 
@@ -61,13 +107,11 @@ pub struct Token(pub Bytes);
 
 impl Token {
     /// Reads base64, or hexadecimal behind "hex:".
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str) -> Result<Self, Misspelled> {
         if let Some(hex) = text.strip_prefix("hex:") {
-            return from_hex(hex).map(Self).ok_or_else(|| "is not hexadecimal after \"hex:\"".to_owned());
+            return from_hex(hex).map(Self).ok_or(Misspelled::NotHexadecimal);
         }
-        let decoded = STANDARD.decode(text).map_err(|error| {
-            format!("is not base64 ({error}); take it from `kv get --output json`, or write hex:<hexadecimal>")
-        })?;
+        let decoded = STANDARD.decode(text).map_err(Misspelled::NotBase64)?;
         Ok(Self(Bytes::from(decoded)))
     }
 }
@@ -85,8 +129,8 @@ pub fn base64(bytes: &[u8]) -> String {
 }
 
 /// Splits "host:port"; an IPv6 host stands in brackets.
-pub fn address(text: &str) -> Result<(String, u16), String> {
-    let wrong = || format!("{text:?} is not HOST:PORT");
+pub fn address(text: &str) -> Result<(String, u16), Misspelled> {
+    let wrong = || Misspelled::NotAnAddress(text.to_owned());
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     if host.is_empty() {
@@ -95,63 +139,16 @@ pub fn address(text: &str) -> Result<(String, u16), String> {
     Ok((host.to_owned(), port.parse().map_err(|_| wrong())?))
 }
 
-/// A consistency level.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Level {
-    /// One replica answers
-    One,
-    /// More than half of the replicas answer
-    Quorum,
-    /// Every replica answers
-    All,
-}
-
-/// What happens to concurrent writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ConflictMode {
-    /// One value per key, totally ordered: the last write stands
-    Register,
-    /// Concurrent writes are all kept until a resolver, or a later write, settles them
-    Siblings,
-}
-
-/// How a register's writes are ordered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Ordering {
-    /// A quorum is asked first: acknowledged writes are ordered whatever the clocks do
-    Quorum,
-    /// By the coordinators' clocks alone: one round trip less, without that promise
-    Clock,
-}
-
-/// When replicas that a read found stale are repaired.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ReadRepair {
-    /// After the answer, in the background
-    Async,
-    /// Before the answer: reads are linearizable
-    Blocking,
-}
-
-/// What requests with an idempotency key do while its store cannot be reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum IdempotencyOutage {
-    /// They fail
-    Reject,
-    /// They are carried out without that promise
-    Proceed,
-}
-
-/// The API's spelling of a choice, "" when none was made: the server then uses its default, or keeps what stands.
-pub fn spelt<T: ValueEnum>(choice: Option<T>) -> String {
-    choice.and_then(|choice| choice.to_possible_value()).map(|value| value.get_name().to_owned()).unwrap_or_default()
+/// A choice of the command line's own as it is spelled there.
+pub fn spelling<T: ValueEnum>(choice: T) -> String {
+    choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{Level, Source, Token, address, base64, duration, size, spelt};
+    use super::{Limit, Source, Token, address, base64, duration, size};
 
     #[test]
     fn durations_have_units() {
@@ -184,8 +181,14 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), [0, 255, 10]).unwrap();
         let source = Source::File(file.path().to_owned());
-        assert_eq!(source.read(3).unwrap().as_ref(), [0, 255, 10]);
-        assert!(source.read(2).unwrap_err().to_string().contains("more than 2 bytes"));
+        let limit = |bytes| Limit { field: "--configuration", bytes, remedy: "make it shorter" };
+        assert_eq!(source.read(&limit(3)).unwrap().as_ref(), [0, 255, 10]);
+        for source in [source, Source::Inline("abc".to_owned())] {
+            let refused = source.read(&limit(2)).unwrap_err().to_string();
+            for part in ["--configuration", "more than 2 bytes", "make it shorter"] {
+                assert!(refused.contains(part), "{part:?} is not in {refused}");
+            }
+        }
     }
 
     #[test]
@@ -205,11 +208,5 @@ mod tests {
         for wrong in ["", "host", "host:", "host:70000", ":1"] {
             assert!(address(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn choices_are_spelt_as_the_api_spells_them() {
-        assert_eq!(spelt(Some(Level::Quorum)), "quorum");
-        assert_eq!(spelt::<Level>(None), "");
     }
 }

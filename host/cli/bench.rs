@@ -19,9 +19,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering as Memory;
 use std::time::Duration;
 
+use witan_kernel::limit::VALUE_BYTES;
+use witan_kernel::tenant::{ConflictMode, Level, Ordering};
 use witan_wire::v1::CreateTenantRequest;
 
-use super::args::{self, ConflictMode, Level, Ordering, spelt};
+use super::args;
+use super::choice::{self, spelling};
 use super::client::Problem;
 use super::credential::Shown;
 use super::output::{self, Output, grouped};
@@ -87,16 +90,16 @@ pub struct Args {
     #[arg(long)]
     pub idempotency_keys: bool,
     /// How many replicas must answer [default: the tenant's]
-    #[arg(short, long, value_enum)]
+    #[arg(short, long, value_parser = choice::level())]
     pub consistency: Option<Level>,
     /// The tenant
     #[arg(short, long, default_value = "bench", value_name = "TENANT")]
     pub tenant: String,
     /// What a tenant that has to be created does with concurrent writes [default: register]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = choice::conflict_mode())]
     pub conflict_mode: Option<ConflictMode>,
     /// How a tenant that has to be created orders writes [default: quorum]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = choice::ordering())]
     pub ordering: Option<Ordering>,
     /// Replicas of a tenant that has to be created [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=5))]
@@ -123,14 +126,15 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 fn value_size(text: &str) -> Result<usize, String> {
-    args::size(text).and_then(|size| if size <= 10 << 20 { Ok(size) } else { Err("must be at most 10MiB".to_owned()) })
+    let size = args::size(text).map_err(|error| error.to_string())?;
+    if size <= VALUE_BYTES { Ok(size) } else { Err(format!("must be at most {}MiB", VALUE_BYTES >> 20)) }
 }
 
 /// Runs the load and prints the result. Fails when not a single operation ended well.
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     tenant::ensure(global, tenant_request(&args), true).await?;
     let siblings = tenant::get(global, args.tenant.clone()).await?.conflict_mode == "siblings";
-    let shown = Shown::of(global).map_err(Problem::Credential)?;
+    let shown = Shown::of(global).map_err(Problem::from)?;
     let load = Load { shown, ..load_of(global, &args, siblings)? };
     let quiet = args.quiet || !std::io::stderr().is_terminal();
     if args.preload {
@@ -152,8 +156,8 @@ fn tenant_request(args: &Args) -> CreateTenantRequest {
     CreateTenantRequest {
         tenant_id: args.tenant.clone(),
         replication_factor: args.replication_factor.unwrap_or(0),
-        conflict_mode: spelt(args.conflict_mode),
-        ordering: spelt(args.ordering),
+        conflict_mode: spelling(args.conflict_mode),
+        ordering: spelling(args.ordering),
         ..CreateTenantRequest::default()
     }
 }
@@ -174,7 +178,7 @@ fn load_of(global: &Global, args: &Args, contexts: bool) -> anyhow::Result<Load>
         threads: args.threads,
         timeout: global.timeout,
         tenant: args.tenant.clone(),
-        consistency: spelt(args.consistency),
+        consistency: spelling(args.consistency),
         keys: args.keys,
         distribution: args.distribution,
         read_share: args.read_share,

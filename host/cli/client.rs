@@ -17,7 +17,7 @@ use witan_wire::v1::access_service_client::AccessServiceClient;
 use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
 use witan_wire::v1::plugin_service_client::PluginServiceClient;
 
-use super::credential::Shown;
+use super::credential::{self, Shown};
 use super::output::{self, Output};
 use super::{Global, args};
 
@@ -47,7 +47,7 @@ pub async fn access(global: &Global) -> Result<AccessServiceClient<Link>, Proble
 }
 
 async fn link(global: &Global) -> Result<Link, Problem> {
-    let shown = Shown::of(global).map_err(Problem::Credential)?;
+    let shown = Shown::of(global).map_err(Problem::from)?;
     Ok(InterceptedService::new(channel(global).await?, shown))
 }
 
@@ -118,8 +118,8 @@ pub enum Problem {
     #[error(transparent)]
     File(#[from] FileError),
     /// The token to show cannot be used.
-    #[error("{0}")]
-    Credential(String),
+    #[error(transparent)]
+    Credential(#[from] credential::Unusable),
     /// The coordinator refused a read, or a question.
     #[error("{}", .0.message())]
     Read(Box<Status>),

@@ -1,7 +1,7 @@
 //! What the command line shows of itself: an API token or a web token, from a file or the environment. Never from an argument,
 //! which everybody on the machine can read.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -13,6 +13,33 @@ use super::Global;
 const VARIABLE: &str = "WITAN_TOKEN";
 /// Largest file of a token, in bytes: a web token has some kilobytes.
 const FILE_BYTES: u64 = 64 << 10;
+
+/// Why a token cannot be shown. Never contains the token.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// The file cannot be read.
+    #[error("--token-file {}: {error}", .file.display())]
+    Unreadable {
+        /// The file's name.
+        file: PathBuf,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// The file is far longer than any token.
+    #[error("--token-file {}: has {bytes} bytes, more than any token", .file.display())]
+    TooLong {
+        /// The file's name.
+        file: PathBuf,
+        /// Its length, in bytes.
+        bytes: u64,
+    },
+    /// The file is empty.
+    #[error("{0}: is empty; put the token into it that `witan token create` has shown")]
+    Empty(String),
+    /// Its text cannot be a header.
+    #[error("{0}: is not a token; put the text into it that was shown, and nothing else")]
+    NotAToken(String),
+}
 
 /// What is shown with every call; by default, nothing.
 #[derive(Clone, Default)]
@@ -29,21 +56,20 @@ impl Shown {
     ///
     /// # Errors
     /// When there is a token that cannot be used; never shows it.
-    pub fn of(global: &Global) -> Result<Self, String> {
+    pub fn of(global: &Global) -> Result<Self, Unusable> {
         match &global.token_file {
             Some(file) => read(file).and_then(|text| Self::token(&text, &format!("--token-file {}", file.display()))),
             None => std::env::var(VARIABLE).map_or_else(|_| Ok(Self::default()), |text| Self::token(&text, VARIABLE)),
         }
     }
 
-    fn token(text: &str, source: &str) -> Result<Self, String> {
+    fn token(text: &str, source: &str) -> Result<Self, Unusable> {
         match text.trim() {
             "" if source == VARIABLE => Ok(Self::default()),
-            "" => Err(format!("{source}: is empty; put the token into it that `witan token create` has shown")),
+            "" => Err(Unusable::Empty(source.to_owned())),
             text => {
-                let mut value: MetadataValue<Ascii> = format!("Bearer {text}").parse().map_err(|_| {
-                    format!("{source}: is no token; put the text into it that was shown, and nothing else")
-                })?;
+                let value = format!("Bearer {text}").parse();
+                let mut value: MetadataValue<Ascii> = value.map_err(|_| Unusable::NotAToken(source.to_owned()))?;
                 value.set_sensitive(true);
                 Ok(Self(Some(value)))
             }
@@ -60,13 +86,13 @@ impl Shown {
     }
 }
 
-fn read(file: &Path) -> Result<String, String> {
-    let wrong = |error: std::io::Error| format!("--token-file {}: {error}", file.display());
-    let length = std::fs::metadata(file).map_err(wrong)?.len();
-    if length > FILE_BYTES {
-        return Err(format!("--token-file {}: has {length} bytes, and no token has", file.display()));
+fn read(file: &Path) -> Result<String, Unusable> {
+    let unreadable = |error| Unusable::Unreadable { file: file.to_owned(), error };
+    let bytes = std::fs::metadata(file).map_err(unreadable)?.len();
+    if bytes > FILE_BYTES {
+        return Err(Unusable::TooLong { file: file.to_owned(), bytes });
     }
-    std::fs::read_to_string(file).map_err(wrong)
+    std::fs::read_to_string(file).map_err(unreadable)
 }
 
 impl Interceptor for Shown {
@@ -95,7 +121,7 @@ mod tests {
     #[test]
     fn what_is_no_token_is_refused_without_being_shown() {
         for wrong in ["", " \n", "two\nlines"] {
-            let error = Shown::token(wrong, "--token-file x").unwrap_err();
+            let error = Shown::token(wrong, "--token-file x").unwrap_err().to_string();
             assert!(error.contains("--token-file x") && !error.contains("two"), "{error}");
         }
         assert!(Shown::token("", VARIABLE).unwrap().0.is_none());

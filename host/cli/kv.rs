@@ -8,18 +8,21 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use tonic::Status;
+use witan_kernel::limit::VALUE_BYTES;
+use witan_kernel::tenant::Level;
 use witan_wire::v1::{
     DeleteKeyValueRequest, ReadKeyValueRequest, ReadKeyValueResponse, VectorClock, WriteKeyValueRequest,
     WriteKeyValueResponse,
 };
 
 use super::Global;
-use super::args::{self, Level, Source, Token, spelt};
+use super::args::{self, Limit, Source, Token};
+use super::choice::{self, spelling};
 use super::client::{self, NO_SUCH_KEY, Problem, within};
 use super::output::{self, Output};
 
-/// Largest value, in bytes: the API's limit.
-const VALUE_BYTES: usize = 10 << 20;
+/// Of a value: the API's limit.
+const VALUE: Limit = Limit { field: "VALUE", bytes: VALUE_BYTES, remedy: "store it in parts, under several keys" };
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "A key belongs to a tenant. A write without a context is concurrent with everything; with the context of a read it \
@@ -82,7 +85,7 @@ pub struct Place {
     /// The key: 1 to 1024 bytes
     pub key: String,
     /// How many replicas must answer [default: the tenant's]
-    #[arg(short, long, value_enum)]
+    #[arg(short, long, value_parser = choice::level())]
     pub consistency: Option<Level>,
 }
 
@@ -145,8 +148,11 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
 
 async fn read(global: &Global, get: Get) -> anyhow::Result<ExitCode> {
     let Get { place, details } = get;
-    let request =
-        ReadKeyValueRequest { tenant_id: place.tenant, key: place.key.clone(), consistency: spelt(place.consistency) };
+    let request = ReadKeyValueRequest {
+        tenant_id: place.tenant,
+        key: place.key.clone(),
+        consistency: spelling(place.consistency),
+    };
     let answer = client::coordinator(global).await?.read_key_value(within(global, request)).await;
     match answer {
         Ok(response) => found(global.output, details, &response.into_inner())?,
@@ -238,12 +244,12 @@ fn found_json(response: &ReadKeyValueResponse) -> Value {
 
 async fn write(global: &Global, put: Put) -> anyhow::Result<ExitCode> {
     let Put { place, value, change } = put;
-    let value = tokio::task::spawn_blocking(move || value.read(VALUE_BYTES)).await??;
+    let value = tokio::task::spawn_blocking(move || value.read(&VALUE)).await??;
     let request = WriteKeyValueRequest {
         tenant_id: place.tenant,
         key: place.key,
         value,
-        consistency: spelt(place.consistency),
+        consistency: spelling(place.consistency),
         idempotency_key: change.idempotency_key.unwrap_or_default(),
         context: change.context.map(|token| token.0).unwrap_or_default(),
     };
@@ -256,7 +262,7 @@ async fn remove(global: &Global, delete: Delete) -> anyhow::Result<ExitCode> {
     let request = DeleteKeyValueRequest {
         tenant_id: place.tenant,
         key: place.key,
-        consistency: spelt(place.consistency),
+        consistency: spelling(place.consistency),
         idempotency_key: change.idempotency_key.unwrap_or_default(),
         context: change.context.map(|token| token.0).unwrap_or_default(),
     };

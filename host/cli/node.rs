@@ -7,15 +7,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use witan_kernel::durability::Durability;
 use witan_kernel::name::NodeId;
 use witan_net::{Bounds, Fields, Incoming, ListenerTls, Protocol, ServerSide, SharedSecret};
-use witan_node::batch::Durability;
-use witan_node::node::{Node, NodeConfig, ROW_CACHE};
+use witan_node::node::{NodeConfig, ROW_CACHE};
 use witan_node::server::Guard;
 
-use crate::process::signal::{self, stopped};
-use crate::process::system::{SystemClock, SystemRandomness};
+use super::choice;
+use crate::process::{node, signal};
 
 /// Flags of `witan node`.
 #[derive(Debug, clap::Args)]
@@ -36,8 +35,8 @@ pub struct Args {
     #[arg(long, default_value = "127.0.0.1:50052")]
     listen: SocketAddr,
     /// sync: acknowledged means synced to disk. os: acknowledged means handed to the operating system.
-    #[arg(long, value_enum, default_value_t = DurabilityArg::Sync)]
-    durability: DurabilityArg,
+    #[arg(long, value_parser = choice::durability(), default_value_t = Durability::Sync)]
+    durability: Durability,
     /// Threads that carry out requests; 0: half the cores.
     #[arg(long, default_value_t = 0)]
     shards: usize,
@@ -113,24 +112,6 @@ impl Args {
     }
 }
 
-/// How an acknowledged write is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum DurabilityArg {
-    /// Synced to disk.
-    Sync,
-    /// Handed to the operating system.
-    Os,
-}
-
-impl From<DurabilityArg> for Durability {
-    fn from(arg: DurabilityArg) -> Self {
-        match arg {
-            DurabilityArg::Sync => Self::Sync,
-            DurabilityArg::Os => Self::Os,
-        }
-    }
-}
-
 /// Runs a node until SIGINT or SIGTERM.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     args.is_safe().map_err(anyhow::Error::msg)?;
@@ -144,33 +125,16 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     })?;
     let address = listener.local_addr()?;
     let mut config = NodeConfig::new(args.id, args.data_dir);
-    config.durability = args.durability.into();
+    config.durability = args.durability;
     config.shards = args.shards;
     config.row_cache = args.row_cache_mib << 20;
     config.limits.drain = Duration::from_secs(args.shutdown_seconds);
     config.guard = secret.map_or(Guard::Connected, Guard::Secret);
-    let node = open(config).await?;
+    let node = node::open(config).await?;
     let incoming = Incoming::new(listener, tls, Protocol::Grpc, Bounds::of(args.max_connections));
     println!("ready node={} address={address} store={}", node.id(), node.store_id());
-    serve(node, incoming, stop).await?;
+    node::serve(node, incoming, stop).await?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Opens a node off the runtime's threads.
-pub(super) async fn open(config: NodeConfig) -> anyhow::Result<Node<SystemClock>> {
-    let opened = tokio::task::spawn_blocking(move || Node::open(config, SystemClock::new(), &SystemRandomness));
-    Ok(opened.await??)
-}
-
-/// Serves a node until `stop` turns true; its threads have ended when this is ready.
-pub(super) async fn serve(
-    node: Node<SystemClock>,
-    incoming: Incoming,
-    stop: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    let served = node.serve(incoming, stopped(stop)).await;
-    tokio::task::spawn_blocking(move || drop(node)).await?;
-    Ok(served?)
 }
 
 #[cfg(test)]

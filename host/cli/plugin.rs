@@ -5,10 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use bytes::Bytes;
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use witan_kernel::hook::Hook;
 use witan_kernel::limit::{COMPONENT_BYTES, PLUGIN_CONFIGURATION_BYTES};
+use witan_plugin::binding::OnFault;
 use witan_wire::v1::upload_plugin_request::Part;
 use witan_wire::v1::{
     BindPluginRequest, BindPluginResponse, Binding, ListBindingsRequest, ListPluginsRequest, PluginEvent, PluginInfo,
@@ -16,12 +18,22 @@ use witan_wire::v1::{
 };
 
 use super::Global;
-use super::args::{Source, spelt};
+use super::args::{Limit, Source};
+use super::choice::{self, spelling};
 use super::client::{self, Problem, within};
 use super::output::{self, Output, Table, grouped};
 
 /// Bytes of one uploaded chunk: half of what the API allows.
 const CHUNK_BYTES: usize = 512 << 10;
+/// Of a component read from disk: the coordinator has its own, lower limit; this one bounds memory here.
+const COMPONENT: Limit =
+    Limit { field: "FILE", bytes: COMPONENT_BYTES, remedy: "build the plugin for size (opt-level \"s\", strip)" };
+/// Of a binding's configuration: the coordinator's limit, checked here before anything is sent.
+const CONFIGURATION: Limit = Limit {
+    field: "--configuration",
+    bytes: PLUGIN_CONFIGURATION_BYTES,
+    remedy: "keep only the settings that the plugin reads",
+};
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "A plugin is a WebAssembly component that answers one hook: a consistency policy (how many replicas must answer), a \
@@ -95,7 +107,7 @@ pub enum Command {
     #[command(after_help = ROLLBACK_EXAMPLES)]
     Rollback {
         /// The hook
-        #[arg(value_enum)]
+        #[arg(value_parser = choice::hook())]
         hook: Hook,
         /// The tenant [default: the binding for all]
         #[arg(short, long)]
@@ -129,31 +141,11 @@ pub enum Command {
     },
 }
 
-/// What a plugin answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Hook {
-    /// How many replicas must answer, until when, and what a shortfall means
-    ConsistencyPolicy,
-    /// What concurrent writes become
-    ConflictResolver,
-    /// Where a key belongs, and which replicas are preferred
-    RoutingHook,
-}
-
-/// What answers when the plugin fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OnFault {
-    /// The native rule
-    Native,
-    /// Nothing: the request fails
-    Fail,
-}
-
 /// Arguments of `plugin bind`.
 #[derive(Debug, clap::Args)]
 pub struct Bind {
     /// The hook
-    #[arg(value_enum)]
+    #[arg(value_parser = choice::hook())]
     pub hook: Hook,
     /// A digest, name@version, or name
     #[arg(required_unless_present = "none", conflicts_with = "none")]
@@ -165,7 +157,7 @@ pub struct Bind {
     #[arg(long, value_name = "TEXT", value_parser = Source::parse)]
     pub configuration: Option<Source>,
     /// What answers when the plugin fails [default: native]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = choice::on_fault())]
     pub on_fault: Option<OnFault>,
     /// Take the binding away
     #[arg(long)]
@@ -178,7 +170,7 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
         Command::Push { files } => push(global, &files).await,
         Command::Bind(args) => bound(global.output, "bound", &bind(global, args).await?),
         Command::Rollback { hook, tenant } => {
-            let request = RollbackBindingRequest { tenant_id: tenant.unwrap_or_default(), hook: spelt(Some(hook)) };
+            let request = RollbackBindingRequest { tenant_id: tenant.unwrap_or_default(), hook: spelling(Some(hook)) };
             let answer = client::plugins(global).await?.rollback_binding(within(global, request)).await;
             bound(global.output, "rolled back", &answer.map_err(Problem::change)?.into_inner())
         }
@@ -208,7 +200,7 @@ async fn push(global: &Global, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
 /// Hands a component to the coordinator; answers with what that has made of it.
 pub async fn upload(global: &Global, file: &Path) -> anyhow::Result<PluginInfo> {
     let source = Source::File(file.to_owned());
-    let component = tokio::task::spawn_blocking(move || source.read(COMPONENT_BYTES)).await??;
+    let component = tokio::task::spawn_blocking(move || source.read(&COMPONENT)).await??;
     let request = within(global, tokio_stream::iter(parts(component)));
     let answer = client::plugins(global).await?.upload_plugin(request).await.map_err(Problem::change)?;
     answer.into_inner().plugin.context("the coordinator did not say what it has made of the plugin")
@@ -240,16 +232,16 @@ pub async fn bind(global: &Global, args: Bind) -> anyhow::Result<BindPluginRespo
 
 async fn bind_request(bind: Bind) -> anyhow::Result<BindPluginRequest> {
     let configuration = match bind.configuration {
-        Some(source) => tokio::task::spawn_blocking(move || source.read(PLUGIN_CONFIGURATION_BYTES)).await??,
+        Some(source) => tokio::task::spawn_blocking(move || source.read(&CONFIGURATION)).await??,
         None => Bytes::new(),
     };
     Ok(BindPluginRequest {
         tenant_id: bind.tenant.unwrap_or_default(),
-        hook: spelt(Some(bind.hook)),
+        hook: spelling(Some(bind.hook)),
         plugin: bind.plugin.unwrap_or_default(),
         configuration,
         mode: String::new(),
-        on_fault: spelt(bind.on_fault),
+        on_fault: spelling(bind.on_fault),
     })
 }
 

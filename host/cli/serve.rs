@@ -3,19 +3,14 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use tokio::sync::watch;
+use witan_kernel::durability::Durability;
 
-use super::Global;
-use super::args;
-use super::node::DurabilityArg;
-use crate::config::{Flag, Inputs, Loaded, Problems, node};
-use crate::process::config;
-use crate::process::reload::{Following, Reloads};
-use crate::process::signal::{self, stopped};
-use crate::process::start::start;
-use crate::process::telemetry::{LogFilter, Traces};
+use super::choice::{self, spelling};
+use super::{Global, args};
+use crate::config::{Flag, Inputs, Loaded, NotANode, Problems, node};
+use crate::process::coordinator;
+use crate::process::telemetry::LogFilter;
 
 /// Flags of `witan serve`. Each overrides what the file and the environment say.
 #[derive(Debug, clap::Args)]
@@ -61,14 +56,14 @@ pub struct Args {
     plugins: Option<PathBuf>,
     /// sync: idempotency records are synced before anything is sent. os: they survive the end of the process only
     /// [default: sync]
-    #[arg(long, value_enum)]
-    durability: Option<DurabilityArg>,
+    #[arg(long, value_parser = choice::durability())]
+    durability: Option<Durability>,
     /// Seconds a shutdown may take [default: 30]
     #[arg(long)]
     shutdown_seconds: Option<u64>,
 }
 
-fn node_text(text: &str) -> Result<String, String> {
+fn node_text(text: &str) -> Result<String, NotANode> {
     node(text).map(|_| text.to_owned())
 }
 
@@ -98,60 +93,24 @@ impl Args {
         say("--admin-listen", "metrics.port", self.admin_listen.map(|address| address.port().to_string()));
         say("--node", "storage_nodes", (!self.nodes.is_empty()).then(|| self.nodes.join(",")));
         say("--plugins", "plugins.folder", path(&self.plugins));
-        say("--durability", "durability", self.durability.map(|chosen| args::spelt(Some(chosen))));
+        say("--durability", "durability", self.durability.map(|chosen| spelling(Some(chosen))));
         say(
             "--shutdown-seconds",
             "server.shutdown_timeout",
             self.shutdown_seconds.map(|seconds| format!("{seconds}s")),
         );
         say("--log-level", "logging.level", global.log_level.clone());
-        let format = global.log_format.map(|format| args::spelt(Some(format)));
+        let format = global.log_format.map(args::spelling);
         say("--log-format", "logging.format", format);
         flags
     }
 }
 
-/// How long giving back the lease and closing the stores may take behind the drain: a database that is away is given up after 5 s.
-const CLOSING: Duration = Duration::from_secs(8);
-
-/// Ready when a shutdown takes too long.
-async fn overdue(stop: watch::Receiver<bool>, drain: Duration) {
-    stopped(stop).await;
-    tokio::time::sleep(drain + CLOSING).await;
-}
-
 /// Runs a coordinator until SIGINT or SIGTERM.
 ///
-/// `log`: what is logged, if the configuration may change that.
+/// `log` changes what is logged, where the configuration decides that.
 pub async fn run(loaded: Loaded, log: Option<LogFilter>) -> anyhow::Result<ExitCode> {
-    let stop = signal::stop_on_signal()?;
-    for note in &loaded.notes {
-        tracing::warn!(key = note.key, "{}", note.what);
-    }
-    let settings = &loaded.settings;
-    let traces = Traces::start(&settings.telemetry, &settings.server.node_id)?;
-    let (live, following) = watch::channel(config::live(settings));
-    let reloads = Reloads::default();
-    let drain = settings.server.shutdown_timeout.0;
-    let config = config::config(settings)?;
-    // From here on SIGHUP is taken note of, and ends nothing.
-    let reread = Following::new(loaded, live, log, reloads.clone())?;
-    let serving = tokio::select! {
-        started = start(config, following, reloads, stop.clone()) => started?,
-        () = stopped(stop.clone()) => {
-            tracing::info!("stopped while starting");
-            traces.end().await;
-            return Ok(ExitCode::SUCCESS);
-        }
-    };
-    tokio::spawn(reread.run(stop.clone()));
-    println!("ready address={} admin={}", serving.address, serving.admin_address);
-    tokio::select! {
-        ended = serving.ended() => ended?,
-        () = overdue(stop, drain) => {
-            tracing::warn!("the shutdown took too long; what is left is left, and this coordinator's lease runs out by itself");
-        }
-    }
-    traces.end().await;
+    let ready = |address, admin| println!("ready address={address} admin={admin}");
+    coordinator::run(loaded, log, ready).await?;
     Ok(ExitCode::SUCCESS)
 }

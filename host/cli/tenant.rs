@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use tonic::Code;
+use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair};
 use witan_wire::v1::{
     CreateTenantRequest, GetTenantRequest, GetTenantResponse, ListTenantsRequest, UpdateReplicationFactorRequest,
     UpdateTenantRequest,
 };
 
 use super::Global;
-use super::args::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, spelt};
+use super::choice::{self, spelling};
 use super::client::{self, Problem, has_reason, within};
 use super::output::{self, Output, Table};
 
@@ -79,19 +80,19 @@ pub enum Command {
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Choices {
     /// How writes of registers are ordered [default: quorum]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = choice::ordering())]
     pub ordering: Option<Ordering>,
     /// When replicas that a read found stale are repaired [default: async]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = choice::read_repair())]
     pub read_repair: Option<ReadRepair>,
     /// The level no plugin may go below [default: one]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = choice::level())]
     pub minimum_level: Option<Level>,
     /// What a request without a level asks for [default: quorum]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = choice::level())]
     pub default_level: Option<Level>,
     /// What requests with an idempotency key do while its store is down [default: reject]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = choice::idempotency_outage())]
     pub idempotency_outage: Option<IdempotencyOutage>,
 }
 
@@ -114,7 +115,7 @@ pub struct Create {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=5))]
     pub replication_factor: Option<i32>,
     /// What happens to concurrent writes [default: register]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = choice::conflict_mode())]
     pub conflict_mode: Option<ConflictMode>,
     /// The rest.
     #[command(flatten)]
@@ -162,12 +163,12 @@ fn request(create: Create) -> CreateTenantRequest {
     CreateTenantRequest {
         tenant_id: tenant,
         replication_factor: replication_factor.unwrap_or(0),
-        conflict_mode: spelt(conflict_mode),
-        ordering: spelt(choices.ordering),
-        read_repair: spelt(choices.read_repair),
-        minimum_level: spelt(choices.minimum_level),
-        default_level: spelt(choices.default_level),
-        idempotency_outage: spelt(choices.idempotency_outage),
+        conflict_mode: spelling(conflict_mode),
+        ordering: spelling(choices.ordering),
+        read_repair: spelling(choices.read_repair),
+        minimum_level: spelling(choices.minimum_level),
+        default_level: spelling(choices.default_level),
+        idempotency_outage: spelling(choices.idempotency_outage),
     }
 }
 
@@ -237,11 +238,11 @@ async fn change(global: &Global, update: Update) -> anyhow::Result<ExitCode> {
     let request = UpdateTenantRequest {
         tenant_id: update.tenant,
         version: update.version.unwrap_or(0),
-        ordering: spelt(choices.ordering),
-        read_repair: spelt(choices.read_repair),
-        minimum_level: spelt(choices.minimum_level),
-        default_level: spelt(choices.default_level),
-        idempotency_outage: spelt(choices.idempotency_outage),
+        ordering: spelling(choices.ordering),
+        read_repair: spelling(choices.read_repair),
+        minimum_level: spelling(choices.minimum_level),
+        default_level: spelling(choices.default_level),
+        idempotency_outage: spelling(choices.idempotency_outage),
     };
     let answer = client.update_tenant(within(global, request)).await.map_err(Problem::change)?;
     show(global.output, "updated", &answer.into_inner())

@@ -10,10 +10,9 @@ use tracing_subscriber::EnvFilter;
 use witan_kernel::limit;
 use witan_kernel::name::NodeId;
 
-use super::database::Wrong;
 use super::keys::{self, KEYS, Kind};
 use super::layers::{Layers, Source};
-use super::problem::Problem;
+use super::problem::{KeyError, Problem};
 use super::read_small;
 use super::settings::Settings;
 use crate::access::config::may_listen;
@@ -58,8 +57,8 @@ impl Check<'_> {
         self.found.notes.push(Problem::new(key, self.layers.source(key), what));
     }
 
-    fn told<T>(&mut self, told: Result<T, Wrong>) {
-        if let Err((key, what)) = told {
+    fn usable<T>(&mut self, result: Result<T, KeyError>) {
+        if let Err(KeyError { key, what }) = result {
             self.wrong(key, what);
         }
     }
@@ -70,18 +69,18 @@ impl Check<'_> {
             self.wrong("server.node_id", error.to_string());
         }
         match address(&server.host, server.port) {
-            Err(what) => self.wrong("server.host", what),
+            Err(error) => self.wrong("server.host", error.to_string()),
             Ok(listen) => {
-                if let Err(what) = may_listen(security, listen) {
-                    self.wrong("server.host", what);
+                if let Err(error) = may_listen(security, listen) {
+                    self.wrong("server.host", error.to_string());
                 }
             }
         }
         match address(&metrics.host, metrics.port) {
-            Err(what) => self.wrong("metrics.host", what),
+            Err(error) => self.wrong("metrics.host", error.to_string()),
             Ok(listen) => {
-                if let Err(what) = may_listen(security, listen) {
-                    self.wrong("metrics.host", what);
+                if let Err(error) = may_listen(security, listen) {
+                    self.wrong("metrics.host", error.to_string());
                 }
             }
         }
@@ -119,9 +118,9 @@ impl Check<'_> {
 
     fn stores(&mut self) {
         let Settings { database, redis, .. } = self.settings;
-        self.told(database.address());
-        self.told(redis.servers());
-        self.told(redis.told_password());
+        self.usable(database.address());
+        self.usable(redis.servers());
+        self.usable(redis.separate_password());
         if !database.is_proved() {
             let what = "is not verify-full, so that another server could pass for the database: use verify-full, with \
                         database.ca_file where the authority is your own";
@@ -213,18 +212,19 @@ impl Check<'_> {
     }
 }
 
-/// Where a listener of `host` and `port` is.
+/// A host on which nothing can listen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not an IP address; use 127.0.0.1 for this machine, or 0.0.0.0 for every address of it")]
+pub struct NotAnAddress(String);
+
+/// The socket address of a listener.
 ///
 /// # Errors
-/// What is wrong with the host.
-pub fn address(host: &str, port: u16) -> Result<SocketAddr, String> {
+/// When `host` is neither an IP address nor localhost.
+pub fn address(host: &str, port: u16) -> Result<SocketAddr, NotAnAddress> {
     let ip = match host {
         "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        other => plain_host(other).parse().map_err(|_| {
-            format!(
-                "{other:?} is not an IP address; use 127.0.0.1 for this machine, or 0.0.0.0 for every address of it"
-            )
-        })?,
+        other => plain_host(other).parse().map_err(|_| NotAnAddress(other.to_owned()))?,
     };
     Ok(SocketAddr::new(ip, port))
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::keys::Kind;
 use super::suggest;
-use super::value::{duration, size};
+use super::value::{Misspelled, duration, size};
 
 /// Most entries of a list.
 const ENTRIES: usize = 1000;
@@ -22,10 +22,10 @@ pub(super) fn convert(kind: Kind, value: &Value) -> Result<Value, String> {
         (Kind::Flag, other) => Err(format!("{} is neither true nor false", shown(other))),
         (Kind::Number(from, to), value) => whole(value, from, to),
         (Kind::Share, value) => share(value),
-        (Kind::Time, Value::String(text)) => duration(text).map(|_| json!(text)).map_err(|what| told(text, &what)),
+        (Kind::Time, Value::String(text)) => duration(text).map(|_| json!(text)).map_err(|error| about(text, &error)),
         (Kind::Time, other) => Err(format!("{} has no unit: write 500ms, 10s, 5m or 1h", shown(other))),
         (Kind::Size, Value::Number(number)) if number.is_u64() => Ok(json!(number)),
-        (Kind::Size, Value::String(text)) => size(text).map(|bytes| json!(bytes)).map_err(|what| told(text, &what)),
+        (Kind::Size, Value::String(text)) => size(text).map(|bytes| json!(bytes)).map_err(|error| about(text, &error)),
         (Kind::Size, other) => Err(format!("{} is not a number of bytes, such as 64MiB", shown(other))),
         (Kind::Choice(choices), value) => choice(value, choices),
         (Kind::Texts, Value::String(text)) => Ok(text.split(',').map(|part| json!(part.trim())).collect()),
@@ -33,7 +33,7 @@ pub(super) fn convert(kind: Kind, value: &Value) -> Result<Value, String> {
             Ok(value.clone())
         }
         (Kind::Texts, _) => Err(format!("must be a list of at most {ENTRIES} texts")),
-        (Kind::Nodes, Value::String(text)) => text.split(',').map(|node| node_of(node.trim())).collect(),
+        (Kind::Nodes, Value::String(text)) => text.split(',').map(|node| node_value(node.trim())).collect(),
         (Kind::Nodes, Value::Array(nodes)) if nodes.len() <= ENTRIES => Ok(value.clone()),
         (Kind::Nodes, _) => Err(format!("must be a list of at most {ENTRIES} nodes, each {{id, host, port}}")),
     }
@@ -49,8 +49,8 @@ fn shown(value: &Value) -> String {
     text.chars().take(40).collect()
 }
 
-fn told(text: &str, what: &str) -> String {
-    format!("{}: {what}", shown(&json!(text)))
+fn about(text: &str, error: &Misspelled) -> String {
+    format!("{}: {error}", shown(&json!(text)))
 }
 
 fn whole(value: &Value, from: u64, to: u64) -> Result<Value, String> {
@@ -90,9 +90,17 @@ fn choice(value: &Value, choices: &[&str]) -> Result<Value, String> {
     })
 }
 
-/// Reads "node-1=127.0.0.1:50052".
-pub fn node(text: &str) -> Result<(String, String, u16), String> {
-    let wrong = || format!("{text:?} is not ID=HOST:PORT, as in node-1=127.0.0.1:50052");
+/// A text that should have been a storage node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not ID=HOST:PORT, as in node-1=127.0.0.1:50052")]
+pub struct NotANode(String);
+
+/// Reads "node-1=127.0.0.1:50052" as id, host and port.
+///
+/// # Errors
+/// When the text does not have this form.
+pub fn node(text: &str) -> Result<(String, String, u16), NotANode> {
+    let wrong = || NotANode(text.to_owned());
     let (id, address) = text.split_once('=').ok_or_else(wrong)?;
     let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
     let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(wrong)?;
@@ -103,7 +111,7 @@ pub fn node(text: &str) -> Result<(String, String, u16), String> {
     Ok((id.to_owned(), host.to_owned(), port))
 }
 
-fn node_of(text: &str) -> Result<Value, String> {
-    let (id, host, port) = node(text)?;
+fn node_value(text: &str) -> Result<Value, String> {
+    let (id, host, port) = node(text).map_err(|error| error.to_string())?;
     Ok(json!({ "id": id, "host": host, "port": port }))
 }

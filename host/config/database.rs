@@ -4,19 +4,17 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 
+use super::problem::KeyError;
 use super::read_small;
 use super::settings::{Database, SslMode};
 use super::value::Secret;
-
-/// What is wrong, and with which key.
-pub type Wrong = (&'static str, String);
 
 impl Database {
     /// The address, with its password; `None`: metadata are embedded.
     ///
     /// # Errors
     /// The key and what is wrong with it.
-    pub fn address(&self) -> Result<Option<Secret>, Wrong> {
+    pub fn address(&self) -> Result<Option<Secret>, KeyError> {
         if let Some(url) = &self.url {
             return self.checked("database.url", url.reveal()).map(Some);
         }
@@ -46,12 +44,11 @@ impl Database {
         Ok(Some(Secret::new(self.with_ssl(url, mark))))
     }
 
-    fn checked(&self, key: &'static str, url: &str) -> Result<Secret, Wrong> {
+    fn checked(&self, key: &'static str, url: &str) -> Result<Secret, KeyError> {
         let parts = parts(url)
-            .ok_or_else(|| (key, "is not of the form postgres://user:password@host:port/database".to_owned()))?;
+            .ok_or_else(|| KeyError::new(key, "is not of the form postgres://user:password@host:port/database"))?;
         if parts.mode.is_some() && self.ssl_mode.is_some() {
-            let what = "the address has sslmode in it already; leave one of them out".to_owned();
-            return Err(("database.ssl_mode", what));
+            return Err(KeyError::new("database.ssl_mode", "the address already has sslmode; leave one of them out"));
         }
         self.check_ssl(key, parts.host, parts.mode.or(self.ssl_mode.map(SslMode::as_str)))?;
         let mark = if url.contains('?') { '&' } else { '?' };
@@ -69,7 +66,7 @@ impl Database {
         url
     }
 
-    fn check_ssl(&self, key: &'static str, host: &str, mode: Option<&str>) -> Result<(), Wrong> {
+    fn check_ssl(&self, key: &'static str, host: &str, mode: Option<&str>) -> Result<(), KeyError> {
         if mode.is_some() || is_local(host) {
             return Ok(());
         }
@@ -78,7 +75,7 @@ impl Database {
              text: set database.ssl_mode to verify-full (and database.ca_file, where the authority is your own), or to disable \
              if the network itself is safe"
         );
-        Err((key, what))
+        Err(KeyError::new(key, what))
     }
 
     /// Whether the server's certificate is proved to be the right one's, or need not be.
@@ -134,12 +131,13 @@ pub(super) fn encoded(text: &str) -> String {
 }
 
 /// Reads a secret from a file; the newline that editors leave at its end is no part of it.
-pub(super) fn secret_of(key: &'static str, file: &Path) -> Result<Secret, Wrong> {
+pub(super) fn secret_of(key: &'static str, file: &Path) -> Result<Secret, KeyError> {
     let text = read_small(file)
-        .map_err(|what| (key, format!("{what}; make the file, with the secret and nothing else in it")))?;
+        .map_err(|what| KeyError::new(key, format!("{what}; make the file, with the secret and nothing else in it")))?;
     let text = text.trim();
     if text.is_empty() {
-        return Err((key, format!("{} is empty; write the secret into it, and nothing else", file.display())));
+        let what = format!("{} is empty; write the secret into it, and nothing else", file.display());
+        return Err(KeyError::new(key, what));
     }
     Ok(Secret::new(text))
 }

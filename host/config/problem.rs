@@ -7,6 +7,23 @@ use serde::Serialize;
 
 use super::layers::Source;
 
+/// A key whose value cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {what}")]
+pub struct KeyError {
+    /// The key's path.
+    pub key: &'static str,
+    /// What is wrong with its value, and what to do.
+    pub what: String,
+}
+
+impl KeyError {
+    /// The value of `key` cannot be used.
+    pub fn new(key: &'static str, what: impl Into<String>) -> Self {
+        Self { key, what: what.into() }
+    }
+}
+
 /// Something about a key that is wrong, or that an operator should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {

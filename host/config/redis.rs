@@ -1,6 +1,7 @@
 //! The servers of the idempotency store, put together from their parts.
 
-use super::database::{Wrong, bracketed, is_local, secret_of};
+use super::database::{bracketed, is_local, secret_of};
+use super::problem::KeyError;
 use super::settings::Redis;
 use super::value::Secret;
 
@@ -29,27 +30,27 @@ impl Redis {
     ///
     /// # Errors
     /// The key and what is wrong with it.
-    pub fn servers(&self) -> Result<Option<Servers>, Wrong> {
+    pub fn servers(&self) -> Result<Option<Servers>, KeyError> {
         let (key, addresses) = match self.addresses()? {
-            Some(told) => told,
+            Some(found) => found,
             None if self.sentinel_master.is_some() => {
-                let what = "names a master, but no addresses of Sentinels are told: set redis.addresses";
-                return Err(("redis.sentinel_master", what.to_owned()));
+                let what = "names a master, but there are no addresses of Sentinels: set redis.addresses";
+                return Err(KeyError::new("redis.sentinel_master", what));
             }
             None => return Ok(None),
         };
         if addresses.iter().any(|address| address.reveal().is_empty()) {
-            return Err((key, "has an empty address in it".to_owned()));
+            return Err(KeyError::new(key, "has an empty address in it"));
         }
         if self.tls && addresses.iter().any(|address| address.reveal().starts_with("redis://")) {
-            return Err((key, "says redis:// while redis.tls is true: write rediss://".to_owned()));
+            return Err(KeyError::new(key, "says redis:// while redis.tls is true: write rediss://"));
         }
         if self.db != 0 && matches!(key, "redis.url" | "redis.url_file") {
             let what = format!(
                 "is {}, and has no effect beside {key}: write it behind the address, as in redis://host:6379/{}",
                 self.db, self.db
             );
-            return Err(("redis.db", what));
+            return Err(KeyError::new("redis.db", what));
         }
         if let Some(master) = &self.sentinel_master {
             let tls = self.tls || addresses.iter().any(|address| address.reveal().starts_with("rediss://"));
@@ -60,12 +61,12 @@ impl Redis {
             return Ok(addresses.into_iter().next().map(Servers::Single));
         }
         if self.db != 0 {
-            return Err(("redis.db", format!("is {}, but a Redis Cluster has database 0 only", self.db)));
+            return Err(KeyError::new("redis.db", format!("is {}, but a Redis Cluster has database 0 only", self.db)));
         }
         Ok(Some(Servers::Cluster(addresses)))
     }
 
-    fn addresses(&self) -> Result<Option<(&'static str, Vec<Secret>)>, Wrong> {
+    fn addresses(&self) -> Result<Option<(&'static str, Vec<Secret>)>, KeyError> {
         if let Some(url) = &self.url {
             return Ok(Some(("redis.url", split(url))));
         }
@@ -89,13 +90,13 @@ impl Redis {
     ///
     /// # Errors
     /// The key and what is wrong with it.
-    pub fn told_password(&self) -> Result<Option<Secret>, Wrong> {
-        let told = match (&self.password, &self.password_file) {
+    pub fn separate_password(&self) -> Result<Option<Secret>, KeyError> {
+        let password = match (&self.password, &self.password_file) {
             (Some(password), _) => Some(password.clone()),
             (None, Some(file)) => Some(secret_of("redis.password_file", file)?),
             (None, None) => None,
         };
-        Ok(told.filter(|password| !password.reveal().is_empty()))
+        Ok(password.filter(|password| !password.reveal().is_empty()))
     }
 
     /// Whether what is said to the servers can be read by others on the way.

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use witan_kernel::durability::Durability;
+use witan_kernel::tenant::Level;
 
 use super::value::{Secret, Span};
 use crate::access::config::Security;
@@ -36,6 +38,7 @@ pub struct Settings {
     #[serde(default)]
     pub plugins: Plugins,
     /// Whether embedded stores sync before they answer.
+    #[serde(with = "durability")]
     pub durability: Durability,
     /// Traces.
     pub telemetry: Telemetry,
@@ -145,30 +148,11 @@ pub struct HashRing {
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct Consistency {
+    #[serde(with = "level")]
     pub default_level: Level,
     pub write_timeout: Span,
     pub read_timeout: Span,
     pub repair_async: bool,
-}
-
-/// A consistency level, as the API spells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum Level {
-    One,
-    Quorum,
-    All,
-}
-
-impl From<Level> for witan_kernel::tenant::Level {
-    fn from(level: Level) -> Self {
-        match level {
-            Level::One => Self::One,
-            Level::Quorum => Self::Quorum,
-            Level::All => Self::All,
-        }
-    }
 }
 
 /// The section `cache`.
@@ -231,24 +215,6 @@ pub struct Plugins {
     pub folder: Option<PathBuf>,
 }
 
-/// What an acknowledgement of an embedded store means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum Durability {
-    Sync,
-    Os,
-}
-
-impl From<Durability> for witan_kernel::port::Durability {
-    fn from(durability: Durability) -> Self {
-        match durability {
-            Durability::Sync => Self::Sync,
-            Durability::Os => Self::Os,
-        }
-    }
-}
-
 /// The section `telemetry`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -257,4 +223,35 @@ pub struct Telemetry {
     pub otlp_endpoint: Option<String>,
     pub sample_ratio: f64,
     pub service_name: String,
+}
+
+/// A consistency level as text.
+mod level {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+    use witan_kernel::tenant::Level;
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Level, D::Error> {
+        let text = String::deserialize(from)?;
+        let level = Level::parse("consistency.default_level", &text).map_err(de::Error::custom)?;
+        level.ok_or_else(|| de::Error::custom("is empty: use one, quorum or all"))
+    }
+
+    pub(super) fn serialize<S: Serializer>(level: &Level, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(level.as_str())
+    }
+}
+
+/// A durability as text.
+mod durability {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+    use witan_kernel::durability::Durability;
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Durability, D::Error> {
+        let text = String::deserialize(from)?;
+        Durability::parse(&text).ok_or_else(|| de::Error::custom(format!("{text:?} is not known: use sync or os")))
+    }
+
+    pub(super) fn serialize<S: Serializer>(durability: &Durability, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(durability.as_str())
+    }
 }

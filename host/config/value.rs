@@ -1,12 +1,38 @@
-//! How durations, sizes and secrets are spelt, and kept.
+//! How durations, sizes and secrets are spelled, and kept.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// Why a text is no duration or size.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Misspelled {
+    /// A duration without a unit.
+    #[error("a unit is missing: write 500ms, 10s, 5m or 1h")]
+    NoUnit,
+    /// A duration with an unknown unit.
+    #[error("{0:?} is not a unit of time: use us, ms, s, m or h")]
+    TimeUnit(String),
+    /// A size with an unknown unit.
+    #[error("{0:?} is not a unit of size: use B, KiB, MiB or GiB")]
+    SizeUnit(String),
+    /// What precedes the unit.
+    #[error("{0:?} is not a number")]
+    Number(String),
+    /// A duration that is zero, negative or too long.
+    #[error("must be above zero and at most 30 days")]
+    TimeRange,
+    /// A size beyond what this machine can address.
+    #[error("is too large")]
+    SizeRange,
+}
+
 /// Reads "250us", "500ms", "10s", "5m" or "1h"; fractions are allowed, at most 30 days.
-pub fn duration(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// When the text is not a duration, or out of range.
+pub fn duration(text: &str) -> Result<Duration, Misspelled> {
     let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let unit = match unit.trim() {
@@ -15,24 +41,30 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "s" => 1.0,
         "m" => 60.0,
         "h" => 3600.0,
-        "" => return Err("a unit is missing: write 500ms, 10s, 5m or 1h".to_owned()),
-        other => return Err(format!("{other:?} is not a unit of time: use us, ms, s, m or h")),
+        "" => return Err(Misspelled::NoUnit),
+        other => return Err(Misspelled::TimeUnit(other.to_owned())),
     };
-    let number: f64 = number.trim().parse().map_err(|_| format!("{number:?} is not a number"))?;
+    let number: f64 = number.trim().parse().map_err(|_| Misspelled::Number(number.to_owned()))?;
     let seconds = number * unit;
     if !(seconds > 0.0 && seconds <= 30.0 * 86_400.0) {
-        return Err("must be above zero and at most 30 days".to_owned());
+        return Err(Misspelled::TimeRange);
     }
     Ok(Duration::from_secs_f64(seconds))
 }
 
 /// Reads a duration as [`duration`] does, or "0" for none at all.
-pub fn duration_or_none(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// As [`duration`].
+pub fn duration_or_none(text: &str) -> Result<Duration, Misspelled> {
     if text == "0" || text == "0s" { Ok(Duration::ZERO) } else { duration(text) }
 }
 
 /// Reads a number of bytes: "256", "4KiB", "1MiB", "2GiB".
-pub fn size(text: &str) -> Result<usize, String> {
+///
+/// # Errors
+/// When the text is not a size.
+pub fn size(text: &str) -> Result<usize, Misspelled> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let unit: usize = match unit.trim() {
@@ -40,14 +72,14 @@ pub fn size(text: &str) -> Result<usize, String> {
         "K" | "KiB" => 1 << 10,
         "M" | "MiB" => 1 << 20,
         "G" | "GiB" => 1 << 30,
-        other => return Err(format!("{other:?} is not a unit of size: use B, KiB, MiB or GiB")),
+        other => return Err(Misspelled::SizeUnit(other.to_owned())),
     };
-    let number: usize = number.parse().map_err(|_| format!("{number:?} is not a number"))?;
-    number.checked_mul(unit).ok_or_else(|| "is too large".to_owned())
+    let number: usize = number.parse().map_err(|_| Misspelled::Number(number.to_owned()))?;
+    number.checked_mul(unit).ok_or(Misspelled::SizeRange)
 }
 
 /// A duration as a person would write it, in whole units.
-pub fn spelt(duration: Duration) -> String {
+pub fn spelled(duration: Duration) -> String {
     let micros = duration.as_micros();
     let units = [(3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1000, "ms")];
     match units.into_iter().find(|(unit, _)| micros > 0 && micros.is_multiple_of(*unit)) {
@@ -70,7 +102,7 @@ impl<'de> Deserialize<'de> for Span {
 
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&spelt(self.0))
+        to.serialize_str(&spelled(self.0))
     }
 }
 
@@ -113,9 +145,9 @@ mod tests {
     #[test]
     fn durations_are_written_as_they_are_read() {
         for text in ["500us", "250ms", "5s", "5m", "30m", "24h", "90m"] {
-            assert_eq!(spelt(duration(text).unwrap()), text);
+            assert_eq!(spelled(duration(text).unwrap()), text);
         }
-        assert_eq!(spelt(Duration::ZERO), "0s");
+        assert_eq!(spelled(Duration::ZERO), "0s");
         assert_eq!(duration_or_none("0"), Ok(Duration::ZERO));
     }
 

@@ -1,4 +1,4 @@
-//! When a binding may change.
+//! Changes of bindings, and when they are allowed.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use witan_kernel::tenant::ConflictMode;
 
 use super::{Catalog, Held, Refused};
 
-/// Why a change of a binding was not made.
+/// Why a binding was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeRefused<E> {
-    /// A rule of the control plane refuses it.
+    /// A rule of the control plane refused it.
     #[error(transparent)]
     Refused(#[from] Refused),
     /// The plugin host refused it, or failed.
@@ -20,14 +20,14 @@ pub enum ChangeRefused<E> {
 }
 
 impl Catalog {
-    /// Changes the binding of `hook` for `tenant` (`None`: for all tenants) by polling `change` to its end, whatever becomes of whoever
-    /// waits for it.
+    /// Changes the binding of `hook` for `tenant` (`None`: for all tenants) by running `change` to completion, even if the caller
+    /// is dropped.
     ///
-    /// A resolver needs siblings to decide between. Another partition key is another place for every key of the tenant, so that a
-    /// routing hook changes only while nothing is stored: operations are kept out until the change is done.
+    /// A resolver needs siblings to choose between. A different partition key moves every key of the tenant, so a routing hook can
+    /// change only while nothing is stored: operations are blocked until the change is done.
     ///
     /// # Errors
-    /// The rule that refuses the change, before `change` is polled; or the failure of `change`.
+    /// The rule that refused the change, before `change` is polled; or the failure of `change`.
     pub async fn change_binding<T: Send + 'static, E: Send + 'static>(
         self: &Arc<Self>,
         tenant: Option<&TenantId>,
@@ -46,7 +46,7 @@ impl Catalog {
         }
     }
 
-    /// Operations are kept out as long as the answer lives.
+    /// Checks the rules. Operations are blocked as long as the returned guard lives.
     async fn may_change(&self, tenant: Option<&TenantId>, hook: Hook) -> Result<Option<Held>, Refused> {
         if let Some(id) = tenant {
             let tenant = self.tenant(id).await?;
@@ -55,7 +55,7 @@ impl Catalog {
             }
         }
         match hook {
-            Hook::RoutingHook => self.hold_while_empty("another routing hook").await.map(Some),
+            Hook::RoutingHook => self.hold_while_empty("a change of the routing hook").await.map(Some),
             Hook::ConsistencyPolicy | Hook::ConflictResolver => Ok(None),
         }
     }

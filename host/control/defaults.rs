@@ -1,21 +1,20 @@
-//! What new tenants and nodes get where their creation does not choose.
+//! Defaults of new tenants and nodes, for settings that their creation leaves out.
 
 use witan_kernel::limit;
 use witan_kernel::name::TenantId;
 use witan_kernel::tenant::{Level, ReadRepair, Tenant};
 
-/// Replicas of a tenant whose creation does not say how many: any two quorums of three share a replica, and one may fail.
+/// Default number of replicas: any two quorums of three share a replica, and one replica may fail.
 pub const REPLICATION_FACTOR: u8 = 3;
 
-/// Defaults of new tenants and nodes. They come from the configuration, and later changes of it leave existing tenants and nodes as
-/// they are.
+/// Defaults of new tenants and nodes. They come from the configuration; changing it does not affect existing tenants and nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fallbacks {
-    /// A tenant's default level.
+    /// A tenant's default consistency level.
     pub default_level: Level,
     /// When replicas that a read found stale are repaired.
     pub read_repair: ReadRepair,
-    /// A node's points on the ring.
+    /// A node's number of points on the ring.
     pub virtual_nodes: u32,
 }
 

@@ -1,5 +1,5 @@
-//! Following what other coordinators change: the metadata store numbers every change, and this reads those that it has not
-//! seen, at once when the store gives a hint and twice a second when it does not.
+//! Follows other coordinators' changes: the metadata store numbers every change, and this reads the new ones, immediately when the
+//! store sends a notification and twice a second otherwise.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +9,10 @@ use witan_kernel::port::{Changed, Metadata, StoreError};
 
 use super::Cluster;
 
-/// How often the store is asked without a hint. A hint can be lost, so that this bounds how late a change is seen.
+/// How often the store is polled without a notification. Notifications can be lost, so this bounds how late a change is seen.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// Puts in force here what others change after `revision`, for as long as it is polled. A change that could not be read is
-/// read again until it could.
+/// Applies here what others change after `revision`, for as long as it is polled. Reading a change is retried until it succeeds.
 pub async fn follow(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>, mut revision: u64) {
     let mut hint = metadata.hint();
     let mut failing = false;
@@ -22,25 +21,25 @@ pub async fn follow(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>, mut 
         match look(metadata.as_ref(), cluster.as_ref(), revision).await {
             Ok(seen) => {
                 if std::mem::take(&mut failing) {
-                    tracing::info!(revision = seen, "changes of other coordinators are followed again");
+                    tracing::info!(revision = seen, "following changes of other coordinators again");
                 }
                 revision = seen;
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(%error, "changes of other coordinators cannot be followed; what is known stays in force");
+                    tracing::warn!(%error, "changes of other coordinators cannot be followed; the last known state is used");
                 }
             }
         }
     }
 }
 
-/// Puts in force what has changed since `after`. Returns the revision up to which everything is. One change that cannot be followed,
-/// say a plugin for which there is no room here, holds up no other; all of them are looked at again then.
+/// Applies what has changed since `after`. Returns the revision up to which everything is applied. A change that fails, such as a
+/// plugin for which the disk has no space, does not delay the others; all of them are then applied again.
 async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Result<u64, StoreError> {
     let changes = metadata.changes(after).await?;
     let all = !changes.complete;
-    // First: without a word on tokens they stop being good.
+    // Tokens first: without confirmation they become invalid.
     if all || changes.changed.contains(&Changed::Tokens) {
         cluster.tokens_outdated().await?;
     }
@@ -69,7 +68,7 @@ async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Res
             Changed::Tokens | Changed::Coordinators => {}
         }
     }
-    // All at once: a binding and the plugin that it binds often come together.
+    // All slots in one call: a binding and the plugin that it binds often change together.
     if slots.is_some() {
         note(cluster.plugins_outdated(slots).await);
     }
@@ -98,7 +97,7 @@ mod tests {
     use super::*;
     use crate::Held;
 
-    /// A coordinator whose disk takes no plugin; what it has been told to follow, in order.
+    /// A coordinator whose disk has no space for a plugin; records the calls that it received, in order.
     #[derive(Default)]
     struct FullDisk(Mutex<Vec<&'static str>>);
 
@@ -167,12 +166,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_plugin_for_which_there_is_no_room_holds_up_nothing_else() {
+    async fn a_plugin_for_which_the_disk_has_no_space_delays_nothing_else() {
         let metadata = MemoryMetadata::new(AtTheEpoch);
         let cluster = FullDisk::default();
-        // Nobody knows what has changed: everything is followed, and whoever asks for the rest comes again.
-        let told = look(&metadata, &cluster, u64::MAX - 1).await;
-        assert!(told.is_err(), "{told:?}");
+        // The set of changes is unknown: everything is applied, and the error makes the caller try again.
+        let result = look(&metadata, &cluster, u64::MAX - 1).await;
+        assert!(result.is_err(), "{result:?}");
         let followed = cluster.0.lock().unwrap().clone();
         assert_eq!(followed, ["tokens", "confirmed", "tenants", "placement", "secrets", "plugins"]);
     }

@@ -1,11 +1,11 @@
-//! The control plane: tenants, storage nodes and bindings as the metadata store has them, who may change what and when, and following
-//! the changes of other coordinators.
+//! The control plane: tenants, storage nodes and bindings as recorded in the metadata store, the rules for changing them, and
+//! following the changes of other coordinators.
 //!
-//! A change is stored first and put in force after: what the store has not accepted is never served.
+//! A change is stored first and applied afterwards: what the store has not accepted is never served.
 //!
 //! Reading order: [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data),
-//! [`stores`] (which of a node's stores may be read), [`defaults`] (of new tenants and nodes), `follow`, `cache` (the tenants that
-//! requests see).
+//! [`stores`] (which of a node's stores may be read), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache`
+//! (the tenants that requests see).
 
 mod bindings;
 mod cache;
@@ -32,53 +32,52 @@ pub use follow::follow;
 pub use nodes::{register, ring};
 pub use tenants::Ended;
 
-/// What the coordinator lets the catalog do to it.
+/// The coordinator as the catalog sees it: applies changes here, and reports on nodes.
 pub trait Cluster: Send + Sync + 'static {
-    /// Puts a tenant's change in force here.
+    /// Applies a tenant's change here.
     fn tenant_changed(&self, tenant: Tenant);
 
-    /// Another coordinator has changed a tenant: it is read anew, if it is known here.
+    /// Another coordinator has changed a tenant: reads it again, if it is cached here.
     fn tenant_outdated(&self, id: &TenantId) -> Pending<Result<(), StoreError>>;
 
-    /// Others have changed nobody knows which tenants.
+    /// Other coordinators have changed an unknown set of tenants.
     fn tenants_outdated(&self) -> Pending<Result<(), StoreError>>;
 
-    /// Another coordinator has changed the cluster's secrets: they are read anew.
+    /// Another coordinator has changed the cluster's secrets: reads them again.
     fn secrets_outdated(&self) -> Pending<Result<(), StoreError>>;
 
-    /// Another coordinator has changed plugins, and the bindings of these slots (`None`: nobody knows which): they are read
-    /// anew, and put in force.
+    /// Another coordinator has changed plugins, and the bindings of these slots (`None`: an unknown set): reads and applies them.
     fn plugins_outdated(&self, slots: Option<Vec<Slot>>) -> Pending<Result<(), StoreError>>;
 
-    /// Another coordinator has made or revoked API tokens: they are read anew.
+    /// Another coordinator has created or revoked API tokens: reads them again.
     fn tokens_outdated(&self) -> Pending<Result<(), StoreError>>;
 
-    /// What is known of API tokens here is what the store says now.
+    /// Confirms that the API tokens cached here match the store as of now.
     fn tokens_confirmed(&self);
 
-    /// Puts a placement in force here, if it is newer than the one that is.
+    /// Applies a placement here, if it is newer than the present one.
     fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]);
 
-    /// What is known of a node.
+    /// The last observed state of a node.
     fn state(&self, node: &NodeId) -> ReplicaState;
 
-    /// Asks a node how full it is; `None` when it does not answer.
+    /// Asks a node how full it is; `None` when it does not respond.
     fn fullness(&self, node: &NodeId) -> Pending<Option<Fullness>>;
 
-    /// True for a node that is written to, and not asked, because its store is not the one on record.
+    /// True for a node that is written to but not read, because its store is not the one on record.
     fn is_write_only(&self, node: &NodeId) -> bool;
 
-    /// Asks nodes that are written to only whether their stores are those on record by now.
+    /// Checks again whether the stores of write-only nodes are on record by now.
     fn stores_changed(&self) -> Pending<()>;
 
-    /// Removes what a deleted tenant has stored, on every node, as far as that can be done before `until`.
+    /// Removes a deleted tenant's records from every node, as far as possible before `until`.
     fn remove_records(&self, tenant: &TenantId, until: Instant) -> Pending<Removed>;
 
-    /// Keeps clients' operations out, once those under way have ended, until the answer is dropped.
+    /// Blocks clients' operations, once those in flight have ended, until the returned guard is dropped.
     fn hold(&self) -> Pending<Held>;
 }
 
-/// Operations are kept out while this lives.
+/// A guard that blocks operations until it is dropped.
 pub type Held = Box<dyn Send>;
 
 /// Why a change of the catalog was not made.
@@ -95,31 +94,31 @@ pub enum Refused {
         "{wanted} replicas need {wanted} storage nodes and the cluster has {nodes}; add nodes or ask for fewer replicas"
     )]
     TooFewNodes {
-        /// Replicas wanted.
+        /// Replicas requested.
         wanted: u8,
-        /// Nodes there are.
+        /// Storage nodes in the cluster.
         nodes: usize,
     },
-    /// The configuration names a node that the cluster does not have.
+    /// The configuration names a node that is not part of the cluster.
     #[error("node {0} is not part of this cluster, which has nodes already; add it with `witan nodes add`")]
     UnknownNode(NodeId),
     /// The node holds data, or tenants need it.
     #[error("{0}")]
     NodeInUse(String),
-    /// It would move data, which this version cannot.
+    /// It would have to move data, which is not supported.
     #[error("{0}")]
     NeedsPlacementChange(String),
-    /// A resolver was to be bound to a tenant that keeps one value per key.
+    /// The change would bind a resolver to a tenant that keeps one value per key.
     #[error("tenant {0} keeps one value per key; a resolver decides only for conflict_mode \"siblings\"")]
     NothingToResolve(TenantId),
-    /// The task that carried the change out ended without a result; the log says why.
-    #[error("internal error; the log says more")]
+    /// The task that carried the change out ended without a result; the log has the reason.
+    #[error("internal error; see the log")]
     Lost,
 }
 
-/// Tenants and nodes. Changes to the placement are made one at a time.
+/// Tenants, nodes and bindings. Changes to the placement are made one at a time.
 pub struct Catalog {
-    /// This process, if it holds a lease among the coordinators of a shared store.
+    /// Id of this process, if it holds a lease in a shared metadata store.
     instance: Option<[u8; 16]>,
     metadata: Arc<dyn Metadata>,
     cluster: Arc<dyn Cluster>,
@@ -127,15 +126,15 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// A catalog over `metadata` whose changes `cluster` follows. `instance`: who holds this coordinator's lease, where several
-    /// share the store.
+    /// A catalog over `metadata` whose changes are applied to `cluster`. `instance`: the holder of this coordinator's lease, where
+    /// several coordinators share the store.
     pub fn new(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>, instance: Option<[u8; 16]>) -> Self {
         Self { instance, metadata, cluster, placing: Arc::default() }
     }
 }
 
-/// Carries a change out to its end, whatever becomes of whoever waits for it: a change of the placement goes on in the stores when its
-/// caller goes away, and operations that are kept out meanwhile must not be let in before it is done.
+/// Runs a change to completion even if its caller is dropped: a change of the placement continues in the stores when its caller has
+/// disconnected, and operations that it blocks must stay blocked until it is done.
 async fn to_its_end<T: Send + 'static>(
     change: impl Future<Output = Result<T, Refused>> + Send + 'static,
 ) -> Result<T, Refused> {

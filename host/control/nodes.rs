@@ -10,12 +10,12 @@ use witan_kernel::scan::Fullness;
 
 use super::{Catalog, Refused, to_its_end};
 
-/// Registers the nodes that a coordinator's configuration names. On a first start they form the cluster. Later nodes join by
-/// [`Catalog::add_node`]; here one that has moved gets its new address, for its data moves with it. The number of its virtual nodes
-/// stays as it was when it joined: another number would move keys without their data.
+/// Registers the nodes that a coordinator's configuration names. On the first start they form the cluster. Later nodes join
+/// through [`Catalog::add_node`]; here a node that has moved gets its new address, since its data moved with it. Its number of
+/// virtual nodes stays as it was when it joined: a different number would move keys without their data.
 ///
 /// # Errors
-/// [`Refused::UnknownNode`] for a node that is not part of a cluster that has nodes, or what the store failed with.
+/// [`Refused::UnknownNode`] for a node that is not part of a cluster that has nodes, or the error of the store.
 pub async fn register(metadata: &dyn Metadata, configured: &[StorageNode], now_ms: u64) -> Result<(), Refused> {
     metadata.found_nodes(configured.to_vec(), now_ms).await?;
     let on_record = metadata.nodes().await?;
@@ -50,10 +50,10 @@ impl Catalog {
         Ok(self.metadata.nodes().await?.into_iter().map(|on_record| on_record.node).collect())
     }
 
-    /// Adds a node, where no data would have to move. Runs to its end whatever becomes of whoever waits for it.
+    /// Adds a node, if no data would have to move. Runs to completion even if the caller is dropped.
     ///
     /// # Errors
-    /// The rule that refuses it, or what the store failed with.
+    /// The rule that refuses it, or the error of the store.
     pub async fn add_node(self: &Arc<Self>, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
         let catalog = Arc::clone(self);
         to_its_end(async move { catalog.add(node, now_ms).await }).await
@@ -61,15 +61,15 @@ impl Catalog {
 
     async fn add(&self, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
         let _placing = self.placing.lock().await;
-        let _held = self.held_while_empty("a node that joins").await?;
+        let _held = self.held_while_empty("adding a node").await?;
         self.metadata.add_node(node, now_ms).await?;
         self.publish_nodes().await
     }
 
-    /// Removes a node, where no data would have to move. Runs to its end whatever becomes of whoever waits for it.
+    /// Removes a node, if no data would have to move. Runs to completion even if the caller is dropped.
     ///
     /// # Errors
-    /// The rule that refuses it, or what the store failed with.
+    /// The rule that refuses it, or the error of the store.
     pub async fn remove_node(self: &Arc<Self>, id: &NodeId) -> Result<(), Refused> {
         let (catalog, id) = (Arc::clone(self), id.clone());
         to_its_end(async move { catalog.remove(&id).await }).await
@@ -80,27 +80,27 @@ impl Catalog {
         let left = self.nodes().await?.iter().filter(|node| node.id != *id).count();
         if let Some(needs) = self.tenant_that_needs_more_than(left).await? {
             let why = format!(
-                "tenant {} wants {} replicas and {left} nodes would be left; lower its replication factor first",
+                "tenant {} wants {} replicas but only {left} nodes would remain; lower its replication factor first",
                 needs.id, needs.replication_factor
             );
             return Err(Refused::NodeInUse(why));
         }
-        let _held = self.held_while_empty("a node that leaves").await?;
+        let _held = self.held_while_empty("removing a node").await?;
         self.metadata.remove_node(id).await?;
         self.publish_nodes().await
     }
 
-    /// What is known of a node here.
+    /// A node's state as last observed here.
     pub fn state(&self, node: &NodeId) -> ReplicaState {
         self.cluster.state(node)
     }
 
-    /// True for a node whose new store is written to and not read until a repair has filled it.
+    /// True for a node whose new store is written to but not read until a repair has filled it.
     pub fn is_write_only(&self, node: &NodeId) -> bool {
         self.cluster.is_write_only(node)
     }
 
-    /// How full a node is; `None` when it does not answer.
+    /// How full a node is; `None` when it does not respond.
     pub async fn fullness(&self, node: &StorageNode) -> Option<Fullness> {
         self.cluster.fullness(&node.id).await
     }

@@ -10,11 +10,11 @@ use witan_kernel::tenant::Tenant;
 use super::{Catalog, Held, Refused, to_its_end};
 
 impl Catalog {
-    /// Changes a tenant's replication factor, where no data would have to move. Runs to its end whatever becomes of whoever waits
-    /// for it. Returns the tenant before and after.
+    /// Changes a tenant's replication factor, if no data would have to move. Runs to completion even if the caller is dropped.
+    /// Returns the tenant before and after.
     ///
     /// # Errors
-    /// The rule that refuses it, or what the store failed with.
+    /// The rule that refuses it, or the error of the store.
     pub async fn change_replication_factor(
         self: &Arc<Self>,
         id: &TenantId,
@@ -39,15 +39,15 @@ impl Catalog {
         Ok((before, after))
     }
 
-    /// Keeps operations and other changes of the placement out for a change that would move data if there were any: given
-    /// only while nothing is stored.
+    /// Blocks operations and other changes of the placement, for a change that would move data if there were any. Refused unless
+    /// nothing is stored.
     pub async fn hold_while_empty(&self, what: &str) -> Result<Held, Refused> {
         let placing = Arc::clone(&self.placing).lock_owned().await;
         let held = self.held_while_empty(what).await?;
         Ok(Box::new((held, placing)))
     }
 
-    /// Operations are kept out only once it is likely that the change can be made: one that is refused disturbs nobody.
+    /// Operations are blocked only once the change is likely to succeed, so that a refused one disturbs nobody.
     pub(super) async fn held_while_empty(&self, what: &str) -> Result<Held, Refused> {
         self.alone(what).await?;
         self.nothing_stored(what).await?;
@@ -56,7 +56,7 @@ impl Catalog {
         Ok(held)
     }
 
-    /// Only this coordinator's operations can be kept out.
+    /// Checks that no other coordinator is live: only this one's operations can be blocked.
     async fn alone(&self, what: &str) -> Result<(), Refused> {
         let Some(instance) = self.instance else { return Ok(()) };
         let coordinators = self.metadata.coordinators().await?;
@@ -64,8 +64,8 @@ impl Catalog {
         match other.map(|it| &it.claim.node_id) {
             None => Ok(()),
             Some(other) => Err(Refused::NeedsPlacementChange(format!(
-                "{what} needs this coordinator to be alone, and coordinator {other} is running too: stop the others, change \
-                 it, and start them again"
+                "{what} requires that no other coordinator runs, and coordinator {other} is running: stop the others, make the \
+                 change, and start them again"
             ))),
         }
     }
@@ -87,7 +87,7 @@ impl Catalog {
         }
     }
 
-    /// Data would have to move unless there is none: no tenant, or every node says that it is empty.
+    /// Checks that nothing is stored: there is no tenant, or every node reports that it is empty.
     async fn nothing_stored(&self, what: &str) -> Result<(), Refused> {
         if self.metadata.tenants(None, 1).await?.is_empty() {
             return Ok(());
@@ -96,10 +96,10 @@ impl Catalog {
             let why = match self.cluster.fullness(&node.id).await {
                 Some(Fullness { keys: 0, .. }) => continue,
                 Some(Fullness { keys, .. }) => format!("node {} holds about {keys} records", node.id),
-                None => format!("node {} does not answer, so it may hold data", node.id),
+                None => format!("node {} does not respond, so it may hold data", node.id),
             };
             return Err(Refused::NeedsPlacementChange(format!(
-                "{what} would have to move data, which this version does not do: {why}"
+                "{what} would have to move data, which is not supported: {why}"
             )));
         }
         Ok(())

@@ -1,15 +1,15 @@
 //! Which of a node's stores may be read.
 //!
-//! The metadata store keeps, for each node, the id of the store that holds what the node has to hold. A node that comes back with
-//! another store (a replaced disk, an empty folder) has lost data: in that store, what is missing cannot be told from what was never
-//! written. So it is written to and not read, until a repair has filled the new store and put it on record.
+//! The metadata store records, for each node, the id of the store that holds the node's data. A node that comes back with another
+//! store (a replaced disk, an empty folder) has lost data: in that store, missing records are indistinguishable from records that
+//! were never written. So it is written to but not read until a repair has filled the new store and put it on record.
 
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Metadata, StoreError};
 use witan_kernel::scan::{Trust, is_whole};
 
-/// Decides whether `node`, which has reported `store`, may be read from. The first store that a node reports goes on record.
+/// Decides whether `node`, which has reported `store`, may be read from. The first store that a node reports is put on record.
 ///
 /// # Errors
 /// The metadata store did not answer: nothing may be concluded about the node.

@@ -1,4 +1,4 @@
-//! Changes to tenants.
+//! Tenants: creation, changes and deletion.
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ use super::{Catalog, Refused, to_its_end};
 /// A tenant that was deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
-    /// The tenant, as the metadata store keeps it for ever: its id is never given to another.
+    /// The tenant, as the metadata store keeps it forever: its id is never reused.
     pub tenant: Tenant,
-    /// What was removed of its records, and what may be left.
+    /// How many of its records were removed, and the nodes on which some may remain.
     pub removed: Removed,
 }
 
 impl Catalog {
-    /// Stores a new tenant. [`StoreError::Exists`] when there is one of this id.
+    /// Stores a new tenant. [`StoreError::Exists`] when the id is taken.
     pub async fn create_tenant(&self, tenant: Tenant) -> Result<Tenant, Refused> {
         let _placing = self.placing.lock().await;
         self.enough_nodes(tenant.replication_factor).await?;
@@ -29,33 +29,33 @@ impl Catalog {
         Ok(tenant)
     }
 
-    /// One tenant. A deleted one is none.
+    /// A tenant by id; [`StoreError::Missing`] when it does not exist or is deleted.
     pub async fn tenant(&self, id: &TenantId) -> Result<Tenant, Refused> {
         let found = self.metadata.tenant(id).await?.filter(|tenant| tenant.deleted_at_ms.is_none());
         Ok(found.ok_or_else(|| StoreError::Missing(format!("tenant {id}")))?)
     }
 
-    /// Tenants by id, `limit` (1..=1000) of them after `after`.
+    /// Up to `limit` (1..=1000) tenants with ids after `after`, ordered by id.
     pub async fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Result<Vec<Tenant>, Refused> {
         Ok(self.metadata.tenants(after, limit).await?)
     }
 
-    /// Changes what can change while data exists. With `version` 0 the change is applied to the
-    /// newest version, and tried again when another change comes between.
+    /// Changes settings that may change while data exists. With `version` 0 the change is applied to the newest version, and
+    /// retried when another change interferes.
     pub async fn update_tenant(
         &self,
         id: &TenantId,
         version: u64,
         change: impl Fn(&mut Tenant) + Send,
     ) -> Result<Tenant, Refused> {
-        /// Each lost race means that somebody else's change went through.
+        /// Attempts before giving up; each lost race means that another change succeeded.
         const TRIES: usize = 16;
         let mut last = None;
         for _ in 0..TRIES {
             let mut tenant = self.tenant(id).await?;
             if version != 0 && tenant.version != version {
                 let why =
-                    format!("tenant {id} is at version {}, not {version}; read it and decide again", tenant.version);
+                    format!("tenant {id} is at version {}, not {version}; read it again and retry", tenant.version);
                 return Err(StoreError::Conflict(why).into());
             }
             change(&mut tenant);
@@ -71,8 +71,8 @@ impl Catalog {
         Err(last.unwrap_or_else(|| StoreError::Conflict(format!("tenant {id} keeps changing"))).into())
     }
 
-    /// Deletes a tenant: from now on requests do not find it, and its id is never given to another. With `version` 0 the
-    /// newest version is deleted. One that is deleted already stays as it is. What it has stored is for the caller to remove.
+    /// Deletes a tenant: from now on requests do not find it, and its id is never reused. With `version` 0 the newest version is
+    /// deleted. A tenant that is deleted already is left as it is. The caller removes the tenant's records.
     pub async fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64) -> Result<Tenant, Refused> {
         let version = match (version, self.metadata.tenant(id).await?) {
             (0, Some(newest)) => newest.version,
@@ -83,11 +83,11 @@ impl Catalog {
         Ok(deleted)
     }
 
-    /// Ends a tenant: it is deleted first, and its records are removed after that, as far as that can be done before `until`. Runs to
-    /// its end whatever becomes of whoever waits for it. Repeating it removes what was left.
+    /// Deletes a tenant, then removes its records as far as possible before `until`. Runs to completion even if the caller is
+    /// dropped. Repeating it removes the remaining records.
     ///
     /// # Errors
-    /// As for [`Catalog::delete_tenant`]. Records that could not be removed are no error: see [`Ended::removed`].
+    /// As for [`Catalog::delete_tenant`]. Records that could not be removed are not an error: see [`Ended::removed`].
     pub async fn end_tenant(
         self: &Arc<Self>,
         id: &TenantId,
@@ -98,7 +98,7 @@ impl Catalog {
         let (catalog, id) = (Arc::clone(self), id.clone());
         to_its_end(async move {
             let tenant = catalog.delete_tenant(&id, version, now_ms).await?;
-            tracing::info!(tenant = %id, "a tenant is deleted: its records are being removed");
+            tracing::info!(tenant = %id, "tenant deleted; removing its records");
             let removed = catalog.cluster.remove_records(&id, until).await;
             Ok(Ended { tenant, removed })
         })

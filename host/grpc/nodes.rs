@@ -1,4 +1,4 @@
-//! Storage nodes.
+//! Calls about storage nodes.
 
 use futures::future::join_all;
 use tonic::{Code, Status};
@@ -63,7 +63,7 @@ impl<W: World> CoordinatorApi<W> {
         }
     }
 
-    /// Unix milliseconds.
+    /// The current time, Unix milliseconds.
     pub(super) fn now_ms(&self) -> u64 {
         self.coordinator.ports().clock.wall_micros() / 1000
     }

@@ -8,13 +8,14 @@
 //! 3. [`ring`]: who stores it; [`scan`]: walking all of it.
 //! 4. [`quorum`]: when an operation is done.
 //! 5. [`idempotency`]: how often it has an effect.
-//! 6. [`hook`], [`replica`], [`port`], [`failure`]: the world, by type.
+//! 6. [`hook`], [`replica`], [`port`], [`durability`], [`failure`]: the world, by type.
 //! 7. [`fault`]: rules that the simulation breaks on purpose.
 //! 8. [`backoff`], [`sync`]: what every room needs when it retries or locks.
 
 pub mod backoff;
 pub mod clock;
 pub mod context;
+pub mod durability;
 pub mod failure;
 pub mod fault;
 pub mod hook;

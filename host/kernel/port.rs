@@ -26,6 +26,7 @@ mod secrets;
 mod tenants;
 mod tokens;
 
+pub use crate::durability::Durability;
 pub use artifacts::{
     ARTIFACT_BYTES, ARTIFACTS, Artifact, ArtifactStore, Component, Digest, PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES,
     PLUGIN_VERSION_BYTES, Source,
@@ -34,7 +35,7 @@ pub use bindings::{BINDING_RECORD_BYTES, BINDINGS, BindingOnRecord, BindingStore
 pub use changes::{CHANGES, ChangeLog, Changed, Changes, Hint};
 pub use clock::{AnyClock, Clock, Randomness, StoreTime, until};
 pub use error::StoreError;
-pub use idempotency::{Durability, IdempotencyStore};
+pub use idempotency::IdempotencyStore;
 pub use leases::{
     ADDRESS_BYTES, COORDINATOR_KEPT_MS, COORDINATORS, Claim, CoordinatorOnRecord, LEASE_MS, Lease, LeaseStore,
     VERSION_BYTES,

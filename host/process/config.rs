@@ -16,7 +16,6 @@ use witan_store::metadata::PostgresConfig;
 use super::stores::Shared;
 use super::telemetry;
 use crate::access::config::{RateLimits, Security};
-use crate::config::database::Wrong;
 use crate::config::redis::Servers;
 use crate::config::settings::{Database, Redis, Settings};
 use crate::config::value::Secret;
@@ -81,14 +80,13 @@ pub struct Config {
 /// The configuration that follows from `settings`.
 pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
     let Settings { server, metrics, consistency, cache, plugins, security, durability, .. } = settings;
-    let wrong = |what: String| anyhow::anyhow!(what);
     Ok(Config {
         node_id: server.node_id.clone(),
         shared: Shared { postgres: postgres(&settings.database)?, redis: redis(&settings.redis)? },
         data_dir: server.data_dir.clone(),
-        listen: address(&server.host, server.port).map_err(wrong).context("server.host")?,
-        admin_listen: address(&metrics.host, metrics.port).map_err(wrong).context("metrics.host")?,
-        durability: (*durability).into(),
+        listen: address(&server.host, server.port).context("server.host")?,
+        admin_listen: address(&metrics.host, metrics.port).context("metrics.host")?,
+        durability: *durability,
         plugins: plugins.folder.clone(),
         nodes: nodes(settings)?,
         security: security.clone(),
@@ -115,7 +113,7 @@ pub(crate) fn live(settings: &Settings) -> Live {
     Live {
         timeouts: Timeouts { read: consistency.read_timeout.0, write: consistency.write_timeout.0 },
         fallbacks: Fallbacks {
-            default_level: consistency.default_level.into(),
+            default_level: consistency.default_level,
             read_repair: if consistency.repair_async { ReadRepair::Async } else { ReadRepair::Blocking },
             virtual_nodes: hash_ring.virtual_nodes,
         },
@@ -123,13 +121,9 @@ pub(crate) fn live(settings: &Settings) -> Live {
     }
 }
 
-fn named<T>(result: Result<T, Wrong>) -> anyhow::Result<T> {
-    result.map_err(|(key, what)| anyhow::anyhow!("{key}: {what}"))
-}
-
 /// Connection settings of the metadata database, if one is configured.
 pub(crate) fn postgres(database: &Database) -> anyhow::Result<Option<PostgresConfig>> {
-    let Some(address) = named(database.address())? else { return Ok(None) };
+    let Some(address) = database.address()? else { return Ok(None) };
     let mut config = PostgresConfig::new(address.reveal());
     config.connections = database.max_connections;
     if let Some(connect) = database.connect_timeout {
@@ -143,7 +137,7 @@ pub(crate) fn postgres(database: &Database) -> anyhow::Result<Option<PostgresCon
 
 /// Connection settings of the idempotency store, if it is shared.
 pub(crate) fn redis(redis: &Redis) -> anyhow::Result<Option<RedisConfig>> {
-    let Some(servers) = named(redis.servers())? else { return Ok(None) };
+    let Some(servers) = redis.servers()? else { return Ok(None) };
     let plain = |secrets: Vec<Secret>| secrets.iter().map(|secret| secret.reveal().to_owned()).collect();
     let servers = match servers {
         Servers::Single(address) => RedisServers::Single(address.reveal().to_owned()),
@@ -153,7 +147,7 @@ pub(crate) fn redis(redis: &Redis) -> anyhow::Result<Option<RedisConfig>> {
         }
     };
     let mut config = RedisConfig::new(servers);
-    let password = named(redis.told_password())?;
+    let password = redis.separate_password()?;
     config.credentials =
         password.map(|password| RedisCredentials { user: redis.user.clone(), password: password.reveal().to_owned() });
     if let Some(file) = &redis.ca_file {

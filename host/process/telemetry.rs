@@ -27,7 +27,7 @@ const COLLECTOR: Duration = Duration::from_secs(5);
 /// Timeout of the last export, when the process ends.
 const LAST_SPANS: Duration = Duration::from_secs(2);
 
-/// Changes what is logged.
+/// A handle that changes the log filter at run time.
 #[derive(Debug, Clone)]
 pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
 

@@ -10,5 +10,7 @@ pub mod idempotency;
 pub mod metadata;
 pub mod plugins;
 
+pub use witan_kernel::durability::Durability;
+
 #[cfg(test)]
 mod testing;

@@ -1,6 +1,6 @@
 //! Collapses records with many siblings into one version, the resolver's verdict.
 //!
-//! Operations report such records ([`WantedCollapses`]); a bounded queue brings them here.
+//! Operations report such records ([`WantedCollapses`]) through a bounded queue.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -14,27 +14,28 @@ use witan_kernel::replica::Place;
 use super::Upkeep;
 use super::runner::Kind;
 
-/// Records that wait or are being collapsed: as many as may be collapsed at a time.
+/// Limit on records that are queued or being collapsed: the number that may be collapsed at a time.
 const MOST: usize = Kind::Collapse.at_most();
 
-/// Takes reports of records to collapse: the port that a coordinator is given. Reports beyond [`MOST`] open ones, and of records that are
-/// open already, are dropped; a later operation repeats them.
+/// Accepts reports of records to collapse: the port that a coordinator is given. Reports beyond [`MOST`] open ones, and of records
+/// that are open already, are dropped; a later operation repeats them.
 pub struct Reports {
     open: Arc<Open>,
     wanted: mpsc::Sender<Place>,
 }
 
-/// What has been reported, for [`Upkeep::collapse_reported`].
+/// The reported records, for [`Upkeep::collapse_reported`].
 pub struct Reported {
     open: Arc<Open>,
     wanted: mpsc::Receiver<Place>,
 }
 
-/// Records that wait or are being collapsed.
+/// Records that are queued or being collapsed.
 #[derive(Default)]
 struct Open(Mutex<HashSet<Place>>);
 
-/// A queue of records to collapse. It exists before the coordinator that reports to it, which exists before the upkeep that works it off.
+/// Creates a queue of records to collapse. It is needed by the coordinator, which reports to it, before the upkeep that processes
+/// it can be created.
 pub fn reports() -> (Arc<Reports>, Reported) {
     let (open, (sender, wanted)) = (Arc::<Open>::default(), mpsc::channel(MOST));
     (Arc::new(Reports { open: Arc::clone(&open), wanted: sender }), Reported { open, wanted })
@@ -56,7 +57,7 @@ impl WantedCollapses for Reports {
         if open.len() >= MOST || !open.insert(place.clone()) {
             return;
         }
-        // There is room for every open record: it fails only when nobody works them off any more.
+        // The queue has room for every open record: sending fails only when the receiver is gone.
         if self.wanted.try_send(place.clone()).is_err() {
             open.remove(place);
         }
@@ -64,7 +65,7 @@ impl WantedCollapses for Reports {
 }
 
 impl<W: World> Upkeep<W> {
-    /// Collapses records as they are reported, each in a task of its own, until `upkeep` or the coordinator that reports is dropped.
+    /// Collapses records as they are reported, each in its own task, until `upkeep` or the reporting coordinator is dropped.
     pub async fn collapse_reported(upkeep: Weak<Self>, mut reported: Reported) {
         while let Some(place) = reported.wanted.recv().await {
             let Some(upkeep) = upkeep.upgrade() else { return };
@@ -82,8 +83,8 @@ impl<W: World> Upkeep<W> {
     }
 }
 
-/// Merges a quorum's records, asks the resolver, and stores its verdict in place of the siblings. Whatever fails, nothing is lost: the
-/// siblings stay as they were.
+/// Merges a quorum's records, calls the resolver, and stores its verdict in place of the siblings. On any failure nothing is lost:
+/// the siblings stay as they were.
 async fn collapse_one<W: World>(coordinator: &Arc<Coordinator<W>>, place: &Place) -> Option<()> {
     let merged = coordinator.read_merged(place).await.ok()?;
     let Some(Record::Siblings(record)) = merged.record().cloned() else { return None };
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_open_once_and_few_are() {
+    fn a_record_is_open_once_and_open_records_are_bounded() {
         let (reports, mut reported) = reports();
         for token in 0..100 {
             reports.wanted(&place(token));
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_stays_open_when_nobody_works_it_off() {
+    fn nothing_stays_open_when_the_receiver_is_gone() {
         let (reports, reported) = reports();
         drop(reported);
         reports.wanted(&place(1));

@@ -1,8 +1,8 @@
-//! Upkeep: long work over the same ports as operations. Repair compares the replicas of every record, removal deletes what deleted
-//! tenants have stored.
+//! Upkeep: background tasks over the same ports as operations. Repair compares the replicas of every record, removal deletes the
+//! records of deleted tenants, collapse replaces many siblings by one value.
 //!
-//! Reading order: [`runner`] (turns, and what is running), `repair` (a sweep, and which new stores are read after it), `sweep` (all
-//! records of a part of the ring, on all of their replicas), `removal`, `collapse` (many siblings become one), `metrics`.
+//! Reading order: [`runner`] (limits, and what is running), `repair` (a sweep, and which new stores are read after it), `sweep`
+//! (all records of a part of the ring, on all of their replicas), `removal`, `collapse`, `metrics`.
 //!
 //! Upkeep uses `coordinate`, never the reverse, and names no socket, database or plugin engine.
 
@@ -24,7 +24,7 @@ pub use metrics::Metrics;
 pub use repair::{NotBegun, Repair, Repaired};
 pub use sweep::{Stopped, Sweep, Swept};
 
-/// The long work of a coordinator.
+/// The background tasks of a coordinator.
 pub struct Upkeep<W: World> {
     coordinator: Arc<Coordinator<W>>,
     metadata: Arc<dyn Metadata>,
@@ -38,12 +38,12 @@ impl<W: World> Upkeep<W> {
         Self { coordinator, metadata, runner: Runner::default(), metrics: Metrics::default() }
     }
 
-    /// What is running, how far it is, and what failed last.
+    /// Running tasks with their progress, and the last failure, by kind.
     pub fn tasks(&self) -> Vec<(Kind, Report)> {
         self.runner.list()
     }
 
-    /// Counts of its work.
+    /// Metrics of background tasks.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }

@@ -1,21 +1,21 @@
-//! Counts of long work.
+//! Metrics of background tasks.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
-/// Counts of long work.
+/// Metrics of background tasks.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    /// Records that sweeps have compared on all of their replicas.
+    /// Records compared by sweeps on all of their replicas.
     pub swept_records: Counter,
-    /// Merges that replicas lacked, and have stored, by sweeps.
+    /// Merges stored by sweeps on replicas that lacked them.
     pub swept_merges: Counter,
     /// Siblings collapsed into one.
     pub collapses: Counter,
 }
 
 impl Metrics {
-    /// Makes the counts visible under their names.
+    /// Registers the metrics under their names.
     pub fn register(&self, registry: &mut Registry) {
         let help = "Records compared on all replicas by `witan repair`";
         registry.register("witan_swept_records", help, self.swept_records.clone());

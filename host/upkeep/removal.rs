@@ -1,4 +1,4 @@
-//! The removal of a deleted tenant's records from every node.
+//! Removes a deleted tenant's records from every node.
 
 use std::time::Duration;
 
@@ -12,20 +12,20 @@ use witan_kernel::scan::{Ranges, Removed};
 use super::Upkeep;
 use super::runner::{Kind, Progress};
 
-/// Nodes that are worked on at a time.
+/// Nodes that one removal works on concurrently.
 const NODES: usize = 16;
-/// How often a stretch is tried.
+/// Attempts at each request to a node.
 const TRIES: u32 = 3;
-/// Pause before the second attempt; twice as long before the third one.
+/// Pause before the second attempt; twice as long before the third.
 const PAUSE: Duration = Duration::from_millis(200);
 
 impl<W: World> Upkeep<W> {
-    /// Removes a tenant's records from every node, as far as that can be done before `until`. Repeating it is harmless. The
-    /// tenant must be deleted already: what clients write meanwhile may stay behind.
+    /// Removes a tenant's records from every node, as far as possible before `until`. Idempotent. The tenant must be deleted
+    /// already: records written during the removal may remain.
     pub async fn remove_records(&self, tenant: &TenantId, until: Instant) -> Removed {
         let ring = self.coordinator.ring();
         let Some(task) = self.runner.begin(Kind::Removal, || format!("remove the records of tenant {tenant}")) else {
-            return turned_away(ring.nodes());
+            return refused(ring.nodes());
         };
         let nodes = stream::iter(ring.nodes().to_vec());
         let each = nodes.map(|node| async move {
@@ -47,12 +47,12 @@ impl<W: World> Upkeep<W> {
         removed
     }
 
-    /// How many records were removed from a node, and why not all, if so.
+    /// Returns the number of records removed from a node, and the reason if some may remain.
     async fn remove_from(&self, node: &NodeId, tenant: &TenantId, until: Instant) -> (u64, Option<String>) {
         let (mut records, mut after, mut tries) = (0, None, 0);
         loop {
             if Instant::now() >= until {
-                return (records, Some("there was not enough time".to_owned()));
+                return (records, Some("the deadline has passed".to_owned()));
             }
             match self.coordinator.ports().replicas.drop_tenant(node, tenant.clone(), after.clone()).await {
                 Ok(dropped) => {
@@ -75,8 +75,8 @@ impl<W: World> Upkeep<W> {
     }
 }
 
-fn turned_away(nodes: &[NodeId]) -> Removed {
+fn refused(nodes: &[NodeId]) -> Removed {
     let most = Kind::Removal.at_most();
-    let why = format!("{most} removals are running, and no more may; delete the tenant again to remove its records");
+    let why = format!("{most} removals are running, which is the limit; delete the tenant again to remove its records");
     Removed { records: 0, incomplete: nodes.iter().map(|node| (node.clone(), why.clone())).collect() }
 }

@@ -1,4 +1,4 @@
-//! A repair: a sweep, and after it the decision which new stores may be read from now on.
+//! A repair: a sweep, followed by the decision which new stores may be read from now on.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use super::sweep::{Stopped, Sweep, Swept};
 /// Why a repair did not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum NotBegun {
-    /// As many repairs are running as may.
-    #[error("the most repairs that may run are running; wait for one of them to end, or cancel it")]
+    /// The limit on concurrent repairs is reached.
+    #[error("too many repairs are running; wait for one of them to end, or cancel it")]
     Busy,
     /// The tenant to be repaired is deleted or unknown.
     #[error("tenant {0} does not exist")]
@@ -31,23 +31,23 @@ pub enum NotBegun {
 /// How a repair ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repaired {
-    /// What the sweep did. Stores that were put on record are no longer among `filled`; those that were not are in `unfilled`.
+    /// Result of the sweep. Its `filled` is empty: stores that could not be put on record have been moved to `unfilled`.
     pub swept: Swept,
-    /// Nodes whose new stores are on record, and read, from now on.
+    /// Nodes whose new stores have been put on record and are read from now on.
     pub restored: Vec<NodeId>,
 }
 
-/// A repair that has its turn and knows what to compare.
+/// A repair that holds a slot and has read what it needs from the metadata store.
 pub struct Repair<W: World> {
     upkeep: Arc<Upkeep<W>>,
     sweep: Sweep,
-    /// Stores on record when it began.
+    /// The store of each node on record when the repair began.
     stores: HashMap<NodeId, StoreId>,
     task: Task,
 }
 
 impl<W: World> Upkeep<W> {
-    /// Takes a turn for a repair and reads what it has to know: the replication factors of the tenants concerned (they fill
+    /// Takes a slot for a repair and reads what the repair needs: the replication factors of the tenants concerned (stored in
     /// [`Sweep::factors`]) and the stores on record.
     ///
     /// # Errors
@@ -70,8 +70,8 @@ impl<W: World> Upkeep<W> {
 }
 
 impl<W: World> Repair<W> {
-    /// Sweeps, and puts on record those new stores that hold everything afterwards. Progress goes to `progress`; when nobody takes it
-    /// any more, the repair stops after the work under way.
+    /// Sweeps, then puts on record the new stores that are complete. Progress goes to `progress`; when its receiver is dropped, the
+    /// repair stops after the work in flight.
     ///
     /// # Errors
     /// [`Stopped`]; what was repaired until then stays repaired.
@@ -94,7 +94,7 @@ impl<W: World> Repair<W> {
         for (node, store) in std::mem::take(&mut swept.filled) {
             match self.believe(factors, &node, store).await {
                 Ok(()) => {
-                    tracing::info!(%node, %store, "the node's new store holds all that it has to: it is asked again");
+                    tracing::info!(%node, %store, "the node's new store is complete and will be read again");
                     restored.push(node);
                 }
                 Err(why) => drop(swept.unfilled.insert(node, why.to_string())),
@@ -109,11 +109,11 @@ impl<W: World> Repair<W> {
         Repaired { swept, restored }
     }
 
-    /// Puts a new store on record in place of the one that was when the repair began.
+    /// Puts a new store on record in place of the one that was on record when the repair began.
     async fn believe(&self, factors: &[u8], node: &NodeId, store: StoreId) -> Result<(), NotBelieved> {
         let from = self.stores.get(node).ok_or(NotBelieved::NoneOnRecord)?;
-        // Which replicas were compared with each other depends on the replication factors: a key of a tenant with another one, whose
-        // writes the lost store may have acknowledged, was not looked for everywhere.
+        // The replication factors determine which replicas were compared: keys of a tenant with a factor unknown to the repair,
+        // whose writes the lost store may have acknowledged, were not compared on all of their replicas.
         let now = replication_factors(self.upkeep.metadata.as_ref()).await.map_err(NotBelieved::Unknown)?;
         if now.iter().any(|factor| !factors.contains(factor)) && !Fault::FactorsUnchecked.is_on() {
             return Err(NotBelieved::NewFactor);
@@ -122,20 +122,20 @@ impl<W: World> Repair<W> {
     }
 }
 
-/// Why a new store that was filled is not read.
+/// Why a new store that was filled is not put on record.
 #[derive(Debug, thiserror::Error)]
 enum NotBelieved {
     #[error("no store of this node was on record when the repair began")]
     NoneOnRecord,
     #[error("{0}")]
     Unknown(StoreError),
-    #[error("a tenant with another replication factor was created meanwhile; repeat the repair")]
+    #[error("a tenant with a new replication factor was created during the repair; repeat the repair")]
     NewFactor,
-    #[error("it could not be put on record: {0}")]
+    #[error("its store could not be put on record: {0}")]
     NotRecorded(StoreError),
 }
 
-/// The replication factors of all tenants that are not deleted, each once, in order.
+/// The replication factors of all tenants that are not deleted, sorted, without duplicates.
 async fn replication_factors(metadata: &dyn Metadata) -> Result<Vec<u8>, StoreError> {
     let (mut factors, mut after) = (Vec::new(), None);
     loop {

@@ -1,19 +1,19 @@
-//! The one runner of long work: how much of each kind runs at a time, and what is running, how far it is and what failed last.
+//! The runner of background tasks: limits how many of each kind run at a time, and lists running tasks, progress and last failures.
 //!
-//! A task takes its turn before it does anything, reports its progress while it works, and gives its turn back when it is dropped,
+//! A task takes a slot before it does anything, reports its progress while it works, and releases the slot when it is dropped,
 //! however it ends.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A kind of long work.
+/// A kind of background task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// The replicas of every record are compared, and those that lack something get it.
+    /// Compares the replicas of every record, and sends them what they lack.
     Repair,
-    /// Many siblings of one record become the one value that a resolver made of them.
+    /// Replaces many siblings of one record by the value that a resolver has merged them into.
     Collapse,
-    /// The records of a deleted tenant are removed.
+    /// Removes the records of a deleted tenant.
     Removal,
 }
 
@@ -30,55 +30,55 @@ impl Kind {
         }
     }
 
-    /// Tasks of this kind that may run at a time.
+    /// Limit on concurrent tasks of this kind.
     pub const fn at_most(self) -> usize {
         match self {
-            // One for a schedule, one for an operator who cannot wait for it. Each reads whole nodes.
+            // One for a scheduled job, one for an operator who cannot wait for it. Each reads whole nodes.
             Self::Repair => 2,
             // More would only crowd out clients.
             Self::Collapse => 64,
-            // Tenants that are deleted at the same time. One works on up to sixteen nodes at once.
+            // Tenants that are deleted at the same time. Each task works on up to sixteen nodes at once.
             Self::Removal => 16,
         }
     }
 }
 
-/// How far a task is. In ranges of the ring, nodes, or whatever its kind counts.
+/// A task's progress, in units of its kind: ranges of the ring, or nodes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Parts that are done.
+    /// Units done.
     pub done: u64,
-    /// Parts in all, once that is known.
+    /// Units in total, once known.
     pub of: Option<u64>,
 }
 
 /// A running task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Running {
-    /// Tells tasks of this process apart; later ones have higher numbers.
+    /// Unique within this process; later tasks have higher ids.
     pub id: u64,
-    /// What it does, for people.
+    /// What it does, for people to read.
     pub what: String,
-    /// How far it is.
+    /// Its last reported progress.
     pub progress: Progress,
 }
 
-/// One kind of work, as it is now.
+/// The present state of one kind of task.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// Running tasks, oldest first.
     pub running: Vec<Running>,
-    /// Tasks that have ended, failed ones included.
+    /// Number of tasks that have ended, failed ones included.
     pub ended: u64,
-    /// Tasks that have failed, wholly or in part.
+    /// Number of failures reported by tasks, total and partial ones.
     pub failed: u64,
-    /// Tasks that got no turn.
+    /// Number of tasks refused because of the limit.
     pub turned_away: u64,
-    /// The task that failed last, and why.
+    /// The task that failed last, and the reason.
     pub last_failure: Option<(String, String)>,
 }
 
-/// Hands out turns, and keeps account.
+/// Grants slots, and tracks the tasks that hold them.
 #[derive(Debug, Clone, Default)]
 pub struct Runner(Arc<Mutex<Accounts>>);
 
@@ -89,7 +89,7 @@ struct Accounts {
 }
 
 impl Runner {
-    /// Takes a turn. `None` when as many tasks of the kind are running as may.
+    /// Takes a slot. `None` when the limit on running tasks of the kind is reached.
     pub fn begin(&self, kind: Kind, what: impl FnOnce() -> String) -> Option<Task> {
         let mut accounts = self.accounts();
         let id = accounts.last_id + 1;
@@ -104,7 +104,7 @@ impl Runner {
         Some(Task { runner: self.clone(), kind, id })
     }
 
-    /// All kinds of work, as they are now.
+    /// The present state of every kind.
     pub fn list(&self) -> Vec<(Kind, Report)> {
         let accounts = self.accounts();
         Kind::ALL.into_iter().map(|kind| (kind, accounts.kinds.get(&kind).cloned().unwrap_or_default())).collect()
@@ -115,7 +115,7 @@ impl Runner {
     }
 }
 
-/// A turn. Dropping it ends the task.
+/// A slot held by a task. Dropping it ends the task.
 #[derive(Debug)]
 pub struct Task {
     runner: Runner,
@@ -124,12 +124,12 @@ pub struct Task {
 }
 
 impl Task {
-    /// Reports how far it is.
+    /// Reports progress.
     pub fn progress(&self, progress: Progress) {
         self.with(|report, at| report.running[at].progress = progress);
     }
 
-    /// Reports that it failed, wholly or in part.
+    /// Reports a failure, total or partial.
     pub fn failed(&self, why: String) {
         self.with(|report, at| {
             report.failed += 1;
@@ -164,22 +164,22 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_has_as_many_turns_as_it_may_and_gives_them_back() {
+    fn a_kind_has_a_limited_number_of_slots_and_releases_them() {
         let runner = Runner::default();
         let mut tasks: Vec<Task> =
-            (0..Kind::Repair.at_most()).map(|_| runner.begin(Kind::Repair, String::new).expect("a turn")).collect();
+            (0..Kind::Repair.at_most()).map(|_| runner.begin(Kind::Repair, String::new).expect("a slot")).collect();
         assert!(runner.begin(Kind::Repair, String::new).is_none());
-        assert!(runner.begin(Kind::Removal, String::new).is_some(), "kinds do not take each other's turns");
+        assert!(runner.begin(Kind::Removal, String::new).is_some(), "kinds do not take each other's slots");
         drop(tasks.pop());
         assert!(runner.begin(Kind::Repair, String::new).is_some());
         assert_eq!(repairs(&runner).turned_away, 1);
     }
 
     #[test]
-    fn a_list_says_what_runs_how_far_it_is_and_what_failed_last() {
+    fn the_list_shows_running_tasks_progress_and_the_last_failure() {
         let runner = Runner::default();
-        let first = runner.begin(Kind::Repair, || "repair all ranges".to_owned()).expect("a turn");
-        let second = runner.begin(Kind::Repair, || "repair part of the ring".to_owned()).expect("a turn");
+        let first = runner.begin(Kind::Repair, || "repair all ranges".to_owned()).expect("a slot");
+        let second = runner.begin(Kind::Repair, || "repair part of the ring".to_owned()).expect("a slot");
         first.progress(Progress { done: 3, of: Some(8) });
         second.failed("node-1: cannot be reached".to_owned());
         let report = repairs(&runner);

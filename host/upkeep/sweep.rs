@@ -1,13 +1,12 @@
-//! A sweep: every record of a part of the ring is looked at on all of its replicas, and those that lack something get the
-//! merge of what all have.
+//! A sweep: compares every record of a part of the ring on all of its replicas, and sends the merge of all versions to those that
+//! lack something.
 //!
-//! It walks range by range, page by page, holds little in memory, keeps to a pace, and can go on where an earlier one has
-//! stopped. Nothing is decided here that a read would not decide: records are merged, tombstones included, and no resolver
-//! is asked. A replica that does not answer leaves the range incomplete for itself; the others are mended all the same.
+//! It walks range by range, page by page, uses little memory, keeps to a rate limit, and can resume where an earlier sweep stopped.
+//! It decides nothing that a read would not decide: records are merged, tombstones included, and no resolver is called. A replica
+//! that does not answer leaves the range incomplete; the other replicas are repaired anyway.
 //!
-//! A sweep of the whole ring also says which nodes, among those that are written to only because their store is a new one,
-//! hold everything from now on. `merges` sends merges and hears them out, `pace` keeps the pace, `sound` is what it takes to
-//! believe a new store.
+//! A sweep of the whole ring also determines which write-only nodes (nodes with a new store) hold everything from now on. `merges`
+//! sends merges and waits for their acknowledgements, `pace` limits the rate, `sound` decides when a new store may be believed.
 
 mod merges;
 mod pace;
@@ -36,33 +35,32 @@ use merges::Merges;
 use pace::Pace;
 use sound::Sound;
 
-/// Between two reports of progress.
+/// Interval between progress reports.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
-/// How often a page is asked for before its replica counts as not answering.
+/// Attempts at reading a page before its replica counts as failed.
 const TRIES: u32 = 3;
-/// Pause before a page is asked for again; twice as long before the third time.
+/// Pause before the second attempt; twice as long before the third.
 const PAUSE: Duration = Duration::from_millis(200);
-/// A node that has failed in so many ranges in a row is not asked any more: a large ring has thousands of ranges, and each
+/// A node that has failed in this many consecutive ranges is skipped from then on: a large ring has thousands of ranges, and each
 /// attempt may take seconds.
 const GIVEN_UP_AFTER: u32 = 3;
 
-/// What is to be swept.
+/// The parameters of a sweep.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sweep {
-    /// Records of this tenant only; `None`: of all.
+    /// The tenant whose records are swept; `None`: all tenants.
     pub tenant: Option<TenantId>,
-    /// The first token.
+    /// The first token of the part of the ring.
     pub from: u64,
-    /// The last token, included.
+    /// The last token, inclusive.
     pub to: u64,
-    /// Begin after this place: how far an earlier sweep came.
+    /// The place after which to start: [`Swept::after`] of an earlier sweep.
     pub after: Option<Place>,
     /// The replication factors of the tenants concerned; a repair reads them from the metadata store when it begins.
     pub factors: Vec<u8>,
-    /// Records looked at in a second, at most; 0: as many as possible.
+    /// Rate limit, records per second; 0: unlimited.
     pub records_per_second: u32,
-    /// Believe a new store also where too few other replicas are left to know what it has to hold: what they do not have is
-    /// given up.
+    /// Believe a new store even if too few other replicas remain to know what it must hold: whatever those lack is lost.
     pub accept_loss: bool,
 }
 
@@ -79,65 +77,65 @@ impl Sweep {
     }
 }
 
-/// How far a sweep has come.
+/// Progress and result of a sweep.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// True while the sweep waits for operations that were under way when a new store was met.
+    /// True while the sweep waits for operations that were in flight when a new store was discovered.
     pub waiting: bool,
-    /// Records looked at, each once however many replicas have it.
+    /// Records compared; each counts once, whatever the number of replicas that have it.
     pub scanned: u64,
-    /// Merges that replicas lacked, and have now stored.
+    /// Merges that replicas lacked and have now stored.
     pub repaired: u64,
-    /// Records that could not be read or merged somewhere.
+    /// Records that could not be read or merged on some replica.
     pub failed: u64,
-    /// Records of tenants that are deleted or unknown: left as they are.
+    /// Records of deleted or unknown tenants, left unchanged.
     pub skipped: u64,
     /// Bytes of records read.
     pub bytes: u64,
-    /// Ranges that are done.
+    /// Number of ranges done.
     pub ranges_done: usize,
-    /// Ranges there are.
+    /// Number of ranges to sweep.
     pub ranges_total: usize,
-    /// Ranges of which not every replica could be mended.
+    /// Number of ranges in which some replica could not be repaired.
     pub ranges_incomplete: usize,
     /// Everything before this token is done.
     pub token: u64,
-    /// Everything up to this place is done; a later sweep can go on after it.
+    /// Everything up to this place is done; a later sweep can resume after it.
     pub after: Option<Place>,
-    /// Nodes that did not take part everywhere, and why.
+    /// Nodes that did not take part in every range, with the reason.
     pub missing: BTreeMap<NodeId, String>,
-    /// At the end of a sweep of everything: nodes whose new store holds all that it has to.
+    /// After a sweep of everything: nodes whose new store is complete.
     pub filled: Vec<(NodeId, StoreId)>,
-    /// At the end of a sweep of everything: nodes whose new store does not, and why.
+    /// After a sweep of everything: nodes whose new store may be incomplete, with the reason.
     pub unfilled: BTreeMap<NodeId, String>,
 }
 
 impl Swept {
-    /// True when every replica of every range was there and is mended.
+    /// True when every replica of every range took part and was repaired.
     pub fn is_complete(&self) -> bool {
         self.ranges_done == self.ranges_total && self.ranges_incomplete == 0 && self.failed == 0
     }
 }
 
-/// How far a sweep has come, for the list of tasks.
+/// A sweep's progress, for the list of tasks.
 fn progress(swept: &Swept) -> Progress {
     Progress { done: swept.ranges_done as u64, of: Some(swept.ranges_total as u64) }
 }
 
-/// Why a sweep did not come to its end.
+/// Why a sweep stopped early.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Stopped {
-    /// Nobody listens any more.
-    #[error("nobody waits for the sweep any more")]
+    /// The receiver of its progress reports was dropped.
+    #[error("the client of the sweep has disconnected")]
     Abandoned,
-    /// What it needs to know could not be told.
+    /// The metadata that it needs could not be read.
     #[error(transparent)]
     Failed(#[from] Failure),
 }
 
 impl<W: World> Upkeep<W> {
-    /// Sweeps, and reports its progress at intervals, to `progress` and to the list of tasks. When nobody takes reports any more, the
-    /// sweep stops after the work under way.
+    /// Sweeps, and reports progress at intervals to `progress` and to the list of tasks. When the receiver of `progress` is
+    /// dropped, the sweep stops after the work in flight.
     pub(super) async fn sweep(
         &self,
         sweep: Sweep,
@@ -155,7 +153,7 @@ impl<W: World> Upkeep<W> {
     }
 }
 
-/// A sweep under way.
+/// A running sweep.
 struct Sweeping<'a, W: World> {
     coordinator: &'a Coordinator<W>,
     metrics: &'a Metrics,
@@ -166,19 +164,19 @@ struct Sweeping<'a, W: World> {
     reported_at: Instant,
     pace: Pace,
     swept: Swept,
-    /// Which store was behind each node when it was met first, and whether it was whole.
+    /// The store of each node when the sweep first met it, and whether it was whole.
     met: HashMap<NodeId, Standing>,
-    /// Ranges in a row in which a node has failed.
+    /// Number of consecutive ranges in which a node has failed.
     failing: HashMap<NodeId, u32>,
     sound: Sound,
 }
 
-/// One range being swept.
+/// The state of the range being swept.
 struct Walking<'a, W: World> {
     replicas: &'a [NodeId],
     join: Join,
     merges: Merges<'a, W>,
-    /// Something here could not be read or merged.
+    /// Some record of the range could not be read or merged.
     failed: bool,
 }
 
@@ -221,8 +219,8 @@ impl<'a, W: World> Sweeping<'a, W> {
         }
     }
 
-    /// An operation that was under way when a store was lost may count what that store had acknowledged, and store the rest
-    /// where the sweep has been already. So it ends before the sweep begins.
+    /// Waits until operations that were in flight when a store was lost have ended. Such an operation may count the lost store's
+    /// acknowledgement, and write to the other replicas at places that the sweep has passed already.
     async fn settle_first(&mut self) -> Result<(), Stopped> {
         if self.sound.expects_none() {
             return Ok(());
@@ -237,7 +235,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         Ok(())
     }
 
-    /// The ranges to be swept, in order.
+    /// The ranges to sweep, in order.
     fn ranges(&mut self) -> Vec<ReplicaRange> {
         let from = self.sweep.after.as_ref().map_or(self.sweep.from, |after| after.token.max(self.sweep.from));
         let to = self.sweep.to;
@@ -275,7 +273,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         Ok(())
     }
 
-    /// Sees which of a range's replicas can take part.
+    /// Determines which of a range's replicas can take part.
     fn meet(&mut self, walking: &mut Walking<'_, W>) {
         for (index, node) in (0..).zip(walking.replicas) {
             if let Err(why) = self.may_take_part(node) {
@@ -287,14 +285,14 @@ impl<'a, W: World> Sweeping<'a, W> {
 
     fn may_take_part(&mut self, node: &NodeId) -> Result<(), String> {
         if self.failing.get(node).is_some_and(|ranges| *ranges >= GIVEN_UP_AFTER) {
-            return Err("it has failed too often".to_owned());
+            return Err("it failed in too many consecutive ranges".to_owned());
         }
         let standing = self.coordinator.ports().replicas.standing(node).ok_or("it cannot be reached")?;
         let met = self.met.entry(node.clone()).or_insert(standing);
         if met.store == standing.store { Ok(()) } else { Err("its store was replaced during the repair".to_owned()) }
     }
 
-    /// Gets the next pages of those replicas that have told all they have; who does not answer takes part no more.
+    /// Reads the next pages of those replicas whose page is used up; one that does not answer is left out of the rest of the range.
     async fn turn_page(&mut self, walking: &mut Walking<'_, W>, range: &ReplicaRange, starved: &[u8]) {
         let asks = starved.iter().map(|replica| {
             let scan = Scan {
@@ -317,7 +315,7 @@ impl<'a, W: World> Sweeping<'a, W> {
             match taken {
                 Ok(()) => drop(self.failing.remove(node)),
                 Err(why) => {
-                    tracing::warn!(%node, %why, "a node takes no part in the repair of a range");
+                    tracing::warn!(%node, %why, "a node is left out of the repair of a range");
                     *self.failing.entry(node.clone()).or_default() += 1;
                     self.swept.missing.insert(node.clone(), why);
                     walking.join.failed(*replica);
@@ -343,7 +341,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         }
     }
 
-    /// Compares what the replicas have told of one key, and sends what some of them lack.
+    /// Compares the replicas' versions of one key, and sends the merge to those that lack it.
     async fn record(&mut self, walking: &mut Walking<'_, W>, joined: Joined) -> Result<(), Stopped> {
         if let Some(due) = self.pace.one() {
             self.report_sometimes(walking).await?;
@@ -352,13 +350,13 @@ impl<'a, W: World> Sweeping<'a, W> {
                 () = self.progress.closed() => {}
             }
         }
-        let Joined { place, told } = joined;
+        let Joined { place, told: answers } = joined;
         match self.factor(&place.tenant).await? {
             None => self.swept.skipped += 1,
             Some(factor) => {
                 self.swept.scanned += 1;
                 self.metrics.swept_records.inc();
-                self.mend(walking, &place, told, factor).await;
+                self.merge(walking, &place, answers, factor).await;
             }
         }
         self.swept.token = place.token;
@@ -366,11 +364,17 @@ impl<'a, W: World> Sweeping<'a, W> {
         Ok(())
     }
 
-    async fn mend(&mut self, walking: &mut Walking<'_, W>, place: &Place, told: SmallVec<[(u8, Told); 5]>, factor: u8) {
+    async fn merge(
+        &mut self,
+        walking: &mut Walking<'_, W>,
+        place: &Place,
+        answers: SmallVec<[(u8, Told); 5]>,
+        factor: u8,
+    ) {
         let members = self.members(walking.replicas, place, factor);
         let mut have: SmallVec<[(u8, Option<Encoded>); 5]> = SmallVec::new();
-        for (replica, told) in told.into_iter().filter(|(replica, _)| members.contains(replica)) {
-            match told {
+        for (replica, answer) in answers.into_iter().filter(|(replica, _)| members.contains(replica)) {
+            match answer {
                 Told::Nothing => have.push((replica, None)),
                 Told::Record(record) => have.push((replica, Some(record))),
                 Told::Damaged => {
@@ -396,17 +400,17 @@ impl<'a, W: World> Sweeping<'a, W> {
         }
     }
 
-    /// The places in `replicas` of those nodes that hold a key of a tenant with this factor.
+    /// The indices in `replicas` of the nodes that hold the key, for a tenant with this factor.
     fn members(&self, replicas: &[NodeId], place: &Place, factor: u8) -> SmallVec<[u8; 5]> {
         if usize::from(factor) >= replicas.len() || self.sweep.factors.contains(&factor) {
             return (0..factor.min(replicas.len() as u8)).collect();
         }
-        // The tenant is younger than the sweep.
+        // The tenant was created after the sweep began.
         let own = self.ring.replicas(place.token, factor);
         (0..).zip(replicas).filter(|(_, node)| own.contains(node)).map(|(index, _)| index).collect()
     }
 
-    /// Replicas of a tenant's keys; `None` when it is deleted or unknown.
+    /// A tenant's replication factor; `None` when the tenant is deleted or unknown.
     async fn factor(&self, tenant: &TenantId) -> Result<Option<u8>, Failure> {
         match self.coordinator.tenant(tenant).await {
             Ok(tenant) => Ok(Some(tenant.replication_factor)),
@@ -417,35 +421,36 @@ impl<'a, W: World> Sweeping<'a, W> {
 
     fn end_range(&mut self, walking: &Walking<'_, W>, range: &ReplicaRange) {
         let took_part = walking.join.taking_part();
-        let unmended = walking.merges.unmended();
-        for (replica, why) in unmended {
+        let unrepaired = walking.merges.unrepaired();
+        for (replica, why) in unrepaired {
             self.swept.missing.insert(walking.replicas[usize::from(*replica)].clone(), why.clone());
         }
-        let mended: SmallVec<[(&NodeId, Standing); 5]> = took_part
+        let repaired: SmallVec<[(&NodeId, Standing); 5]> = took_part
             .iter()
-            .filter(|replica| unmended.iter().all(|(unmended, _)| unmended != *replica))
+            .filter(|replica| unrepaired.iter().all(|(unrepaired, _)| unrepaired != *replica))
             .map(|replica| &walking.replicas[usize::from(*replica)])
             .filter_map(|node| self.met.get(node).map(|met| (node, *met)))
             .collect();
-        let told: SmallVec<[&NodeId; 5]> = took_part
+        let whole: SmallVec<[&NodeId; 5]> = took_part
             .iter()
             .map(|replica| &walking.replicas[usize::from(*replica)])
             .filter(|node| self.met.get(*node).is_some_and(|met| met.whole))
             .collect();
-        if walking.failed || mended.len() < walking.replicas.len() {
+        if walking.failed || repaired.len() < walking.replicas.len() {
             self.swept.ranges_incomplete += 1;
         }
-        let mended: SmallVec<[&NodeId; 5]> = mended.into_iter().map(|(node, _)| node).collect();
+        let repaired: SmallVec<[&NodeId; 5]> = repaired.into_iter().map(|(node, _)| node).collect();
         if self.sweep.accept_loss {
-            self.sound.range_with_loss(walking.replicas, &mended);
+            self.sound.range_with_loss(walking.replicas, &repaired);
         } else {
-            self.sound.range(walking.replicas, &self.sweep.factors, &mended, &told, walking.failed);
+            self.sound.range(walking.replicas, &self.sweep.factors, &repaired, &whole, walking.failed);
         }
         self.swept.ranges_done += 1;
         self.swept.token = range.to;
     }
 
-    /// Reports progress if the last report is a while ago. Merges under way end first, so that what is reported as done is done.
+    /// Reports progress if the last report is old enough. Waits for merges in flight first, so that everything reported as done is
+    /// stored.
     async fn report_sometimes(&mut self, walking: &mut Walking<'_, W>) -> Result<(), Stopped> {
         if self.progress.is_closed() {
             walking.merges.settled().await;
@@ -466,7 +471,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         Ok(())
     }
 
-    /// Says which new stores may be believed.
+    /// Decides which new stores may be believed.
     fn close(&mut self) {
         if self.coordinator.ring().epoch() != self.ring.epoch() {
             self.sound.spoil("the cluster's nodes have changed during the repair");

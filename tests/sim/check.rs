@@ -1,4 +1,4 @@
-//! What must hold of every history.
+//! The checks that every history must pass.
 
 mod linear;
 mod standing;
@@ -6,7 +6,7 @@ mod standing;
 use crate::history::{Operation, Outcome, Place};
 use crate::scenario::Scenario;
 
-/// Everything that a history breaks, in words that start with the name of the check.
+/// All violations in a history; each starts with the name of the check.
 pub(crate) fn all(scenario: &Scenario, operations: &[Operation]) -> Vec<String> {
     let mut violations = Vec::new();
     for (tenant, cast) in scenario.casts.iter().enumerate() {
@@ -26,7 +26,7 @@ pub(crate) fn all(scenario: &Scenario, operations: &[Operation]) -> Vec<String> 
     violations
 }
 
-/// What was said not to have happened is never seen, nor is what nobody has wanted, nor anything before it was wanted.
+/// No read returns a write that was reported as not applied, a value that nobody wrote, or a write that started later.
 fn honest(place: Place, operations: &[&Operation]) -> Option<String> {
     for read in operations {
         let Outcome::Shown(tags) = &read.outcome else { continue };
@@ -34,7 +34,7 @@ fn honest(place: Place, operations: &[&Operation]) -> Option<String> {
             let writer = operations.iter().find(|other| other.tag() == Some(*tag) && !other.is_delete());
             let problem = match writer {
                 None => "nobody wrote it",
-                Some(writer) if writer.outcome == Outcome::NotApplied => "its writer was told that it had not happened",
+                Some(writer) if writer.outcome == Outcome::NotApplied => "it was reported as not applied",
                 Some(writer) if writer.start > read.end => "it was written later",
                 Some(_) => continue,
             };

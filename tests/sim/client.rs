@@ -1,4 +1,4 @@
-//! Clients: what they ask for, how long they wait, and what they make of an answer that does not come.
+//! Clients: their requests, how long they wait, and what they conclude when no answer arrives.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,25 +21,25 @@ use crate::nemesis::Storm;
 use crate::scenario::{Cast, Manner, Scenario};
 use crate::world::{Tags, from_value, lock, now_micros, to_value};
 
-/// What the play tells the loop that steps the simulation.
+/// A command from the play to the loop that steps the simulation.
 pub(crate) enum Command {
     Storm(Storm),
     Heal,
     Wipe(usize),
-    /// No coordinator reaches the node, nor the node any of them.
+    /// Cuts the links between a node and all coordinators, in both directions.
     CutOff(usize),
 }
 
-/// One acknowledged change in so many is sent again.
+/// One in this many acknowledged changes is sent again.
 const REPEATED: u32 = 5;
 
-/// A change whose outcome its client does not know, and which it can ask for again.
+/// A change whose outcome is unknown to its client, and which it can retry.
 pub(crate) struct Doubtful {
     index: usize,
     request: WriteRequest,
 }
 
-/// A change that was acknowledged under a name, at the store of which it must be found.
+/// An acknowledged change with an idempotency key, of which the idempotency store must have a record.
 #[derive(Clone)]
 pub(crate) struct Acknowledged {
     place: Place,
@@ -47,7 +47,7 @@ pub(crate) struct Acknowledged {
     request: WriteRequest,
 }
 
-/// What all clients of a simulation share.
+/// The state shared by all clients of a simulation.
 pub(crate) struct Stage {
     pub(crate) scenario: Scenario,
     pub(crate) cluster: Cluster,
@@ -56,7 +56,7 @@ pub(crate) struct Stage {
     pub(crate) violations: Mutex<Vec<String>>,
     pub(crate) doubtful: Mutex<Vec<Doubtful>>,
     pub(crate) acknowledged: Mutex<Vec<Acknowledged>>,
-    /// True once tenants that come later have come.
+    /// True once the tenants that are created during the play exist.
     pub(crate) grown: AtomicBool,
 }
 
@@ -91,17 +91,17 @@ impl Stage {
     }
 }
 
-/// What came of sending one request.
+/// The result of sending one request.
 enum Attempt<T> {
-    /// An answer.
-    Told(Result<T, Failed>),
-    /// It never left.
+    /// An answer arrived.
+    Answered(Result<T, Failed>),
+    /// The request was not sent.
     NotSent,
-    /// No answer, or not in time.
+    /// No answer arrived in time.
     Lost,
 }
 
-/// Whether anything may go wrong.
+/// Whether faults may occur.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {
     Calm,
@@ -113,21 +113,21 @@ pub(crate) struct Client {
     id: usize,
     rng: StdRng,
     stage: Arc<Stage>,
-    /// The last contexts that it was given for each key, newest last.
+    /// The last contexts that it received for each key, newest last.
     contexts: BTreeMap<Place, VecDeque<Context>>,
 }
 
-/// A context, and what its client knows of it.
+/// A context, and what its client knows about it.
 #[derive(Debug, Clone)]
 struct Context {
     token: Bytes,
-    /// What it has seen.
+    /// The tags that it covers.
     seen: Tags,
-    /// What stood when it was given: what a set is made from.
-    stood: Tags,
+    /// The tags of the live values when it was issued: a set is written from these.
+    live: Tags,
 }
 
-/// The longest that a client waits when nothing is wrong: longer than any deadline of a coordinator.
+/// How long a client waits without faults: longer than any deadline of a coordinator.
 const CALM_PATIENCE: Duration = Duration::from_secs(12);
 
 impl Client {
@@ -148,7 +148,7 @@ impl Client {
         &self.stage.scenario.casts[place.0]
     }
 
-    /// Does so many operations.
+    /// Performs this many operations.
     pub(crate) async fn work(&mut self, operations: usize, mood: Mood) {
         for _ in 0..operations {
             let pause = self.rng.random_range(0..=self.manner().pause_ms);
@@ -164,7 +164,7 @@ impl Client {
         }
     }
 
-    /// Writes so often to the last tenant's first key, having seen nothing.
+    /// Writes this many times to the last tenant's first key, without a context.
     pub(crate) async fn pile_up(&mut self, writes: usize) {
         let place = (self.stage.scenario.casts.len() - 1, 0);
         for _ in 0..writes {
@@ -172,7 +172,7 @@ impl Client {
         }
     }
 
-    /// Writes a value of its own to a key until that is acknowledged, or the attempts are used up.
+    /// Writes a new value to a key until the write is acknowledged or the attempts are used up.
     pub(crate) async fn write(&mut self, place: Place, attempts: u64) -> bool {
         let tag = self.stage.history.fresh_tag();
         let carries = Tags::from([tag]);
@@ -205,7 +205,7 @@ impl Client {
         self.rng.random_range(0..self.stage.cluster.coordinators.len())
     }
 
-    /// Reads, and says what was shown; `None` when nobody answered.
+    /// Reads, and returns the tags shown; `None` if the read failed.
     pub(crate) async fn read(
         &mut self,
         place: Place,
@@ -233,12 +233,12 @@ impl Client {
             timeout: Some(patience),
         };
         let attempt = self.attempt(coordinator, patience, mood, |to| Call::Read(request, to)).await;
-        let (outcome, told) = self.understand_read(place, attempt);
+        let (outcome, description) = self.understand_read(place, attempt);
         let (id, stage) = (self.id, Arc::clone(&self.stage));
-        stage.note(|| format!("client {id} reads {place:?} through c{}: {told}", coordinator + 1));
+        stage.note(|| format!("client {id} reads {place:?} through c{}: {description}", coordinator + 1));
         let answered = matches!(outcome, Outcome::Shown(_));
         if !answered && mood == Mood::Calm {
-            stage.violated(format!("success: a read of {place:?} failed although nothing was wrong: {told}"));
+            stage.violated(format!("success: a read of {place:?} failed without faults: {description}"));
         }
         stage.history.end(index, outcome.clone());
         match outcome {
@@ -249,7 +249,7 @@ impl Client {
 
     fn understand_read(&mut self, place: Place, attempt: Attempt<ReadAnswer>) -> (Outcome, String) {
         let (context, shown) = match attempt {
-            Attempt::Told(Ok(answer)) => match shown(&answer) {
+            Attempt::Answered(Ok(answer)) => match shown(&answer) {
                 Some(tags) => (answer.context, tags),
                 None => {
                     let what = format!("garbage: {place:?} holds what no client wrote: {answer:?}");
@@ -257,14 +257,14 @@ impl Client {
                     return (Outcome::Unknown, what);
                 }
             },
-            Attempt::Told(Err(Failed { failure: Failure::KeyNotFound { context }, .. })) => (context, Tags::new()),
-            Attempt::Told(Err(failed)) => return (Outcome::Unknown, format!("failed: {failed}")),
+            Attempt::Answered(Err(Failed { failure: Failure::KeyNotFound { context }, .. })) => (context, Tags::new()),
+            Attempt::Answered(Err(failed)) => return (Outcome::Unknown, format!("failed: {failed}")),
             Attempt::NotSent => return (Outcome::Unknown, "not sent".to_owned()),
             Attempt::Lost => return (Outcome::Unknown, "no answer".to_owned()),
         };
-        self.remember(place, Context { token: context, seen: shown.clone(), stood: shown.clone() });
-        let told = format!("{shown:?}");
-        (Outcome::Shown(shown), told)
+        self.remember(place, Context { token: context, seen: shown.clone(), live: shown.clone() });
+        let description = format!("{shown:?}");
+        (Outcome::Shown(shown), description)
     }
 
     fn remember(&mut self, place: Place, context: Context) {
@@ -275,7 +275,7 @@ impl Client {
         }
     }
 
-    /// A context that this client was given for the key: mostly the last one, sometimes an old one, sometimes none.
+    /// A context that this client received for the key: mostly the last one, sometimes an old one, sometimes none.
     fn context(&mut self, place: Place) -> Option<Context> {
         let kept = self.contexts.get(&place).map_or(0, VecDeque::len);
         if kept == 0 || self.chance(350) {
@@ -289,7 +289,7 @@ impl Client {
         self.change_with(place, mood, None).await;
     }
 
-    /// Writes or deletes, as often as it takes or patience lasts.
+    /// Writes or deletes, with retries.
     async fn change_with(&mut self, place: Place, mood: Mood, context: Option<Option<Context>>) {
         let blind = context.is_some();
         let context = context.unwrap_or_else(|| self.context(place));
@@ -302,7 +302,7 @@ impl Client {
             if let Some(context) = context.as_ref().filter(|_| self.cast(place).sets)
                 && self.rng.random_bool(0.7)
             {
-                carries.extend(&context.stood);
+                carries.extend(&context.live);
             }
             Intention::Write { tag, carries }
         };
@@ -341,13 +341,13 @@ impl Client {
         self.insist(index, request, attempts, mood, false).await;
     }
 
-    /// Asks again for what is in doubt.
+    /// Retries a change that is in doubt.
     pub(crate) async fn retry(&mut self, doubtful: Doubtful) {
         let Doubtful { index, request } = doubtful;
         self.insist(index, request, 3, Mood::Stormy, true).await;
     }
 
-    /// `doubt`: it may have happened already.
+    /// Sends a change until it is acknowledged or the attempts are used up. `doubt`: it may have been applied already.
     async fn insist(&mut self, index: usize, request: WriteRequest, attempts: u64, mood: Mood, mut doubt: bool) {
         let stage = Arc::clone(&self.stage);
         let operation = stage.history.operations()[index].clone();
@@ -357,28 +357,28 @@ impl Client {
             let patience = self.patience(mood);
             let sent = WriteRequest { timeout: Some(patience), ..request.clone() };
             let answer = self.attempt(coordinator, patience, mood, |to| Call::Write(sent, to)).await;
-            let told = match &answer {
-                Attempt::Told(Ok(written)) => {
+            let description = match &answer {
+                Attempt::Answered(Ok(written)) => {
                     format!("done by {} replicas, duplicate {}", written.replicas, written.duplicate)
                 }
-                Attempt::Told(Err(failed)) => format!("failed ({:?}): {failed}", failed.effect),
+                Attempt::Answered(Err(failed)) => format!("failed ({:?}): {failed}", failed.effect),
                 Attempt::NotSent => "not sent".to_owned(),
                 Attempt::Lost => "no answer".to_owned(),
             };
             let id = self.id;
-            stage.note(|| format!("client {id} is told of {tag} at {place:?} by c{}: {told}", coordinator + 1));
-            if mood == Mood::Calm && !matches!(answer, Attempt::Told(Ok(_))) {
-                stage.violated(format!("success: change {tag} at {place:?} failed although nothing was wrong: {told}"));
+            stage.note(|| format!("client {id} gets for {tag} at {place:?} from c{}: {description}", coordinator + 1));
+            if mood == Mood::Calm && !matches!(answer, Attempt::Answered(Ok(_))) {
+                stage.violated(format!("success: change {tag} at {place:?} failed without faults: {description}"));
             }
             match answer {
-                Attempt::Told(Ok(written)) => {
+                Attempt::Answered(Ok(written)) => {
                     let mut seen = operation.seen.clone().unwrap_or_default();
                     seen.insert(tag);
-                    let stood = match operation.intention {
+                    let live = match operation.intention {
                         Intention::Write { carries, .. } => carries,
                         _ => Tags::new(),
                     };
-                    self.remember(place, Context { token: written.context, seen, stood });
+                    self.remember(place, Context { token: written.context, seen, live });
                     stage.history.end(index, Outcome::Done);
                     let acknowledged = Acknowledged { place, tag, request };
                     if acknowledged.is_repeated()
@@ -389,10 +389,10 @@ impl Client {
                     }
                     return;
                 }
-                Attempt::Told(Err(failed)) => match failed.effect {
+                Attempt::Answered(Err(failed)) => match failed.effect {
                     Some(Effect::NotApplied) => {}
                     Some(Effect::InDoubt) => doubt = true,
-                    None => stage.violated(format!("honesty: change {tag} failed without saying whether it happened")),
+                    None => stage.violated(format!("honesty: change {tag} failed without saying if it was applied")),
                 },
                 Attempt::NotSent => {}
                 Attempt::Lost => doubt = true,
@@ -409,7 +409,7 @@ impl Client {
         }
     }
 
-    /// Sends a change once more that was acknowledged, as a queue may deliver a message twice: it was done before.
+    /// Sends an acknowledged change again, as a queue may deliver a message twice: it must be reported as a duplicate.
     pub(crate) async fn repeat(&mut self, acknowledged: Acknowledged, mood: Mood) {
         let Acknowledged { place, tag, request } = acknowledged;
         let (coordinator, patience) = (self.any_coordinator(), self.patience(mood));
@@ -417,11 +417,12 @@ impl Client {
         let again = self.attempt(coordinator, patience, mood, |to| Call::Write(request, to)).await;
         let id = self.id;
         match again {
-            Attempt::Told(Ok(written)) if !written.duplicate => self.stage.violated(format!(
+            Attempt::Answered(Ok(written)) if !written.duplicate => self.stage.violated(format!(
                 "idempotency: change {tag} at {place:?} was acknowledged before and is now no duplicate"
             )),
-            Attempt::Told(told) => {
-                self.stage.note(|| format!("client {id} repeats {tag} at {place:?}: {:?}", told.map(|_| "duplicate")));
+            Attempt::Answered(result) => {
+                self.stage
+                    .note(|| format!("client {id} repeats {tag} at {place:?}: {:?}", result.map(|_| "duplicate")));
             }
             Attempt::NotSent | Attempt::Lost => {}
         }
@@ -461,13 +462,13 @@ impl Client {
         }
         match tokio::time::timeout(patience, answer).await {
             Ok(Ok(_)) if stormy && self.chance(self.manner().lost) => Attempt::Lost,
-            Ok(Ok(told)) => Attempt::Told(told),
+            Ok(Ok(result)) => Attempt::Answered(result),
             Ok(Err(_)) | Err(_) => Attempt::Lost,
         }
     }
 }
 
-/// The tags of all values that a read was shown. `None`: there is something among them that no client wrote.
+/// The tags of all values that a read returned. `None`: some value was not written by any client.
 fn shown(answer: &ReadAnswer) -> Option<Tags> {
     if answer.siblings.is_empty() {
         return from_value(&answer.value);

@@ -1,4 +1,4 @@
-//! The machines: storage nodes with their disks, coordinators, and how each starts again.
+//! The machines: storage nodes with their disks, coordinators, and how each starts and restarts.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -34,16 +34,16 @@ use crate::scenario::Scenario;
 use crate::world::{Accepted, Bound, Dial, Dice, Idempotency, Known, SimClock, Simulated, lock};
 
 const PORT: u16 = 50052;
-/// Enough for keys to be spread over few nodes, and cheap to hash for each simulation.
+/// Points of each node on the ring: enough to spread keys over a few nodes, and cheap to compute for each simulation.
 const VIRTUAL_NODES: u32 = 16;
 
-/// A storage node's machine: what outlives its process.
+/// A storage node's machine: the state that outlives its process.
 pub(crate) struct NodeMachine {
     pub(crate) name: String,
     pub(crate) id: NodeId,
     pub(crate) disk: Disk,
     pub(crate) clock: SimClock,
-    /// The longest that a sync takes now, milliseconds.
+    /// The longest duration of a sync at present, milliseconds.
     slowest_sync_ms: Arc<AtomicU64>,
     store: Mutex<Option<Arc<Store>>>,
     dice: Dice,
@@ -69,7 +69,7 @@ impl NodeMachine {
         Ok(())
     }
 
-    /// The store that it has now; `None` while it does not run.
+    /// The id of its present store; `None` while it is down.
     pub(crate) fn store_id(&self) -> Option<StoreId> {
         lock(&self.store).as_ref().map(|store| store.id())
     }
@@ -78,7 +78,7 @@ impl NodeMachine {
         self.slowest_sync_ms.store(ms, Ordering::Relaxed);
     }
 
-    /// What it has stored, synced or not. `None`: nothing, or it does not run.
+    /// The record that it has stored at a place, synced or not. `None`: no record, or the node is down.
     pub(crate) fn stored(&self, place: &Place) -> Result<Option<Record>, String> {
         let Some(store) = lock(&self.store).clone() else { return Ok(None) };
         let loaded = store.load(&row::key(place)).map_err(|error| error.to_string())?;
@@ -86,15 +86,15 @@ impl NodeMachine {
     }
 }
 
-/// What a client sends to a coordinator.
+/// A client's request to a coordinator, with the channel for the response.
 pub(crate) enum Call {
     Write(WriteRequest, oneshot::Sender<Result<Written, Failed>>),
     Read(ReadRequest, oneshot::Sender<Result<ReadAnswer, Failed>>),
-    /// A repair of everything, which pauses between reading what it has to know and comparing records.
+    /// A repair of everything, which pauses between reading metadata and comparing records.
     Repair(Duration, oneshot::Sender<String>),
 }
 
-/// A running coordinator's doors.
+/// Access to a running coordinator.
 #[derive(Clone)]
 pub(crate) struct Doors {
     pub(crate) calls: mpsc::UnboundedSender<Call>,
@@ -106,7 +106,7 @@ impl Doors {
         self.coordinator.in_flight()
     }
 
-    /// What it holds of a node.
+    /// A node's store and whether it is whole, as this coordinator knows it.
     pub(crate) fn standing(&self, node: &NodeId) -> Option<Standing> {
         self.coordinator.ports().replicas.standing(node)
     }
@@ -120,7 +120,7 @@ pub(crate) struct CoordinatorMachine {
     shared: Arc<Shared>,
 }
 
-/// What coordinators share: the metadata and idempotency stores.
+/// What coordinators share, above all the metadata and idempotency stores.
 struct Shared {
     nodes: Vec<StorageNode>,
     ring: Ring,
@@ -133,7 +133,7 @@ struct Shared {
     dial: Dial,
 }
 
-/// How often a coordinator asks about stores that it does not believe.
+/// How often a coordinator checks again on stores that it does not believe.
 const WATCH_STORES: Duration = Duration::from_millis(500);
 
 impl CoordinatorMachine {
@@ -164,10 +164,10 @@ impl CoordinatorMachine {
         let (sender, mut calls) = mpsc::unbounded_channel();
         *lock(&self.doors) = Some(Doors { calls: sender, coordinator: Arc::clone(&coordinator) });
         while let Some(call) = calls.recv().await {
-            // A client that has gone does not mind.
+            // Sending fails when the client has given up, which is fine.
             match call {
-                Call::Write(request, to) => coordinator.write(request, Box::new(|told| drop(to.send(told)))),
-                Call::Read(request, to) => coordinator.read(request, Box::new(|told| drop(to.send(told)))),
+                Call::Write(request, to) => coordinator.write(request, Box::new(|result| drop(to.send(result)))),
+                Call::Read(request, to) => coordinator.read(request, Box::new(|result| drop(to.send(result)))),
                 Call::Repair(pause, to) => {
                     let upkeep = Arc::clone(&upkeep);
                     tokio::spawn(async move { to.send(repair(&upkeep, pause).await) });
@@ -183,7 +183,7 @@ impl CoordinatorMachine {
     }
 }
 
-/// Says how a repair of everything went.
+/// Repairs everything, and describes the result.
 async fn repair(upkeep: &Arc<Upkeep<Simulated>>, pause: Duration) -> String {
     let repair = match upkeep.begin_repair(Sweep::everything()).await {
         Ok(repair) => repair,
@@ -210,18 +210,18 @@ pub(crate) struct Cluster {
     links: Arc<Mutex<HashMap<(usize, usize), Link>>>,
 }
 
-/// What a link between a coordinator and a node does.
+/// The state of a link between a coordinator and a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Link {
-    /// Delivers, and what was kept back too.
+    /// Delivers messages, including those held back before.
     Up,
-    /// Loses everything.
+    /// Drops all messages.
     Cut,
-    /// Loses what the node says.
+    /// Drops messages from the node.
     Mute,
-    /// Loses what the coordinator says.
+    /// Drops messages from the coordinator.
     Deaf,
-    /// Keeps everything back.
+    /// Holds back all messages.
     Held,
 }
 
@@ -265,7 +265,7 @@ impl Cluster {
         self.known.add(created);
     }
 
-    /// Puts every machine into the simulation.
+    /// Adds every machine to the simulation.
     pub(crate) fn boot(&self, sim: &mut turmoil::Sim<'_>) {
         for node in &self.nodes {
             let machine = Arc::clone(node);
@@ -277,7 +277,7 @@ impl Cluster {
         }
     }
 
-    /// A node loses power: of the batches that it had not synced, so many survive of how many.
+    /// A node loses power. `survivors` maps its number of unsynced batches to the number that survive.
     pub(crate) fn crash_node(&self, sim: &mut turmoil::Sim<'_>, node: usize, survivors: impl FnOnce(usize) -> usize) {
         let machine = &self.nodes[node];
         if sim.is_host_running(machine.name.as_str()) {
@@ -298,8 +298,8 @@ impl Cluster {
         }
     }
 
-    /// A machine without power says no farewell: nothing leaves it while its tasks are dropped. (They are dropped in an
-    /// order that depends on the process's count of tasks; what they sent would make a seed go differently each time.)
+    /// A machine that loses power sends nothing more, not even while its tasks are dropped. (They are dropped in an order that
+    /// depends on the process's count of tasks, so messages sent then would make a seed run differently each time.)
     fn cut_power(&self, sim: &mut turmoil::Sim<'_>, name: &str, links: Vec<(usize, usize)>) {
         let ends = |(coordinator, node): (usize, usize)| {
             let (coordinator, node) = (self.coordinators[coordinator].name.as_str(), self.nodes[node].name.as_str());
@@ -352,7 +352,7 @@ impl Cluster {
         Place { token: token(tenant, key.bytes()), tenant: tenant.clone(), key: key.clone() }
     }
 
-    /// The machines that hold a place.
+    /// The machines of a place's replicas.
     pub(crate) fn replicas(&self, tenant: usize, place: &Place) -> Vec<&Arc<NodeMachine>> {
         let preference = self.ring.replicas(place.token, self.tenants[tenant].replication_factor);
         preference.iter().filter_map(|id| self.nodes.iter().find(|node| node.id == *id)).collect()
@@ -381,10 +381,10 @@ fn at(node: &NodeMachine) -> StorageNode {
     }
 }
 
-/// What a store in memory answers at once.
+/// The result of a future that is ready immediately, as those of an in-memory store are.
 fn at_once<T>(answer: impl Future<Output = T>) -> T {
-    answer.now_or_never().expect("a store in memory does not wait")
+    answer.now_or_never().expect("an in-memory store does not wait")
 }
 
-/// How long after the last fault everything must work again.
+/// Time after the last fault within which everything must work again.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(12);

@@ -1,8 +1,8 @@
-//! Deliberate faults: rules that are broken on purpose, to show that the simulation would notice.
+//! Deliberate faults: rules that are broken on purpose, to show that the simulation detects it.
 //!
-//! A search plays seed after seed until a fault is found, which takes minutes. So the seeds at which faults were found are recorded, and
-//! every test run replays those. `cargo xtask sim --faults` searches anew and prints the table, for when a change of timing has made a
-//! recorded seed go another way.
+//! A search runs seed after seed until a fault is found, which takes minutes. So the seeds at which faults were found are
+//! recorded, and every test run replays those. `cargo xtask sim --faults` searches again and prints the table, for use when a
+//! change of timing has made a recorded seed run differently.
 
 use std::sync::Mutex;
 
@@ -12,10 +12,10 @@ use crate::scenario::SHAPES;
 use crate::world::lock;
 use crate::{chosen_fault, judge, on_all_cores};
 
-/// Seeds within which a search must find a fault.
+/// Number of seeds within which a search must find a fault.
 const FOUND_WITHIN: u64 = 500;
 
-/// A seed at which the fault was found.
+/// The recorded seed at which the fault was found.
 fn recorded(fault: Fault) -> u64 {
     match fault {
         Fault::DotsMintedByCoordinator => 0,
@@ -38,8 +38,8 @@ fn recorded(fault: Fault) -> u64 {
     }
 }
 
-/// The scenario, by its place in [`SHAPES`], in which a broken rule shows most.
-fn telling_scenario(fault: Fault) -> u64 {
+/// The scenario, by its index in [`SHAPES`], in which a broken rule is most visible.
+fn best_scenario(fault: Fault) -> u64 {
     match fault {
         Fault::WriteIdForgotten => 3,
         Fault::StoredStampIgnored | Fault::RetryMintsAgain | Fault::AcknowledgedUnrecorded => 4,
@@ -75,8 +75,8 @@ fn every_deliberate_fault_is_found() {
     let missed = lock(&missed);
     assert!(
         missed.is_empty(),
-        "not found at their recorded seeds: {missed:?}. If timing has changed, search anew with `cargo xtask sim --faults` and record \
-         what it prints in tests/sim/faults.rs; a fault that is not found there either is a rule that nothing tests any more"
+        "not found at their recorded seeds: {missed:?}. If timing has changed, search again with `cargo xtask sim --faults` and record \
+         what it prints in tests/sim/faults.rs; if a fault is not found there either, nothing tests its rule any longer"
     );
 }
 
@@ -88,9 +88,9 @@ fn search_for_every_deliberate_fault() {
     let faults = chosen();
     on_all_cores(faults.len() as u64, |number| {
         let fault = faults[number as usize];
-        // All seeds, those first that go where this rule matters.
+        // All seeds, starting with those of the scenario in which this rule matters.
         let mut seeds: Vec<u64> = (0..FOUND_WITHIN).collect();
-        seeds.sort_by_key(|seed| *seed % SHAPES.len() as u64 != telling_scenario(fault));
+        seeds.sort_by_key(|seed| *seed % SHAPES.len() as u64 != best_scenario(fault));
         match seeds.into_iter().find_map(|seed| Some((seed, found_at(fault, seed)?))) {
             Some((seed, found)) => {
                 println!("{fault:?}: found at seed {found}");

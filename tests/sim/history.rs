@@ -1,4 +1,4 @@
-//! What clients did and were told, in the order in which it happened: all that the checks may look at.
+//! The operations of clients and their results, in order: the only input of the checks.
 
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -6,52 +6,52 @@ use std::sync::Mutex;
 
 use crate::world::{Tags, lock};
 
-/// What a client wanted.
+/// What a client wants to do.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Intention {
     Read,
-    /// `carries` is the value: the write's own tag, and those that it repeats.
+    /// `carries` is the value: the write's own tag, and the tags that it repeats.
     Write {
         tag: u32,
         carries: Tags,
     },
-    /// Its tag is a name only.
+    /// The tag only names the delete.
     Delete {
         tag: u32,
     },
 }
 
-/// How it ended for the client.
+/// How an operation ended for its client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Outcome {
-    /// Not ended, or in doubt: a change may have happened, or may still happen. A read that failed.
+    /// Not ended, or in doubt: a change may have been applied, or may still be. Also a read that failed.
     Unknown,
-    /// A change that was acknowledged.
+    /// An acknowledged change.
     Done,
-    /// A change that has not happened and will not.
+    /// A change that was not applied and will not be.
     NotApplied,
-    /// What a read was shown: tags of all live values. Empty: no value.
+    /// The tags of all live values that a read returned. Empty: no value.
     Shown(Tags),
 }
 
-/// Indices of a tenant and of a key of its.
+/// Indices of a tenant and of one of its keys.
 pub(crate) type Place = (usize, usize);
 
-/// One intention of one client, whatever attempts it took.
+/// One intention of one client, whatever number of attempts it took.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Operation {
     pub(crate) client: usize,
     pub(crate) place: Place,
     pub(crate) intention: Intention,
-    /// The tags that its context has seen; `None`: it has none.
+    /// The tags covered by its context; `None`: it has no context.
     pub(crate) seen: Option<Tags>,
-    /// At level all.
+    /// True at level all.
     pub(crate) level_all: bool,
-    /// True at level one: nothing may be concluded before all is settled.
+    /// True at level one: nothing may be concluded from it before the final reads.
     pub(crate) weak: bool,
-    /// Position in the order of everything that happened.
+    /// Position of its start in the order of events.
     pub(crate) start: u64,
-    /// `u64::MAX` until it has ended.
+    /// Position of its end in the order of events; `u64::MAX` until it has ended.
     pub(crate) end: u64,
     pub(crate) outcome: Outcome,
 }
@@ -105,14 +105,14 @@ impl History {
         Self(Mutex::new(Recorded { verbose, ..Recorded::default() }))
     }
 
-    /// A tag that nobody has.
+    /// An unused tag.
     pub(crate) fn fresh_tag(&self) -> u32 {
         let mut recorded = lock(&self.0);
         recorded.tags += 1;
         recorded.tags
     }
 
-    /// Notes anything that happened: it counts for the hash, and is shown when a seed is replayed.
+    /// Logs an event: it is added to the hash, and printed when a single seed is replayed.
     pub(crate) fn note(&self, at_micros: u64, what: impl FnOnce() -> String) {
         let mut recorded = lock(&self.0);
         recorded.happened += 1;
@@ -125,7 +125,7 @@ impl History {
         }
     }
 
-    /// Records a start; returns its index.
+    /// Records the start of an operation; returns its index.
     pub(crate) fn start(&self, mut operation: Operation) -> usize {
         let mut recorded = lock(&self.0);
         recorded.happened += 1;
@@ -135,7 +135,7 @@ impl History {
         recorded.operations.len() - 1
     }
 
-    /// Records an end. [`Outcome::Unknown`] never ends.
+    /// Records the end of an operation. One with [`Outcome::Unknown`] keeps `u64::MAX` as its end.
     pub(crate) fn end(&self, index: usize, outcome: Outcome) {
         let mut recorded = lock(&self.0);
         recorded.happened += 1;
@@ -153,7 +153,7 @@ impl History {
         lock(&self.0).operations.clone()
     }
 
-    /// Says whether two simulations went alike, and all that was noted.
+    /// Returns a hash of all events, which is equal for identical runs, and the log.
     pub(crate) fn close(&self) -> (u64, String) {
         let mut recorded = lock(&self.0);
         (recorded.hash.finish(), std::mem::take(&mut recorded.log))

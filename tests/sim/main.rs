@@ -1,8 +1,8 @@
-//! Deterministic simulation: real coordinators and storage nodes on virtual machines, whose networks, disks, clocks and power fail, under
-//! clients whose whole history is then checked.
+//! Deterministic simulation: real coordinators and storage nodes on virtual machines whose networks, disks, clocks and power fail.
+//! The complete history of their clients is then checked.
 //!
-//! `cargo xtask sim` plays [`SEEDS`] seeds; `--seed 7` plays one and shows everything that happens, `--seeds 5000` plays more,
-//! `--scenario crashes` only those of one scenario, `--fault QuorumOffByOne` with that rule broken. (It sets `WITAN_SIM_SEED`,
+//! `cargo xtask sim` runs [`SEEDS`] seeds; `--seed 7` runs one and prints every event, `--seeds 5000` runs more, `--scenario
+//! crashes` only those of one scenario, `--fault QuorumOffByOne` with that rule broken. (It sets `WITAN_SIM_SEED`,
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
 //! Reading order: [`scenario`], [`nemesis`], [`world`], [`cluster`], [`client`], [`play`], [`history`], [`check`], [`faults`].
@@ -30,14 +30,14 @@ use play::Verdict;
 use scenario::Scenario;
 use world::lock;
 
-/// Seeds played unless another number is given.
+/// Default number of seeds to run.
 const SEEDS: u64 = 500;
 
 thread_local! {
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Records panics: one within a task of a simulated machine would go unnoticed, because its runtime swallows it.
+/// Records panics: without this, a panic in a task of a simulated machine would be swallowed by its runtime.
 fn record_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -51,10 +51,10 @@ fn record_panics() {
     });
 }
 
-/// The name of threads that play, whose panics are reported with their seed.
+/// Name of the threads that run seeds; their panics are reported with the seed.
 const PLAYER: &str = "player";
 
-/// Plays a seed on this thread, with a rule broken or none.
+/// Runs a seed on this thread, with one rule broken or none.
 fn judge(seed: u64, broken: Option<Fault>, verbose: bool) -> Verdict {
     record_panics();
     fault::set(broken);
@@ -94,8 +94,8 @@ fn chosen_scenario() -> Option<String> {
     Some(name)
 }
 
-/// Hands numbers below `count` to as many threads as there are cores, each to a thread that has played nothing before: what a thread
-/// remembers must not make one seed depend on another.
+/// Calls `each` with the numbers below `count`, on as many threads at a time as there are cores, and each on a fresh thread: state
+/// in thread-local variables must not make one seed depend on another.
 fn on_all_cores(count: u64, each: impl Fn(u64) + Sync) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicU64::new(0);
@@ -117,7 +117,7 @@ fn on_all_cores(count: u64, each: impl Fn(u64) + Sync) {
     });
 }
 
-/// What the seeds of one scenario have taken.
+/// Totals over the seeds of one scenario.
 #[derive(Debug, Default)]
 struct Summary {
     seeds: u64,
@@ -165,15 +165,15 @@ fn no_seed_breaks_a_promise() {
 }
 
 #[test]
-fn the_same_seed_goes_the_same_way() {
-    let strayed: Mutex<Vec<String>> = Mutex::default();
+fn the_same_seed_runs_identically() {
+    let diverged: Mutex<Vec<String>> = Mutex::default();
     on_all_cores(2 * scenario::SHAPES.len() as u64, |seed| {
         let (first, second) = (judge(seed, None, false), judge(seed, None, false));
         if first.hash != second.hash {
             let mut lines = first.log.lines().zip(second.log.lines());
-            let parting = lines.find(|(one, other)| one != other);
-            lock(&strayed).push(format!("seed {seed} ({}) parts at {parting:?}", first.scenario));
+            let difference = lines.find(|(one, other)| one != other);
+            lock(&diverged).push(format!("seed {seed} ({}) diverges at {difference:?}", first.scenario));
         }
     });
-    assert!(lock(&strayed).is_empty(), "{:#?}", lock(&strayed));
+    assert!(lock(&diverged).is_empty(), "{:#?}", lock(&diverged));
 }

@@ -1,11 +1,11 @@
-//! What goes wrong, and when: drawn before a simulation starts, carried out between its steps.
+//! Faults and their times: drawn before a simulation starts, applied between its steps.
 
 use rand::Rng;
 use rand::rngs::StdRng;
 
 use crate::cluster::{Cluster, Link};
 
-/// One change of the world. Machines are named by index.
+/// One change of the environment. Machines are given by index.
 #[derive(Debug, Clone)]
 pub(crate) enum Action {
     /// The link between a coordinator and a node changes.
@@ -14,7 +14,7 @@ pub(crate) enum Action {
         node: usize,
         becomes: Link,
     },
-    /// A node loses power; of what it had not synced, so much per mille happens to be on the disk.
+    /// A node loses power. `survives`: the share of its unsynced batches that are on the disk anyway, per mille.
     CrashNode {
         node: usize,
         survives: usize,
@@ -30,22 +30,22 @@ pub(crate) enum Action {
     RestartCoordinator {
         coordinator: usize,
     },
-    /// A coordinator's wall clock jumps.
+    /// A coordinator's wall clock jumps by `micros` microseconds.
     Jump {
         coordinator: usize,
         micros: i64,
     },
-    /// A node's wall clock jumps.
+    /// A node's wall clock jumps by `micros` microseconds.
     JumpNode {
         node: usize,
         micros: i64,
     },
-    /// So many steps of the idempotency store fail, per mille.
+    /// Steps of the idempotency store fail: shares of those that begin and of those that end an operation, per mille.
     Outage {
         reserving: u64,
         settling: u64,
     },
-    /// How long syncs of a node take at most.
+    /// Syncs of a node take up to `ms` milliseconds.
     SlowDisk {
         node: usize,
         ms: u64,
@@ -58,13 +58,13 @@ pub(crate) enum Action {
     Wipe {
         node: usize,
     },
-    /// Messages are lost at random, per million.
+    /// Messages are lost at random, this many per million.
     Loss {
         per_million: u32,
     },
 }
 
-/// How often each kind of fault is drawn, relative to the others.
+/// Relative frequency of each kind of fault.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Weather {
     pub(crate) cuts: u32,
@@ -79,7 +79,7 @@ pub(crate) struct Weather {
     pub(crate) losses: u32,
 }
 
-/// What happens in a storm, each with its time in milliseconds after the storm's start, in order.
+/// The actions of a storm in order, each with its time in milliseconds after the storm's start.
 pub(crate) type Storm = Vec<(u64, Action)>;
 
 /// The machines that a storm is drawn for.
@@ -87,11 +87,11 @@ pub(crate) type Storm = Vec<(u64, Action)>;
 pub(crate) struct Machines {
     pub(crate) nodes: usize,
     pub(crate) coordinators: usize,
-    /// Coordinators' clocks jump by so much at most, microseconds; nodes' by a tenth of it, and a second at most.
+    /// Largest jump of coordinators' clocks, microseconds; nodes' clocks jump by a tenth of it, and by one second at most.
     pub(crate) jump: i64,
 }
 
-/// Draws a storm of so many milliseconds, with a fault every `gap` milliseconds on average.
+/// Draws a storm of `ms` milliseconds, with one fault per `gap` milliseconds on average.
 pub(crate) fn storm(rng: &mut StdRng, machines: Machines, weather: Weather, ms: u64, gap: u64) -> Storm {
     let mut storm = Storm::new();
     for _ in 0..ms.div_ceil(gap) {
@@ -158,7 +158,7 @@ fn fault(rng: &mut StdRng, machines: Machines, weather: Weather, long: u64) -> S
     Storm::new()
 }
 
-/// Cuts one link, a node's, or a coordinator's; one way or both.
+/// Cuts one link, all links of a node, or those of a coordinator to all other nodes; in one direction or both.
 fn cut(rng: &mut StdRng, machines: Machines, coordinator: usize, node: usize, long: u64) -> Storm {
     let links: Vec<(usize, usize)> = match rng.random_range(0..4) {
         0 => (0..machines.coordinators).map(|coordinator| (coordinator, node)).collect(),
@@ -178,7 +178,7 @@ fn cut(rng: &mut StdRng, machines: Machines, coordinator: usize, node: usize, lo
     storm
 }
 
-/// Walks through weights until the dice has fallen.
+/// A weighted choice, made by going through the weights.
 struct Weighted {
     left: u32,
 }
@@ -191,7 +191,7 @@ impl Weighted {
                 false
             }
             None => {
-                // Nothing after it falls.
+                // No later weight is chosen.
                 self.left = u32::MAX;
                 true
             }
@@ -218,10 +218,10 @@ impl Weather {
     }
 }
 
-/// The longest that a healthy disk's sync takes, milliseconds.
+/// The longest duration of a healthy disk's sync, milliseconds.
 const FAST_SYNC_MS: u64 = 5;
 
-/// Carries out one action.
+/// Applies one action.
 pub(crate) fn act(action: &Action, sim: &mut turmoil::Sim<'_>, cluster: &Cluster) {
     match *action {
         Action::Link { coordinator, node, becomes } => cluster.set_link(sim, (coordinator, node), becomes),
@@ -244,7 +244,7 @@ pub(crate) fn act(action: &Action, sim: &mut turmoil::Sim<'_>, cluster: &Cluster
     }
 }
 
-/// Undoes whatever is still wrong, but not the clocks.
+/// Ends all faults except wrong clocks.
 pub(crate) fn heal(sim: &mut turmoil::Sim<'_>, cluster: &Cluster) {
     act(&Action::Loss { per_million: 0 }, sim, cluster);
     act(&Action::Outage { reserving: 0, settling: 0 }, sim, cluster);

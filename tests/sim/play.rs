@@ -1,4 +1,4 @@
-//! A simulation from its seed to its verdict.
+//! Runs one simulation, from its seed to its verdict.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,12 +20,12 @@ use crate::world::{Bound, Dice, lock, now_micros};
 
 /// Virtual time of one step. Messages are delivered between steps.
 const TICK: Duration = Duration::from_millis(3);
-/// How long a repair may take when nothing is wrong: it waits for operations that are under way.
+/// How long a repair may take without faults: it waits for operations in flight.
 const REPAIRED: Duration = Duration::from_secs(45);
-/// No play lasts longer.
+/// Limit on the virtual time of a simulation.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// How a simulation ended.
+/// The result of a simulation.
 pub(crate) struct Verdict {
     pub(crate) scenario: &'static str,
     pub(crate) violations: Vec<String>,
@@ -35,7 +35,7 @@ pub(crate) struct Verdict {
     pub(crate) virtual_time: Duration,
 }
 
-/// Plays the scenario of a seed, on this thread.
+/// Runs the scenario of a seed on this thread.
 pub(crate) fn play(seed: u64, verbose: bool) -> Verdict {
     let scenario = Scenario::of(seed);
     let dice = Dice::new(seed);
@@ -65,7 +65,7 @@ pub(crate) fn play(seed: u64, verbose: bool) -> Verdict {
     });
     sim.client("clients", direct(Arc::clone(&stage)));
     if let Err(error) = run(&mut sim, &cluster, &stage) {
-        lock(&stage.violations).push(format!("broken off: {error}"));
+        lock(&stage.violations).push(format!("aborted: {error}"));
     }
     let virtual_time = sim.elapsed();
     drop(sim);
@@ -76,7 +76,7 @@ pub(crate) fn play(seed: u64, verbose: bool) -> Verdict {
     Verdict { scenario: name, violations, hash, log, operations: operations.len(), virtual_time }
 }
 
-/// Steps the simulation, and does between steps what the play asks for.
+/// Steps the simulation, and applies due actions and the play's commands between steps.
 fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil::Result {
     let mut due: VecDeque<(Duration, Action)> = VecDeque::new();
     loop {
@@ -111,7 +111,7 @@ fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil:
     }
 }
 
-/// Goes through the acts.
+/// Performs the acts in order.
 async fn direct(stage: Arc<Stage>) -> turmoil::Result {
     let mut clients: Vec<Client> = (0..stage.scenario.clients).map(|id| Client::new(id, Arc::clone(&stage))).collect();
     let mut inspector = Client::new(usize::MAX, Arc::clone(&stage));
@@ -156,7 +156,7 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
     Ok(())
 }
 
-/// A replica of the last tenant's first key. The first one is asked first to mint.
+/// Index of the node that holds a replica of the last tenant's first key. Replica 0 is the first choice for minting dots.
 fn holder(stage: &Stage, replica: usize) -> usize {
     let tenant = stage.scenario.casts.len() - 1;
     let place = stage.cluster.place(tenant, &Stage::key((tenant, 0)));
@@ -164,7 +164,7 @@ fn holder(stage: &Stage, replica: usize) -> usize {
     stage.cluster.nodes.iter().position(|node| node.name == *name).unwrap_or_default()
 }
 
-/// For each node whether a coordinator believes it; `None` where it has not met the store that the node has now.
+/// For each node, whether a coordinator believes its store; `None` if it has not seen the node's present store yet.
 fn standings(stage: &Stage, coordinator: &CoordinatorMachine) -> Vec<Option<bool>> {
     let doors = coordinator.doors();
     let standing = |node: &Arc<NodeMachine>| {
@@ -174,7 +174,7 @@ fn standings(stage: &Stage, coordinator: &CoordinatorMachine) -> Vec<Option<bool
     stage.cluster.nodes.iter().map(standing).collect()
 }
 
-/// Mends everything, and repairs until every coordinator believes every node.
+/// Ends all faults, then repairs until every coordinator believes every node.
 async fn repair(stage: &Stage) {
     stage.command(Command::Heal);
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -185,28 +185,28 @@ async fn repair(stage: &Stage) {
         if believed.iter().all(|whole| *whole == Some(true)) {
             return;
         }
-        // Once everybody has met the new store, one of them repairs; the others hear of it soon.
+        // Once all coordinators have seen the new store, one of them repairs; the others learn the result soon.
         let first = &stage.cluster.coordinators[0];
         let met = believed.iter().all(Option::is_some) && standings(stage, first).contains(&Some(false));
         if let Some(doors) = first.doors().filter(|_| met) {
             let (to, answer) = oneshot::channel();
             let _ = doors.calls.send(Call::Repair(Duration::ZERO, to));
-            last = answer.await.unwrap_or_else(|_| "broken off".to_owned());
+            last = answer.await.unwrap_or_else(|_| "aborted".to_owned());
             stage.note(|| format!("repair: {last}"));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    stage.violated(format!("repair: a new store is not believed although nothing is wrong: {last}"));
+    stage.violated(format!("repair: a new store is not believed although there are no faults: {last}"));
 }
 
-/// Longer than everything takes that happens while the repair pauses.
+/// Pause of the repair: longer than everything that happens during it.
 const REPAIR_PAUSES: Duration = Duration::from_secs(8);
-/// Long enough for coordinators to notice that a node is cut off, or is another one.
+/// Time for coordinators to notice that a node is cut off or has a new store.
 const NOTICED: Duration = Duration::from_millis(2500);
-/// Attempts at the write that three of five replicas have to acknowledge.
+/// Attempts at the write that three of five replicas must acknowledge.
 const ATTEMPTS: u64 = 8;
 
-/// [`Act::Grow`].
+/// Performs [`Act::Grow`].
 async fn grow(stage: &Arc<Stage>, inspector: &mut Client) {
     let tenant = stage.scenario.casts.len() - 1;
     let (place, index) = ((tenant, 0), |name: &str| stage.cluster.nodes.iter().position(|node| node.name == name));
@@ -219,14 +219,14 @@ async fn grow(stage: &Arc<Stage>, inspector: &mut Client) {
     tokio::time::sleep(Duration::from_millis(50)).await;
     stage.cluster.create_tenant(tenant);
     stage.grown.store(true, Ordering::Relaxed);
-    // The first two do not hear of the write, so that the other three acknowledge it.
+    // The first two do not receive the write, so that the other three acknowledge it.
     replicas[..2].iter().for_each(|node| stage.command(Command::CutOff(*node)));
     tokio::time::sleep(NOTICED).await;
     let acknowledged = inspector.write(place, ATTEMPTS).await;
     stage.note(|| format!("three of five replicas acknowledged: {acknowledged}"));
     stage.command(Command::Heal);
     stage.command(Command::Wipe(replicas[4]));
-    let repaired = repaired.await.unwrap_or_else(|_| "broken off".to_owned());
+    let repaired = repaired.await.unwrap_or_else(|_| "aborted".to_owned());
     stage.note(|| format!("repair: {repaired}"));
     replicas[2..4].iter().for_each(|node| stage.command(Command::CutOff(*node)));
     tokio::time::sleep(NOTICED).await;
@@ -236,14 +236,14 @@ async fn grow(stage: &Arc<Stage>, inspector: &mut Client) {
     stage.command(Command::Heal);
 }
 
-/// Mends everything, waits until it works, and sees what stands.
+/// Ends all faults, waits until everything works, reads every key at level all, and checks that replicas agree.
 async fn settle(stage: &Arc<Stage>, inspector: &mut Client) {
     stage.command(Command::Heal);
     tokio::time::sleep(Duration::from_millis(100)).await;
     if !drained(stage).await || !everything_answers(stage, inspector).await {
         return;
     }
-    // Repairs run behind the reads that found them needed.
+    // Read repairs run in the background, after the reads that caused them.
     tokio::time::sleep(Duration::from_millis(600)).await;
     for place in stage.places() {
         for coordinator in 0..stage.cluster.coordinators.len() {
@@ -256,7 +256,7 @@ async fn settle(stage: &Arc<Stage>, inspector: &mut Client) {
     }
 }
 
-/// Waits until no coordinator has anything under way.
+/// Waits until no coordinator has an operation in flight.
 async fn drained(stage: &Stage) -> bool {
     let until = now_micros() + RECOVERY.as_micros() as u64;
     while now_micros() < until {
@@ -270,7 +270,7 @@ async fn drained(stage: &Stage) -> bool {
     false
 }
 
-/// Waits until every replica of every key answers through every coordinator.
+/// Waits until every key can be read at level all through every coordinator.
 async fn everything_answers(stage: &Arc<Stage>, inspector: &mut Client) -> bool {
     let until = now_micros() + RECOVERY.as_micros() as u64;
     for place in stage.places() {
@@ -288,7 +288,7 @@ async fn everything_answers(stage: &Arc<Stage>, inspector: &mut Client) -> bool 
     true
 }
 
-/// All replicas of a key must say the same.
+/// Checks that all replicas of each key have the same record.
 fn converged(stage: &Stage) {
     for (tenant, key) in stage.places() {
         let place = stage.cluster.place(tenant, &Stage::key((tenant, key)));

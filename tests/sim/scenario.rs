@@ -1,4 +1,4 @@
-//! What a seed stands for: the cluster, its tenants, and the acts of the play.
+//! The scenario of a seed: the cluster, its tenants, and the acts of the play.
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -9,17 +9,17 @@ use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, ReadRepair, Tenant};
 
 use crate::nemesis::{Action, Machines, Storm, Weather, storm};
 
-/// A tenant and what is done to it.
+/// A tenant and its workload.
 #[derive(Debug, Clone)]
 pub(crate) struct Cast {
     pub(crate) tenant: Tenant,
-    /// Keys in use.
+    /// Number of keys in use.
     pub(crate) keys: usize,
-    /// Values are sets that the resolver unites; else each write's value is its own.
+    /// Values are sets whose union the resolver returns; otherwise each write has a value of its own.
     pub(crate) sets: bool,
-    /// So many siblings come together that they may collapse.
+    /// Enough siblings accumulate to be collapsed.
     pub(crate) collapses: bool,
-    /// It is created while the play goes on.
+    /// The tenant is created during the play.
     pub(crate) comes_later: bool,
 }
 
@@ -29,57 +29,57 @@ impl Cast {
     }
 }
 
-/// A part of the play.
+/// A phase of the play.
 #[derive(Debug, Clone)]
 pub(crate) enum Act {
-    /// Every client does so many operations, and nothing is wrong: all must succeed.
+    /// Every client performs this many operations without faults: all must succeed.
     Calm { operations: usize },
-    /// Every client does so many operations while this happens.
+    /// Every client performs this many operations during the storm.
     Storm { operations: usize, storm: Storm },
-    /// Everything is mended: it must work again, all replicas must come to say the same.
+    /// All faults end: everything must work again, and all replicas must converge.
     Settle,
-    /// The node that mints first for the last tenant's first key comes back with an empty disk.
+    /// The node that is the first choice for minting dots of the last tenant's first key comes back with an empty disk.
     Wipe,
-    /// So does the one that mints next.
+    /// The same for the node that is the second choice.
     WipeNext,
-    /// Everything is mended and repaired, until every node is believed.
+    /// All faults end, and repairs run until every node is believed.
     Repair,
-    /// Nothing happens for so many milliseconds.
+    /// Nothing happens for `ms` milliseconds.
     Idle { ms: u64 },
-    /// Clients ask again for what they do not know the outcome of, and for some of what was acknowledged.
+    /// Clients retry changes whose outcome they do not know, and some that were acknowledged.
     Retry,
-    /// Clients write so often, to the last tenant's first key, without having read.
+    /// Every client writes this many times to the last tenant's first key, without having read.
     Burst { writes: usize },
-    /// A repair has read which tenants there are, and pauses. Meanwhile the last tenant is created, with more replicas than any other;
-    /// three of its five replicas acknowledge a write, and one of these three comes back with an empty disk. Then the repair goes on.
-    /// After it, the two that have the write cannot be reached.
+    /// A repair has read the list of tenants, and pauses. Meanwhile the last tenant is created, with more replicas than any other;
+    /// three of its five replicas acknowledge a write, and one of these three comes back with an empty disk. Then the repair
+    /// continues. After it, the two replicas that have the write cannot be reached.
     Grow,
 }
 
-/// How clients behave. Shares are per mille.
+/// The behaviour of clients. Shares are per mille.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Manner {
-    /// Changes with an idempotency key.
+    /// Share of changes with an idempotency key.
     pub(crate) named: u64,
-    /// Requests, and as many responses, that are lost in a storm.
+    /// Share of requests, and also of responses, that are lost in a storm.
     pub(crate) lost: u64,
-    /// Requests given up soon after they were sent, in a storm.
+    /// Share of requests that are cancelled soon after they were sent, in a storm.
     pub(crate) cancelled: u64,
-    /// Operations at level one.
+    /// Share of operations at level one.
     pub(crate) weak: u64,
-    /// Deletes among changes.
+    /// Share of deletes among changes.
     pub(crate) deletes: u64,
-    /// Reads.
+    /// Share of reads among operations.
     pub(crate) reads: u64,
-    /// Attempts at a change at most.
+    /// Limit on attempts per change.
     pub(crate) attempts: u64,
-    /// The longest that a client waits for one answer in a storm, milliseconds.
+    /// Longest wait for one answer in a storm, milliseconds.
     pub(crate) patience_ms: u64,
-    /// The longest pause between two operations, milliseconds.
+    /// Longest pause between two operations, milliseconds.
     pub(crate) pause_ms: u64,
 }
 
-/// A whole simulation.
+/// Everything that a simulation is made from.
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
     pub(crate) seed: u64,
@@ -88,14 +88,14 @@ pub(crate) struct Scenario {
     pub(crate) coordinators: usize,
     pub(crate) clients: usize,
     pub(crate) latency_ms: u64,
-    /// Whether nodes that come back with another store are believed only when they are whole.
+    /// Whether a node that comes back with a new store is believed only once a repair has filled it.
     pub(crate) strict: bool,
     pub(crate) casts: Vec<Cast>,
     pub(crate) manner: Manner,
     pub(crate) acts: Vec<Act>,
 }
 
-/// Seeds take them in turn.
+/// The scenarios; seed `n` uses number `n` modulo their count.
 pub(crate) const SHAPES: [fn(&mut StdRng, Scenario) -> Scenario; 12] =
     [links, crashes, clocks, outages, late, wiped, piled, mixed, unsynced, races, replaced, grown];
 
@@ -162,11 +162,11 @@ fn play(scenario: Scenario, name: &'static str, acts: Vec<Act>) -> Scenario {
 }
 
 const OVERTURE: Act = Act::Calm { operations: 3 };
-/// Long enough for replicas to have forgotten the names of writes, whatever the clocks.
+/// Time after which replicas have forgotten the idempotency keys of writes, whatever the clocks show. Milliseconds.
 const FORGOTTEN_MS: u64 = (limit::RECENT_MICROS + limit::CLOCK_SKEW_MICROS) / 1000 + 3_000;
 const FINALE: Act = Act::Calm { operations: 2 };
 
-/// Links are cut, held up and lossy.
+/// Links are cut, delayed and lossy.
 fn links(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     scenario.manner.weak = rng.random_range(0..=100);
     let weather = Weather { cuts: 6, holds: 4, losses: 1, ..Weather::default() };
@@ -174,7 +174,7 @@ fn links(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     play(scenario, "links", vec![OVERTURE, storm, Act::Settle, FINALE])
 }
 
-/// Processes die, and come back with what they had synced.
+/// Processes crash, and come back with the data that they had synced.
 fn crashes(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     scenario.manner.weak = rng.random_range(0..=100);
     let weather =
@@ -185,7 +185,7 @@ fn crashes(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
 
 /// Wall clocks are wrong, and jump.
 fn clocks(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
-    // Registers only: what siblings promise about retries holds within the window of `recent`.
+    // Registers only: the guarantee for retries of siblings holds only within the window of `recent`.
     scenario.casts.truncate(1);
     scenario.casts[0].keys = 2;
     let machines = Machines { jump: 60_000_000, ..scenario.machines() };
@@ -200,7 +200,7 @@ fn clocks(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     play(scenario, "clocks", acts)
 }
 
-/// The idempotency store comes and goes; its tenants go on without it.
+/// The idempotency store has outages; tenants continue without it.
 fn outages(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     for cast in &mut scenario.casts {
         cast.tenant.idempotency_outage =
@@ -213,7 +213,7 @@ fn outages(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     let machines = scenario.machines();
     let steady = rng.random_bool(0.5);
     if steady {
-        // Most retries find no trace of the first attempt but what replicas remember of its name.
+        // Most retries find no trace of the first attempt except the idempotency key that replicas remember.
         weather = Weather { holds: 1, ..Weather::default() };
         scenario.casts.truncate(1);
         let cast = &mut scenario.casts[0];
@@ -228,7 +228,7 @@ fn outages(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     play(scenario, "outages", vec![OVERTURE, storm, Act::Settle, FINALE])
 }
 
-/// Clients come back for what they do not know the outcome of when replicas have forgotten it.
+/// Clients retry changes of unknown outcome after replicas have forgotten their idempotency keys.
 fn late(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     for cast in &mut scenario.casts {
         (cast.keys, cast.sets) = (1, false);
@@ -247,7 +247,7 @@ fn late(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     let weather = Weather { cuts: 1, coordinator_crashes: 1, ..Weather::default() };
     let machines = Machines { jump: 1_000_000, ..scenario.machines() };
     let mut storm = storm(rng, machines, weather, 3000, 600);
-    // What was done is mostly not recorded, and those who would go on trying are gone before they can.
+    // Most completed operations are not recorded, and the coordinators that would retry recording crash before they can.
     storm.insert(0, (0, Action::Outage { reserving: 0, settling: 800 }));
     let crash = (0..scenario.coordinators).map(|coordinator| (0, Action::CrashCoordinator { coordinator }));
     let restart = (0..scenario.coordinators).map(|coordinator| (200, Action::RestartCoordinator { coordinator }));
@@ -268,7 +268,7 @@ fn late(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     play(scenario, "late", acts)
 }
 
-/// A node loses its disk, and comes back with an empty one.
+/// A node's disk is replaced by an empty one.
 fn wiped(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     for cast in &mut scenario.casts {
         cast.keys = 1;
@@ -279,7 +279,7 @@ fn wiped(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
         Act::Calm { operations: 5 },
         Act::Settle,
         Act::Wipe,
-        // Long enough for idle connections to find out, and to be made again.
+        // Time for idle connections to break, and to be established again.
         Act::Idle { ms: rng.random_range(0..=1500) },
         Act::Burst { writes: 1 },
         storm,
@@ -289,15 +289,14 @@ fn wiped(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     play(scenario, "wiped", acts)
 }
 
-/// One node after the other loses its disk, and is filled again from what the others have, while nobody else has been told
-/// to make up for what links have lost.
+/// One node after the other loses its disk and is filled again from the others, without any other repair of what links have lost.
 fn replaced(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     scenario.strict = true;
     scenario.nodes = 3;
     let weather = Weather { cuts: 6, holds: 2, coordinator_crashes: 1, ..Weather::default() };
     let first = scenario.storm(rng, weather, 300);
     let second = scenario.storm(rng, Weather { cuts: 2, holds: 2, ..Weather::default() }, 700);
-    // Nothing more goes wrong, but connections to the lost node break.
+    // No further faults, but connections to the lost node break.
     let quiet = |operations| Act::Storm { operations, storm: Storm::new() };
     let acts = vec![
         OVERTURE,
@@ -315,7 +314,7 @@ fn replaced(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     play(scenario, "replaced", acts)
 }
 
-/// A tenant with another replication factor is created while a repair is under way that fills a new store.
+/// A tenant with a new replication factor is created while a repair fills a new store.
 fn grown(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     scenario.strict = true;
     scenario.nodes = 5;
@@ -332,7 +331,7 @@ fn grown(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     play(scenario, "grown", acts)
 }
 
-/// Siblings pile up until they collapse.
+/// Siblings accumulate until they are collapsed.
 fn piled(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     scenario.casts.remove(0);
     let cast = &mut scenario.casts[0];
@@ -351,7 +350,7 @@ fn piled(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     play(scenario, "piled", acts)
 }
 
-/// Everything at once.
+/// All kinds of faults.
 fn mixed(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     scenario.manner.weak = rng.random_range(0..=60);
     let weather = Weather {
@@ -370,15 +369,15 @@ fn mixed(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     play(scenario, "mixed", vec![OVERTURE, storm, Act::Settle, FINALE])
 }
 
-/// Slow disks, and the power of the whole room goes, again and again.
+/// Slow disks and repeated power failures of all nodes at once.
 fn unsynced(rng: &mut StdRng, scenario: Scenario) -> Scenario {
     let weather = Weather { power_cuts: 3, slow_disks: 5, crashes: 2, ..Weather::default() };
     let storm = scenario.storm(rng, weather, 350);
     play(scenario, "unsynced", vec![OVERTURE, storm, Act::Settle, FINALE])
 }
 
-/// One register, many reads, messages that overtake each other, and replicas that cannot store what they are sent: what one
-/// read has shown, the next must not miss.
+/// One register, many reads, reordered messages, and replicas that cannot store what they receive: a value that one read has
+/// returned must not be missed by the next.
 fn races(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     scenario.casts.truncate(1);
     scenario.casts[0].keys = 1;

@@ -1,5 +1,5 @@
-//! The world as coordinators and nodes see it in the simulation: every port over virtual time, seeded dice and turmoil's
-//! network. Nothing here stands in for code of ours; it is what that code stands on.
+//! The simulated environment of coordinators and nodes: every port over virtual time, seeded randomness and turmoil's network.
+//! Nothing here replaces production code; it is only what that code depends on.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -29,20 +29,20 @@ use witan_kernel::tenant::Tenant;
 use witan_memory::MemoryIdempotency;
 use witan_peer::{Connect, Connecting, Credential, Lanes, Trust, endpoint};
 
-/// Takes a lock whatever happened to the thread that held it: a violation is reported by its own panic.
+/// Locks a mutex even if it is poisoned: a panic is reported as a violation anyway.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Virtual microseconds since the simulation began; 0 outside of a host.
+/// Virtual time since the simulation began, microseconds; 0 outside of a host.
 pub(crate) fn now_micros() -> u64 {
     turmoil::sim_elapsed().map_or(0, |elapsed| elapsed.as_micros() as u64)
 }
 
-/// Wall time at the start of every simulation: microseconds since 1970.
+/// Wall time at the start of every simulation, Unix microseconds.
 const EPOCH_MICROS: i64 = 1_900_000_000_000_000;
 
-/// A machine's clock: true time, plus how wrong it is.
+/// A machine's clock: true time plus an error, microseconds.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SimClock(Arc<AtomicI64>);
 
@@ -62,7 +62,7 @@ impl Clock for SimClock {
     }
 }
 
-/// Dice of one simulation, shared by all who roll: what comes depends on the seed and on who asks when, which is the same in
+/// The random numbers of one simulation, shared by all of it: they depend on the seed and on the order of use, which is the same in
 /// every run of a seed.
 #[derive(Debug, Clone)]
 pub(crate) struct Dice(Arc<Mutex<StdRng>>);
@@ -89,7 +89,7 @@ impl Randomness for Dice {
     }
 }
 
-/// Connections of storage nodes' clients over turmoil's network.
+/// Connects to storage nodes over turmoil's network.
 #[derive(Clone)]
 pub(crate) struct Dial {
     pub(crate) metadata: Arc<dyn Metadata>,
@@ -99,7 +99,7 @@ pub(crate) struct Dial {
 
 impl Connect for Dial {
     fn connect(&self, node: &StorageNode) -> Connecting {
-        // A cut connection is given up within a second instead of five, so that seconds of simulation hold more of them.
+        // A cut connection is detected within one second instead of five, so that a simulation has more of them per second.
         let endpoint = endpoint(node).map(|endpoint| {
             endpoint
                 .http2_keep_alive_interval(Duration::from_millis(400))
@@ -120,7 +120,7 @@ impl Connect for Dial {
     }
 }
 
-/// What tonic calls to connect.
+/// The connector that tonic calls.
 #[derive(Debug, Clone, Copy)]
 struct Dialler;
 
@@ -172,8 +172,8 @@ impl AsyncWrite for Accepted {
     }
 }
 
-/// The idempotency store behind a network: steps take time, and in an outage some, or all, are answered with a failure,
-/// whether they were carried out, never will be, or will be later.
+/// The idempotency store behind a network: steps take time, and in an outage some or all of them fail; a failed step may have been
+/// carried out, may never be, or may be later.
 #[derive(Debug, Clone)]
 pub(crate) struct Idempotency {
     store: MemoryIdempotency,
@@ -188,7 +188,7 @@ impl Idempotency {
         Self { store, reserving: Arc::default(), settling: Arc::default(), dice }
     }
 
-    /// So many steps per mille fail from now on: of those by which an operation begins, and of those by which it ends.
+    /// Sets how many steps fail from now on, per mille: of those that begin an operation, and of those that end one.
     pub(crate) fn set_failing(&self, reserving: u64, settling: u64) {
         self.reserving.store(reserving, Ordering::Relaxed);
         self.settling.store(settling, Ordering::Relaxed);
@@ -226,13 +226,13 @@ impl IdempotencyStore for Idempotency {
             self.fail(name, step).await;
             return Err(StoreError::Unavailable("an outage".to_owned()));
         }
-        let told = self.store.step(name, step).await;
+        let result = self.store.step(name, step).await;
         tokio::time::sleep(self.dice.millis(1, 5)).await;
-        told
+        result
     }
 }
 
-/// The tenants that exist. Each is known everywhere as soon as it is created, and never changes.
+/// The tenants that exist. Each is visible everywhere as soon as it is created, and never changes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Known(Arc<Mutex<HashMap<TenantId, Arc<Tenant>>>>);
 
@@ -252,7 +252,7 @@ impl Tenants for Known {
     }
 }
 
-/// Tags as they stand in a value.
+/// The tags in a value.
 pub(crate) type Tags = BTreeSet<u32>;
 
 pub(crate) fn to_value(tags: &Tags) -> Bytes {
@@ -265,7 +265,7 @@ pub(crate) fn from_value(value: &[u8]) -> Option<Tags> {
     std::str::from_utf8(value).ok()?.split(',').map(|tag| tag.parse().ok()).collect()
 }
 
-/// Hooks that unite sets of tags.
+/// Hooks whose resolver returns the union of sets of tags.
 #[derive(Debug, Clone, Copy)]
 struct Union;
 
@@ -313,7 +313,7 @@ impl Plugins for Bound {
     }
 }
 
-/// The simulation's ports.
+/// The ports of the simulation.
 pub(crate) struct Simulated;
 
 impl World for Simulated {

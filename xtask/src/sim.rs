@@ -13,7 +13,7 @@ const FAULTS: &str = "host/kernel/fault.rs";
 /// The test that plays seeds, and the one that searches for a seed on which each deliberate fault shows.
 const PLAYS: &str = "no_seed_breaks_a_promise";
 /// See [`PLAYS`].
-const SEARCHES: &str = "every_deliberate_fault_is_found";
+const SEARCHES: &str = "faults::search_for_every_deliberate_fault";
 
 const EXAMPLES: &str = "Examples:
   cargo xtask sim                                  play the usual number of seeds
@@ -72,8 +72,18 @@ fn test(arguments: &Arguments) -> &'static str {
 }
 
 fn command(arguments: &Arguments) -> Command {
-    let mut command =
-        cargo(["test", "-p", "witan-sim", "--test", "sim", "--", "--nocapture", "--exact", test(arguments)]);
+    let mut command = cargo([
+        "test",
+        "-p",
+        "witan-sim",
+        "--test",
+        "sim",
+        "--",
+        "--nocapture",
+        "--include-ignored",
+        "--exact",
+        test(arguments),
+    ]);
     let number = |number: Option<u64>| number.map(|number| number.to_string());
     for (name, value) in [
         ("WITAN_SIM_SEED", number(arguments.seed)),

@@ -78,8 +78,12 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    pub(super) fn new(measured_from: Instant, end: Option<Instant>, progress: Arc<Progress>) -> Result<Self, String> {
-        let histogram = || Histogram::new_with_bounds(1, LONGEST_MICROS, 3).map_err(|error| error.to_string());
+    pub(super) fn new(
+        measured_from: Instant,
+        end: Option<Instant>,
+        progress: Arc<Progress>,
+    ) -> Result<Self, hdrhistogram::CreationError> {
+        let histogram = || Histogram::new_with_bounds(1, LONGEST_MICROS, 3);
         let measured = Measured {
             writes: histogram()?,
             reads: histogram()?,

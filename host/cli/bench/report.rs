@@ -3,7 +3,7 @@
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use super::super::args::spelt;
+use super::super::args::spelling;
 use super::super::output::{Table, grouped, micros};
 use super::load::Load;
 use super::measured::Measured;
@@ -26,13 +26,13 @@ pub fn settings(load: &Load) -> String {
     format!(
         "{}, {pace}, connections {}, threads {}, {until} after {:.1} s of warm-up\n\
          tenant {}, level {level}, {} keys ({}), {:.0} % reads, values of {} bytes, contexts {}, idempotency keys {}, seed {}",
-        spelt(Some(load.mode)),
+        spelling(load.mode),
         load.connections.max(load.threads),
         load.threads,
         load.warm_up.as_secs_f64(),
         load.tenant,
         grouped(load.keys),
-        spelt(Some(load.distribution)),
+        spelling(load.distribution),
         load.read_share * 100.0,
         grouped(load.value_size as u64),
         if load.contexts { "kept" } else { "not kept" },
@@ -72,7 +72,7 @@ pub fn json(load: &Load, measured: &Measured) -> Value {
     };
     json!({
         "settings": {
-            "mode": spelt(Some(load.mode)),
+            "mode": spelling(load.mode),
             "rate": rate,
             "concurrency": load.concurrency,
             "connections": load.connections.max(load.threads),
@@ -81,7 +81,7 @@ pub fn json(load: &Load, measured: &Measured) -> Value {
             "tenant": load.tenant,
             "consistency": load.consistency,
             "keys": load.keys,
-            "distribution": spelt(Some(load.distribution)),
+            "distribution": spelling(load.distribution),
             "read_share": load.read_share,
             "value_size": load.value_size,
             "contexts": load.contexts,

@@ -1,4 +1,4 @@
-//! Merges on their way to replicas that lack them: bounded, heard out, and tried again.
+//! Sends merges to the replicas that lack them: a bounded number at a time, awaited, and retried.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,30 +15,30 @@ use witan_coordinate::{Coordinator, World};
 
 use crate::Metrics;
 
-/// Merges under way at most: half of what a lane puts into one frame, so that clients' requests find room beside them.
+/// Limit on merges in flight: half of a lane's frame, which leaves room for clients' requests.
 const UNDER_WAY: usize = 128;
-/// Bytes of merges under way, unless one alone has more.
+/// Limit on bytes of merges in flight, unless one merge alone is larger.
 const BYTES: usize = 8 << 20;
-/// How long one attempt may take, microseconds.
+/// Timeout of one attempt, microseconds.
 const WITHIN_MICROS: u64 = 5_000_000;
-/// Attempts at one merge.
+/// Attempts per merge.
 const TRIES: u32 = 5;
 /// Pause before the second attempt; twice as long before each further one.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// One range's merges.
+/// The merges of one range.
 pub(super) struct Merges<'a, W: World> {
     coordinator: &'a Coordinator<W>,
     metrics: &'a Metrics,
     epoch: u64,
     inbox: Arc<Inbox>,
     under_way: HashMap<u32, Merge>,
-    /// To be sent again, each at its time.
+    /// Merges to retry, each with the time of its next attempt.
     again: Vec<(Instant, Merge)>,
     bytes: usize,
     last_tag: u32,
     stored: u64,
-    unmended: Vec<(u8, String)>,
+    unrepaired: Vec<(u8, String)>,
 }
 
 struct Merge {
@@ -63,7 +63,7 @@ impl Collect for Inbox {
 }
 
 impl<'a, W: World> Merges<'a, W> {
-    /// None yet. `epoch` is the placement's under which replicas are chosen.
+    /// No merges yet. `epoch`: the epoch of the placement from which replicas are chosen.
     pub(super) fn new(coordinator: &'a Coordinator<W>, metrics: &'a Metrics, epoch: u64) -> Self {
         Self {
             coordinator,
@@ -75,13 +75,13 @@ impl<'a, W: World> Merges<'a, W> {
             bytes: 0,
             last_tag: 0,
             stored: 0,
-            unmended: Vec::new(),
+            unrepaired: Vec::new(),
         }
     }
 
-    /// Sends a merge, once there is room for it. A replica that has refused one for good is sent no more.
+    /// Sends a merge, once there is room for it. A replica at which a merge has finally failed is sent no further ones.
     pub(super) async fn send(&mut self, replica: u8, node: &NodeId, place: &Place, record: &Encoded) {
-        if self.unmended.iter().any(|(unmended, _)| *unmended == replica) {
+        if self.unrepaired.iter().any(|(unrepaired, _)| *unrepaired == replica) {
             return;
         }
         while self.open() > 0 && (self.open() >= UNDER_WAY || self.bytes + record.0.len() > BYTES) {
@@ -91,21 +91,21 @@ impl<'a, W: World> Merges<'a, W> {
         self.dispatch(Merge { replica, node: node.clone(), place: place.clone(), record: record.clone(), tries: 0 });
     }
 
-    /// Waits until every merge is stored or given up.
+    /// Waits until every merge is stored or has finally failed.
     pub(super) async fn settled(&mut self) {
         while self.open() > 0 {
             self.next().await;
         }
     }
 
-    /// Merges stored since this was asked last.
+    /// Number of merges stored since the last call.
     pub(super) fn take_stored(&mut self) -> u64 {
         std::mem::take(&mut self.stored)
     }
 
-    /// Replicas that lack something still, and why.
-    pub(super) fn unmended(&self) -> &[(u8, String)] {
-        &self.unmended
+    /// Replicas that still lack something, with the reason.
+    pub(super) fn unrepaired(&self) -> &[(u8, String)] {
+        &self.unrepaired
     }
 
     fn open(&self) -> usize {
@@ -124,11 +124,11 @@ impl<'a, W: World> Merges<'a, W> {
         self.coordinator.ports().replicas.send(&node, request, deadline, reply);
     }
 
-    /// Waits for something to happen: answers, or the time of another attempt.
+    /// Waits for answers, or for the time of a retry.
     async fn next(&mut self) {
         let arrived = std::mem::take(&mut *self.inbox.arrived.lock().unwrap_or_else(PoisonError::into_inner));
         if !arrived.is_empty() {
-            arrived.into_iter().for_each(|(tag, outcome)| self.heard(tag, outcome));
+            arrived.into_iter().for_each(|(tag, outcome)| self.answered(tag, outcome));
             return;
         }
         let Some(due) = self.again.iter().map(|(at, _)| *at).min() else {
@@ -145,7 +145,7 @@ impl<'a, W: World> Merges<'a, W> {
         }
     }
 
-    fn heard(&mut self, tag: u32, outcome: Outcome) {
+    fn answered(&mut self, tag: u32, outcome: Outcome) {
         let Some(mut merge) = self.under_way.remove(&tag) else { return };
         let error = match outcome {
             Ok(Answer::Merged { .. }) => {
@@ -154,7 +154,7 @@ impl<'a, W: World> Merges<'a, W> {
                 self.bytes -= merge.record.0.len();
                 return;
             }
-            Ok(_) => ReplicaError::Broken("it has answered another question than it was asked".to_owned()),
+            Ok(_) => ReplicaError::Broken("its answer does not match the request".to_owned()),
             Err(error) => error,
         };
         merge.tries += 1;
@@ -165,8 +165,8 @@ impl<'a, W: World> Merges<'a, W> {
         }
         self.bytes -= merge.record.0.len();
         tracing::warn!(node = %merge.node, tenant = %merge.place.tenant, %error, "a replica could not be repaired");
-        if self.unmended.iter().all(|(unmended, _)| *unmended != merge.replica) {
-            self.unmended.push((merge.replica, error.to_string()));
+        if self.unrepaired.iter().all(|(unrepaired, _)| *unrepaired != merge.replica) {
+            self.unrepaired.push((merge.replica, error.to_string()));
         }
     }
 }

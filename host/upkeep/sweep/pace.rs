@@ -1,30 +1,30 @@
-//! So many records in a second, and no more.
+//! The rate limit of a sweep, in records per second.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Pauses shorter than this are saved up: a timer is no finer.
+/// Pauses shorter than this are accumulated: timers are not precise enough for them.
 const LEAST: Duration = Duration::from_millis(5);
-/// Time that was not used is forgotten beyond this, so that nothing makes up for a stop with a rush.
+/// Unused time that is carried over, at most, so that a sweep does not catch up with a burst after a stall.
 const SAVED: Duration = Duration::from_millis(100);
 
-/// Keeps to a pace.
+/// A rate limiter.
 pub(super) struct Pace {
-    /// What one record takes.
+    /// Time per record; zero: unlimited.
     each: Duration,
-    /// When the next one may be looked at.
+    /// When the next record is due.
     next: Instant,
 }
 
 impl Pace {
-    /// So many in a second; 0: as many as come.
+    /// A limit of `per_second` records per second; 0: unlimited.
     pub(super) fn new(per_second: u32) -> Self {
         let each = Duration::from_secs(1).checked_div(per_second).unwrap_or(Duration::ZERO);
         Self { each, next: Instant::now() }
     }
 
-    /// Counts one more record, and answers until when to wait first, if that is worth a timer.
+    /// Counts one record, and returns the time to wait for before it, if the pause is long enough for a timer.
     pub(super) fn one(&mut self) -> Option<Instant> {
         if self.each.is_zero() {
             return None;
@@ -40,7 +40,7 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// The last due time of so many records, after `start`; nothing waits for it.
+    /// The last due time among a number of records, since `start`; does not wait.
     fn last(pace: &mut Pace, records: u32, start: Instant) -> Duration {
         let due = (0..records).filter_map(|_| pace.one()).last();
         due.map_or(Duration::ZERO, |due| due - start)
@@ -50,14 +50,14 @@ mod tests {
     fn a_pace_is_kept() {
         let start = Instant::now();
         let mut pace = Pace::new(1000);
-        // However slow this machine is: 100 seconds' worth of records are not due before almost all of them have passed.
+        // However slow this machine is: 100 seconds' worth of records are due only after almost 100 seconds.
         let took = last(&mut pace, 100_000, start);
         assert!(took >= Duration::from_millis(99_000) && took <= Duration::from_secs(400), "{took:?}");
         assert_eq!(last(&mut Pace::new(0), 10_000, start), Duration::ZERO);
     }
 
     #[test]
-    fn rests_are_not_made_up_for() {
+    fn unused_time_is_not_caught_up_with() {
         let mut pace = Pace::new(10);
         pace.next = Instant::now().checked_sub(Duration::from_secs(3600)).unwrap_or_else(Instant::now);
         let start = Instant::now();

@@ -1,23 +1,23 @@
-//! What it takes to believe a node's new store: in every range that the node is a replica of, it has been sent all that
-//! enough whole replicas have.
+//! When a node's new store may be believed: in every range that the node is a replica of, it has been sent everything that enough
+//! whole replicas have.
 //!
-//! A write that was acknowledged before the old store was lost stands on a quorum less one of the others. So as many of
-//! them as share a node with every such rest ([`whole_needed`]) must have been walked to the end. A write that was
-//! acknowledged later stands on a quorum, the new store among them or not.
+//! A write that was acknowledged before the old store was lost is on a quorum of replicas, less that store. So the sweep must have
+//! read enough other replicas to the end to share a node with every such remainder ([`whole_needed`]). A write that was
+//! acknowledged later is on a quorum of present stores, whether or not that includes the new one.
 
 use std::collections::BTreeMap;
 
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::scan::whole_needed;
 
-/// New stores, and whether they may be believed so far.
+/// New stores, each with the reason why it may not be believed, if one has been found so far.
 #[derive(Default)]
 pub(super) struct Sound {
     expected: BTreeMap<NodeId, (StoreId, Option<String>)>,
 }
 
 impl Sound {
-    /// A node with a new store.
+    /// Adds a node with a new store.
     pub(super) fn expect(&mut self, node: NodeId, store: StoreId) {
         self.expected.insert(node, (store, None));
     }
@@ -27,14 +27,14 @@ impl Sound {
         self.expected.is_empty()
     }
 
-    /// A range has been swept: its replicas in order, those that are mended, and the whole ones that have told all they have.
-    /// `failed`: somebody could not tell or store some record.
+    /// A range has been swept. `replicas`: its replicas in order; `repaired`: those that lack nothing any longer; `whole`: those
+    /// with a whole store that were read to the end; `failed`: some record could not be read or merged.
     pub(super) fn range(
         &mut self,
         replicas: &[NodeId],
         factors: &[u8],
-        mended: &[&NodeId],
-        told: &[&NodeId],
+        repaired: &[&NodeId],
+        whole: &[&NodeId],
         failed: bool,
     ) {
         for (node, (_, why)) in &mut self.expected {
@@ -42,31 +42,31 @@ impl Sound {
             if why.is_some() {
                 continue;
             }
-            if !mended.contains(&node) {
-                *why = Some("it did not take part everywhere".to_owned());
+            if !repaired.contains(&node) {
+                *why = Some("it did not take part in every range".to_owned());
             } else if failed {
                 *why = Some("records could not be read or merged".to_owned());
             } else {
-                *why = factors.iter().find_map(|factor| too_few(replicas, place, *factor, told));
+                *why = factors.iter().find_map(|factor| too_few(replicas, place, *factor, whole));
             }
         }
     }
 
-    /// As [`Self::range`], where what others do not have is given up.
-    pub(super) fn range_with_loss(&mut self, replicas: &[NodeId], mended: &[&NodeId]) {
+    /// As [`Self::range`], but accepts the loss of whatever the other replicas lack.
+    pub(super) fn range_with_loss(&mut self, replicas: &[NodeId], repaired: &[&NodeId]) {
         for (node, (_, why)) in &mut self.expected {
-            if replicas.contains(node) && !mended.contains(&node) {
-                *why = Some("it did not take part everywhere".to_owned());
+            if replicas.contains(node) && !repaired.contains(&node) {
+                *why = Some("it did not take part in every range".to_owned());
             }
         }
     }
 
-    /// Believes none.
+    /// Believes no store, for this reason.
     pub(super) fn spoil(&mut self, reason: &str) {
         self.expected.values_mut().for_each(|(_, why)| *why = Some(reason.to_owned()));
     }
 
-    /// Stores that may be believed, and those that may not, with the reason.
+    /// Returns the stores that may be believed, and those that may not, with the reason.
     pub(super) fn close(self) -> (Vec<(NodeId, StoreId)>, BTreeMap<NodeId, String>) {
         let (mut filled, mut unfilled) = (Vec::new(), BTreeMap::new());
         for (node, (store, why)) in self.expected {
@@ -79,18 +79,16 @@ impl Sound {
     }
 }
 
-/// Why keys with this replication factor may have been missed at the replica at `place`, if they may.
-fn too_few(replicas: &[NodeId], place: usize, factor: u8, told: &[&NodeId]) -> Option<String> {
+/// Why the replica at index `place` may lack keys with this replication factor; `None` if it cannot.
+fn too_few(replicas: &[NodeId], place: usize, factor: u8, whole: &[&NodeId]) -> Option<String> {
     let members = &replicas[..replicas.len().min(usize::from(factor))];
     if place >= members.len() {
         return None;
     }
-    let others = members.iter().enumerate().filter(|(index, node)| *index != place && told.contains(node)).count();
+    let others = members.iter().enumerate().filter(|(index, node)| *index != place && whole.contains(node)).count();
     let needed = usize::from(whole_needed(factor));
     (others < needed).then(|| {
-        format!(
-            "of keys with {factor} replicas, {others} other whole replicas took part everywhere, and {needed} have to"
-        )
+        format!("keys with {factor} replicas need {needed} other whole replicas in every range, and {others} took part")
     })
 }
 
@@ -102,20 +100,21 @@ mod tests {
         names.iter().map(|name| NodeId::new(name).unwrap()).collect()
     }
 
-    /// Whether "c", at the third place of five, may be believed.
-    fn believed(factors: &[u8], mended: &[&str], told: &[&str], failed: bool) -> bool {
+    /// Whether "c", the third of five replicas, may be believed.
+    fn believed(factors: &[u8], repaired: &[&str], whole: &[&str], failed: bool) -> bool {
         let replicas = nodes(&["a", "b", "c", "d", "e"]);
         let mut sound = Sound::default();
         sound.expect(NodeId::new("c").unwrap(), StoreId([1; 16]));
-        let (mended, told) = (nodes(mended), nodes(told));
-        sound.range(&replicas, factors, &mended.iter().collect::<Vec<_>>(), &told.iter().collect::<Vec<_>>(), failed);
+        let (repaired, whole) = (nodes(repaired), nodes(whole));
+        let (repaired, whole) = (repaired.iter().collect::<Vec<_>>(), whole.iter().collect::<Vec<_>>());
+        sound.range(&replicas, factors, &repaired, &whole, failed);
         sound.close().1.is_empty()
     }
 
     #[test]
-    fn enough_others_must_have_told_all() {
+    fn enough_other_whole_replicas_must_have_taken_part() {
         assert!(believed(&[3], &["c"], &["a", "b"], false));
-        assert!(!believed(&[3], &["c"], &["a", "d", "e"], false), "d and e are no replicas at factor 3");
+        assert!(!believed(&[3], &["c"], &["a", "d", "e"], false), "d and e are not replicas at factor 3");
         assert!(!believed(&[3], &["c"], &["a"], false));
         assert!(believed(&[5], &["c"], &["a", "d", "e"], false));
         assert!(!believed(&[3, 5], &["c"], &["a", "d", "e"], false));

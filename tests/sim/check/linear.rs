@@ -1,10 +1,10 @@
-//! Whether a key's history is that of one register: the search of Wing and Gong, with Lowe's memory of states seen.
+//! Linearizability of a key's history as one register: the search of Wing and Gong, with Lowe's cache of visited states.
 
 use std::collections::HashSet;
 
 use crate::history::{Intention, Operation, Outcome};
 
-/// What an operation does to the register, or says of it. `None`: no value.
+/// What an operation writes to the register, or read from it. `None`: no value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Does {
     Write(Option<u32>),
@@ -15,18 +15,18 @@ enum Does {
 struct Step {
     does: Does,
     start: u64,
-    /// `u64::MAX`: it may happen at any time, or never.
+    /// `u64::MAX`: it may take effect at any time, or never.
     end: u64,
 }
 
-/// Operations of one key at most: a set of them is a key of the memory.
+/// Limit on operations of one key: a set of them, as bits, is a key of the cache.
 const MOST: usize = 256;
-/// States looked at at most: beyond, the workload is too hard to judge, which is a defect of the simulation.
+/// Limit on visited states: beyond it the workload is too hard to judge, which is a defect of the simulation.
 const STATES: usize = 2_000_000;
 
 type Set = [u64; MOST / 64];
 
-/// Says how a history cannot be put in order.
+/// Describes why a history cannot be put in order; `None` if it can.
 pub(super) fn check(operations: &[&Operation]) -> Option<String> {
     let steps = steps(operations);
     if steps.len() > MOST {
@@ -55,7 +55,7 @@ fn steps(operations: &[&Operation]) -> Vec<Step> {
             let does = match (&operation.intention, &operation.outcome) {
                 (Intention::Read, Outcome::Shown(tags)) if !operation.weak => Does::Read(tags.first().copied()),
                 (Intention::Read, _) | (_, Outcome::NotApplied) => return None,
-                // In doubt and never seen: that it never happened is as good as any other story.
+                // In doubt and never read: that it was not applied is as good as any other explanation.
                 (Intention::Write { tag, .. }, Outcome::Unknown) if !read.contains(tag) => return None,
                 (Intention::Write { tag, .. }, _) => Does::Write(Some(*tag)),
                 (Intention::Delete { .. }, _) => Does::Write(None),
@@ -70,7 +70,7 @@ fn steps(operations: &[&Operation]) -> Vec<Step> {
 struct Search<'a> {
     steps: &'a [Step],
     seen: HashSet<(Set, Option<u32>)>,
-    /// The most operations that could be put in order, which, and what stood then: for the explanation.
+    /// The largest number of operations that could be put in order, their set, and the value after them, for the explanation.
     furthest: (u32, Set, Option<u32>),
 }
 
@@ -82,7 +82,7 @@ impl Search<'_> {
             if horizon == u64::MAX {
                 return Some(true);
             }
-            // A read of what stands changes nothing: doing it now is never worse than later.
+            // A read of the present value changes nothing: placing it now is never worse than later.
             let read = self.open(&done, horizon).find(|index| self.steps[*index].does == Does::Read(value));
             match read {
                 Some(index) => done[index / 64] |= 1 << (index % 64),
@@ -118,13 +118,13 @@ impl Search<'_> {
         Some(false)
     }
 
-    /// The earliest end of what is not yet in order: whatever starts after it cannot be next.
+    /// The earliest end among the operations that are not in order yet: one that starts after it cannot be next.
     fn horizon(&self, done: &Set) -> u64 {
         let open = self.steps.iter().enumerate().filter(|(index, _)| done[index / 64] & (1 << (index % 64)) == 0);
         open.map(|(_, step)| step.end).min().unwrap_or(u64::MAX)
     }
 
-    /// What may be next.
+    /// The operations that may be next.
     fn open(&self, done: &Set, horizon: u64) -> impl Iterator<Item = usize> {
         let steps = self.steps.iter().enumerate().take_while(move |(_, step)| step.start < horizon);
         steps.filter(|(index, _)| done[index / 64] & (1 << (index % 64)) == 0).map(|(index, _)| index)
@@ -135,7 +135,7 @@ impl Search<'_> {
         let horizon = self.horizon(done);
         let stuck: Vec<String> = self.open(done, horizon).map(|index| format!("{:?}", self.steps[index])).collect();
         format!(
-            "no order explains it; {count} of {} fit, then {value:?} stands, and next may be {stuck:?}",
+            "no order explains it; {count} of {} fit, then the value is {value:?}, and next may be {stuck:?}",
             self.steps.len()
         )
     }
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_orders_from_disorder() {
+    fn linearizable_histories_are_accepted_and_others_refused() {
         use Does::{Read, Write};
         assert!(judge(&[(Write(Some(1)), 1, 2), (Read(Some(1)), 3, 4)]));
         assert!(!judge(&[(Write(Some(1)), 1, 2), (Read(None), 3, 4)]), "a lost write");

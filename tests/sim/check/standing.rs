@@ -1,12 +1,12 @@
-//! Whether `siblings` keep what they must keep and drop what they must drop.
+//! Checks that `siblings` keep the values that they must keep and drop those that they must drop.
 //!
-//! A change *covers* what its context has seen. What was acknowledged is shown by every later read of a quorum, unless
-//! something that may have happened covers it and does not repeat it. What an acknowledged change covers is shown by no later
-//! read of a quorum, unless something that is not covered repeats it.
+//! A change *covers* the tags that its context has seen. Every later quorum read shows an acknowledged write, unless a change that
+//! may have been applied covers it and does not repeat it. No later quorum read shows a tag that an acknowledged change covers,
+//! unless a change that is not covered repeats it.
 
 use crate::history::{Operation, Outcome};
 
-/// Says what was lost or came back.
+/// Describes a value that was lost or came back, if there is one.
 pub(super) fn check(operations: &[&Operation], collapses: bool) -> Option<String> {
     let changes: Vec<&Operation> = operations.iter().copied().filter(|change| change.may_be_applied()).collect();
     let reads = operations.iter().filter(|read| !read.weak && matches!(read.outcome, Outcome::Shown(_)));
@@ -14,7 +14,7 @@ pub(super) fn check(operations: &[&Operation], collapses: bool) -> Option<String
         let Outcome::Shown(shown) = &read.outcome else { continue };
         let lost = changes.iter().find(|change| {
             let tag = change.tag().unwrap_or_default();
-            must_stand(change, read) && !shown.contains(&tag) && !may_be_covered(change, tag, &changes, read)
+            must_be_live(change, read) && !shown.contains(&tag) && !may_be_covered(change, tag, &changes, read)
         });
         if let Some(lost) = lost {
             return Some(format!("lost: {lost:?} was acknowledged, and {read:?} does not show it"));
@@ -27,34 +27,34 @@ pub(super) fn check(operations: &[&Operation], collapses: bool) -> Option<String
     None
 }
 
-/// True when the read would have to show the change, were there no other.
-fn must_stand(change: &Operation, read: &Operation) -> bool {
+/// True if the read must show the change, provided no other change covers it.
+fn must_be_live(change: &Operation, read: &Operation) -> bool {
     change.is_acknowledged() && !change.is_delete() && change.end < read.start && (!change.weak || is_final(read))
 }
 
-/// Reads by which everything is settled are the inspector's.
+/// Final reads are those of the inspector at level all.
 fn is_final(read: &Operation) -> bool {
     read.client == usize::MAX && read.level_all
 }
 
-/// True when some change that may have happened before the read ended covers the tag and does not repeat it.
+/// True if some change that may have been applied before the read ended covers the tag and does not repeat it.
 fn may_be_covered(covered: &Operation, tag: u32, changes: &[&Operation], read: &Operation) -> bool {
     changes.iter().any(|change| {
         let covers = match &change.seen {
             Some(seen) => seen.contains(&tag) && !change.carries(tag),
-            // Without a context a delete first reads for itself.
+            // Without a context, a delete first reads the record.
             None => change.is_delete() && change.end > covered.start,
         };
         covers && change.start < read.end
     })
 }
 
-/// True when everything that carries the tag is covered by what was acknowledged before the read.
+/// True if every change that carries the tag is covered by changes acknowledged before the read.
 fn must_be_gone(tag: u32, changes: &[&Operation], read: &Operation, collapses: bool) -> bool {
     let before = |change: &&&Operation| change.start < read.end;
     if collapses {
-        // A collapsed value holds what its parts held until all of them are covered: only a change that has seen everything
-        // else settles the matter.
+        // A collapsed value keeps the tags of its parts until all of them are covered: only a change that has seen all others
+        // removes them for certain.
         return changes.iter().any(|covering| {
             let settled = covering.is_acknowledged() && !covering.weak && covering.end < read.start;
             let others = changes.iter().filter(before).filter(|other| !std::ptr::eq(**other, *covering));
