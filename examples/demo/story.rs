@@ -339,7 +339,7 @@ impl Plot<'_> {
             let key = &records[*index].key;
             let (theirs, ours) = (stored(&mut victim, key).await?, stored(&mut other, key).await?);
             stale += usize::from(match (theirs, ours) {
-                (Some(theirs), Some(ours)) => !theirs.same_standing(&ours),
+                (Some(theirs), Some(ours)) => !theirs.same_state(&ours),
                 (None, None) => false,
                 _ => true,
             });

@@ -1,4 +1,4 @@
-//! How much may be under way: beyond the bounds requests are refused at once, and nothing queues.
+//! Limits of what may be under way. Beyond them requests are refused at once; nothing is queued.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 use witan_kernel::name::TenantId;
 
-/// Bounds of what is under way, background work included.
+/// Limits of what is under way, background work included.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Operations of all tenants.
@@ -16,7 +16,7 @@ pub struct Limits {
     pub operations_per_tenant: usize,
     /// Bytes of values being written.
     pub bytes: usize,
-    /// Repairs in the background. The seed's queue held 1000.
+    /// Repairs in the background.
     pub repairs: usize,
 }
 
@@ -26,9 +26,9 @@ impl Default for Limits {
     }
 }
 
-/// Tenants are counted in so many slots by hash, so that the table is bounded whatever ids arrive. Two tenants that meet
-/// in a slot share its bound; with a thousand busy tenants that is the case for one in eight.
-const SLOTS: usize = 4096;
+/// Number of counters of operations per tenant. Tenants are assigned to them by hash, so that the table is bounded whatever ids arrive. Two
+/// tenants with the same counter share its limit; with a thousand busy tenants that happens to about one in five.
+const COUNTERS: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct Admission {
@@ -40,11 +40,12 @@ pub(super) struct Admission {
     held: std::sync::atomic::AtomicBool,
 }
 
-/// The right to be under way; given back when dropped.
+/// Permission for one operation to be under way; returned when dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
     admission: Arc<Admission>,
-    slot: usize,
+    /// Index of the tenant's counter.
+    tenant: usize,
     bytes: usize,
 }
 
@@ -54,20 +55,20 @@ impl Admission {
             limits,
             operations: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
-            tenants: (0..SLOTS).map(|_| AtomicUsize::new(0)).collect(),
+            tenants: (0..COUNTERS).map(|_| AtomicUsize::new(0)).collect(),
             empty: Notify::new(),
             held: std::sync::atomic::AtomicBool::new(false),
         }
     }
 
-    /// A permit for one operation, unless a bound is reached.
+    /// A permit for one operation, unless a limit is reached.
     pub(super) fn admit(self: &Arc<Self>, tenant: &TenantId, bytes: usize) -> Option<Permit> {
-        let slot = BuildHasherDefault::<DefaultHasher>::default().hash_one(tenant.bytes()) as usize % SLOTS;
-        let permit = Permit { admission: Arc::clone(self), slot, bytes };
+        let counter = BuildHasherDefault::<DefaultHasher>::default().hash_one(tenant.bytes()) as usize % COUNTERS;
+        let permit = Permit { admission: Arc::clone(self), tenant: counter, bytes };
         let operations = self.operations.fetch_add(1, Ordering::AcqRel);
-        let of_tenant = self.tenants[slot].fetch_add(1, Ordering::AcqRel);
+        let of_tenant = self.tenants[counter].fetch_add(1, Ordering::AcqRel);
         let in_bytes = self.bytes.fetch_add(bytes, Ordering::AcqRel);
-        // Refused, the permit is dropped here and gives back what was counted.
+        // If refused, the permit is dropped here and the counts are undone.
         let fits = !self.held.load(Ordering::Acquire)
             && operations < self.limits.operations
             && of_tenant < self.limits.operations_per_tenant
@@ -75,7 +76,7 @@ impl Admission {
         fits.then_some(permit)
     }
 
-    /// Keeps operations out until the answer is dropped, and waits until those under way have ended.
+    /// Refuses operations until the returned value is dropped, and waits until those under way have ended.
     pub(super) async fn hold(self: &Arc<Self>) -> Hold {
         self.held.store(true, Ordering::Release);
         let hold = Hold(Arc::clone(self));
@@ -100,7 +101,7 @@ impl Admission {
     }
 }
 
-/// Operations are kept out while this lives.
+/// Operations are refused while this exists.
 #[derive(Debug)]
 pub struct Hold(Arc<Admission>);
 
@@ -114,7 +115,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let admission = &self.admission;
         admission.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
-        admission.tenants[self.slot].fetch_sub(1, Ordering::AcqRel);
+        admission.tenants[self.tenant].fetch_sub(1, Ordering::AcqRel);
         if admission.operations.fetch_sub(1, Ordering::AcqRel) == 1 {
             admission.empty.notify_waiters();
         }

@@ -86,7 +86,7 @@ impl<W: World> Coordinator<W> {
         Ok(self.keys.load().open(&plan.place.tenant, &plan.place.key, context)?)
     }
 
-    /// Seals what a client has seen.
+    /// Seals a client's claims as a context token.
     pub(super) fn seal(&self, plan: &Plan, claims: &Claims) -> Bytes {
         self.keys.load().seal(&plan.place.tenant, &plan.place.key, claims)
     }
@@ -118,8 +118,8 @@ impl<W: World> Exchange<W> {
         }
     }
 
-    /// Answers when the result is on record, or it is certain that it will not be in time. A tenant that goes on without the store is
-    /// answered at once.
+    /// Responds once the idempotency record has the result, or certainly will not in time. Clients of a tenant that does without the store
+    /// get their response at once.
     async fn answer_late(
         &mut self,
         recorded: Recorded,
@@ -200,7 +200,7 @@ impl<W: World> Exchange<W> {
     }
 }
 
-/// Everything a record shows.
+/// The claims of a client that has read the whole record.
 pub(super) fn claims_of(record: &witan_kernel::siblings::Siblings) -> Claims {
     let (seen, ids) = record.context_claims();
     Claims::Siblings { seen, ids }

@@ -18,14 +18,14 @@ use super::exchange::Exchange;
 use super::plan::Asks;
 use super::{Coordinator, World};
 
-/// Takes reports of records that have grown so many siblings that a resolver should collapse them.
+/// Takes reports of records with enough siblings for a resolver to collapse them.
 pub trait WantedCollapses: Send + Sync + 'static {
     /// Called from serving threads, again for each operation that meets the record: must be cheap and must not block. A report may be
     /// dropped, since a later operation repeats it.
     fn wanted(&self, place: &Place);
 }
 
-/// Nobody collapses records: every report is dropped.
+/// Records are not collapsed: every report is dropped.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoCollapses;
 

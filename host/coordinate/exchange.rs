@@ -1,11 +1,10 @@
-//! One operation's conversation with its replicas: requests go out, answers come in through a mailbox, and time passes.
+//! One operation's exchange of requests and answers with its replicas. [`Exchange::drive`] is the only loop that waits for answers; what
+//! to ask and what the answers come to is decided by the kernel's rounds.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use futures::task::AtomicWaker;
 use smallvec::SmallVec;
 use tokio::time::{Instant, Sleep};
 use witan_kernel::failure::Failure;
@@ -14,6 +13,7 @@ use witan_kernel::port::{Clock, Collect, Replicas, Reply, until};
 use witan_kernel::quorum::{Next, Round};
 use witan_kernel::replica::{Ask, Outcome, ReplicaError, Request};
 
+use super::mailbox::Mailbox;
 use super::plan::Plan;
 use super::{Coordinator, World};
 use witan_origin::{self as origin, Span};
@@ -31,7 +31,8 @@ pub(super) enum Phase {
 impl Phase {
     const ALL: [Self; 5] = [Self::Stamp, Self::Put, Self::Merge, Self::Read, Self::Repair];
 
-    fn shown(self) -> &'static str {
+    /// The name of a request's span.
+    fn span_name(self) -> &'static str {
         match self {
             Self::Stamp => "node stamp",
             Self::Put => "node put",
@@ -83,67 +84,13 @@ impl Causes {
     }
 }
 
-/// Answers that have arrived and are not yet looked at. Bounded by the requests sent: each is answered once.
-#[derive(Default)]
-struct Mailbox {
-    letters: Mutex<Letters>,
-    waker: AtomicWaker,
-}
-
-#[derive(Default)]
-struct Letters {
-    arrived: VecDeque<(u32, Outcome)>,
-    /// How many of `arrived` are failures: those are looked at at once.
-    failures: usize,
-    /// How many successes the operation waits for: waking it for less would be for nothing.
-    enough: usize,
-}
-
-impl Letters {
-    fn are(&self, enough: usize) -> bool {
-        !self.arrived.is_empty() && (self.failures > 0 || self.arrived.len() >= enough)
-    }
-}
-
-impl Collect for Mailbox {
-    fn collect(&self, tag: u32, outcome: Outcome) {
-        let mut letters = self.letters();
-        letters.failures += usize::from(outcome.is_err());
-        letters.arrived.push_back((tag, outcome));
-        let awaited = letters.are(letters.enough);
-        drop(letters);
-        if awaited {
-            self.waker.wake();
-        }
-    }
-}
-
-impl Mailbox {
-    fn letters(&self) -> MutexGuard<'_, Letters> {
-        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next answer, once `enough` are there or one of them is a failure. If not, the waker that was registered before is
-    /// woken when that is so.
-    fn take(&self, enough: usize) -> Option<(u32, Outcome)> {
-        let mut letters = self.letters();
-        if !letters.are(enough) {
-            letters.enough = enough;
-            return None;
-        }
-        let (tag, outcome) = letters.arrived.pop_front()?;
-        letters.failures -= usize::from(outcome.is_err());
-        Some((tag, outcome))
-    }
-}
-
-/// One operation's conversation.
+/// One operation's exchange with its replicas.
 pub(super) struct Exchange<W: World> {
     pub(super) coordinator: Arc<Coordinator<W>>,
     pub(super) plan: Plan,
     mailbox: Arc<Mailbox>,
     timer: Option<(u64, Pin<Box<Sleep>>)>,
-    /// Requests that are not answered yet, by their tag; only where the operation is traced.
+    /// Spans of requests that are not answered yet, by their tag; empty unless the operation is traced.
     spans: Mutex<SmallVec<[(u32, Span); 0]>>,
 }
 
@@ -183,7 +130,7 @@ impl<W: World> Exchange<W> {
         }
     }
 
-    /// Asks one replica.
+    /// Sends one request.
     fn send(&self, phase: Phase, replica: u8, ask: Ask) {
         let Some(node) = self.plan.replicas.get(usize::from(replica)) else { return };
         let request = Request { place: self.plan.place.clone(), epoch: self.plan.epoch, ask };
@@ -197,7 +144,7 @@ impl<W: World> Exchange<W> {
     }
 
     fn span(&self, phase: Phase, node: &NodeId) -> Span {
-        let mut span = origin::span(phase.shown());
+        let mut span = origin::span(phase.span_name());
         if span.is_there() {
             span.set("node", node.to_string());
         }
@@ -227,12 +174,12 @@ impl<W: World> Exchange<W> {
         if let Some(event) = self.arrived(enough) {
             return Poll::Ready(event);
         }
-        self.mailbox.waker.register(cx.waker());
+        self.mailbox.register(cx.waker());
         if let Some(event) = self.arrived(enough) {
             return Poll::Ready(event);
         }
         std::task::ready!(self.sleep_until(until).as_mut().poll(cx));
-        // What has arrived, if it is not enough, is still told before the end of the time.
+        // Answers that have arrived, though fewer than awaited, come before the end of the wait.
         Poll::Ready(self.arrived(1).unwrap_or(Event::Elapsed))
     }
 
@@ -253,3 +200,6 @@ impl<W: World> Exchange<W> {
         timer
     }
 }
+
+#[cfg(test)]
+mod tests;

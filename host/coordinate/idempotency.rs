@@ -1,8 +1,8 @@
-//! Exactly one effect: an operation's claim on its idempotency key, and its result on record under it.
+//! One effect per idempotency key: an operation's claim on its key, and the record of its result.
 //!
-//! What is acknowledged under an idempotency key is on record, so that whoever repeats it is answered with the first response. A store
-//! that is away for a moment delays the answer; one that is away for longer turns it into a doubt, which a repetition clears up.
-//! Tenants that would rather go on without the store (`proceed`) are told at once.
+//! A change is acknowledged only after its result has been recorded under its idempotency key, so that a repetition gets the first
+//! response. If the store cannot be reached for a moment, the response is delayed; if for longer, the change is reported as in doubt, and a
+//! repetition finds out. Tenants that do without the store (`proceed`) get their response at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,20 +21,20 @@ use super::plan::{Plan, store_failure};
 use super::request::Written;
 use super::{Coordinator, World};
 
-/// How soon a request checks again whether the one before it has finished.
+/// First and longest pause before a request checks again whether an earlier attempt has finished; doubled each time.
 const FIRST_LOOK: Duration = Duration::from_millis(2);
 const LAST_LOOK: Duration = Duration::from_millis(100);
-/// A lease outlasts its operation's deadline by so much, so that nobody takes over from one that is about to record.
+/// How long a lease outlasts its operation's deadline, milliseconds: another attempt must not take over while the result is recorded.
 const LEASE_MARGIN_MS: u64 = 500;
-/// How soon a record that the store did not take is tried again.
+/// Pauses before recording a result is tried again.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
-/// For how long, after the operation has been answered. A `siblings` change that is repeated later than 15 s after it started stays in
-/// doubt, unless its record tells how it came out: this is about as long as a server takes that has to be looked after.
+/// How long recording is tried after the response, microseconds. A `siblings` change that is repeated later than 15 s after it started
+/// stays in doubt unless its record has the result. Ten minutes is about as long as it takes to bring back a server.
 const LATE_MICROS: u64 = 600_000_000;
-/// Records that may be late at a time: at about a kilobyte each, and a step a second.
+/// Most results that are being recorded after the response: each takes about a kilobyte, and one step per second.
 const MOST_LATE: usize = 1000;
 
-/// What an operation holds of its idempotency key.
+/// An operation's claim on its idempotency key.
 #[derive(Debug)]
 pub(super) struct Claim {
     reserved: Option<Reserved>,
@@ -52,36 +52,36 @@ struct Reserved {
     stamp: Option<Stamp>,
 }
 
-/// What claiming comes to.
+/// The result of claiming a key.
 pub(super) enum Claimed {
-    /// Go on.
+    /// Carry out the operation.
     Yes(Claim),
-    /// It was done before.
+    /// It has been carried out before, with this result.
     Done(Written),
 }
 
 impl Claim {
-    /// An operation whose client has not named its intention.
+    /// An operation without an idempotency key of the client.
     pub(super) fn none(started: u64) -> Self {
         Self { reserved: None, named: false, started, sent: false }
     }
 
-    /// One whose name could not be claimed, and whose tenant goes on without.
+    /// An operation whose key could not be claimed, of a tenant that does without the store.
     fn unclaimed(started: u64) -> Self {
         Self { named: true, ..Self::none(started) }
     }
 
-    /// True when the client has named its intention, and may have sent it before.
+    /// True when the client has sent an idempotency key, and may have sent the request before.
     pub(super) fn is_named(&self) -> bool {
         self.named
     }
 
-    /// True when a reservation stands behind it.
+    /// True when the store has a reservation for it.
     pub(super) fn is_reserved(&self) -> bool {
         self.reserved.is_some()
     }
 
-    /// True when an earlier attempt may have done all of the work, or may still: only a first claim knows that there was none.
+    /// True when an earlier attempt may have carried it out, or may still do so: only the first claim of a key rules that out.
     pub(super) fn may_be_repeated(&self) -> bool {
         self.took_over() || (self.named && self.reserved.is_none())
     }
@@ -91,7 +91,7 @@ impl Claim {
         self.reserved.as_ref().is_some_and(|r| r.took_over)
     }
 
-    /// The stamp an earlier attempt has stored.
+    /// The stamp that an earlier attempt has stored.
     pub(super) fn stamp(&self) -> Option<Stamp> {
         self.reserved.as_ref().and_then(|r| r.stamp)
     }
@@ -101,12 +101,12 @@ impl Claim {
         self.started
     }
 
-    /// From here on replicas may have heard of the write.
+    /// From now on, replicas may have received the write.
     pub(super) fn sent(&mut self) {
         self.sent = true;
     }
 
-    /// Stores the stamp before anything is sent.
+    /// Stores the stamp, before anything is sent to replicas.
     pub(super) async fn fix_stamp<W: World>(
         &mut self,
         coordinator: &Coordinator<W>,
@@ -119,13 +119,13 @@ impl Claim {
                 reserved.stamp = Some(stamp);
                 Ok(())
             }
-            // Taken over: the other attempt decides.
+            // Another attempt has taken over: it decides.
             Ok(_) => Err(Failure::InProgress { retry_after: LAST_LOOK }.in_doubt()),
             Err(error) => Err(store_failure("the idempotency store", error).not_applied()),
         }
     }
 
-    /// Records the result, or gives the name back.
+    /// Records the result, or gives up the claim.
     pub(super) async fn settle<W: World>(
         self,
         coordinator: &Coordinator<W>,
@@ -139,30 +139,30 @@ impl Claim {
         };
         match coordinator.ports.idempotency.step(name, step.clone()).await {
             Ok(Stepped::Stored) => Recorded::Yes,
-            // What failed has nothing to record, and a name that was not given back is free when its lease has expired.
+            // A failure has no result to record, and a claim that was not given up is free once its lease has expired.
             Ok(_) if result.is_err() => Recorded::Yes,
             Err(error) if result.is_err() || Fault::AcknowledgedUnrecorded.is_on() => {
                 coordinator.unsettled(&error);
                 Recorded::Yes
             }
-            told => Unrecorded::after(told, name, step, coordinator),
+            result => Unrecorded::after(result, name, step, coordinator),
         }
     }
 }
 
-/// Whether a result is where a repetition looks for it.
+/// Whether a result has been recorded for repetitions.
 #[derive(Debug)]
 pub(super) enum Recorded {
-    /// It is, or there is none.
+    /// It has, or there is none to record.
     Yes,
-    /// It can be tried again.
+    /// Not yet; recording can be tried again.
     NotYet(Unrecorded),
-    /// The record is lost, damaged, or another attempt's by now, which works under the same write id and stamp, and has yet to say how
-    /// it came out.
+    /// It cannot be: the record is lost or damaged, or another attempt has taken over, which uses the same write id and stamp and will
+    /// record its own result.
     Never,
 }
 
-/// The result of an operation that is stored, and not on record yet.
+/// The result of a stored change that has not been recorded yet.
 #[derive(Debug)]
 pub(super) struct Unrecorded {
     name: Name,
@@ -171,17 +171,17 @@ pub(super) struct Unrecorded {
 }
 
 impl Unrecorded {
-    /// What the store's answer to recording comes to.
+    /// Interprets the store's answer to recording.
     fn after<W: World>(
-        told: Result<Stepped, StoreError>,
+        result: Result<Stepped, StoreError>,
         name: Name,
         done: Step,
         coordinator: &Coordinator<W>,
     ) -> Recorded {
-        match told {
+        match result {
             Ok(Stepped::Stored) => Recorded::Yes,
             Ok(_) => {
-                coordinator.unsettled(&"the claim is lost, or another attempt's by now");
+                coordinator.unsettled(&"the claim is lost or has been taken over");
                 Recorded::Never
             }
             Err(why @ StoreError::Unavailable(_)) => Recorded::NotYet(Self { name, done, why }),
@@ -192,15 +192,15 @@ impl Unrecorded {
         }
     }
 
-    /// Tries until it is on record, or cannot be, or monotonic time has come to `until`.
+    /// Tries until it is recorded, or cannot be, or `until` (monotonic microseconds) has come.
     pub(super) async fn insist<W: World>(mut self, coordinator: &Coordinator<W>, until: u64) -> Recorded {
         let left = || port::until(until, coordinator.ports.clock.monotonic_micros());
         let mut backoff = RETRY;
         while !left().is_zero() {
             tokio::time::sleep(backoff.failed().min(left())).await;
             let step = coordinator.ports.idempotency.step(self.name, self.done.clone());
-            let Ok(told) = tokio::time::timeout(left(), step).await else { break };
-            match Self::after(told, self.name, self.done, coordinator) {
+            let Ok(result) = tokio::time::timeout(left(), step).await else { break };
+            match Self::after(result, self.name, self.done, coordinator) {
                 Recorded::NotYet(still) => self = still,
                 recorded => return recorded,
             }
@@ -208,21 +208,21 @@ impl Unrecorded {
         Recorded::NotYet(self)
     }
 
-    /// Goes on behind the answer, within bounds.
+    /// Goes on trying after the response, within [`LATE_MICROS`] and [`MOST_LATE`].
     pub(super) fn insist_behind<W: World>(self, coordinator: &Arc<Coordinator<W>>) {
         coordinator.unsettled(&self.why);
-        let Some(slot) = coordinator.late_records.take() else { return };
+        let Some(permit) = coordinator.late_records.take() else { return };
         let (coordinator, until) = (Arc::clone(coordinator), coordinator.ports.clock.monotonic_micros() + LATE_MICROS);
         tokio::spawn(async move {
             if let Recorded::NotYet(Self { why, .. }) = self.insist(&coordinator, until).await {
-                tracing::warn!(error = %why, "an idempotency record was not made in all this time; a repetition may stay in doubt");
+                tracing::warn!(error = %why, "gave up recording a result under its idempotency key; a repetition may stay in doubt");
             }
-            drop(slot);
+            drop(permit);
         });
     }
 }
 
-/// Records that are late.
+/// The results that are being recorded after the response.
 pub(super) struct LateRecords(Arc<Semaphore>);
 
 impl LateRecords {
@@ -236,7 +236,7 @@ impl LateRecords {
 }
 
 impl<W: World> Coordinator<W> {
-    /// Claims an idempotency key for a request, waiting for another attempt at it as long as the client waits.
+    /// Claims an idempotency key for a request. Waits for another attempt at the same request as long as the client waits.
     pub(super) async fn claim(
         &self,
         plan: &Plan,
@@ -264,10 +264,10 @@ impl<W: World> Coordinator<W> {
                 Ok(Stepped::Conflict) => return Err(Failure::IdempotencyKeyConflict.not_applied()),
                 Ok(Stepped::InProgress { left_ms }) => left_ms,
                 Ok(Stepped::Stored | Stepped::Lost) => {
-                    let reason = "the idempotency store answered out of turn".to_owned();
+                    let reason = "the idempotency store's answer does not fit the request".to_owned();
                     return Err(Failure::Internal(reason).not_applied());
                 }
-                // Another attempt has been seen: nobody goes on beside it.
+                // Another attempt is known to exist: this one must not run beside it.
                 Err(_) if another => return Err(Failure::InProgress { retry_after: LAST_LOOK }.in_doubt()),
                 Err(error) => return self.without_store(plan, started, error),
             };
@@ -283,13 +283,13 @@ impl<W: World> Coordinator<W> {
 
     fn unsettled(&self, error: &dyn std::fmt::Display) {
         self.metrics.idempotency_unsettled.inc();
-        tracing::warn!(%error, "an operation has ended, and its idempotency record does not show it");
+        tracing::warn!(%error, "an operation has ended without its result in the idempotency record");
     }
 
     fn without_store(&self, plan: &Plan, started: u64, error: StoreError) -> Result<Claimed, Failed> {
         match plan.tenant.idempotency_outage {
             IdempotencyOutage::Proceed => Ok(Claimed::Yes(Claim::unclaimed(started))),
-            // This attempt does nothing, but there may have been one before it.
+            // This attempt does nothing, but an earlier one may have.
             IdempotencyOutage::Reject => Err(store_failure("the idempotency store", error).in_doubt()),
         }
     }

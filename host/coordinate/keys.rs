@@ -1,48 +1,46 @@
-//! The keys of a tenant, a page at a time: a quorum of every range's replicas is walked side by side, and what is deleted is
-//! left out.
+//! Lists the keys of a tenant, a page at a time: walks a quorum of each range's replicas side by side and leaves out deleted keys.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use smallvec::SmallVec;
 use witan_kernel::failure::Failure;
-use witan_kernel::limit::LONGEST_DEADLINE;
+use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{Key, NodeId, TenantId};
 use witan_kernel::port::{Clock, Replicas};
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::Place;
 use witan_kernel::ring::ReplicaRange;
-use witan_kernel::scan::{Join, Joined, Page, Ranges, Scan, Step, Told, merged};
+use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, merged};
 use witan_kernel::tenant::Level;
 
 use super::{Coordinator, World};
 
-/// A page ends when it has taken so much of its time, if it has come forward at all. The rest is for the answer's way.
+/// A page stops after 1/SHARE of its deadline, provided it has made progress; the rest is left for sending the answer.
 const SHARE: u32 = 2;
 
-/// What is asked for.
+/// A request for a page of keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeysRequest {
-    /// Whose keys.
+    /// The tenant.
     pub tenant: TenantId,
-    /// Those that begin with this only.
+    /// Only keys with this prefix.
     pub prefix: Bytes,
-    /// Where to go on.
+    /// The position at which to start.
     pub from: Resume,
-    /// Keys at most, 1 at least.
+    /// Most keys on the page; at least 1.
     pub limit: u32,
-    /// How long it may take; the coordinator's own limit for reads without it.
+    /// How long it may take; `None`: the coordinator's default for reads.
     pub timeout: Option<Duration>,
 }
 
-/// Where a listing goes on.
+/// A position at which a listing resumes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Resume {
-    /// With the keys of this token,
+    /// The token.
     pub token: u64,
-    /// those after this one; all of them without it.
+    /// The last key of that token that is done; `None`: none is.
     pub after: Option<Key>,
 }
 
@@ -51,7 +49,7 @@ pub struct Resume {
 pub struct KeysPage {
     /// Keys that have a value.
     pub keys: Vec<ListedKey>,
-    /// Where the next page begins; `None` on the last one. A page can be short, even empty, without being the last.
+    /// Where the next page starts; `None` on the last one. A page can be short, even empty, without being the last.
     pub next: Option<Resume>,
 }
 
@@ -60,13 +58,15 @@ pub struct KeysPage {
 pub struct ListedKey {
     /// The key.
     pub key: Key,
-    /// True when live values of it differ.
+    /// True when it has live values that differ.
     pub siblings: bool,
 }
 
 impl<W: World> Coordinator<W> {
-    /// Lists keys. Each key that was there during the whole listing comes once; one that is written or deleted meanwhile may
-    /// come or not.
+    /// Lists keys. A key that exists during the whole listing is listed once; one written or deleted meanwhile may or may not be listed.
+    ///
+    /// # Errors
+    /// A quorum of some range's replicas cannot be read.
     pub async fn list_keys(self: &Arc<Self>, request: KeysRequest) -> Result<KeysPage, Failure> {
         let timeout = request.timeout.unwrap_or(self.timeouts.load().read).min(LONGEST_DEADLINE);
         let tenant = self.tenant(&request.tenant).await?;
@@ -95,26 +95,26 @@ impl<W: World> Coordinator<W> {
 struct Listing<'a, W: World> {
     coordinator: &'a Coordinator<W>,
     request: KeysRequest,
-    /// Monotonic microseconds at which the page ends.
+    /// Monotonic microseconds at which the page ends if it has made progress.
     until: u64,
-    /// Monotonic microseconds at which nobody waits any more.
+    /// Monotonic microseconds at which the client stops waiting.
     deadline: u64,
     required: u8,
-    /// Everything before it is done.
+    /// The position reached: everything before it is done.
     at: Resume,
     begun_at: Resume,
     page: KeysPage,
-    /// Nodes that have not answered, and why: not asked again for this page.
+    /// Nodes that have failed, and why. They are not asked again for this page.
     failed: Vec<(NodeId, String)>,
 }
 
 /// How the walk of a range ended.
 enum Walked {
-    /// At its end.
+    /// The range is done.
     Whole,
-    /// The page is full, or its time is over.
+    /// The page is full, or its time is up.
     Enough,
-    /// A replica failed: others may do.
+    /// A replica failed: try again with others.
     Again,
 }
 
@@ -143,7 +143,7 @@ impl<W: World> Listing<'_, W> {
         KeysPage { next: Some(self.at), ..self.page }
     }
 
-    /// True when the page should end here: a page that has not come forward goes on until nobody waits for it.
+    /// True when the page should end here. A page that has made no progress goes on until its deadline.
     fn is_over(&self) -> bool {
         let full = self.page.keys.len() >= self.request.limit as usize;
         full || (self.at != self.begun_at && self.coordinator.ports.clock.monotonic_micros() >= self.until)
@@ -180,11 +180,11 @@ impl<W: World> Listing<'_, W> {
         }
     }
 
-    /// The quickest whole replicas of a range that have not failed yet.
-    fn quorum(&self, range: &ReplicaRange) -> Result<SmallVec<[NodeId; 5]>, Failure> {
+    /// A quorum of a range's replicas: the fastest whole ones that have not failed.
+    fn quorum(&self, range: &ReplicaRange) -> Result<PerReplica<NodeId>, Failure> {
         let replicas = &self.coordinator.ports.replicas;
         let mut causes: Vec<String> = self.failed.iter().map(|(node, why)| format!("node {node}: {why}")).collect();
-        let mut nodes: SmallVec<[&NodeId; 5]> = SmallVec::new();
+        let mut nodes: PerReplica<&NodeId> = PerReplica::new();
         for node in range.replicas.iter().filter(|node| self.failed.iter().all(|(failed, _)| failed != *node)) {
             match replicas.standing(node) {
                 Some(standing) if standing.whole => nodes.push(node),
@@ -241,15 +241,15 @@ impl<W: World> Listing<'_, W> {
         }
     }
 
-    /// Takes in a key that some replicas have.
+    /// Lists a key, unless it is deleted.
     fn key(&mut self, joined: Joined) -> Result<(), Failure> {
-        let Joined { place, told } = joined;
-        let mut have: SmallVec<[(u8, Option<Encoded>); 5]> = SmallVec::new();
-        for (replica, told) in told {
-            match told {
-                Told::Nothing => have.push((replica, None)),
-                Told::Record(record) => have.push((replica, Some(record))),
-                Told::Damaged => return Err(Failure::Internal("a stored record cannot be read".to_owned())),
+        let Joined { place, held } = joined;
+        let mut have: PerReplica<(u8, Option<Encoded>)> = PerReplica::new();
+        for (replica, held) in held {
+            match held {
+                Held::Nothing => have.push((replica, None)),
+                Held::Record(record) => have.push((replica, Some(record))),
+                Held::Damaged => return Err(Failure::Internal("a stored record cannot be read".to_owned())),
             }
         }
         let record = merged(&have).map_err(|error| Failure::Internal(error.to_string()))?;
@@ -264,12 +264,12 @@ impl<W: World> Listing<'_, W> {
         Ok(())
     }
 
-    /// Everything up to this place is done, whosever it is.
+    /// Everything up to this place is done, whichever tenant it belongs to.
     fn come_to(&mut self, reached: &Place) {
         if reached.tenant == self.request.tenant {
             self.at = Resume { token: reached.token, after: Some(reached.key.clone()) };
         } else if reached.token > self.at.token {
-            // Keys of its own at this token may still come.
+            // Further keys of the listed tenant may have this token.
             self.at = Resume { token: reached.token, after: None };
         }
     }

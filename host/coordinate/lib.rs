@@ -1,12 +1,13 @@
-//! Carries out what the kernel decides: sends the messages, waits for the answers, and tells the client.
+//! Carries out operations: sends requests to replicas, waits for the answers, and responds to the client. What to do is decided by the
+//! kernel.
 //!
-//! An operation runs in a task of its own to its end, whatever becomes of the client: the response leaves as soon as the
-//! requirement is met, and the rest goes on behind it, within the operation's deadline and the coordinator's bounds.
-//! Everything it touches comes by type ([`World`]), so that the same code runs over sockets and in the simulation.
+//! Each operation runs in its own task until it ends, even if the client disconnects: the response is sent as soon as the requirement is
+//! met, and the remaining work continues in the background, within the operation's deadline and the coordinator's limits. All
+//! dependencies are type parameters ([`World`]), so that the same code runs over sockets and in the simulation.
 //!
-//! Reading order: `request` (what is asked and answered), `change` and `read` (an operation from end to end), `plan` (who
-//! is asked), `exchange` (one operation's conversation with its replicas), `register`, `siblings`, `repair`, `collapse`,
-//! `once` (idempotency), `keys`, `admission`, `metrics`.
+//! Reading order: `request` (requests and responses), `change` and `read` (an operation from start to end), `plan` (which replicas are
+//! asked), `exchange` and `mailbox` (requests and answers), `register`, `siblings`, `repair`, `collapse`, `idempotency`, `keys`,
+//! `admission`, `metrics`.
 
 mod admission;
 mod change;
@@ -14,6 +15,7 @@ mod collapse;
 mod exchange;
 mod idempotency;
 mod keys;
+mod mailbox;
 mod metrics;
 
 mod plan;
@@ -48,13 +50,13 @@ use witan_origin as origin;
 pub trait World: Send + Sync + 'static {
     /// Wall and monotonic time.
     type Clock: Clock;
-    /// Dice.
+    /// Random bytes.
     type Randomness: Randomness;
     /// The storage nodes.
     type Replicas: Replicas + Ranges;
-    /// Where idempotency records are kept.
+    /// The store of idempotency records.
     type Idempotency: IdempotencyStore;
-    /// Where tenants are looked up.
+    /// The lookup of tenants.
     type Tenants: Tenants;
 }
 
@@ -62,39 +64,39 @@ pub trait World: Send + Sync + 'static {
 pub struct Ports<W: World> {
     /// Wall and monotonic time.
     pub clock: W::Clock,
-    /// Dice.
+    /// Random bytes.
     pub randomness: W::Randomness,
     /// The storage nodes.
     pub replicas: W::Replicas,
-    /// Where idempotency records are kept.
+    /// The store of idempotency records.
     pub idempotency: W::Idempotency,
-    /// Where tenants are looked up.
+    /// The lookup of tenants.
     pub tenants: W::Tenants,
-    /// Where hooks come from.
+    /// The plugins' hooks.
     pub plugins: Arc<dyn Plugins>,
-    /// Where records with too many siblings are reported.
+    /// Receives reports of records with too many siblings.
     pub collapses: Arc<dyn WantedCollapses>,
 }
 
-/// How a coordinator behaves where no tenant, request or plugin says otherwise.
+/// Settings of a coordinator, unless a tenant, request or plugin overrides them.
 #[derive(Debug, Clone)]
 pub struct Defaults {
     /// A change's deadline. Never above [`witan_kernel::limit::LONGEST_DEADLINE`].
     pub write_timeout: Duration,
     /// A read's deadline. Never above [`witan_kernel::limit::LONGEST_DEADLINE`].
     pub read_timeout: Duration,
-    /// A spare replica is asked no later than so long after the first ones.
+    /// A read asks a spare replica no later than this after the first ones.
     pub hedge_cap: Duration,
-    /// What may be in flight.
+    /// Limits of what may be in flight.
     pub limits: Limits,
 }
 
-/// Deadlines of operations for which the client sets none.
+/// Deadlines of operations for which the client sets none. Never above [`LONGEST_DEADLINE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Of reads.
+    /// The deadline of reads.
     pub read: Duration,
-    /// Of changes.
+    /// The deadline of changes.
     pub write: Duration,
 }
 
@@ -143,7 +145,7 @@ impl<W: World> Coordinator<W> {
         })
     }
 
-    /// Writes or deletes. `respond` is called once, from another task; dropping whatever waits for it changes nothing.
+    /// Writes or deletes. `respond` is called once, from another task. The operation continues even if the client disconnects.
     pub fn write(self: &Arc<Self>, request: WriteRequest, respond: Respond<Written>) {
         let operation = request.operation();
         let respond = self.measured(operation, respond);
@@ -153,7 +155,7 @@ impl<W: World> Coordinator<W> {
         };
         let under_way = self.metrics.begin();
         let coordinator = Arc::clone(self);
-        // Boxed, so that the runtime moves a pointer and not an operation's whole state, which it does more than once.
+        // Boxed, because the runtime moves the future more than once, and an operation's state is large.
         tokio::spawn(Box::pin(origin::carried("write", async move {
             coordinator.run_write(request, respond).await;
             drop((permit, under_way));
@@ -174,22 +176,22 @@ impl<W: World> Coordinator<W> {
         })));
     }
 
-    /// Puts another ring in force. Operations under way keep the one they started with.
+    /// Replaces the ring. Operations under way keep the one they started with.
     pub fn set_ring(&self, ring: Ring) {
         self.ring.store(Arc::new(ring));
     }
 
-    /// The ring in force.
+    /// The current ring.
     pub fn ring(&self) -> Arc<Ring> {
         self.ring.load_full()
     }
 
-    /// Puts other context keys in force.
+    /// Replaces the context keys.
     pub fn set_context_keys(&self, keys: ContextKeys) {
         self.keys.store(Arc::new(keys));
     }
 
-    /// Puts other deadlines in force. Operations under way keep theirs.
+    /// Replaces the default deadlines. Operations under way keep theirs.
     pub fn set_timeouts(&self, timeouts: Timeouts) {
         self.timeouts.store(Arc::new(timeouts));
     }
@@ -199,7 +201,7 @@ impl<W: World> Coordinator<W> {
         &self.ports
     }
 
-    /// What it counts.
+    /// Counters of operations.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
@@ -209,13 +211,13 @@ impl<W: World> Coordinator<W> {
         self.admission.in_flight()
     }
 
-    /// Waits until nothing is under way. Nothing stops new operations from coming: close the doors first.
+    /// Waits until no operation is under way. New operations are still admitted: stop accepting requests first.
     pub async fn drained(&self) {
         self.admission.drained().await;
     }
 
-    /// Keeps operations out (they are refused as overloaded) and waits until those under way have ended. They are let in
-    /// again when the answer is dropped.
+    /// Refuses new operations (as overloaded) and waits until those under way have ended. Operations are admitted again when the returned
+    /// value is dropped.
     pub async fn hold(&self) -> Hold {
         self.admission.hold().await
     }

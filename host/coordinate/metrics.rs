@@ -1,4 +1,4 @@
-//! What a coordinator counts. The first names are the seed's.
+//! Metrics of a coordinator's operations.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::hook::Operation;
 
-/// Upper bounds in seconds: Prometheus' usual ones, and finer ones below 5 ms, where most operations end.
+/// Upper bounds of histogram buckets, seconds: Prometheus' defaults, and finer ones below 5 ms, where most operations end.
 const SECONDS: [f64; 15] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
@@ -26,23 +26,23 @@ struct Of {
     operation: &'static str,
 }
 
-/// Statuses by which requests are counted: bounded, whatever fails.
+/// Statuses by which requests are counted: a fixed set, so that the number of time series is bounded.
 const STATUSES: [&str; 5] = ["ok", "not_found", "refused", "unavailable", "error"];
 
-/// What a coordinator counts. Handles are looked up once, so that counting takes no lock of a family.
+/// Metrics of a coordinator. Handles are looked up once, so that counting takes no lock.
 #[derive(Debug)]
 pub struct Metrics {
     requests: Family<Request, Counter>,
     durations: Family<Of, Histogram, fn() -> Histogram>,
     counted: [[Counter; 5]; 3],
     timed: [Arc<Histogram>; 3],
-    /// Live siblings that differed, met by reads.
+    /// Reads that found live siblings that differ.
     pub conflicts_detected: Counter,
     /// Repairs of stale replicas.
     pub repairs_triggered: Counter,
-    /// Operations that too few replicas answered.
+    /// Operations that too few replicas acknowledged.
     pub quorum_failures: Counter,
-    /// Repairs not started because as many as may were running.
+    /// Repairs not started because too many were running.
     pub repairs_dropped: Counter,
     /// Spare replicas asked by reads.
     pub hedges: Counter,
@@ -88,7 +88,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Makes everything visible under its name.
+    /// Registers all metrics under their names.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("coordinator_requests", "Requests by operation and status", self.requests.clone());
         let help = "Seconds from a request to its response";
@@ -112,7 +112,7 @@ impl Metrics {
         registry.register("witan_operations_in_flight", "Operations under way", self.in_flight.clone());
     }
 
-    /// Counts an operation as under way until the answer is dropped; what goes on behind its response is a part of it.
+    /// Counts an operation as under way until the returned value is dropped, including its work after the response.
     pub(super) fn begin(&self) -> UnderWay {
         self.in_flight.inc();
         UnderWay(self.in_flight.clone())

@@ -1,12 +1,11 @@
-//! Who is asked, how many must answer, and until when: decided once, at an operation's start.
+//! An operation's plan: which replicas are asked, how many must answer, and by when. Made once, when the operation starts.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::SmallVec;
 use witan_kernel::failure::Failure;
 use witan_kernel::hook::{Asked, Hooks, Operation, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall};
-use witan_kernel::limit::LONGEST_DEADLINE;
+use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{Key, NodeId, TenantId};
 use witan_kernel::port::{Clock, Replicas, StoreError, Tenants};
 use witan_kernel::quorum::Tally;
@@ -17,21 +16,21 @@ use witan_kernel::tenant::{Level, Tenant};
 use super::{Coordinator, World};
 use witan_origin::{self as origin, Span};
 
-/// One operation's snapshot of everything that may change meanwhile.
+/// One operation's plan: a snapshot of everything that may change while it runs.
 pub(super) struct Plan {
     pub(super) tenant: Arc<Tenant>,
     pub(super) hooks: Arc<dyn Hooks>,
     pub(super) place: Place,
-    /// The key's replicas, first clockwise first.
+    /// The key's replicas, in ring order.
     pub(super) replicas: Preference,
     pub(super) epoch: u64,
-    /// What the policy, or the native rule, has decided.
+    /// The answer of the consistency policy, or of the native rule.
     pub(super) policy: PolicyAnswer,
-    /// Monotonic microseconds.
+    /// When the operation ends, monotonic microseconds.
     pub(super) deadline: u64,
 }
 
-/// What an operation asks for.
+/// What an operation asks for, as input of its plan.
 pub(super) struct Asks<'a> {
     pub(super) operation: Operation,
     pub(super) tenant: &'a TenantId,
@@ -42,7 +41,7 @@ pub(super) struct Asks<'a> {
 }
 
 impl Plan {
-    /// Replicas of the key.
+    /// Number of replicas of the key.
     pub(super) fn replication_factor(&self) -> u8 {
         self.replicas.len() as u8
     }
@@ -78,13 +77,13 @@ impl<W: World> Coordinator<W> {
     }
 
     /// The key's replicas as this coordinator sees them, in ring order.
-    pub(super) fn states(&self, replicas: &Preference) -> SmallVec<[ReplicaState; 5]> {
+    pub(super) fn states(&self, replicas: &Preference) -> PerReplica<ReplicaState> {
         replicas.iter().map(|node| self.ports.replicas.state(node)).collect()
     }
 
-    /// The same as a policy is told: how much was in flight lately, in powers of two. Finer steps decide nothing, and with
-    /// coarse ones most questions have been answered before.
-    fn coarse_states(&self, replicas: &Preference) -> SmallVec<[ReplicaState; 5]> {
+    /// The states for a consistency policy, with the requests in flight rounded down to a power of two. Finer steps would decide nothing,
+    /// and with coarse ones most questions repeat, so that cached answers apply.
+    fn coarse_states(&self, replicas: &Preference) -> PerReplica<ReplicaState> {
         let coarse = |state: ReplicaState| {
             let in_flight = state.in_flight.checked_ilog2().map_or(0, |power| 1 << power);
             ReplicaState { in_flight, ..state }
@@ -92,10 +91,10 @@ impl<W: World> Coordinator<W> {
         replicas.iter().map(|node| coarse(self.ports.replicas.recent_state(node))).collect()
     }
 
-    /// A tenant that is not deleted, as it is known here.
+    /// A tenant that is not deleted, from the cache if it is there.
     ///
     /// # Errors
-    /// [`Failure::TenantNotFound`], or that the metadata store cannot say.
+    /// [`Failure::TenantNotFound`], or the metadata store does not answer.
     pub async fn tenant(&self, id: &TenantId) -> Result<Arc<Tenant>, Failure> {
         let known = match self.ports.tenants.cached(id) {
             Some(tenant) => Ok(Some(tenant)),
@@ -125,7 +124,7 @@ impl<W: World> Coordinator<W> {
         timeout: Duration,
     ) -> Result<PolicyAnswer, Failure> {
         let with_policy = hooks.has_policy();
-        let states = if with_policy { self.coarse_states(replicas) } else { SmallVec::new() };
+        let states = if with_policy { self.coarse_states(replicas) } else { PerReplica::new() };
         let question = PolicyQuestion {
             operation: asks.operation,
             level: asks.level.unwrap_or(tenant.default_level),
@@ -140,7 +139,7 @@ impl<W: World> Coordinator<W> {
         }
         let mut span = origin::span("plugin consistency policy");
         let asked = hooks.policy(&question);
-        told(&mut span, &asked);
+        record_answer(&mut span, &asked);
         match asked {
             Asked::Answered { answer, .. } => Ok(answer.within(&question)),
             Asked::Faulted { reason, fail: true, by } => Err(Failure::PluginFault {
@@ -153,8 +152,8 @@ impl<W: World> Coordinator<W> {
     }
 }
 
-/// Who has answered a question, for the question's span.
-pub(super) fn told<T>(span: &mut Span, asked: &Asked<T>) {
+/// Records in a question's span which plugin has answered.
+pub(super) fn record_answer<T>(span: &mut Span, asked: &Asked<T>) {
     if !span.is_there() {
         return;
     }
@@ -172,7 +171,7 @@ fn place(tenant: &TenantId, key: &Key, hooks: &dyn Hooks) -> Result<Place, Failu
     let token = match hooks.partition_key(key) {
         Asked::Unbound => token(tenant, key.bytes()),
         Asked::Answered { answer, .. } => token(tenant, &answer),
-        // Never another place: the native rule would look where the data is not.
+        // Never the native rule instead: the data is elsewhere.
         Asked::Faulted { reason, by, .. } => {
             return Err(Failure::PluginFault {
                 hook: witan_kernel::hook::Hook::RoutingHook,
@@ -184,19 +183,18 @@ fn place(tenant: &TenantId, key: &Key, hooks: &dyn Hooks) -> Result<Place, Failu
     Ok(Place { token, tenant: tenant.clone(), key: key.clone() })
 }
 
-/// The order in which replicas are read: the routing hook's, else the reachable ones by their median round trip. Returns
-/// indices into the preference list, each once.
-pub(super) fn read_order(plan: &Plan, states: &[ReplicaState]) -> SmallVec<[u8; 5]> {
-    let mut order: SmallVec<[u8; 5]> = (0..plan.replicas.len() as u8).collect();
+/// The order in which replicas are read: the routing hook's, else reachable ones first, by their median round trip. Returns each index of
+/// the preference list once.
+pub(super) fn read_order(plan: &Plan, states: &[ReplicaState]) -> PerReplica<u8> {
+    let mut order: PerReplica<u8> = (0..plan.replicas.len() as u8).collect();
     order.sort_by_key(|replica| {
         let state = &states[usize::from(*replica)];
-        // A quarter of a millisecond apart counts as equal, so that near replicas share the load by what is in flight.
+        // Latencies within a quarter of a millisecond count as equal, so that near replicas share the load by requests in flight.
         (!state.reachable, state.latency_p50_us / 250, state.in_flight)
     });
-    let nodes: SmallVec<[(NodeId, ReplicaState); 5]> =
-        plan.replicas.iter().cloned().zip(states.iter().copied()).collect();
+    let nodes: PerReplica<(NodeId, ReplicaState)> = plan.replicas.iter().cloned().zip(states.iter().copied()).collect();
     if let Asked::Answered { answer, .. } = plan.hooks.prefer(&plan.place.key, &nodes) {
-        let mut preferred: SmallVec<[u8; 5]> = SmallVec::new();
+        let mut preferred: PerReplica<u8> = PerReplica::new();
         for replica in answer.into_iter().chain(order.iter().copied()) {
             if usize::from(replica) < plan.replicas.len() && !preferred.contains(&replica) {
                 preferred.push(replica);

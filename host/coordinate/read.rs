@@ -1,4 +1,4 @@
-//! Reads.
+//! Reads, from the plan to the response and the repair after it.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use witan_kernel::tenant::ReadRepair;
 use super::change::claims_of;
 use super::collapse::question;
 use super::exchange::{Ended, Exchange, Phase};
-use super::plan::{Asks, read_order, told};
+use super::plan::{Asks, read_order, record_answer};
 use super::register::late;
 use super::request::{ReadAnswer, ReadRequest, WriteRequest, render};
 use super::{Coordinator, Respond, World};
@@ -81,7 +81,7 @@ impl<W: World> Exchange<W> {
         }
     }
 
-    /// Microseconds after which one spare replica is asked.
+    /// Microseconds after which one spare replica is asked: the policy's choice, else the slowest replica's 99th percentile.
     fn hedge_after(&self, slowest_p99_us: u32) -> u64 {
         let cap = self.coordinator.defaults.hedge_cap.as_micros() as u64;
         let native = if slowest_p99_us == 0 { cap } else { u64::from(slowest_p99_us).min(cap) };
@@ -137,13 +137,13 @@ impl<W: World> Exchange<W> {
         let siblings = question.siblings.clone();
         let mut span = origin::span("plugin conflict resolver");
         let asked = self.plan.hooks.resolve(question).await;
-        told(&mut span, &asked);
+        record_answer(&mut span, &asked);
         drop(span);
         let (value, by) = match asked {
             Asked::Answered { answer: Verdict::Pick(index), by } => (values.get(index).cloned(), Some(by)),
             Asked::Answered { answer: Verdict::Merged(bytes), by } => (Some(bytes), Some(by)),
             Asked::Answered { answer: Verdict::KeepAll, by } => (None, Some(by)),
-            // Whatever the binding says, nothing is hidden: the client sees all.
+            // Whatever the binding says, the client gets all siblings: no value is hidden.
             Asked::Unbound | Asked::Faulted { .. } => (None, None),
         };
         let mut answer = self.found(Bytes::new(), &claims);

@@ -56,8 +56,8 @@ impl<W: World> Exchange<W> {
         Ok(round.stamp(clock, seen))
     }
 
-    /// Ordering `clock` does without the round, unless the client has named its intention: then `recent` is asked, so that
-    /// a retry keeps its stamp even when the idempotency store has lost its records, or is away.
+    /// Ordering `clock` skips the round unless the client has sent an idempotency key: then the replicas are asked what they remember, so
+    /// that a retry keeps its stamp even when the idempotency store has lost its records or cannot be reached.
     fn needs_stamp_round(&self, claim: &Claim) -> bool {
         if Fault::StampRoundSkipped.is_on() {
             return false;
@@ -76,7 +76,7 @@ impl<W: World> Exchange<W> {
         }
     }
 
-    /// Feeds a merge round until it is met or lost.
+    /// Carries out a merge round until its requirement is met.
     pub(super) async fn until_met(&mut self, round: &mut MergeRound) -> Result<(), Failed> {
         match self.drive(Phase::Merge, round).await {
             Ended::Met => Ok(()),

@@ -25,8 +25,8 @@ impl Budget {
 }
 
 impl<W: World> Exchange<W> {
-    /// Stores `record` at every replica that is not known to have it (`level` have), until as many have it as the read asked for: what
-    /// such a read returns cannot be missed by a later one.
+    /// Stores `record` at the replicas that lack it, all but `level`, until as many have it as the read requires: a later read cannot miss
+    /// what this one returns.
     pub(super) async fn repair_before_answer(&mut self, record: &Encoded, level: &[u8]) -> Result<(), Failed> {
         let mut round = MergeRound::new(record.clone(), self.plan.tally(), self.plan.policy.shortfall);
         for replica in level {

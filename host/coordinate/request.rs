@@ -1,4 +1,4 @@
-//! What clients ask for, and what they get.
+//! Requests of clients, and their results.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use witan_kernel::tenant::Level;
 /// A write or a delete.
 #[derive(Debug, Clone)]
 pub struct WriteRequest {
-    /// Whose key.
+    /// The tenant.
     pub tenant: TenantId,
     /// The key.
     pub key: Key,
@@ -19,11 +19,11 @@ pub struct WriteRequest {
     pub value: Option<Bytes>,
     /// The level; `None`: the tenant's default.
     pub level: Option<Level>,
-    /// The client's name for its intention; `None`: one is generated.
+    /// The client's idempotency key; `None`: one is generated.
     pub idempotency_key: Option<String>,
-    /// What the client has seen; empty: nothing.
+    /// The context that the client has read; empty: none.
     pub context: Bytes,
-    /// Until when the client waits; `None`: the default.
+    /// How long the client waits; `None`: the default.
     pub timeout: Option<Duration>,
 }
 
@@ -37,55 +37,55 @@ impl WriteRequest {
 /// A read.
 #[derive(Debug, Clone)]
 pub struct ReadRequest {
-    /// Whose key.
+    /// The tenant.
     pub tenant: TenantId,
     /// The key.
     pub key: Key,
     /// The level; `None`: the tenant's default.
     pub level: Option<Level>,
-    /// Until when the client waits; `None`: the default.
+    /// How long the client waits; `None`: the default.
     pub timeout: Option<Duration>,
 }
 
-/// What a causal past looks like to a person: (actor, counter) each.
+/// A causal past in a form for people: (actor, counter) pairs.
 pub type Rendering = Vec<(String, u64)>;
 
-/// A change that was carried out.
+/// The result of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
-    /// The idempotency key that was sent, or the one that was generated.
+    /// The idempotency key that was sent or generated.
     pub idempotency_key: String,
-    /// To be sent with the next write of this key.
+    /// The context to send with the next write of this key.
     pub context: Bytes,
-    /// The same, for people.
+    /// The context in a form for people.
     pub rendering: Rendering,
-    /// Replicas known to have stored it when the response left.
+    /// Replicas known to have stored it when the response was sent.
     pub replicas: u8,
     /// The level that was met.
     pub level: Level,
-    /// True when an earlier request with the same idempotency key did it.
+    /// True when an earlier request with the same idempotency key carried it out.
     pub duplicate: bool,
 }
 
-/// What a read found.
+/// The result of a read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadAnswer {
-    /// The value; empty when `siblings` is not.
+    /// The value; empty when there are `siblings`.
     pub value: Bytes,
-    /// The live values, when nobody decided between them.
+    /// The live values, when no resolver has decided between them.
     pub siblings: Vec<Sibling>,
-    /// To be sent with the next write of this key.
+    /// The context to send with the next write of this key.
     pub context: Bytes,
-    /// The same, for people.
+    /// The context in a form for people.
     pub rendering: Rendering,
-    /// Who decided between siblings; `None`: there was nothing to decide, or nobody did.
+    /// The plugin that decided between siblings; `None` when none has.
     pub resolved_by: Option<AnsweredBy>,
 }
 
 const WRITTEN_V1: u8 = 1;
 
 impl Written {
-    /// For the idempotency record.
+    /// The bytes for the idempotency record.
     pub(super) fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64 + self.context.len());
         out.put_u8(WRITTEN_V1);
@@ -102,7 +102,7 @@ impl Written {
         out.freeze()
     }
 
-    /// Reads what [`Written::encode`] made; `None` when it is damaged.
+    /// Reads the bytes of [`Written::encode`], as a duplicate; `None` when they are damaged.
     pub(super) fn decode(mut bytes: Bytes, idempotency_key: String) -> Option<Self> {
         if bytes.try_get_u8().ok()? != WRITTEN_V1 {
             return None;
@@ -126,7 +126,7 @@ impl Written {
     }
 }
 
-/// Renders claims for people. A register's only actor is its own order.
+/// Renders claims for people. A register's only actor is called "register".
 pub(super) fn render(claims: &Claims) -> Rendering {
     match claims {
         Claims::Nothing => Vec::new(),

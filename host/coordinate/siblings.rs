@@ -11,7 +11,7 @@ use witan_kernel::siblings::{Actor, Siblings, VersionVector, Write};
 
 use super::World;
 use super::change::Change;
-use super::exchange::{Ended, Exchange, Phase};
+use super::exchange::{Causes, Ended, Exchange, Phase};
 use super::register::Stored;
 
 impl<W: World> Exchange<W> {
@@ -53,12 +53,7 @@ impl<W: World> Exchange<W> {
         }
     }
 
-    fn put_failed(
-        &self,
-        refusal: Option<ReplicaError>,
-        causes: super::exchange::Causes,
-        certainly_not_applied: bool,
-    ) -> Failed {
+    fn put_failed(&self, refusal: Option<ReplicaError>, causes: Causes, certainly_not_applied: bool) -> Failed {
         let required = self.plan.policy.required;
         let failure = match refusal {
             Some(ReplicaError::SiblingLimit) => Failure::SiblingLimit,
@@ -71,7 +66,7 @@ impl<W: World> Exchange<W> {
         if certainly_not_applied { failure.not_applied() } else { failure.in_doubt() }
     }
 
-    /// [`Fault::DotsMintedByCoordinator`]: counts events of its own, over all keys, as a naive design would.
+    /// [`Fault::DotsMintedByCoordinator`]: counts the coordinator's own events over all keys, as a naive design would.
     fn mint_here(&self, write: &Write) -> Encoded {
         let actor = Actor { store: StoreId::default(), birth: 0 };
         let mut record = Siblings { seen: write.seen.clone(), ..Siblings::default() };
@@ -99,11 +94,11 @@ pub(super) fn claimed(claims: &Claims) -> (VersionVector, Vec<WriteId>) {
     }
 }
 
-/// What a writer has seen after its write.
+/// What a writer claims to have seen after its write.
 fn after(before: &Claims, record: &Encoded, write_id: WriteId) -> Claims {
     let record = match record.decode() {
         Ok(Record::Siblings(record)) => record,
-        // Stored all the same: the write's name alone is claimed.
+        // It is stored all the same: only the write's id is claimed.
         Ok(Record::Register(_)) | Err(_) => Siblings::default(),
     };
     let (seen, ids) = record.claims_after(claimed(before), &write_id);

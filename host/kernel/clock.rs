@@ -1,9 +1,9 @@
-//! The hybrid clock: wall time that never repeats and never goes back, so that stamps of one coordinator are distinct.
+//! The hybrid clock: wall time that never repeats and never goes back, so that the stamps of one coordinator are distinct.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A hybrid clock. What replicas answer moves one write's stamp, never this clock: one stray stamp must not carry a whole
-/// coordinator into the future.
+/// A hybrid clock. Stamps reported by replicas affect the stamp of one write, never this clock: one stamp from the far future must not
+/// move all later writes of a coordinator there.
 #[derive(Debug, Default)]
 pub struct HybridClock {
     last: AtomicU64,
@@ -16,7 +16,7 @@ impl HybridClock {
     }
 
     /// The greater of `wall_micros` (microseconds since 1970) and one more than the last tick. Lock-free; two ticks are
-    /// never equal, whichever threads call. At the end of the range (`u64::MAX`) it stands still instead of wrapping.
+    /// never equal, whichever threads call. At the end of the range (`u64::MAX`) it stops instead of wrapping.
     pub fn tick(&self, wall_micros: u64) -> u64 {
         let mut last = self.last.load(Ordering::Relaxed);
         loop {

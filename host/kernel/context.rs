@@ -1,7 +1,7 @@
-//! Contexts: what a reader was shown, as an opaque token that a writer sends back.
+//! Contexts: what a reader has seen, as an opaque token that it sends back with its next write.
 //!
-//! A token says "I have seen this", and a replica drops what it covers. A forged one could delete what nobody has read, so it
-//! is authenticated, and bound to its tenant and key.
+//! A replica drops the versions that a token covers. A forged token could delete values that no client has read, so tokens are
+//! authenticated, and bound to their tenant and key.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ pub enum Claims {
     Nothing,
     /// A register, up to a stamp.
     Register {
-        /// The stamp that stood.
+        /// The stamp of the value that was read.
         stamp: Stamp,
     },
     /// A `siblings` record.
@@ -61,12 +61,12 @@ impl fmt::Debug for ContextKeys {
 }
 
 const V1: u8 = 1;
-/// Parts of a 32-byte SHA-256 that a token carries: 128 bits.
+/// Bytes of the 32-byte SHA-256 that a token carries: 128 bits.
 const MAC: usize = 16;
 const NOTHING: u8 = 0;
 const REGISTER: u8 = 1;
 const SIBLINGS: u8 = 2;
-/// Separates this use of the key from any other.
+/// Separates this use of the keys from any other.
 const PURPOSE: &[u8] = b"witan context v1";
 const REMEDY: &str = "send the context that a read or write of this very key has returned, or none";
 
@@ -75,18 +75,21 @@ fn invalid(problem: impl Into<String>) -> Invalid {
 }
 
 impl ContextKeys {
-    /// Keys with their ids, the current one first. [`Invalid`] without any key, or with an id twice.
+    /// Keys with their ids, the current one first.
+    ///
+    /// # Errors
+    /// There is no key, or two keys have the same id.
     pub fn new(keys: &[(u32, [u8; 32])]) -> Result<Self, Invalid> {
         let wrong = |problem: &str| {
-            Invalid::new("context_keys", problem, "name each key by an id of its own, the current one first")
+            Invalid::new("context_keys", problem, "give each key a different id, the current one first")
         };
         for (index, (id, _)) in keys.iter().enumerate() {
             if keys[..index].iter().any(|(other, _)| other == id) {
-                return Err(wrong("an id stands twice"));
+                return Err(wrong("two keys have the same id"));
             }
         }
         let mut keyed = keys.iter().map(|(id, secret)| {
-            // Keying hashes a block: done once, here, and copied for each token.
+            // Keying hashes a block, so it is done once, here, and the state is copied for each token.
             let mut mac = Hmac::<Sha256>::new_from_slice(secret).map_err(|_| wrong("a key has a wrong length"))?;
             mac.update(PURPOSE);
             Ok(Keyed { id: *id, mac })
@@ -96,8 +99,8 @@ impl ContextKeys {
         Ok(Self { current, previous })
     }
 
-    /// Makes a token of at most [`CONTEXT_BYTES`]. What does not fit is left out: names of writes first, from the end, then
-    /// actors. A weaker context only covers less.
+    /// Makes a token of at most [`CONTEXT_BYTES`]. What does not fit is left out: first write ids, from the end, then actors. A token with
+    /// less in it covers less, which is safe.
     pub fn seal(&self, tenant: &TenantId, key: &Key, claims: &Claims) -> Bytes {
         let mut out = Vec::with_capacity(64 + bound(claims));
         out.push(V1);
@@ -110,8 +113,9 @@ impl ContextKeys {
 
     /// Reads a token that was sealed for this tenant and key. An empty one is no context: [`Claims::Nothing`].
     ///
-    /// [`Invalid`] (field `context`) for anything else: cut off, of an unknown version, under a key that is no longer known,
-    /// or not authentic, which is one and the same for an altered token and for one of another tenant or key.
+    /// # Errors
+    /// Anything else (field `context`): cut off, of an unknown version, sealed with a key that is no longer known, or not authentic. An
+    /// altered token looks like one of another tenant or key.
     pub fn open(&self, tenant: &TenantId, key: &Key, token: &[u8]) -> Result<Claims, Invalid> {
         if token.is_empty() {
             return Ok(Claims::Nothing);
@@ -173,7 +177,7 @@ fn put_claims(out: &mut Vec<u8>, claims: &Claims) {
 }
 
 fn put_sibling_claims(out: &mut Vec<u8>, seen: &VersionVector, ids: &[WriteId]) {
-    // Beside the claims: both counts and the authenticator.
+    // Besides the claims: both counts and the authenticator.
     let room = CONTEXT_BYTES - MAC - 2 * VARINT_BYTES - out.len();
     let entries = seen.entries.len().min(room / ENTRY);
     put_varint(out, entries as u64);

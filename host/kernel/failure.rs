@@ -1,4 +1,4 @@
-//! Why an operation failed, and whether what it wanted has happened.
+//! Why an operation failed, and whether the change has been applied.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use bytes::Bytes;
 use crate::hook::Hook;
 use crate::name::{Invalid, TenantId};
 
-/// Whether a failed change has happened.
+/// Whether a failed change has been applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// It certainly did not happen, and will not.
+    /// It certainly has not been applied, and will not be.
     NotApplied,
-    /// It may have happened, or may still happen.
+    /// It may have been applied, or may still be.
     InDoubt,
 }
 
@@ -30,13 +30,13 @@ impl Effect {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{failure}")]
 pub struct Failed {
-    /// Why.
+    /// The cause.
     pub failure: Failure,
-    /// For a change: whether it happened. Reads have none.
+    /// For a change: whether it has been applied. `None` for a read.
     pub effect: Option<Effect>,
 }
 
-/// Why an operation failed. The edge maps each to one status and one reason.
+/// Why an operation failed. The gRPC edge maps each to one status and one reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// The request breaks a rule.
@@ -45,10 +45,10 @@ pub enum Failure {
     /// No such tenant.
     #[error("tenant {0} does not exist; create it with CreateTenant")]
     TenantNotFound(TenantId),
-    /// No value, or a deleted one. The context lets a writer say that it knew.
+    /// No value, or a deleted one.
     #[error("the key has no value")]
     KeyNotFound {
-        /// The token to send with the next write.
+        /// The token to send with the next write, which says that the client knows of the deletion.
         context: Bytes,
     },
     /// Fewer nodes than replicas.
@@ -56,7 +56,7 @@ pub enum Failure {
     TooFewNodes {
         /// Replicas of each key.
         wanted: u8,
-        /// Nodes that take part.
+        /// Active nodes.
         nodes: usize,
     },
     /// Too few replicas answered.
@@ -66,7 +66,7 @@ pub enum Failure {
         required: u8,
         /// Replicas that did.
         received: u8,
-        /// What the others said, once each, for a person.
+        /// The failures that the others reported, each text once, for people.
         causes: Vec<String>,
     },
     /// The deadline passed first.
@@ -77,13 +77,13 @@ pub enum Failure {
         /// Replicas that did.
         received: u8,
     },
-    /// The coordinator has as much in flight as it may.
+    /// As many operations are in flight as the coordinator's limits allow.
     #[error("too much is in flight; try again later")]
     Overloaded {
         /// When to try again.
         retry_after: Duration,
     },
-    /// The record has as many siblings, or bytes, as it may.
+    /// The record has reached its limit of siblings or bytes.
     #[error(
         "the key has too many siblings or its record too many bytes; read it, and write with the context that the read returns"
     )]
@@ -97,14 +97,14 @@ pub enum Failure {
         /// When to try again.
         retry_after: Duration,
     },
-    /// A plugin failed, and its binding says that the request fails then.
+    /// A plugin failed, and its binding says that the request fails too.
     #[error("the {hook} plugin {by} failed: {reason}")]
     PluginFault {
-        /// Where.
+        /// The hook that was asked.
         hook: Hook,
-        /// Who.
+        /// The plugin, as `name@digest`.
         by: String,
-        /// How.
+        /// What happened, for people.
         reason: String,
     },
     /// Disks of replicas are full.
@@ -121,15 +121,15 @@ pub enum Failure {
     /// A store that the request needs cannot be reached.
     #[error("{what} cannot be reached: {reason}")]
     StoreUnavailable {
-        /// Which.
+        /// The store's name.
         what: &'static str,
-        /// Why, for the log.
+        /// The cause, for the log.
         reason: String,
     },
-    /// The change is stored, and whoever repeats it would not find it done.
+    /// The change is stored, but its idempotency record does not say so: a repetition would not find it done.
     #[error("the change is stored, but not on record under its idempotency key; send it again with the same key")]
     Unrecorded,
-    /// A defect of ours, or damaged data.
+    /// A defect of this program, or damaged data.
     #[error("internal error: {0}")]
     Internal(String),
 }
@@ -139,12 +139,12 @@ fn reasons(causes: &[String]) -> String {
 }
 
 impl Failure {
-    /// Fails a change that certainly did not happen.
+    /// Fails a change that certainly has not been applied.
     pub fn not_applied(self) -> Failed {
         Failed { failure: self, effect: Some(Effect::NotApplied) }
     }
 
-    /// Fails a change that may have happened.
+    /// Fails a change that may have been applied.
     pub fn in_doubt(self) -> Failed {
         Failed { failure: self, effect: Some(Effect::InDoubt) }
     }

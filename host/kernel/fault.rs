@@ -1,12 +1,12 @@
-//! Rules of the protocol that a simulation can break on purpose, to show that it would notice.
+//! Rules of the protocol that the simulation breaks on purpose, to show that it detects it.
 //!
-//! A fault belongs to the thread that set it, and exists only in builds with debug assertions: a released binary holds no
-//! trace of it, and no configuration reaches it.
+//! A fault belongs to the thread that set it, and exists only in builds with debug assertions: release builds contain no trace of it,
+//! and no configuration sets it.
 
 /// A broken rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// The coordinator mints dots of its own instead of letting a replica do so.
+    /// The coordinator mints dots instead of a replica.
     DotsMintedByCoordinator,
     /// A replica stores what it is sent instead of merging it.
     OverwriteInsteadOfMerge,
@@ -18,13 +18,13 @@ pub enum Fault {
     StampRoundSkipped,
     /// A read stores the resolver's verdict as a new write.
     VerdictWrittenBack,
-    /// One answer too few is enough.
+    /// A quorum is one answer too small.
     QuorumOffByOne,
-    /// A wiped store comes back under its old id and counts from the start.
+    /// A wiped store comes back under its old id and counts its dots from the start.
     ActorReusedAfterWipe,
     /// A delete ignores what the client has seen.
     ContextIgnoredOnDelete,
-    /// A missing record is not counted as a read's answer.
+    /// A replica that has no record is not counted as having answered a read.
     NotFoundNotCounted,
     /// A linearizable read does not wait for its repair.
     BlockingRepairSkipped,
@@ -34,7 +34,7 @@ pub enum Fault {
     AcknowledgedUnrecorded,
     /// A Put that failed is always tried elsewhere as if it were new.
     RetryMintsAgain,
-    /// A node is asked whatever store it has come back with.
+    /// A node is read from whatever store it has come back with.
     NewStoreBelieved,
     /// A node's new store goes on record as soon as it is met, although nothing has filled it.
     NewStoreRecorded,
@@ -83,7 +83,7 @@ thread_local! {
     static ACTIVE: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
 }
 
-/// Breaks a rule on this thread, or none.
+/// Sets the fault of this thread; `None`: none.
 #[cfg(debug_assertions)]
 pub fn set(fault: Option<Fault>) {
     ACTIVE.set(fault);

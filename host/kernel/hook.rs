@@ -1,4 +1,4 @@
-//! The questions that plugins answer, and what an answer may be. Every answer is checked here before it counts.
+//! The questions that plugins answer, and the answers that are allowed. Every answer is checked here before it is used.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::tenant::Level;
 pub enum Hook {
     /// How many replicas must answer, until when, when to hedge, and what a shortfall means.
     ConsistencyPolicy,
-    /// What stands when live siblings differ.
+    /// Which value a reader gets when live siblings differ.
     ConflictResolver,
     /// Which partition a key belongs to, and which replicas are asked first.
     RoutingHook,
@@ -79,14 +79,14 @@ pub struct ReplicaState {
     pub in_flight: u32,
 }
 
-/// What a consistency policy is told.
+/// What a consistency policy is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyQuestion<'a> {
-    /// What the client asks for.
+    /// The kind of operation.
     pub operation: Operation,
     /// The level asked for, or the tenant's default.
     pub level: Level,
-    /// The level it may not go below.
+    /// The tenant's minimum level.
     pub minimum: Level,
     /// Replicas of the key.
     pub replication_factor: u8,
@@ -103,7 +103,7 @@ pub struct PolicyQuestion<'a> {
 pub enum Shortfall {
     /// The operation fails.
     Fail,
-    /// It succeeds with at least so many answers.
+    /// The operation succeeds with at least this many answers.
     Accept(u8),
 }
 
@@ -114,7 +114,7 @@ pub struct PolicyAnswer {
     pub required: u8,
     /// Milliseconds until the operation's deadline; never extends the request's own.
     pub deadline_ms: u32,
-    /// Ask one spare replica of a read after so many microseconds; `None`: the native rule.
+    /// Microseconds after which a read asks one spare replica; `None`: the native rule.
     pub hedge_after_us: Option<u32>,
     /// What a shortfall means.
     pub shortfall: Shortfall,
@@ -132,7 +132,7 @@ impl PolicyAnswer {
         }
     }
 
-    /// Holds an answer within what the tenant and the request allow: never below the minimum level, never above the
+    /// Clamps an answer to what the tenant and the request allow: never below the minimum level, never above the
     /// replication factor, never past the request's deadline.
     pub fn within(self, question: &PolicyQuestion<'_>) -> Self {
         let floor = question.minimum.required(question.replication_factor);
@@ -158,63 +158,63 @@ pub struct Sibling {
     pub time: u64,
 }
 
-/// What a conflict resolver is told.
+/// What a conflict resolver is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolverQuestion {
     /// The key.
     pub key: Key,
-    /// The live values, two at least, in an order that every coordinator would choose alike.
+    /// The live values, at least two, in an order that is the same at every coordinator.
     pub siblings: Vec<Sibling>,
 }
 
 /// What a conflict resolver decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The sibling of this index stands for all.
+    /// The sibling with this index replaces all.
     Pick(usize),
-    /// These bytes stand for all.
+    /// These bytes replace all.
     Merged(Bytes),
-    /// All stay; the client decides.
+    /// Keep all; the client decides.
     KeepAll,
 }
 
 /// Who answered: `name@digest` for a plugin.
 pub type AnsweredBy = Arc<str>;
 
-/// What comes of asking a hook.
+/// The result of asking a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked<T> {
-    /// Nothing is bound here: the native rule holds.
+    /// No plugin is bound: the native rule applies.
     Unbound,
     /// The plugin's answer.
     Answered {
         /// The answer.
         answer: T,
-        /// Who gave it.
+        /// The plugin.
         by: AnsweredBy,
     },
-    /// The plugin failed; it has been counted.
+    /// The plugin failed. The failure has been counted already.
     Faulted {
-        /// What happened, for a person.
+        /// What happened, for people.
         reason: String,
-        /// True when the binding says that such a request fails; else the native rule holds.
+        /// True when the binding says that the request fails too; else the native rule applies.
         fail: bool,
-        /// Who failed.
+        /// The plugin.
         by: AnsweredBy,
     },
 }
 
-/// An answer that is not there yet. Resolvers run off the serving threads.
+/// An answer that is being computed. Resolvers do not run on the serving threads.
 pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// The hooks of one tenant: an immutable snapshot. A request takes one at its start and keeps it to its end.
+/// The hooks of one tenant: an immutable snapshot. A request takes one when it starts and keeps it until it ends.
 pub trait Hooks: Send + Sync + 'static {
-    /// False when no consistency policy is bound, so that nobody need gather what it would be told.
+    /// False when no consistency policy is bound, so that its question need not be prepared.
     fn has_policy(&self) -> bool {
         true
     }
 
-    /// Asks the consistency policy. Synchronous and bounded: it is called on the serving threads.
+    /// Asks the consistency policy. Synchronous and bounded in time: called on the serving threads.
     fn policy(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer>;
 
     /// True when a resolver is bound.
@@ -223,21 +223,21 @@ pub trait Hooks: Send + Sync + 'static {
     /// Asks the conflict resolver.
     fn resolve(&self, question: ResolverQuestion) -> Pending<Asked<Verdict>>;
 
-    /// Asks the routing hook for the key's partition key. Synchronous and bounded.
+    /// Asks the routing hook for the key's partition key. Synchronous and bounded in time.
     fn partition_key(&self, key: &Key) -> Asked<Bytes>;
 
     /// Asks the routing hook for the order in which replicas are read: a permutation of indices into `replicas`, or a
-    /// prefix of one. Synchronous and bounded.
+    /// prefix of one. Synchronous and bounded in time.
     fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>>;
 }
 
 /// Where hooks come from.
 pub trait Plugins: Send + Sync + 'static {
-    /// The snapshot now in force for a tenant. Cheap: it is taken once per request.
+    /// The snapshot now in force for a tenant. Cheap: called once per request.
     fn hooks(&self, tenant: &TenantId) -> Arc<dyn Hooks>;
 }
 
-/// Nothing bound anywhere.
+/// No plugin is bound anywhere.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Native;
 

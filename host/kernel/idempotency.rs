@@ -2,7 +2,7 @@
 //!
 //! The store keeps one [`Reservation`] per [`Name`] for 24 h. Each [`Step`] is a pure function of the reservation and the
 //! store's time ([`apply`]); a store makes it atomic and durable. Every change is a compare-and-swap on owner and fence, so
-//! that a coordinator that was slow, and has been taken over from, changes nothing any more.
+//! that a slow coordinator whose claim has been taken over cannot change the record.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -21,7 +21,7 @@ pub use reservation::{Damaged, Reservation, State};
 /// How long a reservation is kept after its last step, and the longest lease. Milliseconds.
 pub const KEPT_MS: u64 = 24 * 3600 * 1000;
 
-/// Longest response that a store records, in bytes: a key, a context token and a rendered vector clock fit many times over.
+/// Longest response that a store records, in bytes: many times what a key, a context token and a rendered vector clock need.
 pub const RESPONSE_BYTES: usize = 64 << 10;
 
 /// Names a reservation: SHA-256 over tenant, key and idempotency key, each preceded by its length, so that no two triples
@@ -36,9 +36,9 @@ impl Name {
     }
 }
 
-/// Names a client's intention: the first 16 bytes of SHA-256 over tenant, key, idempotency key, operation, the hash of the
-/// value (or that there is none) and the hash of the context, each preceded by its length. The same request has the same id,
-/// another one another, so that it is the request's fingerprint too.
+/// The id of a client's intention: the first 16 bytes of SHA-256 over tenant, key, idempotency key, operation, the hash of the
+/// value (or that there is none) and the hash of the context, each preceded by its length. The same request has the same
+/// id and a different request a different one, so that it is the request's fingerprint too.
 pub fn write_id(
     tenant: &TenantId,
     key: &Key,
@@ -66,68 +66,68 @@ fn hash_parts(parts: &[&[u8]]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// One attempt to carry out a request; drawn at random.
+/// The id of one attempt to carry out a request, drawn at random.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Owner(pub [u8; 16]);
 
 /// A step of the protocol.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// Claims the name for a request. The write id is the request's fingerprint: the same request has the same.
+    /// Claims the name for a request.
     Reserve {
-        /// Who claims.
+        /// The attempt.
         owner: Owner,
         /// The request's fingerprint.
         write_id: WriteId,
         /// Hybrid time at which the operation starts, microseconds; kept from the first reservation on.
         started: u64,
-        /// How long the claim stands without being recorded as done, milliseconds: the operation's deadline.
+        /// How long the claim is valid unless it is recorded as done, milliseconds: until after the operation's deadline.
         lease_ms: u64,
     },
     /// Stores the register stamp, once, before anything is sent to a replica.
     Stamp {
-        /// Who claimed.
+        /// The attempt that holds the claim.
         owner: Owner,
-        /// The fence told with the claim.
+        /// The fence returned with the claim.
         fence: u64,
         /// The stamp.
         stamp: Stamp,
     },
     /// Records the response.
     Done {
-        /// Who claimed.
+        /// The attempt that holds the claim.
         owner: Owner,
-        /// The fence told with the claim.
+        /// The fence returned with the claim.
         fence: u64,
-        /// What a duplicate is answered with, encoded by the edge.
+        /// The answer for duplicates, encoded by the coordinator.
         response: Bytes,
     },
-    /// Gives the claim up: nothing was sent to any replica (or it is certain that none applied it).
+    /// Gives up the claim: nothing was sent to any replica, or certainly none has applied it.
     Release {
-        /// Who claimed.
+        /// The attempt that holds the claim.
         owner: Owner,
-        /// The fence told with the claim.
+        /// The fence returned with the claim.
         fence: u64,
     },
     /// Ends the lease at once and keeps the reservation: the outcome is in doubt, and a retry may take over now.
     Abandon {
-        /// Who claimed.
+        /// The attempt that holds the claim.
         owner: Owner,
-        /// The fence told with the claim.
+        /// The fence returned with the claim.
         fence: u64,
     },
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Stepped {
-    /// The name is the caller's.
+    /// The caller holds the claim.
     Reserved {
-        /// To be told with every later step.
+        /// To be passed with every later step.
         fence: u64,
         /// True when an earlier attempt's lease had expired: some of its work may have been done.
         took_over: bool,
-        /// The stamp an earlier attempt has stored. It must be used.
+        /// The stamp that an earlier attempt has stored. It must be used.
         stamp: Option<Stamp>,
         /// When the first attempt started.
         started: u64,
@@ -137,7 +137,7 @@ pub enum Stepped {
         /// The recorded response.
         response: Bytes,
     },
-    /// Another attempt holds the name.
+    /// Another attempt holds the claim.
     InProgress {
         /// Milliseconds until its lease expires.
         left_ms: u64,
@@ -150,23 +150,23 @@ pub enum Stepped {
     Lost,
 }
 
-/// What a step does to the record.
+/// The change that a step makes to the record.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Nothing.
+    /// None.
     Keep,
-    /// It becomes this.
+    /// It is replaced by this one.
     Put(Reservation),
-    /// It goes.
+    /// It is deleted.
     Delete,
 }
 
-/// Decides a step: what becomes of the record, and what the caller is told. `now_ms` is the store's time. A record past its
+/// Decides a step: the change of the record, and the result for the caller. `now_ms` is the store's time. A record older than
 /// [`KEPT_MS`] counts as absent.
 ///
-/// Leases keep attempts apart, but no promise rests on them: an attempt that outlives its lease works under the same write
-/// id and the same stamp as the one that takes over, so that both have one effect between them. Its later steps fail on the
-/// fence. A stamp step is held before anything is sent, so an attempt that is taken over from earlier sends nothing.
+/// Leases keep attempts apart, but no promise depends on them: an attempt that outlives its lease uses the same write id and the same
+/// stamp as the one that takes over, so that both together have one effect. Its later steps fail on the fence. The stamp is stored
+/// before anything is sent, so an attempt that is taken over before that sends nothing.
 pub fn apply(existing: Option<&Reservation>, step: &Step, now_ms: u64) -> (Change, Stepped) {
     let existing = existing.filter(|reservation| reservation.kept_until_ms > now_ms);
     match step {
@@ -196,7 +196,7 @@ pub fn apply(existing: Option<&Reservation>, step: &Step, now_ms: u64) -> (Chang
 
 const LOST: (Change, Stepped) = (Change::Keep, Stepped::Lost);
 
-/// What [`Step::Reserve`] says.
+/// The fields of [`Step::Reserve`].
 struct Claim {
     owner: Owner,
     write_id: WriteId,
@@ -204,8 +204,7 @@ struct Claim {
     lease_ms: u64,
 }
 
-/// The record, if it is in progress under this owner and fence. Whether the lease has expired does not matter as long as
-/// nobody has taken over.
+/// The record, if it is in progress under this owner and fence. An expired lease does not matter until another attempt takes over.
 fn held(existing: Option<&Reservation>, owner: Owner, fence: u64) -> Option<&Reservation> {
     existing.filter(|held| held.owner == owner && held.fence == fence && held.state == State::InProgress)
 }
@@ -254,23 +253,23 @@ fn take_over(existing: &Reservation, claim: &Claim, now_ms: u64) -> (Change, Ste
     grant(taken.leased(claim.lease_ms, now_ms))
 }
 
-/// The same attempt asks once more, because it did not hear the answer: it has the claim that it has, for longer.
+/// The same attempt asks again because it did not receive the answer: its claim is kept and its lease extended.
 fn reserve_again(existing: &Reservation, claim: &Claim, now_ms: u64) -> (Change, Stepped) {
     let longer = claim.lease_ms.max(existing.lease_left_ms(now_ms));
     grant(existing.clone().leased(longer, now_ms))
 }
 
 fn grant(reservation: Reservation) -> (Change, Stepped) {
-    let told = Stepped::Reserved {
+    let result = Stepped::Reserved {
         fence: reservation.fence,
         took_over: reservation.fence > FIRST_FENCE,
         stamp: reservation.stamp,
         started: reservation.started,
     };
-    (Change::Put(reservation), told)
+    (Change::Put(reservation), result)
 }
 
-/// A stamp is stored once. A second, equal one is the same step repeated; a different one would let two orders stand.
+/// A stamp is stored once. An equal one is the same step repeated; a different one would give the write two places in the order.
 fn store_stamp(held: &Reservation, stamp: Stamp, now_ms: u64) -> (Change, Stepped) {
     match held.stamp {
         None => (Change::Put(Reservation { stamp: Some(stamp), ..held.clone() }.kept(now_ms)), Stepped::Stored),
@@ -279,21 +278,21 @@ fn store_stamp(held: &Reservation, stamp: Stamp, now_ms: u64) -> (Change, Steppe
     }
 }
 
-/// What is done stays done, as it was first told.
+/// A recorded response is final: the first one is kept.
 fn record(held: &Reservation, response: &Bytes, now_ms: u64) -> (Change, Stepped) {
     match &held.state {
         State::InProgress => {
             let done = Reservation { state: State::Done { response: response.clone() }, ..held.clone() };
             (Change::Put(done.kept(now_ms)), Stepped::Stored)
         }
-        State::Done { response: told } if told == response => (Change::Keep, Stepped::Stored),
+        State::Done { response: recorded } if recorded == response => (Change::Keep, Stepped::Stored),
         State::Done { .. } => LOST,
     }
 }
 
-/// The caller knows of its own attempt only. After a takeover, an earlier attempt may have sent something; with a stamp
-/// stored, it is cheap to keep it and costly to be wrong. In both cases the record stays, open to the next attempt at once,
-/// which works under the same write id and stamp. Only a first attempt that has stored no stamp leaves nothing behind.
+/// The caller knows only its own attempt. After a takeover, an earlier attempt may have sent something; and a stored stamp is cheap to
+/// keep and costly to lose. In both cases the record is kept and the next attempt may take over at once, with the same write id and
+/// stamp. Only a first attempt that has stored no stamp deletes the record.
 fn release(held: &Reservation, now_ms: u64) -> (Change, Stepped) {
     if held.fence > FIRST_FENCE || held.stamp.is_some() {
         return abandon(held, now_ms);
@@ -301,7 +300,7 @@ fn release(held: &Reservation, now_ms: u64) -> (Change, Stepped) {
     (Change::Delete, Stepped::Stored)
 }
 
-/// The owner stays on record: should its operation succeed after all, and nobody have taken over, it can still say so.
+/// The owner is kept: if its operation succeeds after all and no other attempt has taken over, it can still record that.
 fn abandon(held: &Reservation, now_ms: u64) -> (Change, Stepped) {
     (Change::Put(held.clone().leased(0, now_ms)), Stepped::Stored)
 }

@@ -1,14 +1,14 @@
-//! Witan's pure decisions: no I/O, no async runtime, no clock and no randomness of their own.
+//! Witan's decisions as pure code: no I/O, no async runtime, no clock and no randomness.
 //!
-//! Everything here is plain synchronous code that is fed values and events and answers with values; the rooms around it
-//! (`witan_coordinate`, `witan-node`, `witan-store`) carry the messages. Reading order:
+//! Everything here is synchronous code that takes values and events and returns values. The crates around it (`witan-coordinate`,
+//! `witan-node`, `witan-store`) send the messages and store the bytes. Reading order:
 //!
 //! 1. [`name`], [`limit`], [`tenant`]: what a request is about, and how large it may be.
 //! 2. [`clock`], [`recent`], [`record`], [`register`], [`siblings`], [`context`]: what a replica stores and how it merges.
-//! 3. [`ring`]: who stores it; [`scan`]: walking all of it.
+//! 3. [`ring`]: which nodes store it; [`scan`]: walking all of it.
 //! 4. [`quorum`]: when an operation is done.
-//! 5. [`idempotency`]: how often it has an effect.
-//! 6. [`hook`], [`replica`], [`port`], [`durability`], [`failure`]: the world, by type.
+//! 5. [`idempotency`]: one effect per idempotency key.
+//! 6. [`hook`], [`replica`], [`port`], [`durability`], [`failure`]: the interfaces to plugins, replicas, stores and clients.
 //! 7. [`fault`]: rules that the simulation breaks on purpose.
 //! 8. [`backoff`], [`sync`]: what every room needs when it retries or locks.
 

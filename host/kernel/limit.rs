@@ -1,24 +1,25 @@
-//! How large things may be. Every bound of the data model stands here; each room keeps those of its own queues.
+//! Bounds of the data model. Bounds of queues are beside the queues.
 
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
-/// Longest tenant id, in bytes.
+/// Longest tenant id, in bytes: part of every row's key on disk.
 pub const TENANT_BYTES: usize = 256;
-/// Longest key, in bytes.
+/// Longest key, in bytes: part of every row's key on disk.
 pub const KEY_BYTES: usize = 1024;
-/// Largest value, in bytes. An empty value is a value.
+/// Largest value, in bytes. An empty value is a value. Ten MiB bound the memory that one request may hold.
 pub const VALUE_BYTES: usize = 10 << 20;
-/// Largest record that a client's write may make, in bytes. Repair, hints and copies are never refused.
+/// Largest record that a client's write may create, in bytes: a few values of the largest size. Merges are never refused.
 pub const RECORD_BYTES: usize = 32 << 20;
-/// Live siblings at which a client's write whose context does not cover them is refused.
+/// Live siblings from which on a client's write that does not cover them is refused: a client that never reads would grow the record
+/// without bound.
 pub const SIBLINGS: usize = 100;
-/// Live siblings at which a coordinator asks the resolver to collapse them.
+/// Live siblings from which on the resolver is asked to collapse them: well before writes are refused at [`SIBLINGS`].
 pub const COLLAPSE_SIBLINGS: usize = 25;
-/// Longest idempotency key, in bytes.
+/// Longest idempotency key, in bytes: room for any UUID or URL-like name.
 pub const IDEMPOTENCY_KEY_BYTES: usize = 256;
-/// Largest context token, in bytes.
+/// Largest context token, in bytes: it travels with every read and write.
 pub const CONTEXT_BYTES: usize = 4096;
 /// Largest component of a plugin that requests carry and stores keep, in bytes: that of an interpreted language. The plugin host
 /// accepts less by default, and says so in its own words.
@@ -27,23 +28,24 @@ pub const COMPONENT_BYTES: usize = 32 << 20;
 pub const PLUGIN_CONFIGURATION_BYTES: usize = 64 << 10;
 /// Most replicas of a key. Five survive two losses; more would cost every write and promise little.
 pub const MAX_REPLICAS: usize = 5;
-/// Replicas of a key.
+/// Replication factors that a tenant may have.
 pub const REPLICATION_FACTOR: std::ops::RangeInclusive<u8> = 1..=MAX_REPLICAS as u8;
 /// One `T` for each replica of a key, or for some of them: inline, so that an operation allocates nothing for it.
 pub type PerReplica<T> = SmallVec<[T; MAX_REPLICAS]>;
 /// The longest that any operation lasts, whatever its client asks for: a Put that is tried again must be younger than
 /// [`PUT_RETRY_MICROS`].
 pub const LONGEST_DEADLINE: Duration = Duration::from_secs(10);
-/// Virtual nodes of a storage node, when it does not say otherwise.
+/// Default number of virtual nodes of a storage node: evens out the nodes' shares to within about a tenth.
 pub const VIRTUAL_NODES: u32 = 150;
-/// Most virtual nodes of one storage node: 1,000 nodes of them are a ring of 64 MB.
+/// Most virtual nodes of one storage node: with 1,000 such nodes the ring takes 64 MB.
 pub const MAX_VIRTUAL_NODES: u32 = 4096;
-/// Entries of a record's `recent`.
+/// Most entries of a record's `recent`: about 1.6 KB of a record that many clients write to.
 pub const RECENT_ENTRIES: usize = 64;
-/// Farthest that a coordinator's clock may be off; beyond, it is not ready. Microseconds.
+/// Largest clock skew of a coordinator, microseconds; beyond it, the coordinator is not ready. Far above what any time service allows.
 pub const CLOCK_SKEW_MICROS: u64 = 60_000_000;
-/// How long an entry of `recent` is kept at least, unless there are more than [`RECENT_ENTRIES`] of them. Microseconds.
+/// Least age at which an entry of `recent` is dropped, unless there are more than [`RECENT_ENTRIES`]. Microseconds. Twice
+/// [`PUT_RETRY_MICROS`].
 pub const RECENT_MICROS: u64 = 30_000_000;
-/// Age of a request from which a failed Put is not minted a second time but reported in doubt. Microseconds. Half of
-/// [`RECENT_MICROS`], so that what the first attempt left behind is still remembered whatever the clocks' skew.
+/// Age from which on a failed Put is reported in doubt instead of being tried again. Microseconds. Half of [`RECENT_MICROS`], so that a
+/// record still remembers the first attempt, whatever the clock skew.
 pub const PUT_RETRY_MICROS: u64 = 15_000_000;

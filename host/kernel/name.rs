@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::limit;
 
-/// A value that breaks a rule of the data model: which field, what is wrong with it, and what would be right.
+/// A value that breaks a rule of the data model: the field, the problem, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}; {remedy}")]
 pub struct Invalid {
@@ -47,7 +47,7 @@ impl TenantId {
         Ok(Self(Bytes::from(id.into_bytes())))
     }
 
-    /// Wraps an id that another part of this system has checked before (a replica's peer, a stored row).
+    /// Wraps an id that another part of this system has checked already (a peer, a stored row).
     pub fn from_trusted(id: Bytes) -> Self {
         Self(id)
     }
@@ -75,7 +75,7 @@ impl fmt::Display for TenantId {
     }
 }
 
-/// A key: 1..=1024 bytes. The API admits UTF-8 only; replicas do not care.
+/// A key: 1..=1024 bytes. The API accepts UTF-8 only; replicas accept any bytes.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(Bytes);
 
@@ -93,7 +93,7 @@ impl Key {
         Ok(Self(key))
     }
 
-    /// Wraps a key that another part of this system has checked before.
+    /// Wraps a key that another part of this system has checked already.
     pub fn from_trusted(key: Bytes) -> Self {
         Self(key)
     }
@@ -192,13 +192,13 @@ macro_rules! sixteen {
 }
 
 sixteen! {
-    /// The name of a client's intention to write. A retry repeats it, so that it has one effect.
+    /// The id of a client's intention to write. A retry repeats it, so that both together have one effect.
     WriteId
 }
 
 sixteen! {
-    /// Drawn when an empty store is made, and when a backup is restored: half of an actor's name, so that a wiped disk
-    /// cannot reuse a dot.
+    /// The id of a store, drawn when an empty store is created and when a backup is restored. It is part of every actor, so that a wiped
+    /// disk cannot reuse a dot.
     StoreId
 }
 

@@ -1,4 +1,4 @@
-//! When an operation is done: state machines that are told what replicas answer and say what to do next ([`Round`]).
+//! When an operation is done: state machines that are given the answers of replicas and say what to do next ([`Round`]).
 //!
 //! A replica is named by its index in the key's preference list (0 is the first clockwise). Every machine counts each
 //! replica's first answer only; later ones change nothing, so that a late or repeated answer cannot count twice.

@@ -1,18 +1,17 @@
-//! `recent`: the writes that a record remembers by name, so that a retry has no second effect.
+//! `recent`: the writes that a record remembers by their ids, so that a retry has no second effect.
 
 use smallvec::SmallVec;
 
 use crate::limit::{CLOCK_SKEW_MICROS, RECENT_ENTRIES, RECENT_MICROS};
 use crate::name::WriteId;
 
-/// Names of recent writes with a hybrid time each (of a register: the stamp), newest first: at most
-/// [`crate::limit::RECENT_ENTRIES`].
+/// Ids of recent writes, at most [`crate::limit::RECENT_ENTRIES`], each with a hybrid time (in a register: the stamp).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Recent {
     /// Newest first; equal times: greater write id first.
     pub entries: SmallVec<[(WriteId, u64); 2]>,
-    /// The greatest time of an entry that was dropped, for its age or for want of room; 0 when none was. Whoever looks for
-    /// a write that is not here and may be as old as this cannot tell whether it was applied.
+    /// The greatest time of an entry that was dropped because of its age or for lack of room; 0 when none was. For a write that is not
+    /// here and may be as old as this, it is unknown whether it was applied.
     pub horizon: u64,
 }
 
@@ -27,9 +26,8 @@ impl Recent {
         self.entries.iter().find(|(id, _)| id == write_id).map(|(_, time)| *time)
     }
 
-    /// Remembers a write. A write that is remembered already keeps the greater of both times, because that is what the
-    /// union of two records must do too (the lesser one could have been dropped somewhere else). True when that changed
-    /// anything.
+    /// Remembers a write. A write that is remembered already keeps the greater of both times, as the union of two records must (the entry
+    /// with the lesser time may have been dropped elsewhere). True when that changed anything.
     pub fn remember(&mut self, write_id: WriteId, time: u64) -> bool {
         let entry = (write_id, time);
         if let Some(at) = self.entries.iter().position(|(id, _)| *id == write_id) {
@@ -50,8 +48,7 @@ impl Recent {
         true
     }
 
-    /// Unites two memories: the newest [`RECENT_ENTRIES`] of both. True when this one changed. Associative, commutative and
-    /// idempotent.
+    /// Takes the union: the newest [`RECENT_ENTRIES`] of both. True when this one changed. Associative, commutative and idempotent.
     pub fn merge(&mut self, other: &Self) -> bool {
         let mut changed = other.horizon > self.horizon;
         self.horizon = self.horizon.max(other.horizon);
@@ -63,10 +60,10 @@ impl Recent {
         changed
     }
 
-    /// Drops what is older than [`RECENT_MICROS`] at `now_micros` (microseconds since 1970), whatever the clock that has
-    /// timed it, and raises the horizon accordingly. True when anything was dropped.
+    /// Drops entries older than [`RECENT_MICROS`] at `now_micros` (microseconds since 1970), allowing for clock skew, and raises the
+    /// horizon accordingly. True when anything was dropped.
     pub fn expire(&mut self, now_micros: u64) -> bool {
-        // A coordinator may be late by the skew: what it has just written already looks that old.
+        // A coordinator's clock may be behind by the skew: what it has just written already looks that old.
         let oldest = now_micros.saturating_sub(RECENT_MICROS + CLOCK_SKEW_MICROS);
         let keep = self.entries.partition_point(|(_, time)| *time >= oldest);
         self.keep_first(keep)

@@ -14,34 +14,34 @@ pub use abridge::ABRIDGED_BYTES;
 /// A stored record: a join-semilattice.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Record {
-    /// Of a `register` tenant.
+    /// A record of a `register` tenant.
     Register(Register),
-    /// Of a `siblings` tenant.
+    /// A record of a `siblings` tenant.
     Siblings(Siblings),
 }
 
-/// A record's bytes: codec version, kind, checksum, body. On disk and on the wire alike.
+/// A record's bytes: codec version, kind, checksum, body. The same on disk and on the wire.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Encoded(pub Bytes);
 
-/// Bytes that are no record: cut off, altered, or of a codec version that this build does not know.
+/// Bytes that cannot be read as a record: cut off, altered, or of a codec version that this build does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the record is damaged: {0}")]
 pub struct Damaged(pub &'static str);
 
-/// A record of one conflict mode met one of the other under the same key.
+/// Two records under the same key have different conflict modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the record is of another conflict mode")]
 pub struct WrongMode;
 
 impl Record {
-    /// Writes the record in the newest codec version. Values are copied, once.
+    /// Writes the record in the newest codec version. Values are copied once.
     pub fn encode(&self) -> Encoded {
         codec::encode(self)
     }
 
-    /// Joins `incoming` with what is stored. Also tells whether that has changed what is stored at all, be it only what it
-    /// remembers; if so it has to be stored.
+    /// Joins `incoming` with what is stored. Also returns whether the stored record has changed, including what it remembers of writes:
+    /// then it has to be stored.
     pub fn merge(stored: Option<Self>, incoming: Self) -> Result<(Self, bool), WrongMode> {
         match (stored, incoming) {
             (None, incoming) => Ok((incoming, true)),
@@ -59,19 +59,19 @@ impl Record {
         }
     }
 
-    /// True when both say the same about the key, whatever they remember of writes: then a replica is not stale.
-    pub fn same_standing(&self, other: &Self) -> bool {
+    /// True when both have the same state of the key, whatever they remember of writes: then neither replica is stale.
+    pub fn same_state(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Register(a), Self::Register(b)) => {
                 (a.stamp, a.write_id) == (b.stamp, b.write_id) && a.value == b.value
             }
-            (Self::Siblings(a), Self::Siblings(b)) => a.same_standing(b),
+            (Self::Siblings(a), Self::Siblings(b)) => a.same_state(b),
             (Self::Register(_), Self::Siblings(_)) | (Self::Siblings(_), Self::Register(_)) => false,
         }
     }
 
     /// Forgets writes that are old ([`crate::recent::Recent::expire`]) at `now_micros`, microseconds since 1970. True when any was
-    /// forgotten. Worth doing whenever the record is about to be stored anyway.
+    /// forgotten. To be called when the record is about to be stored anyway.
     pub fn expire(&mut self, now_micros: u64) -> bool {
         match self {
             Self::Register(register) => register.recent.expire(now_micros),
@@ -79,7 +79,7 @@ impl Record {
         }
     }
 
-    /// True when a reader finds no value.
+    /// True when there is no live value.
     pub fn is_deleted(&self) -> bool {
         match self {
             Self::Register(register) => register.value.is_none(),
@@ -89,13 +89,13 @@ impl Record {
 }
 
 impl Encoded {
-    /// Reads the record; checks all that [`Self::check`] does, and that what the record says is in order. Values share these
-    /// bytes. Whatever the bytes are, it never allocates more than a small multiple of their number.
+    /// Reads the record; checks what [`Self::check`] does, and that the record's fields are valid. Values share these bytes. Whatever the
+    /// bytes are, it never allocates more than a small multiple of their number.
     pub fn decode(&self) -> Result<Record, Damaged> {
         codec::decode(&self.0)
     }
 
-    /// Checks codec version, kind and checksum, and nothing else: cheap enough for every record that passes by.
+    /// Checks codec version, kind and checksum only: cheap enough for every record that is received or read.
     pub fn check(&self) -> Result<(), Damaged> {
         codec::check(&self.0).map(|_| ())
     }

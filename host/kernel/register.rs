@@ -17,23 +17,23 @@ pub struct Stamp(pub u64);
 pub struct Register {
     /// Its place in the order.
     pub stamp: Stamp,
-    /// The write that stands.
+    /// The write that the value is from.
     pub write_id: WriteId,
-    /// What stands; `None` is a tombstone.
+    /// The value; `None` is a tombstone.
     pub value: Option<Bytes>,
-    /// Stamps that recent writes were given. No evidence for a merge: it lets a retry find the stamp it had.
+    /// Stamps that recent writes were given. A merge does not depend on them: they let a retry find the stamp it had.
     pub recent: Recent,
 }
 
 impl Register {
-    /// What a client's write makes: it remembers itself under its stamp.
+    /// The record that a client's write creates. It remembers the write under its stamp.
     pub fn written(stamp: Stamp, write_id: WriteId, value: Option<Bytes>) -> Self {
         let recent = Recent { entries: smallvec![(write_id, stamp.0)], horizon: 0 };
         Self { stamp, write_id, value, recent }
     }
 
-    /// True when this one stands above `other`: (stamp, tombstone before value, write id). Two with the same three are the
-    /// same write; should their values differ nevertheless, the greater one stands, on every machine alike.
+    /// True when this one is above `other` in the order (stamp, tombstone above value, write id). Two with the same three are the same
+    /// write; if their values differ nevertheless, the greater one wins, the same on every machine.
     pub fn wins_over(&self, other: &Self) -> bool {
         self.rank().cmp(&other.rank()).then_with(|| self.value.cmp(&other.value)).is_gt()
     }
@@ -50,8 +50,7 @@ impl Register {
         if self.write_id == *write_id { Some(self.stamp) } else { self.recent.time_of(write_id).map(Stamp) }
     }
 
-    /// Keeps the one that stands above, and unites what both remember. True when this record changed at all. Associative,
-    /// commutative and idempotent.
+    /// Keeps the winner, and the union of what both remember. True when this record changed. Associative, commutative and idempotent.
     pub fn merge(&mut self, other: &Self) -> bool {
         if Fault::OverwriteInsteadOfMerge.is_on() {
             let changed = self != other;
@@ -68,8 +67,8 @@ impl Register {
     }
 }
 
-/// Merges `incoming` into what is stored. Also tells whether that has changed what is stored, be it only what the record
-/// remembers: then it has to be stored, or a retry would not find the stamp it had.
+/// Merges `incoming` into what is stored. Also returns whether the stored record has changed, including what it remembers: then it has to
+/// be stored, or a retry would not find the stamp it had.
 pub fn apply_merge(stored: Option<Register>, incoming: &Register) -> (Register, bool) {
     match stored {
         None => (incoming.clone(), true),

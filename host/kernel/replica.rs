@@ -1,4 +1,4 @@
-//! What a coordinator says to a replica, and what it hears back. The wire and the storage node speak exactly this.
+//! Requests of a coordinator to a replica, and the answers. The wire and the storage node use exactly these.
 
 use std::sync::Arc;
 
@@ -7,12 +7,12 @@ use crate::record::Encoded;
 use crate::register::Stamp;
 use crate::siblings::{Refusal, Write};
 
-/// Where a record lies: its row on a node is (token, tenant, key).
+/// The position of a record: its row on a node is (token, tenant, key).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
     /// Position on the ring.
     pub token: u64,
-    /// Whose it is.
+    /// The tenant that it belongs to.
     pub tenant: TenantId,
     /// Its key.
     pub key: Key,
@@ -32,12 +32,12 @@ pub struct Request {
 /// What to do with a record.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ask {
-    /// Round 1 of a register's write: which stamp stands, and does `recent` know this write?
+    /// Round 1 of a register's write: which stamp is stored, and does `recent` know this write?
     Stamp {
         /// The write.
         write_id: WriteId,
     },
-    /// Mint a dot for a client's write of a `siblings` record. Answered with the whole record.
+    /// Mint a dot for a client's write to a `siblings` record. The answer contains the whole record.
     Put(Arc<Write>),
     /// Merge a record into what is stored.
     Merge {
@@ -48,24 +48,24 @@ pub enum Ask {
     Read,
 }
 
-/// What a replica answers.
+/// A replica's answer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     /// To [`Ask::Stamp`].
     Stamp {
-        /// The stamp that stands; `None` without a record.
+        /// The stored stamp; `None` without a record.
         stands: Option<Stamp>,
         /// The stamp that this write was given before, if `recent` knows it.
         known: Option<Stamp>,
     },
-    /// To [`Ask::Put`]: minted, or known already, and stored.
+    /// To [`Ask::Put`]: the write has been minted, now or before, and is stored.
     Put {
         /// The whole record.
         record: Encoded,
-        /// True when `recent` knew the write: nothing was minted.
+        /// True when the record knew the write: no dot was minted.
         applied_already: bool,
     },
-    /// To [`Ask::Merge`]: what was sent is stored, or something that stands above it.
+    /// To [`Ask::Merge`]: what was sent is stored, or something that supersedes it.
     Merged {
         /// True when what was stored did not change.
         superseded: bool,
@@ -80,8 +80,8 @@ pub enum ReplicaError {
     /// The request never left this coordinator.
     #[error("node {0} cannot be reached")]
     NotSent(NodeId),
-    /// The node's store is not the one on record: what it lacks cannot be told from what was never written, so it is
-    /// written to and not asked. Not sent.
+    /// The node's store is not the one on record: missing data looks like data that was never written, so it is written to but not read
+    /// from. Not sent.
     #[error("node {0} has another store than before, and is written to only")]
     Incomplete(NodeId),
     /// The request was sent, and the answer was lost with the connection.
@@ -99,22 +99,22 @@ pub enum ReplicaError {
     /// A client's write that would exceed [`crate::limit::RECORD_BYTES`] or [`crate::limit::SIBLINGS`]: not carried out.
     #[error("the record has too many siblings or too many bytes")]
     SiblingLimit,
-    /// A Put that may have been minted before, where `recent` no longer tells: not minted again.
+    /// A Put that may have been minted before, and the record does not remember that far back: not minted again.
     #[error("the write may have been applied before")]
     InDoubt,
-    /// A request under another kind of record than is stored: not carried out.
+    /// A request for another kind of record than is stored: not carried out.
     #[error("the record is of another conflict mode")]
     WrongMode,
     /// The replica no longer owns the range under the request's epoch: not carried out.
     #[error("the request's placement epoch is stale")]
     StaleEpoch,
-    /// The replica's engine failed; whether it happened is not known.
+    /// The replica's engine failed; whether the request was carried out is unknown.
     #[error("the replica failed: {0}")]
     Broken(String),
 }
 
 impl ReplicaError {
-    /// A replica that answers something else than it was asked is broken.
+    /// The failure of a replica whose answer does not fit the request.
     pub fn misfit() -> Self {
         Self::Broken("the answer does not fit the request".to_owned())
     }
@@ -143,5 +143,5 @@ impl From<Refusal> for ReplicaError {
     }
 }
 
-/// An answer or the reason there is none.
+/// An answer, or the reason why there is none.
 pub type Outcome = Result<Answer, ReplicaError>;

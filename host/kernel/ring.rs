@@ -1,16 +1,16 @@
 //! The ring: which nodes hold a key. An immutable value; a change of the cluster makes another one.
 
 use sha2::{Digest, Sha256};
-use smallvec::SmallVec;
 
+use crate::limit::PerReplica;
 use crate::name::{NodeId, TenantId};
 
 mod ranges;
 
 pub use ranges::ReplicaRange;
 
-/// The replicas of a key, in ring order: the first mints, and is asked first without a better reason.
-pub type Preference = SmallVec<[NodeId; 5]>;
+/// The replicas of a key, in ring order: the first mints, and is asked first unless latencies say otherwise.
+pub type Preference = PerReplica<NodeId>;
 
 /// A key's position on the ring: the first eight bytes, big endian, of SHA-256 of "tenant:partition-key".
 pub fn token(tenant: &TenantId, partition_key: &[u8]) -> u64 {
@@ -37,10 +37,10 @@ pub struct Ring {
     epoch: u64,
     /// Sorted by id.
     nodes: Box<[NodeId]>,
-    /// Nodes that have a virtual node at least.
+    /// Nodes that have at least one virtual node.
     placed: usize,
     positions: Box<[u64]>,
-    /// For each position, its node's place in `nodes`.
+    /// For each position, its node's index in `nodes`.
     owners: Box<[u32]>,
 }
 
@@ -80,7 +80,7 @@ impl Ring {
     /// there are fewer nodes.
     pub fn replicas(&self, token: u64, rf: u8) -> Preference {
         let wanted = usize::from(rf).min(self.placed);
-        let mut found: SmallVec<[u32; 5]> = SmallVec::new();
+        let mut found: PerReplica<u32> = PerReplica::new();
         let start = self.positions.partition_point(|position| *position < token);
         for owner in self.owners[start..].iter().chain(&self.owners[..start]) {
             if found.len() == wanted {
@@ -108,7 +108,7 @@ impl Ring {
         self.nodes.is_empty()
     }
 
-    /// The placement's number.
+    /// The number of the placement.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }

@@ -1,9 +1,9 @@
-//! Walking many records: what a node is asked for, what it answers, and in which order.
+//! Scans of many records: the requests, the answers, and their order.
 //!
 //! Nodes keep records by token, then by tenant (shorter ids first, equally long ones by their bytes), then by key:
-//! [`stored_order`]. A walk goes from page to page, each of which says after which place the next one begins. [`Join`] walks
-//! several replicas side by side, [`difference`] says what some of them lack, [`Key ranges`](crate::ring::ReplicaRange) say
-//! who has to be walked where.
+//! [`stored_order`]. A walk goes from page to page; each page says after which place the next one begins. [`Join`] walks several
+//! replicas side by side, [`difference`] finds what some of them lack, and a [`ReplicaRange`](crate::ring::ReplicaRange) says which
+//! nodes to walk for which tokens.
 
 mod compare;
 mod join;
@@ -19,11 +19,12 @@ use crate::record::Encoded;
 use crate::replica::{Place, ReplicaError};
 
 pub use compare::{Difference, Unmergeable, difference, merged};
-pub use join::{Disordered, Join, Joined, Step, Told};
+pub use join::{Disordered, Held, Join, Joined, Step};
 
-/// Most records on a page.
+/// Most records on a page: bounds the time that a node spends on it.
 pub const PAGE_RECORDS: u32 = 1000;
-/// Bytes of records after which a page ends. The record that reaches it is still on the page, however large.
+/// Bytes of records after which a page ends: bounds the memory that a page takes. The record that reaches it is still on the page,
+/// however large.
 pub const PAGE_BYTES: u32 = 1 << 20;
 
 /// The order in which nodes keep records.
@@ -34,23 +35,23 @@ pub fn stored_order(a: &Place, b: &Place) -> Ordering {
     by_token.then_with(by_tenant).then_with(|| a.key.bytes().cmp(b.key.bytes()))
 }
 
-/// What is asked for: a page of the records between two tokens.
+/// A request for one page of the records between two tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scan {
     /// Records of this tenant only; `None`: of all.
     pub tenant: Option<TenantId>,
-    /// Keys that begin with this only.
+    /// Keys with this prefix only.
     pub prefix: Bytes,
     /// The first token.
     pub from: u64,
     /// The last token, included.
     pub to: u64,
-    /// Records that stand after this place only.
+    /// Records after this place only.
     pub after: Option<Place>,
-    /// Values longer than [`ABRIDGED_BYTES`](crate::record::ABRIDGED_BYTES) are replaced by a digest of theirs: enough to
-    /// see what stands.
+    /// Values longer than [`ABRIDGED_BYTES`](crate::record::ABRIDGED_BYTES) are replaced by their digests: enough to see which values are
+    /// live.
     pub abridged: bool,
-    /// Records at most.
+    /// Most records.
     pub records: u32,
     /// Bytes of records after which the page ends.
     pub bytes: u32,
@@ -75,9 +76,9 @@ impl Scan {
 /// A page of a walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// Who has answered.
+    /// The store that has answered.
     pub store: StoreId,
-    /// What it has, in stored order.
+    /// The records, in stored order.
     pub found: Vec<Found>,
     /// After which place the next page begins; `None` on the last one. It may lie beyond everything found.
     pub next: Option<Place>,
@@ -86,18 +87,18 @@ pub struct Page {
 /// A record on a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Where.
+    /// The record's place.
     pub place: Place,
-    /// What is stored there; `None`: the node cannot read it.
+    /// The record; `None`: the node cannot read it.
     pub record: Option<Encoded>,
 }
 
-/// A stretch of a tenant's removal from a node.
+/// One step of a tenant's removal from a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dropped {
     /// Records removed, durably.
     pub records: u64,
-    /// After which place to go on; `None`: the node has nothing of the tenant any more.
+    /// The place after which to go on; `None`: no records of the tenant are left on the node.
     pub next: Option<Place>,
 }
 
@@ -123,33 +124,33 @@ pub enum Trust {
 /// How full a node is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fullness {
-    /// Records, about. 0 only when there is none.
+    /// Number of records, approximately. 0 only when there are none.
     pub keys: u64,
-    /// Of the file system that holds the store, 0..=100.
+    /// Usage of the file system that holds the store, 0..=100.
     pub disk_usage_percent: f32,
 }
 
-/// A node within reach.
+/// The store of a reachable node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
-    /// The store that it has told.
+    /// The store's id, as the node reported it.
     pub store: StoreId,
-    /// Whether that is the store on record. If not, it is written to and not asked: [`ReplicaError::Incomplete`].
+    /// Whether that is the store on record. If not, the node is written to but not read from: [`ReplicaError::Incomplete`].
     pub whole: bool,
 }
 
-/// The storage nodes, as seen by whoever walks them.
+/// The storage nodes, as seen by scans.
 pub trait Ranges: Send + Sync + 'static {
-    /// Which store is behind a node, and whether it is whole; `None` while it cannot be reached. Cheap.
+    /// A node's store and whether it is whole; `None` while the node cannot be reached. Cheap.
     fn standing(&self, node: &NodeId) -> Option<Standing>;
 
-    /// A page of what a node has, whole or not. Ends within a bound of its own.
+    /// A page of a node's records, whether its store is whole or not. Bounded in time.
     fn scan(&self, node: &NodeId, scan: Scan) -> impl Future<Output = Result<Page, ReplicaError>> + Send;
 
     /// Asks again about nodes whose stores are written to only: some of these stores have gone on record.
     fn stores_changed(&self) -> impl Future<Output = ()> + Send;
 
-    /// Removes a stretch of a tenant's records from a node. Ends within a bound of its own. Repeating it is harmless.
+    /// Removes some of a tenant's records from a node. Bounded in time. Repeating it is harmless.
     fn drop_tenant(
         &self,
         node: &NodeId,
@@ -181,15 +182,14 @@ impl<T: Ranges> Ranges for std::sync::Arc<T> {
     }
 }
 
-/// True when a node that has told this store may be asked, and not only written to: it is the store on record. In any other
-/// store, what is missing cannot be told from what was never written.
-pub fn is_whole(on_record: StoreId, told: StoreId) -> bool {
-    on_record == told || Fault::NewStoreBelieved.is_on()
+/// True when a node that reports this store may be read from, and not only written to: it is the store on record. In any other store,
+/// missing data looks like data that was never written.
+pub fn is_whole(on_record: StoreId, reported: StoreId) -> bool {
+    on_record == reported || Fault::NewStoreBelieved.is_on()
 }
 
-/// Whole replicas, besides the one in question, out of which a wiped replica of `replication_factor` can be filled so that
-/// no acknowledged write is missed: any so many of them share a node with whichever quorum has acknowledged it, the wiped
-/// one left out.
+/// Number of other whole replicas from which a wiped replica can be filled without missing an acknowledged write: any that many share a
+/// node with every quorum that may have acknowledged it, not counting the wiped node.
 pub fn whole_needed(replication_factor: u8) -> u8 {
     let quorum = crate::tenant::Level::Quorum.required(replication_factor);
     replication_factor - quorum + 1
@@ -240,10 +240,10 @@ mod tests {
     }
 
     #[test]
-    fn a_wiped_replica_is_filled_from_whoever_a_quorum_left_its_writes_with() {
+    fn a_wiped_replica_is_filled_from_nodes_that_every_quorum_shares() {
         assert_eq!((1..=5).map(whole_needed).collect::<Vec<_>>(), [1, 1, 2, 2, 3]);
         for factor in 2..=5 {
-            // Of the quorum that has acknowledged, one is wiped; the rest and the walked ones overlap among the others.
+            // One node of the quorum that has acknowledged is wiped; its others and the scanned nodes overlap.
             let left = Level::Quorum.required(factor) - 1;
             assert!(left + whole_needed(factor) > factor - 1);
         }
@@ -258,7 +258,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cursors_come_back(token: u64, tenant in proptest::collection::vec(any::<u8>(), 0..256), key in proptest::collection::vec(any::<u8>(), 0..1024)) {
+        fn cursors_come_back(
+            token: u64,
+            tenant in proptest::collection::vec(any::<u8>(), 0..256),
+            key in proptest::collection::vec(any::<u8>(), 0..1024),
+        ) {
             let place = place(token, tenant, key);
             prop_assert_eq!(from_cursor(&to_cursor(&place)), Some(place));
         }

@@ -1,8 +1,8 @@
 //! A `siblings` record: no concurrent write is dropped.
 //!
-//! Three facts are kept apart: which events the record has *seen*, which versions still *stand*, and which writes it
-//! *remembers by name*. An event that was seen and does not stand is superseded, here and wherever this record is merged;
-//! names do the same for a write that a retry has minted twice, under two dots.
+//! A record keeps three things apart: the events that it has *seen*, the *versions* that are not superseded, and the ids of the writes that
+//! it *remembers*. An event that was seen and has no version is superseded, here and wherever this record is merged. A remembered write
+//! does the same for a write that a retry has minted twice, under two dots.
 
 use std::cmp::Ordering;
 
@@ -20,52 +20,52 @@ mod vector;
 
 pub use vector::VersionVector;
 
-/// Who mints dots: a store, in one life of one record. Neither a collected record nor a wiped disk can reuse one.
+/// The minter of dots: a store, in one life of one record. A collected record or a wiped disk cannot reuse an actor.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Actor {
     /// The store.
     pub store: StoreId,
-    /// A number that the store has drawn durably and never draws again.
+    /// A number that the store draws durably, and only once.
     pub birth: u64,
 }
 
 /// One event of one actor; counters start at 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Dot {
-    /// Who.
+    /// The actor.
     pub actor: Actor,
-    /// Which of its events.
+    /// The number of the event, among its actor's.
     pub counter: u64,
 }
 
-/// One value, or a tombstone, that stands.
+/// One value, or tombstone, that is not superseded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Version {
-    /// The events it stands for that are not superseded, sorted; never empty in a record.
+    /// Its events that are not superseded, sorted; never empty in a record.
     pub dots: SmallVec<[Dot; 1]>,
-    /// For each dot the place in `ids` of the write that it was minted for.
+    /// For each dot the index in `ids` of the write that it was minted for.
     pub minted_for: SmallVec<[u32; 2]>,
-    /// The writes it stands for, sorted: one for a client's write, several for a collapsed version. Writes whose dots have
-    /// been superseded since stay: this is what the value was made of.
+    /// The writes that the value was made of, sorted: one for a client's write, several for a collapsed version. Writes whose dots have
+    /// been superseded since are kept.
     pub ids: SmallVec<[WriteId; 1]>,
     /// Hybrid time of the (newest) write, microseconds.
     pub time: u64,
-    /// What it says; `None` is a tombstone.
+    /// The value; `None` is a tombstone.
     pub value: Option<Bytes>,
 }
 
 impl Version {
-    /// True when it stands for this write, alone or among others.
-    pub fn stands_for(&self, write_id: &WriteId) -> bool {
+    /// True when the value was made of this write, alone or with others.
+    pub fn includes(&self, write_id: &WriteId) -> bool {
         self.ids.binary_search(write_id).is_ok()
     }
 
-    /// Its dots, each after the write that it was minted for.
+    /// Its dots, each with the write that it was minted for.
     pub fn mints(&self) -> impl Iterator<Item = (WriteId, Dot)> {
         self.dots.iter().zip(&self.minted_for).map(|(dot, place)| (self.ids[*place as usize], *dot))
     }
 
-    /// Takes those of `mints`, sorted by write, that were minted for one of its writes. False when there is none.
+    /// Sets its dots to those of `mints`, which are sorted by write, that were minted for one of its writes. False when there are none.
     fn carry(&mut self, mints: &[(WriteId, Dot)]) -> bool {
         let mut carried: SmallVec<[(Dot, u32); 4]> = SmallVec::new();
         for (place, id) in (0..).zip(&self.ids) {
@@ -77,7 +77,7 @@ impl Version {
         !self.dots.is_empty()
     }
 
-    /// The order within a record.
+    /// The order of versions in a record.
     fn order(&self, other: &Self) -> Ordering {
         self.dots.cmp(&other.dots).then_with(|| self.ids.cmp(&other.ids))
     }
@@ -112,31 +112,31 @@ pub enum Refusal {
 /// A `siblings` record.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Siblings {
-    /// Every event this record has seen, living or not.
+    /// Every event that this record has seen, superseded or not.
     pub seen: VersionVector,
-    /// What stands, sorted by first dot.
+    /// The versions that are not superseded, sorted by first dot.
     pub versions: Vec<Version>,
-    /// The writes it has seen lately, with their hybrid time: living or not.
+    /// Recent writes with their hybrid times, superseded or not.
     pub recent: Recent,
 }
 
 impl Siblings {
-    /// The time under which a write is known here: because it is remembered, or because a version stands for it.
+    /// The time under which a write is known here: because it is remembered, or because a version includes it.
     pub fn knows(&self, write_id: &WriteId) -> Option<u64> {
         if Fault::WriteIdForgotten.is_on() {
             return None;
         }
-        self.recent.time_of(write_id).or_else(|| self.time_of_standing(write_id))
+        self.recent.time_of(write_id).or_else(|| self.time_of_version(write_id))
     }
 
-    fn time_of_standing(&self, write_id: &WriteId) -> Option<u64> {
-        self.versions.iter().find(|version| version.stands_for(write_id)).map(|version| version.time)
+    fn time_of_version(&self, write_id: &WriteId) -> Option<u64> {
+        self.versions.iter().find(|version| version.includes(write_id)).map(|version| version.time)
     }
 
-    /// The actor under which a store has minted in this record before: its youngest.
+    /// The newest actor under which a store has minted in this record.
     ///
-    /// A store may go on with it only if the record has not been collected from it since: else a stale copy could have
-    /// brought back an actor whose later dots are forgotten. A store that collects keeps the record's birth beside it.
+    /// The store may use it again only if it has not collected the record since: otherwise a stale copy may have brought back an actor
+    /// whose later dots are forgotten. A store that collects keeps the record's birth beside it.
     pub fn actor_of(&self, store: &StoreId) -> Option<Actor> {
         self.seen.entries.iter().rev().map(|(actor, _)| *actor).find(|actor| actor.store == *store)
     }
@@ -165,14 +165,14 @@ impl Siblings {
         Ok(())
     }
 
-    /// Carries out a client's write under the key's lock and returns the dot it was given.
+    /// Carries out a client's write under the key's lock and returns its dot.
     ///
-    /// Whatever the context covers goes; the rest stays beside the new version. Only the store that holds this very record
-    /// may call it, with an actor of its own, after [`Self::knows`] and [`Self::refuse`].
+    /// What the write's context covers is dropped; the rest stays beside the new version. To be called only by the store that holds this
+    /// record, with one of its actors, after [`Self::knows`] and [`Self::refuse`].
     pub fn put(&mut self, write: &Write, actor: Actor) -> Dot {
         for id in &write.ids {
             // Another replica may remember the write under another time; the union keeps the greater one.
-            let time = self.time_of_standing(id).unwrap_or(write.started);
+            let time = self.time_of_version(id).unwrap_or(write.started);
             if self.recent.time_of(id).is_none() {
                 self.recent.remember(*id, time);
             }
@@ -193,12 +193,12 @@ impl Siblings {
             time: write.started,
             value: write.value.clone(),
         });
-        self.tidy();
+        self.sort();
         dot
     }
 
-    /// Joins two records. True when this one changed at all. Associative, commutative and idempotent over what Puts, merges
-    /// and collapses can make.
+    /// Joins two records. True when this one changed. Associative, commutative and idempotent over the records that puts, merges and
+    /// collapses create.
     pub fn merge(&mut self, other: &Self) -> bool {
         if Fault::OverwriteInsteadOfMerge.is_on() {
             let changed = self != other;
@@ -208,7 +208,7 @@ impl Siblings {
         merge::merge(self, other)
     }
 
-    /// What a reader is shown: the versions with a value if there are any, else the tombstones.
+    /// The live versions: those with a value if there are any, else the tombstones.
     pub fn live(&self) -> impl Iterator<Item = &Version> {
         let deleted = self.is_deleted();
         self.versions.iter().filter(move |version| version.value.is_none() == deleted)
@@ -219,8 +219,8 @@ impl Siblings {
         self.versions.iter().all(|version| version.value.is_none())
     }
 
-    /// The live values, equal ones once (with the newest time), oldest first; equal times: by their bytes. Every
-    /// coordinator that sees the same versions sees the same list.
+    /// The live values, equal ones once (with the newest time), oldest first; with equal times by their bytes. The same versions give the
+    /// same list at every coordinator.
     pub fn live_values_deduplicated(&self) -> Vec<Sibling> {
         let mut values: Vec<Sibling> = Vec::with_capacity(self.versions.len());
         for version in &self.versions {
@@ -234,7 +234,7 @@ impl Siblings {
         values
     }
 
-    /// What a reader's context claims: every event seen, and the writes that stand, newest first.
+    /// What a reader's context claims: every event seen, and the writes that are not superseded, newest first.
     pub fn context_claims(&self) -> (VersionVector, Vec<WriteId>) {
         let mut newest_first: Vec<&Version> = self.versions.iter().collect();
         newest_first.sort_by_key(|version| std::cmp::Reverse(version.time));
@@ -247,10 +247,10 @@ impl Siblings {
         (self.seen.clone(), ids)
     }
 
-    /// What a writer's context claims after its write, from what it claimed before and the record that the write's answer
-    /// showed: its own write, and nothing else of the record. The write's name always says it, and stands first. Its dot says
-    /// it for longer than names are remembered, but only where it follows directly on what was seen: a vector that jumps ahead
-    /// would claim what the client was never shown.
+    /// What a writer's context claims after its write, from what it claimed before and the record that the write was answered with: the
+    /// write itself, and nothing else of the record. The write's id is always claimed, and comes first. Its dot covers it for longer than
+    /// ids are remembered, but is claimed only if it follows directly on what was seen: a vector that jumps ahead would claim events that
+    /// the client has not seen.
     pub fn claims_after(
         &self,
         before: (VersionVector, Vec<WriteId>),
@@ -268,19 +268,19 @@ impl Siblings {
         (seen, ids)
     }
 
-    /// True when the same versions stand and the same events have been seen, whatever is remembered.
-    pub fn same_standing(&self, other: &Self) -> bool {
+    /// True when both have the same versions and have seen the same events, whatever writes they remember.
+    pub fn same_state(&self, other: &Self) -> bool {
         self.seen == other.seen && self.versions == other.versions
     }
 
-    fn tidy(&mut self) {
+    fn sort(&mut self) {
         self.versions.sort_unstable_by(Version::order);
     }
 }
 
-/// Puts one version, the resolver's verdict, in the place of all live values. It inherits their events and writes and mints
-/// none: whoever merges it sees nothing new, and a client that saw any of them has seen its part of it. Tombstones stay. A
-/// record with less than two live values is returned as it is.
+/// Replaces all live values by one version, the resolver's verdict. It inherits their events and writes and mints none: merging it adds no
+/// event, and a client that has seen one of them has seen its part. Tombstones are kept. A record with fewer than two live values is
+/// returned unchanged.
 pub fn collapse(record: &Siblings, verdict_value: Bytes) -> Siblings {
     let mut out = record.clone();
     if record.versions.iter().filter(|version| version.value.is_some()).count() < 2 {
@@ -303,18 +303,18 @@ pub fn collapse(record: &Siblings, verdict_value: Bytes) -> Siblings {
     };
     one.carry(&mints);
     out.versions.push(one);
-    out.tidy();
+    out.sort();
     out
 }
 
 impl Write {
-    /// True when the client has seen this event, or this write under whichever event.
+    /// True when the client has seen this event, or this write under any event.
     fn covers(&self, (write, dot): &(WriteId, Dot)) -> bool {
         self.seen.covers(dot) || self.ids.contains(write)
     }
 }
 
-/// Upper bounds of what the codec spends beside values, for the estimate of a record's size.
+/// Upper bounds of the bytes that the codec needs besides values, for the estimate of a record's size.
 const VERSION_BYTES: usize = 128;
 const ENTRY_BYTES: usize = 36;
 const RECENT_BYTES: usize = 26;

@@ -1,4 +1,4 @@
-//! What a tenant has chosen.
+//! A tenant and its settings.
 
 use std::fmt;
 
@@ -117,7 +117,7 @@ choice! {
 choice! {
     /// How a register's writes get their stamps.
     Ordering, "ordering", Quorum, {
-        /// A quorum is asked first: an acknowledged write stands after every one acknowledged before, whatever the clocks do.
+        /// A quorum is asked first: an acknowledged write is ordered after every write acknowledged before it, whatever the clocks do.
         Quorum = "quorum",
         /// The coordinator's hybrid clock alone: one round, without that promise.
         Clock = "clock",
@@ -139,7 +139,7 @@ choice! {
     IdempotencyOutage, "idempotency_outage", Reject, {
         /// Fail them: nothing may happen twice.
         Reject = "reject",
-        /// Carry them out: `recent` alone guards them.
+        /// Carry them out: only `recent` guards against a second effect.
         Proceed = "proceed",
     }
 }
@@ -169,7 +169,7 @@ pub struct Tenant {
     pub created_at_ms: u64,
     /// Unix time, milliseconds.
     pub updated_at_ms: u64,
-    /// When it was deleted: Unix time, milliseconds. A deleted tenant is kept, so that its id is never given to another.
+    /// When it was deleted: Unix time, milliseconds. A deleted tenant is kept, so that its id is never used again.
     pub deleted_at_ms: Option<u64>,
 }
 

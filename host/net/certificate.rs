@@ -1,4 +1,4 @@
-//! From PEM to what rustls takes, and what a certificate says about itself.
+//! Parses PEM files into rustls types, and reads validity from certificates.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use rustls::sign::CertifiedKey;
 use crate::file::{FileError, Named};
 use crate::watch::Snapshot;
 
-/// Certificates of one chain. Real ones have two to four.
+/// Most certificates in one chain. Real chains have two to four.
 const CHAIN: usize = 16;
 
-/// When a file's certificate ends.
+/// When the certificate in a file expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expiry {
     /// The file.
@@ -25,7 +25,7 @@ pub struct Expiry {
     pub not_after: i64,
 }
 
-/// The one provider of cryptography, named wherever one is needed: a process-wide one would be chosen by whoever is first.
+/// The cryptography provider. It is passed explicitly everywhere, because the process-wide default is set by whoever comes first.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
@@ -35,7 +35,7 @@ pub(crate) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
-/// A chain and its key, and when the first certificate ends.
+/// A certificate chain with its key, and the expiry of the first certificate.
 pub(crate) fn pair(snapshot: &Snapshot, cert: &Named, key: &Named) -> Result<(CertifiedKey, Expiry), FileError> {
     let chain = chain(snapshot, cert)?;
     let not_after = validity(&chain[0], cert, now())?;
@@ -47,7 +47,7 @@ pub(crate) fn pair(snapshot: &Snapshot, cert: &Named, key: &Named) -> Result<(Ce
     Ok((certified, Expiry { file: cert.path.clone(), not_after }))
 }
 
-/// The authorities of a file.
+/// The certificate authorities in a file.
 pub(crate) fn authorities(snapshot: &Snapshot, file: &Named) -> Result<RootCertStore, FileError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(snapshot, file)? {
@@ -58,7 +58,7 @@ pub(crate) fn authorities(snapshot: &Snapshot, file: &Named) -> Result<RootCertS
     Ok(roots)
 }
 
-/// Where Linux distributions keep the authorities that the machine trusts, the most common first.
+/// Where Linux distributions keep the certificate authorities that the machine trusts, the most common path first.
 const SYSTEM_BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -66,14 +66,14 @@ const SYSTEM_BUNDLES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// The file of the authorities that the operating system trusts: the one that SSL_CERT_FILE names, or the first that is
-/// there.
+/// The file of the authorities that the operating system trusts: the one that SSL_CERT_FILE names, or the first of
+/// [`SYSTEM_BUNDLES`] that exists.
 pub(crate) fn system_bundle() -> Option<PathBuf> {
-    let told = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()).map(PathBuf::from);
-    told.or_else(|| SYSTEM_BUNDLES.iter().map(PathBuf::from).find(|path| path.is_file()))
+    let named = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()).map(PathBuf::from);
+    named.or_else(|| SYSTEM_BUNDLES.iter().map(PathBuf::from).find(|path| path.is_file()))
 }
 
-/// Those of the system's authorities that can be used; a bundle of hundreds may hold one that cannot.
+/// The operating system's authorities. Unusable ones are skipped: a bundle of hundreds may contain one.
 pub(crate) fn system_authorities(snapshot: &Snapshot, file: &Named) -> Result<RootCertStore, FileError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(certificates(snapshot, file)?);
@@ -89,7 +89,7 @@ fn chain(snapshot: &Snapshot, file: &Named) -> Result<Vec<CertificateDer<'static
     Ok(chain)
 }
 
-/// One at least.
+/// The certificates in a file, at least one.
 fn certificates(snapshot: &Snapshot, file: &Named) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let wrong =
         |why: String| FileError::NotPem { file: file.clone(), wanted: "certificate", begins: "CERTIFICATE", why };
@@ -104,10 +104,10 @@ fn certificates(snapshot: &Snapshot, file: &Named) -> Result<Vec<CertificateDer<
 fn private_key(snapshot: &Snapshot, file: &Named) -> Result<PrivateKeyDer<'static>, FileError> {
     let content = snapshot.content(file)?;
     PrivateKeyDer::from_pem_slice(content).map_err(|error| {
-        // Never the error's own text: it may quote a line of the key.
+        // The error's own text is never shown: it may quote a line of the key.
         let encrypted = content.windows(9).any(|part| part == b"ENCRYPTED");
         let why = match error {
-            pem::Error::NoItemsFound if encrypted => ": it is encrypted; take the password off (openssl pkey -in ...)",
+            pem::Error::NoItemsFound if encrypted => ": it is encrypted; remove its password (openssl pkey -in ...)",
             pem::Error::NoItemsFound => "",
             _ => ": it is cut off or damaged",
         };
@@ -115,13 +115,13 @@ fn private_key(snapshot: &Snapshot, file: &Named) -> Result<PrivateKeyDer<'stati
     })
 }
 
-/// When a certificate ends, if it is valid now.
+/// When a certificate expires (seconds since 1970); an error unless it is valid now.
 fn validity(certificate: &CertificateDer<'_>, file: &Named, now: i64) -> Result<i64, FileError> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|_| FileError::NotPem {
         file: file.clone(),
         wanted: "certificate",
         begins: "CERTIFICATE",
-        why: ": what stands there is no X.509 certificate".to_owned(),
+        why: ": its content is not an X.509 certificate".to_owned(),
     })?;
     let (begins, ends) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
     if now > ends {

@@ -1,4 +1,4 @@
-//! A client's side of TLS, and connections over it for tonic.
+//! The client side of TLS, and a connector for tonic that uses it.
 
 use std::error::Error;
 use std::io;
@@ -22,23 +22,23 @@ use crate::file::{Fields, FileError, Named};
 use crate::reload::{Made, Reloaded, Watched};
 use crate::watch::Snapshot;
 
-/// Whom a client trusts and what it shows, kept up with the files.
+/// A client's trusted authorities and its own certificate, reloaded when their files change.
 #[derive(Debug, Clone)]
 pub struct ClientSide {
     files: Arc<Reloaded<Arc<ClientConfig>>>,
     server_name: Option<ServerName<'static>>,
 }
 
-/// The files that a client's side is made from.
+/// The files that a [`ClientSide`] is made from.
 struct Sources {
     authorities: Named,
-    /// The authorities are the operating system's.
+    /// Whether the authorities are the operating system's.
     system: bool,
     own: Option<(Named, Named)>,
 }
 
 impl ClientSide {
-    /// Reads the files, and watches them from now on. Blocks: for the start of a process.
+    /// Reads the files and starts watching them. Blocks: for the start of a process.
     pub fn open(tls: &ClientTls, fields: Fields) -> Result<Self, FileError> {
         let sources = Sources::of(tls, fields)?;
         let server_name = tls.server_name.as_deref().map(|name| {
@@ -56,7 +56,7 @@ impl ClientSide {
         Ok(Self { files, server_name })
     }
 
-    /// What a new connection is made with.
+    /// The TLS configuration for a new connection.
     pub fn current(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.files.current().value)
     }
@@ -66,7 +66,7 @@ impl ClientSide {
         Arc::clone(&self.files) as Arc<dyn Watched>
     }
 
-    /// Shakes hands with `host` over a connection to it.
+    /// Performs the TLS handshake with `host` over a connection to it.
     pub async fn secure(&self, host: &str, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let name = match &self.server_name {
             Some(name) => name.clone(),
@@ -87,7 +87,8 @@ impl Sources {
         let system = tls.ca_file.is_none();
         let path = tls.ca_file.clone().or_else(system_bundle).ok_or_else(|| FileError::Unusable {
             file: Named::new(fields.ca, PathBuf::new()),
-            why: "is not given, and no file with the authorities of the operating system was found; give it".to_owned(),
+            why: "is not set, and no file with the operating system's certificate authorities was found; set it"
+                .to_owned(),
         })?;
         Ok(Self { authorities: Named::new(fields.ca, path), system, own })
     }
@@ -116,13 +117,12 @@ fn client_config(snapshot: &Snapshot, sources: &Sources) -> Result<Made<Arc<Clie
     Ok(Made { value: Arc::new(config), expiries })
 }
 
-/// Connections over TLS, for tonic's `Endpoint::connect_with_connector`. The endpoint's address is dialled; its scheme
-/// does not matter.
+/// Makes TLS connections, for tonic's `Endpoint::connect_with_connector`. Dials the endpoint's address and ignores its scheme.
 #[derive(Debug, Clone)]
 pub struct Connector(ClientSide);
 
 impl Connector {
-    /// Connections that this side makes.
+    /// A connector that uses this client side.
     pub fn new(side: ClientSide) -> Self {
         Self(side)
     }
@@ -151,7 +151,7 @@ async fn dial(side: &ClientSide, uri: &Uri) -> io::Result<TlsStream<TcpStream>> 
     side.secure(host, tcp).await.map_err(|error| explained(host, error))
 }
 
-/// A handshake's failure, with what a person can do about it.
+/// A failed handshake, with a remedy.
 fn explained(host: &str, error: io::Error) -> io::Error {
     match explain(&error) {
         Some(why) => io::Error::new(error.kind(), format!("TLS with {host}: {why}")),
@@ -159,8 +159,8 @@ fn explained(host: &str, error: io::Error) -> io::Error {
     }
 }
 
-/// What TLS has against a connection, if an error comes from there, and what a person can do about it. In TLS 1.3 a client
-/// learns what the server has against it only with the first answer that it waits for, deep in an error of that.
+/// The cause and the remedy, if an error was caused by TLS. In TLS 1.3 a client learns that the server refused its certificate only
+/// from the first response, as a nested source of that response's error.
 pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -169,7 +169,7 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
         if let Some(tls) = tls.or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>())) {
             return Some(remedy(tls));
         }
-        // HTTP/2 keeps of an error of its connection no more than the text.
+        // h2 keeps only the text of a connection error.
         if let Some(alert) = error.to_string().strip_prefix(ALERT) {
             return Some(refused(alert));
         }
@@ -178,11 +178,11 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
     None
 }
 
-/// How rustls begins to tell what the other side has said.
+/// How rustls starts the text of an alert that the peer sent.
 const ALERT: &str = "received fatal alert: ";
 
 fn refused(alert: &str) -> String {
-    format!("it refuses this side's certificate, or asks for one, or cannot agree on how to speak ({alert})")
+    format!("it refuses this side's certificate, or requires one, or no protocol version is in common ({alert})")
 }
 
 fn remedy(error: &rustls::Error) -> String {
@@ -190,20 +190,16 @@ fn remedy(error: &rustls::Error) -> String {
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage};
     let text = match error {
         InvalidCertificate(UnknownIssuer) => {
-            "its certificate is signed by no authority that is trusted here; name the file of its authority"
+            "its certificate is signed by an authority that is not trusted here; set the file of its authority"
         }
         InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
-            "its certificate is for another name; dial the name that it is for, or name that as the server's name"
+            "its certificate is for another name; connect to that name, or set it as the server name"
         }
         InvalidCertificate(Expired | ExpiredContext { .. }) => {
             "its certificate has expired; renew it (and check this machine's clock)"
         }
-        InvalidMessage(_) => "what answers there does not speak TLS; is it served without?",
-        AlertReceived(alert) => {
-            return format!(
-                "it refuses this side's certificate, or asks for one, or cannot agree on how to speak ({alert:?})"
-            );
-        }
+        InvalidMessage(_) => "the server does not speak TLS; is it served without TLS?",
+        AlertReceived(alert) => return refused(&format!("{alert:?}")),
         other => return other.to_string(),
     };
     text.to_owned()

@@ -1,4 +1,4 @@
-//! A connection that was accepted: with or without TLS, and who is at its other end.
+//! An accepted connection, with or without TLS, and the identity of its peer.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,30 +14,31 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 use x509_parser::extensions::GeneralName;
 
-use crate::slots::Slot;
+use crate::permits::Permit;
 
-/// Names that are taken from a certificate, and bytes of each: they go into logs.
+/// Most names taken from a certificate. They are written to logs.
 const NAMES: usize = 16;
+/// Longest such name, in bytes; longer ones are ignored.
 const NAME_BYTES: usize = 256;
 
-/// Who is at the other end of a connection. Found in the extensions of each request.
+/// The peer of a connection. tonic puts it into the extensions of each request.
 #[derive(Debug, Clone)]
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
-    /// Who its certificate says it is, where one was asked for; it was checked against the authorities.
+    /// The identity in its certificate, which was verified against the authorities; `None` without a certificate.
     pub identity: Option<Arc<Identity>>,
 }
 
-/// Whom a certificate names.
+/// The names in a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Its alternative names (DNS names and URIs); without any, its common name.
+    /// The subject alternative names (DNS names and URIs), or the common name if there are none.
     pub names: Vec<String>,
 }
 
 impl Identity {
-    /// Reads a certificate, whose signature has been checked.
+    /// Reads the names in a certificate (DER) that has been verified; `None` if it cannot be parsed.
     pub fn of(certificate: &[u8]) -> Option<Self> {
         let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
         let alternatives = parsed.subject_alternative_name().ok().flatten();
@@ -63,7 +64,7 @@ enum Io {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// What must have come by when.
+/// The bytes that a client has to send before a deadline.
 struct Greeting {
     missing: usize,
     until: Pin<Box<Sleep>>,
@@ -73,48 +74,51 @@ struct Greeting {
 pub struct Connection {
     io: Io,
     peer: Peer,
-    slot: Slot,
+    permit: Permit,
     greeting: Option<Greeting>,
 }
 
 impl Connection {
-    pub(crate) fn plain(tcp: TcpStream, address: SocketAddr, slot: Slot) -> Self {
-        Self { io: Io::Plain(tcp), peer: Peer { address, identity: None }, slot, greeting: None }
+    pub(crate) fn plain(tcp: TcpStream, address: SocketAddr, permit: Permit) -> Self {
+        Self { io: Io::Plain(tcp), peer: Peer { address, identity: None }, permit, greeting: None }
     }
 
-    pub(crate) fn tls(tls: TlsStream<TcpStream>, address: SocketAddr, slot: Slot) -> Self {
+    pub(crate) fn tls(tls: TlsStream<TcpStream>, address: SocketAddr, permit: Permit) -> Self {
         let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let identity = certificate.and_then(|certificate| Identity::of(certificate)).map(Arc::new);
-        Self { io: Io::Tls(Box::new(tls)), peer: Peer { address, identity }, slot, greeting: None }
+        Self { io: Io::Tls(Box::new(tls)), peer: Peer { address, identity }, permit, greeting: None }
     }
 
-    /// The same connection, which fails unless so many bytes have come by then.
+    /// The same connection, which fails unless it has received `bytes` bytes at `until`.
     pub(crate) fn greeted(mut self, bytes: usize, until: Instant) -> Self {
         self.greeting = Some(Greeting { missing: bytes, until: Box::pin(tokio::time::sleep_until(until)) });
         self
     }
 
-    /// Who is at the other end.
+    /// The peer.
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
 
-    /// An error when the connection must end whatever comes.
-    fn goes_on(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.slot.must_go(cx) {
-            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "silent, and others need its place"));
+    /// An error if the connection was evicted, or its client has sent too little before the deadline.
+    fn check_open(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.permit.is_evicted(cx) {
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "silent, and evicted to make room for another",
+            ));
         }
         let late = self.greeting.as_mut().is_some_and(|greeting| greeting.until.as_mut().poll(cx).is_ready());
         if late {
             self.greeting = None;
-            self.slot.counts().silent.fetch_add(1, Ordering::Relaxed);
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was said in time"));
+            self.permit.counts().silent.fetch_add(1, Ordering::Relaxed);
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the client sent too little in time"));
         }
         Ok(())
     }
 
     fn heard(&mut self, bytes: usize) {
-        self.slot.heard();
+        self.permit.heard();
         if let Some(greeting) = &mut self.greeting {
             greeting.missing = greeting.missing.saturating_sub(bytes);
             if greeting.missing == 0 {
@@ -134,7 +138,7 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.goes_on(cx)?;
+        self.check_open(cx)?;
         let before = buffer.filled().len();
         match &mut self.io {
             Io::Plain(io) => ready!(Pin::new(io).poll_read(cx, buffer))?,

@@ -5,30 +5,30 @@ use std::path::PathBuf;
 
 use crate::watch::Snapshot;
 
-/// What the settings of one side are called, for messages.
+/// The names of the settings of one side of TLS, for error messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fields {
-    /// The certificate's file.
+    /// The setting that names the file of the certificate.
     pub cert: &'static str,
-    /// Its key's.
+    /// The setting that names the file of its private key.
     pub key: &'static str,
-    /// The authorities' that the other side must be signed by.
+    /// The setting that names the file of the authorities that must have signed the peer's certificate.
     pub ca: &'static str,
 }
 
 impl Fields {
-    /// The listeners of a coordinator, as its configuration names them.
+    /// Configuration keys of a coordinator's listeners.
     pub const LISTENERS: Self =
         Self { cert: "security.tls.cert_file", key: "security.tls.key_file", ca: "security.tls.client_ca_file" };
-    /// A coordinator's connections to its nodes, as its configuration names them.
+    /// Configuration keys of a coordinator's connections to its nodes.
     pub const NODES: Self = Self {
         cert: "security.nodes.tls.cert_file",
         key: "security.nodes.tls.key_file",
         ca: "security.nodes.tls.ca_file",
     };
-    /// The listener of a node, as its flags name them.
+    /// Flags of a node's listener.
     pub const NODE_FLAGS: Self = Self { cert: "--tls-cert-file", key: "--tls-key-file", ca: "--tls-client-ca-file" };
-    /// The connections of the command line.
+    /// Flags of the command-line client.
     pub const CLIENT_FLAGS: Self = Self { cert: "--client-cert-file", key: "--client-key-file", ca: "--ca-file" };
 }
 
@@ -54,67 +54,69 @@ impl fmt::Display for Named {
     }
 }
 
-/// What is wrong with a file, and what to do about it.
+/// Why a file cannot be used, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FileError {
     /// It cannot be read.
-    #[error("{file}: {why}; name a file that is there and that this process may read")]
+    #[error("{file}: {why}; set the path of a file that exists and that this process may read")]
     Unreadable {
-        /// Which.
+        /// The file.
         file: Named,
-        /// What the operating system said.
+        /// The operating system's error.
         why: String,
     },
-    /// It holds nothing of what it should.
+    /// It contains no PEM block of the expected kind.
     #[error("{file}: holds no {wanted} in PEM form, which begins with \"-----BEGIN {begins}-----\"{why}")]
     NotPem {
-        /// Which.
+        /// The file.
         file: Named,
-        /// What should be in it.
+        /// What it should contain.
         wanted: &'static str,
-        /// How that begins.
+        /// The label of the PEM block that was expected.
         begins: &'static str,
-        /// What was found instead; empty, or begins with a separator.
+        /// What was found instead; empty, or starts with a separator.
         why: String,
     },
     /// The key belongs to another certificate.
-    #[error("{key}: is not the private key of the certificate in {cert}; give the two that were made together")]
+    #[error(
+        "{key}: is not the private key of the certificate in {cert}; set a certificate and a key that belong together"
+    )]
     KeyDoesNotFit {
         /// The key.
         key: Named,
         /// The certificate.
         cert: Named,
     },
-    /// The certificate's time is over.
+    /// The certificate has expired.
     #[error("{file}: the certificate has expired {ago}; renew it (and check this machine's clock)")]
     Expired {
-        /// Which.
+        /// The file.
         file: Named,
-        /// Since when.
+        /// How long ago it expired.
         ago: String,
     },
-    /// The certificate's time has not begun.
-    #[error("{file}: the certificate is not valid before {within} from now; check this machine's clock")]
+    /// The certificate is not valid yet.
+    #[error("{file}: the certificate becomes valid only in {within}; check this machine's clock")]
     NotYetValid {
-        /// Which.
+        /// The file.
         file: Named,
-        /// How long it takes.
+        /// The time until it becomes valid.
         within: String,
     },
-    /// It is read, and of no use.
+    /// It can be read, but not used.
     #[error("{file}: {why}")]
     Unusable {
-        /// Which.
+        /// The file.
         file: Named,
-        /// Why, and what to do.
+        /// The reason, and the remedy.
         why: String,
     },
     /// A certificate without a key, or the other way round.
-    #[error("{given} is given without {missing}; a certificate and its key go together")]
+    #[error("{given} is set without {missing}; a certificate needs its key, and a key its certificate")]
     Alone {
-        /// The setting that is there.
+        /// The setting that is present.
         given: &'static str,
-        /// The one that is not.
+        /// The setting that is missing.
         missing: &'static str,
     },
 }

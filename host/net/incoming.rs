@@ -1,5 +1,5 @@
-//! A listener as a stream of connections that are ready to be served. Handshakes go on beside each other and beside
-//! accepting; what is too many, too slow or wrong is dropped and counted, and nobody else waits for it.
+//! A listener as a stream of connections that are ready to be served. TLS handshakes run concurrently with each other and with
+//! accepting. Connections that are too many, too slow or malformed are dropped and counted, and never delay others.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,29 +18,29 @@ use tokio_stream::Stream;
 
 use crate::connection::Connection;
 use crate::listen::{Protocol, ServerSide};
-use crate::slots::{Slot, Slots};
+use crate::permits::{Permit, Permits};
 
-/// How long a client may take for its handshake and its first words, from the moment it is accepted.
+/// How long a client may take for its handshake and first bytes, counted from when it is accepted.
 const GREETING: Duration = Duration::from_secs(10);
-/// Handshakes at a time; one more, and the oldest is given up. Each may hold a message of 64 KiB: 64 MiB of them.
+/// Most concurrent handshakes; one more, and the oldest is aborted. Each may buffer a message of 64 KiB, 64 MiB in all.
 const HANDSHAKES: usize = 1024;
-/// How long nothing is accepted when the process cannot open more files: a loop would only burn the processor.
+/// How long accepting pauses when the process cannot open more files: retrying at once would only burn CPU.
 const PAUSE: Duration = Duration::from_millis(100);
-/// What every HTTP/2 client says first.
+/// Bytes of the preface that every HTTP/2 client sends first.
 const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
-/// The shortest request line of HTTP/1.1 with its end; the rest has a limit of its own in the server.
+/// Bytes of the shortest request line of HTTP/1.1, line ending included; the HTTP server has its own timeout for the rest.
 const REQUEST_LINE: usize = b"GET / HTTP/1.1\r\n".len();
 
 /// Bounds of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Connections at a time.
+    /// Most connections at a time.
     pub connections: usize,
-    /// How long a client may take for its handshake and its first words.
+    /// How long a client may take for its handshake and first bytes.
     pub greeting: Duration,
 }
 
-/// [`Bounds::connections`] by default.
+/// The default of [`Bounds::connections`]: far more than the clients of a busy cluster open.
 pub const CONNECTIONS: usize = 10_000;
 
 impl Default for Bounds {
@@ -50,7 +50,7 @@ impl Default for Bounds {
 }
 
 impl Bounds {
-    /// As many connections as are wanted, or as the process may have files open beside those that it needs itself.
+    /// `wanted` connections, or fewer if the process may not open that many files beside its own.
     pub fn of(wanted: usize) -> Self {
         let connections = match open_files() {
             Some(most) if most < wanted.saturating_add(OWN_FILES) => {
@@ -59,7 +59,7 @@ impl Bounds {
                     wanted,
                     connections,
                     most_files = most,
-                    "this process may open too few files for so many connections; raise `ulimit -n` or LimitNOFILE"
+                    "the limit on open files is too low for the configured number of connections; raise `ulimit -n` or LimitNOFILE"
                 );
                 connections
             }
@@ -69,24 +69,24 @@ impl Bounds {
     }
 }
 
-/// Files that a process opens beside the connections of clients: stores, nodes, databases.
+/// Files that a process opens besides client connections: stores, connections to nodes and databases.
 const OWN_FILES: usize = 512;
 
-/// How many files this process may have open, where the system tells.
+/// How many files this process may have open, where the system reports it.
 fn open_files() -> Option<usize> {
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
     line.split_whitespace().nth(3)?.parse().ok()
 }
 
-/// A listener as a stream of connections. It never ends and never fails; it stops listening when it is dropped.
+/// A listener as a stream of connections. The stream never ends or fails; dropping it closes the listener.
 #[derive(Debug)]
 pub struct Incoming {
     listener: TcpListener,
     tls: Option<ServerSide>,
     protocol: Protocol,
     bounds: Bounds,
-    slots: Arc<Slots>,
+    permits: Arc<Permits>,
     handshakes: JoinSet<Option<Connection>>,
     /// The handshakes, oldest first.
     order: VecDeque<AbortHandle>,
@@ -94,21 +94,21 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// The connections of a listener; with `tls`, only those over TLS.
+    /// The connections of a listener; with `tls`, every connection must use TLS.
     pub fn new(listener: TcpListener, tls: Option<ServerSide>, protocol: Protocol, bounds: Bounds) -> Self {
-        let slots = Arc::new(Slots::new(bounds.connections));
+        let permits = Arc::new(Permits::new(bounds.connections));
         let (handshakes, order) = (JoinSet::new(), VecDeque::new());
-        Self { listener, tls, protocol, bounds, slots, handshakes, order, pause: None }
+        Self { listener, tls, protocol, bounds, permits, handshakes, order, pause: None }
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// What happens to its connections, for metrics.
+    /// Connection counts, for metrics.
     pub fn traffic(&self) -> Traffic {
-        Traffic(Arc::clone(&self.slots))
+        Traffic(Arc::clone(&self.permits))
     }
 
     /// The next connection.
@@ -120,7 +120,7 @@ impl Incoming {
         loop {
             match self.handshakes.poll_join_next(cx) {
                 Poll::Ready(Some(Ok(Some(connection)))) => return Poll::Ready(connection),
-                // Failed, or given up.
+                // The handshake failed or was aborted.
                 Poll::Ready(Some(_)) => continue,
                 Poll::Ready(None) | Poll::Pending => {}
             }
@@ -130,19 +130,19 @@ impl Incoming {
             }
             match ready!(self.listener.poll_accept(cx)) {
                 Ok((tcp, address)) => {
-                    if let Some(connection) = self.welcome(tcp, address) {
+                    if let Some(connection) = self.admit(tcp, address) {
                         return Poll::Ready(connection);
                     }
                 }
-                Err(error) => self.rest(&error),
+                Err(error) => self.accept_failed(&error),
             }
         }
     }
 
-    /// The connection, if it is ready; with TLS, a handshake has begun instead.
-    fn welcome(&mut self, tcp: TcpStream, address: SocketAddr) -> Option<Connection> {
-        let slot = self.slots.take()?;
-        // One that is closed already says so when it is read.
+    /// The connection, if it is ready to be served; with TLS, starts its handshake instead.
+    fn admit(&mut self, tcp: TcpStream, address: SocketAddr) -> Option<Connection> {
+        let permit = self.permits.take()?;
+        // An error means that the connection is closed already; reading from it will report that.
         let _ = tcp.set_nodelay(true);
         let until = Instant::now() + self.bounds.greeting;
         let first = match self.protocol {
@@ -150,10 +150,10 @@ impl Incoming {
             Protocol::Http => REQUEST_LINE,
         };
         let Some(tls) = &self.tls else {
-            return Some(Connection::plain(tcp, address, slot).greeted(first, until));
+            return Some(Connection::plain(tcp, address, permit).greeted(first, until));
         };
         let acceptor = TlsAcceptor::from(tls.current());
-        let shake = shake_hands(acceptor, tcp, address, slot, until);
+        let shake = shake_hands(acceptor, tcp, address, permit, until);
         let handle = self.handshakes.spawn(async move { Some(shake.await?.greeted(first, until)) });
         self.enlist(handle);
         None
@@ -167,16 +167,16 @@ impl Incoming {
             && let Some(oldest) = self.order.pop_front()
         {
             oldest.abort();
-            self.slots.counts.handshake.fetch_add(1, Ordering::Relaxed);
+            self.permits.counts.handshake.fetch_add(1, Ordering::Relaxed);
         }
         self.order.push_back(handle);
     }
 
-    fn rest(&mut self, error: &io::Error) {
+    fn accept_failed(&mut self, error: &io::Error) {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-        // Those are of one client, that has gone before it was greeted.
+        // These concern a single client, which disconnected before it was accepted.
         if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
-            tracing::warn!(%error, "no connection can be accepted for a moment; too many open files?");
+            tracing::warn!(%error, "cannot accept connections for a moment; too many open files?");
             self.pause = Some(Box::pin(tokio::time::sleep(PAUSE)));
         }
     }
@@ -186,15 +186,15 @@ async fn shake_hands(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
     address: SocketAddr,
-    slot: Slot,
+    permit: Permit,
     until: Instant,
 ) -> Option<Connection> {
     let failed = match tokio::time::timeout_at(until, acceptor.accept(tcp)).await {
-        Ok(Ok(tls)) => return Some(Connection::tls(tls, address, slot)),
+        Ok(Ok(tls)) => return Some(Connection::tls(tls, address, permit)),
         Ok(Err(error)) => error.to_string(),
         Err(_) => "not in time".to_owned(),
     };
-    slot.counts().handshake.fetch_add(1, Ordering::Relaxed);
+    permit.counts().handshake.fetch_add(1, Ordering::Relaxed);
     tracing::debug!(peer = %address, reason = %failed, "a TLS handshake failed");
     None
 }
@@ -207,12 +207,12 @@ impl Stream for Incoming {
     }
 }
 
-/// What happens to the connections of a listener.
+/// The connection counts of a listener.
 #[derive(Debug, Clone)]
-pub struct Traffic(pub(crate) Arc<Slots>);
+pub struct Traffic(pub(crate) Arc<Permits>);
 
 impl Traffic {
-    /// Connections now.
+    /// How many connections are open.
     pub fn open(&self) -> usize {
         self.0.open_now()
     }

@@ -1,12 +1,13 @@
-//! TLS for every listener and client, with certificates that are read again when their folder changes, and what stands
-//! before the bytes of a connection at all: how many there may be, and how long one may say nothing.
+//! Listeners and connections: TLS with certificates that are reloaded when their files change, and the bounds on how many
+//! connections there may be and how long a client may stay silent.
 //!
-//! In reading order: [`file`](mod@file) (what can be wrong with a file), [`certificate`] (PEM to rustls), [`reload`] (files that are watched),
-//! [`listen`] and [`connect`] (the two sides of TLS), [`incoming`] and [`connection`] (a listener's stream of connections),
-//! `slots` (how many there are), [`secret`] (what coordinators and nodes may share instead), [`metrics`].
+//! In reading order: [`watch`] (files that are polled), [`file`](mod@file) (errors of files), [`certificate`] (PEM to rustls),
+//! [`reload`] (values made from watched files), [`listen`] and [`connect`] (the two sides of TLS), [`incoming`] and [`connection`]
+//! (a listener's stream of connections), `permits` (how many there may be), [`secret`] (a shared secret for coordinators and nodes
+//! without client certificates), [`metrics`].
 //!
-//! Invariants, as absences: no handshake stands before another connection; no file is read on a runtime's thread after the
-//! start; no connection is without a bound on how long it may say nothing at first; no secret is in a debug output.
+//! Invariants, as absences: no handshake delays another connection; no file is read on a thread of the async runtime after the
+//! start; no connection may stay silent without a limit before its first bytes; no secret appears in debug output.
 
 pub mod certificate;
 pub mod connect;
@@ -15,9 +16,9 @@ pub mod file;
 pub mod incoming;
 pub mod listen;
 pub mod metrics;
+mod permits;
 pub mod reload;
 pub mod secret;
-mod slots;
 pub mod watch;
 
 use std::path::PathBuf;
@@ -32,33 +33,33 @@ pub use listen::{Protocol, ServerSide};
 pub use secret::SharedSecret;
 pub use watch::{Snapshot, Watch};
 
-/// What a listener shows, and what it asks of its clients.
+/// A listener's certificate, and whether its clients need one.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
-    /// PEM file of the certificate and of those between it and its authority.
+    /// PEM file of the certificate chain, the server's own certificate first.
     pub cert_file: PathBuf,
     /// PEM file of the certificate's private key.
     pub key_file: PathBuf,
-    /// PEM file of the authorities whose client certificates are taken; with it, a client without one is refused.
+    /// PEM file of the authorities whose client certificates are accepted; if set, a client without a certificate is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ca_file: Option<PathBuf>,
 }
 
-/// Whom a client trusts, and what it shows.
+/// A client's trusted authorities, and its own certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClientTls {
-    /// PEM file of the authorities that are trusted; `None`: those of the operating system.
+    /// PEM file of the trusted authorities; `None`: those of the operating system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// PEM file of the client's own certificate, for servers that ask for one; with `key_file`.
+    /// PEM file of the client's own certificate, for servers that require one; needs `key_file`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cert_file: Option<PathBuf>,
     /// PEM file of its private key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
-    /// The name that the server's certificate must have; `None`: the host that was dialled.
+    /// The name that the server's certificate must have; `None`: the host that is connected to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! A listener's side of TLS.
+//! The server side of TLS.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::file::{Fields, FileError, Named};
 use crate::reload::{Made, Reloaded, Watched};
 use crate::watch::Snapshot;
 
-/// What is spoken over a listener's connections.
+/// The protocol spoken over a listener's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// gRPC, which is HTTP/2.
@@ -22,7 +22,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// As TLS negotiates it.
+    /// Its name in TLS's protocol negotiation (ALPN).
     fn alpn(self) -> Vec<Vec<u8>> {
         match self {
             Self::Grpc => vec![b"h2".to_vec()],
@@ -31,7 +31,7 @@ impl Protocol {
     }
 }
 
-/// The certificate that a listener shows and the authorities whose clients it takes, kept up with their files.
+/// A listener's certificate and the authorities of its clients, reloaded when their files change.
 #[derive(Debug, Clone)]
 pub struct ServerSide {
     files: Arc<Reloaded<Arc<ServerConfig>>>,
@@ -39,10 +39,10 @@ pub struct ServerSide {
 }
 
 impl ServerSide {
-    /// Reads the files, and watches them from now on. Blocks: for the start of a process.
+    /// Reads the files and starts watching them. Blocks: for the start of a process.
     ///
-    /// With authorities for clients, a client of gRPC without a certificate of theirs is refused. One of HTTP may come
-    /// without, and it is for the server to say what it shows to it: probes have no certificate to show.
+    /// If authorities for clients are set, a gRPC client without a certificate signed by one of them is refused. An HTTP client
+    /// is accepted without a certificate, because probes have none; the server decides what it serves to such clients.
     pub fn open(tls: &ListenerTls, fields: Fields, protocol: Protocol) -> Result<Self, FileError> {
         let cert = Named::new(fields.cert, &tls.cert_file);
         let key = Named::new(fields.key, &tls.key_file);
@@ -54,12 +54,12 @@ impl ServerSide {
         Ok(Self { files, knows_clients: tls.client_ca_file.is_some() })
     }
 
-    /// What a new connection is greeted with.
+    /// The TLS configuration for a new connection.
     pub fn current(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.files.current().value)
     }
 
-    /// Whether clients are asked for a certificate.
+    /// Whether clients are asked for a certificate in the handshake.
     pub fn knows_clients(&self) -> bool {
         self.knows_clients
     }

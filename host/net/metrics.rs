@@ -1,4 +1,4 @@
-//! What is counted, as Prometheus reads it.
+//! Prometheus metrics of certificates and connections.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::certificate::now;
 use crate::incoming::Traffic;
 use crate::reload::Watched;
 
-/// Makes certificates and the connections of listeners visible. Listeners are told apart by the name given with each.
+/// Registers metrics of certificates and of listeners' connections, with the name given for each listener as its label.
 pub fn register(registry: &mut Registry, watched: Vec<Arc<dyn Watched>>, listeners: Vec<(&'static str, Traffic)>) {
     registry.register_collector(Box::new(Seen { watched, listeners }));
 }
@@ -36,23 +36,23 @@ impl Collector for Seen {
 
 impl Seen {
     fn expiries(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Seconds until a certificate expires; below zero, since it has";
+        let help = "Seconds until a certificate expires; negative once it has expired";
         let mut family =
             encoder.encode_descriptor("witan_certificate_expiry_seconds", help, None, MetricType::Gauge)?;
         let now = now();
-        let mut ends: Vec<_> = self.watched.iter().flat_map(|watched| watched.expiries()).collect();
-        // Two listeners may show the same one.
-        ends.sort_by(|a, b| a.file.cmp(&b.file));
-        ends.dedup_by(|a, b| a.file == b.file);
-        for end in ends {
-            let label = [("file", end.file.display().to_string())];
-            ConstGauge::new(end.not_after - now).encode(family.encode_family(&label)?)?;
+        let mut expiries: Vec<_> = self.watched.iter().flat_map(|watched| watched.expiries()).collect();
+        // Two listeners may use the same certificate.
+        expiries.sort_by(|a, b| a.file.cmp(&b.file));
+        expiries.dedup_by(|a, b| a.file == b.file);
+        for expiry in expiries {
+            let label = [("file", expiry.file.display().to_string())];
+            ConstGauge::new(expiry.not_after - now).encode(family.encode_family(&label)?)?;
         }
         Ok(())
     }
 
     fn reloads(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Changes of certificates and secrets that were put in force, or could not be";
+        let help = "Reloads of certificates and secrets after their files changed, by result";
         let mut family = encoder.encode_descriptor("witan_certificate_reloads", help, None, MetricType::Counter)?;
         let sum = |a: (u64, u64), b: (u64, u64)| (a.0 + b.0, a.1 + b.1);
         let (ok, failed) = self.watched.iter().map(|watched| watched.reloads()).fold((0, 0), sum);
@@ -64,19 +64,19 @@ impl Seen {
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut family =
-            encoder.encode_descriptor("witan_connections", "Connections of clients", None, MetricType::Gauge)?;
+            encoder.encode_descriptor("witan_connections", "Open client connections", None, MetricType::Gauge)?;
         for (listener, traffic) in &self.listeners {
             let open = i64::try_from(traffic.open()).unwrap_or(i64::MAX);
             ConstGauge::new(open).encode(family.encode_family(&[("listener", *listener)])?)?;
         }
-        let help = "Connections of clients that were accepted";
+        let help = "Client connections that were accepted";
         let mut family = encoder.encode_descriptor("witan_connections_accepted", help, None, MetricType::Counter)?;
         for (listener, traffic) in &self.listeners {
             let accepted = traffic.0.counts.accepted.load(Ordering::Relaxed);
             ConstCounter::new(accepted).encode(family.encode_family(&[("listener", *listener)])?)?;
         }
         let help =
-            "Connections of clients that were closed: none was free, to make room, a failed handshake, nothing said";
+            "Client connections that were closed: too many, evicted to make room, a failed handshake, nothing sent";
         let mut family = encoder.encode_descriptor("witan_connections_closed", help, None, MetricType::Counter)?;
         for (listener, traffic) in &self.listeners {
             let counts = &traffic.0.counts;

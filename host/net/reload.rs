@@ -31,7 +31,7 @@ pub struct Made<T> {
 
 type Make<T> = Box<dyn Fn(&Snapshot) -> Result<Made<T>, FileError> + Send + Sync>;
 
-/// A value made from files.
+/// A value made from files, remade when they change.
 pub struct Reloaded<T> {
     what: &'static str,
     paths: Vec<PathBuf>,

@@ -1,4 +1,4 @@
-//! The secret that coordinators and nodes share where they do not know each other by certificates.
+//! The secret by which nodes recognize coordinators where they do not use client certificates.
 
 use std::fmt;
 use std::hint::black_box;
@@ -11,19 +11,19 @@ use crate::file::{FileError, Named};
 use crate::reload::{Made, Reloaded, Watched};
 use crate::watch::Snapshot;
 
-/// The metadata key under which a coordinator shows it.
+/// The metadata key under which a coordinator sends it.
 pub const HEADER: &str = "witan-node-secret";
 
-/// Shorter ones can be guessed.
+/// Shortest secret, in bytes: shorter ones can be guessed.
 const LEAST_BYTES: usize = 16;
-/// What a header may reasonably hold.
+/// Longest secret, in bytes: what fits comfortably into a header.
 const MOST_BYTES: usize = 512;
-/// The one that is shown, and others that are still taken.
+/// Most secrets in a file: the one that is sent, and others that are still accepted.
 const MOST_LINES: usize = 4;
 
-/// A shared secret, kept up with its file. The file's first line is what a coordinator shows; a node takes any line, so
-/// that a secret is changed without an interruption: the new one as a second line at the nodes, then at the coordinators,
-/// then the old one is taken away.
+/// A shared secret, reloaded when its file changes. A coordinator sends the first line of the file and a node accepts any line, so
+/// a secret can be changed without an interruption: add the new one as a second line at the nodes, then replace it at the
+/// coordinators, then remove the old one at the nodes.
 #[derive(Clone)]
 pub struct SharedSecret(Arc<Reloaded<Vec<HeaderValue>>>);
 
@@ -34,7 +34,7 @@ impl fmt::Debug for SharedSecret {
 }
 
 impl SharedSecret {
-    /// Reads the file that `field` names, and watches it from now on. Blocks: for the start of a process.
+    /// Reads the file, which the setting `field` names, and starts watching it. Blocks: for the start of a process.
     pub fn open(path: &Path, field: &'static str) -> Result<Self, FileError> {
         let file = Named::new(field, path);
         let paths = vec![file.path.clone()];
@@ -46,14 +46,14 @@ impl SharedSecret {
         Reloaded::open("the secret that coordinators and nodes share", paths, make).map(Self)
     }
 
-    /// Puts it into the headers of a call.
+    /// Adds the secret to the headers of a call.
     pub fn show(&self, headers: &mut HeaderMap) {
         if let Some(shown) = self.0.current().value.first() {
             headers.insert(HEADER, shown.clone());
         }
     }
 
-    /// True when the headers of a call hold it. Takes the same time wherever a wrong one differs.
+    /// Whether the headers of a call contain an accepted secret. Takes the same time wherever a wrong one differs.
     pub fn is_shown(&self, headers: &HeaderMap) -> bool {
         let Some(shown) = headers.get(HEADER) else { return false };
         let known = self.0.current();
@@ -73,14 +73,14 @@ fn parse(content: &[u8]) -> Result<Vec<HeaderValue>, String> {
         .take(MOST_LINES + 1)
         .map(|line| match line.len() {
             0..LEAST_BYTES => Err(format!("a secret has at least {LEAST_BYTES} characters; {REMEDY}")),
-            LEAST_BYTES..=MOST_BYTES => secret(line).ok_or_else(|| format!("a secret is visible ASCII; {REMEDY}")),
+            LEAST_BYTES..=MOST_BYTES => secret(line).ok_or_else(|| format!("a secret must be visible ASCII; {REMEDY}")),
             _ => Err(format!("a secret has at most {MOST_BYTES} characters; {REMEDY}")),
         })
         .collect::<Result<_, _>>()?;
     match secrets.len() {
         0 => Err(format!("is empty; {REMEDY}")),
         1..=MOST_LINES => Ok(secrets),
-        _ => Err(format!("has more than {MOST_LINES} lines; one is shown, the others are those still taken")),
+        _ => Err(format!("has more than {MOST_LINES} lines; the first is sent, the others are still accepted")),
     }
 }
 
@@ -91,7 +91,7 @@ fn secret(line: &[u8]) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// Looks at every byte before it answers.
+/// Compares in constant time.
 fn equal(a: &[u8], b: &[u8]) -> bool {
     let differing = a.iter().zip(b).fold(0_u8, |differing, (a, b)| black_box(differing | (a ^ b)));
     a.len() == b.len() && black_box(differing) == 0

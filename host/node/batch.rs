@@ -1,9 +1,9 @@
-//! What a storage node does with requests: one batch of them in, one batch of rows to write and their answers out.
+//! The effects of requests on rows: a batch of requests goes in; a batch of rows to write and the answers come out.
 //!
-//! Everything is synchronous, and a row belongs to one [`Shard`], which one thread drives: that is the lock of the key. The
-//! rule of the house is the gate: an answer leaves only when all that it reveals is durable. An answer that reveals a row
-//! with a write that was not synced yet is handed out as *gated*, with the generation whose sync it has to wait for; that
-//! holds for a read, or for a merge that changed nothing, as well as for the write itself.
+//! Everything is synchronous. A row belongs to one [`Shard`], which one thread runs, and that replaces locks on keys. The most
+//! important rule is the gate: an answer is sent only when everything that it reveals is durable. An answer that reveals a row
+//! with an unsynced write is returned as *gated*, with the generation whose sync it has to wait for. That applies to a read, and
+//! to a merge that changed nothing, as well as to the write itself.
 
 mod rows;
 
@@ -18,24 +18,24 @@ use witan_kernel::record::{Damaged, Encoded, Record, WrongMode};
 use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError, Request};
 use witan_kernel::siblings::{Siblings, Write};
 
-use self::rows::Rows;
+use self::rows::RowCache;
 use crate::engine::{Change, EngineError};
 use crate::row::{self, DamagedRow};
 use crate::store::{LoadError, Store};
 
-/// A request that waits for its turn.
+/// A queued request.
 #[derive(Debug)]
 pub struct Item {
-    /// Repeated with the answer.
+    /// Returned with the answer.
     pub tag: u64,
-    /// What is asked.
+    /// The request itself.
     pub request: Request,
-    /// Monotonic microseconds at which nobody waits any more; `u64::MAX`: never.
+    /// When the caller stops waiting, in monotonic microseconds; `u64::MAX`: never.
     pub deadline: u64,
 }
 
 impl Item {
-    /// What it takes in a queue, in bytes, roughly.
+    /// Its approximate size in memory, in bytes.
     pub fn bytes(&self) -> usize {
         let ask = match &self.request.ask {
             Ask::Merge { record } => record.0.len(),
@@ -49,40 +49,40 @@ impl Item {
 /// Answers, each with the tag of its request.
 pub type Answers = Vec<(u64, Outcome)>;
 
-/// Takes answers. Called from the threads that drive shards: must not block.
+/// Receives answers. Called from the threads that run shards, so it must not block.
 pub trait Deliver: Send + Sync + 'static {
-    /// Takes some answers: of all that one submission waits for, each comes once, in any order, in any number of calls.
+    /// Receives answers. Each answer of a submission is delivered once, in any order and in any number of calls.
     fn deliver(&self, answers: Answers);
 }
 
-/// Requests that were submitted together and wait for one shard. Dropped unanswered, it answers that the node has stopped.
+/// Requests for one shard that were submitted together. If dropped unanswered, they are answered with an error.
 pub struct Group {
     items: Vec<Item>,
     to: Arc<dyn Deliver>,
 }
 
 impl Group {
-    /// Requests whose answers `to` takes.
+    /// Requests whose answers are delivered to `to`.
     pub fn new(items: Vec<Item>, to: Arc<dyn Deliver>) -> Self {
         Self { items, to }
     }
 
-    /// How many requests there are.
+    /// The number of requests.
     pub fn len(&self) -> usize {
         self.items.len()
     }
 
-    /// True without requests.
+    /// Whether there are no requests.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
-    /// What they take in a queue, in bytes, roughly.
+    /// Their approximate size in memory, in bytes.
     pub fn bytes(&self) -> usize {
         self.items.iter().map(Item::bytes).sum()
     }
 
-    /// Answers every one of them with this error.
+    /// Answers all of them with this error.
     pub fn refuse(mut self, error: &ReplicaError) {
         self.answer_all(error);
     }
@@ -101,56 +101,56 @@ impl Drop for Group {
     }
 }
 
-/// Answers on their way to whoever takes them.
+/// Answers and where to deliver them.
 pub type Parcel = (Arc<dyn Deliver>, Answers);
 
-/// What came of a batch.
+/// The answers to a batch.
 #[derive(Default)]
 pub struct Applied {
-    /// May leave at once.
+    /// May be delivered at once.
     pub ready: Vec<Parcel>,
     /// May leave when a sync has succeeded that was begun after this batch was applied.
     pub gated: Vec<Parcel>,
-    /// To be told to [`Shard::synced`] after that sync.
+    /// To be passed to [`Shard::synced`] after that sync.
     pub generation: u64,
 }
 
-/// Most batches whose rows are remembered apart as not synced yet.
+/// Most unsynced batches whose rows are tracked separately.
 const UNSYNCED_BATCHES: usize = 64;
 
-/// The rows of one shard that have been written and not yet synced.
+/// A shard: its cached rows, and which of its rows were written and are not synced yet.
 #[derive(Debug)]
 pub struct Shard {
-    /// Counts the batches written.
+    /// The number of batches written, which is the generation of the last one.
     written: u64,
-    /// Rows of each batch that is not known to be synced, oldest first, with the batch's generation.
+    /// The generation and the rows of each batch that is not known to be synced, oldest first.
     unsynced: VecDeque<(u64, HashMap<Bytes, usize>)>,
-    at_hand: Rows,
-    /// What [`Store::swept`] said when `at_hand` was last in order.
-    swept: u64,
+    cache: RowCache,
+    /// The value of [`Store::bypasses`] when `cache` was last known to be valid.
+    bypasses: u64,
 }
 
-/// The state of one row within a batch.
-struct Slot {
-    row: Bytes,
+/// One row while a batch is applied.
+struct BatchRow {
+    key: Bytes,
     birth: u64,
-    /// What stands, once it was decoded.
+    /// The record, once it was decoded.
     record: Option<Record>,
-    /// Its bytes, when they are at hand.
+    /// The encoded record, unless it has changed since.
     encoded: Option<Encoded>,
-    /// False while `encoded` is as it came from the disk, unchecked.
+    /// Whether `record` is set from `encoded`. If not, `encoded` is as stored, unverified.
     decoded: bool,
-    /// Written before, not yet synced.
+    /// It was written before, and is not synced yet.
     dirty: bool,
     changed: bool,
-    /// Came from the engine: not at hand yet.
+    /// It was read from the engine, and is not cached yet.
     fetched: bool,
 }
 
 impl Shard {
-    /// A shard with nothing written, that keeps so many bytes of rows at hand.
+    /// A shard with nothing written, and a cache of `row_cache` bytes.
     pub fn new(row_cache: usize) -> Self {
-        Self { written: 0, unsynced: VecDeque::new(), at_hand: Rows::new(row_cache), swept: 0 }
+        Self { written: 0, unsynced: VecDeque::new(), cache: RowCache::new(row_cache), bypasses: 0 }
     }
 
     /// Every batch up to this generation is durable.
@@ -160,12 +160,12 @@ impl Shard {
         }
     }
 
-    fn is_dirty(&self, row: &Bytes) -> bool {
-        self.unsynced.iter().any(|(_, rows)| rows.contains_key(row))
+    fn is_dirty(&self, key: &Bytes) -> bool {
+        self.unsynced.iter().any(|(_, rows)| rows.contains_key(key))
     }
 
-    /// Answers the requests of some groups in order. What they change is written as one batch; several requests to one key
-    /// see each other's effect. `wall` is the node's time in microseconds since 1970, `monotonic` that of the deadlines.
+    /// Applies the requests of some groups in order. All changes are written as one batch, and requests to the same key see each
+    /// other's effects. `wall` is the time in microseconds since 1970, `monotonic` the time that deadlines refer to.
     pub fn apply(
         &mut self,
         store: &Store,
@@ -174,9 +174,9 @@ impl Shard {
         wall: u64,
         monotonic: u64,
     ) -> Applied {
-        let swept = store.swept();
-        if std::mem::replace(&mut self.swept, swept) != swept {
-            self.at_hand.clear();
+        let bypasses = store.bypasses();
+        if std::mem::replace(&mut self.bypasses, bypasses) != bypasses {
+            self.cache.clear();
         }
         let mut batch = Batch::new(self, store, wall, groups.iter().map(Group::len).sum());
         let mut answered: Vec<(Group, Vec<Answered>)> = Vec::with_capacity(groups.len());
@@ -186,112 +186,110 @@ impl Shard {
         }
         let failed = batch.write().err();
         if let Some(error) = &failed {
-            batch.shard.at_hand.clear();
+            batch.shard.cache.clear();
             for (group, outcomes) in &mut answered {
-                batch.take_back(&group.items, outcomes, error);
+                batch.roll_back(&group.items, outcomes, error);
             }
         }
         let gate = durability == Durability::Sync && !Fault::AcknowledgeBeforeSync.is_on();
         let mut applied = Applied::default();
         for (group, outcomes) in answered {
-            batch.hand_out(group, outcomes, gate, &mut applied);
+            batch.gate(group, outcomes, gate, &mut applied);
         }
-        let Batch { rows, slots, .. } = batch;
+        let Batch { index, rows, .. } = batch;
         if failed.is_none() {
-            for slot in &slots {
-                if slot.changed || slot.fetched {
-                    self.at_hand.keep(&slot.row, slot.birth, slot.encoded.as_ref());
-                }
+            for row in rows.iter().filter(|row| row.changed || row.fetched) {
+                self.cache.keep(&row.key, row.birth, row.encoded.as_ref());
             }
             if durability == Durability::Sync {
-                self.remember(rows, &slots);
+                self.track_unsynced(index, &rows);
             }
         }
         applied.generation = self.written;
         applied
     }
 
-    fn remember(&mut self, mut rows: HashMap<Bytes, usize>, slots: &[Slot]) {
-        rows.retain(|_, slot| slots[*slot].changed);
-        if rows.is_empty() {
+    fn track_unsynced(&mut self, mut index: HashMap<Bytes, usize>, rows: &[BatchRow]) {
+        index.retain(|_, at| rows[*at].changed);
+        if index.is_empty() {
             return;
         }
         self.written += 1;
         if self.unsynced.len() >= UNSYNCED_BATCHES
             && let Some((generation, newest)) = self.unsynced.back_mut()
         {
-            // Syncs lag, or fail: rows stay known as not synced, a little longer than need be.
-            newest.extend(rows);
+            // Syncs are slow or failing: the rows of the newest batch are tracked as unsynced for longer than necessary.
+            newest.extend(index);
             *generation = self.written;
             return;
         }
-        self.unsynced.push_back((self.written, rows));
+        self.unsynced.push_back((self.written, index));
     }
 }
 
-/// An outcome, and the slot of the row that it reveals.
+/// An outcome, and the position in [`Batch::rows`] of the row that it reveals.
 type Answered = (Outcome, Option<usize>);
 
-/// One batch at work.
+/// A batch that is being applied.
 struct Batch<'a> {
     shard: &'a mut Shard,
     store: &'a Store,
     wall: u64,
-    rows: HashMap<Bytes, usize>,
-    slots: Vec<Slot>,
-    /// Row keys are cut from here: one allocation for many.
+    /// Positions in `rows` by row key.
+    index: HashMap<Bytes, usize>,
+    rows: Vec<BatchRow>,
+    /// Row keys are slices of this buffer, which saves allocations.
     keys: BytesMut,
 }
 
 impl<'a> Batch<'a> {
     fn new(shard: &'a mut Shard, store: &'a Store, wall: u64, requests: usize) -> Self {
-        // 48 bytes: token, lengths, and a tenant and a key of usual length.
+        // 48 bytes: token, length, and a tenant and a key of usual length.
         let keys = BytesMut::with_capacity(requests * 48);
-        Self { shard, store, wall, rows: HashMap::with_capacity(requests), slots: Vec::with_capacity(requests), keys }
+        Self { shard, store, wall, index: HashMap::with_capacity(requests), rows: Vec::with_capacity(requests), keys }
     }
 
     fn answer(&mut self, item: &Item, monotonic: u64) -> Answered {
         if item.deadline <= monotonic {
             return (Err(ReplicaError::Late), None);
         }
-        let slot = match self.slot(&item.request) {
-            Ok(slot) => slot,
+        let at = match self.load(&item.request) {
+            Ok(at) => at,
             Err(error) => return (Err(error), None),
         };
-        // A stamp is a hint about where other writes stand: it reveals nothing that could be missed.
-        let revealed = (!matches!(item.request.ask, Ask::Stamp { .. })).then_some(slot);
-        (self.answer_in(slot, &item.request.ask), revealed)
+        // A stamp is only a hint about the stamps of other writes: nothing depends on the durability of what it reveals.
+        let revealed = (!matches!(item.request.ask, Ask::Stamp { .. })).then_some(at);
+        (self.answer_from(at, &item.request.ask), revealed)
     }
 
-    fn answer_in(&mut self, slot: usize, ask: &Ask) -> Outcome {
-        let slot = &mut self.slots[slot];
+    fn answer_from(&mut self, at: usize, ask: &Ask) -> Outcome {
+        let row = &mut self.rows[at];
         match ask {
-            Ask::Stamp { write_id } => slot.stamp(write_id),
-            Ask::Put(put) => slot.put(put, self.store, self.wall),
-            Ask::Merge { record } => slot.merge(record, self.wall),
-            Ask::Read => slot.read(),
+            Ask::Stamp { write_id } => row.stamp(write_id),
+            Ask::Put(put) => row.put(put, self.store, self.wall),
+            Ask::Merge { record } => row.merge(record, self.wall),
+            Ask::Read => row.read(),
         }
     }
 
-    /// Finds the row's slot, or loads it.
-    fn slot(&mut self, request: &Request) -> Result<usize, ReplicaError> {
+    /// The position of the request's row, which is loaded unless an earlier request of the batch has loaded it.
+    fn load(&mut self, request: &Request) -> Result<usize, ReplicaError> {
         self.keys.reserve(row::key_len(&request.place));
         row::put_key(&request.place, &mut self.keys);
-        let row = self.keys.split().freeze();
-        if let Some(slot) = self.rows.get(&row) {
-            return Ok(*slot);
+        let key = self.keys.split().freeze();
+        if let Some(at) = self.index.get(&key) {
+            return Ok(*at);
         }
-        let slot = Slot::load(row.clone(), self.shard, self.store)?;
-        self.slots.push(slot);
-        self.rows.insert(row, self.slots.len() - 1);
-        Ok(self.slots.len() - 1)
+        self.rows.push(BatchRow::load(key.clone(), self.shard, self.store)?);
+        self.index.insert(key, self.rows.len() - 1);
+        Ok(self.rows.len() - 1)
     }
 
     fn write(&mut self) -> Result<(), EngineError> {
         let mut bytes = 0;
         let mut changed = 0;
-        for slot in self.slots.iter_mut().filter(|slot| slot.changed) {
-            bytes += slot.encoded().as_ref().map_or(0, row::envelope_len);
+        for row in self.rows.iter_mut().filter(|row| row.changed) {
+            bytes += row.encoded().as_ref().map_or(0, row::envelope_len);
             changed += 1;
         }
         if changed == 0 {
@@ -299,27 +297,27 @@ impl<'a> Batch<'a> {
         }
         let mut values = BytesMut::with_capacity(bytes);
         let mut batch: Vec<Change> = Vec::with_capacity(changed);
-        for slot in self.slots.iter().filter(|slot| slot.changed) {
-            let Some(encoded) = &slot.encoded else { continue };
-            row::put_envelope(&slot.row, slot.birth, encoded, &mut values);
-            batch.push((slot.row.clone(), Some(values.split().freeze())));
+        for row in self.rows.iter().filter(|row| row.changed) {
+            let Some(encoded) = &row.encoded else { continue };
+            row::put_envelope(&row.key, row.birth, encoded, &mut values);
+            batch.push((row.key.clone(), Some(values.split().freeze())));
         }
         self.store.engine().write(batch)
     }
 
-    /// The batch could not be written: what would have changed a row has failed, and what only looked at one that others
-    /// would have changed looks again.
-    fn take_back(&mut self, items: &[Item], outcomes: &mut [Answered], error: &EngineError) {
+    /// The batch could not be written. Requests that change a row have failed; those that only read a row which others would have
+    /// changed are answered again from the stored row.
+    fn roll_back(&mut self, items: &[Item], outcomes: &mut [Answered], error: &EngineError) {
         for (item, (outcome, _)) in items.iter().zip(outcomes) {
-            let Some(slot) = self.rows.get(&row::key(&item.request.place)).copied() else { continue };
-            if outcome.is_err() || !self.slots[slot].changed {
+            let Some(at) = self.index.get(&row::key(&item.request.place)).copied() else { continue };
+            if outcome.is_err() || !self.rows[at].changed {
                 continue;
             }
             *outcome = match &item.request.ask {
                 Ask::Put(_) | Ask::Merge { .. } => Err(refusal(error)),
                 ask @ (Ask::Stamp { .. } | Ask::Read) => {
-                    let row = self.slots[slot].row.clone();
-                    match Slot::load(row, self.shard, self.store) {
+                    let key = self.rows[at].key.clone();
+                    match BatchRow::load(key, self.shard, self.store) {
                         Ok(mut stored) => match ask {
                             Ask::Stamp { write_id } => stored.stamp(write_id),
                             _ => stored.read(),
@@ -331,14 +329,14 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Sorts a group's answers into those that may leave and those that wait.
-    fn hand_out(&self, mut group: Group, outcomes: Vec<Answered>, gate: bool, applied: &mut Applied) {
+    /// Sorts a group's answers into those that may be delivered now and, if `gate`, those that have to wait for a sync.
+    fn gate(&self, mut group: Group, outcomes: Vec<Answered>, gate: bool, applied: &mut Applied) {
         let items = std::mem::take(&mut group.items);
-        let waits = |slot: &Option<usize>| gate && slot.is_some_and(|slot| self.slots[slot].reveals_unsynced());
+        let waits = |revealed: Option<usize>| gate && revealed.is_some_and(|at| self.rows[at].reveals_unsynced());
         let mut ready = Answers::with_capacity(items.len());
         let mut gated = Answers::new();
-        for (item, (outcome, slot)) in items.into_iter().zip(outcomes) {
-            let answers = if waits(&slot) { &mut gated } else { &mut ready };
+        for (item, (outcome, revealed)) in items.into_iter().zip(outcomes) {
+            let answers = if waits(revealed) { &mut gated } else { &mut ready };
             answers.push((item.tag, outcome));
         }
         if !ready.is_empty() {
@@ -350,13 +348,13 @@ impl<'a> Batch<'a> {
     }
 }
 
-impl Slot {
-    fn load(row: Bytes, shard: &mut Shard, store: &Store) -> Result<Self, ReplicaError> {
-        let at_hand = shard.at_hand.get(&row);
-        let fetched = at_hand.is_none();
-        let stored = match at_hand {
+impl BatchRow {
+    fn load(key: Bytes, shard: &mut Shard, store: &Store) -> Result<Self, ReplicaError> {
+        let cached = shard.cache.get(&key);
+        let fetched = cached.is_none();
+        let stored = match cached {
             Some(stored) => stored,
-            None => store.load(&row).map_err(|error| match error {
+            None => store.load(&key).map_err(|error| match error {
                 LoadError::Engine(error) => ReplicaError::Broken(error.to_string()),
                 LoadError::Damaged(damaged) => report(&damaged),
             })?,
@@ -367,10 +365,10 @@ impl Slot {
             record: None,
             encoded,
             decoded: false,
-            dirty: shard.is_dirty(&row),
+            dirty: shard.is_dirty(&key),
             changed: false,
             fetched,
-            row,
+            key,
         })
     }
 
@@ -384,7 +382,7 @@ impl Slot {
     }
 
     fn damaged(&self, error: Damaged) -> ReplicaError {
-        report(&row::damaged(&self.row, error.to_string()))
+        report(&row::damaged(&self.key, error.to_string()))
     }
 
     fn read(&mut self) -> Outcome {
@@ -400,7 +398,7 @@ impl Slot {
         self.dirty || self.changed
     }
 
-    /// The record's bytes.
+    /// The encoded record; `None` if there is none.
     fn encoded(&mut self) -> Option<Encoded> {
         if self.encoded.is_none() {
             self.encoded = self.record.as_ref().map(Record::encode);
@@ -431,12 +429,13 @@ impl Slot {
 
     fn merge(&mut self, encoded: &Encoded, wall: u64) -> Outcome {
         self.decode()?;
-        let mut incoming =
-            encoded.decode().map_err(|error| ReplicaError::Broken(format!("the record to merge: {error}")))?;
+        let mut incoming = encoded
+            .decode()
+            .map_err(|error| ReplicaError::Broken(format!("the record to merge is invalid: {error}")))?;
         if self.is_register().is_some_and(|register| register != matches!(incoming, Record::Register(_))) {
             return Err(ReplicaError::WrongMode);
         }
-        // Expired on both sides, or what the one has forgotten would come back from the other for ever.
+        // Both sides expire their entries; otherwise what one has expired would return from the other for ever.
         let as_sent = !incoming.expire(wall);
         let first = self.record.is_none();
         let (mut record, changed) =
@@ -477,13 +476,13 @@ impl Slot {
     }
 }
 
-/// Says once, to the operator, what cannot be read; and tells it the coordinator.
+/// Logs a damaged row for the operator, and returns the error for the coordinator.
 fn report(damaged: &DamagedRow) -> ReplicaError {
     tracing::error!(%damaged, "a stored row cannot be read: restore it from the other replicas");
     ReplicaError::Broken(damaged.to_string())
 }
 
-/// What a coordinator is told of an engine's failure.
+/// The error with which a coordinator is answered when the engine fails.
 pub fn refusal(error: &EngineError) -> ReplicaError {
     match error {
         EngineError::Full => ReplicaError::StorageFull,

@@ -1,8 +1,8 @@
-//! What drives shards: takes requests in, applies whatever waits as one batch, syncs once for everything that was written
-//! meanwhile, and lets answers go.
+//! Drivers of shards: they queue requests, apply all that are waiting as one batch, sync once for everything that was written
+//! meanwhile, and release the answers.
 //!
-//! [`Threads`] does so on threads of the operating system, [`Inline`] on tasks of the current runtime, with virtual delays,
-//! for the deterministic simulation. There is no timer anywhere: an idle node answers at once, a busy one in large batches.
+//! [`Threads`] uses threads of the operating system; [`Inline`] uses tasks of the current runtime, with virtual delays, for the
+//! deterministic simulation. There are no timers: an idle node answers at once, a busy one in large batches.
 
 mod inline;
 mod queue;
@@ -15,57 +15,61 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use witan_kernel::port::Clock;
+use witan_kernel::replica::ReplicaError;
 
 pub use self::inline::{Delay, Inline};
 pub use self::threads::Threads;
 
-use crate::batch::{Deliver, Durability, Item};
+use crate::batch::{Answers, Deliver, Durability, Item, Parcel, refusal};
 use crate::engine::{EngineError, Usage};
 use crate::store::Store;
 
-/// Most requests that a shard applies as one batch, unless one submission brings more.
-pub const BATCH_ITEMS: usize = 256;
+/// Most requests that a shard applies as one batch, unless one submission has more: as many as a full frame of a lane.
+pub const BATCH_ITEMS: usize = witan_wire::frame::BATCH_ITEMS;
 
-/// How much may wait for a shard. What comes on top is answered with
-/// [`Overloaded`](witan_kernel::replica::ReplicaError::Overloaded) at once.
+/// Most batches that may wait for a sync before shards wait, too: bounds the answers that a slow disk holds back.
+const GATED_BATCHES: usize = 64;
+
+/// How much may wait for a shard. Requests beyond that are refused at once with
+/// [`Overloaded`](witan_kernel::replica::ReplicaError::Overloaded).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueLimits {
-    /// Requests.
+    /// Most requests.
     pub items: usize,
-    /// Bytes of their records and values, roughly.
+    /// Most bytes of their records and values, approximately.
     pub bytes: usize,
 }
 
 impl Default for QueueLimits {
-    /// A tenth of a second's work of a shard, and two of the largest batches.
+    /// About a tenth of a second of work for a shard, and two of the largest batches.
     fn default() -> Self {
         Self { items: 8192, bytes: 128 << 20 }
     }
 }
 
-/// A store at work.
+/// Runs the shards of a store.
 pub trait Driver: Send + Sync + 'static {
-    /// Submits requests. Never blocks. Each is answered through `to` exactly once.
+    /// Submits requests without blocking. Each is answered through `to` exactly once.
     fn submit(&self, items: Vec<Item>, to: Arc<dyn Deliver>);
 
-    /// What the store takes on its disk, without blocking the caller's thread.
+    /// The disk usage of the store, without blocking the caller's thread.
     fn usage(&self) -> Pin<Box<dyn Future<Output = Result<Usage, EngineError>> + Send>>;
 
-    /// The store, for what is quick: its id, the estimated number of keys.
+    /// The store, for quick calls: its id, the estimated number of keys.
     fn store(&self) -> &Arc<Store>;
 
-    /// Does something with the store that may take a while, beside the shards and without blocking the caller's thread. It is
-    /// dropped undone when the runtime ends. The caller bounds how much of this is under way.
-    fn aside(&self, job: Aside);
+    /// Runs a job that may take a while outside the shards, without blocking the caller's thread. It is dropped unrun when the
+    /// runtime ends. The caller bounds the number of concurrent jobs.
+    fn spawn(&self, job: Job);
 
     /// Whether answers wait for a sync.
     fn durability(&self) -> Durability;
 }
 
-/// What is done beside the shards.
-pub type Aside = Box<dyn FnOnce(&Store) + Send>;
+/// Work on a store outside its shards.
+pub type Job = Box<dyn FnOnce(&Store) + Send>;
 
-/// A clock behind a pointer: drivers are not generic, because a server holds them as one type.
+/// A clock as a trait object, because drivers are not generic: a server holds them as one type.
 pub(crate) trait Time: Send + Sync {
     /// Microseconds since 1970.
     fn wall(&self) -> u64;
@@ -85,6 +89,23 @@ impl<C: Clock> Time for C {
 
 /// The shard of a token: shards divide the ring evenly.
 fn shard_of(token: u64, shards: usize) -> usize {
-    // Below `shards`, which is a usize.
+    // The result is less than `shards`, so it fits.
     ((u128::from(token) * shards as u128) >> 64) as usize
+}
+
+fn deliver(parcels: Vec<Parcel>) {
+    for (to, answers) in parcels {
+        to.deliver(answers);
+    }
+}
+
+/// Replaces answers that waited for a sync by the error of that sync: what they say may not be durable.
+fn fail(parcels: Vec<Parcel>, error: &EngineError) -> Vec<Parcel> {
+    // `StorageFull` would promise that nothing was written; here it was.
+    let error = match refusal(error) {
+        ReplicaError::Broken(reason) => ReplicaError::Broken(reason),
+        other => ReplicaError::Broken(format!("the sync failed: {other}")),
+    };
+    let fail = |answers: Answers| answers.into_iter().map(|(tag, _)| (tag, Err(error.clone()))).collect();
+    parcels.into_iter().map(|(to, answers)| (to, fail(answers))).collect()
 }

@@ -1,8 +1,8 @@
-//! The port behind which rows lie on a disk: written in atomic batches, durable once synced.
+//! The port behind which rows are stored: written in atomic batches, durable once synced.
 //!
 //! Everything here is synchronous: calls come from threads that may block ([`crate::driver::Threads`]) or from the
-//! simulation, where nothing blocks. [`fjall`] keeps rows in a log-structured merge tree on a real disk; [`simulated`] is a
-//! disk in memory that loses what was not synced. Both pass the same contract tests.
+//! simulation, where nothing blocks. [`fjall`] stores rows in a log-structured merge tree on a real disk; [`simulated`] is a
+//! disk in memory that loses unsynced writes in a crash. Both pass the same contract tests.
 
 #[cfg(feature = "fjall")]
 pub mod fjall;
@@ -15,58 +15,57 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-/// One row's new content; `None` removes the row.
+/// A row's key and new value; `None` removes the row.
 pub type Change = (Bytes, Option<Bytes>);
 
-/// Rows, ordered by their bytes, and a few named values of the node's own.
+/// Rows, ordered by the bytes of their keys, and a few named values for the node itself (notes).
 pub trait Engine: Send + Sync + 'static {
-    /// What a row holds. Sees every batch written before, synced or not.
+    /// The value of a row. Sees every batch written before, synced or not.
     fn get(&self, row: &[u8]) -> Result<Option<Bytes>, EngineError>;
 
-    /// Writes a batch: all of it or nothing, after every batch written before. Not durable before the next
-    /// [`Engine::sync`]. After [`EngineError::Full`] nothing of it was written, and nothing will be.
+    /// Writes a batch atomically, after every batch written before. It is durable after the next [`Engine::sync`]. After
+    /// [`EngineError::Full`] no part of it was written or will be.
     fn write(&self, batch: Vec<Change>) -> Result<(), EngineError>;
 
-    /// Makes every batch durable whose [`Engine::write`] has returned before this was called. After an error nobody knows
-    /// which of them are.
+    /// Makes every batch durable whose [`Engine::write`] returned before this call. After an error it is unknown which of them are.
     fn sync(&self) -> Result<(), EngineError>;
 
-    /// Up to `limit` rows of a range, in order, with what they hold.
+    /// Up to `limit` rows of a range with their values, in order.
     fn scan(&self, range: Range<Bytes>, limit: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError>;
 
-    /// Hands the rows of a range to `each`, in order, with what they hold, until it answers false. Rows that are written
-    /// meanwhile may be among them. `each` must not call the engine.
+    /// Passes the rows of a range to `each` with their values, in order, until it returns false. May include rows that are written
+    /// meanwhile. `each` must not call the engine.
     fn walk(&self, range: Range<Bytes>, each: &mut dyn FnMut(Bytes, Bytes) -> bool) -> Result<(), EngineError>;
 
-    /// What the store takes on its disk, and how full that is.
+    /// The space used by the store, and how full its file system is.
     fn usage(&self) -> Result<Usage, EngineError>;
 
-    /// An estimate of the number of rows. Cheap.
+    /// An estimate of the number of rows; cheap to compute.
     fn approximate_keys(&self) -> u64;
 
-    /// A named value of the node's own, apart from the rows.
+    /// The value of a note.
     fn note(&self, name: &str) -> Result<Option<Bytes>, EngineError>;
 
-    /// Sets a named value; durable when this returns.
+    /// Sets a note; durable when this returns.
     fn set_note(&self, name: &str, value: Bytes) -> Result<(), EngineError>;
 }
 
-/// What a store takes on its disk.
+/// The disk usage of a store.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Usage {
-    /// Bytes that the store takes.
+    /// The size of the store, in bytes.
     pub bytes: u64,
-    /// How full the file system is, 0..=100, whoever filled it.
+    /// The used share of the file system, 0 to 100, other files included.
     pub percent: f32,
 }
 
-/// Why an engine did not do what it was asked.
+/// Why an engine could not carry out a call.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
-    /// The disk has no room left: nothing was written. Reads still work, and writes will once there is room again.
+    /// The disk is full and nothing was written. Reads still work, and writes will work once there is room again.
     #[error("the disk is full")]
     Full,
-    /// The engine failed, or what it has stored is damaged. Whether a write happened is not known.
+    /// The engine failed, or its data is damaged. Whether a write happened is unknown.
     #[error("{0}")]
     Broken(String),
 }

@@ -1,14 +1,14 @@
-//! The storage node: rows on a disk, what requests do to them, and the server that takes requests in.
+//! The storage node: rows on a disk, the requests that read and change them, and the gRPC server.
 //!
 //! Reading order:
 //!
-//! 1. [`engine`]: the port behind which rows lie on a disk, real or simulated.
-//! 2. [`row`], [`store`]: how a record lies there, and who the store is.
-//! 3. [`batch`]: what requests do, as plain synchronous code; the gate that holds answers back until they are durable.
-//! 4. [`scan`]: walks over what is stored, beside the requests.
-//! 5. [`driver`]: threads (or tasks, in the simulation) that feed them, and one sync for many.
-//! 6. [`server`]: the same over gRPC.
-//! 7. [`node`]: a node put together from its configuration.
+//! 1. [`engine`]: the port behind which rows are stored, on a real disk or a simulated one.
+//! 2. [`row`], [`store`]: the format of a stored record, and the identity of a store.
+//! 3. [`batch`]: the effects of requests, as plain synchronous code; the gate that holds answers back until they are durable.
+//! 4. [`scan`]: scans of stored records and the removal of tenants, outside the shards.
+//! 5. [`driver`]: the threads (or tasks, in the simulation) that run shards, with one sync for many batches.
+//! 6. [`server`]: the gRPC server.
+//! 7. [`node`]: a node assembled from its configuration.
 
 pub mod batch;
 pub mod driver;

@@ -1,4 +1,4 @@
-//! A node put together: store, threads and server, from a configuration.
+//! A node assembled from its configuration: store, threads and server.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,34 +17,34 @@ use crate::engine::fjall::{Fjall, Options};
 use crate::server::{self, Guard, Limits, ServeError};
 use crate::store::{OpenError, Store};
 
-/// How a node is run.
+/// The configuration of a node.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
-    /// Its id, which coordinators must mean when they connect.
+    /// Its id, which coordinators must send when they connect.
     pub node_id: NodeId,
-    /// Where its store is; made when it does not exist.
+    /// The folder of its store, created if it does not exist.
     pub data_dir: PathBuf,
-    /// Whether an acknowledged write is synced.
+    /// Whether writes are synced before they are acknowledged.
     pub durability: Durability,
-    /// Threads that the ring is divided among; 0: half the cores, 1 to 8.
+    /// The number of shard threads, among which the ring is divided; 0: half the cores, 1 to 8.
     pub shards: usize,
-    /// How the store is kept.
+    /// Settings of the engine.
     pub engine: Options,
-    /// Bytes of rows that are kept at hand, so that the engine is not searched for them.
+    /// Size of the cache of rows, in bytes.
     pub row_cache: usize,
-    /// How much may wait for a shard.
+    /// How much may wait for each shard.
     pub queue: QueueLimits,
-    /// Bounds of the server.
+    /// Limits of the server.
     pub limits: Limits,
-    /// Whom it serves.
+    /// Which calls it serves.
     pub guard: Guard,
 }
 
-/// [`NodeConfig::row_cache`] by default: a hundred thousand small rows.
+/// The default of [`NodeConfig::row_cache`]: about a hundred thousand small rows.
 pub const ROW_CACHE: usize = 64 << 20;
 
 impl NodeConfig {
-    /// Everything else by default.
+    /// Defaults for everything else.
     pub fn new(node_id: NodeId, data_dir: impl Into<PathBuf>) -> Self {
         Self {
             node_id,
@@ -70,25 +70,25 @@ impl NodeConfig {
 /// Why a node cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// Its store cannot.
+    /// Its store cannot be opened.
     #[error("open store of node {node}: {source}")]
     Store {
-        /// Which node.
+        /// The node's id.
         node: NodeId,
-        /// Why.
+        /// The cause.
         source: OpenError,
     },
-    /// A thread could not be started.
+    /// A thread cannot be started.
     #[error("start threads of node {node}: {source}")]
     Threads {
-        /// Which node.
+        /// The node's id.
         node: NodeId,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// An open node. Its threads end when it is dropped, which blocks until what is queued is answered.
+/// An open node. Dropping it ends its threads, and blocks until queued requests are answered.
 pub struct Node<C> {
     config: NodeConfig,
     threads: Arc<Threads>,
@@ -96,7 +96,7 @@ pub struct Node<C> {
 }
 
 impl<C: Clock> Node<C> {
-    /// Opens the store and starts the threads. Blocks: not to be called on a thread of an async runtime.
+    /// Opens the store and starts the threads. Blocks: must not be called on a thread of an async runtime.
     pub fn open(config: NodeConfig, clock: C, randomness: &dyn Randomness) -> Result<Self, NodeError> {
         let failed = |source| NodeError::Store { node: config.node_id.clone(), source };
         let engine =
@@ -109,7 +109,7 @@ impl<C: Clock> Node<C> {
         Ok(Self { config, threads: Arc::new(threads), clock })
     }
 
-    /// Serves on the connections that come in, until `shutdown` is ready and what is in flight is answered.
+    /// Serves incoming connections until `shutdown` is ready and the requests in flight are answered.
     pub async fn serve<I, IO, E>(&self, incoming: I, shutdown: impl Future<Output = ()>) -> Result<(), ServeError>
     where
         I: Stream<Item = Result<IO, E>>,
@@ -121,22 +121,22 @@ impl<C: Clock> Node<C> {
         server::serve(incoming, node, driver, self.clock.clone(), limits, guard, shutdown).await
     }
 
-    /// Its id.
+    /// The node's id.
     pub fn id(&self) -> &NodeId {
         &self.config.node_id
     }
 
-    /// Who its store is.
+    /// The id of its store.
     pub fn store_id(&self) -> StoreId {
         self.threads.store().id()
     }
 
-    /// The store at work, for whoever serves it in another way.
+    /// The driver of its store, for serving it in another way.
     pub fn driver(&self) -> Arc<dyn Driver> {
         self.threads.clone()
     }
 
-    /// What the store takes on its disk. Blocks.
+    /// The disk usage of the store. Blocks.
     pub fn usage(&self) -> Option<Usage> {
         self.threads.store().engine().usage().ok()
     }

@@ -1,29 +1,29 @@
-//! How a record lies on the disk: the key of its row, which orders rows by token, and the envelope around the record.
+//! The stored format of a record: the key of its row, which orders rows by token, and the envelope around the record.
 //!
 //! A row's key is token (8 bytes, big endian), length of the tenant (2 bytes, big endian), tenant, key. The envelope is
 //! codec version (1 byte), CRC-32 (4 bytes, little endian) of the row's key, the codec version and the birth, then the birth
-//! (8 bytes, little endian), then the record, which brings a checksum of its own. The row's key is part of the checksum, so
-//! that a value which turns up under another key is noticed.
+//! (8 bytes, little endian), then the record, which contains its own checksum. The envelope's checksum covers the row's key, so
+//! that a value which appears under another key is detected.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use witan_kernel::name::{Key, TenantId};
 use witan_kernel::record::Encoded;
 use witan_kernel::replica::Place;
 
-/// Version of the envelope.
+/// Version of the envelope's encoding.
 const CODEC: u8 = 1;
-/// Codec version, checksum, birth.
+/// Bytes of codec version, checksum and birth.
 const HEADER: usize = 13;
-/// Token and length of the tenant.
+/// Bytes of the token and the length of the tenant.
 const PREFIX: usize = 10;
 
 /// A row that cannot be trusted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("row {row} is damaged: {problem}")]
 pub struct DamagedRow {
-    /// Which row: token, tenant and key as far as they can be told.
+    /// The row: token, tenant and key, as far as they can be decoded.
     pub row: String,
-    /// What is wrong with it.
+    /// The kind of damage.
     pub problem: String,
 }
 
@@ -36,7 +36,7 @@ pub fn key_len(place: &Place) -> usize {
 pub fn put_key(place: &Place, out: &mut BytesMut) {
     let tenant = place.tenant.bytes();
     out.put_u64(place.token);
-    // Tenants have 256 bytes at most; what breaks that is refused before it comes here.
+    // Tenants have at most 256 bytes, which is checked before a request arrives here.
     out.put_u16(u16::try_from(tenant.len()).unwrap_or(u16::MAX));
     out.put_slice(tenant);
     out.put_slice(place.key.bytes());
@@ -49,7 +49,7 @@ pub fn key(place: &Place) -> Bytes {
     out.freeze()
 }
 
-/// The place whose row has this key; `None` when it is no row's key.
+/// The place whose row has this key; `None` if it is not a valid row key.
 pub fn place(row: &Bytes) -> Option<Place> {
     let token = u64::from_be_bytes(*row.first_chunk()?);
     let tenant_len = u16::from_be_bytes(*row.get(8..)?.first_chunk()?);
@@ -74,13 +74,13 @@ pub fn put_envelope(row: &[u8], birth: u64, record: &Encoded, out: &mut BytesMut
     out.put_slice(&record.0);
 }
 
-/// Opens an envelope: birth and record, which shares the value's bytes. The record's own checksum is not looked at.
+/// Opens an envelope. Returns birth and record, which shares the value's bytes; the record's own checksum is not verified.
 pub fn open_envelope(row: &Bytes, value: &Bytes) -> Result<(u64, Encoded), DamagedRow> {
     let damaged = |problem: &str| damaged(row, problem);
-    let header: &[u8; HEADER] = value.first_chunk().ok_or_else(|| damaged("its envelope is cut off"))?;
+    let header: &[u8; HEADER] = value.first_chunk().ok_or_else(|| damaged("its envelope is truncated"))?;
     let [codec, c0, c1, c2, c3, birth @ ..] = *header;
     if codec != CODEC {
-        return Err(damaged("its envelope is of an unknown codec version"));
+        return Err(damaged("its envelope has an unknown codec version"));
     }
     let birth = u64::from_le_bytes(birth);
     if u32::from_le_bytes([c0, c1, c2, c3]) != checksum(row, birth) {
@@ -97,11 +97,11 @@ fn checksum(row: &[u8], birth: u64) -> u32 {
     hasher.finalize()
 }
 
-/// A damaged row, named for whoever reads the log.
+/// A damaged row, named in readable form for the log.
 pub fn damaged(row: &Bytes, problem: impl Into<String>) -> DamagedRow {
     let name = match place(row) {
         Some(Place { token, tenant, key }) => format!("(token {token:016x}, tenant {tenant:?}, key {key:?})"),
-        None => format!("({} bytes that are no row's key)", row.len()),
+        None => format!("({} bytes that are not a row key)", row.len()),
     };
     DamagedRow { row: name, problem: problem.into() }
 }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn envelopes_survive_and_damage_is_noticed() {
+    fn envelopes_survive_and_damage_is_detected() {
         let row = key(&at(7, "tenant", "key"));
         let record = Encoded(Bytes::from_static(b"record"));
         let mut out = BytesMut::new();
@@ -148,7 +148,7 @@ mod tests {
         assert!(open_envelope(&row, &value.slice(..HEADER - 1)).is_err());
     }
 
-    /// V1, byte by byte: what lies on disks is read by every later version.
+    /// Version 1 byte by byte: every later version must read it from existing disks.
     #[test]
     fn golden_bytes() {
         let row = key(&at(0x0102, "t", "k"));

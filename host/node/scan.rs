@@ -1,8 +1,8 @@
-//! Walks over what is stored, beside the shards: pages of records, and the removal of a tenant.
+//! Scans of stored records outside the shards: pages of records, and the removal of a tenant.
 //!
-//! Both look at the engine directly, in pieces that are bounded in rows and bytes looked through, whatever they find. What
-//! they answer waits for a sync, as every answer of a node does: a record that was seen and then lost with the power could
-//! come back elsewhere with a dot that the store mints a second time.
+//! Both read the engine directly, in steps that are bounded in the rows and bytes examined, whatever they find. Their answers wait for
+//! a sync, as every answer of a node does: a record that was shown and then lost in a power failure could return from another node
+//! with a dot that the store has issued a second time meanwhile.
 
 use bytes::Bytes;
 use witan_kernel::name::TenantId;
@@ -14,60 +14,60 @@ use crate::engine::{Change, EngineError};
 use crate::row;
 use crate::store::Store;
 
-/// Rows that one piece looks through at most: some tens of milliseconds.
-const LOOKED_ROWS: usize = 8192;
-/// Bytes of rows after which a piece ends, whosever they are: as many as a small machine reads in such a time.
-const LOOKED_BYTES: usize = 8 << 20;
-/// Rows removed as one batch: a shard's batch that comes in between waits that long at most.
+/// Most rows that one step examines: some tens of milliseconds.
+const EXAMINED_ROWS: usize = 8192;
+/// Bytes of examined rows after which a step ends: as many as a small machine reads in that time.
+const EXAMINED_BYTES: usize = 8 << 20;
+/// Most rows removed in one batch, which bounds how long a shard's own batch waits for it.
 const REMOVED_ROWS: usize = 512;
 
-/// What one piece has looked through.
+/// How much one step has examined.
 #[derive(Default)]
-struct Looked {
+struct Examined {
     rows: usize,
     bytes: usize,
 }
 
-impl Looked {
-    /// Counts a row. True when the piece should end with it.
+impl Examined {
+    /// Counts a row. Returns true if the step should end with it.
     fn add(&mut self, row: &Bytes, value: &Bytes) -> bool {
         self.rows += 1;
         self.bytes += row.len() + value.len();
-        self.rows >= LOOKED_ROWS || self.bytes >= LOOKED_BYTES
+        self.rows >= EXAMINED_ROWS || self.bytes >= EXAMINED_BYTES
     }
 }
 
-/// Rows of tokens `from..=to`, after a place if one is given.
+/// The range of rows with tokens `from..=to`, after a place if one is given.
 fn rows(from: u64, to: u64, after: Option<&Place>) -> std::ops::Range<Bytes> {
     let start = match after {
-        // The next key that there can be.
+        // The next possible key.
         Some(after) => Bytes::from([&row::key(after)[..], &[0]].concat()),
         None => Bytes::copy_from_slice(&from.to_be_bytes()),
     };
     let end = match to.checked_add(1) {
         Some(end) => Bytes::copy_from_slice(&end.to_be_bytes()),
-        // No tenant's length begins with this byte.
+        // Larger than every row's key: no tenant's length starts with this byte.
         None => Bytes::from_static(&[0xff; 9]),
     };
     start.max(Bytes::copy_from_slice(&from.to_be_bytes()))..end
 }
 
-/// A page of what the store holds, durable before it is answered unless nothing here is.
+/// A page of records. With [`Durability::Sync`] they are durable when this returns.
 pub fn page(store: &Store, durability: Durability, scan: &Scan) -> Result<Page, EngineError> {
     let mut found: Vec<Found> = Vec::new();
     let mut next = None;
-    let (mut looked, mut bytes) = (Looked::default(), 0);
+    let (mut examined, mut bytes) = (Examined::default(), 0);
     let (most, most_bytes) = (scan.records.max(1) as usize, scan.bytes as usize);
     store.engine().walk(rows(scan.from, scan.to, scan.after.as_ref()), &mut |row, value| {
-        let tired = looked.add(&row, &value);
-        // A row without a place cannot be walked past by name: whatever wrote it, it is nobody's record.
+        let step_ends = examined.add(&row, &value);
+        // A row without a place cannot be the end of a page, and is nobody's record, whatever wrote it.
         let Some(place) = row::place(&row) else { return true };
         if wanted(scan, &place) {
             let record = record(&row, &value, scan.abridged);
             bytes += row.len() + record.as_ref().map_or(0, |record| record.0.len());
             found.push(Found { place: place.clone(), record });
         }
-        let full = tired || found.len() >= most || bytes >= most_bytes;
+        let full = step_ends || found.len() >= most || bytes >= most_bytes;
         if full {
             next = Some(place);
         }
@@ -83,7 +83,7 @@ fn wanted(scan: &Scan, place: &Place) -> bool {
     scan.tenant.as_ref().is_none_or(|tenant| *tenant == place.tenant) && place.key.bytes().starts_with(&scan.prefix)
 }
 
-/// What a row holds; `None`, and a line in the log, when it cannot be read.
+/// The record in a row; `None`, and an error in the log, if the row is damaged.
 fn record(row: &Bytes, value: &Bytes, abridged: bool) -> Option<witan_kernel::record::Encoded> {
     let (_, record) = row::open_envelope(row, value).inspect_err(report).ok()?;
     let checked = if abridged {
@@ -98,19 +98,18 @@ fn report(damaged: &row::DamagedRow) {
     tracing::error!(%damaged, "a stored row cannot be read: restore it from the other replicas");
 }
 
-/// Removes a stretch of a tenant's records, durably: nobody may be writing to the tenant any more, or what is written
-/// meanwhile may stay.
+/// Removes a batch of a tenant's records, durably. Nobody may write to the tenant any longer: records written meanwhile may survive.
 pub fn drop_tenant(store: &Store, tenant: &TenantId, after: Option<&Place>) -> Result<Dropped, EngineError> {
     let mut batch: Vec<Change> = Vec::new();
     let mut next = None;
-    let mut looked = Looked::default();
+    let mut examined = Examined::default();
     store.engine().walk(rows(0, u64::MAX, after), &mut |row, value| {
-        let tired = looked.add(&row, &value);
+        let step_ends = examined.add(&row, &value);
         let Some(place) = row::place(&row) else { return true };
         if place.tenant == *tenant {
             batch.push((row, None));
         }
-        let full = tired || batch.len() >= REMOVED_ROWS;
+        let full = step_ends || batch.len() >= REMOVED_ROWS;
         if full {
             next = Some(place);
         }
@@ -119,7 +118,7 @@ pub fn drop_tenant(store: &Store, tenant: &TenantId, after: Option<&Place>) -> R
     let records = batch.len() as u64;
     if records > 0 {
         store.engine().write(batch)?;
-        store.sweep();
+        store.note_bypass();
         store.engine().sync()?;
     }
     Ok(Dropped { records, next })
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_ends_where_it_is_full_and_the_next_goes_on() {
+    fn a_page_ends_when_it_is_full_and_the_next_continues() {
         let store = open(&Disk::new());
         let places: Vec<Place> = (0..10).map(|n| place(n / 3, "t", &[n as u8])).collect();
         places.iter().for_each(|place| drop(put(&store, place, &[7; 100])));
@@ -189,7 +188,7 @@ mod tests {
         let rest = Scan { after: Some(places[4].clone()), ..Scan::between(1, 2) };
         assert_eq!(all(&store, rest).0, places[5..9]);
         let behind = Scan { after: Some(places[0].clone()), ..Scan::between(1, 2) };
-        assert_eq!(all(&store, behind).0, places[3..9], "a place before the range is no place to begin");
+        assert_eq!(all(&store, behind).0, places[3..9], "a place before the range is ignored");
         assert_eq!(all(&store, Scan::between(3, 2)).0, []);
     }
 
@@ -220,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_page_shows_is_on_the_disk() {
+    fn the_records_of_a_page_are_durable() {
         let disk = Disk::new();
         let store = open(&disk);
         let at = place(1, "t", b"k");
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_row_is_told_as_one() {
+    fn a_damaged_row_is_reported_as_damaged() {
         let store = open(&Disk::new());
         let (good, bad) = (place(1, "t", b"good"), place(2, "t", b"bad"));
         put(&store, &good, b"v");
@@ -286,7 +285,8 @@ mod tests {
         ) {
             let store = open(&Disk::new());
             let tenants = ["t", "u", "long"];
-            let mut expected: Vec<Place> = keys.iter().map(|(token, tenant, key)| place(u64::from(*token), tenants[*tenant], &[*key])).collect();
+            let at = |(token, tenant, key): &(u8, usize, u8)| place(u64::from(*token), tenants[*tenant], &[*key]);
+            let mut expected: Vec<Place> = keys.iter().map(at).collect();
             expected.iter().for_each(|place| drop(put(&store, place, b"value")));
             expected.retain(|place| (u64::from(from)..=u64::from(to)).contains(&place.token));
             expected.sort_by(witan_kernel::scan::stored_order);

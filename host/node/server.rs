@@ -1,4 +1,4 @@
-//! The storage node over gRPC: lanes for coordinators, unary calls for people and tools.
+//! The gRPC server of a storage node: lanes for coordinators, unary calls for operators and tools.
 
 mod guard;
 mod lane;
@@ -14,6 +14,7 @@ use tokio_stream::Stream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
+use witan_kernel::limit;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::Clock;
 use witan_wire::range::PAGE_MESSAGE_BYTES;
@@ -27,24 +28,22 @@ use crate::driver::{Driver, Time};
 
 pub use guard::Guard;
 
-/// Protocol versions of lanes that this node speaks.
-pub const VERSIONS: [u32; 1] = [1];
-/// What it can do beyond the version's minimum.
+/// What this node supports beyond the minimum of its protocol version; sent in the handshake of a lane.
 pub const CAPABILITIES: [&str; 2] = ["register", "siblings"];
 
-/// Largest message taken: a unary call's record of 32 MiB, and what stands around it. Frames have a tighter bound of their own.
-const MESSAGE_BYTES: usize = 33 << 20;
+/// Largest message accepted, in bytes: the record of a unary call, and 1 MiB for the rest of the message. Frames have a smaller limit.
+const MESSAGE_BYTES: usize = limit::RECORD_BYTES + (1 << 20);
 
-/// Bounds of the server.
+/// Limits of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Requests of one lane that may be in flight. 256 at least.
+    /// Most requests of one lane in flight; at least [`BATCH_ITEMS`](witan_wire::frame::BATCH_ITEMS).
     pub lane_requests: usize,
-    /// Bytes of answers of one lane that wait to be sent: while there are more, nothing more is read from it.
+    /// Bytes of unsent answers of one lane above which no further requests are read from it.
     pub lane_answer_bytes: usize,
-    /// Streams of one connection at a time: lanes and unary calls.
+    /// Most concurrent streams of one connection: lanes and unary calls.
     pub streams: u32,
-    /// How long after the signal to shut down the server still waits for what is in flight.
+    /// How long the server waits for requests in flight after the signal to shut down.
     pub drain: Duration,
 }
 
@@ -54,19 +53,19 @@ impl Default for Limits {
     }
 }
 
-/// Why serving ended, other than by the signal.
+/// Why serving ended, other than by the shutdown signal.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The listener failed, or a connection could not be set up at all.
+    /// The listener failed.
     #[error("serve storage node: {0}")]
     Transport(#[from] tonic::transport::Error),
-    /// The reflection service could not be made of the compiled descriptors.
+    /// The reflection service could not be built from the compiled descriptors.
     #[error("describe services: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serves a node on the connections that come in to whom `guard` lets in, until `shutdown` is ready: then lanes end once what they have in flight is
-/// answered, and everything does after [`Limits::drain`].
+/// Serves incoming connections, as far as `guard` admits their calls, until `shutdown` is ready. Then each lane ends once its requests
+/// in flight are answered, and all connections are closed after [`Limits::drain`].
 pub async fn serve<I, IO, E>(
     incoming: I,
     node: NodeId,
@@ -84,8 +83,8 @@ where
     let (stop, stopped) = watch::channel(false);
     let streams = limits.streams;
     let drain = limits.drain;
-    let walks = Arc::new(Semaphore::new(range::WALKS));
-    let storage = Storage { node, driver, clock: Arc::new(clock), limits, stopped: stopped.clone(), walks };
+    let scans = Arc::new(Semaphore::new(range::SCANS));
+    let storage = Storage { node, driver, clock: Arc::new(clock), limits, stopped: stopped.clone(), scans };
     let storage = StorageNodeServiceServer::new(storage)
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(PAGE_MESSAGE_BYTES);
@@ -106,7 +105,7 @@ where
         shutdown.await;
         health.set_not_serving::<StorageNodeServiceServer<Storage>>().await;
         let _ = stop.send(true);
-        // A connection that is idle, or silent, would hold up a graceful end for ever.
+        // An idle or silent connection would delay a graceful shutdown for ever.
         tokio::time::sleep(drain).await;
     };
     tokio::select! {
@@ -115,7 +114,7 @@ where
     }
 }
 
-/// tonic leaves out hyper's limits unless they are set.
+/// Sets hyper's limits, which tonic otherwise leaves unset.
 fn server(streams: u32) -> Server {
     Server::builder()
         .max_concurrent_streams(streams)
@@ -124,7 +123,7 @@ fn server(streams: u32) -> Server {
         .http2_max_header_list_size(16 << 10)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        // Several frames of a lane, and all lanes of a coordinator.
+        // Room for several frames of a lane, and for all lanes of a coordinator.
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
 }
@@ -137,15 +136,15 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .with_service_name("grpc.health.v1.Health")
 }
 
-/// What every call needs.
+/// The state that all calls share.
 struct Storage {
     node: NodeId,
     driver: Arc<dyn Driver>,
     clock: Arc<dyn Time>,
     limits: Limits,
     stopped: watch::Receiver<bool>,
-    /// Turns at walking.
-    walks: Arc<Semaphore>,
+    /// Permits for steps of scans.
+    scans: Arc<Semaphore>,
 }
 
 #[tonic::async_trait]

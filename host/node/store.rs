@@ -1,7 +1,7 @@
-//! A store: an engine with an identity, and the numbers from which actors are made.
+//! A store: an engine with an identity, and the source of births, which make actors unique.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
 use witan_kernel::fault::Fault;
@@ -9,13 +9,14 @@ use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::Randomness;
 use witan_kernel::record::Encoded;
 use witan_kernel::siblings::Actor;
+use witan_kernel::sync::lock;
 
 use crate::engine::{Engine, EngineError};
 use crate::row::{self, DamagedRow};
 
-/// Name of the identity among the engine's notes.
+/// The name of the engine's note that holds the identity.
 const IDENTITY: &str = "identity";
-/// Version of the identity's encoding.
+/// The version of the identity's encoding.
 const CODEC: u8 = 1;
 
 /// An open store.
@@ -23,11 +24,11 @@ pub struct Store {
     engine: Box<dyn Engine>,
     id: StoreId,
     births: Mutex<Births>,
-    /// Counts the times that rows were removed past their shards.
-    swept: AtomicU64,
+    /// How many times rows were changed without going through the shards.
+    bypassed: AtomicU64,
 }
 
-/// Births are boot << 32 | n. The boot is durable before a birth is drawn from it.
+/// Births are boot << 32 | n. A boot is durable before a birth is drawn from it.
 struct Births {
     boot: u64,
     drawn: u32,
@@ -39,9 +40,9 @@ pub enum OpenError {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// There is data, but who the store is cannot be read: opening it under a new name could reuse what was lost.
+    /// The store contains data, but its identity cannot be read. Opening it under a new one could reuse births that were lost.
     #[error(
-        "the store's identity is damaged: {0}; restore the store from a backup, or wipe its folder to fill it again from its peers"
+        "the store's identity is damaged: {0}; restore the store from a backup, or wipe its folder to refill it from the other nodes"
     )]
     Identity(&'static str),
 }
@@ -52,41 +53,41 @@ pub enum LoadError {
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// What is stored is damaged.
+    /// The row is damaged.
     #[error(transparent)]
     Damaged(#[from] DamagedRow),
 }
 
 impl Store {
-    /// Opens the store that the engine holds. An empty one is given a fresh id; each opening counts as a boot, durably. The
-    /// node's id matters to a simulated fault only.
+    /// Opens the store in an engine. An empty one gets a new id; each opening is a new boot, durably recorded. The node's id is used
+    /// only by a simulated fault.
     pub fn open(engine: Box<dyn Engine>, node: &NodeId, randomness: &dyn Randomness) -> Result<Self, OpenError> {
         let (id, boot) = match engine.note(IDENTITY)? {
             Some(bytes) => decode_identity(&bytes)?,
             None if is_empty(&*engine)? => (draw_id(node, randomness), 0),
-            None => return Err(OpenError::Identity("it is missing beside stored records")),
+            None => return Err(OpenError::Identity("it is missing, and there are stored records")),
         };
         let boot = boot + 1;
         engine.set_note(IDENTITY, encode_identity(id, boot))?;
-        Ok(Self { engine, id, births: Mutex::new(Births { boot, drawn: 0 }), swept: AtomicU64::new(0) })
+        Ok(Self { engine, id, births: Mutex::new(Births { boot, drawn: 0 }), bypassed: AtomicU64::new(0) })
     }
 
-    /// Says that rows were removed by another way than through the shards that own them.
-    pub(crate) fn sweep(&self) {
-        self.swept.fetch_add(1, Ordering::Release);
+    /// Reports that rows were changed without going through the shards that own them, which makes the shards drop their caches.
+    pub(crate) fn note_bypass(&self) {
+        self.bypassed.fetch_add(1, Ordering::Release);
     }
 
-    /// How often that was said: a shard that sees another number than before trusts no row that it has at hand.
-    pub(crate) fn swept(&self) -> u64 {
-        self.swept.load(Ordering::Acquire)
+    /// How many times that was reported. A shard that finds another number than before must drop its cached rows.
+    pub(crate) fn bypasses(&self) -> u64 {
+        self.bypassed.load(Ordering::Acquire)
     }
 
-    /// Drawn when the store was made empty.
+    /// The id, drawn when the empty store was first opened.
     pub fn id(&self) -> StoreId {
         self.id
     }
 
-    /// Where the rows are.
+    /// The engine that holds the rows.
     pub fn engine(&self) -> &dyn Engine {
         &*self.engine
     }
@@ -108,15 +109,14 @@ impl Store {
         Actor { store: self.id, birth }
     }
 
-    /// What a row holds: birth (0: none was drawn) and record, whose own checksum is left to the caller to compare.
+    /// The content of a row: birth (0: none was drawn) and record. The record's checksum is left to the caller.
     pub fn load(&self, row: &Bytes) -> Result<Option<(u64, Encoded)>, LoadError> {
         let Some(value) = self.engine.get(row)? else { return Ok(None) };
         Ok(Some(row::open_envelope(row, &value)?))
     }
 
     fn births(&self) -> MutexGuard<'_, Births> {
-        // Both numbers change together, last: a panic elsewhere leaves them true.
-        self.births.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.births)
     }
 }
 
@@ -145,17 +145,17 @@ fn encode_identity(id: StoreId, boot: u64) -> Bytes {
 
 fn decode_identity(bytes: &[u8]) -> Result<(StoreId, u64), OpenError> {
     let whole: &[u8; 29] = bytes.try_into().map_err(|_| OpenError::Identity("it does not have 29 bytes"))?;
-    let (said, checksum) = whole.split_at(25);
-    if said[0] != CODEC {
-        return Err(OpenError::Identity("it is of an unknown codec version"));
+    let (content, checksum) = whole.split_at(25);
+    if content[0] != CODEC {
+        return Err(OpenError::Identity("it has an unknown codec version"));
     }
-    if crc32fast::hash(said).to_le_bytes() != checksum {
+    if crc32fast::hash(content).to_le_bytes() != checksum {
         return Err(OpenError::Identity("its checksum does not match"));
     }
     let mut id = [0; 16];
-    id.copy_from_slice(&said[1..17]);
+    id.copy_from_slice(&content[1..17]);
     let mut boot = [0; 8];
-    boot.copy_from_slice(&said[17..]);
+    boot.copy_from_slice(&content[17..]);
     Ok((StoreId(id), u64::from_le_bytes(boot)))
 }
 

@@ -1,4 +1,4 @@
-//! Nodes that are written to only, until the store that they have is the one on record.
+//! Nodes in write-only state: those whose store is not the one on record. They are written to, and not read from.
 
 use witan_kernel::name::NodeId;
 use witan_kernel::port::Clock;
@@ -6,7 +6,7 @@ use witan_kernel::port::Clock;
 use super::{Connect, Lanes, Trust};
 
 impl<C: Clock, N: Connect> Lanes<C, N> {
-    /// Nodes within reach whose store is not the one on record, by id.
+    /// Ids of the connected nodes whose store is not the one on record, sorted.
     pub fn write_only(&self) -> Vec<NodeId> {
         let nodes = self.nodes.load();
         let standing = nodes.iter().filter_map(|(id, node)| node.vitals.standing().map(|standing| (id, standing)));
@@ -15,8 +15,8 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
         ids
     }
 
-    /// Asks about the stores of nodes that are written to only once more: one that has been filled since, and put on record,
-    /// is asked like any other from now on. An error leaves a node as it is.
+    /// Checks again whether the stores of write-only nodes are on record by now. A node whose store has been refilled and recorded
+    /// is read from again. A node whose check fails stays as it is.
     pub async fn admit_again(&self) {
         let nodes = self.nodes.load_full();
         for (id, node) in nodes.iter() {
@@ -24,10 +24,10 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
             match self.connect.admit(id, standing.store).await {
                 Ok(Trust::Whole) => {
                     node.vitals.made_whole(standing.store);
-                    tracing::info!(node = %id, "the node's new store is whole: it is asked again");
+                    tracing::info!(node = %id, "the node's new store is complete: it is read from again");
                 }
                 Ok(Trust::WriteOnly) => {}
-                Err(reason) => tracing::debug!(node = %id, %reason, "a node's store could not be asked about"),
+                Err(reason) => tracing::debug!(node = %id, %reason, "cannot check a node's store"),
             }
         }
     }

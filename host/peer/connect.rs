@@ -1,4 +1,4 @@
-//! How a storage node is reached.
+//! Connections to storage nodes: the port behind which they are made, and its implementation on TCP.
 
 use std::error::Error;
 use std::fmt;
@@ -12,18 +12,18 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use witan_kernel::hook::Pending;
 use witan_kernel::name::{NodeId, StoreId};
-use witan_kernel::port::StorageNode;
+use witan_kernel::port::{StorageNode, StoreError};
 pub use witan_kernel::scan::Trust;
 use witan_net::{Connector, SharedSecret};
 
-/// Makes connections to storage nodes: sockets, or the simulation's network.
+/// Makes connections to storage nodes: over sockets, or over the simulation's network.
 pub trait Connect: Clone + Send + Sync + 'static {
-    /// A fresh connection to a node.
+    /// A new connection to a node.
     fn connect(&self, node: &StorageNode) -> Connecting;
 
-    /// Whether the store that a node has told in its handshake holds what the node is to hold; asked before anything is
-    /// sent. An error gives the connection up, to be tried again.
-    fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, String>> {
+    /// Decides how far the store that a node reported in its handshake is trusted, before any request is sent. After an error the
+    /// connection is closed and tried again.
+    fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, StoreError>> {
         let _ = (node, store);
         Box::pin(std::future::ready(Ok(Trust::Whole)))
     }
@@ -32,15 +32,15 @@ pub trait Connect: Clone + Send + Sync + 'static {
 /// A connection being made.
 pub type Connecting = Pin<Box<dyn Future<Output = Result<Link, ConnectError>> + Send>>;
 
-/// A connection to a node, over which every call shows what the node asks coordinators for.
+/// A connection to a node that adds the coordinator's credential to every call.
 pub type Link = InterceptedService<Channel, Credential>;
 
-/// What a coordinator shows with each call to a node.
+/// The secret that a coordinator sends with each call to a node, if nodes require one.
 #[derive(Debug, Clone, Default)]
 pub struct Credential(Option<SharedSecret>);
 
 impl Credential {
-    /// A connection that shows it.
+    /// A connection that sends it with each call.
     pub fn over(self, channel: Channel) -> Link {
         InterceptedService::new(channel, self)
     }
@@ -58,9 +58,9 @@ impl Interceptor for Credential {
 /// Why a node cannot be reached.
 #[derive(Debug)]
 pub enum ConnectError {
-    /// No connection, or no handshake.
+    /// The connection or its TLS handshake failed.
     Transport(tonic::transport::Error),
-    /// Everybody on the way could read the secret.
+    /// The secret would be sent to this host without TLS.
     SecretInTheClear(String),
 }
 
@@ -78,15 +78,15 @@ impl fmt::Display for ConnectError {
             Self::Transport(error) => f.write_str(&reason(error)),
             Self::SecretInTheClear(host) => write!(
                 f,
-                "security.nodes.shared_secret_file is given without security.nodes.tls, and everybody on the way to {host} \
-                 could read the secret: add security.nodes.tls, with a ca_file, and serve the node with --tls-cert-file"
+                "security.nodes.shared_secret_file is set without security.nodes.tls, so the secret would be sent to {host} \
+                 unencrypted: add security.nodes.tls, with a ca_file, and serve the node with --tls-cert-file"
             ),
         }
     }
 }
 
-/// Why a node could not be spoken to: what TLS has against it, or what is at the end of the chain. tonic's own text, at its
-/// beginning, says nothing.
+/// Why a call to a node failed: the TLS error if there is one, otherwise the last source of the error. The text of tonic's outermost
+/// error says nothing.
 pub(super) fn reason(error: &(dyn Error + 'static)) -> String {
     let mut last = error;
     while let Some(source) = last.source() {
@@ -95,7 +95,7 @@ pub(super) fn reason(error: &(dyn Error + 'static)) -> String {
     witan_net::explain(error).unwrap_or_else(|| last.to_string())
 }
 
-/// Sockets, over TLS and with a secret where nodes ask for them.
+/// Connections over TCP, with TLS and a shared secret if configured.
 #[derive(Debug, Clone, Default)]
 pub struct Tcp {
     tls: Option<Connector>,
@@ -103,7 +103,7 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// Connections over TLS, if `tls` is given, that show `secret`, if there is one.
+    /// Connections that use `tls`, if given, and send `secret`, if there is one.
     pub fn new(tls: Option<Connector>, secret: Option<SharedSecret>) -> Self {
         Self { tls, secret }
     }
@@ -116,7 +116,7 @@ impl Connect for Tcp {
         Box::pin(async move {
             let channel = match tls {
                 Some(tls) => endpoint?.connect_with_connector(tls).await?,
-                None if secret.is_some() && !is_here(&host) => return Err(ConnectError::SecretInTheClear(host)),
+                None if secret.is_some() && !is_loopback(&host) => return Err(ConnectError::SecretInTheClear(host)),
                 None => endpoint?.connect().await?,
             };
             Ok(Credential(secret).over(channel))
@@ -124,13 +124,13 @@ impl Connect for Tcp {
     }
 }
 
-/// Whether what is sent to a host stays on this machine.
-fn is_here(host: &str) -> bool {
+/// Whether data sent to a host stays on this machine.
+fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-/// The settings of every connection to a node, whatever carries it. Keepalive goes on while nothing is in flight: without
-/// it, a connection that a partition has cut may never be given up.
+/// The settings of every connection to a node, on any network. Keepalive continues while nothing is in flight: without it, a
+/// connection that a network partition has cut might never be closed.
 pub fn endpoint(node: &StorageNode) -> Result<Endpoint, tonic::transport::Error> {
     let host = if node.host.contains(':') { format!("[{}]", node.host) } else { node.host.clone() };
     Ok(Endpoint::from_shared(format!("http://{host}:{}", node.port))?
@@ -139,7 +139,7 @@ pub fn endpoint(node: &StorageNode) -> Result<Endpoint, tonic::transport::Error>
         .http2_keep_alive_interval(Duration::from_secs(2))
         .keep_alive_timeout(Duration::from_secs(3))
         .keep_alive_while_idle(true)
-        // One stream carries everything, so the stream's window is the connection's.
+        // A single stream carries all requests, so its window is sized like the connection's.
         .initial_stream_window_size(8 << 20)
         .initial_connection_window_size(16 << 20))
 }

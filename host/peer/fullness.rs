@@ -1,52 +1,54 @@
-//! How full nodes are, as they have told.
+//! How full the nodes' disks are, as reported by the nodes.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use witan_kernel::name::NodeId;
 use witan_kernel::port::Clock;
 use witan_kernel::scan::Fullness;
+use witan_kernel::sync::lock;
 use witan_wire::v1::DescribeRequest;
 
 use super::range::Client;
 use super::{Connect, Lanes};
 
-/// Nodes that are asked at the same time.
-const ASKED_AT_ONCE: usize = 16;
-/// How long a node may take to say.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Most nodes that are asked concurrently.
+const CONCURRENT: usize = 16;
+/// How long a node may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a node has told last; nothing once it has not answered.
+/// The fullness that a node reported last; `None` if it did not answer the last time.
 #[derive(Debug, Default)]
-pub(super) struct Told(Mutex<Option<Fullness>>);
+pub(super) struct LastFullness(Mutex<Option<Fullness>>);
 
-impl Told {
-    pub(super) fn last(&self) -> Option<Fullness> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl LastFullness {
+    pub(super) fn get(&self) -> Option<Fullness> {
+        *lock(&self.0)
     }
 
-    fn keep(&self, told: Option<Fullness>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = told;
+    fn set(&self, fullness: Option<Fullness>) {
+        *lock(&self.0) = fullness;
     }
 }
 
 impl<C: Clock, N: Connect> Lanes<C, N> {
     /// Asks a node how full it is; `None` when it does not answer.
     pub async fn fullness(&self, node: &NodeId) -> Option<Fullness> {
-        let asked = self.walk(node, async |mut client: Client| client.describe(DescribeRequest {}).await);
-        let told =
-            tokio::time::timeout(PATIENCE, asked).await.ok().and_then(Result::ok).map(tonic::Response::into_inner);
-        let told = told.map(|told| Fullness { keys: told.keys_count, disk_usage_percent: told.disk_usage_percent });
+        let call = self.scan_call(node, async |mut client: Client| client.describe(DescribeRequest {}).await);
+        let response = tokio::time::timeout(TIMEOUT, call).await.ok().and_then(Result::ok);
+        let fullness = response
+            .map(tonic::Response::into_inner)
+            .map(|response| Fullness { keys: response.keys_count, disk_usage_percent: response.disk_usage_percent });
         if let Some(known) = self.nodes.load().get(node) {
-            known.told.keep(told);
+            known.fullness.set(fullness);
         }
-        told
+        fullness
     }
 
-    /// Asks all nodes how full they are, for the metrics to tell.
+    /// Asks all nodes how full they are, for the metrics.
     pub async fn ask_fullness(&self) {
         let nodes: Vec<NodeId> = self.nodes.load().keys().cloned().collect();
-        stream::iter(&nodes).for_each_concurrent(ASKED_AT_ONCE, async |node| _ = self.fullness(node).await).await;
+        stream::iter(&nodes).for_each_concurrent(CONCURRENT, async |node| _ = self.fullness(node).await).await;
     }
 }

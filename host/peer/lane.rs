@@ -1,4 +1,4 @@
-//! A lane: one stream to one node. A task of its own connects, sends what waits, matches answers, and connects again.
+//! A lane: one stream to one node. Its task connects, sends queued requests, matches answers to them, and reconnects.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,8 @@ use witan_kernel::backoff::Backoff;
 use witan_kernel::name::StoreId;
 use witan_kernel::port::{Clock, Reply, StorageNode};
 use witan_kernel::replica::{ReplicaError, Request};
-use witan_wire::frame::{BATCH_ITEMS, Joiner, open_answers, seal_requests};
+use witan_origin::Traced;
+use witan_wire::frame::{BATCH_ITEMS, FRAME_MESSAGE_BYTES, Joiner, PIECE_BYTES, VERSIONS, open_answers, seal_requests};
 use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello, ReplicaRequest};
@@ -20,36 +21,31 @@ use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello, ReplicaRequest};
 use super::connect::{Connect, Trust, reason};
 use super::pending::{Pending, Table};
 use super::vitals::{Latencies, Vitals};
-use witan_origin::Traced;
 
-/// Requests that may wait to be sent.
+/// Most requests waiting to be sent.
 const QUEUE: usize = 8192;
-/// Bytes that may wait to be sent or be under way.
+/// Most bytes of requests waiting to be sent.
 const QUEUE_BYTES: usize = 64 << 20;
-/// How far the table of unanswered requests may reach.
+/// Largest span of the table of unanswered requests, from the oldest id to the newest.
 const SPAN: usize = 32_768;
-/// Bytes of one frame, after which the next request starts another.
-const FRAME_BYTES: usize = 1 << 20;
-/// Frames handed to the stream and not yet sent.
+/// Most frames that were handed to the stream and are not sent yet.
 const FRAMES: usize = 4;
-/// A connected node that owes an answer for longer than this, and than four times its p99, counts as silent.
+/// A connected node counts as silent when its oldest unanswered request is older than this and than four times its p99 latency.
 const SILENCE_MICROS: u64 = 250_000;
+/// Interval at which latencies are published, and deadlines and silence checked.
 const TICK: Duration = Duration::from_millis(100);
+/// How long a node may take for the connection and the handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pauses between attempts to connect.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
-/// Longest answer message: a frame of 1 MiB and its envelope.
-const MESSAGE_BYTES: usize = 4 << 20;
-/// Protocol versions this side speaks.
-const VERSIONS: [u32; 1] = [1];
-
-/// A request on its way into a lane.
+/// A request to be sent over a lane.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) request: Request,
     pub(super) deadline: u64,
     pub(super) bytes: usize,
     pub(super) reply: Reply,
-    /// Where it comes from, if that is traced.
+    /// The span that waits for its answer, if the operation is traced.
     pub(super) traced: Option<Traced>,
 }
 
@@ -62,14 +58,14 @@ pub(super) struct Lane {
     node: StorageNode,
 }
 
-/// What a lane's task works with.
+/// What a lane's task needs to connect and to report.
 pub(super) struct Ends<C: Clock, N: Connect> {
     pub(super) node: StorageNode,
     pub(super) coordinator_id: String,
     pub(super) clock: C,
     pub(super) connect: N,
     pub(super) vitals: Arc<Vitals>,
-    /// One of a node's lanes tells whether it is connected, and how fast it is.
+    /// Whether this lane reports the node's connection state and latency; one lane of each node does.
     pub(super) speaks_for_node: bool,
 }
 
@@ -83,9 +79,9 @@ pub(super) fn open<C: Clock, N: Connect>(ends: Ends<C, N>) -> Lane {
 }
 
 impl Lane {
-    /// Queues a request, or answers why not.
+    /// Queues a request, or answers it with the reason why it cannot be queued.
     pub(super) fn send(&self, outgoing: Outgoing) {
-        let refuse = |outgoing: Outgoing, error| outgoing.reply.answer(Err(error));
+        let refuse = |refused: Outgoing, error| refused.reply.answer(Err(error));
         if !self.vitals.is_connected() {
             return refuse(outgoing, ReplicaError::NotSent(self.node.id.clone()));
         }
@@ -108,15 +104,15 @@ impl Lane {
 
 async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver<Outgoing>, bytes: Arc<AtomicUsize>) {
     let mut backoff = RETRY;
-    let mut told = Told::default();
+    let mut logged = LoggedReasons::default();
     loop {
         match ends.shake_hands().await {
             Ok(stream) => {
                 backoff.succeeded();
-                told = Told::default();
-                let mut conversation = Conversation::new(&ends, stream, &bytes);
-                let ended = conversation.run(&mut waiting).await;
-                drop(conversation);
+                logged = LoggedReasons::default();
+                let mut session = Session::new(&ends, stream, &bytes);
+                let ended = session.run(&mut waiting).await;
+                drop(session);
                 ends.disconnected();
                 match ended {
                     Ended::Closed => return,
@@ -130,8 +126,8 @@ async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver
             }
             Err(reason) => {
                 ends.disconnected();
-                if ends.speaks_for_node && told.is_news(&reason) {
-                    tracing::warn!(node = %ends.node.id, %reason, "a storage node cannot be reached; trying again and again");
+                if ends.speaks_for_node && logged.is_new(&reason) {
+                    tracing::warn!(node = %ends.node.id, %reason, "a storage node cannot be reached; retrying");
                 }
             }
         }
@@ -141,33 +137,34 @@ async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver
     }
 }
 
-/// Why a node could not be reached, as far as it was told. A certificate or a secret that is refused needs somebody; to
-/// repeat it with every attempt helps nobody.
+/// Reasons why a node could not be reached that were logged recently. A refused certificate or secret must be logged, because
+/// somebody has to act, but not with every attempt.
 #[derive(Default)]
-struct Told {
+struct LoggedReasons {
     reasons: Vec<String>,
     since: Option<Instant>,
 }
 
-/// How often a reason is repeated, and how many there may be meanwhile.
-const TELL_AGAIN: Duration = Duration::from_secs(60);
+/// How long a reason is not logged again.
+const LOG_AGAIN: Duration = Duration::from_secs(60);
+/// Most reasons that are logged within that time.
 const REASONS: usize = 8;
 
-impl Told {
-    fn is_news(&mut self, reason: &str) -> bool {
-        if self.since.is_none_or(|since| since.elapsed() >= TELL_AGAIN) {
+impl LoggedReasons {
+    fn is_new(&mut self, reason: &str) -> bool {
+        if self.since.is_none_or(|since| since.elapsed() >= LOG_AGAIN) {
             self.reasons.clear();
             self.since = Some(Instant::now());
         }
-        let news = self.reasons.len() < REASONS && !self.reasons.iter().any(|told| told == reason);
-        if news {
+        let is_new = self.reasons.len() < REASONS && !self.reasons.iter().any(|logged| logged == reason);
+        if is_new {
             self.reasons.push(reason.to_owned());
         }
-        news
+        is_new
     }
 }
 
-/// Answers what still arrives while there is no connection. False when the lane was closed.
+/// Refuses requests for as long as `pause` while there is no connection. False if the lane was closed.
 async fn refuse_for(
     pause: Duration,
     node: &StorageNode,
@@ -193,16 +190,16 @@ struct Stream {
 
 impl<C: Clock, N: Connect> Ends<C, N> {
     async fn shake_hands(&self) -> Result<Stream, String> {
-        // A node that accepts and says nothing is as good as none.
-        let handshake = tokio::time::timeout(Duration::from_secs(3), self.try_shake_hands());
+        // A node may accept the connection and never answer.
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.try_shake_hands());
         handshake.await.map_err(|_| "no handshake in time".to_owned())?
     }
 
     async fn try_shake_hands(&self) -> Result<Stream, String> {
         let link = self.connect.connect(&self.node).await.map_err(|error| error.to_string())?;
         let mut client = StorageNodeServiceClient::new(link)
-            .max_decoding_message_size(MESSAGE_BYTES)
-            .max_encoding_message_size(MESSAGE_BYTES);
+            .max_decoding_message_size(FRAME_MESSAGE_BYTES)
+            .max_encoding_message_size(FRAME_MESSAGE_BYTES);
         let (outbound, frames) = mpsc::channel(FRAMES);
         let hello = Hello {
             versions: VERSIONS.to_vec(),
@@ -221,12 +218,16 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         }
         let store = StoreId::from_slice(&welcome.store_id);
         let trust = match store {
-            Some(store) => self.connect.admit(&self.node.id, store).await?,
-            None => return Err("the node told no store id".to_owned()),
+            Some(store) => {
+                let admitted = self.connect.admit(&self.node.id, store).await;
+                admitted
+                    .map_err(|error| format!("the node's store cannot be compared with the one on record: {error}"))?
+            }
+            None => return Err("the node reported no store id".to_owned()),
         };
         if trust == Trust::WriteOnly && self.speaks_for_node {
             tracing::error!(node = %self.node.id, "the node has another store than before (a wiped or replaced disk?): it is \
-                written to, and not asked until its data has been restored");
+                written to, and not read from until its data has been restored");
         }
         Ok(Stream { outbound, inbound, store, trust })
     }
@@ -238,13 +239,16 @@ impl<C: Clock, N: Connect> Ends<C, N> {
     }
 }
 
+/// Why a session ended.
 enum Ended {
+    /// The lane was closed.
     Closed,
+    /// The connection broke, for this reason.
     Broken(String),
 }
 
-/// What goes on over one stream.
-struct Conversation<'a, C: Clock, N: Connect> {
+/// The exchange of requests and answers over one stream.
+struct Session<'a, C: Clock, N: Connect> {
     ends: &'a Ends<C, N>,
     outbound: mpsc::Sender<ExchangeRequest>,
     inbound: Streaming<ExchangeResponse>,
@@ -255,11 +259,11 @@ struct Conversation<'a, C: Clock, N: Connect> {
     bytes: &'a AtomicUsize,
     ticks: u32,
     p99_us: u64,
-    /// The most requests in flight at once since the last tick.
+    /// The largest number of requests in flight since the last tick.
     peak: usize,
 }
 
-impl<C: Clock, N: Connect> Drop for Conversation<'_, C, N> {
+impl<C: Clock, N: Connect> Drop for Session<'_, C, N> {
     fn drop(&mut self) {
         if self.ends.speaks_for_node {
             self.ends.vitals.set_in_flight(0);
@@ -268,7 +272,7 @@ impl<C: Clock, N: Connect> Drop for Conversation<'_, C, N> {
     }
 }
 
-impl<'a, C: Clock, N: Connect> Conversation<'a, C, N> {
+impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
     fn new(ends: &'a Ends<C, N>, stream: Stream, bytes: &'a AtomicUsize) -> Self {
         if ends.speaks_for_node {
             ends.vitals.connected(stream.store, stream.trust);
@@ -302,9 +306,9 @@ impl<'a, C: Clock, N: Connect> Conversation<'a, C, N> {
                     Ok(None) => return Ended::Broken("the node closed the stream".to_owned()),
                     Err(status) => return Ended::Broken(status.to_string()),
                 },
-                slot = outbound.reserve(), if !frames.is_empty() => match slot {
-                    Ok(slot) => if let Some(frame) = frames.pop_front() {
-                        slot.send(ExchangeRequest { hello: None, frame: Some(frame) });
+                permit = outbound.reserve(), if !frames.is_empty() => match permit {
+                    Ok(permit) => if let Some(frame) = frames.pop_front() {
+                        permit.send(ExchangeRequest { hello: None, frame: Some(frame) });
                     },
                     Err(_) => return Ended::Broken("the stream closed".to_owned()),
                 },
@@ -319,7 +323,8 @@ impl<'a, C: Clock, N: Connect> Conversation<'a, C, N> {
         }
     }
 
-    /// Turns what waited into frames; what nobody waits for any more, or does not fit, is answered here.
+    /// Encodes queued requests into frames. Requests whose deadline has passed, and those for which the table has no room, are
+    /// refused here.
     fn seal(&mut self, frames: &mut std::collections::VecDeque<witan_wire::v1::Frame>) {
         let now = self.ends.clock.monotonic_micros();
         let mut sealed = Vec::with_capacity(self.batch.len());
@@ -340,7 +345,7 @@ impl<'a, C: Clock, N: Connect> Conversation<'a, C, N> {
             let id = self.table.enter(Pending { reply, sent: now, deadline, traced });
             sealed.push(ReplicaRequest { traced: is_traced, ..request_to_wire(id, request, left_ms) });
             size += bytes;
-            if size >= FRAME_BYTES {
+            if size >= PIECE_BYTES {
                 frames.extend(seal_requests(std::mem::take(&mut sealed)));
                 size = 0;
             }
@@ -358,11 +363,11 @@ impl<'a, C: Clock, N: Connect> Conversation<'a, C, N> {
         for answer in open_answers(batch).map_err(|error| error.to_string())? {
             let took_us = answer.took_us;
             let (id, outcome) = answer_from_wire(answer).map_err(|error| error.to_string())?;
-            // Unknown ids are those that have expired.
+            // An unknown id belongs to a request that has expired.
             if let Some(pending) = self.table.take(id) {
                 self.latencies.record(now.saturating_sub(pending.sent));
                 if let Some(traced) = pending.traced.filter(|_| took_us > 0) {
-                    traced.has_taken("storage node", Duration::from_micros(took_us.into()), self.ends.node.id.as_str());
+                    traced.record("storage node", Duration::from_micros(took_us.into()), self.ends.node.id.as_str());
                 }
                 pending.reply.answer(outcome);
             }
@@ -389,8 +394,8 @@ impl<'a, C: Clock, N: Connect> Conversation<'a, C, N> {
             self.p99_us = u64::from(p99);
         }
         self.ends.vitals.set_in_flight_peak(std::mem::replace(&mut self.peak, self.table.len()));
-        let owed_for = self.table.oldest().map_or(0, |sent| now.saturating_sub(sent));
-        if owed_for > SILENCE_MICROS.max(4 * self.p99_us) {
+        let unanswered_for = self.table.oldest().map_or(0, |sent| now.saturating_sub(sent));
+        if unanswered_for > SILENCE_MICROS.max(4 * self.p99_us) {
             self.ends.vitals.set_silent(true);
         }
     }

@@ -1,10 +1,9 @@
-//! The client of storage nodes: a lane per node, what is known of its health and speed, and the connection beneath.
+//! The client of storage nodes: lanes to each node, its health and latency, and the connections.
 //!
-//! A lane (`lane`) is one bidirectional stream: whatever is waiting goes out in one frame, answers come back in any order
-//! and are matched by id. No timer delays anything. Values over 64 KiB take a second lane, so that small operations never
-//! wait behind them. `pending` holds what is not answered yet, `vitals` what is known of a node, `connect` how a node
-//! is reached, `admit` when its store is believed. `range` walks over what nodes have stored, `fullness` asks how much that is;
-//! `metrics` tells all of it.
+//! A lane (`lane`) is one bidirectional stream: all queued requests are sent in one frame, and answers arrive in any order and
+//! are matched by id. No timer delays a request. Requests over 64 KiB use a second lane, so that small ones never wait behind
+//! them. `pending` holds unanswered requests, `vitals` the health of a node, `connect` makes connections, `admit` re-checks the
+//! stores of write-only nodes, `range` scans the records of nodes, `fullness` asks how full their disks are, `metrics` exports it all.
 
 mod admit;
 mod connect;
@@ -16,20 +15,21 @@ mod range;
 mod vitals;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Clock, Replicas, Reply, StorageNode};
 use witan_kernel::replica::{Ask, ReplicaError, Request};
+use witan_kernel::sync::lock;
+use witan_origin as origin;
 
 pub use connect::{Connect, ConnectError, Connecting, Credential, Link, Tcp, Trust, endpoint};
 use lane::{Lane, Outgoing};
 use vitals::Vitals;
-use witan_origin as origin;
 
-/// Requests that carry more go by the second lane. Bytes.
+/// Larger requests use the second lane, in bytes.
 const BULK_BYTES: usize = 64 << 10;
 
 /// The lanes to every storage node.
@@ -46,20 +46,20 @@ struct Node {
     vitals: Arc<Vitals>,
     small: Lane,
     bulk: Lane,
-    walks: range::Walks,
-    told: fullness::Told,
+    scans: range::ScanClient,
+    fullness: fullness::LastFullness,
 }
 
 impl<C: Clock, N: Connect> Lanes<C, N> {
-    /// Lanes to no node yet. `coordinator_id` is told in the handshake.
+    /// No lanes yet. `coordinator_id` is sent in the handshake.
     pub fn new(clock: C, connect: N, coordinator_id: String) -> Self {
         Self { clock, connect, coordinator_id, nodes: ArcSwap::default(), changing: Mutex::new(()) }
     }
 
-    /// Opens lanes to nodes that are new (or have moved) and closes those to nodes that are gone. Must be called within a
-    /// tokio runtime. Requests under way on a closed lane are answered with [`ReplicaError::Lost`].
+    /// Opens lanes to nodes that are new or have another address, and closes those to nodes that are not in `nodes`. Must be called
+    /// within a tokio runtime. Unanswered requests on a closed lane are answered with [`ReplicaError::Lost`].
     pub fn set_nodes(&self, nodes: &[StorageNode]) {
-        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = lock(&self.changing);
         let before = self.nodes.load();
         let after = nodes
             .iter()
@@ -73,7 +73,7 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
         self.nodes.store(Arc::new(after));
     }
 
-    /// Waits until every node has been reached, or its first attempt has failed.
+    /// Waits until the first attempt to connect to each node has succeeded or failed.
     pub async fn tried(&self) {
         let nodes = self.nodes.load_full();
         for node in nodes.values() {
@@ -81,12 +81,12 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
         }
     }
 
-    /// The store behind a node, as told in its last handshake.
+    /// The id of a node's store, as reported in its last handshake.
     pub fn store_id(&self, node: &NodeId) -> Option<StoreId> {
         self.nodes.load().get(node).and_then(|node| node.vitals.store_id())
     }
 
-    /// How many nodes take part, and how many of them are asked and answer.
+    /// The number of nodes, and how many of them are reachable and read from.
     pub fn reachable(&self) -> (usize, usize) {
         let nodes = self.nodes.load();
         (nodes.len(), nodes.values().filter(|node| node.vitals.state().reachable).count())
@@ -108,8 +108,8 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
             at: node.clone(),
             small: lane(true),
             bulk: lane(false),
-            walks: range::Walks::default(),
-            told: fullness::Told::default(),
+            scans: range::ScanClient::default(),
+            fullness: fullness::LastFullness::default(),
             vitals,
         }
     }
@@ -140,10 +140,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
     }
 }
 
-/// A node that takes no part.
+/// The state of a node that is not in the current set.
 const UNKNOWN: ReplicaState = ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 };
 
-/// About how many bytes a request takes on the wire.
+/// The approximate size of a request on the wire, in bytes.
 fn weight(request: &Request) -> usize {
     let body = match &request.ask {
         Ask::Merge { record } => record.0.len(),

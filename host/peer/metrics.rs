@@ -1,5 +1,5 @@
-//! What a coordinator sees of the storage nodes, as Prometheus reads it. The only label with many values is the node: there
-//! are as many series as nodes take part.
+//! Prometheus metrics of the storage nodes as this coordinator sees them. The only label with many values is the node, so the number
+//! of series grows with the number of nodes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use witan_kernel::port::Clock;
 
 use super::{Connect, Lanes, Node};
 
-/// Makes the nodes of `lanes` visible.
+/// Registers metrics of the nodes of `lanes`.
 pub fn register<C: Clock, N: Connect>(registry: &mut Registry, lanes: Arc<Lanes<C, N>>) {
     registry.register_collector(Box::new(Seen(lanes)));
 }
@@ -26,10 +26,10 @@ impl<C: Clock, N: Connect> fmt::Debug for Seen<C, N> {
     }
 }
 
-/// In the order in which they are told.
+/// Values of the label `state`, in the order in which they are exported.
 const STATES: [&str; 3] = ["reachable", "write_only", "unreachable"];
 
-/// The index of a node's state in [`STATES`]. A node that is written to only answers, and counts for no read.
+/// The index of a node's state in [`STATES`]. A write-only node answers writes and is not read from.
 fn state(node: &Node) -> usize {
     match (node.vitals.state().reachable, node.vitals.standing().is_some_and(|standing| !standing.whole)) {
         (true, _) => 0,
@@ -45,7 +45,7 @@ impl<C: Clock, N: Connect> Collector for Seen<C, N> {
         nodes.sort_by(|a, b| a.at.id.cmp(&b.at.id));
         let mut counts = [0_i64; STATES.len()];
         nodes.iter().for_each(|node| counts[state(node)] += 1);
-        let help = "Storage nodes that take part, by what this coordinator sees of them";
+        let help = "Storage nodes of the cluster, by their state as seen by this coordinator";
         let mut family = encoder.encode_descriptor("witan_storage_nodes", help, None, MetricType::Gauge)?;
         for (state, count) in STATES.iter().zip(counts) {
             ConstGauge::new(count).encode(family.encode_family(&[("state", *state)])?)?;
@@ -55,14 +55,14 @@ impl<C: Clock, N: Connect> Collector for Seen<C, N> {
         each(&mut encoder, "reachable", help, &nodes, |node| Some(if state(node) < 2 { 1.0 } else { 0.0 }))?;
         let help = "Requests that the node has not answered yet";
         each(&mut encoder, "requests_in_flight", help, &nodes, |node| Some(f64::from(node.vitals.state().in_flight)))?;
-        let help = "Records of the node, about, as it has told last";
-        each(&mut encoder, "keys", help, &nodes, |node| node.told.last().map(|told| told.keys as f64))?;
-        let help = "Share of the file system that holds the node's store which is in use, 0 to 1";
+        let help = "Approximate number of records of the node, as it reported last";
+        each(&mut encoder, "keys", help, &nodes, |node| node.fullness.get().map(|fullness| fullness.keys as f64))?;
+        let help = "Used share of the file system that holds the node's store, 0 to 1";
         each(&mut encoder, "disk_usage_ratio", help, &nodes, |node| {
-            node.told.last().map(|told| f64::from(told.disk_usage_percent) / 100.0)
+            node.fullness.get().map(|fullness| f64::from(fullness.disk_usage_percent) / 100.0)
         })?;
 
-        let help = "Round trips to the node in the last seconds; missing before the first";
+        let help = "Round-trip time to the node in the last seconds; missing before the first answer";
         let name = "witan_storage_node_round_trip_seconds";
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for node in nodes {
@@ -78,7 +78,7 @@ impl<C: Clock, N: Connect> Collector for Seen<C, N> {
     }
 }
 
-/// One number for each node that has one.
+/// Encodes one gauge with a value for each node that has one.
 fn each(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,

@@ -4,22 +4,22 @@ use std::collections::VecDeque;
 
 use witan_kernel::port::Reply;
 use witan_kernel::replica::ReplicaError;
-
 use witan_origin::Traced;
 
-/// A request under way.
+/// A request that was sent and is not answered yet.
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) reply: Reply,
-    /// Monotonic microseconds.
+    /// When it was sent, in monotonic microseconds.
     pub(super) sent: u64,
-    /// Monotonic microseconds after which nobody waits.
+    /// When the caller stops waiting, in monotonic microseconds.
     pub(super) deadline: u64,
-    /// Where it comes from, if that is traced.
+    /// The span that waits for its answer, if the operation is traced.
     pub(super) traced: Option<Traced>,
 }
 
-/// Ids are handed out in order, so the table is a queue with holes: finding one is an index, and the oldest is the front.
+/// The unanswered requests. Ids are assigned in order, so the table is a queue with holes: looking one up is an index, and the
+/// oldest is at the front.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     first: u64,
@@ -28,14 +28,14 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Enters a request; returns its id.
+    /// Adds a request and returns its id.
     pub(super) fn enter(&mut self, pending: Pending) -> u64 {
         self.entries.push_back(Some(pending));
         self.live += 1;
         self.first + self.entries.len() as u64 - 1
     }
 
-    /// Takes the request of an id, once.
+    /// Removes and returns the request with an id.
     pub(super) fn take(&mut self, id: u64) -> Option<Pending> {
         let index = usize::try_from(id.checked_sub(self.first)?).ok()?;
         let pending = self.entries.get_mut(index)?.take()?;
@@ -44,22 +44,22 @@ impl Table {
         Some(pending)
     }
 
-    /// Requests under way.
+    /// The number of unanswered requests.
     pub(super) fn len(&self) -> usize {
         self.live
     }
 
-    /// How far the table reaches from its oldest to its newest request: what its memory is bounded by.
+    /// The distance between the oldest and the newest request, which bounds the table's memory.
     pub(super) fn span(&self) -> usize {
         self.entries.len()
     }
 
-    /// When the oldest request under way was sent.
+    /// When the oldest unanswered request was sent, in monotonic microseconds.
     pub(super) fn oldest(&self) -> Option<u64> {
         self.entries.front().and_then(Option::as_ref).map(|pending| pending.sent)
     }
 
-    /// Answers those for which nobody waits any more.
+    /// Answers the requests whose deadline has passed.
     pub(super) fn expire(&mut self, now: u64) {
         for entry in &mut self.entries {
             if entry.as_ref().is_some_and(|pending| pending.deadline <= now)

@@ -1,6 +1,6 @@
-//! Walks over what nodes have stored, on a connection of their own: no request of a client's waits behind a page.
+//! Scans of the records of nodes, and the removal of tenants, on a separate connection: no client's request waits behind a page.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -8,37 +8,38 @@ use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{Clock, StorageNode};
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::scan::{Dropped, Page, Ranges, Scan, Standing};
+use witan_kernel::sync::lock;
 use witan_wire::Malformed;
 use witan_wire::range::{PAGE_MESSAGE_BYTES, drop_to_wire, dropped_from_wire, page_from_wire, scan_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
 use super::{Connect, Lanes, Link, Node};
 
-/// How long a connection may take.
-const CONNECT_WITHIN: Duration = Duration::from_secs(3);
-/// How long a page may take: a node lets it wait for its turn for five seconds, and then a busy disk takes its time.
-const PAGE_WITHIN: Duration = Duration::from_secs(15);
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a page may take: it may wait five seconds for its turn on the node, and then a busy disk may be slow.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) type Client = StorageNodeServiceClient<Link>;
 
-/// A node's connection for walks, made when it is needed and given up when a call over it has failed.
+/// A node's connection for scans, made when it is first needed and dropped after a call over it has failed.
 #[derive(Default)]
-pub(super) struct Walks(Mutex<Option<Client>>);
+pub(super) struct ScanClient(Mutex<Option<Client>>);
 
-impl Walks {
+impl ScanClient {
     fn kept(&self) -> Option<Client> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 
     fn keep(&self, client: Option<Client>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = client;
+        *lock(&self.0) = client;
     }
 
     async fn client<N: Connect>(&self, connect: &N, node: &StorageNode) -> Result<Client, ReplicaError> {
         if let Some(client) = self.kept() {
             return Ok(client);
         }
-        let connected = tokio::time::timeout(CONNECT_WITHIN, connect.connect(node)).await;
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect.connect(node)).await;
         let Ok(Ok(link)) = connected else { return Err(ReplicaError::NotSent(node.id.clone())) };
         let client = Client::new(link).max_decoding_message_size(PAGE_MESSAGE_BYTES);
         self.keep(Some(client.clone()));
@@ -47,8 +48,8 @@ impl Walks {
 }
 
 impl<C: Clock, N: Connect> Lanes<C, N> {
-    /// One call to a node over its connection for walks.
-    pub(super) async fn walk<T, F: Future<Output = Result<T, Status>>>(
+    /// A call to a node over its connection for scans.
+    pub(super) async fn scan_call<T, F: Future<Output = Result<T, Status>>>(
         &self,
         node: &NodeId,
         call: impl FnOnce(Client) -> F,
@@ -58,14 +59,14 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
         if !known.vitals.is_connected() {
             return Err(ReplicaError::NotSent(node.clone()));
         }
-        let client = known.walks.client(&self.connect, &known.at).await?;
-        let failed = match tokio::time::timeout(PAGE_WITHIN, call(client)).await {
+        let client = known.scans.client(&self.connect, &known.at).await?;
+        let failed = match tokio::time::timeout(PAGE_TIMEOUT, call(client)).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(status)) => error(node, &status),
             Err(_) => ReplicaError::Late,
         };
         if failed != ReplicaError::Overloaded {
-            known.walks.keep(None);
+            known.scans.keep(None);
         }
         Err(failed)
     }
@@ -78,7 +79,7 @@ impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
 
     async fn scan(&self, node: &NodeId, scan: Scan) -> Result<Page, ReplicaError> {
         let request = scan_to_wire(node, scan);
-        let page = self.walk(node, async |mut client: Client| client.scan_range(request).await).await?;
+        let page = self.scan_call(node, async |mut client: Client| client.scan_range(request).await).await?;
         page_from_wire(page.into_inner()).map_err(|error| malformed(&error))
     }
 
@@ -93,7 +94,7 @@ impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
         after: Option<Place>,
     ) -> Result<Dropped, ReplicaError> {
         let request = drop_to_wire(node, &tenant, after);
-        let dropped = self.walk(node, async |mut client: Client| client.drop_tenant(request).await).await?;
+        let dropped = self.scan_call(node, async |mut client: Client| client.drop_tenant(request).await).await?;
         dropped_from_wire(dropped.into_inner()).map_err(|error| malformed(&error))
     }
 }

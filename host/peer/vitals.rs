@@ -1,28 +1,31 @@
-//! What is known of a node: whether it answers, and how fast.
+//! The health of a node: whether it is connected and answers, its latency, and the trust in its store.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
 
-use super::connect::Trust;
 use tokio::sync::watch;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::StoreId;
 use witan_kernel::scan::Standing;
+use witan_kernel::sync::lock;
 
-/// A node's vitals: written by its lanes, read by everyone.
+use super::connect::Trust;
+
+/// The health of a node, written by its lanes.
 #[derive(Debug)]
 pub(super) struct Vitals {
     connected: AtomicBool,
-    /// Connected, and silent for suspiciously long while it owes answers.
+    /// It is connected, and has left requests unanswered for suspiciously long.
     silent: AtomicBool,
-    /// Written to, and not asked.
+    /// It is written to, and not read from.
     write_only: AtomicBool,
     in_flight: AtomicU32,
-    /// The most at once between the last two ticks.
+    /// The largest number of requests in flight between the last two ticks.
     in_flight_peak: AtomicU32,
     p50_us: AtomicU32,
     p99_us: AtomicU32,
     store: Mutex<Option<StoreId>>,
+    /// Whether the first attempt to connect has succeeded or failed.
     tried: watch::Sender<bool>,
 }
 
@@ -59,11 +62,11 @@ impl Vitals {
     }
 
     pub(super) fn store_id(&self) -> Option<StoreId> {
-        *self.store.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.store)
     }
 
     pub(super) async fn tried(&self) {
-        // The sender lives as long as self: this cannot fail.
+        // This cannot fail, because the sender lives as long as `self`.
         let _ = self.tried.subscribe().wait_for(|tried| *tried).await;
     }
 
@@ -75,24 +78,24 @@ impl Vitals {
         self.write_only.load(Ordering::Relaxed)
     }
 
-    /// Which store is behind the node and whether it is whole, while it is connected.
+    /// The node's store and whether it is complete; `None` unless the node is connected.
     pub(super) fn standing(&self) -> Option<Standing> {
-        let known = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.store);
         let store = (*known).filter(|_| self.is_connected())?;
         Some(Standing { store, whole: !self.is_write_only() })
     }
 
-    /// From now on the node is asked, too, unless another store is behind it by now.
+    /// Allows reads from the node, unless it has another store by now.
     pub(super) fn made_whole(&self, store: StoreId) {
-        let known = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.store);
         if *known == Some(store) {
             self.write_only.store(false, Ordering::Relaxed);
         }
     }
 
     pub(super) fn connected(&self, store: Option<StoreId>, trust: Trust) {
-        let mut known = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        // Under the lock, so that nobody holds the old store's standing for the new one's.
+        let mut known = lock(&self.store);
+        // Under the lock, so that nobody combines the old store's id with the new one's trust.
         self.write_only.store(trust == Trust::WriteOnly, Ordering::Relaxed);
         *known = store;
         drop(known);
@@ -124,8 +127,8 @@ impl Vitals {
     }
 }
 
-/// Round trips of the last seconds, in buckets a quarter of an octave wide. Old ones fade: each [`Latencies::publish`]
-/// halves what is there.
+/// A histogram of recent round-trip times, in buckets a quarter of an octave wide. Each [`Latencies::publish`] halves the counts,
+/// so that old ones fade.
 #[derive(Debug)]
 pub(super) struct Latencies {
     buckets: [u32; BUCKETS],
@@ -147,7 +150,7 @@ impl Latencies {
         self.fresh += 1;
     }
 
-    /// The median and the 99th percentile, microseconds, if anything was measured since the last call.
+    /// The median and the 99th percentile in microseconds, if anything was recorded since the last call.
     pub(super) fn publish(&mut self) -> Option<(u32, u32)> {
         if std::mem::take(&mut self.fresh) == 0 {
             return None;

@@ -1,4 +1,4 @@
-//! Bindings: which plugin answers for whom, and the format in which that is stored.
+//! Bindings: which plugin answers for which tenant, and the format in which a binding is stored.
 
 use std::fmt;
 
@@ -12,11 +12,11 @@ use witan_kernel::port::{Slot, StoreError};
 use crate::digest::Digest;
 use crate::limit;
 
-/// What a consistency policy's fault means for the request. (A resolver's fault always keeps all siblings, and a fault of
-/// a partition key always fails the request: anything else would lose data.)
+/// What a fault of a consistency policy means for the request. (A fault of a resolver always keeps all siblings, and a fault of a
+/// partition key always fails the request: anything else would lose data.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnFault {
-    /// The native rule holds.
+    /// The native rule applies.
     #[default]
     Native,
     /// The request fails.
@@ -24,7 +24,7 @@ pub enum OnFault {
 }
 
 impl OnFault {
-    /// The API's spelling.
+    /// The value in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Native => "native",
@@ -32,7 +32,7 @@ impl OnFault {
         }
     }
 
-    /// Reads the API's spelling; "" is the default.
+    /// Reads the value in the API; "" is the default.
     pub fn parse(text: &str) -> Option<Self> {
         match text {
             "" | "native" => Some(Self::Native),
@@ -42,23 +42,23 @@ impl OnFault {
     }
 }
 
-/// How a binding names its plugin.
+/// How a binding refers to its plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {
-    /// This component and no other.
+    /// The component with this digest.
     Digest(Digest),
-    /// The component of this name, and of this version if one is given. A binding by name follows when the watched
-    /// folder's file of that name is replaced (a routing hook's never does: that would move keys).
+    /// The component with this name, and this version if one is given. A binding by name follows when the file of that name in the
+    /// watched folder is replaced (except for routing hooks, since that would move keys).
     Name {
         /// The plugin's name.
         name: String,
-        /// Its version; `None` for whichever came last.
+        /// The plugin's version; `None` for the newest.
         version: Option<String>,
     },
 }
 
 impl Reference {
-    /// Reads a digest (64 hexadecimal digits, `sha256:` before them or not), `name` or `name@version`.
+    /// Reads a digest (64 hexadecimal digits, optionally after `sha256:`), `name` or `name@version`.
     pub fn parse(text: &str) -> Option<Self> {
         if let Some(digest) = Digest::parse(text) {
             return Some(Self::Digest(digest));
@@ -97,33 +97,33 @@ pub(crate) fn is_version(text: &str) -> bool {
 /// One version of a binding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindingVersion {
-    /// The binding's number when this was put in force. Grows with every change.
+    /// Number of the version: one more than that of the version before it.
     pub number: u64,
     /// The component.
     pub digest: Digest,
-    /// How it was asked for.
+    /// The reference by which the component was requested.
     pub reference: Reference,
     /// `name@version` of the plugin, for a person.
     pub plugin: String,
-    /// What the plugin is configured with; at most 64 KiB.
+    /// The plugin's configuration; at most 64 KiB.
     pub configuration: Bytes,
-    /// What a fault means.
+    /// What a fault of the plugin means for a request.
     pub on_fault: OnFault,
 }
 
-/// A binding, as a store keeps it: one row per (tenant, hook).
+/// A binding as it is stored: one record per tenant and hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindingRecord {
-    /// Whose it is; `None` for every tenant without one of its own.
+    /// The tenant; `None` for the default of tenants without a binding.
     pub tenant: Option<TenantId>,
-    /// What it answers.
+    /// The hook that the plugin answers.
     pub hook: Hook,
-    /// What is in force.
+    /// The version in force.
     pub current: BindingVersion,
-    /// What was in force before, the newest last, for rollback. At most [`limit::HISTORY`].
+    /// Earlier versions for rollback, the newest last. At most [`limit::HISTORY`].
     pub previous: Vec<BindingVersion>,
-    /// For a binding by name: the watched folder's component of that name when it was last looked at, so that a
-    /// rollback is not undone by the file that it rolled back from.
+    /// For a binding by name: the component of that name in the watched folder at the last change, so that the file that a rollback
+    /// went back from does not undo the rollback.
     pub followed: Option<Digest>,
 }
 
@@ -149,7 +149,7 @@ struct Stored {
 }
 
 impl BindingRecord {
-    /// The slot that it binds.
+    /// The slot of the binding.
     pub fn slot(&self) -> Slot {
         Slot { tenant: self.tenant.clone(), hook: self.hook }
     }
@@ -167,7 +167,7 @@ impl BindingRecord {
         serde_json::to_string(&stored).unwrap_or_default()
     }
 
-    /// Reads what [`BindingRecord::encode`] has written, in this or an earlier version.
+    /// Reads what [`BindingRecord::encode`] wrote, in this or an earlier version of the layout.
     pub fn decode(text: &str) -> Result<Self, StoreError> {
         let damaged = |what: &str| StoreError::Damaged(format!("a plugin binding's {what}"));
         let stored: Stored = serde_json::from_str(text).map_err(|error| damaged(&format!("record: {error}")))?;
@@ -214,7 +214,7 @@ fn unhex(text: &str) -> Option<Bytes> {
     text.as_bytes().chunks(2).map(byte).collect()
 }
 
-/// Every binding of a store.
+/// All bindings of a store.
 pub(crate) fn stored(store: &dyn PluginStore) -> Result<Vec<BindingRecord>, StoreError> {
     store.bindings()?.iter().map(|on_record| BindingRecord::decode(&on_record.record)).collect()
 }
@@ -249,8 +249,10 @@ mod tests {
     #[test]
     fn bytes_of_the_first_layout_are_read() {
         let digest = "ab".repeat(32);
+        let plugin = r#""reference":"adaptive-latency","plugin":"adaptive-latency@0.1.0","configuration":"61","on_fault":"native""#;
+        let current = format!(r#"{{"number":7,"digest":"{digest}",{plugin}}}"#);
         let text = format!(
-            r#"{{"v":1,"tenant":null,"hook":"consistency-policy","current":{{"number":7,"digest":"{digest}","reference":"adaptive-latency","plugin":"adaptive-latency@0.1.0","configuration":"61","on_fault":"native"}},"previous":[],"followed":null}}"#
+            r#"{{"v":1,"tenant":null,"hook":"consistency-policy","current":{current},"previous":[],"followed":null}}"#
         );
         let record = BindingRecord::decode(&text).unwrap();
         assert_eq!((record.current.number, &record.current.configuration[..]), (7, &b"a"[..]));

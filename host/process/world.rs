@@ -6,7 +6,7 @@ use witan_control::{TenantCache, stores};
 use witan_coordinate::World;
 use witan_kernel::hook::Pending;
 use witan_kernel::name::{NodeId, StoreId};
-use witan_kernel::port::{Metadata, StorageNode};
+use witan_kernel::port::{Metadata, StorageNode, StoreError};
 use witan_peer::{Connect, Connecting, Lanes, Tcp, Trust};
 
 use super::stores::Idempotency;
@@ -24,12 +24,9 @@ impl Connect for Registered {
         self.sockets.connect(node)
     }
 
-    fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, String>> {
+    fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, StoreError>> {
         let (metadata, node) = (Arc::clone(&self.metadata), node.clone());
-        Box::pin(async move {
-            let admitted = stores::admit(metadata.as_ref(), &node, store).await;
-            admitted.map_err(|error| format!("the node's store cannot be compared with the one on record: {error}"))
-        })
+        Box::pin(async move { stores::admit(metadata.as_ref(), &node, store).await })
     }
 }
 

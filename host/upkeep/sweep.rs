@@ -16,16 +16,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use futures::future::join_all;
-use smallvec::SmallVec;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use witan_kernel::failure::Failure;
-use witan_kernel::limit::LONGEST_DEADLINE;
+use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::record::Encoded;
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::ring::{ReplicaRange, Ring};
-use witan_kernel::scan::{Join, Joined, Page, Ranges, Scan, Standing, Step, Told, difference};
+use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Standing, Step, difference};
 
 use witan_coordinate::{Coordinator, World};
 
@@ -350,13 +349,13 @@ impl<'a, W: World> Sweeping<'a, W> {
                 () = self.progress.closed() => {}
             }
         }
-        let Joined { place, told: answers } = joined;
+        let Joined { place, held } = joined;
         match self.factor(&place.tenant).await? {
             None => self.swept.skipped += 1,
             Some(factor) => {
                 self.swept.scanned += 1;
                 self.metrics.swept_records.inc();
-                self.merge(walking, &place, answers, factor).await;
+                self.merge(walking, &place, held, factor).await;
             }
         }
         self.swept.token = place.token;
@@ -364,20 +363,14 @@ impl<'a, W: World> Sweeping<'a, W> {
         Ok(())
     }
 
-    async fn merge(
-        &mut self,
-        walking: &mut Walking<'_, W>,
-        place: &Place,
-        answers: SmallVec<[(u8, Told); 5]>,
-        factor: u8,
-    ) {
+    async fn merge(&mut self, walking: &mut Walking<'_, W>, place: &Place, held: PerReplica<(u8, Held)>, factor: u8) {
         let members = self.members(walking.replicas, place, factor);
-        let mut have: SmallVec<[(u8, Option<Encoded>); 5]> = SmallVec::new();
-        for (replica, answer) in answers.into_iter().filter(|(replica, _)| members.contains(replica)) {
-            match answer {
-                Told::Nothing => have.push((replica, None)),
-                Told::Record(record) => have.push((replica, Some(record))),
-                Told::Damaged => {
+        let mut have: PerReplica<(u8, Option<Encoded>)> = PerReplica::new();
+        for (replica, held) in held.into_iter().filter(|(replica, _)| members.contains(replica)) {
+            match held {
+                Held::Nothing => have.push((replica, None)),
+                Held::Record(record) => have.push((replica, Some(record))),
+                Held::Damaged => {
                     self.swept.failed += 1;
                     walking.failed = true;
                 }
@@ -401,7 +394,7 @@ impl<'a, W: World> Sweeping<'a, W> {
     }
 
     /// The indices in `replicas` of the nodes that hold the key, for a tenant with this factor.
-    fn members(&self, replicas: &[NodeId], place: &Place, factor: u8) -> SmallVec<[u8; 5]> {
+    fn members(&self, replicas: &[NodeId], place: &Place, factor: u8) -> PerReplica<u8> {
         if usize::from(factor) >= replicas.len() || self.sweep.factors.contains(&factor) {
             return (0..factor.min(replicas.len() as u8)).collect();
         }
@@ -425,13 +418,13 @@ impl<'a, W: World> Sweeping<'a, W> {
         for (replica, why) in unrepaired {
             self.swept.missing.insert(walking.replicas[usize::from(*replica)].clone(), why.clone());
         }
-        let repaired: SmallVec<[(&NodeId, Standing); 5]> = took_part
+        let repaired: PerReplica<(&NodeId, Standing)> = took_part
             .iter()
             .filter(|replica| unrepaired.iter().all(|(unrepaired, _)| unrepaired != *replica))
             .map(|replica| &walking.replicas[usize::from(*replica)])
             .filter_map(|node| self.met.get(node).map(|met| (node, *met)))
             .collect();
-        let whole: SmallVec<[&NodeId; 5]> = took_part
+        let whole: PerReplica<&NodeId> = took_part
             .iter()
             .map(|replica| &walking.replicas[usize::from(*replica)])
             .filter(|node| self.met.get(*node).is_some_and(|met| met.whole))
@@ -439,7 +432,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         if walking.failed || repaired.len() < walking.replicas.len() {
             self.swept.ranges_incomplete += 1;
         }
-        let repaired: SmallVec<[&NodeId; 5]> = repaired.into_iter().map(|(node, _)| node).collect();
+        let repaired: PerReplica<&NodeId> = repaired.into_iter().map(|(node, _)| node).collect();
         if self.sweep.accept_loss {
             self.sound.range_with_loss(walking.replicas, &repaired);
         } else {

@@ -1,4 +1,4 @@
-//! Compiles every protocol file to Rust, in pure Rust: no protoc is needed.
+//! Compiles every proto file to Rust with a compiler written in Rust, so that protoc is not needed.
 
 use std::path::{Path, PathBuf};
 

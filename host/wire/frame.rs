@@ -1,63 +1,68 @@
-//! Frames: batches of requests or answers, with a codec version and a checksum, cut into pieces so that no message of a
-//! stream is large, and joined again under a bound.
+//! Frames: batches of requests or answers, with a codec version and a checksum, split into pieces so that no message of a
+//! stream is large, and joined again within bounds.
 
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+use witan_kernel::limit;
 
 use crate::v1::{AnswerBatch, Frame, ReplicaAnswer, ReplicaRequest, RequestBatch};
 
-/// Version of the batches' encoding.
+/// Version of the encoding of batches; a frame of any other version ends the stream.
 pub const CODEC: u32 = 1;
+/// Protocol versions of a lane that coordinators and nodes of this build speak.
+pub const VERSIONS: [u32; 1] = [1];
 /// Largest payload of one frame, in bytes: a quarter of tonic's default message limit.
 pub const PIECE_BYTES: usize = 1 << 20;
-/// Largest batch, in bytes, all its pieces together: a record of 32 MiB twice over, so that one which repair has joined from
-/// two full ones still travels.
-pub const BATCH_BYTES: usize = 64 << 20;
-/// Most requests, or answers, in one batch.
+/// Largest message of a lane, in bytes: a frame with its envelope, with room for fields that later versions add.
+pub const FRAME_MESSAGE_BYTES: usize = 4 * PIECE_BYTES;
+/// Largest batch, in bytes, all its pieces together: twice the largest record (32 MiB), so that a record which repair has merged
+/// from two full ones still fits.
+pub const BATCH_BYTES: usize = 2 * limit::RECORD_BYTES;
+/// Most requests, or answers, in one batch: enough to share the cost of a frame among many, few enough to keep latency low.
 pub const BATCH_ITEMS: usize = 256;
 
-/// A frame, or a batch, that cannot be trusted. The stream that carried it ends: what follows cannot be told apart.
+/// A frame or a batch that is damaged. The stream that carried it ends, because what follows cannot be attributed to a batch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Damaged {
-    /// Of a codec that this side does not speak.
+    /// The frame has a codec version that this side does not know.
     #[error("frame of codec {0}; this side speaks {CODEC}")]
     Codec(u32),
-    /// The checksum does not fit the payload.
-    #[error("frame's checksum is {told:#010x}, its payload's {found:#010x}")]
+    /// The checksum does not match the payload.
+    #[error("the frame's checksum is {expected:#010x}, that of its payload is {found:#010x}")]
     Checksum {
-        /// In the frame.
-        told: u32,
-        /// Of its payload.
+        /// The checksum in the frame.
+        expected: u32,
+        /// The checksum of its payload.
         found: u32,
     },
-    /// More than [`PIECE_BYTES`] in a frame, or [`BATCH_BYTES`] in a batch.
+    /// A frame has more than [`PIECE_BYTES`], or a batch more than [`BATCH_BYTES`].
     #[error("{bytes} bytes in one {what}; {limit} are allowed")]
     TooLarge {
         /// "frame" or "batch".
         what: &'static str,
-        /// How many there are.
+        /// Its size, in bytes.
         bytes: usize,
-        /// How many are allowed.
+        /// The largest size that is allowed, in bytes.
         limit: usize,
     },
-    /// More than [`BATCH_ITEMS`] in a batch.
+    /// A batch has more than [`BATCH_ITEMS`] items.
     #[error("more than {BATCH_ITEMS} items in one batch")]
     TooMany,
-    /// A piece that says that more follow, and carries nothing.
+    /// A piece is marked as not the last one, and is empty: an endless row of them would never reach a bound.
     #[error("empty piece of a batch")]
     Empty,
-    /// Not the protobuf of a batch.
+    /// The batch is not valid protobuf.
     #[error("batch cannot be decoded: {0}")]
     Encoding(String),
 }
 
-/// Encodes a batch of requests into frames, in the order in which they are to be sent; one, unless the batch is large.
+/// Encodes a batch of requests into frames, in the order in which to send them; a single frame, unless the batch is large.
 pub fn seal_requests(requests: Vec<ReplicaRequest>) -> Vec<Frame> {
     seal(&RequestBatch { requests })
 }
 
-/// Encodes a batch of answers into frames, in the order in which they are to be sent; one, unless the batch is large.
+/// Encodes a batch of answers into frames, in the order in which to send them; a single frame, unless the batch is large.
 pub fn seal_answers(answers: Vec<ReplicaAnswer>) -> Vec<Frame> {
     seal(&AnswerBatch { answers })
 }
@@ -75,18 +80,18 @@ fn seal(batch: &impl Message) -> Vec<Frame> {
     }
 }
 
-/// Decodes a joined batch of requests. Values stay slices of `batch`.
+/// Decodes a joined batch of requests. Values are slices of `batch`, not copies.
 pub fn open_requests(batch: Bytes) -> Result<Vec<ReplicaRequest>, Damaged> {
     open(batch)
 }
 
-/// Decodes a joined batch of answers. Values stay slices of `batch`.
+/// Decodes a joined batch of answers. Values are slices of `batch`, not copies.
 pub fn open_answers(batch: Bytes) -> Result<Vec<ReplicaAnswer>, Damaged> {
     open(batch)
 }
 
-/// Decodes field 1, repeated, item by item: the generated decoder would allocate for as many items as a hostile batch
-/// holds (two bytes make an empty one) before anybody could count them.
+/// Decodes the repeated field 1 item by item: the generated decoder would allocate every item of a hostile batch (an empty one takes
+/// two bytes) before anybody could count them.
 fn open<T: Message + Default>(mut batch: Bytes) -> Result<Vec<T>, Damaged> {
     let broken = |error: prost::DecodeError| Damaged::Encoding(error.to_string());
     let mut items = Vec::new();
@@ -103,13 +108,13 @@ fn open<T: Message + Default>(mut batch: Bytes) -> Result<Vec<T>, Damaged> {
         let length = usize::try_from(length)
             .ok()
             .filter(|length| *length <= batch.len())
-            .ok_or_else(|| Damaged::Encoding("an item reaches past the end of its batch".to_owned()))?;
+            .ok_or_else(|| Damaged::Encoding("an item extends past the end of its batch".to_owned()))?;
         items.push(T::decode(batch.split_to(length)).map_err(broken)?);
     }
     Ok(items)
 }
 
-/// Joins the pieces of batches again. One per direction of a stream.
+/// Joins the pieces of batches. One per direction of a stream.
 #[derive(Debug, Default)]
 pub struct Joiner {
     pieces: BytesMut,
@@ -121,8 +126,8 @@ impl Joiner {
         Self::default()
     }
 
-    /// Takes the next frame; answers with a batch when this was its last piece. A batch in one piece is not copied. After an
-    /// error the joiner must not be used any more.
+    /// Takes the next frame, and returns a batch if this was its last piece. A batch in one piece is not copied. After an
+    /// error the joiner must not be used again.
     pub fn push(&mut self, frame: Frame) -> Result<Option<Bytes>, Damaged> {
         self.check(&frame)?;
         if !frame.more && self.pieces.is_empty() {
@@ -152,7 +157,7 @@ impl Joiner {
         }
         let found = crc32fast::hash(&frame.payload);
         if found != frame.checksum {
-            return Err(Damaged::Checksum { told: frame.checksum, found });
+            return Err(Damaged::Checksum { expected: frame.checksum, found });
         }
         Ok(())
     }

@@ -1,13 +1,12 @@
-//! What goes over the wire: the generated protobuf of `witan.v1`, its conversions to the kernel's types, and the frames of
-//! a lane.
+//! The wire format: the generated protobuf of `witan.v1`, its conversions to the kernel's types, and the frames of a lane.
 //!
-//! Whatever comes in is hostile until it has passed through here: conversions name the field that is wrong and never panic,
-//! and nothing is allocated in proportion to a number that a peer merely claims.
+//! Incoming messages are hostile until they have been converted here: conversions name the invalid field and never panic, and
+//! nothing is allocated in proportion to a size that a peer merely claims.
 //!
 //! 1. [`v1`][]: generated.
-//! 2. [`replica`][]: a coordinator's requests to storage nodes and their answers.
-//! 3. [`frame`][]: batches of those, checksummed, cut into pieces and joined again.
-//! 4. [`range`][]: pages of what a node has stored.
+//! 2. [`replica`][]: a coordinator's requests to storage nodes, and their answers.
+//! 3. [`frame`][]: batches of those, with checksums, split into pieces and joined again.
+//! 4. [`range`][]: pages of the records on a node.
 
 pub mod frame;
 pub mod range;
@@ -19,22 +18,22 @@ pub mod v1 {
 
     tonic::include_proto!("witan.v1");
 
-    /// Describes every file of the package and what they import, for server reflection.
+    /// Descriptors of every file of the package and its imports, for server reflection.
     pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
-/// A message from outside that breaks a rule: nothing of it may be used.
+/// An invalid message from a peer. No part of it may be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct Malformed {
-    /// The field, as the protocol file spells it.
+    /// The invalid field, as spelled in the proto file.
     pub field: &'static str,
-    /// What is wrong with it.
+    /// Why it is invalid.
     pub problem: String,
 }
 
 impl Malformed {
-    /// A rule broken by `field`.
+    /// `field` is invalid.
     pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
         Self { field, problem: problem.into() }
     }

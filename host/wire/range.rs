@@ -1,4 +1,4 @@
-//! Pages of records and the removal of tenants: the kernel's types to protobuf, and back with every field checked.
+//! Conversions of page scans and of the removal of tenants: from the kernel's types to protobuf, and back with every field checked.
 
 use bytes::Bytes;
 use witan_kernel::limit;
@@ -10,8 +10,8 @@ use witan_kernel::scan::{Dropped, Found, PAGE_BYTES, PAGE_RECORDS, Page, Scan};
 use crate::Malformed;
 use crate::v1::{DropTenantRequest, DropTenantResponse, Position, ScanRangeRequest, ScanRangeResponse, StoredRecord};
 
-/// Largest message of a page: records that repair has joined may reach twice [`limit::RECORD_BYTES`], and a page holds one
-/// of them at least.
+/// Largest message of a page, in bytes: a page holds at least one record, and one that repair has merged may have twice
+/// [`limit::RECORD_BYTES`].
 pub const PAGE_MESSAGE_BYTES: usize = 2 * limit::RECORD_BYTES + (2 << 20);
 
 fn position_to_wire(place: Place) -> Position {
@@ -31,7 +31,7 @@ fn tenant_from_wire(id: String) -> Result<TenantId, Malformed> {
     TenantId::new(id).map_err(|error| Malformed::new("tenant_id", error.problem))
 }
 
-/// Encodes a request for a page of `node`.
+/// Encodes a request for a page of records of `node`.
 pub fn scan_to_wire(node: &NodeId, scan: Scan) -> ScanRangeRequest {
     ScanRangeRequest {
         tenant_id: scan.tenant.map_or_else(String::new, |tenant| tenant.as_str().to_owned()),
@@ -46,7 +46,7 @@ pub fn scan_to_wire(node: &NodeId, scan: Scan) -> ScanRangeRequest {
     }
 }
 
-/// Decodes a request for a page. Its size is held within the bounds of one.
+/// Decodes a request for a page. The size that it asks for is reduced to the largest allowed.
 pub fn scan_from_wire(wire: ScanRangeRequest) -> Result<Scan, Malformed> {
     let within = |asked: u32, most: u32| if asked == 0 { most } else { asked.min(most) };
     if wire.prefix.len() > limit::KEY_BYTES {
@@ -77,7 +77,7 @@ pub fn page_to_wire(page: Page) -> ScanRangeResponse {
     }
 }
 
-/// Decodes a page. Records are not checked: whoever decodes them does.
+/// Decodes a page. Records are not verified; decoding them does that.
 pub fn page_from_wire(wire: ScanRangeResponse) -> Result<Page, Malformed> {
     let found = |stored: StoredRecord| {
         let position = stored.position.ok_or_else(|| Malformed::new("records.position", "is missing"))?;
@@ -91,7 +91,7 @@ pub fn page_from_wire(wire: ScanRangeResponse) -> Result<Page, Malformed> {
     })
 }
 
-/// Encodes a request to remove a stretch of a tenant from `node`.
+/// Encodes a request to remove a batch of a tenant's records from `node`.
 pub fn drop_to_wire(node: &NodeId, tenant: &TenantId, after: Option<Place>) -> DropTenantRequest {
     DropTenantRequest {
         tenant_id: tenant.as_str().to_owned(),
@@ -100,18 +100,18 @@ pub fn drop_to_wire(node: &NodeId, tenant: &TenantId, after: Option<Place>) -> D
     }
 }
 
-/// Decodes a request to remove a stretch of a tenant.
+/// Decodes a request to remove a batch of a tenant's records: the tenant, and the place after which to continue.
 pub fn drop_from_wire(wire: DropTenantRequest) -> Result<(TenantId, Option<Place>), Malformed> {
     let after = wire.after.map(|after| position_from_wire("after", after)).transpose()?;
     Ok((tenant_from_wire(wire.tenant_id)?, after))
 }
 
-/// Encodes what was removed.
+/// Encodes the result of a removal.
 pub fn dropped_to_wire(dropped: Dropped) -> DropTenantResponse {
     DropTenantResponse { records: dropped.records, next: dropped.next.map(position_to_wire) }
 }
 
-/// Decodes what was removed.
+/// Decodes the result of a removal.
 pub fn dropped_from_wire(wire: DropTenantResponse) -> Result<Dropped, Malformed> {
     let next = wire.next.map(|next| position_from_wire("next", next)).transpose()?;
     Ok(Dropped { records: wire.records, next })
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_sizes_are_held_within_bounds() {
+    fn invalid_fields_are_named_and_sizes_are_bounded() {
         let request = ScanRangeRequest { page_size: u32::MAX, page_bytes: u32::MAX, ..ScanRangeRequest::default() };
         let scan = scan_from_wire(request.clone()).unwrap();
         assert_eq!((scan.records, scan.bytes, scan.to), (PAGE_RECORDS, PAGE_BYTES, u64::MAX));

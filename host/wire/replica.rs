@@ -1,4 +1,4 @@
-//! Requests to storage nodes and their answers: the kernel's types to protobuf, and back with every field checked.
+//! Conversions of requests to storage nodes and their answers: from the kernel's types to protobuf, and back with every field checked.
 
 use std::sync::Arc;
 
@@ -19,21 +19,21 @@ use crate::v1::{
     ReplicaRequest, StampAnswer, StampAsk, VersionVectorEntry,
 };
 
-/// Most entries of a version vector, and most write ids, in one Put: far above what a context of 4 KiB holds.
+/// Most entries of the version vector, and most write ids, in one Put: far more than fit into a context of 4 KiB.
 const PUT_ENTRIES: usize = 1024;
 
-/// A request as it arrived at a node.
+/// A request that has arrived at a node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Arrived {
-    /// Chosen by the coordinator; its answer repeats it.
+    /// Chosen by the coordinator; the answer carries it, too.
     pub id: u64,
-    /// Milliseconds after arrival at which nobody waits any more; 0: none.
+    /// Milliseconds after arrival at which the coordinator stops waiting; 0: no deadline.
     pub deadline_ms: u32,
-    /// What is asked.
+    /// The request itself.
     pub request: Request,
 }
 
-/// Encodes a request. Values are shared, not copied.
+/// Encodes a request without copying values.
 pub fn request_to_wire(id: u64, request: Request, deadline_ms: u32) -> ReplicaRequest {
     let ask = match request.ask {
         Ask::Stamp { write_id } => WireAsk::Stamp(StampAsk { write_id: id_to_wire(write_id) }),
@@ -77,7 +77,7 @@ fn put_to_wire(put: &Write) -> PutAsk {
 impl TryFrom<ReplicaRequest> for Arrived {
     type Error = Malformed;
 
-    /// Checks every field but the record of a Merge, which its own checksum guards and the store checks.
+    /// Checks every field except the record of a Merge, which has its own checksum and is checked by the store.
     fn try_from(wire: ReplicaRequest) -> Result<Self, Malformed> {
         let tenant = within("tenant", wire.tenant, 1, limit::TENANT_BYTES)?;
         let key = within("key", wire.key, 1, limit::KEY_BYTES)?;
@@ -105,7 +105,7 @@ fn id_from_wire(field: &'static str, bytes: &[u8]) -> Result<WriteId, Malformed>
 
 fn put_from_wire(ask: PutAsk) -> Result<Write, Malformed> {
     if ask.tombstone && !ask.value.is_empty() {
-        return Err(Malformed::new("put.tombstone", "comes with a value"));
+        return Err(Malformed::new("put.tombstone", "has a value"));
     }
     if ask.ids.len() > PUT_ENTRIES {
         return Err(Malformed::new("put.ids", format!("has {} entries; {PUT_ENTRIES} are allowed", ask.ids.len())));
@@ -131,14 +131,14 @@ fn vector_from_wire(wire: &[VersionVectorEntry]) -> Result<VersionVector, Malfor
             .ok_or_else(|| Malformed::new("put.seen.store_id", "does not have 16 bytes"))?;
         let actor = Actor { store, birth: entry.birth };
         if entries.last().is_some_and(|(last, _)| *last >= actor) {
-            return Err(Malformed::new("put.seen", "is not sorted by actor, or names one twice"));
+            return Err(Malformed::new("put.seen", "is not sorted by actor, or has an actor twice"));
         }
         entries.push((actor, entry.counter));
     }
     Ok(VersionVector { entries })
 }
 
-/// Encodes the answer to the request `id`. Values are shared, not copied.
+/// Encodes the answer to the request `id` without copying values.
 pub fn answer_to_wire(id: u64, outcome: Outcome) -> ReplicaAnswer {
     let answer = match outcome {
         Ok(Answer::Stamp { stands, known }) => {
@@ -152,7 +152,7 @@ pub fn answer_to_wire(id: u64, outcome: Outcome) -> ReplicaAnswer {
     ReplicaAnswer { id, answer: Some(answer), took_us: 0 }
 }
 
-/// The answer to a request that cannot be understood.
+/// The answer to an invalid request.
 pub fn malformed_to_wire(id: u64, error: &Malformed) -> ReplicaAnswer {
     let refusal = ReplicaRefusal { reason: RefusalReason::Invalid.into(), message: error.to_string() };
     ReplicaAnswer { id, answer: Some(WireAnswer::Refusal(refusal)), took_us: 0 }
@@ -167,7 +167,7 @@ fn refusal_to_wire(error: ReplicaError) -> ReplicaRefusal {
         ReplicaError::InDoubt => RefusalReason::InDoubt,
         ReplicaError::WrongMode => RefusalReason::WrongMode,
         ReplicaError::StaleEpoch => RefusalReason::StaleEpoch,
-        // The first two never leave a coordinator.
+        // The first three arise only in a coordinator.
         ReplicaError::NotSent(_) | ReplicaError::Incomplete(_) | ReplicaError::Lost(_) | ReplicaError::Broken(_) => {
             RefusalReason::Broken
         }
@@ -175,13 +175,13 @@ fn refusal_to_wire(error: ReplicaError) -> ReplicaRefusal {
     let message = match error {
         ReplicaError::Broken(message) => message,
         ReplicaError::NotSent(_) | ReplicaError::Incomplete(_) | ReplicaError::Lost(_) => error.to_string(),
-        // The reason says it all, and an overloaded node has better things to do.
+        // The reason is enough, and an overloaded node should not spend time on texts.
         _ => String::new(),
     };
     ReplicaRefusal { reason: reason.into(), message }
 }
 
-/// Decodes an answer. Records are not checked: whoever decodes them does.
+/// Decodes an answer. Records are not verified; decoding them does that.
 pub fn answer_from_wire(wire: ReplicaAnswer) -> Result<(u64, Outcome), Malformed> {
     let outcome = match wire.answer.ok_or_else(|| Malformed::new("answer", "is missing"))? {
         WireAnswer::Stamp(answer) => {
@@ -206,7 +206,7 @@ fn refusal_from_wire(refusal: ReplicaRefusal) -> ReplicaError {
         RefusalReason::InDoubt => ReplicaError::InDoubt,
         RefusalReason::WrongMode => ReplicaError::WrongMode,
         RefusalReason::StaleEpoch => ReplicaError::StaleEpoch,
-        // A reason of a later version's is no promise that nothing was done.
+        // A reason that only a later version knows does not promise that nothing was done.
         RefusalReason::Unspecified | RefusalReason::Broken | RefusalReason::Invalid => {
             ReplicaError::Broken(refusal.message)
         }
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn invalid_fields_are_named() {
         let field = |wire: ReplicaRequest| Arrived::try_from(wire).unwrap_err().field;
         let read = || WireAsk::Read(ReadAsk {});
         assert_eq!(field(ReplicaRequest { tenant: Bytes::new(), ..valid(read()) }), "tenant");
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_cannot_say_is_broken() {
+    fn reasons_that_a_node_cannot_send_are_decoded_as_broken() {
         let lost = ReplicaError::Lost(NodeId::new("n1").unwrap());
         let (_, outcome) = answer_from_wire(answer_to_wire(1, Err(lost))).unwrap();
         assert!(matches!(outcome, Err(ReplicaError::Broken(_))));

@@ -223,9 +223,9 @@ async fn the_command_line_works_over_tls_or_says_why_not() {
     let stranger = Authority::new(company.folder.path(), "stranger").file();
     let missing = company.path("missing");
     let refused: [(&str, Flags<'_>, &str); 5] = [
-        (&https, &[("--ca-file", &stranger), ("--server-name", &name)], "name the file of its authority"),
-        (&https, &[("--ca-file", &ca)], "name that as the server's name"),
-        (&https, &[("--ca-file", &missing)], "name a file that is there"),
+        (&https, &[("--ca-file", &stranger), ("--server-name", &name)], "set the file of its authority"),
+        (&https, &[("--ca-file", &ca)], "set it as the server name"),
+        (&https, &[("--ca-file", &missing)], "set the path of a file that exists"),
         (&http, &[("--ca-file", &ca)], "https://"),
         (&http, &[], "error"),
     ];

@@ -300,7 +300,7 @@ fn converged(stage: &Stage) {
             }
         }
         let same = stored.windows(2).all(|pair| match (&pair[0].1, &pair[1].1) {
-            (Some(a), Some(b)) => a.same_standing(b),
+            (Some(a), Some(b)) => a.same_state(b),
             (a, b) => a.is_none() == b.is_none(),
         });
         if !same {

@@ -108,15 +108,12 @@ impl Connect for Dial {
         Box::pin(async move { Ok(Credential::default().over(endpoint?.connect_with_connector(Dialler).await?)) })
     }
 
-    fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, String>> {
+    fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, StoreError>> {
         if !self.strict {
             return Box::pin(std::future::ready(Ok(Trust::Whole)));
         }
         let (metadata, node) = (Arc::clone(&self.metadata), node.clone());
-        Box::pin(async move {
-            let admitted = stores::admit(metadata.as_ref(), &node, store).await;
-            admitted.map_err(|error| error.to_string())
-        })
+        Box::pin(async move { stores::admit(metadata.as_ref(), &node, store).await })
     }
 }
 

@@ -1,5 +1,5 @@
-//! Random histories of attempts that are slow, crash, are taken over from and speak up late, against what the record
-//! promises: one holder at a time, one stamp, one answer, and nothing forgotten that a replica may have seen.
+//! Random histories of attempts that are slow, crash, are taken over and report late, checked against the record's promises: one
+//! holder at a time, one stamp, one answer, and no write forgotten that a replica may have seen.
 
 use std::collections::HashSet;
 
@@ -29,7 +29,8 @@ fn events() -> impl Strategy<Value = Event> {
     let attempt = 0usize..12;
     let lease = prop_oneof![Just(0u64), 1u64..50, Just(u64::MAX)];
     prop_oneof![
-        4 => (prop_oneof![9 => Just(0u8), 1 => Just(1u8)], lease.clone()).prop_map(|(request, lease_ms)| Event::Reserve { request, lease_ms }),
+        4 => (prop_oneof![9 => Just(0u8), 1 => Just(1u8)], lease.clone())
+            .prop_map(|(request, lease_ms)| Event::Reserve { request, lease_ms }),
         1 => (attempt.clone(), lease).prop_map(|(attempt, lease_ms)| Event::AskAgain { attempt, lease_ms }),
         3 => attempt.clone().prop_map(|attempt| Event::Stamp { attempt }),
         3 => attempt.clone().prop_map(|attempt| Event::Send { attempt }),
@@ -40,7 +41,7 @@ fn events() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// One attempt as it sees itself. An honest one: it releases only what it has not sent, and stops when it is told to.
+/// One attempt, from its own point of view. It is honest: it releases only what it has not sent, and stops when its claim is lost.
 struct Attempt {
     owner: Owner,
     fence: u64,
@@ -77,7 +78,7 @@ impl World {
 
     fn step(&mut self, step: &Step) -> Stepped {
         let before = self.alive().cloned();
-        let (change, told) = apply(self.record.as_ref(), step, self.now);
+        let (change, result) = apply(self.record.as_ref(), step, self.now);
         match change {
             Change::Keep => {}
             Change::Put(record) => self.record = Some(Reservation::decode(&record.encode()).expect("its own encoding")),
@@ -94,10 +95,10 @@ impl World {
             assert!(before.stamp.is_none() && before.state == State::InProgress && !self.lives[life].sent);
             self.deleted.insert(life);
         }
-        if told == Stepped::Lost {
+        if result == Stepped::Lost {
             assert_eq!(self.alive(), before.as_ref(), "a lost step changed something");
         }
-        told
+        result
     }
 
     fn reserve(&mut self, owner: Owner, request: u8, lease_ms: u64) {
@@ -112,7 +113,7 @@ impl World {
             (Stepped::Reserved { fence, took_over, stamp, started }, before) => {
                 self.granted(owner, request, lease_ms, before.as_ref(), (fence, took_over, stamp, started));
             }
-            (told, before) => panic!("{told:?} to a reservation of {before:?}"),
+            (result, before) => panic!("{result:?} to a reservation of {before:?}"),
         }
     }
 
@@ -131,7 +132,7 @@ impl World {
         let id = self.lives.len() - 1;
         let life = &mut self.lives[id];
         assert_eq!((life.request, life.started), (request, started), "a fingerprint or a start changed");
-        assert_eq!(stamp, before.and_then(|before| before.stamp), "a taken over stamp is told");
+        assert_eq!(stamp, before.and_then(|before| before.stamp), "a takeover returns the stored stamp");
         let lease_until = self.now.saturating_add(lease_ms.min(KEPT_MS));
         let again = self.attempts.iter_mut().find(|known| known.life == id && known.fence == fence);
         match again {
@@ -151,7 +152,7 @@ impl World {
         }
     }
 
-    /// True when the record is this attempt's: what its steps must be told by.
+    /// True when this attempt holds the claim: then its steps must succeed.
     fn holds(&self, attempt: &Attempt) -> bool {
         self.alive().is_some_and(|record| {
             (record.owner, record.fence) == (attempt.owner, attempt.fence) && attempt.life + 1 == self.lives.len()
@@ -164,9 +165,9 @@ impl World {
         let holds = self.holds(attempt) && self.alive().is_some_and(|record| record.state == State::InProgress);
         let stored = self.alive().and_then(|record| record.stamp);
         let stamp = own.unwrap_or(Stamp(self.now + at as u64));
-        let told = self.step(&Step::Stamp { owner, fence, stamp });
+        let result = self.step(&Step::Stamp { owner, fence, stamp });
         let right = holds && stored.is_none_or(|stored| stored == stamp);
-        assert_eq!(told, if right { Stepped::Stored } else { Stepped::Lost });
+        assert_eq!(result, if right { Stepped::Stored } else { Stepped::Lost });
         if right {
             self.attempts[at].stamp = Some(stamp);
         } else {
@@ -189,8 +190,8 @@ impl World {
         let attempt = &self.attempts[at];
         let in_progress = self.alive().is_some_and(|record| record.state == State::InProgress);
         let right = self.holds(attempt) && (in_progress || matches!(step, Step::Done { .. }));
-        let told = self.step(step);
-        assert_eq!(told, if right { Stepped::Stored } else { Stepped::Lost }, "{step:?}");
+        let result = self.step(step);
+        assert_eq!(result, if right { Stepped::Stored } else { Stepped::Lost }, "{step:?}");
         self.attempts[at].ended = true;
     }
 
@@ -204,7 +205,7 @@ impl World {
                 self.reserve(Owner(owner), *request, *lease_ms);
             }
             Event::AskAgain { attempt, lease_ms } => {
-                // Asking again is a matter of seconds; a day later it is another attempt, and has another name.
+                // An attempt asks again within seconds; a day later it is another attempt with another id.
                 let current = |a: &Attempt| self.alive().is_some() && a.life + 1 == self.lives.len();
                 if let (Some((owner, _, false, _)), true) =
                     (picked(attempt), self.attempts.get(*attempt).is_some_and(current))
@@ -225,7 +226,7 @@ impl World {
                 }
             }
             Event::Done { attempt } => {
-                // Also by one that has ended before: an abandoned operation may succeed after all.
+                // Also by an attempt that has ended before: an abandoned operation may succeed after all.
                 if let Some((owner, fence, _, true)) = picked(attempt) {
                     let response = Bytes::from(vec![7, *attempt as u8]);
                     self.end(*attempt, &Step::Done { owner, fence, response });
@@ -271,12 +272,12 @@ fn put(change: Change) -> Reservation {
 #[test]
 fn a_late_owner_changes_nothing_after_a_takeover() {
     let first = put(apply(None, &reserve(1, 10), 0).0);
-    let (change, told) = apply(Some(&first), &reserve(2, 10), 10);
-    assert_eq!(told, Stepped::Reserved { fence: 2, took_over: true, stamp: None, started: 5 });
+    let (change, result) = apply(Some(&first), &reserve(2, 10), 10);
+    assert_eq!(result, Stepped::Reserved { fence: 2, took_over: true, stamp: None, started: 5 });
     let second = put(change);
     let late = Step::Done { owner: Owner([1; 16]), fence: 1, response: Bytes::new() };
     assert_eq!(apply(Some(&second), &late, 11), (Change::Keep, Stepped::Lost));
-    // Nor does it when only one of owner and fence is right.
+    // Nor does it when only one of owner and fence matches.
     let mixed = Step::Done { owner: Owner([2; 16]), fence: 1, response: Bytes::new() };
     assert_eq!(apply(Some(&second), &mixed, 11), (Change::Keep, Stepped::Lost));
 }
@@ -289,10 +290,10 @@ fn release_forgets_a_first_attempt_without_a_stamp_and_nothing_else() {
 
     let stamp = Step::Stamp { owner: Owner([1; 16]), fence: 1, stamp: Stamp(77) };
     let stamped = put(apply(Some(&first), &stamp, 5).0);
-    let (change, told) = apply(Some(&stamped), &release(1, 1), 6);
-    assert_eq!(told, Stepped::Stored);
-    let (change, told) = apply(Some(&put(change)), &reserve(2, 10), 6);
-    assert_eq!(told, Stepped::Reserved { fence: 2, took_over: true, stamp: Some(Stamp(77)), started: 5 });
+    let (change, result) = apply(Some(&stamped), &release(1, 1), 6);
+    assert_eq!(result, Stepped::Stored);
+    let (change, result) = apply(Some(&put(change)), &reserve(2, 10), 6);
+    assert_eq!(result, Stepped::Reserved { fence: 2, took_over: true, stamp: Some(Stamp(77)), started: 5 });
     assert_eq!(put(change).stamp, Some(Stamp(77)));
 
     let second = put(apply(Some(&first), &reserve(2, 10), 10).0);
@@ -302,8 +303,8 @@ fn release_forgets_a_first_attempt_without_a_stamp_and_nothing_else() {
 #[test]
 fn a_clock_set_back_ends_leases_and_wedges_nobody() {
     let first = put(apply(None, &reserve(1, 10), 1_000_000).0);
-    let (_, told) = apply(Some(&first), &reserve(2, 10), 10);
-    assert!(matches!(told, Stepped::Reserved { took_over: true, .. }));
+    let (_, result) = apply(Some(&first), &reserve(2, 10), 10);
+    assert!(matches!(result, Stepped::Reserved { took_over: true, .. }));
 }
 
 #[test]
@@ -332,6 +333,6 @@ fn names_are_unambiguous_and_ids_tell_every_difference() {
     ];
     assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
     assert_eq!(ids[0], id(Operation::Write, Some(b""), b""));
-    // Pinned: another value here would let a retry after an upgrade have a second effect.
+    // Pinned: with another value, a retry after an upgrade would have a second effect.
     assert_eq!(ids[2].to_string(), "a90e75813cf48123fdfa5f57c995d9df");
 }

@@ -6,14 +6,14 @@ use super::{KEPT_MS, Owner};
 use crate::name::WriteId;
 use crate::register::Stamp;
 
-/// How far a request has come.
+/// Whether a request has been carried out.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum State {
-    /// An attempt holds it, or may have left it half done.
+    /// An attempt is carrying it out, or may have left it half done.
     InProgress,
     /// Carried out.
     Done {
-        /// What a duplicate is answered with.
+        /// The answer for duplicates.
         response: Bytes,
     },
 }
@@ -21,9 +21,9 @@ pub enum State {
 /// The record of one idempotency key. Times are the store's, milliseconds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Reservation {
-    /// How far it has come.
+    /// Whether the request has been carried out.
     pub state: State,
-    /// The request's fingerprint, and the name under which replicas remember it.
+    /// The request's fingerprint, under which replicas remember the write.
     pub write_id: WriteId,
     /// The attempt that holds it, or held it last.
     pub owner: Owner,
@@ -35,7 +35,7 @@ pub struct Reservation {
     pub stamp: Option<Stamp>,
     /// When the lease was granted.
     pub lease_from_ms: u64,
-    /// When it ends; not after it began, if it was given up.
+    /// When it ends. No later than `lease_from_ms` if the claim was given up.
     pub lease_until_ms: u64,
     /// When the record may be forgotten.
     pub kept_until_ms: u64,
@@ -45,16 +45,16 @@ pub struct Reservation {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Damaged {
     /// Fewer or more bytes than the fields need.
-    #[error("a reservation has {0} bytes, which cannot be")]
+    #[error("a reservation cannot have {0} bytes")]
     Length(usize),
     /// Written by a later version of this program.
     #[error("a reservation has codec version {0}, which this program does not know")]
     Version(u8),
-    /// The bytes are not those that were written.
+    /// The bytes have been altered.
     #[error("a reservation's checksum does not match")]
     Checksum,
-    /// A field holds what it cannot.
-    #[error("a reservation's {0} is not one")]
+    /// A field has an impossible value.
+    #[error("a reservation has an impossible {0}")]
     Field(&'static str),
 }
 
@@ -67,20 +67,20 @@ const IN_PROGRESS: u8 = 0;
 const DONE: u8 = 1;
 
 impl Reservation {
-    /// Milliseconds until the lease ends; 0 when it has. A lease that begins in the future was granted before the store's
-    /// clock was set back: it counts as ended, since nobody can tell how long it stands, and no promise rests on it.
+    /// Milliseconds until the lease ends; 0 when it has. A lease that begins in the future was granted before the store's clock was set
+    /// back: how long it is valid is unknown, and no promise depends on it, so it counts as ended.
     pub fn lease_left_ms(&self, now_ms: u64) -> u64 {
         if now_ms < self.lease_from_ms { 0 } else { self.lease_until_ms.saturating_sub(now_ms) }
     }
 
-    /// With a lease from now on, of [`KEPT_MS`] at most, and kept as long as a record is.
+    /// With a lease that starts now and lasts at most [`KEPT_MS`], and kept as long as a record is.
     pub(super) fn leased(mut self, lease_ms: u64, now_ms: u64) -> Self {
         self.lease_from_ms = now_ms;
         self.lease_until_ms = now_ms.saturating_add(lease_ms.min(KEPT_MS));
         self.kept(now_ms)
     }
 
-    /// Kept for [`KEPT_MS`] from now on.
+    /// To be kept for [`KEPT_MS`] from now on.
     pub(super) fn kept(mut self, now_ms: u64) -> Self {
         self.kept_until_ms = now_ms.saturating_add(KEPT_MS);
         self
@@ -111,7 +111,7 @@ impl Reservation {
         out.freeze()
     }
 
-    /// Reads stored bytes, whatever they are.
+    /// Reads stored bytes; any bytes are safe to read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Damaged> {
         let (&version, rest) = bytes.split_first().ok_or(Damaged::Length(0))?;
         if version != VERSION {
@@ -145,7 +145,7 @@ impl Reservation {
     }
 }
 
-/// What is left to read.
+/// Bytes not read yet.
 struct Fields<'a> {
     rest: &'a [u8],
     whole: usize,
@@ -225,7 +225,7 @@ mod tests {
         #[test]
         fn hostile_bytes_never_panic(mut body in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = Reservation::decode(&body);
-            // With a right head, so that the fields are reached.
+            // With a valid header, so that the fields are reached.
             if body.len() > 5 {
                 body[0] = 1;
                 let sum = crc32fast::hash(&body[5..]).to_be_bytes();

@@ -187,7 +187,7 @@ fn obeys<R: Round + Clone>(round: R, events: &[Event], met: impl Fn(&[u8], bool)
     }
 }
 
-/// Whether `answered` meets the sets, or as much of them as `shortfall` accepts once nobody is waited for.
+/// Whether `answered` meets the sets, or as much of them as `shortfall` accepts once no replica is waited for.
 fn is_met(sets: &[(Vec<u8>, u8)], shortfall: Shortfall, answered: &[u8], waiting: bool) -> bool {
     let acks = |members: &[u8]| members.iter().filter(|replica| answered.contains(replica)).count();
     let accepted = match shortfall {

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn an_accepted_shortfall_waits_for_everyone_or_the_deadline() {
+    fn an_accepted_shortfall_waits_for_every_replica_or_the_deadline() {
         let mut round = round(3, 3, Shortfall::Accept(2));
         round.acked(0);
         round.failed(1, &ReplicaError::Late);
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_the_record_is_not_sent_it() {
+    fn replicas_that_have_the_record_are_not_sent_it() {
         let mut round = round(3, 2, Shortfall::Fail);
         round.acked(1);
         let mut asked = Vec::new();
@@ -185,7 +185,7 @@ mod tests {
         round.answered(2, Answer::Merged { superseded: false }).unwrap();
         assert_eq!(round.next(0), Next::Met);
         let mut rest = round.every_answer();
-        assert_eq!(rest.next(0), Next::Wait { answers: 1, until: None }, "nobody is asked twice");
+        assert_eq!(rest.next(0), Next::Wait { answers: 1, until: None }, "no replica is asked twice");
         rest.failed(0, &ReplicaError::Late);
         assert_eq!((rest.next(0), rest.tally().acks()), (Next::Met, 2));
     }

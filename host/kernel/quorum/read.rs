@@ -165,14 +165,14 @@ pub fn reconcile(answers: &[(u8, Option<Record>)]) -> Option<Reconciled> {
     for record in answers.iter().filter_map(|(_, record)| record.as_ref()) {
         merged = Some(match merged {
             None => record.clone(),
-            Some(so_far) if so_far.same_standing(record) => so_far,
+            Some(so_far) if so_far.same_state(record) => so_far,
             Some(so_far) => Record::merge(Some(so_far), record.clone()).ok()?.0,
         });
     }
     let stale = answers
         .iter()
         .filter(|(_, record)| match (record, &merged) {
-            (Some(record), Some(merged)) => !record.same_standing(merged),
+            (Some(record), Some(merged)) => !record.same_state(merged),
             (None, Some(_)) => true,
             (_, None) => false,
         })

@@ -24,7 +24,7 @@ pub enum Next {
     Short,
 }
 
-/// The decisions of one exchange with a key's replicas. It is told what they answer and how time passes, and says what to do next;
+/// The decisions of one exchange with a key's replicas. It is given their answers and the passing of time, and says what to do next;
 /// sending, receiving and waiting are the caller's.
 ///
 /// Laws, which the tests check for every implementation:

@@ -1,4 +1,4 @@
-//! Records without their long values, for whoever only wants to know what stands.
+//! Records without their long values, for callers that need only know which values are live.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -9,8 +9,8 @@ use super::Record;
 pub const ABRIDGED_BYTES: usize = 32;
 
 impl Record {
-    /// The record with each value longer than [`ABRIDGED_BYTES`] replaced by its SHA-256: whether there are values, how many,
-    /// and which of them are equal stays as it is, on every replica alike.
+    /// The record with each value longer than [`ABRIDGED_BYTES`] replaced by its SHA-256. Whether there are values, how many, and which of
+    /// them are equal does not change, and every replica abridges alike.
     pub fn abridged(mut self) -> Self {
         match &mut self {
             Self::Register(register) => abridge(&mut register.value),
@@ -33,7 +33,7 @@ mod tests {
     use crate::register::{Register, Stamp};
 
     #[test]
-    fn long_values_become_digests_and_what_stands_stays() {
+    fn long_values_become_digests_and_the_rest_stays() {
         let record = |value: Option<&'static [u8]>| {
             Record::Register(Register::written(Stamp(1), WriteId([1; 16]), value.map(Bytes::from_static)))
         };

@@ -2,8 +2,8 @@
 //!
 //! V1: `version: u8 = 1`, `kind: u8`, `checksum: u32 LE` (CRC-32 of version, kind and body), body. Integers in a body are
 //! LEB128 varints, ids sixteen raw bytes, lists preceded by their length. A value or tombstone is `0`, or its length + 1
-//! and its bytes. A newer version gets its own reader here and every older one stays, so that what lies on a disk is read
-//! as what it is.
+//! and its bytes. A newer version gets its own reader here and every older reader stays, so that old disks
+//! stay readable.
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -37,7 +37,7 @@ pub(super) fn encode(record: &Record) -> Encoded {
     Encoded(Bytes::from(out))
 }
 
-/// `whole` has a header at least.
+/// `whole` has at least a header.
 fn checksum(whole: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&whole[..2]);
@@ -45,7 +45,7 @@ fn checksum(whole: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// Checks header and checksum; the kind.
+/// Checks header and checksum; returns the kind.
 pub(super) fn check(bytes: &[u8]) -> Result<u8, Damaged> {
     let header: &[u8; HEADER] = bytes.first_chunk().ok_or(Damaged("shorter than its header"))?;
     let [version, kind, stored @ ..] = *header;
@@ -151,7 +151,7 @@ fn put_siblings(out: &mut Vec<u8>, siblings: &Siblings) {
     put_recent(out, &siblings.recent);
 }
 
-/// A dot's actor is a place in `seen`, counted from 1; an actor that is not there stands after a 0.
+/// A dot's actor is an index into `seen`, counted from 1; an actor that is not in `seen` follows a 0.
 fn put_dot(out: &mut Vec<u8>, seen: &VersionVector, dot: &Dot) {
     match seen.entries.iter().position(|(actor, _)| *actor == dot.actor) {
         Some(at) => put_varint(out, at as u64 + 1),

@@ -75,7 +75,7 @@ impl<'a> Raw<'a> {
         Err(Damaged("a number is cut off"))
     }
 
-    /// A list's length, of which each item takes `least` bytes: what cannot be there is not allocated for.
+    /// A list's length. Each item takes at least `least` bytes, so a length that the bytes cannot hold is refused before allocating.
     pub(crate) fn count(&mut self, least: usize) -> Result<usize, Damaged> {
         let count = self.varint()?;
         if count > (self.left() / least) as u64 {
@@ -109,7 +109,7 @@ impl<'a> Raw<'a> {
     }
 }
 
-/// Lookups and merges rely on order, so what is out of order is damaged.
+/// Lookups and merges depend on the order, so a list that is out of order counts as damaged.
 pub(crate) fn sorted<T>(items: &[T], precedes: impl Fn(&T, &T) -> bool) -> Result<(), Damaged> {
     if items.windows(2).all(|pair| precedes(&pair[0], &pair[1])) { Ok(()) } else { Err(Damaged("out of order")) }
 }

@@ -9,8 +9,8 @@ pub struct ReplicaRange {
     pub from: u64,
     /// The last token, included.
     pub to: u64,
-    /// The nodes, for the largest replication factor that was asked about. For each of the smaller ones, the first so many
-    /// of these are a token's replicas, in whichever order.
+    /// The nodes, for the largest replication factor that was asked for. For a smaller factor n, the first n of these are a token's
+    /// replicas, in any order.
     pub replicas: Preference,
 }
 

@@ -1,19 +1,18 @@
 //! What replicas of one key lack.
 
-use smallvec::SmallVec;
-
+use crate::limit::PerReplica;
 use crate::record::{Damaged, Encoded, Record, WrongMode};
 
-/// The merge of what all replicas have, and who lacks something of it.
+/// The merge of what all replicas hold, and the replicas that lack a part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
     /// The merge.
     pub record: Encoded,
-    /// Who has to be sent it.
-    pub lacking: SmallVec<[u8; 5]>,
+    /// The replicas to send it to.
+    pub lacking: PerReplica<u8>,
 }
 
-/// Records that nobody can merge.
+/// Why records cannot be merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unmergeable {
     /// One of them is damaged.
@@ -24,11 +23,11 @@ pub enum Unmergeable {
     WrongMode(#[from] WrongMode),
 }
 
-/// Merges what replicas have; `None` when nobody has anything.
-pub fn merged(told: &[(u8, Option<Encoded>)]) -> Result<Option<Record>, Unmergeable> {
+/// Merges what replicas hold; `None` when no replica has a record.
+pub fn merged(held: &[(u8, Option<Encoded>)]) -> Result<Option<Record>, Unmergeable> {
     let mut merged: Option<Record> = None;
     let mut last: Option<&Encoded> = None;
-    for (replica, encoded) in told {
+    for (replica, encoded) in held {
         let Some(encoded) = encoded else { continue };
         if last.is_some_and(|last| last == encoded) {
             continue;
@@ -40,24 +39,24 @@ pub fn merged(told: &[(u8, Option<Encoded>)]) -> Result<Option<Record>, Unmergea
     Ok(merged)
 }
 
-/// Who lacks something that another replica has. What they remember of writes is no difference, except to replicas that
-/// are `exact`: those are to hold everything that the merge holds.
+/// Finds the replicas that lack something that another one has. What they remember of writes counts only for replicas that are `exact`:
+/// those must hold everything that the merge holds.
 pub fn difference(
-    told: &[(u8, Option<Encoded>)],
+    held: &[(u8, Option<Encoded>)],
     exact: impl Fn(u8) -> bool,
 ) -> Result<Option<Difference>, Unmergeable> {
-    let Some((_, first)) = told.first() else { return Ok(None) };
-    if told.iter().all(|(_, encoded)| encoded == first) {
+    let Some((_, first)) = held.first() else { return Ok(None) };
+    if held.iter().all(|(_, encoded)| encoded == first) {
         return Ok(None);
     }
-    let Some(merged) = merged(told)? else { return Ok(None) };
-    let mut lacking = SmallVec::new();
-    for (replica, encoded) in told {
+    let Some(merged) = merged(held)? else { return Ok(None) };
+    let mut lacking = PerReplica::new();
+    for (replica, encoded) in held {
         let lacks = match encoded {
             None => true,
             Some(encoded) => {
                 let own = encoded.decode().map_err(|damaged| Unmergeable::Damaged(*replica, damaged))?;
-                !own.same_standing(&merged) || (exact(*replica) && Record::merge(Some(own), merged.clone())?.1)
+                !own.same_state(&merged) || (exact(*replica) && Record::merge(Some(own), merged.clone())?.1)
             }
         };
         if lacks {
@@ -84,44 +83,44 @@ mod tests {
         Some(Record::Register(register).encode())
     }
 
-    fn nobody(_: u8) -> bool {
+    fn none(_: u8) -> bool {
         false
     }
 
     #[test]
-    fn who_is_behind_gets_the_merge() {
-        let told = [(0, encoded(register(5))), (1, encoded(register(7))), (2, None)];
-        let found = difference(&told, nobody).unwrap().unwrap();
+    fn stale_replicas_get_the_merge() {
+        let held = [(0, encoded(register(5))), (1, encoded(register(7))), (2, None)];
+        let found = difference(&held, none).unwrap().unwrap();
         assert_eq!(found.lacking.as_slice(), [0, 2]);
         let Record::Register(merged) = found.record.decode().unwrap() else { panic!("a register") };
         assert_eq!(merged.stamp, Stamp(7));
-        assert_eq!(merged.recent.entries.len(), 2, "names are kept");
+        assert_eq!(merged.recent.entries.len(), 2, "both writes are remembered");
     }
 
     #[test]
     fn nothing_and_the_same_are_no_difference() {
-        assert_eq!(difference(&[], nobody), Ok(None));
-        assert_eq!(difference(&[(0, None), (1, None)], nobody), Ok(None));
-        assert_eq!(difference(&[(0, encoded(register(5))), (2, encoded(register(5)))], nobody), Ok(None));
+        assert_eq!(difference(&[], none), Ok(None));
+        assert_eq!(difference(&[(0, None), (1, None)], none), Ok(None));
+        assert_eq!(difference(&[(0, encoded(register(5))), (2, encoded(register(5)))], none), Ok(None));
     }
 
     #[test]
-    fn a_name_is_a_difference_only_where_everything_is_wanted() {
+    fn a_remembered_write_is_a_difference_only_for_exact_replicas() {
         let mut remembers = register(7);
         remembers.merge(&register(5));
-        let told = [(0, encoded(remembers)), (1, encoded(register(7)))];
-        assert_eq!(difference(&told, nobody), Ok(None));
-        let found = difference(&told, |replica| replica == 1).unwrap().unwrap();
+        let held = [(0, encoded(remembers)), (1, encoded(register(7)))];
+        assert_eq!(difference(&held, none), Ok(None));
+        let found = difference(&held, |replica| replica == 1).unwrap().unwrap();
         assert_eq!(found.lacking.as_slice(), [1]);
-        assert_eq!(difference(&told, |replica| replica == 0), Ok(None));
+        assert_eq!(difference(&held, |replica| replica == 0), Ok(None));
     }
 
     #[test]
-    fn what_cannot_be_merged_is_told() {
+    fn what_cannot_be_merged_is_reported() {
         let siblings = Some(Record::Siblings(Siblings::default()).encode());
-        let told = [(0, encoded(register(5))), (1, siblings)];
-        assert_eq!(difference(&told, nobody), Err(Unmergeable::WrongMode(WrongMode)));
-        let told = [(0, encoded(register(5))), (3, Some(Encoded(Bytes::from_static(b"junk"))))];
-        assert!(matches!(difference(&told, nobody), Err(Unmergeable::Damaged(3, _))));
+        let held = [(0, encoded(register(5))), (1, siblings)];
+        assert_eq!(difference(&held, none), Err(Unmergeable::WrongMode(WrongMode)));
+        let held = [(0, encoded(register(5))), (3, Some(Encoded(Bytes::from_static(b"junk"))))];
+        assert!(matches!(difference(&held, none), Err(Unmergeable::Damaged(3, _))));
     }
 }

@@ -1,82 +1,81 @@
-//! Several walks side by side: key by key what each of them tells.
+//! Joins the walks of several replicas: key by key, what each of them holds.
 
 use std::collections::VecDeque;
 
-use smallvec::SmallVec;
-
 use super::{Found, stored_order};
+use crate::limit::PerReplica;
 use crate::record::Encoded;
 use crate::replica::Place;
 
-/// What one replica says about a key.
+/// What one replica holds of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Told {
-    /// It has no record.
+pub enum Held {
+    /// No record.
     Nothing,
-    /// It has this one.
+    /// This record.
     Record(Encoded),
-    /// It has one that it cannot read.
+    /// A record that the replica cannot read.
     Damaged,
 }
 
-/// A key and what each replica says about it that has not failed: its index, and what it told.
+/// A key, and what each replica holds of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Joined {
-    /// Where.
+    /// The key's place.
     pub place: Place,
-    /// Who says what.
-    pub told: SmallVec<[(u8, Told); 5]>,
+    /// For each replica that has not failed: its index and what it holds.
+    pub held: PerReplica<(u8, Held)>,
 }
 
 /// What comes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "nearly every step is a key, and is taken apart at once")]
 pub enum Step {
-    /// These replicas have to be asked for their next pages, after [`Join::after`].
-    Ask(SmallVec<[u8; 5]>),
+    /// Get the next pages of these replicas, after [`Join::after`].
+    Ask(PerReplica<u8>),
     /// The next key.
     Key(Joined),
-    /// There are no more keys.
+    /// The end: all keys have come.
     End,
 }
 
-/// A page that does not go on where the one before it has ended.
+/// A page that does not continue where the one before it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the node's records are out of order")]
 pub struct Disordered;
 
-/// The walks of one range's replicas, joined.
+/// The joined walks of one range's replicas.
 #[derive(Debug)]
 pub struct Join {
     from: u64,
-    walks: SmallVec<[Walk; 5]>,
+    walks: PerReplica<Walk>,
 }
 
 #[derive(Debug)]
 struct Walk {
     waiting: VecDeque<Found>,
     after: Option<Place>,
-    state: State,
+    pages: Pages,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// There may be more.
+enum Pages {
+    /// There may be further pages.
     Open,
-    /// What waits is all.
+    /// All pages have come.
     Ended,
-    /// It takes part no more.
+    /// The replica has failed and is left out.
     Failed,
 }
 
 impl Join {
-    /// Walks of so many replicas, beginning at a token, and after a place if one is given.
+    /// Walks of `replicas` replicas that begin at a token, and after a place if one is given.
     pub fn new(replicas: u8, from: u64, after: Option<&Place>) -> Self {
-        let walk = |_| Walk { waiting: VecDeque::new(), after: after.cloned(), state: State::Open };
+        let walk = |_| Walk { waiting: VecDeque::new(), after: after.cloned(), pages: Pages::Open };
         Self { from, walks: (0..replicas).map(walk).collect() }
     }
 
-    /// What comes next. Every key comes once, in stored order, and pages are asked for only when no key can come without.
+    /// What comes next. Every key comes once, in stored order, and pages are asked for only when they are needed for the next key.
     pub fn step(&mut self) -> Step {
         let heads = self.walks.iter().filter_map(|walk| walk.waiting.front().map(|found| &found.place));
         let head = heads.min_by(|a, b| stored_order(a, b));
@@ -89,19 +88,19 @@ impl Join {
             return Step::Ask(starved.map(|(index, _)| index).collect());
         }
         let Some(place) = head.cloned() else { return Step::End };
-        let mut told = SmallVec::new();
-        for (index, walk) in (0..).zip(&mut self.walks).filter(|(_, walk)| walk.state != State::Failed) {
-            told.push((index, walk.take(&place)));
+        let mut held = PerReplica::new();
+        for (index, walk) in (0..).zip(&mut self.walks).filter(|(_, walk)| walk.pages != Pages::Failed) {
+            held.push((index, walk.take(&place)));
         }
-        Step::Key(Joined { place, told })
+        Step::Key(Joined { place, held })
     }
 
-    /// After which place a replica's next page begins.
+    /// The place after which a replica's next page begins.
     pub fn after(&self, replica: u8) -> Option<&Place> {
         self.walks[usize::from(replica)].after.as_ref()
     }
 
-    /// Takes in a replica's page.
+    /// Adds a replica's page.
     pub fn page(&mut self, replica: u8, found: Vec<Found>, next: Option<Place>) -> Result<(), Disordered> {
         let walk = &mut self.walks[usize::from(replica)];
         let mut last = walk.after.as_ref();
@@ -112,31 +111,31 @@ impl Join {
             last = Some(place);
         }
         if let (Some(last), Some(next)) = (last, &next) {
-            // A page that ends where it began would come again for ever.
+            // A page that ends where it began would be asked for again and again.
             let stays = found.is_empty() && stored_order(last, next).is_eq();
             if stays || stored_order(last, next).is_gt() {
                 return Err(Disordered);
             }
         }
-        walk.state = if next.is_some() { State::Open } else { State::Ended };
+        walk.pages = if next.is_some() { Pages::Open } else { Pages::Ended };
         walk.after = next.or(walk.after.take());
         walk.waiting.extend(found);
         Ok(())
     }
 
-    /// A replica takes part no more: nothing of what it told counts from the next key on.
+    /// A replica has failed: from the next key on, nothing of it counts.
     pub fn failed(&mut self, replica: u8) {
         let walk = &mut self.walks[usize::from(replica)];
         walk.waiting.clear();
-        walk.state = State::Failed;
+        walk.pages = Pages::Failed;
     }
 
     /// Replicas that have not failed.
-    pub fn taking_part(&self) -> SmallVec<[u8; 5]> {
-        (0..).zip(&self.walks).filter(|(_, walk)| walk.state != State::Failed).map(|(index, _)| index).collect()
+    pub fn taking_part(&self) -> PerReplica<u8> {
+        (0..).zip(&self.walks).filter(|(_, walk)| walk.pages != Pages::Failed).map(|(index, _)| index).collect()
     }
 
-    /// When pages are asked for: every key up to this place has come; `None` before the first pages.
+    /// When pages are asked for: the place up to which every key has come; `None` before the first pages.
     pub fn reached(&self) -> Option<&Place> {
         let starved = self.walks.iter().filter(|walk| walk.is_starved());
         starved.map(|walk| walk.after.as_ref()).min_by(|a, b| match (a, b) {
@@ -148,14 +147,14 @@ impl Join {
 
 impl Walk {
     fn is_starved(&self) -> bool {
-        self.state == State::Open && self.waiting.is_empty()
+        self.pages == Pages::Open && self.waiting.is_empty()
     }
 
-    fn take(&mut self, place: &Place) -> Told {
+    fn take(&mut self, place: &Place) -> Held {
         match self.waiting.pop_front_if(|found| found.place == *place) {
-            None => Told::Nothing,
-            Some(Found { record: Some(record), .. }) => Told::Record(record),
-            Some(Found { record: None, .. }) => Told::Damaged,
+            None => Held::Nothing,
+            Some(Found { record: Some(record), .. }) => Held::Record(record),
+            Some(Found { record: None, .. }) => Held::Damaged,
         }
     }
 }
@@ -189,7 +188,7 @@ mod tests {
         assert_eq!(join().page(0, vec![found(&place(4, "t", 1))], None), Err(Disordered), "before the range");
         let mut begun = Join::new(1, 5, Some(&b));
         assert_eq!(begun.page(0, vec![found(&b)], None), Err(Disordered));
-        assert_eq!(begun.page(0, vec![], Some(b.clone())), Err(Disordered), "it does not go on");
+        assert_eq!(begun.page(0, vec![], Some(b.clone())), Err(Disordered), "it does not continue");
         assert_eq!(begun.page(0, vec![], Some(c.clone())), Ok(()));
         assert_eq!((begun.after(0), begun.reached()), (Some(&c), Some(&c)));
     }
@@ -209,17 +208,17 @@ mod tests {
     }
 
     #[test]
-    fn who_fails_is_heard_no_more() {
+    fn a_failed_replica_is_left_out() {
         let mut join = Join::new(2, 0, None);
         let (a, b) = (place(1, "t", 1), place(2, "t", 2));
-        assert_eq!((join.step(), join.reached()), (Step::Ask(SmallVec::from_slice(&[0, 1])), None));
+        assert_eq!((join.step(), join.reached()), (Step::Ask(PerReplica::from_slice(&[0, 1])), None));
         join.page(0, vec![found(&a)], Some(a.clone())).unwrap();
         join.page(1, vec![found(&a), found(&b)], None).unwrap();
-        assert!(matches!(join.step(), Step::Key(Joined { told, .. }) if told.len() == 2));
-        assert_eq!(join.step(), Step::Ask(SmallVec::from_slice(&[0])));
+        assert!(matches!(join.step(), Step::Key(Joined { held, .. }) if held.len() == 2));
+        assert_eq!(join.step(), Step::Ask(PerReplica::from_slice(&[0])));
         assert_eq!(join.reached(), Some(&a));
         join.failed(0);
-        assert!(matches!(join.step(), Step::Key(Joined { place, told }) if place == b && told.len() == 1));
+        assert!(matches!(join.step(), Step::Key(Joined { place, held }) if place == b && held.len() == 1));
         assert_eq!((join.step(), join.taking_part().as_slice()), (Step::End, &[1][..]));
     }
 
@@ -236,7 +235,8 @@ mod tests {
             let sets: Vec<Vec<Place>> = sets
                 .iter()
                 .map(|set| {
-                    let mut places: Vec<Place> = set.iter().map(|(token, tenant, key)| place(*token, tenants[usize::from(*tenant)], *key)).collect();
+                    let place = |(token, tenant, key): &(u64, u8, u8)| place(*token, tenants[usize::from(*tenant)], *key);
+                    let mut places: Vec<Place> = set.iter().map(place).collect();
                     places.sort_by(stored_order);
                     places
                 })
@@ -256,8 +256,8 @@ mod tests {
                         let next = (start + cut < all.len()).then(|| page[page.len() - 1].clone());
                         join.page(replica, page.iter().map(found).collect(), next).unwrap();
                     },
-                    Step::Key(Joined { place, told }) => {
-                        let has = told.iter().filter(|(_, told)| *told != Told::Nothing).map(|(index, _)| *index).collect();
+                    Step::Key(Joined { place, held }) => {
+                        let has = held.iter().filter(|(_, held)| *held != Held::Nothing).map(|(index, _)| *index).collect();
                         came.push((place, has));
                     }
                 }

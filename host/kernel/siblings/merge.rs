@@ -1,9 +1,9 @@
 //! The join of two `siblings` records.
 //!
-//! It is made of two joins that do not depend on each other, which is why it obeys the laws. *Mints*, dots with the write
-//! that each was minted for: one stays if both hold it, or one does and the other has neither seen the dot nor superseded
-//! the write. *Versions*, each the set of writes that its value was made of: the greatest sets stay. A version then carries
-//! the mints of its writes, and one that carries none has been superseded.
+//! It consists of two joins that do not depend on each other, which is why it obeys the laws. *Mints*, dots with the write that each was
+//! minted for: one is kept if both records hold it, or one does and the other has neither seen the dot nor superseded the write.
+//! *Versions*, each the set of writes that its value was made of: the greatest sets are kept. A version then carries the mints of its
+//! writes, and one that carries none is superseded.
 
 use std::cmp::Ordering;
 
@@ -17,7 +17,7 @@ use crate::name::WriteId;
 /// Mints, sorted.
 type Mints = SmallVec<[(WriteId, Dot); 4]>;
 
-/// What one record knows of events and writes, asked while the mints of the other are judged.
+/// What one record knows of events and writes, to decide which mints of the other one to keep.
 struct Side<'a> {
     record: &'a Siblings,
     mints: Mints,
@@ -30,14 +30,14 @@ impl<'a> Side<'a> {
         Self { record, mints }
     }
 
-    fn lets_stay(&self, mint: &(WriteId, Dot)) -> bool {
+    fn keeps(&self, mint: &(WriteId, Dot)) -> bool {
         self.mints.binary_search(mint).is_ok() || !(self.record.seen.covers(&mint.1) || self.has_superseded(&mint.0))
     }
 
-    /// A write that is remembered here while nothing of it stands here has been superseded, under whichever dot.
+    /// A write that is remembered here without a mint here has been superseded, under any dot.
     fn has_superseded(&self, write: &WriteId) -> bool {
-        let stands = self.mints.binary_search_by(|(id, _)| id.cmp(write)).is_ok();
-        !stands && self.record.recent.time_of(write).is_some()
+        let has_mint = self.mints.binary_search_by(|(id, _)| id.cmp(write)).is_ok();
+        !has_mint && self.record.recent.time_of(write).is_some()
     }
 }
 
@@ -47,8 +47,8 @@ pub(super) fn merge(into: &mut Siblings, other: &Siblings) -> bool {
         return false;
     }
     let (mine, theirs) = (Side::new(into), Side::new(other));
-    let mut mints: Mints = mine.mints.iter().filter(|mint| theirs.lets_stay(mint)).copied().collect();
-    mints.extend(theirs.mints.iter().filter(|mint| mine.lets_stay(mint)).copied());
+    let mut mints: Mints = mine.mints.iter().filter(|mint| theirs.keeps(mint)).copied().collect();
+    mints.extend(theirs.mints.iter().filter(|mint| mine.keeps(mint)).copied());
     mints.sort_unstable();
     mints.dedup();
 
@@ -64,8 +64,8 @@ pub(super) fn merge(into: &mut Siblings, other: &Siblings) -> bool {
     into.recent.merge(&other.recent) || seen || changed
 }
 
-/// Versions made of the same writes are one: one version in two records, a write that was minted twice, or two verdicts
-/// over the same siblings.
+/// Unites versions made of the same writes: one version in two records, a write that was minted twice, or two verdicts on the same
+/// siblings.
 fn unite_equals(versions: &mut Vec<Version>) {
     versions.sort_by(|a, b| a.ids.cmp(&b.ids));
     versions.dedup_by(|later, kept| {
@@ -80,19 +80,19 @@ fn unite_equals(versions: &mut Vec<Version>) {
     });
 }
 
-/// A version made of some of another's writes and of none besides is contained in it.
+/// Drops versions whose writes are a proper subset of another version's.
 fn drop_contained(versions: &mut Vec<Version>) {
     let large: Vec<SmallVec<[WriteId; 1]>> =
         versions.iter().filter(|version| version.ids.len() > 1).map(|version| version.ids.clone()).collect();
     versions.retain(|version| !large.iter().any(|of| of.len() > version.ids.len() && is_subset(&version.ids, of)));
 }
 
-/// Both sorted.
+/// Both slices are sorted.
 fn is_subset(part: &[WriteId], whole: &[WriteId]) -> bool {
     part.iter().all(|id| whole.binary_search(id).is_ok())
 }
 
-/// A value before a tombstone, then the greater SHA-256: an order that favours no writer and is the same everywhere.
+/// A value outranks a tombstone, then the greater SHA-256 wins: an order that favours no writer and is the same everywhere.
 fn outranks(a: Option<&Bytes>, b: Option<&Bytes>) -> bool {
     let order = match (a, b) {
         (Some(a), Some(b)) if a != b => Sha256::digest(a).cmp(&Sha256::digest(b)),

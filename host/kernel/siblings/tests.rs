@@ -93,7 +93,7 @@ fn values_win_over_tombstones_and_equal_bytes_count_once() {
     let mut emptied = read.clone();
     emptied.put(&delete(5, &read), actor(1));
     assert!(emptied.is_deleted());
-    assert_eq!(emptied.live().count(), 1, "the tombstone is what stands");
+    assert_eq!(emptied.live().count(), 1, "the tombstone is left");
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_collapsed_version_inherits_and_mints_nothing() {
     let mut written = collapsed.clone();
     written.put(&write(4, "d", Some(&record)), actor(1));
     assert_eq!(values(&merged(&written, &collapsed)), ["d"]);
-    // One that had seen a part of it has not.
+    // A client that had read a part of it has not.
     let mut part = Siblings::default();
     part.put(&write(1, "a", None), actor(1));
     let mut late = collapsed.clone();

@@ -1,4 +1,4 @@
-//! The record's encoding: bytes of V1 that must be read for ever, and bytes that are no record.
+//! The record's encoding: bytes of V1, which must always stay readable, and bytes that are not a record.
 
 use bytes::Bytes;
 use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
@@ -176,7 +176,7 @@ proptest! {
     #[test]
     fn hostile_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0..4u8) {
         let _ = Encoded(bytes.clone().into()).decode();
-        // What can be read at all can be merged and written again.
+        // What can be read can be merged and written again.
         if let Ok(record) = signed(kind, &bytes).decode() {
             let (merged, _) = Record::merge(Some(record.clone()), record).expect("one mode");
             prop_assert!(merged.encode().decode().is_ok());
@@ -199,7 +199,7 @@ proptest! {
     }
 }
 
-/// Lengths that promise more than the bytes can hold must not be believed: these would ask for gigabytes.
+/// Lengths that the bytes cannot hold must be refused before allocating: these would allocate gigabytes.
 #[test]
 fn promised_lengths_are_not_believed() {
     let huge = [0xff, 0xff, 0xff, 0xff, 0x7f];

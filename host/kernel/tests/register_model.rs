@@ -1,5 +1,5 @@
-//! Random histories of register writes in two rounds, with clocks that disagree, retries, late messages and lost disks: an
-//! acknowledged write stands after every write acknowledged before it, and a retry finds the stamp it had.
+//! Random histories of register writes in two rounds, with clocks that disagree, retries, late messages and lost disks: an acknowledged
+//! write is ordered after every write acknowledged before it, and a retry finds the stamp it had.
 
 use std::collections::BTreeSet;
 
@@ -20,13 +20,13 @@ const START: u64 = 1_700_000_000_000_000;
 /// One step of a history. Masks are bit sets of replicas.
 #[derive(Debug, Clone)]
 enum Step {
-    /// A write or delete through one of two coordinators: who tells a stamp, who stores it.
+    /// A write or delete through one of two coordinators: which replicas report a stamp, which store it.
     Write { coordinator: usize, delete: bool, asked: u8, to: u8 },
-    /// A write is tried again, without any other memory than the replicas'.
+    /// A write is tried again; only the replicas remember the first attempt.
     Retry { write: Index, coordinator: usize, asked: u8, to: u8 },
     /// A message of any age arrives (again).
     Deliver { message: Index, to: usize },
-    /// A disk is lost; the empty store takes part again once it has merged all others.
+    /// A disk is lost; the empty store is used again once it has merged all others.
     Wipe { at: usize },
     /// A replica forgets what is old.
     Expire { at: usize },
@@ -67,8 +67,8 @@ struct Write {
     value: Option<Bytes>,
     /// Attempts so far.
     attempts: u32,
-    /// The stamp under which a quorum has acknowledged the first attempt. Had only a minority stored that one, a quorum that
-    /// does not meet it could not know its stamp: then only what the reservation stores helps.
+    /// The stamp under which a quorum has acknowledged the first attempt. If only a minority had stored it, another quorum might not know
+    /// its stamp: then only the reservation keeps it.
     kept: Option<Stamp>,
 }
 
@@ -145,10 +145,10 @@ impl World {
         let first = *attempts == 0;
         let answers: Vec<&Register> = in_mask(asked).filter_map(|replica| self.replicas[replica].as_ref()).collect();
         let known = answers.iter().filter_map(|record| record.knows(id)).max();
-        let stands = answers.iter().map(|record| record.stamp).max().unwrap_or_default();
+        let greatest = answers.iter().map(|record| record.stamp).max().unwrap_or_default();
         // One coordinator's clock is 40 s behind the other's.
         let wall = self.now - 40_000_000 * coordinator as u64;
-        let fresh = self.clocks[coordinator].tick(wall).max(stands.0 + 1);
+        let fresh = self.clocks[coordinator].tick(wall).max(greatest.0 + 1);
         let stamp = known.unwrap_or(Stamp(fresh));
         if kept.is_some_and(|had| within_window && had != stamp) {
             return Err(format!("{id:?} was acknowledged under {kept:?} and is stamped {stamp:?} now"));
@@ -172,7 +172,7 @@ impl World {
     }
 
     fn merge(&mut self, to: usize, incoming: &Register) {
-        // As it comes off the wire.
+        // As decoded from the wire.
         let Ok(Record::Register(incoming)) = Record::Register(incoming.clone()).encode().decode() else {
             panic!("own bytes")
         };
@@ -202,7 +202,7 @@ impl World {
         }
         match &self.replicas[0] {
             Some(record) if record.stamp < self.acknowledged => {
-                Err(format!("{:?} was acknowledged, and {:?} stands", self.acknowledged, record.stamp))
+                Err(format!("{:?} was acknowledged, and {:?} is stored", self.acknowledged, record.stamp))
             }
             None if self.acknowledged > Stamp(0) => Err("an acknowledged write is gone".to_owned()),
             _ => Ok(()),

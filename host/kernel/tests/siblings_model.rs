@@ -1,5 +1,5 @@
-//! Random histories of a few replicas: nothing acknowledged is dropped, nothing superseded comes back, everybody agrees in
-//! the end, and a write that is tried again has one effect.
+//! Random histories of a few replicas: no acknowledged write is dropped, no superseded one comes back, all replicas agree in the end, and
+//! a write that is tried again has one effect.
 
 use proptest::prelude::ProptestConfig;
 use proptest::test_runner::{TestCaseError, TestRng, TestRunner};
@@ -11,7 +11,7 @@ mod world;
 
 use world::{Shape, Step, World, histories};
 
-/// Short enough that nothing a retry needs is forgotten: less than 64 writes within 15 s.
+/// Short enough that nothing a retry needs is forgotten: fewer than 64 writes within 15 s.
 const WINDOW: Shape = Shape { steps: 50, retries: true, collapses: true, pause: 100 };
 /// Long enough that `recent` overflows and expires.
 const LONG: Shape = Shape { steps: 400, retries: true, collapses: true, pause: 5000 };
@@ -95,7 +95,7 @@ fn merge_obeys_the_laws_with_both() {
     run(cases(300), WINDOW, obeys_the_laws).unwrap();
 }
 
-/// A model that finds nothing when a rule is broken shows nothing when it finds nothing.
+/// The model must find broken rules; otherwise its finding nothing would prove nothing.
 #[test]
 fn broken_rules_are_found() {
     for broken in [Fault::OverwriteInsteadOfMerge, Fault::WriteIdForgotten, Fault::ActorReusedAfterWipe] {

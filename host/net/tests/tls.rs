@@ -1,5 +1,5 @@
-//! Certificates from files, over real sockets: what is refused and how, what is taken, and what happens when files change
-//! or clients do not say what they came for.
+//! Certificates from files, over real sockets: what is refused and how, what is accepted, and what happens when files change
+//! or clients send nothing.
 
 use std::fs;
 use std::io;
@@ -47,7 +47,7 @@ fn open(tls: &ListenerTls) -> Result<ServerSide, String> {
     ServerSide::open(tls, Fields::LISTENERS, Protocol::Grpc).map_err(|error| error.to_string())
 }
 
-/// A server that says back the first words of each connection, with the names of its client before them, and then the rest.
+/// A server that echoes each connection, preceded by the names in the client's certificate.
 struct Echo {
     address: SocketAddr,
     registry: Registry,
@@ -149,10 +149,10 @@ fn files_that_cannot_be_used_are_refused_with_setting_file_and_remedy() {
     let folder_path = folder.path().to_path_buf();
     let (cert, key, ca) = (Fields::LISTENERS.cert, Fields::LISTENERS.key, Fields::LISTENERS.ca);
     let cases: [(String, [&str; 3]); 12] = [
-        (with(&missing, &good.key, None), [cert, "missing", "name a file that is there"]),
-        (with(&good.cert, &missing, None), [key, "missing", "name a file that is there"]),
-        (with(&good.cert, &good.key, Some(&missing)), [ca, "missing", "name a file that is there"]),
-        (with(&folder_path, &good.key, None), [cert, "is not a file", "name a file"]),
+        (with(&missing, &good.key, None), [cert, "missing", "set the path of a file that exists"]),
+        (with(&good.cert, &missing, None), [key, "missing", "set the path of a file that exists"]),
+        (with(&good.cert, &good.key, Some(&missing)), [ca, "missing", "set the path of a file that exists"]),
+        (with(&folder_path, &good.key, None), [cert, "is not a file", "set the path of a file"]),
         (with(&large, &good.key, None), [cert, "large", "is larger than"]),
         (with(&text, &good.key, None), [cert, "text", "-----BEGIN CERTIFICATE-----"]),
         (with(&cut_off, &good.key, None), [cert, "cut-off", "damaged"]),
@@ -166,7 +166,7 @@ fn files_that_cannot_be_used_are_refused_with_setting_file_and_remedy() {
         for part in parts {
             assert!(refused.contains(part), "{part:?} is not in: {refused}");
         }
-        assert!(!refused.contains("MIG") && !refused.contains("PRIVATE KEY-----\n"), "a key is told: {refused}");
+        assert!(!refused.contains("MIG") && !refused.contains("PRIVATE KEY-----\n"), "a key is shown: {refused}");
     }
     let half = ClientTls { cert_file: Some(good.cert), ..client(&authority, None) };
     let refused = ClientSide::open(&half, Fields::CLIENT_FLAGS).unwrap_err().to_string();
@@ -182,7 +182,7 @@ async fn each_side_knows_the_other() {
     let plain = ClientSide::open(&client(&ours, None), Fields::CLIENT_FLAGS).unwrap();
     assert_eq!(greet(&mut dial(echo.address, &plain).await.unwrap(), "").await.unwrap().as_bytes(), GREETING);
 
-    // A server that is not who it should be.
+    // A server whose certificate is not trusted, or is for another name.
     let distrustful = ClientSide::open(&client(&others, None), Fields::CLIENT_FLAGS).unwrap();
     let refused = dial(echo.address, &distrustful).await.unwrap_err().to_string();
     assert!(refused.contains("UnknownIssuer"), "{refused}");
@@ -193,7 +193,7 @@ async fn each_side_knows_the_other() {
     dial(echo.address, &ClientSide::open(&named, Fields::CLIENT_FLAGS).unwrap()).await.unwrap();
 }
 
-/// A client that shows whatever it has: ours would not even start with a certificate that has expired.
+/// A client that sends an expired certificate; ours would refuse to start with one.
 async fn shameless(address: SocketAddr, server: &Authority, own: &Pair) -> io::Result<String> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(server.file()).unwrap()).unwrap();
@@ -216,29 +216,29 @@ async fn clients_are_known_by_their_certificates_or_refused() {
     let folder = TempDir::new().unwrap();
     let (ours, others) = (Authority::new(folder.path(), "ours"), Authority::new(folder.path(), "others"));
     let server = ours.issue("server", &["127.0.0.1"]);
-    // As gRPC does it: a certificate is asked for.
+    // As with gRPC, a certificate is required.
     let echo = Echo::secure(&listener(&server, Some(&ours))).await;
     let coordinator = ours.issue("coordinator", &["coordinator-1.example", "10.0.0.1"]);
     let side = ClientSide::open(&client(&ours, Some(&coordinator)), Fields::NODES).unwrap();
-    let told = greet(&mut dial(echo.address, &side).await.unwrap(), "coordinator-1.example").await.unwrap();
-    assert!(told.starts_with("coordinator-1.example"), "{told}");
+    let echoed = greet(&mut dial(echo.address, &side).await.unwrap(), "coordinator-1.example").await.unwrap();
+    assert!(echoed.starts_with("coordinator-1.example"), "{echoed}");
     let nameless = ours.issue("nameless", &["10.0.0.1"]);
     let side = ClientSide::open(&client(&ours, Some(&nameless)), Fields::NODES).unwrap();
-    let told = greet(&mut dial(echo.address, &side).await.unwrap(), "nameless").await.unwrap();
-    assert!(told.starts_with("nameless"), "the common name: {told}");
+    let echoed = greet(&mut dial(echo.address, &side).await.unwrap(), "nameless").await.unwrap();
+    assert!(echoed.starts_with("nameless"), "the common name: {echoed}");
 
-    // In TLS 1.3 the client believes to be done before the server has looked; it is told with the first words.
+    // In TLS 1.3 the client finishes its handshake before the server has checked its certificate; the first read fails then.
     let without = ClientSide::open(&client(&ours, None), Fields::NODES).unwrap();
     let refused = async |side: ClientSide| match dial(echo.address, &side).await {
         Ok(mut stream) => greet(&mut stream, "").await.unwrap_err().to_string(),
         Err(error) => error.to_string(),
     };
     assert!(refused(without).await.contains("CertificateRequired"));
-    // However deep that is in other errors, and whatever is left of it there.
+    // The cause is found in nested errors, and also where only its text is kept.
     let alert = rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA);
     for error in [io::Error::other(alert.to_string()), io::Error::other(alert)] {
-        let told = explain(&tonic::Status::from_error(Box::new(error))).expect("explained");
-        assert!(told.contains("refuses this side's certificate") && told.contains("UnknownCA"), "{told}");
+        let why = explain(&tonic::Status::from_error(Box::new(error))).expect("explained");
+        assert!(why.contains("refuses this side's certificate") && why.contains("UnknownCA"), "{why}");
     }
     assert_eq!(explain(&io::Error::other("something else")), None);
     let stranger = others.issue("stranger", &["coordinator-1.example"]);
@@ -265,7 +265,7 @@ async fn new_certificates_are_shown_and_broken_ones_are_not() {
     let second = der(&authority.issue("server", &["127.0.0.1"]).cert);
     echo.shows(r#"witan_certificate_reloads_total{result="ok"} 1"#).await;
     assert_eq!(shown(&dial(echo.address, &side).await.unwrap()), second);
-    greet(&mut before, "").await.expect("a connection that is there stays");
+    greet(&mut before, "").await.expect("an open connection stays open");
 
     fs::write(&first.key, "no key at all").unwrap();
     echo.shows(r#"witan_certificate_reloads_total{result="failed"} 1"#).await;
@@ -319,7 +319,7 @@ async fn who_says_nothing_is_closed_and_nobody_waits_for_it() {
     let bounds = Bounds { greeting: Duration::from_millis(300), ..Bounds::default() };
     let side = ClientSide::open(&client(&authority, None), Fields::CLIENT_FLAGS).unwrap();
     let echo = Echo::start(Some(open(&listener(&pair, None)).unwrap()), bounds).await;
-    // Before the handshake, in the middle of it, and behind it.
+    // Silent before the handshake, during it, and after it.
     let mut silent = TcpStream::connect(echo.address).await.unwrap();
     let mut stuck = TcpStream::connect(echo.address).await.unwrap();
     stuck.write_all(&[22, 3, 1, 2, 0, 1]).await.unwrap();
@@ -328,7 +328,7 @@ async fn who_says_nothing_is_closed_and_nobody_waits_for_it() {
     let mut words = Vec::new();
     silent.read_to_end(&mut words).await.unwrap();
     stuck.read_to_end(&mut words).await.unwrap();
-    // Whether it is told with a farewell or without is all the same.
+    // With or without a TLS close notification.
     drop(mute.read_to_end(&mut words).await);
     echo.shows(r#"witan_connections_closed_total{listener="here",reason="silent"} 1"#).await;
     echo.shows(r#"witan_connections{listener="here"} 0"#).await;
@@ -337,7 +337,7 @@ async fn who_says_nothing_is_closed_and_nobody_waits_for_it() {
     let mut slow = TcpStream::connect(echo.address).await.unwrap();
     slow.write_all(b"GET").await.unwrap();
     words.clear();
-    // Whoever has begun to speak and does not go on is closed as well; one that does is not.
+    // A client that sends a part of a request and stops is closed as well.
     drop(slow.read_to_end(&mut words).await);
     echo.shows(r#"witan_connections_closed_total{listener="here",reason="silent"} 1"#).await;
 }

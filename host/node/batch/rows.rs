@@ -1,23 +1,23 @@
-//! The rows that a shard has at hand, so that a write does not search the engine for what the one before has just stored.
+//! A shard's cache of rows, so that a write does not look up in the engine what the write before has just stored.
 //!
-//! All writes of a row pass through its shard, so what is kept here is what the engine would answer; after a failed write
-//! everything is dropped. Searching the engine's tables costs several times what everything else about a small write does.
+//! All writes of a row go through its shard, so the cache holds what the engine would return; after a failed write it is
+//! cleared. A lookup in the engine's tables costs several times as much as the rest of a small write.
 
 use bytes::Bytes;
 use quick_cache::unsync::Cache;
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use witan_kernel::record::Encoded;
 
-/// Largest record that is kept; larger ones cost more elsewhere.
+/// Largest record that is cached, in bytes: for larger ones the lookup is a small part of the cost.
 const RECORD_BYTES: usize = 16 << 10;
-/// What a row takes beside its key and its record, about.
+/// Approximate memory of a cached row besides its key and record, in bytes.
 const OVERHEAD: usize = 128;
-/// What a row takes on the average, about: how far the cache looks back at what it has dropped.
+/// Approximate memory of an average row, in bytes. It sizes the cache's memory of evicted rows.
 const USUAL: usize = 512;
 
-/// What a row holds: its birth and record, or that there is none.
+/// The content of a row: its birth and record, or that there is none.
 #[derive(Debug, Clone)]
-struct Kept {
+struct Cached {
     birth: u64,
     record: Option<Encoded>,
 }
@@ -25,18 +25,18 @@ struct Kept {
 #[derive(Debug, Clone, Copy)]
 struct ByBytes;
 
-impl Weighter<Box<[u8]>, Kept> for ByBytes {
-    fn weight(&self, row: &Box<[u8]>, kept: &Kept) -> u64 {
-        (row.len() + kept.record.as_ref().map_or(0, |record| record.0.len()) + OVERHEAD) as u64
+impl Weighter<Box<[u8]>, Cached> for ByBytes {
+    fn weight(&self, row: &Box<[u8]>, cached: &Cached) -> u64 {
+        (row.len() + cached.record.as_ref().map_or(0, |record| record.0.len()) + OVERHEAD) as u64
     }
 }
 
-/// Rows at hand, the most useful ones within a bound of bytes.
+/// Cached rows, the most useful ones within a bound of bytes.
 #[derive(Debug)]
-pub(super) struct Rows(Cache<Box<[u8]>, Kept, ByBytes>);
+pub(super) struct RowCache(Cache<Box<[u8]>, Cached, ByBytes>);
 
-impl Rows {
-    /// Keeps so many bytes of rows at most.
+impl RowCache {
+    /// An empty cache for at most `bytes` of rows.
     pub(super) fn new(bytes: usize) -> Self {
         let options = OptionsBuilder::new()
             .estimated_items_capacity((bytes / USUAL).max(1))
@@ -46,28 +46,28 @@ impl Rows {
         Self(Cache::with_options(options, ByBytes, DefaultHashBuilder::default(), Default::default()))
     }
 
-    /// What a row holds, if that is known: its birth and record, or that there is none.
+    /// The content of a row, if it is cached: its birth and record, or that there is none.
     pub(super) fn get(&self, row: &[u8]) -> Option<Option<(u64, Encoded)>> {
-        let kept = self.0.get(row)?;
-        Some(kept.record.as_ref().map(|record| (kept.birth, record.clone())))
+        let cached = self.0.get(row)?;
+        Some(cached.record.as_ref().map(|record| (cached.birth, record.clone())))
     }
 
-    /// Keeps what a row holds. The bytes are copied: a record that came in a large frame must not keep it.
+    /// Caches the content of a row. The bytes are copied, so that a record does not keep the frame in memory that it arrived in.
     pub(super) fn keep(&mut self, row: &[u8], birth: u64, record: Option<&Encoded>) {
         if record.is_some_and(|record| record.0.len() > RECORD_BYTES) {
             self.0.remove(row);
             return;
         }
         let record = record.map(|record| Encoded(Bytes::copy_from_slice(&record.0)));
-        let kept = Kept { birth, record };
-        if let Some(mut known) = self.0.get_mut(row) {
-            *known = kept;
+        let content = Cached { birth, record };
+        if let Some(mut cached) = self.0.get_mut(row) {
+            *cached = content;
             return;
         }
-        self.0.insert(row.into(), kept);
+        self.0.insert(row.into(), content);
     }
 
-    /// Drops everything.
+    /// Removes all rows.
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
@@ -82,8 +82,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_what_was_kept_last() {
-        let mut rows = Rows::new(1 << 20);
+    fn the_newest_content_is_cached() {
+        let mut rows = RowCache::new(1 << 20);
         assert_eq!(rows.get(b"a"), None);
         rows.keep(b"a", 7, Some(&record(*b"first")));
         rows.keep(b"b", 0, None);
@@ -94,7 +94,7 @@ mod tests {
         assert_eq!(rows.get(b"a"), Some(Some((8, record(*b"second")))));
         assert_eq!(rows.get(b"b"), Some(Some((9, record(*b"born")))));
 
-        // One that has grown too large is not kept as it was before.
+        // A record that has grown too large is removed, so that the old one is not returned.
         rows.keep(b"a", 8, Some(&record(vec![0; RECORD_BYTES + 1])));
         assert_eq!(rows.get(b"a"), None);
         rows.clear();
@@ -102,8 +102,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded_by_bytes() {
-        let mut rows = Rows::new(64 << 10);
+    fn the_cache_is_bounded_by_bytes() {
+        let mut rows = RowCache::new(64 << 10);
         for n in 0..10_000_u32 {
             rows.keep(&n.to_be_bytes(), u64::from(n), Some(&record(n.to_be_bytes())));
             assert!(rows.0.weight() <= 64 << 10);

@@ -34,10 +34,10 @@ impl Deliver for Heard {
     }
 }
 
-/// Any time: everything is recent, nothing is late.
+/// An arbitrary time, at which everything is recent and nothing is late.
 const WALL: u64 = 1_000_000;
 
-/// A shard over a disk, and the answers of one batch: (outcome, whether it waits for the sync).
+/// A shard over a simulated disk. Its methods return the answers of a batch as (outcome, whether it waits for the sync).
 struct Bench {
     disk: Disk,
     store: Store,
@@ -151,11 +151,11 @@ fn requests_of_one_batch_see_each_other_and_make_one_write() {
     ]);
     assert_eq!(answers[0].0, Ok(Answer::Record(None)));
     assert_eq!(answers[1].0, Ok(Answer::Merged { superseded: false }));
-    assert_eq!(answers[2].0, Ok(Answer::Merged { superseded: false }), "it is remembered: that has to be stored");
+    assert_eq!(answers[2].0, Ok(Answer::Merged { superseded: false }), "the write id is new and has to be stored");
     let known = Answer::Stamp { stands: Some(Stamp(WALL + 2)), known: Some(Stamp(WALL + 1)) };
     assert_eq!(answers[3], (Ok(known), false), "stamps do not wait");
-    let Some(Record::Register(stands)) = record(&answers[4].0) else { panic!("a register") };
-    assert_eq!((stands.stamp, stands.value), (Stamp(WALL + 2), Some(value(2))));
+    let Some(Record::Register(stored)) = record(&answers[4].0) else { panic!("a register") };
+    assert_eq!((stored.stamp, stored.value), (Stamp(WALL + 2), Some(value(2))));
     assert_eq!(bench.disk.writes(), 1);
 }
 
@@ -209,7 +209,7 @@ fn a_put_is_minted_once_under_an_actor_of_this_store() {
     bench.reopen();
     let (third, _) = bench.one(at(1), Ask::Put(Arc::new(put(3))));
     let Some(Record::Siblings(siblings)) = record(&third) else { panic!("siblings") };
-    assert_eq!(siblings.seen.entries.len(), 1, "the birth is kept beside the record");
+    assert_eq!(siblings.seen.entries.len(), 1, "the birth is stored with the record");
     bench.done(at(2), Ask::Put(Arc::new(put(1))));
     assert_ne!(
         bench.store.load(&row::key(&at(1))).unwrap().unwrap().0,
@@ -278,8 +278,8 @@ fn a_full_disk_refuses_writes_and_nothing_else() {
         (at(2), Ask::Put(Arc::new(put(1)))),
     ]);
     assert_eq!(answers[0].0, Err(ReplicaError::StorageFull));
-    let Some(Record::Register(stands)) = record(&answers[1].0) else { panic!("a register") };
-    assert_eq!(stands.stamp, Stamp(WALL + 1), "what was not written is not shown");
+    let Some(Record::Register(stored)) = record(&answers[1].0) else { panic!("a register") };
+    assert_eq!(stored.stamp, Stamp(WALL + 1), "a write that failed is not shown");
     assert_eq!(answers[2].0, Ok(Answer::Stamp { stands: Some(Stamp(WALL + 1)), known: None }));
     assert_eq!(answers[3].0, Ok(Answer::Record(None)));
     assert_eq!(answers[4].0, Err(ReplicaError::StorageFull));
@@ -319,7 +319,7 @@ fn a_group_that_is_dropped_answers() {
 enum Step {
     Batch(Vec<(u8, Op)>),
     Sync,
-    /// Power goes; of the unsynced batches so many in 256 survive.
+    /// The power fails; this many of 256 of the unsynced batches survive.
     Crash(u8),
 }
 
@@ -345,12 +345,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// A map of registers, merged one by one, is what the store is; and what an ungated answer has shown survives a crash.
+    /// The store behaves like a map of registers that are merged one by one, and whatever an ungated answer has shown survives a crash.
     #[test]
     fn behaves_like_a_map_and_what_it_tells_survives(steps in steps()) {
         let mut bench = Bench::new();
         let mut model: BTreeMap<u8, Record> = BTreeMap::new();
-        // What answers have shown that were allowed to leave.
+        // The records that delivered answers have shown.
         let mut shown: BTreeMap<u8, Record> = BTreeMap::new();
         let mut held: BTreeMap<u8, Record> = BTreeMap::new();
         for step in steps {

@@ -1,31 +1,28 @@
-//! Shards on tasks of the current runtime, for the deterministic simulation: no threads, and only virtual time.
+//! A shard on tasks of the current runtime, for the deterministic simulation: no threads, and only virtual time.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use witan_kernel::port::Clock;
 use witan_kernel::replica::ReplicaError;
+use witan_kernel::sync::lock;
 
 use super::queue::Queue;
-use super::threads::spoil;
-use super::{Aside, Driver, QueueLimits, Time};
-use crate::batch::{Applied, Deliver, Durability, Group, Item, Parcel, Shard, refusal};
+use super::{Driver, GATED_BATCHES, Job, QueueLimits, Time, deliver, fail};
+use crate::batch::{Applied, Deliver, Durability, Group, Item, Parcel, Shard};
 use crate::engine::{EngineError, Usage};
 use crate::store::Store;
 
-/// How long the next sync takes.
+/// Returns how long the next sync takes.
 pub type Delay = Box<dyn FnMut() -> Duration + Send>;
 
-/// Most batches that may wait for a sync: then the shard waits too.
-const GATED_BATCHES: usize = 64;
-/// Bytes of rows kept at hand: little, so that the engine is searched too.
+/// Size of the cache of rows, in bytes: small, so that the simulation reads the engine, too.
 const ROW_CACHE: usize = 16 << 10;
 
-/// Drives a store on two tasks of the runtime it was started on: one that applies, one that syncs. They end when this is
-/// dropped.
+/// Runs a single shard on two tasks: one applies batches, one syncs. They end when this is dropped.
 pub struct Inline {
     store: Arc<Store>,
     queue: Arc<Queue>,
@@ -79,7 +76,7 @@ impl Driver for Inline {
         &self.store
     }
 
-    fn aside(&self, job: Aside) {
+    fn spawn(&self, job: Job) {
         job(&self.store);
     }
 
@@ -117,31 +114,24 @@ impl Apply {
 
     fn apply(&self, groups: Vec<Group>) -> Applied {
         let (wall, monotonic) = (self.clock.wall(), self.clock.monotonic());
-        let mut shard = self.shard.lock().unwrap_or_else(PoisonError::into_inner);
-        shard.apply(&self.store, self.durability, groups, wall, monotonic)
+        lock(&self.shard).apply(&self.store, self.durability, groups, wall, monotonic)
     }
 }
 
 async fn sync(store: Arc<Store>, shard: Arc<Mutex<Shard>>, mut gated: mpsc::Receiver<Gated>, mut sync_takes: Delay) {
     let mut batches = Vec::new();
     while gated.recv_many(&mut batches, GATED_BATCHES).await > 0 {
-        // What is written while the disk works is left to the next sync, as it is on threads.
+        // Batches written while the disk works wait for the next sync, as they do on threads.
         tokio::time::sleep(sync_takes()).await;
         let failed = store.engine().sync().err();
         for (generation, parcels) in batches.drain(..) {
             match &failed {
                 None => {
-                    shard.lock().unwrap_or_else(PoisonError::into_inner).synced(generation);
+                    lock(&shard).synced(generation);
                     deliver(parcels);
                 }
-                Some(error) => deliver(spoil(parcels, &refusal(error))),
+                Some(error) => deliver(fail(parcels, error)),
             }
         }
-    }
-}
-
-fn deliver(parcels: Vec<Parcel>) {
-    for (to, answers) in parcels {
-        to.deliver(answers);
     }
 }

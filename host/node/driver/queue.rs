@@ -3,18 +3,20 @@
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use witan_kernel::sync::lock;
+
 use super::{BATCH_ITEMS, QueueLimits};
 use crate::batch::Group;
 
 /// A queue of groups.
 pub(super) struct Queue {
     limits: QueueLimits,
-    state: Mutex<State>,
+    queued: Mutex<Queued>,
     filled: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct Queued {
     groups: VecDeque<(usize, Group)>,
     items: usize,
     bytes: usize,
@@ -23,58 +25,57 @@ struct State {
 
 impl Queue {
     pub(super) fn new(limits: QueueLimits) -> Self {
-        Self { limits, state: Mutex::default(), filled: Condvar::new() }
+        Self { limits, queued: Mutex::default(), filled: Condvar::new() }
     }
 
-    /// Queues a group, or gives it back when it finds no room. A group larger than the whole queue finds room in an empty one.
+    /// Queues a group, or returns it if there is no room. A group larger than the whole queue fits into an empty one.
     pub(super) fn push(&self, group: Group) -> Result<(), Group> {
         let bytes = group.bytes();
-        let mut state = self.lock();
-        let fits = state.items + group.len() <= self.limits.items && state.bytes + bytes <= self.limits.bytes;
-        if state.closed || !(fits || state.groups.is_empty()) {
+        let mut queued = self.lock();
+        let fits = queued.items + group.len() <= self.limits.items && queued.bytes + bytes <= self.limits.bytes;
+        if queued.closed || !(fits || queued.groups.is_empty()) {
             return Err(group);
         }
-        state.items += group.len();
-        state.bytes += bytes;
-        state.groups.push_back((bytes, group));
-        drop(state);
+        queued.items += group.len();
+        queued.bytes += bytes;
+        queued.groups.push_back((bytes, group));
+        drop(queued);
         self.filled.notify_one();
         Ok(())
     }
 
-    /// Whatever waits, up to [`BATCH_ITEMS`] requests, though one group at least; nothing when nothing waits.
+    /// The queued groups, up to [`BATCH_ITEMS`] requests but at least one group; empty if nothing is queued.
     pub(super) fn take(&self) -> Vec<Group> {
         self.lock().take()
     }
 
-    /// As [`Queue::take`], but waits for something. `None` once the queue is closed and empty.
+    /// Like [`Queue::take`], but blocks until something is queued. `None` once the queue is closed and empty.
     pub(super) fn wait(&self) -> Option<Vec<Group>> {
-        let mut state = self.lock();
+        let mut queued = self.lock();
         loop {
-            let groups = state.take();
+            let groups = queued.take();
             if !groups.is_empty() {
                 return Some(groups);
             }
-            if state.closed {
+            if queued.closed {
                 return None;
             }
-            state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            queued = self.filled.wait(queued).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Lets nothing more in.
+    /// Refuses groups from now on.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.filled.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Counts and groups change together, without a chance to panic in between.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Queued> {
+        lock(&self.queued)
     }
 }
 
-impl State {
+impl Queued {
     fn take(&mut self) -> Vec<Group> {
         let mut taken = 0;
         let mut count = 0;

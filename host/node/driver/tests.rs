@@ -45,9 +45,9 @@ struct Slow {
 struct Door {
     open: Mutex<bool>,
     changed: Condvar,
-    /// Syncs that have come to the door.
+    /// Syncs that have arrived at the door.
     arrived: AtomicU64,
-    /// Fails syncs, once they are let through.
+    /// Whether syncs fail once they have passed.
     fails: AtomicBool,
 }
 
@@ -66,7 +66,7 @@ impl Door {
         }
     }
 
-    /// Waits until this many syncs have come.
+    /// Waits until this many syncs have arrived.
     fn until(&self, arrived: u64) {
         let mut open = self.open.lock().unwrap();
         while self.arrived.load(Ordering::SeqCst) < arrived {
@@ -126,7 +126,7 @@ struct Heard(mpsc::Sender<(u64, Outcome)>);
 impl Deliver for Heard {
     fn deliver(&self, answers: Answers) {
         for answer in answers {
-            // A test that has seen enough does not listen any more.
+            // An error means that the test is over.
             let _ = self.0.send(answer);
         }
     }
@@ -190,7 +190,7 @@ fn nothing_gated_leaves_before_the_sync_and_clean_rows_do_not_wait() {
     bench.submit(3, 1, write(1));
     bench.submit(4, 2, Ask::Read);
     bench.submit(5, 1, Ask::Stamp { write_id: WriteId([9; 16]) });
-    // The shard answers in order: with the last answer here, the others would be as well, were they allowed to.
+    // The shard answers in order: once the last answer is here, the others would be, too, unless they were gated.
     assert_eq!(bench.hear().0, 4);
     assert_eq!(bench.hear().0, 5);
     assert!(bench.heard.try_recv().is_err());
@@ -207,12 +207,12 @@ fn one_sync_serves_all_that_has_gathered() {
         let bench = Bench::new(shards, QueueLimits::default());
         bench.submit(0, 0, write(1));
         bench.door.until(1);
-        // Few enough submissions for the gate to hold each as a batch of its own, should shards take them one by one.
+        // Few enough submissions for the gate to have room for each as a separate batch, in case shards apply them one by one.
         for some in (1..=500).collect::<Vec<u32>>().chunks(50) {
             let items = some.iter().map(|key| item(u64::from(*key), *key, write(1))).collect();
             bench.threads.submit(items, bench.out.clone());
         }
-        // Reads of clean rows come behind the writes in each shard: when they are answered, the writes are at the gate.
+        // Reads of clean rows follow the writes in each shard: once they are answered, the writes are at the gate.
         for key in 1000..1050 {
             bench.submit(u64::from(key), key, Ask::Read);
         }
@@ -243,7 +243,7 @@ fn a_failed_sync_acknowledges_nothing() {
 
 #[test]
 fn a_full_queue_answers_at_once_and_what_is_queued_is_still_done() {
-    // The shard is kept busy by a syncer that has no room: batches of one, until the gate holds all it may.
+    // The shard blocks on a syncer without room: batches of one request, until the gate is full.
     let bench = Bench::new(1, QueueLimits { items: 10, bytes: 1 << 20 });
     let mut tag = 0;
     let refused = loop {

@@ -1,24 +1,22 @@
-//! Shards on threads of their own, and one thread that syncs for all of them.
+//! Shards on threads of the operating system, and one thread that syncs for all of them.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use witan_kernel::port::Clock;
 use witan_kernel::replica::ReplicaError;
+use witan_kernel::sync::lock;
 
 use super::queue::Queue;
-use super::{Aside, Driver, QueueLimits, Time, shard_of};
-use crate::batch::{Applied, Deliver, Durability, Group, Item, Parcel, Shard, refusal};
+use super::{Driver, GATED_BATCHES, Job, QueueLimits, Time, deliver, fail, shard_of};
+use crate::batch::{Applied, Deliver, Durability, Group, Item, Parcel, Shard};
 use crate::engine::{EngineError, Usage};
 use crate::store::Store;
 
-/// Most batches of all shards that may wait for a sync: then shards wait too.
-const GATED_BATCHES: usize = 64;
-
-/// Drives a store on threads: one per shard, and one that syncs.
+/// Runs a store on threads: one per shard, and one that syncs.
 pub struct Threads {
     store: Arc<Store>,
     queues: Vec<Arc<Queue>>,
@@ -28,19 +26,19 @@ pub struct Threads {
     syncer: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What a shard hands over to the syncer.
+/// A batch whose answers wait for a sync.
 struct Gated {
     shard: usize,
     generation: u64,
     parcels: Vec<Parcel>,
 }
 
-/// Between shards and syncer.
+/// The queue from the shards to the syncer.
 struct Gate {
     waiting: Mutex<Waiting>,
     filled: Condvar,
     drained: Condvar,
-    /// Per shard: the generation up to which everything is durable.
+    /// For each shard, the generation up to which all batches are durable.
     synced: Vec<AtomicU64>,
 }
 
@@ -51,7 +49,7 @@ struct Waiting {
 }
 
 impl Threads {
-    /// Starts `shards` threads (1 at least), which share `row_cache` bytes of rows at hand, and a syncer.
+    /// Starts `shards` threads (at least 1), among which the `row_cache` bytes of cached rows are divided, and a syncer.
     pub fn start(
         store: Arc<Store>,
         durability: Durability,
@@ -97,11 +95,11 @@ impl Threads {
         Ok(this)
     }
 
-    /// Lets nothing more in, answers what is queued, and ends the threads. Blocks until they have ended.
+    /// Refuses new requests, answers the queued ones, and ends the threads. Blocks until they have ended.
     pub fn close(&self) {
         self.queues.iter().for_each(|queue| queue.close());
         for shard in std::mem::take(&mut *lock(&self.shards)) {
-            // A thread that panicked has said so on its own.
+            // A panic was reported by the panic hook already.
             let _ = shard.join();
         }
         lock(&self.gate.waiting).closed = true;
@@ -145,7 +143,7 @@ impl Driver for Threads {
         &self.store
     }
 
-    fn aside(&self, job: Aside) {
+    fn spawn(&self, job: Job) {
         let store = self.store.clone();
         drop(tokio::task::spawn_blocking(move || job(&store)));
     }
@@ -161,16 +159,6 @@ fn push(queue: &Queue, group: Group) {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn deliver(parcels: Vec<Parcel>) {
-    for (to, answers) in parcels {
-        to.deliver(answers);
-    }
-}
-
 struct ShardThread {
     number: usize,
     shard: Shard,
@@ -183,7 +171,7 @@ struct ShardThread {
 
 impl ShardThread {
     fn run(&mut self) {
-        // However this thread ends, nobody waits for it any more.
+        // However this thread ends, its queue must not keep anybody waiting.
         let queue = CloseOnDrop(self.queue.clone());
         while let Some(groups) = queue.0.wait() {
             self.shard.synced(self.gate.synced[self.number].load(Ordering::Acquire));
@@ -203,7 +191,7 @@ struct CloseOnDrop(Arc<Queue>);
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
-        // Groups answer for themselves when they are dropped.
+        // A dropped group answers its requests with an error.
         while !self.0.take().is_empty() {}
     }
 }
@@ -233,7 +221,7 @@ impl Gate {
         Some(batches)
     }
 
-    /// Syncs once for everything that has gathered, again and again.
+    /// Syncs, each time once for all batches that have gathered meanwhile, until the gate is closed.
     fn sync(&self, store: &Store) {
         while let Some(batches) = self.wait() {
             let failed = store.engine().sync().err();
@@ -243,20 +231,8 @@ impl Gate {
                     deliver(parcels);
                     continue;
                 };
-                deliver(spoil(parcels, &refusal(error)));
+                deliver(fail(parcels, error));
             }
         }
     }
-}
-
-/// The same answers, turned into this error: what they say may not be durable.
-pub(super) fn spoil(parcels: Vec<Parcel>, error: &ReplicaError) -> Vec<Parcel> {
-    // Full is a promise that nothing was written; here it was.
-    let error = match error {
-        ReplicaError::Broken(reason) => ReplicaError::Broken(reason.clone()),
-        other => ReplicaError::Broken(format!("the sync failed: {other}")),
-    };
-    let spoil =
-        |answers: crate::batch::Answers| answers.into_iter().map(|(tag, _)| (tag, Err(error.clone()))).collect();
-    parcels.into_iter().map(|(to, answers)| (to, spoil(answers))).collect()
 }

@@ -1,4 +1,4 @@
-//! What every engine must do, as one test over any of them.
+//! The contract of [`Engine`] as a test that every implementation passes.
 
 use bytes::Bytes;
 
@@ -17,7 +17,8 @@ fn rows(engine: &dyn Engine, from: &str, to: &str, limit: usize) -> Vec<String> 
     found.into_iter().map(|(row, value)| String::from_utf8([&row[..], b"=", &value[..]].concat()).unwrap()).collect()
 }
 
-/// Checks the contract on the engine that `open` opens; called again, on what it has left behind, after it was dropped.
+/// Checks the contract on the engine that `open` opens. `open` is called a second time, after the first engine was dropped, to
+/// reopen the same data.
 pub(crate) fn check(open: &mut dyn FnMut() -> Box<dyn Engine>) {
     let engine = open();
     assert_eq!(engine.get(b"a"), Ok(None));
@@ -33,7 +34,7 @@ pub(crate) fn check(open: &mut dyn FnMut() -> Box<dyn Engine>) {
     engine.sync().unwrap();
     engine.sync().unwrap();
 
-    assert_eq!(rows(&*engine, "a", "z", 10), ["a=2", "b=1", "d=2"], "in order, and the last change of a row stands");
+    assert_eq!(rows(&*engine, "a", "z", 10), ["a=2", "b=1", "d=2"], "in order, and the last change of a row wins");
     assert_eq!(rows(&*engine, "a", "d", 10), ["a=2", "b=1"], "the end is not part of a range");
     assert_eq!(rows(&*engine, "a", "z", 2), ["a=2", "b=1"]);
     assert_eq!(rows(&*engine, "z", "a", 2), Vec::<String>::new());

@@ -1,10 +1,10 @@
-//! Rows in fjall's log-structured merge tree: a journal that is synced, and sorted tables written in the background.
+//! An engine on fjall, a log-structured merge tree: a journal that is synced, and sorted tables written in the background.
 //!
-//! fjall stops accepting writes for good ("poisoned") when one of its own has failed, which a full disk causes easily. So
-//! writes are refused while less than [`Options::min_free_bytes`] are free, before fjall hears of them; and should the disk
-//! be full nevertheless (others fill it too), the database is opened anew once there is room. It never is after a sync has
-//! failed for another reason: what the system then believes to be on the disk may not be there, so that only a restart by
-//! somebody who has looked at the disk may go on.
+//! fjall refuses writes for good ("poisoned") once one of its own writes has failed, which a full disk easily causes. Writes
+//! are therefore refused before they reach fjall while less than [`Options::min_free_bytes`] are free. If the disk becomes full
+//! nevertheless (other processes fill it, too), the database is reopened once there is room. After a sync has failed for any
+//! other reason it is never reopened: data that the operating system considers written may be missing on the disk, so an operator
+//! has to check the disk and restart the node.
 
 use std::fs;
 use std::io;
@@ -16,30 +16,31 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use witan_kernel::sync::lock;
 
 use super::{Change, Engine, EngineError, Usage};
 
-/// How often an engine that waits for room tries to open its database again.
+/// Shortest interval between two attempts to reopen the database after the disk was full.
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
 
-/// How a store is kept.
+/// Settings of the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Writes are refused while less is free on the file system. What is in memory must still find room, and so must the
-    /// tables that a compaction writes before it drops those it has merged.
+    /// Writes are refused while less is free on the file system, in bytes. The rest is for rows that are still in memory, and
+    /// for the tables that a compaction writes before it deletes those it has merged.
     pub min_free_bytes: u64,
-    /// Memory for blocks of tables that were read.
+    /// Memory for table blocks that were read, in bytes.
     pub cache_bytes: u64,
-    /// Rows gather in memory up to so many bytes before they are written to a table.
+    /// Size at which rows in memory are written to a table, in bytes.
     pub memtable_bytes: u64,
-    /// Threads that write and merge tables.
+    /// Number of threads that write and merge tables.
     pub workers: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
         // With two or more workers fjall reserves the first for writing tables, and lets it spin on the queue while merges
-        // wait: on a small machine that costs more than it brings.
+        // wait, which does not pay on a small machine.
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             min_free_bytes: 512 << 20,
@@ -50,14 +51,14 @@ impl Default for Options {
     }
 }
 
-/// The engine on a folder of a real disk.
+/// The engine in a folder of a real disk.
 pub struct Fjall {
     folder: PathBuf,
     options: Options,
-    /// Nothing only while, or after, opening it again has failed.
+    /// `None` while the database is being reopened, and after that has failed.
     open: RwLock<Option<Open>>,
     condition: Mutex<Condition>,
-    /// The least room seen since the database was opened, in bytes.
+    /// The least free space seen since the database was opened, in bytes.
     least_free: AtomicU64,
 }
 
@@ -69,19 +70,20 @@ struct Open {
 
 enum Condition {
     Sound,
-    /// To be opened again when there is room.
+    /// The disk was full; the database is to be reopened when there is room.
     WaitsForRoom {
+        /// The last attempt to reopen it.
         tried: Option<Instant>,
     },
-    /// To be looked at by a person.
+    /// It failed for this reason, and an operator has to act.
     Dead(String),
 }
 
 impl Fjall {
-    /// Opens the store in `folder`, or makes an empty one. Fails while another process has it open.
+    /// Opens the store in `folder`, or creates an empty one. Fails while another process has it open.
     pub fn open(folder: impl Into<PathBuf>, options: Options) -> Result<Self, EngineError> {
         let folder = folder.into();
-        fs::create_dir_all(&folder).map_err(|error| describe(&folder, "cannot be made", &error))?;
+        fs::create_dir_all(&folder).map_err(|error| describe(&folder, "cannot be created", &error))?;
         clear_unfinished(&folder).map_err(|error| describe(&folder, "cannot be cleared", &error))?;
         let open = Open::new(&folder, &options)?;
         Ok(Self {
@@ -94,8 +96,7 @@ impl Fjall {
     }
 
     fn condition(&self) -> MutexGuard<'_, Condition> {
-        // It is replaced as a whole: a panic elsewhere leaves it meaningful.
-        self.condition.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.condition)
     }
 
     fn reading(&self) -> RwLockReadGuard<'_, Option<Open>> {
@@ -105,20 +106,20 @@ impl Fjall {
     fn with<T>(&self, job: impl FnOnce(&Open) -> fjall::Result<T>) -> Result<T, EngineError> {
         match &*self.reading() {
             Some(open) => job(open).map_err(|error| EngineError::Broken(error.to_string())),
-            None => Err(EngineError::Broken("the store waits for disk space to be opened again".to_owned())),
+            None => Err(EngineError::Broken("the store is closed until the disk has room again".to_owned())),
         }
     }
 
-    /// Bytes free for this process.
+    /// The bytes that are free for this process.
     fn free(&self) -> Result<u64, EngineError> {
         let stat =
-            rustix::fs::statvfs(&self.folder).map_err(|error| describe(&self.folder, "cannot be seen", &error))?;
+            rustix::fs::statvfs(&self.folder).map_err(|error| describe(&self.folder, "cannot be examined", &error))?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         self.least_free.fetch_min(free, Ordering::Relaxed);
         Ok(free)
     }
 
-    /// Refuses while the disk is full, and opens the database again when it no longer is.
+    /// An error while the disk is full; reopens the database when it no longer is.
     fn ready_to_write(&self) -> Result<(), EngineError> {
         if self.free()? < self.options.min_free_bytes {
             return Err(EngineError::Full);
@@ -141,11 +142,10 @@ impl Fjall {
         }
     }
 
-    /// Opens the database again. What it then finds in its journal it has synced, so that nothing that is read afterwards
-    /// can be lost.
+    /// Reopens the database. Opening syncs what it finds in the journal, so nothing that is read afterwards can be lost.
     fn reopen(&self) -> Condition {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        // The old one must be gone, with its threads and its lock, before the new one can be.
+        // The old database must be closed, with its threads and its lock, before it can be opened again.
         drop(open.take());
         match Open::new(&self.folder, &self.options) {
             Ok(new) => {
@@ -155,31 +155,31 @@ impl Fjall {
                 Condition::Sound
             }
             Err(error) => {
-                tracing::warn!(folder = %self.folder.display(), %error, "the store cannot be opened again yet");
+                tracing::warn!(folder = %self.folder.display(), %error, "the store cannot be reopened yet");
                 Condition::WaitsForRoom { tried: Some(Instant::now()) }
             }
         }
     }
 
-    /// Says what a failed write or sync means, and remembers it.
+    /// Classifies a failed write or sync, and remembers the condition that it leaves.
     fn failed(&self, doing: &str, error: &fjall::Error) -> EngineError {
         let reason = format!("{doing} in {}: {error}", self.folder.display());
         let mut condition = self.condition();
         if matches!(*condition, Condition::Sound) {
-            if self.is_for_want_of_room(error) {
-                tracing::error!(folder = %self.folder.display(), %error, "the disk is full: writes are refused until it is not");
+            if self.is_full_disk(error) {
+                tracing::error!(folder = %self.folder.display(), %error, "the disk is full: writes are refused until there is room");
                 *condition = Condition::WaitsForRoom { tried: None };
             } else {
-                tracing::error!(folder = %self.folder.display(), %error, "the store has failed: look at the disk, then restart the node");
+                tracing::error!(folder = %self.folder.display(), %error, "the store has failed: check the disk, then restart the node");
                 *condition = Condition::Dead(reason.clone());
             }
         }
         EngineError::Broken(reason)
     }
 
-    /// A background thread's error is not told, only that there was one: then room that had become scarce is taken for the
-    /// cause.
-    fn is_for_want_of_room(&self, error: &fjall::Error) -> bool {
+    /// Whether a full disk caused an error. fjall does not report the error of a background thread, only that there was one; a
+    /// full disk is then assumed if free space had become scarce.
+    fn is_full_disk(&self, error: &fjall::Error) -> bool {
         match error {
             fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => matches!(
                 error.kind(),
@@ -230,8 +230,8 @@ fn describe(folder: &Path, what: &str, error: &dyn std::error::Error) -> EngineE
     EngineError::Broken(format!("the store in {} {what}: {error}", folder.display()))
 }
 
-/// Removes what is left of a store whose making was interrupted: fjall writes its version last, and without that refuses to
-/// go on where it stopped. Nothing was ever stored in it.
+/// Removes the files of a store whose creation was interrupted: fjall writes the version last, and cannot continue without it.
+/// Nothing was ever stored in it.
 fn clear_unfinished(folder: &Path) -> io::Result<()> {
     if fs::metadata(folder.join("version")).is_ok_and(|version| version.len() > 0) {
         return Ok(());
@@ -260,7 +260,7 @@ impl Engine for Fjall {
             Some(open) => open.commit(batch),
             None => return Err(EngineError::Full),
         };
-        // The guard is gone: whoever opens the database again waits for it with the condition locked.
+        // The read guard was dropped: whoever reopens the database waits for it while holding the condition's lock.
         let Err(error) = written else { return Ok(()) };
         let reason = self.failed("write", &error);
         let waits = matches!(*self.condition(), Condition::WaitsForRoom { .. });
@@ -305,8 +305,8 @@ impl Engine for Fjall {
     fn usage(&self) -> Result<Usage, EngineError> {
         let bytes = self.with(|open| open.database.disk_space())?;
         let stat =
-            rustix::fs::statvfs(&self.folder).map_err(|error| describe(&self.folder, "cannot be seen", &error))?;
-        // As df counts: what is reserved for root is neither used nor free.
+            rustix::fs::statvfs(&self.folder).map_err(|error| describe(&self.folder, "cannot be examined", &error))?;
+        // As `df` computes it: blocks reserved for root are neither used nor free.
         let used = stat.f_blocks.saturating_sub(stat.f_bfree);
         let all = used + stat.f_bavail;
         let percent = if all == 0 { 0.0 } else { used as f32 * 100.0 / all as f32 };
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_whose_making_was_interrupted_is_made_again() {
+    fn a_store_whose_creation_was_interrupted_is_created_again() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("0.jnl"), b"").unwrap();
         fs::write(folder.path().join("lock"), b"").unwrap();

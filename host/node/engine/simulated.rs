@@ -1,25 +1,25 @@
-//! A disk in memory, for tests and the simulation: what was not synced is lost in a crash, and it can be told to be full,
-//! to break, or to come back empty.
+//! A disk in memory, for tests and the simulation. A crash loses what was not synced, and the disk can be made full, broken or empty.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use witan_kernel::sync::lock;
 
 use super::{Change, Engine, EngineError, Usage};
 
-/// A disk. Clones are handles to the same one: keep one across the crashes of the node that uses it.
+/// A disk. Clones are handles to the same disk: keep one across the crashes of the node that uses it.
 #[derive(Debug, Clone, Default)]
-pub struct Disk(Arc<Mutex<State>>);
+pub struct Disk(Arc<Mutex<Contents>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct Contents {
     rows: BTreeMap<Bytes, Bytes>,
     notes: BTreeMap<String, Bytes>,
-    /// What undoes each batch that was not synced, oldest first.
+    /// The changes that undo each unsynced batch, oldest first.
     undo: Vec<Vec<Change>>,
-    /// Counts openings and crashes: an engine opened before the last of them is dead.
+    /// Number of openings and crashes; an engine opened before the last of them is dead.
     incarnation: u64,
     full: bool,
     broken: Option<String>,
@@ -27,7 +27,7 @@ struct State {
     writes: u64,
 }
 
-impl State {
+impl Contents {
     fn replace(&mut self, (row, value): Change) -> Change {
         let before = match value {
             Some(value) => self.rows.insert(row.clone(), value),
@@ -54,20 +54,20 @@ impl Disk {
 
     /// Opens the engine on it. Engines opened before are dead from now on.
     pub fn open(&self) -> Simulated {
-        let mut state = self.lock();
+        let mut state = self.contents();
         state.incarnation += 1;
         Simulated { disk: self.clone(), incarnation: state.incarnation }
     }
 
-    /// The machine loses power: everything that was not synced is gone.
+    /// The machine loses power: every unsynced batch is lost.
     pub fn crash(&self) {
         self.crash_keeping(|_| 0);
     }
 
-    /// The machine loses power: of the batches that were not synced (their number is told), the first so many happen to
-    /// have reached the disk.
+    /// The machine loses power: `survivors` gets the number of unsynced batches, and returns how many of them, the oldest first,
+    /// happen to have reached the disk.
     pub fn crash_keeping(&self, survivors: impl FnOnce(usize) -> usize) {
-        let mut state = self.lock();
+        let mut state = self.contents();
         let kept = survivors(state.undo.len()).min(state.undo.len());
         state.undo_after(kept);
         state.incarnation += 1;
@@ -75,34 +75,33 @@ impl Disk {
 
     /// The disk is replaced by an empty one.
     pub fn wipe(&self) {
-        let mut state = self.lock();
+        let mut state = self.contents();
         let incarnation = state.incarnation + 1;
-        *state = State { incarnation, ..State::default() };
+        *state = Contents { incarnation, ..Contents::default() };
     }
 
-    /// Whether writes find no room.
+    /// Makes writes fail because the disk is full, or lets them succeed again.
     pub fn set_full(&self, full: bool) {
-        self.lock().full = full;
+        self.contents().full = full;
     }
 
-    /// Makes every call fail with this reason, or mends the disk.
+    /// Makes every call fail with this reason, or lets them succeed again.
     pub fn set_broken(&self, reason: Option<&str>) {
-        self.lock().broken = reason.map(str::to_owned);
+        self.contents().broken = reason.map(str::to_owned);
     }
 
-    /// How often it was synced.
+    /// How many times it was synced.
     pub fn syncs(&self) -> u64 {
-        self.lock().syncs
+        self.contents().syncs
     }
 
     /// How many batches were written.
     pub fn writes(&self) -> u64 {
-        self.lock().writes
+        self.contents().writes
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A test that panicked with the lock held has left no half-done change behind.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn contents(&self) -> MutexGuard<'_, Contents> {
+        lock(&self.0)
     }
 }
 
@@ -114,8 +113,8 @@ pub struct Simulated {
 }
 
 impl Simulated {
-    fn state(&self) -> Result<MutexGuard<'_, State>, EngineError> {
-        let state = self.disk.lock();
+    fn state(&self) -> Result<MutexGuard<'_, Contents>, EngineError> {
+        let state = self.disk.contents();
         if state.incarnation != self.incarnation {
             return Err(EngineError::Broken("the machine has crashed".to_owned()));
         }
@@ -173,7 +172,7 @@ impl Engine for Simulated {
     }
 
     fn approximate_keys(&self) -> u64 {
-        self.disk.lock().rows.len() as u64
+        self.disk.contents().rows.len() as u64
     }
 
     fn note(&self, name: &str) -> Result<Option<Bytes>, EngineError> {

@@ -1,5 +1,5 @@
-//! Whom a node serves: coordinators only. It holds every record of every tenant and asks nobody about tenants, so whoever
-//! reaches it may read and change everything.
+//! Admits calls of coordinators only. A node stores the records of all tenants and does not check who may access which, so
+//! a caller that is admitted can read and change everything.
 
 use std::future::{Ready, ready};
 use std::task::{Context, Poll};
@@ -11,20 +11,20 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 use witan_net::SharedSecret;
 
-/// Whom a node serves.
+/// Which calls a node serves.
 #[derive(Debug, Clone, Default)]
 pub enum Guard {
-    /// Whoever reaches it: only this machine does, or the listener takes only coordinators' certificates.
+    /// All calls: the node is reachable only from this machine, or the listener accepts only certificates of coordinators.
     #[default]
     Connected,
-    /// Calls that show this secret.
+    /// Calls that carry this secret.
     Secret(SharedSecret),
 }
 
-/// Whether a node lives is no secret, and whoever asks (a supervisor, a load balancer) has none to show.
+/// Path prefix of calls that need no secret: health checks come from supervisors and load balancers, which have none.
 const OPEN: &str = "/grpc.health.v1.Health/";
 
-/// Stands before every service, those included that do not exist.
+/// Applies a guard to every call, including calls of services that do not exist.
 #[derive(Debug, Clone)]
 pub(super) struct GuardLayer(pub(super) Guard);
 
@@ -56,11 +56,11 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        if self.guard.lets_in(&request) {
+        if self.guard.admits(&request) {
             return Either::Left(self.inner.call(request));
         }
         let refused = Status::unauthenticated(
-            "this storage node serves coordinators only; give the coordinator its secret with \
+            "this storage node serves coordinators only; set the node's secret at the coordinator with \
              security.nodes.shared_secret_file",
         );
         Either::Right(ready(Ok(refused.into_http())))
@@ -68,7 +68,7 @@ where
 }
 
 impl Guard {
-    fn lets_in<B>(&self, request: &Request<B>) -> bool {
+    fn admits<B>(&self, request: &Request<B>) -> bool {
         match self {
             Self::Connected => true,
             Self::Secret(secret) => secret.is_shown(request.headers()) || request.uri().path().starts_with(OPEN),

@@ -1,12 +1,12 @@
-//! A lane: batches of requests one way, whatever answers are ready the other way.
+//! The node's end of a lane: batches of requests arrive, and batches of answers leave as soon as they are ready.
 //!
-//! One task reads frames and submits each as a group; the response's stream gathers the answers that shards have delivered
-//! into frames. Requests in flight are bounded by permits, which the stream gives back with the answers.
+//! One task reads frames and submits the requests of each batch; the response stream collects the answers that shards have
+//! delivered into frames. Requests in flight are bounded by permits, which the stream returns as answers leave.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,20 +15,21 @@ use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 use witan_kernel::name::NodeId;
 use witan_kernel::replica::{Answer, Outcome};
-use witan_wire::frame::{self, BATCH_ITEMS, Joiner, PIECE_BYTES};
+use witan_kernel::sync::lock;
+use witan_wire::frame::{self, BATCH_ITEMS, Joiner, PIECE_BYTES, VERSIONS};
 use witan_wire::replica::{Arrived, answer_to_wire, malformed_to_wire};
 use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Frame, Hello, ReplicaAnswer, ReplicaRequest, Welcome};
 
-use super::{CAPABILITIES, Storage, VERSIONS};
+use super::{CAPABILITIES, Storage};
 use crate::batch::{Answers, Deliver, Item};
 use crate::driver::{Driver, Time};
 
-/// How long a coordinator may take to introduce itself.
-const HELLO_WITHIN: Duration = Duration::from_secs(10);
-/// What an answer takes on the wire beside its record, roughly.
+/// How long a coordinator may take to send its hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Approximate size of an answer on the wire without its record, in bytes.
 const ANSWER_BYTES: usize = 16;
 
-/// What the reading half tells the answering one.
+/// Events from the reading half, and from the shards, to the answering half.
 enum Event {
     Welcome(Welcome),
     Answers(Answers),
@@ -36,20 +37,20 @@ enum Event {
     End(Status),
 }
 
-/// Where a lane's answers are delivered: from there they go to its stream.
+/// Passes answers that shards deliver on to the lane's stream.
 struct Out {
     events: mpsc::UnboundedSender<Event>,
-    held: Arc<Held>,
+    unsent: Arc<Unsent>,
 }
 
-/// Bytes of answers that wait to be sent.
+/// Counts the bytes of answers that wait to be sent.
 #[derive(Default)]
-struct Held {
+struct Unsent {
     bytes: AtomicUsize,
     sent: Notify,
 }
 
-impl Held {
+impl Unsent {
     async fn below(&self, limit: usize) {
         loop {
             let sent = self.sent.notified();
@@ -66,33 +67,29 @@ impl Held {
     }
 }
 
-/// When requests arrived whose time is measured: those of traced operations, of which there are few. At most as many as may
-/// be in flight.
+/// Arrival times of the requests of traced operations, of which there are few, and never more than may be in flight.
 #[derive(Default)]
-struct Measured {
-    some: AtomicUsize,
+struct Timings {
+    count: AtomicUsize,
+    /// Ids and arrival times in monotonic microseconds.
     arrived: Mutex<Vec<(u64, u64)>>,
 }
 
-impl Measured {
-    fn arrived(&self) -> MutexGuard<'_, Vec<(u64, u64)>> {
-        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl Timings {
     fn begin(&self, id: u64, now: u64) {
-        self.arrived().push((id, now));
-        self.some.fetch_add(1, Ordering::AcqRel);
+        lock(&self.arrived).push((id, now));
+        self.count.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Microseconds since the request came, if it is measured.
+    /// Microseconds since the request arrived, at least 1; 0 if it is not traced.
     fn end(&self, id: u64, clock: &dyn Time) -> u32 {
-        if self.some.load(Ordering::Acquire) == 0 {
+        if self.count.load(Ordering::Acquire) == 0 {
             return 0;
         }
-        let mut arrived = self.arrived();
-        let Some(at) = arrived.iter().position(|(measured, _)| *measured == id) else { return 0 };
+        let mut arrived = lock(&self.arrived);
+        let Some(at) = arrived.iter().position(|(timed, _)| *timed == id) else { return 0 };
         let (_, since) = arrived.swap_remove(at);
-        self.some.fetch_sub(1, Ordering::AcqRel);
+        self.count.fetch_sub(1, Ordering::AcqRel);
         u32::try_from(clock.monotonic().saturating_sub(since)).unwrap_or(u32::MAX).max(1)
     }
 }
@@ -108,20 +105,20 @@ fn size(outcome: &Outcome) -> usize {
 impl Deliver for Out {
     fn deliver(&self, answers: Answers) {
         let bytes = answers.iter().map(|(_, outcome)| size(outcome)).sum();
-        self.held.bytes.fetch_add(bytes, Ordering::AcqRel);
-        // When the lane has gone, so have those who wait for its answers.
+        self.unsent.bytes.fetch_add(bytes, Ordering::AcqRel);
+        // An error means that the lane has ended, and nobody waits for its answers.
         let _ = self.events.send(Event::Answers(answers));
     }
 }
 
-/// Starts a lane on a stream that has just come in.
+/// Starts a lane on a stream of requests, and returns the stream of answers.
 pub(super) fn start(inbound: Streaming<ExchangeRequest>, storage: &Storage) -> Answering {
-    // Unbounded in its type: what it can hold is bounded by the permits.
+    // The number of answers in this channel is bounded by the permits.
     let (events, received) = mpsc::unbounded_channel();
-    let held = Arc::new(Held::default());
+    let unsent = Arc::new(Unsent::default());
     let most = storage.limits.lane_requests.max(BATCH_ITEMS);
     let permits = Arc::new(Semaphore::new(most));
-    let measured = Arc::new(Measured::default());
+    let timings = Arc::new(Timings::default());
     let reading = Reading {
         inbound,
         joiner: Joiner::new(),
@@ -131,8 +128,8 @@ pub(super) fn start(inbound: Streaming<ExchangeRequest>, storage: &Storage) -> A
         permits: permits.clone(),
         answer_bytes: storage.limits.lane_answer_bytes,
         stopped: storage.stopped.clone(),
-        out: Arc::new(Out { events, held: held.clone() }),
-        measured: measured.clone(),
+        out: Arc::new(Out { events, unsent: unsent.clone() }),
+        timings: timings.clone(),
     };
     tokio::spawn(reading.run());
     let clock = storage.clock.clone();
@@ -143,8 +140,8 @@ pub(super) fn start(inbound: Streaming<ExchangeRequest>, storage: &Storage) -> A
         end: None,
         ended: false,
         permits,
-        held,
-        measured,
+        unsent,
+        timings,
         clock,
     }
 }
@@ -160,12 +157,12 @@ struct Reading {
     answer_bytes: usize,
     stopped: watch::Receiver<bool>,
     out: Arc<Out>,
-    measured: Arc<Measured>,
+    timings: Arc<Timings>,
 }
 
 impl Reading {
-    /// Reads until the coordinator has said all, the node stops, or something is wrong. What is in flight then is answered
-    /// still: the stream ends when the last of those who owe answers has let go of `out`.
+    /// Reads until the coordinator closes the stream, the node stops, or a message is invalid. Requests in flight are still
+    /// answered: the stream of answers ends when the last of them has dropped its reference to `out`.
     async fn run(mut self) {
         if let Err(status) = self.read().await {
             let _ = self.out.events.send(Event::End(status));
@@ -195,28 +192,28 @@ impl Reading {
     }
 
     async fn shake_hands(&mut self) -> Result<(), Status> {
-        let first = tokio::time::timeout(HELLO_WITHIN, self.next())
+        let first = tokio::time::timeout(HELLO_TIMEOUT, self.next())
             .await
             .map_err(|_| Status::deadline_exceeded("no hello came"))??;
         let Some(first) = first else { return Ok(()) };
         let hello = first.hello.ok_or_else(|| Status::invalid_argument("the first message must be a hello"))?;
         let welcome = welcome(&hello, &self.node, &*self.driver)?;
-        tracing::debug!(coordinator = hello.coordinator_id, version = welcome.version, "a lane opens");
+        tracing::debug!(coordinator = hello.coordinator_id, version = welcome.version, "lane opened");
         let _ = self.out.events.send(Event::Welcome(welcome));
         Ok(())
     }
 
-    /// Waits until so many requests may be in flight. False when nobody waits for their answers any more.
+    /// Waits until `requests` more requests may be in flight. False if the coordinator has closed the stream.
     async fn admit(&self, requests: usize) -> bool {
-        // A batch has 256 items at most.
+        // This cannot fail: a batch has at most `BATCH_ITEMS` requests.
         let Ok(permits) = u32::try_from(requests) else { return false };
         let Ok(permits) = self.permits.acquire_many(permits).await else { return false };
         permits.forget();
         tokio::select! {
-            // Not by chance: a lane whose coordinator has gone takes nothing more in.
+            // Checked first: a lane whose coordinator has disconnected accepts nothing.
             biased;
             () = self.out.events.closed() => false,
-            () = self.out.held.below(self.answer_bytes) => true,
+            () = self.out.unsent.below(self.answer_bytes) => true,
         }
     }
 
@@ -229,7 +226,7 @@ impl Reading {
             match Arrived::try_from(request) {
                 Ok(arrived) => {
                     if traced {
-                        self.measured.begin(id, now);
+                        self.timings.begin(id, now);
                     }
                     items.push(item(arrived, now));
                 }
@@ -281,21 +278,21 @@ fn welcome(hello: &Hello, node: &NodeId, driver: &dyn Driver) -> Result<Welcome,
 /// The half of a lane that answers: a stream of frames.
 pub(crate) struct Answering {
     received: mpsc::UnboundedReceiver<Event>,
-    /// Answers that are not yet in a frame, with what each holds in bytes.
+    /// Answers that are not in a frame yet, with the size of each in bytes.
     waiting: VecDeque<(usize, ReplicaAnswer)>,
-    /// Frames of a batch that is being sent.
+    /// Frames of the batch that is being sent.
     frames: VecDeque<Frame>,
-    /// How the stream ends once all answers are sent.
+    /// The status with which the stream ends once all answers are sent.
     end: Option<Status>,
     ended: bool,
     permits: Arc<Semaphore>,
-    held: Arc<Held>,
-    measured: Arc<Measured>,
+    unsent: Arc<Unsent>,
+    timings: Arc<Timings>,
     clock: Arc<dyn Time>,
 }
 
 impl Answering {
-    /// Takes what has been delivered, until a frame is full or nothing more is there.
+    /// Takes delivered answers until a frame is full or none are left. Returns a welcome if there is one to send.
     fn gather(&mut self, context: &mut Context<'_>) -> Option<Welcome> {
         while !self.ended && self.waiting.len() < BATCH_ITEMS {
             match self.received.poll_recv(context) {
@@ -308,7 +305,7 @@ impl Answering {
                 Poll::Ready(Some(Event::End(status))) => self.end = Some(status),
                 Poll::Ready(Some(Event::Answers(answers))) => {
                     let wire = |(id, outcome)| {
-                        let took_us = self.measured.end(id, &*self.clock);
+                        let took_us = self.timings.end(id, &*self.clock);
                         (size(&outcome), ReplicaAnswer { took_us, ..answer_to_wire(id, outcome) })
                     };
                     self.waiting.extend(answers.into_iter().map(wire));
@@ -318,7 +315,7 @@ impl Answering {
         None
     }
 
-    /// Puts what waits into frames, up to the bounds of one batch, and lets as many new requests in.
+    /// Encodes waiting answers into frames, up to the limits of one batch, and returns their permits.
     fn seal(&mut self) {
         let mut bytes = 0;
         let mut answers = Vec::with_capacity(self.waiting.len().min(BATCH_ITEMS));
@@ -328,7 +325,7 @@ impl Answering {
             answers.push(answer);
         }
         self.permits.add_permits(answers.len());
-        self.held.release(bytes);
+        self.unsent.release(bytes);
         self.frames.extend(frame::seal_answers(answers));
     }
 }
@@ -354,7 +351,7 @@ impl Stream for Answering {
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        // The coordinator has gone: the reading half must not wait for room that nobody makes.
+        // The coordinator has disconnected: the reading half must not wait for permits that nobody will return.
         self.permits.close();
     }
 }

@@ -1,5 +1,5 @@
-//! Walks over what is stored, for coordinators: on threads that may block, and few at a time, so that clients' requests
-//! hardly notice.
+//! Scans of stored records for coordinators: on threads that may block, and few at a time, so that they hardly affect the
+//! requests of clients.
 
 use std::time::Duration;
 
@@ -14,40 +14,40 @@ use crate::engine::EngineError;
 use crate::scan;
 use crate::store::Store;
 
-/// Pieces of walks that may be under way on a node.
-pub(super) const WALKS: usize = 2;
-/// How long a piece waits for its turn.
-const TURN_WITHIN: Duration = Duration::from_secs(5);
+/// Most steps of scans that run concurrently on a node.
+pub(super) const SCANS: usize = 2;
+/// How long a step may wait for its turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Answers with a page of records.
+/// Returns a page of records.
 pub(super) async fn scan(storage: &Storage, request: ScanRangeRequest) -> Result<ScanRangeResponse, Status> {
-    meant(storage, &request.node_id)?;
-    let asked = scan_from_wire(request).map_err(malformed)?;
+    check_node(storage, &request.node_id)?;
+    let wanted = scan_from_wire(request).map_err(malformed)?;
     let durability = storage.driver.durability();
-    let page = aside(storage, move |store| scan::page(store, durability, &asked)).await?;
+    let page = run(storage, move |store| scan::page(store, durability, &wanted)).await?;
     Ok(page_to_wire(page))
 }
 
-/// Removes a stretch of a tenant.
+/// Removes a batch of a tenant's records.
 pub(super) async fn drop_tenant(storage: &Storage, request: DropTenantRequest) -> Result<DropTenantResponse, Status> {
-    meant(storage, &request.node_id)?;
+    check_node(storage, &request.node_id)?;
     let (tenant, after) = drop_from_wire(request).map_err(malformed)?;
-    let dropped = aside(storage, move |store| scan::drop_tenant(store, &tenant, after.as_ref())).await?;
+    let dropped = run(storage, move |store| scan::drop_tenant(store, &tenant, after.as_ref())).await?;
     Ok(dropped_to_wire(dropped))
 }
 
-/// Does a piece of a walk beside the shards.
-async fn aside<T: Send + 'static>(
+/// Runs a step of a scan outside the shards.
+async fn run<T: Send + 'static>(
     storage: &Storage,
     work: impl FnOnce(&Store) -> Result<T, EngineError> + Send + 'static,
 ) -> Result<T, Status> {
-    let turn = tokio::time::timeout(TURN_WITHIN, storage.walks.clone().acquire_owned()).await;
+    let turn = tokio::time::timeout(TURN_TIMEOUT, storage.scans.clone().acquire_owned()).await;
     let Ok(Ok(turn)) = turn else {
-        return Err(Status::resource_exhausted("the node walks for others; try again later"));
+        return Err(Status::resource_exhausted("too many scans are running on the node; try again later"));
     };
     let (answer, answered) = oneshot::channel();
-    storage.driver.aside(Box::new(move |store| {
-        // Whoever has gone needs no answer.
+    storage.driver.spawn(Box::new(move |store| {
+        // An error means that the caller has disconnected.
         let _ = answer.send(work(store));
         drop(turn);
     }));
@@ -58,7 +58,8 @@ async fn aside<T: Send + 'static>(
     })
 }
 
-fn meant(storage: &Storage, node: &str) -> Result<(), Status> {
+/// An error if the caller meant another node.
+fn check_node(storage: &Storage, node: &str) -> Result<(), Status> {
     if node.is_empty() || node == storage.node.as_str() {
         return Ok(());
     }

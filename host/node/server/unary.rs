@@ -1,7 +1,7 @@
-//! The unary calls: one request each, answered as soon as it may be.
+//! Unary calls: one request each.
 
 use std::fmt::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 use tonic::Status;
@@ -9,19 +9,20 @@ use witan_kernel::name::{Invalid, Key, NodeId, TenantId};
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::ring;
+use witan_kernel::sync::lock;
 use witan_wire::v1::{DescribeResponse, ReadRequest, ReadResponse, RepairRequest, RepairResponse};
 
 use crate::batch::{Answers, Deliver, Item};
 use crate::driver::Driver;
 
-/// Takes the answer to a single request.
+/// Receives the answer to a single request.
 struct One(Mutex<Option<oneshot::Sender<Outcome>>>);
 
 impl Deliver for One {
     fn deliver(&self, answers: Answers) {
-        let waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let waiting = lock(&self.0).take();
         if let (Some(waiting), Some((_, outcome))) = (waiting, answers.into_iter().next()) {
-            // Whoever has gone needs no answer.
+            // An error means that the caller has disconnected.
             let _ = waiting.send(outcome);
         }
     }
@@ -59,11 +60,11 @@ fn status(error: &ReplicaError) -> Status {
 }
 
 fn unexpected(answer: &Answer) -> Status {
-    tracing::error!(?answer, "a shard has answered another question than it was asked");
+    tracing::error!(?answer, "a shard gave an answer of the wrong kind");
     Status::internal("internal error")
 }
 
-/// Answers with what is stored.
+/// Returns a stored record.
 pub(super) async fn read(driver: &dyn Driver, request: ReadRequest) -> Result<ReadResponse, Status> {
     let place = place(request.tenant_id, request.key, request.token)?;
     match ask(driver, place, Ask::Read).await? {
@@ -75,7 +76,7 @@ pub(super) async fn read(driver: &dyn Driver, request: ReadRequest) -> Result<Re
     }
 }
 
-/// Merges a record into what is stored.
+/// Merges a record into the stored one.
 pub(super) async fn repair(driver: &dyn Driver, request: RepairRequest) -> Result<RepairResponse, Status> {
     let record = Encoded(request.record);
     record.check().map_err(|error| Status::invalid_argument(format!("record: {error}")))?;
@@ -86,7 +87,7 @@ pub(super) async fn repair(driver: &dyn Driver, request: RepairRequest) -> Resul
     }
 }
 
-/// Says who the node is, and how full.
+/// Describes the node: its ids, its size, and how full its disk is.
 pub(super) async fn describe(driver: &dyn Driver, node: &NodeId) -> Result<DescribeResponse, Status> {
     let store = driver.store();
     let usage = driver.usage().await.map_err(|error| Status::internal(error.to_string()))?;
@@ -100,10 +101,10 @@ pub(super) async fn describe(driver: &dyn Driver, node: &NodeId) -> Result<Descr
     })
 }
 
-/// Bytes of a value that a rendering shows.
+/// Most bytes of a value that a rendering shows.
 const SHOWN_BYTES: usize = 200;
 
-/// A record for people: one line for what stands, or for each version.
+/// A record in readable form: one line for a register, or one for each sibling and one for the whole.
 fn render(record: &Encoded) -> String {
     let mut out = String::new();
     // Writing to a string does not fail.

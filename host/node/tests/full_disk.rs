@@ -1,7 +1,7 @@
-//! A real file system that is really full: a small one in memory, mounted in a mount namespace of this test's own.
+//! A full disk on a real file system: a small one in memory, mounted in a mount namespace that the test creates.
 //!
-//! The test runs itself again inside the namespace. Where neither root nor an unprivileged user may make one it fails: a
-//! node whose disk fills up must not be a thing that nobody has tried.
+//! The test runs itself again inside the namespace. It fails where neither root nor an unprivileged user may create one: what
+//! a node does when its disk is full must have been tested.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +14,7 @@ use witan_node::engine::{Engine, EngineError};
 const INSIDE: &str = "WITAN_TEST_INSIDE_NAMESPACE";
 const MIB: u64 = 1 << 20;
 
-/// Runs the test of this name inside a namespace; true when this process is inside already.
+/// Runs the test of this name inside a namespace; true if this process is inside already.
 fn inside(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
@@ -52,7 +52,7 @@ fn row(n: u32) -> Bytes {
     Bytes::copy_from_slice(&n.to_be_bytes())
 }
 
-/// Bytes that no compression makes smaller, and that tell which row they belong to.
+/// A value that cannot be compressed, and that is different for each row.
 fn value(n: u32) -> Bytes {
     let mut state = u64::from(n) + 1;
     let next = |_| {
@@ -62,7 +62,7 @@ fn value(n: u32) -> Bytes {
     (0..64 << 10).map(next).collect()
 }
 
-/// Writes rows until one is not taken; answers with the number of those that were acknowledged and the error.
+/// Writes rows until one is refused. Returns the number of acknowledged rows, and the error.
 fn fill(engine: &dyn Engine, from: u32) -> (u32, EngineError) {
     for n in from.. {
         if let Err(error) = engine.write(vec![(row(n), Some(value(n)))]).and_then(|()| engine.sync()) {
@@ -78,7 +78,7 @@ fn check(engine: &dyn Engine, rows: u32) {
     }
 }
 
-/// Writes until it works again: an engine that has to open its database anew does not try all the time.
+/// Retries a write until it succeeds: an engine that has to reopen its database does so only from time to time.
 fn write_again(engine: &dyn Engine, n: u32) {
     let start = Instant::now();
     while let Err(error) = engine.write(vec![(row(n), Some(value(n)))]).and_then(|()| engine.sync()) {
@@ -122,11 +122,11 @@ fn a_disk_that_others_fill_to_the_brim_loses_nothing_acknowledged() {
     let ballast = folder.path().join("ballast");
     std::fs::write(&ballast, vec![1; 60 << 20]).unwrap();
     let engine = Fjall::open(folder.path().join("store"), options(0)).unwrap();
-    // Nothing warns the engine: its own writes hit the wall, in the journal or in a table.
+    // The engine has no reserve: its own writes fail, in the journal or in a table.
     let (rows, _) = fill(&engine, 0);
     assert!(rows > 50, "{rows}");
     check(&engine, rows);
-    // Some may still find room: what is acknowledged counts.
+    // Some writes may still find room; only acknowledged ones count.
     let more = rows + 1..rows + 20;
     let taken: Vec<u32> =
         more.filter(|n| engine.write(vec![(row(*n), Some(value(*n)))]).and_then(|()| engine.sync()).is_ok()).collect();

@@ -1,4 +1,4 @@
-//! Whom a node serves: every one of its calls is walked by those who may and those who may not.
+//! Which callers a node serves: every one of its calls is made by callers that are admitted and by callers that are not.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -89,7 +89,7 @@ const REFLECTION: [&str; 2] = [
 ];
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
 
-/// Calls with an empty message, which every call takes or refuses with a reason of its own.
+/// Makes a call with an empty message, which every call accepts or refuses with its own reason.
 async fn call(channel: &Channel, path: &str, secret: Option<&str>) -> Result<(), Status> {
     let mut client = tonic::client::Grpc::new(channel.clone());
     client.ready().await.map_err(|error| Status::unavailable(format!("{error:?}")))?;
@@ -105,7 +105,7 @@ async fn channel(address: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
 }
 
-/// A connection over TLS. In TLS 1.3 a client learns that it is not welcome with the first answer, or when it connects.
+/// A connection over TLS. In TLS 1.3 a client learns that it is refused with the first answer, or when it connects.
 async fn secured(address: SocketAddr, tls: &ClientTls) -> Result<Channel, Status> {
     let connector = Connector::new(ClientSide::open(tls, Fields::NODES).unwrap());
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
@@ -128,8 +128,8 @@ async fn without_the_secret_only_health_is_answered() {
             assert!(refused.message().contains("security.nodes.shared_secret_file"), "{refused}");
         }
         for right in ["an-old-secret-of-ours", "a-new-secret-of-ours"] {
-            let told = call(&channel, path, Some(right)).await;
-            assert_ne!(told.err().map(|status| status.code()), Some(Code::Unauthenticated), "{path}");
+            let answer = call(&channel, path, Some(right)).await;
+            assert_ne!(answer.err().map(|status| status.code()), Some(Code::Unauthenticated), "{path}");
         }
     }
     call(&channel, HEALTH, None).await.expect("health is open");
@@ -159,7 +159,7 @@ async fn with_certificates_only_coordinators_reach_any_call() {
             assert!(refused.code() == Code::Unavailable || refused.code() == Code::Unknown, "{path}: {refused:?}");
         }
     }
-    // Without TLS nobody is heard at all.
+    // Without TLS no call is answered.
     let plain = Endpoint::from_shared(format!("http://{}", node.address)).unwrap().connect_lazy();
     assert!(call(&plain, HEALTH, None).await.is_err());
 }

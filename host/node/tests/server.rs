@@ -272,7 +272,7 @@ async fn what_the_queue_does_not_hold_is_refused_at_once() {
     config.queue = QueueLimits { items: 1, bytes: 1 << 20 };
     let node = run(config).await;
     let (mut lane, _) = Lane::open(&node.client, hello()).await.unwrap();
-    // Whoever takes this answer keeps the shard's thread, so that nothing leaves the queue.
+    // Delivering this answer blocks the shard's thread, so that nothing leaves the queue.
     let (taken, took) = oneshot::channel();
     let (go_on, keeps) = std::sync::mpsc::channel();
     let keeper = Keeper(Mutex::new(Some((taken, keeps))));
@@ -291,7 +291,7 @@ async fn what_the_queue_does_not_hold_is_refused_at_once() {
     node.end().await;
 }
 
-/// Says that it has been given an answer, then keeps whoever brought it until it is told to go on.
+/// Reports that it has received an answer, then blocks the delivering thread until it is released.
 struct Keeper(Mutex<Option<(oneshot::Sender<()>, std::sync::mpsc::Receiver<()>)>>);
 
 impl Deliver for Keeper {

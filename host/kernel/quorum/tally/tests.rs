@@ -18,7 +18,7 @@ fn nothing_counts_twice() {
 }
 
 #[test]
-fn nobody_is_waited_for_who_has_failed() {
+fn a_failed_replica_is_not_waited_for() {
     let mut tally = Tally::new(3, 3);
     assert_eq!(tally.missing(), 3);
     tally.fail(1, false);
@@ -106,7 +106,7 @@ impl Plain {
 
 proptest! {
     #[test]
-    fn progress_is_final_once_everyone_answered(events in events(), required in 1u8..=5) {
+    fn progress_is_final_once_every_replica_answered(events in events(), required in 1u8..=5) {
         let mut tally = Tally::new(5, required);
         let mut met = false;
         for event in events {

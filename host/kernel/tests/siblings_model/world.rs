@@ -1,4 +1,4 @@
-//! A small world of replicas, clients and late messages around the kernel's `siblings` records, and what it must never do.
+//! A small world of replicas, clients and late messages around the kernel's `siblings` records, and the rules that it must keep.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +30,7 @@ pub(crate) enum Step {
     Repair { from: usize, to: usize },
     /// A coordinator collapses what it sees and stores the verdict.
     Collapse { from: u8, to: u8 },
-    /// A disk is lost. The empty store takes part again once it has merged all others.
+    /// A disk is lost. The empty store is used again once it has merged all others.
     Wipe { at: usize },
     /// Time passes, milliseconds.
     Pass { millis: u64 },
@@ -38,7 +38,7 @@ pub(crate) enum Step {
     Expire { at: usize },
 }
 
-/// Which histories.
+/// The kind of histories.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) steps: usize,
@@ -76,23 +76,23 @@ pub(crate) fn histories(shape: Shape) -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, shape.steps / 2..=shape.steps)
 }
 
-/// What became of one write.
+/// The fate of one write.
 #[derive(Debug, Default)]
 pub(crate) struct Fate {
     put: Option<Write>,
-    /// Who wrote it.
+    /// The client that wrote it.
     client: usize,
-    /// What its client had been shown.
+    /// The writes that its client had seen.
     shown: BTreeSet<WriteId>,
-    /// Every dot it was given.
+    /// Every dot that was minted for it.
     pub(crate) dots: BTreeSet<Dot>,
     /// A quorum stores it.
     pub(crate) acknowledged: bool,
     /// Some minted write had seen it.
     pub(crate) covered: bool,
-    /// Some acknowledged write had seen it, and said so by its dot.
+    /// Some acknowledged write had seen it and covered its dot.
     pub(crate) covered_for_good: bool,
-    /// Some acknowledged write had seen it, and said so by its name.
+    /// Some acknowledged write had seen it and claimed its id.
     pub(crate) named_for_good: bool,
 }
 
@@ -106,7 +106,7 @@ struct Replica {
 struct Client {
     seen: VersionVector,
     ids: Vec<WriteId>,
-    /// The truth that the context stands for.
+    /// The writes that the context covers.
     shown: BTreeSet<WriteId>,
 }
 
@@ -116,7 +116,7 @@ pub(crate) struct World {
     replicas: Vec<Replica>,
     clients: Vec<Client>,
     pub(crate) writes: BTreeMap<WriteId, Fate>,
-    /// Everything that was ever sent.
+    /// Every message that was sent.
     pub(crate) messages: Vec<Siblings>,
     now: u64,
     births: u64,
@@ -213,7 +213,7 @@ impl World {
     fn write(&mut self, client: usize, blind: bool, delete: bool) -> WriteId {
         let number = self.writes.len() as u16 + 1;
         let mut id = [0; 16];
-        // Scattered, so that names are not sorted by age.
+        // Scattered, so that ids are not sorted by age.
         id[..2].copy_from_slice(&number.wrapping_mul(40_503).to_be_bytes());
         let id = WriteId(id);
         let Client { seen, ids, shown } = if blind { Client::default() } else { self.clients[client].clone() };
@@ -274,7 +274,7 @@ impl World {
 
     fn merge(&mut self, to: usize, incoming: &Siblings) {
         let stored = self.replicas[to].record.take().map(Record::Siblings);
-        // As it comes off the wire.
+        // As decoded from the wire.
         let incoming = Record::Siblings(incoming.clone()).encode().decode().expect("own bytes");
         let Ok((Record::Siblings(merged), _)) = Record::merge(stored, incoming) else { panic!("one mode only") };
         self.replicas[to].record = Some(merged);
@@ -308,7 +308,7 @@ impl World {
         }
     }
 
-    /// Everybody hears from everybody, twice.
+    /// Every replica merges every other one, twice.
     pub(crate) fn heal(&mut self) {
         for _ in 0..2 {
             for from in 0..REPLICAS {
@@ -319,17 +319,17 @@ impl World {
         }
     }
 
-    /// What must hold when everybody has heard from everybody. `within_window`: nothing that a retry needs has been
-    /// forgotten in this history.
+    /// The rules that must hold when all replicas have merged each other. `within_window`: nothing that a retry needs has been forgotten in
+    /// this history.
     pub(crate) fn check(&self, within_window: bool) -> Result<(), String> {
         let Some(record) = &self.replicas[0].record else { return Ok(()) };
         for replica in &self.replicas {
-            if !replica.record.as_ref().is_some_and(|other| other.same_standing(record)) {
+            if !replica.record.as_ref().is_some_and(|other| other.same_state(record)) {
                 return Err(format!("replicas differ: {record:?} and {:?}", replica.record));
             }
         }
         for (id, fate) in &self.writes {
-            let standing: Vec<_> = record.versions.iter().filter(|version| version.stands_for(id)).collect();
+            let standing: Vec<_> = record.versions.iter().filter(|version| version.includes(id)).collect();
             if fate.acknowledged && !fate.covered {
                 if standing.is_empty() {
                     return Err(format!("{id:?} was acknowledged and dropped"));
@@ -341,18 +341,18 @@ impl World {
                     (Some(_), None) | (None, Some(_)) => false,
                 };
                 if !standing.iter().any(|version| holds(&version.value)) {
-                    return Err(format!("{id:?} is not in the value that stands for it"));
+                    return Err(format!("{id:?} is not in the value that includes it"));
                 }
             }
             if (within_window || fate.dots.len() <= 1)
                 && standing.iter().filter(|version| version.ids.len() == 1).count() > 1
             {
-                return Err(format!("{id:?} stands twice"));
+                return Err(format!("{id:?} is in two versions"));
             }
         }
         for version in &record.versions {
-            // Names are remembered for the window only. Dots are for ever, but say nothing of a write that is minted again
-            // when a disk has taken with it both the write, which no quorum had, and what superseded it.
+            // Ids are remembered for the window only. Dots are remembered for good, but not for a write that is minted again after a
+            // disk was lost with both the write, which no quorum had, and what superseded it.
             let back = |id: &WriteId| {
                 self.writes.get(id).is_some_and(|fate| match fate.dots.len() {
                     0 | 1 => fate.covered_for_good || within_window && fate.named_for_good,

@@ -1,5 +1,5 @@
-//! How many connections a listener has. When all places are taken, the one whose peer has been silent longest makes room,
-//! so that a crowd that only holds connections open does not keep others out.
+//! Permits for connections, which bound how many a listener has. When all are taken, the connection whose peer has been silent
+//! longest is evicted, so that clients which only hold connections open do not keep others out.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
 
-/// Connections that are looked at to find one that makes room: few enough to be cheap for each connection of a flood.
+/// How many connections are considered for an eviction: few enough to be cheap for each connection of a flood.
 const SAMPLE: usize = 64;
-/// A connection that has said something more recently does not make room. Most requests are answered much faster.
+/// A connection whose peer sent something more recently is not evicted. Most requests are answered much faster.
 const SILENT_FOR: Duration = Duration::from_secs(5);
 
 /// The connections of one listener.
 #[derive(Debug)]
-pub(crate) struct Slots {
+pub(crate) struct Permits {
     most: usize,
     silent_for: Duration,
     since: Instant,
@@ -23,17 +23,17 @@ pub(crate) struct Slots {
     pub(crate) counts: Counts,
 }
 
-/// What has happened to connections. All only grow.
+/// Counters of connections.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) accepted: AtomicU64,
-    /// Closed at once: no place was free.
+    /// Closed at once: no permit was free.
     pub(crate) full: AtomicU64,
-    /// Closed to make room.
+    /// Evicted to make room.
     pub(crate) made_room: AtomicU64,
-    /// The handshake failed, or took too long.
+    /// The handshake failed or timed out.
     pub(crate) handshake: AtomicU64,
-    /// Closed because nothing came.
+    /// Closed because the client sent too little in time.
     pub(crate) silent: AtomicU64,
 }
 
@@ -45,28 +45,28 @@ struct Open {
 
 #[derive(Debug)]
 struct Entry {
-    /// Where it stands; changed under the lock only.
+    /// Its position in [`Open::entries`]; changed only while [`Permits::open`] is locked.
     index: AtomicUsize,
-    /// When its peer last said something, in milliseconds of the listener's time.
+    /// When its peer last sent something, in milliseconds since the listener started.
     heard_ms: AtomicU64,
-    must_go: AtomicBool,
+    evicted: AtomicBool,
     waker: AtomicWaker,
 }
 
-/// A connection's place; given back when dropped.
+/// A connection's permit; returned when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Slot {
-    slots: Arc<Slots>,
+pub(crate) struct Permit {
+    permits: Arc<Permits>,
     entry: Arc<Entry>,
 }
 
-impl Slots {
+impl Permits {
     pub(crate) fn new(most: usize) -> Self {
         Self { most, silent_for: SILENT_FOR, since: Instant::now(), open: Mutex::default(), counts: Counts::default() }
     }
 
-    /// A place, unless all are taken by connections that are in use.
-    pub(crate) fn take(self: &Arc<Self>) -> Option<Slot> {
+    /// A permit, unless all are taken by connections that are in use.
+    pub(crate) fn take(self: &Arc<Self>) -> Option<Permit> {
         let mut open = self.open();
         if open.entries.len() >= self.most && !self.make_room(&mut open) {
             self.counts.full.fetch_add(1, Ordering::Relaxed);
@@ -75,16 +75,16 @@ impl Slots {
         let entry = Arc::new(Entry {
             index: AtomicUsize::new(open.entries.len()),
             heard_ms: AtomicU64::new(self.now_ms()),
-            must_go: AtomicBool::new(false),
+            evicted: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         });
         open.entries.push(Arc::clone(&entry));
         drop(open);
         self.counts.accepted.fetch_add(1, Ordering::Relaxed);
-        Some(Slot { slots: Arc::clone(self), entry })
+        Some(Permit { permits: Arc::clone(self), entry })
     }
 
-    /// Connections now.
+    /// How many connections are open.
     pub(crate) fn open_now(&self) -> usize {
         self.open().entries.len()
     }
@@ -100,15 +100,15 @@ impl Slots {
     fn make_room(&self, open: &mut Open) -> bool {
         let (count, first) = (open.entries.len(), open.next);
         open.next = first.wrapping_add(SAMPLE);
-        let looked_at = (0..SAMPLE.min(count)).filter_map(|step| open.entries.get(first.wrapping_add(step) % count));
-        let longest = looked_at.min_by_key(|entry| entry.heard_ms.load(Ordering::Relaxed)).cloned();
+        let sample = (0..SAMPLE.min(count)).filter_map(|step| open.entries.get(first.wrapping_add(step) % count));
+        let longest = sample.min_by_key(|entry| entry.heard_ms.load(Ordering::Relaxed)).cloned();
         let Some(entry) = longest else { return false };
         let silent_ms = self.now_ms().saturating_sub(entry.heard_ms.load(Ordering::Relaxed));
         if silent_ms < self.silent_for.as_millis() as u64 {
             return false;
         }
         open.remove(&entry);
-        entry.must_go.store(true, Ordering::Release);
+        entry.evicted.store(true, Ordering::Release);
         entry.waker.wake();
         self.counts.made_room.fetch_add(1, Ordering::Relaxed);
         true
@@ -125,28 +125,28 @@ impl Open {
     }
 }
 
-impl Slot {
-    /// The peer has said something.
+impl Permit {
+    /// The peer has sent something.
     pub(crate) fn heard(&self) {
-        self.entry.heard_ms.store(self.slots.now_ms(), Ordering::Relaxed);
+        self.entry.heard_ms.store(self.permits.now_ms(), Ordering::Relaxed);
     }
 
-    /// True when the connection must make room; otherwise the task is woken when it must.
-    pub(crate) fn must_go(&self, cx: &Context<'_>) -> bool {
+    /// Whether the connection was evicted; if not, the task is woken when it is.
+    pub(crate) fn is_evicted(&self, cx: &Context<'_>) -> bool {
         self.entry.waker.register(cx.waker());
-        self.entry.must_go.load(Ordering::Acquire)
+        self.entry.evicted.load(Ordering::Acquire)
     }
 
     pub(crate) fn counts(&self) -> &Counts {
-        &self.slots.counts
+        &self.permits.counts
     }
 }
 
-impl Drop for Slot {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut open = self.slots.open();
-        // One that made room has left already.
-        if !self.entry.must_go.load(Ordering::Acquire) {
+        let mut open = self.permits.open();
+        // An evicted one was removed already.
+        if !self.entry.evicted.load(Ordering::Acquire) {
             open.remove(&self.entry);
         }
     }
@@ -156,39 +156,39 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
-    fn of(most: usize, silent_for: Duration) -> Arc<Slots> {
-        Arc::new(Slots { silent_for, ..Slots::new(most) })
+    fn of(most: usize, silent_for: Duration) -> Arc<Permits> {
+        Arc::new(Permits { silent_for, ..Permits::new(most) })
     }
 
     #[test]
-    fn places_are_given_back_in_any_order() {
-        let slots = of(3, SILENT_FOR);
-        let (a, b, c) = (slots.take().unwrap(), slots.take().unwrap(), slots.take().unwrap());
-        assert!(slots.take().is_none());
+    fn permits_are_returned_in_any_order() {
+        let permits = of(3, SILENT_FOR);
+        let (a, b, c) = (permits.take().unwrap(), permits.take().unwrap(), permits.take().unwrap());
+        assert!(permits.take().is_none());
         drop(a);
         drop(c);
-        assert_eq!(slots.open_now(), 1);
-        let (d, e) = (slots.take().unwrap(), slots.take().unwrap());
-        assert!(slots.take().is_none());
+        assert_eq!(permits.open_now(), 1);
+        let (d, e) = (permits.take().unwrap(), permits.take().unwrap());
+        assert!(permits.take().is_none());
         drop((b, d, e));
-        assert_eq!(slots.open_now(), 0);
-        assert_eq!(slots.counts.full.load(Ordering::Relaxed), 2);
+        assert_eq!(permits.open_now(), 0);
+        assert_eq!(permits.counts.full.load(Ordering::Relaxed), 2);
     }
 
     #[test]
     fn the_one_that_was_silent_longest_makes_room() {
-        let slots = of(100, Duration::ZERO);
-        let taken: Vec<Slot> = (0..100).map(|_| slots.take().unwrap()).collect();
-        for (index, slot) in taken.iter().enumerate() {
-            slot.entry.heard_ms.store(if index == 40 { 0 } else { 1 }, Ordering::Relaxed);
+        let permits = of(100, Duration::ZERO);
+        let taken: Vec<Permit> = (0..100).map(|_| permits.take().unwrap()).collect();
+        for (index, permit) in taken.iter().enumerate() {
+            permit.entry.heard_ms.store(if index == 40 { 0 } else { 1 }, Ordering::Relaxed);
         }
         let cx = Context::from_waker(std::task::Waker::noop());
-        let newest = slots.take().expect("one makes room");
-        let gone: Vec<usize> = (0..100).filter(|index| taken[*index].must_go(&cx)).collect();
+        let newest = permits.take().expect("one makes room");
+        let gone: Vec<usize> = (0..100).filter(|index| taken[*index].is_evicted(&cx)).collect();
         assert_eq!(gone, [40]);
-        assert_eq!(slots.open_now(), 100);
+        assert_eq!(permits.open_now(), 100);
         drop(taken);
-        assert_eq!(slots.open_now(), 1);
-        assert!(!newest.must_go(&cx));
+        assert_eq!(permits.open_now(), 1);
+        assert!(!newest.is_evicted(&cx));
     }
 }
