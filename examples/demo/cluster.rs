@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::client::DEADLINE;
 use crate::process::{Process, free_ports, log, own_address};
 
-/// Storage nodes.
+/// Storage nodes: as many as a key has replicas by default.
 pub const NODES: usize = 3;
 
 /// A running cluster. Dropped, its processes are killed.

@@ -31,7 +31,7 @@ pub struct TenantCacheConfig {
     pub capacity: usize,
     /// How long a tenant is served without looking again.
     pub fresh: Duration,
-    /// How long an id that is none is told so without looking again. Short: a tenant that another coordinator has created
+    /// How long an unknown id is answered as unknown without another read. Short: a tenant that another coordinator has created
     /// is seen here so much later.
     pub unknown: Duration,
     /// How long after a failed refresh the next is tried.

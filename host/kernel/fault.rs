@@ -43,7 +43,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Every fault.
+    /// Every fault: the simulation has to find each of them.
     pub const ALL: [Self; 17] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,

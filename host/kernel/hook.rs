@@ -20,7 +20,7 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// Every hook.
+    /// Every hook that a plugin can implement; counts per hook are kept in this order.
     pub const ALL: [Self; 3] = [Self::ConsistencyPolicy, Self::ConflictResolver, Self::RoutingHook];
 
     /// The WIT world's name, which is the API's spelling too.

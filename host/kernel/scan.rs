@@ -116,8 +116,8 @@ pub struct Removed {
 pub enum Trust {
     /// Reads and writes: it is the store on record.
     Whole,
-    /// Writes only. It is not the store on record (a disk was wiped or replaced), and in it what is missing cannot be told from what was
-    /// never written.
+    /// Writes only. It is not the store on record (a disk was wiped or replaced), and a record that it has
+    /// lost looks like one that was never written.
     WriteOnly,
 }
 

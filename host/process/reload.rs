@@ -63,7 +63,7 @@ impl Reloads {
 
 /// What follows the configuration.
 pub(crate) struct Following {
-    /// What was read at the start: what cannot be changed since stands as it says.
+    /// What was read at the start: settings that need a restart keep these values.
     started: Loaded,
     /// What is in force.
     current: Loaded,

@@ -36,10 +36,21 @@ impl LogFilter {
     ///
     /// # Errors
     /// The reason why the filter cannot be parsed.
-    pub fn set(&self, filter: &str) -> Result<(), String> {
-        let filter = EnvFilter::try_new(quiet_engine(filter)).map_err(|error| error.to_string())?;
-        self.0.reload(filter).map_err(|error| error.to_string())
+    pub fn set(&self, filter: &str) -> Result<(), FilterError> {
+        let filter = EnvFilter::try_new(quiet_engine(filter))?;
+        Ok(self.0.reload(filter)?)
     }
+}
+
+/// Why the log filter was not replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// It cannot be parsed.
+    #[error(transparent)]
+    Malformed(#[from] tracing_subscriber::filter::ParseError),
+    /// Nothing logs with the old one any more.
+    #[error(transparent)]
+    Gone(#[from] reload::Error),
 }
 
 /// Limits the storage engine to warnings: it logs every table it writes. Directives of the filter come later and take precedence.

@@ -18,7 +18,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every kind.
+    /// Every kind, in the order in which they are listed.
     pub const ALL: [Self; 3] = [Self::Repair, Self::Collapse, Self::Removal];
 
     /// The kind's name in lists and logs.

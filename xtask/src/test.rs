@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::run::{self, Steps, Tally, cargo, count_tests};
 use crate::server::Server;
@@ -35,6 +36,7 @@ pub fn all(steps: &mut Steps) -> Result<Tested> {
     let plugins = steps.step("build the plugins", run::guests)?;
     steps.step("find the programs that tests run", tools::install)?;
     let witan = steps.step("compile", run::tests)?;
+    steps.step("single packages reuse what is compiled", || SINGLE.iter().try_for_each(|package| reuse(package)))?;
     let previous = steps.step("build the previous version", previous::program)?;
     let workspace = steps.step("test the workspace", || workspace(&plugins, previous.as_deref()))?;
     let guests = steps.step("test the plugins", || count_tests(&mut crate::guests::tests(&run::root())))?;
@@ -45,6 +47,32 @@ pub fn all(steps: &mut Steps) -> Result<Tested> {
         ignored: workspace.ignored + guests.ignored + python.ignored,
     };
     Ok(Tested { tally, witan, plugins })
+}
+
+/// Packages that people test alone while they change them.
+const SINGLE: [&str; 6] =
+    ["witan-kernel", "witan-memory", "witan-coordinate", "witan-upkeep", "witan-control", "witan-sim"];
+
+/// Compiles one package's tests, and fails if that compiled a dependency which the workspace's tests had already compiled. Its features
+/// are then to be declared in tests/features/Cargo.toml.
+fn reuse(package: &str) -> Result<()> {
+    let mut tests = cargo(["test", "--no-run", "-p", package, "--message-format=json-render-diagnostics"]);
+    let (root, mut anew) = (run::root(), Vec::new());
+    let succeeded = run::lines(&mut tests, |line| {
+        let Ok(message) = serde_json::from_str::<Value>(line) else { return };
+        let ours = message["manifest_path"].as_str().is_some_and(|manifest| Path::new(manifest).starts_with(&root));
+        if message["fresh"] == false && !ours {
+            anew.extend(message["target"]["name"].as_str().map(str::to_owned));
+        }
+    })?;
+    ensure!(succeeded, "{tests:?} did not succeed");
+    ensure!(
+        anew.is_empty(),
+        "{package} compiles with other features: {}; see tests/features/Cargo.toml",
+        anew.join(", ")
+    );
+    println!("{package}: every dependency was reused");
+    Ok(())
 }
 
 /// Runs the workspace's tests. Without the previous version's program, the tests that need it count as one ignored test.

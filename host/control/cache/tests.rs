@@ -97,7 +97,7 @@ impl World {
     }
 
     async fn version(&self, of: &str) -> Option<u64> {
-        self.cache.tenant(&id(of)).await.expect("told").map(|tenant| tenant.version)
+        self.cache.tenant(&id(of)).await.expect("answered").map(|tenant| tenant.version)
     }
 
     /// Lets what runs in the background come to its next wait.
@@ -204,7 +204,7 @@ async fn a_change_is_seen_at_once_and_no_older_read_undoes_it() {
     assert_eq!(reading.await, Some(2));
     assert_eq!(world.version("t").await, Some(2));
     world.cache.publish(first.clone());
-    assert_eq!(world.version("t").await, Some(2), "two changes told in the wrong order");
+    assert_eq!(world.version("t").await, Some(2), "two changes published in the wrong order");
 
     // The same for a refresh.
     world.clock.pass_ms(300_000);
@@ -219,7 +219,7 @@ async fn a_change_is_seen_at_once_and_no_older_read_undoes_it() {
     let deleted = world.metadata.delete_tenant(&first.id, 3, 50).await.expect("deleted");
     world.cache.publish(deleted.clone());
     assert_eq!(world.cache.cached(&first.id).as_deref(), Some(&deleted));
-    assert_eq!(world.cache.tenant(&first.id).await.expect("told").as_deref(), Some(&deleted));
+    assert_eq!(world.cache.tenant(&first.id).await.expect("answered").as_deref(), Some(&deleted));
 }
 
 #[tokio::test]

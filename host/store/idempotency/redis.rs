@@ -236,7 +236,11 @@ impl<'a> Attempt<'a> {
         }
         if opens && pass == Pass::Ordinary {
             let servers = &self.store.shared.config.servers;
-            tracing::warn!(%servers, why, "Redis does not answer; until it does, requests with idempotency keys are refused or proceed without them");
+            tracing::warn!(
+                %servers,
+                why,
+                "Redis does not answer; until it does, requests with idempotency keys are refused or proceed without them"
+            );
         }
     }
 }
