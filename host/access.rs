@@ -1,10 +1,10 @@
-//! Who may do what: credentials, scopes, rates, and a record of what was changed and refused. One layer before every server
-//! of a coordinator asks here; nothing behind it decides about access again.
+//! Authentication, authorization, rate limits, and the audit log. One layer in front of every server of a coordinator asks
+//! here; nothing behind that layer decides about access.
 //!
 //! In reading order: [`scope`] (what each call needs), [`credential`] and [`refusal`], [`token`] (API tokens as text), `tokens`
-//! and `jwt` (whose a credential is), `rate`, [`audit`], [`caller`] (what is asked of a call that was let in).
+//! and `jwt` (from a token to its credential), `rate`, [`audit`], [`caller`] (further checks of an admitted call).
 //!
-//! Absences: nothing here knows statuses or servers. No call waits for the database, unless its token was never seen.
+//! Nothing here knows statuses or servers. A call waits for the database only if its token is unknown.
 
 pub mod audit;
 pub mod caller;
@@ -39,7 +39,7 @@ use tokens::{Looked, Tokens};
 
 /// Decides who may do what.
 pub struct Access {
-    /// Who a client is that shows nothing; `None`: it is refused.
+    /// Credential of clients that send none; `None`: they are refused.
     anonymous: Option<Arc<Credential>>,
     tokens: Option<Tokens>,
     issuer: Option<Arc<Issuer>>,
@@ -49,19 +49,19 @@ pub struct Access {
     now_ms: fn() -> u64,
 }
 
-/// What a look at a credential tells.
+/// The result of looking a credential up in memory.
 enum Seen {
-    Somebody(Arc<Credential>),
+    Known(Arc<Credential>),
     Refused(Refusal),
-    /// Only the database knows.
+    /// Unknown here; the database may know it.
     Unseen,
 }
 
 impl Access {
-    /// Reads tokens and keys, and opens the audit log. `now_ms` tells Unix milliseconds.
+    /// Reads tokens and keys, and opens the audit log. `now_ms` returns Unix milliseconds.
     ///
     /// # Errors
-    /// When the settings are no good, with the key to mend, or the store does not answer.
+    /// When a setting is invalid (the message names its key), or the store does not answer.
     pub async fn open(settings: &Security, metadata: Arc<dyn Metadata>, now_ms: fn() -> u64) -> anyhow::Result<Self> {
         let metrics = Metrics::default();
         let tokens = match settings.tokens {
@@ -85,7 +85,7 @@ impl Access {
         })
     }
 
-    /// Shows what is counted.
+    /// Registers the metrics.
     pub fn register(&self, registry: &mut Registry) {
         self.metrics.register(registry);
         if let Some(tokens) = &self.tokens {
@@ -93,7 +93,7 @@ impl Access {
         }
     }
 
-    /// True when clients are served that show nothing.
+    /// True when clients without a credential are served.
     pub fn serves_anybody(&self) -> bool {
         self.anonymous.is_some()
     }
@@ -107,8 +107,8 @@ impl Access {
         }
     }
 
-    /// Lets a call in, or not. `shown` is its header `authorization`; `None` as the answer means that [`Self::admit_unseen`] has
-    /// to find out.
+    /// Admits or refuses a call. `shown` is its header `authorization`. Returns `None` if the token is unknown here; then
+    /// [`Self::admit_unseen`] decides.
     pub fn admit(
         self: &Arc<Self>,
         rule: &'static Rule,
@@ -116,17 +116,17 @@ impl Access {
         origin: &Origin,
     ) -> Option<Result<Caller, Refusal>> {
         let found = match self.look(shown) {
-            Seen::Somebody(credential) => self.enter(rule, credential, origin),
+            Seen::Known(credential) => self.enter(rule, credential, origin),
             Seen::Refused(refusal) => Err((None, refusal)),
             Seen::Unseen => return None,
         };
         Some(found.map_err(|(who, refusal)| self.refused(rule, who.as_deref(), refusal, origin)))
     }
 
-    /// Lets a call in whose token was never seen here, or not.
+    /// Admits or refuses a call whose token is unknown here.
     ///
     /// # Errors
-    /// When it is not let in; it is on record then.
+    /// When it is refused; the refusal is recorded.
     pub async fn admit_unseen(
         self: &Arc<Self>,
         rule: &'static Rule,
@@ -142,7 +142,7 @@ impl Access {
         found.map_err(|(who, refusal)| self.refused(rule, who.as_deref(), refusal, origin))
     }
 
-    /// A change of the tokens, by another coordinator: all are read again.
+    /// Reads all tokens again, because another coordinator has changed some.
     ///
     /// # Errors
     /// When the store does not answer.
@@ -153,28 +153,28 @@ impl Access {
         }
     }
 
-    /// Everything that was changed anywhere until now is known here.
+    /// Notes that every change of tokens so far is known here.
     pub fn confirmed(&self) {
         if let Some(tokens) = &self.tokens {
             tokens.confirm(self.now_ms());
         }
     }
 
-    /// A token was made here, and is good at once.
+    /// Adds a token that was created here; it is valid at once.
     pub async fn token_made(&self, token: &Token) {
         if let Some(tokens) = &self.tokens {
             tokens.made(token).await;
         }
     }
 
-    /// A token was revoked here, and is good no more.
+    /// Removes a token that was revoked here.
     pub async fn token_revoked(&self, id: &str) {
         if let Some(tokens) = &self.tokens {
             tokens.revoked(id).await;
         }
     }
 
-    /// Puts other limits in force; what was used of the old ones is forgotten.
+    /// Replaces the rate limits; requests counted so far are forgotten.
     pub fn set_rate_limits(&self, limits: RateLimits) {
         if *self.rates.load().limits() != limits {
             self.rates.store(Arc::new(Rates::new(limits)));
@@ -186,37 +186,40 @@ impl Access {
         (self.now_ms)()
     }
 
-    /// Waits, not for long, until what was put on record is in its file.
+    /// Waits, for a bounded time, until recorded entries are in the file.
     pub async fn close(self: Arc<Self>) {
         let flushed = tokio::task::spawn_blocking(move || self.audit.as_ref().map(Audit::flush));
-        // A thread that has panicked has nothing more to write.
+        // If the thread has panicked, it has nothing left to write.
         let _ = flushed.await;
     }
 
     fn look(&self, shown: Option<&[u8]>) -> Seen {
-        // Nobody is told apart: what is shown means nothing here.
+        // Clients are not identified, so a credential has no meaning.
         if let Some(anonymous) = self.anonymous.as_ref().filter(|_| self.tokens.is_none() && self.issuer.is_none()) {
-            return Seen::Somebody(Arc::clone(anonymous));
+            return Seen::Known(Arc::clone(anonymous));
         }
         let text = match bearer(shown) {
             Some(Ok(text)) => text,
             Some(Err(refusal)) => return Seen::Refused(refusal),
-            None => return self.anonymous.clone().map_or(Seen::Refused(Refusal::NoCredential), Seen::Somebody),
+            None => return self.anonymous.clone().map_or(Seen::Refused(Refusal::NoCredential), Seen::Known),
         };
         match (&self.tokens, &self.issuer) {
             (Some(tokens), _) if token::is_meant(text) => match tokens.look(text, self.now_ms()) {
-                Looked::Good(credential) => Seen::Somebody(credential),
+                Looked::Good(credential) => Seen::Known(credential),
                 Looked::Refused(refusal) => Seen::Refused(refusal),
                 Looked::NotKnown => Seen::Unseen,
             },
             (_, Some(issuer)) if !token::is_meant(text) => {
-                issuer.check(text, self.now_ms()).map_or_else(Seen::Refused, Seen::Somebody)
+                issuer.check(text, self.now_ms()).map_or_else(Seen::Refused, Seen::Known)
             }
             _ => Seen::Refused(Refusal::Malformed),
         }
     }
 
-    #[allow(clippy::type_complexity, reason = "who was refused belongs to why, and is nobody else's")]
+    #[allow(
+        clippy::type_complexity,
+        reason = "the refused credential belongs with the reason, and is used nowhere else"
+    )]
     fn enter(
         self: &Arc<Self>,
         rule: &'static Rule,
@@ -273,14 +276,14 @@ impl Access {
     }
 }
 
-/// What a call shows of itself. Two credentials are none: which of them counts would be anybody's guess.
+/// The credential of a call, as text. Two credentials are malformed, since it is unclear which one applies.
 pub fn shown(headers: &http::HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(http::header::AUTHORIZATION).iter();
     let first = values.next()?;
     Some(if values.next().is_some() { b"" } else { first.as_bytes() })
 }
 
-/// The text behind `Bearer`; `None` when nothing is shown.
+/// The text after `Bearer`; `None` when there is no credential.
 fn bearer(shown: Option<&[u8]>) -> Option<Result<&str, Refusal>> {
     let text = std::str::from_utf8(shown?).ok().and_then(|text| text.split_once(' '));
     Some(match text {

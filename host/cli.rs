@@ -1,11 +1,11 @@
 //! The command line: what each subcommand takes, what it does with the API, and what it prints.
 //!
-//! Reading order: [`args`] (how values are spelt), [`output`] (text for people, JSON for programs), [`client`] (the
-//! connection, and what an error says), then one module per subcommand. What a running coordinator is made of is in
-//! [`crate::process`].
+//! Reading order: [`args`] (how values are spelled), [`output`] (text for people, JSON for programs), [`client`] (the
+//! connection, and how errors are shown), [`choice`] (flags that choose among the values of a type), then one module per
+//! subcommand. The running coordinator is in [`crate::process`].
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (`kv get`), 4 warnings only (`doctor`). With `--output json`, exactly one object goes to
-//! standard output, `{"error": ...}` included; `plugin events` writes one per event.
+//! Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such key (`kv get`), 4 warnings only (`doctor`). With `--output json`, exactly one
+//! object goes to standard output, for an error too (`{"error": ...}`); `plugin events` writes one per event.
 
 pub mod args;
 pub mod bench;
@@ -44,29 +44,29 @@ use output::Output;
     name = "witan",
     version,
     about = "Replicated key-value storage whose decisions are plugins",
-    long_about = "Witan coordinates replicated key-value storage in the manner of Dynamo. A coordinator places every key on \
-                  several storage nodes, and WebAssembly plugins decide, per tenant, how many of them must answer, how \
-                  conflicting writes are resolved, and where a key belongs. This one binary is the servers, the client, \
-                  and the load generator.",
+    long_about = "Witan is a Dynamo-style replicated key-value store. A coordinator places every key on several storage \
+                  nodes, and WebAssembly plugins decide, per tenant, how many of them must answer, how conflicting \
+                  writes are resolved, and where a key belongs. This one binary is the servers, the client, and the \
+                  load generator.",
     after_help = "Examples:
-  witan dev                                 run a cluster of three storage nodes here
+  witan dev                                 run a coordinator and three storage nodes
   witan tenant create demo                  create a tenant with the defaults
   witan kv put -t demo greeting hello       write a value
   witan kv get -t demo greeting             read it
-  witan plugin push set-union.wasm          hand a plugin to the cluster
-  witan bench --duration 10s                measure
+  witan plugin push set-union.wasm          upload a plugin
+  witan bench --duration 10s                measure throughput and latency
 
 `witan help <command>` explains each command, with examples.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such key (kv get),
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such key (kv get),
 4 warnings only (doctor).",
     propagate_version = true
 )]
 pub struct Cli {
-    /// What every subcommand takes.
+    /// Options of every subcommand.
     #[command(flatten)]
     pub global: Global,
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -84,10 +84,10 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub endpoint: String,
-    /// How results and errors are printed
+    /// Format of results and errors
     #[arg(long, global = true, value_enum, default_value_t, help_heading = "Global options")]
     pub output: Output,
-    /// How long a request may take, connecting included, such as 500ms or 10s
+    /// Deadline of each request, including the connection, such as 500ms or 10s
     #[arg(
         long,
         global = true,
@@ -97,27 +97,28 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub timeout: std::time::Duration,
-    /// PEM file of the authorities that sign coordinators' certificates, for https:// endpoints [default: those of the
-    /// operating system]
+    /// PEM file of the certificate authorities that sign coordinators' certificates, for https:// endpoints [default:
+    /// those of the operating system]
     #[arg(long, global = true, env = "WITAN_CA_FILE", value_name = "FILE", help_heading = "Global options")]
     pub ca_file: Option<std::path::PathBuf>,
-    /// PEM file of the certificate to show to coordinators that ask for one; with --client-key-file
+    /// PEM file of the client certificate for coordinators that require one; needs --client-key-file
     #[arg(long, global = true, env = "WITAN_CLIENT_CERT_FILE", value_name = "FILE", help_heading = "Global options")]
     pub client_cert_file: Option<std::path::PathBuf>,
-    /// PEM file of that certificate's private key
+    /// PEM file of the client certificate's private key
     #[arg(long, global = true, env = "WITAN_CLIENT_KEY_FILE", value_name = "FILE", help_heading = "Global options")]
     pub client_key_file: Option<std::path::PathBuf>,
-    /// The name that a coordinator's certificate must have [default: the endpoint's host]
+    /// Name that the coordinator's certificate must have [default: the endpoint's host]
     #[arg(long, global = true, env = "WITAN_SERVER_NAME", value_name = "NAME", help_heading = "Global options")]
     pub server_name: Option<String>,
-    /// A file with the token to show to coordinators that ask for one; WITAN_TOKEN in the environment may hold it instead
+    /// File with the API token for coordinators that require one; the environment variable WITAN_TOKEN may hold the token
+    /// instead
     #[arg(long, global = true, env = "WITAN_TOKEN_FILE", value_name = "FILE", help_heading = "Global options")]
     pub token_file: Option<std::path::PathBuf>,
-    /// What is logged to standard error, as in RUST_LOG (which this flag overrides): error, warn, info, debug, trace, or
-    /// module=level [default: info for servers, warn otherwise]
+    /// Log level for standard error: error, warn, info, debug, trace, or module=level; overrides RUST_LOG
+    /// [default: info for servers, warn otherwise]
     #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options")]
     pub log_level: Option<String>,
-    /// How log lines look [default: console]
+    /// Format of log lines [default: console]
     #[arg(long, global = true, value_enum, env = "WITAN_LOG_FORMAT", help_heading = "Global options")]
     pub log_format: Option<LogFormat>,
 }
@@ -125,46 +126,47 @@ pub struct Global {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a whole cluster in one process, with embedded back ends
+    /// Run a whole cluster in one process, with embedded stores
     Dev(dev::Args),
     /// Run a coordinator
     ///
-    /// A coordinator takes the requests of clients, sends them to the storage nodes that hold the key, and lets the tenant's
-    /// plugins decide. Prints a line that starts with `ready` once it serves; SIGTERM lets what is in flight end.
+    /// A coordinator accepts requests from clients, sends them to the storage nodes that hold the key, and asks the tenant's
+    /// plugins for decisions. It prints a line that starts with `ready` once it serves. On SIGTERM it finishes the requests
+    /// in flight and stops.
     Serve(serve::Args),
     /// Run a storage node
     ///
-    /// A storage node keeps replicas of keys in a folder, and merges what coordinators send it. Prints a line that starts with
-    /// `ready` once it serves; SIGTERM lets what is in flight end.
+    /// A storage node stores replicas of keys in a folder and merges the writes that coordinators send. It prints a line that
+    /// starts with `ready` once it serves. On SIGTERM it finishes the requests in flight and stops.
     Node(node::Args),
-    /// Check a coordinator's configuration, and show what holds
+    /// Check a coordinator's configuration, and show the effective values
     #[command(subcommand, after_help = config::EXAMPLES)]
     Config(config::Command),
-    /// Examine everything that a coordinator stands on, and say what to do
+    /// Check everything a coordinator depends on, and say what to fix
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::Args),
     /// Read, write and delete keys
     #[command(subcommand, after_help = kv::EXAMPLES)]
     Kv(kv::Command),
-    /// Create tenants and change what they have chosen
+    /// Create, show, change and delete tenants
     #[command(subcommand, after_help = tenant::EXAMPLES)]
     Tenant(tenant::Command),
     /// List, add and remove storage nodes
     #[command(subcommand, after_help = nodes::EXAMPLES)]
     Nodes(nodes::Command),
-    /// Compare the replicas of every record, and mend what differs
+    /// Compare the replicas of every record, and repair those that differ
     #[command(after_help = repair::EXAMPLES)]
     Repair(repair::Args),
-    /// Hand plugins to the cluster and bind them to tenants
+    /// Upload plugins and bind them to tenants
     #[command(subcommand, after_help = plugin::EXAMPLES)]
     Plugin(plugin::Command),
-    /// Make API tokens, list them, and take them back
+    /// Create, list and revoke API tokens
     #[command(subcommand, after_help = token::EXAMPLES)]
     Token(token::Command),
-    /// Ask whether a coordinator or a storage node serves
+    /// Check whether a coordinator or a storage node serves
     #[command(after_help = health::EXAMPLES)]
     Health(health::Args),
-    /// Put a load on a cluster and measure it
+    /// Run a load against a cluster and measure it
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::Args),
     /// Print a completion script for a shell
@@ -172,7 +174,7 @@ pub enum Command {
     Completions(completions::Args),
 }
 
-/// Reads the process's arguments, does what they say, and answers with its exit code.
+/// Reads the process's arguments, runs the subcommand, and returns the exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let loaded = match load(&cli) {
@@ -200,7 +202,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Reads the configuration of what has one: before anything is logged, for it says how.
+/// Reads the configuration of subcommands that have one. This comes before logging starts, since it configures logging.
 fn load(cli: &Cli) -> Result<Option<Loaded>, Problems> {
     match &cli.command {
         Command::Serve(args) => args.load(&cli.global).map(Some),
@@ -208,7 +210,7 @@ fn load(cli: &Cli) -> Result<Option<Loaded>, Problems> {
     }
 }
 
-/// Does what a parsed command line says.
+/// Runs a parsed command line.
 pub async fn run(cli: Cli, loaded: Option<(Loaded, Option<LogFilter>)>) -> anyhow::Result<ExitCode> {
     let Cli { global, command } = cli;
     match command {
@@ -233,7 +235,7 @@ pub async fn run(cli: Cli, loaded: Option<(Loaded, Option<LogFilter>)>) -> anyho
 }
 
 impl Command {
-    /// True for the subcommands that serve until they are told to stop.
+    /// True for the subcommands that serve until a signal stops them.
     fn is_server(&self) -> bool {
         match self {
             Self::Dev(_) | Self::Serve(_) | Self::Node(_) => true,
@@ -252,7 +254,7 @@ impl Command {
     }
 }
 
-/// A client needs one thread only: starting more costs a millisecond that every `kv get` would pay.
+/// The asynchronous runtime. A client needs one thread only: starting more would cost every `kv get` a millisecond.
 fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
     let mut builder = match command.is_server() {
         true => tokio::runtime::Builder::new_multi_thread(),
@@ -264,24 +266,24 @@ fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
     builder.enable_all().build()
 }
 
-/// What the flag, or RUST_LOG, says about what is logged: each has more to say than a configuration.
+/// The log filter of the flag or of RUST_LOG; either overrides the configuration.
 fn log_filter(cli: &Cli) -> Option<String> {
     let environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|filter| !filter.is_empty());
     cli.global.log_level.clone().or(environment)
 }
 
-/// Starts logging. Returns what changes it, where the configuration decides.
+/// Starts logging. Returns a handle that changes the filter later, unless flag or environment have fixed it.
 fn log(cli: &Cli, loaded: Option<&Loaded>) -> Result<Option<LogFilter>, tracing_subscriber::filter::ParseError> {
-    let said = log_filter(cli);
-    let decided = said.is_some();
-    let filter = said.unwrap_or_else(|| match loaded {
+    let fixed = log_filter(cli);
+    let is_fixed = fixed.is_some();
+    let filter = fixed.unwrap_or_else(|| match loaded {
         Some(loaded) => quiet_engine(&loaded.settings.logging.level),
         None if cli.command.is_server() => quiet_engine("info"),
         None => "warn".to_owned(),
     });
     let configured = loaded.map(|loaded| loaded.settings.logging.format);
     let log = telemetry::log(&filter, cli.global.log_format.or(configured).unwrap_or_default())?;
-    Ok((!decided).then_some(log))
+    Ok((!is_fixed).then_some(log))
 }
 
 #[cfg(test)]
@@ -300,7 +302,7 @@ mod tests {
         fn check(command: &clap::Command, path: &str) {
             for sub in command.get_subcommands() {
                 let path = format!("{path} {}", sub.get_name());
-                assert!(sub.get_about().is_some(), "{path} says nothing about itself");
+                assert!(sub.get_about().is_some(), "{path} has no description");
                 let examples = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
                 assert!(examples.contains("witan "), "{path} has no example");
                 check(sub, &path);

@@ -1,9 +1,9 @@
-//! The configuration of a coordinator: defaults, a YAML file, the environment and flags, each over those before it.
+//! The configuration of a coordinator: defaults, a YAML file, the environment and flags; later ones override earlier ones.
 //!
-//! Reading order: `keys` (the one table of all keys), `layers` (which of several values holds), `settings` (the result
-//! as types), `check` (what the types cannot say), `database` and `redis` (addresses put together), `print`.
+//! Reading order: `keys` (the one table of all keys), `layers` (which of several values is effective), `settings` (the result
+//! as types), `check` (what the types cannot express), `database` and `redis` (addresses assembled from keys), `print`.
 //!
-//! Secrets are in a type that does not print them, and files with secrets are read here, so that nobody else has a reason to.
+//! Secrets are in a type that does not print them, and files with secrets are read only here.
 
 mod check;
 mod convert;
@@ -30,50 +30,50 @@ pub use settings::Settings;
 
 use layers::Layers;
 
-/// Largest file, in bytes: the longest that makes sense has a thousand storage nodes.
+/// Largest file, in bytes: the longest sensible one lists a thousand storage nodes.
 const FILE_BYTES: u64 = 1 << 20;
 
-/// Where a configuration comes from, beyond the defaults.
+/// The sources of a configuration besides the defaults.
 #[derive(Debug, Clone, Default)]
 pub struct Inputs {
     /// The file.
     pub file: Option<PathBuf>,
-    /// Variables of the environment; those without `WITAN_` are left alone.
+    /// Environment variables; those without the prefix `WITAN_` are ignored.
     pub environment: Vec<(String, String)>,
     /// Flags.
     pub flags: Vec<Flag>,
 }
 
 impl Inputs {
-    /// The file, else the one that WITAN_CONFIG names, and this process's environment.
+    /// The file, or else the one that WITAN_CONFIG names, and this process's environment.
     pub fn of_process(file: Option<PathBuf>, flags: Vec<Flag>) -> Self {
-        // What is no text cannot be one of ours.
+        // Variables that are not UTF-8 cannot be ours.
         let texts =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         let environment: Vec<(String, String)> = texts.filter(|(name, _)| name.starts_with("WITAN_")).collect();
-        let told = environment.iter().find(|(name, value)| name == "WITAN_CONFIG" && !value.is_empty());
-        let file = file.or_else(|| told.map(|(_, value)| PathBuf::from(value)));
+        let named = environment.iter().find(|(name, value)| name == "WITAN_CONFIG" && !value.is_empty());
+        let file = file.or_else(|| named.map(|(_, value)| PathBuf::from(value)));
         Self { file, environment, flags }
     }
 }
 
-/// A configuration that can be used.
+/// A valid configuration.
 #[derive(Clone)]
 pub struct Loaded {
-    /// What holds.
+    /// The effective values.
     pub settings: Settings,
-    /// What an operator should know; it works all the same.
+    /// Notes for the operator, which do not prevent its use.
     pub notes: Vec<Problem>,
-    /// Where it came from.
+    /// Its sources.
     pub inputs: Inputs,
     layers: Layers,
 }
 
 impl Loaded {
-    /// Reads everything, and checks it.
+    /// Reads all sources, and checks the result.
     ///
     /// # Errors
-    /// Everything that is wrong, as far as it can be told at once.
+    /// When it is invalid, with all problems that can be found at once.
     pub fn read(inputs: Inputs) -> Result<Self, Problems> {
         let failed = |all: Vec<Problem>| Problems { file: inputs.file.clone(), all };
         let mut layers = Layers::defaults();
@@ -100,13 +100,13 @@ impl Loaded {
         Err(failed(problems))
     }
 
-    /// Whether a key's value is another one there.
+    /// Whether the value of a key differs.
     pub fn differs(&self, other: &Self, path: &str) -> bool {
         let value = |loaded: &Self| loaded.layers.get(path).map(|given| given.value.clone());
         value(self) != value(other)
     }
 
-    /// The text at a key, if there is one.
+    /// The text value of a key, if it has one.
     pub fn text(&self, path: &str) -> Option<String> {
         self.layers.get(path)?.value.as_str().map(str::to_owned)
     }
@@ -123,25 +123,25 @@ fn parse(file: &Path) -> Result<Value, String> {
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(Value::Null);
     }
-    // Without the lines around the mistake: there may be a password in them.
+    // Without a snippet around the mistake, which may contain a password.
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_str_with_options(&text, options).map_err(|error| format!("is not YAML: {error}"))
 }
 
-/// Reads a file of text that is not absurdly large.
+/// Reads a text file of bounded size.
 fn read_small(file: &Path) -> Result<String, String> {
     let about = std::fs::metadata(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
     if about.len() > FILE_BYTES {
-        return Err(format!("{} has {} bytes; at most {FILE_BYTES} are read", file.display(), about.len()));
+        return Err(format!("{} has {} bytes; at most {FILE_BYTES} are allowed", file.display(), about.len()));
     }
     std::fs::read_to_string(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))
 }
 
 fn typed(layers: &mut Layers) -> Result<Settings, Vec<Problem>> {
     serde_path_to_error::deserialize(layers.nested()).map_err(|error| {
-        let strangers = layers.strangers();
-        if !strangers.is_empty() {
-            return strangers;
+        let unknown = layers.unknown_keys();
+        if !unknown.is_empty() {
+            return unknown;
         }
         let path = error.path().to_string();
         let source = layers.source(&path);

@@ -1,5 +1,5 @@
 //! The baseline: a coordinator without any logic. A unary call in, three unary calls out, all three awaited. No contexts, no
-//! deadlines, no health, no repair, no idempotency: what remains is what such a design costs at least.
+//! deadlines, no health, no repair, no idempotency: this is the minimum cost of such a design.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,7 +25,7 @@ use witan_wire::v1::{
 
 type Node = StorageNodeServiceClient<Channel>;
 
-/// Serves before three nodes, given as addresses, until the process is ended.
+/// Serves in front of three nodes, given as addresses, until the process ends.
 pub(crate) fn serve(nodes: &[String]) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! What one call of a plugin costs, without a coordinator around it: the first-party plugins, warm.
+//! The cost of one plugin call without a coordinator: the first-party plugins, warm.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -21,10 +21,10 @@ use witan_plugin::{BindRequest, Limits, OnFault, PluginHost, Reference, Settings
 use crate::Options;
 use crate::report::Section;
 
-/// Repetitions of a measurement, of which the best counts: what disturbs it only makes it longer.
+/// Repetitions of a measurement, of which the shortest counts, since disturbances only lengthen it.
 const REPETITIONS: usize = 7;
 const CALLS: u32 = 100_000;
-/// A resolver is asked on threads of its own.
+/// Resolvers are called on separate threads.
 const RESOLUTIONS: u32 = 5_000;
 
 /// Measures every hook.
@@ -38,14 +38,14 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
     let folder = TempDir::with_prefix("witan-bench-")?;
     let mut limits = Limits::default();
     for budget in [&mut limits.policy, &mut limits.routing, &mut limits.resolver] {
-        // What does nothing but ask uses more of a core than one tenant may.
+        // A loop of calls uses more of a core than one tenant may.
         budget.share = 10_000;
     }
     let settings = Settings { data_dir: folder.path().join("data"), folder: None, limits };
     let host = PluginHost::start(settings, Arc::new(MemoryPlugins::default()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let tenant = TenantId::new("tenant")?;
-    let mut told = vec![("hooks of a tenant, nothing bound", nanos(|| _ = black_box(host.hooks(&tenant))))];
+    let mut results = vec![("hooks of a tenant, nothing bound", nanos(|| _ = black_box(host.hooks(&tenant))))];
     for (hook, name) in [
         (Hook::ConsistencyPolicy, "adaptive-latency"),
         (Hook::RoutingHook, "hash-tag"),
@@ -53,27 +53,27 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
     ] {
         runtime.block_on(bind(&host, hook, &plugins.join(format!("{name}.wasm"))))?;
     }
-    told.push(("hooks of a tenant, each bound", nanos(|| _ = black_box(host.hooks(&tenant)))));
+    results.push(("hooks of a tenant, each bound", nanos(|| _ = black_box(host.hooks(&tenant)))));
     let hooks = host.hooks(&tenant);
     let question = question();
     answered(&hooks.policy(&question))?;
     let mut number = 0;
-    told.push((
+    results.push((
         "adaptive-latency decides",
         nanos(|| {
             number += 1;
             _ = black_box(hooks.policy(&PolicyQuestion { value_bytes: number, ..question }));
         }),
     ));
-    told.push(("adaptive-latency has decided before", nanos(|| _ = black_box(hooks.policy(black_box(&question))))));
+    results.push(("adaptive-latency has decided before", nanos(|| _ = black_box(hooks.policy(black_box(&question))))));
     let key = Key::new("{user1000}.following")?;
     answered(&hooks.partition_key(&key))?;
-    told.push(("hash-tag tells a partition", nanos(|| _ = black_box(hooks.partition_key(black_box(&key))))));
-    told.push(("shopping-cart merges three carts", runtime.block_on(resolve(hooks.as_ref(), &key))?));
+    results.push(("hash-tag finds a partition", nanos(|| _ = black_box(hooks.partition_key(black_box(&key))))));
+    results.push(("shopping-cart merges three carts", runtime.block_on(resolve(hooks.as_ref(), &key))?));
 
     let mut table = Table::new(["ONE CALL", "NS"]);
-    told.iter().for_each(|(what, nanos)| table.row([(*what).to_owned(), format!("{nanos:.0}")]));
-    let json = told.iter().map(|(what, nanos)| ((*what).to_owned(), json!(nanos))).collect();
+    results.iter().for_each(|(what, nanos)| table.row([(*what).to_owned(), format!("{nanos:.0}")]));
+    let json = results.iter().map(|(what, nanos)| ((*what).to_owned(), json!(nanos))).collect();
     let text = format!("calls: the best of {REPETITIONS} repetitions\n{}", table.aligned());
     Ok(Section { text, json: serde_json::Value::Object(json), bounds_hold: true })
 }

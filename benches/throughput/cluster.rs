@@ -1,4 +1,4 @@
-//! The processes that are measured: three storage nodes, a coordinator, the baseline.
+//! The measured processes: three storage nodes, a coordinator, the baseline.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -15,21 +15,21 @@ use witan_wire::v1::CreateTenantRequest;
 
 use crate::Options;
 
-/// A cluster. It ends, and its folders go, when it is dropped.
+/// A cluster. Its processes end and its folders are removed when it is dropped.
 pub(crate) struct Cluster {
     pub(crate) coordinator: Process,
     pub(crate) baseline: Process,
-    /// Each an argument of `--node`: "id=host:port".
+    /// The arguments of `--node`: "id=host:port".
     nodes: Vec<String>,
     durability: String,
     _nodes: Vec<Process>,
     runtime: Runtime,
-    /// Last: the processes have to be gone before.
+    /// Dropped last, after the processes.
     folder: TempDir,
 }
 
 impl Cluster {
-    /// Starts one whose nodes and coordinator have this durability: "os" or "sync".
+    /// Starts a cluster with this durability of nodes and coordinator: "os" or "sync".
     pub(crate) fn start(options: &Options, durability: &str) -> anyhow::Result<Self> {
         let folder = match &options.folder {
             Some(folder) => TempDir::with_prefix_in("witan-bench-", folder)?,
@@ -92,12 +92,12 @@ impl Cluster {
         created.map(drop).with_context(|| format!("create tenant {id}"))
     }
 
-    /// Runs something asynchronous that talks to the coordinator.
+    /// Runs a future that uses the coordinator.
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
     }
 
-    /// The coordinator, as command-line subcommands take it.
+    /// The global options of command-line subcommands for this coordinator.
     pub(crate) fn global(&self) -> Global {
         global(&self.coordinator)
     }
@@ -134,12 +134,12 @@ fn coordinator(
     Process::start(command, &folder.join(format!("{name}.log")))
 }
 
-/// A process that has said "ready address=...".
+/// A process that has printed "ready address=...".
 pub(crate) struct Process {
     child: Child,
     /// "host:port".
     pub(crate) address: String,
-    /// Held, so that the process never writes into a closed pipe.
+    /// Kept open, so that the process never writes into a closed pipe.
     _output: BufReader<ChildStdout>,
 }
 
@@ -161,7 +161,7 @@ impl Process {
             }
         }
         let address = line.split_whitespace().find_map(|word| word.strip_prefix("address="));
-        let address = address.with_context(|| format!("{shown} told no address: {line}"))?.to_owned();
+        let address = address.with_context(|| format!("{shown} printed no address: {line}"))?.to_owned();
         Ok(Self { child, address, _output: output })
     }
 
@@ -174,14 +174,14 @@ impl Process {
     pub(crate) fn resident_kib(&self) -> anyhow::Result<u64> {
         let path = format!("/proc/{}/status", self.child.id());
         let status = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        resident(&status).with_context(|| format!("{path} tells no resident memory"))
+        resident(&status).with_context(|| format!("{path} has no resident memory"))
     }
 
     /// Processor time used so far, in user and kernel mode, all threads together.
     pub(crate) fn processor_time(&self) -> anyhow::Result<Duration> {
         let path = format!("/proc/{}/stat", self.child.id());
         let stat = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        // The second field, a name in parentheses, may contain anything; utime and stime are the 12th and 13th behind it.
+        // The second field, a name in parentheses, may contain any character; utime and stime are the 12th and 13th after it.
         let fields = stat.rsplit_once(')').map(|(_, fields)| fields).context("a process without a name")?;
         let ticks: Vec<u64> =
             fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
@@ -195,7 +195,7 @@ fn resident(status: &str) -> Option<u64> {
     status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_whitespace().next()?.parse().ok()
 }
 
-/// Linux tells processor time in hundredths of a second, whatever the kernel's own tick is.
+/// Linux reports processor time in hundredths of a second, whatever the kernel's own tick is.
 const MILLIS_PER_TICK: u64 = 10;
 
 impl Drop for Process {

@@ -1,9 +1,9 @@
-//! Throughput against a baseline in the same run, and what a WebAssembly consistency policy costs the coordinator.
+//! Throughput against a baseline in the same run, and the cost of a WebAssembly consistency policy for the coordinator.
 //!
-//! Three storage nodes, a coordinator and a baseline run as processes of their own, over temporary folders and free ports.
+//! Three storage nodes, a coordinator and a baseline run as separate processes, with temporary folders and free ports.
 //! The baseline ([`baseline`]) is the plain design: a unary call in, three unary calls out to the same nodes, all three awaited,
-//! no logic. The load is that of `witan bench`. Measurements are interleaved: every round measures everything once, beginning
-//! elsewhere each time, so that whatever changes on the machine meets all alike; medians over the rounds are told.
+//! no logic. The load is that of `witan bench`. Measurements are interleaved: every round measures everything once, starting
+//! with a different one each time, so that changes on the machine affect all alike; the medians of the rounds are reported.
 //!
 //! `cargo bench --bench throughput -- --help` lists the settings; docs/benchmarks.md says how to read the result.
 
@@ -25,7 +25,7 @@ use clap::Parser;
 use serde_json::json;
 use witan::cli::args;
 
-/// The same allocator as the program that is measured: the baseline must not lose by it.
+/// The same allocator as the measured program, so that the baseline is not at a disadvantage.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -36,10 +36,10 @@ struct Options {
     /// Rounds; medians are taken over them
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=99))]
     rounds: u32,
-    /// How long each measurement takes
+    /// Duration of each measurement
     #[arg(long, default_value = "3s", value_parser = args::duration)]
     duration: Duration,
-    /// How long each measurement runs before it counts
+    /// Warm-up of each measurement
     #[arg(long, default_value = "1s", value_parser = args::duration_or_none)]
     warm_up: Duration,
     /// Operations in flight, the same for all
@@ -51,10 +51,10 @@ struct Options {
     /// Bytes of each value
     #[arg(long, default_value = "256", value_parser = args::size)]
     value_size: usize,
-    /// Different keys
+    /// Number of different keys
     #[arg(long, default_value_t = 100_000)]
     keys: u64,
-    /// The share of reads, 0 to 1
+    /// Share of reads, 0 to 1
     #[arg(long, default_value_t = 0.0)]
     read_share: f64,
     /// Only these sections
@@ -66,10 +66,10 @@ struct Options {
     /// Swaps of the policy in the section `swaps`
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
     swaps: u32,
-    /// The program that is measured
+    /// The measured program
     #[arg(long, default_value = env!("CARGO_BIN_EXE_witan"))]
     witan: PathBuf,
-    /// Where the folders of the nodes are made [default: the folder for temporary files]
+    /// Parent of the nodes' folders [default: the folder for temporary files]
     #[arg(long)]
     folder: Option<PathBuf>,
     /// Print one JSON object instead of tables
@@ -78,10 +78,10 @@ struct Options {
     /// Exit with 1 when a bound is not met
     #[arg(long)]
     check: bool,
-    /// Given by `cargo bench`, and not by `cargo test`, which only wants to know that this compiles
+    /// Passed by `cargo bench` but not by `cargo test`, which only checks that this compiles
     #[arg(long, hide = true)]
     bench: bool,
-    /// Be the baseline's coordinator, before these nodes
+    /// Run the baseline's coordinator, in front of these nodes
     #[arg(long, hide = true, value_delimiter = ',')]
     baseline: Vec<String>,
 }
@@ -89,19 +89,19 @@ struct Options {
 /// A part of the benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Section {
-    /// Nodes that leave syncing to the operating system: what the bounds are for
+    /// Nodes that leave syncing to the operating system; the bounds apply to these
     Os,
     /// Nodes that sync before they acknowledge
     Sync,
-    /// What a WebAssembly consistency policy costs the coordinator
+    /// Cost of a WebAssembly consistency policy for the coordinator
     Policy,
-    /// What PostgreSQL and Redis instead of embedded stores cost the coordinator
+    /// Cost of PostgreSQL and Redis instead of embedded stores for the coordinator
     Stores,
-    /// What swapping a policy does to requests and to memory
+    /// Effect of swapping a policy on requests and memory
     Swaps,
-    /// A node's storage path by itself
+    /// A node's storage path alone
     Storage,
-    /// One call of each hook by itself
+    /// One call of each hook alone
     Calls,
 }
 

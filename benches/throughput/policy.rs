@@ -1,4 +1,4 @@
-//! What a WebAssembly consistency policy, asked before every operation, costs the coordinator.
+//! The cost for the coordinator of a WebAssembly consistency policy that is called before every operation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,8 @@ use witan::cli::bench::measured::Progress;
 use witan::cli::bench::pace::Until;
 use witan::cli::output::Table;
 use witan::cli::{args, plugin};
+use witan_kernel::hook::Hook;
+use witan_plugin::binding::OnFault;
 use witan_wire::v1::ListBindingsRequest;
 
 use crate::Options;
@@ -17,14 +19,14 @@ use crate::cluster::Cluster;
 use crate::report::{Section, mean, median};
 use crate::scenario::load;
 
-/// Microseconds of the coordinator's processor time that a policy may cost an operation.
+/// Bound on the coordinator's processor time that a policy adds to an operation, in microseconds.
 const BOUND_MICROS: f64 = 1.0;
 
-/// Pairs of measurements in a round, each a part of a round's duration long. What an operation costs changes with whatever else
-/// the machine does, by several times the bound and from second to second: many short pairs tell more than a few long ones.
+/// Pairs of measurements in a round, which divide the duration of the round. Other load on the machine changes the cost of an operation by
+/// several times the bound, from second to second: many short pairs are more accurate than a few long ones.
 pub(crate) const SLICES: u32 = 8;
 
-/// How long one of them takes.
+/// Duration of one measurement.
 pub(crate) fn slice(options: &Options) -> Duration {
     (options.duration * 2 / SLICES).max(Duration::from_millis(250))
 }
@@ -43,7 +45,7 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
     cluster.tenant("policy", "register", "clock")?;
     bind(options, &cluster)?;
 
-    // Once for nothing: stores, caches and instances are cold at first.
+    // The first one is a warm-up and does not count.
     for tenant in ["plain", "policy"] {
         cost(options, &cluster, tenant, 0)?;
     }
@@ -52,7 +54,7 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
     let mut operations = 0;
     let slices = options.rounds * SLICES;
     for round in 0..slices {
-        // The two swap places every time.
+        // The two alternate in order.
         let first_plain = round % 2 == 0;
         for with_policy in [!first_plain, first_plain] {
             let (cost, ended) = cost(options, &cluster, if with_policy { "policy" } else { "plain" }, round)?;
@@ -101,18 +103,18 @@ fn bind(options: &Options, cluster: &Cluster) -> anyhow::Result<()> {
     cluster.block_on(async {
         let pushed = plugin::upload(&global, &options.policy).await.context("push the policy")?;
         let bind = plugin::Bind {
-            hook: witan_kernel::hook::Hook::ConsistencyPolicy,
+            hook: Hook::ConsistencyPolicy,
             plugin: Some(pushed.digest),
             tenant: Some("policy".to_owned()),
             configuration: None::<args::Source>,
-            on_fault: Some(witan_plugin::binding::OnFault::Fail),
+            on_fault: Some(OnFault::Fail),
             none: false,
         };
         plugin::bind(&global, bind).await.context("bind the policy").map(drop)
     })
 }
 
-/// How often the policy was asked so far, and how often its answer to an equal question was used again.
+/// How often the policy was called so far, and how often a cached answer to an equal question was used.
 fn calls(cluster: &Cluster) -> anyhow::Result<(u64, u64)> {
     let global = cluster.global();
     cluster.block_on(async {
@@ -123,7 +125,7 @@ fn calls(cluster: &Cluster) -> anyhow::Result<(u64, u64)> {
     })
 }
 
-/// Microseconds of processor time an operation, and operations.
+/// Microseconds of processor time per operation, and operations.
 fn cost(options: &Options, cluster: &Cluster, tenant: &str, round: u32) -> anyhow::Result<(f64, u64)> {
     let load = Load {
         warm_up: Duration::ZERO,

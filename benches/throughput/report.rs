@@ -6,15 +6,15 @@ use crate::Options;
 
 /// A section's result.
 pub(crate) struct Section {
-    /// For people.
+    /// As text.
     pub(crate) text: String,
-    /// For programs.
+    /// As JSON.
     pub(crate) json: Value,
-    /// Whether every bound of it is met.
+    /// Whether all of its bounds are met.
     pub(crate) bounds_hold: bool,
 }
 
-/// The middle of some numbers; 0 of none.
+/// The median of some numbers; 0 if there are none.
 pub(crate) fn median(numbers: &[f64]) -> f64 {
     let mut sorted = numbers.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -33,7 +33,7 @@ pub(crate) fn mean(numbers: &[f64]) -> (f64, f64) {
     (mean, (variance / count).sqrt())
 }
 
-/// What it runs on.
+/// The machine.
 pub(crate) fn machine() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let processors = read("/proc/cpuinfo");
@@ -65,7 +65,7 @@ pub(crate) fn settings(options: &Options) -> Value {
     })
 }
 
-/// Machine and settings for people.
+/// Machine and settings as text.
 pub(crate) fn head(options: &Options, machine: &Value) -> String {
     let busy = machine["load_before"].as_f64().is_some_and(|load| load > 0.5);
     let busy = if busy { "\nThe machine is busy with something else: these figures are not worth much." } else { "" };

@@ -1,4 +1,4 @@
-//! What is measured against the baseline, and the bounds.
+//! The scenarios measured against the baseline, and their bounds.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub(crate) struct Scenario {
     name: &'static str,
     target: Target,
     mode: Mode,
-    /// Times the baseline's throughput, at least.
+    /// Required ratio to the baseline's throughput.
     bound: Option<f64>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) const OS: &[Scenario] = &[
     scenario("siblings session", Target::Siblings, Mode::Session, None),
 ];
 
-/// Measured with `durability: sync`: told, and without bounds, for the disk decides.
+/// Measured with `durability: sync`, without bounds, since the disk decides.
 pub(crate) const SYNC: &[Scenario] = &[
     scenario("baseline unary", Target::Baseline, Mode::Unary, None),
     scenario("clock unary", Target::Clock, Mode::Unary, None),
@@ -111,7 +111,7 @@ fn measure(
     samples: &mut Samples,
 ) -> anyhow::Result<()> {
     let (endpoint, tenant) = match scenario.target {
-        // A tenant of its own: the baseline's records are nobody else's.
+        // A separate tenant, so that the baseline does not share records.
         Target::Baseline => (cluster.baseline.endpoint(), "baseline"),
         Target::Clock => (cluster.coordinator.endpoint(), "clock"),
         Target::Quorum => (cluster.coordinator.endpoint(), "quorum"),

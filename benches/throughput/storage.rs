@@ -1,4 +1,4 @@
-//! What a node's storage path takes by itself: batches of requests into its threads, answers out, no network before it.
+//! The storage path of a node alone: batches of requests to its threads and responses back, without a network.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -23,14 +23,14 @@ use witan_node::store::Store;
 use crate::Options;
 use crate::report::Section;
 
-/// Different keys.
+/// Number of different keys.
 const KEYS: u64 = 100_000;
-/// Microseconds since 1970 at which each measurement starts, and by which every request is later than the one before:
-/// 50,000 a second, so that what replicas remember of writes is as much as it would be.
+/// Microseconds since 1970 at which each measurement starts, and the step from one request to the next: 50,000 per second, so that
+/// replicas remember as many writes as they would in production.
 const START: u64 = 100_000_000;
 const STEP: u64 = 20;
 
-/// One way of putting a load on the path.
+/// One shape of load on the path.
 struct Shape {
     durability: Durability,
     shards: usize,
@@ -96,13 +96,13 @@ impl Shape {
         let threads =
             Threads::start(Arc::new(store), self.durability, self.shards, QueueLimits::default(), ROW_CACHE, clock)?;
         let path = Path { threads, wall, value_size: options.value_size };
-        // Every key is there before anything counts.
+        // Every key exists before measuring.
         path.put_on(0, KEYS, &Shape { reads: false, requests: KEYS, ..*self })?;
         path.put_on(KEYS, self.requests, self)
     }
 }
 
-/// The path, at work.
+/// The running path.
 struct Path {
     threads: Threads,
     wall: Arc<AtomicU64>,
@@ -114,7 +114,7 @@ impl Path {
         let (heard, answers) = mpsc::channel();
         let to: Arc<dyn Deliver> = Arc::new(Count(heard));
         let total = requests / shape.batch * shape.batch;
-        // Made beforehand: what a client spends is not measured.
+        // Prepared in advance, so that the cost of a client is not measured.
         let batch = |first: u64| (first..first + shape.batch).map(|n| self.item(n, shape.reads)).collect();
         let firsts: Vec<u64> = (from..from + total).step_by(shape.batch as usize).collect();
         let mut batches: Vec<Vec<Item>> = firsts.into_iter().rev().map(batch).collect();
@@ -152,7 +152,7 @@ impl Path {
     }
 }
 
-/// Says how many answers have come; a failed one ends the measurement.
+/// Reports the number of responses; a failed one ends the measurement.
 struct Count(mpsc::Sender<anyhow::Result<usize>>);
 
 impl Deliver for Count {
@@ -185,7 +185,7 @@ impl Randomness for Dice {
     }
 }
 
-/// Microseconds of processor time that this process has taken.
+/// Processor time used by this process, in microseconds.
 fn processor_micros() -> anyhow::Result<u64> {
     let stat = std::fs::read_to_string("/proc/self/stat").context("read this process' times")?;
     let after_name = stat.rsplit(')').next().unwrap_or_default();

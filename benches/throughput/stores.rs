@@ -1,4 +1,4 @@
-//! What PostgreSQL and Redis instead of the embedded stores cost the coordinator.
+//! The cost for the coordinator of PostgreSQL and Redis instead of the embedded stores.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::policy::{SLICES, slice};
 use crate::report::{Section, mean, median};
 use crate::scenario::load;
 
-/// How much more of the coordinator's processor time an operation without an idempotency key may cost, percent.
+/// Bound on the additional processor time of the coordinator for an operation without an idempotency key, in percent.
 const BOUND_PERCENT: f64 = 3.0;
 
 /// One way of using the two coordinators.
@@ -27,7 +27,7 @@ struct Case {
     bound: Option<f64>,
 }
 
-/// With keys, Redis answers what the process's own store answered: told, for there is no bound to it.
+/// With idempotency keys, Redis replaces the embedded store: reported without a bound.
 const CASES: [Case; 4] = [
     Case { name: "session", mode: Mode::Session, keys: false, bound: Some(BOUND_PERCENT) },
     Case { name: "unary", mode: Mode::Unary, keys: false, bound: Some(BOUND_PERCENT) },
@@ -35,7 +35,7 @@ const CASES: [Case; 4] = [
     Case { name: "unary, keys", mode: Mode::Unary, keys: true, bound: None },
 ];
 
-/// What one case came to, a number a round.
+/// The results of one case, a number per round.
 #[derive(Default)]
 struct Samples {
     embedded: Vec<f64>,
@@ -49,18 +49,18 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
     let cluster = Cluster::start(options, "os")?;
     let (postgres, redis) = (Postgres::start(), Redis::start());
     let another = cluster.another(options, &postgres.url(), &redis.url())?;
-    // A tenant each, so that neither meets the other's records.
+    // A tenant each, so that neither uses the other's records.
     cluster.tenant("embedded", "register", "clock")?;
     cluster.tenant_at(&another, "shared", "register", "clock")?;
     let coordinators = [(&cluster.coordinator, "embedded"), (&another, "shared")];
 
     let mut samples: [Samples; CASES.len()] = Default::default();
-    // Round 0 is for nothing: stores and caches are cold at first.
+    // Round 0 is a warm-up and does not count.
     let slices = options.rounds * SLICES;
     for round in 0..=slices {
         for (case, samples) in CASES.iter().zip(&mut samples) {
             for turn in 0..2 {
-                // The two swap places every time.
+                // The two alternate in order.
                 let which = (round as usize + turn) % 2;
                 let (coordinator, tenant) = coordinators[which];
                 let (cost, throughput) = cost(options, coordinator, tenant, case, round)?;
@@ -127,7 +127,7 @@ fn summary(samples: &[Samples; CASES.len()]) -> Section {
     Section { text, json: Value::Array(rows), bounds_hold }
 }
 
-/// Microseconds of processor time an operation, and operations a second.
+/// Microseconds of processor time per operation, and operations per second.
 fn cost(options: &Options, coordinator: &Process, tenant: &str, case: &Case, round: u32) -> anyhow::Result<(f64, f64)> {
     let load = Load {
         warm_up: Duration::ZERO,

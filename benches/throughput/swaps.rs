@@ -1,4 +1,4 @@
-//! What swapping a policy does to the requests that run meanwhile, and to the coordinator's memory.
+//! The effect of swapping a policy on running requests, and on the coordinator's memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,13 +19,13 @@ use crate::cluster::Cluster;
 use crate::report::Section;
 use crate::scenario::load;
 
-/// Memory after the last swap may be so much above that after the tenth part of them.
+/// Bound on the growth of memory from the first tenth of the swaps to the last.
 const MEMORY_BOUND: f64 = 1.05;
 /// The load is measured in pieces of this length, until the swaps have ended.
 const PIECE: Duration = Duration::from_secs(2);
-/// Operations a second: well below what saturates two cores, so that the latencies are those of the swaps.
+/// Operations per second: well below what saturates two cores, so that the latencies are those of the swaps.
 const RATE: f64 = 2000.0;
-/// Two configurations of the same policy, put in force in turn.
+/// Two configurations of the same policy, bound in turn.
 const CONFIGURATIONS: [&str; 2] = ["", "slow-us=40000"];
 
 /// Swaps a policy under a load.
@@ -108,7 +108,7 @@ fn paced(options: &Options, endpoint: &str) -> Load {
     }
 }
 
-/// Swaps as often as asked. Answers with the resident memory (KiB) after a tenth of the swaps and after the last.
+/// Swaps the policy this many times. Returns the resident memory (KiB) after a tenth of the swaps and after the last.
 fn swap(options: &Options, cluster: &Cluster, digest: &str) -> anyhow::Result<(u64, u64, Duration)> {
     let started = Instant::now();
     let mut early = 0;

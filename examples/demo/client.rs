@@ -1,4 +1,4 @@
-//! The clients that the demonstration talks through, and how it tells a failure.
+//! The clients of the demonstration, and how failures are shown.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,9 +16,9 @@ use witan_wire::v1::{
     BindPluginRequest, Binding, PluginInfo, UploadPluginManifest, UploadPluginRequest, WriteKeyValueRequest,
 };
 
-/// Of one request. The coordinator gives none more than 10 s.
+/// Deadline of one request; the coordinator allows at most 10 s.
 pub const DEADLINE: Duration = Duration::from_secs(30);
-/// Of an upload: the component is compiled and probed before the answer.
+/// Deadline of an upload: the component is compiled and probed before the answer.
 const UPLOAD: Duration = Duration::from_secs(60);
 /// Bytes of a component in one message.
 const CHUNK: usize = 256 << 10;
@@ -45,14 +45,14 @@ pub fn timed<T>(message: T) -> Request<T> {
 }
 
 /// A failure in one line: code, reason, message.
-pub fn told(status: &Status) -> String {
+pub fn shown(status: &Status) -> String {
     let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
     format!("{:?} {reason}: {}", status.code(), status.message())
 }
 
-/// A failure as an error, with what was wanted.
+/// A failure as an error that says what was attempted.
 pub fn failed(what: &str, status: &Status) -> anyhow::Error {
-    anyhow!("{what}: {}", told(status))
+    anyhow!("{what}: {}", shown(status))
 }
 
 /// A write without a context.
@@ -60,7 +60,7 @@ pub fn write(tenant: &str, key: &str, value: impl Into<Bytes>) -> WriteKeyValueR
     WriteKeyValueRequest { tenant_id: tenant.into(), key: key.into(), value: value.into(), ..Default::default() }
 }
 
-/// Uploads a component; answers when it is compiled, probed and ready.
+/// Uploads a component; returns when it is compiled, probed and ready.
 pub async fn upload(plugins: &mut Plugins, component: &Path) -> Result<PluginInfo> {
     let bytes = Bytes::from(std::fs::read(component).with_context(|| format!("read {}", component.display()))?);
     let manifest = UploadPluginManifest { size: bytes.len() as u64, digest: String::new() };
@@ -76,7 +76,7 @@ pub async fn upload(plugins: &mut Plugins, component: &Path) -> Result<PluginInf
     Ok(plugin)
 }
 
-/// Binds a plugin to a hook of a tenant; answers with the binding in force.
+/// Binds a plugin to a hook of a tenant; returns the binding in force.
 pub async fn bind(plugins: &mut Plugins, tenant: &str, plugin: &PluginInfo, configuration: &str) -> Result<Binding> {
     let request = BindPluginRequest {
         tenant_id: tenant.into(),

@@ -1,5 +1,4 @@
-//! The demonstration's cluster: one coordinator and three storage nodes, each a process with a folder, a log and ports of
-//! its own.
+//! The demonstration's cluster: one coordinator and three storage nodes, each a process with its own folder, log and ports.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +15,7 @@ use crate::process::{Process, free_ports, log, own_address};
 /// Storage nodes: as many as a key has replicas by default.
 pub const NODES: usize = 3;
 
-/// A running cluster. Dropped, its processes are killed.
+/// A running cluster. Its processes are killed when it is dropped.
 #[derive(Debug)]
 pub struct Cluster {
     witan: PathBuf,
@@ -25,7 +24,7 @@ pub struct Cluster {
     node_port: u16,
     nodes: Vec<Option<Process>>,
     coordinator: Option<Process>,
-    /// Where the coordinator serves gRPC.
+    /// Address of the coordinator's gRPC.
     pub address: String,
     admin: String,
 }
@@ -52,7 +51,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts a node on what its folder holds.
+    /// Starts a node with the data in its folder.
     pub async fn start_node(&mut self, index: usize) -> Result<()> {
         let name = node_name(index);
         let mut command = Command::new(&self.witan);
@@ -74,9 +73,9 @@ impl Cluster {
         Ok(())
     }
 
-    /// Kills a node: SIGKILL. Answers with the id of the process that was.
+    /// Kills a node with SIGKILL; returns the id of its process.
     pub async fn kill_node(&mut self, index: usize) -> Result<u32> {
-        let process = self.nodes[index].take().context("the node does not run")?;
+        let process = self.nodes[index].take().context("the node is not running")?;
         let id = process.id();
         process.kill().await?;
         Ok(id)
@@ -87,12 +86,12 @@ impl Cluster {
         format!("{}:{}", self.host, self.node_port + index as u16)
     }
 
-    /// Process ids, for people: the coordinator's, then the nodes'.
+    /// Process ids: the coordinator's, then the nodes'.
     pub fn ids(&self) -> Vec<u32> {
         self.coordinator.iter().chain(self.nodes.iter().flatten()).map(Process::id).collect()
     }
 
-    /// The sum of a counter over its labels, as the coordinator's /metrics tells it.
+    /// The sum of a counter over its labels, from the coordinator's /metrics.
     pub async fn counter(&self, name: &str) -> Result<u64> {
         let text = timeout(DEADLINE, self.metrics()).await.context("read /metrics in time")??;
         let total = format!("{name}_total");
@@ -118,7 +117,7 @@ impl Cluster {
         Ok(answer)
     }
 
-    /// Ends every process in order: the coordinator first, so that nothing is asked of a node that has gone.
+    /// Stops every process in order: the coordinator first, so that it does not find nodes missing.
     pub async fn stop(mut self) -> Result<()> {
         for process in self.coordinator.take().into_iter().chain(self.nodes.drain(..).flatten()) {
             process.stop().await?;

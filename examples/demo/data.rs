@@ -1,4 +1,4 @@
-//! The data set, and how it goes in and comes out: over a session, many operations under way at once.
+//! The data set, and writing and reading it over a session with many operations in flight.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use witan_wire::v1::{ReadKeyValueRequest, SessionRequest, SessionRequestBatch};
 
 use crate::client::{self, Coordinator};
 
-/// Operations of a session under way.
+/// Operations of a session in flight.
 const WINDOW: usize = 512;
 /// Operations in one message.
 const BATCH: usize = 64;
-/// Of one operation, milliseconds.
+/// Deadline of one operation, in milliseconds.
 const TIMEOUT_MS: u32 = 10_000;
 
 /// One record of the data set.
@@ -25,7 +25,7 @@ const TIMEOUT_MS: u32 = 10_000;
 pub struct Record {
     /// Its key: type and subtag.
     pub key: String,
-    /// Its line.
+    /// Its line of the data set.
     pub value: Bytes,
 }
 
@@ -56,7 +56,7 @@ pub async fn load(coordinator: &Coordinator, tenant: &str, records: &[Record], m
     .await
 }
 
-/// Reads keys at a level; the values in their order, `None` where there is none.
+/// Reads keys at a level; returns the values in the order of the keys, `None` where there is none.
 pub async fn fetch(coordinator: &Coordinator, tenant: &str, keys: &[&str], level: &str) -> Result<Vec<Option<Bytes>>> {
     let read = |key: &&str| {
         let (tenant_id, key, consistency) = (tenant.to_owned(), (*key).to_owned(), level.to_owned());
@@ -76,7 +76,7 @@ pub async fn fetch(coordinator: &Coordinator, tenant: &str, keys: &[&str], level
     Ok(values)
 }
 
-/// Carries out operations over one session, [`WINDOW`] at a time; `each` takes each result with its operation's index.
+/// Executes operations over one session, [`WINDOW`] at a time; `each` gets each result with the index of its operation.
 async fn session(
     coordinator: &Coordinator,
     operations: Vec<Operation>,

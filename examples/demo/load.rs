@@ -1,5 +1,5 @@
-//! The load that runs while things happen: clients that read and write and check what they read. Every failure counts,
-//! and so does every answer that an acknowledged write makes impossible.
+//! The load in the background: clients that read and write, and check what they read. Every failed request is counted, and so is every
+//! answer that contradicts an acknowledged write.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,32 +10,33 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 use witan_wire::v1::ReadKeyValueRequest;
 
-use crate::client::{self, Coordinator, timed, told};
+use crate::client::{self, Coordinator, shown, timed};
 use crate::data::Record;
 
-/// Clients that rewrite and read records of the data set.
+/// Connections of clients that rewrite and read records of the data set.
 const READERS: usize = 4;
-/// Clients that fill carts.
+/// Connections of clients that fill carts.
 const SHOPPERS: usize = 2;
-/// Carts of one shopper.
+/// Requests in flight on each connection: enough that the figures show the cluster and not the clients' waiting, and few enough that the
+/// latencies are not mostly queueing, on the cores that the clients share with it.
+const LANES: usize = 8;
+/// Carts of one lane of a shopper.
 const CARTS: usize = 20;
-/// What a client waits between two requests: people and programs think, and this machine's cores also carry the cluster.
-const PAUSE: Duration = Duration::from_millis(1);
-/// A stretch of the load lasts no longer, as long as anything moves.
+/// Longest stretch of the load, provided that any request has ended in it.
 const ENOUGH: Duration = Duration::from_secs(2);
-/// When nothing moves any more.
+/// Time without any answer after which the load has failed.
 const HALT: Duration = Duration::from_secs(60);
-/// Failures that are kept word for word.
+/// Failures whose text is kept.
 const KEPT: usize = 5;
 
-/// A stretch of time: what was asked in it, and how that went.
+/// The requests of a stretch of time, and how they went.
 #[derive(Debug, Default, Clone)]
 pub struct Figures {
     /// Requests that ended.
     pub requests: u64,
-    /// Requests that failed, or whose answer was impossible.
+    /// Requests that failed, or whose answer contradicted an acknowledged write.
     pub failed: u64,
-    /// The first of those, in words.
+    /// The first of those, as text.
     pub failures: Vec<String>,
     /// Keys of the data set that were written, with repetitions.
     pub written: Vec<usize>,
@@ -51,18 +52,25 @@ impl Figures {
         self.micros.get(index).map_or(0.0, |micros| f64::from(*micros) / 1000.0)
     }
 
+    /// Requests a second.
+    pub fn rate(&self) -> f64 {
+        self.requests as f64 / self.took.as_secs_f64().max(0.001)
+    }
+
     /// All of it in one line.
     pub fn line(&mut self) -> String {
-        let rate = self.requests as f64 / self.took.as_secs_f64().max(0.001);
-        let (p50, p99) = (self.quantile(0.5), self.quantile(0.99));
+        let (rate, p50, p99) = (self.rate(), self.quantile(0.5), self.quantile(0.99));
         format!("{} requests ({rate:.0}/s), {} failed, p50 {p50:.1} ms, p99 {p99:.1} ms", self.requests, self.failed)
     }
 }
 
-/// What each record of the data set was last acknowledged to be: its revision, or `None` where a failed write leaves it open.
+/// Requests that the load keeps in flight.
+pub const IN_FLIGHT: usize = (READERS + SHOPPERS) * LANES;
+
+/// The last acknowledged revision of each record of the data set; `None` where a failed write leaves it open.
 pub type Ledger = Vec<Option<u32>>;
 
-/// What one client was last acknowledged: a record's index and its revision, or `None` where a failed write leaves it open.
+/// The last acknowledged revisions that one lane knows: a record's index and its revision, or `None` where a failed write leaves it open.
 type Last = Vec<(usize, Option<u32>)>;
 
 /// A running load.
@@ -71,37 +79,40 @@ pub struct Load {
     stop: Arc<AtomicBool>,
     figures: Arc<Mutex<Figures>>,
     since: Instant,
-    /// Requests and failures of the stretches that were taken.
+    /// Requests and failures of earlier stretches.
     taken: (u64, u64),
-    clients: JoinSet<Result<Last>>,
+    lanes: JoinSet<Last>,
     records: usize,
 }
 
 impl Load {
     /// Starts the clients: some on `tenant` with its `records`, some on `carts`.
     pub async fn start(address: &str, tenant: &str, records: &Arc<Vec<Record>>, carts: &str) -> Result<Self> {
-        let (stop, figures) = (Arc::default(), Arc::default());
         let mut load = Self {
-            stop,
-            figures,
+            stop: Arc::default(),
+            figures: Arc::default(),
             since: Instant::now(),
             taken: (0, 0),
-            clients: JoinSet::new(),
+            lanes: JoinSet::new(),
             records: records.len(),
         };
-        for number in 0..READERS {
+        for connection in 0..READERS {
             let client = load.client(address).await?;
-            load.clients.spawn(client.rewrite(tenant.to_owned(), records.clone(), number));
+            for lane in 0..LANES {
+                let number = connection * LANES + lane;
+                load.lanes.spawn(client.clone().rewrite(tenant.to_owned(), records.clone(), number));
+            }
         }
-        for number in 0..SHOPPERS {
+        for connection in 0..SHOPPERS {
             let client = load.client(address).await?;
-            load.clients.spawn(client.shop(carts.to_owned(), number));
+            for lane in 0..LANES {
+                load.lanes.spawn(client.clone().shop(carts.to_owned(), connection * LANES + lane));
+            }
         }
         Ok(load)
     }
 
     async fn client(&self, address: &str) -> Result<Client> {
-        // Each has a connection of its own, as clients elsewhere would.
         let coordinator = Coordinator::new(client::connect(address).await?);
         Ok(Client { coordinator, stop: self.stop.clone(), figures: self.figures.clone() })
     }
@@ -121,7 +132,7 @@ impl Load {
         self.taken
     }
 
-    /// Waits until the clients have done `requests` more; on a slow machine until they have done some in [`ENOUGH`].
+    /// Waits until `requests` more have ended; on a slow machine, until [`ENOUGH`] has passed and at least one has.
     pub async fn go_on(&self, requests: u64) -> Result<()> {
         let done = || self.figures.lock().unwrap_or_else(PoisonError::into_inner).requests;
         let (before, started) = (done(), Instant::now());
@@ -132,12 +143,12 @@ impl Load {
         Ok(())
     }
 
-    /// Ends the clients; answers with what they know to be acknowledged.
+    /// Stops the clients, and returns what they know to be acknowledged.
     pub async fn stop(mut self) -> Result<Ledger> {
         self.stop.store(true, Ordering::Relaxed);
         let mut ledger = vec![Some(0); self.records];
-        while let Some(known) = self.clients.join_next().await {
-            for (index, revision) in known.context("a client has panicked")?? {
+        while let Some(known) = self.lanes.join_next().await {
+            for (index, revision) in known.context("a client has panicked")? {
                 ledger[index] = revision;
             }
         }
@@ -155,6 +166,8 @@ pub fn revised(record: &Record, revision: u32) -> Bytes {
     Bytes::from(format!("{open},\"Revision\":{revision}}}"))
 }
 
+/// One connection of the load; a clone of it is one lane, which has one request in flight.
+#[derive(Clone)]
 struct Client {
     coordinator: Coordinator,
     stop: Arc<AtomicBool>,
@@ -162,16 +175,11 @@ struct Client {
 }
 
 impl Client {
-    /// Rewrites the records that are this client's own, one after the other, and reads each back: what comes must be what
-    /// was acknowledged last, since the tenant's levels overlap and nobody else writes them.
-    async fn rewrite(
-        mut self,
-        tenant: String,
-        records: Arc<Vec<Record>>,
-        number: usize,
-    ) -> Result<Vec<(usize, Option<u32>)>> {
-        let mut known: Vec<(usize, Option<u32>)> = Vec::new();
-        let own: Vec<usize> = (number..records.len()).step_by(READERS).collect();
+    /// Rewrites this lane's share of the records, one after the other, and reads each back. The read must return what was acknowledged
+    /// last, since the tenant's levels overlap and no other lane writes these records.
+    async fn rewrite(mut self, tenant: String, records: Arc<Vec<Record>>, number: usize) -> Last {
+        let mut known = Last::new();
+        let own: Vec<usize> = (number..records.len()).step_by(READERS * LANES).collect();
         let mut revision = 0;
         'rounds: loop {
             revision += 1;
@@ -190,16 +198,16 @@ impl Client {
                 }
                 let read = self.read(&tenant, &records[index].key).await;
                 if acknowledged && read.is_some_and(|read| read != value) {
-                    self.impossible(format!("{} was read back older than acknowledged", records[index].key));
+                    self.stale(format!("{} was read back older than acknowledged", records[index].key));
                 }
             }
         }
-        Ok(known)
+        known
     }
 
-    /// Fills carts of this client's own: reads one, and puts it back with one more of something, with the context of the
-    /// read; every third time without, as a client that has forgotten.
-    async fn shop(mut self, tenant: String, number: usize) -> Result<Vec<(usize, Option<u32>)>> {
+    /// Fills this lane's carts: reads one and writes it back with one more item and the context of the read; every third time without the
+    /// context, as a client does that has lost it.
+    async fn shop(mut self, tenant: String, number: usize) -> Last {
         let writer = format!("shopper-{number}");
         for round in 1u32.. {
             if self.stop.load(Ordering::Relaxed) {
@@ -212,7 +220,7 @@ impl Client {
                 Ok(read) => read.into_inner().context,
                 Err(status) if status.code() == tonic::Code::NotFound => Bytes::new(),
                 Err(status) => {
-                    self.done(started, Some(format!("read {key}: {}", told(&status))), None);
+                    self.done(started, Some(format!("read {key}: {}", shown(&status))), None);
                     continue;
                 }
             };
@@ -223,15 +231,14 @@ impl Client {
             }
             self.write(write, None).await;
         }
-        Ok(Vec::new())
+        Last::new()
     }
 
     async fn write(&mut self, request: witan_wire::v1::WriteKeyValueRequest, index: Option<usize>) -> bool {
         let (key, started) = (request.key.clone(), Instant::now());
         let result = self.coordinator.write_key_value(timed(request)).await;
-        let failure = result.as_ref().err().map(|status| format!("write {key}: {}", told(status)));
+        let failure = result.as_ref().err().map(|status| format!("write {key}: {}", shown(status)));
         self.done(started, failure, index.filter(|_| result.is_ok()));
-        tokio::time::sleep(PAUSE).await;
         result.is_ok()
     }
 
@@ -239,9 +246,8 @@ impl Client {
         let request = ReadKeyValueRequest { tenant_id: tenant.into(), key: key.into(), ..Default::default() };
         let started = Instant::now();
         let result = self.coordinator.read_key_value(timed(request)).await;
-        let failure = result.as_ref().err().map(|status| format!("read {key}: {}", told(status)));
+        let failure = result.as_ref().err().map(|status| format!("read {key}: {}", shown(status)));
         self.done(started, failure, None);
-        tokio::time::sleep(PAUSE).await;
         result.ok().map(|read| read.into_inner().value)
     }
 
@@ -256,7 +262,7 @@ impl Client {
         }
     }
 
-    fn impossible(&self, what: String) {
+    fn stale(&self, what: String) {
         count(&mut self.figures.lock().unwrap_or_else(PoisonError::into_inner), what);
     }
 }

@@ -1,5 +1,5 @@
-//! Servers that a command starts: each writes its log to a file, has told that it is ready before anyone talks to it, and
-//! ends with the command, however that ends.
+//! Servers started by the demonstration: each writes its log to a file, is awaited until it reports that it is ready, and ends with
+//! the demonstration, however that ends.
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
@@ -12,9 +12,9 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-/// Long enough for a debug build on a busy machine to open its stores.
+/// Longest start: a debug build on a busy machine has to open its stores.
 const READY: Duration = Duration::from_secs(60);
-/// What a server gets to finish what it is doing.
+/// Longest shutdown of a server.
 const STOP: Duration = Duration::from_secs(60);
 
 /// A server. Dropped, it is killed.
@@ -29,7 +29,7 @@ impl Process {
     pub async fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let file =
             File::options().create(true).append(true).open(log).with_context(|| format!("open {}", log.display()))?;
-        // A group of its own: Ctrl-C reaches the command, which then stops its servers in order.
+        // A separate process group: Ctrl-C reaches only the demonstration, which then stops its servers in order.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file).process_group(0).kill_on_drop(true);
         let mut child = command.spawn().with_context(|| format!("start {name}: {command:?}"))?;
         let stdout = child.stdout.take().context("take the standard output")?;
@@ -50,7 +50,7 @@ impl Process {
             let status = child.wait().await.context("wait for the end")?;
             bail!("{name} ended with {status} before it was ready{}", tail(log));
         }
-        // Nobody reads on, but a full pipe would stop it.
+        // Nothing uses these lines, but a full pipe would block the server.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Ok(Self { name: name.to_owned(), child })
     }
@@ -60,12 +60,12 @@ impl Process {
         self.child.id().unwrap_or(0)
     }
 
-    /// Kills it: SIGKILL, no chance to tidy up.
+    /// Kills it with SIGKILL.
     pub async fn kill(mut self) -> Result<()> {
         self.child.kill().await.with_context(|| format!("kill {}", self.name))
     }
 
-    /// Asks it to end (SIGTERM) and waits. What does not end in time is killed, and is an error.
+    /// Asks it to stop (SIGTERM) and waits. If it does not stop in time, that is an error, and it is killed when dropped.
     pub async fn stop(mut self) -> Result<()> {
         let id = self.id().to_string();
         // The shell's own `kill` is everywhere; the program of that name is not.
@@ -87,8 +87,8 @@ pub fn tail(log: &Path) -> String {
     if last.is_empty() { String::new() } else { format!("; the end of its log:\n  {last}") }
 }
 
-/// A loopback address for this process' servers. On Linux all of 127/8 is this machine, and nobody else uses this part of
-/// it: a server that was killed finds its port free again, which on 127.0.0.1 any connection may have been given meanwhile.
+/// A loopback address for this process's servers. On Linux all of 127/8 is this machine, and no other process uses this part of it:
+/// a killed server finds its port free again, while on 127.0.0.1 another connection may have taken it.
 pub fn own_address() -> IpAddr {
     let [_, high, middle, low] = std::process::id().to_be_bytes();
     let own = Ipv4Addr::new(127, 128 | (high & 127), middle, low.clamp(1, 254));
@@ -107,7 +107,7 @@ pub fn free_ports(address: IpAddr, count: u16) -> Result<u16> {
     bail!("no {count} free ports in a row on {address}")
 }
 
-/// A log's place.
+/// The path of a server's log.
 pub fn log(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.log"))
 }

@@ -1,4 +1,4 @@
-//! What the demonstration does and says, chapter by chapter.
+//! The parts of the demonstration: what each does, checks and prints.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,33 +14,36 @@ use witan_wire::v1::{
     RollbackBindingRequest,
 };
 
-use crate::client::{self, Coordinator, Node, Plugins, bind, connect, failed, timed, told, upload};
+use crate::client::{self, Coordinator, Node, Plugins, bind, connect, failed, shown, timed, upload};
 use crate::cluster::{Cluster, NODES, node_name};
 use crate::data::{self, Record};
-use crate::load::{Figures, Load, revised};
+use crate::load::{Figures, IN_FLIGHT, Load, revised};
+use crate::output::Output;
 
 /// The registry's tenant: registers, and no policy may go below a quorum.
 const REGISTRY: &str = "registry";
-/// The carts' tenant: siblings, to be resolved.
+/// The carts' tenant: concurrent writes are kept as siblings.
 const CARTS: &str = "carts";
 /// Carts that are written in conflict.
 const CONFLICTS: usize = 60;
-/// Who writes each of them, all at once, none knowing of the others.
+/// The clients that write each of them at once, without having read it.
 const DEVICES: [&str; 3] = ["phone", "laptop", "tablet"];
-/// Times that resolver and policy are swapped under load.
+/// Rounds in which resolver and policy are swapped under load.
 const SWAPS: usize = 20;
-/// Requests of the load between two stretches of the story.
+/// Requests of the load between two steps of the story.
 const STRETCH: u64 = 600;
 /// The node that is killed.
 const VICTIM: usize = 1;
-/// Within this, a restarted node answers again and is repaired.
+/// Longest time until a restarted node answers again, and until it is repaired.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Policies that ask for replicas by how well they are; the second finds none of them well.
+/// A configuration of the latency policy under which no replica is slow.
 const CALM: &str = "slow-us = 200000";
+/// One under which every replica is.
 const NERVOUS: &str = "slow-us = 1";
 
 struct Plot<'a> {
+    output: Output,
     cluster: &'a mut Cluster,
     coordinator: Coordinator,
     plugins: Plugins,
@@ -49,34 +52,25 @@ struct Plot<'a> {
     policy: PluginInfo,
 }
 
-/// Tells the whole story; an error is a promise broken.
-pub async fn tell(cluster: &mut Cluster, components: &Path, records: Vec<Record>) -> Result<()> {
+/// Runs every part; returns the load's totals. An error is a promise broken.
+pub async fn tell(cluster: &mut Cluster, components: &Path, records: Vec<Record>, output: Output) -> Result<String> {
     let records = Arc::new(records);
-    let channel = connect(&cluster.address).await?;
-    let mut plugins = Plugins::new(channel.clone());
-    let component = |name: &str| components.join(format!("{name}.wasm"));
-    title("The cluster");
-    let ids = cluster.ids();
-    println!(
-        "One coordinator (process {}) at {} and {NODES} storage nodes (processes {}) run.",
-        ids[0],
-        cluster.address,
-        ids[1..].iter().map(u32::to_string).collect::<Vec<_>>().join(", "),
-    );
-    let (cart, union, policy) = (
-        upload(&mut plugins, &component("shopping-cart")).await?,
-        upload(&mut plugins, &component("set-union")).await?,
-        upload(&mut plugins, &component("adaptive-latency")).await?,
-    );
-    let shown: Vec<String> = [&cart, &union, &policy].map(named).into();
-    println!("Uploaded, compiled and probed: {}.", shown.join(", "));
-    let mut plot = Plot { cluster, coordinator: Coordinator::new(channel), plugins, cart, union, policy };
+    let mut plot = Plot::start(cluster, components, output).await?;
     plot.load(&records).await?;
-
     let mut load = Load::start(&plot.cluster.address, REGISTRY, &records, CARTS).await?;
     load.go_on(STRETCH).await?;
+    // The first requests open connections and fill caches.
+    spotless(load.take(), "at the start of the load")?;
+    load.go_on(2 * STRETCH).await?;
     let quiet = spotless(load.take(), "before anything is changed")?;
-    println!("\nFrom here on a load runs and checks what it reads. Undisturbed: {}.", quiet.clone().line());
+    output.summary(
+        "Load",
+        format_args!("{IN_FLIGHT} requests in flight from here on, every read checked: {}.", quiet.clone().line()),
+    );
+    output.detail(format_args!(
+        "\nFrom here on a load keeps {IN_FLIGHT} requests in flight and checks what it reads. Undisturbed: {}.",
+        quiet.clone().line()
+    ));
     plot.conflicts().await?;
     spotless(load.take(), "while carts were resolved")?;
     plot.swaps(&mut load, quiet).await?;
@@ -85,13 +79,39 @@ pub async fn tell(cluster: &mut Cluster, components: &Path, records: Vec<Record>
     let ledger = load.stop().await?;
     plot.repair(&missed, &records).await?;
     plot.audit(&records, &ledger).await?;
-    println!("\nAll told, the load made {requests} requests, and {failed} failed.");
-    Ok(())
+    Ok(format!("the load made {requests} requests, and {failed} failed"))
 }
 
-impl Plot<'_> {
+impl<'a> Plot<'a> {
+    /// Uploads the plugins to a running cluster.
+    async fn start(cluster: &'a mut Cluster, components: &Path, output: Output) -> Result<Self> {
+        let channel = connect(&cluster.address).await?;
+        let mut plugins = Plugins::new(channel.clone());
+        let component = |name: &str| components.join(format!("{name}.wasm"));
+        output.title("The cluster");
+        let ids = cluster.ids();
+        output.detail(format_args!(
+            "One coordinator (process {}) at {} and {NODES} storage nodes (processes {}) run.",
+            ids[0],
+            cluster.address,
+            ids[1..].iter().map(u32::to_string).collect::<Vec<_>>().join(", "),
+        ));
+        let (cart, union, policy) = (
+            upload(&mut plugins, &component("shopping-cart")).await?,
+            upload(&mut plugins, &component("set-union")).await?,
+            upload(&mut plugins, &component("adaptive-latency")).await?,
+        );
+        let uploaded: Vec<String> = [&cart, &union, &policy].map(named).into();
+        output.detail(format_args!("Uploaded, compiled and probed: {}.", uploaded.join(", ")));
+        output.summary(
+            "Cluster",
+            format_args!("one coordinator and {NODES} storage nodes, each a process; 3 WebAssembly plugins uploaded."),
+        );
+        Ok(Self { output, cluster, coordinator: Coordinator::new(channel), plugins, cart, union, policy })
+    }
+
     async fn load(&mut self, records: &[Record]) -> Result<()> {
-        title("The data");
+        self.output.title("The data");
         self.create(CreateTenantRequest {
             tenant_id: REGISTRY.into(),
             minimum_level: "quorum".into(),
@@ -111,11 +131,14 @@ impl Plot<'_> {
         data::load(&self.coordinator, REGISTRY, records, || bar.inc(1)).await?;
         bar.finish_and_clear();
         let took = started.elapsed();
-        println!(
-            "The IANA language subtag registry, {} records, is stored on a quorum of nodes each, synced to disk, in {} ({:.0} records/s).",
-            records.len(),
-            seconds(took),
-            records.len() as f64 / took.as_secs_f64()
+        let (count, rate) = (records.len(), records.len() as f64 / took.as_secs_f64());
+        self.output.detail(format_args!(
+            "The IANA language subtag registry, {count} records, is stored on a quorum of nodes each, synced to disk, in {} ({rate:.0} records/s).",
+            seconds(took)
+        ));
+        self.output.summary(
+            "Data",
+            format_args!("{count} real records, each on a quorum of nodes and synced to disk: {rate:.0} records/s."),
         );
         Ok(())
     }
@@ -128,7 +151,7 @@ impl Plot<'_> {
 
     /// Several clients fill the same carts at once, none having read them.
     async fn conflicts(&mut self) -> Result<()> {
-        title("Conflicting writes");
+        self.output.title("Conflicting writes");
         let mut writes = JoinSet::new();
         for cart in 0..CONFLICTS {
             for (number, device) in DEVICES.iter().enumerate() {
@@ -144,36 +167,55 @@ impl Plot<'_> {
         }
         let before = self.cart(0).await?;
         ensure!(before.siblings.len() == DEVICES.len(), "expected {} siblings, got {before:?}", DEVICES.len());
-        println!(
+        self.output.detail(format_args!(
             "{} clients wrote to each of {CONFLICTS} carts at once, without having read them. Without a resolver a read returns what it\nfound, {} siblings and no verdict:",
             DEVICES.len(),
             before.siblings.len()
-        );
+        ));
         for sibling in &before.siblings {
-            println!("    {}", String::from_utf8_lossy(&sibling.value));
+            self.output.detail(format_args!("    {}", String::from_utf8_lossy(&sibling.value)));
         }
         let binding = bind(&mut self.plugins, CARTS, &self.cart.clone(), "").await?;
         let after = self.cart(0).await?;
-        println!("With {} bound (binding {}) the same read returns one cart:", named(&self.cart), binding.number);
-        println!("    {}", String::from_utf8_lossy(&after.value));
-        println!("    resolved by {}", short(&after.resolved_by));
+        self.output.detail(format_args!(
+            "With {} bound (binding {}) the same read returns one cart:\n    {}\n    resolved by {}",
+            named(&self.cart),
+            binding.number,
+            String::from_utf8_lossy(&after.value),
+            short(&after.resolved_by)
+        ));
         let (resolved, kept) = self.count_items().await?;
-        println!(
-            "{resolved} of {CONFLICTS} carts resolved; {kept} of {} items written are in them.",
-            CONFLICTS * DEVICES.len() * 2
+        let written = CONFLICTS * DEVICES.len() * 2;
+        self.output.detail(format_args!(
+            "{resolved} of {CONFLICTS} carts resolved; {kept} of {written} items written are in them."
+        ));
+        self.output.summary(
+            "Conflicts",
+            format_args!(
+                "{} clients wrote each of {CONFLICTS} carts at once; without a plugin a read returns {} siblings.",
+                DEVICES.len(),
+                before.siblings.len()
+            ),
         );
-        ensure!(resolved == CONFLICTS && kept == CONFLICTS * DEVICES.len() * 2, "carts or items are missing");
+        self.output.summary(
+            "Resolver",
+            format_args!(
+                "with shopping-cart bound, a read returns one merged cart: {kept} of {written} items are there."
+            ),
+        );
+        ensure!(resolved == CONFLICTS && kept == written, "carts or items are missing");
         self.settle(after).await
     }
 
-    /// The client's next write, with the context of its read, settles the matter.
+    /// A write with the context of the read replaces all siblings.
     async fn settle(&mut self, read: ReadKeyValueResponse) -> Result<()> {
         let mut write = client::write(CARTS, &cart_key(0), read.value.clone());
         write.context = read.context;
         self.coordinator.write_key_value(timed(write)).await.map_err(|status| failed("write a cart back", &status))?;
         let settled = self.cart(0).await?;
         ensure!(settled.value == read.value && settled.siblings.is_empty(), "the cart is not settled: {settled:?}");
-        println!("A client that puts that cart back with the context of its read settles it: no siblings are left.");
+        self.output
+            .detail("A client that writes that cart back with the context of its read settles it: no siblings remain.");
         Ok(())
     }
 
@@ -183,7 +225,7 @@ impl Plot<'_> {
         Ok(read.map_err(|status| failed("read a cart", &status))?.into_inner())
     }
 
-    /// Carts with a verdict, and the (item, writer) pairs in them.
+    /// Carts that a resolver has merged, and the (item, writer) pairs in all carts.
     async fn count_items(&mut self) -> Result<(usize, usize)> {
         let (mut resolved, mut items) = (0, 0);
         for number in 0..CONFLICTS {
@@ -199,14 +241,14 @@ impl Plot<'_> {
 
     /// Resolver and policy change again and again while the load goes on.
     async fn swaps(&mut self, load: &mut Load, mut quiet: Figures) -> Result<()> {
-        title("Swapping plugins under load");
+        self.output.title("Swapping plugins under load");
         let (cart, union, policy) = (self.cart.clone(), self.union.clone(), self.policy.clone());
         let started = Instant::now();
         let mut swaps = 0;
         let (mut kept_all, mut merged) = (0, 0);
         for round in 0..SWAPS {
             bind(&mut self.plugins, CARTS, &union, "").await?;
-            // An object is no set, so this resolver keeps all siblings; the other one merges them.
+            // The carts are objects, not sets, so set-union keeps all siblings; shopping-cart merges them.
             kept_all += usize::from(self.cart(1).await?.siblings.len() == DEVICES.len());
             bind(&mut self.plugins, REGISTRY, &policy, if round % 2 == 0 { CALM } else { NERVOUS }).await?;
             load.go_on(20).await?;
@@ -217,30 +259,38 @@ impl Plot<'_> {
         }
         let took = started.elapsed();
         let mut during = spotless(load.take(), "during the swaps")?;
-        println!(
-            "{swaps} swaps in {}: shopping-cart for set-union and back, and adaptive-latency between two",
+        self.output.detail(format_args!(
+            "{swaps} swaps in {}: shopping-cart for set-union and back, and adaptive-latency between two\n\
+             configurations. The next read of the same cart always followed the new resolver: {kept_all} of {SWAPS} times set-union kept\n\
+             all siblings (an object is not a set), {merged} of {SWAPS} times shopping-cart merged them.",
             seconds(took)
-        );
-        println!(
-            "configurations. The next read of the same cart always followed the new resolver: {kept_all} of {SWAPS} times set-union kept"
-        );
-        println!("all siblings (an object is no set), {merged} of {SWAPS} times shopping-cart merged them.");
+        ));
         ensure!(kept_all == SWAPS && merged == SWAPS, "a read did not follow the resolver in force");
-        println!("    undisturbed:      {}", quiet.line());
-        println!("    during the swaps: {}", during.line());
+        self.output.detail(format_args!("    undisturbed:      {}", quiet.line()));
+        self.output.detail(format_args!("    during the swaps: {}", during.line()));
+        self.output.summary(
+            "Swaps",
+            format_args!(
+                "{swaps} plugin swaps under load in {}, each in force for the next read: {:.0} requests/s, {} failed.",
+                seconds(took),
+                during.rate(),
+                during.failed
+            ),
+        );
         self.policies().await?;
         self.roll_back().await
     }
 
-    /// What the policy in force makes of the same request.
+    /// The same request under each configuration of the policy.
     async fn policies(&mut self) -> Result<()> {
         let policy = self.policy.clone();
         for (configuration, says) in [(CALM, "calm"), (NERVOUS, "finds every replica slow")] {
             bind(&mut self.plugins, REGISTRY, &policy, configuration).await?;
             let met = self.write_at_all("policy").await.map_err(|status| failed("write at level all", &status))?;
-            println!("A write that asks for level all, policy {configuration:?} ({says}): met {met}.");
+            self.output
+                .detail(format_args!("A write that asks for level all, policy {configuration:?} ({says}): met {met}."));
         }
-        println!("(The tenant's minimum is a quorum: no policy goes below.)");
+        self.output.detail("(The tenant's minimum is a quorum: no policy goes below.)");
         Ok(())
     }
 
@@ -257,7 +307,10 @@ impl Plot<'_> {
         let rolled = rolled.map_err(|status| failed("roll back", &status))?.into_inner();
         let (now, before) = (rolled.binding.context("no binding")?, rolled.previous.context("nothing before")?);
         let kept = self.cart(1).await?.siblings.len();
-        println!("Rolled back from {} to {}: the cart has {kept} siblings again.", before.name, now.name);
+        self.output.detail(format_args!(
+            "Rolled back from {} to {}: the cart has {kept} siblings again.",
+            before.name, now.name
+        ));
         ensure!(now.name == self.union.name && kept == DEVICES.len(), "the rollback did not take effect");
         let request = RollbackBindingRequest { tenant_id: REGISTRY.into(), hook: self.policy.hook.clone() };
         self.plugins.rollback_binding(timed(request)).await.map_err(|status| failed("roll back", &status))?;
@@ -265,37 +318,46 @@ impl Plot<'_> {
         Ok(())
     }
 
-    /// A node is killed, the load goes on, the node comes back. Answers with the records written while it was away.
+    /// A node is killed, the load goes on, the node is restarted. Returns the records written while it was down.
     async fn node_dies(&mut self, load: &mut Load, records: &[Record]) -> Result<BTreeSet<usize>> {
-        title("A node dies");
+        self.output.title("A node dies");
         let name = node_name(VICTIM);
         spotless(load.take(), "before the node was killed")?;
         let id = self.cluster.kill_node(VICTIM).await?;
-        println!("{name} (process {id}) is killed with SIGKILL. The load goes on with two of three nodes:");
+        self.output.detail(format_args!(
+            "{name} (process {id}) is killed with SIGKILL. The load goes on with two of three nodes:"
+        ));
         load.go_on(2 * STRETCH).await?;
         let mut without = load.take();
-        println!("    without it:       {}", without.line());
-        without.failures.iter().for_each(|failure| println!("      {failure}"));
+        self.output.detail(format_args!("    without it:       {}", without.line()));
+        let without = spotless(without, "while a node was down")?;
+        self.output.summary(
+            "Failure",
+            format_args!(
+                "{name} killed with SIGKILL; the other two served {} requests ({:.0}/s), {} failed.",
+                without.requests,
+                without.rate(),
+                without.failed
+            ),
+        );
         self.all_without_a_node().await?;
         self.cluster.start_node(VICTIM).await?;
         self.wait_for(VICTIM).await?;
-        let stale = self.stale(&without.written.to_vec(), records).await?;
+        let stale = self.stale(&without.written, records).await?;
         load.go_on(STRETCH).await?;
         let mut after = load.take();
-        println!(
+        self.output.detail(format_args!(
             "{name} is started again. Of {} records written meanwhile, asked directly, it is behind on {stale}.",
             distinct(&without)
-        );
-        println!("    with it again:    {}", after.line());
-        ensure!(
-            after.failed + without.failed == 0,
-            "{} requests failed while a node was away",
-            after.failed + without.failed
-        );
+        ));
+        self.output.detail(format_args!("    with it again:    {}", after.line()));
+        spotless(after, "while a node was restarted")?;
+        self.output
+            .summary("Restart", format_args!("{name} is back, and has missed the last write of {stale} records."));
         Ok(without.written.into_iter().collect())
     }
 
-    /// Without one of three nodes, all cannot be met: natively that is a failure, the policy takes a quorum for enough.
+    /// Without one of three nodes, level all cannot be met: without a policy such a write fails; the policy accepts a quorum.
     async fn all_without_a_node(&mut self) -> Result<()> {
         let policy = self.policy.clone();
         bind(&mut self.plugins, REGISTRY, &policy, "accept-shortfall = true").await?;
@@ -307,12 +369,18 @@ impl Plot<'_> {
         };
         self.plugins.bind_plugin(timed(unbind)).await.map_err(|status| failed("unbind the policy", &status))?;
         let native = self.write_at_all("node").await;
-        println!("A write at level all (these two are not the load's):");
-        println!("    adaptive-latency: {met}");
-        match native {
+        let failure = match native {
             Ok(met) => bail!("with a node dead, level all was met without a policy: {met}"),
-            Err(status) => println!("    without a policy: {}", told(&status)),
-        }
+            Err(status) => status,
+        };
+        self.output.detail(format_args!(
+            "A write at level all (these two are not the load's):\n    adaptive-latency: {met}\n    without a policy: {}",
+            shown(&failure)
+        ));
+        self.output.summary(
+            "Policy",
+            "meanwhile a write at level all fails; with adaptive-latency bound it is met at a quorum.",
+        );
         Ok(())
     }
 
@@ -330,7 +398,7 @@ impl Plot<'_> {
         bail!("the coordinator has not reached {name} within {PATIENCE:?}")
     }
 
-    /// Of these records, those on which the killed node and another one differ.
+    /// The number of these records on which the killed node and another one differ.
     async fn stale(&mut self, indexes: &[usize], records: &[Record]) -> Result<usize> {
         let mut victim = Node::new(connect(&self.cluster.node_address(VICTIM)).await?);
         let mut other = Node::new(connect(&self.cluster.node_address((VICTIM + 1) % NODES)).await?);
@@ -347,9 +415,9 @@ impl Plot<'_> {
         Ok(stale)
     }
 
-    /// Reads at level all notice what the node has missed, and repair it.
+    /// Reads at level all find what the node has missed, and repair it.
     async fn repair(&mut self, missed: &BTreeSet<usize>, records: &[Record]) -> Result<()> {
-        title("Repair");
+        self.output.title("Repair");
         let indexes: Vec<usize> = missed.iter().copied().collect();
         let behind = self.stale(&indexes, records).await?;
         let before = self.cluster.counter("coordinator_repairs_triggered").await?;
@@ -362,21 +430,23 @@ impl Plot<'_> {
             left = self.stale(&indexes, records).await?;
         }
         let repairs = self.cluster.counter("coordinator_repairs_triggered").await? - before;
-        println!(
-            "{} is behind on {behind} of {} records. Reading them at level all started {repairs} repairs; {} later it is behind on {left}.",
-            node_name(VICTIM),
-            indexes.len(),
-            seconds(started.elapsed())
+        let (name, count, took) = (node_name(VICTIM), indexes.len(), seconds(started.elapsed()));
+        self.output.detail(format_args!(
+            "{name} is behind on {behind} of {count} records. Reading them at level all started {repairs} repairs; {took} later it is behind on {left}."
+        ));
+        self.output.detail(format_args!("The coordinator has repaired {} records since the start.", before + repairs));
+        self.output.summary(
+            "Repair",
+            format_args!("reading them at level all brought {name} up to date: behind on {left} after {took}."),
         );
-        println!("The coordinator has repaired {} records since the start.", before + repairs);
         ensure!(left == 0, "{left} records were not repaired within {PATIENCE:?}");
         ensure!(before + repairs > 0, "nothing was repaired");
         Ok(())
     }
 
-    /// Every acknowledged write must be there.
+    /// Checks that every acknowledged write is there.
     async fn audit(&mut self, records: &[Record], ledger: &[Option<u32>]) -> Result<()> {
-        title("Audit");
+        self.output.title("Audit");
         let keys: Vec<&str> = records.iter().map(|record| record.key.as_str()).collect();
         let values = data::fetch(&self.coordinator, REGISTRY, &keys, "all").await?;
         let known = ledger.iter().filter(|revision| revision.is_some()).count();
@@ -388,15 +458,21 @@ impl Plot<'_> {
             .map(|((record, _), _)| record.key.as_str())
             .collect();
         let (resolved, items) = self.count_items().await?;
-        println!(
-            "{known} records read at level all: {} as acknowledged last, {} not.",
-            known - wrong.len(),
+        let (right, written) = (known - wrong.len(), CONFLICTS * DEVICES.len() * 2);
+        self.output.detail(format_args!(
+            "{known} records read at level all: {right} as acknowledged last, {} not.",
             wrong.len()
+        ));
+        self.output.detail(format_args!("{items} of {written} items are still in the {CONFLICTS} carts."));
+        self.output.summary(
+            "Audit",
+            format_args!(
+                "{right} of {known} records are as last acknowledged; {items} of {written} items are in the carts."
+            ),
         );
-        println!("{items} of {} items are still in the {CONFLICTS} carts.", CONFLICTS * DEVICES.len() * 2);
         ensure!(wrong.is_empty(), "acknowledged writes are lost: {}", wrong[..wrong.len().min(5)].join(", "));
-        // The first one was put back by a client, so nobody has to resolve it any more.
-        ensure!(resolved == CONFLICTS - 1 && items == CONFLICTS * DEVICES.len() * 2, "carts or items are missing");
+        // A client has written the first cart back, so that one has no siblings to resolve.
+        ensure!(resolved == CONFLICTS - 1 && items == written, "carts or items are missing");
         Ok(())
     }
 }
@@ -420,10 +496,6 @@ fn seconds(duration: Duration) -> String {
 
 fn distinct(figures: &Figures) -> usize {
     figures.written.iter().collect::<BTreeSet<_>>().len()
-}
-
-fn title(text: &str) {
-    println!("\n{text}\n{}", "-".repeat(text.len()));
 }
 
 fn cart_key(number: usize) -> String {

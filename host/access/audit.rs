@@ -1,5 +1,5 @@
-//! The record of changes and refusals: JSON lines, in a file that is put aside when it has grown. A thread of its own writes
-//! it, behind a queue with a bound: a full disk, or a slow one, costs lines, which are counted, and never a request.
+//! The audit log of changes and refusals: JSON lines in a file that is rotated by size. A thread writes it from a bounded
+//! queue: a full or slow disk loses lines, which are counted, and never delays or fails a request.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -15,12 +15,12 @@ use serde::Serialize;
 
 use super::config;
 
-/// Lines that may wait for the disk: a second's worth of the most that is recorded, and some.
+/// Most lines waiting for the disk: somewhat more than are recorded in a busy second.
 const QUEUE: usize = 1024;
-/// Refusals put on record in a second, of all clients together: nobody must be able to push what was changed out of the files
-/// by being refused.
+/// Most refusals recorded per second, of all clients together: refused clients must not be able to push changes out of the
+/// rotated files.
 const REFUSALS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).expect("fifty is not zero");
-/// How long the end of the process waits for the last lines.
+/// Longest wait for the last lines when the process ends.
 const LAST: Duration = Duration::from_secs(2);
 
 /// One line.
@@ -28,32 +28,32 @@ const LAST: Duration = Duration::from_secs(2);
 pub struct Entry<'a> {
     /// Unix time, milliseconds.
     pub time_ms: u64,
-    /// The id of the request, if it has one.
+    /// The id of the request, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
-    /// Who is at the other end of the connection.
+    /// The peer of the connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<SocketAddr>,
-    /// Which credential: its id, never its secret.
+    /// The id of the credential, never its secret.
     pub credential: &'a str,
-    /// What was called.
+    /// The call.
     pub rpc: &'a str,
-    /// The tenant that was named.
+    /// The tenant that the call names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<&'a str>,
-    /// The beginning of the SHA-256 of the key that was named.
+    /// The first digits of the SHA-256 of the key that the call names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_hash: Option<String>,
-    /// "done", "begun" (its end comes later), "failed" or "refused".
+    /// "done", "begun" (a later entry records the end), "failed" or "refused".
     pub outcome: &'static str,
-    /// Why it was not done.
+    /// Why it failed or was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'a str>,
 }
 
 enum Message {
     Line(String),
-    /// Tell when everything before is written.
+    /// Replies when all lines before it are written.
     Flush(SyncSender<()>),
 }
 
@@ -65,7 +65,7 @@ pub enum OpenError {
     File {
         /// The file's name.
         file: PathBuf,
-        /// Why not.
+        /// The cause.
         error: std::io::Error,
     },
     /// Its thread cannot be started.
@@ -73,7 +73,7 @@ pub enum OpenError {
     Thread(std::io::Error),
 }
 
-/// Takes entries, and never waits.
+/// The audit log. Recording never waits.
 #[derive(Debug)]
 pub struct Audit {
     lines: SyncSender<Message>,
@@ -83,11 +83,11 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// Opens the file, and starts the thread that writes it; the thread ends when this is dropped. Lines that are lost are
-    /// counted in `dropped`, refusals beyond what is recorded in `unrecorded`.
+    /// Opens the file and starts the thread that writes it; the thread ends when this is dropped. Lost lines are counted in
+    /// `dropped`, refusals beyond the recorded rate in `unrecorded`.
     ///
     /// # Errors
-    /// When the file cannot be opened for appending; names it.
+    /// When the file cannot be opened for appending, or the thread cannot be started.
     pub fn open(settings: &config::Audit, dropped: Counter, unrecorded: Counter) -> Result<Self, OpenError> {
         let mut pages =
             Pages::open(settings.clone()).map_err(|error| OpenError::File { file: settings.file.clone(), error })?;
@@ -100,7 +100,7 @@ impl Audit {
         Ok(Self { lines, refusals: RateLimiter::direct(Quota::per_second(REFUSALS_PER_SECOND)), dropped, unrecorded })
     }
 
-    /// Puts a change on record.
+    /// Records a change.
     pub fn changed(&self, entry: &Entry<'_>) {
         let line = serde_json::to_string(entry).map(|line| line + "\n");
         let sent = line.is_ok_and(|line| self.lines.try_send(Message::Line(line)).is_ok());
@@ -109,7 +109,7 @@ impl Audit {
         }
     }
 
-    /// Puts a refusal on record, unless there are too many.
+    /// Records a refusal, unless there are too many.
     pub fn refused<'a>(&self, entry: impl FnOnce() -> Entry<'a>) {
         if self.refusals.check().is_ok() {
             self.changed(&entry());
@@ -118,18 +118,18 @@ impl Audit {
         }
     }
 
-    /// Waits, not for long, until everything so far is written. Blocks.
+    /// Blocks, for a bounded time, until all entries so far are written.
     pub fn flush(&self) {
         let until = Instant::now() + LAST;
-        let (tell, told) = sync_channel(1);
-        while self.lines.try_send(Message::Flush(tell.clone())).is_err() {
+        let (done, written) = sync_channel(1);
+        while self.lines.try_send(Message::Flush(done.clone())).is_err() {
             if Instant::now() > until {
                 return;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        // Whatever a disk that hangs still holds back is lost.
-        let _ = told.recv_timeout(until.saturating_duration_since(Instant::now()));
+        // If the disk hangs, the remaining lines are lost.
+        let _ = written.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -146,12 +146,12 @@ fn write(queue: &Receiver<Message>, pages: &mut Pages, dropped: &Counter) {
                     }
                 }
             },
-            Message::Flush(tell) => drop(tell.try_send(())),
+            Message::Flush(done) => drop(done.try_send(())),
         }
     }
 }
 
-/// The file that is appended to, and those before it: `audit.log`, `audit.log.1`, `audit.log.2`, ...
+/// The current file and the rotated ones: `audit.log`, `audit.log.1`, `audit.log.2`, ...
 struct Pages {
     settings: config::Audit,
     file: Option<File>,
@@ -178,7 +178,7 @@ impl Pages {
         let written = file.write_all(line);
         match written {
             Ok(()) => self.bytes += length,
-            // What is there now is not known: the next line opens it again.
+            // The state of the file is unknown, so the next line reopens it.
             Err(_) => self.file = None,
         }
         written

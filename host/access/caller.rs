@@ -1,4 +1,4 @@
-//! A call that was let in: who makes it, and what is asked about it once its request is decoded.
+//! An admitted call: who makes it, and the checks that follow once its request is decoded.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -14,34 +14,34 @@ use super::scope::{Need, Rule, Scope, Scopes};
 use super::{Access, token};
 use witan_origin::RequestId;
 
-/// How often a stream that waits looks at the time.
-const LOOK_AT_THE_CLOCK: Duration = Duration::from_secs(60);
+/// Interval at which a waiting stream checks the time.
+const CLOCK_CHECK: Duration = Duration::from_secs(60);
 
-/// Where a call comes from, as far as it is put on record.
+/// The origin of a call, for the audit log.
 #[derive(Debug, Clone, Default)]
 pub struct Origin {
-    /// The other end of the connection.
+    /// The peer of the connection.
     pub peer: Option<SocketAddr>,
     /// The call's id.
     pub request_id: Option<RequestId>,
 }
 
-/// Who makes a call. The layer before every server puts it beside the request; nobody else makes one.
+/// Who makes a call. Only the layer in front of every server makes one, and attaches it to the request.
 #[derive(Clone)]
 pub struct Caller {
     pub(super) access: Arc<Access>,
     pub(super) credential: Arc<Credential>,
     pub(super) rule: &'static Rule,
     pub(super) origin: Origin,
-    /// The tenant that a change names, for the record that is written when it has ended.
+    /// The tenant that a change names, for the entry written when it has ended.
     pub(super) named: Option<Arc<OnceLock<TenantId>>>,
 }
 
 impl Caller {
-    /// Whether the call may name this tenant, and the tenant has a request left in this second.
+    /// Checks that the call may name this tenant, and that the tenant is within its rate limit.
     ///
     /// # Errors
-    /// When it may not; it is on record then.
+    /// When it is refused; the refusal is recorded.
     pub fn may(&self, tenant: &TenantId) -> Result<(), Refusal> {
         self.may_on(tenant, None)
     }
@@ -49,20 +49,20 @@ impl Caller {
     /// As [`Self::may`], for a call about one key.
     ///
     /// # Errors
-    /// When it may not; it is on record then.
+    /// When it is refused; the refusal is recorded.
     pub fn may_on(&self, tenant: &TenantId, key: Option<&[u8]>) -> Result<(), Refusal> {
         if let Some(named) = &self.named {
-            // A call names one tenant; were it two, the first one stays on record.
+            // A call names one tenant; if it named two, the first one would be recorded.
             let _ = named.set(tenant.clone());
         }
         let allowed = self.credential.covers(tenant).and_then(|()| self.take(tenant, self.rule.rate()));
         self.noted(allowed, Some(tenant), key)
     }
 
-    /// Whether an operation of a stream may be carried out: the stream was opened with one scope of several.
+    /// Checks an operation of a stream, which was opened with any one of several scopes.
     ///
     /// # Errors
-    /// When it may not; it is on record then.
+    /// When it is refused; the refusal is recorded.
     pub fn may_operate(&self, scope: Scope, tenant: &TenantId, key: &[u8]) -> Result<(), Refusal> {
         let allowed = self
             .credential
@@ -72,17 +72,17 @@ impl Caller {
         self.noted(allowed, Some(tenant), Some(key))
     }
 
-    /// Whether the call may be about all tenants at once.
+    /// Checks that the call may be about all tenants at once.
     ///
     /// # Errors
-    /// When it may not; it is on record then.
+    /// When it is refused; the refusal is recorded.
     pub fn may_all(&self) -> Result<(), Refusal> {
         let operator = Need::OneOf(Scopes::only(Scope::Operator));
         let allowed = self.credential.meets(operator).and_then(|()| self.access.take_operator());
         self.noted(allowed, None, None)
     }
 
-    /// Whether the credential is good by now: streams outlive what they were opened with.
+    /// Checks that the credential is still valid: streams may outlive the credential they were opened with.
     ///
     /// # Errors
     /// When it was revoked, or has expired.
@@ -90,15 +90,15 @@ impl Caller {
         self.noted(self.credential.is_good(self.access.now_ms()), None, None)
     }
 
-    /// Waits until the credential is good no more, and says why.
+    /// Waits until the credential is no longer valid, and returns why.
     pub async fn until_ended(&self) -> Refusal {
         loop {
             if let Err(refusal) = self.is_still_good() {
                 return refusal;
             }
             let left = self.credential.expires_at_ms().map(|end| end.saturating_sub(self.access.now_ms()).max(1));
-            // In steps: the clock of the wall may be set while this waits.
-            let patience = Duration::from_millis(left.unwrap_or(u64::MAX)).min(LOOK_AT_THE_CLOCK);
+            // In steps, since the wall clock may be changed meanwhile.
+            let patience = Duration::from_millis(left.unwrap_or(u64::MAX)).min(CLOCK_CHECK);
             tokio::select! {
                 () = self.credential.revoked() => {}
                 () = tokio::time::sleep(patience) => {}
@@ -106,28 +106,28 @@ impl Caller {
         }
     }
 
-    /// Counts a refusal that was decided elsewhere, and puts it on record.
+    /// Counts and records a refusal that was decided elsewhere.
     pub fn refused(&self, refusal: Refusal) -> Refusal {
         let tenant = self.named.as_ref().and_then(|named| named.get());
         self.noted(Err(refusal.clone()), tenant, None).err().unwrap_or(refusal)
     }
 
-    /// What it has shown.
+    /// Its credential.
     pub fn credential(&self) -> &Credential {
         &self.credential
     }
 
-    /// What it calls.
+    /// The path of the call.
     pub fn rule(&self) -> &'static Rule {
         self.rule
     }
 
-    /// Whether its end is put on record.
+    /// Whether its end is recorded.
     pub fn is_recorded(&self) -> bool {
         self.named.is_some()
     }
 
-    /// Puts the end of a change on record.
+    /// Records the end of a change.
     pub fn ended(&self, outcome: &'static str, reason: Option<&str>) {
         let tenant = self.named.as_ref().and_then(|named| named.get());
         self.access.put_change(&self.entry(outcome, reason, tenant, None));

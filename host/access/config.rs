@@ -1,4 +1,4 @@
-//! How a coordinator is secured, as its configuration says.
+//! The section `security` of a coordinator's configuration.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,38 +10,38 @@ use witan_net::{ClientTls, ListenerTls};
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Security {
-    /// Serve clients without a credential. Without it, and without any way to tell clients apart, only loopback is served.
+    /// Serve clients without a credential. If this is off and clients are not identified, only loopback is served.
     pub allow_anonymous: bool,
-    /// Whether API tokens are asked for.
+    /// Whether API tokens are required.
     pub tokens: bool,
     /// TLS on the listeners of gRPC and HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<ListenerTls>,
-    /// JSON web tokens of an issuer of one's own.
+    /// JSON web tokens of the operator's issuer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwt: Option<Jwt>,
-    /// How storage nodes are spoken to.
+    /// Connections to storage nodes.
     pub nodes: Nodes,
-    /// How many requests each tenant may make.
+    /// Rate limits of each tenant.
     pub rate_limits: RateLimits,
-    /// The record of changes and refusals.
+    /// The audit log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit: Option<Audit>,
 }
 
 impl Security {
-    /// True when every client has to show a token.
+    /// True when every client must send a token.
     pub fn asks_for_tokens(&self) -> bool {
         self.tokens || self.jwt.is_some()
     }
 
-    /// True when clients are told apart, by tokens or by their certificates.
+    /// True when clients are identified, by tokens or by their certificates.
     pub fn knows_clients(&self) -> bool {
         self.asks_for_tokens() || self.tls.as_ref().is_some_and(|tls| tls.client_ca_file.is_some())
     }
 }
 
-/// A listener that other machines could use although clients are not told apart.
+/// A listener that other machines could use although clients are not identified.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0} can be reached from other machines, and nothing says who may do what there: ask for credentials with \
@@ -50,8 +50,8 @@ impl Security {
 )]
 pub struct Exposed(SocketAddr);
 
-/// Whether a coordinator may serve at `address`: clients on this machine are always served; those on others only when credentials tell
-/// them apart, or the operator has allowed anonymous ones.
+/// Whether a coordinator may serve at `address`: clients on this machine are always served; those on others only when credentials identify
+/// them, or the operator has allowed anonymous ones.
 ///
 /// # Errors
 /// When it may not; the message follows the name of the key that holds the address.
@@ -62,56 +62,56 @@ pub fn may_listen(security: &Security, address: SocketAddr) -> Result<(), Expose
     Err(Exposed(address))
 }
 
-/// JSON web tokens (RFC 7519) that are taken as credentials.
+/// JSON web tokens (RFC 7519) as credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Jwt {
-    /// The one algorithm that is taken: RS256, ES256, EdDSA, or HS256.
+    /// The only accepted algorithm: RS256, ES256, EdDSA, or HS256.
     pub algorithm: String,
     /// PEM file of the public key; for HS256 a file with the secret.
     pub key_file: PathBuf,
-    /// What the claim `iss` must be.
+    /// Required value of the claim `iss`.
     pub issuer: String,
-    /// What the claim `aud` must be or hold.
+    /// Value that the claim `aud` must equal or contain.
     pub audience: String,
 }
 
-/// How storage nodes are spoken to.
+/// Connections to storage nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Nodes {
-    /// TLS towards the nodes.
+    /// TLS to the nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<ClientTls>,
-    /// A file with the secret that coordinators and nodes share.
+    /// File with the secret that coordinators and nodes share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_secret_file: Option<PathBuf>,
 }
 
-/// Requests a second of one tenant, per scope; 0: no limit. Each may come at once in one second's worth.
+/// Requests per second of one tenant, by scope; 0: no limit. Bursts of one second's worth are allowed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RateLimits {
-    /// Reads a second.
+    /// Reads per second.
     pub read: u32,
-    /// Writes and deletes a second.
+    /// Writes and deletes per second.
     pub write: u32,
-    /// Changes of tenants a second.
+    /// Changes of tenants per second.
     pub admin: u32,
-    /// Changes of nodes and plugins a second, of all together.
+    /// Changes of nodes and plugins per second, of all operators together.
     pub operator: u32,
 }
 
-/// The record of changes and refusals: JSON lines.
+/// The audit log of changes and refusals: JSON lines.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Audit {
-    /// The file that is appended to.
+    /// The file to append to.
     pub file: PathBuf,
-    /// Bytes after which it is put aside and a new one begun.
+    /// Size at which the file is rotated, in bytes.
     #[serde(default = "Audit::default_max_bytes")]
     pub max_bytes: u64,
-    /// Files put aside that are kept.
+    /// Number of rotated files to keep.
     #[serde(default = "Audit::default_keep")]
     pub keep: u32,
 }
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_tells_clients_apart_or_says_so_serves_everywhere() {
+    fn with_credentials_or_permission_every_address_is_served() {
         let tls = ListenerTls { cert_file: "c".into(), key_file: "k".into(), client_ca_file: Some("a".into()) };
         let jwt = Jwt { algorithm: "EdDSA".into(), key_file: "k".into(), issuer: "i".into(), audience: "a".into() };
         let ways = [

@@ -1,4 +1,4 @@
-//! Who calls, and what they may.
+//! A checked credential: who calls, and what it allows.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,37 +9,38 @@ use witan_kernel::port::Token;
 use super::refusal::Refusal;
 use super::scope::{Need, Scope, Scopes};
 
-/// A credential that has been checked, without what would let anybody use it.
+/// A checked credential, without its secret.
 #[derive(Debug)]
 pub struct Credential {
     id: String,
     tenant: Option<TenantId>,
     scopes: Scopes,
     expires_at_ms: Option<u64>,
-    /// Turns true when it is revoked: streams that it has opened look at this.
+    /// Turns true when it is revoked; streams opened with it watch this.
     ended: AtomicBool,
     ending: Notify,
 }
 
 impl Credential {
-    /// A credential. One that is bound to a tenant is no operator's, whatever it claims: what operators do is of all tenants.
+    /// A credential. One that is bound to a tenant never has the scope operator, whatever it claims, since operators act on all
+    /// tenants.
     pub fn new(id: String, tenant: Option<TenantId>, scopes: Scopes, expires_at_ms: Option<u64>) -> Self {
         let scopes = if tenant.is_some() { scopes.without(Scopes::only(Scope::Operator)) } else { scopes };
         Self { id, tenant, scopes, expires_at_ms, ended: AtomicBool::new(false), ending: Notify::new() }
     }
 
-    /// Whoever shows nothing, where that is served.
+    /// The credential of clients that send none, where they are served.
     pub fn anonymous() -> Self {
         Self::new("anonymous".to_owned(), None, Scopes::ALL, None)
     }
 
-    /// That of an API token.
+    /// The credential of an API token.
     pub fn of_token(token: &Token) -> Self {
         let scopes = Scopes::from_bits(token.scopes);
         Self::new(format!("token:{}", token.id), token.tenant.clone(), scopes, token.expires_at_ms)
     }
 
-    /// What stands for it in records: never anything that opens a door.
+    /// Its name in the audit log; contains no secret.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -49,17 +50,17 @@ impl Credential {
         self.tenant.as_ref()
     }
 
-    /// What it allows.
+    /// The scopes that it has.
     pub fn scopes(&self) -> Scopes {
         self.scopes
     }
 
-    /// When it ends to be good: Unix time, milliseconds.
+    /// When it expires: Unix time, milliseconds.
     pub fn expires_at_ms(&self) -> Option<u64> {
         self.expires_at_ms
     }
 
-    /// It was revoked.
+    /// Marks it as revoked.
     pub fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         self.ending.notify_waiters();
@@ -69,14 +70,14 @@ impl Credential {
     pub async fn revoked(&self) {
         let ending = self.ending.notified();
         tokio::pin!(ending);
-        // Registered before the look, so that it is not missed in between.
+        // Subscribed before the check, so that a change in between is not missed.
         ending.as_mut().enable();
         if !self.ended.load(Ordering::SeqCst) {
             ending.await;
         }
     }
 
-    /// Whether it is still good.
+    /// Whether it is still valid.
     pub fn is_good(&self, now_ms: u64) -> Result<(), Refusal> {
         if self.ended.load(Ordering::Relaxed) {
             return Err(Refusal::Unknown);
@@ -87,7 +88,7 @@ impl Credential {
         }
     }
 
-    /// Whether it has what a call needs. Which tenant the call names is not known yet.
+    /// Whether it has what a call needs. The tenant that the call names is checked later.
     pub fn meets(&self, need: Need) -> Result<(), Refusal> {
         match need {
             Need::Nothing | Need::Credential => Ok(()),

@@ -1,4 +1,4 @@
-//! Making, listing and revoking API tokens: who may give away what.
+//! Creating, listing and revoking API tokens, and who may.
 
 use std::sync::Arc;
 
@@ -11,19 +11,19 @@ use super::refusal::Refusal;
 use super::scope::{Scope, Scopes};
 use super::token::{Fresh, Grant, make};
 
-/// Pages read for one answer at most, when few of the tokens on them are the caller's to see.
+/// Most pages of the store read for one response, if the caller may see few of the tokens.
 const PAGES: usize = 10;
 
-/// Why a token was not made, shown or revoked.
+/// Why a token was not created, listed or revoked.
 #[derive(Debug, thiserror::Error)]
 pub enum Denied {
-    /// The caller may not.
+    /// The caller is not allowed to.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The request breaks a rule.
+    /// The request is invalid.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// The store did not do it.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -31,13 +31,13 @@ pub enum Denied {
 /// A page of tokens.
 #[derive(Debug)]
 pub struct Page {
-    /// Those that the caller may see.
+    /// The tokens that the caller may see.
     pub tokens: Vec<Token>,
-    /// Where the next page begins; `None`: there is none.
+    /// Id after which the next page begins; `None`: this is the last one.
     pub next: Option<String>,
 }
 
-/// Makes tokens, lists them, and takes them back.
+/// Creates, lists and revokes tokens.
 pub struct Issuance {
     access: Arc<Access>,
     metadata: Arc<dyn Metadata>,
@@ -49,10 +49,10 @@ impl Issuance {
         Self { access, metadata }
     }
 
-    /// Makes a token. Nobody gives away more than they have, nor for longer; an operator has everything.
+    /// Creates a token. Callers cannot grant more than they have, nor for longer; an operator has everything.
     ///
     /// # Errors
-    /// When the caller may not, or the store does not.
+    /// When the caller is not allowed to, or the store does not answer.
     pub async fn create(&self, caller: &Caller, grant: Grant) -> Result<Fresh, Denied> {
         self.may_concern(caller, grant.tenant.as_ref())?;
         let now_ms = self.access.now_ms();
@@ -63,10 +63,10 @@ impl Issuance {
         Ok(fresh)
     }
 
-    /// Tokens behind the one with the id `after`, about `limit` of them: those of `tenant`, or all that the caller may see.
+    /// About `limit` tokens after the id `after`: those of `tenant`, or all that the caller may see.
     ///
     /// # Errors
-    /// When the caller may not, or the store does not answer.
+    /// When the caller is not allowed to, or the store does not answer.
     pub async fn list(
         &self,
         caller: &Caller,
@@ -82,7 +82,7 @@ impl Issuance {
             let read = self.metadata.tokens(page.next.as_deref(), size).await?;
             let is_last = read.len() < size as usize;
             for token in read {
-                // A page ends before the first one that it has no room for.
+                // A page ends before the first token for which it has no room.
                 if page.tokens.len() == limit as usize {
                     return Ok(page);
                 }
@@ -101,17 +101,17 @@ impl Issuance {
         Ok(page)
     }
 
-    /// Takes a token back.
+    /// Revokes a token.
     ///
     /// # Errors
-    /// When there is none that the caller may take back, or the store does not answer.
+    /// When there is no such token that the caller may revoke, or the store does not answer.
     pub async fn revoke(&self, caller: &Caller, id: &str) -> Result<(), Denied> {
         let missing = || StoreError::Missing(format!("token {}", id.chars().take(64).collect::<String>()));
         if id.len() > TOKEN_ID_BYTES {
             return Err(missing().into());
         }
         let token = self.metadata.token(id).await?.ok_or_else(missing)?;
-        // Whoever may not revoke it learns nothing of it either.
+        // Callers that may not revoke a token cannot find out whether it exists.
         let is_own = caller.credential().tenant().is_none_or(|own| token.tenant.as_ref() == Some(own));
         if !is_own {
             return Err(missing().into());
@@ -125,7 +125,7 @@ impl Issuance {
         Ok(())
     }
 
-    /// Tokens of all tenants are an operator's, or an administrator's of all tenants.
+    /// Tokens without a tenant are managed by operators and by administrators of all tenants.
     fn may_concern(&self, caller: &Caller, tenant: Option<&TenantId>) -> Result<(), Refusal> {
         match tenant {
             Some(tenant) => caller.may(tenant),
@@ -135,22 +135,22 @@ impl Issuance {
     }
 }
 
-/// What any token must be.
+/// Checks what holds for every token.
 ///
 /// # Errors
-/// When it is not.
+/// When the grant is invalid.
 pub fn well_formed(grant: Grant, now_ms: u64) -> Result<Grant, Invalid> {
     if grant.tenant.is_some() && grant.scopes.has(Scope::Operator) {
-        let remedy = "leave out tenant_id, or operator: what operators do concerns all tenants";
+        let remedy = "leave out tenant_id, or operator: operators act on all tenants";
         return Err(Invalid::new("scopes", "has operator for a token of one tenant", remedy));
     }
     if grant.expires_at_ms.is_some_and(|end| end <= now_ms) {
-        return Err(Invalid::new("expires_at", "has passed", "send a time to come, or 0 for none"));
+        return Err(Invalid::new("expires_at", "has passed", "send a future time, or 0 for none"));
     }
     Ok(grant)
 }
 
-/// What is left of a grant that `caller` may give: everything, or it is refused; it ends when the caller's own credential does.
+/// A grant as `caller` may give it: complete, or refused; it expires no later than the caller's credential.
 fn within(caller: &Caller, grant: Grant) -> Result<Grant, Refusal> {
     let own = caller.credential();
     if own.scopes().has(Scope::Operator) {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     impl World {
-        /// A caller with a token that allows this.
+        /// A caller with a token for this grant.
         async fn caller(&self, grant: Grant) -> Caller {
             let fresh = make(grant, rand::random(), rand::random(), 0);
             self.metadata.create_token(fresh.token.clone()).await.unwrap();
@@ -258,7 +258,7 @@ mod tests {
         let everywhere = world.caller(grant(None, "admin")).await;
         let operators = operator.credential().id().trim_start_matches("token:");
         let refused = world.issuance.revoke(&everywhere, operators).await;
-        assert!(matches!(refused, Err(Denied::Refused(_))), "an operator's token is an operator's to revoke");
+        assert!(matches!(refused, Err(Denied::Refused(_))), "only an operator revokes an operator's token");
         let refused = world.issuance.revoke(&admin, &other.id).await;
         assert!(matches!(refused, Err(Denied::Store(StoreError::Missing(_)))));
         world.issuance.revoke(&admin, &own.id).await.unwrap();
@@ -302,7 +302,7 @@ mod tests {
         let reader = admit().unwrap().unwrap();
         assert_eq!(reader.is_still_good(), Ok(()));
         world.issuance.revoke(&operator, &fresh.token.id).await.unwrap();
-        assert_eq!(reader.is_still_good(), Err(Refusal::Unknown), "streams that it has opened included");
+        assert_eq!(reader.is_still_good(), Err(Refusal::Unknown), "including streams opened with it");
         assert!(admit().is_none(), "it is not known any more");
         let asked = world.access.admit_unseen(rule, Some(shown.as_bytes()), &Origin::default()).await;
         assert!(matches!(asked, Err(Refusal::Unknown)));

@@ -1,5 +1,5 @@
-//! Web tokens of an issuer of the operator's own (RFC 7519). The algorithm, the issuer and the audience are the configuration's;
-//! what a token's header says about how to check it is only compared with that.
+//! JSON web tokens of the operator's issuer (RFC 7519). The configuration decides algorithm, issuer and audience; a token's
+//! header is only compared with them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,19 +19,19 @@ use super::credential::Credential;
 use super::refusal::Refusal;
 use super::scope::{Scope, Scopes};
 
-/// Longest web token, in bytes: as much as fits into the headers of a call beside everything else.
+/// Longest web token, in bytes: it must fit into the headers of a call, together with the other headers.
 pub(super) const TEXT_BYTES: usize = 8 << 10;
-/// Tokens that were checked and are remembered, good and bad: a signature costs a hundred times as much as a look.
+/// Checked tokens kept in each cache, of valid and of invalid ones: checking a signature costs a hundred times a lookup.
 const REMEMBERED: u64 = 10_000;
-/// How long a bad token is remembered: it may be one whose time has not come yet.
+/// Time for which an invalid token is cached: it may become valid later (`nbf`).
 const BAD_FOR: Duration = Duration::from_secs(5);
-/// How far an issuer's clock may be from this one's, in seconds.
+/// Tolerated difference between the issuer's clock and this one, in seconds.
 const LEEWAY: u64 = 30;
-/// Shortest secret of HS256, in bytes: as many as the hash has (RFC 7518, 3.2).
+/// Shortest HS256 secret, in bytes: the length of the hash (RFC 7518, 3.2).
 const SECRET_BYTES: usize = 32;
-/// Largest file of a key.
+/// Largest key file, in bytes: a PEM key has a few kilobytes.
 const FILE_BYTES: usize = 64 << 10;
-/// Longest `sub` that is put on record.
+/// Longest recorded `sub`, in characters.
 const SUBJECT_CHARS: usize = 100;
 
 /// Checks web tokens.
@@ -46,11 +46,11 @@ pub(super) struct Issuer {
 
 struct Key {
     key: DecodingKey,
-    /// The file's content, to see when it changes.
+    /// SHA-256 of the file, which detects changes.
     file: [u8; 32],
 }
 
-/// A text, and the key's file that it was checked with: another key, another verdict.
+/// The hash of a token, and that of the key file it was checked with: a new key may give a different result.
 type Seen = ([u8; 32], [u8; 32]);
 
 #[derive(Deserialize)]
@@ -68,12 +68,14 @@ impl Issuer {
     /// Reads the key.
     ///
     /// # Errors
-    /// When the settings or the key's file are no good; names them.
+    /// When a setting or the key file is invalid; the message names it.
     pub(super) fn open(settings: Jwt) -> Result<Self, String> {
         let algorithm = algorithm(&settings.algorithm)?;
         for (name, value) in [("issuer", &settings.issuer), ("audience", &settings.audience)] {
             if value.is_empty() {
-                return Err(format!("security.jwt.{name} is empty: a token of anybody's would do; write down whose"));
+                return Err(format!(
+                    "security.jwt.{name} is empty: tokens of any would be accepted; set the expected one"
+                ));
             }
         }
         let mut validation = Validation::new(algorithm);
@@ -89,10 +91,10 @@ impl Issuer {
         Ok(Self { settings, algorithm, validation, key, good, bad })
     }
 
-    /// Whose token a text is, if it is a good one.
+    /// The credential of a token, if it is valid.
     ///
     /// # Errors
-    /// When it is not.
+    /// When it is invalid.
     pub(super) fn check(&self, text: &str, now_ms: u64) -> Result<Arc<Credential>, Refusal> {
         if text.len() > TEXT_BYTES {
             return Err(Refusal::Malformed);
@@ -123,18 +125,17 @@ impl Issuer {
         let claims = decode::<Claims>(text, key, &self.validation).map_err(|error| refusal(error.kind()))?.claims;
         let scopes = Scopes::among(claims.scope.split(' '));
         let tenant = claims.tenant.map(TenantId::new).transpose();
-        let tenant = tenant.map_err(|_| Refusal::Issuer("its claim `tenant` is no tenant's id"))?;
+        let tenant = tenant.map_err(|_| Refusal::Issuer("its claim `tenant` is not a tenant id"))?;
         if tenant.is_none() && !scopes.has(Scope::Operator) {
-            return Err(Refusal::Issuer("it names no tenant, which only one with the scope operator need not"));
+            return Err(Refusal::Issuer("it names no tenant, and only a token with the scope operator may do without"));
         }
         let subject: String = claims.sub.chars().filter(|c| !c.is_control()).take(SUBJECT_CHARS).collect();
-        // Saturates; the leeway is for the issuer's clock at the end as well.
+        // The cast saturates. The leeway for the issuer's clock applies to the expiry, too.
         let expires_at_ms = ((claims.exp + LEEWAY as f64) * 1000.0) as u64;
         Ok(Credential::new(format!("jwt:{subject}"), tenant, scopes, Some(expires_at_ms)))
     }
 
-    /// Reads the key's file again whenever it has changed, for as long as it is polled. A file that is no good leaves the key
-    /// that was.
+    /// Reads the key file again whenever it has changed; never returns. An invalid file leaves the current key in place.
     pub(super) async fn follow(self: Arc<Self>) {
         let file = &self.settings.key_file;
         // It may have changed since the key was read.
@@ -143,7 +144,7 @@ impl Issuer {
             match read(watch.changed().await, file, self.algorithm) {
                 Ok(key) => self.take(key),
                 Err(error) => {
-                    tracing::warn!(%error, "the key of web tokens cannot be read again; the last good one stays");
+                    tracing::warn!(%error, "cannot reload the key for web tokens; the previous key stays in use");
                 }
             }
         }
@@ -151,20 +152,20 @@ impl Issuer {
 
     fn take(&self, key: Key) {
         if key.file != self.key.load().file {
-            tracing::info!(file = %self.settings.key_file.display(), "web tokens are checked with another key from now on");
+            tracing::info!(file = %self.settings.key_file.display(), "reloaded the key for web tokens");
             self.key.store(Arc::new(key));
         }
     }
 }
 
-/// Only algorithms that are not broken and not confused with each other; `none` is none of them.
+/// Only algorithms that are secure and cannot be confused with each other; never `none`.
 fn algorithm(name: &str) -> Result<Algorithm, String> {
     match name {
         "RS256" => Ok(Algorithm::RS256),
         "ES256" => Ok(Algorithm::ES256),
         "EdDSA" => Ok(Algorithm::EdDSA),
         "HS256" => Ok(Algorithm::HS256),
-        other => Err(format!("security.jwt.algorithm: {other:?} is not taken; use RS256, ES256, EdDSA or HS256")),
+        other => Err(format!("security.jwt.algorithm: {other:?} is not supported; use RS256, ES256, EdDSA or HS256")),
     }
 }
 
@@ -182,7 +183,7 @@ fn key(bytes: &[u8], algorithm: Algorithm) -> Result<DecodingKey, String> {
     let is_pem = bytes.trim_ascii_start().starts_with(b"-----BEGIN");
     let key = match algorithm {
         Algorithm::HS256 if is_pem => {
-            return Err("is a PEM file, and HS256 takes a secret: everybody may know a public key".to_owned());
+            return Err("is a PEM file, but HS256 needs a secret: a public key is not one".to_owned());
         }
         Algorithm::HS256 => {
             let secret = bytes.trim_ascii();
@@ -195,15 +196,15 @@ fn key(bytes: &[u8], algorithm: Algorithm) -> Result<DecodingKey, String> {
         Algorithm::ES256 => DecodingKey::from_ec_pem(bytes),
         _ => DecodingKey::from_ed_pem(bytes),
     };
-    key.map_err(|error| format!("is no PEM file of a public key for {algorithm:?}: {error}"))
+    key.map_err(|error| format!("is not a PEM file of a public key for {algorithm:?}: {error}"))
 }
 
 fn refusal(kind: &ErrorKind) -> Refusal {
     match kind {
         ErrorKind::ExpiredSignature => Refusal::Expired,
-        ErrorKind::InvalidIssuer => Refusal::Issuer("it is of another issuer than `security.jwt.issuer`"),
+        ErrorKind::InvalidIssuer => Refusal::Issuer("its issuer is not `security.jwt.issuer`"),
         ErrorKind::InvalidAudience => Refusal::Issuer("it is not for `security.jwt.audience`"),
-        ErrorKind::ImmatureSignature => Refusal::Issuer("its time has not come yet (`nbf`)"),
+        ErrorKind::ImmatureSignature => Refusal::Issuer("it is not valid yet (`nbf`)"),
         ErrorKind::MissingRequiredClaim(_) => Refusal::Issuer("it lacks one of the claims exp, iss and aud"),
         ErrorKind::InvalidAlgorithm | ErrorKind::UnsupportedAlgorithm => {
             Refusal::Issuer("it is not signed with `security.jwt.algorithm`")
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_token_tells_tenant_and_scopes() {
+    fn a_valid_token_gives_tenant_and_scopes() {
         let issuer = issuer();
         let text = signed(Algorithm::HS256, SECRET, &claims());
         let credential = issuer.check(&text, now_ms()).unwrap();
@@ -319,7 +320,7 @@ mod tests {
         format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
     }
 
-    /// An issuer that takes tokens of this algorithm, what signs them, and what everybody may know.
+    /// An issuer with this algorithm, its signing key, and its public key.
     fn issuer_of(algorithm: Algorithm) -> (Issuer, EncodingKey, String) {
         let (public, private) = match algorithm {
             Algorithm::RS256 => {
@@ -337,7 +338,7 @@ mod tests {
                 let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
                 (key.public_key_pem(), EncodingKey::from_ed_der(key.serialized_der()))
             }
-            other => panic!("{other:?} is not for pairs of keys"),
+            other => panic!("{other:?} is not asymmetric"),
         };
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(public.as_bytes()).unwrap();
@@ -355,7 +356,7 @@ mod tests {
             let text = encode(&Header::new(algorithm), &claims(), &another).unwrap();
             assert!(issuer.check(&text, now_ms()).is_err(), "{algorithm:?}: of another key");
             for secret in [public.as_bytes(), SECRET, b""] {
-                // A token that takes the public key for a shared secret must not be believed.
+                // A token signed with the public key as a shared secret must be refused.
                 let text = signed(Algorithm::HS256, secret, &claims());
                 assert!(issuer.check(&text, now_ms()).is_err(), "{algorithm:?} taken for HS256");
             }
@@ -400,7 +401,7 @@ mod tests {
         assert!(refused(|jwt| jwt.issuer.clear(), SECRET).contains("security.jwt.issuer"));
         assert!(refused(|_| (), b"short").contains("at least 32"));
         assert!(refused(|_| (), b"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA").contains("PEM"));
-        assert!(refused(|jwt| jwt.algorithm = "EdDSA".into(), SECRET).contains("no PEM file"));
+        assert!(refused(|jwt| jwt.algorithm = "EdDSA".into(), SECRET).contains("not a PEM file"));
         assert!(refused(|jwt| jwt.key_file = "/nonexistent".into(), SECRET).contains("/nonexistent"));
     }
 }

@@ -1,4 +1,4 @@
-//! What is counted about access.
+//! Metrics of access.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -12,15 +12,15 @@ struct Kind {
     reason: &'static str,
 }
 
-/// What is counted about access.
+/// Metrics of access.
 #[derive(Debug)]
 pub(super) struct Metrics {
     refusals: Family<Kind, Counter>,
-    /// By the order of [`KINDS`]: counting takes no lock of the family.
+    /// In the order of [`KINDS`], so that counting takes no lock of the family.
     counted: [Counter; KINDS.len()],
-    /// Entries that the audit log has lost because its queue was full, or its file could not be written.
+    /// Entries that the audit log has lost: its queue was full, or its file could not be written.
     pub(super) audit_dropped: Counter,
-    /// Refusals that were not put on record one by one because there were too many.
+    /// Refusals that were not recorded because there were too many.
     pub(super) audit_unrecorded: Counter,
 }
 
@@ -38,7 +38,7 @@ impl Metrics {
         self.counted[refusal.kind()].inc();
     }
 
-    /// Shows everything.
+    /// Registers all of them.
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register("witan_access_refusals", "Calls refused before they began, by reason", self.refusals.clone());
         registry.register(

@@ -1,4 +1,4 @@
-//! How many requests a second each tenant may make, per scope.
+//! Rate limits: requests per second of each tenant, by scope.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use witan_kernel::name::TenantId;
 use super::config::RateLimits;
 use super::scope::Scope;
 
-/// Tenants whose requests are counted at a time. One that has been forgotten starts with a full second's worth, so that this
-/// only matters where more tenants than these are busy within seconds.
+/// Most tenants whose requests are counted at a time. A forgotten tenant starts again with a full second's worth, so this only
+/// matters when more tenants than these are busy within seconds.
 const TENANTS: u64 = 10_000;
-/// After so long without a request, a tenant's second is full again anyway.
+/// Idle time after which a tenant is forgotten: its limit has fully recovered by then.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// The limits in force, and what has been used of them.
+/// The limits, and how much of them is used.
 #[derive(Debug)]
 pub(super) struct Rates {
     limits: RateLimits,
@@ -38,7 +38,7 @@ fn gate(per_second: u32) -> Option<DefaultDirectRateLimiter> {
 }
 
 impl Rates {
-    /// These limits, of which nothing is used yet.
+    /// New limits, of which nothing is used.
     pub(super) fn new(limits: RateLimits) -> Self {
         let tenants = Cache::builder().max_capacity(TENANTS).time_to_idle(IDLE).build();
         Self { operators: gate(limits.operator), limits, tenants }
@@ -49,7 +49,7 @@ impl Rates {
         &self.limits
     }
 
-    /// Takes one request of `tenant`, or says when there will be room for it.
+    /// Counts one request of `tenant`; if it is over the limit, returns the time until the next is accepted.
     pub(super) fn take(&self, tenant: &TenantId, scope: Scope) -> Result<(), Duration> {
         if self.of(scope) == 0 {
             return Ok(());
@@ -68,7 +68,7 @@ impl Rates {
         }
     }
 
-    /// Takes one request of the operators, who share one limit.
+    /// Counts one request of an operator; all operators share one limit.
     pub(super) fn take_operator(&self) -> Result<(), Duration> {
         pass(self.operators.as_ref())
     }
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_tenant_uses_up_its_own_second_only() {
-        // So slow that no room comes back while the test runs.
+        // So slow that nothing recovers while the test runs.
         let rates = Rates::new(RateLimits { read: 2, write: 1, operator: 1, ..RateLimits::default() });
         let (a, b) = (tenant("a"), tenant("b"));
         assert!(rates.take(&a, Scope::Write).is_ok());

@@ -1,4 +1,4 @@
-//! Why somebody is not served, and what they can do about it.
+//! Why a call is refused, and what the client can do about it.
 
 use std::time::Duration;
 
@@ -6,62 +6,62 @@ use witan_kernel::name::TenantId;
 
 use super::scope::{Scope, Scopes};
 
-/// Why a call is refused before anything was done.
+/// Why a call is refused, before anything was done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// It carries no credential.
-    #[error("a credential is missing: send `authorization: Bearer TOKEN`; `witan token create` makes a token")]
+    #[error("a credential is missing: send `authorization: Bearer TOKEN`; `witan token create` creates a token")]
     NoCredential,
-    /// Its credential is no text that a credential could be.
+    /// Its credential is malformed.
     #[error("the credential cannot be read: send `authorization: Bearer TOKEN` once, with the token as it was shown")]
     Malformed,
-    /// Nobody knows the credential, or it was revoked.
+    /// The credential is unknown, or was revoked.
     #[error("the credential is not known, or was revoked: ask an operator for another one (`witan token create`)")]
     Unknown,
-    /// The credential was good, and is no more.
+    /// The credential has expired.
     #[error("the credential has expired: ask for another one (`witan token create`)")]
     Expired,
-    /// A web token that does not hold; what is wrong with it is said without showing it.
+    /// An invalid web token; the message says what is wrong without showing the token.
     #[error("the web token is refused: {0}")]
     Issuer(&'static str),
     /// The credential lacks a scope.
     #[error("this needs the scope {needs}, which the credential does not have")]
     Scope {
-        /// Any of these would do.
+        /// The scopes, any of which suffices.
         needs: Scopes,
     },
-    /// The credential is another tenant's.
-    #[error("the credential is not for tenant {tenant}: use one of that tenant, or one that is bound to none")]
+    /// The credential belongs to another tenant.
+    #[error("the credential is not for tenant {tenant}: use one of that tenant, or one for all tenants")]
     Tenant {
-        /// The tenant that was named.
+        /// The tenant that the call names.
         tenant: TenantId,
     },
-    /// The credential is bound to a tenant, and this is of all.
-    #[error("this is of all tenants, and the credential is bound to one: use one that is bound to none")]
+    /// The credential is bound to one tenant, and the call is about all.
+    #[error("this is about all tenants, and the credential is bound to one: use one for all tenants")]
     Bound,
     /// Too many requests.
     #[error("too many {name} requests{whose}: try again later, or ask an operator for more (`security.rate_limits.{name}`)",
         name = .scope.as_str(),
         whose = .tenant.as_ref().map(|tenant| format!(" of tenant {tenant}")).unwrap_or_default())]
     Rate {
-        /// Whose.
+        /// The tenant; `None`: the operators.
         tenant: Option<TenantId>,
-        /// Of which kind.
+        /// The kind of request.
         scope: Scope,
-        /// When the next one is taken.
+        /// Time until the next request is accepted.
         retry_after: Duration,
     },
-    /// Whether the credential is good cannot be found out.
+    /// Whether the credential is valid cannot be determined.
     #[error("credentials cannot be checked now, because the metadata store does not answer: try again later")]
     Unavailable,
 }
 
-/// Kinds of refusals, as they are counted and put on record: bounded, whatever clients send.
+/// Kinds of refusals in metrics and in the audit log: a fixed list, so that clients cannot create labels.
 pub const KINDS: [&str; 9] =
     ["no_credential", "malformed", "unknown", "expired", "web_token", "scope", "tenant", "rate", "unavailable"];
 
 impl Refusal {
-    /// Its place in [`KINDS`].
+    /// Its index in [`KINDS`].
     pub fn kind(&self) -> usize {
         match self {
             Self::NoCredential => 0,
@@ -76,7 +76,7 @@ impl Refusal {
         }
     }
 
-    /// The reason that a client is told.
+    /// The reason in the error that the client gets.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoCredential | Self::Malformed | Self::Unknown | Self::Expired | Self::Issuer(_) => "UNAUTHORIZED",

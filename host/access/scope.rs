@@ -1,27 +1,27 @@
-//! What each call needs: the one table of every path and the scope that opens it.
+//! What each call needs: the one table of all paths and the scopes that they require.
 
 use std::fmt;
 
 use witan_kernel::name::Invalid;
 
-/// One thing that a credential may allow.
+/// A permission of a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Scope {
-    /// Read and list keys, and what their tenant has chosen.
+    /// Read and list keys, and read their tenant's settings.
     Read,
     /// Write and delete keys.
     Write,
-    /// Create, change and delete the tenant, repair it, bind plugins for it, and make tokens of it.
+    /// Create, change and delete the tenant, repair it, bind plugins for it, and create its tokens.
     Admin,
-    /// Change nodes and plugins, make any token, list tenants.
+    /// Change nodes and plugins, create any token, list tenants.
     Operator,
 }
 
 impl Scope {
-    /// All of them.
+    /// All scopes.
     pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Admin, Self::Operator];
 
-    /// As it is spelt everywhere.
+    /// Its name in the API, in tokens and in messages.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -46,18 +46,18 @@ impl Scopes {
     /// Every scope.
     pub const ALL: Self = Self(Scope::Read.bit() | Scope::Write.bit() | Scope::Admin.bit() | Scope::Operator.bit());
 
-    /// The set of one.
+    /// The set of one scope.
     pub const fn only(scope: Scope) -> Self {
         Self(scope.bit())
     }
 
-    /// Those of either set.
+    /// The union of both sets.
     #[must_use]
     pub const fn or(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Those of this set that are not in `other`.
+    /// The scopes of this set that are not in `other`.
     #[must_use]
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
@@ -73,17 +73,17 @@ impl Scopes {
         self.0 & other.0 != 0
     }
 
-    /// True when there is none.
+    /// True for the empty set.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// As a token stores them.
+    /// The bits that a token stores.
     pub const fn bits(self) -> u32 {
         self.0
     }
 
-    /// From what a token has stored. Bits of a later version open nothing here.
+    /// The set of the bits that a token stores. Unknown bits, of a later version, are ignored.
     pub const fn from_bits(bits: u32) -> Self {
         Self(bits & Self::ALL.0)
     }
@@ -96,12 +96,12 @@ impl Scopes {
     /// Reads scopes by their names.
     ///
     /// # Errors
-    /// For a name that is none.
+    /// For an unknown name.
     pub fn parse<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
         names.into_iter().try_fold(Self::NONE, |all, name| Ok(all.or(Self::only(scope(name)?))))
     }
 
-    /// The scopes among words that may be names of scopes and of anything else.
+    /// The scopes among words, ignoring words that are not scopes.
     pub fn among<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
         words.into_iter().filter_map(|word| scope(word).ok()).fold(Self::NONE, |all, one| all.or(Self::only(one)))
     }
@@ -114,7 +114,7 @@ fn scope(name: &str) -> Result<Scope, Invalid> {
     })
 }
 
-/// `read or write`.
+/// Such as `read or write`.
 impl fmt::Display for Scopes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.iter().map(Scope::as_str).collect();
@@ -129,14 +129,14 @@ impl fmt::Debug for Scopes {
     }
 }
 
-/// What a caller must show.
+/// What a call requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// Nothing: probes must work for everybody.
+    /// Nothing: probes must work without a credential.
     Nothing,
-    /// A credential, whatever it allows.
+    /// Any credential.
     Credential,
-    /// A credential that is not bound to a tenant, whatever else it allows: what is shown is of all tenants.
+    /// Any credential that is not bound to a tenant, since the response is about all tenants.
     WholeCluster,
     /// A credential with one of these scopes.
     OneOf(Scopes),
@@ -149,20 +149,20 @@ pub enum Effect {
     Nothing,
     /// It changes keys.
     Keys,
-    /// It changes tenants, nodes, plugins or tokens: these changes are on record.
+    /// It changes tenants, nodes, plugins or tokens; these changes are recorded in the audit log.
     Catalog,
 }
 
-/// What one call needs, and does.
+/// The requirements and the effect of one call.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Its path: "/package.Service/Method".
+    /// The path: "/package.Service/Method".
     pub path: &'static str,
-    /// What a caller must show.
+    /// What a call requires.
     pub need: Need,
-    /// What it does.
+    /// What it changes.
     pub effect: Effect,
-    /// Its response is a stream: the call goes on after it has begun.
+    /// Whether its response is a stream, so that the call outlasts its admission.
     pub streams: bool,
 }
 
@@ -181,9 +181,9 @@ const WRITE: Need = Need::OneOf(Scopes::only(Scope::Write));
 const ADMIN: Need = Need::OneOf(Scopes::only(Scope::Admin));
 const OPERATOR: Need = Need::OneOf(Scopes::only(Scope::Operator));
 const READ_OR_WRITE: Scopes = Scopes::only(Scope::Read).or(Scopes::only(Scope::Write));
-/// Whoever makes and changes tenants looks at them.
+/// Administrators of tenants may also read them.
 const READ_OR_ADMIN: Need = Need::OneOf(Scopes::only(Scope::Read).or(Scopes::only(Scope::Admin)));
-/// An administrator for the own tenant, an operator for all.
+/// An administrator for its tenant, an operator for all.
 const ADMIN_OR_OPERATOR: Need = Need::OneOf(Scopes::only(Scope::Admin).or(Scopes::only(Scope::Operator)));
 
 const fn rule(path: &'static str, need: Need, effect: Effect) -> Rule {
@@ -194,7 +194,7 @@ const fn streaming(path: &'static str, need: Need, effect: Effect) -> Rule {
     Rule { path, need, effect, streams: true }
 }
 
-/// Every call of every server of a coordinator. The most frequent stand first.
+/// Every call of every server of a coordinator, the most frequent first.
 pub static RULES: [Rule; 30] = [
     rule("/witan.v1.CoordinatorService/ReadKeyValue", READ, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/WriteKeyValue", WRITE, Effect::Keys),
@@ -228,27 +228,27 @@ pub static RULES: [Rule; 30] = [
     streaming("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Need::Credential, Effect::Nothing),
 ];
 
-/// For what is not in the table: whoever adds a call without saying who may make it has added one for operators.
+/// For calls that are missing in the table: only operators may make them.
 static UNKNOWN: Rule = rule("(unknown)", OPERATOR, Effect::Nothing);
 
-/// What the gRPC call at `path` needs.
+/// The rule of the gRPC call at `path`.
 pub fn of_call(path: &str) -> &'static Rule {
     RULES.iter().find(|rule| rule.path == path).unwrap_or(&UNKNOWN)
 }
 
-/// Probes over HTTP that anybody may make. Of /readyz they tell the status alone to whoever has shown nothing.
+/// HTTP probes that need no credential. Without one, /readyz returns the status only.
 static PROBES: [Rule; 2] =
     [rule("/livez", Need::Nothing, Effect::Nothing), rule("/readyz", Need::Nothing, Effect::Nothing)];
 
-/// Everything else over HTTP: what is told there is of all tenants.
+/// All other HTTP paths: their responses are about all tenants.
 static HTTP: Rule = rule("(http)", Need::WholeCluster, Effect::Nothing);
 
-/// What the HTTP path needs.
+/// The rule of an HTTP path.
 pub fn of_http(path: &str) -> &'static Rule {
     PROBES.iter().find(|rule| rule.path == path).unwrap_or(&HTTP)
 }
 
-/// What the reasons behind /readyz need.
+/// The rule for the reasons that /readyz shows.
 pub fn of_details() -> &'static Rule {
     &HTTP
 }
@@ -262,7 +262,7 @@ mod tests {
 
     use super::*;
 
-    /// Paths of every call that a coordinator's descriptors tell, and those of services that its dependencies bring.
+    /// Paths of every call in a coordinator's descriptors, and in the services of its dependencies.
     fn described() -> BTreeSet<String> {
         let sets = [witan_wire::v1::FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
         let files = sets.into_iter().flat_map(|set| FileDescriptorSet::decode(set).unwrap().file);
@@ -273,7 +273,7 @@ mod tests {
                 service.method.into_iter().map(move |method| format!("{name}{}", method.name())).collect::<Vec<_>>()
             })
         });
-        // Storage nodes serve this one, and ask for credentials of their own.
+        // Storage nodes serve this one, and check other credentials.
         paths.filter(|path| !path.contains("StorageNodeService")).collect()
     }
 
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_are_spelt_and_stored() {
+    fn scopes_are_spelled_and_stored() {
         let some = Scopes::parse(["write", "read"]).unwrap();
         assert_eq!((some.to_string().as_str(), some.bits()), ("read or write", 3));
         assert_eq!(Scopes::from_bits(u32::MAX), Scopes::ALL);

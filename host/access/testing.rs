@@ -1,11 +1,11 @@
-//! What tests of this room stand on.
+//! Support for the tests of this module.
 
 use std::sync::Arc;
 
 use witan_kernel::port::Clock;
 use witan_memory::MemoryMetadata;
 
-/// A clock that stands.
+/// A clock that does not advance.
 #[derive(Clone)]
 struct Still;
 

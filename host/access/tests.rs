@@ -32,7 +32,7 @@ fn with_tokens() -> Security {
     Security { tokens: true, ..Security::default() }
 }
 
-/// What is answered to a call that shows a token. All of them are known.
+/// The result for a call with a token that is known.
 fn call(access: &Arc<Access>, path: &str, shown: Option<&str>) -> Result<Caller, Refusal> {
     let origin = Origin { peer: "127.0.0.1:9".parse().ok(), request_id: None };
     access.admit(scope::of_call(path), shown.map(str::as_bytes), &origin).expect("it is known")
@@ -149,9 +149,9 @@ async fn refusals_and_changes_are_on_record_and_secrets_are_not() {
 
     let text = std::fs::read_to_string(file).unwrap();
     let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let told: Vec<_> = lines.iter().map(|line| (line["rpc"].as_str(), line["outcome"].as_str())).collect();
+    let entries: Vec<_> = lines.iter().map(|line| (line["rpc"].as_str(), line["outcome"].as_str())).collect();
     let expected = [(READ, "refused"), (DELETE_TENANT, "done"), (WRITE, "refused"), (WRITE, "refused")];
-    assert_eq!(told, expected.map(|(rpc, outcome)| (Some(rpc), Some(outcome))));
+    assert_eq!(entries, expected.map(|(rpc, outcome)| (Some(rpc), Some(outcome))));
     assert_eq!((lines[0]["reason"].as_str(), lines[0]["tenant"].as_str()), (Some("FORBIDDEN"), Some("other")));
     assert_eq!(lines[0]["key_hash"].as_str().map(str::len), Some(16));
     assert_eq!(lines[0]["credential"], format!("token:{}", admin.token.id));

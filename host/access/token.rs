@@ -1,5 +1,5 @@
-//! API tokens as text: `witan_<id>_<secret>`. The id is public, and names the token in lists and records; the secret has 256
-//! random bits, of which only the hash is stored. So much chance needs no slow hash: there is nothing to guess.
+//! API tokens as text: `witan_<id>_<secret>`. The id is public, and identifies the token in lists and in the audit log; the
+//! secret has 256 random bits, of which only a hash is stored. It cannot be guessed, so it needs no slow password hash.
 
 use std::fmt;
 
@@ -9,22 +9,22 @@ use witan_kernel::port::{TOKEN_ID_BYTES, Token};
 
 use super::scope::Scopes;
 
-/// What every token starts with, so that scanners for lost secrets find it.
+/// Prefix of every token, by which secret scanners find leaked ones.
 const PREFIX: &str = "witan_";
-/// Characters of an id: 60 bits, so that two of 10,000 tokens do not meet.
+/// Characters of an id: 60 bits, enough that 10,000 tokens do not collide.
 const ID_CHARS: usize = 12;
 /// Digits of a secret: 256 bits.
 const SECRET_CHARS: usize = 64;
-/// Longest token, in bytes. Longer text is not looked at.
+/// Longest token, in bytes; longer text is refused unread.
 pub const TEXT_BYTES: usize = PREFIX.len() + TOKEN_ID_BYTES + 1 + SECRET_CHARS;
 
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
-/// A new token, in the only moment in which it is known whole.
+/// A new token with its secret, which is not stored.
 pub struct Fresh {
-    /// The text that its holder sends. It is told once.
+    /// The text that its holder sends; shown once.
     pub text: String,
-    /// What is stored of it.
+    /// The stored part.
     pub token: Token,
 }
 
@@ -34,20 +34,20 @@ impl fmt::Debug for Fresh {
     }
 }
 
-/// What a token is to allow.
+/// What a new token allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// The tenant that it is for; `None` for all.
+    /// The tenant; `None`: all tenants.
     pub tenant: Option<TenantId>,
-    /// What it allows.
+    /// The scopes.
     pub scopes: Scopes,
-    /// For people.
+    /// Description for people.
     pub label: String,
-    /// When it ends to be good: Unix time, milliseconds.
+    /// When it expires: Unix time, milliseconds.
     pub expires_at_ms: Option<u64>,
 }
 
-/// Makes a token out of random bits.
+/// Makes a token from random bits.
 pub fn make(grant: Grant, id: [u8; ID_CHARS], secret: [u8; 32], now_ms: u64) -> Fresh {
     let id: String = id.iter().map(|byte| char::from(ALPHABET[usize::from(byte & 31)])).collect();
     let secret = hexadecimal(&secret);
@@ -63,24 +63,24 @@ pub fn make(grant: Grant, id: [u8; ID_CHARS], secret: [u8; 32], now_ms: u64) -> 
     Fresh { text: format!("{PREFIX}{}_{secret}", token.id), token }
 }
 
-/// The id and the secret of a text that may be a token.
+/// Splits a text into id and secret, if it may be a token.
 pub fn split(text: &str) -> Option<(&str, &str)> {
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
     let well_formed = !id.is_empty() && id.len() <= TOKEN_ID_BYTES && secret.len() == SECRET_CHARS;
     well_formed.then_some((id, secret))
 }
 
-/// True for text that means to be a token of ours, well-formed or not.
+/// True for text with the prefix of API tokens, well-formed or not.
 pub fn is_meant(text: &str) -> bool {
     text.starts_with(PREFIX)
 }
 
-/// What is stored of a secret.
+/// The stored hash of a secret.
 pub fn hash(secret: &str) -> [u8; 32] {
     Sha256::digest(secret.as_bytes()).into()
 }
 
-/// Compares in a time that does not tell where two hashes differ.
+/// Compares two hashes in constant time.
 pub fn same(one: &[u8; 32], other: &[u8; 32]) -> bool {
     std::hint::black_box(one.iter().zip(other).fold(0, |differ, (a, b)| differ | (a ^ b))) == 0
 }

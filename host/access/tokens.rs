@@ -1,8 +1,8 @@
-//! The API tokens that are known here: all of them, in memory, for there are at most [`TOKENS`]. So no call waits for the
-//! database, and a flood of invented tokens never gets there.
+//! All API tokens, in memory, since there are at most [`TOKENS`]. So calls do not wait for the database, and a flood of invented
+//! tokens does not reach it.
 //!
-//! Changes of other coordinators are followed; what has been confirmed last is taken for true while the database is away, but
-//! not for ever: a token may have been revoked meanwhile.
+//! Changes by other coordinators are followed. While the database is unavailable, the last confirmed state is used, but only
+//! for a limited time, since a token may have been revoked meanwhile.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -21,32 +21,33 @@ use super::credential::Credential;
 use super::refusal::Refusal;
 use super::token;
 
-/// How long what is known stands while nobody can say whether it is still so. A day: an outage of the database must not stop what needs
-/// no database, and somebody will have noticed by then. It is also the longest for which a token that was revoked elsewhere may stay
-/// good at a coordinator that is cut off.
-pub(super) const STANDS_MS: u64 = 24 * 3600 * 1000;
-/// Changes are looked for twice a second. After four looks that were missed, an unknown token may be a new one.
+/// Time for which the known tokens are used without confirmation by the database. A day: an outage of the database must not stop
+/// requests that do not need it, and by then an operator will have noticed. It is also the longest time for which a token revoked
+/// elsewhere stays valid at a coordinator that is cut off.
+pub(super) const UNCONFIRMED_MS: u64 = 24 * 3600 * 1000;
+/// Time without confirmation after which an unknown token may be a new one: changes are polled twice a second, so four polls
+/// were missed.
 const FRESH_MS: u64 = 2000;
-/// Unknown tokens for which the database is asked in a second, of all clients together: a token that was just made elsewhere is
-/// good at once, and a flood of invented ones costs the database next to nothing.
+/// Unknown tokens looked up in the database per second, of all clients together: a token just created elsewhere is valid at
+/// once, and a flood of invented ones barely loads the database.
 const LOOKS_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("twenty is not zero");
-/// How many such looks there may be at a time.
+/// Most such lookups at a time.
 const ASKING: usize = 8;
-/// How long such a look may take.
+/// Longest time of such a lookup.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Every token of the cluster.
 pub(super) struct Tokens {
     metadata: Arc<dyn Metadata>,
     known: ArcSwap<HashMap<String, Known>>,
-    /// When it was last certain that `known` is what the database says: Unix time, milliseconds.
+    /// When `known` was last confirmed by the database: Unix time, milliseconds.
     confirmed_ms: AtomicU64,
     looks: DefaultDirectRateLimiter,
-    /// Turns at asking the database: one that hangs keeps a few calls waiting, and no more.
+    /// Permits for asking the database: if it hangs, only a few calls wait.
     asking: Semaphore,
-    /// How often something may have gone from `known`.
+    /// Number of times that tokens may have been removed from `known`.
     readings: AtomicU64,
-    /// Held by whoever replaces `known`.
+    /// Held while `known` is replaced.
     replacing: Mutex<()>,
     number: Gauge,
 }
@@ -63,13 +64,13 @@ impl Known {
     }
 }
 
-/// What a look into memory tells.
+/// The result of a lookup in memory.
 pub(super) enum Looked {
-    /// Whose it is.
+    /// A valid token, with its credential.
     Good(Arc<Credential>),
-    /// It is not good.
+    /// An invalid token.
     Refused(Refusal),
-    /// Nothing is known of it; [`Tokens::ask`] may know more.
+    /// Unknown here; [`Tokens::ask`] asks the database.
     NotKnown,
 }
 
@@ -93,26 +94,26 @@ impl Tokens {
         Ok(tokens)
     }
 
-    /// How many tokens there are.
+    /// The gauge of the number of tokens.
     pub(super) fn number(&self) -> &Gauge {
         &self.number
     }
 
-    /// Looks in memory. No allocation, no lock.
+    /// Looks a token up in memory, without allocation or lock.
     pub(super) fn look(&self, text: &str, now_ms: u64) -> Looked {
         let Some((id, secret)) = token::split(text) else { return Looked::Refused(Refusal::Malformed) };
         let known = self.known.load();
         let Some(known) = known.get(id) else { return Looked::NotKnown };
-        if now_ms.saturating_sub(self.confirmed_ms.load(Ordering::Relaxed)) > STANDS_MS {
+        if now_ms.saturating_sub(self.confirmed_ms.load(Ordering::Relaxed)) > UNCONFIRMED_MS {
             return Looked::Refused(Refusal::Unavailable);
         }
         check(known, secret, now_ms).map_or_else(Looked::Refused, Looked::Good)
     }
 
-    /// Asks the database for a token that is not known here, unless it is asked for too many already.
+    /// Asks the database for a token that is unknown here, unless there are too many such lookups.
     ///
     /// # Errors
-    /// When the token is not good, or nobody can tell.
+    /// When the token is invalid, or that cannot be determined.
     pub(super) async fn ask(&self, text: &str, now_ms: u64) -> Result<Arc<Credential>, Refusal> {
         let (id, secret) = token::split(text).ok_or(Refusal::Malformed)?;
         let stale = now_ms.saturating_sub(self.confirmed_ms.load(Ordering::Relaxed)) > FRESH_MS;
@@ -133,15 +134,15 @@ impl Tokens {
         }
     }
 
-    /// What is known here is what the database says: nothing has changed, or all changes were read.
+    /// Notes that the known tokens are those of the database: nothing has changed, or all changes were read.
     pub(super) fn confirm(&self, now_ms: u64) {
         self.confirmed_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    /// Reads all tokens again. Those that are gone end at once, in open streams as well.
+    /// Reads all tokens again. Removed ones become invalid at once, in open streams too.
     ///
     /// # Errors
-    /// When the store does not answer; then all stays as it was.
+    /// When the store does not answer; then nothing changes.
     pub(super) async fn read_all(&self) -> Result<(), StoreError> {
         let _replacing = self.replacing.lock().await;
         self.readings.fetch_add(1, Ordering::Relaxed);
@@ -159,13 +160,13 @@ impl Tokens {
         Ok(())
     }
 
-    /// A token was made here.
+    /// Adds a token that was created here.
     pub(super) async fn made(&self, token: &Token) {
         let _replacing = self.replacing.lock().await;
         self.add(token.id.clone(), Known::of(token));
     }
 
-    /// A token was revoked here.
+    /// Removes a token that was revoked here.
     pub(super) async fn revoked(&self, id: &str) {
         let _replacing = self.replacing.lock().await;
         self.readings.fetch_add(1, Ordering::Relaxed);
@@ -176,8 +177,8 @@ impl Tokens {
         self.replace(known);
     }
 
-    /// Remembers a token that was found, unless something was revoked, or all were read, since it was asked for: it may be
-    /// gone by now, and nobody would say so again. The client asks once more then.
+    /// Adds a token found in the database, unless tokens were revoked or read again since the lookup started: it may have been
+    /// revoked meanwhile, and that would not be noticed again. In that case the client has to retry.
     async fn found(&self, before: u64, id: String, token: Known) -> Option<Arc<Credential>> {
         let _replacing = self.replacing.lock().await;
         if self.readings.load(Ordering::Relaxed) == before {
@@ -187,7 +188,7 @@ impl Tokens {
         known.get(&id).filter(|known| known.hash == token.hash).map(|known| Arc::clone(&known.credential))
     }
 
-    /// Adds a token, if it is not there yet: there is one credential of each, which its end is told to.
+    /// Adds a token unless it is known: each has one credential, which is marked when the token is revoked.
     fn add(&self, id: String, token: Known) -> Arc<Credential> {
         let mut known = HashMap::clone(&self.known.load());
         let credential = Arc::clone(&known.entry(id).or_insert(token).credential);
@@ -201,7 +202,7 @@ impl Tokens {
     }
 }
 
-/// A token never changes: whoever holds its credential is told of its end through it.
+/// The credential of a token. A token never changes, and holders of the credential learn of a revocation through it.
 fn unchanged(before: &HashMap<String, Known>, token: &Token) -> Known {
     before.get(&token.id).filter(|known| known.hash == token.hash).cloned().unwrap_or_else(|| Known::of(token))
 }
@@ -264,7 +265,7 @@ mod tests {
         assert!(tokens.ask(&new.text, 1).await.is_ok());
         let Looked::Good(credential) = tokens.look(&new.text, 1) else { panic!("it is known now") };
         tokens.read_all().await.unwrap();
-        assert_eq!(credential.is_good(1), Ok(()), "reading all again ends nothing that is there");
+        assert_eq!(credential.is_good(1), Ok(()), "reading all again does not end existing ones");
         assert_eq!(tokens.number().get(), 1);
     }
 
@@ -279,7 +280,7 @@ mod tests {
         assert!(found.is_none());
         assert!(matches!(tokens.look(&token.text, 1), Looked::NotKnown));
         let _all: Vec<_> = (0..ASKING).map(|_| tokens.asking.try_acquire().unwrap()).collect();
-        assert_eq!(tokens.ask(&token.text, 1).await.unwrap_err(), Refusal::Unknown, "others are asking");
+        assert_eq!(tokens.ask(&token.text, 1).await.unwrap_err(), Refusal::Unknown, "all permits are taken");
     }
 
     #[tokio::test]
@@ -300,9 +301,9 @@ mod tests {
         let tokens = Tokens::open(metadata.clone(), 0).await.unwrap();
         metadata.set_available(false);
         assert!(matches!(tokens.look(&good.text, 1), Looked::Good(_)));
-        assert_eq!(tokens.ask(&new.text, 1).await.unwrap_err(), Refusal::Unavailable, "nobody can tell");
+        assert_eq!(tokens.ask(&new.text, 1).await.unwrap_err(), Refusal::Unavailable, "it cannot be determined");
         assert!(tokens.read_all().await.is_err());
-        assert!(matches!(tokens.look(&good.text, 1), Looked::Good(_)), "what cannot be read again stays");
+        assert!(matches!(tokens.look(&good.text, 1), Looked::Good(_)), "known tokens stay when reading fails");
     }
 
     #[tokio::test]
@@ -311,9 +312,9 @@ mod tests {
         let good = make(grant(None), [1; 12], [1; 32], 0);
         metadata.create_token(good.token.clone()).await.unwrap();
         let tokens = Tokens::open(metadata, 0).await.unwrap();
-        assert!(matches!(tokens.look(&good.text, STANDS_MS), Looked::Good(_)));
-        assert_eq!(refused(tokens.look(&good.text, STANDS_MS + 1)), Refusal::Unavailable);
-        tokens.confirm(STANDS_MS);
-        assert!(matches!(tokens.look(&good.text, STANDS_MS + 1), Looked::Good(_)));
+        assert!(matches!(tokens.look(&good.text, UNCONFIRMED_MS), Looked::Good(_)));
+        assert_eq!(refused(tokens.look(&good.text, UNCONFIRMED_MS + 1)), Refusal::Unavailable);
+        tokens.confirm(UNCONFIRMED_MS);
+        assert!(matches!(tokens.look(&good.text, UNCONFIRMED_MS + 1), Looked::Good(_)));
     }
 }

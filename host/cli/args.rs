@@ -1,4 +1,4 @@
-//! How values are spelt on the command line: durations, sizes, values, contexts, addresses.
+//! How values are spelled on the command line: durations, sizes, values, contexts, addresses.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -123,12 +123,12 @@ fn from_hex(text: &str) -> Option<Bytes> {
     Some(pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
-/// The base64 of a token, as [`Token::parse`] reads it.
+/// A token in base64, as [`Token::parse`] reads it.
 pub fn base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
-/// Splits "host:port"; an IPv6 host stands in brackets.
+/// Splits "host:port"; an IPv6 host is in brackets.
 pub fn address(text: &str) -> Result<(String, u16), Misspelled> {
     let wrong = || Misspelled::NotAnAddress(text.to_owned());
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
@@ -139,7 +139,7 @@ pub fn address(text: &str) -> Result<(String, u16), Misspelled> {
     Ok((host.to_owned(), port.parse().map_err(|_| wrong())?))
 }
 
-/// A choice of the command line's own as it is spelled there.
+/// The spelling of a choice that only the command line has.
 pub fn spelling<T: ValueEnum>(choice: T) -> String {
     choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }

@@ -1,7 +1,7 @@
 //! `witan bench`: a load generator. It is also what the benchmarks in `benches/` measure with.
 //!
-//! `load` has the settings and the threads, `work` says what the operations are, `pace` when they start, `unary` and
-//! `session` carry them out, `measured` and `report` tell the result.
+//! `load` has the settings and the threads, `work` chooses the operations, `pace` their start times, `unary` and `session`
+//! carry them out, `measured` and `report` collect and print the result.
 
 mod grpc;
 pub mod load;
@@ -35,11 +35,12 @@ use pace::{Rate, Until};
 use work::Distribution;
 
 /// Shown below the help.
-pub const EXAMPLES: &str = "Without --rate, --concurrency operations are kept in flight (a closed loop): that measures throughput, and latencies at \
-that much concurrency. With --rate, operations start at fixed times whatever the system does (an open loop), and latency \
-counts from the time at which an operation was to start: a stall shows in all operations that it has held up (the \
-\"coordinated omission\" of closed loops). Keys are random from --seed; values are random bytes. The tenant is created if it is \
-missing. For a tenant that keeps siblings, every write carries the context of the key's last answer.
+pub const EXAMPLES: &str = "\
+Without --rate, --concurrency operations are kept in flight (a closed loop); this measures throughput, and the latency at \
+that concurrency. With --rate, operations start on a fixed schedule whatever the system does (an open loop), and latency \
+counts from the scheduled start, so a stall shows in every operation that it delayed (a closed loop hides this: \
+\"coordinated omission\"). Keys are random, seeded by --seed; values are random bytes. The tenant is created if it is \
+missing. For a tenant with siblings, every write carries the context of the last response for its key.
 
 Examples:
   witan bench --mode session --concurrency 256 --duration 10s
@@ -50,10 +51,10 @@ Examples:
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// How operations travel
+    /// How operations are sent
     #[arg(long, value_enum, default_value_t = Mode::Unary)]
     pub mode: Mode,
-    /// Operations in flight; with --rate, the most there may be
+    /// Operations in flight; with --rate, the most in flight
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub concurrency: u32,
     /// Operations a second (an open loop)
@@ -65,28 +66,28 @@ pub struct Args {
     /// How many operations to measure, instead of how long
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub operations: Option<u64>,
-    /// How long to run before measuring, or 0
+    /// Warm-up before measuring, or 0
     #[arg(long, default_value = "1s", value_name = "TIME", value_parser = args::duration_or_none)]
     pub warm_up: Duration,
     /// Connections
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub connections: u32,
-    /// Threads of the generator; more than one only if one is not enough
+    /// Threads of the load generator; raise it only if one thread is saturated
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub threads: u32,
-    /// Different keys
+    /// Number of different keys
     #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     pub keys: u64,
-    /// How often each key is used
+    /// Distribution of the keys
     #[arg(long, value_enum, default_value_t = Distribution::Uniform)]
     pub distribution: Distribution,
-    /// The share of reads, 0 to 1
+    /// Share of reads, 0 to 1
     #[arg(long, default_value = "0.5", value_name = "SHARE", value_parser = share)]
     pub read_share: f64,
-    /// Bytes of each value, such as 256 or 4KiB
+    /// Size of each value, such as 256 or 4KiB
     #[arg(long, default_value = "256", value_name = "SIZE", value_parser = value_size)]
     pub value_size: usize,
-    /// Write with idempotency keys, another for each write
+    /// Give each write a new idempotency key
     #[arg(long)]
     pub idempotency_keys: bool,
     /// How many replicas must answer [default: the tenant's]
@@ -95,19 +96,19 @@ pub struct Args {
     /// The tenant
     #[arg(short, long, default_value = "bench", value_name = "TENANT")]
     pub tenant: String,
-    /// What a tenant that has to be created does with concurrent writes [default: register]
+    /// Conflict mode of the tenant, if it is created [default: register]
     #[arg(long, value_parser = choice::conflict_mode())]
     pub conflict_mode: Option<ConflictMode>,
-    /// How a tenant that has to be created orders writes [default: quorum]
+    /// Ordering of the tenant, if it is created [default: quorum]
     #[arg(long, value_parser = choice::ordering())]
     pub ordering: Option<Ordering>,
-    /// Replicas of a tenant that has to be created [default: 3]
+    /// Replication factor of the tenant, if it is created [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=5))]
     pub replication_factor: Option<i32>,
-    /// Write every key once before the load starts
+    /// Write every key once before measuring
     #[arg(long)]
     pub preload: bool,
-    /// Where the dice start
+    /// Seed of the random numbers
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
     /// Show no progress
@@ -130,7 +131,7 @@ fn value_size(text: &str) -> Result<usize, String> {
     if size <= VALUE_BYTES { Ok(size) } else { Err(format!("must be at most {}MiB", VALUE_BYTES >> 20)) }
 }
 
-/// Runs the load and prints the result. Fails when not a single operation ended well.
+/// Runs the load and prints the result. Fails when no operation succeeded.
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     tenant::ensure(global, tenant_request(&args), true).await?;
     let siblings = tenant::get(global, args.tenant.clone()).await?.conflict_mode == "siblings";
@@ -190,7 +191,7 @@ fn load_of(global: &Global, args: &Args, contexts: bool) -> anyhow::Result<Load>
     })
 }
 
-/// Writes every key once, as fast as that goes.
+/// A load that writes every key once, as fast as possible.
 fn preload_of(load: &Load) -> Load {
     Load {
         mode: Mode::Session,
@@ -205,7 +206,7 @@ fn preload_of(load: &Load) -> Load {
     }
 }
 
-/// Runs a load beside the runtime, and shows how it goes.
+/// Runs a load on its own threads, and shows its progress.
 async fn measure(load: Load, what: &str, quiet: bool) -> anyhow::Result<Measured> {
     let progress = Arc::new(Progress::default());
     let counted = Arc::clone(&progress);
@@ -223,7 +224,7 @@ async fn measure(load: Load, what: &str, quiet: bool) -> anyhow::Result<Measured
             _ = every.tick(), if !quiet => {
                 let (done, failed) = (progress.done.load(Memory::Relaxed), progress.failed.load(Memory::Relaxed));
                 eprint!("\r\x1b[K{what}: {} operations, {}/s, {} failed", grouped(done), grouped(done - before), grouped(failed));
-                // Progress is not worth an error.
+                // Failing to show progress is not an error.
                 let _ = std::io::stderr().flush();
                 before = done;
             }

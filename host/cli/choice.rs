@@ -97,7 +97,7 @@ pub fn hook() -> impl TypedValueParser<Value = Hook> {
     ])
 }
 
-/// What answers when the plugin fails.
+/// What decides when the plugin fails.
 pub fn on_fault() -> impl TypedValueParser<Value = OnFault> {
     one_of([(OnFault::Native, "The native rule"), (OnFault::Fail, "Nothing: the request fails")])
 }

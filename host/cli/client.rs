@@ -1,4 +1,4 @@
-//! The connection to a coordinator, and what its errors say: message, reason, whether the change happened, what to do next.
+//! The connection to a coordinator, and how its errors are shown: message, reason, whether the change happened, what to do next.
 
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -24,10 +24,10 @@ use super::{Global, args};
 /// Exit code of `kv get` for a key that has no value.
 pub const NO_SUCH_KEY: u8 = 3;
 
-/// Largest message taken or sent, in bytes: a read's response with all siblings of a record that is as large as records may be.
+/// Largest message received or sent, in bytes: the response to a read with all siblings of the largest possible record.
 pub const MESSAGE_BYTES: usize = 36 << 20;
 
-/// A connection that shows the command line's token.
+/// A connection that sends the command line's token.
 pub type Link = InterceptedService<Channel, Shown>;
 
 /// Connects to the coordinator.
@@ -74,7 +74,7 @@ pub async fn connect(endpoint: &str, timeout: Duration, tls: Option<ClientSide>)
     connected.map_err(|error| unreachable(causes(&error)))
 }
 
-/// How an https:// endpoint is spoken to, as the command line says; `None` for others.
+/// TLS settings of the command line for an https:// endpoint; `None` for others.
 pub fn tls(global: &Global) -> Result<Option<ClientSide>, Problem> {
     let tls = ClientTls {
         ca_file: global.ca_file.clone(),
@@ -85,7 +85,7 @@ pub fn tls(global: &Global) -> Result<Option<ClientSide>, Problem> {
     if global.endpoint.starts_with("https://") {
         return Ok(Some(ClientSide::open(&tls, Fields::CLIENT_FLAGS)?));
     }
-    // Whoever names an authority believes to be safe.
+    // A user who names an authority expects TLS, so that must not be ignored.
     if tls != ClientTls::default() {
         return Err(Problem::Unreachable {
             endpoint: global.endpoint.clone(),
@@ -103,27 +103,27 @@ pub fn within<T>(global: &Global, message: T) -> Request<T> {
     request
 }
 
-/// Why a command could not do its work.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     /// No connection.
     #[error("cannot reach {endpoint}: {why}")]
     Unreachable {
-        /// Where.
+        /// The endpoint.
         endpoint: String,
-        /// The causes.
+        /// The chain of causes.
         why: String,
     },
     /// A certificate or a key cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The token to show cannot be used.
+    /// The token cannot be used.
     #[error(transparent)]
     Credential(#[from] credential::Unusable),
-    /// The coordinator refused a read, or a question.
+    /// The coordinator refused a read or a query.
     #[error("{}", .0.message())]
     Read(Box<Status>),
-    /// The coordinator refused a change, or it is not known whether it did.
+    /// The coordinator refused a change, or the outcome of the change is unknown.
     #[error("{}", .0.message())]
     Change(Box<Status>),
 }
@@ -139,43 +139,43 @@ impl Problem {
         Self::unheard(&status).unwrap_or_else(|| Self::Change(Box::new(status)))
     }
 
-    /// A request that did not get beyond TLS.
+    /// A request that failed in TLS, before the coordinator saw it.
     fn unheard(status: &Status) -> Option<Self> {
         let why = witan_net::explain(status)?;
         Some(Self::Unreachable { endpoint: "the coordinator".to_owned(), why })
     }
 }
 
-/// What a status and its details say.
+/// The content of a status and its details.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explained {
     /// The status code's name, as gRPC spells it.
     pub code: String,
-    /// For a person.
+    /// Message for people.
     pub message: String,
-    /// The reason, such as `QUORUM_NOT_REACHED`; empty when none was told.
+    /// The reason, such as `QUORUM_NOT_REACHED`; empty when none is given.
     pub reason: String,
     /// For a change: "not-applied" or "in-doubt".
     pub outcome: Option<String>,
-    /// Fields that break a rule, and how.
+    /// Invalid fields, and what is wrong with each.
     pub fields: Vec<(String, String)>,
-    /// When to try again.
+    /// Time after which to retry.
     pub retry_after: Option<Duration>,
     /// For a key that has no value: the token for the next write.
     pub context: Option<Bytes>,
 }
 
 impl Explained {
-    /// Decodes a status. `change` says that it answers a change, which is in doubt unless the status says otherwise.
+    /// Decodes a status. With `change`, the outcome is in doubt unless the status says otherwise.
     pub fn new(status: &Status, change: bool) -> Self {
         let details = status.get_error_details();
         let info = details.error_info();
-        let told = info.and_then(|info| info.metadata.get("outcome").cloned());
+        let outcome = info.and_then(|info| info.metadata.get("outcome").cloned());
         Self {
             code: code(status.code()).to_owned(),
             message: status.message().to_owned(),
             reason: info.map(|info| info.reason.clone()).unwrap_or_default(),
-            outcome: told.or_else(|| change.then(|| without_details(status.code()).to_owned())),
+            outcome: outcome.or_else(|| change.then(|| without_details(status.code()).to_owned())),
             fields: details
                 .bad_request()
                 .map(|bad| bad.field_violations.iter().map(|v| (v.field.clone(), v.description.clone())).collect())
@@ -185,7 +185,7 @@ impl Explained {
         }
     }
 
-    /// What to do next, as far as the reason tells.
+    /// What to do next, if the reason allows a suggestion.
     pub fn next_step(&self) -> Option<String> {
         if let Some(delay) = self.retry_after {
             return Some(format!(
@@ -195,27 +195,27 @@ impl Explained {
         }
         let step = match self.reason.as_str() {
             "TENANT_NOT_FOUND" => "create the tenant: witan tenant create TENANT",
-            "TENANT_EXISTS" => "see what it has chosen: witan tenant get TENANT; change it: witan tenant update TENANT",
+            "TENANT_EXISTS" => "see its settings: witan tenant get TENANT; change them: witan tenant update TENANT",
             "QUORUM_NOT_REACHED" | "DEADLINE" => {
-                "see which storage nodes are reachable: witan nodes list; or ask for less: --consistency one"
+                "see which storage nodes are reachable: witan nodes list; or lower the level: --consistency one"
             }
             "INVALID_REPLICATION_FACTOR" => {
                 "see the storage nodes: witan nodes list; add some, or choose a smaller factor"
             }
-            "IDEMPOTENCY_KEY_CONFLICT" => "use a new idempotency key for a new intention",
+            "IDEMPOTENCY_KEY_CONFLICT" => "use a new idempotency key for a different change",
             "SIBLING_LIMIT" => "read the key, and write with the context that the read returns (--context)",
-            "VERSION_CONFLICT" => "read it again, and repeat the change on the version that stands",
+            "VERSION_CONFLICT" => "read it again, and repeat the change with its current version",
             "PLUGIN_FAULT" => {
-                "see what the plugin did: witan plugin events; put the one before back: witan plugin rollback"
+                "see its failures: witan plugin events; restore the previous plugin: witan plugin rollback"
             }
             "STORAGE_FULL" => "free disk space on the storage nodes: witan nodes list shows how full they are",
             "OVERLOADED" | "RATE_LIMIT_EXCEEDED" | "IN_PROGRESS" | "STALE_EPOCH" => "try again in a moment",
             "UNAUTHORIZED" => {
-                "show a token: --token-file FILE, or WITAN_TOKEN; an operator makes one: witan token create"
+                "provide a token: --token-file FILE, or WITAN_TOKEN; an operator creates one: witan token create"
             }
-            "FORBIDDEN" => "use a token with that scope, for that tenant; an operator makes one: witan token create",
-            "TOKEN_NOT_FOUND" => "see which tokens there are: witan token list",
-            "INTERNAL_ERROR" => "look at the coordinator's log",
+            "FORBIDDEN" => "use a token with that scope, for that tenant; an operator creates one: witan token create",
+            "TOKEN_NOT_FOUND" => "list the tokens: witan token list",
+            "INTERNAL_ERROR" => "see the coordinator's log",
             _ => return self.step_by_code(),
         };
         Some(step.to_owned())
@@ -223,7 +223,7 @@ impl Explained {
 
     fn step_by_code(&self) -> Option<String> {
         let step = match self.code.as_str() {
-            "UNIMPLEMENTED" => "the coordinator does not offer this; compare versions: witan --version",
+            "UNIMPLEMENTED" => "the coordinator does not support this; compare versions: witan --version",
             "UNAVAILABLE" => "check that the coordinator runs, and its address (--endpoint)",
             "DEADLINE_EXCEEDED" | "CANCELLED" => "allow more time: --timeout 30s",
             _ => return None,
@@ -231,7 +231,7 @@ impl Explained {
         Some(step.to_owned())
     }
 
-    /// The error for a person, on several lines.
+    /// The error as text, on several lines.
     pub fn text(&self) -> String {
         let mut text = format!("error: {}", if self.message.is_empty() { &self.code } else { &self.message });
         let reason = if self.reason.is_empty() { &self.code } else { &self.reason };
@@ -255,7 +255,7 @@ impl Explained {
         text
     }
 
-    /// The error for a program.
+    /// The error as JSON.
     pub fn json(&self) -> Value {
         let fields: Vec<Value> =
             self.fields.iter().map(|(field, problem)| json!({ "field": field, "problem": problem })).collect();
@@ -271,7 +271,7 @@ impl Explained {
     }
 }
 
-/// Prints an error, and answers with the process's exit code.
+/// Prints an error, and returns the process's exit code.
 pub fn report(error: &anyhow::Error, output: Output) -> ExitCode {
     let (text, json) = match error.downcast_ref::<Problem>() {
         Some(Problem::Read(status)) => both(&Explained::new(status, false)),
@@ -286,7 +286,7 @@ pub fn report(error: &anyhow::Error, output: Output) -> ExitCode {
     };
     match output {
         Output::Text => eprintln!("{text}"),
-        // Nothing can be said any more where standard output is gone.
+        // If standard output is closed, the error cannot be reported anywhere.
         Output::Json => drop(output::object(&json!({ "error": json }))),
     }
     ExitCode::FAILURE
@@ -296,7 +296,7 @@ fn both(explained: &Explained) -> (String, Value) {
     (explained.text(), explained.json())
 }
 
-/// True when a status carries this reason.
+/// True when a status has this reason.
 pub fn has_reason(status: &Status, reason: &str) -> bool {
     status.get_details_error_info().is_some_and(|info| info.reason == reason)
 }
@@ -308,7 +308,7 @@ pub fn not_found_context(status: &Status) -> Option<Bytes> {
     KeyNotFoundDetail::decode(detail.value.as_slice()).ok().map(|detail| detail.context)
 }
 
-/// What a change's status means when its details say nothing: these codes are only given before anything is done.
+/// The outcome of a change whose status has no details: these codes are only returned before anything is done.
 fn without_details(code: Code) -> &'static str {
     match code {
         Code::InvalidArgument
@@ -346,7 +346,7 @@ pub fn code(code: Code) -> &'static str {
     }
 }
 
-/// An error and what caused it, on one line.
+/// An error and its causes, on one line.
 pub fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn details_are_told() {
+    fn details_are_shown() {
         let status = refused("in-doubt");
         assert!(has_reason(&status, "QUORUM_NOT_REACHED"));
         let explained = Explained::new(&status, true);

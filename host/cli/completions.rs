@@ -1,4 +1,4 @@
-//! `witan completions`: a script that makes a shell complete this command line.
+//! `witan completions`: completion scripts for shells.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use super::output::finish;
 
 /// Shown below the help.
-pub const EXAMPLES: &str = "The script goes to standard output; where a shell looks for it is the shell's own affair.
+pub const EXAMPLES: &str = "The script goes to standard output; see the shell's documentation for where to put it.
 
 Examples:
   witan completions bash > ~/.local/share/bash-completion/completions/witan

@@ -1,4 +1,4 @@
-//! `witan config`: a configuration checked, and shown.
+//! `witan config`: checks a configuration, and shows it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,25 +16,25 @@ pub const EXAMPLES: &str = "Examples:
   witan config print --config /etc/witan/config.yaml
   witan config print --documented";
 
-/// What to do with a configuration.
+/// Subcommands of `config`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Say everything that is wrong with a configuration
+    /// Check a configuration, and report every error
     ///
-    /// The environment counts, as it does for `witan serve`. Exits with 1 when anything is wrong; notes are no errors.
+    /// Environment variables apply as they do for `witan serve`. Exits with 1 if there is an error; notes are not errors.
     #[command(
         after_help = "Examples:\n  witan config check config.yaml\n  witan config check --output json config.yaml"
     )]
     Check {
-        /// The file [default: the one that WITAN_CONFIG names]
+        /// The file [default: the file that WITAN_CONFIG names]
         file: Option<PathBuf>,
     },
-    /// Show what holds, and where each value comes from
+    /// Show the effective values, and where each comes from
     ///
     /// Secrets are not shown.
     #[command(after_help = "Examples:\n  witan config print --config config.yaml\n  witan config print --documented")]
     Print {
-        /// The file [default: the one that WITAN_CONFIG names]
+        /// The file [default: the file that WITAN_CONFIG names]
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// Explain every key instead, in Markdown
@@ -43,7 +43,7 @@ pub enum Command {
     },
 }
 
-/// Does it.
+/// Runs a subcommand of `config`.
 pub fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check { file } => check(file, global.output),

@@ -1,5 +1,5 @@
-//! What the command line shows of itself: an API token or a web token, from a file or the environment. Never from an argument,
-//! which everybody on the machine can read.
+//! The command line's credential: an API token or a web token, from a file or the environment. Never from an argument, which
+//! every process on the machine can read.
 
 use std::path::{Path, PathBuf};
 
@@ -9,9 +9,9 @@ use tonic::{Request, Status};
 
 use super::Global;
 
-/// The variable that holds a token.
+/// Environment variable that may hold a token.
 const VARIABLE: &str = "WITAN_TOKEN";
-/// Largest file of a token, in bytes: a web token has some kilobytes.
+/// Largest token file, in bytes: a web token has a few kilobytes.
 const FILE_BYTES: u64 = 64 << 10;
 
 /// Why a token cannot be shown. Never contains the token.
@@ -41,7 +41,7 @@ pub enum Unusable {
     NotAToken(String),
 }
 
-/// What is shown with every call; by default, nothing.
+/// The token sent with every call; by default, none.
 #[derive(Clone, Default)]
 pub struct Shown(Option<MetadataValue<Ascii>>);
 
@@ -52,10 +52,10 @@ impl std::fmt::Debug for Shown {
 }
 
 impl Shown {
-    /// What `--token-file` or the environment says.
+    /// The token of `--token-file` or of the environment.
     ///
     /// # Errors
-    /// When there is a token that cannot be used; never shows it.
+    /// When there is a token that cannot be used. The message never contains it.
     pub fn of(global: &Global) -> Result<Self, Unusable> {
         match &global.token_file {
             Some(file) => read(file).and_then(|text| Self::token(&text, &format!("--token-file {}", file.display()))),
@@ -76,7 +76,7 @@ impl Shown {
         }
     }
 
-    /// The header `authorization`, for clients that write their headers themselves.
+    /// The header `authorization`, for clients that write their own headers.
     pub fn header(&self) -> Option<http::HeaderValue> {
         let value = http::HeaderValue::from_bytes(self.0.as_ref()?.as_bytes());
         value.ok().map(|mut value| {

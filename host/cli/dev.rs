@@ -1,4 +1,4 @@
-//! `witan dev`: a whole cluster in one process, with embedded back ends.
+//! `witan dev`: a whole cluster in one process, with embedded stores.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,27 +24,27 @@ use crate::process::stores::Shared;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  witan dev\n  witan dev --data-dir ./data --plugins ./target/plugins\n  \
     witan dev --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --node-port 0   (free ports)\n\n\
-    A second start with the same --data-dir finds everything again.")]
+    A restart with the same --data-dir finds all data again.")]
 pub struct Args {
-    /// Storage nodes, 1 to 16.
+    /// Number of storage nodes, 1 to 16.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
     nodes: u16,
-    /// Where everything is kept; made when it does not exist.
+    /// Folder for all data; created if it does not exist.
     #[arg(long, default_value = ".witan")]
     data_dir: PathBuf,
-    /// Where gRPC is served; port 0 takes a free one.
+    /// Address of gRPC; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:50051")]
     listen: SocketAddr,
-    /// Where metrics and health are served over HTTP; port 0 takes a free one.
+    /// Address of metrics and health over HTTP; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:9090")]
     admin_listen: SocketAddr,
-    /// The first storage node's port; the others take the following ones. 0: each takes a free one.
+    /// Port of the first storage node; the others use the following ports. 0: each takes a free one.
     #[arg(long, default_value_t = 50052)]
     node_port: u16,
-    /// A folder that is watched for plugins.
+    /// Folder to watch for plugins.
     #[arg(long)]
     plugins: Option<PathBuf>,
-    /// sync: acknowledged means synced to disk. os: acknowledged means handed to the operating system.
+    /// What an acknowledged write survives.
     #[arg(long, value_parser = choice::durability(), default_value_t = Durability::Sync)]
     durability: Durability,
 }

@@ -1,7 +1,7 @@
-//! `witan doctor`: looks at everything that a coordinator stands on, and says what to do about what it finds.
+//! `witan doctor`: checks everything a coordinator depends on, and says what to fix.
 //!
-//! It changes nothing, and needs no coordinator that runs. Reading order: `servers` (PostgreSQL and Redis), `nodes`,
-//! `certificates`, `coordinator` (what one that runs knows of plugins).
+//! It changes nothing, and needs no running coordinator. Reading order: `servers` (PostgreSQL and Redis), `nodes`,
+//! `certificates`, `coordinator` (the state of plugins in a running one).
 
 mod certificates;
 mod coordinator;
@@ -19,25 +19,25 @@ use super::output::{self, Output, Table};
 use crate::config::{Inputs, Loaded, Problem};
 
 /// Shown below the help.
-pub const EXAMPLES: &str = "Exit codes: 0 nothing has to be done, 1 something is broken or unsafe, 4 warnings only.
+pub const EXAMPLES: &str = "Exit codes: 0 nothing to fix, 1 something is broken or unsafe, 4 warnings only.
 
 Examples:
   witan doctor --config /etc/witan/config.yaml
   witan doctor --config config.yaml --endpoint http://10.0.0.1:50051
   witan doctor --output json | jq '.findings[] | select(.level == \"error\")'";
 
-/// Exit code when there are warnings and no errors. 2 is wrong usage, 3 a key that has no value.
+/// Exit code for warnings without errors; 2 is wrong usage, 3 a key without a value.
 const WARNINGS: u8 = 4;
 
 /// Arguments of `doctor`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The configuration to examine [default: the one that WITAN_CONFIG names]
+    /// The configuration to check [default: the file that WITAN_CONFIG names]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-/// How bad it is.
+/// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Gravity {
@@ -47,7 +47,7 @@ enum Gravity {
     Error,
 }
 
-/// What was found.
+/// A finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Finding {
     level: Gravity,
@@ -55,7 +55,7 @@ struct Finding {
     message: String,
 }
 
-/// Everything that was found.
+/// All findings.
 #[derive(Debug, Default)]
 struct Findings(Vec<Finding>);
 
@@ -93,7 +93,7 @@ impl Findings {
     }
 }
 
-/// Examines everything.
+/// Runs every check.
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     let mut findings = Findings::default();
     let inputs = Inputs::of_process(args.config, Vec::new());
@@ -101,7 +101,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     match read {
         Err(problems) => {
             problems.all.iter().for_each(|problem| findings.error("configuration", problem.to_string()));
-            findings.note("configuration", "nothing else is examined before the configuration is right");
+            findings.note("configuration", "nothing else is checked until the configuration is valid");
         }
         Ok(loaded) => {
             configuration(&loaded.notes, &mut findings);
@@ -140,6 +140,6 @@ fn show(findings: &Findings, how: Output) -> anyhow::Result<()> {
         };
         table.row([level.to_owned(), finding.about.clone(), finding.message.clone()]);
     }
-    table.print("nothing to say")?;
+    table.print("no findings")?;
     Ok(())
 }

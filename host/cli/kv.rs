@@ -11,8 +11,8 @@ use tonic::Status;
 use witan_kernel::limit::VALUE_BYTES;
 use witan_kernel::tenant::Level;
 use witan_wire::v1::{
-    DeleteKeyValueRequest, ReadKeyValueRequest, ReadKeyValueResponse, VectorClock, WriteKeyValueRequest,
-    WriteKeyValueResponse,
+    DeleteKeyValueRequest, ReadKeyValueRequest, ReadKeyValueResponse, VectorClock, VectorClockEntry,
+    WriteKeyValueRequest, WriteKeyValueResponse,
 };
 
 use super::Global;
@@ -21,12 +21,13 @@ use super::choice::{self, spelling};
 use super::client::{self, NO_SUCH_KEY, Problem, within};
 use super::output::{self, Output};
 
-/// Of a value: the API's limit.
+/// Limit of a value: the API's.
 const VALUE: Limit = Limit { field: "VALUE", bytes: VALUE_BYTES, remedy: "store it in parts, under several keys" };
 
 /// Shown below the help.
-pub const EXAMPLES: &str = "A key belongs to a tenant. A write without a context is concurrent with everything; with the context of a read it \
-replaces what that read has shown. WITAN_TENANT saves repeating --tenant.
+pub const EXAMPLES: &str = "\
+A key belongs to a tenant. A write without a context is concurrent with all other writes; with the context of a read it \
+replaces what that read returned. Set WITAN_TENANT to avoid repeating --tenant.
 
 Examples:
   witan kv put -t demo greeting hello
@@ -34,16 +35,18 @@ Examples:
   witan kv delete -t demo greeting
   export WITAN_TENANT=demo";
 
-const GET_EXAMPLES: &str = "The value goes to standard output exactly as it is stored. When concurrent writes are alive and no resolver decided \
-between them, all of them are shown, with the context that settles the matter. Exit code 3: there is no value.
+const GET_EXAMPLES: &str = "\
+The value goes to standard output exactly as it is stored. When the key has concurrent values and no resolver has \
+merged them, all of them are shown, with the context for a write that replaces them. Exit code 3: there is no value.
 
 Examples:
   witan kv get -t demo photo > photo.jpg
   witan kv get -t demo cart --consistency all --details
   witan kv get -t demo cart --output json | jq -r .context";
 
-const PUT_EXAMPLES: &str = "The value is the argument itself, @FILE for a file's content (@@ for a text that starts with @), or - for standard \
-input; at most 10 MiB. The same --idempotency-key with the same write has one effect for 24 hours, however often it is sent.
+const PUT_EXAMPLES: &str = "\
+The value is the argument itself, @FILE for the content of a file (@@ for a text that starts with @), or - for standard \
+input; at most 10 MiB. The same write with the same --idempotency-key takes effect once within 24 hours, however often it is sent.
 
 Examples:
   witan kv put -t demo greeting hello
@@ -53,13 +56,13 @@ Examples:
   witan kv put -t demo cart '{\"apples\":2}' --context \"$context\"";
 
 const DELETE_EXAMPLES: &str =
-    "Without a context, a quorum is read first and what it shows is deleted; writes that are concurrent with that stay.
+    "Without a context, a quorum is read first and the values it returns are deleted; writes concurrent with that are kept.
 
 Examples:
   witan kv delete -t demo greeting
   witan kv delete -t demo greeting --consistency all --idempotency-key removal-17";
 
-/// What to do with a key.
+/// Subcommands of `kv`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Read a key
@@ -76,7 +79,7 @@ pub enum Command {
     List(list::List),
 }
 
-/// Where the key is, and how many replicas must answer.
+/// The key, and how many replicas must answer.
 #[derive(Debug, clap::Args)]
 pub struct Place {
     /// The tenant
@@ -89,13 +92,13 @@ pub struct Place {
     pub consistency: Option<Level>,
 }
 
-/// What makes a change repeatable and ordered.
+/// Options of a change.
 #[derive(Debug, clap::Args)]
 pub struct Change {
-    /// Names the intention: the same key with the same change has one effect for 24 hours
+    /// Makes retries safe: the same change with the same key takes effect once within 24 hours
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
-    /// The context of the last read, in base64, or in hexadecimal behind "hex:"
+    /// The context of the last read, in base64, or in hexadecimal after "hex:"
     #[arg(long, value_name = "TOKEN", value_parser = Token::parse)]
     pub context: Option<Token>,
 }
@@ -103,10 +106,10 @@ pub struct Change {
 /// Arguments of `kv get`.
 #[derive(Debug, clap::Args)]
 pub struct Get {
-    /// Which key.
+    /// The key.
     #[command(flatten)]
     pub place: Place,
-    /// Also print the context, and who decided, to standard error
+    /// Also print to standard error the context, the clock, and which resolver decided
     #[arg(short, long)]
     pub details: bool,
 }
@@ -114,13 +117,13 @@ pub struct Get {
 /// Arguments of `kv put`.
 #[derive(Debug, clap::Args)]
 pub struct Put {
-    /// Which key.
+    /// The key.
     #[command(flatten)]
     pub place: Place,
     /// The value, @FILE, or - for standard input
     #[arg(value_parser = Source::parse, allow_hyphen_values = true)]
     pub value: Source,
-    /// How.
+    /// How to change it.
     #[command(flatten)]
     pub change: Change,
 }
@@ -128,15 +131,15 @@ pub struct Put {
 /// Arguments of `kv delete`.
 #[derive(Debug, clap::Args)]
 pub struct Delete {
-    /// Which key.
+    /// The key.
     #[command(flatten)]
     pub place: Place,
-    /// How.
+    /// How to change it.
     #[command(flatten)]
     pub change: Change,
 }
 
-/// Does it.
+/// Runs a subcommand of `kv`.
 pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Get(get) => read(global, get).await,
@@ -185,7 +188,7 @@ fn found(output: Output, details: bool, response: &ReadKeyValueResponse) -> anyh
     Ok(())
 }
 
-/// The raw bytes; on a terminal with a line end, so that the prompt does not stick to them.
+/// Prints the raw bytes; on a terminal with a line end, so that the prompt starts on its own line.
 fn value(value: &[u8]) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     let line_end = if out.is_terminal() && !value.ends_with(b"\n") { "\n" } else { "" };
@@ -194,7 +197,7 @@ fn value(value: &[u8]) -> std::io::Result<()> {
 
 fn siblings(response: &ReadKeyValueResponse) -> std::io::Result<()> {
     let count = response.siblings.len();
-    eprintln!("{count} concurrent values are alive; write the one that shall stand with --context as below");
+    eprintln!("the key has {count} concurrent values; write the one to keep with the --context below");
     let mut text = String::new();
     for (at, sibling) in (1..).zip(&response.siblings) {
         let (size, written) = (sibling.value.len(), output::moment(sibling.written_at_us));
@@ -283,7 +286,7 @@ fn changed(output: Output, verb: &str, response: &WriteKeyValueResponse) -> anyh
             "vector_clock": clock_json(response.vector_clock.as_ref()),
         }))?,
         Output::Text => {
-            let duplicate = if response.is_duplicate { "; it had been done before" } else { "" };
+            let duplicate = if response.is_duplicate { "; a repetition, which took effect before" } else { "" };
             let (key, level, replicas) = (&response.key, &response.consistency, response.replica_count);
             output::line(&format!("{verb} {key} on {replicas} replicas so far (level {level}){duplicate}"))?;
         }
@@ -293,14 +296,18 @@ fn changed(output: Output, verb: &str, response: &WriteKeyValueResponse) -> anyh
 
 fn clock_json(clock: Option<&VectorClock>) -> Value {
     let entries = clock.map(|clock| clock.entries.as_slice()).unwrap_or_default();
-    let entry = |entry: &witan_wire::v1::VectorClockEntry| json!({ "coordinator_node_id": entry.coordinator_node_id, "logical_timestamp": entry.logical_timestamp });
+    let entry = |entry: &VectorClockEntry| {
+        json!({
+            "coordinator_node_id": entry.coordinator_node_id,
+            "logical_timestamp": entry.logical_timestamp,
+        })
+    };
     entries.iter().map(entry).collect()
 }
 
 fn clock_text(clock: Option<&VectorClock>) -> String {
     let entries = clock.map(|clock| clock.entries.as_slice()).unwrap_or_default();
-    let entry =
-        |entry: &witan_wire::v1::VectorClockEntry| format!("{}:{}", entry.coordinator_node_id, entry.logical_timestamp);
+    let entry = |entry: &VectorClockEntry| format!("{}:{}", entry.coordinator_node_id, entry.logical_timestamp);
     entries.iter().map(entry).collect::<Vec<_>>().join(" ")
 }
 

@@ -22,59 +22,58 @@ use crate::process::{node, signal};
     witan node --id node-2 --data-dir ./n2 --listen 127.0.0.1:50053 --durability os\n  \
     witan node --id node-3 --data-dir /var/lib/witan/node-3 --listen 0.0.0.0:50052 --tls-cert-file node-3.pem \\\n    \
     --tls-key-file node-3.key --tls-client-ca-file coordinators-ca.pem\n\n\
-    A node serves coordinators only: beyond loopback it asks for a certificate (--tls-client-ca-file) or, over TLS, for a\n\
-    secret (--shared-secret-file).")]
+    A node should serve coordinators only: beyond loopback it requires a client certificate (--tls-client-ca-file) or, over\n\
+    TLS, a shared secret (--shared-secret-file).")]
 pub struct Args {
     /// The node's id, as the coordinators know it.
     #[arg(long)]
     id: NodeId,
-    /// Where the store is kept; made when it does not exist.
+    /// Folder of the store; created if it does not exist.
     #[arg(long)]
     data_dir: PathBuf,
-    /// Where coordinators connect; port 0 takes a free one, which the `ready` line tells.
+    /// Address for coordinators; port 0 takes a free one, which the `ready` line shows.
     #[arg(long, default_value = "127.0.0.1:50052")]
     listen: SocketAddr,
-    /// sync: acknowledged means synced to disk. os: acknowledged means handed to the operating system.
+    /// What an acknowledged write survives.
     #[arg(long, value_parser = choice::durability(), default_value_t = Durability::Sync)]
     durability: Durability,
-    /// Threads that carry out requests; 0: half the cores.
+    /// Threads that execute requests; 0: half the cores.
     #[arg(long, default_value_t = 0)]
     shards: usize,
-    /// MiB of rows kept at hand, so that the engine is not searched for them.
+    /// Size of the row cache, in MiB.
     #[arg(long, default_value_t = ROW_CACHE >> 20)]
     row_cache_mib: usize,
-    /// Threads that talk to coordinators; 0: a quarter of the cores.
+    /// Threads for network I/O; 0: a quarter of the cores.
     #[arg(long, default_value_t = 0)]
     io_threads: usize,
-    /// Seconds a shutdown may take.
+    /// Longest shutdown, in seconds.
     #[arg(long, default_value_t = 10)]
     shutdown_seconds: u64,
-    /// PEM file of the node's certificate and of those between it and its authority; connections are over TLS then. It is
-    /// read again when it changes.
+    /// PEM file of the node's certificate chain; enables TLS. It is read again when it changes.
     #[arg(long, value_name = "FILE", requires = "tls_key_file")]
     tls_cert_file: Option<PathBuf>,
     /// PEM file of the certificate's private key.
     #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
     tls_key_file: Option<PathBuf>,
-    /// PEM file of the authority that signs the certificates of coordinators, and nobody else's; only clients with such a
-    /// certificate are served.
+    /// PEM file of the authority that signs coordinators' certificates and no others; only clients with such a certificate
+    /// are served.
     #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
     tls_client_ca_file: Option<PathBuf>,
-    /// A file with the secret that coordinators show (their security.nodes.shared_secret_file). Each of up to four lines is
-    /// taken. It is read again when it changes.
+    /// File with the secret that coordinators send (their security.nodes.shared_secret_file). Up to four lines, each an
+    /// accepted secret. It is read again when it changes.
     #[arg(long, value_name = "FILE")]
     shared_secret_file: Option<PathBuf>,
-    /// Serve whoever reaches the node, beyond loopback too: they may read and change every record of every tenant.
+    /// Serve every client that reaches the node, beyond loopback too: it may read and change every record of every tenant.
     #[arg(long)]
     allow_anonymous: bool,
-    /// Connections at a time; those beyond are closed at once.
+    /// Most connections at a time; further ones are closed at once.
     #[arg(long, default_value_t = 1000, value_name = "NUMBER")]
     max_connections: usize,
 }
 
 impl Args {
-    /// Threads that talk to coordinators. They decode and encode batches and leave the work to the shards, so that few do:
-    /// each one more only costs the waking of it.
+    /// Threads for network I/O. They decode and encode batches and leave the work to the shards, so few suffice: each further
+    /// thread only adds wake-ups.
     pub(super) fn io_threads(&self) -> usize {
         match self.io_threads {
             0 => (std::thread::available_parallelism().map_or(1, usize::from) / 4).max(1),
@@ -90,7 +89,7 @@ impl Args {
         })
     }
 
-    /// Whether anybody but coordinators could be served, or could read the secret on the way.
+    /// Refuses flags with which clients other than coordinators would be served, or the secret could be read in transit.
     fn is_safe(&self) -> Result<(), String> {
         let listen = self.listen;
         if listen.ip().to_canonical().is_loopback() {
@@ -98,14 +97,14 @@ impl Args {
         }
         match (&self.shared_secret_file, &self.tls_cert_file) {
             (Some(file), None) => Err(format!(
-                "--shared-secret-file {} with --listen {listen}: without TLS everybody on the way could read the secret; add \
+                "--shared-secret-file {} with --listen {listen}: without TLS the secret could be read in transit; add \
                  --tls-cert-file and --tls-key-file, or listen on loopback",
                 file.display()
             )),
             (None, _) if self.tls_client_ca_file.is_none() && !self.allow_anonymous => Err(format!(
-                "--listen {listen}: whoever reaches this node may read and change every record of every tenant; let it serve \
-                 coordinators only with --tls-client-ca-file, or with --shared-secret-file (and --tls-cert-file), or listen \
-                 on loopback, or say --allow-anonymous"
+                "--listen {listen}: any client that reaches this node could read and change every record of every tenant; restrict it to \
+                 coordinators with --tls-client-ca-file, or with --shared-secret-file (and --tls-cert-file), or listen \
+                 on loopback, or pass --allow-anonymous"
             )),
             _ => Ok(()),
         }

@@ -15,8 +15,9 @@ use super::client::{self, Problem, within};
 use super::output::{self, Output, Table, grouped};
 
 /// Shown below the help.
-pub const EXAMPLES: &str = "Keys are placed on storage nodes by a ring of virtual nodes. Nodes join and leave only where no data can be lost by \
-it; otherwise the coordinator refuses and says why.
+pub const EXAMPLES: &str = "\
+Keys are placed on storage nodes by a ring of virtual nodes. The coordinator refuses to add or remove a node if data could \
+be lost, and says why.
 
 Examples:
   witan nodes list
@@ -24,8 +25,8 @@ Examples:
   witan nodes remove n4";
 
 const LIST_EXAMPLES: &str =
-    "Latencies are those that this coordinator has seen; the number of keys is an estimate of the node's. A node that answers \
-writes only has come back with another disk: fill it again with `witan repair`.
+    "Latencies are as measured by this coordinator; the number of keys is the node's estimate. A node that answers writes only \
+has come back with another store: fill it again with `witan repair`.
 
 Examples:
   witan nodes list
@@ -38,22 +39,22 @@ Examples:
   witan nodes add big 10.0.0.9:50052 --virtual-nodes 300";
 
 const REMOVE_EXAMPLES: &str =
-    "A node leaves only while nothing is stored. One that is gone for good is replaced under its own id, on an empty \
-folder, and filled by `witan repair`.
+    "A node can be removed only while the cluster stores nothing. Replace a lost node under the same id, with an empty folder, \
+and fill it with `witan repair`.
 
 Examples:
   witan nodes remove n4";
 
-/// What to do with storage nodes.
+/// Subcommands of `nodes`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show the storage nodes: where they are, whether they answer, how full they are
+    /// Show the storage nodes: address, whether they answer, how full they are
     #[command(after_help = LIST_EXAMPLES)]
     List,
     /// Add a storage node to the ring
     #[command(after_help = ADD_EXAMPLES)]
     Add(Add),
-    /// Take a storage node out of the ring
+    /// Remove a storage node from the ring
     #[command(after_help = REMOVE_EXAMPLES)]
     Remove(Remove),
 }
@@ -61,12 +62,12 @@ pub enum Command {
 /// Arguments of `nodes add`.
 #[derive(Debug, clap::Args)]
 pub struct Add {
-    /// The node's id: what it was started with
+    /// The node's id: the --id it was started with
     pub node_id: String,
-    /// Where coordinators reach it
+    /// Address at which coordinators reach it
     #[arg(value_name = "HOST:PORT", value_parser = args::address)]
     pub address: (String, u16),
-    /// Its virtual nodes on the ring; never changed later [default: the coordinator's hash_ring.virtual_nodes]
+    /// Its virtual nodes on the ring; cannot be changed later [default: the coordinator's hash_ring.virtual_nodes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=4096))]
     pub virtual_nodes: Option<i32>,
 }
@@ -76,12 +77,12 @@ pub struct Add {
 pub struct Remove {
     /// The node's id
     pub node_id: String,
-    /// Also with data on it; always refused by this version
+    /// Remove it even if it has data; this version always refuses that
     #[arg(long)]
     pub force: bool,
 }
 
-/// Does it.
+/// Runs a subcommand of `nodes`.
 pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::List => list(global).await,

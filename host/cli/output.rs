@@ -1,4 +1,4 @@
-//! What goes to standard output: aligned tables on a terminal, tab-separated lines in a pipe, or one JSON object.
+//! Standard output: aligned tables on a terminal, tab-separated lines in a pipe, or one JSON object.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 
 use super::args::base64;
 
-/// How results and errors are printed.
+/// Format of results and errors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people; tab-separated when it goes into a pipe
+    /// Text for people; tab-separated in a pipe
     #[default]
     Text,
-    /// One object per command
+    /// One JSON object per command
     Json,
 }
 
@@ -29,7 +29,7 @@ pub fn line(text: &str) -> io::Result<()> {
     finish(writeln!(io::stdout().lock(), "{text}"))
 }
 
-/// A reader who has seen enough (`witan ... | head`) is no error.
+/// Ignores a reader that has closed the pipe (`witan ... | head`).
 pub fn finish(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -37,7 +37,7 @@ pub fn finish(written: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// A table. Columns whose every cell is a number stand right-aligned.
+/// A table. Columns that contain only numbers are right-aligned.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     head: Vec<String>,
@@ -56,8 +56,8 @@ impl Table {
         self.rows.push(cells.to_vec());
     }
 
-    /// Prints it: aligned with its head on a terminal; without the head and separated by tabs in a pipe. `none` is said on a
-    /// terminal when there are no rows.
+    /// Prints it: aligned and with a head on a terminal; tab-separated and without the head in a pipe. On a terminal, `none`
+    /// is printed if there are no rows.
     pub fn print(&self, none: &str) -> io::Result<()> {
         let mut out = io::stdout().lock();
         let text = match out.is_terminal() {
@@ -68,7 +68,7 @@ impl Table {
         finish(out.write_all(text.as_bytes()))
     }
 
-    /// The table for people.
+    /// The table for terminals.
     pub fn aligned(&self) -> String {
         let lines = || std::iter::once(&self.head).chain(&self.rows);
         let width = |column: usize| lines().map(|line| line[column].chars().count()).max().unwrap_or(0);
@@ -89,14 +89,14 @@ impl Table {
         text
     }
 
-    /// The table for programs: a line per row, a tab between cells; tabs and line ends within cells become spaces.
+    /// The table for pipes: a line per row, a tab between cells; tabs and line ends within cells become spaces.
     pub fn plain(&self) -> String {
         let clean = |cell: &String| cell.replace(['\t', '\n', '\r'], " ");
         self.rows.iter().map(|row| row.iter().map(clean).collect::<Vec<_>>().join("\t") + "\n").collect()
     }
 }
 
-/// A value in JSON: as text where it is UTF-8, otherwise in base64, and which of the two.
+/// A value in JSON, with its encoding: text if it is UTF-8, otherwise base64.
 pub fn value_fields(value: &[u8]) -> Value {
     match std::str::from_utf8(value) {
         Ok(text) => json!({ "value": text, "value_encoding": "utf-8" }),
@@ -112,7 +112,7 @@ pub fn with(mut base: Value, more: Value) -> Value {
     base
 }
 
-/// A value for a person: as it is when it is text without control characters, otherwise escaped.
+/// A value for a terminal: unchanged if it is text without control characters, otherwise escaped.
 pub fn shown(value: &[u8]) -> String {
     match std::str::from_utf8(value) {
         Ok(text) if !text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') => text.to_owned(),
@@ -121,7 +121,7 @@ pub fn shown(value: &[u8]) -> String {
     }
 }
 
-/// A moment, given in microseconds since 1970, as "2026-11-21 20:41:44.123 UTC".
+/// A time, given in microseconds since 1970, as "2026-11-21 20:41:44.123 UTC".
 pub fn moment(micros: i64) -> String {
     let (seconds, rest) = (micros.div_euclid(1_000_000), micros.rem_euclid(1_000_000));
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
@@ -130,8 +130,8 @@ pub fn moment(micros: i64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{:03} UTC", rest / 1000)
 }
 
-/// The date so many days after 1970-01-01, in the proleptic Gregorian calendar, counted in years that begin in March, so that
-/// the leap day comes last.
+/// The date `days` after 1970-01-01 in the proleptic Gregorian calendar. It counts in years that begin in March, so that the
+/// leap day is the last one.
 fn civil(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let era = days.div_euclid(146_097);
@@ -157,7 +157,7 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
-/// Microseconds for a person: "420 us", "3.1 ms", "1.20 s".
+/// Microseconds for people: "420 us", "3.1 ms", "1.20 s".
 pub fn micros(value: u64) -> String {
     let v = value as f64;
     match value {

@@ -1,4 +1,4 @@
-//! `witan plugin`: artifacts, bindings, events.
+//! `witan plugin`: components, bindings, events.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,10 +25,10 @@ use super::output::{self, Output, Table, grouped};
 
 /// Bytes of one uploaded chunk: half of what the API allows.
 const CHUNK_BYTES: usize = 512 << 10;
-/// Of a component read from disk: the coordinator has its own, lower limit; this one bounds memory here.
+/// Limit of a component read from disk. The coordinator has its own, lower one; this one bounds memory here.
 const COMPONENT: Limit =
     Limit { field: "FILE", bytes: COMPONENT_BYTES, remedy: "build the plugin for size (opt-level \"s\", strip)" };
-/// Of a binding's configuration: the coordinator's limit, checked here before anything is sent.
+/// Limit of a binding's configuration: the coordinator's, checked here before anything is sent.
 const CONFIGURATION: Limit = Limit {
     field: "--configuration",
     bytes: PLUGIN_CONFIGURATION_BYTES,
@@ -36,9 +36,10 @@ const CONFIGURATION: Limit = Limit {
 };
 
 /// Shown below the help.
-pub const EXAMPLES: &str = "A plugin is a WebAssembly component that answers one hook: a consistency policy (how many replicas must answer), a \
-conflict resolver (what concurrent writes become), or a routing hook (where a key belongs). It is pushed once, known by its \
-digest, and bound to a tenant and hook; the binding is swapped while requests run, and none fails by it.
+pub const EXAMPLES: &str = "\
+A plugin is a WebAssembly component that answers one hook: a consistency policy (how many replicas must answer), a \
+conflict resolver (what concurrent writes become), or a routing hook (where a key belongs). It is uploaded once, identified by its \
+digest, and bound to a tenant and hook. Bindings can be swapped under load: no request fails because of it.
 
 Examples:
   witan plugin push target/plugins/set-union.wasm
@@ -46,16 +47,18 @@ Examples:
   witan plugin rollback conflict-resolver --tenant carts
   witan plugin events";
 
-const PUSH_EXAMPLES: &str = "The coordinator checks, compiles and probes the component before it says that it is ready; a refusal says why. Pushing \
-the same bytes again changes nothing. Nothing uses a plugin before it is bound.
+const PUSH_EXAMPLES: &str = "\
+The coordinator checks, compiles and probes the component before it reports it as ready; if it refuses one, it says why. \
+Pushing the same bytes again changes nothing. A plugin has no effect until it is bound.
 
 Examples:
   witan plugin push set-union.wasm
   witan plugin push target/plugins/*.wasm --output json";
 
-const BIND_EXAMPLES: &str = "PLUGIN is a digest (or the first 8 characters of one), name@version, or a name. Bound by name, it follows the file of \
-that name in the coordinator's plugin folder. Without --tenant it is the default for all tenants that have no binding of \
-their own. --none takes the binding away; the native rule then holds.
+const BIND_EXAMPLES: &str = "\
+PLUGIN is a digest (or the first 8 characters of one), name@version, or a name. A binding by name follows the file of \
+that name in the coordinator's plugin folder. Without --tenant, it is the default for all tenants without a binding. --none \
+removes the binding, and the native rule applies again.
 
 Examples:
   witan plugin bind conflict-resolver set-union --tenant carts
@@ -77,59 +80,60 @@ Examples:
   witan plugin bindings
   witan plugin bindings --tenant carts";
 
-const EVENTS_EXAMPLES: &str = "Starts with the recent ones and goes on until Ctrl-C, or until --count were printed. With --output json, one object per \
-line.
+const EVENTS_EXAMPLES: &str = "\
+Prints recent events, then new ones until Ctrl-C or until --count were printed. With --output json, one object per line.
 
 Examples:
   witan plugin events
   witan plugin events --new --count 1 --output json";
 
-const REMOVE_EXAMPLES: &str = "Refused while a binding, or the history that a rollback needs, refers to it.
+const REMOVE_EXAMPLES: &str =
+    "Refused while a binding refers to it, or a previous binding that a rollback would restore.
 
 Examples:
   witan plugin remove set-union@0.1.0
   witan plugin remove 3f2a9c1e";
 
-/// What to do with plugins.
+/// Subcommands of `plugin`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Hand components to the coordinator
+    /// Upload components
     #[command(after_help = PUSH_EXAMPLES)]
     Push {
         /// WebAssembly components
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
-    /// Let a plugin answer a hook, for a tenant or for all
+    /// Bind a plugin to a hook, for one tenant or for all
     #[command(after_help = BIND_EXAMPLES)]
     Bind(Bind),
-    /// Put the binding before the present one in force again
+    /// Restore the previous binding
     #[command(after_help = ROLLBACK_EXAMPLES)]
     Rollback {
         /// The hook
         #[arg(value_parser = choice::hook())]
         hook: Hook,
-        /// The tenant [default: the binding for all]
+        /// The tenant [default: the binding for all tenants]
         #[arg(short, long)]
         tenant: Option<String>,
     },
-    /// Show the plugins that the coordinator has
+    /// Show the uploaded plugins
     #[command(after_help = LIST_EXAMPLES)]
     List,
-    /// Show which plugin answers which hook for whom
+    /// Show which plugin is bound to which hook, for which tenant
     #[command(after_help = BINDINGS_EXAMPLES)]
     Bindings {
-        /// Only this tenant's
+        /// Only bindings of this tenant
         #[arg(short, long)]
         tenant: Option<String>,
     },
-    /// Watch what happens to plugins
+    /// Follow the events of plugins
     #[command(after_help = EVENTS_EXAMPLES)]
     Events {
-        /// Leave out what has happened before
+        /// Skip past events
         #[arg(long)]
         new: bool,
-        /// End after so many
+        /// Stop after this number of events
         #[arg(long, value_name = "N")]
         count: Option<u64>,
     },
@@ -150,21 +154,21 @@ pub struct Bind {
     /// A digest, name@version, or name
     #[arg(required_unless_present = "none", conflicts_with = "none")]
     pub plugin: Option<String>,
-    /// The tenant [default: all that have no binding of their own]
+    /// The tenant [default: all tenants without a binding]
     #[arg(short, long)]
     pub tenant: Option<String>,
-    /// What the plugin is configured with: text, @FILE, or - for standard input
+    /// Configuration for the plugin: text, @FILE, or - for standard input; at most 64 KiB
     #[arg(long, value_name = "TEXT", value_parser = Source::parse)]
     pub configuration: Option<Source>,
-    /// What answers when the plugin fails [default: native]
+    /// What decides when the plugin fails [default: native]
     #[arg(long, value_parser = choice::on_fault())]
     pub on_fault: Option<OnFault>,
-    /// Take the binding away
+    /// Remove the binding
     #[arg(long)]
     pub none: bool,
 }
 
-/// Does it.
+/// Runs a subcommand of `plugin`.
 pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Push { files } => push(global, &files).await,
@@ -197,13 +201,13 @@ async fn push(global: &Global, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Hands a component to the coordinator; answers with what that has made of it.
+/// Uploads a component; returns what the coordinator reports about it.
 pub async fn upload(global: &Global, file: &Path) -> anyhow::Result<PluginInfo> {
     let source = Source::File(file.to_owned());
     let component = tokio::task::spawn_blocking(move || source.read(&COMPONENT)).await??;
     let request = within(global, tokio_stream::iter(parts(component)));
     let answer = client::plugins(global).await?.upload_plugin(request).await.map_err(Problem::change)?;
-    answer.into_inner().plugin.context("the coordinator did not say what it has made of the plugin")
+    answer.into_inner().plugin.context("the coordinator did not report the state of the plugin")
 }
 
 fn pushed_text(file: &Path, plugin: &PluginInfo) -> String {
@@ -211,7 +215,7 @@ fn pushed_text(file: &Path, plugin: &PluginInfo) -> String {
     format!("{}: {name}@{version} ({hook}), digest {digest}, {state}", file.display())
 }
 
-/// The manifest, then the component in chunks. Chunks share its bytes.
+/// The manifest, then the component in chunks, which share its bytes.
 fn parts(component: Bytes) -> impl Iterator<Item = UploadPluginRequest> + Send {
     let digest = Sha256::digest(&component).iter().map(|byte| format!("{byte:02x}")).collect();
     let manifest = UploadPluginManifest { size: component.len() as u64, digest };
@@ -223,7 +227,7 @@ fn parts(component: Bytes) -> impl Iterator<Item = UploadPluginRequest> + Send {
     std::iter::once(Part::Manifest(manifest)).chain(chunks).map(|part| UploadPluginRequest { part: Some(part) })
 }
 
-/// Binds a plugin, or takes a binding away.
+/// Binds a plugin, or removes a binding.
 pub async fn bind(global: &Global, args: Bind) -> anyhow::Result<BindPluginResponse> {
     let request = bind_request(args).await?;
     let answer = client::plugins(global).await?.bind_plugin(within(global, request)).await;
@@ -255,7 +259,7 @@ fn bound(output: Output, verb: &str, response: &BindPluginResponse) -> anyhow::R
         }))?,
         Output::Text => {
             let before = before.map_or("nothing was bound before".to_owned(), |b| format!("before: {}", plugin_of(b)));
-            let now = now.map_or("nothing is bound any more".to_owned(), |b| {
+            let now = now.map_or("nothing is bound now".to_owned(), |b| {
                 format!("{} answers {} for {}", plugin_of(b), b.hook, tenant_of(b))
             });
             output::line(&format!("{verb}: {now} ({before})"))?;
@@ -328,14 +332,14 @@ async fn bindings(global: &Global, tenant: Option<String>) -> anyhow::Result<Exi
 
 async fn events(global: &Global, new: bool, count: Option<u64>) -> anyhow::Result<ExitCode> {
     let mut client = client::plugins(global).await?;
-    // No deadline: this goes on until it is interrupted.
+    // No deadline: this runs until it is interrupted.
     let answer = client.watch_plugin_events(WatchPluginEventsRequest { recent: !new }).await;
     let mut events = answer.map_err(Problem::read)?.into_inner();
     let mut left = count.unwrap_or(u64::MAX);
     while left > 0 {
         let Some(event) = events.message().await.map_err(Problem::read)? else { break };
         match global.output {
-            // A line each, on a terminal too: this is a stream, not one result.
+            // One line each, even on a terminal: this is a stream, not one result.
             Output::Json => output::line(&event_json(&event).to_string())?,
             Output::Text => output::line(&event_text(&event))?,
         }

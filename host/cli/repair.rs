@@ -1,4 +1,4 @@
-//! `witan repair`: every record of a tenant, or of all, compared on all of its replicas, and mended.
+//! `witan repair`: compares the replicas of every record of a tenant, or of all, and repairs those that differ.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,12 +16,13 @@ use super::output::{self, Output, grouped};
 use crate::process::signal;
 
 /// Shown below the help.
-pub const EXAMPLES: &str = "Replicas that lack something that others have get the merge of all, deletions included. Run it after a storage node was \
-away for long, or came back with an empty disk: reads repair only what is read. A node with a new store is asked again once a \
-repair of everything (no --tenant, no tokens, no --cursor) has found enough whole replicas of all it has to hold.
+pub const EXAMPLES: &str = "\
+Stale replicas get the merge of all replicas, including deletions. Run it after a storage node was down for long or came \
+back with an empty disk: reads repair only the keys that are read. A node with a new store answers reads again once a full \
+repair (no --tenant, no tokens, no --cursor) has found enough complete replicas of every record it must hold.
 
-Clients go on meanwhile; --rate bounds what the repair takes from them. It is harmless to repeat, and Ctrl-C stops it: the \
-cursor that is shown then goes on from there. Exit code 1: something could not be mended, and it says what.
+Clients are served meanwhile; --rate bounds the load of the repair. It can safely be repeated. Ctrl-C stops it and prints a \
+cursor to continue from. Exit code 1: something could not be repaired; the output says what.
 
 Examples:
   witan repair
@@ -42,14 +43,14 @@ pub struct Args {
     /// The last position on the ring, in hexadecimal [default: its end]
     #[arg(long, value_name = "HEX", value_parser = token)]
     pub to_token: Option<u64>,
-    /// Go on where an earlier repair has stopped
+    /// Continue where an earlier repair stopped
     #[arg(long, value_name = "CURSOR", value_parser = Token::parse)]
     pub cursor: Option<Token>,
-    /// Records looked at in a second, at most
+    /// Most records compared per second
     #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: u32,
-    /// Ask nodes with a new store again even where too few others are left to know what they have to hold; what those do not
-    /// have is given up
+    /// Let nodes with a new store answer reads even where too few complete replicas remain to restore all their records;
+    /// writes that only lost replicas had are given up
     #[arg(long)]
     pub accept_loss: bool,
 }
@@ -61,7 +62,7 @@ fn token(text: &str) -> Result<u64, String> {
         .map_err(|_| format!("{text:?} is not a position: write up to 16 hexadecimal digits"))
 }
 
-/// Repairs.
+/// Runs a repair.
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     let stop = signal::stop_on_signal()?;
     let (from, to) = (args.from_token.unwrap_or(0), args.to_token.unwrap_or(u64::MAX));
@@ -74,7 +75,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         accept_loss: args.accept_loss,
     };
     let mut client = client::coordinator(global).await?;
-    // It takes as long as it takes: --timeout is for the connection.
+    // A repair has no deadline: --timeout bounds the connecting only.
     let reports = client.repair(request).await.map_err(Problem::read)?.into_inner();
     let bar = Bar::new(from, to);
     let last = tokio::select! {
@@ -85,7 +86,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     bar.0.finish_and_clear();
-    told(global.output, &last)
+    show(global.output, &last)
 }
 
 /// Shows reports until the last one.
@@ -99,10 +100,10 @@ async fn follow(
         }
         bar.show(report);
     }
-    anyhow::bail!("the coordinator has ended the repair without saying how it went; run it again")
+    anyhow::bail!("the coordinator ended the repair without a result; run it again")
 }
 
-/// A line on standard error, where that is a terminal.
+/// A progress bar on standard error, if that is a terminal.
 struct Bar(ProgressBar, std::cell::RefCell<CoordinatorServiceRepairResponse>, (u64, u64));
 
 impl Bar {
@@ -121,7 +122,7 @@ impl Bar {
         self.0.set_position(u64::try_from(done * 10_000 / all).unwrap_or(0));
         let (scanned, repaired) = (grouped(report.scanned), grouped(report.repaired));
         let message = match report.phase.as_str() {
-            "waiting" => "waiting for operations under way".to_owned(),
+            "waiting" => "waiting for operations in flight".to_owned(),
             _ => format!("{scanned} records, {repaired} repaired"),
         };
         self.0.set_message(message);
@@ -133,14 +134,14 @@ impl Bar {
     }
 }
 
-fn told(output: Output, report: &CoordinatorServiceRepairResponse) -> anyhow::Result<ExitCode> {
+fn show(output: Output, report: &CoordinatorServiceRepairResponse) -> anyhow::Result<ExitCode> {
     match output {
         Output::Json => output::object(&json(report))?,
         Output::Text => {
             let (scanned, repaired) = (grouped(report.scanned), grouped(report.repaired));
-            output::line(&format!("looked at {scanned} records, repaired {repaired}"))?;
+            output::line(&format!("compared {scanned} records, repaired {repaired}"))?;
             for node in &report.restored_nodes {
-                output::line(&format!("storage node {node} holds everything again, and is asked again"))?;
+                output::line(&format!("storage node {node} is complete again, and answers reads again"))?;
             }
             problems_for_people(report);
         }
@@ -151,18 +152,18 @@ fn told(output: Output, report: &CoordinatorServiceRepairResponse) -> anyhow::Re
 
 fn problems_for_people(report: &CoordinatorServiceRepairResponse) {
     for node in &report.unreachable_nodes {
-        eprintln!("storage node {} did not take part everywhere: {}", node.node_id, node.reason);
+        eprintln!("storage node {} was not repaired everywhere: {}", node.node_id, node.reason);
     }
     for node in &report.write_only_nodes {
-        eprintln!("storage node {} is still written to and not asked: {}", node.node_id, node.reason);
+        eprintln!("storage node {} still gets writes only: {}", node.node_id, node.reason);
     }
     if report.failed > 0 {
-        eprintln!("{} records could not be read or merged; the coordinator's log says which", grouped(report.failed));
+        eprintln!("{} records could not be read or merged; see the coordinator's log", grouped(report.failed));
     }
     if !report.complete {
         let (incomplete, all) = (report.ranges_incomplete, report.ranges_total);
         eprintln!(
-            "{incomplete} of {all} ranges are not mended everywhere; run it again when all nodes answer: witan nodes list"
+            "{incomplete} of {all} ranges are not fully repaired; run it again when all nodes answer: witan nodes list"
         );
     }
 }
@@ -171,10 +172,10 @@ fn stopped(output: Output, report: CoordinatorServiceRepairResponse) -> anyhow::
     let cursor = args::base64(&report.cursor);
     match output {
         Output::Json => output::object(&output::with(json(&report), json!({ "phase": "stopped" })))?,
-        Output::Text if cursor.is_empty() => eprintln!("stopped before anything was told to be done"),
+        Output::Text if cursor.is_empty() => eprintln!("stopped before any progress was reported"),
         Output::Text => {
             let (scanned, repaired) = (grouped(report.scanned), grouped(report.repaired));
-            eprintln!("stopped after {scanned} records, {repaired} repaired; to go on: --cursor {cursor}");
+            eprintln!("stopped after {scanned} records, {repaired} repaired; to continue: --cursor {cursor}");
         }
     }
     Ok(ExitCode::FAILURE)
@@ -200,7 +201,7 @@ fn json(report: &CoordinatorServiceRepairResponse) -> Value {
     })
 }
 
-/// Nodes and what is wrong with them, in JSON.
+/// Nodes with their problems, as JSON.
 pub fn problems(nodes: &[NodeProblem]) -> Vec<Value> {
     nodes.iter().map(|node| json!({ "node_id": node.node_id, "reason": node.reason })).collect()
 }

@@ -1,4 +1,4 @@
-//! `witan tenant`: tenants and what they have chosen.
+//! `witan tenant`: tenants and their settings.
 
 pub mod delete;
 
@@ -19,16 +19,18 @@ use super::client::{self, Problem, has_reason, within};
 use super::output::{self, Output, Table};
 
 /// Shown below the help.
-pub const EXAMPLES: &str = "A tenant owns keys and chooses how they behave: how many replicas there are, what happens to concurrent writes, how \
-writes are ordered. Plugins are bound per tenant.
+pub const EXAMPLES: &str = "\
+A tenant owns keys, and its settings decide how they behave: how many replicas there are, what happens to concurrent \
+writes, how writes are ordered. Plugins are bound per tenant.
 
 Examples:
   witan tenant create demo
   witan tenant create carts --conflict-mode siblings
   witan tenant list";
 
-const CREATE_EXAMPLES: &str = "The conflict mode is chosen here, for good: `register` keeps one value per key, totally ordered; `siblings` drops no \
-concurrent write, and lets a conflict resolver decide. Linearizable reads and writes need `--ordering quorum` (the default) \
+const CREATE_EXAMPLES: &str = "\
+The conflict mode cannot be changed later: `register` keeps one value per key, totally ordered; `siblings` drops no \
+concurrent write, and lets a conflict resolver merge them. Linearizable reads and writes need `--ordering quorum` (the default) \
 with `--read-repair blocking` at level quorum or all.
 
 Examples:
@@ -45,21 +47,22 @@ const LIST_EXAMPLES: &str = "Examples:
   witan tenant list
   witan tenant list --output json | jq -r '.tenants[].tenant_id'";
 
-const UPDATE_EXAMPLES: &str = "Only what is given changes. With --version, the change happens only if that version still stands. The conflict mode \
-does not change; the replication factor does only while the tenant has no data.
+const UPDATE_EXAMPLES: &str = "\
+Only the given settings change. With --version, they change only if that is still the current version. The conflict mode \
+cannot be changed; the replication factor can, while the tenant has no data.
 
 Examples:
   witan tenant update demo --read-repair blocking
   witan tenant update demo --minimum-level quorum --version 3
   witan tenant update demo --replication-factor 5";
 
-/// What to do with tenants.
+/// Subcommands of `tenant`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Create a tenant
     #[command(after_help = CREATE_EXAMPLES)]
     Create(Create),
-    /// Show what a tenant has chosen
+    /// Show a tenant's settings
     #[command(after_help = GET_EXAMPLES)]
     Get {
         /// The tenant
@@ -68,30 +71,30 @@ pub enum Command {
     /// Show all tenants
     #[command(after_help = LIST_EXAMPLES)]
     List,
-    /// Change what a tenant has chosen
+    /// Change a tenant's settings
     #[command(after_help = UPDATE_EXAMPLES, disable_version_flag = true)]
     Update(Update),
-    /// Delete a tenant and everything that it has stored
+    /// Delete a tenant and all its data
     #[command(after_help = delete::EXAMPLES, disable_version_flag = true)]
     Delete(delete::Delete),
 }
 
-/// What can change while data exists.
+/// Settings that can change while data exists.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Choices {
-    /// How writes of registers are ordered [default: quorum]
+    /// Ordering of register writes [default: quorum]
     #[arg(long, value_parser = choice::ordering())]
     pub ordering: Option<Ordering>,
     /// When replicas that a read found stale are repaired [default: async]
     #[arg(long, value_parser = choice::read_repair())]
     pub read_repair: Option<ReadRepair>,
-    /// The level no plugin may go below [default: one]
+    /// Lowest consistency level, which no plugin may go below [default: one]
     #[arg(long, value_parser = choice::level())]
     pub minimum_level: Option<Level>,
-    /// What a request without a level asks for [default: quorum]
+    /// Consistency level of requests that choose none [default: quorum]
     #[arg(long, value_parser = choice::level())]
     pub default_level: Option<Level>,
-    /// What requests with an idempotency key do while its store is down [default: reject]
+    /// What happens to requests with an idempotency key while the idempotency store is down [default: reject]
     #[arg(long, value_parser = choice::idempotency_outage())]
     pub idempotency_outage: Option<IdempotencyOutage>,
 }
@@ -117,10 +120,10 @@ pub struct Create {
     /// What happens to concurrent writes [default: register]
     #[arg(long, value_parser = choice::conflict_mode())]
     pub conflict_mode: Option<ConflictMode>,
-    /// The rest.
+    /// Settings that can change later.
     #[command(flatten)]
     pub choices: Choices,
-    /// Succeed when the tenant exists already, whatever it has chosen
+    /// Succeed if the tenant already exists, whatever its settings
     #[arg(long)]
     pub if_missing: bool,
 }
@@ -133,15 +136,15 @@ pub struct Update {
     /// What to change.
     #[command(flatten)]
     pub choices: Choices,
-    /// Change it only if this version still stands
+    /// Change it only if this is still its version
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     pub version: Option<i64>,
-    /// Replicas of every key, 1 to 5; on its own
+    /// Replicas of every key, 1 to 5; not together with other settings
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=5), conflicts_with_all = ["version", "Choices"])]
     pub replication_factor: Option<i32>,
 }
 
-/// Does it.
+/// Runs a subcommand of `tenant`.
 pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Create(create) => {
@@ -183,7 +186,7 @@ pub async fn ensure(global: &Global, request: CreateTenantRequest, if_missing: b
     }
 }
 
-/// Asks for a tenant.
+/// Reads a tenant.
 pub async fn get(global: &Global, tenant: String) -> Result<GetTenantResponse, Problem> {
     let request = within(global, GetTenantRequest { tenant_id: tenant });
     let answer = client::coordinator(global).await?.get_tenant(request).await;

@@ -22,15 +22,16 @@ use crate::config::{Flag, Inputs, Loaded};
 use crate::process::config;
 use crate::process::stores::{self, Shared};
 
-/// Longest life of a token that ends: ten years. One that is to live longer has no end.
+/// Longest time to live: ten years. A token for longer than that should not expire at all.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Shown below the help.
-pub const EXAMPLES: &str = "A token is shown once, when it is made, and stored as a hash. Clients send it as `authorization: Bearer TOKEN`; this command line \
-takes it from --token-file or from WITAN_TOKEN.
+pub const EXAMPLES: &str = "\
+A token is shown once, when it is created, and stored as a hash. Clients send it as `authorization: Bearer TOKEN`; this \
+command line reads it from --token-file or WITAN_TOKEN.
 
-The first token is made beside the coordinators, straight in the metadata store: with --config, --database-url-file or \
---data-dir, as the user that the coordinator runs as.
+The first token is created directly in the metadata store, on a coordinator's machine and as its user: with --config, \
+--database-url-file or --data-dir.
 
 Examples:
   witan token create --scope operator --label me --config /etc/witan/config.yaml > operator.token
@@ -38,8 +39,9 @@ Examples:
   witan token list
   witan token revoke k3jd72qpx4ma";
 
-const CREATE_EXAMPLES: &str = "Scopes: read and write (keys), admin (the tenant itself, its plugins and tokens), operator (nodes, plugins, every \
-token). Without any, a token opens what only needs some credential: metrics, reflection.
+const CREATE_EXAMPLES: &str = "\
+Scopes: read and write (keys), admin (the tenant, its plugins and tokens), operator (nodes, plugins, all tokens). A token \
+without scopes is enough where any credential is: metrics, reflection.
 
 Examples:
   witan token create --tenant acme --scope read,write --label shop --expires-in 90d
@@ -50,35 +52,36 @@ const LIST_EXAMPLES: &str = "Examples:
   witan token list
   witan token list --tenant acme --output json | jq '.tokens[].token_id'";
 
-const REVOKE_EXAMPLES: &str = "The coordinator that is asked refuses it at once, the others within a second. Streams that it has opened end as well.
+const REVOKE_EXAMPLES: &str =
+    "The coordinator that revokes it refuses it at once, the others within a second. Streams opened with it end, too.
 
 Examples:
   witan token revoke k3jd72qpx4ma";
 
-/// What to do with tokens.
+/// Subcommands of `token`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a token, and show it for the only time
+    /// Create a token, and show it; it is not shown again
     #[command(after_help = CREATE_EXAMPLES)]
     Create(Create),
-    /// Show which tokens there are, without what would let anybody use them
+    /// List the tokens, without their secrets
     #[command(after_help = LIST_EXAMPLES)]
     List(List),
-    /// Take a token back
+    /// Revoke a token
     #[command(after_help = REVOKE_EXAMPLES)]
     Revoke(Revoke),
 }
 
-/// Where tokens are, for who stands beside the coordinators and has no token yet.
+/// Direct access to the metadata store, for creating the first token.
 #[derive(Debug, clap::Args)]
-pub struct Beside {
-    /// Work on the metadata store of this configuration of a coordinator, without the coordinator
+pub struct Direct {
+    /// Use the metadata store of this coordinator configuration directly, without a coordinator
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Work on the PostgreSQL database whose address is in this file, without a coordinator
+    /// Use the PostgreSQL database whose address is in this file directly, without a coordinator
     #[arg(long, value_name = "FILE", conflicts_with = "data_dir")]
     pub database_url_file: Option<PathBuf>,
-    /// Work on the embedded store in this folder of a coordinator, without the coordinator
+    /// Use the embedded store in this coordinator folder directly, without a coordinator
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 }
@@ -86,32 +89,32 @@ pub struct Beside {
 /// Arguments of `token create`.
 #[derive(Debug, clap::Args)]
 pub struct Create {
-    /// The tenant that it is good for [default: all tenants]
+    /// The tenant that it is valid for [default: all tenants]
     #[arg(short, long, value_name = "TENANT")]
     pub tenant: Option<String>,
     /// What it allows: read, write, admin, operator
     #[arg(long = "scope", value_name = "SCOPE,...", value_delimiter = ',')]
     pub scopes: Vec<String>,
-    /// For people: who has it, and what for
+    /// Description: who has it, and what for
     #[arg(long, default_value = "", value_name = "TEXT")]
     pub label: String,
-    /// How long it is good, such as 12h or 90d [default: until it is revoked]
+    /// Time to live, such as 12h or 90d [default: until it is revoked]
     #[arg(long, value_parser = life, value_name = "TIME")]
     pub expires_in: Option<Duration>,
-    /// Where to work.
+    /// Direct access to the metadata store.
     #[command(flatten)]
-    pub beside: Beside,
+    pub direct: Direct,
 }
 
 /// Arguments of `token list`.
 #[derive(Debug, clap::Args)]
 pub struct List {
-    /// Those of this tenant only
+    /// Only tokens of this tenant
     #[arg(short, long, value_name = "TENANT")]
     pub tenant: Option<String>,
-    /// Where to work.
+    /// Direct access to the metadata store.
     #[command(flatten)]
-    pub beside: Beside,
+    pub direct: Direct,
 }
 
 /// Arguments of `token revoke`.
@@ -119,14 +122,14 @@ pub struct List {
 pub struct Revoke {
     /// The token's id, as `token list` shows it
     pub id: String,
-    /// Where to work.
+    /// Direct access to the metadata store.
     #[command(flatten)]
-    pub beside: Beside,
+    pub direct: Direct,
 }
 
 /// Reads "30m", "12h" or "90d".
 fn life(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time to live: write 30m, 12h or 90d");
+    let wrong = || format!("{text:?} is not a time to live: write 30m, 12h or 90d");
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
     let seconds = match unit {
         "m" => 60,
@@ -138,13 +141,15 @@ fn life(text: &str) -> Result<Duration, String> {
     let life = Duration::from_secs(number.saturating_mul(seconds));
     match life {
         Duration::ZERO => Err(wrong()),
-        life if life > LONGEST => Err("is more than ten years; leave it out for a token without an end".to_owned()),
+        life if life > LONGEST => {
+            Err("is more than ten years; leave it out for a token that does not expire".to_owned())
+        }
         life => Ok(life),
     }
 }
 
-impl Beside {
-    /// The metadata store, when it is to be worked on directly.
+impl Direct {
+    /// The metadata store, if a flag asks for direct access.
     async fn open(&self) -> anyhow::Result<Option<Arc<dyn Metadata>>> {
         let flag = |name, key, path: &Option<PathBuf>| {
             path.as_ref().map(|path| Flag { name, key, value: path.display().to_string() })
@@ -161,13 +166,13 @@ impl Beside {
         let shared = Shared { postgres: config::postgres(&settings.database)?, redis: None };
         let folder = &settings.server.data_dir;
         if shared.postgres.is_none() && !folder.join("metadata.db").exists() {
-            eprintln!("note: {} holds no coordinator's data yet; a new store is begun there", folder.display());
+            eprintln!("note: {} holds no coordinator's data yet; a new store is created there", folder.display());
         }
         stores::metadata(&shared, folder).await.map(Some)
     }
 }
 
-/// Does it.
+/// Runs a subcommand of `token`.
 pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Create(create) => made(global, create).await,
@@ -179,7 +184,7 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
 async fn made(global: &Global, create: Create) -> anyhow::Result<ExitCode> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let expires_at = create.expires_in.map(|life| (now + life).as_secs());
-    let (info, text) = match create.beside.open().await? {
+    let (info, text) = match create.direct.open().await? {
         Some(metadata) => {
             let grant = Grant {
                 tenant: create.tenant.map(TenantId::new).transpose()?,
@@ -207,7 +212,7 @@ async fn made(global: &Global, create: Create) -> anyhow::Result<ExitCode> {
     match global.output {
         Output::Json => output::object(&output::with(token_json(&info), json!({ "token": text })))?,
         Output::Text => {
-            eprintln!("token {}: {}; keep it now, it is not shown again", info.token_id, may(&info));
+            eprintln!("token {}: {}; save it now; it is not shown again", info.token_id, may(&info));
             output::line(&text)?;
         }
     }
@@ -215,7 +220,7 @@ async fn made(global: &Global, create: Create) -> anyhow::Result<ExitCode> {
 }
 
 async fn listed(global: &Global, list: List) -> anyhow::Result<ExitCode> {
-    let tokens = match list.beside.open().await? {
+    let tokens = match list.direct.open().await? {
         Some(metadata) => stored(metadata.as_ref(), list.tenant.as_deref()).await?,
         None => asked(global, list.tenant.unwrap_or_default()).await?,
     };
@@ -235,12 +240,12 @@ async fn listed(global: &Global, list: List) -> anyhow::Result<ExitCode> {
             if token.expires_at == 0 { "never".to_owned() } else { moment(token.expires_at) },
         ]);
     }
-    table.print("no tokens; make one: witan token create --scope operator --label ME")?;
+    table.print("no tokens; create one: witan token create --scope operator --label ME")?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn revoked(global: &Global, revoke: Revoke) -> anyhow::Result<ExitCode> {
-    match revoke.beside.open().await? {
+    match revoke.direct.open().await? {
         Some(metadata) => metadata.remove_token(&revoke.id).await.context("revoke")?,
         None => {
             let request = within(global, RevokeTokenRequest { token_id: revoke.id.clone() });
@@ -254,7 +259,7 @@ async fn revoked(global: &Global, revoke: Revoke) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// All tokens that a coordinator tells.
+/// All tokens, as a coordinator lists them.
 async fn asked(global: &Global, tenant_id: String) -> anyhow::Result<Vec<TokenInfo>> {
     let mut client = client::access(global).await?;
     let (mut tokens, mut page_token) = (Vec::new(), String::new());
@@ -269,7 +274,7 @@ async fn asked(global: &Global, tenant_id: String) -> anyhow::Result<Vec<TokenIn
     }
 }
 
-/// All tokens that a store holds.
+/// All tokens in a store.
 async fn stored(metadata: &dyn Metadata, tenant: Option<&str>) -> anyhow::Result<Vec<TokenInfo>> {
     let mut tokens: Vec<TokenInfo> = Vec::new();
     let mut after: Option<String> = None;

@@ -1,4 +1,4 @@
-//! What must hold between values, and what each must be beyond its type.
+//! Checks between values, and of single values beyond their type.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -18,7 +18,7 @@ use super::settings::Settings;
 use crate::access::config::may_listen;
 use witan_kernel::limit::LONGEST_DEADLINE;
 
-/// What was found.
+/// The findings.
 #[derive(Default)]
 pub(super) struct Checked {
     pub(super) problems: Vec<Problem>,
@@ -31,7 +31,7 @@ struct Check<'a> {
     found: Checked,
 }
 
-/// Checks everything that can be checked without a server.
+/// Runs every check that needs no server.
 pub(super) fn check(settings: &Settings, layers: &Layers, file: Option<&Path>) -> Checked {
     let mut check = Check { settings, layers, found: Checked::default() };
     check.listeners();
@@ -85,7 +85,7 @@ impl Check<'_> {
             }
         }
         if server.port == metrics.port && server.port != 0 && server.host == metrics.host {
-            self.wrong("metrics.port", format!("{} is server.port too; take another one", metrics.port));
+            self.wrong("metrics.port", format!("{} is also server.port; choose another one", metrics.port));
         }
         let path = metrics.path.as_str();
         let known = ["/", "/livez", "/readyz"];
@@ -95,13 +95,13 @@ impl Check<'_> {
     }
 
     fn deadlines(&mut self) {
-        let within = |time: Duration| time > LONGEST_DEADLINE;
+        let is_too_long = |time: Duration| time > LONGEST_DEADLINE;
         let consistency = &self.settings.consistency;
-        let what = format!("is longer than any operation may take, which is {LONGEST_DEADLINE:?}");
-        if within(consistency.write_timeout.0) {
+        let what = format!("is longer than the longest deadline, which is {LONGEST_DEADLINE:?}");
+        if is_too_long(consistency.write_timeout.0) {
             self.wrong("consistency.write_timeout", what.clone());
         }
-        if within(consistency.read_timeout.0) {
+        if is_too_long(consistency.read_timeout.0) {
             self.wrong("consistency.read_timeout", what);
         }
     }
@@ -123,7 +123,7 @@ impl Check<'_> {
         self.usable(redis.separate_password());
         if !database.is_proved() {
             let what = "is not verify-full, so that another server could pass for the database: use verify-full, with \
-                        database.ca_file where the authority is your own";
+                        database.ca_file if the authority is your own";
             self.note("database.ssl_mode", what);
         }
         if redis.is_open() {
@@ -147,7 +147,7 @@ impl Check<'_> {
                 self.wrong(&format!("{at}.id"), error.to_string());
             }
             if !seen.insert(&node.id) {
-                self.wrong(&format!("{at}.id"), format!("{:?} is there twice", node.id));
+                self.wrong(&format!("{at}.id"), format!("{:?} appears twice", node.id));
             }
             if node.host.is_empty() || node.port == 0 {
                 self.wrong(&at, "needs a host and a port above 0");
@@ -163,17 +163,17 @@ impl Check<'_> {
         let endpoint = self.settings.telemetry.otlp_endpoint.as_deref();
         if endpoint.is_some_and(|endpoint| !endpoint.starts_with("http://")) {
             let what = "must start with http://, as in http://127.0.0.1:4317: spans are sent to a collector on this machine, \
-                        which can send them on with TLS";
+                        which can forward them over TLS";
             self.wrong("telemetry.otlp_endpoint", what);
         }
     }
 
-    /// Files that are named must be there, and readable for this process.
+    /// Checks that named files exist and are readable for this process.
     fn files(&mut self) {
         let named = KEYS.iter().filter(|key| key.kind == Kind::Path && key.path.ends_with("_file"));
         for key in named {
             let Some(Value::String(file)) = self.layers.get(key.path).map(|given| &given.value) else { continue };
-            // Those of the stores have been read above.
+            // The files of the stores have been read above.
             let read_before = ["url_file", "password_file"].iter().any(|name| key.path.ends_with(name));
             if !read_before && let Err(what) = read_small(Path::new(file)) {
                 self.wrong(key.path, what);
@@ -181,20 +181,20 @@ impl Check<'_> {
         }
     }
 
-    /// Says of keys without effect that they have none.
+    /// Notes keys that are set but have no effect.
     fn idle(&mut self) {
-        let said: Vec<(&str, &str)> = self
+        let idle: Vec<(&str, &str)> = self
             .layers
             .iter()
             .filter(|(_, given)| given.source != Source::Default)
             .filter_map(|(path, _)| Some((path, keys::find(path)?.idle?)))
             .collect();
-        for (path, why) in said {
+        for (path, why) in idle {
             self.note(path, format!("has no effect: {why}"));
         }
     }
 
-    /// Says of a file with secrets in it that others can read it.
+    /// Notes a configuration file that contains secrets and can be read by others.
     #[cfg(unix)]
     fn readers(&mut self, file: &Path) {
         use std::os::unix::fs::PermissionsExt;
@@ -206,7 +206,7 @@ impl Check<'_> {
         let path = path.to_owned();
         let open = std::fs::metadata(file).is_ok_and(|about| about.permissions().mode() & 0o004 != 0);
         if open {
-            let what = "is in a file that everybody on this machine can read: chmod o-r, or use a file of its own";
+            let what = "is in a file that every user of this machine can read: chmod o-r, or use a separate file";
             self.note(&path, what);
         }
     }
@@ -229,7 +229,7 @@ pub fn address(host: &str, port: u16) -> Result<SocketAddr, NotAnAddress> {
     Ok(SocketAddr::new(ip, port))
 }
 
-/// A host without the brackets that an IPv6 address has elsewhere.
+/// A host without the brackets of an IPv6 address.
 pub fn plain_host(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }

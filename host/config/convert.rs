@@ -1,4 +1,4 @@
-//! From what was written to what was meant, by the kind of the key.
+//! Converts written values to typed ones, by the kind of the key.
 
 use serde_json::{Value, json};
 
@@ -6,10 +6,10 @@ use super::keys::Kind;
 use super::suggest;
 use super::value::{Misspelled, duration, size};
 
-/// Most entries of a list.
+/// Most entries in a list: more than any cluster has nodes.
 const ENTRIES: usize = 1000;
 
-/// Reads a value of `kind`; text may spell all of them, for that is all that the environment has.
+/// Reads a value of `kind`. Every kind can be written as text, since environment variables are text.
 pub(super) fn convert(kind: Kind, value: &Value) -> Result<Value, String> {
     match (kind, value) {
         (Kind::Text | Kind::Secret | Kind::Path, Value::String(text)) => Ok(json!(text)),
@@ -39,7 +39,7 @@ pub(super) fn convert(kind: Kind, value: &Value) -> Result<Value, String> {
     }
 }
 
-/// A value in a message: whoever reads it looks for it in the file, and needs no more of it than that.
+/// A value in a message, shortened: enough to find it in the file.
 fn shown(value: &Value) -> String {
     let text = match value {
         Value::Array(_) => "a list".to_owned(),

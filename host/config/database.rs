@@ -1,4 +1,4 @@
-//! The address of the metadata database, put together from its parts.
+//! The address of the metadata database, assembled from its keys.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -10,10 +10,10 @@ use super::settings::{Database, SslMode};
 use super::value::Secret;
 
 impl Database {
-    /// The address, with its password; `None`: metadata are embedded.
+    /// The address, with its password; `None`: metadata is embedded.
     ///
     /// # Errors
-    /// The key and what is wrong with it.
+    /// When a key has an unusable value.
     pub fn address(&self) -> Result<Option<Secret>, KeyError> {
         if let Some(url) = &self.url {
             return self.checked("database.url", url.reveal()).map(Some);
@@ -71,14 +71,14 @@ impl Database {
             return Ok(());
         }
         let what = format!(
-            "{host:?} is another machine, and without database.ssl_mode the password and all metadata may travel in clear \
-             text: set database.ssl_mode to verify-full (and database.ca_file, where the authority is your own), or to disable \
-             if the network itself is safe"
+            "{host:?} is another machine, and without database.ssl_mode the password and all metadata may be sent in clear \
+             text: set database.ssl_mode to verify-full (and database.ca_file, if the authority is your own), or to disable \
+             if the network is trusted"
         );
         Err(KeyError::new(key, what))
     }
 
-    /// Whether the server's certificate is proved to be the right one's, or need not be.
+    /// Whether the server's certificate is verified, or need not be.
     pub fn is_proved(&self) -> bool {
         let url = self.address().ok().flatten();
         let Some(parts) = url.as_ref().and_then(|url| parts(url.reveal())) else { return true };
@@ -101,24 +101,24 @@ fn parts(url: &str) -> Option<Parts<'_>> {
         Some(inner) => inner.split(']').next().unwrap_or(inner),
         None => host.split(':').next().unwrap_or(host),
     };
-    let said = |name: &str| query.split('&').filter_map(|pair| pair.split_once('=')).find(|(n, _)| *n == name);
-    let mode = said("sslmode").or_else(|| said("ssl-mode")).map(|(_, mode)| mode);
-    let host = said("host").or_else(|| said("hostaddr")).map_or(host, |(_, host)| host);
+    let parameter = |name: &str| query.split('&').filter_map(|pair| pair.split_once('=')).find(|(n, _)| *n == name);
+    let mode = parameter("sslmode").or_else(|| parameter("ssl-mode")).map(|(_, mode)| mode);
+    let host = parameter("host").or_else(|| parameter("hostaddr")).map_or(host, |(_, host)| host);
     Some(Parts { host, mode })
 }
 
-/// Whether it can be reached from this machine only.
+/// Whether a host is this machine.
 pub(super) fn is_local(host: &str) -> bool {
     let path = host.starts_with('/') || host.to_ascii_lowercase().starts_with("%2f");
     host.is_empty() || path || host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// A host as it stands in an address.
+/// A host as it is written in an address.
 pub(super) fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
-/// A part of an address, with everything escaped that could end it.
+/// A part of an address, percent-encoded.
 pub(super) fn encoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -130,10 +130,10 @@ pub(super) fn encoded(text: &str) -> String {
     out
 }
 
-/// Reads a secret from a file; the newline that editors leave at its end is no part of it.
+/// Reads a secret from a file, without surrounding white space such as the final newline.
 pub(super) fn secret_of(key: &'static str, file: &Path) -> Result<Secret, KeyError> {
     let text = read_small(file)
-        .map_err(|what| KeyError::new(key, format!("{what}; make the file, with the secret and nothing else in it")))?;
+        .map_err(|what| KeyError::new(key, format!("{what}; create the file, with nothing but the secret in it")))?;
     let text = text.trim();
     if text.is_empty() {
         let what = format!("{} is empty; write the secret into it, and nothing else", file.display());

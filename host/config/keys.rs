@@ -1,5 +1,5 @@
-//! Every key of the configuration, once: what it means, how it is spelt, what holds without it. The documentation, the
-//! defaults, the checks of a file and of the environment, and the remedies all come from here.
+//! Every key of the configuration, once: its meaning, format and default. The documentation, the defaults, the checks of file
+//! and environment, and the suggestions in error messages all come from here.
 
 mod table;
 
@@ -8,25 +8,25 @@ pub use table::KEYS;
 /// One key.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
-    /// Where it stands, such as `server.port`.
+    /// Its path, such as `server.port`.
     pub path: &'static str,
-    /// How its value is spelt.
+    /// The format of its value.
     pub kind: Kind,
-    /// Its value where nobody says otherwise.
+    /// Its default.
     pub default: Option<&'static str>,
-    /// What holds without it, when it has no default.
+    /// What happens without it, if it has no default.
     pub otherwise: &'static str,
-    /// What it means.
+    /// Its meaning.
     pub about: &'static str,
-    /// A value that it may have, where its kind does not tell.
+    /// An example, if its kind has no suitable one.
     pub sample: &'static str,
-    /// Whether a change of the file is put in force without a restart.
+    /// Whether a change of the file takes effect without a restart.
     pub reloads: bool,
-    /// Why it is taken but has no effect.
+    /// Why it is accepted without having an effect.
     pub idle: Option<&'static str>,
 }
 
-/// How a value is spelt.
+/// The format of a value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
     /// Text.
@@ -37,7 +37,7 @@ pub enum Kind {
     Path,
     /// `true` or `false`.
     Flag,
-    /// A whole number from .. to.
+    /// A whole number between these bounds, inclusive.
     Number(u64, u64),
     /// A number from 0 to 1.
     Share,
@@ -54,7 +54,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As people are told.
+    /// The description in the documentation.
     pub fn shown(self) -> String {
         match self {
             Self::Text => "text".to_owned(),
@@ -99,7 +99,7 @@ impl Key {
         Self { idle: Some(why), ..self }
     }
 
-    /// A value that it may have, as it would be written in the environment.
+    /// An example of its value, as written in the environment.
     pub fn example(&self) -> &'static str {
         match (self.sample, self.default) {
             ("", Some(default)) => default,
@@ -118,7 +118,7 @@ impl Key {
         }
     }
 
-    /// The variable that sets it.
+    /// The environment variable that sets it.
     pub fn variable(&self) -> String {
         format!("WITAN_{}", self.path.to_uppercase().replace('.', "__"))
     }
@@ -129,7 +129,7 @@ pub fn find(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
 }
 
-/// Whether keys stand below `path`.
+/// Whether `path` is a section with keys.
 pub fn is_section(path: &str) -> bool {
     KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
 }

@@ -1,4 +1,5 @@
-//! Where values come from, and which of them holds: defaults, a file, the environment, flags; each over those before it.
+//! Where values come from, and which of them is effective: defaults, a file, the environment, flags; later ones override
+//! earlier ones.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,10 +11,10 @@ use super::keys::{self, KEYS, Key};
 use super::problem::Problem;
 use super::suggest;
 
-/// Where a value comes from. What stands later overrides what stands before.
+/// The source of a value. Later ones override earlier ones.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
-    /// Nobody said.
+    /// The default.
     Default,
     /// The file.
     File,
@@ -24,7 +25,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// Whether both are of the same layer.
+    /// The layer of the source; a higher one overrides a lower one.
     fn rank(&self) -> u8 {
         match self {
             Self::Default => 0,
@@ -60,7 +61,7 @@ pub(super) struct Layers {
     pub(super) problems: Vec<Problem>,
 }
 
-/// Ways to say the same thing: of those of the strongest source there may be one, and the others are left.
+/// Alternative keys for the same setting: the one of the strongest source is effective, and that source may have only one.
 const RIVALS: &[&[&str]] = &[
     &["database.url", "database.url_file", "database.host"],
     &["database.password", "database.password_file"],
@@ -87,7 +88,7 @@ impl Layers {
         }
     }
 
-    /// Puts what a file says over what is there.
+    /// Adds the values of a file.
     pub(super) fn file(&mut self, tree: &Value) {
         match tree {
             Value::Null => {}
@@ -100,16 +101,16 @@ impl Layers {
         for (name, value) in entries {
             let path = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
             match (keys::find(&path), value) {
-                // A key without a value says nothing.
+                // A key without a value counts as absent.
                 (Some(_), Value::Null) => {}
                 (Some(key), value) => self.put(key, value, Source::File),
                 (None, Value::Null) if keys::is_section(&path) => {}
                 (None, Value::Object(entries)) if keys::is_section(&path) => self.tree(&path, entries),
                 (None, _) if keys::is_section(&path) => {
-                    let what = "is a section: its keys stand below it, each on a line of its own";
+                    let what = "is a section: write its keys below it, one per line";
                     self.problems.push(Problem::new(&path, Source::File, what));
                 }
-                // That section's own types have the last word.
+                // The types of that section check its keys.
                 (None, value) if path.starts_with("security.") => self.raw(path, value.clone()),
                 (None, _) => self.unknown(&path, Source::File),
             }
@@ -120,10 +121,10 @@ impl Layers {
         self.given.insert(path, Given { value, source: Source::File });
     }
 
-    /// The keys that the table does not know, as problems.
-    pub(super) fn strangers(&mut self) -> Vec<Problem> {
-        let strange: Vec<String> = self.given.keys().filter(|path| keys::find(path).is_none()).cloned().collect();
-        strange.iter().for_each(|path| self.unknown(path, Source::File));
+    /// Keys that are not in the table, as problems.
+    pub(super) fn unknown_keys(&mut self) -> Vec<Problem> {
+        let unknown: Vec<String> = self.given.keys().filter(|path| keys::find(path).is_none()).cloned().collect();
+        unknown.iter().for_each(|path| self.unknown(path, Source::File));
         std::mem::take(&mut self.problems)
     }
 
@@ -135,7 +136,7 @@ impl Layers {
         self.problems.push(Problem::new(path, source, what));
     }
 
-    /// Puts what the environment says over what is there: `WITAN_SECTION__KEY`. A variable without `__` is none of ours.
+    /// Adds the values of environment variables, `WITAN_SECTION__KEY`. Unknown variables without `__` are ignored.
     pub(super) fn environment(&mut self, variables: &[(String, String)]) {
         for (name, value) in variables {
             let Some(rest) = name.strip_prefix("WITAN_") else { continue };
@@ -157,7 +158,7 @@ impl Layers {
         }
     }
 
-    /// Puts what flags say over what is there.
+    /// Adds the values of flags.
     pub(super) fn flags(&mut self, flags: &[Flag]) {
         for flag in flags {
             match keys::find(flag.key) {
@@ -167,25 +168,25 @@ impl Layers {
         }
     }
 
-    /// Leaves of every group of rivals the one whose source is the strongest.
+    /// Keeps the strongest of each group of alternatives.
     pub(super) fn settle(&mut self) {
         for rivals in RIVALS {
-            let said: Vec<(&str, u8)> =
+            let set: Vec<(&str, u8)> =
                 rivals.iter().filter_map(|path| Some((*path, self.given.get(*path)?.source.rank()))).collect();
-            let Some(strongest) = said.iter().map(|(_, rank)| *rank).max() else { continue };
-            let mut standing = said.iter().filter(|(_, rank)| *rank == strongest);
-            if let (Some((first, _)), Some((second, _))) = (standing.next(), standing.next()) {
+            let Some(strongest) = set.iter().map(|(_, rank)| *rank).max() else { continue };
+            let mut effective = set.iter().filter(|(_, rank)| *rank == strongest);
+            if let (Some((first, _)), Some((second, _))) = (effective.next(), effective.next()) {
                 let source = self.given[*second].source.clone();
-                let what = format!("says the same as {first}; leave one of them out");
+                let what = format!("means the same as {first}; remove one of them");
                 self.problems.push(Problem::new(second, source, what));
             }
-            for (path, _) in said.iter().filter(|(_, rank)| *rank < strongest) {
+            for (path, _) in set.iter().filter(|(_, rank)| *rank < strongest) {
                 self.given.remove(*path);
             }
         }
     }
 
-    /// Everything as one tree.
+    /// All values as one tree.
     pub(super) fn nested(&self) -> Value {
         let mut root = Map::new();
         for (path, given) in &self.given {
@@ -194,12 +195,12 @@ impl Layers {
         Value::Object(root)
     }
 
-    /// Where the value at `path` comes from.
+    /// The source of the value at `path`.
     pub(super) fn source(&self, path: &str) -> Source {
         self.given.get(path).map_or(Source::Default, |given| given.source.clone())
     }
 
-    /// The values by their key's path.
+    /// The values by the path of their key.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Given)> {
         self.given.iter().map(|(path, given)| (path.as_str(), given))
     }
@@ -221,7 +222,7 @@ fn insert(tree: &mut Map<String, Value>, path: &str, value: Value) {
     }
 }
 
-/// What a flag says.
+/// A flag of the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flag {
     /// The flag, as it is typed.

@@ -1,4 +1,4 @@
-//! The configuration, shown: what holds and where it comes from; and the page that explains every key.
+//! Prints the configuration, with the source of each value, and the page that explains every key.
 
 use std::fmt::Write as _;
 
@@ -14,14 +14,14 @@ use super::value::HIDDEN;
 pub struct Effective {
     /// The key's path.
     pub key: &'static str,
-    /// What holds; `None`: nothing was said, and there is no default. Secrets are hidden.
+    /// The effective value; `None`: not set, and no default. Secrets are hidden.
     pub value: Option<Value>,
-    /// Where it comes from.
+    /// Its source.
     pub source: Source,
 }
 
 impl Loaded {
-    /// Every key with what holds, in the order of the table.
+    /// Every key with its effective value, in the order of the table.
     pub fn effective(&self) -> Vec<Effective> {
         let of = |key: &'static super::keys::Key| {
             let given = self.layers.get(key.path);
@@ -37,7 +37,7 @@ impl Loaded {
         KEYS.iter().map(of).collect()
     }
 
-    /// The same as YAML, each value with its source.
+    /// The effective values as YAML, each with its source.
     pub fn yaml(&self) -> String {
         let mut out = String::new();
         let mut open: Vec<&str> = Vec::new();
@@ -50,21 +50,21 @@ impl Loaded {
                 let _ = writeln!(out, "{}{section}:", "  ".repeat(depth));
             }
             open = sections.to_vec();
-            // JSON is YAML, and says of text that it is text.
+            // JSON is valid YAML, and quotes text.
             let line = format!("{}{name}: {value}", "  ".repeat(sections.len()));
             let _ = writeln!(out, "{line:<50} # {source}");
         }
         out
     }
 
-    /// The same for programs.
+    /// The effective values as JSON.
     pub fn json(&self) -> Value {
-        let shown = |effective: Effective| json!({ "key": effective.key, "value": effective.value, "source": effective.source.to_string() });
+        let shown = |Effective { key, value, source }: Effective| json!({ "key": key, "value": value, "source": source.to_string() });
         json!({ "keys": self.effective().into_iter().map(shown).collect::<Vec<_>>() })
     }
 }
 
-/// An address may have a password in it.
+/// Hides the part of an address that may contain a password.
 fn without_user(address: &Value) -> Value {
     let text = address.as_str().unwrap_or_default();
     match text.rsplit_once('@') {
@@ -90,7 +90,7 @@ pub fn documented() -> String {
         let _ = writeln!(out, "- **`{}`** ({}; {holds}). {}", key.path, key.kind.shown(), key.about);
         let _ = write!(out, "  `{}`", key.variable());
         if key.reloads {
-            out.push_str(" A change is put in force without a restart.");
+            out.push_str(" A change takes effect without a restart.");
         }
         if let Some(why) = key.idle {
             let _ = write!(out, " **Without effect**: {why}.");

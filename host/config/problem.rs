@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, so that it can be mended.
+//! Problems of a configuration, with what to do about them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -24,12 +24,12 @@ impl KeyError {
     }
 }
 
-/// Something about a key that is wrong, or that an operator should know.
+/// An error in the value of a key, or a note about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The key's path; empty when it concerns the whole file.
     pub key: String,
-    /// Where its value comes from.
+    /// The source of its value.
     pub source: Source,
     /// What is wrong with it, and what to do.
     pub what: String,
@@ -53,12 +53,12 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with a configuration.
+/// All errors in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Problems {
     /// The file, when there is one.
     pub file: Option<PathBuf>,
-    /// At least one.
+    /// The errors; at least one.
     pub all: Vec<Problem>,
 }
 
@@ -76,7 +76,7 @@ impl fmt::Display for Problems {
     }
 }
 
-/// A problem, for programs.
+/// A problem, for JSON output.
 #[derive(Debug, Serialize)]
 pub struct Shown {
     key: String,

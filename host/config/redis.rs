@@ -1,18 +1,18 @@
-//! The servers of the idempotency store, put together from their parts.
+//! The servers of the idempotency store, assembled from their keys.
 
 use super::database::{bracketed, is_local, secret_of};
 use super::problem::KeyError;
 use super::settings::Redis;
 use super::value::Secret;
 
-/// Where the idempotency store is.
+/// The servers of the idempotency store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Servers {
     /// One server.
     Single(Secret),
-    /// Some of a cluster's.
+    /// Some servers of a Redis Cluster.
     Cluster(Vec<Secret>),
-    /// Sentinels, and the name of their master.
+    /// Sentinels, and the master that they know.
     Sentinel {
         /// Their addresses.
         sentinels: Vec<Secret>,
@@ -20,7 +20,7 @@ pub enum Servers {
         master: String,
         /// The number of its database.
         database: u32,
-        /// Whether it is spoken to with TLS.
+        /// Whether the master is connected to over TLS.
         tls: bool,
     },
 }
@@ -29,7 +29,7 @@ impl Redis {
     /// The servers; `None`: idempotency records are embedded.
     ///
     /// # Errors
-    /// The key and what is wrong with it.
+    /// When a key has an unusable value.
     pub fn servers(&self) -> Result<Option<Servers>, KeyError> {
         let (key, addresses) = match self.addresses()? {
             Some(found) => found,
@@ -40,14 +40,14 @@ impl Redis {
             None => return Ok(None),
         };
         if addresses.iter().any(|address| address.reveal().is_empty()) {
-            return Err(KeyError::new(key, "has an empty address in it"));
+            return Err(KeyError::new(key, "contains an empty address"));
         }
         if self.tls && addresses.iter().any(|address| address.reveal().starts_with("redis://")) {
             return Err(KeyError::new(key, "says redis:// while redis.tls is true: write rediss://"));
         }
         if self.db != 0 && matches!(key, "redis.url" | "redis.url_file") {
             let what = format!(
-                "is {}, and has no effect beside {key}: write it behind the address, as in redis://host:6379/{}",
+                "is {}, but has no effect with {key}: append it to the address, as in redis://host:6379/{}",
                 self.db, self.db
             );
             return Err(KeyError::new("redis.db", what));
@@ -86,10 +86,10 @@ impl Redis {
         Ok(Some(("redis.host", vec![Secret::new(address)])))
     }
 
-    /// The password, where there is one besides the addresses'.
+    /// The password, if it is not part of an address.
     ///
     /// # Errors
-    /// The key and what is wrong with it.
+    /// When a key has an unusable value.
     pub fn separate_password(&self) -> Result<Option<Secret>, KeyError> {
         let password = match (&self.password, &self.password_file) {
             (Some(password), _) => Some(password.clone()),
@@ -99,7 +99,7 @@ impl Redis {
         Ok(password.filter(|password| !password.reveal().is_empty()))
     }
 
-    /// Whether what is said to the servers can be read by others on the way.
+    /// Whether the connection could be read in transit.
     pub fn is_open(&self) -> bool {
         let Ok(Some((_, addresses))) = self.addresses() else { return false };
         addresses.iter().any(|address| {
@@ -109,7 +109,7 @@ impl Redis {
     }
 }
 
-/// The host in what stands behind the scheme of an address.
+/// The host in an address without its scheme.
 fn host_of(rest: &str) -> &str {
     let authority = rest.split(['/', '?']).next().unwrap_or(rest);
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);

@@ -1,4 +1,4 @@
-//! The configuration as types. What each key means, its unit and its default stand in [`super::keys`].
+//! The configuration as types. Meaning, unit and default of each key are in [`super::keys`].
 
 use std::path::PathBuf;
 
@@ -21,28 +21,28 @@ pub struct Settings {
     /// The idempotency store that coordinators share.
     #[serde(default)]
     pub redis: Redis,
-    /// How keys are placed.
+    /// Placement of keys.
     pub hash_ring: HashRing,
-    /// What requests and tenants get that do not say otherwise.
+    /// Defaults of requests and tenants.
     pub consistency: Consistency,
-    /// The tenants that are kept at hand.
+    /// The cache of tenants.
     pub cache: Cache,
-    /// What is shown over HTTP.
+    /// Metrics over HTTP.
     pub metrics: Metrics,
-    /// What is logged.
+    /// Logging.
     pub logging: Logging,
-    /// The nodes that take part from the first start on.
+    /// Storage nodes recorded at the first start.
     #[serde(default)]
     pub storage_nodes: Vec<StorageNode>,
     /// Plugins.
     #[serde(default)]
     pub plugins: Plugins,
-    /// Whether embedded stores sync before they answer.
+    /// What acknowledged writes of embedded stores survive.
     #[serde(with = "durability")]
     pub durability: Durability,
     /// Traces.
     pub telemetry: Telemetry,
-    /// Who may do what, and how connections are secured.
+    /// Access control and TLS.
     #[serde(default)]
     pub security: Security,
 }
@@ -84,7 +84,7 @@ pub struct Database {
     pub operation_timeout: Option<Span>,
 }
 
-/// How a connection to PostgreSQL is secured, as libpq spells it.
+/// TLS mode of the connection to PostgreSQL, named as in libpq.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)]
@@ -97,7 +97,7 @@ pub enum SslMode {
 }
 
 impl SslMode {
-    /// As libpq spells it.
+    /// The name in libpq.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Disable => "disable",
@@ -184,7 +184,7 @@ pub struct Logging {
     pub format: LogFormat,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {

@@ -1,8 +1,8 @@
-//! What somebody who mistyped a key may have meant.
+//! Suggestions for mistyped keys.
 
 use super::keys::KEYS;
 
-/// The known key, or section, that is nearest to `path`; `None` when none is near.
+/// The known key or section nearest to `path`; `None` if none is near.
 pub(super) fn key(path: &str) -> Option<&'static str> {
     let sections = KEYS.iter().filter_map(|key| Some(key.path.rsplit_once('.')?.0));
     let known = KEYS.iter().map(|key| key.path).chain(sections);
@@ -14,15 +14,15 @@ pub(super) fn key(path: &str) -> Option<&'static str> {
     })
 }
 
-/// The one of `known` that takes the fewest changes of single characters, when that is at most a third of them.
+/// The one of `known` with the smallest edit distance, if that is at most a third of the length.
 pub(super) fn nearest<'a>(text: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    // Nobody mistypes that much; and the work below grows with the length.
+    // Longer text is not a typo, and the work below grows with the length.
     let text: Vec<char> = text.chars().take(100).collect();
     let (distance, near) = known.map(|known| (distance(&text, known), known)).min()?;
     (distance <= (text.len() / 3).clamp(1, 4)).then_some(near)
 }
 
-/// Insertions, deletions, replacements and swaps of neighbours that make one of the other (Damerau, restricted).
+/// The edit distance with insertions, deletions, replacements and swaps of neighbours (restricted Damerau-Levenshtein).
 fn distance(from: &[char], to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
     let mut before: Vec<usize> = Vec::new();

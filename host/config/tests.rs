@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::value::Span;
 use super::*;
 
-/// Section 12 of the document that the project started from, word for word.
+/// Section 12 of the document that the project started from, verbatim.
 const SEED: &str = include_str!("tests/seed.yaml");
 
 fn read(text: &str, environment: &[(&str, &str)], flags: &[Flag]) -> Result<Loaded, Problems> {
@@ -29,9 +29,9 @@ fn refused(text: &str) -> String {
 
 #[test]
 fn the_documents_own_example_needs_only_what_security_demands() {
-    let told = refused(SEED);
-    assert!(told.contains("security.allow_anonymous: true"), "{told}");
-    assert_eq!(told.lines().count(), 2, "{told}");
+    let message = refused(SEED);
+    assert!(message.contains("security.allow_anonymous: true"), "{message}");
+    assert_eq!(message.lines().count(), 2, "{message}");
     let open = format!("{SEED}\nsecurity:\n  allow_anonymous: true\n");
     let loaded = read(&open, &[], &[]).unwrap_or_else(|problems| panic!("{problems}"));
     let settings = &loaded.settings;
@@ -60,10 +60,10 @@ fn later_sources_override_earlier_ones() {
 }
 
 #[test]
-fn everything_that_is_wrong_is_told_at_once() {
+fn all_errors_are_reported_at_once() {
     let text = "server:\n  prot: 50051\n  shutdown_timeout: 30\n  node_id: 7\nconsistency:\n  default_level: quorom\n\
                 loging:\n  level: info\nmetrics: 9090\nsecurity:\n  toknes: true\n";
-    let told = refused(text);
+    let message = refused(text);
     for part in [
         "config.yaml: server.prot: is not a key; did you mean server.port?",
         "server.shutdown_timeout: 30 has no unit",
@@ -73,17 +73,20 @@ fn everything_that_is_wrong_is_told_at_once() {
         "metrics: is a section",
         "security.toknes: is not a key; did you mean security.tokens?",
     ] {
-        assert!(told.contains(part), "{part} in:\n{told}");
+        assert!(message.contains(part), "{part} in:\n{message}");
     }
 }
 
 #[test]
 fn the_environment_is_checked_like_the_file() {
     let wrong = [("WITAN_SERVER__PROT", "1"), ("WITAN_SERVER__PORT", "many"), ("WITAN_METRICS__ENABLED", "yes")];
-    let told = read("", &wrong, &[]).err().expect("refused").to_string();
-    assert!(told.contains("WITAN_SERVER__PROT: is not a variable of ours; did you mean WITAN_SERVER__PORT?"), "{told}");
-    assert!(told.contains("WITAN_SERVER__PORT: \"many\" is not a whole number"), "{told}");
-    assert!(told.contains("WITAN_METRICS__ENABLED: \"yes\" is neither true nor false"), "{told}");
+    let message = read("", &wrong, &[]).err().expect("refused").to_string();
+    assert!(
+        message.contains("WITAN_SERVER__PROT: is not a variable of ours; did you mean WITAN_SERVER__PORT?"),
+        "{message}"
+    );
+    assert!(message.contains("WITAN_SERVER__PORT: \"many\" is not a whole number"), "{message}");
+    assert!(message.contains("WITAN_METRICS__ENABLED: \"yes\" is neither true nor false"), "{message}");
     let nodes = [("WITAN_STORAGE_NODES", "a=h:1,b=[::1]:2"), ("WITAN_REDIS__ADDRESSES", "r1:1, r2:2")];
     let loaded = read("", &nodes, &[]).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(loaded.settings.storage_nodes.len(), 2);
@@ -91,13 +94,13 @@ fn the_environment_is_checked_like_the_file() {
 }
 
 #[test]
-fn redis_is_spoken_to_as_it_is_told() {
+fn contradicting_keys_of_redis_are_refused() {
     for wrong in ["{url: 'redis://r:6379', tls: true}", "{addresses: ['redis://r:6379', r:6380], tls: true}"] {
-        let told = refused(&format!("redis: {wrong}\n"));
-        assert!(told.contains("write rediss://"), "{told}");
+        let message = refused(&format!("redis: {wrong}\n"));
+        assert!(message.contains("write rediss://"), "{message}");
     }
-    let told = refused("redis: {url: 'redis://localhost:6379', db: 3}\n");
-    assert!(told.contains("redis.db: is 3") && told.contains("redis://host:6379/3"), "{told}");
+    let message = refused("redis: {url: 'redis://localhost:6379', db: 3}\n");
+    assert!(message.contains("redis.db: is 3") && message.contains("redis://host:6379/3"), "{message}");
     for right in ["{url: 'rediss://r:6379', tls: true}", "{addresses: ['r:6379'], tls: true, db: 3}"] {
         read(&format!("redis: {right}\n"), &[], &[]).unwrap_or_else(|problems| panic!("{right}: {problems}"));
     }
@@ -110,8 +113,8 @@ fn nothing_shows_a_secret() {
     let shown = format!("{:?} {}", loaded.settings, serde_json::to_string(&loaded.settings).expect("JSON"));
     assert!(!shown.contains("hunter2") && shown.contains("***"), "{shown}");
     for wrong in ["database: {password: [hunter2]}", "database:\n  password: \"hunter2\n", "database: {url: hunter2}"] {
-        let told = refused(wrong);
-        assert!(!told.contains("hunter2"), "{told}");
+        let message = refused(wrong);
+        assert!(!message.contains("hunter2"), "{message}");
     }
 }
 
@@ -120,8 +123,8 @@ fn secrets_come_from_files_that_must_be_there() {
     let folder = tempfile::tempdir().expect("make a folder");
     let file = folder.path().join("password");
     let text = format!("database: {{host: localhost, password_file: {}}}\n", file.display());
-    let told = refused(&text);
-    assert!(told.contains("database.password_file") && told.contains("make the file"), "{told}");
+    let message = refused(&text);
+    assert!(message.contains("database.password_file") && message.contains("create the file"), "{message}");
     std::fs::write(&file, "p@ss/word\n").expect("write");
     let loaded = read(&text, &[], &[]).unwrap_or_else(|problems| panic!("{problems}"));
     let url = loaded.settings.database.address().expect("an address").expect("a database");
@@ -131,8 +134,8 @@ fn secrets_come_from_files_that_must_be_there() {
 #[test]
 fn the_database_on_another_machine_needs_a_word_on_tls() {
     for text in ["database: {host: db}", "database: {url: 'postgres://u:p@db/witan'}"] {
-        let told = refused(text);
-        assert!(told.contains("set database.ssl_mode to verify-full"), "{told}");
+        let message = refused(text);
+        assert!(message.contains("set database.ssl_mode to verify-full"), "{message}");
     }
     let strict =
         ["database: {host: db, ssl_mode: verify-full}", "database: {url: 'postgres://u:p@db/w?sslmode=verify-full'}"];
@@ -144,7 +147,7 @@ fn the_database_on_another_machine_needs_a_word_on_tls() {
     }
     let lax = read("database: {host: db, ssl_mode: require}", &[], &[]).unwrap_or_else(|problems| panic!("{problems}"));
     assert!(lax.notes.iter().any(|note| note.key == "database.ssl_mode"));
-    // On this machine nothing need be said.
+    // On this machine no mode is needed.
     for host in ["localhost", "127.0.0.1", "::1", "/run/postgresql"] {
         let local = format!("database: {{host: '{host}'}}");
         read(&local, &[], &[]).unwrap_or_else(|problems| panic!("{problems}"));
@@ -154,7 +157,7 @@ fn the_database_on_another_machine_needs_a_word_on_tls() {
 #[test]
 fn of_two_ways_to_say_the_same_the_stronger_source_holds() {
     let text = "database: {host: localhost, url: 'postgres://localhost/w'}";
-    assert!(refused(text).contains("says the same as database.url"));
+    assert!(refused(text).contains("means the same as database.url"));
     let environment = [("WITAN_DATABASE__URL", "postgres://localhost/other")];
     let loaded = read("database: {host: localhost}", &environment, &[]).unwrap_or_else(|problems| panic!("{problems}"));
     let url = loaded.settings.database.address().expect("an address").expect("a database");
@@ -205,6 +208,19 @@ fn the_table_and_the_types_know_the_same_keys() {
     typed.sort();
     table.sort_unstable();
     assert_eq!(typed, table, "document each key in host/config/keys/table.rs");
+}
+
+#[test]
+fn the_types_take_every_choice_of_the_table() {
+    for key in keys::KEYS {
+        let keys::Kind::Choice(choices) = key.kind else { continue };
+        for choice in choices.iter().filter(|_| !key.path.starts_with("security.")) {
+            let mut layers = Layers::defaults();
+            layers.flags(&[Flag { name: "--x", key: key.path, value: (*choice).to_owned() }]);
+            let settings: Result<Settings, _> = serde_path_to_error::deserialize(layers.nested());
+            assert!(settings.is_ok(), "{} = {choice}: {:?}", key.path, settings.err());
+        }
+    }
 }
 
 #[test]

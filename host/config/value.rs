@@ -78,7 +78,7 @@ pub fn size(text: &str) -> Result<usize, Misspelled> {
     number.checked_mul(unit).ok_or(Misspelled::SizeRange)
 }
 
-/// A duration as a person would write it, in whole units.
+/// A duration in the largest unit in which it is whole.
 pub fn spelled(duration: Duration) -> String {
     let micros = duration.as_micros();
     let units = [(3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1000, "ms")];
@@ -89,7 +89,7 @@ pub fn spelled(duration: Duration) -> String {
     }
 }
 
-/// A time that is written as text.
+/// A duration, written as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
@@ -106,21 +106,21 @@ impl Serialize for Span {
     }
 }
 
-/// What is shown in place of a secret.
+/// Shown in place of a secret.
 pub const HIDDEN: &str = "***";
 
-/// Text that is neither printed nor logged.
+/// Text that is never printed or logged.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Keeps `text` to itself.
+    /// Wraps `text`.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text, for whoever needs it to get in somewhere.
+    /// The text itself, for authenticating with it.
     pub fn reveal(&self) -> &str {
         &self.0
     }

@@ -15,6 +15,7 @@ mod bindings;
 mod changes;
 mod clock;
 mod error;
+mod facts;
 mod idempotency;
 mod leases;
 mod metadata;
@@ -35,12 +36,13 @@ pub use bindings::{BINDING_RECORD_BYTES, BINDINGS, BindingOnRecord, BindingStore
 pub use changes::{CHANGES, ChangeLog, Changed, Changes, Hint};
 pub use clock::{AnyClock, Clock, Randomness, StoreTime, until};
 pub use error::StoreError;
+pub use facts::{Answer, PAGE, StoreFacts};
 pub use idempotency::IdempotencyStore;
 pub use leases::{
     ADDRESS_BYTES, COORDINATOR_KEPT_MS, COORDINATORS, Claim, CoordinatorOnRecord, LEASE_MS, Lease, LeaseStore,
     VERSION_BYTES,
 };
-pub use metadata::{Answer, Metadata, PAGE, StoreFacts};
+pub use metadata::Metadata;
 pub use placement::{HOST_BYTES, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, StorageNode};
 pub use plugins::{PluginHost, PluginStore};
 pub use replicas::{Collect, Replicas, Reply};

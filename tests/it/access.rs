@@ -1,7 +1,7 @@
-//! Who may do what: a coordinator that asks for credentials, seen by those who have good ones, bad ones, and none.
+//! Access control: a coordinator that requires credentials, and clients with valid ones, invalid ones, and none.
 //!
-//! [`walk`] goes through every call and path; this file has what it stands on; [`life`] has tokens from their making to their
-//! end, and what else the configuration may ask for; [`shared`] has several coordinators.
+//! This file has the shared setup. [`walk`] tests every call and path; [`life`] the life cycle of tokens, and other settings of the
+//! section `security`; [`shared`] several coordinators.
 
 mod calls;
 mod life;
@@ -24,7 +24,7 @@ use crate::harness::{Process, channel, own_address};
 
 /// A storage node, and a coordinator with embedded stores and this section `security`.
 struct Guarded {
-    // Dropped first, so that no process misses its folder.
+    // Dropped first, so that no process outlives its folder.
     coordinator: Process,
     _node: Process,
     operator: String,
@@ -45,7 +45,7 @@ impl tonic::service::Interceptor for Showing {
 type Link = InterceptedService<Channel, Showing>;
 
 impl Guarded {
-    /// Asks for tokens; has one for an operator. `security` goes on in YAML, indented by two.
+    /// Requires tokens, and has one for an operator. `security` is more YAML for that section, indented by two.
     async fn start(security: &str) -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
         let data = folder.path().join("coordinator");
@@ -87,17 +87,17 @@ impl Guarded {
         InterceptedService::new(channel(self.address()), Showing(format!("Bearer {token}")))
     }
 
-    /// A client that shows this.
+    /// A client with this credential.
     fn client(&self, token: &str) -> CoordinatorServiceClient<Link> {
         CoordinatorServiceClient::new(self.link(token))
     }
 
-    /// A client of the service of tokens that shows this.
+    /// A client of the token service with this credential.
     fn tokens(&self, token: &str) -> AccessServiceClient<Link> {
         AccessServiceClient::new(self.link(token))
     }
 
-    /// A tenant of one replica.
+    /// Creates a tenant with one replica.
     async fn tenant(&self, id: &str) {
         let request = witan_wire::v1::CreateTenantRequest {
             tenant_id: id.to_owned(),
@@ -108,14 +108,14 @@ impl Guarded {
     }
 }
 
-/// Makes a token in a coordinator's store, as `witan token create --output json` tells it.
+/// Creates a token directly in a coordinator's store; returns the output of `witan token create --output json`.
 fn made_beside(data: &Path, arguments: &[&str]) -> Value {
     let mut command = Process::witan();
     command.args(["token", "create", "--output", "json"]).args(arguments).arg("--data-dir").arg(data);
     object(&mut command)
 }
 
-/// The one object that a command prints, which has to succeed.
+/// The one object that a command prints; it must succeed.
 fn object(command: &mut Command) -> Value {
     let output = command.output().expect("run witan");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -123,7 +123,7 @@ fn object(command: &mut Command) -> Value {
     serde_json::from_slice(&output.stdout).expect("an object")
 }
 
-/// The text of a token that was made.
+/// The text of a created token.
 fn text(made: &Value) -> String {
     made["token"].as_str().expect("a token").to_owned()
 }

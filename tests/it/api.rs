@@ -1,4 +1,4 @@
-//! What each call answers over real sockets: values and their errors, idempotency, siblings, sessions, tenants and nodes.
+//! The responses of each call over real sockets: values and their errors, idempotency, siblings, sessions, tenants and nodes.
 
 mod bindings;
 mod catalog;

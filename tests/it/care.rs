@@ -1,4 +1,4 @@
-//! Care of data: keys are listed, replicas compared and mended, wiped nodes filled again, tenants removed.
+//! Maintenance: listing keys, comparing and repairing replicas, refilling wiped nodes, removing tenants.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ async fn cluster() -> Cluster {
     Cluster::with(Setup { synced: false, ..Setup::default() }).await
 }
 
-/// Repairs, and answers with the last report.
+/// Runs a repair, and returns the last report.
 async fn repair(api: &Api, request: CoordinatorServiceRepairRequest) -> CoordinatorServiceRepairResponse {
     let mut reports = api.client().repair(request).await.expect("repair").into_inner();
     let mut last = None;
@@ -43,11 +43,11 @@ fn of_tenant(tenant: &str) -> CoordinatorServiceRepairRequest {
 /// Whether a node itself has a record of a key.
 async fn has(cluster: &Cluster, node: usize, tenant: &str, key: &str) -> bool {
     let request = v1::ReadRequest { tenant_id: tenant.to_owned(), key: key.to_owned(), token: None, render: false };
-    let told = node_client(cluster.node_address(node)).read(request).await.expect("read from a node");
-    told.into_inner().record.is_some()
+    let answer = node_client(cluster.node_address(node)).read(request).await.expect("read from a node");
+    answer.into_inner().record.is_some()
 }
 
-/// All keys of a tenant, by pages of this size; siblings are marked with a star.
+/// All keys of a tenant, read in pages of this size; keys with siblings are marked with a star.
 async fn keys(api: &Api, tenant: &str, prefix: &str, page_size: i32) -> Result<BTreeSet<String>, Refusal> {
     let mut listed = BTreeSet::new();
     let mut page_token = String::new();
@@ -114,9 +114,9 @@ async fn keys_are_listed_by_pages_without_what_is_deleted_or_anothers() {
         request.tenant_id = "other".to_owned();
         request.page_token.clone_from(&token);
     };
-    assert_eq!(refusal(list(&other).await).told(), bad("page_token"));
-    assert_eq!(refusal(list(&|request| request.page_token = "made up".to_owned()).await).told(), bad("page_token"));
-    assert_eq!(refusal(list(&|request| request.page_size = 1001).await).told(), bad("page_size"));
+    assert_eq!(refusal(list(&other).await).summary(), bad("page_token"));
+    assert_eq!(refusal(list(&|request| request.page_token = "made up".to_owned()).await).summary(), bad("page_token"));
+    assert_eq!(refusal(list(&|request| request.page_size = 1001).await).summary(), bad("page_size"));
     assert_eq!(refusal(list(&|request| request.tenant_id = "nobody".to_owned()).await).reason, "TENANT_NOT_FOUND");
 
     cluster.kill_node(1);
@@ -150,9 +150,9 @@ async fn a_repair_brings_a_node_that_was_away_what_nobody_reads() {
 
     cluster.start_node(2).await;
     cluster.all_reachable().await;
-    let told = repair(&api, of_tenant("t")).await;
-    assert!(told.complete && told.unreachable_nodes.is_empty(), "{told:?}");
-    assert_eq!((told.scanned, told.repaired, told.failed), (40, 40, 0), "{told:?}");
+    let report = repair(&api, of_tenant("t")).await;
+    assert!(report.complete && report.unreachable_nodes.is_empty(), "{report:?}");
+    assert_eq!((report.scanned, report.repaired, report.failed), (40, 40, 0), "{report:?}");
     for n in 0..20 {
         assert!(has(&cluster, 2, "t", &format!("new-{n}")).await);
         assert!(!has(&cluster, 2, "u", &format!("new-{n}")).await, "another tenant's");
@@ -160,7 +160,7 @@ async fn a_repair_brings_a_node_that_was_away_what_nobody_reads() {
     let again = repair(&api, of_tenant("t")).await;
     assert_eq!((again.scanned, again.repaired, again.complete), (40, 0, true), "{again:?}");
 
-    // Half of the ring, then the rest from where that has ended, with the cursor of the first half's end.
+    // Half of the ring, then the rest, from the cursor at the end of the first half.
     let middle = 1 << 63;
     let half = repair(&api, CoordinatorServiceRepairRequest { to_token: Some(middle - 1), ..everything() }).await;
     let rest = CoordinatorServiceRepairRequest { from_token: Some(middle), ..everything() };
@@ -168,7 +168,7 @@ async fn a_repair_brings_a_node_that_was_away_what_nobody_reads() {
     assert_eq!((half.scanned + rest.scanned, half.repaired + rest.repaired), (80, 40), "{half:?} {rest:?}");
     let behind = CoordinatorServiceRepairRequest { cursor: half.cursor, ..everything() };
     assert_eq!(repair(&api, behind).await.scanned, rest.scanned, "a cursor goes on after the last record");
-    // What was deleted stays deleted, also where only the repaired node and one more are left.
+    // Deleted keys stay deleted, even where only the repaired node and one other remain.
     cluster.kill_node(0);
     for n in 0..20 {
         let gone = api.read(read("t", &format!("old-{n}"))).await.expect_err("deleted");
@@ -177,17 +177,17 @@ async fn a_repair_brings_a_node_that_was_away_what_nobody_reads() {
     }
 }
 
-/// Waits until the coordinator has met the new store of a node.
+/// Waits until the coordinator has noticed the new store of a node.
 async fn met(cluster: &Cluster, node: &str) {
     eventually("the new store is met", async || {
-        let (status, told) = get(cluster.admin(), "/readyz").await.ok()?;
-        (status == 200 && told.contains(&format!("{node} has another store"))).then_some(())
+        let (status, body) = get(cluster.admin(), "/readyz").await.ok()?;
+        (status == 200 && body.contains(&format!("{node} has another store"))).then_some(())
     })
     .await;
 }
 
-/// Some writes stand on the wiped node and one other only, some on the other two, some come meanwhile: all of them must be
-/// found by whichever two nodes are left.
+/// Some writes are only on the wiped node and one other, some on the other two, some arrive during the repair: any two remaining
+/// nodes must have all of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wiped_node_is_made_whole_and_nothing_acknowledged_is_lost() {
     let mut cluster = cluster().await;
@@ -219,12 +219,12 @@ async fn a_wiped_node_is_made_whole_and_nothing_acknowledged_is_lost() {
     let nodes = api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.expect("list").into_inner().nodes;
     assert_eq!(nodes.iter().map(|node| node.write_only).collect::<Vec<_>>(), [false, false, true]);
 
-    // Of a part it is no proof.
+    // A repair of a part proves nothing about the rest.
     let part = repair(&api, of_tenant("t")).await;
     assert!(part.complete && part.restored_nodes.is_empty(), "{part:?}");
-    let told = repair(&api, everything()).await;
-    assert!(told.complete && told.write_only_nodes.is_empty(), "{told:?}");
-    assert_eq!((told.restored_nodes, told.scanned), (vec!["node-3".to_owned()], expected.len() as u64));
+    let report = repair(&api, everything()).await;
+    assert!(report.complete && report.write_only_nodes.is_empty(), "{report:?}");
+    assert_eq!((report.restored_nodes, report.scanned), (vec!["node-3".to_owned()], expected.len() as u64));
     cluster.all_reachable().await;
     let (_, ready) = get(cluster.admin(), "/readyz").await.expect("ready");
     assert_eq!(ready, "ok\n");
@@ -238,7 +238,7 @@ async fn a_wiped_node_is_made_whole_and_nothing_acknowledged_is_lost() {
         cluster.start_node(lost).await;
         cluster.all_reachable().await;
     }
-    // It stays so when the coordinator starts again.
+    // That survives a restart of the coordinator.
     cluster.kill_coordinator();
     cluster.start_coordinator().await;
     cluster.all_reachable().await;
@@ -256,15 +256,15 @@ async fn a_store_that_too_few_others_can_fill_is_believed_only_with_loss() {
     std::fs::remove_dir_all(cluster.node_folder(2)).expect("wipe a disk");
     cluster.start_node(2).await;
     met(&cluster, "node-3").await;
-    let told = repair(&api, everything()).await;
-    assert!(told.restored_nodes.is_empty(), "{told:?}");
-    assert_eq!(told.write_only_nodes.len(), 1);
-    assert!(told.write_only_nodes[0].reason.contains("1 replicas"), "{told:?}");
+    let report = repair(&api, everything()).await;
+    assert!(report.restored_nodes.is_empty(), "{report:?}");
+    assert_eq!(report.write_only_nodes.len(), 1);
+    assert!(report.write_only_nodes[0].reason.contains("1 replicas"), "{report:?}");
 
     let of_a_part = CoordinatorServiceRepairRequest { accept_loss: true, ..of_tenant("single") };
-    assert_eq!(refusal(api.client().repair(of_a_part).await).told().3, "accept_loss");
-    let told = repair(&api, CoordinatorServiceRepairRequest { accept_loss: true, ..everything() }).await;
-    assert_eq!(told.restored_nodes, ["node-3"], "{told:?}");
+    assert_eq!(refusal(api.client().repair(of_a_part).await).summary().3, "accept_loss");
+    let report = repair(&api, CoordinatorServiceRepairRequest { accept_loss: true, ..everything() }).await;
+    assert_eq!(report.restored_nodes, ["node-3"], "{report:?}");
     cluster.all_reachable().await;
     let listed = keys(&api, "single", "", 100).await.expect("listed");
     assert!(!listed.is_empty() && listed.len() < 30, "what only the lost disk had is gone: {listed:?}");
@@ -278,11 +278,11 @@ async fn a_repair_keeps_its_pace_is_bounded_and_stops_with_its_client() {
     for n in 0..50 {
         api.write(write("t", &format!("k-{n}"), "v")).await.expect("write");
     }
-    // At this pace it would take most of a minute.
+    // At this rate it would take most of a minute.
     let slow = CoordinatorServiceRepairRequest { records_per_second: 1, ..everything() };
     let mut first = api.client().repair(slow.clone()).await.expect("repair").into_inner();
     let second = api.client().repair(slow.clone()).await.expect("repair").into_inner();
-    let report = first.message().await.expect("a report").expect("progress is told");
+    let report = first.message().await.expect("a report").expect("progress");
     assert!(report.phase == "scanning" && report.scanned < 50, "{report:?}");
     let refused = refusal(api.client().repair(slow.clone()).await);
     assert_eq!((refused.code, refused.reason.as_str()), (Code::ResourceExhausted, "OVERLOADED"));
@@ -294,9 +294,9 @@ async fn a_repair_keeps_its_pace_is_bounded_and_stops_with_its_client() {
     })
     .await;
     let backwards = CoordinatorServiceRepairRequest { from_token: Some(2), to_token: Some(1), ..everything() };
-    assert_eq!(refusal(api.client().repair(backwards).await).told().3, "to_token");
+    assert_eq!(refusal(api.client().repair(backwards).await).summary().3, "to_token");
     let made_up = CoordinatorServiceRepairRequest { cursor: "made up".into(), ..everything() };
-    assert_eq!(refusal(api.client().repair(made_up).await).told().3, "cursor");
+    assert_eq!(refusal(api.client().repair(made_up).await).summary().3, "cursor");
     let nobody = refusal(api.client().repair(of_tenant("nobody")).await);
     assert_eq!(nobody.reason, "TENANT_NOT_FOUND");
 }
@@ -317,15 +317,15 @@ async fn a_deleted_tenant_is_gone_at_once_and_its_records_go_from_every_node() {
         confirm: confirm.to_owned(),
     };
     let unsure = refusal(api.client().delete_tenant(request("", 0)).await);
-    assert_eq!(unsure.told(), (Code::InvalidArgument, "INVALID_REQUEST", "not-applied", "confirm"));
+    assert_eq!(unsure.summary(), (Code::InvalidArgument, "INVALID_REQUEST", "not-applied", "confirm"));
     let stale = refusal(api.client().delete_tenant(request("gone", 7)).await);
-    assert_eq!(stale.told(), (Code::Aborted, "VERSION_CONFLICT", "not-applied", ""));
+    assert_eq!(stale.summary(), (Code::Aborted, "VERSION_CONFLICT", "not-applied", ""));
     assert_eq!(api.read(read("gone", "k-0")).await.expect("nothing has happened").value, "v");
 
     cluster.kill_node(2);
-    let told = api.client().delete_tenant(request("gone", 0)).await.expect("deleted").into_inner();
-    assert_eq!(told.records_removed, 40, "{told:?}");
-    assert_eq!(told.incomplete_nodes.iter().map(|node| node.node_id.as_str()).collect::<Vec<_>>(), ["node-3"]);
+    let answer = api.client().delete_tenant(request("gone", 0)).await.expect("deleted").into_inner();
+    assert_eq!(answer.records_removed, 40, "{answer:?}");
+    assert_eq!(answer.incomplete_nodes.iter().map(|node| node.node_id.as_str()).collect::<Vec<_>>(), ["node-3"]);
     for refusal in [
         api.read(read("gone", "k-0")).await.expect_err("gone"),
         api.write(write("gone", "k-0", "v")).await.expect_err("gone"),
@@ -337,15 +337,15 @@ async fn a_deleted_tenant_is_gone_at_once_and_its_records_go_from_every_node() {
     let again = v1::CreateTenantRequest { tenant_id: "gone".to_owned(), ..v1::CreateTenantRequest::default() };
     assert_eq!(refusal(api.client().create_tenant(again).await).reason, "TENANT_EXISTS", "an id is used once");
 
-    // A node that was away still has it; a repair does not spread it.
+    // A node that was down still has it; a repair does not spread it.
     cluster.start_node(2).await;
     cluster.all_reachable().await;
     assert!(has(&cluster, 2, "gone", "k-0").await);
     let repaired = repair(&api, everything()).await;
     assert_eq!((repaired.scanned, repaired.skipped, repaired.repaired), (20, 20, 0), "{repaired:?}");
     assert!(!has(&cluster, 0, "gone", "k-0").await);
-    let told = api.client().delete_tenant(request("gone", 0)).await.expect("the rest").into_inner();
-    assert_eq!((told.records_removed, told.incomplete_nodes.len()), (20, 0), "{told:?}");
+    let answer = api.client().delete_tenant(request("gone", 0)).await.expect("the rest").into_inner();
+    assert_eq!((answer.records_removed, answer.incomplete_nodes.len()), (20, 0), "{answer:?}");
     assert!(!has(&cluster, 2, "gone", "k-0").await);
     for n in 0..20 {
         assert_eq!(api.read(read("kept", &format!("k-{n}"))).await.expect("another tenant's").value, "v");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Dev, Process};
 
-/// The command line before one cluster.
+/// The command line with the endpoint of one cluster.
 struct Cli {
     endpoint: String,
 }
@@ -28,7 +28,7 @@ impl Cli {
         let run = move || {
             let mut child = command.spawn().expect("start witan");
             let mut stdin = child.stdin.take().expect("stdin is piped");
-            // A command that does not read it closes it.
+            // A command that does not read its input closes it.
             let _ = stdin.write_all(input);
             drop(stdin);
             child.wait_with_output().expect("wait for witan")
@@ -36,7 +36,7 @@ impl Cli {
         tokio::task::spawn_blocking(run).await.expect("run witan")
     }
 
-    /// Runs a command that has to succeed, and reads the one object that it prints.
+    /// Runs a command that must succeed, and returns the one object that it prints.
     async fn json(&self, arguments: &[&str]) -> Value {
         let output = self.run(&[arguments, &["--output", "json"]].concat()).await;
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", text(&output.stderr));

@@ -1,5 +1,5 @@
-//! A coordinator told what to do by a file, the environment and flags; the same told anew while it serves; and what `witan
-//! config` and `witan doctor` say about it.
+//! The configuration of a coordinator by file, environment and flags; its reload while the coordinator serves; and the output of
+//! `witan config` and `witan doctor`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -40,7 +40,7 @@ impl Place {
         self.folder.path().join("config.yaml")
     }
 
-    /// The file: what every test needs, and `more`.
+    /// Writes the file: the settings that every test needs, and `more`.
     fn write(&self, more: &str) {
         let node = self.node.address("address");
         let data = self.folder.path().join("coordinator");
@@ -52,10 +52,10 @@ impl Place {
             node.ip(),
             node.port()
         );
-        // In one step, as editors and Kubernetes do it.
+        // In one step, as editors and Kubernetes do.
         let whole = self.folder.path().join("config.new");
         std::fs::write(&whole, text).expect("write the file");
-        // There may be passwords in it.
+        // It may contain passwords.
         let mode = std::fs::Permissions::from_mode(0o600);
         std::fs::set_permissions(&whole, mode).expect("keep it from others");
         std::fs::rename(whole, self.file()).expect("put the file in its place");
@@ -71,7 +71,7 @@ impl Place {
     }
 }
 
-/// Runs a command that ends by itself.
+/// Runs a command that terminates.
 async fn run(mut command: Command) -> Output {
     command.env_remove("RUST_LOG");
     tokio::task::spawn_blocking(move || command.output().expect("run witan")).await.expect("run witan")
@@ -109,7 +109,7 @@ async fn what_is_stored_stays_where_it_is_whatever_the_file_says_of_virtual_node
     };
     assert_eq!(virtual_nodes(&first).await, [150]);
     first.end().await;
-    // The ring of before holds the places of all keys.
+    // The old ring still places all keys.
     place.write("hash_ring: {virtual_nodes: 7}\n");
     let second = place.start(admin).await;
     assert_eq!(virtual_nodes(&second).await, [150]);
@@ -120,7 +120,7 @@ async fn what_is_stored_stays_where_it_is_whatever_the_file_says_of_virtual_node
 async fn counted(admin: SocketAddr, path: &str, line: &str) {
     eventually(line, async || {
         let (_, metrics) = get(admin, path).await.ok()?;
-        metrics.lines().any(|told| told == line).then_some(())
+        metrics.lines().any(|shown| shown == line).then_some(())
     })
     .await;
 }
@@ -162,8 +162,8 @@ async fn a_request_has_an_id_that_its_error_tells() {
             request.metadata_mut().insert("x-request-id", id.parse().expect("ASCII"));
         }
         let status = client.get_tenant(request).await.expect_err("there is none");
-        let told = status.metadata().get("x-request-id").expect("an id").to_str().expect("ASCII");
-        told.to_owned()
+        let id = status.metadata().get("x-request-id").expect("an id").to_str().expect("ASCII");
+        id.to_owned()
     };
     assert_eq!(ask(Some("order-7/retry:2")).await, "order-7/retry:2");
     let (first, second) = (ask(None).await, ask(None).await);
@@ -192,7 +192,7 @@ async fn what_can_be_changed_is_changed_while_it_serves() {
     let log = process.tail();
     assert!(log.contains("hash_ring.virtual_nodes") && log.contains("need a restart"), "{log}");
 
-    // A mistake changes nothing.
+    // An invalid file changes nothing.
     place.write(&format!("{metrics}consistency: {{default_level: quorom}}\n"));
     counted(admin, "/metrics", "witan_config_reloads_total{result=\"refused\"} 1").await;
     assert_eq!(tenant(&api, "meanwhile").await.default_level, "one");
@@ -220,9 +220,9 @@ async fn wrong_configurations_are_refused_with_everything_that_is_wrong() {
     std::fs::write(&file, format!("{seed}security: {{allow_anonymous: true}}\n")).expect("write");
     let fine = run(witan(&["config", "check", "--output", "json", path])).await;
     assert_eq!(fine.status.code(), Some(0), "{}", text(&fine.stderr));
-    let told: Value = serde_json::from_slice(&fine.stdout).expect("JSON");
-    assert_eq!(told["valid"], true);
-    assert!(told["notes"].as_array().expect("a list").iter().any(|note| note["key"] == "redis.pool_size"));
+    let result: Value = serde_json::from_slice(&fine.stdout).expect("JSON");
+    assert_eq!(result["valid"], true);
+    assert!(result["notes"].as_array().expect("a list").iter().any(|note| note["key"] == "redis.pool_size"));
 
     let shown = run(witan(&["config", "print", "--config", path])).await;
     let shown = text(&shown.stdout);
@@ -248,8 +248,9 @@ async fn the_doctor_says_what_to_do() {
         let mut command = witan(&["doctor", "--output", "json", "--timeout", "2s", "--endpoint", &nobody, "--config"]);
         command.arg(place.file());
         let output = run(command).await;
-        let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
-        let findings = told["findings"].as_array().expect("a list").iter();
+        let result: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
+        let findings = result["findings"].as_array().expect("a list").iter();
         let lines: Vec<String> = findings
             .map(|finding| {
                 format!("{} {}: {}", finding["level"], finding["about"], finding["message"]).replace('"', "")
@@ -266,7 +267,7 @@ async fn the_doctor_says_what_to_do() {
 
     place.write(&stores(&postgres.url(), &redis.url()));
     let (code, lines) = examine().await;
-    // Whatever machine this is: its disk may be rather full, which is a warning.
+    // The disk of this machine may be rather full, which is a warning.
     let warnings: Vec<_> = lines.iter().filter(|line| line.starts_with("warning")).collect();
     assert!(warnings.iter().all(|line| line.contains("its disk is")), "{lines:#?}");
     assert_eq!(code, Some(if warnings.is_empty() { 0 } else { 4 }), "{lines:#?}");

@@ -1,8 +1,8 @@
-//! `kill -9` of random processes under load: nothing acknowledged is lost, nothing deleted comes back, nothing is done twice.
+//! `kill -9` of random processes under load: nothing acknowledged is lost, nothing deleted reappears, nothing takes effect twice.
 //!
-//! Writers note what was acknowledged, refused, or left in doubt; when all processes are back they compare it with what is
-//! stored. `WITAN_CRASH_ROUNDS` sets in how many rounds processes are killed, `WITAN_CRASH_SEED` repeats a run's choices.
-//! `company` does the same to several coordinators and to the servers that they share.
+//! Writers note which changes were acknowledged, refused, or left in doubt; when all processes are back they compare these with the
+//! stored data. `WITAN_CRASH_ROUNDS` sets the number of rounds in which processes are killed, `WITAN_CRASH_SEED` repeats the random
+//! choices of a run. `company` does the same with several coordinators and the servers that they share.
 
 mod appends;
 mod attempt;
@@ -23,29 +23,29 @@ use tokio::time::Instant;
 
 use crate::harness::{Api, Cluster, NODES, eventually};
 
-/// Rounds, unless the environment says otherwise.
+/// Default number of rounds.
 const ROUNDS: u64 = 10;
 const WRITERS: Writers = Writers { registers: 4, siblings: 3, appends: 3, sets: 2 };
-/// Changes that must be acknowledged between a restart and the next kill, so that each round has something to lose.
+/// Changes acknowledged between a restart and the next kill, so that each round has something to lose.
 const BETWEEN_KILLS: usize = 20;
-/// Violations that are shown.
+/// Most violations shown.
 const SHOWN: usize = 20;
 
-/// What writers share.
+/// State shared by the writers.
 #[derive(Clone)]
 struct Ground {
-    /// The coordinators, taken in turn: a second attempt goes to another one.
+    /// The coordinators, used in turn: a retry goes to another one.
     doors: Arc<[Api]>,
     next: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
-    /// Changes that were acknowledged so far.
+    /// Changes acknowledged so far.
     acknowledged: Arc<AtomicUsize>,
-    /// Grows by one before all idempotency records are lost, and by one after. Replicas know the names of writes for a while
-    /// (semantics.md), which serves what is being tried; what was acknowledged before is not sent again.
+    /// Incremented before all idempotency records are lost, and again after. Replicas remember the idempotency keys of writes for a
+    /// while (semantics.md), which covers changes being attempted; changes acknowledged before are not sent again.
     losses: Arc<AtomicUsize>,
-    /// Repetitions under way.
+    /// Repetitions in flight.
     repeating: Arc<AtomicUsize>,
-    /// Changes with a name that were not acknowledged, however often they were sent.
+    /// Changes with an idempotency key that were never acknowledged, however often they were sent.
     given_up: Arc<AtomicUsize>,
 }
 
@@ -72,7 +72,7 @@ impl Ground {
         self.losses.load(Ordering::SeqCst)
     }
 
-    /// Loses all idempotency records by `flush`, while nothing that they remember is being repeated.
+    /// Loses all idempotency records with `flush`, while none of their changes is being repeated.
     async fn lose_records(&self, flush: impl FnOnce()) {
         self.losses.fetch_add(1, Ordering::SeqCst);
         eventually("repetitions end", async || (self.repeating.load(Ordering::SeqCst) == 0).then_some(())).await;
@@ -84,7 +84,7 @@ impl Ground {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Waits until writers have got on.
+    /// Waits until the writers have made progress.
     async fn got_on(&self) {
         let enough = self.acknowledged.load(Ordering::Relaxed) + BETWEEN_KILLS;
         eventually("writers get on", async || (self.acknowledged.load(Ordering::Relaxed) >= enough).then_some(()))
@@ -92,18 +92,18 @@ impl Ground {
     }
 }
 
-/// What a writer has to say in the end.
+/// The result of a writer.
 #[derive(Default)]
 pub(crate) struct Report {
     /// Changes that were acknowledged.
     pub(crate) acknowledged: usize,
     /// Changes whose outcome stayed unknown.
     in_doubt: usize,
-    /// Changes that were sent again after they had been acknowledged.
+    /// Changes sent again after they had been acknowledged.
     repeated: usize,
-    /// Changes with a name that were sent again and again, and given up.
+    /// Changes with an idempotency key that were retried, and given up.
     pub(crate) given_up: usize,
-    /// What must not be.
+    /// Violations of a promise.
     violations: Vec<String>,
 }
 
@@ -116,10 +116,10 @@ impl Report {
         self.violations.extend(other.violations);
     }
 
-    /// Tells how it came out.
+    /// Prints the result.
     ///
     /// # Panics
-    /// When there is anything that must not be.
+    /// When there is a violation.
     pub(crate) fn judge(&self, seed: u64) {
         println!(
             "{} acknowledged changes, {} in doubt, {} repeated; {} lost, resurrected or done twice",
@@ -133,7 +133,7 @@ impl Report {
     }
 }
 
-/// How many writers of each kind there are.
+/// The number of writers of each kind.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Writers {
     pub(crate) registers: u64,
@@ -143,13 +143,13 @@ pub(crate) struct Writers {
 }
 
 impl Writers {
-    /// So many of each kind.
+    /// The same number of each kind.
     pub(crate) fn of_each(count: u64) -> Self {
         Self { registers: count, siblings: count, appends: count, sets: count }
     }
 }
 
-/// Writers of every kind at work, and what they have noted.
+/// Running writers of every kind, and their notes.
 pub(crate) struct Load {
     ground: Ground,
     writers: JoinSet<Report>,
@@ -158,7 +158,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Creates the writers' tenants and sets them to work. `nodes` are the replicas of every key.
+    /// Creates the writers' tenants and starts the writers. `nodes` are the replicas of every key.
     pub(crate) async fn start(doors: Vec<Api>, nodes: Vec<SocketAddr>, count: Writers, seed: u64) -> Self {
         let ground = Ground::new(doors);
         ground.api().tenant("registers", |_| {}).await;
@@ -180,12 +180,12 @@ impl Load {
         Self { ground, writers, elements, members }
     }
 
-    /// Waits until writers have got on.
+    /// Waits until the writers have made progress.
     pub(crate) async fn got_on(&self) {
         self.ground.got_on().await;
     }
 
-    /// Stops the writers, and compares what they have noted with what is stored.
+    /// Stops the writers, and compares their notes with the stored data.
     pub(crate) async fn end(mut self) -> Report {
         self.ground.stop.store(true, Ordering::Relaxed);
         let mut report = Report::default();
@@ -199,13 +199,12 @@ impl Load {
     }
 }
 
-/// The dice of the `index`th of a kind.
+/// The random numbers of the `index`th writer of a kind.
 fn dice(seed: u64, kind: u64, index: u64) -> StdRng {
     StdRng::seed_from_u64(seed ^ (kind << 56) ^ (index << 48))
 }
 
-/// The seed that the environment tells, or any. Told on standard error, and before anything can go wrong: whatever happens, the
-/// run can be repeated.
+/// The seed from the environment, or a random one. It is printed to standard error first, so that every run can be repeated.
 pub(crate) fn seed() -> u64 {
     let seed = from_environment("WITAN_CRASH_SEED").unwrap_or_else(rand::random);
     eprintln!("WITAN_CRASH_SEED={seed}");
@@ -224,7 +223,7 @@ async fn kills_lose_nothing_resurrect_nothing_and_repeat_nothing() {
     eprintln!("WITAN_CRASH_ROUNDS={rounds}");
     let began = Instant::now();
     let mut cluster = Cluster::start().await;
-    // With the coordinator's own deadlines: what hangs on a process that has died must not be waited for too long.
+    // With the coordinator's default deadlines, so that requests that hang on a dead process do not wait too long.
     let api = cluster.api().without_deadline();
     let nodes = (0..NODES).map(|node| cluster.node_address(node)).collect();
     let load = Load::start(vec![api], nodes, WRITERS, seed).await;
@@ -237,8 +236,8 @@ async fn kills_lose_nothing_resurrect_nothing_and_repeat_nothing() {
     assert!(heard as u64 >= BETWEEN_KILLS as u64 * rounds, "hardly anything was acknowledged");
 }
 
-/// Kills a process per round, sometimes two, at a random moment, and starts it again after a random while. Returns how often
-/// each was killed; the coordinator stands last.
+/// Kills one process per round, sometimes two, at a random time, and restarts it after a random time. Returns how often each was
+/// killed; the coordinator is last.
 async fn kill_and_restart(
     cluster: &mut Cluster,
     ground: &Ground,
@@ -262,7 +261,7 @@ async fn kill_and_restart(
         for victim in victims {
             if victim == NODES { cluster.start_coordinator().await } else { cluster.start_node(victim).await }
         }
-        // Sometimes the next one dies while the coordinator still looks for this one.
+        // Sometimes the next one dies while the coordinator is still reconnecting to this one.
         if random.random_bool(0.6) {
             cluster.all_reachable().await;
         }

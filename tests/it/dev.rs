@@ -33,7 +33,7 @@ async fn everything_is_found_again_after_an_interrupt_and_after_a_kill() {
     assert_eq!(tenant.conflict_mode, "siblings");
 }
 
-/// What a connection that nobody uses may do to a shutdown: nothing.
+/// An unused connection must not delay a shutdown.
 #[tokio::test]
 async fn an_idle_session_does_not_hold_up_the_end() {
     let mut dev = Dev::start().await;
@@ -45,14 +45,14 @@ async fn an_idle_session_does_not_hold_up_the_end() {
     assert!(status.success(), "SIGTERM ends with {status}");
 }
 
-/// A session never ends by itself: without an end of its own it would keep the coordinator until the last moment, and be cut off then.
+/// A session has no natural end: unless the coordinator ends it, it would delay the shutdown to the limit and then be aborted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_session_ends_with_the_coordinator_and_nothing_is_left_unsaid() {
     const SENT: u64 = 8000;
     let mut dev = Dev::start().await;
     dev.api().tenant("t", |_| {}).await;
     let mut session = dev.api().session().await;
-    // More than a session has under way at a time, read by the coordinator as soon as the first of them is answered.
+    // More than a session has in flight at a time; the coordinator reads them as soon as the first response is sent.
     let one = |id: u64| {
         let operation = Operation::Write(write("t", &format!("k{id}"), "v"));
         v1::SessionRequest { id, operation: Some(operation), timeout_ms: 0 }
@@ -83,7 +83,7 @@ async fn health_and_metrics_are_served_and_nothing_is_kept_elsewhere() {
     api.tenant("t", |_| {}).await;
     api.write(write("t", "k", "v")).await.expect("write");
     for path in ["/livez", "/readyz"] {
-        // A node that owes an answer for long counts as out of reach, which on a busy machine may be the case for a moment.
+        // A node with an overdue response counts as unreachable, which may happen briefly on a busy machine.
         eventually(path, async || {
             (get(dev.admin(), path).await.expect(path) == (200, "ok\n".to_owned())).then_some(())
         })
@@ -120,7 +120,7 @@ async fn check(api: &Api, name: &str) {
         assert!(!context.is_empty());
         let (found, _) = api.values(read(tenant, &format!("{name} deleted"))).await.expect("read");
         assert!(found.is_empty(), "{name} of {tenant} is deleted");
-        // The idempotency store has survived too.
+        // The idempotency store has survived, too.
         for value in values {
             let again = v1::WriteKeyValueRequest {
                 idempotency_key: format!("{name} {tenant} {value}"),

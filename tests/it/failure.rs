@@ -1,4 +1,4 @@
-//! Nodes that hang, die, come back with or without their data, or run full: what clients notice, and what is repaired.
+//! Nodes that hang, die, come back with or without their data, or run out of disk space: the effect on clients, and the repair.
 
 mod observed;
 
@@ -21,22 +21,22 @@ fn read_at(level: &str, key: &str) -> v1::ReadKeyValueRequest {
     v1::ReadKeyValueRequest { consistency: level.to_owned(), ..read("t", key) }
 }
 
-/// The record that a node itself has, for people; nothing when it has none.
+/// The record of a node, as text; empty if it has none.
 async fn stored(cluster: &Cluster, node: usize, key: &str) -> String {
     let request = v1::ReadRequest { tenant_id: "t".to_owned(), key: key.to_owned(), token: None, render: true };
-    let told = node_client(cluster.node_address(node)).read(request).await.expect("read from a node");
-    told.into_inner().rendering
+    let answer = node_client(cluster.node_address(node)).read(request).await.expect("read from a node");
+    answer.into_inner().rendering
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_tell_which_nodes_answer() {
+async fn metrics_show_which_nodes_answer() {
     let mut cluster = Cluster::with(Setup { synced: false, ..Setup::default() }).await;
     let api = cluster.api();
     api.tenant("t", |_| {}).await;
     api.write(at("all", write("t", "k", "v"))).await.expect("every node is there");
     let admin = cluster.admin();
-    let told = async |lines: [&str; 3]| {
-        eventually("metrics tell it", async || {
+    let reported = async |lines: [&str; 3]| {
+        eventually("metrics show it", async || {
             let (_, metrics) = get(admin, "/metrics").await.ok()?;
             lines.iter().all(|line| metrics.contains(line)).then_some(())
         })
@@ -48,13 +48,13 @@ async fn metrics_tell_which_nodes_answer() {
             .map(|(state, count)| format!("\nwitan_storage_nodes{{state=\"{state}\"}} {count}\n"))
     };
     let [reachable, unreachable] = states(all);
-    told([&reachable, &unreachable, "\nwitan_storage_node_disk_usage_ratio{node=\"node-1\"} "]).await;
-    told(["node-1\",quantile=\"0.99\"} ", "node-2\",quantile=\"0.99\"} ", "node-3\",quantile=\"0.99\"} "]).await;
+    reported([&reachable, &unreachable, "\nwitan_storage_node_disk_usage_ratio{node=\"node-1\"} "]).await;
+    reported(["node-1\",quantile=\"0.99\"} ", "node-2\",quantile=\"0.99\"} ", "node-3\",quantile=\"0.99\"} "]).await;
     (0..NODES).for_each(|node| cluster.kill_node(node));
     let [reachable, unreachable] = states(none);
-    told([&reachable, &unreachable, "\nwitan_storage_node_reachable{node=\"node-1\"} 0.0\n"]).await;
+    reported([&reachable, &unreachable, "\nwitan_storage_node_reachable{node=\"node-1\"} 0.0\n"]).await;
     cluster.start_node(0).await;
-    told([
+    reported([
         "\nwitan_storage_nodes{state=\"reachable\"} 1\n",
         "\nwitan_storage_node_reachable{node=\"node-1\"} 1.0\n",
         "\nwitan_storage_node_reachable{node=\"node-2\"} 0.0\n",
@@ -62,7 +62,7 @@ async fn metrics_tell_which_nodes_answer() {
     .await;
 }
 
-/// A machine that halts for seconds of its own looks as if everything hung: one such round is no verdict, each of them is.
+/// Rounds of a test, of which one must succeed: a test machine that stalls for seconds looks as if everything hung.
 const ROUNDS: usize = 4;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -82,7 +82,7 @@ async fn a_node_that_hangs_costs_a_quorum_nothing() {
         wake(&cluster).await;
     }
 
-    // Sooner or later the coordinator gives the connection up: then whoever needs all is told at once.
+    // Eventually the coordinator gives the connection up: from then on, writes at level all fail at once.
     for tenant in ["t", "s"] {
         let mut attempts = 0;
         eventually("the connection is given up", async || {
@@ -99,7 +99,7 @@ async fn a_node_that_hangs_costs_a_quorum_nothing() {
         .await;
     }
 
-    // Until then it waits for the node, as long as the client lets it.
+    // Until then it waits for the node, up to the client's deadline.
     for tenant in ["t", "s"] {
         let mut rounds = Vec::new();
         loop {
@@ -118,17 +118,17 @@ async fn a_node_that_hangs_costs_a_quorum_nothing() {
     }
 }
 
-/// Lets a load run on three nodes, then stops one of them: nothing may fail then, and clients must go on at once, for as
-/// long as the coordinator does not know better than to wait for the node. The node stays stopped.
+/// Runs a load on three nodes, then pauses one of them: no request may fail, and clients must go on at once, even while the
+/// coordinator still waits for the node. The node stays paused.
 async fn hangs_once(cluster: &Cluster) -> Result<(), String> {
-    // With the coordinator's own deadlines, so that what waits for the node fails.
+    // With the coordinator's default deadlines, so that requests waiting for the node fail.
     let api = cluster.api().without_deadline();
     let before = Load::run(&api, Duration::from_secs(2)).await;
     cluster.node(1).stop().await;
     let stopped = Instant::now();
     let during = Load::run(&api, Duration::from_secs(5)).await;
     for (when, observed) in [("three nodes", &before), ("one of three hangs", &during)] {
-        println!("{when}: {}", observed.told());
+        println!("{when}: {}", observed.summary());
     }
     let late = during.failures_after(stopped + Duration::from_secs(1));
     if !before.failures().is_empty() {
@@ -143,7 +143,7 @@ async fn hangs_once(cluster: &Cluster) -> Result<(), String> {
     Ok(())
 }
 
-/// Lets the node run again that was stopped, and waits until it takes part.
+/// Resumes the paused node, and waits until it takes part again.
 async fn wake(cluster: &Cluster) {
     cluster.node(1).signal("CONT");
     cluster.all_reachable().await;
@@ -153,7 +153,7 @@ async fn wake(cluster: &Cluster) {
     }
 }
 
-/// A write at level all that must fail, of which the client waits for an answer so long.
+/// A write at level all that must fail; the client waits this long for the response.
 async fn refused_within(api: &Api, deadline: Duration, request: v1::WriteKeyValueRequest) -> Refusal {
     match api.session().await.within(deadline, Operation::Write(at("all", request))).await {
         Outcome::Status(status) => status.into(),
@@ -161,7 +161,7 @@ async fn refused_within(api: &Api, deadline: Duration, request: v1::WriteKeyValu
     }
 }
 
-/// What was said not to be applied must not be there; whatever else is said, it may be.
+/// A write reported as not applied must not be there; with any other outcome it may be.
 async fn assert_honest(api: &Api, tenant: &str, key: &str, refusal: &Refusal) {
     let (found, _) = api.values(read(tenant, key)).await.expect("read");
     match refusal.outcome.as_str() {
@@ -191,7 +191,7 @@ async fn without_a_quorum_everything_fails_honestly_and_in_time() {
     assert_eq!((refusal.code, refusal.reason.as_str()), (Code::Unavailable, "QUORUM_NOT_REACHED"));
     assert_eq!(api.read(read_at("one", "k")).await.expect("one is alive").value, "v");
 
-    // The deadline holds: without it the connection would be given up some time, which is another answer.
+    // The deadline applies: without it, the connection would eventually be given up, with a different error.
     cluster.node(1).stop().await;
     let mut session = api.session().await;
     let refusal: Refusal = match session.within(Duration::from_millis(300), Operation::Read(read_at("one", "k"))).await
@@ -219,11 +219,11 @@ async fn a_node_that_comes_back_is_repaired_by_reads() {
     cluster.start_node(2).await;
     cluster.all_reachable().await;
     assert_eq!(stored(&cluster, 2, "old").await, before, "what was acknowledged is still there");
-    assert!(stored(&cluster, 2, "changed").await.contains("\"1\""), "nobody has told it yet");
+    assert!(stored(&cluster, 2, "changed").await.contains("\"1\""), "it has not been repaired yet");
     repaired(&cluster, 2, &["changed", "new"]).await;
 }
 
-/// What an empty disk lacks looks like what was never written: such a node takes writes, and is not asked.
+/// An empty disk looks as if nothing had ever been written: such a node takes writes, and is not asked for reads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_comes_back_with_an_empty_disk_is_not_believed() {
     let mut cluster = Cluster::start().await;
@@ -275,7 +275,7 @@ async fn a_full_disk_is_told_and_costs_a_quorum_nothing() {
     for tenant in ["t", "s"] {
         api.write(at("all", write(tenant, "k", "1"))).await.expect("there is room");
     }
-    // The file system that only the node sees, seen through the node.
+    // The file system that only the node sees, accessed through its process.
     let seen = format!("/proc/{}/root{}", cluster.node(1).id(), cluster.node_folder(1).display());
     let filler = std::path::Path::new(&seen).join("filler");
     std::fs::write(&filler, vec![1; 250 << 20]).expect("fill a disk");
@@ -286,7 +286,7 @@ async fn a_full_disk_is_told_and_costs_a_quorum_nothing() {
         assert_eq!((refusal.code, refusal.reason.as_str()), (Code::ResourceExhausted, "STORAGE_FULL"), "{refusal:?}");
         assert_eq!(refusal.outcome, "in-doubt", "two have stored it: {refusal:?}");
     }
-    // Reads need no room, and nothing that was stored is lost.
+    // Reads need no space, and no stored data is lost.
     assert!(api.values(read("t", "k")).await.expect("read").0.contains(&"3".into()));
     std::fs::remove_file(&filler).expect("make room");
     for tenant in ["t", "s"] {

@@ -1,4 +1,4 @@
-//! What the tests stand on: processes that end with their test, clusters of them, and a client that decodes refusals.
+//! Support for the tests: processes that end with their test, clusters of them, and a client that decodes errors.
 
 mod client;
 mod cluster;
@@ -18,10 +18,10 @@ pub(crate) use http::{get, get_showing};
 pub(crate) use plugins::Plugins;
 pub(crate) use process::{Process, Version};
 
-/// Longest wait for anything that must happen, on a machine that is busy with other tests.
+/// Longest wait for an expected event, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Asks again and again until `look` finds what it looks for; for states that nothing announces.
+/// Polls `look` until it finds something; for states that nothing announces.
 ///
 /// # Panics
 /// After [`PATIENCE`].

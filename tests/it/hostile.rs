@@ -1,5 +1,5 @@
-//! Clients that mean harm: a coordinator's memory stays within a bound, another client is served all the while, and SIGTERM
-//! ends the server in time with all of them attached.
+//! Malicious clients: the coordinator's memory stays bounded, another client is served meanwhile, and SIGTERM stops the server in
+//! time with all of them connected.
 
 mod attack;
 mod friend;
@@ -18,10 +18,10 @@ use crate::harness::{Dev, PATIENCE, Process, get, write};
 use attack::{HEALTH, Half, WRITE, continuation_flood, half_sent, rapid_resets, wordless};
 use friend::Friend;
 
-/// `witan dev` gives what is under way ten seconds, and the machine may be busy.
+/// Longest shutdown: `witan dev` waits ten seconds for requests in flight, and the machine may be busy.
 const ENDS_WITHIN: Duration = Duration::from_secs(25);
 
-/// A cluster under attack, and what it was like before.
+/// A cluster under attack, and its memory before.
 struct Target {
     dev: Dev,
     friend: Friend,
@@ -42,33 +42,33 @@ impl Target {
         self.dev.address()
     }
 
-    /// The friend is served, the memory has grown by so much at most, and the server ends in time. `attached` is whoever
-    /// is still connected.
+    /// The well-behaved client is served, the memory has grown by at most this much, and the server stops in time. `attached` keeps
+    /// the attackers connected.
     async fn withstands<T>(mut self, what: &str, most_mib: u64, attached: T) {
         self.friend.served(20).await;
         let grown = peak_mib(&self.dev).saturating_sub(self.before_mib);
         let (status, _) = get(self.dev.admin(), "/livez").await.expect("HTTP is served, too");
         assert_eq!(status, 200);
-        let told = self.friend.end().await;
+        let summary = self.friend.end().await;
         let began = Instant::now();
         self.dev.process().signal("TERM");
         let status = self.dev.process().ended().await;
         let took = began.elapsed();
         drop(attached);
-        println!("{what}: {grown} MiB more (at most {most_mib}), {told}, ended after {took:?}");
+        println!("{what}: {grown} MiB more (at most {most_mib}), {summary}, ended after {took:?}");
         assert!(grown <= most_mib, "{what}: the memory grew by {grown} MiB");
         assert!(status.success() && took < ENDS_WITHIN, "{what}: {status} after {took:?}");
     }
 }
 
-/// Files that a process of these tests may open: a crowd's connections, and its own.
+/// Limit on open files of a process of these tests: the connections of a crowd, and some.
 const FILES: u32 = 16_384;
 const CROWD: usize = 10_000;
 
 const DEADLINE_EXCEEDED: u32 = 4;
 const RESOURCE_EXHAUSTED: u32 = 8;
 
-/// The most memory that a process has had, in MiB.
+/// Peak memory of a process, in MiB.
 fn peak_mib(dev: &Dev) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", dev.id())).expect("the process is there");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
@@ -94,8 +94,8 @@ async fn headers_without_an_end() {
     target.withstands("header flood", 100, ()).await;
 }
 
-/// Connections that say nothing, or only how HTTP/2 begins and not all of it, are closed; calls whose message does not come
-/// end with a deadline.
+/// Connections that send nothing, or only a part of the HTTP/2 preface, are closed; calls whose message does not arrive end with a
+/// deadline.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_slow_and_the_silent() {
     let target = Target::start().await;
@@ -106,21 +106,21 @@ async fn the_slow_and_the_silent() {
     for mut stream in silent.into_iter().chain(stammering) {
         closed(&mut stream).await;
     }
-    let mut told = Vec::new();
+    let mut ended = Vec::new();
     for Half { statuses, .. } in &mut half {
         for status in statuses.drain(..) {
-            told.push(tokio::time::timeout(PATIENCE, status).await.expect("in time").expect("told"));
+            ended.push(tokio::time::timeout(PATIENCE, status).await.expect("in time").expect("a response"));
         }
     }
-    // Some were too many at once, the others had their time.
-    assert!(told.iter().all(|status| [DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED].contains(status)), "{told:?}");
-    assert!(told.contains(&DEADLINE_EXCEEDED));
+    // Some exceeded the limit, the others timed out.
+    assert!(ended.iter().all(|status| [DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED].contains(status)), "{ended:?}");
+    assert!(ended.contains(&DEADLINE_EXCEEDED));
     let attached = wordless(target.address(), 500, b"").await;
     target.withstands("slow and silent", 500, (half, attached)).await;
 }
 
-/// More calls than there may be half sent altogether, all of a kind that anybody may make: they are refused among themselves, and neither
-/// calls with a purpose nor a session that is open notice.
+/// More incomplete calls than the limit, all of a kind that needs no credential: they only displace each other, and neither useful
+/// calls nor an open session are affected.
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_that_never_end() {
     let target = Target::start().await;
@@ -134,12 +134,12 @@ async fn probes_that_never_end() {
 
 async fn closed(stream: &mut TcpStream) {
     let mut words = [0; 64];
-    // What is said before, and whether with a farewell or a reset, is all the same.
+    // What was sent before does not matter, nor whether the connection ends with a goodbye or a reset.
     let ends = async { while matches!(stream.read(&mut words).await, Ok(1..)) {} };
     tokio::time::timeout(PATIENCE, ends).await.expect("the server closes who says nothing");
 }
 
-/// 128 messages of 15 MiB, none of them complete: two GiB, if the server kept them.
+/// 128 incomplete messages of 15 MiB: two GiB, if the server kept them.
 #[tokio::test(flavor = "multi_thread")]
 async fn giants() {
     let target = Target::start().await;
@@ -148,8 +148,8 @@ async fn giants() {
     target.withstands("giant messages", 600, half).await;
 }
 
-/// Ten thousand connections that have said how HTTP/2 begins and then stay: as many as the server takes. Whoever comes
-/// after them is served, for those that say nothing make room.
+/// Ten thousand connections that send the HTTP/2 preface and then stay idle: as many as the server accepts. Later clients are
+/// served, since idle connections are closed for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_connections() {
     let target = Target::start().await;
@@ -164,14 +164,14 @@ async fn ten_thousand_connections() {
     target.withstands("ten thousand connections", 800, crowd).await;
 }
 
-/// The crowd: started by its test as a process of its own.
+/// The crowd: started by its test as a separate process.
 #[tokio::test]
 #[ignore = "run by ten_thousand_connections, in a process of its own"]
 async fn crowd_process() {
     let Ok(address) = std::env::var("WITAN_CROWD") else { return };
     let address: SocketAddr = address.parse().expect("an address");
     let crowd = wordless(address, CROWD, attack::PREFACE).await;
-    // Behind whatever the test runner has begun to say.
+    // After the start of the test runner's line.
     println!("\nready connections={}", crowd.len());
     tokio::time::sleep(10 * PATIENCE).await;
     drop(crowd);

@@ -1,13 +1,13 @@
 //! Integration tests: the binary `witan` as its users run it, over real processes, sockets and disks.
 //!
-//! Reading order: [`harness`] (processes, clusters, clients), [`access`] (who may do what), [`api`] (what each call answers), [`care`] (listings, repair, the end of
-//! tenants), [`cli`] (the command line),
-//! [`configuration`] (files, the environment, reload, the doctor), [`spans`] (traces), [`dev`] (the whole cluster in one process),
-//! [`failure`] (nodes that hang, vanish, come back, or run full), [`crash`] (`kill -9` under load), [`hostile`] (clients that mean
-//! harm), [`shared`] (several coordinators on PostgreSQL and Redis), [`previous`] (the version before beside this one), [`tls`] (certificates and secrets on every connection, rotated
-//! under load), [`trace`] (no acknowledgement before its sync, seen from the operating system).
+//! Reading order: [`harness`] (processes, clusters, clients), [`access`] (access control), [`api`] (the responses of each call),
+//! [`care`] (listings, repair, deletion of tenants), [`cli`] (the command line), [`configuration`] (files, the environment, reload, the
+//! doctor), [`spans`] (traces), [`dev`] (the whole cluster in one process), [`failure`] (nodes that hang, vanish, come back, or run out
+//! of disk space), [`crash`] (`kill -9` under load), [`hostile`] (malicious clients), [`shared`] (several coordinators on PostgreSQL and
+//! Redis), [`previous`] (the previous version together with this one), [`tls`] (certificates and secrets on every connection, rotated
+//! under load), [`trace`] (no acknowledgement before its sync, observed from the operating system).
 //!
-//! Every test has folders and addresses of its own, so that all may run at once, and no process outlives its test.
+//! Every test has its own folders and addresses, so all can run at once, and no process outlives its test.
 
 mod access;
 mod api;

@@ -1,8 +1,8 @@
-//! The version that was landed before this one, beside it: processes of both in one cluster, one after the other on the same
-//! data, and one changed for the other under load.
+//! The previous version together with this one: processes of both in one cluster, one after the other on the same data, and upgrades
+//! from one to the other under load.
 //!
-//! `cargo xtask previous` builds its program; `WITAN_PREVIOUS` names another one. [`operations`] has what each combination is put
-//! through.
+//! `cargo xtask previous` builds its program; `WITAN_PREVIOUS` names another one. [`operations`] has the operations that each
+//! combination runs.
 
 mod folder;
 mod operations;
@@ -18,7 +18,7 @@ use witan_wire::v1;
 use crate::harness::Version::{Previous, This};
 use crate::harness::{Api, Company, Process, Version, eventually, own_address, read};
 
-/// Everything that follows would be idle with one program twice, which is what a mistake in how the two are built would come to.
+/// The two programs must differ: otherwise, by a mistake in the build, the other tests would prove nothing.
 #[test]
 fn the_programs_are_two() {
     let [this, previous] = [This, Previous].map(|version| std::fs::read(version.program()).expect("read a program"));
@@ -57,7 +57,7 @@ async fn coordinators_of_both_versions_share_nodes_of_both() {
     tokens(&company).await;
 }
 
-/// The command line of one version before a coordinator of either.
+/// The command line of one version with a coordinator of either.
 async fn a_client(company: &Company, client: Version, coordinator: usize) {
     let tenant = format!("client-{client:?}-{coordinator}");
     let run = async |arguments: &[&str]| {
@@ -74,7 +74,7 @@ async fn a_client(company: &Company, client: Version, coordinator: usize) {
     run(&["repair", "--tenant", &tenant]).await;
 }
 
-/// What a command prints, which has to succeed.
+/// The output of a command that must succeed.
 async fn printed(mut command: Command) -> String {
     let output = tokio::task::spawn_blocking(move || {
         let output = command.output().expect("run witan");
@@ -84,7 +84,7 @@ async fn printed(mut command: Command) -> String {
     String::from_utf8(output.await.expect("it ran").stdout).expect("text")
 }
 
-/// Tokens that either version has made, at coordinators of both that ask for one: good at both, and revoked at both.
+/// Tokens created by either version, at coordinators of both that require one: valid at both, and revoked at both.
 async fn tokens(company: &Company) {
     company.api(0).tenant("guarded", |_| {}).await;
     let mut guarded = Vec::new();
@@ -124,7 +124,7 @@ async fn a_token(company: &Company, guarded: &[Process], maker: Version) {
     }
 }
 
-/// Another coordinator of the cluster, which asks for tokens.
+/// Another coordinator of the cluster, which requires tokens.
 async fn asking(company: &Company, version: Version) -> Process {
     let config = company.folder.path().join("asking.yaml");
     std::fs::write(&config, "security:\n  tokens: true\n").expect("write a file");
@@ -137,7 +137,7 @@ async fn asking(company: &Company, version: Version) -> Process {
     process
 }
 
-/// Repairs, and answers with the last report.
+/// Runs a repair, and returns the last report.
 async fn repair(api: &Api, request: v1::CoordinatorServiceRepairRequest) -> v1::CoordinatorServiceRepairResponse {
     let mut reports = api.client().repair(request).await.expect("repair").into_inner();
     let mut last = None;

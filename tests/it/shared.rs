@@ -1,5 +1,5 @@
-//! Several coordinators on one PostgreSQL and one Redis: what one changes, the others see; what one has done, no other does
-//! again; and what they share may go away for a while.
+//! Several coordinators on one PostgreSQL and one Redis: all see the changes of one; none repeats a change
+//! that another has done; and the servers that they share may be unavailable for a while.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ async fn what_one_coordinator_changes_the_others_see() {
     let company = Company::of(2).await;
     let (first, second) = (company.api(0), company.api(1));
     first.tenant("shop", |_| {}).await;
-    // Written through one, read through the other; a context of one is good at the other.
+    // Written through one, read through the other; a context of one is valid at the other.
     let written = first.write(write("shop", "k", "one")).await.expect("written");
     let found = second.read(read("shop", "k")).await.expect("read");
     assert_eq!(&found.value[..], b"one");
@@ -30,7 +30,7 @@ async fn what_one_coordinator_changes_the_others_see() {
     second.write(next).await.expect("the first one's context is good here");
     assert_eq!(&first.read(read("shop", "k")).await.expect("read").value[..], b"two");
 
-    // A change of a tenant that the other has at hand: it answers by it, without being asked to look.
+    // A change of a tenant that the other has cached: it takes effect there without a request to reload.
     let update = v1::UpdateTenantRequest {
         tenant_id: "shop".to_owned(),
         default_level: "all".to_owned(),
@@ -45,7 +45,7 @@ async fn what_one_coordinator_changes_the_others_see() {
     })
     .await;
 
-    // Two that change the same version: one wins, the other is told.
+    // Two changes of the same version: one succeeds, the other fails with a version conflict.
     let version = version(&first, "shop").await.version;
     let racing = |api: &Api, level: &str| {
         let mut client = api.client();
@@ -58,11 +58,12 @@ async fn what_one_coordinator_changes_the_others_see() {
         async move { client.update_tenant(update).await }
     };
     let (one, other) = tokio::join!(racing(&first, "one"), racing(&second, "quorum"));
-    let lost: Vec<Code> = [one, other].into_iter().filter_map(|told| told.err().map(|status| status.code())).collect();
+    let lost: Vec<Code> =
+        [one, other].into_iter().filter_map(|answer| answer.err().map(|status| status.code())).collect();
     assert_eq!(lost, [Code::Aborted]);
 }
 
-/// Within this long of the answer, the other coordinators work by a change: what `docs/operators.md` promises.
+/// Longest time after the response until a change takes effect at the other coordinators, as `docs/operators.md` promises.
 const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,7 +83,7 @@ async fn changes_are_seen_elsewhere_within_a_second() {
         };
         changer.client().update_tenant(update).await.expect("updated");
         let answered = Instant::now();
-        // Seen is what a client of the others sees: its writes follow the change.
+        // It counts as seen when writes of the others' clients follow it.
         let seen = others.iter().map(|other| async {
             eventually("the change is followed", async || {
                 (other.write(write("shop", "k", "v")).await.ok()?.consistency == level).then_some(())
@@ -126,22 +127,22 @@ async fn a_retry_at_another_coordinator_has_no_second_effect() {
     assert!(!first.is_duplicate);
     company.api(1).write(write("shop", "balance", "spent")).await.expect("written");
 
-    // The coordinator that did it is gone; its retry arrives at the other.
+    // The coordinator that did it is gone; the retry arrives at the other.
     company.coordinators[0].process = None;
     let again = company.api(1).write(pay.clone()).await.expect("answered");
     assert!(again.is_duplicate);
     assert_eq!(&company.api(1).read(read("shop", "balance")).await.expect("read").value[..], b"spent");
 
-    // Without its records, the replicas still know the write's name.
+    // Without the record, the replicas still know the write's idempotency key.
     company.redis.ask("FLUSHALL");
     company.api(1).write(pay).await.expect("answered");
     assert_eq!(&company.api(1).read(read("shop", "balance")).await.expect("read").value[..], b"spent");
-    // And one that was killed comes back under its id once its lease has run out.
+    // A killed coordinator comes back under its id once its lease has expired.
     company.start(0).await;
     assert_eq!(&company.api(0).read(read("shop", "balance")).await.expect("read").value[..], b"spent");
 }
 
-/// A change with a name through the first coordinator, in whose middle something happens to Redis.
+/// A change with an idempotency key through the first coordinator, during which something happens to Redis.
 async fn interrupted(
     company: &Company,
     change: &v1::WriteKeyValueRequest,
@@ -160,11 +161,11 @@ async fn interrupted(
 
 type Answer = Result<v1::WriteKeyValueResponse, Refusal>;
 
-/// Waits until no record is under way any more.
+/// Waits until no record is in progress.
 async fn all_on_record(company: &Company) {
     eventually("what is done is on record", async || {
         let names = company.redis.ask("KEYS *");
-        // Behind the codec's version: 1 is done.
+        // The byte after the codec's version: 1 is done.
         names.lines().all(|name| company.redis.ask(&format!("GETRANGE {name} 1 1")) == "\u{1}").then_some(())
     })
     .await;
@@ -191,7 +192,7 @@ async fn what_is_acknowledged_under_a_name_is_found_under_it() {
         again
     };
 
-    // Redis is back in time: the answer waits for it, and a repetition anywhere gets the same.
+    // Redis is back in time: the response waits for it, and a repetition at any coordinator gets the same.
     let change = named("shop", "back in time");
     let answer = interrupted(&company, &change, Redis::kill).await;
     company.redis.start_again();
@@ -199,20 +200,20 @@ async fn what_is_acknowledged_under_a_name_is_found_under_it() {
     assert!(!answer.is_duplicate);
     assert_eq!(repeated(&change).await.context, answer.context);
 
-    // It is away for longer than the change has time: the client is told to ask again, and learns then that it was done.
+    // Redis is away for longer than the deadline: the client is asked to retry, and then learns that the change was done.
     let change = named("shop", "too late");
     let refused = interrupted(&company, &change, Redis::kill).await.await;
     let refused = refused.expect("no panic").expect_err("nobody would find it");
     assert_eq!((refused.code, &refused.outcome[..]), (Code::Unavailable, "in-doubt"), "{refused:?}");
     assert!(refused.message.contains("send it again with the same key"), "{refused:?}");
-    // Whoever asks again meanwhile hears nothing more certain.
+    // A retry meanwhile is just as uncertain.
     let refused = elsewhere.write(change.clone()).await.expect_err("nobody knows");
     assert_eq!((refused.code, &refused.outcome[..]), (Code::Unavailable, "in-doubt"), "{refused:?}");
     company.redis.start_again();
     all_on_record(&company).await;
     repeated(&change).await;
 
-    // A tenant that goes on without Redis is answered without it, and has its record later.
+    // A tenant that proceeds without Redis gets its response without it, and the record later.
     let change = named("bakery", "at once");
     let answer = interrupted(&company, &change, Redis::kill).await.await.expect("no panic").expect("written");
     assert!(!answer.is_duplicate);
@@ -220,7 +221,7 @@ async fn what_is_acknowledged_under_a_name_is_found_under_it() {
     all_on_record(&company).await;
     assert_eq!(repeated(&change).await.context, answer.context);
 
-    // The claim is lost with everything else: there is nothing that the result could be recorded in.
+    // The claim is lost with everything else: the result cannot be recorded.
     let change = named("shop", "forgotten");
     let refused = interrupted(&company, &change, |redis| _ = redis.ask("FLUSHALL")).await.await;
     let refused = refused.expect("no panic").expect_err("nobody would find it");
@@ -245,7 +246,7 @@ async fn a_repetition_without_redis_does_not_overtake_what_came_since() {
     company.api(0).write(pay.clone()).await.expect("written");
     company.api(1).write(write("shop", "balance", "spent")).await.expect("written");
     company.redis.kill();
-    // Only the replicas know the write's name now.
+    // Now only the replicas know the write's idempotency key.
     company.api(1).write(pay).await.expect("answered");
     assert_eq!(&company.api(1).read(read("shop", "balance")).await.expect("read").value[..], b"spent");
 }
@@ -260,14 +261,14 @@ async fn servers_that_are_away_stop_only_what_needs_them() {
     let admin = company.coordinators[0].admin;
     let metric = async |line: &str| {
         let (_, metrics) = get(admin, "/metrics").await.expect("metrics");
-        assert!(metrics.lines().any(|told| told == line), "no {line} in\n{metrics}");
+        assert!(metrics.lines().any(|shown| shown == line), "no {line} in\n{metrics}");
     };
 
     company.postgres.kill();
-    // It serves, and says so: were it not ready, nobody would be sent here.
-    let (status, told) = get(admin, "/readyz").await.expect("HTTP");
-    assert_eq!(status, 200, "{told}");
-    assert!(told.contains("the metadata store does not answer"), "{told}");
+    // It serves, and reports ready: otherwise load balancers would send it no clients.
+    let (status, body) = get(admin, "/readyz").await.expect("HTTP");
+    assert_eq!(status, 200, "{body}");
+    assert!(body.contains("the metadata store does not answer"), "{body}");
     metric("witan_metadata_store_up 0").await;
     metric("witan_ready 1").await;
     api.write(write("shop", "k", "without the database")).await.expect("a known tenant's writes go on");
@@ -279,15 +280,15 @@ async fn servers_that_are_away_stop_only_what_needs_them() {
     eventually("the database is used again, without help", async || {
         match api.client().create_tenant(request.clone()).await {
             Ok(_) => Some(()),
-            // The answer to an earlier attempt may have been lost.
+            // The response to an earlier attempt may have been lost.
             Err(status) if status.code() == Code::AlreadyExists => Some(()),
             Err(_) => None,
         }
     })
     .await;
 
-    let (status, told) = get(admin, "/readyz").await.expect("HTTP");
-    assert_eq!((status, &told[..]), (200, "ok\n"));
+    let (status, body) = get(admin, "/readyz").await.expect("HTTP");
+    assert_eq!((status, &body[..]), (200, "ok\n"));
     metric("witan_metadata_store_up 1").await;
 
     company.redis.kill();
@@ -300,13 +301,13 @@ async fn servers_that_are_away_stop_only_what_needs_them() {
     eventually("Redis is used again, without help", async || api.write(named.clone()).await.ok()).await;
     assert_eq!(&api.read(read("shop", "k")).await.expect("read").value[..], b"named");
 
-    // Without its nodes it can serve nobody.
+    // Without its nodes it can serve no client.
     company.stop_nodes().await;
     let busy = api.clone();
     let asking = tokio::spawn(async move { busy.read(read("shop", "k")).await });
     eventually("it wants no traffic", async || {
-        let (status, told) = get(admin, "/readyz").await.ok()?;
-        (status == 503 && told.contains("0 of 3 storage nodes can be reached")).then_some(())
+        let (status, body) = get(admin, "/readyz").await.ok()?;
+        (status == 503 && body.contains("0 of 3 storage nodes can be reached")).then_some(())
     })
     .await;
     metric("witan_ready 0").await;
@@ -322,7 +323,7 @@ async fn a_live_coordinators_id_is_refused_and_its_cluster_is_not_changed_behind
     let free = SocketAddr::new(own_address(), 0);
     let output = tokio::task::spawn_blocking({
         let mut command = company.command("coordinator-1", free, free);
-        // Another machine: another folder, the same id.
+        // As if on another machine: another folder, the same id.
         command.arg("--plugins").arg(company.folder.path().join("plugins"));
         let elsewhere = company.folder.path().join("elsewhere");
         let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
@@ -338,8 +339,8 @@ async fn a_live_coordinators_id_is_refused_and_its_cluster_is_not_changed_behind
         move || command.output().expect("run witan")
     });
     let output = output.await.expect("it ends");
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && told.contains("--node-id"), "{told}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && errors.contains("--node-id"), "{errors}");
 
     company.api(0).tenant("shop", |_| {}).await;
     let add = v1::AddStorageNodeRequest {
@@ -352,7 +353,7 @@ async fn a_live_coordinators_id_is_refused_and_its_cluster_is_not_changed_behind
     assert!(refused.message().contains("coordinator-2"), "{refused:?}");
 }
 
-/// Whether the siblings of a key are decided by this plugin.
+/// Whether this plugin resolves the siblings of a key.
 async fn resolved_by(api: &Api, plugin: &str) -> Option<()> {
     let found = api.read(read("cart", "k")).await.expect("read");
     found.resolved_by.starts_with(plugin).then_some(())
@@ -379,7 +380,7 @@ async fn a_plugin_pushed_at_one_coordinator_is_bound_at_another_and_rolled_back_
     plugins(1).roll_back("cart", hook).await.expect("rolled back");
     eventually("the rollback is followed", async || resolved_by(&first, "set-union").await).await;
 
-    // A coordinator that comes to the cluster with nothing has everything.
+    // A coordinator that joins the cluster with an empty folder obtains everything.
     company.coordinators[1].process = None;
     std::fs::remove_dir_all(company.folder.path().join("coordinator-2")).expect("forget its disk");
     company.start(1).await;

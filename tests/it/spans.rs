@@ -1,4 +1,4 @@
-//! Traces: a request whose client traces it can be followed from the client to the nodes; others cost nothing.
+//! Traces: a request that its client traces can be followed from the client to the nodes; other requests cost nothing.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use witan_wire::v1::upload_plugin_request::Part;
 
 use crate::harness::{Api, Process, channel, eventually, own_address, write};
 
-/// Keeps what it is sent.
+/// A collector that keeps the spans it receives.
 #[derive(Clone, Default)]
 struct Collector {
     spans: Arc<Mutex<Vec<Span>>>,
@@ -50,7 +50,7 @@ impl Collector {
     }
 }
 
-/// Binds a policy of this repository for everybody, as `cargo xtask plugins` has built it; its name.
+/// Binds a policy of this repository, built by `cargo xtask plugins`, for all tenants; returns its name.
 async fn bind_policy(coordinator: SocketAddr) -> String {
     let name = "adaptive-latency";
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/plugins");
@@ -61,7 +61,7 @@ async fn bind_policy(coordinator: SocketAddr) -> String {
     let parts = tokio_stream::iter([manifest, part(Part::Chunk(component.into()))]);
     let mut plugins = PluginServiceClient::new(channel(coordinator));
     let uploaded = plugins.upload_plugin(parts).await.expect("upload").into_inner();
-    let digest = uploaded.plugin.expect("told").digest;
+    let digest = uploaded.plugin.expect("a response").digest;
     let hook = "consistency-policy".to_owned();
     let request = v1::BindPluginRequest { hook, plugin: digest, ..v1::BindPluginRequest::default() };
     plugins.bind_plugin(request).await.expect("bound");
@@ -99,7 +99,7 @@ async fn a_traced_request_is_seen_from_the_client_to_the_nodes() {
     traced.metadata_mut().insert("traceparent", parent.parse().expect("ASCII"));
     traced.metadata_mut().insert("x-request-id", "seen-7".parse().expect("ASCII"));
     api.write(traced).await.expect("write");
-    // What is left is sent at the end.
+    // The remaining spans are sent at the end.
     coordinator.signal("TERM");
     assert!(coordinator.ended().await.success());
 
@@ -123,9 +123,9 @@ async fn a_traced_request_is_seen_from_the_client_to_the_nodes() {
         let asked = named(phase);
         assert_eq!(asked.parent_span_id, write.span_id, "{phase}");
         assert!(asked.attributes.iter().any(|attribute| attribute.key == "node"));
-        // What the node itself took of that.
+        // The part of it spent in the node.
         let took = spans.iter().find(|span| span.name == "storage node" && span.parent_span_id == asked.span_id);
-        let took = took.unwrap_or_else(|| panic!("the node tells nothing of {phase}: {spans:#?}"));
+        let took = took.unwrap_or_else(|| panic!("the node reports no {phase}: {spans:#?}"));
         assert!(took.start_time_unix_nano < took.end_time_unix_nano);
     }
 }

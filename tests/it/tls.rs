@@ -1,5 +1,5 @@
-//! TLS on every connection, as its operators set it up: a coordinator from its configuration's file, nodes from their flags,
-//! clients of the command line. Certificates are rotated under load, and whoever does not belong is told so.
+//! TLS on every connection, as operators set it up: coordinators by configuration file, nodes by flags, clients on the command line.
+//! Certificates are rotated under load, and unauthorized peers are refused with a reason.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,19 +24,19 @@ use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
 use crate::harness::{PATIENCE, Process, eventually, own_address, read, write};
 
 const NODES: usize = 3;
-/// The one name that every certificate of a server here is for; addresses are drawn.
+/// The name in every server certificate; addresses vary.
 const NAME: &str = "witan.test";
 
-/// How nodes know coordinators.
+/// How nodes authenticate coordinators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Known {
     ByCertificate,
     BySecret,
 }
 
-/// A cluster all of whose connections are over TLS.
+/// A cluster with TLS on all connections.
 struct Company {
-    // Dropped first, so that no process misses its folder.
+    // Dropped first, so that no process outlives its folder.
     coordinator: Option<Process>,
     nodes: Vec<Process>,
     servers: Authority,
@@ -48,7 +48,7 @@ struct Company {
 impl Company {
     async fn start(known: Known) -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
-        // Clients and nodes trust different authorities: a client's certificate opens no node.
+        // Clients and nodes trust different authorities: a client's certificate is refused by nodes.
         let servers = Authority::new(folder.path(), "servers");
         let coordinators = Authority::new(folder.path(), "coordinators");
         servers.issue("coordinator", &[NAME]);
@@ -82,8 +82,8 @@ impl Company {
         self.nodes.push(process);
     }
 
-    /// Starts a coordinator that shows this certificate and this secret to nodes. It serves when this is ready, whether it
-    /// reaches them or not.
+    /// Starts a coordinator with this certificate and this secret for nodes. It serves when this returns, whether it reaches them or
+    /// not.
     async fn start_coordinator(&mut self, id: &str, certificate: &str, secret: &str) {
         let file = |name: &str| self.path(name).display().to_string();
         let own = match self.known {
@@ -116,14 +116,14 @@ impl Company {
         self.coordinator.as_ref().expect("the coordinator runs")
     }
 
-    /// How a client speaks to the coordinator.
+    /// TLS settings of a client.
     fn client_side(&self) -> ClientSide {
         let tls =
             ClientTls { ca_file: Some(self.servers.file()), server_name: Some(NAME.into()), ..ClientTls::default() };
         ClientSide::open(&tls, Fields::CLIENT_FLAGS).expect("files of a client")
     }
 
-    /// A client with a connection of its own.
+    /// A client with its own connection.
     async fn client(&self, side: &ClientSide) -> CoordinatorServiceClient<Channel> {
         dial(self.process().address("address"), side).await.expect("connect")
     }
@@ -148,7 +148,7 @@ impl Company {
     }
 }
 
-/// Flags of a client that name files (or what else stands behind them).
+/// Flags of a client, with their values.
 type Flags<'a> = &'a [(&'a str, &'a Path)];
 
 async fn dial(
@@ -159,7 +159,7 @@ async fn dial(
     Ok(CoordinatorServiceClient::new(endpoint.connect_with_connector(Connector::new(side.clone())).await?))
 }
 
-/// The certificate that a server shows to somebody who comes now.
+/// The certificate that a server presents to a new connection.
 async fn shown(address: SocketAddr, side: &ClientSide) -> Vec<u8> {
     let tcp = TcpStream::connect(address).await.expect("connect");
     let tls = side.secure(NAME, tcp).await.expect("a handshake");
@@ -170,7 +170,7 @@ fn der(pair: &Pair) -> Vec<u8> {
     CertificateDer::from_pem_file(&pair.cert).expect("a certificate").to_vec()
 }
 
-/// What a path answers with over HTTPS, to somebody who shows this certificate.
+/// The response to a path over HTTPS, for a client with this certificate.
 async fn get(address: SocketAddr, authority: &Authority, own: Option<&Pair>, path: &str) -> (u16, String) {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(authority.file()).expect("an authority")).expect("of use");
@@ -191,12 +191,12 @@ async fn get(address: SocketAddr, authority: &Authority, own: Option<&Pair>, pat
     let mut tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("a handshake");
     let request = format!("GET {path} HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n");
     tls.write_all(request.as_bytes()).await.expect("ask");
-    let mut told = Vec::new();
-    // The server may close without a farewell.
-    drop(tls.read_to_end(&mut told).await);
-    let told = String::from_utf8(told).expect("text");
-    let status = told.split_whitespace().nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    (status, told)
+    let mut response = Vec::new();
+    // The server may close without a TLS goodbye.
+    drop(tls.read_to_end(&mut response).await);
+    let response = String::from_utf8(response).expect("text");
+    let status = response.split_whitespace().nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, response)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,8 +231,8 @@ async fn the_command_line_works_over_tls_or_says_why_not() {
     ];
     for (endpoint, tls, part) in refused {
         let output = company.command(endpoint, &get, tls).await;
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && told.contains(part), "{part:?} is not in: {told}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && errors.contains(part), "{part:?} is not in: {errors}");
     }
 
     let admin = company.process().address("admin");
@@ -240,7 +240,7 @@ async fn the_command_line_works_over_tls_or_says_why_not() {
         let (status, body) = self::get(admin, &company.servers, None, path).await;
         assert_eq!(status, 200, "{path}: {body}");
     }
-    // A coordinator whose certificate the nodes' authority has not signed reaches none, and says so.
+    // A coordinator whose certificate the nodes' authority has not signed reaches no node, and reports that.
     company.servers.issue("impostor", &["coordinator-1"]);
     company.start_coordinator("coordinator-2", "impostor", "secret").await;
     let mut client = company.client(&company.client_side()).await;
@@ -273,7 +273,7 @@ async fn metrics_are_for_clients_with_a_certificate_where_clients_have_one() {
     for metric in ["witan_certificate_expiry_seconds{file=", "witan_connections{listener=\"grpc\"}"] {
         assert!(metrics.contains(metric), "{metric} is not in {metrics}");
     }
-    // gRPC asks for it at the door.
+    // gRPC requires it during the handshake.
     let list = async |tls: &ClientTls| {
         let side = ClientSide::open(tls, Fields::CLIENT_FLAGS).expect("files");
         let mut client = dial(address, &side).await.map_err(|error| format!("{error:?}"))?;
@@ -285,16 +285,16 @@ async fn metrics_are_for_clients_with_a_certificate_where_clients_have_one() {
     let with = ClientTls { cert_file: Some(own.cert.clone()), key_file: Some(own.key.clone()), ..without };
     list(&with).await.expect("a certificate");
 
-    // Why it is not ready is not for whoever has none.
+    // Clients without one are not shown why it is not ready.
     company.nodes.clear();
     eventually("it is not ready", async || {
         (get(admin, &company.servers, Some(&own), "/readyz").await.0 == 503).then_some(())
     })
     .await;
-    let (status, told) = get(admin, &company.servers, None, "/readyz").await;
-    assert!(status == 503 && !told.contains("storage nodes"), "{told}");
-    let (_, told) = get(admin, &company.servers, Some(&own), "/readyz").await;
-    assert!(told.contains("storage nodes can be reached"), "{told}");
+    let (status, body) = get(admin, &company.servers, None, "/readyz").await;
+    assert!(status == 503 && !body.contains("storage nodes"), "{body}");
+    let (_, body) = get(admin, &company.servers, Some(&own), "/readyz").await;
+    assert!(body.contains("storage nodes can be reached"), "{body}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -313,7 +313,7 @@ async fn nodes_take_the_secret_and_no_other() {
     assert!(listed.nodes.len() == NODES && listed.nodes.iter().all(|node| !node.reachable), "{listed:?}");
     eventually("the log says why", async || company.process().tail().contains("shared_secret_file").then_some(()))
         .await;
-    // It is read again when it changes, and nobody needs a restart.
+    // It is read again when it changes, without a restart.
     std::fs::copy(company.path("secret"), company.path("wrong")).expect("copy");
     company.all_reachable(&mut client).await;
 }
@@ -324,11 +324,14 @@ async fn a_node_beyond_loopback_knows_its_coordinators() {
     let mut command = Process::witan();
     command.args(["node", "--id", "n", "--listen", "0.0.0.0:0"]).arg("--data-dir").arg(folder.path());
     let output = tokio::task::spawn_blocking(move || command.output().expect("run witan")).await.expect("it ends");
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && told.contains("--allow-anonymous") && told.contains("0.0.0.0:0"), "{told}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && errors.contains("--allow-anonymous") && errors.contains("0.0.0.0:0"),
+        "{errors}"
+    );
 }
 
-/// Clients at work while certificates change. None of their calls may fail.
+/// Clients that run while certificates change. None of their calls may fail.
 struct Load {
     stop: Arc<AtomicBool>,
     calls: Arc<AtomicUsize>,
@@ -336,7 +339,7 @@ struct Load {
 }
 
 impl Load {
-    /// One client on a connection that stays, and one that makes a new one for each call.
+    /// One client with a persistent connection, and one with a new connection for each call.
     async fn start(company: &Company, side: &ClientSide) -> Self {
         let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let address = company.process().address("address");
@@ -390,7 +393,7 @@ async fn certificates_are_rotated_under_load() {
     let load = Load::start(&company, &side).await;
     load.goes_on().await;
 
-    // Everybody's: the coordinator's as a server and as a client, and the nodes'.
+    // All of them: the coordinator's as a server and as a client, and the nodes'.
     let address = company.process().address("address");
     for _ in 0..3 {
         let new = der(&company.servers.issue("coordinator", &[NAME]));

@@ -1,5 +1,5 @@
-//! No acknowledgement of a write leaves a node before the sync that covers it has returned, seen from the operating system:
-//! the node runs under strace, and what it wrote to its journal, synced, and sent is compared, byte by byte.
+//! No acknowledgement of a write leaves a node before the sync that covers it has returned, observed from the operating system: the
+//! node runs under strace, and its journal writes, syncs and sends are compared, byte by byte.
 
 mod lane;
 mod strace;
@@ -16,9 +16,9 @@ use strace::Trace;
 /// Writes of one trace, in batches that are in flight together.
 const WRITES: u64 = 400;
 
-/// What a trace shows.
+/// The findings of a trace.
 struct Shown {
-    /// Acknowledgements that left.
+    /// Acknowledgements sent.
     acknowledged: usize,
     /// Syncs of the journal.
     syncs: usize,
@@ -35,7 +35,7 @@ async fn no_acknowledgement_leaves_before_its_sync() {
     assert!(shown.syncs > 1, "the trace shows syncs");
 }
 
-/// The counterpart without which the test above proves little: where nothing waits for a sync, the comparison notices.
+/// The control experiment: without waiting for syncs, the comparison finds violations.
 #[tokio::test]
 async fn the_comparison_notices_an_acknowledgement_without_a_sync() {
     let shown = traced("os").await;
@@ -54,7 +54,7 @@ async fn traced(durability: &str) -> Shown {
     let mut lane = Lane::open(process.address("address")).await;
     lane.write(WRITES).await;
     drop(lane);
-    // strace ends after the process it runs, with all of the trace written.
+    // strace ends after the process it runs, when all of the trace is written.
     process.signal_children("TERM");
     process.ended().await;
     judge(&Trace::read(&output))
@@ -63,9 +63,9 @@ async fn traced(durability: &str) -> Shown {
 /// The binary under test, under strace.
 ///
 /// # Panics
-/// When there is no strace: the promise would go unchecked.
+/// When strace is missing: the test must not be skipped silently.
 fn under_strace(output: &Path) -> Command {
-    let found = Command::new("strace").arg("--version").output().is_ok_and(|told| told.status.success());
+    let found = Command::new("strace").arg("--version").output().is_ok_and(|output| output.status.success());
     assert!(found, "this test needs strace, which is missing: install it with `apt-get install strace`");
     let mut command = Command::new("strace");
     command.args(["--follow-forks", "--decode-fds=path,socket", "-x", "--string-limit=1000000", "--signal=none"]);

@@ -1,5 +1,5 @@
-//! Unary gRPC calls straight over HTTP/2: the load generator shares its cores with what it measures, and a call through the
-//! generated client costs it about twice as much.
+//! Unary gRPC calls directly over HTTP/2: the load generator shares its cores with the system it measures, and a call through
+//! the generated client costs about twice as much.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -20,15 +20,15 @@ use witan_net::ClientSide;
 use super::super::client::MESSAGE_BYTES;
 use super::super::credential::Shown;
 
-/// The five bytes before a message: not compressed, and its length.
+/// The five bytes before a message: a compression flag and the length.
 const PREFIX: usize = 5;
 
-/// A call that brought no message.
+/// Why a call returned no message.
 #[derive(Debug)]
 pub(super) enum CallError {
-    /// The server has answered with a status. The connection is fine.
+    /// The server returned a status; the connection can be used again.
     Refused(Box<Status>),
-    /// The connection is not.
+    /// The connection has failed.
     Broken(String),
 }
 
@@ -46,15 +46,15 @@ pub(super) struct Rpc {
 }
 
 impl Rpc {
-    /// The method at `path` ("/package.Service/Method") of the server at `endpoint` ("http://host:port"); the server is told
-    /// to give up after `timeout`.
+    /// The method at `path` ("/package.Service/Method") of the server at `endpoint` ("http://host:port"); `timeout` is sent as the
+    /// deadline.
     pub(super) fn new(endpoint: &Uri, path: &'static str, timeout: Duration) -> anyhow::Result<Self> {
         let mut parts = endpoint.clone().into_parts();
         parts.path_and_query = Some(PathAndQuery::from_static(path));
         let mut headers = HeaderMap::new();
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        // At most eight digits, says the protocol: as milliseconds, a day.
+        // The protocol allows eight digits: as milliseconds, more than a day.
         let millis = timeout.as_millis().clamp(1, 99_999_999);
         headers.insert("grpc-timeout", HeaderValue::from_str(&format!("{millis}m"))?);
         Ok(Self { uri: Uri::from_parts(parts)?, headers })
@@ -95,7 +95,7 @@ impl Rpc {
     }
 }
 
-/// A connection's other half, which has to be polled (spawn it) for as long as the connection is used.
+/// The task that drives a connection; it must be polled (spawn it) for as long as the connection is used.
 pub(super) type Running = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Opens a connection.
@@ -120,7 +120,7 @@ async fn shake_hands(
         .enable_push(false)
         .handshake(socket)
         .await?;
-    // What goes wrong shows at every call under way.
+    // An error here fails every call in flight.
     Ok((send, Box::pin(async move { drop(connection.await) })))
 }
 
@@ -130,7 +130,7 @@ fn framed(message: &impl Message) -> Bytes {
     bytes.put_u8(0);
     // Values are far below 4 GiB.
     bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    // The buffer has the room.
+    // The buffer has room for it.
     let _ = message.encode(&mut bytes);
     bytes.freeze()
 }
@@ -138,11 +138,11 @@ fn framed(message: &impl Message) -> Bytes {
 fn unframed<B: Message + Default>(mut bytes: Bytes) -> Result<B, CallError> {
     let broken = |what: &str| CallError::Broken(what.to_owned());
     if bytes.len() < PREFIX || bytes[0] != 0 {
-        return Err(broken("an answer that is no uncompressed message"));
+        return Err(broken("a response that is not an uncompressed message"));
     }
     let prefix = bytes.split_to(PREFIX);
-    let told = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
-    if usize::try_from(told) != Ok(bytes.len()) {
+    let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]);
+    if usize::try_from(length) != Ok(bytes.len()) {
         return Err(broken("an answer of another length than it says"));
     }
     B::decode(bytes).map_err(|error| CallError::Broken(error.to_string()))
@@ -169,7 +169,7 @@ async fn receive(body: &mut h2::RecvStream) -> Result<Bytes, CallError> {
     Ok(if joined.is_empty() { first } else { joined.freeze() })
 }
 
-/// The status in headers or trailers. The usual one, a plain 0, is made without decoding anything.
+/// The status in headers or trailers. The usual one, a plain 0, needs no decoding.
 fn status_of(headers: &HeaderMap) -> Option<Status> {
     match headers.get("grpc-status")?.as_bytes() {
         b"0" => Some(Status::new(Code::Ok, "")),

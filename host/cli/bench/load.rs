@@ -1,4 +1,4 @@
-//! A load: its settings, and the threads that put it on a cluster.
+//! A load: its settings, and the threads that run it against a cluster.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -16,57 +16,57 @@ use super::pace::{Pace, Rate, Until};
 use super::work::{Distribution, Work};
 use super::{session, unary};
 
-/// How operations travel.
+/// How operations are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// A call each, many at a time on each connection
+    /// One call per operation, many at a time on each connection
     Unary,
-    /// Batched on one stream per connection: whatever is ready goes out together
+    /// Batches on one stream per connection: all operations that are ready are sent together
     Session,
 }
 
 /// A load's settings.
 #[derive(Debug, Clone)]
 pub struct Load {
-    /// "http://host:port" of the coordinator, or of a baseline that answers the same calls.
+    /// "http://host:port" of the coordinator, or of a baseline that serves the same calls.
     pub endpoint: String,
-    /// How its certificate is checked, and what is shown to it; `None`: without TLS.
+    /// How its certificate is checked, and the client certificate; `None`: no TLS.
     pub tls: Option<ClientSide>,
-    /// How operations travel.
+    /// How operations are sent.
     pub mode: Mode,
-    /// How fast they start.
+    /// When operations start.
     pub rate: Rate,
-    /// How long.
+    /// When the measured part ends.
     pub until: Until,
-    /// Not measured before that.
+    /// Time before the measured part.
     pub warm_up: Duration,
-    /// Operations in flight, all connections together; in an open loop the most there may be.
+    /// Operations in flight on all connections together; in an open loop, the most in flight.
     pub concurrency: u32,
-    /// Connections, all threads together; one per thread at least.
+    /// Connections of all threads together; at least one per thread.
     pub connections: u32,
     /// Threads of the generator.
     pub threads: u32,
     /// An operation's deadline.
     pub timeout: Duration,
-    /// The tenant, which has to exist.
+    /// The tenant, which must exist.
     pub tenant: String,
     /// "one", "quorum", "all", or "" for the tenant's default.
     pub consistency: String,
-    /// Different keys.
+    /// Number of different keys.
     pub keys: u64,
-    /// How often each is used.
+    /// Distribution of the keys.
     pub distribution: Distribution,
-    /// The share of reads: 0.0 to 1.0.
+    /// Share of reads: 0.0 to 1.0.
     pub read_share: f64,
-    /// Bytes of each value.
+    /// Size of each value, in bytes.
     pub value_size: usize,
-    /// Write with the context of the last answer for the key, as clients of a `siblings` tenant do.
+    /// Whether writes carry the context of the last response for the key, as clients of a `siblings` tenant send it.
     pub contexts: bool,
-    /// Write with an idempotency key, another for each write.
+    /// Whether each write has a new idempotency key.
     pub idempotency_keys: bool,
-    /// Where the dice start.
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// The credential that is shown.
+    /// The credential sent with each call.
     pub shown: Shown,
 }
 
@@ -97,25 +97,25 @@ impl Default for Load {
     }
 }
 
-/// What the tasks of one thread share. They run on that thread alone and never hold it across an await.
+/// State shared by the tasks of one thread. They run on that thread only and never hold a borrow across an await.
 pub(super) struct Share {
     pub(super) pace: Pace,
     pub(super) work: Work,
     pub(super) recorder: Recorder,
 }
 
-/// One thread's part of a load, and what was opened for it.
+/// The connections of one thread's part of a load.
 enum Open {
     Unary(Vec<unary::Connection>),
     Session(Vec<session::Connection>),
 }
 
 impl Load {
-    /// Puts the load on, and measures. Blocks until it has ended. Fails when a first connection fails; whatever goes wrong
-    /// later is counted.
+    /// Runs the load and measures it. Blocks until it has ended. Fails when a first connection fails; later failures are
+    /// counted.
     pub fn measure(&self, progress: &Arc<Progress>) -> anyhow::Result<Measured> {
         let endpoint: Uri = self.endpoint.parse().with_context(|| format!("{} is not an address", self.endpoint))?;
-        anyhow::ensure!(self.keys > 0, "a load needs one key at least");
+        anyhow::ensure!(self.keys > 0, "a load needs at least one key");
         let threads = self.threads.clamp(1, self.concurrency.max(1));
         let ready = Barrier::new(threads as usize);
         let broken = AtomicBool::new(false);
@@ -136,7 +136,7 @@ impl Load {
         Measured::join(parts.into_iter().flatten().collect()).context("nothing was measured")
     }
 
-    /// One thread: connects, waits until all have, and does its share. `None`: another could not connect.
+    /// One thread: connects, waits until all others have, and does its share. `None`: another thread could not connect.
     fn part(
         &self,
         endpoint: &Uri,
@@ -197,11 +197,10 @@ impl Load {
             Rate::Closed => Rate::Closed,
             Rate::Open(rate) => Rate::Open(rate / f64::from(threads)),
         };
-        // First: a large key space takes a while to prepare.
+        // Before the clock starts: a large key space takes a while to prepare.
         let work = Work::new(self, n, of);
         let pace = Pace::new(Instant::now(), self.warm_up, until, rate);
-        let recorder =
-            Recorder::new(pace.measured_from(), pace.end(), Arc::clone(progress)).map_err(anyhow::Error::msg)?;
+        let recorder = Recorder::new(pace.measured_from(), pace.end(), Arc::clone(progress))?;
         Ok(Share { pace, work, recorder })
     }
 }

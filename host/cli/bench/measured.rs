@@ -1,4 +1,4 @@
-//! What a load has shown: latencies, throughput, failures by reason.
+//! The measurements of a load: latencies, throughput, failures by reason.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,39 +9,39 @@ use hdrhistogram::Histogram;
 
 use super::work::Kind;
 
-/// The longest latency that is told apart, in microseconds: ten minutes.
+/// Longest latency that the histograms resolve, in microseconds: ten minutes.
 const LONGEST_MICROS: u64 = 600_000_000;
-/// Failures of more reasons than these are counted under one heading.
+/// Most reasons that are counted separately; failures with further reasons are counted together.
 const REASONS: usize = 64;
 
-/// Counts of a load under way, for whoever wants to show them.
+/// Counters of a running load, for showing progress.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Operations that have ended well, warm-up included.
+    /// Operations that have succeeded, including the warm-up.
     pub done: AtomicU64,
-    /// Operations that have failed, warm-up included.
+    /// Operations that have failed, including the warm-up.
     pub failed: AtomicU64,
 }
 
-/// The result of a load: the measured part alone.
+/// The result of the measured part of a load.
 #[derive(Debug, Clone)]
 pub struct Measured {
-    /// Latencies of writes that ended well, microseconds.
+    /// Latencies of successful writes, in microseconds.
     pub writes: Histogram<u64>,
-    /// Latencies of reads that ended well (a key without a value is an answer too), microseconds.
+    /// Latencies of successful reads (finding no value is a success), in microseconds.
     pub reads: Histogram<u64>,
     /// Failed operations by reason.
     pub errors: BTreeMap<String, u64>,
-    /// Operations that ended well within the measured time.
+    /// Operations that succeeded within the measured time.
     pub in_time: u64,
     /// The measured time.
     pub elapsed: Duration,
-    /// Operations that ended well, warm-up included.
+    /// Operations that succeeded, including the warm-up.
     pub all: u64,
 }
 
 impl Measured {
-    /// Operations a second.
+    /// Operations per second.
     pub fn throughput(&self) -> f64 {
         self.in_time as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
@@ -51,10 +51,10 @@ impl Measured {
         self.errors.values().sum()
     }
 
-    /// Joins what threads have measured side by side.
+    /// Joins the measurements of several threads.
     pub(super) fn join(parts: Vec<Self>) -> Option<Self> {
         parts.into_iter().reduce(|mut all, part| {
-            // Both have the same bounds, so that nothing can be out of range.
+            // Both have the same bounds, so nothing can be out of range.
             let _ = all.writes.add(&part.writes);
             let _ = all.reads.add(&part.reads);
             for (reason, count) in part.errors {
@@ -95,7 +95,7 @@ impl Recorder {
         Ok(Self { measured_from, end, last: measured_from, measured, progress })
     }
 
-    /// An operation has ended well; its latency counts from `from`.
+    /// An operation has succeeded; its latency counts from `from`.
     pub(super) fn ended(&mut self, kind: Kind, from: Instant, now: Instant) {
         self.progress.done.fetch_add(1, Ordering::Relaxed);
         self.measured.all += 1;

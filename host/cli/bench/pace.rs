@@ -1,27 +1,27 @@
-//! When operations start: as soon as another has ended (closed loop), or at a fixed rate whatever the system does (open loop).
+//! When operations start: as soon as another has ended (closed loop), or on a fixed schedule whatever the system does (open loop).
 
 use std::time::{Duration, Instant};
 
-/// How fast operations are started.
+/// When operations start.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rate {
-    /// As fast as answers come.
+    /// When another has ended.
     Closed,
-    /// So many a second.
+    /// At this rate, in operations per second.
     Open(f64),
 }
 
-/// How long the measured part of a load goes on, after its warm-up.
+/// When the measured part of a load ends, after its warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
-    /// So long.
+    /// After this time.
     Elapsed(Duration),
-    /// So many operations.
+    /// After this number of operations.
     Operations(u64),
 }
 
-/// A timer of the runtime fires up to a millisecond late, and then the thread has to be scheduled. That much is the
-/// generator's own lateness and not measured.
+/// Largest delay that counts as the load generator's own and not as the system's: a timer of the runtime fires up to a
+/// millisecond late, and then the thread must be scheduled.
 const TIMER_SLACK: Duration = Duration::from_millis(2);
 
 /// One thread's schedule.
@@ -31,33 +31,33 @@ pub(super) struct Pace {
     measured_from: Instant,
     until: Until,
     rate: Rate,
-    /// Started, warm-up included.
+    /// Operations started, including the warm-up.
     started: u64,
-    /// Started in the measured part.
+    /// Operations started in the measured part.
     counted: u64,
 }
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Start an operation at this moment, which is past unless the loop is open.
+    /// Start an operation at this time, which has passed unless the loop is open.
     At(Instant),
-    /// Nothing more.
+    /// Start no further operation.
     Done,
 }
 
 impl Pace {
-    /// A schedule that begins at `start`.
+    /// A schedule that starts at `start`.
     pub(super) fn new(start: Instant, warm_up: Duration, until: Until, rate: Rate) -> Self {
         Self { start, measured_from: start + warm_up, until, rate, started: 0, counted: 0 }
     }
 
-    /// When the measured part begins.
+    /// Start of the measured part.
     pub(super) fn measured_from(&self) -> Instant {
         self.measured_from
     }
 
-    /// When the last operation may start, if time decides that.
+    /// End of the measured part, if a time decides it.
     pub(super) fn end(&self) -> Option<Instant> {
         match self.until {
             Until::Elapsed(elapsed) => Some(self.measured_from + elapsed),
@@ -84,8 +84,8 @@ impl Pace {
     }
 }
 
-/// The moment from which an operation's latency counts: when it was to start, so that the queue before a stalled system is a
-/// part of the latency. `idle` says that nothing but the timer has delayed it.
+/// The time from which an operation's latency counts: its scheduled start, so that waiting before a stalled system is part of
+/// the latency. `idle` says that only the timer has delayed it.
 pub(super) fn counts_from(intended: Instant, now: Instant, idle: bool) -> Instant {
     if idle && now.saturating_duration_since(intended) <= TIMER_SLACK { now } else { intended }
 }

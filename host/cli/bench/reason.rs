@@ -1,4 +1,4 @@
-//! A failed operation in one word: the reason in its status's details, or the status code.
+//! The reason of a failed operation: that of its status's details, or the status code.
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -12,12 +12,12 @@ pub(super) fn of_status(status: &Status) -> String {
     reason.unwrap_or_else(|| client::code(status.code()).to_owned())
 }
 
-/// True when the failure says that the key has no value, which is an answer.
+/// True when the failure says that the key has no value, which is a successful read.
 pub(super) fn is_missing_key(status: &Status) -> bool {
     status.code() == Code::NotFound && of_status(status) == "KEY_NOT_FOUND"
 }
 
-/// The status that a session's response carries.
+/// The status in a session's response.
 pub(super) fn status(status: SessionStatus) -> Status {
     Status::with_details(Code::from_i32(status.code), status.message, status.details)
 }

@@ -1,4 +1,4 @@
-//! A measured load, for people and for programs.
+//! The measurements of a load, as text and as JSON.
 
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use super::load::Load;
 use super::measured::Measured;
 use super::pace::{Rate, Until};
 
-/// The percentiles that are told, and their names.
+/// The percentiles that are shown, with their names.
 const PERCENTILES: [(f64, &str); 4] = [(50.0, "p50"), (90.0, "p90"), (99.0, "p99"), (99.9, "p99.9")];
 
 /// The settings on two lines.
@@ -41,7 +41,7 @@ pub fn settings(load: &Load) -> String {
     )
 }
 
-/// The result for people.
+/// The result as text.
 pub fn text(measured: &Measured) -> String {
     let mut table = Table::new(["OPERATION", "COUNT", "P50", "P90", "P99", "P99.9", "MAX"]);
     for (name, histogram) in [("write", &measured.writes), ("read", &measured.reads)] {
@@ -64,7 +64,7 @@ pub fn text(measured: &Measured) -> String {
     text
 }
 
-/// Settings and result for programs. Latencies are in microseconds.
+/// Settings and result as JSON. Latencies are in microseconds.
 pub fn json(load: &Load, measured: &Measured) -> Value {
     let rate = match load.rate {
         Rate::Closed => Value::Null,

@@ -1,5 +1,5 @@
-//! The load as sessions: one stream per connection, driven by one task. Whatever is ready goes out in one batch, without any
-//! timer: answers that came together free slots together, and so the next requests leave together.
+//! The load as sessions: one stream per connection, driven by one task. All requests that are ready are sent in one batch, without a
+//! timer: responses that arrive together free slots together, so the next requests are sent together.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -25,16 +25,16 @@ use super::work::Operation;
 
 /// Most requests in one batch.
 const BATCH_ITEMS: usize = 256;
-/// Most bytes of values in one batch, roughly: below the usual message limit of 4 MiB. A larger value goes alone.
+/// Most bytes of values in one batch, roughly: below the usual message limit of 4 MiB. A larger value is sent alone.
 const BATCH_BYTES: usize = 1 << 20;
-/// Batches of answers taken before new requests leave.
+/// Batches of responses read before new requests are sent.
 const DRAINED: usize = 16;
-/// How long after an operation's deadline an answer is still waited for.
+/// Time after an operation's deadline for which a response is still awaited.
 const GRACE: Duration = Duration::from_secs(2);
-/// Between attempts to reach a server that is gone.
+/// Time between attempts to reconnect to a server.
 const RECONNECT: Duration = Duration::from_millis(100);
 
-/// A connection, and how many operations may be in flight on it.
+/// A connection, and the most operations in flight on it.
 pub(super) struct Connection {
     client: CoordinatorServiceClient<Link>,
     slots: u32,
@@ -66,7 +66,7 @@ pub(super) async fn run(_: &Load, connections: Vec<Connection>, share: Share) ->
     }
 }
 
-/// Keeps one session busy to the end, opening it again when it breaks.
+/// Keeps one session busy until the end, reopening it when it breaks.
 async fn keep(mut connection: Connection, share: Rc<RefCell<Share>>) {
     loop {
         let (requests, sent) = mpsc::channel(connection.slots.max(1) as usize);
@@ -96,7 +96,7 @@ struct Session<'a> {
     /// By id.
     flying: Vec<Option<Flying>>,
     free: Vec<u32>,
-    /// Claimed, and not due yet.
+    /// The next operation, claimed but not due yet.
     held: Option<Instant>,
     done: bool,
     batch_items: usize,
@@ -120,7 +120,7 @@ impl<'a> Session<'a> {
     }
 
     async fn drive(mut self, mut answers: Streaming<SessionResponseBatch>) -> Ended {
-        // True when the last thing that happened was the timer of an open loop: then nothing else has delayed what is due.
+        // True when the timer of an open loop fired last: then nothing else has delayed the operations that are due.
         let mut idle = false;
         loop {
             if !self.issue(idle) {
@@ -148,7 +148,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Takes the answers that are here already.
+    /// Reads the responses that have already arrived.
     fn drain(&mut self, answers: &mut Streaming<SessionResponseBatch>) -> Option<Ended> {
         for _ in 0..DRAINED {
             match answers.next().now_or_never() {
@@ -161,14 +161,14 @@ impl<'a> Session<'a> {
         None
     }
 
-    /// Sends whatever is due and has a slot. False: the stream has ended.
+    /// Sends every operation that is due and has a slot. False: the stream has ended.
     fn issue(&mut self, idle: bool) -> bool {
         loop {
             let requests = self.due(idle);
             if requests.is_empty() {
                 return true;
             }
-            // There is room for as many batches as operations may be in flight.
+            // The channel has room for one batch per operation in flight.
             if self.requests.try_send(SessionRequestBatch { requests }).is_err() {
                 return false;
             }
@@ -210,7 +210,7 @@ impl<'a> Session<'a> {
                 share.recorder.failed("ANSWER_TO_NOTHING", now);
                 continue;
             };
-            // It is the index of a slot, which is a u32.
+            // An id is the index of a slot, which is a u32.
             self.free.push(u32::try_from(id).unwrap_or(0));
             let status = match result {
                 Some(Answer::Write(answer)) => Ok(answer.context),
@@ -229,7 +229,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The stream has ended: what was in flight has failed.
+    /// Counts every operation in flight as failed, because the stream has ended.
     fn broken(&mut self, why: &str) -> Ended {
         let share = &mut *self.share.borrow_mut();
         let now = Instant::now();

@@ -19,12 +19,12 @@ use super::pace::{Next, counts_from};
 use super::reason;
 use super::work::Kind;
 
-/// How long after its deadline an answer is still waited for: the server is to speak first.
+/// Time after its deadline for which a response is still awaited, so that the server reports the timeout first.
 const GRACE: Duration = Duration::from_secs(1);
-/// Between attempts to reach a server that is gone.
+/// Time between attempts to reconnect to a server.
 const RECONNECT: Duration = Duration::from_millis(100);
 
-/// A connection, and how many operations may be in flight on it.
+/// A connection, and the most operations in flight on it.
 pub(super) struct Connection {
     endpoint: Uri,
     tls: Option<ClientSide>,
@@ -73,7 +73,7 @@ pub(super) async fn run(load: &Load, connections: Vec<Connection>, share: Share)
     }
 }
 
-/// Keeps one connection busy to the end, opening it again when it breaks.
+/// Keeps one connection busy until the end, reopening it when it breaks.
 async fn keep(mut connection: Connection, share: Rc<RefCell<Share>>, timeout: Duration) {
     loop {
         let mut slots = JoinSet::new();
@@ -88,7 +88,7 @@ async fn keep(mut connection: Connection, share: Rc<RefCell<Share>>, timeout: Du
             time::sleep(RECONNECT).await;
             match connect(&connection.endpoint, connection.tls.as_ref(), timeout).await {
                 Ok(send) => break connection.send = send,
-                // The operation that would have been next has failed, in a closed loop as in an open one.
+                // The operation that would have been next counts as failed, in a closed loop as in an open one.
                 Err(_) => match share.borrow_mut().miss() {
                     Ended::Done => return,
                     Ended::Broken => {}
@@ -102,12 +102,12 @@ async fn keep(mut connection: Connection, share: Rc<RefCell<Share>>, timeout: Du
 pub(super) enum Ended {
     /// The load has ended.
     Done,
-    /// The connection has.
+    /// The connection has ended.
     Broken,
 }
 
 impl Share {
-    /// Counts the next operation as failed, because there is nobody to send it to.
+    /// Counts the next operation as failed, because there is no connection.
     pub(super) fn miss(&mut self) -> Ended {
         let now = Instant::now();
         match self.pace.next(now) {
@@ -164,7 +164,7 @@ async fn one(
             let message = share.borrow().work.read(operation.key);
             match calls.read.call::<_, ReadKeyValueResponse>(send, &message).await {
                 Ok(answer) => answer.context,
-                // That there is no value is an answer.
+                // Finding no value is a success.
                 Err(CallError::Refused(status)) if reason::is_missing_key(&status) => Bytes::new(),
                 Err(error) => return Err(error),
             }

@@ -1,4 +1,4 @@
-//! What the operations are: which key, read or write, which value. Seeded, so that two runs do the same.
+//! The operations: which key, read or write, which value. Seeded, so that two runs are the same.
 
 use bytes::Bytes;
 use clap::ValueEnum;
@@ -7,19 +7,19 @@ use witan_wire::v1::{ReadKeyValueRequest, WriteKeyValueRequest};
 
 use super::load::Load;
 
-/// How often each key is used.
+/// Distribution of the keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Distribution {
-    /// All alike
+    /// All keys equally often
     Uniform,
-    /// A few very often, most of them rarely (Zipf, exponent 0.99, spread over the key space)
+    /// A few keys very often, most keys rarely (Zipf, exponent 0.99, spread over the key space)
     Zipf,
-    /// One after the other
+    /// One key after the other
     #[value(skip)]
     Sequence,
 }
 
-/// Reading or writing.
+/// The kind of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A write.
@@ -28,11 +28,11 @@ pub enum Kind {
     Read,
 }
 
-/// An operation to be carried out.
+/// An operation of the load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Operation {
     pub(super) kind: Kind,
-    /// Which key: 0..keys.
+    /// Index of the key: 0..keys.
     pub(super) key: u64,
 }
 
@@ -44,18 +44,18 @@ pub(super) struct Work {
     stride: u64,
     zipf: Option<Zipf>,
     read_share: f64,
-    /// Values are slices of this: making them costs nothing, and no two neighbours are alike.
+    /// Random bytes. Values are slices of this: making them costs nothing, and consecutive ones differ.
     noise: Bytes,
     value_size: usize,
     tenant: String,
     consistency: String,
-    /// By key: what the last answer returned, when the load writes with contexts.
+    /// By key, the context of the last response, when the load writes with contexts.
     contexts: Option<Vec<Bytes>>,
-    /// Names the next write, when the load writes with idempotency keys.
+    /// Makes idempotency keys, when the load writes with them.
     names: Option<Names>,
 }
 
-/// Idempotency keys that no other run has used: a cluster remembers those of earlier ones.
+/// Idempotency keys that no other run has used: a cluster remembers those of earlier runs.
 struct Names {
     run: u64,
     next: u64,
@@ -68,7 +68,7 @@ impl Names {
     }
 }
 
-/// How many different values begin in the noise.
+/// Number of different values: offsets into the random bytes.
 const VALUES: usize = 16 << 10;
 
 impl Work {
@@ -108,13 +108,13 @@ impl Work {
             return key;
         }
         match &self.zipf {
-            // The popular ranks would otherwise be neighbours.
+            // Without this the popular keys would be neighbours.
             Some(zipf) => mix(zipf.rank(self.dice.unit())) % self.keys,
             None => self.dice.next() % self.keys,
         }
     }
 
-    /// A write's message.
+    /// The request of a write.
     pub(super) fn write(&mut self, key: u64) -> WriteKeyValueRequest {
         let at = usize::try_from(self.dice.next() % VALUES as u64).unwrap_or(0);
         WriteKeyValueRequest {
@@ -127,12 +127,12 @@ impl Work {
         }
     }
 
-    /// A read's message.
+    /// The request of a read.
     pub(super) fn read(&self, key: u64) -> ReadKeyValueRequest {
         ReadKeyValueRequest { tenant_id: self.tenant.clone(), key: name(key), consistency: self.consistency.clone() }
     }
 
-    /// An operation's message within a session.
+    /// The request of an operation within a session.
     pub(super) fn wire(&mut self, operation: Operation) -> Wire {
         match operation.kind {
             Kind::Write => Wire::Write(self.write(operation.key)),
@@ -140,7 +140,7 @@ impl Work {
         }
     }
 
-    /// Keeps the context that an answer returned, if the load writes with contexts.
+    /// Keeps the context of a response, if the load writes with contexts.
     pub(super) fn learn(&mut self, key: u64, context: Bytes) {
         let known = self.contexts.as_mut().and_then(|contexts| contexts.get_mut(usize::try_from(key).ok()?));
         if let Some(known) = known {
@@ -157,7 +157,7 @@ fn name(key: u64) -> String {
     format!("key-{key:08}")
 }
 
-/// SplitMix64: eight instructions a number, and good enough to choose keys with.
+/// SplitMix64: eight instructions per number, and good enough for choosing keys.
 #[derive(Debug, Clone)]
 struct Dice(u64);
 
@@ -179,8 +179,8 @@ fn mix(number: u64) -> u64 {
     number ^ (number >> 31)
 }
 
-/// Ranks 0..n with probabilities proportional to 1 / (rank + 1)^0.99, by the approximation of Gray et al., "Quickly
-/// generating billion-record synthetic databases" (1994): a few floating-point operations a rank.
+/// Ranks 0..n with probability proportional to 1 / (rank + 1)^0.99, by the approximation of Gray et al., "Quickly
+/// generating billion-record synthetic databases" (1994): a few floating-point operations per rank.
 #[derive(Debug, Clone)]
 struct Zipf {
     n: f64,
@@ -201,7 +201,7 @@ impl Zipf {
         Self { n, zeta, zeta_two, eta }
     }
 
-    /// The rank that stands at `unit` (0.0..1.0) of the cumulated probabilities.
+    /// The rank at `unit` (0.0..1.0) of the cumulative probability.
     fn rank(&self, unit: f64) -> u64 {
         let at = unit * self.zeta;
         if at < 1.0 {

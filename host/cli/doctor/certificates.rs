@@ -1,4 +1,4 @@
-//! Certificates: whether they can be read, and how long they are good for.
+//! Certificates: whether they can be read, and how long they are valid.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,11 +8,11 @@ use x509_parser::pem::Pem;
 use super::{Findings, Gravity};
 use crate::config::{Loaded, keys};
 
-/// Days before its end from which a certificate should be renewed: automatic renewal has failed for a while by then.
+/// Days before its expiry at which a certificate should be renewed: by then, automatic renewal has failed for a while.
 const SOON_DAYS: i64 = 14;
 const DAY: i64 = 86_400;
 
-/// Examines every certificate that the configuration names.
+/// Checks every certificate that the configuration names.
 pub(super) async fn examine(loaded: &Loaded, findings: &mut Findings) {
     let named = keys::KEYS.iter().filter(|key| key.path.ends_with("cert_file") || key.path.ends_with("ca_file"));
     for key in named {
@@ -32,7 +32,7 @@ fn certificates(pem: &[u8], key: &str, file: &Path, now: i64, findings: &mut Fin
         let parsed = block.ok();
         let parsed = parsed.as_ref().and_then(|block| block.parse_x509().ok());
         let Some(certificate) = parsed else {
-            findings.error(about, format!("{shown} has something in it that is no certificate"));
+            findings.error(about, format!("{shown} contains something that is not a certificate"));
             continue;
         };
         seen += 1;
@@ -42,16 +42,14 @@ fn certificates(pem: &[u8], key: &str, file: &Path, now: i64, findings: &mut Fin
         let days = (to - now).div_euclid(DAY);
         let (level, what) = match () {
             () if now < from => (Gravity::Error, "is not valid yet: check this machine's clock".to_owned()),
-            () if now >= to => {
-                (Gravity::Error, "has expired: renew it, and put it in the place of this file".to_owned())
-            }
+            () if now >= to => (Gravity::Error, "has expired: renew it, and replace this file".to_owned()),
             () if days < SOON_DAYS => (Gravity::Warning, format!("expires in {days} days: renew it")),
-            () => (Gravity::Ok, format!("is good for {days} days")),
+            () => (Gravity::Ok, format!("is valid for {days} days")),
         };
         findings.say(level, about, format!("{shown}: {subject} {what}"));
     }
     if seen == 0 {
-        findings.error(about, format!("{shown} has no certificate in it: it must be PEM, with BEGIN CERTIFICATE"));
+        findings.error(about, format!("{shown} contains no certificate: it must be PEM, with BEGIN CERTIFICATE"));
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a coordinator that runs knows: the nodes it can reach, and its plugins.
+//! The state of a running coordinator: the nodes it can reach, and its plugins.
 
 use std::collections::HashSet;
 
@@ -9,15 +9,15 @@ use super::Findings;
 use crate::cli::Global;
 use crate::cli::client::{self, within};
 
-/// Asks it. That none runs is worth a note only: whoever sets one up asks before.
+/// Asks a coordinator. If none runs, that is only a note: operators also check before the first start.
 pub(super) async fn examine(global: &Global, findings: &mut Findings) {
     let about = "coordinator";
     let mut client = match client::coordinator(global).await {
         Ok(client) => client,
-        Err(error) => return findings.note(about, format!("{error}; name one that runs with --endpoint")),
+        Err(error) => return findings.note(about, format!("{error}; name a running one with --endpoint")),
     };
     match client.list_storage_nodes(within(global, ListStorageNodesRequest {})).await {
-        Ok(told) => nodes(&told.into_inner().nodes, findings),
+        Ok(listed) => nodes(&listed.into_inner().nodes, findings),
         Err(status) => return refused(&status, global, findings),
     }
     if let Err(status) = plugins(global, findings).await {
@@ -26,7 +26,7 @@ pub(super) async fn examine(global: &Global, findings: &mut Findings) {
 }
 
 fn refused(status: &Status, global: &Global, findings: &mut Findings) {
-    let what = format!("{} does not tell what it knows: {}", global.endpoint, status.message());
+    let what = format!("{} refuses to report its state: {}", global.endpoint, status.message());
     findings.warning("coordinator", what);
 }
 
@@ -41,7 +41,7 @@ fn nodes(nodes: &[StorageNodeInfo], findings: &mut Findings) {
         findings.ok("coordinator", what);
     }
     for node in nodes.iter().filter(|node| node.write_only) {
-        let what = "has another store than before and is written to only: run `witan repair`";
+        let what = "has a different store than before and gets writes only: run `witan repair`";
         findings.warning(&format!("node {}", node.node_id), what);
     }
 }
@@ -49,20 +49,20 @@ fn nodes(nodes: &[StorageNodeInfo], findings: &mut Findings) {
 async fn plugins(global: &Global, findings: &mut Findings) -> Result<(), Status> {
     let Ok(mut client) = client::plugins(global).await else { return Ok(()) };
     let listed = client.list_plugins(within(global, ListPluginsRequest::default())).await?.into_inner();
-    let there: HashSet<String> = listed.plugins.into_iter().map(|plugin| plugin.digest).collect();
-    let told = client.list_bindings(within(global, ListBindingsRequest::default())).await?.into_inner();
-    if told.bindings.is_empty() {
+    let uploaded: HashSet<String> = listed.plugins.into_iter().map(|plugin| plugin.digest).collect();
+    let answer = client.list_bindings(within(global, ListBindingsRequest::default())).await?.into_inner();
+    if answer.bindings.is_empty() {
         findings.ok("plugins", "none is bound");
     }
-    told.bindings.iter().for_each(|bound| binding(bound, &there, findings));
+    answer.bindings.iter().for_each(|bound| binding(bound, &uploaded, findings));
     Ok(())
 }
 
-fn binding(bound: &Binding, there: &HashSet<String>, findings: &mut Findings) {
+fn binding(bound: &Binding, uploaded: &HashSet<String>, findings: &mut Findings) {
     let tenant = if bound.tenant_id.is_empty() { "all tenants" } else { &bound.tenant_id };
     let shown = format!("{} {} ({} of {tenant})", bound.name, bound.version, bound.hook);
-    if !there.contains(&bound.digest) {
-        let what = format!("{shown} is bound, but its component is gone: push it again, or roll the binding back");
+    if !uploaded.contains(&bound.digest) {
+        let what = format!("{shown} is bound, but its component is missing: push it again, or roll the binding back");
         return findings.error("plugins", what);
     }
     if bound.breaker_open {

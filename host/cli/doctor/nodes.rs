@@ -1,4 +1,4 @@
-//! Storage nodes: reachable, the ones they should be, of a version like ours, and not full.
+//! Storage nodes: reachable, with the expected id, of the same version, and not full.
 
 use std::time::Duration;
 
@@ -13,19 +13,19 @@ use crate::config::settings::Settings;
 use crate::process::secured::Secured;
 use witan_peer::{Connect, Tcp};
 
-/// How long a node may take to answer.
+/// Longest time that a node may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Per cent of a disk in use from which somebody should act soon, and at once.
+/// Percentages of disk use from which an operator should act soon, and at once.
 const FULL: (f32, f32) = (80.0, 95.0);
-/// Nodes that are asked at a time.
+/// Nodes asked at a time.
 const AT_ONCE: usize = 16;
 
-/// Examines the nodes on record, or, where nobody has recorded any, those of the configuration.
+/// Checks the recorded nodes, or those of the configuration if none are recorded.
 pub(super) async fn examine(settings: &Settings, known: Vec<(String, String, u16)>, findings: &mut Findings) {
-    let told = settings.storage_nodes.iter().map(|node| (node.id.clone(), node.host.clone(), node.port));
-    let nodes: Vec<(String, String, u16)> = if known.is_empty() { told.collect() } else { known };
+    let configured = settings.storage_nodes.iter().map(|node| (node.id.clone(), node.host.clone(), node.port));
+    let nodes: Vec<(String, String, u16)> = if known.is_empty() { configured.collect() } else { known };
     if nodes.is_empty() {
-        let what = "none is known: name them in storage_nodes, or add them with `witan nodes add`";
+        let what = "none are known: name them in storage_nodes, or add them with `witan nodes add`";
         return findings.note("nodes", what);
     }
     // Certificates and secrets are read from files.
@@ -42,13 +42,13 @@ pub(super) async fn examine(settings: &Settings, known: Vec<(String, String, u16
             (id, host, port, ask(reach, id, host, *port).await)
         };
         let asked = some.iter().map(asking);
-        for (id, host, port, told) in futures::future::join_all(asked).await {
+        for (id, host, port, answer) in futures::future::join_all(asked).await {
             let about = format!("node {id}");
-            match told {
-                Ok(told) => node(id, &told, &about, findings),
+            match answer {
+                Ok(answer) => node(id, &answer, &about, findings),
                 Err(why) => findings.error(
                     &about,
-                    format!("{host}:{port} does not answer ({why}): start `witan node --id {id}` there, or check the network between"),
+                    format!("{host}:{port} does not answer ({why}): start `witan node --id {id}` there, or check the network"),
                 ),
             }
         }
@@ -61,20 +61,20 @@ async fn ask(reach: &Tcp, id: &str, host: &str, port: u16) -> Result<DescribeRes
     let node = StorageNode { id, host, port, virtual_nodes: 1, status: NodeStatus::Active };
     let asking = async {
         let link = reach.connect(&node).await.map_err(|error| error.to_string())?;
-        let told = StorageNodeServiceClient::new(link).describe(DescribeRequest {}).await;
-        told.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
+        let answer = StorageNodeServiceClient::new(link).describe(DescribeRequest {}).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
     };
     tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
 }
 
-fn node(id: &str, told: &DescribeResponse, about: &str, findings: &mut Findings) {
-    if told.node_id != id {
+fn node(id: &str, answer: &DescribeResponse, about: &str, findings: &mut Findings) {
+    if answer.node_id != id {
         let what =
-            format!("calls itself {:?}: another node is at that address; correct its host and port", told.node_id);
+            format!("has the id {:?}: another node is at that address; correct its host and port", answer.node_id);
         return findings.error(about, what);
     }
-    let used = told.disk_usage_percent;
-    findings.ok(about, format!("version {} answers; its disk is {used:.0}% full", told.version));
+    let used = answer.disk_usage_percent;
+    findings.ok(about, format!("version {} answers; its disk is {used:.0}% full", answer.version));
     let (soon, now) = FULL;
     if used >= now {
         findings.error(
@@ -86,10 +86,10 @@ fn node(id: &str, told: &DescribeResponse, about: &str, findings: &mut Findings)
     } else if used >= soon {
         findings.warning(about, format!("its disk is {used:.0}% full: plan for a larger one, or for more nodes"));
     }
-    if !told.version.is_empty() && told.version != env!("CARGO_PKG_VERSION") {
+    if !answer.version.is_empty() && answer.version != env!("CARGO_PKG_VERSION") {
         let what = format!(
-            "is of version {}, and this program of {}: finish the upgrade",
-            told.version,
+            "has version {}, and this program {}: finish the upgrade",
+            answer.version,
             env!("CARGO_PKG_VERSION")
         );
         findings.note(about, what);

@@ -1,4 +1,4 @@
-//! PostgreSQL and Redis: reachable, of a version that works, and set up so that they keep what they acknowledge.
+//! PostgreSQL and Redis: reachable, of a supported version, and configured so that acknowledged changes survive.
 
 use witan_store::idempotency::{RedisFinding, RedisIdempotency};
 use witan_store::metadata::{PostgresFacts, examine as look};
@@ -7,14 +7,14 @@ use super::Findings;
 use crate::config::settings::Settings;
 use crate::process::config;
 
-/// Oldest PostgreSQL that is tested with.
+/// Oldest PostgreSQL that is tested.
 const OLDEST_POSTGRES: u32 = 130_000;
-/// Connections that PostgreSQL keeps for its own administrators.
+/// Connections that PostgreSQL reserves for superusers.
 const RESERVED: u32 = 3;
-/// Clocks so far apart that a coordinator is not ready; and so far that somebody should look after them.
+/// Clock difference at which a coordinator is not ready, and the one at which an operator should check.
 const CLOCKS_MS: (u64, u64) = (60_000, 5_000);
 
-/// Examines both. Returns the storage nodes on record.
+/// Checks both. Returns the recorded storage nodes.
 pub(super) async fn examine(settings: &Settings, findings: &mut Findings) -> Vec<(String, String, u16)> {
     redis(settings, findings).await;
     let about = "postgresql";
@@ -24,9 +24,7 @@ pub(super) async fn examine(settings: &Settings, findings: &mut Findings) -> Vec
         Ok(Some(config)) => match look(&config).await {
             Err(error) => findings.error(
                 about,
-                format!(
-                    "{error}; check that it runs, database.host and the network between, and the user and password"
-                ),
+                format!("{error}; check that it runs, database.host, the network, and the user and password"),
             ),
             Ok(facts) => {
                 postgres(&facts, config.connections, findings);
@@ -45,7 +43,8 @@ fn postgres(facts: &PostgresFacts, connections: u32, findings: &mut Findings) {
         findings.error(about, "is too old: use 13 or newer");
     }
     if facts.encoding != "UTF8" {
-        findings.error(about, format!("the database's encoding is {}: make one with ENCODING 'UTF8'", facts.encoding));
+        findings
+            .error(about, format!("the database's encoding is {}: create one with ENCODING 'UTF8'", facts.encoding));
     }
     if facts.in_recovery {
         findings.error(about, "is a standby and refuses changes: point database.host at the primary");
@@ -56,7 +55,7 @@ fn postgres(facts: &PostgresFacts, connections: u32, findings: &mut Findings) {
     let ours = connections + 1;
     if free < ours {
         let what = format!(
-            "max_connections is {}, but this coordinator alone wants {ours}: raise it, or lower database.max_connections",
+            "max_connections is {}, but this coordinator alone uses {ours}: raise it, or lower database.max_connections",
             facts.max_connections
         );
         findings.error(about, what);
@@ -92,14 +91,14 @@ fn schema(facts: &PostgresFacts, findings: &mut Findings) {
     let about = "postgresql";
     let known = facts.known_schema;
     match facts.schema {
-        None => findings.note(about, "has no schema yet: the first coordinator that starts makes it"),
+        None => findings.note(about, "has no schema yet: the first coordinator that starts creates it"),
         Some(newest) if newest < known => findings.note(
             about,
-            format!("its schema is of version {newest}: the next coordinator of this version that starts brings it to {known}"),
+            format!("its schema has version {newest}: the next coordinator of this version that starts upgrades it to {known}"),
         ),
         Some(newest) if newest > known => findings.warning(
             about,
-            format!("its schema is of version {newest}, of a newer program than this one, which knows {known}: upgrade this one"),
+            format!("its schema has version {newest}, newer than this program's {known}: upgrade this program"),
         ),
         Some(newest) => findings.ok(about, format!("its schema is up to date: version {newest}")),
     }
@@ -116,7 +115,7 @@ fn clocks(ahead_ms: i64, findings: &mut Findings) {
             format!("{what}; a coordinator here would not be ready: set it right (chrony, systemd-timesyncd)"),
         );
     } else if apart > much {
-        findings.warning(about, format!("{what}: check what keeps it (chrony, systemd-timesyncd)"));
+        findings.warning(about, format!("{what}: check its time service (chrony, systemd-timesyncd)"));
     } else {
         findings.ok(about, what);
     }
@@ -137,10 +136,8 @@ async fn redis(settings: &Settings, findings: &mut Findings) {
         Err(error) => return findings.error(about, error.to_string()),
     };
     match store.check().await {
-        Err(error) => findings.error(
-            about,
-            format!("{shown}: {error}; check that it runs, redis.host and the network between, and the password"),
-        ),
+        Err(error) => findings
+            .error(about, format!("{shown}: {error}; check that it runs, redis.host, the network, and the password")),
         Ok(servers) => {
             for server in &servers {
                 findings.ok(about, format!("{} answers", server.product));

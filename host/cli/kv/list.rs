@@ -1,4 +1,4 @@
-//! `witan kv list`: which keys of a tenant have a value.
+//! `witan kv list`: the keys of a tenant that have a value.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -10,12 +10,13 @@ use crate::cli::Global;
 use crate::cli::client::{self, Problem, within};
 use crate::cli::output::{self, Output};
 
-/// Keys asked for at a time: the API's limit.
+/// Keys per request: the API's limit.
 const PAGE: i32 = 1000;
 
 /// Shown below the help.
-pub const EXAMPLES: &str = "One key per line, in an order of no meaning that stays the same. A quorum of replicas is asked; keys that are deleted are \
-left out. Keys that are written or deleted while the list is made may be on it or not.
+pub const EXAMPLES: &str = "\
+One key per line, in an order that is stable but has no meaning. Reads a quorum of replicas; deleted keys are left out. Keys \
+that are written or deleted meanwhile may or may not be listed.
 
 Examples:
   witan kv list -t demo
@@ -31,15 +32,15 @@ pub struct List {
     /// Only keys that begin with this
     #[arg(long, default_value = "", hide_default_value = true)]
     pub prefix: String,
-    /// So many keys at most [default: all]
+    /// Most keys to list [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
-    /// Go on where an earlier list has ended: its next_page_token, as --output json shows it
+    /// Continue after an earlier list: its next_page_token from --output json
     #[arg(long, value_name = "TOKEN", default_value = "", hide_default_value = true)]
     pub page_token: String,
 }
 
-/// Lists.
+/// Lists keys.
 pub async fn run(global: &Global, list: List) -> anyhow::Result<ExitCode> {
     let mut client = client::coordinator(global).await?;
     let mut left = list.limit.unwrap_or(u64::MAX);

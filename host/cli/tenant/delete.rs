@@ -1,4 +1,4 @@
-//! `witan tenant delete`: the end of a tenant and of all it has stored.
+//! `witan tenant delete`: deletes a tenant and all its data.
 
 use std::process::ExitCode;
 
@@ -10,9 +10,10 @@ use crate::cli::client::{self, Problem, within};
 use crate::cli::output::{self, Output, grouped};
 
 /// Shown below the help.
-pub const EXAMPLES: &str = "The tenant is gone at once: requests are answered with TENANT_NOT_FOUND, and its id is never given to another. Then its \
-records are removed from every storage node. Nodes that could not be reached, or did not come to an end in time, are named: run \
-it again to remove the rest, which nobody can read. Nothing can be brought back.
+pub const EXAMPLES: &str = "\
+The tenant is deleted at once: requests fail with TENANT_NOT_FOUND, and its id is never used again. Then its records are \
+removed from every storage node. Nodes that could not be reached or did not finish in time are listed: run the command \
+again to remove their records, which cannot be read meanwhile. This cannot be undone.
 
 Examples:
   witan tenant delete demo --yes
@@ -24,19 +25,19 @@ Examples:
 pub struct Delete {
     /// The tenant
     pub tenant: String,
-    /// Delete it only if this version still stands
+    /// Delete it only if this is still its version
     #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(i64).range(1..))]
     pub version: Option<i64>,
-    /// Yes, everything that it has stored
+    /// Confirm that all its data is deleted
     #[arg(long)]
     pub yes: bool,
 }
 
-/// Deletes.
+/// Deletes a tenant.
 pub async fn run(global: &Global, delete: Delete) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(
         delete.yes,
-        "everything that tenant {0} has stored would be gone for good; if that is what you want: witan tenant delete {0} --yes",
+        "this would permanently delete everything that tenant {0} has stored; to confirm: witan tenant delete {0} --yes",
         delete.tenant
     );
     let request = DeleteTenantRequest {
@@ -58,12 +59,15 @@ pub async fn run(global: &Global, delete: Delete) -> anyhow::Result<ExitCode> {
         }))?,
         Output::Text => {
             let records = grouped(u64::try_from(deleted.records_removed).unwrap_or(0));
-            output::line(&format!("deleted tenant {}; removed {records} records of all replicas", deleted.tenant_id))?;
+            output::line(&format!(
+                "deleted tenant {}; removed {records} records from all replicas",
+                deleted.tenant_id
+            ))?;
             for node in &deleted.incomplete_nodes {
-                eprintln!("storage node {} may have some left: {}", node.node_id, node.reason);
+                eprintln!("storage node {} may still have records of it: {}", node.node_id, node.reason);
             }
             if !complete {
-                eprintln!("run it again to remove the rest; nobody can read it meanwhile");
+                eprintln!("run it again to remove them; they cannot be read meanwhile");
             }
         }
     }

@@ -1,32 +1,9 @@
-//! All of the metadata store: its facts, and every subject at once.
+//! All of the metadata store: every subject at once.
 
 use super::{
-    ArtifactStore, BindingStore, ChangeLog, LeaseStore, PlacementStore, SecretStore, StoreError, TenantStore,
+    ArtifactStore, BindingStore, ChangeLog, LeaseStore, PlacementStore, SecretStore, StoreFacts, TenantStore,
     TokenStore,
 };
-use crate::hook::Pending;
-
-/// Most rows of one page of a list: small enough that a page is read in one statement and fits one message.
-pub const PAGE: u32 = 1000;
-
-/// The result of a store's operation, as a future.
-///
-/// Every operation of the metadata store is atomic, durable when its future is ready, and runs to its end once it has started:
-/// dropping the future does not cancel it. Any operation may fail with [`StoreError::Unavailable`] (a change then happened or
-/// not), [`StoreError::Damaged`] or, where several coordinators share the store, [`StoreError::Conflict`] (nothing was changed).
-/// Each method's documentation lists its other errors.
-///
-/// Lists are read in pages: `after` is the last entry of the previous page, and `limit` is clamped to 1..=[`PAGE`].
-pub type Answer<T> = Pending<Result<T, StoreError>>;
-
-/// Facts about the store itself.
-pub trait StoreFacts: Send + Sync + 'static {
-    /// The store's time, Unix milliseconds. Coordinators compare their clocks with it.
-    fn now_ms(&self) -> Answer<u64>;
-
-    /// The number of the newest migration applied to the store.
-    fn schema_version(&self) -> Answer<u64>;
-}
 
 /// The whole metadata store: tenants, placement, coordinator leases, plugin artifacts and bindings, API tokens, secrets, and the
 /// log of changes to them. Object safe; whoever needs one subject should take that subject's trait.

@@ -1,4 +1,4 @@
-//! Every call that there is, as the descriptors tell it, with a request that is good but for who makes it.
+//! Every call in the descriptors, with a request that is valid except for its credential.
 
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
@@ -57,7 +57,7 @@ impl Call {
         self.input.field.iter().any(|field| field.name() == "tenant_id")
     }
 
-    /// A request about `tenant`, with whatever else is looked at before who may make it; `token` is the id of a token.
+    /// A request about `tenant`, with all fields that are checked before access; `token` is the id of a token.
     fn request(&self, tenant: &str, token: &str) -> Bytes {
         let mut bytes = Vec::new();
         for field in &self.input.field {
@@ -84,7 +84,7 @@ impl Call {
         Bytes::from(bytes)
     }
 
-    /// Makes the call about `tenant`, and answers with the refusal, if it is one. A stream is left as soon as it has begun.
+    /// Makes the call about `tenant`, and returns the refusal, if any. A stream is dropped as soon as it has begun.
     pub(super) async fn make(
         &self,
         channel: &Channel,

@@ -1,4 +1,4 @@
-//! Tokens from their making to their end, web tokens, limits, the audit log, and what a coordinator refuses to start with.
+//! The life cycle of tokens, web tokens, rate limits, the audit log, and the settings with which a coordinator refuses to start.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,7 +21,7 @@ use crate::harness::{PATIENCE, Process, Refusal, eventually, get_showing, own_ad
 
 const TOKENS: &str = "  tokens: true\n";
 
-/// A token whose time is over, in a coordinator's store.
+/// Stores an expired token in a coordinator's store.
 pub(super) async fn expired(data: &Path) -> String {
     let scopes = Scopes::ALL;
     let grant = Grant { tenant: None, scopes, label: "old".to_owned(), expires_at_ms: Some(2) };
@@ -79,7 +79,7 @@ async fn a_token_lives_until_it_is_revoked() {
     let secret = token.rsplit('_').next().expect("a secret");
     assert!(!listed.to_string().contains(secret));
 
-    // A session that is open ends with its token.
+    // An open session ends with its token.
     let (requests, sent) = tokio::sync::mpsc::channel(4);
     let stream = tokio_stream::wrappers::ReceiverStream::new(sent);
     let mut session = client.session(stream).await.expect("open a session").into_inner();
@@ -106,7 +106,7 @@ async fn a_token_lives_until_it_is_revoked() {
 async fn a_stream_of_events_ends_with_the_token_that_opened_it() {
     let guarded = Guarded::start(TOKENS).await;
     let mut tokens = guarded.tokens(&guarded.operator);
-    // One is revoked, one runs out by itself.
+    // One is revoked, one expires.
     let mut watch = async |expires_in: Option<Duration>| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
         let request = v1::CreateTokenRequest {
@@ -117,7 +117,10 @@ async fn a_stream_of_events_ends_with_the_token_that_opened_it() {
         let made = tokens.create_token(request).await.expect("an operator makes tokens").into_inner();
         let mut watcher = PluginServiceClient::new(guarded.link(&made.token));
         let request = v1::WatchPluginEventsRequest::default();
-        (made.info.expect("told").token_id, watcher.watch_plugin_events(request).await.expect("watch").into_inner())
+        (
+            made.info.expect("a response").token_id,
+            watcher.watch_plugin_events(request).await.expect("watch").into_inner(),
+        )
     };
     let (revoked, mut first) = watch(None).await;
     let (_, mut second) = watch(Some(Duration::from_secs(3))).await;
@@ -161,7 +164,7 @@ async fn a_session_asks_for_each_operations_scope_and_tenant() {
             (id, Some(Outcome::Status(status))) if id > 0 => {
                 let refusal = Refusal::from(status);
                 let outcome = if id == 3 { "" } else { "not-applied" };
-                assert_eq!(refusal.told(), (Code::PermissionDenied, "FORBIDDEN", outcome, ""), "operation {id}");
+                assert_eq!(refusal.summary(), (Code::PermissionDenied, "FORBIDDEN", outcome, ""), "operation {id}");
             }
             other => panic!("{other:?}"),
         }
@@ -188,7 +191,7 @@ async fn an_administrator_makes_tokens_of_its_tenant() {
         let code = refused.code();
         assert!(matches!(code, Code::PermissionDenied | Code::InvalidArgument), "{tenant} {scope:?}: {refused}");
     }
-    // Without `read`: whoever makes a tenant looks at it, and reads none of its keys.
+    // Without `read`: an administrator can read the tenant it created, but none of its keys.
     let admin = text(&made_beside(&guarded.data(), &["--scope", "admin"]));
     let mut client = guarded.client(&admin);
     let made = v1::CreateTenantRequest { tenant_id: "new".to_owned(), replication_factor: 1, ..Default::default() };
@@ -233,7 +236,7 @@ async fn web_tokens_are_taken_by_their_issuers_key() {
     assert_eq!(refused(signed(SECRET, |claims| claims["exp"] = json!(1000))).await, Code::Unauthenticated);
     assert_eq!(refused(signed(b"another secret of thirty-two bytes", |_| ())).await, Code::Unauthenticated);
 
-    // Another key in the file takes over; a broken one does not.
+    // A new key in the file replaces the old one; an invalid one does not.
     const NEXT: &[u8] = b"fedcba9876543210fedcba9876543210";
     std::fs::write(folder.path().join("next"), NEXT).expect("write a file");
     std::fs::rename(folder.path().join("next"), &key).expect("replace a file");
@@ -255,7 +258,7 @@ async fn a_tenant_that_asks_too_often_is_told_when_to_come_back() {
     guarded.tenant("acme").await;
     guarded.tenant("other").await;
     let mut client = guarded.client(&guarded.operator);
-    // Two in one second is one too many; a slow machine may need more to send them within one.
+    // Two in one second exceed the limit; a slow machine may need more attempts to send them within one.
     let refused =
         eventually("a write is refused", async || client.write_key_value(write("acme", "k", "v")).await.err()).await;
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "RATE_LIMIT_EXCEEDED"));
@@ -307,13 +310,13 @@ async fn changes_and_refusals_are_on_record() {
         })
         .await
         .expect_err("there is none");
-    // What was put on record is written before the end.
+    // Recorded entries are written before the process ends.
     guarded.coordinator.signal("TERM");
     assert!(guarded.coordinator.ended().await.success());
 
     let log = std::fs::read_to_string(guarded.folder.path().join("audit.log")).expect("the audit log");
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
-    let told = |line: &Value| {
+    let fields = |line: &Value| {
         let field = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
         let rpc = field("rpc");
         (rpc.rsplit('/').next().unwrap_or_default().to_owned(), field("tenant"), field("outcome"), field("reason"))
@@ -328,7 +331,7 @@ async fn changes_and_refusals_are_on_record() {
     let expected = expected.map(|(rpc, tenant, outcome, reason)| {
         (rpc.to_owned(), tenant.to_owned(), outcome.to_owned(), reason.to_owned())
     });
-    assert_eq!(lines.iter().map(told).collect::<Vec<_>>(), expected, "{log}");
+    assert_eq!(lines.iter().map(fields).collect::<Vec<_>>(), expected, "{log}");
     assert_eq!(lines[2]["request_id"], "r-17");
     assert!(lines[2]["key_hash"].is_string() && lines[2]["peer"].as_str().is_some_and(|peer| peer.starts_with("127.")));
     for secret in ["secret key", "secret value", reader.rsplit('_').next().expect("a secret")] {
@@ -356,7 +359,7 @@ async fn metrics_tell_of_refusals() {
     assert_eq!(status, 200);
     assert!(body.contains("witan_access_refusals_total{reason=\"no_credential\"} 1"), "{body}");
     assert!(body.contains("witan_access_tokens 1"), "{body}");
-    // Whether, everybody is told; why not, only those who may know.
+    // Every client sees whether it is ready; only permitted ones see why not.
     let (status, open) = get_showing(guarded.admin(), "/readyz", None).await.expect("HTTP");
     assert!(status == 200 && open == "ok\n", "{status} {open}");
 }

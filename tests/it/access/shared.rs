@@ -1,5 +1,5 @@
-//! Tokens of coordinators that share a database: made at one, good at all; revoked at one, good at none; and no database for a
-//! while.
+//! Tokens of coordinators that share a database: created at one, valid at all; revoked at one, valid at none; and the database
+//! unavailable for a while.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ fn link(process: &Process, token: &str) -> Link {
     InterceptedService::new(channel(process.address("address")), Showing(format!("Bearer {token}")))
 }
 
-/// How a read with this token is answered.
+/// The result of a read with this token.
 async fn reads(process: &Process, token: &str) -> Code {
     let mut client = CoordinatorServiceClient::new(link(process, token));
     client.read_key_value(read("acme", "k")).await.map_or_else(|status| status.code(), |_| Code::Ok)
@@ -65,10 +65,10 @@ async fn a_token_is_good_at_every_coordinator_and_revoked_at_every_one() {
     let took = began.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
 
-    // Without the database, who is known goes on, and of others nobody can tell.
+    // Without the database, known tokens stay valid, and unknown ones cannot be checked.
     company.postgres.kill();
     let invented = format!("witan_nobody_{}", "0".repeat(64));
-    eventually("nobody can tell any more", async || {
+    eventually("tokens cannot be checked", async || {
         (reads(&second, &invented).await == Code::Unavailable).then_some(())
     })
     .await;

@@ -1,5 +1,5 @@
-//! The walk: every call and every path, with no credential, another tenant's, one that has expired, one that only reads, and
-//! garbage. What each is answered follows from the table of rules; that each has a rule is tested where the table is.
+//! Every call and every path, with no credential, another tenant's, an expired one, one that only reads, and garbage. The expected
+//! responses follow from the table of rules; the table's own tests check that each call has a rule.
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -11,12 +11,15 @@ use crate::harness::{channel, get_showing};
 
 const TOKENS: &str = "  tokens: true\n";
 
-/// Refused for want of a good credential, with all that a client should be told.
+/// Refused for lack of a valid credential, with all details that a client needs.
 fn assert_unauthenticated(call: &Call, shown: Option<&str>, answer: Result<(), Status>) {
     let status = answer.expect_err(&format!("{} with {shown:?} is served", call.path));
     assert_refused(call, &status, Code::Unauthenticated, "UNAUTHORIZED");
-    let told = status.message();
-    assert!(shown.is_none_or(|shown| shown.len() < 12 || !told.contains(shown)), "no credential is repeated: {told}");
+    let message = status.message();
+    assert!(
+        shown.is_none_or(|shown| shown.len() < 12 || !message.contains(shown)),
+        "no credential is repeated: {message}"
+    );
 }
 
 fn assert_forbidden(call: &Call, who: &str, answer: Result<(), Status>) {
@@ -34,7 +37,7 @@ fn assert_refused(call: &Call, status: &Status, code: Code, reason: &str) {
     assert!(!status.message().is_empty(), "{path}");
 }
 
-/// Let in: whatever it is answered, it is not about who asks.
+/// Admitted: whatever the response is, it is not about access.
 fn assert_let_in(call: &Call, who: &str, answer: &Result<(), Status>) {
     if let Err(status) = answer {
         let refused = matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied);
@@ -51,7 +54,7 @@ async fn nobody_is_served_without_a_good_credential() {
     let request = witan_wire::v1::RevokeTokenRequest { token_id: id.clone() };
     guarded.tokens(&guarded.operator).revoke_token(request).await.expect("revoke");
     let expired = super::life::expired(&data).await;
-    // Right but for its last digit.
+    // Correct except for its last digit.
     let mut altered = guarded.operator.clone();
     let last = altered.pop().expect("a digit");
     altered.push(if last == '0' { '1' } else { '0' });
@@ -112,7 +115,7 @@ async fn a_credential_opens_its_scopes_and_its_tenant_and_nothing_else() {
             Need::OneOf(scopes) if !scopes.has(Scope::Read) => assert_forbidden(&call, "a reader", answer),
             _ => assert_let_in(&call, "a reader", &answer),
         }
-        // Without a scope, only what needs none.
+        // Without a scope, only calls that need none.
         let answer = call.make(&channel, Some(&bare), "acme", victim).await;
         match need {
             Need::OneOf(_) => assert_forbidden(&call, "a credential without scopes", answer),
@@ -121,14 +124,14 @@ async fn a_credential_opens_its_scopes_and_its_tenant_and_nothing_else() {
         let answer = call.make(&channel, Some(&other), "acme", victim).await;
         let is_operators = matches!(need, Need::OneOf(scopes) if scopes == Scopes::only(Scope::Operator));
         match call.path.as_str() {
-            // What belongs to others is not there.
+            // Objects of others look as if they did not exist.
             "/witan.v1.AccessService/RevokeToken" => {
                 assert_eq!(answer.expect_err("it is another tenant's").code(), Code::NotFound);
             }
             _ if is_operators || call.names_tenant() => assert_forbidden(&call, "another tenant", answer),
             _ => assert_let_in(&call, "another tenant", &answer),
         }
-        // All tenants at once are none of a tenant's business either.
+        // A tenant's credential is not valid for all tenants at once.
         if call.names_tenant() && call.path != "/witan.v1.AccessService/ListTokens" {
             let answer = call.make(&channel, Some(&other), "", victim).await;
             let code = answer.expect_err(&format!("{} is served for all tenants", call.path)).code();
@@ -139,7 +142,7 @@ async fn a_credential_opens_its_scopes_and_its_tenant_and_nothing_else() {
         let (status, body) = get_showing(guarded.admin(), "/metrics", Some(shown)).await.expect("HTTP");
         assert_eq!(status, expected, "{body}");
     }
-    // After all this everything is as it was.
+    // After all this, nothing has changed.
     let tenant = witan_wire::v1::GetTenantRequest { tenant_id: "acme".to_owned() };
     let tenant = guarded.client(&guarded.operator).get_tenant(tenant).await.expect("it is there").into_inner();
     assert_eq!(tenant.version, 1);
@@ -155,7 +158,7 @@ async fn each_call_is_opened_by_each_scope_of_its_rule_and_by_no_other() {
     for scope in Scope::ALL {
         let shown = format!("Bearer {}", text(&made_beside(&data, &["--scope", scope.as_str()])));
         for (number, call) in all().into_iter().enumerate() {
-            // A tenant for each, so that a call that works disturbs no other.
+            // A tenant for each call, so that successful calls do not affect others.
             let tenant = format!("{}-{number}", scope.as_str());
             let answer = call.make(&channel, Some(&shown), &tenant, "nobody").await;
             match of_call(&call.path).need {

@@ -1,4 +1,4 @@
-//! Which bindings may change, and when: what would hide or move stored data is refused.
+//! Which bindings may change, and when: a change that would hide or move stored data is refused.
 
 use tonic::{Code, Status};
 use witan_wire::v1;

@@ -1,4 +1,4 @@
-//! Tenants and nodes: what can be changed, what cannot yet, and what each refusal says.
+//! Tenants and nodes: what can be changed, what cannot, and the message of each refusal.
 
 use tonic::{Code, Status};
 use witan_wire::v1;
@@ -21,22 +21,22 @@ async fn tenants_are_created_once_and_within_bounds() {
     let api = dev.api();
     api.tenant("t", |_| {}).await;
     let exists = create(&api, |request| request.tenant_id = "t".to_owned()).await;
-    assert_eq!(exists.told(), (Code::AlreadyExists, "TENANT_EXISTS", "not-applied", ""));
+    assert_eq!(exists.summary(), (Code::AlreadyExists, "TENANT_EXISTS", "not-applied", ""));
     let too_many = create(&api, |request| request.replication_factor = 4).await;
-    assert_eq!(too_many.told(), (Code::FailedPrecondition, "INVALID_REPLICATION_FACTOR", "not-applied", ""));
+    assert_eq!(too_many.summary(), (Code::FailedPrecondition, "INVALID_REPLICATION_FACTOR", "not-applied", ""));
     let bad = |field| (Code::InvalidArgument, "INVALID_REQUEST", "not-applied", field);
     for factor in [-1, 6] {
         let out_of_range = create(&api, |request| request.replication_factor = factor).await;
-        assert_eq!(out_of_range.told(), bad("replication_factor"));
+        assert_eq!(out_of_range.summary(), bad("replication_factor"));
     }
     let odd = || "odd".to_owned();
-    assert_eq!(create(&api, |request| request.tenant_id = "a:b".to_owned()).await.told(), bad("tenant_id"));
-    assert_eq!(create(&api, |request| request.conflict_mode = odd()).await.told(), bad("conflict_mode"));
-    assert_eq!(create(&api, |request| request.ordering = odd()).await.told(), bad("ordering"));
-    assert_eq!(create(&api, |request| request.read_repair = odd()).await.told(), bad("read_repair"));
-    assert_eq!(create(&api, |request| request.minimum_level = odd()).await.told(), bad("minimum_level"));
-    assert_eq!(create(&api, |request| request.default_level = odd()).await.told(), bad("default_level"));
-    assert_eq!(create(&api, |request| request.idempotency_outage = odd()).await.told(), bad("idempotency_outage"));
+    assert_eq!(create(&api, |request| request.tenant_id = "a:b".to_owned()).await.summary(), bad("tenant_id"));
+    assert_eq!(create(&api, |request| request.conflict_mode = odd()).await.summary(), bad("conflict_mode"));
+    assert_eq!(create(&api, |request| request.ordering = odd()).await.summary(), bad("ordering"));
+    assert_eq!(create(&api, |request| request.read_repair = odd()).await.summary(), bad("read_repair"));
+    assert_eq!(create(&api, |request| request.minimum_level = odd()).await.summary(), bad("minimum_level"));
+    assert_eq!(create(&api, |request| request.default_level = odd()).await.summary(), bad("default_level"));
+    assert_eq!(create(&api, |request| request.idempotency_outage = odd()).await.summary(), bad("idempotency_outage"));
     let missing = refusal(api.client().get_tenant(v1::GetTenantRequest { tenant_id: "new".to_owned() }).await);
     assert_eq!((missing.code, missing.reason.as_str()), (Code::NotFound, "TENANT_NOT_FOUND"), "none was created");
 }
@@ -61,7 +61,7 @@ async fn tenants_change_by_version_and_list_by_pages() {
     assert!(after.version > before.version);
     assert_eq!((after.read_repair.as_str(), after.ordering.as_str()), ("blocking", "quorum"));
     let stale = refusal(api.client().update_tenant(update.clone()).await);
-    assert_eq!(stale.told(), (Code::Aborted, "VERSION_CONFLICT", "not-applied", ""));
+    assert_eq!(stale.summary(), (Code::Aborted, "VERSION_CONFLICT", "not-applied", ""));
     let whatever_stands = v1::UpdateTenantRequest { version: 0, ..update };
     api.client().update_tenant(whatever_stands).await.expect("update without a version");
 
@@ -91,14 +91,14 @@ async fn what_would_move_data_is_refused_and_why() {
     let changed = api.client().update_replication_factor(factor(2)).await.expect("no data yet").into_inner();
     assert_eq!((changed.old_replication_factor, changed.new_replication_factor), (1, 2));
     let too_many = refusal(api.client().update_replication_factor(factor(4)).await);
-    assert_eq!(too_many.told(), (Code::FailedPrecondition, "INVALID_REPLICATION_FACTOR", "not-applied", ""));
+    assert_eq!(too_many.summary(), (Code::FailedPrecondition, "INVALID_REPLICATION_FACTOR", "not-applied", ""));
     let out_of_range = refusal(api.client().update_replication_factor(factor(0)).await);
-    assert_eq!(out_of_range.told().3, "new_replication_factor");
+    assert_eq!(out_of_range.summary().3, "new_replication_factor");
 
     let request = v1::WriteKeyValueRequest { consistency: "all".to_owned(), ..write("t", "k", "v") };
     api.write(request).await.expect("write");
     let not_yet = (Code::Unimplemented, "INVALID_REQUEST", "not-applied", "");
-    assert_eq!(refusal(api.client().update_replication_factor(factor(3)).await).told(), not_yet);
+    assert_eq!(refusal(api.client().update_replication_factor(factor(3)).await).summary(), not_yet);
     let node = v1::AddStorageNodeRequest {
         node_id: "node-4".to_owned(),
         host: "127.0.0.1".to_owned(),
@@ -106,14 +106,14 @@ async fn what_would_move_data_is_refused_and_why() {
         virtual_nodes: 0,
     };
     let refused = refusal(api.client().add_storage_node(node.clone()).await);
-    assert_eq!(refused.told(), not_yet);
+    assert_eq!(refused.summary(), not_yet);
     assert!(refused.message.contains("data"), "it says why: {}", refused.message);
     let remove = |force| v1::RemoveStorageNodeRequest { node_id: "node-3".to_owned(), force };
-    assert_eq!(refusal(api.client().remove_storage_node(remove(false)).await).told(), not_yet);
-    assert_eq!(refusal(api.client().remove_storage_node(remove(true)).await).told(), not_yet);
+    assert_eq!(refusal(api.client().remove_storage_node(remove(false)).await).summary(), not_yet);
+    assert_eq!(refusal(api.client().remove_storage_node(remove(true)).await).summary(), not_yet);
     let bad_port = v1::AddStorageNodeRequest { port: 70_000, ..node };
-    assert_eq!(refusal(api.client().add_storage_node(bad_port).await).told().3, "port");
-    // How a node is, and what it holds, is asked anew each time; one that takes long to answer is shown without either.
+    assert_eq!(refusal(api.client().add_storage_node(bad_port).await).summary().3, "port");
+    // The state and the content of nodes are requested each time; a slow node is shown without them.
     let nodes = eventually("every node is reachable, and some say what they hold", async || {
         let listed = api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.expect("list").into_inner();
         let keys: i64 = listed.nodes.iter().map(|node| node.keys_count).sum();
@@ -122,6 +122,6 @@ async fn what_would_move_data_is_refused_and_why() {
     .await;
     assert_eq!(nodes.len(), 3);
     assert!(nodes.iter().all(|node| node.virtual_nodes == 150), "{nodes:?}");
-    // And the data is where it was.
+    // And the data has not moved.
     assert_eq!(api.read(crate::harness::read("t", "k")).await.expect("read").value, "v");
 }

@@ -1,4 +1,4 @@
-//! Clients that cancel, vanish, or have no time: nothing is left half done, and nothing is left under way.
+//! Clients that cancel, vanish, or have a short deadline: nothing stays half done, and nothing stays in flight.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use witan_wire::v1::session_request::Operation;
 
 use crate::harness::{Dev, eventually, get, read, write};
 
-/// Waits until the coordinator has nothing under way.
+/// Waits until the coordinator has nothing in flight.
 async fn nothing_is_under_way(dev: &Dev) {
     eventually("nothing is under way", async || {
         let (_, metrics) = get(dev.admin(), "/metrics").await.expect("metrics");
@@ -48,14 +48,14 @@ async fn cancelled_calls_leave_nothing_behind() {
     assert!(answered < CALLS, "some were cancelled");
     nothing_is_under_way(&dev).await;
     for key in 0..60 {
-        // Whatever was begun was ended: each key is as readable as any.
+        // Every operation that began has ended: each key can be read.
         let tenant = if key % 2 == 0 { "t" } else { "s" };
         api.values(read(tenant, &format!("k{key}"))).await.expect("read");
     }
 }
 
-/// What stands in line behind an operation on the same key has not started when the client vanishes, or is carried out to
-/// its end: what is found is a beginning of what was sent.
+/// Operations queued behind another one on the same key have either not started when the client vanishes, or are completed: the stored
+/// ones are a prefix of those sent.
 #[tokio::test]
 async fn a_client_that_vanishes_leaves_a_beginning_of_what_it_sent() {
     const KEYS: u64 = 10;
@@ -64,7 +64,7 @@ async fn a_client_that_vanishes_leaves_a_beginning_of_what_it_sent() {
     let api = dev.api();
     api.siblings_tenant("s").await;
     for round in 0..5_usize {
-        // A connection of its own, which vanishes with the session.
+        // A separate connection, which vanishes with the session.
         let mut session = dev.api().session().await;
         let writes = (0..EACH).flat_map(|number| (0..KEYS).map(move |key| (key, number)));
         let requests: Vec<_> = writes

@@ -1,4 +1,4 @@
-//! Every request that breaks a rule: its code, reason, outcome and field.
+//! Every invalid request: its code, reason, outcome and field.
 
 use bytes::Bytes;
 use tonic::Code;
@@ -8,10 +8,10 @@ use crate::harness::{Api, Dev, Refusal, delete, read, write};
 
 const BAD: Code = Code::InvalidArgument;
 
-/// The field that a request must be refused for, and nothing of it may happen.
+/// The request must be refused for this field, and have no effect.
 fn assert_refused(result: Result<impl std::fmt::Debug, Refusal>, field: &str) {
     let refusal = result.expect_err(field);
-    assert_eq!(refusal.told(), (BAD, "INVALID_REQUEST", "not-applied", field), "{refusal:?}");
+    assert_eq!(refusal.summary(), (BAD, "INVALID_REQUEST", "not-applied", field), "{refusal:?}");
     assert!(refusal.message.contains(field), "the message names the field: {refusal:?}");
 }
 
@@ -87,15 +87,15 @@ async fn what_does_not_exist_is_not_found() {
     let (_dev, api) = with_tenant().await;
     let missing = (Code::NotFound, "TENANT_NOT_FOUND");
     let refusal = api.write(write("nobody", "k", "v")).await.expect_err("no tenant");
-    assert_eq!(refusal.told(), (missing.0, missing.1, "not-applied", ""));
+    assert_eq!(refusal.summary(), (missing.0, missing.1, "not-applied", ""));
     let refusal = api.delete(delete("nobody", "k")).await.expect_err("no tenant");
-    assert_eq!(refusal.told(), (missing.0, missing.1, "not-applied", ""));
+    assert_eq!(refusal.summary(), (missing.0, missing.1, "not-applied", ""));
     let refusal = api.read(read("nobody", "k")).await.expect_err("no tenant");
     assert_eq!((refusal.code, refusal.reason.as_str()), missing);
 
     let refusal = api.read(read("t", "k")).await.expect_err("no key");
-    assert_eq!(refusal.told(), (Code::NotFound, "KEY_NOT_FOUND", "", ""));
-    // What was not there is a past that a write can refer to as well.
+    assert_eq!(refusal.summary(), (Code::NotFound, "KEY_NOT_FOUND", "", ""));
+    // A write can also refer to the context of a missing key.
     let request = v1::WriteKeyValueRequest { context: refusal.context, ..write("t", "k", "v") };
     api.write(request).await.expect("write with the context of a key that never was");
 }

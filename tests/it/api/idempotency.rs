@@ -45,13 +45,13 @@ async fn a_key_used_with_another_request_is_a_conflict() {
     let first = api.write(named("t", "k", "1", "a")).await.expect("write");
     let conflict = (Code::InvalidArgument, "IDEMPOTENCY_KEY_CONFLICT", "not-applied", "");
     let another_value = api.write(named("t", "k", "2", "a")).await.expect_err("another value");
-    assert_eq!(another_value.told(), conflict);
+    assert_eq!(another_value.summary(), conflict);
     let with_context = v1::WriteKeyValueRequest { context: first.context, ..named("t", "k", "1", "a") };
-    assert_eq!(api.write(with_context).await.expect_err("another context").told(), conflict);
+    assert_eq!(api.write(with_context).await.expect_err("another context").summary(), conflict);
     let gone = v1::DeleteKeyValueRequest { idempotency_key: "a".to_owned(), ..delete("t", "k") };
-    assert_eq!(api.delete(gone).await.expect_err("another operation").told(), conflict);
+    assert_eq!(api.delete(gone).await.expect_err("another operation").summary(), conflict);
     assert_eq!(api.read(read("t", "k")).await.expect("read").value, "1");
-    // Names are unambiguous: the same idempotency key elsewhere is another one, whatever the parts hold.
+    // Idempotency keys are scoped: the same one for another tenant or key is different, whatever the parts contain.
     for (tenant, key, name) in [("t", "k2", "a"), ("u", "k", "a"), ("t", "k:a", "a"), ("t", "k", "a:a")] {
         assert!(!api.write(named(tenant, key, "1", name)).await.expect("write").is_duplicate, "{tenant} {key} {name}");
     }
@@ -66,7 +66,7 @@ async fn of_concurrent_duplicates_one_is_carried_out() {
     for (tenant, round) in [("t", 0), ("s", 0), ("t", 1), ("s", 1)] {
         let key = format!("k{round}");
         let attempts = (0..16).map(|_| {
-            // Each over a connection of its own.
+            // Each over its own connection.
             let api = dev.api();
             let request = named(tenant, &key, "v", "only once");
             async move { api.write(request).await.expect("write") }

@@ -1,4 +1,4 @@
-//! What every server has beside its own service: health, and descriptions of itself.
+//! The services of every server besides its own: health and reflection.
 
 use std::net::SocketAddr;
 
@@ -20,8 +20,8 @@ async fn servers_tell_their_health_and_their_services() {
     for (address, services) in servers {
         for service in services.iter().copied().chain([""]) {
             let request = HealthCheckRequest { service: service.to_owned() };
-            let told = HealthClient::new(channel(address)).check(request).await.expect("check health").into_inner();
-            assert_eq!(told.status(), ServingStatus::Serving, "{service:?} at {address}");
+            let answer = HealthClient::new(channel(address)).check(request).await.expect("check health").into_inner();
+            assert_eq!(answer.status(), ServingStatus::Serving, "{service:?} at {address}");
         }
         let (v1, v1alpha) = (listed_v1(address).await, listed_v1alpha(address).await);
         for listed in [&v1, &v1alpha] {
@@ -54,7 +54,7 @@ async fn listed_v1(address: SocketAddr) -> Vec<String> {
     }
 }
 
-/// How many files describe a symbol.
+/// Number of files that describe a symbol.
 async fn described(address: SocketAddr, symbol: &str) -> usize {
     use v1::server_reflection_request::MessageRequest;
     use v1::server_reflection_response::MessageResponse;

@@ -1,4 +1,4 @@
-//! Sessions: many operations over one stream, matched by id, in the stream's order where they are about one key.
+//! Sessions: many operations over one stream, matched by id, in the order of the stream for each key.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use witan_wire::v1::session_response::Result as Outcome;
 
 use crate::harness::{Dev, Refusal, delete, read, write};
 
-/// An operation with all the time that a coordinator gives.
+/// An operation with the longest deadline.
 fn request(id: u64, operation: Operation) -> v1::SessionRequest {
     v1::SessionRequest { id, operation: Some(operation), timeout_ms: 60_000 }
 }
@@ -93,17 +93,17 @@ async fn a_bad_operation_fails_alone() {
         .await;
     session.finish();
     let answered = by_id(session.take(7).await);
-    assert_eq!(refused(&answered[&1]).told(), (Code::InvalidArgument, "INVALID_REQUEST", "not-applied", "key"));
+    assert_eq!(refused(&answered[&1]).summary(), (Code::InvalidArgument, "INVALID_REQUEST", "not-applied", "key"));
     assert!(matches!(answered[&2], Outcome::Write(_)));
-    assert_eq!(refused(&answered[&3]).told(), (Code::NotFound, "TENANT_NOT_FOUND", "not-applied", ""));
-    assert_eq!(refused(&answered[&4]).told().3, "operation");
-    assert_eq!(refused(&answered[&5]).told().3, "consistency");
+    assert_eq!(refused(&answered[&3]).summary(), (Code::NotFound, "TENANT_NOT_FOUND", "not-applied", ""));
+    assert_eq!(refused(&answered[&4]).summary().3, "operation");
+    assert_eq!(refused(&answered[&5]).summary().3, "consistency");
     assert_eq!(value(&answered[&6]), b"v");
     assert_eq!(refused(&answered[&u64::MAX]).reason, "KEY_NOT_FOUND");
     assert!(session.next().await.is_none());
 }
 
-/// More operations than a session's window, answers larger than a message may be: the session slows down and goes on.
+/// More operations than the window of a session, and responses larger than the limit of a message: the session slows down and goes on.
 #[tokio::test]
 async fn a_fast_client_is_slowed_down_and_served() {
     const KEYS: u64 = 200;
@@ -112,7 +112,7 @@ async fn a_fast_client_is_slowed_down_and_served() {
     let api = dev.api();
     api.tenant("t", |_| {}).await;
     let mut session = api.session().await;
-    // A batch of responses with so many bytes each would be larger than a message may be.
+    // A batch of responses of this size would exceed the limit of a message.
     let large = vec![7; 20_000];
     let writes = (0..KEYS).map(|id| request(id, Operation::Write(write("t", &format!("k{id}"), large.clone()))));
     for batch in writes.collect::<Vec<_>>().chunks(20) {

@@ -1,4 +1,4 @@
-//! Concurrent writes of a key all stand until somebody who has seen them writes.
+//! Concurrent writes of a key are all kept until a client that has seen them writes.
 
 use bytes::Bytes;
 use tonic::Code;
@@ -27,7 +27,7 @@ async fn concurrent_values_stand_side_by_side_until_a_write_covers_them() {
     api.write(after(&first.context, "a2")).await.expect("write");
     let (values, context) = api.values(read("s", "k")).await.expect("read");
     assert_eq!(values, ["a2", "b"]);
-    // A write that nobody has seen stays beside the one that settles the others.
+    // A write that the client has not seen stays, next to the one that replaces the others.
     api.write(write("s", "k", "c")).await.expect("write");
     api.write(after(&context, "a2+b")).await.expect("write");
     let (values, context) = api.values(read("s", "k")).await.expect("read");
@@ -35,7 +35,7 @@ async fn concurrent_values_stand_side_by_side_until_a_write_covers_them() {
     api.write(after(&context, "all")).await.expect("write");
     let (values, _) = api.values(read("s", "k")).await.expect("read");
     assert_eq!(values, ["all"]);
-    // An old context drops nothing that came later.
+    // An old context drops no later values.
     api.write(after(&context, "late")).await.expect("write");
     let (values, _) = api.values(read("s", "k")).await.expect("read");
     assert_eq!(values, ["all", "late"]);
@@ -52,9 +52,9 @@ async fn a_delete_takes_what_it_has_seen() {
     let with_context = v1::DeleteKeyValueRequest { context: seen_a, ..delete("s", "k") };
     api.delete(with_context).await.expect("delete");
     let (values, _) = api.values(read("s", "k")).await.expect("read");
-    assert_eq!(values, ["b"], "what the delete had not seen stands");
+    assert_eq!(values, ["b"], "a value that the delete had not seen is kept");
     api.write(write("s", "k", "c")).await.expect("write");
-    // Without a context it is about whatever is there now.
+    // Without a context it covers all current values.
     api.delete(delete("s", "k")).await.expect("delete");
     let refusal = api.read(read("s", "k")).await.expect_err("deleted");
     assert_eq!((refusal.code, refusal.reason.as_str()), (Code::NotFound, "KEY_NOT_FOUND"));
@@ -64,7 +64,7 @@ async fn a_delete_takes_what_it_has_seen() {
     assert_eq!(values, ["d"]);
 }
 
-/// A context of a key that was not there has seen nothing, which is not the same as no context.
+/// The context of a missing key covers nothing, which differs from no context.
 #[tokio::test]
 async fn a_delete_that_has_seen_nothing_deletes_nothing() {
     let dev = Dev::start().await;
@@ -86,7 +86,7 @@ async fn siblings_are_bounded_and_a_write_that_covers_them_gets_through() {
         api.write(write("s", "k", format!("{index:03}"))).await.expect("write");
     }
     let refusal = api.write(write("s", "k", "one too many")).await.expect_err("the bound");
-    assert_eq!(refusal.told(), (Code::ResourceExhausted, "SIBLING_LIMIT", "not-applied", ""));
+    assert_eq!(refusal.summary(), (Code::ResourceExhausted, "SIBLING_LIMIT", "not-applied", ""));
     let (values, context) = api.values(read("s", "k")).await.expect("read");
     assert_eq!(values.len(), 100);
     api.write(after(&context, "settled")).await.expect("write with the context");

@@ -1,4 +1,4 @@
-//! Values go in and come out as they are; levels and responses say what was done.
+//! Values are stored and returned unchanged; levels and responses report what was done.
 
 use bytes::Bytes;
 use tonic::Code;
@@ -23,7 +23,7 @@ async fn a_value_is_whatever_bytes_it_is() {
         assert_eq!((found.key.as_str(), found.resolved_by.as_str()), (key, "native"));
         assert!(!found.context.is_empty());
     }
-    // Keys may hold what tenants may not, and are as long as allowed.
+    // Keys may contain characters that tenant ids may not, and are as long as allowed.
     for key in ["a:b", "\n", &"k".repeat(1024), "Schlüssel"] {
         api.write(write("t", key, "v")).await.expect(key);
         assert_eq!(api.read(read("t", key)).await.expect(key).value, "v");
@@ -48,7 +48,7 @@ async fn responses_tell_the_level_that_was_met() {
         let clock = written.vector_clock.expect("a vector clock");
         assert!(clock.entries[0].logical_timestamp > 0, "clocks do not start at 0: {clock:?}");
     }
-    // What was written last stands, whatever level it is read at.
+    // The last write wins, at whatever level it is read.
     for level in ["one", "quorum", "all", ""] {
         let request = v1::ReadKeyValueRequest { consistency: level.to_owned(), ..read("t", "k") };
         assert_eq!(api.read(request).await.expect("read").value, "all");
@@ -70,14 +70,14 @@ async fn a_deleted_key_is_not_found_and_can_be_written_again() {
     let dev = Dev::start().await;
     let api = dev.api();
     api.tenant("t", |_| {}).await;
-    // Deleting what never was is no error: afterwards it is not there.
+    // Deleting a key that never existed is not an error.
     let deleted = api.delete(delete("t", "k")).await.expect("delete");
     assert!(deleted.success);
     api.write(write("t", "k", "1")).await.expect("write");
     let deleted = api.delete(delete("t", "k")).await.expect("delete");
     assert!(!deleted.context.is_empty());
     let refusal = api.read(read("t", "k")).await.expect_err("deleted");
-    assert_eq!(refusal.told(), (Code::NotFound, "KEY_NOT_FOUND", "", ""));
+    assert_eq!(refusal.summary(), (Code::NotFound, "KEY_NOT_FOUND", "", ""));
     assert!(!refusal.context.is_empty(), "the context of what is not there");
     let again = v1::WriteKeyValueRequest { context: refusal.context, ..write("t", "k", "2") };
     api.write(again).await.expect("write with the context of a deleted key");

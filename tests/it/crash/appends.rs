@@ -1,5 +1,5 @@
-//! Appends: several writers add values to the same keys, none having seen the others', and try again until each is
-//! acknowledged. Afterwards each stands exactly once, in the replicas' own records.
+//! Appends: several writers add values to the same keys without having read the others', and retry until each is acknowledged. Afterwards
+//! each value must be there exactly once, in the records of the replicas.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -18,14 +18,14 @@ const TENANT: &str = "siblings";
 /// Values of one key; 100 is the bound.
 const OF_A_KEY: usize = 60;
 
-/// What was appended.
+/// The appended values.
 pub(super) struct Elements {
     next: AtomicUsize,
     fates: Mutex<Vec<(Change, Fate)>>,
     nodes: Vec<SocketAddr>,
 }
 
-/// Appends until told to stop.
+/// Appends until stopped.
 pub(super) async fn run(ground: Ground, elements: std::sync::Arc<Elements>) -> Report {
     while !ground.stopped() {
         let change = elements.next();
@@ -41,7 +41,7 @@ impl Elements {
         Self { next: AtomicUsize::new(0), fates: Mutex::default(), nodes }
     }
 
-    /// Something to append.
+    /// The next value to append.
     pub(super) fn next(&self) -> Change {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         Change {
@@ -54,12 +54,12 @@ impl Elements {
         }
     }
 
-    /// Notes how it came out.
+    /// Notes the outcome.
     pub(super) fn note(&self, change: Change, fate: Fate) {
         self.fates.lock().expect("no writer has panicked").push((change, fate));
     }
 
-    /// Compares what was appended with what reads show, and with what the nodes have.
+    /// Compares the appended values with reads, and with the records of the nodes.
     pub(super) async fn judge(&self, ground: &Ground) -> Report {
         let fates = std::mem::take(&mut *self.fates.lock().expect("no writer has panicked"));
         let mut report = Report::default();
@@ -72,29 +72,29 @@ impl Elements {
         }
         for (change, fate) in &fates {
             let value = change.value.as_deref().unwrap_or_default();
-            let stands = versions[change.key.as_str()].get(value).copied().unwrap_or(0);
+            let found = versions[change.key.as_str()].get(value).copied().unwrap_or(0);
             let is_shown = shown[change.key.as_str()].iter().any(|shown| shown == value);
             let right = match fate {
-                Fate::Acknowledged { .. } => stands == 1 && is_shown,
-                Fate::InDoubt => stands <= 1,
-                Fate::NotApplied => stands == 0 && !is_shown,
+                Fate::Acknowledged { .. } => found == 1 && is_shown,
+                Fate::InDoubt => found <= 1,
+                Fate::NotApplied => found == 0 && !is_shown,
             };
             report.acknowledged += usize::from(matches!(fate, Fate::Acknowledged { .. }));
             report.in_doubt += usize::from(*fate == Fate::InDoubt);
             if !right {
-                report.violations.push(format!("{change:?} {fate:?} stands {stands} times, shown: {is_shown}"));
+                report.violations.push(format!("{change:?} {fate:?} found {found} times, shown: {is_shown}"));
             }
         }
         report
     }
 
-    /// How often each value stands in the records of all replicas taken together. A read would show equal ones once.
+    /// How often each value occurs in the records of all replicas together. A read would return equal ones once.
     async fn versions(&self, key: &str) -> HashMap<String, usize> {
         let mut merged: Option<Record> = None;
         for node in &self.nodes {
             let request = ReadRequest { tenant_id: TENANT.to_owned(), key: key.to_owned(), ..ReadRequest::default() };
-            let told = node_client(*node).read(request).await.expect("read from a node").into_inner();
-            if let Some(bytes) = told.record {
+            let answer = node_client(*node).read(request).await.expect("read from a node").into_inner();
+            if let Some(bytes) = answer.record {
                 let record = Encoded(bytes).decode().expect("a sound record");
                 merged = Some(Record::merge(merged, record).expect("records of one mode").0);
             }

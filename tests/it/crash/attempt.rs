@@ -1,4 +1,4 @@
-//! One change, attempted once or until it is settled, and what is known of it then.
+//! One change, attempted once or until it is settled, and its known outcome.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use witan_wire::v1;
 use super::Ground;
 use crate::harness::{Api, PATIENCE, Refusal};
 
-/// An attempt that names its intention is given up after so long, and tried again: the coordinator's claim on the name
-/// outlives it only by a moment, so that an attempt after a crash need not wait long for it to expire.
+/// Timeout of an attempt with an idempotency key, which is then retried: the coordinator's claim on the key outlives the attempt only
+/// briefly, so that a retry after a crash need not wait long for it to expire.
 const ATTEMPT: Duration = Duration::from_millis(1500);
-/// When a change with a name is given up for good. A `siblings` write that nobody has minted after 15 s stays in doubt.
+/// Time after which a change with an idempotency key is given up. A `siblings` write that is not minted after 15 s stays in doubt.
 const GIVEN_UP: Duration = Duration::from_secs(30);
 
 /// A write or a delete.
@@ -27,30 +27,30 @@ pub(super) struct Change {
     /// The idempotency key; empty: none.
     pub(super) name: String,
     pub(super) context: Bytes,
-    /// How often idempotency records had been lost before it was sent first.
+    /// Number of losses of idempotency records before it was first sent.
     pub(super) losses: usize,
 }
 
-/// What is known of a change.
+/// The known outcome of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fate {
     /// It happened.
     Acknowledged {
-        /// To be sent with the next write.
+        /// The context for the next write.
         context: Bytes,
-        /// Somebody had done it before.
+        /// An earlier attempt had done it.
         duplicate: bool,
     },
     /// It did not happen and will not.
     NotApplied,
-    /// Nobody knows.
+    /// Unknown.
     InDoubt,
 }
 
 impl Change {
     /// Sends it once.
     pub(super) async fn once(&self, ground: &Ground) -> Fate {
-        // The coordinator's own deadline is 5 s.
+        // The coordinator's default deadline is 5 s.
         match tokio::time::timeout(PATIENCE, self.send(ground.api())).await {
             Err(_) => panic!("{self:?} was not answered within {PATIENCE:?}"),
             Ok(Ok(written)) => {
@@ -61,7 +61,7 @@ impl Change {
         }
     }
 
-    /// Sends it, which has a name, again and again until it is acknowledged, or has been in doubt for too long.
+    /// Sends a change with an idempotency key until it is acknowledged, or has been in doubt for too long.
     pub(super) async fn settled(&self, ground: &Ground) -> Fate {
         let until = Instant::now() + GIVEN_UP;
         let mut pause = Duration::from_millis(10);
@@ -98,8 +98,8 @@ impl Change {
         }
     }
 
-    /// Without a name there is no second attempt: then the answer is awaited, so that nothing of the change is under way
-    /// any more when its fate is noted.
+    /// A change without an idempotency key is not retried: its response is awaited, so that nothing of the change is in flight when
+    /// its outcome is noted.
     fn timed<T: IntoRequest<T>>(&self, request: T) -> tonic::Request<T> {
         let mut request = request.into_request();
         if !self.name.is_empty() {
@@ -110,7 +110,7 @@ impl Change {
 
     fn fate(&self, refusal: &Refusal) -> Fate {
         match (refusal.reason.as_str(), refusal.outcome.as_str()) {
-            // No coordinator has said anything. A connection that was never made has carried nothing.
+            // No coordinator has responded. If there was no connection, nothing was sent.
             ("", _) if refusal.message.contains("tcp connect error") => Fate::NotApplied,
             ("", _) => Fate::InDoubt,
             ("INTERNAL_ERROR" | "INVALID_REQUEST" | "IDEMPOTENCY_KEY_CONFLICT" | "TENANT_NOT_FOUND", _) => {
@@ -123,7 +123,7 @@ impl Change {
     }
 }
 
-/// Reads until somebody answers; all values, sorted, and the context.
+/// Reads until a coordinator responds; returns all values, sorted, and the context.
 pub(super) async fn values(ground: &Ground, tenant: &str, key: &str, level: &str) -> (Vec<String>, Bytes) {
     let until = Instant::now() + PATIENCE;
     loop {

@@ -1,7 +1,7 @@
-//! Three coordinators on one PostgreSQL and one Redis, over five nodes, under load, while each of them is killed or stands still,
-//! connections are cut, records are lost, and clients go away in the middle of their requests.
+//! Three coordinators on one PostgreSQL and one Redis, over five nodes, under load, while each of them is killed or paused,
+//! connections are cut, records are lost, and clients disconnect in the middle of their requests.
 //!
-//! `WITAN_STORM_PAUSE_SECONDS` sets how long PostgreSQL and Redis stand still, `WITAN_STORM_CLIENTS` how many clients go away.
+//! `WITAN_STORM_PAUSE_SECONDS` sets how long PostgreSQL and Redis are paused, `WITAN_STORM_CLIENTS` how many clients disconnect.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,11 +19,11 @@ const COORDINATORS: usize = 3;
 const NODES: usize = 5;
 /// Writers of each kind.
 const WRITERS: u64 = 3;
-/// How long PostgreSQL and Redis stand still, in seconds, unless the environment says otherwise.
+/// Default time for which PostgreSQL and Redis are paused, in seconds.
 const PAUSE: u64 = 4;
-/// A coordinator stands still for longer than its lease on its id, which is 15 s, in any case.
+/// Time for which a coordinator is paused: longer than its lease of 15 s on its id.
 const BEYOND_LEASE: u64 = 17;
-/// Clients that go away, unless the environment says otherwise, and how many there are at a time.
+/// Default number of clients that disconnect, and how many there are at a time.
 const CLIENTS: u64 = 2000;
 const AT_ONCE: usize = 250;
 
@@ -59,7 +59,7 @@ async fn kills(company: &mut Company, ground: &Ground) {
     company.postgres.start_again();
     recovered(company, ground, "PostgreSQL was killed", back).await;
 
-    // What has no name needs no Redis.
+    // Changes without an idempotency key need no Redis.
     company.redis.kill();
     for coordinator in &company.coordinators {
         let api = coordinator.api();
@@ -71,7 +71,7 @@ async fn kills(company: &mut Company, ground: &Ground) {
     recovered(company, ground, "Redis was killed", back).await;
 }
 
-/// A coordinator, the database and Redis stand still for a while: connections stay, and nothing answers.
+/// A coordinator, the database and Redis are paused: connections stay open, and nothing responds.
 async fn pauses(company: &mut Company, ground: &Ground, pause: Duration) {
     let process = company.coordinators[1].process.as_ref().expect("it runs");
     process.stop().await;
@@ -104,7 +104,7 @@ async fn cuts(company: &Company, ground: &Ground) {
     recovered(company, ground, "Redis was flushed", back).await;
 }
 
-/// Every coordinator does again all that it does: changes with a name, reads, and changes in the database.
+/// Every coordinator works again: changes with an idempotency key, reads, and changes in the database.
 async fn recovered(company: &Company, ground: &Ground, after: &str, since: Instant) {
     for (index, coordinator) in company.coordinators.iter().enumerate() {
         let api = coordinator.api();
@@ -113,7 +113,7 @@ async fn recovered(company: &Company, ground: &Ground, after: &str, since: Insta
             let request = witan_wire::v1::CreateTenantRequest { tenant_id: tenant.clone(), ..Default::default() };
             match api.client().create_tenant(request).await {
                 Ok(_) => Some(()),
-                // The answer to an earlier attempt was lost.
+                // The response to an earlier attempt was lost.
                 Err(status) if status.code() == tonic::Code::AlreadyExists => Some(()),
                 Err(_) => None,
             }
@@ -128,8 +128,8 @@ async fn recovered(company: &Company, ground: &Ground, after: &str, since: Insta
     ground.got_on().await;
 }
 
-/// Clients with a connection of their own each, that send a change and are gone before, while or after it is answered; then
-/// each tries again until it is, elsewhere.
+/// Clients, each with its own connection, that send a change and disconnect before, during or after the response; then each retries
+/// at another coordinator until it is acknowledged.
 async fn clients_that_go_away(
     company: &Company,
     ground: &Ground,
@@ -146,7 +146,7 @@ async fn clients_that_go_away(
         let (ground, elements) = (ground.clone(), Arc::clone(elements));
         gone.spawn(async move {
             let change = elements.next();
-            // Dropped wherever it is by then.
+            // Dropped in whatever state it has reached.
             let _ = tokio::time::timeout(patience, change.send(&api)).await;
             drop(api);
             let fate = change.settled(&ground).await;
@@ -160,7 +160,7 @@ async fn clients_that_go_away(
     println!("{clients} clients went away in the middle of a change");
 }
 
-/// No operation, no permit and no transaction is left over.
+/// No operation, permit or transaction has leaked.
 async fn nothing_is_left(company: &Company) {
     for coordinator in &company.coordinators {
         let admin = coordinator.admin;

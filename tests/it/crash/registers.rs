@@ -1,5 +1,5 @@
-//! Writers of registers. Each key has one writer, which does one thing after the other, so that what may be stored is known
-//! exactly: what was acknowledged last, or what has been in doubt since.
+//! Writers of registers. Each key has one writer, which makes one change after the other, so that the possible stored values are known
+//! exactly: the last acknowledged one, and those in doubt since.
 
 use std::sync::atomic::Ordering;
 
@@ -11,10 +11,10 @@ use super::attempt::{Change, Fate, values};
 use super::{Ground, Report};
 
 const TENANT: &str = "registers";
-/// Changes of one key, after which the writer takes another.
+/// Number of changes of one key before the writer moves on to another.
 const CHANGES: usize = 40;
 
-/// A key and what was done to it.
+/// A key and its changes.
 struct Key {
     name: String,
     /// In the order in which they were sent.
@@ -22,7 +22,7 @@ struct Key {
 }
 
 impl Key {
-    /// What a read may find: `None` is no value.
+    /// The values that a read may return; `None` is no value.
     fn candidates(&self) -> Vec<Option<&str>> {
         let mut candidates = vec![None];
         for (change, fate) in &self.changes {
@@ -35,7 +35,7 @@ impl Key {
         candidates
     }
 
-    /// Compares with what is stored. Reads at `all` come last: they would repair what they find.
+    /// Compares with the stored data. Reads at `all` come last, since they repair stale replicas.
     async fn check(&self, ground: &Ground, level: &str) -> Option<String> {
         let (found, _) = values(ground, TENANT, &self.name, level).await;
         let found = found.first().map(String::as_str);
@@ -53,7 +53,7 @@ impl Key {
     }
 }
 
-/// Writes until told to stop, and compares then.
+/// Writes until stopped, and then compares.
 pub(super) async fn run(ground: Ground, index: u64, mut random: StdRng) -> Report {
     let mut report = Report::default();
     let mut keys: Vec<Key> = Vec::new();
@@ -82,10 +82,10 @@ pub(super) async fn run(ground: Ground, index: u64, mut random: StdRng) -> Repor
     report
 }
 
-/// Sends again what was acknowledged before: it must be known as done, and must not come back.
+/// Repeats an acknowledged change: it must be recognized as done, and must not take effect again.
 async fn repeat(ground: &Ground, key: &Key, random: &mut StdRng, report: &mut Report) {
     ground.repeating.fetch_add(1, Ordering::SeqCst);
-    // While records are being lost, nothing of before is repeated.
+    // While records are being lost, earlier changes are not repeated.
     let losses = ground.losses();
     if losses.is_multiple_of(2) {
         repeat_since(losses, ground, key, random, report).await;
@@ -126,7 +126,7 @@ impl Key {
     }
 }
 
-/// The judge itself: what may be found.
+/// Tests of the checks themselves: which values a read may return.
 #[cfg(test)]
 mod tests {
     use super::{Bytes, Change, Fate, Key, TENANT};

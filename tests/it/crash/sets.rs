@@ -1,5 +1,5 @@
 //! Sets: writers read a set, add a member, and write it back with the context they have read. Concurrent additions become
-//! siblings whose union the next writer takes; no member that was acknowledged may be missing from the union.
+//! siblings whose union the next writer takes; no acknowledged member may be missing from the union.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -11,16 +11,16 @@ use super::attempt::{Change, Fate, values};
 use super::{Ground, Report};
 
 const TENANT: &str = "siblings";
-/// Sets that are written at a time.
+/// Number of sets written at a time.
 const SETS: usize = 3;
-/// Members after which a set is left alone, so that values stay short.
+/// Most members of a set, so that values stay short.
 const MEMBERS: usize = 60;
 
-/// Per set: what was added.
+/// The members added to each set.
 #[derive(Default)]
 pub(super) struct Members(Mutex<BTreeMap<String, Vec<(String, Fate)>>>);
 
-/// Adds members until told to stop.
+/// Adds members until stopped.
 pub(super) async fn run(ground: Ground, members: Arc<Members>, mut random: StdRng) -> Report {
     let mut generation = [0_usize; SETS];
     let mut number = 0_u64;
@@ -51,7 +51,7 @@ fn union(siblings: &[String]) -> BTreeSet<String> {
 }
 
 impl Members {
-    /// Compares what was added with what is there.
+    /// Compares the added members with the stored ones.
     pub(super) async fn judge(&self, ground: &Ground) -> Report {
         let sets = std::mem::take(&mut *self.0.lock().expect("no writer has panicked"));
         let mut report = Report::default();

@@ -1,5 +1,5 @@
-//! Writers of siblings. Each key has one writer, which writes blindly or with a context and deletes with one, so that it is
-//! known which values must stand, and which must never be seen again.
+//! Writers of siblings. Each key has one writer, which writes with or without a context and deletes with one, so that it is known which
+//! values must be stored, and which must never be returned again.
 
 use std::collections::HashSet;
 
@@ -11,17 +11,17 @@ use super::attempt::{Change, Fate, values};
 use super::{Ground, Report};
 
 const TENANT: &str = "siblings";
-/// Changes of one key, after which the writer takes another: well below the bound on siblings.
+/// Number of changes of one key before the writer moves on to another: well below the bound on siblings.
 const CHANGES: usize = 40;
 
-/// A change and which values its context covers.
+/// A change, and the values that its context covers.
 struct Done {
     change: Change,
     fate: Fate,
     covers: HashSet<String>,
 }
 
-/// What the writer has seen, and can refer to.
+/// The values that the writer has seen, with their context.
 #[derive(Clone, Default)]
 struct Seen {
     context: Bytes,
@@ -40,7 +40,7 @@ impl Key {
         covering.flat_map(|done| done.covers.iter().map(String::as_str)).collect()
     }
 
-    /// Compares what a read shows with what it must and what it may.
+    /// Compares a read with the values that it must and may return.
     fn judge(&self, found: &[String]) -> Option<String> {
         let acknowledged = |fate: &Fate| matches!(fate, Fate::Acknowledged { .. });
         let certainly_covered = self.covered_by(acknowledged);
@@ -66,7 +66,7 @@ impl Key {
     }
 
     fn history(&self) -> String {
-        let told = self.done.iter().map(|done| {
+        let changes = self.done.iter().map(|done| {
             let mut covers: Vec<&str> = done.covers.iter().map(String::as_str).collect();
             covers.sort_unstable();
             let fate = match &done.fate {
@@ -76,7 +76,7 @@ impl Key {
             };
             format!("{:?} over {covers:?} {fate}", done.change.value)
         });
-        told.collect::<Vec<_>>().join(", ")
+        changes.collect::<Vec<_>>().join(", ")
     }
 
     async fn look(&mut self, ground: &Ground, level: &str) -> Option<String> {
@@ -91,12 +91,12 @@ impl Key {
         let value = (!deletes).then(|| format!("{}#{number}", self.name));
         let named = random.random_bool(0.8);
         let name = if named { format!("intention {number}") } else { String::new() };
-        // A delete without a context would be about whatever is there; which values these are, nobody could tell afterwards.
+        // A delete without a context would cover all current values, which could not be determined afterwards.
         let seen = if deletes || random.random_bool(0.4) { self.seen.clone() } else { Seen::default() };
         let change = Change { tenant: TENANT, key: self.name.clone(), value, name, context: seen.context, losses: 0 };
         let fate = if named { change.settled(ground).await } else { change.once(ground).await };
         if let (Fate::Acknowledged { context, .. }, true) = (&fate, random.random_bool(0.5)) {
-            // A writer has seen its own write, and what it had seen before.
+            // A writer has seen its own write, and all that it had seen before.
             let values = seen.values.iter().cloned().chain(change.value.clone()).collect();
             self.seen = Seen { context: context.clone(), values };
         }
@@ -104,7 +104,7 @@ impl Key {
     }
 }
 
-/// Writes until told to stop, and compares then.
+/// Writes until stopped, and then compares.
 pub(super) async fn run(ground: Ground, index: u64, mut random: StdRng) -> Report {
     let mut report = Report::default();
     let mut keys: Vec<Key> = Vec::new();
@@ -133,7 +133,7 @@ pub(super) async fn run(ground: Ground, index: u64, mut random: StdRng) -> Repor
     report
 }
 
-/// The judge itself: what it must notice.
+/// Tests of the checks themselves: the violations that they must find.
 #[cfg(test)]
 mod tests {
     use super::{Bytes, Change, Done, Fate, HashSet, Key, Seen, TENANT};
@@ -157,10 +157,10 @@ mod tests {
     fn losses_and_resurrections_are_noticed() {
         let both = || vec![done(Some("a"), acknowledged(), &[]), done(Some("b"), acknowledged(), &[])];
         assert_eq!(judged(both(), &["a", "b"]), None);
-        assert!(judged(both(), &["b"]).is_some_and(|told| told.contains("a is lost")));
+        assert!(judged(both(), &["b"]).is_some_and(|violation| violation.contains("a is lost")));
         let deleted = || vec![done(Some("a"), acknowledged(), &[]), done(None, acknowledged(), &["a"])];
         assert_eq!(judged(deleted(), &[]), None);
-        assert!(judged(deleted(), &["a"]).is_some_and(|told| told.contains("a is back")));
+        assert!(judged(deleted(), &["a"]).is_some_and(|violation| violation.contains("a is back")));
         let perhaps = || vec![done(Some("a"), acknowledged(), &[]), done(Some("b"), Fate::InDoubt, &["a"])];
         for found in [&["a"][..], &["b"], &["a", "b"]] {
             assert_eq!(judged(perhaps(), found), None);
@@ -168,6 +168,6 @@ mod tests {
         let refused = || vec![done(Some("a"), Fate::NotApplied, &[])];
         assert_eq!(judged(refused(), &[]), None);
         assert!(judged(refused(), &["a"]).is_some());
-        assert!(judged(Vec::new(), &["x"]).is_some_and(|told| told.contains("never written")));
+        assert!(judged(Vec::new(), &["x"]).is_some_and(|violation| violation.contains("never written")));
     }
 }

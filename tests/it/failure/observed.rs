@@ -1,4 +1,4 @@
-//! A load of reads and writes, and how it went.
+//! A load of reads and writes, and its results.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,20 +11,20 @@ use crate::harness::{Api, Refusal, read, write};
 /// Clients of a load, each with one operation at a time.
 const CLIENTS: usize = 8;
 
-/// How one operation went.
+/// The result of one operation.
 struct Operation {
     ended: Instant,
     took: Duration,
     failure: Option<Refusal>,
 }
 
-/// How all of them went.
+/// The results of all operations.
 pub(super) struct Observed(Vec<Operation>);
 
 pub(super) struct Load;
 
 impl Load {
-    /// Writes and reads keys of tenants `t` (registers) and `s` (siblings) for a while.
+    /// Writes and reads keys of tenants `t` (registers) and `s` (siblings) for this time.
     pub(super) async fn run(api: &Api, length: Duration) -> Observed {
         let stop = Arc::new(AtomicBool::new(false));
         let clients: Vec<_> = (0..CLIENTS)
@@ -52,7 +52,7 @@ impl Load {
     }
 
     async fn operate(api: &Api, tenant: &str, client: usize, number: usize) -> Operation {
-        // Few writes per key, for siblings are bounded.
+        // Few writes per key, since siblings are bounded.
         let key = format!("{client}/{}", number / 40);
         let began = Instant::now();
         let failure = if number.is_multiple_of(2) {
@@ -69,19 +69,19 @@ impl Observed {
         self.0.len()
     }
 
-    /// What failed.
+    /// All failures.
     pub(super) fn failures(&self) -> Vec<&Refusal> {
         self.0.iter().filter_map(|operation| operation.failure.as_ref()).collect()
     }
 
-    /// What failed later than that.
+    /// The failures after a time.
     pub(super) fn failures_after(&self, moment: Instant) -> Vec<&Refusal> {
         let late = self.0.iter().filter(|operation| operation.ended > moment);
         late.filter_map(|operation| operation.failure.as_ref()).collect()
     }
 
     /// Count, failures, median, 99th percentile and longest.
-    pub(super) fn told(&self) -> String {
+    pub(super) fn summary(&self) -> String {
         let mut took: Vec<Duration> = self.0.iter().map(|operation| operation.took).collect();
         took.sort();
         let quantile = |part: usize| took.get(took.len() * part / 100).copied().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Clients: of the coordinator, of its sessions, of a node; and what a refusal tells.
+//! Clients of the coordinator, of its sessions and of a node; and the details of an error.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use super::PATIENCE;
 /// 100 siblings fill a record of 32 MiB.
 const RESPONSE_BYTES: usize = 48 << 20;
 
-/// A write without frills.
+/// A write without options.
 pub(crate) fn write(tenant: &str, key: &str, value: impl Into<Bytes>) -> v1::WriteKeyValueRequest {
     v1::WriteKeyValueRequest {
         tenant_id: tenant.to_owned(),
@@ -30,35 +30,35 @@ pub(crate) fn write(tenant: &str, key: &str, value: impl Into<Bytes>) -> v1::Wri
     }
 }
 
-/// A delete without frills.
+/// A delete without options.
 pub(crate) fn delete(tenant: &str, key: &str) -> v1::DeleteKeyValueRequest {
     let (tenant_id, key) = (tenant.to_owned(), key.to_owned());
     v1::DeleteKeyValueRequest { tenant_id, key, ..v1::DeleteKeyValueRequest::default() }
 }
 
-/// A read at the tenant's level.
+/// A read at the tenant's default level.
 pub(crate) fn read(tenant: &str, key: &str) -> v1::ReadKeyValueRequest {
     v1::ReadKeyValueRequest { tenant_id: tenant.to_owned(), key: key.to_owned(), consistency: String::new() }
 }
 
-/// A client of a coordinator. Connects when it must, and again when a connection has broken.
+/// A client of a coordinator. Connects when needed, and reconnects when a connection has broken.
 #[derive(Clone)]
 pub(crate) struct Api {
     client: CoordinatorServiceClient<Channel>,
-    /// The deadline of requests that name none; `None`: the coordinator's own.
+    /// The deadline of requests that set none; `None`: the coordinator's default.
     deadline: Option<Duration>,
 }
 
 impl Api {
-    /// A client of the coordinator at `address`. It asks for all the time that a coordinator gives: most tests are about
-    /// what is answered, and a machine that is busy with others takes its time.
+    /// A client of the coordinator at `address`. It sets the longest deadline that a coordinator allows: most
+    /// tests are about the response, and a busy machine may be slow.
     pub(crate) fn new(address: SocketAddr) -> Self {
         let client = CoordinatorServiceClient::new(channel(address));
         let client = client.max_decoding_message_size(RESPONSE_BYTES).max_encoding_message_size(RESPONSE_BYTES);
         Self { client, deadline: Some(PATIENCE) }
     }
 
-    /// The same client, of which the coordinator's own deadlines hold.
+    /// The same client, with the coordinator's default deadlines.
     pub(crate) fn without_deadline(self) -> Self {
         Self { deadline: None, ..self }
     }
@@ -76,7 +76,7 @@ impl Api {
         request
     }
 
-    /// Creates a tenant with 3 replicas and whatever `change` changes.
+    /// Creates a tenant with 3 replicas and the settings that `change` makes.
     pub(crate) async fn tenant(&self, id: &str, change: impl FnOnce(&mut v1::CreateTenantRequest)) {
         let mut request = v1::CreateTenantRequest { tenant_id: id.to_owned(), ..v1::CreateTenantRequest::default() };
         change(&mut request);
@@ -112,7 +112,7 @@ impl Api {
         Ok(self.client().read_key_value(self.timed(request)).await?.into_inner())
     }
 
-    /// Every value that a read shows, sorted, and the context; no value when there is none.
+    /// All values that a read returns, sorted, and the context; no values if the key has none.
     pub(crate) async fn values(&self, request: v1::ReadKeyValueRequest) -> Result<(Vec<Bytes>, Bytes), Refusal> {
         match self.read(request).await {
             Ok(found) if found.siblings.is_empty() => Ok((vec![found.value], found.context)),
@@ -134,7 +134,7 @@ impl Api {
     }
 }
 
-/// A channel that connects when it must.
+/// A channel that connects when needed.
 pub(crate) fn channel(address: SocketAddr) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
     endpoint.connect_timeout(PATIENCE).tcp_nodelay(true).connect_lazy()
@@ -152,8 +152,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Carries out one operation, alone on the stream, with a deadline of its own. Unlike that of a call, this deadline is
-    /// known to the coordinator only: nothing on the way gives up at the same moment, so the coordinator's answer arrives.
+    /// Executes one operation, alone on the stream, with a deadline. Unlike the deadline of a call, only the coordinator knows
+    /// this one: nothing in between gives up at the same moment, so the coordinator's response arrives.
     pub(crate) async fn within(
         &mut self,
         deadline: Duration,
@@ -170,18 +170,18 @@ impl Session {
         open.send(v1::SessionRequestBatch { requests }).await.expect("send to a session");
     }
 
-    /// Says that nothing more comes.
+    /// Closes the sending side.
     pub(crate) fn finish(&mut self) {
         self.requests = None;
     }
 
-    /// The next batch of responses; `None` when the stream has ended well.
+    /// The next batch of responses; `None` when the stream has ended without error.
     pub(crate) async fn next(&mut self) -> Option<Vec<v1::SessionResponse>> {
         let message = self.responses.message().await.expect("a session's stream");
         message.map(|batch| batch.responses)
     }
 
-    /// `count` responses in the order in which they come.
+    /// `count` responses in the order of their arrival.
     pub(crate) async fn take(&mut self, count: usize) -> Vec<v1::SessionResponse> {
         let mut taken = Vec::with_capacity(count);
         while taken.len() < count {
@@ -194,13 +194,13 @@ impl Session {
 /// A failed call, with its details decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct Refusal {
-    /// The status' code.
+    /// The status code.
     pub(crate) code: Code,
     /// Its message.
     pub(crate) message: String,
-    /// `ErrorInfo.reason`; empty when the coordinator said nothing, for then the transport failed.
+    /// `ErrorInfo.reason`; empty if the transport failed, without a response of the coordinator.
     pub(crate) reason: String,
-    /// The metadata `outcome`; empty when it was not told.
+    /// The metadata `outcome`; empty if absent.
     pub(crate) outcome: String,
     /// Other metadata of `ErrorInfo`.
     pub(crate) facts: HashMap<String, String>,
@@ -214,7 +214,7 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     /// Code, reason, outcome and first field: what most tests compare.
-    pub(crate) fn told(&self) -> (Code, &str, &str, &str) {
+    pub(crate) fn summary(&self) -> (Code, &str, &str, &str) {
         let field = self.fields.first().map_or("", String::as_str);
         (self.code, &self.reason, &self.outcome, field)
     }

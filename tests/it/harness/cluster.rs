@@ -1,4 +1,4 @@
-//! Clusters: storage nodes and a coordinator as processes of their own, or all of it in one.
+//! Clusters: storage nodes and a coordinator as separate processes, or all of them in one.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use witan_wire::v1::ListStorageNodesRequest;
 
 use super::{Api, Process, Version, eventually, get};
 
-/// Nodes of a cluster, unless a test says otherwise.
+/// Default number of nodes of a cluster.
 pub(crate) const NODES: usize = 3;
 
-/// A loopback address for one cluster. All of 127/8 is this machine, and nobody else binds ports there: a process that was
-/// killed finds its port free again, and an attempt to reconnect to a port without a listener cannot meet itself, which
-/// happens on 127.0.0.1 when the kernel draws just that port for the attempt.
+/// A loopback address for one cluster. All of 127/8 is this machine, and no other process binds ports on it: a killed process
+/// finds its port free again, and an attempt to reconnect to a port without a listener cannot connect to itself, which happens
+/// on 127.0.0.1 when the kernel picks that very port for the attempt.
 pub(crate) fn own_address() -> IpAddr {
     static CLUSTERS: AtomicU8 = AtomicU8::new(1);
     let [_, _, high, low] = std::process::id().to_be_bytes();
@@ -28,17 +28,17 @@ pub(crate) fn own_address() -> IpAddr {
 pub(crate) enum Disk {
     /// A folder.
     Folder,
-    /// A file system in memory, of so many MiB, that only the node sees.
+    /// A file system in memory that only the node sees, of this size in MiB.
     Small(u32),
 }
 
-/// What a cluster is made of.
+/// The settings of a cluster.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     /// One per node.
     pub(crate) disks: Vec<Disk>,
-    /// False: nothing waits for the disk. For tests of what is available, in which a machine whose disk is busy for seconds
-    /// would look like nodes that hang.
+    /// Whether writes wait for the disk. False for tests of availability, in which a disk that is busy for seconds would look
+    /// like hanging nodes.
     pub(crate) synced: bool,
 }
 
@@ -51,14 +51,14 @@ impl Default for Setup {
 struct Node {
     id: String,
     disk: Disk,
-    /// Where it serves, from its first start on.
+    /// Its address, from its first start on.
     address: SocketAddr,
     process: Option<Process>,
 }
 
-/// Storage nodes and a coordinator, a process each.
+/// Storage nodes and a coordinator, each a process.
 pub(crate) struct Cluster {
-    // Dropped first, so that no process misses its folder.
+    // Dropped first, so that no process outlives its folder.
     nodes: Vec<Node>,
     coordinator: Option<Process>,
     synced: bool,
@@ -73,7 +73,7 @@ impl Cluster {
         Self::with(Setup::default()).await
     }
 
-    /// A cluster of this make, whose coordinator reaches all nodes.
+    /// A cluster with these settings, whose coordinator reaches all nodes.
     pub(crate) async fn with(setup: Setup) -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
         let free = SocketAddr::new(own_address(), 0);
@@ -96,22 +96,22 @@ impl Cluster {
         cluster
     }
 
-    /// A client of the coordinator; it connects again by itself.
+    /// A client of the coordinator; it reconnects automatically.
     pub(crate) fn api(&self) -> Api {
         Api::new(self.address)
     }
 
-    /// Where the coordinator serves HTTP.
+    /// The coordinator's HTTP address.
     pub(crate) fn admin(&self) -> SocketAddr {
         self.admin
     }
 
-    /// Where a node serves.
+    /// The address of a node.
     pub(crate) fn node_address(&self, node: usize) -> SocketAddr {
         self.nodes[node].address
     }
 
-    /// A node's process, which must run.
+    /// The process of a node, which must be running.
     pub(crate) fn node(&self, node: usize) -> &Process {
         self.nodes[node].process.as_ref().expect("the node runs")
     }
@@ -131,13 +131,13 @@ impl Cluster {
         self.coordinator = None;
     }
 
-    /// Starts a node that was killed, where it was before, and waits until it serves.
+    /// Restarts a killed node at its old address, and waits until it serves.
     pub(crate) async fn start_node(&mut self, node: usize) {
         self.spawn_node(node);
         self.node_ready(node).await;
     }
 
-    /// Starts a coordinator, where it was before, and waits until it serves.
+    /// Starts the coordinator at its old address, and waits until it serves.
     pub(crate) async fn start_coordinator(&mut self) {
         let mut command = Process::witan();
         command.arg("serve").arg("--data-dir").arg(self.folder.path().join("coordinator"));
@@ -153,7 +153,7 @@ impl Cluster {
         self.coordinator = Some(process);
     }
 
-    /// Waits until the coordinator reaches every node, and says that it is ready.
+    /// Waits until the coordinator reaches every node and reports that it is ready.
     pub(crate) async fn all_reachable(&self) {
         all_reachable(&self.api(), self.nodes.len()).await;
         eventually("the coordinator is ready", async || {
@@ -191,7 +191,7 @@ impl Cluster {
     }
 }
 
-/// Waits until a coordinator reaches all of its nodes, which are so many.
+/// Waits until a coordinator reaches this number of nodes, all that it has.
 async fn all_reachable(api: &Api, nodes: usize) {
     eventually("the coordinator reaches every node", async || {
         let listed = api.client().list_storage_nodes(ListStorageNodesRequest {}).await.ok()?.into_inner();
@@ -200,7 +200,7 @@ async fn all_reachable(api: &Api, nodes: usize) {
     .await;
 }
 
-/// Runs what follows in a mount namespace of its own, in which `data` is a small file system that vanishes with it.
+/// Runs the command in a separate mount namespace, in which `data` is a small file system that vanishes with it.
 fn on_small_disk(data: &Path, mib: u32) -> Command {
     std::fs::create_dir_all(data).expect("make a folder");
     let mut command = Command::new("unshare");
@@ -213,7 +213,7 @@ fn on_small_disk(data: &Path, mib: u32) -> Command {
 /// The flags with which `unshare` may mount: as root, or in a user namespace.
 ///
 /// # Panics
-/// When it may not in either way: that a node whose disk fills up is no harm must not be a thing that nobody has tried.
+/// When neither is permitted: the test of a full disk must not be skipped silently.
 fn may_mount() -> &'static [&'static str] {
     let ways: [&'static [&'static str]; 2] = [&["--mount"], &["--user", "--map-root-user", "--mount"]];
     let may = |flags: &&[&str]| {
@@ -232,7 +232,7 @@ pub(crate) struct Dev {
 }
 
 impl Dev {
-    /// Starts one with a folder of its own. Nothing waits for the disk: for tests of what is answered.
+    /// Starts one with its own folder. Nothing waits for the disk: for tests of responses.
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
         let mut dev = Self::run(folder.path(), &["--durability", "os"], None).await;
@@ -240,7 +240,7 @@ impl Dev {
         dev
     }
 
-    /// The same, with so many files that it may have open: connections are files.
+    /// The same, with a limit on open files, which include connections.
     pub(crate) async fn start_with_files(files: u32) -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
         let mut dev = Self::run(folder.path(), &["--durability", "os"], Some(files)).await;
@@ -248,12 +248,12 @@ impl Dev {
         dev
     }
 
-    /// Starts one as users do, whose data is, or will be, in `folder`.
+    /// Starts one as users do, with its data in `folder`.
     pub(crate) async fn start_in(folder: &Path) -> Self {
         Self::run(folder, &[], None).await
     }
 
-    /// Starts one of a version, whose data is, or will be, in `folder`. Nothing waits for the disk.
+    /// Starts one of a version, with its data in `folder`. Nothing waits for the disk.
     pub(crate) async fn of_version(version: Version, folder: &Path) -> Self {
         Self::run_of(version, folder, &["--durability", "os"], None).await
     }
@@ -274,7 +274,7 @@ impl Dev {
         let mut process = Process::start("dev", command, folder);
         process.ready().await;
         let dev = Self { process, data, _folder: None };
-        // A first attempt to reach a node that took too long is no reason not to be ready.
+        // A first attempt to reach a node that timed out does not make it unready.
         all_reachable(&dev.api(), dev.nodes().len()).await;
         dev
     }
@@ -284,23 +284,23 @@ impl Dev {
         Api::new(self.address())
     }
 
-    /// Where it serves gRPC.
+    /// Its gRPC address.
     pub(crate) fn address(&self) -> SocketAddr {
         self.process.address("address")
     }
 
-    /// Where it serves HTTP.
+    /// Its HTTP address.
     pub(crate) fn admin(&self) -> SocketAddr {
         self.process.address("admin")
     }
 
-    /// Where its nodes serve.
+    /// The addresses of its nodes.
     pub(crate) fn nodes(&self) -> Vec<SocketAddr> {
         let nodes = self.process.fact("nodes").split(',').filter_map(|node| node.split_once('='));
         nodes.map(|(_, address)| address.parse().expect("an address")).collect()
     }
 
-    /// The process' number.
+    /// The process id.
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }
@@ -310,7 +310,7 @@ impl Dev {
         &mut self.process
     }
 
-    /// Where it keeps everything.
+    /// The folder of all its data.
     pub(crate) fn data(&self) -> &Path {
         &self.data
     }

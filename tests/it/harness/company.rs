@@ -8,9 +8,9 @@ use witan_wire::v1;
 
 use super::{Api, Process, Version, eventually, get, own_address};
 
-/// Storage nodes, the servers that coordinators share, and coordinators, each a process of its own.
+/// Storage nodes, the servers that coordinators share, and coordinators, each a separate process.
 pub(crate) struct Company {
-    // Dropped in this order: nobody misses its folder or its servers.
+    // Dropped in this order, so that no process outlives its folder or its servers.
     pub(crate) coordinators: Vec<Coordinator>,
     processes: Vec<Process>,
     /// Ids and addresses of the storage nodes.
@@ -35,7 +35,7 @@ impl Coordinator {
 }
 
 impl Company {
-    /// So many coordinators over three nodes.
+    /// This number of coordinators over three nodes.
     pub(crate) async fn of(coordinators: usize) -> Self {
         Self::with(3, coordinators).await
     }
@@ -92,7 +92,7 @@ impl Company {
         command
     }
 
-    /// Starts a coordinator where it was before, and waits until it is ready.
+    /// Starts a coordinator at its old address, and waits until it is ready.
     pub(crate) async fn start(&mut self, index: usize) {
         let Coordinator { id, version, address, admin, .. } = &self.coordinators[index];
         let command = self.command_of(*version, id, *address, *admin);
@@ -117,7 +117,7 @@ impl Company {
         .await;
     }
 
-    /// Ends a coordinator in order, and starts it with a version's program where it was, until it is ready.
+    /// Shuts a coordinator down, starts it at its old address with the program of a version, and waits until it is ready.
     pub(crate) async fn change_coordinator(&mut self, index: usize, version: Version) {
         let coordinator = &mut self.coordinators[index];
         coordinator.version = version;
@@ -125,25 +125,25 @@ impl Company {
         self.start(index).await;
     }
 
-    /// Ends a storage node in order.
+    /// Shuts a storage node down.
     pub(crate) async fn end_node(&mut self, index: usize) {
         self.processes[index].end().await;
     }
 
-    /// Lets every storage node stand still (SIGSTOP).
+    /// Pauses every storage node (SIGSTOP).
     pub(crate) async fn stop_nodes(&self) {
         for process in &self.processes {
             process.stop().await;
         }
     }
 
-    /// Lets them go on.
+    /// Resumes them.
     pub(crate) fn resume_nodes(&self) {
         self.processes.iter().for_each(|process| process.signal("CONT"));
     }
 
-    /// Starts a storage node that has ended with a version's program, where it was and on its data, until every coordinator
-    /// reaches it.
+    /// Starts a stopped storage node with the program of a version, at its old address and on its data, and waits until every
+    /// coordinator reaches it.
     pub(crate) async fn start_node(&mut self, index: usize, version: Version) {
         let (id, address) = &self.nodes[index];
         self.processes[index] = node(id, *address, version, &self.folder);
@@ -158,7 +158,7 @@ impl Company {
     }
 }
 
-/// Starts a storage node on a folder of its own in `folder`.
+/// Starts a storage node on a new folder in `folder`.
 fn node(id: &str, address: SocketAddr, version: Version, folder: &TempDir) -> Process {
     let mut command = version.witan();
     command.args(["node", "--id", id, "--durability", "os"]).arg("--data-dir").arg(folder.path().join(id));

@@ -1,4 +1,4 @@
-//! HTTP, as much of it as asking a coordinator for its health takes.
+//! As much HTTP as requests for health and metrics need.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// The status and the body that a path answers with.
+/// The status and the body of the response to a path.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     get_showing(address, path, None).await
 }
 
-/// The same, with this in the header `authorization`.
+/// The same, with this header `authorization`.
 pub(crate) async fn get_showing(address: SocketAddr, path: &str, shown: Option<&str>) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;
     let shown = shown.map(|shown| format!("Authorization: {shown}\r\n")).unwrap_or_default();

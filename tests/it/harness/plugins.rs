@@ -1,4 +1,4 @@
-//! First-party plugins in the hands of tests.
+//! First-party plugins for tests.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -32,16 +32,16 @@ impl Plugins {
         self.0.clone()
     }
 
-    /// Uploads a first-party plugin; its digest.
+    /// Uploads a first-party plugin; returns its digest.
     pub(crate) async fn upload(&self, name: &str) -> String {
         let part = |part| v1::UploadPluginRequest { part: Some(part) };
         let manifest = part(Part::Manifest(v1::UploadPluginManifest::default()));
         let parts = tokio_stream::iter([manifest, part(Part::Chunk(component(name).into()))]);
         let uploaded = self.client().upload_plugin(parts).await.expect("upload").into_inner();
-        uploaded.plugin.expect("told").digest
+        uploaded.plugin.expect("a response").digest
     }
 
-    /// Binds a plugin, or nothing with `""`.
+    /// Binds a plugin, or removes the binding with `""`.
     pub(crate) async fn bind(&self, tenant: &str, hook: &str, plugin: &str) -> Result<v1::BindPluginResponse, Status> {
         let request = v1::BindPluginRequest {
             tenant_id: tenant.to_owned(),
@@ -52,7 +52,7 @@ impl Plugins {
         self.client().bind_plugin(request).await.map(Response::into_inner)
     }
 
-    /// Goes one version back.
+    /// Rolls a binding back.
     pub(crate) async fn roll_back(&self, tenant: &str, hook: &str) -> Result<v1::BindPluginResponse, Status> {
         let back = v1::RollbackBindingRequest { tenant_id: tenant.to_owned(), hook: hook.to_owned() };
         self.client().rollback_binding(back).await.map(Response::into_inner)

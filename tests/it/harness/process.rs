@@ -13,15 +13,15 @@ use tokio::time::Instant;
 
 use super::{PATIENCE, eventually};
 
-/// Lines of a process' log that a failing test shows.
+/// Lines of a process's log that a failing test shows.
 const SHOWN_LINES: usize = 40;
 
-/// Whose program a process runs.
+/// The version of the program that a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Version {
     /// The one under test.
     This,
-    /// The one that was landed before it.
+    /// The previous one.
     Previous,
 }
 
@@ -29,7 +29,7 @@ impl Version {
     /// The program.
     ///
     /// # Panics
-    /// When the previous version's has not been built: that versions work together must not be a thing that nobody has tried.
+    /// When the previous version has not been built: these tests must not be skipped silently.
     pub(crate) fn program(self) -> PathBuf {
         if self == Self::This {
             return PathBuf::from(env!("CARGO_BIN_EXE_witan"));
@@ -44,13 +44,13 @@ impl Version {
         program
     }
 
-    /// The program, to be given arguments.
+    /// A command that runs the program, without arguments yet.
     pub(crate) fn witan(self) -> Command {
         Command::new(self.program())
     }
 }
 
-/// A process that has been started; killed when dropped, so that it does not outlive a test that panics.
+/// A started process; killed when dropped, so that it does not outlive a test that panics.
 pub(crate) struct Process {
     name: String,
     child: Child,
@@ -65,10 +65,10 @@ impl Process {
         Version::This.witan()
     }
 
-    /// The same command, run by a process that may have so many files open.
+    /// The same command, run with this limit on open files.
     ///
     /// # Panics
-    /// Later, when it is started, if this machine does not allow so many.
+    /// When it is started, if this machine does not allow that many.
     pub(crate) fn with_files(command: &Command, files: u32) -> Command {
         let mut shell = Command::new("sh");
         shell.args(["-c", r#"ulimit -n "$1" && shift && exec "$@""#, "sh", &files.to_string()]);
@@ -77,7 +77,7 @@ impl Process {
         shell
     }
 
-    /// Starts `command`; what it logs goes to `folder`. It serves when [`Process::ready`] says so.
+    /// Starts `command`, with its log in `folder`. It serves once [`Process::ready`] returns.
     pub(crate) fn start(name: &str, mut command: Command, folder: &Path) -> Self {
         let log = folder.join(format!("{name}.log"));
         let stderr = File::options().create(true).append(true).open(&log).expect("open a log");
@@ -85,22 +85,22 @@ impl Process {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
         let stdout = child.stdout.take().expect("stdout is piped");
-        let (tell, ready) = oneshot::channel();
+        let (sender, ready) = oneshot::channel();
         std::thread::spawn(move || {
-            let mut tell = Some(tell);
+            let mut sender = Some(sender);
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 if line.starts_with("ready")
-                    && let Some(tell) = tell.take()
+                    && let Some(sender) = sender.take()
                 {
-                    // Whoever started it may not care.
-                    let _ = tell.send(line);
+                    // The receiver may be gone.
+                    let _ = sender.send(line);
                 }
             }
         });
         Self { name: name.to_owned(), child, log, ready: Some(ready), facts: HashMap::new() }
     }
 
-    /// Waits for the `ready` line and takes in what it tells.
+    /// Waits for the `ready` line and keeps its values.
     pub(crate) async fn ready(&mut self) {
         let Some(ready) = self.ready.take() else { return };
         let line = match tokio::time::timeout(PATIENCE, ready).await {
@@ -112,31 +112,31 @@ impl Process {
         self.facts = facts.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     }
 
-    /// What the `ready` line told under `name`.
+    /// The value of `name` in the `ready` line.
     pub(crate) fn fact(&self, name: &str) -> &str {
-        self.facts.get(name).unwrap_or_else(|| panic!("the ready line of {} tells no {name}", self.name))
+        self.facts.get(name).unwrap_or_else(|| panic!("the ready line of {} has no {name}", self.name))
     }
 
-    /// An address that the `ready` line told.
+    /// The address of this name in the `ready` line.
     pub(crate) fn address(&self, name: &str) -> SocketAddr {
         self.fact(name).parse().unwrap_or_else(|error| panic!("{name} of {}: {error}", self.name))
     }
 
-    /// Sends a signal, such as "TERM". Through the shell's own `kill`, which is everywhere.
+    /// Sends a signal, such as "TERM", with the shell's built-in `kill`, which exists everywhere.
     pub(crate) fn signal(&self, signal: &str) {
         let kill = format!("kill -{signal} {}", self.child.id());
         let sent = Command::new("sh").args(["-c", &kill]).status().expect("run sh");
         assert!(sent.success(), "{kill} failed for {}", self.name);
     }
 
-    /// SIGSTOP; when this returns, none of its threads runs any more. On a busy machine that is a while after the signal.
+    /// Sends SIGSTOP, and waits until none of its threads is running, which on a busy machine takes a while.
     pub(crate) async fn stop(&self) {
         self.signal("STOP");
         eventually("every thread has stopped", async || {
             let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("the process is there");
             let mut states = threads.map(|thread| {
                 let stat = fs::read_to_string(thread.ok()?.path().join("stat")).ok()?;
-                // Behind the name, which is in parentheses and may hold any.
+                // After the name, which is in parentheses and may contain any character.
                 stat.rsplit(')').next()?.trim_start().chars().next()
             });
             states.all(|state| state == Some('T')).then_some(())
@@ -149,7 +149,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Sends a signal to the processes that it has started, for where it only watches the one that matters.
+    /// Sends a signal to the processes that it has started, for wrappers such as strace.
     pub(crate) fn signal_children(&self, signal: &str) {
         let id = self.child.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
@@ -159,17 +159,17 @@ impl Process {
         }
     }
 
-    /// `kill -9`; gone when this returns.
+    /// `kill -9`; the process has ended when this returns.
     pub(crate) fn kill(&mut self) {
         if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
             self.signal_children("KILL");
         }
-        // It may have ended by itself.
+        // It may already have ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// SIGTERM, as an operator ends it, and its end.
+    /// Sends SIGTERM, as an operator does, and waits for its end.
     pub(crate) async fn end(&mut self) {
         self.signal("TERM");
         let status = self.ended().await;

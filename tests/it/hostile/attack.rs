@@ -1,4 +1,4 @@
-//! What hostile clients do. Every loop is bounded.
+//! The attacks of hostile clients. Every loop is bounded.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use tokio::task::JoinHandle;
 
 use crate::harness::PATIENCE;
 
-/// What every HTTP/2 client says first, with empty settings.
+/// The HTTP/2 preface, with empty settings.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Connections made at a time, so that no listener's queue of them runs over.
+/// Connections opened at a time, so that the listener's queue does not overflow.
 const AT_A_TIME: usize = 200;
 
-/// So many connections that say these words and nothing more.
+/// This number of connections that send these bytes and then nothing.
 pub(super) async fn wordless(address: SocketAddr, count: usize, words: &'static [u8]) -> Vec<TcpStream> {
     let mut connected = Vec::with_capacity(count);
     while connected.len() < count {
@@ -38,7 +38,7 @@ pub(super) async fn wordless(address: SocketAddr, count: usize, words: &'static 
 
 /// A call that needs a credential, where there are any.
 pub(super) const WRITE: &str = "witan.v1.CoordinatorService/WriteKeyValue";
-/// One that anybody may make.
+/// A call that needs no credential.
 pub(super) const HEALTH: &str = "grpc.health.v1.Health/Check";
 
 fn call(address: SocketAddr, method: &str) -> Request<()> {
@@ -53,8 +53,8 @@ async fn connect(address: SocketAddr) -> (SendRequest<Bytes>, JoinHandle<()>) {
     (send, tokio::spawn(async move { drop(connection.await) }))
 }
 
-/// Calls that are reset as soon as they are made, on so many connections at once; how many there were before the server
-/// had enough.
+/// Calls that are reset as soon as they are made, on this number of connections at once; returns how many there were until the server
+/// closed the connections.
 pub(super) async fn rapid_resets(address: SocketAddr, connections: usize, each: usize) -> usize {
     let attack = async |_| {
         let (send, _running) = connect(address).await;
@@ -85,7 +85,7 @@ fn frame(kind: u8, stream: u32, payload: &[u8]) -> Bytes {
     bytes.freeze()
 }
 
-/// A block of headers that goes on until the server has enough: how many bytes it took.
+/// A block of headers that goes on until the server closes the connection; returns the number of bytes that it accepted.
 pub(super) async fn continuation_flood(address: SocketAddr, most: usize) -> usize {
     const HEADERS: u8 = 1;
     const CONTINUATION: u8 = 9;
@@ -118,13 +118,13 @@ pub(super) async fn continuation_flood(address: SocketAddr, most: usize) -> usiz
 
 /// Calls of one connection whose message is not complete.
 pub(super) struct Half {
-    /// The status of each, once it is told.
+    /// The status of each, once it is known.
     pub(super) statuses: Vec<oneshot::Receiver<u32>>,
     _running: JoinHandle<()>,
 }
 
-/// So many calls on one connection, each with a message of `length` bytes of which `sent` are sent, as far as the server
-/// takes them within a few seconds.
+/// This number of calls on one connection, each with a message of `length` bytes of which `sent` are sent, as far as the server accepts
+/// them within a few seconds.
 pub(super) async fn half_sent(
     address: SocketAddr,
     method: &'static str,
@@ -137,25 +137,25 @@ pub(super) async fn half_sent(
     for _ in 0..calls {
         let mut ready = send.clone().ready().await.expect("the connection takes calls");
         let (response, mut body) = ready.send_request(call(address, method), false).expect("a call");
-        let (tell, told) = oneshot::channel();
-        statuses.push(told);
+        let (sender, receiver) = oneshot::channel();
+        statuses.push(receiver);
         let mut message = BytesMut::with_capacity(5 + sent);
         message.put_u8(0);
         message.put_u32(length);
         message.resize(5 + sent, 0);
         sending.push(tokio::spawn(async move {
-            // Waits in the stream for its window; the stream is kept until the status is there.
+            // Waits for the flow-control window of the stream, which is kept until the status arrives.
             let taken = body.send_data(message.freeze(), false);
             let status = response
                 .await
                 .ok()
                 .and_then(|response| response.headers().get("grpc-status")?.to_str().ok()?.parse().ok());
-            // Whoever does not ask any more does not need it.
-            let _ = status.map(|status| tell.send(status));
+            // The receiver may be gone.
+            let _ = status.map(|status| sender.send(status));
             drop((taken, body));
         }));
     }
-    // As long as it goes on, or not much longer than a loopback needs for it.
+    // Until it stops, or somewhat longer than a loopback needs.
     let flowing = tokio::time::timeout(Duration::from_secs(3), join_all(&mut sending));
     drop(flowing.await);
     Half { statuses, _running: running }

@@ -1,4 +1,4 @@
-//! A client that means well, at work while others do harm.
+//! A well-behaved client that runs during the attacks.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::harness::{Api, eventually, read, write};
 
-/// Writes and reads on one connection, one after the other, until it is told to end. None may fail.
+/// Writes and reads on one connection, one after the other, until stopped. None may fail.
 pub(super) struct Friend {
     address: SocketAddr,
     stop: Arc<AtomicBool>,
@@ -39,7 +39,7 @@ impl Friend {
         Self { address, stop, served, working }
     }
 
-    /// Waits until so many more of its rounds are done.
+    /// Waits until this many more of its rounds are done.
     pub(super) async fn served(&self, rounds: usize) {
         let enough = self.served.load(Ordering::Relaxed) + rounds;
         eventually("a friend is served", async || {
@@ -49,7 +49,7 @@ impl Friend {
         .await;
     }
 
-    /// Others that come only now are served too, after the retries that every client makes.
+    /// New clients are served, too, after the retries that every client makes.
     pub(super) async fn newcomers(&self, count: usize) {
         for number in 0..count {
             eventually("a newcomer is served", async || {
@@ -59,7 +59,7 @@ impl Friend {
         }
     }
 
-    /// Ends its work and tells how that was.
+    /// Stops it, and prints its results.
     pub(super) async fn end(self) -> String {
         self.stop.store(true, Ordering::Relaxed);
         let slowest = self.working.await.expect("no call of a friend's failed");

@@ -7,10 +7,10 @@ use witan_wire::v1;
 use crate::harness::Version::{Previous, This};
 use crate::harness::{Api, Dev, Plugins, delete, read, write};
 
-/// What one version has left for the next.
+/// The data that one version leaves for the next.
 struct Left {
     name: &'static str,
-    /// Of a read, to be written with.
+    /// Context of a read, for the next write.
     context: Bytes,
 }
 
@@ -28,7 +28,7 @@ async fn what_one_version_has_stored_the_other_finds() {
     let end = v1::DeleteTenantRequest { tenant_id: "removed".to_owned(), version: 0, confirm: "removed".to_owned() };
     api.client().delete_tenant(end).await.expect("deleted");
     let mut left = vec![leave(&api, "previous").await];
-    // Nothing is put in order before the next one comes.
+    // No orderly shutdown before the next one starts.
     dev.process().kill();
 
     let mut dev = Dev::of_version(This, folder.path()).await;
@@ -84,7 +84,7 @@ async fn find(api: &Api, left: &mut [Left]) {
         assert_eq!(api.values(read("siblings", &key)).await.expect("read").0, [*name], "it replaces what it has seen");
     }
     let tenant = v1::GetTenantRequest { tenant_id: "registers".to_owned() };
-    assert_eq!(api.client().get_tenant(tenant).await.expect("told").into_inner().ordering, "clock");
+    assert_eq!(api.client().get_tenant(tenant).await.expect("a response").into_inner().ordering, "clock");
     let gone = api.read(read("removed", "k")).await.expect_err("it was deleted");
     assert_eq!(gone.reason, "TENANT_NOT_FOUND");
     let again = v1::CreateTenantRequest { tenant_id: "removed".to_owned(), ..v1::CreateTenantRequest::default() };

@@ -1,4 +1,4 @@
-//! Every kind of operation, each by two coordinators: what the first begins the second goes on with.
+//! Every kind of operation, each by two coordinators: the second continues what the first has begun.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::harness::{Api, Company, Plugins, Refusal, Version, delete, eventually
 struct Pair {
     first: Api,
     second: Api,
-    /// Names the tenants of this pair.
+    /// Part of the tenants' names that identifies this pair.
     name: String,
 }
 
@@ -27,7 +27,7 @@ impl Pair {
     }
 }
 
-/// All of them, except what needs a node to be away, by these coordinators of a cluster.
+/// All operations with these coordinators of a cluster, except those that need a node to be down.
 pub(super) async fn all(company: &Company, first: usize, second: usize) {
     let name = format!("{first}-{second}");
     let pair = Pair { first: company.api(first), second: company.api(second), name };
@@ -95,7 +95,7 @@ async fn siblings(pair: &Pair) {
     assert_eq!(values(first, &tenant).await.0, ["back"]);
 }
 
-/// What one coordinator has done under a name, the other does not do again.
+/// A change done by one coordinator under an idempotency key is not repeated by the other.
 async fn names(pair: &Pair) {
     let Pair { first, second, .. } = pair;
     for mode in ["register", "siblings"] {
@@ -123,7 +123,7 @@ async fn names(pair: &Pair) {
 async fn sessions(pair: &Pair) {
     const KEYS: u64 = 100;
     let tenant = pair.tenant("sessions", |_| {}).await;
-    // Four operations on each key, of which each has to see what the ones before it have done.
+    // Four operations on each key, each of which must see the effects of the earlier ones.
     let operations = |value: &'static str| {
         (0..KEYS).flat_map({
             let tenant = tenant.clone();
@@ -171,7 +171,7 @@ async fn large_values(pair: &Pair) {
     assert!(pair.second.read(all).await.expect("read").value == value, "another value");
 }
 
-/// Each page by another coordinator than the one before.
+/// Pages alternate between the coordinators.
 async fn pages_of_keys(pair: &Pair) {
     let tenant = pair.tenant("listed", |_| {}).await;
     let everywhere = |key: &str| v1::WriteKeyValueRequest { consistency: "all".to_owned(), ..write(&tenant, key, "v") };
@@ -209,7 +209,7 @@ async fn tenants(pair: &Pair) {
         })
         .await;
     };
-    // Both have it at hand before it changes.
+    // Both have it cached before it changes.
     for api in [first, second] {
         follows(api, "quorum").await;
     }
@@ -220,7 +220,7 @@ async fn tenants(pair: &Pair) {
     let late = first.client().update_tenant(update(changed.version, "all")).await.expect_err("of an older version");
     assert_eq!(late.code(), Code::Aborted);
     let listed = first.client().list_tenants(v1::ListTenantsRequest::default()).await.expect("listed").into_inner();
-    assert!(listed.tenants.contains(&back), "as the other has told it");
+    assert!(listed.tenants.contains(&back), "as the other returned it");
 
     let end = v1::DeleteTenantRequest { tenant_id: tenant.clone(), version: back.version, confirm: tenant.clone() };
     let ended = second.client().delete_tenant(end).await.expect("deleted").into_inner();
@@ -256,8 +256,8 @@ async fn a_plugin(pair: &Pair, [first, second]: &[Plugins; 2]) {
     resolved("set-union").await;
 }
 
-/// A node, which is of `version`, misses writes, comes back, and is repaired: half of the ring by one coordinator, and the rest by the
-/// other, from the cursor that the first has come to.
+/// A node of `version` misses writes, comes back, and is repaired: half of the ring by one coordinator, and the rest by the other, from
+/// the cursor of the first.
 pub(super) async fn a_node_that_was_away(company: &mut Company, node: usize, version: Version, by: [usize; 2]) {
     const KEYS: usize = 20;
     let [first, second] = by.map(|index| company.api(index));
@@ -278,11 +278,11 @@ pub(super) async fn a_node_that_was_away(company: &mut Company, node: usize, ver
     let half = repair(&first, half).await;
     let rest = repair(&second, v1::CoordinatorServiceRepairRequest { cursor: half.cursor.clone(), ..of_tenant }).await;
     assert!(half.complete && rest.complete, "{half:?} {rest:?}");
-    let told = (half.scanned + rest.scanned, half.repaired + rest.repaired);
-    assert_eq!(told, (KEYS as u64, KEYS as u64), "{half:?} {rest:?}");
+    let totals = (half.scanned + rest.scanned, half.repaired + rest.repaired);
+    assert_eq!(totals, (KEYS as u64, KEYS as u64), "{half:?} {rest:?}");
     for key in 0..KEYS {
         let request = v1::ReadRequest { tenant_id: tenant.clone(), key: format!("k{key}"), ..Default::default() };
-        let told = node_client(company.nodes[node].1).read(request).await.expect("read from a node").into_inner();
-        assert!(told.record.is_some(), "k{key} is still missing");
+        let answer = node_client(company.nodes[node].1).read(request).await.expect("read from a node").into_inner();
+        assert!(answer.record.is_some(), "k{key} is still missing");
     }
 }

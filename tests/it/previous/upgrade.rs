@@ -1,5 +1,5 @@
-//! A rolling upgrade under load, and the way back: each process is ended in order and started with the other version's program, where
-//! it was and on its data, while writers keep account of what was acknowledged.
+//! A rolling upgrade under load, and the downgrade: each process is shut down and restarted with the other version's program, at the same
+//! address and on the same data, while writers keep track of acknowledged changes.
 
 use witan_wire::v1;
 
@@ -10,8 +10,8 @@ use crate::harness::{Api, Company, Version, read, write};
 const NODES: usize = 3;
 const COORDINATORS: usize = 2;
 
-/// A migration of a version to come, which only adds: a column to every table that there is, a table, and a change of a kind that
-/// nobody knows yet. The table whose row all changes lock comes first.
+/// A migration as a later version may have it, which only adds: a column to every table, a new table, and a change of an unknown kind.
+/// The table whose row all changes lock comes first.
 const ADDITIONS: &str = "
     DO $$
     DECLARE name text;
@@ -33,7 +33,7 @@ const ADDITIONS: &str = "
 async fn a_rolling_upgrade_and_the_way_back_lose_nothing_and_refuse_nothing() {
     let seed = seed();
     let mut company = Company::of_versions(&[Previous; NODES], &[Previous; COORDINATORS]).await;
-    // Without deadlines of their own, as ordinary clients: a change without an answer is sent again, to the other coordinator.
+    // Without client deadlines, like ordinary clients: a change without a response is retried, at the other coordinator.
     let doors = (0..COORDINATORS).map(|index| company.api(index).without_deadline()).collect();
     let nodes = company.nodes.iter().map(|(_, address)| *address).collect();
     let load = Load::start(doors, nodes, Writers::of_each(2), seed).await;
@@ -41,7 +41,7 @@ async fn a_rolling_upgrade_and_the_way_back_lose_nothing_and_refuse_nothing() {
 
     nodes_become(&mut company, &load, This).await;
     coordinator_becomes(&mut company, &load, 0, This).await;
-    // What the start of a newer one does to the database, the older ones that run have to live with.
+    // Running older coordinators must cope with what the start of a newer one does to the database.
     company.postgres.ask(ADDITIONS);
     metadata_goes_on(&company, "with additions").await;
     coordinator_becomes(&mut company, &load, 1, This).await;
@@ -59,7 +59,7 @@ async fn a_rolling_upgrade_and_the_way_back_lose_nothing_and_refuse_nothing() {
     );
 }
 
-/// Nodes one by one, each until every coordinator reaches it.
+/// Restarts the nodes one by one, each until every coordinator reaches it.
 async fn nodes_become(company: &mut Company, load: &Load, version: Version) {
     for node in 0..NODES {
         company.end_node(node).await;
@@ -69,14 +69,14 @@ async fn nodes_become(company: &mut Company, load: &Load, version: Version) {
     }
 }
 
-/// A coordinator, until it is ready.
+/// Restarts a coordinator, and waits until it is ready.
 async fn coordinator_becomes(company: &mut Company, load: &Load, coordinator: usize, version: Version) {
     company.change_coordinator(coordinator, version).await;
     load.got_on().await;
     metadata_goes_on(company, &format!("{coordinator} is {version:?}")).await;
 }
 
-/// A tenant is created, changed and used by whichever coordinators there are.
+/// Creates, changes and uses a tenant through all coordinators in turn.
 async fn metadata_goes_on(company: &Company, name: &str) {
     let [first, second]: [Api; COORDINATORS] = std::array::from_fn(|index| company.api(index));
     first.tenant(name, |_| {}).await;

@@ -1,4 +1,4 @@
-//! A lane of a coordinator, as plain as can be: batches of writes out, answers in.
+//! A minimal lane of a coordinator: sends batches of writes, receives responses.
 
 use std::net::SocketAddr;
 
@@ -18,7 +18,7 @@ use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello};
 
 use crate::harness::node_client;
 
-/// Stands before a write's number in its value, so that it can be found in a journal.
+/// Prefix of a write's number in its value, so that it can be found in a journal.
 const MARK: &[u8] = b"<write number ";
 
 /// Requests in flight together.
@@ -40,8 +40,8 @@ impl Lane {
         Self { requests, answers: answers.into_inner(), joiner: Joiner::new() }
     }
 
-    /// Carries out writes 1 to `count`, each acknowledged in the end: merges and puts, in batches of several sizes, some of
-    /// which are in flight together.
+    /// Executes writes 1 to `count` until each is acknowledged: merges and puts, in batches of several sizes, some of which are in
+    /// flight together.
     pub(super) async fn write(&mut self, count: u64) {
         let (mut next, mut acknowledged) = (1, 0);
         while acknowledged < count {
@@ -83,8 +83,8 @@ pub(super) fn acknowledged(joiner: &mut Joiner, answer: ExchangeResponse) -> Vec
 
 fn request(number: u64) -> Request {
     let tenant = TenantId::new(if number.is_multiple_of(2) { "merges" } else { "puts" }).expect("a tenant id");
-    // Several puts per key, so that one finds another in the same sync. A merge has its key for itself: one that another
-    // supersedes at once is never written.
+    // Several puts per key, so that some share a sync. A merge has a key of its own, since one that is superseded at once is never
+    // written.
     let key = if number.is_multiple_of(2) { number } else { number / 10 };
     let key = Key::new(format!("key {key}")).expect("a key");
     let token = ring::token(&tenant, key.bytes());
@@ -100,8 +100,8 @@ fn request(number: u64) -> Request {
     Request { place: Place { token, tenant, key }, epoch: 0, ask }
 }
 
-/// The numbers of writes in a journal's bytes, each with where it ends the first time. A record that is written again holds
-/// older values too.
+/// The numbers of the writes in a journal's bytes, each with the end of its first occurrence. A rewritten record also contains older
+/// values.
 pub(super) fn marks(journal: &[u8]) -> impl Iterator<Item = (u64, usize)> {
     let mut found = std::collections::BTreeMap::new();
     for start in starts(journal) {

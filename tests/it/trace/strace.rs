@@ -1,4 +1,4 @@
-//! Reads what strace has written: calls in the order in which they began, with the line in which each returned.
+//! Reads the output of strace: calls in the order in which they began, with the line in which each returned.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,7 +12,7 @@ pub(super) struct Chunk {
     pub(super) began: usize,
     /// The line in which it returned.
     pub(super) returned: usize,
-    /// What was taken.
+    /// The bytes that the system accepted.
     pub(super) bytes: Vec<u8>,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct Sync {
     pub(super) returned: usize,
 }
 
-/// A trace, read.
+/// A parsed trace.
 pub(super) struct Trace {
     /// In the order in which the calls began.
     pub(super) chunks: Vec<Chunk>,
@@ -34,7 +34,7 @@ pub(super) struct Trace {
     pub(super) syncs: Vec<Sync>,
 }
 
-/// All that was written to one journal file.
+/// Everything written to one journal file.
 pub(super) struct Journal<'a> {
     pub(super) path: &'a str,
     pub(super) bytes: Vec<u8>,
@@ -50,7 +50,7 @@ impl Journal<'_> {
     }
 }
 
-/// A call that has begun: its name, the rest of its line, and which line that is.
+/// A call that has begun: its name, the rest of its line, and the line number.
 struct Begun {
     name: String,
     arguments: String,
@@ -94,7 +94,7 @@ impl Trace {
         self.chunks.push(Chunk { to, began: begun.line, returned: line, bytes });
     }
 
-    /// What was written to each journal.
+    /// The writes to each journal.
     pub(super) fn journals(&self) -> Vec<Journal<'_>> {
         let mut journals: Vec<Journal<'_>> = Vec::new();
         for chunk in self.chunks.iter().filter(|chunk| chunk.to.ends_with(".jnl")) {
@@ -112,12 +112,12 @@ impl Trace {
     }
 }
 
-/// What a call returned; nothing when it failed.
+/// The result of a call; `None` when it failed.
 fn result(line: &str) -> Option<usize> {
     line.rsplit_once(") ")?.1.trim_start().strip_prefix("= ")?.split_whitespace().next()?.parse().ok()
 }
 
-/// What stands behind the descriptor: `3</a/path>` or `7<TCP:[here->there]>`.
+/// The target of a descriptor: `3</a/path>` or `7<TCP:[here->there]>`.
 fn target(arguments: &str) -> Option<String> {
     let (_, named) = arguments.split_once('<')?;
     if let Some(socket) = named.strip_prefix("TCP:[") {
@@ -126,7 +126,7 @@ fn target(arguments: &str) -> Option<String> {
     Some(named.split_once('>')?.0.to_owned())
 }
 
-/// All strings of a line, one after the other, with their escapes undone.
+/// All strings of a line, concatenated and unescaped.
 fn strings(arguments: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = arguments.as_bytes().iter().copied().peekable();

@@ -1,4 +1,4 @@
-//! What a node sent over its sockets: HTTP/2 frames, in them gRPC messages, in them batches of answers.
+//! The bytes that a node sent over its sockets: HTTP/2 frames, in them gRPC messages, in them batches of answers.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ const MESSAGE_HEAD: usize = 5;
 /// The type of frames that carry messages.
 const DATA: u8 = 0;
 
-/// Bytes of one direction of something, and the line of the trace in which each began to leave.
+/// Bytes of one direction of a connection or stream, and the line of the trace in which the sending of each began.
 #[derive(Default)]
 struct Flow {
     bytes: BytesMut,
@@ -30,7 +30,7 @@ impl Flow {
         self.lines.extend(std::iter::repeat_n(line, bytes.len()));
     }
 
-    /// Takes bytes off, and the line in which the first of them left.
+    /// Removes bytes; returns them with the line in which the first of them was sent.
     fn take(&mut self, count: usize) -> (Bytes, usize) {
         let line = self.lines.front().copied().unwrap_or(usize::MAX);
         self.lines.drain(..count);
@@ -45,7 +45,7 @@ struct Connection {
     streams: HashMap<u32, (Flow, Joiner)>,
 }
 
-/// Every write that was acknowledged, with the line in which the first byte of its acknowledgement left.
+/// Every write that was acknowledged, with the line in which the first byte of its acknowledgement was sent.
 pub(super) fn acknowledgements(trace: &Trace) -> Vec<(u64, usize)> {
     let mut connections: HashMap<&str, Connection> = HashMap::new();
     let mut acknowledged = Vec::new();

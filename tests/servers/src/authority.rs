@@ -1,4 +1,4 @@
-//! Who vouches for the two sides of a TLS connection in tests.
+//! Certificate authorities for both sides of a TLS connection in tests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ pub struct Authority {
     name: String,
 }
 
-/// A certificate's file and its key's.
+/// The files of a certificate and its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
     /// The certificate, in PEM.
@@ -22,7 +22,7 @@ pub struct Pair {
 }
 
 impl Authority {
-    /// A new one, of this name, in `folder`.
+    /// A new authority of this name in `folder`.
     pub fn new(folder: &Path, name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.distinguished_name.push(DnType::CommonName, name);
@@ -38,13 +38,12 @@ impl Authority {
         self.folder.join(format!("{}.pem", self.name))
     }
 
-    /// A certificate for these names (or addresses), in `FILE.pem` and `FILE.key`; files that are there are replaced, each
-    /// at once.
+    /// A certificate for these names (or addresses), in `FILE.pem` and `FILE.key`; existing files are replaced atomically.
     pub fn issue(&self, file: &str, names: &[&str]) -> Pair {
         self.issue_until(file, names, 2100)
     }
 
-    /// The same, whose time ends with that year's first day.
+    /// The same, expiring on the first day of that year.
     pub fn issue_until(&self, file: &str, names: &[&str], year: i32) -> Pair {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).expect("names");
@@ -59,7 +58,7 @@ impl Authority {
     }
 }
 
-/// Puts a file in the place of another: whoever reads it finds the one or the other.
+/// Replaces a file atomically: readers find the old or the new content.
 fn replace(path: &Path, content: &str) {
     let beside = path.with_extension("new");
     fs::write(&beside, content).expect("write a file");

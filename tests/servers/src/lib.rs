@@ -1,14 +1,13 @@
-//! Real servers for tests: PostgreSQL and Redis as their packages install them, each in a folder and on a port of its own,
-//! so that any number run at once, from any number of test processes.
+//! Real servers for tests: PostgreSQL and Redis as their packages install them, each in its own folder and on its own port,
+//! so that any number can run at once, from any number of test processes.
 //!
-//! Reading order: [`Postgres`], [`Redis`], then what they stand on: `server` (one port, started and started again),
+//! Reading order: [`Postgres`], [`Redis`], then their support: `server` (one port, start and restart),
 //! `process` (a server's processes, all of them), `reaper` (nothing outlives a test, however it ends), `port`, `program`
-//! (where the servers are found, and as whom they run).
+//! (where the servers are found, and as which user they run).
 //!
-//! Beside them: [`Authority`], for tests of TLS, and [`Workplace`], for those who start processes of their own.
+//! In addition: [`Authority`], for tests of TLS, and [`Workplace`], for tests that start processes.
 //!
-//! Every wait is for an event and ends with a panic that holds the server's log. This crate is for tests: what cannot be
-//! done is a panic, not an error.
+//! Every wait is for an event, and a timeout panics with the server's log. This crate is for tests, so failures are panics, not errors.
 
 #[cfg(feature = "authority")]
 mod authority;
@@ -30,13 +29,13 @@ pub use postgres::Postgres;
 pub use redis::{Redis, RedisCluster, RedisSentinel};
 pub use workplace::Workplace;
 
-/// Longest wait for anything that must happen, on a machine that is busy with other tests.
+/// Longest wait for an expected event, on a machine that is busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Between two looks at something that nothing announces.
+/// Interval of polling for states that nothing announces.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Looks until there is something to see, for [`PATIENCE`] at most.
+/// Polls until there is a result, for at most [`PATIENCE`].
 fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let until = Instant::now() + PATIENCE;
     loop {

@@ -1,4 +1,4 @@
-//! Ports: one that is free now, and that no other test takes while its server is down for a moment.
+//! Ports that are free, and that no other test takes while their server is down.
 
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File, OpenOptions};
@@ -6,26 +6,26 @@ use std::hash::{BuildHasher, Hasher};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::Range;
 
-/// Where ports are taken from: below those that systems hand out for outgoing connections (from 32768 on, or 49152), so
-/// that no connection takes the port of a server that is about to be started again.
+/// Range of ports: below those that systems assign to outgoing connections (from 32768 or 49152 on), so that no connection takes the
+/// port of a server that is being restarted.
 const RANGE: Range<u16> = 20_000..32_000;
 
-/// A port of 127.0.0.1. Other tests, in whatever process, get another one while this lives.
+/// A port of 127.0.0.1. Other tests, in any process, get other ones while this exists.
 #[derive(Debug)]
 pub struct Port {
     number: u16,
-    /// Locked. Absent where the folder of locks belongs to another user; then only the server's own attempt decides.
+    /// The lock. Absent if the lock folder belongs to another user; then only binding decides.
     _lock: Option<File>,
 }
 
 impl Port {
-    /// One that is free now. A server may still find it taken by somebody who keeps no locks: try again with another.
+    /// A free port. Programs that use no locks may still take it: then try another one.
     ///
     /// # Panics
     /// When none is free.
     pub fn free() -> Self {
         let folder = std::env::temp_dir().join("witan-test-ports");
-        // What goes wrong here goes wrong below too.
+        // An error here shows below, too.
         let _ = fs::create_dir_all(&folder);
         let first = RandomState::new().build_hasher().finish() as u16 % RANGE.len() as u16;
         let all = RANGE.map(|number| RANGE.start + (number - RANGE.start + first) % RANGE.len() as u16);

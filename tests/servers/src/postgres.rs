@@ -17,12 +17,11 @@ use crate::server::Server;
 
 mod template;
 
-/// What every server is started with. Committed means synced, as in production: `fsync` stays on unless a test asks for
-/// `off`, which is safe wherever only processes are killed (what was written is the system's then, not the server's) and
-/// spares a busy machine's disk.
+/// Settings of every server. Committed means synced, as in production: `fsync` stays on unless a test asks for `off`, which is safe
+/// where only processes are killed (the operating system has the written data then) and spares the disk of a busy machine.
 const SETTINGS: [(&str, &str); 6] = [
     ("listen_addresses", "127.0.0.1"),
-    // The path of a socket may not be longer than 107 bytes, that of a temporary folder may.
+    // The path of a socket is limited to 107 bytes; that of a temporary folder may be longer.
     ("unix_socket_directories", ""),
     ("shared_buffers", "16MB"),
     ("max_connections", "200"),
@@ -31,11 +30,11 @@ const SETTINGS: [(&str, &str); 6] = [
 ];
 
 /// A running server with an empty database `postgres`, and a superuser of the same name without a password. Stopped and
-/// removed when dropped, and also when the test process ends in whatever way.
+/// removed when dropped, and also when the test process ends, however that happens.
 #[derive(Debug)]
 pub struct Postgres {
     server: Server,
-    /// Goes after the server.
+    /// Dropped after the server.
     folder: TempDir,
 }
 
@@ -48,7 +47,7 @@ impl Postgres {
         Self::start_with(&[])
     }
 
-    /// Starts a server with settings of its own, such as `("fsync", "off")`.
+    /// Starts a server with further settings, such as `("fsync", "off")`.
     ///
     /// # Panics
     /// When it cannot be started.
@@ -83,62 +82,62 @@ impl Postgres {
         format!("postgres://postgres@{}/{database}", self.address())
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.server.address()
     }
 
-    /// Makes an empty database, so that several tests can share a server; answers with its [`Self::url_of`].
+    /// Creates an empty database, so that several tests can share a server; returns its [`Self::url_of`].
     ///
     /// # Panics
-    /// When the server does not make it.
+    /// When the server does not create it.
     pub fn database(&self, name: &str) -> String {
         self.ask(&format!("CREATE DATABASE \"{name}\""));
         self.url_of(name)
     }
 
-    /// Runs SQL in the database `postgres` with `psql`, and answers with the rows, their columns separated by `|`.
+    /// Runs SQL in the database `postgres` with `psql`, and returns the rows, their columns separated by `|`.
     ///
     /// # Panics
     /// When it fails.
     pub fn ask(&self, sql: &str) -> String {
         let mut psql = Command::new(program::find(&["psql"]));
         psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", &self.url(), "-c", sql]);
-        let told = psql.stdin(Stdio::null()).output().expect("run psql");
-        assert!(told.status.success(), "{sql}: {}", String::from_utf8_lossy(&told.stderr));
-        String::from_utf8_lossy(&told.stdout).trim_end().to_owned()
+        let output = psql.stdin(Stdio::null()).output().expect("run psql");
+        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
-    /// `kill -9` of all its processes; they are gone when this returns.
+    /// `kill -9` of all its processes; they have ended when this returns.
     pub fn kill(&self) {
         self.server.process().kill();
     }
 
-    /// Ends the server as an operator does ("fast": connections are cut, transactions rolled back).
+    /// Stops the server as an operator does ("fast": connections are cut, transactions rolled back).
     pub fn stop(&self) {
         self.server.process().end("INT");
     }
 
-    /// Starts it again after [`Self::kill`] or [`Self::stop`], with the same data on the same port; it answers when this
+    /// Restarts it after [`Self::kill`] or [`Self::stop`], with the same data on the same port; it answers when this
     /// returns.
     ///
     /// # Panics
-    /// When it does not start, or runs.
+    /// When it does not start, or is running.
     pub fn start_again(&self) {
         self.server.start_again();
     }
 
-    /// Stops all its processes (SIGSTOP): it keeps its connections and answers nothing.
+    /// Pauses all its processes (SIGSTOP): it keeps its connections and does not respond.
     pub fn pause(&self) {
         self.server.process().pause();
     }
 
-    /// Lets them go on (SIGCONT).
+    /// Resumes them (SIGCONT).
     pub fn resume(&self) {
         self.server.process().resume();
     }
 
-    /// The end of its log since it was started last.
+    /// The end of its log since its last start.
     pub fn log(&self) -> String {
         self.server.process().log()
     }
@@ -146,7 +145,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // "Immediate": nothing is saved, but the shared memory is given back.
+        // "Immediate": nothing is saved, but the shared memory is released.
         self.server.process().end("QUIT");
         template::release_shared_memory(&data(&self.folder));
     }
@@ -156,7 +155,7 @@ fn data(folder: &TempDir) -> PathBuf {
     folder.path().join("data")
 }
 
-/// Makes a folder the user's, who alone may look into it.
+/// Makes the user the owner of a folder, with access for nobody else.
 fn give(folder: &Path, user: Option<User>) {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).expect("restrict a folder");
     if let Some(user) = user {
@@ -164,7 +163,7 @@ fn give(folder: &Path, user: Option<User>) {
     }
 }
 
-/// Whether it lets clients in: a start-up message is answered with a request for authentication, not with an error.
+/// Whether it accepts clients: it responds to a start-up message with a request for authentication, not with an error.
 fn answers(address: SocketAddr) -> bool {
     const PATIENCE: Duration = Duration::from_secs(5);
     const VERSION_3: [u8; 4] = [0, 3, 0, 0];
@@ -177,7 +176,7 @@ fn answers(address: SocketAddr) -> bool {
         stream.write_all(&[&length.to_be_bytes(), &VERSION_3[..], PARAMETERS].concat())?;
         let mut first = [0];
         stream.read_exact(&mut first)?;
-        // The answer is known; whether it hears the farewell does not matter.
+        // The response has arrived; whether the goodbye arrives does not matter.
         let _ = stream.write_all(&TERMINATE);
         std::io::Result::Ok(first == *b"R")
     };

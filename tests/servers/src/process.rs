@@ -1,5 +1,5 @@
-//! A server's processes. They are known by the folder that they work in, which is the server's alone: so none is missed,
-//! not even one whose parent was killed.
+//! A server's processes. They are identified by their working folder, which only this server uses, so none is missed, not even one
+//! whose parent was killed.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -9,28 +9,28 @@ use std::process::{Child, Command, Stdio};
 use crate::program::User;
 use crate::{PATIENCE, eventually};
 
-/// A server that has been started.
+/// A started server.
 #[derive(Debug)]
 pub(crate) struct Process {
     name: &'static str,
     child: Child,
     folder: PathBuf,
     log: PathBuf,
-    /// Where in the log this run begins.
+    /// Position in the log at which this run begins.
     log_from: usize,
 }
 
-/// Why a server does not answer.
+/// A server that does not answer.
 #[derive(Debug)]
 pub(crate) struct Silent {
-    /// Why, with the server's log.
+    /// The reason, with the end of the server's log.
     pub(crate) why: String,
-    /// Whether it found its port taken.
+    /// Whether its port was taken.
     pub(crate) port_taken: bool,
 }
 
 impl Process {
-    /// Starts `command` in `folder`, what it says appended to `log`, as `user` or as whoever runs the test.
+    /// Starts `command` in `folder`, with its output appended to `log`, as `user` or as the user that runs the test.
     pub(crate) fn start(
         name: &'static str,
         command: &mut Command,
@@ -42,18 +42,18 @@ impl Process {
         let out = File::options().create(true).append(true).open(log).expect("open the server's log");
         command.current_dir(folder).env("LC_ALL", "C").stdin(Stdio::null());
         command.stdout(out.try_clone().expect("duplicate the log")).stderr(out);
-        // What a terminal sends to the tests is not for the server; the reaper ends it.
+        // Signals of a terminal to the tests do not reach the server; the reaper ends it.
         command.process_group(0);
         if let Some(user) = user {
             command.uid(user.uid).gid(user.gid);
         }
         let child = command.spawn().unwrap_or_else(|error| panic!("run {command:?}: {error}"));
-        // For the reaper, where there is no /proc.
+        // For the reaper, if there is no /proc.
         fs::write(folder.join("pid"), child.id().to_string()).expect("note the process id");
         Self { name, child, folder: folder.to_owned(), log: log.to_owned(), log_from }
     }
 
-    /// Waits until `answers` says that the server does.
+    /// Waits until `answers` returns true.
     ///
     /// # Errors
     /// [`Silent`] when it has ended.
@@ -74,7 +74,7 @@ impl Process {
         seen.unwrap_or_else(|| panic!("{name} does not answer within {PATIENCE:?}; its log:\n{}", self.log()))
     }
 
-    /// The last of what it has said since it was started.
+    /// The end of its output since it was started.
     pub(crate) fn log(&self) -> String {
         const TOLD: usize = 16 << 10;
         let log = fs::read(&self.log).unwrap_or_default();
@@ -87,7 +87,7 @@ impl Process {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
-    /// `kill -9` of all its processes; gone when this returns.
+    /// `kill -9` of all its processes; they have ended when this returns.
     pub(crate) fn kill(&mut self) {
         let left = eventually(|| {
             let processes = self.processes();
@@ -97,9 +97,9 @@ impl Process {
         assert!(left.is_some(), "{} cannot be killed: {:?} are left", self.name, self.processes());
     }
 
-    /// Asks its first process to end, and waits; kills what does not.
+    /// Asks its first process to end, and waits; kills processes that do not end.
     pub(crate) fn end(&mut self, by: &str) {
-        // Once it has been waited for, its id may be somebody else's.
+        // Once it has been waited for, another process may get its id.
         if let Ok(None) = self.child.try_wait() {
             signal("CONT", &self.processes());
             signal(by, &[self.child.id()]);
@@ -108,24 +108,24 @@ impl Process {
         self.kill();
     }
 
-    /// Stops all its processes; they stand when this returns.
+    /// Pauses all its processes; none is running when this returns.
     pub(crate) fn pause(&self) {
-        let stands = eventually(|| {
-            // The first one first: it starts the others.
+        let paused = eventually(|| {
+            // The first process first, since it starts the others.
             signal("STOP", &[self.child.id()]);
             let all = self.processes();
             signal("STOP", &all);
             all.iter().all(|id| is_stopped(*id)).then_some(())
         });
-        assert!(stands.is_some(), "{} cannot be paused", self.name);
+        assert!(paused.is_some(), "{} cannot be paused", self.name);
     }
 
-    /// Lets all its processes go on.
+    /// Resumes all its processes.
     pub(crate) fn resume(&self) {
         signal("CONT", &self.processes());
     }
 
-    /// Of this run, and of another that has been started in the same folder since.
+    /// Processes of this run, and of another one started in the same folder since.
     fn processes(&self) -> Vec<u32> {
         working_in(&self.folder).unwrap_or_else(|| family(self.child.id()))
     }
@@ -133,35 +133,35 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // What has ended may have been started again since, in the same folder.
+        // A server that has ended may have been restarted in the same folder.
         if !self.has_ended() {
             self.kill();
         }
     }
 }
 
-/// All processes that work in a folder, or below it; `None` where there is no /proc to tell.
+/// All processes that work in a folder or below it; `None` without /proc.
 pub(crate) fn working_in(folder: &Path) -> Option<Vec<u32>> {
     let all = fs::read_dir("/proc").ok()?;
     let ids = all.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     Some(ids.filter(|id| works_in(*id, folder)).collect())
 }
 
-/// A process without a folder is no more.
+/// A process without a working folder has ended.
 fn works_in(id: u32, folder: &Path) -> bool {
     fs::read_link(format!("/proc/{id}/cwd")).is_ok_and(|cwd| cwd.starts_with(folder))
 }
 
-/// True, too, of a process that is gone, and where there is no /proc to tell.
+/// Also true for a process that has ended, and without /proc.
 fn is_stopped(id: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{id}/stat")) else { return true };
-    // The name, in parentheses, may hold anything.
+    // The name, in parentheses, may contain any character.
     stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['T', 't', 'Z', 'X']))
 }
 
-/// A process and its children, where there is no /proc.
+/// A process and its children, for systems without /proc.
 fn family(id: u32) -> Vec<u32> {
-    let listed = Command::new("ps").args(["-A", "-o", "pid=,ppid=,stat="]).output().map(|told| told.stdout);
+    let listed = Command::new("ps").args(["-A", "-o", "pid=,ppid=,stat="]).output().map(|output| output.stdout);
     let listed = String::from_utf8_lossy(&listed.unwrap_or_default()).into_owned();
     let row = |line: &str| {
         let mut words = line.split_whitespace();
@@ -172,7 +172,7 @@ fn family(id: u32) -> Vec<u32> {
     rows.filter(|((own, parent), dead)| !dead && (*own == id || *parent == id)).map(|((own, _), _)| own).collect()
 }
 
-/// Sends a signal, such as "STOP", through the shell's own `kill`, which is everywhere. Whoever is gone does not mind.
+/// Sends a signal, such as "STOP", through the shell's built-in `kill`, which exists everywhere. Processes that have ended are ignored.
 pub(crate) fn signal(signal: &str, ids: &[u32]) {
     if ids.is_empty() {
         return;

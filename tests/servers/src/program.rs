@@ -1,11 +1,10 @@
-//! Where the servers' programs are, and as whom they run.
+//! Where the servers' programs are, and as which user they run.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Folders that packages put servers into without putting them into the search path: Debian's, Red Hat's, Homebrew's. A
-/// part `*` stands for any folder.
+/// Folders of server packages outside the search path: Debian's, Red Hat's, Homebrew's. A part `*` matches any folder.
 const FOLDERS: [&str; 8] = [
     "/usr/lib/postgresql/*/bin",
     "/usr/pgsql-*/bin",
@@ -17,10 +16,10 @@ const FOLDERS: [&str; 8] = [
     "/home/linuxbrew/.linuxbrew/bin",
 ];
 
-/// The first of `names` that is somewhere on this machine; the newest, where a folder is named after a version.
+/// The first of `names` that is found on this machine; the newest one, if folders are named after versions.
 ///
 /// # Panics
-/// When there is none; the message tells what to do.
+/// When there is none; the message says what to do.
 pub(crate) fn find(names: &[&str]) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -30,7 +29,7 @@ pub(crate) fn find(names: &[&str]) -> PathBuf {
     found.unwrap_or_else(|| panic!("{} is not on this machine; `cargo xtask setup` installs it", names.join(" or ")))
 }
 
-/// The folders that a pattern stands for, greatest version first.
+/// The folders that match a pattern, highest version first.
 fn expand(pattern: &str) -> Vec<PathBuf> {
     let Some((before, after)) = pattern.split_once('*') else { return vec![pattern.into()] };
     let (folder, start) = before.rsplit_once('/').unwrap_or(("", before));
@@ -56,8 +55,8 @@ pub(crate) struct User {
     pub(crate) gid: u32,
 }
 
-/// Whom a server that refuses to run as root runs as: nobody else unless this process is root's, else the user that the
-/// server's package has made, else `nobody`.
+/// The user for a server that refuses to run as root: the current user, or, if that is root, the user created by the server's package,
+/// or else `nobody`.
 pub(crate) fn unprivileged(name: &str) -> Option<User> {
     if fs::metadata("/proc/self").map_or(true, |own| own.uid() != 0) {
         return None;

@@ -1,6 +1,6 @@
-//! Nothing outlives a test, however it ends. A shell beside each test process waits for the end of a pipe that only that
-//! process holds; when the process is gone, killed even, the shell kills what is left of its servers and removes their
-//! folders. (A death signal would be for Linux alone, and comes when the *thread* ends that started the server.)
+//! Nothing outlives a test, however it ends. A shell started by each test process waits for the end of a pipe that only that process
+//! holds; when the process has ended, even if killed, the shell kills its remaining servers and removes their folders. (A parent death
+//! signal exists on Linux only, and is sent when the *thread* that started the server ends.)
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-/// Reads folders, one a line, until the pipe ends. Then: every process that works in one of them is asked to end at once
-/// (PostgreSQL gives its shared memory back), killed if it has not after two seconds, and the folder is removed. Where
-/// there is no /proc, `pid` in the folder names the process.
+/// Reads folders, one per line, until the pipe ends. Then every process that works in one of them is asked to end at once (PostgreSQL
+/// releases its shared memory), killed after two seconds, and the folder is removed. Without /proc, the file `pid` in the folder names
+/// the process.
 const SCRIPT: &str = r#"
 folders=""
 while IFS= read -r folder; do folders="$folders$folder
@@ -41,10 +41,10 @@ wait
 
 static REAPER: Mutex<Option<Child>> = Mutex::new(None);
 
-/// Has a server's folder and processes cared for once this process is gone.
+/// Registers a server's folder for cleanup after the end of this process.
 ///
 /// # Panics
-/// When the shell cannot be run, or the folder's name holds a line's end.
+/// When the shell cannot be run, or the folder's name contains a line break.
 pub(crate) fn watch(folder: &Path) {
     let folder = folder.to_str().filter(|name| !name.contains('\n')).expect("a folder with an ordinary name");
     let mut reaper = REAPER.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,7 +54,7 @@ pub(crate) fn watch(folder: &Path) {
 }
 
 fn start() -> Child {
-    // A group of its own: what a terminal sends to the tests is not for it.
+    // A separate process group, so that signals of a terminal to the tests do not reach it.
     let mut shell = Command::new("sh");
     shell.args(["-c", SCRIPT]).current_dir("/").process_group(0);
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("run sh")

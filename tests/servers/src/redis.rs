@@ -1,4 +1,4 @@
-//! A Redis server, alone; and several that make a cluster, or follow one another.
+//! A single Redis server; a cluster of several; a master with replica and sentinel.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -17,25 +17,25 @@ mod sentinel;
 pub use cluster::RedisCluster;
 pub use sentinel::RedisSentinel;
 
-/// How long one look may take at something that will be looked at again.
+/// Longest time of one poll.
 const SOON: Duration = Duration::from_secs(5);
 
-/// What every server is started with: what is acknowledged is synced, and nothing is evicted.
+/// Settings of every server: acknowledged commands are synced, and nothing is evicted.
 const SETTINGS: [(&str, &str); 6] = [
     ("appendonly", "yes"),
     ("appendfsync", "always"),
     ("maxmemory-policy", "noeviction"),
-    // No snapshots beside the log.
+    // No snapshots in addition to the log.
     ("save", ""),
     ("bind", "127.0.0.1"),
     ("daemonize", "no"),
 ];
 
-/// A running, empty server. Stopped and removed when dropped, and also when the test process ends in whatever way.
+/// A running, empty server. Stopped and removed when dropped, and also when the test process ends, however that happens.
 #[derive(Debug)]
 pub struct Redis {
     server: Server,
-    /// Goes after the server.
+    /// Dropped after the server.
     _folder: TempDir,
 }
 
@@ -49,7 +49,7 @@ impl Redis {
         Self::start_with(&[])
     }
 
-    /// Starts a server with settings of its own, such as `("maxmemory", "10mb")`.
+    /// Starts a server with further settings, such as `("maxmemory", "10mb")`.
     ///
     /// # Panics
     /// When it cannot be started.
@@ -72,49 +72,49 @@ impl Redis {
         format!("redis://{}", self.address())
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.server.address()
     }
 
-    /// Sends a command whose words have no spaces, such as `FLUSHALL`, and answers with what comes back, a list as lines.
+    /// Sends a command whose words have no spaces, such as `FLUSHALL`, and returns the response, a list as lines.
     ///
     /// # Panics
-    /// When there is no answer, or an error is.
+    /// When there is no response, or it is an error.
     pub fn ask(&self, command: &str) -> String {
         ask::ask(self.address(), command, PATIENCE).unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
-    /// `kill -9`; it is gone when this returns.
+    /// `kill -9`; it has ended when this returns.
     pub fn kill(&self) {
         self.server.process().kill();
     }
 
-    /// Ends the server as an operator does.
+    /// Stops the server as an operator does.
     pub fn stop(&self) {
         self.server.process().end("TERM");
     }
 
-    /// Starts it again after [`Self::kill`] or [`Self::stop`], with the same data on the same port; it answers when this
+    /// Restarts it after [`Self::kill`] or [`Self::stop`], with the same data on the same port; it answers when this
     /// returns.
     ///
     /// # Panics
-    /// When it does not start, or runs.
+    /// When it does not start, or is running.
     pub fn start_again(&self) {
         self.server.start_again();
     }
 
-    /// Stops its process (SIGSTOP): it keeps its connections and answers nothing.
+    /// Pauses its process (SIGSTOP): it keeps its connections and does not respond.
     pub fn pause(&self) {
         self.server.process().pause();
     }
 
-    /// Lets it go on (SIGCONT).
+    /// Resumes it (SIGCONT).
     pub fn resume(&self) {
         self.server.process().resume();
     }
 
-    /// The end of its log since it was started last.
+    /// The end of its log since its last start.
     pub fn log(&self) -> String {
         self.server.process().log()
     }
@@ -126,13 +126,13 @@ impl Drop for Redis {
     }
 }
 
-/// A setting of several words is several arguments, and one of none is an empty one.
+/// A setting of several words becomes several arguments, and an empty one becomes an empty argument.
 fn arguments(name: &str, value: &str) -> Vec<String> {
     let name = format!("--{name}");
     std::iter::once(name).chain(value.split(' ').map(str::to_owned)).collect()
 }
 
-/// Whether it has read its data and takes commands.
+/// Whether it has loaded its data and accepts commands.
 fn answers(address: SocketAddr) -> bool {
-    ask::ask(address, "PING", SOON).is_ok_and(|told| told == "PONG")
+    ask::ask(address, "PING", SOON).is_ok_and(|reply| reply == "PONG")
 }

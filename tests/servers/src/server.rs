@@ -1,4 +1,4 @@
-//! A server on a port of its own: found free at the start, and the same one whenever it is started again.
+//! A server on its own port, which was free at the start and stays the same after restarts.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,13 +7,13 @@ use crate::eventually;
 use crate::port::Port;
 use crate::process::Process;
 
-/// Attempts to start on one port after another.
+/// Attempts to start, each on another port.
 const PORTS: usize = 20;
 
 /// Starts the server's program on a port.
 type Launch = Box<dyn Fn(u16) -> Process + Send + Sync>;
 
-/// A server that runs, or may run again.
+/// A server that runs, or can be restarted.
 pub(crate) struct Server {
     name: &'static str,
     launch: Launch,
@@ -23,7 +23,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Launches it on a free port, until it answers.
+    /// Launches it on a free port, and waits until it answers.
     ///
     /// # Panics
     /// When it ends instead, or does not answer in time.
@@ -40,7 +40,7 @@ impl Server {
                     let (launch, process) = (Box::new(launch), Mutex::new(process));
                     return Self { name, launch, answers, port, process };
                 }
-                // Somebody was faster.
+                // Another process has taken the port.
                 Err(silent) => assert!(silent.port_taken, "{}", silent.why),
             }
         }
@@ -55,7 +55,7 @@ impl Server {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Launches it again on its port, until it answers.
+    /// Launches it again on its port, and waits until it answers.
     ///
     /// # Panics
     /// When it runs, ends instead, or does not answer in time.
@@ -66,7 +66,7 @@ impl Server {
             let mut next = (self.launch)(self.port.number());
             match next.await_answer(|| (self.answers)(self.address())) {
                 Ok(()) => Some(next),
-                // Whoever has taken the port in the meantime may go again.
+                // Another process may have taken the port for a while.
                 Err(silent) if silent.port_taken => None,
                 Err(silent) => panic!("{}", silent.why),
             }

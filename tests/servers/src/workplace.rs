@@ -1,4 +1,4 @@
-//! A folder whose processes end with it: for what starts processes of its own, such as a script with servers in the background.
+//! A folder whose processes end with it: for programs that start processes, such as a script with servers in the background.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use crate::{eventually, process, reaper};
 
 /// A temporary folder. When it is dropped, every process that works in it (whose current folder is in it) is killed, and it is
-/// removed; so it is when this process ends in whatever way.
+/// removed; the same happens when this process ends, however that happens.
 #[derive(Debug)]
 pub struct Workplace(TempDir);
 
@@ -22,7 +22,7 @@ impl Workplace {
         Self(folder)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         self.0.path()
     }
@@ -30,7 +30,7 @@ impl Workplace {
 
 impl Drop for Workplace {
     fn drop(&mut self) {
-        // Where there is no /proc to find them by, they have to end by themselves.
+        // Without /proc, they cannot be found and must end on their own.
         let _ = eventually(|| {
             let left = process::working_in(self.path()).unwrap_or_default();
             process::signal("KILL", &left);

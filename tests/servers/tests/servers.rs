@@ -1,4 +1,4 @@
-//! The servers do what tests of others rely on.
+//! Tests that the servers do what other tests rely on.
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
@@ -13,7 +13,7 @@ fn listens(address: SocketAddr) -> bool {
 }
 
 fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    // A sentinel on a busy machine needs more than anything else.
+    // A sentinel needs the longest on a busy machine.
     let until = Instant::now() + 3 * PATIENCE;
     while !is_so() {
         assert!(Instant::now() < until, "{what}: not in time");
@@ -52,11 +52,11 @@ fn postgres_can_be_paused_with_all_its_processes() {
     let mut asked = Command::new("sh");
     asked.args(["-c", &format!("psql -X -A -t -d {} -c 'SELECT 42'", postgres.url())]);
     let mut asked = asked.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("run psql");
-    // It has no answer before the server goes on, however long that is.
+    // It gets no response until the server is resumed, however long that takes.
     assert!(asked.try_wait().expect("look").is_none());
     postgres.resume();
-    let told = asked.wait_with_output().expect("psql ends");
-    assert_eq!(String::from_utf8_lossy(&told.stdout).trim(), "42");
+    let output = asked.wait_with_output().expect("psql ends");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "42");
 }
 
 #[test]
@@ -110,14 +110,14 @@ fn a_sentinel_finds_another_master() {
     eventually("it takes changes", || sentinel.second().ask("ROLE").starts_with("master"));
 }
 
-/// In a copy of this test: servers that nobody will stop.
+/// In a child process of this test: servers that are never stopped.
 const CHILD: &str = "WITAN_SERVERS_TEST_CHILD";
 
 #[test]
 fn nothing_outlives_a_test_process_that_is_killed() {
     if std::env::var_os(CHILD).is_some() {
         let (postgres, redis) = (Postgres::start(), Redis::start());
-        // One that is stopped cannot end by itself.
+        // A paused one cannot end on its own.
         postgres.pause();
         let directory = redis.ask("CONFIG GET dir").replace("dir\n", "");
         println!("\nstarted {} {} {directory}", postgres.address(), redis.address());

@@ -1,5 +1,5 @@
-//! The data folder that every server starts from. `initdb` takes seconds, a copy of what it makes does not, so it runs once
-//! per version and machine: the template is kept beside the compiled tests.
+//! The data folder that every server starts from. `initdb` takes seconds, but copying its result does not, so it runs once per version
+//! and machine: the template is kept next to the compiled tests.
 
 use std::fs::{self, File};
 use std::os::unix::fs::chown;
@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use super::give;
 use crate::program::{self, User};
 
-/// How `initdb` is called; part of the template's name, so that another way makes another template.
+/// Arguments of `initdb`; part of the template's name, so that other arguments make another template.
 const ARGUMENTS: [&str; 7] = [
     "--username=postgres",
     "--auth=trust",
@@ -26,7 +26,7 @@ pub(super) fn copy(to: &Path, user: Option<User>) {
     copy_folder(&from, to, user);
 }
 
-/// The template, made if there is none. One process makes it, the others wait.
+/// The template, created if it does not exist. One process creates it, the others wait.
 fn template(user: Option<User>) -> PathBuf {
     let initdb = program::find(&["initdb"]);
     let version = Command::new(&initdb).arg("--version").output().expect("run initdb").stdout;
@@ -40,9 +40,9 @@ fn template(user: Option<User>) -> PathBuf {
     if fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == made_by) && template.exists() {
         return template;
     }
-    // Whatever is there is of another version, or unfinished.
+    // Existing content is of another version, or incomplete.
     let _ = fs::remove_dir_all(&template);
-    // The server's user may not be allowed to look into the cache.
+    // The server's user may have no access to the cache.
     let workshop = tempfile::Builder::new().prefix("witan-initdb-").tempdir().expect("make a temporary folder");
     give(workshop.path(), user);
     let fresh = workshop.path().join("data");
@@ -52,7 +52,7 @@ fn template(user: Option<User>) -> PathBuf {
     template
 }
 
-/// Beside the compiled tests: target/debug/servers; else among the temporary files.
+/// Next to the compiled tests in target/debug/servers, or else among the temporary files.
 fn cache() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     let built = own.ancestors().find(|folder| folder.join("deps").is_dir()).map(Path::to_path_buf);
@@ -66,9 +66,9 @@ fn initialize(initdb: &Path, folder: &Path, user: Option<User>) {
     if let Some(user) = user {
         command.uid(user.uid).gid(user.gid);
     }
-    let told = command.output().expect("run initdb");
-    let errors = String::from_utf8_lossy(&told.stderr);
-    assert!(told.status.success(), "{command:?} ended with {}: {errors}", told.status);
+    let output = command.output().expect("run initdb");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} ended with {}: {errors}", output.status);
 }
 
 fn copy_folder(from: &Path, to: &Path, user: Option<User>) {
@@ -88,11 +88,11 @@ fn copy_folder(from: &Path, to: &Path, user: Option<User>) {
     }
 }
 
-/// A server that was killed leaves a small piece of System V shared memory behind, of which a machine has but so many. The
-/// seventh line of its lock file names it.
+/// A killed server leaves a small System V shared memory segment behind, of which a machine has a limited number. The seventh line of
+/// its lock file names it.
 pub(super) fn release_shared_memory(data: &Path) {
     let Ok(lock_file) = fs::read_to_string(data.join("postmaster.pid")) else { return };
     let Some(id) = lock_file.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)) else { return };
-    // Without ipcrm the piece stays until the machine starts again.
+    // Without ipcrm the segment stays until the machine restarts.
     let _ = Command::new("ipcrm").args(["-m", id]).stderr(Stdio::null()).status();
 }

@@ -1,14 +1,14 @@
-//! A client of a few lines: one command, one answer, in a connection of its own.
+//! A minimal client: one command and one response per connection.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Sends a command, its words separated by spaces, and answers with what comes back, a list as lines. `patience` is the
-/// longest wait for a connection, and for each part of the answer.
+/// Sends a command, its words separated by spaces, and returns the response, a list as lines. `patience` is the longest wait for a
+/// connection, and for each part of the response.
 ///
 /// # Errors
-/// When there is no answer, or an error is.
+/// When there is no response, or it is an error.
 pub(super) fn ask(address: SocketAddr, command: &str, patience: Duration) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, patience)?;
     stream.set_read_timeout(Some(patience))?;

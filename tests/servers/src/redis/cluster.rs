@@ -6,14 +6,14 @@ use super::ask::ask;
 use super::{Redis, SOON};
 use crate::{Port, eventually};
 
-/// The slots of a cluster, shared out.
+/// The slots of the cluster, divided among the masters.
 const SLOTS: [&str; 3] = ["0 5460", "5461 10922", "10923 16383"];
 
-/// Three masters without replicas, joined; every slot is served when it is made.
+/// Three joined masters without replicas; every slot is served once this exists.
 #[derive(Debug)]
 pub struct RedisCluster {
     nodes: Vec<Redis>,
-    /// For what they say to each other.
+    /// Ports of the cluster bus.
     _buses: Vec<Port>,
 }
 
@@ -21,12 +21,12 @@ impl RedisCluster {
     /// Starts the servers and joins them.
     ///
     /// # Panics
-    /// When one cannot be started, or they do not find together.
+    /// When one cannot be started, or they do not join.
     pub fn start() -> Self {
         let buses: Vec<Port> = SLOTS.iter().map(|_| Port::free()).collect();
         let start = |bus: &Port| {
             let port = bus.number().to_string();
-            // A node counts as lost late: on a busy machine every one is slow at times.
+            // A long timeout before a node counts as lost: on a busy machine every node is slow at times.
             Redis::start_with(&[("cluster-enabled", "yes"), ("cluster-port", &port), ("cluster-node-timeout", "15000")])
         };
         let cluster = Self { nodes: buses.iter().map(start).collect(), _buses: buses };
@@ -45,7 +45,7 @@ impl RedisCluster {
         }
         let whole = |address: SocketAddr| {
             ask(address, "CLUSTER INFO", SOON).is_ok_and(|info| {
-                let has = |line: &str| info.lines().any(|told| told.trim_end() == line);
+                let has = |line: &str| info.lines().any(|shown| shown.trim_end() == line);
                 has("cluster_state:ok") && has("cluster_slots_ok:16384") && has("cluster_known_nodes:3")
             })
         };

@@ -1,4 +1,4 @@
-//! A master, a replica, and a sentinel that turns the one into the other.
+//! A master, a replica, and a sentinel that fails over from one to the other.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -15,12 +15,13 @@ use crate::{PATIENCE, eventually, program, reaper};
 /// The name under which the sentinel knows the master.
 const MASTER: &str = "witan";
 
-/// A sentinel alone may decide here. However busy the machine is, it decides nothing before [`Self::kill_master`].
+/// A master, its replica, and one sentinel, which decides alone. However busy the machine is, it does not fail over before
+/// [`Self::kill_master`].
 #[derive(Debug)]
 pub struct RedisSentinel {
     servers: [Redis; 2],
     sentinel: Server,
-    /// Goes after the sentinel.
+    /// Dropped after the sentinel.
     _folder: TempDir,
 }
 
@@ -28,7 +29,7 @@ impl RedisSentinel {
     /// Starts the three; the replica follows the master, and the sentinel knows both, when this returns.
     ///
     /// # Panics
-    /// When one cannot be started, or they do not find together.
+    /// When one cannot be started, or they do not connect.
     pub fn start() -> Self {
         let master = Redis::start();
         let port = master.address().port().to_string();
@@ -42,7 +43,7 @@ impl RedisSentinel {
                  sentinel down-after-milliseconds {MASTER} 86400000\nsentinel failover-timeout {MASTER} 5000\n",
                 path.display()
             );
-            // It writes into the file what it finds out.
+            // It writes its state into the file.
             let file = path.join("sentinel.conf");
             fs::write(&file, settings).expect("write the sentinel's settings");
             let mut command = Command::new(program::find(&["redis-server", "valkey-server"]));
@@ -56,12 +57,12 @@ impl RedisSentinel {
     }
 
     fn await_replica(&self) {
-        let told = |address: SocketAddr, command: &str| ask(address, command, SOON).unwrap_or_default();
+        let reply = |address: SocketAddr, command: &str| ask(address, command, SOON).unwrap_or_default();
         let ready = eventually(|| {
-            let follows = told(self.servers[1].address(), "INFO replication").contains("master_link_status:up");
-            // Its flags, where all is well, are these alone.
+            let follows = reply(self.servers[1].address(), "INFO replication").contains("master_link_status:up");
+            // A healthy replica has only these flags.
             let known =
-                told(self.sentinel.address(), &format!("SENTINEL replicas {MASTER}")).contains("flags\nslave\n");
+                reply(self.sentinel.address(), &format!("SENTINEL replicas {MASTER}")).contains("flags\nslave\n");
             (follows && known).then_some(())
         });
         assert!(ready.is_some(), "the sentinel does not find the replica: {}", self.sentinel.process().log());
@@ -77,19 +78,19 @@ impl RedisSentinel {
         MASTER
     }
 
-    /// The server that is the master at first.
+    /// The server that is initially the master.
     pub fn first(&self) -> &Redis {
         &self.servers[0]
     }
 
-    /// The server that is its replica at first.
+    /// The server that is initially the replica.
     pub fn second(&self) -> &Redis {
         &self.servers[1]
     }
 
-    /// `kill -9` of the first master, which the sentinel counts as lost after a second without an answer. Sooner or later the
-    /// second server is the master: in seconds, unless the machine is so busy that the sentinel does not trust its own
-    /// clock, which takes it half a minute.
+    /// `kill -9` of the first master, which the sentinel counts as lost after a second without a response. Eventually the second
+    /// server is the master: within seconds, or within half a minute on a machine so busy that the sentinel does not trust its
+    /// own clock.
     ///
     /// # Panics
     /// When the sentinel does not answer.
@@ -99,9 +100,9 @@ impl RedisSentinel {
         self.first().kill();
     }
 
-    /// Where the sentinel says that the master is.
+    /// The address of the master according to the sentinel.
     pub fn master(&self) -> Option<SocketAddr> {
-        let told = ask(self.sentinel.address(), &format!("SENTINEL get-master-addr-by-name {MASTER}"), SOON).ok()?;
-        told.replace('\n', ":").parse().ok()
+        let reply = ask(self.sentinel.address(), &format!("SENTINEL get-master-addr-by-name {MASTER}"), SOON).ok()?;
+        reply.replace('\n', ":").parse().ok()
     }
 }
