@@ -93,7 +93,15 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
         table.aligned()
     );
     let json = json!({
-        "plain_us": plain, "policy_us": policy, "difference_us": cost, "mean_difference_us": average, "standard_error_us": error, "bound_us": BOUND_MICROS, "met": met, "asked": asked, "remembered": remembered,
+        "plain_us": plain,
+        "policy_us": policy,
+        "difference_us": cost,
+        "mean_difference_us": average,
+        "standard_error_us": error,
+        "bound_us": BOUND_MICROS,
+        "met": met,
+        "asked": asked,
+        "remembered": remembered,
     });
     Ok(Section { text, json, bounds_hold: met })
 }

@@ -115,7 +115,11 @@ fn summary(samples: &[Samples; CASES.len()]) -> Section {
             grouped(throughputs[1]),
         ]);
         rows.push(json!({
-            "name": case.name, "embedded_us": samples.embedded, "shared_us": samples.shared, "more_percent": more, "standard_error_percent": error,
+            "name": case.name,
+            "embedded_us": samples.embedded,
+            "shared_us": samples.shared,
+            "more_percent": more,
+            "standard_error_percent": error,
             "bound_percent": case.bound, "met": met, "embedded_throughput": throughputs[0], "shared_throughput": throughputs[1],
         }));
     }

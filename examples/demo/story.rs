@@ -133,7 +133,8 @@ impl<'a> Plot<'a> {
         let took = started.elapsed();
         let (count, rate) = (records.len(), records.len() as f64 / took.as_secs_f64());
         self.output.detail(format_args!(
-            "The IANA language subtag registry, {count} records, is stored on a quorum of nodes each, synced to disk, in {} ({rate:.0} records/s).",
+            "The IANA language subtag registry, {count} records, is stored on a quorum of nodes each, \
+             synced to disk, in {} ({rate:.0} records/s).",
             seconds(took)
         ));
         self.output.summary(
@@ -168,7 +169,8 @@ impl<'a> Plot<'a> {
         let before = self.cart(0).await?;
         ensure!(before.siblings.len() == DEVICES.len(), "expected {} siblings, got {before:?}", DEVICES.len());
         self.output.detail(format_args!(
-            "{} clients wrote to each of {CONFLICTS} carts at once, without having read them. Without a resolver a read returns what it\nfound, {} siblings and no verdict:",
+            "{} clients wrote to each of {CONFLICTS} carts at once, without having read them. Without a resolver a read\n\
+             returns what it found, {} siblings and no verdict:",
             DEVICES.len(),
             before.siblings.len()
         ));
@@ -432,7 +434,8 @@ impl<'a> Plot<'a> {
         let repairs = self.cluster.counter("coordinator_repairs_triggered").await? - before;
         let (name, count, took) = (node_name(VICTIM), indexes.len(), seconds(started.elapsed()));
         self.output.detail(format_args!(
-            "{name} is behind on {behind} of {count} records. Reading them at level all started {repairs} repairs; {took} later it is behind on {left}."
+            "{name} is behind on {behind} of {count} records. Reading them at level all started {repairs} repairs; {took} \
+             later it is behind on {left}."
         ));
         self.output.detail(format_args!("The coordinator has repaired {} records since the start.", before + repairs));
         self.output.summary(

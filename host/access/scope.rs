@@ -18,7 +18,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// All scopes.
+    /// Every scope, in the order of their bits in [`Scopes`].
     pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Admin, Self::Operator];
 
     /// Its name in the API, in tokens and in messages.
@@ -41,9 +41,9 @@ impl Scope {
 pub struct Scopes(u32);
 
 impl Scopes {
-    /// No scope at all.
+    /// The empty set: a credential that may do nothing.
     pub const NONE: Self = Self(0);
-    /// Every scope.
+    /// The set of every scope: what a credential without bounds has.
     pub const ALL: Self = Self(Scope::Read.bit() | Scope::Write.bit() | Scope::Admin.bit() | Scope::Operator.bit());
 
     /// The set of one scope.

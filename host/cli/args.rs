@@ -106,7 +106,7 @@ impl Limit {
 pub struct Token(pub Bytes);
 
 impl Token {
-    /// Reads base64, or hexadecimal behind "hex:".
+    /// Reads base64, or hexadecimal after "hex:".
     pub fn parse(text: &str) -> Result<Self, Misspelled> {
         if let Some(hex) = text.strip_prefix("hex:") {
             return from_hex(hex).map(Self).ok_or(Misspelled::NotHexadecimal);

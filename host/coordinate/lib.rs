@@ -91,7 +91,7 @@ pub struct Defaults {
     pub limits: Limits,
 }
 
-/// Deadlines of operations for which the client sets none. Never above [`LONGEST_DEADLINE`].
+/// Deadlines of operations for which the client sets none. Never above [`witan_kernel::limit::LONGEST_DEADLINE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     /// The deadline of reads.

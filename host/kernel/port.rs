@@ -10,12 +10,12 @@
 //! 5. [`PluginHost`] and [`PluginStore`]: the plugin host as the control plane sees it, and the store of its components and bindings.
 //! 6. [`rules`]: limits and error texts that every implementation shares.
 
+mod answer;
 mod artifacts;
 mod bindings;
 mod changes;
 mod clock;
 mod error;
-mod facts;
 mod idempotency;
 mod leases;
 mod metadata;
@@ -28,6 +28,7 @@ mod tenants;
 mod tokens;
 
 pub use crate::durability::Durability;
+pub use answer::{Answer, PAGE};
 pub use artifacts::{
     ARTIFACT_BYTES, ARTIFACTS, Artifact, ArtifactStore, Component, Digest, PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES,
     PLUGIN_VERSION_BYTES, Source,
@@ -36,13 +37,12 @@ pub use bindings::{BINDING_RECORD_BYTES, BINDINGS, BindingOnRecord, BindingStore
 pub use changes::{CHANGES, ChangeLog, Changed, Changes, Hint};
 pub use clock::{AnyClock, Clock, Randomness, StoreTime, until};
 pub use error::StoreError;
-pub use facts::{Answer, PAGE, StoreFacts};
 pub use idempotency::IdempotencyStore;
 pub use leases::{
     ADDRESS_BYTES, COORDINATOR_KEPT_MS, COORDINATORS, Claim, CoordinatorOnRecord, LEASE_MS, Lease, LeaseStore,
     VERSION_BYTES,
 };
-pub use metadata::Metadata;
+pub use metadata::{Metadata, StoreFacts};
 pub use placement::{HOST_BYTES, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, StorageNode};
 pub use plugins::{PluginHost, PluginStore};
 pub use replicas::{Collect, Replicas, Reply};

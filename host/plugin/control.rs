@@ -7,7 +7,6 @@ use crate::{PluginError, PluginHost};
 impl port::PluginHost for PluginHost {
     fn refresh(&self, slots: Option<Vec<Slot>>) -> Answer<()> {
         let host = self.clone();
-        let slots = slots.map(|slots| slots.into_iter().map(|slot| (slot.tenant, slot.hook)).collect());
         Box::pin(async move {
             // The inherent method.
             PluginHost::refresh(&host, slots).await.map_err(|error| match error {

@@ -14,6 +14,7 @@ use tokio::sync::{broadcast, oneshot};
 use wasmtime::Engine;
 use witan_kernel::hook::{Hook, Hooks, Plugins};
 use witan_kernel::name::TenantId;
+use witan_kernel::port::Slot;
 
 use crate::binding::{BindingRecord, OnFault, PluginStore, Reference};
 use crate::compile::Compiler;
@@ -105,7 +106,7 @@ struct Published {
 #[derive(Default)]
 struct HostState {
     library: Library,
-    bindings: BTreeMap<(Option<TenantId>, Hook), LiveBinding>,
+    bindings: BTreeMap<Slot, LiveBinding>,
     /// Plugins that have passed their probe, each with the digest of the configuration under which it did.
     probed: BTreeSet<(Digest, Digest)>,
 }
@@ -188,10 +189,10 @@ impl PluginHost {
         self.change(move |inner| inner.remove(&plugin)).await
     }
 
-    /// Puts in force what other coordinators have changed: the components, and the bindings of these tenants and hooks (`None`: all).
-    /// What cannot be read from the store stays unchanged.
-    pub async fn refresh(&self, bindings: Option<Vec<(Option<TenantId>, Hook)>>) -> Result<(), PluginError> {
-        self.change(move |inner| inner.refresh(bindings)).await
+    /// Puts in force what other coordinators have changed: the components, and the bindings of these slots (`None`: all). What cannot
+    /// be read from the store stays unchanged.
+    pub async fn refresh(&self, slots: Option<Vec<Slot>>) -> Result<(), PluginError> {
+        self.change(move |inner| inner.refresh(slots)).await
     }
 
     /// Scans the watched folder now, until it stops changing.

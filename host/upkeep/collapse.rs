@@ -17,7 +17,7 @@ use super::runner::Kind;
 /// Limit on records that are queued or being collapsed: the number that may be collapsed at a time.
 const MOST: usize = Kind::Collapse.at_most();
 
-/// Accepts reports of records to collapse: the port that a coordinator is given. Reports beyond [`MOST`] open ones, and of records
+/// Accepts reports of records to collapse: the port that a coordinator is given. Reports beyond 64 open ones, and of records
 /// that are open already, are dropped; a later operation repeats them.
 pub struct Reports {
     open: Arc<Open>,

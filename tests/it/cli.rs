@@ -190,7 +190,7 @@ async fn keys_are_listed_replicas_compared_and_tenants_deleted() {
         (&json!(true), &json!(4), &json!(0))
     );
     let said = text(&cli.run(&["repair"]).await.stdout);
-    assert!(said.starts_with("looked at 4 records, repaired "), "{said}");
+    assert!(said.starts_with("compared 4 records, repaired "), "{said}");
     let usage = cli.run(&["repair", "--from-token", "north"]).await;
     assert_eq!(usage.status.code(), Some(2));
     assert!(text(&usage.stderr).contains("hexadecimal"), "{}", text(&usage.stderr));

@@ -94,7 +94,8 @@ impl Company {
             Known::BySecret => format!("    shared_secret_file: {}\n", file(secret)),
         };
         let config = format!(
-            "security:\n  tls:\n    cert_file: {}\n    key_file: {}\n  nodes:\n    tls:\n      ca_file: {}\n      server_name: {NAME}\n{own}",
+            "security:\n  tls:\n    cert_file: {}\n    key_file: {}\n  nodes:\n    tls:\n      ca_file: {}\n      \
+             server_name: {NAME}\n{own}",
             file("coordinator.pem"),
             file("coordinator.key"),
             self.servers.file().display(),

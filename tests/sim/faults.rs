@@ -64,7 +64,8 @@ fn chosen() -> Vec<Fault> {
 
 #[test]
 fn every_deliberate_fault_is_found() {
-    let (missed, faults): (Mutex<Vec<Fault>>, _) = (Mutex::default(), chosen());
+    let missed: Mutex<Vec<Fault>> = Mutex::default();
+    let faults = chosen();
     on_all_cores(faults.len() as u64, |number| {
         let fault = faults[number as usize];
         match found_at(fault, recorded(fault)) {
@@ -84,7 +85,8 @@ fn every_deliberate_fault_is_found() {
 #[test]
 #[ignore = "a search of minutes, started by `cargo xtask sim --faults`"]
 fn search_for_every_deliberate_fault() {
-    let (missed, table): (Mutex<Vec<Fault>>, Mutex<Vec<(usize, String)>>) = Default::default();
+    let missed: Mutex<Vec<Fault>> = Mutex::default();
+    let table: Mutex<Vec<(usize, String)>> = Mutex::default();
     let faults = chosen();
     on_all_cores(faults.len() as u64, |number| {
         let fault = faults[number as usize];

@@ -82,7 +82,7 @@ fn verdict(name: &str, findings: &[Finding], tolerated: usize) -> Option<String>
     let found = findings.len();
     if found < tolerated {
         return Some(format!(
-            "{name}: {found} findings, {tolerated} tolerated. Thank you: set `{name}` to {found} in tests/tidy/ratchets.rs, so that \
+            "{name}: {found} findings, {tolerated} tolerated. Set `{name}` to {found} in tests/tidy/ratchets.rs, so that \
              it stays so."
         ));
     }

@@ -6,7 +6,6 @@ use witan_tidy::ratchets::RATCHETS;
 use witan_tidy::{Tree, judge, read};
 
 #[test]
-#[ignore = "switched on when every room is where the table has it"]
 fn the_repository_is_tidy() {
     let folder = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     let files = read(&Path::new(&folder).join("../..")).expect("reads the repository");

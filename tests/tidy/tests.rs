@@ -217,7 +217,7 @@ fn ratchets_hold_in_both_directions() {
     assert!(above[0].starts_with("dialect: 1 findings, 0 tolerated. Resolve"), "{above:?}");
     assert!(above[0].contains("docs/a.md:1"), "{above:?}");
     let below = judge(&tree, &[("dialect", 2)]);
-    assert!(below[0].contains("set `dialect` to 1 in tests/tidy/ratchets.rs"), "{below:?}");
+    assert!(below[0].contains("Set `dialect` to 1 in tests/tidy/ratchets.rs"), "{below:?}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub const BINDINGS: usize = 4096;
 pub const BINDING_RECORD_BYTES: usize = 2 << 20;
 
 /// Where a plugin is bound.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot {
     /// The tenant; `None` is the default for tenants without a binding.
     pub tenant: Option<TenantId>,

@@ -1,9 +1,17 @@
-//! All of the metadata store: every subject at once.
+//! All of the metadata store: its facts, and every subject at once.
 
 use super::{
-    ArtifactStore, BindingStore, ChangeLog, LeaseStore, PlacementStore, SecretStore, StoreFacts, TenantStore,
-    TokenStore,
+    Answer, ArtifactStore, BindingStore, ChangeLog, LeaseStore, PlacementStore, SecretStore, TenantStore, TokenStore,
 };
+
+/// Facts about the store itself.
+pub trait StoreFacts: Send + Sync + 'static {
+    /// The store's time, Unix milliseconds. Coordinators compare their clocks with it.
+    fn now_ms(&self) -> Answer<u64>;
+
+    /// The number of the newest migration applied to the store.
+    fn schema_version(&self) -> Answer<u64>;
+}
 
 /// The whole metadata store: tenants, placement, coordinator leases, plugin artifacts and bindings, API tokens, secrets, and the
 /// log of changes to them. Object safe; whoever needs one subject should take that subject's trait.

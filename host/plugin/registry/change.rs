@@ -22,9 +22,6 @@ use crate::limit;
 use crate::metrics::Counters;
 use crate::tenant::{ActiveBinding, LoadError, Plan};
 
-/// The tenant and hook of a binding.
-pub(super) type Key = (Option<TenantId>, Hook);
-
 impl Inner {
     /// Validates a component, compiles it, has it describe itself, and keeps it.
     pub(crate) fn stage(&self, bytes: &[u8], source: Source) -> Result<Artifact, PluginError> {
@@ -151,8 +148,8 @@ impl Inner {
                 request.hook
             )));
         }
-        let key = (request.tenant, request.hook);
-        self.catch_up(&mut state, &key)?;
+        let slot = Slot { tenant: request.tenant, hook: request.hook };
+        self.catch_up(&mut state, &slot)?;
         let target = Target {
             digest: artifact.digest,
             reference: request.plugin,
@@ -161,21 +158,21 @@ impl Inner {
         };
         // Binding again retries what could not be loaded here.
         let as_wanted = |live: &&LiveBinding| target.is(&live.record.current) && live.active.primary.is_ok();
-        if let Some(live) = state.bindings.get(&key).filter(as_wanted) {
+        if let Some(live) = state.bindings.get(&slot).filter(as_wanted) {
             return Ok(view(&live.record, &live.active));
         }
-        if !state.bindings.contains_key(&key) && state.bindings.len() >= limit::BINDINGS {
+        if !state.bindings.contains_key(&slot) && state.bindings.len() >= limit::BINDINGS {
             return Err(PluginError::Invalid(format!("there are {} bindings already", limit::BINDINGS)));
         }
-        self.activate(&mut state, key, target)
+        self.activate(&mut state, slot, target)
     }
 
     /// Puts a version in force in place of the current one.
-    fn activate(&self, state: &mut HostState, key: Key, target: Target) -> Result<Binding, PluginError> {
+    fn activate(&self, state: &mut HostState, slot: Slot, target: Target) -> Result<Binding, PluginError> {
         let (program, artifact) = self.program(state, target.digest)?;
         let plan = plan(&program, &artifact, &target.configuration);
         self.probe(state, &plan, &artifact)?;
-        let old = state.bindings.get(&key).map(|live| live.record.clone());
+        let old = state.bindings.get(&slot).map(|live| live.record.clone());
         let followed = self.in_folder(&state.library.list(), &target.reference);
         let version = BindingVersion {
             number: old.as_ref().map_or(1, |old| old.current.number + 1),
@@ -190,8 +187,9 @@ impl Inner {
             previous.drain(..previous.len().saturating_sub(limit::HISTORY));
         }
         let previous = previous.unwrap_or_default();
-        let record = BindingRecord { tenant: key.0.clone(), hook: key.1, current: version, previous, followed };
-        self.put_in_force(state, key, record, Ok(plan), EventKind::Activated)
+        let record =
+            BindingRecord { tenant: slot.tenant.clone(), hook: slot.hook, current: version, previous, followed };
+        self.put_in_force(state, slot, record, Ok(plan), EventKind::Activated)
     }
 
     fn probe(&self, state: &mut HostState, plan: &Plan, artifact: &Artifact) -> Result<(), PluginError> {
@@ -225,32 +223,34 @@ impl Inner {
     fn put_in_force(
         &self,
         state: &mut HostState,
-        key: Key,
+        slot: Slot,
         record: BindingRecord,
         primary: Result<Plan, LoadError>,
         kind: EventKind,
     ) -> Result<Binding, PluginError> {
         self.store.save(&record.slot(), record.encode(), record.current.digest)?;
-        Ok(self.swap(state, key, record, primary, kind))
+        Ok(self.swap(state, slot, record, primary, kind))
     }
 
     /// Swaps a version in: it answers from the next request on.
     pub(super) fn swap(
         &self,
         state: &mut HostState,
-        key: Key,
+        slot: Slot,
         record: BindingRecord,
         primary: Result<Plan, LoadError>,
         kind: EventKind,
     ) -> Binding {
         let live = self.live_binding(state, record, primary);
         let shown = view(&live.record, &live.active);
-        let old = state.bindings.insert(key.clone(), live);
+        let old = state.bindings.insert(slot.clone(), live);
         self.publish(state);
-        self.shared.totals[key.1 as usize].swapped();
+        self.shared.totals[slot.hook as usize].swapped();
         let current = &shown.record.current;
         let detail = format!("version {} of the binding, {}", current.number, current.digest.short());
-        self.shared.events.emit(Event::new(kind, detail).of(current.digest, &*current.plugin).at(key.0, key.1));
+        self.shared
+            .events
+            .emit(Event::new(kind, detail).of(current.digest, &*current.plugin).at(slot.tenant, slot.hook));
         drop(old);
         shown
     }
@@ -262,8 +262,8 @@ impl Inner {
         record: BindingRecord,
         primary: Result<Plan, LoadError>,
     ) -> LiveBinding {
-        let key = (record.tenant.clone(), record.hook);
-        let old = state.bindings.get(&key);
+        let slot = record.slot();
+        let old = state.bindings.get(&slot);
         let mut programs: BTreeMap<Digest, Arc<Program>> = BTreeMap::new();
         for version in &record.previous {
             let kept = old.and_then(|old| old.programs.get(&version.digest).cloned());
@@ -296,9 +296,9 @@ impl Inner {
     /// Puts the previous version in force again, with the configuration that it had.
     pub(super) fn rollback(&self, tenant: Option<TenantId>, hook: Hook) -> Result<Binding, PluginError> {
         let mut state = lock(&self.state);
-        let key = (tenant, hook);
-        self.catch_up(&mut state, &key)?;
-        let live = state.bindings.get(&key).ok_or_else(|| no_binding(&key))?;
+        let slot = Slot { tenant, hook };
+        self.catch_up(&mut state, &slot)?;
+        let live = state.bindings.get(&slot).ok_or_else(|| no_binding(&slot))?;
         let mut record = BindingRecord::clone(&live.record);
         let Some(version) = record.previous.pop() else {
             return Err(PluginError::Invalid(format!("the {hook} binding has no earlier version; unbind it instead")));
@@ -306,28 +306,28 @@ impl Inner {
         let (program, artifact) = self.program(&state, version.digest)?;
         let plan = plan(&program, &artifact, &version.configuration);
         record.current = BindingVersion { number: record.current.number + 1, ..version };
-        self.put_in_force(&mut state, key, record, Ok(plan), EventKind::RolledBack)
+        self.put_in_force(&mut state, slot, record, Ok(plan), EventKind::RolledBack)
     }
 
     pub(super) fn unbind(&self, tenant: Option<TenantId>, hook: Hook) -> Result<(), PluginError> {
         let mut state = lock(&self.state);
-        let key = (tenant, hook);
-        self.catch_up(&mut state, &key)?;
-        if !state.bindings.contains_key(&key) {
-            return Err(no_binding(&key));
+        let slot = Slot { tenant, hook };
+        self.catch_up(&mut state, &slot)?;
+        if !state.bindings.contains_key(&slot) {
+            return Err(no_binding(&slot));
         }
-        self.store.remove(&Slot { tenant: key.0.clone(), hook })?;
-        self.drop_binding(&mut state, &key);
+        self.store.remove(&slot)?;
+        self.drop_binding(&mut state, &slot);
         Ok(())
     }
 
     /// Drops a binding: the default binding, or the native rule, applies from the next request on.
-    pub(super) fn drop_binding(&self, state: &mut HostState, key: &Key) {
-        let Some(live) = state.bindings.remove(key) else { return };
+    pub(super) fn drop_binding(&self, state: &mut HostState, slot: &Slot) {
+        let Some(live) = state.bindings.remove(slot) else { return };
         self.publish(state);
         let current = &live.record.current;
         let event = Event::new(EventKind::Unbound, "").of(current.digest, &*current.plugin);
-        self.shared.events.emit(event.at(key.0.clone(), key.1));
+        self.shared.events.emit(event.at(slot.tenant.clone(), slot.hook));
     }
 
     pub(super) fn remove(&self, plugin: &Reference) -> Result<Artifact, PluginError> {
@@ -353,35 +353,35 @@ impl Inner {
     /// of placement.
     pub(crate) fn follow(&self) {
         let mut state = lock(&self.state);
-        let keys: Vec<Key> = state.bindings.keys().filter(|key| key.1 != Hook::RoutingHook).cloned().collect();
-        for key in keys {
-            let Some(next) = self.to_follow(&state, &key) else { continue };
-            if state.bindings.get(&key).is_some_and(|live| live.not_followed == Some(next)) {
+        let slots: Vec<Slot> = state.bindings.keys().filter(|slot| slot.hook != Hook::RoutingHook).cloned().collect();
+        for slot in slots {
+            let Some(next) = self.to_follow(&state, &slot) else { continue };
+            if state.bindings.get(&slot).is_some_and(|live| live.not_followed == Some(next)) {
                 continue;
             }
             // Another coordinator with the same file in its folder may have been faster.
-            if self.catch_up(&mut state, &key).is_ok() && self.to_follow(&state, &key) == Some(next) {
-                self.follow_to(&mut state, &key, next);
+            if self.catch_up(&mut state, &slot).is_ok() && self.to_follow(&state, &slot) == Some(next) {
+                self.follow_to(&mut state, &slot, next);
             }
         }
     }
 
     /// The component in the watched folder that a binding by name has not used yet.
-    fn to_follow(&self, state: &HostState, key: &Key) -> Option<Digest> {
-        let record = &state.bindings.get(key)?.record;
+    fn to_follow(&self, state: &HostState, slot: &Slot) -> Option<Digest> {
+        let record = &state.bindings.get(slot)?.record;
         let next = self.in_folder(&state.library.list(), &record.current.reference)?;
         (record.followed != Some(next) && record.current.digest != next).then_some(next)
     }
 
-    fn follow_to(&self, state: &mut HostState, key: &Key, next: Digest) {
-        let Some(current) = state.bindings.get(key).map(|live| live.record.current.clone()) else { return };
+    fn follow_to(&self, state: &mut HostState, slot: &Slot, next: Digest) {
+        let Some(current) = state.bindings.get(slot).map(|live| live.record.current.clone()) else { return };
         let target = Target {
             digest: next,
             reference: current.reference,
             configuration: current.configuration,
             on_fault: current.on_fault,
         };
-        let Err(error) = self.activate(state, key.clone(), target) else { return };
+        let Err(error) = self.activate(state, slot.clone(), target) else { return };
         if error.is_transient() {
             let plugin = &*current.plugin;
             tracing::warn!(plugin, %error, "a file that a binding follows cannot be put in force yet; it will be retried");
@@ -389,8 +389,8 @@ impl Inner {
         }
         let detail = format!("{} stays in force: {error}", current.plugin);
         let event = Event::new(EventKind::Refused, detail).of(next, &*current.plugin);
-        self.shared.events.emit(event.at(key.0.clone(), key.1));
-        if let Some(live) = state.bindings.get_mut(key) {
+        self.shared.events.emit(event.at(slot.tenant.clone(), slot.hook));
+        if let Some(live) = state.bindings.get_mut(slot) {
             live.not_followed = Some(next);
         }
     }
@@ -433,7 +433,7 @@ pub(super) fn plan(program: &Arc<Program>, artifact: &Artifact, configuration: &
     }
 }
 
-fn no_binding(key: &Key) -> PluginError {
-    let whose = key.0.as_ref().map_or("the default".to_owned(), |tenant| format!("tenant {tenant}"));
-    PluginError::NotFound(format!("{whose} has no {} binding", key.1))
+fn no_binding(slot: &Slot) -> PluginError {
+    let whose = slot.tenant.as_ref().map_or("the default".to_owned(), |tenant| format!("tenant {tenant}"));
+    PluginError::NotFound(format!("{whose} has no {} binding", slot.hook))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use witan_kernel::port::{Slot, StoreError};
 use witan_kernel::sync::lock;
 
-use super::change::{Key, plan};
+use super::change::plan;
 use super::library::{Artifact, find};
 use super::{HostState, Inner};
 use crate::binding::{self, BindingRecord, Reference};
@@ -41,24 +41,24 @@ impl Inner {
         let records = binding::stored(self.store.as_ref())?;
         let mut state = lock(&self.state);
         for record in records {
-            let key = (record.tenant.clone(), record.hook);
+            let slot = record.slot();
             let (primary, kept) = self.load(&state, &record);
             let mut live = self.live_binding(&state, record, primary);
             drop(kept);
             live.not_followed = self.superseded(&state, &live.record);
-            state.bindings.insert(key, live);
+            state.bindings.insert(slot, live);
         }
         self.publish(&state);
         Ok(())
     }
 
     /// Adopts what other coordinators have changed.
-    pub(super) fn refresh(&self, bindings: Option<Vec<Key>>) -> Result<(), PluginError> {
+    pub(super) fn refresh(&self, slots: Option<Vec<Slot>>) -> Result<(), PluginError> {
         let mut state = lock(&self.state);
         self.sync_components(&mut state)?;
-        match bindings {
+        match slots {
             None => self.refresh_all(&mut state)?,
-            Some(keys) => keys.iter().try_for_each(|key| self.catch_up(&mut state, key))?,
+            Some(slots) => slots.iter().try_for_each(|slot| self.catch_up(&mut state, slot))?,
         }
         // Again: a removed component may have been kept only by a binding that is dropped by now.
         self.sync_components(&mut state)
@@ -66,19 +66,19 @@ impl Inner {
 
     fn refresh_all(&self, state: &mut HostState) -> Result<(), PluginError> {
         let records = binding::stored(self.store.as_ref())?;
-        let stored: Vec<Key> = records.iter().map(|record| (record.tenant.clone(), record.hook)).collect();
-        let gone: Vec<Key> = state.bindings.keys().filter(|key| !stored.contains(key)).cloned().collect();
-        gone.iter().for_each(|key| self.drop_binding(state, key));
+        let stored: Vec<Slot> = records.iter().map(BindingRecord::slot).collect();
+        let gone: Vec<Slot> = state.bindings.keys().filter(|slot| !stored.contains(slot)).cloned().collect();
+        gone.iter().for_each(|slot| self.drop_binding(state, slot));
         records.into_iter().for_each(|record| self.adopt(state, record));
         Ok(())
     }
 
     /// Adopts the stored version of a binding, before it is changed.
-    pub(super) fn catch_up(&self, state: &mut HostState, key: &Key) -> Result<(), PluginError> {
+    pub(super) fn catch_up(&self, state: &mut HostState, slot: &Slot) -> Result<(), PluginError> {
         if !self.store.is_shared() {
             return Ok(());
         }
-        match self.store.binding(&Slot { tenant: key.0.clone(), hook: key.1 })? {
+        match self.store.binding(slot)? {
             Some(stored) => {
                 let record = BindingRecord::decode(&stored.record)?;
                 if digests(&record).any(|digest| state.library.get(digest).is_none()) {
@@ -86,7 +86,7 @@ impl Inner {
                 }
                 self.adopt(state, record);
             }
-            None => self.drop_binding(state, key),
+            None => self.drop_binding(state, slot),
         }
         Ok(())
     }
@@ -103,17 +103,17 @@ impl Inner {
 
     /// Puts in force what another coordinator has stored.
     fn adopt(&self, state: &mut HostState, record: BindingRecord) {
-        let key = (record.tenant.clone(), record.hook);
-        if state.bindings.get(&key).is_some_and(|live| *live.record == record) {
+        let slot = record.slot();
+        if state.bindings.get(&slot).is_some_and(|live| *live.record == record) {
             return;
         }
         let (primary, kept) = self.load(state, &record);
-        self.swap(state, key.clone(), record, primary, EventKind::Activated);
+        self.swap(state, slot.clone(), record, primary, EventKind::Activated);
         drop(kept);
         // The current content of this host's folder is older than the change; only later changes in the folder are followed.
-        let record = state.bindings.get(&key).map(|live| live.record.clone());
+        let record = state.bindings.get(&slot).map(|live| live.record.clone());
         let in_folder = record.and_then(|record| self.in_folder(&state.library.list(), &record.current.reference));
-        if let Some(live) = state.bindings.get_mut(&key) {
+        if let Some(live) = state.bindings.get_mut(&slot) {
             live.not_followed = in_folder;
         }
     }

@@ -21,10 +21,13 @@ use super::migrations;
 use super::sql::{Connection, Db, Driver, Purpose, SqlMetadata};
 use connections::Connections;
 
+pub use config::PostgresConfig;
 pub(super) use connections::Lent;
 pub(super) use errors::failed;
 pub use examine::{PostgresFacts, examine};
+pub(super) use listen::COMMIT_AND_NOTIFY;
 
+mod config;
 mod connections;
 mod errors;
 mod examine;
@@ -33,45 +36,10 @@ mod listen;
 #[cfg(test)]
 mod tests;
 
-/// Commits a change and notifies every listening coordinator, in one exchange.
-pub(super) const COMMIT_AND_NOTIFY: &str = "NOTIFY witan_changes; COMMIT";
-
 /// The oldest supported server version.
 const OLDEST_SERVER: u32 = 130_000;
 /// Time limit of the migrations, including the wait for another coordinator that runs them.
 const MIGRATION: Duration = Duration::from_secs(60);
-
-/// How PostgreSQL is reached. The address contains a password and is not logged.
-#[derive(Clone)]
-pub struct PostgresConfig {
-    /// `postgres://user:password@host:port/database`, with `?sslmode=verify-full&sslrootcert=...` and libpq's other parameters.
-    /// Either the server itself or a pooler in session mode.
-    pub url: String,
-    /// Most connections for operations, 1..=100; one more listens for changes.
-    pub connections: u32,
-    /// Time limit of connecting.
-    pub connect: Duration,
-    /// Time limit of an operation, all waiting included. Its connection is closed when it takes longer. The server's own time limits
-    /// are set below it.
-    pub operation: Duration,
-}
-
-impl PostgresConfig {
-    /// Eight connections, 3 s to connect, 5 s for an operation.
-    pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), connections: 8, connect: Duration::from_secs(3), operation: Duration::from_secs(5) }
-    }
-}
-
-impl fmt::Debug for PostgresConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresConfig")
-            .field("connections", &self.connections)
-            .field("connect", &self.connect)
-            .field("operation", &self.operation)
-            .finish_non_exhaustive()
-    }
-}
 
 /// The server's settings that decide whether an acknowledged change survives a crash.
 #[derive(Debug, Clone, PartialEq, Eq)]

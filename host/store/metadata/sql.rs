@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use witan_kernel::port::{Answer, StoreError, rules};
+use witan_kernel::port::{Answer, StoreError};
 
 use super::operations::Operations;
 pub(super) use db::{Connection, Db};
@@ -23,13 +23,11 @@ mod db;
 mod facts;
 mod leases;
 mod placement;
+mod references;
 mod row;
 mod secrets;
 mod tenants;
 mod tokens;
-
-/// The newest migration that this program knows.
-const SCHEMA: u64 = 2;
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,12 +89,6 @@ impl<D: Driver> SqlMetadata<D> {
     ) -> Answer<T> {
         let (driver, hints) = (self.driver.clone(), self.hints.clone());
         self.bounded(async move { in_transaction(driver.lend(Purpose::Write).await?, &hints, work).await })
-    }
-
-    /// Checks that this program knows the store's schema well enough to work on it.
-    pub(super) async fn understood(&self) -> Result<(), StoreError> {
-        let needs = self.read(|db| Box::pin(facts::needs_schema(db))).await?;
-        if needs <= SCHEMA { Ok(()) } else { Err(rules::too_new(needs)) }
     }
 
     /// Runs `work` in a separate task, within the driver's time limit. Work that exceeds it is dropped, which closes its connection.

@@ -246,7 +246,7 @@ async fn web_tokens_are_taken_by_their_issuers_key() {
     assert_eq!(refused(good).await, Code::Unauthenticated);
     std::fs::write(&key, "short").expect("write a file");
     eventually("the broken key is met", async || {
-        guarded.coordinator.tail().contains("the last good one stays").then_some(())
+        guarded.coordinator.tail().contains("the previous key stays in use").then_some(())
     })
     .await;
     guarded.client(&next).read_key_value(read("acme", "k")).await.expect("the last good key stays");

@@ -1,6 +1,7 @@
 //! Hosts that share a store: components and bindings that one of them changes change for all.
 
 use witan_kernel::hook::{Asked, Hook};
+use witan_kernel::port::Slot;
 use witan_memory::MemoryPlugins;
 use witan_plugin::event::EventKind;
 use witan_plugin::{PluginError, Reference};
@@ -27,7 +28,7 @@ async fn a_component_staged_by_one_host_can_be_bound_by_another_at_once() {
     assert_eq!(answer(&second), 1);
     assert_eq!(first.hooks("a").policy(&question(1)), Asked::Unbound, "it has not been notified");
     let (_, mut events) = first.host.watch();
-    first.host.refresh(Some(vec![(Some(tenant("a")), POLICY)])).await.unwrap();
+    first.host.refresh(Some(vec![Slot { tenant: Some(tenant("a")), hook: POLICY }])).await.unwrap();
     wait_for_kind(&mut events, EventKind::Activated).await;
     assert_eq!(answer(&first), 1);
     // A name means the newest component, whichever host staged it.

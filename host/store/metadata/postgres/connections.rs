@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use witan_kernel::backoff::Backoff;
 use witan_kernel::port::StoreError;
 
-use super::PostgresConfig;
+use super::config::PostgresConfig;
 use super::errors::{failed, passes};
 
 /// Time limit for an idle connection to answer. One that takes longer is dead, or its server overloaded.

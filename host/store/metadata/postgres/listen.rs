@@ -11,6 +11,9 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use witan_kernel::backoff::Backoff;
 
+/// Commits a change and notifies every listening coordinator, in one exchange.
+pub(in crate::metadata) const COMMIT_AND_NOTIFY: &str = "NOTIFY witan_changes; COMMIT";
+
 /// After this long without a notification it checks that the server is still there.
 const SILENCE: Duration = Duration::from_secs(5);
 /// Pauses between attempts to connect.

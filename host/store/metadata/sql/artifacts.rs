@@ -8,7 +8,7 @@ use witan_kernel::port::{
 
 use super::db::{Db, Value};
 use super::row::Row;
-use super::{Driver, SqlMetadata, bindings, changes};
+use super::{Driver, SqlMetadata, changes, references};
 
 impl<D: Driver> ArtifactStore for SqlMetadata<D> {
     fn put_artifact(&self, component: Component) -> Answer<()> {
@@ -31,7 +31,7 @@ impl<D: Driver> ArtifactStore for SqlMetadata<D> {
 async fn put(db: &mut Db, component: Component) -> Result<(), StoreError> {
     rules::component(&component)?;
     let Component { artifact, bytes } = &component;
-    if is_there(db, artifact.digest).await? {
+    if references::is_stored(db, artifact.digest).await? {
         return Ok(());
     }
     let there = db.one("SELECT COUNT(*) AS artifacts FROM plugin_artifacts", &[]).await?;
@@ -54,11 +54,6 @@ async fn put(db: &mut Db, component: Component) -> Result<(), StoreError> {
     )
     .await?;
     changes::record(db, Changed::Artifacts).await.map(drop)
-}
-
-pub(super) async fn is_there(db: &mut Db, digest: Digest) -> Result<bool, StoreError> {
-    let known = "SELECT digest FROM plugin_artifacts WHERE digest = $1";
-    Ok(db.row(known, &[Value::Bytes(&digest.0)]).await?.is_some())
 }
 
 async fn get(db: &mut Db, digest: Digest) -> Result<Option<Component>, StoreError> {
@@ -87,7 +82,7 @@ async fn list(db: &mut Db, after: Option<Digest>, limit: u32) -> Result<Vec<Arti
 }
 
 async fn remove(db: &mut Db, digest: Digest) -> Result<(), StoreError> {
-    if bindings::need(db, digest).await? {
+    if references::is_named(db, digest).await? {
         return Err(rules::needed_artifact(digest));
     }
     let removed = db.execute("DELETE FROM plugin_artifacts WHERE digest = $1", &[Value::Bytes(&digest.0)]).await?;

@@ -4,7 +4,7 @@ use witan_kernel::port::{Answer, BINDINGS, BindingOnRecord, BindingStore, Change
 
 use super::db::{Db, Value};
 use super::row::{Row, damaged};
-use super::{Driver, SqlMetadata, artifacts, changes};
+use super::{Driver, SqlMetadata, changes, references};
 
 impl<D: Driver> BindingStore for SqlMetadata<D> {
     fn binding_records(&self) -> Answer<Vec<BindingOnRecord>> {
@@ -61,7 +61,7 @@ async fn save(
         return Err(rules::other_record(&slot, expected, stored));
     }
     if let Some(digest) = puts_in_force
-        && !artifacts::is_there(db, digest).await?
+        && !references::is_stored(db, digest).await?
     {
         return Err(rules::no_artifact(digest));
     }
@@ -93,13 +93,6 @@ async fn remove(db: &mut Db, slot: Slot, expected: u64) -> Result<(), StoreError
     }
     db.execute("DELETE FROM plugin_binding_records WHERE tenant_id = $1 AND hook = $2", &key(&slot)).await?;
     changes::record(db, Changed::Binding(slot)).await.map(drop)
-}
-
-/// Whether a record names an artifact.
-pub(super) async fn need(db: &mut Db, digest: Digest) -> Result<bool, StoreError> {
-    let names_it = format!("%{digest}%");
-    let sql = "SELECT tenant_id FROM plugin_binding_records WHERE record LIKE $1 LIMIT 1";
-    Ok(db.row(sql, &[Value::Text(&names_it)]).await?.is_some())
 }
 
 /// 0 when there is none.

@@ -1,9 +1,20 @@
 //! Facts about the store itself: its time and its schema.
 
-use witan_kernel::port::{Answer, StoreError, StoreFacts};
+use witan_kernel::port::{Answer, StoreError, StoreFacts, rules};
 
 use super::db::Db;
 use super::{Driver, SqlMetadata};
+
+/// The newest migration that this program knows.
+const SCHEMA: u64 = 2;
+
+impl<D: Driver> SqlMetadata<D> {
+    /// Checks that this program knows the store's schema well enough to work on it.
+    pub(in crate::metadata) async fn understood(&self) -> Result<(), StoreError> {
+        let needs = self.read(|db| Box::pin(needs_schema(db))).await?;
+        if needs <= SCHEMA { Ok(()) } else { Err(rules::too_new(needs)) }
+    }
+}
 
 impl<D: Driver> StoreFacts for SqlMetadata<D> {
     fn now_ms(&self) -> Answer<u64> {
@@ -21,6 +32,6 @@ async fn schema_version(db: &mut Db) -> Result<u64, StoreError> {
 }
 
 /// The newest migration that a program must know to work here.
-pub(super) async fn needs_schema(db: &mut Db) -> Result<u64, StoreError> {
+async fn needs_schema(db: &mut Db) -> Result<u64, StoreError> {
     db.one("SELECT needs_schema FROM cluster_state", &[]).await?.number("needs_schema")
 }

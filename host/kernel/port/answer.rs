@@ -1,4 +1,4 @@
-//! What every subject of the metadata store shares: how it answers, its pages, and facts about the store itself.
+//! The results of the metadata store's operations.
 
 use super::StoreError;
 use crate::hook::Pending;
@@ -15,12 +15,3 @@ pub const PAGE: u32 = 1000;
 ///
 /// Lists are read in pages: `after` is the last entry of the previous page, and `limit` is clamped to 1..=[`PAGE`].
 pub type Answer<T> = Pending<Result<T, StoreError>>;
-
-/// Facts about the store itself.
-pub trait StoreFacts: Send + Sync + 'static {
-    /// The store's time, Unix milliseconds. Coordinators compare their clocks with it.
-    fn now_ms(&self) -> Answer<u64>;
-
-    /// The number of the newest migration applied to the store.
-    fn schema_version(&self) -> Answer<u64>;
-}
