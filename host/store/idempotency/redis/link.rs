@@ -21,6 +21,9 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_se
 /// Calls queued for writing on a connection. More wait for a place; the store bounds the number of all.
 const WRITTEN_AHEAD: usize = 1024;
 
+/// How long a call waits for its answer before the connection is checked: a tenth of the default time limit of a step.
+const SILENCE: Duration = Duration::from_millis(100);
+
 /// Makes connections.
 pub(super) enum Connector {
     /// To one server.
@@ -217,7 +220,7 @@ impl Connection {
     /// One call, pipelined with others.
     pub(super) async fn call(&mut self, command: &Cmd) -> Result<Value, RedisError> {
         let reply = match self {
-            Self::Single(connection) => connection.req_packed_command(command).await,
+            Self::Single(connection) => watched(connection, command).await,
             Self::Cluster(connection) => connection.req_packed_command(command).await,
         };
         reply.and_then(Value::extract_error)
@@ -245,6 +248,29 @@ impl Connection {
             // The master has become a replica: sentinels, or a host name, may lead to the new one.
             Self::Single(_) if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) => true,
             Self::Single(_) => error.is_unrecoverable_error() || error.is_io_error(),
+        }
+    }
+}
+
+/// One call to a single server, which fails when the connection is lost. The client does not always notice that by itself: a call that
+/// is queued in the very moment in which the connection ends is neither sent nor dropped, because the caller's own handle keeps the
+/// queue. So while a call has no answer, others on the same connection ask whether it is still there.
+async fn watched(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, RedisError> {
+    let (mut probing, ping) = (connection.clone(), redis::cmd("PING"));
+    let reply = connection.req_packed_command(command);
+    tokio::pin!(reply);
+    loop {
+        tokio::select! {
+            reply = &mut reply => return reply,
+            () = sleep(SILENCE) => {}
+        }
+        tokio::select! {
+            biased;
+            reply = &mut reply => return reply,
+            there = probing.req_packed_command(&ping) => match there {
+                Err(error) if error.is_unrecoverable_error() || error.is_io_error() => return Err(error),
+                _ => {}
+            },
         }
     }
 }
