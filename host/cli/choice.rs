@@ -83,8 +83,8 @@ pub fn idempotency_outage() -> impl TypedValueParser<Value = IdempotencyOutage> 
 /// What an acknowledged write survives.
 pub fn durability() -> impl TypedValueParser<Value = Durability> {
     one_of([
-        (Durability::Sync, "Synced to disk: a power failure"),
-        (Durability::Os, "Handed to the operating system: the end of the process, but no power failure"),
+        (Durability::Sync, "A power failure: it is synced to disk first"),
+        (Durability::Os, "The end of the process, but no power failure: it is handed to the operating system"),
     ])
 }
 

@@ -157,7 +157,7 @@ pub struct Bind {
     /// The tenant [default: all tenants without a binding]
     #[arg(short, long)]
     pub tenant: Option<String>,
-    /// Configuration for the plugin: text, @FILE, or - for standard input; at most 64 KiB
+    /// Configuration for the plugin: text, @FILE, or - for standard input
     #[arg(long, value_name = "TEXT", value_parser = Source::parse)]
     pub configuration: Option<Source>,
     /// What decides when the plugin fails [default: native]

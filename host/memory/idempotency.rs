@@ -1,11 +1,12 @@
 //! Idempotency records in memory: no thread, no disk, the same steps in the same order every time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use witan_kernel::idempotency::{Change, Name, Reservation, Step, Stepped, apply};
 use witan_kernel::port::{Clock, IdempotencyStore, StoreError, StoreTime, rules};
+use witan_kernel::sync::lock;
 
 /// Records in memory. Clones share them, so that a coordinator's simulated crash loses none.
 #[derive(Clone)]
@@ -34,22 +35,17 @@ impl MemoryIdempotency {
 
     /// While `false`, every step fails with [`StoreError::Unavailable`] and does nothing.
     pub fn set_available(&self, available: bool) {
-        self.lock().down = !available;
+        lock(&self.shared).down = !available;
     }
 
     /// Records stored, including expired ones that were not swept yet.
     pub fn len(&self) -> usize {
-        self.lock().records.len()
+        lock(&self.shared).records.len()
     }
 
     /// True when no record is stored.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
-        // Every change below is complete before anything can panic.
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -103,7 +99,7 @@ impl Shared {
 impl IdempotencyStore for MemoryIdempotency {
     async fn step(&self, name: Name, step: Step) -> Result<Stepped, StoreError> {
         let now_ms = self.time.now_ms();
-        self.lock().step(name, &step, now_ms)
+        lock(&self.shared).step(name, &step, now_ms)
     }
 }
 

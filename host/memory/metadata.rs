@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 use witan_kernel::name::{NodeId, TenantId};
@@ -10,6 +10,7 @@ use witan_kernel::port::{
     Answer, AnyClock, BindingOnRecord, Changed, Clock, Component, CoordinatorOnRecord, Digest, NodeOnRecord, Secret,
     StoreError, StoreFacts, Token, rules,
 };
+use witan_kernel::sync::lock;
 use witan_kernel::tenant::Tenant;
 
 mod artifacts;
@@ -58,7 +59,7 @@ impl MemoryMetadata {
 
     /// While `false`, every operation fails with [`StoreError::Unavailable`] and does nothing.
     pub fn set_available(&self, available: bool) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).down = !available;
+        lock(&self.state).down = !available;
     }
 
     /// Runs `work` when the answer is first polled.
@@ -68,7 +69,7 @@ impl MemoryMetadata {
     ) -> Answer<T> {
         let (state, hint) = (self.state.clone(), self.hint.clone());
         Box::pin(async move {
-            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = lock(&state);
             if state.down {
                 return Err(StoreError::Unavailable("the metadata store is down".into()));
             }

@@ -1,10 +1,11 @@
 //! Plugin components and bindings in memory.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use witan_kernel::port::{Artifact, BindingOnRecord, Digest, PluginStore, Slot, StoreError, rules};
+use witan_kernel::sync::lock;
 
 use crate::slot::{SlotKey, slot_key};
 
@@ -22,10 +23,6 @@ struct Kept {
     components: BTreeMap<Digest, (Artifact, Bytes)>,
     bindings: BTreeMap<SlotKey, BindingOnRecord>,
     versions: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl MemoryPlugins {

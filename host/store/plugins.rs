@@ -1,13 +1,14 @@
 //! Plugin components and bindings in the metadata store.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use witan_kernel::port::{
     Answer, Artifact, BindingOnRecord, Component, Digest, Metadata, PAGE, PluginStore, Slot, StoreError,
 };
+use witan_kernel::sync::lock;
 
 /// The plugin host's store on a metadata store.
 pub struct StoredPlugins {
@@ -28,19 +29,15 @@ impl StoredPlugins {
         self.runtime.block_on(answer)
     }
 
-    fn versions(&self) -> MutexGuard<'_, HashMap<Slot, u64>> {
-        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// 0 when none is known.
     fn version(&self, slot: &Slot) -> u64 {
-        self.versions().get(slot).copied().unwrap_or(0)
+        lock(&self.versions).get(slot).copied().unwrap_or(0)
     }
 
     fn learn(&self, slot: &Slot, version: Option<u64>) {
         match version {
-            Some(version) => self.versions().insert(slot.clone(), version),
-            None => self.versions().remove(slot),
+            Some(version) => lock(&self.versions).insert(slot.clone(), version),
+            None => lock(&self.versions).remove(slot),
         };
     }
 }
@@ -80,7 +77,7 @@ impl PluginStore for StoredPlugins {
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {
         let stored = self.wait(self.metadata.binding_records())?;
-        *self.versions() = stored.iter().map(|stored| (stored.slot.clone(), stored.version)).collect();
+        *lock(&self.versions) = stored.iter().map(|stored| (stored.slot.clone(), stored.version)).collect();
         Ok(stored)
     }
 

@@ -153,15 +153,18 @@ pub struct Programs {
     pub demo: PathBuf,
 }
 
+/// Selected with every build, so that dependencies have the features that the tests compile them with.
+const FEATURES: &str = "witan-features";
+
 /// Builds the program `witan` and nothing else.
 pub fn witan() -> Result<PathBuf> {
-    let built = build(&["build", "-p", "witan", "--bin", "witan"])?;
+    let built = build(&["build", "-p", "witan", "-p", FEATURES, "--bins"])?;
     program(&built, "witan")
 }
 
 /// Builds the programs of the demonstration, without what only tests need.
 pub fn programs() -> Result<Programs> {
-    let built = build(&["build", "-p", "witan", "-p", "witan-demo", "--bins"])?;
+    let built = build(&["build", "-p", "witan", "-p", "witan-demo", "-p", FEATURES, "--bins"])?;
     Ok(Programs { witan: program(&built, "witan")?, demo: program(&built, "demo")? })
 }
 

@@ -11,13 +11,14 @@
 //! Reading order: `config`, `link` (the connection), `breaker` (when not to try), `script` (steps as calls), `check`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use witan_kernel::idempotency::{Name, Step, Stepped};
 use witan_kernel::port::{IdempotencyStore, StoreError, rules};
+use witan_kernel::sync::lock;
 
 use self::breaker::{Breaker, Pass};
 use self::link::{Connection, Link};
@@ -169,8 +170,7 @@ impl RedisIdempotency {
     }
 
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
-        // No change to it can panic halfway.
-        self.shared.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared.breaker)
     }
 
     #[cfg(not(test))]
@@ -283,7 +283,7 @@ fn warn_of_findings() -> impl Fn(Connection) + Send + Sync {
         tokio::spawn(async move {
             let Ok(Ok(facts)) = timeout(CHECK, check::facts(&mut connection)).await else { return };
             let found: Vec<RedisFinding> = facts.iter().flat_map(RedisFacts::findings).collect();
-            let mut logged = logged.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut logged = lock(&logged);
             for finding in found.iter().filter(|finding| !logged.contains(finding)) {
                 tracing::warn!("Redis: {finding}");
             }

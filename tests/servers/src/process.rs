@@ -76,9 +76,9 @@ impl Process {
 
     /// The end of its output since it was started.
     pub(crate) fn log(&self) -> String {
-        const TOLD: usize = 16 << 10;
+        const SHOWN: usize = 16 << 10;
         let log = fs::read(&self.log).unwrap_or_default();
-        let from = log.len().saturating_sub(TOLD).max(self.log_from.min(log.len()));
+        let from = log.len().saturating_sub(SHOWN).max(self.log_from.min(log.len()));
         String::from_utf8_lossy(&log[from..]).into_owned()
     }
 

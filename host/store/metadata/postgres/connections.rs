@@ -6,7 +6,7 @@
 //! transaction.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 use witan_kernel::backoff::Backoff;
 use witan_kernel::port::StoreError;
+use witan_kernel::sync::lock;
 
 use super::config::PostgresConfig;
 use super::errors::{failed, passes};
@@ -102,7 +103,7 @@ impl Connections {
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.idle)
     }
 
     /// Stops lending and closes idle connections.
