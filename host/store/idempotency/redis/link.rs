@@ -256,7 +256,7 @@ impl Connection {
 /// is queued in the very moment in which the connection ends is neither sent nor dropped, because the caller's own handle keeps the
 /// queue. So while a call has no answer, others on the same connection ask whether it is still there.
 async fn watched(connection: &mut MultiplexedConnection, command: &Cmd) -> Result<Value, RedisError> {
-    let (mut probing, ping) = (connection.clone(), redis::cmd("PING"));
+    let mut probing = connection.clone();
     let reply = connection.req_packed_command(command);
     tokio::pin!(reply);
     loop {
@@ -264,6 +264,7 @@ async fn watched(connection: &mut MultiplexedConnection, command: &Cmd) -> Resul
             reply = &mut reply => return reply,
             () = sleep(SILENCE) => {}
         }
+        let ping = redis::cmd("PING");
         tokio::select! {
             biased;
             reply = &mut reply => return reply,
