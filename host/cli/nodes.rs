@@ -127,11 +127,15 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
         ]);
     }
     table.print("no storage nodes; add some: witan nodes add NODE_ID HOST:PORT")?;
+    for node in nodes.iter().filter(|node| !node.state_message.is_empty()) {
+        eprintln!("storage node {}: {}", node.node_id, node.state_message);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 fn answers(node: &StorageNodeInfo) -> &'static str {
     match (node.reachable, node.write_only) {
+        (_, true) if node.state_message.starts_with("unadmitted") => "not used",
         (_, true) => "writes only",
         (true, false) => "yes",
         (false, false) => "no",
@@ -146,6 +150,7 @@ fn node_json(node: &StorageNodeInfo) -> Value {
         "status": node.status,
         "reachable": node.reachable,
         "write_only": node.write_only,
+        "state_message": node.state_message,
         "virtual_nodes": node.virtual_nodes,
         "keys_count": node.keys_count,
         "disk_usage_percent": node.disk_usage_percent,

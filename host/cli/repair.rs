@@ -1,12 +1,15 @@
 //! `witan repair`: compares the replicas of every record of a tenant, or of all, and repairs those that differ.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tonic::Streaming;
-use witan_wire::v1::{CoordinatorServiceRepairRequest, CoordinatorServiceRepairResponse, NodeProblem};
+use witan_wire::v1::{
+    AdmittedStore, CoordinatorServiceRepairRequest, CoordinatorServiceRepairResponse, NodeProblem,
+};
 
 use super::Global;
 use super::args;
@@ -18,8 +21,9 @@ use crate::process::signal;
 /// Shown below the help.
 pub const EXAMPLES: &str = "\
 Stale replicas get the merge of all replicas, including deletions. Run it after a storage node was down for long or came \
-back with an empty disk: reads repair only the keys that are read. A node with a new store answers reads again once a full \
-repair (no --tenant, no tokens, no --cursor) has found enough complete replicas of every record it must hold.
+back with an empty disk: reads repair only the keys that are read. A node with a new store is not used until a full repair \
+(no --tenant, no tokens, no --cursor) admits it, fills it, and has found enough complete replicas of every record it must hold. \
+Then its old store is retired. To undo that while the repair runs, bring the old disk back.
 
 Clients are served meanwhile; --rate bounds the load of the repair. It can safely be repeated. Ctrl-C stops it and prints a \
 cursor to continue from. Exit code 1: something could not be repaired; the output says what.
@@ -94,13 +98,37 @@ async fn follow(
     mut reports: Streaming<CoordinatorServiceRepairResponse>,
     bar: &Bar,
 ) -> anyhow::Result<CoordinatorServiceRepairResponse> {
+    let mut announced = BTreeSet::new();
     while let Some(report) = reports.message().await.map_err(Problem::read)? {
         if report.phase == "done" {
             return Ok(report);
         }
+        for new in &report.admitted_stores {
+            if announced.insert(new.node_id.clone()) {
+                bar.0.suspend(|| eprintln!("{}", announcement(new)));
+            }
+        }
         bar.show(report);
     }
     anyhow::bail!("the coordinator ended the repair without a result; run it again")
+}
+
+/// What filling a new store means for the one that it replaces.
+fn announcement(new: &AdmittedStore) -> String {
+    let records = match new.replaced_keys {
+        0 => String::new(),
+        keys => format!(", which last reported about {} records", grouped(keys)),
+    };
+    format!(
+        "storage node {}: store {} will replace store {}{records}. To undo: stop this repair and start the node with its old disk",
+        new.node_id,
+        hex(&new.store_id),
+        hex(&new.replaces_store_id),
+    )
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A progress bar on standard error, if that is a terminal.
@@ -155,7 +183,7 @@ fn problems_for_people(report: &CoordinatorServiceRepairResponse) {
         eprintln!("storage node {} was not repaired everywhere: {}", node.node_id, node.reason);
     }
     for node in &report.write_only_nodes {
-        eprintln!("storage node {} still gets writes only: {}", node.node_id, node.reason);
+        eprintln!("the new store of storage node {} is not complete: {}", node.node_id, node.reason);
     }
     if report.failed > 0 {
         eprintln!("{} records could not be read or merged; see the coordinator's log", grouped(report.failed));
@@ -198,6 +226,16 @@ fn json(report: &CoordinatorServiceRepairResponse) -> Value {
         "unreachable_nodes": problems(&report.unreachable_nodes),
         "restored_nodes": report.restored_nodes,
         "write_only_nodes": problems(&report.write_only_nodes),
+        "admitted_stores": report.admitted_stores.iter().map(admitted).collect::<Vec<_>>(),
+    })
+}
+
+fn admitted(new: &AdmittedStore) -> Value {
+    json!({
+        "node_id": new.node_id,
+        "store_id": hex(&new.store_id),
+        "replaces_store_id": hex(&new.replaces_store_id),
+        "replaced_keys": new.replaced_keys,
     })
 }
 

@@ -90,7 +90,7 @@ mod tests {
     use witan_kernel::hook::{Pending, ReplicaState};
     use witan_kernel::name::{NodeId, TenantId};
     use witan_kernel::port::{Slot, StorageNode};
-    use witan_kernel::scan::{Fullness, Removed};
+    use witan_kernel::scan::{Fullness, Removed, Trust};
     use witan_kernel::tenant::Tenant;
     use witan_memory::MemoryMetadata;
 
@@ -138,8 +138,8 @@ mod tests {
         fn fullness(&self, _: &NodeId) -> Pending<Option<Fullness>> {
             Box::pin(std::future::ready(None))
         }
-        fn is_write_only(&self, _: &NodeId) -> bool {
-            false
+        fn trust(&self, _: &NodeId) -> Option<Trust> {
+            Some(Trust::Whole)
         }
         fn stores_changed(&self) -> Pending<()> {
             Box::pin(std::future::ready(()))

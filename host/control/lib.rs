@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{Invalid, NodeId, TenantId};
 use witan_kernel::port::{Metadata, Slot, StorageNode, StoreError};
-use witan_kernel::scan::{Fullness, Removed};
+use witan_kernel::scan::{Fullness, Removed, Trust};
 use witan_kernel::tenant::Tenant;
 
 pub use bindings::ChangeRefused;
@@ -64,10 +64,10 @@ pub trait Cluster: Send + Sync + 'static {
     /// Asks a node how full it is; `None` when it does not respond.
     fn fullness(&self, node: &NodeId) -> Pending<Option<Fullness>>;
 
-    /// True for a node that is written to but not read, because its store is not the one on record.
-    fn is_write_only(&self, node: &NodeId) -> bool;
+    /// What a node's store may be used for; `None` while the node cannot be reached.
+    fn trust(&self, node: &NodeId) -> Option<Trust>;
 
-    /// Checks again whether the stores of write-only nodes are on record by now.
+    /// Checks again what the stores of nodes may be used for.
     fn stores_changed(&self) -> Pending<()>;
 
     /// Removes a deleted tenant's records from every node, as far as possible before `until`.

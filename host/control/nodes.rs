@@ -6,7 +6,7 @@ use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Metadata, Placement, StorageNode};
 use witan_kernel::ring::Ring;
-use witan_kernel::scan::Fullness;
+use witan_kernel::scan::{Fullness, Trust};
 
 use super::{Catalog, Refused, to_its_end};
 
@@ -95,9 +95,9 @@ impl Catalog {
         self.cluster.state(node)
     }
 
-    /// True for a node whose new store is written to but not read until a repair has filled it.
-    pub fn is_write_only(&self, node: &NodeId) -> bool {
-        self.cluster.is_write_only(node)
+    /// What a node's store may be used for; `None` while the node cannot be reached.
+    pub fn trust(&self, node: &NodeId) -> Option<Trust> {
+        self.cluster.trust(node)
     }
 
     /// How full a node is; `None` when it does not respond.

@@ -5,9 +5,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use tokio::time::{Instant, Sleep};
 use witan_kernel::failure::Failure;
+use witan_kernel::limit::PerReplica;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Clock, Collect, Replicas, Reply, until};
 use witan_kernel::quorum::{Next, Round};
@@ -90,13 +91,16 @@ pub(super) struct Exchange<W: World> {
     pub(super) plan: Plan,
     mailbox: Arc<Mailbox>,
     timer: Option<(u64, Pin<Box<Sleep>>)>,
+    /// The incarnation of each replica's store when it was last sent a request; 0: it was sent none.
+    sent_to: PerReplica<u64>,
     /// Spans of requests that are not answered yet, by their tag; empty unless the operation is traced.
     spans: Mutex<SmallVec<[(u32, Span); 0]>>,
 }
 
 impl<W: World> Exchange<W> {
     pub(super) fn new(coordinator: Arc<Coordinator<W>>, plan: Plan) -> Self {
-        Self { coordinator, plan, mailbox: Arc::default(), timer: None, spans: Mutex::default() }
+        let sent_to = smallvec![0; plan.replicas.len()];
+        Self { coordinator, plan, mailbox: Arc::default(), timer: None, sent_to, spans: Mutex::default() }
     }
 
     /// Carries out a round: sends what it asks for, waits, and passes on the answers, until it has ended or the operation's deadline has
@@ -109,6 +113,7 @@ impl<W: World> Exchange<W> {
                 match round.next(now) {
                     Next::Ask(replica, ask) => self.send(phase, replica, ask),
                     Next::Wait { answers, until } => break (answers, until),
+                    Next::Met if self.revoke(round) => {}
                     Next::Met => return Ended::Met,
                     Next::Short => return Ended::Short(causes),
                 }
@@ -124,15 +129,25 @@ impl<W: World> Exchange<W> {
                 }
                 Event::Answer { .. } => {}
                 Event::Elapsed if until < deadline && self.now() < deadline => round.waited(self.now()),
-                Event::Elapsed if round.suffices() => return Ended::Met,
+                Event::Elapsed if round.suffices() && !self.revoke(round) => return Ended::Met,
                 Event::Elapsed => return Ended::Late,
             }
         }
     }
 
+    /// Takes back the acknowledgements of stores that were replaced since. A repair has filled the new store without what only the old
+    /// one and replicas that answered later have.
+    fn revoke(&self, round: &mut impl Round) -> bool {
+        let replicas = &self.coordinator.ports.replicas;
+        let all = (0..).zip(self.sent_to.iter().zip(&self.plan.replicas));
+        let replaced = all.filter(|(_, (sent_to, node))| **sent_to != 0 && **sent_to != replicas.incarnation(node));
+        replaced.fold(false, |revoked, (replica, _)| round.revoked(replica) || revoked)
+    }
+
     /// Sends one request.
-    fn send(&self, phase: Phase, replica: u8, ask: Ask) {
+    fn send(&mut self, phase: Phase, replica: u8, ask: Ask) {
         let Some(node) = self.plan.replicas.get(usize::from(replica)) else { return };
+        self.sent_to[usize::from(replica)] = self.coordinator.ports.replicas.incarnation(node);
         let request = Request { place: self.plan.place.clone(), epoch: self.plan.epoch, ask };
         let to: Arc<dyn Collect> = Arc::clone(&self.mailbox) as Arc<dyn Collect>;
         let reply = Reply::new(to, phase.tag(replica), node.clone());

@@ -187,7 +187,7 @@ impl<W: World> Listing<'_, W> {
         let mut nodes: PerReplica<&NodeId> = PerReplica::new();
         for node in range.replicas.iter().filter(|node| self.failed.iter().all(|(failed, _)| failed != *node)) {
             match replicas.standing(node) {
-                Some(standing) if standing.whole => nodes.push(node),
+                Some(standing) if standing.is_whole() => nodes.push(node),
                 Some(_) => causes.push(format!("node {node} has another store than before")),
                 None => causes.push(format!("node {node} cannot be reached")),
             }
@@ -236,7 +236,7 @@ impl<W: World> Listing<'_, W> {
         let page = tokio::time::timeout(Duration::from_micros(left), replicas.scan(node, scan)).await;
         let page = page.map_err(|_| "no answer in time".to_owned())?.map_err(|error| error.to_string())?;
         match replicas.standing(node) {
-            Some(standing) if standing.whole && standing.store == page.store => Ok(page),
+            Some(standing) if standing.is_whole() && standing.store == page.store => Ok(page),
             _ => Err("its store has changed".to_owned()),
         }
     }

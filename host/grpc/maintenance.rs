@@ -22,7 +22,7 @@ use super::tenants::{page_size, seconds, status};
 use crate::access::caller::Caller;
 use witan_control::Refused;
 use witan_coordinate::{KeysRequest, Resume, World};
-use witan_upkeep::{NotBegun, Repair, Repaired, Stopped, Sweep, Swept};
+use witan_upkeep::{Admitted, NotBegun, Repair, Repaired, Stopped, Sweep, Swept};
 
 /// Default rate of a repair, records per second: a small fraction of what nodes can serve.
 const RECORDS_PER_SECOND: u32 = 20_000;
@@ -148,6 +148,16 @@ fn progress(swept: Swept, phase: &str) -> Progress {
         restored_nodes: Vec::new(),
         write_only_nodes: problems(swept.unfilled),
         complete: false,
+        admitted_stores: swept.admitted.into_iter().map(admitted).collect(),
+    }
+}
+
+fn admitted(new: Admitted) -> v1::AdmittedStore {
+    v1::AdmittedStore {
+        node_id: new.node.to_string(),
+        store_id: new.store.0.to_vec().into(),
+        replaces_store_id: new.replaces.0.to_vec().into(),
+        replaced_keys: new.keys,
     }
 }
 

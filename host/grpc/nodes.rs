@@ -4,6 +4,7 @@ use futures::future::join_all;
 use tonic::{Code, Status};
 use witan_kernel::limit;
 use witan_kernel::name::{Invalid, NodeId};
+use witan_kernel::scan::Trust;
 use witan_kernel::port::{Clock, NodeStatus, StorageNode, StoreError};
 use witan_wire::v1;
 
@@ -48,6 +49,7 @@ impl<W: World> CoordinatorApi<W> {
     async fn info(&self, node: &StorageNode) -> v1::StorageNodeInfo {
         let state = self.catalog.state(&node.id);
         let fullness = self.catalog.fullness(node).await;
+        let trust = self.catalog.trust(&node.id);
         v1::StorageNodeInfo {
             node_id: node.id.to_string(),
             host: node.host.clone(),
@@ -59,13 +61,29 @@ impl<W: World> CoordinatorApi<W> {
             reachable: state.reachable,
             latency_p50_us: state.latency_p50_us,
             latency_p99_us: state.latency_p99_us,
-            write_only: self.catalog.is_write_only(&node.id),
+            write_only: trust.is_some_and(|trust| trust != Trust::Whole),
+            state_message: trust.and_then(state_message).unwrap_or_default().to_owned(),
         }
     }
 
     /// The current time, Unix milliseconds.
     pub(super) fn now_ms(&self) -> u64 {
         self.coordinator.ports().clock.wall_micros() / 1000
+    }
+}
+
+/// What is wrong with a store, and the remedy.
+fn state_message(trust: Trust) -> Option<&'static str> {
+    match trust {
+        Trust::Whole => None,
+        Trust::Filling => Some(
+            "filling: its new store receives writes, which do not count, until `witan repair` has filled it; the repair prints what is \
+             missing",
+        ),
+        Trust::Unadmitted => Some(
+            "unadmitted: its store is not the one on record (wiped, replaced, not mounted, retired or set back) and is not used; bring \
+             the old disk back, or run `witan repair` to fill this one from the other nodes",
+        ),
     }
 }
 

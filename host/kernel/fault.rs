@@ -38,13 +38,23 @@ pub enum Fault {
     NewStoreBelieved,
     /// A node's new store goes on record as soon as it is met, although nothing has filled it.
     NewStoreRecorded,
+    /// A store that nobody has admitted is written to, and its acknowledgements count.
+    UnadmittedStoreCounted,
+    /// The acknowledgements of a store that is still being filled count.
+    FillingStoreCounted,
+    /// A store that was replaced is used again when it comes back.
+    RetiredStoreUsed,
+    /// A store that shows a lower commit number than before is used.
+    SetBackStoreUsed,
+    /// A record goes on counting under the birth that it has, although the node was started anew.
+    BirthOutlivesBoot,
     /// A repair puts a new store on record although a tenant with a replication factor that it did not know was created meanwhile.
     FactorsUnchecked,
 }
 
 impl Fault {
     /// Every fault: the simulation has to find each of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 22] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -61,6 +71,11 @@ impl Fault {
         Self::RetryMintsAgain,
         Self::NewStoreBelieved,
         Self::NewStoreRecorded,
+        Self::UnadmittedStoreCounted,
+        Self::FillingStoreCounted,
+        Self::RetiredStoreUsed,
+        Self::SetBackStoreUsed,
+        Self::BirthOutlivesBoot,
         Self::FactorsUnchecked,
     ];
 

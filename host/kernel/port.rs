@@ -8,7 +8,7 @@
 //! 3. [`Tenants`]: tenants as they are looked up while serving.
 //! 4. [`Metadata`]: what the cluster knows about itself, split by subject. Code that needs one subject takes that trait alone.
 //! 5. [`PluginHost`] and [`PluginStore`]: the plugin host as the control plane sees it, and the store of its components and bindings.
-//! 6. [`rules`]: limits and error texts that every implementation shares.
+//! 6. [`rules`]: limits and error texts that every implementation shares; [`stores`]: which stores of nodes may be used.
 
 mod answer;
 mod artifacts;
@@ -24,6 +24,7 @@ mod plugins;
 mod replicas;
 pub mod rules;
 mod secrets;
+pub mod stores;
 mod tenants;
 mod tokens;
 
@@ -43,7 +44,10 @@ pub use leases::{
     VERSION_BYTES,
 };
 pub use metadata::{Metadata, StoreFacts};
-pub use placement::{HOST_BYTES, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, StorageNode};
+pub use placement::{
+    Commit, HOST_BYTES, Met, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, StorageNode, StoreOnRecord,
+    StoreState,
+};
 pub use plugins::{PluginHost, PluginStore};
 pub use replicas::{Collect, Replicas, Reply};
 pub use secrets::{SECRETS, Secret, SecretStore};

@@ -80,10 +80,13 @@ pub enum ReplicaError {
     /// The request never left this coordinator.
     #[error("node {0} cannot be reached")]
     NotSent(NodeId),
-    /// The node's store is not the one on record: missing data looks like data that was never written, so it is written to but not read
-    /// from. Not sent.
-    #[error("node {0} has another store than before, and is written to only")]
+    /// The node's store is not the one on record, and is not used for such a request: missing data looks like data that was never
+    /// written. Not sent.
+    #[error("node {0} has another store than before, which is not used until `witan repair` has filled it")]
     Incomplete(NodeId),
+    /// The node has stored what it was sent, in a store that a repair is still filling. That counts towards no level.
+    #[error("node {0} has another store than before, which is being filled: its acknowledgement does not count")]
+    Filling(NodeId),
     /// The request was sent, and the answer was lost with the connection.
     #[error("the connection to node {0} broke")]
     Lost(NodeId),
@@ -129,7 +132,7 @@ impl ReplicaError {
             | Self::SiblingLimit
             | Self::WrongMode
             | Self::StaleEpoch => true,
-            Self::Lost(_) | Self::Late | Self::InDoubt | Self::Broken(_) => false,
+            Self::Filling(_) | Self::Lost(_) | Self::Late | Self::InDoubt | Self::Broken(_) => false,
         }
     }
 }

@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::fault::Fault;
 use crate::name::{Key, NodeId, StoreId, TenantId};
 use crate::record::Encoded;
 use crate::replica::{Place, ReplicaError};
@@ -111,14 +110,18 @@ pub struct Removed {
     pub incomplete: BTreeMap<NodeId, String>,
 }
 
-/// What a node's store may be used for.
+/// What a node's store may be used for. In a store other than the one on record, a record that was lost looks like one that was never
+/// written, so nothing may be concluded from its answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
-    /// Reads and writes: it is the store on record.
+    /// Everything: it is the store on record.
     Whole,
-    /// Writes only. It is not the store on record (a disk was wiped or replaced), and a record that it has
-    /// lost looks like one that was never written.
-    WriteOnly,
+    /// Merges only, and their acknowledgements count towards no level: a repair has admitted the store in place of the one on record,
+    /// and is filling it.
+    Filling,
+    /// Nothing. The disk was wiped, replaced or not mounted, and no repair has admitted the new store; or the store was replaced by
+    /// another one.
+    Unadmitted,
 }
 
 /// How full a node is.
@@ -135,19 +138,26 @@ pub struct Fullness {
 pub struct Standing {
     /// The store's id, as the node reported it.
     pub store: StoreId,
-    /// Whether that is the store on record. If not, the node is written to but not read from: [`ReplicaError::Incomplete`].
-    pub whole: bool,
+    /// What the store may be used for.
+    pub trust: Trust,
+}
+
+impl Standing {
+    /// True when it is the store on record.
+    pub fn is_whole(&self) -> bool {
+        self.trust == Trust::Whole
+    }
 }
 
 /// The storage nodes, as seen by scans.
 pub trait Ranges: Send + Sync + 'static {
-    /// A node's store and whether it is whole; `None` while the node cannot be reached. Cheap.
+    /// A node's store and what it may be used for; `None` while the node cannot be reached. Cheap.
     fn standing(&self, node: &NodeId) -> Option<Standing>;
 
-    /// A page of a node's records, whether its store is whole or not. Bounded in time.
+    /// A page of a node's records, whatever its store may be used for. Bounded in time.
     fn scan(&self, node: &NodeId, scan: Scan) -> impl Future<Output = Result<Page, ReplicaError>> + Send;
 
-    /// Asks again about nodes whose stores are written to only: some of these stores have gone on record.
+    /// Asks again what the stores of nodes may be used for, because that has changed for some of them.
     fn stores_changed(&self) -> impl Future<Output = ()> + Send;
 
     /// Removes some of a tenant's records from a node. Bounded in time. Repeating it is harmless.
@@ -180,12 +190,6 @@ impl<T: Ranges> Ranges for std::sync::Arc<T> {
     ) -> impl Future<Output = Result<Dropped, ReplicaError>> + Send {
         (**self).drop_tenant(node, tenant, after)
     }
-}
-
-/// True when a node that reports this store may be read from, and not only written to: it is the store on record. In any other store,
-/// missing data looks like data that was never written.
-pub fn is_whole(on_record: StoreId, reported: StoreId) -> bool {
-    on_record == reported || Fault::NewStoreBelieved.is_on()
 }
 
 /// Number of other whole replicas from which a wiped replica can be filled without missing an acknowledged write: any that many share a

@@ -141,6 +141,11 @@ impl Siblings {
         self.seen.entries.iter().rev().map(|(actor, _)| *actor).find(|actor| actor.store == *store)
     }
 
+    /// The number of births under which a store has minted in this record.
+    pub fn births_of(&self, store: &StoreId) -> usize {
+        self.seen.entries.iter().filter(|(actor, _)| actor.store == *store).count()
+    }
+
     /// Checks that a client's write may be minted here. `now_micros` is the replica's time, microseconds since 1970. To be called after
     /// [`Self::knows`] has answered `None`.
     pub fn refuse(&self, write: &Write, now_micros: u64) -> Result<(), Refusal> {

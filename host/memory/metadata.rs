@@ -5,10 +5,10 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
-use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{
     Answer, AnyClock, BindingOnRecord, Changed, Clock, Component, CoordinatorOnRecord, Digest, NodeOnRecord, Secret,
-    StoreError, StoreFacts, Token, rules,
+    StoreError, StoreFacts, StoreOnRecord, Token, rules,
 };
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::Tenant;
@@ -25,7 +25,7 @@ mod tokens;
 use crate::slot::SlotKey;
 
 /// The newest migration of the real stores, which this one reports too.
-const SCHEMA: u64 = 2;
+const SCHEMA: u64 = 3;
 
 /// Metadata in memory. Clones share it.
 #[derive(Clone)]
@@ -44,6 +44,7 @@ struct State {
     tenants: BTreeMap<TenantId, Tenant>,
     nodes: BTreeMap<NodeId, NodeOnRecord>,
     placement_epoch: u64,
+    stores: BTreeMap<StoreId, StoreOnRecord>,
     coordinators: BTreeMap<NodeId, CoordinatorOnRecord>,
     artifacts: BTreeMap<Digest, Component>,
     bindings: BTreeMap<SlotKey, BindingOnRecord>,

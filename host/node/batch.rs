@@ -21,7 +21,7 @@ use witan_kernel::siblings::{Siblings, Write};
 use self::rows::RowCache;
 use crate::engine::{Change, EngineError};
 use crate::row::{self, DamagedRow};
-use crate::store::{LoadError, Store};
+use crate::store::{BIRTHS, LoadError, Store};
 
 /// A queued request.
 #[derive(Debug)]
@@ -121,6 +121,10 @@ const UNSYNCED_BATCHES: usize = 64;
 /// A shard: its cached rows, and which of its rows were written and are not synced yet.
 #[derive(Debug)]
 pub struct Shard {
+    /// Its number among the shards of its store.
+    number: usize,
+    /// The number of batches that it has committed since the store was made; `None` until it has written one.
+    commits: Option<u64>,
     /// The number of batches written, which is the generation of the last one.
     written: u64,
     /// The generation and the rows of each batch that is not known to be synced, oldest first.
@@ -148,9 +152,9 @@ struct BatchRow {
 }
 
 impl Shard {
-    /// A shard with nothing written, and a cache of `row_cache` bytes.
-    pub fn new(row_cache: usize) -> Self {
-        Self { written: 0, unsynced: VecDeque::new(), cache: RowCache::new(row_cache), bypasses: 0 }
+    /// The shard of this number, with nothing written, and a cache of `row_cache` bytes.
+    pub fn new(number: usize, row_cache: usize) -> Self {
+        Self { number, commits: None, written: 0, unsynced: VecDeque::new(), cache: RowCache::new(row_cache), bypasses: 0 }
     }
 
     /// Every batch up to this generation is durable.
@@ -302,7 +306,11 @@ impl<'a> Batch<'a> {
             row::put_envelope(&row.key, row.birth, encoded, &mut values);
             batch.push((row.key.clone(), Some(values.split().freeze())));
         }
-        self.store.engine().write(batch)
+        let (number, before) = (self.shard.number, self.shard.commits);
+        let commits = before.map_or_else(|| self.store.shard_commits(number), Ok)? + 1;
+        self.store.write(batch, number, commits)?;
+        self.shard.commits = Some(commits);
+        Ok(())
     }
 
     /// The batch could not be written. Requests that change a row have failed; those that only read a row which others would have
@@ -460,8 +468,8 @@ impl BatchRow {
             Some(Record::Register(_)) => return Err(ReplicaError::WrongMode),
         };
         siblings.refuse(put, wall)?;
-        if self.birth == 0 {
-            self.birth = store.draw_birth().map_err(|error| refusal(&error))?;
+        if self.birth == 0 || (store.is_outlived(self.birth) && siblings.births_of(&store.id()) < BIRTHS) {
+            self.birth = store.draw_birth();
         }
         siblings.put(put, store.actor(self.birth));
         let mut record = Record::Siblings(siblings);

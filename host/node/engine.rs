@@ -27,6 +27,9 @@ pub trait Engine: Send + Sync + 'static {
     /// [`EngineError::Full`] no part of it was written or will be.
     fn write(&self, batch: Vec<Change>) -> Result<(), EngineError>;
 
+    /// The same, with a note that is set in the same batch: either both are written or neither.
+    fn write_noting(&self, batch: Vec<Change>, name: &str, value: Bytes) -> Result<(), EngineError>;
+
     /// Makes every batch durable whose [`Engine::write`] returned before this call. After an error it is unknown which of them are.
     fn sync(&self) -> Result<(), EngineError>;
 

@@ -29,7 +29,7 @@ use crate::driver::{Driver, Time};
 pub use guard::Guard;
 
 /// What this node supports beyond the minimum of its protocol version; sent in the handshake of a lane.
-pub const CAPABILITIES: [&str; 2] = ["register", "siblings"];
+pub const CAPABILITIES: [&str; 3] = ["register", "siblings", witan_wire::COMMITS];
 
 /// Largest message accepted, in bytes: the record of a unary call, and 1 MiB for the rest of the message. Frames have a smaller limit.
 const MESSAGE_BYTES: usize = limit::RECORD_BYTES + (1 << 20);

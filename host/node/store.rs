@@ -1,4 +1,5 @@
-//! A store: an engine with an identity, and the source of births, which make actors unique.
+//! A store: an engine with an identity, the source of births, which make actors unique, and the number of commits, which shows whether
+//! the disk has lost any.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -11,7 +12,7 @@ use witan_kernel::record::Encoded;
 use witan_kernel::siblings::Actor;
 use witan_kernel::sync::lock;
 
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Change, Engine, EngineError};
 use crate::row::{self, DamagedRow};
 
 /// The name of the engine's note that holds the identity.
@@ -26,13 +27,24 @@ pub struct Store {
     births: Mutex<Births>,
     /// How many times rows were changed without going through the shards.
     bypassed: AtomicU64,
+    /// How many batches all shards have committed durably, since the store was made.
+    commit: AtomicU64,
 }
 
-/// Births are boot << 32 | n. A boot is durable before a birth is drawn from it.
+/// Births are series << 24 | n, n from 1. A series is 40 random bits, drawn anew whenever the store is opened: whatever the disk has
+/// forgotten, or a copy of it repeats, no birth is drawn twice.
 struct Births {
-    boot: u64,
-    drawn: u32,
+    series: u64,
+    drawn: u64,
 }
+
+/// Bits of a birth's number within its series.
+const BIRTH_BITS: u32 = 24;
+
+/// Most births of one store in one record. A record draws a new birth when it is first written after each start of its node, and each
+/// birth stays in its version vector for ever (about 30 bytes). After this many it goes on counting under the last one, so that vectors
+/// and contexts stay small: with five replicas, 40 entries.
+pub const BIRTHS: usize = 8;
 
 /// Why a store cannot be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,7 +81,34 @@ impl Store {
         };
         let boot = boot + 1;
         engine.set_note(IDENTITY, encode_identity(id, boot))?;
-        Ok(Self { engine, id, births: Mutex::new(Births { boot, drawn: 0 }), bypassed: AtomicU64::new(0) })
+        let series = if Fault::ActorReusedAfterWipe.is_on() { boot } else { draw_series(randomness) };
+        let mut commit: u64 = 0;
+        for shard in 0..SHARDS {
+            commit = commit.saturating_add(shard_commits(&*engine, shard)?);
+        }
+        let births = Mutex::new(Births { series, drawn: 0 });
+        Ok(Self { engine, id, births, bypassed: AtomicU64::new(0), commit: AtomicU64::new(commit) })
+    }
+
+    /// How many batches the store has committed durably: a number that decreases only if the disk loses what was synced, or is replaced
+    /// by an earlier copy.
+    pub fn commit(&self) -> u64 {
+        self.commit.load(Ordering::Acquire)
+    }
+
+    /// This many further batches have become durable.
+    pub(crate) fn committed(&self, batches: u64) {
+        self.commit.fetch_add(batches, Ordering::AcqRel);
+    }
+
+    /// The number of batches that a shard has committed before.
+    pub(crate) fn shard_commits(&self, shard: usize) -> Result<u64, EngineError> {
+        shard_commits(&*self.engine, shard)
+    }
+
+    /// Writes a shard's batch with the shard's number of commits.
+    pub(crate) fn write(&self, batch: Vec<Change>, shard: usize, commits: u64) -> Result<(), EngineError> {
+        self.engine.write_noting(batch, &commits_note(shard), Bytes::copy_from_slice(&commits.to_le_bytes()))
     }
 
     /// Reports that rows were changed without going through the shards that own them, which makes the shards drop their caches.
@@ -93,15 +132,20 @@ impl Store {
     }
 
     /// A birth that this store has never drawn before and never will again.
-    pub fn draw_birth(&self) -> Result<u64, EngineError> {
+    pub fn draw_birth(&self) -> u64 {
         let mut births = self.births();
-        if births.drawn == u32::MAX {
-            let boot = births.boot + 1;
-            self.engine.set_note(IDENTITY, encode_identity(self.id, boot))?;
-            *births = Births { boot, drawn: 0 };
-        }
         births.drawn += 1;
-        Ok(births.boot << 32 | u64::from(births.drawn))
+        // A series that is used up ends in the next one: neighbours of 40 random bits are as unlikely to meet as any others.
+        if births.drawn >= 1 << BIRTH_BITS {
+            *births = Births { series: (births.series + 1) & SERIES, drawn: 1 };
+        }
+        births.series << BIRTH_BITS | births.drawn
+    }
+
+    /// Whether a record that has minted under `birth` should draw a new one for its next event: an event that this process has not seen
+    /// may have been minted under it, on another copy of the disk.
+    pub fn is_outlived(&self, birth: u64) -> bool {
+        birth >> BIRTH_BITS != self.births().series && !Fault::BirthOutlivesBoot.is_on()
     }
 
     /// The actor of this store under a birth.
@@ -118,6 +162,27 @@ impl Store {
     fn births(&self) -> MutexGuard<'_, Births> {
         lock(&self.births)
     }
+}
+
+/// Most shards of a store, now or earlier.
+pub(crate) const SHARDS: usize = 256;
+/// 40 bits.
+const SERIES: u64 = (1 << 40) - 1;
+
+fn draw_series(randomness: &dyn Randomness) -> u64 {
+    let bytes = randomness.sixteen();
+    bytes[..5].iter().fold(0, |series, byte| series << 8 | u64::from(*byte))
+}
+
+/// The name of the note that counts a shard's commits. Each shard has one of its own, since only a shard's own batches are ordered.
+fn commits_note(shard: usize) -> String {
+    format!("commits-{shard}")
+}
+
+fn shard_commits(engine: &dyn Engine, shard: usize) -> Result<u64, EngineError> {
+    let Some(bytes) = engine.note(&commits_note(shard))? else { return Ok(0) };
+    let bytes: [u8; 8] = bytes[..].try_into().map_err(|_| EngineError::Broken("the count of commits is damaged".into()))?;
+    Ok(u64::from_le_bytes(bytes))
 }
 
 fn is_empty(engine: &dyn Engine) -> Result<bool, EngineError> {
@@ -161,6 +226,7 @@ fn decode_identity(bytes: &[u8]) -> Result<(StoreId, u64), OpenError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::sync::atomic::{AtomicU8, Ordering};
 
     use witan_kernel::fault;
@@ -184,21 +250,49 @@ mod tests {
     #[test]
     fn the_id_stays_and_births_never_repeat() {
         let (disk, dice) = (Disk::new(), Dice::default());
-        let mut births = Vec::new();
+        let mut births = BTreeSet::new();
         let id = open(&disk, &dice).id();
         for _ in 0..3 {
             let store = open(&disk, &dice);
             assert_eq!(store.id(), id);
-            births.extend((0..3).map(|_| store.draw_birth().unwrap()));
+            for _ in 0..3 {
+                let birth = store.draw_birth();
+                assert!(births.insert(birth) && birth != 0);
+                assert!(!store.is_outlived(birth));
+            }
+            let others = births.iter().filter(|birth| store.is_outlived(**birth)).count();
+            assert_eq!(others, births.len() - 3, "those of earlier starts");
             disk.crash();
         }
-        assert!(births.is_sorted_by(|a, b| a < b), "{births:?}");
-
         let store = open(&disk, &dice);
-        store.births().drawn = u32::MAX;
-        births.push(store.draw_birth().unwrap());
-        births.push(open(&disk, &dice).draw_birth().unwrap());
-        assert!(births.is_sorted_by(|a, b| a < b), "{births:?}");
+        store.births().drawn = (1 << BIRTH_BITS) - 2;
+        assert!(births.insert(store.draw_birth()) && births.insert(store.draw_birth()), "beyond the end of a series");
+    }
+
+    #[test]
+    fn a_copy_of_a_disk_draws_other_births() {
+        let (disk, dice) = (Disk::new(), Dice::default());
+        drop(open(&disk, &dice));
+        let copy = disk.snapshot();
+        let (one, other) = (open(&disk, &dice), open(&copy, &dice));
+        assert_eq!(one.id(), other.id());
+        assert_ne!(one.draw_birth(), other.draw_birth());
+    }
+
+    #[test]
+    fn commits_are_counted_durably_for_each_shard() {
+        let (disk, dice) = (Disk::new(), Dice::default());
+        let store = open(&disk, &dice);
+        assert_eq!(store.commit(), 0);
+        store.write(Vec::new(), 0, 1).unwrap();
+        store.write(Vec::new(), 3, 7).unwrap();
+        store.engine().sync().unwrap();
+        store.write(Vec::new(), 0, 2).unwrap();
+        disk.crash();
+        let store = open(&disk, &dice);
+        assert_eq!((store.commit(), store.shard_commits(0), store.shard_commits(3)), (8, Ok(1), Ok(7)));
+        store.committed(2);
+        assert_eq!(store.commit(), 10);
     }
 
     #[test]
@@ -211,11 +305,11 @@ mod tests {
         fault::set(Some(Fault::ActorReusedAfterWipe));
         disk.wipe();
         let store = open(&disk, &dice);
-        let actor = store.actor(store.draw_birth().unwrap());
+        let actor = store.actor(store.draw_birth());
         disk.wipe();
         let store = open(&disk, &dice);
         fault::set(None);
-        assert_eq!(store.actor(store.draw_birth().unwrap()), actor);
+        assert_eq!(store.actor(store.draw_birth()), actor);
     }
 
     #[test]

@@ -12,8 +12,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use witan_kernel::hook::Pending;
 use witan_kernel::name::{NodeId, StoreId};
-use witan_kernel::port::{StorageNode, StoreError};
-pub use witan_kernel::scan::Trust;
+use witan_kernel::port::{Met, StorageNode, StoreError};
 use witan_net::{Connector, SharedSecret};
 
 /// Makes connections to storage nodes: over sockets, or over the simulation's network.
@@ -21,12 +20,10 @@ pub trait Connect: Clone + Send + Sync + 'static {
     /// A new connection to a node.
     fn connect(&self, node: &StorageNode) -> Connecting;
 
-    /// Decides how far the store that a node reported in its handshake is trusted, before any request is sent. After an error the
+    /// Decides what the store may be used for that a node has reported in its handshake, before any request is sent. `commit` is the
+    /// commit number that it has shown, `before` the highest one that this coordinator knew of it before it asked. After an error the
     /// connection is closed and tried again.
-    fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, StoreError>> {
-        let _ = (node, store);
-        Box::pin(std::future::ready(Ok(Trust::Whole)))
-    }
+    fn meet(&self, node: &NodeId, store: StoreId, commit: u64, before: u64) -> Pending<Result<Met, StoreError>>;
 }
 
 /// A connection being made.
@@ -109,8 +106,9 @@ impl Tcp {
     }
 }
 
-impl Connect for Tcp {
-    fn connect(&self, node: &StorageNode) -> Connecting {
+impl Tcp {
+    /// A new connection to a node.
+    pub fn connect(&self, node: &StorageNode) -> Connecting {
         let Self { tls, secret } = self.clone();
         let (endpoint, host) = (endpoint(node), node.host.clone());
         Box::pin(async move {

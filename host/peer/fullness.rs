@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
-use witan_kernel::name::NodeId;
+use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::Clock;
 use witan_kernel::scan::Fullness;
 use witan_kernel::sync::lock;
@@ -37,8 +37,13 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
     pub async fn fullness(&self, node: &NodeId) -> Option<Fullness> {
         let call = self.scan_call(node, async |mut client: Client| client.describe(DescribeRequest {}).await);
         let response = tokio::time::timeout(TIMEOUT, call).await.ok().and_then(Result::ok);
+        let response = response.map(tonic::Response::into_inner);
+        if let Some((known, shown)) = self.nodes.load().get(node).zip(response.as_ref())
+            && let Some(store) = StoreId::from_slice(&shown.store_id)
+        {
+            known.vitals.committed_by(store, shown.commit);
+        }
         let fullness = response
-            .map(tonic::Response::into_inner)
             .map(|response| Fullness { keys: response.keys_count, disk_usage_percent: response.disk_usage_percent });
         if let Some(known) = self.nodes.load().get(node) {
             known.fullness.set(fullness);

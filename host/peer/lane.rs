@@ -9,17 +9,21 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use witan_kernel::backoff::Backoff;
+use witan_kernel::fault::Fault;
 use witan_kernel::name::StoreId;
 use witan_kernel::port::{Clock, Reply, StorageNode};
-use witan_kernel::replica::{ReplicaError, Request};
+use witan_kernel::replica::{Outcome, ReplicaError, Request};
+use witan_kernel::scan::Trust;
 use witan_origin::Traced;
 use witan_wire::frame::{BATCH_ITEMS, FRAME_MESSAGE_BYTES, Joiner, PIECE_BYTES, VERSIONS, open_answers, seal_requests};
+use witan_wire::COMMITS;
 use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello, ReplicaRequest};
 
-use super::connect::{Connect, Trust, reason};
+use super::connect::{Connect, reason};
 use super::pending::{Pending, Table};
+use super::{admit, is_merge};
 use super::vitals::{Latencies, Vitals};
 
 /// Most requests waiting to be sent.
@@ -110,9 +114,10 @@ async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver
             Ok(stream) => {
                 backoff.succeeded();
                 logged = LoggedReasons::default();
-                let mut session = Session::new(&ends, stream, &bytes);
-                let ended = session.run(&mut waiting).await;
-                drop(session);
+                let ended = match Session::new(&ends, stream, &bytes) {
+                    Some(mut session) => session.run(&mut waiting).await,
+                    None => Ended::Broken("the other connection is still that of the node's earlier store".to_owned()),
+                };
                 ends.disconnected();
                 match ended {
                     Ended::Closed => return,
@@ -184,7 +189,9 @@ async fn refuse_for(
 struct Stream {
     outbound: mpsc::Sender<ExchangeRequest>,
     inbound: Streaming<ExchangeResponse>,
-    store: Option<StoreId>,
+    store: StoreId,
+    commit: u64,
+    /// What the store may be used for; decided by the lane that speaks for the node.
     trust: Trust,
 }
 
@@ -196,6 +203,8 @@ impl<C: Clock, N: Connect> Ends<C, N> {
     }
 
     async fn try_shake_hands(&self) -> Result<Stream, String> {
+        // Read before the node is asked: what it shows cannot be less, unless its store was set back.
+        let before = self.vitals.commits_known();
         let link = self.connect.connect(&self.node).await.map_err(|error| error.to_string())?;
         let mut client = StorageNodeServiceClient::new(link)
             .max_decoding_message_size(FRAME_MESSAGE_BYTES)
@@ -216,20 +225,25 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         if !VERSIONS.contains(&welcome.version) {
             return Err(format!("the node speaks version {} of the protocol", welcome.version));
         }
-        let store = StoreId::from_slice(&welcome.store_id);
-        let trust = match store {
-            Some(store) => {
-                let admitted = self.connect.admit(&self.node.id, store).await;
-                admitted
-                    .map_err(|error| format!("the node's store cannot be compared with the one on record: {error}"))?
-            }
-            None => return Err("the node reported no store id".to_owned()),
-        };
-        if trust == Trust::WriteOnly && self.speaks_for_node {
-            tracing::error!(node = %self.node.id, "the node has another store than before (a wiped or replaced disk?): it is \
-                written to, and not read from until its data has been restored");
+        let store = StoreId::from_slice(&welcome.store_id).ok_or("the node reported no store id")?;
+        let commit = welcome.capabilities.iter().any(|named| named == COMMITS).then_some(welcome.commit);
+        let trust = if self.speaks_for_node { self.meet(store, commit, before).await? } else { Trust::Unadmitted };
+        Ok(Stream { outbound, inbound, store, commit: commit.unwrap_or(0), trust })
+    }
+
+    /// Decides what the store may be used for that the node has reported. `commit`: its commit number, if the node knows such.
+    /// `known`: the store that it had before, and the commit number that was known of that.
+    async fn meet(&self, store: StoreId, commit: Option<u64>, known: Option<(StoreId, u64)>) -> Result<Trust, String> {
+        let commit = commit.unwrap_or(u64::MAX);
+        let before = known.filter(|(known, _)| *known == store).map_or(0, |(_, commit)| commit);
+        let met = self.connect.meet(&self.node.id, store, commit, before).await;
+        let met = met.map_err(|error| format!("the node's store cannot be compared with the one on record: {error}"))?;
+        if met.is_suspect(commit) {
+            // Another coordinator may have recorded a later commit since the node answered. The next answer decides.
+            self.vitals.expects(store, met.commit);
+            return Err("the node's store shows an earlier commit than is on record; asking it again".to_owned());
         }
-        Ok(Stream { outbound, inbound, store, trust })
+        Ok(met.trust)
     }
 
     fn disconnected(&self) {
@@ -250,6 +264,8 @@ enum Ended {
 /// The exchange of requests and answers over one stream.
 struct Session<'a, C: Clock, N: Connect> {
     ends: &'a Ends<C, N>,
+    /// The number of the store that it is connected to: [`Use::store`](super::vitals::Use::store).
+    store: u32,
     outbound: mpsc::Sender<ExchangeRequest>,
     inbound: Streaming<ExchangeResponse>,
     table: Table,
@@ -273,12 +289,21 @@ impl<C: Clock, N: Connect> Drop for Session<'_, C, N> {
 }
 
 impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
-    fn new(ends: &'a Ends<C, N>, stream: Stream, bytes: &'a AtomicUsize) -> Self {
-        if ends.speaks_for_node {
-            ends.vitals.connected(stream.store, stream.trust);
+    /// A session with the node's present store. `None` for a lane that does not speak for its node, and has found another store than
+    /// the lane that does.
+    fn new(ends: &'a Ends<C, N>, stream: Stream, bytes: &'a AtomicUsize) -> Option<Self> {
+        let uses = if ends.speaks_for_node {
+            let uses = ends.vitals.connected(stream.store, stream.commit, stream.trust);
             tracing::info!(node = %ends.node.id, "connected to a storage node");
-        }
-        Self {
+            if stream.trust != Trust::Whole {
+                admit::log(&ends.node.id, stream.trust);
+            }
+            uses
+        } else {
+            ends.vitals.uses_of(stream.store)?
+        };
+        Some(Self {
+            store: uses.store,
             ends,
             outbound: stream.outbound,
             inbound: stream.inbound,
@@ -290,7 +315,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
             ticks: 0,
             p99_us: 0,
             peak: 0,
-        }
+        })
     }
 
     async fn run(&mut self, waiting: &mut mpsc::Receiver<Outgoing>) -> Ended {
@@ -331,6 +356,10 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
         let mut size = 0;
         for outgoing in std::mem::take(&mut self.batch) {
             self.bytes.fetch_sub(outgoing.bytes, Ordering::AcqRel);
+            if !self.ends.vitals.uses().permits(is_merge(&outgoing.request)) {
+                outgoing.reply.answer(Err(ReplicaError::Incomplete(self.ends.node.id.clone())));
+                continue;
+            }
             if outgoing.deadline <= now {
                 outgoing.reply.answer(Err(ReplicaError::NotSent(self.ends.node.id.clone())));
                 continue;
@@ -360,6 +389,9 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
         let Some(frame) = answer.frame else { return Ok(()) };
         let Some(batch) = self.joiner.push(frame).map_err(|error| error.to_string())? else { return Ok(()) };
         let now = self.ends.clock.monotonic_micros();
+        if self.ends.speaks_for_node {
+            self.ends.vitals.committed(answer.commit);
+        }
         for answer in open_answers(batch).map_err(|error| error.to_string())? {
             let took_us = answer.took_us;
             let (id, outcome) = answer_from_wire(answer).map_err(|error| error.to_string())?;
@@ -369,7 +401,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
                 if let Some(traced) = pending.traced.filter(|_| took_us > 0) {
                     traced.record("storage node", Duration::from_micros(took_us.into()), self.ends.node.id.as_str());
                 }
-                pending.reply.answer(outcome);
+                pending.reply.answer(self.counted(outcome));
             }
         }
         if self.ends.speaks_for_node {
@@ -377,6 +409,20 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
         }
         self.count();
         Ok(())
+    }
+
+    /// What an answer comes to: nothing that a store acknowledges counts while it is being filled, or once it may not be used.
+    fn counted(&self, outcome: Outcome) -> Outcome {
+        let uses = self.ends.vitals.uses();
+        let node = || self.ends.node.id.clone();
+        match uses.trust {
+            Trust::Whole if uses.store == self.store => outcome,
+            Trust::Filling if Fault::FillingStoreCounted.is_on() => outcome,
+            Trust::Unadmitted if Fault::UnadmittedStoreCounted.is_on() => outcome,
+            Trust::Filling if uses.store == self.store => outcome.and_then(|_| Err(ReplicaError::Filling(node()))),
+            // It was used when the request was sent, so the request may have been carried out.
+            _ => outcome.and_then(|_| Err(ReplicaError::Lost(node()))),
+        }
     }
 
     fn tick(&mut self) {

@@ -3,7 +3,7 @@
 //! A lane (`lane`) is one bidirectional stream: all queued requests are sent in one frame, and answers arrive in any order and
 //! are matched by id. No timer delays a request. Requests over 64 KiB use a second lane, so that small ones never wait behind
 //! them. `pending` holds unanswered requests, `vitals` the health of a node, `connect` makes connections, `admit` re-checks the
-//! stores of write-only nodes, `range` scans the records of nodes, `fullness` asks how full their disks are, `metrics` exports it all.
+//! stores of nodes, `range` scans the records of nodes, `fullness` asks how full their disks are, `metrics` exports it all.
 
 mod admit;
 mod connect;
@@ -20,12 +20,13 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::{NodeId, StoreId};
-use witan_kernel::port::{Clock, Replicas, Reply, StorageNode};
+use witan_kernel::port::{Clock, Commit, Replicas, Reply, StorageNode};
 use witan_kernel::replica::{Ask, ReplicaError, Request};
 use witan_kernel::sync::lock;
 use witan_origin as origin;
 
-pub use connect::{Connect, ConnectError, Connecting, Credential, Link, Tcp, Trust, endpoint};
+pub use connect::{Connect, ConnectError, Connecting, Credential, Link, Tcp, endpoint};
+pub use witan_kernel::port::Met;
 use lane::{Lane, Outgoing};
 use vitals::Vitals;
 
@@ -86,6 +87,17 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
         self.nodes.load().get(node).and_then(|node| node.vitals.store_id())
     }
 
+    /// The highest commit number that each connected node's store has shown, and its number of records.
+    pub fn commits(&self) -> Vec<Commit> {
+        let nodes = self.nodes.load();
+        let commit = |node: &Arc<Node>| {
+            let store = node.vitals.standing()?.store;
+            let keys = node.fullness.get().map(|fullness| fullness.keys);
+            Some(Commit { store, commit: node.vitals.commit_of(store), keys })
+        };
+        nodes.values().filter_map(commit).collect()
+    }
+
     /// The number of nodes, and how many of them are reachable and read from.
     pub fn reachable(&self) -> (usize, usize) {
         let nodes = self.nodes.load();
@@ -119,7 +131,7 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
     fn send(&self, node: &NodeId, request: Request, deadline: u64, reply: Reply) {
         let nodes = self.nodes.load();
         match nodes.get(node) {
-            Some(lanes) if lanes.vitals.is_write_only() && !matches!(request.ask, Ask::Merge { .. }) => {
+            Some(known) if known.vitals.is_connected() && !known.vitals.uses().permits(is_merge(&request)) => {
                 reply.answer(Err(ReplicaError::Incomplete(node.clone())));
             }
             Some(node) => {
@@ -135,6 +147,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
         self.nodes.load().get(node).map_or(UNKNOWN, |node| node.vitals.state())
     }
 
+    fn incarnation(&self, node: &NodeId) -> u64 {
+        self.nodes.load().get(node).map_or(0, |node| node.vitals.uses().incarnation())
+    }
+
     fn recent_state(&self, node: &NodeId) -> ReplicaState {
         self.nodes.load().get(node).map_or(UNKNOWN, |node| node.vitals.recent_state())
     }
@@ -142,6 +158,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
 
 /// The state of a node that is not in the current set.
 const UNKNOWN: ReplicaState = ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 };
+
+fn is_merge(request: &Request) -> bool {
+    matches!(request.ask, Ask::Merge { .. })
+}
 
 /// The approximate size of a request on the wire, in bytes.
 fn weight(request: &Request) -> usize {

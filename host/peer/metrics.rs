@@ -10,6 +10,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use witan_kernel::port::Clock;
+use witan_kernel::scan::Trust;
 
 use super::{Connect, Lanes, Node};
 
@@ -27,14 +28,16 @@ impl<C: Clock, N: Connect> fmt::Debug for Seen<C, N> {
 }
 
 /// Values of the label `state`, in the order in which they are exported.
-const STATES: [&str; 3] = ["reachable", "write_only", "unreachable"];
+const STATES: [&str; 4] = ["reachable", "write_only", "unadmitted", "unreachable"];
 
-/// The index of a node's state in [`STATES`]. A write-only node answers writes and is not read from.
+/// The index of a node's state in [`STATES`]. A node whose new store is being filled is written to and not read from; one whose new store
+/// nobody has admitted is not used.
 fn state(node: &Node) -> usize {
-    match (node.vitals.state().reachable, node.vitals.standing().is_some_and(|standing| !standing.whole)) {
-        (true, _) => 0,
-        (false, true) => 1,
-        (false, false) => 2,
+    match node.vitals.standing().map(|standing| standing.trust) {
+        _ if node.vitals.state().reachable => 0,
+        Some(Trust::Filling) => 1,
+        Some(Trust::Unadmitted) => 2,
+        Some(Trust::Whole) | None => 3,
     }
 }
 
@@ -52,7 +55,7 @@ impl<C: Clock, N: Connect> Collector for Seen<C, N> {
         }
 
         let help = "1 while the node answers this coordinator";
-        each(&mut encoder, "reachable", help, &nodes, |node| Some(if state(node) < 2 { 1.0 } else { 0.0 }))?;
+        each(&mut encoder, "reachable", help, &nodes, |node| Some(if state(node) < 3 { 1.0 } else { 0.0 }))?;
         let help = "Requests that the node has not answered yet";
         each(&mut encoder, "requests_in_flight", help, &nodes, |node| Some(f64::from(node.vitals.state().in_flight)))?;
         let help = "Approximate number of records of the node, as it reported last";

@@ -84,7 +84,7 @@ impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
     }
 
     async fn stores_changed(&self) {
-        self.admit_again().await;
+        self.meet_again(true).await;
     }
 
     async fn drop_tenant(

@@ -1,15 +1,14 @@
 //! The health of a node: whether it is connected and answers, its latency, and the trust in its store.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::watch;
+use witan_kernel::fault::Fault;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::StoreId;
-use witan_kernel::scan::Standing;
+use witan_kernel::scan::{Standing, Trust};
 use witan_kernel::sync::lock;
-
-use super::connect::Trust;
 
 /// The health of a node, written by its lanes.
 #[derive(Debug)]
@@ -17,8 +16,10 @@ pub(super) struct Vitals {
     connected: AtomicBool,
     /// It is connected, and has left requests unanswered for suspiciously long.
     silent: AtomicBool,
-    /// It is written to, and not read from.
-    write_only: AtomicBool,
+    /// Packed [`Use`] of its present store.
+    uses: AtomicU64,
+    /// The highest commit number that its present store has shown.
+    commit: AtomicU64,
     in_flight: AtomicU32,
     /// The largest number of requests in flight between the last two ticks.
     in_flight_peak: AtomicU32,
@@ -34,7 +35,8 @@ impl Default for Vitals {
         Self {
             connected: AtomicBool::new(false),
             silent: AtomicBool::new(false),
-            write_only: AtomicBool::new(false),
+            uses: AtomicU64::new(Use::NONE.packed()),
+            commit: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             in_flight_peak: AtomicU32::new(0),
             p50_us: AtomicU32::new(0),
@@ -50,7 +52,7 @@ impl Vitals {
         ReplicaState {
             reachable: self.connected.load(Ordering::Relaxed)
                 && !self.silent.load(Ordering::Relaxed)
-                && !self.is_write_only(),
+                && self.uses().trust == Trust::Whole,
             latency_p50_us: self.p50_us.load(Ordering::Relaxed),
             latency_p99_us: self.p99_us.load(Ordering::Relaxed),
             in_flight: self.in_flight.load(Ordering::Relaxed),
@@ -74,34 +76,83 @@ impl Vitals {
         self.connected.load(Ordering::Relaxed)
     }
 
-    pub(super) fn is_write_only(&self) -> bool {
-        self.write_only.load(Ordering::Relaxed)
+    /// What the node's present store may be used for.
+    pub(super) fn uses(&self) -> Use {
+        Use::unpacked(self.uses.load(Ordering::Acquire))
     }
 
-    /// The node's store and whether it is complete; `None` unless the node is connected.
-    pub(super) fn standing(&self) -> Option<Standing> {
+    /// The use of `store`, if that is the node's present store.
+    pub(super) fn uses_of(&self, store: StoreId) -> Option<Use> {
         let known = lock(&self.store);
-        let store = (*known).filter(|_| self.is_connected())?;
-        Some(Standing { store, whole: !self.is_write_only() })
+        (*known == Some(store)).then(|| self.uses())
     }
 
-    /// Allows reads from the node, unless it has another store by now.
-    pub(super) fn made_whole(&self, store: StoreId) {
+    /// The highest commit number that `store` has shown here; 0 if that is not the node's present store.
+    pub(super) fn commit_of(&self, store: StoreId) -> u64 {
         let known = lock(&self.store);
-        if *known == Some(store) {
-            self.write_only.store(false, Ordering::Relaxed);
+        if *known == Some(store) { self.commit.load(Ordering::Acquire) } else { 0 }
+    }
+
+    /// The node's present store, and the highest commit number that it has shown here.
+    pub(super) fn commits_known(&self) -> Option<(StoreId, u64)> {
+        let known = lock(&self.store);
+        (*known).map(|store| (store, self.commit.load(Ordering::Acquire)))
+    }
+
+    /// The node's present store has this commit number at least.
+    pub(super) fn committed(&self, commit: u64) {
+        if commit > self.commit.load(Ordering::Relaxed) {
+            self.commit.fetch_max(commit, Ordering::AcqRel);
         }
     }
 
-    pub(super) fn connected(&self, store: Option<StoreId>, trust: Trust) {
+    /// As [`Self::committed`], if `store` is the node's present store.
+    pub(super) fn committed_by(&self, store: StoreId, commit: u64) {
+        let known = lock(&self.store);
+        if *known == Some(store) {
+            self.commit.fetch_max(commit, Ordering::AcqRel);
+        }
+    }
+
+    /// As [`Self::committed`], for a store that may not be the present one: then it becomes that, and may not be used yet.
+    pub(super) fn expects(&self, store: StoreId, commit: u64) {
         let mut known = lock(&self.store);
-        // Under the lock, so that nobody combines the old store's id with the new one's trust.
-        self.write_only.store(trust == Trust::WriteOnly, Ordering::Relaxed);
-        *known = store;
-        drop(known);
+        if known.replace(store) != Some(store) {
+            self.commit.store(0, Ordering::Release);
+            let uses = Use { store: self.uses().store + 1, ends: 0, trust: Trust::Unadmitted };
+            self.uses.store(uses.packed(), Ordering::Release);
+        }
+        self.commit.fetch_max(commit, Ordering::AcqRel);
+    }
+
+    /// The node's store and what it may be used for; `None` unless the node is connected.
+    pub(super) fn standing(&self) -> Option<Standing> {
+        let known = lock(&self.store);
+        let store = (*known).filter(|_| self.is_connected())?;
+        Some(Standing { store, trust: self.uses().trust })
+    }
+
+    /// Sets what `store` may be used for, unless the node has another store by now. True when that is something else than before.
+    pub(super) fn trust(&self, store: StoreId, trust: Trust) -> bool {
+        let known = lock(&self.store);
+        let uses = self.uses();
+        if *known != Some(store) || uses.trust == trust {
+            return false;
+        }
+        // What a store has acknowledged does not count any longer once it may not be used.
+        let ends = uses.ends + u32::from(trust != Trust::Whole);
+        self.uses.store(Use { ends, trust, ..uses }.packed(), Ordering::Release);
+        true
+    }
+
+    /// The node is connected, and shows this store with this commit number. Returns the use of the store.
+    pub(super) fn connected(&self, store: StoreId, commit: u64, trust: Trust) -> Use {
+        self.expects(store, commit);
+        self.trust(store, trust);
         self.silent.store(false, Ordering::Relaxed);
         self.connected.store(true, Ordering::Relaxed);
         self.tried.send_replace(true);
+        self.uses()
     }
 
     pub(super) fn disconnected(&self) {
@@ -124,6 +175,44 @@ impl Vitals {
     pub(super) fn set_latency(&self, p50_us: u32, p99_us: u32) {
         self.p50_us.store(p50_us, Ordering::Relaxed);
         self.p99_us.store(p99_us, Ordering::Relaxed);
+    }
+}
+
+/// What the present store of a node may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Use {
+    /// How many stores the node has had.
+    pub(super) store: u32,
+    /// How often this store could not be used any longer, or not for everything.
+    ends: u32,
+    pub(super) trust: Trust,
+}
+
+impl Use {
+    const NONE: Self = Self { store: 0, ends: 0, trust: Trust::Unadmitted };
+
+    /// Grows whenever the node has another store, or its store may not be used any longer.
+    pub(super) fn incarnation(self) -> u64 {
+        self.packed() >> 2
+    }
+
+    fn packed(self) -> u64 {
+        u64::from(self.store) << 32 | u64::from(self.ends) << 2 | self.trust as u64
+    }
+
+    fn unpacked(packed: u64) -> Self {
+        let trust = [Trust::Whole, Trust::Filling].into_iter().find(|trust| *trust as u64 == packed & 3);
+        let (store, ends) = ((packed >> 32) as u32, (packed >> 2 & 0x3fff_ffff) as u32);
+        Self { store, ends, trust: trust.unwrap_or(Trust::Unadmitted) }
+    }
+
+    /// True when a request of this kind may be sent to the store.
+    pub(super) fn permits(self, is_merge: bool) -> bool {
+        match self.trust {
+            Trust::Whole => true,
+            Trust::Filling => is_merge,
+            Trust::Unadmitted => is_merge && Fault::UnadmittedStoreCounted.is_on(),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{self, Metadata, Replicas, Secret, Slot, StorageNode, StoreError};
-use witan_kernel::scan::{Fullness, Ranges, Removed};
+use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
 use witan_kernel::tenant::Tenant;
 use witan_peer::Lanes;
 use witan_plugin::PluginHost;
@@ -112,13 +112,13 @@ impl Cluster for Local {
         Box::pin(async move { lanes.fullness(&node).await })
     }
 
-    fn is_write_only(&self, node: &NodeId) -> bool {
-        self.lanes.standing(node).is_some_and(|standing| !standing.whole)
+    fn trust(&self, node: &NodeId) -> Option<Trust> {
+        self.lanes.standing(node).map(|standing| standing.trust)
     }
 
     fn stores_changed(&self) -> Pending<()> {
         let lanes = Arc::clone(&self.lanes);
-        Box::pin(async move { lanes.admit_again().await })
+        Box::pin(async move { lanes.meet_again(true).await })
     }
 
     fn remove_records(&self, tenant: &TenantId, until: Instant) -> Pending<Removed> {

@@ -80,8 +80,11 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
             )),
             Err(error) => ready.reasons.push(format!("the metadata store does not answer: {error}")),
         }
-        ready.notes.extend(self.lanes.write_only().into_iter().map(|node| {
-            format!("storage node {node} has another store than before and is write-only; run: witan repair")
+        ready.notes.extend(self.lanes.not_whole().into_iter().map(|(node, trust)| match trust {
+            Trust::Filling => format!("storage node {node} has another store than before, which is being filled; it is write-only until \
+                `witan repair` has ended"),
+            _ => format!("storage node {node} has another store than before, which is not used; bring the old disk back, or run: witan \
+                repair"),
         }));
         self.ready.set(ready.reasons.is_empty().into());
         ready

@@ -248,7 +248,7 @@ impl Parts {
 
     /// Starts polling the storage nodes, and waits until a connection to each has succeeded or failed once.
     async fn reach_nodes(&self, stop: watch::Receiver<bool>) {
-        tokio::spawn(watch_nodes(Arc::clone(&self.lanes), stop));
+        tokio::spawn(watch_nodes(Arc::clone(&self.lanes), Arc::clone(&self.metadata), stop));
         tracing::info!(nodes = self.coordinator.ring().nodes().len(), "waiting for the storage nodes");
         self.lanes.tried().await;
     }

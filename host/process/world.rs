@@ -7,7 +7,7 @@ use witan_coordinate::World;
 use witan_kernel::hook::Pending;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Metadata, StorageNode, StoreError};
-use witan_peer::{Connect, Connecting, Lanes, Tcp, Trust};
+use witan_peer::{Connect, Connecting, Lanes, Met, Tcp};
 
 use super::stores::Idempotency;
 use super::system::{SystemClock, SystemRandomness};
@@ -24,9 +24,9 @@ impl Connect for Registered {
         self.sockets.connect(node)
     }
 
-    fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, StoreError>> {
+    fn meet(&self, node: &NodeId, store: StoreId, commit: u64, before: u64) -> Pending<Result<Met, StoreError>> {
         let (metadata, node) = (Arc::clone(&self.metadata), node.clone());
-        Box::pin(async move { stores::admit(metadata.as_ref(), &node, store).await })
+        Box::pin(async move { stores::meet(metadata.as_ref(), &node, store, commit, before).await })
     }
 }
 

@@ -22,7 +22,7 @@ use witan_kernel::port::Metadata;
 pub use collapse::{Reported, Reports, reports};
 pub use metrics::Metrics;
 pub use repair::{NotBegun, Repair, Repaired};
-pub use sweep::{Stopped, Sweep, Swept};
+pub use sweep::{Admitted, Stopped, Sweep, Swept};
 
 /// The background tasks of a coordinator.
 pub struct Upkeep<W: World> {

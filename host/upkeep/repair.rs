@@ -1,6 +1,6 @@
-//! A repair: a sweep, followed by the decision which new stores may be read from now on.
+//! A repair: admits the new stores of nodes, sweeps, and decides which of the new stores are used from now on.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -8,11 +8,11 @@ use witan_coordinate::World;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{Metadata, PAGE, StoreError};
-use witan_kernel::scan::Ranges;
+use witan_kernel::scan::{Ranges, Trust};
 
 use super::Upkeep;
 use super::runner::{Kind, Task};
-use super::sweep::{Stopped, Sweep, Swept};
+use super::sweep::{Admitted, Stopped, Sweep, Swept};
 
 /// Why a repair did not begin.
 #[derive(Debug, thiserror::Error)]
@@ -70,16 +70,20 @@ impl<W: World> Upkeep<W> {
 }
 
 impl<W: World> Repair<W> {
-    /// Sweeps, then puts on record the new stores that are complete. Progress goes to `progress`; when its receiver is dropped, the
+    /// Admits new stores, sweeps, then puts on record those that are complete. Progress goes to `progress`; when its receiver is dropped, the
     /// repair stops after the work in flight.
     ///
     /// # Errors
     /// [`Stopped`]; what was repaired until then stays repaired.
     pub async fn run(self, progress: mpsc::Sender<Swept>) -> Result<Repaired, Stopped> {
         let factors = self.sweep.factors.clone();
-        let swept = self.upkeep.sweep(self.sweep.clone(), progress, &self.task).await;
+        let (admitted, refused) = self.admit(&progress).await?;
+        let swept = self.upkeep.sweep(self.sweep.clone(), admitted, progress, &self.task).await;
         match swept {
-            Ok(swept) => Ok(self.conclude(&factors, swept).await),
+            Ok(mut swept) => {
+                swept.unfilled.extend(refused);
+                Ok(self.conclude(&factors, swept).await)
+            }
             Err(stopped) => {
                 if let Stopped::Failed(failure) = &stopped {
                     self.task.failed(failure.to_string());
@@ -89,12 +93,53 @@ impl<W: World> Repair<W> {
         }
     }
 
+    /// Admits every store that is not the one on record, if this is a repair of everything: it is sent merges from now on. What it
+    /// replaces is reported first, so that an operator who has merely forgotten to mount a disk can stop the repair. Returns the
+    /// admitted stores, and the nodes whose store is refused, with the reason.
+    async fn admit(&self, progress: &mpsc::Sender<Swept>) -> Result<(Vec<Admitted>, BTreeMap<NodeId, String>), Stopped> {
+        let (found, mut refused) = (self.unadmitted().await, BTreeMap::new());
+        if found.is_empty() {
+            return Ok((found, refused));
+        }
+        let report = Swept { waiting: true, admitted: found.clone(), ..Swept::default() };
+        progress.send(report).await.map_err(|_| Stopped::Abandoned)?;
+        let mut admitted = Vec::new();
+        for new in found {
+            match self.upkeep.metadata.admit_store(&new.node, new.replaces, new.store).await {
+                Ok(()) => {
+                    tracing::warn!(node = %new.node, store = %new.store, replaces = %new.replaces, "filling the node's new store");
+                    admitted.push(new);
+                }
+                Err(error) => drop(refused.insert(new.node, error.to_string())),
+            }
+        }
+        self.upkeep.coordinator.ports().replicas.stores_changed().await;
+        Ok((admitted, refused))
+    }
+
+    /// The stores that nobody has admitted, of nodes that have another one on record.
+    async fn unadmitted(&self) -> Vec<Admitted> {
+        if !self.sweep.is_everything() {
+            return Vec::new();
+        }
+        let on_record = self.upkeep.metadata.stores().await.unwrap_or_default();
+        let keys = |store| on_record.iter().find(|known| known.store == store).map_or(0, |known| known.keys);
+        let ring = self.upkeep.coordinator.ring();
+        let replicas = &self.upkeep.coordinator.ports().replicas;
+        let found = ring.nodes().iter().filter_map(|node| {
+            let standing = replicas.standing(node).filter(|standing| standing.trust == Trust::Unadmitted)?;
+            let replaces = *self.stores.get(node)?;
+            Some(Admitted { node: node.clone(), store: standing.store, replaces, keys: keys(replaces) })
+        });
+        found.collect()
+    }
+
     async fn conclude(&self, factors: &[u8], mut swept: Swept) -> Repaired {
         let mut restored = Vec::new();
         for (node, store) in std::mem::take(&mut swept.filled) {
             match self.believe(factors, &node, store).await {
                 Ok(()) => {
-                    tracing::info!(%node, %store, "the node's new store is complete and will be read again");
+                    tracing::info!(%node, %store, "the node's new store is complete and is used from now on; the old one is retired");
                     restored.push(node);
                 }
                 Err(why) => drop(swept.unfilled.insert(node, why.to_string())),
@@ -118,7 +163,7 @@ impl<W: World> Repair<W> {
         if now.iter().any(|factor| !factors.contains(factor)) && !Fault::FactorsUnchecked.is_on() {
             return Err(NotBelieved::NewFactor);
         }
-        self.upkeep.metadata.replace_store_id(node, *from, store).await.map_err(NotBelieved::NotRecorded)
+        self.upkeep.metadata.replace_store(node, *from, store).await.map_err(NotBelieved::NotRecorded)
     }
 }
 

@@ -5,7 +5,7 @@
 //! It decides nothing that a read would not decide: records are merged, tombstones included, and no resolver is called. A replica
 //! that does not answer leaves the range incomplete; the other replicas are repaired anyway.
 //!
-//! A sweep of the whole ring also determines which write-only nodes (nodes with a new store) hold everything from now on. `merges`
+//! A sweep of the whole ring also determines which new stores, admitted before it, hold everything from now on. `merges`
 //! sends merges and waits for their acknowledgements, `pace` limits the rate, `sound` decides when a new store may be believed.
 
 mod merges;
@@ -24,7 +24,7 @@ use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::record::Encoded;
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::ring::{ReplicaRange, Ring};
-use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Standing, Step, difference};
+use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Standing, Step, Trust, difference};
 
 use witan_coordinate::{Coordinator, World};
 
@@ -101,12 +101,27 @@ pub struct Swept {
     pub token: u64,
     /// Everything up to this place is done; a later sweep can resume after it.
     pub after: Option<Place>,
+    /// New stores that were admitted before the sweep.
+    pub admitted: Vec<Admitted>,
     /// Nodes that did not take part in every range, with the reason.
     pub missing: BTreeMap<NodeId, String>,
     /// After a sweep of everything: nodes whose new store is complete.
     pub filled: Vec<(NodeId, StoreId)>,
     /// After a sweep of everything: nodes whose new store may be incomplete, with the reason.
     pub unfilled: BTreeMap<NodeId, String>,
+}
+
+/// A new store that a repair has admitted in place of the one on record, so that it can be filled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted {
+    /// The node that has reported it.
+    pub node: NodeId,
+    /// The new store.
+    pub store: StoreId,
+    /// The store on record, which it replaces once it is filled.
+    pub replaces: StoreId,
+    /// The number of records that the replaced store reported last, an estimate; 0 if it reported none.
+    pub keys: u64,
 }
 
 impl Swept {
@@ -138,11 +153,13 @@ impl<W: World> Upkeep<W> {
     pub(super) async fn sweep(
         &self,
         sweep: Sweep,
+        admitted: Vec<Admitted>,
         progress: mpsc::Sender<Swept>,
         task: &Task,
     ) -> Result<Swept, Stopped> {
         let ring = self.coordinator.ring();
         let mut sweeping = Sweeping::new(self, sweep, &ring, progress, task);
+        sweeping.swept.admitted = admitted;
         sweeping.settle_first().await?;
         for range in sweeping.ranges() {
             sweeping.range(&range).await?;
@@ -197,7 +214,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         for node in ring.nodes() {
             let Some(standing) = coordinator.ports().replicas.standing(node) else { continue };
             met.insert(node.clone(), standing);
-            if !standing.whole && sweep.is_everything() {
+            if standing.trust == Trust::Filling && sweep.is_everything() {
                 sound.expect(node.clone(), standing.store);
             }
         }
@@ -288,7 +305,13 @@ impl<'a, W: World> Sweeping<'a, W> {
         }
         let standing = self.coordinator.ports().replicas.standing(node).ok_or("it cannot be reached")?;
         let met = self.met.entry(node.clone()).or_insert(standing);
-        if met.store == standing.store { Ok(()) } else { Err("its store was replaced during the repair".to_owned()) }
+        if met.store != standing.store {
+            return Err("its store was replaced during the repair".to_owned());
+        }
+        match standing.trust {
+            Trust::Whole | Trust::Filling => Ok(()),
+            Trust::Unadmitted => Err("it has another store than before, which only a repair of everything admits".to_owned()),
+        }
     }
 
     /// Reads the next pages of those replicas whose page is used up; one that does not answer is left out of the rest of the range.
@@ -376,7 +399,7 @@ impl<'a, W: World> Sweeping<'a, W> {
                 }
             }
         }
-        let is_new = |replica: u8| self.met.get(&walking.replicas[usize::from(replica)]).is_some_and(|met| !met.whole);
+        let is_new = |replica: u8| self.met.get(&walking.replicas[usize::from(replica)]).is_some_and(|met| !met.is_whole());
         match difference(&have, is_new) {
             Ok(None) => {}
             Ok(Some(found)) => {
@@ -427,7 +450,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         let whole: PerReplica<&NodeId> = took_part
             .iter()
             .map(|replica| &walking.replicas[usize::from(*replica)])
-            .filter(|node| self.met.get(*node).is_some_and(|met| met.whole))
+            .filter(|node| self.met.get(*node).is_some_and(|met| met.is_whole()))
             .collect();
         if walking.failed || repaired.len() < walking.replicas.len() {
             self.swept.ranges_incomplete += 1;

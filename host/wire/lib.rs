@@ -8,6 +8,9 @@
 //! 3. [`frame`][]: batches of those, with checksums, split into pieces and joined again.
 //! 4. [`range`][]: pages of the records on a node.
 
+/// Capability of a storage node: it counts the commits of its store, and reports their number.
+pub const COMMITS: &str = "commits";
+
 pub mod frame;
 pub mod range;
 pub mod replica;

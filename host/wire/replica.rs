@@ -167,14 +167,18 @@ fn refusal_to_wire(error: ReplicaError) -> ReplicaRefusal {
         ReplicaError::InDoubt => RefusalReason::InDoubt,
         ReplicaError::WrongMode => RefusalReason::WrongMode,
         ReplicaError::StaleEpoch => RefusalReason::StaleEpoch,
-        // The first three arise only in a coordinator.
-        ReplicaError::NotSent(_) | ReplicaError::Incomplete(_) | ReplicaError::Lost(_) | ReplicaError::Broken(_) => {
-            RefusalReason::Broken
-        }
+        // The first four arise only in a coordinator.
+        ReplicaError::NotSent(_)
+        | ReplicaError::Incomplete(_)
+        | ReplicaError::Filling(_)
+        | ReplicaError::Lost(_)
+        | ReplicaError::Broken(_) => RefusalReason::Broken,
     };
     let message = match error {
         ReplicaError::Broken(message) => message,
-        ReplicaError::NotSent(_) | ReplicaError::Incomplete(_) | ReplicaError::Lost(_) => error.to_string(),
+        ReplicaError::NotSent(_) | ReplicaError::Incomplete(_) | ReplicaError::Filling(_) | ReplicaError::Lost(_) => {
+            error.to_string()
+        }
         // The reason is enough, and an overloaded node should not spend time on texts.
         _ => String::new(),
     };

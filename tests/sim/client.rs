@@ -17,7 +17,7 @@ use witan_kernel::tenant::{IdempotencyOutage, Level};
 
 use crate::cluster::{Call, Cluster};
 use crate::history::{History, Intention, Operation, Outcome, Place};
-use crate::nemesis::Storm;
+use crate::nemesis::{Action, Storm};
 use crate::scenario::{Cast, Manner, Scenario};
 use crate::world::{Tags, from_value, lock, now_micros, to_value};
 
@@ -28,6 +28,7 @@ pub(crate) enum Command {
     Wipe(usize),
     /// Cuts the links between a node and all coordinators, in both directions.
     CutOff(usize),
+    Do(Action),
 }
 
 /// One in this many acknowledged changes is sent again.

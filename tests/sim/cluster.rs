@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use turmoil::net::TcpListener;
+use witan_control::stores::Progress;
 use witan_control::{register, ring};
 use witan_coordinate::{Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, WriteRequest, Written};
 use witan_kernel::context::ContextKeys;
@@ -41,7 +42,9 @@ const VIRTUAL_NODES: u32 = 16;
 pub(crate) struct NodeMachine {
     pub(crate) name: String,
     pub(crate) id: NodeId,
-    pub(crate) disk: Disk,
+    disk: Mutex<Disk>,
+    /// A disk that the node does not have at present.
+    shelf: Mutex<Disk>,
     pub(crate) clock: SimClock,
     /// The longest duration of a sync at present, milliseconds.
     slowest_sync_ms: Arc<AtomicU64>,
@@ -51,7 +54,7 @@ pub(crate) struct NodeMachine {
 
 impl NodeMachine {
     async fn run(self: Arc<Self>) -> turmoil::Result {
-        let engine = Box::new(self.disk.open());
+        let engine = Box::new(self.disk().open());
         let store = Arc::new(Store::open(engine, &self.id, &self.dice)?);
         *lock(&self.store) = Some(Arc::clone(&store));
         let (dice, slowest) = (self.dice.clone(), Arc::clone(&self.slowest_sync_ms));
@@ -67,6 +70,20 @@ impl NodeMachine {
         let (limits, guard) = (Limits::default(), Guard::default());
         server::serve(incoming, id, Arc::new(driver), clock, limits, guard, std::future::pending()).await?;
         Ok(())
+    }
+
+    pub(crate) fn disk(&self) -> Disk {
+        lock(&self.disk).clone()
+    }
+
+    /// Puts a copy of what is synced on the shelf.
+    pub(crate) fn copy_disk(&self) {
+        *lock(&self.shelf) = self.disk().snapshot();
+    }
+
+    /// Exchanges its disk for the one on the shelf. The node must be down.
+    pub(crate) fn swap_disk(&self) {
+        std::mem::swap(&mut *lock(&self.disk), &mut *lock(&self.shelf));
     }
 
     /// The id of its present store; `None` while it is down.
@@ -141,10 +158,14 @@ impl CoordinatorMachine {
         let lanes = Arc::new(Lanes::new(self.clock.clone(), self.shared.dial.clone(), self.name.clone()));
         lanes.set_nodes(&self.shared.nodes);
         let watched = Arc::clone(&lanes);
+        let metadata = Arc::clone(&self.shared.metadata);
         tokio::spawn(async move {
+            let mut progress = Progress::default();
             loop {
                 tokio::time::sleep(WATCH_STORES).await;
-                watched.admit_again().await;
+                watched.meet_again(false).await;
+                // The in-memory store is always there.
+                let _ = progress.note(metadata.as_ref(), watched.commits()).await;
             }
         });
         let (collapses, reported) = witan_upkeep::reports();
@@ -265,6 +286,11 @@ impl Cluster {
         self.known.add(created);
     }
 
+    /// An operator declares that a copy of the whole cluster was restored.
+    pub(crate) fn declare_restored(&self) {
+        at_once(self.metadata.forget_commits()).expect("forgets");
+    }
+
     /// Adds every machine to the simulation.
     pub(crate) fn boot(&self, sim: &mut turmoil::Sim<'_>) {
         for node in &self.nodes {
@@ -281,7 +307,7 @@ impl Cluster {
     pub(crate) fn crash_node(&self, sim: &mut turmoil::Sim<'_>, node: usize, survivors: impl FnOnce(usize) -> usize) {
         let machine = &self.nodes[node];
         if sim.is_host_running(machine.name.as_str()) {
-            machine.disk.crash_keeping(survivors);
+            machine.disk().crash_keeping(survivors);
             *lock(&machine.store) = None;
             let links = (0..self.coordinators.len()).map(|coordinator| (coordinator, node));
             self.cut_power(sim, &machine.name, links.collect());
@@ -363,7 +389,8 @@ fn node(name: String, dice: &Dice) -> NodeMachine {
     NodeMachine {
         id: NodeId::new(&name).expect("a node id"),
         name,
-        disk: Disk::new(),
+        disk: Mutex::default(),
+        shelf: Mutex::default(),
         clock: SimClock::default(),
         slowest_sync_ms: Arc::new(AtomicU64::new(5)),
         store: Mutex::default(),

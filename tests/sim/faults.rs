@@ -35,6 +35,11 @@ fn recorded(fault: Fault) -> u64 {
         Fault::NewStoreBelieved => 394,
         Fault::NewStoreRecorded => 394,
         Fault::FactorsUnchecked => 11,
+        Fault::UnadmittedStoreCounted => 12,
+        Fault::FillingStoreCounted => 117,
+        Fault::RetiredStoreUsed => 27,
+        Fault::SetBackStoreUsed => 13,
+        Fault::BirthOutlivesBoot => 14,
     }
 }
 
@@ -47,6 +52,9 @@ fn best_scenario(fault: Fault) -> u64 {
         Fault::BlockingRepairSkipped => 9,
         Fault::NewStoreBelieved | Fault::NewStoreRecorded | Fault::VerdictWrittenBack => 10,
         Fault::FactorsUnchecked => 11,
+        Fault::UnadmittedStoreCounted | Fault::FillingStoreCounted | Fault::RetiredStoreUsed => 12,
+        Fault::SetBackStoreUsed => 13,
+        Fault::BirthOutlivesBoot => 14,
         _ => 0,
     }
 }

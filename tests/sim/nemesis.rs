@@ -58,6 +58,14 @@ pub(crate) enum Action {
     Wipe {
         node: usize,
     },
+    /// A copy of a node's disk is put on the shelf.
+    CopyDisk {
+        node: usize,
+    },
+    /// A node comes back with the disk on its shelf (an empty one if there is none), where the one that it had is put.
+    SwapDisk {
+        node: usize,
+    },
     /// Messages are lost at random, this many per million.
     Loss {
         per_million: u32,
@@ -234,10 +242,16 @@ pub(crate) fn act(action: &Action, sim: &mut turmoil::Sim<'_>, cluster: &Cluster
         Action::JumpNode { node, micros } => cluster.nodes[node].clock.jump_by(micros),
         Action::Outage { reserving, settling } => cluster.idempotency.set_failing(reserving, settling),
         Action::SlowDisk { node, ms } => cluster.nodes[node].set_slowest_sync(ms),
-        Action::FullDisk { node, full } => cluster.nodes[node].disk.set_full(full),
+        Action::FullDisk { node, full } => cluster.nodes[node].disk().set_full(full),
         Action::Wipe { node } => {
             cluster.crash_node(sim, node, |_| 0);
-            cluster.nodes[node].disk.wipe();
+            cluster.nodes[node].disk().wipe();
+            cluster.restart(sim, &cluster.nodes[node].name);
+        }
+        Action::CopyDisk { node } => cluster.nodes[node].copy_disk(),
+        Action::SwapDisk { node } => {
+            cluster.crash_node(sim, node, |_| 0);
+            cluster.nodes[node].swap_disk();
             cluster.restart(sim, &cluster.nodes[node].name);
         }
         Action::Loss { per_million } => sim.set_fail_rate(f64::from(per_million) / 1e6),

@@ -12,6 +12,7 @@ use witan_kernel::tenant::Level;
 
 use crate::check;
 use crate::client::{Client, Command, Mood, Stage};
+use crate::disks;
 use crate::cluster::{Call, Cluster, CoordinatorMachine, Link, NodeMachine, RECOVERY};
 use crate::history::History;
 use crate::nemesis::{Action, act, heal};
@@ -101,6 +102,7 @@ fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil:
                     stage.history.note(sim.elapsed().as_micros() as u64, || "healed".to_owned());
                     heal(sim, cluster);
                 }
+                Command::Do(action) => due.push_front((sim.elapsed(), action)),
                 Command::Wipe(node) => due.push_front((sim.elapsed(), Action::Wipe { node })),
                 Command::CutOff(node) => {
                     let cut = |coordinator| (sim.elapsed(), Action::Link { coordinator, node, becomes: Link::Cut });
@@ -139,6 +141,7 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             Act::WipeNext => stage.command(Command::Wipe(holder(&stage, 1))),
             Act::Repair => repair(&stage).await,
             Act::Grow => grow(&stage, &mut inspector).await,
+            Act::Disks(scene) => disks::play(scene, &stage, &mut clients, &mut inspector).await,
             Act::Idle { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
             Act::Retry => {
                 let doubtful: Vec<_> = lock(&stage.doubtful).drain(..).collect();
@@ -157,7 +160,7 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
 }
 
 /// Index of the node that holds a replica of the last tenant's first key. Replica 0 is the first choice for minting dots.
-fn holder(stage: &Stage, replica: usize) -> usize {
+pub(crate) fn holder(stage: &Stage, replica: usize) -> usize {
     let tenant = stage.scenario.casts.len() - 1;
     let place = stage.cluster.place(tenant, &Stage::key((tenant, 0)));
     let name = &stage.cluster.replicas(tenant, &place)[replica].name;
@@ -169,13 +172,13 @@ fn standings(stage: &Stage, coordinator: &CoordinatorMachine) -> Vec<Option<bool
     let doors = coordinator.doors();
     let standing = |node: &Arc<NodeMachine>| {
         let standing = doors.as_ref()?.standing(&node.id)?;
-        (Some(standing.store) == node.store_id()).then_some(standing.whole)
+        (Some(standing.store) == node.store_id()).then_some(standing.is_whole())
     };
     stage.cluster.nodes.iter().map(standing).collect()
 }
 
 /// Ends all faults, then repairs until every coordinator believes every node.
-async fn repair(stage: &Stage) {
+pub(crate) async fn repair(stage: &Stage) {
     stage.command(Command::Heal);
     tokio::time::sleep(Duration::from_millis(100)).await;
     let until = now_micros() + REPAIRED.as_micros() as u64;
@@ -202,7 +205,7 @@ async fn repair(stage: &Stage) {
 /// Pause of the repair: longer than everything that happens during it.
 const REPAIR_PAUSES: Duration = Duration::from_secs(8);
 /// Time for coordinators to notice that a node is cut off or has a new store.
-const NOTICED: Duration = Duration::from_millis(2500);
+pub(crate) const NOTICED: Duration = Duration::from_millis(2500);
 /// Attempts at the write that three of five replicas must acknowledge.
 const ATTEMPTS: u64 = 8;
 

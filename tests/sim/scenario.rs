@@ -7,6 +7,7 @@ use witan_kernel::limit;
 use witan_kernel::name::TenantId;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, ReadRepair, Tenant};
 
+use crate::disks::Scene;
 use crate::nemesis::{Action, Machines, Storm, Weather, storm};
 
 /// A tenant and its workload.
@@ -54,6 +55,8 @@ pub(crate) enum Act {
     /// three of its five replicas acknowledge a write, and one of these three comes back with an empty disk. Then the repair
     /// continues. After it, the two replicas that have the write cannot be reached.
     Grow,
+    /// A node comes back with another disk, or with an earlier copy of its own.
+    Disks(Scene),
 }
 
 /// The behaviour of clients. Shares are per mille.
@@ -96,8 +99,9 @@ pub(crate) struct Scenario {
 }
 
 /// The scenarios; seed `n` uses number `n` modulo their count.
-pub(crate) const SHAPES: [fn(&mut StdRng, Scenario) -> Scenario; 12] =
-    [links, crashes, clocks, outages, late, wiped, piled, mixed, unsynced, races, replaced, grown];
+pub(crate) const SHAPES: [fn(&mut StdRng, Scenario) -> Scenario; 15] = [
+    links, crashes, clocks, outages, late, wiped, piled, mixed, unsynced, races, replaced, grown, swapped, copied, restored,
+];
 
 impl Scenario {
     /// The scenario of a seed.
@@ -329,6 +333,35 @@ fn grown(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     let storm = scenario.storm(rng, weather, 700);
     let acts = vec![OVERTURE, storm, Act::Settle, Act::Grow, Act::Repair, Act::Settle, FINALE];
     play(scenario, "grown", acts)
+}
+
+/// A node runs on an empty disk for a while (its own is not mounted), and then gets its own disk back.
+fn swapped(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    let scene = *[Scene::Unmounted, Scene::BackWhileFilling, Scene::BackAfterRepair].choose(rng).expect("not empty");
+    disks(&mut scenario);
+    play(scenario, "swapped", vec![OVERTURE, Act::Disks(scene), Act::Settle, FINALE])
+}
+
+/// A node comes back with an earlier copy of its disk: a backup, or the snapshot of a volume or of its machine.
+fn copied(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    disks(&mut scenario);
+    let scene = Scene::SetBack { coordinators_too: rng.random() };
+    play(scenario, "copied", vec![OVERTURE, Act::Disks(scene), Act::Settle, FINALE])
+}
+
+/// A copy of the whole cluster is restored.
+fn restored(_: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    disks(&mut scenario);
+    play(scenario, "restored", vec![OVERTURE, Act::Disks(Scene::AllRestored), Act::Settle, FINALE])
+}
+
+/// Three nodes, whose stores are compared with those on record, and clients that do not give up early.
+fn disks(scenario: &mut Scenario) {
+    (scenario.strict, scenario.nodes) = (true, 3);
+    for cast in &mut scenario.casts {
+        cast.keys = 1;
+    }
+    scenario.manner.weak = 0;
 }
 
 /// Siblings accumulate until they are collapsed.

@@ -27,7 +27,7 @@ use witan_kernel::name::{Key, NodeId, StoreId, TenantId};
 use witan_kernel::port::{Clock, IdempotencyStore, Metadata, Randomness, StorageNode, StoreError, Tenants};
 use witan_kernel::tenant::Tenant;
 use witan_memory::MemoryIdempotency;
-use witan_peer::{Connect, Connecting, Credential, Lanes, Trust, endpoint};
+use witan_peer::{Connect, Connecting, Credential, Lanes, Met, endpoint};
 
 /// Locks a mutex even if it is poisoned: a panic is reported as a violation anyway.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -108,12 +108,12 @@ impl Connect for Dial {
         Box::pin(async move { Ok(Credential::default().over(endpoint?.connect_with_connector(Dialler).await?)) })
     }
 
-    fn admit(&self, node: &NodeId, store: StoreId) -> Pending<Result<Trust, StoreError>> {
+    fn meet(&self, node: &NodeId, store: StoreId, commit: u64, before: u64) -> Pending<Result<Met, StoreError>> {
         if !self.strict {
-            return Box::pin(std::future::ready(Ok(Trust::Whole)));
+            return Box::pin(std::future::ready(Ok(Met::whole(store))));
         }
         let (metadata, node) = (Arc::clone(&self.metadata), node.clone());
-        Box::pin(async move { stores::admit(metadata.as_ref(), &node, store).await })
+        Box::pin(async move { stores::meet(metadata.as_ref(), &node, store, commit, before).await })
     }
 }
 

@@ -41,7 +41,10 @@ fn nodes(nodes: &[StorageNodeInfo], findings: &mut Findings) {
         findings.ok("coordinator", what);
     }
     for node in nodes.iter().filter(|node| node.write_only) {
-        let what = "has a different store than before and gets writes only: run `witan repair`";
+        let what = match node.state_message.as_str() {
+            "" => "has a different store than before and gets writes only: run `witan repair`",
+            message => message,
+        };
         findings.warning(&format!("node {}", node.node_id), what);
     }
 }

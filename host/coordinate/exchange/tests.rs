@@ -76,6 +76,10 @@ impl Replicas for Nodes {
         ReplicaState { reachable: true, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 }
     }
 
+    fn incarnation(&self, _: &NodeId) -> u64 {
+        1
+    }
+
     fn recent_state(&self, node: &NodeId) -> ReplicaState {
         self.state(node)
     }

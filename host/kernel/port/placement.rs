@@ -4,6 +4,7 @@ use super::Answer;
 #[cfg(doc)]
 use super::StoreError;
 use crate::name::{NodeId, StoreId};
+use crate::scan::Trust;
 
 /// Most storage nodes: with 150 virtual nodes each, a ring of 150,000 points.
 pub const NODES: usize = 1000;
@@ -99,11 +100,115 @@ pub trait PlacementStore: Send + Sync + 'static {
     /// Removes a storage node. [`StoreError::Missing`].
     fn remove_node(&self, id: &NodeId) -> Answer<()>;
 
-    /// Records the store id `reported` by a node if none is on record, and returns the one on record. If that differs from
-    /// `reported`, the node's disk was replaced or wiped. [`StoreError::Missing`].
-    fn record_store_id(&self, id: &NodeId, reported: StoreId) -> Answer<StoreId>;
+    /// Decides what the store that a node has reported in its handshake may be used for. `commit` is the commit number that it has
+    /// shown, `before` one that was known of it before the node was asked.
+    ///
+    /// The first store that a node reports goes on record. The store on record whose node had another one admitted in its place ends
+    /// that: it is used again, and the other one is not. A store that shows less than `before` has lost what it had acknowledged, and is
+    /// not used from then on. One that shows less than is on record is [suspect](Met::is_suspect): the higher number may have been
+    /// recorded after the node had answered, so the node must be asked again. [`StoreError::Missing`].
+    fn meet_store(&self, id: &NodeId, store: StoreId, commit: u64, before: u64) -> Answer<Met>;
 
-    /// Replaces the store id `from` of a node with `to`; does nothing if `to` is on record already. [`StoreError::Missing`];
-    /// [`StoreError::Conflict`] when a third one is on record; [`StoreError::Refused`] when `to` belongs to another node.
-    fn replace_store_id(&self, id: &NodeId, from: StoreId, to: StoreId) -> Answer<()>;
+    /// Admits `store` in place of `from`, the node's store on record, so that a repair can fill it; another one that was admitted before
+    /// is dropped. [`StoreError::Missing`]; [`StoreError::Conflict`] when `from` is not on record; [`StoreError::Refused`] when `store`
+    /// belongs to another node, was replaced before, or was set back.
+    fn admit_store(&self, id: &NodeId, from: StoreId, store: StoreId) -> Answer<()>;
+
+    /// Puts the admitted store `to` of a node on record, in place of `from`, which is retired: it is never used again. Does nothing if
+    /// `to` is on record already. [`StoreError::Missing`]; [`StoreError::Conflict`] when a third one is on record, or `to` is not
+    /// admitted any more.
+    fn replace_store(&self, id: &NodeId, from: StoreId, to: StoreId) -> Answer<()>;
+
+    /// Every store that any node has reported, except those of removed nodes.
+    fn stores(&self) -> Answer<Vec<StoreOnRecord>>;
+
+    /// Keeps the highest commit number of each store, and its latest number of records. Unknown stores are ignored. This is no change
+    /// that others follow.
+    fn note_commits(&self, commits: Vec<Commit>) -> Answer<()>;
+
+    /// Declares that a copy of the whole cluster was restored: forgets all commit numbers, and that stores were set back. Whatever the
+    /// copy lacks is lost.
+    fn forget_commits(&self) -> Answer<()>;
+}
+
+/// What the metadata store knows of a store that a node has just reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Met {
+    /// What it may be used for.
+    pub trust: Trust,
+    /// The node's store on record.
+    pub on_record: StoreId,
+    /// Why it may not be used.
+    pub state: StoreState,
+    /// The highest commit number on record.
+    pub commit: u64,
+}
+
+impl Met {
+    /// The answer about a store that is used for everything.
+    pub fn whole(store: StoreId) -> Self {
+        Self { trust: Trust::Whole, on_record: store, state: StoreState::Reported, commit: 0 }
+    }
+
+    /// True when nothing is decided yet: a higher commit number than the `commit` that the store has shown is on record, and the node
+    /// has to be asked again, now that this is known.
+    pub fn is_suspect(&self, commit: u64) -> bool {
+        self.state != StoreState::Retired && self.state != StoreState::SetBack && commit < self.commit
+    }
+}
+
+/// A store's place in the life of stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreState {
+    /// Reported by a node. It is used if it is the one on record.
+    Reported,
+    /// Admitted in place of the one on record, and not filled yet.
+    Filling,
+    /// Replaced by another one. Never used again.
+    Retired,
+    /// It has shown a lower commit number than before: a copy of it was restored, or its disk has lost writes. Never used again.
+    SetBack,
+}
+
+impl StoreState {
+    /// The spelling in the metadata store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reported => "reported",
+            Self::Filling => "filling",
+            Self::Retired => "retired",
+            Self::SetBack => "set-back",
+        }
+    }
+
+    /// Reads the spelling in the metadata store.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Reported, Self::Filling, Self::Retired, Self::SetBack].into_iter().find(|state| state.as_str() == text)
+    }
+}
+
+/// A store on record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreOnRecord {
+    /// Its id.
+    pub store: StoreId,
+    /// The node that has reported it.
+    pub node: NodeId,
+    /// Where it is in its life.
+    pub state: StoreState,
+    /// The highest commit number that anybody has seen of it.
+    pub commit: u64,
+    /// The number of records that it reported last, an estimate.
+    pub keys: u64,
+}
+
+/// A store's progress, as a coordinator has seen it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Commit {
+    /// The store.
+    pub store: StoreId,
+    /// Its highest commit number.
+    pub commit: u64,
+    /// Its number of records; `None` if that is unknown.
+    pub keys: Option<u64>,
 }

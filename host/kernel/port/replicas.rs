@@ -16,7 +16,12 @@ pub trait Replicas: Send + Sync + 'static {
     /// The current state of a node. Cheap.
     fn state(&self, node: &NodeId) -> ReplicaState;
 
-    /// The same, with `in_flight` as the maximum over the last tenth of a second, so that it changes as rarely as the
+    /// Identifies the node's present store at this coordinator: changes whenever the node comes back with another store, or its store
+    /// may no longer be used. 0 for an unknown node. An acknowledgement counts only while this is what it was when the request was sent.
+    /// Cheap.
+    fn incarnation(&self, node: &NodeId) -> u64;
+
+    /// The same as [`Self::state`], with `in_flight` as the maximum over the last tenth of a second, so that it changes as rarely as the
     /// latencies do.
     fn recent_state(&self, node: &NodeId) -> ReplicaState;
 }
@@ -75,6 +80,10 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn state(&self, node: &NodeId) -> ReplicaState {
         (**self).state(node)
+    }
+
+    fn incarnation(&self, node: &NodeId) -> u64 {
+        (**self).incarnation(node)
     }
 
     fn recent_state(&self, node: &NodeId) -> ReplicaState {

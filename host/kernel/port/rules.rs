@@ -10,7 +10,7 @@ use super::{
 };
 use crate::idempotency::{RESPONSE_BYTES, Step};
 use crate::limit;
-use crate::name::{NodeId, StoreId, TenantId};
+use crate::name::{NodeId, TenantId};
 use crate::tenant::Tenant;
 
 /// Rows of a page for which `limit` were asked.
@@ -125,30 +125,6 @@ pub fn grant(claim: &Claim, on_record: Option<&CoordinatorOnRecord>, now_ms: u64
         ))),
         _ => Ok(Granting::New),
     }
-}
-
-/// Decides whether the store id of a node is replaced: `on_record` is its own, `others` are those of other nodes. False when
-/// there is nothing to do.
-pub fn replaces_store(
-    id: &NodeId,
-    on_record: Option<StoreId>,
-    from: StoreId,
-    to: StoreId,
-    mut others: impl Iterator<Item = StoreId>,
-) -> Result<bool, StoreError> {
-    if on_record == Some(to) {
-        return Ok(false);
-    }
-    if on_record != Some(from) {
-        let why =
-            format!("storage node {id} has another store on record than {from}; look again, and repeat the repair");
-        return Err(StoreError::Conflict(why));
-    }
-    if others.any(|other| other == to) {
-        let why = format!("the store {to} of storage node {id} is another node's: was its folder copied?");
-        return Err(StoreError::Refused(why));
-    }
-    Ok(true)
 }
 
 /// The oldest revision since which all changes are kept, when the newest is `revision`.

@@ -90,6 +90,10 @@ impl Round for MergeRound {
         self.tally.fail(replica, error.certainly_not_done());
     }
 
+    fn revoked(&mut self, replica: u8) -> bool {
+        self.tally.revoke(replica)
+    }
+
     fn suffices(&self) -> bool {
         self.tally.progress() == Progress::Met || self.tally.accepts(self.shortfall)
     }
@@ -124,6 +128,10 @@ impl Round for EveryAnswer {
 
     fn failed(&mut self, replica: u8, error: &ReplicaError) {
         self.0.failed(replica, error);
+    }
+
+    fn revoked(&mut self, replica: u8) -> bool {
+        self.0.revoked(replica)
     }
 }
 
@@ -188,6 +196,19 @@ mod tests {
         assert_eq!(rest.next(0), Next::Wait { answers: 1, until: None }, "no replica is asked twice");
         rest.failed(0, &ReplicaError::Late);
         assert_eq!((rest.next(0), rest.tally().acks()), (Next::Met, 2));
+    }
+
+    #[test]
+    fn what_a_replaced_store_has_acknowledged_does_not_count() {
+        let mut round = round(3, 2, Shortfall::Fail);
+        round.acked(0);
+        round.acked(1);
+        assert_eq!(round.progress(), Progress::Met);
+        assert!(round.revoked(1) && !round.revoked(1) && !round.revoked(2));
+        assert_eq!(round.progress(), Progress::Open);
+        round.failed(2, &ReplicaError::Overloaded);
+        assert_eq!(round.progress(), Progress::Short);
+        assert!(!round.tally().certainly_nothing_done(), "the replaced store may come back");
     }
 
     #[test]

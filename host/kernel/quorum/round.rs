@@ -50,6 +50,12 @@ pub trait Round {
         let _ = now;
     }
 
+    /// A replica's store was replaced after it had answered, so its acknowledgement does not count. True when one had been counted.
+    fn revoked(&mut self, replica: u8) -> bool {
+        let _ = replica;
+        false
+    }
+
     /// True when what has been answered is enough now that the deadline has passed.
     fn suffices(&self) -> bool {
         false

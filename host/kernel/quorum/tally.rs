@@ -98,6 +98,15 @@ impl Tally {
         }
     }
 
+    /// The replica's acknowledgement does not count any longer: it has failed, and it is unknown whether it will do what it was asked.
+    /// False when it had not acknowledged.
+    pub fn revoke(&mut self, replica: u8) -> bool {
+        let revoked = bit(replica) & self.acked;
+        self.acked &= !revoked;
+        self.failed |= revoked;
+        revoked != 0
+    }
+
     /// How far the round has come.
     pub fn progress(&self) -> Progress {
         let [old, new] = self.sets.map(|set| set.progress(self.acked, self.failed));

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use witan_kernel::hook::Hook;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{
-    ARTIFACT_BYTES, Artifact, BINDING_RECORD_BYTES, Changed, Changes, Claim, Component, Digest, Metadata, NODES,
-    NodeOnRecord, NodeStatus, SECRETS, Secret, Slot, Source, StorageNode, StoreError, Token,
+    ARTIFACT_BYTES, Artifact, BINDING_RECORD_BYTES, Changed, Changes, Claim, Commit, Component, Digest, Metadata, NODES,
+    NodeOnRecord, NodeStatus, SECRETS, Secret, Slot, Source, StorageNode, StoreError, StoreState, Token,
 };
+use witan_kernel::scan::Trust;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant};
 
 use super::{join_all, poll_once};
@@ -178,6 +179,83 @@ async fn leases<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.hold_lease(claim(9), 0).await.is_err() && metadata.hold_lease(claim(9), u64::MAX).await.is_err());
 }
 
+/// The life of a node's stores, at the end of which `first` is on record again (as if by an operator's hand: under a new node).
+async fn stores<M: Metadata>(metadata: &M, id: &NodeId, first: StoreId) {
+    let (new, third) = (StoreId([9; 16]), StoreId([8; 16]));
+    let meet = async |store, commit, before| metadata.meet_store(id, store, commit, before).await.expect("met");
+    let met = async |store, commit| meet(store, commit, commit).await.trust;
+    let state = async |store| {
+        let all = metadata.stores().await.expect("stores");
+        all.into_iter().find(|known| known.store == store).map(|known| (known.state, known.commit, known.keys))
+    };
+    let admit = async |from, store| metadata.admit_store(id, from, store).await;
+    let replace = async |from, to| metadata.replace_store(id, from, to).await;
+
+    let nobody = NodeId::new("nobody").expect("valid");
+    assert!(matches!(metadata.meet_store(&nobody, first, 0, 0).await, Err(StoreError::Missing(_))));
+    assert!(matches!(metadata.admit_store(&nobody, first, new).await, Err(StoreError::Missing(_))));
+    assert!(matches!(metadata.replace_store(&nobody, first, new).await, Err(StoreError::Missing(_))));
+    assert!(matches!(admit(first, new).await, Err(StoreError::Conflict(_))), "none is on record");
+
+    let revision = async || metadata.changes(0).await.expect("changes").revision;
+    let before = revision().await;
+    assert_eq!(met(first, 5).await, Trust::Whole, "the first one goes on record");
+    let recorded = revision().await;
+    assert!(recorded > before, "others follow that");
+    metadata.note_commits(vec![
+        Commit { store: first, commit: 7, keys: Some(70) },
+        Commit { store: first, commit: 6, keys: None },
+        Commit { store: third, commit: 1, keys: Some(1) },
+    ])
+    .await
+    .expect("noted");
+    assert_eq!(state(first).await, Some((StoreState::Reported, 7, 70)), "the highest one is kept");
+    assert_eq!(state(third).await, None, "nobody has met it");
+    assert_eq!((met(first, 7).await, met(first, 8).await, revision().await), (Trust::Whole, Trust::Whole, recorded));
+
+    // Another one serves nobody until it is admitted, and the first one ends that when it is back.
+    assert_eq!(met(new, 0).await, Trust::Unadmitted);
+    assert!(matches!(replace(first, new).await, Err(StoreError::Conflict(_))), "it was not admitted");
+    assert!(matches!(admit(third, new).await, Err(StoreError::Conflict(_))), "that is not on record");
+    assert_eq!(admit(first, new).await, Ok(()));
+    assert_eq!((met(new, 0).await, state(new).await.map(|(state, ..)| state)), (Trust::Filling, Some(StoreState::Filling)));
+    assert_eq!(met(first, 7).await, Trust::Whole);
+    assert_eq!(met(new, 0).await, Trust::Unadmitted);
+    assert!(matches!(replace(first, new).await, Err(StoreError::Conflict(_))), "it is not admitted any more");
+
+    // At most one is admitted.
+    assert_eq!((admit(first, third).await, admit(first, new).await), (Ok(()), Ok(())));
+    assert_eq!((met(third, 0).await, met(new, 0).await), (Trust::Unadmitted, Trust::Filling));
+    let before = revision().await;
+    assert_eq!((replace(first, new).await, replace(first, new).await), (Ok(()), Ok(())), "once or twice");
+    assert!(revision().await > before);
+    assert_eq!((met(new, 3).await, met(first, 9).await), (Trust::Whole, Trust::Unadmitted));
+    assert_eq!(state(first).await.map(|(state, ..)| state), Some(StoreState::Retired));
+    assert!(matches!(admit(new, first).await, Err(StoreError::Refused(_))), "it was replaced");
+
+    // A store that was set back is not used again, and may be replaced.
+    metadata.note_commits(vec![Commit { store: new, commit: 4, keys: None }]).await.expect("noted");
+    let suspect = meet(new, 3, 3).await;
+    assert!(suspect.is_suspect(3) && suspect.trust == Trust::Unadmitted && suspect.commit == 4, "{suspect:?}");
+    assert_eq!(met(new, 4).await, Trust::Whole, "nothing is decided before the node was asked again");
+    assert_eq!((meet(new, 3, 4).await.trust, met(new, 5).await), (Trust::Unadmitted, Trust::Unadmitted));
+    assert_eq!(state(new).await.map(|(state, ..)| state), Some(StoreState::SetBack));
+    assert!(matches!(admit(new, new).await, Err(StoreError::Conflict(_))));
+    metadata.forget_commits().await.expect("forgotten");
+    assert_eq!((met(new, 3).await, state(new).await), (Trust::Whole, Some((StoreState::Reported, 0, 0))), "a restored copy");
+    metadata.note_commits(vec![Commit { store: new, commit: 4, keys: None }]).await.expect("noted");
+    assert_eq!(meet(new, 3, 4).await.trust, Trust::Unadmitted);
+    assert_eq!((admit(new, third).await, replace(new, third).await), (Ok(()), Ok(())));
+    assert_eq!(met(third, 0).await, Trust::Whole);
+
+    // A removed node's stores are forgotten.
+    let node = metadata.nodes().await.expect("nodes").into_iter().find(|known| known.node.id == *id).expect("there");
+    metadata.remove_node(id).await.expect("removed");
+    assert_eq!(metadata.stores().await.expect("stores"), []);
+    metadata.put_node(node.node, 11).await.expect("added");
+    assert_eq!(met(first, 0).await, Trust::Whole);
+}
+
 async fn nodes<M: Metadata>(metadata: &M) {
     let stored = |nodes: Vec<NodeOnRecord>| nodes.into_iter().map(|n| (n.node, n.store_id)).collect::<Vec<_>>();
     let (one, two) = (node("node-1"), node("node-2"));
@@ -209,20 +287,11 @@ async fn nodes<M: Metadata>(metadata: &M) {
     assert!(with_both > before, "nodes have joined");
 
     let first = StoreId([7; 16]);
-    assert_eq!(metadata.record_store_id(&one.id, first).await, Ok(first));
-    assert_eq!(metadata.record_store_id(&one.id, StoreId([8; 16])).await, Ok(first), "the first one stays on record");
-    let nobody = NodeId::new("nobody").expect("valid");
-    assert!(matches!(metadata.record_store_id(&nobody, first).await, Err(StoreError::Missing(_))));
+    stores(metadata, &one.id, first).await;
 
-    let new = StoreId([9; 16]);
-    let replace = async |id: &NodeId, from, to| metadata.replace_store_id(id, from, to).await;
-    assert!(matches!(replace(&one.id, StoreId([8; 16]), new).await, Err(StoreError::Conflict(_))), "it was never that");
-    assert!(matches!(replace(&nobody, first, new).await, Err(StoreError::Missing(_))));
-    assert_eq!(replace(&one.id, first, new).await, Ok(()));
-    assert_eq!(replace(&one.id, first, new).await, Ok(()), "once or twice");
-    assert_eq!(metadata.record_store_id(&one.id, first).await, Ok(new));
-    assert_eq!(replace(&one.id, new, first).await, Ok(()));
-
+    let with_both = epoch().await;
+    assert_eq!(metadata.meet_store(&one.id, StoreId([6; 16]), 0, 0).await.map(|met| met.trust), Ok(Trust::Unadmitted));
+    assert_eq!(metadata.admit_store(&one.id, first, StoreId([6; 16])).await, Ok(()));
     assert_eq!(epoch().await, with_both, "another disk places no key elsewhere");
     let moved = StorageNode { host: "db.example".into(), port: 1, status: NodeStatus::Draining, ..one.clone() };
     assert_eq!(metadata.put_node(moved.clone(), 13).await, Ok(()));
@@ -386,8 +455,8 @@ async fn each_change_is_listed<M: Metadata>(metadata: &M) {
     metadata.delete_tenant(&one.id, 1, 9).await.expect("deleted already");
     metadata.put_artifact(component(77, Hook::RoutingHook)).await.expect("there already");
     metadata.secrets([1; 32], 1).await.expect("secrets");
-    metadata.record_store_id(&node("listed").id, StoreId([1; 16])).await.expect("recorded");
-    metadata.record_store_id(&node("listed").id, StoreId([1; 16])).await.expect("there already");
+    metadata.meet_store(&node("listed").id, StoreId([1; 16]), 0, 0).await.expect("recorded");
+    metadata.meet_store(&node("listed").id, StoreId([1; 16]), 0, 0).await.expect("there already");
     metadata.remove_artifact(Digest([77; 32])).await.expect("removed");
     metadata.remove_binding_record(&place, version).await.expect("removed");
     metadata.remove_binding_record(&place, version).await.expect("there is none");

@@ -2,8 +2,10 @@
 
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{
-    Answer, Changed, NODES, NodeOnRecord, Placement, PlacementStore, StorageNode, StoreError, rules,
+    Answer, Changed, Commit, Met, NODES, NodeOnRecord, Placement, PlacementStore, StorageNode, StoreError,
+    StoreOnRecord, StoreState, rules, stores,
 };
+use witan_kernel::port::stores::Meeting;
 
 use super::{MemoryMetadata, State};
 
@@ -65,36 +67,107 @@ impl PlacementStore for MemoryMetadata {
         let id = id.clone();
         self.answer(move |state| {
             state.nodes.remove(&id).ok_or_else(|| rules::no_node(&id))?;
+            state.stores.retain(|_, store| store.node != id);
             state.placement_epoch = state.changed(Changed::Nodes);
             Ok(())
         })
     }
 
-    fn record_store_id(&self, id: &NodeId, reported: StoreId) -> Answer<StoreId> {
+    fn meet_store(&self, id: &NodeId, store: StoreId, commit: u64, before: u64) -> Answer<Met> {
         let id = id.clone();
         self.answer(move |state| {
-            let record = state.nodes.get_mut(&id).ok_or_else(|| rules::no_node(&id))?;
-            if let Some(on_record) = record.store_id {
-                return Ok(on_record);
+            let on_record = state.node(&id)?.store_id;
+            let (met, meeting) = stores::meet(&id, on_record, store, (commit, before), &state.all_stores());
+            match meeting {
+                Meeting::Known => {
+                    state.store(&id, store);
+                    return Ok(met);
+                }
+                Meeting::First => {
+                    state.node(&id)?.store_id = Some(store);
+                    state.store(&id, store);
+                }
+                Meeting::Back => state.drop_admitted(&id),
+                Meeting::SetBack => state.store(&id, store).state = StoreState::SetBack,
             }
-            record.store_id = Some(reported);
             state.changed(Changed::Nodes);
-            Ok(reported)
+            Ok(met)
         })
     }
 
-    fn replace_store_id(&self, id: &NodeId, from: StoreId, to: StoreId) -> Answer<()> {
+    fn admit_store(&self, id: &NodeId, from: StoreId, store: StoreId) -> Answer<()> {
         let id = id.clone();
         self.answer(move |state| {
-            let on_record = state.nodes.get(&id).ok_or_else(|| rules::no_node(&id))?.store_id;
-            let others = state.nodes.values().filter(|other| other.node.id != id).filter_map(|other| other.store_id);
-            if rules::replaces_store(&id, on_record, from, to, others)?
-                && let Some(record) = state.nodes.get_mut(&id)
-            {
-                record.store_id = Some(to);
+            let on_record = state.node(&id)?.store_id;
+            stores::admits(&id, on_record, from, store, &state.all_stores())?;
+            state.drop_admitted(&id);
+            state.store(&id, store).state = StoreState::Filling;
+            state.changed(Changed::Nodes);
+            Ok(())
+        })
+    }
+
+    fn replace_store(&self, id: &NodeId, from: StoreId, to: StoreId) -> Answer<()> {
+        let id = id.clone();
+        self.answer(move |state| {
+            let on_record = state.node(&id)?.store_id;
+            if stores::replaces(&id, on_record, from, to, &state.all_stores())? {
+                state.node(&id)?.store_id = Some(to);
+                state.store(&id, from).state = StoreState::Retired;
+                state.store(&id, to).state = StoreState::Reported;
                 state.changed(Changed::Nodes);
             }
             Ok(())
         })
+    }
+
+    fn stores(&self) -> Answer<Vec<StoreOnRecord>> {
+        self.answer(|state| Ok(state.all_stores()))
+    }
+
+    fn note_commits(&self, commits: Vec<Commit>) -> Answer<()> {
+        self.answer(move |state| {
+            for Commit { store, commit, keys } in commits {
+                let Some(known) = state.stores.get_mut(&store) else { continue };
+                known.commit = known.commit.max(commit);
+                known.keys = keys.unwrap_or(known.keys);
+            }
+            Ok(())
+        })
+    }
+
+    fn forget_commits(&self) -> Answer<()> {
+        self.answer(|state| {
+            for store in state.stores.values_mut() {
+                store.commit = 0;
+                if store.state == StoreState::SetBack {
+                    store.state = StoreState::Reported;
+                }
+            }
+            state.changed(Changed::Nodes);
+            Ok(())
+        })
+    }
+}
+
+impl State {
+    fn node(&mut self, id: &NodeId) -> Result<&mut NodeOnRecord, StoreError> {
+        self.nodes.get_mut(id).ok_or_else(|| rules::no_node(id))
+    }
+
+    /// The record of a store, made if there is none.
+    fn store(&mut self, id: &NodeId, store: StoreId) -> &mut StoreOnRecord {
+        let new = || StoreOnRecord { store, node: id.clone(), state: StoreState::Reported, commit: 0, keys: 0 };
+        self.stores.entry(store).or_insert_with(new)
+    }
+
+    fn all_stores(&self) -> Vec<StoreOnRecord> {
+        self.stores.values().cloned().collect()
+    }
+
+    /// The store that was admitted for a node, if any, is merely reported again.
+    fn drop_admitted(&mut self, id: &NodeId) {
+        let of_node = self.stores.values_mut().filter(|store| store.node == *id);
+        of_node.filter(|store| store.state == StoreState::Filling).for_each(|store| store.state = StoreState::Reported);
     }
 }

@@ -47,7 +47,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let disk = Disk::new();
-        Self { store: open(&disk), disk, shard: Shard::new(64 << 10) }
+        Self { store: open(&disk), disk, shard: Shard::new(0, 64 << 10) }
     }
 
     fn apply_at(&mut self, requests: Vec<(Place, Ask, u64)>, monotonic: u64) -> Vec<(Outcome, bool)> {
@@ -84,7 +84,7 @@ impl Bench {
 
     fn reopen(&mut self) {
         self.store = open(&self.disk);
-        self.shard = Shard::new(64 << 10);
+        self.shard = Shard::new(0, 64 << 10);
     }
 }
 
@@ -297,7 +297,7 @@ fn a_damaged_row_is_an_error_that_names_it() {
         let mut bytes = good.to_vec();
         bytes[byte] ^= 4;
         bench.store.engine().write(vec![(row.clone(), Some(Bytes::from(bytes)))]).unwrap();
-        bench.shard = Shard::new(64 << 10);
+        bench.shard = Shard::new(0, 64 << 10);
         for ask in [Ask::Read, Ask::Stamp { write_id: id(1) }, merge(&register(9, 9, true))] {
             let Err(ReplicaError::Broken(reason)) = bench.one(at(7), ask).0 else {
                 panic!("byte {byte} went unnoticed")

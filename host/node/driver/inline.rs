@@ -42,7 +42,7 @@ impl Inline {
     ) -> Self {
         let queue = Arc::new(Queue::new(limits));
         let filled = Arc::new(Notify::new());
-        let shard = Arc::new(Mutex::new(Shard::new(ROW_CACHE)));
+        let shard = Arc::new(Mutex::new(Shard::new(0, ROW_CACHE)));
         let (gate, gated) = mpsc::channel(GATED_BATCHES);
         let clock = Arc::new(clock);
         let apply = Apply { store: store.clone(), queue: queue.clone(), shard: shard.clone(), durability, clock, gate };
@@ -119,7 +119,7 @@ impl Apply {
 }
 
 async fn sync(store: Arc<Store>, shard: Arc<Mutex<Shard>>, mut gated: mpsc::Receiver<Gated>, mut sync_takes: Delay) {
-    let mut batches = Vec::new();
+    let (mut batches, mut synced) = (Vec::new(), 0);
     while gated.recv_many(&mut batches, GATED_BATCHES).await > 0 {
         // Batches written while the disk works wait for the next sync, as they do on threads.
         tokio::time::sleep(sync_takes()).await;
@@ -128,6 +128,8 @@ async fn sync(store: Arc<Store>, shard: Arc<Mutex<Shard>>, mut gated: mpsc::Rece
             match &failed {
                 None => {
                     lock(&shard).synced(generation);
+                    store.committed(generation.saturating_sub(synced));
+                    synced = synced.max(generation);
                     deliver(parcels);
                 }
                 Some(error) => deliver(fail(parcels, error)),

@@ -84,6 +84,10 @@ impl Engine for Slow {
         self.disk.write(batch)
     }
 
+    fn write_noting(&self, batch: Vec<Change>, name: &str, value: Bytes) -> Result<(), EngineError> {
+        self.disk.write_noting(batch, name, value)
+    }
+
     fn sync(&self) -> Result<(), EngineError> {
         self.door.pass();
         if self.door.fails.load(Ordering::SeqCst) {

@@ -14,7 +14,7 @@ use super::queue::Queue;
 use super::{Driver, GATED_BATCHES, Job, QueueLimits, Time, deliver, fail, shard_of};
 use crate::batch::{Applied, Deliver, Durability, Group, Item, Parcel, Shard};
 use crate::engine::{EngineError, Usage};
-use crate::store::Store;
+use crate::store::{SHARDS, Store};
 
 /// Runs a store on threads: one per shard, and one that syncs.
 pub struct Threads {
@@ -58,7 +58,7 @@ impl Threads {
         row_cache: usize,
         clock: impl Clock,
     ) -> io::Result<Self> {
-        let shards = shards.max(1);
+        let shards = shards.clamp(1, SHARDS);
         let clock: Arc<dyn Time> = Arc::new(clock);
         let gate = Arc::new(Gate {
             waiting: Mutex::default(),
@@ -77,7 +77,7 @@ impl Threads {
         for (number, queue) in this.queues.iter().enumerate() {
             let mut work = ShardThread {
                 number,
-                shard: Shard::new(row_cache / shards),
+                shard: Shard::new(number, row_cache / shards),
                 store: this.store.clone(),
                 queue: queue.clone(),
                 gate: gate.clone(),
@@ -227,7 +227,8 @@ impl Gate {
             let failed = store.engine().sync().err();
             for Gated { shard, generation, parcels } in batches {
                 let Some(error) = &failed else {
-                    self.synced[shard].fetch_max(generation, Ordering::Release);
+                    let before = self.synced[shard].fetch_max(generation, Ordering::Release);
+                    store.committed(generation.saturating_sub(before));
                     deliver(parcels);
                     continue;
                 };

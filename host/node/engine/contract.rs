@@ -48,6 +48,9 @@ pub(crate) fn check(open: &mut dyn FnMut() -> Box<dyn Engine>) {
     engine.walk(bytes("z")..bytes("a"), &mut |_, _| panic!("an empty range")).unwrap();
     assert_eq!(walked, [(bytes("a"), bytes("2")), (bytes("b"), bytes("1"))], "until it has seen enough");
 
+    engine.write_noting(vec![set("noted", "1")], "beside", bytes("a row")).unwrap();
+    assert_eq!((engine.get(b"noted"), engine.note("beside")), (Ok(Some(bytes("1"))), Ok(Some(bytes("a row")))));
+    engine.write(vec![(bytes("noted"), None)]).unwrap();
     engine.set_note("name", bytes("first")).unwrap();
     engine.set_note("name", bytes("second")).unwrap();
     let large = Bytes::from(vec![7; 3 << 20]);

@@ -110,6 +110,20 @@ impl Fjall {
         }
     }
 
+    fn commit(&self, batch: Vec<Change>, note: Option<(&str, Bytes)>) -> Result<(), EngineError> {
+        self.ready_to_write()?;
+        let written = match &*self.reading() {
+            Some(open) => open.commit(batch, note),
+            None => return Err(EngineError::Full),
+        };
+        // The read guard was dropped: whoever reopens the database waits for it while holding the condition's lock.
+        let Err(error) = written else { return Ok(()) };
+        let reason = self.failed("write", &error);
+        let waits = matches!(*self.condition(), Condition::WaitsForRoom { .. });
+        // A poisoned database refuses before it has written anything.
+        if waits && matches!(error, fjall::Error::Poisoned) { Err(EngineError::Full) } else { Err(reason) }
+    }
+
     /// The bytes that are free for this process.
     fn free(&self) -> Result<u64, EngineError> {
         let stat =
@@ -214,8 +228,11 @@ impl Open {
         Ok(Self { database, records, notes })
     }
 
-    fn commit(&self, batch: Vec<Change>) -> fjall::Result<()> {
-        let mut changes = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), batch.len());
+    fn commit(&self, batch: Vec<Change>, note: Option<(&str, Bytes)>) -> fjall::Result<()> {
+        let mut changes = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), batch.len() + 1);
+        if let Some((name, value)) = note {
+            changes.insert(&self.notes, name, value);
+        }
         for (row, value) in batch {
             match value {
                 Some(value) => changes.insert(&self.records, row, value),
@@ -255,17 +272,11 @@ impl Engine for Fjall {
     }
 
     fn write(&self, batch: Vec<Change>) -> Result<(), EngineError> {
-        self.ready_to_write()?;
-        let written = match &*self.reading() {
-            Some(open) => open.commit(batch),
-            None => return Err(EngineError::Full),
-        };
-        // The read guard was dropped: whoever reopens the database waits for it while holding the condition's lock.
-        let Err(error) = written else { return Ok(()) };
-        let reason = self.failed("write", &error);
-        let waits = matches!(*self.condition(), Condition::WaitsForRoom { .. });
-        // A poisoned database refuses before it has written anything.
-        if waits && matches!(error, fjall::Error::Poisoned) { Err(EngineError::Full) } else { Err(reason) }
+        self.commit(batch, None)
+    }
+
+    fn write_noting(&self, batch: Vec<Change>, name: &str, value: Bytes) -> Result<(), EngineError> {
+        self.commit(batch, Some((name, value)))
     }
 
     fn sync(&self) -> Result<(), EngineError> {
@@ -276,7 +287,6 @@ impl Engine for Fjall {
         };
         synced.map_err(|error| self.failed("sync", &error))
     }
-
     fn scan(&self, range: Range<Bytes>, limit: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
         if range.is_empty() {
             return Ok(Vec::new());

@@ -17,14 +17,22 @@ pub struct Disk(Arc<Mutex<Contents>>);
 struct Contents {
     rows: BTreeMap<Bytes, Bytes>,
     notes: BTreeMap<String, Bytes>,
-    /// The changes that undo each unsynced batch, oldest first.
-    undo: Vec<Vec<Change>>,
+    /// What undoes each unsynced batch, oldest first.
+    undo: Vec<Undo>,
     /// Number of openings and crashes; an engine opened before the last of them is dead.
     incarnation: u64,
     full: bool,
     broken: Option<String>,
     syncs: u64,
     writes: u64,
+}
+
+/// What undoes a batch.
+#[derive(Debug, Clone, Default)]
+struct Undo {
+    rows: Vec<Change>,
+    /// The note that it has set, and the note's value before.
+    note: Option<(String, Option<Bytes>)>,
 }
 
 impl Contents {
@@ -38,8 +46,13 @@ impl Contents {
 
     fn undo_after(&mut self, kept: usize) {
         for batch in self.undo.split_off(kept).into_iter().rev() {
-            for change in batch.into_iter().rev() {
+            for change in batch.rows.into_iter().rev() {
                 self.replace(change);
+            }
+            match batch.note {
+                Some((name, Some(value))) => drop(self.notes.insert(name, value)),
+                Some((name, None)) => drop(self.notes.remove(&name)),
+                None => {}
             }
         }
         self.undo.clear();
@@ -78,6 +91,14 @@ impl Disk {
         let mut state = self.contents();
         let incarnation = state.incarnation + 1;
         *state = Contents { incarnation, ..Contents::default() };
+    }
+
+    /// A copy of what would be on the disk if power were lost now: all that was synced, and nothing else.
+    pub fn snapshot(&self) -> Self {
+        let state = self.contents();
+        let mut copy = Contents { rows: state.rows.clone(), notes: state.notes.clone(), undo: state.undo.clone(), ..Contents::default() };
+        copy.undo_after(0);
+        Self(Arc::new(Mutex::new(copy)))
     }
 
     /// Makes writes fail because the disk is full, or lets them succeed again.
@@ -125,20 +146,34 @@ impl Simulated {
     }
 }
 
+impl Simulated {
+    fn commit(&self, batch: Vec<Change>, note: Option<(String, Bytes)>) -> Result<(), EngineError> {
+        let mut state = self.state()?;
+        if state.full {
+            return Err(EngineError::Full);
+        }
+        let rows = batch.into_iter().map(|change| state.replace(change)).collect();
+        let note = note.map(|(name, value)| {
+            let before = state.notes.insert(name.clone(), value);
+            (name, before)
+        });
+        state.undo.push(Undo { rows, note });
+        state.writes += 1;
+        Ok(())
+    }
+}
+
 impl Engine for Simulated {
     fn get(&self, row: &[u8]) -> Result<Option<Bytes>, EngineError> {
         Ok(self.state()?.rows.get(row).cloned())
     }
 
     fn write(&self, batch: Vec<Change>) -> Result<(), EngineError> {
-        let mut state = self.state()?;
-        if state.full {
-            return Err(EngineError::Full);
-        }
-        let undo = batch.into_iter().map(|change| state.replace(change)).collect();
-        state.undo.push(undo);
-        state.writes += 1;
-        Ok(())
+        self.commit(batch, None)
+    }
+
+    fn write_noting(&self, batch: Vec<Change>, name: &str, value: Bytes) -> Result<(), EngineError> {
+        self.commit(batch, Some((name.to_owned(), value)))
     }
 
     fn sync(&self) -> Result<(), EngineError> {

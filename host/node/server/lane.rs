@@ -23,6 +23,7 @@ use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Frame, Hello, ReplicaAns
 use super::{CAPABILITIES, Storage};
 use crate::batch::{Answers, Deliver, Item};
 use crate::driver::{Driver, Time};
+use crate::store::Store;
 
 /// How long a coordinator may take to send its hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -143,6 +144,7 @@ pub(super) fn start(inbound: Streaming<ExchangeRequest>, storage: &Storage) -> A
         unsent,
         timings,
         clock,
+        store: storage.driver.store().clone(),
     }
 }
 
@@ -272,6 +274,7 @@ fn welcome(hello: &Hello, node: &NodeId, driver: &dyn Driver) -> Result<Welcome,
         capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
         node_id: node.to_string(),
         store_id: driver.store().id().0.to_vec().into(),
+        commit: driver.store().commit(),
     })
 }
 
@@ -289,6 +292,7 @@ pub(crate) struct Answering {
     unsent: Arc<Unsent>,
     timings: Arc<Timings>,
     clock: Arc<dyn Time>,
+    store: Arc<Store>,
 }
 
 impl Answering {
@@ -336,10 +340,12 @@ impl Stream for Answering {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             if let Some(frame) = self.frames.pop_front() {
-                return Poll::Ready(Some(Ok(ExchangeResponse { welcome: None, frame: Some(frame) })));
+                // Read after the answers in the frame have become durable.
+                let commit = self.store.commit();
+                return Poll::Ready(Some(Ok(ExchangeResponse { welcome: None, frame: Some(frame), commit })));
             }
             if let Some(welcome) = self.gather(context) {
-                return Poll::Ready(Some(Ok(ExchangeResponse { welcome: Some(welcome), frame: None })));
+                return Poll::Ready(Some(Ok(ExchangeResponse { welcome: Some(welcome), frame: None, commit: 0 })));
             }
             if self.waiting.is_empty() {
                 return if self.ended { Poll::Ready(self.end.take().map(Err)) } else { Poll::Pending };

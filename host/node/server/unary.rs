@@ -54,7 +54,10 @@ fn status(error: &ReplicaError) -> Status {
             Status::failed_precondition(message)
         }
         ReplicaError::Late => Status::deadline_exceeded(message),
-        ReplicaError::NotSent(_) | ReplicaError::Incomplete(_) | ReplicaError::Lost(_) => Status::unavailable(message),
+        ReplicaError::NotSent(_)
+        | ReplicaError::Incomplete(_)
+        | ReplicaError::Filling(_)
+        | ReplicaError::Lost(_) => Status::unavailable(message),
         ReplicaError::InDoubt | ReplicaError::Broken(_) => Status::internal(message),
     }
 }
@@ -97,6 +100,7 @@ pub(super) async fn describe(driver: &dyn Driver, node: &NodeId) -> Result<Descr
         keys_count: store.engine().approximate_keys(),
         disk_bytes: usage.bytes,
         disk_usage_percent: usage.percent,
+        commit: driver.store().commit(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

@@ -26,6 +26,7 @@ mod placement;
 mod references;
 mod row;
 mod secrets;
+mod stores;
 mod tenants;
 mod tokens;
 
@@ -71,9 +72,25 @@ impl<D: Driver> SqlMetadata<D> {
         &self,
         work: impl for<'c> FnOnce(&'c mut Db) -> Work<'c, T> + Send + 'static,
     ) -> Answer<T> {
+        self.without_transaction(Purpose::Read, work)
+    }
+
+    /// Runs `work`, whose statements write and need no transaction: nothing is decided from what they read.
+    fn write<T: Send + 'static>(
+        &self,
+        work: impl for<'c> FnOnce(&'c mut Db) -> Work<'c, T> + Send + 'static,
+    ) -> Answer<T> {
+        self.without_transaction(Purpose::Write, work)
+    }
+
+    fn without_transaction<T: Send + 'static>(
+        &self,
+        purpose: Purpose,
+        work: impl for<'c> FnOnce(&'c mut Db) -> Work<'c, T> + Send + 'static,
+    ) -> Answer<T> {
         let driver = self.driver.clone();
         self.bounded(async move {
-            let mut db = driver.lend(Purpose::Read).await?;
+            let mut db = driver.lend(purpose).await?;
             let answer = work(&mut db).await;
             if !matches!(answer, Err(StoreError::Unavailable(_))) {
                 db.give_back();

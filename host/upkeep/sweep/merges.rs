@@ -148,7 +148,8 @@ impl<'a, W: World> Merges<'a, W> {
     fn answered(&mut self, tag: u32, outcome: Outcome) {
         let Some(mut merge) = self.under_way.remove(&tag) else { return };
         let error = match outcome {
-            Ok(Answer::Merged { .. }) => {
+            // A store that is being filled has stored it, too.
+            Ok(Answer::Merged { .. }) | Err(ReplicaError::Filling(_)) => {
                 self.stored += 1;
                 self.metrics.swept_merges.inc();
                 self.bytes -= merge.record.0.len();

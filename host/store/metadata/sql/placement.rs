@@ -2,12 +2,13 @@
 
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{
-    Answer, Changed, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, StorageNode, StoreError, rules,
+    Answer, Changed, Commit, Met, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, StorageNode, StoreError,
+    StoreOnRecord, rules,
 };
 
 use super::db::{Db, Value};
 use super::row::{Row, damaged};
-use super::{Driver, SqlMetadata, changes};
+use super::{Driver, SqlMetadata, changes, stores};
 
 impl<D: Driver> PlacementStore for SqlMetadata<D> {
     fn found_nodes(&self, nodes: Vec<StorageNode>, now_ms: u64) -> Answer<()> {
@@ -31,14 +32,31 @@ impl<D: Driver> PlacementStore for SqlMetadata<D> {
         self.change(|db| Box::pin(remove_node(db, id)))
     }
 
-    fn record_store_id(&self, id: &NodeId, reported: StoreId) -> Answer<StoreId> {
+    fn meet_store(&self, id: &NodeId, store: StoreId, commit: u64, before: u64) -> Answer<Met> {
         let id = id.clone();
-        self.change(move |db| Box::pin(record_store_id(db, id, reported)))
+        self.change(move |db| Box::pin(stores::meet(db, id, store, (commit, before))))
     }
 
-    fn replace_store_id(&self, id: &NodeId, from: StoreId, to: StoreId) -> Answer<()> {
+    fn admit_store(&self, id: &NodeId, from: StoreId, store: StoreId) -> Answer<()> {
         let id = id.clone();
-        self.change(move |db| Box::pin(replace_store_id(db, id, from, to)))
+        self.change(move |db| Box::pin(stores::admit(db, id, from, store)))
+    }
+
+    fn replace_store(&self, id: &NodeId, from: StoreId, to: StoreId) -> Answer<()> {
+        let id = id.clone();
+        self.change(move |db| Box::pin(stores::replace(db, id, from, to)))
+    }
+
+    fn stores(&self) -> Answer<Vec<StoreOnRecord>> {
+        self.read(|db| Box::pin(stores::all(db)))
+    }
+
+    fn note_commits(&self, commits: Vec<Commit>) -> Answer<()> {
+        self.write(move |db| Box::pin(stores::note_commits(db, commits)))
+    }
+
+    fn forget_commits(&self) -> Answer<()> {
+        self.change(|db| Box::pin(stores::forget_commits(db)))
     }
 }
 
@@ -115,56 +133,16 @@ async fn placement(db: &mut Db) -> Result<Placement, StoreError> {
     Ok(Placement { epoch: first.number("placement_epoch")?, nodes })
 }
 
-async fn nodes(db: &mut Db) -> Result<Vec<NodeOnRecord>, StoreError> {
-    let all = "SELECT node_id, host, port, status, virtual_nodes, store_id, created_at, updated_at
-               FROM storage_nodes ORDER BY node_id";
-    db.rows(all, &[]).await?.iter().map(node).collect()
-}
-
 async fn remove_node(db: &mut Db, id: NodeId) -> Result<(), StoreError> {
     let removed = db.execute("DELETE FROM storage_nodes WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
     if removed == 0 {
         return Err(rules::no_node(&id));
     }
+    db.execute("DELETE FROM stores WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
     placement_changed(db).await
 }
 
-async fn record_store_id(db: &mut Db, id: NodeId, reported: StoreId) -> Result<StoreId, StoreError> {
-    let row = db.row("SELECT store_id FROM storage_nodes WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
-    if let Some(on_record) = store_id(&row.ok_or_else(|| rules::no_node(&id))?)? {
-        return Ok(on_record);
-    }
-    db.execute(
-        "UPDATE storage_nodes SET store_id = $2 WHERE node_id = $1",
-        &[Value::Text(id.as_str()), Value::Bytes(&reported.0)],
-    )
-    .await?;
-    changes::record(db, Changed::Nodes).await?;
-    Ok(reported)
-}
-
-async fn replace_store_id(db: &mut Db, id: NodeId, from: StoreId, to: StoreId) -> Result<(), StoreError> {
-    let all = nodes(db).await?;
-    let on_record = all.iter().find(|other| other.node.id == id).ok_or_else(|| rules::no_node(&id))?.store_id;
-    let others = all.iter().filter(|other| other.node.id != id).filter_map(|other| other.store_id);
-    if !rules::replaces_store(&id, on_record, from, to, others)? {
-        return Ok(());
-    }
-    let replaced = db
-        .execute(
-            "UPDATE storage_nodes SET store_id = $2 WHERE node_id = $1 AND store_id = $3",
-            &[Value::Text(id.as_str()), Value::Bytes(&to.0), Value::Bytes(&from.0)],
-        )
-        .await?;
-    if replaced == 0 {
-        return Err(StoreError::Conflict(format!(
-            "the store of storage node {id} has just been replaced by another one"
-        )));
-    }
-    changes::record(db, Changed::Nodes).await.map(drop)
-}
-
-fn store_id(row: &Row) -> Result<Option<StoreId>, StoreError> {
+pub(super) fn store_id(row: &Row) -> Result<Option<StoreId>, StoreError> {
     let stored = row.maybe_bytes("store_id")?;
     stored.map(|id| StoreId::from_slice(&id).ok_or_else(|| damaged("store_id", &id.len()))).transpose()
 }
