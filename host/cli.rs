@@ -11,6 +11,7 @@ pub mod args;
 pub mod bench;
 pub mod choice;
 pub mod client;
+pub mod cluster;
 pub mod completions;
 pub mod config;
 pub mod credential;
@@ -154,6 +155,9 @@ pub enum Command {
     /// List, add and remove storage nodes
     #[command(subcommand, after_help = nodes::EXAMPLES)]
     Nodes(nodes::Command),
+    /// State that the cluster was restored from a copy
+    #[command(subcommand, after_help = cluster::EXAMPLES)]
+    Cluster(cluster::Command),
     /// Compare the replicas of every record, and repair those that differ
     #[command(after_help = repair::EXAMPLES)]
     Repair(repair::Args),
@@ -225,6 +229,7 @@ pub async fn run(cli: Cli, loaded: Option<(Loaded, Option<LogFilter>)>) -> anyho
         Command::Kv(command) => kv::run(&global, command).await,
         Command::Tenant(command) => tenant::run(&global, command).await,
         Command::Nodes(command) => nodes::run(&global, command).await,
+        Command::Cluster(command) => cluster::run(&global, command).await,
         Command::Repair(args) => repair::run(&global, args).await,
         Command::Plugin(command) => plugin::run(&global, command).await,
         Command::Token(command) => token::run(&global, command).await,
@@ -244,6 +249,7 @@ impl Command {
             | Self::Kv(_)
             | Self::Tenant(_)
             | Self::Nodes(_)
+            | Self::Cluster(_)
             | Self::Repair(_)
             | Self::Plugin(_)
             | Self::Token(_)

@@ -15,7 +15,7 @@ use witan_wire::v1::coordinator_service_server::{CoordinatorService, Coordinator
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{
     AddStorageNodeRequest, CoordinatorServiceRepairRequest, CoordinatorServiceRepairResponse, CreateTenantRequest,
-    CreateTenantResponse, DeleteKeyValueRequest, DeleteTenantRequest, DeleteTenantResponse, GetTenantRequest,
+    CreateTenantResponse, DeleteKeyValueRequest, DeclareRestoredRequest, DeclareRestoredResponse, DeleteTenantRequest, DeleteTenantResponse, GetTenantRequest,
     GetTenantResponse, ListKeysRequest, ListKeysResponse, ListStorageNodesRequest, ListStorageNodesResponse,
     ListTenantsRequest, ListTenantsResponse, ReadKeyValueRequest, ReadKeyValueResponse, ReadRequest,
     RemoveStorageNodeRequest, RepairRequest, SessionRequestBatch, SessionResponseBatch, StorageNodeChangeResponse,
@@ -164,6 +164,13 @@ impl CoordinatorService for Baseline {
         &self,
         _: Request<RemoveStorageNodeRequest>,
     ) -> Result<Response<StorageNodeChangeResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn declare_restored(
+        &self,
+        _: Request<DeclareRestoredRequest>,
+    ) -> Result<Response<DeclareRestoredResponse>, Status> {
         Err(not_here())
     }
 

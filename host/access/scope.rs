@@ -195,7 +195,7 @@ const fn streaming(path: &'static str, need: Need, effect: Effect) -> Rule {
 }
 
 /// Every call of every server of a coordinator, the most frequent first.
-pub static RULES: [Rule; 30] = [
+pub static RULES: [Rule; 31] = [
     rule("/witan.v1.CoordinatorService/ReadKeyValue", READ, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/WriteKeyValue", WRITE, Effect::Keys),
     rule("/witan.v1.CoordinatorService/DeleteKeyValue", WRITE, Effect::Keys),
@@ -211,6 +211,7 @@ pub static RULES: [Rule; 30] = [
     rule("/witan.v1.CoordinatorService/AddStorageNode", OPERATOR, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/RemoveStorageNode", OPERATOR, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/ListStorageNodes", OPERATOR, Effect::Nothing),
+    rule("/witan.v1.CoordinatorService/DeclareRestored", OPERATOR, Effect::Catalog),
     rule("/witan.v1.PluginService/UploadPlugin", OPERATOR, Effect::Catalog),
     rule("/witan.v1.PluginService/ListPlugins", ADMIN_OR_OPERATOR, Effect::Nothing),
     rule("/witan.v1.PluginService/GetPlugin", ADMIN_OR_OPERATOR, Effect::Nothing),

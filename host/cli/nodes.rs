@@ -25,8 +25,8 @@ Examples:
   witan nodes remove n4";
 
 const LIST_EXAMPLES: &str =
-    "Latencies are as measured by this coordinator; the number of keys is the node's estimate. A node that answers writes only \
-has come back with another store: fill it again with `witan repair`.
+    "Latencies are as measured by this coordinator; the number of keys is the node's estimate. A node that is \
+not used has come back with another store: bring the old disk back, or fill the new one with `witan repair`.
 
 Examples:
   witan nodes list

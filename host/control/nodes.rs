@@ -95,6 +95,18 @@ impl Catalog {
         self.cluster.state(node)
     }
 
+    /// Declares that an earlier copy of all storage nodes was restored: see
+    /// [`PlacementStore::forget_commits`](witan_kernel::port::PlacementStore::forget_commits).
+    ///
+    /// # Errors
+    /// The error of the store.
+    pub async fn declare_restored(&self) -> Result<(), Refused> {
+        self.metadata.forget_commits().await?;
+        tracing::warn!("an operator has declared that an earlier copy of all storage nodes was restored");
+        self.cluster.stores_changed().await;
+        Ok(())
+    }
+
     /// What a node's store may be used for; `None` while the node cannot be reached.
     pub fn trust(&self, node: &NodeId) -> Option<Trust> {
         self.cluster.trust(node)

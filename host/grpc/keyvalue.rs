@@ -196,4 +196,10 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
     ) -> Result<Response<v1::ListStorageNodesResponse>, Status> {
         self.list_nodes().await.map(Response::new)
     }
+    async fn declare_restored(
+        &self,
+        request: Request<v1::DeclareRestoredRequest>,
+    ) -> Result<Response<v1::DeclareRestoredResponse>, Status> {
+        Self::declare_restored(self, &request.into_inner()).await.map(Response::new)
+    }
 }

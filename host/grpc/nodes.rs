@@ -46,6 +46,20 @@ impl<W: World> CoordinatorApi<W> {
         Ok(v1::ListStorageNodesResponse { success: true, nodes: infos, error_message: String::new() })
     }
 
+    pub(super) async fn declare_restored(
+        &self,
+        request: &v1::DeclareRestoredRequest,
+    ) -> Result<v1::DeclareRestoredResponse, Status> {
+        if request.confirm != "restored" {
+            let problem = format!("is {:?}", request.confirm.chars().take(40).collect::<String>());
+            let remedy = "send \"restored\": what the restored copy lacks is lost, and a store that was set back alone must not be \
+                declared";
+            return Err(invalid(&Invalid::new("confirm", problem, remedy)));
+        }
+        self.catalog.declare_restored().await.map_err(|error| node_status(&error))?;
+        Ok(v1::DeclareRestoredResponse {})
+    }
+
     async fn info(&self, node: &StorageNode) -> v1::StorageNodeInfo {
         let state = self.catalog.state(&node.id);
         let fullness = self.catalog.fullness(node).await;

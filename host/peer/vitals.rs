@@ -148,6 +148,8 @@ impl Vitals {
     /// The node is connected, and shows this store with this commit number. Returns the use of the store.
     pub(super) fn connected(&self, store: StoreId, commit: u64, trust: Trust) -> Use {
         self.expects(store, commit);
+        // What was known before has been compared, and an operator may have declared that the store is an earlier copy.
+        self.commit.store(commit, Ordering::Release);
         self.trust(store, trust);
         self.silent.store(false, Ordering::Relaxed);
         self.connected.store(true, Ordering::Relaxed);

@@ -8,6 +8,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use witan_kernel::port::{Clock, Metadata, StoreError};
+use witan_kernel::scan::Trust;
 
 use super::signal::stopped;
 use crate::console::{self, Ready};

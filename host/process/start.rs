@@ -92,7 +92,7 @@ pub async fn start(
     let admin_address = admin_listener.local_addr()?;
     let (incoming, admin_incoming) = secured.listen(listener, admin_listener, config.connections, &mut registry);
     let readiness = Readiness::new(Arc::clone(&member.metadata), Arc::clone(&parts.lanes), parts.clock, &mut registry);
-    parts.reach_nodes(stop.clone()).await;
+    parts.reach_nodes(Arc::clone(&member.metadata), stop.clone()).await;
     tokio::spawn(Arc::clone(&readiness).watch(stop.clone()));
 
     let admin = Admin {
@@ -247,8 +247,8 @@ impl Parts {
     }
 
     /// Starts polling the storage nodes, and waits until a connection to each has succeeded or failed once.
-    async fn reach_nodes(&self, stop: watch::Receiver<bool>) {
-        tokio::spawn(watch_nodes(Arc::clone(&self.lanes), Arc::clone(&self.metadata), stop));
+    async fn reach_nodes(&self, metadata: Arc<dyn Metadata>, stop: watch::Receiver<bool>) {
+        tokio::spawn(watch_nodes(Arc::clone(&self.lanes), metadata, stop));
         tracing::info!(nodes = self.coordinator.ring().nodes().len(), "waiting for the storage nodes");
         self.lanes.tried().await;
     }

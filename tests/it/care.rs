@@ -214,14 +214,15 @@ async fn a_wiped_node_is_made_whole_and_nothing_acknowledged_is_lost() {
     write_all("not on node-3").await;
     cluster.start_node(2).await;
     met(&cluster, "node-3").await;
-    write_all("while node-3 is written to only").await;
+    write_all("while node-3 is not used").await;
 
     let nodes = api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.expect("list").into_inner().nodes;
     assert_eq!(nodes.iter().map(|node| node.write_only).collect::<Vec<_>>(), [false, false, true]);
 
     // A repair of a part proves nothing about the rest.
     let part = repair(&api, of_tenant("t")).await;
-    assert!(part.complete && part.restored_nodes.is_empty(), "{part:?}");
+    assert!(!part.complete && part.restored_nodes.is_empty() && part.admitted_stores.is_empty(), "{part:?}");
+    assert!(part.unreachable_nodes[0].reason.contains("only a repair of everything admits"), "{part:?}");
     let report = repair(&api, everything()).await;
     assert!(report.complete && report.write_only_nodes.is_empty(), "{report:?}");
     assert_eq!((report.restored_nodes, report.scanned), (vec!["node-3".to_owned()], expected.len() as u64));

@@ -11,7 +11,7 @@ use super::Findings;
 use crate::config::plain_host;
 use crate::config::settings::Settings;
 use crate::process::secured::Secured;
-use witan_peer::{Connect, Tcp};
+use witan_peer::Tcp;
 
 /// Longest time that a node may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
