@@ -50,11 +50,13 @@ pub enum Fault {
     BirthOutlivesBoot,
     /// A repair puts a new store on record although a tenant with a replication factor that it did not know was created meanwhile.
     FactorsUnchecked,
+    /// A store that lacks acknowledged data is opened as if it had all of it.
+    DamageBelieved,
 }
 
 impl Fault {
     /// Every fault: the simulation has to find each of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -77,6 +79,7 @@ impl Fault {
         Self::SetBackStoreUsed,
         Self::BirthOutlivesBoot,
         Self::FactorsUnchecked,
+        Self::DamageBelieved,
     ];
 
     /// True when this thread runs with the fault.

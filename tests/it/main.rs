@@ -2,9 +2,9 @@
 //!
 //! Reading order: [`harness`] (processes, clusters, clients), [`access`] (access control), [`api`] (the responses of each call),
 //! [`care`] (listings, repair, deletion of tenants), [`cli`] (the command line), [`configuration`] (files, the environment, reload, the
-//! doctor), [`spans`] (traces), [`dev`] (the whole cluster in one process), [`disks`] (nodes
-//! with another disk, or an earlier copy of their own), [`failure`] (nodes that hang, vanish, come back, or run out
-//! of disk space), [`crash`] (`kill -9` under load), [`hostile`] (malicious clients), [`shared`] (several coordinators on PostgreSQL and
+//! doctor), [`spans`] (traces), [`dev`] (the whole cluster in one process), [`disks`] (nodes with another disk, or an earlier copy of their
+//! own), [`failure`] (nodes that hang, vanish, come back, or run out of disk space), [`crash`] (`kill -9` under load), [`damaged`] (damaged
+//! stores), [`hostile`] (malicious clients), [`shared`] (several coordinators on PostgreSQL and
 //! Redis), [`previous`] (the previous version together with this one), [`tls`] (certificates and secrets on every connection, rotated
 //! under load), [`trace`] (no acknowledgement before its sync, observed from the operating system).
 //!
@@ -16,6 +16,7 @@ mod care;
 mod cli;
 mod configuration;
 mod crash;
+mod damaged;
 mod dev;
 mod disks;
 mod failure;

@@ -25,6 +25,8 @@ use crate::world::{Tags, from_value, lock, now_micros, to_value};
 pub(crate) enum Command {
     Storm(Storm),
     Heal,
+    /// A node loses power, and its disk what it acknowledged last.
+    Damage(usize),
     Wipe(usize),
     /// Cuts the links between a node and all coordinators, in both directions.
     CutOff(usize),

@@ -55,7 +55,11 @@ pub(crate) struct NodeMachine {
 impl NodeMachine {
     async fn run(self: Arc<Self>) -> turmoil::Result {
         let engine = Box::new(self.disk().open());
-        let store = Arc::new(Store::open(engine, &self.id, &self.dice)?);
+        let store = match Store::open(engine, &self.id, &self.dice) {
+            // It does not start until somebody replaces the disk.
+            Err(_) if self.disk().is_damaged() => std::future::pending().await,
+            store => Arc::new(store?),
+        };
         *lock(&self.store) = Some(Arc::clone(&store));
         let (dice, slowest) = (self.dice.clone(), Arc::clone(&self.slowest_sync_ms));
         let sync_takes = Box::new(move || dice.millis(1, slowest.load(Ordering::Relaxed).max(1)));

@@ -10,7 +10,7 @@ use witan_kernel::fault::Fault;
 
 use crate::scenario::SHAPES;
 use crate::world::lock;
-use crate::{chosen_fault, judge, on_all_cores};
+use crate::{chosen_fault, damaged, judge, on_all_cores};
 
 /// Number of seeds within which a search must find a fault.
 const FOUND_WITHIN: u64 = 500;
@@ -40,6 +40,7 @@ fn recorded(fault: Fault) -> u64 {
         Fault::RetiredStoreUsed => 27,
         Fault::SetBackStoreUsed => 13,
         Fault::BirthOutlivesBoot => 14,
+        Fault::DamageBelieved => damaged::SEEDS,
     }
 }
 
@@ -99,7 +100,8 @@ fn search_for_every_deliberate_fault() {
     on_all_cores(faults.len() as u64, |number| {
         let fault = faults[number as usize];
         // All seeds, starting with those of the scenario in which this rule matters.
-        let mut seeds: Vec<u64> = (0..FOUND_WITHIN).collect();
+        let first = if fault == Fault::DamageBelieved { damaged::SEEDS } else { 0 };
+        let mut seeds: Vec<u64> = (first..first + FOUND_WITHIN).collect();
         seeds.sort_by_key(|seed| *seed % SHAPES.len() as u64 != best_scenario(fault));
         match seeds.into_iter().find_map(|seed| Some((seed, found_at(fault, seed)?))) {
             Some((seed, found)) => {

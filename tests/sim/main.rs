@@ -5,11 +5,13 @@
 //! crashes` only those of one scenario, `--fault QuorumOffByOne` with that rule broken. (It sets `WITAN_SIM_SEED`,
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
-//! Reading order: [`scenario`], [`nemesis`], [`world`], [`cluster`], [`client`], [`play`], [`disks`], [`history`], [`check`], [`faults`].
+//! Reading order: [`scenario`], [`damaged`], [`nemesis`], [`world`], [`cluster`], [`client`], [`play`], [`disks`], [`history`], [`check`],
+//! [`faults`].
 
 mod check;
 mod client;
 mod cluster;
+mod damaged;
 mod disks;
 mod faults;
 mod history;

@@ -54,6 +54,11 @@ pub(crate) enum Action {
         node: usize,
         full: bool,
     },
+    /// A node loses power, and its disk up to this many of the batches that were synced last.
+    Damage {
+        node: usize,
+        batches: usize,
+    },
     /// A node's disk is replaced by an empty one.
     Wipe {
         node: usize,
@@ -243,6 +248,11 @@ pub(crate) fn act(action: &Action, sim: &mut turmoil::Sim<'_>, cluster: &Cluster
         Action::Outage { reserving, settling } => cluster.idempotency.set_failing(reserving, settling),
         Action::SlowDisk { node, ms } => cluster.nodes[node].set_slowest_sync(ms),
         Action::FullDisk { node, full } => cluster.nodes[node].disk().set_full(full),
+        Action::Damage { node, batches } => {
+            cluster.crash_node(sim, node, |_| 0);
+            cluster.nodes[node].disk().lose(|synced| synced.min(batches));
+            cluster.restart(sim, &cluster.nodes[node].name);
+        }
         Action::Wipe { node } => {
             cluster.crash_node(sim, node, |_| 0);
             cluster.nodes[node].disk().wipe();

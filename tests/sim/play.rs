@@ -23,6 +23,8 @@ use crate::world::{Bound, Dice, lock, now_micros};
 const TICK: Duration = Duration::from_millis(3);
 /// How long a repair may take without faults: it waits for operations in flight.
 const REPAIRED: Duration = Duration::from_secs(45);
+/// Batches that a damaged disk loses: the end of a journal.
+const LOST: usize = 12;
 /// Limit on the virtual time of a simulation.
 const LONGEST: Duration = Duration::from_secs(300);
 
@@ -103,6 +105,7 @@ fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil:
                     heal(sim, cluster);
                 }
                 Command::Do(action) => due.push_front((sim.elapsed(), action)),
+                Command::Damage(node) => due.push_front((sim.elapsed(), Action::Damage { node, batches: LOST })),
                 Command::Wipe(node) => due.push_front((sim.elapsed(), Action::Wipe { node })),
                 Command::CutOff(node) => {
                     let cut = |coordinator| (sim.elapsed(), Action::Link { coordinator, node, becomes: Link::Cut });
@@ -138,6 +141,7 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             }
             Act::Settle => settle(&stage, &mut inspector).await,
             Act::Wipe => stage.command(Command::Wipe(holder(&stage, 0))),
+            Act::Damage => stage.command(Command::Damage(holder(&stage, 0))),
             Act::WipeNext => stage.command(Command::Wipe(holder(&stage, 1))),
             Act::Repair => repair(&stage).await,
             Act::Grow => grow(&stage, &mut inspector).await,

@@ -8,6 +8,7 @@ use witan_kernel::name::TenantId;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, ReadRepair, Tenant};
 
 use crate::disks::Scene;
+use crate::damaged;
 use crate::nemesis::{Action, Machines, Storm, Weather, storm};
 
 /// A tenant and its workload.
@@ -43,6 +44,8 @@ pub(crate) enum Act {
     Wipe,
     /// The same for the node that is the second choice.
     WipeNext,
+    /// The node that is the first choice loses power, and its disk the last of what it has acknowledged.
+    Damage,
     /// All faults end, and repairs run until every node is believed.
     Repair,
     /// Nothing happens for `ms` milliseconds.
@@ -107,7 +110,10 @@ impl Scenario {
     /// The scenario of a seed.
     pub(crate) fn of(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed ^ 0x5eed);
-        let shape = SHAPES[(seed % SHAPES.len() as u64) as usize];
+        let shape = match seed.checked_sub(damaged::SEEDS) {
+            Some(_) => damaged::shape,
+            None => SHAPES[(seed % SHAPES.len() as u64) as usize],
+        };
         let blank = Self {
             seed,
             name: "",
@@ -137,7 +143,7 @@ impl Scenario {
         Machines { nodes: self.nodes, coordinators: self.coordinators, jump: 4_000_000 }
     }
 
-    fn storm(&self, rng: &mut StdRng, weather: Weather, gap: u64) -> Act {
+    pub(crate) fn storm(&self, rng: &mut StdRng, weather: Weather, gap: u64) -> Act {
         let ms = rng.random_range(2000..=3500);
         let operations = rng.random_range(18..=26);
         Act::Storm { operations, storm: storm(rng, self.machines(), weather, ms, gap) }
@@ -161,14 +167,14 @@ fn tenant(id: &str) -> Tenant {
     Tenant::with_defaults(TenantId::new(id).expect("a tenant id"), 3, 0)
 }
 
-fn play(scenario: Scenario, name: &'static str, acts: Vec<Act>) -> Scenario {
+pub(crate) fn play(scenario: Scenario, name: &'static str, acts: Vec<Act>) -> Scenario {
     Scenario { name, acts, ..scenario }
 }
 
-const OVERTURE: Act = Act::Calm { operations: 3 };
+pub(crate) const OVERTURE: Act = Act::Calm { operations: 3 };
 /// Time after which replicas have forgotten the idempotency keys of writes, whatever the clocks show. Milliseconds.
 const FORGOTTEN_MS: u64 = (limit::RECENT_MICROS + limit::CLOCK_SKEW_MICROS) / 1000 + 3_000;
-const FINALE: Act = Act::Calm { operations: 2 };
+pub(crate) const FINALE: Act = Act::Calm { operations: 2 };
 
 /// Links are cut, delayed and lossy.
 fn links(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {

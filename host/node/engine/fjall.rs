@@ -5,10 +5,23 @@
 //! nevertheless (other processes fill it, too), the database is reopened once there is room. After a sync has failed for any
 //! other reason it is never reopened: data that the operating system considers written may be missing on the disk, so an operator
 //! has to check the disk and restart the node.
+//!
+//! fjall opens a damaged journal without a word, and cuts it at the damage. So what returned syncs have covered is written to a file
+//! beside it, the mark, and the folder is checked against it before fjall sees it (docs/decisions/0027). Damaged tables need no mark:
+//! each of their blocks has a checksum, and reading a damaged one is an error.
+//!
+//! Reading order: `journal` reads fjall's journals, `mark` is the file, `check` decides whether a folder may be opened, and `keeper`
+//! writes the mark while it is open.
+
+mod check;
+mod journal;
+mod keeper;
+mod mark;
 
 use std::fs;
 use std::io;
 use std::ops::Range;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -18,6 +31,7 @@ use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use witan_kernel::sync::lock;
 
+use self::keeper::Keeper;
 use super::{Change, Engine, EngineError, Usage};
 
 /// Shortest interval between two attempts to reopen the database after the disk was full.
@@ -63,6 +77,8 @@ pub struct Fjall {
 }
 
 struct Open {
+    /// Dropped first: it marks what was written until then.
+    keeper: Keeper,
     database: Database,
     records: Keyspace,
     notes: Keyspace,
@@ -84,7 +100,6 @@ impl Fjall {
     pub fn open(folder: impl Into<PathBuf>, options: Options) -> Result<Self, EngineError> {
         let folder = folder.into();
         fs::create_dir_all(&folder).map_err(|error| describe(&folder, "cannot be created", &error))?;
-        clear_unfinished(&folder).map_err(|error| describe(&folder, "cannot be cleared", &error))?;
         let open = Open::new(&folder, &options)?;
         Ok(Self {
             folder,
@@ -211,24 +226,45 @@ impl Fjall {
 
 impl Open {
     fn new(folder: &Path, options: &Options) -> Result<Self, EngineError> {
-        Self::try_new(folder, options).map_err(|error| match error {
-            fjall::Error::Locked => {
-                EngineError::Broken(format!("the store in {} is in use by another process", folder.display()))
+        let refused =
+            |refused: check::Refused| EngineError::Broken(format!("the store in {} {refused}", folder.display()));
+        check::check(folder).map_err(refused)?;
+        // fjall asserts some of what it reads from its files.
+        let opened = panic::catch_unwind(AssertUnwindSafe(|| Self::open(folder, options)));
+        let (database, records, notes) = match opened {
+            Ok(opened) => opened.map_err(|error| match error {
+                fjall::Error::Locked => refused(check::Refused::InUse),
+                error => describe(folder, "cannot be opened", &error),
+            })?,
+            Err(_) => {
+                let unreadable = io::Error::other("its engine cannot make sense of its files");
+                return Err(describe(folder, "cannot be opened", &unreadable));
             }
-            error => describe(folder, "cannot be opened", &error),
-        })
+        };
+        let keeper = Keeper::open(folder).map_err(refused)?;
+        Ok(Self { keeper, database, records, notes })
     }
 
-    fn try_new(folder: &Path, options: &Options) -> fjall::Result<Self> {
+    fn open(folder: &Path, options: &Options) -> fjall::Result<(Database, Keyspace, Keyspace)> {
         let database =
             Database::builder(folder).cache_size(options.cache_bytes).worker_threads(options.workers.max(1)).open()?;
         let rows = || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes);
         let records = database.keyspace("records", rows)?;
         let notes = database.keyspace("notes", KeyspaceCreateOptions::default)?;
-        Ok(Self { database, records, notes })
+        Ok((database, records, notes))
+    }
+
+    fn sync(&self) -> fjall::Result<()> {
+        Ok(self.keeper.sync()?)
     }
 
     fn commit(&self, batch: Vec<Change>, note: Option<(&str, Bytes)>) -> fjall::Result<()> {
+        if batch.is_empty() && note.is_none() {
+            return Ok(());
+        }
+        let length = |change: &Change| change.0.len() + change.1.as_ref().map_or(0, Bytes::len);
+        let noted = note.as_ref().map_or(0, |(name, value)| name.len() + value.len());
+        let (rows, bytes) = (batch.len() + usize::from(note.is_some()), batch.iter().map(length).sum::<usize>() + noted);
         let mut changes = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), batch.len() + 1);
         if let Some((name, value)) = note {
             changes.insert(&self.notes, name, value);
@@ -239,31 +275,14 @@ impl Open {
                 None => changes.remove(&self.records, row),
             }
         }
-        changes.durability(Some(PersistMode::Buffer)).commit()
+        changes.durability(Some(PersistMode::Buffer)).commit()?;
+        self.keeper.wrote(rows, bytes);
+        Ok(())
     }
 }
 
 fn describe(folder: &Path, what: &str, error: &dyn std::error::Error) -> EngineError {
     EngineError::Broken(format!("the store in {} {what}: {error}", folder.display()))
-}
-
-/// Removes the files of a store whose creation was interrupted: fjall writes the version last, and cannot continue without it.
-/// Nothing was ever stored in it.
-fn clear_unfinished(folder: &Path) -> io::Result<()> {
-    if fs::metadata(folder.join("version")).is_ok_and(|version| version.len() > 0) {
-        return Ok(());
-    }
-    for name in ["0.jnl", "version"] {
-        ignore_missing(fs::remove_file(folder.join(name)))?;
-    }
-    ignore_missing(fs::remove_dir_all(folder.join("keyspaces")))
-}
-
-fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 impl Engine for Fjall {
@@ -282,7 +301,7 @@ impl Engine for Fjall {
     fn sync(&self) -> Result<(), EngineError> {
         self.ready_to_sync().map_err(|error| EngineError::Broken(error.to_string()))?;
         let synced = match &*self.reading() {
-            Some(open) => open.database.persist(PersistMode::SyncData),
+            Some(open) => open.sync(),
             None => return Err(EngineError::Broken("the store is not open".to_owned())),
         };
         synced.map_err(|error| self.failed("sync", &error))
@@ -333,8 +352,10 @@ impl Engine for Fjall {
 
     fn set_note(&self, name: &str, value: Bytes) -> Result<(), EngineError> {
         self.with(|open| {
+            let bytes = name.len() + value.len();
             open.notes.insert(name, value)?;
-            open.database.persist(PersistMode::SyncAll)
+            open.keeper.wrote(1, bytes);
+            open.sync()
         })
     }
 }

@@ -1,13 +1,18 @@
 //! A disk in memory, for tests and the simulation. A crash loses what was not synced, and the disk can be made full, broken or empty.
+//! It can lose what was synced, too: then, as on a real disk, its store is not opened again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use witan_kernel::fault::Fault;
 use witan_kernel::sync::lock;
 
 use super::{Change, Engine, EngineError, Usage};
+
+/// Most synced batches that a disk can lose: more than a node of the simulation writes in a second.
+const LOST_BATCHES: usize = 64;
 
 /// A disk. Clones are handles to the same disk: keep one across the crashes of the node that uses it.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +24,10 @@ struct Contents {
     notes: BTreeMap<String, Bytes>,
     /// What undoes each unsynced batch, oldest first.
     undo: Vec<Undo>,
+    /// The same for the last synced batches.
+    synced: VecDeque<Undo>,
+    /// Whether synced batches were lost.
+    damaged: bool,
     /// Number of openings and crashes; an engine opened before the last of them is dead.
     incarnation: u64,
     full: bool,
@@ -46,16 +55,27 @@ impl Contents {
 
     fn undo_after(&mut self, kept: usize) {
         for batch in self.undo.split_off(kept).into_iter().rev() {
-            for change in batch.rows.into_iter().rev() {
-                self.replace(change);
-            }
-            match batch.note {
-                Some((name, Some(value))) => drop(self.notes.insert(name, value)),
-                Some((name, None)) => drop(self.notes.remove(&name)),
-                None => {}
-            }
+            self.undo_batch(batch);
         }
-        self.undo.clear();
+        self.keep_synced();
+    }
+
+    fn undo_batch(&mut self, batch: Undo) {
+        for change in batch.rows.into_iter().rev() {
+            self.replace(change);
+        }
+        match batch.note {
+            Some((name, Some(value))) => drop(self.notes.insert(name, value)),
+            Some((name, None)) => drop(self.notes.remove(&name)),
+            None => {}
+        }
+    }
+
+    /// All written batches are on the disk.
+    fn keep_synced(&mut self) {
+        let Self { undo, synced, .. } = self;
+        synced.extend(undo.drain(..));
+        synced.drain(..synced.len().saturating_sub(LOST_BATCHES));
     }
 }
 
@@ -65,11 +85,30 @@ impl Disk {
         Self::default()
     }
 
-    /// Opens the engine on it. Engines opened before are dead from now on.
+    /// Opens the engine on it. Engines opened before are dead from now on. If the disk has lost what was synced, every call fails.
     pub fn open(&self) -> Simulated {
         let mut state = self.contents();
         state.incarnation += 1;
-        Simulated { disk: self.clone(), incarnation: state.incarnation }
+        let refused = state.damaged && !Fault::DamageBelieved.is_on();
+        Simulated { disk: self.clone(), incarnation: state.incarnation, refused }
+    }
+
+    /// The machine loses power, and with it, synced or not, the newest batches: `lost` gets the number of synced batches that the disk
+    /// can lose, and returns how many of them it loses.
+    pub fn lose(&self, lost: impl FnOnce(usize) -> usize) {
+        self.crash();
+        let mut state = self.contents();
+        let kept = state.synced.len() - lost(state.synced.len()).min(state.synced.len());
+        for batch in state.synced.split_off(kept).into_iter().rev() {
+            // Notes are elsewhere: only rows are lost, so that nothing else shows it.
+            state.undo_batch(Undo { note: None, ..batch });
+            state.damaged = true;
+        }
+    }
+
+    /// Whether it has lost what was synced.
+    pub fn is_damaged(&self) -> bool {
+        self.contents().damaged
     }
 
     /// The machine loses power: every unsynced batch is lost.
@@ -96,7 +135,12 @@ impl Disk {
     /// A copy of what would be on the disk if power were lost now: all that was synced, and nothing else.
     pub fn snapshot(&self) -> Self {
         let state = self.contents();
-        let mut copy = Contents { rows: state.rows.clone(), notes: state.notes.clone(), undo: state.undo.clone(), ..Contents::default() };
+        let mut copy = Contents {
+            rows: state.rows.clone(),
+            notes: state.notes.clone(),
+            undo: state.undo.clone(),
+            ..Contents::default()
+        };
         copy.undo_after(0);
         Self(Arc::new(Mutex::new(copy)))
     }
@@ -131,6 +175,8 @@ impl Disk {
 pub struct Simulated {
     disk: Disk,
     incarnation: u64,
+    /// Whether it was not opened, because the disk is damaged.
+    refused: bool,
 }
 
 impl Simulated {
@@ -138,6 +184,9 @@ impl Simulated {
         let state = self.disk.contents();
         if state.incarnation != self.incarnation {
             return Err(EngineError::Broken("the machine has crashed".to_owned()));
+        }
+        if self.refused {
+            return Err(EngineError::Broken("the disk has lost acknowledged writes, and was not opened".to_owned()));
         }
         match &state.broken {
             Some(reason) => Err(EngineError::Broken(reason.clone())),
@@ -178,7 +227,7 @@ impl Engine for Simulated {
 
     fn sync(&self) -> Result<(), EngineError> {
         let mut state = self.state()?;
-        state.undo.clear();
+        state.keep_synced();
         state.syncs += 1;
         Ok(())
     }
@@ -263,6 +312,29 @@ mod tests {
         assert!(engine.get(&[2]).unwrap().is_some() && engine.get(&[3]).unwrap().is_none());
         disk.crash();
         assert!(disk.open().get(&[2]).unwrap().is_some(), "what survived a crash is on the disk");
+    }
+
+    #[test]
+    fn a_disk_that_lost_synced_batches_is_not_opened() {
+        let disk = Disk::new();
+        let engine = disk.open();
+        for n in 1..=4 {
+            engine.write(vec![row(n)]).unwrap();
+            engine.sync().unwrap();
+        }
+        engine.write(vec![row(1), row(5)]).unwrap();
+        disk.lose(|_| 0);
+        assert!(disk.open().get(&[4]).unwrap().is_some(), "nothing was lost that had been synced");
+        disk.lose(|synced| synced - 2);
+        assert!(disk.is_damaged() && disk.open().get(&[1]).is_err() && disk.open().note("name").is_err());
+
+        witan_kernel::fault::set(Some(Fault::DamageBelieved));
+        let engine = disk.open();
+        let rows = [1, 2, 3, 4, 5].map(|n| engine.get(&[n]).unwrap().is_some());
+        witan_kernel::fault::set(None);
+        assert_eq!(rows, [true, true, false, false, false]);
+        disk.wipe();
+        assert_eq!(disk.open().get(&[1]), Ok(None), "another disk");
     }
 
     #[test]

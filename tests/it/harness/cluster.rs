@@ -137,6 +137,15 @@ impl Cluster {
         self.node_ready(node).await;
     }
 
+    /// Starts a killed node that must end by itself, with an error, and returns the end of its log.
+    pub(crate) async fn node_that_does_not_start(&mut self, node: usize) -> String {
+        self.spawn_node(node);
+        let mut process = self.nodes[node].process.take().expect("it was spawned");
+        let status = process.ended().await;
+        assert!(!status.success(), "it ended with {status}");
+        process.tail()
+    }
+
     /// Starts the coordinator at its old address, and waits until it serves.
     pub(crate) async fn start_coordinator(&mut self) {
         let mut command = Process::witan();
