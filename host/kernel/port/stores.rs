@@ -69,7 +69,7 @@ pub fn admits(
     store: StoreId,
     all: &[StoreOnRecord],
 ) -> Result<(), StoreError> {
-    if on_record != Some(from) || store == from {
+    if on_record != Some(from) {
         return Err(other_store(id, from));
     }
     let refused = |why: &str| {
@@ -80,6 +80,8 @@ pub fn admits(
         Some(known) if known.node != *id => refused(&format!("is that of node {}: was its folder copied?", known.node)),
         Some(known) if known.state == StoreState::Retired => refused("was replaced before, and may lack later writes"),
         Some(known) if known.state == StoreState::SetBack => refused("was set back, and may repeat events"),
+        // It is on record, and was set back only as far as the caller knew.
+        Some(_) | None if store == from => Err(other_store(id, from)),
         Some(_) | None => Ok(()),
     }
 }

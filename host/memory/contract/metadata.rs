@@ -55,7 +55,7 @@ fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
 /// The whole contract, on an empty store.
 pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.now_ms().await.expect("the time") > 1_700_000_000_000);
-    assert_eq!(metadata.schema_version().await, Ok(2));
+    assert_eq!(metadata.schema_version().await, Ok(3));
     tenants(metadata).await;
     pages_of_tenants(metadata).await;
     lost_updates(metadata).await;
@@ -240,7 +240,7 @@ async fn stores<M: Metadata>(metadata: &M, id: &NodeId, first: StoreId) {
     assert_eq!(met(new, 4).await, Trust::Whole, "nothing is decided before the node was asked again");
     assert_eq!((meet(new, 3, 4).await.trust, met(new, 5).await), (Trust::Unadmitted, Trust::Unadmitted));
     assert_eq!(state(new).await.map(|(state, ..)| state), Some(StoreState::SetBack));
-    assert!(matches!(admit(new, new).await, Err(StoreError::Conflict(_))));
+    assert!(matches!(admit(new, new).await, Err(StoreError::Refused(_))));
     metadata.forget_commits().await.expect("forgotten");
     assert_eq!((met(new, 3).await, state(new).await), (Trust::Whole, Some((StoreState::Reported, 0, 0))), "a restored copy");
     metadata.note_commits(vec![Commit { store: new, commit: 4, keys: None }]).await.expect("noted");

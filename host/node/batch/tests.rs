@@ -11,6 +11,7 @@ use witan_kernel::replica::Place;
 use witan_kernel::siblings::{VersionVector, Write};
 
 use super::*;
+use crate::store::BIRTHS;
 use crate::engine::simulated::Disk;
 
 struct Dice(AtomicU8);
@@ -21,8 +22,11 @@ impl Randomness for Dice {
     }
 }
 
+/// Shared by all: a store that is opened again draws other numbers.
+static DICE: Dice = Dice(AtomicU8::new(1));
+
 fn open(disk: &Disk) -> Store {
-    Store::open(Box::new(disk.open()), &NodeId::new("n1").unwrap(), &Dice(AtomicU8::new(1))).unwrap()
+    Store::open(Box::new(disk.open()), &NodeId::new("n1").unwrap(), &DICE).unwrap()
 }
 
 #[derive(Default)]
@@ -207,14 +211,47 @@ fn a_put_is_minted_once_under_an_actor_of_this_store() {
     assert_eq!(record(&again), record(&second));
 
     bench.reopen();
+    let births = |answer: &Outcome| match record(answer) {
+        Some(Record::Siblings(siblings)) => siblings.births_of(&siblings.seen.entries[0].0.store),
+        other => panic!("{other:?}"),
+    };
     let (third, _) = bench.one(at(1), Ask::Put(Arc::new(put(3))));
-    let Some(Record::Siblings(siblings)) = record(&third) else { panic!("siblings") };
-    assert_eq!(siblings.seen.entries.len(), 1, "the birth is stored with the record");
+    let (fourth, _) = bench.one(at(1), Ask::Put(Arc::new(put(4))));
+    assert_eq!((births(&third), births(&fourth)), (2, 2), "one birth for each start of the node, stored with the record");
     bench.done(at(2), Ask::Put(Arc::new(put(1))));
     assert_ne!(
         bench.store.load(&row::key(&at(1))).unwrap().unwrap().0,
         bench.store.load(&row::key(&at(2))).unwrap().unwrap().0
     );
+}
+
+#[test]
+fn a_record_has_a_bounded_number_of_births_however_often_its_node_starts() {
+    let mut bench = Bench::new();
+    for n in 1..=3 * BIRTHS as u8 {
+        let (answer, _) = bench.one(at(1), Ask::Put(Arc::new(put(n))));
+        let Some(Record::Siblings(siblings)) = record(&answer) else { panic!("siblings") };
+        assert_eq!(siblings.births_of(&bench.store.id()), usize::from(n).min(BIRTHS));
+        bench.sync();
+        bench.reopen();
+    }
+}
+
+#[test]
+fn two_time_lines_of_a_copied_disk_mint_different_events() {
+    let mut bench = Bench::new();
+    bench.one(at(1), Ask::Put(Arc::new(put(1))));
+    bench.sync();
+    let copy = bench.disk.snapshot();
+    let dots = |answer: &Outcome| match record(answer) {
+        Some(Record::Siblings(siblings)) => siblings.versions.iter().flat_map(|v| v.dots.to_vec()).collect::<HashSet<_>>(),
+        other => panic!("{other:?}"),
+    };
+    let (one, _) = bench.one(at(1), Ask::Put(Arc::new(put(2))));
+    bench.disk = copy;
+    bench.reopen();
+    let (other, _) = bench.one(at(1), Ask::Put(Arc::new(put(3))));
+    assert_eq!(dots(&one).intersection(&dots(&other)).count(), 1, "only the event that both copies had");
 }
 
 #[test]
