@@ -145,7 +145,7 @@ async fn admitted(
 ) -> Result<(), Refusal> {
     let shown = shown(headers);
     let peer = extensions.get::<ConnectInfo<Visitor>>().map(|visitor| visitor.0.0.address);
-    let origin = Origin { peer, request_id: None };
+    let origin = Origin { peer, ..Origin::default() };
     match admin.access.admit(rule, shown, &origin) {
         Some(admitted) => admitted.map(drop),
         None => admin.access.admit_unseen(rule, shown, &origin).await.map(drop),

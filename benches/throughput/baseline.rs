@@ -15,12 +15,12 @@ use witan_wire::v1::coordinator_service_server::{CoordinatorService, Coordinator
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{
     AddStorageNodeRequest, CoordinatorServiceRepairRequest, CoordinatorServiceRepairResponse, CreateTenantRequest,
-    CreateTenantResponse, DeleteKeyValueRequest, DeclareRestoredRequest, DeclareRestoredResponse, DeleteTenantRequest, DeleteTenantResponse, GetTenantRequest,
-    GetTenantResponse, ListKeysRequest, ListKeysResponse, ListStorageNodesRequest, ListStorageNodesResponse,
-    ListTenantsRequest, ListTenantsResponse, ReadKeyValueRequest, ReadKeyValueResponse, ReadRequest,
-    RemoveStorageNodeRequest, RepairRequest, SessionRequestBatch, SessionResponseBatch, StorageNodeChangeResponse,
-    UpdateReplicationFactorRequest, UpdateReplicationFactorResponse, UpdateTenantRequest, WriteKeyValueRequest,
-    WriteKeyValueResponse,
+    CreateTenantResponse, DeclareRestoredRequest, DeclareRestoredResponse, DeleteKeyValueRequest, DeleteTenantRequest,
+    DeleteTenantResponse, GetTenantRequest, GetTenantResponse, ListKeysRequest, ListKeysResponse,
+    ListStorageNodesRequest, ListStorageNodesResponse, ListTenantsRequest, ListTenantsResponse, ReadKeyValueRequest,
+    ReadKeyValueResponse, ReadRequest, RemoveStorageNodeRequest, RepairRequest, SessionRequestBatch,
+    SessionResponseBatch, StorageNodeChangeResponse, UpdateReplicationFactorRequest, UpdateReplicationFactorResponse,
+    UpdateTenantRequest, WriteKeyValueRequest, WriteKeyValueResponse,
 };
 
 type Node = StorageNodeServiceClient<Channel>;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use witan_kernel::name::TenantId;
@@ -24,6 +24,8 @@ pub struct Origin {
     pub peer: Option<SocketAddr>,
     /// The call's id.
     pub request_id: Option<RequestId>,
+    /// When its headers arrived; `None`: not known.
+    pub arrived: Option<Instant>,
 }
 
 /// Who makes a call. Only the layer in front of every server makes one, and attaches it to the request.
@@ -70,6 +72,11 @@ impl Caller {
             .and_then(|()| self.credential.covers(tenant))
             .and_then(|()| self.take(tenant, Some(scope)));
         self.noted(allowed, Some(tenant), Some(key))
+    }
+
+    /// How long ago the call arrived, before its message was complete and its credential was checked.
+    pub fn waited(&self) -> Duration {
+        self.origin.arrived.map_or(Duration::ZERO, |arrived| arrived.elapsed())
     }
 
     /// Checks that the call may be about all tenants at once.

@@ -34,7 +34,7 @@ fn with_tokens() -> Security {
 
 /// The result for a call with a token that is known.
 fn call(access: &Arc<Access>, path: &str, shown: Option<&str>) -> Result<Caller, Refusal> {
-    let origin = Origin { peer: "127.0.0.1:9".parse().ok(), request_id: None };
+    let origin = Origin { peer: "127.0.0.1:9".parse().ok(), ..Origin::default() };
     access.admit(scope::of_call(path), shown.map(str::as_bytes), &origin).expect("it is known")
 }
 

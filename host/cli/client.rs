@@ -203,6 +203,7 @@ impl Explained {
                 "see the storage nodes: witan nodes list; add some, or choose a smaller factor"
             }
             "IDEMPOTENCY_KEY_CONFLICT" => "use a new idempotency key for a different change",
+            "IDEMPOTENCY_KEY_EXPIRED" => "read the key; use a new idempotency key for a new attempt",
             "SIBLING_LIMIT" => "read the key, and write with the context that the read returns (--context)",
             "VERSION_CONFLICT" => "read it again, and repeat the change with its current version",
             "PLUGIN_FAULT" => {
@@ -281,7 +282,8 @@ pub fn report(error: &anyhow::Error, output: Output) -> ExitCode {
             json!({ "code": "UNAVAILABLE", "reason": "UNREACHABLE", "message": problem.to_string(), "outcome": "not-applied" }),
         ),
         None | Some(Problem::File(_) | Problem::Credential(_)) => {
-            (format!("error: {error:#}"), json!({ "code": "", "reason": "FAILED", "message": format!("{error:#}") }))
+            let message = chain(error);
+            (format!("error: {message}"), json!({ "code": "", "reason": "FAILED", "message": message }))
         }
     };
     match output {
@@ -290,6 +292,20 @@ pub fn report(error: &anyhow::Error, output: Output) -> ExitCode {
         Output::Json => drop(output::object(&json!({ "error": json }))),
     }
     ExitCode::FAILURE
+}
+
+/// An error with its causes. Many errors repeat their cause in their own text: it is not said twice.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            // Writing to a string does not fail.
+            let _ = write!(text, ": {cause}");
+        }
+    }
+    text
 }
 
 fn both(explained: &Explained) -> (String, Value) {
@@ -372,7 +388,7 @@ mod tests {
     use tonic_types::{ErrorDetails, StatusExt};
     use witan_wire::v1::KeyNotFoundDetail;
 
-    use super::{Explained, has_reason, not_found_context};
+    use super::{Explained, chain, has_reason, not_found_context};
 
     fn refused(outcome: &str) -> Status {
         let outcome = HashMap::from([("outcome".to_owned(), outcome.to_owned())]);
@@ -421,5 +437,21 @@ mod tests {
         assert_eq!(not_found_context(&status).as_deref(), Some(&b"token"[..]));
         assert_eq!(not_found_context(&Status::not_found("x")), None);
         assert_eq!(not_found_context(&Status::with_details(Code::NotFound, "x", Bytes::from_static(&[255]))), None);
+    }
+
+    #[test]
+    fn a_cause_that_its_error_repeats_is_said_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("open store of node n: {source}")]
+        struct Open {
+            source: std::io::Error,
+        }
+        let error = Open { source: std::io::Error::other("the store in d cannot be opened: it is locked") };
+        let error = anyhow::Error::from(error).context("start the node");
+        assert_eq!(
+            chain(&error),
+            "start the node: open store of node n: the store in d cannot be opened: it is locked"
+        );
+        assert_eq!(chain(&anyhow::anyhow!("inner").context("outer")), "outer: inner");
     }
 }

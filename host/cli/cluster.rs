@@ -50,7 +50,9 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
     answer.map_err(Problem::change)?;
     match global.output {
         Output::Json => output::object(&json!({ "outcome": "declared" }))?,
-        Output::Text => output::line("declared: the storage nodes are used as they were restored; check with: witan nodes list")?,
+        Output::Text => {
+            output::line("declared: the storage nodes are used as they were restored; check with: witan nodes list")?
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

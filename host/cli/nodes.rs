@@ -26,7 +26,8 @@ Examples:
 
 const LIST_EXAMPLES: &str =
     "Latencies are as measured by this coordinator; the number of keys is the node's estimate. A node that is \
-not used has come back with another store: bring the old disk back, or fill the new one with `witan repair`.
+not used has come back with another store: bring the old disk back, or fill the new one with `witan repair`. A node whose \
+store has failed is asked last: check its disk, then restart it.
 
 Examples:
   witan nodes list
@@ -130,15 +131,21 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
     for node in nodes.iter().filter(|node| !node.state_message.is_empty()) {
         eprintln!("storage node {}: {}", node.node_id, node.state_message);
     }
+    for node in nodes.iter().filter(|node| node.store_state == "failed") {
+        let advice = "check its disk, then restart the node";
+        output::line(&format!("the store of node {} has failed: {}; {advice}", node.node_id, node.store_reason))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 fn answers(node: &StorageNodeInfo) -> &'static str {
-    match (node.reachable, node.write_only) {
-        (_, true) if node.state_message.starts_with("unadmitted") => "not used",
-        (_, true) => "writes only",
-        (true, false) => "yes",
-        (false, false) => "no",
+    match (node.reachable, node.write_only, node.store_state.as_str()) {
+        (_, _, "failed") => "store failed",
+        (_, true, _) if node.state_message.starts_with("unadmitted") => "not used",
+        (_, true, _) => "writes only",
+        (true, false, "full") => "disk full",
+        (true, false, _) => "yes",
+        (false, false, _) => "no",
     }
 }
 
@@ -151,6 +158,8 @@ fn node_json(node: &StorageNodeInfo) -> Value {
         "reachable": node.reachable,
         "write_only": node.write_only,
         "state_message": node.state_message,
+        "store_state": node.store_state,
+        "store_reason": node.store_reason,
         "virtual_nodes": node.virtual_nodes,
         "keys_count": node.keys_count,
         "disk_usage_percent": node.disk_usage_percent,

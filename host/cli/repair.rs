@@ -7,9 +7,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tonic::Streaming;
-use witan_wire::v1::{
-    AdmittedStore, CoordinatorServiceRepairRequest, CoordinatorServiceRepairResponse, NodeProblem,
-};
+use witan_wire::v1::{AdmittedStore, CoordinatorServiceRepairRequest, CoordinatorServiceRepairResponse, NodeProblem};
 
 use super::Global;
 use super::args;

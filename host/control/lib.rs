@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use witan_kernel::condition::Condition;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{Invalid, NodeId, TenantId};
 use witan_kernel::port::{Metadata, Slot, StorageNode, StoreError};
@@ -63,6 +64,12 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Asks a node how full it is; `None` when it does not respond.
     fn fullness(&self, node: &NodeId) -> Pending<Option<Fullness>>;
+
+    /// The condition of a node's store as it reported it last; `None` if it is not known.
+    fn condition(&self, node: &NodeId) -> Option<Condition> {
+        let _ = node;
+        None
+    }
 
     /// What a node's store may be used for; `None` while the node cannot be reached.
     fn trust(&self, node: &NodeId) -> Option<Trust>;

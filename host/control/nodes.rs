@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use witan_kernel::condition::Condition;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Metadata, Placement, StorageNode};
@@ -93,6 +94,11 @@ impl Catalog {
     /// A node's state as last observed here.
     pub fn state(&self, node: &NodeId) -> ReplicaState {
         self.cluster.state(node)
+    }
+
+    /// The condition of a node's store as it reported it last; `None` if it is not known.
+    pub fn condition(&self, node: &NodeId) -> Option<Condition> {
+        self.cluster.condition(node)
     }
 
     /// Declares that an earlier copy of all storage nodes was restored: see

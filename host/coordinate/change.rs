@@ -34,8 +34,9 @@ pub(super) struct Change {
 }
 
 impl<W: World> Coordinator<W> {
-    pub(super) async fn run_write(self: &Arc<Self>, request: WriteRequest, respond: Respond<Written>) {
-        let (plan, claims) = match self.prepare(&request).await {
+    /// Carries out a change that arrived at `arrived`, in monotonic microseconds.
+    pub(super) async fn run_write(self: &Arc<Self>, request: WriteRequest, arrived: u64, respond: Respond<Written>) {
+        let (plan, claims) = match self.prepare(&request, arrived).await {
             Ok(prepared) => prepared,
             Err(failure) => return respond(Err(failure.not_applied())),
         };
@@ -65,17 +66,22 @@ impl<W: World> Coordinator<W> {
         Exchange::new(Arc::clone(self), plan).carry_out(change, respond).await;
     }
 
-    async fn prepare(&self, request: &WriteRequest) -> Result<(Plan, Claims), Failure> {
+    async fn prepare(&self, request: &WriteRequest, arrived: u64) -> Result<(Plan, Claims), Failure> {
         let asks = Asks {
             operation: request.operation(),
             tenant: &request.tenant,
             key: &request.key,
             level: request.level,
             value_bytes: request.value.as_ref().map_or(0, Bytes::len),
+            arrived,
             timeout: request.timeout,
         };
         let plan = self.plan(asks).await?;
         let claims = self.open_context(&plan, &request.context)?;
+        // Before its key is claimed: what does not begin leaves nothing behind.
+        if self.ports.clock.monotonic_micros() >= plan.deadline {
+            return Err(Failure::NotBegun);
+        }
         Ok((plan, claims))
     }
 
@@ -149,6 +155,10 @@ impl<W: World> Exchange<W> {
     }
 
     async fn store(&mut self, change: &mut Change) -> Result<Stored, Failed> {
+        // The claim may have taken long.
+        if self.now() >= self.plan.deadline {
+            return Err(Failure::NotBegun.not_applied());
+        }
         match self.plan.tenant.conflict_mode {
             ConflictMode::Register => self.write_register(change).await,
             // Boxed, as everything that most operations do not do: an operation's task is as large as the largest of its

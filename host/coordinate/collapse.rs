@@ -70,6 +70,7 @@ impl<W: World> Coordinator<W> {
             key: &place.key,
             level: Some(Level::Quorum),
             value_bytes: 0,
+            arrived: self.arrival(None),
             timeout: Some(self.timeouts.load().write),
         };
         let mut plan = self.plan(asks).await?;

@@ -11,7 +11,7 @@ use witan_kernel::failure::Failure;
 use witan_kernel::limit::PerReplica;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Clock, Collect, Replicas, Reply, until};
-use witan_kernel::quorum::{Next, Round};
+use witan_kernel::quorum::{Next, PATIENCE_MICROS, Round};
 use witan_kernel::replica::{Ask, Outcome, ReplicaError, Request};
 
 use super::mailbox::Mailbox;
@@ -107,25 +107,32 @@ impl<W: World> Exchange<W> {
     /// passed. `phase` tells the round's answers from late ones of earlier rounds.
     pub(super) async fn drive(&mut self, phase: Phase, round: &mut impl Round) -> Ended {
         let mut causes = Causes::default();
+        // Requests of this round that are not answered yet.
+        let mut open = 0;
         loop {
             let now = self.now();
             let (answers, until) = loop {
                 match round.next(now) {
-                    Next::Ask(replica, ask) => self.send(phase, replica, ask),
+                    Next::Ask(replica, ask) => {
+                        open += 1;
+                        self.send(phase, replica, ask);
+                    }
                     Next::Wait { answers, until } => break (answers, until),
                     Next::Met if self.revoke(round) => {}
                     Next::Met => return Ended::Met,
-                    Next::Short => return Ended::Short(causes),
+                    Next::Short => {
+                        self.hear_others(phase, round, open, &mut causes).await;
+                        return Ended::Short(causes);
+                    }
                 }
             };
             let deadline = self.plan.deadline;
             let until = until.map_or(deadline, |until| until.min(deadline));
             match self.event(answers, until).await {
                 Event::Answer { phase: of, replica, outcome } if of == phase => {
-                    if let Err(error) = outcome.and_then(|answer| round.answered(replica, answer)) {
-                        causes.add(&error);
-                        round.failed(replica, &error);
-                    }
+                    // Also answers to requests that an earlier part of this round has sent.
+                    open = open.saturating_sub(1);
+                    hear(round, replica, outcome, &mut causes);
                 }
                 Event::Answer { .. } => {}
                 Event::Elapsed if until < deadline && self.now() < deadline => round.waited(self.now()),
@@ -142,6 +149,22 @@ impl<W: World> Exchange<W> {
         let all = (0..).zip(self.sent_to.iter().zip(&self.plan.replicas));
         let replaced = all.filter(|(_, (sent_to, node))| **sent_to != 0 && **sent_to != replicas.incarnation(node));
         replaced.fold(false, |revoked, (replica, _)| round.revoked(replica) || revoked)
+    }
+
+    /// A round that cannot be met is often short before the first answer: a replica without a connection fails at once. The replicas that
+    /// are well are heard, so that the failure reports how many there are, but not waited for longer than a replica that is well needs.
+    async fn hear_others(&mut self, phase: Phase, round: &mut impl Round, mut open: u8, causes: &mut Causes) {
+        let until = self.plan.deadline.min(self.now() + PATIENCE_MICROS);
+        while open > 0 {
+            match self.event(open, until).await {
+                Event::Answer { phase: of, replica, outcome } if of == phase => {
+                    open -= 1;
+                    hear(round, replica, outcome, causes);
+                }
+                Event::Answer { .. } => {}
+                Event::Elapsed => return,
+            }
+        }
     }
 
     /// Sends one request.
@@ -213,6 +236,14 @@ impl<W: World> Exchange<W> {
             timer.as_mut().reset(moment());
         }
         timer
+    }
+}
+
+/// Passes one replica's answer to its round.
+fn hear(round: &mut impl Round, replica: u8, outcome: Outcome, causes: &mut Causes) {
+    if let Err(error) = outcome.and_then(|answer| round.answered(replica, answer)) {
+        causes.add(&error);
+        round.failed(replica, &error);
     }
 }
 

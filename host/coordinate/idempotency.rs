@@ -261,6 +261,8 @@ impl<W: World> Coordinator<W> {
                     let damaged = || Failure::Internal("a recorded response is damaged".to_owned()).in_doubt();
                     return decoded.map(Claimed::Done).ok_or_else(damaged);
                 }
+                // An attempt of the day before may have applied it: this one does nothing.
+                Ok(Stepped::Expired) => return Err(Failure::ReservationExpired.in_doubt()),
                 Ok(Stepped::Conflict) => return Err(Failure::IdempotencyKeyConflict.not_applied()),
                 Ok(Stepped::InProgress { left_ms }) => left_ms,
                 Ok(Stepped::Stored | Stepped::Lost) => {

@@ -31,7 +31,9 @@ pub struct KeysRequest {
     pub from: Resume,
     /// Most keys on the page; at least 1.
     pub limit: u32,
-    /// How long it may take; `None`: the coordinator's default for reads.
+    /// When the request arrived, in microseconds of the coordinator's monotonic clock; `None`: now.
+    pub arrived: Option<u64>,
+    /// How long after its arrival the client waits; `None`: the coordinator's default for reads.
     pub timeout: Option<Duration>,
 }
 
@@ -69,17 +71,17 @@ impl<W: World> Coordinator<W> {
     /// A quorum of some range's replicas cannot be read.
     pub async fn list_keys(self: &Arc<Self>, request: KeysRequest) -> Result<KeysPage, Failure> {
         let timeout = request.timeout.unwrap_or(self.timeouts.load().read).min(LONGEST_DEADLINE);
+        let arrived = self.arrival(request.arrived);
         let tenant = self.tenant(&request.tenant).await?;
         let (ring, factor) = (self.ring(), tenant.replication_factor);
         if ring.len() < usize::from(factor) {
             return Err(Failure::TooFewNodes { wanted: factor, nodes: ring.len() });
         }
-        let started = self.ports.clock.monotonic_micros();
         let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
         let listing = Listing {
             coordinator: self,
-            until: started.saturating_add(micros / u64::from(SHARE)),
-            deadline: started.saturating_add(micros),
+            until: arrived.saturating_add(micros / u64::from(SHARE)),
+            deadline: arrived.saturating_add(micros),
             required: Level::Quorum.required(factor),
             at: request.from.clone(),
             begun_at: request.from.clone(),
@@ -153,6 +155,8 @@ impl<W: World> Listing<'_, W> {
         let nodes = self.quorum(range)?;
         let after = self.at.after.clone().map(|key| self.place(self.at.token, key));
         let mut join = Join::new(self.required, self.at.token, after.as_ref());
+        // Bits of the replicas that have answered.
+        let mut answered = 0u16;
         loop {
             match join.step() {
                 Step::End => return Ok(Walked::Whole),
@@ -170,14 +174,19 @@ impl<W: World> Listing<'_, W> {
                         return Ok(Walked::Enough);
                     }
                     if self.coordinator.ports.clock.monotonic_micros() >= self.deadline {
-                        return Err(Failure::Deadline { required: self.required, received: 0 });
+                        return Err(self.too_late(answered));
                     }
+                    answered |= starved.iter().fold(0, |mask, replica| mask | 1 << replica);
                     if !self.turn_page(&mut join, range, &nodes, &starved).await {
                         return Ok(Walked::Again);
                     }
                 }
             }
         }
+    }
+
+    fn too_late(&self, answered: u16) -> Failure {
+        Failure::Deadline { required: self.required, received: answered.count_ones() as u8 }
     }
 
     /// A quorum of a range's replicas: the fastest whole ones that have not failed.

@@ -6,8 +6,8 @@
 //! dependencies are type parameters ([`World`]), so that the same code runs over sockets and in the simulation.
 //!
 //! Reading order: `request` (requests and responses), `change` and `read` (an operation from start to end), `plan` (which replicas are
-//! asked), `exchange` and `mailbox` (requests and answers), `register`, `siblings`, `repair`, `collapse`, `idempotency`, `keys`,
-//! `admission`, `metrics`.
+//! asked), `lines` (operations that wait for others on their key), `exchange` and `mailbox` (requests and answers), `register`,
+//! `siblings`, `repair`, `collapse`, `idempotency`, `keys`, `admission`, `metrics`.
 
 mod admission;
 mod change;
@@ -15,6 +15,7 @@ mod collapse;
 mod exchange;
 mod idempotency;
 mod keys;
+mod lines;
 mod mailbox;
 mod metrics;
 
@@ -40,6 +41,7 @@ use witan_kernel::scan::Ranges;
 pub use admission::{Hold, Limits};
 pub use collapse::{MergedRecord, NoCollapses, WantedCollapses};
 pub use keys::{KeysPage, KeysRequest, ListedKey, Resume};
+pub use lines::{Line, Lines};
 pub use metrics::Metrics;
 pub use request::{ReadAnswer, ReadRequest, Rendering, WriteRequest, Written};
 
@@ -148,6 +150,7 @@ impl<W: World> Coordinator<W> {
     /// Writes or deletes. `respond` is called once, from another task. The operation continues even if the client disconnects.
     pub fn write(self: &Arc<Self>, request: WriteRequest, respond: Respond<Written>) {
         let operation = request.operation();
+        let arrived = self.arrival(request.arrived);
         let respond = self.measured(operation, respond);
         let admitted = self.admission.admit(&request.tenant, request.value.as_ref().map_or(0, bytes::Bytes::len));
         let Some(permit) = admitted else {
@@ -157,13 +160,14 @@ impl<W: World> Coordinator<W> {
         let coordinator = Arc::clone(self);
         // Boxed, because the runtime moves the future more than once, and an operation's state is large.
         tokio::spawn(Box::pin(origin::carried("write", async move {
-            coordinator.run_write(request, respond).await;
+            coordinator.run_write(request, arrived, respond).await;
             drop((permit, under_way));
         })));
     }
 
     /// Reads. `respond` is called once, from another task.
     pub fn read(self: &Arc<Self>, request: ReadRequest, respond: Respond<ReadAnswer>) {
+        let arrived = self.arrival(request.arrived);
         let respond = self.measured(Operation::Read, respond);
         let Some(permit) = self.admission.admit(&request.tenant, 0) else {
             return respond(Err(self.overloaded().of_read()));
@@ -171,7 +175,7 @@ impl<W: World> Coordinator<W> {
         let under_way = self.metrics.begin();
         let coordinator = Arc::clone(self);
         tokio::spawn(Box::pin(origin::carried("read", async move {
-            coordinator.run_read(request, respond).await;
+            coordinator.run_read(request, arrived, respond).await;
             drop((permit, under_way));
         })));
     }

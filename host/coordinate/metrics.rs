@@ -158,12 +158,14 @@ fn status(failed: Option<&Failed>) -> usize {
             | Failure::TooFewNodes { .. }
             | Failure::SiblingLimit
             | Failure::IdempotencyKeyConflict
+            | Failure::ReservationExpired
             | Failure::InProgress { .. }
             | Failure::Overloaded { .. },
         ) => 2,
         Some(
             Failure::QuorumNotReached { .. }
             | Failure::Deadline { .. }
+            | Failure::NotBegun
             | Failure::StorageFull { .. }
             | Failure::StaleEpoch
             | Failure::StoreUnavailable { .. }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use witan_kernel::failure::Failure;
+use witan_kernel::fault::Fault;
 use witan_kernel::hook::{Asked, Hooks, Operation, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall};
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{Key, NodeId, TenantId};
@@ -37,6 +38,8 @@ pub(super) struct Asks<'a> {
     pub(super) key: &'a Key,
     pub(super) level: Option<Level>,
     pub(super) value_bytes: usize,
+    /// When the request arrived, in monotonic microseconds: its deadline counts from here.
+    pub(super) arrived: u64,
     pub(super) timeout: Option<Duration>,
 }
 
@@ -61,7 +64,6 @@ impl Plan {
 
 impl<W: World> Coordinator<W> {
     pub(super) async fn plan(&self, asks: Asks<'_>) -> Result<Plan, Failure> {
-        let started = self.ports.clock.monotonic_micros();
         let tenant = self.tenant(asks.tenant).await?;
         let hooks = self.ports.plugins.hooks(asks.tenant);
         let place = place(asks.tenant, asks.key, hooks.as_ref())?;
@@ -72,7 +74,7 @@ impl<W: World> Coordinator<W> {
         }
         let timeout = self.timeout(asks.operation, asks.timeout);
         let policy = self.policy(&asks, &tenant, hooks.as_ref(), &replicas, timeout)?;
-        let deadline = started + u64::from(policy.deadline_ms) * 1000;
+        let deadline = asks.arrived + u64::from(policy.deadline_ms) * 1000;
         Ok(Plan { tenant, hooks, place, replicas, epoch: ring.epoch(), policy, deadline })
     }
 
@@ -105,6 +107,17 @@ impl<W: World> Coordinator<W> {
             Ok(_) => Err(Failure::TenantNotFound(id.clone())),
             Err(error) => Err(store_failure("the metadata store", error)),
         }
+    }
+
+    /// When a request arrived that says `arrived` of itself; by default it arrives now.
+    pub(super) fn arrival(&self, arrived: Option<u64>) -> u64 {
+        let now = self.ports.clock.monotonic_micros();
+        if Fault::DeadlineFromTurn.is_on() { now } else { arrived.map_or(now, |arrived| arrived.min(now)) }
+    }
+
+    /// The deadline of a request that arrived at `arrived`, in monotonic microseconds. A policy may bring it forward.
+    pub fn deadline(&self, operation: Operation, arrived: u64, asked: Option<Duration>) -> u64 {
+        arrived.saturating_add(self.timeout(operation, asked).as_micros() as u64)
     }
 
     fn timeout(&self, operation: Operation, asked: Option<Duration>) -> Duration {

@@ -8,6 +8,7 @@ use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::{Asked, Operation, Verdict};
 use witan_kernel::limit::PerReplica;
+use witan_kernel::port::Clock;
 use witan_kernel::quorum::{Hedging, ReadRound, Reconciled, reconcile};
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::register::Register;
@@ -24,16 +25,21 @@ use super::{Coordinator, Respond, World};
 use witan_origin as origin;
 
 impl<W: World> Coordinator<W> {
-    pub(super) async fn run_read(self: &Arc<Self>, request: ReadRequest, respond: Respond<ReadAnswer>) {
+    /// Carries out a read that arrived at `arrived`, in monotonic microseconds.
+    pub(super) async fn run_read(self: &Arc<Self>, request: ReadRequest, arrived: u64, respond: Respond<ReadAnswer>) {
         let asks = Asks {
             operation: Operation::Read,
             tenant: &request.tenant,
             key: &request.key,
             level: request.level,
             value_bytes: 0,
+            arrived,
             timeout: request.timeout,
         };
         match self.plan(asks).await {
+            Ok(plan) if self.ports.clock.monotonic_micros() >= plan.deadline => {
+                respond(Err(Failure::NotBegun.of_read()));
+            }
             Ok(plan) => Exchange::new(Arc::clone(self), plan).read(respond).await,
             Err(failure) => respond(Err(failure.of_read())),
         }
@@ -178,6 +184,7 @@ impl<W: World> Exchange<W> {
             level: None,
             idempotency_key: None,
             context,
+            arrived: None,
             timeout: None,
         };
         self.coordinator.write(request, Box::new(|_| {}));

@@ -23,7 +23,9 @@ pub struct WriteRequest {
     pub idempotency_key: Option<String>,
     /// The context that the client has read; empty: none.
     pub context: Bytes,
-    /// How long the client waits; `None`: the default.
+    /// When the request arrived, in microseconds of the coordinator's monotonic clock; `None`: now.
+    pub arrived: Option<u64>,
+    /// How long after its arrival the client waits; `None`: the default.
     pub timeout: Option<Duration>,
 }
 
@@ -43,7 +45,9 @@ pub struct ReadRequest {
     pub key: Key,
     /// The level; `None`: the tenant's default.
     pub level: Option<Level>,
-    /// How long the client waits; `None`: the default.
+    /// When the request arrived, in microseconds of the coordinator's monotonic clock; `None`: now.
+    pub arrived: Option<u64>,
+    /// How long after its arrival the client waits; `None`: the default.
     pub timeout: Option<Duration>,
 }
 

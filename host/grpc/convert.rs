@@ -14,17 +14,27 @@ use witan_coordinate::{ReadAnswer, ReadRequest, WriteRequest, Written};
 pub(super) trait OfKey {
     /// The tenant and the key.
     fn of_key(&self) -> (&TenantId, &[u8]);
+    /// Sets when it arrived, in microseconds of the coordinator's monotonic clock.
+    fn arrived_at(&mut self, arrived: u64);
 }
 
 impl OfKey for WriteRequest {
     fn of_key(&self) -> (&TenantId, &[u8]) {
         (&self.tenant, self.key.bytes())
     }
+
+    fn arrived_at(&mut self, arrived: u64) {
+        self.arrived = Some(arrived);
+    }
 }
 
 impl OfKey for ReadRequest {
     fn of_key(&self) -> (&TenantId, &[u8]) {
         (&self.tenant, self.key.bytes())
+    }
+
+    fn arrived_at(&mut self, arrived: u64) {
+        self.arrived = Some(arrived);
     }
 }
 
@@ -40,6 +50,7 @@ pub(super) fn write(request: v1::WriteKeyValueRequest, timeout: Option<Duration>
         level: Level::parse("consistency", &request.consistency)?,
         idempotency_key: idempotency_key(request.idempotency_key)?,
         context: context(request.context)?,
+        arrived: None,
         timeout,
     })
 }
@@ -52,6 +63,7 @@ pub(super) fn delete(request: v1::DeleteKeyValueRequest, timeout: Option<Duratio
         level: Level::parse("consistency", &request.consistency)?,
         idempotency_key: idempotency_key(request.idempotency_key)?,
         context: context(request.context)?,
+        arrived: None,
         timeout,
     })
 }
@@ -61,6 +73,7 @@ pub(super) fn read(request: v1::ReadKeyValueRequest, timeout: Option<Duration>) 
         tenant: TenantId::new(request.tenant_id)?,
         key: Key::new(request.key)?,
         level: Level::parse("consistency", &request.consistency)?,
+        arrived: None,
         timeout,
     })
 }

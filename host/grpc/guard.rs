@@ -4,6 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use futures::future::{Either, Ready, ready};
 use futures::{Stream, StreamExt, stream};
@@ -19,6 +20,8 @@ use crate::access::caller::{Caller, Origin};
 use crate::access::refusal::Refusal;
 use crate::access::scope::{self, Effect, Need, Rule};
 use crate::access::{Access, shown};
+use witan_coordinate::{Coordinator, World};
+use witan_kernel::port::Clock;
 use witan_origin as origin;
 
 /// The layer that puts the guard in front of services.
@@ -143,6 +146,7 @@ fn origin(request: &Request<Body>) -> Origin {
     Origin {
         peer: request.extensions().get::<Peer>().map(|peer| peer.address),
         request_id: origin::current().map(|origin| origin.id),
+        arrived: Some(Instant::now()),
     }
 }
 
@@ -150,6 +154,13 @@ fn origin(request: &Request<Body>) -> Origin {
 pub(super) fn caller<T>(request: &mut tonic::Request<T>) -> Result<Caller, Status> {
     let caller = request.extensions_mut().remove::<Caller>();
     caller.ok_or_else(|| Status::internal("this call bypassed the access check and is not served"))
+}
+
+/// When a call arrived, in microseconds of the coordinator's monotonic clock: its deadline counts from then, although its message may have
+/// taken long to arrive, and its token long to be found.
+pub(super) fn arrival<W: World>(coordinator: &Coordinator<W>, caller: &Caller) -> u64 {
+    let waited = u64::try_from(caller.waited().as_micros()).unwrap_or(u64::MAX);
+    coordinator.ports().clock.monotonic_micros().saturating_sub(waited)
 }
 
 /// A stream that ends, with the reason, when the credential that opened it is no longer valid.

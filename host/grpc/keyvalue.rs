@@ -10,7 +10,7 @@ use witan_kernel::failure::{Failed, Failure};
 use witan_wire::v1;
 use witan_wire::v1::coordinator_service_server::CoordinatorService;
 
-use super::guard::{caller, denied};
+use super::guard::{arrival, caller, denied};
 use super::status::{invalid, report};
 use super::{convert, maintenance, session};
 use witan_control::Catalog;
@@ -60,13 +60,15 @@ async fn run<T: Send + 'static>(start: impl FnOnce(Respond<T>), changes: bool) -
 }
 
 /// Decodes a request for one key, and checks that its caller may make it.
-fn decoded<T, R: convert::OfKey>(
+fn decoded<W: World, T, R: convert::OfKey>(
+    coordinator: &Coordinator<W>,
     mut request: Request<T>,
     decode: impl FnOnce(T, Option<Duration>) -> Result<R, witan_kernel::name::Invalid>,
 ) -> Result<R, Status> {
     let timeout = convert::timeout(request.metadata());
     let caller = caller(&mut request)?;
-    let decoded = decode(request.into_inner(), timeout).map_err(|error| invalid(&error))?;
+    let mut decoded = decode(request.into_inner(), timeout).map_err(|error| invalid(&error))?;
+    decoded.arrived_at(arrival(coordinator, &caller));
     let (tenant, key) = decoded.of_key();
     caller.may_on(tenant, Some(key)).map_err(|refused| denied(&caller, &refused))?;
     Ok(decoded)
@@ -79,7 +81,7 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         request: Request<v1::WriteKeyValueRequest>,
     ) -> Result<Response<v1::WriteKeyValueResponse>, Status> {
         let key = request.get_ref().key.clone();
-        let request = decoded(request, convert::write)?;
+        let request = decoded(&self.coordinator, request, convert::write)?;
         let written = run(|respond| self.coordinator.write(request, respond), true).await?;
         Ok(Response::new(convert::written(written, key)))
     }
@@ -89,7 +91,7 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         request: Request<v1::ReadKeyValueRequest>,
     ) -> Result<Response<v1::ReadKeyValueResponse>, Status> {
         let key = request.get_ref().key.clone();
-        let request = decoded(request, convert::read)?;
+        let request = decoded(&self.coordinator, request, convert::read)?;
         let answer = run(|respond| self.coordinator.read(request, respond), false).await?;
         Ok(Response::new(convert::found(answer, key)))
     }
@@ -99,7 +101,7 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         request: Request<v1::DeleteKeyValueRequest>,
     ) -> Result<Response<v1::WriteKeyValueResponse>, Status> {
         let key = request.get_ref().key.clone();
-        let request = decoded(request, convert::delete)?;
+        let request = decoded(&self.coordinator, request, convert::delete)?;
         let written = run(|respond| self.coordinator.write(request, respond), true).await?;
         Ok(Response::new(convert::written(written, key)))
     }

@@ -15,7 +15,7 @@ use witan_wire::v1;
 use witan_wire::v1::CoordinatorServiceRepairResponse as Progress;
 
 use super::CoordinatorApi;
-use super::guard::{denied, while_good};
+use super::guard::{arrival, denied, while_good};
 use super::page_token;
 use super::status::{invalid, refused, report};
 use super::tenants::{page_size, seconds, status};
@@ -41,7 +41,8 @@ impl<W: World> CoordinatorApi<W> {
         request: v1::ListKeysRequest,
         timeout: Option<Duration>,
     ) -> Result<v1::ListKeysResponse, Status> {
-        let request = keys_request(request, timeout).map_err(|error| invalid(&error))?;
+        let mut request = keys_request(request, timeout).map_err(|error| invalid(&error))?;
+        request.arrived = Some(arrival(&self.coordinator, &caller));
         caller.may(&request.tenant).map_err(|refused| denied(&caller, &refused))?;
         let (tenant, prefix) = (request.tenant.clone(), request.prefix.clone());
         let page = self.coordinator.list_keys(request).await.map_err(|failure| report(failure.of_read()).status())?;
@@ -61,7 +62,7 @@ impl<W: World> CoordinatorApi<W> {
         request: v1::DeleteTenantRequest,
         timeout: Option<Duration>,
     ) -> Result<v1::DeleteTenantResponse, Status> {
-        let until = Instant::now() + timeout.unwrap_or(REMOVAL);
+        let until = Instant::now() + timeout.unwrap_or(REMOVAL).saturating_sub(caller.waited());
         let (id, version) = deletion(&request).map_err(|error| invalid(&error))?;
         caller.may(&id).map_err(|refused| denied(&caller, &refused))?;
         let now_ms = self.now_ms();
@@ -176,7 +177,7 @@ fn keys_request(request: v1::ListKeysRequest, timeout: Option<Duration>) -> Resu
         "" => Resume::default(),
         token => page_token::read(&tenant, &prefix, token)?,
     };
-    Ok(KeysRequest { limit: page_size(request.page_size)?, tenant, prefix, from, timeout })
+    Ok(KeysRequest { limit: page_size(request.page_size)?, tenant, prefix, from, arrived: None, timeout })
 }
 
 fn deletion(request: &v1::DeleteTenantRequest) -> Result<(TenantId, u64), Invalid> {

@@ -2,10 +2,11 @@
 
 use futures::future::join_all;
 use tonic::{Code, Status};
+use witan_kernel::condition::Condition;
 use witan_kernel::limit;
 use witan_kernel::name::{Invalid, NodeId};
-use witan_kernel::scan::Trust;
 use witan_kernel::port::{Clock, NodeStatus, StorageNode, StoreError};
+use witan_kernel::scan::Trust;
 use witan_wire::v1;
 
 use super::CoordinatorApi;
@@ -64,6 +65,7 @@ impl<W: World> CoordinatorApi<W> {
         let state = self.catalog.state(&node.id);
         let fullness = self.catalog.fullness(node).await;
         let trust = self.catalog.trust(&node.id);
+        let condition = self.catalog.condition(&node.id);
         v1::StorageNodeInfo {
             node_id: node.id.to_string(),
             host: node.host.clone(),
@@ -77,6 +79,8 @@ impl<W: World> CoordinatorApi<W> {
             latency_p99_us: state.latency_p99_us,
             write_only: trust.is_some_and(|trust| trust != Trust::Whole),
             state_message: trust.and_then(state_message).unwrap_or_default().to_owned(),
+            store_state: condition.as_ref().map_or("", Condition::as_str).to_owned(),
+            store_reason: condition.as_ref().map_or("", Condition::reason).to_owned(),
         }
     }
 

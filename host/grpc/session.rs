@@ -1,35 +1,41 @@
 //! Sessions: many operations over one stream, batched both ways, answered in any order and matched by id.
 //!
 //! Operations on one key are carried out one after the other, in the order of the stream: each starts when the previous one has
-//! been answered. Operations on different keys run concurrently. A session has a window: while it is full of operations in flight,
+//! been answered. Operations on different keys run concurrently. An operation's deadline counts from the arrival of its batch: one whose
+//! turn has not come by then is answered without having begun. A session has a window: while it is full of operations in flight,
 //! nothing is read from the stream, so HTTP/2 flow control slows a fast client down and memory stays bounded.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
-use witan_kernel::failure::Failed;
-use witan_kernel::name::{Invalid, Key, TenantId};
+use witan_kernel::failure::{Effect, Failed, Failure};
+use witan_kernel::hook::Operation as Kind;
+use witan_kernel::name::Invalid;
+use witan_kernel::port::{Clock, until};
 use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
 use witan_wire::v1::{SessionRequest, SessionRequestBatch, SessionResponse, SessionResponseBatch, SessionStatus};
 
-use super::convert;
+use super::convert::{self, OfKey};
 use super::status::{Report, refusal, report};
 use crate::access::caller::Caller;
 use crate::access::refusal::Refusal;
 use crate::access::scope::Scope;
-use witan_coordinate::{Coordinator, ReadRequest, World, WriteRequest};
+use witan_coordinate::{Coordinator, Line, Lines, ReadRequest, World, WriteRequest};
 use witan_origin as origin;
 
 /// Operations of one session that may be in flight or waiting for an earlier one on their key.
 const WINDOW: usize = 2048;
+/// Operations that may be in flight, or answered and not sent yet: the window, and as many again that were not let into it before their
+/// deadlines.
+const ANSWERS: usize = 2 * WINDOW;
 /// The most responses in one batch.
 const BATCH: usize = 256;
 /// Bytes of values in a response batch after which the next response starts another batch. A batch stays below tonic's default
@@ -41,9 +47,6 @@ struct Finished {
     response: SessionResponse,
     line: Option<Line>,
 }
-
-/// Identifies the queue of one session's operations on one record.
-type Line = (TenantId, Key);
 
 enum Job {
     Write(WriteRequest),
@@ -65,10 +68,21 @@ pub(super) fn open<W: World>(
     requests: Streaming<SessionRequestBatch>,
     closing: watch::Receiver<bool>,
 ) -> Responses {
-    // Each operation in flight answers once, so neither channel can fill up as long as the window holds.
-    let (done, ready) = mpsc::channel(WINDOW);
-    let (freed, free) = mpsc::channel(WINDOW);
-    let session = Session { coordinator, caller, done, free, under_way: 0, lines: HashMap::new() };
+    // Each operation answers once, so neither channel can fill up as long as the window holds.
+    let (done, ready) = mpsc::channel(ANSWERS);
+    let (freed, free) = mpsc::channel(ANSWERS);
+    let session = Session {
+        coordinator,
+        caller,
+        done,
+        free,
+        under_way: 0,
+        lines: Lines::default(),
+        incoming: VecDeque::new(),
+        arrived: 0,
+        incoming_until: u64::MAX,
+        alarm: None,
+    };
     tokio::spawn(origin::carried("session", session.run(requests, closing)));
     Responses { ready, freed, batch: Vec::with_capacity(BATCH), left_over: VecDeque::new() }
 }
@@ -79,8 +93,16 @@ struct Session<W: World> {
     done: mpsc::Sender<Finished>,
     free: mpsc::Receiver<Option<Line>>,
     under_way: usize,
-    /// Operations that wait for the one in flight on the same record.
-    lines: HashMap<Line, VecDeque<(u64, Job)>>,
+    /// Operations that wait for the one in flight on the same record, with their ids.
+    lines: Lines<(u64, Job)>,
+    /// Operations of the last batch that the window had no room for yet.
+    incoming: VecDeque<SessionRequest>,
+    /// When that batch arrived, in monotonic microseconds.
+    arrived: u64,
+    /// No operation in `incoming` has its deadline before this.
+    incoming_until: u64,
+    /// Wakes the session at the earliest deadline of an operation that waits; it may come too early.
+    alarm: Option<(u64, Pin<Box<Sleep>>)>,
 }
 
 impl<W: World> Session<W> {
@@ -88,28 +110,30 @@ impl<W: World> Session<W> {
         // One future for the whole session: a new one in each iteration would register a new waiter each time.
         let closing = async move { _ = closing.wait_for(|closing| *closing).await };
         tokio::pin!(closing);
-        let mut incoming: VecDeque<SessionRequest> = VecDeque::new();
         let mut open = true;
         // Set when no further operation may start: builds the reason.
         let mut refused: Option<Box<dyn Fn() -> Report + Send>> = None;
-        while open || self.under_way > 0 || !incoming.is_empty() {
+        while open || self.under_way > 0 || !self.incoming.is_empty() {
             while self.under_way < WINDOW
-                && let Some(request) = incoming.pop_front()
+                && let Some(request) = self.incoming.pop_front()
             {
                 match &refused {
                     None => self.take(request),
                     Some(why) => self.refuse(request.id, why()),
                 }
             }
+            self.set_alarm();
             tokio::select! {
                 freed = self.free.recv() => match freed {
                     Some(line) => self.freed(line),
                     // The client is gone. Operations in flight continue without it; queued ones never started.
                     None => return,
                 },
-                batch = requests.message(), if open && incoming.is_empty() && self.under_way < WINDOW => match batch {
+                batch = requests.message(), if open && self.incoming.is_empty() && self.under_way < WINDOW => match batch {
                     Ok(Some(batch)) => {
-                        incoming.extend(batch.requests);
+                        self.arrived = self.now();
+                        self.incoming.extend(batch.requests);
+                        self.incoming_until = self.earliest_incoming();
                         if let Err(ended) = self.caller.is_still_good() {
                             refused = Some(Box::new(move || refusal(&ended, true)));
                             open = false;
@@ -122,6 +146,7 @@ impl<W: World> Session<W> {
                     refused = Some(Box::new(shutting_down));
                     open = false;
                 }
+                () = ring(&mut self.alarm) => self.expire(),
             }
         }
     }
@@ -135,24 +160,20 @@ impl<W: World> Session<W> {
     fn take(&mut self, request: SessionRequest) {
         self.under_way += 1;
         let id = request.id;
-        match decode(request) {
+        match decode(request, self.arrived) {
             Ok(job) => {
                 if let Err(refused) = self.may(&job) {
                     let report = refusal(&refused, matches!(job, Job::Write(_)));
                     return finish(&self.done, Finished { response: failure(id, report), line: None });
                 }
                 let line = line_of(&job);
-                match self.lines.entry(line.clone()) {
-                    Entry::Occupied(mut waiting) => waiting.get_mut().push_back((id, job)),
-                    Entry::Vacant(empty) => {
-                        empty.insert(VecDeque::new());
-                        self.start(id, job, line);
-                    }
+                let deadline = self.deadline(&job);
+                if let Some((id, job)) = self.lines.enter(&line, deadline, (id, job)) {
+                    self.start(id, job, line);
                 }
             }
             Err(invalid) => {
-                let failed =
-                    Failed { failure: invalid.into(), effect: Some(witan_kernel::failure::Effect::NotApplied) };
+                let failed = Failed { failure: invalid.into(), effect: Some(Effect::NotApplied) };
                 finish(&self.done, Finished { response: failure(id, report(failed)), line: None });
             }
         }
@@ -169,13 +190,68 @@ impl<W: World> Session<W> {
     fn freed(&mut self, line: Option<Line>) {
         self.under_way -= 1;
         let Some(line) = line else { return };
-        let next = self.lines.get_mut(&line).and_then(VecDeque::pop_front);
-        match next {
-            Some((id, job)) => self.start(id, job, line),
-            None => {
-                self.lines.remove(&line);
+        if let Some((id, job)) = self.lines.leave(&line) {
+            self.start(id, job, line);
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.coordinator.ports().clock.monotonic_micros()
+    }
+
+    fn deadline(&self, job: &Job) -> u64 {
+        match job {
+            Job::Write(request) => self.coordinator.deadline(request.operation(), self.arrived, request.timeout),
+            Job::Read(request) => self.coordinator.deadline(Kind::Read, self.arrived, request.timeout),
+        }
+    }
+
+    fn earliest_incoming(&self) -> u64 {
+        self.incoming.iter().map(|request| self.incoming_deadline(request)).min().unwrap_or(u64::MAX)
+    }
+
+    /// The deadline of an operation that the window had no room for yet.
+    fn incoming_deadline(&self, request: &SessionRequest) -> u64 {
+        let kind = match request.operation {
+            Some(Operation::Read(_)) => Kind::Read,
+            Some(Operation::Write(_) | Operation::Delete(_)) | None => Kind::Write,
+        };
+        self.coordinator.deadline(kind, self.arrived, timeout(request))
+    }
+
+    /// Sets the alarm to the earliest deadline of an operation that waits. It is not put back when that operation begins: it then comes
+    /// too early, once.
+    fn set_alarm(&mut self) {
+        let incoming = if self.incoming.is_empty() { u64::MAX } else { self.incoming_until };
+        let earliest = self.lines.earliest().unwrap_or(u64::MAX).min(incoming);
+        match (Some(earliest).filter(|at| *at < u64::MAX), &mut self.alarm) {
+            (None, alarm) => *alarm = None,
+            (Some(at), Some((set_for, _))) if *set_for <= at => {}
+            (Some(at), alarm) => {
+                let moment = Instant::now() + until(at, self.coordinator.ports().clock.monotonic_micros());
+                *alarm = Some((at, Box::pin(tokio::time::sleep_until(moment))));
             }
         }
+    }
+
+    /// Answers every operation whose deadline has passed before its turn.
+    fn expire(&mut self) {
+        self.alarm = None;
+        let now = self.now();
+        for (id, job) in self.lines.expired(now) {
+            finish(&self.done, Finished { response: failure(id, not_begun(matches!(job, Job::Write(_)))), line: None });
+        }
+        for request in std::mem::take(&mut self.incoming) {
+            if self.under_way < ANSWERS && self.incoming_deadline(&request) <= now {
+                let changes = !matches!(request.operation, Some(Operation::Read(_)));
+                self.refuse(request.id, not_begun(changes));
+            } else {
+                self.incoming.push_back(request);
+            }
+        }
+        // With a client that reads no answers there may be no room for them: then there is nothing to be done in time.
+        let room = self.under_way < ANSWERS;
+        self.incoming_until = if room { self.earliest_incoming() } else { u64::MAX };
     }
 
     fn start(&self, id: u64, job: Job, line: Line) {
@@ -233,14 +309,36 @@ fn failure(id: u64, report: Report) -> SessionResponse {
     SessionResponse { id, result: Some(Outcome::Status(status)) }
 }
 
-fn decode(request: SessionRequest) -> Result<Job, Invalid> {
-    let timeout = (request.timeout_ms > 0).then(|| Duration::from_millis(u64::from(request.timeout_ms)));
-    match request.operation {
+/// Waits until the alarm rings; for ever when it is not set.
+async fn ring(alarm: &mut Option<(u64, Pin<Box<Sleep>>)>) {
+    match alarm {
+        Some((_, sleep)) => sleep.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The report of an operation whose deadline has passed before its turn.
+fn not_begun(changes: bool) -> Report {
+    report(if changes { Failure::NotBegun.not_applied() } else { Failure::NotBegun.of_read() })
+}
+
+fn timeout(request: &SessionRequest) -> Option<Duration> {
+    (request.timeout_ms > 0).then(|| Duration::from_millis(u64::from(request.timeout_ms)))
+}
+
+fn decode(request: SessionRequest, arrived: u64) -> Result<Job, Invalid> {
+    let timeout = timeout(&request);
+    let mut job = match request.operation {
         Some(Operation::Write(write)) => convert::write(write, timeout).map(Job::Write),
         Some(Operation::Read(read)) => convert::read(read, timeout).map(Job::Read),
         Some(Operation::Delete(delete)) => convert::delete(delete, timeout).map(Job::Write),
         None => Err(Invalid::new("operation", "is missing", "send write, read or delete")),
+    }?;
+    match &mut job {
+        Job::Write(request) => request.arrived_at(arrived),
+        Job::Read(request) => request.arrived_at(arrived),
     }
+    Ok(job)
 }
 
 fn shutting_down() -> Report {

@@ -116,9 +116,11 @@ fn of(failure: Failure) -> Report {
         Failure::Deadline { required, received } => {
             new(Code::DeadlineExceeded, "DEADLINE").fact("required", required).fact("received", received)
         }
+        Failure::NotBegun => new(Code::DeadlineExceeded, "DEADLINE"),
         Failure::Overloaded { retry_after } => new(Code::ResourceExhausted, "OVERLOADED").retry_after(retry_after),
         Failure::SiblingLimit => new(Code::ResourceExhausted, "SIBLING_LIMIT"),
         Failure::IdempotencyKeyConflict => new(Code::InvalidArgument, "IDEMPOTENCY_KEY_CONFLICT"),
+        Failure::ReservationExpired => new(Code::FailedPrecondition, "IDEMPOTENCY_KEY_EXPIRED"),
         Failure::InProgress { retry_after } => new(Code::Aborted, "IN_PROGRESS").retry_after(retry_after),
         Failure::PluginFault { hook, by, .. } => {
             new(Code::FailedPrecondition, "PLUGIN_FAULT").fact("hook", hook).fact("plugin", by)

@@ -77,6 +77,9 @@ pub enum Failure {
         /// Replicas that did.
         received: u8,
     },
+    /// The deadline passed before anything was sent to a replica.
+    #[error("the deadline passed before the operation began")]
+    NotBegun,
     /// As many operations are in flight as the coordinator's limits allow.
     #[error("too much is in flight; try again later")]
     Overloaded {
@@ -91,6 +94,12 @@ pub enum Failure {
     /// The idempotency key was used with another request.
     #[error("the idempotency key was used before with another request; use a new key for a new intention")]
     IdempotencyKeyConflict,
+    /// The first attempt under this idempotency key is too long ago to be repeated, and its outcome is unknown.
+    #[error(
+        "the first attempt with this idempotency key is more than 24 hours ago, and it is unknown whether it was applied; it is not \
+         repeated: read the key, and use a new idempotency key for a new attempt"
+    )]
+    ReservationExpired,
     /// The same request is being carried out elsewhere.
     #[error("a request with this idempotency key is in progress; try again later")]
     InProgress {

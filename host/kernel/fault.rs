@@ -52,11 +52,15 @@ pub enum Fault {
     FactorsUnchecked,
     /// A store that lacks acknowledged data is opened as if it had all of it.
     DamageBelieved,
+    /// A request's deadline counts from its turn, not from its arrival.
+    DeadlineFromTurn,
+    /// Every step of an idempotency record prolongs its life.
+    ReservationProlonged,
 }
 
 impl Fault {
     /// Every fault: the simulation has to find each of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -80,6 +84,8 @@ impl Fault {
         Self::BirthOutlivesBoot,
         Self::FactorsUnchecked,
         Self::DamageBelieved,
+        Self::DeadlineFromTurn,
+        Self::ReservationProlonged,
     ];
 
     /// True when this thread runs with the fault.

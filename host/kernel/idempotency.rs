@@ -1,8 +1,8 @@
 //! Exactly one effect per idempotency key: reserve, act, record.
 //!
-//! The store keeps one [`Reservation`] per [`Name`] for 24 h. Each [`Step`] is a pure function of the reservation and the
-//! store's time ([`apply`]); a store makes it atomic and durable. Every change is a compare-and-swap on owner and fence, so
-//! that a slow coordinator whose claim has been taken over cannot change the record.
+//! The store keeps one [`Reservation`] per [`Name`] for 24 h after its first claim. Each [`Step`] is a pure function of the
+//! reservation and the store's time ([`apply`]); a store makes it atomic and durable. Every change is a compare-and-swap on owner
+//! and fence, so that a slow coordinator whose claim has been taken over cannot change the record.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -18,8 +18,14 @@ mod reservation;
 
 pub use reservation::{Damaged, Reservation, State};
 
-/// How long a reservation is kept after its last step, and the longest lease. Milliseconds.
+/// How long after its first claim a reservation may be claimed by repetitions, how long a recorded response is kept, and the longest
+/// lease. Milliseconds: 24 h, the time for which an idempotency key is promised to have one effect.
 pub const KEPT_MS: u64 = 24 * 3600 * 1000;
+
+/// For how long after that a reservation without a recorded response is remembered: its outcome is unknown, and a repetition
+/// gets that answer instead of being carried out as if it were new. Milliseconds. As long again, so that a client that repeats once
+/// a day gets it.
+pub const DOUBTED_MS: u64 = KEPT_MS;
 
 /// Longest response that a store records, in bytes: many times what a key, a context token and a rendered vector clock need.
 pub const RESPONSE_BYTES: usize = 64 << 10;
@@ -144,6 +150,8 @@ pub enum Stepped {
     },
     /// The name was used with another request.
     Conflict,
+    /// The first attempt at this request is longer ago than [`KEPT_MS`] and its outcome is unknown: it is not carried out again.
+    Expired,
     /// The step is stored.
     Stored,
     /// The claim is no longer the caller's; nothing was changed.
@@ -161,14 +169,17 @@ pub enum Change {
     Delete,
 }
 
-/// Decides a step: the change of the record, and the result for the caller. `now_ms` is the store's time. A record older than
-/// [`KEPT_MS`] counts as absent.
+/// Decides a step: the change of the record, and the result for the caller. `now_ms` is the store's time.
+///
+/// A record without a response ends [`KEPT_MS`] after its first claim, however often it is repeated: its stamp is as old as that claim, and
+/// what has been deleted since may be forgotten. Then no attempt is granted a claim or may store a stamp, and for [`DOUBTED_MS`] a
+/// repetition gets [`Stepped::Expired`]. After that, and [`KEPT_MS`] after a response was recorded, the record counts as absent.
 ///
 /// Leases keep attempts apart, but no promise depends on them: an attempt that outlives its lease uses the same write id and the same
 /// stamp as the one that takes over, so that both together have one effect. Its later steps fail on the fence. The stamp is stored
 /// before anything is sent, so an attempt that is taken over before that sends nothing.
 pub fn apply(existing: Option<&Reservation>, step: &Step, now_ms: u64) -> (Change, Stepped) {
-    let existing = existing.filter(|reservation| reservation.kept_until_ms > now_ms);
+    let existing = existing.filter(|reservation| reservation.remembered_until_ms() > now_ms);
     match step {
         Step::Reserve { owner, write_id, started, lease_ms } => reserve(
             existing,
@@ -176,8 +187,8 @@ pub fn apply(existing: Option<&Reservation>, step: &Step, now_ms: u64) -> (Chang
             now_ms,
         ),
         Step::Stamp { owner, fence, stamp } => match held(existing, *owner, *fence) {
-            Some(held) => store_stamp(held, *stamp, now_ms),
-            None => LOST,
+            Some(held) if !held.has_expired(now_ms) => store_stamp(held, *stamp, now_ms),
+            _ => LOST,
         },
         Step::Done { owner, fence, response } => match existing {
             Some(held) if held.owner == *owner && held.fence == *fence => record(held, response, now_ms),
@@ -211,11 +222,15 @@ fn held(existing: Option<&Reservation>, owner: Owner, fence: u64) -> Option<&Res
 
 fn reserve(existing: Option<&Reservation>, claim: &Claim, now_ms: u64) -> (Change, Stepped) {
     let Some(existing) = existing else { return claim_first(claim, now_ms) };
+    let expired = existing.has_expired(now_ms);
     if existing.write_id != claim.write_id {
-        return (Change::Keep, Stepped::Conflict);
+        return if expired { claim_first(claim, now_ms) } else { (Change::Keep, Stepped::Conflict) };
     }
     if let State::Done { response } = &existing.state {
         return (Change::Keep, Stepped::Done { response: response.clone() });
+    }
+    if expired {
+        return (Change::Keep, Stepped::Expired);
     }
     match existing.lease_left_ms(now_ms) {
         0 => take_over(existing, claim, now_ms),
@@ -236,6 +251,7 @@ fn claim_first(claim: &Claim, now_ms: u64) -> (Change, Stepped) {
         lease_until_ms: now_ms,
         kept_until_ms: 0,
     }
+    .kept(now_ms)
     .leased(claim.lease_ms, now_ms);
     grant(reservation)
 }
@@ -272,7 +288,7 @@ fn grant(reservation: Reservation) -> (Change, Stepped) {
 /// A stamp is stored once. An equal one is the same step repeated; a different one would give the write two places in the order.
 fn store_stamp(held: &Reservation, stamp: Stamp, now_ms: u64) -> (Change, Stepped) {
     match held.stamp {
-        None => (Change::Put(Reservation { stamp: Some(stamp), ..held.clone() }.kept(now_ms)), Stepped::Stored),
+        None => (Change::Put(Reservation { stamp: Some(stamp), ..held.clone() }.touched(now_ms)), Stepped::Stored),
         Some(stored) if stored == stamp => (Change::Keep, Stepped::Stored),
         Some(_) => LOST,
     }

@@ -1,6 +1,7 @@
 //! Idempotency records in memory: no thread, no disk, the same steps in the same order every time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -12,6 +13,8 @@ use witan_kernel::sync::lock;
 #[derive(Clone)]
 pub struct MemoryIdempotency {
     time: Arc<StoreTime>,
+    /// By how much its time is ahead of the clock's, milliseconds.
+    ahead_ms: Arc<AtomicU64>,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -30,12 +33,18 @@ const SWEPT: usize = 4;
 impl MemoryIdempotency {
     /// An empty store whose time is `clock`'s.
     pub fn new(clock: impl Clock) -> Self {
-        Self { time: Arc::new(StoreTime::starting_now(clock)), shared: Arc::default() }
+        let time = Arc::new(StoreTime::starting_now(clock));
+        Self { time, ahead_ms: Arc::default(), shared: Arc::default() }
     }
 
     /// While `false`, every step fails with [`StoreError::Unavailable`] and does nothing.
     pub fn set_available(&self, available: bool) {
         lock(&self.shared).down = !available;
+    }
+
+    /// Lets time pass for the store alone: a simulation cannot play a day.
+    pub fn pass_ms(&self, ms: u64) {
+        self.ahead_ms.fetch_add(ms, Ordering::Relaxed);
     }
 
     /// Records stored, including expired ones that were not swept yet.
@@ -83,8 +92,8 @@ impl Shared {
             let Some((due, name)) = self.expiry.first().copied().filter(|(due, _)| *due <= now_ms) else { break };
             self.expiry.remove(&(due, name));
             match self.read(&name)? {
-                Some(record) if record.kept_until_ms > now_ms => {
-                    self.expiry.insert((record.kept_until_ms, name));
+                Some(record) if record.remembered_until_ms() > now_ms => {
+                    self.expiry.insert((record.remembered_until_ms(), name));
                 }
                 Some(_) => {
                     self.records.remove(&name);
@@ -98,7 +107,7 @@ impl Shared {
 
 impl IdempotencyStore for MemoryIdempotency {
     async fn step(&self, name: Name, step: Step) -> Result<Stepped, StoreError> {
-        let now_ms = self.time.now_ms();
+        let now_ms = self.time.now_ms().saturating_add(self.ahead_ms.load(Ordering::Relaxed));
         lock(&self.shared).step(name, &step, now_ms)
     }
 }
@@ -111,6 +120,8 @@ impl std::fmt::Debug for MemoryIdempotency {
 
 #[cfg(test)]
 mod tests {
+    use witan_kernel::idempotency::{DOUBTED_MS, KEPT_MS};
+
     use super::MemoryIdempotency;
     use crate::contract::{ManualClock, idempotency as contract};
 
@@ -139,7 +150,7 @@ mod tests {
         for _ in 0..3 {
             contract::reserve_many(&store, 500).await;
             assert!(store.len() <= 500 + super::SWEPT, "{}", store.len());
-            clock.pass_ms(witan_kernel::idempotency::KEPT_MS + 1);
+            clock.pass_ms(KEPT_MS + DOUBTED_MS);
         }
     }
 }

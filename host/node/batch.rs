@@ -154,7 +154,14 @@ struct BatchRow {
 impl Shard {
     /// The shard of this number, with nothing written, and a cache of `row_cache` bytes.
     pub fn new(number: usize, row_cache: usize) -> Self {
-        Self { number, commits: None, written: 0, unsynced: VecDeque::new(), cache: RowCache::new(row_cache), bypasses: 0 }
+        Self {
+            number,
+            commits: None,
+            written: 0,
+            unsynced: VecDeque::new(),
+            cache: RowCache::new(row_cache),
+            bypasses: 0,
+        }
     }
 
     /// Every batch up to this generation is durable.

@@ -14,6 +14,7 @@ pub(crate) mod contract;
 use std::ops::Range;
 
 use bytes::Bytes;
+use witan_kernel::condition::Condition;
 
 /// A row's key and new value; `None` removes the row.
 pub type Change = (Bytes, Option<Bytes>);
@@ -51,6 +52,12 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Sets a note; durable when this returns.
     fn set_note(&self, name: &str, value: Bytes) -> Result<(), EngineError>;
+
+    /// Its own view of its condition. An engine that has failed for good, or waits for room on a full disk, says so here: the error of one
+    /// call does not always tell these apart. By default it has no view beyond those errors.
+    fn condition(&self) -> Condition {
+        Condition::Serving
+    }
 }
 
 /// The disk usage of a store.

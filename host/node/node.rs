@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
+use witan_kernel::condition::Condition;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Clock, Randomness};
 
@@ -134,6 +135,11 @@ impl<C: Clock> Node<C> {
     /// The driver of its store, for serving it in another way.
     pub fn driver(&self) -> Arc<dyn Driver> {
         self.threads.clone()
+    }
+
+    /// The condition of the store.
+    pub fn condition(&self) -> Condition {
+        self.threads.store().condition().borrow().clone()
     }
 
     /// The disk usage of the store. Blocks.

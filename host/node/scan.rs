@@ -58,7 +58,7 @@ pub fn page(store: &Store, durability: Durability, scan: &Scan) -> Result<Page, 
     let mut next = None;
     let (mut examined, mut bytes) = (Examined::default(), 0);
     let (most, most_bytes) = (scan.records.max(1) as usize, scan.bytes as usize);
-    store.engine().walk(rows(scan.from, scan.to, scan.after.as_ref()), &mut |row, value| {
+    store.walk(rows(scan.from, scan.to, scan.after.as_ref()), &mut |row, value| {
         let step_ends = examined.add(&row, &value);
         // A row without a place cannot be the end of a page, and is nobody's record, whatever wrote it.
         let Some(place) = row::place(&row) else { return true };
@@ -74,7 +74,7 @@ pub fn page(store: &Store, durability: Durability, scan: &Scan) -> Result<Page, 
         !full
     })?;
     if durability == Durability::Sync && !found.is_empty() {
-        store.engine().sync()?;
+        store.sync()?;
     }
     Ok(Page { store: store.id(), found, next })
 }
@@ -103,7 +103,7 @@ pub fn drop_tenant(store: &Store, tenant: &TenantId, after: Option<&Place>) -> R
     let mut batch: Vec<Change> = Vec::new();
     let mut next = None;
     let mut examined = Examined::default();
-    store.engine().walk(rows(0, u64::MAX, after), &mut |row, value| {
+    store.walk(rows(0, u64::MAX, after), &mut |row, value| {
         let step_ends = examined.add(&row, &value);
         let Some(place) = row::place(&row) else { return true };
         if place.tenant == *tenant {
@@ -117,9 +117,9 @@ pub fn drop_tenant(store: &Store, tenant: &TenantId, after: Option<&Place>) -> R
     })?;
     let records = batch.len() as u64;
     if records > 0 {
-        store.engine().write(batch)?;
+        store.write_rows(batch)?;
         store.note_bypass();
-        store.engine().sync()?;
+        store.sync()?;
     }
     Ok(Dropped { records, next })
 }

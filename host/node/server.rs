@@ -14,9 +14,13 @@ use tokio_stream::Stream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use witan_kernel::condition::Condition;
 use witan_kernel::limit;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::Clock;
+use witan_wire::condition::STORE_STATE;
 use witan_wire::range::PAGE_MESSAGE_BYTES;
 use witan_wire::v1::storage_node_service_server::{StorageNodeService, StorageNodeServiceServer};
 use witan_wire::v1::{
@@ -29,7 +33,7 @@ use crate::driver::{Driver, Time};
 pub use guard::Guard;
 
 /// What this node supports beyond the minimum of its protocol version; sent in the handshake of a lane.
-pub const CAPABILITIES: [&str; 3] = ["register", "siblings", witan_wire::COMMITS];
+pub const CAPABILITIES: [&str; 4] = ["register", "siblings", STORE_STATE, witan_wire::COMMITS];
 
 /// Largest message accepted, in bytes: the record of a unary call, and 1 MiB for the rest of the message. Frames have a smaller limit.
 const MESSAGE_BYTES: usize = limit::RECORD_BYTES + (1 << 20);
@@ -84,12 +88,14 @@ where
     let streams = limits.streams;
     let drain = limits.drain;
     let scans = Arc::new(Semaphore::new(range::SCANS));
+    let condition = driver.store().condition();
     let storage = Storage { node, driver, clock: Arc::new(clock), limits, stopped: stopped.clone(), scans };
     let storage = StorageNodeServiceServer::new(storage)
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(PAGE_MESSAGE_BYTES);
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_serving::<StorageNodeServiceServer<Storage>>().await;
+    let watching = not_serving_once_failed(health.clone(), condition);
 
     let mut stopping = stopped.clone();
     let serving = server(streams)
@@ -111,7 +117,17 @@ where
     tokio::select! {
         served = serving => Ok(served?),
         () = deadline => Ok(()),
+        () = watching => Ok(()),
     }
+}
+
+/// Reports the whole server and its service as not serving once the store has failed. Never ends.
+async fn not_serving_once_failed(health: HealthReporter, mut condition: watch::Receiver<Condition>) {
+    if condition.wait_for(Condition::is_failed).await.is_ok() {
+        health.set_not_serving::<StorageNodeServiceServer<Storage>>().await;
+        health.set_service_status("", ServingStatus::NotServing).await;
+    }
+    std::future::pending().await
 }
 
 /// Sets hyper's limits, which tonic otherwise leaves unset.

@@ -1,10 +1,13 @@
 //! A store: an engine with an identity, the source of births, which make actors unique, and the number of commits, which shows whether
 //! the disk has lost any.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
+use tokio::sync::watch;
+use witan_kernel::condition::Condition;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::Randomness;
@@ -29,6 +32,7 @@ pub struct Store {
     bypassed: AtomicU64,
     /// How many batches all shards have committed durably, since the store was made.
     commit: AtomicU64,
+    condition: watch::Sender<Condition>,
 }
 
 /// Births are series << 24 | n, n from 1. A series is 40 random bits, drawn anew whenever the store is opened: whatever the disk has
@@ -86,8 +90,8 @@ impl Store {
         for shard in 0..SHARDS {
             commit = commit.saturating_add(shard_commits(&*engine, shard)?);
         }
-        let births = Mutex::new(Births { series, drawn: 0 });
-        Ok(Self { engine, id, births, bypassed: AtomicU64::new(0), commit: AtomicU64::new(commit) })
+        let (births, condition) = (Mutex::new(Births { series, drawn: 0 }), watch::Sender::new(Condition::Serving));
+        Ok(Self { engine, id, births, bypassed: AtomicU64::new(0), commit: AtomicU64::new(commit), condition })
     }
 
     /// How many batches the store has committed durably: a number that decreases only if the disk loses what was synced, or is replaced
@@ -106,9 +110,70 @@ impl Store {
         shard_commits(&*self.engine, shard)
     }
 
-    /// Writes a shard's batch with the shard's number of commits.
+    /// The store's condition, and every change of it.
+    pub fn condition(&self) -> watch::Receiver<Condition> {
+        self.condition.subscribe()
+    }
+
+    /// Writes a shard's batch with the shard's number of commits, and keeps the store's condition.
     pub(crate) fn write(&self, batch: Vec<Change>, shard: usize, commits: u64) -> Result<(), EngineError> {
-        self.engine.write_noting(batch, &commits_note(shard), Bytes::copy_from_slice(&commits.to_le_bytes()))
+        let commits = Bytes::copy_from_slice(&commits.to_le_bytes());
+        self.noted(self.engine.write_noting(batch, &commits_note(shard), commits))
+    }
+
+    /// Writes a batch of rows outside the shards, as [`Engine::write`] does, and keeps the store's condition.
+    pub fn write_rows(&self, batch: Vec<Change>) -> Result<(), EngineError> {
+        self.noted(self.engine.write(batch))
+    }
+
+    fn noted(&self, written: Result<(), EngineError>) -> Result<(), EngineError> {
+        match &written {
+            // The usual case costs a look at what is known.
+            Ok(()) if *self.condition.borrow() == Condition::Serving => {}
+            Ok(()) => self.found(Condition::Serving),
+            Err(error) => self.failed(error),
+        }
+        written
+    }
+
+    /// Makes every batch durable, as [`Engine::sync`] does, and keeps the store's condition.
+    pub fn sync(&self) -> Result<(), EngineError> {
+        // That a sync succeeds says nothing of the room on the disk.
+        self.engine.sync().inspect_err(|error| self.failed(error))
+    }
+
+    /// Passes rows to `each`, as [`Engine::walk`] does, and keeps the store's condition.
+    pub fn walk(&self, range: Range<Bytes>, each: &mut dyn FnMut(Bytes, Bytes) -> bool) -> Result<(), EngineError> {
+        self.engine.walk(range, each).inspect_err(|error| self.failed(error))
+    }
+
+    /// Looks whether a full disk has room again, although nobody writes. Blocks for a short time.
+    pub fn look_for_room(&self) {
+        if *self.condition.borrow() == Condition::Full {
+            // The error is kept in the condition.
+            let _ = self.write_rows(Vec::new());
+        }
+    }
+
+    /// Keeps what an error of the engine says about the store's condition.
+    fn failed(&self, error: &EngineError) {
+        self.found(match (self.engine.condition(), error) {
+            (Condition::Serving, EngineError::Full) => Condition::Full,
+            (Condition::Serving, EngineError::Broken(reason)) => Condition::Failed(reason.clone()),
+            (known, _) => known,
+        });
+    }
+
+    fn found(&self, condition: Condition) {
+        self.condition.send_if_modified(|kept| {
+            let next = kept.clone().then(condition);
+            let changed = next != *kept;
+            if changed {
+                report(&next);
+                *kept = next;
+            }
+            changed
+        });
     }
 
     /// Reports that rows were changed without going through the shards that own them, which makes the shards drop their caches.
@@ -155,7 +220,8 @@ impl Store {
 
     /// The content of a row: birth (0: none was drawn) and record. The record's checksum is left to the caller.
     pub fn load(&self, row: &Bytes) -> Result<Option<(u64, Encoded)>, LoadError> {
-        let Some(value) = self.engine.get(row)? else { return Ok(None) };
+        let stored = self.engine.get(row).inspect_err(|error| self.failed(error))?;
+        let Some(value) = stored else { return Ok(None) };
         Ok(Some(row::open_envelope(row, &value)?))
     }
 
@@ -181,8 +247,19 @@ fn commits_note(shard: usize) -> String {
 
 fn shard_commits(engine: &dyn Engine, shard: usize) -> Result<u64, EngineError> {
     let Some(bytes) = engine.note(&commits_note(shard))? else { return Ok(0) };
-    let bytes: [u8; 8] = bytes[..].try_into().map_err(|_| EngineError::Broken("the count of commits is damaged".into()))?;
+    let bytes: [u8; 8] =
+        bytes[..].try_into().map_err(|_| EngineError::Broken("the count of commits is damaged".into()))?;
     Ok(u64::from_le_bytes(bytes))
+}
+
+fn report(condition: &Condition) {
+    match condition {
+        Condition::Serving => tracing::info!("the store accepts writes again"),
+        Condition::Full => tracing::error!("the disk is full: writes are refused until there is room"),
+        Condition::Failed(reason) => {
+            tracing::error!(%reason, "the store has failed: check the disk, then restart the node");
+        }
+    }
 }
 
 fn is_empty(engine: &dyn Engine) -> Result<bool, EngineError> {

@@ -23,7 +23,9 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
     pub async fn meet_again(&self, whole: bool) {
         let nodes = self.nodes.load_full();
         for (id, node) in nodes.iter() {
-            let Some(standing) = node.vitals.standing().filter(|standing| whole || !standing.is_whole()) else { continue };
+            let Some(standing) = node.vitals.standing().filter(|standing| whole || !standing.is_whole()) else {
+                continue;
+            };
             match self.ask_about(id, &node.vitals, standing.store).await {
                 Ok(met) => {
                     if node.vitals.trust(standing.store, met.trust) {

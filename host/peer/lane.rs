@@ -9,22 +9,24 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use witan_kernel::backoff::Backoff;
+use witan_kernel::condition::Condition;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::StoreId;
 use witan_kernel::port::{Clock, Reply, StorageNode};
 use witan_kernel::replica::{Outcome, ReplicaError, Request};
 use witan_kernel::scan::Trust;
 use witan_origin::Traced;
-use witan_wire::frame::{BATCH_ITEMS, FRAME_MESSAGE_BYTES, Joiner, PIECE_BYTES, VERSIONS, open_answers, seal_requests};
 use witan_wire::COMMITS;
+use witan_wire::condition::{STORE_STATE, condition_from_wire};
+use witan_wire::frame::{BATCH_ITEMS, FRAME_MESSAGE_BYTES, Joiner, PIECE_BYTES, VERSIONS, open_answers, seal_requests};
 use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello, ReplicaRequest};
 
 use super::connect::{Connect, reason};
 use super::pending::{Pending, Table};
-use super::{admit, is_merge};
 use super::vitals::{Latencies, Vitals};
+use super::{admit, is_merge};
 
 /// Most requests waiting to be sent.
 const QUEUE: usize = 8192;
@@ -193,6 +195,7 @@ struct Stream {
     commit: u64,
     /// What the store may be used for; decided by the lane that speaks for the node.
     trust: Trust,
+    condition: Option<Condition>,
 }
 
 impl<C: Clock, N: Connect> Ends<C, N> {
@@ -212,7 +215,7 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         let (outbound, frames) = mpsc::channel(FRAMES);
         let hello = Hello {
             versions: VERSIONS.to_vec(),
-            capabilities: Vec::new(),
+            capabilities: vec![STORE_STATE.to_owned()],
             coordinator_id: self.coordinator_id.clone(),
             node_id: self.node.id.as_str().to_owned(),
         };
@@ -228,7 +231,8 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         let store = StoreId::from_slice(&welcome.store_id).ok_or("the node reported no store id")?;
         let commit = welcome.capabilities.iter().any(|named| named == COMMITS).then_some(welcome.commit);
         let trust = if self.speaks_for_node { self.meet(store, commit, before).await? } else { Trust::Unadmitted };
-        Ok(Stream { outbound, inbound, store, commit: commit.unwrap_or(0), trust })
+        let condition = condition_from_wire(welcome.store_state);
+        Ok(Stream { outbound, inbound, store, commit: commit.unwrap_or(0), trust, condition })
     }
 
     /// Decides what the store may be used for that the node has reported. `commit`: its commit number, if the node knows such.
@@ -237,13 +241,29 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         let commit = commit.unwrap_or(u64::MAX);
         let before = known.filter(|(known, _)| *known == store).map_or(0, |(_, commit)| commit);
         let met = self.connect.meet(&self.node.id, store, commit, before).await;
-        let met = met.map_err(|error| format!("the node's store cannot be compared with the one on record: {error}"))?;
+        let met =
+            met.map_err(|error| format!("the node's store cannot be compared with the one on record: {error}"))?;
         if met.is_suspect(commit) {
             // Another coordinator may have recorded a later commit since the node answered. The next answer decides.
             self.vitals.expects(store, met.commit);
             return Err("the node's store shows an earlier commit than is on record; asking it again".to_owned());
         }
         Ok(met.trust)
+    }
+
+    /// The node has reported the condition of its store.
+    fn reported(&self, condition: Option<Condition>) {
+        let shown = condition.clone();
+        if self.vitals.set_condition(condition) {
+            match shown {
+                Some(Condition::Failed(reason)) => {
+                    tracing::error!(node = %self.node.id, %reason, "the node's store has failed: check \
+                    its disk, then restart the node; until then it is asked last")
+                }
+                Some(Condition::Full) => tracing::warn!(node = %self.node.id, "the node's disk is full"),
+                Some(Condition::Serving) | None => {}
+            }
+        }
     }
 
     fn disconnected(&self) {
@@ -293,6 +313,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
     /// the lane that does.
     fn new(ends: &'a Ends<C, N>, stream: Stream, bytes: &'a AtomicUsize) -> Option<Self> {
         let uses = if ends.speaks_for_node {
+            ends.reported(stream.condition);
             let uses = ends.vitals.connected(stream.store, stream.commit, stream.trust);
             tracing::info!(node = %ends.node.id, "connected to a storage node");
             if stream.trust != Trust::Whole {
@@ -386,6 +407,9 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
     }
 
     fn answered(&mut self, answer: ExchangeResponse) -> Result<(), String> {
+        if let Some(condition) = condition_from_wire(answer.state).filter(|_| self.ends.speaks_for_node) {
+            self.ends.reported(Some(condition));
+        }
         let Some(frame) = answer.frame else { return Ok(()) };
         let Some(batch) = self.joiner.push(frame).map_err(|error| error.to_string())? else { return Ok(()) };
         let now = self.ends.clock.monotonic_micros();

@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
+use witan_kernel::condition::Condition;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Clock, Commit, Replicas, Reply, StorageNode};
@@ -26,9 +27,9 @@ use witan_kernel::sync::lock;
 use witan_origin as origin;
 
 pub use connect::{Connect, ConnectError, Connecting, Credential, Link, Tcp, endpoint};
-pub use witan_kernel::port::Met;
 use lane::{Lane, Outgoing};
 use vitals::Vitals;
+pub use witan_kernel::port::Met;
 
 /// Larger requests use the second lane, in bytes.
 const BULK_BYTES: usize = 64 << 10;
@@ -102,6 +103,24 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
     pub fn reachable(&self) -> (usize, usize) {
         let nodes = self.nodes.load();
         (nodes.len(), nodes.values().filter(|node| node.vitals.state().reachable).count())
+    }
+
+    /// The condition of a node's store as the node reported it last; `None` while it cannot be reached or does not report it.
+    pub fn condition(&self, node: &NodeId) -> Option<Condition> {
+        self.nodes.load().get(node).and_then(|node| node.vitals.condition())
+    }
+
+    /// The nodes whose store has failed, and why, sorted by id.
+    pub fn failed(&self) -> Vec<(NodeId, String)> {
+        let nodes = self.nodes.load();
+        let condition = |(id, node): (&NodeId, &Arc<Node>)| Some((id.clone(), node.vitals.condition()?));
+        let failed = |(id, condition)| match condition {
+            Condition::Failed(reason) => Some((id, reason)),
+            Condition::Serving | Condition::Full => None,
+        };
+        let mut failed: Vec<_> = nodes.iter().filter_map(condition).filter_map(failed).collect();
+        failed.sort();
+        failed
     }
 
     fn open(&self, node: &StorageNode) -> Node {

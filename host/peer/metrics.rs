@@ -28,16 +28,22 @@ impl<C: Clock, N: Connect> fmt::Debug for Seen<C, N> {
 }
 
 /// Values of the label `state`, in the order in which they are exported.
-const STATES: [&str; 4] = ["reachable", "write_only", "unadmitted", "unreachable"];
+const STATES: [&str; 5] = ["reachable", "write_only", "unreachable", "failed", "unadmitted"];
 
-/// The index of a node's state in [`STATES`]. A node whose new store is being filled is written to and not read from; one whose new store
-/// nobody has admitted is not used.
+/// Index in [`STATES`] of a node that does not answer.
+const UNREACHABLE: usize = 2;
+
+/// The index of a node's state in [`STATES`]. A node whose new store is being filled is written to and not read from; one whose store has
+/// failed answers, but refuses; one whose new store nobody has admitted is not used.
 fn state(node: &Node) -> usize {
+    if node.vitals.condition().is_some_and(|condition| condition.is_failed()) {
+        return 3;
+    }
     match node.vitals.standing().map(|standing| standing.trust) {
         _ if node.vitals.state().reachable => 0,
         Some(Trust::Filling) => 1,
-        Some(Trust::Unadmitted) => 2,
-        Some(Trust::Whole) | None => 3,
+        Some(Trust::Unadmitted) => 4,
+        Some(Trust::Whole) | None => UNREACHABLE,
     }
 }
 
@@ -55,7 +61,11 @@ impl<C: Clock, N: Connect> Collector for Seen<C, N> {
         }
 
         let help = "1 while the node answers this coordinator";
-        each(&mut encoder, "reachable", help, &nodes, |node| Some(if state(node) < 3 { 1.0 } else { 0.0 }))?;
+        each(&mut encoder, "reachable", help, &nodes, |node| Some(if state(node) == UNREACHABLE { 0.0 } else { 1.0 }))?;
+        let help = "1 while the node reports that its store has failed; missing if it does not report its condition";
+        each(&mut encoder, "store_failed", help, &nodes, |node| {
+            node.vitals.condition().map(|condition| if condition.is_failed() { 1.0 } else { 0.0 })
+        })?;
         let help = "Requests that the node has not answered yet";
         each(&mut encoder, "requests_in_flight", help, &nodes, |node| Some(f64::from(node.vitals.state().in_flight)))?;
         let help = "Approximate number of records of the node, as it reported last";

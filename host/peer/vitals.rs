@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::watch;
+use witan_kernel::condition::Condition;
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::StoreId;
@@ -26,6 +27,10 @@ pub(super) struct Vitals {
     p50_us: AtomicU32,
     p99_us: AtomicU32,
     store: Mutex<Option<StoreId>>,
+    /// The store has failed: the node is asked last.
+    failed: AtomicBool,
+    /// The condition of its store as last reported; `None` if the node does not report it.
+    condition: Mutex<Option<Condition>>,
     /// Whether the first attempt to connect has succeeded or failed.
     tried: watch::Sender<bool>,
 }
@@ -42,6 +47,8 @@ impl Default for Vitals {
             p50_us: AtomicU32::new(0),
             p99_us: AtomicU32::new(0),
             store: Mutex::new(None),
+            failed: AtomicBool::new(false),
+            condition: Mutex::new(None),
             tried: watch::Sender::new(false),
         }
     }
@@ -52,7 +59,8 @@ impl Vitals {
         ReplicaState {
             reachable: self.connected.load(Ordering::Relaxed)
                 && !self.silent.load(Ordering::Relaxed)
-                && self.uses().trust == Trust::Whole,
+                && self.uses().trust == Trust::Whole
+                && !self.failed.load(Ordering::Relaxed),
             latency_p50_us: self.p50_us.load(Ordering::Relaxed),
             latency_p99_us: self.p99_us.load(Ordering::Relaxed),
             in_flight: self.in_flight.load(Ordering::Relaxed),
@@ -85,6 +93,20 @@ impl Vitals {
     pub(super) fn uses_of(&self, store: StoreId) -> Option<Use> {
         let known = lock(&self.store);
         (*known == Some(store)).then(|| self.uses())
+    }
+
+    /// The condition of the node's store; `None` while the node is not connected or does not report it.
+    pub(super) fn condition(&self) -> Option<Condition> {
+        lock(&self.condition).clone().filter(|_| self.is_connected())
+    }
+
+    /// The node has reported the condition of its store. Returns whether it is another one than before.
+    pub(super) fn set_condition(&self, condition: Option<Condition>) -> bool {
+        let mut kept = lock(&self.condition);
+        self.failed.store(condition.as_ref().is_some_and(Condition::is_failed), Ordering::Relaxed);
+        let changed = *kept != condition;
+        *kept = condition;
+        changed
     }
 
     /// The highest commit number that `store` has shown here; 0 if that is not the node's present store.

@@ -6,6 +6,7 @@ use anyhow::Context;
 use tokio::time::Instant;
 use witan_control::{Cluster, Held, TenantCache, ring};
 use witan_coordinate::Coordinator;
+use witan_kernel::condition::Condition;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, TenantId};
@@ -110,6 +111,10 @@ impl Cluster for Local {
     fn fullness(&self, node: &NodeId) -> Pending<Option<Fullness>> {
         let (lanes, node) = (Arc::clone(&self.lanes), node.clone());
         Box::pin(async move { lanes.fullness(&node).await })
+    }
+
+    fn condition(&self, node: &NodeId) -> Option<Condition> {
+        self.lanes.condition(node)
     }
 
     fn trust(&self, node: &NodeId) -> Option<Trust> {

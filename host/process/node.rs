@@ -7,6 +7,7 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use witan_kernel::condition::Condition;
 use witan_kernel::durability::Durability;
 use witan_kernel::limit;
 use witan_kernel::name::NodeId;
@@ -24,10 +25,20 @@ pub async fn open(config: NodeConfig) -> anyhow::Result<Node<SystemClock>> {
 }
 
 /// Serves a node until `stop` turns true; its threads have ended when this returns.
+///
+/// # Errors
+/// When serving failed, and when the store has failed meanwhile: whoever started the node must not take it for well.
 pub async fn serve(node: Node<SystemClock>, incoming: Incoming, stop: watch::Receiver<bool>) -> anyhow::Result<()> {
     let served = node.serve(incoming, stopped(stop)).await;
+    let (id, condition) = (node.id().clone(), node.condition());
     tokio::task::spawn_blocking(move || drop(node)).await?;
-    Ok(served?)
+    served?;
+    match condition {
+        Condition::Failed(reason) => Err(anyhow::anyhow!(
+            "the store of node {id} has failed: {reason}; check the disk, then start the node again"
+        )),
+        Condition::Serving | Condition::Full => Ok(()),
+    }
 }
 
 /// Storage nodes of this process, on loopback, named node-1 and so on.

@@ -87,6 +87,9 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
             _ => format!("storage node {node} has another store than before, which is not used; bring the old disk back, or run: witan \
                 repair"),
         }));
+        ready.notes.extend(self.lanes.failed().into_iter().map(|(node, reason)| {
+            format!("the store of storage node {node} has failed: {reason}; check its disk, then restart the node")
+        }));
         self.ready.set(ready.reasons.is_empty().into());
         ready
     }

@@ -96,7 +96,10 @@ impl<W: World> Repair<W> {
     /// Admits every store that is not the one on record, if this is a repair of everything: it is sent merges from now on. What it
     /// replaces is reported first, so that an operator who has merely forgotten to mount a disk can stop the repair. Returns the
     /// admitted stores, and the nodes whose store is refused, with the reason.
-    async fn admit(&self, progress: &mpsc::Sender<Swept>) -> Result<(Vec<Admitted>, BTreeMap<NodeId, String>), Stopped> {
+    async fn admit(
+        &self,
+        progress: &mpsc::Sender<Swept>,
+    ) -> Result<(Vec<Admitted>, BTreeMap<NodeId, String>), Stopped> {
         let (found, mut refused) = (self.unadmitted().await, BTreeMap::new());
         if found.is_empty() {
             return Ok((found, refused));

@@ -310,7 +310,9 @@ impl<'a, W: World> Sweeping<'a, W> {
         }
         match standing.trust {
             Trust::Whole | Trust::Filling => Ok(()),
-            Trust::Unadmitted => Err("it has another store than before, which only a repair of everything admits".to_owned()),
+            Trust::Unadmitted => {
+                Err("it has another store than before, which only a repair of everything admits".to_owned())
+            }
         }
     }
 
@@ -399,7 +401,8 @@ impl<'a, W: World> Sweeping<'a, W> {
                 }
             }
         }
-        let is_new = |replica: u8| self.met.get(&walking.replicas[usize::from(replica)]).is_some_and(|met| !met.is_whole());
+        let is_new =
+            |replica: u8| self.met.get(&walking.replicas[usize::from(replica)]).is_some_and(|met| !met.is_whole());
         match difference(&have, is_new) {
             Ok(None) => {}
             Ok(Some(found)) => {

@@ -7,10 +7,12 @@
 //! 2. [`replica`][]: a coordinator's requests to storage nodes, and their answers.
 //! 3. [`frame`][]: batches of those, with checksums, split into pieces and joined again.
 //! 4. [`range`][]: pages of the records on a node.
+//! 5. [`condition`][]: the condition of a node's store.
 
 /// Capability of a storage node: it counts the commits of its store, and reports their number.
 pub const COMMITS: &str = "commits";
 
+pub mod condition;
 pub mod frame;
 pub mod range;
 pub mod replica;

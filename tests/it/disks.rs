@@ -42,7 +42,9 @@ async fn found(api: &Api, acknowledged: &[(&str, String)]) -> usize {
                 assert_eq!(answer.value, key.as_bytes());
                 found += 1;
             }
-            Err(refused) => assert_eq!((refused.code, &refused.reason[..]), (Code::Unavailable, "QUORUM_NOT_REACHED"), "{key}"),
+            Err(refused) => {
+                assert_eq!((refused.code, &refused.reason[..]), (Code::Unavailable, "QUORUM_NOT_REACHED"), "{key}")
+            }
         }
     }
     found
@@ -58,7 +60,8 @@ async fn readiness(cluster: &Cluster, says: &str) {
 }
 
 async fn repair(api: &Api) -> CoordinatorServiceRepairResponse {
-    let mut reports = api.client().repair(CoordinatorServiceRepairRequest::default()).await.expect("repair").into_inner();
+    let mut reports =
+        api.client().repair(CoordinatorServiceRepairRequest::default()).await.expect("repair").into_inner();
     let mut last = None;
     while let Some(report) = reports.message().await.expect("a report") {
         last = Some(report);

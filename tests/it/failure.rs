@@ -244,6 +244,8 @@ async fn a_node_that_comes_back_with_an_empty_disk_is_not_believed() {
     }
     let refusal = api.read(read_at("all", "old")).await.expect_err("one cannot be asked");
     assert_eq!((refusal.code, refusal.reason.as_str()), (Code::Unavailable, "QUORUM_NOT_REACHED"));
+    let facts = (refusal.facts["required"].as_str(), refusal.facts["received"].as_str());
+    assert_eq!(facts, ("3", "2"), "two are well: {refusal:?}");
     cluster.kill_node(0);
     cluster.kill_node(1);
     let refusal = api.read(read_at("one", "old")).await.expect_err("nobody is left who would know");

@@ -186,6 +186,7 @@ impl Client {
             level: None,
             idempotency_key: Some(format!("intention-{tag}")),
             context: Bytes::new(),
+            arrived: None,
             timeout: None,
         };
         let operation = Operation {
@@ -233,6 +234,7 @@ impl Client {
             tenant: self.cast(place).tenant.id.clone(),
             key: Stage::key(place),
             level,
+            arrived: None,
             timeout: Some(patience),
         };
         let attempt = self.attempt(coordinator, patience, mood, |to| Call::Read(request, to)).await;
@@ -321,6 +323,7 @@ impl Client {
             level: weak.then_some(Level::One),
             idempotency_key: named.then(|| format!("intention-{tag}")),
             context: context.as_ref().map(|context| context.token.clone()).unwrap_or_default(),
+            arrived: None,
             timeout: None,
         };
         let operation = Operation {

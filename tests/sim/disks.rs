@@ -165,6 +165,7 @@ async fn write(stage: &Stage, value: &'static str, context: Bytes) -> Result<Byt
         idempotency_key: None,
         context,
         timeout: None,
+        arrived: None,
     };
     let written = answered(stage, |to| Call::Write(request, to)).await;
     stage.note(|| format!("{value:?}: {written:?}"));
@@ -173,7 +174,7 @@ async fn write(stage: &Stage, value: &'static str, context: Bytes) -> Result<Byt
 
 async fn read(stage: &Stage) -> Result<ReadAnswer, ()> {
     let tenant = stage.scenario.casts.last().ok_or(())?.tenant.id.clone();
-    let request = ReadRequest { tenant, key: key(), level: None, timeout: None };
+    let request = ReadRequest { tenant, key: key(), level: None, timeout: None, arrived: None };
     let found = answered(stage, |to| Call::Read(request, to)).await;
     stage.note(|| format!("found: {found:?}"));
     found.map_err(drop)

@@ -19,7 +19,7 @@ const FOUND_WITHIN: u64 = 500;
 fn recorded(fault: Fault) -> u64 {
     match fault {
         Fault::DotsMintedByCoordinator => 0,
-        Fault::OverwriteInsteadOfMerge => 0,
+        Fault::OverwriteInsteadOfMerge => 24,
         Fault::AcknowledgeBeforeSync => 7,
         Fault::WriteIdForgotten => 111,
         Fault::StampRoundSkipped => 2,
@@ -41,6 +41,9 @@ fn recorded(fault: Fault) -> u64 {
         Fault::SetBackStoreUsed => 13,
         Fault::BirthOutlivesBoot => 14,
         Fault::DamageBelieved => damaged::SEEDS,
+        // In scenes of their own.
+        Fault::DeadlineFromTurn => 0,
+        Fault::ReservationProlonged => 0,
     }
 }
 

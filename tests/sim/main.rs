@@ -18,6 +18,7 @@ mod history;
 mod nemesis;
 mod play;
 mod scenario;
+mod scenes;
 mod world;
 
 use std::cell::RefCell;
@@ -62,7 +63,10 @@ fn judge(seed: u64, broken: Option<Fault>, verbose: bool) -> Verdict {
     record_panics();
     fault::set(broken);
     PANICS.with_borrow_mut(Vec::clear);
-    let played = catch_unwind(AssertUnwindSafe(|| play::play(seed, verbose)));
+    let played = catch_unwind(AssertUnwindSafe(|| match broken.and_then(scenes::of) {
+        Some(scene) => scene(seed),
+        None => play::play(seed, verbose),
+    }));
     fault::set(None);
     let panics = PANICS.take();
     let mut verdict = played.unwrap_or_else(|_| Verdict {

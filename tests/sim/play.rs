@@ -12,8 +12,8 @@ use witan_kernel::tenant::Level;
 
 use crate::check;
 use crate::client::{Client, Command, Mood, Stage};
-use crate::disks;
 use crate::cluster::{Call, Cluster, CoordinatorMachine, Link, NodeMachine, RECOVERY};
+use crate::disks;
 use crate::history::History;
 use crate::nemesis::{Action, act, heal};
 use crate::scenario::{Act, Scenario};

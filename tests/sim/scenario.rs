@@ -7,8 +7,8 @@ use witan_kernel::limit;
 use witan_kernel::name::TenantId;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, ReadRepair, Tenant};
 
-use crate::disks::Scene;
 use crate::damaged;
+use crate::disks::Scene;
 use crate::nemesis::{Action, Machines, Storm, Weather, storm};
 
 /// A tenant and its workload.
@@ -103,7 +103,8 @@ pub(crate) struct Scenario {
 
 /// The scenarios; seed `n` uses number `n` modulo their count.
 pub(crate) const SHAPES: [fn(&mut StdRng, Scenario) -> Scenario; 15] = [
-    links, crashes, clocks, outages, late, wiped, piled, mixed, unsynced, races, replaced, grown, swapped, copied, restored,
+    links, crashes, clocks, outages, late, wiped, piled, mixed, unsynced, races, replaced, grown, swapped, copied,
+    restored,
 ];
 
 impl Scenario {

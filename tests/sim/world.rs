@@ -185,6 +185,11 @@ impl Idempotency {
         Self { store, reserving: Arc::default(), settling: Arc::default(), dice }
     }
 
+    /// Lets time pass for the store alone.
+    pub(crate) fn pass_ms(&self, ms: u64) {
+        self.store.pass_ms(ms);
+    }
+
     /// Sets how many steps fail from now on, per mille: of those that begin an operation, and of those that end one.
     pub(crate) fn set_failing(&self, reserving: u64, settling: u64) {
         self.reserving.store(reserving, Ordering::Relaxed);

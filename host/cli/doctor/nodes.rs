@@ -1,9 +1,11 @@
-//! Storage nodes: reachable, with the expected id, of the same version, and not full.
+//! Storage nodes: reachable, with the expected id, of the same version, with a store that has not failed and is not full.
 
 use std::time::Duration;
 
+use witan_kernel::condition::Condition;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{NodeStatus, StorageNode};
+use witan_wire::condition::condition_from_wire;
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{DescribeRequest, DescribeResponse};
 
@@ -71,6 +73,10 @@ fn node(id: &str, answer: &DescribeResponse, about: &str, findings: &mut Finding
     if answer.node_id != id {
         let what =
             format!("has the id {:?}: another node is at that address; correct its host and port", answer.node_id);
+        return findings.error(about, what);
+    }
+    if let Some(Condition::Failed(reason)) = condition_from_wire(answer.store_state.clone()) {
+        let what = format!("its store has failed ({reason}): check its disk, then restart the node");
         return findings.error(about, what);
     }
     let used = answer.disk_usage_percent;

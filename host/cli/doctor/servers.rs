@@ -4,6 +4,7 @@ use witan_store::idempotency::{RedisFinding, RedisIdempotency};
 use witan_store::metadata::{PostgresFacts, examine as look};
 
 use super::Findings;
+use crate::cli::client::chain;
 use crate::config::settings::Settings;
 use crate::process::config;
 
@@ -20,7 +21,7 @@ pub(super) async fn examine(settings: &Settings, findings: &mut Findings) -> Vec
     let about = "postgresql";
     match config::postgres(&settings.database) {
         Ok(None) => findings.note(about, "none is configured: metadata are embedded, for one coordinator"),
-        Err(error) => findings.error(about, format!("{error:#}")),
+        Err(error) => findings.error(about, chain(&error)),
         Ok(Some(config)) => match look(&config).await {
             Err(error) => findings.error(
                 about,
@@ -128,7 +129,7 @@ async fn redis(settings: &Settings, findings: &mut Findings) {
         Ok(None) => {
             return findings.note(about, "none is configured: idempotency keys are embedded, for one coordinator");
         }
-        Err(error) => return findings.error(about, format!("{error:#}")),
+        Err(error) => return findings.error(about, chain(&error)),
     };
     let shown = config.servers.to_string();
     let store = match RedisIdempotency::new(config) {

@@ -171,6 +171,7 @@ async fn exchange() -> (Exchange<InMemory>, Arc<Nodes>) {
         key: &key(),
         level: None,
         value_bytes: 1,
+        arrived: coordinator.arrival(None),
         timeout: Some(Duration::from_secs(1)),
     };
     let plan = coordinator.plan(asks).await.unwrap();
@@ -179,7 +180,7 @@ async fn exchange() -> (Exchange<InMemory>, Arc<Nodes>) {
 
 fn read(coordinator: &Arc<Coordinator<InMemory>>) -> oneshot::Receiver<Result<ReadAnswer, Failed>> {
     let (sender, receiver) = oneshot::channel();
-    let request = ReadRequest { tenant: tenant(), key: key(), level: None, timeout: None };
+    let request = ReadRequest { tenant: tenant(), key: key(), level: None, arrived: None, timeout: None };
     coordinator.read(request, Box::new(|result| drop(sender.send(result))));
     receiver
 }
@@ -244,6 +245,83 @@ async fn failures_are_looked_at_at_once_and_named() {
     let Ended::Short(causes) = driven.await else { panic!("two of three have failed") };
     let Failure::QuorumNotReached { causes, .. } = causes.quorum_not_reached(2, 0) else { panic!("the usual failure") };
     assert_eq!(causes, [ReplicaError::Overloaded.to_string(), ReplicaError::misfit().to_string()]);
+}
+
+/// A level that cannot be met because one of three replicas is gone: that the others are well is said.
+#[tokio::test(start_paused = true)]
+async fn a_failure_counts_the_replicas_that_are_well() {
+    let (mut exchange, nodes) = exchange().await;
+    let mut round = StampRound::new(WriteId([1; 16]), Tally::new(3, 3));
+    let (started, gone) = (Instant::now(), ReplicaError::NotSent(NodeId::new("n").unwrap()));
+    {
+        let mut driven = pin!(exchange.drive(Phase::Stamp, &mut round));
+        assert!(futures::poll!(driven.as_mut()).is_pending());
+        nodes.answer(Err(gone));
+        assert!(futures::poll!(driven.as_mut()).is_pending(), "two may be well");
+        nodes.answer(Ok(Answer::Stamp { stands: None, known: None }));
+        nodes.answer(Ok(Answer::Stamp { stands: None, known: None }));
+        assert!(matches!(driven.await, Ended::Short(_)));
+    }
+    assert_eq!((round.tally().required(), round.tally().received()), (3, 2));
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_does_not_wait_for_a_replica_that_hangs() {
+    let (mut exchange, nodes) = exchange().await;
+    let mut round = StampRound::new(WriteId([1; 16]), Tally::new(3, 3));
+    let (started, gone) = (Instant::now(), ReplicaError::NotSent(NodeId::new("n").unwrap()));
+    {
+        let mut driven = pin!(exchange.drive(Phase::Stamp, &mut round));
+        assert!(futures::poll!(driven.as_mut()).is_pending());
+        nodes.answer(Err(gone));
+        nodes.answer(Ok(Answer::Stamp { stands: None, known: None }));
+        assert!(matches!(driven.await, Ended::Short(_)));
+    }
+    assert_eq!((round.tally().received(), started.elapsed()), (1, Duration::from_micros(PATIENCE_MICROS)));
+}
+
+fn write_that_arrived(
+    coordinator: &Arc<Coordinator<InMemory>>,
+    ago: Duration,
+    timeout: Duration,
+) -> oneshot::Receiver<Result<Written, Failed>> {
+    let (sender, written) = oneshot::channel();
+    let now = coordinator.ports().clock.monotonic_micros();
+    let request = WriteRequest {
+        tenant: tenant(),
+        key: key(),
+        value: Some(Bytes::from_static(b"v")),
+        level: None,
+        idempotency_key: None,
+        context: Bytes::new(),
+        arrived: Some(now - ago.as_micros() as u64),
+        timeout: Some(timeout),
+    };
+    coordinator.write(request, Box::new(|result| drop(sender.send(result))));
+    written
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_counts_from_the_arrival_of_the_request() {
+    let (coordinator, nodes) = coordinator();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let started = Instant::now();
+    let (ago, timeout) = (Duration::from_millis(200), Duration::from_millis(300));
+    let failed = write_that_arrived(&coordinator, ago, timeout).await.unwrap().unwrap_err();
+    assert_eq!(failed, Failure::Deadline { required: 2, received: 0 }.not_applied());
+    assert_eq!(started.elapsed(), timeout - ago);
+    assert_eq!(nodes.asked().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_not_begun_at_its_deadline_does_not_begin() {
+    let (coordinator, nodes) = coordinator();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let timeout = Duration::from_millis(300);
+    let failed = write_that_arrived(&coordinator, timeout, timeout).await.unwrap().unwrap_err();
+    assert_eq!(failed, Failure::NotBegun.not_applied());
+    assert!(nodes.asked().is_empty(), "it leaves nothing behind");
 }
 
 #[tokio::test(start_paused = true)]
@@ -315,6 +393,7 @@ async fn a_write_responds_at_its_quorum_and_waits_for_the_rest() {
         level: None,
         idempotency_key: None,
         context: Bytes::new(),
+        arrived: None,
         timeout: None,
     };
     coordinator.write(request, Box::new(|result| drop(sender.send(result))));

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::proptest;
 
-use super::{Change, KEPT_MS, Name, Owner, Reservation, State, Step, Stepped, apply, write_id};
+use super::{Change, DOUBTED_MS, KEPT_MS, Name, Owner, Reservation, State, Step, Stepped, apply, write_id};
 use crate::hook::Operation;
 use crate::name::{Key, TenantId, WriteId};
 use crate::register::Stamp;
@@ -37,7 +37,8 @@ fn events() -> impl Strategy<Value = Event> {
         2 => attempt.clone().prop_map(|attempt| Event::Done { attempt }),
         2 => attempt.clone().prop_map(|attempt| Event::Release { attempt }),
         1 => attempt.prop_map(|attempt| Event::Abandon { attempt }),
-        4 => prop_oneof![8 => 1u64..60, 1 => Just(KEPT_MS - 30), 1 => Just(KEPT_MS + 1)].prop_map(|ms| Event::Pass { ms }),
+        4 => prop_oneof![8 => 1u64..60, 1 => Just(KEPT_MS / 2), 1 => Just(KEPT_MS - 30), 1 => Just(KEPT_MS + 1)]
+            .prop_map(|ms| Event::Pass { ms }),
     ]
 }
 
@@ -73,7 +74,13 @@ struct World {
 
 impl World {
     fn alive(&self) -> Option<&Reservation> {
-        self.record.as_ref().filter(|record| record.kept_until_ms > self.now)
+        self.record.as_ref().filter(|record| record.remembered_until_ms() > self.now)
+    }
+
+    /// True when the record's first claim is too long ago for its request to be carried out.
+    fn has_expired(&self) -> bool {
+        let in_progress = self.alive().is_some_and(|record| record.state == State::InProgress);
+        in_progress && self.lives.last().is_some_and(|life| life.started / 1000 + KEPT_MS <= self.now)
     }
 
     fn step(&mut self, step: &Step) -> Stepped {
@@ -84,11 +91,21 @@ impl World {
             Change::Put(record) => self.record = Some(Reservation::decode(&record.encode()).expect("its own encoding")),
             Change::Delete => self.record = None,
         }
-        if let (Some(before), Some(after)) = (&before, &self.record) {
+        let succeeded = |before: &Reservation, after: &Reservation| {
+            before.has_expired(self.now) && before.write_id != after.write_id
+        };
+        if let (Some(before), Some(after)) = (&before, &self.record)
+            && !succeeded(before, after)
+        {
             assert!(before.stamp.is_none() || before.stamp == after.stamp, "a stored stamp changed");
             assert!(before.state == State::InProgress || before == after, "a recorded response changed");
             assert_eq!((before.write_id, before.started), (after.write_id, after.started));
             assert!(after.fence >= before.fence);
+            let settled = after.state != State::InProgress;
+            assert!(
+                settled || after.kept_until_ms <= after.started / 1000 + KEPT_MS,
+                "a step prolonged an unsettled record"
+            );
         }
         if let (Some(before), None) = (&before, &self.record) {
             let life = self.lives.len() - 1;
@@ -106,6 +123,9 @@ impl World {
         let before = self.alive().cloned();
         match (self.step(&step), before) {
             (Stepped::Conflict, Some(before)) => assert_ne!(before.write_id, WriteId([request; 16])),
+            (Stepped::Expired, Some(before)) => {
+                assert!(before.write_id == WriteId([request; 16]) && self.has_expired())
+            }
             (Stepped::Done { response }, Some(before)) => assert_eq!(before.state, State::Done { response }),
             (Stepped::InProgress { left_ms }, Some(before)) => {
                 assert!(left_ms > 0 && before.owner != owner && before.lease_left_ms(self.now) == left_ms);
@@ -125,6 +145,8 @@ impl World {
         before: Option<&Reservation>,
         (fence, took_over, stamp, started): (u64, bool, Option<Stamp>, u64),
     ) {
+        let before = before.filter(|before| before.write_id == WriteId([request; 16]) || !before.has_expired(self.now));
+        assert!(before.is_none() || !self.has_expired(), "a request was carried out a day after its first attempt");
         if before.is_none() {
             assert!(!took_over && stamp.is_none() && started == self.now * 1000);
             self.lives.push(Life { request, started, grants: 0, sent: false });
@@ -166,7 +188,7 @@ impl World {
         let stored = self.alive().and_then(|record| record.stamp);
         let stamp = own.unwrap_or(Stamp(self.now + at as u64));
         let result = self.step(&Step::Stamp { owner, fence, stamp });
-        let right = holds && stored.is_none_or(|stored| stored == stamp);
+        let right = holds && !self.has_expired() && stored.is_none_or(|stored| stored == stamp);
         assert_eq!(result, if right { Stepped::Stored } else { Stepped::Lost });
         if right {
             self.attempts[at].stamp = Some(stamp);
@@ -280,6 +302,66 @@ fn a_late_owner_changes_nothing_after_a_takeover() {
     // Nor does it when only one of owner and fence matches.
     let mixed = Step::Done { owner: Owner([2; 16]), fence: 1, response: Bytes::new() };
     assert_eq!(apply(Some(&second), &mixed, 11), (Change::Keep, Stepped::Lost));
+}
+
+/// The stamp of a request that is repeated every hour, after each hour: whether it is still granted.
+fn repeated_for(hours: u64) -> Vec<bool> {
+    let mut record = None;
+    let hour = KEPT_MS / 24;
+    let mut granted = Vec::new();
+    for at in 0..hours {
+        let (change, result) = apply(record.as_ref(), &reserve(at as u8, 10), at * hour);
+        if let Change::Put(put) = change {
+            record = Some(put);
+        }
+        if let Stepped::Reserved { fence, .. } = result {
+            let owner = Owner([at as u8; 16]);
+            let steps = [Step::Stamp { owner, fence, stamp: Stamp(7) }, Step::Abandon { owner, fence }];
+            for step in steps {
+                let (change, result) = apply(record.as_ref(), &step, at * hour + 1);
+                assert_eq!(result, Stepped::Stored);
+                record = if let Change::Put(put) = change { Some(put) } else { record };
+            }
+        } else {
+            assert_eq!(result, Stepped::Expired);
+        }
+        granted.push(matches!(result, Stepped::Reserved { .. }));
+    }
+    granted
+}
+
+#[test]
+fn a_request_is_carried_out_for_a_day_however_often_it_is_repeated() {
+    let granted = repeated_for(48);
+    assert!(
+        granted[..24].iter().all(|granted| *granted) && granted[24..].iter().all(|granted| !granted),
+        "{granted:?}"
+    );
+}
+
+#[test]
+fn a_record_that_its_repetitions_prolong_is_noticed() {
+    crate::fault::set(Some(crate::fault::Fault::ReservationProlonged));
+    let granted = repeated_for(48);
+    crate::fault::set(None);
+    assert!(granted[24], "the rule is not tested any longer");
+}
+
+#[test]
+fn an_expired_record_accepts_its_result_and_nothing_else() {
+    let first = put(apply(None, &reserve(1, 10), 0).0);
+    let owner = Owner([1; 16]);
+    assert_eq!(apply(Some(&first), &reserve(2, 10), KEPT_MS), (Change::Keep, Stepped::Expired));
+    let stamp = Step::Stamp { owner, fence: 1, stamp: Stamp(7) };
+    assert_eq!(apply(Some(&first), &stamp, KEPT_MS), (Change::Keep, Stepped::Lost));
+    let done = Step::Done { owner, fence: 1, response: Bytes::from_static(b"late") };
+    let late = put(apply(Some(&first), &done, KEPT_MS).0);
+    assert!(matches!(apply(Some(&late), &reserve(2, 10), 2 * KEPT_MS - 1).1, Stepped::Done { .. }));
+    let other = Step::Reserve { owner, write_id: WriteId([2; 16]), started: 9, lease_ms: 10 };
+    let (change, result) = apply(Some(&first), &other, KEPT_MS);
+    assert!(matches!((put(change).fence, result), (1, Stepped::Reserved { took_over: false, .. })), "the name is free");
+    let (_, result) = apply(Some(&first), &reserve(2, 10), KEPT_MS + DOUBTED_MS);
+    assert!(matches!(result, Stepped::Reserved { took_over: false, .. }), "it is forgotten");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{KEPT_MS, Owner};
+use super::{DOUBTED_MS, KEPT_MS, Owner};
+use crate::fault::Fault;
 use crate::name::WriteId;
 use crate::register::Stamp;
 
@@ -37,7 +38,7 @@ pub struct Reservation {
     pub lease_from_ms: u64,
     /// When it ends. No later than `lease_from_ms` if the claim was given up.
     pub lease_until_ms: u64,
-    /// When the record may be forgotten.
+    /// When it ends. Without a response: when attempts are granted no further claims. With one: when it may be forgotten.
     pub kept_until_ms: u64,
 }
 
@@ -73,14 +74,32 @@ impl Reservation {
         if now_ms < self.lease_from_ms { 0 } else { self.lease_until_ms.saturating_sub(now_ms) }
     }
 
-    /// With a lease that starts now and lasts at most [`KEPT_MS`], and kept as long as a record is.
+    /// True when it is in progress and its first claim is so long ago that nobody may carry it out any longer.
+    pub(super) fn has_expired(&self, now_ms: u64) -> bool {
+        self.state == State::InProgress && self.kept_until_ms <= now_ms
+    }
+
+    /// When it may be forgotten.
+    pub fn remembered_until_ms(&self) -> u64 {
+        match self.state {
+            State::InProgress => self.kept_until_ms.saturating_add(DOUBTED_MS),
+            State::Done { .. } => self.kept_until_ms,
+        }
+    }
+
+    /// With a lease that starts now and lasts at most [`KEPT_MS`].
     pub(super) fn leased(mut self, lease_ms: u64, now_ms: u64) -> Self {
         self.lease_from_ms = now_ms;
         self.lease_until_ms = now_ms.saturating_add(lease_ms.min(KEPT_MS));
-        self.kept(now_ms)
+        self.touched(now_ms)
     }
 
-    /// To be kept for [`KEPT_MS`] from now on.
+    /// After a step other than the first and the last: it is kept no longer because of it.
+    pub(super) fn touched(self, now_ms: u64) -> Self {
+        if Fault::ReservationProlonged.is_on() { self.kept(now_ms) } else { self }
+    }
+
+    /// To be kept for [`KEPT_MS`] from now on: from its first claim, and again from the moment that its response is recorded.
     pub(super) fn kept(mut self, now_ms: u64) -> Self {
         self.kept_until_ms = now_ms.saturating_add(KEPT_MS);
         self

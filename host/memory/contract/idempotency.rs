@@ -1,7 +1,7 @@
 //! What every idempotency store must do.
 
 use bytes::Bytes;
-use witan_kernel::idempotency::{KEPT_MS, Name, Owner, RESPONSE_BYTES, Step, Stepped};
+use witan_kernel::idempotency::{DOUBTED_MS, KEPT_MS, Name, Owner, RESPONSE_BYTES, Step, Stepped};
 use witan_kernel::name::WriteId;
 use witan_kernel::port::{Clock, IdempotencyStore, StoreError};
 use witan_kernel::register::Stamp;
@@ -40,6 +40,7 @@ pub async fn all<S: IdempotencyStore>(store: &S, clock: &ManualClock) {
     takeover(store, clock).await;
     giving_up(store).await;
     expiry(store, clock).await;
+    no_repetition_prolongs_it(store, clock).await;
     no_jump_of_the_wall_clock_matters(store, clock).await;
     too_long_a_response(store).await;
     one_of_many_at_once(store).await;
@@ -96,6 +97,29 @@ async fn expiry<S: IdempotencyStore>(store: &S, clock: &ManualClock) {
     assert!(matches!(store.step(name(1004), reserve(2, 1, 500)).await, Ok(Stepped::Done { .. })));
     clock.pass_ms(1);
     assert_eq!(store.step(name(1004), reserve(2, 2, 500)).await, Ok(first()), "a day later the name is free");
+}
+
+/// An attempt in doubt that is repeated for a day is not carried out any longer, and its repetitions learn that for another day.
+async fn no_repetition_prolongs_it<S: IdempotencyStore>(store: &S, clock: &ManualClock) {
+    let name = name(1008);
+    assert_eq!(store.step(name, reserve(1, 1, 500)).await, Ok(first()));
+    let stamp = Step::Stamp { owner: owner(1), fence: 1, stamp: Stamp(7) };
+    assert_eq!(store.step(name, stamp).await, Ok(Stepped::Stored));
+    let abandon = |of, fence| Step::Abandon { owner: owner(of), fence };
+    assert_eq!(store.step(name, abandon(1, 1)).await, Ok(Stepped::Stored));
+    for fence in 2..=4 {
+        clock.pass_ms(KEPT_MS / 4);
+        let taken = Stepped::Reserved { fence, took_over: true, stamp: Some(Stamp(7)), started: 42 };
+        let of = fence as u8;
+        assert_eq!(store.step(name, reserve(of, 1, 500)).await, Ok(taken));
+        assert_eq!(store.step(name, abandon(of, fence)).await, Ok(Stepped::Stored));
+    }
+    clock.pass_ms(KEPT_MS / 4);
+    assert_eq!(store.step(name, reserve(9, 1, 500)).await, Ok(Stepped::Expired), "a day after its first claim");
+    clock.pass_ms(DOUBTED_MS - 1);
+    assert_eq!(store.step(name, reserve(9, 1, 500)).await, Ok(Stepped::Expired));
+    clock.pass_ms(1);
+    assert_eq!(store.step(name, reserve(9, 1, 500)).await, Ok(first()), "two days after it, it is forgotten");
 }
 
 async fn no_jump_of_the_wall_clock_matters<S: IdempotencyStore>(store: &S, clock: &ManualClock) {

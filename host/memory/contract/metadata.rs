@@ -7,8 +7,8 @@ use bytes::Bytes;
 use witan_kernel::hook::Hook;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{
-    ARTIFACT_BYTES, Artifact, BINDING_RECORD_BYTES, Changed, Changes, Claim, Commit, Component, Digest, Metadata, NODES,
-    NodeOnRecord, NodeStatus, SECRETS, Secret, Slot, Source, StorageNode, StoreError, StoreState, Token,
+    ARTIFACT_BYTES, Artifact, BINDING_RECORD_BYTES, Changed, Changes, Claim, Commit, Component, Digest, Metadata,
+    NODES, NodeOnRecord, NodeStatus, SECRETS, Secret, Slot, Source, StorageNode, StoreError, StoreState, Token,
 };
 use witan_kernel::scan::Trust;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant};
@@ -202,13 +202,14 @@ async fn stores<M: Metadata>(metadata: &M, id: &NodeId, first: StoreId) {
     assert_eq!(met(first, 5).await, Trust::Whole, "the first one goes on record");
     let recorded = revision().await;
     assert!(recorded > before, "others follow that");
-    metadata.note_commits(vec![
-        Commit { store: first, commit: 7, keys: Some(70) },
-        Commit { store: first, commit: 6, keys: None },
-        Commit { store: third, commit: 1, keys: Some(1) },
-    ])
-    .await
-    .expect("noted");
+    metadata
+        .note_commits(vec![
+            Commit { store: first, commit: 7, keys: Some(70) },
+            Commit { store: first, commit: 6, keys: None },
+            Commit { store: third, commit: 1, keys: Some(1) },
+        ])
+        .await
+        .expect("noted");
     assert_eq!(state(first).await, Some((StoreState::Reported, 7, 70)), "the highest one is kept");
     assert_eq!(state(third).await, None, "nobody has met it");
     assert_eq!((met(first, 7).await, met(first, 8).await, revision().await), (Trust::Whole, Trust::Whole, recorded));
@@ -218,7 +219,10 @@ async fn stores<M: Metadata>(metadata: &M, id: &NodeId, first: StoreId) {
     assert!(matches!(replace(first, new).await, Err(StoreError::Conflict(_))), "it was not admitted");
     assert!(matches!(admit(third, new).await, Err(StoreError::Conflict(_))), "that is not on record");
     assert_eq!(admit(first, new).await, Ok(()));
-    assert_eq!((met(new, 0).await, state(new).await.map(|(state, ..)| state)), (Trust::Filling, Some(StoreState::Filling)));
+    assert_eq!(
+        (met(new, 0).await, state(new).await.map(|(state, ..)| state)),
+        (Trust::Filling, Some(StoreState::Filling))
+    );
     assert_eq!(met(first, 7).await, Trust::Whole);
     assert_eq!(met(new, 0).await, Trust::Unadmitted);
     assert!(matches!(replace(first, new).await, Err(StoreError::Conflict(_))), "it is not admitted any more");
@@ -242,7 +246,11 @@ async fn stores<M: Metadata>(metadata: &M, id: &NodeId, first: StoreId) {
     assert_eq!(state(new).await.map(|(state, ..)| state), Some(StoreState::SetBack));
     assert!(matches!(admit(new, new).await, Err(StoreError::Refused(_))));
     metadata.forget_commits().await.expect("forgotten");
-    assert_eq!((met(new, 3).await, state(new).await), (Trust::Whole, Some((StoreState::Reported, 0, 0))), "a restored copy");
+    assert_eq!(
+        (met(new, 3).await, state(new).await),
+        (Trust::Whole, Some((StoreState::Reported, 0, 0))),
+        "a restored copy"
+    );
     metadata.note_commits(vec![Commit { store: new, commit: 4, keys: None }]).await.expect("noted");
     assert_eq!(meet(new, 3, 4).await.trust, Trust::Unadmitted);
     assert_eq!((admit(new, third).await, replace(new, third).await), (Ok(()), Ok(())));

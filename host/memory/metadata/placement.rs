@@ -1,11 +1,11 @@
 //! Storage nodes and their stores.
 
 use witan_kernel::name::{NodeId, StoreId};
+use witan_kernel::port::stores::Meeting;
 use witan_kernel::port::{
     Answer, Changed, Commit, Met, NODES, NodeOnRecord, Placement, PlacementStore, StorageNode, StoreError,
     StoreOnRecord, StoreState, rules, stores,
 };
-use witan_kernel::port::stores::Meeting;
 
 use super::{MemoryMetadata, State};
 

@@ -11,8 +11,8 @@ use witan_kernel::replica::Place;
 use witan_kernel::siblings::{VersionVector, Write};
 
 use super::*;
-use crate::store::BIRTHS;
 use crate::engine::simulated::Disk;
+use crate::store::BIRTHS;
 
 struct Dice(AtomicU8);
 
@@ -217,7 +217,11 @@ fn a_put_is_minted_once_under_an_actor_of_this_store() {
     };
     let (third, _) = bench.one(at(1), Ask::Put(Arc::new(put(3))));
     let (fourth, _) = bench.one(at(1), Ask::Put(Arc::new(put(4))));
-    assert_eq!((births(&third), births(&fourth)), (2, 2), "one birth for each start of the node, stored with the record");
+    assert_eq!(
+        (births(&third), births(&fourth)),
+        (2, 2),
+        "one birth for each start of the node, stored with the record"
+    );
     bench.done(at(2), Ask::Put(Arc::new(put(1))));
     assert_ne!(
         bench.store.load(&row::key(&at(1))).unwrap().unwrap().0,
@@ -240,11 +244,13 @@ fn a_record_has_a_bounded_number_of_births_however_often_its_node_starts() {
 #[test]
 fn two_time_lines_of_a_copied_disk_mint_different_events() {
     let mut bench = Bench::new();
-    bench.one(at(1), Ask::Put(Arc::new(put(1))));
+    bench.done(at(1), Ask::Put(Arc::new(put(1))));
     bench.sync();
     let copy = bench.disk.snapshot();
     let dots = |answer: &Outcome| match record(answer) {
-        Some(Record::Siblings(siblings)) => siblings.versions.iter().flat_map(|v| v.dots.to_vec()).collect::<HashSet<_>>(),
+        Some(Record::Siblings(siblings)) => {
+            siblings.versions.iter().flat_map(|v| v.dots.to_vec()).collect::<HashSet<_>>()
+        }
         other => panic!("{other:?}"),
     };
     let (one, _) = bench.one(at(1), Ask::Put(Arc::new(put(2))));

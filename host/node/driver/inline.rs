@@ -69,6 +69,7 @@ impl Driver for Inline {
     }
 
     fn usage(&self) -> Pin<Box<dyn Future<Output = Result<Usage, EngineError>> + Send>> {
+        self.store.look_for_room();
         Box::pin(std::future::ready(self.store.engine().usage()))
     }
 
@@ -123,7 +124,7 @@ async fn sync(store: Arc<Store>, shard: Arc<Mutex<Shard>>, mut gated: mpsc::Rece
     while gated.recv_many(&mut batches, GATED_BATCHES).await > 0 {
         // Batches written while the disk works wait for the next sync, as they do on threads.
         tokio::time::sleep(sync_takes()).await;
-        let failed = store.engine().sync().err();
+        let failed = store.sync().err();
         for (generation, parcels) in batches.drain(..) {
             match &failed {
                 None => {

@@ -134,7 +134,11 @@ impl Driver for Threads {
     fn usage(&self) -> Pin<Box<dyn Future<Output = Result<Usage, EngineError>> + Send>> {
         let store = self.store.clone();
         Box::pin(async move {
-            let measured = tokio::task::spawn_blocking(move || store.engine().usage()).await;
+            let measured = tokio::task::spawn_blocking(move || {
+                store.look_for_room();
+                store.engine().usage()
+            });
+            let measured = measured.await;
             measured.unwrap_or_else(|error| Err(EngineError::Broken(error.to_string())))
         })
     }
@@ -224,7 +228,7 @@ impl Gate {
     /// Syncs, each time once for all batches that have gathered meanwhile, until the gate is closed.
     fn sync(&self, store: &Store) {
         while let Some(batches) = self.wait() {
-            let failed = store.engine().sync().err();
+            let failed = store.sync().err();
             for Gated { shard, generation, parcels } in batches {
                 let Some(error) = &failed else {
                     let before = self.synced[shard].fetch_max(generation, Ordering::Release);

@@ -196,10 +196,8 @@ impl Fjall {
         let mut condition = self.condition();
         if matches!(*condition, Condition::Sound) {
             if self.is_full_disk(error) {
-                tracing::error!(folder = %self.folder.display(), %error, "the disk is full: writes are refused until there is room");
                 *condition = Condition::WaitsForRoom { tried: None };
             } else {
-                tracing::error!(folder = %self.folder.display(), %error, "the store has failed: check the disk, then restart the node");
                 *condition = Condition::Dead(reason.clone());
             }
         }
@@ -264,7 +262,8 @@ impl Open {
         }
         let length = |change: &Change| change.0.len() + change.1.as_ref().map_or(0, Bytes::len);
         let noted = note.as_ref().map_or(0, |(name, value)| name.len() + value.len());
-        let (rows, bytes) = (batch.len() + usize::from(note.is_some()), batch.iter().map(length).sum::<usize>() + noted);
+        let (rows, bytes) =
+            (batch.len() + usize::from(note.is_some()), batch.iter().map(length).sum::<usize>() + noted);
         let mut changes = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), batch.len() + 1);
         if let Some((name, value)) = note {
             changes.insert(&self.notes, name, value);
@@ -286,6 +285,15 @@ fn describe(folder: &Path, what: &str, error: &dyn std::error::Error) -> EngineE
 }
 
 impl Engine for Fjall {
+    fn condition(&self) -> witan_kernel::condition::Condition {
+        use witan_kernel::condition::Condition as Reported;
+        match &*self.condition() {
+            Condition::Sound => Reported::Serving,
+            Condition::WaitsForRoom { .. } => Reported::Full,
+            Condition::Dead(reason) => Reported::Failed(reason.clone()),
+        }
+    }
+
     fn get(&self, row: &[u8]) -> Result<Option<Bytes>, EngineError> {
         Ok(self.with(|open| open.records.get(row))?.map(Bytes::from))
     }

@@ -1,11 +1,12 @@
-//! A disk in memory, for tests and the simulation. A crash loses what was not synced, and the disk can be made full, broken or empty.
-//! It can lose what was synced, too: then, as on a real disk, its store is not opened again.
+//! A disk in memory, for tests and the simulation. A crash loses what was not synced, and the disk can be made full, broken or empty, or
+//! fail reads or syncs only. It can lose what was synced, too: then, as on a real disk, its store is not opened again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use witan_kernel::condition::Condition;
 use witan_kernel::fault::Fault;
 use witan_kernel::sync::lock;
 
@@ -32,6 +33,10 @@ struct Contents {
     incarnation: u64,
     full: bool,
     broken: Option<String>,
+    failing_reads: bool,
+    failing_syncs: bool,
+    /// Set by a failed sync until the disk is opened again: what it holds beyond the last successful sync is unknown.
+    unsound: bool,
     syncs: u64,
     writes: u64,
 }
@@ -89,6 +94,7 @@ impl Disk {
     pub fn open(&self) -> Simulated {
         let mut state = self.contents();
         state.incarnation += 1;
+        state.unsound = false;
         let refused = state.damaged && !Fault::DamageBelieved.is_on();
         Simulated { disk: self.clone(), incarnation: state.incarnation, refused }
     }
@@ -155,6 +161,17 @@ impl Disk {
         self.contents().broken = reason.map(str::to_owned);
     }
 
+    /// Makes every read of rows and notes fail, or lets reads succeed again. Writes and syncs are not affected.
+    pub fn set_failing_reads(&self, failing: bool) {
+        self.contents().failing_reads = failing;
+    }
+
+    /// Makes every sync fail, or lets syncs succeed again. After a failed sync, as with the engine on a real disk, writes and syncs fail
+    /// until the disk is opened again, and a crash loses what was written since the last sync that succeeded.
+    pub fn set_failing_syncs(&self, failing: bool) {
+        self.contents().failing_syncs = failing;
+    }
+
     /// How many times it was synced.
     pub fn syncs(&self) -> u64 {
         self.contents().syncs
@@ -193,11 +210,25 @@ impl Simulated {
             None => Ok(state),
         }
     }
+
+    fn readable(&self) -> Result<MutexGuard<'_, Contents>, EngineError> {
+        let state = self.state()?;
+        if state.failing_reads { Err(failed("read")) } else { Ok(state) }
+    }
+
+    fn writable(&self) -> Result<MutexGuard<'_, Contents>, EngineError> {
+        let state = self.state()?;
+        if state.unsound { Err(failed("an earlier sync")) } else { Ok(state) }
+    }
+}
+
+fn failed(what: &str) -> EngineError {
+    EngineError::Broken(format!("{what}: Input/output error"))
 }
 
 impl Simulated {
     fn commit(&self, batch: Vec<Change>, note: Option<(String, Bytes)>) -> Result<(), EngineError> {
-        let mut state = self.state()?;
+        let mut state = self.writable()?;
         if state.full {
             return Err(EngineError::Full);
         }
@@ -213,8 +244,16 @@ impl Simulated {
 }
 
 impl Engine for Simulated {
+    fn condition(&self) -> Condition {
+        match self.writable() {
+            Ok(state) if state.full => Condition::Full,
+            Ok(_) => Condition::Serving,
+            Err(error) => Condition::Failed(error.to_string()),
+        }
+    }
+
     fn get(&self, row: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        Ok(self.state()?.rows.get(row).cloned())
+        Ok(self.readable()?.rows.get(row).cloned())
     }
 
     fn write(&self, batch: Vec<Change>) -> Result<(), EngineError> {
@@ -226,7 +265,11 @@ impl Engine for Simulated {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        let mut state = self.state()?;
+        let mut state = self.writable()?;
+        if state.failing_syncs {
+            state.unsound = true;
+            return Err(failed("sync"));
+        }
         state.keep_synced();
         state.syncs += 1;
         Ok(())
@@ -236,7 +279,7 @@ impl Engine for Simulated {
         if range.is_empty() {
             return Ok(Vec::new());
         }
-        let state = self.state()?;
+        let state = self.readable()?;
         Ok(state.rows.range(range).take(limit).map(|(row, value)| (row.clone(), value.clone())).collect())
     }
 
@@ -244,7 +287,7 @@ impl Engine for Simulated {
         if range.is_empty() {
             return Ok(());
         }
-        let state = self.state()?;
+        let state = self.readable()?;
         let _ = state.rows.range(range).all(|(row, value)| each(row.clone(), value.clone()));
         Ok(())
     }
@@ -260,11 +303,16 @@ impl Engine for Simulated {
     }
 
     fn note(&self, name: &str) -> Result<Option<Bytes>, EngineError> {
-        Ok(self.state()?.notes.get(name).cloned())
+        Ok(self.readable()?.notes.get(name).cloned())
     }
 
     fn set_note(&self, name: &str, value: Bytes) -> Result<(), EngineError> {
-        self.state()?.notes.insert(name.to_owned(), value);
+        let mut state = self.writable()?;
+        if state.failing_syncs {
+            state.unsound = true;
+            return Err(failed("sync"));
+        }
+        state.notes.insert(name.to_owned(), value);
         Ok(())
     }
 }
@@ -351,5 +399,38 @@ mod tests {
         assert_eq!(engine.get(&[1]), Err(EngineError::Broken("smoke".to_owned())));
         disk.wipe();
         assert_eq!(disk.open().get(&[1]), Ok(None));
+    }
+
+    #[test]
+    fn reads_fail_alone() {
+        let disk = Disk::new();
+        let engine = disk.open();
+        engine.write(vec![row(1)]).unwrap();
+        disk.set_failing_reads(true);
+        assert!(engine.get(&[1]).is_err() && engine.note("name").is_err());
+        assert!(engine.scan(Bytes::new()..Bytes::from_static(&[9]), 9).is_err());
+        engine.write(vec![row(2)]).unwrap();
+        engine.sync().unwrap();
+        disk.set_failing_reads(false);
+        assert!(engine.get(&[2]).unwrap().is_some());
+    }
+
+    #[test]
+    fn after_a_failed_sync_nothing_is_written_until_it_is_opened_again() {
+        let disk = Disk::new();
+        let engine = disk.open();
+        engine.write(vec![row(1)]).unwrap();
+        engine.sync().unwrap();
+        engine.write(vec![row(2)]).unwrap();
+        disk.set_failing_syncs(true);
+        assert!(engine.sync().is_err());
+        disk.set_failing_syncs(false);
+        assert!(engine.sync().is_err() && engine.write(vec![row(3)]).is_err(), "an answered error is final");
+        assert!(engine.get(&[1]).unwrap().is_some(), "reads go on");
+        disk.crash();
+        let engine = disk.open();
+        engine.write(vec![row(3)]).unwrap();
+        engine.sync().unwrap();
+        assert!(engine.get(&[1]).unwrap().is_some() && engine.get(&[2]).unwrap().is_none());
     }
 }

@@ -13,9 +13,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
+use witan_kernel::condition::Condition;
 use witan_kernel::name::NodeId;
 use witan_kernel::replica::{Answer, Outcome};
 use witan_kernel::sync::lock;
+use witan_wire::condition::{STORE_STATE, condition_to_wire};
 use witan_wire::frame::{self, BATCH_ITEMS, Joiner, PIECE_BYTES, VERSIONS};
 use witan_wire::replica::{Arrived, answer_to_wire, malformed_to_wire};
 use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Frame, Hello, ReplicaAnswer, ReplicaRequest, Welcome};
@@ -33,6 +35,8 @@ const ANSWER_BYTES: usize = 16;
 /// Events from the reading half, and from the shards, to the answering half.
 enum Event {
     Welcome(Welcome),
+    /// The store's condition has changed.
+    State(Condition),
     Answers(Answers),
     Malformed(Vec<ReplicaAnswer>),
     End(Status),
@@ -131,6 +135,7 @@ pub(super) fn start(inbound: Streaming<ExchangeRequest>, storage: &Storage) -> A
         stopped: storage.stopped.clone(),
         out: Arc::new(Out { events, unsent: unsent.clone() }),
         timings: timings.clone(),
+        condition: None,
     };
     tokio::spawn(reading.run());
     let clock = storage.clock.clone();
@@ -160,6 +165,15 @@ struct Reading {
     stopped: watch::Receiver<bool>,
     out: Arc<Out>,
     timings: Arc<Timings>,
+    /// The store's condition, for a coordinator that is sent its changes.
+    condition: Option<watch::Receiver<Condition>>,
+}
+
+/// Waits for the next change, for ever if there is none to wait for.
+async fn changed(condition: &mut Option<watch::Receiver<Condition>>) -> Option<Condition> {
+    let Some(changes) = condition else { return std::future::pending().await };
+    changes.changed().await.ok()?;
+    Some(changes.borrow_and_update().clone())
 }
 
 impl Reading {
@@ -187,9 +201,18 @@ impl Reading {
     }
 
     async fn next(&mut self) -> Result<Option<ExchangeRequest>, Status> {
-        tokio::select! {
-            message = self.inbound.message() => message,
-            _ = self.stopped.wait_for(|stopped| *stopped) => Ok(None),
+        loop {
+            tokio::select! {
+                // In this order, so that a simulation runs the same each time. A change is rare, and must not wait behind requests.
+                biased;
+                _ = self.stopped.wait_for(|stopped| *stopped) => return Ok(None),
+                changed = changed(&mut self.condition) => match changed {
+                    Some(condition) => drop(self.out.events.send(Event::State(condition))),
+                    // The store is gone, and with it the node.
+                    None => self.condition = None,
+                },
+                message = self.inbound.message() => return message,
+            }
         }
     }
 
@@ -199,7 +222,10 @@ impl Reading {
             .map_err(|_| Status::deadline_exceeded("no hello came"))??;
         let Some(first) = first else { return Ok(()) };
         let hello = first.hello.ok_or_else(|| Status::invalid_argument("the first message must be a hello"))?;
+        // From here on: a change after the welcome is not missed.
+        let changes = self.driver.store().condition();
         let welcome = welcome(&hello, &self.node, &*self.driver)?;
+        self.condition = hello.capabilities.iter().any(|named| named == STORE_STATE).then_some(changes);
         tracing::debug!(coordinator = hello.coordinator_id, version = welcome.version, "lane opened");
         let _ = self.out.events.send(Event::Welcome(welcome));
         Ok(())
@@ -275,6 +301,7 @@ fn welcome(hello: &Hello, node: &NodeId, driver: &dyn Driver) -> Result<Welcome,
         node_id: node.to_string(),
         store_id: driver.store().id().0.to_vec().into(),
         commit: driver.store().commit(),
+        store_state: Some(condition_to_wire(&driver.store().condition().borrow())),
     })
 }
 
@@ -296,13 +323,19 @@ pub(crate) struct Answering {
 }
 
 impl Answering {
-    /// Takes delivered answers until a frame is full or none are left. Returns a welcome if there is one to send.
-    fn gather(&mut self, context: &mut Context<'_>) -> Option<Welcome> {
+    /// Takes delivered answers until a frame is full or none are left. Returns a message of another kind if there is one to send.
+    fn gather(&mut self, context: &mut Context<'_>) -> Option<ExchangeResponse> {
         while !self.ended && self.waiting.len() < BATCH_ITEMS {
             match self.received.poll_recv(context) {
                 Poll::Pending => return None,
                 Poll::Ready(None) => self.ended = true,
-                Poll::Ready(Some(Event::Welcome(welcome))) => return Some(welcome),
+                Poll::Ready(Some(Event::Welcome(welcome))) => {
+                    return Some(ExchangeResponse { welcome: Some(welcome), ..ExchangeResponse::default() });
+                }
+                Poll::Ready(Some(Event::State(condition))) => {
+                    let state = Some(condition_to_wire(&condition));
+                    return Some(ExchangeResponse { state, ..ExchangeResponse::default() });
+                }
                 Poll::Ready(Some(Event::Malformed(answers))) => {
                     self.waiting.extend(answers.into_iter().map(|answer| (0, answer)));
                 }
@@ -342,10 +375,14 @@ impl Stream for Answering {
             if let Some(frame) = self.frames.pop_front() {
                 // Read after the answers in the frame have become durable.
                 let commit = self.store.commit();
-                return Poll::Ready(Some(Ok(ExchangeResponse { welcome: None, frame: Some(frame), commit })));
+                return Poll::Ready(Some(Ok(ExchangeResponse {
+                    frame: Some(frame),
+                    commit,
+                    ..ExchangeResponse::default()
+                })));
             }
-            if let Some(welcome) = self.gather(context) {
-                return Poll::Ready(Some(Ok(ExchangeResponse { welcome: Some(welcome), frame: None, commit: 0 })));
+            if let Some(message) = self.gather(context) {
+                return Poll::Ready(Some(Ok(message)));
             }
             if self.waiting.is_empty() {
                 return if self.ended { Poll::Ready(self.end.take().map(Err)) } else { Poll::Pending };

@@ -10,6 +10,7 @@ use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::ring;
 use witan_kernel::sync::lock;
+use witan_wire::condition::condition_to_wire;
 use witan_wire::v1::{DescribeResponse, ReadRequest, ReadResponse, RepairRequest, RepairResponse};
 
 use crate::batch::{Answers, Deliver, Item};
@@ -54,10 +55,9 @@ fn status(error: &ReplicaError) -> Status {
             Status::failed_precondition(message)
         }
         ReplicaError::Late => Status::deadline_exceeded(message),
-        ReplicaError::NotSent(_)
-        | ReplicaError::Incomplete(_)
-        | ReplicaError::Filling(_)
-        | ReplicaError::Lost(_) => Status::unavailable(message),
+        ReplicaError::NotSent(_) | ReplicaError::Incomplete(_) | ReplicaError::Filling(_) | ReplicaError::Lost(_) => {
+            Status::unavailable(message)
+        }
         ReplicaError::InDoubt | ReplicaError::Broken(_) => Status::internal(message),
     }
 }
@@ -94,6 +94,7 @@ pub(super) async fn repair(driver: &dyn Driver, request: RepairRequest) -> Resul
 pub(super) async fn describe(driver: &dyn Driver, node: &NodeId) -> Result<DescribeResponse, Status> {
     let store = driver.store();
     let usage = driver.usage().await.map_err(|error| Status::internal(error.to_string()))?;
+    let condition = store.condition().borrow().clone();
     Ok(DescribeResponse {
         node_id: node.to_string(),
         store_id: store.id().0.to_vec().into(),
@@ -102,6 +103,7 @@ pub(super) async fn describe(driver: &dyn Driver, node: &NodeId) -> Result<Descr
         disk_usage_percent: usage.percent,
         commit: driver.store().commit(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        store_state: Some(condition_to_wire(&condition)),
     })
 }
 

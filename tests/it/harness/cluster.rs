@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use tempfile::TempDir;
@@ -30,6 +30,8 @@ pub(crate) enum Disk {
     Folder,
     /// A file system in memory that only the node sees, of this size in MiB.
     Small(u32),
+    /// A file system on a loop device that only the node sees, which [`Cluster::fail_disk`] makes fail.
+    Failing,
 }
 
 /// The settings of a cluster.
@@ -101,6 +103,11 @@ impl Cluster {
         Api::new(self.address)
     }
 
+    /// The coordinator's gRPC address.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The coordinator's HTTP address.
     pub(crate) fn admin(&self) -> SocketAddr {
         self.admin
@@ -162,6 +169,24 @@ impl Cluster {
         self.coordinator = Some(process);
     }
 
+    /// Makes a [`Disk::Failing`] fail, as a fatal error of its device does: everything written from now on is refused, also to files that
+    /// are open.
+    pub(crate) fn fail_disk(&self, node: usize) {
+        let (id, data) = (self.node(node).id().to_string(), self.node_folder(node));
+        let abort = Command::new("nsenter")
+            .args(["--mount", "--target", &id, "mount", "-o", "remount,abort"])
+            .arg(data)
+            .status();
+        assert!(abort.expect("run nsenter").success(), "the file system cannot be made to fail");
+    }
+
+    /// Sends SIGTERM to a node and waits for its end.
+    pub(crate) async fn end_node(&mut self, node: usize) -> ExitStatus {
+        let mut process = self.nodes[node].process.take().expect("the node runs");
+        process.signal("TERM");
+        process.ended().await
+    }
+
     /// Waits until the coordinator reaches every node and reports that it is ready.
     pub(crate) async fn all_reachable(&self) {
         all_reachable(&self.api(), self.nodes.len()).await;
@@ -178,6 +203,7 @@ impl Cluster {
         let mut command = match disk {
             Disk::Folder => Process::witan(),
             Disk::Small(mib) => on_small_disk(&data, *mib),
+            Disk::Failing => on_failing_disk(&data),
         };
         command.arg("node").arg("--id").arg(id).arg("--data-dir").arg(&data).arg("--listen").arg(address.to_string());
         self.durability(&mut command);
@@ -216,6 +242,16 @@ fn on_small_disk(data: &Path, mib: u32) -> Command {
     let script = r#"mount -t tmpfs -o "size=$1m" tmpfs "$2" && shift 2 && exec "$@""#;
     command.args(may_mount()).args(["sh", "-c", script, "sh", &mib.to_string()]);
     command.arg(data).arg(env!("CARGO_BIN_EXE_witan"));
+    command
+}
+
+/// Runs the command in a separate mount namespace, in which `data` is an ext4 file system in a sparse file.
+fn on_failing_disk(data: &Path) -> Command {
+    std::fs::create_dir_all(data).expect("make a folder");
+    let mut command = Command::new("unshare");
+    let script = r#"truncate -s 1G "$1.image" && mkfs.ext4 -q -F "$1.image" && mount -o loop "$1.image" "$1" \
+        && rmdir "$1/lost+found" && shift && exec "$@""#;
+    command.args(may_mount()).args(["sh", "-c", script, "sh"]).arg(data).arg(env!("CARGO_BIN_EXE_witan"));
     command
 }
 

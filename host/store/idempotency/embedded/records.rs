@@ -154,7 +154,9 @@ impl Round<'_> {
         self.entries.insert(entry(due_ms, name), false);
         let check_again_ms = match self.touch(name) {
             Ok(Touched { record: None, .. }) => None,
-            Ok(Touched { record: Some(record), .. }) if record.kept_until_ms > now_ms => Some(record.kept_until_ms),
+            Ok(Touched { record: Some(record), .. }) if record.remembered_until_ms() > now_ms => {
+                Some(record.remembered_until_ms())
+            }
             Ok(touched) => {
                 *touched = Touched { record: None, changed: true };
                 None

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use redis::{Cmd, ErrorKind, RedisError, Script, ServerErrorKind, Value};
-use witan_kernel::idempotency::{KEPT_MS, Name, Step, Stepped};
+use witan_kernel::idempotency::{DOUBTED_MS, KEPT_MS, Name, Step, Stepped};
 use witan_kernel::port::StoreError;
 use witan_kernel::register::Stamp;
 
@@ -61,7 +61,7 @@ impl Call<'_> {
     fn command(&self, name: &str, script: &str) -> Cmd {
         let mut command = redis::cmd(name);
         command.arg(script).arg(1).arg(&self.key[..]);
-        command.arg(self.now_ms.map(|now| now.to_string()).unwrap_or_default()).arg(KEPT_MS);
+        command.arg(self.now_ms.map(|now| now.to_string()).unwrap_or_default()).arg(KEPT_MS).arg(DOUBTED_MS);
         match self.step {
             Step::Reserve { owner, write_id, started, lease_ms } => {
                 command.arg("reserve").arg(&owner.0).arg(&write_id.0).arg(&started.to_be_bytes()).arg(*lease_ms);
@@ -101,6 +101,7 @@ pub(super) fn read(reply: &Value) -> Result<Stepped, StoreError> {
             Ok(left_ms) => Ok(Stepped::InProgress { left_ms }),
             Err(_) => Err(unexpected(reply)),
         },
+        (b"expired", []) => Ok(Stepped::Expired),
         (b"conflict", []) => Ok(Stepped::Conflict),
         (b"stored", []) => Ok(Stepped::Stored),
         (b"lost", []) => Ok(Stepped::Lost),

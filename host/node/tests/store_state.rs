@@ -1,0 +1,198 @@
+//! A store that fails, or is full, as coordinators and probes see it: over a lane, in a description, and in the node's health.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::Streaming;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use witan_kernel::condition::Condition;
+use witan_kernel::name::{Key, NodeId, TenantId, WriteId};
+use witan_kernel::port::{Clock, Randomness};
+use witan_kernel::record::Record;
+use witan_kernel::register::{Register, Stamp};
+use witan_kernel::replica::{Ask, Outcome, Place, ReplicaError, Request};
+use witan_node::batch::Durability;
+use witan_node::driver::{QueueLimits, Threads};
+use witan_node::engine::simulated::Disk;
+use witan_node::server::{Guard, Limits, serve};
+use witan_node::store::Store;
+use witan_wire::condition::{STORE_STATE, condition_from_wire};
+use witan_wire::frame::{Joiner, open_answers, seal_requests};
+use witan_wire::replica::{answer_from_wire, request_to_wire};
+use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
+use witan_wire::v1::{DescribeRequest, ExchangeRequest, ExchangeResponse, Hello};
+
+/// Longest wait for anything that must happen, on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Clone)]
+struct Now;
+
+impl Clock for Now {
+    fn wall_micros(&self) -> u64 {
+        1_000_000
+    }
+
+    fn monotonic_micros(&self) -> u64 {
+        0
+    }
+}
+
+struct Sevens;
+
+impl Randomness for Sevens {
+    fn sixteen(&self) -> [u8; 16] {
+        [7; 16]
+    }
+}
+
+/// A node on a simulated disk.
+struct Running {
+    disk: Disk,
+    channel: Channel,
+    _stop: oneshot::Sender<()>,
+}
+
+async fn run() -> Running {
+    let (disk, node) = (Disk::new(), NodeId::new("node-1").unwrap());
+    let store = Arc::new(Store::open(Box::new(disk.open()), &node, &Sevens).unwrap());
+    let driver = Threads::start(store, Durability::Sync, 1, QueueLimits::default(), 0, Now).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let shutdown = async {
+        let _ = stopped.await;
+    };
+    let incoming = TcpListenerStream::new(listener);
+    tokio::spawn(serve(incoming, node, Arc::new(driver), Now, Limits::default(), Guard::default(), shutdown));
+    let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    Running { disk, channel, _stop: stop }
+}
+
+impl Running {
+    async fn described(&self) -> Option<Condition> {
+        let answer = StorageNodeServiceClient::new(self.channel.clone()).describe(DescribeRequest {}).await.unwrap();
+        condition_from_wire(answer.into_inner().store_state)
+    }
+
+    async fn health(&self, service: &str) -> ServingStatus {
+        let question = HealthCheckRequest { service: service.to_owned() };
+        HealthClient::new(self.channel.clone()).check(question).await.unwrap().into_inner().status()
+    }
+}
+
+/// A coordinator's end of a lane.
+struct Lane {
+    frames: mpsc::Sender<ExchangeRequest>,
+    answers: Streaming<ExchangeResponse>,
+    joiner: Joiner,
+    /// The conditions that the node has reported, in order.
+    reported: Vec<Condition>,
+}
+
+impl Lane {
+    async fn open(node: &Running, capabilities: &[&str]) -> Self {
+        let (frames, sent) = mpsc::channel(64);
+        let capabilities = capabilities.iter().map(|named| (*named).to_owned()).collect();
+        let hello = Hello { versions: vec![1], capabilities, ..Hello::default() };
+        frames.send(ExchangeRequest { hello: Some(hello), frame: None }).await.unwrap();
+        let answers = StorageNodeServiceClient::new(node.channel.clone()).exchange(ReceiverStream::new(sent)).await;
+        let mut answers = answers.unwrap().into_inner();
+        let welcome = answers.message().await.unwrap().and_then(|first| first.welcome).expect("a welcome first");
+        let reported = condition_from_wire(welcome.store_state).into_iter().collect();
+        Self { frames, answers, joiner: Joiner::new(), reported }
+    }
+
+    async fn message(&mut self) -> Vec<(u64, Outcome)> {
+        let message = tokio::time::timeout(PATIENCE, self.answers.message()).await.expect("a message in time");
+        let message = message.unwrap().expect("the lane is open");
+        self.reported.extend(condition_from_wire(message.state));
+        let batch = message.frame.and_then(|frame| self.joiner.push(frame).unwrap());
+        let answers = batch.map(|batch| open_answers(batch).unwrap()).unwrap_or_default();
+        answers.into_iter().map(|answer| answer_from_wire(answer).unwrap()).collect()
+    }
+
+    async fn ask(&mut self, key: &'static str, ask: Ask) -> Outcome {
+        let tenant = TenantId::new("t").unwrap();
+        let place = Place { token: 1, tenant, key: Key::new(key).unwrap() };
+        let request = request_to_wire(1, Request { place, epoch: 1, ask }, 0);
+        for frame in seal_requests(vec![request]) {
+            self.frames.send(ExchangeRequest { hello: None, frame: Some(frame) }).await.unwrap();
+        }
+        loop {
+            if let Some((_, outcome)) = self.message().await.pop() {
+                return outcome;
+            }
+        }
+    }
+
+    /// Waits until the node has reported `count` conditions.
+    async fn reports(&mut self, count: usize) -> &[Condition] {
+        while self.reported.len() < count {
+            assert!(self.message().await.is_empty(), "an answer that nobody has asked for");
+        }
+        &self.reported
+    }
+}
+
+fn merge(stamp: u64) -> Ask {
+    let value = Some(Bytes::from_static(b"value"));
+    Ask::Merge { record: Record::Register(Register::written(Stamp(stamp), WriteId([1; 16]), value)).encode() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_sync_is_reported_on_the_lane_and_in_health() {
+    let node = run().await;
+    let (mut lane, mut plain) = (Lane::open(&node, &[STORE_STATE]).await, Lane::open(&node, &[]).await);
+    assert_eq!(lane.reported, [Condition::Serving]);
+    assert_eq!(node.described().await, Some(Condition::Serving));
+    assert!(lane.ask("k", merge(1)).await.is_ok());
+
+    node.disk.set_failing_syncs(true);
+    let refused = lane.ask("k", merge(2)).await;
+    assert!(matches!(refused, Err(ReplicaError::Broken(_))), "{refused:?}");
+    let failed = lane.reports(2).await[1].clone();
+    assert!(failed.is_failed() && failed.reason().contains("Input/output error"), "{failed:?}");
+    assert_eq!(node.described().await, Some(failed.clone()));
+    for service in ["", "witan.v1.StorageNodeService"] {
+        assert_eq!(node.health(service).await, ServingStatus::NotServing, "{service:?}");
+    }
+
+    node.disk.set_failing_syncs(false);
+    assert!(lane.ask("k", merge(3)).await.is_err(), "it stays failed until the node is started again");
+    assert_eq!(lane.reported.len(), 2);
+    assert!(plain.ask("other", merge(1)).await.is_err());
+    assert_eq!(plain.reported, [Condition::Serving], "a coordinator that does not ask for it gets no state frame");
+    assert_eq!(Lane::open(&node, &[]).await.reported, [failed], "but every welcome has it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_read_is_reported() {
+    let node = run().await;
+    let mut lane = Lane::open(&node, &[STORE_STATE]).await;
+    node.disk.set_failing_reads(true);
+    assert!(matches!(lane.ask("k", Ask::Read).await, Err(ReplicaError::Broken(_))));
+    assert!(lane.reports(2).await[1].is_failed());
+    assert_eq!(node.health("").await, ServingStatus::NotServing);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_reported_and_so_is_room() {
+    let node = run().await;
+    let mut lane = Lane::open(&node, &[STORE_STATE]).await;
+    node.disk.set_full(true);
+    assert_eq!(lane.ask("k", merge(1)).await, Err(ReplicaError::StorageFull));
+    assert_eq!(lane.reports(2).await[1], Condition::Full);
+    assert_eq!(node.health("").await, ServingStatus::Serving, "it serves reads");
+    assert_eq!(node.described().await, Some(Condition::Full));
+    node.disk.set_full(false);
+    assert_eq!(node.described().await, Some(Condition::Serving), "noticed although nobody writes");
+    assert_eq!(lane.reports(3).await[2], Condition::Serving);
+}

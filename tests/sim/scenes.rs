@@ -1,0 +1,186 @@
+//! Scenes: short plays for rules that no storm reaches, because a client would have to wait in line or repeat itself for a day. Each is
+//! played with many seeds, which vary latencies, the duration of syncs and the order of everything; the deliberate fault of its rule must
+//! be found by it.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use witan_coordinate::{Line, Lines, WriteRequest, Written};
+use witan_kernel::failure::{Effect, Failed, Failure};
+use witan_kernel::fault::Fault;
+use witan_kernel::idempotency::KEPT_MS;
+use witan_kernel::name::Key;
+use witan_kernel::tenant::IdempotencyOutage;
+
+use crate::cluster::{Call, Cluster};
+use crate::play::Verdict;
+use crate::scenario::Scenario;
+use crate::world::{Bound, Dice, now_micros, to_value};
+
+/// Plays a scene with a seed.
+pub(crate) type Scene = fn(u64) -> Verdict;
+
+/// The scene in which a rule can be broken; `None`: any scenario.
+pub(crate) fn of(fault: Fault) -> Option<Scene> {
+    match fault {
+        Fault::DeadlineFromTurn => Some(in_line),
+        Fault::ReservationProlonged => Some(repeated_for_a_day),
+        _ => None,
+    }
+}
+
+const TICK: Duration = Duration::from_millis(1);
+
+/// Runs `scene` on the machines of a scenario, without any of its acts. It returns what it saw that must not be.
+fn stage<F>(seed: u64, name: &'static str, scene: impl FnOnce(Cluster) -> F) -> Verdict
+where
+    F: Future<Output = Vec<String>> + 'static,
+{
+    let (scenario, dice) = (Scenario::of(seed), Dice::new(seed));
+    let tenants = scenario.casts.iter().map(|cast| {
+        let mut tenant = cast.tenant.clone();
+        tenant.idempotency_outage = IdempotencyOutage::Reject;
+        tenant
+    });
+    let cluster = Cluster::new(&scenario, tenants.collect(), Bound(Vec::new()), &dice);
+    let mut sim = turmoil::Builder::new()
+        .rng_seed(seed)
+        .epoch(UNIX_EPOCH)
+        .tick_duration(TICK)
+        .simulation_duration(Duration::from_secs(120))
+        .min_message_latency(Duration::from_millis(1))
+        .max_message_latency(Duration::from_millis(scenario.latency_ms))
+        .tcp_capacity(1024)
+        .build();
+    cluster.boot(&mut sim);
+    let (to, mut seen) = mpsc::unbounded_channel();
+    let playing = scene(cluster);
+    sim.client("clients", async move {
+        to.send(playing.await).expect("the test waits for it");
+        Ok(())
+    });
+    let aborted = sim.run().err().map(|error| format!("aborted: {error}"));
+    let virtual_time = sim.elapsed();
+    drop(sim);
+    let mut violations: Vec<String> = aborted.into_iter().collect();
+    violations.extend(seen.try_recv().unwrap_or_else(|_| vec!["aborted: the scene has not ended".to_owned()]));
+    Verdict { scenario: name, violations, hash: 0, log: String::new(), operations: 0, virtual_time }
+}
+
+fn write(cluster: &Cluster, value: u32, timeout: Duration) -> WriteRequest {
+    WriteRequest {
+        tenant: cluster.tenants[0].id.clone(),
+        key: Key::new("key-0").expect("a key"),
+        value: Some(to_value(&[value].into())),
+        level: None,
+        idempotency_key: None,
+        context: Bytes::new(),
+        arrived: None,
+        timeout: Some(timeout),
+    }
+}
+
+/// Sends a write to the first coordinator, once it is up.
+async fn send(cluster: &Cluster, request: WriteRequest) -> Result<Written, Failed> {
+    loop {
+        let (to, answer) = oneshot::channel();
+        if let Some(doors) = cluster.coordinators[0].doors()
+            && doors.calls.send(Call::Write(request.clone(), to)).is_ok()
+        {
+            return answer.await.expect("an answer");
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+/// Writes until the coordinator has lanes to its nodes.
+async fn everything_works(cluster: &Cluster) {
+    while send(cluster, write(cluster, 0, Duration::from_secs(2))).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// How long after its deadline an answer may arrive: its way, and the steps of the simulation.
+const LATE: u64 = 20_000;
+
+/// Writes on one key wait in line, as those of a session do, while disks are slow. Each is answered by its own deadline, counted from its
+/// arrival, and what has not begun by then has done nothing.
+pub(crate) fn in_line(seed: u64) -> Verdict {
+    stage(seed, "in-line", |cluster| async move {
+        everything_works(&cluster).await;
+        cluster.nodes.iter().for_each(|node| node.set_slowest_sync(3000));
+        let line: Line = (cluster.tenants[0].id.clone(), Key::new("key-0").expect("a key"));
+        let (mut lines, arrived) = (Lines::default(), now_micros());
+        let mut violations = Vec::new();
+        let timeouts = [700, 300, 1000, 500, 1100].map(Duration::from_millis);
+        let deadlines = timeouts.map(|timeout| arrived + timeout.as_micros() as u64);
+        let mut next = None;
+        for (number, deadline) in deadlines.into_iter().enumerate() {
+            next = next.or(lines.enter(&line, deadline, number));
+        }
+        while let Some(number) = next {
+            let timeout = timeouts[number];
+            let request = WriteRequest { arrived: Some(arrived), ..write(&cluster, number as u32 + 1, timeout) };
+            let answer = send(&cluster, request).await;
+            let late = now_micros().saturating_sub(deadlines[number]);
+            if late > LATE {
+                violations.push(format!("late: write {number} was answered {late} us after its deadline: {answer:?}"));
+            }
+            let not_begun = matches!(&answer, Err(Failed { failure: Failure::NotBegun, .. }));
+            if not_begun && !matches!(answer, Err(Failed { effect: Some(Effect::NotApplied), .. })) {
+                violations.push(format!("honesty: write {number} has not begun: {answer:?}"));
+            }
+            // Whoever has come to its deadline in line does not begin.
+            lines.expired(now_micros());
+            next = lines.leave(&line);
+        }
+        violations
+    })
+}
+
+/// A write in doubt is repeated every few hours, while others write. Its repetitions are carried out until a day after the first attempt.
+pub(crate) fn repeated_for_a_day(seed: u64) -> Verdict {
+    stage(seed, "repeated", |cluster| async move {
+        everything_works(&cluster).await;
+        let mut violations = Vec::new();
+        let mine = WriteRequest {
+            idempotency_key: Some("intention".to_owned()),
+            ..write(&cluster, 1, Duration::from_millis(150))
+        };
+        let hours = [0, 7, 13, 20, 25, 30, 40];
+        let mut before = 0;
+        for hour in hours {
+            cluster.idempotency.pass_ms((hour - before) * KEPT_MS / 24);
+            before = hour;
+            // Answers of nodes come too late, so that every attempt ends in doubt.
+            cluster.nodes.iter().for_each(|node| node.set_slowest_sync(60_000));
+            let answer = send(&cluster, mine.clone()).await;
+            let expired = matches!(answer, Err(Failed { failure: Failure::ReservationExpired, .. }));
+            if expired != (hour >= 24) {
+                violations.push(format!("age: the repetition after {hour} hours was answered {answer:?}"));
+            }
+            if expired && !matches!(answer, Err(Failed { effect: Some(Effect::InDoubt), .. })) {
+                violations
+                    .push(format!("honesty: the repetition after {hour} hours may have been applied: {answer:?}"));
+            }
+            if answer.is_ok() {
+                break;
+            }
+        }
+        violations
+    })
+}
+
+/// Seeds of each scene in every run: they differ little.
+const SEEDS: u64 = 12;
+
+#[test]
+fn scenes_keep_every_promise() {
+    crate::on_all_cores(SEEDS, |seed| {
+        for scene in [in_line, repeated_for_a_day] as [Scene; 2] {
+            let verdict = scene(seed);
+            assert!(verdict.violations.is_empty(), "seed {seed} ({}): {:#?}", verdict.scenario, verdict.violations);
+        }
+    });
+}
