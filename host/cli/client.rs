@@ -204,6 +204,9 @@ impl Explained {
             }
             "IDEMPOTENCY_KEY_CONFLICT" => "use a new idempotency key for a different change",
             "IDEMPOTENCY_KEY_EXPIRED" => "read the key; use a new idempotency key for a new attempt",
+            "OUTCOME_FORGOTTEN" => {
+                "read the key; if the change is missing, send it again with a new idempotency key and the context read"
+            }
             "SIBLING_LIMIT" => "read the key, and write with the context that the read returns (--context)",
             "VERSION_CONFLICT" => "read it again, and repeat the change with its current version",
             "PLUGIN_FAULT" => {

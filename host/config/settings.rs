@@ -153,6 +153,7 @@ pub struct Consistency {
     pub write_timeout: Span,
     pub read_timeout: Span,
     pub repair_async: bool,
+    pub ask_before_repeating: bool,
 }
 
 /// The section `cache`.

@@ -1,17 +1,19 @@
 //! A write or a delete from its first check to its last answer.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use witan_kernel::context::Claims;
+use witan_kernel::context::{Claims, Issue};
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::Operation;
 use witan_kernel::idempotency::write_id;
 use witan_kernel::name::WriteId;
 use witan_kernel::port::{Clock, Randomness};
-use witan_kernel::quorum::MergeRound;
+use witan_kernel::quorum::{MergeRound, PutRound};
 use witan_kernel::record::Record;
+use witan_kernel::siblings::Shown;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level};
 
 use super::exchange::Exchange;
@@ -31,6 +33,13 @@ pub(super) struct Change {
     pub(super) claim: Claim,
     /// The key that the client sent, or the one that was generated.
     pub(super) idempotency_key: String,
+}
+
+/// What goes on after the response.
+struct Rest {
+    merges: MergeRound,
+    puts: Option<Box<PutRound>>,
+    write_id: WriteId,
 }
 
 impl<W: World> Coordinator<W> {
@@ -94,7 +103,8 @@ impl<W: World> Coordinator<W> {
 
     /// Seals a client's claims as a context token.
     pub(super) fn seal(&self, plan: &Plan, claims: &Claims) -> Bytes {
-        self.keys.load().seal(&plan.place.tenant, &plan.place.key, claims)
+        let issue = if self.names.load(Ordering::Relaxed) { Issue::Second } else { Issue::First };
+        self.keys.load().seal(&plan.place.tenant, &plan.place.key, claims, issue)
     }
 }
 
@@ -102,7 +112,10 @@ impl<W: World> Exchange<W> {
     async fn carry_out(mut self, mut change: Change, respond: Respond<Written>) {
         let outcome = self.store(&mut change).await;
         let (result, rest) = match outcome {
-            Ok(Stored { claims, replicas, rest }) => {
+            Ok(Stored { claims, replicas, rest, puts }) => {
+                // Whoever took over, or has no reservation, may not be the only one that has ever sent the write.
+                let puts = puts.filter(|_| !change.claim.may_be_repeated());
+                let rest = Rest { merges: rest, puts, write_id: change.write_id };
                 (Ok(self.written(&claims, replicas, change.idempotency_key)), Some(rest))
             }
             // That this attempt has done nothing says nothing of the intention: an earlier one may have applied it.
@@ -117,7 +130,10 @@ impl<W: World> Exchange<W> {
             (Recorded::Yes, rest) => {
                 respond(result);
                 if let Some(rest) = rest {
-                    self.hear_out(rest).await;
+                    self.hear_out(rest.merges).await;
+                    if let Some(puts) = rest.puts {
+                        Box::pin(self.unpin(*puts, rest.write_id)).await;
+                    }
                 }
             }
             (recorded, rest) => Box::pin(self.answer_late(recorded, result, respond, rest)).await,
@@ -131,7 +147,7 @@ impl<W: World> Exchange<W> {
         recorded: Recorded,
         result: Result<Written, Failed>,
         respond: Respond<Written>,
-        rest: Option<MergeRound>,
+        rest: Option<Rest>,
     ) {
         let (coordinator, deadline) = (Arc::clone(&self.coordinator), self.plan.deadline);
         let at_once = self.plan.tenant.idempotency_outage == IdempotencyOutage::Proceed;
@@ -148,7 +164,7 @@ impl<W: World> Exchange<W> {
         };
         let hear_out = async {
             if let Some(rest) = rest {
-                self.hear_out(rest).await;
+                self.hear_out(rest.merges).await;
             }
         };
         futures::future::join(answer, hear_out).await;
@@ -212,6 +228,6 @@ impl<W: World> Exchange<W> {
 
 /// The claims of a client that has read the whole record.
 pub(super) fn claims_of(record: &witan_kernel::siblings::Siblings) -> Claims {
-    let (seen, ids) = record.context_claims();
-    Claims::Siblings { seen, ids }
+    let Shown { seen, ids, newest } = record.context_claims();
+    Claims::Siblings { seen, ids, newest }
 }

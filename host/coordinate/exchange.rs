@@ -24,27 +24,32 @@ use witan_origin::{self as origin, Span};
 pub(super) enum Phase {
     Stamp,
     Put,
+    /// Questions about a write that is repeated, beside its Puts.
+    Names,
     Merge,
     Read,
     Repair,
+    Unpin,
 }
 
 impl Phase {
-    const ALL: [Self; 5] = [Self::Stamp, Self::Put, Self::Merge, Self::Read, Self::Repair];
+    const ALL: [Self; 7] = [Self::Stamp, Self::Put, Self::Names, Self::Merge, Self::Read, Self::Repair, Self::Unpin];
 
     /// The name of a request's span.
     fn span_name(self) -> &'static str {
         match self {
             Self::Stamp => "node stamp",
             Self::Put => "node put",
+            Self::Names => "node names",
             Self::Merge => "node merge",
             Self::Read => "node read",
             Self::Repair => "node repair",
+            Self::Unpin => "node unpin",
         }
     }
 
-    fn tag(self, replica: u8) -> u32 {
-        (self as u32) << 8 | u32::from(replica)
+    fn tag(self, turn: u16, replica: u8) -> u32 {
+        u32::from(turn) << 16 | (self as u32) << 8 | u32::from(replica)
     }
 }
 
@@ -52,7 +57,7 @@ impl Phase {
 #[derive(Debug)]
 enum Event {
     /// A replica answered or failed.
-    Answer { phase: Phase, replica: u8, outcome: Outcome },
+    Answer { phase: Phase, turn: u16, replica: u8, outcome: Outcome },
     /// The moment waited for has come.
     Elapsed,
 }
@@ -90,6 +95,10 @@ pub(super) struct Exchange<W: World> {
     pub(super) coordinator: Arc<Coordinator<W>>,
     pub(super) plan: Plan,
     mailbox: Arc<Mailbox>,
+    /// Number of the round, among those of one phase.
+    turn: u16,
+    /// Answers to Puts that came after their round.
+    late_puts: SmallVec<[(u8, Outcome); 0]>,
     timer: Option<(u64, Pin<Box<Sleep>>)>,
     /// The incarnation of each replica's store when it was last sent a request; 0: it was sent none.
     sent_to: PerReplica<u64>,
@@ -100,11 +109,20 @@ pub(super) struct Exchange<W: World> {
 impl<W: World> Exchange<W> {
     pub(super) fn new(coordinator: Arc<Coordinator<W>>, plan: Plan) -> Self {
         let sent_to = smallvec![0; plan.replicas.len()];
-        Self { coordinator, plan, mailbox: Arc::default(), timer: None, sent_to, spans: Mutex::default() }
+        Self {
+            coordinator,
+            plan,
+            mailbox: Arc::default(),
+            turn: 0,
+            late_puts: SmallVec::new(),
+            timer: None,
+            sent_to,
+            spans: Mutex::default(),
+        }
     }
 
     /// Carries out a round: sends what it asks for, waits, and passes on the answers, until it has ended or the operation's deadline has
-    /// passed. `phase` tells the round's answers from late ones of earlier rounds.
+    /// passed. `phase` and turn tell the round's answers from late ones of earlier rounds.
     pub(super) async fn drive(&mut self, phase: Phase, round: &mut impl Round) -> Ended {
         let mut causes = Causes::default();
         // Requests of this round that are not answered yet.
@@ -129,11 +147,22 @@ impl<W: World> Exchange<W> {
             let deadline = self.plan.deadline;
             let until = until.map_or(deadline, |until| until.min(deadline));
             match self.event(answers, until).await {
-                Event::Answer { phase: of, replica, outcome } if of == phase => {
+                // Puts have one round, which may go on after later rounds of merges.
+                Event::Answer { phase: of, turn, replica, outcome }
+                    if of == phase && (turn == self.turn || of == Phase::Put) =>
+                {
                     // Also answers to requests that an earlier part of this round has sent.
                     open = open.saturating_sub(1);
                     hear(round, replica, outcome, &mut causes);
                 }
+                Event::Answer { phase: Phase::Names, replica, outcome, .. } if phase == Phase::Put => {
+                    open = open.saturating_sub(1);
+                    if let Err(error) = outcome.and_then(|answer| round.answered(replica, answer)) {
+                        causes.add(&error);
+                        round.failed_beside(replica, &error);
+                    }
+                }
+                Event::Answer { phase: Phase::Put, replica, outcome, .. } => self.late_puts.push((replica, outcome)),
                 Event::Answer { .. } => {}
                 Event::Elapsed if until < deadline && self.now() < deadline => round.waited(self.now()),
                 Event::Elapsed if round.suffices() && !self.revoke(round) => return Ended::Met,
@@ -157,27 +186,46 @@ impl<W: World> Exchange<W> {
         let until = self.plan.deadline.min(self.now() + PATIENCE_MICROS);
         while open > 0 {
             match self.event(open, until).await {
-                Event::Answer { phase: of, replica, outcome } if of == phase => {
+                Event::Answer { phase: of, turn, replica, outcome }
+                    if of == phase && (turn == self.turn || of == Phase::Put) =>
+                {
                     open -= 1;
                     hear(round, replica, outcome, causes);
                 }
+                Event::Answer { phase: Phase::Put, replica, outcome, .. } => self.late_puts.push((replica, outcome)),
                 Event::Answer { .. } => {}
                 Event::Elapsed => return,
             }
         }
     }
 
+    /// Begins another round of a phase that has had one: answers to the one before no longer count.
+    pub(super) fn next_turn(&mut self) {
+        self.turn = self.turn.wrapping_add(1);
+    }
+
+    /// Passes on the answers to Puts that came after the round that now goes on.
+    pub(super) fn pass_on_late_puts(&mut self, round: &mut impl Round) {
+        for (replica, outcome) in std::mem::take(&mut self.late_puts) {
+            if let Err(error) = outcome.and_then(|answer| round.answered(replica, answer)) {
+                round.failed(replica, &error);
+            }
+        }
+    }
+
     /// Sends one request.
-    fn send(&mut self, phase: Phase, replica: u8, ask: Ask) {
+    pub(super) fn send(&mut self, phase: Phase, replica: u8, ask: Ask) {
+        let phase = if matches!(ask, Ask::Names { .. }) { Phase::Names } else { phase };
         let Some(node) = self.plan.replicas.get(usize::from(replica)) else { return };
         self.sent_to[usize::from(replica)] = self.coordinator.ports.replicas.incarnation(node);
         let request = Request { place: self.plan.place.clone(), epoch: self.plan.epoch, ask };
         let to: Arc<dyn Collect> = Arc::clone(&self.mailbox) as Arc<dyn Collect>;
-        let reply = Reply::new(to, phase.tag(replica), node.clone());
+        let tag = phase.tag(self.turn, replica);
+        let reply = Reply::new(to, tag, node.clone());
         let span = self.span(phase, node);
         span.within(|| self.coordinator.ports.replicas.send(node, request, self.plan.deadline, reply));
         if span.is_there() {
-            self.spans.lock().unwrap_or_else(PoisonError::into_inner).push((phase.tag(replica), span));
+            self.spans.lock().unwrap_or_else(PoisonError::into_inner).push((tag, span));
         }
     }
 
@@ -224,7 +272,8 @@ impl<W: World> Exchange<W> {
     fn arrived(&mut self, enough: usize) -> Option<Event> {
         let (tag, outcome) = self.mailbox.take(enough)?;
         self.close_span(tag, &outcome);
-        Some(Event::Answer { phase: Phase::ALL[(tag >> 8) as usize], replica: tag as u8, outcome })
+        let (phase, turn) = (Phase::ALL[usize::from((tag >> 8) as u8)], (tag >> 16) as u16);
+        Some(Event::Answer { phase, turn, replica: tag as u8, outcome })
     }
 
     fn sleep_until(&mut self, at: u64) -> &mut Pin<Box<Sleep>> {

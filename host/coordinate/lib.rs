@@ -27,9 +27,12 @@ mod request;
 mod siblings;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+#[cfg(doc)]
+use witan_kernel::capability;
 use witan_kernel::clock::HybridClock;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::{Failed, Failure};
@@ -119,6 +122,8 @@ pub struct Coordinator<W: World> {
     hybrid: HybridClock,
     ring: ArcSwap<Ring>,
     keys: ArcSwap<ContextKeys>,
+    /// Every coordinator names [`capability::NAMES`], so that records and contexts may use what goes with it.
+    names: AtomicBool,
     defaults: Defaults,
     timeouts: ArcSwap<Timeouts>,
     admission: Arc<Admission>,
@@ -138,6 +143,7 @@ impl<W: World> Coordinator<W> {
             hybrid: HybridClock::new(),
             ring: ArcSwap::from_pointee(ring),
             keys: ArcSwap::from_pointee(keys),
+            names: AtomicBool::new(false),
             admission: Arc::new(Admission::new(defaults.limits.clone())),
             repairs: repair::Budget::new(defaults.limits.repairs),
             late_records: idempotency::LateRecords::new(),
@@ -193,6 +199,12 @@ impl<W: World> Coordinator<W> {
     /// Replaces the context keys.
     pub fn set_context_keys(&self, keys: ContextKeys) {
         self.keys.store(Arc::new(keys));
+    }
+
+    /// Whether every coordinator of the cluster names [`capability::NAMES`]. Until this is set, writes are repeated and contexts issued
+    /// as by the previous version.
+    pub fn set_names(&self, all: bool) {
+        self.names.store(all, Ordering::Relaxed);
     }
 
     /// Replaces the default deadlines. Operations under way keep theirs.

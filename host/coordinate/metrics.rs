@@ -169,7 +169,8 @@ fn status(failed: Option<&Failed>) -> usize {
             | Failure::StorageFull { .. }
             | Failure::StaleEpoch
             | Failure::StoreUnavailable { .. }
-            | Failure::Unrecorded,
+            | Failure::Unrecorded
+            | Failure::Forgotten,
         ) => 3,
         Some(Failure::PluginFault { .. } | Failure::Internal(_)) => 4,
     }

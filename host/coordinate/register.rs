@@ -4,7 +4,7 @@ use witan_kernel::context::Claims;
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::port::Clock;
-use witan_kernel::quorum::{MergeRound, StampRound, Tally};
+use witan_kernel::quorum::{MergeRound, PutRound, StampRound, Tally};
 use witan_kernel::record::Record;
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::tenant::Ordering;
@@ -22,6 +22,8 @@ pub(super) struct Stored {
     pub(super) replicas: u8,
     /// The round that goes on after the response.
     pub(super) rest: MergeRound,
+    /// The Puts of a `siblings` write that may be unpinned after the response.
+    pub(super) puts: Option<Box<PutRound>>,
 }
 
 impl<W: World> Exchange<W> {
@@ -36,7 +38,7 @@ impl<W: World> Exchange<W> {
         let record = Record::Register(record).encode();
         let mut round = MergeRound::new(record, self.plan.tally(), self.plan.policy.shortfall);
         self.until_met(&mut round).await?;
-        Ok(Stored { claims: Claims::Register { stamp }, replicas: round.tally().acks(), rest: round })
+        Ok(Stored { claims: Claims::Register { stamp }, replicas: round.tally().acks(), rest: round, puts: None })
     }
 
     /// The write's stamp: one it was given before, or one above everything that it must supersede.

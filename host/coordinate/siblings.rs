@@ -1,13 +1,17 @@
 //! Writes and deletes of `siblings` records: one replica mints the dot, the others merge.
 
+use std::sync::atomic::Ordering;
+
 use witan_kernel::context::Claims;
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
+use witan_kernel::limit::PerReplica;
 use witan_kernel::name::{StoreId, WriteId};
-use witan_kernel::quorum::{MergeRound, PutRound};
+use witan_kernel::port::Replicas;
+use witan_kernel::quorum::{Applied, MergeRound, PutRound};
 use witan_kernel::record::{Encoded, Record};
-use witan_kernel::replica::ReplicaError;
-use witan_kernel::siblings::{Actor, Siblings, VersionVector, Write};
+use witan_kernel::replica::{Ask, ReplicaError};
+use witan_kernel::siblings::{Actor, Name, Shown, Siblings, VersionVector, Write};
 
 use super::World;
 use super::change::Change;
@@ -17,53 +21,102 @@ use super::register::Stored;
 impl<W: World> Exchange<W> {
     /// Writes until the requirement is met.
     pub(super) async fn write_siblings(&mut self, change: &mut Change) -> Result<Stored, Failed> {
-        let write = write_of(change);
-        let (minter, record) = if Fault::DotsMintedByCoordinator.is_on() {
-            (None, self.mint_here(&write))
+        let can_ask = self.can_ask();
+        let mut write = write_of(change);
+        if !can_ask {
+            // A replica that does not know single events could not store them, or pass them on.
+            write.seen.cloud.clear();
+        }
+        let (applied, puts) = if Fault::DotsMintedByCoordinator.is_on() {
+            (Applied { replica: None, record: self.mint_here(&write) }, None)
         } else {
             change.claim.sent();
-            let (minter, record) = self.mint(write, change.claim.took_over()).await?;
-            (Some(minter), record)
+            let earlier = change.claim.took_over() || change.claim.may_be_repeated() && !sent_as_first(can_ask);
+            let (applied, round) = self.mint(write, earlier, can_ask).await?;
+            (applied, can_ask.then(|| Box::new(round)))
         };
-        let mut round = MergeRound::new(record.clone(), self.plan.tally(), self.plan.policy.shortfall);
-        if let Some(minter) = minter {
-            round.acked(minter);
-        }
         // A dot is minted: whatever follows, the write may take effect.
-        self.until_met(&mut round).await.map_err(|failed| failed.failure.in_doubt())?;
-        let claims = after(&change.claims, &record, change.write_id);
+        let (round, record) = self.spread(applied).await.map_err(|failed| failed.failure.in_doubt())?;
+        let claims = after(change, &record);
         self.collapse_if_wanted(&record);
-        Ok(Stored { claims, replicas: round.tally().acks(), rest: round })
+        Ok(Stored { claims, replicas: round.tally().acks(), rest: round, puts })
     }
 
-    /// Has one replica mint. Returns it and its whole record.
-    async fn mint(&mut self, write: Write, earlier: bool) -> Result<(u8, Encoded), Failed> {
+    /// Whether replicas may be asked about a write before it is repeated: each of them, and every coordinator, understands what that
+    /// leaves in records.
+    fn can_ask(&self) -> bool {
+        let replicas = &self.coordinator.ports.replicas;
+        let all = self.coordinator.names.load(Ordering::Relaxed) && !Fault::RepeatedUnasked.is_on();
+        all && self.plan.replicas.iter().all(|node| replicas.has_names(node))
+    }
+
+    /// Has the write applied by one replica, or finds it applied.
+    async fn mint(&mut self, write: Write, earlier: bool, can_ask: bool) -> Result<(Applied, PutRound), Failed> {
         let states = self.coordinator.states(&self.plan.replicas);
         let reachable = |replica: u8| states.get(usize::from(replica)).is_some_and(|state| state.reachable);
-        let mut round = PutRound::new(write, self.plan.replication_factor(), reachable, earlier);
+        let mut round = PutRound::new(write, self.plan.replication_factor(), reachable, earlier, can_ask);
         let ended = self.drive(Phase::Put, &mut round).await;
-        let certainly_not_applied = round.certainly_not_applied();
-        let refusal = round.refusal().cloned();
-        match (ended, round.into_minted()) {
-            (Ended::Met, Some(minted)) => Ok(minted),
-            (Ended::Short(causes), _) => Err(self.put_failed(refusal, causes, certainly_not_applied)),
-            (Ended::Met | Ended::Late, _) => {
-                Err(Failure::Deadline { required: self.plan.policy.required, received: 0 }.in_doubt())
+        if let Some(applied) = round.applied().cloned() {
+            return Ok((applied, round));
+        }
+        match ended {
+            Ended::Short(causes) => Err(self.put_failed(&round, causes)),
+            Ended::Met | Ended::Late => {
+                let (required, received) = round.short_of_answers().unwrap_or((self.plan.policy.required, 0));
+                Err(Failure::Deadline { required, received }.in_doubt())
             }
         }
     }
 
-    fn put_failed(&self, refusal: Option<ReplicaError>, causes: Causes, certainly_not_applied: bool) -> Failed {
+    fn put_failed(&self, round: &PutRound, causes: Causes) -> Failed {
         let required = self.plan.policy.required;
-        let failure = match refusal {
+        let failure = match round.refusal() {
+            _ if round.is_forgotten() => Failure::Forgotten,
             Some(ReplicaError::SiblingLimit) => Failure::SiblingLimit,
             Some(ReplicaError::StorageFull) => Failure::StorageFull { required, received: 0 },
             _ => {
                 self.coordinator.metrics.quorum_failures.inc();
-                causes.quorum_not_reached(required, 0)
+                let (required, received) = round.short_of_answers().unwrap_or((required, 0));
+                causes.quorum_not_reached(required, received)
             }
         };
-        if certainly_not_applied { failure.not_applied() } else { failure.in_doubt() }
+        if round.certainly_not_applied() { failure.not_applied() } else { failure.in_doubt() }
+    }
+
+    /// Sends the record to the other replicas until enough have merged it, and each of these knows what the others say of pinned names:
+    /// none of them may forget a write that is superseded here, and of which another event may be under way.
+    async fn spread(&mut self, applied: Applied) -> Result<(MergeRound, Encoded), Failed> {
+        let mut record = applied.record;
+        let mut holders: PerReplica<u8> = applied.replica.into_iter().collect();
+        loop {
+            let mut round = MergeRound::new(record.clone(), self.plan.tally(), self.plan.policy.shortfall);
+            holders.iter().for_each(|replica| round.acked(*replica));
+            self.until_met(&mut round).await?;
+            let told = round.untold();
+            if told.is_empty() {
+                return Ok((round, record));
+            }
+            record = learned(&record, &told);
+            holders = (0..self.plan.replication_factor()).filter(|replica| round.knows(*replica, &told)).collect();
+            self.next_turn();
+        }
+    }
+
+    /// Waits, after the response, until every Put of the write is answered, and takes the pin off its name if that is safe.
+    pub(super) async fn unpin(&mut self, puts: PutRound, write_id: WriteId) {
+        let mut puts = puts.every_put();
+        if !puts.was_asked() {
+            return;
+        }
+        self.pass_on_late_puts(&mut puts);
+        self.drive(Phase::Put, &mut puts).await;
+        if !puts.may_unpin() {
+            return;
+        }
+        self.plan.deadline = self.plan.deadline.max(self.now() + UNPIN_MICROS);
+        for replica in 0..self.plan.replication_factor() {
+            self.send(Phase::Unpin, replica, Ask::Unpin { write_id });
+        }
     }
 
     /// [`Fault::DotsMintedByCoordinator`]: counts the coordinator's own events over all keys, as a naive design would.
@@ -79,28 +132,50 @@ impl<W: World> Exchange<W> {
     }
 }
 
+/// How long an unpinning is worth sending: a pin that stays costs a few bytes.
+const UNPIN_MICROS: u64 = 5_000_000;
+
+/// A named write without a reservation may have been sent by anybody. Where replicas cannot be asked about it, it is sent as a first one,
+/// as the previous version did: repeated, it would be refused as soon as it is 15 s old.
+fn sent_as_first(can_ask: bool) -> bool {
+    !can_ask || Fault::UnreservedSentAsFirst.is_on()
+}
+
+/// The record with what replicas say of pinned names.
+fn learned(record: &Encoded, told: &[Name]) -> Encoded {
+    match record.decode() {
+        Ok(Record::Siblings(mut siblings)) => {
+            siblings.learn(told);
+            Record::Siblings(siblings).encode()
+        }
+        Ok(Record::Register(_)) | Err(_) => record.clone(),
+    }
+}
+
 /// The change as a write to a record.
 fn write_of(change: &Change) -> Write {
-    let (seen, ids) = claimed(&change.claims);
+    let Shown { seen, ids, newest } = claimed(&change.claims);
     let (write_id, started) = (change.write_id, change.claim.started());
-    Write { write_id, started, again: false, seen, ids, value: change.request.value.clone() }
+    let value = change.request.value.clone();
+    Write { write_id, started, again: false, asked: false, seen, ids, newest, value }
 }
 
 /// What a client's claims say that it has seen.
-pub(super) fn claimed(claims: &Claims) -> (VersionVector, Vec<WriteId>) {
+pub(super) fn claimed(claims: &Claims) -> Shown {
     match claims {
-        Claims::Siblings { seen, ids } => (seen.clone(), ids.clone()),
-        Claims::Nothing | Claims::Register { .. } => (VersionVector::default(), Vec::new()),
+        Claims::Siblings { seen, ids, newest } => Shown { seen: seen.clone(), ids: ids.clone(), newest: *newest },
+        Claims::Nothing | Claims::Register { .. } => Shown::default(),
     }
 }
 
 /// What a writer claims to have seen after its write.
-fn after(before: &Claims, record: &Encoded, write_id: WriteId) -> Claims {
+fn after(change: &Change, record: &Encoded) -> Claims {
     let record = match record.decode() {
         Ok(Record::Siblings(record)) => record,
         // It is stored all the same: only the write's id is claimed.
         Ok(Record::Register(_)) | Err(_) => Siblings::default(),
     };
-    let (seen, ids) = record.claims_after(claimed(before), &write_id);
-    Claims::Siblings { seen, ids }
+    let shown = record.claims_after(claimed(&change.claims), &change.write_id, change.claim.started());
+    let Shown { seen, ids, newest } = shown;
+    Claims::Siblings { seen, ids, newest }
 }

@@ -133,6 +133,7 @@ fn of(failure: Failure) -> Report {
             Report::new(Code::Unavailable, "STORE_UNAVAILABLE", format!("{what} cannot be reached; try again later"))
                 .retry_after(Duration::from_millis(500))
         }
+        Failure::Forgotten => new(Code::Aborted, "OUTCOME_FORGOTTEN"),
         Failure::Unrecorded => new(Code::Unavailable, "STORE_UNAVAILABLE").retry_after(Duration::from_millis(500)),
         Failure::Internal(_) => Report::new(Code::Internal, "INTERNAL_ERROR", "internal error; see the log"),
     }

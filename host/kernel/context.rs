@@ -8,13 +8,14 @@ use std::fmt;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use smallvec::SmallVec;
 
 use crate::limit::CONTEXT_BYTES;
 use crate::name::{Invalid, Key, TenantId, WriteId};
 use crate::record::Damaged;
 use crate::record::raw::{ID, Raw, VARINT_BYTES, put_actor, put_varint};
 use crate::register::Stamp;
-use crate::siblings::VersionVector;
+use crate::siblings::{Dot, VersionVector};
 
 /// What a context claims to have seen.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,7 +33,19 @@ pub enum Claims {
         seen: VersionVector,
         /// Writes seen, the most important (newest) first: what does not fit into a token is cut from the end.
         ids: Vec<WriteId>,
+        /// The greatest time of what was seen, microseconds; 0 in a token that does not say it.
+        newest: u64,
     },
+}
+
+/// Versions of tokens that may be issued: those that every coordinator can open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Issue {
+    /// Those of the previous version of the program.
+    #[default]
+    First,
+    /// All.
+    Second,
 }
 
 /// One of the cluster's context keys.
@@ -61,6 +74,8 @@ impl fmt::Debug for ContextKeys {
 }
 
 const V1: u8 = 1;
+/// Says also `newest`, and single events beyond the vector.
+const V2: u8 = 2;
 /// Bytes of the 32-byte SHA-256 that a token carries: 128 bits.
 const MAC: usize = 16;
 const NOTHING: u8 = 0;
@@ -101,11 +116,13 @@ impl ContextKeys {
 
     /// Makes a token of at most [`CONTEXT_BYTES`]. What does not fit is left out: first write ids, from the end, then actors. A token with
     /// less in it covers less, which is safe.
-    pub fn seal(&self, tenant: &TenantId, key: &Key, claims: &Claims) -> Bytes {
+    pub fn seal(&self, tenant: &TenantId, key: &Key, claims: &Claims, issue: Issue) -> Bytes {
         let mut out = Vec::with_capacity(64 + bound(claims));
-        out.push(V1);
+        // Only claims about siblings have a second version.
+        let second = issue == Issue::Second && matches!(claims, Claims::Siblings { .. });
+        out.push(if second { V2 } else { V1 });
         put_varint(&mut out, u64::from(self.current.id));
-        put_claims(&mut out, claims);
+        put_claims(&mut out, claims, second);
         let mac = authenticator(&self.current, tenant, key, &out).finalize().into_bytes();
         out.extend_from_slice(&mac[..MAC]);
         Bytes::from(out)
@@ -123,7 +140,7 @@ impl ContextKeys {
         if token.len() > CONTEXT_BYTES {
             return Err(invalid(format!("has {} bytes, and a context has {CONTEXT_BYTES} at most", token.len())));
         }
-        if token[0] != V1 {
+        if token[0] != V1 && token[0] != V2 {
             return Err(invalid("is of a version that this coordinator does not know"));
         }
         let (sealed, mac) = token.split_last_chunk::<MAC>().ok_or_else(|| invalid("is cut off"))?;
@@ -136,7 +153,8 @@ impl ContextKeys {
         authenticator(keyed, tenant, key, sealed)
             .verify_truncated_left(mac)
             .map_err(|_| invalid("was made for another tenant or key, or was altered or cut off"))?;
-        claims(raw).map_err(|Damaged(what)| invalid(format!("is authentic and yet unreadable ({what})")))
+        claims(raw, token[0] == V2)
+            .map_err(|Damaged(what)| invalid(format!("is authentic and yet unreadable ({what})")))
     }
 }
 
@@ -158,21 +176,37 @@ fn bound(claims: &Claims) -> usize {
     match claims {
         Claims::Nothing => 0,
         Claims::Register { .. } => VARINT_BYTES,
-        Claims::Siblings { seen, ids } => (seen.entries.len() * ENTRY + ids.len() * ID).min(CONTEXT_BYTES),
+        Claims::Siblings { seen, ids, .. } => {
+            ((seen.entries.len() + seen.cloud.len()) * ENTRY + ids.len() * ID + 2 * VARINT_BYTES).min(CONTEXT_BYTES)
+        }
     }
 }
 
-fn put_claims(out: &mut Vec<u8>, claims: &Claims) {
+fn put_claims(out: &mut Vec<u8>, claims: &Claims, second: bool) {
     match claims {
         Claims::Nothing => out.push(NOTHING),
         Claims::Register { stamp } => {
             out.push(REGISTER);
             put_varint(out, stamp.0);
         }
-        Claims::Siblings { seen, ids } => {
+        Claims::Siblings { seen, ids, newest } => {
             out.push(SIBLINGS);
+            if second {
+                put_varint(out, *newest);
+                put_cloud(out, seen);
+            }
             put_sibling_claims(out, seen, ids);
         }
+    }
+}
+
+/// Single events: at most a quarter of a token, so that they do not crowd out the vector.
+fn put_cloud(out: &mut Vec<u8>, seen: &VersionVector) {
+    let dots = &seen.cloud[..seen.cloud.len().min(CONTEXT_BYTES / 4 / ENTRY)];
+    put_varint(out, dots.len() as u64);
+    for dot in dots {
+        put_actor(out, &dot.actor);
+        put_varint(out, dot.counter);
     }
 }
 
@@ -192,15 +226,23 @@ fn put_sibling_claims(out: &mut Vec<u8>, seen: &VersionVector, ids: &[WriteId]) 
     }
 }
 
-fn claims(mut raw: Raw<'_>) -> Result<Claims, Damaged> {
+fn claims(mut raw: Raw<'_>, second: bool) -> Result<Claims, Damaged> {
     let claims = match raw.varint()? {
         0 => Claims::Nothing,
         1 => Claims::Register { stamp: Stamp(raw.varint()?) },
         2 => {
-            let seen = raw.seen()?;
+            let newest = if second { raw.varint()? } else { 0 };
+            let mut dots: SmallVec<[Dot; 2]> = SmallVec::new();
+            for _ in 0..if second { raw.count(ID + 2)? } else { 0 } {
+                dots.push(Dot { actor: raw.actor()?, counter: raw.varint()? });
+            }
+            let mut seen = raw.seen()?;
             let count = raw.count(ID)?;
             let ids = (0..count).map(|_| raw.write_id()).collect::<Result<_, _>>()?;
-            Claims::Siblings { seen, ids }
+            for dot in &dots {
+                seen.add(dot);
+            }
+            Claims::Siblings { seen, ids, newest }
         }
         _ => return Err(Damaged("unknown kind")),
     };
@@ -211,7 +253,7 @@ fn claims(mut raw: Raw<'_>) -> Result<Claims, Damaged> {
 mod tests {
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
-    use super::{Claims, ContextKeys};
+    use super::{Claims, ContextKeys, Issue};
     use crate::limit::CONTEXT_BYTES;
     use crate::name::{Key, StoreId, TenantId, WriteId};
     use crate::register::Stamp;
@@ -247,15 +289,15 @@ mod tests {
         [
             Claims::Nothing,
             Claims::Register { stamp: Stamp(u64::MAX) },
-            Claims::Siblings { seen: VersionVector::default(), ids: Vec::new() },
-            Claims::Siblings { seen: seen(5), ids: ids(25) },
+            Claims::Siblings { seen: VersionVector::default(), ids: Vec::new(), newest: 0 },
+            Claims::Siblings { seen: seen(5), ids: ids(25), newest: 0 },
         ]
     }
 
     #[test]
     fn what_was_sealed_opens_again() {
         for claims in samples() {
-            let token = keys().seal(&tenant("t"), &key("k"), &claims);
+            let token = keys().seal(&tenant("t"), &key("k"), &claims, Issue::Second);
             assert!(token.len() <= CONTEXT_BYTES);
             assert_eq!(keys().open(&tenant("t"), &key("k"), &token), Ok(claims));
         }
@@ -263,8 +305,37 @@ mod tests {
     }
 
     #[test]
+    fn what_only_the_second_version_says() {
+        let mut past = seen(2);
+        let beyond = |counter| Dot { actor: Actor { store: StoreId([9; 16]), birth: 3 }, counter };
+        assert!(past.add(&beyond(5)) && past.add(&beyond(7)));
+        let claims = Claims::Siblings { seen: past.clone(), ids: ids(2), newest: 77 };
+        let second = keys().seal(&tenant("t"), &key("k"), &claims, Issue::Second);
+        assert_eq!(keys().open(&tenant("t"), &key("k"), &second), Ok(claims.clone()));
+        let first = keys().seal(&tenant("t"), &key("k"), &claims, Issue::First);
+        let without = Claims::Siblings { seen: seen(2), ids: ids(2), newest: 0 };
+        assert_eq!(keys().open(&tenant("t"), &key("k"), &first), Ok(without.clone()));
+        assert_eq!(
+            first,
+            keys().seal(&tenant("t"), &key("k"), &without, Issue::First),
+            "as the previous version wrote it"
+        );
+        for n in 100..1000 {
+            past.add(&beyond(2 * n));
+        }
+        let claims = Claims::Siblings { seen: past.clone(), ids: ids(500), newest: u64::MAX };
+        let token = keys().seal(&tenant("t"), &key("k"), &claims, Issue::Second);
+        let Ok(Claims::Siblings { seen: kept, ids: names, newest }) = keys().open(&tenant("t"), &key("k"), &token)
+        else {
+            panic!("a sealed token opens");
+        };
+        assert!(token.len() <= CONTEXT_BYTES && past.dominates(&kept));
+        assert!(kept.cloud.len() > 20 && kept.entries.len() == 2 && names.len() > 100 && newest == u64::MAX);
+    }
+
+    #[test]
     fn a_rotated_key_still_opens_and_a_dropped_one_says_so() {
-        let token = keys().seal(&tenant("t"), &key("k"), &Claims::Nothing);
+        let token = keys().seal(&tenant("t"), &key("k"), &Claims::Nothing, Issue::Second);
         let rotated = ContextKeys::new(&[(8, [8; 32]), (7, [7; 32])]).expect("two keys");
         assert_eq!(rotated.open(&tenant("t"), &key("k"), &token), Ok(Claims::Nothing));
         let dropped = ContextKeys::new(&[(8, [8; 32])]).expect("a key");
@@ -277,7 +348,7 @@ mod tests {
 
     #[test]
     fn bound_to_tenant_and_key_without_ambiguity() {
-        let token = keys().seal(&tenant("ab"), &key("c"), &Claims::Nothing);
+        let token = keys().seal(&tenant("ab"), &key("c"), &Claims::Nothing, Issue::Second);
         for (other_tenant, other_key) in [("a", "bc"), ("ab", "d"), ("abc", "c")] {
             let error = keys().open(&tenant(other_tenant), &key(other_key), &token).unwrap_err();
             assert!(error.problem.contains("another tenant or key"), "{error}");
@@ -286,17 +357,22 @@ mod tests {
 
     #[test]
     fn too_much_is_cut_ids_first() {
-        let claims = Claims::Siblings { seen: seen(20), ids: ids(500) };
-        let token = keys().seal(&tenant("t"), &key("k"), &claims);
+        let claims = Claims::Siblings { seen: seen(20), ids: ids(500), newest: 0 };
+        let token = keys().seal(&tenant("t"), &key("k"), &claims, Issue::Second);
         assert!(token.len() <= CONTEXT_BYTES && token.len() > CONTEXT_BYTES - 64, "{}", token.len());
-        let Ok(Claims::Siblings { seen: kept, ids: names }) = keys().open(&tenant("t"), &key("k"), &token) else {
+        let Ok(Claims::Siblings { seen: kept, ids: names, .. }) = keys().open(&tenant("t"), &key("k"), &token) else {
             panic!("a sealed token opens");
         };
         assert_eq!(kept, seen(20));
         assert_eq!(names, ids(500)[..names.len()]);
-        let token = keys().seal(&tenant("t"), &key("k"), &Claims::Siblings { seen: seen(1000), ids: ids(500) });
+        let token = keys().seal(
+            &tenant("t"),
+            &key("k"),
+            &Claims::Siblings { seen: seen(1000), ids: ids(500), newest: 0 },
+            Issue::Second,
+        );
         assert!(token.len() <= CONTEXT_BYTES);
-        let Ok(Claims::Siblings { seen: kept, ids: names }) = keys().open(&tenant("t"), &key("k"), &token) else {
+        let Ok(Claims::Siblings { seen: kept, ids: names, .. }) = keys().open(&tenant("t"), &key("k"), &token) else {
             panic!("a sealed token opens");
         };
         assert!(seen(1000).dominates(&kept) && kept.entries.len() > 100 && names.len() < 3);
@@ -313,7 +389,7 @@ mod tests {
     proptest! {
         #[test]
         fn altered_or_cut_tokens_never_open(at in any::<proptest::sample::Index>(), bit in 0..8u8, sample in 0..4usize) {
-            let token = keys().seal(&tenant("t"), &key("k"), &samples()[sample]);
+            let token = keys().seal(&tenant("t"), &key("k"), &samples()[sample], Issue::Second);
             let at = at.index(token.len());
             let mut altered = token.to_vec();
             altered[at] ^= 1 << bit;

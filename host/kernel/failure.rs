@@ -138,6 +138,12 @@ pub enum Failure {
     /// The change is stored, but its idempotency record does not say so: a repetition would not find it done.
     #[error("the change is stored, but not on record under its idempotency key; send it again with the same key")]
     Unrecorded,
+    /// Nobody can say any more whether an earlier attempt of this change was applied.
+    #[error(
+        "it cannot be told whether an earlier attempt was applied: the key has had too many other changes since; read it, and if the \
+         change is missing, send it with a new idempotency key"
+    )]
+    Forgotten,
     /// A defect of this program, or damaged data.
     #[error("internal error: {0}")]
     Internal(String),

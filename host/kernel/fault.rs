@@ -56,11 +56,29 @@ pub enum Fault {
     DeadlineFromTurn,
     /// Every step of an idempotency record prolongs its life.
     ReservationProlonged,
+    /// A write is repeated without asking about it, as the previous version did.
+    RepeatedUnasked,
+    /// A replica that is asked about a write does not pin its name.
+    AskedWithoutPin,
+    /// A coordinator does not pass on what replicas report of pinned writes.
+    PinsUntold,
+    /// A Put is answered with the record as it is stored, not with every name that it superseded.
+    AnswerTrimmed,
+    /// A replica does not remember up to when it has forgotten names.
+    HorizonIgnored,
+    /// A write's name is unpinned although one of its Puts may still arrive.
+    UnpinnedEarly,
+    /// A write that a replica has not heard of is remembered under the time of the write over it.
+    NewestIgnored,
+    /// A writer's context claims its own write's event only where it follows on what was seen.
+    OwnDotLeftOut,
+    /// A named write without a reservation is sent as if nobody could have sent it before.
+    UnreservedSentAsFirst,
 }
 
 impl Fault {
     /// Every fault: the simulation has to find each of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 34] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -86,6 +104,15 @@ impl Fault {
         Self::DamageBelieved,
         Self::DeadlineFromTurn,
         Self::ReservationProlonged,
+        Self::RepeatedUnasked,
+        Self::AskedWithoutPin,
+        Self::PinsUntold,
+        Self::AnswerTrimmed,
+        Self::HorizonIgnored,
+        Self::UnpinnedEarly,
+        Self::NewestIgnored,
+        Self::OwnDotLeftOut,
+        Self::UnreservedSentAsFirst,
     ];
 
     /// True when this thread runs with the fault.
@@ -111,4 +138,29 @@ thread_local! {
 #[cfg(debug_assertions)]
 pub fn set(fault: Option<Fault>) {
     ACTIVE.set(fault);
+}
+
+/// Most names that are not pinned in a stored `siblings` record: [`crate::limit::RECENT_ENTRIES`], unless a simulation has set another
+/// number on this thread, so that hot keys need fewer writes.
+#[cfg(debug_assertions)]
+pub fn names_kept() -> usize {
+    NAMES_KEPT.get()
+}
+
+/// Most names that are not pinned in a stored `siblings` record.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn names_kept() -> usize {
+    crate::limit::RECENT_ENTRIES
+}
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static NAMES_KEPT: std::cell::Cell<usize> = const { std::cell::Cell::new(crate::limit::RECENT_ENTRIES) };
+}
+
+/// Sets what [`names_kept`] returns on this thread.
+#[cfg(debug_assertions)]
+pub fn keep_names(most: usize) {
+    NAMES_KEPT.set(most);
 }

@@ -8,11 +8,13 @@
 //! 3. [`ring`]: which nodes store it; [`scan`]: walking all of it.
 //! 4. [`quorum`]: when an operation is done.
 //! 5. [`idempotency`]: one effect per idempotency key.
-//! 6. [`hook`], [`replica`], [`condition`], [`port`], [`durability`], [`failure`]: the interfaces to plugins, replicas, stores and clients.
+//! 6. [`hook`], [`replica`], [`condition`], [`port`], [`capability`], [`durability`], [`failure`]: the interfaces to plugins, replicas,
+//!    stores and clients.
 //! 7. [`fault`]: rules that the simulation breaks on purpose.
 //! 8. [`backoff`], [`sync`]: what every room needs when it retries or locks.
 
 pub mod backoff;
+pub mod capability;
 pub mod clock;
 pub mod condition;
 pub mod context;

@@ -3,6 +3,7 @@
 //! A replica is named by its index in the key's preference list (0 is the first clockwise). Every machine counts each
 //! replica's first answer only; later ones change nothing, so that a late or repeated answer cannot count twice.
 
+mod asking;
 mod collapse;
 mod merge;
 mod put;
@@ -13,7 +14,7 @@ mod tally;
 
 pub use collapse::{Collapse, collapse};
 pub use merge::{EveryAnswer, MergeRound};
-pub use put::PutRound;
+pub use put::{Applied, EveryPut, PutRound};
 pub use read::{Hedging, ReadRound, Reconciled, reconcile};
 pub use round::{Next, PATIENCE_MICROS, Round};
 pub use stamp::StampRound;

@@ -7,6 +7,7 @@ use crate::siblings::Siblings;
 
 mod abridge;
 mod codec;
+mod codec2;
 pub(crate) mod raw;
 
 pub use abridge::ABRIDGED_BYTES;
@@ -29,13 +30,24 @@ pub struct Encoded(pub Bytes);
 #[error("the record is damaged: {0}")]
 pub struct Damaged(pub &'static str);
 
+/// What merging a record into a stored one has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absorbed {
+    /// Nothing: it need not be stored.
+    Nothing,
+    /// There was no record, and what was sent is stored as it is.
+    AsSent,
+    /// Something else: it has to be encoded and stored.
+    Changed,
+}
+
 /// Two records under the same key have different conflict modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the record is of another conflict mode")]
 pub struct WrongMode;
 
 impl Record {
-    /// Writes the record in the newest codec version. Values are copied once.
+    /// Writes the record in the oldest codec version that has room for all of it. Values are copied once.
     pub fn encode(&self) -> Encoded {
         codec::encode(self)
     }
@@ -59,6 +71,33 @@ impl Record {
         }
     }
 
+    /// Merges a record that was `sent` to this store into what is `stored`, and forgets writes that are old at `now_micros`. What is stored
+    /// differs from what was sent or was stored before as [`Absorbed`] says.
+    pub fn absorb(stored: Option<Self>, sent: &Self, now_micros: u64) -> Result<(Self, Absorbed), WrongMode> {
+        match (stored, sent) {
+            (None, sent) => {
+                let mut record = sent.clone();
+                let forgot = record.expire(now_micros);
+                Ok((record, if forgot { Absorbed::Changed } else { Absorbed::AsSent }))
+            }
+            (Some(Self::Siblings(mut stored)), Self::Siblings(sent)) => {
+                let changed = stored.absorb(sent, now_micros);
+                Ok((Self::Siblings(stored), if changed { Absorbed::Changed } else { Absorbed::Nothing }))
+            }
+            (Some(stored), sent) => {
+                // Both sides expire their entries; otherwise what one has expired would return from the other for ever.
+                let mut sent = sent.clone();
+                sent.expire(now_micros);
+                let (mut record, changed) = Self::merge(Some(stored), sent)?;
+                if !changed {
+                    return Ok((record, Absorbed::Nothing));
+                }
+                record.expire(now_micros);
+                Ok((record, Absorbed::Changed))
+            }
+        }
+    }
+
     /// True when both have the same state of the key, whatever they remember of writes: then neither replica is stale.
     pub fn same_state(&self, other: &Self) -> bool {
         match (self, other) {
@@ -70,12 +109,23 @@ impl Record {
         }
     }
 
-    /// Forgets writes that are old ([`crate::recent::Recent::expire`]) at `now_micros`, microseconds since 1970. True when any was
-    /// forgotten. To be called when the record is about to be stored anyway.
+    /// True when merging `other` would change what this stored record has to remember. Names that it may have forgotten on purpose do not
+    /// count: they would be sent to it again and again.
+    pub fn lacks(&self, other: &Self) -> Result<bool, WrongMode> {
+        match (self, other) {
+            (Self::Siblings(stored), Self::Siblings(other)) => {
+                Ok(!stored.same_state(other) || stored.names.lack(&other.names))
+            }
+            (stored, other) => Ok(Self::merge(Some(stored.clone()), other.clone())?.1),
+        }
+    }
+
+    /// Forgets writes that are old ([`crate::recent::Recent::expire`], [`crate::siblings::Names::trim`]) at `now_micros`, microseconds
+    /// since 1970. True when any was forgotten. To be called when the record is about to be stored anyway.
     pub fn expire(&mut self, now_micros: u64) -> bool {
         match self {
             Self::Register(register) => register.recent.expire(now_micros),
-            Self::Siblings(siblings) => siblings.recent.expire(now_micros),
+            Self::Siblings(siblings) => siblings.names.trim(now_micros),
         }
     }
 

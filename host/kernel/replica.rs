@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::name::{Key, NodeId, TenantId, WriteId};
 use crate::record::Encoded;
 use crate::register::Stamp;
-use crate::siblings::{Refusal, Write};
+use crate::siblings::{Name, Refusal, Write};
 
 /// The position of a record: its row on a node is (token, tenant, key).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -46,6 +46,18 @@ pub enum Ask {
     },
     /// Answer with what is stored.
     Read,
+    /// Pin the name of a write that is about to be repeated, and answer with what is stored.
+    Names {
+        /// The write.
+        write_id: WriteId,
+        /// Hybrid time at which it started, microseconds.
+        started: u64,
+    },
+    /// Take the pin off a name: the write has one event, or every replica knows of all of them.
+    Unpin {
+        /// The write.
+        write_id: WriteId,
+    },
 }
 
 /// A replica's answer.
@@ -65,12 +77,14 @@ pub enum Answer {
         /// True when the record knew the write: no dot was minted.
         applied_already: bool,
     },
-    /// To [`Ask::Merge`]: what was sent is stored, or something that supersedes it.
+    /// To [`Ask::Merge`] and [`Ask::Unpin`]: what was sent is stored, or something that supersedes it.
     Merged {
         /// True when what was stored did not change.
         superseded: bool,
+        /// Names that are pinned and superseded here, and not both in what was sent; usually none.
+        told: Vec<Name>,
     },
-    /// To [`Ask::Read`].
+    /// To [`Ask::Read`] and [`Ask::Names`].
     Record(Option<Encoded>),
 }
 

@@ -1,8 +1,8 @@
 //! A `siblings` record: no concurrent write is dropped.
 //!
-//! A record keeps three things apart: the events that it has *seen*, the *versions* that are not superseded, and the ids of the writes that
-//! it *remembers*. An event that was seen and has no version is superseded, here and wherever this record is merged. A remembered write
-//! does the same for a write that a retry has minted twice, under two dots.
+//! A record keeps three things apart: the events that it has *seen*, the *versions* that are not superseded, and the *names* of writes. An
+//! event that was seen and has no version is superseded, here and wherever this record is merged. A name does the same for a write that a
+//! repetition has minted twice, under two dots: see [`Name`].
 
 use std::cmp::Ordering;
 
@@ -13,11 +13,12 @@ use crate::fault::Fault;
 use crate::hook::Sibling;
 use crate::limit;
 use crate::name::{StoreId, WriteId};
-use crate::recent::Recent;
 
 mod merge;
+mod names;
 mod vector;
 
+pub use names::{Name, Names};
 pub use vector::VersionVector;
 
 /// The minter of dots: a store, in one life of one record. A collected record or a wiped disk cannot reuse an actor.
@@ -92,12 +93,27 @@ pub struct Write {
     pub started: u64,
     /// True when another replica may have minted a dot for this write before.
     pub again: bool,
+    /// With `again`: a quorum was asked about the write, has pinned its name, and did not know it.
+    pub asked: bool,
     /// Events that the client has seen.
     pub seen: VersionVector,
     /// Writes that the client has seen.
     pub ids: Vec<WriteId>,
+    /// The greatest time of what the client has seen, microseconds; 0 when that is unknown.
+    pub newest: u64,
     /// The value; `None` deletes.
     pub value: Option<Bytes>,
+}
+
+/// What a client has seen of a record, to be claimed by the context that it is given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Shown {
+    /// Events.
+    pub seen: VersionVector,
+    /// Writes, newest first.
+    pub ids: Vec<WriteId>,
+    /// The greatest time of a write that was shown, microseconds.
+    pub newest: u64,
 }
 
 /// Why a record refuses a client's write. Merges are never refused.
@@ -116,21 +132,25 @@ pub struct Siblings {
     pub seen: VersionVector,
     /// The versions that are not superseded, sorted by first dot.
     pub versions: Vec<Version>,
-    /// Recent writes with their hybrid times, superseded or not.
-    pub recent: Recent,
+    /// Writes that are superseded, or may have been minted more than once.
+    pub names: Names,
 }
 
 impl Siblings {
-    /// The time under which a write is known here: because it is remembered, or because a version includes it.
+    /// The time under which a write is known here: because it is superseded, or because a version includes it.
     pub fn knows(&self, write_id: &WriteId) -> Option<u64> {
         if Fault::WriteIdForgotten.is_on() {
             return None;
         }
-        self.recent.time_of(write_id).or_else(|| self.time_of_version(write_id))
+        self.names
+            .get(write_id)
+            .filter(|name| name.dead)
+            .map(|name| name.time)
+            .or_else(|| self.time_of_version(write_id))
     }
 
     fn time_of_version(&self, write_id: &WriteId) -> Option<u64> {
-        self.versions.iter().find(|version| version.includes(write_id)).map(|version| version.time)
+        self.versions.iter().filter(|version| version.includes(write_id)).map(|version| version.time).max()
     }
 
     /// The newest actor under which a store has minted in this record.
@@ -149,17 +169,14 @@ impl Siblings {
     /// Checks that a client's write may be minted here. `now_micros` is the replica's time, microseconds since 1970. To be called after
     /// [`Self::knows`] has answered `None`.
     pub fn refuse(&self, write: &Write, now_micros: u64) -> Result<(), Refusal> {
-        if write.again {
-            let too_old = now_micros.saturating_sub(write.started) >= limit::PUT_RETRY_MICROS;
-            if too_old || self.recent.horizon >= write.started {
-                return Err(Refusal::InDoubt);
-            }
+        if write.again && self.doubts(write, now_micros) {
+            return Err(Refusal::InDoubt);
         }
         let mut versions = 1;
         let mut bytes = write.value.as_ref().map_or(0, Bytes::len) + VERSION_BYTES;
-        bytes +=
-            (self.seen.entries.len() + write.seen.entries.len()) * ENTRY_BYTES + limit::RECENT_ENTRIES * RECENT_BYTES;
-        for version in self.versions.iter().filter(|version| version.mints().any(|mint| !write.covers(&mint))) {
+        bytes += (self.seen.entries.len() + write.seen.entries.len()) * ENTRY_BYTES;
+        bytes += limit::RECENT_ENTRIES.max(self.names.entries.len()) * RECENT_BYTES;
+        for version in self.versions.iter().filter(|version| !write.supersedes(version)) {
             versions += 1;
             bytes += version.value.as_ref().map_or(0, Bytes::len) + VERSION_BYTES;
             bytes += version.dots.len() * ENTRY_BYTES + version.ids.len() * size_of::<WriteId>();
@@ -170,26 +187,57 @@ impl Siblings {
         Ok(())
     }
 
+    /// True when a repetition may have been applied and forgotten here. If a quorum was asked about it, only the horizon says so: no clock
+    /// is compared.
+    fn doubts(&self, write: &Write, now_micros: u64) -> bool {
+        let forgotten = self.names.horizon >= write.started;
+        if write.asked {
+            return !self.names.is_pinned(&write.write_id) && (forgotten || !self.may_pin(&write.write_id));
+        }
+        forgotten || now_micros.saturating_sub(write.started) >= limit::PUT_RETRY_MICROS
+    }
+
+    fn may_pin(&self, write_id: &WriteId) -> bool {
+        self.names.is_pinned(write_id) || self.names.pins() < limit::PINNED_NAMES
+    }
+
+    /// Pins the name of a write that is about to be repeated, so that it is not forgotten once it is superseded. True when the record
+    /// changed.
+    ///
+    /// # Errors
+    /// [`Refusal::InDoubt`]: [`limit::PINNED_NAMES`] are pinned already.
+    pub fn pin(&mut self, write_id: &WriteId, started: u64) -> Result<bool, Refusal> {
+        if Fault::AskedWithoutPin.is_on() {
+            return Ok(false);
+        }
+        if !self.may_pin(write_id) {
+            return Err(Refusal::InDoubt);
+        }
+        Ok(self.names.note(Name::pinned(*write_id, started)))
+    }
+
     /// Carries out a client's write under the key's lock and returns its dot.
     ///
     /// What the write's context covers is dropped; the rest stays beside the new version. To be called only by the store that holds this
     /// record, with one of its actors, after [`Self::knows`] and [`Self::refuse`].
     pub fn put(&mut self, write: &Write, actor: Actor) -> Dot {
-        for id in &write.ids {
-            // Another replica may remember the write under another time; the union keeps the greater one.
-            let time = self.time_of_version(id).unwrap_or(write.started);
-            if self.recent.time_of(id).is_none() {
-                self.recent.remember(*id, time);
+        // A write that this replica has not heard of is remembered under a time that is not before its start.
+        let unknown = if Fault::NewestIgnored.is_on() { write.started } else { write.started.max(write.newest) };
+        for id in write.ids.iter().filter(|id| **id != write.write_id) {
+            let time = self.time_of_version(id).unwrap_or(unknown);
+            self.names.note(Name::dead(*id, time));
+        }
+        for version in &self.versions {
+            for (id, _) in version.mints().filter(|(_, dot)| write.seen.covers(dot)) {
+                self.names.note(Name::dead(id, version.time));
             }
         }
-        self.recent.remember(write.write_id, write.started);
+        if write.asked && !Fault::AskedWithoutPin.is_on() {
+            self.names.note(Name::pinned(write.write_id, write.started));
+        }
         self.seen.join(&write.seen);
-        self.versions.retain_mut(|version| {
-            let mut left: SmallVec<[_; 2]> = version.mints().filter(|mint| !write.covers(mint)).collect();
-            left.sort_unstable();
-            version.carry(&left)
-        });
-        let dot = Dot { actor, counter: self.seen.get(&actor).saturating_add(1) };
+        self.drop_dead();
+        let dot = Dot { actor, counter: self.seen.last(&actor).saturating_add(1) };
         self.seen.advance(&dot);
         self.versions.push(Version {
             dots: smallvec![dot],
@@ -202,15 +250,65 @@ impl Siblings {
         dot
     }
 
-    /// Joins two records. True when this one changed. Associative, commutative and idempotent over the records that puts, merges and
-    /// collapses create.
+    /// Drops what the names say is superseded.
+    fn drop_dead(&mut self) {
+        let names = &mut self.names;
+        self.versions.retain_mut(|version| {
+            names.date(version);
+            let mut left: SmallVec<[_; 2]> = version.mints().filter(|(id, _)| !names.is_dead(id)).collect();
+            left.sort_unstable();
+            version.carry(&left)
+        });
+        self.sort();
+    }
+
+    /// Joins two records, and forgets nothing. True when this one changed. Associative, commutative and idempotent over the records that
+    /// puts, merges and collapses create.
     pub fn merge(&mut self, other: &Self) -> bool {
         if Fault::OverwriteInsteadOfMerge.is_on() {
             let changed = self != other;
             self.clone_from(other);
             return changed;
         }
-        merge::merge(self, other)
+        let changed = merge::merge(self, other);
+        changed.state || changed.names
+    }
+
+    /// Merges a record that was sent into this stored one, and forgets what a stored record need not remember ([`Names::trim`]). True when
+    /// this one changed, what it remembers of writes included.
+    pub fn absorb(&mut self, sent: &Self, now_micros: u64) -> bool {
+        if Fault::OverwriteInsteadOfMerge.is_on() {
+            return self.merge(sent);
+        }
+        // Only after the join: what is forgotten before says nothing of names that are pinned here. A name that is forgotten once more is
+        // no change, or it would return from the other side for ever.
+        let names = self.names.clone();
+        let changed = merge::merge(self, sent);
+        if !changed.state && !changed.names {
+            return false;
+        }
+        self.names.trim(now_micros);
+        changed.state || self.names != names
+    }
+
+    /// Marks writes as superseded and pinned, as other replicas have reported them. True when this record changed.
+    pub fn learn(&mut self, told: &[Name]) -> bool {
+        let mut changed = false;
+        for name in told {
+            changed |= self.names.note(*name);
+        }
+        if changed {
+            self.drop_dead();
+        }
+        changed
+    }
+
+    /// The names that are pinned and superseded here, and not both in `sent`: whoever has merged `sent` elsewhere has to learn them before
+    /// the write that `sent` carries is acknowledged.
+    pub fn lacking_in(&self, sent: &Self) -> Vec<Name> {
+        let both = |name: &&Name| name.pinned && name.dead;
+        let lacks = |name: &&Name| !sent.names.get(&name.id).is_some_and(|sent| sent.pinned && sent.dead);
+        self.names.entries.iter().filter(both).filter(lacks).copied().collect()
     }
 
     /// The live versions: those with a value if there are any, else the tombstones.
@@ -240,7 +338,7 @@ impl Siblings {
     }
 
     /// What a reader's context claims: every event seen, and the writes that are not superseded, newest first.
-    pub fn context_claims(&self) -> (VersionVector, Vec<WriteId>) {
+    pub fn context_claims(&self) -> Shown {
         let mut newest_first: Vec<&Version> = self.versions.iter().collect();
         newest_first.sort_by_key(|version| std::cmp::Reverse(version.time));
         let mut ids: Vec<WriteId> = Vec::with_capacity(newest_first.len());
@@ -249,28 +347,25 @@ impl Siblings {
                 ids.push(id);
             }
         }
-        (self.seen.clone(), ids)
+        let newest = newest_first.first().map_or(0, |version| version.time);
+        Shown { seen: self.seen.clone(), ids, newest }
     }
 
     /// What a writer's context claims after its write, from what it claimed before and the record that the write was answered with: the
-    /// write itself, and nothing else of the record. The write's id is always claimed, and comes first. Its dot covers it for longer than
-    /// ids are remembered, but is claimed only if it follows directly on what was seen: a vector that jumps ahead would claim events that
-    /// the client has not seen.
-    pub fn claims_after(
-        &self,
-        before: (VersionVector, Vec<WriteId>),
-        write_id: &WriteId,
-    ) -> (VersionVector, Vec<WriteId>) {
-        let (mut seen, mut ids) = before;
-        for (id, dot) in self.versions.iter().flat_map(Version::mints) {
-            if id == *write_id && seen.get(&dot.actor).checked_add(1) == Some(dot.counter) {
-                seen.advance(&dot);
+    /// write itself, and nothing else of the record. The write's id is always claimed, and comes first. Its dots cover it for longer than
+    /// ids are remembered. A dot that does not follow on what was seen is claimed alone: a vector that jumps ahead would claim events
+    /// that the client has not seen.
+    pub fn claims_after(&self, before: Shown, write_id: &WriteId, started: u64) -> Shown {
+        let Shown { mut seen, mut ids, newest } = before;
+        for (_, dot) in self.versions.iter().flat_map(Version::mints).filter(|(id, _)| id == write_id) {
+            if !Fault::OwnDotLeftOut.is_on() || seen.last(&dot.actor).checked_add(1) == Some(dot.counter) {
+                seen.add(&dot);
             }
         }
         if !ids.contains(write_id) {
             ids.insert(0, *write_id);
         }
-        (seen, ids)
+        Shown { seen, ids, newest: newest.max(started) }
     }
 
     /// True when both have the same versions and have seen the same events, whatever writes they remember.
@@ -313,9 +408,10 @@ pub fn collapse(record: &Siblings, verdict_value: Bytes) -> Siblings {
 }
 
 impl Write {
-    /// True when the client has seen this event, or this write under any event.
-    fn covers(&self, (write, dot): &(WriteId, Dot)) -> bool {
-        self.seen.covers(dot) || self.ids.contains(write)
+    /// True when the client has seen every write that a version has events of: each by its id, or by one of its events.
+    fn supersedes(&self, version: &Version) -> bool {
+        let seen = |id: &WriteId| version.mints().any(|(of, dot)| of == *id && self.seen.covers(&dot));
+        version.mints().all(|(id, _)| self.ids.contains(&id) || seen(&id))
     }
 }
 

@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use witan_kernel::fault::Fault;
 use witan_kernel::name::WriteId;
 pub use witan_kernel::port::Durability;
-use witan_kernel::record::{Damaged, Encoded, Record, WrongMode};
+use witan_kernel::record::{Absorbed, Damaged, Encoded, Record, WrongMode};
 use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError, Request};
 use witan_kernel::siblings::{Siblings, Write};
 
@@ -40,7 +40,7 @@ impl Item {
         let ask = match &self.request.ask {
             Ask::Merge { record } => record.0.len(),
             Ask::Put(put) => put.value.as_ref().map_or(0, Bytes::len) + (put.seen.entries.len() + put.ids.len()) * 32,
-            Ask::Stamp { .. } | Ask::Read => 0,
+            Ask::Stamp { .. } | Ask::Read | Ask::Names { .. } | Ask::Unpin { .. } => 0,
         };
         size_of::<Self>() + self.request.place.tenant.bytes().len() + self.request.place.key.bytes().len() + ask
     }
@@ -280,6 +280,8 @@ impl<'a> Batch<'a> {
             Ask::Put(put) => row.put(put, self.store, self.wall),
             Ask::Merge { record } => row.merge(record, self.wall),
             Ask::Read => row.read(),
+            Ask::Names { write_id, started } => row.names(write_id, *started),
+            Ask::Unpin { write_id } => row.unpin(write_id),
         }
     }
 
@@ -329,7 +331,7 @@ impl<'a> Batch<'a> {
                 continue;
             }
             *outcome = match &item.request.ask {
-                Ask::Put(_) | Ask::Merge { .. } => Err(refusal(error)),
+                Ask::Put(_) | Ask::Merge { .. } | Ask::Names { .. } | Ask::Unpin { .. } => Err(refusal(error)),
                 ask @ (Ask::Stamp { .. } | Ask::Read) => {
                     let key = self.rows[at].key.clone();
                     match BatchRow::load(key, self.shard, self.store) {
@@ -444,24 +446,24 @@ impl BatchRow {
 
     fn merge(&mut self, encoded: &Encoded, wall: u64) -> Outcome {
         self.decode()?;
-        let mut incoming = encoded
+        let incoming = encoded
             .decode()
             .map_err(|error| ReplicaError::Broken(format!("the record to merge is invalid: {error}")))?;
         if self.is_register().is_some_and(|register| register != matches!(incoming, Record::Register(_))) {
             return Err(ReplicaError::WrongMode);
         }
-        // Both sides expire their entries; otherwise what one has expired would return from the other for ever.
-        let as_sent = !incoming.expire(wall);
-        let first = self.record.is_none();
-        let (mut record, changed) =
-            Record::merge(self.record.take(), incoming).map_err(|WrongMode| ReplicaError::WrongMode)?;
-        if !changed {
-            self.record = Some(record);
-            return Ok(Answer::Merged { superseded: true });
+        let (record, absorbed) =
+            Record::absorb(self.record.take(), &incoming, wall).map_err(|WrongMode| ReplicaError::WrongMode)?;
+        let told = match (&record, &incoming) {
+            (Record::Siblings(stored), Record::Siblings(sent)) => stored.lacking_in(sent),
+            _ => Vec::new(),
+        };
+        match absorbed {
+            Absorbed::Nothing => self.record = Some(record),
+            Absorbed::AsSent => self.set(record, Some(encoded.clone())),
+            Absorbed::Changed => self.set(record, None),
         }
-        record.expire(wall);
-        self.set(record, (first && as_sent).then(|| encoded.clone()));
-        Ok(Answer::Merged { superseded: false })
+        Ok(Answer::Merged { superseded: absorbed == Absorbed::Nothing, told })
     }
 
     fn put(&mut self, put: &Write, store: &Store, wall: u64) -> Outcome {
@@ -479,15 +481,47 @@ impl BatchRow {
             self.birth = store.draw_birth();
         }
         siblings.put(put, store.actor(self.birth));
+        // The answer names everything that this write has superseded; what is stored may forget the oldest of it at once.
         let mut record = Record::Siblings(siblings);
-        record.expire(wall);
-        self.set(record, None);
-        Ok(self.put_answer(false))
+        let answer = record.encode();
+        let forgot = record.expire(wall);
+        self.set(record, (!forgot).then(|| answer.clone()));
+        if Fault::AnswerTrimmed.is_on() {
+            return Ok(self.put_answer(false));
+        }
+        Ok(Answer::Put { record: answer, applied_already: false })
     }
 
     fn put_answer(&mut self, applied_already: bool) -> Answer {
         let record = self.encoded().unwrap_or_else(|| Record::Siblings(Siblings::default()).encode());
         Answer::Put { record, applied_already }
+    }
+
+    /// The record of siblings; an empty one without a record.
+    fn siblings(&mut self) -> Result<Siblings, ReplicaError> {
+        self.decode()?;
+        match &self.record {
+            None => Ok(Siblings::default()),
+            Some(Record::Siblings(siblings)) => Ok(siblings.clone()),
+            Some(Record::Register(_)) => Err(ReplicaError::WrongMode),
+        }
+    }
+
+    fn names(&mut self, write_id: &WriteId, started: u64) -> Outcome {
+        let mut siblings = self.siblings()?;
+        if siblings.pin(write_id, started)? {
+            self.set(Record::Siblings(siblings), None);
+        }
+        Ok(Answer::Record(self.encoded()))
+    }
+
+    fn unpin(&mut self, write_id: &WriteId) -> Outcome {
+        let mut siblings = self.siblings()?;
+        let changed = siblings.names.unpin(write_id);
+        if changed {
+            self.set(Record::Siblings(siblings), None);
+        }
+        Ok(Answer::Merged { superseded: !changed, told: Vec::new() })
     }
 }
 

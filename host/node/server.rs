@@ -17,9 +17,9 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use witan_kernel::condition::Condition;
-use witan_kernel::limit;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::Clock;
+use witan_kernel::{capability, limit};
 use witan_wire::condition::STORE_STATE;
 use witan_wire::range::PAGE_MESSAGE_BYTES;
 use witan_wire::v1::storage_node_service_server::{StorageNodeService, StorageNodeServiceServer};
@@ -33,7 +33,7 @@ use crate::driver::{Driver, Time};
 pub use guard::Guard;
 
 /// What this node supports beyond the minimum of its protocol version; sent in the handshake of a lane.
-pub const CAPABILITIES: [&str; 4] = ["register", "siblings", STORE_STATE, witan_wire::COMMITS];
+pub const CAPABILITIES: [&str; 5] = ["register", "siblings", STORE_STATE, witan_wire::COMMITS, capability::NAMES];
 
 /// Largest message accepted, in bytes: the record of a unary call, and 1 MiB for the rest of the message. Frames have a smaller limit.
 const MESSAGE_BYTES: usize = limit::RECORD_BYTES + (1 << 20);

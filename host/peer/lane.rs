@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use witan_kernel::backoff::Backoff;
+use witan_kernel::capability;
 use witan_kernel::condition::Condition;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::StoreId;
@@ -196,6 +197,7 @@ struct Stream {
     /// What the store may be used for; decided by the lane that speaks for the node.
     trust: Trust,
     condition: Option<Condition>,
+    capabilities: Vec<String>,
 }
 
 impl<C: Clock, N: Connect> Ends<C, N> {
@@ -215,7 +217,7 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         let (outbound, frames) = mpsc::channel(FRAMES);
         let hello = Hello {
             versions: VERSIONS.to_vec(),
-            capabilities: vec![STORE_STATE.to_owned()],
+            capabilities: vec![STORE_STATE.to_owned(), capability::NAMES.to_owned()],
             coordinator_id: self.coordinator_id.clone(),
             node_id: self.node.id.as_str().to_owned(),
         };
@@ -232,7 +234,8 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         let commit = welcome.capabilities.iter().any(|named| named == COMMITS).then_some(welcome.commit);
         let trust = if self.speaks_for_node { self.meet(store, commit, before).await? } else { Trust::Unadmitted };
         let condition = condition_from_wire(welcome.store_state);
-        Ok(Stream { outbound, inbound, store, commit: commit.unwrap_or(0), trust, condition })
+        let (capabilities, commit) = (welcome.capabilities, commit.unwrap_or(0));
+        Ok(Stream { outbound, inbound, store, commit, trust, condition, capabilities })
     }
 
     /// Decides what the store may be used for that the node has reported. `commit`: its commit number, if the node knows such.
@@ -314,6 +317,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
     fn new(ends: &'a Ends<C, N>, stream: Stream, bytes: &'a AtomicUsize) -> Option<Self> {
         let uses = if ends.speaks_for_node {
             ends.reported(stream.condition);
+            ends.vitals.set_capabilities(&stream.capabilities);
             let uses = ends.vitals.connected(stream.store, stream.commit, stream.trust);
             tracing::info!(node = %ends.node.id, "connected to a storage node");
             if stream.trust != Trust::Whole {

@@ -173,6 +173,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
     fn recent_state(&self, node: &NodeId) -> ReplicaState {
         self.nodes.load().get(node).map_or(UNKNOWN, |node| node.vitals.recent_state())
     }
+
+    fn has_names(&self, node: &NodeId) -> bool {
+        self.nodes.load().get(node).is_none_or(|node| node.vitals.has_names())
+    }
 }
 
 /// The state of a node that is not in the current set.
@@ -189,7 +193,7 @@ fn weight(request: &Request) -> usize {
         Ask::Put(put) => {
             put.value.as_ref().map_or(0, bytes::Bytes::len) + put.ids.len() * 16 + put.seen.entries.len() * 32
         }
-        Ask::Stamp { .. } | Ask::Read => 0,
+        Ask::Stamp { .. } | Ask::Read | Ask::Names { .. } | Ask::Unpin { .. } => 0,
     };
     body + request.place.key.bytes().len() + request.place.tenant.bytes().len() + 64
 }

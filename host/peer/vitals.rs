@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::watch;
+use witan_kernel::capability;
 use witan_kernel::condition::Condition;
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::ReplicaState;
@@ -21,6 +22,8 @@ pub(super) struct Vitals {
     uses: AtomicU64,
     /// The highest commit number that its present store has shown.
     commit: AtomicU64,
+    /// It did not name [`capability::NAMES`] in its last handshake.
+    lacks_names: AtomicBool,
     in_flight: AtomicU32,
     /// The largest number of requests in flight between the last two ticks.
     in_flight_peak: AtomicU32,
@@ -42,6 +45,7 @@ impl Default for Vitals {
             silent: AtomicBool::new(false),
             uses: AtomicU64::new(Use::NONE.packed()),
             commit: AtomicU64::new(0),
+            lacks_names: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             in_flight_peak: AtomicU32::new(0),
             p50_us: AtomicU32::new(0),
@@ -69,6 +73,15 @@ impl Vitals {
 
     pub(super) fn recent_state(&self) -> ReplicaState {
         ReplicaState { in_flight: self.in_flight_peak.load(Ordering::Relaxed), ..self.state() }
+    }
+
+    pub(super) fn has_names(&self) -> bool {
+        !self.lacks_names.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_capabilities(&self, named: &[String]) {
+        let lacks = !named.iter().any(|name| name == capability::NAMES);
+        self.lacks_names.store(lacks, Ordering::Relaxed);
     }
 
     pub(super) fn store_id(&self) -> Option<StoreId> {

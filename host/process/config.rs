@@ -65,6 +65,8 @@ pub struct Config {
     pub security: Security,
     /// Defaults of operations.
     pub defaults: Defaults,
+    /// Whether every coordinator of the cluster names [`witan_kernel::capability::NAMES`].
+    pub names: bool,
     /// Size and lifetime of the tenant cache.
     pub tenant_cache: TenantCacheConfig,
     /// Limit on concurrent client connections.
@@ -95,6 +97,7 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
             read_timeout: consistency.read_timeout.0,
             ..Defaults::default()
         },
+        names: consistency.ask_before_repeating,
         tenant_cache: TenantCacheConfig {
             capacity: cache.max_size,
             fresh: cache.tenant_config_ttl.0,

@@ -211,6 +211,7 @@ impl Parts {
             collapses,
         };
         let coordinator = Coordinator::new(ports, ring(&nodes, placement.epoch), keys, config.defaults.clone());
+        coordinator.set_names(config.names);
         let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), Arc::clone(metadata)));
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         Ok(Self { clock, access: Arc::new(access), tenants, idempotency, lanes, plugins, coordinator, upkeep })

@@ -9,14 +9,14 @@ use witan_kernel::name::{Key, StoreId, TenantId, WriteId};
 use witan_kernel::record::Encoded;
 use witan_kernel::register::Stamp;
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
-use witan_kernel::siblings::{Actor, VersionVector, Write};
+use witan_kernel::siblings::{Actor, Dot, Name, VersionVector, Write};
 
 use crate::Malformed;
 use crate::v1::replica_answer::Answer as WireAnswer;
 use crate::v1::replica_request::Ask as WireAsk;
 use crate::v1::{
-    MergeAsk, MergedAnswer, PutAnswer, PutAsk, ReadAsk, RecordAnswer, RefusalReason, ReplicaAnswer, ReplicaRefusal,
-    ReplicaRequest, StampAnswer, StampAsk, VersionVectorEntry,
+    MergeAsk, MergedAnswer, NamesAsk, PinnedName, PutAnswer, PutAsk, ReadAsk, RecordAnswer, RefusalReason,
+    ReplicaAnswer, ReplicaRefusal, ReplicaRequest, StampAnswer, StampAsk, UnpinAsk, VersionVectorEntry,
 };
 
 /// Most entries of the version vector, and most write ids, in one Put: far more than fit into a context of 4 KiB.
@@ -40,6 +40,8 @@ pub fn request_to_wire(id: u64, request: Request, deadline_ms: u32) -> ReplicaRe
         Ask::Put(put) => WireAsk::Put(put_to_wire(&put)),
         Ask::Merge { record } => WireAsk::Merge(MergeAsk { record: record.0 }),
         Ask::Read => WireAsk::Read(ReadAsk {}),
+        Ask::Names { write_id, started } => WireAsk::Names(NamesAsk { write_id: id_to_wire(write_id), started }),
+        Ask::Unpin { write_id } => WireAsk::Unpin(UnpinAsk { write_id: id_to_wire(write_id) }),
     };
     ReplicaRequest {
         id,
@@ -58,19 +60,22 @@ fn id_to_wire(id: WriteId) -> Bytes {
 }
 
 fn put_to_wire(put: &Write) -> PutAsk {
-    let entry = |(actor, counter): &(Actor, u64)| VersionVectorEntry {
+    let entry = |actor: &Actor, counter: u64| VersionVectorEntry {
         store_id: Bytes::copy_from_slice(&actor.store.0),
         birth: actor.birth,
-        counter: *counter,
+        counter,
     };
     PutAsk {
         write_id: id_to_wire(put.write_id),
         started: put.started,
         again: put.again,
-        seen: put.seen.entries.iter().map(entry).collect(),
+        seen: put.seen.entries.iter().map(|(actor, counter)| entry(actor, *counter)).collect(),
         ids: put.ids.iter().copied().map(id_to_wire).collect(),
         value: put.value.clone().unwrap_or_default(),
         tombstone: put.value.is_none(),
+        newest: put.newest,
+        cloud: put.seen.cloud.iter().map(|dot| entry(&dot.actor, dot.counter)).collect(),
+        asked: put.asked,
     }
 }
 
@@ -86,6 +91,10 @@ impl TryFrom<ReplicaRequest> for Arrived {
             WireAsk::Put(ask) => Ask::Put(Arc::new(put_from_wire(ask)?)),
             WireAsk::Merge(ask) => Ask::Merge { record: Encoded(ask.record) },
             WireAsk::Read(ReadAsk {}) => Ask::Read,
+            WireAsk::Names(ask) => {
+                Ask::Names { write_id: id_from_wire("names.write_id", &ask.write_id)?, started: ask.started }
+            }
+            WireAsk::Unpin(ask) => Ask::Unpin { write_id: id_from_wire("unpin.write_id", &ask.write_id)? },
         };
         let place = Place { token: wire.token, tenant: TenantId::from_trusted(tenant), key: Key::from_trusted(key) };
         Ok(Self { id: wire.id, deadline_ms: wire.deadline_ms, request: Request { place, epoch: wire.epoch, ask } })
@@ -115,27 +124,49 @@ fn put_from_wire(ask: PutAsk) -> Result<Write, Malformed> {
         write_id: id_from_wire("put.write_id", &ask.write_id)?,
         started: ask.started,
         again: ask.again,
-        seen: vector_from_wire(&ask.seen)?,
+        asked: ask.asked,
+        seen: vector_from_wire(&ask.seen, &ask.cloud)?,
         ids: ask.ids.iter().map(|id| id_from_wire("put.ids", id)).collect::<Result<_, _>>()?,
+        newest: ask.newest,
         value: (!ask.tombstone).then_some(value),
     })
 }
 
-fn vector_from_wire(wire: &[VersionVectorEntry]) -> Result<VersionVector, Malformed> {
-    if wire.len() > PUT_ENTRIES {
+fn actor_from_wire(field: &'static str, entry: &VersionVectorEntry) -> Result<Actor, Malformed> {
+    let store = StoreId::from_slice(&entry.store_id);
+    let store = store.ok_or_else(|| Malformed::new(field, "has a store id that does not have 16 bytes"))?;
+    Ok(Actor { store, birth: entry.birth })
+}
+
+fn vector_from_wire(wire: &[VersionVectorEntry], cloud: &[VersionVectorEntry]) -> Result<VersionVector, Malformed> {
+    if wire.len() + cloud.len() > PUT_ENTRIES {
         return Err(Malformed::new("put.seen", format!("has {} entries; {PUT_ENTRIES} are allowed", wire.len())));
     }
     let mut entries: SmallVec<[(Actor, u64); 3]> = SmallVec::with_capacity(wire.len());
     for entry in wire {
-        let store = StoreId::from_slice(&entry.store_id)
-            .ok_or_else(|| Malformed::new("put.seen.store_id", "does not have 16 bytes"))?;
-        let actor = Actor { store, birth: entry.birth };
+        let actor = actor_from_wire("put.seen", entry)?;
         if entries.last().is_some_and(|(last, _)| *last >= actor) {
             return Err(Malformed::new("put.seen", "is not sorted by actor, or has an actor twice"));
         }
         entries.push((actor, entry.counter));
     }
-    Ok(VersionVector { entries })
+    let mut seen = VersionVector { entries, ..VersionVector::default() };
+    for entry in cloud {
+        seen.add(&Dot { actor: actor_from_wire("put.cloud", entry)?, counter: entry.counter });
+    }
+    Ok(seen)
+}
+
+fn told_to_wire(told: Vec<Name>) -> Vec<PinnedName> {
+    told.into_iter().map(|name| PinnedName { write_id: id_to_wire(name.id), time: name.time }).collect()
+}
+
+fn told_from_wire(told: &[PinnedName]) -> Result<Vec<Name>, Malformed> {
+    let name = |name: &PinnedName| {
+        let id = id_from_wire("merged.told", &name.write_id)?;
+        Ok(Name { pinned: true, ..Name::dead(id, name.time) })
+    };
+    told.iter().map(name).collect()
 }
 
 /// Encodes the answer to the request `id` without copying values.
@@ -145,7 +176,9 @@ pub fn answer_to_wire(id: u64, outcome: Outcome) -> ReplicaAnswer {
             WireAnswer::Stamp(StampAnswer { stands: stands.map(|stamp| stamp.0), known: known.map(|stamp| stamp.0) })
         }
         Ok(Answer::Put { record, applied_already }) => WireAnswer::Put(PutAnswer { record: record.0, applied_already }),
-        Ok(Answer::Merged { superseded }) => WireAnswer::Merged(MergedAnswer { superseded }),
+        Ok(Answer::Merged { superseded, told }) => {
+            WireAnswer::Merged(MergedAnswer { superseded, told: told_to_wire(told) })
+        }
         Ok(Answer::Record(record)) => WireAnswer::Record(RecordAnswer { record: record.map(|record| record.0) }),
         Err(error) => WireAnswer::Refusal(refusal_to_wire(error)),
     };
@@ -194,7 +227,9 @@ pub fn answer_from_wire(wire: ReplicaAnswer) -> Result<(u64, Outcome), Malformed
         WireAnswer::Put(answer) => {
             Ok(Answer::Put { record: Encoded(answer.record), applied_already: answer.applied_already })
         }
-        WireAnswer::Merged(answer) => Ok(Answer::Merged { superseded: answer.superseded }),
+        WireAnswer::Merged(answer) => {
+            Ok(Answer::Merged { superseded: answer.superseded, told: told_from_wire(&answer.told)? })
+        }
         WireAnswer::Record(answer) => Ok(Answer::Record(answer.record.map(Encoded))),
         WireAnswer::Refusal(refusal) => Err(refusal_from_wire(refusal)),
     };
@@ -232,15 +267,26 @@ mod tests {
     fn vector() -> impl Strategy<Value = VersionVector> {
         proptest::collection::btree_map((any::<[u8; 16]>(), any::<u64>()), any::<u64>(), 0..5).prop_map(|entries| {
             let entry = |((store, birth), counter)| (Actor { store: StoreId(store), birth }, counter);
-            VersionVector { entries: entries.into_iter().map(entry).collect() }
+            let mut seen =
+                VersionVector { entries: entries.into_iter().map(entry).collect(), ..VersionVector::default() };
+            seen.add(&Dot { actor: Actor { store: StoreId([1; 16]), birth: 2 }, counter: 9 });
+            seen
         })
     }
 
     fn put() -> impl Strategy<Value = Write> {
         let ids = proptest::collection::vec(any::<[u8; 16]>().prop_map(WriteId), 0..4);
-        (any::<[u8; 16]>(), any::<u64>(), any::<bool>(), vector(), ids, proptest::option::of(bytes(50))).prop_map(
-            |(id, started, again, seen, ids, value)| Write { write_id: WriteId(id), started, again, seen, ids, value },
-        )
+        (any::<[u8; 16]>(), any::<[u64; 2]>(), any::<[bool; 2]>(), vector(), ids, proptest::option::of(bytes(50)))
+            .prop_map(|(id, [started, newest], [again, asked], seen, ids, value)| Write {
+                write_id: WriteId(id),
+                started,
+                again,
+                asked,
+                seen,
+                ids,
+                newest,
+                value,
+            })
     }
 
     fn request() -> impl Strategy<Value = Request> {
@@ -249,6 +295,8 @@ mod tests {
             put().prop_map(|put| Ask::Put(Arc::new(put))),
             bytes(100).prop_map(|record| Ask::Merge { record: Encoded(record) }),
             Just(Ask::Read),
+            (any::<[u8; 16]>(), any::<u64>()).prop_map(|(id, started)| Ask::Names { write_id: WriteId(id), started }),
+            any::<[u8; 16]>().prop_map(|id| Ask::Unpin { write_id: WriteId(id) }),
         ];
         (any::<u64>(), bytes(20), bytes(40), any::<u64>(), ask).prop_map(|(token, tenant, key, epoch, ask)| {
             let place = Place { token, tenant: TenantId::from_trusted(tenant), key: Key::from_trusted(key) };
@@ -262,7 +310,12 @@ mod tests {
             (stamp(), stamp()).prop_map(|(stands, known)| Ok(Answer::Stamp { stands, known })),
             (bytes(50), any::<bool>())
                 .prop_map(|(record, applied_already)| Ok(Answer::Put { record: Encoded(record), applied_already })),
-            any::<bool>().prop_map(|superseded| Ok(Answer::Merged { superseded })),
+            (any::<bool>(), proptest::collection::vec(any::<([u8; 16], u64)>(), 0..4)).prop_map(
+                |(superseded, told)| {
+                    let name = |(id, time)| Name { pinned: true, ..Name::dead(WriteId(id), time) };
+                    Ok(Answer::Merged { superseded, told: told.into_iter().map(name).collect() })
+                }
+            ),
             proptest::option::of(bytes(50)).prop_map(|record| Ok(Answer::Record(record.map(Encoded)))),
             prop_oneof![
                 Just(ReplicaError::Late),

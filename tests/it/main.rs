@@ -6,7 +6,8 @@
 //! own), [`failure`] (nodes that hang, vanish, come back, or run out of disk space), [`health`] (disks that fail, and deadlines of
 //! operations that wait), [`crash`] (`kill -9` under load), [`damaged`] (damaged stores), [`hostile`] (malicious clients), [`shared`]
 //! (several coordinators on PostgreSQL and Redis), [`previous`] (the previous version together with this one), [`tls`] (certificates and
-//! secrets on every connection, rotated under load), [`trace`] (no acknowledgement before its sync, observed from the operating system).
+//! secrets on every connection, rotated under load), [`repeated`] (changes whose coordinator was killed before it had recorded them),
+//! [`trace`] (no acknowledgement before its sync, observed from the operating system).
 //!
 //! Every test has its own folders and addresses, so all can run at once, and no process outlives its test.
 
@@ -24,6 +25,7 @@ mod harness;
 mod health;
 mod hostile;
 mod previous;
+mod repeated;
 mod shared;
 mod spans;
 mod tls;

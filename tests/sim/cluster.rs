@@ -184,6 +184,7 @@ impl CoordinatorMachine {
         };
         let ring = self.shared.ring.clone();
         let coordinator = Coordinator::new(ports, ring, self.shared.keys.clone(), Defaults::default());
+        coordinator.set_names(true);
         let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), Arc::clone(&self.shared.metadata)));
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         let (sender, mut calls) = mpsc::unbounded_channel();

@@ -6,7 +6,7 @@
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
 //! Reading order: [`scenario`], [`damaged`], [`nemesis`], [`world`], [`cluster`], [`client`], [`play`], [`disks`], [`history`], [`check`],
-//! [`faults`].
+//! [`faults`], [`scenes`], [`hot`].
 
 mod check;
 mod client;
@@ -15,6 +15,7 @@ mod damaged;
 mod disks;
 mod faults;
 mod history;
+mod hot;
 mod nemesis;
 mod play;
 mod scenario;
@@ -60,12 +61,18 @@ const PLAYER: &str = "player";
 
 /// Runs a seed on this thread, with one rule broken or none.
 fn judge(seed: u64, broken: Option<Fault>, verbose: bool) -> Verdict {
+    judge_scenario(Scenario::of(seed), broken, verbose)
+}
+
+/// Runs a scenario on this thread, with one rule broken or none.
+fn judge_scenario(scenario: Scenario, broken: Option<Fault>, verbose: bool) -> Verdict {
     record_panics();
     fault::set(broken);
     PANICS.with_borrow_mut(Vec::clear);
+    let seed = scenario.seed;
     let played = catch_unwind(AssertUnwindSafe(|| match broken.and_then(scenes::of) {
         Some(scene) => scene(seed),
-        None => play::play(seed, verbose),
+        None => play::play(scenario, verbose),
     }));
     fault::set(None);
     let panics = PANICS.take();

@@ -38,9 +38,9 @@ pub(crate) struct Verdict {
     pub(crate) virtual_time: Duration,
 }
 
-/// Runs the scenario of a seed on this thread.
-pub(crate) fn play(seed: u64, verbose: bool) -> Verdict {
-    let scenario = Scenario::of(seed);
+/// Runs a scenario on this thread.
+pub(crate) fn play(scenario: Scenario, verbose: bool) -> Verdict {
+    let seed = scenario.seed;
     let dice = Dice::new(seed);
     let tenants = scenario.casts.iter().map(|cast| cast.tenant.clone()).collect();
     let sets = scenario.casts.iter().filter(|cast| cast.sets).map(|cast| cast.tenant.id.clone()).collect();

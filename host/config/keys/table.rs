@@ -181,6 +181,14 @@ pub const KEYS: &[Key] = &[
     .default("true")
     .reloads(),
     Key::new(
+        "consistency.ask_before_repeating",
+        Flag,
+        "Whether a quorum is asked about a `siblings` write before it is repeated, so that nothing deleted or replaced comes \
+            back (docs/semantics.md). Writes a format that the previous version cannot read: set it once every process runs \
+            this version, and will not go back to the previous one.",
+    )
+    .default("false"),
+    Key::new(
         "cache.tenant_config_ttl",
         Time,
         "Time for which a tenant is served from the cache. Changes by other coordinators are \

@@ -83,6 +83,10 @@ impl Replicas for Nodes {
     fn recent_state(&self, node: &NodeId) -> ReplicaState {
         self.state(node)
     }
+
+    fn has_names(&self, _: &NodeId) -> bool {
+        true
+    }
 }
 
 impl Ranges for Nodes {
@@ -195,7 +199,7 @@ fn merge_of_two() -> MergeRound {
 }
 
 fn merged() -> Outcome {
-    Ok(Answer::Merged { superseded: false })
+    Ok(Answer::Merged { superseded: false, told: Vec::new() })
 }
 
 /// Counts how often a future is woken.

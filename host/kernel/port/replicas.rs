@@ -24,6 +24,10 @@ pub trait Replicas: Send + Sync + 'static {
     /// The same as [`Self::state`], with `in_flight` as the maximum over the last tenth of a second, so that it changes as rarely as the
     /// latencies do.
     fn recent_state(&self, node: &NodeId) -> ReplicaState;
+
+    /// False when the node has not named [`crate::capability::NAMES`] in its last handshake. One that has not been met yet may have it: a
+    /// coordinator that has just started must not repeat writes unasked because a node is away.
+    fn has_names(&self, node: &NodeId) -> bool;
 }
 
 /// Collects the answers of replicas. Each operation has one.
@@ -88,5 +92,9 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn recent_state(&self, node: &NodeId) -> ReplicaState {
         (**self).recent_state(node)
+    }
+
+    fn has_names(&self, node: &NodeId) -> bool {
+        (**self).has_names(node)
     }
 }

@@ -61,8 +61,8 @@ fn fitting(ask: &Ask) -> Answer {
     match ask {
         Ask::Stamp { .. } => Answer::Stamp { stands: Some(Stamp(1)), known: None },
         Ask::Put(_) => Answer::Put { record, applied_already: false },
-        Ask::Merge { .. } => Answer::Merged { superseded: false },
-        Ask::Read => Answer::Record(Some(record)),
+        Ask::Merge { .. } | Ask::Unpin { .. } => Answer::Merged { superseded: false, told: Vec::new() },
+        Ask::Read | Ask::Names { .. } => Answer::Record(Some(record)),
     }
 }
 
@@ -200,7 +200,7 @@ fn is_met(sets: &[(Vec<u8>, u8)], shortfall: Shortfall, answered: &[u8], waiting
 
 fn write() -> Write {
     let (seen, ids) = (VersionVector::default(), Vec::new());
-    Write { write_id: WriteId([1; 16]), started: 1, again: false, seen, ids, value: None }
+    Write { write_id: WriteId([1; 16]), started: 1, again: false, asked: false, seen, ids, newest: 0, value: None }
 }
 
 proptest! {
@@ -240,7 +240,7 @@ proptest! {
 
     #[test]
     fn put_rounds_obey(replicas in 1u8..=5, reachable in any::<u8>(), earlier in any::<bool>(), events in events()) {
-        let round = PutRound::new(write(), replicas, |replica| reachable & (1 << replica) != 0, earlier);
+        let round = PutRound::new(write(), replicas, |replica| reachable & (1 << replica) != 0, earlier, false);
         obeys(round, &events, |answered, _| answered.len() == 1);
     }
 }

@@ -1,10 +1,12 @@
 //! Sending one record to many replicas: a register's second round, the merges that follow a Put, and repairs.
 
 use super::round::{Next, Round};
-use super::tally::{Progress, Tally};
+use super::tally::{Progress, Quorum, Tally};
+use crate::fault::Fault;
 use crate::hook::Shortfall;
 use crate::record::Encoded;
 use crate::replica::{Answer, Ask, ReplicaError};
+use crate::siblings::Name;
 
 /// Sends a record to every replica of its tally, until enough have stored it.
 #[derive(Debug, Clone)]
@@ -17,12 +19,14 @@ pub struct MergeRound {
     asked: u8,
     /// Replicas whose disk is full.
     full: u8,
+    /// Pinned names that replicas hold and that are not in `record`, by replica; usually none.
+    told: Vec<(u8, Vec<Name>)>,
 }
 
 impl MergeRound {
     /// A round that sends `record` to the replicas of `tally`, except those acknowledged before it starts.
     pub fn new(record: Encoded, tally: Tally, shortfall: Shortfall) -> Self {
-        Self { record: Some(record), tally, shortfall, asked: 0, full: 0 }
+        Self { record: Some(record), tally, shortfall, asked: 0, full: 0, told: Vec::new() }
     }
 
     /// The replica has stored the record.
@@ -49,6 +53,26 @@ impl MergeRound {
     /// True when a replica's disk was full.
     pub fn disks_full(&self) -> bool {
         self.full > 0
+    }
+
+    /// Names that some of the replicas that count hold and others lack: what is acknowledged must not leave them behind. Empty as a rule.
+    pub fn untold(&self) -> Vec<Name> {
+        let mut all: Vec<Name> = Vec::new();
+        for (_, told) in self.told.iter().filter(|_| !Fault::PinsUntold.is_on()) {
+            all.extend(told.iter().filter(|name| !all.iter().any(|known| known.id == name.id)).collect::<Vec<_>>());
+        }
+        let lacks = |replica: u8| !self.knows(replica, &all);
+        if (0..Quorum::MAX_REPLICAS).any(|replica| self.tally.has_acked(replica) && lacks(replica)) {
+            all
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// True when a replica has the record, and these names beside it.
+    pub fn knows(&self, replica: u8, names: &[Name]) -> bool {
+        let told = self.told.iter().find(|(of, _)| *of == replica).map_or(&[][..], |(_, told)| told);
+        self.tally.has_acked(replica) && names.iter().all(|name| told.iter().any(|known| known.id == name.id))
     }
 
     /// The same round, which now goes on until every replica has answered.
@@ -78,7 +102,10 @@ impl Round for MergeRound {
     }
 
     fn answered(&mut self, replica: u8, answer: Answer) -> Result<(), ReplicaError> {
-        let Answer::Merged { .. } = answer else { return Err(ReplicaError::misfit()) };
+        let Answer::Merged { told, .. } = answer else { return Err(ReplicaError::misfit()) };
+        if !told.is_empty() && self.tally.is_open(replica) {
+            self.told.push((replica, told));
+        }
         self.acked(replica);
         Ok(())
     }
@@ -140,6 +167,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::name::WriteId;
 
     fn round(replicas: u8, required: u8, shortfall: Shortfall) -> MergeRound {
         MergeRound::new(Encoded(Bytes::new()), Tally::new(replicas, required), shortfall)
@@ -190,7 +218,7 @@ mod tests {
         }
         assert_eq!(asked, [0, 2]);
         assert_eq!(round.next(0), Next::Wait { answers: 1, until: None });
-        round.answered(2, Answer::Merged { superseded: false }).unwrap();
+        round.answered(2, Answer::Merged { superseded: false, told: Vec::new() }).unwrap();
         assert_eq!(round.next(0), Next::Met);
         let mut rest = round.every_answer();
         assert_eq!(rest.next(0), Next::Wait { answers: 1, until: None }, "no replica is asked twice");
@@ -209,6 +237,24 @@ mod tests {
         round.failed(2, &ReplicaError::Overloaded);
         assert_eq!(round.progress(), Progress::Short);
         assert!(!round.tally().certainly_nothing_done(), "the replaced store may come back");
+    }
+
+    #[test]
+    fn names_that_only_some_replicas_know_are_passed_on() {
+        let name = |n| Name { pinned: true, ..Name::dead(WriteId([n; 16]), 5) };
+        let merged = |told| Answer::Merged { superseded: false, told };
+        let mut one = round(3, 2, Shortfall::Fail);
+        one.acked(0);
+        one.answered(1, merged(vec![name(1)])).unwrap();
+        assert_eq!(one.untold(), [name(1)]);
+        assert_eq!([0, 1, 2].map(|replica| one.knows(replica, &[name(1)])), [false, true, false]);
+        let mut all = round(3, 2, Shortfall::Fail);
+        for replica in 0..2 {
+            all.answered(replica, merged(vec![name(1)])).unwrap();
+        }
+        assert_eq!(all.untold(), [], "both know it");
+        all.answered(2, merged(vec![name(2)])).unwrap();
+        assert_eq!(all.untold(), [name(1), name(2)], "each that counts has to know all");
     }
 
     #[test]

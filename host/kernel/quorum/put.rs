@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::asking::{Asked, Asking};
 use super::round::{Next, PATIENCE_MICROS, Round};
 use crate::fault::Fault;
 use crate::limit::PerReplica;
@@ -10,30 +11,54 @@ use crate::replica::{Answer, Ask, ReplicaError};
 use crate::siblings::Write;
 
 /// Asks replicas one after the other for a dot, with the same write id, until one has minted it. A replica that takes longer than
-/// [`PATIENCE_MICROS`] is not waited for alone: two dots of one write unite when they meet, so asking another costs a message and no
-/// correctness.
+/// [`PATIENCE_MICROS`] is not waited for alone: two dots of one write unite when they meet.
+///
+/// Nothing may be superseded under one dot and come back under another, so before a try that may not be the first, a quorum is asked
+/// about the write, and pins its name ([`Ask::Names`]). If one of them knows the write, or a name that may have been this one has been
+/// forgotten, it is not sent again. The first try asks nobody.
 #[derive(Debug, Clone)]
 pub struct PutRound {
     write: Write,
     attempts: Attempts,
     step: Step,
     until: Option<u64>,
-    minted: Option<(u8, Encoded)>,
+    /// `None` when some replica cannot be asked: then it is tried again as the previous version did.
+    asking: Option<Asking>,
+    applied: Option<Applied>,
     refusal: Option<ReplicaError>,
+    /// Dots that were minted for it, as far as replicas have said so.
+    minted: u8,
+}
+
+/// A write that is applied.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Applied {
+    /// The replica that has stored all of `record`, if one has.
+    pub replica: Option<u8>,
+    /// The record that the other replicas have to merge.
+    pub record: Encoded,
 }
 
 impl PutRound {
     /// A round over `replicas` replicas, the reachable ones first; `earlier` when an earlier operation with this write id may have been
-    /// carried out.
-    pub fn new(write: Write, replicas: u8, reachable: impl Fn(u8) -> bool, earlier: bool) -> Self {
+    /// carried out; `can_ask` when every replica understands [`Ask::Names`].
+    pub fn new(write: Write, replicas: u8, reachable: impl Fn(u8) -> bool, earlier: bool, can_ask: bool) -> Self {
         let mut attempts = Attempts::new(replicas, reachable);
-        let step = attempts.start(earlier);
-        Self { write, attempts, step, until: None, minted: None, refusal: None }
+        let mut asking = can_ask.then(|| Asking::new(replicas));
+        let step = match &mut asking {
+            Some(asking) if earlier => {
+                attempts.doubtful = true;
+                asking.begin();
+                Step::Wait
+            }
+            _ => attempts.start(earlier),
+        };
+        Self { write, attempts, step, until: None, asking, applied: None, refusal: None, minted: 0 }
     }
 
-    /// The replica that minted, and its whole record.
-    pub fn into_minted(self) -> Option<(u8, Encoded)> {
-        self.minted
+    /// The record in which the write is applied.
+    pub fn applied(&self) -> Option<&Applied> {
+        self.applied.as_ref()
     }
 
     /// The first failure.
@@ -45,18 +70,69 @@ impl PutRound {
     pub fn certainly_not_applied(&self) -> bool {
         matches!(self.step, Step::Failed { certainly_not_applied: true })
     }
+
+    /// True when replicas can no longer say whether an earlier try was applied.
+    pub fn is_forgotten(&self) -> bool {
+        self.refusal == Some(ReplicaError::InDoubt)
+            || self.asking.as_ref().is_some_and(|a| a.result() == Some(&Asked::Forgotten))
+    }
+
+    /// Replicas that were asked about the write and have answered, of how many that had to, if a quorum was asked and is not complete.
+    pub fn short_of_answers(&self) -> Option<(u8, u8)> {
+        self.asking.as_ref().filter(|asking| asking.is_open()).map(Asking::counts)
+    }
+
+    /// The same round, which now goes on until every Put is answered.
+    pub fn every_put(self) -> EveryPut {
+        EveryPut(self)
+    }
+
+    /// A try is in doubt: from now on the replicas have to be asked first.
+    fn doubt(&mut self) -> Option<Step> {
+        let asking = self.asking.as_mut()?;
+        if asking.result().is_none() {
+            asking.begin();
+            return Some(Step::Wait);
+        }
+        None
+    }
+
+    /// A quorum has answered, or cannot any more.
+    fn decide(&mut self) {
+        let Some(result) = self.asking.as_mut().and_then(|asking| asking.decide(&self.write)) else { return };
+        self.step = match result {
+            Asked::Known(record) => {
+                self.applied.get_or_insert(Applied { replica: None, record });
+                Step::Wait
+            }
+            Asked::Unknown(order) => {
+                self.attempts.again_in(&order);
+                self.attempts.advance()
+            }
+            Asked::Forgotten | Asked::Short => self.attempts.give_up(),
+        };
+    }
 }
 
 impl Round for PutRound {
     fn next(&mut self, now: u64) -> Next {
-        if self.minted.is_some() {
+        if self.applied.is_some() {
             return Next::Met;
+        }
+        if let Some(replica) = self.asking.as_mut().and_then(Asking::next) {
+            let Write { write_id, started, .. } = self.write;
+            return Next::Ask(replica, Ask::Names { write_id, started });
         }
         match self.step {
             Step::Try(Attempt { replica, again }) => {
                 self.step = Step::Wait;
                 self.until = Some(now + PATIENCE_MICROS);
-                Next::Ask(replica, Ask::Put(Arc::new(Write { again, ..self.write.clone() })))
+                let asked = again && self.asking.is_some();
+                Next::Ask(replica, Ask::Put(Arc::new(Write { again, asked, ..self.write.clone() })))
+            }
+            // A Put's answer is enough alone; without one under way, only a quorum of the others is.
+            Step::Wait if self.attempts.open == 0 => {
+                Next::Wait { answers: self.asking.as_ref().map_or(1, Asking::missing), until: self.until }
             }
             Step::Wait => Next::Wait { answers: 1, until: self.until },
             Step::Failed { .. } => Next::Short,
@@ -64,24 +140,89 @@ impl Round for PutRound {
     }
 
     fn answered(&mut self, replica: u8, answer: Answer) -> Result<(), ReplicaError> {
-        let Answer::Put { record, .. } = answer else { return Err(ReplicaError::misfit()) };
-        if self.minted.is_none() && self.attempts.answered(replica) {
-            self.minted = Some((replica, record));
+        match answer {
+            Answer::Put { record, applied_already } => {
+                if self.attempts.answered(replica) {
+                    self.minted += u8::from(!applied_already);
+                    self.applied.get_or_insert(Applied { replica: Some(replica), record });
+                }
+                Ok(())
+            }
+            Answer::Record(record) => {
+                let asking = self.asking.as_mut().ok_or_else(ReplicaError::misfit)?;
+                asking.answered(replica, record.as_ref())?;
+                self.decide();
+                Ok(())
+            }
+            Answer::Stamp { .. } | Answer::Merged { .. } => Err(ReplicaError::misfit()),
         }
-        Ok(())
     }
 
     fn failed(&mut self, replica: u8, error: &ReplicaError) {
-        if self.attempts.is_open(replica) {
-            self.step = self.attempts.failed(replica, error);
+        if !self.attempts.is_open(replica) {
+            return;
+        }
+        self.refusal.get_or_insert_with(|| error.clone());
+        let doubtful = self.attempts.close(replica, error);
+        if self.attempts.refused || !doubtful {
+            self.step = self.attempts.next();
+        } else {
+            self.step = self.doubt().unwrap_or_else(|| self.attempts.next());
+        }
+    }
+
+    fn failed_beside(&mut self, replica: u8, error: &ReplicaError) {
+        if let Some(asking) = &mut self.asking {
+            asking.failed(replica);
             self.refusal.get_or_insert_with(|| error.clone());
+            self.decide();
         }
     }
 
     fn waited(&mut self, _: u64) {
         self.until = None;
-        self.step = self.attempts.slow();
+        self.attempts.doubtful = true;
+        self.step = self.doubt().unwrap_or_else(|| self.attempts.slow());
     }
+}
+
+/// A [`PutRound`] that is met when every Put is answered: what follows an acknowledgement.
+#[derive(Debug, Clone)]
+pub struct EveryPut(PutRound);
+
+impl EveryPut {
+    /// True when the write has a pinned name that nobody needs: it has one dot, and no Put of it can arrive any more. This holds only if no
+    /// other operation has ever sent the write.
+    pub fn may_unpin(&self) -> bool {
+        let was_asked = self.0.asking.as_ref().is_some_and(Asking::has_begun);
+        let settled = self.0.attempts.open == 0 && !self.0.attempts.lost && self.0.minted == 1;
+        was_asked && (settled || Fault::UnpinnedEarly.is_on())
+    }
+
+    /// True when replicas were asked about the write.
+    pub fn was_asked(&self) -> bool {
+        self.0.asking.as_ref().is_some_and(Asking::has_begun)
+    }
+}
+
+impl Round for EveryPut {
+    fn next(&mut self, _: u64) -> Next {
+        match self.0.attempts.open.count_ones() as u8 {
+            0 => Next::Met,
+            answers => Next::Wait { answers, until: None },
+        }
+    }
+
+    fn answered(&mut self, replica: u8, answer: Answer) -> Result<(), ReplicaError> {
+        // Those who were asked about it may answer still.
+        if let Answer::Record(_) = answer { Ok(()) } else { self.0.answered(replica, answer) }
+    }
+
+    fn failed(&mut self, replica: u8, error: &ReplicaError) {
+        self.0.failed(replica, error);
+    }
+
+    fn failed_beside(&mut self, _: u8, _: &ReplicaError) {}
 }
 
 /// One attempt.
@@ -116,13 +257,15 @@ struct Attempts {
     doubtful: bool,
     /// A replica has refused as every other one would.
     refused: bool,
+    /// An attempt failed that may have been, or may yet be, carried out.
+    lost: bool,
 }
 
 impl Attempts {
     fn new(replicas: u8, reachable: impl Fn(u8) -> bool) -> Self {
         let (mut order, dead): (PerReplica<u8>, PerReplica<u8>) = (0..replicas).partition(|r| reachable(*r));
         order.extend(dead);
-        Self { order, next: 0, open: 0, doubtful: false, refused: false }
+        Self { order, next: 0, open: 0, doubtful: false, refused: false, lost: false }
     }
 
     /// The first attempt.
@@ -131,16 +274,36 @@ impl Attempts {
         self.advance()
     }
 
-    /// An attempt has failed.
-    fn failed(&mut self, replica: u8, error: &ReplicaError) -> Step {
+    /// An attempt has failed. True when the write is in doubt.
+    fn close(&mut self, replica: u8, error: &ReplicaError) -> bool {
         self.answered(replica);
+        let lost = !error.certainly_not_done() && !matches!(error, ReplicaError::InDoubt);
+        self.lost |= lost;
         self.doubtful |= !error.certainly_not_done();
         // Another replica would refuse as well, or would mint what may have been minted.
         let is_final = matches!(error, ReplicaError::SiblingLimit | ReplicaError::InDoubt | ReplicaError::WrongMode);
         if is_final && !Fault::RetryMintsAgain.is_on() {
             self.refused = true;
         }
+        self.doubtful
+    }
+
+    /// What follows a failure.
+    fn next(&mut self) -> Step {
         if self.open != 0 { Step::Wait } else { self.advance() }
+    }
+
+    /// No replica is tried any more.
+    fn give_up(&mut self) -> Step {
+        self.refused = true;
+        self.next()
+    }
+
+    /// Tries those who were asked first, in this order, and the others after them, even if their first try has failed.
+    fn again_in(&mut self, asked: &[u8]) {
+        let others: PerReplica<u8> = self.order.iter().copied().filter(|replica| !asked.contains(replica)).collect();
+        self.order = asked.iter().copied().chain(others).filter(|replica| !self.is_open(*replica)).collect();
+        self.next = 0;
     }
 
     /// An attempt is late: another replica may be asked meanwhile.
@@ -182,7 +345,9 @@ fn bit(replica: u8) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::NodeId;
+    use crate::name::{NodeId, StoreId, WriteId};
+    use crate::record::Record;
+    use crate::siblings::{Actor, Siblings, VersionVector};
 
     fn attempt(replica: u8, again: bool) -> Step {
         Step::Try(Attempt { replica, again })
@@ -193,16 +358,21 @@ mod tests {
         let node = NodeId::new("n").unwrap();
         let mut attempts = Attempts::new(3, |_| true);
         assert_eq!(attempts.start(false), attempt(0, false));
-        assert_eq!(attempts.failed(0, &ReplicaError::NotSent(node.clone())), attempt(1, false));
-        assert_eq!(attempts.failed(1, &ReplicaError::Lost(node.clone())), attempt(2, true));
-        assert_eq!(attempts.failed(2, &ReplicaError::NotSent(node)), Step::Failed { certainly_not_applied: false });
+        let mut failed = |replica, error: ReplicaError| {
+            attempts.close(replica, &error);
+            attempts.next()
+        };
+        assert_eq!(failed(0, ReplicaError::NotSent(node.clone())), attempt(1, false));
+        assert_eq!(failed(1, ReplicaError::Lost(node.clone())), attempt(2, true));
+        assert_eq!(failed(2, ReplicaError::NotSent(node)), Step::Failed { certainly_not_applied: false });
     }
 
     #[test]
     fn a_refusal_ends_it() {
         let mut attempts = Attempts::new(3, |_| true);
         attempts.start(false);
-        assert_eq!(attempts.failed(0, &ReplicaError::SiblingLimit), Step::Failed { certainly_not_applied: true });
+        assert!(!attempts.close(0, &ReplicaError::SiblingLimit));
+        assert_eq!(attempts.next(), Step::Failed { certainly_not_applied: true });
     }
 
     #[test]
@@ -212,5 +382,140 @@ mod tests {
         assert_eq!(attempts.slow(), attempt(2, true));
         assert_eq!(attempts.slow(), attempt(0, true));
         assert_eq!(attempts.slow(), Step::Wait);
+    }
+
+    const STARTED: u64 = 1_700_000_000_000_000;
+
+    fn id(n: u8) -> WriteId {
+        WriteId([n; 16])
+    }
+
+    fn write(n: u8) -> Write {
+        let (seen, ids) = (VersionVector::default(), Vec::new());
+        Write { write_id: id(n), started: STARTED, again: false, asked: false, seen, ids, newest: 0, value: None }
+    }
+
+    fn round(earlier: bool) -> PutRound {
+        PutRound::new(write(1), 3, |_| true, earlier, true)
+    }
+
+    /// Who is asked now: replica, and whether it is a Put.
+    fn asked(round: &mut PutRound) -> Vec<(u8, bool)> {
+        let mut asked = Vec::new();
+        while let Next::Ask(replica, ask) = round.next(0) {
+            match ask {
+                Ask::Put(put) => {
+                    assert_eq!(put.again, put.asked);
+                    asked.push((replica, true));
+                }
+                Ask::Names { write_id, started } => {
+                    assert_eq!((write_id, started), (id(1), STARTED));
+                    asked.push((replica, false));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        asked
+    }
+
+    fn holding(record: &Siblings) -> Answer {
+        Answer::Record(Some(Record::Siblings(record.clone()).encode()))
+    }
+
+    fn minted(record: &Siblings) -> Answer {
+        Answer::Put { record: Record::Siblings(record.clone()).encode(), applied_already: false }
+    }
+
+    fn applied() -> Siblings {
+        let mut record = Siblings::default();
+        record.put(&write(1), Actor { store: StoreId([1; 16]), birth: 1 });
+        record
+    }
+
+    #[test]
+    fn a_first_try_asks_nobody_and_a_slow_one_asks_all() {
+        let mut round = round(false);
+        assert_eq!(asked(&mut round), [(0, true)]);
+        assert_eq!(round.next(0), Next::Wait { answers: 1, until: Some(PATIENCE_MICROS) });
+        round.waited(PATIENCE_MICROS);
+        assert_eq!(asked(&mut round), [(0, false), (1, false), (2, false)]);
+        assert_eq!(round.next(0), Next::Wait { answers: 1, until: None });
+        // The slow one answers after all.
+        round.answered(0, minted(&applied())).unwrap();
+        assert_eq!(round.next(0), Next::Met);
+        assert_eq!(round.applied().unwrap().replica, Some(0));
+        let every = round.every_put();
+        assert!(every.may_unpin(), "one event, and no Put is under way");
+    }
+
+    #[test]
+    fn who_was_asked_mints_once_a_quorum_has_not_known_it() {
+        let mut round = round(true);
+        assert_eq!(asked(&mut round), [(0, false), (1, false), (2, false)]);
+        assert_eq!(round.next(0), Next::Wait { answers: 2, until: None });
+        round.answered(2, holding(&Siblings::default())).unwrap();
+        assert_eq!(asked(&mut round), []);
+        round.answered(1, Answer::Record(None)).unwrap();
+        assert_eq!(asked(&mut round), [(2, true)]);
+        round.waited(0);
+        assert_eq!(asked(&mut round), [(1, true)], "the next one, and nobody is asked about it again");
+        round.answered(1, minted(&applied())).unwrap();
+        let mut every = round.every_put();
+        assert_eq!((every.next(0), every.may_unpin()), (Next::Wait { answers: 1, until: None }, false));
+        every.answered(2, minted(&applied())).unwrap();
+        assert_eq!((every.next(0), every.may_unpin()), (Next::Met, false), "two events");
+    }
+
+    #[test]
+    fn a_write_that_one_of_them_knows_is_not_sent_again() {
+        let mut round = round(true);
+        asked(&mut round);
+        round.answered(0, holding(&Siblings::default())).unwrap();
+        round.answered(1, holding(&applied())).unwrap();
+        assert_eq!(round.next(0), Next::Met);
+        let Applied { replica, record } = round.applied().unwrap().clone();
+        let Ok(Record::Siblings(record)) = record.decode() else { panic!("siblings") };
+        assert_eq!((replica, record.versions.len()), (None, 1));
+        assert!(!round.every_put().may_unpin(), "it is not known how many events it has");
+    }
+
+    #[test]
+    fn what_may_have_been_forgotten_stays_in_doubt_and_says_so() {
+        let mut round = round(true);
+        asked(&mut round);
+        let mut forgetful = Siblings::default();
+        forgetful.names.horizon = STARTED;
+        round.answered(0, holding(&forgetful)).unwrap();
+        round.answered(2, Answer::Record(None)).unwrap();
+        assert_eq!(round.next(0), Next::Short);
+        assert!(round.is_forgotten() && !round.certainly_not_applied());
+    }
+
+    #[test]
+    fn without_a_quorum_to_ask_it_stays_in_doubt() {
+        let mut round = round(true);
+        asked(&mut round);
+        round.answered(0, Answer::Record(None)).unwrap();
+        round.failed_beside(1, &ReplicaError::Overloaded);
+        assert_eq!(round.short_of_answers(), Some((2, 1)));
+        round.failed_beside(2, &ReplicaError::Late);
+        assert_eq!(round.next(0), Next::Short);
+        assert!(!round.is_forgotten() && !round.certainly_not_applied());
+    }
+
+    #[test]
+    fn a_lost_try_is_not_tried_elsewhere_before_a_quorum_was_asked() {
+        let node = NodeId::new("n").unwrap();
+        let mut round = round(false);
+        assert_eq!(asked(&mut round), [(0, true)]);
+        round.failed(0, &ReplicaError::NotSent(node.clone()));
+        assert_eq!(asked(&mut round), [(1, true)], "certainly not done");
+        round.failed(1, &ReplicaError::Lost(node));
+        assert_eq!(asked(&mut round), [(0, false), (1, false), (2, false)]);
+        round.answered(1, Answer::Record(None)).unwrap();
+        round.answered(0, Answer::Record(None)).unwrap();
+        assert_eq!(asked(&mut round), [(1, true)], "even where it was tried before");
+        round.answered(1, minted(&applied())).unwrap();
+        assert!(!round.every_put().may_unpin(), "the lost one may arrive yet");
     }
 }

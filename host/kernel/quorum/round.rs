@@ -45,6 +45,11 @@ pub trait Round {
     /// A replica failed.
     fn failed(&mut self, replica: u8, error: &ReplicaError);
 
+    /// A replica has not answered a question that was asked beside the round's own ([`Ask::Names`] beside a Put).
+    fn failed_beside(&mut self, replica: u8, error: &ReplicaError) {
+        self.failed(replica, error);
+    }
+
     /// The moment named by [`Next::Wait`] has come: it is `now`.
     fn waited(&mut self, now: u64) {
         let _ = now;

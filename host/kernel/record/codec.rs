@@ -2,18 +2,20 @@
 //!
 //! V1: `version: u8 = 1`, `kind: u8`, `checksum: u32 LE` (CRC-32 of version, kind and body), body. Integers in a body are
 //! LEB128 varints, ids sixteen raw bytes, lists preceded by their length. A value or tombstone is `0`, or its length + 1
-//! and its bytes. A newer version gets its own reader here and every older reader stays, so that old disks
-//! stay readable.
+//! and its bytes. A newer version gets its own reader and every older reader stays, so that old disks stay readable.
+//!
+//! V2 (`codec2`) is V1 with pinned names and single events. A record that has neither is written as V1, bit for bit.
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::codec2::{self, V2};
 use super::raw::{ID, Raw, VARINT_BYTES, put_actor, put_seen, put_varint, sorted};
 use super::{Damaged, Encoded, Record};
 use crate::name::WriteId;
 use crate::recent::Recent;
 use crate::register::{Register, Stamp};
-use crate::siblings::{Dot, Siblings, Version, VersionVector};
+use crate::siblings::{Dot, Name, Names, Siblings, Version, VersionVector};
 
 const V1: u8 = 1;
 const REGISTER: u8 = 1;
@@ -26,11 +28,18 @@ pub(super) fn encode(record: &Record) -> Encoded {
         Record::Register(register) => (REGISTER, register_bound(register)),
         Record::Siblings(siblings) => (SIBLINGS, siblings_bound(siblings)),
     };
+    let version = match record {
+        Record::Siblings(siblings) if codec2::is_needed(siblings) => V2,
+        _ => V1,
+    };
     let mut out = Vec::with_capacity(HEADER + bound);
-    out.extend_from_slice(&[V1, kind, 0, 0, 0, 0]);
+    out.extend_from_slice(&[version, kind, 0, 0, 0, 0]);
     match record {
         Record::Register(register) => put_register(&mut out, register),
         Record::Siblings(siblings) => put_siblings(&mut out, siblings),
+    }
+    if let (V2, Record::Siblings(siblings)) = (version, record) {
+        codec2::put(&mut out, siblings);
     }
     let checksum = checksum(&out);
     out[2..HEADER].copy_from_slice(&checksum.to_le_bytes());
@@ -49,10 +58,10 @@ fn checksum(whole: &[u8]) -> u32 {
 pub(super) fn check(bytes: &[u8]) -> Result<u8, Damaged> {
     let header: &[u8; HEADER] = bytes.first_chunk().ok_or(Damaged("shorter than its header"))?;
     let [version, kind, stored @ ..] = *header;
-    if version != V1 {
+    if version != V1 && version != V2 {
         return Err(Damaged("unknown codec version"));
     }
-    if kind != REGISTER && kind != SIBLINGS {
+    if kind != SIBLINGS && (kind != REGISTER || version != V1) {
         return Err(Damaged("unknown kind"));
     }
     if checksum(bytes) != u32::from_le_bytes(stored) {
@@ -66,12 +75,29 @@ pub(super) fn decode(bytes: &Bytes) -> Result<Record, Damaged> {
     let mut body = Body { bytes, raw: Raw::new(bytes, HEADER) };
     let record = match kind {
         REGISTER => Record::Register(body.register()?),
-        _ => Record::Siblings(body.siblings()?),
+        _ => {
+            let (mut siblings, recent) = body.siblings()?;
+            if bytes[0] == V1 {
+                siblings.names = names_of_v1(&siblings, recent);
+            } else {
+                codec2::read(&mut body.raw, &mut siblings, recent)?;
+            }
+            Record::Siblings(siblings)
+        }
     };
     if body.raw.left() > 0 {
         return Err(Damaged("bytes after its end"));
     }
     Ok(record)
+}
+
+/// V1 remembers every recent write: one without an event in a version is superseded, and one that has such an event is known by that.
+fn names_of_v1(siblings: &Siblings, recent: Recent) -> Names {
+    let mut minted: Vec<WriteId> = siblings.versions.iter().flat_map(Version::mints).map(|(id, _)| id).collect();
+    minted.sort_unstable();
+    let superseded = |(id, _): &(WriteId, u64)| minted.binary_search(id).is_err();
+    let entries = recent.entries.into_iter().filter(superseded).map(|(id, time)| Name::dead(id, time)).collect();
+    Names { entries, horizon: recent.horizon }
 }
 
 fn value_bound(value: Option<&Bytes>) -> usize {
@@ -97,7 +123,9 @@ fn siblings_bound(siblings: &Siblings) -> usize {
     2 * VARINT_BYTES
         + siblings.seen.entries.len() * entry
         + siblings.versions.iter().map(version).sum::<usize>()
-        + recent_bound(&siblings.recent)
+        + 4 * VARINT_BYTES
+        + siblings.names.entries.len() * (ID + VARINT_BYTES + 1)
+        + siblings.seen.cloud.len() * entry
 }
 
 fn put_value(out: &mut Vec<u8>, value: Option<&Bytes>) {
@@ -148,7 +176,15 @@ fn put_siblings(out: &mut Vec<u8>, siblings: &Siblings) {
         put_varint(out, version.time);
         put_value(out, version.value.as_ref());
     }
-    put_recent(out, &siblings.recent);
+    put_names(out, &siblings.names);
+}
+
+/// The names that are not pinned, as V1 has them: all of them superseded.
+fn put_names(out: &mut Vec<u8>, names: &Names) {
+    let loose = || names.entries.iter().filter(|name| !codec2::is_special(name));
+    put_varint(out, names.horizon);
+    put_varint(out, loose().count() as u64);
+    codec2::put_times(out, loose(), |_, _| {});
 }
 
 /// A dot's actor is an index into `seen`, counted from 1; an actor that is not in `seen` follows a 0.
@@ -249,7 +285,8 @@ impl Body<'_> {
         (0..dots).map(place).collect()
     }
 
-    fn siblings(&mut self) -> Result<Siblings, Damaged> {
+    /// A record without its names, and what it remembers of recent writes.
+    fn siblings(&mut self) -> Result<(Siblings, Recent), Damaged> {
         let seen = self.raw.seen()?;
         // Two counts, a dot of two bytes, an id, a time, a value.
         let count = self.raw.count(4 + ID + 2)?;
@@ -258,6 +295,6 @@ impl Body<'_> {
             versions.push(self.version(&seen)?);
         }
         sorted(&versions, |a, b| (&a.dots, &a.ids) < (&b.dots, &b.ids))?;
-        Ok(Siblings { seen, versions, recent: self.recent()? })
+        Ok((Siblings { seen, versions, names: Names::default() }, self.recent()?))
     }
 }

@@ -105,7 +105,7 @@ impl<'a> Raw<'a> {
             entries.push((self.actor()?, self.varint()?));
         }
         sorted(&entries, |a: &(Actor, u64), b| a.0 < b.0)?;
-        Ok(VersionVector { entries })
+        Ok(VersionVector { entries, ..VersionVector::default() })
     }
 }
 

@@ -56,7 +56,7 @@ pub fn difference(
             None => true,
             Some(encoded) => {
                 let own = encoded.decode().map_err(|damaged| Unmergeable::Damaged(*replica, damaged))?;
-                !own.same_state(&merged) || (exact(*replica) && Record::merge(Some(own), merged.clone())?.1)
+                !own.same_state(&merged) || exact(*replica) && own.lacks(&merged)?
             }
         };
         if lacks {
@@ -71,9 +71,10 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::limit;
     use crate::name::WriteId;
     use crate::register::{Register, Stamp};
-    use crate::siblings::Siblings;
+    use crate::siblings::{Name, Siblings};
 
     fn register(stamp: u64) -> Register {
         Register::written(Stamp(stamp), WriteId([stamp as u8; 16]), Some(Bytes::from_static(b"v")))
@@ -113,6 +114,26 @@ mod tests {
         let found = difference(&held, |replica| replica == 1).unwrap().unwrap();
         assert_eq!(found.lacking.as_slice(), [1]);
         assert_eq!(difference(&held, |replica| replica == 0), Ok(None));
+    }
+
+    #[test]
+    fn names_that_were_forgotten_are_no_difference_once_they_were_sent() {
+        let mut records = [Siblings::default(), Siblings::default()];
+        for (n, record) in (0..).zip(&mut records) {
+            for id in 0..limit::RECENT_ENTRIES as u64 {
+                record.names.note(Name::dead(WriteId([n; 16]), 10));
+                record.names.note(Name::dead(WriteId([id as u8 + 100 * n; 16]), 1000 + 2 * id + u64::from(n)));
+            }
+        }
+        let held = |records: &[Siblings; 2]| -> Vec<(u8, Option<Encoded>)> {
+            (0..).zip(records).map(|(n, record)| (n, Some(Record::Siblings(record.clone()).encode()))).collect()
+        };
+        let found = difference(&held(&records), |replica| replica == 1).unwrap().unwrap();
+        assert_eq!(found.lacking.as_slice(), [1]);
+        let Ok(Record::Siblings(merged)) = found.record.decode() else { panic!("siblings") };
+        assert!(merged.names.entries.len() > limit::RECENT_ENTRIES);
+        assert!(records[1].absorb(&merged, 0));
+        assert_eq!(difference(&held(&records), |replica| replica == 1), Ok(None), "it forgets the oldest, and says so");
     }
 
     #[test]

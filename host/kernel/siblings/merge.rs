@@ -1,7 +1,10 @@
 //! The join of two `siblings` records.
 //!
-//! It consists of two joins that do not depend on each other, which is why it obeys the laws. *Mints*, dots with the write that each was
-//! minted for: one is kept if both records hold it, or one does and the other has neither seen the dot nor superseded the write.
+//! What a record knows are three sets that only grow: the events that it has *seen*, the *mints* (dots with the write that each was
+//! minted for) that were ever in it, and the names of *dead* writes. A mint that one side holds and the other has seen without holding it
+//! is gone, and then the write is dead: one superseded event supersedes the write, under whatever other events it has. The mints that stay
+//! are those of writes that are not dead, which is a function of the three sets, so records may meet in any order.
+//!
 //! *Versions*, each the set of writes that its value was made of: the greatest sets are kept. A version then carries the mints of its
 //! writes, and one that carries none is superseded.
 
@@ -11,46 +14,54 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
-use super::{Dot, Siblings, Version};
+use super::{Dot, Name, Siblings, Version};
 use crate::name::WriteId;
 
 /// Mints, sorted.
 type Mints = SmallVec<[(WriteId, Dot); 4]>;
 
-/// What one record knows of events and writes, to decide which mints of the other one to keep.
-struct Side<'a> {
-    record: &'a Siblings,
-    mints: Mints,
+fn mints_of(record: &Siblings) -> Mints {
+    let mut mints: Mints = record.versions.iter().flat_map(Version::mints).collect();
+    mints.sort_unstable();
+    mints
 }
 
-impl<'a> Side<'a> {
-    fn new(record: &'a Siblings) -> Self {
-        let mut mints: Mints = record.versions.iter().flat_map(Version::mints).collect();
-        mints.sort_unstable();
-        Self { record, mints }
-    }
-
-    fn keeps(&self, mint: &(WriteId, Dot)) -> bool {
-        self.mints.binary_search(mint).is_ok() || !(self.record.seen.covers(&mint.1) || self.has_superseded(&mint.0))
-    }
-
-    /// A write that is remembered here without a mint here has been superseded, under any dot.
-    fn has_superseded(&self, write: &WriteId) -> bool {
-        let has_mint = self.mints.binary_search_by(|(id, _)| id.cmp(write)).is_ok();
-        !has_mint && self.record.recent.time_of(write).is_some()
-    }
+/// The writes of `of` that have a mint which the other record has seen without holding it.
+fn superseded<'a>(of: &'a Siblings, by: &'a Siblings, held: &'a Mints) -> impl Iterator<Item = Name> + 'a {
+    of.versions.iter().flat_map(move |version| {
+        let gone = move |mint: &(WriteId, Dot)| by.seen.covers(&mint.1) && held.binary_search(mint).is_err();
+        version.mints().filter(gone).map(|(id, _)| Name::dead(id, version.time))
+    })
 }
 
-/// Joins `other` into `into`. True when that changed anything.
-pub(super) fn merge(into: &mut Siblings, other: &Siblings) -> bool {
+/// What a join has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Changed {
+    /// Events or versions.
+    pub(super) state: bool,
+    /// Names.
+    pub(super) names: bool,
+}
+
+/// Joins `other` into `into`, and forgets nothing.
+pub(super) fn merge(into: &mut Siblings, other: &Siblings) -> Changed {
     if into == other {
-        return false;
+        return Changed { state: false, names: false };
     }
-    let (mine, theirs) = (Side::new(into), Side::new(other));
-    let mut mints: Mints = mine.mints.iter().filter(|mint| theirs.keeps(mint)).copied().collect();
-    mints.extend(theirs.mints.iter().filter(|mint| mine.keeps(mint)).copied());
+    let (mut mints, theirs) = (mints_of(into), mints_of(other));
+    let mut dead: SmallVec<[Name; 4]> = superseded(into, other, &theirs).collect();
+    dead.extend(superseded(other, into, &mints));
+    let mut names = into.names.join(&other.names);
+    for name in dead {
+        names |= into.names.note(name);
+    }
+    for version in into.versions.iter().chain(&other.versions) {
+        names |= into.names.date(version);
+    }
+    mints.extend(theirs);
     mints.sort_unstable();
     mints.dedup();
+    mints.retain(|(id, _)| !into.names.is_dead(id));
 
     let mut versions: Vec<Version> = into.versions.iter().chain(&other.versions).cloned().collect();
     unite_equals(&mut versions);
@@ -58,10 +69,10 @@ pub(super) fn merge(into: &mut Siblings, other: &Siblings) -> bool {
     versions.retain_mut(|version| version.carry(&mints));
     versions.sort_unstable_by(Version::order);
 
-    let changed = versions != into.versions;
+    let mut state = versions != into.versions;
     into.versions = versions;
-    let seen = into.seen.join(&other.seen);
-    into.recent.merge(&other.recent) || seen || changed
+    state |= into.seen.join(&other.seen);
+    Changed { state, names }
 }
 
 /// Unites versions made of the same writes: one version in two records, a write that was minted twice, or two verdicts on the same

@@ -1,4 +1,4 @@
-use super::{Actor, Dot, Refusal, Siblings, VersionVector, Write, collapse};
+use super::{Actor, Dot, Refusal, Shown, Siblings, VersionVector, Write, collapse};
 use crate::fault::{self, Fault};
 use crate::limit;
 use crate::name::{StoreId, WriteId};
@@ -15,9 +15,9 @@ fn id(n: u8) -> WriteId {
 }
 
 fn write(n: u8, value: &'static str, context: Option<&Siblings>) -> Write {
-    let (seen, ids) = context.map(Siblings::context_claims).unwrap_or_default();
+    let Shown { seen, ids, newest } = context.map(Siblings::context_claims).unwrap_or_default();
     let value = Some(Bytes::from_static(value.as_bytes()));
-    Write { write_id: id(n), started: NOW + u64::from(n), again: false, seen, ids, value }
+    Write { write_id: id(n), started: NOW + u64::from(n), again: false, asked: false, seen, ids, newest, value }
 }
 
 fn delete(n: u8, context: &Siblings) -> Write {
@@ -44,7 +44,7 @@ fn what_the_context_covers_goes_and_the_rest_stays() {
     assert_eq!(values(&record), ["a", "b"]);
     record.put(&write(3, "c", Some(&read)), actor(1));
     assert_eq!(values(&record), ["b", "c"]);
-    assert_eq!(record.context_claims().1, [id(3), id(2)], "newest first");
+    assert_eq!(record.context_claims().ids, [id(3), id(2)], "newest first");
     assert_eq!(record.knows(&id(1)), Some(NOW + 1), "superseded and still known");
     assert_eq!(record.actor_of(&StoreId([1; 16])), Some(actor(1)));
     assert_eq!(record.actor_of(&StoreId([2; 16])), None);
@@ -139,7 +139,7 @@ fn doubtful_and_oversized_puts_are_refused() {
     let mut record = Siblings::default();
     assert_eq!(record.refuse(&again(1), NOW + 2), Ok(()));
     assert_eq!(record.refuse(&again(1), NOW + 1 + limit::PUT_RETRY_MICROS), Err(Refusal::InDoubt));
-    record.recent.horizon = NOW + 1;
+    record.names.horizon = NOW + 1;
     assert_eq!(record.refuse(&again(1), NOW + 2), Err(Refusal::InDoubt));
     assert_eq!(record.refuse(&again(2), NOW + 2), Ok(()));
     assert_eq!(record.refuse(&write(1, "a", None), NOW + 2), Ok(()), "a first attempt is in no doubt");

@@ -8,7 +8,7 @@ use witan_kernel::name::{StoreId, WriteId};
 use witan_kernel::recent::Recent;
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::register::{Register, Stamp};
-use witan_kernel::siblings::{Actor, Dot, Siblings, Version, VersionVector};
+use witan_kernel::siblings::{Actor, Dot, Name, Names, Siblings, Version, VersionVector};
 
 const TIME: u64 = 1_700_000_000_000_000;
 
@@ -20,6 +20,15 @@ const SIBLINGS_V1: &str = "0102bee9495602515151515151515151515151515151510103525
     52ac020102020102020102010101010101010101010101010101010202020202020202020202020202020201008080f9c0c1c482030101\
     010301030303030303030303030303030303038580f9c0c1c48203000003030303030303030303030303030303038580f9c0c1c4820302\
     020202020202020202020202020202050101010101010101010101010101010100";
+/// The same, and one write that it supersedes.
+const SUPERSEDED_V1: &str = "0102dcacdc170251515151515151515151515151515151010352525252525252525252525252525252ac0201020201020201\
+    02010101010101010101010101010101010202020202020202020202020202020201008080f9c0c1c4820301010103010303\
+    03030303030303030303030303038580f9c0c1c482030007010909090909090909090909090909090905";
+/// V2: the first, a superseded write, two pinned ones, and an event beyond the vector.
+const SIBLINGS_V2: &str = "02029faab1ad0251515151515151515151515151515151010352525252525252525252525252525252ac0201020201020201\
+    02010101010101010101010101010101010202020202020202020202020202020201008080f9c0c1c4820301010103010303\
+    03030303030303030303030303038580f9c0c1c4820300010109090909090909090909090909090909050208080808080808\
+    080808080808080808090007070707070707070707070707070707020101515151515151515151515151515151510109";
 
 fn unhex(text: &str) -> Encoded {
     let digits: Vec<u8> = text.bytes().map(|digit| (digit as char).to_digit(16).expect("a hex digit") as u8).collect();
@@ -43,7 +52,10 @@ fn siblings() -> Record {
     let actor = |store: u8, birth: u64| Actor { store: StoreId([store; 16]), birth };
     let dot = |store: u8, birth: u64, counter: u64| Dot { actor: actor(store, birth), counter };
     Record::Siblings(Siblings {
-        seen: VersionVector { entries: smallvec![(actor(0x51, 1), 3), (actor(0x52, 300), 1)] },
+        seen: VersionVector {
+            entries: smallvec![(actor(0x51, 1), 3), (actor(0x52, 300), 1)],
+            ..VersionVector::default()
+        },
         versions: vec![
             Version {
                 dots: smallvec![dot(0x51, 1, 2), dot(0x52, 300, 1)],
@@ -60,7 +72,8 @@ fn siblings() -> Record {
                 value: None,
             },
         ],
-        recent: Recent { entries: smallvec![(id(3), TIME + 5), (id(2), TIME), (id(1), TIME)], horizon: 0 },
+        // V1 remembers writes that have a version, too; they are not superseded.
+        names: Names::default(),
     })
 }
 
@@ -70,9 +83,25 @@ fn bytes_of_v1_are_read_for_ever() {
     for (bytes, record) in [(REGISTER_V1, register()), (TOMBSTONE_V1, tombstone), (SIBLINGS_V1, siblings())] {
         assert_eq!(unhex(bytes).decode().as_ref(), Ok(&record));
         assert_eq!(unhex(bytes).check(), Ok(()));
-        // While V1 is the newest, it is also what is written.
-        assert_eq!(record.encode(), unhex(bytes));
     }
+    // V1 is written where it has room.
+    for bytes in [REGISTER_V1, TOMBSTONE_V1, SUPERSEDED_V1] {
+        assert_eq!(unhex(bytes).decode().expect("V1").encode(), unhex(bytes));
+    }
+}
+
+#[test]
+fn bytes_of_v2_are_read_for_ever() {
+    let Record::Siblings(mut record) = siblings() else { panic!("siblings") };
+    let actor = Actor { store: StoreId([0x51; 16]), birth: 1 };
+    record.names.horizon = 1;
+    for name in [Name::dead(id(9), 5), Name::pinned(id(8), 9), Name { pinned: true, ..Name::dead(id(7), 7) }] {
+        record.names.note(name);
+    }
+    record.seen.add(&Dot { actor, counter: 9 });
+    let record = Record::Siblings(record);
+    assert_eq!(unhex(SIBLINGS_V2).decode().as_ref(), Ok(&record));
+    assert_eq!(record.encode(), unhex(SIBLINGS_V2));
 }
 
 #[test]
@@ -86,7 +115,7 @@ fn values_share_the_record_s_bytes() {
 fn what_is_unknown_says_so() {
     let says = |bytes: Vec<u8>| Encoded(bytes.into()).decode().unwrap_err().to_string();
     assert!(says(vec![]).contains("header"));
-    assert!(says(vec![2; 40]).contains("version"));
+    assert!(says(vec![3; 40]).contains("version"));
     assert!(says(vec![1, 9, 0, 0, 0, 0]).contains("kind"));
     assert!(says(vec![1, 1, 0, 0, 0, 0, 7]).contains("checksum"));
 }
@@ -139,16 +168,34 @@ fn versions() -> impl Strategy<Value = Version> {
     })
 }
 
+fn names() -> impl Strategy<Value = Names> {
+    let name = (any::<[u8; 16]>(), any::<u64>(), any::<bool>(), 0..3u8).prop_map(|(id, time, dead, pin)| {
+        let (pinned, released) = (pin == 1, pin == 2);
+        Name { id: WriteId(id), time, dead: dead || pin == 0, pinned, released }
+    });
+    (prop::collection::vec(name, 0..70), any::<u64>()).prop_map(|(names, horizon)| {
+        let mut out = Names { horizon, ..Names::default() };
+        for name in names {
+            out.note(name);
+        }
+        out
+    })
+}
+
 fn records() -> impl Strategy<Value = Record> {
     let registers = (any::<u64>(), any::<[u8; 16]>(), values(), recents()).prop_map(|(stamp, id, value, recent)| {
         Record::Register(Register { stamp: Stamp(stamp), write_id: WriteId(id), value, recent })
     });
     let siblings =
-        (prop::collection::vec(versions(), 0..6), recents(), any::<bool>()).prop_map(|(versions, recent, seeing)| {
-            let mut record = Siblings { versions, recent, ..Siblings::default() };
+        (prop::collection::vec(versions(), 0..6), names(), any::<bool>()).prop_map(|(versions, names, seeing)| {
+            let mut record = Siblings { versions, names, ..Siblings::default() };
             record.versions.sort_by(|a, b| (&a.dots, &a.ids).cmp(&(&b.dots, &b.ids)));
             for dot in record.versions.iter().flat_map(|version| &version.dots).filter(|_| seeing) {
-                record.seen.advance(dot);
+                if dot.counter % 3 == 0 {
+                    record.seen.advance(dot);
+                } else {
+                    record.seen.add(dot);
+                }
             }
             Record::Siblings(record)
         });

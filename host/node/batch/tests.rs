@@ -8,7 +8,7 @@ use witan_kernel::name::{Key, NodeId, TenantId};
 use witan_kernel::port::Randomness;
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::Place;
-use witan_kernel::siblings::{VersionVector, Write};
+use witan_kernel::siblings::{Name, VersionVector, Write};
 
 use super::*;
 use crate::engine::simulated::Disk;
@@ -118,8 +118,10 @@ fn put(n: u8) -> Write {
         write_id: id(n),
         started: WALL,
         again: false,
+        asked: false,
         seen: VersionVector::default(),
         ids: Vec::new(),
+        newest: 0,
         value: Some(value(n)),
     }
 }
@@ -154,8 +156,12 @@ fn requests_of_one_batch_see_each_other_and_make_one_write() {
         (at(2), merge(&register(1, 1, false))),
     ]);
     assert_eq!(answers[0].0, Ok(Answer::Record(None)));
-    assert_eq!(answers[1].0, Ok(Answer::Merged { superseded: false }));
-    assert_eq!(answers[2].0, Ok(Answer::Merged { superseded: false }), "the write id is new and has to be stored");
+    assert_eq!(answers[1].0, Ok(Answer::Merged { superseded: false, told: Vec::new() }));
+    assert_eq!(
+        answers[2].0,
+        Ok(Answer::Merged { superseded: false, told: Vec::new() }),
+        "the write id is new and has to be stored"
+    );
     let known = Answer::Stamp { stands: Some(Stamp(WALL + 2)), known: Some(Stamp(WALL + 1)) };
     assert_eq!(answers[3], (Ok(known), false), "stamps do not wait");
     let Some(Record::Register(stored)) = record(&answers[4].0) else { panic!("a register") };
@@ -303,7 +309,7 @@ fn late_requests_are_not_begun() {
     let requests = vec![(at(1), merge(&register(1, 1, true)), 5), (at(2), merge(&register(1, 1, true)), 6)];
     let answers = bench.apply_at(requests, 5);
     assert_eq!(answers[0].0, Err(ReplicaError::Late));
-    assert_eq!(answers[1].0, Ok(Answer::Merged { superseded: false }));
+    assert_eq!(answers[1].0, Ok(Answer::Merged { superseded: false, told: Vec::new() }));
     assert_eq!(bench.one(at(1), Ask::Read).0, Ok(Answer::Record(None)));
 }
 
@@ -327,7 +333,10 @@ fn a_full_disk_refuses_writes_and_nothing_else() {
     assert_eq!(answers[3].0, Ok(Answer::Record(None)));
     assert_eq!(answers[4].0, Err(ReplicaError::StorageFull));
     bench.disk.set_full(false);
-    assert_eq!(bench.one(at(1), merge(&register(2, 2, true))).0, Ok(Answer::Merged { superseded: false }));
+    assert_eq!(
+        bench.one(at(1), merge(&register(2, 2, true))).0,
+        Ok(Answer::Merged { superseded: false, told: Vec::new() })
+    );
 }
 
 #[test]
@@ -411,7 +420,7 @@ proptest! {
                                 let (merged, changed) =
                                     Record::merge(model.remove(&key), register(stamp, n, live)).unwrap();
                                 model.insert(key, merged);
-                                prop_assert_eq!(outcome, Ok(Answer::Merged { superseded: !changed }));
+                                prop_assert_eq!(outcome, Ok(Answer::Merged { superseded: !changed, told: Vec::new() }));
                             }
                             Op::Read => prop_assert_eq!(record(&outcome), model.get(&key).cloned()),
                             Op::Stamp(n) => {
@@ -450,4 +459,52 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_pin_is_synced_reported_and_taken_off() {
+    let mut bench = Bench::new();
+    let names = || Ask::Names { write_id: id(1), started: WALL };
+    let (asked, gated) = bench.one(at(1), names());
+    let Some(Record::Siblings(pinned)) = record(&asked) else { panic!("siblings") };
+    assert!(gated && pinned.names.is_pinned(&id(1)) && pinned.versions.is_empty());
+    bench.sync();
+    bench.reopen();
+    assert!(!bench.one(at(1), names()).1, "it is pinned already");
+
+    // What supersedes the write is merged: whoever sent it learns that the name is pinned here.
+    let mut over = Siblings::default();
+    over.names.note(Name::dead(id(1), WALL));
+    let (merged, _) = bench.one(at(1), merge(&Record::Siblings(over.clone())));
+    let Ok(Answer::Merged { superseded: false, told }) = merged else { panic!("{merged:?}") };
+    assert_eq!(told, [Name { pinned: true, ..Name::dead(id(1), WALL) }]);
+    assert!(over.learn(&told));
+    let (merged, _) = bench.one(at(1), merge(&Record::Siblings(over)));
+    assert_eq!(merged, Ok(Answer::Merged { superseded: true, told: Vec::new() }));
+    let again = Ask::Put(Arc::new(Write { again: true, asked: true, ..put(1) }));
+    assert!(matches!(bench.one(at(1), again).0, Ok(Answer::Put { applied_already: true, .. })));
+
+    bench.done(at(1), Ask::Unpin { write_id: id(1) });
+    let Some(Record::Siblings(left)) = record(&bench.one(at(1), Ask::Read).0) else { panic!("siblings") };
+    assert!(!left.names.is_pinned(&id(1)) && left.names.is_dead(&id(1)));
+    bench.done(at(2), merge(&register(1, 1, true)));
+    for ask in [names(), Ask::Unpin { write_id: id(1) }] {
+        assert_eq!(bench.one(at(2), ask).0, Err(ReplicaError::WrongMode));
+    }
+}
+
+#[test]
+fn a_puts_answer_forgets_nothing_and_the_store_does() {
+    fault::keep_names(2);
+    let mut bench = Bench::new();
+    for n in 1..=5 {
+        bench.done(at(1), Ask::Put(Arc::new(put(n))));
+    }
+    let over = Write { ids: (1..=5).map(id).collect(), ..put(6) };
+    let answer = bench.one(at(1), Ask::Put(Arc::new(over))).0;
+    let Some(Record::Siblings(answered)) = record(&answer) else { panic!("siblings") };
+    let Some(Record::Siblings(stored)) = record(&bench.one(at(1), Ask::Read).0) else { panic!("siblings") };
+    fault::keep_names(witan_kernel::limit::RECENT_ENTRIES);
+    assert_eq!((answered.names.entries.len(), stored.names.entries.len()), (5, 2));
+    assert_eq!((answered.names.horizon, stored.names.horizon), (0, WALL));
 }

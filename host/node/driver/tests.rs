@@ -183,7 +183,7 @@ fn write(n: u8) -> Ask {
     Ask::Merge { record: Record::Register(register).encode() }
 }
 
-const MERGED: Outcome = Ok(Answer::Merged { superseded: false });
+const MERGED: Outcome = Ok(Answer::Merged { superseded: false, told: Vec::new() });
 
 #[test]
 fn nothing_gated_leaves_before_the_sync_and_clean_rows_do_not_wait() {

@@ -85,7 +85,7 @@ pub(super) async fn repair(driver: &dyn Driver, request: RepairRequest) -> Resul
     record.check().map_err(|error| Status::invalid_argument(format!("record: {error}")))?;
     let place = place(request.tenant_id, request.key, request.token)?;
     match ask(driver, place, Ask::Merge { record }).await? {
-        Answer::Merged { superseded } => Ok(RepairResponse { superseded }),
+        Answer::Merged { superseded, .. } => Ok(RepairResponse { superseded }),
         answer => Err(unexpected(&answer)),
     }
 }
@@ -131,7 +131,7 @@ fn render(record: &Encoded) -> String {
                 writeln!(out, "version: time {}, events {dots}, {}", version.time, show(version.value.as_deref()))
             });
             versions.and_then(|()| {
-                let (actors, writes) = (siblings.seen.entries.len(), siblings.recent.entries.len());
+                let (actors, writes) = (siblings.seen.entries.len(), siblings.names.entries.len());
                 writeln!(out, "siblings: has seen events of {actors} actors, remembers {writes} writes")
             })
         }

@@ -169,8 +169,10 @@ fn put(n: u8) -> Ask {
         write_id: WriteId([n; 16]),
         started: WALL,
         again: false,
+        asked: false,
         seen: VersionVector::default(),
         ids: Vec::new(),
+        newest: 0,
         value: Some(Bytes::from_static(b"value")),
     }))
 }
@@ -216,7 +218,7 @@ async fn a_mixed_batch_is_answered_by_id() {
     batch.extend((100..350).map(|n| (n, request(&format!("key-{n}"), Ask::Read))));
     let heard = lane.ask(batch).await;
     let stamp = Some(Stamp(WALL + 1));
-    assert_eq!(heard[0].1, Ok(Answer::Merged { superseded: false }));
+    assert_eq!(heard[0].1, Ok(Answer::Merged { superseded: false, told: Vec::new() }));
     assert_eq!(heard[1].1, Ok(Answer::Stamp { stands: stamp, known: stamp }));
     assert!(matches!(&heard[2].1, Ok(Answer::Put { applied_already: false, record }) if record.decode().is_ok()));
     assert_eq!(heard[3].1, Err(ReplicaError::WrongMode));
@@ -240,7 +242,7 @@ async fn large_values_travel_in_pieces() {
     let merges =
         (0..4).map(|n| (u64::from(n), request(&format!("large-{n}"), Ask::Merge { record: register(1, value(n)) })));
     let merged = lane.ask(merges.collect()).await;
-    assert!(merged.iter().all(|(_, outcome)| *outcome == Ok(Answer::Merged { superseded: false })));
+    assert!(merged.iter().all(|(_, outcome)| *outcome == Ok(Answer::Merged { superseded: false, told: Vec::new() })));
     let heard = lane.ask((0..4).map(|n| (n, request(&format!("large-{n}"), Ask::Read))).collect()).await;
     for (n, (_, outcome)) in (0_u8..4).zip(heard) {
         assert_eq!(outcome, Ok(Answer::Record(Some(register(1, value(n))))));

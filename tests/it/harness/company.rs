@@ -18,6 +18,8 @@ pub(crate) struct Company {
     pub(crate) postgres: Postgres,
     pub(crate) redis: Redis,
     pub(crate) folder: TempDir,
+    /// Its coordinators ask about a write before they repeat it.
+    asks: bool,
 }
 
 pub(crate) struct Coordinator {
@@ -44,8 +46,17 @@ impl Company {
         Self::of_versions(&vec![Version::This; nodes], &vec![Version::This; coordinators]).await
     }
 
+    /// The same, with coordinators that ask about a write before they repeat it.
+    pub(crate) async fn asking(coordinators: usize) -> Self {
+        Self::set(&[Version::This; 3], &vec![Version::This; coordinators], true).await
+    }
+
     /// A node and a coordinator of each of these versions.
     pub(crate) async fn of_versions(nodes: &[Version], coordinators: &[Version]) -> Self {
+        Self::set(nodes, coordinators, false).await
+    }
+
+    async fn set(nodes: &[Version], coordinators: &[Version], asks: bool) -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
         let free = SocketAddr::new(own_address(), 0);
         let start = |(index, version): (usize, &Version)| node(&format!("node-{}", index + 1), free, *version, &folder);
@@ -59,7 +70,7 @@ impl Company {
         let (postgres, redis) = servers.await.expect("the servers start");
         std::fs::write(folder.path().join("database"), postgres.url()).expect("write a file");
         std::fs::write(folder.path().join("redis"), redis.url()).expect("write a file");
-        let mut company = Self { coordinators: Vec::new(), processes, nodes: addresses, postgres, redis, folder };
+        let mut company = Self { coordinators: Vec::new(), processes, nodes: addresses, postgres, redis, folder, asks };
         for (index, version) in coordinators.iter().enumerate() {
             let id = format!("coordinator-{}", index + 1);
             let free = SocketAddr::new(own_address(), 0);
@@ -88,6 +99,9 @@ impl Company {
         command.args(["--listen", &address.to_string(), "--admin-listen", &admin.to_string()]);
         command.arg("--database-url-file").arg(path.join("database"));
         command.arg("--redis-url-file").arg(path.join("redis"));
+        if self.asks {
+            command.env("WITAN_CONSISTENCY__ASK_BEFORE_REPEATING", "true");
+        }
         self.nodes.iter().for_each(|(id, address)| _ = command.args(["--node", &format!("{id}={address}")]));
         command
     }

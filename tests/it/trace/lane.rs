@@ -93,8 +93,16 @@ fn request(number: u64) -> Request {
     let ask = if number.is_multiple_of(2) {
         Ask::Merge { record: Record::Register(Register::written(Stamp(number), write_id, value)).encode() }
     } else {
-        let put =
-            Write { write_id, started: number, again: false, seen: VersionVector::default(), ids: Vec::new(), value };
+        let put = Write {
+            write_id,
+            started: number,
+            again: false,
+            asked: false,
+            seen: VersionVector::default(),
+            ids: Vec::new(),
+            newest: 0,
+            value,
+        };
         Ask::Put(put.into())
     };
     Request { place: Place { token, tenant, key }, epoch: 0, ask }

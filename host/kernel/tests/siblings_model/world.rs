@@ -8,7 +8,7 @@ use proptest::sample::Index;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{StoreId, WriteId};
 use witan_kernel::record::Record;
-use witan_kernel::siblings::{Actor, Dot, Siblings, VersionVector, Write, collapse};
+use witan_kernel::siblings::{Actor, Dot, Name, Shown, Siblings, VersionVector, Write, collapse};
 
 pub(crate) const REPLICAS: usize = 3;
 const QUORUM: usize = 2;
@@ -21,9 +21,13 @@ pub(crate) enum Step {
     /// A client reads the merge of some replicas and keeps the context.
     Read { client: usize, from: u8 },
     /// A client writes or deletes: minted at one replica, merged into some others. It may keep the answer's context.
-    Write { client: usize, blind: bool, delete: bool, keep: bool, at: usize, to: u8 },
-    /// A client tries one of its writes again, at any replica, and keeps the answer's context.
-    Retry { write: Index, at: usize, to: u8 },
+    Write { client: usize, blind: bool, delete: bool, keep: bool, late: bool, at: usize, to: u8 },
+    /// A first attempt that was under way arrives at its replica.
+    Arrive { which: Index },
+    /// A client tries one of its writes again, at any replica, and keeps the answer's context. `asked` are asked about it first.
+    Retry { write: Index, asked: u8, other: bool, at: usize, to: u8 },
+    /// The coordinator of a write unpins its name at some replicas, if it may.
+    Unpin { write: Index, to: u8 },
     /// A message of any age arrives (again).
     Deliver { message: Index, to: usize },
     /// One replica is repaired from another.
@@ -44,6 +48,8 @@ pub(crate) struct Shape {
     pub(crate) steps: usize,
     pub(crate) retries: bool,
     pub(crate) collapses: bool,
+    /// Repetitions ask first, as coordinators do when every replica names the capability; otherwise they do as the previous version did.
+    pub(crate) asks: bool,
     /// Longest pause, milliseconds; 0 for none.
     pub(crate) pause: u64,
 }
@@ -52,10 +58,19 @@ pub(crate) fn histories(shape: Shape) -> impl Strategy<Value = Vec<Step>> {
     let mask = 0..(1u8 << REPLICAS);
     let quorums = prop_oneof![Just(0b011u8), Just(0b101), Just(0b110), Just(0b111)];
     let read = (0..CLIENTS, 1..(1u8 << REPLICAS)).prop_map(|(client, from)| Step::Read { client, from });
-    let write = (0..CLIENTS, any::<bool>(), 0..4u8, any::<bool>(), 0..REPLICAS, mask.clone()).prop_map(
-        |(client, blind, delete, keep, at, to)| Step::Write { client, blind, delete: delete == 0, keep, at, to },
+    let late = if shape.asks && shape.retries { 5 } else { 0 };
+    let write = (0..CLIENTS, any::<bool>(), 0..4u8, any::<bool>(), 0..20u8, 0..REPLICAS, mask.clone()).prop_map(
+        move |(client, blind, delete, keep, under_way, at, to)| {
+            let (delete, late) = (delete == 0, under_way < late);
+            Step::Write { client, blind, delete, keep, late, at, to }
+        },
     );
-    let retry = (any::<Index>(), 0..REPLICAS, mask.clone()).prop_map(|(write, at, to)| Step::Retry { write, at, to });
+    let arrive = any::<Index>().prop_map(|which| Step::Arrive { which });
+    let retry = (any::<Index>(), quorums.clone(), any::<bool>(), 0..REPLICAS, mask.clone())
+        .prop_map(|(write, asked, other, at, to)| Step::Retry { write, asked, other, at, to });
+    let unpin = (any::<Index>(), mask.clone()).prop_map(|(write, to)| Step::Unpin { write, to });
+    let often = u32::from(late > 0);
+    let retry = prop_oneof![2 => retry, often => arrive, often => unpin];
     let deliver = (any::<Index>(), 0..REPLICAS).prop_map(|(message, to)| Step::Deliver { message, to });
     let repair = (0..REPLICAS, 0..REPLICAS).prop_map(|(from, to)| Step::Repair { from, to });
     let collapse = (quorums, mask).prop_map(|(from, to)| Step::Collapse { from, to });
@@ -65,7 +80,7 @@ pub(crate) fn histories(shape: Shape) -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => read,
         10 => write,
-        (if shape.retries { 4 } else { 0 }) => retry,
+        (if shape.retries { 4 + 4 * often } else { 0 }) => retry,
         4 => deliver,
         3 => repair,
         (if shape.collapses { 3 } else { 0 }) => collapse,
@@ -76,6 +91,16 @@ pub(crate) fn histories(shape: Shape) -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, shape.steps / 2..=shape.steps)
 }
 
+/// How a write is sent to a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    First,
+    /// As the previous version sends a repetition.
+    Again,
+    /// After a quorum was asked.
+    Asked,
+}
+
 /// The fate of one write.
 #[derive(Debug, Default)]
 pub(crate) struct Fate {
@@ -84,6 +109,10 @@ pub(crate) struct Fate {
     client: usize,
     /// The writes that its client had seen.
     shown: BTreeSet<WriteId>,
+    /// Puts of it that have not arrived yet.
+    under_way: usize,
+    /// Another coordinator has repeated it.
+    taken: bool,
     /// Every dot that was minted for it.
     pub(crate) dots: BTreeSet<Dot>,
     /// A quorum stores it.
@@ -96,6 +125,13 @@ pub(crate) struct Fate {
     pub(crate) named_for_good: bool,
 }
 
+/// A first attempt that is under way.
+#[derive(Debug, Clone, Copy)]
+struct Late {
+    id: WriteId,
+    at: usize,
+}
+
 #[derive(Debug, Default)]
 struct Replica {
     store: StoreId,
@@ -106,6 +142,7 @@ struct Replica {
 struct Client {
     seen: VersionVector,
     ids: Vec<WriteId>,
+    newest: u64,
     /// The writes that the context covers.
     shown: BTreeSet<WriteId>,
 }
@@ -118,6 +155,8 @@ pub(crate) struct World {
     pub(crate) writes: BTreeMap<WriteId, Fate>,
     /// Every message that was sent.
     pub(crate) messages: Vec<Siblings>,
+    late: Vec<Late>,
+    asks: bool,
     now: u64,
     births: u64,
     stores: u8,
@@ -141,12 +180,14 @@ fn in_mask(mask: u8) -> impl Iterator<Item = usize> {
 }
 
 impl World {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(asks: bool) -> Self {
         let mut world = Self {
             replicas: Vec::new(),
             clients: vec![Client::default(); CLIENTS],
             writes: BTreeMap::new(),
             messages: Vec::new(),
+            late: Vec::new(),
+            asks,
             now: START,
             births: 0,
             stores: 0,
@@ -169,11 +210,23 @@ impl World {
         self.now += 1;
         match step {
             Step::Read { client, from } => self.read(*client, *from),
-            Step::Write { client, blind, delete, keep, at, to } => {
+            Step::Write { client, blind, delete, keep, late, at, to } => {
                 let id = self.write(*client, *blind, *delete);
-                self.carry_out(id, false, *keep, *at, *to);
+                if *late {
+                    self.fate(&id).under_way += 1;
+                    self.late.push(Late { id, at: *at });
+                } else {
+                    self.carry_out(id, Attempt::First, *keep, *at, *to);
+                }
             }
-            Step::Retry { write, at, to } => self.retry(write, *at, *to),
+            Step::Arrive { which } if !self.late.is_empty() => {
+                let Late { id, at } = self.late.swap_remove(which.index(self.late.len()));
+                self.put(&id, Attempt::First, at);
+                self.fate(&id).under_way -= 1;
+            }
+            Step::Arrive { .. } => {}
+            Step::Retry { write, asked, other, at, to } => self.retry(write, *asked, *other, *at, *to),
+            Step::Unpin { write, to } => self.unpin(write, *to),
             Step::Deliver { message, to } if !self.messages.is_empty() => {
                 let message = message.get(&self.messages).clone();
                 self.merge(*to, &message);
@@ -185,7 +238,7 @@ impl World {
             Step::Pass { millis } => self.now += millis * 1000,
             Step::Expire { at } => {
                 if let Some(record) = &mut self.replicas[*at].record {
-                    record.recent.expire(self.now);
+                    record.names.trim(self.now);
                 }
             }
         }
@@ -202,11 +255,11 @@ impl World {
 
     fn read(&mut self, client: usize, from: u8) {
         if let Some(view) = self.view(from) {
-            let (seen, ids) = view.context_claims();
+            let Shown { seen, ids, newest } = view.context_claims();
             let is_shown =
                 |(id, fate): &(&WriteId, &Fate)| ids.contains(id) || fate.dots.iter().any(|dot| seen.covers(dot));
             let shown = self.writes.iter().filter(is_shown).map(|(id, _)| *id).collect();
-            self.clients[client] = Client { seen, ids, shown };
+            self.clients[client] = Client { seen, ids, newest, shown };
         }
     }
 
@@ -216,68 +269,151 @@ impl World {
         // Scattered, so that ids are not sorted by age.
         id[..2].copy_from_slice(&number.wrapping_mul(40_503).to_be_bytes());
         let id = WriteId(id);
-        let Client { seen, ids, shown } = if blind { Client::default() } else { self.clients[client].clone() };
+        let Client { seen, ids, newest, shown } = if blind { Client::default() } else { self.clients[client].clone() };
         let value = (!delete).then(|| Bytes::copy_from_slice(&element(&id)));
-        let put = Write { write_id: id, started: self.now, again: false, seen, ids, value };
+        let put = Write { write_id: id, started: self.now, again: false, asked: false, seen, ids, newest, value };
         self.writes.insert(id, Fate { put: Some(put), client, shown, ..Fate::default() });
         id
     }
 
-    fn retry(&mut self, write: &Index, at: usize, to: u8) {
-        if self.writes.is_empty() {
-            return;
-        }
-        let id = *self.writes.keys().nth(write.index(self.writes.len())).expect("an index within");
-        self.carry_out(id, true, true, at, to);
+    fn fate(&mut self, id: &WriteId) -> &mut Fate {
+        self.writes.get_mut(id).expect("a known write")
     }
 
-    /// What replica, coordinator and client do with a client's write.
-    fn carry_out(&mut self, id: WriteId, again: bool, keep: bool, at: usize, to: u8) {
-        let fate = &self.writes[&id];
-        let (client, shown) = (fate.client, fate.shown.clone());
-        let put = &Write { again, ..fate.put.clone().expect("every write has its Put") };
+    fn any_write(&self, which: &Index) -> Option<WriteId> {
+        (!self.writes.is_empty())
+            .then(|| *self.writes.keys().nth(which.index(self.writes.len())).expect("an index within"))
+    }
+
+    fn retry(&mut self, write: &Index, asked: u8, other: bool, at: usize, to: u8) {
+        let Some(id) = self.any_write(write) else { return };
+        self.fate(&id).taken |= other;
+        if !self.asks {
+            return self.carry_out(id, Attempt::Again, true, at, to);
+        }
+        let started = self.fate(&id).put.as_ref().expect("every write has its Put").started;
+        let mut told: Vec<Siblings> = Vec::new();
+        for replica in in_mask(asked) {
+            let record = self.replicas[replica].record.get_or_insert_default();
+            if record.pin(&id, started).is_ok() {
+                told.push(record.clone());
+            }
+        }
+        let joined = told.iter().fold(Siblings::default(), |mut all, record| {
+            all.merge(record);
+            all
+        });
+        if told.len() < QUORUM {
+            return;
+        }
+        if joined.knows(&id).is_some() {
+            self.spread(&id, joined, in_mask(to).collect(), true);
+        } else if told.iter().all(|record| record.names.horizon < started) {
+            let minter = in_mask(asked).nth(at % QUORUM).expect("a quorum was asked");
+            self.carry_out(id, Attempt::Asked, true, minter, to);
+        }
+    }
+
+    /// As a coordinator may: it is the only one that ever had the write, every Put was answered, and one event was minted.
+    fn unpin(&mut self, write: &Index, to: u8) {
+        let Some(id) = self.any_write(write) else { return };
+        let early = Fault::UnpinnedEarly.is_on();
+        let fate = self.fate(&id);
+        if fate.acknowledged && !fate.taken && (early || fate.under_way == 0 && fate.dots.len() == 1) {
+            for replica in in_mask(to) {
+                if let Some(record) = &mut self.replicas[replica].record {
+                    record.names.unpin(&id);
+                }
+            }
+        }
+    }
+
+    /// What a replica does with a Put. Its whole record, unless it refuses.
+    fn put(&mut self, id: &WriteId, attempt: Attempt, at: usize) -> Option<Siblings> {
+        let fate = &self.writes[id];
+        let shown = fate.shown.clone();
+        let put = &Write {
+            again: attempt != Attempt::First,
+            asked: attempt == Attempt::Asked,
+            ..fate.put.clone().expect("every write has its Put")
+        };
         let store = self.replicas[at].store;
         let mut record = self.replicas[at].record.clone().unwrap_or_default();
-        if record.knows(&put.write_id).is_none() {
-            if record.refuse(put, self.now).is_err() {
-                return;
-            }
+        if record.knows(id).is_none() {
+            record.refuse(put, self.now).ok()?;
             let actor = record.actor_of(&store).unwrap_or_else(|| {
                 self.births += 1;
                 Actor { store, birth: if Fault::ActorReusedAfterWipe.is_on() { 1 } else { self.births } }
             });
             let dot = record.put(put, actor);
-            self.replicas[at].record = Some(record.clone());
-            for seen in &shown {
-                self.writes.get_mut(seen).expect("known").covered = true;
+            let mut stored = record.clone();
+            stored.names.trim(self.now);
+            if Fault::AnswerTrimmed.is_on() {
+                record = stored.clone();
             }
-            self.writes.get_mut(&put.write_id).expect("known").dots.insert(dot);
+            self.replicas[at].record = Some(stored);
+            for seen in &shown {
+                self.fate(seen).covered = true;
+            }
+            self.fate(id).dots.insert(dot);
         }
+        Some(record)
+    }
+
+    /// What replica, coordinator and client do with a client's write.
+    fn carry_out(&mut self, id: WriteId, attempt: Attempt, keep: bool, at: usize, to: u8) {
+        let Some(record) = self.put(&id, attempt, at) else { return };
+        let others = in_mask(to).filter(|replica| *replica != at).collect();
         self.messages.push(record.clone());
-        let stored: BTreeSet<usize> = in_mask(to).chain([at]).collect();
-        for replica in stored.iter().filter(|replica| **replica != at) {
-            self.merge(*replica, &record);
+        self.spread_from(&id, record, Some(at), others, keep);
+    }
+
+    fn spread(&mut self, id: &WriteId, record: Siblings, to: Vec<usize>, keep: bool) {
+        self.messages.push(record.clone());
+        self.spread_from(id, record, None, to, keep);
+    }
+
+    /// Merges a record into replicas until each of them has what the others say of pinned names.
+    fn spread_from(&mut self, id: &WriteId, record: Siblings, minter: Option<usize>, to: Vec<usize>, keep: bool) {
+        let mut sent = record.clone();
+        let mut told = Vec::new();
+        for replica in &to {
+            told.extend(self.merge(*replica, &record));
         }
-        if stored.len() >= QUORUM {
-            self.writes.get_mut(&put.write_id).expect("known").acknowledged = true;
+        let counted: Vec<usize> = minter.into_iter().chain(to).collect();
+        while self.asks && !Fault::PinsUntold.is_on() && sent.learn(&told) {
+            told = counted.iter().flat_map(|replica| self.merge(*replica, &sent)).collect();
+            self.messages.push(sent.clone());
+        }
+        let put = self.writes[id].put.clone().expect("every write has its Put");
+        if counted.len() >= QUORUM {
+            self.fate(id).acknowledged = true;
             for (other, fate) in &mut self.writes {
                 fate.named_for_good |= put.ids.contains(other);
                 fate.covered_for_good |= fate.dots.iter().any(|dot| put.seen.covers(dot));
             }
         }
         if keep {
-            let (seen, ids) = record.claims_after((put.seen.clone(), put.ids.clone()), &id);
-            let shown = shown.into_iter().chain([id]).collect();
-            self.clients[client] = Client { seen, ids, shown };
+            let before = Shown { seen: put.seen.clone(), ids: put.ids.clone(), newest: put.newest };
+            let Shown { seen, ids, newest } = record.claims_after(before, id, put.started);
+            let Fate { client, shown, .. } = &self.writes[id];
+            let (client, shown) = (*client, shown.iter().copied().chain([*id]).collect());
+            self.clients[client] = Client { seen, ids, newest, shown };
         }
     }
 
-    fn merge(&mut self, to: usize, incoming: &Siblings) {
-        let stored = self.replicas[to].record.take().map(Record::Siblings);
+    /// What the replica holds of pinned names that was not in what it was sent.
+    fn merge(&mut self, to: usize, incoming: &Siblings) -> Vec<Name> {
         // As decoded from the wire.
         let incoming = Record::Siblings(incoming.clone()).encode().decode().expect("own bytes");
-        let Ok((Record::Siblings(merged), _)) = Record::merge(stored, incoming) else { panic!("one mode only") };
+        let stored = self.replicas[to].record.take().map(Record::Siblings);
+        let Ok((Record::Siblings(merged), _)) = Record::absorb(stored, &incoming, self.now) else {
+            panic!("one mode only")
+        };
+        let Record::Siblings(incoming) = incoming else { panic!("one mode only") };
+        let told = merged.lacking_in(&incoming);
         self.replicas[to].record = Some(merged);
+        told
     }
 
     fn repair(&mut self, from: usize, to: usize) {
@@ -324,7 +460,7 @@ impl World {
     pub(crate) fn check(&self, within_window: bool) -> Result<(), String> {
         let Some(record) = &self.replicas[0].record else { return Ok(()) };
         for replica in &self.replicas {
-            if !replica.record.as_ref().is_some_and(|other| other.same_state(record)) {
+            if !replica.record.as_ref().is_some_and(|other| same_standing(other, record)) {
                 return Err(format!("replicas differ: {record:?} and {:?}", replica.record));
             }
         }
@@ -344,18 +480,20 @@ impl World {
                     return Err(format!("{id:?} is not in the value that includes it"));
                 }
             }
-            if (within_window || fate.dots.len() <= 1)
+            if (self.asks || within_window || fate.dots.len() <= 1)
                 && standing.iter().filter(|version| version.ids.len() == 1).count() > 1
             {
                 return Err(format!("{id:?} is in two versions"));
             }
         }
         for version in &record.versions {
-            // Ids are remembered for the window only. Dots are remembered for good, but not for a write that is minted again after a
-            // disk was lost with both the write, which no quorum had, and what superseded it.
+            // Dots are remembered for good. Names are, if repetitions ask: what an acknowledged write named does not come back. An
+            // event of a write with several may stay beside what covers another one without naming the write.
             let back = |id: &WriteId| {
                 self.writes.get(id).is_some_and(|fate| match fate.dots.len() {
+                    _ if self.asks && fate.named_for_good => true,
                     0 | 1 => fate.covered_for_good || within_window && fate.named_for_good,
+                    _ if self.asks => false,
                     _ => within_window && (fate.named_for_good || fate.covered_for_good && !self.wiped),
                 })
             };
@@ -365,4 +503,21 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// Whether two records have seen the same events and hold the same versions, from their parts, and not by the code under test.
+fn same_standing(a: &Siblings, b: &Siblings) -> bool {
+    standing_of(a) == standing_of(b)
+}
+
+/// The events beyond which nothing is seen, per actor; single events; and each version's writes, mints and value.
+type Standing = (BTreeMap<Actor, u64>, BTreeSet<Dot>, BTreeSet<(Vec<WriteId>, Vec<(WriteId, Dot)>, Option<Bytes>)>);
+
+fn standing_of(record: &Siblings) -> Standing {
+    let versions = record.versions.iter().map(|version| {
+        let mut mints: Vec<(WriteId, Dot)> = version.mints().collect();
+        mints.sort();
+        (version.ids.to_vec(), mints, version.value.clone())
+    });
+    (record.seen.entries.iter().copied().collect(), record.seen.cloud.iter().copied().collect(), versions.collect())
 }
