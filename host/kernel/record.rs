@@ -6,6 +6,7 @@ use crate::register::{Register, apply_merge};
 use crate::siblings::Siblings;
 
 mod abridge;
+mod canonical;
 mod codec;
 mod codec2;
 pub(crate) mod raw;

@@ -237,6 +237,7 @@ mod tests {
     use proptest::prelude::{any, prop_assert_eq, proptest};
 
     use super::*;
+    use crate::limit::{KEY_BYTES, TENANT_BYTES};
     use crate::tenant::Level;
 
     fn place(token: u64, tenant: Vec<u8>, key: Vec<u8>) -> Place {
@@ -258,6 +259,30 @@ mod tests {
         for bytes in [&b""[..], &[1], &[2; 30], &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, b't']] {
             assert_eq!(from_cursor(&Bytes::copy_from_slice(bytes)), None);
         }
+    }
+
+    #[test]
+    fn a_cursor_is_as_long_as_a_tenant_and_a_key_may_be() {
+        let cursor = |tenant, key| to_cursor(&place(7, vec![b't'; tenant], vec![b'k'; key]));
+        for (tenant, key) in [(TENANT_BYTES, KEY_BYTES), (1, KEY_BYTES), (TENANT_BYTES, 1), (1, 1)] {
+            let read = from_cursor(&cursor(tenant, key)).expect("a cursor");
+            assert_eq!((read.tenant.bytes().len(), read.key.bytes().len(), read.token), (tenant, key, 7));
+        }
+        for (tenant, key) in
+            [(TENANT_BYTES + 1, KEY_BYTES), (TENANT_BYTES + 1, 0), (1, KEY_BYTES + 1), (0, KEY_BYTES + 1)]
+        {
+            assert_eq!(from_cursor(&cursor(tenant, key)), None, "{tenant} {key}");
+        }
+        // The tenant fills the cursor, or says that it is longer than that.
+        let whole = cursor(3, 0);
+        assert!(from_cursor(&whole).is_some() && from_cursor(&whole.slice(..whole.len() - 1)).is_none());
+    }
+
+    #[test]
+    fn a_page_of_everything_has_the_usual_size() {
+        let scan = Scan::between(3, 9);
+        assert_eq!((scan.from, scan.to, scan.tenant, scan.after), (3, 9, None, None));
+        assert_eq!((scan.records, scan.bytes, scan.abridged, scan.prefix.len()), (1000, 1024 * 1024, false, 0));
     }
 
     proptest! {

@@ -148,6 +148,9 @@ fn vector_from_wire(wire: &[VersionVectorEntry], cloud: &[VersionVectorEntry]) -
         if entries.last().is_some_and(|(last, _)| *last >= actor) {
             return Err(Malformed::new("put.seen", "is not sorted by actor, or has an actor twice"));
         }
+        if entry.counter == 0 {
+            return Err(Malformed::new("put.seen.counter", "is 0: events are counted from 1"));
+        }
         entries.push((actor, entry.counter));
     }
     let mut seen = VersionVector { entries, ..VersionVector::default() };
@@ -265,7 +268,7 @@ mod tests {
     }
 
     fn vector() -> impl Strategy<Value = VersionVector> {
-        proptest::collection::btree_map((any::<[u8; 16]>(), any::<u64>()), any::<u64>(), 0..5).prop_map(|entries| {
+        proptest::collection::btree_map((any::<[u8; 16]>(), any::<u64>()), 1..=u64::MAX, 0..5).prop_map(|entries| {
             let entry = |((store, birth), counter)| (Actor { store: StoreId(store), birth }, counter);
             let mut seen =
                 VersionVector { entries: entries.into_iter().map(entry).collect(), ..VersionVector::default() };
@@ -377,8 +380,11 @@ mod tests {
         assert_eq!(field(put(|ask| (ask.tombstone, ask.value) = (true, Bytes::from_static(b"x")))), "put.tombstone");
         assert_eq!(field(put(|ask| ask.ids = vec![Bytes::new()])), "put.ids");
         let entry = VersionVectorEntry { store_id: id.clone(), birth: 1, counter: 1 };
-        let twice = PutAsk { write_id: id.clone(), seen: vec![entry.clone(), entry], ..PutAsk::default() };
-        assert_eq!(field(valid(WireAsk::Put(twice))), "put.seen");
+        let none = VersionVectorEntry { counter: 0, ..entry.clone() };
+        for (seen, wrong) in [(vec![entry.clone(), entry], "put.seen"), (vec![none], "put.seen.counter")] {
+            let ask = PutAsk { write_id: id.clone(), seen, ..PutAsk::default() };
+            assert_eq!(field(valid(WireAsk::Put(ask))), wrong);
+        }
     }
 
     #[test]

@@ -200,7 +200,7 @@ mod tests {
     use proptest::proptest;
 
     use super::{Damaged, Reservation, State};
-    use crate::idempotency::Owner;
+    use crate::idempotency::{Change, Owner, Step, Stepped, apply};
     use crate::name::WriteId;
     use crate::register::Stamp;
 
@@ -253,6 +253,40 @@ mod tests {
                     prop_assert_eq!(read.encode(), body);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_record_is_kept_for_a_day_and_no_lease_is_longer() {
+        const DAY_MS: u64 = 86_400_000;
+        let reserve =
+            |n| Step::Reserve { owner: Owner([n; 16]), write_id: WriteId([n; 16]), started: 5, lease_ms: u64::MAX };
+        let (Change::Put(first), _) = apply(None, &reserve(1), 1000) else { panic!("a claim") };
+        assert_eq!(
+            (first.lease_from_ms, first.lease_until_ms, first.kept_until_ms),
+            (1000, 1000 + DAY_MS, 1000 + DAY_MS)
+        );
+        assert_eq!(apply(Some(&first), &reserve(2), 999 + DAY_MS), (Change::Keep, Stepped::Conflict));
+        let (change, stepped) = apply(Some(&first), &reserve(2), 1000 + DAY_MS);
+        assert!(matches!(change, Change::Put(second) if second.write_id == WriteId([2; 16]) && second.fence == 1));
+        assert!(matches!(stepped, Stepped::Reserved { fence: 1, took_over: false, stamp: None, started: 5 }));
+        // Each step that is stored starts the day anew.
+        let done = Step::Done { owner: first.owner, fence: 1, response: b"ok".as_slice().into() };
+        let (Change::Put(done), Stepped::Stored) = apply(Some(&first), &done, 7000) else { panic!("a response") };
+        assert_eq!((done.kept_until_ms, done.lease_until_ms), (7000 + DAY_MS, first.lease_until_ms));
+    }
+
+    #[test]
+    fn a_lease_ends_at_its_end_and_when_the_clock_was_set_back() {
+        let (Change::Put(claim), _) = apply(
+            None,
+            &Step::Reserve { owner: Owner([1; 16]), write_id: WriteId([1; 16]), started: 5, lease_ms: 10 },
+            100,
+        ) else {
+            panic!("a claim")
+        };
+        for (now, left) in [(99, 0), (100, 10), (105, 5), (109, 1), (110, 0), (111, 0)] {
+            assert_eq!(claim.lease_left_ms(now), left, "at {now}");
         }
     }
 

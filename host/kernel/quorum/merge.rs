@@ -209,6 +209,44 @@ mod tests {
     }
 
     #[test]
+    fn at_the_deadline_an_accepted_shortfall_is_enough() {
+        let mut failing = round(3, 3, Shortfall::Fail);
+        let mut accepting = round(3, 3, Shortfall::Accept(1));
+        assert!(!accepting.suffices(), "nobody has it");
+        for round in [&mut failing, &mut accepting] {
+            round.acked(1);
+        }
+        assert!(!failing.suffices() && accepting.suffices());
+        assert_eq!(accepting.progress(), Progress::Open, "there is time for the others");
+        failing.acked(0);
+        assert!(!failing.suffices());
+        failing.acked(2);
+        assert!(failing.suffices());
+    }
+
+    #[test]
+    fn a_shortfall_that_is_not_enough_is_reported_when_all_have_answered() {
+        let mut round = round(3, 3, Shortfall::Accept(2));
+        for (replica, progress) in [(0, Progress::Open), (1, Progress::Open), (2, Progress::Short)] {
+            round.failed(replica, &ReplicaError::Late);
+            assert_eq!(round.progress(), progress, "{replica}");
+        }
+        assert!(!round.suffices());
+    }
+
+    #[test]
+    fn a_full_disk_counts_once_and_no_other_failure_is_one() {
+        let mut round = round(3, 2, Shortfall::Fail);
+        round.acked(0);
+        round.failed(0, &ReplicaError::StorageFull);
+        round.failed(1, &ReplicaError::Late);
+        assert!(!round.disks_full(), "it has stored the record");
+        round.failed(2, &ReplicaError::StorageFull);
+        assert!(round.disks_full());
+        assert_eq!(round.next(0), Next::Short);
+    }
+
+    #[test]
     fn replicas_that_have_the_record_are_not_sent_it() {
         let mut round = round(3, 2, Shortfall::Fail);
         round.acked(1);
@@ -220,6 +258,8 @@ mod tests {
         assert_eq!(round.next(0), Next::Wait { answers: 1, until: None });
         round.answered(2, Answer::Merged { superseded: false, told: Vec::new() }).unwrap();
         assert_eq!(round.next(0), Next::Met);
+        assert_eq!(round.answered(2, Answer::Merged { superseded: false, told: Vec::new() }), Ok(()));
+        assert_eq!(round.tally().acks(), 2, "counted once");
         let mut rest = round.every_answer();
         assert_eq!(rest.next(0), Next::Wait { answers: 1, until: None }, "no replica is asked twice");
         rest.failed(0, &ReplicaError::Late);

@@ -263,6 +263,34 @@ mod tests {
     }
 
     #[test]
+    fn at_the_deadline_an_accepted_shortfall_is_enough() {
+        for (shortfall, enough) in
+            [(Shortfall::Fail, false), (Shortfall::Accept(2), false), (Shortfall::Accept(1), true)]
+        {
+            let mut round = round(&[0, 1, 2], 3, shortfall);
+            next(&mut round);
+            assert!(!round.suffices(), "nobody has answered");
+            answer(&mut round, 1, None);
+            assert_eq!(round.suffices(), enough, "{shortfall:?}");
+            answer(&mut round, 0, None);
+            answer(&mut round, 2, None);
+            assert!(round.suffices());
+        }
+    }
+
+    #[test]
+    fn an_answer_counts_once_and_one_to_another_request_does_not() {
+        let mut round = round(&[0, 1, 2], 2, Shortfall::Fail);
+        next(&mut round);
+        assert_eq!(round.answered(0, Answer::Merged { superseded: false, told: Vec::new() }), Err(ReplicaError::misfit()));
+        assert_eq!(answer(&mut round, 0, some()), Progress::Open);
+        assert_eq!(answer(&mut round, 0, None), Progress::Open, "the same replica again");
+        assert_eq!(fail(&mut round, 0), (vec![], Progress::Open), "it has answered");
+        assert_eq!((round.tally().acks(), round.unanswered()), (1, 1));
+        assert_eq!(round.into_records().as_slice(), [(0, some())]);
+    }
+
+    #[test]
     fn a_hedge_is_one_spare() {
         let mut round = round(&[0, 1, 2], 2, Shortfall::Fail);
         next(&mut round);
@@ -309,6 +337,17 @@ mod tests {
         let reconciled = reconcile(&answers).unwrap();
         assert_eq!(reconciled.record, Some(register(5)));
         assert_eq!(reconciled.stale.as_slice(), [0, 1]);
+    }
+
+    #[test]
+    fn what_differs_is_merged_and_what_is_behind_is_stale() {
+        let answers = [(0, Some(register(5))), (1, Some(register(7))), (2, Some(register(7)))];
+        let reconciled = reconcile(&answers).unwrap();
+        let Some(Record::Register(merged)) = reconciled.record else { panic!("a register") };
+        assert_eq!(merged.stamp, Stamp(7));
+        assert_eq!(reconciled.stale.as_slice(), [0]);
+        let other = Record::Siblings(crate::siblings::Siblings::default());
+        assert_eq!(reconcile(&[(0, Some(register(5))), (1, Some(other))]), None);
     }
 
     #[test]

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::codec2::{self, V2};
-use super::raw::{ID, Raw, VARINT_BYTES, put_actor, put_seen, put_varint, sorted};
-use super::{Damaged, Encoded, Record};
+use super::raw::{ID, Raw, VARINT_BYTES, put_actor, put_seen, put_varint};
+use super::{Damaged, Encoded, Record, canonical};
+use crate::limit::RECENT_ENTRIES;
 use crate::name::WriteId;
 use crate::recent::Recent;
 use crate::register::{Register, Stamp};
@@ -82,6 +83,7 @@ pub(super) fn decode(bytes: &Bytes) -> Result<Record, Damaged> {
             } else {
                 codec2::read(&mut body.raw, &mut siblings, recent)?;
             }
+            canonical::siblings(&siblings)?;
             Record::Siblings(siblings)
         }
     };
@@ -217,7 +219,8 @@ impl Body<'_> {
         }
     }
 
-    fn recent(&mut self) -> Result<Recent, Damaged> {
+    /// At most `most` writes.
+    fn recent(&mut self, most: usize) -> Result<Recent, Damaged> {
         let horizon = self.raw.varint()?;
         let count = self.raw.count(ID + 1)?;
         let mut entries: SmallVec<[(WriteId, u64); 2]> = SmallVec::with_capacity(count);
@@ -230,8 +233,9 @@ impl Body<'_> {
             };
             entries.push((id, time));
         }
-        sorted(&entries, |a, b| (a.1, a.0) > (b.1, b.0))?;
-        Ok(Recent { entries, horizon })
+        let recent = Recent { entries, horizon };
+        canonical::recent(&recent, most)?;
+        Ok(recent)
     }
 
     fn register(&mut self) -> Result<Register, Damaged> {
@@ -239,13 +243,19 @@ impl Body<'_> {
             stamp: Stamp(self.raw.varint()?),
             write_id: self.raw.write_id()?,
             value: self.value()?,
-            recent: self.recent()?,
+            recent: self.recent(RECENT_ENTRIES)?,
         })
     }
 
     fn dot(&mut self, seen: &VersionVector) -> Result<Dot, Damaged> {
         let actor = match self.raw.varint()? {
-            0 => self.raw.actor()?,
+            0 => {
+                let actor = self.raw.actor()?;
+                if seen.get(&actor) > 0 {
+                    return Err(Damaged("an actor that has a place"));
+                }
+                actor
+            }
             place => {
                 let place = usize::try_from(place - 1).map_err(|_| Damaged("an actor that is not there"))?;
                 seen.entries.get(place).ok_or(Damaged("an actor that is not there"))?.0
@@ -260,15 +270,10 @@ impl Body<'_> {
         for _ in 0..count {
             dots.push(self.dot(seen)?);
         }
-        sorted(&dots, |a, b| a < b)?;
         let count = self.raw.count(ID)?;
         let mut ids = SmallVec::with_capacity(count);
         for _ in 0..count {
             ids.push(self.raw.write_id()?);
-        }
-        sorted(&ids, |a, b| a < b)?;
-        if dots.is_empty() || ids.is_empty() {
-            return Err(Damaged("a version without events or writes"));
         }
         let minted_for = self.minted_for(dots.len(), ids.len())?;
         Ok(Version { dots, minted_for, ids, time: self.raw.varint()?, value: self.value()? })
@@ -294,7 +299,8 @@ impl Body<'_> {
         for _ in 0..count {
             versions.push(self.version(&seen)?);
         }
-        sorted(&versions, |a, b| (&a.dots, &a.ids) < (&b.dots, &b.ids))?;
-        Ok((Siblings { seen, versions, names: Names::default() }, self.recent()?))
+        let siblings = Siblings { seen, versions, names: Names::default() };
+        // Answers to Puts name everything that they have superseded: there is no bound but that of a record.
+        Ok((siblings, self.recent(usize::MAX)?))
     }
 }

@@ -4,7 +4,8 @@
 use smallvec::SmallVec;
 
 use super::Damaged;
-use super::raw::{ID, Raw, put_actor, put_varint, sorted};
+use super::canonical::sorted;
+use super::raw::{ID, Raw, put_actor, put_varint};
 use crate::name::WriteId;
 use crate::recent::Recent;
 use crate::siblings::{Dot, Name, Names, Siblings};

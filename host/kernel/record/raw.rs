@@ -5,6 +5,7 @@ use std::ops::Range;
 use smallvec::SmallVec;
 
 use super::Damaged;
+use super::canonical::sorted;
 use crate::name::{StoreId, WriteId};
 use crate::siblings::{Actor, VersionVector};
 
@@ -68,6 +69,9 @@ impl<'a> Raw<'a> {
             }
             value |= bits << shift;
             if byte & 0x80 == 0 {
+                if *byte == 0 && index > 0 {
+                    return Err(Damaged("a number in more bytes than it needs"));
+                }
                 self.at += index + 1;
                 return Ok(value);
             }
@@ -105,18 +109,52 @@ impl<'a> Raw<'a> {
             entries.push((self.actor()?, self.varint()?));
         }
         sorted(&entries, |a: &(Actor, u64), b| a.0 < b.0)?;
+        // A join would never take such an entry over, and two vectors that differ in it would never become equal.
+        if entries.iter().any(|(_, counter)| *counter == 0) {
+            return Err(Damaged("an actor without events"));
+        }
         Ok(VersionVector { entries, ..VersionVector::default() })
     }
-}
-
-/// Lookups and merges depend on the order, so a list that is out of order counts as damaged.
-pub(crate) fn sorted<T>(items: &[T], precedes: impl Fn(&T, &T) -> bool) -> Result<(), Damaged> {
-    if items.windows(2).all(|pair| precedes(&pair[0], &pair[1])) { Ok(()) } else { Err(Damaged("out of order")) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::{Raw, put_varint};
+    use crate::record::Damaged;
+
+    #[test]
+    fn nothing_is_read_past_the_end() {
+        let bytes = [7; 20];
+        let mut raw = Raw::new(&bytes, 1);
+        assert_eq!((raw.take(0), raw.left()), (Ok(1..1), 19));
+        assert_eq!((raw.take(20), raw.left()), (Err(Damaged("cut off")), 19), "nothing was taken");
+        assert_eq!((raw.take(3), raw.left()), (Ok(1..4), 16));
+        assert_eq!((raw.sixteen(), raw.left()), (Ok([7; 16]), 0));
+        assert_eq!((raw.sixteen(), raw.take(1)), (Err(Damaged("cut off")), Err(Damaged("cut off"))));
+        assert_eq!(raw.varint(), Err(Damaged("a number is cut off")));
+        assert_eq!(Raw::new(&bytes, 21).left(), 0);
+    }
+
+    #[test]
+    fn a_list_may_fill_what_is_left_and_no_more() {
+        let count = |bytes: &[u8], least| Raw::new(bytes, 0).count(least);
+        assert_eq!(count(&[2, 0, 0, 0, 0], 2), Ok(2));
+        assert_eq!(count(&[2, 0, 0, 0], 2), Err(Damaged("a list is cut off")));
+        assert_eq!(count(&[3, 0, 0, 0, 0, 0], 2), Err(Damaged("a list is cut off")));
+        assert_eq!((count(&[0], 2), count(&[1], 2)), (Ok(0), Err(Damaged("a list is cut off"))));
+    }
+
+    #[test]
+    fn a_vector_of_the_shortest_entries_fills_its_bytes() {
+        let mut bytes = vec![2];
+        for store in [1, 2] {
+            bytes.extend([store; 16]);
+            bytes.extend([9, 1]);
+        }
+        let mut raw = Raw::new(&bytes, 0);
+        assert_eq!((raw.seen().map(|seen| seen.entries.len()), raw.left()), (Ok(2), 0));
+        assert_eq!(Raw::new(&bytes[..bytes.len() - 1], 0).seen(), Err(Damaged("a list is cut off")));
+    }
 
     #[test]
     fn varints_of_every_length_and_none_that_is_too_large() {

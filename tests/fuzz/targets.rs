@@ -1,0 +1,26 @@
+//! What is fuzzed.
+
+mod context;
+mod pair;
+mod record;
+mod stored;
+
+#[cfg(feature = "wire")]
+mod frame;
+
+use crate::Target;
+
+/// Every target that is compiled in.
+pub fn all() -> Vec<Target> {
+    let mut all = Vec::new();
+    all.extend([
+        Target { name: "record", run: record::run, words: record::WORDS },
+        Target { name: "pair", run: pair::run, words: record::WORDS },
+        Target { name: "context", run: context::run, words: record::WORDS },
+        Target { name: "cursor", run: stored::cursor, words: &[] },
+        Target { name: "reservation", run: stored::reservation, words: &[] },
+    ]);
+    #[cfg(feature = "wire")]
+    all.extend([Target { name: "frame", run: frame::run, words: frame::WORDS }]);
+    all
+}
