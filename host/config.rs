@@ -17,6 +17,7 @@ pub mod settings;
 mod suggest;
 pub mod value;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -134,7 +135,15 @@ fn read_small(file: &Path) -> Result<String, String> {
     if about.len() > FILE_BYTES {
         return Err(format!("{} has {} bytes; at most {FILE_BYTES} are allowed", file.display(), about.len()));
     }
-    std::fs::read_to_string(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))
+    // The size that was just asked for says nothing of a device or a pipe.
+    let mut text = String::new();
+    let opened = std::fs::File::open(file).map(|file| file.take(FILE_BYTES + 1));
+    let read = opened.and_then(|mut file| file.read_to_string(&mut text));
+    read.map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
+    if text.len() as u64 > FILE_BYTES {
+        return Err(format!("{} has more than {FILE_BYTES} bytes, the most that are allowed", file.display()));
+    }
+    Ok(text)
 }
 
 fn typed(layers: &mut Layers) -> Result<Settings, Vec<Problem>> {

@@ -13,7 +13,7 @@ mod keyvalue;
 mod maintenance;
 mod nodes;
 pub mod origin;
-mod page_token;
+pub mod page_token;
 mod plugins;
 pub mod server;
 pub mod session;

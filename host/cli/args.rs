@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["", "5", "0s", "-1s", "NaNs", "infs", "1y", "s", "9999h"] {
+        for wrong in ["", "5", "0s", "0.0001us", "-1s", "NaNs", "infs", "1y", "s", "9999h"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

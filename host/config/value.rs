@@ -49,7 +49,8 @@ pub fn duration(text: &str) -> Result<Duration, Misspelled> {
     if !(seconds > 0.0 && seconds <= 30.0 * 86_400.0) {
         return Err(Misspelled::TimeRange);
     }
-    Ok(Duration::from_secs_f64(seconds))
+    // Less than half a nanosecond is rounded to nothing.
+    Some(Duration::from_secs_f64(seconds)).filter(|time| !time.is_zero()).ok_or(Misspelled::TimeRange)
 }
 
 /// Reads a duration as [`duration`] does, or "0" for none at all.

@@ -16,13 +16,16 @@ use witan_coordinate::Resume;
 const VERSION: u8 = 1;
 
 /// Encodes a token.
-pub(super) fn write(tenant: &TenantId, prefix: &Bytes, at: &Resume) -> String {
+pub fn write(tenant: &TenantId, prefix: &Bytes, at: &Resume) -> String {
     let body = [&at.token.to_be_bytes()[..], at.after.as_ref().map_or(&[][..], |key| key.bytes())].concat();
     URL_SAFE_NO_PAD.encode([&[VERSION][..], &digest(tenant, prefix, &body), &body].concat())
 }
 
 /// Decodes a token that was issued for this tenant and prefix.
-pub(super) fn read(tenant: &TenantId, prefix: &Bytes, token: &str) -> Result<Resume, Invalid> {
+///
+/// # Errors
+/// When it is not the text of such a token.
+pub fn read(tenant: &TenantId, prefix: &Bytes, token: &str) -> Result<Resume, Invalid> {
     let remedy = "send the next_page_token of the previous page, with the same tenant_id and prefix";
     let wrong = || Invalid::new("page_token", "does not belong to this listing", remedy);
     let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| wrong())?;

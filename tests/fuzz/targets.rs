@@ -8,6 +8,13 @@ mod stored;
 #[cfg(feature = "wire")]
 mod frame;
 
+#[cfg(feature = "host")]
+mod command_line;
+#[cfg(feature = "host")]
+mod configuration;
+#[cfg(feature = "host")]
+mod token;
+
 use crate::Target;
 
 /// Every target that is compiled in.
@@ -22,5 +29,12 @@ pub fn all() -> Vec<Target> {
     ]);
     #[cfg(feature = "wire")]
     all.extend([Target { name: "frame", run: frame::run, words: frame::WORDS }]);
+    #[cfg(feature = "host")]
+    all.extend([
+        Target { name: "token", run: token::run, words: token::WORDS },
+        Target { name: "page-token", run: token::page, words: &[] },
+        Target { name: "configuration", run: configuration::run, words: configuration::WORDS },
+        Target { name: "command-line", run: command_line::run, words: command_line::WORDS },
+    ]);
     all
 }

@@ -140,20 +140,20 @@ fn nothing_comes_back_on_a_hot_key() {
 
 /// Faults that show on a hot key, each with the seed at which it was found.
 const RECORDED: &[(Fault, u64)] = &[
-    (Fault::RepeatedUnasked, 0),
-    (Fault::AskedWithoutPin, 0),
-    (Fault::PinsUntold, 0),
-    (Fault::AnswerTrimmed, 0),
+    (Fault::RepeatedUnasked, 6),
+    (Fault::AskedWithoutPin, 17),
     (Fault::HorizonIgnored, 0),
-    (Fault::UnpinnedEarly, 0),
-    (Fault::NewestIgnored, 0),
-    (Fault::OwnDotLeftOut, 0),
-    (Fault::UnreservedSentAsFirst, OUTAGES),
+    (Fault::UnpinnedEarly, 72),
+    (Fault::UnreservedSentAsFirst, OUTAGES + 12),
 ];
+
+/// Faults whose rule needs a coincidence that random histories do not have within reason: the kernel's tests play it by hand, and fail
+/// with the fault (`names.rs`, `siblings_model.rs`).
+const BY_HAND: [Fault; 4] = [Fault::PinsUntold, Fault::AnswerTrimmed, Fault::NewestIgnored, Fault::OwnDotLeftOut];
 
 /// True for faults that are searched for here, and not in the other scenarios.
 pub(crate) fn is_mine(fault: Fault) -> bool {
-    RECORDED.iter().any(|(mine, _)| *mine == fault)
+    RECORDED.iter().any(|(mine, _)| *mine == fault) || BY_HAND.contains(&fault)
 }
 
 #[test]
@@ -175,8 +175,8 @@ fn every_deliberate_fault_of_names_is_found() {
 fn search_for_every_deliberate_fault_of_names() {
     let within = from_environment("WITAN_SIM_HOT").unwrap_or(FOUND_WITHIN);
     let chosen = crate::chosen_fault();
-    let faults: Vec<Fault> =
-        RECORDED.iter().map(|(fault, _)| *fault).filter(|f| chosen.is_none_or(|c| c == *f)).collect();
+    let all = RECORDED.iter().map(|(fault, _)| *fault).chain(BY_HAND);
+    let faults: Vec<Fault> = all.filter(|f| chosen.is_none_or(|c| c == *f)).collect();
     on_all_cores(faults.len() as u64, |number| {
         let fault = faults[number as usize];
         let from = if fault == Fault::UnreservedSentAsFirst { OUTAGES } else { 0 };

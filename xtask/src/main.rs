@@ -10,7 +10,9 @@ mod demo;
 mod deploy;
 mod dev;
 mod first_week;
+mod fuzz;
 mod guests;
+mod mutants;
 mod pages;
 mod previous;
 mod python;
@@ -40,6 +42,7 @@ const EXAMPLES: &str = "Examples:
   cargo xtask dev --nodes 5              arguments after `dev` are passed to `witan dev`
   cargo xtask check                      format, lints, tidy and quick tests, before each commit
   cargo xtask sim --seed 7               play one seed of the simulation and print all of it
+  cargo xtask fuzz --target record       bytes that nobody should send, for a minute
   cargo xtask test                       every test
   cargo xtask ci                         everything that must pass before a change is merged";
 
@@ -63,6 +66,14 @@ enum Command {
     Check,
     /// Play the deterministic simulation: many seeds, one seed, or with a rule of the protocol broken
     Sim(sim::Arguments),
+    /// Fuzz what reads bytes: records, frames, contexts, tokens, the configuration, the command line
+    ///
+    /// Replays the corpora in tests/fuzz, then tries mutated inputs for a minute per target. Needs no other compiler than the tests.
+    Fuzz(fuzz::Arguments),
+    /// Change the kernel's code in small ways and look whether its tests notice (cargo-mutants)
+    ///
+    /// Not part of `ci`: it runs the kernel's tests more than a thousand times.
+    Mutants(mutants::Arguments),
     /// Install the programs that tests run: PostgreSQL, Redis, strace
     ///
     /// Installs only what is missing, with apt-get or Homebrew. `test` and `ci` do this first; run it yourself before running
@@ -116,6 +127,8 @@ fn carry_out(command: Command) -> Result<()> {
         Command::Dev(arguments) => dev::dev(&arguments),
         Command::Check => check::check(),
         Command::Sim(arguments) => sim::sim(&arguments),
+        Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
+        Command::Mutants(arguments) => mutants::mutants(&arguments),
         Command::Setup => tools::install(),
         Command::Test => test::test(),
         Command::Plugins => run::guests().map(drop),

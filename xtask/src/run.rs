@@ -168,11 +168,31 @@ pub fn programs() -> Result<Programs> {
     Ok(Programs { witan: program(&built, "witan")?, demo: program(&built, "demo")? })
 }
 
-/// Builds every program and every test; returns the program `witan`. It must be used for whatever comes next: building it alone
-/// selects fewer packages, and so perhaps fewer features of its dependencies, which would all be compiled again.
-pub fn tests() -> Result<PathBuf> {
-    let built = build(&["test", "--workspace", "--no-run"])?;
-    program(&built, "witan")
+/// Builds the runner of fuzz targets, with those that need this feature.
+pub fn fuzz(feature: Option<&str>) -> Result<PathBuf> {
+    let features = feature.map(|feature| ["--features", feature]);
+    let arguments = ["build", "-p", "witan-fuzz", "-p", FEATURES, "--bin", "fuzz"].into_iter();
+    let built = build(&arguments.chain(features.into_iter().flatten()).collect::<Vec<_>>())?;
+    program(&built, "fuzz")
+}
+
+/// What tests need of what was built.
+#[derive(Debug)]
+pub struct Tested {
+    /// The program.
+    pub witan: PathBuf,
+    /// The runner of all fuzz targets.
+    pub fuzz: PathBuf,
+}
+
+/// Selects every package, and all fuzz targets.
+pub const EVERYTHING: [&str; 3] = ["--workspace", "--features", "witan-fuzz/host"];
+
+/// Builds every program and every test. These programs must be used for whatever comes next: building one alone selects fewer packages,
+/// and so perhaps fewer features of its dependencies, which would all be compiled again.
+pub fn tests() -> Result<Tested> {
+    let built = build(&[&["test", "--no-run"][..], &EVERYTHING].concat())?;
+    Ok(Tested { witan: program(&built, "witan")?, fuzz: program(&built, "fuzz")? })
 }
 
 /// Runs a build and returns the programs that it made, tests aside, by name.

@@ -29,13 +29,15 @@ pub struct Tested {
     pub witan: PathBuf,
     /// The folder of the plugins.
     pub plugins: PathBuf,
+    /// The runner of fuzz targets.
+    pub fuzz: PathBuf,
 }
 
 /// Runs everything, as steps of `steps`.
 pub fn all(steps: &mut Steps) -> Result<Tested> {
     let plugins = steps.step("build the plugins", run::guests)?;
     steps.step("find the programs that tests run", tools::install)?;
-    let witan = steps.step("compile", run::tests)?;
+    let run::Tested { witan, fuzz } = steps.step("compile", run::tests)?;
     steps.step("single packages reuse what is compiled", || SINGLE.iter().try_for_each(|package| reuse(package)))?;
     let previous = steps.step("build the previous version", previous::program)?;
     let workspace = steps.step("test the workspace", || workspace(&plugins, previous.as_deref()))?;
@@ -46,7 +48,7 @@ pub fn all(steps: &mut Steps) -> Result<Tested> {
         failed: workspace.failed + guests.failed + python.failed,
         ignored: workspace.ignored + guests.ignored + python.ignored,
     };
-    Ok(Tested { tally, witan, plugins })
+    Ok(Tested { tally, witan, plugins, fuzz })
 }
 
 /// Packages that people test alone while they change them.
@@ -77,7 +79,7 @@ fn reuse(package: &str) -> Result<()> {
 
 /// Runs the workspace's tests. Without the previous version's program, the tests that need it count as one ignored test.
 fn workspace(plugins: &Path, previous: Option<&Path>) -> Result<Tally> {
-    let mut tests = cargo(["test", "--workspace", "--no-fail-fast"]);
+    let mut tests = cargo(["test", "--no-fail-fast"].iter().chain(&run::EVERYTHING));
     tests.env("WITAN_PLUGINS", plugins);
     let Some(previous) = previous else {
         println!("skipped, because there is no previous version: the tests that run both versions together");

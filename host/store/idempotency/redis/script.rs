@@ -118,7 +118,7 @@ fn number(bytes: &[u8]) -> Option<u64> {
 
 fn read_stamp(bytes: &[u8]) -> Option<Option<Stamp>> {
     match bytes.split_first()? {
-        (0, _) => Some(None),
+        (0, none) => (number(none) == Some(0)).then_some(None),
         (1, stamp) => number(stamp).map(|stamp| Some(Stamp(stamp))),
         _ => None,
     }
