@@ -277,6 +277,12 @@ class Tour:
 
     def placement(self) -> None:
         """Changes that would move data are refused if there are data, with the reason."""
+        try:
+            self.kv.DeclareRestored(confirm="by mistake")
+            raise AssertionError("declared by mistake")
+        except Refused as refused:
+            assert refused.code == "INVALID_ARGUMENT" and "confirm" in refused.fields, refused
+            say(f"DeclareRestored: {refused.message}")
         before = self.kv.ListStorageNodes().nodes
         spare = f"spare-{self.stamp}"
         steps: list[tuple[str, Callable[[], Any]]] = [

@@ -139,7 +139,7 @@ impl<C: Clock> Node<C> {
 
     /// The condition of the store.
     pub fn condition(&self) -> Condition {
-        self.threads.store().condition().borrow().clone()
+        self.threads.store().condition()
     }
 
     /// The disk usage of the store. Blocks.

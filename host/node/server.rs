@@ -16,7 +16,6 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
-use witan_kernel::condition::Condition;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::Clock;
 use witan_kernel::{capability, limit};
@@ -29,6 +28,7 @@ use witan_wire::v1::{
 };
 
 use crate::driver::{Driver, Time};
+use crate::store::Store;
 
 pub use guard::Guard;
 
@@ -88,14 +88,14 @@ where
     let streams = limits.streams;
     let drain = limits.drain;
     let scans = Arc::new(Semaphore::new(range::SCANS));
-    let condition = driver.store().condition();
+    let store = Arc::clone(driver.store());
     let storage = Storage { node, driver, clock: Arc::new(clock), limits, stopped: stopped.clone(), scans };
     let storage = StorageNodeServiceServer::new(storage)
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(PAGE_MESSAGE_BYTES);
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_serving::<StorageNodeServiceServer<Storage>>().await;
-    let watching = not_serving_once_failed(health.clone(), condition);
+    let watching = not_serving_once_failed(health.clone(), store);
 
     let mut stopping = stopped.clone();
     let serving = server(streams)
@@ -122,11 +122,13 @@ where
 }
 
 /// Reports the whole server and its service as not serving once the store has failed. Never ends.
-async fn not_serving_once_failed(health: HealthReporter, mut condition: watch::Receiver<Condition>) {
-    if condition.wait_for(Condition::is_failed).await.is_ok() {
-        health.set_not_serving::<StorageNodeServiceServer<Storage>>().await;
-        health.set_service_status("", ServingStatus::NotServing).await;
+async fn not_serving_once_failed(health: HealthReporter, store: Arc<Store>) {
+    let changes = store.watch();
+    while !store.condition().is_failed() {
+        changes.notified().await;
     }
+    health.set_not_serving::<StorageNodeServiceServer<Storage>>().await;
+    health.set_service_status("", ServingStatus::NotServing).await;
     std::future::pending().await
 }
 

@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use witan_kernel::condition::Condition;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId};
@@ -32,7 +32,9 @@ pub struct Store {
     bypassed: AtomicU64,
     /// How many batches all shards have committed durably, since the store was made.
     commit: AtomicU64,
-    condition: watch::Sender<Condition>,
+    condition: Mutex<Condition>,
+    /// Woken when the condition changes. Those that are gone are removed when another comes, so there are as many as lanes.
+    watchers: Mutex<Vec<Weak<Notify>>>,
 }
 
 /// Births are series << 24 | n, n from 1. A series is 40 random bits, drawn anew whenever the store is opened: whatever the disk has
@@ -90,8 +92,9 @@ impl Store {
         for shard in 0..SHARDS {
             commit = commit.saturating_add(shard_commits(&*engine, shard)?);
         }
-        let (births, condition) = (Mutex::new(Births { series, drawn: 0 }), watch::Sender::new(Condition::Serving));
-        Ok(Self { engine, id, births, bypassed: AtomicU64::new(0), commit: AtomicU64::new(commit), condition })
+        let (births, condition) = (Mutex::new(Births { series, drawn: 0 }), Mutex::new(Condition::Serving));
+        let (commit, watchers) = (AtomicU64::new(commit), Mutex::default());
+        Ok(Self { engine, id, births, bypassed: AtomicU64::new(0), commit, condition, watchers })
     }
 
     /// How many batches the store has committed durably: a number that decreases only if the disk loses what was synced, or is replaced
@@ -110,9 +113,18 @@ impl Store {
         shard_commits(&*self.engine, shard)
     }
 
-    /// The store's condition, and every change of it.
-    pub fn condition(&self) -> watch::Receiver<Condition> {
-        self.condition.subscribe()
+    /// The store's condition.
+    pub fn condition(&self) -> Condition {
+        lock(&self.condition).clone()
+    }
+
+    /// Notified after each change of the store's condition, as long as it is kept. For one waiter.
+    pub fn watch(&self) -> Arc<Notify> {
+        let watcher = Arc::new(Notify::new());
+        let mut watchers = lock(&self.watchers);
+        watchers.retain(|watcher| watcher.strong_count() > 0);
+        watchers.push(Arc::downgrade(&watcher));
+        watcher
     }
 
     /// Writes a shard's batch with the shard's number of commits, and keeps the store's condition.
@@ -129,7 +141,7 @@ impl Store {
     fn noted(&self, written: Result<(), EngineError>) -> Result<(), EngineError> {
         match &written {
             // The usual case costs a look at what is known.
-            Ok(()) if *self.condition.borrow() == Condition::Serving => {}
+            Ok(()) if *lock(&self.condition) == Condition::Serving => {}
             Ok(()) => self.found(Condition::Serving),
             Err(error) => self.failed(error),
         }
@@ -149,7 +161,7 @@ impl Store {
 
     /// Looks whether a full disk has room again, although nobody writes. Blocks for a short time.
     pub fn look_for_room(&self) {
-        if *self.condition.borrow() == Condition::Full {
+        if self.condition() == Condition::Full {
             // The error is kept in the condition.
             let _ = self.write_rows(Vec::new());
         }
@@ -165,15 +177,19 @@ impl Store {
     }
 
     fn found(&self, condition: Condition) {
-        self.condition.send_if_modified(|kept| {
-            let next = kept.clone().then(condition);
-            let changed = next != *kept;
-            if changed {
-                report(&next);
-                *kept = next;
-            }
-            changed
-        });
+        let mut kept = lock(&self.condition);
+        let next = kept.clone().then(condition);
+        if next != *kept {
+            report(&next);
+            *kept = next;
+            drop(kept);
+            self.changed();
+        }
+    }
+
+    /// Wakes the watchers one after the other, in the order in which they came: a simulation runs the same each time.
+    fn changed(&self) {
+        lock(&self.watchers).retain(|watcher| watcher.upgrade().inspect(|watcher| watcher.notify_one()).is_some());
     }
 
     /// Reports that rows were changed without going through the shards that own them, which makes the shards drop their caches.

@@ -70,8 +70,8 @@ impl<W: World> Upkeep<W> {
 }
 
 impl<W: World> Repair<W> {
-    /// Admits new stores, sweeps, then puts on record those that are complete. Progress goes to `progress`; when its receiver is dropped, the
-    /// repair stops after the work in flight.
+    /// Admits new stores, sweeps, then puts on record those that are complete. Progress goes to `progress`; when its receiver is
+    /// dropped, the repair stops after the work in flight.
     ///
     /// # Errors
     /// [`Stopped`]; what was repaired until then stays repaired.

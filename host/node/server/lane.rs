@@ -135,7 +135,7 @@ pub(super) fn start(inbound: Streaming<ExchangeRequest>, storage: &Storage) -> A
         stopped: storage.stopped.clone(),
         out: Arc::new(Out { events, unsent: unsent.clone() }),
         timings: timings.clone(),
-        condition: None,
+        changes: None,
     };
     tokio::spawn(reading.run());
     let clock = storage.clock.clone();
@@ -165,15 +165,16 @@ struct Reading {
     stopped: watch::Receiver<bool>,
     out: Arc<Out>,
     timings: Arc<Timings>,
-    /// The store's condition, for a coordinator that is sent its changes.
-    condition: Option<watch::Receiver<Condition>>,
+    /// Notified when the store's condition changes, for a coordinator that is sent its changes.
+    changes: Option<Arc<Notify>>,
 }
 
 /// Waits for the next change, for ever if there is none to wait for.
-async fn changed(condition: &mut Option<watch::Receiver<Condition>>) -> Option<Condition> {
-    let Some(changes) = condition else { return std::future::pending().await };
-    changes.changed().await.ok()?;
-    Some(changes.borrow_and_update().clone())
+async fn changed(changes: Option<&Notify>) {
+    match changes {
+        Some(changes) => changes.notified().await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Reading {
@@ -206,11 +207,9 @@ impl Reading {
                 // In this order, so that a simulation runs the same each time. A change is rare, and must not wait behind requests.
                 biased;
                 _ = self.stopped.wait_for(|stopped| *stopped) => return Ok(None),
-                changed = changed(&mut self.condition) => match changed {
-                    Some(condition) => drop(self.out.events.send(Event::State(condition))),
-                    // The store is gone, and with it the node.
-                    None => self.condition = None,
-                },
+                () = changed(self.changes.as_deref()) => {
+                    let _ = self.out.events.send(Event::State(self.driver.store().condition()));
+                }
                 message = self.inbound.message() => return message,
             }
         }
@@ -223,9 +222,9 @@ impl Reading {
         let Some(first) = first else { return Ok(()) };
         let hello = first.hello.ok_or_else(|| Status::invalid_argument("the first message must be a hello"))?;
         // From here on: a change after the welcome is not missed.
-        let changes = self.driver.store().condition();
+        let changes = self.driver.store().watch();
         let welcome = welcome(&hello, &self.node, &*self.driver)?;
-        self.condition = hello.capabilities.iter().any(|named| named == STORE_STATE).then_some(changes);
+        self.changes = hello.capabilities.iter().any(|named| named == STORE_STATE).then_some(changes);
         tracing::debug!(coordinator = hello.coordinator_id, version = welcome.version, "lane opened");
         let _ = self.out.events.send(Event::Welcome(welcome));
         Ok(())
@@ -301,7 +300,7 @@ fn welcome(hello: &Hello, node: &NodeId, driver: &dyn Driver) -> Result<Welcome,
         node_id: node.to_string(),
         store_id: driver.store().id().0.to_vec().into(),
         commit: driver.store().commit(),
-        store_state: Some(condition_to_wire(&driver.store().condition().borrow())),
+        store_state: Some(condition_to_wire(&driver.store().condition())),
     })
 }
 

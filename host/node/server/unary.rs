@@ -94,7 +94,7 @@ pub(super) async fn repair(driver: &dyn Driver, request: RepairRequest) -> Resul
 pub(super) async fn describe(driver: &dyn Driver, node: &NodeId) -> Result<DescribeResponse, Status> {
     let store = driver.store();
     let usage = driver.usage().await.map_err(|error| Status::internal(error.to_string()))?;
-    let condition = store.condition().borrow().clone();
+    let condition = store.condition();
     Ok(DescribeResponse {
         node_id: node.to_string(),
         store_id: store.id().0.to_vec().into(),

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use witan_kernel::name::{StoreId, WriteId};
 use witan_kernel::record::{Encoded, Record};
-use witan_kernel::siblings::{Actor, Siblings, Write, collapse};
+use witan_kernel::siblings::{Actor, Shown, Siblings, Write, collapse};
 
 use super::record::{shape, signed, sound};
 use crate::Seen;
@@ -66,8 +66,8 @@ fn write(shown: &Siblings, stored: &Siblings) {
     if stored.knows(&id).is_some() || stored.actor_of(&store).is_some() {
         return;
     }
-    let (seen, ids) = shown.context_claims();
-    let put = Write { write_id: id, started: 5, again: false, seen, ids, value: None };
+    let Shown { seen, ids, newest } = shown.context_claims();
+    let put = Write { write_id: id, started: 5, again: false, asked: false, seen, ids, newest, value: None };
     let mut written = stored.clone();
     let dot = written.put(&put, Actor { store, birth: 1 });
     readable(&written);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use witan_kernel::record::{Encoded, Record};
-use witan_kernel::siblings::Siblings;
+use witan_kernel::siblings::{Shown, Siblings};
 
 use crate::Seen;
 
@@ -36,7 +36,10 @@ pub(super) fn run(input: &[u8]) -> Seen {
     match encoded.decode() {
         Err(why) => Seen::of(why.to_string()),
         Ok(record) => {
-            assert_eq!(record.encode(), encoded, "the record has another encoding");
+            // V1 may name writes that have versions, which says nothing; they are not kept.
+            if matches!(record, Record::Register(_)) {
+                assert_eq!(record.encode(), encoded, "the record has another encoding");
+            }
             assert_eq!(encoded.check(), Ok(()));
             sound(&record);
             shape(&record)
@@ -68,14 +71,14 @@ fn estimate(record: &Siblings) -> usize {
         let ids = version.ids.len() * 16;
         VERSION_BYTES + version.dots.len() * ENTRY_BYTES + ids + version.value.as_ref().map_or(0, Bytes::len)
     };
-    let lists = record.seen.entries.len() * ENTRY_BYTES + record.recent.entries.len() * RECENT_BYTES;
+    let lists = record.seen.entries.len() * ENTRY_BYTES + (record.names.entries.len() + 2 * record.seen.cloud.len()) * RECENT_BYTES;
     // Header, three counts and the horizon.
     HEADER + 4 * 10 + lists + record.versions.iter().map(version).sum::<usize>()
 }
 
 /// A reader is shown what is live, and its context claims all of it.
 fn context(record: &Siblings) {
-    let (seen, ids) = record.context_claims();
+    let Shown { seen, ids, newest: _ } = record.context_claims();
     assert_eq!(seen, record.seen);
     for version in &record.versions {
         assert!(version.mints().all(|(id, dot)| ids.contains(&id) && seen.covers(&dot)));
@@ -103,7 +106,7 @@ pub(super) fn shape(record: &Record) -> Seen {
                 siblings.versions.iter().map(of).max().unwrap_or(0).min(3)
             };
             let values = siblings.versions.iter().filter(|version| version.value.is_some()).count().min(3);
-            let recent = siblings.recent.entries.len().min(3);
+            let recent = (siblings.names.entries.len().min(3), siblings.seen.cloud.len().min(2));
             let lists = (siblings.seen.entries.len().min(4), siblings.versions.len().min(4), values, recent);
             Seen::of((2, lists, most(|version| version.dots.len()), most(|version| version.ids.len())))
         }

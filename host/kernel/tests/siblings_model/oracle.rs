@@ -14,6 +14,8 @@ struct Sets {
     mints: BTreeSet<(WriteId, Event)>,
     dead: BTreeSet<WriteId>,
     pinned: BTreeSet<WriteId>,
+    /// Pins that were taken off: a set that grows, too, and leaves nothing of a pin.
+    released: BTreeSet<WriteId>,
     versions: BTreeSet<BTreeSet<WriteId>>,
 }
 
@@ -32,6 +34,7 @@ fn sets(record: &Siblings) -> Sets {
         mints: mints.map(|(id, dot)| (id, (dot.actor, dot.counter))).collect(),
         dead: names(|name| name.dead),
         pinned: names(|name| name.pinned),
+        released: names(|name| name.released),
         versions: record.versions.iter().map(|version| version.ids.iter().copied().collect()).collect(),
     }
 }
@@ -46,9 +49,11 @@ fn joined(a: &Sets, b: &Sets) -> Sets {
     let all: BTreeSet<BTreeSet<WriteId>> = a.versions.union(&b.versions).cloned().collect();
     let is_greatest = |ids: &&BTreeSet<WriteId>| !all.iter().any(|other| other != *ids && ids.is_subset(other));
     let stands = |ids: &&BTreeSet<WriteId>| mints.iter().any(|(id, _)| ids.contains(id));
+    let released: BTreeSet<WriteId> = a.released.union(&b.released).copied().collect();
     Sets {
         seen: a.seen.union(&b.seen).copied().collect(),
-        pinned: a.pinned.union(&b.pinned).copied().collect(),
+        pinned: a.pinned.union(&b.pinned).filter(|id| !released.contains(id)).copied().collect(),
+        released,
         versions: all.iter().filter(is_greatest).filter(stands).cloned().collect(),
         mints,
         dead,
