@@ -65,8 +65,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         nodes: nodes.clone(),
         security: Security::default(),
         defaults: Defaults::default(),
-        // All processes of the cluster are this one.
-        names: true,
+        // The previous version can go on with the folder.
+        names: false,
         tenant_cache: TenantCacheConfig::default(),
         connections: witan_net::incoming::CONNECTIONS,
         metrics_path: Some("/metrics".to_owned()),

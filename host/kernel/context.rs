@@ -228,6 +228,7 @@ fn put_sibling_claims(out: &mut Vec<u8>, seen: &VersionVector, ids: &[WriteId]) 
 
 fn claims(mut raw: Raw<'_>, second: bool) -> Result<Claims, Damaged> {
     let claims = match raw.varint()? {
+        0 | 1 if second => return Err(Damaged("a kind without a second version")),
         0 => Claims::Nothing,
         1 => Claims::Register { stamp: Stamp(raw.varint()?) },
         2 => {

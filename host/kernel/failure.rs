@@ -140,7 +140,7 @@ pub enum Failure {
     Unrecorded,
     /// Nobody can say any more whether an earlier attempt of this change was applied.
     #[error(
-        "it cannot be told whether an earlier attempt was applied: the key has had too many other changes since; read it, and if the \
+        "it is not known whether an earlier attempt was applied: the key has had too many other changes since; read it, and if the \
          change is missing, send it with a new idempotency key"
     )]
     Forgotten,

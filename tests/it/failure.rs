@@ -233,12 +233,17 @@ async fn a_node_that_comes_back_with_an_empty_disk_is_not_believed() {
     cluster.kill_node(2);
     std::fs::remove_dir_all(cluster.node_folder(2)).expect("wipe a disk");
     cluster.start_node(2).await;
-    eventually("the node takes writes", async || {
-        api.write(write("t", "new", "2")).await.expect("a quorum is alive");
-        stored(&cluster, 2, "new").await.contains("\"2\"").then_some(())
+    eventually("the node's new store is met", async || {
+        let (status, body) = get(cluster.admin(), "/readyz").await.ok()?;
+        (status == 200 && body.contains("node-3 has another store")).then_some(())
     })
     .await;
-    assert_eq!(stored(&cluster, 2, "old").await, "");
+    api.write(write("t", "new", "2")).await.expect("a quorum is alive");
+    let refusal = api.write(at("all", write("t", "new", "3"))).await.expect_err("its acknowledgement does not count");
+    assert_eq!((refusal.code, refusal.reason.as_str()), (Code::Unavailable, "QUORUM_NOT_REACHED"));
+    for key in ["old", "new"] {
+        assert_eq!(stored(&cluster, 2, key).await, "", "nobody uses a store that no repair has admitted");
+    }
     for level in ["one", "quorum"] {
         assert_eq!(api.read(read_at(level, "old")).await.expect("others have it").value, "1");
     }

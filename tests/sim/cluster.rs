@@ -152,6 +152,8 @@ struct Shared {
     plugins: Bound,
     dice: Dice,
     dial: Dial,
+    /// Whether a write is asked about before it is repeated.
+    asks: bool,
 }
 
 /// How often a coordinator checks again on stores that it does not believe.
@@ -184,7 +186,7 @@ impl CoordinatorMachine {
         };
         let ring = self.shared.ring.clone();
         let coordinator = Coordinator::new(ports, ring, self.shared.keys.clone(), Defaults::default());
-        coordinator.set_names(true);
+        coordinator.set_names(self.shared.asks);
         let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), Arc::clone(&self.shared.metadata)));
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         let (sender, mut calls) = mpsc::unbounded_channel();
@@ -269,6 +271,7 @@ impl Cluster {
             tenants: known.clone(),
             plugins: resolved,
             dice: dice.clone(),
+            asks: scenario.asks,
             dial: Dial { metadata: Arc::clone(&metadata), strict: scenario.strict },
         });
         let coordinator = |n| CoordinatorMachine {

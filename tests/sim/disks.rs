@@ -14,25 +14,8 @@ use witan_kernel::name::Key;
 use crate::client::{Client, Command, Mood, Stage};
 use crate::cluster::Call;
 use crate::nemesis::Action;
-use crate::play::{NOTICED, holder, repair};
-
-/// Which disk the node comes back with, and when.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Scene {
-    /// It runs on an empty disk, and gets its own back.
-    Unmounted,
-    /// It gets its own disk back while a repair is filling the empty one.
-    BackWhileFilling,
-    /// It gets its own disk back after a repair has filled the other one, and then that one again.
-    BackAfterRepair,
-    /// It gets an earlier copy of its disk.
-    SetBack {
-        /// Coordinators restart at the same time, and remember nothing.
-        coordinators_too: bool,
-    },
-    /// All nodes get earlier copies of their disks at once, and an operator declares it.
-    AllRestored,
-}
+use crate::repairs::{NOTICED, holder, repair};
+use crate::scenario::Scene;
 
 /// Operations of each client while one node is away.
 const OPERATIONS: usize = 5;
@@ -55,6 +38,10 @@ pub(crate) async fn play(scene: Scene, stage: &Stage, clients: &mut [Client], in
             asked(stage, clients, inspector).await;
             let repaired = repaired.await.unwrap_or_else(|_| "aborted".to_owned());
             stage.note(|| format!("repair: {repaired}"));
+            if repaired.contains(&format!("restored: [{}]", stage.cluster.nodes[node].id)) {
+                // Clients were so slow that the repair had ended before: then its own disk is the one that is retired.
+                swap(stage, node).await;
+            }
         }
         Scene::BackAfterRepair => {
             swap(stage, node).await;

@@ -8,39 +8,39 @@ use std::sync::Mutex;
 
 use witan_kernel::fault::Fault;
 
-use crate::scenario::SHAPES;
+use crate::scenario::{DAMAGED, SHAPES};
 use crate::world::lock;
-use crate::{chosen_fault, damaged, judge, on_all_cores};
+use crate::{chosen_fault, judge, on_all_cores};
 
 /// Number of seeds within which a search must find a fault.
-const FOUND_WITHIN: u64 = 500;
+const FOUND_WITHIN: u64 = 1000;
 
 /// The recorded seed at which the fault was found.
 fn recorded(fault: Fault) -> u64 {
     match fault {
-        Fault::DotsMintedByCoordinator => 0,
-        Fault::OverwriteInsteadOfMerge => 24,
-        Fault::AcknowledgeBeforeSync => 7,
-        Fault::WriteIdForgotten => 111,
+        Fault::DotsMintedByCoordinator => 15,
+        Fault::OverwriteInsteadOfMerge => 15,
+        Fault::AcknowledgeBeforeSync => 13,
+        Fault::WriteIdForgotten => 108,
         Fault::StampRoundSkipped => 2,
         Fault::VerdictWrittenBack => 10,
         Fault::QuorumOffByOne => 0,
         Fault::ActorReusedAfterWipe => 5,
         Fault::ContextIgnoredOnDelete => 0,
         Fault::NotFoundNotCounted => 0,
-        Fault::BlockingRepairSkipped => 45,
-        Fault::StoredStampIgnored => 16,
-        Fault::AcknowledgedUnrecorded => 28,
+        Fault::BlockingRepairSkipped => 24,
+        Fault::StoredStampIgnored => 874,
+        Fault::AcknowledgedUnrecorded => 4,
         Fault::RetryMintsAgain => 64,
-        Fault::NewStoreBelieved => 394,
-        Fault::NewStoreRecorded => 394,
+        Fault::NewStoreBelieved => 55,
+        Fault::NewStoreRecorded => 55,
         Fault::FactorsUnchecked => 11,
         Fault::UnadmittedStoreCounted => 12,
         Fault::FillingStoreCounted => 117,
         Fault::RetiredStoreUsed => 27,
         Fault::SetBackStoreUsed => 13,
         Fault::BirthOutlivesBoot => 14,
-        Fault::DamageBelieved => damaged::SEEDS,
+        Fault::DamageBelieved => DAMAGED + 65,
         // In scenes of their own.
         Fault::DeadlineFromTurn => 0,
         Fault::ReservationProlonged => 0,
@@ -106,7 +106,7 @@ fn search_for_every_deliberate_fault() {
     on_all_cores(faults.len() as u64, |number| {
         let fault = faults[number as usize];
         // All seeds, starting with those of the scenario in which this rule matters.
-        let first = if fault == Fault::DamageBelieved { damaged::SEEDS } else { 0 };
+        let first = if fault == Fault::DamageBelieved { DAMAGED } else { 0 };
         let mut seeds: Vec<u64> = (first..first + FOUND_WITHIN).collect();
         seeds.sort_by_key(|seed| *seed % SHAPES.len() as u64 != best_scenario(fault));
         match seeds.into_iter().find_map(|seed| Some((seed, found_at(fault, seed)?))) {

@@ -5,8 +5,8 @@
 //! crashes` only those of one scenario, `--fault QuorumOffByOne` with that rule broken. (It sets `WITAN_SIM_SEED`,
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
-//! Reading order: [`scenario`], [`damaged`], [`nemesis`], [`world`], [`cluster`], [`client`], [`play`], [`disks`], [`history`], [`check`],
-//! [`faults`], [`scenes`], [`hot`].
+//! Reading order: [`scenario`], [`nemesis`], [`world`], [`cluster`], [`client`], [`play`], [`repairs`], [`disks`], [`damaged`],
+//! [`history`], [`check`], [`faults`], [`scenes`], [`hot`].
 
 mod check;
 mod client;
@@ -18,6 +18,7 @@ mod history;
 mod hot;
 mod nemesis;
 mod play;
+mod repairs;
 mod scenario;
 mod scenes;
 mod world;

@@ -189,7 +189,7 @@ mod tests {
 
         let filling = [own.clone(), known(2, "n1", StoreState::Filling, 0)];
         assert_eq!(replaces(&id, Some(one), one, two, &filling), Ok(true));
-        assert_eq!(replaces(&id, Some(two), one, two, &[own.clone()]), Ok(false), "it has happened");
+        assert_eq!(replaces(&id, Some(two), one, two, std::slice::from_ref(&own)), Ok(false), "it has happened");
         assert!(matches!(replaces(&id, Some(one), one, two, &[own]), Err(StoreError::Conflict(_))), "not admitted");
         assert!(matches!(replaces(&id, Some(StoreId([3; 16])), one, two, &filling), Err(StoreError::Conflict(_))));
     }

@@ -282,7 +282,10 @@ mod tests {
     fn an_answer_counts_once_and_one_to_another_request_does_not() {
         let mut round = round(&[0, 1, 2], 2, Shortfall::Fail);
         next(&mut round);
-        assert_eq!(round.answered(0, Answer::Merged { superseded: false, told: Vec::new() }), Err(ReplicaError::misfit()));
+        assert_eq!(
+            round.answered(0, Answer::Merged { superseded: false, told: Vec::new() }),
+            Err(ReplicaError::misfit())
+        );
         assert_eq!(answer(&mut round, 0, some()), Progress::Open);
         assert_eq!(answer(&mut round, 0, None), Progress::Open, "the same replica again");
         assert_eq!(fail(&mut round, 0), (vec![], Progress::Open), "it has answered");

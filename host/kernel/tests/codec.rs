@@ -208,19 +208,18 @@ fn records() -> impl Strategy<Value = Record> {
     let registers = (any::<u64>(), any::<[u8; 16]>(), values(), recents()).prop_map(|(stamp, id, value, recent)| {
         Record::Register(Register { stamp: Stamp(stamp), write_id: WriteId(id), value, recent })
     });
-    let siblings =
-        (prop::collection::vec(versions(), 0..6), names()).prop_map(|(versions, names)| {
-            let mut record = Siblings { versions, names, ..Siblings::default() };
-            record.versions.sort_by(|a, b| (&a.dots, &a.ids).cmp(&(&b.dots, &b.ids)));
-            for dot in record.versions.iter().flat_map(|version| &version.dots) {
-                if dot.counter % 3 == 0 {
-                    record.seen.advance(dot);
-                } else {
-                    record.seen.add(dot);
-                }
+    let siblings = (prop::collection::vec(versions(), 0..6), names()).prop_map(|(versions, names)| {
+        let mut record = Siblings { versions, names, ..Siblings::default() };
+        record.versions.sort_by(|a, b| (&a.dots, &a.ids).cmp(&(&b.dots, &b.ids)));
+        for dot in record.versions.iter().flat_map(|version| &version.dots) {
+            if dot.counter % 3 == 0 {
+                record.seen.advance(dot);
+            } else {
+                record.seen.add(dot);
             }
-            Record::Siblings(record)
-        });
+        }
+        Record::Siblings(record)
+    });
     prop_oneof![registers, siblings]
 }
 

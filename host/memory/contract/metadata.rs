@@ -237,7 +237,27 @@ async fn stores<M: Metadata>(metadata: &M, id: &NodeId, first: StoreId) {
     assert_eq!(state(first).await.map(|(state, ..)| state), Some(StoreState::Retired));
     assert!(matches!(admit(new, first).await, Err(StoreError::Refused(_))), "it was replaced");
 
-    // A store that was set back is not used again, and may be replaced.
+    set_back(metadata, id, new, third).await;
+
+    // A removed node's stores are forgotten.
+    let node = metadata.nodes().await.expect("nodes").into_iter().find(|known| known.node.id == *id).expect("there");
+    metadata.remove_node(id).await.expect("removed");
+    assert_eq!(metadata.stores().await.expect("stores"), []);
+    metadata.put_node(node.node, 11).await.expect("added");
+    assert_eq!(met(first, 0).await, Trust::Whole);
+}
+
+/// A store that was set back is not used again, and may be replaced. `on_record` is the node's, and `next` takes its place.
+async fn set_back<M: Metadata>(metadata: &M, id: &NodeId, on_record: StoreId, next: StoreId) {
+    let (new, third) = (on_record, next);
+    let meet = async |store, commit, before| metadata.meet_store(id, store, commit, before).await.expect("met");
+    let met = async |store, commit| meet(store, commit, commit).await.trust;
+    let state = async |store| {
+        let all = metadata.stores().await.expect("stores");
+        all.into_iter().find(|known| known.store == store).map(|known| (known.state, known.commit, known.keys))
+    };
+    let admit = async |from, store| metadata.admit_store(id, from, store).await;
+    let replace = async |from, to| metadata.replace_store(id, from, to).await;
     metadata.note_commits(vec![Commit { store: new, commit: 4, keys: None }]).await.expect("noted");
     let suspect = meet(new, 3, 3).await;
     assert!(suspect.is_suspect(3) && suspect.trust == Trust::Unadmitted && suspect.commit == 4, "{suspect:?}");
@@ -255,13 +275,6 @@ async fn stores<M: Metadata>(metadata: &M, id: &NodeId, first: StoreId) {
     assert_eq!(meet(new, 3, 4).await.trust, Trust::Unadmitted);
     assert_eq!((admit(new, third).await, replace(new, third).await), (Ok(()), Ok(())));
     assert_eq!(met(third, 0).await, Trust::Whole);
-
-    // A removed node's stores are forgotten.
-    let node = metadata.nodes().await.expect("nodes").into_iter().find(|known| known.node.id == *id).expect("there");
-    metadata.remove_node(id).await.expect("removed");
-    assert_eq!(metadata.stores().await.expect("stores"), []);
-    metadata.put_node(node.node, 11).await.expect("added");
-    assert_eq!(met(first, 0).await, Trust::Whole);
 }
 
 async fn nodes<M: Metadata>(metadata: &M) {

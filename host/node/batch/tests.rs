@@ -365,7 +365,7 @@ fn a_row_that_could_not_be_read_is_read_from_the_disk_again() {
     bench.done(at(7), merge(&register(1, 1, true)));
     let (row, bit) = (row::key(&at(7)), 200);
     for ask in [Ask::Read, merge(&register(9, 9, true))] {
-        bench.shard = Shard::new(64 << 10);
+        bench.shard = Shard::new(0, 64 << 10);
         assert!(bench.disk.flip(&row, bit));
         assert!(matches!(bench.one(at(7), ask.clone()).0, Err(ReplicaError::Broken(_))));
         assert!(bench.disk.flip(&row, bit));

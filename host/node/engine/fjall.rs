@@ -23,7 +23,7 @@ use std::io;
 use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -74,6 +74,8 @@ pub struct Fjall {
     condition: Mutex<Condition>,
     /// The least free space seen since the database was opened, in bytes.
     least_free: AtomicU64,
+    /// The database was reopened after the disk had been full, and nothing has been synced since: there may still have been no room.
+    recovering: AtomicBool,
 }
 
 struct Open {
@@ -107,6 +109,7 @@ impl Fjall {
             open: RwLock::new(Some(open)),
             condition: Mutex::new(Condition::Sound),
             least_free: AtomicU64::new(u64::MAX),
+            recovering: AtomicBool::new(false),
         })
     }
 
@@ -180,6 +183,7 @@ impl Fjall {
             Ok(new) => {
                 tracing::warn!(folder = %self.folder.display(), "the disk has room again; the store accepts writes");
                 self.least_free.store(u64::MAX, Ordering::Relaxed);
+                self.recovering.store(true, Ordering::Relaxed);
                 *open = Some(new);
                 Condition::Sound
             }
@@ -215,7 +219,7 @@ impl Fjall {
             fjall::Error::Poisoned => {
                 let scarce = self.options.min_free_bytes.saturating_mul(2).max(self.options.memtable_bytes * 4);
                 let _ = self.free();
-                self.least_free.load(Ordering::Relaxed) < scarce
+                self.recovering.load(Ordering::Relaxed) || self.least_free.load(Ordering::Relaxed) < scarce
             }
             _ => false,
         }
@@ -312,7 +316,9 @@ impl Engine for Fjall {
             Some(open) => open.sync(),
             None => return Err(EngineError::Broken("the store is not open".to_owned())),
         };
-        synced.map_err(|error| self.failed("sync", &error))
+        synced.map_err(|error| self.failed("sync", &error))?;
+        self.recovering.store(false, Ordering::Relaxed);
+        Ok(())
     }
     fn scan(&self, range: Range<Bytes>, limit: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
         if range.is_empty() {

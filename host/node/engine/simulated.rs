@@ -151,6 +151,18 @@ impl Disk {
         Self(Arc::new(Mutex::new(copy)))
     }
 
+    /// Damages a row on the disk: inverts a bit of its value, counted modulo its length. Inverting it again repairs it. False if there is
+    /// no such row.
+    pub fn flip(&self, row: &[u8], bit: usize) -> bool {
+        let mut state = self.contents();
+        let Some(value) = state.rows.get_mut(row).filter(|value| !value.is_empty()) else { return false };
+        let mut bytes = value.to_vec();
+        let bit = bit % (bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        *value = Bytes::from(bytes);
+        true
+    }
+
     /// Makes writes fail because the disk is full, or lets them succeed again.
     pub fn set_full(&self, full: bool) {
         self.contents().full = full;

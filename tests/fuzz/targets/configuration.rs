@@ -41,7 +41,7 @@ fn file() -> &'static PathBuf {
 pub(super) fn run(input: &[u8]) -> Seen {
     let mut parts = input.split(|byte| *byte == 0);
     std::fs::write(file(), parts.next().unwrap_or_default()).expect("write the file");
-    let variable = |part| Some(std::str::from_utf8(part).ok()?.split_once('=')?);
+    let variable = |part| std::str::from_utf8(part).ok()?.split_once('=');
     let mut environment: Vec<(String, String)> =
         parts.filter_map(variable).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     environment.push(("WITAN_REDIS__PASSWORD".to_owned(), SECRET.to_owned()));

@@ -71,7 +71,8 @@ fn estimate(record: &Siblings) -> usize {
         let ids = version.ids.len() * 16;
         VERSION_BYTES + version.dots.len() * ENTRY_BYTES + ids + version.value.as_ref().map_or(0, Bytes::len)
     };
-    let lists = record.seen.entries.len() * ENTRY_BYTES + (record.names.entries.len() + 2 * record.seen.cloud.len()) * RECENT_BYTES;
+    let lists = record.seen.entries.len() * ENTRY_BYTES
+        + (record.names.entries.len() + 2 * record.seen.cloud.len()) * RECENT_BYTES;
     // Header, three counts and the horizon.
     HEADER + 4 * 10 + lists + record.versions.iter().map(version).sum::<usize>()
 }

@@ -156,7 +156,8 @@ impl Keeper {
             return Err(io::Error::other("an earlier sync has failed"));
         }
         state.journal.expect(shared.unsynced.swap(0, Ordering::Relaxed));
-        let synced = shared.follow(&mut state, written).and_then(|()| shared.sync_and_mark(&mut state));
+        // Also if the batches were read and marked before: who has asked for a sync gets one that began after it asked.
+        let synced = shared.follow(&mut state, written).and_then(|()| shared.sync_now(&mut state));
         synced.inspect_err(|_| self.freeze())
     }
 
@@ -218,10 +219,15 @@ impl Shared {
 
     /// Syncs and marks what was read from the journals, if it is not marked yet.
     fn sync_and_mark(&self, state: &mut State) -> io::Result<()> {
+        if state.journal.covered == state.marked.0 { Ok(()) } else { self.sync_now(state) }
+    }
+
+    /// Syncs and marks what was read from the journals.
+    fn sync_now(&self, state: &mut State) -> io::Result<()> {
+        state.journal.sync()?;
         if state.journal.covered == state.marked.0 {
             return Ok(());
         }
-        state.journal.sync()?;
         self.file.write(&state.mark())?;
         if !self.is_dirty.swap(true, Ordering::Relaxed) {
             // Once it has the lock, the thread either waits or will see that there is something to do.

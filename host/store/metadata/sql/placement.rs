@@ -7,7 +7,7 @@ use witan_kernel::port::{
 };
 
 use super::db::{Db, Value};
-use super::row::{Row, damaged};
+use super::row::Row;
 use super::{Driver, SqlMetadata, changes, stores};
 
 impl<D: Driver> PlacementStore for SqlMetadata<D> {
@@ -142,11 +142,6 @@ async fn remove_node(db: &mut Db, id: NodeId) -> Result<(), StoreError> {
     placement_changed(db).await
 }
 
-pub(super) fn store_id(row: &Row) -> Result<Option<StoreId>, StoreError> {
-    let stored = row.maybe_bytes("store_id")?;
-    stored.map(|id| StoreId::from_slice(&id).ok_or_else(|| damaged("store_id", &id.len()))).transpose()
-}
-
 fn node(row: &Row) -> Result<NodeOnRecord, StoreError> {
     Ok(NodeOnRecord {
         node: StorageNode {
@@ -156,7 +151,7 @@ fn node(row: &Row) -> Result<NodeOnRecord, StoreError> {
             virtual_nodes: row.number("virtual_nodes")?,
             status: row.spelled("status", NodeStatus::parse)?,
         },
-        store_id: store_id(row)?,
+        store_id: stores::store_id(row)?,
         created_at_ms: row.number("created_at")?,
         updated_at_ms: row.number("updated_at")?,
     })

@@ -6,8 +6,7 @@ use witan_kernel::port::{Changed, Commit, Met, StoreError, StoreOnRecord, StoreS
 
 use super::changes;
 use super::db::{Db, Value};
-use super::placement::store_id;
-use super::row::Row;
+use super::row::{Row, damaged};
 
 pub(super) async fn meet(
     db: &mut Db,
@@ -118,4 +117,10 @@ fn store(row: &Row) -> Result<StoreOnRecord, StoreError> {
         commit: row.number("commit_number")?,
         keys: row.number("keys_count")?,
     })
+}
+
+/// The store on record of a row of `storage_nodes`.
+pub(super) fn store_id(row: &Row) -> Result<Option<StoreId>, StoreError> {
+    let stored = row.maybe_bytes("store_id")?;
+    stored.map(|id| StoreId::from_slice(&id).ok_or_else(|| damaged("store_id", &id.len()))).transpose()
 }
