@@ -23,7 +23,7 @@ use std::io;
 use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -72,10 +72,8 @@ pub struct Fjall {
     /// `None` while the database is being reopened, and after that has failed.
     open: RwLock<Option<Open>>,
     condition: Mutex<Condition>,
-    /// The least free space seen since the database was opened, in bytes.
+    /// The least free space seen since shortly before the database was opened, in bytes.
     least_free: AtomicU64,
-    /// The database was reopened after the disk had been full, and nothing has been synced since: there may still have been no room.
-    recovering: AtomicBool,
 }
 
 struct Open {
@@ -109,7 +107,6 @@ impl Fjall {
             open: RwLock::new(Some(open)),
             condition: Mutex::new(Condition::Sound),
             least_free: AtomicU64::new(u64::MAX),
-            recovering: AtomicBool::new(false),
         })
     }
 
@@ -168,22 +165,28 @@ impl Fjall {
                 Err(EngineError::Full)
             }
             Condition::WaitsForRoom { .. } => {
-                *condition = self.reopen();
+                let free = self.free()?;
+                // Rows that are read from the journals are written to tables at once. Without room for them the database would be
+                // poisoned again by its own threads.
+                if free < self.options.min_free_bytes.saturating_add(self.options.memtable_bytes) {
+                    return Err(EngineError::Full);
+                }
+                *condition = self.reopen(free);
                 if matches!(*condition, Condition::Sound) { Ok(()) } else { Err(EngineError::Full) }
             }
         }
     }
 
-    /// Reopens the database. Opening syncs what it finds in the journal, so nothing that is read afterwards can be lost.
-    fn reopen(&self) -> Condition {
+    /// Reopens the database, with so many bytes free. Opening syncs what it finds in the journal, so nothing that is read afterwards
+    /// can be lost.
+    fn reopen(&self, free: u64) -> Condition {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         // The old database must be closed, with its threads and its lock, before it can be opened again.
         drop(open.take());
         match Open::new(&self.folder, &self.options) {
             Ok(new) => {
                 tracing::warn!(folder = %self.folder.display(), "the disk has room again; the store accepts writes");
-                self.least_free.store(u64::MAX, Ordering::Relaxed);
-                self.recovering.store(true, Ordering::Relaxed);
+                self.least_free.store(free, Ordering::Relaxed);
                 *open = Some(new);
                 Condition::Sound
             }
@@ -219,7 +222,7 @@ impl Fjall {
             fjall::Error::Poisoned => {
                 let scarce = self.options.min_free_bytes.saturating_mul(2).max(self.options.memtable_bytes * 4);
                 let _ = self.free();
-                self.recovering.load(Ordering::Relaxed) || self.least_free.load(Ordering::Relaxed) < scarce
+                self.least_free.load(Ordering::Relaxed) < scarce
             }
             _ => false,
         }
@@ -316,10 +319,9 @@ impl Engine for Fjall {
             Some(open) => open.sync(),
             None => return Err(EngineError::Broken("the store is not open".to_owned())),
         };
-        synced.map_err(|error| self.failed("sync", &error))?;
-        self.recovering.store(false, Ordering::Relaxed);
-        Ok(())
+        synced.map_err(|error| self.failed("sync", &error))
     }
+
     fn scan(&self, range: Range<Bytes>, limit: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
         if range.is_empty() {
             return Ok(Vec::new());

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -43,8 +43,8 @@ struct Shared {
     unsynced: AtomicUsize,
     /// Whether a mark was written that is not durable yet.
     is_dirty: AtomicBool,
-    /// The mark must not be moved any more: it is unknown what is on the disk.
-    is_frozen: AtomicBool,
+    /// The kind of the error after which the mark must not be moved any more, as it is unknown what is on the disk.
+    frozen: OnceLock<io::ErrorKind>,
     stopping: Mutex<bool>,
     wake: Condvar,
 }
@@ -131,7 +131,7 @@ impl Keeper {
             written: AtomicU64::new(0),
             unsynced: AtomicUsize::new(0),
             is_dirty: AtomicBool::new(false),
-            is_frozen: AtomicBool::new(false),
+            frozen: OnceLock::new(),
             stopping: Mutex::new(false),
             wake: Condvar::new(),
         });
@@ -152,18 +152,14 @@ impl Keeper {
         let shared = &*self.shared;
         let written = shared.written.load(Ordering::Relaxed);
         let mut state = shared.state();
-        if shared.is_frozen() {
-            return Err(io::Error::other("an earlier sync has failed"));
+        if let Some(kind) = shared.frozen.get() {
+            // The kind decides what follows: a full disk is waited for, whoever met it.
+            return Err(io::Error::new(*kind, "an earlier sync has failed"));
         }
         state.journal.expect(shared.unsynced.swap(0, Ordering::Relaxed));
         // Also if the batches were read and marked before: who has asked for a sync gets one that began after it asked.
         let synced = shared.follow(&mut state, written).and_then(|()| shared.sync_now(&mut state));
-        synced.inspect_err(|_| self.freeze())
-    }
-
-    /// Leaves the mark as it is from now on.
-    pub(super) fn freeze(&self) {
-        self.shared.is_frozen.store(true, Ordering::Relaxed);
+        synced.inspect_err(|error| shared.freeze(error))
     }
 }
 
@@ -181,7 +177,7 @@ impl Drop for Keeper {
             self.shared.follow_removals(&mut state)?;
             self.shared.file.sync()
         };
-        if self.shared.is_frozen() {
+        if self.shared.frozen.get().is_some() {
             return;
         }
         if let Err(error) = last() {
@@ -195,8 +191,9 @@ impl Shared {
         lock(&self.state)
     }
 
-    fn is_frozen(&self) -> bool {
-        self.is_frozen.load(Ordering::Relaxed)
+    /// Leaves the mark as it is from now on.
+    fn freeze(&self, error: &io::Error) {
+        let _ = self.frozen.set(error.kind());
     }
 
     /// Reads what was written to the journals, at least the first `written` batches.
@@ -256,7 +253,7 @@ impl Shared {
             });
             if let Err(error) = worked {
                 tracing::error!(folder = %self.folder.display(), %error, "the mark of the store cannot be kept: syncs fail from now on");
-                self.is_frozen.store(true, Ordering::Relaxed);
+                self.freeze(&error);
                 return;
             }
         }
@@ -286,7 +283,7 @@ impl Shared {
 
     /// Follows the engine when it has removed journals, and syncs what nobody has asked to sync.
     fn look(&self) -> io::Result<()> {
-        if self.is_frozen() {
+        if self.frozen.get().is_some() {
             return Ok(());
         }
         let mut state = self.state();
