@@ -10,6 +10,7 @@
 mod baseline;
 mod calls;
 mod cluster;
+mod mark;
 mod policy;
 mod report;
 mod scenario;
@@ -101,6 +102,8 @@ enum Section {
     Swaps,
     /// A node's storage path alone
     Storage,
+    /// Cost of the mark for a node's engine
+    Mark,
     /// One call of each hook alone
     Calls,
 }
@@ -129,6 +132,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Section::Stores => ("stores", stores::section(&options)?),
             Section::Swaps => ("swaps", swaps::section(&options)?),
             Section::Storage => ("storage", storage::section(&options)?),
+            Section::Mark => ("mark", mark::section(&options)?),
             Section::Calls => ("calls", calls::section(&options)?),
         };
         bounds_hold &= result.bounds_hold;

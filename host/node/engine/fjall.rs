@@ -177,8 +177,8 @@ impl Fjall {
         }
     }
 
-    /// Reopens the database, with so many bytes free. Opening syncs what it finds in the journal, so nothing that is read afterwards
-    /// can be lost.
+    /// Reopens the database; `free` bytes were free shortly before. Opening syncs what it finds in the journal, so nothing that is
+    /// read afterwards can be lost.
     fn reopen(&self, free: u64) -> Condition {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         // The old database must be closed, with its threads and its lock, before it can be opened again.

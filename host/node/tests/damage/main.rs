@@ -10,7 +10,6 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use bytes::Bytes;
 use witan_kernel::fault::{self, Fault};
@@ -411,14 +410,14 @@ fn a_killed_process_is_no_damage() {
         child.env(FOLDER, folder.path().join("store")).env(ACKNOWLEDGED, acknowledged.to_string());
         let mut child = child.spawn().unwrap();
         let out = child.stdout.take().unwrap();
-        let reader = std::thread::spawn(move || {
-            let lines = BufReader::new(out).lines().map_while(Result::ok);
-            lines.filter_map(|line| line.strip_prefix(OUTCOME)?.parse::<u64>().ok()).last()
-        });
-        std::thread::sleep(Duration::from_millis(800 + dice.below(700)));
+        let lines = BufReader::new(out).lines().map_while(Result::ok);
+        let mut outcomes = lines.filter_map(|line| line.strip_prefix(OUTCOME)?.parse::<u64>().ok());
+        // Long enough for several journals. It goes on writing until the signal arrives.
+        let before = outcomes.by_ref().take(15 + dice.below(30) as usize).last();
+        assert!(before.is_some(), "round {round}: nothing was written");
         child.kill().unwrap();
         child.wait().unwrap();
-        acknowledged = reader.join().unwrap().map_or(acknowledged, |last| last + 1);
+        acknowledged = outcomes.last().or(before).map_or(acknowledged, |last| last + 1);
         let engine = Fjall::open(folder.path().join("store"), options(4 << 20)).unwrap();
         for n in 0..acknowledged {
             assert_eq!(engine.get(&row(n)).unwrap(), Some(value(n, 100)), "round {round}, row {n} of {acknowledged}");
