@@ -140,8 +140,8 @@ pub enum Failure {
     Unrecorded,
     /// Nobody can say any more whether an earlier attempt of this change was applied.
     #[error(
-        "it is not known whether an earlier attempt was applied: the key has had too many other changes since; read it, and if the \
-         change is missing, send it with a new idempotency key"
+        "it is not known whether an earlier attempt was applied: too much time has passed since, or \
+         the key has had too many other changes; read it, and if the change is missing, send it with a new idempotency key"
     )]
     Forgotten,
     /// A defect of this program, or damaged data.

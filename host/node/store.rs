@@ -60,7 +60,8 @@ pub enum OpenError {
     Engine(#[from] EngineError),
     /// The store contains data, but its identity cannot be read. Opening it under a new one could reuse births that were lost.
     #[error(
-        "the store's identity is damaged: {0}; restore the store from a backup, or wipe its folder to refill it from the other nodes"
+        "the store's identity is damaged: {0}; move its folder aside, start the node on an empty one, and fill it from the other nodes \
+         with `witan repair`"
     )]
     Identity(&'static str),
 }

@@ -38,7 +38,7 @@ const LEFT_OUT: [(&str, &str); 7] = [
     ("witan-sim", "a few seeds of it are a step of their own"),
 ];
 
-/// Seeds of the simulation that are played: four of each of twelve scenarios.
+/// Seeds of the simulation that are played: three or four of each scenario.
 const SEEDS: u64 = 48;
 
 /// Checks in the order in which a mistake is found soonest; stops at the first that fails.

@@ -7,7 +7,7 @@
 //! has to check the disk and restart the node.
 //!
 //! fjall opens a damaged journal without a word, and cuts it at the damage. So what returned syncs have covered is written to a file
-//! beside it, the mark, and the folder is checked against it before fjall sees it (docs/decisions/0027). Damaged tables need no mark:
+//! beside it, the mark, and the folder is checked against it before fjall sees it (docs/decisions/0025). Damaged tables need no mark:
 //! each of their blocks has a checksum, and reading a damaged one is an error.
 //!
 //! Reading order: `journal` reads fjall's journals, `mark` is the file, `check` decides whether a folder may be opened, and `keeper`
@@ -267,6 +267,8 @@ impl Open {
         if batch.is_empty() && note.is_none() {
             return Ok(());
         }
+        // Without syncs of the node's own (`--durability os`), nobody else would hear of a sync that has failed.
+        self.keeper.check()?;
         let length = |change: &Change| change.0.len() + change.1.as_ref().map_or(0, Bytes::len);
         let noted = note.as_ref().map_or(0, |(name, value)| name.len() + value.len());
         let (rows, bytes) =

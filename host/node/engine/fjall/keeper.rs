@@ -152,14 +152,19 @@ impl Keeper {
         let shared = &*self.shared;
         let written = shared.written.load(Ordering::Relaxed);
         let mut state = shared.state();
-        if let Some(kind) = shared.frozen.get() {
-            // The kind decides what follows: a full disk is waited for, whoever met it.
-            return Err(io::Error::new(*kind, "an earlier sync has failed"));
-        }
+        self.check()?;
         state.journal.expect(shared.unsynced.swap(0, Ordering::Relaxed));
         // Also if the batches were read and marked before: who has asked for a sync gets one that began after it asked.
         let synced = shared.follow(&mut state, written).and_then(|()| shared.sync_now(&mut state));
         synced.inspect_err(|error| shared.freeze(error))
+    }
+
+    /// An error if the mark cannot be kept any more, of the kind that was met: a full disk is waited for, whoever met it.
+    pub(super) fn check(&self) -> io::Result<()> {
+        match self.shared.frozen.get() {
+            None => Ok(()),
+            Some(kind) => Err(io::Error::new(*kind, "an earlier sync has failed")),
+        }
     }
 }
 
@@ -339,4 +344,37 @@ fn remove_kept(folder: &Path, state: &State) -> io::Result<()> {
         }
     }
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use witan_kernel::condition::Condition;
+
+    use super::*;
+    use crate::engine::fjall::{Fjall, Options};
+    use crate::engine::{Engine, EngineError};
+
+    /// The keeper's thread meets an error in the background, as it does with `--durability os`; nobody asks for a sync.
+    #[test]
+    fn what_the_keeper_meets_by_itself_counts_like_a_failed_sync() {
+        let put = |engine: &Fjall| engine.write(vec![(Bytes::from_static(b"row"), Some(Bytes::from_static(b"value")))]);
+        let condition = |engine: &Fjall| Engine::condition(engine);
+        let met = |kind: io::ErrorKind| {
+            let folder = tempfile::tempdir().unwrap();
+            let engine = Fjall::open(folder.path(), Options { min_free_bytes: 0, ..Options::default() }).unwrap();
+            put(&engine).unwrap();
+            engine.reading().as_ref().unwrap().keeper.shared.freeze(&kind.into());
+            assert!(matches!(put(&engine), Err(EngineError::Broken(_))), "{kind}");
+            (folder, engine)
+        };
+        let (_folder, engine) = met(io::ErrorKind::PermissionDenied);
+        assert!(matches!(condition(&engine), Condition::Failed(_)), "{:?}", condition(&engine));
+        assert!(put(&engine).is_err(), "it is not believed again before it is opened again");
+
+        let (_folder, engine) = met(io::ErrorKind::StorageFull);
+        assert_eq!(condition(&engine), Condition::Full);
+        put(&engine).expect("there is room");
+        assert_eq!(condition(&engine), Condition::Serving);
+    }
 }
