@@ -141,7 +141,7 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
 fn answers(node: &StorageNodeInfo) -> &'static str {
     match (node.reachable, node.write_only, node.store_state.as_str()) {
         (_, _, "failed") => "store failed",
-        (_, true, _) if node.state_message.starts_with("unadmitted") => "not used",
+        (_, true, _) if node.store_use == "unadmitted" => "not used",
         (_, true, _) => "writes only",
         (true, false, "full") => "disk full",
         (true, false, _) => "yes",
@@ -158,6 +158,7 @@ fn node_json(node: &StorageNodeInfo) -> Value {
         "reachable": node.reachable,
         "write_only": node.write_only,
         "state_message": node.state_message,
+        "store_use": node.store_use,
         "store_state": node.store_state,
         "store_reason": node.store_reason,
         "virtual_nodes": node.virtual_nodes,

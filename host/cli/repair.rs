@@ -14,6 +14,7 @@ use super::args;
 use super::args::Token;
 use super::client::{self, Problem};
 use super::output::{self, Output, grouped};
+use crate::access::token::hexadecimal;
 use crate::process::signal;
 
 /// Shown below the help.
@@ -120,13 +121,9 @@ fn announcement(new: &AdmittedStore) -> String {
     format!(
         "storage node {}: store {} will replace store {}{records}. To undo: stop this repair and start the node with its old disk",
         new.node_id,
-        hex(&new.store_id),
-        hex(&new.replaces_store_id),
+        hexadecimal(&new.store_id),
+        hexadecimal(&new.replaces_store_id),
     )
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A progress bar on standard error, if that is a terminal.
@@ -231,8 +228,8 @@ fn json(report: &CoordinatorServiceRepairResponse) -> Value {
 fn admitted(new: &AdmittedStore) -> Value {
     json!({
         "node_id": new.node_id,
-        "store_id": hex(&new.store_id),
-        "replaces_store_id": hex(&new.replaces_store_id),
+        "store_id": hexadecimal(&new.store_id),
+        "replaces_store_id": hexadecimal(&new.replaces_store_id),
         "replaced_keys": new.replaced_keys,
     })
 }

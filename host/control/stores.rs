@@ -5,7 +5,6 @@
 //! indistinguishable from records that were never written. Such a store is used for nothing until a repair has admitted it. Then it is
 //! sent merges, which count towards no level, until the repair has filled it and put it on record.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use witan_kernel::fault::Fault;
@@ -44,9 +43,9 @@ pub async fn meet(
     Ok(if Fault::NewStoreBelieved.is_on() { Met::whole(store) } else { met })
 }
 
-/// Records the progress of stores, so that every coordinator notices when one of them is set back. Remembers what it has recorded.
+/// Records the progress of stores, so that every coordinator notices when one of them is set back. Remembers what it recorded last.
 #[derive(Debug, Default)]
-pub struct Progress(HashMap<StoreId, Commit>);
+pub struct Progress(Vec<Commit>);
 
 /// How often the progress of stores should be recorded. A store that is set back by less than this while all coordinators are
 /// restarted goes unnoticed.
@@ -58,12 +57,11 @@ impl Progress {
     /// # Errors
     /// The metadata store did not answer; they are recorded the next time.
     pub async fn note(&mut self, metadata: &dyn Metadata, commits: Vec<Commit>) -> Result<(), StoreError> {
-        let changed: Vec<Commit> = commits.into_iter().filter(|new| self.0.get(&new.store) != Some(new)).collect();
-        if changed.is_empty() {
-            return Ok(());
+        let changed: Vec<Commit> = commits.iter().filter(|new| !self.0.contains(new)).cloned().collect();
+        if !changed.is_empty() {
+            metadata.note_commits(changed).await?;
+            self.0 = commits;
         }
-        metadata.note_commits(changed.clone()).await?;
-        self.0.extend(changed.into_iter().map(|commit| (commit.store, commit)));
         Ok(())
     }
 }

@@ -57,9 +57,18 @@ impl Phase {
 #[derive(Debug)]
 enum Event {
     /// A replica answered or failed.
-    Answer { phase: Phase, turn: u16, replica: u8, outcome: Outcome },
+    Answer(Answered),
     /// The moment waited for has come.
     Elapsed,
+}
+
+/// What a replica answered to one request.
+#[derive(Debug)]
+struct Answered {
+    phase: Phase,
+    turn: u16,
+    replica: u8,
+    outcome: Outcome,
 }
 
 /// How a round ended.
@@ -126,7 +135,7 @@ impl<W: World> Exchange<W> {
     pub(super) async fn drive(&mut self, phase: Phase, round: &mut impl Round) -> Ended {
         let mut causes = Causes::default();
         // Requests of this round that are not answered yet.
-        let mut open = 0;
+        let mut open = 0u8;
         loop {
             let now = self.now();
             let (answers, until) = loop {
@@ -147,23 +156,10 @@ impl<W: World> Exchange<W> {
             let deadline = self.plan.deadline;
             let until = until.map_or(deadline, |until| until.min(deadline));
             match self.event(answers, until).await {
-                // Puts have one round, which may go on after later rounds of merges.
-                Event::Answer { phase: of, turn, replica, outcome }
-                    if of == phase && (turn == self.turn || of == Phase::Put) =>
-                {
-                    // Also answers to requests that an earlier part of this round has sent.
-                    open = open.saturating_sub(1);
-                    hear(round, replica, outcome, &mut causes);
+                // Also answers to requests that an earlier part of this round has sent.
+                Event::Answer(answer) => {
+                    open = open.saturating_sub(self.hear(phase, round, answer, &mut causes).into())
                 }
-                Event::Answer { phase: Phase::Names, replica, outcome, .. } if phase == Phase::Put => {
-                    open = open.saturating_sub(1);
-                    if let Err(error) = outcome.and_then(|answer| round.answered(replica, answer)) {
-                        causes.add(&error);
-                        round.failed_beside(replica, &error);
-                    }
-                }
-                Event::Answer { phase: Phase::Put, replica, outcome, .. } => self.late_puts.push((replica, outcome)),
-                Event::Answer { .. } => {}
                 Event::Elapsed if until < deadline && self.now() < deadline => round.waited(self.now()),
                 Event::Elapsed if round.suffices() && !self.revoke(round) => return Ended::Met,
                 Event::Elapsed => return Ended::Late,
@@ -186,17 +182,29 @@ impl<W: World> Exchange<W> {
         let until = self.plan.deadline.min(self.now() + PATIENCE_MICROS);
         while open > 0 {
             match self.event(open, until).await {
-                Event::Answer { phase: of, turn, replica, outcome }
-                    if of == phase && (turn == self.turn || of == Phase::Put) =>
-                {
-                    open -= 1;
-                    hear(round, replica, outcome, causes);
-                }
-                Event::Answer { phase: Phase::Put, replica, outcome, .. } => self.late_puts.push((replica, outcome)),
-                Event::Answer { .. } => {}
+                Event::Answer(answer) => open -= u8::from(self.hear(phase, round, answer, causes)),
                 Event::Elapsed => return,
             }
         }
+    }
+
+    /// Passes an answer on to the round that it belongs to. True if that is this one.
+    fn hear(&mut self, phase: Phase, round: &mut impl Round, answered: Answered, causes: &mut Causes) -> bool {
+        let Answered { phase: of, turn, replica, outcome } = answered;
+        let beside = of == Phase::Names && phase == Phase::Put;
+        // Puts have one round, which may go on after later rounds of merges.
+        let own = of == phase && (turn == self.turn || of == Phase::Put);
+        if !own && !beside {
+            if of == Phase::Put {
+                self.late_puts.push((replica, outcome));
+            }
+            return false;
+        }
+        if let Err(error) = outcome.and_then(|answer| round.answered(replica, answer)) {
+            causes.add(&error);
+            if beside { round.failed_beside(replica, &error) } else { round.failed(replica, &error) }
+        }
+        true
     }
 
     /// Begins another round of a phase that has had one: answers to the one before no longer count.
@@ -273,7 +281,7 @@ impl<W: World> Exchange<W> {
         let (tag, outcome) = self.mailbox.take(enough)?;
         self.close_span(tag, &outcome);
         let (phase, turn) = (Phase::ALL[usize::from((tag >> 8) as u8)], (tag >> 16) as u16);
-        Some(Event::Answer { phase, turn, replica: tag as u8, outcome })
+        Some(Event::Answer(Answered { phase, turn, replica: tag as u8, outcome }))
     }
 
     fn sleep_until(&mut self, at: u64) -> &mut Pin<Box<Sleep>> {
@@ -289,12 +297,5 @@ impl<W: World> Exchange<W> {
 }
 
 /// Passes one replica's answer to its round.
-fn hear(round: &mut impl Round, replica: u8, outcome: Outcome, causes: &mut Causes) {
-    if let Err(error) = outcome.and_then(|answer| round.answered(replica, answer)) {
-        causes.add(&error);
-        round.failed(replica, &error);
-    }
-}
-
 #[cfg(test)]
 mod tests;

@@ -78,7 +78,8 @@ impl<W: World> CoordinatorApi<W> {
             latency_p50_us: state.latency_p50_us,
             latency_p99_us: state.latency_p99_us,
             write_only: trust.is_some_and(|trust| trust != Trust::Whole),
-            state_message: trust.and_then(state_message).unwrap_or_default().to_owned(),
+            state_message: trust.and_then(Trust::advice).unwrap_or_default().to_owned(),
+            store_use: trust.map_or("", Trust::as_str).to_owned(),
             store_state: condition.as_ref().map_or("", Condition::as_str).to_owned(),
             store_reason: condition.as_ref().map_or("", Condition::reason).to_owned(),
         }
@@ -87,21 +88,6 @@ impl<W: World> CoordinatorApi<W> {
     /// The current time, Unix milliseconds.
     pub(super) fn now_ms(&self) -> u64 {
         self.coordinator.ports().clock.wall_micros() / 1000
-    }
-}
-
-/// What is wrong with a store, and the remedy.
-fn state_message(trust: Trust) -> Option<&'static str> {
-    match trust {
-        Trust::Whole => None,
-        Trust::Filling => Some(
-            "filling: its new store receives writes, which do not count, until `witan repair` has filled it; the repair prints what is \
-             missing",
-        ),
-        Trust::Unadmitted => Some(
-            "unadmitted: its store is not the one on record (wiped, replaced, not mounted, retired or set back) and is not used; bring \
-             the old disk back, or run `witan repair` to fill this one from the other nodes",
-        ),
     }
 }
 

@@ -124,6 +124,31 @@ pub enum Trust {
     Unadmitted,
 }
 
+impl Trust {
+    /// Its spelling in answers and output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Filling => "filling",
+            Self::Unadmitted => "unadmitted",
+        }
+    }
+
+    /// What is wrong with the store and what to do about it, for people; nothing if it may be used for everything.
+    pub fn advice(self) -> Option<&'static str> {
+        match self {
+            Self::Whole => None,
+            Self::Filling => Some(
+                "its new store receives writes, which do not count, until `witan repair` has filled it; the repair prints what is missing",
+            ),
+            Self::Unadmitted => Some(
+                "its store is not the one on record (wiped, replaced, not mounted, retired or set back) and is not used; bring the old \
+                 disk back, or run `witan repair` to fill this one from the other nodes",
+            ),
+        }
+    }
+}
+
 /// How full a node is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fullness {

@@ -105,6 +105,14 @@ pub struct Write {
     pub value: Option<Bytes>,
 }
 
+impl Write {
+    /// Its approximate size, in bytes.
+    pub fn bytes(&self) -> usize {
+        let value = self.value.as_ref().map_or(0, Bytes::len);
+        value + self.seen.len() * ENTRY_BYTES + self.ids.len() * size_of::<WriteId>()
+    }
+}
+
 /// What a client has seen of a record, to be claimed by the context that it is given.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Shown {
@@ -174,7 +182,7 @@ impl Siblings {
         }
         let mut versions = 1;
         let mut bytes = write.value.as_ref().map_or(0, Bytes::len) + VERSION_BYTES;
-        bytes += (self.seen.entries.len() + write.seen.entries.len()) * ENTRY_BYTES;
+        bytes += (self.seen.len() + write.seen.len()) * ENTRY_BYTES;
         bytes += limit::RECENT_ENTRIES.max(self.names.entries.len()) * RECENT_BYTES;
         for version in self.versions.iter().filter(|version| !write.supersedes(version)) {
             versions += 1;

@@ -39,7 +39,7 @@ impl Item {
     pub fn bytes(&self) -> usize {
         let ask = match &self.request.ask {
             Ask::Merge { record } => record.0.len(),
-            Ask::Put(put) => put.value.as_ref().map_or(0, Bytes::len) + (put.seen.entries.len() + put.ids.len()) * 32,
+            Ask::Put(put) => put.bytes(),
             Ask::Stamp { .. } | Ask::Read | Ask::Names { .. } | Ask::Unpin { .. } => 0,
         };
         size_of::<Self>() + self.request.place.tenant.bytes().len() + self.request.place.key.bytes().len() + ask

@@ -5,6 +5,7 @@ mod lane;
 mod range;
 mod unary;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,12 +118,12 @@ where
     tokio::select! {
         served = serving => Ok(served?),
         () = deadline => Ok(()),
-        () = watching => Ok(()),
+        never = watching => match never {},
     }
 }
 
 /// Reports the whole server and its service as not serving once the store has failed. Never ends.
-async fn not_serving_once_failed(health: HealthReporter, store: Arc<Store>) {
+async fn not_serving_once_failed(health: HealthReporter, store: Arc<Store>) -> Infallible {
     let changes = store.watch();
     while !store.condition().is_failed() {
         changes.notified().await;

@@ -55,15 +55,10 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
 
 /// Logs that a node's store may be used for something else than before, or that the node comes with another store.
 pub(super) fn log(node: &NodeId, trust: Trust) {
+    let advice = trust.advice().unwrap_or_default();
     match trust {
         Trust::Whole => tracing::info!(%node, "the node's new store is complete: it is read from again"),
-        Trust::Filling => tracing::warn!(
-            %node, "the node has another store than before, which a repair is filling: it is written to, and does not count"
-        ),
-        Trust::Unadmitted => tracing::error!(
-            %node,
-            "the node has another store than before (a wiped, replaced or unmounted disk?): it is not used. Bring the old disk back, or \
-             run `witan repair` to fill this one from the other nodes"
-        ),
+        Trust::Filling => tracing::warn!(%node, "the node has another store than before: {advice}"),
+        Trust::Unadmitted => tracing::error!(%node, "the node has another store than before: {advice}"),
     }
 }

@@ -104,9 +104,7 @@ impl Tcp {
     pub fn new(tls: Option<Connector>, secret: Option<SharedSecret>) -> Self {
         Self { tls, secret }
     }
-}
 
-impl Tcp {
     /// A new connection to a node.
     pub fn connect(&self, node: &StorageNode) -> Connecting {
         let Self { tls, secret } = self.clone();

@@ -190,9 +190,7 @@ fn is_merge(request: &Request) -> bool {
 fn weight(request: &Request) -> usize {
     let body = match &request.ask {
         Ask::Merge { record } => record.0.len(),
-        Ask::Put(put) => {
-            put.value.as_ref().map_or(0, bytes::Bytes::len) + put.ids.len() * 16 + put.seen.entries.len() * 32
-        }
+        Ask::Put(put) => put.bytes(),
         Ask::Stamp { .. } | Ask::Read | Ask::Names { .. } | Ask::Unpin { .. } => 0,
     };
     body + request.place.key.bytes().len() + request.place.tenant.bytes().len() + 64

@@ -8,7 +8,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use witan_kernel::port::{Clock, Metadata, StoreError};
-use witan_kernel::scan::Trust;
 
 use super::signal::stopped;
 use crate::console::{self, Ready};
@@ -81,11 +80,8 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
             )),
             Err(error) => ready.reasons.push(format!("the metadata store does not answer: {error}")),
         }
-        ready.notes.extend(self.lanes.not_whole().into_iter().map(|(node, trust)| match trust {
-            Trust::Filling => format!("storage node {node} has another store than before, which is being filled; it is write-only until \
-                `witan repair` has ended"),
-            _ => format!("storage node {node} has another store than before, which is not used; bring the old disk back, or run: witan \
-                repair"),
+        ready.notes.extend(self.lanes.not_whole().into_iter().filter_map(|(node, trust)| {
+            Some(format!("storage node {node} has another store than before: {}", trust.advice()?))
         }));
         ready.notes.extend(self.lanes.failed().into_iter().map(|(node, reason)| {
             format!("the store of storage node {node} has failed: {reason}; check its disk, then restart the node")

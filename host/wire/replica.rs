@@ -6,6 +6,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use witan_kernel::limit;
 use witan_kernel::name::{Key, StoreId, TenantId, WriteId};
+use witan_kernel::quorum::Quorum;
 use witan_kernel::record::Encoded;
 use witan_kernel::register::Stamp;
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
@@ -21,6 +22,8 @@ use crate::v1::{
 
 /// Most entries of the version vector, and most write ids, in one Put: far more than fit into a context of 4 KiB.
 const PUT_ENTRIES: usize = 1024;
+/// Most names in the answer to a merge. Each replica pins up to [`limit::PINNED_NAMES`], and a record may have those of all.
+const TOLD: usize = Quorum::MAX_REPLICAS as usize * limit::PINNED_NAMES;
 
 /// A request that has arrived at a node.
 #[derive(Debug, Clone, PartialEq)]
@@ -165,6 +168,9 @@ fn told_to_wire(told: Vec<Name>) -> Vec<PinnedName> {
 }
 
 fn told_from_wire(told: &[PinnedName]) -> Result<Vec<Name>, Malformed> {
+    if told.len() > TOLD {
+        return Err(Malformed::new("merged.told", format!("has {} names; {TOLD} are allowed", told.len())));
+    }
     let name = |name: &PinnedName| {
         let id = id_from_wire("merged.told", &name.write_id)?;
         Ok(Name { pinned: true, ..Name::dead(id, name.time) })

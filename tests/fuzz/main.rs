@@ -7,7 +7,7 @@ use std::time::Duration;
 use witan_fuzz::run::{Options, input, run};
 use witan_fuzz::{Target, targets};
 
-const USAGE: &str = "usage: fuzz --target NAME [--seconds N] [--seed N] [--grow] [--input FILE], or: fuzz --list";
+const USAGE: &str = "usage: fuzz --target NAME [--seconds N] [--seed N] [--grow] [--input FILE]";
 
 /// The command line.
 struct Arguments {
@@ -18,10 +18,6 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments == ["--list"] {
-        targets::all().iter().for_each(|target| println!("{}", target.name));
-        return ExitCode::SUCCESS;
-    }
     let Some(Arguments { target, input: file, options }) = read(&arguments) else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);

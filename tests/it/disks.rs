@@ -110,7 +110,7 @@ async fn a_node_whose_disk_is_not_mounted_serves_nobody_and_loses_nothing_when_i
     readiness(&cluster, "node-3 has another store").await;
     let listed = api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.expect("listed").into_inner();
     let third = &listed.nodes[2];
-    assert!(third.write_only && !third.reachable && third.state_message.contains("unadmitted"), "{third:?}");
+    assert!(third.write_only && !third.reachable && third.store_use == "unadmitted", "{third:?}");
 
     // With one whole node, nothing is acknowledged: what the empty one stored would be lost.
     cluster.kill_node(0);
@@ -268,7 +268,7 @@ async fn readiness_of_none(cluster: &Cluster) {
     eventually("no node is used", async || {
         let request = v1::ListStorageNodesRequest {};
         let listed = cluster.api().client().list_storage_nodes(request).await.ok()?.into_inner();
-        listed.nodes.iter().all(|node| node.state_message.contains("unadmitted")).then_some(())
+        listed.nodes.iter().all(|node| node.store_use == "unadmitted").then_some(())
     })
     .await;
 }

@@ -14,12 +14,13 @@ use witan_kernel::hook::{Native, Plugins, ReplicaState, Shortfall};
 use witan_kernel::idempotency::{Name, Step, Stepped};
 use witan_kernel::name::{Key, TenantId, WriteId};
 use witan_kernel::port::{IdempotencyStore, Randomness, StoreError, Tenants};
-use witan_kernel::quorum::{MergeRound, PATIENCE_MICROS, StampRound, Tally};
+use witan_kernel::quorum::{MergeRound, PATIENCE_MICROS, PutRound, StampRound, Tally};
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::{Answer, Place};
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Dropped, Page, Ranges, Scan, Standing};
+use witan_kernel::siblings::{VersionVector, Write};
 use witan_kernel::tenant::Tenant;
 
 use super::*;
@@ -251,38 +252,60 @@ async fn failures_are_looked_at_at_once_and_named() {
     assert_eq!(causes, [ReplicaError::Overloaded.to_string(), ReplicaError::misfit().to_string()]);
 }
 
-/// A level that cannot be met because one of three replicas is gone: that the others are well is said.
-#[tokio::test(start_paused = true)]
-async fn a_failure_counts_the_replicas_that_are_well() {
+/// Asks three replicas, of which all must answer, and one is gone: how many are required, how many were heard, and how long it took.
+async fn without_one(well: usize) -> (u8, u8, Duration) {
     let (mut exchange, nodes) = exchange().await;
     let mut round = StampRound::new(WriteId([1; 16]), Tally::new(3, 3));
-    let (started, gone) = (Instant::now(), ReplicaError::NotSent(NodeId::new("n").unwrap()));
+    let started = Instant::now();
     {
         let mut driven = pin!(exchange.drive(Phase::Stamp, &mut round));
         assert!(futures::poll!(driven.as_mut()).is_pending());
-        nodes.answer(Err(gone));
+        nodes.answer(Err(ReplicaError::NotSent(NodeId::new("n").unwrap())));
         assert!(futures::poll!(driven.as_mut()).is_pending(), "two may be well");
-        nodes.answer(Ok(Answer::Stamp { stands: None, known: None }));
-        nodes.answer(Ok(Answer::Stamp { stands: None, known: None }));
+        (0..well).for_each(|_| nodes.answer(Ok(Answer::Stamp { stands: None, known: None })));
         assert!(matches!(driven.await, Ended::Short(_)));
     }
-    assert_eq!((round.tally().required(), round.tally().received()), (3, 2));
-    assert_eq!(started.elapsed(), Duration::ZERO);
+    (round.tally().required(), round.tally().received(), started.elapsed())
+}
+
+/// A level that cannot be met because one of three replicas is gone: that the others are well is said.
+#[tokio::test(start_paused = true)]
+async fn a_failure_counts_the_replicas_that_are_well() {
+    assert_eq!(without_one(2).await, (3, 2, Duration::ZERO));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_does_not_wait_for_a_replica_that_hangs() {
+    assert_eq!(without_one(1).await, (3, 1, Duration::from_micros(PATIENCE_MICROS)));
+}
+
+/// The same for the question that comes before a repeated Put.
+#[tokio::test(start_paused = true)]
+async fn a_failed_question_counts_the_replicas_that_are_well() {
     let (mut exchange, nodes) = exchange().await;
-    let mut round = StampRound::new(WriteId([1; 16]), Tally::new(3, 3));
-    let (started, gone) = (Instant::now(), ReplicaError::NotSent(NodeId::new("n").unwrap()));
+    let write = Write {
+        write_id: WriteId([1; 16]),
+        started: 1,
+        again: false,
+        asked: false,
+        seen: VersionVector::default(),
+        ids: Vec::new(),
+        newest: 0,
+        value: None,
+    };
+    let mut round = PutRound::new(write, 3, |_| true, true, true);
+    let started = Instant::now();
     {
-        let mut driven = pin!(exchange.drive(Phase::Stamp, &mut round));
+        let mut driven = pin!(exchange.drive(Phase::Put, &mut round));
         assert!(futures::poll!(driven.as_mut()).is_pending());
-        nodes.answer(Err(gone));
-        nodes.answer(Ok(Answer::Stamp { stands: None, known: None }));
+        assert!(nodes.asked().iter().all(|(_, ask)| matches!(ask, Ask::Names { .. })));
+        nodes.answer(Err(ReplicaError::Overloaded));
+        nodes.answer(Err(ReplicaError::Overloaded));
+        assert!(futures::poll!(driven.as_mut()).is_pending(), "one may be well");
+        nodes.answer(Ok(Answer::Record(None)));
         assert!(matches!(driven.await, Ended::Short(_)));
     }
-    assert_eq!((round.tally().received(), started.elapsed()), (1, Duration::from_micros(PATIENCE_MICROS)));
+    assert_eq!((round.short_of_answers(), started.elapsed()), (Some((2, 1)), Duration::ZERO));
 }
 
 fn write_that_arrived(

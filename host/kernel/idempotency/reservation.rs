@@ -270,7 +270,7 @@ mod tests {
         let (change, stepped) = apply(Some(&first), &reserve(2), 1000 + DAY_MS);
         assert!(matches!(change, Change::Put(second) if second.write_id == WriteId([2; 16]) && second.fence == 1));
         assert!(matches!(stepped, Stepped::Reserved { fence: 1, took_over: false, stamp: None, started: 5 }));
-        // Each step that is stored starts the day anew.
+        // A recorded response starts the day anew.
         let done = Step::Done { owner: first.owner, fence: 1, response: b"ok".as_slice().into() };
         let (Change::Put(done), Stepped::Stored) = apply(Some(&first), &done, 7000) else { panic!("a response") };
         assert_eq!((done.kept_until_ms, done.lease_until_ms), (7000 + DAY_MS, first.lease_until_ms));

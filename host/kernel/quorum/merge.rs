@@ -1,9 +1,12 @@
 //! Sending one record to many replicas: a register's second round, the merges that follow a Put, and repairs.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::round::{Next, Round};
 use super::tally::{Progress, Quorum, Tally};
 use crate::fault::Fault;
 use crate::hook::Shortfall;
+use crate::name::WriteId;
 use crate::record::Encoded;
 use crate::replica::{Answer, Ask, ReplicaError};
 use crate::siblings::Name;
@@ -57,10 +60,10 @@ impl MergeRound {
 
     /// Names that some of the replicas that count hold and others lack: what is acknowledged must not leave them behind. Empty as a rule.
     pub fn untold(&self) -> Vec<Name> {
-        let mut all: Vec<Name> = Vec::new();
-        for (_, told) in self.told.iter().filter(|_| !Fault::PinsUntold.is_on()) {
-            all.extend(told.iter().filter(|name| !all.iter().any(|known| known.id == name.id)).collect::<Vec<_>>());
-        }
+        let told = self.told.iter().filter(|_| !Fault::PinsUntold.is_on()).flat_map(|(_, told)| told);
+        // The first of each.
+        let all: BTreeMap<WriteId, Name> = told.rev().map(|name| (name.id, *name)).collect();
+        let all: Vec<Name> = all.into_values().collect();
         let lacks = |replica: u8| !self.knows(replica, &all);
         if (0..Quorum::MAX_REPLICAS).any(|replica| self.tally.has_acked(replica) && lacks(replica)) {
             all
@@ -72,7 +75,8 @@ impl MergeRound {
     /// True when a replica has the record, and these names beside it.
     pub fn knows(&self, replica: u8, names: &[Name]) -> bool {
         let told = self.told.iter().find(|(of, _)| *of == replica).map_or(&[][..], |(_, told)| told);
-        self.tally.has_acked(replica) && names.iter().all(|name| told.iter().any(|known| known.id == name.id))
+        let told: BTreeSet<WriteId> = told.iter().map(|name| name.id).collect();
+        self.tally.has_acked(replica) && names.iter().all(|name| told.contains(&name.id))
     }
 
     /// The same round, which now goes on until every replica has answered.

@@ -14,6 +14,11 @@ pub struct VersionVector {
 }
 
 impl VersionVector {
+    /// Number of entries and single events.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len() + self.cloud.len()
+    }
+
     fn find(&self, actor: &Actor) -> Result<usize, usize> {
         self.entries.binary_search_by(|(entry, _)| entry.cmp(actor))
     }

@@ -216,6 +216,7 @@ async fn stores<M: Metadata>(metadata: &M, id: &NodeId, first: StoreId) {
 
     // Another one serves nobody until it is admitted, and the first one ends that when it is back.
     assert_eq!(met(new, 0).await, Trust::Unadmitted);
+    assert_eq!(state(new).await, None, "nothing is remembered of a store that nobody uses");
     assert!(matches!(replace(first, new).await, Err(StoreError::Conflict(_))), "it was not admitted");
     assert!(matches!(admit(third, new).await, Err(StoreError::Conflict(_))), "that is not on record");
     assert_eq!(admit(first, new).await, Ok(()));

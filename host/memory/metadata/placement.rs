@@ -6,6 +6,7 @@ use witan_kernel::port::{
     Answer, Changed, Commit, Met, NODES, NodeOnRecord, Placement, PlacementStore, StorageNode, StoreError,
     StoreOnRecord, StoreState, rules, stores,
 };
+use witan_kernel::scan::Trust;
 
 use super::{MemoryMetadata, State};
 
@@ -79,6 +80,8 @@ impl PlacementStore for MemoryMetadata {
             let on_record = state.node(&id)?.store_id;
             let (met, meeting) = stores::meet(&id, on_record, store, (commit, before), &state.all_stores());
             match meeting {
+                // Nothing is remembered of a store that nobody uses: a node without a disk of its own comes with a new one each time.
+                Meeting::Known if met.trust == Trust::Unadmitted => return Ok(met),
                 Meeting::Known => {
                     state.store(&id, store);
                     return Ok(met);

@@ -16,6 +16,7 @@ use tonic::{Status, Streaming};
 use witan_kernel::condition::Condition;
 use witan_kernel::name::NodeId;
 use witan_kernel::replica::{Answer, Outcome};
+use witan_kernel::siblings::Name;
 use witan_kernel::sync::lock;
 use witan_wire::condition::{STORE_STATE, condition_to_wire};
 use witan_wire::frame::{self, BATCH_ITEMS, Joiner, PIECE_BYTES, VERSIONS};
@@ -100,11 +101,12 @@ impl Timings {
 }
 
 fn size(outcome: &Outcome) -> usize {
-    let record = match outcome {
+    let content = match outcome {
         Ok(Answer::Put { record, .. } | Answer::Record(Some(record))) => record.0.len(),
-        Ok(Answer::Stamp { .. } | Answer::Merged { .. } | Answer::Record(None)) | Err(_) => 0,
+        Ok(Answer::Merged { told, .. }) => told.len() * size_of::<Name>(),
+        Ok(Answer::Stamp { .. } | Answer::Record(None)) | Err(_) => 0,
     };
-    record + ANSWER_BYTES
+    content + ANSWER_BYTES
 }
 
 impl Deliver for Out {

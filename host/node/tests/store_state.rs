@@ -82,9 +82,12 @@ impl Running {
         condition_from_wire(answer.into_inner().store_state)
     }
 
-    async fn health(&self, service: &str) -> ServingStatus {
+    /// Waits until the node's health is `wanted`.
+    async fn becomes(&self, service: &str, wanted: ServingStatus) {
         let question = HealthCheckRequest { service: service.to_owned() };
-        HealthClient::new(self.channel.clone()).check(question).await.unwrap().into_inner().status()
+        let mut seen = HealthClient::new(self.channel.clone()).watch(question).await.unwrap().into_inner();
+        let turned = async { while seen.message().await.unwrap().expect("a health").status() != wanted {} };
+        tokio::time::timeout(PATIENCE, turned).await.unwrap_or_else(|_| panic!("{service:?} is not {wanted:?}"));
     }
 }
 
@@ -162,7 +165,7 @@ async fn a_failed_sync_is_reported_on_the_lane_and_in_health() {
     assert!(failed.is_failed() && failed.reason().contains("Input/output error"), "{failed:?}");
     assert_eq!(node.described().await, Some(failed.clone()));
     for service in ["", "witan.v1.StorageNodeService"] {
-        assert_eq!(node.health(service).await, ServingStatus::NotServing, "{service:?}");
+        node.becomes(service, ServingStatus::NotServing).await;
     }
 
     node.disk.set_failing_syncs(false);
@@ -180,7 +183,7 @@ async fn a_failed_read_is_reported() {
     node.disk.set_failing_reads(true);
     assert!(matches!(lane.ask("k", Ask::Read).await, Err(ReplicaError::Broken(_))));
     assert!(lane.reports(2).await[1].is_failed());
-    assert_eq!(node.health("").await, ServingStatus::NotServing);
+    node.becomes("", ServingStatus::NotServing).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -190,7 +193,8 @@ async fn a_full_disk_is_reported_and_so_is_room() {
     node.disk.set_full(true);
     assert_eq!(lane.ask("k", merge(1)).await, Err(ReplicaError::StorageFull));
     assert_eq!(lane.reports(2).await[1], Condition::Full);
-    assert_eq!(node.health("").await, ServingStatus::Serving, "it serves reads");
+    // It serves reads.
+    node.becomes("", ServingStatus::Serving).await;
     assert_eq!(node.described().await, Some(Condition::Full));
     node.disk.set_full(false);
     assert_eq!(node.described().await, Some(Condition::Serving), "noticed although nobody writes");

@@ -246,7 +246,16 @@ fn on_small_disk(data: &Path, mib: u32) -> Command {
 }
 
 /// Runs the command in a separate mount namespace, in which `data` is an ext4 file system in a sparse file.
+///
+/// # Panics
+/// Without root: only root may attach a loop device.
 fn on_failing_disk(data: &Path) -> Command {
+    let id = Command::new("id").arg("-u").output().expect("id runs").stdout;
+    assert_eq!(
+        id.trim_ascii(),
+        b"0",
+        "the test of a failing disk needs a loop device, which only root may attach: run it as root"
+    );
     std::fs::create_dir_all(data).expect("make a folder");
     let mut command = Command::new("unshare");
     let script = r#"truncate -s 1G "$1.image" && mkfs.ext4 -q -F "$1.image" && mount -o loop "$1.image" "$1" \

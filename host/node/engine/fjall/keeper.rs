@@ -207,13 +207,20 @@ impl Shared {
         if state.batches() >= written {
             return Ok(());
         }
-        // Without syncs, the engine may have removed the next journal already, with batches that are in tables now.
-        let later = journal::ids(&self.folder)?.into_iter().find(|id| *id > state.journal.covered.id + 1);
-        if let Some(id) = later
-            && state.turn_to(&self.folder, id)?
-        {
-            state.earlier = state.earlier.max(written.saturating_sub(state.journal.batches));
-            return self.follow(state, written);
+        // Without syncs, the engine may have removed journals already, with batches that are in tables now.
+        let mut skipped = false;
+        while let Some(id) = journal::ids(&self.folder)?.into_iter().find(|id| *id > state.journal.covered.id) {
+            skipped |= id > state.journal.covered.id + 1;
+            // One that was removed meanwhile is not found again.
+            skipped |= !state.turn_to(&self.folder, id)?;
+        }
+        if skipped {
+            // How many they had is unknown. Counted after the journal was read, so that none of its batches is expected twice.
+            let all = self.written.load(Ordering::Relaxed);
+            state.earlier = state.earlier.max(all.saturating_sub(state.journal.batches));
+        }
+        if state.batches() >= written {
+            return Ok(());
         }
         let read = state.batches();
         Err(io::Error::other(format!("{written} batches were written, but the journal has {read} whole ones")))
@@ -376,5 +383,31 @@ mod tests {
         assert_eq!(condition(&engine), Condition::Full);
         put(&engine).expect("there is room");
         assert_eq!(condition(&engine), Condition::Serving);
+    }
+
+    /// Nobody syncs for a while, and the engine removes several journals that were never read.
+    #[test]
+    fn batches_of_journals_that_were_removed_unread_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options { min_free_bytes: 0, memtable_bytes: 1 << 20, ..Options::default() };
+        let engine = Fjall::open(folder.path(), options).unwrap();
+        let filler = Bytes::from(vec![7; 256 << 10]);
+        let put =
+            |n: u32| engine.write(vec![(Bytes::copy_from_slice(&n.to_be_bytes()), Some(filler.clone()))]).unwrap();
+        let open = engine.reading();
+        let shared = &open.as_ref().unwrap().keeper.shared;
+        let mut rows = (0..16).cycle().take(8000);
+        let is_removed = |folder: &Path| {
+            let read = shared.state().journal.covered.id;
+            journal::ids(folder).unwrap().into_iter().find(|id| *id > read).is_some_and(|id| id > read + 1)
+        };
+        while !is_removed(folder.path()) {
+            put(rows.next().expect("the engine removes journals"));
+        }
+        for n in rows.by_ref().take(20) {
+            engine.sync().unwrap();
+            assert_eq!(shared.state().batches(), shared.written.load(Ordering::Relaxed));
+            put(n);
+        }
     }
 }

@@ -3,6 +3,7 @@
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::stores::{self, Meeting};
 use witan_kernel::port::{Changed, Commit, Met, StoreError, StoreOnRecord, StoreState, rules};
+use witan_kernel::scan::Trust;
 
 use super::changes;
 use super::db::{Db, Value};
@@ -16,7 +17,10 @@ pub(super) async fn meet(
 ) -> Result<Met, StoreError> {
     let on_record = on_record(db, &id).await?;
     let (met, meeting) = stores::meet(&id, on_record, store, commit_and_before, &all(db).await?);
-    know(db, &id, store).await?;
+    // Nothing is remembered of a store that nobody uses: a node without a disk of its own comes with a new one after each start.
+    if meeting != Meeting::Known || met.trust != Trust::Unadmitted {
+        know(db, &id, store).await?;
+    }
     match meeting {
         Meeting::Known => return Ok(met),
         Meeting::First => put_on_record(db, &id, store).await?,
