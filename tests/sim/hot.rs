@@ -143,9 +143,9 @@ fn nothing_comes_back_on_a_hot_key() {
 const RECORDED: &[(Fault, u64)] = &[
     (Fault::RepeatedUnasked, 14),
     (Fault::AskedWithoutPin, 5),
-    (Fault::HorizonIgnored, 1),
-    (Fault::UnpinnedEarly, 99),
-    (Fault::UnreservedSentAsFirst, OUTAGES + 2),
+    (Fault::HorizonIgnored, 3),
+    (Fault::UnpinnedEarly, 16),
+    (Fault::UnreservedSentAsFirst, OUTAGES + 4),
 ];
 
 /// Faults whose rule needs a coincidence that random histories do not have within reason: the kernel's tests play it by hand, and fail

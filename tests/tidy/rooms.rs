@@ -74,25 +74,6 @@ pub const ROOMS: [Room; 24] = [
 /// Edges decode, call and encode: neither stores nor plugins nor nodes, which they reach through the rooms below.
 const EDGE: &[&str] = &["kernel", "wire", "origin", "net", "coordinate", "upkeep", "control", "access", "config"];
 
-/// The composition root knows every implementation, but neither the command line nor anything that is for tests.
-const PROCESS: &[&str] = &[
-    "kernel",
-    "wire",
-    "origin",
-    "net",
-    "store",
-    "node",
-    "plugin",
-    "coordinate",
-    "upkeep",
-    "peer",
-    "control",
-    "access",
-    "config",
-    "grpc",
-    "console",
-];
-
 /// Subcommands are servers, clients and tools: they may use everything but what is for tests.
 const CLI: &[&str] = &[
     "kernel",
@@ -112,6 +93,12 @@ const CLI: &[&str] = &[
     "console",
     "process",
 ];
+
+/// The composition root knows every implementation, but neither the command line nor anything that is for tests.
+const PROCESS: &[&str] = match CLI.split_last() {
+    Some((_process, rest)) => rest,
+    None => CLI,
+};
 
 /// The simulation runs production code below both edges, over ports in memory.
 const SIMULATION: &[&str] =

@@ -1,5 +1,8 @@
 //! The record's encoding: bytes of V1, which must always stay readable, and bytes that are not a record.
 
+#[path = "codec/canonical.rs"]
+mod canonical;
+
 use bytes::Bytes;
 use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use proptest::sample::Index;

@@ -3,19 +3,10 @@
 use bytes::Bytes;
 use witan_kernel::limit::RECENT_ENTRIES;
 use witan_kernel::name::{StoreId, WriteId};
-use witan_kernel::record::{Encoded, Record};
+use witan_kernel::record::Record;
 use witan_kernel::siblings::{Actor, Siblings, VersionVector, Write, collapse};
 
-/// `body` under a valid header: the checksum protects from accidents, not from a hostile writer.
-fn signed(kind: u8, body: &[u8]) -> Encoded {
-    let mut hash = crc32fast::Hasher::new();
-    hash.update(&[1, kind]);
-    hash.update(body);
-    let mut bytes = vec![1, kind];
-    bytes.extend_from_slice(&hash.finalize().to_le_bytes());
-    bytes.extend_from_slice(body);
-    Encoded(bytes.into())
-}
+use super::signed;
 
 /// A number as bytes of a body.
 fn number(mut value: u64) -> Vec<u8> {
