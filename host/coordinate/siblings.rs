@@ -33,7 +33,8 @@ impl<W: World> Exchange<W> {
             change.claim.sent();
             let earlier = change.claim.took_over() || change.claim.may_be_repeated() && !sent_as_first(can_ask);
             let (applied, round) = self.mint(write, earlier, can_ask).await?;
-            (applied, can_ask.then(|| Box::new(round)))
+            // The round has the value: it is kept only if there is a pin to remove.
+            (applied, round.was_asked().then(|| Box::new(round)))
         };
         // A dot is minted: whatever follows, the write may take effect.
         let (round, record) = self.spread(applied).await.map_err(|failed| failed.failure.in_doubt())?;
@@ -105,9 +106,6 @@ impl<W: World> Exchange<W> {
     /// Waits, after the response, until every Put of the write is answered, and takes the pin off its name if that is safe.
     pub(super) async fn unpin(&mut self, puts: PutRound, write_id: WriteId) {
         let mut puts = puts.every_put();
-        if !puts.was_asked() {
-            return;
-        }
         self.pass_on_late_puts(&mut puts);
         self.drive(Phase::Put, &mut puts).await;
         if !puts.may_unpin() {

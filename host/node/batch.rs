@@ -484,16 +484,14 @@ impl BatchRow {
         if self.birth == 0 || (store.is_outlived(self.birth) && siblings.births_of(&store.id()) < BIRTHS) {
             self.birth = store.draw_birth();
         }
+        // Before the write and not after it: the answer names everything that this write supersedes, and is what is stored, encoded once.
+        siblings.names.trim(wall);
         siblings.put(put, store.actor(self.birth));
-        // The answer names everything that this write has superseded; what is stored may forget the oldest of it at once.
-        let mut record = Record::Siblings(siblings);
-        let answer = record.encode();
-        let forgot = record.expire(wall);
-        self.set(record, (!forgot).then(|| answer.clone()));
         if Fault::AnswerTrimmed.is_on() {
-            return Ok(self.put_answer(false));
+            siblings.names.trim(wall);
         }
-        Ok(Answer::Put { record: answer, applied_already: false })
+        self.set(Record::Siblings(siblings), None);
+        Ok(self.put_answer(false))
     }
 
     fn put_answer(&mut self, applied_already: bool) -> Answer {

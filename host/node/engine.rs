@@ -53,6 +53,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Sets a note; durable when this returns.
     fn set_note(&self, name: &str, value: Bytes) -> Result<(), EngineError>;
 
+    /// How many times the engine has been opened again while it was in use: rows whose sync had failed may be gone since.
+    fn reopenings(&self) -> u64 {
+        0
+    }
+
     /// Its own view of its condition. An engine that has failed for good, or waits for room on a full disk, says so here: the error of one
     /// call does not always tell these apart. By default it has no view beyond those errors.
     fn condition(&self) -> Condition {

@@ -198,9 +198,10 @@ impl Store {
         self.bypassed.fetch_add(1, Ordering::Release);
     }
 
-    /// How many times that was reported. A shard that finds another number than before must drop its cached rows.
+    /// How many times that was reported, or the engine was opened again. A shard that finds another number than before must drop its
+    /// cached rows.
     pub(crate) fn bypasses(&self) -> u64 {
-        self.bypassed.load(Ordering::Acquire)
+        self.bypassed.load(Ordering::Acquire) + self.engine.reopenings()
     }
 
     /// The id, drawn when the empty store was first opened.

@@ -27,7 +27,7 @@ use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello, ReplicaRequest};
 use super::connect::{Connect, reason};
 use super::pending::{Pending, Table};
 use super::vitals::{Latencies, Vitals};
-use super::{admit, is_merge};
+use super::{admit, fills};
 
 /// Most requests waiting to be sent.
 const QUEUE: usize = 8192;
@@ -115,10 +115,12 @@ async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver
     loop {
         match ends.shake_hands().await {
             Ok(stream) => {
-                backoff.succeeded();
-                logged = LoggedReasons::default();
                 let ended = match Session::new(&ends, stream, &bytes) {
-                    Some(mut session) => session.run(&mut waiting).await,
+                    Some(mut session) => {
+                        backoff.succeeded();
+                        logged = LoggedReasons::default();
+                        session.run(&mut waiting).await
+                    }
                     None => Ended::Broken("the other connection is still that of the node's earlier store".to_owned()),
                 };
                 ends.disconnected();
@@ -381,7 +383,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
         let mut size = 0;
         for outgoing in std::mem::take(&mut self.batch) {
             self.bytes.fetch_sub(outgoing.bytes, Ordering::AcqRel);
-            if !self.ends.vitals.uses().permits(is_merge(&outgoing.request)) {
+            if !self.ends.vitals.uses().permits(fills(&outgoing.request)) {
                 outgoing.reply.answer(Err(ReplicaError::Incomplete(self.ends.node.id.clone())));
                 continue;
             }

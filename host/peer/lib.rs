@@ -150,7 +150,7 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
     fn send(&self, node: &NodeId, request: Request, deadline: u64, reply: Reply) {
         let nodes = self.nodes.load();
         match nodes.get(node) {
-            Some(known) if known.vitals.is_connected() && !known.vitals.uses().permits(is_merge(&request)) => {
+            Some(known) if known.vitals.is_connected() && !known.vitals.uses().permits(fills(&request)) => {
                 reply.answer(Err(ReplicaError::Incomplete(node.clone())));
             }
             Some(node) => {
@@ -182,8 +182,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
 /// The state of a node that is not in the current set.
 const UNKNOWN: ReplicaState = ReplicaState { reachable: false, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 };
 
-fn is_merge(request: &Request) -> bool {
-    matches!(request.ask, Ask::Merge { .. })
+/// True for what a store must be sent while it is being filled: it lacks nothing afterwards that the others have. Nothing is concluded
+/// from its answers.
+fn fills(request: &Request) -> bool {
+    matches!(request.ask, Ask::Merge { .. } | Ask::Unpin { .. })
 }
 
 /// The approximate size of a request on the wire, in bytes.

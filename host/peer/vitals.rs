@@ -243,12 +243,12 @@ impl Use {
         Self { store, ends, trust: trust.unwrap_or(Trust::Unadmitted) }
     }
 
-    /// True when a request of this kind may be sent to the store.
-    pub(super) fn permits(self, is_merge: bool) -> bool {
+    /// True when a request may be sent to the store; `fills`: it is one that a store needs while it is being filled.
+    pub(super) fn permits(self, fills: bool) -> bool {
         match self.trust {
             Trust::Whole => true,
-            Trust::Filling => is_merge,
-            Trust::Unadmitted => is_merge && Fault::UnadmittedStoreCounted.is_on(),
+            Trust::Filling => fills,
+            Trust::Unadmitted => fills && Fault::UnadmittedStoreCounted.is_on(),
         }
     }
 }

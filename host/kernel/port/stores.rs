@@ -42,7 +42,8 @@ pub fn meet(
         StoreState::Reported | StoreState::Filling => of != id,
     };
     if is_out {
-        return (met(Trust::Unadmitted, state), Meeting::Known);
+        // Whatever it has committed decides nothing.
+        return (Met { commit: 0, ..met(Trust::Unadmitted, state) }, Meeting::Known);
     }
     if commit < before && !Fault::SetBackStoreUsed.is_on() {
         return (met(Trust::Unadmitted, StoreState::SetBack), Meeting::SetBack);
@@ -147,6 +148,13 @@ mod tests {
         assert_eq!(asked_after(1, 6, 5, &all), (Trust::Unadmitted, Meeting::Known), "ask again");
         assert_eq!(asked_after(1, 6, 7, &all), (Trust::Unadmitted, Meeting::SetBack));
         assert_eq!(asked_after(1, 7, 7, &all), (Trust::Whole, Meeting::Known));
+    }
+
+    #[test]
+    fn a_copy_of_another_nodes_store_is_recognized_whatever_it_has_committed() {
+        let all = [known(1, "n1", StoreState::Reported, 7), known(2, "n2", StoreState::Reported, 1000)];
+        let (met, meeting) = meet(&node("n1"), Some(StoreId([1; 16])), StoreId([2; 16]), (900, 0), &all);
+        assert_eq!((met.trust, meeting, met.is_suspect(900)), (Trust::Unadmitted, Meeting::Known, false));
     }
 
     #[test]

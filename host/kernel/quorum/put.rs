@@ -66,6 +66,11 @@ impl PutRound {
         self.refusal.as_ref()
     }
 
+    /// True when replicas were asked about the write.
+    pub fn was_asked(&self) -> bool {
+        self.asking.as_ref().is_some_and(|asking| asking.has_begun())
+    }
+
     /// True when no replica has minted, or will.
     pub fn certainly_not_applied(&self) -> bool {
         matches!(self.step, Step::Failed { certainly_not_applied: true })
@@ -194,14 +199,8 @@ impl EveryPut {
     /// True when the write has a pinned name that nobody needs: it has one dot, and no Put of it can arrive any more. This holds only if no
     /// other operation has ever sent the write.
     pub fn may_unpin(&self) -> bool {
-        let was_asked = self.0.asking.as_ref().is_some_and(Asking::has_begun);
         let settled = self.0.attempts.open == 0 && !self.0.attempts.lost && self.0.minted == 1;
-        was_asked && (settled || Fault::UnpinnedEarly.is_on())
-    }
-
-    /// True when replicas were asked about the write.
-    pub fn was_asked(&self) -> bool {
-        self.0.asking.as_ref().is_some_and(Asking::has_begun)
+        self.0.was_asked() && (settled || Fault::UnpinnedEarly.is_on())
     }
 }
 
@@ -219,7 +218,10 @@ impl Round for EveryPut {
     }
 
     fn failed(&mut self, replica: u8, error: &ReplicaError) {
-        self.0.failed(replica, error);
+        // The write is applied: nobody is tried in its place.
+        if self.0.attempts.is_open(replica) {
+            self.0.attempts.close(replica, error);
+        }
     }
 
     fn failed_beside(&mut self, _: u8, _: &ReplicaError) {}
@@ -464,6 +466,26 @@ mod tests {
         assert_eq!((every.next(0), every.may_unpin()), (Next::Wait { answers: 1, until: None }, false));
         every.answered(2, minted(&applied())).unwrap();
         assert_eq!((every.next(0), every.may_unpin()), (Next::Met, false), "two events");
+    }
+
+    #[test]
+    fn a_put_that_fails_after_the_acknowledgement_is_not_tried_elsewhere() {
+        let late = |error: &ReplicaError| {
+            let mut round = round(false);
+            asked(&mut round);
+            round.waited(PATIENCE_MICROS);
+            asked(&mut round);
+            round.answered(1, Answer::Record(None)).unwrap();
+            round.answered(2, Answer::Record(None)).unwrap();
+            assert_eq!(asked(&mut round), [(1, true)]);
+            round.answered(1, minted(&applied())).unwrap();
+            let mut every = round.every_put();
+            assert_eq!(every.next(0), Next::Wait { answers: 1, until: None });
+            every.failed(0, error);
+            (every.next(0), every.may_unpin())
+        };
+        assert_eq!(late(&ReplicaError::Overloaded), (Next::Met, true));
+        assert_eq!(late(&ReplicaError::Lost(NodeId::new("n").unwrap())), (Next::Met, false), "it may arrive yet");
     }
 
     #[test]

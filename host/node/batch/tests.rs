@@ -135,6 +135,21 @@ fn record(outcome: &Outcome) -> Option<Record> {
 }
 
 #[test]
+fn a_row_whose_sync_failed_is_not_at_hand_once_the_engine_was_opened_again() {
+    let mut bench = Bench::new();
+    bench.done(at(1), merge(&register(1, 1, true)));
+    bench.disk.set_failing_syncs(true);
+    bench.store.sync().unwrap_err();
+    bench.disk.set_failing_syncs(false);
+    bench.disk.reopen();
+    bench.done(at(1), merge(&register(1, 1, true)));
+    bench.sync();
+    bench.disk.crash();
+    bench.reopen();
+    assert!(matches!(bench.one(at(1), Ask::Read).0, Ok(Answer::Record(Some(_)))), "it was acknowledged");
+}
+
+#[test]
 fn a_row_removed_past_its_shard_is_not_at_hand() {
     let mut bench = Bench::new();
     let written = Record::Register(Register::written(Stamp(1), id(1), Some(value(1)))).encode();
@@ -508,7 +523,7 @@ fn a_pin_is_synced_reported_and_taken_off() {
 }
 
 #[test]
-fn a_puts_answer_forgets_nothing_and_the_store_does() {
+fn a_puts_answer_forgets_nothing_and_the_next_write_does() {
     fault::keep_names(2);
     let mut bench = Bench::new();
     for n in 1..=5 {
@@ -517,6 +532,7 @@ fn a_puts_answer_forgets_nothing_and_the_store_does() {
     let over = Write { ids: (1..=5).map(id).collect(), ..put(6) };
     let answer = bench.one(at(1), Ask::Put(Arc::new(over))).0;
     let Some(Record::Siblings(answered)) = record(&answer) else { panic!("siblings") };
+    bench.done(at(1), Ask::Put(Arc::new(put(7))));
     let Some(Record::Siblings(stored)) = record(&bench.one(at(1), Ask::Read).0) else { panic!("siblings") };
     fault::keep_names(witan_kernel::limit::RECENT_ENTRIES);
     assert_eq!((answered.names.entries.len(), stored.names.entries.len()), (5, 2));

@@ -74,6 +74,8 @@ pub struct Fjall {
     condition: Mutex<Condition>,
     /// The least free space seen since shortly before the database was opened, in bytes.
     least_free: AtomicU64,
+    /// How many times the database was reopened.
+    reopenings: AtomicU64,
 }
 
 struct Open {
@@ -107,6 +109,7 @@ impl Fjall {
             open: RwLock::new(Some(open)),
             condition: Mutex::new(Condition::Sound),
             least_free: AtomicU64::new(u64::MAX),
+            reopenings: AtomicU64::new(0),
         })
     }
 
@@ -183,6 +186,7 @@ impl Fjall {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         // The old database must be closed, with its threads and its lock, before it can be opened again.
         drop(open.take());
+        self.reopenings.fetch_add(1, Ordering::Release);
         match Open::new(&self.folder, &self.options) {
             Ok(new) => {
                 tracing::warn!(folder = %self.folder.display(), "the disk has room again; the store accepts writes");
@@ -301,6 +305,10 @@ impl Engine for Fjall {
             Condition::WaitsForRoom { .. } => Reported::Full,
             Condition::Dead(reason) => Reported::Failed(reason.clone()),
         }
+    }
+
+    fn reopenings(&self) -> u64 {
+        self.reopenings.load(Ordering::Acquire)
     }
 
     fn get(&self, row: &[u8]) -> Result<Option<Bytes>, EngineError> {

@@ -37,6 +37,8 @@ struct Contents {
     failing_syncs: bool,
     /// Set by a failed sync until the disk is opened again: what it holds beyond the last successful sync is unknown.
     unsound: bool,
+    /// How many times the engine has been opened again while it was in use.
+    reopenings: u64,
     syncs: u64,
     writes: u64,
 }
@@ -129,6 +131,13 @@ impl Disk {
         let kept = survivors(state.undo.len()).min(state.undo.len());
         state.undo_after(kept);
         state.incarnation += 1;
+    }
+
+    /// The engine is opened again while it is in use, as after a full disk: every unsynced batch is lost.
+    pub fn reopen(&self) {
+        let mut state = self.contents();
+        state.undo_after(0);
+        (state.unsound, state.reopenings) = (false, state.reopenings + 1);
     }
 
     /// The disk is replaced by an empty one.
@@ -262,6 +271,10 @@ impl Engine for Simulated {
             Ok(_) => Condition::Serving,
             Err(error) => Condition::Failed(error.to_string()),
         }
+    }
+
+    fn reopenings(&self) -> u64 {
+        self.disk.contents().reopenings
     }
 
     fn get(&self, row: &[u8]) -> Result<Option<Bytes>, EngineError> {

@@ -345,13 +345,12 @@ impl World {
                 self.births += 1;
                 Actor { store, birth: if Fault::ActorReusedAfterWipe.is_on() { 1 } else { self.births } }
             });
+            record.names.trim(self.now);
             let dot = record.put(put, actor);
-            let mut stored = record.clone();
-            stored.names.trim(self.now);
             if Fault::AnswerTrimmed.is_on() {
-                record = stored.clone();
+                record.names.trim(self.now);
             }
-            self.replicas[at].record = Some(stored);
+            self.replicas[at].record = Some(record.clone());
             for seen in &shown {
                 self.fate(seen).covered = true;
             }

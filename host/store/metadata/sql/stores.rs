@@ -16,7 +16,7 @@ pub(super) async fn meet(
     commit_and_before: (u64, u64),
 ) -> Result<Met, StoreError> {
     let on_record = on_record(db, &id).await?;
-    let (met, meeting) = stores::meet(&id, on_record, store, commit_and_before, &all(db).await?);
+    let (met, meeting) = stores::meet(&id, on_record, store, commit_and_before, &concerned(db, &id, store).await?);
     // Nothing is remembered of a store that nobody uses: a node without a disk of its own comes with a new one after each start.
     if meeting != Meeting::Known || met.trust != Trust::Unadmitted {
         know(db, &id, store).await?;
@@ -33,7 +33,7 @@ pub(super) async fn meet(
 
 pub(super) async fn admit(db: &mut Db, id: NodeId, from: StoreId, store: StoreId) -> Result<(), StoreError> {
     let on_record = on_record(db, &id).await?;
-    stores::admits(&id, on_record, from, store, &all(db).await?)?;
+    stores::admits(&id, on_record, from, store, &concerned(db, &id, store).await?)?;
     drop_admitted(db, &id).await?;
     know(db, &id, store).await?;
     set_state(db, store, StoreState::Filling).await?;
@@ -42,7 +42,7 @@ pub(super) async fn admit(db: &mut Db, id: NodeId, from: StoreId, store: StoreId
 
 pub(super) async fn replace(db: &mut Db, id: NodeId, from: StoreId, to: StoreId) -> Result<(), StoreError> {
     let on_record = on_record(db, &id).await?;
-    if !stores::replaces(&id, on_record, from, to, &all(db).await?)? {
+    if !stores::replaces(&id, on_record, from, to, &concerned(db, &id, to).await?)? {
         return Ok(());
     }
     put_on_record(db, &id, to).await?;
@@ -52,14 +52,30 @@ pub(super) async fn replace(db: &mut Db, id: NodeId, from: StoreId, to: StoreId)
     changes::record(db, Changed::Nodes).await.map(drop)
 }
 
-/// Every known store, those included that a program of the version before has put on record.
+/// A query for the known stores of a condition, those included that a program of the version before has put on record.
+macro_rules! known_stores {
+    ($of:literal) => {
+        concat!(
+            "SELECT store_id, node_id, state, commit_number, keys_count FROM (
+                 SELECT store_id, node_id, state, commit_number, keys_count FROM stores
+                 UNION ALL
+                 SELECT store_id, node_id, 'reported', 0, 0 FROM storage_nodes AS nodes
+                     WHERE store_id IS NOT NULL
+                         AND NOT EXISTS (SELECT 1 FROM stores WHERE stores.store_id = nodes.store_id)
+             ) AS known WHERE ",
+            $of
+        )
+    };
+}
+
 pub(super) async fn all(db: &mut Db) -> Result<Vec<StoreOnRecord>, StoreError> {
-    let sql = "SELECT store_id, node_id, state, commit_number, keys_count FROM stores
-               UNION ALL
-               SELECT store_id, node_id, 'reported', 0, 0 FROM storage_nodes AS nodes
-                   WHERE store_id IS NOT NULL
-                       AND NOT EXISTS (SELECT 1 FROM stores WHERE stores.store_id = nodes.store_id)";
-    db.rows(sql, &[]).await?.iter().map(store).collect()
+    db.rows(known_stores!("1 = 1"), &[]).await?.iter().map(store).collect()
+}
+
+/// The stores that the rules look at when `node` reports or admits store `of`: its own, and that one.
+async fn concerned(db: &mut Db, node: &NodeId, of: StoreId) -> Result<Vec<StoreOnRecord>, StoreError> {
+    let sql = known_stores!("node_id = $1 OR store_id = $2");
+    db.rows(sql, &[Value::Text(node.as_str()), Value::Bytes(&of.0)]).await?.iter().map(store).collect()
 }
 
 /// Never lowers a commit number. One statement for each store, without a lock: nothing is decided from what they read.
