@@ -7,6 +7,9 @@
 //! [`stores`] (which of a node's stores may be read), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache`
 //! (the tenants that requests see).
 
+// The simulation runs this room, in the same way each time.
+#![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
+
 mod bindings;
 mod cache;
 pub mod defaults;

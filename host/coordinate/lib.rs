@@ -9,6 +9,9 @@
 //! asked), `lines` (operations that wait for others on their key), `exchange` and `mailbox` (requests and answers), `register`,
 //! `siblings`, `repair`, `collapse`, `idempotency`, `keys`, `admission`, `metrics`.
 
+// The simulation runs this room, in the same way each time.
+#![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
+
 mod admission;
 mod change;
 mod collapse;

@@ -1,7 +1,7 @@
 //! The lines in which operations of one session wait for earlier ones on the same key. An operation waits until its deadline at most:
 //! what has not begun by then does not begin.
 
-use std::collections::hash_map::{Entry, HashMap};
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::collections::vec_deque::VecDeque;
 
 use witan_kernel::name::{Key, TenantId};
@@ -12,14 +12,14 @@ pub type Line = (TenantId, Key);
 /// Operations by line, each with its deadline in monotonic microseconds. A line exists as long as one of its operations is under way.
 #[derive(Debug)]
 pub struct Lines<J> {
-    lines: HashMap<Line, VecDeque<(u64, J)>>,
+    lines: BTreeMap<Line, VecDeque<(u64, J)>>,
     /// No operation that waits has a deadline before this one.
     earliest: u64,
 }
 
 impl<J> Default for Lines<J> {
     fn default() -> Self {
-        Self { lines: HashMap::new(), earliest: u64::MAX }
+        Self { lines: BTreeMap::new(), earliest: u64::MAX }
     }
 }
 

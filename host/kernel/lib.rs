@@ -13,6 +13,9 @@
 //! 7. [`fault`]: rules that the simulation breaks on purpose.
 //! 8. [`backoff`], [`sync`]: what every room needs when it retries or locks.
 
+// The simulation runs this room, in the same way each time.
+#![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
+
 pub mod backoff;
 pub mod capability;
 pub mod clock;

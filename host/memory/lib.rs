@@ -5,6 +5,9 @@
 //! 3. [`MemoryPlugins`]: the plugin host's store.
 //! 4. `contract`: what every implementation of these ports must do, behind the feature `contract`.
 
+// The simulation runs this room, in the same way each time.
+#![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
+
 mod idempotency;
 mod metadata;
 mod plugins;

@@ -9,6 +9,9 @@
 //! Invariants, as absences: no handshake delays another connection; no file is read on a thread of the async runtime after the
 //! start; no connection may stay silent without a limit before its first bytes; no secret appears in debug output.
 
+// The simulation runs this room, in the same way each time.
+#![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
+
 pub mod certificate;
 pub mod connect;
 pub mod connection;

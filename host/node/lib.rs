@@ -10,6 +10,9 @@
 //! 6. [`server`]: the gRPC server.
 //! 7. [`node`]: a node assembled from its configuration.
 
+// The simulation runs this room, in the same way each time.
+#![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
+
 pub mod batch;
 pub mod driver;
 pub mod engine;

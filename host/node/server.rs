@@ -116,6 +116,7 @@ where
         tokio::time::sleep(drain).await;
     };
     tokio::select! {
+        biased;
         served = serving => Ok(served?),
         () = deadline => Ok(()),
         never = watching => match never {},

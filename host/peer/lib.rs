@@ -5,6 +5,9 @@
 //! them. `pending` holds unanswered requests, `vitals` the health of a node, `connect` makes connections, `admit` re-checks the
 //! stores of nodes, `range` scans the records of nodes, `fullness` asks how full their disks are, `metrics` exports it all.
 
+// The simulation runs this room, in the same way each time.
+#![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
+
 mod admit;
 mod connect;
 mod fullness;
@@ -14,7 +17,7 @@ mod pending;
 mod range;
 mod vitals;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -39,7 +42,7 @@ pub struct Lanes<C: Clock, N: Connect> {
     clock: C,
     connect: N,
     coordinator_id: String,
-    nodes: ArcSwap<HashMap<NodeId, Arc<Node>>>,
+    nodes: ArcSwap<BTreeMap<NodeId, Arc<Node>>>,
     changing: Mutex<()>,
 }
 

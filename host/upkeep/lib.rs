@@ -6,6 +6,9 @@
 //!
 //! Upkeep uses `coordinate`, never the reverse, and names no socket, database or plugin engine.
 
+// The simulation runs this room, in the same way each time.
+#![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
+
 mod collapse;
 mod metrics;
 mod removal;

@@ -244,6 +244,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         self.swept.waiting = true;
         self.report().await?;
         tokio::select! {
+            biased;
             () = tokio::time::sleep(LONGEST_DEADLINE) => {}
             () = self.progress.closed() => return Err(Stopped::Abandoned),
         }
@@ -370,6 +371,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         if let Some(due) = self.pace.one() {
             self.report_sometimes(walking).await?;
             tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(due) => {}
                 () = self.progress.closed() => {}
             }

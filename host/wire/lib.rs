@@ -9,6 +9,9 @@
 //! 4. [`range`][]: pages of the records on a node.
 //! 5. [`condition`][]: the condition of a node's store.
 
+// The simulation runs this room, in the same way each time.
+#![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
+
 /// Capability of a storage node: it counts the commits of its store, and reports their number.
 pub const COMMITS: &str = "commits";
 

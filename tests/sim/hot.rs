@@ -141,9 +141,9 @@ fn nothing_comes_back_on_a_hot_key() {
 
 /// Faults that show on a hot key, each with the seed at which it was found.
 const RECORDED: &[(Fault, u64)] = &[
-    (Fault::RepeatedUnasked, 14),
-    (Fault::AskedWithoutPin, 5),
-    (Fault::HorizonIgnored, 3),
+    (Fault::RepeatedUnasked, 11),
+    (Fault::AskedWithoutPin, 33),
+    (Fault::HorizonIgnored, 2),
     (Fault::UnpinnedEarly, 16),
     (Fault::UnreservedSentAsFirst, OUTAGES + 4),
 ];

@@ -5,8 +5,9 @@
 //! this repository. How many findings of each are tolerated is in [`ratchets`], whose numbers only go down.
 //!
 //! Reading order: [`rooms`] (the table), [`lex`] and [`source`] (one file), [`tree`] (all files, paths resolved), then the checks:
-//! [`directions`], [`circles`], [`size`], [`items`], [`dialect`].
+//! [`chance`], [`directions`], [`circles`], [`size`], [`items`], [`dialect`].
 
+pub mod chance;
 pub mod circles;
 pub mod dialect;
 pub mod directions;
@@ -55,7 +56,8 @@ impl fmt::Display for Finding {
 pub type Check = fn(&Tree<'_>) -> Vec<Finding>;
 
 /// Every check, with its name among the ratchets.
-pub const CHECKS: [(&str, Check); 9] = [
+pub const CHECKS: [(&str, Check); 10] = [
+    ("chance", chance::check),
     ("directions", directions::check),
     ("circles between rooms", circles::rooms),
     ("circles within rooms", circles::files),

@@ -101,7 +101,7 @@ const PROCESS: &[&str] = match CLI.split_last() {
 };
 
 /// The simulation runs production code below both edges, over ports in memory.
-const SIMULATION: &[&str] =
+pub const SIMULATION: &[&str] =
     &["kernel", "wire", "origin", "net", "memory", "node", "coordinate", "upkeep", "peer", "control"];
 
 /// A third-party crate, or an item of one, that only these rooms name outside their tests; of crates, manifests are held to it, too.

@@ -147,6 +147,19 @@ fn a_circle_of_files_within_a_room_is_found() {
 }
 
 #[test]
+fn chance_is_found_in_what_the_simulation_runs() {
+    let chosen = "fn f() {\n    tokio::select! {\n        a = b => {}\n    }\n}";
+    one(chance::check, &[("host/peer/lane.rs", chosen)], "host/peer/lane.rs:2: `select!` draws which branch");
+    none(
+        chance::check,
+        &[("host/cli/a.rs", chosen), ("host/peer/lane.rs", "fn f() { select! { biased; a = b => {} } }")],
+    );
+    one(chance::check, &[("host/peer/lib.rs", "mod lane;")], "host/peer/lib.rs:1: the simulation runs this room");
+    let denied = "#![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]\nmod lane;";
+    none(chance::check, &[("host/peer/lib.rs", denied), ("host/plugin/lib.rs", "mod a;")]);
+}
+
+#[test]
 fn a_file_of_700_lines_is_found() {
     let text = |lines| "fn f() {}\n".repeat(lines);
     let start = "host/kernel/ring.rs:700: has 700 lines, 100 too many";

@@ -1,6 +1,6 @@
 //! Reads of tenants that are under way: one for each tenant, however many wait for it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -16,7 +16,7 @@ pub(super) type Outcome = Result<Option<Arc<Tenant>>, StoreError>;
 /// The reads under way.
 pub(super) struct Flights {
     most: usize,
-    under_way: HashMap<TenantId, Flight>,
+    under_way: BTreeMap<TenantId, Flight>,
 }
 
 struct Flight {
@@ -41,7 +41,7 @@ pub(super) struct Boarding {
 
 impl Flights {
     pub(super) fn new(most: usize) -> Self {
-        Self { most, under_way: HashMap::new() }
+        Self { most, under_way: BTreeMap::new() }
     }
 
     /// Joins the read of a tenant, or has the caller start one, unless too many are under way.

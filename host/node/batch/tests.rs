@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -221,7 +221,7 @@ fn a_put_is_minted_once_under_an_actor_of_this_store() {
     let (second, _) = bench.one(at(1), Ask::Put(Arc::new(put(2))));
     let Some(Record::Siblings(siblings)) = record(&second) else { panic!("siblings") };
     assert_eq!(siblings.versions.len(), 2, "written without a context: concurrent");
-    let actors: HashSet<_> = siblings.seen.entries.iter().map(|(actor, _)| *actor).collect();
+    let actors: BTreeSet<_> = siblings.seen.entries.iter().map(|(actor, _)| *actor).collect();
     assert_eq!(actors.len(), 1, "one birth per record");
     assert!(actors.iter().all(|actor| actor.store == bench.store.id() && actor.birth > 0));
     assert!(matches!(first, Ok(Answer::Put { applied_already: false, .. })));

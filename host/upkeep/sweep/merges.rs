@@ -136,6 +136,7 @@ impl<'a, W: World> Merges<'a, W> {
         };
         let inbox = Arc::clone(&self.inbox);
         tokio::select! {
+            biased;
             () = inbox.filled.notified() => {}
             () = tokio::time::sleep_until(due) => {
                 let (now, waiting): (Vec<_>, Vec<_>) = self.again.drain(..).partition(|(at, _)| *at <= due);
