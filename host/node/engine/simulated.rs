@@ -1,4 +1,5 @@
-//! A disk in memory, for tests and the simulation. A crash loses what was not synced, and the disk can be made full, broken or empty.
+//! A disk in memory, for tests and the simulation. A crash loses what was not synced, and the disk can be made full, broken or empty, or
+//! fail reads or syncs only.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,6 +14,13 @@ use super::{Change, Engine, EngineError, Usage};
 #[derive(Debug, Clone, Default)]
 pub struct Disk(Arc<Mutex<Contents>>);
 
+/// What was on a disk at some moment: rows and notes that had been synced then.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    rows: BTreeMap<Bytes, Bytes>,
+    notes: BTreeMap<String, Bytes>,
+}
+
 #[derive(Debug, Default)]
 struct Contents {
     rows: BTreeMap<Bytes, Bytes>,
@@ -23,6 +31,10 @@ struct Contents {
     incarnation: u64,
     full: bool,
     broken: Option<String>,
+    failing_reads: bool,
+    failing_syncs: bool,
+    /// Set by a failed sync until the disk is opened again: what it holds beyond the last successful sync is unknown.
+    unsound: bool,
     syncs: u64,
     writes: u64,
 }
@@ -56,6 +68,7 @@ impl Disk {
     pub fn open(&self) -> Simulated {
         let mut state = self.contents();
         state.incarnation += 1;
+        state.unsound = false;
         Simulated { disk: self.clone(), incarnation: state.incarnation }
     }
 
@@ -80,6 +93,51 @@ impl Disk {
         *state = Contents { incarnation, ..Contents::default() };
     }
 
+    /// What would be left on the disk if the machine lost power now.
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.contents();
+        let mut rows = state.rows.clone();
+        for change in state.undo.iter().rev().flat_map(|batch| batch.iter().rev()) {
+            match change {
+                (row, Some(value)) => rows.insert(row.clone(), value.clone()),
+                (row, None) => rows.remove(row),
+            };
+        }
+        Snapshot { rows, notes: state.notes.clone() }
+    }
+
+    /// The disk holds what it held when the snapshot was taken, or what another one held. Engines opened before are dead from now on.
+    pub fn restore(&self, snapshot: &Snapshot) {
+        let mut state = self.contents();
+        let (rows, notes, incarnation) = (snapshot.rows.clone(), snapshot.notes.clone(), state.incarnation + 1);
+        *state = Contents { rows, notes, incarnation, ..Contents::default() };
+    }
+
+    /// Exchanges the contents of two disks, as when they are put into each other's machine. Both machines must be off: what was not
+    /// synced is lost, and engines opened before are dead from now on.
+    pub fn swap(&self, other: &Self) {
+        let (mine, theirs) = (self.snapshot(), other.snapshot());
+        self.restore(&theirs);
+        other.restore(&mine);
+    }
+
+    /// The value of a row as the engine reads it, synced or not, whatever the state of the disk.
+    pub fn peek(&self, row: &[u8]) -> Option<Bytes> {
+        self.contents().rows.get(row).cloned()
+    }
+
+    /// Damages a row on the disk: inverts a bit of its value, counted modulo its length. Inverting it again repairs it. False if there is
+    /// no such row.
+    pub fn flip(&self, row: &[u8], bit: usize) -> bool {
+        let mut state = self.contents();
+        let Some(value) = state.rows.get_mut(row).filter(|value| !value.is_empty()) else { return false };
+        let mut bytes = value.to_vec();
+        let bit = bit % (bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        *value = Bytes::from(bytes);
+        true
+    }
+
     /// Makes writes fail because the disk is full, or lets them succeed again.
     pub fn set_full(&self, full: bool) {
         self.contents().full = full;
@@ -88,6 +146,23 @@ impl Disk {
     /// Makes every call fail with this reason, or lets them succeed again.
     pub fn set_broken(&self, reason: Option<&str>) {
         self.contents().broken = reason.map(str::to_owned);
+    }
+
+    /// Makes every read of rows and notes fail, or lets reads succeed again. Writes and syncs are not affected.
+    pub fn set_failing_reads(&self, failing: bool) {
+        self.contents().failing_reads = failing;
+    }
+
+    /// Makes every sync fail, or lets syncs succeed again. After a failed sync, as with the engine on a real disk, writes and syncs fail
+    /// until the disk is opened again, and a crash loses what was written since the last sync that succeeded.
+    pub fn set_failing_syncs(&self, failing: bool) {
+        self.contents().failing_syncs = failing;
+    }
+
+    /// Whether a sync fails, or has failed since the disk was opened.
+    pub fn is_unsound(&self) -> bool {
+        let state = self.contents();
+        state.unsound || state.failing_syncs
     }
 
     /// How many times it was synced.
@@ -123,15 +198,29 @@ impl Simulated {
             None => Ok(state),
         }
     }
+
+    fn readable(&self) -> Result<MutexGuard<'_, Contents>, EngineError> {
+        let state = self.state()?;
+        if state.failing_reads { Err(failed("read")) } else { Ok(state) }
+    }
+
+    fn writable(&self) -> Result<MutexGuard<'_, Contents>, EngineError> {
+        let state = self.state()?;
+        if state.unsound { Err(failed("an earlier sync")) } else { Ok(state) }
+    }
+}
+
+fn failed(what: &str) -> EngineError {
+    EngineError::Broken(format!("{what}: Input/output error"))
 }
 
 impl Engine for Simulated {
     fn get(&self, row: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        Ok(self.state()?.rows.get(row).cloned())
+        Ok(self.readable()?.rows.get(row).cloned())
     }
 
     fn write(&self, batch: Vec<Change>) -> Result<(), EngineError> {
-        let mut state = self.state()?;
+        let mut state = self.writable()?;
         if state.full {
             return Err(EngineError::Full);
         }
@@ -142,7 +231,11 @@ impl Engine for Simulated {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        let mut state = self.state()?;
+        let mut state = self.writable()?;
+        if state.failing_syncs {
+            state.unsound = true;
+            return Err(failed("sync"));
+        }
         state.undo.clear();
         state.syncs += 1;
         Ok(())
@@ -152,7 +245,7 @@ impl Engine for Simulated {
         if range.is_empty() {
             return Ok(Vec::new());
         }
-        let state = self.state()?;
+        let state = self.readable()?;
         Ok(state.rows.range(range).take(limit).map(|(row, value)| (row.clone(), value.clone())).collect())
     }
 
@@ -160,7 +253,7 @@ impl Engine for Simulated {
         if range.is_empty() {
             return Ok(());
         }
-        let state = self.state()?;
+        let state = self.readable()?;
         let _ = state.rows.range(range).all(|(row, value)| each(row.clone(), value.clone()));
         Ok(())
     }
@@ -176,11 +269,16 @@ impl Engine for Simulated {
     }
 
     fn note(&self, name: &str) -> Result<Option<Bytes>, EngineError> {
-        Ok(self.state()?.notes.get(name).cloned())
+        Ok(self.readable()?.notes.get(name).cloned())
     }
 
     fn set_note(&self, name: &str, value: Bytes) -> Result<(), EngineError> {
-        self.state()?.notes.insert(name.to_owned(), value);
+        let mut state = self.writable()?;
+        if state.failing_syncs {
+            state.unsound = true;
+            return Err(failed("sync"));
+        }
+        state.notes.insert(name.to_owned(), value);
         Ok(())
     }
 }
@@ -231,6 +329,36 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_has_what_was_synced_and_comes_back_elsewhere() {
+        let (disk, other) = (Disk::new(), Disk::new());
+        let engine = disk.open();
+        engine.write(vec![row(1)]).unwrap();
+        engine.sync().unwrap();
+        engine.write(vec![row(2), (Bytes::from_static(&[1]), None)]).unwrap();
+        let snapshot = disk.snapshot();
+        engine.write(vec![row(3)]).unwrap();
+        engine.sync().unwrap();
+        let has = |disk: &Disk| [1, 2, 3].map(|n| disk.peek(&[n]).is_some());
+        assert_eq!(has(&disk), [false, true, true]);
+        disk.swap(&other);
+        assert_eq!((has(&disk), has(&other)), ([false; 3], [false, true, true]));
+        disk.restore(&snapshot);
+        assert_eq!(has(&disk), [true, false, false]);
+        assert!(engine.get(&[1]).is_err(), "engines opened before are dead");
+    }
+
+    #[test]
+    fn a_flipped_bit_is_seen_until_it_is_flipped_back() {
+        let disk = Disk::new();
+        let engine = disk.open();
+        engine.write(vec![row(1)]).unwrap();
+        let good = engine.get(&[1]).unwrap();
+        assert!(disk.flip(&[1], 1000) && engine.get(&[1]).unwrap() != good);
+        assert!(disk.flip(&[1], 1000) && engine.get(&[1]).unwrap() == good);
+        assert!(!disk.flip(&[2], 0));
+    }
+
+    #[test]
     fn full_broken_and_wiped() {
         let disk = Disk::new();
         let engine = disk.open();
@@ -244,5 +372,38 @@ mod tests {
         assert_eq!(engine.get(&[1]), Err(EngineError::Broken("smoke".to_owned())));
         disk.wipe();
         assert_eq!(disk.open().get(&[1]), Ok(None));
+    }
+
+    #[test]
+    fn reads_fail_alone() {
+        let disk = Disk::new();
+        let engine = disk.open();
+        engine.write(vec![row(1)]).unwrap();
+        disk.set_failing_reads(true);
+        assert!(engine.get(&[1]).is_err() && engine.note("name").is_err());
+        assert!(engine.scan(Bytes::new()..Bytes::from_static(&[9]), 9).is_err());
+        engine.write(vec![row(2)]).unwrap();
+        engine.sync().unwrap();
+        disk.set_failing_reads(false);
+        assert!(engine.get(&[2]).unwrap().is_some());
+    }
+
+    #[test]
+    fn after_a_failed_sync_nothing_is_written_until_it_is_opened_again() {
+        let disk = Disk::new();
+        let engine = disk.open();
+        engine.write(vec![row(1)]).unwrap();
+        engine.sync().unwrap();
+        engine.write(vec![row(2)]).unwrap();
+        disk.set_failing_syncs(true);
+        assert!(engine.sync().is_err());
+        disk.set_failing_syncs(false);
+        assert!(engine.sync().is_err() && engine.write(vec![row(3)]).is_err(), "an answered error is final");
+        assert!(engine.get(&[1]).unwrap().is_some(), "reads go on");
+        disk.crash();
+        let engine = disk.open();
+        engine.write(vec![row(3)]).unwrap();
+        engine.sync().unwrap();
+        assert!(engine.get(&[1]).unwrap().is_some() && engine.get(&[2]).unwrap().is_none());
     }
 }
