@@ -233,6 +233,11 @@ impl LateRecords {
     fn take(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0).try_acquire_owned().ok()
     }
+
+    /// The number of results that are being recorded.
+    pub(super) fn taken(&self) -> usize {
+        MOST_LATE - self.0.available_permits()
+    }
 }
 
 impl<W: World> Coordinator<W> {

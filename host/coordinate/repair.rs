@@ -12,15 +12,23 @@ use super::World;
 use super::exchange::{Exchange, Phase};
 
 /// The repairs that may run in the background at a time.
-pub(super) struct Budget(Arc<Semaphore>);
+pub(super) struct Budget {
+    free: Arc<Semaphore>,
+    most: usize,
+}
 
 impl Budget {
     pub(super) fn new(most: usize) -> Self {
-        Self(Arc::new(Semaphore::new(most)))
+        Self { free: Arc::new(Semaphore::new(most)), most }
     }
 
     pub(super) fn take(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0).try_acquire_owned().ok()
+        Arc::clone(&self.free).try_acquire_owned().ok()
+    }
+
+    /// The number of repairs that are running.
+    pub(super) fn taken(&self) -> usize {
+        self.most - self.free.available_permits()
     }
 }
 
