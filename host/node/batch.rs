@@ -374,14 +374,18 @@ impl BatchRow {
 
     fn decode(&mut self) -> Result<(), ReplicaError> {
         if !self.decoded {
-            self.record =
-                self.encoded.as_ref().map(Encoded::decode).transpose().map_err(|error| self.damaged(error))?;
+            match self.encoded.as_ref().map(Encoded::decode).transpose() {
+                Ok(record) => self.record = record,
+                Err(error) => return Err(self.damaged(error)),
+            }
             self.decoded = true;
         }
         Ok(())
     }
 
-    fn damaged(&self, error: Damaged) -> ReplicaError {
+    /// A row that cannot be read is not cached: whatever damaged it on its way from the disk may not do so again.
+    fn damaged(&mut self, error: Damaged) -> ReplicaError {
+        self.fetched = false;
         report(&row::damaged(&self.key, error.to_string()))
     }
 

@@ -308,6 +308,20 @@ fn a_damaged_row_is_an_error_that_names_it() {
 }
 
 #[test]
+fn a_row_that_could_not_be_read_is_read_from_the_disk_again() {
+    let mut bench = Bench::new();
+    bench.done(at(7), merge(&register(1, 1, true)));
+    let (row, bit) = (row::key(&at(7)), 200);
+    for ask in [Ask::Read, merge(&register(9, 9, true))] {
+        bench.shard = Shard::new(64 << 10);
+        assert!(bench.disk.flip(&row, bit));
+        assert!(matches!(bench.one(at(7), ask.clone()).0, Err(ReplicaError::Broken(_))));
+        assert!(bench.disk.flip(&row, bit));
+        assert!(bench.one(at(7), ask).0.is_ok(), "the damage was on the way, and is over");
+    }
+}
+
+#[test]
 fn a_group_that_is_dropped_answers() {
     let heard = Arc::new(Heard::default());
     let request = Request { place: at(1), epoch: 0, ask: Ask::Read };
