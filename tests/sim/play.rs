@@ -1,22 +1,26 @@
 //! Runs one simulation, from its seed to its verdict.
 
+mod settle;
+
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::future::join_all;
 use tokio::sync::oneshot;
-use witan_kernel::record::Record;
-use witan_kernel::tenant::Level;
 
 use crate::check;
-use crate::client::{Client, Command, Mood, Stage};
-use crate::cluster::{Call, Cluster, CoordinatorMachine, Link, NodeMachine, RECOVERY};
-use crate::history::History;
-use crate::nemesis::{Action, act, heal};
-use crate::scenario::{Act, Scenario};
-use crate::world::{Bound, Dice, lock, now_micros};
+use crate::client::Client;
+use crate::cluster::{Call, Cluster, CoordinatorMachine, NodeMachine};
+use crate::history::{INSPECTOR, Measured};
+use crate::nemesis::{Action, Link, Troubles, act, heal};
+use crate::plugins::Bound;
+use crate::scenario::{Act, Play, Scenario};
+use crate::stage::{Command, Mood, Stage};
+use crate::world::{Dice, lock, now_micros};
+
+use settle::{converged, drained, everything_answers, settle};
 
 /// Virtual time of one step. Messages are delivered between steps.
 const TICK: Duration = Duration::from_millis(3);
@@ -31,19 +35,23 @@ pub(crate) struct Verdict {
     pub(crate) violations: Vec<String>,
     pub(crate) hash: u64,
     pub(crate) log: String,
-    pub(crate) operations: usize,
+    pub(crate) measured: Measured,
     pub(crate) virtual_time: Duration,
 }
 
-/// Runs the scenario of a seed on this thread.
-pub(crate) fn play(seed: u64, verbose: bool) -> Verdict {
-    let scenario = Scenario::of(seed);
-    let dice = Dice::new(seed);
+/// Runs a play on this thread.
+pub(crate) fn play(play: Play, verbose: bool) -> Verdict {
+    let scenario = Scenario::of(play);
+    let dice = Dice::new(scenario.seed);
     let tenants = scenario.casts.iter().map(|cast| cast.tenant.clone()).collect();
-    let sets = scenario.casts.iter().filter(|cast| cast.sets).map(|cast| cast.tenant.id.clone()).collect();
-    let cluster = Cluster::new(&scenario, tenants, Bound(sets), &dice);
+    let bound = Bound {
+        tenants: scenario.casts.iter().map(|cast| (cast.tenant.id.clone(), (cast.resolver, cast.policy))).collect(),
+        faulty: Arc::default(),
+        dice: dice.clone(),
+    };
+    let cluster = Cluster::new(&scenario, tenants, bound, &dice);
     let mut sim = turmoil::Builder::new()
-        .rng_seed(seed)
+        .rng_seed(scenario.seed)
         .epoch(UNIX_EPOCH)
         .tick_duration(TICK)
         .simulation_duration(LONGEST)
@@ -53,16 +61,7 @@ pub(crate) fn play(seed: u64, verbose: bool) -> Verdict {
         .build();
     cluster.boot(&mut sim);
     let name = scenario.name;
-    let stage = Arc::new(Stage {
-        scenario,
-        cluster: cluster.clone(),
-        history: History::new(verbose),
-        commands: Mutex::default(),
-        violations: Mutex::default(),
-        doubtful: Mutex::default(),
-        acknowledged: Mutex::default(),
-        grown: AtomicBool::default(),
-    });
+    let stage = Arc::new(Stage::new(scenario, cluster.clone(), verbose));
     sim.client("clients", direct(Arc::clone(&stage)));
     if let Err(error) = run(&mut sim, &cluster, &stage) {
         lock(&stage.violations).push(format!("aborted: {error}"));
@@ -72,18 +71,22 @@ pub(crate) fn play(seed: u64, verbose: bool) -> Verdict {
     let operations = stage.history.operations();
     let mut violations = std::mem::take(&mut *lock(&stage.violations));
     violations.extend(check::all(&stage.scenario, &operations));
+    let measured = stage.history.measured();
     let (hash, log) = stage.history.close();
-    Verdict { scenario: name, violations, hash, log, operations: operations.len(), virtual_time }
+    Verdict { scenario: name, violations, hash, log, measured, virtual_time }
 }
 
 /// Steps the simulation, and applies due actions and the play's commands between steps.
 fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil::Result {
     let mut due: VecDeque<(Duration, Action)> = VecDeque::new();
+    let mut troubles = Troubles::default();
     loop {
         while due.front().is_some_and(|(at, _)| *at <= sim.elapsed()) {
             if let Some((at, action)) = due.pop_front() {
                 stage.history.note(at.as_micros() as u64, || format!("{action:?}"));
                 act(&action, sim, cluster);
+                let begins = troubles.after(&action, cluster.nodes.len());
+                stage.history.disturbed(begins, troubles.going_on());
             }
         }
         if sim.step()? || !lock(&stage.violations).is_empty() {
@@ -100,6 +103,8 @@ fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil:
                     due.clear();
                     stage.history.note(sim.elapsed().as_micros() as u64, || "healed".to_owned());
                     heal(sim, cluster);
+                    troubles.healed();
+                    stage.history.disturbed(false, 0);
                 }
                 Command::Wipe(node) => due.push_front((sim.elapsed(), Action::Wipe { node })),
                 Command::CutOff(node) => {
@@ -114,7 +119,7 @@ fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil:
 /// Performs the acts in order.
 async fn direct(stage: Arc<Stage>) -> turmoil::Result {
     let mut clients: Vec<Client> = (0..stage.scenario.clients).map(|id| Client::new(id, Arc::clone(&stage))).collect();
-    let mut inspector = Client::new(usize::MAX, Arc::clone(&stage));
+    let mut inspector = Client::new(INSPECTOR, Arc::clone(&stage));
     if !everything_answers(&stage, &mut inspector).await {
         return Ok(());
     }
@@ -137,6 +142,18 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             Act::Settle => settle(&stage, &mut inspector).await,
             Act::Wipe => stage.command(Command::Wipe(holder(&stage, 0))),
             Act::WipeNext => stage.command(Command::Wipe(holder(&stage, 1))),
+            Act::WipeBoth => {
+                stage.command(Command::Wipe(holder(&stage, 0)));
+                stage.command(Command::Wipe(holder(&stage, 1)));
+            }
+            Act::TidyUp => {
+                for client in &mut clients {
+                    client.tidy_up(Mood::Calm).await;
+                }
+            }
+            Act::NoRoom => no_room(&stage, &mut clients).await,
+            Act::TryRepair => try_repair(&stage, false).await,
+            Act::TryRepairOnFullDisks => try_repair(&stage, true).await,
             Act::Repair => repair(&stage).await,
             Act::Grow => grow(&stage, &mut inspector).await,
             Act::Idle { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
@@ -152,13 +169,18 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             }
         }
     }
-    settle(&stage, &mut inspector).await;
+    if !stage.scenario.torn {
+        settle(&stage, &mut inspector).await;
+    }
     Ok(())
 }
 
-/// Index of the node that holds a replica of the last tenant's first key. Replica 0 is the first choice for minting dots.
+/// Index of the node that holds a replica of the last tenant's first key. Replica 0 is the first choice for minting dots, unless the
+/// scenario begins with another one.
 fn holder(stage: &Stage, replica: usize) -> usize {
     let tenant = stage.scenario.casts.len() - 1;
+    let factor = usize::from(stage.scenario.casts[tenant].tenant.replication_factor);
+    let replica = (replica + stage.scenario.first_wiped) % factor;
     let place = stage.cluster.place(tenant, &Stage::key((tenant, 0)));
     let name = &stage.cluster.replicas(tenant, &place)[replica].name;
     stage.cluster.nodes.iter().position(|node| node.name == *name).unwrap_or_default()
@@ -183,7 +205,7 @@ async fn repair(stage: &Stage) {
     while now_micros() < until {
         let believed: Vec<Option<bool>> = stage.cluster.coordinators.iter().flat_map(|c| standings(stage, c)).collect();
         if believed.iter().all(|whole| *whole == Some(true)) {
-            return;
+            return repaired_everything(stage).await;
         }
         // Once all coordinators have seen the new store, one of them repairs; the others learn the result soon.
         let first = &stage.cluster.coordinators[0];
@@ -197,6 +219,52 @@ async fn repair(stage: &Stage) {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     stage.violated(format!("repair: a new store is not believed although there are no faults: {last}"));
+}
+
+/// Time for a command to take effect.
+const SOON: Duration = Duration::from_millis(20);
+
+/// Performs [`Act::NoRoom`].
+async fn no_room(stage: &Stage, clients: &mut [Client]) {
+    let full = |full| (0..stage.cluster.nodes.len()).map(move |node| (0, Action::FullDisk { node, full })).collect();
+    stage.command(Command::Storm(full(true)));
+    tokio::time::sleep(SOON).await;
+    join_all(clients.iter_mut().map(Client::is_refused)).await;
+    stage.command(Command::Storm(full(false)));
+    tokio::time::sleep(SOON).await;
+}
+
+/// Repairs everything once more while nothing else happens. After that replicas must agree, although no read has repaired them.
+async fn repaired_everything(stage: &Stage) {
+    if !drained(stage).await {
+        return;
+    }
+    let Some(doors) = stage.cluster.coordinators[0].doors() else { return };
+    let (to, answer) = oneshot::channel();
+    let _ = doors.calls.send(Call::Repair(Duration::ZERO, to));
+    let repaired = answer.await.unwrap_or_else(|_| "aborted".to_owned());
+    stage.note(|| format!("repair: {repaired}"));
+    converged(stage);
+}
+
+/// Longer than a repair waits before it begins, and than all its attempts at one merge take together. Milliseconds.
+const FULL_FOR_MS: u64 = 14_000;
+
+/// Asks for one repair, whatever becomes of it.
+async fn try_repair(stage: &Stage, on_full_disks: bool) {
+    stage.command(Command::Heal);
+    tokio::time::sleep(NOTICED).await;
+    let Some(doors) = stage.cluster.coordinators[0].doors() else { return };
+    if on_full_disks {
+        let nodes = 0..stage.cluster.nodes.len();
+        let full = |at, full| nodes.clone().map(move |node| (at, Action::FullDisk { node, full }));
+        stage.command(Command::Storm(full(0, true).chain(full(FULL_FOR_MS, false)).collect()));
+    }
+    let (to, answer) = oneshot::channel();
+    let _ = doors.calls.send(Call::Repair(Duration::ZERO, to));
+    let repaired = answer.await.unwrap_or_else(|_| "aborted".to_owned());
+    stage.note(|| format!("repair: {repaired}"));
+    stage.command(Command::Heal);
 }
 
 /// Pause of the repair: longer than everything that happens during it.
@@ -234,77 +302,4 @@ async fn grow(stage: &Arc<Stage>, inspector: &mut Client) {
         inspector.read(place, None, coordinator, Mood::Stormy).await;
     }
     stage.command(Command::Heal);
-}
-
-/// Ends all faults, waits until everything works, reads every key at level all, and checks that replicas agree.
-async fn settle(stage: &Arc<Stage>, inspector: &mut Client) {
-    stage.command(Command::Heal);
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    if !drained(stage).await || !everything_answers(stage, inspector).await {
-        return;
-    }
-    // Read repairs run in the background, after the reads that caused them.
-    tokio::time::sleep(Duration::from_millis(600)).await;
-    for place in stage.places() {
-        for coordinator in 0..stage.cluster.coordinators.len() {
-            inspector.read(place, Some(Level::All), coordinator, Mood::Calm).await;
-        }
-    }
-    if drained(stage).await {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        converged(stage);
-    }
-}
-
-/// Waits until no coordinator has an operation in flight.
-async fn drained(stage: &Stage) -> bool {
-    let until = now_micros() + RECOVERY.as_micros() as u64;
-    while now_micros() < until {
-        let busy = stage.cluster.coordinators.iter().any(|c| c.doors().is_none_or(|doors| doors.in_flight() > 0));
-        if !busy {
-            return true;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    stage.violated("recovery: an operation outlives every deadline".to_owned());
-    false
-}
-
-/// Waits until every key can be read at level all through every coordinator.
-async fn everything_answers(stage: &Arc<Stage>, inspector: &mut Client) -> bool {
-    let until = now_micros() + RECOVERY.as_micros() as u64;
-    for place in stage.places() {
-        for coordinator in 0..stage.cluster.coordinators.len() {
-            while inspector.read(place, Some(Level::All), coordinator, Mood::Stormy).await.is_none() {
-                if now_micros() > until {
-                    let name = &stage.cluster.coordinators[coordinator].name;
-                    stage.violated(format!("recovery: {place:?} cannot be read at level all through {name}"));
-                    return false;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-    true
-}
-
-/// Checks that all replicas of each key have the same record.
-fn converged(stage: &Stage) {
-    for (tenant, key) in stage.places() {
-        let place = stage.cluster.place(tenant, &Stage::key((tenant, key)));
-        let mut stored: Vec<(String, Option<Record>)> = Vec::new();
-        for node in stage.cluster.replicas(tenant, &place) {
-            match node.stored(&place) {
-                Ok(record) => stored.push((node.name.clone(), record)),
-                Err(error) => return stage.violated(format!("convergence: {} cannot read: {error}", node.name)),
-            }
-        }
-        let same = stored.windows(2).all(|pair| match (&pair[0].1, &pair[1].1) {
-            (Some(a), Some(b)) => a.same_state(b),
-            (a, b) => a.is_none() == b.is_none(),
-        });
-        if !same {
-            stage.violated(format!("convergence: replicas of {:?} differ: {stored:?}", (tenant, key)));
-        }
-    }
 }
