@@ -8,10 +8,11 @@ use std::task::{Context, Poll};
 use smallvec::SmallVec;
 use tokio::time::{Instant, Sleep};
 use witan_kernel::failure::Failure;
+use witan_kernel::fault::Fault;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Clock, Collect, Replicas, Reply, until};
 use witan_kernel::quorum::{Next, Round};
-use witan_kernel::replica::{Ask, Outcome, ReplicaError, Request};
+use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError, Request};
 
 use super::mailbox::Mailbox;
 use super::plan::Plan;
@@ -103,6 +104,9 @@ impl<W: World> Exchange<W> {
     /// passed. `phase` tells the round's answers from late ones of earlier rounds.
     pub(super) async fn drive(&mut self, phase: Phase, round: &mut impl Round) -> Ended {
         let mut causes = Causes::default();
+        if Fault::DeadlineStartsAgain.is_on() {
+            self.plan.deadline = self.now() + u64::from(self.plan.policy.deadline_ms) * 1000;
+        }
         loop {
             let now = self.now();
             let (answers, until) = loop {
@@ -117,6 +121,12 @@ impl<W: World> Exchange<W> {
             let until = until.map_or(deadline, |until| until.min(deadline));
             match self.event(answers, until).await {
                 Event::Answer { phase: of, replica, outcome } if of == phase => {
+                    let outcome = match outcome {
+                        Err(ReplicaError::StorageFull) if Fault::RefusalCounted.is_on() && phase == Phase::Merge => {
+                            Ok(Answer::Merged { superseded: true })
+                        }
+                        outcome => outcome,
+                    };
                     if let Err(error) = outcome.and_then(|answer| round.answered(replica, answer)) {
                         causes.add(&error);
                         round.failed(replica, &error);
@@ -124,7 +134,9 @@ impl<W: World> Exchange<W> {
                 }
                 Event::Answer { .. } => {}
                 Event::Elapsed if until < deadline && self.now() < deadline => round.waited(self.now()),
-                Event::Elapsed if round.suffices() => return Ended::Met,
+                Event::Elapsed if round.suffices() || (Fault::DeadlineCountsAsMet.is_on() && phase == Phase::Merge) => {
+                    return Ended::Met;
+                }
                 Event::Elapsed => return Ended::Late,
             }
         }

@@ -135,6 +135,7 @@ impl Claim {
         let step = match result {
             Ok(written) => Step::Done { owner, fence, response: written.encode() },
             Err(failed) if !self.sent || failed.effect == Some(Effect::NotApplied) => Step::Release { owner, fence },
+            Err(_) if Fault::DoubtReleased.is_on() => Step::Release { owner, fence },
             Err(_) => Step::Abandon { owner, fence },
         };
         match coordinator.ports.idempotency.step(name, step.clone()).await {
@@ -258,13 +259,19 @@ impl<W: World> Coordinator<W> {
             let step = Step::Reserve { owner, write_id, started, lease_ms };
             let left_ms = match self.ports.idempotency.step(name, step).await {
                 Ok(Stepped::Reserved { fence, took_over, stamp, started }) => {
+                    let took_over = took_over && !Fault::TakeoverForgotten.is_on();
                     let reserved = Reserved { name, owner, fence, took_over, stamp };
                     return Ok(Claimed::Yes(Claim { reserved: Some(reserved), named: true, started, sent: false }));
                 }
                 Ok(Stepped::Done { response }) => {
                     let decoded = Written::decode(response, idempotency_key.to_owned());
                     let damaged = || Failure::Internal("a recorded response is damaged".to_owned()).in_doubt();
+                    let duplicate = !Fault::DuplicateCalledNew.is_on();
+                    let decoded = decoded.map(|written| Written { duplicate, ..written });
                     return decoded.map(Claimed::Done).ok_or_else(damaged);
+                }
+                Ok(Stepped::Conflict) if Fault::ConflictAccepted.is_on() => {
+                    return Ok(Claimed::Yes(Claim::unclaimed(started)));
                 }
                 Ok(Stepped::Conflict) => return Err(Failure::IdempotencyKeyConflict.not_applied()),
                 Ok(Stepped::InProgress { left_ms }) => left_ms,
@@ -293,6 +300,7 @@ impl<W: World> Coordinator<W> {
 
     fn without_store(&self, plan: &Plan, started: u64, error: StoreError) -> Result<Claimed, Failed> {
         match plan.tenant.idempotency_outage {
+            IdempotencyOutage::Reject if Fault::OutageIgnored.is_on() => Ok(Claimed::Yes(Claim::unclaimed(started))),
             IdempotencyOutage::Proceed => Ok(Claimed::Yes(Claim::unclaimed(started))),
             // This attempt does nothing, but an earlier one may have.
             IdempotencyOutage::Reject => Err(store_failure("the idempotency store", error).in_doubt()),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use witan_kernel::failure::Failure;
+use witan_kernel::fault::Fault;
 use witan_kernel::hook::{Asked, Hooks, Operation, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall};
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{Key, NodeId, TenantId};
@@ -127,7 +128,7 @@ impl<W: World> Coordinator<W> {
         let states = if with_policy { self.coarse_states(replicas) } else { PerReplica::new() };
         let question = PolicyQuestion {
             operation: asks.operation,
-            level: asks.level.unwrap_or(tenant.default_level),
+            level: asks.level.filter(|_| !Fault::LevelIgnored.is_on()).unwrap_or(tenant.default_level),
             minimum: tenant.minimum_level,
             replication_factor: tenant.replication_factor,
             deadline_ms: timeout.as_millis() as u32,
@@ -141,6 +142,9 @@ impl<W: World> Coordinator<W> {
         let asked = hooks.policy(&question);
         record_answer(&mut span, &asked);
         match asked {
+            Asked::Answered { answer, .. } if Fault::MinimumIgnored.is_on() => {
+                Ok(answer.within(&PolicyQuestion { minimum: Level::One, ..question }))
+            }
             Asked::Answered { answer, .. } => Ok(answer.within(&question)),
             Asked::Faulted { reason, fail: true, by } => Err(Failure::PluginFault {
                 hook: witan_kernel::hook::Hook::ConsistencyPolicy,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use witan_kernel::failure::Failed;
+use witan_kernel::fault::Fault;
 use witan_kernel::hook::Shortfall;
 use witan_kernel::quorum::{MergeRound, Quorum, Tally};
 use witan_kernel::record::Encoded;
@@ -50,7 +51,7 @@ impl<W: World> Exchange<W> {
         if stale.is_empty() {
             return;
         }
-        let Some(_permit) = self.coordinator.repairs.take() else {
+        let Some(permit) = self.coordinator.repairs.take() else {
             self.coordinator.metrics.repairs_dropped.inc();
             return;
         };
@@ -59,6 +60,9 @@ impl<W: World> Exchange<W> {
         let stale = Tally::of(Quorum::of(stale.iter().copied(), stale.len() as u8));
         let mut round = MergeRound::new(record.clone(), stale, Shortfall::Fail).every_answer();
         self.drive(Phase::Repair, &mut round).await;
+        if Fault::RepairPermitLeaked.is_on() {
+            permit.forget();
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
+use witan_kernel::fault::Fault;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Clock, Replicas, Reply, StorageNode};
@@ -119,7 +120,11 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
     fn send(&self, node: &NodeId, request: Request, deadline: u64, reply: Reply) {
         let nodes = self.nodes.load();
         match nodes.get(node) {
-            Some(lanes) if lanes.vitals.is_write_only() && !matches!(request.ask, Ask::Merge { .. }) => {
+            Some(lanes)
+                if lanes.vitals.is_write_only()
+                    && !matches!(request.ask, Ask::Merge { .. })
+                    && !Fault::WriteOnlyRead.is_on() =>
+            {
                 reply.answer(Err(ReplicaError::Incomplete(node.clone())));
             }
             Some(node) => {

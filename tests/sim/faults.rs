@@ -35,6 +35,47 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::NewStoreBelieved => Some("grown:0"),
         Fault::NewStoreRecorded => Some("grown:0"),
         Fault::FactorsUnchecked => Some("grown:0"),
+        Fault::LostCalledUnsent => Some("lone:4"),
+        Fault::AnswersByTurn => Some("clocks:0"),
+        Fault::WriteOnlyRead => Some("grown:0"),
+        Fault::ReplyForgotten => Some("races:0"),
+        Fault::PermitsKept => Some("busy:0"),
+        Fault::ReadsNotGated => Some("lone:0"),
+        Fault::RepairPermitLeaked => Some("links:0"),
+        Fault::FirstAnswerReturned => Some("links:0"),
+        Fault::DoubtReleased => Some("crowded:1"),
+        Fault::TakeoverForgotten => Some("crowded:1"),
+        Fault::DuplicateCalledNew => Some("links:0"),
+        Fault::ConflictAccepted => Some("links:0"),
+        Fault::OutageIgnored => Some("mixed:0"),
+        Fault::AbsentNotSwept => Some("grown:0"),
+        Fault::SweepSendsFirst => Some("replaced:3"),
+        Fault::LastReplicaNotSwept => Some("grown:0"),
+        Fault::TooFewBelieved => Some("twice:4"),
+        Fault::MergesNotGated
+        | Fault::SyncCoversLater
+        | Fault::FailedSyncAnswered
+        | Fault::FailedWriteAnswered
+        | Fault::RefusalCounted
+        | Fault::DeadlineCountsAsMet
+        | Fault::LateCalledUnapplied
+        | Fault::LevelIgnored
+        | Fault::MinimumIgnored
+        | Fault::DeadlineStartsAgain
+        | Fault::ContextNotAbove
+        | Fault::TombstoneHasNoStamp
+        | Fault::StampNotRemembered
+        | Fault::OneStampIsEnough
+        | Fault::StampNotStored
+        | Fault::PutForgetsContext
+        | Fault::PutDropsAll
+        | Fault::MintAloneSuffices
+        | Fault::WriterClaimsRecord
+        | Fault::CollapseShowsHalf
+        | Fault::StaleCountedAsRepaired
+        | Fault::RepairSendsFirst
+        | Fault::AbsentNotStale
+        | Fault::UnrepairedBelieved => None,
     }
 }
 
