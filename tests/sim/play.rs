@@ -83,10 +83,7 @@ fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil:
     loop {
         while due.front().is_some_and(|(at, _)| *at <= sim.elapsed()) {
             if let Some((at, action)) = due.pop_front() {
-                stage.history.note(at.as_micros() as u64, || format!("{action:?}"));
-                act(&action, sim, cluster);
-                let begins = troubles.after(&action, cluster.nodes.len());
-                stage.history.disturbed(begins, troubles.going_on());
+                apply(&action, at, sim, stage, &mut troubles);
             }
         }
         if sim.step()? || !lock(&stage.violations).is_empty() {
@@ -94,26 +91,34 @@ fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil:
         }
         let commands = std::mem::take(&mut *lock(&stage.commands));
         for command in commands {
+            let now = sim.elapsed();
             match command {
                 Command::Storm(storm) => {
-                    let now = sim.elapsed();
                     due = storm.into_iter().map(|(ms, action)| (now + Duration::from_millis(ms), action)).collect();
                 }
                 Command::Heal => {
                     due.clear();
-                    stage.history.note(sim.elapsed().as_micros() as u64, || "healed".to_owned());
+                    stage.history.note(now.as_micros() as u64, || "healed".to_owned());
                     heal(sim, cluster);
                     troubles.healed();
                     stage.history.disturbed(false, 0);
                 }
-                Command::Wipe(node) => due.push_front((sim.elapsed(), Action::Wipe { node })),
-                Command::CutOff(node) => {
-                    let cut = |coordinator| (sim.elapsed(), Action::Link { coordinator, node, becomes: Link::Cut });
-                    (0..cluster.coordinators.len()).for_each(|coordinator| due.push_front(cut(coordinator)));
-                }
+                // At once: a storm that begins in the same step replaces what is due.
+                Command::Wipe(node) => apply(&Action::Wipe { node }, now, sim, stage, &mut troubles),
+                Command::CutOff(node) => (0..cluster.coordinators.len()).for_each(|coordinator| {
+                    let cut = Action::Link { coordinator, node, becomes: Link::Cut };
+                    apply(&cut, now, sim, stage, &mut troubles);
+                }),
             }
         }
     }
+}
+
+fn apply(action: &Action, at: Duration, sim: &mut turmoil::Sim<'_>, stage: &Stage, troubles: &mut Troubles) {
+    stage.history.note(at.as_micros() as u64, || format!("{action:?}"));
+    act(action, sim, &stage.cluster);
+    let begins = troubles.after(action, stage.cluster.nodes.len());
+    stage.history.disturbed(begins, troubles.going_on());
 }
 
 /// Performs the acts in order.

@@ -146,9 +146,12 @@ pub(super) fn replaced(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     let second = scenario.storm(rng, Weather { cuts: 2, holds: 2, ..Weather::default() }, 250);
     // No further faults, but connections to the lost node break.
     let quiet = |operations| Act::Storm { operations, storm: Storm::new() };
-    let mut acts = vec![OVERTURE, first, Act::Wipe, Act::Idle { ms: rng.random_range(0..=1500) }, second];
+    let mut acts = vec![OVERTURE, first, Act::Wipe, Act::Idle { ms: rng.random_range(0..=1500) }];
+    // Between the loss and a repair that fails, no read repairs what links have lost.
     if rng.random() {
-        acts.extend([Act::TryRepairOnFullDisks, quiet(8)]);
+        acts.extend([Act::TryRepairOnFullDisks, quiet(8)])
+    } else {
+        acts.push(second)
     }
     acts.extend([Act::Repair, Act::WipeNext, quiet(8), Act::Repair, Act::Settle, FINALE]);
     play(scenario, acts)
