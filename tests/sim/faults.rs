@@ -41,6 +41,24 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::ReplyForgotten => Some("races:0"),
         Fault::PermitsKept => Some("busy:0"),
         Fault::ReadsNotGated => Some("lone:0"),
+        Fault::FailedSyncAnswered => Some("lone:0"),
+        Fault::FailedWriteAnswered => Some("races:0"),
+        Fault::RefusalCounted => Some("races:0"),
+        Fault::DeadlineCountsAsMet => Some("crashes:0"),
+        Fault::LateCalledUnapplied => Some("levels:1"),
+        Fault::LevelIgnored => Some("levels:0"),
+        Fault::MinimumIgnored => Some("policies:0"),
+        Fault::DeadlineStartsAgain => Some("hot:0"),
+        Fault::ContextNotAbove => Some("wallclock:4"),
+        Fault::TombstoneHasNoStamp => Some("clocks:0"),
+        Fault::StampNotRemembered => Some("outages:9"),
+        Fault::PutForgetsContext => Some("links:0"),
+        Fault::PutDropsAll => Some("links:0"),
+        Fault::MintAloneSuffices => Some("links:0"),
+        Fault::WriterClaimsRecord => Some("links:0"),
+        Fault::CollapseShowsHalf => Some("piled:0"),
+        Fault::StaleCountedAsRepaired => Some("wiped:0"),
+        Fault::RepairSendsFirst => Some("links:0"),
         Fault::RepairPermitLeaked => Some("links:0"),
         Fault::FirstAnswerReturned => Some("links:0"),
         Fault::DoubtReleased => Some("crowded:1"),
@@ -54,26 +72,8 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::TooFewBelieved => Some("twice:4"),
         Fault::MergesNotGated
         | Fault::SyncCoversLater
-        | Fault::FailedSyncAnswered
-        | Fault::FailedWriteAnswered
-        | Fault::RefusalCounted
-        | Fault::DeadlineCountsAsMet
-        | Fault::LateCalledUnapplied
-        | Fault::LevelIgnored
-        | Fault::MinimumIgnored
-        | Fault::DeadlineStartsAgain
-        | Fault::ContextNotAbove
-        | Fault::TombstoneHasNoStamp
-        | Fault::StampNotRemembered
         | Fault::OneStampIsEnough
         | Fault::StampNotStored
-        | Fault::PutForgetsContext
-        | Fault::PutDropsAll
-        | Fault::MintAloneSuffices
-        | Fault::WriterClaimsRecord
-        | Fault::CollapseShowsHalf
-        | Fault::StaleCountedAsRepaired
-        | Fault::RepairSendsFirst
         | Fault::AbsentNotStale
         | Fault::UnrepairedBelieved => None,
     }
