@@ -37,7 +37,7 @@ use scenario::{Play, SHAPES};
 use world::lock;
 
 /// Default number of seeds to run: 20 of each scenario, about a minute on two cores.
-const SEEDS: u64 = 540;
+const SEEDS: u64 = 560;
 
 thread_local! {
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };

@@ -147,7 +147,7 @@ pub(crate) struct Scenario {
 type Shape = (&'static str, fn(&mut StdRng, Scenario) -> Scenario);
 
 /// The scenarios.
-pub(crate) const SHAPES: [Shape; 27] = [
+pub(crate) const SHAPES: [Shape; 28] = [
     ("links", shapes::links),
     ("crashes", shapes::crashes),
     ("clocks", shapes::clocks),
@@ -175,6 +175,7 @@ pub(crate) const SHAPES: [Shape; 27] = [
     ("drifting", wide::drifting),
     ("twice", wide::twice),
     ("busy", wide::busy),
+    ("flicker", wide::flicker),
 ];
 
 /// A play: the index of its scenario in [`SHAPES`], and its number.

@@ -181,7 +181,8 @@ pub(super) fn drifting(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     let drifts: Storm = (0..scenario.coordinators)
         .map(|coordinator| (0, Action::Drift { coordinator, ppm: rng.random_range(-200_000..=200_000) }))
         .collect();
-    let weather = Weather { jumps: 5, cuts: 2, holds: 1, coordinator_crashes: 2, ..Weather::default() };
+    // Full disks make single replicas miss what the others have stored.
+    let weather = Weather { jumps: 5, cuts: 2, holds: 1, full_disks: 5, coordinator_crashes: 2, ..Weather::default() };
     let machines = Machines { jump: 300_000_000, ..scenario.machines() };
     let acts = vec![
         Act::Storm { operations: 4, storm: drifts },
@@ -226,6 +227,23 @@ pub(super) fn busy(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     scenario.manner.pause_ms = 5;
     let weather = Weather { cuts: 3, holds: 3, slow_disks: 2, ..Weather::default() };
     let storm = storm(rng, scenario.machines(), weather, 1000, 100);
-    let acts = vec![OVERTURE, Act::Storm { operations: 6, storm }, Act::Settle, Act::Calm { operations: 150 }];
+    let mut acts = vec![OVERTURE, Act::Storm { operations: 6, storm }, Act::Settle];
+    // Only reads bring back what the lost disk held.
+    acts.extend([Act::Wipe, Act::Idle { ms: 1000 }, Act::Settle, Act::Calm { operations: 150 }]);
     play(scenario, acts)
+}
+
+/// Disks that take a fifth of a second for each sync, and lose power all the time: what was shown before it was synced is soon gone.
+pub(super) fn flicker(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    for cast in &mut scenario.casts {
+        (cast.keys, cast.tenant.replication_factor) = (1, rng.random_range(1..=3));
+    }
+    (scenario.nodes, scenario.clients) = (3, 5);
+    scenario.manner = Manner { reads: 650, deletes: 50, patience_ms: 1500, pause_ms: 5, ..scenario.manner };
+    let weather = Weather { crashes: 6, power_cuts: 3, holds: 1, ..Weather::default() };
+    let machines = Machines { longest: 400, ..scenario.machines() };
+    let mut storm = storm(rng, machines, weather, 5000, 130);
+    let ms = rng.random_range(100..=250);
+    (0..scenario.nodes).for_each(|node| storm.insert(0, (0, Action::SlowDisk { node, ms })));
+    play(scenario, vec![OVERTURE, Act::Storm { operations: 36, storm }, Act::Settle, FINALE])
 }
