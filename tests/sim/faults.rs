@@ -70,12 +70,9 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::SweepSendsFirst => Some("replaced:3"),
         Fault::LastReplicaNotSwept => Some("grown:0"),
         Fault::TooFewBelieved => Some("twice:4"),
-        Fault::MergesNotGated
-        | Fault::SyncCoversLater
-        | Fault::OneStampIsEnough
-        | Fault::StampNotStored
-        | Fault::AbsentNotStale
-        | Fault::UnrepairedBelieved => None,
+        Fault::AbsentNotStale => Some("busy:0"),
+        Fault::OneStampIsEnough => Some("drifting:4"),
+        Fault::MergesNotGated | Fault::SyncCoversLater | Fault::StampNotStored | Fault::UnrepairedBelieved => None,
     }
 }
 
