@@ -88,6 +88,12 @@ impl Admission {
         self.operations.load(Ordering::Acquire)
     }
 
+    /// Operations, the same by tenant, and bytes.
+    pub(super) fn held(&self) -> (usize, usize, usize) {
+        let of_tenants = self.tenants.iter().map(|count| count.load(Ordering::Acquire)).sum();
+        (self.in_flight(), of_tenants, self.bytes.load(Ordering::Acquire))
+    }
+
     pub(super) async fn drained(&self) {
         loop {
             let emptied = self.empty.notified();
@@ -142,8 +148,7 @@ mod tests {
         assert!(admission.admit(&tenant("c"), 0).is_none(), "operations");
         assert_eq!(admission.in_flight(), 3);
         drop((first, second, third));
-        assert_eq!(admission.in_flight(), 0);
-        assert_eq!(admission.bytes.load(Ordering::Acquire), 0);
+        assert_eq!(admission.held(), (0, 0, 0));
         assert!(admission.admit(&tenant("a"), 10).is_some());
     }
 

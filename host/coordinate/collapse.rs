@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use witan_kernel::failure::Failure;
+use witan_kernel::fault::Fault;
 use witan_kernel::hook::{Asked, Operation, ResolverQuestion, Verdict};
 use witan_kernel::quorum::Collapse;
 use witan_kernel::record::{Encoded, Record};
@@ -94,6 +95,10 @@ impl<W: World> MergedRecord<W> {
         let (question, values) = question(&self.exchange.plan.place, record);
         if values.len() < 2 {
             return None;
+        }
+        let mut question = question;
+        if Fault::CollapseShowsHalf.is_on() {
+            question.siblings.truncate(values.len() / 2);
         }
         match self.exchange.plan.hooks.resolve(question).await {
             Asked::Answered { answer, .. } => Some((values, answer)),

@@ -8,11 +8,12 @@ use std::task::{Context, Poll};
 use smallvec::{SmallVec, smallvec};
 use tokio::time::{Instant, Sleep};
 use witan_kernel::failure::Failure;
+use witan_kernel::fault::Fault;
 use witan_kernel::limit::PerReplica;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Clock, Collect, Replicas, Reply, until};
 use witan_kernel::quorum::{Next, PATIENCE_MICROS, Round};
-use witan_kernel::replica::{Ask, Outcome, ReplicaError, Request};
+use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError, Request};
 
 use super::mailbox::Mailbox;
 use super::plan::Plan;
@@ -136,6 +137,9 @@ impl<W: World> Exchange<W> {
         let mut causes = Causes::default();
         // Requests of this round that are not answered yet.
         let mut open = 0u8;
+        if Fault::DeadlineStartsAgain.is_on() {
+            self.plan.deadline = self.now() + u64::from(self.plan.policy.deadline_ms) * 1000;
+        }
         loop {
             let now = self.now();
             let (answers, until) = loop {
@@ -162,6 +166,7 @@ impl<W: World> Exchange<W> {
                 }
                 Event::Elapsed if until < deadline && self.now() < deadline => round.waited(self.now()),
                 Event::Elapsed if round.suffices() && !self.revoke(round) => return Ended::Met,
+                Event::Elapsed if Fault::DeadlineCountsAsMet.is_on() && phase == Phase::Merge => return Ended::Met,
                 Event::Elapsed => return Ended::Late,
             }
         }
@@ -200,6 +205,12 @@ impl<W: World> Exchange<W> {
             }
             return false;
         }
+        let outcome = match outcome {
+            Err(ReplicaError::StorageFull) if Fault::RefusalCounted.is_on() && phase == Phase::Merge => {
+                Ok(Answer::Merged { superseded: true, told: Vec::new() })
+            }
+            outcome => outcome,
+        };
         if let Err(error) = outcome.and_then(|answer| round.answered(replica, answer)) {
             causes.add(&error);
             if beside { round.failed_beside(replica, &error) } else { round.failed(replica, &error) }

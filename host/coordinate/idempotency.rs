@@ -135,6 +135,7 @@ impl Claim {
         let step = match result {
             Ok(written) => Step::Done { owner, fence, response: written.encode() },
             Err(failed) if !self.sent || failed.effect == Some(Effect::NotApplied) => Step::Release { owner, fence },
+            Err(_) if Fault::DoubtReleased.is_on() => Step::Release { owner, fence },
             Err(_) => Step::Abandon { owner, fence },
         };
         match coordinator.ports.idempotency.step(name, step.clone()).await {
@@ -233,6 +234,11 @@ impl LateRecords {
     fn take(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0).try_acquire_owned().ok()
     }
+
+    /// The number of results that are being recorded.
+    pub(super) fn taken(&self) -> usize {
+        MOST_LATE - self.0.available_permits()
+    }
 }
 
 impl<W: World> Coordinator<W> {
@@ -253,16 +259,22 @@ impl<W: World> Coordinator<W> {
             let step = Step::Reserve { owner, write_id, started, lease_ms };
             let left_ms = match self.ports.idempotency.step(name, step).await {
                 Ok(Stepped::Reserved { fence, took_over, stamp, started }) => {
+                    let took_over = took_over && !Fault::TakeoverForgotten.is_on();
                     let reserved = Reserved { name, owner, fence, took_over, stamp };
                     return Ok(Claimed::Yes(Claim { reserved: Some(reserved), named: true, started, sent: false }));
                 }
                 Ok(Stepped::Done { response }) => {
                     let decoded = Written::decode(response, idempotency_key.to_owned());
                     let damaged = || Failure::Internal("a recorded response is damaged".to_owned()).in_doubt();
+                    let duplicate = !Fault::DuplicateCalledNew.is_on();
+                    let decoded = decoded.map(|written| Written { duplicate, ..written });
                     return decoded.map(Claimed::Done).ok_or_else(damaged);
                 }
                 // An attempt of the day before may have applied it: this one does nothing.
                 Ok(Stepped::Expired) => return Err(Failure::ReservationExpired.in_doubt()),
+                Ok(Stepped::Conflict) if Fault::ConflictAccepted.is_on() => {
+                    return Ok(Claimed::Yes(Claim::unclaimed(started)));
+                }
                 Ok(Stepped::Conflict) => return Err(Failure::IdempotencyKeyConflict.not_applied()),
                 Ok(Stepped::InProgress { left_ms }) => left_ms,
                 Ok(Stepped::Stored | Stepped::Lost) => {
@@ -290,6 +302,7 @@ impl<W: World> Coordinator<W> {
 
     fn without_store(&self, plan: &Plan, started: u64, error: StoreError) -> Result<Claimed, Failed> {
         match plan.tenant.idempotency_outage {
+            IdempotencyOutage::Reject if Fault::OutageIgnored.is_on() => Ok(Claimed::Yes(Claim::unclaimed(started))),
             IdempotencyOutage::Proceed => Ok(Claimed::Yes(Claim::unclaimed(started))),
             // This attempt does nothing, but an earlier one may have.
             IdempotencyOutage::Reject => Err(store_failure("the idempotency store", error).in_doubt()),

@@ -135,6 +135,21 @@ pub struct Coordinator<W: World> {
     metrics: Arc<Metrics>,
 }
 
+/// What operations hold of a coordinator's limits: all zero when nothing is under way, or something was not given back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UnderWay {
+    /// Operations of all tenants.
+    pub operations: usize,
+    /// The same, counted by tenant.
+    pub of_tenants: usize,
+    /// Bytes of values being written.
+    pub bytes: usize,
+    /// Repairs in the background.
+    pub repairs: usize,
+    /// Results that are being recorded after the response.
+    pub late_records: usize,
+}
+
 /// Takes an operation's result, once. Must not block.
 pub type Respond<T> = Box<dyn FnOnce(Result<T, Failed>) + Send>;
 
@@ -228,6 +243,18 @@ impl<W: World> Coordinator<W> {
     /// Operations under way, background work included.
     pub fn in_flight(&self) -> usize {
         self.admission.in_flight()
+    }
+
+    /// What operations hold of the coordinator's limits.
+    pub fn under_way(&self) -> UnderWay {
+        let (operations, of_tenants, bytes) = self.admission.held();
+        UnderWay {
+            operations,
+            of_tenants,
+            bytes,
+            repairs: self.repairs.taken(),
+            late_records: self.late_records.taken(),
+        }
     }
 
     /// Waits until no operation is under way. New operations are still admitted: stop accepting requests first.

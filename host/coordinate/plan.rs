@@ -140,7 +140,7 @@ impl<W: World> Coordinator<W> {
         let states = if with_policy { self.coarse_states(replicas) } else { PerReplica::new() };
         let question = PolicyQuestion {
             operation: asks.operation,
-            level: asks.level.unwrap_or(tenant.default_level),
+            level: asks.level.filter(|_| !Fault::LevelIgnored.is_on()).unwrap_or(tenant.default_level),
             minimum: tenant.minimum_level,
             replication_factor: tenant.replication_factor,
             deadline_ms: timeout.as_millis() as u32,
@@ -154,6 +154,9 @@ impl<W: World> Coordinator<W> {
         let asked = hooks.policy(&question);
         record_answer(&mut span, &asked);
         match asked {
+            Asked::Answered { answer, .. } if Fault::MinimumIgnored.is_on() => {
+                Ok(answer.within(&PolicyQuestion { minimum: Level::One, ..question }))
+            }
             Asked::Answered { answer, .. } => Ok(answer.within(&question)),
             Asked::Faulted { reason, fail: true, by } => Err(Failure::PluginFault {
                 hook: witan_kernel::hook::Hook::ConsistencyPolicy,

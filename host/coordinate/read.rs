@@ -53,10 +53,14 @@ impl<W: World> Exchange<W> {
             Err(failed) => return respond(Err(failed)),
         };
         let stale = &reconciled.stale;
-        let merged = if stale.is_empty() { None } else { reconciled.record.as_ref().map(Record::encode) };
+        let mut merged = if stale.is_empty() { None } else { reconciled.record.as_ref().map(Record::encode) };
+        if Fault::RepairSendsFirst.is_on() {
+            merged = merged.zip(reconciled.record.as_ref().map(first_only)).map(|(_, first)| first.encode());
+        }
         let blocking = self.plan.tenant.read_repair == ReadRepair::Blocking && !Fault::BlockingRepairSkipped.is_on();
         if let Some(merged) = merged.as_ref().filter(|_| blocking) {
-            let level: PerReplica<u8> = answered.iter().copied().filter(|r| !stale.contains(r)).collect();
+            let early = Fault::StaleCountedAsRepaired.is_on();
+            let level: PerReplica<u8> = answered.iter().copied().filter(|r| early || !stale.contains(r)).collect();
             if let Err(failed) = self.repair_before_answer(merged, &level).await {
                 return respond(Err(failed));
             }
@@ -108,7 +112,19 @@ impl<W: World> Exchange<W> {
         for (replica, bytes) in records {
             decoded.push((*replica, decode(bytes.as_ref())?));
         }
-        let reconciled = reconcile(&decoded);
+        let mut reconciled = reconcile(&decoded);
+        if Fault::AbsentNotStale.is_on()
+            && let Some(reconciled) = &mut reconciled
+        {
+            reconciled
+                .stale
+                .retain(|stale| decoded.iter().any(|(replica, record)| replica == stale && record.is_some()));
+        }
+        if Fault::FirstAnswerReturned.is_on()
+            && let Some(reconciled) = &mut reconciled
+        {
+            reconciled.record = decoded[0].1.clone();
+        }
         let reconciled =
             reconciled.ok_or_else(|| internal("replicas hold records of two conflict modes".to_owned()))?;
         Ok((reconciled, answered))
@@ -189,4 +205,14 @@ impl<W: World> Exchange<W> {
         };
         self.coordinator.write(request, Box::new(|_| {}));
     }
+}
+
+/// [`Fault::RepairSendsFirst`]: the record as a replica has it that knows one of its versions only.
+fn first_only(record: &Record) -> Record {
+    let Record::Siblings(siblings) = record else { return record.clone() };
+    let mut first = Siblings { versions: siblings.versions.iter().take(1).cloned().collect(), ..Siblings::default() };
+    for dot in siblings.versions.iter().take(1).flat_map(|version| &version.dots) {
+        first.seen.advance(dot);
+    }
+    Record::Siblings(first)
 }

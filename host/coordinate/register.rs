@@ -30,7 +30,7 @@ impl<W: World> Exchange<W> {
     /// Writes until the requirement is met.
     pub(super) async fn write_register(&mut self, change: &mut Change) -> Result<Stored, Failed> {
         let stamp = self.stamp(change).await?;
-        if change.claim.is_reserved() {
+        if change.claim.is_reserved() && !Fault::StampNotStored.is_on() {
             Box::pin(change.claim.fix_stamp(&self.coordinator, stamp)).await?;
         }
         let record = Register::written(stamp, change.write_id, change.request.value.clone());
@@ -47,10 +47,12 @@ impl<W: World> Exchange<W> {
             return Ok(stamp);
         }
         let seen = match change.claims {
-            Claims::Register { stamp } => Some(stamp),
-            Claims::Nothing | Claims::Siblings { .. } => None,
+            Claims::Register { stamp } if !Fault::ContextNotAbove.is_on() => Some(stamp),
+            Claims::Register { .. } | Claims::Nothing | Claims::Siblings { .. } => None,
         };
-        let mut round = StampRound::new(change.write_id, self.plan.tally());
+        let one = Fault::OneStampIsEnough.is_on();
+        let tally = if one { Tally::new(self.plan.replication_factor(), 1) } else { self.plan.tally() };
+        let mut round = StampRound::new(change.write_id, tally);
         if self.needs_stamp_round(&change.claim) {
             self.gather_stamps(&mut round).await?;
         }
@@ -83,6 +85,7 @@ impl<W: World> Exchange<W> {
         match self.drive(Phase::Merge, round).await {
             Ended::Met => Ok(()),
             Ended::Short(causes) => Err(self.fell_short(round, causes)),
+            Ended::Late if Fault::LateCalledUnapplied.is_on() => Err(late(round.tally()).not_applied()),
             Ended::Late => Err(late(round.tally()).in_doubt()),
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use witan_kernel::failure::Failed;
+use witan_kernel::fault::Fault;
 use witan_kernel::hook::Shortfall;
 use witan_kernel::quorum::{MergeRound, Quorum, Tally};
 use witan_kernel::record::Encoded;
@@ -12,15 +13,23 @@ use super::World;
 use super::exchange::{Exchange, Phase};
 
 /// The repairs that may run in the background at a time.
-pub(super) struct Budget(Arc<Semaphore>);
+pub(super) struct Budget {
+    free: Arc<Semaphore>,
+    most: usize,
+}
 
 impl Budget {
     pub(super) fn new(most: usize) -> Self {
-        Self(Arc::new(Semaphore::new(most)))
+        Self { free: Arc::new(Semaphore::new(most)), most }
     }
 
     pub(super) fn take(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0).try_acquire_owned().ok()
+        Arc::clone(&self.free).try_acquire_owned().ok()
+    }
+
+    /// The number of repairs that are running.
+    pub(super) fn taken(&self) -> usize {
+        self.most - self.free.available_permits()
     }
 }
 
@@ -42,7 +51,7 @@ impl<W: World> Exchange<W> {
         if stale.is_empty() {
             return;
         }
-        let Some(_permit) = self.coordinator.repairs.take() else {
+        let Some(permit) = self.coordinator.repairs.take() else {
             self.coordinator.metrics.repairs_dropped.inc();
             return;
         };
@@ -51,6 +60,9 @@ impl<W: World> Exchange<W> {
         let stale = Tally::of(Quorum::of(stale.iter().copied(), stale.len() as u8));
         let mut round = MergeRound::new(record.clone(), stale, Shortfall::Fail).every_answer();
         self.drive(Phase::Repair, &mut round).await;
+        if Fault::RepairPermitLeaked.is_on() {
+            permit.forget();
+        }
     }
 }
 

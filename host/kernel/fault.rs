@@ -74,11 +74,93 @@ pub enum Fault {
     OwnDotLeftOut,
     /// A named write without a reservation is sent as if nobody could have sent it before.
     UnreservedSentAsFirst,
+    /// Requests whose connection broke are reported as never sent.
+    LostCalledUnsent,
+    /// An answer is taken for that of the oldest request, whichever it belongs to.
+    AnswersByTurn,
+    /// A store that is being filled is read from.
+    FillingStoreRead,
+    /// A request that a node has answered with an error is never answered to the operation.
+    ReplyForgotten,
+    /// A node keeps what requests take of their lane's limit.
+    PermitsKept,
+    /// A read that shows a row which is not synced does not wait for the sync.
+    ReadsNotGated,
+    /// A merge that changes nothing does not wait for the sync of what it has found.
+    MergesNotGated,
+    /// A sync is taken to cover everything that was written before it ended.
+    SyncCoversLater,
+    /// What a failed sync covers is acknowledged.
+    FailedSyncAnswered,
+    /// What could not be written is acknowledged.
+    FailedWriteAnswered,
+    /// A replica whose disk is full counts as having stored the change.
+    RefusalCounted,
+    /// The requirement counts as met when the deadline passes.
+    DeadlineCountsAsMet,
+    /// A change that was sent and not answered in time is reported as not applied.
+    LateCalledUnapplied,
+    /// The level that a request names is ignored.
+    LevelIgnored,
+    /// A policy may go below the tenant's minimum level.
+    MinimumIgnored,
+    /// The deadline starts again with every round of an operation.
+    DeadlineStartsAgain,
+    /// A write is not ordered after what its context covers.
+    ContextNotAbove,
+    /// A deleted register's stamp is not reported.
+    TombstoneHasNoStamp,
+    /// A replica does not say which stamp a write was given before.
+    StampNotRemembered,
+    /// A stamp is above that of one replica.
+    OneStampIsEnough,
+    /// A stamp is not stored under the idempotency key.
+    StampNotStored,
+    /// A put drops nothing.
+    PutForgetsContext,
+    /// A put drops what its context does not cover, too.
+    PutDropsAll,
+    /// A change is acknowledged once it is minted.
+    MintAloneSuffices,
+    /// A writer's context covers all that the record holds.
+    WriterClaimsRecord,
+    /// A resolver is shown half of what a collapse replaces.
+    CollapseShowsHalf,
+    /// A stale replica counts as repaired before it has stored anything.
+    StaleCountedAsRepaired,
+    /// A repair sends one of the answers instead of their merge.
+    RepairSendsFirst,
+    /// A replica without the record is not repaired.
+    AbsentNotStale,
+    /// A repair keeps its permit.
+    RepairPermitLeaked,
+    /// A read returns one of the answers instead of their merge.
+    FirstAnswerReturned,
+    /// A change in doubt gives up its reservation.
+    DoubtReleased,
+    /// Whoever takes over a reservation takes itself for the first.
+    TakeoverForgotten,
+    /// A repetition is not reported as a duplicate.
+    DuplicateCalledNew,
+    /// An idempotency key is accepted for another request.
+    ConflictAccepted,
+    /// Every tenant goes on without the idempotency store.
+    OutageIgnored,
+    /// A sweep leaves out replicas that have no record.
+    AbsentNotSwept,
+    /// A sweep sends what one replica holds instead of the merge.
+    SweepSendsFirst,
+    /// A sweep leaves out the last replica of each key.
+    LastReplicaNotSwept,
+    /// A new store is believed although too few whole replicas were read.
+    TooFewBelieved,
+    /// A new store is believed although merges sent to it were not stored.
+    UnrepairedBelieved,
 }
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 75] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -113,6 +195,47 @@ impl Fault {
         Self::NewestIgnored,
         Self::OwnDotLeftOut,
         Self::UnreservedSentAsFirst,
+        Self::LostCalledUnsent,
+        Self::AnswersByTurn,
+        Self::FillingStoreRead,
+        Self::ReplyForgotten,
+        Self::PermitsKept,
+        Self::ReadsNotGated,
+        Self::MergesNotGated,
+        Self::SyncCoversLater,
+        Self::FailedSyncAnswered,
+        Self::FailedWriteAnswered,
+        Self::RefusalCounted,
+        Self::DeadlineCountsAsMet,
+        Self::LateCalledUnapplied,
+        Self::LevelIgnored,
+        Self::MinimumIgnored,
+        Self::DeadlineStartsAgain,
+        Self::ContextNotAbove,
+        Self::TombstoneHasNoStamp,
+        Self::StampNotRemembered,
+        Self::OneStampIsEnough,
+        Self::StampNotStored,
+        Self::PutForgetsContext,
+        Self::PutDropsAll,
+        Self::MintAloneSuffices,
+        Self::WriterClaimsRecord,
+        Self::CollapseShowsHalf,
+        Self::StaleCountedAsRepaired,
+        Self::RepairSendsFirst,
+        Self::AbsentNotStale,
+        Self::RepairPermitLeaked,
+        Self::FirstAnswerReturned,
+        Self::DoubtReleased,
+        Self::TakeoverForgotten,
+        Self::DuplicateCalledNew,
+        Self::ConflictAccepted,
+        Self::OutageIgnored,
+        Self::AbsentNotSwept,
+        Self::SweepSendsFirst,
+        Self::LastReplicaNotSwept,
+        Self::TooFewBelieved,
+        Self::UnrepairedBelieved,
     ];
 
     /// True when this thread runs with the fault.

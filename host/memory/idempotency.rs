@@ -18,6 +18,10 @@ pub struct MemoryIdempotency {
     shared: Arc<Mutex<Shared>>,
 }
 
+/// A copy of everything that a store holds.
+#[derive(Debug, Clone, Default)]
+pub struct IdempotencyRecords(BTreeMap<Name, Bytes>);
+
 #[derive(Default)]
 struct Shared {
     down: bool,
@@ -45,6 +49,17 @@ impl MemoryIdempotency {
     /// Lets time pass for the store alone: a simulation cannot play a day.
     pub fn pass_ms(&self, ms: u64) {
         self.ahead_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// A copy of the records.
+    pub fn records(&self) -> IdempotencyRecords {
+        IdempotencyRecords(lock(&self.shared).records.clone())
+    }
+
+    /// Goes back to a copy of the records, as a replica does that takes over and lacks the last steps. Of records that come back, none is
+    /// swept: they are kept until they are used again.
+    pub fn restore(&self, records: &IdempotencyRecords) {
+        lock(&self.shared).records = records.0.clone();
     }
 
     /// Records stored, including expired ones that were not swept yet.
@@ -140,6 +155,19 @@ mod tests {
         store.set_available(false);
         contract::is_down(&store).await;
         store.set_available(true);
+        contract::finds_one(&store, 1).await;
+    }
+
+    #[tokio::test]
+    async fn goes_back_to_a_copy() {
+        let clock = ManualClock::new();
+        let store = MemoryIdempotency::new(clock.clone());
+        let nothing = store.records();
+        contract::reserve_one(&store, 1).await;
+        let one = store.records();
+        store.restore(&nothing);
+        assert!(store.is_empty());
+        store.restore(&one);
         contract::finds_one(&store, 1).await;
     }
 

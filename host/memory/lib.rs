@@ -16,6 +16,6 @@ mod slot;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 
-pub use idempotency::MemoryIdempotency;
+pub use idempotency::{IdempotencyRecords, MemoryIdempotency};
 pub use metadata::MemoryMetadata;
 pub use plugins::MemoryPlugins;

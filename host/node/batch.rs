@@ -16,7 +16,7 @@ use witan_kernel::name::WriteId;
 pub use witan_kernel::port::Durability;
 use witan_kernel::record::{Absorbed, Damaged, Encoded, Record, WrongMode};
 use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError, Request};
-use witan_kernel::siblings::{Siblings, Write};
+use witan_kernel::siblings::{Shown, Siblings, Write};
 
 use self::rows::RowCache;
 use crate::engine::{Change, EngineError};
@@ -166,6 +166,7 @@ impl Shard {
 
     /// Every batch up to this generation is durable.
     pub fn synced(&mut self, generation: u64) {
+        let generation = if Fault::SyncCoversLater.is_on() { u64::MAX } else { generation };
         while self.unsynced.front().is_some_and(|(written, _)| *written <= generation) {
             self.unsynced.pop_front();
         }
@@ -196,7 +197,7 @@ impl Shard {
             answered.push((group, outcomes));
         }
         let failed = batch.write().err();
-        if let Some(error) = &failed {
+        if let Some(error) = failed.as_ref().filter(|_| !Fault::FailedWriteAnswered.is_on()) {
             batch.shard.cache.clear();
             for (group, outcomes) in &mut answered {
                 batch.roll_back(&group.items, outcomes, error);
@@ -349,11 +350,16 @@ impl<'a> Batch<'a> {
     /// Sorts a group's answers into those that may be delivered now and, if `gate`, those that have to wait for a sync.
     fn gate(&self, mut group: Group, outcomes: Vec<Answered>, gate: bool, applied: &mut Applied) {
         let items = std::mem::take(&mut group.items);
-        let waits = |revealed: Option<usize>| gate && revealed.is_some_and(|at| self.rows[at].reveals_unsynced());
+        let waits = |revealed: Option<usize>, outcome: &Outcome| {
+            let nothing_new = matches!(outcome, Ok(Answer::Merged { superseded: true, .. }));
+            gate && revealed.is_some_and(|at| self.rows[at].reveals_unsynced())
+                && !(nothing_new && Fault::MergesNotGated.is_on())
+                && !(matches!(outcome, Ok(Answer::Record(_))) && Fault::ReadsNotGated.is_on())
+        };
         let mut ready = Answers::with_capacity(items.len());
         let mut gated = Answers::new();
         for (item, (outcome, revealed)) in items.into_iter().zip(outcomes) {
-            let answers = if waits(revealed) { &mut gated } else { &mut ready };
+            let answers = if waits(revealed, &outcome) { &mut gated } else { &mut ready };
             answers.push((item.tag, outcome));
         }
         if !ready.is_empty() {
@@ -442,7 +448,10 @@ impl BatchRow {
         match &self.record {
             None => Ok(Answer::Stamp { stands: None, known: None }),
             Some(Record::Register(register)) => {
-                Ok(Answer::Stamp { stands: Some(register.stamp), known: register.knows(write_id) })
+                let stands =
+                    Some(register.stamp).filter(|_| register.value.is_some() || !Fault::TombstoneHasNoStamp.is_on());
+                let known = register.knows(write_id).filter(|_| !Fault::StampNotRemembered.is_on());
+                Ok(Answer::Stamp { stands, known })
             }
             Some(Record::Siblings(_)) => Err(ReplicaError::WrongMode),
         }
@@ -481,6 +490,8 @@ impl BatchRow {
             Some(Record::Register(_)) => return Err(ReplicaError::WrongMode),
         };
         siblings.refuse(put, wall)?;
+        let broken = broken_context(put, &siblings);
+        let put = broken.as_ref().unwrap_or(put);
         if self.birth == 0 || (store.is_outlived(self.birth) && siblings.births_of(&store.id()) < BIRTHS) {
             self.birth = store.draw_birth();
         }
@@ -525,6 +536,17 @@ impl BatchRow {
         }
         Ok(Answer::Merged { superseded: !changed, told: Vec::new() })
     }
+}
+
+/// [`Fault::PutForgetsContext`] and [`Fault::PutDropsAll`]: the put with another context than the client's.
+fn broken_context(put: &Write, stored: &Siblings) -> Option<Write> {
+    if Fault::PutForgetsContext.is_on() {
+        return Some(Write { seen: Default::default(), ids: Vec::new(), ..put.clone() });
+    }
+    Fault::PutDropsAll.is_on().then(|| {
+        let Shown { seen, ids, newest } = stored.context_claims();
+        Write { seen, ids, newest, ..put.clone() }
+    })
 }
 
 /// Logs a damaged row for the operator, and returns the error for the coordinator.

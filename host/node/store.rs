@@ -368,7 +368,7 @@ mod tests {
     fn a_copy_of_a_disk_draws_other_births() {
         let (disk, dice) = (Disk::new(), Dice::default());
         drop(open(&disk, &dice));
-        let copy = disk.snapshot();
+        let copy = disk.copy();
         let (one, other) = (open(&disk, &dice), open(&copy, &dice));
         assert_eq!(one.id(), other.id());
         assert_ne!(one.draw_birth(), other.draw_birth());

@@ -306,6 +306,9 @@ struct Session<'a, C: Clock, N: Connect> {
 
 impl<C: Clock, N: Connect> Drop for Session<'_, C, N> {
     fn drop(&mut self) {
+        if Fault::LostCalledUnsent.is_on() {
+            self.table.call_unsent();
+        }
         if self.ends.speaks_for_node {
             self.ends.vitals.set_in_flight(0);
             self.ends.vitals.set_in_flight_peak(0);
@@ -430,6 +433,10 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
                 self.latencies.record(now.saturating_sub(pending.sent));
                 if let Some(traced) = pending.traced.filter(|_| took_us > 0) {
                     traced.record("storage node", Duration::from_micros(took_us.into()), self.ends.node.id.as_str());
+                }
+                if outcome.is_err() && Fault::ReplyForgotten.is_on() {
+                    std::mem::forget(pending.reply);
+                    continue;
                 }
                 pending.reply.answer(self.counted(outcome));
             }

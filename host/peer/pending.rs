@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use witan_kernel::fault::Fault;
 use witan_kernel::port::Reply;
 use witan_kernel::replica::ReplicaError;
 use witan_origin::Traced;
@@ -38,6 +39,7 @@ impl Table {
     /// Removes and returns the request with an id.
     pub(super) fn take(&mut self, id: u64) -> Option<Pending> {
         let index = usize::try_from(id.checked_sub(self.first)?).ok()?;
+        let index = if Fault::AnswersByTurn.is_on() { 0 } else { index };
         let pending = self.entries.get_mut(index)?.take()?;
         self.live -= 1;
         self.trim();
@@ -70,6 +72,15 @@ impl Table {
             }
         }
         self.trim();
+    }
+
+    /// [`Fault::LostCalledUnsent`]: answers everything that is left as if it had never been sent.
+    pub(super) fn call_unsent(&mut self) {
+        for pending in std::mem::take(&mut self.entries).into_iter().flatten() {
+            let node = pending.reply.node().clone();
+            pending.reply.answer(Err(ReplicaError::NotSent(node)));
+        }
+        self.live = 0;
     }
 
     fn trim(&mut self) {

@@ -19,6 +19,7 @@ use futures::future::join_all;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use witan_kernel::failure::Failure;
+use witan_kernel::fault::Fault;
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::record::Encoded;
@@ -395,6 +396,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         let mut have: PerReplica<(u8, Option<Encoded>)> = PerReplica::new();
         for (replica, held) in held.into_iter().filter(|(replica, _)| members.contains(replica)) {
             match held {
+                Held::Nothing if Fault::AbsentNotSwept.is_on() => {}
                 Held::Nothing => have.push((replica, None)),
                 Held::Record(record) => have.push((replica, Some(record))),
                 Held::Damaged => {
@@ -407,7 +409,12 @@ impl<'a, W: World> Sweeping<'a, W> {
             |replica: u8| self.met.get(&walking.replicas[usize::from(replica)]).is_some_and(|met| !met.is_whole());
         match difference(&have, is_new) {
             Ok(None) => {}
-            Ok(Some(found)) => {
+            Ok(Some(mut found)) => {
+                if let Some(first) =
+                    have.iter().find_map(|(_, held)| held.clone()).filter(|_| Fault::SweepSendsFirst.is_on())
+                {
+                    found.record = first;
+                }
                 for replica in found.lacking {
                     let node = &walking.replicas[usize::from(replica)];
                     walking.merges.send(replica, node, place, &found.record).await;
@@ -423,6 +430,9 @@ impl<'a, W: World> Sweeping<'a, W> {
 
     /// The indices in `replicas` of the nodes that hold the key, for a tenant with this factor.
     fn members(&self, replicas: &[NodeId], place: &Place, factor: u8) -> PerReplica<u8> {
+        if Fault::LastReplicaNotSwept.is_on() {
+            return (0..factor.min(replicas.len() as u8).saturating_sub(1)).collect();
+        }
         if usize::from(factor) >= replicas.len() || self.sweep.factors.contains(&factor) {
             return (0..factor.min(replicas.len() as u8)).collect();
         }
@@ -442,7 +452,7 @@ impl<'a, W: World> Sweeping<'a, W> {
 
     fn end_range(&mut self, walking: &Walking<'_, W>, range: &ReplicaRange) {
         let took_part = walking.join.taking_part();
-        let unrepaired = walking.merges.unrepaired();
+        let unrepaired = if Fault::UnrepairedBelieved.is_on() { &[] } else { walking.merges.unrepaired() };
         for (replica, why) in unrepaired {
             self.swept.missing.insert(walking.replicas[usize::from(*replica)].clone(), why.clone());
         }

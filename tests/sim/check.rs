@@ -1,6 +1,7 @@
 //! The checks that every history must pass.
 
 mod linear;
+mod regular;
 mod standing;
 
 use crate::history::{Operation, Outcome, Place};
@@ -14,13 +15,20 @@ pub(crate) fn all(scenario: &Scenario, operations: &[Operation]) -> Vec<String> 
             let place: Place = (tenant, key);
             let of_key: Vec<&Operation> = operations.iter().filter(|operation| operation.place == place).collect();
             violations.extend(honest(place, &of_key));
-            if cast.is_register() {
-                violations.extend(linear::check(&of_key).map(|what| format!("linearizability: {place:?}: {what}")));
-            } else {
-                violations.extend(
-                    standing::check(&of_key, cast.collapses).map(|what| format!("siblings: {place:?}: {what}")),
-                );
+            if !cast.is_register() {
+                let returns = if cast.forgets_names && !scenario.asks {
+                    standing::Returns::Unjudged
+                } else {
+                    standing::Returns::of(cast.collapses)
+                };
+                violations.extend(standing::check(&of_key, returns).map(|what| format!("siblings: {place:?}: {what}")));
+                continue;
             }
+            if cast.is_linearizable() {
+                violations.extend(linear::check(&of_key).map(|what| format!("linearizability: {place:?}: {what}")));
+            }
+            let rules = regular::Rules { ordering: cast.tenant.ordering, clocks_agree: scenario.clocks_agree };
+            violations.extend(regular::check(&of_key, rules).map(|what| format!("order: {place:?}: {what}")));
         }
     }
     violations

@@ -1,115 +1,26 @@
 //! Clients: their requests, how long they wait, and what they conclude when no answer arrives.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use tokio::sync::oneshot;
-use witan_coordinate::{ReadAnswer, ReadRequest, WriteRequest};
+use witan_coordinate::{ReadAnswer, ReadRequest, WriteRequest, Written};
 use witan_kernel::failure::{Effect, Failed, Failure};
-use witan_kernel::name::Key;
 use witan_kernel::tenant::{IdempotencyOutage, Level};
 
-use crate::cluster::{Call, Cluster};
-use crate::history::{History, Intention, Operation, Outcome, Place};
-use crate::nemesis::{Action, Storm};
-use crate::scenario::{Cast, Manner, Scenario};
-use crate::world::{Tags, from_value, lock, now_micros, to_value};
+use crate::cluster::Call;
+use crate::history::{Intention, Operation, Outcome, Place};
+use crate::scenario::{Cast, Manner};
+use crate::stage::{Acknowledged, Doubtful, Mood, Stage};
+use crate::world::{Tags, from_value, lock, to_value};
 
-/// A command from the play to the loop that steps the simulation.
-pub(crate) enum Command {
-    Storm(Storm),
-    Heal,
-    /// A node loses power, and its disk what it acknowledged last.
-    Damage(usize),
-    Wipe(usize),
-    /// Cuts the links between a node and all coordinators, in both directions.
-    CutOff(usize),
-    Do(Action),
-}
+mod attempt;
 
-/// One in this many acknowledged changes is sent again.
-const REPEATED: u32 = 5;
-
-/// A change whose outcome is unknown to its client, and which it can retry.
-pub(crate) struct Doubtful {
-    index: usize,
-    request: WriteRequest,
-}
-
-/// An acknowledged change with an idempotency key, of which the idempotency store must have a record.
-#[derive(Clone)]
-pub(crate) struct Acknowledged {
-    place: Place,
-    tag: u32,
-    request: WriteRequest,
-}
-
-/// The state shared by all clients of a simulation.
-pub(crate) struct Stage {
-    pub(crate) scenario: Scenario,
-    pub(crate) cluster: Cluster,
-    pub(crate) history: History,
-    pub(crate) commands: Mutex<VecDeque<Command>>,
-    pub(crate) violations: Mutex<Vec<String>>,
-    pub(crate) doubtful: Mutex<Vec<Doubtful>>,
-    pub(crate) acknowledged: Mutex<Vec<Acknowledged>>,
-    /// True once the tenants that are created during the play exist.
-    pub(crate) grown: AtomicBool,
-}
-
-impl Acknowledged {
-    fn is_repeated(&self) -> bool {
-        self.tag.is_multiple_of(REPEATED) && self.request.idempotency_key.is_some()
-    }
-}
-
-impl Stage {
-    pub(crate) fn note(&self, what: impl FnOnce() -> String) {
-        self.history.note(now_micros(), what);
-    }
-
-    pub(crate) fn violated(&self, what: String) {
-        self.note(|| format!("VIOLATION {what}"));
-        lock(&self.violations).push(what);
-    }
-
-    pub(crate) fn command(&self, command: Command) {
-        lock(&self.commands).push_back(command);
-    }
-
-    pub(crate) fn key(place: Place) -> Key {
-        Key::from_trusted(Bytes::from(format!("key-{}", place.1)))
-    }
-
-    pub(crate) fn places(&self) -> Vec<Place> {
-        let grown = self.grown.load(Ordering::Relaxed);
-        let casts = self.scenario.casts.iter().enumerate().filter(|(_, cast)| grown || !cast.comes_later);
-        casts.flat_map(|(tenant, cast)| (0..cast.keys).map(move |key| (tenant, key))).collect()
-    }
-}
-
-/// The result of sending one request.
-enum Attempt<T> {
-    /// An answer arrived.
-    Answered(Result<T, Failed>),
-    /// The request was not sent.
-    NotSent,
-    /// No answer arrived in time.
-    Lost,
-}
-
-/// Whether faults may occur.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mood {
-    Calm,
-    Stormy,
-}
+use attempt::Attempt;
 
 /// A client.
 pub(crate) struct Client {
@@ -128,10 +39,18 @@ struct Context {
     seen: Tags,
     /// The tags of the live values when it was issued: a set is written from these.
     live: Tags,
+    /// It may also cover what started before this position.
+    until: u64,
 }
 
-/// How long a client waits without faults: longer than any deadline of a coordinator.
-const CALM_PATIENCE: Duration = Duration::from_secs(12);
+/// A change that is about to be sent for the first time.
+struct Draft {
+    place: Place,
+    intention: Intention,
+    context: Option<Context>,
+    level: Option<Level>,
+    named: bool,
+}
 
 impl Client {
     pub(crate) fn new(id: usize, stage: Arc<Stage>) -> Self {
@@ -159,8 +78,9 @@ impl Client {
             let place = *self.stage.places().choose(&mut self.rng).expect("a key");
             if self.chance(self.manner().reads) {
                 let weak = self.chance(self.manner().weak);
+                let level = if weak { Some(Level::One) } else { self.any_level(place) };
                 let coordinator = self.any_coordinator();
-                self.read(place, if weak { Some(Level::One) } else { None }, coordinator, mood).await;
+                self.read(place, level, coordinator, mood).await;
             } else {
                 self.change(place, mood).await;
             }
@@ -171,42 +91,72 @@ impl Client {
     pub(crate) async fn pile_up(&mut self, writes: usize) {
         let place = (self.stage.scenario.casts.len() - 1, 0);
         for _ in 0..writes {
-            self.change_with(place, Mood::Stormy, Some(None)).await;
+            self.change_with(place, Mood::Stormy, true).await;
+        }
+    }
+
+    /// Writes to a key while no disk has room.
+    pub(crate) async fn is_refused(&mut self) {
+        let place = *self.stage.places().choose(&mut self.rng).expect("a key");
+        let tag = self.stage.history.fresh_tag();
+        let intention = Intention::Write { tag, carries: Tags::from([tag]) };
+        let (operation, request) = self.prepare(Draft { place, intention, context: None, level: None, named: false });
+        let index = self.stage.history.start(operation);
+        self.insist(index, request, 1, Mood::Full, false).await;
+    }
+
+    /// Reads each key, and writes it with the context that the read has returned.
+    pub(crate) async fn tidy_up(&mut self, mood: Mood) {
+        for place in self.stage.places() {
+            let coordinator = self.any_coordinator();
+            self.read(place, None, coordinator, mood).await;
+            let Some(context) = self.contexts.get(&place).and_then(VecDeque::back).cloned() else { continue };
+            let tag = self.stage.history.fresh_tag();
+            let intention = Intention::Write { tag, carries: Tags::from([tag]) };
+            self.submit(Draft { place, intention, context: Some(context), level: None, named: true }, mood).await;
         }
     }
 
     /// Writes a new value to a key until the write is acknowledged or the attempts are used up.
     pub(crate) async fn write(&mut self, place: Place, attempts: u64) -> bool {
         let tag = self.stage.history.fresh_tag();
-        let carries = Tags::from([tag]);
-        let request = WriteRequest {
-            tenant: self.cast(place).tenant.id.clone(),
-            key: Stage::key(place),
-            value: Some(to_value(&carries)),
-            level: None,
-            idempotency_key: Some(format!("intention-{tag}")),
-            context: Bytes::new(),
-            arrived: None,
-            timeout: None,
-        };
-        let operation = Operation {
-            client: self.id,
-            place,
-            intention: Intention::Write { tag, carries },
-            seen: None,
-            level_all: false,
-            weak: false,
-            start: 0,
-            end: 0,
-            outcome: Outcome::Unknown,
-        };
+        let intention = Intention::Write { tag, carries: Tags::from([tag]) };
+        let draft = Draft { place, intention, context: None, level: None, named: true };
+        let (operation, request) = self.prepare(draft);
         let index = self.stage.history.start(operation);
         self.insist(index, request, attempts, Mood::Stormy, false).await;
-        self.stage.history.operations()[index].is_acknowledged()
+        self.stage.history.operation(index).is_acknowledged()
     }
 
     fn any_coordinator(&mut self) -> usize {
         self.rng.random_range(0..self.stage.cluster.coordinators.len())
+    }
+
+    /// Mostly the tenant's default, in tenants of which several levels are asked.
+    fn any_level(&mut self, place: Place) -> Option<Level> {
+        let mixed = self.cast(place).mixed;
+        if mixed == 0 || !self.chance(mixed) {
+            return None;
+        }
+        [Level::One, Level::Quorum, Level::All].choose(&mut self.rng).copied()
+    }
+
+    /// The number of replicas on which an operation at a level rests at least.
+    fn needs(&self, place: Place, level: Option<Level>) -> (u8, u8) {
+        let cast = self.cast(place);
+        let (tenant, replicas) = (&cast.tenant, cast.tenant.replication_factor);
+        // A policy may ask for less than the level, but not for less than the tenant's minimum.
+        let level = if cast.policy {
+            tenant.minimum_level
+        } else {
+            level.unwrap_or(tenant.default_level).max(tenant.minimum_level)
+        };
+        let needs = match level {
+            Level::One => 1,
+            Level::Quorum => replicas / 2 + 1,
+            Level::All => replicas,
+        };
+        (needs, replicas)
     }
 
     /// Reads, and returns the tags shown; `None` if the read failed.
@@ -217,27 +167,14 @@ impl Client {
         coordinator: usize,
         mood: Mood,
     ) -> Option<Tags> {
-        let operation = Operation {
-            client: self.id,
-            place,
-            intention: Intention::Read,
-            seen: None,
-            level_all: level == Some(Level::All),
-            weak: level == Some(Level::One),
-            start: 0,
-            end: 0,
-            outcome: Outcome::Unknown,
-        };
+        let (needs, replicas) = self.needs(place, level);
+        let mut operation = Operation::new(self.id, place, Intention::Read, needs, replicas);
+        operation.partial = self.cast(place).resolver.hides();
         let index = self.stage.history.start(operation);
-        let patience = self.patience(mood);
-        let request = ReadRequest {
-            tenant: self.cast(place).tenant.id.clone(),
-            key: Stage::key(place),
-            level,
-            arrived: None,
-            timeout: Some(patience),
-        };
-        let attempt = self.attempt(coordinator, patience, mood, |to| Call::Read(request, to)).await;
+        let (tenant, key) = (self.cast(place).tenant.id.clone(), Stage::key(place));
+        let call =
+            |timeout, to| Call::Read(ReadRequest { tenant, key, level, timeout: Some(timeout), arrived: None }, to);
+        let attempt = self.attempt(coordinator, mood, "a read", call).await;
         let (outcome, description) = self.understand_read(place, attempt);
         let (id, stage) = (self.id, Arc::clone(&self.stage));
         stage.note(|| format!("client {id} reads {place:?} through c{}: {description}", coordinator + 1));
@@ -267,7 +204,8 @@ impl Client {
             Attempt::NotSent => return (Outcome::Unknown, "not sent".to_owned()),
             Attempt::Lost => return (Outcome::Unknown, "no answer".to_owned()),
         };
-        self.remember(place, Context { token: context, seen: shown.clone(), live: shown.clone() });
+        let until = if self.cast(place).resolver.hides() { self.stage.history.position() } else { 0 };
+        self.remember(place, Context { token: context, seen: shown.clone(), live: shown.clone(), until });
         let description = format!("{shown:?}");
         (Outcome::Shown(shown), description)
     }
@@ -283,7 +221,7 @@ impl Client {
     /// A context that this client received for the key: mostly the last one, sometimes an old one, sometimes none.
     fn context(&mut self, place: Place) -> Option<Context> {
         let kept = self.contexts.get(&place).map_or(0, VecDeque::len);
-        if kept == 0 || self.chance(350) {
+        if kept == 0 || self.chance(self.manner().blind) {
             return None;
         }
         let back = if self.chance(150) { self.rng.random_range(0..kept) } else { 0 };
@@ -291,13 +229,12 @@ impl Client {
     }
 
     async fn change(&mut self, place: Place, mood: Mood) {
-        self.change_with(place, mood, None).await;
+        self.change_with(place, mood, false).await;
     }
 
-    /// Writes or deletes, with retries.
-    async fn change_with(&mut self, place: Place, mood: Mood, context: Option<Option<Context>>) {
-        let blind = context.is_some();
-        let context = context.unwrap_or_else(|| self.context(place));
+    /// Writes or deletes, with retries. `blind`: writes, without a context.
+    async fn change_with(&mut self, place: Place, mood: Mood, blind: bool) {
+        let context = if blind { None } else { self.context(place) };
         let deletes = !blind && self.chance(self.manner().deletes);
         let tag = self.stage.history.fresh_tag();
         let intention = if deletes {
@@ -312,39 +249,49 @@ impl Client {
             Intention::Write { tag, carries }
         };
         let weak = !self.cast(place).is_register() && self.chance(self.manner().weak);
+        let level = if weak { Some(Level::One) } else { self.any_level(place) };
         let named = blind || self.chance(self.manner().named);
-        let request = WriteRequest {
-            tenant: self.cast(place).tenant.id.clone(),
-            key: Stage::key(place),
-            value: match &intention {
-                Intention::Write { carries, .. } => Some(to_value(carries)),
-                _ => None,
-            },
-            level: weak.then_some(Level::One),
-            idempotency_key: named.then(|| format!("intention-{tag}")),
-            context: context.as_ref().map(|context| context.token.clone()).unwrap_or_default(),
-            arrived: None,
-            timeout: None,
-        };
-        let operation = Operation {
-            client: self.id,
-            place,
-            intention,
-            seen: context.map(|context| context.seen),
-            level_all: false,
-            weak,
-            start: 0,
-            end: 0,
-            outcome: Outcome::Unknown,
-        };
+        self.submit(Draft { place, intention, context, level, named }, mood).await;
+    }
+
+    async fn submit(&mut self, draft: Draft, mood: Mood) {
+        let named = draft.named;
+        let (operation, request) = self.prepare(draft);
         let (id, shown) = (self.id, operation.clone());
         self.stage.note(|| {
-            let name = if named { "" } else { ", unnamed" };
-            format!("client {id} wants {:?} at {place:?}, seen {:?}{name}", shown.intention, shown.seen)
+            let (name, place) = (if named { "" } else { ", unnamed" }, shown.place);
+            format!(
+                "client {id} wants {:?} at {place:?}, seen {:?}, {} replicas{name}",
+                shown.intention, shown.seen, shown.needs
+            )
         });
         let index = self.stage.history.start(operation);
         let attempts = if named { self.rng.random_range(1..=self.manner().attempts) } else { 1 };
         self.insist(index, request, attempts, mood, false).await;
+    }
+
+    fn prepare(&mut self, draft: Draft) -> (Operation, WriteRequest) {
+        let Draft { place, intention, context, level, named } = draft;
+        let (needs, replicas) = self.needs(place, level);
+        let mut operation = Operation::new(self.id, place, intention, needs, replicas);
+        let tag = operation.tag().unwrap_or_default();
+        let long = if self.chance(self.manner().large) { self.rng.random_range(2_000..=150_000) } else { 0 };
+        let request = WriteRequest {
+            tenant: self.cast(place).tenant.id.clone(),
+            key: Stage::key(place),
+            value: match &operation.intention {
+                Intention::Write { carries, .. } => Some(to_value(carries, long)),
+                _ => None,
+            },
+            level,
+            idempotency_key: named.then(|| format!("intention-{tag}")),
+            context: context.as_ref().map(|context| context.token.clone()).unwrap_or_default(),
+            timeout: None,
+            arrived: None,
+        };
+        operation.may_cover_until = context.as_ref().map_or(0, |context| context.until);
+        operation.seen = context.map(|context| context.seen);
+        (operation, request)
     }
 
     /// Retries a change that is in doubt.
@@ -356,47 +303,26 @@ impl Client {
     /// Sends a change until it is acknowledged or the attempts are used up. `doubt`: it may have been applied already.
     async fn insist(&mut self, index: usize, request: WriteRequest, attempts: u64, mood: Mood, mut doubt: bool) {
         let stage = Arc::clone(&self.stage);
-        let operation = stage.history.operations()[index].clone();
+        let operation = stage.history.operation(index);
         let (place, tag) = (operation.place, operation.tag().unwrap_or_default());
         let mut coordinator = self.any_coordinator();
         for attempt in 1..=attempts {
-            let patience = self.patience(mood);
-            let sent = WriteRequest { timeout: Some(patience), ..request.clone() };
-            let answer = self.attempt(coordinator, patience, mood, |to| Call::Write(sent, to)).await;
-            let description = match &answer {
-                Attempt::Answered(Ok(written)) => {
-                    format!("done by {} replicas, duplicate {}", written.replicas, written.duplicate)
-                }
-                Attempt::Answered(Err(failed)) => format!("failed ({:?}): {failed}", failed.effect),
-                Attempt::NotSent => "not sent".to_owned(),
-                Attempt::Lost => "no answer".to_owned(),
-            };
+            let sent = request.clone();
+            let call = |timeout, to| Call::Write(WriteRequest { timeout: Some(timeout), ..sent }, to);
+            let answer = self.attempt(coordinator, mood, "a change", call).await;
+            let description = describe(&answer);
             let id = self.id;
             stage.note(|| format!("client {id} gets for {tag} at {place:?} from c{}: {description}", coordinator + 1));
-            if mood == Mood::Calm && !matches!(answer, Attempt::Answered(Ok(_))) {
-                stage.violated(format!("success: change {tag} at {place:?} failed without faults: {description}"));
+            if !self.is_expected(place, mood, &answer) {
+                stage.violated(format!("success: change {tag} at {place:?}, {mood:?}: {description}"));
             }
             match answer {
                 Attempt::Answered(Ok(written)) => {
-                    let mut seen = operation.seen.clone().unwrap_or_default();
-                    seen.insert(tag);
-                    let live = match operation.intention {
-                        Intention::Write { carries, .. } => carries,
-                        _ => Tags::new(),
-                    };
-                    self.remember(place, Context { token: written.context, seen, live });
-                    stage.history.end(index, Outcome::Done);
-                    let acknowledged = Acknowledged { place, tag, request };
-                    if acknowledged.is_repeated()
-                        && self.cast(place).tenant.idempotency_outage == IdempotencyOutage::Reject
-                    {
-                        lock(&stage.acknowledged).push(acknowledged.clone());
-                        self.repeat(acknowledged, mood).await;
-                    }
+                    self.acknowledged(index, &operation, written, request, mood).await;
                     return;
                 }
                 Attempt::Answered(Err(failed)) => match failed.effect {
-                    Some(Effect::NotApplied) => {}
+                    Some(Effect::NotApplied) => doubt &= !self.is_final(place, &request, &failed.failure),
                     Some(Effect::InDoubt) => doubt = true,
                     None => stage.violated(format!("honesty: change {tag} failed without saying if it was applied")),
                 },
@@ -415,12 +341,80 @@ impl Client {
         }
     }
 
+    /// True if a change may be answered like this when there are no faults, or only full disks.
+    fn is_expected(&self, place: Place, mood: Mood, answer: &Attempt<Written>) -> bool {
+        let failure = match answer {
+            Attempt::Answered(Ok(_)) => None,
+            Attempt::Answered(Err(failed)) => Some(&failed.failure),
+            Attempt::NotSent | Attempt::Lost => return mood == Mood::Stormy,
+        };
+        match mood {
+            Mood::Calm => failure.is_none_or(|failure| self.cast(place).crowded && *failure == Failure::SiblingLimit),
+            Mood::Full => matches!(failure, Some(Failure::StorageFull { .. })),
+            Mood::Stormy => true,
+        }
+    }
+
+    /// True if "not applied" is said of the change, and not only of this attempt at it: the idempotency store has been asked whether
+    /// there were others, and remembers all of them.
+    fn is_final(&self, place: Place, request: &WriteRequest, failure: &Failure) -> bool {
+        let asked = !matches!(
+            failure,
+            Failure::Overloaded { .. }
+                | Failure::TenantNotFound(_)
+                | Failure::PluginFault { .. }
+                | Failure::StoreUnavailable { .. }
+                | Failure::IdempotencyKeyConflict
+        );
+        let remembers = self.cast(place).tenant.idempotency_outage == IdempotencyOutage::Reject;
+        let scenario = &self.stage.scenario;
+        asked && remembers && request.idempotency_key.is_some() && !scenario.forgetful && !scenario.stops
+    }
+
+    async fn acknowledged(
+        &mut self,
+        index: usize,
+        operation: &Operation,
+        written: Written,
+        request: WriteRequest,
+        mood: Mood,
+    ) {
+        let (place, tag) = (operation.place, operation.tag().unwrap_or_default());
+        if written.replicas < operation.needs {
+            let (got, needs) = (written.replicas, operation.needs);
+            self.stage
+                .violated(format!("level: change {tag} at {place:?} was acknowledged by {got} of {needs} replicas"));
+        }
+        let mut seen = operation.seen.clone().unwrap_or_default();
+        seen.insert(tag);
+        let live = match &operation.intention {
+            Intention::Write { carries, .. } => carries.clone(),
+            _ => Tags::new(),
+        };
+        // A delete without a context has read the key: the context that it returns covers what it found.
+        let reads = operation.is_delete() && operation.seen.is_none();
+        let until = if reads { self.stage.history.position() } else { operation.may_cover_until };
+        self.remember(place, Context { token: written.context, seen, live, until });
+        self.stage.history.end(index, Outcome::Done);
+        let acknowledged = Acknowledged { place, tag, request };
+        if self.cast(place).tenant.idempotency_outage != IdempotencyOutage::Reject || self.stage.scenario.forgetful {
+            return;
+        }
+        if acknowledged.is_reused() {
+            self.reuse(&acknowledged, mood).await;
+        }
+        if acknowledged.is_repeated() {
+            lock(&self.stage.acknowledged).push(acknowledged.clone());
+            self.repeat(acknowledged, mood).await;
+        }
+    }
+
     /// Sends an acknowledged change again, as a queue may deliver a message twice: it must be reported as a duplicate.
     pub(crate) async fn repeat(&mut self, acknowledged: Acknowledged, mood: Mood) {
         let Acknowledged { place, tag, request } = acknowledged;
-        let (coordinator, patience) = (self.any_coordinator(), self.patience(mood));
-        let request = WriteRequest { timeout: Some(patience), ..request };
-        let again = self.attempt(coordinator, patience, mood, |to| Call::Write(request, to)).await;
+        let coordinator = self.any_coordinator();
+        let call = |timeout, to| Call::Write(WriteRequest { timeout: Some(timeout), ..request }, to);
+        let again = self.attempt(coordinator, mood, "a repetition", call).await;
         let id = self.id;
         match again {
             Attempt::Answered(Ok(written)) if !written.duplicate => self.stage.violated(format!(
@@ -434,43 +428,32 @@ impl Client {
         }
     }
 
-    fn patience(&mut self, mood: Mood) -> Duration {
-        match mood {
-            Mood::Calm => CALM_PATIENCE,
-            Mood::Stormy => Duration::from_millis(self.rng.random_range(100..=self.manner().patience_ms)),
+    /// Uses the idempotency key of an acknowledged change for another one: it must be refused, and no read may ever show it.
+    async fn reuse(&mut self, acknowledged: &Acknowledged, mood: Mood) {
+        let (coordinator, place, tag) = (self.any_coordinator(), acknowledged.place, acknowledged.tag);
+        let other = self.stage.history.fresh_tag();
+        let request = WriteRequest { value: Some(to_value(&Tags::from([other]), 0)), ..acknowledged.request.clone() };
+        let call = |timeout, to| Call::Write(WriteRequest { timeout: Some(timeout), ..request }, to);
+        let answer = self.attempt(coordinator, mood, "another change with the same key", call).await;
+        let description = describe(&answer);
+        let id = self.id;
+        self.stage.note(|| format!("client {id} uses the key of {tag} at {place:?} for {other}: {description}"));
+        if let Attempt::Answered(Ok(_)) = answer {
+            self.stage.violated(format!(
+                "idempotency: the key of change {tag} at {place:?} was accepted for another change, {other}"
+            ));
         }
     }
+}
 
-    /// Sends one request and waits for the answer, over a network that may lose either.
-    async fn attempt<T>(
-        &mut self,
-        coordinator: usize,
-        patience: Duration,
-        mood: Mood,
-        call: impl FnOnce(oneshot::Sender<Result<T, Failed>>) -> Call,
-    ) -> Attempt<T> {
-        let stormy = mood == Mood::Stormy;
-        let Some(doors) = self.stage.cluster.coordinators[coordinator].doors() else { return Attempt::NotSent };
-        let way = Duration::from_millis(self.rng.random_range(0..=4));
-        tokio::time::sleep(way).await;
-        if stormy && self.chance(self.manner().lost) {
-            tokio::time::sleep(patience).await;
-            return Attempt::Lost;
+fn describe(answer: &Attempt<Written>) -> String {
+    match answer {
+        Attempt::Answered(Ok(written)) => {
+            format!("done by {} replicas, duplicate {}", written.replicas, written.duplicate)
         }
-        let (to, answer) = oneshot::channel();
-        if doors.calls.send(call(to)).is_err() {
-            return Attempt::NotSent;
-        }
-        if stormy && self.chance(self.manner().cancelled) {
-            let soon = Duration::from_millis(self.rng.random_range(0..=60));
-            tokio::time::sleep(soon).await;
-            return Attempt::Lost;
-        }
-        match tokio::time::timeout(patience, answer).await {
-            Ok(Ok(_)) if stormy && self.chance(self.manner().lost) => Attempt::Lost,
-            Ok(Ok(result)) => Attempt::Answered(result),
-            Ok(Err(_)) | Err(_) => Attempt::Lost,
-        }
+        Attempt::Answered(Err(failed)) => format!("failed ({:?}): {failed}", failed.effect),
+        Attempt::NotSent => "not sent".to_owned(),
+        Attempt::Lost => "no answer".to_owned(),
     }
 }
 

@@ -6,17 +6,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use turmoil::net::TcpListener;
 use witan_control::stores::Progress;
 use witan_control::{register, ring};
-use witan_coordinate::{Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, WriteRequest, Written};
+use witan_coordinate::{
+    Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, Respond, UnderWay, World, WriteRequest, Written,
+};
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
 use witan_kernel::name::{Key, NodeId, StoreId};
-use witan_kernel::port::{Metadata, NodeStatus, StorageNode};
-use witan_kernel::record::Record;
+use witan_kernel::port::{Metadata, NodeStatus, Replicas, StorageNode};
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{Ring, token};
 use witan_kernel::scan::{Ranges, Standing};
@@ -25,18 +27,32 @@ use witan_memory::MemoryMetadata;
 use witan_node::batch::Durability;
 use witan_node::driver::{Inline, QueueLimits};
 use witan_node::engine::simulated::Disk;
-use witan_node::row;
 use witan_node::server::{self, Guard, Limits};
 use witan_node::store::Store;
 use witan_peer::Lanes;
 use witan_upkeep::{Sweep, Upkeep};
 
+use crate::nemesis::Link;
+use crate::oracle::{self, Content};
+use crate::plugins::Bound;
 use crate::scenario::Scenario;
-use crate::world::{Accepted, Bound, Dial, Dice, Idempotency, Known, SimClock, Simulated, lock};
+use crate::stores::{Idempotency, Known, View};
+use crate::world::{Accepted, Dial, Dice, Gate, SimClock, lock};
 
 const PORT: u16 = 50052;
 /// Points of each node on the ring: enough to spread keys over a few nodes, and cheap to compute for each simulation.
 const VIRTUAL_NODES: u32 = 16;
+
+/// The ports of the simulation.
+pub(crate) struct Simulated;
+
+impl World for Simulated {
+    type Clock = SimClock;
+    type Randomness = Dice;
+    type Replicas = Arc<Lanes<SimClock, Dial>>;
+    type Idempotency = Idempotency;
+    type Tenants = View;
+}
 
 /// A storage node's machine: the state that outlives its process.
 pub(crate) struct NodeMachine {
@@ -49,8 +65,20 @@ pub(crate) struct NodeMachine {
     /// The longest duration of a sync at present, milliseconds.
     slowest_sync_ms: Arc<AtomicU64>,
     store: Mutex<Option<Arc<Store>>>,
+    /// The rows that were damaged and have not been found in that state again, newest last.
+    flipped: Mutex<Vec<Flipped>>,
     dice: Dice,
 }
+
+/// A row with a flipped bit.
+struct Flipped {
+    row: Bytes,
+    value: Bytes,
+    bit: usize,
+}
+
+/// Requests of one lane that a node has accepted and not answered: as few as it allows, so that a permit that is never returned shows.
+const LANE_REQUESTS: usize = 256;
 
 impl NodeMachine {
     async fn run(self: Arc<Self>) -> turmoil::Result {
@@ -71,7 +99,7 @@ impl NodeMachine {
             Some((accepted, listener))
         });
         let id = self.id.clone();
-        let (limits, guard) = (Limits::default(), Guard::default());
+        let (limits, guard) = (Limits { lane_requests: LANE_REQUESTS, ..Limits::default() }, Guard::default());
         server::serve(incoming, id, Arc::new(driver), clock, limits, guard, std::future::pending()).await?;
         Ok(())
     }
@@ -82,7 +110,7 @@ impl NodeMachine {
 
     /// Puts a copy of what is synced on the shelf.
     pub(crate) fn copy_disk(&self) {
-        *lock(&self.shelf) = self.disk().snapshot();
+        *lock(&self.shelf) = self.disk().copy();
     }
 
     /// Exchanges its disk for the one on the shelf. The node must be down.
@@ -99,11 +127,34 @@ impl NodeMachine {
         self.slowest_sync_ms.store(ms, Ordering::Relaxed);
     }
 
-    /// The record that it has stored at a place, synced or not. `None`: no record, or the node is down.
-    pub(crate) fn stored(&self, place: &Place) -> Result<Option<Record>, String> {
-        let Some(store) = lock(&self.store).clone() else { return Ok(None) };
-        let loaded = store.load(&row::key(place)).map_err(|error| error.to_string())?;
-        loaded.map(|(_, encoded)| encoded.decode().map_err(|error| error.to_string())).transpose()
+    /// What is on its disk at a place, synced or not.
+    pub(crate) fn content(&self, place: &Place) -> Result<Option<Content>, String> {
+        let row = oracle::row(place.token, place.tenant.bytes(), place.key.bytes());
+        self.disk().peek(&row).map(|value| oracle::read(&value)).transpose()
+    }
+
+    /// Inverts a bit of a row on its disk.
+    pub(crate) fn flip(&self, place: &Place, bit: usize) {
+        let row = Bytes::from(oracle::row(place.token, place.tenant.bytes(), place.key.bytes()));
+        let disk = self.disk();
+        if disk.flip(&row, bit)
+            && let Some(value) = disk.peek(&row)
+        {
+            lock(&self.flipped).push(Flipped { row, value, bit });
+        }
+    }
+
+    /// Inverts the bits again that are still inverted. A row that was written since is left alone, but a loss of power may bring its
+    /// damaged state back.
+    pub(crate) fn unflip(&self) {
+        let (disk, mut flipped) = (self.disk(), lock(&self.flipped));
+        for at in (0..flipped.len()).rev() {
+            let Flipped { row, value, bit } = &flipped[at];
+            if disk.peek(row).as_ref() == Some(value) {
+                disk.flip(row, *bit);
+                flipped.remove(at);
+            }
+        }
     }
 }
 
@@ -127,6 +178,16 @@ impl Doors {
         self.coordinator.in_flight()
     }
 
+    /// What has not been given back although no operation is under way.
+    pub(crate) fn under_way(&self) -> UnderWay {
+        self.coordinator.under_way()
+    }
+
+    /// Requests to a node that it has not answered, as this coordinator counts them.
+    pub(crate) fn unanswered(&self, node: &NodeId) -> u32 {
+        self.coordinator.ports().replicas.state(node).in_flight
+    }
+
     /// A node's store and whether it is whole, as this coordinator knows it.
     pub(crate) fn standing(&self, node: &NodeId) -> Option<Standing> {
         self.coordinator.ports().replicas.standing(node)
@@ -137,6 +198,12 @@ impl Doors {
 pub(crate) struct CoordinatorMachine {
     pub(crate) name: String,
     pub(crate) clock: SimClock,
+    /// The tenants as it sees them.
+    pub(crate) view: View,
+    /// Closed while its process is stopped.
+    gate: Gate,
+    /// How often it was started or stopped.
+    lives: AtomicU64,
     doors: Mutex<Option<Doors>>,
     shared: Arc<Shared>,
 }
@@ -148,10 +215,9 @@ struct Shared {
     keys: ContextKeys,
     idempotency: Idempotency,
     metadata: Arc<dyn Metadata>,
-    tenants: Known,
     plugins: Bound,
     dice: Dice,
-    dial: Dial,
+    strict: bool,
     /// Whether a write is asked about before it is repeated.
     asks: bool,
 }
@@ -161,17 +227,24 @@ const WATCH_STORES: Duration = Duration::from_millis(500);
 
 impl CoordinatorMachine {
     async fn run(self: Arc<Self>) -> turmoil::Result {
-        let lanes = Arc::new(Lanes::new(self.clock.clone(), self.shared.dial.clone(), self.name.clone()));
+        let dial = Dial {
+            metadata: Arc::clone(&self.shared.metadata),
+            strict: self.shared.strict,
+            away: Arc::clone(&self.view.away),
+        };
+        let lanes = Arc::new(Lanes::new(self.clock.clone(), dial, self.name.clone()));
         lanes.set_nodes(&self.shared.nodes);
-        let watched = Arc::clone(&lanes);
+        let (watched, away) = (Arc::clone(&lanes), Arc::clone(&self.view.away));
         let metadata = Arc::clone(&self.shared.metadata);
         tokio::spawn(async move {
             let mut progress = Progress::default();
             loop {
                 tokio::time::sleep(WATCH_STORES).await;
                 watched.meet_again(false).await;
-                // The in-memory store is always there.
-                let _ = progress.note(metadata.as_ref(), watched.commits()).await;
+                if !away.load(Ordering::Relaxed) {
+                    // The in-memory store itself does not fail.
+                    let _ = progress.note(metadata.as_ref(), watched.commits()).await;
+                }
             }
         });
         let (collapses, reported) = witan_upkeep::reports();
@@ -179,8 +252,8 @@ impl CoordinatorMachine {
             clock: self.clock.clone(),
             randomness: self.shared.dice.clone(),
             replicas: lanes,
-            idempotency: self.shared.idempotency.clone(),
-            tenants: self.shared.tenants.clone(),
+            idempotency: self.shared.idempotency.behind(&self.gate),
+            tenants: self.view.clone(),
             plugins: Arc::new(self.shared.plugins.clone()),
             collapses,
         };
@@ -191,11 +264,12 @@ impl CoordinatorMachine {
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         let (sender, mut calls) = mpsc::unbounded_channel();
         *lock(&self.doors) = Some(Doors { calls: sender, coordinator: Arc::clone(&coordinator) });
+        self.lives.fetch_add(1, Ordering::Relaxed);
         while let Some(call) = calls.recv().await {
-            // Sending fails when the client has given up, which is fine.
+            self.gate.opened().await;
             match call {
-                Call::Write(request, to) => coordinator.write(request, Box::new(|result| drop(to.send(result)))),
-                Call::Read(request, to) => coordinator.read(request, Box::new(|result| drop(to.send(result)))),
+                Call::Write(request, to) => coordinator.write(request, self.respond(to)),
+                Call::Read(request, to) => coordinator.read(request, self.respond(to)),
                 Call::Repair(pause, to) => {
                     let upkeep = Arc::clone(&upkeep);
                     tokio::spawn(async move { to.send(repair(&upkeep, pause).await) });
@@ -203,6 +277,27 @@ impl CoordinatorMachine {
             }
         }
         Ok(())
+    }
+
+    /// Passes an answer on, once the process runs.
+    fn respond<T: Send + 'static>(&self, to: oneshot::Sender<Result<T, Failed>>) -> Respond<T> {
+        let gate = self.gate.clone();
+        Box::new(move |result| {
+            // Sending fails when the client has given up, which is fine.
+            if gate.is_open() {
+                drop(to.send(result));
+                return;
+            }
+            tokio::spawn(async move {
+                gate.opened().await;
+                drop(to.send(result));
+            });
+        })
+    }
+
+    /// A number that changes whenever it is started or stopped; `None` while it is down or stopped.
+    pub(crate) fn life(&self) -> Option<u64> {
+        (self.gate.is_open() && self.doors().is_some()).then(|| self.lives.load(Ordering::Relaxed))
     }
 
     /// `None` while it is down.
@@ -232,35 +327,22 @@ pub(crate) struct Cluster {
     pub(crate) coordinators: Vec<Arc<CoordinatorMachine>>,
     pub(crate) idempotency: Idempotency,
     pub(crate) tenants: Vec<Tenant>,
+    /// Questions that plugins fail to answer, per mille.
+    pub(crate) faulty: Arc<AtomicU64>,
     metadata: Arc<dyn Metadata>,
     known: Known,
     ring: Ring,
     links: Arc<Mutex<HashMap<(usize, usize), Link>>>,
 }
 
-/// The state of a link between a coordinator and a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Link {
-    /// Delivers messages, including those held back before.
-    Up,
-    /// Drops all messages.
-    Cut,
-    /// Drops messages from the node.
-    Mute,
-    /// Drops messages from the coordinator.
-    Deaf,
-    /// Holds back all messages.
-    Held,
-}
-
 impl Cluster {
-    pub(crate) fn new(scenario: &Scenario, tenants: Vec<Tenant>, resolved: Bound, dice: &Dice) -> Self {
+    pub(crate) fn new(scenario: &Scenario, tenants: Vec<Tenant>, bound: Bound, dice: &Dice) -> Self {
         let (nodes, coordinators) = (scenario.nodes, scenario.coordinators);
         let nodes: Vec<Arc<NodeMachine>> = (1..=nodes).map(|n| Arc::new(node(format!("n{n}"), dice))).collect();
         let on_record: Vec<StorageNode> = nodes.iter().map(|node| at(node)).collect();
         let metadata: Arc<dyn Metadata> = Arc::new(MemoryMetadata::new(SimClock::default()));
         at_once(register(metadata.as_ref(), &on_record, 0)).expect("registers the nodes");
-        let (ring, known) = (ring(&on_record, 1), Known::default());
+        let (ring, known, faulty) = (ring(&on_record, 1), Known::default(), Arc::clone(&bound.faulty));
         let idempotency = Idempotency::new(dice.clone());
         let shared = Arc::new(Shared {
             nodes: on_record,
@@ -268,20 +350,23 @@ impl Cluster {
             keys: ContextKeys::new(&[(1, [1; 32])]).expect("one key"),
             idempotency: idempotency.clone(),
             metadata: Arc::clone(&metadata),
-            tenants: known.clone(),
-            plugins: resolved,
+            plugins: bound,
             dice: dice.clone(),
+            strict: scenario.strict,
             asks: scenario.asks,
-            dial: Dial { metadata: Arc::clone(&metadata), strict: scenario.strict },
         });
         let coordinator = |n| CoordinatorMachine {
             name: format!("c{n}"),
             clock: SimClock::default(),
+            view: View::new(known.clone(), dice.clone()),
+            gate: Gate::default(),
+            lives: AtomicU64::default(),
             doors: Mutex::default(),
             shared: Arc::clone(&shared),
         };
         let coordinators = (1..=coordinators).map(|n| Arc::new(coordinator(n))).collect();
-        let cluster = Self { nodes, coordinators, idempotency, tenants, metadata, known, ring, links: Arc::default() };
+        let links = Arc::default();
+        let cluster = Self { nodes, coordinators, idempotency, tenants, faulty, metadata, known, ring, links };
         let from_the_start = scenario.casts.iter().enumerate().filter(|(_, cast)| !cast.comes_later);
         from_the_start.for_each(|(tenant, _)| cluster.create_tenant(tenant));
         cluster
@@ -327,8 +412,21 @@ impl Cluster {
         let machine = &self.coordinators[coordinator];
         if sim.is_host_running(machine.name.as_str()) {
             *lock(&machine.doors) = None;
+            machine.gate.set_open(true);
             let links = (0..self.nodes.len()).map(|node| (coordinator, node));
             self.cut_power(sim, &machine.name, links.collect());
+        }
+    }
+
+    /// A coordinator's process is stopped, as if by a signal, or continues: what it is sent waits, and so does what it sends.
+    pub(crate) fn set_stopped(&self, sim: &mut turmoil::Sim<'_>, coordinator: usize, stopped: bool) {
+        let machine = &self.coordinators[coordinator];
+        if stopped == machine.gate.is_open() && (!stopped || machine.doors().is_some()) {
+            machine.gate.set_open(!stopped);
+            machine.lives.fetch_add(1, Ordering::Relaxed);
+            for link in (0..self.nodes.len()).map(|node| (coordinator, node)) {
+                self.set_link(sim, link, self.link(link));
+            }
         }
     }
 
@@ -357,7 +455,8 @@ impl Cluster {
     pub(crate) fn set_link(&self, sim: &mut turmoil::Sim<'_>, link: (usize, usize), state: Link) {
         let (coordinator, node) = (self.coordinators[link.0].name.as_str(), self.nodes[link.1].name.as_str());
         lock(&self.links).insert(link, state);
-        match state {
+        let stopped = !self.coordinators[link.0].gate.is_open();
+        match if stopped { Link::Held } else { state } {
             Link::Up => {
                 sim.repair(coordinator, node);
                 sim.release(coordinator, node);
@@ -402,6 +501,7 @@ fn node(name: String, dice: &Dice) -> NodeMachine {
         clock: SimClock::default(),
         slowest_sync_ms: Arc::new(AtomicU64::new(5)),
         store: Mutex::default(),
+        flipped: Mutex::default(),
         dice: dice.clone(),
     }
 }

@@ -11,11 +11,12 @@ use witan_coordinate::{ReadAnswer, ReadRequest, WriteRequest};
 use witan_kernel::failure::Failed;
 use witan_kernel::name::Key;
 
-use crate::client::{Client, Command, Mood, Stage};
+use crate::client::Client;
 use crate::cluster::Call;
 use crate::nemesis::Action;
 use crate::repairs::{NOTICED, holder, repair};
 use crate::scenario::Scene;
+use crate::stage::{Command, Mood, Stage};
 
 /// Operations of each client while one node is away.
 const OPERATIONS: usize = 5;

@@ -8,72 +8,129 @@ use std::sync::Mutex;
 
 use witan_kernel::fault::Fault;
 
-use crate::scenario::{DAMAGED, SHAPES};
+use crate::scenario::Play;
 use crate::world::lock;
 use crate::{chosen_fault, judge, on_all_cores};
 
 /// Number of seeds within which a search must find a fault.
-const FOUND_WITHIN: u64 = 1000;
+const FOUND_WITHIN: u64 = 500;
 
-/// The recorded seed at which the fault was found.
-fn recorded(fault: Fault) -> u64 {
+/// The recorded play in which the fault was found; `None`: it has not been found, so nothing tests its rule.
+fn recorded(fault: Fault) -> Option<&'static str> {
     match fault {
-        Fault::DotsMintedByCoordinator => 15,
-        Fault::OverwriteInsteadOfMerge => 15,
-        Fault::AcknowledgeBeforeSync => 13,
-        Fault::WriteIdForgotten => 108,
-        Fault::StampRoundSkipped => 2,
-        Fault::VerdictWrittenBack => 10,
-        Fault::QuorumOffByOne => 0,
-        Fault::ActorReusedAfterWipe => 5,
-        Fault::ContextIgnoredOnDelete => 0,
-        Fault::NotFoundNotCounted => 0,
-        Fault::BlockingRepairSkipped => 24,
-        Fault::StoredStampIgnored => 874,
-        Fault::AcknowledgedUnrecorded => 4,
-        Fault::RetryMintsAgain => 64,
-        Fault::NewStoreBelieved => 55,
-        Fault::NewStoreRecorded => 55,
-        Fault::FactorsUnchecked => 11,
-        Fault::UnadmittedStoreCounted => 12,
-        Fault::FillingStoreCounted => 117,
-        Fault::RetiredStoreUsed => 27,
-        Fault::SetBackStoreUsed => 13,
-        Fault::BirthOutlivesBoot => 14,
-        Fault::DamageBelieved => DAMAGED + 65,
+        Fault::DotsMintedByCoordinator => Some("links:0"),
+        Fault::OverwriteInsteadOfMerge => Some("links:0"),
+        Fault::AcknowledgeBeforeSync => Some("crashes:0"),
+        Fault::WriteIdForgotten => Some("outages:9"),
+        Fault::StampRoundSkipped => Some("clocks:0"),
+        Fault::VerdictWrittenBack => Some("links:0"),
+        Fault::QuorumOffByOne => Some("links:0"),
+        Fault::ActorReusedAfterWipe => Some("wiped:0"),
+        Fault::ContextIgnoredOnDelete => Some("links:0"),
+        Fault::NotFoundNotCounted => Some("links:0"),
+        Fault::BlockingRepairSkipped => Some("races:0"),
+        Fault::StoredStampIgnored => Some("late:13"),
+        Fault::AcknowledgedUnrecorded => Some("late:2"),
+        Fault::RetryMintsAgain => Some("late:16"),
+        Fault::NewStoreBelieved => Some("grown:0"),
+        Fault::NewStoreRecorded => Some("grown:0"),
+        Fault::FactorsUnchecked => Some("grown:0"),
+        Fault::LostCalledUnsent => Some("lone:4"),
+        Fault::AnswersByTurn => Some("clocks:0"),
+        Fault::FillingStoreRead => Some("grown:0"),
+        Fault::ReplyForgotten => Some("races:0"),
+        Fault::PermitsKept => Some("busy:0"),
+        Fault::ReadsNotGated => Some("lone:0"),
+        Fault::FailedSyncAnswered => Some("lone:0"),
+        Fault::FailedWriteAnswered => Some("races:0"),
+        Fault::RefusalCounted => Some("races:0"),
+        Fault::DeadlineCountsAsMet => Some("crashes:0"),
+        Fault::LateCalledUnapplied => Some("levels:1"),
+        Fault::LevelIgnored => Some("levels:0"),
+        Fault::MinimumIgnored => Some("policies:0"),
+        Fault::DeadlineStartsAgain => Some("hot:0"),
+        Fault::ContextNotAbove => Some("wallclock:4"),
+        Fault::TombstoneHasNoStamp => Some("clocks:0"),
+        Fault::StampNotRemembered => Some("outages:9"),
+        Fault::PutForgetsContext => Some("links:0"),
+        Fault::PutDropsAll => Some("links:0"),
+        Fault::MintAloneSuffices => Some("links:0"),
+        Fault::WriterClaimsRecord => Some("links:0"),
+        Fault::CollapseShowsHalf => Some("piled:0"),
+        Fault::StaleCountedAsRepaired => Some("wiped:0"),
+        Fault::RepairSendsFirst => Some("links:0"),
+        Fault::RepairPermitLeaked => Some("links:0"),
+        Fault::FirstAnswerReturned => Some("links:0"),
+        Fault::DoubtReleased => Some("crowded:1"),
+        Fault::TakeoverForgotten => Some("crowded:1"),
+        Fault::DuplicateCalledNew => Some("links:0"),
+        Fault::ConflictAccepted => Some("links:0"),
+        Fault::OutageIgnored => Some("mixed:0"),
+        Fault::AbsentNotSwept => Some("grown:0"),
+        Fault::SweepSendsFirst => Some("replaced:3"),
+        Fault::LastReplicaNotSwept => Some("grown:0"),
+        Fault::TooFewBelieved => Some("twice:4"),
+        Fault::AbsentNotStale => Some("busy:0"),
+        Fault::OneStampIsEnough => Some("drifting:4"),
+        Fault::UnadmittedStoreCounted => Some("swapped:0"),
+        Fault::FillingStoreCounted => Some("swapped:8"),
+        Fault::RetiredStoreUsed => Some("swapped:1"),
+        Fault::SetBackStoreUsed => Some("copied:0"),
+        Fault::BirthOutlivesBoot => Some("restored:0"),
+        Fault::DamageBelieved => Some("damaged:20"),
         // In scenes of their own.
-        Fault::DeadlineFromTurn => 0,
-        Fault::ReservationProlonged => 0,
-        // Those of `hot` are recorded there.
-        _ => u64::MAX,
+        Fault::DeadlineFromTurn | Fault::ReservationProlonged => Some("links:0"),
+        // Those of `names` are recorded there.
+        Fault::RepeatedUnasked
+        | Fault::AskedWithoutPin
+        | Fault::PinsUntold
+        | Fault::AnswerTrimmed
+        | Fault::HorizonIgnored
+        | Fault::UnpinnedEarly
+        | Fault::NewestIgnored
+        | Fault::OwnDotLeftOut
+        | Fault::UnreservedSentAsFirst => None,
+        Fault::MergesNotGated | Fault::SyncCoversLater | Fault::StampNotStored | Fault::UnrepairedBelieved => None,
     }
 }
 
-/// The scenario, by its index in [`SHAPES`], in which a broken rule is most visible.
-fn best_scenario(fault: Fault) -> u64 {
+/// The scenario in which a broken rule is most visible.
+fn best_scenario(fault: Fault) -> &'static str {
     match fault {
-        Fault::WriteIdForgotten => 3,
-        Fault::StoredStampIgnored | Fault::RetryMintsAgain | Fault::AcknowledgedUnrecorded => 4,
-        Fault::ActorReusedAfterWipe => 5,
-        Fault::BlockingRepairSkipped => 9,
-        Fault::NewStoreBelieved | Fault::NewStoreRecorded | Fault::VerdictWrittenBack => 10,
-        Fault::FactorsUnchecked => 11,
-        Fault::UnadmittedStoreCounted | Fault::FillingStoreCounted | Fault::RetiredStoreUsed => 12,
-        Fault::SetBackStoreUsed => 13,
-        Fault::BirthOutlivesBoot => 14,
-        _ => 0,
+        Fault::WriteIdForgotten => "outages",
+        Fault::StoredStampIgnored | Fault::RetryMintsAgain | Fault::AcknowledgedUnrecorded => "late",
+        Fault::ActorReusedAfterWipe => "wiped",
+        Fault::BlockingRepairSkipped => "races",
+        Fault::NewStoreBelieved | Fault::NewStoreRecorded | Fault::VerdictWrittenBack => "replaced",
+        Fault::FactorsUnchecked => "grown",
+        Fault::UnadmittedStoreCounted | Fault::FillingStoreCounted | Fault::RetiredStoreUsed => "swapped",
+        Fault::SetBackStoreUsed => "copied",
+        Fault::BirthOutlivesBoot => "restored",
+        Fault::DamageBelieved => "damaged",
+        Fault::LevelIgnored | Fault::LateCalledUnapplied => "levels",
+        Fault::MinimumIgnored => "policies",
+        Fault::ContextNotAbove => "wallclock",
+        Fault::PermitsKept => "busy",
+        Fault::ReadsNotGated | Fault::SyncCoversLater | Fault::FailedSyncAnswered => "lone",
+        Fault::MergesNotGated => "flicker",
+        Fault::TooFewBelieved => "twice",
+        Fault::UnrepairedBelieved | Fault::SweepSendsFirst => "replaced",
+        Fault::StampNotStored => "late",
+        Fault::OneStampIsEnough => "drifting",
+        Fault::StampNotRemembered => "outages",
+        _ => "links",
     }
 }
 
-/// The first violation at a seed, shortened.
-fn found_at(fault: Fault, seed: u64) -> Option<String> {
-    let verdict = judge(seed, Some(fault), false);
+/// The first violation of a play, shortened.
+fn found_at(fault: Fault, play: Play) -> Option<String> {
+    let verdict = judge(play, Some(fault), false);
     let violation = verdict.violations.first()?;
-    Some(format!("{} ({}): {}", seed, verdict.scenario, violation.chars().take(160).collect::<String>()))
+    Some(format!("{play}: {}", violation.chars().take(160).collect::<String>()))
 }
 
 fn chosen() -> Vec<Fault> {
-    let here = |fault: &Fault| !crate::hot::is_mine(*fault);
+    let here = |fault: &Fault| !crate::names::is_mine(*fault);
     chosen_fault().map_or(Fault::ALL.to_vec(), |fault| vec![fault]).into_iter().filter(here).collect()
 }
 
@@ -83,8 +140,12 @@ fn every_deliberate_fault_is_found() {
     let faults = chosen();
     on_all_cores(faults.len() as u64, |number| {
         let fault = faults[number as usize];
-        match found_at(fault, recorded(fault)) {
-            Some(found) => println!("{fault:?}: found at seed {found}"),
+        let Some(recorded) = recorded(fault) else {
+            println!("{fault:?}: not found by now");
+            return;
+        };
+        match found_at(fault, Play::parse(recorded).expect("a play")) {
+            Some(found) => println!("{fault:?}: found at {found}"),
             None => lock(&missed).push(fault),
         }
     });
@@ -103,16 +164,19 @@ fn search_for_every_deliberate_fault() {
     let missed: Mutex<Vec<Fault>> = Mutex::default();
     let table: Mutex<Vec<(usize, String)>> = Mutex::default();
     let faults = chosen();
+    let in_order = std::env::var("WITAN_SIM_IN_ORDER").is_ok();
     on_all_cores(faults.len() as u64, |number| {
         let fault = faults[number as usize];
-        // All seeds, starting with those of the scenario in which this rule matters.
-        let first = if fault == Fault::DamageBelieved { DAMAGED } else { 0 };
-        let mut seeds: Vec<u64> = (first..first + FOUND_WITHIN).collect();
-        seeds.sort_by_key(|seed| *seed % SHAPES.len() as u64 != best_scenario(fault));
-        match seeds.into_iter().find_map(|seed| Some((seed, found_at(fault, seed)?))) {
-            Some((seed, found)) => {
-                println!("{fault:?}: found at seed {found}");
-                lock(&table).push((number as usize, format!("        Fault::{fault:?} => {seed},")));
+        // Either as seeds come, which says how many it takes, or starting with those of the scenario in which this rule matters.
+        let mut plays: Vec<Play> = (0..FOUND_WITHIN).map(Play::of).collect();
+        if !in_order {
+            plays.sort_by_key(|play| play.name() != best_scenario(fault));
+        }
+        let tried = plays.into_iter().enumerate();
+        match tried.into_iter().find_map(|(tried, play)| Some((tried, play, found_at(fault, play)?))) {
+            Some((tried, play, found)) => {
+                println!("{fault:?}: found after {} seeds at {found}", tried + 1);
+                lock(&table).push((number as usize, format!("        Fault::{fault:?} => Some(\"{play}\"),")));
             }
             None => lock(&missed).push(fault),
         }

@@ -1,12 +1,12 @@
 //! Deterministic simulation: real coordinators and storage nodes on virtual machines whose networks, disks, clocks and power fail.
 //! The complete history of their clients is then checked.
 //!
-//! `cargo xtask sim` runs [`SEEDS`] seeds; `--seed 7` runs one and prints every event, `--seeds 5000` runs more, `--scenario
-//! crashes` only those of one scenario, `--fault QuorumOffByOne` with that rule broken. (It sets `WITAN_SIM_SEED`,
+//! `cargo xtask sim` runs [`SEEDS`] seeds; `--seed 7` or `--seed links:3` runs one and prints every event, `--seeds 5000` runs more,
+//! `--scenario crashes` only those of one scenario, `--fault QuorumOffByOne` with that rule broken. (It sets `WITAN_SIM_SEED`,
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
-//! Reading order: [`scenario`], [`nemesis`], [`world`], [`cluster`], [`client`], [`play`], [`repairs`], [`disks`], [`damaged`],
-//! [`history`], [`check`], [`faults`], [`scenes`], [`hot`].
+//! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`cluster`], [`stage`], [`client`], [`play`],
+//! [`repairs`], [`disks`], [`history`], [`check`], [`oracle`], [`faults`], [`scenes`], [`names`].
 
 // It runs in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -14,16 +14,19 @@
 mod check;
 mod client;
 mod cluster;
-mod damaged;
 mod disks;
 mod faults;
 mod history;
-mod hot;
+mod names;
 mod nemesis;
+mod oracle;
 mod play;
+mod plugins;
 mod repairs;
 mod scenario;
 mod scenes;
+mod stage;
+mod stores;
 mod world;
 
 use std::cell::RefCell;
@@ -35,12 +38,13 @@ use std::time::{Duration, Instant};
 
 use witan_kernel::fault::{self, Fault};
 
+use history::Measured;
 use play::Verdict;
-use scenario::Scenario;
+use scenario::{Play, SHAPES, Scenario};
 use world::lock;
 
-/// Default number of seeds to run.
-const SEEDS: u64 = 500;
+/// Default number of seeds to run: 20 of each scenario, about a minute on two cores.
+const SEEDS: u64 = 640;
 
 thread_local! {
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
@@ -63,33 +67,42 @@ fn record_panics() {
 /// Name of the threads that run seeds; their panics are reported with the seed.
 const PLAYER: &str = "player";
 
-/// Runs a seed on this thread, with one rule broken or none.
-fn judge(seed: u64, broken: Option<Fault>, verbose: bool) -> Verdict {
-    judge_scenario(Scenario::of(seed), broken, verbose)
+/// Runs a play on this thread, with one rule broken or none: the scene of the rule, if there is one.
+fn judge(play: Play, broken: Option<Fault>, verbose: bool) -> Verdict {
+    match broken.and_then(scenes::of) {
+        Some(scene) => judged(play.name(), broken, || scene(play)),
+        None => judge_scenario(Scenario::of(play), broken, verbose),
+    }
 }
 
 /// Runs a scenario on this thread, with one rule broken or none.
 fn judge_scenario(scenario: Scenario, broken: Option<Fault>, verbose: bool) -> Verdict {
+    judged(scenario.name, broken, || play::play(scenario, verbose))
+}
+
+fn judged(name: &'static str, broken: Option<Fault>, played: impl FnOnce() -> Verdict) -> Verdict {
     record_panics();
     fault::set(broken);
     PANICS.with_borrow_mut(Vec::clear);
-    let seed = scenario.seed;
-    let played = catch_unwind(AssertUnwindSafe(|| match broken.and_then(scenes::of) {
-        Some(scene) => scene(seed),
-        None => play::play(scenario, verbose),
-    }));
+    let played = catch_unwind(AssertUnwindSafe(played));
     fault::set(None);
     let panics = PANICS.take();
     let mut verdict = played.unwrap_or_else(|_| Verdict {
-        scenario: "?",
+        scenario: name,
         violations: Vec::new(),
         hash: 0,
         log: String::new(),
-        operations: 0,
+        measured: Measured::default(),
         virtual_time: Duration::ZERO,
     });
     verdict.violations.extend(panics.into_iter().map(|panic| format!("panic: {panic}")));
     verdict
+}
+
+/// The play that `WITAN_SIM_SEED` names.
+fn chosen_play() -> Option<Play> {
+    let text = std::env::var("WITAN_SIM_SEED").ok()?;
+    Some(Play::parse(&text).unwrap_or_else(|| panic!("WITAN_SIM_SEED={text} is neither a number nor like links:3")))
 }
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -107,7 +120,7 @@ fn chosen_fault() -> Option<Fault> {
 /// The scenario that `WITAN_SIM_SCENARIO` names.
 fn chosen_scenario() -> Option<String> {
     let name = std::env::var("WITAN_SIM_SCENARIO").ok()?;
-    let names: Vec<&str> = (0..scenario::SHAPES.len() as u64).map(|seed| Scenario::of(seed).name).collect();
+    let names = SHAPES.map(|(name, _)| name);
     assert!(names.contains(&name.as_str()), "WITAN_SIM_SCENARIO={name} is not a scenario; use one of {names:?}");
     Some(name)
 }
@@ -136,47 +149,73 @@ fn on_all_cores(count: u64, each: impl Fn(u64) + Sync) {
 }
 
 /// Totals over the seeds of one scenario.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy)]
 struct Summary {
     seeds: u64,
-    operations: usize,
+    measured: Measured,
     virtual_time: Duration,
     real_time: Duration,
 }
 
+impl Summary {
+    fn add(&mut self, other: &Self) {
+        self.seeds += other.seeds;
+        self.measured.operations += other.measured.operations;
+        self.measured.disturbed += other.measured.disturbed;
+        self.measured.pairs += other.measured.pairs;
+        self.virtual_time += other.virtual_time;
+        self.real_time += other.real_time;
+    }
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { seeds, measured: Measured { operations, disturbed, pairs }, virtual_time, real_time } = *self;
+        let (of_seeds, of_operations) = (seeds.max(1) as f64, operations.max(1) as f64);
+        let (simulated, real) = (virtual_time.as_secs_f64(), real_time.as_secs_f64());
+        write!(
+            f,
+            "{seeds:>4} seeds, {:>4.0} operations a seed, {:>3.0} % meet a fault, {:.1} others at the key meanwhile; \
+             {simulated:>6.0} s simulated in {real:>5.1} s, {:.1} seeds a second and core",
+            operations as f64 / of_seeds,
+            100.0 * disturbed as f64 / of_operations,
+            2.0 * pairs as f64 / of_operations,
+            of_seeds / real.max(0.001),
+        )
+    }
+}
+
 #[test]
 fn no_seed_breaks_a_promise() {
-    if let Some(seed) = from_environment("WITAN_SIM_SEED") {
-        let verdict = judge(seed, chosen_fault(), true);
-        assert!(verdict.violations.is_empty(), "seed {seed} ({}): {:#?}", verdict.scenario, verdict.violations);
+    if let Some(play) = chosen_play() {
+        let verdict = judge(play, chosen_fault(), true);
+        assert!(verdict.violations.is_empty(), "{play}: {:#?}", verdict.violations);
         return;
     }
     let count = from_environment("WITAN_SIM_SEEDS").unwrap_or(SEEDS);
     let scenario = chosen_scenario();
-    let chosen = |seed: &u64| scenario.as_ref().is_none_or(|name| Scenario::of(*seed).name == name);
-    let seeds: Vec<u64> = (0..).filter(chosen).take(count as usize).collect();
+    let chosen = |play: &Play| scenario.as_ref().is_none_or(|name| play.name() == name);
+    let plays: Vec<Play> = (0..).map(Play::of).filter(chosen).take(count as usize).collect();
     let started = Instant::now();
-    let failed: Mutex<Vec<u64>> = Mutex::default();
+    let failed: Mutex<Vec<String>> = Mutex::default();
     let summaries: Mutex<BTreeMap<&str, Summary>> = Mutex::default();
     on_all_cores(count, |number| {
-        let (seed, began) = (seeds[number as usize], Instant::now());
-        let verdict = judge(seed, chosen_fault(), false);
-        let mut summaries = lock(&summaries);
-        let summary = summaries.entry(verdict.scenario).or_default();
-        summary.seeds += 1;
-        summary.operations += verdict.operations;
-        summary.virtual_time += verdict.virtual_time;
-        summary.real_time += began.elapsed();
-        drop(summaries);
+        let (play, began) = (plays[number as usize], Instant::now());
+        let verdict = judge(play, chosen_fault(), false);
+        let (measured, virtual_time) = (verdict.measured, verdict.virtual_time);
+        let summary = Summary { seeds: 1, measured, virtual_time, real_time: began.elapsed() };
+        lock(&summaries).entry(verdict.scenario).or_default().add(&summary);
         if let Some(violation) = verdict.violations.first() {
-            println!("seed {seed} ({}) fails: {violation}\n  replay: cargo xtask sim --seed {seed}", verdict.scenario);
-            lock(&failed).push(seed);
+            println!("{play} fails: {violation}\n  replay: cargo xtask sim --seed {play}");
+            lock(&failed).push(play.to_string());
         }
     });
-    for (scenario, Summary { seeds, operations, virtual_time, real_time }) in lock(&summaries).iter() {
-        let (simulated, real) = (virtual_time.as_secs_f64(), real_time.as_secs_f64());
-        println!("{scenario:>9}: {seeds} seeds, {operations} operations, {simulated:.0} s simulated in {real:.1} s");
+    let mut total = Summary::default();
+    for (scenario, summary) in lock(&summaries).iter() {
+        println!("{scenario:>9}: {summary}");
+        total.add(summary);
     }
+    println!("{:>9}: {total}", "all");
     println!("{count} seeds in {:.1} s", started.elapsed().as_secs_f64());
     let failed = lock(&failed);
     assert!(failed.is_empty(), "{} of {count} seeds fail: {failed:?}", failed.len());
@@ -185,13 +224,23 @@ fn no_seed_breaks_a_promise() {
 #[test]
 fn the_same_seed_runs_identically() {
     let diverged: Mutex<Vec<String>> = Mutex::default();
-    on_all_cores(from_environment("WITAN_SIM_SAME").unwrap_or(2 * scenario::SHAPES.len() as u64), |seed| {
-        let (first, second) = (judge(seed, None, false), judge(seed, None, false));
+    on_all_cores(from_environment("WITAN_SIM_SAME").unwrap_or(2 * SHAPES.len() as u64), |seed| {
+        let play = Play::of(seed);
+        let (first, second) = (judge(play, None, false), judge(play, None, false));
         if first.hash != second.hash {
             let mut lines = first.log.lines().zip(second.log.lines());
             let difference = lines.find(|(one, other)| one != other);
-            lock(&diverged).push(format!("seed {seed} ({}) diverges at {difference:?}", first.scenario));
+            lock(&diverged).push(format!("{play} diverges at {difference:?}"));
         }
     });
     assert!(lock(&diverged).is_empty(), "{:#?}", lock(&diverged));
+}
+
+#[test]
+fn plays_are_named_by_scenario_and_number() {
+    let seed = 2 * SHAPES.len() as u64 + 1;
+    assert_eq!(Play::parse(&seed.to_string()), Play::parse("crashes:2"));
+    assert_eq!(Play::of(seed).to_string(), "crashes:2");
+    assert_eq!(Play::parse("nothing:2"), None);
+    assert_eq!(Play::parse("links:x"), None);
 }

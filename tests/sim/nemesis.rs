@@ -1,9 +1,30 @@
 //! Faults and their times: drawn before a simulation starts, applied between its steps.
 
+mod apply;
+mod troubles;
+
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use crate::cluster::{Cluster, Link};
+use crate::history::Place;
+
+pub(crate) use apply::{act, heal};
+pub(crate) use troubles::Troubles;
+
+/// The state of a link between a coordinator and a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// Delivers messages, including those held back before.
+    Up,
+    /// Drops all messages.
+    Cut,
+    /// Drops messages from the node.
+    Mute,
+    /// Drops messages from the coordinator.
+    Deaf,
+    /// Holds back all messages.
+    Held,
+}
 
 /// One change of the environment. Machines are given by index.
 #[derive(Debug, Clone)]
@@ -54,14 +75,14 @@ pub(crate) enum Action {
         node: usize,
         full: bool,
     },
+    /// A node's disk is replaced by an empty one.
+    Wipe {
+        node: usize,
+    },
     /// A node loses power, and its disk up to this many of the batches that were synced last.
     Damage {
         node: usize,
         batches: usize,
-    },
-    /// A node's disk is replaced by an empty one.
-    Wipe {
-        node: usize,
     },
     /// A copy of a node's disk is put on the shelf.
     CopyDisk {
@@ -70,6 +91,54 @@ pub(crate) enum Action {
     /// A node comes back with the disk on its shelf (an empty one if there is none), where the one that it had is put.
     SwapDisk {
         node: usize,
+    },
+    /// A coordinator's process is stopped, or continues.
+    Stop {
+        coordinator: usize,
+        stopped: bool,
+    },
+    /// A bit of a row on a node's disk is inverted.
+    Flip {
+        node: usize,
+        place: Place,
+        bit: usize,
+    },
+    /// The bit is inverted again.
+    Unflip {
+        node: usize,
+    },
+    /// Reads of a node's disk fail.
+    FailReads {
+        node: usize,
+        fails: bool,
+    },
+    /// Syncs of a node's disk fail, until its disk is replaced by one that works and has what was synced.
+    FailSyncs {
+        node: usize,
+    },
+    /// Of the lookups of tenants by a coordinator, this many per mille ask the metadata store, which may be away.
+    Metadata {
+        coordinator: usize,
+        missing: u64,
+        away: bool,
+    },
+    /// A coordinator knows of a change of tenants' default levels that the others do not know of.
+    Ahead {
+        coordinator: usize,
+        ahead: bool,
+    },
+    /// The idempotency store's replica has everything now.
+    Replicate,
+    /// The idempotency store's replica takes over.
+    FailOver,
+    /// Plugins fail to answer, this many questions per mille.
+    Plugins {
+        faulty: u64,
+    },
+    /// A coordinator's wall clock is too fast by this much from the beginning on, parts per million.
+    Drift {
+        coordinator: usize,
+        ppm: i64,
     },
     /// Messages are lost at random, this many per million.
     Loss {
@@ -90,6 +159,20 @@ pub(crate) struct Weather {
     pub(crate) slow_disks: u32,
     pub(crate) full_disks: u32,
     pub(crate) losses: u32,
+    /// Coordinators that are stopped and continue.
+    pub(crate) stops: u32,
+    /// Damaged rows.
+    pub(crate) flips: u32,
+    /// Disks that fail to read.
+    pub(crate) unreadable: u32,
+    /// Disks that fail to sync.
+    pub(crate) unsyncable: u32,
+    /// Metadata stores that are away or late, and coordinators that know more than others.
+    pub(crate) metadata: u32,
+    /// Idempotency stores that lose acknowledged steps.
+    pub(crate) forgets: u32,
+    /// Plugins that fail.
+    pub(crate) plugins: u32,
 }
 
 /// The actions of a storm in order, each with its time in milliseconds after the storm's start.
@@ -102,6 +185,10 @@ pub(crate) struct Machines {
     pub(crate) coordinators: usize,
     /// Largest jump of coordinators' clocks, microseconds; nodes' clocks jump by a tenth of it, and by one second at most.
     pub(crate) jump: i64,
+    /// Longest duration of a fault, milliseconds.
+    pub(crate) longest: u64,
+    /// Keys of the tenant whose rows are damaged, which is the last one.
+    pub(crate) damaged: Place,
 }
 
 /// Draws a storm of `ms` milliseconds, with one fault per `gap` milliseconds on average.
@@ -109,7 +196,7 @@ pub(crate) fn storm(rng: &mut StdRng, machines: Machines, weather: Weather, ms: 
     let mut storm = Storm::new();
     for _ in 0..ms.div_ceil(gap) {
         let at = rng.random_range(0..ms);
-        let long = rng.random_range(50..=1200);
+        let long = rng.random_range(50..=machines.longest);
         for (after, action) in fault(rng, machines, weather, long) {
             storm.push((at + after, action));
         }
@@ -168,6 +255,46 @@ fn fault(rng: &mut StdRng, machines: Machines, weather: Weather, long: u64) -> S
         let per_million = rng.random_range(500..=10_000);
         return vec![(0, Action::Loss { per_million }), (long, Action::Loss { per_million: 0 })];
     }
+    rarer(rng, machines, weather, long, dice)
+}
+
+/// The kinds of faults that few scenarios have.
+fn rarer(rng: &mut StdRng, machines: Machines, weather: Weather, long: u64, mut dice: Weighted) -> Storm {
+    let node = rng.random_range(0..machines.nodes);
+    let coordinator = rng.random_range(0..machines.coordinators);
+    if dice.falls(weather.stops) {
+        let stop = |stopped| Action::Stop { coordinator, stopped };
+        return vec![(0, stop(true)), (long, stop(false))];
+    }
+    if dice.falls(weather.flips) {
+        let place = (machines.damaged.0, rng.random_range(0..machines.damaged.1));
+        let flip = Action::Flip { node, place, bit: rng.random_range(0..100_000) };
+        return vec![(0, flip), (long, Action::Unflip { node })];
+    }
+    if dice.falls(weather.unreadable) {
+        return vec![(0, Action::FailReads { node, fails: true }), (long, Action::FailReads { node, fails: false })];
+    }
+    if dice.falls(weather.unsyncable) {
+        let survives = 0;
+        let back = Action::RestartNode { node };
+        return vec![(0, Action::FailSyncs { node }), (long, Action::CrashNode { node, survives }), (long + 200, back)];
+    }
+    if dice.falls(weather.metadata) {
+        if rng.random_bool(0.3) {
+            let ahead = |ahead| Action::Ahead { coordinator, ahead };
+            return vec![(0, ahead(true)), (long, ahead(false))];
+        }
+        let (missing, away) = (rng.random_range(300..=1000), rng.random_bool(0.5));
+        let over = Action::Metadata { coordinator, missing: 0, away: false };
+        return vec![(0, Action::Metadata { coordinator, missing, away }), (long, over)];
+    }
+    if dice.falls(weather.forgets) {
+        return vec![(0, Action::Replicate), (long, Action::FailOver)];
+    }
+    if dice.falls(weather.plugins) {
+        let faulty = rng.random_range(100..=1000);
+        return vec![(0, Action::Plugins { faulty }), (long, Action::Plugins { faulty: 0 })];
+    }
     Storm::new()
 }
 
@@ -225,6 +352,13 @@ impl Weather {
             self.slow_disks,
             self.full_disks,
             self.losses,
+            self.stops,
+            self.flips,
+            self.unreadable,
+            self.unsyncable,
+            self.metadata,
+            self.forgets,
+            self.plugins,
         ]
         .iter()
         .sum()
@@ -233,54 +367,3 @@ impl Weather {
 
 /// The longest duration of a healthy disk's sync, milliseconds.
 const FAST_SYNC_MS: u64 = 5;
-
-/// Applies one action.
-pub(crate) fn act(action: &Action, sim: &mut turmoil::Sim<'_>, cluster: &Cluster) {
-    match *action {
-        Action::Link { coordinator, node, becomes } => cluster.set_link(sim, (coordinator, node), becomes),
-        Action::CrashNode { node, survives } => cluster.crash_node(sim, node, |unsynced| unsynced * survives / 1000),
-        Action::PowerCut => (0..cluster.nodes.len()).for_each(|node| cluster.crash_node(sim, node, |_| 0)),
-        Action::RestartNode { node } => cluster.restart(sim, &cluster.nodes[node].name),
-        Action::CrashCoordinator { coordinator } => cluster.crash_coordinator(sim, coordinator),
-        Action::RestartCoordinator { coordinator } => cluster.restart(sim, &cluster.coordinators[coordinator].name),
-        Action::Jump { coordinator, micros } => cluster.coordinators[coordinator].clock.jump_by(micros),
-        Action::JumpNode { node, micros } => cluster.nodes[node].clock.jump_by(micros),
-        Action::Outage { reserving, settling } => cluster.idempotency.set_failing(reserving, settling),
-        Action::SlowDisk { node, ms } => cluster.nodes[node].set_slowest_sync(ms),
-        Action::FullDisk { node, full } => cluster.nodes[node].disk().set_full(full),
-        Action::Damage { node, batches } => {
-            cluster.crash_node(sim, node, |_| 0);
-            cluster.nodes[node].disk().lose(|synced| synced.min(batches));
-            cluster.restart(sim, &cluster.nodes[node].name);
-        }
-        Action::Wipe { node } => {
-            cluster.crash_node(sim, node, |_| 0);
-            cluster.nodes[node].disk().wipe();
-            cluster.restart(sim, &cluster.nodes[node].name);
-        }
-        Action::CopyDisk { node } => cluster.nodes[node].copy_disk(),
-        Action::SwapDisk { node } => {
-            cluster.crash_node(sim, node, |_| 0);
-            cluster.nodes[node].swap_disk();
-            cluster.restart(sim, &cluster.nodes[node].name);
-        }
-        Action::Loss { per_million } => sim.set_fail_rate(f64::from(per_million) / 1e6),
-    }
-}
-
-/// Ends all faults except wrong clocks.
-pub(crate) fn heal(sim: &mut turmoil::Sim<'_>, cluster: &Cluster) {
-    act(&Action::Loss { per_million: 0 }, sim, cluster);
-    act(&Action::Outage { reserving: 0, settling: 0 }, sim, cluster);
-    for node in 0..cluster.nodes.len() {
-        act(&Action::SlowDisk { node, ms: FAST_SYNC_MS }, sim, cluster);
-        act(&Action::FullDisk { node, full: false }, sim, cluster);
-        for coordinator in 0..cluster.coordinators.len() {
-            act(&Action::Link { coordinator, node, becomes: Link::Up }, sim, cluster);
-        }
-        act(&Action::RestartNode { node }, sim, cluster);
-    }
-    for coordinator in 0..cluster.coordinators.len() {
-        act(&Action::RestartCoordinator { coordinator }, sim, cluster);
-    }
-}

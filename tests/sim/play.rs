@@ -1,24 +1,29 @@
 //! Runs one simulation, from its seed to its verdict.
 
+mod settle;
+
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::future::join_all;
 use tokio::sync::oneshot;
-use witan_kernel::record::Record;
-use witan_kernel::tenant::Level;
 
 use crate::check;
-use crate::client::{Client, Command, Mood, Stage};
-use crate::cluster::{Call, Cluster, Link, RECOVERY};
+use crate::client::Client;
+use crate::cluster::{Call, Cluster};
 use crate::disks;
-use crate::history::History;
-use crate::nemesis::{Action, act, heal};
+use crate::history::{INSPECTOR, Measured};
+use crate::nemesis::{Action, Link, Troubles, act, heal};
+use crate::plugins::Bound;
 use crate::repairs::{NOTICED, holder, repair};
 use crate::scenario::{Act, Scenario};
-use crate::world::{Bound, Dice, lock, now_micros};
+use crate::stage::{Command, Mood, Stage};
+use crate::world::{Dice, lock};
+
+pub(crate) use settle::{converged, drained};
+use settle::{everything_answers, settle};
 
 /// Virtual time of one step. Messages are delivered between steps.
 const TICK: Duration = Duration::from_millis(3);
@@ -33,19 +38,22 @@ pub(crate) struct Verdict {
     pub(crate) violations: Vec<String>,
     pub(crate) hash: u64,
     pub(crate) log: String,
-    pub(crate) operations: usize,
+    pub(crate) measured: Measured,
     pub(crate) virtual_time: Duration,
 }
 
 /// Runs a scenario on this thread.
 pub(crate) fn play(scenario: Scenario, verbose: bool) -> Verdict {
-    let seed = scenario.seed;
-    let dice = Dice::new(seed);
+    let dice = Dice::new(scenario.seed);
     let tenants = scenario.casts.iter().map(|cast| cast.tenant.clone()).collect();
-    let sets = scenario.casts.iter().filter(|cast| cast.sets).map(|cast| cast.tenant.id.clone()).collect();
-    let cluster = Cluster::new(&scenario, tenants, Bound(sets), &dice);
+    let bound = Bound {
+        tenants: scenario.casts.iter().map(|cast| (cast.tenant.id.clone(), (cast.resolver, cast.policy))).collect(),
+        faulty: Arc::default(),
+        dice: dice.clone(),
+    };
+    let cluster = Cluster::new(&scenario, tenants, bound, &dice);
     let mut sim = turmoil::Builder::new()
-        .rng_seed(seed)
+        .rng_seed(scenario.seed)
         .epoch(UNIX_EPOCH)
         .tick_duration(TICK)
         .simulation_duration(LONGEST)
@@ -55,16 +63,7 @@ pub(crate) fn play(scenario: Scenario, verbose: bool) -> Verdict {
         .build();
     cluster.boot(&mut sim);
     let name = scenario.name;
-    let stage = Arc::new(Stage {
-        scenario,
-        cluster: cluster.clone(),
-        history: History::new(verbose),
-        commands: Mutex::default(),
-        violations: Mutex::default(),
-        doubtful: Mutex::default(),
-        acknowledged: Mutex::default(),
-        grown: AtomicBool::default(),
-    });
+    let stage = Arc::new(Stage::new(scenario, cluster.clone(), verbose));
     sim.client("clients", direct(Arc::clone(&stage)));
     if let Err(error) = run(&mut sim, &cluster, &stage) {
         lock(&stage.violations).push(format!("aborted: {error}"));
@@ -74,18 +73,19 @@ pub(crate) fn play(scenario: Scenario, verbose: bool) -> Verdict {
     let operations = stage.history.operations();
     let mut violations = std::mem::take(&mut *lock(&stage.violations));
     violations.extend(check::all(&stage.scenario, &operations));
+    let measured = stage.history.measured();
     let (hash, log) = stage.history.close();
-    Verdict { scenario: name, violations, hash, log, operations: operations.len(), virtual_time }
+    Verdict { scenario: name, violations, hash, log, measured, virtual_time }
 }
 
 /// Steps the simulation, and applies due actions and the play's commands between steps.
 fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil::Result {
     let mut due: VecDeque<(Duration, Action)> = VecDeque::new();
+    let mut troubles = Troubles::default();
     loop {
         while due.front().is_some_and(|(at, _)| *at <= sim.elapsed()) {
             if let Some((at, action)) = due.pop_front() {
-                stage.history.note(at.as_micros() as u64, || format!("{action:?}"));
-                act(&action, sim, cluster);
+                apply(&action, at, sim, stage, &mut troubles);
             }
         }
         if sim.step()? || !lock(&stage.violations).is_empty() {
@@ -93,32 +93,41 @@ fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil:
         }
         let commands = std::mem::take(&mut *lock(&stage.commands));
         for command in commands {
+            let now = sim.elapsed();
             match command {
                 Command::Storm(storm) => {
-                    let now = sim.elapsed();
                     due = storm.into_iter().map(|(ms, action)| (now + Duration::from_millis(ms), action)).collect();
                 }
                 Command::Heal => {
                     due.clear();
-                    stage.history.note(sim.elapsed().as_micros() as u64, || "healed".to_owned());
+                    stage.history.note(now.as_micros() as u64, || "healed".to_owned());
                     heal(sim, cluster);
+                    troubles.healed();
+                    stage.history.disturbed(false, 0);
                 }
-                Command::Do(action) => due.push_front((sim.elapsed(), action)),
-                Command::Damage(node) => due.push_front((sim.elapsed(), Action::Damage { node, batches: LOST })),
-                Command::Wipe(node) => due.push_front((sim.elapsed(), Action::Wipe { node })),
-                Command::CutOff(node) => {
-                    let cut = |coordinator| (sim.elapsed(), Action::Link { coordinator, node, becomes: Link::Cut });
-                    (0..cluster.coordinators.len()).for_each(|coordinator| due.push_front(cut(coordinator)));
-                }
+                // At once: a storm that begins in the same step replaces what is due.
+                Command::Wipe(node) => apply(&Action::Wipe { node }, now, sim, stage, &mut troubles),
+                Command::Do(action) => apply(&action, now, sim, stage, &mut troubles),
+                Command::CutOff(node) => (0..cluster.coordinators.len()).for_each(|coordinator| {
+                    let cut = Action::Link { coordinator, node, becomes: Link::Cut };
+                    apply(&cut, now, sim, stage, &mut troubles);
+                }),
             }
         }
     }
 }
 
+fn apply(action: &Action, at: Duration, sim: &mut turmoil::Sim<'_>, stage: &Stage, troubles: &mut Troubles) {
+    stage.history.note(at.as_micros() as u64, || format!("{action:?}"));
+    act(action, sim, &stage.cluster);
+    let begins = troubles.after(action, stage.cluster.nodes.len());
+    stage.history.disturbed(begins, troubles.going_on());
+}
+
 /// Performs the acts in order.
 async fn direct(stage: Arc<Stage>) -> turmoil::Result {
     let mut clients: Vec<Client> = (0..stage.scenario.clients).map(|id| Client::new(id, Arc::clone(&stage))).collect();
-    let mut inspector = Client::new(usize::MAX, Arc::clone(&stage));
+    let mut inspector = Client::new(INSPECTOR, Arc::clone(&stage));
     if !everything_answers(&stage, &mut inspector).await {
         return Ok(());
     }
@@ -140,11 +149,25 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             }
             Act::Settle => settle(&stage, &mut inspector).await,
             Act::Wipe => stage.command(Command::Wipe(holder(&stage, 0))),
-            Act::Damage => stage.command(Command::Damage(holder(&stage, 0))),
             Act::WipeNext => stage.command(Command::Wipe(holder(&stage, 1))),
+            Act::Damage => {
+                stage.command(Command::Do(Action::Damage { node: holder(&stage, 0), batches: LOST }));
+            }
+            Act::Disks(scene) => disks::play(scene, &stage, &mut clients, &mut inspector).await,
+            Act::WipeBoth => {
+                stage.command(Command::Wipe(holder(&stage, 0)));
+                stage.command(Command::Wipe(holder(&stage, 1)));
+            }
+            Act::TidyUp => {
+                for client in &mut clients {
+                    client.tidy_up(Mood::Calm).await;
+                }
+            }
+            Act::NoRoom => no_room(&stage, &mut clients).await,
+            Act::TryRepair => try_repair(&stage, false).await,
+            Act::TryRepairOnFullDisks => try_repair(&stage, true).await,
             Act::Repair => repair(&stage).await,
             Act::Grow => grow(&stage, &mut inspector).await,
-            Act::Disks(scene) => disks::play(scene, &stage, &mut clients, &mut inspector).await,
             Act::Idle { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
             Act::Retry => {
                 let doubtful: Vec<_> = lock(&stage.doubtful).drain(..).collect();
@@ -158,8 +181,43 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             }
         }
     }
-    settle(&stage, &mut inspector).await;
+    if !stage.scenario.torn {
+        settle(&stage, &mut inspector).await;
+    }
     Ok(())
+}
+
+/// Time for a command to take effect.
+const SOON: Duration = Duration::from_millis(20);
+
+/// Performs [`Act::NoRoom`].
+async fn no_room(stage: &Stage, clients: &mut [Client]) {
+    let full = |full| (0..stage.cluster.nodes.len()).map(move |node| (0, Action::FullDisk { node, full })).collect();
+    stage.command(Command::Storm(full(true)));
+    tokio::time::sleep(SOON).await;
+    join_all(clients.iter_mut().map(Client::is_refused)).await;
+    stage.command(Command::Storm(full(false)));
+    tokio::time::sleep(SOON).await;
+}
+
+/// Longer than a repair waits before it begins, and than all its attempts at one merge take together. Milliseconds.
+const FULL_FOR_MS: u64 = 14_000;
+
+/// Asks for one repair, whatever becomes of it.
+async fn try_repair(stage: &Stage, on_full_disks: bool) {
+    stage.command(Command::Heal);
+    tokio::time::sleep(NOTICED).await;
+    let Some(doors) = stage.cluster.coordinators[0].doors() else { return };
+    if on_full_disks {
+        let nodes = 0..stage.cluster.nodes.len();
+        let full = |at, full| nodes.clone().map(move |node| (at, Action::FullDisk { node, full }));
+        stage.command(Command::Storm(full(0, true).chain(full(FULL_FOR_MS, false)).collect()));
+    }
+    let (to, answer) = oneshot::channel();
+    let _ = doors.calls.send(Call::Repair(Duration::ZERO, to));
+    let repaired = answer.await.unwrap_or_else(|_| "aborted".to_owned());
+    stage.note(|| format!("repair: {repaired}"));
+    stage.command(Command::Heal);
 }
 
 /// Pause of the repair: longer than everything that happens during it.
@@ -195,77 +253,4 @@ async fn grow(stage: &Arc<Stage>, inspector: &mut Client) {
         inspector.read(place, None, coordinator, Mood::Stormy).await;
     }
     stage.command(Command::Heal);
-}
-
-/// Ends all faults, waits until everything works, reads every key at level all, and checks that replicas agree.
-async fn settle(stage: &Arc<Stage>, inspector: &mut Client) {
-    stage.command(Command::Heal);
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    if !drained(stage).await || !everything_answers(stage, inspector).await {
-        return;
-    }
-    // Read repairs run in the background, after the reads that caused them.
-    tokio::time::sleep(Duration::from_millis(600)).await;
-    for place in stage.places() {
-        for coordinator in 0..stage.cluster.coordinators.len() {
-            inspector.read(place, Some(Level::All), coordinator, Mood::Calm).await;
-        }
-    }
-    if drained(stage).await {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        converged(stage);
-    }
-}
-
-/// Waits until no coordinator has an operation in flight.
-async fn drained(stage: &Stage) -> bool {
-    let until = now_micros() + RECOVERY.as_micros() as u64;
-    while now_micros() < until {
-        let busy = stage.cluster.coordinators.iter().any(|c| c.doors().is_none_or(|doors| doors.in_flight() > 0));
-        if !busy {
-            return true;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    stage.violated("recovery: an operation outlives every deadline".to_owned());
-    false
-}
-
-/// Waits until every key can be read at level all through every coordinator.
-async fn everything_answers(stage: &Arc<Stage>, inspector: &mut Client) -> bool {
-    let until = now_micros() + RECOVERY.as_micros() as u64;
-    for place in stage.places() {
-        for coordinator in 0..stage.cluster.coordinators.len() {
-            while inspector.read(place, Some(Level::All), coordinator, Mood::Stormy).await.is_none() {
-                if now_micros() > until {
-                    let name = &stage.cluster.coordinators[coordinator].name;
-                    stage.violated(format!("recovery: {place:?} cannot be read at level all through {name}"));
-                    return false;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-    true
-}
-
-/// Checks that all replicas of each key have the same record.
-fn converged(stage: &Stage) {
-    for (tenant, key) in stage.places() {
-        let place = stage.cluster.place(tenant, &Stage::key((tenant, key)));
-        let mut stored: Vec<(String, Option<Record>)> = Vec::new();
-        for node in stage.cluster.replicas(tenant, &place) {
-            match node.stored(&place) {
-                Ok(record) => stored.push((node.name.clone(), record)),
-                Err(error) => return stage.violated(format!("convergence: {} cannot read: {error}", node.name)),
-            }
-        }
-        let same = stored.windows(2).all(|pair| match (&pair[0].1, &pair[1].1) {
-            (Some(a), Some(b)) => a.same_state(b),
-            (a, b) => a.is_none() == b.is_none(),
-        });
-        if !same {
-            stage.violated(format!("convergence: replicas of {:?} differ: {stored:?}", (tenant, key)));
-        }
-    }
 }

@@ -2,6 +2,8 @@
 //! played with many seeds, which vary latencies, the duration of syncs and the order of everything; the deliberate fault of its rule must
 //! be found by it.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -14,12 +16,14 @@ use witan_kernel::name::Key;
 use witan_kernel::tenant::IdempotencyOutage;
 
 use crate::cluster::{Call, Cluster};
+use crate::history::Measured;
 use crate::play::Verdict;
-use crate::scenario::Scenario;
-use crate::world::{Bound, Dice, now_micros, to_value};
+use crate::plugins::Bound;
+use crate::scenario::{Play, Scenario};
+use crate::world::{Dice, now_micros, to_value};
 
-/// Plays a scene with a seed.
-pub(crate) type Scene = fn(u64) -> Verdict;
+/// Plays a scene, on the machines of a play.
+pub(crate) type Scene = fn(Play) -> Verdict;
 
 /// The scene in which a rule can be broken; `None`: any scenario.
 pub(crate) fn of(fault: Fault) -> Option<Scene> {
@@ -33,19 +37,21 @@ pub(crate) fn of(fault: Fault) -> Option<Scene> {
 const TICK: Duration = Duration::from_millis(1);
 
 /// Runs `scene` on the machines of a scenario, without any of its acts. It returns what it saw that must not be.
-fn stage<F>(seed: u64, name: &'static str, scene: impl FnOnce(Cluster) -> F) -> Verdict
+fn stage<F>(play: Play, name: &'static str, scene: impl FnOnce(Cluster) -> F) -> Verdict
 where
     F: Future<Output = Vec<String>> + 'static,
 {
-    let (scenario, dice) = (Scenario::of(seed), Dice::new(seed));
+    let scenario = Scenario::of(play);
+    let dice = Dice::new(scenario.seed);
     let tenants = scenario.casts.iter().map(|cast| {
         let mut tenant = cast.tenant.clone();
         tenant.idempotency_outage = IdempotencyOutage::Reject;
         tenant
     });
-    let cluster = Cluster::new(&scenario, tenants.collect(), Bound(Vec::new()), &dice);
+    let bound = Bound { tenants: HashMap::new(), faulty: Arc::default(), dice: dice.clone() };
+    let cluster = Cluster::new(&scenario, tenants.collect(), bound, &dice);
     let mut sim = turmoil::Builder::new()
-        .rng_seed(seed)
+        .rng_seed(scenario.seed)
         .epoch(UNIX_EPOCH)
         .tick_duration(TICK)
         .simulation_duration(Duration::from_secs(120))
@@ -65,14 +71,14 @@ where
     drop(sim);
     let mut violations: Vec<String> = aborted.into_iter().collect();
     violations.extend(seen.try_recv().unwrap_or_else(|_| vec!["aborted: the scene has not ended".to_owned()]));
-    Verdict { scenario: name, violations, hash: 0, log: String::new(), operations: 0, virtual_time }
+    Verdict { scenario: name, violations, hash: 0, log: String::new(), measured: Measured::default(), virtual_time }
 }
 
 fn write(cluster: &Cluster, value: u32, timeout: Duration) -> WriteRequest {
     WriteRequest {
         tenant: cluster.tenants[0].id.clone(),
         key: Key::new("key-0").expect("a key"),
-        value: Some(to_value(&[value].into())),
+        value: Some(to_value(&[value].into(), 0)),
         level: None,
         idempotency_key: None,
         context: Bytes::new(),
@@ -106,8 +112,8 @@ const LATE: u64 = 20_000;
 
 /// Writes on one key wait in line, as those of a session do, while disks are slow. Each is answered by its own deadline, counted from its
 /// arrival, and what has not begun by then has done nothing.
-pub(crate) fn in_line(seed: u64) -> Verdict {
-    stage(seed, "in-line", |cluster| async move {
+pub(crate) fn in_line(play: Play) -> Verdict {
+    stage(play, "in-line", |cluster| async move {
         everything_works(&cluster).await;
         cluster.nodes.iter().for_each(|node| node.set_slowest_sync(3000));
         let line: Line = (cluster.tenants[0].id.clone(), Key::new("key-0").expect("a key"));
@@ -140,8 +146,8 @@ pub(crate) fn in_line(seed: u64) -> Verdict {
 }
 
 /// A write in doubt is repeated every few hours, while others write. Its repetitions are carried out until a day after the first attempt.
-pub(crate) fn repeated_for_a_day(seed: u64) -> Verdict {
-    stage(seed, "repeated", |cluster| async move {
+pub(crate) fn repeated_for_a_day(play: Play) -> Verdict {
+    stage(play, "repeated", |cluster| async move {
         everything_works(&cluster).await;
         let mut violations = Vec::new();
         let mine = WriteRequest {
@@ -179,7 +185,7 @@ const SEEDS: u64 = 12;
 fn scenes_keep_every_promise() {
     crate::on_all_cores(SEEDS, |seed| {
         for scene in [in_line, repeated_for_a_day] as [Scene; 2] {
-            let verdict = scene(seed);
+            let verdict = scene(Play::of(seed));
             assert!(verdict.violations.is_empty(), "seed {seed} ({}): {:#?}", verdict.scenario, verdict.violations);
         }
     });

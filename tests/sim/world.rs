@@ -1,10 +1,10 @@
 //! The simulated environment of coordinators and nodes: every port over virtual time, seeded randomness and turmoil's network.
 //! Nothing here replaces production code; it is only what that code depends on.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,20 +14,15 @@ use hyper_util::rt::TokioIo;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
 use tonic::transport::Uri;
 use tonic::transport::server::Connected;
 use turmoil::net::TcpStream;
 use witan_control::stores;
-use witan_coordinate::World;
-use witan_kernel::hook::{
-    Asked, Hooks, Native, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Verdict,
-};
-use witan_kernel::idempotency::{Name, Step, Stepped};
-use witan_kernel::name::{Key, NodeId, StoreId, TenantId};
-use witan_kernel::port::{Clock, IdempotencyStore, Metadata, Randomness, StorageNode, StoreError, Tenants};
-use witan_kernel::tenant::Tenant;
-use witan_memory::MemoryIdempotency;
-use witan_peer::{Connect, Connecting, Credential, Lanes, Met, endpoint};
+use witan_kernel::hook::Pending;
+use witan_kernel::name::{Key, NodeId, StoreId};
+use witan_kernel::port::{Clock, Metadata, Randomness, StorageNode, StoreError};
+use witan_peer::{Connect, Connecting, Credential, Met, endpoint};
 
 /// Locks a mutex even if it is poisoned: a panic is reported as a violation anyway.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -42,19 +37,34 @@ pub(crate) fn now_micros() -> u64 {
 /// Wall time at the start of every simulation, Unix microseconds.
 const EPOCH_MICROS: i64 = 1_900_000_000_000_000;
 
-/// A machine's clock: true time plus an error, microseconds.
+/// A machine's clock: true time plus an error, which jumps and drifts.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct SimClock(Arc<AtomicI64>);
+pub(crate) struct SimClock(Arc<ClockError>);
+
+#[derive(Debug, Default)]
+struct ClockError {
+    /// Microseconds.
+    offset: AtomicI64,
+    /// Parts per million.
+    drift: AtomicI64,
+}
 
 impl SimClock {
     pub(crate) fn jump_by(&self, micros: i64) {
-        self.0.fetch_add(micros, Ordering::Relaxed);
+        self.0.offset.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// From the beginning of the simulation on, the clock is too fast by this much, in parts per million.
+    pub(crate) fn drift_by(&self, ppm: i64) {
+        self.0.drift.store(ppm, Ordering::Relaxed);
     }
 }
 
 impl Clock for SimClock {
     fn wall_micros(&self) -> u64 {
-        (EPOCH_MICROS + now_micros() as i64 + self.0.load(Ordering::Relaxed)) as u64
+        let passed = now_micros() as i64;
+        let drifted = passed / 1000 * self.0.drift.load(Ordering::Relaxed) / 1000;
+        (EPOCH_MICROS + passed + drifted + self.0.offset.load(Ordering::Relaxed)) as u64
     }
 
     fn monotonic_micros(&self) -> u64 {
@@ -95,6 +105,8 @@ pub(crate) struct Dial {
     pub(crate) metadata: Arc<dyn Metadata>,
     /// Whether stores are compared with those on record.
     pub(crate) strict: bool,
+    /// Whether the metadata store cannot be reached.
+    pub(crate) away: Arc<AtomicBool>,
 }
 
 impl Connect for Dial {
@@ -111,6 +123,9 @@ impl Connect for Dial {
     fn meet(&self, node: &NodeId, store: StoreId, commit: u64, before: u64) -> Pending<Result<Met, StoreError>> {
         if !self.strict {
             return Box::pin(std::future::ready(Ok(Met::whole(store))));
+        }
+        if self.away.load(Ordering::Relaxed) {
+            return Box::pin(std::future::ready(Err(StoreError::Unavailable("an outage".to_owned()))));
         }
         let (metadata, node) = (Arc::clone(&self.metadata), node.clone());
         Box::pin(async move { stores::meet(metadata.as_ref(), &node, store, commit, before).await })
@@ -169,159 +184,63 @@ impl AsyncWrite for Accepted {
     }
 }
 
-/// The idempotency store behind a network: steps take time, and in an outage some or all of them fail; a failed step may have been
-/// carried out, may never be, or may be later.
-#[derive(Debug, Clone)]
-pub(crate) struct Idempotency {
-    store: MemoryIdempotency,
-    reserving: Arc<AtomicU64>,
-    settling: Arc<AtomicU64>,
-    dice: Dice,
-}
-
-impl Idempotency {
-    pub(crate) fn new(dice: Dice) -> Self {
-        let store = MemoryIdempotency::new(SimClock::default());
-        Self { store, reserving: Arc::default(), settling: Arc::default(), dice }
-    }
-
-    /// Lets time pass for the store alone.
-    pub(crate) fn pass_ms(&self, ms: u64) {
-        self.store.pass_ms(ms);
-    }
-
-    /// Sets how many steps fail from now on, per mille: of those that begin an operation, and of those that end one.
-    pub(crate) fn set_failing(&self, reserving: u64, settling: u64) {
-        self.reserving.store(reserving, Ordering::Relaxed);
-        self.settling.store(settling, Ordering::Relaxed);
-    }
-
-    fn fails(&self, step: &Step) -> bool {
-        let (reserving, settling) = (self.reserving.load(Ordering::Relaxed), self.settling.load(Ordering::Relaxed));
-        let failing = match step {
-            Step::Reserve { .. } => reserving,
-            Step::Stamp { .. } => reserving.min(settling),
-            Step::Done { .. } | Step::Release { .. } | Step::Abandon { .. } => settling,
-        };
-        failing > 0 && self.dice.between(0, 999) < failing
-    }
-
-    async fn fail(&self, name: Name, step: Step) {
-        match self.dice.between(0, 3) {
-            0 | 1 => {}
-            2 => drop(self.store.step(name, step).await),
-            _ => {
-                let (store, wait) = (self.store.clone(), self.dice.millis(20, 1500));
-                tokio::spawn(async move {
-                    tokio::time::sleep(wait).await;
-                    store.step(name, step).await
-                });
-            }
-        }
-    }
-}
-
-impl IdempotencyStore for Idempotency {
-    async fn step(&self, name: Name, step: Step) -> Result<Stepped, StoreError> {
-        tokio::time::sleep(self.dice.millis(1, 5)).await;
-        if self.fails(&step) {
-            self.fail(name, step).await;
-            return Err(StoreError::Unavailable("an outage".to_owned()));
-        }
-        let result = self.store.step(name, step).await;
-        tokio::time::sleep(self.dice.millis(1, 5)).await;
-        result
-    }
-}
-
-/// The tenants that exist. Each is visible everywhere as soon as it is created, and never changes.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Known(Arc<Mutex<HashMap<TenantId, Arc<Tenant>>>>);
-
-impl Known {
-    pub(crate) fn add(&self, tenant: Tenant) {
-        lock(&self.0).insert(tenant.id.clone(), Arc::new(tenant));
-    }
-}
-
-impl Tenants for Known {
-    fn cached(&self, id: &TenantId) -> Option<Arc<Tenant>> {
-        lock(&self.0).get(id).cloned()
-    }
-
-    async fn tenant(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>, StoreError> {
-        Ok(self.cached(id))
-    }
+/// The key with this index.
+pub(crate) fn key(index: usize) -> Key {
+    Key::from_trusted(Bytes::from(format!("key-{index}")))
 }
 
 /// The tags in a value.
 pub(crate) type Tags = BTreeSet<u32>;
 
-pub(crate) fn to_value(tags: &Tags) -> Bytes {
-    let tags: Vec<String> = tags.iter().map(u32::to_string).collect();
-    Bytes::from(tags.join(","))
+/// A value that holds these tags and, if it is to be longer, bytes that follow from them.
+pub(crate) fn to_value(tags: &Tags, bytes: usize) -> Bytes {
+    let text: Vec<String> = tags.iter().map(u32::to_string).collect();
+    let mut value = text.join(",").into_bytes();
+    if value.len() < bytes {
+        value.push(FILLED);
+        let filler = filler(tags);
+        value.resize(bytes.max(value.len()), filler);
+    }
+    Bytes::from(value)
+}
+
+/// Separates the tags of a value from the bytes that make it long.
+const FILLED: u8 = b';';
+
+fn filler(tags: &Tags) -> u8 {
+    b'a' + (tags.iter().sum::<u32>() % 26) as u8
 }
 
 /// `None` for a value that no client of the simulation can have written.
 pub(crate) fn from_value(value: &[u8]) -> Option<Tags> {
-    std::str::from_utf8(value).ok()?.split(',').map(|tag| tag.parse().ok()).collect()
+    let text = value.iter().position(|byte| *byte == FILLED).unwrap_or(value.len());
+    let (text, rest) = value.split_at(text);
+    let tags: Tags = std::str::from_utf8(text).ok()?.split(',').map(|tag| tag.parse().ok()).collect::<Option<_>>()?;
+    let filler = filler(&tags);
+    rest.iter().skip(1).all(|byte| *byte == filler).then_some(tags)
 }
 
-/// Hooks whose resolver returns the union of sets of tags.
-#[derive(Debug, Clone, Copy)]
-struct Union;
-
-impl Hooks for Union {
-    fn has_policy(&self) -> bool {
-        false
-    }
-
-    fn policy(&self, _: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
-        Asked::Unbound
-    }
-
-    fn has_resolver(&self) -> bool {
-        true
-    }
-
-    fn resolve(&self, question: ResolverQuestion) -> Pending<Asked<Verdict>> {
-        let united: Option<Vec<Tags>> = question.siblings.iter().map(|sibling| from_value(&sibling.value)).collect();
-        let asked = match united {
-            Some(sets) => Asked::Answered {
-                answer: Verdict::Merged(to_value(&sets.into_iter().flatten().collect())),
-                by: "union@native".into(),
-            },
-            None => Asked::Faulted { reason: "not a set of tags".into(), fail: false, by: "union@native".into() },
-        };
-        Box::pin(std::future::ready(asked))
-    }
-
-    fn partition_key(&self, _: &Key) -> Asked<Bytes> {
-        Asked::Unbound
-    }
-
-    fn prefer(&self, _: &Key, _: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
-        Asked::Unbound
-    }
-}
-
-/// Binds [`Union`] to some tenants.
+/// Closed while a machine's process is stopped: nothing that it has asked for, and nothing that it has answered, passes.
 #[derive(Debug, Clone)]
-pub(crate) struct Bound(pub(crate) Vec<TenantId>);
+pub(crate) struct Gate(Arc<watch::Sender<bool>>);
 
-impl Plugins for Bound {
-    fn hooks(&self, tenant: &TenantId) -> Arc<dyn Hooks> {
-        if self.0.contains(tenant) { Arc::new(Union) } else { Arc::new(Native) }
+impl Default for Gate {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(true)))
     }
 }
 
-/// The ports of the simulation.
-pub(crate) struct Simulated;
+impl Gate {
+    pub(crate) fn set_open(&self, open: bool) {
+        self.0.send_replace(open);
+    }
 
-impl World for Simulated {
-    type Clock = SimClock;
-    type Randomness = Dice;
-    type Replicas = Arc<Lanes<SimClock, Dial>>;
-    type Idempotency = Idempotency;
-    type Tenants = Known;
+    pub(crate) fn is_open(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    pub(crate) async fn opened(&self) {
+        // This cannot fail, because the sender lives as long as `self`.
+        let _ = self.0.subscribe().wait_for(|open| *open).await;
+    }
 }

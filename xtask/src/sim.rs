@@ -14,13 +14,13 @@ const FAULTS: &str = "host/kernel/fault.rs";
 const PLAYS: &[&str] = &["no_seed_breaks_a_promise"];
 /// The tests that search for a seed on which each deliberate fault shows. Each knows which faults are its own.
 const SEARCHES: &[&str] =
-    &["faults::search_for_every_deliberate_fault", "hot::search_for_every_deliberate_fault_of_names"];
+    &["faults::search_for_every_deliberate_fault", "names::search_for_every_deliberate_fault_of_names"];
 
 const EXAMPLES: &str = "Examples:
   cargo xtask sim                                  play the usual number of seeds
   cargo xtask sim --seeds 5000                     play more, for a change of the protocol
   cargo xtask sim --seeds 5000 --scenario crashes  play those that follow one scenario
-  cargo xtask sim --seed 1234                      play one seed, say a failing one, and print all of it
+  cargo xtask sim --seed links:3                   play one seed, say a failing one, and print all of it
   cargo xtask sim --fault QuorumOffByOne           break a rule, and search for a seed that shows it
   cargo xtask sim --seed 7 --fault QuorumOffByOne  play one seed with it; fails if the seed shows it
   cargo xtask sim --faults                         search for a seed for every deliberate fault
@@ -32,9 +32,9 @@ tests/sim/scenario.rs describes the scenarios, host/kernel/fault.rs the faults."
 #[derive(Debug, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Arguments {
-    /// Play this seed only, and print all that happens
-    #[arg(long, value_name = "N", conflicts_with_all = ["seeds", "scenario", "faults"])]
-    seed: Option<u64>,
+    /// Play this seed only, a number or a scenario's name and a number in it, and print all that happens
+    #[arg(long, value_name = "N|NAME:N", conflicts_with_all = ["seeds", "scenario", "faults"])]
+    seed: Option<String>,
     /// Play seeds 0 to N-1 [default: what tests/sim/main.rs says]
     #[arg(long, value_name = "N", conflicts_with_all = ["fault", "faults"])]
     seeds: Option<u64>,
@@ -82,7 +82,7 @@ fn command(arguments: &Arguments) -> Command {
     command.args(tests(arguments));
     let number = |number: Option<u64>| number.map(|number| number.to_string());
     for (name, value) in [
-        ("WITAN_SIM_SEED", number(arguments.seed)),
+        ("WITAN_SIM_SEED", arguments.seed.clone()),
         ("WITAN_SIM_SEEDS", number(arguments.seeds)),
         ("WITAN_SIM_FAULT", arguments.fault.clone()),
         ("WITAN_SIM_SCENARIO", arguments.scenario.clone()),
@@ -97,7 +97,7 @@ fn command(arguments: &Arguments) -> Command {
 }
 
 fn advice(arguments: &Arguments) -> String {
-    match (arguments.seed, &arguments.fault) {
+    match (&arguments.seed, &arguments.fault) {
         (Some(seed), Some(fault)) => format!("seed {seed} shows {fault}: see what it printed above"),
         (Some(seed), None) => format!("seed {seed} breaks a promise: see what it printed above"),
         (None, Some(_)) => "no seed shows the fault: extend tests/sim until one does".to_owned(),
@@ -168,6 +168,6 @@ mod tests {
         let set: Vec<_> = command.get_envs().filter(|(name, _)| name.to_string_lossy().starts_with("WITAN")).collect();
         let set: Vec<_> = set.iter().filter_map(|(name, value)| Some((name.to_str()?, (*value)?.to_str()?))).collect();
         assert_eq!(set, [("WITAN_SIM_FAULT", "X"), ("WITAN_SIM_SCENARIO", "links")]);
-        assert_eq!(tests(&Arguments { seed: Some(7), ..asked }), PLAYS);
+        assert_eq!(tests(&Arguments { seed: Some("links:3".to_owned()), ..asked }), PLAYS);
     }
 }

@@ -267,7 +267,7 @@ fn two_time_lines_of_a_copied_disk_mint_different_events() {
     let mut bench = Bench::new();
     bench.done(at(1), Ask::Put(Arc::new(put(1))));
     bench.sync();
-    let copy = bench.disk.snapshot();
+    let copy = bench.disk.copy();
     let dots = |answer: &Outcome| match record(answer) {
         Some(Record::Siblings(siblings)) => {
             siblings.versions.iter().flat_map(|v| v.dots.to_vec()).collect::<HashSet<_>>()

@@ -19,6 +19,13 @@ const LOST_BATCHES: usize = 64;
 #[derive(Debug, Clone, Default)]
 pub struct Disk(Arc<Mutex<Contents>>);
 
+/// What was on a disk at some moment: rows and notes that had been synced then.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    rows: BTreeMap<Bytes, Bytes>,
+    notes: BTreeMap<String, Bytes>,
+}
+
 #[derive(Debug, Default)]
 struct Contents {
     rows: BTreeMap<Bytes, Bytes>,
@@ -147,17 +154,44 @@ impl Disk {
         *state = Contents { incarnation, ..Contents::default() };
     }
 
-    /// A copy of what would be on the disk if power were lost now: all that was synced, and nothing else.
-    pub fn snapshot(&self) -> Self {
+    /// What would be left on the disk if the machine lost power now: all that was synced, and nothing else.
+    pub fn snapshot(&self) -> Snapshot {
         let state = self.contents();
-        let mut copy = Contents {
+        let mut left = Contents {
             rows: state.rows.clone(),
             notes: state.notes.clone(),
             undo: state.undo.clone(),
             ..Contents::default()
         };
-        copy.undo_after(0);
-        Self(Arc::new(Mutex::new(copy)))
+        left.undo_after(0);
+        Snapshot { rows: left.rows, notes: left.notes }
+    }
+
+    /// Another disk, which holds what would be left on this one if the machine lost power now.
+    pub fn copy(&self) -> Self {
+        let copy = Self::new();
+        copy.restore(&self.snapshot());
+        copy
+    }
+
+    /// The disk holds what it held when the snapshot was taken, or what another one held. Engines opened before are dead from now on.
+    pub fn restore(&self, snapshot: &Snapshot) {
+        let mut state = self.contents();
+        let (rows, notes, incarnation) = (snapshot.rows.clone(), snapshot.notes.clone(), state.incarnation + 1);
+        *state = Contents { rows, notes, incarnation, ..Contents::default() };
+    }
+
+    /// Exchanges the contents of two disks, as when they are put into each other's machine. Both machines must be off: what was not
+    /// synced is lost, and engines opened before are dead from now on.
+    pub fn swap(&self, other: &Self) {
+        let (mine, theirs) = (self.snapshot(), other.snapshot());
+        self.restore(&theirs);
+        other.restore(&mine);
+    }
+
+    /// The value of a row as the engine reads it, synced or not, whatever the state of the disk.
+    pub fn peek(&self, row: &[u8]) -> Option<Bytes> {
+        self.contents().rows.get(row).cloned()
     }
 
     /// Damages a row on the disk: inverts a bit of its value, counted modulo its length. Inverting it again repairs it. False if there is
@@ -191,6 +225,12 @@ impl Disk {
     /// until the disk is opened again, and a crash loses what was written since the last sync that succeeded.
     pub fn set_failing_syncs(&self, failing: bool) {
         self.contents().failing_syncs = failing;
+    }
+
+    /// Whether a sync fails, or has failed since the disk was opened.
+    pub fn is_unsound(&self) -> bool {
+        let state = self.contents();
+        state.unsound || state.failing_syncs
     }
 
     /// How many times it was synced.
@@ -408,6 +448,36 @@ mod tests {
         assert_eq!(rows, [true, true, false, false, false]);
         disk.wipe();
         assert_eq!(disk.open().get(&[1]), Ok(None), "another disk");
+    }
+
+    #[test]
+    fn a_snapshot_has_what_was_synced_and_comes_back_elsewhere() {
+        let (disk, other) = (Disk::new(), Disk::new());
+        let engine = disk.open();
+        engine.write(vec![row(1)]).unwrap();
+        engine.sync().unwrap();
+        engine.write(vec![row(2), (Bytes::from_static(&[1]), None)]).unwrap();
+        let snapshot = disk.snapshot();
+        engine.write(vec![row(3)]).unwrap();
+        engine.sync().unwrap();
+        let has = |disk: &Disk| [1, 2, 3].map(|n| disk.peek(&[n]).is_some());
+        assert_eq!(has(&disk), [false, true, true]);
+        disk.swap(&other);
+        assert_eq!((has(&disk), has(&other)), ([false; 3], [false, true, true]));
+        disk.restore(&snapshot);
+        assert_eq!(has(&disk), [true, false, false]);
+        assert!(engine.get(&[1]).is_err(), "engines opened before are dead");
+    }
+
+    #[test]
+    fn a_flipped_bit_is_seen_until_it_is_flipped_back() {
+        let disk = Disk::new();
+        let engine = disk.open();
+        engine.write(vec![row(1)]).unwrap();
+        let good = engine.get(&[1]).unwrap();
+        assert!(disk.flip(&[1], 1000) && engine.get(&[1]).unwrap() != good);
+        assert!(disk.flip(&[1], 1000) && engine.get(&[1]).unwrap() == good);
+        assert!(!disk.flip(&[2], 0));
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub(super) fn check(operations: &[&Operation]) -> Option<String> {
 fn steps(operations: &[&Operation]) -> Vec<Step> {
     let read: HashSet<u32> = operations
         .iter()
-        .filter(|operation| !operation.weak)
+        .filter(|operation| !operation.is_weak())
         .filter_map(|operation| match &operation.outcome {
             Outcome::Shown(tags) => tags.first().copied(),
             _ => None,
@@ -53,7 +53,7 @@ fn steps(operations: &[&Operation]) -> Vec<Step> {
         .iter()
         .filter_map(|operation| {
             let does = match (&operation.intention, &operation.outcome) {
-                (Intention::Read, Outcome::Shown(tags)) if !operation.weak => Does::Read(tags.first().copied()),
+                (Intention::Read, Outcome::Shown(tags)) if !operation.is_weak() => Does::Read(tags.first().copied()),
                 (Intention::Read, _) | (_, Outcome::NotApplied) => return None,
                 // In doubt and never read: that it was not applied is as good as any other explanation.
                 (Intention::Write { tag, .. }, Outcome::Unknown) if !read.contains(tag) => return None,

@@ -1,25 +1,44 @@
 //! Checks that `siblings` keep the values that they must keep and drop those that they must drop.
 //!
-//! A change *covers* the tags that its context has seen. Every later quorum read shows an acknowledged write, unless a change that
-//! may have been applied covers it and does not repeat it. No later quorum read shows a tag that an acknowledged change covers,
-//! unless a change that is not covered repeats it.
+//! A change *covers* the tags that its context has seen. Every later read that has a replica in common with an acknowledged write shows
+//! it, unless a change that may have been applied covers it and does not repeat it. No later read that has a replica in common with an
+//! acknowledged change shows a tag which that change covers, unless a change that is not covered repeats it.
 
 use crate::history::{Operation, Outcome};
 
+/// What may be concluded from a value that is read although it was replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Returns {
+    /// It came back.
+    OfValues,
+    /// It came back, or is a part of a collapsed value of which another part is live.
+    OfParts,
+    /// Nothing.
+    Unjudged,
+}
+
+impl Returns {
+    /// Of a key whose siblings are collapsed or not.
+    pub(super) fn of(collapses: bool) -> Self {
+        if collapses { Self::OfParts } else { Self::OfValues }
+    }
+}
+
 /// Describes a value that was lost or came back, if there is one.
-pub(super) fn check(operations: &[&Operation], collapses: bool) -> Option<String> {
+pub(super) fn check(operations: &[&Operation], returns: Returns) -> Option<String> {
     let changes: Vec<&Operation> = operations.iter().copied().filter(|change| change.may_be_applied()).collect();
-    let reads = operations.iter().filter(|read| !read.weak && matches!(read.outcome, Outcome::Shown(_)));
-    for read in reads {
+    for read in operations {
         let Outcome::Shown(shown) = &read.outcome else { continue };
         let lost = changes.iter().find(|change| {
             let tag = change.tag().unwrap_or_default();
             must_be_live(change, read) && !shown.contains(&tag) && !may_be_covered(change, tag, &changes, read)
         });
-        if let Some(lost) = lost {
+        if let Some(lost) = lost.filter(|_| !read.partial) {
             return Some(format!("lost: {lost:?} was acknowledged, and {read:?} does not show it"));
         }
-        let back = shown.iter().find(|tag| must_be_gone(**tag, &changes, read, collapses));
+        let collapses = returns == Returns::OfParts;
+        let judged = shown.iter().filter(|_| returns != Returns::Unjudged);
+        let back = judged.into_iter().find(|tag| must_be_gone(**tag, &changes, read, collapses));
         if let Some(tag) = back {
             return Some(format!("came back: {read:?} shows {tag}, which acknowledged changes have covered"));
         }
@@ -29,19 +48,17 @@ pub(super) fn check(operations: &[&Operation], collapses: bool) -> Option<String
 
 /// True if the read must show the change, provided no other change covers it.
 fn must_be_live(change: &Operation, read: &Operation) -> bool {
-    change.is_acknowledged() && !change.is_delete() && change.end < read.start && (!change.weak || is_final(read))
-}
-
-/// Final reads are those of the inspector at level all.
-fn is_final(read: &Operation) -> bool {
-    read.client == usize::MAX && read.level_all
+    change.is_acknowledged() && !change.is_delete() && change.end < read.start && change.overlaps(read)
 }
 
 /// True if some change that may have been applied before the read ended covers the tag and does not repeat it.
 fn may_be_covered(covered: &Operation, tag: u32, changes: &[&Operation], read: &Operation) -> bool {
     changes.iter().any(|change| {
         let covers = match &change.seen {
-            Some(seen) => seen.contains(&tag) && !change.carries(tag),
+            Some(seen) => {
+                let hidden = covered.start < change.may_cover_until;
+                (seen.contains(&tag) || hidden) && !change.carries(tag)
+            }
             // Without a context, a delete first reads the record.
             None => change.is_delete() && change.end > covered.start,
         };
@@ -56,7 +73,7 @@ fn must_be_gone(tag: u32, changes: &[&Operation], read: &Operation, collapses: b
         // A collapsed value keeps the tags of its parts until all of them are covered: only a change that has seen all others
         // removes them for certain.
         return changes.iter().any(|covering| {
-            let settled = covering.is_acknowledged() && !covering.weak && covering.end < read.start;
+            let settled = covering.is_acknowledged() && covering.overlaps(read) && covering.end < read.start;
             let others = changes.iter().filter(before).filter(|other| !std::ptr::eq(**other, *covering));
             settled && !covering.carries(tag) && others.clone().all(|other| is_covered_by(other, covering))
         });
@@ -65,7 +82,7 @@ fn must_be_gone(tag: u32, changes: &[&Operation], read: &Operation, collapses: b
     carriers.all(|carrier| {
         changes.iter().any(|covering| {
             covering.is_acknowledged()
-                && !covering.weak
+                && covering.overlaps(read)
                 && covering.end < read.start
                 && !std::ptr::eq(*covering, *carrier)
                 && is_covered_by(carrier, covering)
@@ -76,6 +93,11 @@ fn must_be_gone(tag: u32, changes: &[&Operation], read: &Operation, collapses: b
 fn is_covered_by(carrier: &Operation, covering: &Operation) -> bool {
     match &covering.seen {
         Some(_) => carrier.tag().is_some_and(|tag| covering.has_seen(tag)),
-        None => covering.is_delete() && carrier.is_acknowledged() && !carrier.weak && carrier.end < covering.start,
+        None => {
+            // It reads a quorum at least.
+            let quorum = covering.replicas / 2 + 1;
+            let finds = carrier.needs + covering.needs.max(quorum) > covering.replicas;
+            covering.is_delete() && carrier.is_acknowledged() && finds && carrier.end < covering.start
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! deadline, and repetitions through other coordinators. Few names are kept, so that they overflow as on a much hotter key. Every quorum
 //! read is judged, above all those during the storm.
 //!
-//! These seeds have a count of their own: `WITAN_SIM_HOT=5000` runs more, `WITAN_SIM_HOT_SEED=7` prints one.
+//! These seeds have a count of their own: `WITAN_SIM_NAMES=5000` runs more, `WITAN_SIM_NAMES_SEED=7` prints one.
 
 use std::sync::Mutex;
 
@@ -12,9 +12,9 @@ use witan_kernel::fault::{self, Fault};
 use witan_kernel::name::TenantId;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, ReadRepair, Tenant};
 
-use crate::cluster::Link;
-use crate::nemesis::{Action, Storm};
+use crate::nemesis::{Action, Link, Storm};
 use crate::play::Verdict;
+use crate::plugins::Resolver;
 use crate::scenario::{Act, Cast, Manner, Scenario};
 use crate::world::lock;
 use crate::{from_environment, judge_scenario, on_all_cores};
@@ -46,20 +46,38 @@ fn scenario(seed: u64) -> Scenario {
     let storm = storm(&mut rng, outages, jumps);
     Scenario {
         seed,
-        name: "hot",
+        name: "names",
         nodes: NODES,
         coordinators: COORDINATORS,
         clients: 4,
         latency_ms: rng.random_range(4..=15),
         strict: false,
         asks: true,
-        casts: vec![Cast { tenant, keys: 1, sets: false, collapses: false, comes_later: false }],
+        first_wiped: 0,
+        forgetful: false,
+        stops: false,
+        clocks_agree: false,
+        torn: false,
+        casts: vec![Cast {
+            tenant,
+            keys: 1,
+            sets: false,
+            collapses: false,
+            comes_later: false,
+            crowded: false,
+            forgets_names: false,
+            resolver: Resolver::None,
+            policy: false,
+            mixed: 0,
+        }],
         manner: Manner {
             named: 700,
             lost: 60,
             cancelled: 20,
             weak: 0,
             deletes: 100,
+            blind: 350,
+            large: 0,
             reads: 350,
             attempts: 5,
             patience_ms: 2500,
@@ -118,19 +136,19 @@ fn judge(seed: u64, broken: Option<Fault>, verbose: bool) -> Verdict {
 
 #[test]
 fn nothing_comes_back_on_a_hot_key() {
-    if let Some(seed) = from_environment("WITAN_SIM_HOT_SEED") {
+    if let Some(seed) = from_environment("WITAN_SIM_NAMES_SEED") {
         let verdict = judge(seed, crate::chosen_fault(), true);
         assert!(verdict.violations.is_empty(), "seed {seed}: {:#?}", verdict.violations);
         return;
     }
     let failed: Mutex<Vec<u64>> = Mutex::default();
     let operations: Mutex<usize> = Mutex::default();
-    on_all_cores(from_environment("WITAN_SIM_HOT").unwrap_or(SEEDS), |seed| {
+    on_all_cores(from_environment("WITAN_SIM_NAMES").unwrap_or(SEEDS), |seed| {
         let verdict = judge(seed, crate::chosen_fault(), false);
-        *lock(&operations) += verdict.operations;
+        *lock(&operations) += verdict.measured.operations;
         if let Some(violation) = verdict.violations.first() {
             println!(
-                "seed {seed} fails: {violation}\n  replay: WITAN_SIM_HOT_SEED={seed} cargo test -p witan-sim hot_key"
+                "seed {seed} fails: {violation}\n  replay: WITAN_SIM_NAMES_SEED={seed} cargo test -p witan-sim hot_key"
             );
             lock(&failed).push(seed);
         }
@@ -174,7 +192,7 @@ fn every_deliberate_fault_of_names_is_found() {
 #[test]
 #[ignore = "a search of minutes, started by `cargo xtask sim --faults`"]
 fn search_for_every_deliberate_fault_of_names() {
-    let within = from_environment("WITAN_SIM_HOT").unwrap_or(FOUND_WITHIN);
+    let within = from_environment("WITAN_SIM_NAMES").unwrap_or(FOUND_WITHIN);
     let chosen = crate::chosen_fault();
     if let Some(fault) = chosen.filter(|fault| BY_HAND.contains(fault)) {
         panic!("{fault:?} is not searched for: the kernel's tests play it by hand, see host/kernel/tests/names.rs");

@@ -1,0 +1,139 @@
+//! The plugins of the simulation: resolvers with every kind of verdict, policies that answer anything, and faults of both.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use witan_kernel::hook::{
+    Asked, Hooks, Native, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Shortfall,
+    Verdict,
+};
+use witan_kernel::name::{Key, NodeId, TenantId};
+
+use crate::world::{Dice, Tags, from_value, to_value};
+
+/// What a tenant's resolver decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resolver {
+    /// None is bound: readers get all siblings.
+    None,
+    /// The union of sets of tags.
+    Union,
+    /// The newest sibling, and now and then one that does not exist.
+    Pick,
+    /// Readers get all siblings.
+    KeepAll,
+}
+
+impl Resolver {
+    /// True when a reader may be shown fewer values than there are.
+    pub(crate) fn hides(self) -> bool {
+        self == Self::Pick
+    }
+}
+
+/// What is bound to the tenants, by tenant.
+#[derive(Debug, Clone)]
+pub(crate) struct Bound {
+    pub(crate) tenants: HashMap<TenantId, (Resolver, bool)>,
+    /// Questions that plugins fail to answer, per mille.
+    pub(crate) faulty: Arc<AtomicU64>,
+    pub(crate) dice: Dice,
+}
+
+impl Plugins for Bound {
+    fn hooks(&self, tenant: &TenantId) -> Arc<dyn Hooks> {
+        match self.tenants.get(tenant) {
+            None | Some((Resolver::None, false)) => Arc::new(Native),
+            Some((resolver, policy)) => Arc::new(Simulated {
+                resolver: *resolver,
+                policy: *policy,
+                faulty: self.faulty.load(Ordering::Relaxed),
+                dice: self.dice.clone(),
+            }),
+        }
+    }
+}
+
+const BY: &str = "simulated@native";
+
+/// The hooks of one tenant.
+#[derive(Debug, Clone)]
+struct Simulated {
+    resolver: Resolver,
+    policy: bool,
+    faulty: u64,
+    dice: Dice,
+}
+
+impl Simulated {
+    fn fault<T>(&self) -> Option<Asked<T>> {
+        let faults = self.faulty > 0 && self.dice.between(0, 999) < self.faulty;
+        let fail = faults && self.dice.between(0, 1) == 0;
+        faults.then(|| Asked::Faulted { reason: "a fault".to_owned(), fail, by: BY.into() })
+    }
+
+    fn verdict(&self, question: &ResolverQuestion) -> Option<Verdict> {
+        let count = question.siblings.len();
+        match self.resolver {
+            Resolver::None => None,
+            Resolver::KeepAll => Some(Verdict::KeepAll),
+            // A host that uses a verdict unchecked would fail on the one that does not exist.
+            Resolver::Pick if self.dice.between(0, 15) == 0 => Some(Verdict::Pick(count + 3)),
+            Resolver::Pick => Some(Verdict::Pick(count.checked_sub(1)?)),
+            Resolver::Union => {
+                let sets: Option<Vec<Tags>> =
+                    question.siblings.iter().map(|sibling| from_value(&sibling.value)).collect();
+                let longest = question.siblings.iter().map(|sibling| sibling.value.len()).max().unwrap_or_default();
+                Some(Verdict::Merged(to_value(&sets?.into_iter().flatten().collect(), longest)))
+            }
+        }
+    }
+}
+
+impl Hooks for Simulated {
+    fn has_policy(&self) -> bool {
+        self.policy
+    }
+
+    fn policy(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
+        if !self.policy {
+            return Asked::Unbound;
+        }
+        if let Some(fault) = self.fault() {
+            return fault;
+        }
+        let shortfall = match self.dice.between(0, 2) {
+            0 => Shortfall::Fail,
+            _ => Shortfall::Accept(self.dice.between(0, 4) as u8),
+        };
+        let answer = PolicyAnswer {
+            required: self.dice.between(0, 6) as u8,
+            deadline_ms: question.deadline_ms.saturating_mul(self.dice.between(1, 2) as u32),
+            hedge_after_us: (self.dice.between(0, 1) == 0).then(|| self.dice.between(0, 50_000) as u32),
+            shortfall,
+        };
+        Asked::Answered { answer, by: BY.into() }
+    }
+
+    fn has_resolver(&self) -> bool {
+        self.resolver != Resolver::None
+    }
+
+    fn resolve(&self, question: ResolverQuestion) -> Pending<Asked<Verdict>> {
+        let asked = self.fault().unwrap_or_else(|| match self.verdict(&question) {
+            Some(answer) => Asked::Answered { answer, by: BY.into() },
+            None => Asked::Unbound,
+        });
+        Box::pin(std::future::ready(asked))
+    }
+
+    fn partition_key(&self, _: &Key) -> Asked<Bytes> {
+        Asked::Unbound
+    }
+
+    fn prefer(&self, _: &Key, _: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
+        Asked::Unbound
+    }
+}

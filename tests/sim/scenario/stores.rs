@@ -1,0 +1,65 @@
+//! Scenarios of stores that are not what they were: other disks, earlier copies, and disks that lose what they have acknowledged.
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+
+use super::{Act, FINALE, OVERTURE, Scenario, Scene, play};
+use crate::nemesis::{Storm, Weather};
+
+/// A node runs on an empty disk for a while (its own is not mounted), and then gets its own disk back.
+pub(super) fn swapped(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    let scene = *[Scene::Unmounted, Scene::BackWhileFilling, Scene::BackAfterRepair].choose(rng).expect("not empty");
+    disks(&mut scenario);
+    play(scenario, vec![OVERTURE, Act::Disks(scene), Act::Settle, FINALE])
+}
+
+/// A node comes back with an earlier copy of its disk: a backup, or the snapshot of a volume or of its machine.
+pub(super) fn copied(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    disks(&mut scenario);
+    let scene = Scene::SetBack { coordinators_too: rng.random() };
+    play(scenario, vec![OVERTURE, Act::Disks(scene), Act::Settle, FINALE])
+}
+
+/// A copy of the whole cluster is restored.
+pub(super) fn restored(_: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    disks(&mut scenario);
+    play(scenario, vec![OVERTURE, Act::Disks(Scene::AllRestored), Act::Settle, FINALE])
+}
+
+/// Three nodes, whose stores are compared with those on record, and clients that do not give up early.
+fn disks(scenario: &mut Scenario) {
+    (scenario.strict, scenario.nodes) = (true, 3);
+    for cast in &mut scenario.casts {
+        cast.keys = 1;
+    }
+    scenario.manner.weak = 0;
+}
+
+/// A node loses acknowledged writes, and is replaced later.
+pub(super) fn damaged(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    (scenario.strict, scenario.nodes) = (true, 3);
+    // Without reads of everything in between, what a node has lost would be noticed by chance only.
+    scenario.manner.reads = 300;
+    for cast in &mut scenario.casts {
+        cast.keys = 1;
+    }
+    let weather = Weather { cuts: 6, holds: 2, coordinator_crashes: 1, ..Weather::default() };
+    let first = scenario.storm(rng, weather, 300);
+    let second = scenario.storm(rng, Weather { cuts: 3, holds: 2, ..Weather::default() }, 500);
+    let quiet = |operations| Act::Storm { operations, storm: Storm::new() };
+    let acts = vec![
+        OVERTURE,
+        first,
+        Act::Damage,
+        Act::Idle { ms: rng.random_range(50..=1500) },
+        quiet(6),
+        second,
+        Act::Wipe,
+        Act::Idle { ms: 50 },
+        Act::Repair,
+        Act::Settle,
+        FINALE,
+    ];
+    play(scenario, acts)
+}
