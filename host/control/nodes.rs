@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use witan_kernel::condition::Condition;
 use witan_kernel::hook::ReplicaState;
-use witan_kernel::name::NodeId;
+use witan_kernel::name::{Era, NodeId};
 use witan_kernel::port::{Metadata, Placement, StorageNode};
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Fullness, Trust};
@@ -102,13 +102,14 @@ impl Catalog {
     }
 
     /// Declares that an earlier copy of all storage nodes was restored: see
-    /// [`PlacementStore::forget_commits`](witan_kernel::port::PlacementStore::forget_commits).
+    /// [`SecretStore::begin_era`](witan_kernel::port::SecretStore::begin_era).
     ///
     /// # Errors
     /// The error of the store.
-    pub async fn declare_restored(&self) -> Result<(), Refused> {
-        self.metadata.forget_commits().await?;
-        tracing::warn!("an operator has declared that an earlier copy of all storage nodes was restored");
+    pub async fn declare_restored(&self, era: Era, fresh: [u8; 32], now_ms: u64) -> Result<(), Refused> {
+        self.metadata.begin_era(era, fresh, now_ms).await?;
+        tracing::warn!(%era, "an operator has declared that an earlier copy of all storage nodes was restored");
+        self.cluster.secrets_outdated().await?;
         self.cluster.stores_changed().await;
         Ok(())
     }

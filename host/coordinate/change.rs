@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use witan_kernel::context::{Claims, Issue};
+use witan_kernel::context::{Claims, Issue, Unopened};
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::Operation;
@@ -98,7 +98,11 @@ impl<W: World> Coordinator<W> {
         if context.is_empty() {
             return Ok(Claims::Nothing);
         }
-        Ok(self.keys.load().open(&plan.place.tenant, &plan.place.key, context)?)
+        match self.keys.load().open(&plan.place.tenant, &plan.place.key, context) {
+            Ok(claims) => Ok(claims),
+            Err(Unopened::Invalid(invalid)) => Err(invalid.into()),
+            Err(Unopened::Outdated) => Err(Failure::ContextOutdated),
+        }
     }
 
     /// Seals a client's claims as a context token.

@@ -12,7 +12,7 @@ use witan_kernel::backoff::Backoff;
 use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::idempotency::{Name, Owner, Step, Stepped};
-use witan_kernel::name::{Key, TenantId, WriteId};
+use witan_kernel::name::WriteId;
 use witan_kernel::port::{self, Clock, IdempotencyStore, Randomness, StoreError};
 use witan_kernel::register::Stamp;
 use witan_kernel::tenant::IdempotencyOutage;
@@ -250,7 +250,8 @@ impl<W: World> Coordinator<W> {
         write_id: WriteId,
         started: u64,
     ) -> Result<Claimed, Failed> {
-        let name = name(&plan.place.tenant, &plan.place.key, idempotency_key);
+        let (era, place) = (self.keys.load().era(), &plan.place);
+        let name = Name::new(era, &place.tenant, &place.key, idempotency_key.as_bytes());
         let owner = Owner(self.ports.randomness.sixteen());
         let (mut backoff, mut another) = (Backoff::new(FIRST_LOOK, LAST_LOOK), false);
         loop {
@@ -308,8 +309,4 @@ impl<W: World> Coordinator<W> {
             IdempotencyOutage::Reject => Err(store_failure("the idempotency store", error).in_doubt()),
         }
     }
-}
-
-fn name(tenant: &TenantId, key: &Key, idempotency_key: &str) -> Name {
-    Name::new(tenant, key, idempotency_key.as_bytes())
 }

@@ -39,6 +39,7 @@ use witan_kernel::capability;
 use witan_kernel::clock::HybridClock;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::{Failed, Failure};
+use witan_kernel::fault::Fault;
 use witan_kernel::hook::{Operation, Plugins};
 use witan_kernel::port::{Clock, IdempotencyStore, Randomness, Replicas, Tenants};
 use witan_kernel::ring::Ring;
@@ -214,8 +215,11 @@ impl<W: World> Coordinator<W> {
         self.ring.load_full()
     }
 
-    /// Replaces the context keys.
+    /// Replaces the context keys, and begins their era. Operations under way go on with those that they began with.
     pub fn set_context_keys(&self, keys: ContextKeys) {
+        if Fault::EraIgnored.is_on() {
+            return;
+        }
         self.keys.store(Arc::new(keys));
     }
 

@@ -159,6 +159,7 @@ fn status(failed: Option<&Failed>) -> usize {
             | Failure::SiblingLimit
             | Failure::IdempotencyKeyConflict
             | Failure::ReservationExpired
+            | Failure::ContextOutdated
             | Failure::InProgress { .. }
             | Failure::Overloaded { .. },
         ) => 2,

@@ -4,7 +4,7 @@ use futures::future::join_all;
 use tonic::{Code, Status};
 use witan_kernel::condition::Condition;
 use witan_kernel::limit;
-use witan_kernel::name::{Invalid, NodeId};
+use witan_kernel::name::{Era, Invalid, NodeId};
 use witan_kernel::port::{Clock, NodeStatus, StorageNode, StoreError};
 use witan_kernel::scan::Trust;
 use witan_wire::v1;
@@ -57,7 +57,8 @@ impl<W: World> CoordinatorApi<W> {
                 declared";
             return Err(invalid(&Invalid::new("confirm", problem, remedy)));
         }
-        self.catalog.declare_restored().await.map_err(|error| node_status(&error))?;
+        let declared = self.catalog.declare_restored(Era(rand::random()), rand::random(), self.now_ms()).await;
+        declared.map_err(|error| node_status(&error))?;
         Ok(v1::DeclareRestoredResponse {})
     }
 

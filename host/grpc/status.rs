@@ -120,6 +120,7 @@ fn of(failure: Failure) -> Report {
         Failure::Overloaded { retry_after } => new(Code::ResourceExhausted, "OVERLOADED").retry_after(retry_after),
         Failure::SiblingLimit => new(Code::ResourceExhausted, "SIBLING_LIMIT"),
         Failure::IdempotencyKeyConflict => new(Code::InvalidArgument, "IDEMPOTENCY_KEY_CONFLICT"),
+        Failure::ContextOutdated => new(Code::Aborted, "VERSION_CONFLICT"),
         Failure::ReservationExpired => new(Code::FailedPrecondition, "IDEMPOTENCY_KEY_EXPIRED"),
         Failure::InProgress { retry_after } => new(Code::Aborted, "IN_PROGRESS").retry_after(retry_after),
         Failure::PluginFault { hook, by, .. } => {

@@ -11,7 +11,7 @@ use sha2::Sha256;
 use smallvec::SmallVec;
 
 use crate::limit::CONTEXT_BYTES;
-use crate::name::{Invalid, Key, TenantId, WriteId};
+use crate::name::{Era, Invalid, Key, TenantId, WriteId};
 use crate::record::Damaged;
 use crate::record::raw::{ID, Raw, VARINT_BYTES, put_actor, put_varint};
 use crate::register::Stamp;
@@ -55,10 +55,11 @@ struct Keyed {
     mac: Hmac<Sha256>,
 }
 
-/// The cluster's keys that authenticate contexts: the current one seals, all of them open. Rotation: put a new one first,
-/// and drop the old one when no client can still hold its tokens.
+/// The cluster's keys that authenticate contexts, and the era that they are of: the current one seals, all of them open. Rotation: put a
+/// new one first, and drop the old one when no client can still hold its tokens. An era begins with a new key and without the old ones.
 #[derive(Clone)]
 pub struct ContextKeys {
+    era: Era,
     current: Keyed,
     previous: Vec<Keyed>,
 }
@@ -71,6 +72,17 @@ impl fmt::Debug for ContextKeys {
             .field("previous", &previous)
             .finish_non_exhaustive()
     }
+}
+
+/// Why a token was not opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unopened {
+    /// It is no token that was sealed for this tenant and key.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// Its key is no longer in use: it is older than a restore of the cluster, or than many rotations.
+    #[error("the context's key is no longer in use")]
+    Outdated,
 }
 
 const V1: u8 = 1;
@@ -90,11 +102,11 @@ fn invalid(problem: impl Into<String>) -> Invalid {
 }
 
 impl ContextKeys {
-    /// Keys with their ids, the current one first.
+    /// Keys of an era with their ids, the current one first.
     ///
     /// # Errors
     /// There is no key, or two keys have the same id.
-    pub fn new(keys: &[(u32, [u8; 32])]) -> Result<Self, Invalid> {
+    pub fn new(era: Era, keys: &[(u32, [u8; 32])]) -> Result<Self, Invalid> {
         let wrong = |problem: &str| {
             Invalid::new("context_keys", problem, "give each key a different id, the current one first")
         };
@@ -111,7 +123,12 @@ impl ContextKeys {
         });
         let current = keyed.next().ok_or_else(|| wrong("there is none"))??;
         let previous = keyed.collect::<Result<_, _>>()?;
-        Ok(Self { current, previous })
+        Ok(Self { era, current, previous })
+    }
+
+    /// The era that the keys are of.
+    pub fn era(&self) -> Era {
+        self.era
     }
 
     /// Makes a token of at most [`CONTEXT_BYTES`]. What does not fit is left out: first write ids, from the end, then actors. A token with
@@ -131,17 +148,17 @@ impl ContextKeys {
     /// Reads a token that was sealed for this tenant and key. An empty one is no context: [`Claims::Nothing`].
     ///
     /// # Errors
-    /// Anything else (field `context`): cut off, of an unknown version, sealed with a key that is no longer known, or not authentic. An
-    /// altered token looks like one of another tenant or key.
-    pub fn open(&self, tenant: &TenantId, key: &Key, token: &[u8]) -> Result<Claims, Invalid> {
+    /// [`Unopened::Outdated`] if it was sealed with a key that is no longer known. [`Unopened::Invalid`] (field `context`) for anything
+    /// else: cut off, of an unknown version, or not authentic. An altered token looks like one of another tenant or key.
+    pub fn open(&self, tenant: &TenantId, key: &Key, token: &[u8]) -> Result<Claims, Unopened> {
         if token.is_empty() {
             return Ok(Claims::Nothing);
         }
         if token.len() > CONTEXT_BYTES {
-            return Err(invalid(format!("has {} bytes, and a context has {CONTEXT_BYTES} at most", token.len())));
+            return Err(invalid(format!("has {} bytes, and a context has {CONTEXT_BYTES} at most", token.len())).into());
         }
         if token[0] != V1 && token[0] != V2 {
-            return Err(invalid("is of a version that this coordinator does not know"));
+            return Err(invalid("is of a version that this coordinator does not know").into());
         }
         let (sealed, mac) = token.split_last_chunk::<MAC>().ok_or_else(|| invalid("is cut off"))?;
         let mut raw = Raw::new(sealed, 1);
@@ -149,12 +166,12 @@ impl ContextKeys {
         let keyed = std::iter::once(&self.current)
             .chain(&self.previous)
             .find(|keyed| u64::from(keyed.id) == id)
-            .ok_or_else(|| invalid("was sealed with a key that is no longer in use"))?;
+            .ok_or(Unopened::Outdated)?;
         authenticator(keyed, tenant, key, sealed)
             .verify_truncated_left(mac)
             .map_err(|_| invalid("was made for another tenant or key, or was altered or cut off"))?;
         claims(raw, token[0] == V2)
-            .map_err(|Damaged(what)| invalid(format!("is authentic and yet unreadable ({what})")))
+            .map_err(|Damaged(what)| invalid(format!("is authentic and yet unreadable ({what})")).into())
     }
 }
 
@@ -254,14 +271,14 @@ fn claims(mut raw: Raw<'_>, second: bool) -> Result<Claims, Damaged> {
 mod tests {
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
-    use super::{Claims, ContextKeys, Issue};
+    use super::{Claims, ContextKeys, Issue, Unopened};
     use crate::limit::CONTEXT_BYTES;
-    use crate::name::{Key, StoreId, TenantId, WriteId};
+    use crate::name::{Era, Key, StoreId, TenantId, WriteId};
     use crate::register::Stamp;
     use crate::siblings::{Actor, Dot, VersionVector};
 
     fn keys() -> ContextKeys {
-        ContextKeys::new(&[(7, [7; 32]), (6, [6; 32])]).expect("two keys")
+        ContextKeys::new(Era::default(), &[(7, [7; 32]), (6, [6; 32])]).expect("two keys")
     }
 
     fn tenant(id: &str) -> TenantId {
@@ -337,13 +354,11 @@ mod tests {
     #[test]
     fn a_rotated_key_still_opens_and_a_dropped_one_says_so() {
         let token = keys().seal(&tenant("t"), &key("k"), &Claims::Nothing, Issue::Second);
-        let rotated = ContextKeys::new(&[(8, [8; 32]), (7, [7; 32])]).expect("two keys");
+        let rotated = ContextKeys::new(Era::default(), &[(8, [8; 32]), (7, [7; 32])]).expect("two keys");
         assert_eq!(rotated.open(&tenant("t"), &key("k"), &token), Ok(Claims::Nothing));
-        let dropped = ContextKeys::new(&[(8, [8; 32])]).expect("a key");
-        let error = dropped.open(&tenant("t"), &key("k"), &token).unwrap_err();
-        assert_eq!(error.field, "context");
-        assert!(error.problem.contains("no longer in use"), "{error}");
-        let secret_differs = ContextKeys::new(&[(7, [9; 32])]).expect("a key");
+        let dropped = ContextKeys::new(Era::default(), &[(8, [8; 32])]).expect("a key");
+        assert_eq!(dropped.open(&tenant("t"), &key("k"), &token), Err(Unopened::Outdated));
+        let secret_differs = ContextKeys::new(Era::default(), &[(7, [9; 32])]).expect("a key");
         assert!(secret_differs.open(&tenant("t"), &key("k"), &token).is_err());
     }
 
@@ -352,7 +367,7 @@ mod tests {
         let token = keys().seal(&tenant("ab"), &key("c"), &Claims::Nothing, Issue::Second);
         for (other_tenant, other_key) in [("a", "bc"), ("ab", "d"), ("abc", "c")] {
             let error = keys().open(&tenant(other_tenant), &key(other_key), &token).unwrap_err();
-            assert!(error.problem.contains("another tenant or key"), "{error}");
+            assert!(error.to_string().contains("another tenant or key"), "{error}");
         }
     }
 
@@ -380,10 +395,29 @@ mod tests {
     }
 
     #[test]
+    fn no_context_is_longer_than_clients_may_send_back() {
+        for (actors, dots, names) in
+            [(1000, 0, 0), (1000, 1000, 0), (0, 1000, 1000), (1000, 1000, 1000), (60, 10, 1000)]
+        {
+            let mut seen = seen(actors);
+            for n in 0..dots {
+                let actor = Actor { store: StoreId([0xff; 16]), birth: u64::MAX };
+                seen.add(&Dot { actor, counter: u64::MAX - 2 * n });
+            }
+            let claims = Claims::Siblings { seen, ids: ids(names), newest: u64::MAX };
+            for issue in [Issue::First, Issue::Second] {
+                let token = keys().seal(&tenant("t"), &key("k"), &claims, issue);
+                assert!(token.len() <= CONTEXT_BYTES, "{actors} {dots} {names}: {}", token.len());
+                assert!(keys().open(&tenant("t"), &key("k"), &token).is_ok());
+            }
+        }
+    }
+
+    #[test]
     fn keys_are_checked_and_not_shown() {
-        assert!(ContextKeys::new(&[]).is_err());
-        assert!(ContextKeys::new(&[(1, [1; 32]), (1, [2; 32])]).is_err());
-        let shown = format!("{:?}", ContextKeys::new(&[(3, [0xab; 32])]).expect("a key"));
+        assert!(ContextKeys::new(Era::default(), &[]).is_err());
+        assert!(ContextKeys::new(Era::default(), &[(1, [1; 32]), (1, [2; 32])]).is_err());
+        let shown = format!("{:?}", ContextKeys::new(Era::default(), &[(3, [0xab; 32])]).expect("a key"));
         assert_eq!(shown, "ContextKeys { current: 3, previous: [], .. }");
     }
 

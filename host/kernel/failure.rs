@@ -100,6 +100,12 @@ pub enum Failure {
          repeated: read the key, and use a new idempotency key for a new attempt"
     )]
     ReservationExpired,
+    /// The context is of before a restore of the cluster, or older than its keys.
+    #[error(
+        "the context was returned before an earlier copy of the cluster was restored, or its key was replaced; nothing was changed: read \
+         the key again, and decide again"
+    )]
+    ContextOutdated,
     /// The same request is being carried out elsewhere.
     #[error("a request with this idempotency key is in progress; try again later")]
     InProgress {

@@ -50,6 +50,8 @@ pub enum Fault {
     BirthOutlivesBoot,
     /// A repair puts a new store on record although a tenant with a replication factor that it did not know was created meanwhile.
     FactorsUnchecked,
+    /// A coordinator goes on with contexts and reservations of before a restore.
+    EraIgnored,
     /// A store that lacks acknowledged data is opened as if it had all of it.
     DamageBelieved,
     /// A request's deadline counts from its turn, not from its arrival.
@@ -78,8 +80,6 @@ pub enum Fault {
     LostCalledUnsent,
     /// An answer is taken for that of the oldest request, whichever it belongs to.
     AnswersByTurn,
-    /// A store that is being filled is read from.
-    FillingStoreRead,
     /// A request that a node has answered with an error is never answered to the operation.
     ReplyForgotten,
     /// A node keeps what requests take of their lane's limit.
@@ -183,6 +183,7 @@ impl Fault {
         Self::SetBackStoreUsed,
         Self::BirthOutlivesBoot,
         Self::FactorsUnchecked,
+        Self::EraIgnored,
         Self::DamageBelieved,
         Self::DeadlineFromTurn,
         Self::ReservationProlonged,
@@ -197,7 +198,6 @@ impl Fault {
         Self::UnreservedSentAsFirst,
         Self::LostCalledUnsent,
         Self::AnswersByTurn,
-        Self::FillingStoreRead,
         Self::ReplyForgotten,
         Self::PermitsKept,
         Self::ReadsNotGated,

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::fault::Fault;
 use crate::hook::Operation;
-use crate::name::{Key, TenantId, WriteId};
+use crate::name::{Era, Key, TenantId, WriteId};
 use crate::register::Stamp;
 
 #[cfg(test)]
@@ -31,14 +31,16 @@ pub const DOUBTED_MS: u64 = KEPT_MS;
 pub const RESPONSE_BYTES: usize = 64 << 10;
 
 /// Names a reservation: SHA-256 over tenant, key and idempotency key, each preceded by its length, so that no two triples
-/// share a name whatever bytes they hold.
+/// share a name whatever bytes they hold. After a restore the era comes first, so that no reservation of before is found.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Name(pub [u8; 32]);
 
 impl Name {
-    /// The name of an idempotency key, as used on one key of one tenant.
-    pub fn new(tenant: &TenantId, key: &Key, idempotency_key: &[u8]) -> Self {
-        Self(hash_parts(&[tenant.bytes(), key.bytes(), idempotency_key]))
+    /// The name of an idempotency key, as used on one key of one tenant in an era.
+    pub fn new(era: Era, tenant: &TenantId, key: &Key, idempotency_key: &[u8]) -> Self {
+        let parts = [&era.0[..], tenant.bytes(), key.bytes(), idempotency_key];
+        // Until a restore is declared, names are those of the version that knew no eras.
+        Self(hash_parts(if era == Era::default() { &parts[1..] } else { &parts }))
     }
 }
 

@@ -202,6 +202,11 @@ sixteen! {
     StoreId
 }
 
+sixteen! {
+    /// An era of the cluster: from one restore of all its stores to the next. Zero until the first one is declared.
+    Era
+}
+
 impl std::str::FromStr for NodeId {
     type Err = Invalid;
 

@@ -50,6 +50,6 @@ pub use placement::{
 };
 pub use plugins::{PluginHost, PluginStore};
 pub use replicas::{Collect, Replicas, Reply};
-pub use secrets::{SECRETS, Secret, SecretStore};
+pub use secrets::{SECRETS, Secret, SecretStore, Secrets};
 pub use tenants::{TenantStore, Tenants};
 pub use tokens::{TOKEN_ID_BYTES, TOKEN_LABEL_BYTES, TOKENS, Token, TokenStore};

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
-use witan_kernel::name::{NodeId, StoreId, TenantId};
+use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
 use witan_kernel::port::{
     Answer, AnyClock, BindingOnRecord, Changed, Clock, Component, CoordinatorOnRecord, Digest, NodeOnRecord, Secret,
     StoreError, StoreFacts, StoreOnRecord, Token, rules,
@@ -25,7 +25,7 @@ mod tokens;
 use crate::slot::SlotKey;
 
 /// The newest migration of the real stores, which this one reports too.
-const SCHEMA: u64 = 3;
+const SCHEMA: u64 = 4;
 
 /// Metadata in memory. Clones share it.
 #[derive(Clone)]
@@ -35,7 +35,7 @@ pub struct MemoryMetadata {
     hint: Arc<watch::Sender<u64>>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct State {
     down: bool,
     revision: u64,
@@ -50,12 +50,25 @@ struct State {
     bindings: BTreeMap<SlotKey, BindingOnRecord>,
     tokens: BTreeMap<String, Token>,
     secrets: Vec<Secret>,
+    era: Era,
 }
 
 impl MemoryMetadata {
     /// An empty store whose time is `clock`'s.
     pub fn new(clock: impl Clock) -> Self {
         Self { clock: AnyClock::new(clock), state: Arc::default(), hint: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Another store, with what this one has now.
+    pub fn copy(&self) -> Self {
+        let (state, hint) = (lock(&self.state).clone(), watch::Sender::new(*self.hint.borrow()));
+        Self { clock: self.clock.clone(), state: Arc::new(Mutex::new(state)), hint: Arc::new(hint) }
+    }
+
+    /// Goes back to what a copy has, as a database that is restored from a backup.
+    pub fn restore(&self, copy: &Self) {
+        let state = lock(&copy.state).clone();
+        *lock(&self.state) = state;
     }
 
     /// While `false`, every operation fails with [`StoreError::Unavailable`] and does nothing.

@@ -247,7 +247,7 @@ impl Use {
     pub(super) fn permits(self, fills: bool) -> bool {
         match self.trust {
             Trust::Whole => true,
-            Trust::Filling => fills || Fault::FillingStoreRead.is_on(),
+            Trust::Filling => fills,
             Trust::Unadmitted => fills && Fault::UnadmittedStoreCounted.is_on(),
         }
     }

@@ -10,7 +10,7 @@ use witan_kernel::condition::Condition;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::port::{self, Metadata, Replicas, Secret, Slot, StorageNode, StoreError};
+use witan_kernel::port::{self, Metadata, Replicas, Secrets, Slot, StorageNode, StoreError};
 use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
 use witan_kernel::tenant::Tenant;
 use witan_peer::Lanes;
@@ -22,9 +22,9 @@ use super::world::{Real, Registered};
 use crate::access::Access;
 
 /// The keys that authenticate contexts.
-pub(super) fn context_keys(secrets: &[Secret]) -> anyhow::Result<ContextKeys> {
-    let keys: Vec<(u32, [u8; 32])> = secrets.iter().map(|secret| (secret.id, secret.key)).collect();
-    ContextKeys::new(&keys).context("read the cluster's context keys")
+pub(super) fn context_keys(secrets: &Secrets) -> anyhow::Result<ContextKeys> {
+    let keys: Vec<(u32, [u8; 32])> = secrets.keys.iter().map(|secret| (secret.id, secret.key)).collect();
+    ContextKeys::new(secrets.era, &keys).context("read the cluster's context keys")
 }
 
 /// This coordinator, as the catalog's [`Cluster`].

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -321,6 +322,10 @@ impl Client {
                     self.acknowledged(index, &operation, written, request, mood).await;
                     return;
                 }
+                Attempt::Answered(Err(Failed { failure: Failure::ContextOutdated, .. })) => {
+                    self.contexts.remove(&place);
+                    break;
+                }
                 Attempt::Answered(Err(failed)) => match failed.effect {
                     Some(Effect::NotApplied) => doubt &= !self.is_final(place, &request, &failed.failure),
                     Some(Effect::InDoubt) => doubt = true,
@@ -349,7 +354,11 @@ impl Client {
             Attempt::NotSent | Attempt::Lost => return mood == Mood::Stormy,
         };
         match mood {
-            Mood::Calm => failure.is_none_or(|failure| self.cast(place).crowded && *failure == Failure::SiblingLimit),
+            Mood::Calm => failure.is_none_or(|failure| match failure {
+                Failure::SiblingLimit => self.cast(place).crowded,
+                Failure::ContextOutdated => self.stage.new_era.load(Ordering::Relaxed),
+                _ => false,
+            }),
             Mood::Full => matches!(failure, Some(Failure::StorageFull { .. })),
             Mood::Stormy => true,
         }

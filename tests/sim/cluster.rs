@@ -17,8 +17,8 @@ use witan_coordinate::{
 };
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
-use witan_kernel::name::{Key, NodeId, StoreId};
-use witan_kernel::port::{Metadata, NodeStatus, Replicas, StorageNode};
+use witan_kernel::name::{Era, Key, NodeId, StoreId};
+use witan_kernel::port::{Metadata, NodeStatus, Replicas, SecretStore, StorageNode, TenantStore};
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{Ring, token};
 use witan_kernel::scan::{Ranges, Standing};
@@ -212,7 +212,6 @@ pub(crate) struct CoordinatorMachine {
 struct Shared {
     nodes: Vec<StorageNode>,
     ring: Ring,
-    keys: ContextKeys,
     idempotency: Idempotency,
     metadata: Arc<dyn Metadata>,
     plugins: Bound,
@@ -258,8 +257,20 @@ impl CoordinatorMachine {
             collapses,
         };
         let ring = self.shared.ring.clone();
-        let coordinator = Coordinator::new(ports, ring, self.shared.keys.clone(), Defaults::default());
+        let keys = context_keys(self.shared.metadata.as_ref()).await;
+        let coordinator = Coordinator::new(ports, ring, keys, Defaults::default());
         coordinator.set_names(self.shared.asks);
+        let (metadata, away) = (Arc::clone(&self.shared.metadata), Arc::clone(&self.view.away));
+        let follower = Arc::downgrade(&coordinator);
+        tokio::spawn(async move {
+            while let Some(coordinator) = follower.upgrade() {
+                if !away.load(Ordering::Relaxed) {
+                    coordinator.set_context_keys(context_keys(metadata.as_ref()).await);
+                }
+                drop(coordinator);
+                tokio::time::sleep(WATCH_STORES).await;
+            }
+        });
         let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), Arc::clone(&self.shared.metadata)));
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         let (sender, mut calls) = mpsc::unbounded_channel();
@@ -329,7 +340,7 @@ pub(crate) struct Cluster {
     pub(crate) tenants: Vec<Tenant>,
     /// Questions that plugins fail to answer, per mille.
     pub(crate) faulty: Arc<AtomicU64>,
-    metadata: Arc<dyn Metadata>,
+    metadata: MemoryMetadata,
     known: Known,
     ring: Ring,
     links: Arc<Mutex<HashMap<(usize, usize), Link>>>,
@@ -340,16 +351,15 @@ impl Cluster {
         let (nodes, coordinators) = (scenario.nodes, scenario.coordinators);
         let nodes: Vec<Arc<NodeMachine>> = (1..=nodes).map(|n| Arc::new(node(format!("n{n}"), dice))).collect();
         let on_record: Vec<StorageNode> = nodes.iter().map(|node| at(node)).collect();
-        let metadata: Arc<dyn Metadata> = Arc::new(MemoryMetadata::new(SimClock::default()));
-        at_once(register(metadata.as_ref(), &on_record, 0)).expect("registers the nodes");
+        let metadata = MemoryMetadata::new(SimClock::default());
+        at_once(register(&metadata, &on_record, 0)).expect("registers the nodes");
         let (ring, known, faulty) = (ring(&on_record, 1), Known::default(), Arc::clone(&bound.faulty));
         let idempotency = Idempotency::new(dice.clone());
         let shared = Arc::new(Shared {
             nodes: on_record,
             ring: ring.clone(),
-            keys: ContextKeys::new(&[(1, [1; 32])]).expect("one key"),
             idempotency: idempotency.clone(),
-            metadata: Arc::clone(&metadata),
+            metadata: Arc::new(metadata.clone()),
             plugins: bound,
             dice: dice.clone(),
             strict: scenario.strict,
@@ -381,7 +391,17 @@ impl Cluster {
 
     /// An operator declares that a copy of the whole cluster was restored.
     pub(crate) fn declare_restored(&self) {
-        at_once(self.metadata.forget_commits()).expect("forgets");
+        at_once(self.metadata.begin_era(Era([1; 16]), [2; 32], 0)).expect("begins an era");
+    }
+
+    /// What the metadata store has now.
+    pub(crate) fn copy_metadata(&self) -> MemoryMetadata {
+        self.metadata.copy()
+    }
+
+    /// The metadata store goes back to a copy.
+    pub(crate) fn restore_metadata(&self, copy: &MemoryMetadata) {
+        self.metadata.restore(copy);
     }
 
     /// Adds every machine to the simulation.
@@ -514,6 +534,13 @@ fn at(node: &NodeMachine) -> StorageNode {
         virtual_nodes: VIRTUAL_NODES,
         status: NodeStatus::Active,
     }
+}
+
+/// The context keys on record.
+async fn context_keys(metadata: &dyn Metadata) -> ContextKeys {
+    let secrets = metadata.secrets([1; 32], 0).await.expect("the in-memory store does not fail");
+    let keys: Vec<(u32, [u8; 32])> = secrets.keys.iter().map(|secret| (secret.id, secret.key)).collect();
+    ContextKeys::new(secrets.era, &keys).expect("valid keys")
 }
 
 /// The result of a future that is ready immediately, as those of an in-memory store are.

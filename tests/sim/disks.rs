@@ -2,13 +2,14 @@
 //!
 //! Each scene lets writes be acknowledged by the node in question and one other of three, and then asks the node and the third.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
 use tokio::sync::oneshot;
 use witan_coordinate::{ReadAnswer, ReadRequest, WriteRequest};
-use witan_kernel::failure::Failed;
+use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::name::Key;
 
 use crate::client::Client;
@@ -64,7 +65,7 @@ pub(crate) async fn play(scene: Scene, stage: &Stage, clients: &mut [Client], in
             tokio::time::sleep(NOTICED).await;
             repair(stage).await;
         }
-        Scene::AllRestored => return all_restored(stage).await,
+        Scene::AllRestored { metadata_too } => return all_restored(stage, metadata_too).await,
     }
     asked(stage, clients, inspector).await;
 }
@@ -115,26 +116,48 @@ async fn restart_coordinators(stage: &Stage) {
     tokio::time::sleep(NOTICED).await;
 }
 
-/// A client reads what was written after the copy was made. After the restore, a write that it has never seen is acknowledged, and it
-/// writes with the context that it still has: both must be there. The key is used by nobody else, since what the copy lacks is lost.
-async fn all_restored(stage: &Stage) {
+/// A client reads what was written after the copy was made. After the restore, it still has its context, and repeats a write whose result
+/// only the idempotency store remembers. The key is used by nobody else, since what the copy lacks is lost.
+async fn all_restored(stage: &Stage, metadata_too: bool) {
     let nodes = 0..stage.cluster.nodes.len();
-    let Ok(base) = write(stage, "base", Bytes::new()).await else { return };
-    nodes.clone().for_each(|node| stage.command(Command::Do(Action::CopyDisk { node })));
-    tokio::time::sleep(NOTICED).await;
-    let Ok(_) = write(stage, "before the restore", base.clone()).await else { return };
-    let Ok(seen) = read(stage).await else { return };
-    nodes.for_each(|node| stage.command(Command::Do(Action::SwapDisk { node })));
-    restart_coordinators(stage).await;
-    stage.cluster.declare_restored();
-    tokio::time::sleep(NOTICED).await;
-    if write(stage, "unseen", base).await.is_err() || write(stage, "after the restore", seen.context).await.is_err() {
+    if write(stage, "base", None, Bytes::new()).await.is_err() {
         return;
     }
+    nodes.clone().for_each(|node| stage.command(Command::Do(Action::CopyDisk { node })));
+    let metadata = stage.cluster.copy_metadata();
+    tokio::time::sleep(NOTICED).await;
+    let repeated = async || write(stage, "repeated", Some("of before"), Bytes::new()).await;
+    let (Ok(_), Ok(seen)) = (repeated().await, read(stage).await) else { return };
+    nodes.for_each(|node| stage.command(Command::Do(Action::SwapDisk { node })));
+    restart_coordinators(stage).await;
+    if metadata_too {
+        // Nobody can notice, and no one declares it.
+        stage.cluster.restore_metadata(&metadata);
+    } else {
+        stage.cluster.declare_restored();
+        stage.new_era.store(true, Ordering::Relaxed);
+    }
+    tokio::time::sleep(NOTICED).await;
+    let Ok(now) = read(stage).await else { return };
+    if write(stage, "unseen", None, now.context).await.is_err() {
+        return;
+    }
+    let old = write(stage, "after the restore", None, seen.context).await;
+    let again = if metadata_too { Err(None) } else { repeated().await };
+    if let (false, Ok(_)) = (metadata_too, &old) {
+        stage.violated("restore: a context of the lost era was accepted".to_owned());
+    }
+    if let Err(Some(Failed { effect: Some(Effect::InDoubt), failure: Failure::ContextOutdated })) = old {
+        stage.violated("honesty: a write that was refused for its context is said to be in doubt".to_owned());
+    }
     if let Ok(found) = read(stage).await {
-        let values: Vec<&Bytes> = found.siblings.iter().map(|sibling| &sibling.value).collect();
-        if !values.iter().any(|value| value[..] == *b"unseen") {
+        let values: Vec<&Bytes> = found.siblings.iter().map(|sibling| &sibling.value).chain([&found.value]).collect();
+        let shows = |text: &[u8]| values.iter().any(|value| value[..] == *text);
+        if !shows(b"unseen") {
             stage.violated(format!("restore: a write was superseded by one that had not seen it; left: {values:?}"));
+        }
+        if again.is_ok() && !shows(b"repeated") {
+            stage.violated(format!("restore: a write that was lost was acknowledged again; left: {values:?}"));
         }
     }
 }
@@ -144,20 +167,25 @@ fn key() -> Key {
     Key::from_trusted(Bytes::from_static(b"restored"))
 }
 
-async fn write(stage: &Stage, value: &'static str, context: Bytes) -> Result<Bytes, ()> {
+async fn write(
+    stage: &Stage,
+    value: &'static str,
+    name: Option<&str>,
+    context: Bytes,
+) -> Result<Bytes, Option<Failed>> {
     let request = WriteRequest {
-        tenant: stage.scenario.casts.last().ok_or(())?.tenant.id.clone(),
+        tenant: stage.scenario.casts.last().ok_or(None)?.tenant.id.clone(),
         key: key(),
         value: Some(Bytes::from_static(value.as_bytes())),
         level: None,
-        idempotency_key: None,
+        idempotency_key: name.map(str::to_owned),
         context,
         timeout: None,
         arrived: None,
     };
     let written = answered(stage, |to| Call::Write(request, to)).await;
     stage.note(|| format!("{value:?}: {written:?}"));
-    written.map(|written| written.context).map_err(drop)
+    written.map(|written| written.context)
 }
 
 async fn read(stage: &Stage) -> Result<ReadAnswer, ()> {

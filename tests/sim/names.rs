@@ -159,10 +159,10 @@ fn nothing_comes_back_on_a_hot_key() {
 
 /// Faults that show on a hot key, each with the seed at which it was found.
 const RECORDED: &[(Fault, u64)] = &[
-    (Fault::RepeatedUnasked, 11),
-    (Fault::AskedWithoutPin, 33),
-    (Fault::HorizonIgnored, 2),
-    (Fault::UnpinnedEarly, 16),
+    (Fault::RepeatedUnasked, 6),
+    (Fault::AskedWithoutPin, 17),
+    (Fault::HorizonIgnored, 4),
+    (Fault::UnpinnedEarly, 72),
     (Fault::UnreservedSentAsFirst, OUTAGES + 4),
 ];
 

@@ -110,8 +110,12 @@ pub(crate) enum Scene {
         /// Coordinators restart at the same time, and remember nothing.
         coordinators_too: bool,
     },
-    /// All nodes get earlier copies of their disks at once, and an operator declares it.
-    AllRestored,
+    /// All nodes get earlier copies of their disks at once. Either an operator declares it, or the metadata were restored with them and
+    /// nobody notices.
+    AllRestored {
+        /// The metadata were restored, too.
+        metadata_too: bool,
+    },
 }
 
 /// The behaviour of clients. Shares are per mille.

@@ -72,6 +72,8 @@ pub(crate) struct Stage {
     pub(crate) acknowledged: Mutex<Vec<Acknowledged>>,
     /// True once the tenants that are created during the play exist.
     pub(crate) grown: AtomicBool,
+    /// True once an operator has declared a restore: contexts of before are refused.
+    pub(crate) new_era: AtomicBool,
 }
 
 impl Stage {
@@ -85,6 +87,7 @@ impl Stage {
             doubtful: Mutex::default(),
             acknowledged: Mutex::default(),
             grown: AtomicBool::default(),
+            new_era: AtomicBool::default(),
         }
     }
 

@@ -175,8 +175,8 @@ mod tests {
             max_connections: 100,
             encrypted: true,
             clock_ahead_ms: 12,
-            schema: Some(3),
-            known_schema: 3,
+            schema: Some(4),
+            known_schema: 4,
             nodes: Vec::new(),
         }
     }
@@ -191,7 +191,7 @@ mod tests {
     fn each_weakness_of_a_database_is_told_as_grave_as_it_is() {
         assert_eq!(worst(&fit()), Gravity::Ok);
         assert_eq!(worst(&PostgresFacts { schema: None, ..fit() }), Gravity::Note);
-        assert_eq!(worst(&PostgresFacts { schema: Some(4), ..fit() }), Gravity::Warning);
+        assert_eq!(worst(&PostgresFacts { schema: Some(5), ..fit() }), Gravity::Warning);
         assert_eq!(worst(&PostgresFacts { max_connections: 20, ..fit() }), Gravity::Warning);
         assert_eq!(worst(&PostgresFacts { clock_ahead_ms: -6_000, ..fit() }), Gravity::Warning);
         for broken in [

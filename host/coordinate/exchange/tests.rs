@@ -12,7 +12,7 @@ use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
 use witan_kernel::hook::{Native, Plugins, ReplicaState, Shortfall};
 use witan_kernel::idempotency::{Name, Step, Stepped};
-use witan_kernel::name::{Key, TenantId, WriteId};
+use witan_kernel::name::{Era, Key, TenantId, WriteId};
 use witan_kernel::port::{IdempotencyStore, Randomness, StoreError, Tenants};
 use witan_kernel::quorum::{MergeRound, PATIENCE_MICROS, PutRound, StampRound, Tally};
 use witan_kernel::record::{Encoded, Record};
@@ -156,7 +156,7 @@ fn coordinator() -> (Arc<Coordinator<InMemory>>, Arc<Nodes>) {
         collapses: Arc::new(NoCollapses),
     };
     let placed = ["a", "b", "c"].map(|node| (NodeId::new(node).unwrap(), 4));
-    let keys = ContextKeys::new(&[(1, [1; 32])]).unwrap();
+    let keys = ContextKeys::new(Era::default(), &[(1, [1; 32])]).unwrap();
     (Coordinator::new(ports, Ring::new(&placed, 1), keys, Defaults::default()), nodes)
 }
 

@@ -9,7 +9,7 @@ use proptest::proptest;
 
 use super::{Change, DOUBTED_MS, KEPT_MS, Name, Owner, Reservation, State, Step, Stepped, apply, write_id};
 use crate::hook::Operation;
-use crate::name::{Key, TenantId, WriteId};
+use crate::name::{Era, Key, TenantId, WriteId};
 use crate::register::Stamp;
 
 /// What happens next. Attempts are named by index; a crashed attempt is one that is never picked again.
@@ -394,11 +394,13 @@ fn names_are_unambiguous_and_ids_tell_every_difference() {
     let tenant = |id: &'static str| TenantId::new(id).expect("valid");
     let key = |key: &'static str| Key::new(key).expect("valid");
     let names = [
-        Name::new(&tenant("a"), &key("b"), b"c"),
-        Name::new(&tenant("ab"), &key("c"), b""),
-        Name::new(&tenant("a"), &key("bc"), b""),
-        Name::new(&tenant("a"), &key("b:c"), b""),
-        Name::new(&tenant("a"), &key("b"), b":c"),
+        Name::new(Era::default(), &tenant("a"), &key("b"), b"c"),
+        Name::new(Era::default(), &tenant("ab"), &key("c"), b""),
+        Name::new(Era::default(), &tenant("a"), &key("bc"), b""),
+        Name::new(Era::default(), &tenant("a"), &key("b:c"), b""),
+        Name::new(Era::default(), &tenant("a"), &key("b"), b":c"),
+        Name::new(Era([1; 16]), &tenant("a"), &key("b"), b"c"),
+        Name::new(Era([2; 16]), &tenant("a"), &key("b"), b"c"),
     ];
     assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
 

@@ -125,10 +125,6 @@ pub trait PlacementStore: Send + Sync + 'static {
     /// Keeps the highest commit number of each store, and its latest number of records. Unknown stores are ignored. This is no change
     /// that others follow.
     fn note_commits(&self, commits: Vec<Commit>) -> Answer<()>;
-
-    /// Declares that a copy of the whole cluster was restored: forgets all commit numbers, and that stores were set back. Whatever the
-    /// copy lacks is lost.
-    fn forget_commits(&self) -> Answer<()>;
 }
 
 /// What the metadata store knows of a store that a node has just reported.

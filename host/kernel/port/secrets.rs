@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::Answer;
+use crate::name::Era;
 
 /// Most secrets at a time: what the seven before the newest have signed is still accepted.
 pub const SECRETS: usize = 8;
@@ -22,12 +23,25 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The secrets of a cluster, and the era that they are of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Secrets {
+    /// The present era.
+    pub era: Era,
+    /// The secrets, newest first.
+    pub keys: Vec<Secret>,
+}
+
 /// The cluster's secrets.
 pub trait SecretStore: Send + Sync + 'static {
-    /// The cluster's secrets, newest first. On the cluster's first start there are none, and `fresh` is stored as the first one.
+    /// The cluster's secrets. On the cluster's first start there are none, and `fresh` is stored as the first one.
     /// Coordinators that start at once all get the same.
-    fn secrets(&self, fresh: [u8; 32], now_ms: u64) -> Answer<Vec<Secret>>;
+    fn secrets(&self, fresh: [u8; 32], now_ms: u64) -> Answer<Secrets>;
 
     /// Adds `fresh` as the newest secret, removes the oldest beyond [`SECRETS`], and returns them as [`Self::secrets`] does.
-    fn rotate_secret(&self, fresh: [u8; 32], now_ms: u64) -> Answer<Vec<Secret>>;
+    fn rotate_secret(&self, fresh: [u8; 32], now_ms: u64) -> Answer<Secrets>;
+
+    /// Declares that a copy of the whole cluster was restored, and begins an era. `fresh` takes the place of all secrets, so that no
+    /// context of before is accepted; commit numbers are forgotten, and that stores were set back. Whatever the copy lacks is lost.
+    fn begin_era(&self, era: Era, fresh: [u8; 32], now_ms: u64) -> Answer<()>;
 }

@@ -103,6 +103,7 @@ fn few_nodes_or_none() {
     assert!(Ring::new(&[], 0).replicas(7, 3).is_empty());
     assert!(Ring::new(&[], 0).is_empty());
     let idle = Ring::new(&[(node("a"), 0), (node("b"), 1), (node("b"), 9)], 0);
+    assert!(!idle.is_empty());
     assert_eq!(replicas(&idle, 7, 3), "b");
     assert_eq!(replicas(&idle, 7, 0), "");
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use witan_kernel::hook::Hook;
-use witan_kernel::name::{NodeId, StoreId, TenantId};
+use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
 use witan_kernel::port::{
     ARTIFACT_BYTES, Artifact, BINDING_RECORD_BYTES, Changed, Changes, Claim, Commit, Component, Digest, Metadata,
-    NODES, NodeOnRecord, NodeStatus, SECRETS, Secret, Slot, Source, StorageNode, StoreError, StoreState, Token,
+    NODES, NodeOnRecord, NodeStatus, SECRETS, Secret, Secrets, Slot, Source, StorageNode, StoreError, StoreState,
+    Token,
 };
 use witan_kernel::scan::Trust;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant};
@@ -266,7 +267,7 @@ async fn set_back<M: Metadata>(metadata: &M, id: &NodeId, on_record: StoreId, ne
     assert_eq!((meet(new, 3, 4).await.trust, met(new, 5).await), (Trust::Unadmitted, Trust::Unadmitted));
     assert_eq!(state(new).await.map(|(state, ..)| state), Some(StoreState::SetBack));
     assert!(matches!(admit(new, new).await, Err(StoreError::Refused(_))));
-    metadata.forget_commits().await.expect("forgotten");
+    metadata.begin_era(Era([2; 16]), [40; 32], 7).await.expect("begun");
     assert_eq!(
         (met(new, 3).await, state(new).await),
         (Trust::Whole, Some((StoreState::Reported, 0, 0))),
@@ -492,17 +493,26 @@ async fn each_change_is_listed<M: Metadata>(metadata: &M) {
 async fn secrets<M: Metadata>(metadata: &M) {
     let starts = join_all((1..=5).map(|of| metadata.secrets([of; 32], 7))).await;
     let first = starts[0].clone().expect("secrets");
-    assert_eq!((first.len(), first[0].id), (1, 1));
+    assert_eq!((first.era, first.keys.len(), first.keys[0].id), (Era::default(), 1, 1));
     assert!(starts.into_iter().all(|answer| answer.as_ref() == Ok(&first)), "all that start at once have the same");
     assert_eq!(metadata.secrets([99; 32], 8).await, Ok(first.clone()));
     let rotated = metadata.rotate_secret([50; 32], 9).await.expect("rotated");
-    assert_eq!((rotated[0].id, rotated[0].key, &rotated[1]), (2, [50; 32], &first[0]));
+    assert_eq!((rotated.keys[0].id, rotated.keys[0].key, &rotated.keys[1]), (2, [50; 32], &first.keys[0]));
     for of in 0..SECRETS as u8 {
         metadata.rotate_secret([of; 32], 9).await.expect("rotated");
     }
     let kept = metadata.secrets([99; 32], 10).await.expect("secrets");
-    assert_eq!((kept.len(), kept[0].id), (SECRETS, SECRETS as u32 + 2));
-    assert!(!format!("{:?}", Secret { key: [77; 32], ..kept[0].clone() }).contains("77"));
+    assert_eq!((kept.keys.len(), kept.keys[0].id), (SECRETS, SECRETS as u32 + 2));
+    assert!(!format!("{:?}", Secret { key: [77; 32], ..kept.keys[0].clone() }).contains("77"));
+
+    let before = metadata.changes(0).await.expect("changes").revision;
+    metadata.begin_era(Era([3; 16]), [60; 32], 11).await.expect("begun");
+    let only = Secret { id: SECRETS as u32 + 3, key: [60; 32] };
+    assert_eq!(metadata.secrets([99; 32], 12).await, Ok(Secrets { era: Era([3; 16]), keys: vec![only.clone()] }));
+    let changed = metadata.changes(before).await.expect("changes").changed;
+    assert!(changed.contains(&Changed::Secrets) && changed.contains(&Changed::Nodes), "{changed:?}");
+    let rotated = metadata.rotate_secret([61; 32], 13).await.expect("rotated");
+    assert_eq!((rotated.era, &rotated.keys[1]), (Era([3; 16]), &only), "an era outlives its secrets");
 }
 
 async fn bounds<M: Metadata>(metadata: &M) {

@@ -11,6 +11,17 @@ use witan_kernel::scan::Trust;
 use super::{MemoryMetadata, State};
 
 impl State {
+    /// Forgets all commit numbers, and that stores were set back.
+    pub(super) fn forget_commits(&mut self) {
+        for store in self.stores.values_mut() {
+            store.commit = 0;
+            if store.state == StoreState::SetBack {
+                store.state = StoreState::Reported;
+            }
+        }
+        self.changed(Changed::Nodes);
+    }
+
     fn add_node(&mut self, node: StorageNode, now_ms: u64) -> Result<(), StoreError> {
         if self.nodes.contains_key(&node.id) {
             return Err(rules::node_exists(&node.id));
@@ -135,19 +146,6 @@ impl PlacementStore for MemoryMetadata {
                 known.commit = known.commit.max(commit);
                 known.keys = keys.unwrap_or(known.keys);
             }
-            Ok(())
-        })
-    }
-
-    fn forget_commits(&self) -> Answer<()> {
-        self.answer(|state| {
-            for store in state.stores.values_mut() {
-                store.commit = 0;
-                if store.state == StoreState::SetBack {
-                    store.state = StoreState::Reported;
-                }
-            }
-            state.changed(Changed::Nodes);
             Ok(())
         })
     }

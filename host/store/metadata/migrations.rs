@@ -21,12 +21,14 @@ const SQLITE: &[File] = files!("sqlite":
     (1, "metadata", "0001_metadata.sql"),
     (2, "placement epoch", "0002_placement_epoch.sql"),
     (3, "stores", "0003_stores.sql"),
+    (4, "era", "0004_era.sql"),
 );
 
 const POSTGRES: &[File] = files!("postgres":
     (1, "metadata", "0001_metadata.sql"),
     (2, "placement epoch", "0002_placement_epoch.sql"),
     (3, "stores", "0003_stores.sql"),
+    (4, "era", "0004_era.sql"),
 );
 
 /// The migrations of an SQLite database.

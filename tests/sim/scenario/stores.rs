@@ -22,9 +22,10 @@ pub(super) fn copied(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
 }
 
 /// A copy of the whole cluster is restored.
-pub(super) fn restored(_: &mut StdRng, mut scenario: Scenario) -> Scenario {
+pub(super) fn restored(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     disks(&mut scenario);
-    play(scenario, vec![OVERTURE, Act::Disks(Scene::AllRestored), Act::Settle, FINALE])
+    let scene = Scene::AllRestored { metadata_too: rng.random() };
+    play(scenario, vec![OVERTURE, Act::Disks(scene), Act::Settle, FINALE])
 }
 
 /// Three nodes, whose stores are compared with those on record, and clients that do not give up early.

@@ -54,10 +54,6 @@ impl<D: Driver> PlacementStore for SqlMetadata<D> {
     fn note_commits(&self, commits: Vec<Commit>) -> Answer<()> {
         self.write(move |db| Box::pin(stores::note_commits(db, commits)))
     }
-
-    fn forget_commits(&self) -> Answer<()> {
-        self.change(|db| Box::pin(stores::forget_commits(db)))
-    }
 }
 
 async fn found_nodes(db: &mut Db, nodes: Vec<StorageNode>, now_ms: u64) -> Result<(), StoreError> {

@@ -1,0 +1,82 @@
+//! What people, databases and metrics call things: each spelling is read as what it was written for, and nothing else is.
+
+use witan_kernel::durability::Durability;
+use witan_kernel::hook::{Hook, Operation};
+use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::port::{Digest, NodeStatus, Slot, StoreState};
+use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Ordering, ReadRepair};
+
+#[track_caller]
+fn round_trips<T: PartialEq + std::fmt::Debug + Copy, const N: usize>(
+    spelled: [(T, &str); N],
+    write: impl Fn(T) -> &'static str,
+    read: impl Fn(&str) -> Option<T>,
+) {
+    for (value, spelling) in spelled {
+        assert_eq!((write(value), read(spelling)), (spelling, Some(value)));
+        assert_eq!(read(&spelling.to_uppercase()), None, "spellings are exact");
+    }
+    assert_eq!(read("another"), None);
+}
+
+#[test]
+fn every_spelling_is_read_as_it_was_written() {
+    round_trips([(Durability::Sync, "sync"), (Durability::Os, "os")], Durability::as_str, Durability::parse);
+    let hooks = [
+        (Hook::ConsistencyPolicy, "consistency-policy"),
+        (Hook::ConflictResolver, "conflict-resolver"),
+        (Hook::RoutingHook, "routing-hook"),
+    ];
+    round_trips(hooks, Hook::as_str, Hook::parse);
+    let statuses =
+        [(NodeStatus::Active, "active"), (NodeStatus::Draining, "draining"), (NodeStatus::Inactive, "inactive")];
+    round_trips(statuses, NodeStatus::as_str, NodeStatus::parse);
+    let states = [
+        (StoreState::Reported, "reported"),
+        (StoreState::Filling, "filling"),
+        (StoreState::Retired, "retired"),
+        (StoreState::SetBack, "set-back"),
+    ];
+    round_trips(states, StoreState::as_str, StoreState::parse);
+    assert_eq!(Durability::Os.to_string() + &Hook::RoutingHook.to_string(), "osrouting-hook");
+    assert_eq!(
+        [Operation::Read, Operation::Write, Operation::Delete].map(Operation::as_str),
+        ["read", "write", "delete"]
+    );
+}
+
+#[test]
+fn choices_of_a_tenant_have_a_default_and_name_what_is_known() {
+    assert_eq!(ConflictMode::parse(""), Ok(ConflictMode::Register));
+    assert_eq!(ConflictMode::parse("siblings").map(ConflictMode::as_str), Ok("siblings"));
+    assert_eq!(Ordering::parse("clock").map(|ordering| ordering.to_string()), Ok("clock".to_owned()));
+    assert_eq!(ReadRepair::parse("async").map(ReadRepair::as_str), Ok("async"));
+    assert_eq!(IdempotencyOutage::parse("proceed").map(IdempotencyOutage::as_str), Ok("proceed"));
+    let error = ReadRepair::parse("sometimes").unwrap_err();
+    assert_eq!(error.field, "read_repair");
+    assert!(error.to_string().contains("\"sometimes\"") && error.to_string().contains("\"blocking\""), "{error}");
+}
+
+#[test]
+fn names_are_shown_as_they_are() {
+    let (tenant, key, node) = (TenantId::new("shop").unwrap(), Key::new("cart/7").unwrap(), NodeId::new("n1").unwrap());
+    assert_eq!((tenant.as_str(), tenant.to_string()), ("shop", "shop".to_owned()));
+    assert_eq!((&key.bytes()[..], node.as_str(), node.to_string()), (&b"cart/7"[..], "n1", "n1".to_owned()));
+    let slot = Slot::parse("shop", "routing-hook").unwrap();
+    assert_eq!((slot.tenant_text(), slot.hook), ("shop", Hook::RoutingHook));
+    assert_eq!(Slot::parse("", "routing-hook").unwrap().tenant_text(), "");
+    assert_eq!((Slot::parse("shop", "no hook"), Slot::parse("a:b", "routing-hook")), (None, None));
+}
+
+#[test]
+fn a_digest_is_64_digits_with_or_without_its_kind() {
+    let digest = Digest::of(b"witan");
+    let text = digest.to_string();
+    assert_eq!((text.len(), digest.short()), (64, text[..12].to_owned()));
+    assert_eq!((Digest::parse(&text), Digest::parse(&format!("sha256:{text}"))), (Some(digest), Some(digest)));
+    assert_eq!(Digest::parse(&text.to_uppercase()), Some(digest));
+    assert_eq!(Digest::parse(&format!("md5:{text}")), None);
+    let other = format!("g{}", &text[1..]);
+    assert_eq!([&text[1..], &format!("{text}0"), &other, ""].map(Digest::parse), [None; 4]);
+    assert_eq!(Digest::parse(&text).unwrap().bytes(), digest.bytes());
+}
