@@ -18,8 +18,8 @@ Examples:
 const RESTORED_EXAMPLES: &str = "\
 A store that shows less than it had committed is not used: a copy of its disk was restored, or its disk has lost writes. After a copy \
 of *all* storage nodes was restored, none would be used. This command says that you know: what was written after the copy was made is \
-lost, and the stores are used as they are. Flush Redis, too, if it was not restored with them: its idempotency records would answer for \
-changes that are gone.
+lost, and the stores are used as they are. Contexts that clients got before are refused from now on, and idempotency records of before \
+are not used. Declare it also if the metadata were restored with the nodes, so that none seems to lack anything.
 
 For a single node, never use it: move the node's folder aside, start it with an empty one, and run `witan repair`.
 

@@ -227,7 +227,7 @@ fn after(context: &Bytes, value: &'static str) -> v1::WriteKeyValueRequest {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_restore_of_all_nodes_an_old_context_supersedes_nothing_that_it_has_not_seen() {
+async fn after_a_restore_of_all_nodes_what_clients_have_of_before_is_refused_or_done_again() {
     let mut cluster = Cluster::start().await;
     let api = cluster.api();
     api.siblings_tenant("s").await;
@@ -238,7 +238,9 @@ async fn after_a_restore_of_all_nodes_an_old_context_supersedes_nothing_that_it_
         cluster.start_node(node).await;
     }
     cluster.all_reachable().await;
+    let named = v1::WriteKeyValueRequest { idempotency_key: "of A1".to_owned(), ..write("s", "y", "A1") };
     api.write(after(&base, "A1")).await.expect("written");
+    api.write(named.clone()).await.expect("written");
     let (found, seen) = values(&api).await;
     assert_eq!(found, ["A1"]);
 
@@ -256,11 +258,22 @@ async fn after_a_restore_of_all_nodes_an_old_context_supersedes_nothing_that_it_
     let declared = v1::DeclareRestoredRequest { confirm: "restored".to_owned() };
     api.client().declare_restored(declared).await.expect("declared");
     cluster.all_reachable().await;
-    api.write(after(&base, "B1")).await.expect("written");
-    api.write(after(&seen, "A2")).await.expect("written");
-    let (mut found, _) = values(&api).await;
-    found.sort();
-    assert_eq!(found, ["A2", "B1"], "the client that wrote A2 has never seen B1");
+    for (context, value) in [(&base, "B1"), (&seen, "A2")] {
+        let refused = api.write(after(context, value)).await.expect_err("a context of the lost era");
+        assert_eq!(
+            (refused.code, &refused.reason[..], &refused.outcome[..]),
+            (Code::Aborted, "VERSION_CONFLICT", "not-applied"),
+            "{refused:?}"
+        );
+        assert!(refused.message.contains("read the key again"), "{refused:?}");
+    }
+    let (found, now) = values(&api).await;
+    assert_eq!(found, ["base"]);
+    api.write(after(&now, "B1")).await.expect("written");
+    assert_eq!(values(&api).await.0, ["B1"]);
+    // The idempotency store was not restored, and remembers that it was done.
+    assert!(!api.write(named).await.expect("written").is_duplicate, "what was lost is done again");
+    assert_eq!(api.values(read("s", "y")).await.expect("read").0, ["A1"]);
 }
 
 /// Waits until the coordinator uses no node.

@@ -1,8 +1,8 @@
 //! An oracle of its own: what replicas have stored, read from the bytes on their disks and compared field by field.
 //!
 //! Nothing here calls the code under test: neither its decoder, nor its merge, nor what it calls the same state. So a mistake in one of
-//! those cannot hide itself from the checks of convergence and contents. The format is that of `host/kernel/record/codec.rs`, its `codec2.rs`
-//! and `host/node/row.rs`, written down a second time.
+//! those cannot hide itself from the checks of convergence and contents. The format is that of `host/kernel/record/codec.rs`,
+//! `codec2.rs` beside it and `host/node/row.rs`, written down a second time.
 
 mod bytes;
 

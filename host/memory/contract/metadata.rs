@@ -56,7 +56,8 @@ fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
 /// The whole contract, on an empty store.
 pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.now_ms().await.expect("the time") > 1_700_000_000_000);
-    assert_eq!(metadata.schema_version().await, Ok(3));
+    assert_eq!(metadata.schema_version().await, Ok(4));
+    secrets(metadata).await;
     tenants(metadata).await;
     pages_of_tenants(metadata).await;
     lost_updates(metadata).await;
@@ -66,7 +67,6 @@ pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     artifacts(metadata).await;
     binding_records(metadata).await;
     tokens(metadata).await;
-    secrets(metadata).await;
     each_change_is_listed(metadata).await;
     bounds(metadata).await;
 }
