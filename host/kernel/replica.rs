@@ -81,7 +81,7 @@ pub enum Answer {
     Merged {
         /// True when what was stored did not change.
         superseded: bool,
-        /// Names that are pinned and superseded here, and not both in what was sent; usually none.
+        /// Names that are pinned here, superseded by what was sent, and not both in it; usually none.
         told: Vec<Name>,
     },
     /// To [`Ask::Read`] and [`Ask::Names`].

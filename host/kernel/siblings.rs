@@ -311,12 +311,23 @@ impl Siblings {
         changed
     }
 
-    /// The names that are pinned and superseded here, and not both in `sent`: whoever has merged `sent` elsewhere has to learn them before
-    /// the write that `sent` carries is acknowledged.
-    pub fn lacking_in(&self, sent: &Self) -> Vec<Name> {
-        let both = |name: &&Name| name.pinned && name.dead;
-        let lacks = |name: &&Name| !sent.names.get(&name.id).is_some_and(|sent| sent.pinned && sent.dead);
-        self.names.entries.iter().filter(both).filter(lacks).copied().collect()
+    /// The writes whose names are pinned and that nothing has superseded here.
+    pub fn open_pins(&self) -> Vec<WriteId> {
+        self.names.entries.iter().filter(|name| name.pinned && !name.dead).map(|name| name.id).collect()
+    }
+
+    /// The names that are pinned here, superseded by what `sent` has, and not both in `sent`: whoever has merged `sent` elsewhere has to
+    /// learn them before the write that `sent` carries is acknowledged. `open_before` is what [`Self::open_pins`] said before `sent` was
+    /// merged into this record.
+    ///
+    /// A write that only something else has superseded here is not among them: whoever learned that, without what supersedes the write,
+    /// would drop an acknowledged value and have nothing in its place.
+    pub fn lacking_in(&self, sent: &Self, open_before: &[WriteId]) -> Vec<Name> {
+        let lacks = |name: &&Name| match sent.names.get(&name.id) {
+            Some(sent) if sent.dead => !sent.pinned,
+            _ => open_before.contains(&name.id),
+        };
+        self.names.entries.iter().filter(|name| name.pinned && name.dead).filter(lacks).copied().collect()
     }
 
     /// The live versions: those with a value if there are any, else the tombstones.

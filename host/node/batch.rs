@@ -465,10 +465,14 @@ impl BatchRow {
         if self.is_register().is_some_and(|register| register != matches!(incoming, Record::Register(_))) {
             return Err(ReplicaError::WrongMode);
         }
+        let open_before = match &self.record {
+            Some(Record::Siblings(siblings)) => siblings.open_pins(),
+            _ => Vec::new(),
+        };
         let (record, absorbed) =
             Record::absorb(self.record.take(), &incoming, wall).map_err(|WrongMode| ReplicaError::WrongMode)?;
         let told = match (&record, &incoming) {
-            (Record::Siblings(stored), Record::Siblings(sent)) => stored.lacking_in(sent),
+            (Record::Siblings(stored), Record::Siblings(sent)) => stored.lacking_in(sent, &open_before),
             _ => Vec::new(),
         };
         match absorbed {

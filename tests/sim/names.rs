@@ -161,7 +161,7 @@ fn nothing_comes_back_on_a_hot_key() {
 const RECORDED: &[(Fault, u64)] = &[
     (Fault::RepeatedUnasked, 6),
     (Fault::AskedWithoutPin, 17),
-    (Fault::HorizonIgnored, 4),
+    (Fault::HorizonIgnored, 14),
     (Fault::UnpinnedEarly, 72),
     (Fault::UnreservedSentAsFirst, OUTAGES + 4),
 ];

@@ -108,9 +108,10 @@ fn back_between_three_quorums() -> bool {
         r2.put(&write(n, now, false, Some(&over)), actor(2));
         let answer = r2.clone();
         r2.names.trim(now);
+        let open_before = r3.open_pins();
         r3.absorb(&answer, now);
         if !Fault::PinsUntold.is_on() {
-            r2.learn(&r3.lacking_in(&answer));
+            r2.learn(&r3.lacking_in(&answer, &open_before));
         }
     }
     r1.put(&Write { asked: true, ..write(0, NOW, true, None) }, actor(1));
@@ -123,6 +124,27 @@ fn what_replicas_say_of_pinned_names_is_passed_on_before_the_acknowledgement() {
     fault::set(Some(Fault::PinsUntold));
     assert!(back_between_three_quorums());
     fault::set(None);
+}
+
+/// W is acknowledged by r2 and r3, and pinned at r1. X, which nobody acknowledges, supersedes it at r1 only. Y, written beside W, is merged
+/// into r1: what r1 says must not make the others drop W, since they do not have X.
+#[test]
+fn a_write_is_not_dropped_for_one_that_only_another_replica_has() {
+    let [mut r1, mut r2] = std::array::from_fn(|_| Siblings::default());
+    r1.pin(&id(0), NOW).expect("room for a pin");
+    r2.put(&write(0, NOW, false, None), actor(2));
+    r1.absorb(&r2.clone(), NOW);
+    let over = r1.clone();
+    r1.put(&write(1, NOW + 1, false, Some(&over)), actor(1));
+    assert!(r1.names.get(&id(0)).is_some_and(|name| name.pinned && name.dead), "superseded by X");
+
+    r2.put(&write(2, NOW + 2, false, None), actor(2));
+    let (sent, open_before) = (r2.clone(), r1.open_pins());
+    r1.absorb(&sent, NOW + 2);
+    assert_eq!(r1.lacking_in(&sent, &open_before), [], "what r2 has sent supersedes nothing");
+    r2.learn(&r1.lacking_in(&sent, &open_before));
+    assert_eq!(standing(&r2), [id(0), id(2)]);
+    assert_eq!(standing(&joined(&r1, &r2)), [id(1), id(2)], "X comes with what it supersedes");
 }
 
 /// As above, but 70 newer names were superseded before W was, so that W's name is the first that is forgotten. True: W is back.
@@ -147,8 +169,9 @@ fn back_by_a_trimmed_answer(trimmed: bool) -> bool {
     if trimmed {
         answer.names.trim(NOW);
     }
+    let open_before = r3.open_pins();
     r3.absorb(&answer, NOW);
-    r2.learn(&r3.lacking_in(&answer));
+    r2.learn(&r3.lacking_in(&answer, &open_before));
     r1.put(&Write { asked: true, ..write(0, NOW, true, None) }, actor(1));
     standing(&joined(&r1, &r2)).contains(&id(0))
 }

@@ -405,12 +405,14 @@ impl World {
     fn merge(&mut self, to: usize, incoming: &Siblings) -> Vec<Name> {
         // As decoded from the wire.
         let incoming = Record::Siblings(incoming.clone()).encode().decode().expect("own bytes");
-        let stored = self.replicas[to].record.take().map(Record::Siblings);
+        let stored = self.replicas[to].record.take();
+        let open_before = stored.as_ref().map(Siblings::open_pins).unwrap_or_default();
+        let stored = stored.map(Record::Siblings);
         let Ok((Record::Siblings(merged), _)) = Record::absorb(stored, &incoming, self.now) else {
             panic!("one mode only")
         };
         let Record::Siblings(incoming) = incoming else { panic!("one mode only") };
-        let told = merged.lacking_in(&incoming);
+        let told = merged.lacking_in(&incoming, &open_before);
         self.replicas[to].record = Some(merged);
         told
     }

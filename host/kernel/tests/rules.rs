@@ -1,0 +1,208 @@
+//! The limits that every implementation of the stores shares: what is at a bound is accepted, what is beyond it is refused.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use witan_kernel::hook::ReplicaState;
+use witan_kernel::idempotency::{RESPONSE_BYTES, Step};
+use witan_kernel::limit;
+use witan_kernel::name::{NodeId, StoreId, TenantId, WriteId};
+use witan_kernel::port::rules::{self, Granting};
+use witan_kernel::port::{
+    AnyClock, Changed, Claim, Clock, CoordinatorOnRecord, Met, NodeStatus, Replicas, Reply, StorageNode, StoreError,
+    StoreState, Token,
+};
+use witan_kernel::replica::Request;
+use witan_kernel::scan::Trust;
+use witan_kernel::siblings::{Actor, Dot, Siblings, VersionVector, Write};
+use witan_kernel::tenant::Tenant;
+
+fn is_refused<T: std::fmt::Debug>(result: Result<T, StoreError>) -> bool {
+    matches!(result, Err(StoreError::Refused(_)))
+}
+
+/// Bounds that pages, interfaces and the stores of earlier versions promise.
+#[test]
+fn bounds_are_those_that_are_promised() {
+    use witan_kernel::{idempotency, port, scan};
+    assert_eq!((limit::TENANT_BYTES, limit::KEY_BYTES, limit::IDEMPOTENCY_KEY_BYTES), (256, 1024, 256));
+    assert_eq!((limit::VALUE_BYTES, limit::RECORD_BYTES, limit::CONTEXT_BYTES), (10_485_760, 33_554_432, 4096));
+    assert_eq!((limit::SIBLINGS, limit::COLLAPSE_SIBLINGS, limit::RECENT_ENTRIES), (100, 25, 64));
+    assert_eq!((limit::COMPONENT_BYTES, limit::PLUGIN_CONFIGURATION_BYTES), (33_554_432, 65_536));
+    assert_eq!((limit::REPLICATION_FACTOR, limit::MAX_VIRTUAL_NODES), (1..=5, 4096));
+    assert_eq!(
+        (limit::CLOCK_SKEW_MICROS, limit::RECENT_MICROS, limit::PUT_RETRY_MICROS),
+        (60_000_000, 30_000_000, 15_000_000)
+    );
+    assert_eq!((idempotency::KEPT_MS, idempotency::DOUBTED_MS, RESPONSE_BYTES), (86_400_000, 86_400_000, 65_536));
+    assert_eq!(
+        (port::LEASE_MS, port::COORDINATOR_KEPT_MS, port::BINDING_RECORD_BYTES),
+        (3_600_000, 86_400_000, 2_097_152)
+    );
+    assert_eq!((scan::PAGE_RECORDS, scan::PAGE_BYTES, port::PAGE), (1000, 1_048_576, 1000));
+    assert_eq!([0, 1, 1000, 1001].map(rules::page), [1, 1, 1000, 1000]);
+}
+
+#[test]
+fn tenants_and_nodes_are_checked() {
+    let tenant = |factor| Tenant::with_defaults(TenantId::new("t").unwrap(), factor, 0);
+    assert!(is_refused(rules::tenant(&tenant(0))) && is_refused(rules::tenant(&tenant(6))));
+    assert_eq!([1, 3, 5].map(|factor| rules::tenant(&tenant(factor))), [Ok(()), Ok(()), Ok(())]);
+    let node = |host: &str, virtual_nodes| StorageNode {
+        id: NodeId::new("n").unwrap(),
+        host: host.to_owned(),
+        port: 1,
+        virtual_nodes,
+        status: NodeStatus::Active,
+    };
+    assert_eq!((rules::node(&node("h", 1)), rules::node(&node(&"h".repeat(255), 4096))), (Ok(()), Ok(())));
+    let wrong = [node("", 1), node(&"h".repeat(256), 1), node("a\0", 1), node("h", 0), node("h", 4097)];
+    assert!(wrong.iter().all(|node| is_refused(rules::node(node))));
+}
+
+#[test]
+fn tokens_are_checked() {
+    let token = |id: &str, label: &str| Token {
+        id: id.to_owned(),
+        hash: [0; 32],
+        tenant: None,
+        scopes: 0,
+        label: label.to_owned(),
+        created_at_ms: 0,
+        expires_at_ms: None,
+    };
+    let (id, label) = ("a".repeat(64), "l".repeat(128));
+    assert_eq!([rules::token(&token("a-1", "")), rules::token(&token(&id, &label))], [Ok(()), Ok(())]);
+    for (id, label) in [("", ""), (&format!("{id}a"), ""), ("A", ""), ("a_b", ""), ("a", &format!("{label}l"))] {
+        assert!(is_refused(rules::token(&token(id, label))), "{id} {label}");
+    }
+}
+
+fn claim(instance: u8) -> Claim {
+    let node_id = NodeId::new("c").unwrap();
+    Claim { node_id, instance: [instance; 16], address: "host:1".to_owned(), version: "1".to_owned() }
+}
+
+#[test]
+fn a_node_id_is_held_by_one_process_until_its_lease_ends() {
+    let holder = CoordinatorOnRecord { claim: claim(1), fence: 7, granted_at_ms: 0, until_ms: 100, left_ms: 0 };
+    assert_eq!(rules::grant(&claim(1), None, 0), Ok(Granting::New));
+    assert_eq!(rules::grant(&claim(1), Some(&holder), 99), Ok(Granting::Renewed(7)));
+    assert_eq!(rules::grant(&claim(1), Some(&holder), 100), Ok(Granting::New), "others may have relied on its end");
+    assert_eq!(rules::grant(&claim(2), Some(&holder), 100), Ok(Granting::New));
+    let refused = rules::grant(&claim(2), Some(&holder), 60).unwrap_err();
+    assert!(matches!(&refused, StoreError::Conflict(why) if why.contains("another 40 ms")), "{refused:?}");
+    assert_eq!([rules::claim(&claim(1), 1), rules::claim(&claim(1), 3_600_000)], [Ok(()), Ok(())]);
+    assert!(is_refused(rules::claim(&claim(1), 0)) && is_refused(rules::claim(&claim(1), 3_600_001)));
+    assert!(is_refused(rules::claim(&Claim { address: "a".repeat(301), ..claim(1) }, 1)));
+    assert!(is_refused(rules::claim(&Claim { version: String::new(), ..claim(1) }, 1)));
+}
+
+#[test]
+fn responses_that_are_recorded_are_bounded() {
+    let done = |bytes| Step::Done {
+        owner: witan_kernel::idempotency::Owner([1; 16]),
+        fence: 1,
+        response: Bytes::from(vec![0; bytes]),
+    };
+    assert_eq!(rules::response_bytes(&done(RESPONSE_BYTES)), Ok(RESPONSE_BYTES));
+    assert!(is_refused(rules::response_bytes(&done(RESPONSE_BYTES + 1))));
+}
+
+#[test]
+fn followers_of_changes_learn_each_once_and_whether_they_have_missed_any() {
+    let all = [Changed::Nodes, Changed::Tokens, Changed::Nodes, Changed::Secrets];
+    let each = rules::each_once(all.into_iter());
+    assert_eq!(each, [Changed::Tokens, Changed::Nodes, Changed::Secrets]);
+    assert_eq!((rules::remembered_from(9_999), rules::remembered_from(10_001)), (0, 1));
+    assert!(rules::complete(1, 10_001) && rules::complete(10_001, 10_001));
+    assert!(!rules::complete(0, 10_001) && !rules::complete(10_002, 10_001));
+}
+
+#[test]
+fn a_store_is_suspect_while_a_higher_commit_is_on_record_and_nothing_is_decided() {
+    let met = |state| Met { trust: Trust::Unadmitted, on_record: Default::default(), state, commit: 5 };
+    for state in [StoreState::Reported, StoreState::Filling] {
+        assert_eq!([4, 5, 6].map(|commit| met(state).is_suspect(commit)), [true, false, false]);
+    }
+    for state in [StoreState::Retired, StoreState::SetBack] {
+        assert!(!met(state).is_suspect(4), "that has been decided");
+    }
+    assert_eq!(
+        [Trust::Whole, Trust::Filling, Trust::Unadmitted].map(Trust::as_str),
+        ["whole", "filling", "unadmitted"]
+    );
+}
+
+/// A clock that shows two different times.
+#[derive(Clone)]
+struct Fixed;
+
+impl Clock for Fixed {
+    fn wall_micros(&self) -> u64 {
+        7_000_500
+    }
+
+    fn monotonic_micros(&self) -> u64 {
+        42
+    }
+}
+
+#[test]
+fn a_wrapped_clock_shows_what_it_wraps() {
+    let clock = AnyClock::new(Fixed);
+    assert_eq!((clock.wall_micros(), clock.monotonic_micros(), clock.wall_ms()), (7_000_500, 42, 7_000));
+}
+
+struct Known;
+
+impl Replicas for Known {
+    fn send(&self, _: &NodeId, _: Request, _: u64, _: Reply) {}
+
+    fn state(&self, _: &NodeId) -> ReplicaState {
+        ReplicaState { reachable: true, latency_p50_us: 1, latency_p99_us: 2, in_flight: 3 }
+    }
+
+    fn incarnation(&self, _: &NodeId) -> u64 {
+        9
+    }
+
+    fn recent_state(&self, _: &NodeId) -> ReplicaState {
+        ReplicaState { reachable: true, latency_p50_us: 4, latency_p99_us: 5, in_flight: 6 }
+    }
+
+    fn has_names(&self, _: &NodeId) -> bool {
+        true
+    }
+}
+
+#[test]
+fn shared_replicas_are_those_that_are_shared() {
+    let (node, shared) = (NodeId::new("n").unwrap(), Arc::new(Known));
+    assert_eq!((shared.state(&node).in_flight, shared.recent_state(&node).in_flight), (3, 6));
+    assert_eq!((Replicas::incarnation(&shared, &node), Replicas::has_names(&shared, &node)), (9, true));
+}
+
+#[test]
+fn births_and_sizes_of_siblings_are_counted() {
+    let dot = |store, birth| Dot { actor: Actor { store: StoreId([store; 16]), birth }, counter: 1 };
+    let mut seen = VersionVector::default();
+    for of in [dot(1, 1), dot(1, 2), dot(2, 1)] {
+        seen.advance(&of);
+    }
+    let siblings = Siblings { seen: seen.clone(), ..Siblings::default() };
+    assert_eq!([1, 2, 3].map(|store| siblings.births_of(&StoreId([store; 16]))), [2, 1, 0]);
+    let write = |ids: usize, value: &'static [u8]| Write {
+        write_id: WriteId([1; 16]),
+        started: 0,
+        again: false,
+        asked: false,
+        seen: seen.clone(),
+        ids: vec![WriteId([2; 16]); ids],
+        newest: 0,
+        value: Some(Bytes::from_static(value)),
+    };
+    let least = write(0, b"").bytes();
+    assert!((3 * 24..3 * 64).contains(&least), "three events of a store, a birth and a number: {least}");
+    assert_eq!((write(0, b"12345").bytes(), write(2, b"").bytes()), (least + 5, least + 32));
+}
