@@ -106,12 +106,16 @@ impl Catalog {
     ///
     /// # Errors
     /// The error of the store.
-    pub async fn declare_restored(&self, era: Era, fresh: [u8; 32], now_ms: u64) -> Result<(), Refused> {
-        self.metadata.begin_era(era, fresh, now_ms).await?;
-        tracing::warn!(%era, "an operator has declared that an earlier copy of all storage nodes was restored");
-        self.cluster.secrets_outdated().await?;
-        self.cluster.stores_changed().await;
-        Ok(())
+    pub async fn declare_restored(self: &Arc<Self>, era: Era, fresh: [u8; 32], now_ms: u64) -> Result<(), Refused> {
+        let catalog = Arc::clone(self);
+        to_its_end(async move {
+            catalog.metadata.begin_era(era, fresh, now_ms).await?;
+            tracing::warn!(%era, "an operator has declared that an earlier copy of all storage nodes was restored");
+            catalog.cluster.secrets_outdated().await?;
+            catalog.cluster.stores_changed().await;
+            Ok(())
+        })
+        .await
     }
 
     /// What a node's store may be used for; `None` while the node cannot be reached.

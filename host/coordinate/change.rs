@@ -98,7 +98,7 @@ impl<W: World> Coordinator<W> {
         if context.is_empty() {
             return Ok(Claims::Nothing);
         }
-        match self.keys.load().open(&plan.place.tenant, &plan.place.key, context) {
+        match plan.keys.open(&plan.place.tenant, &plan.place.key, context) {
             Ok(claims) => Ok(claims),
             Err(Unopened::Invalid(invalid)) => Err(invalid.into()),
             Err(Unopened::Outdated) => Err(Failure::ContextOutdated),
@@ -108,7 +108,7 @@ impl<W: World> Coordinator<W> {
     /// Seals a client's claims as a context token.
     pub(super) fn seal(&self, plan: &Plan, claims: &Claims) -> Bytes {
         let issue = if self.names.load(Ordering::Relaxed) { Issue::Second } else { Issue::First };
-        self.keys.load().seal(&plan.place.tenant, &plan.place.key, claims, issue)
+        plan.keys.seal(&plan.place.tenant, &plan.place.key, claims, issue)
     }
 }
 

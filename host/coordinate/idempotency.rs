@@ -250,7 +250,7 @@ impl<W: World> Coordinator<W> {
         write_id: WriteId,
         started: u64,
     ) -> Result<Claimed, Failed> {
-        let (era, place) = (self.keys.load().era(), &plan.place);
+        let (era, place) = (plan.keys.era(), &plan.place);
         let name = Name::new(era, &place.tenant, &place.key, idempotency_key.as_bytes());
         let owner = Owner(self.ports.randomness.sixteen());
         let (mut backoff, mut another) = (Backoff::new(FIRST_LOOK, LAST_LOOK), false);

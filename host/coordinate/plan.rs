@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failure;
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::{Asked, Hooks, Operation, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall};
@@ -29,6 +30,8 @@ pub(super) struct Plan {
     pub(super) policy: PolicyAnswer,
     /// When the operation ends, monotonic microseconds.
     pub(super) deadline: u64,
+    /// Of one era: a context that the operation returns must not claim under a new one what it has read before a restore.
+    pub(super) keys: Arc<ContextKeys>,
 }
 
 /// What an operation asks for, as input of its plan.
@@ -75,7 +78,8 @@ impl<W: World> Coordinator<W> {
         let timeout = self.timeout(asks.operation, asks.timeout);
         let policy = self.policy(&asks, &tenant, hooks.as_ref(), &replicas, timeout)?;
         let deadline = asks.arrived + u64::from(policy.deadline_ms) * 1000;
-        Ok(Plan { tenant, hooks, place, replicas, epoch: ring.epoch(), policy, deadline })
+        let keys = self.keys.load_full();
+        Ok(Plan { tenant, hooks, place, replicas, epoch: ring.epoch(), policy, deadline, keys })
     }
 
     /// The key's replicas as this coordinator sees them, in ring order.

@@ -7,7 +7,7 @@
 
 mod rows;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -128,7 +128,7 @@ pub struct Shard {
     /// The number of batches written, which is the generation of the last one.
     written: u64,
     /// The generation and the rows of each batch that is not known to be synced, oldest first.
-    unsynced: VecDeque<(u64, HashSet<Bytes>)>,
+    unsynced: VecDeque<(u64, HashMap<Bytes, usize>)>,
     cache: RowCache,
     /// The value of [`Store::bypasses`] when `cache` was last known to be valid.
     bypasses: u64,
@@ -173,7 +173,7 @@ impl Shard {
     }
 
     fn is_dirty(&self, key: &Bytes) -> bool {
-        self.unsynced.iter().any(|(_, rows)| rows.contains(key))
+        self.unsynced.iter().any(|(_, rows)| rows.contains_key(key))
     }
 
     /// Applies the requests of some groups in order. All changes are written as one batch, and requests to the same key see each
@@ -208,22 +208,23 @@ impl Shard {
         for (group, outcomes) in answered {
             batch.gate(group, outcomes, gate, &mut applied);
         }
-        let rows = batch.rows;
+        let Batch { index, rows, .. } = batch;
         if failed.is_none() {
             for row in rows.iter().filter(|row| row.changed || row.fetched) {
                 self.cache.keep(&row.key, row.birth, row.encoded.as_ref());
             }
             if durability == Durability::Sync {
-                self.track_unsynced(rows);
+                self.track_unsynced(index, &rows);
             }
         }
         applied.generation = self.written;
         applied
     }
 
-    fn track_unsynced(&mut self, rows: Vec<BatchRow>) {
-        let mut changed = rows.into_iter().filter(|row| row.changed).map(|row| row.key).peekable();
-        if changed.peek().is_none() {
+    #[expect(clippy::disallowed_methods, reason = "which rows are kept does not depend on the order")]
+    fn track_unsynced(&mut self, mut index: HashMap<Bytes, usize>, rows: &[BatchRow]) {
+        index.retain(|_, at| rows[*at].changed);
+        if index.is_empty() {
             return;
         }
         self.written += 1;
@@ -231,11 +232,11 @@ impl Shard {
             && let Some((generation, newest)) = self.unsynced.back_mut()
         {
             // Syncs are slow or failing: the rows of the newest batch are tracked as unsynced for longer than necessary.
-            newest.extend(changed);
+            newest.extend(index);
             *generation = self.written;
             return;
         }
-        self.unsynced.push_back((self.written, changed.collect()));
+        self.unsynced.push_back((self.written, index));
     }
 }
 

@@ -14,8 +14,7 @@ use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, ReadRepair, Tenant};
 
 use crate::nemesis::{Action, Link, Storm};
 use crate::play::Verdict;
-use crate::plugins::Resolver;
-use crate::scenario::{Act, Cast, Manner, Scenario};
+use crate::scenario::{Act, Manner, Scenario, cast};
 use crate::world::lock;
 use crate::{from_environment, judge_scenario, on_all_cores};
 
@@ -58,18 +57,7 @@ fn scenario(seed: u64) -> Scenario {
         stops: false,
         clocks_agree: false,
         torn: false,
-        casts: vec![Cast {
-            tenant,
-            keys: 1,
-            sets: false,
-            collapses: false,
-            comes_later: false,
-            crowded: false,
-            forgets_names: false,
-            resolver: Resolver::None,
-            policy: false,
-            mixed: 0,
-        }],
+        casts: vec![cast(tenant, 1)],
         manner: Manner {
             named: 700,
             lost: 60,

@@ -309,7 +309,7 @@ impl Scenario {
     }
 }
 
-fn cast(tenant: Tenant, keys: usize) -> Cast {
+pub(crate) fn cast(tenant: Tenant, keys: usize) -> Cast {
     Cast {
         tenant,
         keys,
