@@ -66,7 +66,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         security: Security::default(),
         defaults: Defaults::default(),
         // The previous version can go on with the folder.
-        names: false,
+        names: None,
         tenant_cache: TenantCacheConfig::default(),
         connections: witan_net::incoming::CONNECTIONS,
         metrics_path: Some("/metrics".to_owned()),

@@ -153,7 +153,8 @@ pub struct Consistency {
     pub write_timeout: Span,
     pub read_timeout: Span,
     pub repair_async: bool,
-    pub ask_before_repeating: bool,
+    #[serde(default)]
+    pub ask_before_repeating: Option<bool>,
 }
 
 /// The section `cache`.

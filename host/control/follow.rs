@@ -54,6 +54,7 @@ async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Res
         note(cluster.tenants_outdated().await);
         note(publish_nodes(metadata, cluster).await);
         note(cluster.secrets_outdated().await);
+        note(cluster.coordinators_changed().await);
         note(cluster.plugins_outdated(None).await);
         return followed.map(|()| changes.revision);
     }
@@ -65,7 +66,8 @@ async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Res
             Changed::Secrets => note(cluster.secrets_outdated().await),
             Changed::Artifacts => _ = slots.get_or_insert_with(Vec::new),
             Changed::Binding(slot) => slots.get_or_insert_with(Vec::new).push(slot.clone()),
-            Changed::Tokens | Changed::Coordinators => {}
+            Changed::Coordinators => note(cluster.coordinators_changed().await),
+            Changed::Tokens => {}
         }
     }
     // All slots in one call: a binding and the plugin that it binds often change together.

@@ -4,7 +4,7 @@
 //! A change is stored first and applied afterwards: what the store has not accepted is never served.
 //!
 //! Reading order: [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data),
-//! [`stores`] (which of a node's stores may be read), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache`
+//! [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache`
 //! (the tenants that requests see).
 
 // The simulation runs this room, in the same way each time.
@@ -12,6 +12,7 @@
 
 mod bindings;
 mod cache;
+pub mod capabilities;
 pub mod defaults;
 mod follow;
 mod nodes;
@@ -58,6 +59,11 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Confirms that the API tokens cached here match the store as of now.
     fn tokens_confirmed(&self);
+
+    /// Coordinators have come or gone: decides again which formats may be written.
+    fn coordinators_changed(&self) -> Pending<Result<(), StoreError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Applies a placement here, if it is newer than the present one.
     fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]);

@@ -3,3 +3,10 @@
 
 /// Reads records of codec 2 and contexts of version 2, and carries out [`crate::replica::Ask::Names`] and [`crate::replica::Ask::Unpin`].
 pub const NAMES: &str = "names";
+
+/// Of a coordinator: it counts nothing that a store acknowledges which is not on record. Of a node: it refuses every coordinator that does
+/// not name this, with [`crate::replica::ReplicaError::StaleEpoch`], from when it has been told that its store is not on record.
+pub const STANDING: &str = "standing";
+
+/// What a coordinator of this version names with its lease.
+pub const OF_COORDINATORS: [&str; 1] = [NAMES];

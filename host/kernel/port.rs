@@ -40,8 +40,8 @@ pub use clock::{AnyClock, Clock, Randomness, StoreTime, until};
 pub use error::StoreError;
 pub use idempotency::IdempotencyStore;
 pub use leases::{
-    ADDRESS_BYTES, COORDINATOR_KEPT_MS, COORDINATORS, Claim, CoordinatorOnRecord, LEASE_MS, Lease, LeaseStore,
-    VERSION_BYTES,
+    ADDRESS_BYTES, CAPABILITIES_BYTES, COORDINATOR_KEPT_MS, COORDINATORS, Claim, CoordinatorOnRecord, LEASE_MS, Lease,
+    LeaseStore, VERSION_BYTES,
 };
 pub use metadata::{Metadata, StoreFacts};
 pub use placement::{

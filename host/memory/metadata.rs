@@ -25,7 +25,7 @@ mod tokens;
 use crate::slot::SlotKey;
 
 /// The newest migration of the real stores, which this one reports too.
-const SCHEMA: u64 = 4;
+const SCHEMA: u64 = 5;
 
 /// Metadata in memory. Clones share it.
 #[derive(Clone)]

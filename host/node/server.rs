@@ -34,7 +34,8 @@ use crate::store::Store;
 pub use guard::Guard;
 
 /// What this node supports beyond the minimum of its protocol version; sent in the handshake of a lane.
-pub const CAPABILITIES: [&str; 5] = ["register", "siblings", STORE_STATE, witan_wire::COMMITS, capability::NAMES];
+pub const CAPABILITIES: [&str; 6] =
+    ["register", "siblings", STORE_STATE, witan_wire::COMMITS, capability::NAMES, capability::STANDING];
 
 /// Largest message accepted, in bytes: the record of a unary call, and 1 MiB for the rest of the message. Frames have a smaller limit.
 const MESSAGE_BYTES: usize = limit::RECORD_BYTES + (1 << 20);

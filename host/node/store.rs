@@ -2,7 +2,7 @@
 //! the disk has lost any.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use bytes::Bytes;
@@ -22,11 +22,19 @@ use crate::row::{self, DamagedRow};
 const IDENTITY: &str = "identity";
 /// The version of the identity's encoding.
 const CODEC: u8 = 1;
+/// The version of the identity of a store that is not on record. Programs of before refuse to open it: they would serve every coordinator,
+/// also one that counts what the store acknowledges.
+const CODEC_NOT_ON_RECORD: u8 = 2;
 
 /// An open store.
 pub struct Store {
     engine: Box<dyn Engine>,
     id: StoreId,
+    boot: u64,
+    /// The node was told that the metadata has another store on record.
+    not_on_record: AtomicBool,
+    /// Whether the identity on disk says so. Held while it is written.
+    noted_as_such: Mutex<bool>,
     births: Mutex<Births>,
     /// How many times rows were changed without going through the shards.
     bypassed: AtomicU64,
@@ -81,13 +89,14 @@ impl Store {
     /// Opens the store in an engine. An empty one gets a new id; each opening is a new boot, durably recorded. The node's id is used
     /// only by a simulated fault.
     pub fn open(engine: Box<dyn Engine>, node: &NodeId, randomness: &dyn Randomness) -> Result<Self, OpenError> {
-        let (id, boot) = match engine.note(IDENTITY)? {
-            Some(bytes) => decode_identity(&bytes)?,
-            None if is_empty(&*engine)? => (draw_id(node, randomness), 0),
+        let identity = match engine.note(IDENTITY)? {
+            Some(bytes) => Identity::decode(&bytes)?,
+            None if is_empty(&*engine)? => Identity { id: draw_id(node, randomness), boot: 0, on_record: true },
             None => return Err(OpenError::Identity("it is missing, and there are stored records")),
         };
-        let boot = boot + 1;
-        engine.set_note(IDENTITY, encode_identity(id, boot))?;
+        let identity = Identity { boot: identity.boot + 1, ..identity };
+        engine.set_note(IDENTITY, identity.encode())?;
+        let Identity { id, boot, on_record } = identity;
         let series = if Fault::ActorReusedAfterWipe.is_on() { boot } else { draw_series(randomness) };
         let mut commit: u64 = 0;
         for shard in 0..SHARDS {
@@ -95,7 +104,52 @@ impl Store {
         }
         let (births, condition) = (Mutex::new(Births { series, drawn: 0 }), Mutex::new(Condition::Serving));
         let (commit, watchers) = (AtomicU64::new(commit), Mutex::default());
-        Ok(Self { engine, id, births, bypassed: AtomicU64::new(0), commit, condition, watchers })
+        Ok(Self {
+            engine,
+            id,
+            boot,
+            not_on_record: AtomicBool::new(!on_record),
+            noted_as_such: Mutex::new(!on_record),
+            births,
+            bypassed: AtomicU64::new(0),
+            commit,
+            condition,
+            watchers,
+        })
+    }
+
+    /// False if the node was told last that the metadata has another store on record.
+    pub fn is_on_record(&self) -> bool {
+        !self.not_on_record.load(Ordering::Acquire)
+    }
+
+    /// The node was told whether this is its store on record. Takes effect at once; returns whether it has to be [noted](Self::note_standing).
+    pub(crate) fn set_on_record(&self, on_record: bool) -> bool {
+        let changes = self.not_on_record.swap(!on_record, Ordering::AcqRel) == on_record;
+        match (changes, on_record) {
+            (false, _) => {}
+            (true, true) => tracing::info!(store = %self.id, "this store is on record as the node's"),
+            (true, false) => tracing::error!(
+                store = %self.id,
+                "another store is on record as this node's: if its disk is not mounted, stop the node, mount it, and start the node again; \
+                 if this store is to replace it, run `witan repair`"
+            ),
+        }
+        changes
+    }
+
+    /// Notes durably what [`Self::set_on_record`] was told last. Blocks.
+    pub(crate) fn note_standing(&self) {
+        let mut noted = lock(&self.noted_as_such);
+        let not_on_record = !self.is_on_record();
+        if *noted == not_on_record {
+            return;
+        }
+        let identity = Identity { id: self.id, boot: self.boot, on_record: !not_on_record };
+        match self.engine.set_note(IDENTITY, identity.encode()) {
+            Ok(()) => *noted = not_on_record,
+            Err(error) => self.failed(&error),
+        }
     }
 
     /// How many batches the store has committed durably: a number that decreases only if the disk loses what was synced, or is replaced
@@ -294,29 +348,43 @@ fn draw_id(node: &NodeId, randomness: &dyn Randomness) -> StoreId {
     StoreId(randomness.sixteen())
 }
 
-fn encode_identity(id: StoreId, boot: u64) -> Bytes {
-    let mut bytes = vec![CODEC];
-    bytes.extend_from_slice(&id.0);
-    bytes.extend_from_slice(&boot.to_le_bytes());
-    let checksum = crc32fast::hash(&bytes);
-    bytes.extend_from_slice(&checksum.to_le_bytes());
-    Bytes::from(bytes)
+/// What a store knows of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    id: StoreId,
+    /// How many times it was opened.
+    boot: u64,
+    /// False if the node was told that the metadata has another store on record.
+    on_record: bool,
 }
 
-fn decode_identity(bytes: &[u8]) -> Result<(StoreId, u64), OpenError> {
-    let whole: &[u8; 29] = bytes.try_into().map_err(|_| OpenError::Identity("it does not have 29 bytes"))?;
-    let (content, checksum) = whole.split_at(25);
-    if content[0] != CODEC {
-        return Err(OpenError::Identity("it has an unknown codec version"));
+impl Identity {
+    fn encode(self) -> Bytes {
+        let mut bytes = vec![if self.on_record { CODEC } else { CODEC_NOT_ON_RECORD }];
+        bytes.extend_from_slice(&self.id.0);
+        bytes.extend_from_slice(&self.boot.to_le_bytes());
+        let checksum = crc32fast::hash(&bytes);
+        bytes.extend_from_slice(&checksum.to_le_bytes());
+        Bytes::from(bytes)
     }
-    if crc32fast::hash(content).to_le_bytes() != checksum {
-        return Err(OpenError::Identity("its checksum does not match"));
+
+    fn decode(bytes: &[u8]) -> Result<Self, OpenError> {
+        let whole: &[u8; 29] = bytes.try_into().map_err(|_| OpenError::Identity("it does not have 29 bytes"))?;
+        let (content, checksum) = whole.split_at(25);
+        let on_record = match content[0] {
+            CODEC => true,
+            CODEC_NOT_ON_RECORD => false,
+            _ => return Err(OpenError::Identity("it has an unknown codec version")),
+        };
+        if crc32fast::hash(content).to_le_bytes() != checksum {
+            return Err(OpenError::Identity("its checksum does not match"));
+        }
+        let mut id = [0; 16];
+        id.copy_from_slice(&content[1..17]);
+        let mut boot = [0; 8];
+        boot.copy_from_slice(&content[17..]);
+        Ok(Self { id: StoreId(id), boot: u64::from_le_bytes(boot), on_record })
     }
-    let mut id = [0; 16];
-    id.copy_from_slice(&content[1..17]);
-    let mut boot = [0; 8];
-    boot.copy_from_slice(&content[17..]);
-    Ok((StoreId(id), u64::from_le_bytes(boot)))
 }
 
 #[cfg(test)]
@@ -362,6 +430,25 @@ mod tests {
         let store = open(&disk, &dice);
         store.births().drawn = (1 << BIRTH_BITS) - 2;
         assert!(births.insert(store.draw_birth()) && births.insert(store.draw_birth()), "beyond the end of a series");
+    }
+
+    #[test]
+    fn that_it_is_not_on_record_is_remembered_and_programs_of_before_refuse_it() {
+        let (disk, dice) = (Disk::new(), Dice::default());
+        let codec = |disk: &Disk| disk.open().note(IDENTITY).unwrap().unwrap()[0];
+        let store = open(&disk, &dice);
+        let id = store.id();
+        assert!(store.is_on_record() && !store.set_on_record(true), "as of before");
+        assert!(store.set_on_record(false) && !store.set_on_record(false));
+        store.note_standing();
+        disk.crash();
+        assert_eq!((open(&disk, &dice).is_on_record(), codec(&disk)), (false, CODEC_NOT_ON_RECORD));
+        let store = open(&disk, &dice);
+        assert!(store.set_on_record(true));
+        store.note_standing();
+        disk.crash();
+        assert_eq!((open(&disk, &dice).is_on_record(), codec(&disk)), (true, CODEC));
+        assert_eq!(open(&disk, &dice).id(), id);
     }
 
     #[test]

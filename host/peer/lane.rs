@@ -22,7 +22,7 @@ use witan_wire::condition::{STORE_STATE, condition_from_wire};
 use witan_wire::frame::{BATCH_ITEMS, FRAME_MESSAGE_BYTES, Joiner, PIECE_BYTES, VERSIONS, open_answers, seal_requests};
 use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
-use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello, ReplicaRequest};
+use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello, ReplicaRequest, StoreStanding};
 
 use super::connect::{Connect, reason};
 use super::pending::{Pending, Table};
@@ -200,6 +200,8 @@ struct Stream {
     trust: Trust,
     condition: Option<Condition>,
     capabilities: Vec<String>,
+    /// What the node was told last about its store, by any coordinator: whether it is on record.
+    told: bool,
 }
 
 impl<C: Clock, N: Connect> Ends<C, N> {
@@ -219,11 +221,11 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         let (outbound, frames) = mpsc::channel(FRAMES);
         let hello = Hello {
             versions: VERSIONS.to_vec(),
-            capabilities: vec![STORE_STATE.to_owned(), capability::NAMES.to_owned()],
+            capabilities: [STORE_STATE, capability::NAMES, capability::STANDING].map(str::to_owned).to_vec(),
             coordinator_id: self.coordinator_id.clone(),
             node_id: self.node.id.as_str().to_owned(),
         };
-        let first = ExchangeRequest { hello: Some(hello), frame: None };
+        let first = ExchangeRequest { hello: Some(hello), ..ExchangeRequest::default() };
         outbound.send(first).await.map_err(|_| "the stream closed at once".to_owned())?;
         let response = client.exchange(ReceiverStream::new(frames)).await.map_err(|status| reason(&status))?;
         let mut inbound = response.into_inner();
@@ -237,7 +239,8 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         let trust = if self.speaks_for_node { self.meet(store, commit, before).await? } else { Trust::Unadmitted };
         let condition = condition_from_wire(welcome.store_state);
         let (capabilities, commit) = (welcome.capabilities, commit.unwrap_or(0));
-        Ok(Stream { outbound, inbound, store, commit, trust, condition, capabilities })
+        let told = !welcome.not_on_record;
+        Ok(Stream { outbound, inbound, store, commit, trust, condition, capabilities, told })
     }
 
     /// Decides what the store may be used for that the node has reported. `commit`: its commit number, if the node knows such.
@@ -302,6 +305,8 @@ struct Session<'a, C: Clock, N: Connect> {
     p99_us: u64,
     /// The largest number of requests in flight since the last tick.
     peak: usize,
+    /// Whether the node was told last that its store is on record; `None` if this lane does not tell it.
+    told: Option<bool>,
 }
 
 impl<C: Clock, N: Connect> Drop for Session<'_, C, N> {
@@ -332,7 +337,8 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
         } else {
             ends.vitals.uses_of(stream.store)?
         };
-        Some(Self {
+        let tells = ends.speaks_for_node && stream.capabilities.iter().any(|named| named == capability::STANDING);
+        let mut session = Self {
             store: uses.store,
             ends,
             outbound: stream.outbound,
@@ -345,7 +351,24 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
             ticks: 0,
             p99_us: 0,
             peak: 0,
-        })
+            told: tells.then_some(stream.told),
+        };
+        session.tell_standing();
+        Some(session)
+    }
+
+    /// Tells the node whether its store is on record, if that is not what it was told last.
+    fn tell_standing(&mut self) {
+        let uses = self.ends.vitals.uses();
+        let Some(told) = self.told.as_mut().filter(|_| uses.store == self.store) else { return };
+        let on_record = uses.trust == Trust::Whole;
+        if *told != on_record {
+            let message = ExchangeRequest { standing: Some(StoreStanding { on_record }), ..ExchangeRequest::default() };
+            // If the stream has no room now, it is tried again at the next tick.
+            if self.outbound.try_send(message).is_ok() {
+                *told = on_record;
+            }
+        }
     }
 
     async fn run(&mut self, waiting: &mut mpsc::Receiver<Outgoing>) -> Ended {
@@ -363,7 +386,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
                 },
                 permit = outbound.reserve(), if !frames.is_empty() => match permit {
                     Ok(permit) => if let Some(frame) = frames.pop_front() {
-                        permit.send(ExchangeRequest { hello: None, frame: Some(frame) });
+                        permit.send(ExchangeRequest { frame: Some(frame), ..ExchangeRequest::default() });
                     },
                     Err(_) => return Ended::Broken("the stream closed".to_owned()),
                 },
@@ -472,6 +495,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
         if !self.ends.speaks_for_node {
             return;
         }
+        self.tell_standing();
         if let Some((p50, p99)) = self.latencies.publish() {
             self.ends.vitals.set_latency(p50, p99);
             self.p99_us = u64::from(p99);

@@ -1,17 +1,20 @@
 //! Applies the control plane's changes to this coordinator.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use tokio::time::Instant;
+use witan_control::capabilities::{Written, written};
 use witan_control::{Cluster, Held, TenantCache, ring};
 use witan_coordinate::Coordinator;
+use witan_kernel::capability::NAMES;
 use witan_kernel::condition::Condition;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{self, Metadata, Replicas, Secrets, Slot, StorageNode, StoreError};
 use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
+use witan_kernel::sync::lock;
 use witan_kernel::tenant::Tenant;
 use witan_peer::Lanes;
 use witan_plugin::PluginHost;
@@ -27,6 +30,40 @@ pub(super) fn context_keys(secrets: &Secrets) -> anyhow::Result<ContextKeys> {
     ContextKeys::new(secrets.era, &keys).context("read the cluster's context keys")
 }
 
+/// Whether what goes with [`NAMES`] is written.
+struct Names {
+    /// `consistency.ask_before_repeating`; `None`: auto.
+    wanted: Option<bool>,
+    /// What was decided last, which is logged when it changes.
+    decided: Mutex<Option<Written>>,
+}
+
+impl Names {
+    /// Keeps what has been decided. True if that is something else than before.
+    fn decide(&self, written: &Written) -> bool {
+        let mut decided = lock(&self.decided);
+        decided.replace(written.clone()).is_none_or(|before| before != *written)
+    }
+}
+
+fn log(written: &Written) {
+    match written {
+        Written::Yes => tracing::info!("replicas are asked about a siblings write before it is repeated"),
+        Written::Off => tracing::warn!(
+            "consistency.ask_before_repeating is false: a replaced or deleted value of a siblings tenant may come back when a late \
+             write is repeated; leave it out unless an earlier version has to read this cluster's data"
+        ),
+        Written::MayGoBack => tracing::warn!(
+            "an earlier version of witan has created this cluster, so replicas are not asked about a siblings write before it is \
+             repeated; once no process will go back to that version, set consistency.ask_before_repeating to true"
+        ),
+        Written::Lacking(coordinator, version) => tracing::warn!(
+            %coordinator, version,
+            "a coordinator is of an earlier version, so replicas are not asked about a siblings write before it is repeated"
+        ),
+    }
+}
+
 /// This coordinator, as the catalog's [`Cluster`].
 pub(super) struct Local {
     coordinator: Arc<Coordinator<Real>>,
@@ -36,11 +73,13 @@ pub(super) struct Local {
     metadata: Arc<dyn Metadata>,
     plugins: PluginHost,
     access: Arc<Access>,
+    names: Arc<Names>,
     /// Held while a new placement is applied.
     placing: Mutex<()>,
 }
 
 impl Local {
+    #[expect(clippy::too_many_arguments, reason = "each part once")]
     pub(super) fn new(
         coordinator: Arc<Coordinator<Real>>,
         upkeep: Arc<Upkeep<Real>>,
@@ -49,8 +88,10 @@ impl Local {
         metadata: Arc<dyn Metadata>,
         plugins: PluginHost,
         access: Arc<Access>,
+        wanted: Option<bool>,
     ) -> Self {
-        Self { coordinator, upkeep, lanes, tenants, metadata, plugins, access, placing: Mutex::default() }
+        let names = Arc::new(Names { wanted, decided: Mutex::default() });
+        Self { coordinator, upkeep, lanes, tenants, metadata, plugins, access, names, placing: Mutex::default() }
     }
 }
 
@@ -94,9 +135,22 @@ impl Cluster for Local {
         self.access.confirmed();
     }
 
+    fn coordinators_changed(&self) -> Pending<Result<(), StoreError>> {
+        let (metadata, coordinator) = (Arc::clone(&self.metadata), Arc::clone(&self.coordinator));
+        let names = Arc::clone(&self.names);
+        Box::pin(async move {
+            let decided = written(metadata.as_ref(), NAMES, names.wanted).await?;
+            coordinator.set_names(decided.is_yes());
+            if names.decide(&decided) {
+                log(&decided);
+            }
+            Ok(())
+        })
+    }
+
     fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]) {
         // A newer placement may have been published since this one was read.
-        let _one_at_a_time = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = lock(&self.placing);
         if epoch <= self.coordinator.ring().epoch() {
             return;
         }

@@ -65,8 +65,8 @@ pub struct Config {
     pub security: Security,
     /// Defaults of operations.
     pub defaults: Defaults,
-    /// Whether every coordinator of the cluster names [`witan_kernel::capability::NAMES`].
-    pub names: bool,
+    /// Whether what goes with [`witan_kernel::capability::NAMES`] may be written; `None`: if no earlier version has run on the metadata.
+    pub names: Option<bool>,
     /// Size and lifetime of the tenant cache.
     pub tenant_cache: TenantCacheConfig,
     /// Limit on concurrent client connections.

@@ -1,7 +1,9 @@
 //! Assembles a coordinator from its configuration, and starts serving.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
@@ -10,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use witan_control::{Catalog, Cluster, TenantCache, follow, register, ring};
 use witan_coordinate::{Coordinator, Ports};
+use witan_kernel::capability::OF_COORDINATORS;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Claim, Metadata, StorageNode};
 use witan_peer::Lanes;
@@ -82,7 +85,7 @@ pub async fn start(
     let (over, ended) = watch::channel(false);
     let member = Member::join(&config, listeners.address, ended.clone()).await?;
     let parts = Parts::assemble(&config, &member, &listeners.secured).await?;
-    let catalog = parts.follow_others(&member, ended.clone());
+    let catalog = parts.follow_others(&member, config.names, ended.clone()).await?;
 
     let mut registry = Registry::default();
     parts.register(&mut registry);
@@ -162,7 +165,8 @@ impl Member {
             Some(instance) => {
                 let node_id = NodeId::new(&config.node_id).context("--node-id")?;
                 let version = env!("CARGO_PKG_VERSION").to_owned();
-                let claim = Claim { node_id, instance, address: address.to_string(), version };
+                let capabilities = OF_COORDINATORS.map(str::to_owned).to_vec();
+                let claim = Claim { node_id, instance, address: address.to_string(), version, capabilities };
                 Some(tokio::spawn(Seat::take(Arc::clone(&metadata), claim).await?.keep(ended)))
             }
             None => None,
@@ -171,6 +175,18 @@ impl Member {
         let registered = register(metadata.as_ref(), &config.nodes, unix_ms()).await;
         registered.context("register the configured nodes")?;
         Ok(Self { metadata, instance, seat, revision })
+    }
+}
+
+/// How often it is looked whether coordinators have gone without giving back their lease: that changes nothing in the metadata store.
+const LOOK_FOR_EXPIRED: Duration = Duration::from_secs(10);
+
+async fn leases_expire(local: Arc<dyn Cluster>) -> Infallible {
+    loop {
+        tokio::time::sleep(LOOK_FOR_EXPIRED).await;
+        if let Err(error) = local.coordinators_changed().await {
+            tracing::debug!(%error, "cannot read which coordinators there are");
+        }
     }
 }
 
@@ -211,14 +227,18 @@ impl Parts {
             collapses,
         };
         let coordinator = Coordinator::new(ports, ring(&nodes, placement.epoch), keys, config.defaults.clone());
-        coordinator.set_names(config.names);
         let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), Arc::clone(metadata)));
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         Ok(Self { clock, access: Arc::new(access), tenants, idempotency, lanes, plugins, coordinator, upkeep })
     }
 
     /// Follows other coordinators' changes until the servers have stopped. Returns the catalog, which makes this coordinator's own.
-    fn follow_others(&self, member: &Member, ended: watch::Receiver<bool>) -> Arc<Catalog> {
+    async fn follow_others(
+        &self,
+        member: &Member,
+        names: Option<bool>,
+        ended: watch::Receiver<bool>,
+    ) -> anyhow::Result<Arc<Catalog>> {
         let local: Arc<dyn Cluster> = Arc::new(Local::new(
             Arc::clone(&self.coordinator),
             Arc::clone(&self.upkeep),
@@ -227,16 +247,20 @@ impl Parts {
             Arc::clone(&member.metadata),
             self.plugins.clone(),
             Arc::clone(&self.access),
+            names,
         ));
+        local.coordinators_changed().await.context("read which coordinators there are")?;
         let catalog = Catalog::new(Arc::clone(&member.metadata), Arc::clone(&local), member.instance);
+        let expiring = leases_expire(Arc::clone(&local));
         let following = follow(Arc::clone(&member.metadata), local, member.revision);
         tokio::spawn(async move {
             tokio::select! {
                 () = following => {}
+                never = expiring => match never {},
                 () = stopped(ended) => {}
             }
         });
-        Arc::new(catalog)
+        Ok(Arc::new(catalog))
     }
 
     fn register(&self, registry: &mut Registry) {

@@ -16,7 +16,7 @@ use tonic::metadata::AsciiMetadataValue;
 use witan_wire::v1;
 
 use crate::harness::Version::{Previous, This};
-use crate::harness::{Api, Company, Process, Version, eventually, own_address, read};
+use crate::harness::{Api, Company, Process, Version, eventually, own_address, read, write};
 
 /// The two programs must differ: otherwise, by a mistake in the build, the other tests would prove nothing.
 #[test]
@@ -55,6 +55,66 @@ async fn coordinators_of_both_versions_share_nodes_of_both() {
         }
     }
     tokens(&company).await;
+}
+
+/// What only this version can read is issued while every live coordinator is of this version.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_cluster_writes_for_a_coordinator_of_the_previous_version_while_there_is_one() {
+    let mut company = Company::of_versions(&[This; 3], &[This, This]).await;
+    company.api(0).siblings_tenant("shop").await;
+    company.api(0).write(write("shop", "k", "v")).await.expect("written");
+    let issued = async |company: &Company, by: usize| company.api(by).values(read("shop", "k")).await.expect("read").1;
+    let of_this = issued(&company, 0).await;
+    company.change_coordinator(1, Previous).await;
+    let of_previous = issued(&company, 1).await;
+    assert!(of_previous.len() < of_this.len());
+    eventually("its contexts are for the previous version", async || {
+        (issued(&company, 0).await.len() == of_previous.len()).then_some(())
+    })
+    .await;
+    let change = v1::WriteKeyValueRequest { context: issued(&company, 0).await, ..write("shop", "k", "w") };
+    company.api(1).write(change).await.expect("it can be read there");
+    assert_eq!(company.api(0).values(read("shop", "k")).await.expect("read").0, ["w"]);
+    company.change_coordinator(1, This).await;
+    eventually("its contexts are for this version", async || {
+        (issued(&company, 0).await.len() == of_this.len()).then_some(())
+    })
+    .await;
+}
+
+/// A coordinator of the previous version writes to whatever store a node has, and counts what it acknowledges. A node that has been told
+/// that its store is not on record does not let it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_of_the_previous_version_cannot_count_an_unmounted_disk() {
+    let mut company = Company::of_versions(&[This; 3], &[Previous, This]).await;
+    company.api(0).siblings_tenant("shop").await;
+    company.api(0).write(write("shop", "before", "v")).await.expect("written");
+    company.end_node(2).await;
+    let (folder, aside) = (company.node_folder(2), company.node_folder(2).with_extension("aside"));
+    std::fs::rename(&folder, &aside).expect("move a folder");
+    company.start_node_alone(2, This).await;
+    eventually("both coordinators have met the empty store", async || {
+        let [old, new] = [company.node_at(0, 2).await, company.node_at(1, 2).await];
+        (old.write_only && new.store_use == "unadmitted").then_some(())
+    })
+    .await;
+
+    company.end_node(0).await;
+    let mut acknowledged = 0;
+    for n in 0..20 {
+        acknowledged += usize::from(company.api(0).write(write("shop", &format!("k{n}"), "v")).await.is_ok());
+    }
+    assert_eq!(acknowledged, 0, "one whole node is no quorum");
+    company.start_node_alone(0, This).await;
+
+    company.end_node(2).await;
+    std::fs::remove_dir_all(&folder).expect("remove a folder");
+    std::fs::rename(&aside, &folder).expect("move a folder");
+    company.start_node(2, This).await;
+    for coordinator in 0..2 {
+        company.api(coordinator).write(write("shop", "after", "v")).await.expect("written");
+        company.api(coordinator).read(read("shop", "before")).await.expect("found");
+    }
 }
 
 /// The command line of one version with a coordinator of either.

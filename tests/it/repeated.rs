@@ -42,7 +42,7 @@ async fn repeated(company: &Company, change: &v1::WriteKeyValueRequest) -> Resul
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repetition_settles_or_says_that_nobody_can_tell() {
-    let mut company = Company::asking(2).await;
+    let mut company = Company::of(2).await;
     company.api(1).siblings_tenant("shop").await;
     let named =
         |key: &str| v1::WriteKeyValueRequest { idempotency_key: format!("order {key}"), ..write("shop", key, "w") };

@@ -41,6 +41,9 @@ pub fn mutants(arguments: &Arguments) -> Result<()> {
         mutants.arg("--file").arg(format!("host/kernel/{file}"));
     }
     // Fewer histories than usual for each: what a mutant breaks, most of them show.
-    mutants.env("WITAN_MODEL_CASES", "100").env("CARGO_PROFILE_DEV_OPT_LEVEL", "0").env("CARGO_PROFILE_DEV_DEBUG", "0");
+    mutants
+        .env("WITAN_MODEL_PERCENT", "15")
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
+        .env("CARGO_PROFILE_DEV_DEBUG", "0");
     run(&mut mutants)
 }

@@ -184,10 +184,11 @@ pub const KEYS: &[Key] = &[
         "consistency.ask_before_repeating",
         Flag,
         "Whether a quorum is asked about a `siblings` write before it is repeated, so that nothing deleted or replaced comes \
-            back (docs/semantics.md). Writes a format that the previous version cannot read: set it once every process runs \
-            this version, and will not go back to the previous one.",
+            back (docs/semantics.md). Writes a format that the previous version cannot read: in a cluster that was created by an \
+            earlier version, set it to true once every process runs this version, and will not go back to the previous one. \
+            Without effect while a coordinator of an earlier version is live.",
     )
-    .default("false"),
+    .otherwise("true, unless an earlier version has created the cluster's metadata"),
     Key::new(
         "cache.tenant_config_ttl",
         Time,

@@ -13,6 +13,8 @@ pub const COORDINATOR_KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 pub const ADDRESS_BYTES: usize = 300;
 /// Longest version of a coordinator, in bytes: a semantic version with its build metadata.
 pub const VERSION_BYTES: usize = 64;
+/// Longest list of a coordinator's capabilities, in bytes, each followed by a space.
+pub const CAPABILITIES_BYTES: usize = 1024;
 /// Longest lease, in milliseconds: an hour. When a holder dies, its node id stays unusable for as long.
 pub const LEASE_MS: u64 = 60 * 60 * 1000;
 
@@ -27,6 +29,9 @@ pub struct Claim {
     pub address: String,
     /// The program's version: 1..=64 bytes.
     pub version: String,
+    /// The [capabilities](crate::capability) that the program names: of a-z, 0-9 and '-', 1023 bytes in all. A program that names none
+    /// is of a version that could not.
+    pub capabilities: Vec<String>,
 }
 
 /// The right to coordinate under a node id.
@@ -72,6 +77,10 @@ pub trait LeaseStore: Send + Sync + 'static {
 
     /// Ends the lease of an instance, so that another may take its node id. Does nothing if the instance holds none.
     fn release_lease(&self, node_id: &NodeId, instance: [u8; 16]) -> Answer<()>;
+
+    /// The capabilities of the program that created the store. No earlier version has ever run on it, so nothing has to be readable for
+    /// one. Empty if the store was created by a version that recorded none.
+    fn founded_with(&self) -> Answer<Vec<String>>;
 
     /// Coordinators that are live or were within the last day, by node id.
     fn coordinators(&self) -> Answer<Vec<CoordinatorOnRecord>>;

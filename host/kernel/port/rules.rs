@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 
 use super::{
-    ADDRESS_BYTES, ARTIFACT_BYTES, ARTIFACTS, BINDING_RECORD_BYTES, BINDINGS, CHANGES, COORDINATORS, Changed, Claim,
-    Component, CoordinatorOnRecord, Digest, HOST_BYTES, LEASE_MS, NODES, PAGE, PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES,
-    PLUGIN_VERSION_BYTES, Slot, Source, StorageNode, StoreError, TOKEN_ID_BYTES, TOKEN_LABEL_BYTES, TOKENS, Token,
-    VERSION_BYTES,
+    ADDRESS_BYTES, ARTIFACT_BYTES, ARTIFACTS, BINDING_RECORD_BYTES, BINDINGS, CAPABILITIES_BYTES, CHANGES,
+    COORDINATORS, Changed, Claim, Component, CoordinatorOnRecord, Digest, HOST_BYTES, LEASE_MS, NODES, PAGE,
+    PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES, PLUGIN_VERSION_BYTES, Slot, Source, StorageNode, StoreError,
+    TOKEN_ID_BYTES, TOKEN_LABEL_BYTES, TOKENS, Token, VERSION_BYTES,
 };
 use crate::idempotency::{RESPONSE_BYTES, Step};
 use crate::limit;
@@ -64,6 +64,14 @@ pub fn binding_record(record: &str) -> Result<(), StoreError> {
 pub fn claim(claim: &Claim, lease_ms: u64) -> Result<(), StoreError> {
     text("a coordinator's address", &claim.address, ADDRESS_BYTES)?;
     text("a coordinator's version", &claim.version, VERSION_BYTES)?;
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let named = |name: &String| !name.is_empty() && name.bytes().all(good);
+    let bytes: usize = claim.capabilities.iter().map(|name| name.len() + 1).sum();
+    if bytes > CAPABILITIES_BYTES || !claim.capabilities.iter().all(named) {
+        return Err(StoreError::Refused(format!(
+            "a coordinator's capabilities have {bytes} bytes; use at most {CAPABILITIES_BYTES}, each of a-z, 0-9 and '-'"
+        )));
+    }
     if !(1..=LEASE_MS).contains(&lease_ms) {
         return Err(StoreError::Refused(format!("a lease of {lease_ms} ms; use 1 to {LEASE_MS}")));
     }

@@ -80,7 +80,8 @@ fn tokens_are_checked() {
 
 fn claim(instance: u8) -> Claim {
     let node_id = NodeId::new("c").unwrap();
-    Claim { node_id, instance: [instance; 16], address: "host:1".to_owned(), version: "1".to_owned() }
+    let capabilities = vec!["names".to_owned()];
+    Claim { node_id, instance: [instance; 16], address: "host:1".to_owned(), version: "1".to_owned(), capabilities }
 }
 
 #[test]
@@ -96,6 +97,14 @@ fn a_node_id_is_held_by_one_process_until_its_lease_ends() {
     assert!(is_refused(rules::claim(&claim(1), 0)) && is_refused(rules::claim(&claim(1), 3_600_001)));
     assert!(is_refused(rules::claim(&Claim { address: "a".repeat(301), ..claim(1) }, 1)));
     assert!(is_refused(rules::claim(&Claim { version: String::new(), ..claim(1) }, 1)));
+    let capable = |capabilities: &[&str]| {
+        let capabilities = capabilities.iter().map(|&name| name.to_owned()).collect();
+        rules::claim(&Claim { capabilities, ..claim(1) }, 1)
+    };
+    assert_eq!((capable(&[]), capable(&["a-1", &"b".repeat(1019)])), (Ok(()), Ok(())), "1024 bytes, with the spaces");
+    for wrong in ["", "two words", "Names", "a\n", &"b".repeat(1020)] {
+        assert!(is_refused(capable(&["a-1", wrong])), "{wrong:?}");
+    }
 }
 
 #[test]

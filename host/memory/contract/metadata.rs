@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use witan_kernel::capability::OF_COORDINATORS;
 use witan_kernel::hook::Hook;
 use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
 use witan_kernel::port::{
@@ -147,7 +148,9 @@ async fn leases<M: Metadata>(metadata: &M, pass: Pass<'_>) {
         instance: [of; 16],
         address: format!("10.0.0.{of}:50051"),
         version: "0.1.0".into(),
+        capabilities: vec!["names".into(), format!("of-{of}")],
     };
+    assert_eq!(metadata.founded_with().await.expect("answered"), OF_COORDINATORS, "this program has created it");
     let first = metadata.hold_lease(claim(1), 600_000).await.expect("granted");
     assert_eq!(first.until_ms - first.now_ms, 600_000);
     let refused = metadata.hold_lease(claim(2), 600_000).await;
@@ -156,7 +159,8 @@ async fn leases<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(renewed.until_ms > first.until_ms && renewed.fence == first.fence);
     let moved = Claim { version: "0.2.0".into(), ..claim(1) };
     assert_eq!(metadata.hold_lease(moved.clone(), 600_000).await.expect("renewed").fence, first.fence);
-    let other_id = Claim { node_id: NodeId::new("coordinator-0").expect("valid"), ..claim(2) };
+    let id = NodeId::new("coordinator-0").expect("valid");
+    let other_id = Claim { node_id: id, capabilities: Vec::new(), ..claim(2) };
     let other = metadata.hold_lease(other_id.clone(), 600_000).await.expect("granted");
     assert!(other.fence > first.fence, "no fence is given twice in a cluster");
     let listed = metadata.coordinators().await.expect("coordinators");

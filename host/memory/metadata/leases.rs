@@ -1,5 +1,6 @@
 //! Leases of coordinators.
 
+use witan_kernel::capability::OF_COORDINATORS;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::rules::Granting;
 use witan_kernel::port::{
@@ -59,6 +60,10 @@ impl LeaseStore for MemoryMetadata {
             }
             Ok(())
         })
+    }
+
+    fn founded_with(&self) -> Answer<Vec<String>> {
+        self.answer(|_| Ok(OF_COORDINATORS.map(str::to_owned).to_vec()))
     }
 
     fn coordinators(&self) -> Answer<Vec<CoordinatorOnRecord>> {

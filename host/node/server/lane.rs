@@ -13,10 +13,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
+use witan_kernel::capability;
 use witan_kernel::condition::Condition;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::NodeId;
-use witan_kernel::replica::{Answer, Outcome};
+use witan_kernel::replica::{Answer, Outcome, ReplicaError};
 use witan_kernel::siblings::Name;
 use witan_kernel::sync::lock;
 use witan_wire::condition::{STORE_STATE, condition_to_wire};
@@ -139,6 +140,7 @@ pub(super) fn start(inbound: Streaming<ExchangeRequest>, storage: &Storage) -> A
         out: Arc::new(Out { events, unsent: unsent.clone() }),
         timings: timings.clone(),
         changes: None,
+        counts_any: true,
     };
     tokio::spawn(reading.run());
     let clock = storage.clock.clone();
@@ -170,6 +172,8 @@ struct Reading {
     timings: Arc<Timings>,
     /// Notified when the store's condition changes, for a coordinator that is sent its changes.
     changes: Option<Arc<Notify>>,
+    /// The coordinator may count what a store acknowledges that is not on record.
+    counts_any: bool,
 }
 
 /// Waits for the next change, for ever if there is none to wait for.
@@ -192,6 +196,10 @@ impl Reading {
     async fn read(&mut self) -> Result<(), Status> {
         self.shake_hands().await?;
         while let Some(message) = self.next().await? {
+            if let Some(standing) = message.standing {
+                self.set_standing(standing.on_record);
+                continue;
+            }
             let frame = message.frame.ok_or_else(|| Status::invalid_argument("a message without a frame"))?;
             let joined = self.joiner.push(frame).map_err(damaged)?;
             let Some(batch) = joined else { continue };
@@ -227,10 +235,19 @@ impl Reading {
         // From here on: a change after the welcome is not missed.
         let changes = self.driver.store().watch();
         let welcome = welcome(&hello, &self.node, &*self.driver)?;
-        self.changes = hello.capabilities.iter().any(|named| named == STORE_STATE).then_some(changes);
+        let names = |capability| hello.capabilities.iter().any(|named| named == capability);
+        self.changes = names(STORE_STATE).then_some(changes);
+        self.counts_any = !names(capability::STANDING);
         tracing::debug!(coordinator = hello.coordinator_id, version = welcome.version, "lane opened");
         let _ = self.out.events.send(Event::Welcome(welcome));
         Ok(())
+    }
+
+    /// The coordinator says whether this is the node's store on record.
+    fn set_standing(&self, on_record: bool) {
+        if self.driver.store().set_on_record(on_record) {
+            self.driver.spawn(Box::new(|store| store.note_standing()));
+        }
     }
 
     /// Waits until `requests` more requests may be in flight. False if the coordinator has closed the stream.
@@ -266,7 +283,13 @@ impl Reading {
         if !malformed.is_empty() {
             let _ = self.out.events.send(Event::Malformed(malformed));
         }
-        if !items.is_empty() {
+        if items.is_empty() {
+            return;
+        }
+        if self.counts_any && !self.driver.store().is_on_record() {
+            // To a coordinator of before this means that nothing was done.
+            self.out.deliver(items.iter().map(|item| (item.tag, Err(ReplicaError::StaleEpoch))).collect());
+        } else {
             self.driver.submit(items, self.out.clone());
         }
     }
@@ -304,6 +327,7 @@ fn welcome(hello: &Hello, node: &NodeId, driver: &dyn Driver) -> Result<Welcome,
         store_id: driver.store().id().0.to_vec().into(),
         commit: driver.store().commit(),
         store_state: Some(condition_to_wire(&driver.store().condition())),
+        not_on_record: !driver.store().is_on_record(),
     })
 }
 

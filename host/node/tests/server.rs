@@ -117,7 +117,7 @@ fn hello() -> Hello {
 impl Lane {
     async fn open(client: &Client, hello: Hello) -> Result<(Self, Welcome), Status> {
         let (frames, sent) = mpsc::channel(64);
-        frames.send(ExchangeRequest { hello: Some(hello), frame: None }).await.unwrap();
+        frames.send(ExchangeRequest { hello: Some(hello), ..ExchangeRequest::default() }).await.unwrap();
         let answers = client.clone().exchange(ReceiverStream::new(sent)).await?.into_inner();
         let mut lane = Self { frames, answers, joiner: Joiner::new() };
         let welcome = lane.answers.message().await?.and_then(|first| first.welcome).expect("a welcome first");
@@ -126,7 +126,7 @@ impl Lane {
 
     async fn send_frames(&self, frames: Vec<Frame>) {
         for frame in frames {
-            self.frames.send(ExchangeRequest { hello: None, frame: Some(frame) }).await.unwrap();
+            self.frames.send(ExchangeRequest { frame: Some(frame), ..ExchangeRequest::default() }).await.unwrap();
         }
     }
 
@@ -198,7 +198,7 @@ async fn hands_are_shaken_or_refused_with_a_reason() {
     assert!(status.message().contains("[1]") && status.message().contains("[2, 3]"), "{status}");
 
     let frame = frame::seal_requests(Vec::new()).remove(0);
-    let first = tokio_stream::once(ExchangeRequest { hello: None, frame: Some(frame) });
+    let first = tokio_stream::once(ExchangeRequest { frame: Some(frame), ..ExchangeRequest::default() });
     let mut answers = node.client.clone().exchange(first).await.unwrap().into_inner();
     assert_eq!(answers.message().await.unwrap_err().code(), Code::InvalidArgument);
     node.end().await;

@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use witan_kernel::capability;
 use witan_kernel::condition::Condition;
 use witan_kernel::name::{Key, NodeId, TenantId, WriteId};
 use witan_kernel::port::{Clock, Randomness};
@@ -27,7 +28,7 @@ use witan_wire::condition::{STORE_STATE, condition_from_wire};
 use witan_wire::frame::{Joiner, open_answers, seal_requests};
 use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
-use witan_wire::v1::{DescribeRequest, ExchangeRequest, ExchangeResponse, Hello};
+use witan_wire::v1::{DescribeRequest, ExchangeRequest, ExchangeResponse, Hello, StoreStanding};
 
 /// Longest wait for anything that must happen, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -96,6 +97,8 @@ struct Lane {
     frames: mpsc::Sender<ExchangeRequest>,
     answers: Streaming<ExchangeResponse>,
     joiner: Joiner,
+    /// Whether the node had been told last, when it opened, that its store is on record.
+    on_record: bool,
     /// The conditions that the node has reported, in order.
     reported: Vec<Condition>,
 }
@@ -105,12 +108,17 @@ impl Lane {
         let (frames, sent) = mpsc::channel(64);
         let capabilities = capabilities.iter().map(|named| (*named).to_owned()).collect();
         let hello = Hello { versions: vec![1], capabilities, ..Hello::default() };
-        frames.send(ExchangeRequest { hello: Some(hello), frame: None }).await.unwrap();
+        frames.send(ExchangeRequest { hello: Some(hello), ..ExchangeRequest::default() }).await.unwrap();
         let answers = StorageNodeServiceClient::new(node.channel.clone()).exchange(ReceiverStream::new(sent)).await;
         let mut answers = answers.unwrap().into_inner();
         let welcome = answers.message().await.unwrap().and_then(|first| first.welcome).expect("a welcome first");
-        let reported = condition_from_wire(welcome.store_state).into_iter().collect();
-        Self { frames, answers, joiner: Joiner::new(), reported }
+        let (on_record, reported) = (!welcome.not_on_record, condition_from_wire(welcome.store_state));
+        Self { frames, answers, joiner: Joiner::new(), on_record, reported: reported.into_iter().collect() }
+    }
+
+    async fn tell(&self, on_record: bool) {
+        let standing = Some(StoreStanding { on_record });
+        self.frames.send(ExchangeRequest { standing, ..ExchangeRequest::default() }).await.unwrap();
     }
 
     async fn message(&mut self) -> Vec<(u64, Outcome)> {
@@ -127,7 +135,7 @@ impl Lane {
         let place = Place { token: 1, tenant, key: Key::new(key).unwrap() };
         let request = request_to_wire(1, Request { place, epoch: 1, ask }, 0);
         for frame in seal_requests(vec![request]) {
-            self.frames.send(ExchangeRequest { hello: None, frame: Some(frame) }).await.unwrap();
+            self.frames.send(ExchangeRequest { frame: Some(frame), ..ExchangeRequest::default() }).await.unwrap();
         }
         loop {
             if let Some((_, outcome)) = self.message().await.pop() {
@@ -174,6 +182,20 @@ async fn a_failed_sync_is_reported_on_the_lane_and_in_health() {
     assert!(plain.ask("other", merge(1)).await.is_err());
     assert_eq!(plain.reported, [Condition::Serving], "a coordinator that does not ask for it gets no state frame");
     assert_eq!(Lane::open(&node, &[]).await.reported, [failed], "but every welcome has it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_not_on_record_refuses_coordinators_that_may_count_it() {
+    let node = run().await;
+    let (mut new, mut old) = (Lane::open(&node, &[capability::STANDING]).await, Lane::open(&node, &[]).await);
+    assert!(new.on_record && old.ask("k", merge(1)).await.is_ok(), "it has been told nothing");
+    new.tell(false).await;
+    assert!(new.ask("k", merge(2)).await.is_ok(), "who has been told what it may be used for decides");
+    assert_eq!(old.ask("k", merge(3)).await, Err(ReplicaError::StaleEpoch));
+    assert_eq!(old.ask("k", Ask::Read).await, Err(ReplicaError::StaleEpoch));
+    assert!(!Lane::open(&node, &[]).await.on_record, "every coordinator learns it");
+    new.tell(true).await;
+    assert!(new.ask("k", merge(4)).await.is_ok() && old.ask("k", merge(5)).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

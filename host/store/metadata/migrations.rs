@@ -22,6 +22,7 @@ const SQLITE: &[File] = files!("sqlite":
     (2, "placement epoch", "0002_placement_epoch.sql"),
     (3, "stores", "0003_stores.sql"),
     (4, "era", "0004_era.sql"),
+    (5, "capabilities", "0005_capabilities.sql"),
 );
 
 const POSTGRES: &[File] = files!("postgres":
@@ -29,6 +30,7 @@ const POSTGRES: &[File] = files!("postgres":
     (2, "placement epoch", "0002_placement_epoch.sql"),
     (3, "stores", "0003_stores.sql"),
     (4, "era", "0004_era.sql"),
+    (5, "capabilities", "0005_capabilities.sql"),
 );
 
 /// The migrations of an SQLite database.

@@ -1,6 +1,7 @@
 //! Several coordinators on one PostgreSQL and one Redis.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use tempfile::TempDir;
 use witan_servers::{Postgres, Redis};
@@ -18,8 +19,6 @@ pub(crate) struct Company {
     pub(crate) postgres: Postgres,
     pub(crate) redis: Redis,
     pub(crate) folder: TempDir,
-    /// Its coordinators ask about a write before they repeat it.
-    asks: bool,
 }
 
 pub(crate) struct Coordinator {
@@ -46,17 +45,8 @@ impl Company {
         Self::of_versions(&vec![Version::This; nodes], &vec![Version::This; coordinators]).await
     }
 
-    /// The same, with coordinators that ask about a write before they repeat it.
-    pub(crate) async fn asking(coordinators: usize) -> Self {
-        Self::set(&[Version::This; 3], &vec![Version::This; coordinators], true).await
-    }
-
     /// A node and a coordinator of each of these versions.
     pub(crate) async fn of_versions(nodes: &[Version], coordinators: &[Version]) -> Self {
-        Self::set(nodes, coordinators, false).await
-    }
-
-    async fn set(nodes: &[Version], coordinators: &[Version], asks: bool) -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
         let free = SocketAddr::new(own_address(), 0);
         let start = |(index, version): (usize, &Version)| node(&format!("node-{}", index + 1), free, *version, &folder);
@@ -70,7 +60,7 @@ impl Company {
         let (postgres, redis) = servers.await.expect("the servers start");
         std::fs::write(folder.path().join("database"), postgres.url()).expect("write a file");
         std::fs::write(folder.path().join("redis"), redis.url()).expect("write a file");
-        let mut company = Self { coordinators: Vec::new(), processes, nodes: addresses, postgres, redis, folder, asks };
+        let mut company = Self { coordinators: Vec::new(), processes, nodes: addresses, postgres, redis, folder };
         for (index, version) in coordinators.iter().enumerate() {
             let id = format!("coordinator-{}", index + 1);
             let free = SocketAddr::new(own_address(), 0);
@@ -99,9 +89,6 @@ impl Company {
         command.args(["--listen", &address.to_string(), "--admin-listen", &admin.to_string()]);
         command.arg("--database-url-file").arg(path.join("database"));
         command.arg("--redis-url-file").arg(path.join("redis"));
-        if self.asks {
-            command.env("WITAN_CONSISTENCY__ASK_BEFORE_REPEATING", "true");
-        }
         self.nodes.iter().for_each(|(id, address)| _ = command.args(["--node", &format!("{id}={address}")]));
         command
     }
@@ -159,12 +146,28 @@ impl Company {
     /// Starts a stopped storage node with the program of a version, at its old address and on its data, and waits until every
     /// coordinator reaches it.
     pub(crate) async fn start_node(&mut self, index: usize, version: Version) {
-        let (id, address) = &self.nodes[index];
-        self.processes[index] = node(id, *address, version, &self.folder);
-        self.processes[index].ready().await;
+        self.start_node_alone(index, version).await;
         for coordinator in 0..self.coordinators.len() {
             self.reaches_every_node(coordinator).await;
         }
+    }
+
+    /// The same, without waiting for coordinators.
+    pub(crate) async fn start_node_alone(&mut self, index: usize, version: Version) {
+        let (id, address) = &self.nodes[index];
+        self.processes[index] = node(id, *address, version, &self.folder);
+        self.processes[index].ready().await;
+    }
+
+    /// The folder of a storage node.
+    pub(crate) fn node_folder(&self, index: usize) -> PathBuf {
+        self.folder.path().join(&self.nodes[index].0)
+    }
+
+    /// What a coordinator says of a storage node.
+    pub(crate) async fn node_at(&self, coordinator: usize, index: usize) -> v1::StorageNodeInfo {
+        let listed = self.api(coordinator).client().list_storage_nodes(v1::ListStorageNodesRequest {}).await;
+        listed.expect("listed").into_inner().nodes.swap_remove(index)
     }
 
     pub(crate) fn api(&self, index: usize) -> Api {

@@ -34,7 +34,7 @@ impl Lane {
     pub(super) async fn open(address: SocketAddr) -> Self {
         let (requests, receiver) = mpsc::channel(64);
         let hello = Hello { versions: vec![1], coordinator_id: "test".to_owned(), ..Hello::default() };
-        let first = ExchangeRequest { hello: Some(hello), frame: None };
+        let first = ExchangeRequest { hello: Some(hello), ..ExchangeRequest::default() };
         requests.send(first).await.expect("send a hello");
         let answers = node_client(address).exchange(ReceiverStream::new(receiver)).await.expect("open a lane");
         Self { requests, answers: answers.into_inner(), joiner: Joiner::new() }
@@ -57,7 +57,7 @@ impl Lane {
     async fn send(&self, numbers: std::ops::RangeInclusive<u64>) {
         let requests = numbers.map(|number| request_to_wire(number, request(number), 0)).collect();
         for frame in seal_requests(requests) {
-            let request = ExchangeRequest { hello: None, frame: Some(frame) };
+            let request = ExchangeRequest { frame: Some(frame), ..ExchangeRequest::default() };
             self.requests.send(request).await.expect("send a frame");
         }
     }

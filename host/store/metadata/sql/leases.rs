@@ -31,6 +31,10 @@ impl<D: Driver> LeaseStore for SqlMetadata<D> {
         self.change(move |db| Box::pin(release(db, node_id, instance)))
     }
 
+    fn founded_with(&self) -> Answer<Vec<String>> {
+        self.read(|db| Box::pin(founded_with(db)))
+    }
+
     fn coordinators(&self) -> Answer<Vec<CoordinatorOnRecord>> {
         self.read(|db| Box::pin(list(db)))
     }
@@ -79,11 +83,14 @@ async fn grant(db: &mut Db, claim: Claim, lease_ms: u64) -> Result<Lease, StoreE
         }
     };
     let until_ms = now_ms.saturating_add(lease_ms);
+    // A program of a version without capabilities leaves both columns of them as they were, under another fence.
     db.execute(
-        "INSERT INTO coordinators (node_id, instance, address, version, fence, granted_at, lease_until)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)
+        "INSERT INTO coordinators
+            (node_id, instance, address, version, fence, granted_at, lease_until, capabilities, capabilities_fence)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $5)
          ON CONFLICT (node_id) DO UPDATE
-         SET instance = $2, address = $3, version = $4, fence = $5, granted_at = $6, lease_until = $7",
+         SET instance = $2, address = $3, version = $4, fence = $5, granted_at = $6, lease_until = $7,
+            capabilities = $8, capabilities_fence = $5",
         &[
             Value::Text(claim.node_id.as_str()),
             Value::Bytes(&claim.instance),
@@ -92,6 +99,7 @@ async fn grant(db: &mut Db, claim: Claim, lease_ms: u64) -> Result<Lease, StoreE
             Value::Number(fence),
             Value::Number(granted_at_ms),
             Value::Number(until_ms),
+            Value::Text(&claim.capabilities.join(" ")),
         ],
     )
     .await?;
@@ -133,7 +141,7 @@ async fn release(db: &mut Db, node_id: NodeId, instance: [u8; 16]) -> Result<(),
 async fn get(db: &mut Db, id: &NodeId, now_ms: u64) -> Result<Option<CoordinatorOnRecord>, StoreError> {
     let row = db
         .row(
-            "SELECT node_id, instance, address, version, fence, granted_at, lease_until
+            "SELECT node_id, instance, address, version, fence, granted_at, lease_until, capabilities, capabilities_fence
              FROM coordinators WHERE node_id = $1",
             &[Value::Text(id.as_str())],
         )
@@ -146,7 +154,7 @@ async fn list(db: &mut Db) -> Result<Vec<CoordinatorOnRecord>, StoreError> {
     let now_ms = db.now_ms().await?;
     let rows = db
         .rows(
-            "SELECT node_id, instance, address, version, fence, granted_at, lease_until
+            "SELECT node_id, instance, address, version, fence, granted_at, lease_until, capabilities, capabilities_fence
              FROM coordinators WHERE lease_until > $1 ORDER BY node_id",
             &[Value::Number(now_ms.saturating_sub(COORDINATOR_KEPT_MS))],
         )
@@ -156,16 +164,29 @@ async fn list(db: &mut Db) -> Result<Vec<CoordinatorOnRecord>, StoreError> {
 
 fn coordinator(row: &Row, now_ms: u64) -> Result<CoordinatorOnRecord, StoreError> {
     let until_ms = row.number::<u64>("lease_until")?;
+    let fence = row.number("fence")?;
+    let named_now = row.number::<u64>("capabilities_fence")? == fence;
+    let capabilities = if named_now { words(&row.text("capabilities")?) } else { Vec::new() };
     Ok(CoordinatorOnRecord {
         claim: Claim {
             node_id: row.spelled("node_id", |text| NodeId::new(text).ok())?,
             instance: row.exactly("instance")?,
             address: row.text("address")?,
             version: row.text("version")?,
+            capabilities,
         },
-        fence: row.number("fence")?,
+        fence,
         granted_at_ms: row.number("granted_at")?,
         until_ms,
         left_ms: until_ms.saturating_sub(now_ms),
     })
+}
+
+async fn founded_with(db: &mut Db) -> Result<Vec<String>, StoreError> {
+    let state = db.one("SELECT founded_with FROM cluster_state", &[]).await?;
+    Ok(words(&state.text("founded_with")?))
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
 }

@@ -1,10 +1,15 @@
 use std::time::{Duration, Instant};
 
-use witan_kernel::port::{PlacementStore, StoreError, StoreFacts, TenantStore};
+use sqlx::SqlitePool;
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::SqliteConnectOptions;
+use witan_kernel::capability::OF_COORDINATORS;
+use witan_kernel::name::NodeId;
+use witan_kernel::port::{Claim, LeaseStore, PlacementStore, StoreError, StoreFacts, TenantStore};
 use witan_memory::contract::{join_all, metadata as contract, poll_once};
 
 use super::SqliteMetadata;
-use crate::metadata::operations;
+use crate::metadata::{migrations, operations};
 use crate::testing;
 
 /// Patient, for a machine whose disk is busy: a hundred waiting operations are a hundred syncs.
@@ -113,6 +118,48 @@ async fn works_on_a_schema_that_a_later_version_has_added_to() {
     let metadata = open(&folder).await;
     metadata.create_tenant(contract::tenant("opened")).await.expect("created");
     assert_eq!(metadata.tenants(None, 10).await.expect("tenants").len(), 3);
+}
+
+/// Whether an earlier version has ever worked on the file is told apart when it is migrated.
+#[tokio::test]
+async fn a_file_of_an_earlier_version_was_founded_without_capabilities() {
+    for (worked, founded) in [(false, &OF_COORDINATORS[..]), (true, &[][..])] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("metadata.sqlite");
+        let options = SqliteConnectOptions::new().filename(&file).create_if_missing(true);
+        let earlier = SqlitePool::connect_with(options).await.expect("opens");
+        let released = migrations::sqlite().iter().filter(|migration| migration.version < 5).cloned().collect();
+        Migrator::with_migrations(released).run(&earlier).await.expect("migrated");
+        if worked {
+            sqlx::query("UPDATE cluster_state SET revision = 1").execute(&earlier).await.expect("changed");
+        }
+        earlier.close().await;
+        let metadata = open(&folder).await;
+        assert_eq!(metadata.founded_with().await.expect("answered"), founded);
+    }
+}
+
+#[tokio::test]
+async fn capabilities_end_when_a_program_takes_over_that_cannot_name_any() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let metadata = open(&folder).await;
+    let claim = Claim {
+        node_id: NodeId::new("c").expect("valid"),
+        instance: [1; 16],
+        address: "here:1".to_owned(),
+        version: "0.1.0".to_owned(),
+        capabilities: vec!["names".to_owned()],
+    };
+    metadata.hold_lease(claim.clone(), 1000).await.expect("granted");
+    let named = async || metadata.coordinators().await.expect("coordinators").remove(0).claim.capabilities;
+    assert_eq!(named().await, ["names"]);
+    // The statement of the version before.
+    let grant = "INSERT INTO coordinators (node_id, instance, address, version, fence, granted_at, lease_until)
+         VALUES ('c', zeroblob(16), 'here:1', '0.1.0', 2, 0, 1)
+         ON CONFLICT (node_id) DO UPDATE
+         SET instance = excluded.instance, fence = excluded.fence";
+    sqlx::query(grant).execute(&metadata.driver.writer).await.expect("granted");
+    assert_eq!(named().await, [""; 0]);
 }
 
 #[cfg(unix)]
