@@ -36,6 +36,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::settings::LogFormat;
 use crate::config::{Loaded, Problems};
+use crate::process::lines::Lines;
 use crate::process::telemetry::{self, LogFilter, quiet_engine};
 use output::Output;
 
@@ -185,7 +186,7 @@ pub fn main() -> ExitCode {
         Ok(loaded) => loaded,
         Err(problems) => return client::report(&problems.into(), cli.global.output),
     };
-    let log = match log(&cli, loaded.as_ref()) {
+    let (log, lines) = match log(&cli, loaded.as_ref()) {
         Ok(log) => log,
         Err(error) => {
             eprintln!("error: --log-level: {error}");
@@ -200,10 +201,9 @@ pub fn main() -> ExitCode {
         }
     };
     let output = cli.global.output;
-    match runtime.block_on(run(cli, loaded.map(|loaded| (loaded, log)))) {
-        Ok(code) => code,
-        Err(error) => client::report(&error, output),
-    }
+    let ended = runtime.block_on(run(cli, loaded.map(|loaded| (loaded, log))));
+    lines.flush();
+    ended.unwrap_or_else(|error| client::report(&error, output))
 }
 
 /// Reads the configuration of subcommands that have one. This comes before logging starts, since it configures logging.
@@ -278,8 +278,12 @@ fn log_filter(cli: &Cli) -> Option<String> {
     cli.global.log_level.clone().or(environment)
 }
 
-/// Starts logging. Returns a handle that changes the filter later, unless flag or environment have fixed it.
-fn log(cli: &Cli, loaded: Option<&Loaded>) -> Result<Option<LogFilter>, tracing_subscriber::filter::ParseError> {
+/// Starts logging. Returns a handle that changes the filter later, unless flag or environment have fixed it, and the lines to flush at
+/// the end.
+fn log(
+    cli: &Cli,
+    loaded: Option<&Loaded>,
+) -> Result<(Option<LogFilter>, Lines), tracing_subscriber::filter::ParseError> {
     let fixed = log_filter(cli);
     let is_fixed = fixed.is_some();
     let filter = fixed.unwrap_or_else(|| match loaded {
@@ -289,7 +293,7 @@ fn log(cli: &Cli, loaded: Option<&Loaded>) -> Result<Option<LogFilter>, tracing_
     });
     let configured = loaded.map(|loaded| loaded.settings.logging.format);
     let log = telemetry::log(&filter, cli.global.log_format.or(configured).unwrap_or_default())?;
-    Ok((!is_fixed).then_some(log))
+    Ok(((!is_fixed).then_some(log.filter), log.lines))
 }
 
 #[cfg(test)]

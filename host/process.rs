@@ -4,13 +4,14 @@
 //! assembled from, [`world`] names the implementation of each port, [`start`] assembles and serves. Around them: [`stores`]
 //! (metadata and idempotency, and the lease on this coordinator's id), `nodes` (polling of storage nodes), `cluster` (applies changes
 //! made by the control plane), `plugins`, `live` and [`reload`] (configuration changes at run time), `readiness`, [`secured`] (TLS),
-//! [`telemetry`], [`signal`], [`system`] (clocks and randomness).
+//! [`telemetry`], [`lines`] (of the log), [`signal`], [`system`] (clocks and randomness).
 //!
 //! No other module names an implementation of a port.
 
 mod cluster;
 pub mod config;
 pub mod coordinator;
+pub mod lines;
 mod live;
 pub mod node;
 mod nodes;

@@ -21,6 +21,7 @@ use witan_upkeep::Upkeep;
 
 use super::cluster::{Local, context_keys};
 use super::config::{Config, Live};
+use super::lines::LOST;
 use super::live::Changing;
 use super::nodes::watch_nodes;
 use super::readiness::Readiness;
@@ -268,6 +269,11 @@ impl Parts {
         self.upkeep.metrics().register(registry);
         plugins::register(&self.plugins, registry);
         self.access.register(registry);
+        registry.register(
+            "witan_log_lines_lost",
+            "Log lines lost because standard error was not read in time",
+            LOST.clone(),
+        );
         witan_peer::metrics::register(registry, Arc::clone(&self.lanes));
     }
 

@@ -16,6 +16,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
+use super::lines::{LOST, Lines};
 use crate::config::settings::{LogFormat, Telemetry};
 use crate::grpc::origin::Sampling;
 use witan_origin as origin;
@@ -26,6 +27,15 @@ const WAITING_SPANS: usize = 2048;
 const COLLECTOR: Duration = Duration::from_secs(5);
 /// Timeout of the last export, when the process ends.
 const LAST_SPANS: Duration = Duration::from_secs(2);
+
+/// The log: its lines on their way out, and its filter.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Lines on their way to standard error.
+    pub lines: Lines,
+    /// Changes the filter.
+    pub filter: LogFilter,
+}
 
 /// A handle that changes the log filter at run time.
 #[derive(Debug, Clone)]
@@ -58,14 +68,14 @@ pub(crate) fn quiet_engine(level: &str) -> String {
     format!("fjall=warn,lsm_tree=warn,{level}")
 }
 
-/// Starts logging to standard error.
+/// Starts logging to standard error, panics included. Logging never waits for whoever reads that.
 ///
 /// # Errors
 /// The reason why the filter cannot be parsed.
-pub(crate) fn log(filter: &str, format: LogFormat) -> Result<LogFilter, tracing_subscriber::filter::ParseError> {
+pub(crate) fn log(filter: &str, format: LogFormat) -> Result<Log, tracing_subscriber::filter::ParseError> {
+    let to = Lines::to(std::io::stderr(), LOST.clone());
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(filter)?);
-    let lines =
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines = tracing_subscriber::fmt::layer().with_writer(to.clone()).with_ansi(std::io::stderr().is_terminal());
     let lines = match format {
         LogFormat::Console => lines.map_event_format(|plain| Named { plain, json: false }).boxed(),
         LogFormat::Json => lines
@@ -74,7 +84,12 @@ pub(crate) fn log(filter: &str, format: LogFormat) -> Result<LogFilter, tracing_
             .boxed(),
     };
     tracing_subscriber::registry().with(filter).with(lines).init();
-    Ok(LogFilter(handle))
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(target: "witan::panic", thread, %backtrace, "a defect: {panic}; please report it");
+    }));
+    Ok(Log { lines: to, filter: LogFilter(handle) })
 }
 
 /// Formats log lines with the id of the request that they belong to.

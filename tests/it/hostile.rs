@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
 
-use crate::harness::{Dev, PATIENCE, Process, get, write};
+use crate::harness::{Api, Dev, PATIENCE, Process, get, own_address, write};
 use attack::{HEALTH, Half, WRITE, continuation_flood, half_sent, rapid_resets, wordless};
 use friend::Friend;
 
@@ -81,6 +81,33 @@ async fn calls_that_are_reset_at_once() {
     let resets = rapid_resets(target.address(), 16, 5000).await;
     println!("{resets} calls were reset");
     target.withstands("rapid reset", 300, ()).await;
+}
+
+/// Whoever collects the logs has stopped, and the pipe is full: every write to it blocks for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads() {
+    const PIPE_BYTES: usize = 1 << 16;
+    let (unread, mut stderr) = std::io::pipe().expect("make a pipe");
+    std::io::Write::write_all(&mut stderr, &[b'\n'; PIPE_BYTES]).expect("it is empty");
+    let folder = tempfile::tempdir().expect("make a folder");
+    let mut command = Process::witan();
+    let free = SocketAddr::new(own_address(), 0).to_string();
+    command.args(["dev", "--durability", "os", "--listen", &free, "--admin-listen", &free, "--node-port", "0"]);
+    command.args(["--log-level", "debug"]).arg("--data-dir").arg(folder.path().join("data"));
+    let mut dev = Process::start_logging_to(stderr.into(), "dev", command, folder.path());
+    dev.ready().await;
+    let api = Api::new(dev.address("address"));
+    api.tenant("t", |_| {}).await;
+    for n in 0..100 {
+        api.write(write("t", &format!("k{n}"), "v")).await.expect("written");
+    }
+    let (status, _) = get(dev.address("admin"), "/livez").await.expect("HTTP is served");
+    assert_eq!(status, 200);
+    let began = Instant::now();
+    dev.signal("TERM");
+    let status = dev.ended().await;
+    assert!(status.success() && began.elapsed() < ENDS_WITHIN, "{status} after {:?}", began.elapsed());
+    drop(unread);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -84,8 +84,8 @@ impl NodeMachine {
     async fn run(self: Arc<Self>) -> turmoil::Result {
         let engine = Box::new(self.disk().open());
         let store = match Store::open(engine, &self.id, &self.dice) {
-            // It does not start until somebody replaces the disk.
-            Err(_) if self.disk().is_damaged() => std::future::pending().await,
+            // It does not start until somebody replaces the disk, or starts it again with one that can be written.
+            Err(_) if self.disk().is_damaged() || self.disk().is_unsound() => std::future::pending().await,
             store => Arc::new(store?),
         };
         *lock(&self.store) = Some(Arc::clone(&store));

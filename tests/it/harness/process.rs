@@ -78,9 +78,14 @@ impl Process {
     }
 
     /// Starts `command`, with its log in `folder`. It serves once [`Process::ready`] returns.
-    pub(crate) fn start(name: &str, mut command: Command, folder: &Path) -> Self {
+    pub(crate) fn start(name: &str, command: Command, folder: &Path) -> Self {
+        let stderr = File::options().create(true).append(true).open(folder.join(format!("{name}.log")));
+        Self::start_logging_to(stderr.expect("open a log").into(), name, command, folder)
+    }
+
+    /// The same, with its log in `stderr`.
+    pub(crate) fn start_logging_to(stderr: Stdio, name: &str, mut command: Command, folder: &Path) -> Self {
         let log = folder.join(format!("{name}.log"));
-        let stderr = File::options().create(true).append(true).open(&log).expect("open a log");
         command.env("RUST_LOG", "info,h2=warn,hyper=warn,fjall=warn,lsm_tree=warn");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
