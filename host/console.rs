@@ -12,7 +12,7 @@ use axum::routing::get;
 use axum::serve::{IncomingStream, Listener};
 use prometheus_client::registry::Registry;
 use witan_kernel::hook::Pending;
-use witan_net::{Connection, Incoming, Peer};
+use witan_net::{Connection, Incoming, Peer, Usage};
 
 use crate::access::caller::Origin;
 use crate::access::refusal::Refusal;
@@ -69,7 +69,7 @@ impl Listener for AdminIncoming {
     }
 
     fn local_addr(&self) -> std::io::Result<Peer> {
-        Ok(Peer { address: self.incoming.local_addr()?, identity: None })
+        Ok(Peer { address: self.incoming.local_addr()?, identity: None, usage: Usage::default() })
     }
 }
 
@@ -117,12 +117,19 @@ pub async fn serve(
         true => router.layer(middleware::from_fn(ask_for_certificate)),
         false => router,
     };
+    let router = router.layer(middleware::from_fn(in_use));
     let service = router.into_make_service_with_connect_info::<Visitor>();
     tokio::select! {
         served = async { axum::serve(listener, service).await } => served,
         // No request here is worth waiting for, and an idle connection would delay a graceful shutdown.
         () = shutdown => Ok(()),
     }
+}
+
+/// A connection is in use from when it has sent the headers of a request until that is answered.
+async fn in_use(ConnectInfo(visitor): ConnectInfo<Visitor>, request: Request, next: Next) -> Response {
+    let _call = visitor.0.usage.call();
+    next.run(request).await
 }
 
 /// Authorizes requests to every path, unknown paths included.

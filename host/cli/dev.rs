@@ -13,7 +13,7 @@ use witan_kernel::durability::Durability;
 use super::choice;
 use crate::access::config::Security;
 use crate::grpc::origin::Sampling;
-use crate::process::config::{Config, Live};
+use crate::process::config::{self, Config, Live};
 use crate::process::node::LocalNodes;
 use crate::process::reload::Reloads;
 use crate::process::signal;
@@ -68,7 +68,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         // The previous version can go on with the folder.
         names: None,
         tenant_cache: TenantCacheConfig::default(),
-        connections: witan_net::incoming::CONNECTIONS,
+        grpc: witan_net::Bounds::default(),
+        http: config::http_defaults(),
         metrics_path: Some("/metrics".to_owned()),
         drain: Duration::from_secs(10),
         sampling: Sampling::default(),

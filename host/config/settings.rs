@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use witan_kernel::durability::Durability;
 use witan_kernel::tenant::Level;
@@ -57,6 +58,12 @@ pub struct Server {
     pub node_id: String,
     pub data_dir: PathBuf,
     pub max_connections: usize,
+    #[serde(default)]
+    pub max_connections_per_address: Option<usize>,
+    #[serde(default, with = "ranges")]
+    pub trusted_addresses: Vec<IpNet>,
+    pub idle_timeout: Span,
+    pub max_watch_streams: usize,
     pub read_timeout: Span,
     pub write_timeout: Span,
     pub shutdown_timeout: Span,
@@ -175,6 +182,8 @@ pub struct Metrics {
     pub host: String,
     pub port: u16,
     pub path: String,
+    pub header_timeout: Span,
+    pub reserved_connections: usize,
 }
 
 /// The section `logging`.
@@ -240,6 +249,29 @@ mod level {
 
     pub(super) fn serialize<S: Serializer>(level: &Level, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(level.as_str())
+    }
+}
+
+/// Addresses and ranges of addresses as text.
+mod ranges {
+    use std::net::IpAddr;
+
+    use ipnet::IpNet;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
+        let texts = Vec::<String>::deserialize(from)?;
+        let range = |text: &String| {
+            let address = text.parse::<IpAddr>().map(IpNet::from);
+            address.or_else(|_| text.parse()).map_err(|_| {
+                de::Error::custom(format!("{text:?} is neither an address nor a range such as 10.0.0.0/8 or fd00::/8"))
+            })
+        };
+        texts.iter().map(range).collect()
+    }
+
+    pub(super) fn serialize<S: Serializer>(ranges: &[IpNet], to: S) -> Result<S::Ok, S::Error> {
+        ranges.iter().map(ToString::to_string).collect::<Vec<_>>().serialize(to)
     }
 }
 

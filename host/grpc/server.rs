@@ -18,7 +18,9 @@ use super::intake::{self, IntakeLayer, REQUEST_BYTES};
 use super::origin::{Origins, Sampling};
 use super::{AccessApi, CoordinatorApi, PluginApi};
 use crate::access::Access;
+use crate::access::scope::{self, Need};
 use witan_coordinate::World;
+use witan_net::{CallKind, CountCalls};
 
 /// Bytes of the largest message sent to a client: 100 siblings in a record of 32 MiB.
 const RESPONSE_BYTES: usize = 40 << 20;
@@ -87,6 +89,7 @@ where
     health.set_serving::<AccessServiceServer<AccessApi>>().await;
     let serving = server(&bounds)
         // The first layer is the outermost: calls refused by the layers below have an id, too.
+        .layer(CountCalls { kind })
         .layer(Origins(bounds.sampling))
         .layer(Guard(access))
         // The last layer is the innermost: nothing is buffered for a call that is refused anyway.
@@ -124,6 +127,15 @@ where
 /// Maximum age of a connection. Its client is then asked to reconnect, and calls in flight are completed. So clients discover
 /// coordinators that were added since, and unused connections do not stay open forever.
 const CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
+
+fn kind(path: &str) -> CallKind {
+    let rule = scope::of_call(path);
+    match rule.streams {
+        true if rule.need == Need::Nothing || path.starts_with("/grpc.reflection.") => CallKind::Watch,
+        true => CallKind::Stream,
+        false => CallKind::Unary,
+    }
+}
 
 /// Sets hyper's limits explicitly: tonic leaves them unset by default.
 fn server(bounds: &Bounds) -> Server {

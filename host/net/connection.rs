@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -14,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 use x509_parser::extensions::GeneralName;
 
-use crate::permits::Permit;
+use crate::permits::{Permit, Usage};
 
 /// Most names taken from a certificate. They are written to logs.
 const NAMES: usize = 16;
@@ -28,6 +29,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The identity in its certificate, which was verified against the authorities; `None` without a certificate.
     pub identity: Option<Arc<Identity>>,
+    /// What is told of the calls on the connection.
+    pub usage: Usage,
 }
 
 /// The names in a certificate.
@@ -64,9 +67,18 @@ enum Io {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// The bytes that a client has to send before a deadline.
+/// What a client has to do before a deadline.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Awaited {
+    /// To send so many bytes.
+    Bytes(usize),
+    /// To make a call, with all its headers.
+    Call,
+}
+
+/// What a client has to do, and until when.
 struct Greeting {
-    missing: usize,
+    awaited: Awaited,
     until: Pin<Box<Sleep>>,
 }
 
@@ -76,22 +88,29 @@ pub struct Connection {
     peer: Peer,
     permit: Permit,
     greeting: Option<Greeting>,
+    /// It is closed after so long without a call, which is checked when this has elapsed.
+    idle: (Duration, Pin<Box<Sleep>>),
 }
 
 impl Connection {
-    pub(crate) fn plain(tcp: TcpStream, address: SocketAddr, permit: Permit) -> Self {
-        Self { io: Io::Plain(tcp), peer: Peer { address, identity: None }, permit, greeting: None }
+    pub(crate) fn plain(tcp: TcpStream, address: SocketAddr, permit: Permit, idle: Duration) -> Self {
+        Self::over(Io::Plain(tcp), address, None, permit, idle)
     }
 
-    pub(crate) fn tls(tls: TlsStream<TcpStream>, address: SocketAddr, permit: Permit) -> Self {
+    pub(crate) fn tls(tls: TlsStream<TcpStream>, address: SocketAddr, permit: Permit, idle: Duration) -> Self {
         let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let identity = certificate.and_then(|certificate| Identity::of(certificate)).map(Arc::new);
-        Self { io: Io::Tls(Box::new(tls)), peer: Peer { address, identity }, permit, greeting: None }
+        Self::over(Io::Tls(Box::new(tls)), address, identity, permit, idle)
     }
 
-    /// The same connection, which fails unless it has received `bytes` bytes at `until`.
-    pub(crate) fn greeted(mut self, bytes: usize, until: Instant) -> Self {
-        self.greeting = Some(Greeting { missing: bytes, until: Box::pin(tokio::time::sleep_until(until)) });
+    fn over(io: Io, address: SocketAddr, identity: Option<Arc<Identity>>, permit: Permit, idle: Duration) -> Self {
+        let peer = Peer { address, identity, usage: permit.usage() };
+        Self { io, peer, permit, greeting: None, idle: (idle, Box::pin(tokio::time::sleep(idle))) }
+    }
+
+    /// The same connection, which fails unless the client has done what is awaited at `until`.
+    pub(crate) fn greeted(mut self, awaited: Awaited, until: Instant) -> Self {
+        self.greeting = Some(Greeting { awaited, until: Box::pin(tokio::time::sleep_until(until)) });
         self
     }
 
@@ -100,7 +119,7 @@ impl Connection {
         &self.peer
     }
 
-    /// An error if the connection was evicted, or its client has sent too little before the deadline.
+    /// An error if the connection was evicted, its client has done too little before the deadline, or it has been idle for too long.
     fn check_open(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.permit.is_evicted(cx) {
             return Err(io::Error::new(
@@ -109,19 +128,35 @@ impl Connection {
             ));
         }
         let late = self.greeting.as_mut().is_some_and(|greeting| greeting.until.as_mut().poll(cx).is_ready());
-        if late {
+        let greeted = late && self.permit.was_called();
+        if greeted {
+            self.greeting = None;
+        } else if late {
             self.greeting = None;
             self.permit.counts().silent.fetch_add(1, Ordering::Relaxed);
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the client sent too little in time"));
+        }
+        self.check_idle(cx)
+    }
+
+    fn check_idle(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let (most, timer) = &mut self.idle;
+        while timer.as_mut().poll(cx).is_ready() {
+            let idle = self.permit.idle_for();
+            if idle >= *most {
+                self.permit.counts().idle.fetch_add(1, Ordering::Relaxed);
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the client made no call for too long"));
+            }
+            timer.as_mut().reset(Instant::now() + (*most - idle));
         }
         Ok(())
     }
 
     fn heard(&mut self, bytes: usize) {
         self.permit.heard();
-        if let Some(greeting) = &mut self.greeting {
-            greeting.missing = greeting.missing.saturating_sub(bytes);
-            if greeting.missing == 0 {
+        if let Some(Greeting { awaited: Awaited::Bytes(missing), .. }) = &mut self.greeting {
+            *missing = missing.saturating_sub(bytes);
+            if *missing == 0 {
                 self.greeting = None;
             }
         }

@@ -3,20 +3,21 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::Stream;
 
-use crate::connection::Connection;
+use crate::connection::{Awaited, Connection};
 use crate::listen::{Protocol, ServerSide};
 use crate::permits::{Permit, Permits};
 
@@ -28,24 +29,45 @@ const HANDSHAKES: usize = 1024;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of the preface that every HTTP/2 client sends first.
 const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
-/// Bytes of the shortest request line of HTTP/1.1, line ending included; the HTTP server has its own timeout for the rest.
-const REQUEST_LINE: usize = b"GET / HTTP/1.1\r\n".len();
 
 /// Bounds of a listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bounds {
     /// Most connections at a time.
     pub connections: usize,
-    /// How long a client may take for its handshake and first bytes.
+    /// Most of them from one address, or from one network of 64 bits in IPv6; 0: any number.
+    pub of_address: usize,
+    /// So many of them only for addresses that have none yet; at most half.
+    pub reserved: usize,
+    /// Addresses that may have any number of connections. Loopback addresses always may.
+    pub trusted: Vec<IpNet>,
+    /// How long a client may take for its handshake and first bytes; over HTTP/1, for the headers of its first request.
     pub greeting: Duration,
+    /// A connection that has been without a call for so long is closed.
+    pub idle: Duration,
+    /// Most streams of one connection that need no credential.
+    pub watches: usize,
 }
 
 /// The default of [`Bounds::connections`]: far more than the clients of a busy cluster open.
 pub const CONNECTIONS: usize = 10_000;
 
+/// The default of [`Bounds::idle`]: clients that call again every few minutes keep their connection.
+pub const IDLE: Duration = Duration::from_secs(10 * 60);
+/// The default of [`Bounds::watches`]: a client needs one for each service that it watches.
+pub const WATCHES: usize = 16;
+
 impl Default for Bounds {
     fn default() -> Self {
-        Self { connections: CONNECTIONS, greeting: GREETING }
+        Self {
+            connections: CONNECTIONS,
+            of_address: CONNECTIONS / 2,
+            reserved: 0,
+            trusted: Vec::new(),
+            greeting: GREETING,
+            idle: IDLE,
+            watches: WATCHES,
+        }
     }
 }
 
@@ -65,7 +87,17 @@ impl Bounds {
             }
             _ => wanted.max(1),
         };
-        Self { connections, ..Self::default() }
+        Self { connections, of_address: connections.div_ceil(2), ..Self::default() }
+    }
+
+    /// Whether an address may have any number of connections.
+    pub(crate) fn exempts(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_loopback() || self.trusted.iter().any(|range| range.contains(&address))
+    }
+
+    pub(crate) fn reserved(&self) -> usize {
+        self.reserved.min(self.connections / 2)
     }
 }
 
@@ -96,7 +128,7 @@ pub struct Incoming {
 impl Incoming {
     /// The connections of a listener; with `tls`, every connection must use TLS.
     pub fn new(listener: TcpListener, tls: Option<ServerSide>, protocol: Protocol, bounds: Bounds) -> Self {
-        let permits = Arc::new(Permits::new(bounds.connections));
+        let permits = Arc::new(Permits::new(bounds.clone()));
         let (handshakes, order) = (JoinSet::new(), VecDeque::new());
         Self { listener, tls, protocol, bounds, permits, handshakes, order, pause: None }
     }
@@ -141,19 +173,20 @@ impl Incoming {
 
     /// The connection, if it is ready to be served; with TLS, starts its handshake instead.
     fn admit(&mut self, tcp: TcpStream, address: SocketAddr) -> Option<Connection> {
-        let permit = self.permits.take()?;
+        let permit = self.permits.take(address.ip())?;
         // An error means that the connection is closed already; reading from it will report that.
         let _ = tcp.set_nodelay(true);
         let until = Instant::now() + self.bounds.greeting;
         let first = match self.protocol {
-            Protocol::Grpc => PREFACE,
-            Protocol::Http => REQUEST_LINE,
+            Protocol::Grpc => Awaited::Bytes(PREFACE),
+            Protocol::Http => Awaited::Call,
         };
+        let idle = self.bounds.idle;
         let Some(tls) = &self.tls else {
-            return Some(Connection::plain(tcp, address, permit).greeted(first, until));
+            return Some(Connection::plain(tcp, address, permit, idle).greeted(first, until));
         };
         let acceptor = TlsAcceptor::from(tls.current());
-        let shake = shake_hands(acceptor, tcp, address, permit, until);
+        let shake = shake_hands(acceptor, tcp, address, permit, until, idle);
         let handle = self.handshakes.spawn(async move { Some(shake.await?.greeted(first, until)) });
         self.enlist(handle);
         None
@@ -188,9 +221,10 @@ async fn shake_hands(
     address: SocketAddr,
     permit: Permit,
     until: Instant,
+    idle: Duration,
 ) -> Option<Connection> {
     let failed = match tokio::time::timeout_at(until, acceptor.accept(tcp)).await {
-        Ok(Ok(tls)) => return Some(Connection::tls(tls, address, permit)),
+        Ok(Ok(tls)) => return Some(Connection::tls(tls, address, permit, idle)),
         Ok(Err(error)) => error.to_string(),
         Err(_) => "not in time".to_owned(),
     };

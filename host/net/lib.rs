@@ -3,15 +3,17 @@
 //!
 //! In reading order: [`watch`] (files that are polled), [`file`](mod@file) (errors of files), [`certificate`] (PEM to rustls),
 //! [`reload`] (values made from watched files), [`listen`] and [`connect`] (the two sides of TLS), [`incoming`] and [`connection`]
-//! (a listener's stream of connections), `permits` (how many there may be), [`secret`] (a shared secret for coordinators and nodes
+//! (a listener's stream of connections), `permits` (how many there may be), `calls` (which of them are in use), [`secret`] (a shared secret for coordinators and nodes
 //! without client certificates), [`metrics`].
 //!
 //! Invariants, as absences: no handshake delays another connection; no file is read on a thread of the async runtime after the
-//! start; no connection may stay silent without a limit before its first bytes; no secret appears in debug output.
+//! start; no connection may stay silent without a limit before its first bytes, or without a call for ever; no address may have all
+//! connections; no stream is open that nobody counts; no secret appears in debug output.
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
 
+mod calls;
 pub mod certificate;
 pub mod connect;
 pub mod connection;
@@ -28,11 +30,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use calls::{CallKind, CountCalls};
 pub use connect::{ClientSide, Connector, explain};
 pub use connection::{Connection, Identity, Peer};
 pub use file::{Fields, FileError};
 pub use incoming::{Bounds, Incoming};
 pub use listen::{Protocol, ServerSide};
+pub use permits::{Call, Usage, WatchCall};
 pub use secret::SharedSecret;
 pub use watch::{Snapshot, Watch};
 

@@ -75,13 +75,14 @@ impl Seen {
             let accepted = traffic.0.counts.accepted.load(Ordering::Relaxed);
             ConstCounter::new(accepted).encode(family.encode_family(&[("listener", *listener)])?)?;
         }
-        let help =
-            "Client connections that were closed: too many, evicted to make room, a failed handshake, nothing sent";
+        let help = "Client connections that were closed: too many, of one address, without a call, evicted to make room, a failed handshake, nothing sent";
         let mut family = encoder.encode_descriptor("witan_connections_closed", help, None, MetricType::Counter)?;
         for (listener, traffic) in &self.listeners {
             let counts = &traffic.0.counts;
-            let reasons: [(&str, &AtomicU64); 4] = [
+            let reasons: [(&str, &AtomicU64); 6] = [
                 ("full", &counts.full),
+                ("address", &counts.address),
+                ("idle", &counts.idle),
                 ("made_room", &counts.made_room),
                 ("handshake", &counts.handshake),
                 ("silent", &counts.silent),
@@ -90,6 +91,13 @@ impl Seen {
                 let label = [("listener", *listener), ("reason", reason)];
                 ConstCounter::new(count.load(Ordering::Relaxed)).encode(family.encode_family(&label)?)?;
             }
+        }
+        let help =
+            "Streams refused that need no credential: too many on their connection, from their address, or in all";
+        let mut family = encoder.encode_descriptor("witan_watches_refused", help, None, MetricType::Counter)?;
+        for (listener, traffic) in &self.listeners {
+            let refused = traffic.0.counts.watches.load(Ordering::Relaxed);
+            ConstCounter::new(refused).encode(family.encode_family(&[("listener", *listener)])?)?;
         }
         Ok(())
     }

@@ -1,22 +1,30 @@
-//! Permits for connections, which bound how many a listener has. When all are taken, the connection whose peer has been silent
-//! longest is evicted, so that clients which only hold connections open do not keep others out.
+//! Permits for connections, which bound how many a listener has, in all and of one peer address. When all are taken, a connection makes
+//! room: the one that has been without a call longest, so that clients which only hold connections open do not keep others out.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Context;
 use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
 
+use crate::incoming::Bounds;
+
 /// How many connections are considered for an eviction: few enough to be cheap for each connection of a flood.
 const SAMPLE: usize = 64;
-/// A connection whose peer sent something more recently is not evicted. Most requests are answered much faster.
+/// A connection that had a call, or whose peer sent something, more recently than this is not evicted. Most requests are answered much
+/// faster.
 const SILENT_FOR: Duration = Duration::from_secs(5);
+/// Most streams of all connections together that no credential is needed for, and of one peer address half of that: each takes some
+/// 10 KiB.
+const WATCHES: usize = 1000;
 
 /// The connections of one listener.
 #[derive(Debug)]
 pub(crate) struct Permits {
-    most: usize,
+    bounds: Bounds,
     silent_for: Duration,
     since: Instant,
     open: Mutex<Open>,
@@ -29,26 +37,55 @@ pub(crate) struct Counts {
     pub(crate) accepted: AtomicU64,
     /// Closed at once: no permit was free.
     pub(crate) full: AtomicU64,
+    /// Closed at once: its address has as many connections as one may have.
+    pub(crate) address: AtomicU64,
     /// Evicted to make room.
     pub(crate) made_room: AtomicU64,
     /// The handshake failed or timed out.
     pub(crate) handshake: AtomicU64,
     /// Closed because the client sent too little in time.
     pub(crate) silent: AtomicU64,
+    /// Closed after it had been without a call for too long.
+    pub(crate) idle: AtomicU64,
+    /// Streams refused that need no credential: there were too many.
+    pub(crate) watches: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Open {
     entries: Vec<Arc<Entry>>,
     next: usize,
+    /// What each peer address has.
+    by_address: BTreeMap<IpAddr, OfAddress>,
+    /// Streams that need no credential, of all addresses.
+    watches: usize,
+}
+
+/// What one peer address has open.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct OfAddress {
+    connections: usize,
+    watches: usize,
 }
 
 #[derive(Debug)]
 struct Entry {
     /// Its position in [`Open::entries`]; changed only while [`Permits::open`] is locked.
     index: AtomicUsize,
+    /// The address that it counts for.
+    address: IpAddr,
+    /// That address may have any number of connections.
+    exempt: bool,
     /// When its peer last sent something, in milliseconds since the listener started.
     heard_ms: AtomicU64,
+    /// Calls under way.
+    calls: AtomicU32,
+    /// When its last call ended, or it was accepted, in milliseconds since the listener started.
+    used_ms: AtomicU64,
+    /// It has had a call.
+    called: AtomicBool,
+    /// Its streams that need no credential.
+    watches: AtomicUsize,
     evicted: AtomicBool,
     waker: AtomicWaker,
 }
@@ -60,25 +97,54 @@ pub(crate) struct Permit {
     entry: Arc<Entry>,
 }
 
+/// The use that is made of a connection. Clones are of the same connection.
+#[derive(Debug, Clone, Default)]
+pub struct Usage(Option<(Arc<Permits>, Arc<Entry>)>);
+
+/// A call under way on a connection.
+#[derive(Debug)]
+pub struct Call(Usage);
+
+/// A stream under way on a connection that needs no credential.
+#[derive(Debug)]
+pub struct WatchCall(Usage);
+
 impl Permits {
-    pub(crate) fn new(most: usize) -> Self {
-        Self { most, silent_for: SILENT_FOR, since: Instant::now(), open: Mutex::default(), counts: Counts::default() }
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        let (open, counts) = (Mutex::default(), Counts::default());
+        Self { bounds, silent_for: SILENT_FOR, since: Instant::now(), open, counts }
     }
 
-    /// A permit, unless all are taken by connections that are in use.
-    pub(crate) fn take(self: &Arc<Self>) -> Option<Permit> {
+    /// A permit for a connection from `address`, unless it has as many as one address may have, or all are taken by connections that are
+    /// in use.
+    pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Option<Permit> {
+        let (address, exempt) = (unit(address), self.bounds.exempts(address));
         let mut open = self.open();
-        if open.entries.len() >= self.most && !self.make_room(&mut open) {
+        let own = open.by_address.get(&address).map_or(0, |own| own.connections);
+        if !exempt && self.bounds.of_address > 0 && own >= self.bounds.of_address {
+            self.counts.address.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        // The last places are for addresses that have none yet.
+        let most = if own > 0 { self.bounds.connections - self.bounds.reserved() } else { self.bounds.connections };
+        if open.entries.len() >= most && !self.make_room(&mut open) {
             self.counts.full.fetch_add(1, Ordering::Relaxed);
             return None;
         }
         let entry = Arc::new(Entry {
             index: AtomicUsize::new(open.entries.len()),
+            address,
+            exempt,
             heard_ms: AtomicU64::new(self.now_ms()),
+            calls: AtomicU32::new(0),
+            used_ms: AtomicU64::new(self.now_ms()),
+            called: AtomicBool::new(false),
+            watches: AtomicUsize::new(0),
             evicted: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         });
         open.entries.push(Arc::clone(&entry));
+        open.count(address, |of| of.connections += 1);
         drop(open);
         self.counts.accepted.fetch_add(1, Ordering::Relaxed);
         Some(Permit { permits: Arc::clone(self), entry })
@@ -97,14 +163,18 @@ impl Permits {
         self.since.elapsed().as_millis() as u64
     }
 
+    /// Evicts one of a sample: the one that has been without a call longest, or else, if all have calls, the one whose peer has been silent
+    /// longest.
     fn make_room(&self, open: &mut Open) -> bool {
-        let (count, first) = (open.entries.len(), open.next);
+        let (count, first, now) = (open.entries.len(), open.next, self.now_ms());
         open.next = first.wrapping_add(SAMPLE);
         let sample = (0..SAMPLE.min(count)).filter_map(|step| open.entries.get(first.wrapping_add(step) % count));
-        let longest = sample.min_by_key(|entry| entry.heard_ms.load(Ordering::Relaxed)).cloned();
-        let Some(entry) = longest else { return false };
-        let silent_ms = self.now_ms().saturating_sub(entry.heard_ms.load(Ordering::Relaxed));
-        if silent_ms < self.silent_for.as_millis() as u64 {
+        let unused = sample.map(|entry| (entry.unused_since(), entry));
+        let longest = unused.min_by_key(|((in_use, since), _)| (*in_use, *since));
+        let Some(((_, since), entry)) = longest.map(|(unused, entry)| (unused, Arc::clone(entry))) else {
+            return false;
+        };
+        if now.saturating_sub(since) < self.silent_for.as_millis() as u64 {
             return false;
         }
         open.remove(&entry);
@@ -122,6 +192,33 @@ impl Open {
         if let Some(moved) = self.entries.get(index) {
             moved.index.store(index, Ordering::Relaxed);
         }
+        self.count(entry.address, |of| of.connections -= 1);
+    }
+
+    fn count(&mut self, address: IpAddr, change: impl FnOnce(&mut OfAddress)) {
+        let of = self.by_address.entry(address).or_default();
+        change(of);
+        if *of == OfAddress::default() {
+            self.by_address.remove(&address);
+        }
+    }
+}
+
+impl Entry {
+    /// Whether it has a call, and since when it has been without one, or else since when its peer has been silent.
+    fn unused_since(&self) -> (bool, u64) {
+        match self.calls.load(Ordering::Relaxed) {
+            0 => (false, self.used_ms.load(Ordering::Relaxed)),
+            _ => (true, self.heard_ms.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+/// The unit in which peer addresses are counted: an IPv4 address, or the network of 64 bits that one site has of IPv6.
+fn unit(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
 }
 
@@ -135,6 +232,23 @@ impl Permit {
     pub(crate) fn is_evicted(&self, cx: &Context<'_>) -> bool {
         self.entry.waker.register(cx.waker());
         self.entry.evicted.load(Ordering::Acquire)
+    }
+
+    /// How long it has been without a call; zero while it has one.
+    pub(crate) fn idle_for(&self) -> Duration {
+        match self.entry.unused_since() {
+            (true, _) => Duration::ZERO,
+            (false, since) => Duration::from_millis(self.permits.now_ms().saturating_sub(since)),
+        }
+    }
+
+    /// Whether it has had a call.
+    pub(crate) fn was_called(&self) -> bool {
+        self.entry.called.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        Usage(Some((Arc::clone(&self.permits), Arc::clone(&self.entry))))
     }
 
     pub(crate) fn counts(&self) -> &Counts {
@@ -152,43 +266,150 @@ impl Drop for Permit {
     }
 }
 
+impl Usage {
+    /// A call begins. The connection is in use until the returned value is dropped.
+    pub fn call(&self) -> Call {
+        if let Some((_, entry)) = &self.0 {
+            entry.calls.fetch_add(1, Ordering::Relaxed);
+            entry.called.store(true, Ordering::Relaxed);
+        }
+        Call(self.clone())
+    }
+
+    /// A stream begins that needs no credential. `None` if there are too many: of this connection, of its address, or of all.
+    pub fn watch(&self) -> Option<WatchCall> {
+        if let Some((permits, entry)) = &self.0 {
+            let mut open = permits.open();
+            let own = open.by_address.get(&entry.address).map_or(0, |own| own.watches);
+            let of_address = if entry.exempt { WATCHES } else { WATCHES / 2 };
+            let of_connection = entry.watches.load(Ordering::Relaxed);
+            if of_connection >= permits.bounds.watches || own >= of_address || open.watches >= WATCHES {
+                permits.counts.watches.fetch_add(1, Ordering::Relaxed);
+                return None;
+            }
+            open.watches += 1;
+            entry.watches.fetch_add(1, Ordering::Relaxed);
+            open.count(entry.address, |of| of.watches += 1);
+        }
+        Some(WatchCall(self.clone()))
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let Some((permits, entry)) = &self.0.0 {
+            entry.used_ms.store(permits.now_ms(), Ordering::Relaxed);
+            entry.calls.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for WatchCall {
+    fn drop(&mut self) {
+        if let Some((permits, entry)) = &self.0.0 {
+            let mut open = permits.open();
+            open.watches -= 1;
+            entry.watches.fetch_sub(1, Ordering::Relaxed);
+            open.count(entry.address, |of| of.watches -= 1);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn of(most: usize, silent_for: Duration) -> Arc<Permits> {
-        Arc::new(Permits { silent_for, ..Permits::new(most) })
+    fn of(bounds: Bounds, silent_for: Duration) -> Arc<Permits> {
+        Arc::new(Permits { silent_for, ..Permits::new(bounds) })
+    }
+
+    fn most(connections: usize) -> Bounds {
+        Bounds { connections, of_address: 0, ..Bounds::default() }
+    }
+
+    fn from(last: u8) -> IpAddr {
+        [10, 0, 0, last].into()
     }
 
     #[test]
     fn permits_are_returned_in_any_order() {
-        let permits = of(3, SILENT_FOR);
-        let (a, b, c) = (permits.take().unwrap(), permits.take().unwrap(), permits.take().unwrap());
-        assert!(permits.take().is_none());
+        let permits = of(most(3), SILENT_FOR);
+        let take = || permits.take(from(1));
+        let (a, b, c) = (take().unwrap(), take().unwrap(), take().unwrap());
+        assert!(take().is_none());
         drop(a);
         drop(c);
         assert_eq!(permits.open_now(), 1);
-        let (d, e) = (permits.take().unwrap(), permits.take().unwrap());
-        assert!(permits.take().is_none());
+        let (d, e) = (take().unwrap(), take().unwrap());
+        assert!(take().is_none());
         drop((b, d, e));
         assert_eq!(permits.open_now(), 0);
+        assert!(permits.open().by_address.is_empty());
         assert_eq!(permits.counts.full.load(Ordering::Relaxed), 2);
     }
 
     #[test]
-    fn the_one_that_was_silent_longest_makes_room() {
-        let permits = of(100, Duration::ZERO);
-        let taken: Vec<Permit> = (0..100).map(|_| permits.take().unwrap()).collect();
+    fn the_one_that_was_without_a_call_longest_makes_room() {
+        let permits = of(most(64), Duration::ZERO);
+        let taken: Vec<Permit> = (0..64).map(|_| permits.take(from(1)).unwrap()).collect();
+        let calls: Vec<Call> = taken[1..60].iter().map(|permit| permit.usage().call()).collect();
         for (index, permit) in taken.iter().enumerate() {
-            permit.entry.heard_ms.store(if index == 40 { 0 } else { 1 }, Ordering::Relaxed);
+            permit.entry.heard_ms.store(if index == 3 { 0 } else { 2 }, Ordering::Relaxed);
+            permit.entry.used_ms.store(if index == 62 { 0 } else { 1 }, Ordering::Relaxed);
         }
         let cx = Context::from_waker(std::task::Waker::noop());
-        let newest = permits.take().expect("one makes room");
-        let gone: Vec<usize> = (0..100).filter(|index| taken[*index].is_evicted(&cx)).collect();
-        assert_eq!(gone, [40]);
-        assert_eq!(permits.open_now(), 100);
-        drop(taken);
-        assert_eq!(permits.open_now(), 1);
-        assert!(!newest.is_evicted(&cx));
+        let newest = permits.take(from(1)).expect("one makes room");
+        let gone = |taken: &[Permit]| (0..64).filter(|at| taken[*at].is_evicted(&cx)).collect::<Vec<_>>();
+        assert_eq!(gone(&taken), [62], "although its peer was heard");
+        let calling: Vec<Call> = taken.iter().chain([&newest]).map(|permit| permit.usage().call()).collect();
+        let last = permits.take(from(1)).expect("one makes room");
+        assert_eq!(gone(&taken), [3, 62], "all have calls: the one that was silent longest");
+        assert_eq!(permits.open_now(), 64);
+        drop((calls, calling, taken));
+        assert_eq!(permits.open_now(), 2);
+        assert!(!newest.is_evicted(&cx) && !last.is_evicted(&cx));
+    }
+
+    #[test]
+    fn an_address_has_its_share_and_the_last_places_are_for_others() {
+        let trusted = vec!["192.0.2.0/24".parse().unwrap()];
+        let bounds = Bounds { connections: 10, of_address: 4, reserved: 3, trusted, ..Bounds::default() };
+        let permits = of(bounds, SILENT_FOR);
+        let taken: Vec<Permit> = (0..6).filter_map(|_| permits.take(from(1))).collect();
+        assert_eq!((taken.len(), permits.counts.address.load(Ordering::Relaxed)), (4, 2));
+        let site = |last: u16| IpAddr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, last]);
+        let of_site: Vec<Permit> = (0..6).filter_map(|last| permits.take(site(last))).collect();
+        assert_eq!(of_site.len(), 3, "the last three places are for addresses that have none");
+        assert_eq!(permits.counts.full.load(Ordering::Relaxed), 3);
+        let others = [permits.take([192, 0, 2, 1].into()), permits.take([127, 0, 0, 1].into()), permits.take(from(2))];
+        assert!(others.iter().all(Option::is_some) && permits.take(from(3)).is_none());
+        drop((others, taken, of_site));
+        let many = |address: [u8; 4]| (0..9).filter_map(|_| permits.take(address.into())).collect::<Vec<_>>().len();
+        assert_eq!(
+            (many([127, 0, 0, 1]), many([192, 0, 2, 9]), many([10, 0, 0, 9])),
+            (7, 7, 4),
+            "with and without a share"
+        );
+    }
+
+    #[test]
+    fn streams_without_a_credential_are_bounded_three_times() {
+        let permits = of(Bounds { connections: 1000, of_address: 0, watches: 2, ..Bounds::default() }, SILENT_FOR);
+        let one = permits.take(from(1)).unwrap();
+        let kept = (one.usage().watch().unwrap(), one.usage().watch().unwrap());
+        assert!(one.usage().watch().is_none(), "of the connection");
+        drop(kept.0);
+        assert!(one.usage().watch().is_some(), "one has ended");
+        drop(kept.1);
+        let crowd = |last: u8| (0..400).map(|_| permits.take(from(last)).unwrap()).collect::<Vec<_>>();
+        let (first, second) = (crowd(1), crowd(2));
+        let watches = |crowd: &[Permit]| {
+            crowd.iter().flat_map(|permit| [(); 2].map(|()| permit.usage().watch())).flatten().collect::<Vec<_>>()
+        };
+        let (of_first, of_second) = (watches(&first), watches(&second));
+        assert_eq!((of_first.len(), of_second.len()), (WATCHES / 2, WATCHES / 2), "of an address");
+        assert!(permits.take(from(3)).unwrap().usage().watch().is_none(), "of all");
+        drop((of_first, of_second));
+        assert_eq!(permits.open().watches, 0);
     }
 }

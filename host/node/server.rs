@@ -20,6 +20,7 @@ use tonic_health::server::HealthReporter;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::Clock;
 use witan_kernel::{capability, limit};
+use witan_net::{CallKind, CountCalls};
 use witan_wire::condition::STORE_STATE;
 use witan_wire::range::PAGE_MESSAGE_BYTES;
 use witan_wire::v1::storage_node_service_server::{StorageNodeService, StorageNodeServiceServer};
@@ -101,6 +102,7 @@ where
 
     let mut stopping = stopped.clone();
     let serving = server(streams)
+        .layer(CountCalls { kind })
         .layer(guard::GuardLayer(guard))
         .add_service(storage)
         .add_service(health_server)
@@ -133,6 +135,15 @@ async fn not_serving_once_failed(health: HealthReporter, store: Arc<Store>) -> I
     health.set_not_serving::<StorageNodeServiceServer<Storage>>().await;
     health.set_service_status("", ServingStatus::NotServing).await;
     std::future::pending().await
+}
+
+/// Only health checks need no secret, where nodes ask for one.
+fn kind(path: &str) -> CallKind {
+    match path {
+        "/grpc.health.v1.Health/Watch" => CallKind::Watch,
+        _ if path.ends_with("/Exchange") => CallKind::Stream,
+        _ => CallKind::Unary,
+    }
 }
 
 /// Sets hyper's limits, which tonic otherwise leaves unset.

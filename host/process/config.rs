@@ -10,6 +10,7 @@ use witan_coordinate::{Defaults, Timeouts};
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Durability, NodeStatus, StorageNode};
 use witan_kernel::tenant::ReadRepair;
+use witan_net::Bounds;
 use witan_store::idempotency::{RedisConfig, RedisCredentials, RedisServers, RedisTls};
 use witan_store::metadata::PostgresConfig;
 
@@ -17,7 +18,7 @@ use super::stores::Shared;
 use super::telemetry;
 use crate::access::config::{RateLimits, Security};
 use crate::config::redis::Servers;
-use crate::config::settings::{Database, Redis, Settings};
+use crate::config::settings::{self, Database, Redis, Settings};
 use crate::config::value::Secret;
 use crate::config::{address, plain_host};
 use crate::grpc::origin::Sampling;
@@ -69,8 +70,10 @@ pub struct Config {
     pub names: Option<bool>,
     /// Size and lifetime of the tenant cache.
     pub tenant_cache: TenantCacheConfig,
-    /// Limit on concurrent client connections.
-    pub connections: usize,
+    /// Bounds of the listener for gRPC.
+    pub grpc: Bounds,
+    /// Bounds of the listener for HTTP.
+    pub http: Bounds,
     /// HTTP path of the metrics; `None`: not served.
     pub metrics_path: Option<String>,
     /// How long a shutdown waits for operations in flight.
@@ -103,11 +106,40 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
             fresh: cache.tenant_config_ttl.0,
             ..TenantCacheConfig::default()
         },
-        connections: server.max_connections,
+        grpc: grpc_bounds(server),
+        http: http_bounds(server, metrics),
         metrics_path: metrics.enabled.then(|| metrics.path.clone()),
         drain: server.shutdown_timeout.0,
         sampling: telemetry::sampling(&settings.telemetry),
     })
+}
+
+fn grpc_bounds(server: &settings::Server) -> Bounds {
+    let bounds = Bounds {
+        trusted: server.trusted_addresses.clone(),
+        idle: server.idle_timeout.0,
+        watches: server.max_watch_streams,
+        ..Bounds::of(server.max_connections)
+    };
+    Bounds { of_address: server.max_connections_per_address.unwrap_or(bounds.of_address), ..bounds }
+}
+
+/// Most HTTP connections, which come from probes, metrics scrapers and people.
+const HTTP_CONNECTIONS: usize = 256;
+
+fn http_bounds(server: &settings::Server, metrics: &settings::Metrics) -> Bounds {
+    Bounds {
+        trusted: server.trusted_addresses.clone(),
+        idle: server.idle_timeout.0,
+        greeting: metrics.header_timeout.0,
+        reserved: metrics.reserved_connections,
+        ..http_defaults()
+    }
+}
+
+/// The bounds of the listener for HTTP where nothing is configured.
+pub(crate) fn http_defaults() -> Bounds {
+    Bounds { greeting: Duration::from_secs(5), reserved: 16, ..Bounds::of(HTTP_CONNECTIONS) }
 }
 
 /// The part of the settings that may change at run time.

@@ -40,24 +40,20 @@ impl Secured {
         Tcp::new(self.nodes.clone().map(Connector::new), self.secret.clone())
     }
 
-    /// The connections of both listeners; gRPC accepts up to `connections` at a time.
+    /// The connections of both listeners, each with its bounds.
     pub fn listen(
         self,
-        grpc: TcpListener,
-        http: TcpListener,
-        connections: usize,
+        (grpc, grpc_bounds): (TcpListener, Bounds),
+        (http, http_bounds): (TcpListener, Bounds),
         registry: &mut Registry,
     ) -> (Incoming, AdminIncoming) {
         let listeners = [&self.grpc, &self.http].map(|side| side.as_ref().map(ServerSide::watched));
         let nodes = [self.nodes.as_ref().map(ClientSide::watched), self.secret.as_ref().map(SharedSecret::watched)];
         let watched = listeners.into_iter().chain(nodes).flatten().collect();
         let asks = self.http.as_ref().is_some_and(ServerSide::knows_clients);
-        let grpc = Incoming::new(grpc, self.grpc, Protocol::Grpc, Bounds::of(connections));
-        let http = Incoming::new(http, self.http, Protocol::Http, Bounds::of(ADMIN_CONNECTIONS));
+        let grpc = Incoming::new(grpc, self.grpc, Protocol::Grpc, grpc_bounds);
+        let http = Incoming::new(http, self.http, Protocol::Http, http_bounds);
         metrics::register(registry, watched, vec![("grpc", grpc.traffic()), ("http", http.traffic())]);
         (grpc, AdminIncoming::new(http, asks))
     }
 }
-
-/// Limit on concurrent HTTP connections, which come from probes, metrics scrapers and people.
-const ADMIN_CONNECTIONS: usize = 256;

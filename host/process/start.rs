@@ -94,7 +94,8 @@ pub async fn start(
     tokio::spawn(Arc::clone(&parts.access).follow(ended));
     let Listeners { secured, grpc: listener, admin: admin_listener, address } = listeners;
     let admin_address = admin_listener.local_addr()?;
-    let (incoming, admin_incoming) = secured.listen(listener, admin_listener, config.connections, &mut registry);
+    let (incoming, admin_incoming) =
+        secured.listen((listener, config.grpc.clone()), (admin_listener, config.http.clone()), &mut registry);
     let readiness = Readiness::new(Arc::clone(&member.metadata), Arc::clone(&parts.lanes), parts.clock, &mut registry);
     parts.reach_nodes(Arc::clone(&member.metadata), stop.clone()).await;
     tokio::spawn(Arc::clone(&readiness).watch(stop.clone()));

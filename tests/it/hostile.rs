@@ -4,10 +4,12 @@
 mod attack;
 mod friend;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -15,7 +17,7 @@ use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
 
 use crate::harness::{Api, Dev, PATIENCE, Process, get, own_address, write};
-use attack::{HEALTH, Half, WRITE, continuation_flood, half_sent, rapid_resets, wordless};
+use attack::{HEALTH, Half, WRITE, continuation_flood, drip, half_sent, rapid_resets, watchers, wordless};
 use friend::Friend;
 
 /// Longest shutdown: `witan dev` waits ten seconds for requests in flight, and the machine may be busy.
@@ -108,6 +110,31 @@ async fn a_log_that_nobody_reads() {
     let status = dev.ended().await;
     assert!(status.success() && began.elapsed() < ENDS_WITHIN, "{status} after {:?}", began.elapsed());
     drop(unread);
+}
+
+/// Streams that need no credential, and that nothing ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_watchers_of_health_than_anybody_needs() {
+    let target = Target::start().await;
+    let (open, attached) = watchers(target.address(), 20, 1000).await;
+    assert_eq!(open, 20 * 16, "of each connection");
+    target.withstands("watchers", 100, attached).await;
+}
+
+/// HTTP clients that never finish their headers. Probes come from another address.
+#[tokio::test(flavor = "multi_thread")]
+async fn http_clients_that_send_a_byte_now_and_then() {
+    let target = Target::start().await;
+    let (admin, from) = (target.dev.admin(), IpAddr::from([127, 0, 66, 1]));
+    let mut dripping: FuturesUnordered<_> = (0..300).map(|_| drip(admin, from)).collect();
+    let mut closed = 0;
+    while closed < 300 {
+        let (status, _) = get(admin, "/livez").await.expect("a probe is answered");
+        assert_eq!(status, 200);
+        let next = tokio::time::timeout(Duration::from_millis(100), dripping.next()).await;
+        closed += usize::from(next.is_ok());
+    }
+    target.withstands("slow headers", 50, ()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

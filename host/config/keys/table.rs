@@ -37,6 +37,29 @@ pub const KEYS: &[Key] = &[
         "Most connections of clients at a time; further ones are closed at once.",
     )
     .default("10000"),
+    Key::new(
+        "server.max_connections_per_address",
+        Number(0, 1_000_000),
+        "Most of them from one address, or from one network of 64 bits in IPv6; 0 allows any number. Loopback addresses and \
+            server.trusted_addresses may always have any number.",
+    )
+    .otherwise("half of server.max_connections"),
+    Key::new(
+        "server.trusted_addresses",
+        Texts,
+        "Addresses and ranges of addresses, such as proxies that many clients share, to which \
+            server.max_connections_per_address does not apply.",
+    )
+    .sample("10.0.0.0/8"),
+    Key::new("server.idle_timeout", Time, "A connection without a call for this long is closed; an open session is a call.")
+        .default("10m"),
+    Key::new(
+        "server.max_watch_streams",
+        Number(1, 1000),
+        "Most streams of one connection that need no credential: Health/Watch and reflection. All connections together may \
+            have 1000, those of one address 500.",
+    )
+    .default("16"),
     Key::new("server.read_timeout", Time, "Longest time for reading a request.").default("10s").idle(
         "a gRPC connection carries many requests and streams that may be idle; each request has \
             its own deadline (consistency.read_timeout), and dead peers are detected by keepalive",
@@ -202,6 +225,18 @@ pub const KEYS: &[Key] = &[
         .default("127.0.0.1"),
     Key::new("metrics.port", Number(0, 65_535), "Port of metrics and health; 0 takes a free one.").default("9090"),
     Key::new("metrics.path", Text, "Path of the metrics.").default("/metrics"),
+    Key::new(
+        "metrics.header_timeout",
+        Time,
+        "Time within which an HTTP client must have sent the headers of its first request.",
+    )
+    .default("5s"),
+    Key::new(
+        "metrics.reserved_connections",
+        Number(0, 128),
+        "How many of the 256 HTTP connections are kept for addresses that have none yet, such as those of probes.",
+    )
+    .default("16"),
     Key::new(
         "logging.level",
         Text,

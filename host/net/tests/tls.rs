@@ -318,7 +318,7 @@ async fn who_says_nothing_is_closed_and_nobody_waits_for_it() {
     let pair = authority.issue("server", &["127.0.0.1"]);
     let bounds = Bounds { greeting: Duration::from_millis(300), ..Bounds::default() };
     let side = ClientSide::open(&client(&authority, None), Fields::CLIENT_FLAGS).unwrap();
-    let echo = Echo::start(Some(open(&listener(&pair, None)).unwrap()), bounds).await;
+    let echo = Echo::start(Some(open(&listener(&pair, None)).unwrap()), bounds.clone()).await;
     // Silent before the handshake, during it, and after it.
     let mut silent = TcpStream::connect(echo.address).await.unwrap();
     let mut stuck = TcpStream::connect(echo.address).await.unwrap();
@@ -344,7 +344,7 @@ async fn who_says_nothing_is_closed_and_nobody_waits_for_it() {
 
 #[tokio::test]
 async fn there_are_only_so_many() {
-    let bounds = Bounds { connections: 3, greeting: PATIENCE };
+    let bounds = Bounds { connections: 3, of_address: 0, greeting: PATIENCE, ..Bounds::default() };
     let echo = Echo::start(None, bounds).await;
     let mut open = Vec::new();
     for _ in 0..3 {

@@ -1,6 +1,6 @@
 //! The attacks of hostile clients. Every loop is bounded.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -9,7 +9,7 @@ use h2::Reason;
 use h2::client::SendRequest;
 use http::{Method, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -114,6 +114,43 @@ pub(super) async fn continuation_flood(address: SocketAddr, most: usize) -> usiz
     };
     tokio::time::timeout(PATIENCE, flood).await.expect("a flood ends");
     sent
+}
+
+/// Watches the health of the server this often on each of this number of connections. Returns how many of the streams stay open, and what
+/// keeps them open.
+pub(super) async fn watchers(address: SocketAddr, connections: usize, each: usize) -> (usize, impl Sized) {
+    const WATCH: &str = "grpc.health.v1.Health/Watch";
+    let mut kept = Vec::new();
+    for _ in 0..connections {
+        let (send, running) = connect(address).await;
+        let watch = async |_| {
+            let mut ready = send.clone().ready().await.expect("the connection takes calls");
+            let (response, mut body) = ready.send_request(call(address, WATCH), false).expect("a call");
+            body.send_data(Bytes::from_static(&[0; 5]), true).expect("an empty message");
+            let response = tokio::time::timeout(PATIENCE, response).await.expect("in time").expect("a response");
+            (!response.headers().contains_key("grpc-status")).then_some(response)
+        };
+        let open: Vec<_> = join_all((0..each).map(watch)).await.into_iter().flatten().collect();
+        kept.push((open, running));
+    }
+    (kept.iter().map(|(open, _)| open.len()).sum(), kept)
+}
+
+/// An HTTP client at this address that sends a byte of its headers now and then, until it is closed.
+pub(super) async fn drip(address: SocketAddr, from: IpAddr) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::new(from, 0)).expect("every address of 127.0.0.0/8 is this machine's");
+    let Ok(mut stream) = socket.connect(address).await else { return };
+    let mut words = [0; 64];
+    for byte in b"GET /livez HTTP/1.1\r\nx: ".iter().chain(std::iter::repeat(&b'y')) {
+        if stream.write_all(&[*byte]).await.is_err() {
+            return;
+        }
+        let heard = tokio::time::timeout(Duration::from_millis(500), stream.read(&mut words)).await;
+        if matches!(heard, Ok(Ok(0) | Err(_))) {
+            return;
+        }
+    }
 }
 
 /// Calls of one connection whose message is not complete.
