@@ -52,3 +52,7 @@ pub const RECENT_MICROS: u64 = 30_000_000;
 /// Age from which on a failed Put is reported in doubt instead of being tried again. Microseconds. Half of [`RECENT_MICROS`], so that a
 /// record still remembers the first attempt, whatever the clock skew.
 pub const PUT_RETRY_MICROS: u64 = 15_000_000;
+
+/// Largest request or answer of the connection between coordinator and node that is for small ones, in bytes, without its envelope. Larger
+/// ones have a connection of their own, so that small ones never wait behind them.
+pub const SMALL_BYTES: usize = 64 << 10;

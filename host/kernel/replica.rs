@@ -125,6 +125,9 @@ pub enum ReplicaError {
     /// The replica no longer owns the range under the request's epoch: not carried out.
     #[error("the request's placement epoch is stale")]
     StaleEpoch,
+    /// The answer would have more bytes than the connection takes: nothing was done. Ask over the connection for large values.
+    #[error("the answer is too large for this connection")]
+    Large,
     /// The replica's engine failed; whether the request was carried out is unknown.
     #[error("the replica failed: {0}")]
     Broken(String),
@@ -145,7 +148,8 @@ impl ReplicaError {
             | Self::StorageFull
             | Self::SiblingLimit
             | Self::WrongMode
-            | Self::StaleEpoch => true,
+            | Self::StaleEpoch
+            | Self::Large => true,
             Self::Filling(_) | Self::Lost(_) | Self::Late | Self::InDoubt | Self::Broken(_) => false,
         }
     }

@@ -32,6 +32,8 @@ pub struct Item {
     pub request: Request,
     /// When the caller stops waiting, in monotonic microseconds; `u64::MAX`: never.
     pub deadline: u64,
+    /// Most bytes of a record that the answer may carry; `usize::MAX`: any number.
+    pub largest_answer: usize,
 }
 
 impl Item {
@@ -270,6 +272,9 @@ impl<'a> Batch<'a> {
             Ok(at) => at,
             Err(error) => return (Err(error), None),
         };
+        if item.largest_answer != usize::MAX && self.rows[at].answer_bytes(&item.request.ask) > item.largest_answer {
+            return (Err(ReplicaError::Large), None);
+        }
         // A stamp is only a hint about the stamps of other writes: nothing depends on the durability of what it reveals.
         let revealed = (!matches!(item.request.ask, Ask::Stamp { .. })).then_some(at);
         (self.answer_from(at, &item.request.ask), revealed)
@@ -420,6 +425,16 @@ impl BatchRow {
             return Err(self.damaged(error));
         }
         Ok(Answer::Record(self.encoded()))
+    }
+
+    /// The most bytes that the record in the answer may have, before the request is carried out.
+    fn answer_bytes(&mut self, ask: &Ask) -> usize {
+        let asked = match ask {
+            Ask::Put(put) => put.bytes(),
+            Ask::Read | Ask::Names { .. } => 0,
+            Ask::Stamp { .. } | Ask::Merge { .. } | Ask::Unpin { .. } => return 0,
+        };
+        self.encoded().map_or(0, |record| record.0.len()) + asked
     }
 
     fn reveals_unsynced(&self) -> bool {

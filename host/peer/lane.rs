@@ -12,9 +12,10 @@ use witan_kernel::backoff::Backoff;
 use witan_kernel::capability;
 use witan_kernel::condition::Condition;
 use witan_kernel::fault::Fault;
+use witan_kernel::limit::SMALL_BYTES;
 use witan_kernel::name::StoreId;
 use witan_kernel::port::{Clock, Reply, StorageNode};
-use witan_kernel::replica::{Outcome, ReplicaError, Request};
+use witan_kernel::replica::{Ask, Outcome, ReplicaError, Request};
 use witan_kernel::scan::Trust;
 use witan_origin::Traced;
 use witan_wire::COMMITS;
@@ -27,7 +28,7 @@ use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello, ReplicaRequest, S
 use super::connect::{Connect, reason};
 use super::pending::{Pending, Table};
 use super::vitals::{Latencies, Vitals};
-use super::{admit, fills};
+use super::{admit, fills, weight};
 
 /// Most requests waiting to be sent.
 const QUEUE: usize = 8192;
@@ -72,8 +73,8 @@ pub(super) struct Ends<C: Clock, N: Connect> {
     pub(super) clock: C,
     pub(super) connect: N,
     pub(super) vitals: Arc<Vitals>,
-    /// Whether this lane reports the node's connection state and latency; one lane of each node does.
-    pub(super) speaks_for_node: bool,
+    /// The lane for large values. The lane that has one is for small values, and reports the node's connection state and latency.
+    pub(super) bulk: Option<Arc<Lane>>,
 }
 
 /// Opens a lane.
@@ -126,7 +127,7 @@ async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver
                 ends.disconnected();
                 match ended {
                     Ended::Closed => return,
-                    Ended::Broken(reason) if !ends.speaks_for_node => {
+                    Ended::Broken(reason) if !ends.speaks_for_node() => {
                         tracing::debug!(node = %ends.node.id, %reason, "the connection for large values broke");
                     }
                     Ended::Broken(reason) => {
@@ -136,7 +137,7 @@ async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: mpsc::Receiver
             }
             Err(reason) => {
                 ends.disconnected();
-                if ends.speaks_for_node && logged.is_new(&reason) {
+                if ends.speaks_for_node() && logged.is_new(&reason) {
                     tracing::warn!(node = %ends.node.id, %reason, "a storage node cannot be reached; retrying");
                 }
             }
@@ -205,6 +206,10 @@ struct Stream {
 }
 
 impl<C: Clock, N: Connect> Ends<C, N> {
+    fn speaks_for_node(&self) -> bool {
+        self.bulk.is_some()
+    }
+
     async fn shake_hands(&self) -> Result<Stream, String> {
         // A node may accept the connection and never answer.
         let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.try_shake_hands());
@@ -224,6 +229,7 @@ impl<C: Clock, N: Connect> Ends<C, N> {
             capabilities: [STORE_STATE, capability::NAMES, capability::STANDING].map(str::to_owned).to_vec(),
             coordinator_id: self.coordinator_id.clone(),
             node_id: self.node.id.as_str().to_owned(),
+            largest_answer: if self.bulk.is_some() { SMALL_BYTES as u32 } else { 0 },
         };
         let first = ExchangeRequest { hello: Some(hello), ..ExchangeRequest::default() };
         outbound.send(first).await.map_err(|_| "the stream closed at once".to_owned())?;
@@ -236,7 +242,7 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         }
         let store = StoreId::from_slice(&welcome.store_id).ok_or("the node reported no store id")?;
         let commit = welcome.capabilities.iter().any(|named| named == COMMITS).then_some(welcome.commit);
-        let trust = if self.speaks_for_node { self.meet(store, commit, before).await? } else { Trust::Unadmitted };
+        let trust = if self.speaks_for_node() { self.meet(store, commit, before).await? } else { Trust::Unadmitted };
         let condition = condition_from_wire(welcome.store_state);
         let (capabilities, commit) = (welcome.capabilities, commit.unwrap_or(0));
         let told = !welcome.not_on_record;
@@ -275,9 +281,17 @@ impl<C: Clock, N: Connect> Ends<C, N> {
     }
 
     fn disconnected(&self) {
-        if self.speaks_for_node {
+        if self.speaks_for_node() {
             self.vitals.disconnected();
         }
+    }
+}
+
+/// The request, if its answer may be large: then it is sent again over the lane for large values.
+fn may_be_large(request: &Request) -> Option<Request> {
+    match request.ask {
+        Ask::Read | Ask::Put(_) | Ask::Names { .. } => Some(request.clone()),
+        Ask::Stamp { .. } | Ask::Merge { .. } | Ask::Unpin { .. } => None,
     }
 }
 
@@ -314,7 +328,7 @@ impl<C: Clock, N: Connect> Drop for Session<'_, C, N> {
         if Fault::LostCalledUnsent.is_on() {
             self.table.call_unsent();
         }
-        if self.ends.speaks_for_node {
+        if self.ends.speaks_for_node() {
             self.ends.vitals.set_in_flight(0);
             self.ends.vitals.set_in_flight_peak(0);
         }
@@ -325,7 +339,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
     /// A session with the node's present store. `None` for a lane that does not speak for its node, and has found another store than
     /// the lane that does.
     fn new(ends: &'a Ends<C, N>, stream: Stream, bytes: &'a AtomicUsize) -> Option<Self> {
-        let uses = if ends.speaks_for_node {
+        let uses = if ends.speaks_for_node() {
             ends.reported(stream.condition);
             ends.vitals.set_capabilities(&stream.capabilities);
             let uses = ends.vitals.connected(stream.store, stream.commit, stream.trust);
@@ -337,7 +351,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
         } else {
             ends.vitals.uses_of(stream.store)?
         };
-        let tells = ends.speaks_for_node && stream.capabilities.iter().any(|named| named == capability::STANDING);
+        let tells = ends.speaks_for_node() && stream.capabilities.iter().any(|named| named == capability::STANDING);
         let mut session = Self {
             store: uses.store,
             ends,
@@ -424,7 +438,8 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
             let left_ms = ((outgoing.deadline - now) / 1000).clamp(1, u64::from(u32::MAX)) as u32;
             let Outgoing { request, deadline, reply, traced, bytes } = outgoing;
             let is_traced = traced.is_some();
-            let id = self.table.enter(Pending { reply, sent: now, deadline, traced });
+            let again = self.ends.bulk.as_ref().and_then(|_| may_be_large(&request));
+            let id = self.table.enter(Pending { reply, sent: now, deadline, traced, again });
             sealed.push(ReplicaRequest { traced: is_traced, ..request_to_wire(id, request, left_ms) });
             size += bytes;
             if size >= PIECE_BYTES {
@@ -439,20 +454,27 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
     }
 
     fn answered(&mut self, answer: ExchangeResponse) -> Result<(), String> {
-        if let Some(condition) = condition_from_wire(answer.state).filter(|_| self.ends.speaks_for_node) {
+        if let Some(condition) = condition_from_wire(answer.state).filter(|_| self.ends.speaks_for_node()) {
             self.ends.reported(Some(condition));
         }
         let Some(frame) = answer.frame else { return Ok(()) };
         let Some(batch) = self.joiner.push(frame).map_err(|error| error.to_string())? else { return Ok(()) };
         let now = self.ends.clock.monotonic_micros();
-        if self.ends.speaks_for_node {
+        if self.ends.speaks_for_node() {
             self.ends.vitals.committed(answer.commit);
         }
         for answer in open_answers(batch).map_err(|error| error.to_string())? {
             let took_us = answer.took_us;
             let (id, outcome) = answer_from_wire(answer).map_err(|error| error.to_string())?;
             // An unknown id belongs to a request that has expired.
-            if let Some(pending) = self.table.take(id) {
+            if let Some(mut pending) = self.table.take(id) {
+                if outcome == Err(ReplicaError::Large)
+                    && let (Some(bulk), Some(request)) = (&self.ends.bulk, pending.again.take())
+                {
+                    let Pending { reply, deadline, traced, .. } = pending;
+                    bulk.send(Outgoing { bytes: weight(&request), request, deadline, reply, traced });
+                    continue;
+                }
                 self.latencies.record(now.saturating_sub(pending.sent));
                 if let Some(traced) = pending.traced.filter(|_| took_us > 0) {
                     traced.record("storage node", Duration::from_micros(took_us.into()), self.ends.node.id.as_str());
@@ -464,7 +486,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
                 pending.reply.answer(self.counted(outcome));
             }
         }
-        if self.ends.speaks_for_node {
+        if self.ends.speaks_for_node() {
             self.ends.vitals.set_silent(false);
         }
         self.count();
@@ -492,7 +514,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
             self.table.expire(now);
             self.count();
         }
-        if !self.ends.speaks_for_node {
+        if !self.ends.speaks_for_node() {
             return;
         }
         self.tell_standing();
@@ -509,7 +531,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
 
     fn count(&mut self) {
         self.peak = self.peak.max(self.table.len());
-        if self.ends.speaks_for_node {
+        if self.ends.speaks_for_node() {
             self.ends.vitals.set_in_flight(self.table.len());
         }
     }

@@ -1,8 +1,8 @@
 //! The client of storage nodes: lanes to each node, its health and latency, and the connections.
 //!
 //! A lane (`lane`) is one bidirectional stream: all queued requests are sent in one frame, and answers arrive in any order and
-//! are matched by id. No timer delays a request. Requests over 64 KiB use a second lane, so that small ones never wait behind
-//! them. `pending` holds unanswered requests, `vitals` the health of a node, `connect` makes connections, `admit` re-checks the
+//! are matched by id. No timer delays a request. Requests and answers over 64 KiB use a second lane, so that small ones never wait behind
+//! them: a node refuses what it would answer with more, and the request is sent again over that lane. `pending` holds unanswered requests, `vitals` the health of a node, `connect` makes connections, `admit` re-checks the
 //! stores of nodes, `range` scans the records of nodes, `fullness` asks how full their disks are, `metrics` exports it all.
 
 // The simulation runs this room, in the same way each time.
@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use witan_kernel::condition::Condition;
 use witan_kernel::hook::ReplicaState;
+use witan_kernel::limit::SMALL_BYTES;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Clock, Commit, Replicas, Reply, StorageNode};
 use witan_kernel::replica::{Ask, ReplicaError, Request};
@@ -33,9 +34,6 @@ pub use connect::{Connect, ConnectError, Connecting, Credential, Link, Tcp, endp
 use lane::{Lane, Outgoing};
 use vitals::Vitals;
 pub use witan_kernel::port::Met;
-
-/// Larger requests use the second lane, in bytes.
-const BULK_BYTES: usize = 64 << 10;
 
 /// The lanes to every storage node.
 pub struct Lanes<C: Clock, N: Connect> {
@@ -50,7 +48,7 @@ struct Node {
     at: StorageNode,
     vitals: Arc<Vitals>,
     small: Lane,
-    bulk: Lane,
+    bulk: Arc<Lane>,
     scans: range::ScanClient,
     fullness: fullness::LastFullness,
 }
@@ -128,20 +126,21 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
 
     fn open(&self, node: &StorageNode) -> Node {
         let vitals = Arc::new(Vitals::default());
-        let lane = |speaks_for_node| {
+        let lane = |bulk: Option<Arc<Lane>>| {
             lane::open(lane::Ends {
                 node: node.clone(),
                 coordinator_id: self.coordinator_id.clone(),
                 clock: self.clock.clone(),
                 connect: self.connect.clone(),
                 vitals: Arc::clone(&vitals),
-                speaks_for_node,
+                bulk,
             })
         };
+        let bulk = Arc::new(lane(None));
         Node {
             at: node.clone(),
-            small: lane(true),
-            bulk: lane(false),
+            small: lane(Some(Arc::clone(&bulk))),
+            bulk,
             scans: range::ScanClient::default(),
             fullness: fullness::LastFullness::default(),
             vitals,
@@ -158,7 +157,7 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
             }
             Some(node) => {
                 let bytes = weight(&request);
-                let lane = if bytes > BULK_BYTES { &node.bulk } else { &node.small };
+                let lane = if bytes > SMALL_BYTES { &node.bulk } else { &node.small };
                 lane.send(Outgoing { request, deadline, bytes, reply, traced: origin::traced() });
             }
             None => reply.answer(Err(ReplicaError::NotSent(node.clone()))),

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use witan_kernel::fault::Fault;
 use witan_kernel::port::Reply;
-use witan_kernel::replica::ReplicaError;
+use witan_kernel::replica::{ReplicaError, Request};
 use witan_origin::Traced;
 
 /// A request that was sent and is not answered yet.
@@ -17,6 +17,8 @@ pub(super) struct Pending {
     pub(super) deadline: u64,
     /// The span that waits for its answer, if the operation is traced.
     pub(super) traced: Option<Traced>,
+    /// The request, if it may have to be sent over another lane.
+    pub(super) again: Option<Request>,
 }
 
 /// The unanswered requests. Ids are assigned in order, so the table is a queue with holes: looking one up is an index, and the
@@ -117,7 +119,13 @@ mod tests {
         let ids: Vec<u64> = (0..4)
             .map(|tag| {
                 let reply = Reply::new(Arc::clone(&heard) as Arc<dyn Collect>, tag, NodeId::new("n").unwrap());
-                table.enter(Pending { reply, sent: u64::from(tag), deadline: 10 + u64::from(tag), traced: None })
+                table.enter(Pending {
+                    reply,
+                    sent: u64::from(tag),
+                    deadline: 10 + u64::from(tag),
+                    traced: None,
+                    again: None,
+                })
             })
             .collect();
         drop(table.take(ids[1]));

@@ -209,6 +209,7 @@ fn refusal_to_wire(error: ReplicaError) -> ReplicaRefusal {
         ReplicaError::InDoubt => RefusalReason::InDoubt,
         ReplicaError::WrongMode => RefusalReason::WrongMode,
         ReplicaError::StaleEpoch => RefusalReason::StaleEpoch,
+        ReplicaError::Large => RefusalReason::Large,
         // The first four arise only in a coordinator.
         ReplicaError::NotSent(_)
         | ReplicaError::Incomplete(_)
@@ -254,6 +255,7 @@ fn refusal_from_wire(refusal: ReplicaRefusal) -> ReplicaError {
         RefusalReason::InDoubt => ReplicaError::InDoubt,
         RefusalReason::WrongMode => ReplicaError::WrongMode,
         RefusalReason::StaleEpoch => ReplicaError::StaleEpoch,
+        RefusalReason::Large => ReplicaError::Large,
         // A reason that only a later version knows does not promise that nothing was done.
         RefusalReason::Unspecified | RefusalReason::Broken | RefusalReason::Invalid => {
             ReplicaError::Broken(refusal.message)
@@ -334,6 +336,7 @@ mod tests {
                 Just(ReplicaError::InDoubt),
                 Just(ReplicaError::WrongMode),
                 Just(ReplicaError::StaleEpoch),
+                Just(ReplicaError::Large),
                 Just(ReplicaError::Broken("smoke".to_owned())),
             ]
             .prop_map(Err),

@@ -13,10 +13,11 @@ use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use witan_wire::v1::SessionRequest;
 use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
 
-use crate::harness::{Api, Dev, PATIENCE, Process, get, own_address, write};
+use crate::harness::{Api, Dev, PATIENCE, Process, get, own_address, read, write};
 use attack::{HEALTH, Half, WRITE, continuation_flood, drip, half_sent, rapid_resets, watchers, wordless};
 use friend::Friend;
 
@@ -110,6 +111,33 @@ async fn a_log_that_nobody_reads() {
     let status = dev.ended().await;
     assert!(status.success() && began.elapsed() < ENDS_WITHIN, "{status} after {:?}", began.elapsed());
     drop(unread);
+}
+
+/// Reads of large values, which take a few bytes to ask for, in three sessions: small values do not wait behind them.
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_of_large_values() {
+    const SESSIONS: usize = 3;
+    let target = Target::start().await;
+    let api = target.dev.api();
+    for n in 0..4 {
+        api.write(write("t", &format!("large-{n}"), vec![b'x'; 4 << 20])).await.expect("written");
+    }
+    let attack = async |_| {
+        let mut session = target.dev.api().session().await;
+        let reads = (0..32).map(|n| {
+            let operation = Some(Operation::Read(read("t", &format!("large-{}", n % 4))));
+            SessionRequest { id: n, operation, timeout_ms: 0 }
+        });
+        session.send(reads.collect()).await;
+        session.take(32).await
+    };
+    let found = join_all((0..SESSIONS).map(attack)).await.into_iter().flatten();
+    let found =
+        found.filter(|response| matches!(&response.result, Some(Outcome::Read(found)) if found.value.len() == 4 << 20));
+    let found = found.count();
+    assert!(found > 0, "the large values are served, too");
+    println!("{found} of {} large reads were served", SESSIONS * 32);
+    target.withstands("large reads", 1500, ()).await;
 }
 
 /// Streams that need no credential, and that nothing ends.

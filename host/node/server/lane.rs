@@ -140,6 +140,7 @@ pub(super) fn start(inbound: Streaming<ExchangeRequest>, storage: &Storage) -> A
         out: Arc::new(Out { events, unsent: unsent.clone() }),
         timings: timings.clone(),
         changes: None,
+        largest_answer: usize::MAX,
         counts_any: true,
     };
     tokio::spawn(reading.run());
@@ -172,6 +173,8 @@ struct Reading {
     timings: Arc<Timings>,
     /// Notified when the store's condition changes, for a coordinator that is sent its changes.
     changes: Option<Arc<Notify>>,
+    /// Most bytes of a record that an answer may carry.
+    largest_answer: usize,
     /// The coordinator may count what a store acknowledges that is not on record.
     counts_any: bool,
 }
@@ -238,6 +241,8 @@ impl Reading {
         let names = |capability| hello.capabilities.iter().any(|named| named == capability);
         self.changes = names(STORE_STATE).then_some(changes);
         self.counts_any = !names(capability::STANDING);
+        let largest = usize::try_from(hello.largest_answer).ok().filter(|bytes| *bytes > 0);
+        self.largest_answer = largest.unwrap_or(usize::MAX);
         tracing::debug!(coordinator = hello.coordinator_id, version = welcome.version, "lane opened");
         let _ = self.out.events.send(Event::Welcome(welcome));
         Ok(())
@@ -275,7 +280,7 @@ impl Reading {
                     if traced {
                         self.timings.begin(id, now);
                     }
-                    items.push(item(arrived, now));
+                    items.push(item(arrived, now, self.largest_answer));
                 }
                 Err(error) => malformed.push(malformed_to_wire(id, &error)),
             }
@@ -295,12 +300,12 @@ impl Reading {
     }
 }
 
-fn item(arrived: Arrived, now: u64) -> Item {
+fn item(arrived: Arrived, now: u64, largest_answer: usize) -> Item {
     let deadline = match arrived.deadline_ms {
         0 => u64::MAX,
         ms => now.saturating_add(u64::from(ms) * 1000),
     };
-    Item { tag: arrived.id, request: arrived.request, deadline }
+    Item { tag: arrived.id, request: arrived.request, deadline, largest_answer }
 }
 
 fn damaged(error: frame::Damaged) -> Status {

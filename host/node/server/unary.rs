@@ -32,7 +32,10 @@ impl Deliver for One {
 async fn ask(driver: &dyn Driver, place: Place, ask: Ask) -> Result<Answer, Status> {
     let (answer, answered) = oneshot::channel();
     let request = Request { place, epoch: 0, ask };
-    driver.submit(vec![Item { tag: 0, request, deadline: u64::MAX }], Arc::new(One(Mutex::new(Some(answer)))));
+    driver.submit(
+        vec![Item { tag: 0, request, deadline: u64::MAX, largest_answer: usize::MAX }],
+        Arc::new(One(Mutex::new(Some(answer)))),
+    );
     match answered.await {
         Ok(outcome) => outcome.map_err(|error| status(&error)),
         Err(_) => Err(Status::unavailable("the node is shutting down")),
@@ -51,7 +54,7 @@ fn status(error: &ReplicaError) -> Status {
     let message = error.to_string();
     match error {
         ReplicaError::Overloaded | ReplicaError::StorageFull => Status::resource_exhausted(message),
-        ReplicaError::WrongMode | ReplicaError::SiblingLimit | ReplicaError::StaleEpoch => {
+        ReplicaError::WrongMode | ReplicaError::SiblingLimit | ReplicaError::StaleEpoch | ReplicaError::Large => {
             Status::failed_precondition(message)
         }
         ReplicaError::Late => Status::deadline_exceeded(message),

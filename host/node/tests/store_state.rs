@@ -18,7 +18,8 @@ use witan_kernel::name::{Key, NodeId, TenantId, WriteId};
 use witan_kernel::port::{Clock, Randomness};
 use witan_kernel::record::Record;
 use witan_kernel::register::{Register, Stamp};
-use witan_kernel::replica::{Ask, Outcome, Place, ReplicaError, Request};
+use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
+use witan_kernel::siblings::{VersionVector, Write};
 use witan_node::batch::Durability;
 use witan_node::driver::{QueueLimits, Threads};
 use witan_node::engine::simulated::Disk;
@@ -105,9 +106,13 @@ struct Lane {
 
 impl Lane {
     async fn open(node: &Running, capabilities: &[&str]) -> Self {
+        Self::for_answers_of(0, node, capabilities).await
+    }
+
+    async fn for_answers_of(largest_answer: u32, node: &Running, capabilities: &[&str]) -> Self {
         let (frames, sent) = mpsc::channel(64);
         let capabilities = capabilities.iter().map(|named| (*named).to_owned()).collect();
-        let hello = Hello { versions: vec![1], capabilities, ..Hello::default() };
+        let hello = Hello { versions: vec![1], capabilities, largest_answer, ..Hello::default() };
         frames.send(ExchangeRequest { hello: Some(hello), ..ExchangeRequest::default() }).await.unwrap();
         let answers = StorageNodeServiceClient::new(node.channel.clone()).exchange(ReceiverStream::new(sent)).await;
         let mut answers = answers.unwrap().into_inner();
@@ -196,6 +201,36 @@ async fn a_store_that_is_not_on_record_refuses_coordinators_that_may_count_it() 
     assert!(!Lane::open(&node, &[]).await.on_record, "every coordinator learns it");
     new.tell(true).await;
     assert!(new.ask("k", merge(4)).await.is_ok() && old.ask("k", merge(5)).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lane_does_not_take_is_refused_before_it_is_done() {
+    let node = run().await;
+    let (mut small, mut any) = (Lane::for_answers_of(1000, &node, &[]).await, Lane::open(&node, &[]).await);
+    let put = |id: u8, bytes: usize| {
+        let value = Some(Bytes::from(vec![id; bytes]));
+        let (write_id, seen) = (WriteId([id; 16]), VersionVector::default());
+        let (started, ids) = (u64::from(id), Vec::new());
+        Ask::Put(Arc::new(Write { write_id, started, again: false, asked: false, seen, ids, newest: 0, value }))
+    };
+    assert!(small.ask("k", put(1, 100)).await.is_ok());
+    assert_eq!(
+        small.ask("k", put(2, 1000)).await,
+        Err(ReplicaError::Large),
+        "it would be answered with the whole record"
+    );
+    let Ok(Answer::Record(Some(stored))) = small.ask("k", Ask::Read).await else { panic!("it is small") };
+    let Ok(Record::Siblings(siblings)) = stored.decode() else { panic!("a record of siblings") };
+    assert_eq!(siblings.versions.len(), 1, "the second one was not stored");
+
+    assert!(any.ask("k", put(2, 1000)).await.is_ok());
+    let names = Ask::Names { write_id: WriteId([3; 16]), started: 1 };
+    for ask in [Ask::Read, put(4, 1), names] {
+        assert_eq!(small.ask("k", ask.clone()).await, Err(ReplicaError::Large), "{ask:?}");
+        assert!(any.ask("k", ask).await.is_ok());
+    }
+    let Ok(Answer::Record(Some(large))) = any.ask("k", Ask::Read).await else { panic!("it is stored") };
+    assert!(small.ask("k", Ask::Merge { record: large }).await.is_ok(), "a merge is answered with no record");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
