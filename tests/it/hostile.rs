@@ -137,7 +137,7 @@ async fn reads_of_large_values() {
     let found = found.count();
     assert!(found > 0, "the large values are served, too");
     println!("{found} of {} large reads were served", SESSIONS * 32);
-    target.withstands("large reads", 1500, ()).await;
+    target.withstands("large reads", 600, ()).await;
 }
 
 /// Streams that need no credential, and that nothing ends.
