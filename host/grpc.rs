@@ -9,6 +9,7 @@ mod access;
 mod convert;
 mod guard;
 pub mod intake;
+mod kept;
 mod keyvalue;
 mod maintenance;
 mod nodes;

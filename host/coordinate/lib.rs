@@ -13,6 +13,7 @@
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
 
 mod admission;
+mod answers;
 mod change;
 mod collapse;
 mod exchange;
@@ -41,11 +42,13 @@ use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::{Operation, Plugins};
+use witan_kernel::name::TenantId;
 use witan_kernel::port::{Clock, IdempotencyStore, Randomness, Replicas, Tenants};
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::Ranges;
 
 pub use admission::{Hold, Limits};
+pub use answers::{AnswerLimits, AnswerPermit};
 pub use collapse::{MergedRecord, NoCollapses, WantedCollapses};
 pub use keys::{KeysPage, KeysRequest, ListedKey, Resume};
 pub use lines::{Line, Lines};
@@ -53,6 +56,7 @@ pub use metrics::Metrics;
 pub use request::{ReadAnswer, ReadRequest, Rendering, WriteRequest, Written};
 
 use admission::Admission;
+use answers::Answers;
 use witan_origin as origin;
 
 /// The implementations of the ports that a coordinator runs over.
@@ -131,6 +135,7 @@ pub struct Coordinator<W: World> {
     defaults: Defaults,
     timeouts: ArcSwap<Timeouts>,
     admission: Arc<Admission>,
+    answers: Arc<Answers>,
     repairs: repair::Budget,
     late_records: idempotency::LateRecords,
     metrics: Arc<Metrics>,
@@ -164,6 +169,7 @@ impl<W: World> Coordinator<W> {
             keys: ArcSwap::from_pointee(keys),
             names: AtomicBool::new(false),
             admission: Arc::new(Admission::new(defaults.limits.clone())),
+            answers: Arc::new(Answers::new(AnswerLimits::default())),
             repairs: repair::Budget::new(defaults.limits.repairs),
             late_records: idempotency::LateRecords::new(),
             timeouts: ArcSwap::from_pointee(Timeouts { read: defaults.read_timeout, write: defaults.write_timeout }),
@@ -227,6 +233,16 @@ impl<W: World> Coordinator<W> {
     /// as by the previous version.
     pub fn set_names(&self, all: bool) {
         self.names.store(all, Ordering::Relaxed);
+    }
+
+    /// Room for an answer of this size until its client has taken it; `None` if too many bytes of answers wait already.
+    pub fn admit_answer(&self, tenant: &TenantId, bytes: usize) -> Option<AnswerPermit> {
+        self.answers.admit(tenant, bytes)
+    }
+
+    /// Bytes of answers that their clients have not taken yet.
+    pub fn waiting_answers(&self) -> usize {
+        self.answers.bytes()
     }
 
     /// Replaces the default deadlines. Operations under way keep theirs.

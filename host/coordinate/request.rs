@@ -86,6 +86,14 @@ pub struct ReadAnswer {
     pub resolved_by: Option<AnsweredBy>,
 }
 
+impl ReadAnswer {
+    /// The bytes of its values, and what goes with them.
+    pub fn bytes(&self) -> usize {
+        let siblings: usize = self.siblings.iter().map(|sibling| sibling.value.len() + 64).sum();
+        self.value.len() + siblings + self.context.len() + 128
+    }
+}
+
 const WRITTEN_V1: u8 = 1;
 
 impl Written {

@@ -11,11 +11,13 @@ use witan_wire::v1;
 use witan_wire::v1::coordinator_service_server::CoordinatorService;
 
 use super::guard::{arrival, caller, denied};
-use super::status::{invalid, report};
+use super::kept::Kept;
+use super::status::{Report, invalid, report};
 use super::{convert, maintenance, session};
 use witan_control::Catalog;
 use witan_control::defaults::Fallbacks;
 use witan_coordinate::{Coordinator, Respond, World};
+use witan_net::{Peer, UntilSent};
 use witan_upkeep::Upkeep;
 
 /// The coordinator's service.
@@ -91,9 +93,14 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         request: Request<v1::ReadKeyValueRequest>,
     ) -> Result<Response<v1::ReadKeyValueResponse>, Status> {
         let key = request.get_ref().key.clone();
+        let usage = request.extensions().get::<Peer>().map(|peer| peer.usage.clone()).unwrap_or_default();
         let request = decoded(&self.coordinator, request, convert::read)?;
+        let tenant = request.tenant.clone();
         let answer = run(|respond| self.coordinator.read(request, respond), false).await?;
-        Ok(Response::new(convert::found(answer, key)))
+        let kept = Kept::of(&self.coordinator, &usage, &tenant, answer.bytes()).map_err(Report::status)?;
+        let mut response = Response::new(convert::found(answer, key));
+        response.extensions_mut().insert(UntilSent(Arc::new(kept)));
+        Ok(response)
     }
 
     async fn delete_key_value(
@@ -113,8 +120,9 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         mut request: Request<Streaming<v1::SessionRequestBatch>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let caller = caller(&mut request)?;
+        let usage = request.extensions().get::<Peer>().map(|peer| peer.usage.clone()).unwrap_or_default();
         let responses =
-            session::open(Arc::clone(&self.coordinator), caller, request.into_inner(), self.closing.clone());
+            session::open(Arc::clone(&self.coordinator), caller, usage, request.into_inner(), self.closing.clone());
         Ok(Response::new(responses))
     }
 

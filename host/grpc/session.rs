@@ -24,11 +24,13 @@ use witan_wire::v1::session_response::Result as Outcome;
 use witan_wire::v1::{SessionRequest, SessionRequestBatch, SessionResponse, SessionResponseBatch, SessionStatus};
 
 use super::convert::{self, OfKey};
+use super::kept::Kept;
 use super::status::{Report, refusal, report};
 use crate::access::caller::Caller;
 use crate::access::refusal::Refusal;
 use crate::access::scope::Scope;
-use witan_coordinate::{Coordinator, Line, Lines, ReadRequest, World, WriteRequest};
+use witan_coordinate::{Coordinator, Line, Lines, ReadAnswer, ReadRequest, World, WriteRequest};
+use witan_net::Usage;
 use witan_origin as origin;
 
 /// Operations of one session that may be in flight or waiting for an earlier one on their key.
@@ -46,6 +48,8 @@ const BATCH_BYTES: usize = 1 << 20;
 struct Finished {
     response: SessionResponse,
     line: Option<Line>,
+    /// What the answer takes until it has been sent; nothing worth counting for one without a value.
+    kept: Option<Kept>,
 }
 
 enum Job {
@@ -58,13 +62,16 @@ pub struct Responses {
     ready: mpsc::Receiver<Finished>,
     freed: mpsc::Sender<Option<Line>>,
     batch: Vec<Finished>,
-    left_over: VecDeque<SessionResponse>,
+    left_over: VecDeque<(SessionResponse, Option<Kept>)>,
+    /// Of the responses of the last batch, which has been sent once the next one is asked for.
+    sending: Vec<Kept>,
 }
 
 /// Opens a session.
 pub(super) fn open<W: World>(
     coordinator: Arc<Coordinator<W>>,
     caller: Caller,
+    usage: Usage,
     requests: Streaming<SessionRequestBatch>,
     closing: watch::Receiver<bool>,
 ) -> Responses {
@@ -74,6 +81,7 @@ pub(super) fn open<W: World>(
     let session = Session {
         coordinator,
         caller,
+        usage,
         done,
         free,
         under_way: 0,
@@ -84,12 +92,14 @@ pub(super) fn open<W: World>(
         alarm: None,
     };
     tokio::spawn(origin::carried("session", session.run(requests, closing)));
-    Responses { ready, freed, batch: Vec::with_capacity(BATCH), left_over: VecDeque::new() }
+    Responses { ready, freed, batch: Vec::with_capacity(BATCH), left_over: VecDeque::new(), sending: Vec::new() }
 }
 
 struct Session<W: World> {
     coordinator: Arc<Coordinator<W>>,
     caller: Caller,
+    /// Of its connection.
+    usage: Usage,
     done: mpsc::Sender<Finished>,
     free: mpsc::Receiver<Option<Line>>,
     under_way: usize,
@@ -154,7 +164,7 @@ impl<W: World> Session<W> {
     /// Answers an operation that is not started because the session is ending.
     fn refuse(&mut self, id: u64, why: Report) {
         self.under_way += 1;
-        finish(&self.done, Finished { response: failure(id, why), line: None });
+        finish(&self.done, Finished { response: failure(id, why), line: None, kept: None });
     }
 
     fn take(&mut self, request: SessionRequest) {
@@ -164,7 +174,7 @@ impl<W: World> Session<W> {
             Ok(job) => {
                 if let Err(refused) = self.may(&job) {
                     let report = refusal(&refused, matches!(job, Job::Write(_)));
-                    return finish(&self.done, Finished { response: failure(id, report), line: None });
+                    return finish(&self.done, Finished { response: failure(id, report), line: None, kept: None });
                 }
                 let line = line_of(&job);
                 let deadline = self.deadline(&job);
@@ -174,7 +184,7 @@ impl<W: World> Session<W> {
             }
             Err(invalid) => {
                 let failed = Failed { failure: invalid.into(), effect: Some(Effect::NotApplied) };
-                finish(&self.done, Finished { response: failure(id, report(failed)), line: None });
+                finish(&self.done, Finished { response: failure(id, report(failed)), line: None, kept: None });
             }
         }
     }
@@ -239,7 +249,10 @@ impl<W: World> Session<W> {
         self.alarm = None;
         let now = self.now();
         for (id, job) in self.lines.expired(now) {
-            finish(&self.done, Finished { response: failure(id, not_begun(matches!(job, Job::Write(_)))), line: None });
+            finish(
+                &self.done,
+                Finished { response: failure(id, not_begun(matches!(job, Job::Write(_)))), line: None, kept: None },
+            );
         }
         for request in std::mem::take(&mut self.incoming) {
             if self.under_way < ANSWERS && self.incoming_deadline(&request) <= now {
@@ -264,10 +277,18 @@ impl<W: World> Session<W> {
                     guard.finish(result.map(|written| Outcome::Write(convert::written(written, key))))
                 }),
             ),
-            Job::Read(request) => self.coordinator.read(
-                request,
-                Box::new(move |result| guard.finish(result.map(|answer| Outcome::Read(convert::found(answer, key))))),
-            ),
+            Job::Read(request) => {
+                let (coordinator, usage, tenant) =
+                    (Arc::clone(&self.coordinator), self.usage.clone(), request.tenant.clone());
+                let respond = move |result: Result<ReadAnswer, Failed>| match result {
+                    Ok(answer) => match Kept::of(&coordinator, &usage, &tenant, answer.bytes()) {
+                        Ok(kept) => guard.keep(Outcome::Read(convert::found(answer, key)), kept),
+                        Err(overloaded) => guard.refuse(overloaded),
+                    },
+                    Err(failed) => guard.finish(Err(failed)),
+                };
+                self.coordinator.read(request, Box::new(respond));
+            }
         }
     }
 }
@@ -285,7 +306,17 @@ impl Guard {
             Ok(outcome) => SessionResponse { id: self.id, result: Some(outcome) },
             Err(failed) => failure(self.id, report(failed)),
         };
-        finish(&self.done, Finished { response, line: self.line.take() });
+        finish(&self.done, Finished { response, line: self.line.take(), kept: None });
+    }
+
+    /// As [`Self::finish`], with what the answer takes until it has been sent.
+    fn keep(mut self, outcome: Outcome, kept: Kept) {
+        let response = SessionResponse { id: self.id, result: Some(outcome) };
+        finish(&self.done, Finished { response, line: self.line.take(), kept: Some(kept) });
+    }
+
+    fn refuse(mut self, why: Report) {
+        finish(&self.done, Finished { response: failure(self.id, why), line: self.line.take(), kept: None });
     }
 }
 
@@ -293,7 +324,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         if let Some(line) = self.line.take() {
             let report = Report::new(Code::Internal, "INTERNAL_ERROR", "internal error; see the log");
-            finish(&self.done, Finished { response: failure(self.id, report), line: Some(line) });
+            finish(&self.done, Finished { response: failure(self.id, report), line: Some(line), kept: None });
         }
     }
 }
@@ -368,6 +399,7 @@ impl Stream for Responses {
     /// Puts all ready responses into one batch; none is delayed to fill a batch.
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
+        this.sending.clear();
         if this.left_over.is_empty() {
             let received = std::task::ready!(this.ready.poll_recv_many(cx, &mut this.batch, BATCH));
             if received == 0 {
@@ -376,12 +408,13 @@ impl Stream for Responses {
             for finished in this.batch.drain(..) {
                 // Only now is there room for another response in the channel.
                 let _ = this.freed.try_send(finished.line);
-                this.left_over.push_back(finished.response);
+                this.left_over.push_back((finished.response, finished.kept));
             }
         }
         let mut responses = Vec::with_capacity(this.left_over.len());
         let mut bytes = 0;
-        while let Some(response) = this.left_over.pop_front() {
+        while let Some((response, kept)) = this.left_over.pop_front() {
+            this.sending.extend(kept);
             bytes += weight(&response);
             responses.push(response);
             if bytes >= BATCH_BYTES {

@@ -1,7 +1,9 @@
 //! A layer that counts the calls of each connection: one without calls is idle, and makes room for others. Streams that need no
 //! credential, such as those of the health service, are bounded.
 
+use std::any::Any;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -89,20 +91,31 @@ pub struct InUseUntil {
     _watch: Option<WatchCall>,
 }
 
-/// A unary call has ended once it is answered.
-fn answered<E>((answer, _): (Answer<E>, InUseUntil)) -> Answer<E> {
-    answer
+/// Something in a response's extensions that is kept until its body has been sent.
+#[derive(Clone)]
+pub struct UntilSent(pub Arc<dyn Any + Send + Sync>);
+
+/// A unary call has ended once it is answered, unless its answer keeps something until it is sent.
+fn answered<E>((answer, in_use): (Answer<E>, InUseUntil)) -> Answer<E> {
+    match answer {
+        Ok(response) if response.extensions().get::<UntilSent>().is_some() => streaming((Ok(response), in_use)),
+        answer => answer,
+    }
 }
 
 /// A stream has ended once its body has.
 fn streaming<E>((answer, in_use): (Answer<E>, InUseUntil)) -> Answer<E> {
-    answer.map(|response| response.map(|body| Body::new(Streaming { body, _in_use: in_use })))
+    answer.map(|mut response| {
+        let kept = response.extensions_mut().remove::<UntilSent>();
+        response.map(|body| Body::new(Streaming { body, _in_use: in_use, _kept: kept }))
+    })
 }
 
 /// The body of a response, during which the connection is in use.
 struct Streaming {
     body: Body,
     _in_use: InUseUntil,
+    _kept: Option<UntilSent>,
 }
 
 impl HttpBody for Streaming {

@@ -8,7 +8,7 @@
 //!
 //! Invariants, as absences: no handshake delays another connection; no file is read on a thread of the async runtime after the
 //! start; no connection may stay silent without a limit before its first bytes, or without a call for ever; no address may have all
-//! connections; no stream is open that nobody counts; no secret appears in debug output.
+//! connections; no stream is open, and no answer waits for its client, that nobody counts; no secret appears in debug output.
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -30,13 +30,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use calls::{CallKind, CountCalls};
+pub use calls::{CallKind, CountCalls, UntilSent};
 pub use connect::{ClientSide, Connector, explain};
 pub use connection::{Connection, Identity, Peer};
 pub use file::{Fields, FileError};
 pub use incoming::{Bounds, Incoming};
 pub use listen::{Protocol, ServerSide};
-pub use permits::{Call, Usage, WatchCall};
+pub use permits::{Call, Untaken, Usage, WatchCall};
 pub use secret::SharedSecret;
 pub use watch::{Snapshot, Watch};
 

@@ -79,10 +79,11 @@ impl Seen {
         let mut family = encoder.encode_descriptor("witan_connections_closed", help, None, MetricType::Counter)?;
         for (listener, traffic) in &self.listeners {
             let counts = &traffic.0.counts;
-            let reasons: [(&str, &AtomicU64); 6] = [
+            let reasons: [(&str, &AtomicU64); 7] = [
                 ("full", &counts.full),
                 ("address", &counts.address),
                 ("idle", &counts.idle),
+                ("stalled", &counts.stalled),
                 ("made_room", &counts.made_room),
                 ("handshake", &counts.handshake),
                 ("silent", &counts.silent),

@@ -21,6 +21,9 @@ const SILENT_FOR: Duration = Duration::from_secs(5);
 /// 10 KiB.
 const WATCHES: usize = 1000;
 
+/// Most bytes of answers of one connection that its client has not taken: more than the largest answer.
+const ANSWER_BYTES: usize = 64 << 20;
+
 /// The connections of one listener.
 #[derive(Debug)]
 pub(crate) struct Permits {
@@ -47,6 +50,8 @@ pub(crate) struct Counts {
     pub(crate) silent: AtomicU64,
     /// Closed after it had been without a call for too long.
     pub(crate) idle: AtomicU64,
+    /// Closed because the client did not read its answers.
+    pub(crate) stalled: AtomicU64,
     /// Streams refused that need no credential: there were too many.
     pub(crate) watches: AtomicU64,
 }
@@ -86,6 +91,8 @@ struct Entry {
     called: AtomicBool,
     /// Its streams that need no credential.
     watches: AtomicUsize,
+    /// Bytes of answers that its client has not taken.
+    answers: AtomicUsize,
     evicted: AtomicBool,
     waker: AtomicWaker,
 }
@@ -104,6 +111,13 @@ pub struct Usage(Option<(Arc<Permits>, Arc<Entry>)>);
 /// A call under way on a connection.
 #[derive(Debug)]
 pub struct Call(Usage);
+
+/// Bytes of an answer that the client of a connection has not taken yet.
+#[derive(Debug)]
+pub struct Untaken {
+    usage: Usage,
+    bytes: usize,
+}
 
 /// A stream under way on a connection that needs no credential.
 #[derive(Debug)]
@@ -140,6 +154,7 @@ impl Permits {
             used_ms: AtomicU64::new(self.now_ms()),
             called: AtomicBool::new(false),
             watches: AtomicUsize::new(0),
+            answers: AtomicUsize::new(0),
             evicted: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         });
@@ -242,6 +257,11 @@ impl Permit {
         }
     }
 
+    /// Bytes of answers that its client has not taken.
+    pub(crate) fn untaken(&self) -> usize {
+        self.entry.answers.load(Ordering::Acquire)
+    }
+
     /// Whether it has had a call.
     pub(crate) fn was_called(&self) -> bool {
         self.entry.called.load(Ordering::Relaxed)
@@ -276,6 +296,17 @@ impl Usage {
         Call(self.clone())
     }
 
+    /// An answer of this size waits for the client until the returned value is dropped. `None` if too many bytes wait already.
+    pub fn answer(&self, bytes: usize) -> Option<Untaken> {
+        if let Some((_, entry)) = &self.0
+            && entry.answers.fetch_add(bytes, Ordering::AcqRel) + bytes > ANSWER_BYTES
+        {
+            entry.answers.fetch_sub(bytes, Ordering::AcqRel);
+            return None;
+        }
+        Some(Untaken { usage: self.clone(), bytes })
+    }
+
     /// A stream begins that needs no credential. `None` if there are too many: of this connection, of its address, or of all.
     pub fn watch(&self) -> Option<WatchCall> {
         if let Some((permits, entry)) = &self.0 {
@@ -300,6 +331,14 @@ impl Drop for Call {
         if let Some((permits, entry)) = &self.0.0 {
             entry.used_ms.store(permits.now_ms(), Ordering::Relaxed);
             entry.calls.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Untaken {
+    fn drop(&mut self) {
+        if let Some((_, entry)) = &self.usage.0 {
+            entry.answers.fetch_sub(self.bytes, Ordering::AcqRel);
         }
     }
 }

@@ -18,7 +18,7 @@ use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
 
 use crate::harness::{Api, Dev, PATIENCE, Process, get, own_address, read, write};
-use attack::{HEALTH, Half, WRITE, continuation_flood, drip, half_sent, rapid_resets, watchers, wordless};
+use attack::{HEALTH, Half, WRITE, continuation_flood, drip, half_sent, rapid_resets, unread, watchers, wordless};
 use friend::Friend;
 
 /// Longest shutdown: `witan dev` waits ten seconds for requests in flight, and the machine may be busy.
@@ -138,6 +138,19 @@ async fn reads_of_large_values() {
     assert!(found > 0, "the large values are served, too");
     println!("{found} of {} large reads were served", SESSIONS * 32);
     target.withstands("large reads", 600, ()).await;
+}
+
+/// A client that asks for large values and takes none of their bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_takes() {
+    let target = Target::start().await;
+    let api = target.dev.api();
+    api.write(write("t", "large", vec![b'x'; 4 << 20])).await.expect("written");
+    let attack = async |_| {
+        unread(target.address(), "witan.v1.CoordinatorService/ReadKeyValue", &read("t", "large"), 200).await;
+    };
+    join_all((0..2).map(attack)).await;
+    target.withstands("untaken answers", 800, ()).await;
 }
 
 /// Streams that need no credential, and that nothing ends.

@@ -8,6 +8,7 @@ use futures::future::join_all;
 use h2::Reason;
 use h2::client::SendRequest;
 use http::{Method, Request};
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
@@ -134,6 +135,30 @@ pub(super) async fn watchers(address: SocketAddr, connections: usize, each: usiz
         kept.push((open, running));
     }
     (kept.iter().map(|(open, _)| open.len()).sum(), kept)
+}
+
+/// Makes a call this often on one connection whose client takes no byte of any answer. Ends when the server has closed the connection.
+pub(super) async fn unread(address: SocketAddr, method: &str, message: &impl Message, calls: usize) {
+    let tcp = TcpStream::connect(address).await.expect("connect");
+    let (send, connection) =
+        h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(tcp).await.expect("HTTP/2");
+    let running = tokio::spawn(async move { drop(connection.await) });
+    let mut framed = BytesMut::new();
+    framed.put_u8(0);
+    framed.put_u32(message.encoded_len() as u32);
+    message.encode(&mut framed).expect("there is room");
+    let framed = framed.freeze();
+    let mut answers = Vec::new();
+    for _ in 0..calls {
+        let Ok(mut ready) = send.clone().ready().await else { break };
+        let Ok((response, mut body)) = ready.send_request(call(address, method), false) else { break };
+        if body.send_data(framed.clone(), true).is_err() {
+            break;
+        }
+        answers.push(response);
+    }
+    tokio::time::timeout(PATIENCE, running).await.expect("the connection is closed in time").expect("no panic");
+    drop(answers);
 }
 
 /// An HTTP client at this address that sends a byte of its headers now and then, until it is closed.
