@@ -80,13 +80,19 @@ struct Flipped {
 /// Requests of one lane that a node has accepted and not answered: as few as it allows, so that a permit that is never returned shows.
 const LANE_REQUESTS: usize = 256;
 
+/// The pause before a node that could not start is started again.
+const STARTED_AGAIN: Duration = Duration::from_millis(100);
+
 impl NodeMachine {
     async fn run(self: Arc<Self>) -> turmoil::Result {
-        let engine = Box::new(self.disk().open());
-        let store = match Store::open(engine, &self.id, &self.dice) {
-            // It does not start until somebody replaces the disk, or starts it again with one that can be written.
-            Err(_) if self.disk().is_damaged() || self.disk().is_unsound() => std::future::pending().await,
-            store => Arc::new(store?),
+        let store = loop {
+            match Store::open(Box::new(self.disk().open()), &self.id, &self.dice) {
+                // It does not start until somebody replaces the disk.
+                Err(_) if self.disk().is_damaged() => std::future::pending().await,
+                // It ends, and is started again, until the disk can be used.
+                Err(_) if self.disk().is_failing() => tokio::time::sleep(STARTED_AGAIN).await,
+                store => break Arc::new(store?),
+            }
         };
         *lock(&self.store) = Some(Arc::clone(&store));
         let (dice, slowest) = (self.dice.clone(), Arc::clone(&self.slowest_sync_ms));

@@ -233,6 +233,12 @@ impl Disk {
         state.unsound || state.failing_syncs
     }
 
+    /// Whether reads or syncs fail.
+    pub fn is_failing(&self) -> bool {
+        let state = self.contents();
+        state.failing_reads || state.failing_syncs
+    }
+
     /// How many times it was synced.
     pub fn syncs(&self) -> u64 {
         self.contents().syncs
