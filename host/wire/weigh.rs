@@ -65,6 +65,8 @@ enum Content {
 /// A repeated field.
 #[derive(Debug, Clone, Copy)]
 struct Many {
+    /// The message that it is a field of.
+    message: &'static str,
     name: &'static str,
     /// Size of an item, in bytes, without what it allocates itself.
     size: usize,
@@ -204,7 +206,9 @@ impl Shape {
             Err(Stop::Malformed) => Ok(None),
             Err(Stop::TooHeavy) => Err(Refused::TooHeavy { message: self.name, wire: wire.len(), budget }),
             Err(Stop::TooDeep) => Err(Refused::TooDeep { message: self.name }),
-            Err(Stop::TooMany { message, field, most }) => Err(Refused::TooMany { message, field, most }),
+            Err(Stop::TooMany(Many { message, name: field, most, .. })) => {
+                Err(Refused::TooMany { message, field, most: *most })
+            }
         }
     }
 }
@@ -224,7 +228,8 @@ enum Stop {
     Malformed,
     TooHeavy,
     TooDeep,
-    TooMany { message: &'static str, field: &'static str, most: usize },
+    /// Of this field: a reference, so that results fit into registers.
+    TooMany(&'static Many),
 }
 
 impl From<DecodeError> for Stop {
@@ -255,10 +260,10 @@ impl Pass<'_> {
                 if let Content::Number(of) = *content
                     && wire_type == WireType::LengthDelimited
                 {
-                    self.packed(shape, many, &mut counts, number, of)?;
+                    self.packed(many, &mut counts, number, of)?;
                     continue;
                 }
-                self.item(shape, many, &mut counts)?;
+                self.item(many, &mut counts)?;
             }
             self.content(*content, number, wire_type, level)?;
         }
@@ -291,8 +296,7 @@ impl Pass<'_> {
 
     fn packed(
         &mut self,
-        shape: &'static Shape,
-        many: &Many,
+        many: &'static Many,
         counts: &mut [usize; SLOTS],
         number: u32,
         of: WireType,
@@ -300,16 +304,16 @@ impl Pass<'_> {
         let length = self.length()?;
         let end = self.rest.len() - length;
         while self.rest.len() > end {
-            self.item(shape, many, counts)?;
+            self.item(many, counts)?;
             self.skip(number, of)?;
         }
         if self.rest.len() == end { Ok(()) } else { Err(Stop::Malformed) }
     }
 
-    fn item(&mut self, shape: &'static Shape, many: &Many, counts: &mut [usize; SLOTS]) -> Result<(), Stop> {
+    fn item(&mut self, many: &'static Many, counts: &mut [usize; SLOTS]) -> Result<(), Stop> {
         counts[many.slot] += 1;
         if counts[many.slot] > many.most {
-            return Err(Stop::TooMany { message: shape.name, field: many.name, most: many.most });
+            return Err(Stop::TooMany(many));
         }
         self.charge(room(many.size, counts[many.slot]))
     }

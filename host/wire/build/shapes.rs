@@ -85,7 +85,8 @@ fn shape(code: &mut String, message: &DescriptorProto) -> Result<usize, String> 
             bounds += usize::from(bound.is_some());
             slots += 1;
             let (slot, most) = (slots - 1, bound.unwrap_or("usize::MAX"));
-            format!("Some(Many {{ name: {:?}, size: {size}, slot: {slot}, most: {most} }})", field.name())
+            let field = field.name();
+            format!("Some(Many {{ message: {name:?}, name: {field:?}, size: {size}, slot: {slot}, most: {most} }})")
         } else {
             "None".to_owned()
         };
