@@ -3,8 +3,8 @@
 //! total size, and a timeout for each, a few slow clients could exhaust the memory. A message that arrives in one piece, as small
 //! ones do, is never counted.
 //!
-//! What is counted are bytes on the wire. The codec of `witan_wire` refuses a message that would take more memory than a constant multiple
-//! of these once it is decoded, and an allowance, so that the bounds here are bounds on memory.
+//! What is counted are bytes on the wire, until their message is complete. What they become is not counted here: the codec of `witan_wire`
+//! refuses a message that would take more memory, once it is decoded, than a constant multiple of its bytes and an allowance.
 
 use std::pin::Pin;
 use std::sync::Arc;

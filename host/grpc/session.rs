@@ -32,8 +32,9 @@ use crate::access::scope::Scope;
 use witan_coordinate::{Coordinator, Line, Lines, ReadRequest, World, WriteRequest};
 use witan_origin as origin;
 
-/// Operations of one session that may be in flight or waiting for an earlier one on their key. A batch may have as many.
-const WINDOW: usize = SESSION_REQUESTS;
+/// Operations of one session that may be in flight or waiting for an earlier one on their key. A batch may have four times
+/// as many; the rest of it waits.
+const WINDOW: usize = SESSION_REQUESTS / 4;
 /// Operations that may be in flight, or answered and not sent yet: the window, and as many again that were not let into it before their
 /// deadlines.
 const ANSWERS: usize = 2 * WINDOW;

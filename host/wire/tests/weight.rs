@@ -253,7 +253,7 @@ fn sixteen_mebibytes_of_empty_requests_take_nothing() {
     let sent = wire.clone();
     let (refused, allocated) = peak(|| weigh::decode::<SessionRequestBatch>(sent));
     let refused = refused.expect_err("too many").to_string();
-    assert_eq!(refused, "more than 2048 requests in one SessionRequestBatch; send at most 2048 in each");
+    assert_eq!(refused, "more than 8192 requests in one SessionRequestBatch; send at most 8192 in each");
     assert_eq!(allocated, 0);
     // What the same bytes took before: the reason for all this.
     let (decoded, allocated) = peak(|| (batch.decode)(wire.slice(..1 << 20)));
@@ -268,12 +268,12 @@ fn a_message_with_too_much_of_anything_is_refused() {
             let mut item = BytesMut::new();
             encode_key(number, WireType::LengthDelimited, &mut item);
             encode_varint(0, &mut item);
-            let wire = Bytes::from(item.repeat((256 << 10) / item.len()));
+            let wire = Bytes::from(item.repeat((512 << 10) / item.len()));
             let (weighed, allocated) = peak(|| of.shape.weigh(&wire));
             assert_eq!(allocated, 0);
             match weighed {
                 // Not repeated, or a packed row of no numbers: an empty text is the most.
-                Ok(Some(weight)) => assert!(weight <= (1 << 20) + 1024, "{}.{number}: {weight}", of.shape.name()),
+                Ok(Some(weight)) => assert!(weight <= (2 << 20) + 1024, "{}.{number}: {weight}", of.shape.name()),
                 // A number.
                 Ok(None) => {}
                 Err(Refused::TooHeavy { .. } | Refused::TooMany { .. }) => refused += 1,

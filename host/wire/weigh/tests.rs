@@ -124,7 +124,7 @@ fn what_is_too_heavy_is_named_with_its_bound() {
     // Scopes of no bytes: two bytes each on the wire.
     let wire = [0x12, 0].repeat(1 << 20);
     let refused = decode::<v1::CreateTokenRequest>(wire.into()).unwrap_err().to_string();
-    let expected = "a CreateTokenRequest of 2097152 bytes would take more than 18874368 bytes of memory, which is 2097152 and 8 for each \
+    let expected = "a CreateTokenRequest of 2097152 bytes would take more than 20971520 bytes of memory, which is 4194304 and 8 for each \
                     of its bytes; send fewer items in one message";
     assert_eq!(refused, expected);
 }
@@ -148,7 +148,7 @@ fn what_is_decoded_before_the_damage_is_noticed_is_weighed() {
     assert!(matches!(refused, Undecodable::Refused(Refused::TooHeavy { .. })), "{refused}");
 }
 
-/// `cargo test --release -p witan-wire what_weighing_costs -- --ignored --nocapture`
+/// `cargo test -p witan-wire what_weighing_costs -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement: prints nanoseconds, and checks nothing"]
 fn what_weighing_costs() {
