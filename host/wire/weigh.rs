@@ -2,9 +2,9 @@
 //! too much is refused while nothing has been allocated for it.
 //!
 //! An empty item of a repeated field takes two bytes on the wire and several hundred in memory. Limits on the bytes of a message, such as
-//! those of the servers and of the coordinator's intake, therefore do not bound memory; together with [`ALLOWANCE`] and [`MULTIPLE`] they
-//! do: whatever was admitted as so many bytes takes at most that multiple of them once it is decoded, and the allowance. No message that
-//! a peer of this version sends comes near either.
+//! those of the servers and of the coordinator's intake, therefore do not bound memory. Together with [`ALLOWANCE`] and [`MULTIPLE`] they
+//! do: once it is decoded, a message takes at most that multiple of the bytes that were admitted for it, and the allowance. No message
+//! that a peer of this version sends comes near either.
 //!
 //! The pass reads with the functions of the decoder that follows it, and in the same order, so that both agree on what a message
 //! contains. Where it finds damage, it stops: the decoder fails at the same place, with an error of its own, and has then allocated no
@@ -21,8 +21,8 @@ use crate::v1;
 /// Most operations in one batch of a session: four times as many as a session executes at a time; a larger batch would only wait longer.
 pub const SESSION_REQUESTS: usize = 8192;
 
-/// Bytes that any message may take in memory: a full batch of the smallest operations of a session weighs 4.6 MiB, of which its bytes on the
-/// wire allow the rest. A page of 1,000 small entries of a list weighs up to 1.2 MiB.
+/// Bytes that any message may take in memory. A full batch of the smallest operations of a session weighs 4.6 MiB, of which its bytes on
+/// the wire allow the rest. A page of 1,000 small entries of a list weighs up to 1.2 MiB.
 pub const ALLOWANCE: usize = 4 << 20;
 
 /// Bytes that a message may take in memory for each of its bytes on the wire, beyond [`ALLOWANCE`]. Lists without pages need it: a node or
