@@ -18,8 +18,8 @@ pub(super) fn is_missing_key(status: &Status) -> bool {
     status.code() == Code::NotFound && of_status(status) == "KEY_NOT_FOUND"
 }
 
-/// The most bytes of details that are decoded: as many as the headers that carry those of a call. They are of a protocol of another package,
-/// which is not weighed.
+/// The most bytes of details that are decoded: as many as the headers that carry those of a call. They are messages of another package,
+/// which are not weighed.
 const DETAILS_BYTES: usize = 16 << 10;
 
 /// The status in a session's response.
