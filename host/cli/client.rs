@@ -16,6 +16,7 @@ use witan_wire::v1::KeyNotFoundDetail;
 use witan_wire::v1::access_service_client::AccessServiceClient;
 use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
 use witan_wire::v1::plugin_service_client::PluginServiceClient;
+use witan_wire::weigh;
 
 use super::credential::{self, Shown};
 use super::output::{self, Output};
@@ -323,8 +324,8 @@ pub fn has_reason(status: &Status, reason: &str) -> bool {
 /// The context in the details of a "not found": the token for the next write of the key.
 pub fn not_found_context(status: &Status) -> Option<Bytes> {
     let details = tonic_types::Status::decode(status.details()).ok()?;
-    let detail = details.details.iter().find(|any| any.type_url.ends_with("/witan.v1.KeyNotFoundDetail"))?;
-    KeyNotFoundDetail::decode(detail.value.as_slice()).ok().map(|detail| detail.context)
+    let detail = details.details.into_iter().find(|any| any.type_url.ends_with("/witan.v1.KeyNotFoundDetail"))?;
+    weigh::decode::<KeyNotFoundDetail>(detail.value.into()).ok().map(|detail| detail.context)
 }
 
 /// The outcome of a change whose status has no details: these codes are only returned before anything is done.

@@ -2,6 +2,9 @@
 //! as its length is known; a connection may have a thousand messages in flight, of up to 16 MiB each. Without a bound on their
 //! total size, and a timeout for each, a few slow clients could exhaust the memory. A message that arrives in one piece, as small
 //! ones do, is never counted.
+//!
+//! What is counted are bytes on the wire, until their message is complete. What they become is not counted here: the codec of `witan_wire`
+//! refuses a message that would take more memory, once it is decoded, than a constant multiple of its bytes and an allowance.
 
 use std::pin::Pin;
 use std::sync::Arc;

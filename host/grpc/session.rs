@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
@@ -22,6 +22,7 @@ use witan_kernel::port::{Clock, until};
 use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
 use witan_wire::v1::{SessionRequest, SessionRequestBatch, SessionResponse, SessionResponseBatch, SessionStatus};
+use witan_wire::weigh::SESSION_REQUESTS;
 
 use super::convert::{self, OfKey};
 use super::kept::Kept;
@@ -33,8 +34,9 @@ use witan_coordinate::{Coordinator, Line, Lines, ReadAnswer, ReadRequest, World,
 use witan_net::Usage;
 use witan_origin as origin;
 
-/// Operations of one session that may be in flight or waiting for an earlier one on their key.
-const WINDOW: usize = 2048;
+/// Operations of one session that may be in flight or waiting for an earlier one on their key. A batch may have four times
+/// as many; the rest of it waits.
+const WINDOW: usize = SESSION_REQUESTS / 4;
 /// Operations that may be in flight, or answered and not sent yet: the window, and as many again that were not let into it before their
 /// deadlines.
 const ANSWERS: usize = 2 * WINDOW;
@@ -57,9 +59,11 @@ enum Job {
     Read(ReadRequest),
 }
 
-/// The stream of responses. It ends when the client has closed its side and every operation is answered.
+/// The stream of responses. It ends when the client has closed its side and every operation is answered; when a batch could not be
+/// accepted, with the reason.
 pub struct Responses {
     ready: mpsc::Receiver<Finished>,
+    refused: oneshot::Receiver<Status>,
     freed: mpsc::Sender<Option<Line>>,
     batch: Vec<Finished>,
     left_over: VecDeque<(SessionResponse, Option<Kept>)>,
@@ -78,6 +82,7 @@ pub(super) fn open<W: World>(
     // Each operation answers once, so neither channel can fill up as long as the window holds.
     let (done, ready) = mpsc::channel(ANSWERS);
     let (freed, free) = mpsc::channel(ANSWERS);
+    let (refusal, refused) = oneshot::channel();
     let session = Session {
         coordinator,
         caller,
@@ -90,9 +95,11 @@ pub(super) fn open<W: World>(
         arrived: 0,
         incoming_until: u64::MAX,
         alarm: None,
+        refusal: Some(refusal),
     };
     tokio::spawn(origin::carried("session", session.run(requests, closing)));
-    Responses { ready, freed, batch: Vec::with_capacity(BATCH), left_over: VecDeque::new(), sending: Vec::new() }
+    let (batch, left_over) = (Vec::with_capacity(BATCH), VecDeque::new());
+    Responses { ready, refused, freed, batch, left_over, sending: Vec::new() }
 }
 
 struct Session<W: World> {
@@ -113,6 +120,8 @@ struct Session<W: World> {
     incoming_until: u64,
     /// Wakes the session at the earliest deadline of an operation that waits; it may come too early.
     alarm: Option<(u64, Pin<Box<Sleep>>)>,
+    /// Takes the status of a batch that could not be accepted, with which the stream of responses ends.
+    refusal: Option<oneshot::Sender<Status>>,
 }
 
 impl<W: World> Session<W> {
@@ -149,7 +158,12 @@ impl<W: World> Session<W> {
                             open = false;
                         }
                     }
-                    Ok(None) | Err(_) => open = false,
+                    Ok(None) => open = false,
+                    Err(status) => {
+                        open = false;
+                        // A client that has broken its stream off is not there to read it.
+                        let _ = self.refusal.take().map(|refusal| refusal.send(status));
+                    }
                 },
                 // Otherwise the stream would stay open for as long as its client does.
                 () = &mut closing, if open => {
@@ -403,7 +417,7 @@ impl Stream for Responses {
         if this.left_over.is_empty() {
             let received = std::task::ready!(this.ready.poll_recv_many(cx, &mut this.batch, BATCH));
             if received == 0 {
-                return Poll::Ready(None);
+                return Poll::Ready(this.refused.try_recv().ok().map(Err));
             }
             for finished in this.batch.drain(..) {
                 // Only now is there room for another response in the channel.

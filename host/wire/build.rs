@@ -4,10 +4,15 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
+#[path = "build/shapes.rs"]
+mod shapes;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
     let package = root.join("witan/v1");
     println!("cargo:rerun-if-changed={}", package.display());
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build/shapes.rs");
 
     let mut files: Vec<PathBuf> = std::fs::read_dir(&package)?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
@@ -22,7 +27,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .file_descriptor_set();
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    std::fs::write(out.join("shapes.rs"), shapes::generate(&descriptors)?)?;
 
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    // Every client and every server decodes with the codec that weighs a message first.
+    let codec = "crate::codec::WeighingCodec";
+    tonic_prost_build::configure().bytes(".").codec_path(codec).compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Frames: batches of requests or answers, with a codec version and a checksum, split into pieces so that no message of a
 //! stream is large, and joined again within bounds.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use prost::Message;
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use witan_kernel::limit;
 
 use crate::v1::{AnswerBatch, Frame, ReplicaAnswer, ReplicaRequest, RequestBatch};
+use crate::weigh::{self, Refused, Undecodable, Weighed};
 
 /// Version of the encoding of batches; a frame of any other version ends the stream.
 pub const CODEC: u32 = 1;
@@ -49,6 +49,9 @@ pub enum Damaged {
     /// A batch has more than [`BATCH_ITEMS`] items.
     #[error("more than {BATCH_ITEMS} items in one batch")]
     TooMany,
+    /// The batch would take too much memory once it is decoded.
+    #[error(transparent)]
+    Refused(Refused),
     /// A piece is marked as not the last one, and is empty: an endless row of them would never reach a bound.
     #[error("empty piece of a batch")]
     Empty,
@@ -80,38 +83,22 @@ fn seal(batch: &impl Message) -> Vec<Frame> {
     }
 }
 
-/// Decodes a joined batch of requests. Values are slices of `batch`, not copies.
+/// Decodes a joined batch of requests, once it has been weighed. Values are slices of `batch`, not copies.
 pub fn open_requests(batch: Bytes) -> Result<Vec<ReplicaRequest>, Damaged> {
-    open(batch)
+    open::<RequestBatch>(batch).map(|batch| batch.requests)
 }
 
-/// Decodes a joined batch of answers. Values are slices of `batch`, not copies.
+/// Decodes a joined batch of answers, once it has been weighed. Values are slices of `batch`, not copies.
 pub fn open_answers(batch: Bytes) -> Result<Vec<ReplicaAnswer>, Damaged> {
-    open(batch)
+    open::<AnswerBatch>(batch).map(|batch| batch.answers)
 }
 
-/// Decodes the repeated field 1 item by item: the generated decoder would allocate every item of a hostile batch (an empty one takes
-/// two bytes) before anybody could count them.
-fn open<T: Message + Default>(mut batch: Bytes) -> Result<Vec<T>, Damaged> {
-    let broken = |error: prost::DecodeError| Damaged::Encoding(error.to_string());
-    let mut items = Vec::new();
-    while batch.has_remaining() {
-        let (field, wire_type) = decode_key(&mut batch).map_err(broken)?;
-        if field != 1 || wire_type != WireType::LengthDelimited {
-            skip_field(wire_type, field, &mut batch, DecodeContext::default()).map_err(broken)?;
-            continue;
-        }
-        if items.len() == BATCH_ITEMS {
-            return Err(Damaged::TooMany);
-        }
-        let length = decode_varint(&mut batch).map_err(broken)?;
-        let length = usize::try_from(length)
-            .ok()
-            .filter(|length| *length <= batch.len())
-            .ok_or_else(|| Damaged::Encoding("an item extends past the end of its batch".to_owned()))?;
-        items.push(T::decode(batch.split_to(length)).map_err(broken)?);
-    }
-    Ok(items)
+fn open<B: Weighed>(batch: Bytes) -> Result<B, Damaged> {
+    weigh::decode(batch).map_err(|undecodable| match undecodable {
+        Undecodable::Refused(Refused::TooMany { .. }) => Damaged::TooMany,
+        Undecodable::Refused(refused) => Damaged::Refused(refused),
+        Undecodable::Malformed(_) | Undecodable::Unweighed => Damaged::Encoding(undecodable.to_string()),
+    })
 }
 
 /// Joins the pieces of batches. One per direction of a stream.

@@ -4,10 +4,12 @@
 //! nothing is allocated in proportion to a size that a peer merely claims.
 //!
 //! 1. [`v1`][]: generated.
-//! 2. [`replica`][]: a coordinator's requests to storage nodes, and their answers.
-//! 3. [`frame`][]: batches of those, with checksums, split into pieces and joined again.
-//! 4. [`range`][]: pages of the records on a node.
-//! 5. [`condition`][]: the condition of a node's store.
+//! 2. [`weigh`][]: how much memory a message will take, before it is decoded.
+//! 3. [`codec`][]: the codec of all clients and servers, which weighs first.
+//! 4. [`replica`][]: a coordinator's requests to storage nodes, and their answers.
+//! 5. [`frame`][]: batches of those, with checksums, split into pieces and joined again.
+//! 6. [`range`][]: pages of the records on a node.
+//! 7. [`condition`][]: the condition of a node's store.
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -15,10 +17,12 @@
 /// Capability of a storage node: it counts the commits of its store, and reports their number.
 pub const COMMITS: &str = "commits";
 
+pub mod codec;
 pub mod condition;
 pub mod frame;
 pub mod range;
 pub mod replica;
+pub mod weigh;
 
 /// The generated messages, clients and servers of package `witan.v1`.
 pub mod v1 {

@@ -1,8 +1,9 @@
-//! Malicious clients: the coordinator's memory stays bounded, another client is served meanwhile, and SIGTERM stops the server in
+//! Malicious clients: the server's memory stays bounded, another client is served meanwhile, and SIGTERM stops the server in
 //! time with all of them connected.
 
 mod attack;
 mod friend;
+mod heavy;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ impl Target {
         dev.api().tenant("t", |_| {}).await;
         let friend = Friend::start(dev.address());
         friend.served(20).await;
-        let before_mib = peak_mib(&dev);
+        let before_mib = peak_mib(dev.id());
         Self { dev, friend, before_mib }
     }
 
@@ -49,7 +50,7 @@ impl Target {
     /// the attackers connected.
     async fn withstands<T>(mut self, what: &str, most_mib: u64, attached: T) {
         self.friend.served(20).await;
-        let grown = peak_mib(&self.dev).saturating_sub(self.before_mib);
+        let grown = peak_mib(self.dev.id()).saturating_sub(self.before_mib);
         let (status, _) = get(self.dev.admin(), "/livez").await.expect("HTTP is served, too");
         assert_eq!(status, 200);
         let summary = self.friend.end().await;
@@ -68,12 +69,13 @@ impl Target {
 const FILES: u32 = 16_384;
 const CROWD: usize = 10_000;
 
+const INVALID_ARGUMENT: u32 = 3;
 const DEADLINE_EXCEEDED: u32 = 4;
 const RESOURCE_EXHAUSTED: u32 = 8;
 
 /// Peak memory of a process, in MiB.
-fn peak_mib(dev: &Dev) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", dev.id())).expect("the process is there");
+fn peak_mib(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the process is there");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
 }

@@ -132,8 +132,9 @@ pub const OWNED: [Owned; 11] = [
     Owned { path: &["clap"], rooms: &["config", "cli", "demo", "xtask"], reason: "only programs read a command line" },
     Owned {
         path: &["tonic", "Status"],
-        rooms: &["grpc", "cli", "node", "peer", "demo", "sim"],
-        reason: "only grpc turns failures into statuses; node and peer speak the nodes' protocol, cli and the demo are clients",
+        rooms: &["wire", "grpc", "cli", "node", "peer", "demo", "sim"],
+        reason: "only grpc turns failures into statuses; tonic's codecs, and so that of wire, return one; node and peer speak the \
+                 nodes' protocol, cli and the demo are clients",
     },
     Owned {
         path: &["tonic_types"],

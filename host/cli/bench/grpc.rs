@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tonic::{Code, Status};
 use witan_net::ClientSide;
+use witan_wire::weigh::{self, Weighed};
 
 use super::super::client::MESSAGE_BYTES;
 use super::super::credential::Shown;
@@ -67,7 +68,7 @@ impl Rpc {
     }
 
     /// Calls it.
-    pub(super) async fn call<A: Message, B: Message + Default>(
+    pub(super) async fn call<A: Message, B: Weighed>(
         &self,
         send: &mut SendRequest<Bytes>,
         message: &A,
@@ -135,7 +136,7 @@ fn framed(message: &impl Message) -> Bytes {
     bytes.freeze()
 }
 
-fn unframed<B: Message + Default>(mut bytes: Bytes) -> Result<B, CallError> {
+fn unframed<B: Weighed>(mut bytes: Bytes) -> Result<B, CallError> {
     let broken = |what: &str| CallError::Broken(what.to_owned());
     if bytes.len() < PREFIX || bytes[0] != 0 {
         return Err(broken("a response that is not an uncompressed message"));
@@ -145,7 +146,7 @@ fn unframed<B: Message + Default>(mut bytes: Bytes) -> Result<B, CallError> {
     if usize::try_from(length) != Ok(bytes.len()) {
         return Err(broken("an answer of another length than it says"));
     }
-    B::decode(bytes).map_err(|error| CallError::Broken(error.to_string()))
+    weigh::decode(bytes).map_err(|error| CallError::Broken(error.to_string()))
 }
 
 async fn receive(body: &mut h2::RecvStream) -> Result<Bytes, CallError> {

@@ -178,6 +178,32 @@ pub(super) async fn drip(address: SocketAddr, from: IpAddr) {
     }
 }
 
+/// A call with one whole message, of any bytes, on a connection of its own; returns its status and that status's message.
+pub(super) async fn whole(address: SocketAddr, method: &str, message: &[u8]) -> (u32, String) {
+    let (send, _running) = connect(address).await;
+    let mut ready = send.ready().await.expect("the connection takes calls");
+    let (response, mut body) = ready.send_request(call(address, method), false).expect("a call");
+    let mut bytes = BytesMut::with_capacity(5 + message.len());
+    bytes.put_u8(0);
+    bytes.put_u32(u32::try_from(message.len()).expect("a message's length"));
+    bytes.put_slice(message);
+    // As far as the windows allow: the rest follows as they open.
+    let _ = body.send_data(bytes.freeze(), true);
+    let ended = async {
+        let (head, mut answers) = response.await.expect("a response").into_parts();
+        if head.headers.contains_key("grpc-status") {
+            return head.headers;
+        }
+        while let Some(piece) = answers.data().await {
+            let _ = answers.flow_control().release_capacity(piece.expect("a piece of the answer").len());
+        }
+        answers.trailers().await.expect("the end of the answer").expect("trailers")
+    };
+    let headers = tokio::time::timeout(PATIENCE, ended).await.expect("in time");
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    (text("grpc-status").parse().expect("a status"), text("grpc-message").to_owned())
+}
+
 /// Calls of one connection whose message is not complete.
 pub(super) struct Half {
     /// The status of each, once it is known.
