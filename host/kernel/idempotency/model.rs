@@ -382,6 +382,22 @@ fn release_forgets_a_first_attempt_without_a_stamp_and_nothing_else() {
     assert!(matches!(apply(Some(&second), &release(2, 2), 11).0, Change::Put(_)));
 }
 
+/// Whoever asks for another stamp, or records another response, has lost; the same again is a step repeated.
+#[test]
+fn a_stamp_and_a_response_are_final() {
+    let owner = Owner([1; 16]);
+    let first = put(apply(None, &reserve(1, 10), 0).0);
+    let stamp = |at| Step::Stamp { owner, fence: 1, stamp: Stamp(at) };
+    let stamped = put(apply(Some(&first), &stamp(7), 1).0);
+    assert_eq!(apply(Some(&stamped), &stamp(7), 2), (Change::Keep, Stepped::Stored));
+    assert_eq!(apply(Some(&stamped), &stamp(8), 2), (Change::Keep, Stepped::Lost));
+
+    let done = |response| Step::Done { owner, fence: 1, response: Bytes::from_static(response) };
+    let recorded = put(apply(Some(&stamped), &done(b"yes"), 3).0);
+    assert_eq!(apply(Some(&recorded), &done(b"yes"), 4), (Change::Keep, Stepped::Stored));
+    assert_eq!(apply(Some(&recorded), &done(b"no"), 4), (Change::Keep, Stepped::Lost));
+}
+
 #[test]
 fn a_clock_set_back_ends_leases_and_wedges_nobody() {
     let first = put(apply(None, &reserve(1, 10), 1_000_000).0);

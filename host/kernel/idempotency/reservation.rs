@@ -199,7 +199,7 @@ mod tests {
     use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof};
     use proptest::proptest;
 
-    use super::{Damaged, Reservation, State};
+    use super::{Damaged, FIXED, HEAD, Reservation, State};
     use crate::idempotency::{Change, Owner, Step, Stepped, apply};
     use crate::name::WriteId;
     use crate::register::Stamp;
@@ -317,6 +317,7 @@ mod tests {
             "0000000000000008",
             "6f6b",
         );
+        assert_eq!(reservation.encode().len(), HEAD + FIXED + 2, "as many bytes as are allocated");
         assert_eq!(&hex[..2], "01");
         assert_eq!(&hex[10..], fields);
         assert_eq!(Reservation::decode(&[9, 0, 0]), Err(Damaged::Version(9)));

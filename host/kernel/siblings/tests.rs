@@ -1,7 +1,11 @@
-use super::{Actor, Dot, Refusal, Shown, Siblings, VersionVector, Write, collapse};
+use super::{
+    Actor, Dot, ENTRY_BYTES, Name, RECENT_BYTES, Refusal, Shown, Siblings, VERSION_BYTES, VersionVector, Write,
+    collapse,
+};
 use crate::fault::{self, Fault};
 use crate::limit;
 use crate::name::{StoreId, WriteId};
+use crate::record::Record;
 use bytes::Bytes;
 
 const NOW: u64 = 1_700_000_000_000_000;
@@ -145,6 +149,7 @@ fn doubtful_and_oversized_puts_are_refused() {
     assert_eq!(record.refuse(&write(1, "a", None), NOW + 2), Ok(()), "a first attempt is in no doubt");
 
     for n in 0..limit::SIBLINGS as u8 {
+        assert_eq!(record.refuse(&write(n, "a", None), NOW), Ok(()), "so far there are {n}");
         record.put(&write(n, "a", None), actor(1));
     }
     assert_eq!(record.refuse(&write(200, "b", None), NOW), Err(Refusal::TooLarge));
@@ -159,6 +164,67 @@ fn doubtful_and_oversized_puts_are_refused() {
     }
     let fourth = Write { value, ..write(4, "", None) };
     assert_eq!(large.refuse(&fourth, NOW), Err(Refusal::TooLarge));
+}
+
+/// The longest value with which a record accepts a write.
+fn room(record: &Siblings, of: &Write) -> usize {
+    let bytes = Bytes::from(vec![0; limit::RECORD_BYTES + 1]);
+    let refuses = |length: usize| {
+        let value = Some(bytes.slice(..length));
+        record.refuse(&Write { value, ..of.clone() }, NOW) == Err(Refusal::TooLarge)
+    };
+    let (mut accepted, mut refused) = (0, bytes.len());
+    assert!(refuses(refused) && !refuses(accepted));
+    while accepted + 1 < refused {
+        let middle = (accepted + refused) / 2;
+        if refuses(middle) {
+            refused = middle;
+        } else {
+            accepted = middle;
+        }
+    }
+    accepted
+}
+
+/// Events, versions that stay, their writes, and names beyond those that every record may have: each takes its part of the limit, and
+/// what the write supersedes takes none.
+#[test]
+fn all_that_a_record_would_hold_counts_towards_its_limit() {
+    const ID: usize = size_of::<WriteId>();
+    let first = write(1, "", None);
+    let empty = room(&Siblings::default(), &first);
+    assert_eq!(empty, limit::RECORD_BYTES - VERSION_BYTES - limit::RECENT_ENTRIES * RECENT_BYTES);
+
+    let mut has_seen = VersionVector::default();
+    has_seen.advance(&Dot { actor: actor(1), counter: 3 });
+    has_seen.add(&Dot { actor: actor(1), counter: 5 });
+    let record = Siblings { seen: has_seen.clone(), ..Siblings::default() };
+    assert_eq!(room(&record, &first), empty - 2 * ENTRY_BYTES, "events of the record");
+    let claims = Write { seen: has_seen, ..first.clone() };
+    assert_eq!(room(&record, &claims), empty - 4 * ENTRY_BYTES, "events of the context");
+
+    // One version of three writes and as many events.
+    let mut record = Siblings::default();
+    for n in 2..=4 {
+        record.put(&write(n, ["five", "fives", "sevens"][usize::from(n) - 2], None), actor(n));
+    }
+    let collapsed = collapse(&record, Bytes::from_static(b"verdict"));
+    let seen = 3 * ENTRY_BYTES;
+    let version = 7 + VERSION_BYTES + 3 * ENTRY_BYTES + 3 * ID;
+    assert_eq!(room(&collapsed, &first), empty - seen - version);
+    let (lengths, each) = (4 + 5 + 6, VERSION_BYTES + ENTRY_BYTES + ID);
+    assert_eq!(room(&record, &first), empty - seen - lengths - 3 * each);
+    assert_eq!(room(&collapsed, &write(5, "", Some(&collapsed))), empty - 2 * seen, "it is superseded");
+
+    let mut named = Siblings::default();
+    for n in 0..=limit::RECENT_ENTRIES as u8 + 1 {
+        assert_eq!(room(&named, &first), empty - usize::from(n.saturating_sub(64)) * RECENT_BYTES, "{n} names");
+        named.names.note(Name::dead(id(n), NOW));
+    }
+    for record in [record, collapsed, named] {
+        let estimated = limit::RECORD_BYTES - room(&record, &first);
+        assert!(Record::Siblings(record).encode().0.len() <= estimated, "an estimate is never too low");
+    }
 }
 
 #[test]
