@@ -1,5 +1,5 @@
 use super::{
-    Actor, Dot, ENTRY_BYTES, Name, RECENT_BYTES, Refusal, Shown, Siblings, VERSION_BYTES, VersionVector, Write,
+    Actor, Dot, ENTRY_BYTES, Name, Names, RECENT_BYTES, Refusal, Shown, Siblings, VERSION_BYTES, VersionVector, Write,
     collapse,
 };
 use crate::fault::{self, Fault};
@@ -254,4 +254,151 @@ fn vectors_join_and_dominate() {
     assert!(b.join(&a) && !b.join(&a));
     assert!(b.dominates(&a) && !a.dominates(&b));
     assert!(b.entries.is_sorted());
+}
+
+#[test]
+fn single_events_are_kept_while_they_neither_follow_nor_are_covered() {
+    let dot = |counter| Dot { actor: actor(1), counter };
+    let seen_after = |advanced: u64| {
+        let mut seen = VersionVector::default();
+        assert!(seen.add(&dot(5)) && seen.add(&dot(8)));
+        seen.advance(&dot(advanced));
+        (seen.get(&actor(1)), seen.cloud.to_vec())
+    };
+    assert_eq!(seen_after(3), (3, vec![dot(5), dot(8)]));
+    assert_eq!(seen_after(4), (5, vec![dot(8)]), "5 follows on 4");
+    assert_eq!(seen_after(5), (5, vec![dot(8)]), "5 is covered by 5");
+    assert_eq!(seen_after(6), (6, vec![dot(8)]));
+    assert_eq!(seen_after(7), (8, vec![]));
+    assert_eq!(seen_after(9), (9, vec![]));
+    let mut seen = VersionVector::default();
+    seen.advance(&dot(3));
+    assert!(!seen.add(&dot(3)) && seen.add(&dot(4)), "4 is new");
+    assert_eq!((seen.get(&actor(1)), seen.cloud.len()), (4, 0));
+}
+
+fn released(n: u8, time: u64) -> Name {
+    Name { dead: false, pinned: false, released: true, ..Name::dead(id(n), time) }
+}
+
+fn named(horizon: u64, names: &[Name]) -> Names {
+    let mut out = Names { horizon, ..Names::default() };
+    for name in names {
+        out.note(*name);
+    }
+    out
+}
+
+/// Names of two writes at most, with every mark, and horizons before, at and after their times.
+fn small_names() -> Vec<Names> {
+    let lists = [
+        vec![],
+        vec![Name::dead(id(1), 5)],
+        vec![Name::dead(id(1), 7)],
+        vec![Name::pinned(id(1), 5)],
+        vec![released(1, 5)],
+        vec![Name { dead: true, ..released(1, 5) }],
+        vec![Name { dead: true, ..Name::pinned(id(1), 5) }],
+        vec![Name::dead(id(2), 5)],
+        vec![Name::dead(id(1), 5), Name::dead(id(2), 5)],
+        vec![Name::dead(id(1), 5), Name::pinned(id(2), 7)],
+    ];
+    let horizons = [0, 5, 6];
+    horizons.iter().flat_map(|horizon| lists.iter().map(|names| named(*horizon, names))).collect()
+}
+
+#[test]
+fn a_name_is_there_once_newest_first_and_loses_no_mark() {
+    let mut names = Names::default();
+    assert!(names.note(Name::dead(id(1), 5)) && !names.note(Name::dead(id(1), 5)) && !names.note(Name::dead(id(1), 4)));
+    assert!(names.note(Name::dead(id(3), 5)) && names.note(Name::dead(id(2), 5)) && names.note(Name::pinned(id(4), 9)));
+    let order = |names: &Names| names.entries.iter().map(|name| (name.id.0[0], name.time)).collect::<Vec<_>>();
+    assert_eq!(order(&names), [(4, 9), (3, 5), (2, 5), (1, 5)], "equal times: the greater write first");
+    assert!(names.note(Name::dead(id(2), 8)) && names.note(Name::pinned(id(3), 1)));
+    assert_eq!(order(&names), [(4, 9), (2, 8), (3, 5), (1, 5)]);
+    assert_eq!(names.get(&id(3)), Some(&Name { pinned: true, ..Name::dead(id(3), 5) }), "dead, and pinned besides");
+    assert_eq!((names.pins(), names.get(&id(9))), (2, None));
+    assert!(names.note(released(3, 2)) && !names.note(Name::pinned(id(3), 5)), "once released, never pinned again");
+    assert_eq!(names.get(&id(3)), Some(&Name { released: true, ..Name::dead(id(3), 5) }));
+    assert!(names.is_dead(&id(3)) && !names.is_dead(&id(4)) && names.is_pinned(&id(4)) && !names.is_pinned(&id(3)));
+}
+
+#[test]
+fn a_join_of_names_is_each_of_them_noted_and_says_whether_that_was_news() {
+    for a in small_names() {
+        for b in small_names() {
+            let mut joined = a.clone();
+            let news = joined.join(&b);
+            assert_eq!(joined.entries, named(0, &[&a.entries[..], &b.entries[..]].concat()).entries);
+            assert_eq!((joined.horizon, news), (a.horizon.max(b.horizon), joined != a), "{a:?} {b:?}");
+        }
+    }
+}
+
+/// What a join would add is lacking, except superseded writes that may have been forgotten on purpose, and pins that were released.
+#[test]
+fn names_that_may_have_been_forgotten_are_not_lacking() {
+    for a in small_names() {
+        for b in small_names() {
+            let mut told = b.clone();
+            told.entries.retain(|name| {
+                let forgotten = if name.dead { name.time <= a.horizon } else { true };
+                a.get(&name.id).is_some() || name.pinned || !forgotten
+            });
+            assert_eq!(a.lack(&b), a.clone().join(&told), "{a:?} {b:?}");
+        }
+    }
+}
+
+#[test]
+fn pinned_names_take_no_room_and_only_superseded_ones_raise_the_horizon() {
+    let old = limit::CLOCK_SKEW_MICROS + limit::RECENT_MICROS;
+    let mut names = named(0, &[Name::pinned(id(200), 1), Name::pinned(id(201), 2), released(202, 4)]);
+    for n in 0..limit::RECENT_ENTRIES as u8 {
+        names.note(Name::dead(id(n), 100 + u64::from(n)));
+    }
+    let mut by_number = names.clone();
+    assert!(by_number.trim(0), "65 are not pinned");
+    assert_eq!((by_number.entries.len(), by_number.horizon), (66, 0), "the released one is no superseded write");
+    assert!(!by_number.trim(0));
+    assert!(names.trim(old + 110));
+    assert_eq!((names.entries.len(), names.horizon, names.pins()), (2 + 54, 109, 2));
+    assert!(!names.trim(old + 110) && !names.trim(0));
+}
+
+/// Without this the time of a name would depend on whether a write was found superseded before or after it was collapsed.
+#[test]
+fn a_superseded_write_is_remembered_as_no_older_than_a_value_made_of_it() {
+    let mut record = Siblings::default();
+    record.put(&write(1, "a", None), actor(1));
+    record.put(&write(2, "b", None), actor(2));
+    let collapsed = collapse(&record, Bytes::from_static(b"ab"));
+    let name = Name::dead(id(1), NOW + 1);
+    let elsewhere = Siblings { names: named(0, &[name]), ..Siblings::default() };
+    let mut learned = collapsed.clone();
+    assert!(learned.learn(&[name]));
+    for record in [merged(&elsewhere, &collapsed), merged(&collapsed, &elsewhere), learned] {
+        assert_eq!(record.names.get(&id(1)), Some(&Name::dead(id(1), NOW + 2)));
+    }
+}
+
+#[test]
+fn what_changes_nothing_is_no_change() {
+    let mut record = Siblings::default();
+    record.put(&write(1, "a", None), actor(1));
+    let stored = record.clone();
+    assert!(!record.merge(&stored) && !record.merge(&Siblings::default()) && !record.absorb(&stored, NOW));
+    assert!(
+        !record.learn(&[]) && record.learn(&[Name::pinned(id(1), NOW)]) && !record.learn(&[Name::pinned(id(1), 0)])
+    );
+    assert_eq!((record.open_pins(), record.versions.len()), (vec![id(1)], 1));
+    assert!(record.learn(&[Name::pinned(id(8), NOW), Name::dead(id(1), NOW)]), "one of them is news");
+    assert_eq!((record.open_pins(), record.versions.len()), (vec![id(8)], 0));
+    let mut behind = stored.clone();
+    assert!(behind.merge(&record) && !behind.merge(&record) && behind == record);
+    let mut horizon = stored.clone();
+    horizon.names.horizon = 5;
+    let mut told = stored.clone();
+    assert!(told.merge(&horizon) && !told.merge(&horizon), "a horizon alone is a change");
+    assert!(!horizon.merge(&stored));
 }
