@@ -234,6 +234,7 @@ fn faults_break_it() {
     sent.put(&write(2, "b", None), actor(2));
     fault::set(Some(Fault::OverwriteInsteadOfMerge));
     assert_eq!(merged(&stored, &sent), sent);
+    assert!(stored.clone().merge(&sent) && !stored.clone().merge(&stored.clone()));
     fault::set(Some(Fault::WriteIdForgotten));
     assert_eq!(stored.knows(&id(1)), None);
     fault::set(None);

@@ -91,6 +91,10 @@ fn names_are_shown_as_they_are() {
     let slot = Slot::parse("shop", "routing-hook").unwrap();
     assert_eq!((slot.tenant_text(), slot.hook), ("shop", Hook::RoutingHook));
     assert_eq!(Slot::parse("", "routing-hook").unwrap().tenant_text(), "");
+    assert_eq!(
+        (key.to_string(), Key::new(&b"\xff/7"[..]).unwrap().to_string()),
+        ("cart/7".into(), "\u{fffd}/7".into())
+    );
     let artifact = Artifact {
         digest: Digest::of(b""),
         name: "router".to_owned(),
