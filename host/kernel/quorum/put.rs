@@ -489,6 +489,8 @@ mod tests {
         round.answered(0, Answer::Record(None)).unwrap();
         assert_eq!(round.short_of_answers(), None, "a quorum has answered");
         assert_eq!(asked(&mut round), [(2, true)], "the one that was asked, not the one that may be minting");
+        round.answered(1, Answer::Record(None)).unwrap();
+        assert_eq!(asked(&mut round), [], "what a quorum has said is decided once");
         round.waited(2 * PATIENCE_MICROS);
         assert_eq!(asked(&mut round), [(1, true)]);
         round.waited(3 * PATIENCE_MICROS);

@@ -216,7 +216,7 @@ mod tests {
         join.page(1, vec![found(&a), found(&b)], None).unwrap();
         assert!(matches!(join.step(), Step::Key(Joined { held, .. }) if held.len() == 2));
         assert_eq!(join.step(), Step::Ask(PerReplica::from_slice(&[0])));
-        assert_eq!(join.reached(), Some(&a));
+        assert_eq!((join.reached(), join.taking_part().as_slice()), (Some(&a), &[0, 1][..]));
         join.failed(0);
         assert!(matches!(join.step(), Step::Key(Joined { place, held }) if place == b && held.len() == 1));
         assert_eq!((join.step(), join.taking_part().as_slice()), (Step::End, &[1][..]));

@@ -276,6 +276,9 @@ fn single_events_are_kept_while_they_neither_follow_nor_are_covered() {
     seen.advance(&dot(3));
     assert!(!seen.add(&dot(3)) && seen.add(&dot(4)), "4 is new");
     assert_eq!((seen.get(&actor(1)), seen.cloud.len()), (4, 0));
+    let mut single = VersionVector::default();
+    single.add(&dot(9));
+    assert!(seen.join(&single) && !seen.join(&single) && seen.covers(&dot(9)));
 }
 
 fn released(n: u8, time: u64) -> Name {
@@ -395,6 +398,14 @@ fn what_changes_nothing_is_no_change() {
     assert_eq!((record.open_pins(), record.versions.len()), (vec![id(1)], 1));
     assert!(record.learn(&[Name::pinned(id(8), NOW), Name::dead(id(1), NOW)]), "one of them is news");
     assert_eq!((record.open_pins(), record.versions.len()), (vec![id(8)], 0));
+    let mut overwritten = stored.clone();
+    overwritten.put(&write(2, "b", Some(&stored)), actor(1));
+    overwritten.names = Names::default();
+    assert!(overwritten.merge(&stored) && !overwritten.merge(&stored), "a forgotten name is remembered again");
+    assert_eq!((overwritten.knows(&id(1)), overwritten.versions.len()), (Some(NOW + 1), 1));
+    let seen_only = Siblings { seen: stored.seen.clone(), ..Siblings::default() };
+    let mut nothing = Siblings::default();
+    assert!(nothing.merge(&seen_only) && !nothing.merge(&seen_only) && nothing == seen_only);
     let mut behind = stored.clone();
     assert!(behind.merge(&record) && !behind.merge(&record) && behind == record);
     let mut horizon = stored.clone();
@@ -402,4 +413,75 @@ fn what_changes_nothing_is_no_change() {
     let mut told = stored.clone();
     assert!(told.merge(&horizon) && !told.merge(&horizon), "a horizon alone is a change");
     assert!(!horizon.merge(&stored));
+}
+
+#[test]
+fn versions_are_in_the_order_of_their_events() {
+    let mut record = Siblings::default();
+    for n in [3, 1, 2] {
+        record.put(&write(n, "a", None), actor(n));
+    }
+    let minters: Vec<Actor> = record.versions.iter().map(|version| version.dots[0].actor).collect();
+    assert_eq!(minters, [actor(1), actor(2), actor(3)]);
+}
+
+#[test]
+fn a_repetition_is_pinned_where_it_is_minted() {
+    let mut record = Siblings::default();
+    record.put(&write(1, "a", None), actor(1));
+    assert!(!record.names.is_pinned(&id(1)), "a first try has one event");
+    record.put(&Write { again: true, asked: true, ..write(2, "b", None) }, actor(1));
+    assert_eq!((record.names.is_pinned(&id(2)), record.knows(&id(2))), (true, Some(NOW + 2)));
+}
+
+/// A version goes only with a context that has seen each of its writes, by its id or by one of its events.
+#[test]
+fn a_write_makes_room_by_what_its_context_has_seen() {
+    let mut full = Siblings::default();
+    for n in 0..limit::SIBLINGS as u8 {
+        full.put(&write(n, "a", None), actor(1));
+    }
+    let covers = |record: &Siblings, seen: &VersionVector, ids: &[u8]| {
+        let ids = ids.iter().map(|n| id(*n)).collect();
+        let mut there = record.clone();
+        there.versions.extend(full.versions.iter().take(limit::SIBLINGS - record.versions.len()).cloned());
+        there.refuse(&Write { seen: seen.clone(), ids, ..write(200, "b", None) }, NOW) == Ok(())
+    };
+    let nothing = VersionVector::default();
+    assert!(!covers(&full, &nothing, &[]) && covers(&full, &full.seen, &[]) && covers(&full, &nothing, &[7]));
+    let mut two = Siblings::default();
+    let first = two.put(&write(201, "a", None), actor(2));
+    two.put(&write(202, "b", None), actor(3));
+    let collapsed = collapse(&two, Bytes::from_static(b"ab"));
+    let mut part = VersionVector::default();
+    part.advance(&first);
+    assert!(!covers(&collapsed, &part, &[]) && !covers(&collapsed, &nothing, &[202]), "one of its two writes");
+    assert!(covers(&collapsed, &part, &[202]) && covers(&collapsed, &two.seen, &[]));
+    assert!(covers(&collapsed, &nothing, &[201, 202]) && !covers(&collapsed, &part, &[201]));
+}
+
+/// What a replica tells of pinned names: those that the record it was sent supersedes, and that are not there as pinned and superseded.
+#[test]
+fn only_pinned_names_that_what_was_sent_supersedes_are_passed_on() {
+    let dead = Name::dead(id(1), NOW);
+    let pinned = Name::pinned(id(1), NOW);
+    let both = Name { pinned: true, ..dead };
+    let lacking = |here: &[Name], sent: &[Name], open_before: bool| {
+        let record = |names| Siblings { names: named(0, names), ..Siblings::default() };
+        let open: &[WriteId] = if open_before { &[id(1)] } else { &[] };
+        record(here).lacking_in(&record(sent), open) == here && !here.is_empty()
+    };
+    for (sent, open_before, told) in [
+        (&[][..], true, true),
+        (&[], false, false),
+        (&[pinned], true, true),
+        (&[pinned], false, false),
+        (&[dead], true, true),
+        (&[dead], false, true),
+        (&[both], true, false),
+        (&[both], false, false),
+    ] {
+        assert_eq!(lacking(&[both], sent, open_before), told, "{sent:?} {open_before}");
+        assert!(!lacking(&[pinned], sent, open_before) && !lacking(&[dead], sent, open_before), "{sent:?}");
+    }
 }

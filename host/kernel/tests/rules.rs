@@ -258,8 +258,8 @@ impl Replicas for Known {
         ReplicaState { reachable: true, latency_p50_us: 4, latency_p99_us: 5, in_flight: 6 }
     }
 
-    fn has_names(&self, _: &NodeId) -> bool {
-        true
+    fn has_names(&self, node: &NodeId) -> bool {
+        node.as_str() == "n"
     }
 }
 
@@ -311,6 +311,7 @@ fn what_is_shared_is_what_it_is() {
     let (node, shared) = (NodeId::new("n").unwrap(), Arc::new(Known));
     assert_eq!((Replicas::state(&shared, &node).in_flight, Replicas::recent_state(&shared, &node).in_flight), (3, 6));
     assert_eq!((Replicas::incarnation(&shared, &node), Replicas::has_names(&shared, &node)), (9, true));
+    assert!(!Replicas::has_names(&shared, &NodeId::new("older").unwrap()));
     let answers = Arc::new(Collected::default());
     Replicas::send(&shared, &node, request(), 5, Reply::new(answers.clone(), 77, node.clone()));
     assert_eq!(*answers.0.lock().unwrap(), [(77, Ok(Answer::Record(None)))]);
