@@ -126,6 +126,16 @@ mod tests {
         assert_eq!(recent.entries, full);
     }
 
+    #[test]
+    fn a_greater_horizon_is_taken_over_and_a_lesser_one_is_not() {
+        let mut recent = Recent { horizon: 5, ..Recent::default() };
+        let merges = [4, 5, 6].map(|horizon| {
+            let changed = recent.merge(&Recent { horizon, ..Recent::default() });
+            (changed, recent.horizon)
+        });
+        assert_eq!(merges, [(false, 5), (false, 5), (true, 6)]);
+    }
+
     fn recents() -> impl Strategy<Value = Recent> {
         proptest::collection::vec((0..100u8, 0..120u64), 0..80).prop_map(|writes| {
             let mut recent = Recent::default();

@@ -370,6 +370,16 @@ fn pinned_names_take_no_room_and_only_superseded_ones_raise_the_horizon() {
     assert!(!names.trim(old + 110) && !names.trim(0));
 }
 
+#[test]
+fn a_simulation_may_let_a_record_keep_fewer_names() {
+    let mut names = named(0, &[1, 2, 3, 4].map(|n| Name::dead(id(n), u64::from(n))));
+    assert!(!names.trim(0), "64 as a rule");
+    fault::keep_names(3);
+    assert!(names.trim(0) && !names.trim(0));
+    fault::keep_names(limit::RECENT_ENTRIES);
+    assert_eq!((names.entries.len(), names.horizon), (3, 1));
+}
+
 /// Without this the time of a name would depend on whether a write was found superseded before or after it was collapsed.
 #[test]
 fn a_superseded_write_is_remembered_as_no_older_than_a_value_made_of_it() {

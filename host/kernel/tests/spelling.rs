@@ -4,7 +4,7 @@ use witan_kernel::condition::Condition;
 use witan_kernel::durability::Durability;
 use witan_kernel::failure::{Effect, Failure};
 use witan_kernel::hook::{Hook, Operation};
-use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::name::{Key, NodeId, StoreId, TenantId, WriteId};
 use witan_kernel::port::{Artifact, Digest, NodeStatus, Slot, Source, StoreState};
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair};
 
@@ -95,6 +95,11 @@ fn names_are_shown_as_they_are() {
         (key.to_string(), Key::new(&b"\xff/7"[..]).unwrap().to_string()),
         ("cart/7".into(), "\u{fffd}/7".into())
     );
+    let mut id = [0; 16];
+    (id[0], id[1], id[15]) = (0x0a, 0xf3, 0x9e);
+    let digits = "0af3000000000000000000000000009e";
+    assert_eq!((WriteId(id).hex(), StoreId(id).to_string()), (digits.to_owned(), digits.to_owned()));
+    assert_eq!((WriteId::from_slice(&id), WriteId::from_slice(&id[1..])), (Some(WriteId(id)), None));
     let artifact = Artifact {
         digest: Digest::of(b""),
         name: "router".to_owned(),
