@@ -57,6 +57,15 @@ fn both_sets_of_a_placement_change_must_be_met() {
 }
 
 #[test]
+fn no_shortfall_accepts_that_nobody_answered() {
+    let mut tally = Tally::new(3, 2);
+    assert_eq!([0, 1].map(|least| tally.accepts(Shortfall::Accept(least))), [false, false]);
+    tally.ack(1);
+    assert_eq!([0, 1, 2].map(|least| tally.accepts(Shortfall::Accept(least))), [false, true, false]);
+    assert!(!tally.accepts(Shortfall::Fail));
+}
+
+#[test]
 fn a_replica_that_is_named_twice_is_one() {
     assert_eq!(Quorum::of([0, 1, 0], 2), Quorum::of([0, 1], 2));
     let tally = Tally::new(3, 2);
