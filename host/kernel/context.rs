@@ -269,9 +269,10 @@ fn claims(mut raw: Raw<'_>, second: bool) -> Result<Claims, Damaged> {
 
 #[cfg(test)]
 mod tests {
+    use hmac::Mac;
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
-    use super::{Claims, ContextKeys, Issue, Unopened};
+    use super::{Claims, ContextKeys, Issue, MAC, Unopened, authenticator};
     use crate::limit::CONTEXT_BYTES;
     use crate::name::{Era, Key, StoreId, TenantId, WriteId};
     use crate::register::Stamp;
@@ -349,6 +350,45 @@ mod tests {
         };
         assert!(token.len() <= CONTEXT_BYTES && past.dominates(&kept));
         assert!(kept.cloud.len() > 20 && kept.entries.len() == 2 && names.len() > 100 && newest == u64::MAX);
+    }
+
+    /// Opens a token of this version and body that the current key has sealed.
+    fn opened(version: u8, body: &[u8]) -> Result<Claims, String> {
+        let (keys, tenant, key) = (keys(), tenant("t"), key("k"));
+        let mut token = [&[version, 7][..], body].concat();
+        let mac = authenticator(&keys.current, &tenant, &key, &token).finalize().into_bytes();
+        token.extend_from_slice(&mac[..MAC]);
+        keys.open(&tenant, &key, &token).map_err(|unopened| unopened.to_string())
+    }
+
+    #[test]
+    fn what_is_authentic_and_makes_no_sense_is_refused_and_says_why() {
+        // The shortest single event there is: a store, its birth, a counter; then no vector and no ids.
+        let event = [&[9; 16][..], &[1, 5]].concat();
+        let seen = [&[2, 0, 1][..], &event, &[0, 0]].concat();
+        let Ok(Claims::Siblings { seen: opened_seen, .. }) = opened(2, &seen) else { panic!("{:?}", opened(2, &seen)) };
+        assert_eq!(opened_seen.cloud.len(), 1);
+        let says = |version: u8, body: &[u8]| opened(version, body).unwrap_err();
+        assert!(says(2, &[&[2, 0, 2][..], &event, &[0; 17]].concat()).contains("a list is cut off"));
+        assert!(says(1, &[2, 0, 1]).contains("a list is cut off"));
+        for kind in [0, 1] {
+            assert!(says(2, &[kind, 5]).contains("a kind without a second version"));
+        }
+        assert_eq!(opened(1, &[0]), Ok(Claims::Nothing));
+        assert!(says(1, &[0, 0]).contains("bytes after its end") && says(1, &[3]).contains("unknown kind"));
+    }
+
+    #[test]
+    fn what_is_longer_than_a_context_is_not_looked_at() {
+        let says = |bytes: usize| keys().open(&tenant("t"), &key("k"), &vec![1; bytes]).unwrap_err().to_string();
+        assert!(says(CONTEXT_BYTES + 1).contains("has 4097 bytes, and a context has 4096 at most"));
+        assert!(!says(CONTEXT_BYTES).contains("at most"), "{}", says(CONTEXT_BYTES));
+    }
+
+    #[test]
+    fn keys_are_of_an_era() {
+        let keys = |era| ContextKeys::new(era, &[(7, [7; 32])]).expect("a key");
+        assert_eq!([Era::default(), Era([3; 16])].map(|era| keys(era).era()), [Era::default(), Era([3; 16])]);
     }
 
     #[test]

@@ -298,6 +298,37 @@ mod tests {
         assert_eq!((held.required, held.deadline_ms, held.shortfall), (3, 1000, Shortfall::Accept(3)));
     }
 
+    /// Binds something, and does not say whether it is a policy.
+    struct Silent;
+
+    impl Hooks for Silent {
+        fn policy(&self, _: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
+            Asked::Unbound
+        }
+
+        fn has_resolver(&self) -> bool {
+            true
+        }
+
+        fn resolve(&self, question: ResolverQuestion) -> Pending<Asked<Verdict>> {
+            Native.resolve(question)
+        }
+
+        fn partition_key(&self, _: &Key) -> Asked<Bytes> {
+            Asked::Unbound
+        }
+
+        fn prefer(&self, _: &Key, _: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
+            Asked::Unbound
+        }
+    }
+
+    #[test]
+    fn a_question_is_prepared_unless_it_is_known_that_nobody_answers() {
+        assert!(Silent.has_policy(), "it is asked unless it says otherwise");
+        assert!(!Native.has_policy() && !Native.has_resolver());
+    }
+
     #[test]
     fn the_native_answer_respects_the_minimum() {
         assert_eq!(PolicyAnswer::native(&question(Level::One, Level::Quorum)).required, 2);

@@ -113,6 +113,29 @@ mod tests {
         assert!(!recent.expire(0));
     }
 
+    #[test]
+    fn a_write_older_than_a_full_list_only_raises_the_horizon_and_says_whether_it_did() {
+        let mut recent = Recent::default();
+        for n in 0..RECENT_ENTRIES as u8 {
+            assert!(recent.remember(id(n), 100));
+        }
+        let full = recent.entries.clone();
+        let older = [(200, 50), (201, 50), (202, 40), (203, 51)];
+        let raised = older.map(|(n, time)| (recent.remember(id(n), time), recent.horizon));
+        assert_eq!(raised, [(true, 50), (false, 50), (false, 50), (true, 51)]);
+        assert_eq!(recent.entries, full);
+    }
+
+    #[test]
+    fn a_greater_horizon_is_taken_over_and_a_lesser_one_is_not() {
+        let mut recent = Recent { horizon: 5, ..Recent::default() };
+        let merges = [4, 5, 6].map(|horizon| {
+            let changed = recent.merge(&Recent { horizon, ..Recent::default() });
+            (changed, recent.horizon)
+        });
+        assert_eq!(merges, [(false, 5), (false, 5), (true, 6)]);
+    }
+
     fn recents() -> impl Strategy<Value = Recent> {
         proptest::collection::vec((0..100u8, 0..120u64), 0..80).prop_map(|writes| {
             let mut recent = Recent::default();

@@ -118,7 +118,8 @@ mod tests {
     fn faults_break_it() {
         let stored = written(5, 1, Some("new"));
         fault::set(Some(Fault::OverwriteInsteadOfMerge));
-        assert_eq!(apply_merge(Some(stored.clone()), &written(3, 2, None)).0, written(3, 2, None));
+        assert_eq!(apply_merge(Some(stored.clone()), &written(3, 2, None)), (written(3, 2, None), true));
+        assert_eq!(apply_merge(Some(stored.clone()), &stored), (stored.clone(), false));
         fault::set(Some(Fault::WriteIdForgotten));
         assert_eq!(stored.knows(&WriteId([1; 16])), None);
         fault::set(None);

@@ -383,6 +383,52 @@ fn release_forgets_a_first_attempt_without_a_stamp_and_nothing_else() {
 }
 
 #[test]
+fn an_attempt_that_asks_again_keeps_its_claim_and_the_longer_lease() {
+    let first = put(apply(None, &reserve(1, 10), 0).0);
+    let (change, result) = apply(Some(&first), &reserve(1, 10), 5);
+    assert_eq!(result, Stepped::Reserved { fence: 1, took_over: false, stamp: None, started: 5 });
+    assert_eq!(put(change).lease_until_ms, 15);
+    assert_eq!(put(apply(Some(&first), &reserve(1, 1), 5).0).lease_until_ms, 10, "no shorter than it was");
+    assert_eq!(apply(Some(&first), &reserve(2, 10), 5), (Change::Keep, Stepped::InProgress { left_ms: 5 }));
+}
+
+#[test]
+fn no_step_is_taken_without_the_claim() {
+    let first = put(apply(None, &reserve(1, 10), 0).0);
+    let steps = |owner: u8, fence| {
+        let owner = Owner([owner; 16]);
+        [Step::Stamp { owner, fence, stamp: Stamp(7) }, Step::Release { owner, fence }, Step::Abandon { owner, fence }]
+    };
+    let done = Step::Done { owner: Owner([1; 16]), fence: 1, response: Bytes::new() };
+    let settled = put(apply(Some(&first), &done, 1).0);
+    for (owner, fence, record) in [(2, 1, &first), (1, 2, &first), (2, 2, &first), (1, 1, &settled)] {
+        for step in steps(owner, fence) {
+            assert_eq!(apply(Some(record), &step, 2), (Change::Keep, Stepped::Lost), "{step:?}");
+        }
+    }
+    for step in steps(1, 1) {
+        assert_eq!(apply(Some(&first), &step, 2).1, Stepped::Stored, "{step:?}");
+        assert_eq!(apply(None, &step, 2).1, Stepped::Lost, "{step:?}");
+    }
+}
+
+/// Whoever asks for another stamp, or records another response, has lost; the same again is a step repeated.
+#[test]
+fn a_stamp_and_a_response_are_final() {
+    let owner = Owner([1; 16]);
+    let first = put(apply(None, &reserve(1, 10), 0).0);
+    let stamp = |at| Step::Stamp { owner, fence: 1, stamp: Stamp(at) };
+    let stamped = put(apply(Some(&first), &stamp(7), 1).0);
+    assert_eq!(apply(Some(&stamped), &stamp(7), 2), (Change::Keep, Stepped::Stored));
+    assert_eq!(apply(Some(&stamped), &stamp(8), 2), (Change::Keep, Stepped::Lost));
+
+    let done = |response| Step::Done { owner, fence: 1, response: Bytes::from_static(response) };
+    let recorded = put(apply(Some(&stamped), &done(b"yes"), 3).0);
+    assert_eq!(apply(Some(&recorded), &done(b"yes"), 4), (Change::Keep, Stepped::Stored));
+    assert_eq!(apply(Some(&recorded), &done(b"no"), 4), (Change::Keep, Stepped::Lost));
+}
+
+#[test]
 fn a_clock_set_back_ends_leases_and_wedges_nobody() {
     let first = put(apply(None, &reserve(1, 10), 1_000_000).0);
     let (_, result) = apply(Some(&first), &reserve(2, 10), 10);

@@ -199,7 +199,7 @@ mod tests {
     use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof};
     use proptest::proptest;
 
-    use super::{Damaged, Reservation, State};
+    use super::{Damaged, FIXED, HEAD, Reservation, State};
     use crate::idempotency::{Change, Owner, Step, Stepped, apply};
     use crate::name::WriteId;
     use crate::register::Stamp;
@@ -291,6 +291,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_reservation_says_why() {
+        let (Change::Put(claim), _) = apply(
+            None,
+            &Step::Reserve { owner: Owner([1; 16]), write_id: WriteId([1; 16]), started: 5, lease_ms: 10 },
+            100,
+        ) else {
+            panic!("a claim")
+        };
+        let read = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut bytes = claim.encode().to_vec();
+            change(&mut bytes);
+            let sum = crc32fast::hash(&bytes[HEAD..]).to_be_bytes();
+            bytes[1..HEAD].copy_from_slice(&sum);
+            Reservation::decode(&bytes)
+        };
+        let (stamped, whole) = (HEAD + 1 + 16 + 16 + 8 + 8, HEAD + FIXED);
+        assert_eq!(read(&|_| {}), Ok(claim.clone()));
+        assert_eq!(read(&|bytes| bytes.push(0)), Err(Damaged::Length(whole + 1)), "no response without an end");
+        assert_eq!(read(&|bytes| bytes.truncate(whole - 1)), Err(Damaged::Length(whole - 1)));
+        assert_eq!(read(&|bytes| bytes[HEAD] = 2), Err(Damaged::Field("state")));
+        assert_eq!(read(&|bytes| bytes[stamped] = 2), Err(Damaged::Field("stamp")));
+        assert_eq!(read(&|bytes| bytes[stamped + 8] = 1), Err(Damaged::Field("stamp")), "a stamp that is not there");
+        let mut altered = claim.encode().to_vec();
+        altered[HEAD] ^= 1;
+        assert_eq!(Reservation::decode(&altered), Err(Damaged::Checksum));
+    }
+
+    #[test]
     fn bytes_of_version_one_are_read_for_ever() {
         let reservation = Reservation {
             state: State::Done { response: b"ok".as_slice().into() },
@@ -317,6 +345,7 @@ mod tests {
             "0000000000000008",
             "6f6b",
         );
+        assert_eq!(reservation.encode().len(), HEAD + FIXED + 2, "as many bytes as are allocated");
         assert_eq!(&hex[..2], "01");
         assert_eq!(&hex[10..], fields);
         assert_eq!(Reservation::decode(&[9, 0, 0]), Err(Damaged::Version(9)));

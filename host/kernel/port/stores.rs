@@ -198,7 +198,12 @@ mod tests {
         let filling = [own.clone(), known(2, "n1", StoreState::Filling, 0)];
         assert_eq!(replaces(&id, Some(one), one, two, &filling), Ok(true));
         assert_eq!(replaces(&id, Some(two), one, two, std::slice::from_ref(&own)), Ok(false), "it has happened");
-        assert!(matches!(replaces(&id, Some(one), one, two, &[own]), Err(StoreError::Conflict(_))), "not admitted");
+        let merely_reported = known(2, "n1", StoreState::Reported, 0);
+        let of_another_node = known(2, "n2", StoreState::Filling, 0);
+        let not_admitted = [vec![own.clone()], vec![own.clone(), merely_reported], vec![own, of_another_node]];
+        for all in not_admitted {
+            assert!(matches!(replaces(&id, Some(one), one, two, &all), Err(StoreError::Conflict(_))), "{all:?}");
+        }
         assert!(matches!(replaces(&id, Some(StoreId([3; 16])), one, two, &filling), Err(StoreError::Conflict(_))));
     }
 }

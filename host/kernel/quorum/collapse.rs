@@ -32,3 +32,49 @@ pub fn collapse(record: &Siblings, values: &[Bytes], verdict: &Verdict) -> Optio
     };
     Some(crate::siblings::collapse(record, value))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::{StoreId, WriteId};
+    use crate::siblings::{Actor, VersionVector, Write};
+
+    fn siblings(count: u8) -> Siblings {
+        let mut record = Siblings::default();
+        for n in 0..count {
+            let write = Write {
+                write_id: WriteId([n; 16]),
+                started: 1,
+                again: false,
+                asked: false,
+                seen: VersionVector::default(),
+                ids: Vec::new(),
+                newest: 0,
+                value: Some(Bytes::copy_from_slice(&[n])),
+            };
+            record.put(&write, Actor { store: StoreId([1; 16]), birth: 1 });
+        }
+        record
+    }
+
+    #[test]
+    fn a_resolver_is_asked_from_25_siblings_on() {
+        assert_eq!(
+            [1, 24, 25, 26].map(|count| Collapse::of(&siblings(count)) == Collapse::Wanted),
+            [false, false, true, true]
+        );
+    }
+
+    #[test]
+    fn a_verdict_is_one_of_the_values_shown_or_another_and_may_be_none() {
+        let (record, values) = (siblings(3), [Bytes::from_static(b"a"), Bytes::from_static(b"b")]);
+        let value = |verdict: &Verdict| {
+            let collapsed = collapse(&record, &values, verdict)?;
+            assert_eq!((collapsed.versions.len(), collapsed.versions[0].ids.len()), (1, 3));
+            collapsed.versions[0].value.clone()
+        };
+        assert_eq!([0, 1, 2].map(|index| value(&Verdict::Pick(index))), [Some("a".into()), Some("b".into()), None]);
+        assert_eq!(value(&Verdict::Merged("c".into())), Some("c".into()));
+        assert_eq!(value(&Verdict::KeepAll), None);
+    }
+}

@@ -302,6 +302,25 @@ mod tests {
     }
 
     #[test]
+    fn only_the_first_answer_of_a_replica_tells_names() {
+        let name = Name { pinned: true, ..Name::dead(WriteId([1; 16]), 5) };
+        let mut round = round(3, 2, Shortfall::Fail);
+        for told in [vec![], vec![name]] {
+            round.answered(0, Answer::Merged { superseded: false, told }).unwrap();
+        }
+        assert_eq!((round.untold(), round.knows(0, &[]), round.knows(1, &[])), (vec![], true, false));
+    }
+
+    #[test]
+    fn what_is_revoked_after_the_response_does_not_count_either() {
+        let mut round = round(3, 2, Shortfall::Fail);
+        round.acked(0);
+        let mut rest = round.every_answer();
+        assert!(rest.revoked(0) && !rest.revoked(0) && !rest.revoked(1));
+        assert_eq!((rest.tally().acks(), rest.tally().open()), (0, 2));
+    }
+
+    #[test]
     fn an_answer_to_another_request_is_a_failure() {
         let mut round = round(3, 2, Shortfall::Fail);
         assert_eq!(round.answered(0, Answer::Record(None)), Err(ReplicaError::misfit()));

@@ -451,6 +451,53 @@ mod tests {
     }
 
     #[test]
+    fn a_first_try_that_succeeds_has_asked_nobody_and_pinned_nothing() {
+        let mut round = round(false);
+        assert_eq!(asked(&mut round), [(0, true)]);
+        assert_eq!((round.was_asked(), round.short_of_answers(), round.applied()), (false, None, None));
+        round.answered(0, minted(&applied())).unwrap();
+        assert_eq!((round.next(0), round.was_asked(), round.refusal()), (Next::Met, false, None));
+        let mut every = round.every_put();
+        assert_eq!((every.next(0), every.may_unpin()), (Next::Met, false));
+    }
+
+    /// Another replica would refuse as well. Only one that may have forgotten the write leaves its outcome open.
+    #[test]
+    fn a_refusal_is_final_and_says_whether_the_write_may_have_been_applied() {
+        use ReplicaError::{InDoubt, SiblingLimit, WrongMode};
+        for (error, forgotten) in [(SiblingLimit, false), (WrongMode, false), (InDoubt, true)] {
+            let mut round = round(false);
+            asked(&mut round);
+            assert!(!round.is_forgotten() && !round.certainly_not_applied());
+            round.failed(1, &ReplicaError::Late);
+            assert_eq!((asked(&mut round), round.refusal()), (vec![], None), "nobody has asked that one");
+            round.failed(0, &error);
+            assert_eq!((round.next(0), round.refusal()), (Next::Short, Some(&error)));
+            assert_eq!((round.is_forgotten(), round.certainly_not_applied()), (forgotten, !forgotten), "{error}");
+        }
+        let stamp = Answer::Stamp { stands: None, known: None };
+        assert_eq!(round(false).answered(0, stamp), Err(ReplicaError::misfit()));
+    }
+
+    #[test]
+    fn a_replica_whose_put_is_under_way_is_not_tried_again() {
+        let mut round = round(false);
+        asked(&mut round);
+        round.waited(PATIENCE_MICROS);
+        assert_eq!((asked(&mut round).len(), round.short_of_answers()), (3, Some((2, 0))));
+        round.answered(2, Answer::Record(None)).unwrap();
+        round.answered(0, Answer::Record(None)).unwrap();
+        assert_eq!(round.short_of_answers(), None, "a quorum has answered");
+        assert_eq!(asked(&mut round), [(2, true)], "the one that was asked, not the one that may be minting");
+        round.answered(1, Answer::Record(None)).unwrap();
+        assert_eq!(asked(&mut round), [], "what a quorum has said is decided once");
+        round.waited(2 * PATIENCE_MICROS);
+        assert_eq!(asked(&mut round), [(1, true)]);
+        round.waited(3 * PATIENCE_MICROS);
+        assert_eq!((asked(&mut round), round.next(0)), (vec![], Next::Wait { answers: 1, until: None }));
+    }
+
+    #[test]
     fn who_was_asked_mints_once_a_quorum_has_not_known_it() {
         let mut round = round(true);
         assert_eq!(asked(&mut round), [(0, false), (1, false), (2, false)]);

@@ -322,6 +322,24 @@ mod tests {
     }
 
     #[test]
+    fn a_hedge_takes_from_the_budget_only_where_there_is_a_spare() {
+        for (replicas, taken) in [(2, 0), (3, 1)] {
+            let asked = std::cell::Cell::new(0);
+            let budget = || {
+                asked.set(asked.get() + 1);
+                true
+            };
+            let order: PerReplica<u8> = (0..replicas).collect();
+            let mut round =
+                ReadRound::new(order, Tally::new(replicas, 2), Shortfall::Fail, Hedging { started: 0, budget });
+            round.hedge_after(1000);
+            next(&mut round);
+            round.waited(1000);
+            assert_eq!((asked.get(), round.asked().len()), (taken, usize::from(replicas)));
+        }
+    }
+
+    #[test]
     fn both_sets_of_a_placement_change_are_asked() {
         let tally = Tally::both(Quorum::of([0, 1, 2], 2), Quorum::of([3, 4, 5], 2));
         let hedging = Hedging { started: 0, budget: || true };
@@ -351,6 +369,18 @@ mod tests {
         assert_eq!(reconciled.stale.as_slice(), [0]);
         let other = Record::Siblings(crate::siblings::Siblings::default());
         assert_eq!(reconcile(&[(0, Some(register(5))), (1, Some(other))]), None);
+    }
+
+    /// Nobody is stale who has the same state: what each remembers besides is not merged.
+    #[test]
+    fn of_answers_with_the_same_state_the_first_is_taken_as_it_is() {
+        let mut remembers = register(7);
+        let Record::Register(stored) = &mut remembers else { panic!("a register") };
+        stored.recent.remember(WriteId([9; 16]), 3);
+        for answers in [[register(7), remembers.clone()], [remembers, register(7)]] {
+            let reconciled = reconcile(&[(0, Some(answers[0].clone())), (1, Some(answers[1].clone()))]).unwrap();
+            assert_eq!((reconciled.record.as_ref(), reconciled.stale.len()), (Some(&answers[0]), 0));
+        }
     }
 
     #[test]

@@ -95,6 +95,18 @@ mod tests {
         assert_eq!(round.stamp(100, Some(Stamp(70))), Stamp(100));
     }
 
+    /// What a round does not say for itself.
+    #[test]
+    fn failures_beside_it_are_failures_and_nothing_is_revoked_or_enough_before_it_is_met() {
+        let mut round = round();
+        reports(&mut round, 0, None, None);
+        assert!(!round.revoked(0) && !round.suffices());
+        round.failed_beside(1, &ReplicaError::Late);
+        assert_eq!(round.tally().progress(), Progress::Open);
+        round.failed_beside(2, &ReplicaError::Late);
+        assert_eq!(round.tally().progress(), Progress::Short);
+    }
+
     #[test]
     fn a_retry_keeps_the_stamp_it_had() {
         let mut round = round();

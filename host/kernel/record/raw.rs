@@ -129,6 +129,11 @@ mod tests {
         assert_eq!((raw.take(0), raw.left()), (Ok(1..1), 19));
         assert_eq!((raw.take(20), raw.left()), (Err(Damaged("cut off")), 19), "nothing was taken");
         assert_eq!((raw.take(3), raw.left()), (Ok(1..4), 16));
+        assert_eq!(
+            (Raw::new(&bytes, 18).take(2), Raw::new(&bytes, 20).take(0)),
+            (Ok(18..20), Ok(20..20)),
+            "to the end"
+        );
         assert_eq!((raw.sixteen(), raw.left()), (Ok([7; 16]), 0));
         assert_eq!((raw.sixteen(), raw.take(1)), (Err(Damaged("cut off")), Err(Damaged("cut off"))));
         assert_eq!(raw.varint(), Err(Damaged("a number is cut off")));

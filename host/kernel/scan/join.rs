@@ -207,6 +207,22 @@ mod tests {
         assert_eq!(join.step(), Step::End);
     }
 
+    /// A page may end beyond what was found on it: up to there the replica has nothing.
+    #[test]
+    fn no_page_is_asked_for_before_it_is_needed_for_the_next_key() {
+        let [a, b, c, d] = [1, 2, 3, 4].map(|token| place(token, "t", 1));
+        let mut join = Join::new(2, 0, None);
+        join.page(0, vec![found(&a)], Some(c.clone())).unwrap();
+        join.page(1, vec![found(&a), found(&b), found(&c), found(&d)], None).unwrap();
+        for (place, by_first) in [(&a, true), (&b, false), (&c, false)] {
+            let Step::Key(joined) = join.step() else { panic!("{place:?}") };
+            assert_eq!((&joined.place, joined.held[0].1 != Held::Nothing), (place, by_first));
+        }
+        assert_eq!(join.step(), Step::Ask(PerReplica::from_slice(&[0])), "it may have the next one, too");
+        join.page(0, vec![], None).unwrap();
+        assert!(matches!(join.step(), Step::Key(joined) if joined.place == d));
+    }
+
     #[test]
     fn a_failed_replica_is_left_out() {
         let mut join = Join::new(2, 0, None);
@@ -216,7 +232,7 @@ mod tests {
         join.page(1, vec![found(&a), found(&b)], None).unwrap();
         assert!(matches!(join.step(), Step::Key(Joined { held, .. }) if held.len() == 2));
         assert_eq!(join.step(), Step::Ask(PerReplica::from_slice(&[0])));
-        assert_eq!(join.reached(), Some(&a));
+        assert_eq!((join.reached(), join.taking_part().as_slice()), (Some(&a), &[0, 1][..]));
         join.failed(0);
         assert!(matches!(join.step(), Step::Key(Joined { place, held }) if place == b && held.len() == 1));
         assert_eq!((join.step(), join.taking_part().as_slice()), (Step::End, &[1][..]));

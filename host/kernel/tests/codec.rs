@@ -154,10 +154,14 @@ fn an_event_that_was_not_seen_is_refused() {
 
 /// `body` under a valid header: the checksum protects from accidents, not from a hostile writer.
 fn signed(kind: u8, body: &[u8]) -> Encoded {
+    signed_as(1, kind, body)
+}
+
+fn signed_as(version: u8, kind: u8, body: &[u8]) -> Encoded {
     let mut hash = crc32fast::Hasher::new();
-    hash.update(&[1, kind]);
+    hash.update(&[version, kind]);
     hash.update(body);
-    let mut bytes = vec![1, kind];
+    let mut bytes = vec![version, kind];
     bytes.extend_from_slice(&hash.finalize().to_le_bytes());
     bytes.extend_from_slice(body);
     Encoded(bytes.into())
@@ -289,6 +293,13 @@ fn a_length_is_held_against_what_is_left() {
     // Dots of two bytes, ids of sixteen.
     assert!(says(2, &[&seen[..], &[1, 12], &version[1..], &[0, 0]].concat()).contains("a list is cut off"));
     assert!(says(2, &[&seen[..], &[1, 1, 1, 5, 2], &[1; 16], &[0; 15]].concat()).contains("a list is cut off"));
+    // V2: a pinned name takes an id, a time and marks, 18 bytes; a single event a store, a birth and a counter, as many.
+    let v2 = |rest: &[u8]| signed_as(2, 2, &[&[0; 4][..], rest].concat()).decode();
+    let (name, event) = ([&[9; 16][..], &[5, 0]].concat(), [&[9; 16][..], &[1, 5]].concat());
+    assert!(v2(&[&[1][..], &name, &[0]].concat()).is_ok() && v2(&[&[0, 1][..], &event].concat()).is_ok());
+    for rest in [[&[2][..], &name, &[0; 17]].concat(), [&[0, 2][..], &event, &[0; 17]].concat()] {
+        assert!(v2(&rest).unwrap_err().to_string().contains("a list is cut off"));
+    }
     // A value as long as what is left, less `recent`; and one byte longer than all of it.
     assert!(signed(1, &[&[7][..], &[1; 16], &[4], b"abc", &[0, 0]].concat()).decode().is_ok());
     assert!(says(1, &[&[7][..], &[1; 16], &[7], b"abc", &[0, 0]].concat()).contains("cut off"));

@@ -96,6 +96,7 @@ fn as_many_replicas_as_nodes_are_one_range() {
     assert!(wanted && pairs.len() > 100 && pairs.len() < 450, "{}", pairs.len());
     assert!(ring.replica_ranges(&[1, 2, 3]).len() > pairs.len());
     assert!(Ring::new(&[], 1).replica_ranges(&[3]).is_empty() && ring.replica_ranges(&[]).is_empty());
+    assert!(ring.replica_ranges(&[0]).is_empty(), "no factor");
 }
 
 #[test]

@@ -1,19 +1,20 @@
 //! The limits that every implementation of the stores shares: what is at a bound is accepted, what is beyond it is refused.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
-use witan_kernel::hook::ReplicaState;
+use witan_kernel::hook::{Hook, ReplicaState};
 use witan_kernel::idempotency::{RESPONSE_BYTES, Step};
 use witan_kernel::limit;
 use witan_kernel::name::{NodeId, StoreId, TenantId, WriteId};
 use witan_kernel::port::rules::{self, Granting};
 use witan_kernel::port::{
-    AnyClock, Changed, Claim, Clock, CoordinatorOnRecord, Met, NodeStatus, Replicas, Reply, StorageNode, StoreError,
-    StoreState, Token,
+    AnyClock, Artifact, Changed, Claim, Clock, Collect, Component, CoordinatorOnRecord, Digest, Met, NodeStatus,
+    Replicas, Reply, Slot, Source, StorageNode, StoreError, StoreState, StoreTime, Tenants, Token,
 };
-use witan_kernel::replica::Request;
-use witan_kernel::scan::Trust;
+use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
+use witan_kernel::scan::{Dropped, Page, Ranges, Scan, Standing, Trust};
 use witan_kernel::siblings::{Actor, Dot, Siblings, VersionVector, Write};
 use witan_kernel::tenant::Tenant;
 
@@ -76,6 +77,57 @@ fn tokens_are_checked() {
     for (id, label) in [("", ""), (&format!("{id}a"), ""), ("A", ""), ("a_b", ""), ("a", &format!("{label}l"))] {
         assert!(is_refused(rules::token(&token(id, label))), "{id} {label}");
     }
+}
+
+#[test]
+fn components_and_bindings_are_checked() {
+    let component = |name: &str, version: &str, source: Source, bytes: usize| {
+        let bytes = Bytes::from(vec![0; bytes]);
+        let artifact = Artifact {
+            digest: Digest::of(&bytes),
+            name: name.to_owned(),
+            version: version.to_owned(),
+            hook: Hook::RoutingHook,
+            deterministic: true,
+            size: bytes.len() as u64,
+            staged_at_ms: 0,
+            source,
+        };
+        rules::component(&Component { artifact, bytes })
+    };
+    let (name, version, file) = ("n".repeat(128), "1".repeat(64), "f".repeat(255));
+    let named = |file: &str| Source::File(file.to_owned());
+    assert_eq!(component("n", "1", Source::Upload, 1), Ok(()));
+    assert_eq!(component(&name, &version, named(&file), limit::COMPONENT_BYTES), Ok(()));
+    for (name, version, source, bytes) in [
+        ("", "1", Source::Upload, 1),
+        (&*format!("{name}n"), "1", Source::Upload, 1),
+        ("n", &*format!("{version}1"), Source::Upload, 1),
+        ("n", "1", named(""), 1),
+        ("n", "1", named(&format!("{file}f")), 1),
+        ("n", "1", Source::Upload, 0),
+        ("n", "1", Source::Upload, limit::COMPONENT_BYTES + 1),
+    ] {
+        assert!(is_refused(component(name, version, source, bytes)), "{name} {version} {bytes}");
+    }
+    let most = "r".repeat(2 << 20);
+    assert_eq!([rules::binding_record("r"), rules::binding_record(&most)], [Ok(()), Ok(())]);
+    assert!(is_refused(rules::binding_record("")) && is_refused(rules::binding_record(&(most + "r"))));
+}
+
+/// Whoever changes a binding that another coordinator has changed reads which version is stored, or that none is.
+#[test]
+fn a_lost_change_says_what_is_stored() {
+    let slot = Slot { tenant: None, hook: Hook::RoutingHook };
+    let says = |expected, stored| rules::other_record(&slot, expected, stored).to_string();
+    assert!(says(0, 3).contains("(version 3 is stored, none was expected)"), "{}", says(0, 3));
+    assert!(says(3, 0).contains("(none is stored, version 3 was expected)"), "{}", says(3, 0));
+}
+
+#[test]
+fn a_coordinator_is_live_until_its_lease_has_no_time_left() {
+    let left = |left_ms| CoordinatorOnRecord { claim: claim(1), fence: 7, granted_at_ms: 0, until_ms: 0, left_ms };
+    assert_eq!([0, 1, 100].map(|ms| left(ms).is_live()), [false, true, true]);
 }
 
 fn claim(instance: u8) -> Claim {
@@ -163,10 +215,36 @@ fn a_wrapped_clock_shows_what_it_wraps() {
     assert_eq!((clock.wall_micros(), clock.monotonic_micros(), clock.wall_ms()), (7_000_500, 42, 7_000));
 }
 
+/// Moves on by what it is told, and its wall clock jumps besides.
+#[derive(Clone)]
+struct Jumping(Arc<Mutex<(u64, u64)>>);
+
+impl Clock for Jumping {
+    fn wall_micros(&self) -> u64 {
+        self.0.lock().unwrap().0
+    }
+
+    fn monotonic_micros(&self) -> u64 {
+        self.0.lock().unwrap().1
+    }
+}
+
+#[test]
+fn a_stores_time_goes_on_from_its_start_whatever_the_wall_clock_does() {
+    let clock = Jumping(Arc::new(Mutex::new((5_000_000, 40_000))));
+    let time = StoreTime::starting_now(clock.clone());
+    assert_eq!(time.now_ms(), 5_000);
+    *clock.0.lock().unwrap() = (1, 42_999);
+    assert_eq!(time.now_ms(), 5_002, "whole milliseconds that have passed");
+    assert_eq!([30, 100, 101].map(|now| witan_kernel::port::until(100, now)), [70, 0, 0].map(Duration::from_micros));
+}
+
 struct Known;
 
 impl Replicas for Known {
-    fn send(&self, _: &NodeId, _: Request, _: u64, _: Reply) {}
+    fn send(&self, _: &NodeId, _: Request, _: u64, reply: Reply) {
+        reply.answer(Ok(Answer::Record(None)));
+    }
 
     fn state(&self, _: &NodeId) -> ReplicaState {
         ReplicaState { reachable: true, latency_p50_us: 1, latency_p99_us: 2, in_flight: 3 }
@@ -180,16 +258,86 @@ impl Replicas for Known {
         ReplicaState { reachable: true, latency_p50_us: 4, latency_p99_us: 5, in_flight: 6 }
     }
 
-    fn has_names(&self, _: &NodeId) -> bool {
-        true
+    fn has_names(&self, node: &NodeId) -> bool {
+        node.as_str() == "n"
     }
 }
 
+impl Tenants for Known {
+    fn cached(&self, id: &TenantId) -> Option<Arc<Tenant>> {
+        Some(Arc::new(Tenant::with_defaults(id.clone(), 3, 0)))
+    }
+
+    async fn tenant(&self, _: &TenantId) -> Result<Option<Arc<Tenant>>, StoreError> {
+        Ok(None)
+    }
+}
+
+impl Ranges for Known {
+    fn standing(&self, _: &NodeId) -> Option<Standing> {
+        Some(Standing { store: StoreId([8; 16]), trust: Trust::Filling })
+    }
+
+    async fn scan(&self, node: &NodeId, _: Scan) -> Result<Page, ReplicaError> {
+        Err(ReplicaError::NotSent(node.clone()))
+    }
+
+    async fn stores_changed(&self) {}
+
+    async fn drop_tenant(&self, _: &NodeId, _: TenantId, _: Option<Place>) -> Result<Dropped, ReplicaError> {
+        Err(ReplicaError::Late)
+    }
+}
+
+/// The answers that have come, each with its tag.
+#[derive(Default)]
+struct Collected(Mutex<Vec<(u32, Outcome)>>);
+
+impl Collect for Collected {
+    fn collect(&self, tag: u32, outcome: Outcome) {
+        self.0.lock().unwrap().push((tag, outcome));
+    }
+}
+
+fn request() -> Request {
+    let tenant = TenantId::new("t").unwrap();
+    let place = Place { token: 1, tenant, key: witan_kernel::name::Key::new("k").unwrap() };
+    Request { place, epoch: 1, ask: Ask::Read }
+}
+
+/// What is behind a pointer answers as it would without: each trait passes all of its calls on.
 #[test]
-fn shared_replicas_are_those_that_are_shared() {
+fn what_is_shared_is_what_it_is() {
     let (node, shared) = (NodeId::new("n").unwrap(), Arc::new(Known));
-    assert_eq!((shared.state(&node).in_flight, shared.recent_state(&node).in_flight), (3, 6));
+    assert_eq!((Replicas::state(&shared, &node).in_flight, Replicas::recent_state(&shared, &node).in_flight), (3, 6));
     assert_eq!((Replicas::incarnation(&shared, &node), Replicas::has_names(&shared, &node)), (9, true));
+    assert!(!Replicas::has_names(&shared, &NodeId::new("older").unwrap()));
+    let answers = Arc::new(Collected::default());
+    Replicas::send(&shared, &node, request(), 5, Reply::new(answers.clone(), 77, node.clone()));
+    assert_eq!(*answers.0.lock().unwrap(), [(77, Ok(Answer::Record(None)))]);
+    let tenant = Tenants::cached(&shared, &TenantId::new("t").unwrap()).unwrap();
+    assert_eq!(tenant.id.as_str(), "t");
+    assert_eq!(Ranges::standing(&shared, &node).map(|standing| standing.store), Some(StoreId([8; 16])));
+}
+
+#[test]
+fn each_request_is_answered_once_even_if_nobody_answers() {
+    let (node, answers) = (NodeId::new("n").unwrap(), Arc::new(Collected::default()));
+    let reply = |tag| Reply::new(answers.clone(), tag, node.clone());
+    assert_eq!(reply(1).node(), &node, "and dropped unanswered");
+    reply(2).answer(Ok(Answer::Record(None)));
+    let expected = [(1, Err(ReplicaError::Lost(node.clone()))), (2, Ok(Answer::Record(None)))];
+    assert_eq!(*answers.0.lock().unwrap(), expected);
+}
+
+#[test]
+fn only_a_store_that_may_be_used_for_everything_needs_no_advice() {
+    let whole = |trust| Standing { store: StoreId([1; 16]), trust }.is_whole();
+    assert_eq!([Trust::Whole, Trust::Filling, Trust::Unadmitted].map(whole), [true, false, false]);
+    assert_eq!(Trust::Whole.advice(), None);
+    for trust in [Trust::Filling, Trust::Unadmitted] {
+        assert!(trust.advice().is_some_and(|advice| advice.contains("`witan repair`")), "{trust:?}");
+    }
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! What people, databases and metrics call things: each spelling is read as what it was written for, and nothing else is.
 
+use witan_kernel::condition::Condition;
 use witan_kernel::durability::Durability;
+use witan_kernel::failure::{Effect, Failure};
 use witan_kernel::hook::{Hook, Operation};
-use witan_kernel::name::{Key, NodeId, TenantId};
-use witan_kernel::port::{Digest, NodeStatus, Slot, StoreState};
-use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Ordering, ReadRepair};
+use witan_kernel::name::{Key, NodeId, StoreId, TenantId, WriteId};
+use witan_kernel::port::{Artifact, Digest, NodeStatus, Slot, Source, StoreState};
+use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair};
 
 #[track_caller]
 fn round_trips<T: PartialEq + std::fmt::Debug + Copy, const N: usize>(
@@ -43,6 +45,30 @@ fn every_spelling_is_read_as_it_was_written() {
         [Operation::Read, Operation::Write, Operation::Delete].map(Operation::as_str),
         ["read", "write", "delete"]
     );
+    let failed = Condition::Failed("sync".to_owned());
+    assert_eq!([Condition::Serving, Condition::Full, failed].map(|of| of.as_str()), ["serving", "full", "failed"]);
+    assert_eq!([Effect::NotApplied, Effect::InDoubt].map(Effect::as_str), ["not-applied", "in-doubt"]);
+}
+
+#[test]
+fn levels_are_read_as_they_are_written_and_none_is_the_default() {
+    for (level, spelling) in [(Level::One, "one"), (Level::Quorum, "quorum"), (Level::All, "all")] {
+        assert_eq!((level.as_str(), level.to_string()), (spelling, spelling.to_owned()));
+        assert_eq!(Level::parse("consistency", spelling), Ok(Some(level)));
+    }
+    assert_eq!(Level::parse("consistency", ""), Ok(None));
+    assert!(Level::parse("consistency", "One").is_err());
+}
+
+/// People see why the replicas that are missing have not answered.
+#[test]
+fn a_missed_quorum_names_the_causes_that_are_known() {
+    let missed = |causes: &[&str]| {
+        let causes = causes.iter().map(|&cause| cause.to_owned()).collect();
+        Failure::QuorumNotReached { required: 2, received: 1, causes }.to_string()
+    };
+    assert_eq!(missed(&[]), "1 of 2 required replicas answered");
+    assert_eq!(missed(&["no answer in time", "full"]), "1 of 2 required replicas answered (no answer in time; full)");
 }
 
 #[test]
@@ -65,6 +91,26 @@ fn names_are_shown_as_they_are() {
     let slot = Slot::parse("shop", "routing-hook").unwrap();
     assert_eq!((slot.tenant_text(), slot.hook), ("shop", Hook::RoutingHook));
     assert_eq!(Slot::parse("", "routing-hook").unwrap().tenant_text(), "");
+    assert_eq!(
+        (key.to_string(), Key::new(&b"\xff/7"[..]).unwrap().to_string()),
+        ("cart/7".into(), "\u{fffd}/7".into())
+    );
+    let mut id = [0; 16];
+    (id[0], id[1], id[15]) = (0x0a, 0xf3, 0x9e);
+    let digits = "0af3000000000000000000000000009e";
+    assert_eq!((WriteId(id).hex(), StoreId(id).to_string()), (digits.to_owned(), digits.to_owned()));
+    assert_eq!((WriteId::from_slice(&id), WriteId::from_slice(&id[1..])), (Some(WriteId(id)), None));
+    let artifact = Artifact {
+        digest: Digest::of(b""),
+        name: "router".to_owned(),
+        version: "1.2".to_owned(),
+        hook: Hook::RoutingHook,
+        deterministic: true,
+        size: 0,
+        staged_at_ms: 0,
+        source: Source::Upload,
+    };
+    assert_eq!(artifact.plugin(), "router@1.2");
     assert_eq!((Slot::parse("shop", "no hook"), Slot::parse("a:b", "routing-hook")), (None, None));
 }
 
@@ -78,5 +124,6 @@ fn a_digest_is_64_digits_with_or_without_its_kind() {
     assert_eq!(Digest::parse(&format!("md5:{text}")), None);
     let other = format!("g{}", &text[1..]);
     assert_eq!([&text[1..], &format!("{text}0"), &other, ""].map(Digest::parse), [None; 4]);
-    assert_eq!(Digest::parse(&text).unwrap().bytes(), digest.bytes());
+    let digits: String = digest.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(digits, text);
 }

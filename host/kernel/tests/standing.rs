@@ -9,7 +9,7 @@ use smallvec::smallvec;
 use witan_kernel::limit::{CLOCK_SKEW_MICROS, RECENT_MICROS};
 use witan_kernel::name::{StoreId, WriteId};
 use witan_kernel::recent::Recent;
-use witan_kernel::record::Record;
+use witan_kernel::record::{Absorbed, Record, WrongMode};
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::siblings::{Actor, Dot, Name, Shown, Siblings, Version, VersionVector, Write};
 
@@ -164,4 +164,29 @@ fn both_kinds_of_records_forget_what_is_old() {
         assert!(record != before && record.same_state(&before));
         assert!(!record.expire(old + 8));
     }
+}
+
+/// A replica stores what has changed, and the bytes that it was sent if they are what is stored now.
+#[test]
+fn what_is_absorbed_says_what_has_to_be_stored() {
+    let old = CLOCK_SKEW_MICROS + RECENT_MICROS;
+    let register = |time| Record::Register(Register::written(Stamp(time), id(time as u8), None));
+    let siblings = |n: u8| {
+        let mut record = Siblings::default();
+        record.put(&write(n, Some(b"v")), actor(n));
+        Record::Siblings(record)
+    };
+    for [stored, other] in [[register(8), register(5)], [siblings(8), siblings(5)]] {
+        let absorb = |stored: Option<&Record>, sent: &Record, now| Record::absorb(stored.cloned(), sent, now).unwrap();
+        assert_eq!(absorb(None, &other, 0), (other.clone(), Absorbed::AsSent));
+        assert_eq!(absorb(Some(&stored), &stored, 0), (stored.clone(), Absorbed::Nothing));
+        let (both, absorbed) = absorb(Some(&stored), &other, 0);
+        assert!(absorbed == Absorbed::Changed && both != stored);
+        assert_eq!(absorb(Some(&both), &other, 0), (both, Absorbed::Nothing));
+    }
+    // Too old to be remembered: it is not stored as it was sent, and brings nothing.
+    let (without, absorbed) = Record::absorb(None, &register(5), old + 6).unwrap();
+    assert!(absorbed == Absorbed::Changed && without.same_state(&register(5)) && without != register(5));
+    assert_eq!(Record::absorb(Some(without.clone()), &register(5), old + 6), Ok((without, Absorbed::Nothing)));
+    assert_eq!(Record::absorb(Some(register(1)), &siblings(1), 0), Err(WrongMode));
 }

@@ -56,6 +56,22 @@ fn both_sets_of_a_placement_change_must_be_met() {
     assert!(tally.accepts(Shortfall::Accept(1)) && !tally.accepts(Shortfall::Accept(2)));
 }
 
+#[test]
+fn no_shortfall_accepts_that_nobody_answered() {
+    let mut tally = Tally::new(3, 2);
+    assert_eq!([0, 1].map(|least| tally.accepts(Shortfall::Accept(least))), [false, false]);
+    tally.ack(1);
+    assert_eq!([0, 1, 2].map(|least| tally.accepts(Shortfall::Accept(least))), [false, true, false]);
+    assert!(!tally.accepts(Shortfall::Fail));
+}
+
+#[test]
+fn a_replica_that_is_named_twice_is_one() {
+    assert_eq!(Quorum::of([0, 1, 0], 2), Quorum::of([0, 1], 2));
+    let tally = Tally::new(3, 2);
+    assert!(tally.can_be_met_by(&[0, 0, 2]) && !tally.can_be_met_by(&[0, 0]));
+}
+
 /// Replica, whether it acknowledged, whether a failure is certain.
 type Event = (u8, bool, bool);
 

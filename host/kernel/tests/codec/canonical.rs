@@ -6,7 +6,7 @@ use witan_kernel::name::{StoreId, WriteId};
 use witan_kernel::record::Record;
 use witan_kernel::siblings::{Actor, Siblings, VersionVector, Write, collapse};
 
-use super::signed;
+use super::{signed, signed_as};
 
 /// A number as bytes of a body.
 fn number(mut value: u64) -> Vec<u8> {
@@ -116,6 +116,17 @@ fn hostile_siblings() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("two versions of the same writes", siblings(one, &[single(1, 5, 1), single(1, 6, 1)])),
         (
+            "two versions of the same writes",
+            siblings(one, &[single(1, 4, 1), single(1, 5, 2), single(1, 6, 2), single(1, 7, 3)]),
+        ),
+        (
+            "a version within another one",
+            siblings(
+                one,
+                &[single(1, 4, 1), single(1, 5, 2), version(&[dot(1, 5), dot(1, 6)], &[id(2), id(3)], &[0, 1])],
+            ),
+        ),
+        (
             "a version within another one",
             siblings(one, &[single(1, 5, 1), version(&[dot(1, 5), dot(1, 6)], &[id(1), id(2)], &[0, 1])]),
         ),
@@ -134,12 +145,62 @@ fn hostile_siblings() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// A body of V2: a vector, versions, superseded names as in `recent`, pinned names with differences of times and marks, single events.
+fn second(
+    actors: &[Vec<u8>],
+    versions: &[Vec<u8>],
+    loose: &[(u8, u64)],
+    pinned: &[(u8, u64, u64)],
+    cloud: &[(u8, u64)],
+) -> Vec<u8> {
+    let pinned: Vec<_> =
+        pinned.iter().map(|(n, time, marks)| [id(*n), number(*time), number(*marks)].concat()).collect();
+    let cloud: Vec<_> = cloud.iter().map(|(n, counter)| seen(*n, *counter)).collect();
+    [list(actors), list(versions), recent(loose), list(&pinned), list(&cloud)].concat()
+}
+
+fn hostile_second_versions() -> Vec<(&'static str, Vec<u8>)> {
+    let one = &[seen(1, 9)][..];
+    vec![
+        ("has nothing that its codec version is for", second(one, &[], &[(1, 9)], &[], &[])),
+        ("an event that belongs into the vector", second(one, &[], &[], &[], &[(1, 9)])),
+        ("an event that belongs into the vector", second(one, &[], &[], &[], &[(1, 10)])),
+        ("an event that belongs into the vector", second(one, &[], &[], &[], &[(2, 1)])),
+        ("out of order", second(one, &[], &[], &[], &[(1, 11), (1, 11)])),
+        ("out of order", second(one, &[], &[], &[], &[(2, 5), (1, 11)])),
+        ("out of order", second(one, &[], &[], &[(1, 9, 0), (1, 0, 0)], &[])),
+        ("out of order", second(one, &[], &[], &[(1, 9, 0), (2, 0, 0)], &[])),
+        ("a time below zero", second(one, &[], &[], &[(1, 9, 0), (2, 10, 0)], &[])),
+        ("an unknown mark of a name", second(one, &[], &[], &[(1, 9, 4)], &[])),
+        ("a write has two names", second(one, &[], &[], &[(1, 9, 0), (1, 1, 0)], &[])),
+        ("a write has two names", second(one, &[], &[(1, 9)], &[(1, 9, 1)], &[])),
+        ("a superseded write has a version", second(one, &[single(1, 5, 1)], &[], &[(1, 9, 1)], &[])),
+        ("a superseded write has a version", second(one, &[single(1, 5, 1)], &[(1, 9)], &[(2, 9, 0)], &[])),
+        ("bytes after its end", [second(one, &[], &[], &[(1, 9, 0)], &[]), vec![0]].concat()),
+    ]
+}
+
+#[test]
+fn what_the_second_version_is_for_is_accepted() {
+    let one = &[seen(1, 9)][..];
+    for body in [
+        second(one, &[], &[], &[], &[(1, 11), (1, 13), (2, 2)]),
+        second(one, &[single(1, 5, 1)], &[(3, 9)], &[(1, 9, 0)], &[]),
+        second(one, &[], &[(3, 9), (2, 0)], &[(4, 9, 1), (1, 0, 2)], &[(2, 2)]),
+    ] {
+        let encoded = signed_as(2, 2, &body);
+        assert_eq!(encoded.decode().map(|record| record.encode()), Ok(encoded));
+    }
+}
+
 #[test]
 fn what_is_not_canonical_is_refused_and_says_why() {
     let mut wrong = Vec::new();
-    let all = hostile_registers().into_iter().map(|it| (1, it)).chain(hostile_siblings().into_iter().map(|it| (2, it)));
-    for (at, (kind, (why, body))) in all.enumerate() {
-        match signed(kind, &body).decode() {
+    let registers = hostile_registers().into_iter().map(|it| (1, 1, it));
+    let siblings = hostile_siblings().into_iter().map(|it| (1, 2, it));
+    let second = hostile_second_versions().into_iter().map(|it| (2, 2, it));
+    for (at, (version, kind, (why, body))) in registers.chain(siblings).chain(second).enumerate() {
+        match signed_as(version, kind, &body).decode() {
             Ok(record) => wrong.push(format!("{at} ({why}): accepted as {record:?}")),
             Err(error) if !error.to_string().contains(why) => wrong.push(format!("{at} ({why}): {error}")),
             Err(_) => {}
