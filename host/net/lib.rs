@@ -4,7 +4,7 @@
 //! In reading order: [`watch`] (files that are polled), [`file`](mod@file) (errors of files), [`certificate`] (PEM to rustls),
 //! [`reload`] (values made from watched files), [`listen`] and [`connect`] (the two sides of TLS), [`incoming`] and [`connection`]
 //! (a listener's stream of connections), `permits` (how many there may be), [`secret`] (a shared secret for coordinators and nodes
-//! without client certificates), [`metrics`].
+//! without client certificates), [`call`] (what every call must be), [`metrics`].
 //!
 //! Invariants, as absences: no handshake delays another connection; no file is read on a thread of the async runtime after the
 //! start; no connection may stay silent without a limit before its first bytes; no secret appears in debug output.
@@ -12,6 +12,7 @@
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
 
+pub mod call;
 pub mod certificate;
 pub mod connect;
 pub mod connection;
