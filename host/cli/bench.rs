@@ -27,6 +27,7 @@ use super::args;
 use super::choice::{self, spelling};
 use super::client::Problem;
 use super::credential::Shown;
+use super::endpoint::Endpoint;
 use super::output::{self, Output, grouped};
 use super::{Global, client, tenant};
 use load::{Load, Mode};
@@ -165,7 +166,7 @@ fn tenant_request(args: &Args) -> CreateTenantRequest {
 
 fn load_of(global: &Global, args: &Args, contexts: bool) -> anyhow::Result<Load> {
     Ok(Load {
-        endpoint: global.endpoint.clone(),
+        endpoint: Endpoint::parse(&global.endpoint).map_err(Problem::from)?.url,
         tls: client::tls(global)?,
         mode: args.mode,
         rate: args.rate.map_or(Rate::Closed, Rate::Open),

@@ -18,6 +18,7 @@ use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
 use witan_wire::v1::plugin_service_client::PluginServiceClient;
 
 use super::credential::{self, Shown};
+use super::endpoint::{self, Scheme};
 use super::output::{self, Output};
 use super::{Global, args};
 
@@ -53,7 +54,8 @@ async fn link(global: &Global) -> Result<Link, Problem> {
 
 /// A connection to the coordinator.
 pub async fn channel(global: &Global) -> Result<Channel, Problem> {
-    connect(&global.endpoint, global.timeout, tls(global)?).await
+    let endpoint = endpoint::Endpoint::parse(&global.endpoint)?;
+    connect(&endpoint.url, global.timeout, tls(global)?).await
 }
 
 /// A connection to `endpoint`, made within `timeout`; with `tls`, over TLS.
@@ -82,7 +84,7 @@ pub fn tls(global: &Global) -> Result<Option<ClientSide>, Problem> {
         key_file: global.client_key_file.clone(),
         server_name: global.server_name.clone(),
     };
-    if global.endpoint.starts_with("https://") {
+    if endpoint::Endpoint::parse(&global.endpoint)?.scheme == Scheme::Tls {
         return Ok(Some(ClientSide::open(&tls, Fields::CLIENT_FLAGS)?));
     }
     // A user who names an authority expects TLS, so that must not be ignored.
@@ -114,6 +116,9 @@ pub enum Problem {
         /// The chain of causes.
         why: String,
     },
+    /// The address cannot be used.
+    #[error(transparent)]
+    Endpoint(#[from] endpoint::Unusable),
     /// A certificate or a key cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
@@ -284,7 +289,7 @@ pub fn report(error: &anyhow::Error, output: Output) -> ExitCode {
             format!("error: {problem}\n  next:     check that the coordinator runs, and its address (--endpoint)"),
             json!({ "code": "UNAVAILABLE", "reason": "UNREACHABLE", "message": problem.to_string(), "outcome": "not-applied" }),
         ),
-        None | Some(Problem::File(_) | Problem::Credential(_)) => {
+        None | Some(Problem::Endpoint(_) | Problem::File(_) | Problem::Credential(_)) => {
             let message = chain(error);
             (format!("error: {message}"), json!({ "code": "", "reason": "FAILED", "message": message }))
         }

@@ -95,13 +95,22 @@ fn the_environment_is_checked_like_the_file() {
 
 #[test]
 fn contradicting_keys_of_redis_are_refused() {
-    for wrong in ["{url: 'redis://r:6379', tls: true}", "{addresses: ['redis://r:6379', r:6380], tls: true}"] {
+    for wrong in [
+        "{url: 'redis://r:6379', tls: true}",
+        "{url: 'REDIS://r:6379', tls: true}",
+        "{url: 'valkey://r:6379', tls: true}",
+        "{addresses: ['redis://r:6379', r:6380], tls: true}",
+    ] {
         let message = refused(&format!("redis: {wrong}\n"));
         assert!(message.contains("write rediss://"), "{message}");
     }
     let message = refused("redis: {url: 'redis://localhost:6379', db: 3}\n");
     assert!(message.contains("redis.db: is 3") && message.contains("redis://host:6379/3"), "{message}");
-    for right in ["{url: 'rediss://r:6379', tls: true}", "{addresses: ['r:6379'], tls: true, db: 3}"] {
+    for right in [
+        "{url: 'rediss://r:6379', tls: true}",
+        "{url: 'REDISS://r:6379', tls: true}",
+        "{addresses: ['r:6379'], tls: true, db: 3}",
+    ] {
         read(&format!("redis: {right}\n"), &[], &[]).unwrap_or_else(|problems| panic!("{right}: {problems}"));
     }
 }
