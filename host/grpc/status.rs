@@ -179,6 +179,17 @@ pub(super) fn refused(code: Code, reason: &'static str, message: impl Into<Strin
     report.status()
 }
 
+/// The report of a call whose deadline passed before it was answered. `begun`: it may have had effects by then.
+pub(super) fn too_late(begun: bool, changes: bool) -> Report {
+    let message = match begun {
+        true => "the deadline passed before the call was answered; allow more time",
+        false => "the deadline passed before the whole request had arrived; allow more time",
+    };
+    let mut report = Report::new(Code::DeadlineExceeded, "DEADLINE", message);
+    report.outcome = changes.then_some(if begun { "in-doubt" } else { "not-applied" });
+    report
+}
+
 /// The report of a call that was not authorized. `changes`: the call would have changed something; it was not applied.
 pub(super) fn refusal(refusal: &Refusal, changes: bool) -> Report {
     let code = match refusal {
