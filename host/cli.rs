@@ -1,7 +1,7 @@
 //! The command line: what each subcommand takes, what it does with the API, and what it prints.
 //!
-//! Reading order: [`args`] (how values are spelled), [`output`] (text for people, JSON for programs), [`client`] (the
-//! connection, and how errors are shown), [`choice`] (flags that choose among the values of a type), then one module per
+//! Reading order: [`args`] (how values are spelled), [`output`] (text for people, JSON for programs), [`endpoint`]
+//! (whether TLS is spoken), [`client`] (the connection, and how errors are shown), [`choice`] (flags that choose among the values of a type), then one module per
 //! subcommand. The running coordinator is in [`crate::process`].
 //!
 //! Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such key (`kv get`), 4 warnings only (`doctor`). With `--output json`, exactly one
@@ -17,6 +17,7 @@ pub mod config;
 pub mod credential;
 pub mod dev;
 pub mod doctor;
+pub mod endpoint;
 pub mod health;
 pub mod kv;
 pub mod node;
@@ -75,7 +76,7 @@ pub struct Cli {
 /// Options of every subcommand.
 #[derive(Debug, clap::Args)]
 pub struct Global {
-    /// Address of a coordinator
+    /// Address of a coordinator: http://HOST:PORT, or https://HOST:PORT for TLS
     #[arg(
         long,
         global = true,
@@ -115,6 +116,16 @@ pub struct Global {
     /// instead
     #[arg(long, global = true, env = "WITAN_TOKEN_FILE", value_name = "FILE", help_heading = "Global options")]
     pub token_file: Option<std::path::PathBuf>,
+    /// Send the API token over plain text (http://) to other machines, too: everybody on the way can read it and use it
+    #[arg(
+        long,
+        global = true,
+        env = "WITAN_ALLOW_PLAINTEXT_TOKEN",
+        value_parser = clap::builder::FalseyValueParser::new(),
+        action = clap::ArgAction::SetTrue,
+        help_heading = "Global options"
+    )]
+    pub allow_plaintext_token: bool,
     /// Log level for standard error: error, warn, info, debug, trace, or module=level; overrides RUST_LOG
     /// [default: info for servers, warn otherwise]
     #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options")]
