@@ -199,14 +199,14 @@ pub fn main() -> ExitCode {
     let log = match log(&cli, loaded.as_ref()) {
         Ok(log) => log,
         Err(error) => {
-            eprintln!("error: --log-level: {error}");
+            output::note(&format!("error: --log-level: {error}"));
             return ExitCode::from(2);
         }
     };
     let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: start the asynchronous runtime: {error}");
+            output::note(&format!("error: start the asynchronous runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };

@@ -19,7 +19,7 @@ use witan_wire::v1::plugin_service_client::PluginServiceClient;
 
 use super::credential::{self, Shown};
 use super::endpoint::{self, Scheme};
-use super::output::{self, Output};
+use super::output::{self, Output, inline};
 use super::{Global, args};
 
 /// Exit code of `kv get` for a key that has no value.
@@ -242,12 +242,13 @@ impl Explained {
 
     /// The error as text, on several lines.
     pub fn text(&self) -> String {
-        let mut text = format!("error: {}", if self.message.is_empty() { &self.code } else { &self.message });
+        let message = if self.message.is_empty() { &self.code } else { &self.message };
+        let mut text = format!("error: {}", inline(message));
         let reason = if self.reason.is_empty() { &self.code } else { &self.reason };
         // Writing to a string does not fail.
-        let _ = write!(text, "\n  reason:   {reason}");
+        let _ = write!(text, "\n  reason:   {}", inline(reason));
         for (field, problem) in &self.fields {
-            let _ = write!(text, "\n  field:    {field}: {problem}");
+            let _ = write!(text, "\n  field:    {}: {}", inline(field), inline(problem));
         }
         match self.outcome.as_deref() {
             Some("not-applied") => text.push_str("\n  outcome:  nothing was changed"),
@@ -255,7 +256,7 @@ impl Explained {
                 "\n  outcome:  in doubt: the change may have happened, or may still happen; a retry with the same \
                  --idempotency-key has one effect",
             ),
-            Some(other) => drop(write!(text, "\n  outcome:  {other}")),
+            Some(other) => drop(write!(text, "\n  outcome:  {}", inline(other))),
             None => {}
         }
         if let Some(step) = self.next_step() {
@@ -295,7 +296,7 @@ pub fn report(error: &anyhow::Error, output: Output) -> ExitCode {
         }
     };
     match output {
-        Output::Text => eprintln!("{text}"),
+        Output::Text => output::notes(&text),
         // If standard output is closed, the error cannot be reported anywhere.
         Output::Json => drop(output::object(&json!({ "error": json }))),
     }

@@ -10,7 +10,7 @@ use witan_control::TenantCacheConfig;
 use witan_coordinate::Defaults;
 use witan_kernel::durability::Durability;
 
-use super::choice;
+use super::{choice, output};
 use crate::access::config::Security;
 use crate::grpc::origin::Sampling;
 use crate::process::config::{Config, Live};
@@ -75,7 +75,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let serving = start(config, watch::channel(Live::default()).1, Reloads::default(), stop).await?;
     let shown: Vec<String> = nodes.iter().map(|node| format!("{}={}:{}", node.id, node.host, node.port)).collect();
-    println!("ready address={} admin={} nodes={}", serving.address, serving.admin_address, shown.join(","));
+    let (address, admin, nodes) = (serving.address, serving.admin_address, shown.join(","));
+    output::line(&format!("ready address={address} admin={admin} nodes={nodes}"))?;
     serving.ended().await?;
     // Nodes stop after the coordinator, whose last requests they still answer.
     local.stop().await?;

@@ -13,7 +13,7 @@ use witan_net::{Bounds, Fields, Incoming, ListenerTls, Protocol, ServerSide, Sha
 use witan_node::node::{NodeConfig, ROW_CACHE};
 use witan_node::server::Guard;
 
-use super::choice;
+use super::{choice, output};
 use crate::process::{node, signal};
 
 /// Flags of `witan node`.
@@ -140,7 +140,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.guard = secret.map_or(Guard::Connected, Guard::Secret);
     let node = node::open(config).await?;
     let incoming = Incoming::new(listener, tls, Protocol::Grpc, Bounds::of(args.max_connections));
-    println!("ready node={} address={address} store={}", node.id(), node.store_id());
+    output::line(&format!("ready node={} address={address} store={}", node.id(), node.store_id()))?;
     node::serve(node, incoming, stop).await?;
     Ok(ExitCode::SUCCESS)
 }

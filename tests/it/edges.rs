@@ -15,7 +15,7 @@ use tonic_types::StatusExt;
 use witan_servers::Authority;
 use witan_wire::v1;
 
-use crate::harness::{Api, Dev, PATIENCE, Process, read, write};
+use crate::harness::{Api, Dev, PATIENCE, Process, Version, read, write};
 
 const WRITE: &str = "witan.v1.CoordinatorService/WriteKeyValue";
 const READ: &str = "witan.v1.CoordinatorService/ReadKeyValue";
@@ -233,4 +233,28 @@ async fn a_token_is_sent_to_nobody_who_is_not_meant() {
     // A coordinator on this machine without access control: the token goes there, and is not needed.
     let ended = sends(&format!("http://{}", dev.address())).output().await.expect("run witan");
     assert_eq!(ended.status.code(), Some(3), "no such key: {}", String::from_utf8_lossy(&ended.stderr));
+}
+
+#[tokio::test]
+async fn new_ids_are_visible_and_ids_of_before_go_on() {
+    let hidden = "shop\u{200b}";
+    let folder = tempfile::tempdir().expect("make a folder");
+    let before = Dev::of_version(Version::Previous, folder.path()).await;
+    before.api().tenant(hidden, |_| {}).await;
+    before.api().write(write(hidden, "k", "v")).await.expect("write");
+    drop(before);
+
+    let dev = Dev::of_version(Version::This, folder.path()).await;
+    let api = dev.api();
+    let found = api.read(read(hidden, "k")).await.expect("read");
+    assert_eq!(found.value, "v");
+    api.write(write(hidden, "k", "w")).await.expect("write");
+    for id in ["shop\u{200c}", "\u{202e}pohs", "shop\u{2028}", "shop\u{feff}"] {
+        let request = v1::CreateTenantRequest { tenant_id: id.to_owned(), ..v1::CreateTenantRequest::default() };
+        let refused = api.client().create_tenant(request).await.expect_err(id);
+        assert_eq!(refused.code(), Code::InvalidArgument, "{id:?}");
+        let info = refused.get_details_error_info().expect("a reason");
+        assert_eq!((info.reason.as_str(), info.metadata["outcome"].as_str()), ("INVALID_REQUEST", "not-applied"));
+        assert_eq!(refused.get_details_bad_request().expect("a field").field_violations[0].field, "tenant_id");
+    }
 }
