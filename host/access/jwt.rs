@@ -62,7 +62,6 @@ type Seen = ([u8; 32], [u8; 32]);
 struct Claims {
     iss: Value,
     exp: Value,
-    nbf: Value,
     sub: Value,
     scope: Value,
     tenant: Value,
@@ -104,18 +103,14 @@ impl Claims {
         tenant.map(Some).ok_or(Refusal::Issuer("its claim `tenant` is not a tenant id"))
     }
 
-    /// Checks the types that the validation of times and names leaves open: it ignores a `nbf` that it cannot read.
+    /// Checks the types of names, which the validation leaves open.
     fn are_of_their_types(&self) -> Result<(), Refusal> {
-        let named = |value: &Value| matches!(value, Value::Null | Value::String(_));
-        match self {
-            Self { iss, .. } if !iss.is_string() => {
-                Err(Refusal::Issuer("its claim `iss` is not text: a token has one issuer"))
-            }
-            Self { nbf, .. } if !nbf.is_null() && !nbf.is_number() => {
-                Err(Refusal::Issuer("its claim `nbf` is not a number of seconds since 1970"))
-            }
-            Self { sub, .. } if !named(sub) => Err(Refusal::Issuer("its claim `sub` is not text")),
-            _ => Ok(()),
+        if !self.iss.is_string() {
+            return Err(Refusal::Issuer("its claim `iss` is not text: a token has one issuer"));
+        }
+        match &self.sub {
+            Value::Null | Value::String(_) => Ok(()),
+            _ => Err(Refusal::Issuer("its claim `sub` is not text")),
         }
     }
 }
@@ -269,6 +264,9 @@ fn refusal(kind: &ErrorKind) -> Refusal {
         ErrorKind::InvalidAudience => Refusal::Issuer("it is not for `security.jwt.audience`"),
         ErrorKind::ImmatureSignature => Refusal::Issuer("it is not valid yet (`nbf`)"),
         ErrorKind::MissingRequiredClaim(_) => Refusal::Issuer("it lacks one of the claims exp, iss and aud"),
+        ErrorKind::InvalidClaimFormat(_) => {
+            Refusal::Issuer("one of its claims `exp` and `nbf` is not a number of seconds since 1970")
+        }
         ErrorKind::InvalidAlgorithm | ErrorKind::UnsupportedAlgorithm => {
             Refusal::Issuer("it is not signed with `security.jwt.algorithm`")
         }
