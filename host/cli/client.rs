@@ -204,7 +204,7 @@ impl Explained {
             "QUORUM_NOT_REACHED" | "DEADLINE" => {
                 "see which storage nodes are reachable: witan nodes list; or lower the level: --consistency one"
             }
-            "INVALID_REPLICATION_FACTOR" => {
+            "INVALID_REPLICATION_FACTOR" if self.fields.is_empty() => {
                 "see the storage nodes: witan nodes list; add some, or choose a smaller factor"
             }
             "IDEMPOTENCY_KEY_CONFLICT" => "use a new idempotency key for a different change",
