@@ -10,10 +10,11 @@
 //! beside it, the mark, and the folder is checked against it before fjall sees it (docs/decisions/0025). Damaged tables need no mark:
 //! each of their blocks has a checksum, and reading a damaged one is an error.
 //!
-//! Reading order: `journal` reads fjall's journals, `mark` is the file, `check` decides whether a folder may be opened, and `keeper`
-//! writes the mark while it is open.
+//! Reading order: `journal` reads fjall's journals, `mark` is the file, `check` decides whether a folder may be opened (`holder`
+//! finds out who has it open), and `keeper` writes the mark while it is open.
 
 mod check;
+mod holder;
 mod journal;
 mod keeper;
 mod mark;
@@ -242,7 +243,7 @@ impl Open {
         let opened = panic::catch_unwind(AssertUnwindSafe(|| Self::open(folder, options)));
         let (database, records, notes) = match opened {
             Ok(opened) => opened.map_err(|error| match error {
-                fjall::Error::Locked => refused(check::Refused::InUse),
+                fjall::Error::Locked => refused(check::Refused::in_use(folder)),
                 error => describe(folder, "cannot be opened", &error),
             })?,
             Err(_) => {
