@@ -37,6 +37,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::settings::LogFormat;
 use crate::config::{Loaded, Problems};
+use crate::process::private;
 use crate::process::telemetry::{self, LogFilter, quiet_engine};
 use output::Output;
 
@@ -192,6 +193,7 @@ pub enum Command {
 /// Reads the process's arguments, runs the subcommand, and returns the exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let kept = private::keep();
     let loaded = match load(&cli) {
         Ok(loaded) => loaded,
         Err(problems) => return client::report(&problems.into(), cli.global.output),
@@ -203,6 +205,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Err(error) = kept {
+        tracing::warn!(%error, "core files cannot be turned off: one that is written when this process crashes holds secrets");
+    }
     let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use tokio::sync::watch;
 use witan_control::TenantCacheConfig;
 use witan_coordinate::Defaults;
@@ -16,9 +17,9 @@ use crate::grpc::origin::Sampling;
 use crate::process::config::{Config, Live};
 use crate::process::node::LocalNodes;
 use crate::process::reload::Reloads;
-use crate::process::signal;
 use crate::process::start::start;
 use crate::process::stores::Shared;
+use crate::process::{private, signal};
 
 /// Flags of `witan dev`.
 #[derive(Debug, clap::Args)]
@@ -52,6 +53,7 @@ pub struct Args {
 /// Runs a cluster until SIGINT or SIGTERM.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let stop = signal::stop_on_signal()?;
+    private::folder(&args.data_dir).with_context(|| format!("create {}", args.data_dir.display()))?;
     let local = LocalNodes::start(args.nodes, args.node_port, &args.data_dir, args.durability).await?;
     let nodes = local.nodes.clone();
     let config = Config {

@@ -14,7 +14,7 @@ use witan_node::node::{NodeConfig, ROW_CACHE};
 use witan_node::server::Guard;
 
 use super::{choice, output};
-use crate::process::{node, signal};
+use crate::process::{node, private, signal};
 
 /// Flags of `witan node`.
 #[derive(Debug, clap::Args)]
@@ -124,6 +124,10 @@ fn mebibytes(text: &str) -> Result<usize, String> {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     args.is_safe().map_err(anyhow::Error::msg)?;
     let stop = signal::stop_on_signal()?;
+    signal::outlive_hangup(
+        "certificates and secrets are read again by themselves when their files change; flags need a restart",
+    )?;
+    private::folder(&args.data_dir).with_context(|| format!("create {}", args.data_dir.display()))?;
     let open_tls = |tls: ListenerTls| ServerSide::open(&tls, Fields::NODE_FLAGS, Protocol::Grpc);
     let tls = args.tls().map(open_tls).transpose()?;
     let open_secret = |path: &PathBuf| SharedSecret::open(path, "--shared-secret-file");

@@ -1,6 +1,6 @@
 //! The servers of the idempotency store, assembled from their keys.
 
-use super::database::{bracketed, is_local, secret_of};
+use super::database::{bracketed, is_encoded, is_local, not_encoded, secret_of};
 use super::problem::KeyError;
 use super::settings::Redis;
 use super::value::Secret;
@@ -39,6 +39,9 @@ impl Redis {
             }
             None => return Ok(None),
         };
+        if addresses.iter().any(|address| !is_encoded(address.reveal())) {
+            return Err(KeyError::new(key, not_encoded("redis.host and redis.password_file")));
+        }
         if addresses.iter().any(|address| address.reveal().is_empty()) {
             return Err(KeyError::new(key, "contains an empty address"));
         }

@@ -256,3 +256,24 @@ fn the_documentation_is_what_the_table_says() {
     let (generated, _) = rest.split_once("\n<!-- end -->").expect("the last mark");
     assert_eq!(generated.trim_end(), documented().trim_end(), "run: witan config print --documented");
 }
+
+#[test]
+fn a_password_that_is_not_encoded_is_not_shown() {
+    for password in ["p/w0rd", "p?w0rd", "p#w0rd", "100%w0rd", "12/w0rd", "p%2"] {
+        for key in ["database", "redis"] {
+            let scheme = if key == "redis" { "redis" } else { "postgres" };
+            let message = refused(&format!("{key}: {{url: '{scheme}://me:{password}@db.example:5432/witan'}}\n"));
+            assert!(message.contains("percent-encode"), "{key}: {password}: {message}");
+            assert!(!message.contains("w0rd") && !message.contains(password), "{key}: {message}");
+        }
+    }
+    for right in [
+        "postgres://me:p%2Fw0rd@localhost:5432/witan",
+        "postgres://localhost/witan?application_name=a@b",
+        "postgres://[::1]:5432/witan?application_name=a@b",
+        "postgres://me@localhost/witan",
+    ] {
+        read(&format!("database: {{url: '{right}'}}\n"), &[], &[])
+            .unwrap_or_else(|problems| panic!("{right}: {problems}"));
+    }
+}
