@@ -88,7 +88,7 @@ impl Claims {
             Value::String(text) => Ok(Scopes::among(text.split(' '))),
             Value::Array(names) => {
                 let names: Option<Vec<&str>> = names.iter().map(Value::as_str).collect();
-                names.map(|names| Scopes::among(names.into_iter())).ok_or(wrong)
+                names.map(Scopes::among).ok_or(wrong)
             }
             _ => Err(wrong),
         }

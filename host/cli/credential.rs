@@ -39,8 +39,8 @@ pub enum Unusable {
     Empty(String),
     /// Whoever is between this machine and the coordinator could read it.
     #[error(
-        "--endpoint {0}: the token would be sent in plain text, and everybody on the way could read it and use it; use an https:// endpoint, \
-         or pass --allow-plaintext-token (WITAN_ALLOW_PLAINTEXT_TOKEN=true) if the network is trusted"
+        "--endpoint {0}: the token would be sent in plain text, and everybody on the way could read it and use it; use an https:// \
+         endpoint, or pass --allow-plaintext-token (WITAN_ALLOW_PLAINTEXT_TOKEN=true) if the network is trusted"
     )]
     InTheClear(String),
     /// The address to send it to cannot be used.

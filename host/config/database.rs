@@ -100,7 +100,7 @@ pub(super) fn is_encoded(url: &str) -> bool {
         return parts.all(|part| part.as_bytes().get(..2).is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit)));
     }
     // No '@' before the first of these characters, and one after it: they are within the password. In the parameters there may be one,
-    // unless what stands for the port is no number.
+    // unless the supposed port is no number.
     let port = authority.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
     let is_host = port.is_none_or(|port| port.bytes().all(|digit| digit.is_ascii_digit()));
     let before_parameters = if tail.starts_with('#') { tail } else { tail.split('?').next().unwrap_or(tail) };
@@ -110,8 +110,8 @@ pub(super) fn is_encoded(url: &str) -> bool {
 /// What is wrong with such an address, without any of it.
 pub(super) fn not_encoded(apart: &str) -> String {
     format!(
-        "has a user or password with a character that means something else in an address: percent-encode it (/ as %2F, ? as %3F, # as %23, @ \
-         as %40, : as %3A, % as %25), or leave the address out and set {apart}"
+        "has a user or password with a character that means something else in an address: percent-encode it (/ as %2F, ? as %3F, # as %23, \
+         @ as %40, : as %3A, % as %25), or leave the address out and set {apart}"
     )
 }
 

@@ -14,7 +14,6 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
-use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
@@ -165,6 +164,9 @@ where
     }
 }
 
+/// What a body is read in.
+type Polled = Result<Frame<<Body as HttpBody>::Data>, <Body as HttpBody>::Error>;
+
 /// A request's body that notes when all of it has been read. Only then does a call that is not a stream begin.
 struct Followed {
     body: Body,
@@ -172,10 +174,10 @@ struct Followed {
 }
 
 impl HttpBody for Followed {
-    type Data = bytes::Bytes;
-    type Error = Status;
+    type Data = <Body as HttpBody>::Data;
+    type Error = <Body as HttpBody>::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Polled>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
             self.arrived.store(true, Ordering::Release);
@@ -330,10 +332,10 @@ mod tests {
     struct Silent;
 
     impl HttpBody for Silent {
-        type Data = bytes::Bytes;
-        type Error = Status;
+        type Data = <Body as HttpBody>::Data;
+        type Error = <Body as HttpBody>::Error;
 
-        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Polled>> {
             Poll::Pending
         }
     }

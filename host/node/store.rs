@@ -100,8 +100,8 @@ pub enum LoadError {
 }
 
 impl Store {
-    /// Opens the store in an engine. An empty one gets a new id; each opening is a new boot, durably recorded. A store knows its node, and is
-    /// opened for no other.
+    /// Opens the store in an engine. An empty one gets a new id; each opening is a new boot, durably recorded. A store knows its node, and
+    /// is opened for no other.
     pub fn open(engine: Box<dyn Engine>, node: &NodeId, randomness: &dyn Randomness) -> Result<Self, OpenError> {
         let identity = match engine.note(IDENTITY)? {
             Some(bytes) => Identity::decode(&bytes)?,

@@ -14,9 +14,9 @@ const PAGE: i32 = 1000;
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "\
-One key per line; line ends, tabs and backslashes in keys are written as \\n, \\t and \\\\, and on a terminal so is everything that it would \
-obey. Scripts use --null or --output json. Keys are listed in an order that is stable but has no meaning. Reads a quorum of replicas; deleted keys are left out. Keys \
-that are written or deleted meanwhile may or may not be listed.
+One key per line; line ends, tabs and backslashes in keys are written as \\n, \\t and \\\\, and on a terminal so is \
+everything that it would obey. Scripts use --null or --output json. Keys are listed in an order that is stable but has no \
+meaning. Reads a quorum of replicas; deleted keys are left out. Keys that are written or deleted meanwhile may or may not be listed.
 
 Examples:
   witan kv list -t demo
