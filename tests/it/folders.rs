@@ -132,3 +132,22 @@ async fn a_folder_of_before_becomes_that_of_the_node_that_opens_it() {
     let says = refused(node(Version::This, "node-9", &data)).await;
     assert!(says.contains("belongs to node \"node-3\""), "{says}");
 }
+
+#[tokio::test]
+async fn a_coordinators_folder_that_is_in_use_says_by_whom() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let free = SocketAddr::new(own_address(), 0).to_string();
+    let mut command = Process::witan();
+    command
+        .args(["dev", "--node-port", "0", "--listen", &free, "--admin-listen", &free, "--data-dir"])
+        .arg(folder.path());
+    let process = started(command, folder.path()).await;
+    let mut second = Process::witan();
+    second
+        .args(["serve", "--listen", &free, "--admin-listen", &free, "--data-dir"])
+        .arg(folder.path().join("coordinator"));
+    let says = refused(second).await;
+    for part in ["is in use by process", &process.id().to_string(), "server.data_dir"] {
+        assert!(says.contains(part), "{part:?} is not in {says}");
+    }
+}

@@ -294,6 +294,11 @@ impl Open {
     }
 }
 
+/// The process that has the folder of an engine open, for messages: its number and its name, if they can be found.
+pub fn holder(folder: &Path) -> String {
+    holder::of(&folder.join(check::LOCK)).unwrap_or_else(|| "another process".to_owned())
+}
+
 fn describe(folder: &Path, what: &str, error: &dyn std::error::Error) -> EngineError {
     EngineError::Broken(format!("the store in {} {what}: {error}", folder.display()))
 }
@@ -403,7 +408,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let _first = Fjall::open(folder.path(), Options::default()).unwrap();
         let error = Fjall::open(folder.path(), Options::default()).err().unwrap().to_string();
-        assert!(error.contains("another process"), "{error}");
+        let this = format!("in use by process {} ", std::process::id());
+        assert!(error.contains(&this) && error.contains("--data-dir"), "{error}");
     }
 
     #[test]

@@ -12,7 +12,6 @@ use std::time::Duration;
 use witan_kernel::fault::Fault;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::holder;
 use super::journal::{self, Covered, Journal};
 use super::mark::{self, Found, Mark};
 
@@ -64,7 +63,7 @@ pub(super) fn check(folder: &Path) -> Result<(), Refused> {
 }
 
 /// The engine's file that is locked while a process has the folder open.
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 
 /// The engine's own lock.
 fn lock(folder: &Path) -> Result<File, Refused> {
@@ -83,7 +82,7 @@ fn lock(folder: &Path) -> Result<File, Refused> {
 impl Refused {
     /// That another process has the folder open.
     pub(super) fn in_use(folder: &Path) -> Self {
-        Self::InUse(holder::of(&folder.join(LOCK)).unwrap_or_else(|| "another process".to_owned()))
+        Self::InUse(super::holder(folder))
     }
 }
 
