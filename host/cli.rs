@@ -1,7 +1,7 @@
 //! The command line: what each subcommand takes, what it does with the API, and what it prints.
 //!
-//! Reading order: [`args`] (how values are spelled), [`output`] (text for people, JSON for programs), [`client`] (the
-//! connection, and how errors are shown), [`choice`] (flags that choose among the values of a type), then one module per
+//! Reading order: [`args`] (how values are spelled), [`output`] (text for people, JSON for programs), [`endpoint`] (whether TLS is spoken),
+//! [`client`] (the connection, and how errors are shown), [`choice`] (flags that choose among the values of a type), then one module per
 //! subcommand. The running coordinator is in [`crate::process`].
 //!
 //! Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such key (`kv get`), 4 warnings only (`doctor`). With `--output json`, exactly one
@@ -17,6 +17,7 @@ pub mod config;
 pub mod credential;
 pub mod dev;
 pub mod doctor;
+pub mod endpoint;
 pub mod health;
 pub mod kv;
 pub mod node;
@@ -37,6 +38,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::settings::LogFormat;
 use crate::config::{Loaded, Problems};
 use crate::process::lines::Lines;
+use crate::process::private;
 use crate::process::telemetry::{self, LogFilter, quiet_engine};
 use output::Output;
 
@@ -76,7 +78,7 @@ pub struct Cli {
 /// Options of every subcommand.
 #[derive(Debug, clap::Args)]
 pub struct Global {
-    /// Address of a coordinator
+    /// Address of a coordinator: http://HOST:PORT, or https://HOST:PORT for TLS
     #[arg(
         long,
         global = true,
@@ -116,6 +118,16 @@ pub struct Global {
     /// instead
     #[arg(long, global = true, env = "WITAN_TOKEN_FILE", value_name = "FILE", help_heading = "Global options")]
     pub token_file: Option<std::path::PathBuf>,
+    /// Send the API token over plain text (http://) to other machines, too: everybody on the way can read it and use it
+    #[arg(
+        long,
+        global = true,
+        env = "WITAN_ALLOW_PLAINTEXT_TOKEN",
+        value_parser = clap::builder::FalseyValueParser::new(),
+        action = clap::ArgAction::SetTrue,
+        help_heading = "Global options"
+    )]
+    pub allow_plaintext_token: bool,
     /// Log level for standard error: error, warn, info, debug, trace, or module=level; overrides RUST_LOG
     /// [default: info for servers, warn otherwise]
     #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options")]
@@ -182,6 +194,7 @@ pub enum Command {
 /// Reads the process's arguments, runs the subcommand, and returns the exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let kept = private::keep();
     let loaded = match load(&cli) {
         Ok(loaded) => loaded,
         Err(problems) => return client::report(&problems.into(), cli.global.output),
@@ -189,14 +202,17 @@ pub fn main() -> ExitCode {
     let (log, lines) = match log(&cli, loaded.as_ref()) {
         Ok(log) => log,
         Err(error) => {
-            eprintln!("error: --log-level: {error}");
+            output::note(&format!("error: --log-level: {error}"));
             return ExitCode::from(2);
         }
     };
+    if let Err(error) = kept {
+        tracing::warn!(%error, "core files cannot be turned off: one that is written when this process crashes holds secrets");
+    }
     let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: start the asynchronous runtime: {error}");
+            output::note(&format!("error: start the asynchronous runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };

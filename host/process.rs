@@ -4,7 +4,8 @@
 //! assembled from, [`world`] names the implementation of each port, [`start`] assembles and serves. Around them: [`stores`]
 //! (metadata and idempotency, and the lease on this coordinator's id), `nodes` (polling of storage nodes), `cluster` (applies changes
 //! made by the control plane), `plugins`, `live` and [`reload`] (configuration changes at run time), `readiness`, [`secured`] (TLS),
-//! [`telemetry`], [`lines`] (of the log), [`signal`], [`system`] (clocks and randomness).
+//! [`telemetry`], [`lines`] (of the log), [`signal`], [`private`] (permissions of files, no core files), [`system`] (clocks and
+//! randomness).
 //!
 //! No other module names an implementation of a port.
 
@@ -16,6 +17,7 @@ mod live;
 pub mod node;
 mod nodes;
 mod plugins;
+pub mod private;
 mod readiness;
 pub mod reload;
 pub mod secured;

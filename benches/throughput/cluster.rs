@@ -113,6 +113,7 @@ fn global(coordinator: &Process) -> Global {
         client_key_file: None,
         server_name: None,
         token_file: None,
+        allow_plaintext_token: false,
         log_level: None,
         log_format: None,
     }

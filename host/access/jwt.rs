@@ -10,6 +10,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use moka::sync::Cache;
 use serde::Deserialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use witan_kernel::name::TenantId;
 use witan_net::{Snapshot, Watch};
@@ -31,6 +32,8 @@ const LEEWAY: u64 = 30;
 const SECRET_BYTES: usize = 32;
 /// Largest key file, in bytes: a PEM key has a few kilobytes.
 const FILE_BYTES: usize = 64 << 10;
+/// The last second of the year 9999, in seconds since 1970. Times in milliseconds are beyond it, and would never expire.
+const LAST_SECOND: f64 = 253_402_300_799.0;
 /// Longest recorded `sub`, in characters.
 const SUBJECT_CHARS: usize = 100;
 
@@ -53,15 +56,63 @@ struct Key {
 /// The hash of a token, and that of the key file it was checked with: a new key may give a different result.
 type Seen = ([u8; 32], [u8; 32]);
 
-#[derive(Deserialize)]
+/// Claims as they were sent. Of any type, so that a refusal can say which of them is wrong.
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Claims {
-    exp: f64,
-    #[serde(default)]
-    sub: String,
-    #[serde(default)]
-    scope: String,
-    #[serde(default)]
-    tenant: Option<String>,
+    iss: Value,
+    exp: Value,
+    sub: Value,
+    scope: Value,
+    tenant: Value,
+}
+
+impl Claims {
+    /// When the token expires, in seconds since 1970.
+    fn expiry(&self) -> Result<f64, Refusal> {
+        match self.exp.as_f64() {
+            Some(exp) if exp <= LAST_SECOND => Ok(exp),
+            Some(_) => Err(Refusal::Issuer(
+                "its claim `exp` is after the year 9999: it must be in seconds since 1970, and seems to be in milliseconds",
+            )),
+            None => Err(Refusal::Issuer("its claim `exp` is not a number of seconds since 1970")),
+        }
+    }
+
+    /// The names of scopes: separated by spaces (RFC 8693, section 4.2), or a list, which several issuers send.
+    fn scopes(&self) -> Result<Scopes, Refusal> {
+        let wrong =
+            Refusal::Issuer("its claim `scope` is neither text with names separated by spaces nor a list of names");
+        match &self.scope {
+            Value::Null => Ok(Scopes::NONE),
+            Value::String(text) => Ok(Scopes::among(text.split(' '))),
+            Value::Array(names) => {
+                let names: Option<Vec<&str>> = names.iter().map(Value::as_str).collect();
+                names.map(Scopes::among).ok_or(wrong)
+            }
+            _ => Err(wrong),
+        }
+    }
+
+    fn tenant(&self) -> Result<Option<TenantId>, Refusal> {
+        let tenant = match &self.tenant {
+            Value::Null => return Ok(None),
+            Value::String(id) => TenantId::new(id.as_str()).ok(),
+            _ => None,
+        };
+        tenant.map(Some).ok_or(Refusal::Issuer("its claim `tenant` is not a tenant id"))
+    }
+
+    /// Checks the types of names, which the validation leaves open.
+    fn are_of_their_types(&self) -> Result<(), Refusal> {
+        if !self.iss.is_string() {
+            return Err(Refusal::Issuer("its claim `iss` is not text: a token has one issuer"));
+        }
+        match &self.sub {
+            Value::Null | Value::String(_) => Ok(()),
+            _ => Err(Refusal::Issuer("its claim `sub` is not text")),
+        }
+    }
 }
 
 impl Issuer {
@@ -122,16 +173,23 @@ impl Issuer {
     }
 
     fn verify(&self, text: &str, key: &DecodingKey) -> Result<Credential, Refusal> {
-        let claims = decode::<Claims>(text, key, &self.validation).map_err(|error| refusal(error.kind()))?.claims;
-        let scopes = Scopes::among(claims.scope.split(' '));
-        let tenant = claims.tenant.map(TenantId::new).transpose();
-        let tenant = tenant.map_err(|_| Refusal::Issuer("its claim `tenant` is not a tenant id"))?;
+        let token = decode::<Claims>(text, key, &self.validation).map_err(|error| refusal(error.kind()))?;
+        // RFC 7515, section 4.1.11: such a token means something else to whoever understands the extension.
+        if token.header.crit.is_some() {
+            return Err(Refusal::Issuer(
+                "its header `crit` names extensions that must be understood, and none is known here",
+            ));
+        }
+        let claims = token.claims;
+        claims.are_of_their_types()?;
+        let (scopes, tenant, expiry) = (claims.scopes()?, claims.tenant()?, claims.expiry()?);
         if tenant.is_none() && !scopes.has(Scope::Operator) {
             return Err(Refusal::Issuer("it names no tenant, and only a token with the scope operator may do without"));
         }
-        let subject: String = claims.sub.chars().filter(|c| !c.is_control()).take(SUBJECT_CHARS).collect();
+        let subject = claims.sub.as_str().unwrap_or_default();
+        let subject: String = subject.chars().filter(|c| !c.is_control()).take(SUBJECT_CHARS).collect();
         // The cast saturates. The leeway for the issuer's clock applies to the expiry, too.
-        let expires_at_ms = ((claims.exp + LEEWAY as f64) * 1000.0) as u64;
+        let expires_at_ms = ((expiry + LEEWAY as f64) * 1000.0) as u64;
         Ok(Credential::new(format!("jwt:{subject}"), tenant, scopes, Some(expires_at_ms)))
     }
 
@@ -206,6 +264,9 @@ fn refusal(kind: &ErrorKind) -> Refusal {
         ErrorKind::InvalidAudience => Refusal::Issuer("it is not for `security.jwt.audience`"),
         ErrorKind::ImmatureSignature => Refusal::Issuer("it is not valid yet (`nbf`)"),
         ErrorKind::MissingRequiredClaim(_) => Refusal::Issuer("it lacks one of the claims exp, iss and aud"),
+        ErrorKind::InvalidClaimFormat(_) => {
+            Refusal::Issuer("one of its claims `exp` and `nbf` is not a number of seconds since 1970")
+        }
         ErrorKind::InvalidAlgorithm | ErrorKind::UnsupportedAlgorithm => {
             Refusal::Issuer("it is not signed with `security.jwt.algorithm`")
         }
@@ -219,7 +280,7 @@ mod tests {
     use std::io::Write;
 
     use jsonwebtoken::{EncodingKey, Header, encode, get_current_timestamp};
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -294,6 +355,58 @@ mod tests {
         }
         let text = signed(Algorithm::HS256, b"another secret of more than 32 bytes", &claims());
         assert!(matches!(issuer.check(&text, now_ms()), Err(Refusal::Issuer(why)) if why.contains("signature")));
+    }
+
+    #[test]
+    fn a_refusal_names_the_claim() {
+        let issuer = issuer();
+        let reason = |name: &str, value: Value| {
+            let mut claims = claims();
+            claims[name] = value.clone();
+            let refused = issuer.check(&signed(Algorithm::HS256, SECRET, &claims), now_ms());
+            refused.err().unwrap_or_else(|| panic!("{name}: {value} is accepted")).to_string()
+        };
+        let now = get_current_timestamp();
+        for (name, value, says) in [
+            ("exp", json!(now * 1000), "milliseconds"),
+            ("exp", json!(now * 1_000_000), "`exp`"),
+            ("iss", json!(["us"]), "`iss`"),
+            ("iss", json!(["us", "them"]), "issuer"),
+            ("nbf", json!("tomorrow"), "`nbf`"),
+            ("sub", json!(7), "`sub`"),
+            ("scope", json!(["read", 7]), "`scope`"),
+            ("scope", json!({ "read": true }), "`scope`"),
+            ("tenant", json!(["acme", "other"]), "`tenant`"),
+            ("tenant", json!("a:b"), "`tenant`"),
+        ] {
+            let refused = reason(name, value.clone());
+            assert!(refused.contains(says), "{name}: {value}: {refused}");
+        }
+    }
+
+    #[test]
+    fn scopes_may_be_a_list() {
+        let issuer = issuer();
+        let scopes = |value: Value| {
+            let mut claims = claims();
+            claims["scope"] = value;
+            issuer.check(&signed(Algorithm::HS256, SECRET, &claims), now_ms()).unwrap().scopes()
+        };
+        assert_eq!(scopes(json!(["openid", "read", "write"])), Scopes::parse(["read", "write"]).unwrap());
+        assert_eq!(scopes(json!(["read write"])), Scopes::NONE, "the names of a list are not split");
+        assert_eq!((scopes(json!([])), scopes(Value::Null)), (Scopes::NONE, Scopes::NONE));
+    }
+
+    #[test]
+    fn an_extension_that_must_be_understood_is_refused() {
+        let issuer = issuer();
+        for crit in [&["exp"][..], &["http://example.com/UNDEFINED"], &["b64"], &[]] {
+            let crit: Vec<String> = crit.iter().map(|name| (*name).to_owned()).collect();
+            let header = Header { crit: Some(crit.clone()), ..Header::new(Algorithm::HS256) };
+            let text = encode(&header, &claims(), &EncodingKey::from_secret(SECRET)).unwrap();
+            let refused = issuer.check(&text, now_ms()).unwrap_err();
+            assert!(matches!(refused, Refusal::Issuer(why) if why.contains("crit")), "{crit:?}: {refused}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod session;
 mod unary;
 pub mod work;
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering as Memory;
@@ -27,6 +27,7 @@ use super::args;
 use super::choice::{self, spelling};
 use super::client::Problem;
 use super::credential::Shown;
+use super::endpoint::Endpoint;
 use super::output::{self, Output, grouped};
 use super::{Global, client, tenant};
 use load::{Load, Mode};
@@ -142,11 +143,11 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         measure(preload_of(&load), "preload", quiet).await?;
     }
     if global.output == Output::Text {
-        output::line(&format!("{}\n", report::settings(&load)))?;
+        output::text(&format!("{}\n", report::settings(&load)))?;
     }
     let measured = measure(load.clone(), "load", quiet).await?;
     match global.output {
-        Output::Text => output::line(&report::text(&measured))?,
+        Output::Text => output::text(&report::text(&measured))?,
         Output::Json => output::object(&report::json(&load, &measured))?,
     }
     let worked = !measured.writes.is_empty() || !measured.reads.is_empty();
@@ -165,7 +166,7 @@ fn tenant_request(args: &Args) -> CreateTenantRequest {
 
 fn load_of(global: &Global, args: &Args, contexts: bool) -> anyhow::Result<Load> {
     Ok(Load {
-        endpoint: global.endpoint.clone(),
+        endpoint: Endpoint::parse(&global.endpoint).map_err(Problem::from)?.url,
         tls: client::tls(global)?,
         mode: args.mode,
         rate: args.rate.map_or(Rate::Closed, Rate::Open),
@@ -217,15 +218,14 @@ async fn measure(load: Load, what: &str, quiet: bool) -> anyhow::Result<Measured
         tokio::select! {
             measured = &mut running => {
                 if !quiet {
-                    eprint!("\r\x1b[K");
+                    output::progress("");
                 }
                 return measured?;
             }
             _ = every.tick(), if !quiet => {
                 let (done, failed) = (progress.done.load(Memory::Relaxed), progress.failed.load(Memory::Relaxed));
-                eprint!("\r\x1b[K{what}: {} operations, {}/s, {} failed", grouped(done), grouped(done - before), grouped(failed));
-                // Failing to show progress is not an error.
-                let _ = std::io::stderr().flush();
+                let (all, rate, failed) = (grouped(done), grouped(done - before), grouped(failed));
+                output::progress(&format!("{what}: {all} operations, {rate}/s, {failed} failed"));
                 before = done;
             }
         }

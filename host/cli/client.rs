@@ -19,7 +19,8 @@ use witan_wire::v1::plugin_service_client::PluginServiceClient;
 use witan_wire::weigh;
 
 use super::credential::{self, Shown};
-use super::output::{self, Output};
+use super::endpoint::{self, Scheme};
+use super::output::{self, Output, inline};
 use super::{Global, args};
 
 /// Exit code of `kv get` for a key that has no value.
@@ -54,7 +55,8 @@ async fn link(global: &Global) -> Result<Link, Problem> {
 
 /// A connection to the coordinator.
 pub async fn channel(global: &Global) -> Result<Channel, Problem> {
-    connect(&global.endpoint, global.timeout, tls(global)?).await
+    let endpoint = endpoint::Endpoint::parse(&global.endpoint)?;
+    connect(&endpoint.url, global.timeout, tls(global)?).await
 }
 
 /// A connection to `endpoint`, made within `timeout`; with `tls`, over TLS.
@@ -83,7 +85,7 @@ pub fn tls(global: &Global) -> Result<Option<ClientSide>, Problem> {
         key_file: global.client_key_file.clone(),
         server_name: global.server_name.clone(),
     };
-    if global.endpoint.starts_with("https://") {
+    if endpoint::Endpoint::parse(&global.endpoint)?.scheme == Scheme::Tls {
         return Ok(Some(ClientSide::open(&tls, Fields::CLIENT_FLAGS)?));
     }
     // A user who names an authority expects TLS, so that must not be ignored.
@@ -115,6 +117,9 @@ pub enum Problem {
         /// The chain of causes.
         why: String,
     },
+    /// The address cannot be used.
+    #[error(transparent)]
+    Endpoint(#[from] endpoint::Unusable),
     /// A certificate or a key cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
@@ -200,7 +205,7 @@ impl Explained {
             "QUORUM_NOT_REACHED" | "DEADLINE" => {
                 "see which storage nodes are reachable: witan nodes list; or lower the level: --consistency one"
             }
-            "INVALID_REPLICATION_FACTOR" => {
+            "INVALID_REPLICATION_FACTOR" if self.fields.is_empty() => {
                 "see the storage nodes: witan nodes list; add some, or choose a smaller factor"
             }
             "IDEMPOTENCY_KEY_CONFLICT" => "use a new idempotency key for a different change",
@@ -238,12 +243,13 @@ impl Explained {
 
     /// The error as text, on several lines.
     pub fn text(&self) -> String {
-        let mut text = format!("error: {}", if self.message.is_empty() { &self.code } else { &self.message });
+        let message = if self.message.is_empty() { &self.code } else { &self.message };
+        let mut text = format!("error: {}", inline(message));
         let reason = if self.reason.is_empty() { &self.code } else { &self.reason };
         // Writing to a string does not fail.
-        let _ = write!(text, "\n  reason:   {reason}");
+        let _ = write!(text, "\n  reason:   {}", inline(reason));
         for (field, problem) in &self.fields {
-            let _ = write!(text, "\n  field:    {field}: {problem}");
+            let _ = write!(text, "\n  field:    {}: {}", inline(field), inline(problem));
         }
         match self.outcome.as_deref() {
             Some("not-applied") => text.push_str("\n  outcome:  nothing was changed"),
@@ -251,7 +257,7 @@ impl Explained {
                 "\n  outcome:  in doubt: the change may have happened, or may still happen; a retry with the same \
                  --idempotency-key has one effect",
             ),
-            Some(other) => drop(write!(text, "\n  outcome:  {other}")),
+            Some(other) => drop(write!(text, "\n  outcome:  {}", inline(other))),
             None => {}
         }
         if let Some(step) = self.next_step() {
@@ -285,13 +291,13 @@ pub fn report(error: &anyhow::Error, output: Output) -> ExitCode {
             format!("error: {problem}\n  next:     check that the coordinator runs, and its address (--endpoint)"),
             json!({ "code": "UNAVAILABLE", "reason": "UNREACHABLE", "message": problem.to_string(), "outcome": "not-applied" }),
         ),
-        None | Some(Problem::File(_) | Problem::Credential(_)) => {
+        None | Some(Problem::Endpoint(_) | Problem::File(_) | Problem::Credential(_)) => {
             let message = chain(error);
             (format!("error: {message}"), json!({ "code": "", "reason": "FAILED", "message": message }))
         }
     };
     match output {
-        Output::Text => eprintln!("{text}"),
+        Output::Text => output::notes(&text),
         // If standard output is closed, the error cannot be reported anywhere.
         Output::Json => drop(output::object(&json!({ "error": json }))),
     }

@@ -1,12 +1,11 @@
 //! `witan completions`: completion scripts for shells.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::output::finish;
+use super::output;
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "The script goes to standard output; see the shell's documentation for where to put it.
@@ -28,6 +27,6 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::Cli::command(), "witan", &mut script);
-    finish(std::io::stdout().lock().write_all(&script))?;
+    output::raw(&script)?;
     Ok(ExitCode::SUCCESS)
 }

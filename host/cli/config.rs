@@ -48,13 +48,13 @@ pub fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check { file } => check(file, global.output),
         Command::Print { documented: true, .. } => {
-            output::line(documented().trim_end())?;
+            output::text(documented().trim_end())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Print { config, documented: false } => {
             let loaded = Loaded::read(Inputs::of_process(config, Vec::new()))?;
             match global.output {
-                Output::Text => output::line(loaded.yaml().trim_end())?,
+                Output::Text => output::text(loaded.yaml().trim_end())?,
                 Output::Json => output::object(&loaded.json())?,
             }
             Ok(ExitCode::SUCCESS)
@@ -80,7 +80,7 @@ fn check(file: Option<PathBuf>, how: Output) -> anyhow::Result<ExitCode> {
             }
             output::line("the configuration is valid")?;
         }
-        (Output::Text, Err(problems)) => eprintln!("error: {problems}"),
+        (Output::Text, Err(problems)) => output::notes(&format!("error: {problems}")),
     }
     Ok(code)
 }

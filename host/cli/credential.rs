@@ -8,6 +8,7 @@ use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
 use super::Global;
+use super::endpoint::{self, Endpoint};
 
 /// Environment variable that may hold a token.
 const VARIABLE: &str = "WITAN_TOKEN";
@@ -36,6 +37,15 @@ pub enum Unusable {
     /// The file is empty.
     #[error("{0}: is empty; put the token into it that `witan token create` has shown")]
     Empty(String),
+    /// Whoever is between this machine and the coordinator could read it.
+    #[error(
+        "--endpoint {0}: the token would be sent in plain text, and everybody on the way could read it and use it; use an https:// \
+         endpoint, or pass --allow-plaintext-token (WITAN_ALLOW_PLAINTEXT_TOKEN=true) if the network is trusted"
+    )]
+    InTheClear(String),
+    /// The address to send it to cannot be used.
+    #[error(transparent)]
+    Endpoint(#[from] endpoint::Unusable),
     /// Its text cannot be a header.
     #[error("{0}: is not a token; put the text into it that was shown, and nothing else")]
     NotAToken(String),
@@ -55,12 +65,20 @@ impl Shown {
     /// The token of `--token-file` or of the environment.
     ///
     /// # Errors
-    /// When there is a token that cannot be used. The message never contains it.
+    /// When there is a token that cannot be used, or must not be sent to this endpoint. The message never contains it.
     pub fn of(global: &Global) -> Result<Self, Unusable> {
-        match &global.token_file {
+        let shown = match &global.token_file {
             Some(file) => read(file).and_then(|text| Self::token(&text, &format!("--token-file {}", file.display()))),
             None => std::env::var(VARIABLE).map_or_else(|_| Ok(Self::default()), |text| Self::token(&text, VARIABLE)),
+        }?;
+        shown.may_be_sent(&global.endpoint, global.allow_plaintext_token)
+    }
+
+    fn may_be_sent(self, endpoint: &str, in_the_clear: bool) -> Result<Self, Unusable> {
+        if self.0.is_none() || in_the_clear || Endpoint::parse(endpoint)?.is_private() {
+            return Ok(self);
         }
+        Err(Unusable::InTheClear(endpoint.to_owned()))
     }
 
     fn token(text: &str, source: &str) -> Result<Self, Unusable> {
@@ -116,6 +134,31 @@ mod tests {
         assert_eq!(request.metadata().get("authorization").unwrap(), "Bearer witan_a_b");
         assert!(!format!("{request:?}").contains("witan_a_b"));
         assert_eq!(shown.header().unwrap(), "Bearer witan_a_b");
+    }
+
+    #[test]
+    fn a_token_does_not_leave_this_machine_in_plain_text() {
+        let send = |endpoint: &str, allowed: bool| {
+            Shown::token("witan_a_b", "test")
+                .unwrap()
+                .may_be_sent(endpoint, allowed)
+                .map(drop)
+                .map_err(|e| e.to_string())
+        };
+        for (endpoint, allowed) in
+            [("https://far:1", false), ("HTTPS://far:1", false), ("http://[::1]:1", false), ("http://far:1", true)]
+        {
+            assert_eq!(send(endpoint, allowed), Ok(()), "{endpoint}");
+        }
+        for endpoint in ["http://far:1", "HTTP://far:1", "http://10.0.0.1:1"] {
+            let refused = send(endpoint, false).unwrap_err();
+            assert!(refused.contains(endpoint) && refused.contains("--allow-plaintext-token"), "{refused}");
+            assert!(!refused.contains("witan_a_b"), "{refused}");
+        }
+        for endpoint in ["grpcs://far:1", "far:1"] {
+            assert!(send(endpoint, false).is_err(), "{endpoint}");
+        }
+        assert!(Shown::default().may_be_sent("http://far:1", false).is_ok(), "there is nothing to read");
     }
 
     #[test]

@@ -5,20 +5,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use tokio::sync::watch;
 use witan_control::TenantCacheConfig;
 use witan_coordinate::Defaults;
 use witan_kernel::durability::Durability;
 
-use super::choice;
+use super::{choice, output};
 use crate::access::config::Security;
 use crate::grpc::origin::Sampling;
 use crate::process::config::{self, Config, Live};
 use crate::process::node::LocalNodes;
 use crate::process::reload::Reloads;
-use crate::process::signal;
 use crate::process::start::start;
 use crate::process::stores::Shared;
+use crate::process::{private, signal};
 
 /// Flags of `witan dev`.
 #[derive(Debug, clap::Args)]
@@ -52,6 +53,7 @@ pub struct Args {
 /// Runs a cluster until SIGINT or SIGTERM.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let stop = signal::stop_on_signal()?;
+    private::folder(&args.data_dir).with_context(|| format!("create {}", args.data_dir.display()))?;
     let local = LocalNodes::start(args.nodes, args.node_port, &args.data_dir, args.durability).await?;
     let nodes = local.nodes.clone();
     let config = Config {
@@ -76,7 +78,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let serving = start(config, watch::channel(Live::default()).1, Reloads::default(), stop).await?;
     let shown: Vec<String> = nodes.iter().map(|node| format!("{}={}:{}", node.id, node.host, node.port)).collect();
-    println!("ready address={} admin={} nodes={}", serving.address, serving.admin_address, shown.join(","));
+    let (address, admin, nodes) = (serving.address, serving.admin_address, shown.join(","));
+    output::line(&format!("ready address={address} admin={admin} nodes={nodes}"))?;
     serving.ended().await?;
     // Nodes stop after the coordinator, whose last requests they still answer.
     local.stop().await?;

@@ -2,7 +2,6 @@
 
 pub mod list;
 
-use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -174,38 +173,33 @@ fn found(output: Output, details: bool, response: &ReadKeyValueResponse) -> anyh
         return Ok(());
     }
     if response.siblings.is_empty() {
-        value(&response.value)?;
+        output::value(&response.value)?;
     } else {
         siblings(response)?;
     }
     if details || !response.siblings.is_empty() {
-        eprintln!("context: {}", args::base64(&response.context));
+        output::note(&format!("context: {}", args::base64(&response.context)));
     }
     if details {
-        eprintln!("resolved by: {}", response.resolved_by);
-        eprintln!("clock: {}", clock_text(response.vector_clock.as_ref()));
+        output::note(&format!("resolved by: {}", response.resolved_by));
+        output::note(&format!("clock: {}", clock_text(response.vector_clock.as_ref())));
     }
     Ok(())
 }
 
-/// Prints the raw bytes; on a terminal with a line end, so that the prompt starts on its own line.
-fn value(value: &[u8]) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    let line_end = if out.is_terminal() && !value.ends_with(b"\n") { "\n" } else { "" };
-    output::finish(out.write_all(value).and_then(|()| out.write_all(line_end.as_bytes())).and_then(|()| out.flush()))
-}
-
 fn siblings(response: &ReadKeyValueResponse) -> std::io::Result<()> {
     let count = response.siblings.len();
-    eprintln!("the key has {count} concurrent values; write the one to keep with the --context below");
+    output::note(&format!("the key has {count} concurrent values; write the one to keep with the --context below"));
     let mut text = String::new();
     for (at, sibling) in (1..).zip(&response.siblings) {
         let (size, written) = (sibling.value.len(), output::moment(sibling.written_at_us));
         text += &format!("--- sibling {at} of {count}, {size} bytes, written {written}\n");
         text += &output::shown(&sibling.value);
-        text.push('\n');
+        if at < count {
+            text.push('\n');
+        }
     }
-    output::finish(std::io::stdout().lock().write_all(text.as_bytes()))
+    output::text(&text)
 }
 
 fn missing(output: Output, details: bool, key: &str, status: &Status) -> std::io::Result<()> {
@@ -213,9 +207,9 @@ fn missing(output: Output, details: bool, key: &str, status: &Status) -> std::io
     match output {
         Output::Json => output::object(&json!({ "key": key, "found": false, "value": null, "context": context })),
         Output::Text => {
-            eprintln!("no value: {}", status.message());
+            output::note(&format!("no value: {}", status.message()));
             if let Some(context) = context.filter(|_| details) {
-                eprintln!("context: {context}");
+                output::note(&format!("context: {context}"));
             }
             Ok(())
         }

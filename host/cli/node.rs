@@ -13,8 +13,8 @@ use witan_net::{Bounds, Fields, Incoming, ListenerTls, Protocol, ServerSide, Sha
 use witan_node::node::{NodeConfig, ROW_CACHE};
 use witan_node::server::Guard;
 
-use super::choice;
-use crate::process::{node, signal};
+use super::{choice, output};
+use crate::process::{node, private, signal};
 
 /// Flags of `witan node`.
 #[derive(Debug, clap::Args)]
@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     shards: usize,
     /// Size of the row cache, in MiB.
-    #[arg(long, default_value_t = ROW_CACHE >> 20)]
+    #[arg(long, default_value_t = ROW_CACHE >> 20, value_parser = mebibytes)]
     row_cache_mib: usize,
     /// Threads for network I/O; 0: a quarter of the cores.
     #[arg(long, default_value_t = 0)]
@@ -111,10 +111,23 @@ impl Args {
     }
 }
 
+/// Reads a number of MiB whose bytes this machine can count.
+fn mebibytes(text: &str) -> Result<usize, String> {
+    let number: usize = text.parse().map_err(|_| "is not a whole number of MiB".to_owned())?;
+    match number.checked_mul(1 << 20) {
+        Some(_) => Ok(number),
+        None => Err(format!("is more than this machine can address; use at most {}", usize::MAX >> 20)),
+    }
+}
+
 /// Runs a node until SIGINT or SIGTERM.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     args.is_safe().map_err(anyhow::Error::msg)?;
     let stop = signal::stop_on_signal()?;
+    signal::outlive_hangup(
+        "certificates and secrets are read again by themselves when their files change; flags need a restart",
+    )?;
+    private::folder(&args.data_dir).with_context(|| format!("create {}", args.data_dir.display()))?;
     let open_tls = |tls: ListenerTls| ServerSide::open(&tls, Fields::NODE_FLAGS, Protocol::Grpc);
     let tls = args.tls().map(open_tls).transpose()?;
     let open_secret = |path: &PathBuf| SharedSecret::open(path, "--shared-secret-file");
@@ -131,7 +144,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.guard = secret.map_or(Guard::Connected, Guard::Secret);
     let node = node::open(config).await?;
     let incoming = Incoming::new(listener, tls, Protocol::Grpc, Bounds::of(args.max_connections));
-    println!("ready node={} address={address} store={}", node.id(), node.store_id());
+    output::line(&format!("ready node={} address={address} store={}", node.id(), node.store_id()))?;
     node::serve(node, incoming, stop).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -151,6 +164,13 @@ mod tests {
     fn is_safe(flags: &str) -> Result<(), String> {
         let line = ["node", "--id", "n", "--data-dir", "d", "--listen"].into_iter().chain(flags.split_whitespace());
         Line::try_parse_from(line).expect("flags").args.is_safe()
+    }
+
+    #[test]
+    fn a_cache_larger_than_memory_can_be_is_refused() {
+        assert_eq!(mebibytes("64"), Ok(64));
+        assert!(mebibytes("17592186044416").unwrap_err().contains("at most 17592186044415"));
+        assert!(mebibytes("64MiB").is_err());
     }
 
     #[test]

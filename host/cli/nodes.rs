@@ -129,7 +129,7 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
     }
     table.print("no storage nodes; add some: witan nodes add NODE_ID HOST:PORT")?;
     for node in nodes.iter().filter(|node| !node.state_message.is_empty()) {
-        eprintln!("storage node {}: {}", node.node_id, node.state_message);
+        output::note(&format!("storage node {}: {}", node.node_id, node.state_message));
     }
     for node in nodes.iter().filter(|node| node.store_state == "failed") {
         let advice = "check its disk, then restart the node";

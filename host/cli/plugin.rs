@@ -340,7 +340,7 @@ async fn events(global: &Global, new: bool, count: Option<u64>) -> anyhow::Resul
         let Some(event) = events.message().await.map_err(Problem::read)? else { break };
         match global.output {
             // One line each, even on a terminal: this is a stream, not one result.
-            Output::Json => output::line(&event_json(&event).to_string())?,
+            Output::Json => output::record(&event_json(&event))?,
             Output::Text => output::line(&event_text(&event))?,
         }
         left -= 1;

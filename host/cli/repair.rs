@@ -104,7 +104,7 @@ async fn follow(
         }
         for new in &report.admitted_stores {
             if announced.insert(new.node_id.clone()) {
-                bar.0.suspend(|| eprintln!("{}", announcement(new)));
+                bar.0.suspend(|| output::note(&announcement(new)));
             }
         }
         bar.show(report);
@@ -175,19 +175,22 @@ fn show(output: Output, report: &CoordinatorServiceRepairResponse) -> anyhow::Re
 
 fn problems_for_people(report: &CoordinatorServiceRepairResponse) {
     for node in &report.unreachable_nodes {
-        eprintln!("storage node {} was not repaired everywhere: {}", node.node_id, node.reason);
+        output::note(&format!("storage node {} was not repaired everywhere: {}", node.node_id, node.reason));
     }
     for node in &report.write_only_nodes {
-        eprintln!("the new store of storage node {} is not complete: {}", node.node_id, node.reason);
+        output::note(&format!("the new store of storage node {} is not complete: {}", node.node_id, node.reason));
     }
     if report.failed > 0 {
-        eprintln!("{} records could not be read or merged; see the coordinator's log", grouped(report.failed));
+        output::note(&format!(
+            "{} records could not be read or merged; see the coordinator's log",
+            grouped(report.failed)
+        ));
     }
     if !report.complete {
         let (incomplete, all) = (report.ranges_incomplete, report.ranges_total);
-        eprintln!(
+        output::note(&format!(
             "{incomplete} of {all} ranges are not fully repaired; run it again when all nodes answer: witan nodes list"
-        );
+        ));
     }
 }
 
@@ -195,10 +198,12 @@ fn stopped(output: Output, report: CoordinatorServiceRepairResponse) -> anyhow::
     let cursor = args::base64(&report.cursor);
     match output {
         Output::Json => output::object(&output::with(json(&report), json!({ "phase": "stopped" })))?,
-        Output::Text if cursor.is_empty() => eprintln!("stopped before any progress was reported"),
+        Output::Text if cursor.is_empty() => output::note("stopped before any progress was reported"),
         Output::Text => {
             let (scanned, repaired) = (grouped(report.scanned), grouped(report.repaired));
-            eprintln!("stopped after {scanned} records, {repaired} repaired; to continue: --cursor {cursor}");
+            output::note(&format!(
+                "stopped after {scanned} records, {repaired} repaired; to continue: --cursor {cursor}"
+            ));
         }
     }
     Ok(ExitCode::FAILURE)

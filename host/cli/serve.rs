@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use witan_kernel::durability::Durability;
 
 use super::choice::{self, spelling};
-use super::{Global, args};
+use super::{Global, args, output};
 use crate::config::{Flag, Inputs, Loaded, NotANode, Problems, node};
 use crate::process::coordinator;
 use crate::process::telemetry::LogFilter;
@@ -109,7 +109,10 @@ impl Args {
 ///
 /// `log` changes what is logged, where the configuration decides that.
 pub async fn run(loaded: Loaded, log: Option<LogFilter>) -> anyhow::Result<ExitCode> {
-    let ready = |address, admin| println!("ready address={address} admin={admin}");
+    let ready = |address, admin| {
+        // Nobody waits for this line if standard output is closed.
+        let _ = output::line(&format!("ready address={address} admin={admin}"));
+    };
     coordinator::run(loaded, log, ready).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -16,7 +16,7 @@ use witan_wire::v1::{
 use super::Global;
 use super::choice::{self, spelling};
 use super::client::{self, Problem, has_reason, within};
-use super::output::{self, Output, Table};
+use super::output::{self, Output, Table, inline};
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "\
@@ -258,9 +258,9 @@ fn show(output: Output, verb: &str, tenant: &GetTenantResponse) -> anyhow::Resul
         return Ok(ExitCode::SUCCESS);
     }
     let title = if verb.is_empty() {
-        format!("tenant {}", tenant.tenant_id)
+        format!("tenant {}", inline(&tenant.tenant_id))
     } else {
-        format!("{verb} tenant {}", tenant.tenant_id)
+        format!("{verb} tenant {}", inline(&tenant.tenant_id))
     };
     let lines = [
         title,
@@ -274,7 +274,7 @@ fn show(output: Output, verb: &str, tenant: &GetTenantResponse) -> anyhow::Resul
         format!("  version             {}", tenant.version),
         format!("  created             {}", output::moment(tenant.created_at.saturating_mul(1_000_000))),
     ];
-    output::line(&lines.join("\n"))?;
+    output::text(&lines.join("\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -166,7 +166,8 @@ impl Direct {
         let shared = Shared { postgres: config::postgres(&settings.database)?, redis: None };
         let folder = &settings.server.data_dir;
         if shared.postgres.is_none() && !folder.join("metadata.db").exists() {
-            eprintln!("note: {} holds no coordinator's data yet; a new store is created there", folder.display());
+            let folder = folder.display();
+            output::note(&format!("note: {folder} holds no coordinator's data yet; a new store is created there"));
         }
         stores::metadata(&shared, folder).await.map(Some)
     }
@@ -212,7 +213,7 @@ async fn made(global: &Global, create: Create) -> anyhow::Result<ExitCode> {
     match global.output {
         Output::Json => output::object(&output::with(token_json(&info), json!({ "token": text })))?,
         Output::Text => {
-            eprintln!("token {}: {}; save it now; it is not shown again", info.token_id, may(&info));
+            output::note(&format!("token {}: {}; save it now; it is not shown again", info.token_id, may(&info)));
             output::line(&text)?;
         }
     }

@@ -45,6 +45,10 @@ impl Database {
     }
 
     fn checked(&self, key: &'static str, url: &str) -> Result<Secret, KeyError> {
+        if !is_encoded(url) {
+            let apart = "database.host, database.user and database.password_file";
+            return Err(KeyError::new(key, not_encoded(apart)));
+        }
         let parts = parts(url)
             .ok_or_else(|| KeyError::new(key, "is not of the form postgres://user:password@host:port/database"))?;
         if parts.mode.is_some() && self.ssl_mode.is_some() {
@@ -84,6 +88,31 @@ impl Database {
         let Some(parts) = url.as_ref().and_then(|url| parts(url.reveal())) else { return true };
         is_local(parts.host) || parts.mode == Some("verify-full")
     }
+}
+
+/// Whether user and password of an address are percent-encoded as they must be. If not, an address is cut in the middle of the password,
+/// and what follows is taken for a host, which errors and logs may show.
+pub(super) fn is_encoded(url: &str) -> bool {
+    let Some((_, rest)) = url.split_once("://") else { return true };
+    let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    if let Some((secrets, _)) = authority.rsplit_once('@') {
+        let mut parts = secrets.split('%').skip(1);
+        return parts.all(|part| part.as_bytes().get(..2).is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit)));
+    }
+    // No '@' before the first of these characters, and one after it: they are within the password. In the parameters there may be one,
+    // unless the supposed port is no number.
+    let port = authority.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
+    let is_host = port.is_none_or(|port| port.bytes().all(|digit| digit.is_ascii_digit()));
+    let before_parameters = if tail.starts_with('#') { tail } else { tail.split('?').next().unwrap_or(tail) };
+    !before_parameters.contains('@') && (is_host || !tail.contains('@'))
+}
+
+/// What is wrong with such an address, without any of it.
+pub(super) fn not_encoded(apart: &str) -> String {
+    format!(
+        "has a user or password with a character that means something else in an address: percent-encode it (/ as %2F, ? as %3F, # as %23, \
+         @ as %40, : as %3A, % as %25), or leave the address out and set {apart}"
+    )
 }
 
 struct Parts<'a> {

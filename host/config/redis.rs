@@ -1,6 +1,6 @@
 //! The servers of the idempotency store, assembled from their keys.
 
-use super::database::{bracketed, is_local, secret_of};
+use super::database::{bracketed, is_encoded, is_local, not_encoded, secret_of};
 use super::problem::KeyError;
 use super::settings::Redis;
 use super::value::Secret;
@@ -39,11 +39,17 @@ impl Redis {
             }
             None => return Ok(None),
         };
+        if addresses.iter().any(|address| !is_encoded(address.reveal())) {
+            return Err(KeyError::new(key, not_encoded("redis.host and redis.password_file")));
+        }
         if addresses.iter().any(|address| address.reveal().is_empty()) {
             return Err(KeyError::new(key, "contains an empty address"));
         }
-        if self.tls && addresses.iter().any(|address| address.reveal().starts_with("redis://")) {
-            return Err(KeyError::new(key, "says redis:// while redis.tls is true: write rediss://"));
+        if self.tls
+            && let Some(scheme) =
+                addresses.iter().filter_map(|address| scheme(address.reveal())).find(|it| is_plain(it))
+        {
+            return Err(KeyError::new(key, format!("says {scheme}:// while redis.tls is true: write rediss://")));
         }
         if self.db != 0 && matches!(key, "redis.url" | "redis.url_file") {
             let what = format!(
@@ -53,7 +59,7 @@ impl Redis {
             return Err(KeyError::new("redis.db", what));
         }
         if let Some(master) = &self.sentinel_master {
-            let tls = self.tls || addresses.iter().any(|address| address.reveal().starts_with("rediss://"));
+            let tls = self.tls || addresses.iter().any(|address| scheme(address.reveal()).is_some_and(is_tls));
             let (sentinels, master, database) = (addresses, master.clone(), self.db);
             return Ok(Some(Servers::Sentinel { sentinels, master, database, tls }));
         }
@@ -103,10 +109,25 @@ impl Redis {
     pub fn is_open(&self) -> bool {
         let Ok(Some((_, addresses))) = self.addresses() else { return false };
         addresses.iter().any(|address| {
-            let rest = address.reveal().strip_prefix("redis://");
-            rest.is_some_and(|rest| !is_local(host_of(rest)))
+            let plain = address.reveal().split_once("://").filter(|(scheme, _)| is_plain(scheme));
+            plain.is_some_and(|(_, rest)| !is_local(host_of(rest)))
         })
     }
+}
+
+/// The scheme of an address, as it is written.
+fn scheme(address: &str) -> Option<&str> {
+    address.split_once("://").map(|(scheme, _)| scheme)
+}
+
+/// Whether a scheme means TLS. Schemes have no case, and Redis has a sister with schemes of her own.
+fn is_tls(scheme: &str) -> bool {
+    ["rediss", "valkeys"].iter().any(|tls| scheme.eq_ignore_ascii_case(tls))
+}
+
+/// Whether a scheme means a connection to a port without TLS.
+fn is_plain(scheme: &str) -> bool {
+    ["redis", "valkey"].iter().any(|plain| scheme.eq_ignore_ascii_case(plain))
 }
 
 /// The host in an address without its scheme.

@@ -95,13 +95,22 @@ fn the_environment_is_checked_like_the_file() {
 
 #[test]
 fn contradicting_keys_of_redis_are_refused() {
-    for wrong in ["{url: 'redis://r:6379', tls: true}", "{addresses: ['redis://r:6379', r:6380], tls: true}"] {
+    for wrong in [
+        "{url: 'redis://r:6379', tls: true}",
+        "{url: 'REDIS://r:6379', tls: true}",
+        "{url: 'valkey://r:6379', tls: true}",
+        "{addresses: ['redis://r:6379', r:6380], tls: true}",
+    ] {
         let message = refused(&format!("redis: {wrong}\n"));
         assert!(message.contains("write rediss://"), "{message}");
     }
     let message = refused("redis: {url: 'redis://localhost:6379', db: 3}\n");
     assert!(message.contains("redis.db: is 3") && message.contains("redis://host:6379/3"), "{message}");
-    for right in ["{url: 'rediss://r:6379', tls: true}", "{addresses: ['r:6379'], tls: true, db: 3}"] {
+    for right in [
+        "{url: 'rediss://r:6379', tls: true}",
+        "{url: 'REDISS://r:6379', tls: true}",
+        "{addresses: ['r:6379'], tls: true, db: 3}",
+    ] {
         read(&format!("redis: {right}\n"), &[], &[]).unwrap_or_else(|problems| panic!("{right}: {problems}"));
     }
 }
@@ -246,4 +255,25 @@ fn the_documentation_is_what_the_table_says() {
     let (_, rest) = page.split_once("<!-- generated: witan config print --documented -->\n\n").expect("the first mark");
     let (generated, _) = rest.split_once("\n<!-- end -->").expect("the last mark");
     assert_eq!(generated.trim_end(), documented().trim_end(), "run: witan config print --documented");
+}
+
+#[test]
+fn a_password_that_is_not_encoded_is_not_shown() {
+    for password in ["p/w0rd", "p?w0rd", "p#w0rd", "100%w0rd", "12/w0rd", "p%2"] {
+        for key in ["database", "redis"] {
+            let scheme = if key == "redis" { "redis" } else { "postgres" };
+            let message = refused(&format!("{key}: {{url: '{scheme}://me:{password}@db.example:5432/witan'}}\n"));
+            assert!(message.contains("percent-encode"), "{key}: {password}: {message}");
+            assert!(!message.contains("w0rd") && !message.contains(password), "{key}: {message}");
+        }
+    }
+    for right in [
+        "postgres://me:p%2Fw0rd@localhost:5432/witan",
+        "postgres://localhost/witan?application_name=a@b",
+        "postgres://[::1]:5432/witan?application_name=a@b",
+        "postgres://me@localhost/witan",
+    ] {
+        read(&format!("database: {{url: '{right}'}}\n"), &[], &[])
+            .unwrap_or_else(|problems| panic!("{right}: {problems}"));
+    }
 }

@@ -22,6 +22,7 @@ pub struct Ended {
 impl Catalog {
     /// Stores a new tenant. [`StoreError::Exists`] when the id is taken.
     pub async fn create_tenant(&self, tenant: Tenant) -> Result<Tenant, Refused> {
+        tenant.id.check_new()?;
         let _placing = self.placing.lock().await;
         self.enough_nodes(tenant.replication_factor).await?;
         let tenant = self.metadata.create_tenant(tenant).await?;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use witan_kernel::limit;
 use witan_kernel::name::{Invalid, Key, TenantId};
 use witan_kernel::tenant::Level;
+use witan_net::call;
 use witan_wire::v1;
 
 use witan_coordinate::{ReadAnswer, ReadRequest, WriteRequest, Written};
@@ -136,27 +137,11 @@ fn context(context: Bytes) -> Result<Bytes, Invalid> {
 /// The most by which an operation's deadline is earlier than its client's.
 const HEAD_START: Duration = Duration::from_millis(100);
 
-/// How long an operation may take for a call with this deadline: a little less, so that a response saying why it timed out and
-/// whether it was applied still arrives. At the deadline itself gRPC ends the call on both sides without any detail.
+/// How long an operation may take for a call with this deadline: a little less, so that it can say itself how far it got, before the call
+/// is [ended](witan_net::call::Deadlines).
 pub(super) fn timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
-    let timeout = client_timeout(metadata)?;
+    let timeout = call::timeout(metadata.as_ref())?;
     Some(timeout - (timeout / 10).min(HEAD_START))
-}
-
-/// The client's deadline, from the `grpc-timeout` header.
-fn client_timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let amount: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(amount.saturating_mul(3600)),
-        "M" => Duration::from_secs(amount.saturating_mul(60)),
-        "S" => Duration::from_secs(amount),
-        "m" => Duration::from_millis(amount),
-        "u" => Duration::from_micros(amount),
-        "n" => Duration::from_nanos(amount),
-        _ => return None,
-    })
 }
 
 #[cfg(test)]

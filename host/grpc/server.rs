@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Response;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio_stream::Stream;
+use tonic::body::Body;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
+use witan_net::call::{Deadlines, Late, OnlyGrpc};
 use witan_wire::v1::FILE_DESCRIPTOR_SET;
 use witan_wire::v1::access_service_server::AccessServiceServer;
 use witan_wire::v1::coordinator_service_server::CoordinatorServiceServer;
@@ -16,9 +19,9 @@ use witan_wire::v1::plugin_service_server::PluginServiceServer;
 use super::guard::Guard;
 use super::intake::{self, IntakeLayer, REQUEST_BYTES};
 use super::origin::{Origins, Sampling};
-use super::{AccessApi, CoordinatorApi, PluginApi};
+use super::{AccessApi, CoordinatorApi, PluginApi, status};
 use crate::access::Access;
-use crate::access::scope::{self, Need};
+use crate::access::scope::{self, Effect, Need};
 use witan_coordinate::World;
 use witan_net::{CallKind, CountCalls};
 
@@ -88,9 +91,13 @@ where
     health.set_serving::<PluginServiceServer<PluginApi>>().await;
     health.set_serving::<AccessServiceServer<AccessApi>>().await;
     let serving = server(&bounds)
-        // The first layer is the outermost: calls refused by the layers below have an id, too.
+        // The first layer is the outermost.
         .layer(CountCalls { kind })
+        // What is no call at all is not looked at any further.
+        .layer(OnlyGrpc)
+        // Calls refused by the layers below have an id, too.
         .layer(Origins(bounds.sampling))
+        .layer(Deadlines(too_late))
         .layer(Guard(access))
         // The last layer is the innermost: nothing is buffered for a call that is refused anyway.
         .layer(IntakeLayer::new(bounds.intake))
@@ -150,6 +157,11 @@ fn server(bounds: &Bounds) -> Server {
         .initial_stream_window_size(2 << 20)
         .initial_connection_window_size(8 << 20)
         .tcp_nodelay(true)
+}
+
+/// The answer to a call whose deadline has passed.
+fn too_late(late: Late<'_>) -> Response<Body> {
+    status::too_late(late.begun, scope::of_call(late.path).effect != Effect::Nothing).status().into_http()
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

@@ -141,7 +141,12 @@ fn of(failure: Failure) -> Report {
 }
 
 fn invalid_report(invalid: &Invalid) -> Report {
-    Report::new(Code::InvalidArgument, "INVALID_REQUEST", invalid.to_string()).violation(invalid)
+    // The number of replicas has a reason of its own, whether it is impossible everywhere or only with the nodes there are.
+    let reason = match invalid.field {
+        "replication_factor" | "new_replication_factor" => "INVALID_REPLICATION_FACTOR",
+        _ => "INVALID_REQUEST",
+    };
+    Report::new(Code::InvalidArgument, reason, invalid.to_string()).violation(invalid)
 }
 
 /// The status for a malformed request, which was not applied.
@@ -177,6 +182,17 @@ pub(super) fn refused(code: Code, reason: &'static str, message: impl Into<Strin
     let mut report = Report::new(code, reason, message);
     report.outcome = Some("not-applied");
     report.status()
+}
+
+/// The report of a call whose deadline passed before it was answered. `begun`: it may have had effects by then.
+pub(super) fn too_late(begun: bool, changes: bool) -> Report {
+    let message = match begun {
+        true => "the deadline passed before the call was answered; allow more time",
+        false => "the deadline passed before the whole request had arrived; allow more time",
+    };
+    let mut report = Report::new(Code::DeadlineExceeded, "DEADLINE", message);
+    report.outcome = changes.then_some(if begun { "in-doubt" } else { "not-applied" });
+    report
 }
 
 /// The report of a call that was not authorized. `changes`: the call would have changed something; it was not applied.
@@ -224,6 +240,16 @@ mod tests {
         let violations = status.get_details_bad_request().unwrap().field_violations;
         assert_eq!(violations[0].field, "key");
         assert!(violations[0].description.contains("1024"));
+    }
+
+    #[test]
+    fn a_number_of_replicas_has_a_reason_of_its_own() {
+        for field in ["replication_factor", "new_replication_factor"] {
+            let status = invalid(&Invalid::new(field, "99 is out of range", "use 1 to 5"));
+            assert_eq!(status.code(), Code::InvalidArgument);
+            assert_eq!(status.get_details_error_info().unwrap().reason, "INVALID_REPLICATION_FACTOR");
+            assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, field);
+        }
     }
 
     #[test]

@@ -26,6 +26,39 @@ impl Invalid {
     }
 }
 
+/// Characters that are not seen, or that move others: the general categories Cc, Cf, Zl and Zp of Unicode 16. Sorted.
+const INVISIBLE: [(char, char); 21] = [
+    ('\u{ad}', '\u{ad}'),
+    ('\u{600}', '\u{605}'),
+    ('\u{61c}', '\u{61c}'),
+    ('\u{6dd}', '\u{6dd}'),
+    ('\u{70f}', '\u{70f}'),
+    ('\u{890}', '\u{891}'),
+    ('\u{8e2}', '\u{8e2}'),
+    ('\u{180e}', '\u{180e}'),
+    ('\u{200b}', '\u{200f}'),
+    // The separators of lines and of paragraphs, then marks of direction.
+    ('\u{2028}', '\u{202e}'),
+    ('\u{2060}', '\u{2064}'),
+    ('\u{2066}', '\u{206f}'),
+    ('\u{feff}', '\u{feff}'),
+    ('\u{fff9}', '\u{fffb}'),
+    ('\u{110bd}', '\u{110bd}'),
+    ('\u{110cd}', '\u{110cd}'),
+    ('\u{13430}', '\u{1343f}'),
+    ('\u{1bca0}', '\u{1bca3}'),
+    ('\u{1d173}', '\u{1d17a}'),
+    ('\u{e0001}', '\u{e0001}'),
+    // Letters that only programs see.
+    ('\u{e0020}', '\u{e007f}'),
+];
+
+/// Whether a character is not seen, or moves others: a control, a format character, or a separator of lines or paragraphs.
+pub fn is_invisible(c: char) -> bool {
+    let past = INVISIBLE.partition_point(|(first, _)| *first <= c);
+    c.is_control() || past.checked_sub(1).is_some_and(|at| c <= INVISIBLE[at].1)
+}
+
 /// A tenant's id: 1..=256 bytes of UTF-8 without ':' and control characters.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TenantId(Bytes);
@@ -45,6 +78,24 @@ impl TenantId {
             return Err(Invalid::new("tenant_id", format!("{id:?} contains {bad:?}"), remedy()));
         }
         Ok(Self(Bytes::from(id.into_bytes())))
+    }
+
+    /// Checks what only a new tenant's id must be: without characters that nobody sees, or that change the order of others, so that no id
+    /// looks like another one. Ids of before, which may have them, go on working.
+    ///
+    /// # Errors
+    /// When it contains one; the message names it by its number.
+    pub fn check_new(&self) -> Result<(), Invalid> {
+        let Some(bad) = self.as_str().chars().find(|c| is_invisible(*c)) else { return Ok(()) };
+        let id: String = self.as_str().escape_debug().collect();
+        Err(Invalid::new(
+            "tenant_id",
+            format!(
+                "\"{id}\" contains U+{:04X}, which is invisible or changes the direction of the text",
+                u32::from(bad)
+            ),
+            "use visible characters only: an id must not look like another one",
+        ))
     }
 
     /// Wraps an id that another part of this system has checked already (a peer, a stored row).
@@ -212,5 +263,47 @@ impl std::str::FromStr for NodeId {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         Self::new(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_of_a_new_tenant_has_nothing_invisible() {
+        for good in ["acme", "Müller & Söhne", "日本", "a b", "\u{5e9}\u{5dc}\u{5d5}\u{5dd}", "\u{1f40e}"] {
+            assert_eq!(TenantId::new(good).unwrap().check_new(), Ok(()), "{good}");
+        }
+        let bad = [
+            "acme\u{200b}",
+            "\u{202e}emca",
+            "a\u{ad}b",
+            "\u{feff}acme",
+            "a\u{2028}b",
+            "a\u{e0061}",
+            "a\u{2066}b\u{2069}",
+            "a\u{200d}b",
+        ];
+        for id in bad {
+            let invalid = TenantId::new(id).expect("ids of before go on working").check_new().unwrap_err();
+            assert_eq!(invalid.field, "tenant_id");
+            let shown = invalid.to_string();
+            assert!(shown.contains("U+") && !shown.chars().any(is_invisible), "{shown}");
+        }
+    }
+
+    #[test]
+    fn what_is_invisible_is_what_unicode_says() {
+        let all: Vec<char> = ('\0'..=char::MAX).filter(|c| is_invisible(*c)).collect();
+        // 65 controls, 170 format characters, and two separators, in Unicode 16.
+        assert_eq!(all.len(), 65 + 170 + 2);
+        for c in all {
+            // The standard library has a table of its own, of all that cannot be printed, private and unassigned ones among them.
+            assert!(c.escape_debug().count() > 1, "{c:?} can be printed");
+        }
+        for c in ['a', ' ', '\u{a0}', '\u{3000}', '\u{301}', '\u{fe0f}', '\u{e000}'] {
+            assert!(!is_invisible(c), "{c:?} is not of these categories");
+        }
     }
 }

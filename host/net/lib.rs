@@ -3,8 +3,8 @@
 //!
 //! In reading order: [`watch`] (files that are polled), [`file`](mod@file) (errors of files), [`certificate`] (PEM to rustls),
 //! [`reload`] (values made from watched files), [`listen`] and [`connect`] (the two sides of TLS), [`incoming`] and [`connection`]
-//! (a listener's stream of connections), `permits` (how many there may be), `calls` (which of them are in use), [`secret`] (a shared
-//! secret for coordinators and nodes without client certificates), [`metrics`].
+//! (a listener's stream of connections), `permits` (how many there may be), `in_use` (which of them carry calls), [`call`] (what every
+//! call must be), [`secret`] (a shared secret for coordinators and nodes without client certificates), [`metrics`].
 //!
 //! Invariants, as absences: no handshake delays another connection; no file is read on a thread of the async runtime after the
 //! start; no connection may stay silent without a limit before its first bytes, or without a call for ever; no address may have all
@@ -13,11 +13,12 @@
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
 
-mod calls;
+pub mod call;
 pub mod certificate;
 pub mod connect;
 pub mod connection;
 pub mod file;
+mod in_use;
 pub mod incoming;
 pub mod listen;
 pub mod metrics;
@@ -30,10 +31,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use calls::{CallKind, CountCalls, UntilSent};
 pub use connect::{ClientSide, Connector, explain};
 pub use connection::{Connection, Identity, Peer};
 pub use file::{Fields, FileError};
+pub use in_use::{CallKind, CountCalls, UntilSent};
 pub use incoming::{Bounds, Incoming};
 pub use listen::{Protocol, ServerSide};
 pub use permits::{Call, Untaken, Usage, WatchCall};

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tokio_stream::Stream;
+use tonic::body::Body;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
@@ -20,6 +21,7 @@ use tonic_health::server::HealthReporter;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::Clock;
 use witan_kernel::{capability, limit};
+use witan_net::call::{Deadlines, Late, OnlyGrpc};
 use witan_net::{CallKind, CountCalls};
 use witan_wire::condition::STORE_STATE;
 use witan_wire::range::PAGE_MESSAGE_BYTES;
@@ -102,7 +104,11 @@ where
 
     let mut stopping = stopped.clone();
     let serving = server(streams)
+        // The first layer is the outermost.
         .layer(CountCalls { kind })
+        // What is no call at all is not looked at any further.
+        .layer(OnlyGrpc)
+        .layer(Deadlines(too_late))
         .layer(guard::GuardLayer(guard))
         .add_service(storage)
         .add_service(health_server)
@@ -158,6 +164,15 @@ fn server(streams: u32) -> Server {
         // Room for several frames of a lane, and for all lanes of a coordinator.
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
+}
+
+/// The answer to a call whose deadline has passed.
+fn too_late(late: Late<'_>) -> http::Response<Body> {
+    Status::deadline_exceeded(match late.begun {
+        true => "the deadline passed before the call was answered; allow more time",
+        false => "the deadline passed before the whole request had arrived; allow more time",
+    })
+    .into_http()
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

@@ -20,6 +20,9 @@ use crate::row::{self, DamagedRow};
 
 /// The name of the engine's note that holds the identity.
 const IDENTITY: &str = "identity";
+/// The name of the engine's note that holds the id of the node whose store this is. Folders of before get it when they are next opened, and
+/// programs of before do not look at it.
+const NODE: &str = "node";
 /// The version of the identity's encoding.
 const CODEC: u8 = 1;
 /// The version of the identity of a store that is not on record. Programs of before refuse to open it: they would serve every coordinator,
@@ -72,6 +75,17 @@ pub enum OpenError {
          with `witan repair`"
     )]
     Identity(&'static str),
+    /// It is the store of another node: coordinators would take its records for those of this one.
+    #[error(
+        "the folder belongs to node {theirs:?}, and this is node {ours}: start it with --id {theirs}, or give node {ours} a folder of its \
+         own (--data-dir)"
+    )]
+    OfAnotherNode {
+        /// The node whose store it is.
+        theirs: String,
+        /// The node that was to open it.
+        ours: NodeId,
+    },
 }
 
 /// Why a row cannot be read.
@@ -86,15 +100,16 @@ pub enum LoadError {
 }
 
 impl Store {
-    /// Opens the store in an engine. An empty one gets a new id; each opening is a new boot, durably recorded. The node's id is used
-    /// only by a simulated fault.
+    /// Opens the store in an engine. An empty one gets a new id; each opening is a new boot, durably recorded. A store knows its node, and
+    /// is opened for no other.
     pub fn open(engine: Box<dyn Engine>, node: &NodeId, randomness: &dyn Randomness) -> Result<Self, OpenError> {
         let identity = match engine.note(IDENTITY)? {
             Some(bytes) => Identity::decode(&bytes)?,
             None if is_empty(&*engine)? => Identity { id: draw_id(node, randomness), boot: 0, on_record: true },
             None => return Err(OpenError::Identity("it is missing, and there are stored records")),
         };
-        let identity = Identity { boot: identity.boot + 1, ..identity };
+        belongs_to(&*engine, node)?;
+        let identity = Identity { boot: identity.boot.saturating_add(1), ..identity };
         engine.set_note(IDENTITY, identity.encode())?;
         let Identity { id, boot, on_record } = identity;
         let series = if Fault::ActorReusedAfterWipe.is_on() { boot } else { draw_series(randomness) };
@@ -307,6 +322,17 @@ pub(crate) const SHARDS: usize = 256;
 /// 40 bits.
 const SERIES: u64 = (1 << 40) - 1;
 
+/// Checks that this is the store of `node`, and notes it if nobody has yet.
+fn belongs_to(engine: &dyn Engine, node: &NodeId) -> Result<(), OpenError> {
+    match engine.note(NODE)? {
+        Some(noted) if noted == node.as_str().as_bytes() => Ok(()),
+        Some(noted) => {
+            Err(OpenError::OfAnotherNode { theirs: String::from_utf8_lossy(&noted).into_owned(), ours: node.clone() })
+        }
+        None => Ok(engine.set_note(NODE, Bytes::copy_from_slice(node.as_str().as_bytes()))?),
+    }
+}
+
 fn draw_series(randomness: &dyn Randomness) -> u64 {
     let bytes = randomness.sixteen();
     bytes[..5].iter().fold(0, |series, byte| series << 8 | u64::from(*byte))
@@ -449,6 +475,32 @@ mod tests {
         disk.crash();
         assert_eq!((open(&disk, &dice).is_on_record(), codec(&disk)), (true, CODEC));
         assert_eq!(open(&disk, &dice).id(), id);
+    }
+
+    #[test]
+    fn a_store_is_opened_for_its_own_node_only() {
+        let (disk, dice) = (Disk::new(), Dice::default());
+        let id = open(&disk, &dice).id();
+        let boot = |disk: &Disk| Identity::decode(&disk.open().note(IDENTITY).unwrap().unwrap()).unwrap().boot;
+        let before = boot(&disk);
+        let refused = Store::open(Box::new(disk.open()), &NodeId::new("n9").unwrap(), &dice).err().unwrap().to_string();
+        for part in ["\"n1\"", "n9", "--id n1", "--data-dir"] {
+            assert!(refused.contains(part), "{part:?} is not in {refused}");
+        }
+        assert_eq!(boot(&disk), before, "nothing was changed");
+        disk.crash();
+        assert_eq!(open(&disk, &dice).id(), id);
+    }
+
+    #[test]
+    fn a_store_of_before_becomes_that_of_the_node_that_opens_it() {
+        let (disk, dice) = (Disk::new(), Dice::default());
+        let identity = Identity { id: StoreId([9; 16]), boot: 3, on_record: true };
+        disk.open().set_note(IDENTITY, identity.encode()).unwrap();
+        assert_eq!(open(&disk, &dice).id(), identity.id);
+        disk.crash();
+        assert_eq!(disk.open().note(NODE).unwrap().unwrap(), "n1", "durably");
+        assert!(Store::open(Box::new(disk.open()), &NodeId::new("n9").unwrap(), &dice).is_err());
     }
 
     #[test]

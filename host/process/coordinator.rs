@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use anyhow::Context;
 use tokio::sync::watch;
 
 use super::config;
+use super::private;
 use super::reload::{Following, Reloads};
 use super::signal::{self, stopped};
 use super::start::start;
@@ -37,6 +39,7 @@ pub async fn run(
     let reloads = Reloads::default();
     let drain = settings.server.shutdown_timeout.0;
     let config = config::config(settings)?;
+    private::folder(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
     // From here on SIGHUP reloads the configuration; before, it ends the process.
     let reread = Following::new(loaded, live, log, reloads.clone())?;
     let serving = tokio::select! {

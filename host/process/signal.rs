@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM, which stop the process.
+//! SIGINT and SIGTERM, which stop the process, and SIGHUP, which does not.
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,6 +24,20 @@ pub fn stop_on_signal() -> anyhow::Result<watch::Receiver<bool>> {
         }
     });
     Ok(stopped)
+}
+
+/// Keeps the process alive at SIGHUP, which would end it, and logs `what` is read again.
+///
+/// # Errors
+/// When the signal cannot be listened for.
+pub fn outlive_hangup(what: &'static str) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP: {what}");
+        }
+    });
+    Ok(())
 }
 
 /// Ready when the stop signal is given, or its sender is dropped.

@@ -8,6 +8,7 @@ use anyhow::Context;
 use tokio::sync::watch;
 use witan_kernel::idempotency::{Name, Step, Stepped};
 use witan_kernel::port::{Claim, Durability, IdempotencyStore, Metadata, StoreError};
+use witan_node::engine::fjall::holder;
 use witan_store::idempotency::{EmbeddedIdempotency, RedisConfig, RedisIdempotency};
 use witan_store::metadata::{PostgresConfig, PostgresMetadata, SqliteMetadata};
 
@@ -61,7 +62,13 @@ impl Idempotency {
         }
         let folder = data_dir.join("idempotency");
         let shown = folder.display().to_string();
-        let opened = tokio::task::spawn_blocking(move || EmbeddedIdempotency::open(folder, clock, durability));
+        let opened = tokio::task::spawn_blocking(move || match EmbeddedIdempotency::open(&folder, clock, durability) {
+            Err(StoreError::Conflict(_)) => Err(anyhow::anyhow!(
+                "it is in use by {}: stop that process first, or give each coordinator a folder of its own (server.data_dir)",
+                holder(&folder)
+            )),
+            opened => Ok(opened?),
+        });
         let opened = opened.await?.with_context(|| format!("open the idempotency store {shown}"))?;
         Ok(Self::Embedded(Arc::new(opened)))
     }

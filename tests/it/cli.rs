@@ -1,11 +1,12 @@
 //! The command line as people and scripts use it: what it prints, and its exit codes.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Dev, Process};
+use crate::harness::{Dev, Process, write};
 
 /// The command line with the endpoint of one cluster.
 struct Cli {
@@ -230,5 +231,56 @@ async fn shells_get_their_completions() {
         let script = cli.run(&["completions", shell]).await;
         assert!(script.status.success());
         assert!(text(&script.stdout).contains("witan"), "{shell}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_one_record_whatever_is_in_it() {
+    let dev = Dev::start().await;
+    let (cli, api) = (Cli::of(&dev), dev.api());
+    api.tenant("t", |_| {}).await;
+    let keys = ["a\nb", r"a\nb", "tab\there", "plain"];
+    for key in keys {
+        api.write(write("t", key, "v")).await.expect("write");
+    }
+    let lines = |output: Output| -> BTreeSet<String> { text(&output.stdout).lines().map(str::to_owned).collect() };
+    let listed = lines(cli.run(&["kv", "list", "-t", "t"]).await);
+    assert_eq!(listed, BTreeSet::from([r"a\nb", r"a\\nb", r"tab\there", "plain"].map(str::to_owned)));
+    for null in ["-0", "--null"] {
+        let listed = cli.run(&["kv", "list", "-t", "t", null]).await;
+        let listed: BTreeSet<String> = text(&listed.stdout).split_terminator('\0').map(str::to_owned).collect();
+        assert_eq!(listed, BTreeSet::from(keys.map(str::to_owned)), "each as it is");
+    }
+    api.write(write("t", "a\0b", "v")).await.expect("write");
+    let refused = cli.run(&["kv", "list", "-t", "t", "--null"]).await;
+    assert!(!refused.status.success() && text(&refused.stderr).contains("--output json"), "{}", text(&refused.stderr));
+
+    // Other sentences and tables hold names as well.
+    let put = cli.run(&["kv", "put", "-t", "t", "two\nlines", "v"]).await;
+    assert_eq!(text(&put.stdout).lines().count(), 1, "{}", text(&put.stdout));
+    cli.json(&["token", "create", "--scope", "read", "--label", "x\ny\tz", "--tenant", "t"]).await;
+    let tokens = cli.run(&["token", "list"]).await;
+    let shown = text(&tokens.stdout);
+    assert!(shown.lines().count() == 1 && shown.contains(r"x\ny\tz"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_terminal_is_not_commanded_by_a_key() {
+    let dev = Dev::start().await;
+    let api = dev.api();
+    api.tenant("t", |_| {}).await;
+    let evil = "a\u{1b}[2J\u{9b}31m\u{202e}b";
+    api.write(write("t", evil, evil)).await.expect("write");
+    for arguments in ["kv list -t t", "kv list -t t --output json", &format!("kv get -t t '{evil}'")] {
+        // `script` runs a command on a terminal of its own, and shows what that received.
+        let witan = Process::witan();
+        let command = format!("{} {arguments} --timeout 60s", witan.get_program().display());
+        let mut script = tokio::process::Command::new("script");
+        script.args(["--quiet", "--return", "--command", &command, "/dev/null"]).stdin(Stdio::null());
+        let shown =
+            script.env("WITAN_ENDPOINT", format!("http://{}", dev.address())).output().await.expect("run script");
+        let shown = text(&shown.stdout);
+        assert!(shown.contains("[2J"), "{arguments}: {shown:?}");
+        assert!(!shown.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{arguments}: {shown:?}");
     }
 }

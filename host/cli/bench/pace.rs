@@ -69,7 +69,14 @@ impl Pace {
     pub(super) fn next(&mut self, now: Instant) -> Next {
         let at = match self.rate {
             Rate::Closed => now,
-            Rate::Open(rate) => self.start + Duration::from_secs_f64(self.started as f64 / rate),
+            Rate::Open(rate) => {
+                // A rate of almost nothing starts the next operation at a time that no clock can hold: not within this load.
+                let after = Duration::try_from_secs_f64(self.started as f64 / rate).ok();
+                match after.and_then(|after| self.start.checked_add(after)) {
+                    Some(at) => at,
+                    None => return Next::Done,
+                }
+            }
         };
         let done = match self.until {
             Until::Elapsed(elapsed) => at >= self.measured_from + elapsed,
@@ -97,6 +104,15 @@ mod tests {
     use super::{Next, Pace, Rate, Until, counts_from};
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_rate_of_almost_nothing_ends_the_load() {
+        let start = Instant::now();
+        for rate in [1e-300, 1e-19] {
+            let mut pace = Pace::new(start, SECOND, Until::Operations(5), Rate::Open(rate));
+            assert_eq!((pace.next(start), pace.next(start)), (Next::At(start), Next::Done), "{rate}");
+        }
+    }
 
     #[test]
     fn an_open_loop_keeps_its_rate_whatever_the_time_is() {

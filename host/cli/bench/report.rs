@@ -4,7 +4,7 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
 use super::super::args::spelling;
-use super::super::output::{Table, grouped, micros};
+use super::super::output::{Table, grouped, inline, micros};
 use super::load::Load;
 use super::measured::Measured;
 use super::pace::{Rate, Until};
@@ -58,7 +58,7 @@ pub fn text(measured: &Measured) -> String {
     } else {
         text.push_str(&format!(", {} errors:", grouped(measured.failed())));
         for (reason, count) in &measured.errors {
-            text.push_str(&format!("\n  {:>10}  {reason}", grouped(*count)));
+            text.push_str(&format!("\n  {:>10}  {}", grouped(*count), inline(reason)));
         }
     }
     text

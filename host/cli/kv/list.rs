@@ -1,10 +1,9 @@
 //! `witan kv list`: the keys of a tenant that have a value.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
-use witan_wire::v1::{KeyInfo, ListKeysRequest};
+use witan_wire::v1::ListKeysRequest;
 
 use crate::cli::Global;
 use crate::cli::client::{self, Problem, within};
@@ -15,12 +14,14 @@ const PAGE: i32 = 1000;
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "\
-One key per line, in an order that is stable but has no meaning. Reads a quorum of replicas; deleted keys are left out. Keys \
-that are written or deleted meanwhile may or may not be listed.
+One key per line; line ends, tabs and backslashes in keys are written as \\n, \\t and \\\\, and on a terminal so is \
+everything that it would obey. Scripts use --null or --output json. Keys are listed in an order that is stable but has no \
+meaning. Reads a quorum of replicas; deleted keys are left out. Keys that are written or deleted meanwhile may or may not be listed.
 
 Examples:
   witan kv list -t demo
   witan kv list -t demo --prefix user: --limit 100
+  witan kv list -t demo --null | xargs -0 -n 1 witan kv get -t demo
   witan kv list -t carts --output json | jq -r '.keys[] | select(.siblings) | .key'";
 
 /// Arguments of `kv list`.
@@ -38,6 +39,9 @@ pub struct List {
     /// Continue after an earlier list: its next_page_token from --output json
     #[arg(long, value_name = "TOKEN", default_value = "", hide_default_value = true)]
     pub page_token: String,
+    /// End each key with a zero byte instead of a line end, and print it as it is, for `xargs -0`
+    #[arg(short = '0', long)]
+    pub null: bool,
 }
 
 /// Lists keys.
@@ -56,7 +60,7 @@ pub async fn run(global: &Global, list: List) -> anyhow::Result<ExitCode> {
         let page = client.list_keys(within(global, request)).await.map_err(Problem::read)?.into_inner();
         left = left.saturating_sub(page.keys.len() as u64);
         match global.output {
-            Output::Text => lines(&page.keys)?,
+            Output::Text => output::names(page.keys.iter().map(|key| key.key.as_str()), list.null)?,
             Output::Json => {
                 keys.extend(page.keys.iter().map(|key| json!({ "key": key.key, "siblings": key.siblings })))
             }
@@ -70,9 +74,4 @@ pub async fn run(global: &Global, list: List) -> anyhow::Result<ExitCode> {
         output::object(&json!({ "keys": keys, "next_page_token": page_token }))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn lines(keys: &[KeyInfo]) -> std::io::Result<()> {
-    let text: String = keys.iter().map(|key| format!("{}\n", key.key)).collect();
-    output::finish(std::io::stdout().lock().write_all(text.as_bytes()))
 }

@@ -64,10 +64,10 @@ pub async fn run(global: &Global, delete: Delete) -> anyhow::Result<ExitCode> {
                 deleted.tenant_id
             ))?;
             for node in &deleted.incomplete_nodes {
-                eprintln!("storage node {} may still have records of it: {}", node.node_id, node.reason);
+                output::note(&format!("storage node {} may still have records of it: {}", node.node_id, node.reason));
             }
             if !complete {
-                eprintln!("run it again to remove them; they cannot be read meanwhile");
+                output::note("run it again to remove them; they cannot be read meanwhile");
             }
         }
     }

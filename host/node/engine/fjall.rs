@@ -10,10 +10,11 @@
 //! beside it, the mark, and the folder is checked against it before fjall sees it (docs/decisions/0025). Damaged tables need no mark:
 //! each of their blocks has a checksum, and reading a damaged one is an error.
 //!
-//! Reading order: `journal` reads fjall's journals, `mark` is the file, `check` decides whether a folder may be opened, and `keeper`
-//! writes the mark while it is open.
+//! Reading order: `journal` reads fjall's journals, `mark` is the file, `check` decides whether a folder may be opened (`holder`
+//! finds out who has it open), and `keeper` writes the mark while it is open.
 
 mod check;
+mod holder;
 mod journal;
 mod keeper;
 mod mark;
@@ -242,7 +243,7 @@ impl Open {
         let opened = panic::catch_unwind(AssertUnwindSafe(|| Self::open(folder, options)));
         let (database, records, notes) = match opened {
             Ok(opened) => opened.map_err(|error| match error {
-                fjall::Error::Locked => refused(check::Refused::InUse),
+                fjall::Error::Locked => refused(check::Refused::in_use(folder)),
                 error => describe(folder, "cannot be opened", &error),
             })?,
             Err(_) => {
@@ -291,6 +292,11 @@ impl Open {
         self.keeper.wrote(rows, bytes);
         Ok(())
     }
+}
+
+/// The process that has the folder of an engine open, for messages: its number and its name, if they can be found.
+pub fn holder(folder: &Path) -> String {
+    holder::of(&folder.join(check::LOCK)).unwrap_or_else(|| "another process".to_owned())
 }
 
 fn describe(folder: &Path, what: &str, error: &dyn std::error::Error) -> EngineError {
@@ -402,7 +408,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let _first = Fjall::open(folder.path(), Options::default()).unwrap();
         let error = Fjall::open(folder.path(), Options::default()).err().unwrap().to_string();
-        assert!(error.contains("another process"), "{error}");
+        let this = format!("in use by process {} ", std::process::id());
+        assert!(error.contains(&this) && error.contains("--data-dir"), "{error}");
     }
 
     #[test]

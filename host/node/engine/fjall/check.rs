@@ -18,8 +18,9 @@ use super::mark::{self, Found, Mark};
 /// Why a folder must not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
-    #[error("is in use by another process")]
-    InUse,
+    /// It is open elsewhere.
+    #[error("is in use by {0}: stop that process first, or give each node a folder of its own (--data-dir)")]
+    InUse(String),
     #[error("cannot be examined: {0}")]
     Io(#[from] io::Error),
     /// Acknowledged data is missing or damaged.
@@ -61,9 +62,12 @@ pub(super) fn check(folder: &Path) -> Result<(), Refused> {
     check_journals(folder, &mark)
 }
 
+/// The engine's file that is locked while a process has the folder open.
+pub(super) const LOCK: &str = "lock";
+
 /// The engine's own lock.
 fn lock(folder: &Path) -> Result<File, Refused> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(folder.join("lock"))?;
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(folder.join(LOCK))?;
     for _ in 0..3 {
         match file.try_lock() {
             Ok(()) => return Ok(file),
@@ -72,7 +76,14 @@ fn lock(folder: &Path) -> Result<File, Refused> {
             Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(100)),
         }
     }
-    Err(Refused::InUse)
+    Err(Refused::in_use(folder))
+}
+
+impl Refused {
+    /// That another process has the folder open.
+    pub(super) fn in_use(folder: &Path) -> Self {
+        Self::InUse(super::holder(folder))
+    }
 }
 
 /// Removes the files of a store whose creation was interrupted: the engine writes its version before it stores anything, and cannot

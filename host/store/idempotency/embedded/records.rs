@@ -50,7 +50,10 @@ impl Records {
             .max_journaling_size(JOURNAL_BYTES)
             .manual_journal_persist(true)
             .open()
-            .map_err(|error| failed("open the idempotency store", &error))?;
+            .map_err(|error| match error {
+                fjall::Error::Locked => StoreError::Conflict("it is in use by another process".to_owned()),
+                error => failed("open the idempotency store", &error),
+            })?;
         let keyspace = |name| {
             let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
             database.keyspace(name, options).map_err(|error| failed("open the idempotency store", &error))
