@@ -21,8 +21,8 @@ use crate::v1;
 /// Most operations in one batch of a session: four times as many as a session executes at a time; a larger batch would only wait longer.
 pub const SESSION_REQUESTS: usize = 8192;
 
-/// Bytes that any message may take in memory. A full batch of the smallest operations of a session weighs 4.6 MiB, of which its bytes on
-/// the wire allow the rest. A page of 1,000 small entries of a list weighs up to 1.2 MiB.
+/// Bytes that any message may take in memory. A full batch of the smallest operations of a session weighs 4.3 MiB, of which its bytes on
+/// the wire allow the rest. A page of 1,000 small entries of a list weighs up to 1 MiB.
 pub const ALLOWANCE: usize = 4 << 20;
 
 /// Bytes that a message may take in memory for each of its bytes on the wire, beyond [`ALLOWANCE`]. Lists without pages need it: a node or
