@@ -4,8 +4,8 @@
 //! A change is stored first and applied afterwards: what the store has not accepted is never served.
 //!
 //! Reading order: [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data),
-//! [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache`
-//! (the tenants that requests see).
+//! [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
+//! [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants that requests see).
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]

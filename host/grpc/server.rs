@@ -23,7 +23,7 @@ use super::{AccessApi, CoordinatorApi, PluginApi, status};
 use crate::access::Access;
 use crate::access::scope::{self, Effect, Need};
 use witan_coordinate::World;
-use witan_net::{CallKind, CountCalls};
+use witan_net::{CallKind, CountCalls, TOO_MANY};
 
 /// Bytes of the largest message sent to a client: 100 siblings in a record of 32 MiB.
 const RESPONSE_BYTES: usize = 40 << 20;
@@ -92,7 +92,7 @@ where
     health.set_serving::<AccessServiceServer<AccessApi>>().await;
     let serving = server(&bounds)
         // The first layer is the outermost.
-        .layer(CountCalls { kind })
+        .layer(CountCalls { kind, too_many })
         // What is no call at all is not looked at any further.
         .layer(OnlyGrpc)
         // Calls refused by the layers below have an id, too.
@@ -134,6 +134,10 @@ where
 /// Maximum age of a connection. Its client is then asked to reconnect, and calls in flight are completed. So clients discover
 /// coordinators that were added since, and unused connections do not stay open forever.
 const CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
+
+fn too_many() -> http::Response<tonic::body::Body> {
+    tonic::Status::resource_exhausted(TOO_MANY).into_http()
+}
 
 fn kind(path: &str) -> CallKind {
     let rule = scope::of_call(path);

@@ -5,7 +5,7 @@
 pub const NAMES: &str = "names";
 
 /// Of a coordinator: it counts nothing that a store acknowledges which is not on record. Of a node: it refuses every coordinator that does
-/// not name this, with [`crate::replica::ReplicaError::StaleEpoch`], from when it has been told that its store is not on record.
+/// not name this, with [`crate::replica::ReplicaError::StaleEpoch`], from when it has learned that its store is not on record.
 pub const STANDING: &str = "standing";
 
 /// What a coordinator of this version names with its lease.

@@ -29,7 +29,7 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The identity in its certificate, which was verified against the authorities; `None` without a certificate.
     pub identity: Option<Arc<Identity>>,
-    /// What is told of the calls on the connection.
+    /// The use that is made of the connection.
     pub usage: Usage,
 }
 
@@ -70,7 +70,7 @@ enum Io {
 /// What a client has to do before a deadline.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Awaited {
-    /// To send so many bytes.
+    /// To send this many bytes.
     Bytes(usize),
     /// To make a call, with all its headers.
     Call,

@@ -11,7 +11,6 @@ use futures::FutureExt;
 use futures::future::{Either, Join, Map, Ready, join, ready};
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
@@ -34,20 +33,26 @@ pub enum CallKind {
 pub struct CountCalls {
     /// What the call of a path is.
     pub kind: fn(&str) -> CallKind,
+    /// The response to a stream that needs no credential, of which there are too many.
+    pub too_many: fn() -> Response<Body>,
 }
+
+/// Why a stream is refused, for [`CountCalls::too_many`].
+pub const TOO_MANY: &str = "too many streams that need no credential are open on this connection, or from this address: end one first, or \
+                            ask with Health/Check";
 
 impl<S> Layer<S> for CountCalls {
     type Service = Counted<S>;
 
     fn layer(&self, inner: S) -> Counted<S> {
-        Counted { kind: self.kind, inner }
+        Counted { rules: *self, inner }
     }
 }
 
 /// A service whose calls are counted.
 #[derive(Debug, Clone)]
 pub struct Counted<S> {
-    kind: fn(&str) -> CallKind,
+    rules: CountCalls,
     inner: S,
 }
 
@@ -65,11 +70,11 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let usage = request.extensions().get::<Peer>().map(|peer| peer.usage.clone()).unwrap_or_default();
-        let kind = (self.kind)(request.uri().path());
+        let kind = (self.rules.kind)(request.uri().path());
         let watch = match kind {
             CallKind::Watch => match usage.watch() {
                 Some(watch) => Some(watch),
-                None => return Either::Left(ready(Ok(too_many().into_http()))),
+                None => return Either::Left(ready(Ok((self.rules.too_many)()))),
             },
             CallKind::Unary | CallKind::Stream => None,
         };
@@ -120,9 +125,9 @@ struct Streaming {
 
 impl HttpBody for Streaming {
     type Data = Bytes;
-    type Error = Status;
+    type Error = <Body as HttpBody>::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 
@@ -133,11 +138,4 @@ impl HttpBody for Streaming {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
-}
-
-fn too_many() -> Status {
-    Status::resource_exhausted(
-        "too many streams that need no credential are open on this connection, or from this address: end one first, or ask with \
-         Health/Check",
-    )
 }

@@ -13,6 +13,7 @@
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
 
+pub mod bounds;
 pub mod call;
 pub mod certificate;
 pub mod connect;
@@ -31,11 +32,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use bounds::Bounds;
 pub use connect::{ClientSide, Connector, explain};
 pub use connection::{Connection, Identity, Peer};
 pub use file::{Fields, FileError};
-pub use in_use::{CallKind, CountCalls, UntilSent};
-pub use incoming::{Bounds, Incoming};
+pub use in_use::{CallKind, CountCalls, TOO_MANY, UntilSent};
+pub use incoming::Incoming;
 pub use listen::{Protocol, ServerSide};
 pub use permits::{Call, Untaken, Usage, WatchCall};
 pub use secret::SharedSecret;

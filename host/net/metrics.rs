@@ -75,7 +75,8 @@ impl Seen {
             let accepted = traffic.0.counts.accepted.load(Ordering::Relaxed);
             ConstCounter::new(accepted).encode(family.encode_family(&[("listener", *listener)])?)?;
         }
-        let help = "Client connections that were closed: too many, of one address, without a call, evicted to make room, a failed handshake, nothing sent";
+        let help = "Client connections that were closed: too many, of one address, without a call, evicted to make room, a failed \
+             handshake, nothing sent or read";
         let mut family = encoder.encode_descriptor("witan_connections_closed", help, None, MetricType::Counter)?;
         for (listener, traffic) in &self.listeners {
             let counts = &traffic.0.counts;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
 
-use crate::incoming::Bounds;
+use crate::bounds::Bounds;
 
 /// How many connections are considered for an eviction: few enough to be cheap for each connection of a flood.
 const SAMPLE: usize = 64;

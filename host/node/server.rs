@@ -22,7 +22,7 @@ use witan_kernel::name::NodeId;
 use witan_kernel::port::Clock;
 use witan_kernel::{capability, limit};
 use witan_net::call::{Deadlines, Late, OnlyGrpc};
-use witan_net::{CallKind, CountCalls};
+use witan_net::{CallKind, CountCalls, TOO_MANY};
 use witan_wire::condition::STORE_STATE;
 use witan_wire::range::PAGE_MESSAGE_BYTES;
 use witan_wire::v1::storage_node_service_server::{StorageNodeService, StorageNodeServiceServer};
@@ -105,7 +105,7 @@ where
     let mut stopping = stopped.clone();
     let serving = server(streams)
         // The first layer is the outermost.
-        .layer(CountCalls { kind })
+        .layer(CountCalls { kind, too_many })
         // What is no call at all is not looked at any further.
         .layer(OnlyGrpc)
         .layer(Deadlines(too_late))
@@ -141,6 +141,10 @@ async fn not_serving_once_failed(health: HealthReporter, store: Arc<Store>) -> I
     health.set_not_serving::<StorageNodeServiceServer<Storage>>().await;
     health.set_service_status("", ServingStatus::NotServing).await;
     std::future::pending().await
+}
+
+fn too_many() -> http::Response<tonic::body::Body> {
+    tonic::Status::resource_exhausted(TOO_MANY).into_http()
 }
 
 /// Only health checks need no secret, where nodes ask for one.

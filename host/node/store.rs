@@ -34,7 +34,7 @@ pub struct Store {
     engine: Box<dyn Engine>,
     id: StoreId,
     boot: u64,
-    /// The node was told that the metadata has another store on record.
+    /// The node has learned that the metadata has another store on record.
     not_on_record: AtomicBool,
     /// Whether the identity on disk says so. Held while it is written.
     noted_as_such: Mutex<bool>,
@@ -133,12 +133,13 @@ impl Store {
         })
     }
 
-    /// False if the node was told last that the metadata has another store on record.
+    /// False if the node has learned that the metadata has another store on record.
     pub fn is_on_record(&self) -> bool {
         !self.not_on_record.load(Ordering::Acquire)
     }
 
-    /// The node was told whether this is its store on record. Takes effect at once; returns whether it has to be [noted](Self::note_standing).
+    /// A coordinator says whether this is the node's store on record. Takes effect at once; returns whether it has to be
+    /// [noted](Self::note_standing).
     pub(crate) fn set_on_record(&self, on_record: bool) -> bool {
         let changes = self.not_on_record.swap(!on_record, Ordering::AcqRel) == on_record;
         match (changes, on_record) {
@@ -153,7 +154,7 @@ impl Store {
         changes
     }
 
-    /// Notes durably what [`Self::set_on_record`] was told last. Blocks.
+    /// Notes durably what [`Self::set_on_record`] was called with last. Blocks.
     pub(crate) fn note_standing(&self) {
         let mut noted = lock(&self.noted_as_such);
         let not_on_record = !self.is_on_record();
@@ -380,7 +381,7 @@ struct Identity {
     id: StoreId,
     /// How many times it was opened.
     boot: u64,
-    /// False if the node was told that the metadata has another store on record.
+    /// False if the node has learned that the metadata has another store on record.
     on_record: bool,
 }
 

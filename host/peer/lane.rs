@@ -201,7 +201,7 @@ struct Stream {
     trust: Trust,
     condition: Option<Condition>,
     capabilities: Vec<String>,
-    /// What the node was told last about its store, by any coordinator: whether it is on record.
+    /// Whether the store is on record, as far as the node knows from any coordinator.
     told: bool,
 }
 
@@ -319,7 +319,7 @@ struct Session<'a, C: Clock, N: Connect> {
     p99_us: u64,
     /// The largest number of requests in flight since the last tick.
     peak: usize,
-    /// Whether the node was told last that its store is on record; `None` if this lane does not tell it.
+    /// Whether its store is on record, as far as the node knows; `None` if this lane does not inform it.
     told: Option<bool>,
 }
 
@@ -371,7 +371,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
         Some(session)
     }
 
-    /// Tells the node whether its store is on record, if that is not what it was told last.
+    /// Informs the node whether its store is on record, if it does not know.
     fn tell_standing(&mut self) {
         let uses = self.ends.vitals.uses();
         let Some(told) = self.told.as_mut().filter(|_| uses.store == self.store) else { return };

@@ -82,7 +82,7 @@ async fn a_new_cluster_writes_for_a_coordinator_of_the_previous_version_while_th
     .await;
 }
 
-/// A coordinator of the previous version writes to whatever store a node has, and counts what it acknowledges. A node that has been told
+/// A coordinator of the previous version writes to whatever store a node has, and counts what it acknowledges. A node that knows
 /// that its store is not on record does not let it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_coordinator_of_the_previous_version_cannot_count_an_unmounted_disk() {

@@ -215,7 +215,7 @@ fn a_wrapped_clock_shows_what_it_wraps() {
     assert_eq!((clock.wall_micros(), clock.monotonic_micros(), clock.wall_ms()), (7_000_500, 42, 7_000));
 }
 
-/// Moves on by what it is told, and its wall clock jumps besides.
+/// Moves on as it is set, and its wall clock jumps besides.
 #[derive(Clone)]
 struct Jumping(Arc<Mutex<(u64, u64)>>);
 

@@ -98,7 +98,7 @@ struct Lane {
     frames: mpsc::Sender<ExchangeRequest>,
     answers: Streaming<ExchangeResponse>,
     joiner: Joiner,
-    /// Whether the node had been told last, when it opened, that its store is on record.
+    /// Whether the node's store was on record, as far as the node knew, when it opened.
     on_record: bool,
     /// The conditions that the node has reported, in order.
     reported: Vec<Condition>,
@@ -193,9 +193,9 @@ async fn a_failed_sync_is_reported_on_the_lane_and_in_health() {
 async fn a_store_that_is_not_on_record_refuses_coordinators_that_may_count_it() {
     let node = run().await;
     let (mut new, mut old) = (Lane::open(&node, &[capability::STANDING]).await, Lane::open(&node, &[]).await);
-    assert!(new.on_record && old.ask("k", merge(1)).await.is_ok(), "it has been told nothing");
+    assert!(new.on_record && old.ask("k", merge(1)).await.is_ok(), "nobody has said otherwise");
     new.tell(false).await;
-    assert!(new.ask("k", merge(2)).await.is_ok(), "who has been told what it may be used for decides");
+    assert!(new.ask("k", merge(2)).await.is_ok(), "this coordinator knows what it may be used for");
     assert_eq!(old.ask("k", merge(3)).await, Err(ReplicaError::StaleEpoch));
     assert_eq!(old.ask("k", Ask::Read).await, Err(ReplicaError::StaleEpoch));
     assert!(!Lane::open(&node, &[]).await.on_record, "every coordinator learns it");

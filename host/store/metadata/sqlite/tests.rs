@@ -120,7 +120,7 @@ async fn works_on_a_schema_that_a_later_version_has_added_to() {
     assert_eq!(metadata.tenants(None, 10).await.expect("tenants").len(), 3);
 }
 
-/// Whether an earlier version has ever worked on the file is told apart when it is migrated.
+/// The migration finds out whether an earlier version has ever worked on the file.
 #[tokio::test]
 async fn a_file_of_an_earlier_version_was_founded_without_capabilities() {
     for (worked, founded) in [(false, &OF_COORDINATORS[..]), (true, &[][..])] {
