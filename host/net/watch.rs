@@ -6,8 +6,6 @@
 //! found them, so that neither a half-written file nor a certificate beside the key of its predecessor is used.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,20 +47,7 @@ impl Snapshot {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    read_bounded(path).map_err(|error| error.to_string())
-}
-
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("is not a file"));
-    }
-    let mut content = Vec::new();
-    file.take(FILE_BYTES + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > FILE_BYTES {
-        return Err(io::Error::other(format!("is larger than {FILE_BYTES} bytes")));
-    }
-    Ok(content)
+    witan_file::read(path, FILE_BYTES).map_err(|error| error.to_string())
 }
 
 /// Some files, and which of their contents were reported.
