@@ -156,6 +156,24 @@ mod tests {
         assert!(!format!("{watch:?}").contains("key 2"), "{watch:?}");
     }
 
+    /// Whoever opens a FIFO without a writer waits for ever, and so would everything that comes after it.
+    #[test]
+    fn a_fifo_in_place_of_a_file_is_an_error_and_holds_up_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (key, other) = (folder.path().join("key"), folder.path().join("other"));
+        fs::write(&key, "key").unwrap();
+        let mut watch = watch(&[key.clone(), other.clone()]);
+        fs::remove_file(&key).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&key).status().unwrap().success());
+        fs::write(&other, "other").unwrap();
+        let (looked, looks) = std::sync::mpsc::channel();
+        std::thread::spawn(move || looked.send((watch.look().is_some(), watch.look().cloned())));
+        let (at_first, found) = looks.recv_timeout(Duration::from_secs(60)).expect("it does not wait for a writer");
+        let found = found.expect("seen twice");
+        assert!(!at_first && found.get(&key).unwrap_err().contains("is a FIFO"), "{:?}", found.get(&key));
+        assert_eq!(found.get(&other), Ok(&b"other"[..]));
+    }
+
     /// As Kubernetes does it: the link that is replaced is not in the folder that the path names.
     #[test]
     fn a_link_that_is_replaced_above_is_a_change() {

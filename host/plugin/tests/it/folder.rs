@@ -77,6 +77,31 @@ async fn what_is_no_regular_file_holds_up_nothing() {
 }
 
 #[tokio::test]
+async fn a_folder_that_hangs_delays_neither_a_change_nor_the_next_start() {
+    let world = World::new();
+    let (answer, gate) = std::sync::mpsc::channel::<()>();
+    let folder = world.folder();
+    let hangs = move || witan_file::in_time(&folder, move || Ok(_ = gate.recv()));
+    tokio::task::spawn_blocking(hangs).await.unwrap().unwrap_err();
+    world.host.scan().await.unwrap();
+    world.put("a", POLICY, &policy(1)).await.unwrap();
+    world.put("a", POLICY, &policy(2)).await.unwrap();
+    world.host.rollback(Some(tenant("a")), POLICY).await.unwrap();
+    let world = tokio::task::spawn_blocking(|| world.restart()).await.unwrap();
+    assert_eq!(required(&world.hooks("a").policy(&question(1))), 1);
+    place(&world.folder().join("a.wasm"), &policy(3));
+    world.host.scan().await.unwrap();
+    assert_eq!(world.host.artifacts().len(), 2, "it hangs still");
+    drop(answer);
+    let staged = async {
+        while world.host.artifacts().len() == 2 {
+            world.host.scan().await.unwrap();
+        }
+    };
+    tokio::time::timeout(LONG, staged).await.expect("it is read once it answers");
+}
+
+#[tokio::test]
 async fn a_half_written_file_is_refused_and_the_whole_one_staged() {
     let world = World::new();
     let (_, mut events) = world.host.watch();
