@@ -17,7 +17,7 @@ pub mod settings;
 mod suggest;
 pub mod value;
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -32,7 +32,7 @@ pub use settings::Settings;
 use layers::Layers;
 
 /// Largest file, in bytes: the longest sensible one lists a thousand storage nodes.
-const FILE_BYTES: u64 = 1 << 20;
+pub(crate) const FILE_BYTES: u64 = 1 << 20;
 
 /// The sources of a configuration besides the defaults.
 #[derive(Debug, Clone, Default)]
@@ -129,21 +129,34 @@ fn parse(file: &Path) -> Result<Value, String> {
     serde_saphyr::from_str_with_options(&text, options).map_err(|error| format!("is not YAML: {error}"))
 }
 
-/// Reads a text file of bounded size.
+/// Reads the configuration, a text of bounded size. It may come from a pipe, but not from one that nobody writes to.
 fn read_small(file: &Path) -> Result<String, String> {
-    let about = std::fs::metadata(file).map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
-    if about.len() > FILE_BYTES {
-        return Err(format!("{} has {} bytes; at most {FILE_BYTES} are allowed", file.display(), about.len()));
+    let cannot = |error: io::Error| format!("{} cannot be read: {error}", file.display());
+    let path = file.to_owned();
+    let read = witan_file::in_time(file, move || {
+        let about = std::fs::metadata(&path)?.len();
+        let mut text = String::new();
+        // The size that was just asked for says nothing of a device or a pipe.
+        if about <= FILE_BYTES {
+            std::fs::File::open(&path)?.take(FILE_BYTES + 1).read_to_string(&mut text)?;
+        }
+        Ok((about, text))
+    });
+    let (about, text) = read.map_err(cannot)?;
+    if about > FILE_BYTES {
+        return Err(format!("{} has {about} bytes; at most {FILE_BYTES} are allowed", file.display()));
     }
-    // The size that was just asked for says nothing of a device or a pipe.
-    let mut text = String::new();
-    let opened = std::fs::File::open(file).map(|file| file.take(FILE_BYTES + 1));
-    let read = opened.and_then(|mut file| file.read_to_string(&mut text));
-    read.map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
     if text.len() as u64 > FILE_BYTES {
         return Err(format!("{} has more than {FILE_BYTES} bytes, the most that are allowed", file.display()));
     }
     Ok(text)
+}
+
+/// Reads a text file that holds a secret, a key or certificates.
+fn read_secret(file: &Path) -> Result<String, String> {
+    let cannot = |why: &dyn std::fmt::Display| format!("{} cannot be read: {why}", file.display());
+    let content = witan_file::read(file, FILE_BYTES).map_err(|error| cannot(&error))?;
+    String::from_utf8(content).map_err(|_| cannot(&"it is not text in UTF-8"))
 }
 
 fn typed(layers: &mut Layers) -> Result<Settings, Vec<Problem>> {

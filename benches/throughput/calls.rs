@@ -119,7 +119,7 @@ fn answered<T: std::fmt::Debug>(asked: &Asked<T>) -> anyhow::Result<()> {
 
 async fn bind(host: &PluginHost, hook: Hook, component: &Path) -> anyhow::Result<()> {
     let bytes = std::fs::read(component).with_context(|| format!("read {}", component.display()))?;
-    let digest = host.stage(Bytes::from(bytes)).await?.digest;
+    let digest = host.stage(Bytes::from(bytes), None).await?.digest;
     let (plugin, configuration) = (Reference::Digest(digest), Bytes::new());
     host.bind(BindRequest { tenant: None, hook, plugin, configuration, on_fault: OnFault::Native }).await?;
     Ok(())

@@ -219,6 +219,7 @@ impl Explained {
                 "see its failures: witan plugin events; restore the previous plugin: witan plugin rollback"
             }
             "STORAGE_FULL" => "free disk space on the storage nodes: witan nodes list shows how full they are",
+            "PLUGIN_HOST_BUSY" => "try again in a minute, or with a longer deadline",
             "OVERLOADED" | "RATE_LIMIT_EXCEEDED" | "IN_PROGRESS" | "STALE_EPOCH" => "try again in a moment",
             "UNAUTHORIZED" => {
                 "provide a token: --token-file FILE, or WITAN_TOKEN; an operator creates one: witan token create"

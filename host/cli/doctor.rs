@@ -107,7 +107,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
             configuration(&loaded.notes, &mut findings);
             let known = servers::examine(&loaded.settings, &mut findings).await;
             nodes::examine(&loaded.settings, known, &mut findings).await;
-            certificates::examine(&loaded, &mut findings).await;
+            certificates::examine(&loaded, &mut findings);
             coordinator::examine(global, &mut findings).await;
         }
     }

@@ -13,7 +13,7 @@ use witan_kernel::name::NodeId;
 use super::keys::{self, KEYS, Kind};
 use super::layers::{Layers, Source};
 use super::problem::{KeyError, Problem};
-use super::read_small;
+use super::read_secret;
 use super::settings::Settings;
 use crate::access::config::may_listen;
 use witan_kernel::limit::LONGEST_DEADLINE;
@@ -175,7 +175,7 @@ impl Check<'_> {
             let Some(Value::String(file)) = self.layers.get(key.path).map(|given| &given.value) else { continue };
             // The files of the stores have been read above.
             let read_before = ["url_file", "password_file"].iter().any(|name| key.path.ends_with(name));
-            if !read_before && let Err(what) = read_small(Path::new(file)) {
+            if !read_before && let Err(what) = read_secret(Path::new(file)) {
                 self.wrong(key.path, what);
             }
         }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::problem::KeyError;
-use super::read_small;
+use super::read_secret;
 use super::settings::{Database, SslMode};
 use super::value::Secret;
 
@@ -161,7 +161,7 @@ pub(super) fn encoded(text: &str) -> String {
 
 /// Reads a secret from a file, without surrounding white space such as the final newline.
 pub(super) fn secret_of(key: &'static str, file: &Path) -> Result<Secret, KeyError> {
-    let text = read_small(file)
+    let text = read_secret(file)
         .map_err(|what| KeyError::new(key, format!("{what}; create the file, with nothing but the secret in it")))?;
     let text = text.trim();
     if text.is_empty() {

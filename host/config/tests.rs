@@ -140,6 +140,25 @@ fn secrets_come_from_files_that_must_be_there() {
     assert_eq!(url.reveal(), "postgres://witan:p%40ss%2Fword@localhost:5432/witan");
 }
 
+/// Nobody writes to it: whoever opens it waits for ever.
+#[test]
+fn a_secret_in_a_fifo_is_refused_and_not_waited_for() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let fifo = folder.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().expect("run mkfifo").success());
+    let fifo = fifo.display();
+    let texts = [
+        ("database.password_file", format!("database: {{host: localhost, password_file: {fifo}}}\n")),
+        ("security.nodes.shared_secret_file", format!("security: {{nodes: {{shared_secret_file: {fifo}}}}}\n")),
+    ];
+    for (key, text) in texts {
+        let (answer, answered) = std::sync::mpsc::channel();
+        std::thread::spawn(move || answer.send(refused(&text)));
+        let message = answered.recv_timeout(std::time::Duration::from_secs(60)).expect("it is not waited for");
+        assert!(message.contains(key) && message.contains("is a FIFO"), "{message}");
+    }
+}
+
 #[test]
 fn the_database_on_another_machine_needs_a_word_on_tls() {
     for text in ["database: {host: db}", "database: {url: 'postgres://u:p@db/witan'}"] {

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::broadcast;
@@ -17,6 +18,7 @@ use witan_wire::v1;
 use witan_wire::v1::plugin_service_server::PluginService;
 use witan_wire::v1::upload_plugin_request::Part;
 
+use super::convert::timeout;
 use super::guard::{caller, denied, while_good};
 use super::status::{invalid, refused, store_report};
 use super::tenants;
@@ -64,8 +66,9 @@ impl PluginService for PluginApi {
         &self,
         request: Request<Streaming<v1::UploadPluginRequest>>,
     ) -> Result<Response<v1::UploadPluginResponse>, Status> {
+        let deadline = timeout(request.metadata()).and_then(|within| Instant::now().checked_add(within));
         let bytes = receive(request.into_inner()).await?;
-        let artifact = self.host.stage(bytes).await.map_err(status)?;
+        let artifact = self.host.stage(bytes, deadline).await.map_err(status)?;
         Ok(Response::new(v1::UploadPluginResponse { plugin: Some(info(&artifact)) }))
     }
 
@@ -317,6 +320,7 @@ fn status(error: PluginError) -> Status {
         PluginError::NotFound(_) => refused(Code::NotFound, "PLUGIN_NOT_FOUND", message),
         PluginError::InUse(_) => refused(Code::FailedPrecondition, "PLUGIN_IN_USE", message),
         PluginError::Busy => refused(Code::ResourceExhausted, "OVERLOADED", message),
+        PluginError::HostBusy(_) => refused(Code::ResourceExhausted, "PLUGIN_HOST_BUSY", message),
         PluginError::Store(error) => store_report(&error, "INVALID_REQUEST", "INVALID_REQUEST").status(),
         PluginError::Host(reason) => {
             tracing::error!(%reason, "the plugin host failed");

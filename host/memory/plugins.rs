@@ -73,9 +73,7 @@ impl PluginStore for MemoryPlugins {
     }
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {
-        let kept = lock(&self.kept);
-        kept.bindings.values().for_each(|stored| self.learn(&stored.slot, stored.version));
-        Ok(kept.bindings.values().cloned().collect())
+        Ok(lock(&self.kept).bindings.values().cloned().collect())
     }
 
     fn binding(&self, slot: &Slot) -> Result<Option<BindingOnRecord>, StoreError> {

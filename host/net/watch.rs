@@ -6,8 +6,6 @@
 //! found them, so that neither a half-written file nor a certificate beside the key of its predecessor is used.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,20 +47,7 @@ impl Snapshot {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    read_bounded(path).map_err(|error| error.to_string())
-}
-
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("is not a file"));
-    }
-    let mut content = Vec::new();
-    file.take(FILE_BYTES + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > FILE_BYTES {
-        return Err(io::Error::other(format!("is larger than {FILE_BYTES} bytes")));
-    }
-    Ok(content)
+    witan_file::read(path, FILE_BYTES).map_err(|error| error.to_string())
 }
 
 /// Some files, and which of their contents were reported.
@@ -169,6 +154,24 @@ mod tests {
         assert!(watch.look().is_none());
         assert!(watch.look().expect("a file that is gone is a change").get(&paths[0]).is_err());
         assert!(!format!("{watch:?}").contains("key 2"), "{watch:?}");
+    }
+
+    /// Whoever opens a FIFO without a writer waits for ever, and so would everything that comes after it.
+    #[test]
+    fn a_fifo_in_place_of_a_file_is_an_error_and_holds_up_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (key, other) = (folder.path().join("key"), folder.path().join("other"));
+        fs::write(&key, "key").unwrap();
+        let mut watch = watch(&[key.clone(), other.clone()]);
+        fs::remove_file(&key).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&key).status().unwrap().success());
+        fs::write(&other, "other").unwrap();
+        let (looked, looks) = std::sync::mpsc::channel();
+        std::thread::spawn(move || looked.send((watch.look().is_some(), watch.look().cloned())));
+        let (at_first, found) = looks.recv_timeout(Duration::from_secs(60)).expect("it does not wait for a writer");
+        let found = found.expect("seen twice");
+        assert!(!at_first && found.get(&key).unwrap_err().contains("is a FIFO"), "{:?}", found.get(&key));
+        assert_eq!(found.get(&other), Ok(&b"other"[..]));
     }
 
     /// As Kubernetes does it: the link that is replaced is not in the folder that the path names.

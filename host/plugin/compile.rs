@@ -1,16 +1,15 @@
 //! Compiles components to machine code: once per digest, each in a short-lived engine on a thread outside the runtime, and cached on
 //! disk, so that a restart compiles nothing.
 
-use std::collections::HashSet;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -20,26 +19,45 @@ use wasmtime::component::Component;
 use crate::digest::Digest;
 use crate::disk::{remove_abandoned, write_file};
 use crate::error::HostError;
-use crate::limit;
+use crate::limit::{self, Limits};
+use crate::turn::Turns;
 use witan_kernel::sync::lock;
 
 /// Why a component has no machine code. The sentence continues the plugin's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CompileError {
-    #[error("{} compilations are running; try again when they have ended", limit::COMPILATIONS)]
-    Busy,
-    #[error("no thread to compile on: {0}")]
-    Thread(String),
     /// In wasmtime's words.
     #[error("cannot be compiled: {0}")]
     Compiler(String),
-    #[error("took longer than {} s to compile", .0.as_secs_f32())]
-    Timeout(Duration),
+    #[error("took longer than {} s of CPU time to compile", .0.as_secs_f32())]
+    CpuTime(Duration),
     #[error("made the compiler panic")]
     Panicked,
     /// In wasmtime's words.
     #[error("its machine code cannot be loaded: {0}")]
     Load(String),
+}
+
+/// Why a component has not been compiled, which says nothing about the component: it may be compiled later.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotNow {
+    #[error("{} other plugins are being compiled; try again in a minute", limit::COMPILATIONS)]
+    Busy,
+    #[error("the same plugin is being compiled; try again in a minute")]
+    Same,
+    #[error("no thread to compile on can be started ({0}); try again in a minute")]
+    Thread(String),
+    #[error("the plugin was not compiled within {} s: this machine is overloaded; try again later", .0.as_secs())]
+    WallTime(Duration),
+}
+
+/// What a compilation failed of: the component, or the moment.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Uncompiled {
+    #[error(transparent)]
+    Refused(#[from] CompileError),
+    #[error(transparent)]
+    NotNow(#[from] NotNow),
 }
 
 /// Loads an image that [`Compiler`] made: compiled in this process, or authenticated by [`Images`].
@@ -53,35 +71,39 @@ pub(crate) fn load(engine: &Engine, image: &[u8]) -> Result<Component, wasmtime:
 /// Compiles at most [`limit::COMPILATIONS`] components at once, and each digest only once at a time.
 pub(crate) struct Compiler {
     images: Images,
-    /// Wall time after which a compilation is abandoned.
+    /// CPU time after which a compilation is abandoned: the same component takes about as much of it on a busy machine as on an idle one.
+    cpu: Duration,
+    /// Wall time after which a compilation is abandoned, whatever CPU time it was given.
     wall: Duration,
-    /// Compilations that are running, abandoned ones included.
-    running: Arc<AtomicUsize>,
+    /// Running compilations.
+    places: Arc<Places>,
     /// Digests that are being compiled.
-    digests: Mutex<HashSet<Digest>>,
-    done: Condvar,
+    digests: Turns<Digest>,
 }
 
 impl Compiler {
     /// A compiler that caches its images below `data_dir`.
-    pub(crate) fn new(data_dir: &Path, wall: Duration) -> Result<Self, HostError> {
+    pub(crate) fn new(data_dir: &Path, limits: &Limits) -> Result<Self, HostError> {
         let images = Images::open(data_dir)?;
-        Ok(Self { images, wall, running: Arc::default(), digests: Mutex::default(), done: Condvar::new() })
+        let (cpu, wall) = (limits.compile, limits.compile_wall);
+        Ok(Self { images, cpu, wall, places: Arc::default(), digests: Turns::default() })
     }
 
-    /// The component's machine code, loaded into `engine`: from disk if it is cached, otherwise compiled now. Blocks. The flag
-    /// is true when it was compiled.
+    /// The component's machine code, loaded into `engine`: from disk if it is cached, otherwise compiled now, once there is a place for
+    /// another compilation, which is waited for until `until`. Blocks. The flag is true when it was compiled.
     pub(crate) fn component(
         &self,
         engine: &Engine,
         digest: Digest,
         bytes: &[u8],
-    ) -> Result<(Component, bool), CompileError> {
-        let _claim = self.claim(digest);
+        until: Instant,
+    ) -> Result<(Component, bool), Uncompiled> {
+        let _turn = self.digests.take_until(&digest, until).ok_or(NotNow::Same)?;
         if let Some(component) = self.images.get(digest).and_then(|image| load(engine, &image).ok()) {
             return Ok((component, false));
         }
-        let image = self.compile(bytes)?;
+        let place = self.places.take_until(until).ok_or(NotNow::Busy)?;
+        let image = self.compile(bytes, place)?;
         if let Err(error) = self.images.put(digest, &image) {
             tracing::warn!(%digest, %error, "a compiled plugin cannot be cached; it will be compiled again after a restart");
         }
@@ -95,68 +117,102 @@ impl Compiler {
         let _ = fs::remove_file(self.images.path(digest));
     }
 
-    /// Waits while another thread compiles the same digest.
-    fn claim(&self, digest: Digest) -> Claim<'_> {
-        let mut digests = lock(&self.digests);
-        while !digests.insert(digest) {
-            digests = self.done.wait(digests).unwrap_or_else(PoisonError::into_inner);
-        }
-        Claim { compiler: self, digest }
-    }
-
-    /// Compiles on a separate thread. A compilation that exceeds its time is abandoned but still counts as running until it ends.
-    fn compile(&self, bytes: &[u8]) -> Result<Vec<u8>, CompileError> {
-        let permit = Permit::take(&self.running).ok_or(CompileError::Busy)?;
+    /// Compiles on a separate thread. A compilation that exceeds its time is abandoned but keeps its place until it ends, because a
+    /// thread cannot be stopped; a process could. This is the one function that would start it instead: it gets the component's bytes
+    /// and a place, and returns an image.
+    fn compile(&self, bytes: &[u8], place: Place) -> Result<Vec<u8>, Uncompiled> {
         let (sender, receiver) = mpsc::sync_channel(1);
+        let (clock, clocks) = mpsc::sync_channel(1);
         let bytes = bytes.to_vec();
         let work = move || {
+            let _ = clock.send(ThreadClock::of_this_thread());
             let image = crate::engine::compiler().and_then(|engine| engine.precompile_component(&bytes));
+            // Before the answer: who has it may compile the next one at once.
+            drop(place);
             // The receiver is gone if the compilation was abandoned.
             let _ = sender.send(image.map_err(|error| CompileError::Compiler(format!("{error:#}"))));
-            drop(permit);
         };
         let spawned = thread::Builder::new().name("witan-compile".into()).stack_size(8 << 20).spawn(work);
-        spawned.map_err(|error| CompileError::Thread(error.to_string()))?;
-        match receiver.recv_timeout(self.wall) {
-            Ok(image) => image,
-            Err(RecvTimeoutError::Timeout) => Err(CompileError::Timeout(self.wall)),
-            Err(RecvTimeoutError::Disconnected) => Err(CompileError::Panicked),
+        spawned.map_err(|error| NotNow::Thread(error.to_string()))?;
+        let started = Instant::now();
+        let clock = clocks.recv_timeout(self.wall).ok().flatten();
+        loop {
+            match receiver.recv_timeout(LOOK.min(self.cpu)) {
+                Ok(image) => return Ok(image?),
+                Err(RecvTimeoutError::Disconnected) => return Err(CompileError::Panicked.into()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            // Without a clock the elapsed time is taken, which is at least the CPU time.
+            let elapsed = started.elapsed();
+            let used = clock.as_ref().and_then(ThreadClock::read).unwrap_or(elapsed);
+            if used > self.cpu {
+                return Err(CompileError::CpuTime(self.cpu).into());
+            }
+            if elapsed > self.wall {
+                return Err(NotNow::WallTime(self.wall).into());
+            }
         }
     }
 }
 
-/// The right to compile one digest.
-struct Claim<'a> {
-    compiler: &'a Compiler,
-    digest: Digest,
-}
+/// Time between two looks at the CPU time of a compilation. It may be exceeded by as much.
+const LOOK: Duration = Duration::from_millis(100);
 
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        lock(&self.compiler.digests).remove(&self.digest);
-        self.compiler.done.notify_all();
+/// The CPU time of a thread, as other threads can read it. `clock_gettime` would give only that of the thread that calls it, which is
+/// busy in the compiler.
+struct ThreadClock(fs::File);
+
+impl ThreadClock {
+    /// `None` where the kernel does not account for it.
+    fn of_this_thread() -> Option<Self> {
+        let clock = Self(fs::File::open("/proc/thread-self/schedstat").ok()?);
+        clock.read().map(|_| clock)
+    }
+
+    fn read(&self) -> Option<Duration> {
+        // Nanoseconds on a CPU, nanoseconds waiting for one, and time slices: three numbers of at most 20 digits.
+        let mut text = [0; 80];
+        let length = self.0.read_at(&mut text, 0).ok()?;
+        let first = text[..length].split(|byte| *byte == b' ').next()?;
+        Some(Duration::from_nanos(std::str::from_utf8(first).ok()?.parse().ok()?))
     }
 }
 
-/// One of [`limit::COMPILATIONS`] running compilations.
-struct Permit(Arc<AtomicUsize>);
+/// The places of running compilations, abandoned ones included: [`limit::COMPILATIONS`] of them.
+#[derive(Debug, Default)]
+struct Places {
+    taken: Mutex<usize>,
+    left: Condvar,
+}
 
-impl Permit {
-    fn take(running: &Arc<AtomicUsize>) -> Option<Self> {
-        let more = |n: usize| (n < limit::COMPILATIONS).then_some(n + 1);
-        running.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
-        Some(Self(running.clone()))
+impl Places {
+    /// Waits for a place until this moment.
+    fn take_until(self: &Arc<Self>, until: Instant) -> Option<Place> {
+        let mut taken = lock(&self.taken);
+        while *taken >= limit::COMPILATIONS {
+            let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+            taken = self.left.wait_timeout(taken, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *taken += 1;
+        Some(Place(Arc::clone(self)))
     }
 }
 
-impl Drop for Permit {
+/// One of the places.
+struct Place(Arc<Places>);
+
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        *lock(&self.0.taken) -= 1;
+        self.0.left.notify_one();
     }
 }
 
 /// The first bytes of an image file: a name and the version of the layout.
 const MAGIC: &[u8; 8] = b"witanim1";
+
+/// Largest image that is read, in bytes: machine code has 5 to 20 times the bytes of its component, and a component a few megabytes.
+const IMAGE_BYTES: u64 = 1 << 30;
 
 /// Cached images on disk: `MAGIC`, 32 bytes of HMAC-SHA-256 over digest, compatibility hash and image, then the image.
 struct Images {
@@ -192,7 +248,7 @@ impl Images {
 
     /// The image, if this host wrote one.
     fn get(&self, digest: Digest) -> Option<Vec<u8>> {
-        let mut bytes = fs::read(self.path(digest)).ok()?;
+        let mut bytes = witan_file::read(&self.path(digest), IMAGE_BYTES).ok()?;
         let (magic, rest) = bytes.split_at_checked(MAGIC.len())?;
         let (tag, image) = rest.split_at_checked(32)?;
         let mut mac = self.mac(digest)?;
@@ -213,7 +269,7 @@ impl Images {
 
 /// This host's key: 32 random bytes in a file that only its user can read.
 fn read_or_create_key(path: &Path) -> io::Result<[u8; 32]> {
-    if let Ok(bytes) = fs::read(path)
+    if let Ok(bytes) = witan_file::read(path, 32)
         && let Ok(key) = bytes.try_into()
     {
         return Ok(key);
@@ -244,8 +300,8 @@ mod tests {
         let engine = crate::engine::runtime().unwrap();
         let digest = Digest::of(EMPTY);
         let compiled = |dir| {
-            let compiler = Compiler::new(dir, Duration::from_secs(60)).unwrap();
-            compiler.component(&engine, digest, EMPTY).unwrap().1
+            let compiler = Compiler::new(dir, &Limits::default()).unwrap();
+            compiler.component(&engine, digest, EMPTY, soon()).unwrap().1
         };
         assert!(compiled(dir.path()));
         assert!(!compiled(dir.path()));
@@ -271,12 +327,66 @@ mod tests {
         assert_eq!(images.get(digest), None, "another component's image");
     }
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
     #[test]
-    fn at_most_two_compile_at_once() {
-        let running = Arc::default();
-        let permits: Vec<Permit> = std::iter::from_fn(|| Permit::take(&running)).collect();
-        assert_eq!(permits.len(), limit::COMPILATIONS);
-        drop(permits);
-        assert!(Permit::take(&running).is_some());
+    fn at_most_two_compile_at_once_and_others_wait_for_a_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = crate::engine::runtime().unwrap();
+        let compiler = Compiler::new(dir.path(), &Limits::default()).unwrap();
+        let take = |until| compiler.places.take_until(until);
+        let mut places: Vec<Place> = std::iter::from_fn(|| take(Instant::now())).collect();
+        assert_eq!(places.len(), limit::COMPILATIONS);
+        let compiled = |until| compiler.component(&engine, Digest::of(EMPTY), EMPTY, until);
+        let busy = compiled(Instant::now()).map(|_| ()).unwrap_err();
+        assert_eq!(busy, Uncompiled::NotNow(NotNow::Busy), "which says nothing about the component");
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| compiled(soon()).unwrap().1);
+            places.pop();
+            assert!(waits.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn waiting_for_a_cpu_does_not_count_as_compiling() {
+        let (clock, clocks) = mpsc::sync_channel(1);
+        let (end, ended) = mpsc::channel::<()>();
+        let sleeper = thread::spawn(move || {
+            clock.send(ThreadClock::of_this_thread()).unwrap();
+            ended.recv().unwrap();
+        });
+        let Some(clock) = clocks.recv().unwrap() else { return end.send(()).unwrap() };
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_millis(200) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let used = clock.read().unwrap();
+        assert!(used < started.elapsed() / 2, "{used:?} of the CPU, although it did nothing");
+        end.send(()).unwrap();
+        sleeper.join().unwrap();
+    }
+
+    #[test]
+    fn the_cpu_time_of_a_compilation_is_bounded_and_its_wall_time_says_nothing_about_the_component() {
+        let dir = tempfile::tempdir().unwrap();
+        let failure = |limits: &Limits| {
+            let compiler = Compiler::new(dir.path(), limits).unwrap();
+            let place = compiler.places.take_until(Instant::now()).unwrap();
+            compiler.compile(&many_functions(), place).unwrap_err()
+        };
+        let cpu = Duration::from_millis(1);
+        let brief = Limits { compile: cpu, ..Limits::default() };
+        assert_eq!(failure(&brief), Uncompiled::Refused(CompileError::CpuTime(cpu)));
+        let overloaded = Limits { compile_wall: Duration::ZERO, ..Limits::default() };
+        assert_eq!(failure(&overloaded), Uncompiled::NotNow(NotNow::WallTime(Duration::ZERO)));
+    }
+
+    /// A component that takes a second or so to compile.
+    fn many_functions() -> Vec<u8> {
+        let adds = "(i32.add (local.get 0) (i32.mul (local.get 0) ".repeat(40) + "(local.get 0)" + &"))".repeat(40);
+        let function = format!("(func (param i32) (result i32) {adds})");
+        wat::parse_str(format!("(component (core module {}))", function.repeat(3000))).unwrap()
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use witan_kernel::port::StoreError;
 
-use crate::compile::CompileError;
+use crate::compile::{CompileError, Uncompiled};
 use crate::describe::ManifestError;
 use crate::instance::LinkError;
 use crate::limit;
@@ -30,6 +30,9 @@ pub enum PluginError {
     /// Too many changes are waiting; try again.
     #[error("too many plugin changes are waiting; try again")]
     Busy,
+    /// The machine is too busy to compile or to probe the plugin now, which says nothing about the plugin; try again.
+    #[error("{0}")]
+    HostBusy(String),
     /// The store of plugins and bindings failed. The previous binding stays in force.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -41,7 +44,28 @@ pub enum PluginError {
 impl PluginError {
     /// True when the same request may succeed later, unchanged.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::Busy | Self::Store(_) | Self::Host(_))
+        matches!(self, Self::Busy | Self::HostBusy(_) | Self::Store(_) | Self::Host(_))
+    }
+
+    /// True when the plugin was not even tried.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self, Self::HostBusy(_))
+    }
+
+    /// A binding was changed by others as often as it was read.
+    pub(crate) fn keeps_changing() -> Self {
+        Self::HostBusy("others keep changing the binding; look at it and try again".into())
+    }
+
+    pub(crate) fn uploads_wait() -> Self {
+        Self::HostBusy("other uploads are being compiled; try again in a minute, or with a longer deadline".into())
+    }
+
+    pub(crate) fn uncompiled(error: Uncompiled) -> Self {
+        match error {
+            Uncompiled::Refused(error) => Self::refused(error),
+            Uncompiled::NotNow(why) => Self::HostBusy(why.to_string()),
+        }
     }
 
     pub(crate) fn refused(why: impl Into<Why>) -> Self {

@@ -1,10 +1,12 @@
 //! The watched folder. Any notification of a change starts scans that go on until nothing changes. Only the content of the files
 //! matters; a file is staged once two scans in a row have found the same, so a half-written file is not.
+//!
+//! Anything may lie in the folder, and its file system may hang. It is therefore read by one thread that nothing else waits for, through
+//! `witan_file`, and no lock is held meanwhile that a change of a binding takes.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, Weak};
@@ -16,7 +18,8 @@ use notify::Watcher as _;
 use crate::digest::Digest;
 use crate::error::HostError;
 use crate::limit;
-use crate::registry::{Inner, Source};
+use crate::pool::STACK_BYTES;
+use crate::registry::{Inner, Source, compiler_wait};
 use witan_kernel::sync::lock;
 
 /// Time between two scans of a folder that is changing.
@@ -27,12 +30,22 @@ const SCANS: usize = 40;
 const POLL: Duration = Duration::from_secs(30);
 /// Time between two rounds in which idle instances are dropped.
 const RELEASE_IDLE: Duration = Duration::from_secs(10);
+/// How long the start waits for the first scan, so that bindings follow what is in the folder from the first request on. A local folder
+/// takes milliseconds, unless there is much to compile.
+const FIRST_SCAN: Duration = Duration::from_secs(5);
+/// Most entries of the folder that are read: room for other files beside [`limit::FOLDER_FILES`] plugins.
+const ENTRIES: usize = 4 * limit::FOLDER_FILES;
 
 /// The watched folder, and its files at the last scan.
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
+    /// Locked to look and to replace, never while the folder is read.
     files: Mutex<BTreeMap<String, FileState>>,
+    /// Files that cannot be read, and why, as it was logged.
+    unreadable: Mutex<BTreeMap<String, String>>,
+    /// Held during a scan. Nothing but a scan takes it.
+    scanning: Mutex<()>,
 }
 
 /// A file at a scan.
@@ -52,9 +65,16 @@ pub(crate) struct Settled {
 }
 
 impl Folder {
+    /// The folder, which is created if it is missing. One that does not answer is no error: it may do so later.
     pub(crate) fn open(path: PathBuf) -> Result<Self, HostError> {
-        fs::create_dir_all(&path).map_err(HostError::file("create", &path))?;
-        Ok(Self { path, files: Mutex::default() })
+        let folder = path.clone();
+        match witan_file::in_time(&path, move || fs::create_dir_all(folder)) {
+            Err(error) if error.kind() != io::ErrorKind::TimedOut => {
+                return Err(HostError::file("create", &path)(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        Ok(Self { path, files: Mutex::default(), unreadable: Mutex::default(), scanning: Mutex::default() })
     }
 
     /// The digest of the most recently modified file among those that have settled and that `wanted` accepts.
@@ -64,15 +84,27 @@ impl Folder {
         settled.max_by_key(|(name, file)| (file.modified, (*name).clone())).map(|(_, file)| file.digest)
     }
 
-    /// Scans once. Returns the files that have settled, and whether another scan is needed.
+    /// Scans once. Returns the files that have settled, and whether another scan is needed. For one thread at a time.
     pub(crate) fn scan(&self, most_bytes: usize) -> io::Result<(Vec<Settled>, bool)> {
-        let mut files = lock(&self.files);
+        let before = lock(&self.files).clone();
         let mut now = BTreeMap::new();
+        let mut unreadable = BTreeMap::new();
         let (mut settled, mut again) = (Vec::new(), false);
         for name in self.names()? {
-            // A file may vanish before it is read.
-            let Ok((mut file, content)) = read(&self.path.join(&name), most_bytes) else { continue };
-            match files.get(&name) {
+            let last = before.get(&name);
+            let (mut file, content) = match read(&self.path.join(&name), most_bytes) {
+                Ok(found) => found,
+                // A file may vanish before it is read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    // It may be as it was: no binding goes back to another file because this one cannot be read for a while.
+                    let kept = last.filter(|_| error.kind() != io::ErrorKind::InvalidInput);
+                    now.extend(kept.map(|last| (name.clone(), last.clone())));
+                    unreadable.insert(name, error.to_string());
+                    continue;
+                }
+            };
+            match last {
                 Some(last)
                     if last.digest == file.digest && last.bytes == file.bytes && last.modified == file.modified =>
                 {
@@ -85,8 +117,18 @@ impl Folder {
             }
             now.insert(name, file);
         }
-        *files = now;
+        *lock(&self.files) = now;
+        self.warn_of(unreadable);
         Ok((settled, again))
+    }
+
+    /// Logs each file that cannot be read once for each reason.
+    fn warn_of(&self, unreadable: BTreeMap<String, String>) {
+        let mut warned = lock(&self.unreadable);
+        for (name, why) in unreadable.iter().filter(|(name, why)| warned.get(*name) != Some(why)) {
+            tracing::warn!(file = %self.path.join(name).display(), %why, "a file in the plugin folder cannot be read");
+        }
+        *warned = unreadable;
     }
 
     /// Has the next scan return the file again.
@@ -97,17 +139,20 @@ impl Folder {
     }
 
     fn names(&self) -> io::Result<Vec<String>> {
-        let mut names: Vec<String> = fs::read_dir(&self.path)?
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        let entries = witan_file::list(&self.path, ENTRIES)?;
+        let is_cut = entries.len() == ENTRIES;
+        let mut names: Vec<String> = entries
+            .into_iter()
+            .filter_map(|name| name.into_string().ok())
             .filter(|name| name.ends_with(".wasm") && !name.starts_with('.'))
             .collect();
         names.sort();
-        if names.len() > limit::FOLDER_FILES {
+        if is_cut || names.len() > limit::FOLDER_FILES {
             tracing::warn!(
                 folder = %self.path.display(),
                 files = names.len(),
                 most = limit::FOLDER_FILES,
-                "the plugin folder has too many files; the last ones by name are ignored"
+                "the plugin folder has too many files; some of them are ignored"
             );
             names.truncate(limit::FOLDER_FILES);
         }
@@ -117,13 +162,7 @@ impl Folder {
 
 /// A file's state and content. Of a file that is too large, one byte more than allowed is read, so that it is refused for its size.
 fn read(path: &Path, most_bytes: usize) -> io::Result<(FileState, Vec<u8>)> {
-    let file = fs::File::open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let mut content = Vec::new();
-    file.take(most_bytes as u64 + 1).read_to_end(&mut content)?;
+    let (metadata, content) = witan_file::read_prefix(path, most_bytes as u64 + 1)?;
     let digest = Digest::of(&content);
     Ok((FileState { bytes: metadata.len(), modified: metadata.modified().ok(), digest, settled: false }, content))
 }
@@ -132,6 +171,20 @@ impl Inner {
     /// Scans the watched folder until it stops changing, stages new components, and lets bindings by name follow.
     pub(crate) fn scan_until_quiet(&self) {
         let Some(folder) = &self.folder else { return };
+        let _scanning = lock(&folder.scanning);
+        self.stage_until_quiet(folder, || self.follow());
+    }
+
+    /// The first scan. Only after it is known which of its files are older than what the cluster has in force.
+    fn scan_first(&self) {
+        let Some(folder) = &self.folder else { return };
+        let _scanning = lock(&folder.scanning);
+        self.stage_until_quiet(folder, || {});
+        self.find_superseded();
+        self.follow();
+    }
+
+    fn stage_until_quiet(&self, folder: &Folder, after_each: impl Fn()) {
         for _ in 0..SCANS {
             let (settled, again) = match folder.scan(self.limits().artifact) {
                 Ok(scanned) => scanned,
@@ -142,14 +195,14 @@ impl Inner {
             };
             for Settled { name, content } in settled {
                 // A refusal is final, and an event. Other failures are retried with the next scan.
-                if let Err(error) = self.stage(&content, Source::File(name.clone()))
+                if let Err(error) = self.stage(&content, Source::File(name.clone()), compiler_wait())
                     && error.is_transient()
                 {
                     tracing::warn!(file = name, %error, "a plugin file cannot be staged yet; it will be retried");
                     folder.unsettle(&name);
                 }
             }
-            self.follow();
+            after_each();
             if !again {
                 return;
             }
@@ -158,16 +211,31 @@ impl Inner {
     }
 }
 
-/// Starts the thread that watches the folder and drops idle instances. It ends when the host has been dropped.
-pub(crate) fn start_upkeep(inner: &Arc<Inner>) -> io::Result<()> {
-    let (notify, notifications) = sync_channel(1);
-    let watcher = inner.folder.as_ref().and_then(|folder| watch(&folder.path, notify.clone()));
-    let inner = Arc::downgrade(inner);
-    thread::Builder::new().name("witan-plugin-upkeep".into()).spawn(move || {
-        // The sender is kept, so that without a watcher the channel times out instead of closing.
-        let _kept = (watcher, notify);
-        upkeep(&inner, &notifications);
-    })?;
+/// Starts the thread that watches the folder and the one that drops idle instances, and waits [`FIRST_SCAN`] for the first scan. They end
+/// when the host has been dropped.
+pub(crate) fn start(inner: &Arc<Inner>) -> io::Result<()> {
+    let idle = Arc::downgrade(inner);
+    thread::Builder::new().name("witan-plugin-upkeep".into()).spawn(move || release_idle(&idle))?;
+    let Some(folder) = &inner.folder else { return Ok(()) };
+    let (scanned, first_scan) = sync_channel(1);
+    let (watching, path) = (Arc::downgrade(inner), folder.path.clone());
+    let work = move || {
+        let (notify, notifications) = sync_channel(1);
+        // Before the first scan, so that no change is missed. The sender is kept, so that without a watcher the channel times out
+        // instead of closing.
+        let _kept = (watch(&path, notify.clone()), notify);
+        if let Some(inner) = watching.upgrade() {
+            inner.scan_first();
+        }
+        // The start may not wait any more.
+        let _ = scanned.try_send(());
+        follow_changes(&watching, &notifications);
+    };
+    thread::Builder::new().name("witan-plugin-folder".into()).stack_size(STACK_BYTES).spawn(work)?;
+    if first_scan.recv_timeout(FIRST_SCAN) == Err(RecvTimeoutError::Timeout) {
+        let (folder, seconds) = (folder.path.display(), FIRST_SCAN.as_secs());
+        tracing::warn!(%folder, seconds, "the plugin folder is not scanned yet; what is in it is staged and followed while this serves");
+    }
     Ok(())
 }
 
@@ -202,12 +270,8 @@ fn is_read(kind: notify::EventKind) -> bool {
     }
 }
 
-fn upkeep(inner: &Weak<Inner>, notifications: &Receiver<()>) {
-    let (mut scanned_at, mut released_at) = (Instant::now(), Instant::now());
-    // Files that arrived between the host's first scan and the start of the watcher caused no notification.
-    if let Some(inner) = inner.upgrade() {
-        inner.scan_until_quiet();
-    }
+fn follow_changes(inner: &Weak<Inner>, notifications: &Receiver<()>) {
+    let mut scanned_at = Instant::now();
     loop {
         // Short enough that the thread ends soon after the host.
         let notification = notifications.recv_timeout(Duration::from_secs(1));
@@ -221,6 +285,15 @@ fn upkeep(inner: &Weak<Inner>, notifications: &Receiver<()>) {
             inner.scan_until_quiet();
             scanned_at = Instant::now();
         }
+    }
+}
+
+fn release_idle(inner: &Weak<Inner>) {
+    let mut released_at = Instant::now();
+    loop {
+        // Short enough that the thread ends soon after the host.
+        thread::sleep(Duration::from_secs(1));
+        let Some(inner) = inner.upgrade() else { return };
         if released_at.elapsed() >= RELEASE_IDLE {
             inner.release_idle();
             released_at = Instant::now();

@@ -39,6 +39,7 @@ mod probe;
 pub mod registry;
 mod snapshot;
 mod tenant;
+mod turn;
 mod validate;
 
 pub use binding::{BindingRecord, OnFault, PluginStore, Reference};

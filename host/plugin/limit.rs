@@ -38,8 +38,16 @@ pub const RESOLVER_WAITING: usize = 64;
 pub const RESOLVER_QUEUE: usize = 1024;
 /// Most concurrent compilations, abandoned ones included: each may use a whole core and hundreds of megabytes.
 pub const COMPILATIONS: usize = 2;
+/// How long an upload, a binding or a file of the watched folder waits for a place to compile in: a few compilations of useful components,
+/// which take a second or two each. An upload whose client has a shorter deadline waits only until then.
+pub const COMPILER_WAIT: Duration = Duration::from_secs(30);
 /// Most changes (uploads, bindings and the like) that may wait. Each upload holds its component.
 pub const CHANGES_QUEUE: usize = 64;
+/// How often a change begins again because another coordinator, or another thread, has changed the same binding meanwhile: more often than
+/// people change it at once.
+pub const CHANGE_ATTEMPTS: usize = 8;
+/// Threads for rollbacks and unbinds alone: they only wait for the store, and an incident has more than one tenant.
+pub const BACK_THREADS: usize = 4;
 /// Most components that are kept. For another one the oldest that no binding refers to is evicted.
 pub const ARTIFACTS: usize = 256;
 /// Most bindings of all tenants together: each keeps machine code in memory, and all are copied with every change.
@@ -76,8 +84,11 @@ pub struct Budget {
 pub struct Limits {
     /// Largest component, in bytes.
     pub artifact: usize,
-    /// Wall time of a compilation.
+    /// CPU time of a compilation. What exceeds it is refused.
     pub compile: Duration,
+    /// Wall time of a compilation, whatever CPU time it was given: after it the machine counts as overloaded, and the component may be
+    /// tried again.
+    pub compile_wall: Duration,
     /// Of consistency policies, which are asked on a serving thread with every operation.
     pub policy: Budget,
     /// Of conflict resolvers, which are asked rarely, on separate threads, and get whole values.
@@ -117,6 +128,7 @@ impl Default for Limits {
         Self {
             artifact: ARTIFACT_BYTES,
             compile: Duration::from_secs(20),
+            compile_wall: Duration::from_secs(300),
             policy: serving.clone(),
             resolver,
             routing: serving,

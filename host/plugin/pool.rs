@@ -9,7 +9,7 @@ use std::thread;
 use witan_kernel::sync::lock;
 
 /// Stack of a thread, in bytes: as large as tokio's, since a guest's stack is part of it.
-const STACK_BYTES: usize = 2 << 20;
+pub(crate) const STACK_BYTES: usize = 2 << 20;
 
 type Job = Box<dyn FnOnce() + Send>;
 

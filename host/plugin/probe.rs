@@ -9,7 +9,7 @@ use witan_kernel::hook::{Hook, Operation, PolicyQuestion, ReplicaState, Resolver
 use witan_kernel::name::{Invalid, Key, NodeId};
 use witan_kernel::tenant::Level;
 
-use crate::fault::{Declined, Fault, shorten};
+use crate::fault::{Broken, Declined, Fault, Timeout, shorten};
 use crate::guest::thread_cpu;
 use crate::instance::Instance;
 use crate::metrics::Counters;
@@ -17,7 +17,7 @@ use crate::tenant::Plan;
 
 /// CPU time of one plugin's probe.
 const PROBE: Duration = Duration::from_secs(5);
-/// Wall time of a probe, for a thread that hardly gets the CPU: other changes wait for it.
+/// Wall time of a probe, for a thread that hardly gets the CPU: this machine is overloaded then, and the plugin is tried again.
 const PROBE_WALL: Duration = Duration::from_secs(60);
 /// Most samples of a resolver that are used.
 const SAMPLES: usize = 10;
@@ -56,6 +56,15 @@ pub(crate) enum ProbeError {
 }
 
 impl ProbeError {
+    /// Whether the machine was too busy to find out: this says nothing about the plugin.
+    pub(crate) fn is_wall_time(&self) -> bool {
+        match self {
+            Self::WallTime | Self::Fault(Fault::Broken(Broken::Timeout(Timeout::Wall(_)))) => true,
+            Self::Asked { error, .. } => error.is_wall_time(),
+            _ => false,
+        }
+    }
+
     /// For `map_err`: what was asked.
     fn asked(question: impl FnOnce() -> String) -> impl FnOnce(Self) -> Self {
         move |error| Self::Asked { error: Box::new(error), question: question() }

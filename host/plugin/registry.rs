@@ -6,7 +6,9 @@ mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -28,9 +30,10 @@ use crate::metrics::{Counters, Counts};
 use crate::pool::Pool;
 use crate::snapshot::Snapshot;
 use crate::tenant::{ActiveBinding, Shared};
+use crate::turn::Turns;
 
-use library::Library;
 pub use library::{Artifact, Source};
+use library::{Library, Shelf};
 
 /// The host's settings.
 #[derive(Debug, Clone)]
@@ -90,9 +93,39 @@ pub(crate) struct Inner {
     store: Arc<dyn PluginStore>,
     pub(crate) folder: Option<Folder>,
     published: ArcSwap<Published>,
+    /// What changes work on. Locked only to look and to replace: never during a probe, a compilation, a call of the store, or while a
+    /// file is read or written, so that no change waits here for another tenant's.
     state: Mutex<HostState>,
+    /// The components on this host's disk. Whoever adds or removes some holds [`Self::stocking`].
+    shelf: Shelf,
+    /// Held by the thread that changes which components are known, here and in the store. No rollback and no unbind takes it.
+    stocking: Mutex<()>,
+    /// Slots whose binding is being stored. Taken last, for two calls of the store.
+    turns: Turns<Slot>,
     programs: Mutex<BTreeMap<Digest, std::sync::Weak<Program>>>,
+    lanes: Lanes,
+}
+
+/// Threads for changes, by what may hold them up, so that a change waits only for its own kind.
+struct Lanes {
+    /// Uploads, which compile.
+    uploads: Pool,
+    /// Bindings, which probe, and everything else.
     changes: Pool,
+    /// Rollbacks and unbinds, which wait for nothing but the store.
+    back: Pool,
+}
+
+impl Lanes {
+    fn start() -> Result<Self, HostError> {
+        let lane =
+            |name, threads| Pool::new(name, threads, limit::CHANGES_QUEUE).map_err(HostError::thread("plugin threads"));
+        Ok(Self {
+            uploads: lane("witan-uploads", limit::COMPILATIONS)?,
+            changes: lane("witan-plugins", limit::COMPILATIONS)?,
+            back: lane("witan-rollback", limit::BACK_THREADS)?,
+        })
+    }
 }
 
 /// The state that readers see: replaced as a whole, by one atomic swap.
@@ -102,7 +135,7 @@ struct Published {
     artifacts: Arc<Vec<Artifact>>,
 }
 
-/// The state that changes work on: one thread at a time, never a serving one.
+/// The state that changes work on, never on a serving thread.
 #[derive(Default)]
 struct HostState {
     library: Library,
@@ -122,9 +155,9 @@ struct LiveBinding {
 }
 
 impl PluginHost {
-    /// Starts the host: loads the known components and bindings, and scans the watched folder once. Blocks: call it outside the
-    /// runtime (in `spawn_blocking`, or before there is one). A binding whose plugin cannot be loaded does not prevent the
-    /// start: its questions are faults until it is bound again.
+    /// Starts the host: loads the known components and bindings, and scans the watched folder once, for which it waits a few seconds
+    /// at most. Blocks: call it outside the runtime (in `spawn_blocking`, or before there is one). A binding whose plugin cannot be
+    /// loaded does not prevent the start: its questions are faults until it is bound again.
     pub fn start(settings: Settings, store: Arc<dyn PluginStore>) -> Result<Self, PluginError> {
         let engine = crate::engine::runtime().map_err(|error| HostError::Engine(error.to_string()))?;
         let shared = Shared {
@@ -136,10 +169,8 @@ impl PluginHost {
         let limits = shared.limits.clone();
         let resolvers = Pool::new("witan-resolver", limits.resolver_threads, limit::RESOLVER_QUEUE)
             .map_err(HostError::thread("resolver threads"))?;
-        let changes = Pool::new("witan-plugins", limit::COMPILATIONS, limit::CHANGES_QUEUE)
-            .map_err(HostError::thread("plugin threads"))?;
-        let compiler = Compiler::new(&settings.data_dir, limits.compile)?;
-        let library = Library::open(&settings.data_dir)?;
+        let compiler = Compiler::new(&settings.data_dir, &limits)?;
+        let (shelf, library) = Shelf::open(&settings.data_dir)?;
         let folder = settings.folder.map(Folder::open).transpose()?;
         let published =
             Published { snapshot: Snapshot::new(&[], resolvers), bindings: Vec::new(), artifacts: Arc::default() };
@@ -151,53 +182,71 @@ impl PluginHost {
             folder,
             published: ArcSwap::from_pointee(published),
             state: Mutex::new(HostState { library, ..HostState::default() }),
+            shelf,
+            stocking: Mutex::default(),
+            turns: Turns::default(),
             programs: Mutex::default(),
-            changes,
+            lanes: Lanes::start()?,
         });
         inner.learn_components()?;
-        // The folder is scanned before the bindings are restored, so that each of them can follow what is in it.
-        inner.scan_until_quiet();
         inner.restore()?;
-        inner.follow();
-        crate::folder::start_upkeep(&inner).map_err(HostError::thread("upkeep"))?;
+        crate::folder::start(&inner).map_err(HostError::thread("upkeep"))?;
         Ok(Self { inner })
     }
 
-    /// Stages a component: checks and compiles it, and has it describe itself. Idempotent.
-    pub async fn stage(&self, bytes: Bytes) -> Result<Artifact, PluginError> {
-        self.change(move |inner| inner.stage(&bytes, Source::Upload)).await
+    /// Stages a component: checks and compiles it, and has it describe itself. Idempotent. It waits for a place to compile in for
+    /// [`limit::COMPILER_WAIT`], or until `deadline` if that is earlier; then it fails with [`PluginError::HostBusy`].
+    pub async fn stage(&self, bytes: Bytes, deadline: Option<Instant>) -> Result<Artifact, PluginError> {
+        let longest = compiler_wait();
+        let until = deadline.map_or(longest, |deadline| deadline.min(longest));
+        // Taken by whoever is first: the thread that begins with it, or the caller, who has then waited long enough for a thread.
+        let begun = Arc::new(AtomicBool::new(false));
+        let first = begun.clone();
+        let staging = self.change(&self.inner.lanes.uploads, move |inner| {
+            if first.swap(true, Ordering::AcqRel) {
+                return Err(PluginError::uploads_wait());
+            }
+            inner.stage(&bytes, Source::Upload, until)
+        });
+        let mut staging = std::pin::pin!(staging);
+        match tokio::time::timeout_at(until.into(), &mut staging).await {
+            Ok(staged) => staged,
+            Err(_) if !begun.swap(true, Ordering::AcqRel) => Err(PluginError::uploads_wait()),
+            Err(_) => staging.await,
+        }
     }
 
     /// Puts a plugin in force: probes it under its configuration, stores the binding, then swaps it in. Binding what is already in
     /// force changes nothing.
     pub async fn bind(&self, request: BindRequest) -> Result<Binding, PluginError> {
-        self.change(move |inner| inner.bind(request)).await
+        self.change(&self.inner.lanes.changes, move |inner| inner.bind(request)).await
     }
 
-    /// Goes back to the previous version; each further rollback goes back one more.
+    /// Goes back to the previous version; each further rollback goes back one more. It waits for the store alone: that version is held
+    /// loaded, and no other change, compilation or probe is in the way.
     pub async fn rollback(&self, tenant: Option<TenantId>, hook: Hook) -> Result<Binding, PluginError> {
-        self.change(move |inner| inner.rollback(tenant, hook)).await
+        self.change(&self.inner.lanes.back, move |inner| inner.rollback(tenant, hook)).await
     }
 
-    /// Removes a binding: the default binding, or the native rule, applies again.
+    /// Removes a binding: the default binding, or the native rule, applies again. Like a rollback, it waits for the store alone.
     pub async fn unbind(&self, tenant: Option<TenantId>, hook: Hook) -> Result<(), PluginError> {
-        self.change(move |inner| inner.unbind(tenant, hook)).await
+        self.change(&self.inner.lanes.back, move |inner| inner.unbind(tenant, hook)).await
     }
 
     /// Removes a component that no binding refers to, now or for a rollback.
     pub async fn remove(&self, plugin: Reference) -> Result<Artifact, PluginError> {
-        self.change(move |inner| inner.remove(&plugin)).await
+        self.change(&self.inner.lanes.changes, move |inner| inner.remove(&plugin)).await
     }
 
     /// Puts in force what other coordinators have changed: the components, and the bindings of these slots (`None`: all). What cannot
     /// be read from the store stays unchanged.
     pub async fn refresh(&self, slots: Option<Vec<Slot>>) -> Result<(), PluginError> {
-        self.change(move |inner| inner.refresh(slots)).await
+        self.change(&self.inner.lanes.changes, move |inner| inner.refresh(slots)).await
     }
 
     /// Scans the watched folder now, until it stops changing.
     pub async fn scan(&self) -> Result<(), PluginError> {
-        self.change(|inner| {
+        self.change(&self.inner.lanes.changes, |inner| {
             inner.scan_until_quiet();
             Ok(())
         })
@@ -230,9 +279,10 @@ impl PluginHost {
         Hook::ALL.map(|hook| (hook, self.inner.shared.totals[hook as usize].read()))
     }
 
-    /// Runs a change on one of the host's threads.
+    /// Runs a change on one of the lane's threads.
     async fn change<T: Send + 'static>(
         &self,
+        lane: &Pool,
         change: impl FnOnce(&Inner) -> Result<T, PluginError> + Send + 'static,
     ) -> Result<T, PluginError> {
         let (answer, answered) = oneshot::channel();
@@ -241,7 +291,7 @@ impl PluginHost {
             // The change is made even if the caller has gone away.
             let _ = answer.send(change(&inner));
         };
-        self.inner.changes.submit(job).map_err(|_| PluginError::Busy)?;
+        lane.submit(job).map_err(|_| PluginError::Busy)?;
         answered.await.unwrap_or_else(|_| Err(HostError::Panicked.into()))
     }
 }
@@ -250,6 +300,11 @@ impl Plugins for PluginHost {
     fn hooks(&self, tenant: &TenantId) -> Arc<dyn Hooks> {
         self.inner.published.load().snapshot.hooks(tenant)
     }
+}
+
+/// Until when a change that begins now waits for a place to compile in.
+pub(crate) fn compiler_wait() -> Instant {
+    Instant::now() + limit::COMPILER_WAIT
 }
 
 fn view(record: &BindingRecord, active: &ActiveBinding) -> Binding {

@@ -20,7 +20,7 @@ use crate::access::config::{RateLimits, Security};
 use crate::config::redis::Servers;
 use crate::config::settings::{self, Database, Redis, Settings};
 use crate::config::value::Secret;
-use crate::config::{address, plain_host};
+use crate::config::{FILE_BYTES, address, plain_host};
 use crate::grpc::origin::Sampling;
 use witan_control::defaults::Fallbacks;
 
@@ -199,7 +199,7 @@ pub(crate) fn redis(redis: &Redis) -> anyhow::Result<Option<RedisConfig>> {
 }
 
 fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(file).with_context(|| format!("read {}", file.display()))
+    witan_file::read(file, FILE_BYTES).with_context(|| format!("read {}", file.display()))
 }
 
 fn nodes(settings: &Settings) -> anyhow::Result<Vec<StorageNode>> {

@@ -76,9 +76,7 @@ impl PluginStore for StoredPlugins {
     }
 
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {
-        let stored = self.wait(self.metadata.binding_records())?;
-        *lock(&self.versions) = stored.iter().map(|stored| (stored.slot.clone(), stored.version)).collect();
-        Ok(stored)
+        self.wait(self.metadata.binding_records())
     }
 
     fn binding(&self, slot: &Slot) -> Result<Option<BindingOnRecord>, StoreError> {

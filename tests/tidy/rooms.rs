@@ -43,24 +43,25 @@ impl Room {
 }
 
 /// Every room, those below first: a room uses only rooms that come before it, so that there can be no circle.
-pub const ROOMS: [Room; 24] = [
+pub const ROOMS: [Room; 25] = [
     library("features", "tests/features", "witan_features", &[]),
     library("kernel", "host/kernel", "witan_kernel", &[]).tests(&["features"]),
     library("wire", "host/wire", "witan_wire", &["kernel"]),
     library("origin", "host/origin", "witan_origin", &[]),
+    library("file", "host/file", "witan_file", &[]),
     library("servers", "tests/servers", "witan_servers", &[]),
-    library("net", "host/net", "witan_net", &[]).tests(&["servers"]),
+    library("net", "host/net", "witan_net", &["file"]).tests(&["servers"]),
     library("memory", "host/memory", "witan_memory", &["kernel"]).tests(&["features"]),
     library("store", "host/store", "witan_store", &["kernel"]).tests(&["memory", "servers"]),
     library("node", "host/node", "witan_node", &["kernel", "wire", "origin", "net"]).tests(&["servers"]),
-    library("plugin", "host/plugin", "witan_plugin", &["kernel"]).tests(&["memory"]),
+    library("plugin", "host/plugin", "witan_plugin", &["kernel", "file"]).tests(&["memory"]),
     library("coordinate", "host/coordinate", "witan_coordinate", &["kernel", "origin"]).tests(&["memory", "features"]),
     library("upkeep", "host/upkeep", "witan_upkeep", &["kernel", "origin", "coordinate"])
         .tests(&["memory", "features"]),
     library("peer", "host/peer", "witan_peer", &["kernel", "wire", "origin", "net"]).tests(&["memory"]),
     library("control", "host/control", "witan_control", &["kernel", "origin"]).tests(&["memory", "features"]),
     module("access", "host/access", &["kernel", "wire", "origin", "net"]),
-    module("config", "host/config", &["kernel", "net", "access"]),
+    module("config", "host/config", &["kernel", "file", "net", "access"]),
     module("grpc", "host/grpc", EDGE),
     module("console", "host/console", EDGE),
     module("process", "host/process", PROCESS),
@@ -79,6 +80,7 @@ const CLI: &[&str] = &[
     "kernel",
     "wire",
     "origin",
+    "file",
     "net",
     "store",
     "node",

@@ -6,18 +6,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use x509_parser::pem::Pem;
 
 use super::{Findings, Gravity};
-use crate::config::{Loaded, keys};
+use crate::config::{FILE_BYTES, Loaded, keys};
 
 /// Days before its expiry at which a certificate should be renewed: by then, automatic renewal has failed for a while.
 const SOON_DAYS: i64 = 14;
 const DAY: i64 = 86_400;
 
 /// Checks every certificate that the configuration names.
-pub(super) async fn examine(loaded: &Loaded, findings: &mut Findings) {
+pub(super) fn examine(loaded: &Loaded, findings: &mut Findings) {
     let named = keys::KEYS.iter().filter(|key| key.path.ends_with("cert_file") || key.path.ends_with("ca_file"));
     for key in named {
         let Some(file) = loaded.text(key.path) else { continue };
-        match tokio::fs::read(&file).await {
+        match witan_file::read(Path::new(&file), FILE_BYTES) {
             Ok(pem) => certificates(&pem, key.path, Path::new(&file), now(), findings),
             Err(error) => findings.error("certificates", format!("{}: {file} cannot be read: {error}", key.path)),
         }

@@ -5,10 +5,11 @@ use bytes::Bytes;
 use super::{Answer, Artifact, BindingOnRecord, Digest, Slot, StoreError};
 
 /// Where the plugin host keeps components and bindings, for one coordinator or for several. Called on a thread of the plugin
-/// host, never on one of a runtime, one call at a time: an implementation may block (say, in `tokio::runtime::Handle::block_on`).
+/// host, never on one of a runtime: an implementation may block (say, in `tokio::runtime::Handle::block_on`). Several threads call at
+/// once, but never for the same slot.
 ///
-/// A store remembers which version of each binding was last returned or saved through it. A change fails with
-/// [`StoreError::Conflict`] when another coordinator has changed the binding since.
+/// A store remembers which version of each binding [`PluginStore::binding`] last returned, or was last saved through it. A change fails
+/// with [`StoreError::Conflict`] when another coordinator has changed the binding since.
 pub trait PluginStore: Send + Sync + 'static {
     /// Whether other coordinators change it too.
     fn is_shared(&self) -> bool;
@@ -25,7 +26,7 @@ pub trait PluginStore: Send + Sync + 'static {
     /// Removes a component. Not an error when there is none; [`StoreError::Refused`] when a binding needs it.
     fn forget(&self, digest: Digest) -> Result<(), StoreError>;
 
-    /// Every binding.
+    /// Every binding. None of them counts as read: a thread may be about to change one of them, from an earlier version.
     fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError>;
 
     /// One binding.

@@ -1,7 +1,12 @@
 //! Changes of plugins and bindings, step by step. A change that fails at any step leaves the previous version in force.
+//!
+//! Each change has two parts. What may take long (compiling, probing, asking the store which components there are) is done first, while
+//! nothing is held that another change needs. Then the slot's turn is taken, what is stored is compared with what the change began with,
+//! and the new version is stored and swapped in.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use witan_kernel::hook::Hook;
@@ -11,7 +16,7 @@ use witan_kernel::port::{Slot, StoreError};
 use witan_kernel::sync::lock;
 
 use super::library::{Artifact, Source};
-use super::{BindRequest, Binding, HostState, Inner, LiveBinding, view};
+use super::{BindRequest, Binding, HostState, Inner, LiveBinding, compiler_wait, view};
 use crate::binding::{BindingRecord, BindingVersion, OnFault, Reference};
 use crate::describe::describe;
 use crate::digest::Digest;
@@ -24,10 +29,10 @@ use crate::tenant::{ActiveBinding, LoadError, Plan};
 
 impl Inner {
     /// Validates a component, compiles it, has it describe itself, and keeps it.
-    pub(crate) fn stage(&self, bytes: &[u8], source: Source) -> Result<Artifact, PluginError> {
+    pub(crate) fn stage(&self, bytes: &[u8], source: Source, until: Instant) -> Result<Artifact, PluginError> {
         let digest = Digest::of(bytes);
-        if let Some(known) = lock(&self.state).library.get(digest) {
-            return Ok(known.clone());
+        if let Some(known) = self.known(digest) {
+            return Ok(known);
         }
         let from = match &source {
             Source::Upload => "an upload".to_owned(),
@@ -35,11 +40,17 @@ impl Inner {
         };
         let emit = |kind, detail: String| self.shared.events.emit(Event::new(kind, detail).of(digest, &*from));
         emit(EventKind::Staged, format!("{} bytes from {from}", bytes.len()));
-        let staged = self.stage_new(digest, bytes, source, &emit);
-        if let Err(error) = &staged {
+        let staged = self.stage_new(digest, bytes, source, until, &emit);
+        if let Err(error) = &staged
+            && !error.is_busy()
+        {
             emit(EventKind::Refused, format!("{from} {error}"));
         }
         staged
+    }
+
+    fn known(&self, digest: Digest) -> Option<Artifact> {
+        lock(&self.state).library.get(digest).cloned()
     }
 
     fn stage_new(
@@ -47,39 +58,60 @@ impl Inner {
         digest: Digest,
         bytes: &[u8],
         source: Source,
+        until: Instant,
         emit: &dyn Fn(EventKind, String),
     ) -> Result<Artifact, PluginError> {
         let hook = crate::validate::validate(bytes, &self.shared.limits).map_err(PluginError::refused)?;
-        let (program, compiled) = self.compile(digest, bytes, hook)?;
+        let (program, compiled) = self.compile(digest, bytes, hook, until)?;
         if compiled {
             emit(EventKind::Compiled, format!("for {hook}"));
         }
         let manifest = describe(&program, hook).map_err(PluginError::refused)?;
-        let mut state = lock(&self.state);
-        self.make_room(&mut state)?;
-        let artifact = state.library.artifact(bytes, hook, manifest, source);
+        let stocking = lock(&self.stocking);
+        // Another thread may have staged the same component meanwhile.
+        if let Some(known) = self.known(digest) {
+            return Ok(known);
+        }
+        self.make_room()?;
+        let artifact = lock(&self.state).library.artifact(bytes, hook, manifest, source);
         self.store.keep(&artifact, &Bytes::copy_from_slice(bytes))?;
-        state.library.insert(artifact.clone(), bytes)?;
-        self.publish(&state);
-        drop(state);
+        self.shelf.write(&artifact, bytes)?;
+        {
+            let mut state = lock(&self.state);
+            state.library.insert(artifact.clone());
+            self.publish(&state);
+        }
+        drop(stocking);
         let ready = Event::new(EventKind::Ready, format!("for {hook}")).of(digest, artifact.plugin());
         self.shared.events.emit(ready);
         Ok(artifact)
     }
 
-    fn make_room(&self, state: &mut HostState) -> Result<(), PluginError> {
-        if let Some(digest) = state.library.to_evict(|digest| state.refers_to(digest)) {
+    /// For a thread that is stocking.
+    fn make_room(&self) -> Result<(), PluginError> {
+        let unused = {
+            let state = lock(&self.state);
+            state.library.to_evict(|digest| state.refers_to(digest))
+        };
+        if let Some(digest) = unused {
             self.store.forget(digest)?;
-            self.forget(state, digest);
+            self.forget(digest);
         }
-        if state.library.is_full() {
+        if lock(&self.state).library.is_full() {
             return Err(HostError::Full.into());
         }
         Ok(())
     }
 
-    pub(super) fn forget(&self, state: &mut HostState, digest: Digest) -> Option<Artifact> {
-        let artifact = state.library.remove(digest)?;
+    /// For a thread that is stocking.
+    pub(super) fn forget(&self, digest: Digest) -> Option<Artifact> {
+        let artifact = {
+            let mut state = lock(&self.state);
+            let artifact = state.library.remove(digest)?;
+            self.publish(&state);
+            artifact
+        };
+        self.shelf.remove(digest);
         self.compiler.forget(digest);
         lock(&self.programs).remove(&digest);
         let event = Event::new(EventKind::Removed, "").of(digest, artifact.plugin());
@@ -88,12 +120,18 @@ impl Inner {
     }
 
     /// The program of a component, shared by all bindings that run it. The flag is true when it was compiled.
-    fn compile(&self, digest: Digest, bytes: &[u8], hook: Hook) -> Result<(Arc<Program>, bool), PluginError> {
-        if let Some(program) = lock(&self.programs).get(&digest).and_then(|program| program.upgrade()) {
+    fn compile(
+        &self,
+        digest: Digest,
+        bytes: &[u8],
+        hook: Hook,
+        until: Instant,
+    ) -> Result<(Arc<Program>, bool), PluginError> {
+        if let Some(program) = self.loaded(digest) {
             return Ok((program, false));
         }
-        let (component, compiled) =
-            self.compiler.component(&self.engine, digest, bytes).map_err(PluginError::refused)?;
+        let compiled = self.compiler.component(&self.engine, digest, bytes, until);
+        let (component, compiled) = compiled.map_err(PluginError::uncompiled)?;
         let budget = self.shared.limits.budget(hook).clone();
         let program = Program::link(&self.engine, &component, hook, self.shared.ticks.clone(), budget)
             .map_err(PluginError::refused)?;
@@ -104,23 +142,30 @@ impl Inner {
         Ok((program, compiled))
     }
 
+    /// A program that something else holds in memory.
+    fn loaded(&self, digest: Digest) -> Option<Arc<Program>> {
+        lock(&self.programs).get(&digest)?.upgrade()
+    }
+
     /// The program of a known component, from memory or disk.
-    pub(super) fn program(&self, state: &HostState, digest: Digest) -> Result<(Arc<Program>, Artifact), PluginError> {
+    pub(super) fn program(&self, digest: Digest) -> Result<(Arc<Program>, Artifact), PluginError> {
         let unknown = || PluginError::NotFound(format!("plugin {digest} is not known; stage it again"));
-        let artifact = state.library.get(digest).ok_or_else(unknown)?.clone();
-        if let Some(program) = lock(&self.programs).get(&digest).and_then(|program| program.upgrade()) {
+        let artifact = self.known(digest).ok_or_else(unknown)?;
+        if let Some(program) = self.loaded(digest) {
             return Ok((program, artifact));
         }
-        let bytes = state.library.read(digest)?;
+        let bytes = self.shelf.read(digest)?;
         let hook = crate::validate::validate(&bytes, &self.shared.limits).map_err(PluginError::refused)?;
-        Ok((self.compile(digest, &bytes, hook)?.0, artifact))
+        Ok((self.compile(digest, &bytes, hook, compiler_wait())?.0, artifact))
     }
 
     /// Resolves the reference, probes the plugin, stores the binding, and swaps it in.
     pub(super) fn bind(&self, request: BindRequest) -> Result<Binding, PluginError> {
         let (tenant, hook, plugin) = (request.tenant.clone(), request.hook, request.plugin.to_string());
         let bound = self.try_bind(request);
-        if let Err(error) = &bound {
+        if let Err(error) = &bound
+            && !error.is_busy()
+        {
             let mut event = Event::new(EventKind::Refused, error.to_string()).at(tenant, hook);
             event.plugin = plugin;
             self.shared.events.emit(event);
@@ -136,8 +181,7 @@ impl Inner {
                 PLUGIN_CONFIGURATION_BYTES
             )));
         }
-        let mut state = lock(&self.state);
-        let artifact = self.resolve(&mut state, &request.plugin)?.ok_or_else(|| {
+        let artifact = self.resolve(&request.plugin)?.ok_or_else(|| {
             PluginError::NotFound(format!("no plugin {} is known; upload it or list those that are", request.plugin))
         })?;
         if artifact.hook != request.hook {
@@ -149,56 +193,61 @@ impl Inner {
             )));
         }
         let slot = Slot { tenant: request.tenant, hook: request.hook };
-        self.catch_up(&mut state, &slot)?;
+        self.catch_up(&slot)?;
         let target = Target {
             digest: artifact.digest,
             reference: request.plugin,
             configuration: request.configuration,
             on_fault: request.on_fault,
         };
-        // Binding again retries what could not be loaded here.
-        let as_wanted = |live: &&LiveBinding| target.is(&live.record.current) && live.active.primary.is_ok();
-        if let Some(live) = state.bindings.get(&slot).filter(as_wanted) {
-            return Ok(view(&live.record, &live.active));
+        if let Some(bound) = self.is_in_force(&slot, &target) {
+            return Ok(bound);
         }
-        if !state.bindings.contains_key(&slot) && state.bindings.len() >= limit::BINDINGS {
+        self.activate(&slot, target, None)
+    }
+
+    /// The binding, if it is what a change wants. Binding again retries what could not be loaded here.
+    fn is_in_force(&self, slot: &Slot, target: &Target) -> Option<Binding> {
+        let state = lock(&self.state);
+        let live = state.bindings.get(slot)?;
+        (target.is(&live.record.current) && live.active.primary.is_ok()).then(|| view(&live.record, &live.active))
+    }
+
+    /// Puts a version in force in place of the current one; of `from`, if it is given, and otherwise not.
+    fn activate(&self, slot: &Slot, target: Target, from: Option<&BindingRecord>) -> Result<Binding, PluginError> {
+        let (program, artifact) = self.program(target.digest)?;
+        let plan = plan(&program, &artifact, &target.configuration);
+        self.probe(&plan, &artifact)?;
+        let (_turn, old) = self.turn(slot)?;
+        if from.is_some_and(|from| old.as_deref() != Some(from)) {
+            return Err(PluginError::HostBusy("the binding was changed while the plugin was probed; try again".into()));
+        }
+        if let Some(bound) = self.is_in_force(slot, &target) {
+            return Ok(bound);
+        }
+        if old.is_none() && lock(&self.state).bindings.len() >= limit::BINDINGS {
             return Err(PluginError::Invalid(format!("there are {} bindings already", limit::BINDINGS)));
         }
-        self.activate(&mut state, slot, target)
+        let followed = self.in_folder(&target.reference);
+        let record = next_record(slot, old.as_deref(), target, &artifact, followed);
+        self.put_in_force(record, Ok(plan), EventKind::Activated, None)
     }
 
-    /// Puts a version in force in place of the current one.
-    fn activate(&self, state: &mut HostState, slot: Slot, target: Target) -> Result<Binding, PluginError> {
-        let (program, artifact) = self.program(state, target.digest)?;
-        let plan = plan(&program, &artifact, &target.configuration);
-        self.probe(state, &plan, &artifact)?;
-        let old = state.bindings.get(&slot).map(|live| live.record.clone());
-        let followed = self.in_folder(&state.library.list(), &target.reference);
-        let version = BindingVersion {
-            number: old.as_ref().map_or(1, |old| old.current.number + 1),
-            digest: target.digest,
-            reference: target.reference,
-            plugin: artifact.plugin(),
-            configuration: target.configuration,
-            on_fault: target.on_fault,
-        };
-        let mut previous = old.map(|old| old.previous.iter().cloned().chain([old.current.clone()]).collect::<Vec<_>>());
-        if let Some(previous) = &mut previous {
-            previous.drain(..previous.len().saturating_sub(limit::HISTORY));
-        }
-        let previous = previous.unwrap_or_default();
-        let record =
-            BindingRecord { tenant: slot.tenant.clone(), hook: slot.hook, current: version, previous, followed };
-        self.put_in_force(state, slot, record, Ok(plan), EventKind::Activated)
-    }
-
-    fn probe(&self, state: &mut HostState, plan: &Plan, artifact: &Artifact) -> Result<(), PluginError> {
+    fn probe(&self, plan: &Plan, artifact: &Artifact) -> Result<(), PluginError> {
         let case = (plan.digest, Digest::of(&plan.configuration));
-        if state.probed.contains(&case) {
+        if lock(&self.state).probed.contains(&case) {
             return Ok(());
         }
-        crate::probe::probe(plan, artifact.hook, artifact.deterministic)
-            .map_err(|error| PluginError::refused(Why::Probe { plugin: artifact.plugin(), error }))?;
+        crate::probe::probe(plan, artifact.hook, artifact.deterministic).map_err(|error| {
+            let plugin = artifact.plugin();
+            if error.is_wall_time() {
+                return PluginError::HostBusy(format!(
+                    "{plugin}: {error}; this machine is overloaded: try again later"
+                ));
+            }
+            PluginError::refused(Why::Probe { plugin, error })
+        })?;
+        let mut state = lock(&self.state);
         // Bounded by starting over: probing a plugin once more does no harm.
         if state.probed.len() >= limit::ARTIFACTS {
             state.probed.clear();
@@ -208,8 +257,9 @@ impl Inner {
     }
 
     /// The component in the watched folder that a reference by name means.
-    pub(super) fn in_folder(&self, artifacts: &[Artifact], reference: &Reference) -> Option<Digest> {
+    pub(super) fn in_folder(&self, reference: &Reference) -> Option<Digest> {
         let folder = self.folder.as_ref()?;
+        let artifacts = self.published.load().artifacts.clone();
         match reference {
             Reference::Digest(_) => None,
             Reference::Name { name, version } => folder.newest(|digest| {
@@ -219,32 +269,35 @@ impl Inner {
         }
     }
 
-    /// Stores the record, then swaps it in: a restart finds the version that is in force.
+    /// Stores the record, then swaps it in: a restart finds the version that is in force. For a thread that has the slot's turn.
     fn put_in_force(
         &self,
-        state: &mut HostState,
-        slot: Slot,
         record: BindingRecord,
         primary: Result<Plan, LoadError>,
         kind: EventKind,
+        not_followed: Option<Digest>,
     ) -> Result<Binding, PluginError> {
         self.store.save(&record.slot(), record.encode(), record.current.digest)?;
-        Ok(self.swap(state, slot, record, primary, kind))
+        Ok(self.swap(record, primary, kind, not_followed))
     }
 
-    /// Swaps a version in: it answers from the next request on.
+    /// Swaps a version in: it answers from the next request on. For a thread that has the slot's turn.
     pub(super) fn swap(
         &self,
-        state: &mut HostState,
-        slot: Slot,
         record: BindingRecord,
         primary: Result<Plan, LoadError>,
         kind: EventKind,
+        not_followed: Option<Digest>,
     ) -> Binding {
-        let live = self.live_binding(state, record, primary);
-        let shown = view(&live.record, &live.active);
-        let old = state.bindings.insert(slot.clone(), live);
-        self.publish(state);
+        let slot = record.slot();
+        let (shown, old) = {
+            let mut state = lock(&self.state);
+            let live = LiveBinding { not_followed, ..self.live_binding(&state, record, primary) };
+            let shown = view(&live.record, &live.active);
+            let old = state.bindings.insert(slot.clone(), live);
+            self.publish(&state);
+            (shown, old)
+        };
         self.shared.totals[slot.hook as usize].swapped();
         let current = &shown.record.current;
         let detail = format!("version {} of the binding, {}", current.number, current.digest.short());
@@ -267,7 +320,7 @@ impl Inner {
         let mut programs: BTreeMap<Digest, Arc<Program>> = BTreeMap::new();
         for version in &record.previous {
             let kept = old.and_then(|old| old.programs.get(&version.digest).cloned());
-            let kept = kept.or_else(|| lock(&self.programs).get(&version.digest)?.upgrade());
+            let kept = kept.or_else(|| self.loaded(version.digest));
             programs.extend(kept.map(|program| (version.digest, program)));
         }
         if let Ok(plan) = &primary {
@@ -295,48 +348,74 @@ impl Inner {
 
     /// Puts the previous version in force again, with the configuration that it had.
     pub(super) fn rollback(&self, tenant: Option<TenantId>, hook: Hook) -> Result<Binding, PluginError> {
-        let mut state = lock(&self.state);
         let slot = Slot { tenant, hook };
-        self.catch_up(&mut state, &slot)?;
-        let live = state.bindings.get(&slot).ok_or_else(|| no_binding(&slot))?;
-        let mut record = BindingRecord::clone(&live.record);
-        let Some(version) = record.previous.pop() else {
-            return Err(PluginError::Invalid(format!("the {hook} binding has no earlier version; unbind it instead")));
-        };
-        let (program, artifact) = self.program(&state, version.digest)?;
-        let plan = plan(&program, &artifact, &version.configuration);
-        record.current = BindingVersion { number: record.current.number + 1, ..version };
-        self.put_in_force(&mut state, slot, record, Ok(plan), EventKind::RolledBack)
+        let mut program = None;
+        for _ in 0..limit::CHANGE_ATTEMPTS {
+            let turn = self.turns.take(&slot);
+            let Some(mut record) = self.stored(&slot)? else {
+                self.drop_binding(&slot);
+                return Err(no_binding(&slot));
+            };
+            let Some(version) = record.previous.pop() else {
+                return Err(PluginError::Invalid(format!(
+                    "the {hook} binding has no earlier version; unbind it instead"
+                )));
+            };
+            let Some(plan) = self.held(&slot, &version) else {
+                // Another coordinator put in force what this one has not loaded yet, or could not load.
+                drop(turn);
+                self.learn(std::iter::once(version.digest))?;
+                program = Some(self.program(version.digest)?);
+                continue;
+            };
+            record.current = BindingVersion { number: record.current.number + 1, ..version };
+            let in_folder = self.in_folder(&record.current.reference);
+            return self.put_in_force(record, Ok(plan), EventKind::RolledBack, in_folder);
+        }
+        drop(program);
+        Err(PluginError::keeps_changing())
+    }
+
+    /// The plan of a version whose program is in memory.
+    fn held(&self, slot: &Slot, version: &BindingVersion) -> Option<Plan> {
+        let state = lock(&self.state);
+        let artifact = state.library.get(version.digest)?;
+        let kept = state.bindings.get(slot).and_then(|live| live.programs.get(&version.digest)).cloned();
+        let program = kept.or_else(|| self.loaded(version.digest))?;
+        Some(plan(&program, artifact, &version.configuration))
     }
 
     pub(super) fn unbind(&self, tenant: Option<TenantId>, hook: Hook) -> Result<(), PluginError> {
-        let mut state = lock(&self.state);
         let slot = Slot { tenant, hook };
-        self.catch_up(&mut state, &slot)?;
-        if !state.bindings.contains_key(&slot) {
-            return Err(no_binding(&slot));
+        let _turn = self.turns.take(&slot);
+        let stored = self.stored(&slot)?;
+        if stored.is_some() {
+            self.store.remove(&slot)?;
         }
-        self.store.remove(&slot)?;
-        self.drop_binding(&mut state, &slot);
-        Ok(())
+        self.drop_binding(&slot);
+        stored.map(|_| ()).ok_or_else(|| no_binding(&slot))
     }
 
-    /// Drops a binding: the default binding, or the native rule, applies from the next request on.
-    pub(super) fn drop_binding(&self, state: &mut HostState, slot: &Slot) {
-        let Some(live) = state.bindings.remove(slot) else { return };
-        self.publish(state);
+    /// Drops a binding: the default binding, or the native rule, applies from the next request on. For a thread that has the slot's turn.
+    pub(super) fn drop_binding(&self, slot: &Slot) {
+        let live = {
+            let mut state = lock(&self.state);
+            let Some(live) = state.bindings.remove(slot) else { return };
+            self.publish(&state);
+            live
+        };
         let current = &live.record.current;
         let event = Event::new(EventKind::Unbound, "").of(current.digest, &*current.plugin);
         self.shared.events.emit(event.at(slot.tenant.clone(), slot.hook));
     }
 
     pub(super) fn remove(&self, plugin: &Reference) -> Result<Artifact, PluginError> {
-        let mut state = lock(&self.state);
         let not_found = || PluginError::NotFound(format!("no plugin {plugin} is known"));
         let in_use =
             || PluginError::InUse(format!("plugin {plugin} is bound, or kept for a rollback; unbind it first"));
-        let digest = self.resolve(&mut state, plugin)?.ok_or_else(not_found)?.digest;
-        if state.refers_to(digest) {
+        let digest = self.resolve(plugin)?.ok_or_else(not_found)?.digest;
+        let _stocking = lock(&self.stocking);
+        if lock(&self.state).refers_to(digest) {
             return Err(in_use());
         }
         self.store.forget(digest).map_err(|error| match error {
@@ -344,44 +423,49 @@ impl Inner {
             StoreError::Refused(_) => in_use(),
             other => other.into(),
         })?;
-        let removed = self.forget(&mut state, digest).ok_or_else(not_found)?;
-        self.publish(&state);
-        Ok(removed)
+        self.forget(digest).ok_or_else(not_found)
     }
 
     /// Lets bindings by name follow the watched folder. Routing hooks do not follow: another one would move keys, which is a change
     /// of placement.
     pub(crate) fn follow(&self) {
-        let mut state = lock(&self.state);
-        let slots: Vec<Slot> = state.bindings.keys().filter(|slot| slot.hook != Hook::RoutingHook).cloned().collect();
+        let slots: Vec<Slot> = {
+            let state = lock(&self.state);
+            state.bindings.keys().filter(|slot| slot.hook != Hook::RoutingHook).cloned().collect()
+        };
         for slot in slots {
-            let Some(next) = self.to_follow(&state, &slot) else { continue };
-            if state.bindings.get(&slot).is_some_and(|live| live.not_followed == Some(next)) {
-                continue;
-            }
+            let Some((next, _)) = self.to_follow(&slot) else { continue };
             // Another coordinator with the same file in its folder may have been faster.
-            if self.catch_up(&mut state, &slot).is_ok() && self.to_follow(&state, &slot) == Some(next) {
-                self.follow_to(&mut state, &slot, next);
+            if self.catch_up(&slot).is_ok()
+                && let Some((still, from)) = self.to_follow(&slot)
+                && still == next
+            {
+                self.follow_to(&slot, next, &from);
             }
         }
     }
 
-    /// The component in the watched folder that a binding by name has not used yet.
-    fn to_follow(&self, state: &HostState, slot: &Slot) -> Option<Digest> {
-        let record = &state.bindings.get(slot)?.record;
-        let next = self.in_folder(&state.library.list(), &record.current.reference)?;
-        (record.followed != Some(next) && record.current.digest != next).then_some(next)
+    /// The component in the watched folder that a binding by name has not used yet, and the record of the binding.
+    fn to_follow(&self, slot: &Slot) -> Option<(Digest, Arc<BindingRecord>)> {
+        let (record, not_followed) = {
+            let state = lock(&self.state);
+            let live = state.bindings.get(slot)?;
+            (live.record.clone(), live.not_followed)
+        };
+        let next = self.in_folder(&record.current.reference)?;
+        let is_new = record.followed != Some(next) && record.current.digest != next && not_followed != Some(next);
+        is_new.then_some((next, record))
     }
 
-    fn follow_to(&self, state: &mut HostState, slot: &Slot, next: Digest) {
-        let Some(current) = state.bindings.get(slot).map(|live| live.record.current.clone()) else { return };
+    fn follow_to(&self, slot: &Slot, next: Digest, from: &BindingRecord) {
+        let current = from.current.clone();
         let target = Target {
             digest: next,
             reference: current.reference,
             configuration: current.configuration,
             on_fault: current.on_fault,
         };
-        let Err(error) = self.activate(state, slot.clone(), target) else { return };
+        let Err(error) = self.activate(slot, target, Some(from)) else { return };
         if error.is_transient() {
             let plugin = &*current.plugin;
             tracing::warn!(plugin, %error, "a file that a binding follows cannot be put in force yet; it will be retried");
@@ -390,7 +474,7 @@ impl Inner {
         let detail = format!("{} stays in force: {error}", current.plugin);
         let event = Event::new(EventKind::Refused, detail).of(next, &*current.plugin);
         self.shared.events.emit(event.at(slot.tenant.clone(), slot.hook));
-        if let Some(live) = state.bindings.get_mut(slot) {
+        if let Some(live) = lock(&self.state).bindings.get_mut(slot) {
             live.not_followed = Some(next);
         }
     }
@@ -431,6 +515,28 @@ pub(super) fn plan(program: &Arc<Program>, artifact: &Artifact, configuration: &
         by: format!("{}@{}", artifact.name, artifact.digest.short()).into(),
         deterministic: artifact.deterministic,
     }
+}
+
+/// The record with the target as its next version.
+fn next_record(
+    slot: &Slot,
+    old: Option<&BindingRecord>,
+    target: Target,
+    artifact: &Artifact,
+    followed: Option<Digest>,
+) -> BindingRecord {
+    let mut previous: Vec<BindingVersion> =
+        old.into_iter().flat_map(|old| old.previous.iter().chain([&old.current]).cloned()).collect();
+    previous.drain(..previous.len().saturating_sub(limit::HISTORY));
+    let current = BindingVersion {
+        number: old.map_or(1, |old| old.current.number + 1),
+        digest: target.digest,
+        reference: target.reference,
+        plugin: artifact.plugin(),
+        configuration: target.configuration,
+        on_fault: target.on_fault,
+    };
+    BindingRecord { tenant: slot.tenant.clone(), hook: slot.hook, current, previous, followed }
 }
 
 fn no_binding(slot: &Slot) -> PluginError {

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use witan_kernel::hook::Hook;
+use witan_kernel::limit::COMPONENT_BYTES;
 pub use witan_kernel::port::{Artifact, Source};
 
 use crate::binding::Reference;
@@ -36,6 +37,9 @@ pub(super) fn find<'a>(artifacts: &'a [Artifact], plugin: &Reference, folder: Op
     }
 }
 
+/// Largest description that is read, in bytes: its texts have at most a few hundred.
+const DESCRIPTION_BYTES: u64 = 64 << 10;
+
 /// The JSON file next to a component on disk.
 #[derive(Serialize, Deserialize)]
 struct Description {
@@ -50,21 +54,20 @@ struct Description {
     file: Option<String>,
 }
 
-/// Every known component.
-#[derive(Debug, Default)]
-pub(super) struct Library {
+/// The folder with the known components. Its functions block, so that none is called under the registry's lock.
+#[derive(Debug, Clone)]
+pub(super) struct Shelf {
     folder: PathBuf,
-    artifacts: BTreeMap<Digest, Artifact>,
-    list: Arc<Vec<Artifact>>,
 }
 
-impl Library {
-    pub(super) fn open(data_dir: &Path) -> Result<Self, HostError> {
+impl Shelf {
+    /// The folder, and every component in it.
+    pub(super) fn open(data_dir: &Path) -> Result<(Self, Library), HostError> {
         let folder = data_dir.join("components");
         fs::create_dir_all(&folder).map_err(HostError::file("create", &folder))?;
         remove_abandoned(&folder);
-        let mut library = Self { folder, ..Self::default() };
-        let entries = fs::read_dir(&library.folder).map_err(HostError::file("list", &library.folder))?;
+        let mut library = Library::default();
+        let entries = fs::read_dir(&folder).map_err(HostError::file("list", &folder))?;
         for path in entries.flatten().map(|entry| entry.path()) {
             if path.extension().is_some_and(|extension| extension == "json") {
                 match read_description(&path) {
@@ -76,21 +79,7 @@ impl Library {
             }
         }
         library.relist();
-        Ok(library)
-    }
-
-    pub(super) fn get(&self, digest: Digest) -> Option<&Artifact> {
-        self.artifacts.get(&digest)
-    }
-
-    pub(super) fn list(&self) -> Arc<Vec<Artifact>> {
-        self.list.clone()
-    }
-
-    fn relist(&mut self) {
-        let mut list: Vec<Artifact> = self.artifacts.values().cloned().collect();
-        list.sort_by(|a, b| a.name.cmp(&b.name).then(b.staged_at_ms.cmp(&a.staged_at_ms)));
-        self.list = Arc::new(list);
+        Ok((Self { folder }, library))
     }
 
     fn path(&self, digest: Digest, extension: &str) -> PathBuf {
@@ -105,11 +94,51 @@ impl Library {
     /// A component's bytes, checked against its digest.
     pub(super) fn read(&self, digest: Digest) -> Result<Bytes, HostError> {
         let path = self.component(digest);
-        let bytes = fs::read(&path).map_err(HostError::file("read", &path))?;
+        let bytes = witan_file::read(&path, COMPONENT_BYTES as u64).map_err(HostError::file("read", &path))?;
         if Digest::of(&bytes) != digest {
             return Err(HostError::Damaged(path));
         }
         Ok(bytes.into())
+    }
+
+    /// Keeps a component. Its description is written last: a component without one is not known.
+    pub(super) fn write(&self, artifact: &Artifact, bytes: &[u8]) -> Result<(), HostError> {
+        let component = self.component(artifact.digest);
+        let write = || {
+            write_file(&component, &[bytes])?;
+            write_file(&self.path(artifact.digest, "json"), &[&serde_json::to_vec(&describe(artifact))?])
+        };
+        write().map_err(HostError::file("keep", &component))
+    }
+
+    /// Removes a component: the description first. A component that cannot be removed is then unknown, and overwritten when it is
+    /// staged again.
+    pub(super) fn remove(&self, digest: Digest) {
+        let _ = fs::remove_file(self.path(digest, "json"));
+        let _ = fs::remove_file(self.component(digest));
+    }
+}
+
+/// Every known component.
+#[derive(Debug, Default)]
+pub(super) struct Library {
+    artifacts: BTreeMap<Digest, Artifact>,
+    list: Arc<Vec<Artifact>>,
+}
+
+impl Library {
+    pub(super) fn get(&self, digest: Digest) -> Option<&Artifact> {
+        self.artifacts.get(&digest)
+    }
+
+    pub(super) fn list(&self) -> Arc<Vec<Artifact>> {
+        self.list.clone()
+    }
+
+    fn relist(&mut self) {
+        let mut list: Vec<Artifact> = self.artifacts.values().cloned().collect();
+        list.sort_by(|a, b| a.name.cmp(&b.name).then(b.staged_at_ms.cmp(&a.staged_at_ms)));
+        self.list = Arc::new(list);
     }
 
     /// Describes a component that is staged now.
@@ -129,24 +158,13 @@ impl Library {
         }
     }
 
-    /// Keeps a component. Its description is written last: a component without one is not known.
-    pub(super) fn insert(&mut self, artifact: Artifact, bytes: &[u8]) -> Result<(), HostError> {
-        let component = self.component(artifact.digest);
-        let write = || {
-            write_file(&component, &[bytes])?;
-            write_file(&self.path(artifact.digest, "json"), &[&serde_json::to_vec(&describe(&artifact))?])
-        };
-        write().map_err(HostError::file("keep", &component))?;
+    pub(super) fn insert(&mut self, artifact: Artifact) {
         self.artifacts.insert(artifact.digest, artifact);
         self.relist();
-        Ok(())
     }
 
     pub(super) fn remove(&mut self, digest: Digest) -> Option<Artifact> {
         let artifact = self.artifacts.remove(&digest)?;
-        // The description first. A component that cannot be removed is then unknown, and overwritten when it is staged again.
-        let _ = fs::remove_file(self.path(digest, "json"));
-        let _ = fs::remove_file(self.component(digest));
         self.relist();
         Some(artifact)
     }
@@ -183,7 +201,7 @@ fn describe(artifact: &Artifact) -> Description {
 
 fn read_description(path: &Path) -> Option<Artifact> {
     let digest = Digest::parse(path.file_stem()?.to_str()?)?;
-    let description: Description = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    let description: Description = serde_json::from_slice(&witan_file::read(path, DESCRIPTION_BYTES).ok()?).ok()?;
     (description.v == 1).then_some(())?;
     Some(Artifact {
         digest,

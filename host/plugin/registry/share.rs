@@ -6,9 +6,9 @@ use std::sync::Arc;
 use witan_kernel::port::{Slot, StoreError};
 use witan_kernel::sync::lock;
 
+use super::Inner;
 use super::change::plan;
 use super::library::{Artifact, find};
-use super::{HostState, Inner};
 use crate::binding::{self, BindingRecord, Reference};
 use crate::digest::Digest;
 use crate::error::PluginError;
@@ -16,6 +16,7 @@ use crate::event::{Event, EventKind};
 use crate::instance::Program;
 use crate::limit;
 use crate::tenant::{LoadError, Plan};
+use crate::turn::Turn;
 
 impl Inner {
     /// At the start: loads the components of the store. A component that is only on this host's disk dates from a version that did not
@@ -23,148 +24,210 @@ impl Inner {
     pub(super) fn learn_components(&self) -> Result<(), PluginError> {
         let bound = binding::stored(self.store.as_ref())?;
         let needs = |digest| bound.iter().any(|record| digests(record).any(|needed| needed == digest));
-        let mut state = lock(&self.state);
+        let _stocking = lock(&self.stocking);
         let kept = self.store.components()?;
-        for artifact in state.library.list().iter().filter(|local| !kept.iter().any(|k| k.digest == local.digest)) {
-            match state.library.read(artifact.digest) {
+        let local = lock(&self.state).library.list();
+        for artifact in local.iter().filter(|local| !kept.iter().any(|k| k.digest == local.digest)) {
+            match self.shelf.read(artifact.digest) {
                 Ok(bytes) if needs(artifact.digest) => self.store.keep(artifact, &bytes)?,
-                Ok(_) | Err(_) => _ = state.library.remove(artifact.digest),
+                Ok(_) | Err(_) => _ = self.forget(artifact.digest),
             }
         }
-        self.fetch(&mut state, kept)?;
-        self.publish(&state);
-        Ok(())
+        self.fetch(kept)
     }
 
     /// At the start: puts the stored bindings in force. One that cannot be loaded is in force too, and answers with faults.
     pub(super) fn restore(&self) -> Result<(), PluginError> {
-        let records = binding::stored(self.store.as_ref())?;
-        let mut state = lock(&self.state);
-        for record in records {
-            let slot = record.slot();
-            let (primary, kept) = self.load(&state, &record);
-            let mut live = self.live_binding(&state, record, primary);
+        for record in binding::stored(self.store.as_ref())? {
+            let (primary, kept) = self.load(&record);
+            let mut state = lock(&self.state);
+            let live = self.live_binding(&state, record, primary);
+            state.bindings.insert(live.record.slot(), live);
+            drop(state);
             drop(kept);
-            live.not_followed = self.superseded(&state, &live.record);
-            state.bindings.insert(slot, live);
         }
-        self.publish(&state);
+        self.publish(&lock(&self.state));
         Ok(())
+    }
+
+    /// After the first scan of the folder: finds what bindings must not follow, because another coordinator has, or had, a newer file.
+    pub(crate) fn find_superseded(&self) {
+        let records: Vec<_> = lock(&self.state).bindings.values().map(|live| live.record.clone()).collect();
+        for record in records {
+            let Some(superseded) = self.superseded(&record) else { continue };
+            if let Some(live) = lock(&self.state).bindings.get_mut(&record.slot()) {
+                live.not_followed = Some(superseded);
+            }
+        }
     }
 
     /// Adopts what other coordinators have changed.
     pub(super) fn refresh(&self, slots: Option<Vec<Slot>>) -> Result<(), PluginError> {
-        let mut state = lock(&self.state);
-        self.sync_components(&mut state)?;
+        self.sync_components()?;
         match slots {
-            None => self.refresh_all(&mut state)?,
-            Some(slots) => slots.iter().try_for_each(|slot| self.catch_up(&mut state, slot))?,
+            None => self.refresh_all()?,
+            Some(slots) => slots.iter().try_for_each(|slot| self.catch_up(slot))?,
         }
         // Again: a removed component may have been kept only by a binding that is dropped by now.
-        self.sync_components(&mut state)
+        self.sync_components()
     }
 
-    fn refresh_all(&self, state: &mut HostState) -> Result<(), PluginError> {
+    fn refresh_all(&self) -> Result<(), PluginError> {
         let records = binding::stored(self.store.as_ref())?;
-        let stored: Vec<Slot> = records.iter().map(BindingRecord::slot).collect();
-        let gone: Vec<Slot> = state.bindings.keys().filter(|slot| !stored.contains(slot)).cloned().collect();
-        gone.iter().for_each(|slot| self.drop_binding(state, slot));
-        records.into_iter().for_each(|record| self.adopt(state, record));
-        Ok(())
+        let mut slots: Vec<Slot> = lock(&self.state).bindings.keys().cloned().collect();
+        slots.retain(|slot| !records.iter().any(|record| record.slot() == *slot));
+        slots.extend(
+            records.iter().filter(|record| !self.is_live(&record.slot(), Some(record))).map(BindingRecord::slot),
+        );
+        slots.iter().try_for_each(|slot| self.adopt(slot))
     }
 
     /// Adopts the stored version of a binding, before it is changed.
-    pub(super) fn catch_up(&self, state: &mut HostState, slot: &Slot) -> Result<(), PluginError> {
-        if !self.store.is_shared() {
-            return Ok(());
-        }
-        match self.store.binding(slot)? {
-            Some(stored) => {
-                let record = BindingRecord::decode(&stored.record)?;
-                if digests(&record).any(|digest| state.library.get(digest).is_none()) {
-                    self.sync_components(state)?;
-                }
-                self.adopt(state, record);
+    pub(super) fn catch_up(&self, slot: &Slot) -> Result<(), PluginError> {
+        if self.store.is_shared() { self.adopt(slot) } else { Ok(()) }
+    }
+
+    /// Puts in force what is stored for a slot, which another coordinator may have changed. Its programs are loaded while the slot is
+    /// free for others, so that a rollback need not wait for a compilation.
+    fn adopt(&self, slot: &Slot) -> Result<(), PluginError> {
+        for _ in 0..limit::CHANGE_ATTEMPTS {
+            let turn = self.turns.take(slot);
+            let stored = self.stored(slot)?;
+            if self.is_live(slot, stored.as_ref()) {
+                drop(turn);
+                return self.hold_earlier(slot);
             }
-            None => self.drop_binding(state, slot),
+            let Some(record) = stored else {
+                self.drop_binding(slot);
+                return Ok(());
+            };
+            drop(turn);
+            self.learn(digests(&record))?;
+            let (primary, kept) = match self.load(&record) {
+                // Too busy to load it: what is in force stays so until the next attempt.
+                (Err(LoadError(busy)), _) if busy.is_busy() => return Err(busy),
+                loaded => loaded,
+            };
+            let _turn = self.turns.take(slot);
+            if self.stored(slot)?.as_ref() == Some(&record) {
+                // The current content of this host's folder is older than the change; only later changes in the folder are followed.
+                let in_folder = self.in_folder(&record.current.reference);
+                self.swap(record, primary, EventKind::Activated, in_folder);
+                drop(kept);
+                return Ok(());
+            }
+        }
+        Err(PluginError::keeps_changing())
+    }
+
+    /// Loads the programs of earlier versions that are not in memory: a rollback did without them.
+    fn hold_earlier(&self, slot: &Slot) -> Result<(), PluginError> {
+        let missing: Vec<Digest> = {
+            let state = lock(&self.state);
+            let Some(live) = state.bindings.get(slot) else { return Ok(()) };
+            digests(&live.record).filter(|digest| !live.programs.contains_key(digest)).collect()
+        };
+        self.learn(missing.iter().copied())?;
+        for digest in missing {
+            let Ok((program, _)) = self.program(digest) else { continue };
+            if let Some(live) = lock(&self.state).bindings.get_mut(slot)
+                && digests(&live.record).any(|needed| needed == digest)
+            {
+                live.programs.insert(digest, program);
+            }
         }
         Ok(())
     }
 
-    /// The component that a reference means, even if another coordinator has only just staged it.
-    pub(super) fn resolve(&self, state: &mut HostState, plugin: &Reference) -> Result<Option<Artifact>, PluginError> {
-        let find = |state: &HostState| find(&state.library.list(), plugin, self.folder.as_ref()).cloned();
-        // A name means the newest component, which may not be known here yet.
-        if self.store.is_shared() && (matches!(plugin, Reference::Name { .. }) || find(state).is_none()) {
-            self.sync_components(state)?;
-        }
-        Ok(find(state))
+    /// What is stored for a slot. For a thread that has the slot's turn.
+    pub(super) fn stored(&self, slot: &Slot) -> Result<Option<BindingRecord>, PluginError> {
+        let stored = self.store.binding(slot)?;
+        Ok(stored.map(|stored| BindingRecord::decode(&stored.record)).transpose()?)
     }
 
-    /// Puts in force what another coordinator has stored.
-    fn adopt(&self, state: &mut HostState, record: BindingRecord) {
-        let slot = record.slot();
-        if state.bindings.get(&slot).is_some_and(|live| *live.record == record) {
-            return;
+    fn is_live(&self, slot: &Slot, record: Option<&BindingRecord>) -> bool {
+        lock(&self.state).bindings.get(slot).map(|live| &*live.record) == record
+    }
+
+    /// The slot's turn, and its record, when what is stored is what is in force here.
+    pub(super) fn turn(&self, slot: &Slot) -> Result<(Turn<'_, Slot>, Option<Arc<BindingRecord>>), PluginError> {
+        for _ in 0..limit::CHANGE_ATTEMPTS {
+            let turn = self.turns.take(slot);
+            let stored = self.stored(slot)?;
+            if self.is_live(slot, stored.as_ref()) {
+                return Ok((turn, stored.map(Arc::new)));
+            }
+            drop(turn);
+            self.adopt(slot)?;
         }
-        let (primary, kept) = self.load(state, &record);
-        self.swap(state, slot.clone(), record, primary, EventKind::Activated);
-        drop(kept);
-        // The current content of this host's folder is older than the change; only later changes in the folder are followed.
-        let record = state.bindings.get(&slot).map(|live| live.record.clone());
-        let in_folder = record.and_then(|record| self.in_folder(&state.library.list(), &record.current.reference));
-        if let Some(live) = state.bindings.get_mut(&slot) {
-            live.not_followed = in_folder;
+        Err(PluginError::keeps_changing())
+    }
+
+    /// Learns of components that another coordinator has staged, if one of these is not known.
+    pub(super) fn learn(&self, mut needed: impl Iterator<Item = Digest>) -> Result<(), PluginError> {
+        let unknown = needed.any(|digest| lock(&self.state).library.get(digest).is_none());
+        if unknown { self.sync_components() } else { Ok(()) }
+    }
+
+    /// The component that a reference means, even if another coordinator has only just staged it.
+    pub(super) fn resolve(&self, plugin: &Reference) -> Result<Option<Artifact>, PluginError> {
+        let find = || find(&self.published.load().artifacts, plugin, self.folder.as_ref()).cloned();
+        // A name means the newest component, which may not be known here yet.
+        if self.store.is_shared() && (matches!(plugin, Reference::Name { .. }) || find().is_none()) {
+            self.sync_components()?;
         }
+        Ok(find())
     }
 
     /// The plan of a stored binding, and the programs of its earlier versions, for a rollback.
-    fn load(&self, state: &HostState, record: &BindingRecord) -> (Result<Plan, LoadError>, Vec<Arc<Program>>) {
-        let primary = match self.program(state, record.current.digest) {
+    fn load(&self, record: &BindingRecord) -> (Result<Plan, LoadError>, Vec<Arc<Program>>) {
+        let primary = match self.program(record.current.digest) {
             Ok((program, artifact)) => Ok(plan(&program, &artifact, &record.current.configuration)),
             Err(error) => Err(LoadError::from(error)),
         };
-        if let Err(error) = &primary {
+        if let Err(error) = &primary
+            && !error.0.is_busy()
+        {
             let event = Event::new(EventKind::Refused, error.to_string());
             let event = event.of(record.current.digest, &*record.current.plugin);
             self.shared.events.emit(event.at(record.tenant.clone(), record.hook));
         }
-        let earlier = record.previous.iter().filter_map(|version| self.program(state, version.digest).ok());
+        let earlier = record.previous.iter().filter_map(|version| self.program(version.digest).ok());
         (primary, earlier.map(|kept| kept.0).collect())
     }
 
     /// The component in the folder that a binding must not follow at the start, because it was staged in the cluster before the one in
     /// force: another coordinator has, or had, a newer file. (A single coordinator has only its own folder, and the record says what
     /// was followed.)
-    fn superseded(&self, state: &HostState, record: &BindingRecord) -> Option<Digest> {
-        let list = state.library.list();
-        let in_folder = self.in_folder(&list, &record.current.reference).filter(|_| self.store.is_shared())?;
+    fn superseded(&self, record: &BindingRecord) -> Option<Digest> {
+        let in_folder = self.in_folder(&record.current.reference).filter(|_| self.store.is_shared())?;
+        let list = self.published.load().artifacts.clone();
         let staged_at = |digest| list.iter().find(|artifact| artifact.digest == digest).map(|it| it.staged_at_ms);
         (staged_at(in_folder) <= staged_at(record.current.digest)).then_some(in_folder)
     }
 
     /// Makes the known components those of the store.
-    fn sync_components(&self, state: &mut HostState) -> Result<(), PluginError> {
+    fn sync_components(&self) -> Result<(), PluginError> {
         if !self.store.is_shared() {
             return Ok(());
         }
+        let _stocking = lock(&self.stocking);
         let kept = self.store.components()?;
         let gone: Vec<Digest> = {
+            let state = lock(&self.state);
             let list = state.library.list();
             let gone = list.iter().filter(|local| !kept.iter().any(|entry| entry.digest == local.digest));
             gone.map(|artifact| artifact.digest).filter(|digest| !state.refers_to(*digest)).collect()
         };
-        gone.into_iter().for_each(|digest| _ = self.forget(state, digest));
-        self.fetch(state, kept)?;
-        self.publish(state);
-        Ok(())
+        gone.into_iter().for_each(|digest| _ = self.forget(digest));
+        self.fetch(kept)
     }
 
-    /// Copies missing components from the store: the newest, if there are more than [`limit::ARTIFACTS`].
-    fn fetch(&self, state: &mut HostState, mut kept: Vec<Artifact>) -> Result<(), PluginError> {
+    /// Copies missing components from the store: the newest, if there are more than [`limit::ARTIFACTS`]. For a thread that is stocking.
+    fn fetch(&self, mut kept: Vec<Artifact>) -> Result<(), PluginError> {
         kept.sort_by_key(|artifact| std::cmp::Reverse(artifact.staged_at_ms));
         for artifact in kept.into_iter().take(limit::ARTIFACTS) {
-            if state.library.get(artifact.digest).is_some() {
+            if lock(&self.state).library.get(artifact.digest).is_some() {
                 continue;
             }
             // It may have been removed since it was listed.
@@ -173,8 +236,10 @@ impl Inner {
                 let damaged = format!("plugin {} is damaged in the store; remove and upload it again", artifact.digest);
                 return Err(StoreError::Damaged(damaged).into());
             }
-            state.library.insert(artifact, &bytes)?;
+            self.shelf.write(&artifact, &bytes)?;
+            lock(&self.state).library.insert(artifact);
         }
+        self.publish(&lock(&self.state));
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use witan_plugin::Reference;
 use witan_plugin::event::EventKind;
 
 use crate::guest::Guest;
-use crate::{World, name, place, question, required, tenant, wait_for, wait_for_kind};
+use crate::{LONG, World, name, place, question, required, tenant, wait_for, wait_for_kind};
 
 const POLICY: Hook = Hook::ConsistencyPolicy;
 
@@ -46,6 +46,59 @@ async fn the_content_of_the_folder_is_known_from_the_start() {
     place(&world.folder().join("a.wasm"), &policy(2));
     let world = world.restart();
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 2);
+}
+
+/// Each of these makes whoever opens it wait for ever, or read without an end.
+#[tokio::test]
+async fn what_is_no_regular_file_holds_up_nothing() {
+    let world = World::new();
+    let (_, mut events) = world.host.watch();
+    for (file, required) in [("a.wasm", 1), ("b.wasm", 2)] {
+        place(&world.folder().join(file), &policy(required));
+        wait_for_kind(&mut events, EventKind::Ready).await;
+    }
+    let fifo = world.folder().join("0.wasm");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", world.folder().join("1.wasm")).unwrap();
+    std::os::unix::fs::symlink(&fifo, world.folder().join("2.wasm")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(world.folder().join("3.wasm")).unwrap();
+    let changes = async {
+        world.host.scan().await.unwrap();
+        world.bind("a", POLICY, name("pol")).await.unwrap();
+        world.put("a", POLICY, &policy(3)).await.unwrap();
+        world.host.rollback(Some(tenant("a")), POLICY).await.unwrap();
+    };
+    tokio::time::timeout(LONG, changes).await.expect("changes go on");
+    assert_eq!(required(&world.hooks("a").policy(&question(1))), 2);
+    let restarted = tokio::task::spawn_blocking(|| world.restart());
+    let world = tokio::time::timeout(LONG, restarted).await.expect("it starts").unwrap();
+    assert_eq!(required(&world.hooks("a").policy(&question(1))), 2);
+    assert_eq!(world.host.artifacts().len(), 3, "nothing but the regular files and the upload");
+}
+
+#[tokio::test]
+async fn a_folder_that_hangs_delays_neither_a_change_nor_the_next_start() {
+    let world = World::new();
+    let (answer, gate) = std::sync::mpsc::channel::<()>();
+    let folder = world.folder();
+    let hangs = move || witan_file::in_time(&folder, move || Ok(_ = gate.recv()));
+    tokio::task::spawn_blocking(hangs).await.unwrap().unwrap_err();
+    world.host.scan().await.unwrap();
+    world.put("a", POLICY, &policy(1)).await.unwrap();
+    world.put("a", POLICY, &policy(2)).await.unwrap();
+    world.host.rollback(Some(tenant("a")), POLICY).await.unwrap();
+    let world = tokio::task::spawn_blocking(|| world.restart()).await.unwrap();
+    assert_eq!(required(&world.hooks("a").policy(&question(1))), 1);
+    place(&world.folder().join("a.wasm"), &policy(3));
+    world.host.scan().await.unwrap();
+    assert_eq!(world.host.artifacts().len(), 2, "it hangs still");
+    drop(answer);
+    let staged = async {
+        while world.host.artifacts().len() == 2 {
+            world.host.scan().await.unwrap();
+        }
+    };
+    tokio::time::timeout(LONG, staged).await.expect("it is read once it answers");
 }
 
 #[tokio::test]

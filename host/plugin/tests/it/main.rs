@@ -5,6 +5,7 @@ mod first_party;
 mod folder;
 mod guest;
 mod hostile;
+mod lanes;
 mod life;
 mod share;
 mod swap;
@@ -64,7 +65,7 @@ impl World {
     }
 
     async fn stage(&self, component: &[u8]) -> Result<Digest, PluginError> {
-        Ok(self.host.stage(Bytes::copy_from_slice(component)).await?.digest)
+        Ok(self.host.stage(Bytes::copy_from_slice(component), None).await?.digest)
     }
 
     async fn bind(&self, tenant: &str, hook: Hook, plugin: Reference) -> Result<Binding, PluginError> {

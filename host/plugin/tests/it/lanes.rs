@@ -1,0 +1,230 @@
+//! What a change waits for, and what it does not: other tenants' probes, compilations and calls of the store.
+
+use std::cell::Cell;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use witan_kernel::hook::Hook;
+use witan_kernel::port::{Artifact, BindingOnRecord, PluginStore, Slot, StoreError};
+use witan_memory::MemoryPlugins;
+use witan_plugin::event::{Event, EventKind};
+use witan_plugin::{BindRequest, Digest, OnFault, PluginError, PluginHost, Reference, Settings};
+
+use crate::guest::Guest;
+use crate::{LONG, World, ample, place, tenant, wait_for, wait_for_kind};
+
+const POLICY: Hook = Hook::ConsistencyPolicy;
+
+/// A policy whose answers take long enough that its probe takes most of a second.
+fn slow_to_probe() -> Vec<u8> {
+    let spin = "(local $n i32) (loop $again
+        (local.set $n (i32.add (local.get $n) (i32.const 1)))
+        (br_if $again (i32.lt_u (local.get $n) (i32.const 4000000))))";
+    let guest = Guest::policy("slow", 1);
+    guest.with(|guest| guest.answer = format!("{spin} {}", guest.answer)).build()
+}
+
+/// A policy that takes a second or more to compile. Each number makes another one.
+fn slow_to_compile(number: usize) -> Vec<u8> {
+    let sum = "(i32.add (local.get 0) (i32.mul (local.get 0) ".repeat(40) + "(local.get 0)" + &"))".repeat(40);
+    let function = format!("(func (param i32) (result i32) {sum})");
+    let guest = Guest::policy(&format!("large-{number}"), 1);
+    guest.with(|guest| guest.fields += &function.repeat(1500)).build()
+}
+
+/// A store that tells when it is called, and can be made to wait in [`PluginStore::keep`].
+struct Observed {
+    store: MemoryPlugins,
+    read: UnboundedSender<Slot>,
+    keeping: UnboundedSender<()>,
+    gate: Mutex<Option<Receiver<()>>>,
+}
+
+impl PluginStore for Observed {
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn components(&self) -> Result<Vec<Artifact>, StoreError> {
+        self.store.components()
+    }
+
+    fn component(&self, digest: Digest) -> Result<Option<Bytes>, StoreError> {
+        self.store.component(digest)
+    }
+
+    fn keep(&self, artifact: &Artifact, bytes: &Bytes) -> Result<(), StoreError> {
+        let _ = self.keeping.send(());
+        if let Some(gate) = self.gate.lock().unwrap().take() {
+            gate.recv().unwrap();
+        }
+        self.store.keep(artifact, bytes)
+    }
+
+    fn forget(&self, digest: Digest) -> Result<(), StoreError> {
+        self.store.forget(digest)
+    }
+
+    fn bindings(&self) -> Result<Vec<BindingOnRecord>, StoreError> {
+        self.store.bindings()
+    }
+
+    fn binding(&self, slot: &Slot) -> Result<Option<BindingOnRecord>, StoreError> {
+        let _ = self.read.send(slot.clone());
+        self.store.binding(slot)
+    }
+
+    fn save(&self, slot: &Slot, record: String, puts_in_force: Digest) -> Result<(), StoreError> {
+        self.store.save(slot, record, puts_in_force)
+    }
+
+    fn remove(&self, slot: &Slot) -> Result<(), StoreError> {
+        self.store.remove(slot)
+    }
+}
+
+/// A host on an observed store, with a binding of tenant "quick" that can be rolled back twice.
+struct Scene {
+    _dir: TempDir,
+    host: PluginHost,
+    store: Arc<Observed>,
+    read: UnboundedReceiver<Slot>,
+    keeping: UnboundedReceiver<()>,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ((read, reads), (keeping, keeps)) = (unbounded_channel(), unbounded_channel());
+        let store = MemoryPlugins::default().seat();
+        let store = Arc::new(Observed { store, read, keeping, gate: Mutex::default() });
+        let settings = Settings { data_dir: dir.path().join("data"), folder: None, limits: ample() };
+        let host = PluginHost::start(settings, store.clone()).unwrap();
+        let mut scene = Self { _dir: dir, host, store, read: reads, keeping: keeps };
+        for required in 1..=3 {
+            let digest = scene.stage(Guest::policy("pol", required).build()).await;
+            scene.host.bind(bind("quick", digest)).await.unwrap();
+        }
+        while scene.read.try_recv().is_ok() {}
+        while scene.keeping.try_recv().is_ok() {}
+        scene
+    }
+
+    async fn stage(&self, component: Vec<u8>) -> Digest {
+        self.host.stage(component.into(), None).await.unwrap().digest
+    }
+
+    async fn roll_back_and_unbind(&self) {
+        let changes = async {
+            self.host.rollback(Some(tenant("quick")), POLICY).await.unwrap();
+            self.host.rollback(Some(tenant("quick")), POLICY).await.unwrap();
+            self.host.unbind(Some(tenant("quick")), POLICY).await.unwrap();
+        };
+        tokio::time::timeout(LONG, changes).await.expect("the way back waits for nothing");
+    }
+
+    fn is_bound(&self, id: &str) -> bool {
+        self.host.bindings().iter().any(|binding| binding.record.tenant == Some(tenant(id)))
+    }
+}
+
+fn bind(id: &str, digest: Digest) -> BindRequest {
+    let (plugin, configuration) = (Reference::Digest(digest), Bytes::new());
+    BindRequest { tenant: Some(tenant(id)), hook: POLICY, plugin, configuration, on_fault: OnFault::Native }
+}
+
+#[tokio::test]
+async fn a_rollback_does_not_wait_for_another_tenants_probe() {
+    let mut scene = Scene::new().await;
+    let digest = scene.stage(slow_to_probe()).await;
+    let host = scene.host.clone();
+    let slow = tokio::spawn(async move { host.bind(bind("slow", digest)).await });
+    // What the bind asks the store last before it probes.
+    while scene.read.recv().await.unwrap().tenant != Some(tenant("slow")) {}
+    scene.roll_back_and_unbind().await;
+    assert!(!scene.is_bound("slow"), "it is still being probed");
+    slow.await.unwrap().unwrap();
+    assert!(scene.is_bound("slow"));
+}
+
+/// A rollback of the very binding for which another version is being probed.
+#[tokio::test]
+async fn a_rollback_does_not_wait_for_a_probe_for_the_same_binding() {
+    let mut scene = Scene::new().await;
+    let digest = scene.stage(slow_to_probe()).await;
+    let host = scene.host.clone();
+    let slow = tokio::spawn(async move { host.bind(bind("quick", digest)).await });
+    scene.read.recv().await.unwrap();
+    let back = scene.host.rollback(Some(tenant("quick")), POLICY).await.unwrap().record;
+    assert_eq!((back.current.number, back.previous.len()), (4, 1), "the new version is not in force yet");
+    // The change that was asked for is made on top of the rollback.
+    let bound = slow.await.unwrap().unwrap().record;
+    assert_eq!((bound.current.number, bound.current.digest), (5, digest));
+}
+
+#[tokio::test]
+async fn a_rollback_does_not_wait_for_compilations() {
+    let scene = Scene::new().await;
+    let (_, mut events) = scene.host.watch();
+    let uploads: Vec<_> = [1, 2].map(|number| upload(&scene.host, slow_to_compile(number), None)).into();
+    for _ in &uploads {
+        wait_for_kind(&mut events, EventKind::Staged).await;
+    }
+    scene.roll_back_and_unbind().await;
+    let since: Vec<Event> = std::iter::from_fn(|| events.try_recv().ok()).collect();
+    assert!(since.iter().any(|event| event.kind == EventKind::Unbound), "{since:?}");
+    assert!(since.iter().all(|event| event.kind != EventKind::Compiled), "they are still being compiled: {since:?}");
+    for upload in uploads {
+        upload.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_does_not_wait_for_another_call_of_the_store() {
+    let mut scene = Scene::new().await;
+    let (open, gate) = channel();
+    *scene.store.gate.lock().unwrap() = Some(gate);
+    let slow = upload(&scene.host, Guest::policy("other", 1).build(), None);
+    scene.keeping.recv().await.unwrap();
+    scene.roll_back_and_unbind().await;
+    assert!(scene.host.artifacts().iter().all(|artifact| artifact.name != "other"), "it is not stored yet");
+    open.send(()).unwrap();
+    slow.await.unwrap().unwrap();
+}
+
+type Upload = tokio::task::JoinHandle<Result<Artifact, PluginError>>;
+
+fn upload(host: &PluginHost, component: Vec<u8>, deadline: Option<Instant>) -> Upload {
+    let host = host.clone();
+    tokio::spawn(async move { host.stage(component.into(), deadline).await })
+}
+
+#[tokio::test]
+async fn while_others_compile_a_file_waits_and_an_upload_waits_for_its_deadline() {
+    let world = World::new();
+    let (_, mut events) = world.host.watch();
+    let uploads: Vec<_> = [1, 2].map(|number| upload(&world.host, slow_to_compile(number), None)).into();
+    for _ in &uploads {
+        wait_for_kind(&mut events, EventKind::Staged).await;
+    }
+    let file = Guest::policy("file", 1).build();
+    place(&world.folder().join("file.wasm"), &file);
+    let late = upload(&world.host, Guest::policy("late", 1).build(), Some(Instant::now())).await.unwrap();
+    let error = late.unwrap_err();
+    assert!(matches!(error, PluginError::HostBusy(_)) && error.to_string().contains("try again"), "{error}");
+    let refused = Cell::new(false);
+    wait_for(&mut events, |event| {
+        refused.set(refused.get() || event.kind == EventKind::Refused);
+        event.kind == EventKind::Ready && event.digest == Some(Digest::of(&file))
+    })
+    .await;
+    assert!(!refused.get(), "busy is not refused");
+    world.stage(&Guest::policy("late", 1).build()).await.unwrap();
+    for upload in uploads {
+        upload.await.unwrap().unwrap();
+    }
+}
