@@ -14,12 +14,20 @@ use crate::oracle::{self, Content};
 use crate::stage::{Command, Mood, Stage};
 use crate::world::{Tags, from_value, now_micros};
 
+/// By then a coordinator has given up an attempt to connect that a fault has swallowed, and made another.
+const CONNECTED_AGAIN: Duration = Duration::from_secs(5);
+
 /// Ends all faults, waits until everything works, reads every key at level all, and checks that replicas agree.
 pub(super) async fn settle(stage: &Arc<Stage>, inspector: &mut Client) {
     stage.command(Command::Heal);
     tokio::time::sleep(Duration::from_millis(100)).await;
     if !drained(stage).await || !everything_answers(stage, inspector).await {
         return;
+    }
+    let policies = stage.scenario.casts.iter().any(|cast| cast.policy);
+    if policies {
+        // A policy may accept that a node does not answer, so that everything answers while a connection is still being made.
+        tokio::time::sleep(CONNECTED_AGAIN).await;
     }
     // Read repairs run in the background, after the reads that caused them.
     tokio::time::sleep(Duration::from_millis(600)).await;
@@ -28,7 +36,7 @@ pub(super) async fn settle(stage: &Arc<Stage>, inspector: &mut Client) {
             inspector.read(place, Some(Level::All), coordinator, Mood::Calm).await;
         }
     }
-    if stage.scenario.casts.iter().any(|cast| cast.policy) {
+    if policies {
         // A policy may accept that a read at level all is answered by fewer replicas: then it repairs fewer, too.
         repair(stage).await;
     }
