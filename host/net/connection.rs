@@ -92,17 +92,10 @@ pub struct Connection {
     idle: Duration,
     /// Whether it is idle, and whether its client reads its answers, is looked at when this has elapsed.
     look: Pin<Box<Sleep>>,
-    /// Bytes written, in all and at the last look.
-    written: (u64, u64),
-    /// Answers waited at the last look.
-    was_waiting: bool,
 }
 
 /// How often it is looked whether a client reads its answers.
-const LOOK: Duration = Duration::from_secs(10);
-/// A client that has answers waiting reads more than this between two looks, or its connection is closed. Far less than a slow line
-/// carries, and more than the pings that every connection has.
-const READ_BYTES: u64 = 16 << 10;
+const LOOK: Duration = Duration::from_secs(5);
 
 impl Connection {
     pub(crate) fn plain(tcp: TcpStream, address: SocketAddr, permit: Permit, idle: Duration) -> Self {
@@ -118,7 +111,7 @@ impl Connection {
     fn over(io: Io, address: SocketAddr, identity: Option<Arc<Identity>>, permit: Permit, idle: Duration) -> Self {
         let peer = Peer { address, identity, usage: permit.usage() };
         let look = Box::pin(tokio::time::sleep(LOOK.min(idle)));
-        Self { io, peer, permit, greeting: None, idle, look, written: (0, 0), was_waiting: false }
+        Self { io, peer, permit, greeting: None, idle, look }
     }
 
     /// The same connection, which fails unless the client has done what is awaited at `until`.
@@ -159,24 +152,13 @@ impl Connection {
                 self.permit.counts().idle.fetch_add(1, Ordering::Relaxed);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "the client made no call for too long"));
             }
-            let (written, before) = self.written;
-            // What has just begun to wait is not held against the client.
-            if self.was_waiting && written - before < READ_BYTES && self.permit.untaken() > 0 {
+            if self.permit.is_stalled() {
                 self.permit.counts().stalled.fetch_add(1, Ordering::Relaxed);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answers"));
             }
-            self.written.1 = written;
-            self.was_waiting = self.permit.untaken() > 0;
             self.look.as_mut().reset(Instant::now() + LOOK.min(self.idle - idle));
         }
         Ok(())
-    }
-
-    fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &written {
-            self.written.0 += *bytes as u64;
-        }
-        written
     }
 
     fn heard(&mut self, bytes: usize) {
@@ -216,11 +198,10 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = match &mut self.io {
+        match &mut self.io {
             Io::Plain(io) => Pin::new(io).poll_write(cx, bytes),
             Io::Tls(io) => Pin::new(io).poll_write(cx, bytes),
-        };
-        self.wrote(written)
+        }
     }
 
     fn poll_write_vectored(
@@ -228,11 +209,10 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = match &mut self.io {
+        match &mut self.io {
             Io::Plain(io) => Pin::new(io).poll_write_vectored(cx, parts),
             Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, parts),
-        };
-        self.wrote(written)
+        }
     }
 
     fn is_write_vectored(&self) -> bool {

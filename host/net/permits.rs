@@ -23,6 +23,13 @@ const WATCHES: usize = 1000;
 
 /// Most bytes of answers of one connection that its client has not taken: more than the largest answer.
 const ANSWER_BYTES: usize = 64 << 20;
+/// An answer that is larger, in bytes, has to be taken in time. Smaller ones fit into the buffers of any connection.
+const LARGE_ANSWER: usize = 64 << 10;
+/// The time for a large answer, whatever the line, in milliseconds.
+const TAKEN_WITHIN_MS: u64 = 10_000;
+/// What a line carries at least, in bytes in a millisecond: 2 Mbit/s. A large answer has the time that everything takes which has shared the
+/// line with it.
+const LINE: u64 = 256;
 
 /// The connections of one listener.
 #[derive(Debug)]
@@ -73,6 +80,44 @@ struct OfAddress {
     watches: usize,
 }
 
+/// The large answers of a connection that its client has not taken.
+#[derive(Debug, Default)]
+struct Large {
+    next: u64,
+    /// Bytes of all large answers so far.
+    admitted: u64,
+    waiting: BTreeMap<u64, Waiting>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    /// When it began to wait, in milliseconds since the listener started.
+    since_ms: u64,
+    /// Bytes of large answers that had been taken by then.
+    taken: u64,
+    bytes: u64,
+}
+
+impl Large {
+    fn enter(&mut self, bytes: u64, since_ms: u64) -> u64 {
+        let waiting: u64 = self.waiting.values().map(|waiting| waiting.bytes).sum();
+        let (number, taken) = (self.next, self.admitted - waiting);
+        self.waiting.insert(number, Waiting { since_ms, taken, bytes });
+        self.next += 1;
+        self.admitted += bytes;
+        number
+    }
+
+    /// Whether the oldest one has waited for longer than a slow line needs for everything that has shared the line with it.
+    fn is_stalled(&self, now_ms: u64) -> bool {
+        let oldest = self.waiting.values().next();
+        oldest.is_some_and(|oldest| {
+            let shared = self.admitted - oldest.taken;
+            now_ms.saturating_sub(oldest.since_ms) > TAKEN_WITHIN_MS + shared / LINE
+        })
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     /// Its position in [`Open::entries`]; changed only while [`Permits::open`] is locked.
@@ -93,6 +138,8 @@ struct Entry {
     watches: AtomicUsize,
     /// Bytes of answers that its client has not taken.
     answers: AtomicUsize,
+    /// The large ones, oldest first.
+    large: Mutex<Large>,
     evicted: AtomicBool,
     waker: AtomicWaker,
 }
@@ -117,6 +164,8 @@ pub struct Call(Usage);
 pub struct Untaken {
     usage: Usage,
     bytes: usize,
+    /// Its number among the large ones, if it is large.
+    large: Option<u64>,
 }
 
 /// A stream under way on a connection that needs no credential.
@@ -155,6 +204,7 @@ impl Permits {
             called: AtomicBool::new(false),
             watches: AtomicUsize::new(0),
             answers: AtomicUsize::new(0),
+            large: Mutex::default(),
             evicted: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         });
@@ -220,6 +270,10 @@ impl Open {
 }
 
 impl Entry {
+    fn large(&self) -> MutexGuard<'_, Large> {
+        self.large.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether it has a call, and since when it has been without one, or else since when its peer has been silent.
     fn unused_since(&self) -> (bool, u64) {
         match self.calls.load(Ordering::Relaxed) {
@@ -257,9 +311,9 @@ impl Permit {
         }
     }
 
-    /// Bytes of answers that its client has not taken.
-    pub(crate) fn untaken(&self) -> usize {
-        self.entry.answers.load(Ordering::Acquire)
+    /// Whether its client has not taken a large answer in time.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.entry.large().is_stalled(self.permits.now_ms())
     }
 
     /// Whether it has had a call.
@@ -298,13 +352,16 @@ impl Usage {
 
     /// An answer of this size waits for the client until the returned value is dropped. `None` if too many bytes wait already.
     pub fn answer(&self, bytes: usize) -> Option<Untaken> {
-        if let Some((_, entry)) = &self.0
-            && entry.answers.fetch_add(bytes, Ordering::AcqRel) + bytes > ANSWER_BYTES
-        {
+        let Some((permits, entry)) = &self.0 else {
+            return Some(Untaken { usage: self.clone(), bytes, large: None });
+        };
+        let waiting = entry.answers.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        if waiting > ANSWER_BYTES {
             entry.answers.fetch_sub(bytes, Ordering::AcqRel);
             return None;
         }
-        Some(Untaken { usage: self.clone(), bytes })
+        let large = (bytes > LARGE_ANSWER).then(|| entry.large().enter(bytes as u64, permits.now_ms()));
+        Some(Untaken { usage: self.clone(), bytes, large })
     }
 
     /// A stream begins that needs no credential. `None` if there are too many: of this connection, of its address, or of all.
@@ -337,8 +394,10 @@ impl Drop for Call {
 
 impl Drop for Untaken {
     fn drop(&mut self) {
-        if let Some((_, entry)) = &self.usage.0 {
-            entry.answers.fetch_sub(self.bytes, Ordering::AcqRel);
+        let Some((_, entry)) = &self.usage.0 else { return };
+        entry.answers.fetch_sub(self.bytes, Ordering::AcqRel);
+        if let Some(large) = self.large {
+            entry.large().waiting.remove(&large);
         }
     }
 }
@@ -429,6 +488,33 @@ mod tests {
             (7, 7, 4),
             "with and without a share"
         );
+    }
+
+    #[test]
+    fn a_large_answer_has_to_be_taken_in_time() {
+        let permits = of(most(1), SILENT_FOR);
+        let permit = permits.take(from(1)).unwrap();
+        let usage = permit.usage();
+        let (small, large) = (usage.answer(LARGE_ANSWER).unwrap(), usage.answer(40 << 20).unwrap());
+        assert!(usage.answer(30 << 20).is_none(), "64 MiB in all");
+        assert!(!permit.is_stalled());
+        drop((small, large));
+        assert!(permit.entry.large().waiting.is_empty() && usage.answer(ANSWER_BYTES).is_some());
+    }
+
+    #[test]
+    fn a_slow_line_has_time_for_everything_that_shares_it() {
+        let mut large = Large::default();
+        let first = large.enter(2_560_000, 1000);
+        let time = |bytes: u64| TAKEN_WITHIN_MS + bytes / LINE;
+        assert!(!large.is_stalled(1000 + time(2_560_000)) && large.is_stalled(1001 + time(2_560_000)));
+        let second = large.enter(5_120_000, 2000);
+        assert!(!large.is_stalled(1000 + time(7_680_000)) && large.is_stalled(1001 + time(7_680_000)));
+        large.waiting.remove(&first);
+        assert!(!large.is_stalled(2000 + time(7_680_000)), "it has shared the line with the first one");
+        large.waiting.remove(&second);
+        large.enter(2_560_000, 50_000);
+        assert!(large.is_stalled(50_001 + time(2_560_000)), "and this one with nobody");
     }
 
     #[test]

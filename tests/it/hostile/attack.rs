@@ -137,8 +137,14 @@ pub(super) async fn watchers(address: SocketAddr, connections: usize, each: usiz
     (kept.iter().map(|(open, _)| open.len()).sum(), kept)
 }
 
-/// Makes a call this often on one connection whose client takes no byte of any answer. Ends when the server has closed the connection.
-pub(super) async fn unread(address: SocketAddr, method: &str, message: &impl Message, calls: usize) {
+/// Makes a call this often on one connection whose client takes no byte of any answer, and waits until each is answered. Returns what ends
+/// when the server has closed the connection, and the calls.
+pub(super) async fn unread(
+    address: SocketAddr,
+    method: &str,
+    message: &impl Message,
+    calls: usize,
+) -> (JoinHandle<()>, impl Sized) {
     let tcp = TcpStream::connect(address).await.expect("connect");
     let (send, connection) =
         h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(tcp).await.expect("HTTP/2");
@@ -150,15 +156,13 @@ pub(super) async fn unread(address: SocketAddr, method: &str, message: &impl Mes
     let framed = framed.freeze();
     let mut answers = Vec::new();
     for _ in 0..calls {
-        let Ok(mut ready) = send.clone().ready().await else { break };
-        let Ok((response, mut body)) = ready.send_request(call(address, method), false) else { break };
-        if body.send_data(framed.clone(), true).is_err() {
-            break;
-        }
+        let mut ready = send.clone().ready().await.expect("the connection takes calls");
+        let (response, mut body) = ready.send_request(call(address, method), false).expect("a call");
+        body.send_data(framed.clone(), true).expect("a message");
         answers.push(response);
     }
-    tokio::time::timeout(PATIENCE, running).await.expect("the connection is closed in time").expect("no panic");
-    drop(answers);
+    let answers = tokio::time::timeout(PATIENCE, join_all(answers)).await.expect("answers in time");
+    (running, (answers, send))
 }
 
 /// An HTTP client at this address that sends a byte of its headers now and then, until it is closed.
