@@ -137,14 +137,14 @@ pub(super) async fn watchers(address: SocketAddr, connections: usize, each: usiz
     (kept.iter().map(|(open, _)| open.len()).sum(), kept)
 }
 
-/// Makes a call this often on one connection whose client takes no byte of any answer, and waits until each is answered. Returns what ends
-/// when the server has closed the connection, and the calls.
+/// Makes a call this often on one connection whose client takes no byte of any answer, and waits until each is answered. Returns how many
+/// answers have something to take, what ends when the server has closed the connection, and the calls.
 pub(super) async fn unread(
     address: SocketAddr,
     method: &str,
     message: &impl Message,
     calls: usize,
-) -> (JoinHandle<()>, impl Sized) {
+) -> (usize, JoinHandle<()>, impl Sized) {
     let tcp = TcpStream::connect(address).await.expect("connect");
     let (send, connection) =
         h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(tcp).await.expect("HTTP/2");
@@ -162,7 +162,10 @@ pub(super) async fn unread(
         answers.push(response);
     }
     let answers = tokio::time::timeout(PATIENCE, join_all(answers)).await.expect("answers in time");
-    (running, (answers, send))
+    let untaken = |answer: &&Result<http::Response<h2::RecvStream>, h2::Error>| {
+        answer.as_ref().is_ok_and(|answer| !answer.headers().contains_key("grpc-status"))
+    };
+    (answers.iter().filter(untaken).count(), running, (answers, send))
 }
 
 /// An HTTP client at this address that sends a byte of its headers now and then, until it is closed.
