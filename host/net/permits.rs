@@ -27,8 +27,8 @@ const ANSWER_BYTES: usize = 64 << 20;
 const LARGE_ANSWER: usize = 64 << 10;
 /// The time for a large answer, whatever the line, in milliseconds.
 const TAKEN_WITHIN_MS: u64 = 10_000;
-/// What a line carries at least, in bytes in a millisecond: 2 Mbit/s. A large answer has the time that everything takes which has shared the
-/// line with it.
+/// What a line carries at least, in bytes in a millisecond: 2 Mbit/s. A large answer has the time that everything takes which has shared
+/// the line with it.
 const LINE: u64 = 256;
 
 /// The connections of one listener.
