@@ -34,7 +34,8 @@ async fn context(company: &Company, key: &str) -> bytes::Bytes {
 async fn repeated(company: &Company, change: &v1::WriteKeyValueRequest) -> Result<v1::WriteKeyValueResponse, Refusal> {
     let api = company.api(1).without_deadline();
     eventually("the claim runs out", async || match api.write(change.clone()).await {
-        Err(refused) if refused.reason == "IN_PROGRESS" => None,
+        // On a busy machine, Redis may take longer than a deadline to be connected again.
+        Err(refused) if ["IN_PROGRESS", "DEADLINE"].contains(&refused.reason.as_str()) => None,
         answer => Some(answer),
     })
     .await

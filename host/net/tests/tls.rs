@@ -152,7 +152,7 @@ fn files_that_cannot_be_used_are_refused_with_setting_file_and_remedy() {
         (with(&missing, &good.key, None), [cert, "missing", "set the path of a file that exists"]),
         (with(&good.cert, &missing, None), [key, "missing", "set the path of a file that exists"]),
         (with(&good.cert, &good.key, Some(&missing)), [ca, "missing", "set the path of a file that exists"]),
-        (with(&folder_path, &good.key, None), [cert, "is not a file", "set the path of a file"]),
+        (with(&folder_path, &good.key, None), [cert, "is a folder", "set the path of a file"]),
         (with(&large, &good.key, None), [cert, "large", "is larger than"]),
         (with(&text, &good.key, None), [cert, "text", "-----BEGIN CERTIFICATE-----"]),
         (with(&cut_off, &good.key, None), [cert, "cut-off", "damaged"]),

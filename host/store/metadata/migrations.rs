@@ -90,10 +90,13 @@ mod tests {
             };
             migrator.iter().map(start).collect()
         };
-        assert_eq!(starts(sqlite()), ["d2e0f74d03ec2e7d", "a07d848c9ddf5141", "b2b1b9183fa4616d", "1a40829405ff3e49"]);
+        assert_eq!(
+            starts(sqlite()),
+            ["d2e0f74d03ec2e7d", "a07d848c9ddf5141", "b2b1b9183fa4616d", "1a40829405ff3e49", "6fefd88acae20b0a"]
+        );
         assert_eq!(
             starts(postgres()),
-            ["39255f3a3fc3f564", "c16df65675c416d6", "9d0d798222d5f40f", "eb7b036cc3681e30"]
+            ["39255f3a3fc3f564", "c16df65675c416d6", "9d0d798222d5f40f", "eb7b036cc3681e30", "cb2e6f58f0c2278c"]
         );
     }
 }

@@ -33,7 +33,7 @@ async fn keeps_the_contract_and_keeps_it_after_a_restart() {
     contract::all(&store, &clock).await;
     contract::reserve_one(&store, 1).await;
     let second = EmbeddedIdempotency::open(folder.path(), clock.clone(), Durability::Os);
-    assert!(matches!(second, Err(StoreError::Unavailable(_))), "one folder, one store");
+    assert!(matches!(second, Err(StoreError::Conflict(_))), "one folder, one store");
     store.close().await;
     contract::is_down(&store).await;
     contract::finds_one(&open(&folder, &clock), 1).await;
