@@ -13,7 +13,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic_types::StatusExt;
 use tower::{Layer, Service};
-use witan_net::Peer;
+use witan_net::{Peer, discard};
 
 use super::status;
 use crate::access::caller::{Caller, Origin};
@@ -75,7 +75,10 @@ where
                 request.extensions_mut().insert(caller);
                 Either::Right(Either::Left(self.inner.call(request)))
             }
-            Some(Err(refusal)) => Either::Left(ready(Ok(refused(&refusal, rule)))),
+            Some(Err(refusal)) => {
+                discard(request.into_body());
+                Either::Left(ready(Ok(refused(&refusal, rule))))
+            }
             None => {
                 let access = Arc::clone(&self.access);
                 // The service that was polled ready is consumed by this call; its clone is kept for the next one.
@@ -104,7 +107,10 @@ where
             request.extensions_mut().insert(caller.clone());
             recorded(inner.call(request), caller).await
         }
-        Err(refusal) => Ok(refused(&refusal, rule)),
+        Err(refusal) => {
+            discard(request.into_body());
+            Ok(refused(&refusal, rule))
+        }
     }
 }
 

@@ -15,7 +15,7 @@ pub struct Bounds {
     pub connections: usize,
     /// Most of them from one address, or from one network of 64 bits in IPv6; 0: any number.
     pub of_address: usize,
-    /// This many of them only for addresses that have none yet; at most half.
+    /// This many of them only for addresses that have fewer than three; at most half.
     pub reserved: usize,
     /// Addresses that may have any number of connections. Loopback addresses always may.
     pub trusted: Vec<IpNet>,

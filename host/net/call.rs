@@ -17,6 +17,8 @@ use tokio::time::{Instant, Sleep};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
+use crate::discard::discard;
+
 /// Header of a call's deadline.
 const TIMEOUT: &str = "grpc-timeout";
 /// Longest time until a call's deadline. A header can say hundreds of millions of years, and no clock can add that to the present.
@@ -76,6 +78,7 @@ pub struct Calls<S>(S);
 impl<S, B, R> Service<Request<B>> for Calls<S>
 where
     S: Service<Request<B>, Response = Response<R>>,
+    B: HttpBody + Send + 'static,
     R: Default,
 {
     type Response = Response<R>;
@@ -90,6 +93,7 @@ where
         if is_grpc(request.headers()) {
             return Either::Left(self.0.call(request));
         }
+        discard(request.into_body());
         let mut refused = Response::new(R::default());
         *refused.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         refused.headers_mut().insert(ACCEPT, HeaderValue::from_static(CONTENT_TYPES[0]));
@@ -306,9 +310,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_call_does_not_reach_the_service() {
-        let service = tower::service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new("served")));
+        let service = tower::service_fn(async |_: Request<Body>| Ok::<_, Infallible>(Response::new("served")));
         let service = OnlyGrpc.layer(service);
-        let call = |kind: &str| Request::builder().header("content-type", kind).body(()).unwrap();
+        let call = |kind: &str| Request::builder().header("content-type", kind).body(Body::empty()).unwrap();
         let served = service.clone().oneshot(call("application/grpc")).await.unwrap();
         assert_eq!((served.status(), *served.body()), (StatusCode::OK, "served"));
         let refused = service.oneshot(call("text/plain")).await.unwrap();

@@ -15,6 +15,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use crate::connection::Peer;
+use crate::discard::discard;
 use crate::permits::{Call, WatchCall};
 
 /// What a call is, as far as its connection is concerned.
@@ -59,6 +60,7 @@ pub struct Counted<S> {
 impl<S, B> Service<Request<B>> for Counted<S>
 where
     S: Service<Request<B>, Response = Response<Body>>,
+    B: HttpBody + Send + 'static,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -74,7 +76,10 @@ where
         let watch = match kind {
             CallKind::Watch => match usage.watch() {
                 Some(watch) => Some(watch),
-                None => return Either::Left(ready(Ok((self.rules.too_many)()))),
+                None => {
+                    discard(request.into_body());
+                    return Either::Left(ready(Ok((self.rules.too_many)())));
+                }
             },
             CallKind::Unary | CallKind::Stream => None,
         };

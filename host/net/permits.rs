@@ -17,6 +17,8 @@ const SAMPLE: usize = 64;
 /// A connection that had a call, or whose peer sent something, more recently than this is not evicted. Most requests are answered much
 /// faster.
 const SILENT_FOR: Duration = Duration::from_secs(5);
+/// An address that has fewer connections than this may take a reserved place.
+const FEW: usize = 3;
 /// Most streams of all connections together that no credential is needed for, and of one peer address half of that: each takes some
 /// 10 KiB.
 const WATCHES: usize = 1000;
@@ -188,8 +190,9 @@ impl Permits {
             self.counts.address.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        // The last places are for addresses that have none yet.
-        let most = if own > 0 { self.bounds.connections - self.bounds.reserved() } else { self.bounds.connections };
+        // The last places are for addresses that have few. One would be too few: a probe connects again before its last connection has
+        // been seen to end.
+        let most = if own < FEW { self.bounds.connections } else { self.bounds.connections - self.bounds.reserved() };
         if open.entries.len() >= most && !self.make_room(&mut open) {
             self.counts.full.fetch_add(1, Ordering::Relaxed);
             return None;
@@ -477,9 +480,9 @@ mod tests {
         assert_eq!((taken.len(), permits.counts.address.load(Ordering::Relaxed)), (4, 2));
         let site = |last: u16| IpAddr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, last]);
         let of_site: Vec<Permit> = (0..6).filter_map(|last| permits.take(site(last))).collect();
-        assert_eq!(of_site.len(), 3, "the last three places are for addresses that have none");
+        assert_eq!(of_site.len(), 3, "the last three places are for addresses that have few");
         assert_eq!(permits.counts.full.load(Ordering::Relaxed), 3);
-        let others = [permits.take([192, 0, 2, 1].into()), permits.take([127, 0, 0, 1].into()), permits.take(from(2))];
+        let others = [[127, 0, 0, 1], [192, 0, 2, 1], [192, 0, 2, 1]].map(|of| permits.take(of.into()));
         assert!(others.iter().all(Option::is_some) && permits.take(from(3)).is_none());
         drop((others, taken, of_site));
         let many = |address: [u8; 4]| (0..9).filter_map(|_| permits.take(address.into())).collect::<Vec<_>>().len();

@@ -7,8 +7,8 @@ mod standing;
 use crate::history::{Operation, Outcome, Place};
 use crate::scenario::Scenario;
 
-/// All violations in a history; each starts with the name of the check.
-pub(crate) fn all(scenario: &Scenario, operations: &[Operation]) -> Vec<String> {
+/// All violations in a history; each starts with the name of the check. `is_collapsed` says whether a resolver may have collapsed a record.
+pub(crate) fn all(scenario: &Scenario, operations: &[Operation], is_collapsed: impl Fn(Place) -> bool) -> Vec<String> {
     let mut violations = Vec::new();
     for (tenant, cast) in scenario.casts.iter().enumerate() {
         for key in 0..cast.keys {
@@ -19,7 +19,7 @@ pub(crate) fn all(scenario: &Scenario, operations: &[Operation]) -> Vec<String> 
                 let returns = if cast.forgets_names && !scenario.asks {
                     standing::Returns::Unjudged
                 } else {
-                    standing::Returns::of(cast.collapses)
+                    standing::Returns::of(is_collapsed(place))
                 };
                 violations.extend(standing::check(&of_key, returns).map(|what| format!("siblings: {place:?}: {what}")));
                 continue;

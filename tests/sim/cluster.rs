@@ -32,6 +32,7 @@ use witan_node::store::Store;
 use witan_peer::Lanes;
 use witan_upkeep::{Sweep, Upkeep};
 
+use crate::collapses::Collapsed;
 use crate::nemesis::Link;
 use crate::oracle::{self, Content};
 use crate::plugins::Bound;
@@ -221,6 +222,7 @@ struct Shared {
     idempotency: Idempotency,
     metadata: Arc<dyn Metadata>,
     plugins: Bound,
+    collapsed: Collapsed,
     dice: Dice,
     strict: bool,
     /// Whether a write is asked about before it is repeated.
@@ -260,7 +262,7 @@ impl CoordinatorMachine {
             idempotency: self.shared.idempotency.behind(&self.gate),
             tenants: self.view.clone(),
             plugins: Arc::new(self.shared.plugins.clone()),
-            collapses,
+            collapses: self.shared.collapsed.noting(collapses),
         };
         let ring = self.shared.ring.clone();
         let keys = context_keys(self.shared.metadata.as_ref()).await;
@@ -346,6 +348,7 @@ pub(crate) struct Cluster {
     pub(crate) tenants: Vec<Tenant>,
     /// Questions that plugins fail to answer, per mille.
     pub(crate) faulty: Arc<AtomicU64>,
+    pub(crate) collapsed: Collapsed,
     metadata: MemoryMetadata,
     known: Known,
     ring: Ring,
@@ -360,6 +363,7 @@ impl Cluster {
         let metadata = MemoryMetadata::new(SimClock::default());
         at_once(register(&metadata, &on_record, 0)).expect("registers the nodes");
         let (ring, known, faulty) = (ring(&on_record, 1), Known::default(), Arc::clone(&bound.faulty));
+        let collapsed = Collapsed::default();
         let idempotency = Idempotency::new(dice.clone());
         let shared = Arc::new(Shared {
             nodes: on_record,
@@ -367,6 +371,7 @@ impl Cluster {
             idempotency: idempotency.clone(),
             metadata: Arc::new(metadata.clone()),
             plugins: bound,
+            collapsed: collapsed.clone(),
             dice: dice.clone(),
             strict: scenario.strict,
             asks: scenario.asks,
@@ -382,7 +387,8 @@ impl Cluster {
         };
         let coordinators = (1..=coordinators).map(|n| Arc::new(coordinator(n))).collect();
         let links = Arc::default();
-        let cluster = Self { nodes, coordinators, idempotency, tenants, faulty, metadata, known, ring, links };
+        let cluster =
+            Self { nodes, coordinators, idempotency, tenants, faulty, collapsed, metadata, known, ring, links };
         let from_the_start = scenario.casts.iter().enumerate().filter(|(_, cast)| !cast.comes_later);
         from_the_start.for_each(|(tenant, _)| cluster.create_tenant(tenant));
         cluster

@@ -14,6 +14,7 @@
 mod check;
 mod client;
 mod cluster;
+mod collapses;
 mod disks;
 mod faults;
 mod history;

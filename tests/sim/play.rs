@@ -14,6 +14,7 @@ use crate::check;
 use crate::client::Client;
 use crate::cluster::{Call, Cluster};
 use crate::disks;
+use crate::history::Place;
 use crate::history::{INSPECTOR, Measured};
 use crate::nemesis::{Action, Link, Troubles, act, heal};
 use crate::plugins::Bound;
@@ -72,7 +73,8 @@ pub(crate) fn play(scenario: Scenario, verbose: bool) -> Verdict {
     drop(sim);
     let operations = stage.history.operations();
     let mut violations = std::mem::take(&mut *lock(&stage.violations));
-    violations.extend(check::all(&stage.scenario, &operations));
+    let is_collapsed = |place: Place| cluster.collapsed.contains(&cluster.place(place.0, &Stage::key(place)));
+    violations.extend(check::all(&stage.scenario, &operations, is_collapsed));
     let measured = stage.history.measured();
     let (hash, log) = stage.history.close();
     Verdict { scenario: name, violations, hash, log, measured, virtual_time }

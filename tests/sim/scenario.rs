@@ -25,8 +25,6 @@ pub(crate) struct Cast {
     pub(crate) keys: usize,
     /// Values are sets whose union the resolver returns; otherwise each write has a value of its own.
     pub(crate) sets: bool,
-    /// Enough siblings accumulate to be collapsed.
-    pub(crate) collapses: bool,
     /// The tenant is created during the play.
     pub(crate) comes_later: bool,
     /// More siblings than a record may have: some writes are refused.
@@ -314,7 +312,6 @@ pub(crate) fn cast(tenant: Tenant, keys: usize) -> Cast {
         tenant,
         keys,
         sets: false,
-        collapses: false,
         comes_later: false,
         crowded: false,
         forgets_names: false,

@@ -234,7 +234,7 @@ pub const KEYS: &[Key] = &[
     Key::new(
         "metrics.reserved_connections",
         Number(0, 128),
-        "How many of the 256 HTTP connections are kept for addresses that have none yet, such as those of probes.",
+        "How many of the 256 HTTP connections are kept for addresses that have fewer than three, such as those of probes.",
     )
     .default("16"),
     Key::new(

@@ -4,11 +4,11 @@
 //! microseconds at 157 entries) for a read to cost a hash and a look. General caches log every read to keep their order of
 //! eviction; with 10,000 tenants it is enough to know who was asked for since the last time round.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
+use indexmap::IndexMap;
 use witan_kernel::name::TenantId;
 
 /// Enough that a shard is cheap to copy.
@@ -20,7 +20,8 @@ pub(super) struct Shards<V> {
     most_each: usize,
 }
 
-type Map<V> = HashMap<TenantId, Arc<Entry<V>>>;
+/// Every entry keeps its position, so that the hand passes each of them once in a round.
+type Map<V> = IndexMap<TenantId, Arc<Entry<V>>>;
 
 struct Shard<V> {
     map: ArcSwap<Map<V>>,
@@ -59,19 +60,18 @@ impl<V> Shards<V> {
     pub(super) fn insert(&self, id: TenantId, value: V) {
         let shard = self.shard(&id);
         let mut map = Map::clone(&shard.map.load());
-        if map.len() >= self.most_each && !map.contains_key(&id) {
-            shard.evict(&mut map);
-        }
+        let victim = (map.len() >= self.most_each && !map.contains_key(&id)).then(|| shard.victim(&map)).flatten();
         // Not yet asked for again: a flood of new entries drives out its own.
-        map.insert(id, Arc::new(Entry { value, used: AtomicBool::new(false) }));
+        let (last, _) = map.insert_full(id, Arc::new(Entry { value, used: AtomicBool::new(false) }));
+        if let Some(victim) = victim {
+            // The new entry takes the victim's position.
+            map.swap_indices(victim, last);
+            map.pop();
+        }
         shard.map.store(Arc::new(map));
     }
 
     /// The ids of all entries, in no order.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "nothing depends on the order: each id is read and replaced on its own"
-    )]
     pub(super) fn ids(&self) -> Vec<TenantId> {
         self.shards.iter().flat_map(|shard| shard.map.load().keys().cloned().collect::<Vec<_>>()).collect()
     }
@@ -82,7 +82,7 @@ impl<V> Shards<V> {
         let map = shard.map.load();
         if map.contains_key(id) {
             let mut map = Map::clone(&map);
-            map.remove(id);
+            map.shift_remove(id);
             shard.map.store(Arc::new(map));
         }
     }
@@ -101,21 +101,14 @@ impl<V> Shards<V> {
 }
 
 impl<V> Shard<V> {
-    /// Second chance: whoever was asked for since the last time round stays for another.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "which of the unused entries is evicted is left to chance; a simulation fills no cache"
-    )]
-    fn evict(&self, map: &mut Map<V>) {
-        let from = self.hand.load(Ordering::Relaxed) % map.len().max(1);
-        let mut passed = 0;
-        let around = map.iter().cycle().skip(from).take(2 * map.len());
-        let victim = around.inspect(|_| passed += 1).find(|(_, entry)| !entry.used.swap(false, Ordering::Relaxed));
-        let victim = victim.map(|(id, _)| id.clone());
-        self.hand.store(from + passed, Ordering::Relaxed);
-        if let Some(id) = victim {
-            map.remove(&id);
-        }
+    /// The position of an entry to evict. Second chance: whoever was asked for since the last time round stays for another.
+    fn victim(&self, map: &Map<V>) -> Option<usize> {
+        let (count, from) = (map.len(), self.hand.load(Ordering::Relaxed));
+        let mut around = (0..2 * count).map(|step| (from + step) % count);
+        let victim =
+            around.find(|at| map.get_index(*at).is_some_and(|(_, entry)| !entry.used.swap(false, Ordering::Relaxed)));
+        self.hand.store(victim.map_or(from, |at| at + 1), Ordering::Relaxed);
+        victim
     }
 }
 

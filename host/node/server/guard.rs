@@ -6,10 +6,11 @@ use std::task::{Context, Poll};
 
 use futures::future::Either;
 use http::{Request, Response};
+use http_body::Body as HttpBody;
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
-use witan_net::SharedSecret;
+use witan_net::{SharedSecret, discard};
 
 /// Which calls a node serves.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +47,7 @@ pub(super) struct Guarded<S> {
 impl<S, B> Service<Request<B>> for Guarded<S>
 where
     S: Service<Request<B>, Response = Response<Body>>,
+    B: HttpBody + Send + 'static,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -59,6 +61,7 @@ where
         if self.guard.admits(&request) {
             return Either::Left(self.inner.call(request));
         }
+        discard(request.into_body());
         let refused = Status::unauthenticated(
             "this storage node serves coordinators only; set the node's secret at the coordinator with \
              security.nodes.shared_secret_file",

@@ -101,3 +101,38 @@ fn is_covered_by(carrier: &Operation, covering: &Operation) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Returns, check};
+    use crate::history::{Intention, Operation, Outcome};
+    use crate::world::Tags;
+
+    fn change(tag: u32, seen: &[u32], at: u64) -> Operation {
+        let intention = Intention::Write { tag, carries: Tags::from([tag]) };
+        let change = Operation::new(0, (0, 0), intention, 2, 3);
+        let seen = Some(Tags::from_iter(seen.iter().copied()));
+        Operation { seen, start: at, end: at + 1, outcome: Outcome::Done, ..change }
+    }
+
+    fn read(shown: &[u32], at: u64) -> Operation {
+        let outcome = Outcome::Shown(Tags::from_iter(shown.iter().copied()));
+        Operation { start: at, end: at + 1, outcome, ..Operation::new(0, (0, 0), Intention::Read, 2, 3) }
+    }
+
+    /// 1 and 2 were written, 3 has seen 1 only, 4 has seen all.
+    #[test]
+    fn a_collapsed_value_keeps_its_parts_until_all_are_covered() {
+        let writes = [change(1, &[], 0), change(2, &[], 2), change(3, &[1], 4)];
+        let with = |last: Operation| writes.clone().into_iter().chain([last]).collect::<Vec<_>>();
+        let found =
+            |operations: &[Operation], returns| check(&operations.iter().collect::<Vec<_>>(), returns).is_some();
+        let parts = with(read(&[1, 2, 3], 6));
+        assert!(found(&parts, Returns::OfValues), "1 came back");
+        assert!(!found(&parts, Returns::OfParts), "1 is a part of what 2 is a part of");
+        assert!(!found(&with(read(&[2, 3], 6)), Returns::OfValues));
+        let mut all = with(change(4, &[1, 2, 3], 6));
+        all.push(read(&[1, 4], 8));
+        assert!(found(&all, Returns::OfParts), "every part was covered");
+    }
+}

@@ -178,7 +178,7 @@ pub(super) fn grown(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
 pub(super) fn piled(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     scenario.casts.remove(0);
     let cast = &mut scenario.casts[0];
-    *cast = Cast { keys: 1, collapses: true, ..cast.clone().with_sets(true) };
+    *cast = Cast { keys: 1, ..cast.clone().with_sets(true) };
     let weather = Weather { cuts: 4, holds: 2, coordinator_crashes: 1, crashes: 1, ..Weather::default() };
     let calmer = Weather { cuts: 1, holds: 1, ..Weather::default() };
     let machines = scenario.machines();
