@@ -22,7 +22,7 @@ pub(crate) struct Cluster {
     /// The arguments of `--node`: "id=host:port".
     nodes: Vec<String>,
     durability: String,
-    _nodes: Vec<Process>,
+    nodes_running: Vec<Process>,
     runtime: Runtime,
     /// Dropped last, after the processes.
     folder: TempDir,
@@ -53,7 +53,7 @@ impl Cluster {
         let baseline = Process::start(command, &folder.path().join("baseline.log"))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let durability = durability.to_owned();
-        Ok(Self { coordinator, baseline, nodes: named, durability, _nodes: nodes, runtime, folder })
+        Ok(Self { coordinator, baseline, nodes: named, durability, nodes_running: nodes, runtime, folder })
     }
 
     /// Another coordinator of the same nodes, whose stores are at these addresses.
@@ -66,6 +66,11 @@ impl Cluster {
         coordinator(options, &self.durability, &self.nodes, folder, "another", |command| {
             stores.into_iter().for_each(|(option, file, _)| _ = command.arg(option).arg(folder.join(file)));
         })
+    }
+
+    /// The ids of the measured processes.
+    pub(crate) fn measured(&self) -> impl Iterator<Item = u32> {
+        self.nodes_running.iter().chain([&self.coordinator]).map(|process| process.child.id())
     }
 
     /// Creates a tenant of three replicas.

@@ -11,6 +11,7 @@ mod baseline;
 mod calls;
 mod cluster;
 mod mark;
+mod overload;
 mod policy;
 mod report;
 mod scenario;
@@ -100,6 +101,8 @@ enum Section {
     Stores,
     /// Effect of swapping a policy on requests and memory
     Swaps,
+    /// More load than the cluster can carry, beside a quiet tenant
+    Overload,
     /// A node's storage path alone
     Storage,
     /// Cost of the mark for a node's engine
@@ -131,6 +134,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Section::Policy => ("policy", policy::section(&options)?),
             Section::Stores => ("stores", stores::section(&options)?),
             Section::Swaps => ("swaps", swaps::section(&options)?),
+            Section::Overload => ("overload", overload::section(&options)?),
             Section::Storage => ("storage", storage::section(&options)?),
             Section::Mark => ("mark", mark::section(&options)?),
             Section::Calls => ("calls", calls::section(&options)?),

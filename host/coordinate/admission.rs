@@ -1,11 +1,14 @@
-//! Limits of what may be under way. Beyond them requests are refused at once; nothing is queued.
+//! Limits of what may be under way. Beyond them requests are refused at once; nothing is queued. Long before them, a tenant that has more
+//! under way than others gives way to these as soon as operations have to wait: see [`Load`].
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 use witan_kernel::name::TenantId;
+
+use super::load::Load;
 
 /// Limits of what is under way, background work included.
 #[derive(Debug, Clone)]
@@ -14,7 +17,7 @@ pub struct Limits {
     pub operations: usize,
     /// Operations of one tenant.
     pub operations_per_tenant: usize,
-    /// Bytes of values being written.
+    /// Bytes of values being written; three quarters of them for one tenant.
     pub bytes: usize,
     /// Repairs in the background.
     pub repairs: usize,
@@ -26,6 +29,12 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    fn bytes_per_tenant(&self) -> usize {
+        self.bytes / 4 * 3
+    }
+}
+
 /// Number of counters of operations per tenant. Tenants are assigned to them by hash, so that the table is bounded whatever ids arrive. Two
 /// tenants with the same counter share its limit; with a thousand busy tenants that happens to about one in five.
 const COUNTERS: usize = 4096;
@@ -33,11 +42,51 @@ const COUNTERS: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Admission {
     limits: Limits,
+    load: Load,
     operations: AtomicUsize,
     bytes: AtomicUsize,
-    tenants: Box<[AtomicUsize]>,
+    tenants: Box<[OfTenant]>,
+    active: Active,
     empty: Notify,
     held: std::sync::atomic::AtomicBool,
+}
+
+/// What a tenant has under way.
+#[derive(Debug, Default)]
+struct OfTenant {
+    operations: AtomicUsize,
+    bytes: AtomicUsize,
+    /// The number of the last period in which it was there.
+    seen: AtomicU32,
+}
+
+/// How many tenants there are: those that have begun an operation lately, whether or not one is under way at the moment.
+#[derive(Debug, Default)]
+struct Active {
+    /// The number of the period, which counts from the first one, 1.
+    period: AtomicU32,
+    /// Tenants seen in this period, and in the one before.
+    now: AtomicUsize,
+    before: AtomicUsize,
+}
+
+/// Length of a period, in microseconds: a tenant with a few operations a second is there in each of them.
+const PERIOD: u64 = 1_000_000;
+
+impl Active {
+    /// A tenant is there at `now`, in monotonic microseconds. Returns how many are.
+    fn seen(&self, tenant: &OfTenant, now: u64) -> usize {
+        let period = (now / PERIOD) as u32 + 1;
+        let last = self.period.load(Ordering::Relaxed);
+        if period > last && self.period.compare_exchange(last, period, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            let ended = self.now.swap(0, Ordering::Relaxed);
+            self.before.store(if period == last + 1 { ended } else { 0 }, Ordering::Relaxed);
+        }
+        if tenant.seen.load(Ordering::Relaxed) != period && tenant.seen.swap(period, Ordering::Relaxed) != period {
+            self.now.fetch_add(1, Ordering::Relaxed);
+        }
+        self.now.load(Ordering::Relaxed).max(self.before.load(Ordering::Relaxed))
+    }
 }
 
 /// Permission for one operation to be under way; returned when dropped.
@@ -49,30 +98,43 @@ pub(super) struct Permit {
     bytes: usize,
 }
 
+impl Permit {
+    /// The operation, admitted at `admitted`, begins at `now`, both monotonic microseconds.
+    pub(super) fn begins(&self, admitted: u64, now: u64) {
+        self.admission.load.began(admitted, now, self.admission.in_flight());
+    }
+}
+
 impl Admission {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
+            load: Load::new(limits.operations),
             limits,
             operations: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
-            tenants: (0..COUNTERS).map(|_| AtomicUsize::new(0)).collect(),
+            tenants: (0..COUNTERS).map(|_| OfTenant::default()).collect(),
+            active: Active::default(),
             empty: Notify::new(),
             held: std::sync::atomic::AtomicBool::new(false),
         }
     }
 
-    /// A permit for one operation, unless a limit is reached.
-    pub(super) fn admit(self: &Arc<Self>, tenant: &TenantId, bytes: usize) -> Option<Permit> {
+    /// A permit for one operation at `now` (monotonic microseconds), unless a limit is reached or the tenant has to give way to others.
+    pub(super) fn admit(self: &Arc<Self>, tenant: &TenantId, bytes: usize, now: u64) -> Option<Permit> {
         let counter = BuildHasherDefault::<DefaultHasher>::default().hash_one(tenant.bytes()) as usize % COUNTERS;
+        let of_tenant = &self.tenants[counter];
+        let tenants = self.active.seen(of_tenant, now);
         let permit = Permit { admission: Arc::clone(self), tenant: counter, bytes };
         let operations = self.operations.fetch_add(1, Ordering::AcqRel);
-        let of_tenant = self.tenants[counter].fetch_add(1, Ordering::AcqRel);
-        let in_bytes = self.bytes.fetch_add(bytes, Ordering::AcqRel);
+        let own = of_tenant.operations.fetch_add(1, Ordering::AcqRel);
+        let in_bytes = self.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        let own_bytes = of_tenant.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
         // If refused, the permit is dropped here and the counts are undone.
         let fits = !self.held.load(Ordering::Acquire)
             && operations < self.limits.operations
-            && of_tenant < self.limits.operations_per_tenant
-            && (bytes == 0 || in_bytes + bytes <= self.limits.bytes);
+            && own < self.limits.operations_per_tenant
+            && (bytes == 0 || in_bytes <= self.limits.bytes && own_bytes <= self.limits.bytes_per_tenant())
+            && self.load.admits(own, operations, tenants);
         fits.then_some(permit)
     }
 
@@ -90,7 +152,7 @@ impl Admission {
 
     /// Operations, the same by tenant, and bytes.
     pub(super) fn held(&self) -> (usize, usize, usize) {
-        let of_tenants = self.tenants.iter().map(|count| count.load(Ordering::Acquire)).sum();
+        let of_tenants = self.tenants.iter().map(|of| of.operations.load(Ordering::Acquire)).sum();
         (self.in_flight(), of_tenants, self.bytes.load(Ordering::Acquire))
     }
 
@@ -121,7 +183,8 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let admission = &self.admission;
         admission.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
-        admission.tenants[self.tenant].fetch_sub(1, Ordering::AcqRel);
+        admission.tenants[self.tenant].bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        admission.tenants[self.tenant].operations.fetch_sub(1, Ordering::AcqRel);
         if admission.operations.fetch_sub(1, Ordering::AcqRel) == 1 {
             admission.empty.notify_waiters();
         }
@@ -138,25 +201,50 @@ mod tests {
 
     #[test]
     fn a_refusal_leaves_no_trace() {
-        let limits = Limits { operations: 3, operations_per_tenant: 2, bytes: 10, repairs: 1 };
+        let limits = Limits { operations: 3, operations_per_tenant: 2, bytes: 12, repairs: 1 };
         let admission = Arc::new(Admission::new(limits));
-        let first = admission.admit(&tenant("a"), 8).unwrap();
-        assert!(admission.admit(&tenant("a"), 3).is_none(), "bytes");
-        let second = admission.admit(&tenant("a"), 2).unwrap();
-        assert!(admission.admit(&tenant("a"), 0).is_none(), "one tenant's operations");
-        let third = admission.admit(&tenant("b"), 0).unwrap();
-        assert!(admission.admit(&tenant("c"), 0).is_none(), "operations");
+        let admit = |of, bytes| admission.admit(&tenant(of), bytes, 0);
+        let first = admit("a", 8).unwrap();
+        assert!(admit("a", 2).is_none(), "one tenant's bytes");
+        assert!(admit("b", 5).is_none(), "bytes");
+        let second = admit("a", 1).unwrap();
+        assert!(admit("a", 0).is_none(), "one tenant's operations");
+        let third = admit("b", 0).unwrap();
+        assert!(admit("c", 0).is_none(), "operations");
         assert_eq!(admission.in_flight(), 3);
         drop((first, second, third));
         assert_eq!(admission.held(), (0, 0, 0));
-        assert!(admission.admit(&tenant("a"), 10).is_some());
+        assert!(admit("a", 9).is_some());
+    }
+
+    #[test]
+    fn tenants_are_there_for_a_while() {
+        let (active, a, b) = (Active::default(), OfTenant::default(), OfTenant::default());
+        assert_eq!((active.seen(&a, 5), active.seen(&a, 6), active.seen(&b, 7)), (1, 1, 2));
+        assert_eq!(active.seen(&a, PERIOD + 1), 2, "the other was there in the period before");
+        assert_eq!(active.seen(&a, 2 * PERIOD), 1);
+        active.seen(&b, 2 * PERIOD + 1);
+        assert_eq!(active.seen(&a, 9 * PERIOD), 1);
+    }
+
+    #[test]
+    fn a_tenant_with_more_than_others_gives_way_to_them() {
+        let admission = Arc::new(Admission::new(Limits::default()));
+        let busy: Vec<Permit> = (0..1000).map(|_| admission.admit(&tenant("busy"), 0, 0).unwrap()).collect();
+        busy.iter().for_each(|permit| permit.begins(0, 50_000));
+        assert!(admission.admit(&tenant("busy"), 0, 50_000).is_some(), "nobody else is there");
+        assert!(admission.admit(&tenant("quiet"), 0, 60_000).is_some());
+        assert!(admission.admit(&tenant("busy"), 0, 60_000).is_none());
+        assert!(admission.admit(&tenant("quiet"), 0, 60_000).is_some());
+        drop(busy);
+        assert!(admission.admit(&tenant("busy"), 0, 60_000).is_some());
     }
 
     #[tokio::test]
     async fn drained_waits_for_the_last() {
         let admission = Arc::new(Admission::new(Limits::default()));
         admission.drained().await;
-        let permit = admission.admit(&tenant("a"), 0);
+        let permit = admission.admit(&tenant("a"), 0, 0);
         let waiting = tokio::spawn({
             let admission = Arc::clone(&admission);
             async move { admission.drained().await }

@@ -17,7 +17,7 @@ use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError, Request};
 
 use super::mailbox::Mailbox;
 use super::plan::Plan;
-use super::{Coordinator, World};
+use super::{Coordinator, RETRY_AFTER, World};
 use witan_origin::{self as origin, Span};
 
 /// Which request an answer belongs to.
@@ -84,19 +84,29 @@ pub(super) enum Ended {
 }
 
 /// What replicas reported, each text once.
-#[derive(Debug, Default)]
-pub(super) struct Causes(Vec<String>);
+#[derive(Debug, Default, Clone)]
+pub(super) struct Causes {
+    texts: Vec<String>,
+    /// Replicas that had too much to do.
+    overloaded: u8,
+}
 
 impl Causes {
     fn add(&mut self, error: &ReplicaError) {
+        self.overloaded += u8::from(*error == ReplicaError::Overloaded);
         let text = error.to_string();
-        if !self.0.contains(&text) {
-            self.0.push(text);
+        if !self.texts.contains(&text) {
+            self.texts.push(text);
         }
     }
 
-    pub(super) fn quorum_not_reached(self, required: u8, received: u8) -> Failure {
-        Failure::QuorumNotReached { required, received, causes: self.0 }
+    /// The failure of an operation that is short of answers; `nothing_done`: it has certainly changed nothing. Then it is overload, and no
+    /// other fault, if it would have been met without.
+    pub(super) fn quorum_not_reached(self, required: u8, received: u8, nothing_done: bool) -> Failure {
+        if nothing_done && self.overloaded > 0 && received + self.overloaded >= required {
+            return Failure::Overloaded { retry_after: RETRY_AFTER };
+        }
+        Failure::QuorumNotReached { required, received, causes: self.texts }
     }
 }
 

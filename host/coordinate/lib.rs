@@ -20,6 +20,7 @@ mod exchange;
 mod idempotency;
 mod keys;
 mod lines;
+mod load;
 mod mailbox;
 mod metrics;
 
@@ -104,6 +105,9 @@ pub struct Defaults {
     pub limits: Limits,
 }
 
+/// When a client may try again that was refused because of too much work.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(50);
+
 /// Deadlines of operations for which the client sets none. Never above [`witan_kernel::limit::LONGEST_DEADLINE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
@@ -182,15 +186,17 @@ impl<W: World> Coordinator<W> {
     pub fn write(self: &Arc<Self>, request: WriteRequest, respond: Respond<Written>) {
         let operation = request.operation();
         let arrived = self.arrival(request.arrived);
-        let respond = self.measured(operation, respond);
-        let admitted = self.admission.admit(&request.tenant, request.value.as_ref().map_or(0, bytes::Bytes::len));
-        let Some(permit) = admitted else {
+        let now = self.ports.clock.monotonic_micros();
+        let respond = self.measured(operation, now, respond);
+        let bytes = request.value.as_ref().map_or(0, bytes::Bytes::len);
+        let Some(permit) = self.admission.admit(&request.tenant, bytes, now) else {
             return respond(Err(self.overloaded().not_applied()));
         };
         let under_way = self.metrics.begin();
         let coordinator = Arc::clone(self);
         // Boxed, because the runtime moves the future more than once, and an operation's state is large.
         tokio::spawn(Box::pin(origin::carried("write", async move {
+            permit.begins(now, coordinator.ports.clock.monotonic_micros());
             coordinator.run_write(request, arrived, respond).await;
             drop((permit, under_way));
         })));
@@ -199,13 +205,15 @@ impl<W: World> Coordinator<W> {
     /// Reads. `respond` is called once, from another task.
     pub fn read(self: &Arc<Self>, request: ReadRequest, respond: Respond<ReadAnswer>) {
         let arrived = self.arrival(request.arrived);
-        let respond = self.measured(Operation::Read, respond);
-        let Some(permit) = self.admission.admit(&request.tenant, 0) else {
+        let now = self.ports.clock.monotonic_micros();
+        let respond = self.measured(Operation::Read, now, respond);
+        let Some(permit) = self.admission.admit(&request.tenant, 0, now) else {
             return respond(Err(self.overloaded().of_read()));
         };
         let under_way = self.metrics.begin();
         let coordinator = Arc::clone(self);
         tokio::spawn(Box::pin(origin::carried("read", async move {
+            permit.begins(now, coordinator.ports.clock.monotonic_micros());
             coordinator.run_read(request, arrived, respond).await;
             drop((permit, under_way));
         })));
@@ -289,12 +297,12 @@ impl<W: World> Coordinator<W> {
     }
 
     fn overloaded(&self) -> Failure {
-        Failure::Overloaded { retry_after: Duration::from_millis(50) }
+        Failure::Overloaded { retry_after: RETRY_AFTER }
     }
 
-    fn measured<T: 'static>(&self, operation: Operation, respond: Respond<T>) -> Respond<T> {
+    /// `started`: when the operation was asked for, in monotonic microseconds.
+    fn measured<T: 'static>(&self, operation: Operation, started: u64, respond: Respond<T>) -> Respond<T> {
         let metrics = Arc::clone(&self.metrics);
-        let started = self.ports.clock.monotonic_micros();
         let ended = {
             let clock = self.ports.clock.clone();
             move || clock.monotonic_micros().saturating_sub(started)

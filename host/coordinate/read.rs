@@ -85,7 +85,7 @@ impl<W: World> Exchange<W> {
             Ended::Met => self.reconciled(&round.into_records()),
             Ended::Short(causes) => {
                 self.coordinator.metrics.quorum_failures.inc();
-                Err(causes.quorum_not_reached(round.tally().required(), round.tally().received()).of_read())
+                Err(causes.quorum_not_reached(round.tally().required(), round.tally().received(), true).of_read())
             }
             Ended::Late => Err(late(round.tally()).of_read()),
         }

@@ -74,7 +74,7 @@ impl<W: World> Exchange<W> {
             Ended::Met => Ok(()),
             Ended::Short(causes) => {
                 self.coordinator.metrics.quorum_failures.inc();
-                Err(causes.quorum_not_reached(round.tally().required(), round.tally().received()).not_applied())
+                Err(causes.quorum_not_reached(round.tally().required(), round.tally().received(), true).not_applied())
             }
             Ended::Late => Err(late(round.tally()).not_applied()),
         }
@@ -93,13 +93,14 @@ impl<W: World> Exchange<W> {
     fn fell_short(&self, round: &MergeRound, causes: Causes) -> Failed {
         let tally = round.tally();
         let (required, received) = (tally.required(), tally.received());
+        let nothing_done = tally.certainly_nothing_done();
         self.coordinator.metrics.quorum_failures.inc();
         let failure = if round.disks_full() {
             Failure::StorageFull { required, received }
         } else {
-            causes.quorum_not_reached(required, received)
+            causes.quorum_not_reached(required, received, nothing_done)
         };
-        if tally.certainly_nothing_done() { failure.not_applied() } else { failure.in_doubt() }
+        if nothing_done { failure.not_applied() } else { failure.in_doubt() }
     }
 
     /// Waits for the rest of a round's answers, after the response has left.

@@ -78,7 +78,7 @@ impl<W: World> Exchange<W> {
             _ => {
                 self.coordinator.metrics.quorum_failures.inc();
                 let (required, received) = round.short_of_answers().unwrap_or((required, 0));
-                causes.quorum_not_reached(required, received)
+                causes.quorum_not_reached(required, received, round.certainly_not_applied())
             }
         };
         if round.certainly_not_applied() { failure.not_applied() } else { failure.in_doubt() }

@@ -15,6 +15,7 @@ mod fullness;
 mod lane;
 pub mod metrics;
 mod pending;
+mod queue;
 mod range;
 mod vitals;
 

@@ -30,6 +30,8 @@ pub struct Measured {
     pub writes: Histogram<u64>,
     /// Latencies of successful reads (finding no value is a success), in microseconds.
     pub reads: Histogram<u64>,
+    /// Time until failed operations were answered, in microseconds.
+    pub failures: Histogram<u64>,
     /// Failed operations by reason.
     pub errors: BTreeMap<String, u64>,
     /// Operations that succeeded within the measured time.
@@ -57,6 +59,7 @@ impl Measured {
             // Both have the same bounds, so nothing can be out of range.
             let _ = all.writes.add(&part.writes);
             let _ = all.reads.add(&part.reads);
+            let _ = all.failures.add(&part.failures);
             for (reason, count) in part.errors {
                 *all.errors.entry(reason).or_default() += count;
             }
@@ -87,6 +90,7 @@ impl Recorder {
         let measured = Measured {
             writes: histogram()?,
             reads: histogram()?,
+            failures: histogram()?,
             errors: BTreeMap::new(),
             in_time: 0,
             elapsed: Duration::ZERO,
@@ -104,20 +108,20 @@ impl Recorder {
         }
         self.last = now;
         self.measured.in_time += u64::from(self.end.is_none_or(|end| now <= end));
-        let micros = u64::try_from(now.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX);
         match kind {
-            Kind::Write => self.measured.writes.saturating_record(micros),
-            Kind::Read => self.measured.reads.saturating_record(micros),
+            Kind::Write => self.measured.writes.saturating_record(micros(from, now)),
+            Kind::Read => self.measured.reads.saturating_record(micros(from, now)),
         }
     }
 
-    /// An operation has failed.
-    pub(super) fn failed(&mut self, reason: &str, now: Instant) {
+    /// An operation has failed; its latency counts from `from`.
+    pub(super) fn failed(&mut self, reason: &str, from: Instant, now: Instant) {
         self.progress.failed.fetch_add(1, Ordering::Relaxed);
         if now < self.measured_from {
             return;
         }
         self.last = now;
+        self.measured.failures.saturating_record(micros(from, now));
         let errors = &mut self.measured.errors;
         let reason = if errors.len() < REASONS || errors.contains_key(reason) { reason } else { "(other reasons)" };
         match errors.get_mut(reason) {
@@ -131,6 +135,10 @@ impl Recorder {
         self.measured.elapsed = until.saturating_duration_since(self.measured_from);
         self.measured
     }
+}
+
+fn micros(from: Instant, until: Instant) -> u64 {
+    u64::try_from(until.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -151,12 +159,13 @@ mod tests {
         one.ended(Kind::Write, at(999), at(1000));
         one.ended(Kind::Read, at(1500), at(2500));
         two.ended(Kind::Write, at(1500), at(1504));
-        two.failed("OVERLOADED", at(500));
-        two.failed("OVERLOADED", at(1500));
+        two.failed("OVERLOADED", at(400), at(500));
+        two.failed("OVERLOADED", at(1400), at(1500));
         let all = Measured::join(vec![one.finish(), two.finish()]).unwrap();
         assert!((all.throughput() - 2.0).abs() < 1e-9);
         assert_eq!((all.writes.len(), all.reads.len(), all.failed(), all.all), (2, 1, 1, 4));
         assert_eq!(all.writes.max() / 100, 40);
+        assert_eq!((all.failures.len(), all.failures.max() / 10_000), (1, 10));
         assert!(all.reads.max() >= 1_000_000);
     }
 
@@ -164,7 +173,7 @@ mod tests {
     fn reasons_are_bounded() {
         let start = Instant::now();
         let mut recorder = Recorder::new(start, None, Arc::default()).unwrap();
-        (0..1000).for_each(|n| recorder.failed(&format!("R{n}"), start));
+        (0..1000).for_each(|n| recorder.failed(&format!("R{n}"), start, start));
         let measured = recorder.finish();
         assert_eq!(measured.failed(), 1000);
         assert!(measured.errors.len() <= 65);

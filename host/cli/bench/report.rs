@@ -93,6 +93,7 @@ pub fn json(load: &Load, measured: &Measured) -> Value {
         "operations": measured.writes.len() + measured.reads.len(),
         "failed": measured.failed(),
         "errors": measured.errors,
+        "failure": latencies(&measured.failures),
         "write": latencies(&measured.writes),
         "read": latencies(&measured.reads),
     })

@@ -207,7 +207,7 @@ impl<'a> Session<'a> {
         for SessionResponse { id, result } in batch.responses {
             let slot = usize::try_from(id).ok().and_then(|id| self.flying.get_mut(id));
             let Some(Flying { operation, from }) = slot.and_then(Option::take) else {
-                share.recorder.failed("ANSWER_TO_NOTHING", now);
+                share.recorder.failed("ANSWER_TO_NOTHING", now, now);
                 continue;
             };
             // An id is the index of a slot, which is a u32.
@@ -224,7 +224,7 @@ impl<'a> Session<'a> {
                     share.recorder.ended(operation.kind, from, now);
                 }
                 Err(status) if reason::is_missing_key(&status) => share.recorder.ended(operation.kind, from, now),
-                Err(status) => share.recorder.failed(&reason::of_status(&status), now),
+                Err(status) => share.recorder.failed(&reason::of_status(&status), from, now),
             }
         }
     }
@@ -233,8 +233,8 @@ impl<'a> Session<'a> {
     fn broken(&mut self, why: &str) -> Ended {
         let share = &mut *self.share.borrow_mut();
         let now = Instant::now();
-        for _ in self.flying.iter_mut().filter_map(Option::take) {
-            share.recorder.failed(why, now);
+        for flying in self.flying.iter_mut().filter_map(Option::take) {
+            share.recorder.failed(why, flying.from, now);
         }
         if self.done { Ended::Done } else { Ended::Broken }
     }

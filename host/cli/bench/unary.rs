@@ -113,7 +113,7 @@ impl Share {
         match self.pace.next(now) {
             Next::Done => Ended::Done,
             Next::At(_) => {
-                self.recorder.failed("UNREACHABLE", now);
+                self.recorder.failed("UNREACHABLE", now, now);
                 Ended::Broken
             }
         }
@@ -139,7 +139,7 @@ async fn work(mut send: SendRequest<Bytes>, calls: Calls, share: Rc<RefCell<Shar
             CallError::Refused(status) => (reason::of_status(status), None),
             CallError::Broken(why) => (format!("connection: {why}"), Some(Ended::Broken)),
         };
-        share.borrow_mut().recorder.failed(&why, Instant::now());
+        share.borrow_mut().recorder.failed(&why, from, Instant::now());
         if let Some(ended) = ended {
             return ended;
         }

@@ -248,7 +248,10 @@ async fn failures_are_looked_at_at_once_and_named() {
     assert!(futures::poll!(driven.as_mut()).is_pending());
     nodes.answer(Ok(Answer::Record(None)));
     let Ended::Short(causes) = driven.await else { panic!("two of three have failed") };
-    let Failure::QuorumNotReached { causes, .. } = causes.quorum_not_reached(2, 0) else { panic!("the usual failure") };
+    let overload = Failure::Overloaded { retry_after: crate::RETRY_AFTER };
+    assert_eq!(causes.clone().quorum_not_reached(2, 1, true), overload, "one replica more would have been enough");
+    assert!(matches!(causes.clone().quorum_not_reached(2, 1, false), Failure::QuorumNotReached { .. }), "in doubt");
+    let Failure::QuorumNotReached { causes, .. } = causes.quorum_not_reached(2, 0, true) else { panic!("two more") };
     assert_eq!(causes, [ReplicaError::Overloaded.to_string(), ReplicaError::misfit().to_string()]);
 }
 

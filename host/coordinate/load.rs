@@ -1,0 +1,163 @@
+//! How many operations may be under way, found from how long they wait until they begin.
+//!
+//! No number fits every machine: what saturates two cores is nothing for thirty, and operations that wait for a distant replica cost
+//! nothing at all. What shows that there are too many is that a new one waits before it begins, because everything that can run is running.
+//! A window is narrowed while that wait is long and widened while it is short, as congestion control does with packets (additive increase,
+//! multiplicative decrease: Chiu and Jain 1989; a wait instead of a count: CoDel, RFC 8289).
+//!
+//! There are two windows. Beyond the narrow one, which keeps the wait so short that nobody notices it, a tenant with clearly more operations
+//! than others is refused; tenants that share evenly go on. Beyond the wide one, which bounds the wait for everybody, a tenant is refused
+//! that has its share of it.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// How often a window is changed, in microseconds: several waits long, and short against a client's patience.
+const INTERVAL: u64 = 20_000;
+/// Fewer operations that have begun say nothing about a wait.
+const SAMPLES: u64 = 8;
+/// A window is at least this many operations, so that batches of them can still be sent together.
+const LEAST: usize = 64;
+
+/// A window that follows the wait of operations.
+#[derive(Debug)]
+struct Window {
+    /// The mean wait to aim at, microseconds.
+    target: u64,
+    most: usize,
+    operations: AtomicUsize,
+}
+
+impl Window {
+    fn new(target: u64, most: usize) -> Self {
+        Self { target, most, operations: AtomicUsize::new(most) }
+    }
+
+    fn get(&self) -> usize {
+        self.operations.load(Ordering::Relaxed)
+    }
+
+    /// An interval has passed in which operations waited for `wait` microseconds in the mean, with `under_way` at its end.
+    fn follow(&self, wait: u64, under_way: usize) {
+        let now = self.get();
+        let next = if wait > self.target {
+            // Never from a number that was not in use.
+            (now.min(under_way) / 8 * 7).max(LEAST.min(self.most))
+        } else {
+            now.saturating_add((now / 32).max(4)).min(self.most)
+        };
+        self.operations.store(next, Ordering::Relaxed);
+    }
+}
+
+/// What the operations of a coordinator wait for, and the windows that follow from it.
+#[derive(Debug)]
+pub(super) struct Load {
+    narrow: Window,
+    wide: Window,
+    /// When the interval began, in monotonic microseconds.
+    since: AtomicU64,
+    waited: AtomicU64,
+    began: AtomicU64,
+}
+
+/// The wait at which tenants that have more than others give way, microseconds. An operation waits several times: until it begins, and for
+/// each answer.
+const NARROW: u64 = 2_000;
+/// The wait that is too long for everybody, microseconds.
+const WIDE: u64 = 100_000;
+
+impl Load {
+    /// With windows of at most `most` operations, which they begin with.
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            narrow: Window::new(NARROW, most),
+            wide: Window::new(WIDE, most),
+            since: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
+            began: AtomicU64::new(0),
+        }
+    }
+
+    /// An operation that was admitted at `admitted` has begun at `now`, both monotonic microseconds, with `under_way` operations in all.
+    pub(super) fn began(&self, admitted: u64, now: u64, under_way: usize) {
+        self.waited.fetch_add(now.saturating_sub(admitted), Ordering::Relaxed);
+        let began = self.began.fetch_add(1, Ordering::Relaxed) + 1;
+        let since = self.since.load(Ordering::Relaxed);
+        if now.saturating_sub(since) < INTERVAL || began < SAMPLES {
+            return;
+        }
+        // Whoever ends the interval changes the windows; the operations that others add meanwhile count for the next one.
+        if self.since.compare_exchange(since, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            let began = self.began.swap(0, Ordering::Relaxed).max(1);
+            let wait = self.waited.swap(0, Ordering::Relaxed) / began;
+            self.narrow.follow(wait, under_way);
+            self.wide.follow(wait, under_way);
+        }
+    }
+
+    /// Whether a tenant may begin one more operation beside its own `own`, of `under_way` in all, of which `tenants` tenants have some.
+    pub(super) fn admits(&self, own: usize, under_way: usize, tenants: usize) -> bool {
+        let tenants = tenants.max(1);
+        let (narrow, wide) = (self.narrow.get(), self.wide.get());
+        // Half as much again as the mean: tenants that share evenly differ by chance.
+        let clearly_more = 2 * own * tenants > 3 * under_way;
+        let gives_way = under_way >= narrow && tenants > 1 && clearly_more;
+        let beyond = under_way >= wide && own >= wide / tenants;
+        !gives_way && !beyond
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Operations that wait for `wait` microseconds, for this many intervals.
+    fn waits(load: &Load, wait: u64, under_way: usize, intervals: u64) {
+        let from = load.since.load(Ordering::Relaxed).max(1_000_000);
+        for interval in 1..=intervals {
+            (0..SAMPLES)
+                .for_each(|_| load.began(from + interval * INTERVAL - wait, from + interval * INTERVAL, under_way));
+        }
+    }
+
+    #[test]
+    fn windows_follow_the_wait() {
+        let load = Load::new(10_000);
+        waits(&load, 100, 5000, 3);
+        assert_eq!((load.narrow.get(), load.wide.get()), (10_000, 10_000));
+        waits(&load, 3000, 5000, 1);
+        assert_eq!((load.narrow.get(), load.wide.get()), (4375, 10_000), "from what is in use");
+        waits(&load, 3000, 5000, 100);
+        assert_eq!((load.narrow.get(), load.wide.get()), (LEAST, 10_000));
+        waits(&load, 200_000, 5000, 100);
+        assert_eq!(load.wide.get(), LEAST);
+        waits(&load, 100, 0, 300);
+        assert_eq!((load.narrow.get(), load.wide.get()), (10_000, 10_000), "within six seconds");
+        waits(&Load::new(3), 200_000, 3, 9);
+    }
+
+    #[test]
+    fn few_operations_say_nothing() {
+        let load = Load::new(100);
+        (1..SAMPLES).for_each(|_| load.began(0, 10 * INTERVAL, 90));
+        assert_eq!(load.narrow.get(), 100);
+        load.began(0, 10 * INTERVAL, 90);
+        assert_eq!(load.narrow.get(), 77);
+    }
+
+    #[test]
+    fn who_has_clearly_more_gives_way_first() {
+        let load = Load::new(10_000);
+        waits(&load, 3000, 1000, 1);
+        let narrow = load.narrow.get();
+        assert_eq!(narrow, 875);
+        assert!(load.admits(870, 874, 2), "within the narrow window");
+        assert!(!load.admits(870, 875, 2) && load.admits(4, 875, 2), "beyond it");
+        assert!(load.admits(875, 875, 1), "nobody else is there");
+        assert!(load.admits(90, 900, 10) && load.admits(110, 900, 10), "they share evenly");
+        waits(&load, 200_000, 1000, 1);
+        assert_eq!(load.wide.get(), 875);
+        assert!(!load.admits(87, 880, 10) && load.admits(86, 880, 10), "beyond the wide one, up to a share of it");
+        assert!(!load.admits(880, 880, 1));
+    }
+}
