@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use witan_kernel::backoff::Backoff;
+use witan_kernel::backoff::{self, Backoff};
 use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::idempotency::{Name, Owner, Step, Stepped};
@@ -27,7 +27,7 @@ const LAST_LOOK: Duration = Duration::from_millis(100);
 /// How long a lease outlasts its operation's deadline, milliseconds: another attempt must not take over while the result is recorded.
 const LEASE_MARGIN_MS: u64 = 500;
 /// Pauses before recording a result is tried again.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 /// How long recording is tried after the response, microseconds. A `siblings` change that is repeated later than 15 s after it started
 /// stays in doubt unless its record has the result. Ten minutes is about as long as it takes to bring back a server.
 const LATE_MICROS: u64 = 600_000_000;
@@ -196,7 +196,7 @@ impl Unrecorded {
     /// Tries until it is recorded, or cannot be, or `until` (monotonic microseconds) has come.
     pub(super) async fn insist<W: World>(mut self, coordinator: &Coordinator<W>, until: u64) -> Recorded {
         let left = || port::until(until, coordinator.ports.clock.monotonic_micros());
-        let mut backoff = RETRY;
+        let mut backoff = Backoff::new(RETRY[0], RETRY[1], backoff::seed(&[&self.name.0]));
         while !left().is_zero() {
             tokio::time::sleep(backoff.failed().min(left())).await;
             let step = coordinator.ports.idempotency.step(self.name, self.done.clone());
@@ -253,7 +253,7 @@ impl<W: World> Coordinator<W> {
         let (era, place) = (plan.keys.era(), &plan.place);
         let name = Name::new(era, &place.tenant, &place.key, idempotency_key.as_bytes());
         let owner = Owner(self.ports.randomness.sixteen());
-        let (mut backoff, mut another) = (Backoff::new(FIRST_LOOK, LAST_LOOK), false);
+        let (mut backoff, mut another) = (Backoff::new(FIRST_LOOK, LAST_LOOK, backoff::seed(&[&owner.0])), false);
         loop {
             let left = port::until(plan.deadline, self.ports.clock.monotonic_micros());
             let lease_ms = left.as_millis() as u64 + LEASE_MARGIN_MS;

@@ -218,7 +218,7 @@ impl StorageNodeService for Storage {
     }
 
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
-        unary::describe(&*self.driver, &self.node).await.map(Response::new)
+        unary::describe(&*self.driver, &self.node, || self.clock.wall()).await.map(Response::new)
     }
 
     async fn scan_range(&self, request: Request<ScanRangeRequest>) -> Result<Response<ScanRangeResponse>, Status> {

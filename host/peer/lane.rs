@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use witan_kernel::backoff::Backoff;
+use witan_kernel::backoff::{self, Backoff};
 use witan_kernel::capability;
 use witan_kernel::condition::Condition;
 use witan_kernel::fault::Fault;
@@ -43,8 +43,8 @@ const SILENCE_MICROS: u64 = 250_000;
 const TICK: Duration = Duration::from_millis(100);
 /// How long a node may take for the connection and the handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Pauses between attempts to connect.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+/// The first pause between attempts to connect, and the longest.
+const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 /// A request to be sent over a lane.
 #[derive(Debug)]
 pub(super) struct Outgoing {
@@ -104,7 +104,8 @@ impl Lane {
 }
 
 async fn run<C: Clock, N: Connect>(ends: Ends<C, N>, mut waiting: Receiver) {
-    let mut backoff = RETRY;
+    let seed = backoff::seed(&[ends.coordinator_id.as_bytes(), ends.node.id.as_str().as_bytes()]);
+    let mut backoff = Backoff::new(RETRY[0], RETRY[1], seed);
     let mut logged = LoggedReasons::default();
     loop {
         match ends.shake_hands().await {

@@ -52,7 +52,7 @@ struct Node {
     small: Lane,
     bulk: Arc<Lane>,
     scans: range::ScanClient,
-    fullness: fullness::LastFullness,
+    described: fullness::LastDescribed,
 }
 
 impl<C: Clock, N: Connect> Lanes<C, N> {
@@ -96,7 +96,7 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
         let nodes = self.nodes.load();
         let commit = |node: &Arc<Node>| {
             let store = node.vitals.standing()?.store;
-            let keys = node.fullness.get().map(|fullness| fullness.keys);
+            let keys = node.described.fullness().map(|fullness| fullness.keys);
             Some(Commit { store, commit: node.vitals.commit_of(store), keys })
         };
         nodes.values().filter_map(commit).collect()
@@ -144,7 +144,7 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
             small: lane(Some(Arc::clone(&bulk))),
             bulk,
             scans: range::ScanClient::default(),
-            fullness: fullness::LastFullness::default(),
+            described: fullness::LastDescribed::default(),
             vitals,
         }
     }

@@ -69,10 +69,16 @@ impl<C: Clock, N: Connect> Collector for Seen<C, N> {
         let help = "Requests that the node has not answered yet";
         each(&mut encoder, "requests_in_flight", help, &nodes, |node| Some(f64::from(node.vitals.state().in_flight)))?;
         let help = "Approximate number of records of the node, as it reported last";
-        each(&mut encoder, "keys", help, &nodes, |node| node.fullness.get().map(|fullness| fullness.keys as f64))?;
+        each(&mut encoder, "keys", help, &nodes, |node| {
+            node.described.fullness().map(|fullness| fullness.keys as f64)
+        })?;
         let help = "Used share of the file system that holds the node's store, 0 to 1";
         each(&mut encoder, "disk_usage_ratio", help, &nodes, |node| {
-            node.fullness.get().map(|fullness| f64::from(fullness.disk_usage_percent) / 100.0)
+            node.described.fullness().map(|fullness| f64::from(fullness.disk_usage_percent) / 100.0)
+        })?;
+        let help = "How far the node's clock is ahead of this coordinator's, at least; negative: behind";
+        each(&mut encoder, "clock_ahead_seconds", help, &nodes, |node| {
+            node.described.ahead_micros().map(|micros| micros as f64 / 1e6)
         })?;
 
         let help = "Round-trip time to the node in the last seconds; missing before the first answer";

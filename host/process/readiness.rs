@@ -7,6 +7,7 @@ use std::time::Duration;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use witan_kernel::name::NodeId;
 use witan_kernel::port::{Clock, Metadata, StoreError};
 
 use super::signal::stopped;
@@ -23,6 +24,8 @@ const LOOK: Duration = Duration::from_secs(10);
 /// Decides whether a coordinator should receive traffic.
 pub(super) struct Readiness<C: Clock, N: Connect> {
     metadata: Arc<dyn Metadata>,
+    /// The metadata store has a clock of its own.
+    has_clock: bool,
     lanes: Arc<Lanes<C, N>>,
     clock: C,
     /// True once it has been ready: then it has cached tenants, and serves them while the metadata store is unavailable.
@@ -32,8 +35,10 @@ pub(super) struct Readiness<C: Clock, N: Connect> {
 }
 
 impl<C: Clock, N: Connect> Readiness<C, N> {
+    /// `has_clock`: the metadata store has a clock of its own, and not this machine's.
     pub(super) fn new(
         metadata: Arc<dyn Metadata>,
+        has_clock: bool,
         lanes: Arc<Lanes<C, N>>,
         clock: C,
         registry: &mut Registry,
@@ -41,7 +46,7 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
         let (ready, store_up) = (Gauge::default(), Gauge::default());
         registry.register("witan_ready", "1 while this coordinator should receive traffic", ready.clone());
         registry.register("witan_metadata_store_up", "1 while the metadata store answers", store_up.clone());
-        Arc::new(Self { metadata, lanes, clock, has_been: AtomicBool::new(false), ready, store_up })
+        Arc::new(Self { metadata, has_clock, lanes, clock, has_been: AtomicBool::new(false), ready, store_up })
     }
 
     /// The readiness check of the admin server.
@@ -63,7 +68,9 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
         let answer = tokio::time::timeout(PATIENCE, self.metadata.now_ms()).await;
         let answer = answer.unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {PATIENCE:?}"))));
         self.store_up.set(answer.is_ok().into());
+        let clocks = Clocks::of(&self.lanes.clocks_ahead());
         match answer {
+            Ok(_) if !self.has_clock && let Some(own) = clocks.own() => ready.reasons.push(own),
             Ok(now_ms) => {
                 let apart = self.clock.wall_micros().abs_diff(now_ms.saturating_mul(1000));
                 if apart > CLOCK_BOUND_MICROS {
@@ -80,6 +87,7 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
             )),
             Err(error) => ready.reasons.push(format!("the metadata store does not answer: {error}")),
         }
+        ready.notes.extend(clocks.of_nodes());
         ready.notes.extend(self.lanes.not_whole().into_iter().filter_map(|(node, trust)| {
             Some(format!("storage node {node} has another store than before: {}", trust.advice()?))
         }));
@@ -103,5 +111,75 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
             }
         }
         self.ready.set(0);
+    }
+}
+
+/// The clocks of storage nodes beside this machine's.
+struct Clocks {
+    /// Of how many nodes the clock is known.
+    known: usize,
+    /// Those that are off by more than the bound, with how far they are ahead, in seconds.
+    off: Vec<(NodeId, i64)>,
+}
+
+impl Clocks {
+    /// `ahead`: how far the clocks of nodes are ahead of this machine's, in microseconds.
+    fn of(ahead: &[(NodeId, i64)]) -> Self {
+        let off = ahead.iter().filter(|(_, ahead)| ahead.unsigned_abs() > CLOCK_BOUND_MICROS);
+        Self { known: ahead.len(), off: off.map(|(node, ahead)| (node.clone(), ahead / 1_000_000)).collect() }
+    }
+
+    /// Why this machine's clock is wrong, if more than half of the nodes say the same.
+    fn own(&self) -> Option<String> {
+        let ahead = self.off.iter().filter(|(_, ahead)| *ahead > 0).count();
+        let behind = self.off.len() - ahead;
+        let (count, way) = if ahead > behind { (ahead, "behind") } else { (behind, "ahead of") };
+        let differs = self.off.iter().map(|(_, ahead)| ahead.unsigned_abs()).min()?;
+        let known = self.known;
+        (2 * count > known).then(|| {
+            format!("the clock is at least {differs} s {way} those of {count} of {known} storage nodes; set it right")
+        })
+    }
+
+    fn of_nodes(&self) -> impl Iterator<Item = String> {
+        self.off.iter().map(|(node, ahead)| {
+            let way = if *ahead > 0 { "ahead of" } else { "behind" };
+            let apart = ahead.unsigned_abs();
+            format!("the clock of storage node {node} is {apart} s {way} this coordinator's; set the wrong one right")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clocks(seconds: &[i64]) -> Clocks {
+        let node = |number| NodeId::new(format!("n{number}")).expect("a node id");
+        let ahead: Vec<_> = seconds.iter().zip(1..).map(|(ahead, number)| (node(number), ahead * 1_000_000)).collect();
+        Clocks::of(&ahead)
+    }
+
+    #[test]
+    fn the_clock_is_wrong_that_most_others_contradict() {
+        assert_eq!((clocks(&[]).own(), clocks(&[60, -60, 0]).own()), (None, None));
+        assert_eq!(clocks(&[61, 0, 0]).own(), None, "one node is wrong");
+        assert_eq!(
+            clocks(&[61, -61, 90]).own().as_deref(),
+            Some("the clock is at least 61 s behind those of 2 of 3 storage nodes; set it right")
+        );
+        assert_eq!(
+            clocks(&[-86_400]).own().as_deref(),
+            Some("the clock is at least 86400 s ahead of those of 1 of 1 storage nodes; set it right")
+        );
+        assert_eq!(clocks(&[61, -61]).own(), None, "they contradict each other");
+        let notes: Vec<String> = clocks(&[0, 75, -3600]).of_nodes().collect();
+        assert_eq!(
+            notes,
+            [
+                "the clock of storage node n2 is 75 s ahead of this coordinator's; set the wrong one right",
+                "the clock of storage node n3 is 3600 s behind this coordinator's; set the wrong one right",
+            ]
+        );
     }
 }

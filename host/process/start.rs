@@ -96,7 +96,9 @@ pub async fn start(
     let admin_address = admin_listener.local_addr()?;
     let (incoming, admin_incoming) =
         secured.listen((listener, config.grpc.clone()), (admin_listener, config.http.clone()), &mut registry);
-    let readiness = Readiness::new(Arc::clone(&member.metadata), Arc::clone(&parts.lanes), parts.clock, &mut registry);
+    let times = config.shared.postgres.is_some();
+    let metadata = Arc::clone(&member.metadata);
+    let readiness = Readiness::new(metadata, times, Arc::clone(&parts.lanes), parts.clock, &mut registry);
     parts.reach_nodes(Arc::clone(&member.metadata), stop.clone()).await;
     tokio::spawn(Arc::clone(&readiness).watch(stop.clone()));
 

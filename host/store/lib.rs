@@ -9,6 +9,7 @@
 pub mod idempotency;
 pub mod metadata;
 pub mod plugins;
+mod retry;
 
 pub use witan_kernel::durability::Durability;
 

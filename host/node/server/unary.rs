@@ -93,8 +93,12 @@ pub(super) async fn repair(driver: &dyn Driver, request: RepairRequest) -> Resul
     }
 }
 
-/// Describes the node: its ids, its size, and how full its disk is.
-pub(super) async fn describe(driver: &dyn Driver, node: &NodeId) -> Result<DescribeResponse, Status> {
+/// Describes the node: its ids, its size, how full its disk is, and what its clock shows: `wall`, microseconds since 1970, is asked last.
+pub(super) async fn describe(
+    driver: &dyn Driver,
+    node: &NodeId,
+    wall: impl FnOnce() -> u64,
+) -> Result<DescribeResponse, Status> {
     let store = driver.store();
     let usage = driver.usage().await.map_err(|error| Status::internal(error.to_string()))?;
     let condition = store.condition();
@@ -107,6 +111,7 @@ pub(super) async fn describe(driver: &dyn Driver, node: &NodeId) -> Result<Descr
         commit: driver.store().commit(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         store_state: Some(condition_to_wire(&condition)),
+        clock_micros: wall(),
     })
 }
 

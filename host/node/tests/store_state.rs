@@ -81,7 +81,9 @@ async fn run() -> Running {
 impl Running {
     async fn described(&self) -> Option<Condition> {
         let answer = StorageNodeServiceClient::new(self.channel.clone()).describe(DescribeRequest {}).await.unwrap();
-        condition_from_wire(answer.into_inner().store_state)
+        let answer = answer.into_inner();
+        assert_eq!(answer.clock_micros, Now.wall_micros(), "its clock, for coordinators to compare");
+        condition_from_wire(answer.store_state)
     }
 
     /// Waits until the node's health is `wanted`.

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::retry::pauses;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
@@ -16,7 +17,7 @@ use witan_kernel::backoff::Backoff;
 use witan_kernel::sync::lock;
 
 /// Pauses between attempts to connect. The longest bounds how late a server that is back is noticed.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 
 /// Calls queued for writing on a connection. More wait for a place; the store bounds the number of all.
 const WRITTEN_AHEAD: usize = 1024;
@@ -80,7 +81,8 @@ struct State {
 
 impl Default for State {
     fn default() -> Self {
-        Self { connected: None, attempt: None, generation: 0, backoff: RETRY, proven: false }
+        let backoff = pauses(RETRY[0], RETRY[1]);
+        Self { connected: None, attempt: None, generation: 0, backoff, proven: false }
     }
 }
 
@@ -273,22 +275,5 @@ async fn watched(connection: &mut MultiplexedConnection, command: &Cmd) -> Resul
                 _ => {}
             },
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::RETRY;
-    use std::time::Duration;
-
-    #[test]
-    fn pauses_grow_to_a_bound() {
-        let mut backoff = RETRY;
-        assert_eq!(backoff.pause(), Duration::ZERO);
-        let pauses: Vec<Duration> = (1..8).map(|_| backoff.failed()).collect();
-        assert!(pauses.is_sorted());
-        assert_eq!(backoff.pause(), Duration::from_secs(1));
-        (0..100).for_each(|_| _ = backoff.failed());
-        assert_eq!(backoff.pause(), Duration::from_secs(1));
     }
 }

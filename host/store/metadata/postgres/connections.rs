@@ -9,11 +9,11 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::retry::pauses;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
-use witan_kernel::backoff::Backoff;
 use witan_kernel::port::StoreError;
 use witan_kernel::sync::lock;
 
@@ -27,7 +27,7 @@ const LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// Time limit for closing a connection properly; after that it is dropped.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Pauses between attempts to connect.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
+const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
 
 /// Within a transaction `now()` is the time of its beginning, earlier than the statement's. Sent as a simple query: in the extended
 /// protocol each message has its own time.
@@ -137,7 +137,7 @@ fn session(operation: Duration) -> String {
 /// Connects within `patience`, retrying: a server that is starting refuses at first.
 pub(super) async fn open(options: &PgConnectOptions, patience: Duration) -> Result<PgConnection, StoreError> {
     let until = Instant::now() + patience;
-    let mut backoff = RETRY;
+    let mut backoff = pauses(RETRY[0], RETRY[1]);
     loop {
         let error = match tokio::time::timeout_at(until, options.connect()).await {
             Ok(Ok(connection)) => return Ok(connection),

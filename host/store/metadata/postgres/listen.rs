@@ -6,21 +6,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::retry::pauses;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use witan_kernel::backoff::Backoff;
 
 /// Commits a change and notifies every listening coordinator, in one exchange.
 pub(in crate::metadata) const COMMIT_AND_NOTIFY: &str = "NOTIFY witan_changes; COMMIT";
 
 /// After this long without a notification it checks that the server is still there.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Pauses between attempts to connect.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+/// The first pause between attempts to connect, and the longest.
+const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 
 pub(super) async fn listen(options: PgConnectOptions, patience: Duration, hints: Arc<watch::Sender<u64>>) {
-    let mut backoff = RETRY;
+    let mut backoff = pauses(RETRY[0], RETRY[1]);
     loop {
         match timeout(patience, subscribe(&options, patience)).await {
             Ok(Ok(listener)) => {
