@@ -18,11 +18,22 @@ pub struct Limits {
     pub bytes: usize,
     /// Repairs in the background.
     pub repairs: usize,
+    /// Pages of keys that are being read, of all tenants.
+    pub scans: usize,
+    /// The same of one tenant.
+    pub scans_per_tenant: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { operations: 20_000, operations_per_tenant: 15_000, bytes: 512 << 20, repairs: 1000 }
+        Self {
+            operations: 20_000,
+            operations_per_tenant: 15_000,
+            bytes: 512 << 20,
+            repairs: 1000,
+            scans: 64,
+            scans_per_tenant: 8,
+        }
     }
 }
 

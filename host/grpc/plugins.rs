@@ -23,7 +23,7 @@ use super::guard::{caller, denied, while_good};
 use super::status::{invalid, refused, store_report};
 use super::tenants;
 use crate::access::caller::Caller;
-use witan_control::{Catalog, ChangeRefused};
+use witan_control::{Catalog, ChangeRefused, Turn};
 
 /// The plugin service.
 pub struct PluginApi {
@@ -35,6 +35,12 @@ impl PluginApi {
     /// A service over `host` for the tenants of `catalog`.
     pub fn new(host: PluginHost, catalog: Arc<Catalog>) -> Self {
         Self { host, catalog }
+    }
+
+    /// A turn for a change of a binding; those for all tenants (`None`) are for operators.
+    fn change(&self, caller: &Caller, tenant: Option<&TenantId>) -> Result<Turn, Status> {
+        let taken = self.catalog.changes().take(tenant.and_then(|tenant| caller.on_behalf_of(tenant)));
+        taken.map_err(|refused| tenants::status(&refused))
     }
 
     fn find(&self, plugin: &str) -> Result<Artifact, Status> {
@@ -118,7 +124,9 @@ impl PluginService for PluginApi {
                 let previous = in_force(&host, slot.as_ref(), hook);
                 host.unbind(slot, hook).await.map(|_| previous).map_err(status)
             };
-            let previous = self.catalog.change_binding(tenant.as_ref(), hook, unbind).await.map_err(not_changed)?;
+            let turn = self.change(&caller, tenant.as_ref())?;
+            let previous =
+                self.catalog.change_binding(turn, tenant.as_ref(), hook, unbind).await.map_err(not_changed)?;
             return Ok(Response::new(v1::BindPluginResponse { binding: None, previous }));
         }
         let plugin = self.reference("plugin", &request.plugin);
@@ -128,7 +136,8 @@ impl PluginService for PluginApi {
             let bind = BindRequest { tenant: slot, hook, plugin: plugin?, configuration, on_fault };
             Ok((host.bind(bind).await.map_err(status)?, previous))
         };
-        let changed = self.catalog.change_binding(tenant.as_ref(), hook, bind).await;
+        let turn = self.change(&caller, tenant.as_ref())?;
+        let changed = self.catalog.change_binding(turn, tenant.as_ref(), hook, bind).await;
         let (bound, previous) = changed.map_err(not_changed)?;
         Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
     }
@@ -144,7 +153,8 @@ impl PluginService for PluginApi {
             let previous = in_force(&host, slot.as_ref(), hook);
             Ok((host.rollback(slot, hook).await.map_err(status)?, previous))
         };
-        let changed = self.catalog.change_binding(tenant.as_ref(), hook, roll_back).await;
+        let turn = self.change(&caller, tenant.as_ref())?;
+        let changed = self.catalog.change_binding(turn, tenant.as_ref(), hook, roll_back).await;
         let (bound, previous) = changed.map_err(not_changed)?;
         Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
     }

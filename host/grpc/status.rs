@@ -184,6 +184,12 @@ pub(super) fn refused(code: Code, reason: &'static str, message: impl Into<Strin
     report.status()
 }
 
+/// The status for a call that is refused because others are under way, and was not applied.
+pub(super) fn busy(message: impl Into<String>) -> Status {
+    let report = Report::new(Code::ResourceExhausted, "OVERLOADED", message).not_applied();
+    report.retry_after(Duration::from_millis(200)).status()
+}
+
 /// The report of a call whose deadline passed before it was answered. `begun`: it may have had effects by then.
 pub(super) fn too_late(begun: bool, changes: bool) -> Report {
     let message = match begun {
@@ -203,13 +209,13 @@ pub(super) fn refusal(refusal: &Refusal, changes: bool) -> Report {
         }
         Refusal::Scope { .. } | Refusal::Tenant { .. } | Refusal::Bound => Code::PermissionDenied,
         Refusal::Rate { .. } => Code::ResourceExhausted,
-        Refusal::Unavailable => Code::Unavailable,
+        Refusal::Unavailable | Refusal::Unrecorded => Code::Unavailable,
     };
     let mut report = Report::new(code, refusal.reason(), refusal.to_string());
     report.outcome = changes.then_some("not-applied");
     match refusal {
         Refusal::Rate { retry_after, .. } => report.retry_after(*retry_after),
-        Refusal::Unavailable => report.retry_after(Duration::from_millis(500)),
+        Refusal::Unavailable | Refusal::Unrecorded => report.retry_after(Duration::from_millis(500)),
         Refusal::Scope { needs } => report.fact("scope", needs),
         _ => report,
     }
