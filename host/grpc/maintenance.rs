@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::{Code, Status};
-use witan_kernel::name::{Invalid, NodeId, TenantId};
+use witan_kernel::name::{Invalid, NodeId, TenantId, shown};
 use witan_kernel::port::StoreError;
 use witan_kernel::scan::{from_cursor, to_cursor};
 use witan_wire::v1;
@@ -202,7 +202,7 @@ fn keys_request(request: v1::ListKeysRequest, timeout: Option<Duration>) -> Resu
 fn deletion(request: &v1::DeleteTenantRequest) -> Result<(TenantId, u64), Invalid> {
     let id = TenantId::new(&request.tenant_id)?;
     if request.confirm != request.tenant_id {
-        let problem = format!("is {:?}", request.confirm.chars().take(40).collect::<String>());
+        let problem = format!("is {}", shown(&request.confirm));
         return Err(Invalid::new(
             "confirm",
             problem,

@@ -4,7 +4,7 @@ use futures::future::join_all;
 use tonic::{Code, Status};
 use witan_kernel::condition::Condition;
 use witan_kernel::limit;
-use witan_kernel::name::{Era, Invalid, NodeId};
+use witan_kernel::name::{Era, Invalid, NodeId, shown};
 use witan_kernel::port::{Clock, NodeStatus, StorageNode, StoreError};
 use witan_kernel::scan::Trust;
 use witan_wire::v1;
@@ -55,7 +55,7 @@ impl<W: World> CoordinatorApi<W> {
         request: &v1::DeclareRestoredRequest,
     ) -> Result<v1::DeclareRestoredResponse, Status> {
         if request.confirm != "restored" {
-            let problem = format!("is {:?}", request.confirm.chars().take(40).collect::<String>());
+            let problem = format!("is {}", shown(&request.confirm));
             let remedy = "send \"restored\": what the restored copy lacks is lost, and a store that was set back alone must not be \
                 declared";
             return Err(invalid(&Invalid::new("confirm", problem, remedy)));
