@@ -1,20 +1,22 @@
 //! Limits of what may be under way. Beyond them requests are refused at once; nothing is queued.
 
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 use witan_kernel::name::TenantId;
 
+use super::room::{counter, counters, share};
+
 /// Limits of what is under way, background work included.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Operations of all tenants.
     pub operations: usize,
-    /// Operations of one tenant.
+    /// Operations of one tenant. Tenants are assigned to counters by hash, and two with the same counter share its limit; with a thousand
+    /// busy tenants that happens to about one in five.
     pub operations_per_tenant: usize,
-    /// Bytes of values being written.
+    /// Bytes of values being written. One tenant may have three quarters.
     pub bytes: usize,
     /// Repairs in the background.
     pub repairs: usize,
@@ -37,16 +39,14 @@ impl Default for Limits {
     }
 }
 
-/// Number of counters of operations per tenant. Tenants are assigned to them by hash, so that the table is bounded whatever ids arrive. Two
-/// tenants with the same counter share its limit; with a thousand busy tenants that happens to about one in five.
-const COUNTERS: usize = 4096;
-
 #[derive(Debug)]
 pub(super) struct Admission {
     limits: Limits,
     operations: AtomicUsize,
     bytes: AtomicUsize,
     tenants: Box<[AtomicUsize]>,
+    /// Bytes by tenant, with the same counters.
+    tenants_bytes: Box<[AtomicUsize]>,
     empty: Notify,
     held: std::sync::atomic::AtomicBool,
 }
@@ -66,7 +66,8 @@ impl Admission {
             limits,
             operations: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
-            tenants: (0..COUNTERS).map(|_| AtomicUsize::new(0)).collect(),
+            tenants: counters(),
+            tenants_bytes: counters(),
             empty: Notify::new(),
             held: std::sync::atomic::AtomicBool::new(false),
         }
@@ -74,16 +75,18 @@ impl Admission {
 
     /// A permit for one operation, unless a limit is reached.
     pub(super) fn admit(self: &Arc<Self>, tenant: &TenantId, bytes: usize) -> Option<Permit> {
-        let counter = BuildHasherDefault::<DefaultHasher>::default().hash_one(tenant.bytes()) as usize % COUNTERS;
+        let counter = counter(tenant);
         let permit = Permit { admission: Arc::clone(self), tenant: counter, bytes };
         let operations = self.operations.fetch_add(1, Ordering::AcqRel);
         let of_tenant = self.tenants[counter].fetch_add(1, Ordering::AcqRel);
         let in_bytes = self.bytes.fetch_add(bytes, Ordering::AcqRel);
+        let of_tenant_bytes = self.tenants_bytes[counter].fetch_add(bytes, Ordering::AcqRel);
         // If refused, the permit is dropped here and the counts are undone.
         let fits = !self.held.load(Ordering::Acquire)
             && operations < self.limits.operations
             && of_tenant < self.limits.operations_per_tenant
-            && (bytes == 0 || in_bytes + bytes <= self.limits.bytes);
+            && (bytes == 0
+                || in_bytes + bytes <= self.limits.bytes && of_tenant_bytes + bytes <= share(self.limits.bytes));
         fits.then_some(permit)
     }
 
@@ -132,6 +135,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let admission = &self.admission;
         admission.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        admission.tenants_bytes[self.tenant].fetch_sub(self.bytes, Ordering::AcqRel);
         admission.tenants[self.tenant].fetch_sub(1, Ordering::AcqRel);
         if admission.operations.fetch_sub(1, Ordering::AcqRel) == 1 {
             admission.empty.notify_waiters();
@@ -149,10 +153,11 @@ mod tests {
 
     #[test]
     fn a_refusal_leaves_no_trace() {
-        let limits = Limits { operations: 3, operations_per_tenant: 2, bytes: 10, repairs: 1 };
+        let limits = Limits { operations: 3, operations_per_tenant: 2, bytes: 12, ..Limits::default() };
         let admission = Arc::new(Admission::new(limits));
-        let first = admission.admit(&tenant("a"), 8).unwrap();
-        assert!(admission.admit(&tenant("a"), 3).is_none(), "bytes");
+        let first = admission.admit(&tenant("a"), 7).unwrap();
+        assert!(admission.admit(&tenant("a"), 3).is_none(), "one tenant's bytes");
+        assert!(admission.admit(&tenant("b"), 6).is_none(), "bytes");
         let second = admission.admit(&tenant("a"), 2).unwrap();
         assert!(admission.admit(&tenant("a"), 0).is_none(), "one tenant's operations");
         let third = admission.admit(&tenant("b"), 0).unwrap();
@@ -160,7 +165,7 @@ mod tests {
         assert_eq!(admission.in_flight(), 3);
         drop((first, second, third));
         assert_eq!(admission.held(), (0, 0, 0));
-        assert!(admission.admit(&tenant("a"), 10).is_some());
+        assert!(admission.admit(&tenant("a"), 9).is_some());
     }
 
     #[tokio::test]

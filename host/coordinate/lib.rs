@@ -7,7 +7,7 @@
 //!
 //! Reading order: `request` (requests and responses), `change` and `read` (an operation from start to end), `plan` (which replicas are
 //! asked), `lines` (operations that wait for others on their key), `exchange` and `mailbox` (requests and answers), `register`,
-//! `siblings`, `repair`, `collapse`, `idempotency`, `keys`, `admission`, `metrics`.
+//! `siblings`, `repair`, `collapse`, `idempotency`, `keys`, `admission`, `room` and `answers`, `metrics`.
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -28,6 +28,7 @@ mod read;
 mod register;
 mod repair;
 mod request;
+mod room;
 mod siblings;
 
 use std::sync::Arc;
@@ -48,16 +49,22 @@ use witan_kernel::ring::Ring;
 use witan_kernel::scan::Ranges;
 
 pub use admission::{Hold, Limits};
-pub use answers::{AnswerLimits, AnswerPermit};
+pub use answers::AnswerLimits;
 pub use collapse::{MergedRecord, NoCollapses, WantedCollapses};
 pub use keys::{KeysPage, KeysRequest, ListedKey, Resume};
 pub use lines::{Line, Lines};
 pub use metrics::Metrics;
 pub use request::{ReadAnswer, ReadRequest, Rendering, WriteRequest, Written};
+pub use room::RoomPermit;
 
 use admission::Admission;
 use answers::Answers;
+use room::Room;
 use witan_origin as origin;
+
+/// Bytes of requests that may wait before they begin, such as those of a session behind an earlier one on their key: half of what may be
+/// under way. One tenant may have three quarters.
+const WAITING_BYTES: usize = 256 << 20;
 
 /// The implementations of the ports that a coordinator runs over.
 pub trait World: Send + Sync + 'static {
@@ -135,7 +142,9 @@ pub struct Coordinator<W: World> {
     defaults: Defaults,
     timeouts: ArcSwap<Timeouts>,
     admission: Arc<Admission>,
-    answers: Arc<Answers>,
+    answers: Answers,
+    /// Requests that wait for their turn.
+    waiting: Arc<Room>,
     repairs: repair::Budget,
     late_records: idempotency::LateRecords,
     metrics: Arc<Metrics>,
@@ -169,7 +178,8 @@ impl<W: World> Coordinator<W> {
             keys: ArcSwap::from_pointee(keys),
             names: AtomicBool::new(false),
             admission: Arc::new(Admission::new(defaults.limits.clone())),
-            answers: Arc::new(Answers::new(AnswerLimits::default())),
+            answers: Answers::new(AnswerLimits::default()),
+            waiting: Room::new(WAITING_BYTES),
             repairs: repair::Budget::new(defaults.limits.repairs),
             late_records: idempotency::LateRecords::new(),
             timeouts: ArcSwap::from_pointee(Timeouts { read: defaults.read_timeout, write: defaults.write_timeout }),
@@ -235,8 +245,19 @@ impl<W: World> Coordinator<W> {
         self.names.store(all, Ordering::Relaxed);
     }
 
+    /// Room for a request of this size that has to wait before it begins; `None` if too many bytes of requests wait already. Once it has
+    /// begun, it counts among the operations under way.
+    pub fn admit_waiting(&self, tenant: &TenantId, bytes: usize) -> Option<RoomPermit> {
+        self.waiting.admit(tenant, bytes)
+    }
+
+    /// Bytes of requests that wait before they begin.
+    pub fn waiting_requests(&self) -> usize {
+        self.waiting.bytes()
+    }
+
     /// Room for an answer of this size until its client has taken it; `None` if too many bytes of answers wait already.
-    pub fn admit_answer(&self, tenant: &TenantId, bytes: usize) -> Option<AnswerPermit> {
+    pub fn admit_answer(&self, tenant: &TenantId, bytes: usize) -> Option<RoomPermit> {
         self.answers.admit(tenant, bytes)
     }
 
