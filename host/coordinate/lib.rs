@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use prometheus_client::registry::Registry;
 #[cfg(doc)]
 use witan_kernel::capability;
 use witan_kernel::clock::HybridClock;
@@ -65,6 +66,10 @@ use witan_origin as origin;
 /// Bytes of requests that may wait before they begin, such as those of a session behind an earlier one on their key: half of what may be
 /// under way. One tenant may have three quarters.
 const WAITING_BYTES: usize = 256 << 20;
+
+/// Bytes of the records that reads have fetched, and with which they have not answered yet: eight of the largest, or as many small ones as
+/// there are reads under way. One tenant may have three quarters.
+const FETCHED_BYTES: usize = 256 << 20;
 
 /// The implementations of the ports that a coordinator runs over.
 pub trait World: Send + Sync + 'static {
@@ -145,9 +150,28 @@ pub struct Coordinator<W: World> {
     answers: Answers,
     /// Requests that wait for their turn.
     waiting: Arc<Room>,
+    /// Records that reads have fetched and not answered with yet.
+    fetched: Arc<Room>,
+    /// Pages of keys that are being read.
+    scans: Arc<Room>,
     repairs: repair::Budget,
     late_records: idempotency::LateRecords,
     metrics: Arc<Metrics>,
+}
+
+/// What is kept for clients, each in bytes but the last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Answers that their clients have not taken yet.
+    pub waiting_answers: usize,
+    /// Requests that wait before they begin.
+    pub waiting_requests: usize,
+    /// Records that reads have fetched and not answered with yet.
+    pub fetched_records: usize,
+    /// Values being written.
+    pub values_being_written: usize,
+    /// Pages of keys that are being read.
+    pub scans: usize,
 }
 
 /// What operations hold of a coordinator's limits: all zero when nothing is under way, or something was not given back.
@@ -180,6 +204,8 @@ impl<W: World> Coordinator<W> {
             admission: Arc::new(Admission::new(defaults.limits.clone())),
             answers: Answers::new(AnswerLimits::default()),
             waiting: Room::new(WAITING_BYTES),
+            fetched: Room::new(FETCHED_BYTES),
+            scans: Room::of(defaults.limits.scans, defaults.limits.scans_per_tenant),
             repairs: repair::Budget::new(defaults.limits.repairs),
             late_records: idempotency::LateRecords::new(),
             timeouts: ArcSwap::from_pointee(Timeouts { read: defaults.read_timeout, write: defaults.write_timeout }),
@@ -251,19 +277,26 @@ impl<W: World> Coordinator<W> {
         self.waiting.admit(tenant, bytes)
     }
 
-    /// Bytes of requests that wait before they begin.
-    pub fn waiting_requests(&self) -> usize {
-        self.waiting.bytes()
-    }
-
     /// Room for an answer of this size until its client has taken it; `None` if too many bytes of answers wait already.
     pub fn admit_answer(&self, tenant: &TenantId, bytes: usize) -> Option<RoomPermit> {
         self.answers.admit(tenant, bytes)
     }
 
-    /// Bytes of answers that their clients have not taken yet.
-    pub fn waiting_answers(&self) -> usize {
-        self.answers.bytes()
+    /// What is kept for clients at this moment.
+    pub fn kept(&self) -> Kept {
+        Kept {
+            waiting_answers: self.answers.bytes(),
+            waiting_requests: self.waiting.bytes(),
+            fetched_records: self.fetched.bytes(),
+            values_being_written: self.admission.held().2,
+            scans: self.scans.bytes(),
+        }
+    }
+
+    /// Registers the metrics of the coordinator.
+    pub fn register(self: &Arc<Self>, registry: &mut Registry) {
+        self.metrics.register(registry);
+        registry.register_collector(Box::new(metrics::KeptNow(Arc::clone(self))));
     }
 
     /// Replaces the default deadlines. Operations under way keep theirs.

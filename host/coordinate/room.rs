@@ -1,4 +1,4 @@
-//! Room for bytes that are kept for clients, in all and of one tenant.
+//! Room for bytes that are kept for clients, and for pages that are read for them: in all, and of one tenant.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
@@ -28,6 +28,7 @@ pub(super) const fn share(most: usize) -> usize {
 #[derive(Debug)]
 pub(super) struct Room {
     most: usize,
+    of_tenant: usize,
     bytes: AtomicUsize,
     tenants: Box<[AtomicUsize]>,
 }
@@ -42,7 +43,12 @@ pub struct RoomPermit {
 
 impl Room {
     pub(super) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, bytes: AtomicUsize::new(0), tenants: counters() })
+        Self::of(most, share(most))
+    }
+
+    /// Of which one tenant may have this much.
+    pub(super) fn of(most: usize, of_tenant: usize) -> Arc<Self> {
+        Arc::new(Self { most, of_tenant, bytes: AtomicUsize::new(0), tenants: counters() })
     }
 
     /// Room for this number of bytes, unless there is none left for all or for the tenant.
@@ -52,7 +58,7 @@ impl Room {
         let of_tenant = self.tenants[tenant].fetch_add(bytes, Ordering::AcqRel);
         // If refused, the permit is dropped here and the counts are undone.
         let permit = RoomPermit { room: Arc::clone(self), tenant, bytes };
-        let fits = in_all + bytes <= self.most && of_tenant + bytes <= share(self.most);
+        let fits = in_all + bytes <= self.most && of_tenant + bytes <= self.of_tenant;
         fits.then_some(permit)
     }
 

@@ -271,7 +271,7 @@ impl Parts {
     }
 
     fn register(&self, registry: &mut Registry) {
-        self.coordinator.metrics().register(registry);
+        self.coordinator.register(registry);
         self.upkeep.metrics().register(registry);
         plugins::register(&self.plugins, registry);
         self.access.register(registry);
