@@ -3,7 +3,8 @@
 //!
 //! A change is stored first and applied afterwards: what the store has not accepted is never served.
 //!
-//! Reading order: [`Turns`] (how many calls may be under way), [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data),
+//! Reading order: [`Turns`] (how many calls may be under way),
+//! [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data),
 //! [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
 //! [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants that requests see).
 
@@ -191,8 +192,8 @@ impl Catalog {
     }
 }
 
-/// Runs a change to completion even if its caller is dropped, and holds its turn until then: a change of the placement continues in the stores when its caller has
-/// disconnected, and operations that it blocks must stay blocked until it is done.
+/// Runs a change to completion even if its caller is dropped, and holds its turn until then: a change of the placement
+/// continues in the stores when its caller has disconnected, and operations that it blocks must stay blocked until it is done.
 async fn to_its_end<T: Send + 'static>(
     turn: Turn,
     change: impl Future<Output = Result<T, Refused>> + Send + 'static,

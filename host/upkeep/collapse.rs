@@ -18,8 +18,8 @@ use super::runner::Kind;
 /// Limit on records that are queued or being collapsed: the number that may be collapsed at a time.
 const MOST: usize = Kind::Collapse.at_most();
 
-/// Accepts reports of records to collapse: the port that a coordinator is given. Reports beyond 64 open ones, or 48 of one tenant, and of records
-/// that are open already, are dropped; a later operation repeats them.
+/// Accepts reports of records to collapse: the port that a coordinator is given. Reports beyond 64 open ones, or 48 of
+/// one tenant, and of records that are open already, are dropped; a later operation repeats them.
 pub struct Reports {
     open: Arc<Open>,
     wanted: mpsc::Sender<Place>,

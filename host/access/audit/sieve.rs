@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use witan_kernel::sync::lock;
 
-/// Most sources that are told apart at a time; further ones share one account. A source is forgotten once it may have its whole burst again.
+/// Most sources that have an account of their own; further ones share one. A source is forgotten once it may have its whole burst again.
 const SOURCES: usize = 1000;
 
 /// How many entries of one source are written.
