@@ -24,6 +24,7 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use witan_kernel::name::TenantId;
 use witan_kernel::port::{Metadata, StoreError, Token};
 
 use audit::{Audit, Entry};
@@ -69,10 +70,7 @@ impl Access {
             false => None,
         };
         let issuer = settings.jwt.clone().map(Issuer::open).transpose().map_err(anyhow::Error::msg)?;
-        let audit = settings
-            .audit
-            .as_ref()
-            .map(|settings| Audit::open(settings, metrics.audit_dropped.clone(), metrics.audit_unrecorded.clone()));
+        let audit = settings.audit.as_ref().map(|settings| Audit::open(settings, metrics.audit.clone()));
         let is_open = settings.allow_anonymous || !settings.asks_for_tokens();
         Ok(Self {
             anonymous: is_open.then(|| Arc::new(Credential::anonymous())),
@@ -226,8 +224,15 @@ impl Access {
         credential: Arc<Credential>,
         origin: &Origin,
     ) -> Result<Caller, (Option<Arc<Credential>>, Refusal)> {
-        let allowed = credential.meets(rule.need).and_then(|()| match rule.rate() {
-            Some(Scope::Operator) => self.take_operator(),
+        // The rate is taken before the request is decoded, if it is known by now whose it is: otherwise calls whose requests are refused
+        // would not count.
+        let mut counted = false;
+        let allowed = credential.meets(rule.need).and_then(|()| match (rule.rate(), credential.tenant()) {
+            (Some(Scope::Operator), _) => self.take_operator(),
+            (Some(scope), Some(tenant)) => {
+                counted = true;
+                self.take(tenant, scope)
+            }
             _ => Ok(()),
         });
         if let Err(refusal) = allowed {
@@ -240,7 +245,13 @@ impl Access {
             rule,
             origin: origin.clone(),
             named: is_recorded.then(|| Arc::new(OnceLock::new())),
+            counted,
         })
+    }
+
+    fn take(&self, tenant: &TenantId, scope: Scope) -> Result<(), Refusal> {
+        let taken = self.rates.load().take(tenant, scope);
+        taken.map_err(|retry_after| Refusal::Rate { tenant: Some(tenant.clone()), scope, retry_after })
     }
 
     fn take_operator(&self) -> Result<(), Refusal> {
@@ -256,6 +267,7 @@ impl Access {
             peer: origin.peer,
             credential: who.map_or("none", Credential::id),
             rpc: rule.path,
+            tenant: who.and_then(Credential::tenant).map(TenantId::as_str),
             outcome: "refused",
             reason: Some(refusal.reason()),
             ..Entry::default()
@@ -266,12 +278,6 @@ impl Access {
     fn put_refusal<'a>(&self, entry: impl FnOnce() -> Entry<'a>) {
         if let Some(audit) = &self.audit {
             audit.refused(entry);
-        }
-    }
-
-    fn put_change(&self, entry: &Entry<'_>) {
-        if let Some(audit) = &self.audit {
-            audit.changed(entry);
         }
     }
 }

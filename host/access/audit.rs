@@ -1,25 +1,41 @@
-//! The audit log of changes and refusals: JSON lines in a file that is rotated by size. A thread writes it from a bounded
-//! queue: a full or slow disk loses lines, which are counted, and never delays or fails a request.
+//! The audit log of changes and refusals: JSON lines in a file that is rotated by size. A thread writes it from bounded queues.
+//!
+//! What did happen, or may have happened, is never lost to a slow or full disk: a change takes a place in the queue before it is made, and
+//! is refused if there is none. What was refused, or has failed and changed nothing, can be provoked in any number. It is written up to a
+//! rate, and beyond that it is counted; it never delays or fails a request.
+
+mod sieve;
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::config;
+use sieve::{Rate, Sieve};
 
-/// Most lines waiting for the disk: somewhat more than are recorded in a busy second.
+/// Most changes whose line waits for the disk, or that are under way: four times as many as the catalog admits at a time.
+const CHANGES: usize = 1024;
+/// Most lines about what did not happen that wait for the disk: somewhat more than are recorded in a busy second.
 const QUEUE: usize = 1024;
-/// Most refusals recorded per second, of all clients together: refused clients must not be able to push changes out of the
-/// rotated files.
-const REFUSALS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).expect("fifty is not zero");
+/// Refusals that are recorded, of all clients together.
+const REFUSALS: Rate = Rate { burst: 50, per_second: 50 };
+/// Calls of one credential's tenant that failed and changed nothing. A flood of them takes 20 MB a day, less than a file.
+const FAILURES: Rate = Rate { burst: 20, per_second: 1 };
+/// How often the number of entries that were left out is written.
+const SUMMARY: Duration = Duration::from_secs(10);
+/// How long a change waits for a place: the disk has been slow for as long as it needs for a thousand lines, or cannot be written.
+const PLACE: Duration = Duration::from_secs(5);
+/// How long a line about a change waits before it is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
 /// Longest wait for the last lines when the process ends.
 const LAST: Duration = Duration::from_secs(2);
 
@@ -34,28 +50,38 @@ pub struct Entry<'a> {
     /// The peer of the connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<SocketAddr>,
-    /// The id of the credential, never its secret.
+    /// The id of the credential, never its secret; of entries that were left out, whose they were.
     pub credential: &'a str,
-    /// The call.
+    /// The call; nothing for entries that were left out.
     pub rpc: &'a str,
-    /// The tenant that the call names.
+    /// The tenant that the call names; of one that is refused before its request is decoded, that of its credential.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<&'a str>,
     /// The first digits of the SHA-256 of the key that the call names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_hash: Option<String>,
-    /// "done", "begun" (a later entry records the end), "failed" or "refused".
+    /// "done", "begun" (a later entry records the end), "abandoned", "failed" or "refused".
     pub outcome: &'static str,
     /// Why it failed or was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'a str>,
+    /// How many entries like this one were left out since the last one, because there were too many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<u64>,
 }
 
 enum Message {
-    Line(String),
+    /// A change: written sooner or later.
+    Change(String, Place),
+    /// Lost if the disk cannot be written.
+    Other(String, OwnedSemaphorePermit),
     /// Replies when all lines before it are written.
     Flush(SyncSender<()>),
 }
+
+/// A place in the queue for the line of a change, taken before the change is made. Given back when the line is written.
+#[derive(Debug)]
+pub struct Place(#[allow(dead_code, reason = "it is given back when it is dropped")] OwnedSemaphorePermit);
 
 /// Why the audit log cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -73,80 +99,202 @@ pub enum OpenError {
     Thread(std::io::Error),
 }
 
-/// The audit log. Recording never waits.
+/// What the audit log counts.
+#[derive(Debug, Clone, Default)]
+pub struct Counts {
+    /// Lines lost: of what did not happen, since the queue was full or the file could not be written; of changes, when the process ended
+    /// before they could be written.
+    pub dropped: Counter,
+    /// Attempts to write that failed. A line about a change is tried again.
+    pub write_failures: Counter,
+    /// Refusals that were left out.
+    pub refusals: Counter,
+    /// Failed calls that were left out.
+    pub failures: Counter,
+}
+
+/// The audit log.
 #[derive(Debug)]
 pub struct Audit {
-    lines: SyncSender<Message>,
-    refusals: DefaultDirectRateLimiter,
-    dropped: Counter,
-    unrecorded: Counter,
+    lines: Sender<Message>,
+    changes: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+    sieves: Arc<Sieves>,
+    counts: Counts,
+    /// Turns true when nobody records anything any more.
+    closed: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct Sieves {
+    refusals: Sieve,
+    failures: Sieve,
 }
 
 impl Audit {
-    /// Opens the file and starts the thread that writes it; the thread ends when this is dropped. Lost lines are counted in
-    /// `dropped`, refusals beyond the recorded rate in `unrecorded`.
+    /// Opens the file and starts the thread that writes it; the thread ends when this is dropped.
     ///
     /// # Errors
     /// When the file cannot be opened for appending, or the thread cannot be started.
-    pub fn open(settings: &config::Audit, dropped: Counter, unrecorded: Counter) -> Result<Self, OpenError> {
-        let mut pages =
+    pub fn open(settings: &config::Audit, counts: Counts) -> Result<Self, OpenError> {
+        let pages =
             Pages::open(settings.clone()).map_err(|error| OpenError::File { file: settings.file.clone(), error })?;
-        let (lines, queue) = sync_channel(QUEUE);
-        let lost = dropped.clone();
+        let (lines, queue) = channel();
+        let sieves = Arc::new(Sieves { refusals: Sieve::new(REFUSALS), failures: Sieve::new(FAILURES) });
+        let closed = Arc::<AtomicBool>::default();
+        let mut writer = Writer {
+            pages,
+            counts: counts.clone(),
+            sieves: Arc::clone(&sieves),
+            closed: Arc::clone(&closed),
+            failing: false,
+            summarized: Instant::now(),
+        };
         std::thread::Builder::new()
             .name("audit".to_owned())
-            .spawn(move || write(&queue, &mut pages, &lost))
+            .spawn(move || writer.run(&queue))
             .map_err(OpenError::Thread)?;
-        Ok(Self { lines, refusals: RateLimiter::direct(Quota::per_second(REFUSALS_PER_SECOND)), dropped, unrecorded })
+        let (changes, others) = (Arc::new(Semaphore::new(CHANGES)), Arc::new(Semaphore::new(QUEUE)));
+        Ok(Self { lines, changes, others, sieves, counts, closed })
     }
 
-    /// Records a change.
-    pub fn changed(&self, entry: &Entry<'_>) {
-        let line = serde_json::to_string(entry).map(|line| line + "\n");
-        let sent = line.is_ok_and(|line| self.lines.try_send(Message::Line(line)).is_ok());
-        if !sent {
-            self.dropped.inc();
-        }
+    /// A place for the line of a change, for which it waits a few seconds; `None`: the change must not be made, since nobody could say how
+    /// it was recorded.
+    pub async fn place(&self) -> Option<Place> {
+        let taken = tokio::time::timeout(PLACE, Arc::clone(&self.changes).acquire_owned()).await;
+        taken.ok().and_then(Result::ok).map(Place)
+    }
+
+    /// Records a change that was made, or may have been.
+    pub fn changed(&self, place: Place, entry: &Entry<'_>) {
+        // The queue is as long as there are places, and its thread ends after the last sender.
+        let _ = self.lines.send(Message::Change(line(entry), place));
     }
 
     /// Records a refusal, unless there are too many.
     pub fn refused<'a>(&self, entry: impl FnOnce() -> Entry<'a>) {
-        if self.refusals.check().is_ok() {
-            self.changed(&entry());
-        } else {
-            self.unrecorded.inc();
+        match self.sieves.refusals.passes("", Instant::now()) {
+            Some(left_out) => self.other(&Entry { left_out: some(left_out), ..entry() }),
+            None => _ = self.counts.refusals.inc(),
+        }
+    }
+
+    /// Records a call of this source that has failed and changed nothing, unless there are too many.
+    pub fn failed<'a>(&self, source: &str, entry: impl FnOnce() -> Entry<'a>) {
+        match self.sieves.failures.passes(source, Instant::now()) {
+            Some(left_out) => self.other(&Entry { left_out: some(left_out), ..entry() }),
+            None => _ = self.counts.failures.inc(),
+        }
+    }
+
+    fn other(&self, entry: &Entry<'_>) {
+        let sent = Arc::clone(&self.others).try_acquire_owned().is_ok_and(|place| {
+            let message = Message::Other(line(entry), place);
+            self.lines.send(message).is_ok()
+        });
+        if !sent {
+            self.counts.dropped.inc();
         }
     }
 
     /// Blocks, for a bounded time, until all entries so far are written.
     pub fn flush(&self) {
-        let until = Instant::now() + LAST;
         let (done, written) = sync_channel(1);
-        while self.lines.try_send(Message::Flush(done.clone())).is_err() {
-            if Instant::now() > until {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        if self.lines.send(Message::Flush(done)).is_ok() && written.recv_timeout(LAST).is_err() {
+            let lost = CHANGES.saturating_sub(self.changes.available_permits());
+            self.counts.dropped.inc_by(lost as u64);
+            tracing::error!(lines = lost, "the audit log cannot be written; changes are not on record");
         }
-        // If the disk hangs, the remaining lines are lost.
-        let _ = written.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
 }
 
-fn write(queue: &Receiver<Message>, pages: &mut Pages, dropped: &Counter) {
-    let mut failing = false;
-    for message in queue {
-        match message {
-            Message::Line(line) => match pages.append(line.as_bytes()) {
-                Ok(()) => failing = false,
-                Err(error) => {
-                    dropped.inc();
-                    if !std::mem::replace(&mut failing, true) {
-                        tracing::error!(%error, file = %pages.settings.file.display(), "the audit log cannot be written");
-                    }
+impl Drop for Audit {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::Release);
+    }
+}
+
+fn some(left_out: u64) -> Option<u64> {
+    (left_out > 0).then_some(left_out)
+}
+
+/// An entry as it is written. Nothing in it can fail to become JSON.
+fn line(entry: &Entry<'_>) -> String {
+    serde_json::to_string(entry).unwrap_or_default() + "\n"
+}
+
+/// What the thread works with.
+struct Writer {
+    pages: Pages,
+    counts: Counts,
+    sieves: Arc<Sieves>,
+    closed: Arc<AtomicBool>,
+    failing: bool,
+    /// When the number of entries that were left out was last written.
+    summarized: Instant,
+}
+
+impl Writer {
+    fn run(&mut self, queue: &Receiver<Message>) {
+        loop {
+            match queue.recv_timeout(SUMMARY) {
+                Ok(Message::Change(line, _place)) => self.insist(&line),
+                Ok(Message::Other(line, _place)) => self.try_once(&line),
+                Ok(Message::Flush(done)) => {
+                    self.summarize();
+                    let _ = done.try_send(());
                 }
-            },
-            Message::Flush(done) => drop(done.try_send(())),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if self.summarized.elapsed() >= SUMMARY {
+                self.summarize();
+            }
+        }
+    }
+
+    /// Writes the line of a change, as often as it takes.
+    fn insist(&mut self, line: &str) {
+        while !self.write(line) {
+            if self.closed.load(Ordering::Acquire) {
+                return;
+            }
+            std::thread::sleep(AGAIN);
+        }
+    }
+
+    fn try_once(&mut self, line: &str) {
+        if !self.write(line) {
+            self.counts.dropped.inc();
+        }
+    }
+
+    fn write(&mut self, line: &str) -> bool {
+        match self.pages.append(line.as_bytes()) {
+            Ok(()) => self.failing = false,
+            Err(error) => {
+                self.counts.write_failures.inc();
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::error!(%error, file = %self.pages.settings.file.display(), "the audit log cannot be written");
+                }
+            }
+        }
+        !self.failing
+    }
+
+    /// Writes how many entries were left out, which the next one would say, if there was another.
+    fn summarize(&mut self) {
+        self.summarized = Instant::now();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let time_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let Sieves { refusals, failures } = &*self.sieves;
+        let left_out = [("refused", refusals.left_out()), ("failed", failures.left_out())];
+        for (outcome, sources) in left_out {
+            for (credential, left_out) in sources {
+                let entry =
+                    Entry { time_ms, credential: &credential, outcome, left_out: Some(left_out), ..Entry::default() };
+                self.try_once(&line(&entry));
+            }
         }
     }
 }
@@ -178,8 +326,11 @@ impl Pages {
         let written = file.write_all(line);
         match written {
             Ok(()) => self.bytes += length,
-            // The state of the file is unknown, so the next line reopens it.
-            Err(_) => self.file = None,
+            // The next line begins where this one did, so that none is torn. If that fails too, the state of the file is unknown.
+            Err(_) => {
+                let _ = file.set_len(self.bytes);
+                self.file = None;
+            }
         }
         written
     }
@@ -225,7 +376,17 @@ mod tests {
     }
 
     fn open(settings: &config::Audit) -> Audit {
-        Audit::open(settings, Counter::default(), Counter::default()).unwrap()
+        Audit::open(settings, Counts::default()).unwrap()
+    }
+
+    fn changed(audit: &Audit, entry: &Entry<'_>) {
+        let place = Arc::clone(&audit.changes).try_acquire_owned().expect("a place");
+        audit.changed(Place(place), entry);
+    }
+
+    fn read(settings: &config::Audit) -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(&settings.file).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     #[test]
@@ -241,11 +402,10 @@ mod tests {
             outcome: "done",
             ..Entry::default()
         };
-        audit.changed(&entry);
-        audit.changed(&entry);
+        changed(&audit, &entry);
+        changed(&audit, &entry);
         audit.flush();
-        let text = std::fs::read_to_string(&settings.file).unwrap();
-        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let lines = read(&settings);
         assert_eq!(lines.len(), 2);
         assert_eq!((lines[0]["tenant"].as_str(), lines[0]["outcome"].as_str()), (Some("a\n\"b"), Some("done")));
     }
@@ -256,7 +416,7 @@ mod tests {
         let settings = settings(folder.path(), 300, 2);
         let audit = open(&settings);
         for time_ms in 0..50 {
-            audit.changed(&Entry { time_ms, credential: "c", rpc: "/a/B", outcome: "done", ..Entry::default() });
+            changed(&audit, &Entry { time_ms, credential: "c", rpc: "/a/B", outcome: "done", ..Entry::default() });
         }
         audit.flush();
         let mut files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap()).collect();
@@ -276,15 +436,72 @@ mod tests {
             audit.refused(|| Entry { credential: "none", rpc: "/a/B", outcome: "refused", ..Entry::default() });
         }
         audit.flush();
-        let written = std::fs::read_to_string(&settings.file).unwrap().lines().count() as u64;
-        assert_eq!(written + audit.unrecorded.get() + audit.dropped.get(), 5000);
-        assert!(written < 1000, "{written}");
+        let lines = read(&settings);
+        let left_out: u64 = lines.iter().filter_map(|line| line["left_out"].as_u64()).sum();
+        let written = lines.iter().filter(|line| line["rpc"] == "/a/B").count() as u64;
+        assert_eq!(written + left_out, 5000, "the number of those left out is on record");
+        assert_eq!(audit.counts.refusals.get(), left_out);
+        assert!(written < 1000 && lines.len() < 1000, "{written}");
+    }
+
+    #[test]
+    fn failures_of_one_tenant_leave_room_for_those_of_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = settings(folder.path(), 1 << 20, 1);
+        let audit = open(&settings);
+        let failed = |tenant| Entry {
+            credential: "c",
+            rpc: "/a/B",
+            tenant: Some(tenant),
+            outcome: "failed",
+            ..Entry::default()
+        };
+        for _ in 0..5000 {
+            audit.failed("busy", || failed("busy"));
+        }
+        audit.failed("quiet", || failed("quiet"));
+        audit.flush();
+        let lines = read(&settings);
+        let of = |tenant| lines.iter().filter(|line| line["tenant"] == tenant).count() as u64;
+        let left_out: u64 = lines.iter().filter_map(|line| line["left_out"].as_u64()).sum();
+        assert_eq!((of("busy") + left_out, of("quiet")), (5000, 1));
+        assert!(of("busy") < 100, "{}", of("busy"));
+        assert_eq!((audit.counts.failures.get(), audit.counts.refusals.get()), (left_out, 0));
+    }
+
+    /// A folder in place of the file: it can neither be opened nor written, until it is removed.
+    #[tokio::test]
+    async fn changes_wait_for_a_disk_that_cannot_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = settings(folder.path(), 100, 1);
+        let audit = open(&settings);
+        let entry = Entry { credential: "c", rpc: "/a/B", outcome: "done", ..Entry::default() };
+        // The next line goes into a new file, whose name is taken by then.
+        changed(&audit, &entry);
+        audit.flush();
+        std::fs::create_dir_all(folder.path().join("audit.log.1/taken")).unwrap();
+        let mut made = 1;
+        while let Ok(place) = Arc::clone(&audit.changes).try_acquire_owned() {
+            audit.changed(Place(place), &entry);
+            made += 1;
+        }
+        for _ in 0..3 * QUEUE {
+            audit.other(&entry);
+        }
+        assert!(made > CHANGES, "other lines do not take the places of changes");
+        while audit.counts.write_failures.get() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        std::fs::remove_dir_all(folder.path().join("audit.log.1")).unwrap();
+        // All places are given back when all lines are written.
+        let all = Arc::clone(&audit.changes).acquire_many_owned(CHANGES as u32);
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("the lines are written").map(drop).unwrap();
     }
 
     #[test]
     fn a_file_that_cannot_be_written_is_named() {
         let settings = settings(Path::new("/nonexistent"), 1, 1);
-        let error = Audit::open(&settings, Counter::default(), Counter::default()).unwrap_err().to_string();
+        let error = Audit::open(&settings, Counts::default()).unwrap_err().to_string();
         assert!(error.contains("security.audit.file") && error.contains("/nonexistent/audit.log"), "{error}");
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use witan_kernel::name::TenantId;
 
-use super::audit::Entry;
+use super::audit::{Entry, Place};
 use super::credential::Credential;
 use super::refusal::Refusal;
 use super::scope::{Need, Rule, Scope, Scopes};
@@ -37,6 +37,8 @@ pub struct Caller {
     pub(super) origin: Origin,
     /// The tenant that a change names, for the entry written when it has ended.
     pub(super) named: Option<Arc<OnceLock<TenantId>>>,
+    /// It has been counted against the rate of its credential's tenant, before its request was decoded.
+    pub(super) counted: bool,
 }
 
 impl Caller {
@@ -57,7 +59,10 @@ impl Caller {
             // A call names one tenant; if it named two, the first one would be recorded.
             let _ = named.set(tenant.clone());
         }
-        let allowed = self.credential.covers(tenant).and_then(|()| self.take(tenant, self.rule.rate()));
+        let allowed = self.credential.covers(tenant).and_then(|()| match self.counted {
+            true => Ok(()),
+            false => self.take(tenant, self.rule.rate()),
+        });
         self.noted(allowed, Some(tenant), key)
     }
 
@@ -115,13 +120,22 @@ impl Caller {
 
     /// Counts and records a refusal that was decided elsewhere.
     pub fn refused(&self, refusal: Refusal) -> Refusal {
-        let tenant = self.named.as_ref().and_then(|named| named.get());
-        self.noted(Err(refusal.clone()), tenant, None).err().unwrap_or(refusal)
+        self.noted(Err(refusal.clone()), self.named(), None).err().unwrap_or(refusal)
     }
 
     /// Its credential.
     pub fn credential(&self) -> &Credential {
         &self.credential
+    }
+
+    /// The tenant for whose administrators a call about `tenant` is made; `None` for operators, who have room of their own.
+    pub fn on_behalf_of<'a>(&self, tenant: &'a TenantId) -> Option<&'a TenantId> {
+        (!self.is_operator()).then_some(tenant)
+    }
+
+    /// Whether an operator makes the call.
+    pub fn is_operator(&self) -> bool {
+        self.credential.scopes().has(Scope::Operator)
     }
 
     /// The path of the call.
@@ -134,19 +148,44 @@ impl Caller {
         self.named.is_some()
     }
 
-    /// Records the end of a change.
-    pub fn ended(&self, outcome: &'static str, reason: Option<&str>) {
-        let tenant = self.named.as_ref().and_then(|named| named.get());
-        self.access.put_change(&self.entry(outcome, reason, tenant, None));
+    /// A place in the audit log, which a change takes before it is made.
+    ///
+    /// # Errors
+    /// When the audit log cannot be written: then the change must not be made.
+    pub async fn place(&self) -> Result<Place, Refusal> {
+        let place = match &self.access.audit {
+            Some(audit) => audit.place().await,
+            None => None,
+        };
+        place.ok_or_else(|| self.refused(Refusal::Unrecorded))
+    }
+
+    /// Records the end of a change that was made, or may have been.
+    pub fn changed(&self, place: Place, outcome: &'static str, reason: Option<&str>) {
+        if let Some(audit) = &self.access.audit {
+            audit.changed(place, &self.entry(outcome, reason, self.named(), None));
+        }
+    }
+
+    /// Records the end of a call that has changed nothing.
+    pub fn failed(&self, outcome: &'static str, reason: Option<&str>) {
+        if let Some(audit) = &self.access.audit {
+            let source = self.credential.tenant().map_or(self.credential.id(), TenantId::as_str);
+            audit.failed(source, || self.entry(outcome, reason, self.named(), None));
+        }
+    }
+
+    /// Whether the call may have begun to change something: it has said what, and was permitted. Operators need not name a tenant.
+    pub fn may_have_begun(&self) -> bool {
+        self.named().is_some() || self.is_operator()
+    }
+
+    fn named(&self) -> Option<&TenantId> {
+        self.named.as_ref().and_then(|named| named.get())
     }
 
     fn take(&self, tenant: &TenantId, scope: Option<Scope>) -> Result<(), Refusal> {
-        let Some(scope) = scope else { return Ok(()) };
-        self.access.rates.load().take(tenant, scope).map_err(|retry_after| Refusal::Rate {
-            tenant: Some(tenant.clone()),
-            scope,
-            retry_after,
-        })
+        scope.map_or(Ok(()), |scope| self.access.take(tenant, scope))
     }
 
     /// Counts and records a refusal.
@@ -182,6 +221,7 @@ impl Caller {
             key_hash: key.map(|key| token::hexadecimal(&Sha256::digest(key)[..8])),
             outcome,
             reason,
+            left_out: None,
         }
     }
 }

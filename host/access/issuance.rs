@@ -41,12 +41,15 @@ pub struct Page {
 pub struct Issuance {
     access: Arc<Access>,
     metadata: Arc<dyn Metadata>,
+    /// Most tokens of a tenant that others than operators may make.
+    of_tenant: usize,
 }
 
 impl Issuance {
-    /// Tokens in `metadata`, as `access` checks them.
-    pub fn new(access: Arc<Access>, metadata: Arc<dyn Metadata>) -> Self {
-        Self { access, metadata }
+    /// Tokens in `metadata`, as `access` checks them. A tenant has at most `of_tenant`, unless an operator makes more for it: the store
+    /// has room for a number of tokens that all tenants share.
+    pub fn new(access: Arc<Access>, metadata: Arc<dyn Metadata>, of_tenant: usize) -> Self {
+        Self { access, metadata, of_tenant }
     }
 
     /// Creates a token. Callers cannot grant more than they have, nor for longer; an operator has everything.
@@ -58,7 +61,8 @@ impl Issuance {
         let now_ms = self.access.now_ms();
         let grant = within(caller, well_formed(grant, now_ms)?)?;
         let fresh = make(grant, rand::random(), rand::random(), now_ms);
-        self.metadata.create_token(fresh.token.clone()).await?;
+        let most = (!caller.is_operator()).then_some(self.of_tenant);
+        self.metadata.create_token(fresh.token.clone(), most).await?;
         self.access.token_made(&fresh.token).await;
         Ok(fresh)
     }
@@ -172,6 +176,8 @@ mod tests {
     use crate::access::scope;
     use crate::access::testing::memory;
 
+    const OF_TENANT: usize = 3;
+
     struct World {
         access: Arc<Access>,
         issuance: Issuance,
@@ -182,7 +188,7 @@ mod tests {
         let metadata: Arc<dyn Metadata> = memory();
         let settings = Security { tokens: true, ..Security::default() };
         let access = Arc::new(Access::open(&settings, Arc::clone(&metadata), || 1000).await.unwrap());
-        World { issuance: Issuance::new(Arc::clone(&access), Arc::clone(&metadata)), access, metadata }
+        World { issuance: Issuance::new(Arc::clone(&access), Arc::clone(&metadata), OF_TENANT), access, metadata }
     }
 
     fn grant(tenant: Option<&str>, scopes: &str) -> Grant {
@@ -198,7 +204,7 @@ mod tests {
         /// A caller with a token for this grant.
         async fn caller(&self, grant: Grant) -> Caller {
             let fresh = make(grant, rand::random(), rand::random(), 0);
-            self.metadata.create_token(fresh.token.clone()).await.unwrap();
+            self.metadata.create_token(fresh.token.clone(), None).await.unwrap();
             self.access.token_made(&fresh.token).await;
             let shown = format!("Bearer {}", fresh.text);
             let rule = scope::of_call("/witan.v1.AccessService/CreateToken");
@@ -238,6 +244,34 @@ mod tests {
             let refused = world.issuance.create(&admin, wrong.clone()).await;
             assert!(matches!(refused, Err(Denied::Refused(_))), "{wrong:?}: {refused:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_tenant_leaves_tokens_for_others() {
+        let world = world().await;
+        let operator = world.caller(grant(None, "operator")).await;
+        let admin = world.caller(grant(Some("acme"), "admin,read")).await;
+        let make =
+            async |caller: &Caller, tenant: &str| world.issuance.create(caller, grant(Some(tenant), "read")).await;
+        let mut own = Vec::new();
+        let refused = loop {
+            match make(&admin, "acme").await {
+                Ok(fresh) => own.push(fresh.token.id),
+                Err(refused) => break refused,
+            }
+        };
+        assert_eq!(own.len(), OF_TENANT - 1, "with the one that it has");
+        assert!(
+            matches!(&refused, Denied::Store(StoreError::Refused(why)) if why.contains("revoke some")),
+            "{refused:?}"
+        );
+        let other = world.caller(grant(Some("other"), "admin,read")).await;
+        make(&other, "other").await.expect("another tenant's");
+        make(&operator, "acme").await.expect("an operator makes more");
+        for id in own {
+            world.issuance.revoke(&admin, &id).await.expect("revoked");
+        }
+        make(&admin, "acme").await.expect("there is room again");
     }
 
     #[tokio::test]

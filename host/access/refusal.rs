@@ -54,11 +54,27 @@ pub enum Refusal {
     /// Whether the credential is valid cannot be determined.
     #[error("credentials cannot be checked now, because the metadata store does not answer: try again later")]
     Unavailable,
+    /// The change would not be on record.
+    #[error(
+        "changes are refused now, because the audit log cannot be written and they would not be on record: try again later, or ask an \
+         operator to look at the log of this coordinator"
+    )]
+    Unrecorded,
 }
 
 /// Kinds of refusals in metrics and in the audit log: a fixed list, so that clients cannot create labels.
-pub const KINDS: [&str; 9] =
-    ["no_credential", "malformed", "unknown", "expired", "web_token", "scope", "tenant", "rate", "unavailable"];
+pub const KINDS: [&str; 10] = [
+    "no_credential",
+    "malformed",
+    "unknown",
+    "expired",
+    "web_token",
+    "scope",
+    "tenant",
+    "rate",
+    "unavailable",
+    "unrecorded",
+];
 
 impl Refusal {
     /// Its index in [`KINDS`].
@@ -73,6 +89,7 @@ impl Refusal {
             Self::Tenant { .. } | Self::Bound => 6,
             Self::Rate { .. } => 7,
             Self::Unavailable => 8,
+            Self::Unrecorded => 9,
         }
     }
 
@@ -82,7 +99,7 @@ impl Refusal {
             Self::NoCredential | Self::Malformed | Self::Unknown | Self::Expired | Self::Issuer(_) => "UNAUTHORIZED",
             Self::Scope { .. } | Self::Tenant { .. } | Self::Bound => "FORBIDDEN",
             Self::Rate { .. } => "RATE_LIMIT_EXCEEDED",
-            Self::Unavailable => "STORE_UNAVAILABLE",
+            Self::Unavailable | Self::Unrecorded => "STORE_UNAVAILABLE",
         }
     }
 }

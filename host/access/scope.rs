@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use witan_kernel::name::Invalid;
+use witan_kernel::name::{Invalid, shown};
 
 /// A permission of a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,8 +109,7 @@ impl Scopes {
 
 fn scope(name: &str) -> Result<Scope, Invalid> {
     Scope::ALL.into_iter().find(|scope| scope.as_str() == name).ok_or_else(|| {
-        let shown: String = name.chars().take(40).collect();
-        Invalid::new("scopes", format!("{shown:?} is not a scope"), "use read, write, admin or operator")
+        Invalid::new("scopes", format!("{} is not a scope", shown(name)), "use read, write, admin or operator")
     })
 }
 
@@ -164,9 +163,22 @@ pub struct Rule {
     pub effect: Effect,
     /// Whether its response is a stream, so that the call outlasts its admission.
     pub streams: bool,
+    /// Bytes of the largest message that it takes.
+    pub most_bytes: usize,
 }
 
+/// Bytes of the largest message of most calls: several times a page of names, or a plugin's configuration.
+pub const MESSAGE_BYTES: usize = 1 << 20;
+/// Of a chunk of an upload, which may have 1 MiB, with its envelope.
+const CHUNK_BYTES: usize = 2 << 20;
+/// Of a value of 10 MiB and its envelope; in a session, of a batch of requests.
+pub const VALUE_MESSAGE_BYTES: usize = 16 << 20;
+
 impl Rule {
+    const fn of_at_most(self, most_bytes: usize) -> Self {
+        Self { most_bytes, ..self }
+    }
+
     /// The scope whose rate a call counts against. Operations of a session are counted one by one instead.
     pub fn rate(&self) -> Option<Scope> {
         match self.need {
@@ -187,19 +199,20 @@ const READ_OR_ADMIN: Need = Need::OneOf(Scopes::only(Scope::Read).or(Scopes::onl
 const ADMIN_OR_OPERATOR: Need = Need::OneOf(Scopes::only(Scope::Admin).or(Scopes::only(Scope::Operator)));
 
 const fn rule(path: &'static str, need: Need, effect: Effect) -> Rule {
-    Rule { path, need, effect, streams: false }
+    Rule { path, need, effect, streams: false, most_bytes: MESSAGE_BYTES }
 }
 
 const fn streaming(path: &'static str, need: Need, effect: Effect) -> Rule {
-    Rule { path, need, effect, streams: true }
+    Rule { path, need, effect, streams: true, most_bytes: MESSAGE_BYTES }
 }
 
 /// Every call of every server of a coordinator, the most frequent first.
 pub static RULES: [Rule; 31] = [
     rule("/witan.v1.CoordinatorService/ReadKeyValue", READ, Effect::Nothing),
-    rule("/witan.v1.CoordinatorService/WriteKeyValue", WRITE, Effect::Keys),
+    rule("/witan.v1.CoordinatorService/WriteKeyValue", WRITE, Effect::Keys).of_at_most(VALUE_MESSAGE_BYTES),
     rule("/witan.v1.CoordinatorService/DeleteKeyValue", WRITE, Effect::Keys),
-    streaming("/witan.v1.CoordinatorService/Session", Need::OneOf(READ_OR_WRITE), Effect::Keys),
+    streaming("/witan.v1.CoordinatorService/Session", Need::OneOf(READ_OR_WRITE), Effect::Keys)
+        .of_at_most(VALUE_MESSAGE_BYTES),
     rule("/witan.v1.CoordinatorService/ListKeys", READ, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/GetTenant", READ_OR_ADMIN, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/CreateTenant", ADMIN, Effect::Catalog),
@@ -212,7 +225,7 @@ pub static RULES: [Rule; 31] = [
     rule("/witan.v1.CoordinatorService/RemoveStorageNode", OPERATOR, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/ListStorageNodes", OPERATOR, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/DeclareRestored", OPERATOR, Effect::Catalog),
-    rule("/witan.v1.PluginService/UploadPlugin", OPERATOR, Effect::Catalog),
+    rule("/witan.v1.PluginService/UploadPlugin", OPERATOR, Effect::Catalog).of_at_most(CHUNK_BYTES),
     rule("/witan.v1.PluginService/ListPlugins", ADMIN_OR_OPERATOR, Effect::Nothing),
     rule("/witan.v1.PluginService/GetPlugin", ADMIN_OR_OPERATOR, Effect::Nothing),
     rule("/witan.v1.PluginService/RemovePlugin", OPERATOR, Effect::Catalog),

@@ -23,7 +23,7 @@ fn fresh(tenant_id: Option<&str>, scopes: &str, expires_at_ms: Option<u64>) -> F
 async fn access(settings: Security, tokens: &[&Fresh]) -> Arc<Access> {
     let metadata: Arc<dyn Metadata> = memory();
     for fresh in tokens {
-        metadata.create_token(fresh.token.clone()).await.unwrap();
+        metadata.create_token(fresh.token.clone(), None).await.unwrap();
     }
     Arc::new(Access::open(&settings, metadata, || 1000).await.unwrap())
 }
@@ -129,6 +129,20 @@ async fn rates_are_per_tenant_and_scope_and_operations_count() {
 }
 
 #[tokio::test]
+async fn a_rate_is_taken_before_a_request_is_decoded() {
+    let admin = fresh(Some("acme"), "admin", None);
+    let settings = Security { rate_limits: RateLimits { admin: 2, ..RateLimits::default() }, ..with_tokens() };
+    let access = access(settings, &[&admin]).await;
+    let shown = bearer_of(&admin);
+    let first = call(&access, DELETE_TENANT, Some(&shown)).unwrap();
+    assert_eq!(first.may(&tenant("acme")), Ok(()), "it has been counted already");
+    // The second call's request is never looked at: it counts nevertheless.
+    call(&access, DELETE_TENANT, Some(&shown)).unwrap();
+    let refused = call(&access, DELETE_TENANT, Some(&shown)).map(|_| ());
+    assert!(matches!(&refused, Err(Refusal::Rate { tenant: Some(of), .. }) if *of == tenant("acme")), "{refused:?}");
+}
+
+#[tokio::test]
 async fn refusals_and_changes_are_on_record_and_secrets_are_not() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("audit.log");
@@ -142,7 +156,7 @@ async fn refusals_and_changes_are_on_record_and_secrets_are_not() {
     assert!(reader.may_on(&tenant("other"), Some(b"the key")).is_err());
     let change = call(&access, DELETE_TENANT, Some(&shown)).unwrap();
     change.may(&tenant("acme")).unwrap();
-    change.ended("done", None);
+    change.changed(change.place().await.unwrap(), "done", None);
     assert!(call(&access, WRITE, Some(&shown)).is_err());
     assert!(call(&access, WRITE, None).is_err());
     Arc::clone(&access).close().await;

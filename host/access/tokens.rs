@@ -240,7 +240,7 @@ mod tests {
     async fn known_tokens_are_good_until_they_are_revoked_or_expire() {
         let metadata: Arc<dyn Metadata> = memory();
         let good = make(grant(Some(1000)), [1; 12], [1; 32], 0);
-        metadata.create_token(good.token.clone()).await.unwrap();
+        metadata.create_token(good.token.clone(), None).await.unwrap();
         let tokens = Tokens::open(Arc::clone(&metadata), 0).await.unwrap();
         let Looked::Good(credential) = tokens.look(&good.text, 1) else { panic!("it is good") };
         assert_eq!(refused(tokens.look(&good.text, 1000)), Refusal::Expired);
@@ -260,7 +260,7 @@ mod tests {
         let metadata: Arc<dyn Metadata> = memory();
         let tokens = Tokens::open(Arc::clone(&metadata), 0).await.unwrap();
         let new = make(grant(None), [1; 12], [1; 32], 0);
-        metadata.create_token(new.token.clone()).await.unwrap();
+        metadata.create_token(new.token.clone(), None).await.unwrap();
         assert!(matches!(tokens.look(&new.text, 1), Looked::NotKnown));
         assert!(tokens.ask(&new.text, 1).await.is_ok());
         let Looked::Good(credential) = tokens.look(&new.text, 1) else { panic!("it is known now") };
@@ -297,7 +297,7 @@ mod tests {
     async fn while_the_database_is_away_known_tokens_go_on() {
         let metadata = memory();
         let (good, new) = (make(grant(None), [1; 12], [1; 32], 0), make(grant(None), [2; 12], [2; 32], 0));
-        metadata.create_token(good.token.clone()).await.unwrap();
+        metadata.create_token(good.token.clone(), None).await.unwrap();
         let tokens = Tokens::open(metadata.clone(), 0).await.unwrap();
         metadata.set_available(false);
         assert!(matches!(tokens.look(&good.text, 1), Looked::Good(_)));
@@ -310,7 +310,7 @@ mod tests {
     async fn what_was_not_confirmed_for_long_is_not_taken() {
         let metadata: Arc<dyn Metadata> = memory();
         let good = make(grant(None), [1; 12], [1; 32], 0);
-        metadata.create_token(good.token.clone()).await.unwrap();
+        metadata.create_token(good.token.clone(), None).await.unwrap();
         let tokens = Tokens::open(metadata, 0).await.unwrap();
         assert!(matches!(tokens.look(&good.text, UNCONFIRMED_MS), Looked::Good(_)));
         assert_eq!(refused(tokens.look(&good.text, UNCONFIRMED_MS + 1)), Refusal::Unavailable);

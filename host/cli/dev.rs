@@ -13,6 +13,7 @@ use witan_kernel::durability::Durability;
 
 use super::{choice, output};
 use crate::access::config::Security;
+use crate::config::settings::Tenants;
 use crate::grpc::origin::Sampling;
 use crate::process::config::{self, Config, Live};
 use crate::process::node::LocalNodes;
@@ -70,6 +71,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         // The previous version can go on with the folder.
         names: None,
         tenant_cache: TenantCacheConfig::default(),
+        tenants: Tenants::default(),
         grpc: witan_net::Bounds::default(),
         http: config::http_defaults(),
         metrics_path: Some("/metrics".to_owned()),

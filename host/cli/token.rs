@@ -195,7 +195,7 @@ async fn made(global: &Global, create: Create) -> anyhow::Result<ExitCode> {
             };
             let now_ms = now.as_millis() as u64;
             let fresh = make(well_formed(grant, now_ms)?, rand::random(), rand::random(), now_ms);
-            metadata.create_token(fresh.token.clone()).await.context("store the token")?;
+            metadata.create_token(fresh.token.clone(), None).await.context("store the token")?;
             (of_stored(&fresh.token), fresh.text)
         }
         None => {

@@ -28,6 +28,8 @@ pub struct Settings {
     pub consistency: Consistency,
     /// The cache of tenants.
     pub cache: Cache,
+    /// What one tenant may have of what all share.
+    pub tenants: Tenants,
     /// Metrics over HTTP.
     pub metrics: Metrics,
     /// Logging.
@@ -171,6 +173,23 @@ pub struct Consistency {
 pub struct Cache {
     pub tenant_config_ttl: Span,
     pub max_size: usize,
+}
+
+/// The section `tenants`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Tenants {
+    pub max_tokens: usize,
+    pub max_changes: usize,
+    pub max_repairs: usize,
+    pub max_scans: usize,
+}
+
+impl Default for Tenants {
+    fn default() -> Self {
+        Self { max_tokens: 200, max_changes: 8, max_repairs: 1, max_scans: 8 }
+    }
 }
 
 /// The section `metrics`.

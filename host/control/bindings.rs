@@ -6,7 +6,7 @@ use witan_kernel::hook::Hook;
 use witan_kernel::name::TenantId;
 use witan_kernel::tenant::ConflictMode;
 
-use super::{Catalog, Held, Refused};
+use super::{Catalog, Held, Refused, Turn};
 
 /// Why a binding was not changed.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,7 @@ impl Catalog {
     /// The rule that refused the change, before `change` is polled; or the failure of `change`.
     pub async fn change_binding<T: Send + 'static, E: Send + 'static>(
         self: &Arc<Self>,
+        turn: Turn,
         tenant: Option<&TenantId>,
         hook: Hook,
         change: impl Future<Output = Result<T, E>> + Send + 'static,
@@ -37,7 +38,7 @@ impl Catalog {
         let held = self.may_change(tenant, hook).await?;
         let changing = tokio::spawn(async move {
             let changed = change.await;
-            drop(held);
+            drop((held, turn));
             changed
         });
         match changing.await {

@@ -86,7 +86,7 @@ async fn publish_nodes(metadata: &dyn Metadata, cluster: &dyn Cluster) -> Result
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Mutex;
 
     use witan_kernel::hook::{Pending, ReplicaState};
@@ -101,7 +101,7 @@ mod tests {
 
     /// A coordinator whose disk has no space for a plugin; records the calls that it received, in order.
     #[derive(Default)]
-    struct FullDisk(Mutex<Vec<&'static str>>);
+    pub(crate) struct FullDisk(Mutex<Vec<&'static str>>);
 
     impl FullDisk {
         fn note(&self, what: &'static str) -> Pending<Result<(), StoreError>> {
@@ -156,7 +156,7 @@ mod tests {
 
     /// A clock on which no time passes.
     #[derive(Clone)]
-    struct AtTheEpoch;
+    pub(crate) struct AtTheEpoch;
 
     impl witan_kernel::port::Clock for AtTheEpoch {
         fn wall_micros(&self) -> u64 {

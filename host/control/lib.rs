@@ -3,7 +3,8 @@
 //!
 //! A change is stored first and applied afterwards: what the store has not accepted is never served.
 //!
-//! Reading order: [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data),
+//! Reading order: [`Turns`] (how many calls may be under way),
+//! [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data),
 //! [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
 //! [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants that requests see).
 
@@ -19,9 +20,11 @@ mod nodes;
 mod placement;
 pub mod stores;
 mod tenants;
+mod turns;
 
 use std::sync::Arc;
 
+use prometheus_client::registry::Registry;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use witan_kernel::condition::Condition;
@@ -36,6 +39,7 @@ pub use cache::{TenantCache, TenantCacheConfig, TenantCacheCounts};
 pub use follow::follow;
 pub use nodes::{register, ring};
 pub use tenants::Ended;
+pub use turns::{Turn, TurnLimits, Turns};
 
 /// The coordinator as the catalog sees it: applies changes here, and reports on nodes.
 pub trait Cluster: Send + Sync + 'static {
@@ -127,6 +131,12 @@ pub enum Refused {
     /// The change would bind a resolver to a tenant that keeps one value per key.
     #[error("tenant {0} keeps one value per key; a resolver decides only for conflict_mode \"siblings\"")]
     NothingToResolve(TenantId),
+    /// As many calls about the catalog are under way as there may be.
+    #[error(
+        "too many administrative calls of this tenant, or of all tenants, are under way here; wait for the answers to earlier ones, and \
+         try again"
+    )]
+    Busy,
     /// The task that carried the change out ended without a result; the log has the reason.
     #[error("internal error; see the log")]
     Lost,
@@ -139,20 +149,59 @@ pub struct Catalog {
     metadata: Arc<dyn Metadata>,
     cluster: Arc<dyn Cluster>,
     placing: Arc<Mutex<()>>,
+    changes: Turns,
+    lookups: Turns,
 }
 
 impl Catalog {
     /// A catalog over `metadata` whose changes are applied to `cluster`. `instance`: the holder of this coordinator's lease, where
-    /// several coordinators share the store.
-    pub fn new(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>, instance: Option<[u8; 16]>) -> Self {
-        Self { instance, metadata, cluster, placing: Arc::default() }
+    /// several coordinators share the store. `changes`: limits of the changes that may be under way.
+    pub fn new(
+        metadata: Arc<dyn Metadata>,
+        cluster: Arc<dyn Cluster>,
+        instance: Option<[u8; 16]>,
+        changes: TurnLimits,
+    ) -> Self {
+        let (changes, lookups) = (Turns::new(changes), Turns::new(TurnLimits::LOOKUPS));
+        Self { instance, metadata, cluster, placing: Arc::default(), changes, lookups }
+    }
+
+    /// Registers the metrics.
+    pub fn register(&self, registry: &mut Registry) {
+        let counters = [
+            ("witan_catalog_changes_refused", "Changes of the catalog refused: too many were under way", &self.changes),
+            (
+                "witan_catalog_lookups_refused",
+                "Look-ups in the catalog refused: too many were under way",
+                &self.lookups,
+            ),
+        ];
+        for (name, help, turns) in counters {
+            registry.register(name, help, turns.refused().clone());
+        }
+    }
+
+    /// The turns of changes. Whoever changes something takes one first, and hands it to the change.
+    pub fn changes(&self) -> &Turns {
+        &self.changes
+    }
+
+    /// The turns of look-ups in the metadata store.
+    pub fn lookups(&self) -> &Turns {
+        &self.lookups
     }
 }
 
-/// Runs a change to completion even if its caller is dropped: a change of the placement continues in the stores when its caller has
-/// disconnected, and operations that it blocks must stay blocked until it is done.
+/// Runs a change to completion even if its caller is dropped, and holds its turn until then: a change of the placement
+/// continues in the stores when its caller has disconnected, and operations that it blocks must stay blocked until it is done.
 async fn to_its_end<T: Send + 'static>(
+    turn: Turn,
     change: impl Future<Output = Result<T, Refused>> + Send + 'static,
 ) -> Result<T, Refused> {
-    tokio::spawn(change).await.unwrap_or(Err(Refused::Lost))
+    let changing = async move {
+        let changed = change.await;
+        drop(turn);
+        changed
+    };
+    tokio::spawn(changing).await.unwrap_or(Err(Refused::Lost))
 }

@@ -9,7 +9,7 @@ use witan_kernel::port::{Metadata, Placement, StorageNode};
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Fullness, Trust};
 
-use super::{Catalog, Refused, to_its_end};
+use super::{Catalog, Refused, Turn, to_its_end};
 
 /// Registers the nodes that a coordinator's configuration names. On the first start they form the cluster. Later nodes join
 /// through [`Catalog::add_node`]; here a node that has moved gets its new address, since its data moved with it. Its number of
@@ -55,9 +55,9 @@ impl Catalog {
     ///
     /// # Errors
     /// The rule that refuses it, or the error of the store.
-    pub async fn add_node(self: &Arc<Self>, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
+    pub async fn add_node(self: &Arc<Self>, turn: Turn, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
         let catalog = Arc::clone(self);
-        to_its_end(async move { catalog.add(node, now_ms).await }).await
+        to_its_end(turn, async move { catalog.add(node, now_ms).await }).await
     }
 
     async fn add(&self, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
@@ -71,9 +71,9 @@ impl Catalog {
     ///
     /// # Errors
     /// The rule that refuses it, or the error of the store.
-    pub async fn remove_node(self: &Arc<Self>, id: &NodeId) -> Result<(), Refused> {
+    pub async fn remove_node(self: &Arc<Self>, turn: Turn, id: &NodeId) -> Result<(), Refused> {
         let (catalog, id) = (Arc::clone(self), id.clone());
-        to_its_end(async move { catalog.remove(&id).await }).await
+        to_its_end(turn, async move { catalog.remove(&id).await }).await
     }
 
     async fn remove(&self, id: &NodeId) -> Result<(), Refused> {
@@ -106,9 +106,15 @@ impl Catalog {
     ///
     /// # Errors
     /// The error of the store.
-    pub async fn declare_restored(self: &Arc<Self>, era: Era, fresh: [u8; 32], now_ms: u64) -> Result<(), Refused> {
+    pub async fn declare_restored(
+        self: &Arc<Self>,
+        turn: Turn,
+        era: Era,
+        fresh: [u8; 32],
+        now_ms: u64,
+    ) -> Result<(), Refused> {
         let catalog = Arc::clone(self);
-        to_its_end(async move {
+        to_its_end(turn, async move {
             catalog.metadata.begin_era(era, fresh, now_ms).await?;
             tracing::warn!(%era, "an operator has declared that an earlier copy of all storage nodes was restored");
             catalog.cluster.secrets_outdated().await?;

@@ -7,7 +7,7 @@ use witan_kernel::port::PAGE;
 use witan_kernel::scan::Fullness;
 use witan_kernel::tenant::Tenant;
 
-use super::{Catalog, Held, Refused, to_its_end};
+use super::{Catalog, Held, Refused, Turn, to_its_end};
 
 impl Catalog {
     /// Changes a tenant's replication factor, if no data would have to move. Runs to completion even if the caller is dropped.
@@ -17,11 +17,12 @@ impl Catalog {
     /// The rule that refuses it, or the error of the store.
     pub async fn change_replication_factor(
         self: &Arc<Self>,
+        turn: Turn,
         id: &TenantId,
         wanted: u8,
     ) -> Result<(Tenant, Tenant), Refused> {
         let (catalog, id) = (Arc::clone(self), id.clone());
-        to_its_end(async move { catalog.replicate(&id, wanted).await }).await
+        to_its_end(turn, async move { catalog.replicate(&id, wanted).await }).await
     }
 
     async fn replicate(&self, id: &TenantId, wanted: u8) -> Result<(Tenant, Tenant), Refused> {

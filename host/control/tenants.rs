@@ -8,7 +8,7 @@ use witan_kernel::port::StoreError;
 use witan_kernel::scan::Removed;
 use witan_kernel::tenant::Tenant;
 
-use super::{Catalog, Refused, to_its_end};
+use super::{Catalog, Refused, Turn, to_its_end};
 
 /// A tenant that was deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Ended {
 
 impl Catalog {
     /// Stores a new tenant. [`StoreError::Exists`] when the id is taken.
-    pub async fn create_tenant(&self, tenant: Tenant) -> Result<Tenant, Refused> {
+    pub async fn create_tenant(&self, _turn: Turn, tenant: Tenant) -> Result<Tenant, Refused> {
         tenant.id.check_new()?;
         let _placing = self.placing.lock().await;
         self.enough_nodes(tenant.replication_factor).await?;
@@ -45,6 +45,7 @@ impl Catalog {
     /// retried when another change interferes.
     pub async fn update_tenant(
         &self,
+        _turn: Turn,
         id: &TenantId,
         version: u64,
         change: impl Fn(&mut Tenant) + Send,
@@ -91,13 +92,14 @@ impl Catalog {
     /// As for [`Catalog::delete_tenant`]. Records that could not be removed are not an error: see [`Ended::removed`].
     pub async fn end_tenant(
         self: &Arc<Self>,
+        turn: Turn,
         id: &TenantId,
         version: u64,
         now_ms: u64,
         until: Instant,
     ) -> Result<Ended, Refused> {
         let (catalog, id) = (Arc::clone(self), id.clone());
-        to_its_end(async move {
+        to_its_end(turn, async move {
             let tenant = catalog.delete_tenant(&id, version, now_ms).await?;
             tracing::info!(tenant = %id, "tenant deleted; removing its records");
             let removed = catalog.cluster.remove_records(&id, until).await;

@@ -1,7 +1,6 @@
 //! Limits of what may be under way. Beyond them requests are refused at once; nothing is queued. Long before them, a tenant that has more
 //! under way than others gives way to these as soon as operations have to wait: see [`Load`].
 
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
@@ -9,35 +8,38 @@ use tokio::sync::Notify;
 use witan_kernel::name::TenantId;
 
 use super::load::Load;
+use super::room::{COUNTERS, counter, share};
 
 /// Limits of what is under way, background work included.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Operations of all tenants.
     pub operations: usize,
-    /// Operations of one tenant.
+    /// Operations of one tenant. Tenants are assigned to counters by hash, and two with the same counter share its limit; with a thousand
+    /// busy tenants that happens to about one in five.
     pub operations_per_tenant: usize,
     /// Bytes of values being written; three quarters of them for one tenant.
     pub bytes: usize,
     /// Repairs in the background.
     pub repairs: usize,
+    /// Pages of keys that are being read, of all tenants.
+    pub scans: usize,
+    /// The same of one tenant.
+    pub scans_per_tenant: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { operations: 20_000, operations_per_tenant: 15_000, bytes: 512 << 20, repairs: 1000 }
+        Self {
+            operations: 20_000,
+            operations_per_tenant: 15_000,
+            bytes: 512 << 20,
+            repairs: 1000,
+            scans: 64,
+            scans_per_tenant: 8,
+        }
     }
 }
-
-impl Limits {
-    fn bytes_per_tenant(&self) -> usize {
-        self.bytes / 4 * 3
-    }
-}
-
-/// Number of counters of operations per tenant. Tenants are assigned to them by hash, so that the table is bounded whatever ids arrive. Two
-/// tenants with the same counter share its limit; with a thousand busy tenants that happens to about one in five.
-const COUNTERS: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct Admission {
@@ -121,7 +123,7 @@ impl Admission {
 
     /// A permit for one operation at `now` (monotonic microseconds), unless a limit is reached or the tenant has to give way to others.
     pub(super) fn admit(self: &Arc<Self>, tenant: &TenantId, bytes: usize, now: u64) -> Option<Permit> {
-        let counter = BuildHasherDefault::<DefaultHasher>::default().hash_one(tenant.bytes()) as usize % COUNTERS;
+        let counter = counter(tenant);
         let of_tenant = &self.tenants[counter];
         let tenants = self.active.seen(of_tenant, now);
         let permit = Permit { admission: Arc::clone(self), tenant: counter, bytes };
@@ -133,7 +135,7 @@ impl Admission {
         let fits = !self.held.load(Ordering::Acquire)
             && operations < self.limits.operations
             && own < self.limits.operations_per_tenant
-            && (bytes == 0 || in_bytes <= self.limits.bytes && own_bytes <= self.limits.bytes_per_tenant())
+            && (bytes == 0 || in_bytes <= self.limits.bytes && own_bytes <= share(self.limits.bytes))
             && self.load.admits(own, operations, tenants);
         fits.then_some(permit)
     }
@@ -144,6 +146,11 @@ impl Admission {
         let hold = Hold(Arc::clone(self));
         self.drained().await;
         hold
+    }
+
+    /// Operations beyond which a tenant that has more than others gives way.
+    pub(super) fn window(&self) -> usize {
+        self.load.window()
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -201,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_refusal_leaves_no_trace() {
-        let limits = Limits { operations: 3, operations_per_tenant: 2, bytes: 12, repairs: 1 };
+        let limits = Limits { operations: 3, operations_per_tenant: 2, bytes: 12, ..Limits::default() };
         let admission = Arc::new(Admission::new(limits));
         let admit = |of, bytes| admission.admit(&tenant(of), bytes, 0);
         let first = admit("a", 8).unwrap();

@@ -1,15 +1,12 @@
 //! Bytes of answers that clients have not taken yet. An answer to a read is a few bytes to ask for and up to 40 MiB to keep, for as long as
 //! the client does not read it; so it is admitted like a write, once its size is known, and counted until it has been sent.
 
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use witan_kernel::limit::SMALL_BYTES;
 use witan_kernel::name::TenantId;
 
-/// Number of counters of bytes per tenant. Tenants are assigned to them by hash, so that the table is bounded whatever ids arrive.
-const COUNTERS: usize = 4096;
+use super::room::{Room, RoomPermit};
 
 /// Limits of the answers that wait for their clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,23 +27,8 @@ impl Default for AnswerLimits {
 /// The answers that wait for their clients.
 #[derive(Debug)]
 pub(super) struct Answers {
-    small: Room,
-    large: Room,
-}
-
-#[derive(Debug)]
-struct Room {
-    most: usize,
-    bytes: AtomicUsize,
-    tenants: Box<[AtomicUsize]>,
-}
-
-/// Room for one answer; given back when dropped.
-#[derive(Debug)]
-pub struct AnswerPermit {
-    answers: Arc<Answers>,
-    tenant: usize,
-    bytes: usize,
+    small: Arc<Room>,
+    large: Arc<Room>,
 }
 
 impl Answers {
@@ -55,38 +37,13 @@ impl Answers {
     }
 
     /// Room for an answer of this size, unless there is none left for all or for the tenant.
-    pub(super) fn admit(self: &Arc<Self>, tenant: &TenantId, bytes: usize) -> Option<AnswerPermit> {
-        let tenant = BuildHasherDefault::<DefaultHasher>::default().hash_one(tenant.bytes()) as usize % COUNTERS;
-        let room = self.room(bytes);
-        let in_all = room.bytes.fetch_add(bytes, Ordering::AcqRel);
-        let of_tenant = room.tenants[tenant].fetch_add(bytes, Ordering::AcqRel);
-        // If refused, the permit is dropped here and the counts are undone.
-        let permit = AnswerPermit { answers: Arc::clone(self), tenant, bytes };
-        let fits = in_all + bytes <= room.most && of_tenant + bytes <= room.most / 4 * 3;
-        fits.then_some(permit)
+    pub(super) fn admit(&self, tenant: &TenantId, bytes: usize) -> Option<RoomPermit> {
+        if bytes <= SMALL_BYTES { self.small.admit(tenant, bytes) } else { self.large.admit(tenant, bytes) }
     }
 
     /// Bytes that wait.
     pub(super) fn bytes(&self) -> usize {
-        self.small.bytes.load(Ordering::Acquire) + self.large.bytes.load(Ordering::Acquire)
-    }
-
-    fn room(&self, bytes: usize) -> &Room {
-        if bytes <= SMALL_BYTES { &self.small } else { &self.large }
-    }
-}
-
-impl Room {
-    fn new(most: usize) -> Self {
-        Self { most, bytes: AtomicUsize::new(0), tenants: (0..COUNTERS).map(|_| AtomicUsize::new(0)).collect() }
-    }
-}
-
-impl Drop for AnswerPermit {
-    fn drop(&mut self) {
-        let room = self.answers.room(self.bytes);
-        room.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
-        room.tenants[self.tenant].fetch_sub(self.bytes, Ordering::AcqRel);
+        self.small.bytes() + self.large.bytes()
     }
 }
 
@@ -96,7 +53,7 @@ mod tests {
 
     #[test]
     fn large_answers_and_one_tenant_leave_room_for_others() {
-        let answers = Arc::new(Answers::new(AnswerLimits { small: 400_000, large: 4_000_000 }));
+        let answers = Answers::new(AnswerLimits { small: 400_000, large: 4_000_000 });
         let tenant = |id: &str| TenantId::new(id).unwrap();
         let take = |id: &str, bytes: usize| {
             std::iter::from_fn(|| answers.admit(&tenant(id), bytes)).take(100).collect::<Vec<_>>()

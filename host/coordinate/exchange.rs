@@ -141,6 +141,23 @@ impl<W: World> Exchange<W> {
         }
     }
 
+    /// The same for a read: the records that it fetches have to find room.
+    pub(super) fn fetching(self) -> Self {
+        let room = Arc::clone(&self.coordinator.fetched);
+        let mailbox = Arc::new(Mailbox::within(room, self.plan.place.tenant.clone()));
+        Self { mailbox, ..self }
+    }
+
+    /// Whether there was no room for a record: then nothing else is asked for.
+    pub(super) fn had_no_room(&self) -> bool {
+        self.mailbox.had_no_room()
+    }
+
+    /// The records that were fetched are not kept any longer.
+    pub(super) fn release(&self) {
+        self.mailbox.release();
+    }
+
     /// Carries out a round: sends what it asks for, waits, and passes on the answers, until it has ended or the operation's deadline has
     /// passed. `phase` and turn tell the round's answers from late ones of earlier rounds.
     pub(super) async fn drive(&mut self, phase: Phase, round: &mut impl Round) -> Ended {
@@ -172,7 +189,10 @@ impl<W: World> Exchange<W> {
             match self.event(answers, until).await {
                 // Also answers to requests that an earlier part of this round has sent.
                 Event::Answer(answer) => {
-                    open = open.saturating_sub(self.hear(phase, round, answer, &mut causes).into())
+                    open = open.saturating_sub(self.hear(phase, round, answer, &mut causes).into());
+                    if self.had_no_room() {
+                        return Ended::Short(causes);
+                    }
                 }
                 Event::Elapsed if until < deadline && self.now() < deadline => round.waited(self.now()),
                 Event::Elapsed if round.suffices() && !self.revoke(round) => return Ended::Met,

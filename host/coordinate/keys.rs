@@ -67,9 +67,15 @@ pub struct ListedKey {
 impl<W: World> Coordinator<W> {
     /// Lists keys. A key that exists during the whole listing is listed once; one written or deleted meanwhile may or may not be listed.
     ///
+    /// Only a few pages are read at a time, since each takes the nodes more work than any operation.
+    ///
     /// # Errors
-    /// A quorum of some range's replicas cannot be read.
+    /// A quorum of some range's replicas cannot be read, or too many pages are being read, of the tenant or of all.
     pub async fn list_keys(self: &Arc<Self>, request: KeysRequest) -> Result<KeysPage, Failure> {
+        let Some(_page) = self.scans.admit(&request.tenant, 1) else {
+            self.metrics.scans_refused.inc();
+            return Err(self.overloaded());
+        };
         let timeout = request.timeout.unwrap_or(self.timeouts.load().read).min(LONGEST_DEADLINE);
         let arrived = self.arrival(request.arrived);
         let tenant = self.tenant(&request.tenant).await?;

@@ -7,7 +7,7 @@
 //!
 //! Reading order: `request` (requests and responses), `change` and `read` (an operation from start to end), `plan` (which replicas are
 //! asked), `lines` (operations that wait for others on their key), `exchange` and `mailbox` (requests and answers), `register`,
-//! `siblings`, `repair`, `collapse`, `idempotency`, `keys`, `admission`, `metrics`.
+//! `siblings`, `repair`, `collapse`, `idempotency`, `keys`, `admission`, `room` and `answers`, `metrics`.
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -29,6 +29,7 @@ mod read;
 mod register;
 mod repair;
 mod request;
+mod room;
 mod siblings;
 
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use prometheus_client::registry::Registry;
 #[cfg(doc)]
 use witan_kernel::capability;
 use witan_kernel::clock::HybridClock;
@@ -49,16 +51,26 @@ use witan_kernel::ring::Ring;
 use witan_kernel::scan::Ranges;
 
 pub use admission::{Hold, Limits};
-pub use answers::{AnswerLimits, AnswerPermit};
+pub use answers::AnswerLimits;
 pub use collapse::{MergedRecord, NoCollapses, WantedCollapses};
 pub use keys::{KeysPage, KeysRequest, ListedKey, Resume};
 pub use lines::{Line, Lines};
 pub use metrics::Metrics;
 pub use request::{ReadAnswer, ReadRequest, Rendering, WriteRequest, Written};
+pub use room::RoomPermit;
 
 use admission::Admission;
 use answers::Answers;
+use room::Room;
 use witan_origin as origin;
+
+/// Bytes of requests that may wait before they begin, such as those of a session behind an earlier one on their key: half of what may be
+/// under way. One tenant may have three quarters.
+const WAITING_BYTES: usize = 256 << 20;
+
+/// Bytes of the records that reads have fetched, and with which they have not answered yet: eight of the largest, or as many small ones as
+/// there are reads under way. One tenant may have three quarters.
+const FETCHED_BYTES: usize = 256 << 20;
 
 /// The implementations of the ports that a coordinator runs over.
 pub trait World: Send + Sync + 'static {
@@ -139,10 +151,33 @@ pub struct Coordinator<W: World> {
     defaults: Defaults,
     timeouts: ArcSwap<Timeouts>,
     admission: Arc<Admission>,
-    answers: Arc<Answers>,
+    answers: Answers,
+    /// Requests that wait for their turn.
+    waiting: Arc<Room>,
+    /// Records that reads have fetched and not answered with yet.
+    fetched: Arc<Room>,
+    /// Pages of keys that are being read.
+    scans: Arc<Room>,
     repairs: repair::Budget,
     late_records: idempotency::LateRecords,
     metrics: Arc<Metrics>,
+}
+
+/// What is kept for clients, each in bytes but the last two.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Answers that their clients have not taken yet.
+    pub waiting_answers: usize,
+    /// Requests that wait before they begin.
+    pub waiting_requests: usize,
+    /// Records that reads have fetched and not answered with yet.
+    pub fetched_records: usize,
+    /// Values being written.
+    pub values_being_written: usize,
+    /// Pages of keys that are being read.
+    pub scans: usize,
+    /// Operations beyond which a tenant that has more under way than others is refused: the narrow window of `load`.
+    pub window: usize,
 }
 
 /// What operations hold of a coordinator's limits: all zero when nothing is under way, or something was not given back.
@@ -173,7 +208,10 @@ impl<W: World> Coordinator<W> {
             keys: ArcSwap::from_pointee(keys),
             names: AtomicBool::new(false),
             admission: Arc::new(Admission::new(defaults.limits.clone())),
-            answers: Arc::new(Answers::new(AnswerLimits::default())),
+            answers: Answers::new(AnswerLimits::default()),
+            waiting: Room::new(WAITING_BYTES),
+            fetched: Room::new(FETCHED_BYTES),
+            scans: Room::of(defaults.limits.scans, defaults.limits.scans_per_tenant),
             repairs: repair::Budget::new(defaults.limits.repairs),
             late_records: idempotency::LateRecords::new(),
             timeouts: ArcSwap::from_pointee(Timeouts { read: defaults.read_timeout, write: defaults.write_timeout }),
@@ -243,14 +281,33 @@ impl<W: World> Coordinator<W> {
         self.names.store(all, Ordering::Relaxed);
     }
 
+    /// Room for a request of this size that has to wait before it begins; `None` if too many bytes of requests wait already. Once it has
+    /// begun, it counts among the operations under way.
+    pub fn admit_waiting(&self, tenant: &TenantId, bytes: usize) -> Option<RoomPermit> {
+        self.waiting.admit(tenant, bytes)
+    }
+
     /// Room for an answer of this size until its client has taken it; `None` if too many bytes of answers wait already.
-    pub fn admit_answer(&self, tenant: &TenantId, bytes: usize) -> Option<AnswerPermit> {
+    pub fn admit_answer(&self, tenant: &TenantId, bytes: usize) -> Option<RoomPermit> {
         self.answers.admit(tenant, bytes)
     }
 
-    /// Bytes of answers that their clients have not taken yet.
-    pub fn waiting_answers(&self) -> usize {
-        self.answers.bytes()
+    /// What is kept for clients at this moment.
+    pub fn kept(&self) -> Kept {
+        Kept {
+            waiting_answers: self.answers.bytes(),
+            waiting_requests: self.waiting.bytes(),
+            fetched_records: self.fetched.bytes(),
+            values_being_written: self.admission.held().2,
+            scans: self.scans.bytes(),
+            window: self.admission.window(),
+        }
+    }
+
+    /// Registers the metrics of the coordinator.
+    pub fn register(self: &Arc<Self>, registry: &mut Registry) {
+        self.metrics.register(registry);
+        registry.register_collector(Box::new(metrics::KeptNow(Arc::clone(self))));
     }
 
     /// Replaces the default deadlines. Operations under way keep theirs.

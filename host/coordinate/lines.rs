@@ -39,6 +39,11 @@ impl<J> Lines<J> {
         }
     }
 
+    /// Whether an operation that enters this line has to wait.
+    pub fn is_taken(&self, line: &Line) -> bool {
+        self.lines.contains_key(line)
+    }
+
     /// The operation under way has ended. Returns the next one, which begins now.
     pub fn leave(&mut self, line: &Line) -> Option<J> {
         let next = self.lines.get_mut(line)?.pop_front();
@@ -83,7 +88,9 @@ mod tests {
     #[test]
     fn operations_of_a_line_begin_one_after_the_other() {
         let mut lines = Lines::default();
+        assert!(!lines.is_taken(&line("a")));
         assert_eq!(lines.enter(&line("a"), 10, 1), Some(1));
+        assert!(lines.is_taken(&line("a")) && !lines.is_taken(&line("b")));
         assert_eq!(lines.enter(&line("a"), 10, 2), None);
         assert_eq!(lines.enter(&line("b"), 10, 3), Some(3), "another key waits for nobody");
         assert_eq!(lines.enter(&line("a"), 10, 4), None);

@@ -95,6 +95,11 @@ impl Load {
         }
     }
 
+    /// The narrow window.
+    pub(super) fn window(&self) -> usize {
+        self.narrow.get()
+    }
+
     /// Whether a tenant may begin one more operation beside its own `own`, of `under_way` in all, of which `tenants` tenants have some.
     pub(super) fn admits(&self, own: usize, under_way: usize, tenants: usize) -> bool {
         let tenants = tenants.max(1);

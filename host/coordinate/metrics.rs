@@ -1,15 +1,20 @@
 //! Metrics of a coordinator's operations.
 
+use std::fmt;
 use std::sync::Arc;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::hook::Operation;
+
+use super::{Coordinator, World};
 
 /// Upper bounds of histogram buckets, seconds: Prometheus' defaults, and finer ones below 5 ms, where most operations end.
 const SECONDS: [f64; 15] =
@@ -51,6 +56,8 @@ pub struct Metrics {
     /// Operations that ended before their idempotency record showed it.
     pub idempotency_unsettled: Counter,
     in_flight: Gauge,
+    /// Pages of keys that were refused.
+    pub(super) scans_refused: Counter,
     reads: Counter,
 }
 
@@ -82,6 +89,7 @@ impl Default for Metrics {
             replicas_missed: Counter::default(),
             idempotency_unsettled: Counter::default(),
             in_flight: Gauge::default(),
+            scans_refused: Counter::default(),
             reads: Counter::default(),
         }
     }
@@ -93,7 +101,8 @@ impl Metrics {
         registry.register("coordinator_requests", "Requests by operation and status", self.requests.clone());
         let help = "Seconds from a request to its response";
         registry.register("coordinator_request_duration_seconds", help, self.durations.clone());
-        let counters: [(&str, &str, &Counter); 7] = [
+        let counters: [(&str, &str, &Counter); 8] = [
+            ("witan_scans_refused", "Pages of keys refused: too many were being read", &self.scans_refused),
             ("coordinator_conflicts_detected", "Live siblings that differed, met by reads", &self.conflicts_detected),
             ("coordinator_repairs_triggered", "Repairs of stale replicas", &self.repairs_triggered),
             ("coordinator_quorum_failures", "Operations that too few replicas answered", &self.quorum_failures),
@@ -135,6 +144,34 @@ impl Metrics {
             self.hedges.inc();
         }
         within
+    }
+}
+
+/// What is kept for clients, read when it is collected.
+pub(super) struct KeptNow<W: World>(pub(super) Arc<Coordinator<W>>);
+
+impl<W: World> fmt::Debug for KeptNow<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("KeptNow").field(&self.0.kept()).finish()
+    }
+}
+
+impl<W: World> Collector for KeptNow<W> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let kept = self.0.kept();
+        let gauges = [
+            ("witan_waiting_answer_bytes", "Bytes of answers that clients have not taken yet", kept.waiting_answers),
+            ("witan_waiting_request_bytes", "Bytes of requests that wait before they begin", kept.waiting_requests),
+            ("witan_fetched_record_bytes", "Bytes of records that reads have fetched", kept.fetched_records),
+            ("witan_written_value_bytes", "Bytes of values that are being written", kept.values_being_written),
+            ("witan_operations_window", "Operations beyond which a tenant with more than others is refused", kept.window),
+            ("witan_scans_in_flight", "Pages of keys that are being read", kept.scans),
+        ];
+        for (name, help, value) in gauges {
+            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(encoder)?;
+        }
+        Ok(())
     }
 }
 

@@ -40,7 +40,7 @@ impl<W: World> Coordinator<W> {
             Ok(plan) if self.ports.clock.monotonic_micros() >= plan.deadline => {
                 respond(Err(Failure::NotBegun.of_read()));
             }
-            Ok(plan) => Exchange::new(Arc::clone(self), plan).read(respond).await,
+            Ok(plan) => Exchange::new(Arc::clone(self), plan).fetching().read(respond).await,
             Err(failure) => respond(Err(failure.of_read())),
         }
     }
@@ -66,6 +66,8 @@ impl<W: World> Exchange<W> {
             }
         }
         let answer = self.answer_with(reconciled.record).await;
+        // From here on the answer counts for itself.
+        self.release();
         respond(answer);
         if let Some(merged) = merged.filter(|_| !blocking) {
             self.repair_behind(&merged, stale).await;
@@ -83,6 +85,7 @@ impl<W: World> Exchange<W> {
         round.hedge_after(self.hedge_after(slowest));
         match self.drive(Phase::Read, &mut round).await {
             Ended::Met => self.reconciled(&round.into_records()),
+            Ended::Short(_) if self.had_no_room() => Err(self.coordinator.overloaded().of_read()),
             Ended::Short(causes) => {
                 self.coordinator.metrics.quorum_failures.inc();
                 Err(causes.quorum_not_reached(round.tally().required(), round.tally().received(), true).of_read())

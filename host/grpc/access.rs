@@ -3,27 +3,30 @@
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
+use witan_control::{Catalog, Turn, Turns};
 use witan_kernel::name::{Invalid, TenantId};
-use witan_kernel::port::{Metadata, TOKEN_ID_BYTES, Token};
+use witan_kernel::port::{TOKEN_ID_BYTES, Token};
 use witan_wire::v1;
 use witan_wire::v1::access_service_server::AccessService;
 
 use super::guard::{caller, denied};
 use super::status::{invalid, store_report};
-use super::tenants::{page_size, seconds};
-use crate::access::Access;
+use super::tenants::{self, page_size, seconds};
 use crate::access::caller::Caller;
 use crate::access::issuance::{Denied, Issuance};
 use crate::access::scope::{Scope, Scopes};
 use crate::access::token::Grant;
 
 /// The API token service.
-pub struct AccessApi(Issuance);
+pub struct AccessApi {
+    issuance: Issuance,
+    catalog: Arc<Catalog>,
+}
 
 impl AccessApi {
-    /// Serves the tokens stored in `metadata`, which `access` checks.
-    pub fn new(access: Arc<Access>, metadata: Arc<dyn Metadata>) -> Self {
-        Self(Issuance::new(access, metadata))
+    /// Serves `issuance`; each call takes one of the turns of `catalog`.
+    pub fn new(issuance: Issuance, catalog: Arc<Catalog>) -> Self {
+        Self { issuance, catalog }
     }
 }
 
@@ -35,7 +38,8 @@ impl AccessService for AccessApi {
     ) -> Result<Response<v1::CreateTokenResponse>, Status> {
         let caller = caller(&mut request)?;
         let grant = grant(request.into_inner()).map_err(|error| invalid(&error))?;
-        let fresh = self.0.create(&caller, grant).await.map_err(|error| status(&caller, &error))?;
+        let _turn = take(self.catalog.changes(), &caller, grant.tenant.as_ref())?;
+        let fresh = self.issuance.create(&caller, grant).await.map_err(|error| status(&caller, &error))?;
         Ok(Response::new(v1::CreateTokenResponse { info: Some(info(&fresh.token)), token: fresh.text }))
     }
 
@@ -48,8 +52,12 @@ impl AccessService for AccessApi {
         let limit = page_size(request.page_size).map_err(|error| invalid(&error))?;
         let tenant = named(request.tenant_id).map_err(|error| invalid(&error))?;
         let after = after(request.page_token).map_err(|error| invalid(&error))?;
-        let page =
-            self.0.list(&caller, tenant.as_ref(), after, limit).await.map_err(|error| status(&caller, &error))?;
+        let _turn = take(self.catalog.lookups(), &caller, tenant.as_ref())?;
+        let page = self
+            .issuance
+            .list(&caller, tenant.as_ref(), after, limit)
+            .await
+            .map_err(|error| status(&caller, &error))?;
         Ok(Response::new(v1::ListTokensResponse {
             tokens: page.tokens.iter().map(info).collect(),
             next_page_token: page.next.unwrap_or_default(),
@@ -61,10 +69,17 @@ impl AccessService for AccessApi {
         mut request: Request<v1::RevokeTokenRequest>,
     ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
         let caller = caller(&mut request)?;
-        let revoked = self.0.revoke(&caller, &request.get_ref().token_id).await;
+        let _turn = take(self.catalog.changes(), &caller, None)?;
+        let revoked = self.issuance.revoke(&caller, &request.get_ref().token_id).await;
         revoked.map_err(|error| status(&caller, &error))?;
         Ok(Response::new(v1::RevokeTokenResponse {}))
     }
+}
+
+/// A turn for a call that names this tenant, or none.
+fn take(turns: &Turns, caller: &Caller, named: Option<&TenantId>) -> Result<Turn, Status> {
+    let tenant = caller.credential().tenant().or(named);
+    turns.take(tenant.and_then(|tenant| caller.on_behalf_of(tenant))).map_err(|refused| tenants::status(&refused))
 }
 
 fn named(tenant_id: String) -> Result<Option<TenantId>, Invalid> {

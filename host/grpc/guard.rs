@@ -16,6 +16,7 @@ use tower::{Layer, Service};
 use witan_net::{Peer, discard};
 
 use super::status;
+use crate::access::audit::Place;
 use crate::access::caller::{Caller, Origin};
 use crate::access::refusal::Refusal;
 use crate::access::scope::{self, Effect, Need, Rule};
@@ -114,32 +115,51 @@ where
     }
 }
 
-/// Writes the end of a change to the audit log. A cancelled call is recorded with an unknown outcome.
+/// Writes the end of a change to the audit log, in which it takes a place before it begins. A cancelled call is recorded with an unknown
+/// outcome.
 async fn recorded<E>(call: impl Future<Output = Answer<E>>, caller: Caller) -> Answer<E> {
-    let mut record = Record(caller.is_recorded().then_some(caller));
+    if !caller.is_recorded() {
+        return call.await;
+    }
+    let place = match caller.place().await {
+        Ok(place) => place,
+        Err(refusal) => return Ok(refused(&refusal, caller.rule())),
+    };
+    let mut record = Record(Some((caller, place)));
     let answer = call.await;
-    if let (Some(caller), Ok(response)) = (record.0.take(), &answer) {
+    if let (Some((caller, place)), Ok(response)) = (record.0.take(), &answer) {
         match Status::from_header_map(response.headers()) {
-            Some(status) if status.code() != tonic::Code::Ok => {
-                let reason = status.get_details_error_info().map(|info| info.reason);
-                // A refusal has been recorded with its reason already.
-                if !matches!(reason.as_deref(), Some("FORBIDDEN" | "RATE_LIMIT_EXCEEDED")) {
-                    caller.ended("failed", Some(reason.as_deref().unwrap_or(status.code().description())));
-                }
-            }
-            _ if caller.rule().streams => caller.ended("begun", None),
-            _ => caller.ended("done", None),
+            Some(status) if status.code() != tonic::Code::Ok => ended(&caller, place, &status),
+            _ if caller.rule().streams => caller.changed(place, "begun", None),
+            _ => caller.changed(place, "done", None),
         }
     }
     answer
 }
 
-struct Record(Option<Caller>);
+/// Records a call that has failed.
+fn ended(caller: &Caller, place: Place, status: &Status) {
+    let info = status.get_details_error_info();
+    let reason = info.as_ref().map(|info| info.reason.as_str());
+    let outcome = info.as_ref().and_then(|info| info.metadata.get("outcome"));
+    let shown = Some(reason.unwrap_or(status.code().description()));
+    match (outcome.map(String::as_str), reason) {
+        // A refusal has been recorded with its reason already.
+        (_, Some("FORBIDDEN" | "RATE_LIMIT_EXCEEDED")) => {}
+        (Some("not-applied"), _) => caller.failed("failed", shown),
+        _ if !caller.may_have_begun() => caller.failed("failed", shown),
+        _ => caller.changed(place, "failed", shown),
+    }
+}
+
+struct Record(Option<(Caller, Place)>);
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if let Some(caller) = self.0.take() {
-            caller.ended("abandoned", None);
+        match self.0.take() {
+            Some((caller, place)) if caller.may_have_begun() => caller.changed(place, "abandoned", None),
+            Some((caller, _)) => caller.failed("abandoned", None),
+            None => {}
         }
     }
 }

@@ -6,6 +6,7 @@
 //! What is counted are bytes on the wire, until their message is complete. What they become is not counted here: the codec of `witan_wire`
 //! refuses a message that would take more memory, once it is decoded, than a constant multiple of its bytes and an allowance.
 
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,19 +23,21 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::status::Report;
+use crate::access::caller::Caller;
 use crate::access::scope::{self, Need};
 
-/// Bytes of the largest message that a client may send: a value of 10 MiB and its envelope; in a session, a batch of requests.
-pub(super) const REQUEST_BYTES: usize = 16 << 20;
+/// Bytes of the largest message that a client may send. Most calls take less: [`scope::Rule::most_bytes`].
+pub(super) const REQUEST_BYTES: usize = scope::VALUE_MESSAGE_BYTES;
+/// Number of counters of tenants' messages. Tenants are assigned to them by hash, so that the table is bounded whatever ids arrive.
+const COUNTERS: usize = 4096;
 
 /// Bounds on incomplete messages.
 #[derive(Debug, Clone, Copy)]
-
 pub struct Bounds {
     /// Total bytes of incomplete messages of up to 1 MiB, and separately of larger ones: clients that send large messages compete
-    /// only with each other.
+    /// only with each other. One tenant may have three quarters.
     pub bytes: usize,
-    /// Calls whose message is incomplete, plus open sessions.
+    /// Calls whose message is incomplete, plus open sessions. One tenant may have three quarters.
     pub calls: usize,
     /// The longest that one message may take to arrive.
     pub within: Duration,
@@ -66,6 +69,13 @@ pub(super) struct IntakeLayer {
 #[derive(Debug)]
 struct Intake {
     bounds: Bounds,
+    all: Held,
+    tenants: Box<[Held]>,
+}
+
+/// What incomplete messages take.
+#[derive(Debug, Default)]
+struct Held {
     small: AtomicUsize,
     large: AtomicUsize,
     calls: AtomicUsize,
@@ -74,27 +84,55 @@ struct Intake {
 /// A message of more bytes than this is large.
 const LARGE: usize = 1 << 20;
 
-impl Intake {
-    fn new(bounds: Bounds) -> Self {
-        Self { bounds, small: AtomicUsize::new(0), large: AtomicUsize::new(0), calls: AtomicUsize::new(0) }
-    }
-
+impl Held {
     fn of(&self, length: usize) -> &AtomicUsize {
         if length > LARGE { &self.large } else { &self.small }
     }
+}
+
+impl Intake {
+    fn new(bounds: Bounds) -> Self {
+        Self { bounds, all: Held::default(), tenants: (0..COUNTERS).map(|_| Held::default()).collect() }
+    }
+
+    /// The counter of the tenant to which the caller's credential is bound. Others are counted in all only.
+    fn tenant(&self, caller: Option<&Caller>) -> Option<usize> {
+        let tenant = caller?.credential().tenant()?;
+        Some(BuildHasherDefault::<DefaultHasher>::default().hash_one(tenant.bytes()) as usize % self.tenants.len())
+    }
+
+    /// Counts a call; false when there are too many.
+    fn begin(&self, tenant: Option<usize>) -> bool {
+        let most = self.bounds.calls;
+        let of_tenant = tenant.map_or(0, |tenant| self.tenants[tenant].calls.fetch_add(1, Ordering::AcqRel));
+        let fits = self.all.calls.fetch_add(1, Ordering::AcqRel) < most;
+        fits && (tenant.is_none() || of_tenant < most / 4 * 3)
+    }
+
+    fn end(&self, tenant: Option<usize>) {
+        self.all.calls.fetch_sub(1, Ordering::AcqRel);
+        if let Some(tenant) = tenant {
+            self.tenants[tenant].calls.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
 
     /// Counts a message; refuses it when that would exceed the bound.
-    fn take(&self, length: usize) -> Result<(), Status> {
-        let before = self.of(length).fetch_add(length, Ordering::AcqRel);
-        if before + length <= self.bounds.bytes {
+    fn take(&self, tenant: Option<usize>, length: usize) -> Result<(), Status> {
+        let most = self.bounds.bytes;
+        let fits = |held: &Held, most: usize| held.of(length).fetch_add(length, Ordering::AcqRel) + length <= most;
+        let of_tenant = tenant.is_none_or(|tenant| fits(&self.tenants[tenant], most / 4 * 3));
+        if fits(&self.all, most) && of_tenant {
             return Ok(());
         }
-        self.give_back(length);
+        self.give_back(tenant, length);
         Err(refused("too many incomplete messages"))
     }
 
-    fn give_back(&self, length: usize) {
-        self.of(length).fetch_sub(length, Ordering::AcqRel);
+    fn give_back(&self, tenant: Option<usize>, length: usize) {
+        self.all.of(length).fetch_sub(length, Ordering::AcqRel);
+        if let Some(tenant) = tenant {
+            self.tenants[tenant].of(length).fetch_sub(length, Ordering::AcqRel);
+        }
     }
 }
 
@@ -130,13 +168,14 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for Metered<S> {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
-        let streaming = path.ends_with(STREAMING);
-        let intake = if scope::of_call(path).need == Need::Nothing { &self.layer.open } else { &self.layer.intake };
+        let (rule, streaming) = (scope::of_call(path), path.ends_with(STREAMING));
+        let intake = if rule.need == Need::Nothing { &self.layer.open } else { &self.layer.intake };
+        let tenant = intake.tenant(request.extensions().get());
         let request = request.map(|body| {
             // A call without a body has no message to wait for.
             match body.is_end_stream() {
                 true => body,
-                false => metered(Message::new(body, Arc::clone(intake), streaming)),
+                false => metered(Message::new(body, Arc::clone(intake), tenant, rule.most_bytes, streaming)),
             }
         });
         self.inner.call(request)
@@ -154,6 +193,10 @@ struct Message {
     /// The limit on calls had been reached when this one began.
     too_many: bool,
     intake: Arc<Intake>,
+    /// The counter of its tenant.
+    tenant: Option<usize>,
+    /// Bytes of the largest message of this call.
+    most: usize,
     /// The call may be idle between two messages.
     streaming: bool,
     /// Bytes of the prefix received so far, and the message length that they encode.
@@ -168,13 +211,15 @@ struct Message {
 }
 
 impl Message {
-    fn new(body: Body, intake: Arc<Intake>, streaming: bool) -> Self {
-        let too_many = intake.calls.fetch_add(1, Ordering::AcqRel) >= intake.bounds.calls;
-        Self { body, too_many, intake, streaming, prefix: 0, length: [0; 4], missing: 0, held: None, late: None }
+    fn new(body: Body, intake: Arc<Intake>, tenant: Option<usize>, most: usize, streaming: bool) -> Self {
+        let too_many = !intake.begin(tenant);
+        let (length, held, late) = ([0; 4], None, None);
+        Self { body, too_many, intake, tenant, most, streaming, prefix: 0, length, missing: 0, held, late }
     }
 
-    /// Finds message boundaries in received bytes; true when the last message is incomplete.
-    fn follow(&mut self, bytes: &[u8]) -> bool {
+    /// Finds message boundaries in received bytes; true when the last message is incomplete. Fails at a message that is too large for the
+    /// call.
+    fn follow(&mut self, bytes: &[u8]) -> Result<bool, Status> {
         let mut at = 0;
         while at < bytes.len() {
             if self.prefix < PREFIX {
@@ -185,6 +230,10 @@ impl Message {
                 at += 1;
                 if self.prefix == PREFIX {
                     self.missing = u32::from_be_bytes(self.length) as usize;
+                    // One that is too large for any call is refused when it is decoded, before memory is allocated for it.
+                    if self.missing > self.most && self.missing <= REQUEST_BYTES {
+                        return Err(too_large(self.missing, self.most));
+                    }
                 }
             } else {
                 let taken = self.missing.min(bytes.len() - at);
@@ -197,18 +246,17 @@ impl Message {
                 self.late = None;
             }
         }
-        self.prefix > 0
+        Ok(self.prefix > 0)
     }
 
     fn received(&mut self, bytes: &Bytes) -> Result<(), Status> {
-        let goes_on = self.follow(bytes);
+        let goes_on = self.follow(bytes)?;
         // The counted message may have been completed, and the next one begun.
         let length = (goes_on && self.prefix == PREFIX).then(|| u32::from_be_bytes(self.length) as usize);
         if length != self.held {
             self.give_back();
-            // One that is too large for any call is refused when it is decoded, before memory is allocated for it.
             if let Some(length) = length.filter(|length| *length <= REQUEST_BYTES) {
-                self.intake.take(length)?;
+                self.intake.take(self.tenant, length)?;
                 self.held = Some(length);
             }
         }
@@ -217,7 +265,7 @@ impl Message {
 
     fn give_back(&mut self) {
         if let Some(held) = self.held.take() {
-            self.intake.give_back(held);
+            self.intake.give_back(self.tenant, held);
         }
     }
 
@@ -234,6 +282,11 @@ impl Message {
     }
 }
 
+fn too_large(length: usize, most: usize) -> Status {
+    let problem = format!("the message has {length} bytes, and this call takes messages of at most {most} bytes");
+    Report::new(Code::OutOfRange, "INVALID_REQUEST", problem).not_applied().status()
+}
+
 fn refused(why: &str) -> Status {
     let report = Report::new(Code::ResourceExhausted, "OVERLOADED", why).not_applied();
     report.retry_after(Duration::from_millis(500)).status()
@@ -242,7 +295,7 @@ fn refused(why: &str) -> Status {
 impl Drop for Message {
     fn drop(&mut self) {
         self.give_back();
-        self.intake.calls.fetch_sub(1, Ordering::AcqRel);
+        self.intake.end(self.tenant);
     }
 }
 
@@ -272,7 +325,7 @@ mod tests {
 
     fn of(bounds: Bounds) -> (Arc<Intake>, Message) {
         let intake = Arc::new(Intake::new(bounds));
-        (Arc::clone(&intake), Message::new(Body::empty(), intake, false))
+        (Arc::clone(&intake), Message::new(Body::empty(), intake, None, REQUEST_BYTES, false))
     }
 
     fn framed(length: usize) -> Vec<u8> {
@@ -283,7 +336,7 @@ mod tests {
     }
 
     fn held(intake: &Intake) -> (usize, usize) {
-        (intake.small.load(Ordering::Relaxed), intake.large.load(Ordering::Relaxed))
+        (intake.all.small.load(Ordering::Relaxed), intake.all.large.load(Ordering::Relaxed))
     }
 
     #[test]
@@ -306,13 +359,13 @@ mod tests {
         message.received(&[rest, framed(LARGE + 1)[..99].to_vec()].concat().into()).unwrap();
         assert_eq!(held(&intake), (0, LARGE + 1));
         drop(message);
-        assert_eq!((held(&intake), intake.calls.load(Ordering::Relaxed)), ((0, 0), 0));
+        assert_eq!((held(&intake), intake.all.calls.load(Ordering::Relaxed)), ((0, 0), 0));
     }
 
     #[test]
     fn beyond_the_bound_messages_are_refused_and_give_back_what_they_held() {
         let (intake, mut first) = of(Bounds { bytes: 2 * LARGE, ..Bounds::default() });
-        let next = || Message::new(Body::empty(), Arc::clone(&intake), false);
+        let next = || Message::new(Body::empty(), Arc::clone(&intake), None, REQUEST_BYTES, false);
         let (mut second, mut small) = (next(), next());
         let begun = Bytes::from(framed(LARGE + 1)).slice(..90);
         first.received(&begun).unwrap();
@@ -322,6 +375,41 @@ mod tests {
         drop((first, second));
         assert_eq!(held(&intake), (LARGE, 0));
         next().received(&begun).unwrap();
+    }
+
+    #[test]
+    fn a_message_that_is_too_large_for_its_call_is_refused_at_its_prefix() {
+        let intake = Arc::new(Intake::new(Bounds::default()));
+        let mut message = Message::new(Body::empty(), Arc::clone(&intake), None, 1000, false);
+        message.received(&framed(1000).into()).unwrap();
+        let refused = message.received(&Bytes::from(framed(1001)).slice(..PREFIX)).unwrap_err();
+        assert_eq!(refused.code(), Code::OutOfRange);
+        assert!(refused.message().contains("at most 1000"), "{refused}");
+        assert_eq!(held(&intake), (0, 0));
+    }
+
+    #[test]
+    fn one_tenant_leaves_room_for_others() {
+        let intake = Arc::new(Intake::new(Bounds { bytes: 4000, calls: 8, ..Bounds::default() }));
+        let of = |tenant| Message::new(Body::empty(), Arc::clone(&intake), tenant, REQUEST_BYTES, false);
+        let begun = Bytes::from(framed(1000)).slice(..90);
+        let mut busy: Vec<_> = (0..8).map(|_| of(Some(1))).collect();
+        assert_eq!(busy.iter().filter(|message| message.too_many).count(), 2);
+        busy.truncate(4);
+        let taken = busy.iter_mut().map(|message| message.received(&begun)).filter(Result::is_ok).count();
+        assert_eq!(taken, 3);
+        for tenant in [Some(2), None] {
+            let mut other = of(tenant);
+            assert!(!other.too_many);
+            other.received(&begun).expect("another's");
+        }
+        drop(busy);
+        assert_eq!((held(&intake), held_of(&intake.tenants[1])), ((0, 0), (0, 0, 0)));
+    }
+
+    fn held_of(held: &Held) -> (usize, usize, usize) {
+        let read = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        (read(&held.small), read(&held.large), read(&held.calls))
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,18 +1,19 @@
-//! What an answer takes until its client has read it: bytes of the coordinator's and of the tenant's share, and of the connection's.
+//! What an answer takes until its client has read it, and a request until it begins: bytes of the coordinator's and of the tenant's share,
+//! and of the connection's.
 
 use std::time::Duration;
 
 use tonic::Code;
-use witan_coordinate::{AnswerPermit, Coordinator, World};
+use witan_coordinate::{Coordinator, RoomPermit, World};
 use witan_kernel::name::TenantId;
-use witan_net::{Untaken, Usage};
+use witan_net::{Untaken, Usage, Waits};
 
 use super::status::Report;
 
 /// Kept until the answer has been sent.
 #[derive(Debug)]
 pub(super) struct Kept {
-    _answer: AnswerPermit,
+    _answer: RoomPermit,
     _untaken: Untaken,
 }
 
@@ -27,8 +28,6 @@ impl Kept {
         tenant: &TenantId,
         bytes: usize,
     ) -> Result<Self, Report> {
-        let overloaded =
-            |why: &str| Report::new(Code::ResourceExhausted, "OVERLOADED", why).retry_after(Duration::from_millis(100));
         let untaken = usage.answer(bytes);
         let untaken = untaken.ok_or_else(|| {
             overloaded("64 MiB of answers wait to be read on this connection: read them, or ask for less at a time")
@@ -41,4 +40,36 @@ impl Kept {
         })?;
         Ok(Self { _answer: answer, _untaken: untaken })
     }
+}
+
+/// Kept until a request begins that has to wait for its turn.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    _waits: Waits,
+    _room: RoomPermit,
+}
+
+impl Waiting {
+    /// Room for a request of `bytes` bytes; `None`: too many bytes of requests wait, and this one is refused with
+    /// [`too_many_waiting`].
+    pub(super) fn of<W: World>(
+        coordinator: &Coordinator<W>,
+        usage: &Usage,
+        tenant: &TenantId,
+        bytes: usize,
+    ) -> Option<Self> {
+        Some(Self { _waits: usage.waiting(bytes)?, _room: coordinator.admit_waiting(tenant, bytes)? })
+    }
+}
+
+/// The report of a request for which there was no room while it waited.
+pub(super) fn too_many_waiting(changes: bool) -> Report {
+    let why = "too many bytes of requests wait for their turn, 64 MiB of this connection or its share of those of all; wait for answers \
+               before you send more on the same keys";
+    let report = overloaded(why);
+    if changes { report.not_applied() } else { report }
+}
+
+fn overloaded(why: &str) -> Report {
+    Report::new(Code::ResourceExhausted, "OVERLOADED", why).retry_after(Duration::from_millis(100))
 }

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::{Code, Status};
-use witan_kernel::name::{Invalid, NodeId, TenantId};
+use witan_kernel::name::{Invalid, NodeId, TenantId, shown};
 use witan_kernel::port::StoreError;
 use witan_kernel::scan::{from_cursor, to_cursor};
 use witan_wire::v1;
@@ -17,7 +17,7 @@ use witan_wire::v1::CoordinatorServiceRepairResponse as Progress;
 use super::CoordinatorApi;
 use super::guard::{arrival, denied, while_good};
 use super::page_token;
-use super::status::{invalid, refused, report};
+use super::status::{busy, invalid, refused, report};
 use super::tenants::{page_size, seconds, status};
 use crate::access::caller::Caller;
 use witan_control::Refused;
@@ -66,7 +66,8 @@ impl<W: World> CoordinatorApi<W> {
         let (id, version) = deletion(&request).map_err(|error| invalid(&error))?;
         caller.may(&id).map_err(|refused| denied(&caller, &refused))?;
         let now_ms = self.now_ms();
-        let ended = self.catalog.end_tenant(&id, version, now_ms, until).await.map_err(|error| status(&error))?;
+        let turn = self.change(&caller, &id)?;
+        let ended = self.catalog.end_tenant(turn, &id, version, now_ms, until).await.map_err(|error| status(&error))?;
         Ok(v1::DeleteTenantResponse {
             success: true,
             tenant_id: ended.tenant.id.to_string(),
@@ -81,9 +82,10 @@ impl<W: World> CoordinatorApi<W> {
         caller: Caller,
         request: v1::CoordinatorServiceRepairRequest,
     ) -> Result<Reports, Status> {
-        let sweep = sweep(request).map_err(|error| invalid(&error))?;
+        let mut sweep = sweep(request).map_err(|error| invalid(&error))?;
         let allowed = sweep.tenant.as_ref().map_or_else(|| caller.may_all(), |tenant| caller.may(tenant));
         allowed.map_err(|refused| denied(&caller, &refused))?;
+        sweep.by_administrator = !caller.is_operator();
         let repair = self.upkeep.begin_repair(sweep).await.map_err(not_begun)?;
         let (reports, reported) = mpsc::channel(REPORTS);
         tokio::spawn(report_on(repair, reports));
@@ -103,16 +105,23 @@ fn not_begun(error: NotBegun) -> Status {
 /// Runs a repair, and sends its reports until the receiver is dropped.
 async fn report_on<W: World>(repair: Repair<W>, reports: mpsc::Sender<Result<Progress, Status>>) {
     let (progressed, mut progresses) = mpsc::channel(1);
+    let handed_on = repair.handed_on();
     let repairing = repair.run(progressed);
-    tokio::pin!(repairing);
+    tokio::pin!(handed_on, repairing);
+    let mut is_handed_on = false;
     let ended = loop {
         tokio::select! {
             // The repair notices that its reports have no receiver any longer, and stops after the work in flight.
             () = reports.closed(), if !progresses.is_closed() => progresses.close(),
+            () = &mut handed_on, if !is_handed_on => {
+                is_handed_on = true;
+                progresses.close();
+            }
             ended = &mut repairing => break ended,
-            Some(swept) = progresses.recv() => {
+            // A report is taken from the repair once there is room for it, so that a slow client delays nothing but its repair.
+            Some(swept) = next(&mut progresses, &reports) => {
                 let phase = if swept.waiting { "waiting" } else { "scanning" };
-                if reports.send(Ok(progress(swept, phase))).await.is_err() {
+                if reports.try_send(Ok(progress(swept, phase))).is_err() {
                     progresses.close();
                 }
             }
@@ -125,10 +134,20 @@ async fn report_on<W: World>(repair: Repair<W>, reports: mpsc::Sender<Result<Pro
             ..progress(swept, "done")
         }),
         Err(Stopped::Failed(failure)) => Err(report(failure.of_read()).status()),
+        Err(Stopped::Abandoned) if is_handed_on => Err(busy(
+            "another tenant wants to repair, and this repair has had its turn: go on with the cursor of its last report, once that is done",
+        )),
         Err(Stopped::Abandoned) => return tracing::info!("a repair was cancelled"),
     };
     // A client that has disconnected gets no last report; what was repaired stays repaired.
     let _ = reports.send(last).await;
+}
+
+/// The next report, once there is room for it in `reports`.
+async fn next<T>(progresses: &mut mpsc::Receiver<Swept>, reports: &mpsc::Sender<T>) -> Option<Swept> {
+    // Only this task sends: what is free now is free when it sends.
+    drop(reports.reserve().await);
+    progresses.recv().await
 }
 
 fn progress(swept: Swept, phase: &str) -> Progress {
@@ -183,7 +202,7 @@ fn keys_request(request: v1::ListKeysRequest, timeout: Option<Duration>) -> Resu
 fn deletion(request: &v1::DeleteTenantRequest) -> Result<(TenantId, u64), Invalid> {
     let id = TenantId::new(&request.tenant_id)?;
     if request.confirm != request.tenant_id {
-        let problem = format!("is {:?}", request.confirm.chars().take(40).collect::<String>());
+        let problem = format!("is {}", shown(&request.confirm));
         return Err(Invalid::new(
             "confirm",
             problem,

@@ -4,7 +4,7 @@ use futures::future::join_all;
 use tonic::{Code, Status};
 use witan_kernel::condition::Condition;
 use witan_kernel::limit;
-use witan_kernel::name::{Era, Invalid, NodeId};
+use witan_kernel::name::{Era, Invalid, NodeId, shown};
 use witan_kernel::port::{Clock, NodeStatus, StorageNode, StoreError};
 use witan_kernel::scan::Trust;
 use witan_wire::v1;
@@ -12,7 +12,7 @@ use witan_wire::v1;
 use super::CoordinatorApi;
 use super::status::{invalid, refused};
 use super::tenants::status;
-use witan_control::Refused;
+use witan_control::{Refused, Turn};
 use witan_coordinate::World;
 
 impl<W: World> CoordinatorApi<W> {
@@ -22,7 +22,8 @@ impl<W: World> CoordinatorApi<W> {
     ) -> Result<v1::StorageNodeChangeResponse, Status> {
         let node = node_of(request, self.fallbacks.load().virtual_nodes).map_err(|error| invalid(&error))?;
         let id = node.id.clone();
-        let added = self.catalog.add_node(node, self.now_ms()).await;
+        let turn = self.operators_change()?;
+        let added = self.catalog.add_node(turn, node, self.now_ms()).await;
         added.map_err(|error| node_status(&error))?;
         Ok(changed(&id, "node added"))
     }
@@ -36,12 +37,14 @@ impl<W: World> CoordinatorApi<W> {
             return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
         }
         let id = NodeId::new(request.node_id).map_err(|error| invalid(&error))?;
-        let removed = self.catalog.remove_node(&id).await;
+        let turn = self.operators_change()?;
+        let removed = self.catalog.remove_node(turn, &id).await;
         removed.map_err(|error| node_status(&error))?;
         Ok(changed(&id, "node removed"))
     }
 
     pub(super) async fn list_nodes(&self) -> Result<v1::ListStorageNodesResponse, Status> {
+        let _turn = self.catalog.lookups().take(None).map_err(|error| node_status(&error))?;
         let nodes = self.catalog.nodes().await.map_err(|error| node_status(&error))?;
         let infos = join_all(nodes.iter().map(|node| self.info(node))).await;
         Ok(v1::ListStorageNodesResponse { success: true, nodes: infos, error_message: String::new() })
@@ -52,14 +55,19 @@ impl<W: World> CoordinatorApi<W> {
         request: &v1::DeclareRestoredRequest,
     ) -> Result<v1::DeclareRestoredResponse, Status> {
         if request.confirm != "restored" {
-            let problem = format!("is {:?}", request.confirm.chars().take(40).collect::<String>());
+            let problem = format!("is {}", shown(&request.confirm));
             let remedy = "send \"restored\": what the restored copy lacks is lost, and a store that was set back alone must not be \
                 declared";
             return Err(invalid(&Invalid::new("confirm", problem, remedy)));
         }
-        let declared = self.catalog.declare_restored(Era(rand::random()), rand::random(), self.now_ms()).await;
+        let turn = self.operators_change()?;
+        let declared = self.catalog.declare_restored(turn, Era(rand::random()), rand::random(), self.now_ms()).await;
         declared.map_err(|error| node_status(&error))?;
         Ok(v1::DeclareRestoredResponse {})
+    }
+
+    fn operators_change(&self) -> Result<Turn, Status> {
+        self.catalog.changes().take(None).map_err(|error| node_status(&error))
     }
 
     async fn info(&self, node: &StorageNode) -> v1::StorageNodeInfo {

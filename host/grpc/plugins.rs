@@ -2,18 +2,16 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
 use tokio::sync::broadcast;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
 use witan_kernel::hook::Hook;
-use witan_kernel::limit::COMPONENT_BYTES;
-use witan_kernel::name::{Invalid, TenantId};
+use witan_kernel::name::{Invalid, TenantId, shown};
 use witan_plugin::event::Event;
 use witan_plugin::registry::{Artifact, Binding};
-use witan_plugin::{BindRequest, OnFault, PluginError, PluginHost, Reference};
+use witan_plugin::{BindRequest, OnFault, PluginError, PluginHost, Reference, Upload};
 use witan_wire::v1;
 use witan_wire::v1::plugin_service_server::PluginService;
 use witan_wire::v1::upload_plugin_request::Part;
@@ -23,7 +21,7 @@ use super::guard::{caller, denied, while_good};
 use super::status::{invalid, refused, store_report};
 use super::tenants;
 use crate::access::caller::Caller;
-use witan_control::{Catalog, ChangeRefused};
+use witan_control::{Catalog, ChangeRefused, Turn};
 
 /// The plugin service.
 pub struct PluginApi {
@@ -37,10 +35,18 @@ impl PluginApi {
         Self { host, catalog }
     }
 
+    /// A turn for a change of a binding; those for all tenants (`None`) are for operators.
+    fn change(&self, caller: &Caller, tenant: Option<&TenantId>) -> Result<Turn, Status> {
+        let taken = self.catalog.changes().take(tenant.and_then(|tenant| caller.on_behalf_of(tenant)));
+        taken.map_err(|refused| tenants::status(&refused))
+    }
+
     fn find(&self, plugin: &str) -> Result<Artifact, Status> {
         let reference = self.reference("plugin", plugin)?;
         let found = self.host.artifact(&reference);
-        found.ok_or_else(|| refused(Code::NotFound, "PLUGIN_NOT_FOUND", format!("plugin {plugin} does not exist")))
+        found.ok_or_else(|| {
+            refused(Code::NotFound, "PLUGIN_NOT_FOUND", format!("plugin {} does not exist", shown(plugin)))
+        })
     }
 
     /// Parses a reference. A unique prefix of a digest, of at least 8 digits, refers to that digest.
@@ -55,7 +61,7 @@ impl PluginApi {
         }
         Reference::parse(text).ok_or_else(|| {
             let remedy = "use a digest, name@version or a name, as `witan plugin list` shows them";
-            invalid(&Invalid::new(field, format!("{text:?} names no plugin"), remedy))
+            invalid(&Invalid::new(field, format!("{} names no plugin", shown(text)), remedy))
         })
     }
 }
@@ -67,8 +73,11 @@ impl PluginService for PluginApi {
         request: Request<Streaming<v1::UploadPluginRequest>>,
     ) -> Result<Response<v1::UploadPluginResponse>, Status> {
         let deadline = timeout(request.metadata()).and_then(|within| Instant::now().checked_add(within));
-        let bytes = receive(request.into_inner()).await?;
-        let artifact = self.host.stage(bytes, deadline).await.map_err(status)?;
+        // Its place is held until the component is staged.
+        let mut upload = self.host.begin_upload().map_err(status)?;
+        let received = tokio::time::timeout_at(upload.until(), receive(request.into_inner(), &mut upload)).await;
+        received.map_err(|_| late(upload.within()))??;
+        let artifact = self.host.stage(upload.take(), deadline).await.map_err(status)?;
         Ok(Response::new(v1::UploadPluginResponse { plugin: Some(info(&artifact)) }))
     }
 
@@ -105,11 +114,11 @@ impl PluginService for PluginApi {
         let request = request.into_inner();
         let (tenant, hook) = own_slot(&caller, &request.tenant_id, &request.hook)?;
         let on_fault = OnFault::parse(&request.on_fault).ok_or_else(|| {
-            let problem = format!("{:?} is not known", request.on_fault);
+            let problem = format!("{} is not known", shown(&request.on_fault));
             invalid(&Invalid::new("on_fault", problem, "use \"native\" or \"fail\""))
         })?;
         if !matches!(request.mode.as_str(), "" | "active") {
-            let why = format!("mode {:?} is not supported yet; use \"active\"", request.mode);
+            let why = format!("mode {} is not supported yet; use \"active\"", shown(&request.mode));
             return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
         }
         let (host, slot) = (self.host.clone(), tenant.clone());
@@ -118,7 +127,9 @@ impl PluginService for PluginApi {
                 let previous = in_force(&host, slot.as_ref(), hook);
                 host.unbind(slot, hook).await.map(|_| previous).map_err(status)
             };
-            let previous = self.catalog.change_binding(tenant.as_ref(), hook, unbind).await.map_err(not_changed)?;
+            let turn = self.change(&caller, tenant.as_ref())?;
+            let previous =
+                self.catalog.change_binding(turn, tenant.as_ref(), hook, unbind).await.map_err(not_changed)?;
             return Ok(Response::new(v1::BindPluginResponse { binding: None, previous }));
         }
         let plugin = self.reference("plugin", &request.plugin);
@@ -128,7 +139,8 @@ impl PluginService for PluginApi {
             let bind = BindRequest { tenant: slot, hook, plugin: plugin?, configuration, on_fault };
             Ok((host.bind(bind).await.map_err(status)?, previous))
         };
-        let changed = self.catalog.change_binding(tenant.as_ref(), hook, bind).await;
+        let turn = self.change(&caller, tenant.as_ref())?;
+        let changed = self.catalog.change_binding(turn, tenant.as_ref(), hook, bind).await;
         let (bound, previous) = changed.map_err(not_changed)?;
         Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
     }
@@ -144,7 +156,8 @@ impl PluginService for PluginApi {
             let previous = in_force(&host, slot.as_ref(), hook);
             Ok((host.rollback(slot, hook).await.map_err(status)?, previous))
         };
-        let changed = self.catalog.change_binding(tenant.as_ref(), hook, roll_back).await;
+        let turn = self.change(&caller, tenant.as_ref())?;
+        let changed = self.catalog.change_binding(turn, tenant.as_ref(), hook, roll_back).await;
         let (bound, previous) = changed.map_err(not_changed)?;
         Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
     }
@@ -203,38 +216,39 @@ fn not_changed(refused: ChangeRefused<Status>) -> Status {
 }
 
 /// Receives an upload: a manifest, then the bytes.
-async fn receive(mut parts: Streaming<v1::UploadPluginRequest>) -> Result<Bytes, Status> {
+async fn receive(mut parts: Streaming<v1::UploadPluginRequest>, upload: &mut Upload) -> Result<(), Status> {
     let first = parts.message().await?.and_then(|first| first.part);
     let Some(Part::Manifest(manifest)) = first else {
         let remedy = "send the manifest in the first message, then the chunks";
         return Err(invalid(&Invalid::new("manifest", "is not in the first message", remedy)));
     };
-    let mut bytes = BytesMut::new();
+    upload.expect(manifest.size).map_err(status)?;
     while let Some(message) = parts.message().await? {
         match message.part {
-            Some(Part::Chunk(chunk)) => {
-                if bytes.len() + chunk.len() > COMPONENT_BYTES {
-                    let remedy = format!("send at most {COMPONENT_BYTES} bytes in all");
-                    return Err(invalid(&Invalid::new("chunk", "takes the component over the size limit", remedy)));
-                }
-                bytes.extend_from_slice(&chunk);
-            }
+            Some(Part::Chunk(chunk)) => upload.push(&chunk).map_err(status)?,
             Some(Part::Manifest(_)) | None => {
                 return Err(invalid(&Invalid::new("part", "is not a chunk", "send chunks after the manifest")));
             }
         }
     }
-    let bytes = bytes.freeze();
+    let bytes = upload.received();
     if manifest.size != 0 && manifest.size != bytes.len() as u64 {
         let problem = format!("is {}, but {} bytes were received", manifest.size, bytes.len());
         return Err(invalid(&Invalid::new("size", problem, "send the whole component again")));
     }
-    let digest = witan_plugin::Digest::of(&bytes).to_string();
+    let digest = witan_plugin::Digest::of(bytes).to_string();
     if !manifest.digest.is_empty() && !manifest.digest.eq_ignore_ascii_case(&digest) {
         let problem = format!("does not match the digest of the received bytes, {digest}");
         return Err(invalid(&Invalid::new("digest", problem, "send the component again")));
     }
-    Ok(bytes)
+    Ok(())
+}
+
+/// The status for an upload that has not arrived in time.
+fn late(within: Duration) -> Status {
+    let message =
+        format!("the upload was not complete after {} s; send it again over a faster connection", within.as_secs());
+    refused(Code::DeadlineExceeded, "DEADLINE", message)
 }
 
 /// The tenant that a call names; `None`: all tenants.
@@ -262,7 +276,7 @@ fn slot(tenant_id: &str, hook: &str) -> Result<(Option<TenantId>, Hook), Status>
     let tenant = named(tenant_id)?;
     let hook = Hook::parse(hook).ok_or_else(|| {
         let known = Hook::ALL.map(Hook::as_str).join(", ");
-        invalid(&Invalid::new("hook", format!("{hook:?} is not a hook"), format!("use one of {known}")))
+        invalid(&Invalid::new("hook", format!("{} is not a hook", shown(hook)), format!("use one of {known}")))
     })?;
     Ok((tenant, hook))
 }

@@ -3,7 +3,8 @@
 //! Operations on one key are carried out one after the other, in the order of the stream: each starts when the previous one has
 //! been answered. Operations on different keys run concurrently. An operation's deadline counts from the arrival of its batch: one whose
 //! turn has not come by then is answered without having begun. A session has a window: while it is full of operations in flight,
-//! nothing is read from the stream, so HTTP/2 flow control slows a fast client down and memory stays bounded.
+//! nothing is read from the stream, so HTTP/2 flow control slows a fast client down. The bytes of operations that wait, for the window or
+//! for an earlier one on their key, are admitted: of the connection, of the tenant, and of all. What finds no room is refused.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -11,13 +12,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
 use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::hook::Operation as Kind;
-use witan_kernel::name::Invalid;
+use witan_kernel::name::{Invalid, TenantId};
 use witan_kernel::port::{Clock, until};
 use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
@@ -25,7 +27,7 @@ use witan_wire::v1::{SessionRequest, SessionRequestBatch, SessionResponse, Sessi
 use witan_wire::weigh::SESSION_REQUESTS;
 
 use super::convert::{self, OfKey};
-use super::kept::Kept;
+use super::kept::{Kept, Waiting, too_many_waiting};
 use super::status::{Report, refusal, report};
 use crate::access::caller::Caller;
 use crate::access::refusal::Refusal;
@@ -57,6 +59,30 @@ struct Finished {
 enum Job {
     Write(WriteRequest),
     Read(ReadRequest),
+}
+
+/// An operation that waits for an earlier one on its key.
+struct Queued {
+    id: u64,
+    job: Job,
+    _room: Option<Waiting>,
+}
+
+/// An operation that has arrived.
+struct Incoming {
+    request: SessionRequest,
+    room: Room,
+}
+
+/// Room for an operation while the window is full.
+enum Room {
+    /// It has not had to wait yet.
+    NotNeeded,
+    Given(Waiting),
+    /// There was none: the operation will be refused, and its content has been dropped.
+    Refused {
+        changes: bool,
+    },
 }
 
 /// The stream of responses. It ends when the client has closed its side and every operation is answered; when a batch could not be
@@ -111,9 +137,9 @@ struct Session<W: World> {
     free: mpsc::Receiver<Option<Line>>,
     under_way: usize,
     /// Operations that wait for the one in flight on the same record, with their ids.
-    lines: Lines<(u64, Job)>,
+    lines: Lines<Queued>,
     /// Operations of the last batch that the window had no room for yet.
-    incoming: VecDeque<SessionRequest>,
+    incoming: VecDeque<Incoming>,
     /// When that batch arrived, in monotonic microseconds.
     arrived: u64,
     /// No operation in `incoming` has its deadline before this.
@@ -134,13 +160,14 @@ impl<W: World> Session<W> {
         let mut refused: Option<Box<dyn Fn() -> Report + Send>> = None;
         while open || self.under_way > 0 || !self.incoming.is_empty() {
             while self.under_way < WINDOW
-                && let Some(request) = self.incoming.pop_front()
+                && let Some(incoming) = self.incoming.pop_front()
             {
                 match &refused {
-                    None => self.take(request),
-                    Some(why) => self.refuse(request.id, why()),
+                    None => self.take(incoming),
+                    Some(why) => self.refuse(incoming.request.id, why()),
                 }
             }
+            self.make_room();
             self.set_alarm();
             tokio::select! {
                 freed = self.free.recv() => match freed {
@@ -151,7 +178,7 @@ impl<W: World> Session<W> {
                 batch = requests.message(), if open && self.incoming.is_empty() && self.under_way < WINDOW => match batch {
                     Ok(Some(batch)) => {
                         self.arrived = self.now();
-                        self.incoming.extend(batch.requests);
+                        self.receive(batch);
                         self.incoming_until = self.earliest_incoming();
                         if let Err(ended) = self.caller.is_still_good() {
                             refused = Some(Box::new(move || refusal(&ended, true)));
@@ -181,9 +208,43 @@ impl<W: World> Session<W> {
         finish(&self.done, Finished { response: failure(id, why), line: None, kept: None });
     }
 
-    fn take(&mut self, request: SessionRequest) {
+    /// Accepts a batch. Values are parts of the message that they came in, which takes its memory until the last of them is dropped: those
+    /// that are a small part of a large message are copied, so that each takes about its own size.
+    fn receive(&mut self, batch: SessionRequestBatch) {
+        let bytes: usize = batch.requests.iter().map(size).sum();
+        let incoming = batch.requests.into_iter().map(|mut request| {
+            if bytes > LARGE_BATCH {
+                detach(&mut request, bytes / 4);
+            }
+            Incoming { request, room: Room::NotNeeded }
+        });
+        self.incoming.extend(incoming);
+    }
+
+    /// Admits the bytes of operations that the window has no room for. There is nothing to do for those that have been admitted before.
+    fn make_room(&mut self) {
+        let (coordinator, usage) = (&self.coordinator, &self.usage);
+        let unadmitted = |incoming: &&mut Incoming| matches!(incoming.room, Room::NotNeeded);
+        // Those at the front have been admitted first.
+        for incoming in self.incoming.iter_mut().rev().take_while(unadmitted) {
+            let request = &mut incoming.request;
+            // An operation whose tenant's id is not valid will be refused, and counts for nobody.
+            let bytes = size(request);
+            let room = match TenantId::new(tenant(request)) {
+                Ok(tenant) => Waiting::of(coordinator, usage, &tenant, bytes),
+                Err(_) => None,
+            };
+            incoming.room = room.map_or_else(|| Room::Refused { changes: drop_content(request) }, Room::Given);
+        }
+    }
+
+    fn take(&mut self, incoming: Incoming) {
+        let Incoming { request, room } = incoming;
+        if let Room::Refused { changes } = room {
+            return self.refuse(request.id, too_many_waiting(changes));
+        }
         self.under_way += 1;
-        let id = request.id;
+        let (id, bytes) = (request.id, size(&request));
         match decode(request, self.arrived) {
             Ok(job) => {
                 if let Err(refused) = self.may(&job) {
@@ -191,15 +252,31 @@ impl<W: World> Session<W> {
                     return finish(&self.done, Finished { response: failure(id, report), line: None, kept: None });
                 }
                 let line = line_of(&job);
-                let deadline = self.deadline(&job);
-                if let Some((id, job)) = self.lines.enter(&line, deadline, (id, job)) {
-                    self.start(id, job, line);
-                }
+                self.enter(id, job, line, room, bytes);
             }
             Err(invalid) => {
                 let failed = Failed { failure: invalid.into(), effect: Some(Effect::NotApplied) };
                 finish(&self.done, Finished { response: failure(id, report(failed)), line: None, kept: None });
             }
+        }
+    }
+
+    /// Starts an operation, or lets it wait for an earlier one on its key.
+    fn enter(&mut self, id: u64, job: Job, line: Line, room: Room, bytes: usize) {
+        let room = match room {
+            Room::Given(room) => Some(room),
+            _ if !self.lines.is_taken(&line) => None,
+            Room::NotNeeded | Room::Refused { .. } => {
+                let Some(room) = Waiting::of(&self.coordinator, &self.usage, &line.0, bytes) else {
+                    let report = too_many_waiting(matches!(job, Job::Write(_)));
+                    return finish(&self.done, Finished { response: failure(id, report), line: None, kept: None });
+                };
+                Some(room)
+            }
+        };
+        let deadline = self.deadline(&job);
+        if let Some(Queued { id, job, .. }) = self.lines.enter(&line, deadline, Queued { id, job, _room: room }) {
+            self.start(id, job, line);
         }
     }
 
@@ -214,7 +291,7 @@ impl<W: World> Session<W> {
     fn freed(&mut self, line: Option<Line>) {
         self.under_way -= 1;
         let Some(line) = line else { return };
-        if let Some((id, job)) = self.lines.leave(&line) {
+        if let Some(Queued { id, job, .. }) = self.lines.leave(&line) {
             self.start(id, job, line);
         }
     }
@@ -231,16 +308,13 @@ impl<W: World> Session<W> {
     }
 
     fn earliest_incoming(&self) -> u64 {
-        self.incoming.iter().map(|request| self.incoming_deadline(request)).min().unwrap_or(u64::MAX)
+        self.incoming.iter().map(|incoming| self.incoming_deadline(incoming)).min().unwrap_or(u64::MAX)
     }
 
     /// The deadline of an operation that the window had no room for yet.
-    fn incoming_deadline(&self, request: &SessionRequest) -> u64 {
-        let kind = match request.operation {
-            Some(Operation::Read(_)) => Kind::Read,
-            Some(Operation::Write(_) | Operation::Delete(_)) | None => Kind::Write,
-        };
-        self.coordinator.deadline(kind, self.arrived, timeout(request))
+    fn incoming_deadline(&self, incoming: &Incoming) -> u64 {
+        let kind = if incoming.changes() { Kind::Write } else { Kind::Read };
+        self.coordinator.deadline(kind, self.arrived, timeout(&incoming.request))
     }
 
     /// Sets the alarm to the earliest deadline of an operation that waits. It is not put back when that operation begins: it then comes
@@ -262,18 +336,17 @@ impl<W: World> Session<W> {
     fn expire(&mut self) {
         self.alarm = None;
         let now = self.now();
-        for (id, job) in self.lines.expired(now) {
+        for Queued { id, job, .. } in self.lines.expired(now) {
             finish(
                 &self.done,
                 Finished { response: failure(id, not_begun(matches!(job, Job::Write(_)))), line: None, kept: None },
             );
         }
-        for request in std::mem::take(&mut self.incoming) {
-            if self.under_way < ANSWERS && self.incoming_deadline(&request) <= now {
-                let changes = !matches!(request.operation, Some(Operation::Read(_)));
-                self.refuse(request.id, not_begun(changes));
+        for incoming in std::mem::take(&mut self.incoming) {
+            if self.under_way < ANSWERS && self.incoming_deadline(&incoming) <= now {
+                self.refuse(incoming.request.id, not_begun(incoming.changes()));
             } else {
-                self.incoming.push_back(request);
+                self.incoming.push_back(incoming);
             }
         }
         // With a client that reads no answers there may be no room for them: then there is nothing to be done in time.
@@ -305,6 +378,66 @@ impl<W: World> Session<W> {
             }
         }
     }
+}
+
+impl Incoming {
+    fn changes(&self) -> bool {
+        match self.room {
+            Room::Refused { changes } => changes,
+            Room::NotNeeded | Room::Given(_) => !matches!(self.request.operation, Some(Operation::Read(_))),
+        }
+    }
+}
+
+/// A batch of more bytes is large.
+const LARGE_BATCH: usize = 256 << 10;
+
+/// The bytes of an operation while it waits.
+fn size(request: &SessionRequest) -> usize {
+    let content = match &request.operation {
+        Some(Operation::Write(write)) => {
+            let texts = write.tenant_id.len() + write.key.len() + write.consistency.len() + write.idempotency_key.len();
+            texts + write.value.len() + write.context.len()
+        }
+        Some(Operation::Read(read)) => read.tenant_id.len() + read.key.len() + read.consistency.len(),
+        Some(Operation::Delete(delete)) => {
+            let texts = delete.tenant_id.len() + delete.key.len() + delete.consistency.len();
+            texts + delete.idempotency_key.len() + delete.context.len()
+        }
+        None => 0,
+    };
+    size_of::<Queued>() + content
+}
+
+/// Copies what is smaller than `part` out of the message that it came in.
+fn detach(request: &mut SessionRequest, part: usize) {
+    let copy = |bytes: &mut Bytes| {
+        if bytes.len() < part {
+            *bytes = Bytes::copy_from_slice(bytes);
+        }
+    };
+    match &mut request.operation {
+        Some(Operation::Write(write)) => {
+            copy(&mut write.value);
+            copy(&mut write.context);
+        }
+        Some(Operation::Delete(delete)) => copy(&mut delete.context),
+        Some(Operation::Read(_)) | None => {}
+    }
+}
+
+fn tenant(request: &SessionRequest) -> &str {
+    match &request.operation {
+        Some(Operation::Write(write)) => &write.tenant_id,
+        Some(Operation::Read(read)) => &read.tenant_id,
+        Some(Operation::Delete(delete)) => &delete.tenant_id,
+        None => "",
+    }
+}
+
+/// Drops everything but the id of an operation that will be refused. Returns whether it would have changed something.
+fn drop_content(request: &mut SessionRequest) -> bool {
+    !matches!(request.operation.take(), Some(Operation::Read(_)))
 }
 
 /// Answers exactly once, even when an operation's task dies.

@@ -18,6 +18,22 @@ use crate::access::refusal::Refusal;
 /// The `domain` of every `ErrorInfo`.
 pub(super) const DOMAIN: &str = "witan";
 
+/// Longest text in a status, in bytes. A status travels in headers, of which clients take 8 to 16 KiB, and contains its message up to three
+/// times, encoded in Base64 or with escapes. No text of ours is longer, but many contain something that a client has sent.
+const TEXT_BYTES: usize = 1536;
+
+/// A text of a status, shortened.
+fn text(mut text: String) -> String {
+    const MARK: &str = " ... (shortened)";
+    if text.len() > TEXT_BYTES {
+        text.truncate(text.floor_char_boundary(TEXT_BYTES - MARK.len()));
+        text.push_str(MARK);
+        // What was cut off is not kept with the rest.
+        text.shrink_to_fit();
+    }
+    text
+}
+
 /// A status under construction.
 pub(super) struct Report {
     code: Code,
@@ -31,11 +47,11 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), outcome: None, details: Vec::new(), facts: Vec::new() }
+        Self { code, reason, message: text(message.into()), outcome: None, details: Vec::new(), facts: Vec::new() }
     }
 
     fn fact(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.facts.push((name, value.to_string()));
+        self.facts.push((name, text(value.to_string())));
         self
     }
 
@@ -54,7 +70,7 @@ impl Report {
     fn violation(mut self, invalid: &Invalid) -> Self {
         let violation = pb::bad_request::FieldViolation {
             field: invalid.field.to_owned(),
-            description: format!("{}; {}", invalid.problem, invalid.remedy),
+            description: text(format!("{}; {}", invalid.problem, invalid.remedy)),
             ..Default::default()
         };
         self.details.push(any("google.rpc.BadRequest", &pb::BadRequest { field_violations: vec![violation] }));
@@ -184,6 +200,12 @@ pub(super) fn refused(code: Code, reason: &'static str, message: impl Into<Strin
     report.status()
 }
 
+/// The status for a call that is refused because others are under way, and was not applied.
+pub(super) fn busy(message: impl Into<String>) -> Status {
+    let report = Report::new(Code::ResourceExhausted, "OVERLOADED", message).not_applied();
+    report.retry_after(Duration::from_millis(200)).status()
+}
+
 /// The report of a call whose deadline passed before it was answered. `begun`: it may have had effects by then.
 pub(super) fn too_late(begun: bool, changes: bool) -> Report {
     let message = match begun {
@@ -203,13 +225,13 @@ pub(super) fn refusal(refusal: &Refusal, changes: bool) -> Report {
         }
         Refusal::Scope { .. } | Refusal::Tenant { .. } | Refusal::Bound => Code::PermissionDenied,
         Refusal::Rate { .. } => Code::ResourceExhausted,
-        Refusal::Unavailable => Code::Unavailable,
+        Refusal::Unavailable | Refusal::Unrecorded => Code::Unavailable,
     };
     let mut report = Report::new(code, refusal.reason(), refusal.to_string());
     report.outcome = changes.then_some("not-applied");
     match refusal {
         Refusal::Rate { retry_after, .. } => report.retry_after(*retry_after),
-        Refusal::Unavailable => report.retry_after(Duration::from_millis(500)),
+        Refusal::Unavailable | Refusal::Unrecorded => report.retry_after(Duration::from_millis(500)),
         Refusal::Scope { needs } => report.fact("scope", needs),
         _ => report,
     }
@@ -240,6 +262,18 @@ mod tests {
         let violations = status.get_details_bad_request().unwrap().field_violations;
         assert_eq!(violations[0].field, "key");
         assert!(violations[0].description.contains("1024"));
+    }
+
+    #[test]
+    fn every_text_is_shortened() {
+        let long = "ü".repeat(1 << 20);
+        let bad = Invalid::new("hook", format!("{long:?} is not a hook"), long.clone());
+        let facts =
+            Report::new(Code::NotFound, "PLUGIN_NOT_FOUND", &long).fact("plugin", &long).violation(&bad).status();
+        for status in [invalid(&bad), refused(Code::NotFound, "PLUGIN_NOT_FOUND", &long), facts] {
+            assert!(status.message().len() <= TEXT_BYTES && status.message().ends_with("(shortened)"));
+            assert!(status.details().len() < 4 * TEXT_BYTES, "{}", status.details().len());
+        }
     }
 
     #[test]

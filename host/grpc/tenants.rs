@@ -8,10 +8,10 @@ use witan_wire::v1;
 
 use super::CoordinatorApi;
 use super::guard::denied;
-use super::status::{invalid, refused, store_report};
+use super::status::{busy, invalid, refused, store_report};
 use crate::access::caller::Caller;
-use witan_control::Refused;
 use witan_control::defaults::Fallbacks;
+use witan_control::{Refused, Turn};
 use witan_coordinate::World;
 
 /// Default page size, tenants.
@@ -25,7 +25,8 @@ impl<W: World> CoordinatorApi<W> {
     ) -> Result<v1::CreateTenantResponse, Status> {
         let tenant = tenant_of(request, self.now_ms(), &self.fallbacks.load()).map_err(|error| invalid(&error))?;
         caller.may(&tenant.id).map_err(|refused| denied(&caller, &refused))?;
-        let tenant = self.catalog.create_tenant(tenant).await.map_err(|error| status(&error))?;
+        let turn = self.change(&caller, &tenant.id)?;
+        let tenant = self.catalog.create_tenant(turn, tenant).await.map_err(|error| status(&error))?;
         Ok(v1::CreateTenantResponse {
             success: true,
             tenant_id: tenant.id.to_string(),
@@ -41,6 +42,7 @@ impl<W: World> CoordinatorApi<W> {
         request: v1::GetTenantRequest,
     ) -> Result<v1::GetTenantResponse, Status> {
         let id = own_tenant(&caller, request.tenant_id)?;
+        let _turn = self.catalog.lookups().take(caller.on_behalf_of(&id)).map_err(|error| status(&error))?;
         let tenant = self.catalog.tenant(&id).await.map_err(|error| status(&error))?;
         Ok(response(&tenant))
     }
@@ -51,6 +53,7 @@ impl<W: World> CoordinatorApi<W> {
             "" => None,
             token => Some(TenantId::new(token).map_err(|error| invalid(&Invalid { field: "page_token", ..error }))?),
         };
+        let _turn = self.catalog.lookups().take(None).map_err(|error| status(&error))?;
         let tenants = self.catalog.tenants(after.as_ref(), limit).await.map_err(|error| status(&error))?;
         let full = tenants.len() == limit as usize;
         let next = tenants.last().filter(|_| full).map(|last| last.id.to_string());
@@ -68,7 +71,8 @@ impl<W: World> CoordinatorApi<W> {
         let change = Change::of(&request).map_err(|error| invalid(&error))?;
         let id = own_tenant(&caller, request.tenant_id)?;
         let updated_at_ms = self.now_ms();
-        let updated = self.catalog.update_tenant(&id, change.version, |tenant| {
+        let turn = self.change(&caller, &id)?;
+        let updated = self.catalog.update_tenant(turn, &id, change.version, |tenant| {
             change.apply(tenant);
             tenant.updated_at_ms = updated_at_ms;
         });
@@ -84,7 +88,8 @@ impl<W: World> CoordinatorApi<W> {
         let id = own_tenant(&caller, request.tenant_id)?;
         let wanted = replication_factor("new_replication_factor", request.new_replication_factor)
             .map_err(|error| invalid(&error))?;
-        let changed = self.catalog.change_replication_factor(&id, wanted).await;
+        let turn = self.change(&caller, &id)?;
+        let changed = self.catalog.change_replication_factor(turn, &id, wanted).await;
         let (before, after) = changed.map_err(|error| status(&error))?;
         Ok(v1::UpdateReplicationFactorResponse {
             success: true,
@@ -95,6 +100,11 @@ impl<W: World> CoordinatorApi<W> {
             updated_at: seconds(after.updated_at_ms),
             error_message: String::new(),
         })
+    }
+
+    /// A turn for a change of a tenant.
+    pub(super) fn change(&self, caller: &Caller, tenant: &TenantId) -> Result<Turn, Status> {
+        self.catalog.changes().take(caller.on_behalf_of(tenant)).map_err(|error| status(&error))
     }
 }
 
@@ -218,6 +228,7 @@ pub(super) fn status(error: &Refused) -> Status {
         Refused::NothingToResolve(_) | Refused::UnknownNode(_) => {
             refused(Code::FailedPrecondition, "INVALID_REQUEST", error.to_string())
         }
+        Refused::Busy => busy(error.to_string()),
         Refused::Lost => Status::internal(error.to_string()),
     }
 }

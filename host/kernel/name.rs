@@ -26,6 +26,15 @@ impl Invalid {
     }
 }
 
+/// Most characters of a client's text in a message: enough to find it in the request.
+const SHOWN: usize = 40;
+
+/// A client's text in a message: in quotes, and shortened.
+pub fn shown(text: &str) -> String {
+    let short: String = text.chars().take(SHOWN).collect();
+    if short.len() < text.len() { format!("{short:?} (shortened)") } else { format!("{short:?}") }
+}
+
 /// Characters that are not seen, or that move others: the general categories Cc, Cf, Zl and Zp of Unicode 16. Sorted.
 const INVISIBLE: [(char, char); 21] = [
     ('\u{ad}', '\u{ad}'),
@@ -177,10 +186,9 @@ impl NodeId {
         let id = id.as_ref();
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if id.is_empty() || id.len() > 128 || !id.chars().all(allowed) {
-            let shown: String = id.chars().take(40).collect();
             return Err(Invalid::new(
                 "node_id",
-                format!("{shown:?} is not a node id"),
+                format!("{} is not a node id", shown(id)),
                 "use 1 to 128 of a-z, A-Z, 0-9, '.', '_' and '-'",
             ));
         }

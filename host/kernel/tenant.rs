@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::name::{Invalid, TenantId};
+use crate::name::{Invalid, TenantId, shown};
 
 /// How many replicas must answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,14 +23,11 @@ impl Level {
             "one" => Ok(Some(Self::One)),
             "quorum" => Ok(Some(Self::Quorum)),
             "all" => Ok(Some(Self::All)),
-            other => {
-                let shown: String = other.chars().take(40).collect();
-                Err(Invalid::new(
-                    field,
-                    format!("{shown:?} is not a consistency level"),
-                    "use \"one\", \"quorum\", \"all\", or leave it empty for the tenant's default",
-                ))
-            }
+            other => Err(Invalid::new(
+                field,
+                format!("{} is not a consistency level", shown(other)),
+                "use \"one\", \"quorum\", \"all\", or leave it empty for the tenant's default",
+            )),
         }
     }
 
@@ -83,9 +80,8 @@ macro_rules! choice {
                     "" => Ok(Self::$default),
                     $($text => Ok(Self::$variant),)+
                     other => {
-                        let shown: String = other.chars().take(40).collect();
                         let known = [$($text),+].map(|t| format!("{t:?}")).join(" or ");
-                        Err(Invalid::new($field, format!("{shown:?} is not known"), format!("use {known}")))
+                        Err(Invalid::new($field, format!("{} is not known", shown(other)), format!("use {known}")))
                     }
                 }
             }

@@ -25,6 +25,8 @@ const WATCHES: usize = 1000;
 
 /// Most bytes of answers of one connection that its client has not taken: more than the largest answer.
 const ANSWER_BYTES: usize = 64 << 20;
+/// Most bytes of requests of one connection that wait for their turn: six of the largest, so that one client does not take what all share.
+const WAITING_BYTES: usize = 64 << 20;
 /// An answer that is larger, in bytes, has to be taken in time. Smaller ones fit into the buffers of any connection.
 const LARGE_ANSWER: usize = 64 << 10;
 /// The time for a large answer, whatever the line, in milliseconds.
@@ -142,6 +144,8 @@ struct Entry {
     answers: AtomicUsize,
     /// The large ones, oldest first.
     large: Mutex<Large>,
+    /// Bytes of its requests that wait for their turn.
+    waiting: AtomicUsize,
     evicted: AtomicBool,
     waker: AtomicWaker,
 }
@@ -168,6 +172,13 @@ pub struct Untaken {
     bytes: usize,
     /// Its number among the large ones, if it is large.
     large: Option<u64>,
+}
+
+/// Bytes of a request of a connection that waits for its turn.
+#[derive(Debug)]
+pub struct Waits {
+    usage: Usage,
+    bytes: usize,
 }
 
 /// A stream under way on a connection that needs no credential.
@@ -208,6 +219,7 @@ impl Permits {
             watches: AtomicUsize::new(0),
             answers: AtomicUsize::new(0),
             large: Mutex::default(),
+            waiting: AtomicUsize::new(0),
             evicted: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         });
@@ -367,6 +379,14 @@ impl Usage {
         Some(Untaken { usage: self.clone(), bytes, large })
     }
 
+    /// A request of this size waits for its turn until the returned value is dropped. `None` if too many bytes wait already.
+    pub fn waiting(&self, bytes: usize) -> Option<Waits> {
+        let waits = Waits { usage: self.clone(), bytes };
+        // If refused, it is dropped here and the count is undone.
+        let before = self.0.as_ref().map_or(0, |(_, entry)| entry.waiting.fetch_add(bytes, Ordering::AcqRel));
+        (before + bytes <= WAITING_BYTES).then_some(waits)
+    }
+
     /// A stream begins that needs no credential. `None` if there are too many: of this connection, of its address, or of all.
     pub fn watch(&self) -> Option<WatchCall> {
         if let Some((permits, entry)) = &self.0 {
@@ -401,6 +421,14 @@ impl Drop for Untaken {
         entry.answers.fetch_sub(self.bytes, Ordering::AcqRel);
         if let Some(large) = self.large {
             entry.large().waiting.remove(&large);
+        }
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        if let Some((_, entry)) = &self.usage.0 {
+            entry.waiting.fetch_sub(self.bytes, Ordering::AcqRel);
         }
     }
 }
@@ -503,6 +531,16 @@ mod tests {
         assert!(!permit.is_stalled());
         drop((small, large));
         assert!(permit.entry.large().waiting.is_empty() && usage.answer(ANSWER_BYTES).is_some());
+    }
+
+    #[test]
+    fn requests_of_a_connection_that_wait_are_bounded() {
+        let permit = of(most(1), SILENT_FOR).take(from(1)).unwrap();
+        let usage = permit.usage();
+        let first = usage.waiting(WAITING_BYTES - 10).unwrap();
+        assert!(usage.waiting(11).is_none() && usage.waiting(10).is_some());
+        drop(first);
+        assert!(usage.waiting(WAITING_BYTES).is_some());
     }
 
     #[test]

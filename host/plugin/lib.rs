@@ -9,7 +9,7 @@
 //! 4. `bindings`, `guest`, `instance`, `fault`: calling it within its limits, and why a call gave no answer.
 //! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them.
 //! 6. [`binding`], `tenant`, `breaker`, `answers`, `snapshot`: which version answers for which tenant, and what happens when it fails.
-//! 7. [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`] and [`metrics`]
+//! 7. `upload`, [`registry`]: [`PluginHost`], which puts a version in force; `folder` watches for new components; [`event`] and [`metrics`]
 //!    report what happened; [`error`] says why a change was not made.
 //!
 //! Invariants: an instance serves one tenant and one binding. A call is bounded in time, memory, stack and in the size of its result. A
@@ -40,6 +40,7 @@ pub mod registry;
 mod snapshot;
 mod tenant;
 mod turn;
+mod upload;
 mod validate;
 
 pub use binding::{BindingRecord, OnFault, PluginStore, Reference};
@@ -47,3 +48,4 @@ pub use digest::Digest;
 pub use error::PluginError;
 pub use limit::{Budget, Limits};
 pub use registry::{BindRequest, PluginHost, Settings};
+pub use upload::Upload;

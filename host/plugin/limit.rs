@@ -43,6 +43,10 @@ pub const COMPILATIONS: usize = 2;
 pub const COMPILER_WAIT: Duration = Duration::from_secs(30);
 /// Most changes (uploads, bindings and the like) that may wait. Each upload holds its component.
 pub const CHANGES_QUEUE: usize = 64;
+/// Bytes of all uploads that are being received, or wait to be compiled: one of each place in the queue, by default.
+pub const UPLOAD_BYTES: usize = 64 << 20;
+/// Time for an upload to arrive: a component of the largest size over a line of 200 kbit/s.
+pub const UPLOAD: Duration = Duration::from_secs(60);
 /// How often a change begins again because another coordinator, or another thread, has changed the same binding meanwhile: more often than
 /// people change it at once.
 pub const CHANGE_ATTEMPTS: usize = 8;

@@ -31,6 +31,7 @@ use crate::pool::Pool;
 use crate::snapshot::Snapshot;
 use crate::tenant::{ActiveBinding, Shared};
 use crate::turn::Turns;
+use crate::upload::{Upload, Uploads};
 
 pub use library::{Artifact, Source};
 use library::{Library, Shelf};
@@ -104,6 +105,7 @@ pub(crate) struct Inner {
     turns: Turns<Slot>,
     programs: Mutex<BTreeMap<Digest, std::sync::Weak<Program>>>,
     lanes: Lanes,
+    uploads: Uploads,
 }
 
 /// Threads for changes, by what may hold them up, so that a change waits only for its own kind.
@@ -172,6 +174,7 @@ impl PluginHost {
         let compiler = Compiler::new(&settings.data_dir, &limits)?;
         let (shelf, library) = Shelf::open(&settings.data_dir)?;
         let folder = settings.folder.map(Folder::open).transpose()?;
+        let uploads = Uploads::new(&limits);
         let published =
             Published { snapshot: Snapshot::new(&[], resolvers), bindings: Vec::new(), artifacts: Arc::default() };
         let inner = Arc::new(Inner {
@@ -187,11 +190,20 @@ impl PluginHost {
             turns: Turns::default(),
             programs: Mutex::default(),
             lanes: Lanes::start()?,
+            uploads,
         });
         inner.learn_components()?;
         inner.restore()?;
         crate::folder::start(&inner).map_err(HostError::thread("upkeep"))?;
         Ok(Self { inner })
+    }
+
+    /// Begins to receive an upload, for [`Self::stage`].
+    ///
+    /// # Errors
+    /// [`PluginError::Busy`] when too many are being received.
+    pub fn begin_upload(&self) -> Result<Upload, PluginError> {
+        self.inner.uploads.begin()
     }
 
     /// Stages a component: checks and compiles it, and has it describe itself. Idempotent. It waits for a place to compile in for

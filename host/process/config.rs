@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use witan_control::TenantCacheConfig;
-use witan_coordinate::{Defaults, Timeouts};
+use witan_coordinate::{Defaults, Limits, Timeouts};
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Durability, NodeStatus, StorageNode};
 use witan_kernel::tenant::ReadRepair;
@@ -70,6 +70,8 @@ pub struct Config {
     pub names: Option<bool>,
     /// Size and lifetime of the tenant cache.
     pub tenant_cache: TenantCacheConfig,
+    /// What one tenant may have of what all share.
+    pub tenants: settings::Tenants,
     /// Bounds of the listener for gRPC.
     pub grpc: Bounds,
     /// Bounds of the listener for HTTP.
@@ -84,7 +86,7 @@ pub struct Config {
 
 /// The configuration that follows from `settings`.
 pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
-    let Settings { server, metrics, consistency, cache, plugins, security, durability, .. } = settings;
+    let Settings { server, metrics, consistency, cache, tenants, plugins, security, durability, .. } = settings;
     Ok(Config {
         node_id: server.node_id.clone(),
         shared: Shared { postgres: postgres(&settings.database)?, redis: redis(&settings.redis)? },
@@ -98,6 +100,7 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
         defaults: Defaults {
             write_timeout: consistency.write_timeout.0,
             read_timeout: consistency.read_timeout.0,
+            limits: Limits { scans_per_tenant: tenants.max_scans, ..Limits::default() },
             ..Defaults::default()
         },
         names: consistency.ask_before_repeating,
@@ -106,6 +109,7 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
             fresh: cache.tenant_config_ttl.0,
             ..TenantCacheConfig::default()
         },
+        tenants: *tenants,
         grpc: grpc_bounds(server),
         http: http_bounds(server, metrics),
         metrics_path: metrics.enabled.then(|| metrics.path.clone()),

@@ -10,7 +10,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use witan_control::{Catalog, Cluster, TenantCache, follow, register, ring};
+use witan_control::{Catalog, Cluster, TenantCache, TurnLimits, follow, register, ring};
 use witan_coordinate::{Coordinator, Ports};
 use witan_kernel::capability::OF_COORDINATORS;
 use witan_kernel::name::NodeId;
@@ -34,6 +34,7 @@ use super::world::{Real, Registered};
 use super::{plugins, stores};
 use crate::access::Access;
 use crate::access::config::may_listen;
+use crate::access::issuance::Issuance;
 use crate::console::{self, Admin};
 use crate::grpc::{AccessApi, CoordinatorApi, PluginApi, server};
 
@@ -86,10 +87,11 @@ pub async fn start(
     let (over, ended) = watch::channel(false);
     let member = Member::join(&config, listeners.address, ended.clone()).await?;
     let parts = Parts::assemble(&config, &member, &listeners.secured).await?;
-    let catalog = parts.follow_others(&member, config.names, ended.clone()).await?;
+    let catalog = parts.follow_others(&member, &config, ended.clone()).await?;
 
     let mut registry = Registry::default();
     parts.register(&mut registry);
+    catalog.register(&mut registry);
     reloads.register(&mut registry);
     tokio::spawn(Arc::clone(&parts.access).follow(ended));
     let Listeners { secured, grpc: listener, admin: admin_listener, address } = listeners;
@@ -109,7 +111,8 @@ pub async fn start(
         access: Arc::clone(&parts.access),
     };
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
-    let services = parts.services(catalog, Arc::clone(&member.metadata), live, &stop);
+    let issuance = Issuance::new(Arc::clone(&parts.access), Arc::clone(&member.metadata), config.tenants.max_tokens);
+    let services = parts.services(catalog, issuance, live, &stop);
     let grpc = server::serve(incoming, services, bounds, stopped(stop.clone()));
     Ok(Serving {
         address,
@@ -231,7 +234,8 @@ impl Parts {
             collapses,
         };
         let coordinator = Coordinator::new(ports, ring(&nodes, placement.epoch), keys, config.defaults.clone());
-        let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), Arc::clone(metadata)));
+        let upkeep = Upkeep::new(Arc::clone(&coordinator), Arc::clone(metadata));
+        let upkeep = Arc::new(upkeep.with_repairs_of_tenants(config.tenants.max_repairs));
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         Ok(Self { clock, access: Arc::new(access), tenants, idempotency, lanes, plugins, coordinator, upkeep })
     }
@@ -240,7 +244,7 @@ impl Parts {
     async fn follow_others(
         &self,
         member: &Member,
-        names: Option<bool>,
+        config: &Config,
         ended: watch::Receiver<bool>,
     ) -> anyhow::Result<Arc<Catalog>> {
         let local: Arc<dyn Cluster> = Arc::new(Local::new(
@@ -251,10 +255,11 @@ impl Parts {
             Arc::clone(&member.metadata),
             self.plugins.clone(),
             Arc::clone(&self.access),
-            names,
+            config.names,
         ));
         local.coordinators_changed().await.context("read which coordinators there are")?;
-        let catalog = Catalog::new(Arc::clone(&member.metadata), Arc::clone(&local), member.instance);
+        let changes = TurnLimits { of_tenant: config.tenants.max_changes, ..TurnLimits::CHANGES };
+        let catalog = Catalog::new(Arc::clone(&member.metadata), Arc::clone(&local), member.instance, changes);
         let expiring = leases_expire(Arc::clone(&local));
         let following = follow(Arc::clone(&member.metadata), local, member.revision);
         tokio::spawn(async move {
@@ -268,7 +273,7 @@ impl Parts {
     }
 
     fn register(&self, registry: &mut Registry) {
-        self.coordinator.metrics().register(registry);
+        self.coordinator.register(registry);
         self.upkeep.metrics().register(registry);
         plugins::register(&self.plugins, registry);
         self.access.register(registry);
@@ -291,7 +296,7 @@ impl Parts {
     fn services(
         &self,
         catalog: Arc<Catalog>,
-        metadata: Arc<dyn Metadata>,
+        issuance: Issuance,
         live: watch::Receiver<Live>,
         stop: &watch::Receiver<bool>,
     ) -> server::Services<Real> {
@@ -305,8 +310,8 @@ impl Parts {
         tokio::spawn(changing.follow(live, stop.clone()));
         server::Services {
             coordinator: api,
-            plugins: PluginApi::new(self.plugins.clone(), catalog),
-            tokens: AccessApi::new(Arc::clone(&self.access), metadata),
+            plugins: PluginApi::new(self.plugins.clone(), Arc::clone(&catalog)),
+            tokens: AccessApi::new(issuance, catalog),
             access: Arc::clone(&self.access),
         }
     }

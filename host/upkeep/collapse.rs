@@ -2,11 +2,12 @@
 //!
 //! Operations report such records ([`WantedCollapses`]) through a bounded queue.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::mpsc;
 use witan_coordinate::{Coordinator, WantedCollapses, World};
+use witan_kernel::name::TenantId;
 use witan_kernel::quorum::collapse;
 use witan_kernel::record::Record;
 use witan_kernel::replica::Place;
@@ -17,8 +18,8 @@ use super::runner::Kind;
 /// Limit on records that are queued or being collapsed: the number that may be collapsed at a time.
 const MOST: usize = Kind::Collapse.at_most();
 
-/// Accepts reports of records to collapse: the port that a coordinator is given. Reports beyond 64 open ones, and of records
-/// that are open already, are dropped; a later operation repeats them.
+/// Accepts reports of records to collapse: the port that a coordinator is given. Reports beyond 64 open ones, or 48 of
+/// one tenant, and of records that are open already, are dropped; a later operation repeats them.
 pub struct Reports {
     open: Arc<Open>,
     wanted: mpsc::Sender<Place>,
@@ -32,7 +33,36 @@ pub struct Reported {
 
 /// Records that are queued or being collapsed.
 #[derive(Default)]
-struct Open(Mutex<HashSet<Place>>);
+struct Open(Mutex<Places>);
+
+#[derive(Default)]
+struct Places {
+    all: HashSet<Place>,
+    /// Their number by tenant, of tenants that have some.
+    by_tenant: BTreeMap<TenantId, usize>,
+}
+
+impl Places {
+    /// Adds a place, unless it is there, or the limit of all or of its tenant is reached.
+    fn add(&mut self, place: &Place) -> bool {
+        let own = self.by_tenant.get(&place.tenant).copied().unwrap_or(0);
+        if self.all.len() >= MOST || own >= Kind::Collapse.of_tenant() || !self.all.insert(place.clone()) {
+            return false;
+        }
+        self.by_tenant.insert(place.tenant.clone(), own + 1);
+        true
+    }
+
+    fn remove(&mut self, place: &Place) {
+        if !self.all.remove(place) {
+            return;
+        }
+        match self.by_tenant.get_mut(&place.tenant) {
+            Some(own) if *own > 1 => *own -= 1,
+            _ => drop(self.by_tenant.remove(&place.tenant)),
+        }
+    }
+}
 
 /// Creates a queue of records to collapse. It is needed by the coordinator, which reports to it, before the upkeep that processes
 /// it can be created.
@@ -42,7 +72,7 @@ pub fn reports() -> (Arc<Reports>, Reported) {
 }
 
 impl Open {
-    fn places(&self) -> MutexGuard<'_, HashSet<Place>> {
+    fn places(&self) -> MutexGuard<'_, Places> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -54,7 +84,7 @@ impl Open {
 impl WantedCollapses for Reports {
     fn wanted(&self, place: &Place) {
         let mut open = self.open.places();
-        if open.len() >= MOST || !open.insert(place.clone()) {
+        if !open.add(place) {
             return;
         }
         // The queue has room for every open record: sending fails only when the receiver is gone.
@@ -71,8 +101,9 @@ impl<W: World> Upkeep<W> {
             let Some(upkeep) = upkeep.upgrade() else { return };
             let open = Arc::clone(&reported.open);
             tokio::spawn(async move {
-                if let Some(_task) =
-                    upkeep.runner.begin(Kind::Collapse, || format!("collapse a key of tenant {}", place.tenant))
+                if let Some(_task) = upkeep
+                    .runner
+                    .begin(Kind::Collapse, Some(&place.tenant), || format!("collapse a key of tenant {}", place.tenant))
                     && collapse_one(&upkeep.coordinator, &place).await.is_some()
                 {
                     upkeep.metrics.collapses.inc();
@@ -96,12 +127,16 @@ async fn collapse_one<W: World>(coordinator: &Arc<Coordinator<W>>, place: &Place
 
 #[cfg(test)]
 mod tests {
-    use witan_kernel::name::{Key, TenantId};
+    use witan_kernel::name::Key;
 
     use super::*;
 
+    fn place_of(tenant: &str, token: u64) -> Place {
+        Place { token, tenant: TenantId::new(tenant).unwrap(), key: Key::new("k").unwrap() }
+    }
+
     fn place(token: u64) -> Place {
-        Place { token, tenant: TenantId::new("t").unwrap(), key: Key::new("k").unwrap() }
+        place_of("t", token)
     }
 
     #[test]
@@ -115,7 +150,12 @@ mod tests {
         while let Ok(place) = reported.wanted.try_recv() {
             taken.push(place.token);
         }
-        assert_eq!(taken, (0..64).collect::<Vec<_>>());
+        assert_eq!(taken, (0..48).collect::<Vec<_>>());
+        for token in 100..200 {
+            reports.wanted(&place_of("other", token));
+        }
+        let others = std::iter::from_fn(|| reported.wanted.try_recv().ok()).count();
+        assert_eq!(others, 16, "there is room for another tenant, and 64 in all");
         reports.wanted(&place(70));
         assert!(reported.wanted.try_recv().is_err(), "taken, but not done");
         reports.open.close(&place(3));
@@ -128,6 +168,6 @@ mod tests {
         let (reports, reported) = reports();
         drop(reported);
         reports.wanted(&place(1));
-        assert!(reports.open.places().is_empty());
+        assert!(reports.open.places().all.is_empty() && reports.open.places().by_tenant.is_empty());
     }
 }

@@ -41,6 +41,12 @@ impl<W: World> Upkeep<W> {
         Self { coordinator, metadata, runner: Runner::default(), metrics: Metrics::default() }
     }
 
+    /// The same, in which the administrators of tenants may run this number of repairs at a time, all together.
+    #[must_use]
+    pub fn with_repairs_of_tenants(self, repairs: usize) -> Self {
+        Self { runner: Runner::new(repairs), ..self }
+    }
+
     /// Running tasks with their progress, and the last failure, by kind.
     pub fn tasks(&self) -> Vec<(Kind, Report)> {
         self.runner.list()

@@ -24,7 +24,9 @@ impl<W: World> Upkeep<W> {
     /// already: records written during the removal may remain.
     pub async fn remove_records(&self, tenant: &TenantId, until: Instant) -> Removed {
         let ring = self.coordinator.ring();
-        let Some(task) = self.runner.begin(Kind::Removal, || format!("remove the records of tenant {tenant}")) else {
+        let Some(task) =
+            self.runner.begin(Kind::Removal, Some(tenant), || format!("remove the records of tenant {tenant}"))
+        else {
             return refused(ring.nodes());
         };
         let nodes = stream::iter(ring.nodes().to_vec());
@@ -76,7 +78,9 @@ impl<W: World> Upkeep<W> {
 }
 
 fn refused(nodes: &[NodeId]) -> Removed {
-    let most = Kind::Removal.at_most();
-    let why = format!("{most} removals are running, which is the limit; delete the tenant again to remove its records");
+    let (most, of_tenant) = (Kind::Removal.at_most(), Kind::Removal.of_tenant());
+    let why = format!(
+        "{most} removals are running, or {of_tenant} of this tenant, which is the limit; delete the tenant again to remove its records"
+    );
     Removed { records: 0, incomplete: nodes.iter().map(|node| (node.clone(), why.clone())).collect() }
 }

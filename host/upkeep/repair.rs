@@ -18,7 +18,10 @@ use super::sweep::{Admitted, Stopped, Sweep, Swept};
 #[derive(Debug, thiserror::Error)]
 pub enum NotBegun {
     /// The limit on concurrent repairs is reached.
-    #[error("too many repairs are running; wait for one of them to end, or cancel it")]
+    #[error(
+        "too many repairs are running; wait for one of them to end, or cancel it (a tenant may run one, and hands its turn on after a \
+         minute if another tenant asks)"
+    )]
     Busy,
     /// The tenant to be repaired is deleted or unknown.
     #[error("tenant {0} does not exist")]
@@ -53,7 +56,8 @@ impl<W: World> Upkeep<W> {
     /// # Errors
     /// [`NotBegun`]; nothing was done.
     pub async fn begin_repair(self: &Arc<Self>, mut sweep: Sweep) -> Result<Repair<W>, NotBegun> {
-        let task = self.runner.begin(Kind::Repair, || describe(&sweep)).ok_or(NotBegun::Busy)?;
+        let tenant = sweep.tenant.as_ref().filter(|_| sweep.by_administrator);
+        let task = self.runner.begin(Kind::Repair, tenant, || describe(&sweep)).ok_or(NotBegun::Busy)?;
         sweep.factors = match &sweep.tenant {
             Some(tenant) => vec![self.replication_factor(tenant).await?],
             None => replication_factors(self.metadata.as_ref()).await?,
@@ -70,6 +74,11 @@ impl<W: World> Upkeep<W> {
 }
 
 impl<W: World> Repair<W> {
+    /// What waits until another tenant wants the slot: then drop the receiver of the progress, so that the repair ends.
+    pub fn handed_on(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.task.handed_on()
+    }
+
     /// Admits new stores, sweeps, then puts on record those that are complete. Progress goes to `progress`; when its receiver is
     /// dropped, the repair stops after the work in flight.
     ///

@@ -62,13 +62,23 @@ pub struct Sweep {
     pub records_per_second: u32,
     /// Believe a new store even if too few other replicas remain to know what it must hold: whatever those lack is lost.
     pub accept_loss: bool,
+    /// The tenant's administrator asks for it, and no operator: it takes one of the slots that tenants share.
+    pub by_administrator: bool,
 }
 
 impl Sweep {
     /// The whole ring, all tenants.
     pub fn everything() -> Self {
-        let factors = Vec::new();
-        Self { tenant: None, from: 0, to: u64::MAX, after: None, factors, records_per_second: 0, accept_loss: false }
+        Self {
+            tenant: None,
+            from: 0,
+            to: u64::MAX,
+            after: None,
+            factors: Vec::new(),
+            records_per_second: 0,
+            accept_loss: false,
+            by_administrator: false,
+        }
     }
 
     /// True for the whole ring and all tenants, from the beginning.

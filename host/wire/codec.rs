@@ -36,6 +36,10 @@ impl<T: Message + 'static, U: Weighed> Codec for WeighingCodec<T, U> {
     }
 }
 
+/// A message of more bytes must consist of what it says. Parts of it, such as values, take the memory of all of it for as long as they are
+/// kept, and are admitted for their own size: one of 10 bytes with 16 MiB of unknown fields around it would take 16 MiB.
+const LARGE: usize = 256 << 10;
+
 /// The decoding half.
 #[derive(Debug, Clone)]
 pub struct WeighingDecoder<U>(ProstDecoder<U>);
@@ -51,7 +55,12 @@ impl<U: Weighed> Decoder for WeighingDecoder<U> {
             return Err(Status::internal("the message is not in one piece"));
         }
         let weighed = U::SHAPE.weigh(wire).map_err(|refused| Status::invalid_argument(refused.to_string()))?;
+        let bytes = wire.len();
         let decoded = self.0.decode(buffer)?;
+        if bytes > LARGE && decoded.as_ref().is_some_and(|decoded| decoded.encoded_len() < bytes / 2) {
+            let why = "more than half of the message is in fields that are unknown here, or that it contains again; leave them out";
+            return Err(Status::invalid_argument(why));
+        }
         weighed.map(|_| decoded).ok_or_else(|| Status::internal(Undecodable::Unweighed.to_string()))
     }
 

@@ -23,17 +23,17 @@ use witan_wire::v1::coordinator_service_client::CoordinatorServiceClient;
 use crate::harness::{Process, channel, own_address};
 
 /// A storage node, and a coordinator with embedded stores and this section `security`.
-struct Guarded {
+pub(crate) struct Guarded {
     // Dropped first, so that no process outlives its folder.
-    coordinator: Process,
+    pub(crate) coordinator: Process,
     _node: Process,
-    operator: String,
-    folder: TempDir,
+    pub(crate) operator: String,
+    pub(crate) folder: TempDir,
 }
 
 /// Adds a credential to every call.
 #[derive(Clone)]
-struct Showing(String);
+pub(crate) struct Showing(String);
 
 impl tonic::service::Interceptor for Showing {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -42,11 +42,11 @@ impl tonic::service::Interceptor for Showing {
     }
 }
 
-type Link = InterceptedService<Channel, Showing>;
+pub(crate) type Link = InterceptedService<Channel, Showing>;
 
 impl Guarded {
     /// Requires tokens, and has one for an operator. `security` is more YAML for that section, indented by two.
-    async fn start(security: &str) -> Self {
+    pub(crate) async fn start(security: &str) -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
         let data = folder.path().join("coordinator");
         let operator = made_beside(&data, &["--scope", "read,write,admin,operator", "--label", "operator"]);
@@ -75,11 +75,11 @@ impl Guarded {
         self.coordinator.address("address")
     }
 
-    fn admin(&self) -> SocketAddr {
+    pub(crate) fn admin(&self) -> SocketAddr {
         self.coordinator.address("admin")
     }
 
-    fn data(&self) -> std::path::PathBuf {
+    pub(crate) fn data(&self) -> std::path::PathBuf {
         self.folder.path().join("coordinator")
     }
 
@@ -88,17 +88,17 @@ impl Guarded {
     }
 
     /// A client with this credential.
-    fn client(&self, token: &str) -> CoordinatorServiceClient<Link> {
+    pub(crate) fn client(&self, token: &str) -> CoordinatorServiceClient<Link> {
         CoordinatorServiceClient::new(self.link(token))
     }
 
     /// A client of the token service with this credential.
-    fn tokens(&self, token: &str) -> AccessServiceClient<Link> {
+    pub(crate) fn tokens(&self, token: &str) -> AccessServiceClient<Link> {
         AccessServiceClient::new(self.link(token))
     }
 
     /// Creates a tenant with one replica.
-    async fn tenant(&self, id: &str) {
+    pub(crate) async fn tenant(&self, id: &str) {
         let request = witan_wire::v1::CreateTenantRequest {
             tenant_id: id.to_owned(),
             replication_factor: 1,
@@ -109,7 +109,7 @@ impl Guarded {
 }
 
 /// Creates a token directly in a coordinator's store; returns the output of `witan token create --output json`.
-fn made_beside(data: &Path, arguments: &[&str]) -> Value {
+pub(crate) fn made_beside(data: &Path, arguments: &[&str]) -> Value {
     let mut command = Process::witan();
     command.args(["token", "create", "--output", "json"]).args(arguments).arg("--data-dir").arg(data);
     object(&mut command)
@@ -124,6 +124,6 @@ fn object(command: &mut Command) -> Value {
 }
 
 /// The text of a created token.
-fn text(made: &Value) -> String {
+pub(crate) fn text(made: &Value) -> String {
     made["token"].as_str().expect("a token").to_owned()
 }

@@ -4,6 +4,8 @@
 mod attack;
 mod friend;
 mod heavy;
+mod kept;
+mod shares;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -72,6 +74,7 @@ const CROWD: usize = 10_000;
 const INVALID_ARGUMENT: u32 = 3;
 const DEADLINE_EXCEEDED: u32 = 4;
 const RESOURCE_EXHAUSTED: u32 = 8;
+const OUT_OF_RANGE: u32 = 11;
 
 /// Peak memory of a process, in MiB.
 fn peak_mib(process: u32) -> u64 {

@@ -220,6 +220,34 @@ pub const KEYS: &[Key] = &[
     )
     .default("5m"),
     Key::new("cache.max_size", Number(1, 10_000_000), "Most cached tenants.").default("10000"),
+    Key::new(
+        "tenants.max_tokens",
+        Number(0, 10_000),
+        "Most API tokens of one tenant that its administrators may make; operators may make more for it. All tenants together \
+            may have 10000.",
+    )
+    .default("200"),
+    Key::new(
+        "tenants.max_changes",
+        Number(1, 48),
+        "Most changes of one tenant that its administrators may have under way or waiting here at a time; further ones are \
+            refused (OVERLOADED). All tenants together may have 48, and operators 256 of their own.",
+    )
+    .default("8"),
+    Key::new(
+        "tenants.max_repairs",
+        Number(0, 2),
+        "How many of the two repairs that may run here at a time the administrators of tenants may run, one of each tenant; the \
+            others are for operators.",
+    )
+    .default("1"),
+    Key::new(
+        "tenants.max_scans",
+        Number(1, 64),
+        "Most pages of keys (ListKeys) of one tenant that may be read here at a time; further ones are refused (OVERLOADED). \
+            All tenants together may have 64.",
+    )
+    .default("8"),
     Key::new("metrics.enabled", Flag, "Whether metrics are served; liveness and readiness always are.").default("true"),
     Key::new("metrics.host", Text, "IP address on which metrics and health are served over HTTP, or localhost.")
         .default("127.0.0.1"),

@@ -197,6 +197,13 @@ pub fn too_many_tokens() -> StoreError {
     StoreError::Refused(format!("there are {TOKENS} tokens, the most there can be; remove one first"))
 }
 
+/// The tenant has as many tokens as one may have.
+pub fn too_many_tokens_of(tenant: &TenantId, most: usize) -> StoreError {
+    StoreError::Refused(format!(
+        "tenant {tenant} has {most} API tokens or more, and may have {most}; revoke some, or ask an operator for another one"
+    ))
+}
+
 /// A tenant of this id is stored already, perhaps as deleted.
 pub fn tenant_exists(stored: &Tenant) -> StoreError {
     let id = &stored.id;

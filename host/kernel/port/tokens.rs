@@ -48,8 +48,9 @@ impl fmt::Debug for Token {
 
 /// API tokens on record.
 pub trait TokenStore: Send + Sync + 'static {
-    /// Stores a new API token. [`StoreError::Exists`]; [`StoreError::Refused`] outside the limits or beyond [`TOKENS`].
-    fn create_token(&self, token: Token) -> Answer<()>;
+    /// Stores a new API token. `of_tenant`: the most tokens that its tenant may have then; `None`: any number. [`StoreError::Exists`];
+    /// [`StoreError::Refused`] outside the limits, beyond `of_tenant` or beyond [`TOKENS`].
+    fn create_token(&self, token: Token, of_tenant: Option<usize>) -> Answer<()>;
 
     /// One API token.
     fn token(&self, id: &str) -> Answer<Option<Token>>;

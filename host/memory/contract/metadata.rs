@@ -414,10 +414,10 @@ async fn tokens<M: Metadata>(metadata: &M) {
         expires_at_ms: Some(6),
     };
     let bare = Token { tenant: None, label: String::new(), expires_at_ms: None, ..token("a-0") };
-    metadata.create_token(token("a-1")).await.expect("created");
-    metadata.create_token(bare.clone()).await.expect("created");
-    metadata.create_token(token("b")).await.expect("created");
-    assert!(matches!(metadata.create_token(token("b")).await, Err(StoreError::Exists(_))));
+    metadata.create_token(token("a-1"), None).await.expect("created");
+    metadata.create_token(bare.clone(), None).await.expect("created");
+    metadata.create_token(token("b"), None).await.expect("created");
+    assert!(matches!(metadata.create_token(token("b"), None).await, Err(StoreError::Exists(_))));
     assert_eq!(metadata.token("b").await, Ok(Some(token("b"))));
     assert_eq!(metadata.token("nobody").await, Ok(None));
     assert_eq!(metadata.tokens(None, 2).await, Ok(vec![bare, token("a-1")]));
@@ -425,11 +425,19 @@ async fn tokens<M: Metadata>(metadata: &M) {
     metadata.remove_token("b").await.expect("removed");
     assert!(matches!(metadata.remove_token("b").await, Err(StoreError::Missing(_))));
     assert_eq!(metadata.token("b").await, Ok(None));
+    // A share counts the tokens of the same tenant alone.
+    assert!(matches!(metadata.create_token(token("c"), Some(1)).await, Err(StoreError::Refused(_))));
+    metadata.create_token(Token { tenant: Some(tenant("other").id), ..token("d") }, Some(1)).await.expect("another's");
+    metadata.create_token(token("c"), Some(2)).await.expect("within the share");
+    metadata.create_token(Token { tenant: None, ..token("e") }, Some(0)).await.expect("of no tenant");
+    for added in ["c", "d", "e"] {
+        metadata.remove_token(added).await.expect("removed");
+    }
     for wrong in ["", "A", "a_b", &"x".repeat(65)] {
-        assert!(matches!(metadata.create_token(token(wrong)).await, Err(StoreError::Refused(_))), "{wrong:?}");
+        assert!(matches!(metadata.create_token(token(wrong), None).await, Err(StoreError::Refused(_))), "{wrong:?}");
     }
     let long = Token { label: "x".repeat(129), ..token("long") };
-    assert!(matches!(metadata.create_token(long).await, Err(StoreError::Refused(_))));
+    assert!(matches!(metadata.create_token(long, None).await, Err(StoreError::Refused(_))));
     assert!(!format!("{:?}", token("b")).contains("hash"));
 }
 
@@ -460,7 +468,7 @@ async fn each_change_is_listed<M: Metadata>(metadata: &M) {
         created_at_ms: 0,
         expires_at_ms: None,
     };
-    metadata.create_token(token).await.expect("created");
+    metadata.create_token(token, None).await.expect("created");
     let listed = metadata.changes(start.revision).await.expect("changes");
     let expected = Changes {
         revision: start.revision + 8,

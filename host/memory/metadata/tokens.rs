@@ -5,7 +5,7 @@ use witan_kernel::port::{Answer, Changed, TOKENS, Token, TokenStore, rules};
 use super::{MemoryMetadata, after};
 
 impl TokenStore for MemoryMetadata {
-    fn create_token(&self, token: Token) -> Answer<()> {
+    fn create_token(&self, token: Token, of_tenant: Option<usize>) -> Answer<()> {
         self.answer(move |state| {
             rules::token(&token)?;
             if state.tokens.contains_key(&token.id) {
@@ -13,6 +13,11 @@ impl TokenStore for MemoryMetadata {
             }
             if state.tokens.len() >= TOKENS {
                 return Err(rules::too_many_tokens());
+            }
+            if let (Some(tenant), Some(most)) = (&token.tenant, of_tenant)
+                && state.tokens.values().filter(|known| known.tenant.as_ref() == Some(tenant)).count() >= most
+            {
+                return Err(rules::too_many_tokens_of(tenant, most));
             }
             state.tokens.insert(token.id.clone(), token);
             state.changed(Changed::Tokens);

@@ -27,7 +27,7 @@ pub(super) async fn expired(data: &Path) -> String {
     let grant = Grant { tenant: None, scopes, label: "old".to_owned(), expires_at_ms: Some(2) };
     let fresh = make(grant, rand::random(), rand::random(), 1);
     let store = SqliteMetadata::open(data.join("metadata.db")).await.expect("open the store");
-    store.create_token(fresh.token).await.expect("store a token");
+    store.create_token(fresh.token, None).await.expect("store a token");
     store.close().await;
     fresh.text
 }

@@ -8,8 +8,8 @@ use super::row::{Row, damaged};
 use super::{Driver, SqlMetadata, changes};
 
 impl<D: Driver> TokenStore for SqlMetadata<D> {
-    fn create_token(&self, token: Token) -> Answer<()> {
-        self.change(|db| Box::pin(create(db, token)))
+    fn create_token(&self, token: Token, of_tenant: Option<usize>) -> Answer<()> {
+        self.change(move |db| Box::pin(create(db, token, of_tenant)))
     }
 
     fn token(&self, id: &str) -> Answer<Option<Token>> {
@@ -28,7 +28,7 @@ impl<D: Driver> TokenStore for SqlMetadata<D> {
     }
 }
 
-async fn create(db: &mut Db, token: Token) -> Result<(), StoreError> {
+async fn create(db: &mut Db, token: Token, of_tenant: Option<usize>) -> Result<(), StoreError> {
     rules::token(&token)?;
     if get(db, token.id.clone()).await?.is_some() {
         return Err(rules::token_exists(&token.id));
@@ -36,6 +36,12 @@ async fn create(db: &mut Db, token: Token) -> Result<(), StoreError> {
     let there = db.one("SELECT COUNT(*) AS tokens FROM api_tokens", &[]).await?;
     if there.number::<usize>("tokens")? >= TOKENS {
         return Err(rules::too_many_tokens());
+    }
+    if let (Some(tenant), Some(most)) = (&token.tenant, of_tenant) {
+        let counted = "SELECT COUNT(*) AS tokens FROM api_tokens WHERE tenant_id = $1";
+        if db.one(counted, &[Value::Text(tenant.as_str())]).await?.number::<usize>("tokens")? >= most {
+            return Err(rules::too_many_tokens_of(tenant, most));
+        }
     }
     db.execute(
         "INSERT INTO api_tokens (token_id, hash, tenant_id, scopes, label, created_at, expires_at)
