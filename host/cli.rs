@@ -191,8 +191,13 @@ pub enum Command {
     Completions(completions::Args),
 }
 
-/// Reads the process's arguments, runs the subcommand, and returns the exit code.
+/// Reads the process's arguments, runs the subcommand, and returns the exit code. One more subcommand is not listed: a coordinator
+/// starts `witan compile-plugin` to compile a plugin.
 pub fn main() -> ExitCode {
+    // Before anything else: a process that compiles a plugin must not do more than that.
+    if let Some(ended) = witan_plugin::compile_if_asked() {
+        return ended;
+    }
     let cli = Cli::parse();
     let kept = private::keep();
     let loaded = match load(&cli) {

@@ -11,6 +11,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use witan_kernel::hook::Hook;
 use witan_kernel::limit::COMPONENT_BYTES;
 use witan_kernel::name::{Invalid, TenantId};
+use witan_plugin::error::HostError;
 use witan_plugin::event::Event;
 use witan_plugin::registry::{Artifact, Binding};
 use witan_plugin::{BindRequest, OnFault, PluginError, PluginHost, Reference};
@@ -37,14 +38,22 @@ impl PluginApi {
         Self { host, catalog }
     }
 
-    fn find(&self, plugin: &str) -> Result<Artifact, Status> {
-        let reference = self.reference("plugin", plugin)?;
+    async fn find(&self, request: &Request<v1::GetPluginRequest>) -> Result<Artifact, Status> {
+        let plugin = &*request.get_ref().plugin;
+        let reference = self.reference(plugin, deadline(request)).await?;
         let found = self.host.artifact(&reference);
         found.ok_or_else(|| refused(Code::NotFound, "PLUGIN_NOT_FOUND", format!("plugin {plugin} does not exist")))
     }
 
-    /// Parses a reference. A unique prefix of a digest, of at least 8 digits, refers to that digest.
-    fn reference(&self, field: &'static str, text: &str) -> Result<Reference, Status> {
+    /// Parses a reference, and waits until it is known what it means. A unique prefix of a digest, of at least 8 digits, refers to that
+    /// digest.
+    async fn reference(&self, text: &str, deadline: Option<Instant>) -> Result<Reference, Status> {
+        let reference = self.parse(text)?;
+        self.host.is_known(&reference, deadline).await.map_err(status)?;
+        Ok(reference)
+    }
+
+    fn parse(&self, text: &str) -> Result<Reference, Status> {
         let is_prefix = (8..64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
         if is_prefix {
             let artifacts = self.host.artifacts();
@@ -55,7 +64,7 @@ impl PluginApi {
         }
         Reference::parse(text).ok_or_else(|| {
             let remedy = "use a digest, name@version or a name, as `witan plugin list` shows them";
-            invalid(&Invalid::new(field, format!("{text:?} names no plugin"), remedy))
+            invalid(&Invalid::new("plugin", format!("{text:?} names no plugin"), remedy))
         })
     }
 }
@@ -66,7 +75,7 @@ impl PluginService for PluginApi {
         &self,
         request: Request<Streaming<v1::UploadPluginRequest>>,
     ) -> Result<Response<v1::UploadPluginResponse>, Status> {
-        let deadline = timeout(request.metadata()).and_then(|within| Instant::now().checked_add(within));
+        let deadline = deadline(&request);
         let bytes = receive(request.into_inner()).await?;
         let artifact = self.host.stage(bytes, deadline).await.map_err(status)?;
         Ok(Response::new(v1::UploadPluginResponse { plugin: Some(info(&artifact)) }))
@@ -84,7 +93,7 @@ impl PluginService for PluginApi {
         &self,
         request: Request<v1::GetPluginRequest>,
     ) -> Result<Response<v1::GetPluginResponse>, Status> {
-        let artifact = self.find(&request.get_ref().plugin)?;
+        let artifact = self.find(&request).await?;
         Ok(Response::new(v1::GetPluginResponse { plugin: Some(info(&artifact)) }))
     }
 
@@ -92,7 +101,7 @@ impl PluginService for PluginApi {
         &self,
         request: Request<v1::RemovePluginRequest>,
     ) -> Result<Response<v1::RemovePluginResponse>, Status> {
-        let reference = self.reference("plugin", &request.get_ref().plugin)?;
+        let reference = self.reference(&request.get_ref().plugin, deadline(&request)).await?;
         self.host.remove(reference).await.map_err(status)?;
         Ok(Response::new(v1::RemovePluginResponse {}))
     }
@@ -101,7 +110,7 @@ impl PluginService for PluginApi {
         &self,
         mut request: Request<v1::BindPluginRequest>,
     ) -> Result<Response<v1::BindPluginResponse>, Status> {
-        let caller = caller(&mut request)?;
+        let (caller, deadline) = (caller(&mut request)?, deadline(&request));
         let request = request.into_inner();
         let (tenant, hook) = own_slot(&caller, &request.tenant_id, &request.hook)?;
         let on_fault = OnFault::parse(&request.on_fault).ok_or_else(|| {
@@ -121,11 +130,12 @@ impl PluginService for PluginApi {
             let previous = self.catalog.change_binding(tenant.as_ref(), hook, unbind).await.map_err(not_changed)?;
             return Ok(Response::new(v1::BindPluginResponse { binding: None, previous }));
         }
-        let plugin = self.reference("plugin", &request.plugin);
+        // Before the change begins, which may block operations.
+        let plugin = self.reference(&request.plugin, deadline).await?;
         let bind = async move {
             let previous = in_force(&host, slot.as_ref(), hook);
             let configuration = request.configuration;
-            let bind = BindRequest { tenant: slot, hook, plugin: plugin?, configuration, on_fault };
+            let bind = BindRequest { tenant: slot, hook, plugin, configuration, on_fault };
             Ok((host.bind(bind).await.map_err(status)?, previous))
         };
         let changed = self.catalog.change_binding(tenant.as_ref(), hook, bind).await;
@@ -237,6 +247,11 @@ async fn receive(mut parts: Streaming<v1::UploadPluginRequest>) -> Result<Bytes,
     Ok(bytes)
 }
 
+/// Until when the client waits for the answer.
+fn deadline<T>(request: &Request<T>) -> Option<Instant> {
+    timeout(request.metadata()).and_then(|within| Instant::now().checked_add(within))
+}
+
 /// The tenant that a call names; `None`: all tenants.
 fn named(tenant_id: &str) -> Result<Option<TenantId>, Status> {
     match tenant_id {
@@ -322,6 +337,8 @@ fn status(error: PluginError) -> Status {
         PluginError::Busy => refused(Code::ResourceExhausted, "OVERLOADED", message),
         PluginError::HostBusy(_) => refused(Code::ResourceExhausted, "PLUGIN_HOST_BUSY", message),
         PluginError::Store(error) => store_report(&error, "INVALID_REQUEST", "INVALID_REQUEST").status(),
+        // Nothing is wrong with this coordinator: somebody has to remove some.
+        PluginError::Host(HostError::Full) => refused(Code::FailedPrecondition, "PLUGIN_IN_USE", message),
         PluginError::Host(reason) => {
             tracing::error!(%reason, "the plugin host failed");
             refused(Code::Internal, "INTERNAL_ERROR", "internal error; see the log")

@@ -61,6 +61,12 @@ impl PluginError {
         Self::HostBusy("other uploads are being compiled; try again in a minute, or with a longer deadline".into())
     }
 
+    /// A name may mean a file that has not been looked at yet.
+    pub(crate) fn not_scanned() -> Self {
+        let remedy = "try again in a minute, or refer to the plugin by its digest";
+        Self::HostBusy(format!("the plugin folder has not been scanned yet since this coordinator started; {remedy}"))
+    }
+
     pub(crate) fn uncompiled(error: Uncompiled) -> Self {
         match error {
             Uncompiled::Refused(error) => Self::refused(error),
@@ -120,8 +126,11 @@ pub enum HostError {
     /// A component on disk is not the one that was written there.
     #[error("{} is damaged; stage the plugin again", .0.display())]
     Damaged(PathBuf),
-    /// Every plugin that is kept is bound, or kept for a rollback.
-    #[error("there are {} plugins, all of them bound or kept for a rollback; unbind some", limit::ARTIFACTS)]
+    /// Every plugin that is kept is bound, kept for a rollback, or in the watched folder.
+    #[error(
+        "there are {} plugins, all of them bound, kept for a rollback, or in the plugin folder; unbind some, or remove files",
+        limit::ARTIFACTS
+    )]
     Full,
     /// The change panicked: a defect.
     #[error("the change panicked; please report it")]

@@ -91,7 +91,7 @@ impl Inner {
     fn make_room(&self) -> Result<(), PluginError> {
         let unused = {
             let state = lock(&self.state);
-            state.library.to_evict(|digest| state.refers_to(digest))
+            state.library.to_evict(|digest| state.refers_to(digest) || self.is_filed(digest))
         };
         if let Some(digest) = unused {
             self.store.forget(digest)?;
@@ -101,6 +101,11 @@ impl Inner {
             return Err(HostError::Full.into());
         }
         Ok(())
+    }
+
+    /// Whether a component is a file of the watched folder.
+    pub(super) fn is_filed(&self, digest: Digest) -> bool {
+        self.folder.as_ref().is_some_and(|folder| folder.has(digest))
     }
 
     /// For a thread that is stocking.
@@ -130,7 +135,8 @@ impl Inner {
         if let Some(program) = self.loaded(digest) {
             return Ok((program, false));
         }
-        let compiled = self.compiler.component(&self.engine, digest, bytes, until);
+        let needed = |digest| lock(&self.state).refers_to(digest);
+        let compiled = self.compiler.component(&self.engine, digest, bytes, until, &needed);
         let (component, compiled) = compiled.map_err(PluginError::uncompiled)?;
         let budget = self.shared.limits.budget(hook).clone();
         let program = Program::link(&self.engine, &component, hook, self.shared.ticks.clone(), budget)
