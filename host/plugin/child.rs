@@ -15,8 +15,11 @@ use witan_kernel::limit::COMPONENT_BYTES;
 /// The first argument of a process that is to compile.
 pub(crate) const WORD: &str = "compile-plugin";
 
-/// Exit code of a process that cannot limit itself, and therefore does not begin.
-pub(crate) const NOT_LIMITED: u8 = 3;
+/// Exit code of a process that could not begin or end its work, which says nothing about the component: say, it cannot limit itself.
+pub(crate) const NOT_BEGUN: u8 = 3;
+
+/// Exit code of Rust's programs that panic.
+const PANICKED: i32 = 101;
 
 /// Stack of the compiling thread: that of a program's main thread, whatever the limit of this one's is.
 const STACK_BYTES: usize = 8 << 20;
@@ -48,6 +51,10 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
+    /// The environment of a process that compiles. The allocator of `witan` would take a gigabyte at its start, before there is a limit, and
+    /// then get nothing more.
+    pub(crate) const ENVIRONMENT: (&str, &str) = ("MIMALLOC_ARENA_EAGER_COMMIT", "0");
+
     /// The arguments of a process with these bounds, whose parent is this process.
     pub(crate) fn arguments(&self) -> [String; 5] {
         let parent = std::process::id();
@@ -75,15 +82,14 @@ pub fn compile_if_asked() -> Option<ExitCode> {
         ));
         return Some(ExitCode::from(2));
     };
-    if let Err(error) = limit(&bounds, parent) {
-        complain(format_args!("this process cannot limit itself: {error}"));
-        return Some(ExitCode::from(NOT_LIMITED));
-    }
-    Some(match compile(&bounds) {
+    let done = limit(&bounds, parent)
+        .map_err(|error| format!("it cannot limit itself: {error}"))
+        .and_then(|()| compile(&bounds).map_err(|error| error.to_string()));
+    Some(match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(format_args!("{error}"));
-            ExitCode::FAILURE
+        Err(why) => {
+            complain(format_args!("{why}"));
+            ExitCode::from(NOT_BEGUN)
         }
     })
 }
@@ -135,7 +141,10 @@ fn compile(bounds: &Bounds) -> io::Result<()> {
     io::stdin().take(COMPONENT_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     let work = move || crate::engine::compiler().and_then(|engine| engine.precompile_component(&bytes));
     let compiling = thread::Builder::new().name("witan-compile".into()).stack_size(STACK_BYTES).spawn(work)?;
-    let compiled = compiling.join().map_err(|_| io::Error::other("the compiler panicked"))?;
+    let Ok(compiled) = compiling.join() else {
+        // As a panic of the main thread would end it. What it is about has been written to the standard error.
+        std::process::exit(PANICKED);
+    };
     let (kind, content) = match compiled {
         Ok(image) if image.len() as u64 > bounds.image => (answer::TOO_LARGE, image.len().to_string().into_bytes()),
         Ok(image) => (answer::IMAGE, image),

@@ -13,7 +13,7 @@ use std::thread;
 
 use rustix::process::Signal;
 
-use crate::child::{Bounds, NOT_LIMITED, answer};
+use crate::child::{Bounds, NOT_BEGUN, answer};
 use crate::compile::{CompileError, NotNow, Uncompiled};
 use crate::fault::shorten;
 use crate::limit::Limits;
@@ -49,7 +49,8 @@ pub(crate) fn compile(program: &Path, bytes: &[u8], limits: &Limits) -> Result<V
     let mut command = Command::new(program);
     command.arg0("witan").args(bounds.arguments());
     // The environment may hold tokens and passwords. All other files of this process are closed when another program begins.
-    command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (name, value) = Bounds::ENVIRONMENT;
+    command.env_clear().env(name, value).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A signal from a terminal is for the coordinator, which ends this process when it ends.
     command.process_group(0);
     let mut running = Running(command.spawn().map_err(NotNow::process)?);
@@ -138,7 +139,7 @@ fn silent(status: ExitStatus, says: &str, limits: &Limits, memory: CompileError)
         return CompileError::CpuTime(limits.compile).into();
     }
     let says = shorten(says.trim());
-    if status.code() == Some(i32::from(NOT_LIMITED)) {
+    if status.code() == Some(i32::from(NOT_BEGUN)) {
         return NotNow::Process(says).into();
     }
     // Somebody else has ended it: a person, or an operating system that is out of memory, as it may be for reasons of its own.

@@ -4,6 +4,7 @@
 mod bounds;
 mod first_party;
 mod folder;
+mod full;
 mod guest;
 mod hostile;
 mod lanes;
