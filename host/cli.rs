@@ -1,8 +1,8 @@
 //! The command line: what each subcommand takes, what it does with the API, and what it prints.
 //!
 //! Reading order: [`args`] (how values are spelled), [`output`] (text for people, JSON for programs), [`endpoint`] (whether TLS is spoken),
-//! [`deed`] (what a command was doing, for hints), [`client`] (the connection, and how errors are shown), [`choice`] (flags that choose among the values of a type), then one module per
-//! subcommand. The running coordinator is in [`crate::process`].
+//! [`deed`] (what a command was doing, for hints), [`client`] (the connection, and how errors are shown), [`choice`] (flags that choose
+//! among the values of a type), then one module per subcommand. The running coordinator is in [`crate::process`].
 //!
 //! Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such key (`kv get`), 4 warnings only (`doctor`). With `--output json`, exactly one
 //! object goes to standard output, for an error too (`{"error": ...}`); `plugin events` writes one per event.

@@ -256,7 +256,6 @@ impl Explained {
     }
 
     /// For a status that did not come from a coordinator's code, which always gives a reason.
-
     fn step_by_code(&self) -> Option<String> {
         let step = match self.code.as_str() {
             "UNIMPLEMENTED" => "the coordinator does not support this; compare versions: witan --version",

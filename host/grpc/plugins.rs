@@ -11,7 +11,6 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use witan_kernel::hook::Hook;
 use witan_kernel::limit::COMPONENT_BYTES;
 use witan_kernel::name::{Invalid, TenantId};
-use witan_plugin::error::HostError;
 use witan_plugin::event::Event;
 use witan_plugin::registry::{Artifact, Binding};
 use witan_plugin::{BindRequest, OnFault, PluginError, PluginHost, Reference};
@@ -48,9 +47,9 @@ impl PluginApi {
     /// Parses a reference, and waits until it is known what it means. A unique prefix of a digest, of at least 8 digits, refers to that
     /// digest.
     async fn reference(&self, text: &str, deadline: Option<Instant>) -> Result<Reference, Status> {
-        let reference = self.parse(text)?;
-        self.host.is_known(&reference, deadline).await.map_err(status)?;
-        Ok(reference)
+        self.host.is_known(&self.parse(text)?, deadline).await.map_err(status)?;
+        // Again: it may be a prefix of what has become known meanwhile.
+        self.parse(text)
     }
 
     fn parse(&self, text: &str) -> Result<Reference, Status> {
@@ -333,12 +332,10 @@ fn status(error: PluginError) -> Status {
         PluginError::Invalid(_) => refused(Code::InvalidArgument, "INVALID_REQUEST", message),
         PluginError::Refused(_) => refused(Code::FailedPrecondition, "PLUGIN_REFUSED", message),
         PluginError::NotFound(_) => refused(Code::NotFound, "PLUGIN_NOT_FOUND", message),
-        PluginError::InUse(_) => refused(Code::FailedPrecondition, "PLUGIN_IN_USE", message),
+        PluginError::InUse(_) | PluginError::Full => refused(Code::FailedPrecondition, "PLUGIN_IN_USE", message),
         PluginError::Busy => refused(Code::ResourceExhausted, "OVERLOADED", message),
         PluginError::HostBusy(_) => refused(Code::ResourceExhausted, "PLUGIN_HOST_BUSY", message),
         PluginError::Store(error) => store_report(&error, "INVALID_REQUEST", "INVALID_REQUEST").status(),
-        // Nothing is wrong with this coordinator: somebody has to remove some.
-        PluginError::Host(HostError::Full) => refused(Code::FailedPrecondition, "PLUGIN_IN_USE", message),
         PluginError::Host(reason) => {
             tracing::error!(%reason, "the plugin host failed");
             refused(Code::Internal, "INTERNAL_ERROR", "internal error; see the log")

@@ -51,8 +51,8 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// The environment of a process that compiles. The allocator of `witan` would take a gigabyte at its start, before there is a limit, and
-    /// then get nothing more.
+    /// The environment of a process that compiles. The allocator of `witan` would take a gigabyte at its start, before there is a limit,
+    /// and get nothing after that.
     pub(crate) const ENVIRONMENT: (&str, &str) = ("MIMALLOC_ARENA_EAGER_COMMIT", "0");
 
     /// The arguments of a process with these bounds, whose parent is this process.

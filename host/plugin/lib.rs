@@ -46,6 +46,7 @@ mod snapshot;
 mod spawn;
 mod tenant;
 mod turn;
+mod uncompiled;
 mod validate;
 
 pub use binding::{BindingRecord, OnFault, PluginStore, Reference};

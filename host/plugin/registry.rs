@@ -202,10 +202,11 @@ impl PluginHost {
         Ok(crate::folder::start(&self.inner).map_err(HostError::thread("the watched folder"))?)
     }
 
-    /// Waits until it is known what a reference means: a name may mean a file of the watched folder, whose first scan may not have ended.
-    /// It waits until `deadline`, or [`limit::FIRST_SCAN_WAIT`] if that is shorter; then it fails with [`PluginError::HostBusy`].
+    /// Waits until it is known what a reference means: a name, or a digest that is not known, may mean a file of the watched folder, whose
+    /// first scan may not have ended. It waits until `deadline`, or [`limit::FIRST_SCAN_WAIT`] if that is shorter; then it fails with [`PluginError::HostBusy`].
     pub async fn is_known(&self, plugin: &Reference, deadline: Option<Instant>) -> Result<(), PluginError> {
-        let (Some(folder), Reference::Name { .. }) = (&self.inner.folder, plugin) else { return Ok(()) };
+        let is_certain = matches!(plugin, Reference::Digest(_)) && self.artifact(plugin).is_some();
+        let Some(folder) = self.inner.folder.as_ref().filter(|_| !is_certain) else { return Ok(()) };
         let longest = Instant::now() + limit::FIRST_SCAN_WAIT;
         let until = deadline.map_or(longest, |deadline| deadline.min(longest));
         let mut scanned = folder.scanned();

@@ -14,9 +14,9 @@ use std::thread;
 use rustix::process::Signal;
 
 use crate::child::{Bounds, NOT_BEGUN, answer};
-use crate::compile::{CompileError, NotNow, Uncompiled};
 use crate::fault::shorten;
 use crate::limit::Limits;
+use crate::uncompiled::{CompileError, NotNow, Uncompiled};
 
 /// Most that is kept of what a compiling process writes to its standard error: a panic's message.
 const SAYS_BYTES: u64 = 4 << 10;
@@ -63,7 +63,7 @@ pub(crate) fn compile(program: &Path, bytes: &[u8], limits: &Limits) -> Result<V
         let (sender, receiver) = mpsc::sync_channel(1);
         let thread = |name: &str| thread::Builder::new().name(name.to_owned());
         thread("witan-compile-in").spawn_scoped(scope, move || {
-            // A process that ends early reads no more; its answer says why.
+            // A process that ends early does not read on; its answer says why.
             let _ = stdin.write_all(bytes);
         })?;
         let errors = thread("witan-compile-err").spawn_scoped(scope, move || {
@@ -74,7 +74,7 @@ pub(crate) fn compile(program: &Path, bytes: &[u8], limits: &Limits) -> Result<V
         thread("witan-compile-out").spawn_scoped(scope, move || {
             let mut answer = Vec::new();
             let read = stdout.take(most).read_to_end(&mut answer);
-            // Nobody waits for it any more if it was too late.
+            // If it was too late, nobody waits for it.
             let _ = sender.send(read.map(|_| answer));
         })?;
         let ended = match receiver.recv_timeout(limits.compile_wall) {

@@ -20,7 +20,7 @@ use super::{BindRequest, Binding, HostState, Inner, LiveBinding, compiler_wait, 
 use crate::binding::{BindingRecord, BindingVersion, OnFault, Reference};
 use crate::describe::describe;
 use crate::digest::Digest;
-use crate::error::{HostError, PluginError, Why};
+use crate::error::{PluginError, Why};
 use crate::event::{Event, EventKind};
 use crate::instance::Program;
 use crate::limit;
@@ -98,7 +98,7 @@ impl Inner {
             self.forget(digest);
         }
         if lock(&self.state).library.is_full() {
-            return Err(HostError::Full.into());
+            return Err(PluginError::Full);
         }
         Ok(())
     }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use futures::future::join_all;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
-use witan_wire::v1;
 
 use super::friend::Friend;
 use super::{Target, peak_mib};

@@ -90,7 +90,7 @@ async fn what_takes_too_much_memory_is_refused_for_good_and_others_are_served_me
 #[tokio::test]
 async fn what_takes_too_much_cpu_time_is_refused_for_good() {
     let second = Duration::from_secs(1);
-    // So many functions that they take half a minute, if they have the memory.
+    // Functions that take half a minute together, if they have the memory.
     let world = World::with(Limits { compile: second, compile_memory: 8 << 30, artifact: 16 << 20, ..ample() });
     let why = refused(&world, &loops(400, 100, 200)).await;
     assert!(why.contains("took longer than 1 s of CPU time"), "{why}");
@@ -160,10 +160,8 @@ async fn where_no_process_can_be_started_what_is_bound_serves_and_the_rest_may_b
 async fn a_compiling_process_gets_no_environment_and_no_files() {
     let dir = tempfile::tempdir().unwrap();
     let (program, seen) = (dir.path().join("spy"), dir.path().join("seen"));
-    let script = format!(
-        "#!/bin/sh\\n{{ /bin/cat /proc/$$/environ | /usr/bin/tr \"\\\\\\\\0\" \"\\\\\\\\n\"; /bin/ls -l /proc/$$/fd; }} > {0}.part\\n/bin/mv {0}.part {0}\\n",
-        seen.display()
-    );
+    let look = r#"/bin/cat /proc/$$/environ | /usr/bin/tr "\\\\0" "\\\\n"; /bin/ls -l /proc/$$/fd"#;
+    let script = format!(r"#!/bin/sh\n{{ {look}; }} > {0}.part\n/bin/mv {0}.part {0}\n", seen.display());
     // Written by another process, because a file that this one has open for writing cannot be run.
     let write = format!("printf '{script}' > {0} && chmod 700 {0}", program.display());
     assert!(Command::new("/bin/sh").args(["-c", &write]).status().unwrap().success());
@@ -184,7 +182,7 @@ async fn a_compiling_process_gets_no_environment_and_no_files() {
 #[tokio::test]
 async fn the_folder_is_not_looked_into_before_it_is_to_be() {
     let world = World::new();
-    world.put("a", POLICY, &policy("bound")).await.unwrap();
+    let bound = world.put("a", POLICY, &policy("bound")).await.unwrap().record.current.digest;
     place(&world.folder().join("file.wasm"), &policy("file"));
     let World { dir, store, host } = world;
     drop(host);
@@ -192,9 +190,12 @@ async fn the_folder_is_not_looked_into_before_it_is_to_be() {
     let host = witan_plugin::PluginHost::start(settings, store.clone()).unwrap();
     let world = World { dir, store, host };
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 1);
-    let early = world.host.is_known(&name("file"), Some(Instant::now())).await.unwrap_err();
-    assert!(matches!(early, PluginError::HostBusy(_)) && early.to_string().contains("has not been scanned"), "{early}");
-    world.host.is_known(&Reference::Digest(Digest::of(b"any")), Some(Instant::now())).await.unwrap();
+    for reference in [name("file"), name("bound"), Reference::Digest(Digest::of(&policy("file")))] {
+        let early = world.host.is_known(&reference, Some(Instant::now())).await.unwrap_err();
+        let busy = matches!(early, PluginError::HostBusy(_)) && early.to_string().contains("has not been scanned");
+        assert!(busy, "{early}");
+    }
+    world.host.is_known(&Reference::Digest(bound), Some(Instant::now())).await.unwrap();
     assert!(world.host.artifacts().iter().all(|artifact| artifact.name != "file"));
     world.host.watch_folder().unwrap();
     // Which waits for it.
