@@ -339,9 +339,22 @@ fn log(
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use std::time::Duration;
+
+    use clap::{CommandFactory, Parser};
 
     use super::Cli;
+
+    #[test]
+    fn an_upload_has_the_time_that_compiling_takes() {
+        let global = |line: &str| Cli::try_parse_from(line.split(' ')).unwrap().global;
+        let pushing = global("witan plugin push a.wasm");
+        // Waiting for a place to compile in, and the CPU time of compiling.
+        assert!(pushing.long_timeout() > witan_plugin::limit::COMPILER_WAIT + witan_plugin::Limits::default().compile);
+        assert_eq!(pushing.timeout(), Duration::from_secs(10));
+        let hurried = global("witan plugin push a.wasm --timeout 3s");
+        assert_eq!((hurried.timeout(), hurried.long_timeout()), (Duration::from_secs(3), Duration::from_secs(3)));
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -493,6 +493,45 @@ mod tests {
         assert!(text.contains("--consistency one"), "{text}");
     }
 
+    /// Every command that a hint names exists.
+    #[test]
+    fn hints_name_only_commands_that_there_are() {
+        let reasons = [
+            "TENANT_NOT_FOUND",
+            "TENANT_EXISTS",
+            "QUORUM_NOT_REACHED",
+            "INVALID_REPLICATION_FACTOR",
+            "NODE_NOT_FOUND",
+            "PLUGIN_NOT_FOUND",
+            "PLUGIN_IN_USE",
+            "PLUGIN_FAULT",
+            "STORAGE_FULL",
+            "STORE_UNAVAILABLE",
+            "VERSION_CONFLICT",
+            "UNAUTHORIZED",
+            "FORBIDDEN",
+            "TOKEN_NOT_FOUND",
+        ];
+        let mut named = 0;
+        for (deed, reason) in DEEDS.into_iter().flat_map(|deed| reasons.map(|reason| (deed, reason))) {
+            let text = Explained::new(&with_reason(Code::Unavailable, reason), deed).text();
+            for mention in text.split("witan ").skip(1) {
+                let words =
+                    mention.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').filter(|word| !word.is_empty());
+                let mut command = <crate::cli::Cli as clap::CommandFactory>::command();
+                for word in words {
+                    if !command.has_subcommands() {
+                        break;
+                    }
+                    let sub = command.find_subcommand(word).cloned();
+                    command = sub.unwrap_or_else(|| panic!("{deed:?}, {reason}: witan {mention}: no {word}"));
+                }
+                named += 1;
+            }
+        }
+        assert!(named > 50, "{named}");
+    }
+
     #[test]
     fn an_upload_that_took_too_long_goes_on() {
         let text = Explained::new(&Status::new(Code::Cancelled, "Timeout expired"), Deed::Push).text();

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::process::ExitCode;
 use std::thread;
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, getppid, set_parent_process_death_signal, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit};
 use witan_kernel::limit::COMPONENT_BYTES;
 
 /// The first argument of a process that is to compile.
@@ -124,8 +124,11 @@ fn limit(bounds: &Bounds, parent: Pid) -> io::Result<()> {
     close_files()?;
     // Where memory is short, the operating system ends this process rather than a coordinator. Some systems forbid to say so.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
-    let at_most =
-        |resource, soft: u64, hard: u64| setrlimit(resource, Rlimit { current: Some(soft), maximum: Some(hard) });
+    let at_most = |resource, soft: u64, hard: u64| {
+        // A limit of this machine's that is lower stays.
+        let most = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        setrlimit(resource, Rlimit { current: Some(soft.min(most)), maximum: Some(hard.min(most)) })
+    };
     at_most(Resource::Core, 0, 0)?;
     // It writes no files.
     at_most(Resource::Fsize, 0, 0)?;

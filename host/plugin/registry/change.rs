@@ -4,7 +4,7 @@
 //! nothing is held that another change needs. Then the slot's turn is taken, what is stored is compared with what the change began with,
 //! and the new version is stored and swapped in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -89,16 +89,20 @@ impl Inner {
 
     /// For a thread that is stocking.
     fn make_room(&self) -> Result<(), PluginError> {
-        let unused = {
-            let state = lock(&self.state);
-            state.library.to_evict(|digest| state.refers_to(digest) || self.is_filed(digest))
-        };
-        if let Some(digest) = unused {
-            self.store.forget(digest)?;
-            self.forget(digest);
-        }
-        if lock(&self.state).library.is_full() {
-            return Err(PluginError::Full);
+        // Bound by other coordinators, as the store says.
+        let mut bound = BTreeSet::new();
+        while lock(&self.state).library.is_full() {
+            let unused = {
+                let state = lock(&self.state);
+                let needed = |digest| state.refers_to(digest) || self.is_filed(digest) || bound.contains(&digest);
+                state.library.to_evict(needed)
+            };
+            let digest = unused.ok_or(PluginError::Full)?;
+            match self.store.forget(digest) {
+                Ok(()) => _ = self.forget(digest),
+                Err(StoreError::Refused(_)) => _ = bound.insert(digest),
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }

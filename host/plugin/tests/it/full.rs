@@ -28,6 +28,9 @@ async fn uploads_evict_uploads_that_nothing_needs() {
     first.stage(&policy("theirs", 1)).await.unwrap();
     place(&second.folder().join("theirs.wasm"), &policy("theirs", 1));
     second.host.scan().await.unwrap();
+    // Bound by the other host, of which this one has not heard.
+    first.stage(&policy("elsewhere", 1)).await.unwrap();
+    second.bind("c", POLICY, name("elsewhere")).await.unwrap();
     let (_, mut events) = first.host.watch();
     place(&first.folder().join("filed.wasm"), &policy("filed", 1));
     wait_for_kind(&mut events, EventKind::Ready).await;
@@ -42,6 +45,7 @@ async fn uploads_evict_uploads_that_nothing_needs() {
     }
     assert_eq!(first.host.artifacts().len(), limit::ARTIFACTS);
     assert!(!knows(&first, "theirs") && !knows(&first, "upload-0"), "the oldest uploads have made room");
+    assert!(knows(&first, "elsewhere"), "the store says that it is needed");
     assert!(knows(&first, "filed") && knows(&first, "held") && knows(&first, "bound"));
     assert_eq!(activated(&first).as_deref(), Some("bound@1.0.0"), "the events say what is in force");
     first.bind("b", POLICY, name("filed")).await.unwrap();
