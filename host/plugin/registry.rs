@@ -203,7 +203,8 @@ impl PluginHost {
     }
 
     /// Waits until it is known what a reference means: a name, or a digest that is not known, may mean a file of the watched folder, whose
-    /// first scan may not have ended. It waits until `deadline`, or [`limit::FIRST_SCAN_WAIT`] if that is shorter; then it fails with [`PluginError::HostBusy`].
+    /// first scan may not have ended. It waits until `deadline`, or [`limit::FIRST_SCAN_WAIT`] if that is shorter; then it fails with
+    /// [`PluginError::HostBusy`].
     pub async fn is_known(&self, plugin: &Reference, deadline: Option<Instant>) -> Result<(), PluginError> {
         let is_certain = matches!(plugin, Reference::Digest(_)) && self.artifact(plugin).is_some();
         let Some(folder) = self.inner.folder.as_ref().filter(|_| !is_certain) else { return Ok(()) };
