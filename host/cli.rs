@@ -1,8 +1,8 @@
 //! The command line: what each subcommand takes, what it does with the API, and what it prints.
 //!
 //! Reading order: [`args`] (how values are spelled), [`output`] (text for people, JSON for programs), [`endpoint`] (whether TLS is spoken),
-//! [`client`] (the connection, and how errors are shown), [`choice`] (flags that choose among the values of a type), then one module per
-//! subcommand. The running coordinator is in [`crate::process`].
+//! [`deed`] (what a command was doing, for hints), [`client`] (the connection, and how errors are shown), [`choice`] (flags that choose
+//! among the values of a type), then one module per subcommand. The running coordinator is in [`crate::process`].
 //!
 //! Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such key (`kv get`), 4 warnings only (`doctor`). With `--output json`, exactly one
 //! object goes to standard output, for an error too (`{"error": ...}`); `plugin events` writes one per event.
@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod completions;
 pub mod config;
 pub mod credential;
+pub mod deed;
 pub mod dev;
 pub mod doctor;
 pub mod endpoint;
@@ -30,6 +31,7 @@ pub mod tenant;
 pub mod token;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -91,16 +93,16 @@ pub struct Global {
     /// Format of results and errors
     #[arg(long, global = true, value_enum, default_value_t, help_heading = "Global options")]
     pub output: Output,
-    /// Deadline of each request, including the connection, such as 500ms or 10s
+    /// Deadline of each request, including the connection, such as 500ms or 10s [default: 10s, and 2m for `plugin push` and
+    /// `plugin bind`, where a plugin may have to be compiled or probed]
     #[arg(
         long,
         global = true,
-        default_value = "10s",
         value_parser = args::duration,
         value_name = "TIME",
         help_heading = "Global options"
     )]
-    pub timeout: std::time::Duration,
+    pub timeout: Option<Duration>,
     /// PEM file of the certificate authorities that sign coordinators' certificates, for https:// endpoints [default:
     /// those of the operating system]
     #[arg(long, global = true, env = "WITAN_CA_FILE", value_name = "FILE", help_heading = "Global options")]
@@ -136,6 +138,24 @@ pub struct Global {
     #[arg(long, global = true, value_enum, env = "WITAN_LOG_FORMAT", help_heading = "Global options")]
     pub log_format: Option<LogFormat>,
 }
+
+impl Global {
+    /// The deadline of a request.
+    pub fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(TIMEOUT)
+    }
+
+    /// The deadline of a request for which a plugin may have to be compiled or probed.
+    pub fn long_timeout(&self) -> Duration {
+        self.timeout.unwrap_or(LONG_TIMEOUT)
+    }
+}
+
+/// Default deadline of a request: longer than an election of Redis or PostgreSQL, shorter than the patience of a person.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Default deadline of a request for which a plugin may have to be compiled: it waits 30 s for a place, and then takes 20 s of CPU time at
+/// most, of which a busy machine gives it a part.
+const LONG_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
@@ -191,8 +211,13 @@ pub enum Command {
     Completions(completions::Args),
 }
 
-/// Reads the process's arguments, runs the subcommand, and returns the exit code.
+/// Reads the process's arguments, runs the subcommand, and returns the exit code. One more subcommand is not listed: a coordinator
+/// starts `witan compile-plugin` to compile a plugin.
 pub fn main() -> ExitCode {
+    // Before anything else: a process that compiles a plugin must not do more than that.
+    if let Some(ended) = witan_plugin::compile_if_asked() {
+        return ended;
+    }
     let cli = Cli::parse();
     let kept = private::keep();
     let loaded = match load(&cli) {
@@ -314,9 +339,22 @@ fn log(
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use std::time::Duration;
+
+    use clap::{CommandFactory, Parser};
 
     use super::Cli;
+
+    #[test]
+    fn an_upload_has_the_time_that_compiling_takes() {
+        let global = |line: &str| Cli::try_parse_from(line.split(' ')).unwrap().global;
+        let pushing = global("witan plugin push a.wasm");
+        // Waiting for a place to compile in, and the CPU time of compiling.
+        assert!(pushing.long_timeout() > witan_plugin::limit::COMPILER_WAIT + witan_plugin::Limits::default().compile);
+        assert_eq!(pushing.timeout(), Duration::from_secs(10));
+        let hurried = global("witan plugin push a.wasm --timeout 3s");
+        assert_eq!((hurried.timeout(), hurried.long_timeout()), (Duration::from_secs(3), Duration::from_secs(3)));
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

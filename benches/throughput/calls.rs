@@ -41,7 +41,12 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
         // A loop of calls uses more of a core than one tenant may.
         budget.share = 10_000;
     }
-    let settings = Settings { data_dir: folder.path().join("data"), folder: None, limits };
+    let settings = Settings {
+        data_dir: folder.path().join("data"),
+        folder: None,
+        limits,
+        compiler: env!("CARGO_BIN_EXE_witan").into(),
+    };
     let host = PluginHost::start(settings, Arc::new(MemoryPlugins::default()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let tenant = TenantId::new("tenant")?;

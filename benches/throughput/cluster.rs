@@ -112,7 +112,7 @@ fn global(coordinator: &Process) -> Global {
     Global {
         endpoint: coordinator.endpoint(),
         output: Output::Json,
-        timeout: Duration::from_secs(30),
+        timeout: Some(Duration::from_secs(30)),
         ca_file: None,
         client_cert_file: None,
         client_key_file: None,

@@ -178,7 +178,7 @@ fn load_of(global: &Global, args: &Args, contexts: bool) -> anyhow::Result<Load>
         concurrency: args.concurrency,
         connections: args.connections,
         threads: args.threads,
-        timeout: global.timeout,
+        timeout: global.timeout(),
         tenant: args.tenant.clone(),
         consistency: spelling(args.consistency),
         keys: args.keys,

@@ -19,6 +19,7 @@ use witan_wire::v1::plugin_service_client::PluginServiceClient;
 use witan_wire::weigh;
 
 use super::credential::{self, Shown};
+use super::deed::Deed;
 use super::endpoint::{self, Scheme};
 use super::output::{self, Output, inline};
 use super::{Global, args};
@@ -56,7 +57,7 @@ async fn link(global: &Global) -> Result<Link, Problem> {
 /// A connection to the coordinator.
 pub async fn channel(global: &Global) -> Result<Channel, Problem> {
     let endpoint = endpoint::Endpoint::parse(&global.endpoint)?;
-    connect(&endpoint.url, global.timeout, tls(global)?).await
+    connect(&endpoint.url, global.timeout(), tls(global)?).await
 }
 
 /// A connection to `endpoint`, made within `timeout`; with `tls`, over TLS.
@@ -101,8 +102,17 @@ pub fn tls(global: &Global) -> Result<Option<ClientSide>, Problem> {
 
 /// A request that carries the command line's deadline.
 pub fn within<T>(global: &Global, message: T) -> Request<T> {
+    by(global.timeout(), message)
+}
+
+/// The same, for a request for which a plugin may have to be compiled or probed.
+pub fn within_long<T>(global: &Global, message: T) -> Request<T> {
+    by(global.long_timeout(), message)
+}
+
+fn by<T>(timeout: Duration, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(global.timeout);
+    request.set_timeout(timeout);
     request
 }
 
@@ -126,23 +136,20 @@ pub enum Problem {
     /// The token cannot be used.
     #[error(transparent)]
     Credential(#[from] credential::Unusable),
-    /// The coordinator refused a read or a query.
+    /// The coordinator refused what it was asked, or, of a change, the outcome is unknown.
     #[error("{}", .0.message())]
-    Read(Box<Status>),
-    /// The coordinator refused a change, or the outcome of the change is unknown.
-    #[error("{}", .0.message())]
-    Change(Box<Status>),
+    Failed(Box<Status>, Deed),
 }
 
 impl Problem {
-    /// A failed read.
-    pub fn read(status: Status) -> Self {
-        Self::unheard(&status).unwrap_or_else(|| Self::Read(Box::new(status)))
+    /// A failed query.
+    pub fn query(status: Status) -> Self {
+        Self::of(Deed::Query)(status)
     }
 
-    /// A failed change.
-    pub fn change(status: Status) -> Self {
-        Self::unheard(&status).unwrap_or_else(|| Self::Change(Box::new(status)))
+    /// A failure of what a command was doing.
+    pub fn of(deed: Deed) -> impl Fn(Status) -> Self {
+        move |status| Self::unheard(&status).unwrap_or_else(|| Self::Failed(Box::new(status), deed))
     }
 
     /// A request that failed in TLS, before the coordinator saw it.
@@ -169,11 +176,13 @@ pub struct Explained {
     pub retry_after: Option<Duration>,
     /// For a key that has no value: the token for the next write.
     pub context: Option<Bytes>,
+    /// What was being done.
+    pub deed: Deed,
 }
 
 impl Explained {
-    /// Decodes a status. With `change`, the outcome is in doubt unless the status says otherwise.
-    pub fn new(status: &Status, change: bool) -> Self {
+    /// Decodes a status. The outcome of a change is in doubt unless the status says otherwise.
+    pub fn new(status: &Status, deed: Deed) -> Self {
         let details = status.get_error_details();
         let info = details.error_info();
         let outcome = info.and_then(|info| info.metadata.get("outcome").cloned());
@@ -181,13 +190,14 @@ impl Explained {
             code: code(status.code()).to_owned(),
             message: status.message().to_owned(),
             reason: info.map(|info| info.reason.clone()).unwrap_or_default(),
-            outcome: outcome.or_else(|| change.then(|| without_details(status.code()).to_owned())),
+            outcome: outcome.or_else(|| deed.is_change().then(|| without_details(status.code()).to_owned())),
             fields: details
                 .bad_request()
                 .map(|bad| bad.field_violations.iter().map(|v| (v.field.clone(), v.description.clone())).collect())
                 .unwrap_or_default(),
             retry_after: details.retry_info().and_then(|retry| retry.retry_delay),
             context: not_found_context(status),
+            deed,
         }
     }
 
@@ -202,9 +212,11 @@ impl Explained {
         let step = match self.reason.as_str() {
             "TENANT_NOT_FOUND" => "create the tenant: witan tenant create TENANT",
             "TENANT_EXISTS" => "see its settings: witan tenant get TENANT; change them: witan tenant update TENANT",
-            "QUORUM_NOT_REACHED" | "DEADLINE" => {
+            "QUORUM_NOT_REACHED" | "DEADLINE" if self.deed.has_level() => {
                 "see which storage nodes are reachable: witan nodes list; or lower the level: --consistency one"
             }
+            "QUORUM_NOT_REACHED" => "see which storage nodes are reachable: witan nodes list",
+            "DEADLINE" => "allow more time with --timeout",
             "INVALID_REPLICATION_FACTOR" if self.fields.is_empty() => {
                 "see the storage nodes: witan nodes list; add some, or choose a smaller factor"
             }
@@ -214,12 +226,21 @@ impl Explained {
                 "read the key; if the change is missing, send it again with a new idempotency key and the context read"
             }
             "SIBLING_LIMIT" => "read the key, and write with the context that the read returns (--context)",
+            "VERSION_CONFLICT" if self.deed == Deed::Bind => {
+                "see what is bound now: witan plugin bindings; then repeat the change"
+            }
             "VERSION_CONFLICT" => "read it again, and repeat the change with its current version",
+            "STORE_UNAVAILABLE" => {
+                "try again in a moment; witan doctor, on the coordinator's machine, says what is wrong"
+            }
+            "NODE_NOT_FOUND" => "list the storage nodes: witan nodes list",
+            "PLUGIN_NOT_FOUND" => "see what there is: witan plugin list, witan plugin bindings",
+            "PLUGIN_IN_USE" => "see what uses it: witan plugin bindings",
             "PLUGIN_FAULT" => {
-                "see its failures: witan plugin events; restore the previous plugin: witan plugin rollback"
+                "see its failures: witan plugin events; restore the previous plugin: witan plugin rollback HOOK"
             }
             "STORAGE_FULL" => "free disk space on the storage nodes: witan nodes list shows how full they are",
-            "PLUGIN_HOST_BUSY" => "try again in a minute, or with a longer deadline",
+            "PLUGIN_HOST_BUSY" => "try again in a minute, or allow more time with --timeout",
             "OVERLOADED" | "RATE_LIMIT_EXCEEDED" | "IN_PROGRESS" | "STALE_EPOCH" => "try again in a moment",
             "UNAUTHORIZED" => {
                 "provide a token: --token-file FILE, or WITAN_TOKEN; an operator creates one: witan token create"
@@ -227,16 +248,19 @@ impl Explained {
             "FORBIDDEN" => "use a token with that scope, for that tenant; an operator creates one: witan token create",
             "TOKEN_NOT_FOUND" => "list the tokens: witan token list",
             "INTERNAL_ERROR" => "see the coordinator's log",
-            _ => return self.step_by_code(),
+            "" => return self.step_by_code(),
+            // The message says what to do.
+            _ => return None,
         };
         Some(step.to_owned())
     }
 
+    /// For a status that did not come from a coordinator's code, which always gives a reason.
     fn step_by_code(&self) -> Option<String> {
         let step = match self.code.as_str() {
             "UNIMPLEMENTED" => "the coordinator does not support this; compare versions: witan --version",
             "UNAVAILABLE" => "check that the coordinator runs, and its address (--endpoint)",
-            "DEADLINE_EXCEEDED" | "CANCELLED" => "allow more time: --timeout 30s",
+            "DEADLINE_EXCEEDED" | "CANCELLED" => "allow more time with --timeout",
             _ => return None,
         };
         Some(step.to_owned())
@@ -254,10 +278,11 @@ impl Explained {
         }
         match self.outcome.as_deref() {
             Some("not-applied") => text.push_str("\n  outcome:  nothing was changed"),
-            Some("in-doubt") => text.push_str(
-                "\n  outcome:  in doubt: the change may have happened, or may still happen; a retry with the same \
-                 --idempotency-key has one effect",
-            ),
+            Some("in-doubt") => {
+                let settle = self.deed.settle();
+                let _ =
+                    write!(text, "\n  outcome:  in doubt: the change may have happened, or may still happen; {settle}");
+            }
             Some(other) => drop(write!(text, "\n  outcome:  {}", inline(other))),
             None => {}
         }
@@ -286,8 +311,7 @@ impl Explained {
 /// Prints an error, and returns the process's exit code.
 pub fn report(error: &anyhow::Error, output: Output) -> ExitCode {
     let (text, json) = match error.downcast_ref::<Problem>() {
-        Some(Problem::Read(status)) => both(&Explained::new(status, false)),
-        Some(Problem::Change(status)) => both(&Explained::new(status, true)),
+        Some(Problem::Failed(status, deed)) => both(&Explained::new(status, *deed)),
         Some(problem @ Problem::Unreachable { .. }) => (
             format!("error: {problem}\n  next:     check that the coordinator runs, and its address (--endpoint)"),
             json!({ "code": "UNAVAILABLE", "reason": "UNREACHABLE", "message": problem.to_string(), "outcome": "not-applied" }),
@@ -399,7 +423,7 @@ mod tests {
     use tonic_types::{ErrorDetails, StatusExt};
     use witan_wire::v1::KeyNotFoundDetail;
 
-    use super::{Explained, chain, has_reason, not_found_context};
+    use super::{Deed, Explained, chain, has_reason, not_found_context};
 
     fn refused(outcome: &str) -> Status {
         let outcome = HashMap::from([("outcome".to_owned(), outcome.to_owned())]);
@@ -413,7 +437,7 @@ mod tests {
     fn details_are_shown() {
         let status = refused("in-doubt");
         assert!(has_reason(&status, "QUORUM_NOT_REACHED"));
-        let explained = Explained::new(&status, true);
+        let explained = Explained::new(&status, NAMED);
         let text = explained.text();
         for part in ["1 of 2 required", "QUORUM_NOT_REACHED", "in doubt", "key: is empty", "try again in 50.0 ms"] {
             assert!(text.contains(part), "{part:?} is not in {text}");
@@ -422,15 +446,108 @@ mod tests {
         assert_eq!(json["outcome"], "in-doubt");
         assert_eq!(json["fields"][0]["field"], "key");
         assert_eq!(json["retry_after_ms"], 50);
-        assert!(Explained::new(&refused("not-applied"), true).text().contains("nothing was changed"));
+        assert!(Explained::new(&refused("not-applied"), NAMED).text().contains("nothing was changed"));
     }
 
     #[test]
     fn a_change_without_details_is_in_doubt_unless_its_code_excludes_it() {
-        let outcome = |code, change| Explained::new(&Status::new(code, "x"), change).outcome;
-        assert_eq!(outcome(Code::Unavailable, true).as_deref(), Some("in-doubt"));
-        assert_eq!(outcome(Code::InvalidArgument, true).as_deref(), Some("not-applied"));
-        assert_eq!(outcome(Code::Unavailable, false), None);
+        let outcome = |code, deed| Explained::new(&Status::new(code, "x"), deed).outcome;
+        assert_eq!(outcome(Code::Unavailable, NAMED).as_deref(), Some("in-doubt"));
+        assert_eq!(outcome(Code::InvalidArgument, NAMED).as_deref(), Some("not-applied"));
+        assert_eq!(outcome(Code::Unavailable, Deed::Read), None);
+    }
+
+    const NAMED: Deed = Deed::Change { named: true };
+    const DEEDS: [Deed; 11] = [
+        Deed::Query,
+        Deed::Read,
+        NAMED,
+        Deed::Change { named: false },
+        Deed::Node,
+        Deed::Tenant,
+        Deed::Restore,
+        Deed::Push,
+        Deed::Bind,
+        Deed::RemovePlugin,
+        Deed::Token,
+    ];
+
+    fn with_reason(code: Code, reason: &str) -> Status {
+        Status::with_error_details(code, "why", ErrorDetails::with_error_info(reason, "witan", HashMap::new()))
+    }
+
+    #[test]
+    fn hints_name_only_options_that_the_command_has() {
+        let of_keys = ["--consistency", "--idempotency-key", "--context"];
+        let codes = [Code::DeadlineExceeded, Code::Unavailable, Code::Cancelled, Code::Aborted, Code::Unimplemented];
+        let reasons =
+            ["", "QUORUM_NOT_REACHED", "DEADLINE", "VERSION_CONFLICT", "PLUGIN_HOST_BUSY", "STORE_UNAVAILABLE"];
+        for deed in DEEDS.into_iter().filter(|deed| !deed.has_level()) {
+            for (code, reason) in codes.into_iter().flat_map(|code| reasons.map(|reason| (code, reason))) {
+                let status = if reason.is_empty() { Status::new(code, "why") } else { with_reason(code, reason) };
+                let text = Explained::new(&status, deed).text();
+                assert!(!of_keys.iter().any(|option| text.contains(option)), "{deed:?}: {text}");
+            }
+        }
+        let text = Explained::new(&with_reason(Code::Unavailable, "QUORUM_NOT_REACHED"), Deed::Read).text();
+        assert!(text.contains("--consistency one"), "{text}");
+    }
+
+    /// Every command that a hint names exists.
+    #[test]
+    fn hints_name_only_commands_that_there_are() {
+        let reasons = [
+            "TENANT_NOT_FOUND",
+            "TENANT_EXISTS",
+            "QUORUM_NOT_REACHED",
+            "INVALID_REPLICATION_FACTOR",
+            "NODE_NOT_FOUND",
+            "PLUGIN_NOT_FOUND",
+            "PLUGIN_IN_USE",
+            "PLUGIN_FAULT",
+            "STORAGE_FULL",
+            "STORE_UNAVAILABLE",
+            "VERSION_CONFLICT",
+            "UNAUTHORIZED",
+            "FORBIDDEN",
+            "TOKEN_NOT_FOUND",
+        ];
+        let mut named = 0;
+        for (deed, reason) in DEEDS.into_iter().flat_map(|deed| reasons.map(|reason| (deed, reason))) {
+            let text = Explained::new(&with_reason(Code::Unavailable, reason), deed).text();
+            for mention in text.split("witan ").skip(1) {
+                let words =
+                    mention.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').filter(|word| !word.is_empty());
+                let mut command = <crate::cli::Cli as clap::CommandFactory>::command();
+                for word in words {
+                    if !command.has_subcommands() {
+                        break;
+                    }
+                    let sub = command.find_subcommand(word).cloned();
+                    command = sub.unwrap_or_else(|| panic!("{deed:?}, {reason}: witan {mention}: no {word}"));
+                }
+                named += 1;
+            }
+        }
+        assert!(named > 50, "{named}");
+    }
+
+    #[test]
+    fn an_upload_that_took_too_long_goes_on() {
+        let text = Explained::new(&Status::new(Code::Cancelled, "Timeout expired"), Deed::Push).text();
+        for part in ["goes on", "witan plugin list", "pushing it again is harmless", "--timeout"] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_that_says_everything_gets_no_hint() {
+        let refused = with_reason(Code::Unimplemented, "INVALID_REQUEST");
+        assert_eq!(Explained::new(&refused, Deed::Bind).next_step(), None, "versions have nothing to do with it");
+        let unknown = Status::new(Code::Unimplemented, "unknown method");
+        assert!(Explained::new(&unknown, Deed::Bind).next_step().unwrap().contains("compare versions"));
+        let known = with_reason(Code::Unavailable, "CERTIFICATE");
+        assert_eq!(Explained::new(&known, Deed::Query).next_step(), None, "the coordinator runs: it has answered");
     }
 
     #[test]

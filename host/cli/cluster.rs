@@ -8,6 +8,7 @@ use witan_wire::v1::DeclareRestoredRequest;
 
 use super::Global;
 use super::client::{self, Problem, within};
+use super::deed::Deed;
 use super::output::{self, Output};
 
 /// Shown below the help.
@@ -47,7 +48,7 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
     let Command::Restored(Restored { yes: _ }) = command;
     let request = DeclareRestoredRequest { confirm: "restored".to_owned() };
     let answer = client::coordinator(global).await?.declare_restored(within(global, request)).await;
-    answer.map_err(Problem::change)?;
+    answer.map_err(Problem::of(Deed::Restore))?;
     match global.output {
         Output::Json => output::object(&json!({ "outcome": "declared" }))?,
         Output::Text => {

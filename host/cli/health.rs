@@ -35,7 +35,7 @@ pub struct Args {
 pub async fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     let mut client = HealthClient::new(client::channel(global).await?);
     let question = within(global, HealthCheckRequest { service: args.service.clone() });
-    let answer = client.check(question).await.map_err(Problem::read)?.into_inner();
+    let answer = client.check(question).await.map_err(Problem::query)?.into_inner();
     let serving = answer.status() == ServingStatus::Serving;
     match global.output {
         Output::Text => output::line(if serving { "serving" } else { "not serving" })?,

@@ -18,6 +18,7 @@ use super::Global;
 use super::args::{self, Limit, Source, Token};
 use super::choice::{self, spelling};
 use super::client::{self, NO_SUCH_KEY, Problem, within};
+use super::deed::Deed;
 use super::output::{self, Output};
 
 /// Limit of a value: the API's.
@@ -102,6 +103,13 @@ pub struct Change {
     pub context: Option<Token>,
 }
 
+impl Change {
+    /// For `map_err`: the failure of a change with these options.
+    fn failed(&self) -> impl Fn(Status) -> Problem + use<> {
+        Problem::of(Deed::Change { named: self.idempotency_key.is_some() })
+    }
+}
+
 /// Arguments of `kv get`.
 #[derive(Debug, clap::Args)]
 pub struct Get {
@@ -162,7 +170,7 @@ async fn read(global: &Global, get: Get) -> anyhow::Result<ExitCode> {
             missing(global.output, details, &place.key, &status)?;
             return Ok(ExitCode::from(NO_SUCH_KEY));
         }
-        Err(status) => return Err(Problem::read(status).into()),
+        Err(status) => return Err(Problem::of(Deed::Read)(status).into()),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -241,6 +249,7 @@ fn found_json(response: &ReadKeyValueResponse) -> Value {
 
 async fn write(global: &Global, put: Put) -> anyhow::Result<ExitCode> {
     let Put { place, value, change } = put;
+    let failed = change.failed();
     let value = tokio::task::spawn_blocking(move || value.read(&VALUE)).await??;
     let request = WriteKeyValueRequest {
         tenant_id: place.tenant,
@@ -251,11 +260,12 @@ async fn write(global: &Global, put: Put) -> anyhow::Result<ExitCode> {
         context: change.context.map(|token| token.0).unwrap_or_default(),
     };
     let answer = client::coordinator(global).await?.write_key_value(within(global, request)).await;
-    changed(global.output, "written", &answer.map_err(Problem::change)?.into_inner())
+    changed(global.output, "written", &answer.map_err(failed)?.into_inner())
 }
 
 async fn remove(global: &Global, delete: Delete) -> anyhow::Result<ExitCode> {
     let Delete { place, change } = delete;
+    let failed = change.failed();
     let request = DeleteKeyValueRequest {
         tenant_id: place.tenant,
         key: place.key,
@@ -264,7 +274,7 @@ async fn remove(global: &Global, delete: Delete) -> anyhow::Result<ExitCode> {
         context: change.context.map(|token| token.0).unwrap_or_default(),
     };
     let answer = client::coordinator(global).await?.delete_key_value(within(global, request)).await;
-    changed(global.output, "deleted", &answer.map_err(Problem::change)?.into_inner())
+    changed(global.output, "deleted", &answer.map_err(failed)?.into_inner())
 }
 
 fn changed(output: Output, verb: &str, response: &WriteKeyValueResponse) -> anyhow::Result<ExitCode> {

@@ -12,6 +12,7 @@ use witan_wire::v1::{
 use super::Global;
 use super::args;
 use super::client::{self, Problem, within};
+use super::deed::Deed;
 use super::output::{self, Output, Table, grouped};
 
 /// Shown below the help.
@@ -95,12 +96,12 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
                 virtual_nodes: add.virtual_nodes.unwrap_or(0),
             };
             let answer = client::coordinator(global).await?.add_storage_node(within(global, request)).await;
-            changed(global.output, "added", &answer.map_err(Problem::change)?.into_inner())
+            changed(global.output, "added", &answer.map_err(Problem::of(Deed::Node))?.into_inner())
         }
         Command::Remove(remove) => {
             let request = RemoveStorageNodeRequest { node_id: remove.node_id, force: remove.force };
             let answer = client::coordinator(global).await?.remove_storage_node(within(global, request)).await;
-            changed(global.output, "removed", &answer.map_err(Problem::change)?.into_inner())
+            changed(global.output, "removed", &answer.map_err(Problem::of(Deed::Node))?.into_inner())
         }
     }
 }
@@ -108,7 +109,7 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
 async fn list(global: &Global) -> anyhow::Result<ExitCode> {
     let request = within(global, ListStorageNodesRequest {});
     let answer = client::coordinator(global).await?.list_storage_nodes(request).await;
-    let nodes = answer.map_err(Problem::read)?.into_inner().nodes;
+    let nodes = answer.map_err(Problem::query)?.into_inner().nodes;
     if global.output == Output::Json {
         output::object(&json!({ "nodes": nodes.iter().map(node_json).collect::<Vec<_>>() }))?;
         return Ok(ExitCode::SUCCESS);

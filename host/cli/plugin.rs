@@ -20,7 +20,8 @@ use witan_wire::v1::{
 use super::Global;
 use super::args::{Limit, Source};
 use super::choice::{self, spelling};
-use super::client::{self, Problem, within};
+use super::client::{self, Problem, within, within_long};
+use super::deed::Deed;
 use super::output::{self, Output, Table, grouped};
 
 /// Bytes of one uploaded chunk: half of what the API allows.
@@ -176,7 +177,7 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
         Command::Rollback { hook, tenant } => {
             let request = RollbackBindingRequest { tenant_id: tenant.unwrap_or_default(), hook: spelling(Some(hook)) };
             let answer = client::plugins(global).await?.rollback_binding(within(global, request)).await;
-            bound(global.output, "rolled back", &answer.map_err(Problem::change)?.into_inner())
+            bound(global.output, "rolled back", &answer.map_err(Problem::of(Deed::Bind))?.into_inner())
         }
         Command::List => list(global).await,
         Command::Bindings { tenant } => bindings(global, tenant).await,
@@ -205,8 +206,8 @@ async fn push(global: &Global, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
 pub async fn upload(global: &Global, file: &Path) -> anyhow::Result<PluginInfo> {
     let source = Source::File(file.to_owned());
     let component = tokio::task::spawn_blocking(move || source.read(&COMPONENT)).await??;
-    let request = within(global, tokio_stream::iter(parts(component)));
-    let answer = client::plugins(global).await?.upload_plugin(request).await.map_err(Problem::change)?;
+    let request = within_long(global, tokio_stream::iter(parts(component)));
+    let answer = client::plugins(global).await?.upload_plugin(request).await.map_err(Problem::of(Deed::Push))?;
     answer.into_inner().plugin.context("the coordinator did not report the state of the plugin")
 }
 
@@ -230,8 +231,8 @@ fn parts(component: Bytes) -> impl Iterator<Item = UploadPluginRequest> + Send {
 /// Binds a plugin, or removes a binding.
 pub async fn bind(global: &Global, args: Bind) -> anyhow::Result<BindPluginResponse> {
     let request = bind_request(args).await?;
-    let answer = client::plugins(global).await?.bind_plugin(within(global, request)).await;
-    Ok(answer.map_err(Problem::change)?.into_inner())
+    let answer = client::plugins(global).await?.bind_plugin(within_long(global, request)).await;
+    Ok(answer.map_err(Problem::of(Deed::Bind))?.into_inner())
 }
 
 async fn bind_request(bind: Bind) -> anyhow::Result<BindPluginRequest> {
@@ -286,7 +287,7 @@ fn short(digest: &str) -> &str {
 async fn list(global: &Global) -> anyhow::Result<ExitCode> {
     let request = within(global, ListPluginsRequest {});
     let answer = client::plugins(global).await?.list_plugins(request).await;
-    let plugins = answer.map_err(Problem::read)?.into_inner().plugins;
+    let plugins = answer.map_err(Problem::query)?.into_inner().plugins;
     if global.output == Output::Json {
         output::object(&json!({ "plugins": plugins.iter().map(plugin_json).collect::<Vec<_>>() }))?;
         return Ok(ExitCode::SUCCESS);
@@ -308,7 +309,7 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
 async fn bindings(global: &Global, tenant: Option<String>) -> anyhow::Result<ExitCode> {
     let request = within(global, ListBindingsRequest { tenant_id: tenant.unwrap_or_default() });
     let answer = client::plugins(global).await?.list_bindings(request).await;
-    let bindings = answer.map_err(Problem::read)?.into_inner().bindings;
+    let bindings = answer.map_err(Problem::query)?.into_inner().bindings;
     if global.output == Output::Json {
         output::object(&json!({ "bindings": bindings.iter().map(binding_json).collect::<Vec<_>>() }))?;
         return Ok(ExitCode::SUCCESS);
@@ -334,10 +335,10 @@ async fn events(global: &Global, new: bool, count: Option<u64>) -> anyhow::Resul
     let mut client = client::plugins(global).await?;
     // No deadline: this runs until it is interrupted.
     let answer = client.watch_plugin_events(WatchPluginEventsRequest { recent: !new }).await;
-    let mut events = answer.map_err(Problem::read)?.into_inner();
+    let mut events = answer.map_err(Problem::query)?.into_inner();
     let mut left = count.unwrap_or(u64::MAX);
     while left > 0 {
-        let Some(event) = events.message().await.map_err(Problem::read)? else { break };
+        let Some(event) = events.message().await.map_err(Problem::query)? else { break };
         match global.output {
             // One line each, even on a terminal: this is a stream, not one result.
             Output::Json => output::record(&event_json(&event))?,
@@ -362,7 +363,7 @@ fn event_text(event: &PluginEvent) -> String {
 
 async fn remove(global: &Global, plugin: String) -> anyhow::Result<ExitCode> {
     let request = within(global, RemovePluginRequest { plugin: plugin.clone() });
-    client::plugins(global).await?.remove_plugin(request).await.map_err(Problem::change)?;
+    client::plugins(global).await?.remove_plugin(request).await.map_err(Problem::of(Deed::RemovePlugin))?;
     match global.output {
         Output::Json => output::object(&json!({ "plugin": plugin, "outcome": "removed" }))?,
         Output::Text => output::line(&format!("removed {plugin}"))?,

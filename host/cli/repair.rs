@@ -79,7 +79,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     };
     let mut client = client::coordinator(global).await?;
     // A repair has no deadline: --timeout bounds the connecting only.
-    let reports = client.repair(request).await.map_err(Problem::read)?.into_inner();
+    let reports = client.repair(request).await.map_err(Problem::query)?.into_inner();
     let bar = Bar::new(from, to);
     let last = tokio::select! {
         last = follow(reports, &bar) => last?,
@@ -98,7 +98,7 @@ async fn follow(
     bar: &Bar,
 ) -> anyhow::Result<CoordinatorServiceRepairResponse> {
     let mut announced = BTreeSet::new();
-    while let Some(report) = reports.message().await.map_err(Problem::read)? {
+    while let Some(report) = reports.message().await.map_err(Problem::query)? {
         if report.phase == "done" {
             return Ok(report);
         }

@@ -16,6 +16,7 @@ use witan_wire::v1::{
 use super::Global;
 use super::choice::{self, spelling};
 use super::client::{self, Problem, has_reason, within};
+use super::deed::Deed;
 use super::output::{self, Output, Table, inline};
 
 /// Shown below the help.
@@ -182,7 +183,7 @@ pub async fn ensure(global: &Global, request: CreateTenantRequest, if_missing: b
         Err(status) if if_missing && (status.code() == Code::AlreadyExists || has_reason(&status, "TENANT_EXISTS")) => {
             Ok(false)
         }
-        Err(status) => Err(Problem::change(status)),
+        Err(status) => Err(Problem::of(Deed::Tenant)(status)),
     }
 }
 
@@ -190,7 +191,7 @@ pub async fn ensure(global: &Global, request: CreateTenantRequest, if_missing: b
 pub async fn get(global: &Global, tenant: String) -> Result<GetTenantResponse, Problem> {
     let request = within(global, GetTenantRequest { tenant_id: tenant });
     let answer = client::coordinator(global).await?.get_tenant(request).await;
-    Ok(answer.map_err(Problem::read)?.into_inner())
+    Ok(answer.map_err(Problem::query)?.into_inner())
 }
 
 async fn list(global: &Global) -> anyhow::Result<ExitCode> {
@@ -199,7 +200,7 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
     let mut page_token = String::new();
     loop {
         let request = within(global, ListTenantsRequest { page_size: 1000, page_token });
-        let page = client.list_tenants(request).await.map_err(Problem::read)?.into_inner();
+        let page = client.list_tenants(request).await.map_err(Problem::query)?.into_inner();
         tenants.extend(page.tenants);
         page_token = page.next_page_token;
         if page_token.is_empty() {
@@ -233,7 +234,7 @@ async fn change(global: &Global, update: Update) -> anyhow::Result<ExitCode> {
     if let Some(factor) = update.replication_factor {
         let request =
             UpdateReplicationFactorRequest { tenant_id: update.tenant.clone(), new_replication_factor: factor };
-        client.update_replication_factor(within(global, request)).await.map_err(Problem::change)?;
+        client.update_replication_factor(within(global, request)).await.map_err(Problem::of(Deed::Tenant))?;
         return show(global.output, "updated", &get(global, update.tenant).await?);
     }
     anyhow::ensure!(!update.choices.is_empty(), "nothing to change; see witan help tenant update");
@@ -247,7 +248,7 @@ async fn change(global: &Global, update: Update) -> anyhow::Result<ExitCode> {
         default_level: spelling(choices.default_level),
         idempotency_outage: spelling(choices.idempotency_outage),
     };
-    let answer = client.update_tenant(within(global, request)).await.map_err(Problem::change)?;
+    let answer = client.update_tenant(within(global, request)).await.map_err(Problem::of(Deed::Tenant))?;
     show(global.output, "updated", &answer.into_inner())
 }
 

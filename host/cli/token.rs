@@ -14,6 +14,7 @@ use witan_wire::v1::{CreateTokenRequest, ListTokensRequest, RevokeTokenRequest, 
 
 use super::Global;
 use super::client::{self, Problem, within};
+use super::deed::Deed;
 use super::output::{self, Output, Table};
 use crate::access::issuance::well_formed;
 use crate::access::scope::{Scope, Scopes};
@@ -206,7 +207,7 @@ async fn made(global: &Global, create: Create) -> anyhow::Result<ExitCode> {
                 expires_at: expires_at.map_or(0, |seconds| i64::try_from(seconds).unwrap_or(i64::MAX)),
             };
             let answer = client::access(global).await?.create_token(within(global, request)).await;
-            let answer = answer.map_err(Problem::change)?.into_inner();
+            let answer = answer.map_err(Problem::of(Deed::Token))?.into_inner();
             (answer.info.unwrap_or_default(), answer.token)
         }
     };
@@ -250,7 +251,7 @@ async fn revoked(global: &Global, revoke: Revoke) -> anyhow::Result<ExitCode> {
         Some(metadata) => metadata.remove_token(&revoke.id).await.context("revoke")?,
         None => {
             let request = within(global, RevokeTokenRequest { token_id: revoke.id.clone() });
-            client::access(global).await?.revoke_token(request).await.map_err(Problem::change)?;
+            client::access(global).await?.revoke_token(request).await.map_err(Problem::of(Deed::Token))?;
         }
     }
     match global.output {
@@ -266,7 +267,7 @@ async fn asked(global: &Global, tenant_id: String) -> anyhow::Result<Vec<TokenIn
     let (mut tokens, mut page_token) = (Vec::new(), String::new());
     loop {
         let request = ListTokensRequest { tenant_id: tenant_id.clone(), page_size: 1000, page_token };
-        let page = client.list_tokens(within(global, request)).await.map_err(Problem::read)?.into_inner();
+        let page = client.list_tokens(within(global, request)).await.map_err(Problem::query)?.into_inner();
         tokens.extend(page.tokens);
         page_token = page.next_page_token;
         if page_token.is_empty() {

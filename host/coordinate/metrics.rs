@@ -164,7 +164,11 @@ impl<W: World> Collector for KeptNow<W> {
             ("witan_waiting_request_bytes", "Bytes of requests that wait before they begin", kept.waiting_requests),
             ("witan_fetched_record_bytes", "Bytes of records that reads have fetched", kept.fetched_records),
             ("witan_written_value_bytes", "Bytes of values that are being written", kept.values_being_written),
-            ("witan_operations_window", "Operations beyond which a tenant with more than others is refused", kept.window),
+            (
+                "witan_operations_window",
+                "Operations beyond which a tenant with more than others is refused",
+                kept.window,
+            ),
             ("witan_scans_in_flight", "Pages of keys that are being read", kept.scans),
         ];
         for (name, help, value) in gauges {

@@ -41,16 +41,24 @@ impl PluginApi {
         taken.map_err(|refused| tenants::status(&refused))
     }
 
-    fn find(&self, plugin: &str) -> Result<Artifact, Status> {
-        let reference = self.reference("plugin", plugin)?;
+    async fn find(&self, request: &Request<v1::GetPluginRequest>) -> Result<Artifact, Status> {
+        let plugin = &*request.get_ref().plugin;
+        let reference = self.reference(plugin, deadline(request)).await?;
         let found = self.host.artifact(&reference);
         found.ok_or_else(|| {
             refused(Code::NotFound, "PLUGIN_NOT_FOUND", format!("plugin {} does not exist", shown(plugin)))
         })
     }
 
-    /// Parses a reference. A unique prefix of a digest, of at least 8 digits, refers to that digest.
-    fn reference(&self, field: &'static str, text: &str) -> Result<Reference, Status> {
+    /// Parses a reference, and waits until it is known what it means. A unique prefix of a digest, of at least 8 digits, refers to that
+    /// digest.
+    async fn reference(&self, text: &str, deadline: Option<Instant>) -> Result<Reference, Status> {
+        self.host.is_known(&self.parse(text)?, deadline).await.map_err(status)?;
+        // Again: it may be a prefix of what has become known meanwhile.
+        self.parse(text)
+    }
+
+    fn parse(&self, text: &str) -> Result<Reference, Status> {
         let is_prefix = (8..64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
         if is_prefix {
             let artifacts = self.host.artifacts();
@@ -61,7 +69,7 @@ impl PluginApi {
         }
         Reference::parse(text).ok_or_else(|| {
             let remedy = "use a digest, name@version or a name, as `witan plugin list` shows them";
-            invalid(&Invalid::new(field, format!("{} names no plugin", shown(text)), remedy))
+            invalid(&Invalid::new("plugin", format!("{} names no plugin", shown(text)), remedy))
         })
     }
 }
@@ -72,7 +80,7 @@ impl PluginService for PluginApi {
         &self,
         request: Request<Streaming<v1::UploadPluginRequest>>,
     ) -> Result<Response<v1::UploadPluginResponse>, Status> {
-        let deadline = timeout(request.metadata()).and_then(|within| Instant::now().checked_add(within));
+        let deadline = deadline(&request);
         // Its place is held until the component is staged.
         let mut upload = self.host.begin_upload().map_err(status)?;
         let received = tokio::time::timeout_at(upload.until(), receive(request.into_inner(), &mut upload)).await;
@@ -93,7 +101,7 @@ impl PluginService for PluginApi {
         &self,
         request: Request<v1::GetPluginRequest>,
     ) -> Result<Response<v1::GetPluginResponse>, Status> {
-        let artifact = self.find(&request.get_ref().plugin)?;
+        let artifact = self.find(&request).await?;
         Ok(Response::new(v1::GetPluginResponse { plugin: Some(info(&artifact)) }))
     }
 
@@ -101,7 +109,7 @@ impl PluginService for PluginApi {
         &self,
         request: Request<v1::RemovePluginRequest>,
     ) -> Result<Response<v1::RemovePluginResponse>, Status> {
-        let reference = self.reference("plugin", &request.get_ref().plugin)?;
+        let reference = self.reference(&request.get_ref().plugin, deadline(&request)).await?;
         self.host.remove(reference).await.map_err(status)?;
         Ok(Response::new(v1::RemovePluginResponse {}))
     }
@@ -110,7 +118,7 @@ impl PluginService for PluginApi {
         &self,
         mut request: Request<v1::BindPluginRequest>,
     ) -> Result<Response<v1::BindPluginResponse>, Status> {
-        let caller = caller(&mut request)?;
+        let (caller, deadline) = (caller(&mut request)?, deadline(&request));
         let request = request.into_inner();
         let (tenant, hook) = own_slot(&caller, &request.tenant_id, &request.hook)?;
         let on_fault = OnFault::parse(&request.on_fault).ok_or_else(|| {
@@ -132,11 +140,12 @@ impl PluginService for PluginApi {
                 self.catalog.change_binding(turn, tenant.as_ref(), hook, unbind).await.map_err(not_changed)?;
             return Ok(Response::new(v1::BindPluginResponse { binding: None, previous }));
         }
-        let plugin = self.reference("plugin", &request.plugin);
+        // Before the change begins, which may block operations.
+        let plugin = self.reference(&request.plugin, deadline).await?;
         let bind = async move {
             let previous = in_force(&host, slot.as_ref(), hook);
             let configuration = request.configuration;
-            let bind = BindRequest { tenant: slot, hook, plugin: plugin?, configuration, on_fault };
+            let bind = BindRequest { tenant: slot, hook, plugin, configuration, on_fault };
             Ok((host.bind(bind).await.map_err(status)?, previous))
         };
         let turn = self.change(&caller, tenant.as_ref())?;
@@ -251,6 +260,11 @@ fn late(within: Duration) -> Status {
     refused(Code::DeadlineExceeded, "DEADLINE", message)
 }
 
+/// Until when the client waits for the answer.
+fn deadline<T>(request: &Request<T>) -> Option<Instant> {
+    timeout(request.metadata()).and_then(|within| Instant::now().checked_add(within))
+}
+
 /// The tenant that a call names; `None`: all tenants.
 fn named(tenant_id: &str) -> Result<Option<TenantId>, Status> {
     match tenant_id {
@@ -332,7 +346,7 @@ fn status(error: PluginError) -> Status {
         PluginError::Invalid(_) => refused(Code::InvalidArgument, "INVALID_REQUEST", message),
         PluginError::Refused(_) => refused(Code::FailedPrecondition, "PLUGIN_REFUSED", message),
         PluginError::NotFound(_) => refused(Code::NotFound, "PLUGIN_NOT_FOUND", message),
-        PluginError::InUse(_) => refused(Code::FailedPrecondition, "PLUGIN_IN_USE", message),
+        PluginError::InUse(_) | PluginError::Full => refused(Code::FailedPrecondition, "PLUGIN_IN_USE", message),
         PluginError::Busy => refused(Code::ResourceExhausted, "OVERLOADED", message),
         PluginError::HostBusy(_) => refused(Code::ResourceExhausted, "PLUGIN_HOST_BUSY", message),
         PluginError::Store(error) => store_report(&error, "INVALID_REQUEST", "INVALID_REQUEST").status(),

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use witan_kernel::port::StoreError;
 
-use crate::compile::{CompileError, Uncompiled};
 use crate::describe::ManifestError;
 use crate::instance::LinkError;
 use crate::limit;
 use crate::probe::ProbeError;
+use crate::uncompiled::{CompileError, Uncompiled};
 use crate::validate::ComponentError;
 
 /// Why a change was not made. Nothing has changed then.
@@ -27,6 +27,12 @@ pub enum PluginError {
     /// The plugin is bound, or kept for a rollback.
     #[error("{0}")]
     InUse(String),
+    /// Every plugin that is kept is bound, kept for a rollback, or in the watched folder.
+    #[error(
+        "there are {} plugins, all of them bound, kept for a rollback, or in the plugin folder; unbind some, or remove files",
+        limit::ARTIFACTS
+    )]
+    Full,
     /// Too many changes are waiting; try again.
     #[error("too many plugin changes are waiting; try again")]
     Busy,
@@ -44,7 +50,7 @@ pub enum PluginError {
 impl PluginError {
     /// True when the same request may succeed later, unchanged.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::Busy | Self::HostBusy(_) | Self::Store(_) | Self::Host(_))
+        matches!(self, Self::Full | Self::Busy | Self::HostBusy(_) | Self::Store(_) | Self::Host(_))
     }
 
     /// True when the plugin was not even tried.
@@ -59,6 +65,12 @@ impl PluginError {
 
     pub(crate) fn uploads_wait() -> Self {
         Self::HostBusy("other uploads are being compiled; try again in a minute, or with a longer deadline".into())
+    }
+
+    /// A name may mean a file that has not been looked at yet.
+    pub(crate) fn not_scanned() -> Self {
+        let what = "the plugin folder has not been scanned yet since this coordinator started";
+        Self::HostBusy(format!("{what}; try again in a minute"))
     }
 
     pub(crate) fn uncompiled(error: Uncompiled) -> Self {
@@ -120,9 +132,6 @@ pub enum HostError {
     /// A component on disk is not the one that was written there.
     #[error("{} is damaged; stage the plugin again", .0.display())]
     Damaged(PathBuf),
-    /// Every plugin that is kept is bound, or kept for a rollback.
-    #[error("there are {} plugins, all of them bound or kept for a rollback; unbind some", limit::ARTIFACTS)]
-    Full,
     /// The change panicked: a defect.
     #[error("the change panicked; please report it")]
     Panicked,

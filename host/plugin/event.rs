@@ -1,6 +1,7 @@
-//! Events of plugins and bindings, for operators: the last few hundred, and a subscription to those that follow.
+//! Events of plugins and bindings, for operators: the last few hundred, what put each binding in force, and a subscription to those that
+//! follow.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,7 +12,8 @@ use witan_kernel::sync::lock;
 
 use crate::digest::Digest;
 
-/// Events that are kept, and events by which a watcher may lag: a few hundred bytes each.
+/// Events that are kept, and events by which a watcher may lag: a few hundred bytes each. For each binding one more is kept, if it is
+/// older: the one that put it in force.
 const KEPT: usize = 256;
 
 /// What happened.
@@ -107,6 +109,19 @@ impl Event {
         (self.tenant, self.hook) = (tenant, Some(hook));
         self
     }
+
+    /// The binding that it is about, if it is about one.
+    fn slot(&self) -> Option<(Option<TenantId>, Hook)> {
+        Some((self.tenant.clone(), self.hook?))
+    }
+
+    fn puts_in_force(&self) -> bool {
+        matches!(self.kind, EventKind::Activated | EventKind::RolledBack)
+    }
+
+    fn changes_binding(&self) -> bool {
+        self.puts_in_force() || self.kind == EventKind::Unbound
+    }
 }
 
 /// The last events, and a channel for the next ones. A watcher that is too slow misses the oldest, and its receiver reports how many.
@@ -120,6 +135,41 @@ pub(crate) struct Events {
 struct Recent {
     last: u64,
     events: VecDeque<Event>,
+    /// Of each binding, what put it in force, if that is no longer among `events`: uploads must not push it out. At most one for each
+    /// binding.
+    in_force: BTreeMap<(Option<TenantId>, Hook), Event>,
+}
+
+impl Recent {
+    fn push(&mut self, event: Event) {
+        if event.changes_binding()
+            && let Some(slot) = event.slot()
+        {
+            self.in_force.remove(&slot);
+        }
+        self.events.push_back(event);
+        if self.events.len() > KEPT
+            && let Some(oldest) = self.events.pop_front()
+        {
+            self.keep_if_in_force(oldest);
+        }
+    }
+
+    fn keep_if_in_force(&mut self, event: Event) {
+        let Some(slot) = event.slot().filter(|_| event.puts_in_force()) else { return };
+        let is_last = !self.events.iter().any(|later| later.changes_binding() && later.slot().as_ref() == Some(&slot));
+        if is_last {
+            self.in_force.insert(slot, event);
+        }
+    }
+
+    /// All that are kept, in the order of their numbers.
+    fn all(&self) -> Vec<Event> {
+        let mut events: Vec<Event> = self.in_force.values().cloned().collect();
+        events.sort_by_key(|event| event.sequence);
+        events.extend(self.events.iter().cloned());
+        events
+    }
 }
 
 impl Default for Events {
@@ -136,10 +186,7 @@ impl Events {
         let mut recent = lock(&self.recent);
         recent.last += 1;
         event.sequence = recent.last;
-        if recent.events.len() == KEPT {
-            recent.events.pop_front();
-        }
-        recent.events.push_back(event.clone());
+        recent.push(event.clone());
         // Sent under the lock, so that watchers see the events in sequence. Having no watcher is no error.
         let _ = self.sender.send(event);
     }
@@ -147,7 +194,7 @@ impl Events {
     /// The events that are kept, and a receiver of those that follow, without a gap between them.
     pub(crate) fn watch(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let recent = lock(&self.recent);
-        (recent.events.iter().cloned().collect(), self.sender.subscribe())
+        (recent.all(), self.sender.subscribe())
     }
 }
 
@@ -182,5 +229,33 @@ mod tests {
         assert_eq!(recent.last().unwrap().sequence, (KEPT + 10) as u64);
         events.emit(Event::new(EventKind::Ready, ""));
         assert_eq!(next.try_recv().unwrap().sequence, (KEPT + 11) as u64);
+    }
+
+    #[test]
+    fn what_put_a_binding_in_force_is_kept_as_long_as_it_is() {
+        let events = Events::default();
+        let emit = |kind, tenant: &str| {
+            events.emit(Event::new(kind, "").at(Some(TenantId::new(tenant).unwrap()), Hook::RoutingHook));
+        };
+        let uploads = || (0..KEPT).for_each(|_| events.emit(Event::new(EventKind::Staged, "")));
+        let kept = || {
+            let events = events.watch().0.into_iter().filter(|event| event.hook.is_some());
+            events.map(|event| (event.sequence, event.kind)).collect::<Vec<_>>()
+        };
+        emit(EventKind::Activated, "a");
+        emit(EventKind::Activated, "b");
+        emit(EventKind::Faulted, "b");
+        emit(EventKind::Activated, "c");
+        emit(EventKind::Unbound, "c");
+        uploads();
+        assert_eq!(kept(), [(1, EventKind::Activated), (2, EventKind::Activated)]);
+        emit(EventKind::Unbound, "a");
+        emit(EventKind::RolledBack, "b");
+        let rolled_back = 5 + KEPT as u64 + 2;
+        assert_eq!(kept(), [(rolled_back - 1, EventKind::Unbound), (rolled_back, EventKind::RolledBack)]);
+        uploads();
+        uploads();
+        assert_eq!(kept(), [(rolled_back, EventKind::RolledBack)]);
+        assert_eq!(events.watch().0.len(), KEPT + 1);
     }
 }

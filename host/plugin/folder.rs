@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use notify::Watcher as _;
+use tokio::sync::watch;
 
 use crate::digest::Digest;
 use crate::error::HostError;
@@ -30,9 +31,6 @@ const SCANS: usize = 40;
 const POLL: Duration = Duration::from_secs(30);
 /// Time between two rounds in which idle instances are dropped.
 const RELEASE_IDLE: Duration = Duration::from_secs(10);
-/// How long the start waits for the first scan, so that bindings follow what is in the folder from the first request on. A local folder
-/// takes milliseconds, unless there is much to compile.
-const FIRST_SCAN: Duration = Duration::from_secs(5);
 /// Most entries of the folder that are read: room for other files beside [`limit::FOLDER_FILES`] plugins.
 const ENTRIES: usize = 4 * limit::FOLDER_FILES;
 
@@ -46,6 +44,8 @@ pub(crate) struct Folder {
     unreadable: Mutex<BTreeMap<String, String>>,
     /// Held during a scan. Nothing but a scan takes it.
     scanning: Mutex<()>,
+    /// Whether the first scan has ended, even if it failed.
+    scanned: watch::Sender<bool>,
 }
 
 /// A file at a scan.
@@ -74,7 +74,24 @@ impl Folder {
             }
             Ok(()) | Err(_) => {}
         }
-        Ok(Self { path, files: Mutex::default(), unreadable: Mutex::default(), scanning: Mutex::default() })
+        let scanned = watch::Sender::new(false);
+        let (files, unreadable, scanning) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self { path, files, unreadable, scanning, scanned })
+    }
+
+    /// Turns true when the first scan has ended.
+    pub(crate) fn scanned(&self) -> watch::Receiver<bool> {
+        self.scanned.subscribe()
+    }
+
+    /// Whether a file has this content.
+    pub(crate) fn has(&self, digest: Digest) -> bool {
+        lock(&self.files).values().any(|file| file.digest == digest)
+    }
+
+    /// Has the next scan return the files with this content again.
+    pub(crate) fn stage_again(&self, digest: Digest) {
+        lock(&self.files).values_mut().filter(|file| file.digest == digest).for_each(|file| file.settled = false);
     }
 
     /// The digest of the most recently modified file among those that have settled and that `wanted` accepts.
@@ -182,6 +199,7 @@ impl Inner {
         self.stage_until_quiet(folder, || {});
         self.find_superseded();
         self.follow();
+        folder.scanned.send_replace(true);
     }
 
     fn stage_until_quiet(&self, folder: &Folder, after_each: impl Fn()) {
@@ -211,36 +229,31 @@ impl Inner {
     }
 }
 
-/// Starts the thread that watches the folder and the one that drops idle instances, and waits [`FIRST_SCAN`] for the first scan. They end
-/// when the host has been dropped.
-pub(crate) fn start(inner: &Arc<Inner>) -> io::Result<()> {
+/// Starts the thread that drops idle instances. It ends when the host has been dropped.
+pub(crate) fn start_upkeep(inner: &Arc<Inner>) -> io::Result<()> {
     let idle = Arc::downgrade(inner);
-    thread::Builder::new().name("witan-plugin-upkeep".into()).spawn(move || release_idle(&idle))?;
+    thread::Builder::new().name("witan-plugin-upkeep".into()).spawn(move || release_idle(&idle)).map(|_| ())
+}
+
+/// Starts the thread that watches the folder. It ends when the host has been dropped.
+pub(crate) fn start(inner: &Arc<Inner>) -> io::Result<()> {
     let Some(folder) = &inner.folder else { return Ok(()) };
-    let (scanned, first_scan) = sync_channel(1);
     let (watching, path) = (Arc::downgrade(inner), folder.path.clone());
     let work = move || {
         let (notify, notifications) = sync_channel(1);
         // Before the first scan, so that no change is missed. The sender is kept, so that without a watcher the channel times out
         // instead of closing.
-        let _kept = (watch(&path, notify.clone()), notify);
+        let _kept = (begin_watching(&path, notify.clone()), notify);
         if let Some(inner) = watching.upgrade() {
             inner.scan_first();
         }
-        // The start may not wait any more.
-        let _ = scanned.try_send(());
         follow_changes(&watching, &notifications);
     };
-    thread::Builder::new().name("witan-plugin-folder".into()).stack_size(STACK_BYTES).spawn(work)?;
-    if first_scan.recv_timeout(FIRST_SCAN) == Err(RecvTimeoutError::Timeout) {
-        let (folder, seconds) = (folder.path.display(), FIRST_SCAN.as_secs());
-        tracing::warn!(%folder, seconds, "the plugin folder is not scanned yet; what is in it is staged and followed while this serves");
-    }
-    Ok(())
+    thread::Builder::new().name("witan-plugin-folder".into()).stack_size(STACK_BYTES).spawn(work).map(|_| ())
 }
 
 /// Watches the folder rather than its files: files are replaced, and in a mounted volume a link beside them is swapped.
-fn watch(path: &Path, notification: SyncSender<()>) -> Option<notify::RecommendedWatcher> {
+fn begin_watching(path: &Path, notification: SyncSender<()>) -> Option<notify::RecommendedWatcher> {
     let on_event = move |event: notify::Result<notify::Event>| {
         if event.as_ref().is_ok_and(|event| is_read(event.kind)) {
             return;
@@ -333,7 +346,7 @@ mod tests {
     fn writing_a_file_notifies() {
         let dir = tempfile::tempdir().unwrap();
         let (notify, notifications) = sync_channel(1);
-        let _watcher = watch(dir.path(), notify).unwrap();
+        let _watcher = begin_watching(dir.path(), notify).unwrap();
         fs::write(dir.path().join("a.wasm"), b"x").unwrap();
         notifications.recv_timeout(Duration::from_secs(60)).unwrap();
     }

@@ -4,8 +4,9 @@
 //! A plugin passes through these modules, in this order:
 //!
 //! 1. [`limit`], [`digest`]: its limits and its identity.
-//! 2. `validate`: the rules that its bytes must keep.
-//! 3. `engine`, `compile`: compilation to machine code, once per digest, on separate threads, cached on disk.
+//! 2. `validate`, `effort`: the rules that its bytes must keep, and how much work they may be.
+//! 3. `engine`, `compile`: compilation to machine code, once per digest, in a process of its own (`spawn` from the outside, `child` from
+//!    the inside), cached on disk (`images`); `refusals` are remembered there too.
 //! 4. `bindings`, `guest`, `instance`, `fault`: calling it within its limits, and why a call gave no answer.
 //! 5. `describe`, `probe`: its description of itself, and tests of its answers before anything depends on them.
 //! 6. [`binding`], `tenant`, `breaker`, `answers`, `snapshot`: which version answers for which tenant, and what happens when it fails.
@@ -13,37 +14,45 @@
 //!    report what happened; [`error`] says why a change was not made.
 //!
 //! Invariants: an instance serves one tenant and one binding. A call is bounded in time, memory, stack and in the size of its result. A
-//! guest that fails loses only its own instance. Nothing blocks a serving thread: resolvers, compilation, the disk and the binding store
-//! have separate threads.
+//! guest that fails loses only its own instance. Nothing blocks a serving thread: resolvers, the disk and the binding store have
+//! separate threads, and compilation has separate processes.
 
 mod answers;
 pub mod binding;
 mod bindings;
 mod breaker;
+mod child;
 mod compile;
 mod control;
 mod describe;
 pub mod digest;
 mod disk;
+mod effort;
 mod engine;
 pub mod error;
 pub mod event;
 mod fault;
 mod folder;
 mod guest;
+mod images;
 mod instance;
 pub mod limit;
 pub mod metrics;
 mod pool;
 mod probe;
+mod refusals;
 pub mod registry;
 mod snapshot;
+mod spawn;
 mod tenant;
 mod turn;
+mod uncompiled;
 mod upload;
 mod validate;
 
 pub use binding::{BindingRecord, OnFault, PluginStore, Reference};
+pub use child::compile_if_asked;
+pub use compile::Compilations;
 pub use digest::Digest;
 pub use error::PluginError;
 pub use limit::{Budget, Limits};

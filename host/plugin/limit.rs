@@ -13,8 +13,14 @@ const _: () = assert!(ARTIFACT_BYTES <= COMPONENT_BYTES);
 pub const FUNCTIONS: usize = 20_000;
 /// Largest function body, in bytes: the compiler's time and memory grow faster than linearly with it.
 pub const FUNCTION_BYTES: usize = 256 << 10;
-/// Most locals of a function times the places in it where control flow splits or joins: the compiler may keep a few words for each
-/// pair. A function of 500 locals may have 20,000 such places.
+/// Values that the operators of a component may take and give, for each byte that it may have. An operator of one byte takes and gives
+/// four at most, unless it uses a function type of many parameters or results: so this refuses no code of the ordinary kind, and bounds
+/// what such types multiply.
+pub const VALUES_PER_BYTE: u64 = 4;
+/// Most values that the operators of one function may take and give, for the same reason. The compiler keeps hundreds of bytes for each.
+pub const FUNCTION_VALUES: u64 = VALUES_PER_BYTE * FUNCTION_BYTES as u64;
+/// Most values of a function (locals, what is on the operand stack, parameters and results of a block) summed over the places in it where
+/// control flow splits or joins: the compiler may keep a few words for each pair. A function of 500 locals may have 20,000 such places.
 pub const FUNCTION_TANGLE: u64 = 10_000_000;
 /// Most instances, memories and tables of one store: a component with its adapters has three to six of each.
 pub const STORE_ITEMS: usize = 16;
@@ -36,8 +42,19 @@ pub const GAUGES: usize = 16;
 pub const RESOLVER_WAITING: usize = 64;
 /// Most questions that may wait for all resolvers together. Each holds the siblings of a key.
 pub const RESOLVER_QUEUE: usize = 1024;
-/// Most concurrent compilations, abandoned ones included: each may use a whole core and hundreds of megabytes.
+/// Most concurrent compilations: each may use a whole core and [`COMPILE_MEMORY_BYTES`].
 pub const COMPILATIONS: usize = 2;
+/// Memory that the process may write to in which a component is compiled, by default. Useful components of up to a megabyte take less than
+/// 100 MiB; those with an interpreter, of 20 MB, were seen to take 340.
+pub const COMPILE_MEMORY_BYTES: usize = 512 << 20;
+/// Largest machine code of a component by default, in bytes. It has 5 to 20 times the bytes of its component, and is in memory for as long
+/// as a binding may use it. A component of 3.6 KB was seen to make 117 MB, by memories that are mostly empty.
+pub const IMAGE_BYTES: usize = 32 << 20;
+/// Most bytes of all cached machine code by default: 4 MiB for each of [`ARTIFACTS`], eight times what a Rust plugin has. What does not
+/// fit is compiled again after a restart.
+pub const IMAGES_BYTES: u64 = 1 << 30;
+/// Components that could not be compiled, as many as are remembered: more than a folder can have, so that all of its files are.
+pub const REFUSALS: usize = 4 * FOLDER_FILES;
 /// How long an upload, a binding or a file of the watched folder waits for a place to compile in: a few compilations of useful components,
 /// which take a second or two each. An upload whose client has a shorter deadline waits only until then.
 pub const COMPILER_WAIT: Duration = Duration::from_secs(30);
@@ -52,7 +69,7 @@ pub const UPLOAD: Duration = Duration::from_secs(60);
 pub const CHANGE_ATTEMPTS: usize = 8;
 /// Threads for rollbacks and unbinds alone: they only wait for the store, and an incident has more than one tenant.
 pub const BACK_THREADS: usize = 4;
-/// Most components that are kept. For another one the oldest that no binding refers to is evicted.
+/// Most components that are kept. For another one the oldest is evicted that no binding refers to and that is not in the watched folder.
 pub const ARTIFACTS: usize = 256;
 /// Most bindings of all tenants together: each keeps machine code in memory, and all are copied with every change.
 pub const BINDINGS: usize = 4096;
@@ -60,6 +77,8 @@ pub const BINDINGS: usize = 4096;
 pub const HISTORY: usize = 8;
 /// Most tenants whose instances are kept warm: the instances of each have their own memories.
 pub const WARM_TENANTS: usize = 4096;
+/// How long a reference by name waits for the first scan of the watched folder, if its client waits as long: a few compilations.
+pub const FIRST_SCAN_WAIT: Duration = COMPILER_WAIT;
 /// Files of the watched folder that are looked at: as many as components are kept.
 pub const FOLDER_FILES: usize = 256;
 
@@ -88,8 +107,14 @@ pub struct Budget {
 pub struct Limits {
     /// Largest component, in bytes.
     pub artifact: usize,
-    /// CPU time of a compilation. What exceeds it is refused.
+    /// CPU time of a compilation, in whole seconds. What exceeds it is refused.
     pub compile: Duration,
+    /// Memory that a compilation may write to, in bytes. What exceeds it is refused.
+    pub compile_memory: usize,
+    /// Largest machine code of a component, in bytes.
+    pub image: usize,
+    /// Most bytes of all cached machine code. The least recently used is evicted, unless a binding refers to it.
+    pub images: u64,
     /// Wall time of a compilation, whatever CPU time it was given: after it the machine counts as overloaded, and the component may be
     /// tried again.
     pub compile_wall: Duration,
@@ -132,6 +157,9 @@ impl Default for Limits {
         Self {
             artifact: ARTIFACT_BYTES,
             compile: Duration::from_secs(20),
+            compile_memory: COMPILE_MEMORY_BYTES,
+            image: IMAGE_BYTES,
+            images: IMAGES_BYTES,
             compile_wall: Duration::from_secs(300),
             policy: serving.clone(),
             resolver,

@@ -19,7 +19,7 @@ use witan_kernel::name::TenantId;
 use witan_kernel::port::Slot;
 
 use crate::binding::{BindingRecord, OnFault, PluginStore, Reference};
-use crate::compile::Compiler;
+use crate::compile::{Compilations, Compiler};
 use crate::digest::Digest;
 use crate::error::{HostError, PluginError};
 use crate::event::{Event, Events};
@@ -45,6 +45,8 @@ pub struct Settings {
     pub folder: Option<PathBuf>,
     /// The limits of plugins.
     pub limits: Limits,
+    /// The program in whose processes components are compiled: one that calls [`crate::compile_if_asked`] first, as the coordinator's own.
+    pub compiler: PathBuf,
 }
 
 /// A request to bind.
@@ -157,9 +159,9 @@ struct LiveBinding {
 }
 
 impl PluginHost {
-    /// Starts the host: loads the known components and bindings, and scans the watched folder once, for which it waits a few seconds
-    /// at most. Blocks: call it outside the runtime (in `spawn_blocking`, or before there is one). A binding whose plugin cannot be
-    /// loaded does not prevent the start: its questions are faults until it is bound again.
+    /// Starts the host: loads the known components and bindings, those in force as they are recorded. The watched folder is not looked
+    /// into before [`Self::watch_folder`]. Blocks: call it outside the runtime (in `spawn_blocking`, or before there is one). A binding
+    /// whose plugin cannot be loaded does not prevent the start: its questions are faults until it is bound again.
     pub fn start(settings: Settings, store: Arc<dyn PluginStore>) -> Result<Self, PluginError> {
         let engine = crate::engine::runtime().map_err(|error| HostError::Engine(error.to_string()))?;
         let shared = Shared {
@@ -171,10 +173,10 @@ impl PluginHost {
         let limits = shared.limits.clone();
         let resolvers = Pool::new("witan-resolver", limits.resolver_threads, limit::RESOLVER_QUEUE)
             .map_err(HostError::thread("resolver threads"))?;
-        let compiler = Compiler::new(&settings.data_dir, &limits)?;
+        let uploads = Uploads::new(&limits);
+        let compiler = Compiler::new(settings.compiler, &settings.data_dir, limits)?;
         let (shelf, library) = Shelf::open(&settings.data_dir)?;
         let folder = settings.folder.map(Folder::open).transpose()?;
-        let uploads = Uploads::new(&limits);
         let published =
             Published { snapshot: Snapshot::new(&[], resolvers), bindings: Vec::new(), artifacts: Arc::default() };
         let inner = Arc::new(Inner {
@@ -194,7 +196,7 @@ impl PluginHost {
         });
         inner.learn_components()?;
         inner.restore()?;
-        crate::folder::start(&inner).map_err(HostError::thread("upkeep"))?;
+        crate::folder::start_upkeep(&inner).map_err(HostError::thread("upkeep"))?;
         Ok(Self { inner })
     }
 
@@ -204,6 +206,25 @@ impl PluginHost {
     /// [`PluginError::Busy`] when too many are being received.
     pub fn begin_upload(&self) -> Result<Upload, PluginError> {
         self.inner.uploads.begin()
+    }
+
+    /// Scans the watched folder from now on, on a thread of its own. Called once the coordinator serves: whatever is in the folder, and
+    /// however long it takes to compile, must not keep it from that.
+    pub fn watch_folder(&self) -> Result<(), PluginError> {
+        Ok(crate::folder::start(&self.inner).map_err(HostError::thread("the watched folder"))?)
+    }
+
+    /// Waits until it is known what a reference means: a name, or a digest that is not known, may mean a file of the watched folder, whose
+    /// first scan may not have ended. It waits until `deadline`, or [`limit::FIRST_SCAN_WAIT`] if that is shorter; then it fails with
+    /// [`PluginError::HostBusy`].
+    pub async fn is_known(&self, plugin: &Reference, deadline: Option<Instant>) -> Result<(), PluginError> {
+        let is_certain = matches!(plugin, Reference::Digest(_)) && self.artifact(plugin).is_some();
+        let Some(folder) = self.inner.folder.as_ref().filter(|_| !is_certain) else { return Ok(()) };
+        let longest = Instant::now() + limit::FIRST_SCAN_WAIT;
+        let until = deadline.map_or(longest, |deadline| deadline.min(longest));
+        let mut scanned = folder.scanned();
+        let scan = tokio::time::timeout_at(until.into(), scanned.wait_for(|scanned| *scanned)).await;
+        scan.map(|_| ()).map_err(|_| PluginError::not_scanned())
     }
 
     /// Stages a component: checks and compiles it, and has it describe itself. Idempotent. It waits for a place to compile in for
@@ -284,6 +305,11 @@ impl PluginHost {
     /// The last events, and a receiver for those that follow.
     pub fn watch(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
         self.inner.shared.events.watch()
+    }
+
+    /// What became of compilations.
+    pub fn compilations(&self) -> Compilations {
+        self.inner.compiler.counts()
     }
 
     /// Counts per hook since the process started.

@@ -1,8 +1,9 @@
 //! The rules that a component must keep, checked on its bytes before anything is compiled.
 
-use wasmparser::{Chunk, Encoding, FunctionBody, MemoryType, Operator, Parser, Payload, TableType, Validator};
+use wasmparser::{Chunk, Encoding, MemoryType, Parser, Payload, TableType};
 use witan_kernel::hook::Hook;
 
+use crate::effort::{self, EffortError};
 use crate::limit::{self, Limits};
 
 /// What a plugin may import. Types carry no code.
@@ -42,19 +43,14 @@ pub(crate) enum ComponentError {
     Functions(usize),
     #[error("has a function of {0} bytes; at most {limit} are allowed", limit = limit::FUNCTION_BYTES)]
     FunctionBytes(usize),
-    #[error(
-        "has a function whose locals times branches are {0}; at most {limit} are allowed: split it",
-        limit = limit::FUNCTION_TANGLE
-    )]
-    FunctionTangle(u64),
+    #[error(transparent)]
+    Effort(#[from] EffortError),
     #[error("has {memories} memories and {tables} tables; at most {} of each are allowed", limit::STORE_ITEMS)]
     StoreItems { memories: usize, tables: usize },
     #[error("starts with {bytes} bytes of memory; at most {limit} are allowed")]
     Memory { bytes: u64, limit: usize },
     #[error("starts with {0} elements in tables; at most {limit} are allowed", limit = limit::TABLE_ELEMENTS)]
     TableElements(u64),
-    #[error("is not a valid component: {0}")]
-    Invalid(String),
 }
 
 fn wasi_remedy(wasi: bool) -> &'static str {
@@ -80,9 +76,7 @@ pub(crate) fn validate(bytes: &[u8], limits: &Limits) -> Result<Hook, ComponentE
     check_imports(&contents)?;
     let hook = find_hook(&contents)?;
     check_sizes(&contents, limits.budget(hook).memory)?;
-    Validator::new_with_features(crate::engine::features())
-        .validate_all(bytes)
-        .map_err(|error| ComponentError::Invalid(error.to_string()))?;
+    effort::check(bytes, limits)?;
     Ok(hook)
 }
 
@@ -107,8 +101,6 @@ struct Contents {
     functions: usize,
     /// Bytes of the largest function body.
     largest: usize,
-    /// The greatest [`tangle`] of a function.
-    tangle: u64,
     memories: Vec<MemoryType>,
     tables: Vec<TableType>,
 }
@@ -148,7 +140,6 @@ impl Contents {
             Payload::CodeSectionStart { count, .. } => self.functions += count as usize,
             Payload::CodeSectionEntry(body) => {
                 self.largest = self.largest.max(body.range().len());
-                self.tangle = self.tangle.max(tangle(&body)?);
             }
             Payload::MemorySection(section) => {
                 for memory in section {
@@ -164,25 +155,6 @@ impl Contents {
         }
         Ok(())
     }
-}
-
-/// Locals times places where control flow splits or joins, see [`limit::FUNCTION_TANGLE`].
-fn tangle(body: &FunctionBody<'_>) -> wasmparser::Result<u64> {
-    let mut locals = 0_u64;
-    for declared in body.get_locals_reader()? {
-        locals = locals.saturating_add(u64::from(declared?.0));
-    }
-    let mut places = 0_u64;
-    let mut operators = body.get_operators_reader()?;
-    while !operators.eof() {
-        use Operator::{Block, Br, BrIf, BrTable, Else, End, If, Loop};
-        let splits = matches!(
-            operators.read()?,
-            Block { .. } | Loop { .. } | If { .. } | Else | End | Br { .. } | BrIf { .. } | BrTable { .. }
-        );
-        places += u64::from(splits);
-    }
-    Ok(locals.saturating_mul(places))
 }
 
 /// True when bytes that cannot be parsed are the beginning of a component: the parser would go on if more followed.
@@ -238,9 +210,6 @@ fn check_sizes(contents: &Contents, memory: usize) -> Result<(), ComponentError>
     }
     if contents.largest > limit::FUNCTION_BYTES {
         return Err(ComponentError::FunctionBytes(contents.largest));
-    }
-    if contents.tangle > limit::FUNCTION_TANGLE {
-        return Err(ComponentError::FunctionTangle(contents.tangle));
     }
     let (memories, tables) = (contents.memories.len(), contents.tables.len());
     if memories > limit::STORE_ITEMS || tables > limit::STORE_ITEMS {

@@ -1,16 +1,18 @@
 //! The plugin platform of a coordinator: its host, and its metrics.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use witan_kernel::port::Metadata;
 use witan_plugin::metrics::Counts;
-use witan_plugin::{Limits, PluginHost, Settings};
+use witan_plugin::{Compilations, Limits, PluginHost, Settings};
 use witan_store::plugins::StoredPlugins;
 
 use super::config::Config;
@@ -21,11 +23,22 @@ pub(super) async fn start(config: &Config, metadata: Arc<dyn Metadata>) -> anyho
         data_dir: config.data_dir.join("plugins"),
         folder: config.plugins.clone(),
         limits: Limits::default(),
+        compiler: this_program()?,
     };
     let shared = config.shared.postgres.is_some();
     let store = Arc::new(StoredPlugins::new(metadata, shared, Handle::current()));
     let started = tokio::task::spawn_blocking(move || PluginHost::start(settings, store));
     started.await?.context("start the plugin host")
+}
+
+/// This program, which compiles plugins in processes of its own. On Linux by a name that means the very file that is running, even if
+/// another version has been installed over it since.
+fn this_program() -> anyhow::Result<PathBuf> {
+    let running = PathBuf::from("/proc/self/exe");
+    if running.exists() {
+        return Ok(running);
+    }
+    std::env::current_exe().context("find the path of this program, which compiles plugins in processes of its own")
 }
 
 /// Makes the host's counts visible.
@@ -58,6 +71,20 @@ impl Collector for Counted {
                 ConstCounter::new(read(counts)).encode(family.encode_family(&label)?)?;
             }
         }
-        Ok(())
+        encode_compilations(&self.0.compilations(), &mut encoder)
     }
+}
+
+fn encode_compilations(counts: &Compilations, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let help =
+        "Compilations of plugins: not_now says nothing about the plugin, say because no process could be started";
+    let kind = prometheus_client::metrics::MetricType::Counter;
+    let mut family = encoder.encode_descriptor("witan_plugin_compilations", help, None, kind)?;
+    let outcomes = [("compiled", counts.compiled), ("refused", counts.refused), ("not_now", counts.not_now)];
+    for (outcome, count) in outcomes {
+        ConstCounter::new(count).encode(family.encode_family(&[("outcome", outcome)])?)?;
+    }
+    let bytes = ConstGauge::new(i64::try_from(counts.image_bytes).unwrap_or(i64::MAX));
+    let (name, help) = ("witan_plugin_image_bytes", "Bytes of cached machine code of plugins on disk");
+    bytes.encode(encoder.encode_descriptor(name, help, None, bytes.metric_type())?)
 }

@@ -113,11 +113,13 @@ pub async fn start(
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
     let issuance = Issuance::new(Arc::clone(&parts.access), Arc::clone(&member.metadata), config.tenants.max_tokens);
     let services = parts.services(catalog, issuance, live, &stop);
-    let grpc = server::serve(incoming, services, bounds, stopped(stop.clone()));
+    let grpc = tokio::spawn(server::serve(incoming, services, bounds, stopped(stop.clone())));
+    // Not earlier: what is in it may take long to compile.
+    parts.plugins.watch_folder().context("watch the plugin folder")?;
     Ok(Serving {
         address,
         admin_address,
-        grpc: tokio::spawn(grpc),
+        grpc,
         admin: tokio::spawn(console::serve(admin_incoming, admin, stopped(stop))),
         access: parts.access,
         idempotency: parts.idempotency,

@@ -2,6 +2,7 @@
 //! time with all of them connected.
 
 mod attack;
+mod bomb;
 mod friend;
 mod heavy;
 mod kept;

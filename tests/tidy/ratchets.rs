@@ -5,7 +5,7 @@ pub const RATCHETS: [(&str, usize); 10] = [
     ("chance", 0),
     ("directions", 4),
     ("circles between rooms", 0),
-    ("circles within rooms", 25),
+    ("circles within rooms", 24),
     ("long files", 0),
     ("long functions", 0),
     ("long lines", 0),

@@ -57,7 +57,7 @@ pub async fn run(global: &Global, list: List) -> anyhow::Result<ExitCode> {
             page_token,
             prefix: list.prefix.clone(),
         };
-        let page = client.list_keys(within(global, request)).await.map_err(Problem::read)?.into_inner();
+        let page = client.list_keys(within(global, request)).await.map_err(Problem::query)?.into_inner();
         left = left.saturating_sub(page.keys.len() as u64);
         match global.output {
             Output::Text => output::names(page.keys.iter().map(|key| key.key.as_str()), list.null)?,

@@ -7,6 +7,7 @@ use witan_wire::v1::DeleteTenantRequest;
 
 use crate::cli::Global;
 use crate::cli::client::{self, Problem, within};
+use crate::cli::deed::Deed;
 use crate::cli::output::{self, Output, grouped};
 
 /// Shown below the help.
@@ -46,7 +47,7 @@ pub async fn run(global: &Global, delete: Delete) -> anyhow::Result<ExitCode> {
         confirm: delete.tenant,
     };
     let answer = client::coordinator(global).await?.delete_tenant(within(global, request)).await;
-    let deleted = answer.map_err(Problem::change)?.into_inner();
+    let deleted = answer.map_err(Problem::of(Deed::Tenant))?.into_inner();
     let complete = deleted.incomplete_nodes.is_empty();
     match global.output {
         Output::Json => output::object(&json!({

@@ -4,7 +4,7 @@
 //! nothing is held that another change needs. Then the slot's turn is taken, what is stored is compared with what the change began with,
 //! and the new version is stored and swapped in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ use super::{BindRequest, Binding, HostState, Inner, LiveBinding, compiler_wait, 
 use crate::binding::{BindingRecord, BindingVersion, OnFault, Reference};
 use crate::describe::describe;
 use crate::digest::Digest;
-use crate::error::{HostError, PluginError, Why};
+use crate::error::{PluginError, Why};
 use crate::event::{Event, EventKind};
 use crate::instance::Program;
 use crate::limit;
@@ -89,18 +89,27 @@ impl Inner {
 
     /// For a thread that is stocking.
     fn make_room(&self) -> Result<(), PluginError> {
-        let unused = {
-            let state = lock(&self.state);
-            state.library.to_evict(|digest| state.refers_to(digest))
-        };
-        if let Some(digest) = unused {
-            self.store.forget(digest)?;
-            self.forget(digest);
-        }
-        if lock(&self.state).library.is_full() {
-            return Err(HostError::Full.into());
+        // Bound by other coordinators, as the store says.
+        let mut bound = BTreeSet::new();
+        while lock(&self.state).library.is_full() {
+            let unused = {
+                let state = lock(&self.state);
+                let needed = |digest| state.refers_to(digest) || self.is_filed(digest) || bound.contains(&digest);
+                state.library.to_evict(needed)
+            };
+            let digest = unused.ok_or(PluginError::Full)?;
+            match self.store.forget(digest) {
+                Ok(()) => _ = self.forget(digest),
+                Err(StoreError::Refused(_)) => _ = bound.insert(digest),
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
+    }
+
+    /// Whether a component is a file of the watched folder.
+    pub(super) fn is_filed(&self, digest: Digest) -> bool {
+        self.folder.as_ref().is_some_and(|folder| folder.has(digest))
     }
 
     /// For a thread that is stocking.
@@ -130,7 +139,8 @@ impl Inner {
         if let Some(program) = self.loaded(digest) {
             return Ok((program, false));
         }
-        let compiled = self.compiler.component(&self.engine, digest, bytes, until);
+        let needed = |digest| lock(&self.state).refers_to(digest);
+        let compiled = self.compiler.component(&self.engine, digest, bytes, until, &needed);
         let (component, compiled) = compiled.map_err(PluginError::uncompiled)?;
         let budget = self.shared.limits.budget(hook).clone();
         let program = Program::link(&self.engine, &component, hook, self.shared.ticks.clone(), budget)

@@ -169,13 +169,11 @@ impl Library {
         Some(artifact)
     }
 
-    /// The oldest component that is not `used`, when the library is full.
+    /// The oldest component that is not `used`. Uploads go first: a file may still be in the folder of another coordinator.
     pub(super) fn to_evict(&self, used: impl Fn(Digest) -> bool) -> Option<Digest> {
-        if !self.is_full() {
-            return None;
-        }
         let unused = self.artifacts.values().filter(|artifact| !used(artifact.digest));
-        unused.min_by_key(|artifact| artifact.staged_at_ms).map(|artifact| artifact.digest)
+        let last = |artifact: &&Artifact| (artifact.source != Source::Upload, artifact.staged_at_ms);
+        unused.min_by_key(last).map(|artifact| artifact.digest)
     }
 
     pub(super) fn is_full(&self) -> bool {

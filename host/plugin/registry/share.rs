@@ -219,13 +219,25 @@ impl Inner {
             let gone = list.iter().filter(|local| !kept.iter().any(|entry| entry.digest == local.digest));
             gone.map(|artifact| artifact.digest).filter(|digest| !state.refers_to(*digest)).collect()
         };
-        gone.into_iter().for_each(|digest| _ = self.forget(digest));
+        // If the store is full, another coordinator may have evicted what only this one's folder has. Otherwise somebody has removed it.
+        let folder = self.folder.as_ref().filter(|_| kept.len() >= limit::ARTIFACTS);
+        for digest in gone {
+            self.forget(digest);
+            if let Some(folder) = folder {
+                folder.stage_again(digest);
+            }
+        }
         self.fetch(kept)
     }
 
-    /// Copies missing components from the store: the newest, if there are more than [`limit::ARTIFACTS`]. For a thread that is stocking.
+    /// Copies missing components from the store: if there are more than [`limit::ARTIFACTS`], those that bindings refer to and the newest.
+    /// For a thread that is stocking.
     fn fetch(&self, mut kept: Vec<Artifact>) -> Result<(), PluginError> {
-        kept.sort_by_key(|artifact| std::cmp::Reverse(artifact.staged_at_ms));
+        if kept.len() > limit::ARTIFACTS {
+            let bound = binding::stored(self.store.as_ref())?;
+            let needed = |digest| bound.iter().any(|record| digests(record).any(|of_binding| of_binding == digest));
+            kept.sort_by_cached_key(|artifact| std::cmp::Reverse((needed(artifact.digest), artifact.staged_at_ms)));
+        }
         for artifact in kept.into_iter().take(limit::ARTIFACTS) {
             if lock(&self.state).library.get(artifact.digest).is_some() {
                 continue;

@@ -307,6 +307,11 @@ impl Dev {
         Self::run(folder, &[], None).await
     }
 
+    /// The same with these flags. Nothing waits for the disk.
+    pub(crate) async fn start_with(folder: &Path, flags: &[&str]) -> Self {
+        Self::run(folder, &[flags, &["--durability", "os"]].concat(), None).await
+    }
+
     /// Starts one of a version, with its data in `folder`. Nothing waits for the disk.
     pub(crate) async fn of_version(version: Version, folder: &Path) -> Self {
         Self::run_of(version, folder, &["--durability", "os"], None).await

@@ -11,14 +11,6 @@ use witan_wire::v1::upload_plugin_request::Part;
 
 use super::channel;
 
-/// A first-party plugin, as `cargo xtask plugins` has built it.
-fn component(name: &str) -> Vec<u8> {
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/plugins");
-    let folder = std::env::var_os("WITAN_PLUGINS").map_or(built, PathBuf::from);
-    let file = folder.join(format!("{name}.wasm"));
-    std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}; run `cargo xtask plugins`", file.display()))
-}
-
 /// A coordinator's plugin service.
 pub(crate) struct Plugins(PluginServiceClient<Channel>);
 
@@ -32,13 +24,26 @@ impl Plugins {
         self.0.clone()
     }
 
+    /// A first-party plugin, as `cargo xtask plugins` has built it.
+    pub(crate) fn component(name: &str) -> Vec<u8> {
+        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/plugins");
+        let folder = std::env::var_os("WITAN_PLUGINS").map_or(built, PathBuf::from);
+        let file = folder.join(format!("{name}.wasm"));
+        std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}; run `cargo xtask plugins`", file.display()))
+    }
+
     /// Uploads a first-party plugin; returns its digest.
     pub(crate) async fn upload(&self, name: &str) -> String {
+        self.send(Self::component(name)).await.expect("upload").digest
+    }
+
+    /// Uploads a component.
+    pub(crate) async fn send(&self, component: Vec<u8>) -> Result<v1::PluginInfo, Status> {
         let part = |part| v1::UploadPluginRequest { part: Some(part) };
         let manifest = part(Part::Manifest(v1::UploadPluginManifest::default()));
-        let parts = tokio_stream::iter([manifest, part(Part::Chunk(component(name).into()))]);
-        let uploaded = self.client().upload_plugin(parts).await.expect("upload").into_inner();
-        uploaded.plugin.expect("a response").digest
+        let parts = tokio_stream::iter([manifest, part(Part::Chunk(component.into()))]);
+        let uploaded = self.client().upload_plugin(parts).await?.into_inner();
+        Ok(uploaded.plugin.expect("a response"))
     }
 
     /// Binds a plugin, or removes the binding with `""`.

@@ -40,11 +40,13 @@ async fn the_content_of_the_folder_is_known_from_the_start() {
     let world = World::new();
     place(&world.folder().join("a.wasm"), &policy(1));
     let world = world.restart();
+    world.scanned().await;
     assert_eq!(world.host.artifacts().len(), 1);
     world.bind("a", POLICY, name("pol")).await.unwrap();
     // Replaced between two starts.
     place(&world.folder().join("a.wasm"), &policy(2));
     let world = world.restart();
+    world.scanned().await;
     assert_eq!(required(&world.hooks("a").policy(&question(1))), 2);
 }
 

@@ -153,7 +153,7 @@ async fn more_than_it_may_start_with() {
     // A quarter of a megabyte for which the compiler would need tens of gigabytes.
     let tangled = format!("(func (local {}) {})", "i32 ".repeat(36_000), "(loop) ".repeat(43_000));
     let tangle = bad().with(|guest| guest.fields.push_str(&tangled));
-    is_refused(Hook::ConsistencyPolicy, &tangle.build(), "locals times branches").await;
+    is_refused(Hook::ConsistencyPolicy, &tangle.build(), "times branches").await;
     let functions = bad().with(|guest| guest.fields.push_str(&"(func)".repeat(30_000)));
     is_refused(Hook::ConsistencyPolicy, &functions.build(), "functions").await;
     let large = bad().with(|guest| guest.fields.push_str(&data(700, &vec![0; 1 << 20])));

@@ -15,7 +15,7 @@ use witan_plugin::event::{Event, EventKind};
 use witan_plugin::{BindRequest, Digest, OnFault, PluginError, PluginHost, Reference, Settings};
 
 use crate::guest::Guest;
-use crate::{LONG, World, ample, place, tenant, wait_for, wait_for_kind};
+use crate::{COMPILER, LONG, World, ample, place, tenant, wait_for, wait_for_kind};
 
 const POLICY: Hook = Hook::ConsistencyPolicy;
 
@@ -102,7 +102,8 @@ impl Scene {
         let ((read, reads), (keeping, keeps)) = (unbounded_channel(), unbounded_channel());
         let store = MemoryPlugins::default().seat();
         let store = Arc::new(Observed { store, read, keeping, gate: Mutex::default() });
-        let settings = Settings { data_dir: dir.path().join("data"), folder: None, limits: ample() };
+        let settings =
+            Settings { data_dir: dir.path().join("data"), folder: None, limits: ample(), compiler: COMPILER.into() };
         let host = PluginHost::start(settings, store.clone()).unwrap();
         let mut scene = Self { _dir: dir, host, store, read: reads, keeping: keeps };
         for required in 1..=3 {

@@ -1,8 +1,10 @@
 //! The plugin host as its users see it: guests from source (WebAssembly text, or the first-party plugins), real folders,
 //! real threads.
 
+mod bounds;
 mod first_party;
 mod folder;
+mod full;
 mod guest;
 mod hostile;
 mod lanes;
@@ -60,6 +62,11 @@ impl World {
         Self { dir, store, host }
     }
 
+    /// Waits for the first scan of the folder.
+    async fn scanned(&self) {
+        self.host.is_known(&name("any"), None).await.unwrap();
+    }
+
     fn folder(&self) -> PathBuf {
         self.dir.path().join("plugins")
     }
@@ -82,6 +89,7 @@ impl World {
     ) -> Result<Binding, PluginError> {
         let tenant = (!tenant.is_empty()).then(|| self::tenant(tenant));
         let configuration = Bytes::from_static(configuration);
+        self.host.is_known(&plugin, None).await?;
         self.host.bind(BindRequest { tenant, hook, plugin, configuration, on_fault }).await
     }
 
@@ -120,8 +128,21 @@ fn brief() -> Limits {
 const LONG: Duration = Duration::from_secs(60);
 
 fn start(dir: &TempDir, store: &Arc<MemoryPlugins>, limits: Limits) -> PluginHost {
-    let settings = Settings { data_dir: dir.path().join("data"), folder: Some(dir.path().join("plugins")), limits };
-    PluginHost::start(settings, store.clone()).unwrap()
+    start_with(dir, store, limits, COMPILER)
+}
+
+/// The program that compiles in these tests.
+const COMPILER: &str = env!("CARGO_BIN_EXE_witan-compile-plugin");
+
+fn start_with(dir: &TempDir, store: &Arc<MemoryPlugins>, limits: Limits, compiler: impl Into<PathBuf>) -> PluginHost {
+    let host = PluginHost::start(settings(dir, limits, compiler), store.clone()).unwrap();
+    host.watch_folder().unwrap();
+    host
+}
+
+fn settings(dir: &TempDir, limits: Limits, compiler: impl Into<PathBuf>) -> Settings {
+    let (data_dir, folder) = (dir.path().join("data"), Some(dir.path().join("plugins")));
+    Settings { data_dir, folder, limits, compiler: compiler.into() }
 }
 
 fn tenant(id: &str) -> TenantId {

@@ -105,9 +105,11 @@ async fn different_folders_do_not_make_a_binding_alternate() {
     assert_eq!(answer(&second), 2, "the other host's file is newer than this one's");
     // A start with the older file does not change that; a newer file is followed.
     let second = second.restart();
+    second.scanned().await;
     assert_eq!(answer(&second), 2);
     place(&second.folder().join("p.wasm"), &policy(3));
     let second = second.restart();
+    second.scanned().await;
     assert_eq!(answer(&second), 3);
     first.host.refresh(None).await.unwrap();
     first.host.scan().await.unwrap();
