@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{HeaderValue, Response};
 use prost::Message;
 use prost_types::Any;
+use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::pb;
 use witan_kernel::failure::{Effect, Failed, Failure};
@@ -193,6 +195,20 @@ pub(super) fn too_late(begun: bool, changes: bool) -> Report {
     let mut report = Report::new(Code::DeadlineExceeded, "DEADLINE", message);
     report.outcome = changes.then_some(if begun { "in-doubt" } else { "not-applied" });
     report
+}
+
+/// The answer to a call whose messages are compressed. A small message can become a very large one when it is decompressed, and the bounds
+/// on memory count bytes as they arrive.
+pub(super) fn compressed(encoding: &str, changes: bool) -> Response<Body> {
+    let message = format!(
+        "messages compressed with {encoding:?} are not accepted: turn compression off in the client (grpc-encoding: identity)"
+    );
+    let mut report = Report::new(Code::Unimplemented, "COMPRESSION_UNSUPPORTED", message);
+    report.outcome = changes.then_some("not-applied");
+    let mut response = report.status().into_http();
+    // The specification of gRPC asks for what is accepted.
+    response.headers_mut().insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
+    response
 }
 
 /// The report of a call that was not authorized. `changes`: the call would have changed something; it was not applied.
