@@ -185,7 +185,7 @@ impl Unrecorded {
                 coordinator.unsettled(&"the claim is lost or has been taken over");
                 Recorded::Never
             }
-            Err(why @ StoreError::Unavailable(_)) => Recorded::NotYet(Self { name, done, why }),
+            Err(why @ (StoreError::Unavailable(_) | StoreError::Full(_))) => Recorded::NotYet(Self { name, done, why }),
             Err(error) => {
                 coordinator.unsettled(&error);
                 Recorded::Never

@@ -136,6 +136,7 @@ fn of(failure: Failure) -> Report {
             Report::new(Code::Unavailable, "STORE_UNAVAILABLE", format!("{what} cannot be reached; try again later"))
                 .retry_after(Duration::from_millis(500))
         }
+        Failure::StoreFull(_) => new(Code::ResourceExhausted, "STORAGE_FULL"),
         Failure::Forgotten => new(Code::Aborted, "OUTCOME_FORGOTTEN"),
         Failure::Unrecorded => new(Code::Unavailable, "STORE_UNAVAILABLE").retry_after(Duration::from_millis(500)),
         Failure::Internal(_) => Report::new(Code::Internal, "INTERNAL_ERROR", "internal error; see the log"),
@@ -165,6 +166,10 @@ pub(super) fn store_report(error: &StoreError, exists: &'static str, missing: &'
             tracing::warn!(%reason, "the metadata store cannot be reached");
             (Code::Unavailable, "STORE_UNAVAILABLE")
         }
+        StoreError::Full(reason) => {
+            tracing::warn!(%reason, "the metadata store is full");
+            (Code::ResourceExhausted, "STORAGE_FULL")
+        }
         StoreError::Conflict(_) => (Code::Aborted, "VERSION_CONFLICT"),
         StoreError::Exists(_) => (Code::AlreadyExists, exists),
         StoreError::Missing(_) => (Code::NotFound, missing),
@@ -175,7 +180,10 @@ pub(super) fn store_report(error: &StoreError, exists: &'static str, missing: &'
         }
     };
     let mut report = Report::new(code, reason, error.to_string());
-    report.outcome = Some(if code == Code::Unavailable { "in-doubt" } else { "not-applied" });
+    report.outcome = Some(match error {
+        StoreError::Unavailable(_) | StoreError::Full(_) => "in-doubt",
+        _ => "not-applied",
+    });
     report
 }
 

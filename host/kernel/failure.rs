@@ -141,6 +141,12 @@ pub enum Failure {
         /// The cause, for the log.
         reason: String,
     },
+    /// A store that the request needs has no room for another record.
+    #[error(
+        "{0} is full, so that nothing can be recorded there: its operator has to give it more room, or wait until records expire; a \
+         request without an idempotency key needs none"
+    )]
+    StoreFull(&'static str),
     /// The change is stored, but its idempotency record does not say so: a repetition would not find it done.
     #[error("the change is stored, but not on record under its idempotency key; send it again with the same key")]
     Unrecorded,

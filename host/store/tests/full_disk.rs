@@ -88,7 +88,7 @@ async fn the_idempotency_store_goes_on_when_there_is_room_again() {
     for of in 0..2000 {
         match carry_out(&store, of).await {
             Ok(()) => done.push(of),
-            Err(StoreError::Unavailable(_)) => refused += 1,
+            Err(StoreError::Full(_)) => refused += 1,
             Err(other) => panic!("{other}"),
         }
         if refused > 3 {
@@ -96,6 +96,7 @@ async fn the_idempotency_store_goes_on_when_there_is_room_again() {
         }
     }
     assert!(refused > 3 && done.len() > 50, "{refused} refused, {} done", done.len());
+    assert!(store.is_full());
     std::fs::remove_file(folder.path().join("ballast")).expect("removed");
     let start = Instant::now();
     while let Err(error) = carry_out(&store, 10_000).await {
@@ -103,6 +104,7 @@ async fn the_idempotency_store_goes_on_when_there_is_room_again() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     done.push(10_000);
+    assert!(!store.is_full());
     for again in 0..2 {
         let store = if again == 0 { store.clone() } else { open().expect("opens again") };
         for of in &done {
@@ -133,7 +135,7 @@ async fn the_metadata_store_goes_on_when_there_is_room_again() {
             Err(error) => break error,
         }
     };
-    assert!(matches!(&stepped, StoreError::Unavailable(_)), "{stepped}");
+    assert!(matches!(&stepped, StoreError::Full(_)), "{stepped}");
     assert!(created > 100, "{created}");
     std::fs::remove_file(folder.path().join("ballast")).expect("removed");
     metadata.create_tenant(tenant(created)).await.expect("there is room");
