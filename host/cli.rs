@@ -107,10 +107,24 @@ pub struct Global {
     #[arg(long, global = true, env = "WITAN_CA_FILE", value_name = "FILE", help_heading = "Global options", value_parser = args::path())]
     pub ca_file: Option<std::path::PathBuf>,
     /// PEM file of the client certificate for coordinators that require one; needs --client-key-file
-    #[arg(long, global = true, env = "WITAN_CLIENT_CERT_FILE", value_name = "FILE", help_heading = "Global options", value_parser = args::path())]
+    #[arg(
+        long,
+        global = true,
+        env = "WITAN_CLIENT_CERT_FILE",
+        value_name = "FILE",
+        value_parser = args::path(),
+        help_heading = "Global options"
+    )]
     pub client_cert_file: Option<std::path::PathBuf>,
     /// PEM file of the client certificate's private key
-    #[arg(long, global = true, env = "WITAN_CLIENT_KEY_FILE", value_name = "FILE", help_heading = "Global options", value_parser = args::path())]
+    #[arg(
+        long,
+        global = true,
+        env = "WITAN_CLIENT_KEY_FILE",
+        value_name = "FILE",
+        value_parser = args::path(),
+        help_heading = "Global options"
+    )]
     pub client_key_file: Option<std::path::PathBuf>,
     /// Name that the coordinator's certificate must have [default: the endpoint's host]
     #[arg(long, global = true, env = "WITAN_SERVER_NAME", value_name = "NAME", help_heading = "Global options")]

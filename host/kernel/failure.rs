@@ -96,7 +96,8 @@ pub enum Failure {
     IdempotencyKeyConflict,
     /// The first attempt under this idempotency key is too long ago to be repeated, and its outcome is unknown.
     #[error(
-        "the first attempt with this idempotency key is more than 24 hours ago, and it is unknown whether it was applied; it is not \
+        "the first attempt with this idempotency key is longer ago than its tenant's idempotency retention (24 hours, unless it was \
+         changed), and it is unknown whether it was applied; it is not \
          repeated: read the key, and use a new idempotency key for a new attempt"
     )]
     ReservationExpired,

@@ -132,7 +132,7 @@ impl RedisIdempotency {
             let servers = &self.shared.config.servers;
             match is_full {
                 true => {
-                    tracing::warn!(%servers, "Redis is full (maxmemory); requests with idempotency keys are refused or proceed without them")
+                    tracing::warn!(%servers, "Redis is full (maxmemory): requests with idempotency keys are refused or go on without it")
                 }
                 false => tracing::warn!(%servers, "Redis has room again"),
             }

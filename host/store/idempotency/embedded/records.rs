@@ -107,7 +107,7 @@ impl Round<'_> {
         let entry = match change {
             Change::Keep => None,
             Change::Put(record) => {
-                let entry = touched.record.is_none().then(|| entry(record.kept_until_ms, name));
+                let entry = touched.record.is_none().then_some((record.kept_until_ms, name));
                 *touched = Touched { record: Some(record), changed: true };
                 entry
             }
@@ -117,7 +117,12 @@ impl Round<'_> {
                 None
             }
         };
-        self.entries.extend(entry.map(|entry| (entry, true)));
+        if let Some((due_ms, name)) = entry {
+            // A record with a short retention may be due before those that the sweep knows of.
+            let sweep = &mut self.records.sweep;
+            sweep.next_due_ms = sweep.next_due_ms.min(due_ms);
+            self.entries.insert(self::entry(due_ms, name), true);
+        }
         Ok(stepped)
     }
 
@@ -148,7 +153,7 @@ impl Round<'_> {
             self.check(due_ms, name);
             self.records.sweep.from = entry(due_ms, name);
         }
-        // Records stored from now on are kept at least this long.
+        // An earlier one is noted when it is stored.
         Ok(self.now_ms.saturating_add(KEPT_MS))
     }
 

@@ -74,7 +74,7 @@ pub enum RedisFinding {
 }
 
 /// Share of the memory limit from which an operator should act: at a steady rate of requests, memory grows for a day (the longest life of
-/// a record) and then no more, so that a fifth is left for a busier day.
+/// a record) and then stays as it is, so that a fifth is left for a busier day.
 pub const FILLING: f64 = 0.8;
 /// Share from which a server counts as full: at the limit, what is used varies a little around it.
 const FULL: f64 = 0.98;
@@ -97,13 +97,13 @@ impl fmt::Display for RedisFinding {
             ),
             Self::Filling { percent, limit_mib } => write!(
                 f,
-                "{percent}% of its maxmemory ({limit_mib} MiB) is used; at 100% requests with idempotency keys are refused: raise maxmemory, \
-                 or shorten the tenants' idempotency retention (docs/capacity.md)"
+                "{percent}% of its maxmemory ({limit_mib} MiB) is used; at 100% requests with idempotency keys are refused: raise \
+                 maxmemory, or shorten the tenants' idempotency retention (docs/capacity.md)"
             ),
             Self::Full { limit_mib } => write!(
                 f,
-                "it is full: its maxmemory ({limit_mib} MiB) is used up, and requests with idempotency keys are refused: raise maxmemory, or \
-                 shorten the tenants' idempotency retention (docs/capacity.md)"
+                "it is full: its maxmemory ({limit_mib} MiB) is used up, and requests with idempotency keys are refused: raise \
+                 maxmemory, or shorten the tenants' idempotency retention (docs/capacity.md)"
             ),
             Self::Unseen { commands } => write!(
                 f,
