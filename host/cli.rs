@@ -38,9 +38,10 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::settings::LogFormat;
-use crate::config::{Loaded, Problems};
+use crate::config::{Inputs, Loaded, Problems};
 use crate::process::lines::Lines;
 use crate::process::private;
+use crate::process::system::raise_open_files;
 use crate::process::telemetry::{self, LogFilter, quiet_engine};
 use output::Output;
 
@@ -105,20 +106,34 @@ pub struct Global {
     pub timeout: Option<Duration>,
     /// PEM file of the certificate authorities that sign coordinators' certificates, for https:// endpoints [default:
     /// those of the operating system]
-    #[arg(long, global = true, env = "WITAN_CA_FILE", value_name = "FILE", help_heading = "Global options")]
+    #[arg(long, global = true, env = "WITAN_CA_FILE", value_name = "FILE", help_heading = "Global options", value_parser = args::path())]
     pub ca_file: Option<std::path::PathBuf>,
     /// PEM file of the client certificate for coordinators that require one; needs --client-key-file
-    #[arg(long, global = true, env = "WITAN_CLIENT_CERT_FILE", value_name = "FILE", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        env = "WITAN_CLIENT_CERT_FILE",
+        value_name = "FILE",
+        value_parser = args::path(),
+        help_heading = "Global options"
+    )]
     pub client_cert_file: Option<std::path::PathBuf>,
     /// PEM file of the client certificate's private key
-    #[arg(long, global = true, env = "WITAN_CLIENT_KEY_FILE", value_name = "FILE", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        env = "WITAN_CLIENT_KEY_FILE",
+        value_name = "FILE",
+        value_parser = args::path(),
+        help_heading = "Global options"
+    )]
     pub client_key_file: Option<std::path::PathBuf>,
     /// Name that the coordinator's certificate must have [default: the endpoint's host]
     #[arg(long, global = true, env = "WITAN_SERVER_NAME", value_name = "NAME", help_heading = "Global options")]
     pub server_name: Option<String>,
     /// File with the API token for coordinators that require one; the environment variable WITAN_TOKEN may hold the token
     /// instead
-    #[arg(long, global = true, env = "WITAN_TOKEN_FILE", value_name = "FILE", help_heading = "Global options")]
+    #[arg(long, global = true, env = "WITAN_TOKEN_FILE", value_name = "FILE", help_heading = "Global options", value_parser = args::path())]
     pub token_file: Option<std::path::PathBuf>,
     /// Send the API token over plain text (http://) to other machines, too: everybody on the way can read it and use it
     #[arg(
@@ -218,8 +233,9 @@ pub fn main() -> ExitCode {
     if let Some(ended) = witan_plugin::compile_if_asked() {
         return ended;
     }
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| unparsed(&error));
     let kept = private::keep();
+    let raised = raise_open_files();
     let loaded = match load(&cli) {
         Ok(loaded) => loaded,
         Err(problems) => return client::report(&problems.into(), cli.global.output),
@@ -234,6 +250,9 @@ pub fn main() -> ExitCode {
     if let Err(error) = kept {
         tracing::warn!(%error, "core files cannot be turned off: one that is written when this process crashes holds secrets");
     }
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit on open files cannot be raised; the limit that this process was started with stays");
+    }
     let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -245,6 +264,20 @@ pub fn main() -> ExitCode {
     let ended = runtime.block_on(run(cli, loaded.map(|loaded| (loaded, log))));
     lines.flush();
     ended.unwrap_or_else(|error| client::report(&error, output))
+}
+
+/// Says what is wrong with the command line, and ends the process.
+fn unparsed(error: &clap::Error) -> ! {
+    if error.kind() == clap::error::ErrorKind::InvalidUtf8 {
+        // The error itself names neither argument nor variable.
+        let Inputs { garbled, .. } = Inputs::of_process(None, Vec::new());
+        for name in garbled {
+            output::note(&format!(
+                "error: {name} is not UTF-8: set it again, or unset it; `printenv {name} | xxd` shows its bytes"
+            ));
+        }
+    }
+    error.exit()
 }
 
 /// Reads the configuration of subcommands that have one. This comes before logging starts, since it configures logging.
@@ -315,7 +348,13 @@ fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
 
 /// The log filter of the flag or of RUST_LOG; either overrides the configuration.
 fn log_filter(cli: &Cli) -> Option<String> {
-    let environment = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|filter| !filter.is_empty());
+    let environment = std::env::var_os(EnvFilter::DEFAULT_ENV).filter(|filter| !filter.is_empty()).and_then(|filter| {
+        let filter = filter.into_string();
+        if filter.is_err() {
+            output::note("note: RUST_LOG is not UTF-8, and is ignored");
+        }
+        filter.ok()
+    });
     cli.global.log_level.clone().or(environment)
 }
 

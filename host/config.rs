@@ -10,6 +10,7 @@ mod convert;
 pub mod database;
 pub mod keys;
 mod layers;
+mod place;
 pub mod print;
 mod problem;
 pub mod redis;
@@ -30,6 +31,7 @@ pub use problem::{KeyError, Problem, Problems, Shown};
 pub use settings::Settings;
 
 use layers::Layers;
+use place::Places;
 
 /// Largest file, in bytes: the longest sensible one lists a thousand storage nodes.
 pub(crate) const FILE_BYTES: u64 = 1 << 20;
@@ -41,6 +43,8 @@ pub struct Inputs {
     pub file: Option<PathBuf>,
     /// Environment variables; those without the prefix `WITAN_` are ignored.
     pub environment: Vec<(String, String)>,
+    /// Names of such variables whose values are not UTF-8.
+    pub garbled: Vec<String>,
     /// Flags.
     pub flags: Vec<Flag>,
 }
@@ -48,13 +52,18 @@ pub struct Inputs {
 impl Inputs {
     /// The file, or else the one that WITAN_CONFIG names, and this process's environment.
     pub fn of_process(file: Option<PathBuf>, flags: Vec<Flag>) -> Self {
-        // Variables that are not UTF-8 cannot be ours.
-        let texts =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        let environment: Vec<(String, String)> = texts.filter(|(name, _)| name.starts_with("WITAN_")).collect();
-        let named = environment.iter().find(|(name, value)| name == "WITAN_CONFIG" && !value.is_empty());
-        let file = file.or_else(|| named.map(|(_, value)| PathBuf::from(value)));
-        Self { file, environment, flags }
+        let (mut environment, mut garbled) = (Vec::new(), Vec::new());
+        for (name, value) in std::env::vars_os() {
+            // A name that is not UTF-8 cannot be one of ours.
+            let Some(name) = name.to_str().filter(|name| name.starts_with("WITAN_")) else { continue };
+            match value.into_string() {
+                Ok(value) => environment.push((name.to_owned(), value)),
+                Err(_) => garbled.push(name.to_owned()),
+            }
+        }
+        // The name of a file need not be UTF-8.
+        let named = || std::env::var_os("WITAN_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from);
+        Self { file: file.or_else(named), environment, garbled, flags }
     }
 }
 
@@ -83,8 +92,11 @@ impl Loaded {
             layers.file(&tree);
         }
         layers.environment(&inputs.environment);
+        layers.garbled(&inputs.garbled);
         layers.flags(&inputs.flags);
         layers.settle();
+        let places = inputs.file.as_deref().and_then(Places::of);
+        let moved = places.map_or_else(Vec::new, |places| layers.place(&places));
         let mut problems = std::mem::take(&mut layers.problems);
         let settings = match typed(&mut layers) {
             Ok(settings) => settings,
@@ -96,7 +108,8 @@ impl Loaded {
         let checked = check::check(&settings, &layers, inputs.file.as_deref());
         problems.extend(checked.problems);
         if problems.is_empty() {
-            return Ok(Self { settings, notes: checked.notes, inputs, layers });
+            let notes = moved.into_iter().chain(checked.notes).collect();
+            return Ok(Self { settings, notes, inputs, layers });
         }
         Err(failed(problems))
     }
@@ -131,6 +144,7 @@ fn parse(file: &Path) -> Result<Value, String> {
 
 /// Reads the configuration, a text of bounded size. It may come from a pipe, but not from one that nobody writes to.
 fn read_small(file: &Path) -> Result<String, String> {
+    file.to_str().map_or(Ok(""), value::whole_path).map_err(|error| error.to_string())?;
     let cannot = |error: io::Error| format!("{} cannot be read: {error}", file.display());
     let path = file.to_owned();
     let read = witan_file::in_time(file, move || {

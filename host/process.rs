@@ -3,9 +3,9 @@
 //! [`coordinator`] runs one from its configuration to its end, [`node`] runs storage nodes. [`config`] is what a coordinator is
 //! assembled from, [`world`] names the implementation of each port, [`start`] assembles and serves. Around them: [`stores`]
 //! (metadata and idempotency, and the lease on this coordinator's id), `nodes` (polling of storage nodes), `cluster` (applies changes
-//! made by the control plane), `plugins`, `live` and [`reload`] (configuration changes at run time), `readiness`, [`secured`] (TLS),
-//! [`telemetry`], [`lines`] (of the log), [`signal`], [`private`] (permissions of files, no core files), [`system`] (clocks and
-//! randomness).
+//! made by the control plane), `plugins`, `live` and [`reload`] (configuration changes at run time), `readiness`, [`room`] (of the
+//! idempotency store), [`secured`] (TLS), [`telemetry`], [`lines`] (of the log), [`signal`], [`private`] (permissions of files, no core
+//! files), [`system`] (clocks and randomness, and the limit on open files).
 //!
 //! No other module names an implementation of a port.
 
@@ -20,6 +20,7 @@ mod plugins;
 pub mod private;
 mod readiness;
 pub mod reload;
+pub mod room;
 pub mod secured;
 pub mod signal;
 pub mod start;

@@ -8,7 +8,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use clap::ValueEnum;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 
+use crate::config::value;
 pub use crate::config::value::{duration, duration_or_none, size};
 
 /// Why an argument cannot be read.
@@ -20,6 +22,9 @@ pub enum Misspelled {
     /// Something other than hexadecimal digits after "hex:".
     #[error("is not hexadecimal after \"hex:\"")]
     NotHexadecimal,
+    /// A file that only a shell would find.
+    #[error(transparent)]
+    Path(#[from] value::Misspelled),
     /// A context or cursor that is not base64.
     #[error("is not base64 ({0}); take it from `kv get --output json`, or write hex:<hexadecimal>")]
     NotBase64(base64::DecodeError),
@@ -46,7 +51,7 @@ impl Source {
             _ if text == "-" => Self::Input,
             Some("") => return Err(Misspelled::NoFileName),
             Some(rest) if rest.starts_with('@') => Self::Inline(rest.to_owned()),
-            Some(path) => Self::File(PathBuf::from(path)),
+            Some(path) => Self::File(PathBuf::from(value::whole_path(path)?)),
             None => Self::Inline(text.to_owned()),
         })
     }
@@ -139,6 +144,14 @@ pub fn address(text: &str) -> Result<(String, u16), Misspelled> {
     Ok((host.to_owned(), port.parse().map_err(|_| wrong())?))
 }
 
+/// Reads the name of a file or folder, which need not be UTF-8.
+pub fn path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.to_str().map(value::whole_path) {
+        Some(Err(error)) => Err(error),
+        _ => Ok(path),
+    })
+}
+
 /// The spelling of a choice that only the command line has.
 pub fn spelling<T: ValueEnum>(choice: T) -> String {
     choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
@@ -177,6 +190,7 @@ mod tests {
         assert_eq!(Source::parse("@a/b"), Ok(Source::File("a/b".into())));
         assert_eq!(Source::parse("-"), Ok(Source::Input));
         assert!(Source::parse("@").is_err());
+        assert!(Source::parse("@~/b").unwrap_err().to_string().contains("/home/NAME"));
 
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), [0, 255, 10]).unwrap();

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::Global;
 use super::output::{self, Output};
+use super::{Global, args};
 use crate::config::{Inputs, Loaded, Problem, Shown, documented};
 
 /// Shown below the help.
@@ -27,6 +27,7 @@ pub enum Command {
     )]
     Check {
         /// The file [default: the file that WITAN_CONFIG names]
+        #[arg(value_parser = args::path())]
         file: Option<PathBuf>,
     },
     /// Show the effective values, and where each comes from
@@ -35,7 +36,7 @@ pub enum Command {
     #[command(after_help = "Examples:\n  witan config print --config config.yaml\n  witan config print --documented")]
     Print {
         /// The file [default: the file that WITAN_CONFIG names]
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = args::path())]
         config: Option<PathBuf>,
         /// Explain every key instead, in Markdown
         #[arg(long)]

@@ -1,6 +1,7 @@
 //! The command line's credential: an API token or a web token, from a file or the environment. Never from an argument, which
 //! every process on the machine can read.
 
+use std::env::VarError;
 use std::path::{Path, PathBuf};
 
 use tonic::metadata::{Ascii, MetadataValue};
@@ -69,7 +70,11 @@ impl Shown {
     pub fn of(global: &Global) -> Result<Self, Unusable> {
         let shown = match &global.token_file {
             Some(file) => read(file).and_then(|text| Self::token(&text, &format!("--token-file {}", file.display()))),
-            None => std::env::var(VARIABLE).map_or_else(|_| Ok(Self::default()), |text| Self::token(&text, VARIABLE)),
+            None => match std::env::var(VARIABLE) {
+                Ok(text) => Self::token(&text, VARIABLE),
+                Err(VarError::NotPresent) => Ok(Self::default()),
+                Err(VarError::NotUnicode(_)) => Err(Unusable::NotAToken(VARIABLE.to_owned())),
+            },
         }?;
         shown.may_be_sent(&global.endpoint, global.allow_plaintext_token)
     }

@@ -11,7 +11,7 @@ use witan_control::TenantCacheConfig;
 use witan_coordinate::Defaults;
 use witan_kernel::durability::Durability;
 
-use super::{choice, output};
+use super::{args, choice, output};
 use crate::access::config::Security;
 use crate::config::settings::Tenants;
 use crate::grpc::origin::Sampling;
@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
     nodes: u16,
     /// Folder for all data; created if it does not exist.
-    #[arg(long, default_value = ".witan")]
+    #[arg(long, default_value = ".witan", value_parser = args::path())]
     data_dir: PathBuf,
     /// Address of gRPC; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:50051")]
@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, default_value_t = 50052)]
     node_port: u16,
     /// Folder to watch for plugins.
-    #[arg(long)]
+    #[arg(long, value_parser = args::path())]
     plugins: Option<PathBuf>,
     /// What an acknowledged write survives.
     #[arg(long, value_parser = choice::durability(), default_value_t = Durability::Sync)]

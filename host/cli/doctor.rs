@@ -14,8 +14,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 use serde_json::json;
 
-use super::Global;
 use super::output::{self, Output, Table};
+use super::{Global, args};
 use crate::config::{Inputs, Loaded, Problem};
 
 /// Shown below the help.
@@ -33,7 +33,7 @@ const WARNINGS: u8 = 4;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration to check [default: the file that WITAN_CONFIG names]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = args::path())]
     config: Option<PathBuf>,
 }
 

@@ -46,7 +46,8 @@ Examples:
 
 const PUT_EXAMPLES: &str = "\
 The value is the argument itself, @FILE for the content of a file (@@ for a text that starts with @), or - for standard \
-input; at most 10 MiB. The same write with the same --idempotency-key takes effect once within 24 hours, however often it is sent.
+input; at most 10 MiB. The same write with the same --idempotency-key takes effect once within the tenant's idempotency \
+retention (24 hours by default), however often it is sent.
 
 Examples:
   witan kv put -t demo greeting hello
@@ -95,7 +96,7 @@ pub struct Place {
 /// Options of a change.
 #[derive(Debug, clap::Args)]
 pub struct Change {
-    /// Makes retries safe: the same change with the same key takes effect once within 24 hours
+    /// Makes retries safe: the same change with the same key takes effect once within the tenant's retention (24 hours by default)
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
     /// The context of the last read, in base64, or in hexadecimal after "hex:"

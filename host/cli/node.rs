@@ -13,7 +13,7 @@ use witan_net::{Bounds, Fields, Incoming, ListenerTls, Protocol, ServerSide, Sha
 use witan_node::node::{NodeConfig, ROW_CACHE};
 use witan_node::server::Guard;
 
-use super::{choice, output};
+use super::{args, choice, output};
 use crate::process::{node, private, signal};
 
 /// Flags of `witan node`.
@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long)]
     id: NodeId,
     /// Folder of the store; created if it does not exist.
-    #[arg(long)]
+    #[arg(long, value_parser = args::path())]
     data_dir: PathBuf,
     /// Address for coordinators; port 0 takes a free one, which the `ready` line shows.
     #[arg(long, default_value = "127.0.0.1:50052")]
@@ -50,18 +50,18 @@ pub struct Args {
     #[arg(long, default_value_t = 10)]
     shutdown_seconds: u64,
     /// PEM file of the node's certificate chain; enables TLS. It is read again when it changes.
-    #[arg(long, value_name = "FILE", requires = "tls_key_file")]
+    #[arg(long, value_name = "FILE", requires = "tls_key_file", value_parser = args::path())]
     tls_cert_file: Option<PathBuf>,
     /// PEM file of the certificate's private key.
-    #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
+    #[arg(long, value_name = "FILE", requires = "tls_cert_file", value_parser = args::path())]
     tls_key_file: Option<PathBuf>,
     /// PEM file of the authority that signs coordinators' certificates and no others; only clients with such a certificate
     /// are served.
-    #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
+    #[arg(long, value_name = "FILE", requires = "tls_cert_file", value_parser = args::path())]
     tls_client_ca_file: Option<PathBuf>,
     /// File with the secret that coordinators send (their security.nodes.shared_secret_file). Up to four lines, each an
     /// accepted secret. It is read again when it changes.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = args::path())]
     shared_secret_file: Option<PathBuf>,
     /// Serve every client that reaches the node, beyond loopback too: it may read and change every record of every tenant.
     #[arg(long)]

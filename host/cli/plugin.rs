@@ -18,7 +18,7 @@ use witan_wire::v1::{
 };
 
 use super::Global;
-use super::args::{Limit, Source};
+use super::args::{self, Limit, Source};
 use super::choice::{self, spelling};
 use super::client::{self, Problem, within, within_long};
 use super::deed::Deed;
@@ -102,7 +102,7 @@ pub enum Command {
     #[command(after_help = PUSH_EXAMPLES)]
     Push {
         /// WebAssembly components
-        #[arg(required = true, value_name = "FILE")]
+        #[arg(required = true, value_name = "FILE", value_parser = args::path())]
         files: Vec<PathBuf>,
     },
     /// Bind a plugin to a hook, for one tenant or for all

@@ -21,20 +21,20 @@ use crate::process::telemetry::LogFilter;
     configuration key, and the environment variable that sets it.")]
 pub struct Args {
     /// Configuration file, in YAML; also set by the environment variable WITAN_CONFIG.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = args::path())]
     config: Option<PathBuf>,
     /// Folder for this coordinator's files; created if it does not exist.
-    #[arg(long)]
+    #[arg(long, value_parser = args::path())]
     data_dir: Option<PathBuf>,
     /// File with the address of the PostgreSQL database for metadata shared by several coordinators, such as
     /// postgres://witan:PASSWORD@db/witan?sslmode=verify-full; the environment variable WITAN_DATABASE__URL may hold the
     /// address instead. Without either, metadata is stored in a file under --data-dir.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = args::path())]
     database_url_file: Option<PathBuf>,
     /// File with the address of the Redis server for idempotency records shared by several coordinators, such as
     /// rediss://:PASSWORD@redis:6379; several addresses, separated by commas, are those of a Redis Cluster. The environment
     /// variable WITAN_REDIS__URL may hold the address instead. Without either, they are stored under --data-dir.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = args::path())]
     redis_url_file: Option<PathBuf>,
     /// Name of the master, if the addresses of Redis are those of Sentinels.
     #[arg(long, value_name = "NAME")]
@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(long = "node", value_name = "ID=HOST:PORT", value_parser = node_text)]
     nodes: Vec<String>,
     /// Folder to watch for plugins.
-    #[arg(long)]
+    #[arg(long, value_parser = args::path())]
     plugins: Option<PathBuf>,
     /// What acknowledged idempotency records survive [default: sync]
     #[arg(long, value_parser = choice::durability())]

@@ -3,21 +3,23 @@
 pub mod delete;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 use tonic::Code;
-use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair};
+use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, idempotency_retention_ms};
 use witan_wire::v1::{
     CreateTenantRequest, GetTenantRequest, GetTenantResponse, ListTenantsRequest, UpdateReplicationFactorRequest,
     UpdateTenantRequest,
 };
 
-use super::Global;
 use super::choice::{self, spelling};
 use super::client::{self, Problem, has_reason, within};
 use super::deed::Deed;
 use super::output::{self, Output, Table, inline};
+use super::{Global, args};
+use crate::config::value::spelled;
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "\
@@ -38,7 +40,8 @@ Examples:
   witan tenant create demo
   witan tenant create ledger --read-repair blocking --minimum-level quorum
   witan tenant create carts --conflict-mode siblings --replication-factor 5
-  witan tenant create metrics --ordering clock --default-level one";
+  witan tenant create metrics --ordering clock --default-level one
+  witan tenant create events --idempotency-retention 10m";
 
 const GET_EXAMPLES: &str = "Examples:
   witan tenant get demo
@@ -98,6 +101,22 @@ pub struct Choices {
     /// What happens to requests with an idempotency key while the idempotency store is down [default: reject]
     #[arg(long, value_parser = choice::idempotency_outage())]
     pub idempotency_outage: Option<IdempotencyOutage>,
+    /// For how long an idempotency key has one effect, such as 10m or 6h: 1m to 24h; a change counts for keys that are used for
+    /// the first time after it [default: 24h]
+    #[arg(long, value_name = "TIME", value_parser = retention)]
+    pub idempotency_retention: Option<i64>,
+}
+
+/// Reads a retention as seconds, within the range that the server accepts.
+fn retention(text: &str) -> Result<i64, String> {
+    let time = args::duration(text).map_err(|error| error.to_string())?;
+    let whole = time.subsec_nanos() == 0;
+    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    match idempotency_retention_ms(seconds) {
+        Ok(_) if whole => Ok(seconds),
+        Ok(_) => Err("has a fraction of a second; use whole seconds, such as 90s".to_owned()),
+        Err(_) => Err("is out of range; use 1m to 24h".to_owned()),
+    }
 }
 
 impl Choices {
@@ -107,6 +126,7 @@ impl Choices {
             && self.minimum_level.is_none()
             && self.default_level.is_none()
             && self.idempotency_outage.is_none()
+            && self.idempotency_retention.is_none()
     }
 }
 
@@ -173,6 +193,7 @@ fn request(create: Create) -> CreateTenantRequest {
         minimum_level: spelling(choices.minimum_level),
         default_level: spelling(choices.default_level),
         idempotency_outage: spelling(choices.idempotency_outage),
+        idempotency_retention_seconds: choices.idempotency_retention.unwrap_or_default(),
     }
 }
 
@@ -247,6 +268,7 @@ async fn change(global: &Global, update: Update) -> anyhow::Result<ExitCode> {
         minimum_level: spelling(choices.minimum_level),
         default_level: spelling(choices.default_level),
         idempotency_outage: spelling(choices.idempotency_outage),
+        idempotency_retention_seconds: choices.idempotency_retention,
     };
     let answer = client.update_tenant(within(global, request)).await.map_err(Problem::of(Deed::Tenant))?;
     show(global.output, "updated", &answer.into_inner())
@@ -272,11 +294,20 @@ fn show(output: Output, verb: &str, tenant: &GetTenantResponse) -> anyhow::Resul
         format!("  default level       {}", tenant.default_level),
         format!("  minimum level       {}", tenant.minimum_level),
         format!("  idempotency outage  {}", tenant.idempotency_outage),
+        format!("  idempotency kept    {}", kept(tenant.idempotency_retention_seconds)),
         format!("  version             {}", tenant.version),
         format!("  created             {}", output::moment(tenant.created_at.saturating_mul(1_000_000))),
     ];
     output::text(&lines.join("\n"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A retention as flags spell it; a coordinator of an earlier version sends none, and keeps records for a day.
+fn kept(seconds: i64) -> String {
+    match u64::try_from(seconds) {
+        Ok(seconds @ 1..) => spelled(Duration::from_secs(seconds)),
+        _ => "24h".to_owned(),
+    }
 }
 
 fn tenant_json(tenant: &GetTenantResponse) -> Value {
@@ -289,6 +320,7 @@ fn tenant_json(tenant: &GetTenantResponse) -> Value {
         "default_level": tenant.default_level,
         "minimum_level": tenant.minimum_level,
         "idempotency_outage": tenant.idempotency_outage,
+        "idempotency_retention_seconds": tenant.idempotency_retention_seconds,
         "version": tenant.version,
         "created_at": tenant.created_at,
         "updated_at": tenant.updated_at,

@@ -12,10 +12,10 @@ use witan_kernel::name::TenantId;
 use witan_kernel::port::{Metadata, PAGE, Token};
 use witan_wire::v1::{CreateTokenRequest, ListTokensRequest, RevokeTokenRequest, TokenInfo};
 
-use super::Global;
 use super::client::{self, Problem, within};
 use super::deed::Deed;
 use super::output::{self, Output, Table};
+use super::{Global, args};
 use crate::access::issuance::well_formed;
 use crate::access::scope::{Scope, Scopes};
 use crate::access::token::{Grant, make};
@@ -77,13 +77,13 @@ pub enum Command {
 #[derive(Debug, clap::Args)]
 pub struct Direct {
     /// Use the metadata store of this coordinator configuration directly, without a coordinator
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = args::path())]
     pub config: Option<PathBuf>,
     /// Use the PostgreSQL database whose address is in this file directly, without a coordinator
-    #[arg(long, value_name = "FILE", conflicts_with = "data_dir")]
+    #[arg(long, value_name = "FILE", conflicts_with = "data_dir", value_parser = args::path())]
     pub database_url_file: Option<PathBuf>,
     /// Use the embedded store in this coordinator folder directly, without a coordinator
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = args::path())]
     pub data_dir: Option<PathBuf>,
 }
 

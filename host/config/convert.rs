@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::keys::Kind;
 use super::suggest;
-use super::value::{Misspelled, duration, size};
+use super::value::{Misspelled, duration, size, whole_path};
 
 /// Most entries in a list: more than any cluster has nodes.
 const ENTRIES: usize = 1000;
@@ -12,7 +12,10 @@ const ENTRIES: usize = 1000;
 /// Reads a value of `kind`. Every kind can be written as text, since environment variables are text.
 pub(super) fn convert(kind: Kind, value: &Value) -> Result<Value, String> {
     match (kind, value) {
-        (Kind::Text | Kind::Secret | Kind::Path, Value::String(text)) => Ok(json!(text)),
+        (Kind::Path, Value::String(text)) => {
+            whole_path(text).map(|path| json!(path)).map_err(|error| error.to_string())
+        }
+        (Kind::Text | Kind::Secret, Value::String(text)) => Ok(json!(text)),
         (Kind::Text | Kind::Secret | Kind::Path, Value::Number(_) | Value::Bool(_)) => {
             Err("is text: write it in quotes".to_owned())
         }

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::convert::convert;
-use super::keys::{self, KEYS, Key};
+use super::keys::{self, KEYS, Key, Kind};
+use super::place::{Found, Places};
 use super::problem::Problem;
 use super::suggest;
 
@@ -156,6 +158,53 @@ impl Layers {
                 None => {}
             }
         }
+    }
+
+    /// Reports variables whose values are not UTF-8. They are not shown, since they may be secrets.
+    pub(super) fn garbled(&mut self, names: &[String]) {
+        for name in names {
+            let path = name.trim_start_matches("WITAN_").to_lowercase().replace("__", ".");
+            if keys::find(&path).is_some() || path.contains('.') {
+                let what = match keys::find(&path).is_some_and(|key| key.kind == Kind::Path) {
+                    true => {
+                        "is not UTF-8: give the file a name in UTF-8, or set it to a link with such a name".to_owned()
+                    }
+                    false => {
+                        format!("is not UTF-8: set it again, or unset it; `printenv {name} | xxd` shows its bytes")
+                    }
+                };
+                self.problems.push(Problem::new(&path, Source::Environment(name.clone()), what));
+            }
+        }
+    }
+
+    /// Makes the relative paths of the file whole. Returns a note for each that is not where it was expected.
+    pub(super) fn place(&mut self, places: &Places) -> Vec<Problem> {
+        let mut notes = Vec::new();
+        for key in KEYS.iter().filter(|key| key.kind == Kind::Path) {
+            let Some(given) = self.given.get_mut(key.path).filter(|given| given.source == Source::File) else {
+                continue;
+            };
+            let Some(written) = given.value.as_str() else { continue };
+            let Found { path, instead_of } = places.find(Path::new(written));
+            if let Some(expected) = instead_of {
+                let (expected, path) = (expected.display(), path.display());
+                let what = format!(
+                    "{expected} does not exist, so {path} in the working directory is used: relative paths are relative to the \
+                     configuration file; move it there, or write the whole path"
+                );
+                notes.push(Problem::new(key.path, Source::File, what));
+            }
+            match path.into_os_string().into_string() {
+                Ok(path) => given.value = Value::String(path),
+                Err(_) => {
+                    let what =
+                        "is relative to a folder whose name is not UTF-8: rename that folder, or write a whole path";
+                    self.problems.push(Problem::new(key.path, Source::File, what));
+                }
+            }
+        }
+        notes
     }
 
     /// Adds the values of flags.

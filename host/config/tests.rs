@@ -17,7 +17,7 @@ fn read(text: &str, environment: &[(&str, &str)], flags: &[Flag]) -> Result<Load
 
 fn read_file(file: &Path, environment: &[(&str, &str)], flags: &[Flag]) -> Result<Loaded, Problems> {
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    Loaded::read(Inputs { file: Some(file.to_owned()), environment, flags: flags.to_vec() })
+    Loaded::read(Inputs { file: Some(file.to_owned()), environment, flags: flags.to_vec(), ..Inputs::default() })
 }
 
 fn refused(text: &str) -> String {

@@ -23,6 +23,12 @@ pub enum Misspelled {
     /// A duration that is zero, negative or too long.
     #[error("must be above zero and at most 30 days")]
     TimeRange,
+    /// A path that only a shell understands.
+    #[error(
+        "{0:?} begins with ~, which only a shell replaces, and only at the beginning of a word: write the whole path, as in \
+         /home/NAME/FILE, or ./~ for a file of that name"
+    )]
+    Home(String),
     /// A size beyond what this machine can address.
     #[error("is too large")]
     SizeRange,
@@ -77,6 +83,14 @@ pub fn size(text: &str) -> Result<usize, Misspelled> {
     };
     let number: usize = number.parse().map_err(|_| Misspelled::Number(number.to_owned()))?;
     number.checked_mul(unit).ok_or(Misspelled::SizeRange)
+}
+
+/// A path that means the same to a shell and to this process.
+///
+/// # Errors
+/// When it begins with `~`: nothing is there, and a folder of that name would be created.
+pub fn whole_path(text: &str) -> Result<&str, Misspelled> {
+    if text.starts_with('~') { Err(Misspelled::Home(text.chars().take(200).collect())) } else { Ok(text) }
 }
 
 /// A duration in the largest unit in which it is whole.

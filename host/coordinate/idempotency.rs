@@ -50,6 +50,8 @@ struct Reserved {
     fence: u64,
     took_over: bool,
     stamp: Option<Stamp>,
+    /// The retention that it was claimed with, which its response has as well.
+    kept_ms: u64,
 }
 
 /// The result of claiming a key.
@@ -131,9 +133,9 @@ impl Claim {
         coordinator: &Coordinator<W>,
         result: &Result<Written, Failed>,
     ) -> Recorded {
-        let Some(Reserved { name, owner, fence, .. }) = self.reserved else { return Recorded::Yes };
+        let Some(Reserved { name, owner, fence, kept_ms, .. }) = self.reserved else { return Recorded::Yes };
         let step = match result {
-            Ok(written) => Step::Done { owner, fence, response: written.encode() },
+            Ok(written) => Step::Done { owner, fence, response: written.encode(), kept_ms },
             Err(failed) if !self.sent || failed.effect == Some(Effect::NotApplied) => Step::Release { owner, fence },
             Err(_) if Fault::DoubtReleased.is_on() => Step::Release { owner, fence },
             Err(_) => Step::Abandon { owner, fence },
@@ -185,7 +187,7 @@ impl Unrecorded {
                 coordinator.unsettled(&"the claim is lost or has been taken over");
                 Recorded::Never
             }
-            Err(why @ StoreError::Unavailable(_)) => Recorded::NotYet(Self { name, done, why }),
+            Err(why @ (StoreError::Unavailable(_) | StoreError::Full(_))) => Recorded::NotYet(Self { name, done, why }),
             Err(error) => {
                 coordinator.unsettled(&error);
                 Recorded::Never
@@ -253,15 +255,16 @@ impl<W: World> Coordinator<W> {
         let (era, place) = (plan.keys.era(), &plan.place);
         let name = Name::new(era, &place.tenant, &place.key, idempotency_key.as_bytes());
         let owner = Owner(self.ports.randomness.sixteen());
+        let kept_ms = plan.tenant.idempotency_retention_ms;
         let (mut backoff, mut another) = (Backoff::new(FIRST_LOOK, LAST_LOOK, backoff::seed(&[&owner.0])), false);
         loop {
             let left = port::until(plan.deadline, self.ports.clock.monotonic_micros());
             let lease_ms = left.as_millis() as u64 + LEASE_MARGIN_MS;
-            let step = Step::Reserve { owner, write_id, started, lease_ms };
+            let step = Step::Reserve { owner, write_id, started, lease_ms, kept_ms };
             let left_ms = match self.ports.idempotency.step(name, step).await {
                 Ok(Stepped::Reserved { fence, took_over, stamp, started }) => {
                     let took_over = took_over && !Fault::TakeoverForgotten.is_on();
-                    let reserved = Reserved { name, owner, fence, took_over, stamp };
+                    let reserved = Reserved { name, owner, fence, took_over, stamp, kept_ms };
                     return Ok(Claimed::Yes(Claim { reserved: Some(reserved), named: true, started, sent: false }));
                 }
                 Ok(Stepped::Done { response }) => {

@@ -211,6 +211,7 @@ fn status(failed: Option<&Failed>) -> usize {
             | Failure::StorageFull { .. }
             | Failure::StaleEpoch
             | Failure::StoreUnavailable { .. }
+            | Failure::StoreFull(_)
             | Failure::Unrecorded
             | Failure::Forgotten,
         ) => 3,

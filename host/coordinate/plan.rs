@@ -227,6 +227,7 @@ pub(super) fn read_order(plan: &Plan, states: &[ReplicaState]) -> PerReplica<u8>
 
 pub(super) fn store_failure(what: &'static str, error: StoreError) -> Failure {
     match error {
+        StoreError::Full(_) => Failure::StoreFull(what),
         StoreError::Damaged(reason) => Failure::Internal(format!("{what}: {reason}")),
         other => Failure::StoreUnavailable { what, reason: other.to_string() },
     }

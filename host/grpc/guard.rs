@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use futures::future::{Either, Ready, ready};
 use futures::{Stream, StreamExt, stream};
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use tonic::Status;
 use tonic::body::Body;
 use tonic_types::StatusExt;
@@ -63,6 +63,9 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let rule = scope::of_call(request.uri().path());
+        if let Some(encoding) = compression(request.headers()) {
+            return Either::Left(ready(Ok(status::compressed(&encoding, rule.effect != Effect::Nothing))));
+        }
         if rule.need == Need::Nothing {
             return Either::Right(Either::Left(self.inner.call(request)));
         }
@@ -89,6 +92,12 @@ where
             }
         }
     }
+}
+
+/// How the messages of a call are compressed, shortened for an error.
+fn compression(headers: &HeaderMap) -> Option<String> {
+    let encoding = headers.get("grpc-encoding").filter(|encoding| *encoding != "identity")?;
+    Some(String::from_utf8_lossy(encoding.as_bytes()).chars().take(40).collect())
 }
 
 /// A call whose token has to be looked up in the database.

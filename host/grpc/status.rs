@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{HeaderValue, Response};
 use prost::Message;
 use prost_types::Any;
+use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::pb;
 use witan_kernel::failure::{Effect, Failed, Failure};
@@ -150,6 +152,7 @@ fn of(failure: Failure) -> Report {
             Report::new(Code::Unavailable, "STORE_UNAVAILABLE", format!("{what} cannot be reached; try again later"))
                 .retry_after(Duration::from_millis(500))
         }
+        Failure::StoreFull(_) => new(Code::ResourceExhausted, "STORAGE_FULL"),
         Failure::Forgotten => new(Code::Aborted, "OUTCOME_FORGOTTEN"),
         Failure::Unrecorded => new(Code::Unavailable, "STORE_UNAVAILABLE").retry_after(Duration::from_millis(500)),
         Failure::Internal(_) => Report::new(Code::Internal, "INTERNAL_ERROR", "internal error; see the log"),
@@ -179,6 +182,10 @@ pub(super) fn store_report(error: &StoreError, exists: &'static str, missing: &'
             tracing::warn!(%reason, "the metadata store cannot be reached");
             (Code::Unavailable, "STORE_UNAVAILABLE")
         }
+        StoreError::Full(reason) => {
+            tracing::warn!(%reason, "the metadata store is full");
+            (Code::ResourceExhausted, "STORAGE_FULL")
+        }
         StoreError::Conflict(_) => (Code::Aborted, "VERSION_CONFLICT"),
         StoreError::Exists(_) => (Code::AlreadyExists, exists),
         StoreError::Missing(_) => (Code::NotFound, missing),
@@ -189,7 +196,10 @@ pub(super) fn store_report(error: &StoreError, exists: &'static str, missing: &'
         }
     };
     let mut report = Report::new(code, reason, error.to_string());
-    report.outcome = Some(if code == Code::Unavailable { "in-doubt" } else { "not-applied" });
+    report.outcome = Some(match error {
+        StoreError::Unavailable(_) | StoreError::Full(_) => "in-doubt",
+        _ => "not-applied",
+    });
     report
 }
 
@@ -215,6 +225,20 @@ pub(super) fn too_late(begun: bool, changes: bool) -> Report {
     let mut report = Report::new(Code::DeadlineExceeded, "DEADLINE", message);
     report.outcome = changes.then_some(if begun { "in-doubt" } else { "not-applied" });
     report
+}
+
+/// The answer to a call whose messages are compressed. A small message can become a very large one when it is decompressed, and the bounds
+/// on memory count bytes as they arrive.
+pub(super) fn compressed(encoding: &str, changes: bool) -> Response<Body> {
+    let message = format!(
+        "messages compressed with {encoding:?} are not accepted: turn compression off in the client (grpc-encoding: identity)"
+    );
+    let mut report = Report::new(Code::Unimplemented, "COMPRESSION_UNSUPPORTED", message);
+    report.outcome = changes.then_some("not-applied");
+    let mut response = report.status().into_http();
+    // The specification of gRPC asks for what is accepted.
+    response.headers_mut().insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
+    response
 }
 
 /// The report of a call that was not authorized. `changes`: the call would have changed something; it was not applied.

@@ -3,7 +3,9 @@
 use tonic::{Code, Status};
 use witan_kernel::limit;
 use witan_kernel::name::{Invalid, TenantId};
-use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant};
+use witan_kernel::tenant::{
+    ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant, idempotency_retention_ms,
+};
 use witan_wire::v1;
 
 use super::CoordinatorApi;
@@ -123,6 +125,7 @@ struct Change {
     minimum_level: Option<Level>,
     default_level: Option<Level>,
     idempotency_outage: Option<IdempotencyOutage>,
+    idempotency_retention_ms: Option<u64>,
 }
 
 impl Change {
@@ -139,6 +142,10 @@ impl Change {
             minimum_level: Level::parse("minimum_level", &request.minimum_level)?,
             default_level: Level::parse("default_level", &request.default_level)?,
             idempotency_outage: given(&request.idempotency_outage, IdempotencyOutage::parse)?,
+            idempotency_retention_ms: request
+                .idempotency_retention_seconds
+                .map(idempotency_retention_ms)
+                .transpose()?,
         })
     }
 
@@ -153,6 +160,7 @@ impl Change {
         set(&mut tenant.minimum_level, self.minimum_level);
         set(&mut tenant.default_level, self.default_level);
         set(&mut tenant.idempotency_outage, self.idempotency_outage);
+        set(&mut tenant.idempotency_retention_ms, self.idempotency_retention_ms);
     }
 }
 
@@ -169,6 +177,9 @@ fn tenant_of(request: v1::CreateTenantRequest, now_ms: u64, fallbacks: &Fallback
         tenant.read_repair = ReadRepair::parse(&request.read_repair)?;
     }
     tenant.idempotency_outage = IdempotencyOutage::parse(&request.idempotency_outage)?;
+    if request.idempotency_retention_seconds != 0 {
+        tenant.idempotency_retention_ms = idempotency_retention_ms(request.idempotency_retention_seconds)?;
+    }
     if let Some(level) = Level::parse("minimum_level", &request.minimum_level)? {
         tenant.minimum_level = level;
     }
@@ -208,6 +219,7 @@ fn response(tenant: &Tenant) -> v1::GetTenantResponse {
         minimum_level: tenant.minimum_level.to_string(),
         default_level: tenant.default_level.to_string(),
         idempotency_outage: tenant.idempotency_outage.to_string(),
+        idempotency_retention_seconds: seconds(tenant.idempotency_retention_ms),
     }
 }
 

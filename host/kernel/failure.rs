@@ -96,7 +96,8 @@ pub enum Failure {
     IdempotencyKeyConflict,
     /// The first attempt under this idempotency key is too long ago to be repeated, and its outcome is unknown.
     #[error(
-        "the first attempt with this idempotency key is more than 24 hours ago, and it is unknown whether it was applied; it is not \
+        "the first attempt with this idempotency key is longer ago than its tenant's idempotency retention (24 hours, unless it was \
+         changed), and it is unknown whether it was applied; it is not \
          repeated: read the key, and use a new idempotency key for a new attempt"
     )]
     ReservationExpired,
@@ -141,6 +142,12 @@ pub enum Failure {
         /// The cause, for the log.
         reason: String,
     },
+    /// A store that the request needs has no room for another record.
+    #[error(
+        "{0} is full, so that nothing can be recorded there: its operator has to give it more room, or wait until records expire; a \
+         request without an idempotency key needs none"
+    )]
+    StoreFull(&'static str),
     /// The change is stored, but its idempotency record does not say so: a repetition would not find it done.
     #[error("the change is stored, but not on record under its idempotency key; send it again with the same key")]
     Unrecorded,

@@ -1,14 +1,15 @@
 //! Exactly one effect per idempotency key: reserve, act, record.
 //!
-//! The store keeps one [`Reservation`] per [`Name`] for 24 h after its first claim. Each [`Step`] is a pure function of the
-//! reservation and the store's time ([`apply`]); a store makes it atomic and durable. Every change is a compare-and-swap on owner
-//! and fence, so that a slow coordinator whose claim has been taken over cannot change the record.
+//! The store keeps one [`Reservation`] per [`Name`] for its tenant's retention after its first claim, 24 h by default. Each [`Step`] is a
+//! pure function of the reservation and the store's time ([`apply`]); a store makes it atomic and durable. Every change is a
+//! compare-and-swap on owner and fence, so that a slow coordinator whose claim has been taken over cannot change the record.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use crate::fault::Fault;
 use crate::hook::Operation;
+use crate::limit;
 use crate::name::{Era, Key, TenantId, WriteId};
 use crate::register::Stamp;
 
@@ -18,9 +19,13 @@ mod reservation;
 
 pub use reservation::{Damaged, Reservation, State};
 
-/// How long after its first claim a reservation may be claimed by repetitions, how long a recorded response is kept, and the longest
-/// lease. Milliseconds: 24 h, the time for which an idempotency key is promised to have one effect.
-pub const KEPT_MS: u64 = 24 * 3600 * 1000;
+/// The longest and the default retention, and the longest lease: how long after its first claim a reservation may be claimed by
+/// repetitions, and how long a recorded response is kept. Milliseconds: 24 h, the time for which an idempotency key is promised to have
+/// one effect, unless its tenant has chosen a shorter one.
+pub const KEPT_MS: u64 = limit::LONGEST_RETENTION_MS;
+
+/// The shortest retention, milliseconds.
+pub const SHORTEST_KEPT_MS: u64 = limit::SHORTEST_RETENTION_MS;
 
 /// For how long after that a reservation without a recorded response is remembered: its outcome is unknown, and a repetition
 /// gets that answer instead of being carried out as if it were new. Milliseconds. As long again, so that a client that repeats once
@@ -91,6 +96,8 @@ pub enum Step {
         started: u64,
         /// How long the claim is valid unless it is recorded as done, milliseconds: until after the operation's deadline.
         lease_ms: u64,
+        /// The tenant's retention, milliseconds; at most [`KEPT_MS`] counts. The record of a first claim ends so long after it.
+        kept_ms: u64,
     },
     /// Stores the register stamp, once, before anything is sent to a replica.
     Stamp {
@@ -109,6 +116,9 @@ pub enum Step {
         fence: u64,
         /// The answer for duplicates, encoded by the coordinator.
         response: Bytes,
+        /// The retention that the claim was made with: the response is kept so long from now on, and not shorter than the claim would
+        /// have been.
+        kept_ms: u64,
     },
     /// Gives up the claim: nothing was sent to any replica, or certainly none has applied it.
     Release {
@@ -152,7 +162,8 @@ pub enum Stepped {
     },
     /// The name was used with another request.
     Conflict,
-    /// The first attempt at this request is longer ago than [`KEPT_MS`] and its outcome is unknown: it is not carried out again.
+    /// The first attempt at this request is longer ago than the retention that its claim had, and its outcome is unknown: it is not
+    /// carried out again.
     Expired,
     /// The step is stored.
     Stored,
@@ -173,9 +184,9 @@ pub enum Change {
 
 /// Decides a step: the change of the record, and the result for the caller. `now_ms` is the store's time.
 ///
-/// A record without a response ends [`KEPT_MS`] after its first claim, however often it is repeated: its stamp is as old as that claim, and
-/// what has been deleted since may be forgotten. Then no attempt is granted a claim or may store a stamp, and for [`DOUBTED_MS`] a
-/// repetition gets [`Stepped::Expired`]. After that, and [`KEPT_MS`] after a response was recorded, the record counts as absent.
+/// A record without a response ends its retention after its first claim, however often it is repeated: its stamp is as old as that claim,
+/// and what has been deleted since may be forgotten. Then no attempt is granted a claim or may store a stamp, and for [`DOUBTED_MS`] a
+/// repetition gets [`Stepped::Expired`]. After that, and its retention after a response was recorded, the record counts as absent.
 ///
 /// Leases keep attempts apart, but no promise depends on them: an attempt that outlives its lease uses the same write id and the same
 /// stamp as the one that takes over, so that both together have one effect. Its later steps fail on the fence. The stamp is stored
@@ -183,17 +194,20 @@ pub enum Change {
 pub fn apply(existing: Option<&Reservation>, step: &Step, now_ms: u64) -> (Change, Stepped) {
     let existing = existing.filter(|reservation| reservation.remembered_until_ms() > now_ms);
     match step {
-        Step::Reserve { owner, write_id, started, lease_ms } => reserve(
-            existing,
-            &Claim { owner: *owner, write_id: *write_id, started: *started, lease_ms: *lease_ms },
-            now_ms,
-        ),
+        Step::Reserve { owner, write_id, started, lease_ms, kept_ms } => {
+            let kept_ms = (*kept_ms).min(KEPT_MS);
+            let lease_ms = (*lease_ms).min(kept_ms);
+            let claim = Claim { owner: *owner, write_id: *write_id, started: *started, lease_ms, kept_ms };
+            reserve(existing, &claim, now_ms)
+        }
         Step::Stamp { owner, fence, stamp } => match held(existing, *owner, *fence) {
             Some(held) if !held.has_expired(now_ms) => store_stamp(held, *stamp, now_ms),
             _ => LOST,
         },
-        Step::Done { owner, fence, response } => match existing {
-            Some(held) if held.owner == *owner && held.fence == *fence => record(held, response, now_ms),
+        Step::Done { owner, fence, response, kept_ms } => match existing {
+            Some(held) if held.owner == *owner && held.fence == *fence => {
+                record(held, response, (*kept_ms).min(KEPT_MS), now_ms)
+            }
             _ => LOST,
         },
         Step::Release { owner, fence } => match held(existing, *owner, *fence) {
@@ -215,6 +229,7 @@ struct Claim {
     write_id: WriteId,
     started: u64,
     lease_ms: u64,
+    kept_ms: u64,
 }
 
 /// The record, if it is in progress under this owner and fence. An expired lease does not matter until another attempt takes over.
@@ -253,7 +268,7 @@ fn claim_first(claim: &Claim, now_ms: u64) -> (Change, Stepped) {
         lease_until_ms: now_ms,
         kept_until_ms: 0,
     }
-    .kept(now_ms)
+    .kept(claim.kept_ms, now_ms)
     .leased(claim.lease_ms, now_ms);
     grant(reservation)
 }
@@ -273,7 +288,7 @@ fn take_over(existing: &Reservation, claim: &Claim, now_ms: u64) -> (Change, Ste
 
 /// The same attempt asks again because it did not receive the answer: its claim is kept and its lease extended.
 fn reserve_again(existing: &Reservation, claim: &Claim, now_ms: u64) -> (Change, Stepped) {
-    let longer = claim.lease_ms.max(existing.lease_left_ms(now_ms));
+    let longer = claim.lease_ms.max(existing.lease_left_ms(now_ms)).min(claim.kept_ms);
     grant(existing.clone().leased(longer, now_ms))
 }
 
@@ -297,11 +312,11 @@ fn store_stamp(held: &Reservation, stamp: Stamp, now_ms: u64) -> (Change, Steppe
 }
 
 /// A recorded response is final: the first one is kept.
-fn record(held: &Reservation, response: &Bytes, now_ms: u64) -> (Change, Stepped) {
+fn record(held: &Reservation, response: &Bytes, kept_ms: u64, now_ms: u64) -> (Change, Stepped) {
     match &held.state {
         State::InProgress => {
             let done = Reservation { state: State::Done { response: response.clone() }, ..held.clone() };
-            (Change::Put(done.kept(now_ms)), Stepped::Stored)
+            (Change::Put(done.kept(kept_ms, now_ms)), Stepped::Stored)
         }
         State::Done { response: recorded } if recorded == response => (Change::Keep, Stepped::Stored),
         State::Done { .. } => LOST,

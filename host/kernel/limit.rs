@@ -19,6 +19,13 @@ pub const SIBLINGS: usize = 100;
 pub const COLLAPSE_SIBLINGS: usize = 25;
 /// Longest idempotency key, in bytes: room for any UUID or URL-like name.
 pub const IDEMPOTENCY_KEY_BYTES: usize = 256;
+/// The longest and the default time for which an idempotency key has one effect, milliseconds: 24 h. Clients that repeat for longer are
+/// rare, and the store's memory grows with it.
+pub const LONGEST_RETENTION_MS: u64 = 24 * 3600 * 1000;
+/// The shortest, milliseconds: a minute is longer than the longest deadline, and than the repetitions that clients send by themselves.
+pub const SHORTEST_RETENTION_MS: u64 = 60_000;
+/// For how long an idempotency key of a tenant may have one effect.
+pub const IDEMPOTENCY_RETENTION_MS: std::ops::RangeInclusive<u64> = SHORTEST_RETENTION_MS..=LONGEST_RETENTION_MS;
 /// Largest context token, in bytes: it travels with every read and write.
 pub const CONTEXT_BYTES: usize = 4096;
 /// Largest component of a plugin that requests carry and stores keep, in bytes: that of an interpreted language. The plugin host

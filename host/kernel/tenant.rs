@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::limit;
 use crate::name::{Invalid, TenantId, shown};
 
 /// How many replicas must answer.
@@ -140,6 +141,23 @@ choice! {
     }
 }
 
+/// Reads a retention of idempotency keys, in seconds as the API has it.
+///
+/// # Errors
+/// When it is out of range.
+pub fn idempotency_retention_ms(seconds: i64) -> Result<u64, Invalid> {
+    let range = limit::IDEMPOTENCY_RETENTION_MS;
+    let ms = u64::try_from(seconds).ok().and_then(|seconds| seconds.checked_mul(1000));
+    ms.filter(|ms| range.contains(ms)).ok_or_else(|| {
+        let (least, most) = (range.start() / 1000, range.end() / 1000);
+        Invalid::new(
+            "idempotency_retention_seconds",
+            format!("{seconds} is out of range"),
+            format!("use {least} (a minute) to {most} (24 hours)"),
+        )
+    })
+}
+
 /// A tenant, as the metadata store has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant {
@@ -159,6 +177,9 @@ pub struct Tenant {
     pub minimum_level: Level,
     /// What happens to requests with an idempotency key while its store is down.
     pub idempotency_outage: IdempotencyOutage,
+    /// For how long an idempotency key has one effect, milliseconds: within [`limit::IDEMPOTENCY_RETENTION_MS`]. A change counts for
+    /// reservations that are made after it.
+    pub idempotency_retention_ms: u64,
     /// Grows by one with every change; guards against lost updates.
     pub version: u64,
     /// Unix time, milliseconds.
@@ -181,6 +202,7 @@ impl Tenant {
             default_level: Level::Quorum,
             minimum_level: Level::One,
             idempotency_outage: IdempotencyOutage::Reject,
+            idempotency_retention_ms: limit::LONGEST_RETENTION_MS,
             version: 1,
             created_at_ms: now_ms,
             updated_at_ms: now_ms,
@@ -200,6 +222,18 @@ mod tests {
         assert_eq!(Level::met(2, 3), Level::Quorum);
         assert_eq!(Level::met(1, 1), Level::All);
         assert_eq!(Level::met(1, 3), Level::One);
+    }
+
+    #[test]
+    fn retentions_are_from_a_minute_to_a_day() {
+        assert_eq!(
+            (idempotency_retention_ms(60), idempotency_retention_ms(86_400)),
+            (Ok(60_000), Ok(limit::LONGEST_RETENTION_MS))
+        );
+        for wrong in [i64::MIN, -1, 0, 59, 86_401, i64::MAX] {
+            let error = idempotency_retention_ms(wrong).unwrap_err().to_string();
+            assert!(error.contains("idempotency_retention_seconds") && error.contains("60 (a minute)"), "{error}");
+        }
     }
 
     #[test]

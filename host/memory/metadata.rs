@@ -25,7 +25,7 @@ mod tokens;
 use crate::slot::SlotKey;
 
 /// The newest migration of the real stores, which this one reports too.
-const SCHEMA: u64 = 5;
+const SCHEMA: u64 = 6;
 
 /// Metadata in memory. Clones share it.
 #[derive(Clone)]

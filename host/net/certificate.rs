@@ -1,4 +1,5 @@
-//! Parses PEM files into rustls types, and reads validity from certificates.
+//! Parses PEM files into rustls types, and reads validity from certificates. What is wrong with a file that cannot be used is in
+//! [`crate::cause`].
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
+use crate::cause;
 use crate::file::{FileError, Named};
 use crate::watch::Snapshot;
 
@@ -40,17 +42,43 @@ pub(crate) fn pair(snapshot: &Snapshot, cert: &Named, key: &Named) -> Result<(Ce
     let chain = chain(snapshot, cert)?;
     let not_after = validity(&chain[0], cert, now())?;
     let private = private_key(snapshot, key)?;
-    let certified = CertifiedKey::from_der(chain, private, &provider()).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => FileError::KeyDoesNotFit { key: key.clone(), cert: cert.clone() },
-        error => FileError::Unusable { file: key.clone(), why: format!("the key cannot be used: {error}") },
+    let certified = CertifiedKey::from_der(chain.clone(), private, &provider()).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            match (1..chain.len()).find(|other| fits(&chain[*other], key, snapshot)) {
+                Some(other) => FileError::Unusable { file: cert.clone(), why: cause::order(other) },
+                None => FileError::KeyDoesNotFit { key: key.clone(), cert: cert.clone() },
+            }
+        }
+        error => {
+            let why = cause::key(&chain[0]).unwrap_or_else(|| format!("the key cannot be used: {error}"));
+            FileError::Unusable { file: key.clone(), why }
+        }
     })?;
+    if let Some(why) = cause::gap(&chain) {
+        tracing::warn!(file = %cert, "{why}");
+    }
     Ok((certified, Expiry { file: cert.path.clone(), not_after }))
 }
 
-/// The certificate authorities in a file.
+/// Whether a key belongs to this certificate.
+fn fits(certificate: &CertificateDer<'static>, key: &Named, snapshot: &Snapshot) -> bool {
+    private_key(snapshot, key)
+        .is_ok_and(|private| CertifiedKey::from_der(vec![certificate.clone()], private, &provider()).is_ok())
+}
+
+/// The certificate authorities in a file. One whose key cannot be used is skipped, unless it is the only one.
 pub(crate) fn authorities(snapshot: &Snapshot, file: &Named) -> Result<RootCertStore, FileError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(snapshot, file)? {
+    let found = certificates(snapshot, file)?;
+    let unusable: Vec<String> = found.iter().filter_map(|certificate| cause::key(certificate)).collect();
+    if let Some(why) = unusable.first() {
+        let why = format!("of an authority {why}");
+        if unusable.len() == found.len() {
+            return Err(FileError::Unusable { file: file.clone(), why });
+        }
+        tracing::warn!(%file, "{why}; what it has signed will be refused");
+    }
+    for certificate in found {
         let unusable =
             |error| FileError::Unusable { file: file.clone(), why: format!("an authority cannot be used: {error}") };
         roots.add(certificate).map_err(unusable)?;
@@ -93,7 +121,11 @@ fn chain(snapshot: &Snapshot, file: &Named) -> Result<Vec<CertificateDer<'static
 fn certificates(snapshot: &Snapshot, file: &Named) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let wrong =
         |why: String| FileError::NotPem { file: file.clone(), wanted: "certificate", begins: "CERTIFICATE", why };
-    let found: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(snapshot.content(file)?).collect();
+    let content = snapshot.content(file)?;
+    if let Some(why) = cause::text(content) {
+        return Err(wrong(why));
+    }
+    let found: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(content).collect();
     match found {
         Ok(found) if found.is_empty() => Err(wrong(String::new())),
         Ok(found) => Ok(found),
@@ -103,15 +135,22 @@ fn certificates(snapshot: &Snapshot, file: &Named) -> Result<Vec<CertificateDer<
 
 fn private_key(snapshot: &Snapshot, file: &Named) -> Result<PrivateKeyDer<'static>, FileError> {
     let content = snapshot.content(file)?;
+    let wrong =
+        |why: String| FileError::NotPem { file: file.clone(), wanted: "private key", begins: "PRIVATE KEY", why };
+    if let Some(why) = cause::text(content) {
+        return Err(wrong(why));
+    }
     PrivateKeyDer::from_pem_slice(content).map_err(|error| {
         // The error's own text is never shown: it may quote a line of the key.
-        let encrypted = content.windows(9).any(|part| part == b"ENCRYPTED");
         let why = match error {
-            pem::Error::NoItemsFound if encrypted => ": it is encrypted; remove its password (openssl pkey -in ...)",
+            _ if cause::is_encrypted(content) => {
+                ": it is encrypted, and nobody is there to enter a password when it is read; remove it with \
+                 openssl pkey -in FILE -out NEW, and let only the process's user read the new file"
+            }
             pem::Error::NoItemsFound => "",
             _ => ": it is cut off or damaged",
         };
-        FileError::NotPem { file: file.clone(), wanted: "private key", begins: "PRIVATE KEY", why: why.to_owned() }
+        wrong(why.to_owned())
     })
 }
 

@@ -15,7 +15,8 @@
 
 pub mod bounds;
 pub mod call;
-pub mod certificate;
+pub mod cause;
+mod certificate;
 pub mod connect;
 pub mod connection;
 mod discard;

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Clock, Metadata, StoreError};
 
+use super::room::Room;
 use super::signal::stopped;
 use crate::console::{self, Ready};
 use witan_peer::{Connect, Lanes};
@@ -28,6 +29,7 @@ pub(super) struct Readiness<C: Clock, N: Connect> {
     has_clock: bool,
     lanes: Arc<Lanes<C, N>>,
     clock: C,
+    room: Arc<Room>,
     /// True once it has been ready: then it has cached tenants, and serves them while the metadata store is unavailable.
     has_been: AtomicBool,
     ready: Gauge,
@@ -41,12 +43,13 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
         has_clock: bool,
         lanes: Arc<Lanes<C, N>>,
         clock: C,
+        room: Arc<Room>,
         registry: &mut Registry,
     ) -> Arc<Self> {
         let (ready, store_up) = (Gauge::default(), Gauge::default());
         registry.register("witan_ready", "1 while this coordinator should receive traffic", ready.clone());
         registry.register("witan_metadata_store_up", "1 while the metadata store answers", store_up.clone());
-        Arc::new(Self { metadata, has_clock, lanes, clock, has_been: AtomicBool::new(false), ready, store_up })
+        Arc::new(Self { metadata, has_clock, lanes, clock, room, has_been: AtomicBool::new(false), ready, store_up })
     }
 
     /// The readiness check of the admin server.
@@ -88,6 +91,7 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
             Err(error) => ready.reasons.push(format!("the metadata store does not answer: {error}")),
         }
         ready.notes.extend(clocks.of_nodes());
+        ready.notes.extend(self.room.note());
         ready.notes.extend(self.lanes.not_whole().into_iter().filter_map(|(node, trust)| {
             Some(format!("storage node {node} has another store than before: {}", trust.advice()?))
         }));
@@ -106,7 +110,10 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = look.tick() => drop(self.judge().await),
+                _ = look.tick() => {
+                    self.room.look().await;
+                    drop(self.judge().await);
+                }
                 () = &mut stopped => break,
             }
         }

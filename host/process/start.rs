@@ -26,6 +26,7 @@ use super::live::Changing;
 use super::nodes::watch_nodes;
 use super::readiness::Readiness;
 use super::reload::Reloads;
+use super::room::Room;
 use super::secured::Secured;
 use super::signal::stopped;
 use super::stores::{Idempotency, Seat};
@@ -98,9 +99,10 @@ pub async fn start(
     let admin_address = admin_listener.local_addr()?;
     let (incoming, admin_incoming) =
         secured.listen((listener, config.grpc.clone()), (admin_listener, config.http.clone()), &mut registry);
-    let times = config.shared.postgres.is_some();
-    let metadata = Arc::clone(&member.metadata);
-    let readiness = Readiness::new(metadata, times, Arc::clone(&parts.lanes), parts.clock, &mut registry);
+    let room = Room::new(parts.idempotency.clone(), &config.data_dir, &mut registry);
+    let (metadata, lanes) = (Arc::clone(&member.metadata), Arc::clone(&parts.lanes));
+    let has_clock = config.shared.postgres.is_some();
+    let readiness = Readiness::new(metadata, has_clock, lanes, parts.clock, room, &mut registry);
     parts.reach_nodes(Arc::clone(&member.metadata), stop.clone()).await;
     tokio::spawn(Arc::clone(&readiness).watch(stop.clone()));
 

@@ -73,6 +73,14 @@ impl Idempotency {
         Ok(Self::Embedded(Arc::new(opened)))
     }
 
+    /// Whether it refuses records because it has no room for them.
+    pub(crate) fn is_full(&self) -> bool {
+        match self {
+            Self::Embedded(embedded) => embedded.is_full(),
+            Self::Redis(redis) => redis.is_full(),
+        }
+    }
+
     pub(crate) async fn close(&self) {
         match self {
             Self::Embedded(embedded) => embedded.close().await,

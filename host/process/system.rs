@@ -1,7 +1,8 @@
-//! The operating system's clocks and randomness.
+//! The operating system's clocks and randomness, and its limit on open files.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use witan_kernel::port::{Clock, Randomness};
 
 /// This machine's clocks.
@@ -39,6 +40,19 @@ impl Randomness for SystemRandomness {
     fn sixteen(&self) -> [u8; 16] {
         rand::random()
     }
+}
+
+/// Raises the limit on open files, which include connections, as far as this process may. Many systems set a low one (1024) for programs
+/// that use select(2), which this one does not, and a much higher one that every program may raise it to.
+///
+/// # Errors
+/// When the system forbids it.
+pub fn raise_open_files() -> std::io::Result<()> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return Ok(());
+    }
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
 }
 
 /// The current time, Unix milliseconds.

@@ -5,6 +5,6 @@ mod embedded;
 mod redis;
 
 pub use self::redis::{
-    RedisConfig, RedisCredentials, RedisFacts, RedisFinding, RedisIdempotency, RedisServers, RedisTls,
+    FILLING, RedisConfig, RedisCredentials, RedisFacts, RedisFinding, RedisIdempotency, RedisServers, RedisTls,
 };
 pub use embedded::EmbeddedIdempotency;

@@ -235,6 +235,87 @@ async fn wrong_configurations_are_refused_with_everything_that_is_wrong() {
     assert!(text(&refused.stderr).contains("WITAN_SERVER__PORT"), "{}", text(&refused.stderr));
 }
 
+#[tokio::test]
+async fn paths_of_a_file_begin_in_its_folder() {
+    let place = Place::new().await;
+    let here = place.folder.path().join("here");
+    std::fs::create_dir(&here).expect("make a folder");
+    let metrics = format!("metrics: {{host: {}, port: 0}}\n", place.address);
+    // `plugins` is beside the file, `audit` only in the working directory, where it used to be looked for.
+    std::fs::create_dir(place.folder.path().join("plugins")).expect("make a folder");
+    std::fs::create_dir(here.join("audit")).expect("make a folder");
+    place.write(&format!("{metrics}plugins: {{folder: plugins}}\nsecurity: {{audit: {{file: audit/log}}}}\n"));
+    std::fs::write(here.join("audit/log"), "").expect("write");
+    let text = std::fs::read_to_string(place.file()).expect("the file");
+    let data = format!("data_dir: {}", place.folder.path().join("coordinator").display());
+    std::fs::write(place.file(), text.replace(&data, "data_dir: own/data")).expect("write the file");
+
+    let process = place.start(|command| _ = command.current_dir(&here)).await;
+    assert!(place.folder.path().join("own/data/metadata.db").exists(), "the data is beside the file");
+    assert!(!here.join("own").exists());
+    let lines = process.tail();
+    let moved: Vec<&str> = lines.lines().filter(|line| line.contains("in the working directory is used")).collect();
+    let (expected, found) = (place.folder.path().join("audit/log"), here.join("audit/log"));
+    assert_eq!(moved.len(), 1, "one warning: {lines}");
+    for part in ["WARN", "security.audit.file", &expected.display().to_string(), &found.display().to_string()] {
+        assert!(moved[0].contains(part), "{part} is not in {}", moved[0]);
+    }
+    tenant(&Api::new(process.address("address")), "t").await;
+    eventually("the audit log has an entry", async || (found.metadata().ok()?.len() > 0).then_some(())).await;
+    assert!(!expected.exists());
+    drop(process);
+
+    // The environment and flags begin in the working directory, and the result is shown with whole paths.
+    let mut command = witan(&["config", "print", "--output", "json", "--config", "../config.yaml"]);
+    command.current_dir(&here).env("WITAN_PLUGINS__FOLDER", "plugins");
+    let shown: Value = serde_json::from_slice(&run(command).await.stdout).expect("JSON");
+    let value = |key: &str| {
+        let keys = shown["keys"].as_array().expect("keys").iter();
+        keys.clone().find(|shown| shown["key"] == key).expect("every key is shown")["value"].clone()
+    };
+    assert_eq!(value("plugins.folder"), "plugins");
+    let data = PathBuf::from(value("server.data_dir").as_str().expect("a path"));
+    assert_eq!(data, here.join("../own/data"));
+}
+
+#[tokio::test]
+async fn what_is_not_text_and_what_only_a_shell_replaces_is_refused_with_advice() {
+    use std::os::unix::ffi::OsStrExt;
+    let garbled = std::ffi::OsStr::from_bytes(b"\xff");
+    let refused = async |arguments: &[&str], variable: &str| {
+        let mut command = witan(arguments);
+        if !variable.is_empty() {
+            command.env(variable, garbled);
+        }
+        let output = run(command).await;
+        assert!(!output.status.success(), "{arguments:?} {variable}");
+        text(&output.stderr)
+    };
+    for (arguments, variable) in [
+        (&["config", "check"][..], "WITAN_SERVER__PORT"),
+        (&["config", "check"], "WITAN_DATABASE__PASSWORD"),
+        (&["tenant", "get", "t"], "WITAN_ENDPOINT"),
+    ] {
+        let message = refused(arguments, variable).await;
+        assert!(message.contains(variable) && message.contains("is not UTF-8"), "{message}");
+    }
+    // A token that cannot be read is not the same as no token.
+    let message = refused(&["tenant", "get", "t"], "WITAN_TOKEN").await;
+    assert!(message.contains("WITAN_TOKEN: is not a token"), "{message}");
+    for arguments in [
+        &["serve", "--data-dir=~/data"][..],
+        &["node", "--id", "n", "--data-dir=~/data"],
+        &["config", "check", "~/config.yaml"],
+        &["kv", "put", "-t", "t", "k", "@~/value"],
+        &["--ca-file=~/ca.pem", "tenant", "get", "t"],
+    ] {
+        let message = refused(arguments, "").await;
+        assert!(message.contains("begins with ~") && message.contains("/home/NAME"), "{arguments:?}: {message}");
+    }
+    let message = refused(&["--endpoint", "coordinator:50051", "tenant", "get", "t"], "").await;
+    assert!(message.contains("has no scheme: write http://coordinator:50051"), "{message}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_doctor_says_what_to_do() {
     let place = Place::new().await;

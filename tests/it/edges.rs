@@ -121,6 +121,24 @@ async fn what_is_not_grpc_is_not_carried_out() {
 }
 
 #[tokio::test]
+async fn compressed_messages_are_refused_with_the_remedy() {
+    let (dev, api) = with_tenant().await;
+    let (mut gzip, plain) = (BytesMut::from(&framed(&write("t", "k", "v"))[..]), framed(&write("t", "k", "v")));
+    gzip[0] = 1;
+    for (method, outcome) in [(WRITE, Some("not-applied")), (READ, None), ("grpc.health.v1.Health/Check", None)] {
+        let answer = call(dev.address(), method, &[GRPC, ("grpc-encoding", "gzip")], gzip.clone().freeze(), true).await;
+        let expected = (Code::Unimplemented, "COMPRESSION_UNSUPPORTED".to_owned(), outcome.map(str::to_owned));
+        assert_eq!(answer.summary(), expected, "{method}");
+        assert_eq!(answer.headers["grpc-accept-encoding"], "identity", "{method}");
+        let message = Status::from_header_map(&answer.headers).expect("a status").message().to_owned();
+        assert!(message.contains("gzip") && message.contains("turn compression off"), "{message}");
+    }
+    assert_eq!(api.read(read("t", "k")).await.expect_err("nothing was written").reason, "KEY_NOT_FOUND");
+    let identity = [GRPC, ("grpc-encoding", "identity"), ("grpc-accept-encoding", "gzip, identity")];
+    assert_eq!(call(dev.address(), WRITE, &identity, plain, true).await.summary().0, Code::Ok);
+}
+
+#[tokio::test]
 async fn a_deadline_that_has_passed_says_what_became_of_the_call() {
     let (dev, api) = with_tenant().await;
     let body = framed(&write("t", "k", "v"));

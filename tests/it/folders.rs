@@ -32,6 +32,24 @@ async fn started(command: Command, folder: &Path) -> Process {
     process
 }
 
+/// The soft limit on open files of a process.
+fn open_files(process: &Process) -> String {
+    let limits = fs::read_to_string(format!("/proc/{}/limits", process.id())).expect("the process is there");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
+    line.split_whitespace().nth(3).expect("the soft one").to_owned()
+}
+
+#[tokio::test]
+async fn a_process_may_open_as_many_files_as_the_system_lets_it() {
+    let place = tempfile::tempdir().expect("make a folder");
+    let wanted = node(Version::This, "node-1", &place.path().join("data"));
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"ulimit -Sn 300 && ulimit -Hn 900 && exec "$@""#, "sh"]).arg(wanted.get_program());
+    command.args(wanted.get_args());
+    let process = started(command, place.path()).await;
+    assert_eq!(open_files(&process), "900");
+}
+
 /// The end of a node that does not start: what it says.
 async fn refused(command: Command) -> String {
     let mut command = tokio::process::Command::from(command);

@@ -23,6 +23,7 @@ mod disks;
 mod edges;
 mod failure;
 mod folders;
+mod full_store;
 mod harness;
 mod health;
 mod hostile;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use witan_net::{ClientSide, Fields, Protocol, ServerSide};
 use x509_parser::pem::Pem;
 
 use super::{Findings, Gravity};
@@ -21,6 +22,13 @@ pub(super) fn examine(loaded: &Loaded, findings: &mut Findings) {
             Ok(pem) => certificates(&pem, key.path, Path::new(&file), now(), findings),
             Err(error) => findings.error("certificates", format!("{}: {file} cannot be read: {error}", key.path)),
         }
+    }
+    // What the coordinator itself will say of them, and of their keys.
+    let security = &loaded.settings.security;
+    let listeners = security.tls.as_ref().map(|tls| ServerSide::open(tls, Fields::LISTENERS, Protocol::Grpc).map(drop));
+    let nodes = security.nodes.tls.as_ref().map(|tls| ClientSide::open(tls, Fields::NODES).map(drop));
+    for refused in [listeners, nodes].into_iter().flatten().filter_map(Result::err) {
+        findings.error("certificates", refused.to_string());
     }
 }
 

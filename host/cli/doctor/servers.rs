@@ -1,5 +1,7 @@
 //! PostgreSQL and Redis: reachable, of a supported version, and configured so that acknowledged changes survive.
 
+use std::path::Path;
+
 use witan_store::idempotency::{RedisFinding, RedisIdempotency};
 use witan_store::metadata::{PostgresFacts, examine as look};
 
@@ -7,6 +9,7 @@ use super::Findings;
 use crate::cli::client::chain;
 use crate::config::settings::Settings;
 use crate::process::config;
+use crate::process::room::{DISK_FILLING, used_share};
 
 /// Oldest PostgreSQL that is tested.
 const OLDEST_POSTGRES: u32 = 130_000;
@@ -14,6 +17,9 @@ const OLDEST_POSTGRES: u32 = 130_000;
 const RESERVED: u32 = 3;
 /// Clock difference at which a coordinator is not ready, and the one at which an operator should check.
 const CLOCKS_MS: (u64, u64) = (60_000, 5_000);
+
+/// Share of the file system of the embedded stores at which it counts as full.
+const FULL: f64 = 0.98;
 
 /// Checks both. Returns the recorded storage nodes.
 pub(super) async fn examine(settings: &Settings, findings: &mut Findings) -> Vec<(String, String, u16)> {
@@ -127,7 +133,8 @@ async fn redis(settings: &Settings, findings: &mut Findings) {
     let config = match config::redis(&settings.redis) {
         Ok(Some(config)) => config,
         Ok(None) => {
-            return findings.note(about, "none is configured: idempotency keys are embedded, for one coordinator");
+            findings.note(about, "none is configured: idempotency keys are embedded, for one coordinator");
+            return embedded(&settings.server.data_dir, findings);
         }
         Err(error) => return findings.error(about, chain(&error)),
     };
@@ -148,12 +155,28 @@ async fn redis(settings: &Settings, findings: &mut Findings) {
     }
 }
 
+/// Whether the embedded stores have room.
+fn embedded(folder: &Path, findings: &mut Findings) {
+    let Some(share) = used_share(folder) else { return };
+    let what = format!("{:.0}% of the file system of server.data_dir ({}) is used", share * 100.0, folder.display());
+    let why = "when it is full, changes of metadata and requests with idempotency keys are refused: make room";
+    match () {
+        () if share >= FULL => findings.error("disk", format!("{what}; {why}")),
+        () if share >= DISK_FILLING => findings.warning("disk", format!("{what}; {why}")),
+        () => findings.ok("disk", what),
+    }
+}
+
 fn weakness(finding: &RedisFinding, findings: &mut Findings) {
     match finding {
-        RedisFinding::SyncsLate { .. } => findings.warning("redis", finding.to_string()),
+        RedisFinding::Unseen { .. } => findings.note("redis", finding.to_string()),
+        RedisFinding::SyncsLate { .. } | RedisFinding::Filling { .. } => {
+            findings.warning("redis", finding.to_string());
+        }
         RedisFinding::TooOld { .. }
         | RedisFinding::Evicts { .. }
         | RedisFinding::NotLogged
+        | RedisFinding::Full { .. }
         | RedisFinding::NotMaster => findings.error("redis", finding.to_string()),
     }
 }

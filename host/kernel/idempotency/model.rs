@@ -119,7 +119,13 @@ impl World {
     }
 
     fn reserve(&mut self, owner: Owner, request: u8, lease_ms: u64) {
-        let step = Step::Reserve { owner, write_id: WriteId([request; 16]), started: self.now * 1000, lease_ms };
+        let step = Step::Reserve {
+            owner,
+            write_id: WriteId([request; 16]),
+            started: self.now * 1000,
+            lease_ms,
+            kept_ms: KEPT_MS,
+        };
         let before = self.alive().cloned();
         match (self.step(&step), before) {
             (Stepped::Conflict, Some(before)) => assert_ne!(before.write_id, WriteId([request; 16])),
@@ -251,7 +257,7 @@ impl World {
                 // Also by an attempt that has ended before: an abandoned operation may succeed after all.
                 if let Some((owner, fence, _, true)) = picked(attempt) {
                     let response = Bytes::from(vec![7, *attempt as u8]);
-                    self.end(*attempt, &Step::Done { owner, fence, response });
+                    self.end(*attempt, &Step::Done { owner, fence, response, kept_ms: KEPT_MS });
                 }
             }
             Event::Release { attempt } => {
@@ -281,7 +287,7 @@ proptest! {
 }
 
 fn reserve(owner: u8, lease_ms: u64) -> Step {
-    Step::Reserve { owner: Owner([owner; 16]), write_id: WriteId([1; 16]), started: 5, lease_ms }
+    Step::Reserve { owner: Owner([owner; 16]), write_id: WriteId([1; 16]), started: 5, lease_ms, kept_ms: KEPT_MS }
 }
 
 fn put(change: Change) -> Reservation {
@@ -297,10 +303,10 @@ fn a_late_owner_changes_nothing_after_a_takeover() {
     let (change, result) = apply(Some(&first), &reserve(2, 10), 10);
     assert_eq!(result, Stepped::Reserved { fence: 2, took_over: true, stamp: None, started: 5 });
     let second = put(change);
-    let late = Step::Done { owner: Owner([1; 16]), fence: 1, response: Bytes::new() };
+    let late = Step::Done { owner: Owner([1; 16]), fence: 1, response: Bytes::new(), kept_ms: KEPT_MS };
     assert_eq!(apply(Some(&second), &late, 11), (Change::Keep, Stepped::Lost));
     // Nor does it when only one of owner and fence matches.
-    let mixed = Step::Done { owner: Owner([2; 16]), fence: 1, response: Bytes::new() };
+    let mixed = Step::Done { owner: Owner([2; 16]), fence: 1, response: Bytes::new(), kept_ms: KEPT_MS };
     assert_eq!(apply(Some(&second), &mixed, 11), (Change::Keep, Stepped::Lost));
 }
 
@@ -354,10 +360,10 @@ fn an_expired_record_accepts_its_result_and_nothing_else() {
     assert_eq!(apply(Some(&first), &reserve(2, 10), KEPT_MS), (Change::Keep, Stepped::Expired));
     let stamp = Step::Stamp { owner, fence: 1, stamp: Stamp(7) };
     assert_eq!(apply(Some(&first), &stamp, KEPT_MS), (Change::Keep, Stepped::Lost));
-    let done = Step::Done { owner, fence: 1, response: Bytes::from_static(b"late") };
+    let done = Step::Done { owner, fence: 1, response: Bytes::from_static(b"late"), kept_ms: KEPT_MS };
     let late = put(apply(Some(&first), &done, KEPT_MS).0);
     assert!(matches!(apply(Some(&late), &reserve(2, 10), 2 * KEPT_MS - 1).1, Stepped::Done { .. }));
-    let other = Step::Reserve { owner, write_id: WriteId([2; 16]), started: 9, lease_ms: 10 };
+    let other = Step::Reserve { owner, write_id: WriteId([2; 16]), started: 9, lease_ms: 10, kept_ms: KEPT_MS };
     let (change, result) = apply(Some(&first), &other, KEPT_MS);
     assert!(matches!((put(change).fence, result), (1, Stepped::Reserved { took_over: false, .. })), "the name is free");
     let (_, result) = apply(Some(&first), &reserve(2, 10), KEPT_MS + DOUBTED_MS);
@@ -399,7 +405,7 @@ fn no_step_is_taken_without_the_claim() {
         let owner = Owner([owner; 16]);
         [Step::Stamp { owner, fence, stamp: Stamp(7) }, Step::Release { owner, fence }, Step::Abandon { owner, fence }]
     };
-    let done = Step::Done { owner: Owner([1; 16]), fence: 1, response: Bytes::new() };
+    let done = Step::Done { owner: Owner([1; 16]), fence: 1, response: Bytes::new(), kept_ms: KEPT_MS };
     let settled = put(apply(Some(&first), &done, 1).0);
     for (owner, fence, record) in [(2, 1, &first), (1, 2, &first), (2, 2, &first), (1, 1, &settled)] {
         for step in steps(owner, fence) {
@@ -422,7 +428,7 @@ fn a_stamp_and_a_response_are_final() {
     assert_eq!(apply(Some(&stamped), &stamp(7), 2), (Change::Keep, Stepped::Stored));
     assert_eq!(apply(Some(&stamped), &stamp(8), 2), (Change::Keep, Stepped::Lost));
 
-    let done = |response| Step::Done { owner, fence: 1, response: Bytes::from_static(response) };
+    let done = |response| Step::Done { owner, fence: 1, response: Bytes::from_static(response), kept_ms: KEPT_MS };
     let recorded = put(apply(Some(&stamped), &done(b"yes"), 3).0);
     assert_eq!(apply(Some(&recorded), &done(b"yes"), 4), (Change::Keep, Stepped::Stored));
     assert_eq!(apply(Some(&recorded), &done(b"no"), 4), (Change::Keep, Stepped::Lost));

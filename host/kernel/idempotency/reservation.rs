@@ -96,12 +96,13 @@ impl Reservation {
 
     /// After a step other than the first and the last: it is kept no longer because of it.
     pub(super) fn touched(self, now_ms: u64) -> Self {
-        if Fault::ReservationProlonged.is_on() { self.kept(now_ms) } else { self }
+        if Fault::ReservationProlonged.is_on() { self.kept(KEPT_MS, now_ms) } else { self }
     }
 
-    /// To be kept for [`KEPT_MS`] from now on: from its first claim, and again from the moment that its response is recorded.
-    pub(super) fn kept(mut self, now_ms: u64) -> Self {
-        self.kept_until_ms = now_ms.saturating_add(KEPT_MS);
+    /// To be kept so long from now on: from its first claim, and again from the moment that its response is recorded. It never ends
+    /// earlier for that: another attempt may record the response, after the tenant's retention was shortened.
+    pub(super) fn kept(mut self, kept_ms: u64, now_ms: u64) -> Self {
+        self.kept_until_ms = self.kept_until_ms.max(now_ms.saturating_add(kept_ms));
         self
     }
 
@@ -200,7 +201,7 @@ mod tests {
     use proptest::proptest;
 
     use super::{Damaged, FIXED, HEAD, Reservation, State};
-    use crate::idempotency::{Change, Owner, Step, Stepped, apply};
+    use crate::idempotency::{Change, KEPT_MS, Owner, Step, Stepped, apply};
     use crate::name::WriteId;
     use crate::register::Stamp;
 
@@ -259,8 +260,13 @@ mod tests {
     #[test]
     fn a_record_is_kept_for_a_day_and_no_lease_is_longer() {
         const DAY_MS: u64 = 86_400_000;
-        let reserve =
-            |n| Step::Reserve { owner: Owner([n; 16]), write_id: WriteId([n; 16]), started: 5, lease_ms: u64::MAX };
+        let reserve = |n| Step::Reserve {
+            owner: Owner([n; 16]),
+            write_id: WriteId([n; 16]),
+            started: 5,
+            lease_ms: u64::MAX,
+            kept_ms: KEPT_MS,
+        };
         let (Change::Put(first), _) = apply(None, &reserve(1), 1000) else { panic!("a claim") };
         assert_eq!(
             (first.lease_from_ms, first.lease_until_ms, first.kept_until_ms),
@@ -271,7 +277,7 @@ mod tests {
         assert!(matches!(change, Change::Put(second) if second.write_id == WriteId([2; 16]) && second.fence == 1));
         assert!(matches!(stepped, Stepped::Reserved { fence: 1, took_over: false, stamp: None, started: 5 }));
         // A recorded response starts the day anew.
-        let done = Step::Done { owner: first.owner, fence: 1, response: b"ok".as_slice().into() };
+        let done = Step::Done { owner: first.owner, fence: 1, response: b"ok".as_slice().into(), kept_ms: KEPT_MS };
         let (Change::Put(done), Stepped::Stored) = apply(Some(&first), &done, 7000) else { panic!("a response") };
         assert_eq!((done.kept_until_ms, done.lease_until_ms), (7000 + DAY_MS, first.lease_until_ms));
     }
@@ -280,7 +286,13 @@ mod tests {
     fn a_lease_ends_at_its_end_and_when_the_clock_was_set_back() {
         let (Change::Put(claim), _) = apply(
             None,
-            &Step::Reserve { owner: Owner([1; 16]), write_id: WriteId([1; 16]), started: 5, lease_ms: 10 },
+            &Step::Reserve {
+                owner: Owner([1; 16]),
+                write_id: WriteId([1; 16]),
+                started: 5,
+                lease_ms: 10,
+                kept_ms: KEPT_MS,
+            },
             100,
         ) else {
             panic!("a claim")
@@ -294,7 +306,13 @@ mod tests {
     fn what_is_no_reservation_says_why() {
         let (Change::Put(claim), _) = apply(
             None,
-            &Step::Reserve { owner: Owner([1; 16]), write_id: WriteId([1; 16]), started: 5, lease_ms: 10 },
+            &Step::Reserve {
+                owner: Owner([1; 16]),
+                write_id: WriteId([1; 16]),
+                started: 5,
+                lease_ms: 10,
+                kept_ms: KEPT_MS,
+            },
             100,
         ) else {
             panic!("a claim")

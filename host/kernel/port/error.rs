@@ -6,6 +6,9 @@ pub enum StoreError {
     /// The store is unreachable; the change was made or not.
     #[error("the store cannot be reached: {0}")]
     Unavailable(String),
+    /// The store has no room; the change was made or not.
+    #[error("the store is full: {0}")]
+    Full(String),
     /// A concurrent change came first; nothing was changed.
     #[error("{0}")]
     Conflict(String),

@@ -28,6 +28,11 @@ pub fn tenant(tenant: &Tenant) -> Result<(), StoreError> {
             limit::REPLICATION_FACTOR
         )));
     }
+    let kept = tenant.idempotency_retention_ms;
+    if !limit::IDEMPOTENCY_RETENTION_MS.contains(&kept) {
+        let range = limit::IDEMPOTENCY_RETENTION_MS;
+        return Err(StoreError::Refused(format!("idempotency_retention is {kept} ms; use {range:?}")));
+    }
     Ok(())
 }
 

@@ -36,6 +36,7 @@ fn bounds_are_those_that_are_promised() {
         (60_000_000, 30_000_000, 15_000_000)
     );
     assert_eq!((idempotency::KEPT_MS, idempotency::DOUBTED_MS, RESPONSE_BYTES), (86_400_000, 86_400_000, 65_536));
+    assert_eq!(idempotency::SHORTEST_KEPT_MS, 60_000);
     assert_eq!(
         (port::LEASE_MS, port::COORDINATOR_KEPT_MS, port::BINDING_RECORD_BYTES),
         (3_600_000, 86_400_000, 2_097_152)
@@ -165,6 +166,7 @@ fn responses_that_are_recorded_are_bounded() {
         owner: witan_kernel::idempotency::Owner([1; 16]),
         fence: 1,
         response: Bytes::from(vec![0; bytes]),
+        kept_ms: witan_kernel::idempotency::KEPT_MS,
     };
     assert_eq!(rules::response_bytes(&done(RESPONSE_BYTES)), Ok(RESPONSE_BYTES));
     assert!(is_refused(rules::response_bytes(&done(RESPONSE_BYTES + 1))));

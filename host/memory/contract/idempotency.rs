@@ -1,7 +1,7 @@
 //! What every idempotency store must do.
 
 use bytes::Bytes;
-use witan_kernel::idempotency::{DOUBTED_MS, KEPT_MS, Name, Owner, RESPONSE_BYTES, Step, Stepped};
+use witan_kernel::idempotency::{DOUBTED_MS, KEPT_MS, Name, Owner, RESPONSE_BYTES, SHORTEST_KEPT_MS, Step, Stepped};
 use witan_kernel::name::WriteId;
 use witan_kernel::port::{Clock, IdempotencyStore, StoreError};
 use witan_kernel::register::Stamp;
@@ -22,12 +22,12 @@ pub fn owner(of: u8) -> Owner {
 
 /// A claim by owner `of` for request `request`.
 pub fn reserve(of: u8, request: u8, lease_ms: u64) -> Step {
-    Step::Reserve { owner: owner(of), write_id: WriteId([request; 16]), started: 42, lease_ms }
+    Step::Reserve { owner: owner(of), write_id: WriteId([request; 16]), started: 42, lease_ms, kept_ms: KEPT_MS }
 }
 
 /// The end of a request, with its response.
 pub fn done(of: u8, fence: u64, response: &'static str) -> Step {
-    Step::Done { owner: owner(of), fence, response: Bytes::from_static(response.as_bytes()) }
+    Step::Done { owner: owner(of), fence, response: Bytes::from_static(response.as_bytes()), kept_ms: KEPT_MS }
 }
 
 fn first() -> Stepped {
@@ -41,6 +41,7 @@ pub async fn all<S: IdempotencyStore>(store: &S, clock: &ManualClock) {
     giving_up(store).await;
     expiry(store, clock).await;
     no_repetition_prolongs_it(store, clock).await;
+    a_short_retention(store, clock).await;
     no_jump_of_the_wall_clock_matters(store, clock).await;
     too_long_a_response(store).await;
     one_of_many_at_once(store).await;
@@ -122,6 +123,42 @@ async fn no_repetition_prolongs_it<S: IdempotencyStore>(store: &S, clock: &Manua
     assert_eq!(store.step(name, reserve(9, 1, 500)).await, Ok(first()), "two days after it, it is forgotten");
 }
 
+/// Each record has the retention of its first claim, and a recorded response that of its own claim, but never less.
+async fn a_short_retention<S: IdempotencyStore>(store: &S, clock: &ManualClock) {
+    const SHORT_MS: u64 = SHORTEST_KEPT_MS;
+    let of = |of: u8, kept_ms| match reserve(of, 1, 500) {
+        Step::Reserve { owner, write_id, started, lease_ms, .. } => {
+            Step::Reserve { owner, write_id, started, lease_ms, kept_ms }
+        }
+        other => other,
+    };
+    let done = |of: u8, fence, kept_ms| Step::Done { owner: owner(of), fence, response: Bytes::new(), kept_ms };
+    let taken = Stepped::Reserved { fence: 2, took_over: true, stamp: None, started: 42 };
+
+    // In doubt: its time ends after the short retention, whatever the repetition's is.
+    assert_eq!(store.step(name(1010), of(1, SHORT_MS)).await, Ok(first()));
+    clock.pass_ms(SHORT_MS - 1);
+    assert_eq!(store.step(name(1010), of(2, KEPT_MS)).await, Ok(taken.clone()));
+    clock.pass_ms(1);
+    assert_eq!(store.step(name(1010), of(3, KEPT_MS)).await, Ok(Stepped::Expired));
+
+    // Done: free after the short retention.
+    assert_eq!(store.step(name(1011), of(1, SHORT_MS)).await, Ok(first()));
+    assert_eq!(store.step(name(1011), done(1, 1, SHORT_MS)).await, Ok(Stepped::Stored));
+    clock.pass_ms(SHORT_MS - 1);
+    assert!(matches!(store.step(name(1011), of(2, SHORT_MS)).await, Ok(Stepped::Done { .. })));
+    clock.pass_ms(1);
+    assert_eq!(store.step(name(1011), of(2, SHORT_MS)).await, Ok(first()));
+
+    // Shortened between two attempts: the first one's retention still holds.
+    assert_eq!(store.step(name(1012), of(1, KEPT_MS)).await, Ok(first()));
+    clock.pass_ms(500);
+    assert_eq!(store.step(name(1012), of(2, SHORT_MS)).await, Ok(taken));
+    assert_eq!(store.step(name(1012), done(2, 2, SHORT_MS)).await, Ok(Stepped::Stored));
+    clock.pass_ms(KEPT_MS - 501);
+    assert!(matches!(store.step(name(1012), of(3, SHORT_MS)).await, Ok(Stepped::Done { .. })));
+}
+
 async fn no_jump_of_the_wall_clock_matters<S: IdempotencyStore>(store: &S, clock: &ManualClock) {
     assert_eq!(store.step(name(1005), reserve(1, 1, 500)).await, Ok(first()));
     let right = clock.wall_micros();
@@ -133,7 +170,7 @@ async fn no_jump_of_the_wall_clock_matters<S: IdempotencyStore>(store: &S, clock
 
 async fn too_long_a_response<S: IdempotencyStore>(store: &S) {
     assert_eq!(store.step(name(1006), reserve(1, 1, 500)).await, Ok(first()));
-    let done = |bytes| Step::Done { owner: owner(1), fence: 1, response: vec![0; bytes].into() };
+    let done = |bytes| Step::Done { owner: owner(1), fence: 1, response: vec![0; bytes].into(), kept_ms: KEPT_MS };
     assert!(matches!(store.step(name(1006), done(RESPONSE_BYTES + 1)).await, Err(StoreError::Refused(_))));
     assert_eq!(store.step(name(1006), done(RESPONSE_BYTES)).await, Ok(Stepped::Stored));
 }

@@ -57,7 +57,7 @@ fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
 /// The whole contract, on an empty store.
 pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.now_ms().await.expect("the time") > 1_700_000_000_000);
-    assert_eq!(metadata.schema_version().await, Ok(5));
+    assert_eq!(metadata.schema_version().await, Ok(6));
     secrets(metadata).await;
     tenants(metadata).await;
     pages_of_tenants(metadata).await;
@@ -81,6 +81,7 @@ async fn tenants<M: Metadata>(metadata: &M) {
         default_level: Level::All,
         minimum_level: Level::Quorum,
         idempotency_outage: IdempotencyOutage::Proceed,
+        idempotency_retention_ms: 61_000,
         updated_at_ms: 1_700_000_000_124,
         ..tenant(&"ü'\"%\u{1F600}".repeat(20))
     };

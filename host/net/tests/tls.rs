@@ -193,6 +193,59 @@ async fn each_side_knows_the_other() {
     dial(echo.address, &ClientSide::open(&named, Fields::CLIENT_FLAGS).unwrap()).await.unwrap();
 }
 
+/// A file of `tests/files`, which the library for certificates cannot make.
+fn made_elsewhere(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/files").join(name)
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_said() {
+    let folder = TempDir::new().unwrap();
+    let authority = Authority::new(folder.path(), "ca");
+    let good = authority.issue("good", &["localhost"]);
+    let file = |name: &str, content: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    };
+    let (pem, key, ca) =
+        (fs::read(&good.cert).unwrap(), fs::read(&good.key).unwrap(), fs::read(authority.file()).unwrap());
+    let with = |cert: &Path, key: &Path| {
+        let tls = ListenerTls { cert_file: cert.to_owned(), key_file: key.to_owned(), client_ca_file: None };
+        open(&tls).err().unwrap_or_default()
+    };
+    let mark = b"\xef\xbb\xbf";
+    let wide: Vec<u8> = [0xff, 0xfe].into_iter().chain(pem.iter().flat_map(|byte| [*byte, 0])).collect();
+    let marked_chain = file("marked-chain", &[&mark[..], &pem, &ca].concat());
+    let turned = file("turned", &[&ca[..], &pem].concat());
+    let (p521, p521_key) = (made_elsewhere("p521.pem"), made_elsewhere("p521.key"));
+    let (old, new) = (made_elsewhere("encrypted-old.key"), made_elsewhere("encrypted.key"));
+    for (refused, part) in [
+        (with(&file("marked", &[&mark[..], &pem].concat()), &good.key), "byte order mark"),
+        // The first certificate would be skipped, and the key would not fit the second.
+        (with(&marked_chain, &good.key), "byte order mark"),
+        (with(&good.cert, &file("marked-key", &[&mark[..], &key].concat())), "byte order mark"),
+        (with(&file("wide", &wide), &good.key), "UTF-16"),
+        (with(&file("binary", &der(&good.cert)), &good.key), "-inform DER"),
+        (with(&turned, &good.key), "belongs to certificate 2 of this file: put that one first"),
+        (with(&p521, &p521_key), "P-521, which is not supported; use a key on P-256"),
+        (with(&good.cert, &old), "it is encrypted"),
+        (with(&good.cert, &new), "openssl pkey"),
+    ] {
+        assert!(refused.contains(part), "{part:?} is not in: {refused}");
+    }
+    let trusts =
+        |ca: PathBuf| ClientSide::open(&ClientTls { ca_file: Some(ca), ..ClientTls::default() }, Fields::NODES);
+    let refused = trusts(p521.clone()).unwrap_err().to_string();
+    assert!(refused.contains("P-521"), "{refused}");
+    let both = file("both", &[&ca[..], &fs::read(p521).unwrap()].concat());
+    trusts(both).expect("the other authority can be used");
+    // A chain in order, and one that clients can put in order themselves.
+    assert_eq!(with(&file("chain", &[&pem[..], &ca].concat()), &good.key), "");
+    let other = Authority::new(folder.path(), "other");
+    assert_eq!(with(&file("gap", &[&pem[..], &fs::read(other.file()).unwrap()].concat()), &good.key), "");
+}
+
 /// A client that sends an expired certificate; ours would refuse to start with one.
 async fn shameless(address: SocketAddr, server: &Authority, own: &Pair) -> io::Result<String> {
     let mut roots = RootCertStore::empty();

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 
 use tokio::sync::{oneshot, watch};
@@ -29,6 +29,7 @@ const QUEUED_BYTES: usize = 16 << 20;
 pub struct EmbeddedIdempotency {
     queue: SyncSender<Task>,
     queued_bytes: Arc<AtomicUsize>,
+    full: Arc<AtomicBool>,
     ended: watch::Receiver<bool>,
 }
 
@@ -44,16 +45,23 @@ impl EmbeddedIdempotency {
         let (ending, ended) = watch::channel(false);
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let time = StoreTime::starting_now(clock);
-        let thread = Thread::new(folder.as_ref(), durability, time, tasks, queued_bytes.clone())?;
+        let full = Arc::new(AtomicBool::new(false));
+        let shared = (queued_bytes.clone(), full.clone());
+        let thread = Thread::new(folder.as_ref(), durability, time, tasks, shared)?;
         let run = move || {
             thread.run();
             // Only now is the folder free for another store.
             ending.send_replace(true);
         };
         match std::thread::Builder::new().name("witan-idempotency".into()).spawn(run) {
-            Ok(_detached) => Ok(Self { queue, queued_bytes, ended }),
+            Ok(_detached) => Ok(Self { queue, queued_bytes, full, ended }),
             Err(error) => Err(StoreError::Unavailable(format!("start the idempotency store's thread: {error}"))),
         }
+    }
+
+    /// Whether the last steps were refused because the disk is full.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
     }
 
     /// Closes the store after the steps already queued, and waits until its folder is free. Later steps fail with

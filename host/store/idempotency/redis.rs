@@ -10,7 +10,7 @@
 //!
 //! Reading order: `config`, `link` (the connection), `breaker` (when not to try), `script` (steps as calls), `check`.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ mod config;
 mod link;
 mod script;
 
-pub use check::{RedisFacts, RedisFinding};
+pub use check::{FILLING, RedisFacts, RedisFinding};
 pub use config::{RedisConfig, RedisCredentials, RedisServers, RedisTls};
 
 /// Most steps in flight. At half a millisecond to a few each, far more than a coordinator starts; bounds the memory that a server
@@ -56,6 +56,8 @@ struct Shared {
     breaker: Mutex<Breaker>,
     in_flight: Semaphore,
     bytes_in_flight: AtomicUsize,
+    /// Whether the last step that needed memory was refused because there is none.
+    full: AtomicBool,
     /// Replaces the server's time.
     #[cfg(test)]
     time: Option<witan_kernel::port::StoreTime>,
@@ -75,6 +77,7 @@ impl RedisIdempotency {
             breaker: Mutex::default(),
             in_flight: Semaphore::new(IN_FLIGHT),
             bytes_in_flight: AtomicUsize::new(0),
+            full: AtomicBool::new(false),
             #[cfg(test)]
             time: None,
         };
@@ -104,6 +107,38 @@ impl RedisIdempotency {
         self.in_time(ask).await.map_err(|why| self.unavailable(&why))
     }
 
+    /// How much of its memory limit the fullest server uses, from 0 to about 1; `None` if no server has a limit, or reports it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when they do not answer in time.
+    pub async fn used_share(&self) -> Result<Option<f64>, StoreError> {
+        let facts = self.check().await?;
+        Ok(facts.iter().filter_map(RedisFacts::used_share).reduce(f64::max))
+    }
+
+    /// True while steps that need memory are refused, because the servers have reached their limit.
+    pub fn is_full(&self) -> bool {
+        self.shared.full.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether a step found memory. Repetitions that are only answered say nothing about that.
+    fn note_room(&self, result: &Result<Stepped, Failed>) {
+        let is_full = match result {
+            Err(Failed::Answered(StoreError::Full(_))) => true,
+            Ok(Stepped::Reserved { .. } | Stepped::Stored) => false,
+            _ => return,
+        };
+        if self.shared.full.swap(is_full, Ordering::Relaxed) != is_full {
+            let servers = &self.shared.config.servers;
+            match is_full {
+                true => {
+                    tracing::warn!(%servers, "Redis is full (maxmemory): requests with idempotency keys are refused or go on without it")
+                }
+                false => tracing::warn!(%servers, "Redis has room again"),
+            }
+        }
+    }
+
     /// True while steps are refused without being tried, because the servers did not answer the last ones.
     pub fn is_down(&self) -> bool {
         self.breaker().is_open()
@@ -128,6 +163,11 @@ impl RedisIdempotency {
                     self.shared.link.lost(connected.generation);
                     why = error.to_string();
                 }
+                // Its only write was refused, so the script has changed nothing.
+                Err(error) if error.code() == Some("OOM") => {
+                    let what = format!("Redis ({}) has reached its maxmemory", self.shared.config.servers);
+                    return Err(Failed::Answered(StoreError::Full(what)));
+                }
                 Err(error) if error.code() == Some("WRONGTYPE") => {
                     let what = "an idempotency record in Redis is not one".to_owned();
                     return Err(Failed::Answered(StoreError::Damaged(what)));
@@ -144,7 +184,9 @@ impl RedisIdempotency {
             return Err(self.unavailable("it has not answered the last steps"));
         };
         let outcome = self.in_time(async { Ok(self.carry_out(call).await) }).await;
-        match outcome.unwrap_or_else(|why| Err(Failed::Outage(why))) {
+        let outcome = outcome.unwrap_or_else(|why| Err(Failed::Outage(why)));
+        self.note_room(&outcome);
+        match outcome {
             Ok(stepped) => {
                 attempt.succeeded();
                 Ok(stepped)

@@ -23,6 +23,7 @@ const SQLITE: &[File] = files!("sqlite":
     (3, "stores", "0003_stores.sql"),
     (4, "era", "0004_era.sql"),
     (5, "capabilities", "0005_capabilities.sql"),
+    (6, "idempotency retention", "0006_idempotency_retention.sql"),
 );
 
 const POSTGRES: &[File] = files!("postgres":
@@ -31,6 +32,7 @@ const POSTGRES: &[File] = files!("postgres":
     (3, "stores", "0003_stores.sql"),
     (4, "era", "0004_era.sql"),
     (5, "capabilities", "0005_capabilities.sql"),
+    (6, "idempotency retention", "0006_idempotency_retention.sql"),
 );
 
 /// The migrations of an SQLite database.
@@ -92,11 +94,25 @@ mod tests {
         };
         assert_eq!(
             starts(sqlite()),
-            ["d2e0f74d03ec2e7d", "a07d848c9ddf5141", "b2b1b9183fa4616d", "1a40829405ff3e49", "6fefd88acae20b0a"]
+            [
+                "d2e0f74d03ec2e7d",
+                "a07d848c9ddf5141",
+                "b2b1b9183fa4616d",
+                "1a40829405ff3e49",
+                "6fefd88acae20b0a",
+                "d8a355b5439aec61"
+            ]
         );
         assert_eq!(
             starts(postgres()),
-            ["39255f3a3fc3f564", "c16df65675c416d6", "9d0d798222d5f40f", "eb7b036cc3681e30", "cb2e6f58f0c2278c"]
+            [
+                "39255f3a3fc3f564",
+                "c16df65675c416d6",
+                "9d0d798222d5f40f",
+                "eb7b036cc3681e30",
+                "cb2e6f58f0c2278c",
+                "1faa3cf08125c16f"
+            ]
         );
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use witan_kernel::idempotency::{Name, Owner, RESPONSE_BYTES, Step, Stepped};
+use witan_kernel::idempotency::{KEPT_MS, Name, Owner, RESPONSE_BYTES, Step, Stepped};
 use witan_kernel::name::{TenantId, WriteId};
 use witan_kernel::port::{Clock, Durability, IdempotencyStore, StoreError, TenantStore};
 use witan_kernel::tenant::Tenant;
@@ -65,13 +65,13 @@ fn name(of: u32) -> Name {
 
 async fn carry_out(store: &EmbeddedIdempotency, of: u32) -> Result<(), StoreError> {
     let owner = Owner([1; 16]);
-    let reserve = Step::Reserve { owner, write_id: WriteId([1; 16]), started: 1, lease_ms: 60_000 };
+    let reserve = Step::Reserve { owner, write_id: WriteId([1; 16]), started: 1, lease_ms: 60_000, kept_ms: KEPT_MS };
     let Stepped::Reserved { fence, .. } = store.step(name(of), reserve).await? else { return Ok(()) };
     // What compresses well fills no disk.
     let response: Vec<u8> = (0..RESPONSE_BYTES as u64)
         .map(|at| ((at + u64::from(of)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8)
         .collect();
-    store.step(name(of), Step::Done { owner, fence, response: response.into() }).await.map(drop)
+    store.step(name(of), Step::Done { owner, fence, response: response.into(), kept_ms: KEPT_MS }).await.map(drop)
 }
 
 #[tokio::test]
@@ -88,7 +88,7 @@ async fn the_idempotency_store_goes_on_when_there_is_room_again() {
     for of in 0..2000 {
         match carry_out(&store, of).await {
             Ok(()) => done.push(of),
-            Err(StoreError::Unavailable(_)) => refused += 1,
+            Err(StoreError::Full(_)) => refused += 1,
             Err(other) => panic!("{other}"),
         }
         if refused > 3 {
@@ -96,6 +96,7 @@ async fn the_idempotency_store_goes_on_when_there_is_room_again() {
         }
     }
     assert!(refused > 3 && done.len() > 50, "{refused} refused, {} done", done.len());
+    assert!(store.is_full());
     std::fs::remove_file(folder.path().join("ballast")).expect("removed");
     let start = Instant::now();
     while let Err(error) = carry_out(&store, 10_000).await {
@@ -103,10 +104,17 @@ async fn the_idempotency_store_goes_on_when_there_is_room_again() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     done.push(10_000);
+    assert!(!store.is_full());
     for again in 0..2 {
         let store = if again == 0 { store.clone() } else { open().expect("opens again") };
         for of in &done {
-            let other = Step::Reserve { owner: Owner([2; 16]), write_id: WriteId([1; 16]), started: 2, lease_ms: 1 };
+            let other = Step::Reserve {
+                owner: Owner([2; 16]),
+                write_id: WriteId([1; 16]),
+                started: 2,
+                lease_ms: 1,
+                kept_ms: KEPT_MS,
+            };
             let stepped = store.step(name(*of), other).await;
             assert!(matches!(stepped, Ok(Stepped::Done { .. })), "{of}: {stepped:?}");
         }
@@ -133,7 +141,7 @@ async fn the_metadata_store_goes_on_when_there_is_room_again() {
             Err(error) => break error,
         }
     };
-    assert!(matches!(&stepped, StoreError::Unavailable(_)), "{stepped}");
+    assert!(matches!(&stepped, StoreError::Full(_)), "{stepped}");
     assert!(created > 100, "{created}");
     std::fs::remove_file(folder.path().join("ballast")).expect("removed");
     metadata.create_tenant(tenant(created)).await.expect("there is room");

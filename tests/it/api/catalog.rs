@@ -38,6 +38,10 @@ async fn tenants_are_created_once_and_within_bounds() {
     assert_eq!(create(&api, |request| request.minimum_level = odd()).await.summary(), bad("minimum_level"));
     assert_eq!(create(&api, |request| request.default_level = odd()).await.summary(), bad("default_level"));
     assert_eq!(create(&api, |request| request.idempotency_outage = odd()).await.summary(), bad("idempotency_outage"));
+    for seconds in [-1, 59, 86_401] {
+        let refused = create(&api, |request| request.idempotency_retention_seconds = seconds).await;
+        assert_eq!(refused.summary(), bad("idempotency_retention_seconds"), "{seconds}");
+    }
     let missing = refusal(api.client().get_tenant(v1::GetTenantRequest { tenant_id: "new".to_owned() }).await);
     assert_eq!((missing.code, missing.reason.as_str()), (Code::NotFound, "TENANT_NOT_FOUND"), "none was created");
 }

@@ -16,7 +16,7 @@ use witan_kernel::port::{Durability, StoreError};
 /// Block cache, in bytes: small, since records are looked up at random and seldom twice.
 const CACHE_BYTES: u64 = 8 << 20;
 /// Size of a memtable, in bytes; a restart reads the journal behind it.
-const MEMTABLE_BYTES: u64 = 16 << 20;
+pub(super) const MEMTABLE_BYTES: u64 = 16 << 20;
 /// Size of the journals, in bytes: the engine's minimum.
 const JOURNAL_BYTES: u64 = 64 << 20;
 
@@ -107,7 +107,7 @@ impl Round<'_> {
         let entry = match change {
             Change::Keep => None,
             Change::Put(record) => {
-                let entry = touched.record.is_none().then(|| entry(record.kept_until_ms, name));
+                let entry = touched.record.is_none().then_some((record.kept_until_ms, name));
                 *touched = Touched { record: Some(record), changed: true };
                 entry
             }
@@ -117,7 +117,12 @@ impl Round<'_> {
                 None
             }
         };
-        self.entries.extend(entry.map(|entry| (entry, true)));
+        if let Some((due_ms, name)) = entry {
+            // A record with a short retention may be due before those that the sweep knows of.
+            let sweep = &mut self.records.sweep;
+            sweep.next_due_ms = sweep.next_due_ms.min(due_ms);
+            self.entries.insert(self::entry(due_ms, name), true);
+        }
         Ok(stepped)
     }
 
@@ -148,7 +153,7 @@ impl Round<'_> {
             self.check(due_ms, name);
             self.records.sweep.from = entry(due_ms, name);
         }
-        // Records stored from now on are kept at least this long.
+        // An earlier one is noted when it is stored.
         Ok(self.now_ms.saturating_add(KEPT_MS))
     }
 
@@ -220,11 +225,15 @@ pub(super) enum Failure {
 
 /// True when the disk is full, and when the engine's background work on tables failed rather than this commit: the journal is intact.
 fn may_reopen(error: &fjall::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     match error {
-        fjall::Error::Io(error) => matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge),
+        fjall::Error::Io(error) => is_full(error),
         _ => true,
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 /// Removes the files of a store whose creation was interrupted: the engine writes its version file last, and refuses to open the
@@ -260,6 +269,7 @@ fn parse(key: &[u8]) -> Option<(u64, Name)> {
 fn failed(what: &str, error: &fjall::Error) -> StoreError {
     let text = format!("{what}: {error}");
     match error {
+        fjall::Error::Io(error) if is_full(error) => StoreError::Full(text),
         fjall::Error::JournalRecovery(_)
         | fjall::Error::InvalidVersion(_)
         | fjall::Error::Decompress(_)

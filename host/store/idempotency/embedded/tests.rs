@@ -1,7 +1,7 @@
 use std::sync::mpsc;
 
 use tokio::sync::oneshot;
-use witan_kernel::idempotency::{DOUBTED_MS, KEPT_MS, Stepped};
+use witan_kernel::idempotency::{DOUBTED_MS, KEPT_MS, SHORTEST_KEPT_MS, Step, Stepped};
 use witan_kernel::port::{Durability, IdempotencyStore, StoreError};
 use witan_memory::contract::{ManualClock, idempotency as contract, join_all};
 
@@ -37,6 +37,30 @@ async fn keeps_the_contract_and_keeps_it_after_a_restart() {
     store.close().await;
     contract::is_down(&store).await;
     contract::finds_one(&open(&folder, &clock), 1).await;
+}
+
+/// The sweep sleeps until the first record that it knows is due, a day from now; one that is due earlier is swept all the same.
+#[tokio::test]
+async fn a_record_with_a_short_retention_is_swept_before_older_ones() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = ManualClock::new();
+    let store = open(&folder, &clock);
+    contract::reserve_many(&store, 10).await;
+    let kept_ms = SHORTEST_KEPT_MS;
+    for of in 100..110 {
+        contract::reserve_one(&store, of).await;
+        let owner = contract::owner(1);
+        let name = contract::name(1000 + of);
+        let write_id = witan_kernel::name::WriteId([1; 16]);
+        let reserve = Step::Reserve { owner, write_id, started: 1, lease_ms: 500, kept_ms };
+        assert!(matches!(store.step(name, reserve).await, Ok(Stepped::Reserved { .. })));
+        let done = Step::Done { owner, fence: 1, response: bytes::Bytes::new(), kept_ms };
+        assert_eq!(store.step(name, done).await, Ok(Stepped::Stored));
+    }
+    assert_eq!(count(&store).await, (30, 30));
+    clock.pass_ms(kept_ms);
+    contract::reserve_one(&store, 200).await;
+    assert_eq!(count(&store).await, (21, 21), "ten are gone, one is new");
 }
 
 #[tokio::test]
@@ -101,6 +125,7 @@ async fn responses_in_the_queue_are_bounded_by_bytes() {
         owner: witan_kernel::idempotency::Owner([1; 16]),
         fence: 1,
         response: vec![1; witan_kernel::idempotency::RESPONSE_BYTES].into(),
+        kept_ms: KEPT_MS,
     };
     let fit = super::QUEUED_BYTES / witan_kernel::idempotency::RESPONSE_BYTES;
     let waiting: Vec<_> = (0..=fit as u64).map(|of| store.enqueue(contract::name(of), large())).collect();

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use witan_kernel::idempotency::{Name, Step, Stepped};
 use witan_kernel::port::{Durability, StoreError, StoreTime};
 
-use super::records::{Failure, Records};
+use super::records::{Failure, MEMTABLE_BYTES, Records};
 
 /// Most steps in one batch. The cost of a sync is negligible per step long before (80,000 steps a second were measured at 256), and a
 /// step never waits for more than this many others.
@@ -67,6 +67,8 @@ pub(super) struct Thread {
     time: StoreTime,
     tasks: Receiver<Task>,
     queued_bytes: Arc<AtomicUsize>,
+    /// Whether the last commit failed for want of room.
+    full: Arc<AtomicBool>,
     store: Store,
 }
 
@@ -88,10 +90,10 @@ impl Thread {
         durability: Durability,
         time: StoreTime,
         tasks: Receiver<Task>,
-        queued_bytes: Arc<AtomicUsize>,
+        (queued_bytes, full): (Arc<AtomicUsize>, Arc<AtomicBool>),
     ) -> Result<Self, StoreError> {
         let store = Store::Open(Records::open(folder, durability)?);
-        Ok(Self { folder: folder.to_path_buf(), durability, time, tasks, queued_bytes, store })
+        Ok(Self { folder: folder.to_path_buf(), durability, time, tasks, queued_bytes, full, store })
     }
 
     /// Runs until the store is closed or all handles are dropped.
@@ -171,24 +173,33 @@ impl Thread {
     fn records(&mut self, now_ms: u64) -> Result<&mut Records, StoreError> {
         match &self.store {
             Store::Open(_) => {}
-            Store::Closed { until_ms } if now_ms < *until_ms => return Err(waiting()),
+            Store::Closed { until_ms } if now_ms < *until_ms => return Err(self.waiting()),
             Store::Closed { .. } => match Records::open(&self.folder, self.durability) {
                 Ok(records) => {
                     tracing::warn!(folder = %self.folder.display(), "the idempotency store is open again");
                     self.store = Store::Open(records);
                 }
                 Err(error) => {
+                    let error = self.blame(error);
+                    self.full.store(matches!(error, StoreError::Full(_)), Ordering::Relaxed);
                     tracing::warn!(folder = %self.folder.display(), %error, "the idempotency store cannot be reopened yet");
                     self.store = Store::Closed { until_ms: now_ms.saturating_add(REOPEN_MS) };
                 }
             },
             Store::Dead(error) => return Err(error.clone()),
         }
-        if let Store::Open(records) = &mut self.store { Ok(records) } else { Err(waiting()) }
+        let waiting = self.waiting();
+        if let Store::Open(records) = &mut self.store { Ok(records) } else { Err(waiting) }
     }
 
     /// Closes the store after a failed commit.
     fn noted(&mut self, committed: Result<(), Failure>) -> Result<(), StoreError> {
+        let committed = committed.map_err(|failure| match failure {
+            Failure::Passing(error) => Failure::Passing(self.blame(error)),
+            lasting @ Failure::Lasting(_) => lasting,
+        });
+        let is_full = matches!(&committed, Err(Failure::Passing(StoreError::Full(_))));
+        self.full.store(is_full, Ordering::Relaxed);
         let (store, error) = match committed {
             Ok(()) => return Ok(()),
             Err(Failure::Passing(error)) => {
@@ -204,6 +215,23 @@ impl Thread {
         Err(error)
     }
 
+    /// The engine does not say why its background work has failed: if the disk has no room for a table, that is why.
+    fn blame(&self, error: StoreError) -> StoreError {
+        let StoreError::Unavailable(what) = error else { return error };
+        let room = rustix::fs::statvfs(&self.folder).map(|system| system.f_bavail.saturating_mul(system.f_frsize));
+        match room {
+            Ok(room) if room < MEMTABLE_BYTES => StoreError::Full(what),
+            _ => StoreError::Unavailable(what),
+        }
+    }
+
+    fn waiting(&self) -> StoreError {
+        match self.full.load(Ordering::Relaxed) {
+            true => StoreError::Full("the disk under the idempotency store has no space left; free some".into()),
+            false => StoreError::Unavailable("the idempotency store has failed, and cannot be reopened yet".into()),
+        }
+    }
+
     fn sweep_idle(&mut self) {
         let now_ms = self.time.now_ms();
         if let Ok(records) = self.records(now_ms) {
@@ -214,8 +242,4 @@ impl Thread {
             let _ = self.noted(committed);
         }
     }
-}
-
-fn waiting() -> StoreError {
-    StoreError::Unavailable("the idempotency store has failed, and cannot be reopened yet".into())
 }

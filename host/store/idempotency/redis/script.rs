@@ -61,15 +61,20 @@ impl Call<'_> {
     fn command(&self, name: &str, script: &str) -> Cmd {
         let mut command = redis::cmd(name);
         command.arg(script).arg(1).arg(&self.key[..]);
-        command.arg(self.now_ms.map(|now| now.to_string()).unwrap_or_default()).arg(KEPT_MS).arg(DOUBTED_MS);
+        let kept_ms = match self.step {
+            Step::Reserve { kept_ms, .. } | Step::Done { kept_ms, .. } => (*kept_ms).min(KEPT_MS),
+            // They change nothing about it.
+            Step::Stamp { .. } | Step::Release { .. } | Step::Abandon { .. } => KEPT_MS,
+        };
+        command.arg(self.now_ms.map(|now| now.to_string()).unwrap_or_default()).arg(kept_ms).arg(DOUBTED_MS);
         match self.step {
-            Step::Reserve { owner, write_id, started, lease_ms } => {
+            Step::Reserve { owner, write_id, started, lease_ms, kept_ms: _ } => {
                 command.arg("reserve").arg(&owner.0).arg(&write_id.0).arg(&started.to_be_bytes()).arg(*lease_ms);
             }
             Step::Stamp { owner, fence, stamp } => {
                 command.arg("stamp").arg(&owner.0).arg(&fence.to_be_bytes()).arg(&stamp.0.to_be_bytes());
             }
-            Step::Done { owner, fence, response } => {
+            Step::Done { owner, fence, response, kept_ms: _ } => {
                 command.arg("done").arg(&owner.0).arg(&fence.to_be_bytes()).arg(&response[..]);
             }
             Step::Release { owner, fence } => {

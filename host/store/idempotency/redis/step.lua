@@ -2,8 +2,8 @@
 -- holds the two against each other.
 --
 -- KEYS[1]  the record
--- ARGV     time in milliseconds ('' for this server's), how long a record is kept after its first claim and after its response, for how
---          long one without a response is remembered after that, the step, its owner; then
+-- ARGV     time in milliseconds ('' for this server's), the retention of the step (how long a record is kept after its first claim and
+--          after its response; no lease is longer), for how long one without a response is remembered after that, the step, its owner; then
 --            reserve: write id, hybrid time of the start, lease in milliseconds
 --            stamp:   fence, stamp
 --            done:    fence, response
@@ -97,7 +97,8 @@ if step == 'done' then
     if held.done then
         if string.sub(bytes, FIXED + 1) ~= ARGV[7] then return {'lost'} end
     else
-        held.kept_until = now + kept
+        -- Never shorter than its claim: the tenant's retention may have been shortened since.
+        held.kept_until = math.max(held.kept_until, now + kept)
         put(held, '\1', ARGV[7])
     end
 elseif held.done then

@@ -166,7 +166,7 @@ async fn steps_in_flight_are_bounded() {
     reserve_all(&store, 1_000_000..1_000_000 + 1).await;
     redis.pause();
     let response = bytes::Bytes::from(vec![0; witan_kernel::idempotency::RESPONSE_BYTES]);
-    let done = || Step::Done { owner: contract::owner(1), fence: 1, response: response.clone() };
+    let done = || Step::Done { owner: contract::owner(1), fence: 1, response: response.clone(), kept_ms: KEPT_MS };
     let mut waiting = Vec::new();
     let refused = loop {
         let mut step = Box::pin(store.step(contract::name(1_000_000), done()));

@@ -26,7 +26,7 @@ fn by_state(error: &dyn DatabaseError) -> StoreError {
         // Constraints, data that a column cannot hold; missing privileges.
         ("22" | "23", _) | (_, "42501") => StoreError::Refused(message),
         (_, "25006") => StoreError::Unavailable(format!("{message}; this is a standby, or set to read only")),
-        (_, "53100") => StoreError::Unavailable(format!("{message}; free some space on its disk")),
+        (_, "53100") => StoreError::Full(format!("{message}; free some space on its disk")),
         (_, "53300") => {
             StoreError::Unavailable(format!("{message}; raise its max_connections, or use fewer connections"))
         }

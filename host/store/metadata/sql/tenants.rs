@@ -41,8 +41,8 @@ async fn create(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
     let tenant = Tenant { version: 1, deleted_at_ms: None, ..tenant };
     db.execute(
         "INSERT INTO tenants (tenant_id, replication_factor, conflict_mode, ordering, read_repair, default_level,
-            minimum_level, idempotency_outage, created_at, updated_at, deleted_at, version)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+            minimum_level, idempotency_outage, created_at, updated_at, deleted_at, version, idempotency_retention_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         &values(&tenant),
     )
     .await?;
@@ -54,7 +54,7 @@ async fn get(db: &mut Db, id: TenantId) -> Result<Option<Tenant>, StoreError> {
     let row = db
         .row(
             "SELECT tenant_id, replication_factor, conflict_mode, ordering, read_repair, default_level, minimum_level,
-                idempotency_outage, created_at, updated_at, deleted_at, version
+                idempotency_outage, created_at, updated_at, deleted_at, version, idempotency_retention_ms
              FROM tenants WHERE tenant_id = $1",
             &[Value::Text(id.as_str())],
         )
@@ -68,7 +68,7 @@ async fn list(db: &mut Db, after: Option<TenantId>, limit: u32) -> Result<Vec<Te
     let rows = db
         .rows(
             "SELECT tenant_id, replication_factor, conflict_mode, ordering, read_repair, default_level, minimum_level,
-                idempotency_outage, created_at, updated_at, deleted_at, version
+                idempotency_outage, created_at, updated_at, deleted_at, version, idempotency_retention_ms
              FROM tenants WHERE tenant_id > $1 AND deleted_at IS NULL ORDER BY tenant_id LIMIT $2",
             &[Value::Text(after), Value::Number(rules::page(limit).into())],
         )
@@ -104,7 +104,7 @@ async fn replace(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
         .execute(
             "UPDATE tenants SET replication_factor = $2, conflict_mode = $3, ordering = $4, read_repair = $5,
                 default_level = $6, minimum_level = $7, idempotency_outage = $8, created_at = $9, updated_at = $10,
-                deleted_at = $11, version = version + 1
+                deleted_at = $11, version = version + 1, idempotency_retention_ms = $13
              WHERE tenant_id = $1 AND version = $12",
             &values(&tenant),
         )
@@ -116,7 +116,7 @@ async fn replace(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
     Ok(Tenant { version: tenant.version + 1, ..tenant })
 }
 
-fn values(tenant: &Tenant) -> [Value<'_>; 12] {
+fn values(tenant: &Tenant) -> [Value<'_>; 13] {
     [
         Value::Text(tenant.id.as_str()),
         Value::Number(tenant.replication_factor.into()),
@@ -130,6 +130,7 @@ fn values(tenant: &Tenant) -> [Value<'_>; 12] {
         Value::Number(tenant.updated_at_ms),
         Value::MaybeNumber(tenant.deleted_at_ms),
         Value::Number(tenant.version),
+        Value::Number(tenant.idempotency_retention_ms),
     ]
 }
 
@@ -144,6 +145,7 @@ fn tenant(row: &Row) -> Result<Tenant, StoreError> {
         default_level: level("default_level")?,
         minimum_level: level("minimum_level")?,
         idempotency_outage: row.spelled("idempotency_outage", |text| IdempotencyOutage::parse(text).ok())?,
+        idempotency_retention_ms: row.number("idempotency_retention_ms")?,
         version: row.number("version")?,
         created_at_ms: row.number("created_at")?,
         updated_at_ms: row.number("updated_at")?,

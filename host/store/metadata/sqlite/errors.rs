@@ -15,7 +15,7 @@ pub(in crate::metadata) fn failed(error: sqlx::Error) -> StoreError {
         sqlx::Error::Database(database) => match code(database.as_ref()).map(|code| code & 0xff) {
             Some(SQLITE_CORRUPT | SQLITE_NOTADB) => StoreError::Damaged(database.to_string()),
             Some(SQLITE_CONSTRAINT) => StoreError::Refused(database.to_string()),
-            Some(SQLITE_FULL) => StoreError::Unavailable("the disk under the metadata is full; free some space".into()),
+            Some(SQLITE_FULL) => StoreError::Full("the disk under the metadata has no space left; free some".into()),
             _ => StoreError::Unavailable(database.to_string()),
         },
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnNotFound(_) | sqlx::Error::Decode(_) => {

@@ -26,20 +26,23 @@ fn steps() -> impl Strategy<Value = Step> {
     let stamps = select(vec![0, 7, 7, u64::MAX]);
     let leases = select(vec![0, 1, 500, 500, 60_000, KEPT_MS, KEPT_MS + 1, u64::MAX]);
     let lengths = select(vec![0, 1, 1, 2, 63, 64, 65, 1000, RESPONSE_BYTES]);
-    let reserve = (select(vec![1_u8, 2, 3]), select(vec![1_u8, 1, 1, 2]), select(vec![0, 42, u64::MAX]), leases);
-    let reserve = reserve.prop_map(|(of, request, started, lease_ms)| Step::Reserve {
+    let kept = || select(vec![KEPT_MS, KEPT_MS, KEPT_MS, 400, 60_000, u64::MAX]);
+    let reserve =
+        (select(vec![1_u8, 2, 3]), select(vec![1_u8, 1, 1, 2]), select(vec![0, 42, u64::MAX]), leases, kept());
+    let reserve = reserve.prop_map(|(of, request, started, lease_ms, kept_ms)| Step::Reserve {
         owner: contract::owner(of),
         write_id: WriteId([request; 16]),
         started,
         lease_ms,
+        kept_ms,
     });
     prop_oneof![
         6 => reserve,
         2 => (who(), stamps).prop_map(|((of, fence), stamp)| Step::Stamp {
             owner: contract::owner(of), fence, stamp: Stamp(stamp),
         }),
-        1 => (who(), lengths).prop_map(|((of, fence), bytes)| Step::Done {
-            owner: contract::owner(of), fence, response: (0..bytes).map(|at| at as u8).collect(),
+        1 => (who(), lengths, kept()).prop_map(|((of, fence), bytes, kept_ms)| Step::Done {
+            owner: contract::owner(of), fence, response: (0..bytes).map(|at| at as u8).collect(), kept_ms,
         }),
         1 => who().prop_map(|(of, fence)| Step::Release { owner: contract::owner(of), fence }),
         1 => who().prop_map(|(of, fence)| Step::Abandon { owner: contract::owner(of), fence }),
@@ -51,7 +54,7 @@ fn pauses() -> impl Strategy<Value = i64> {
     let kept = KEPT_MS as i64;
     prop_oneof![
         6 => select(vec![0_i64, 0, 0, 1, 250, 499, 500, 501]),
-        1 => select(vec![kept - 500, kept - 1, kept, kept + 1]),
+        1 => select(vec![400, 60_000, kept - 500, kept - 1, kept, kept + 1]),
         1 => select(vec![-1_i64, -500, -60_000]),
     ]
 }

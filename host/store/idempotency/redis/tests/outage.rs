@@ -7,6 +7,7 @@ use witan_kernel::port::{IdempotencyStore, StoreError};
 use witan_memory::contract::join_all;
 use witan_servers::{PATIENCE, Port, Redis};
 
+use super::super::{RedisFacts, RedisFinding};
 use super::{
     RedisConfig, RedisIdempotency, RedisServers, contract, eventually, nothing_is_in_flight, open, patient, reserve,
     reserve_all,
@@ -147,13 +148,27 @@ async fn a_full_server_refuses_changes_and_still_answers_duplicates() {
     let store = open(&redis);
     reserve_all(&store, 1..1 + 1).await;
     assert_eq!(store.step(contract::name(1), contract::done(1, 1, "answer")).await, Ok(Stepped::Stored));
-    redis.ask("CONFIG SET maxmemory 1");
-    let refused = store.step(contract::name(2), reserve(1, 1)).await;
-    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
-    let stepped = eventually(&store, contract::name(1), reserve(2, 1)).await;
-    assert_eq!(stepped, Stepped::Done { response: bytes::Bytes::from_static(b"answer") });
-    redis.ask("CONFIG SET maxmemory 0");
+    let limit = |bytes: u64| redis.ask(&format!("CONFIG SET maxmemory {bytes}"));
+    limit(1 << 30);
+    let share = store.used_share().await.expect("it answers").expect("it has a limit");
+    assert!(share > 0.0 && share < 0.5, "{share}");
+    limit(1);
+    // More often than it takes to be given up as unreachable: a full server answers.
+    for of in 2..20 {
+        let refused = store.step(contract::name(of), reserve(1, 1)).await;
+        assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
+    }
+    assert!(store.is_full() && !store.is_down());
+    assert!(store.used_share().await.expect("it answers").expect("it has a limit") > 1.0);
+    let stepped = store.step(contract::name(1), reserve(2, 1)).await;
+    assert_eq!(stepped, Ok(Stepped::Done { response: bytes::Bytes::from_static(b"answer") }));
+    assert!(store.is_full(), "a duplicate needs no room");
+    let findings: Vec<_> = store.check().await.expect("it answers").iter().flat_map(RedisFacts::findings).collect();
+    assert!(findings.iter().any(|finding| matches!(finding, RedisFinding::Full { .. })), "{findings:?}");
+    limit(0);
     eventually(&store, contract::name(2), reserve(1, 1)).await;
+    assert!(!store.is_full());
+    assert_eq!(store.used_share().await, Ok(None), "there is no limit");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
