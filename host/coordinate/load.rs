@@ -5,9 +5,9 @@
 //! A window is narrowed while that wait is long and widened while it is short, as congestion control does with packets (additive increase,
 //! multiplicative decrease: Chiu and Jain 1989; a wait instead of a count: CoDel, RFC 8289).
 //!
-//! There are two windows. Beyond the narrow one, which keeps the wait so short that nobody notices it, a tenant with clearly more operations
-//! than others is refused; tenants that share evenly go on. Beyond the wide one, which bounds the wait for everybody, a tenant is refused
-//! that has its share of it.
+//! There are two windows. Beyond the narrow one, which keeps the wait so short that nobody notices it, a tenant with clearly more
+//! operations than others is refused; tenants that share evenly go on. Beyond the wide one, which bounds the wait for everybody, a tenant
+//! is refused that has its share of it. Decision 0032.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 

@@ -75,7 +75,8 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
         described.map(|described| described.fullness)
     }
 
-    /// How far the clocks of nodes are ahead of this process's, at least, in microseconds, sorted by id; only of nodes that have told it.
+    /// How far the clocks of nodes are ahead of this process's, at least, in microseconds, sorted by id; only of nodes that have reported
+    /// it.
     pub fn clocks_ahead(&self) -> Vec<(NodeId, i64)> {
         let nodes = self.nodes.load();
         nodes.iter().filter_map(|(id, node)| Some((id.clone(), node.described.ahead_micros()?))).collect()

@@ -13,10 +13,9 @@ use witan_kernel::condition::Condition;
 use witan_kernel::fault::Fault;
 use witan_kernel::limit::SMALL_BYTES;
 use witan_kernel::name::StoreId;
-use witan_kernel::port::{Clock, Reply, StorageNode};
+use witan_kernel::port::{Clock, StorageNode};
 use witan_kernel::replica::{Ask, Outcome, ReplicaError, Request};
 use witan_kernel::scan::Trust;
-use witan_origin::Traced;
 use witan_wire::COMMITS;
 use witan_wire::condition::{STORE_STATE, condition_from_wire};
 use witan_wire::frame::{BATCH_ITEMS, FRAME_MESSAGE_BYTES, Joiner, PIECE_BYTES, VERSIONS, open_answers, seal_requests};
@@ -26,7 +25,7 @@ use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello, ReplicaRequest, S
 
 use super::connect::{Connect, reason};
 use super::pending::{Pending, Table};
-use super::queue::{Receiver, Refused, Sender, queue};
+use super::queue::{Outgoing, Receiver, Refused, Sender, queue};
 use super::vitals::{Latencies, Vitals};
 use super::{admit, fills, weight};
 
@@ -45,17 +44,6 @@ const TICK: Duration = Duration::from_millis(100);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The first pause between attempts to connect, and the longest.
 const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
-/// A request to be sent over a lane.
-#[derive(Debug)]
-pub(super) struct Outgoing {
-    pub(super) request: Request,
-    pub(super) deadline: u64,
-    pub(super) bytes: usize,
-    pub(super) reply: Reply,
-    /// The span that waits for its answer, if the operation is traced.
-    pub(super) traced: Option<Traced>,
-}
-
 /// The sending end of a lane. The lane closes when it is dropped.
 #[derive(Debug)]
 pub(super) struct Lane {

@@ -33,7 +33,8 @@ use witan_kernel::sync::lock;
 use witan_origin as origin;
 
 pub use connect::{Connect, ConnectError, Connecting, Credential, Link, Tcp, endpoint};
-use lane::{Lane, Outgoing};
+use lane::Lane;
+use queue::Outgoing;
 use vitals::Vitals;
 pub use witan_kernel::port::Met;
 

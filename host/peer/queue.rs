@@ -1,5 +1,5 @@
 //! What waits for a lane, one line for each tenant, served in turn: whoever sends much does not make others wait, and is the first to be
-//! refused when there is no more room. Deficit round robin: Shreedhar and Varghese 1995.
+//! refused when there is not enough room. Deficit round robin: Shreedhar and Varghese 1995.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::Notify;
 use witan_kernel::name::TenantId;
+use witan_kernel::port::Reply;
+use witan_kernel::replica::Request;
 use witan_kernel::sync::lock;
-
-use super::lane::Outgoing;
+use witan_origin::Traced;
 
 /// Most requests waiting to be sent.
 const ITEMS: usize = 8192;
@@ -20,6 +21,17 @@ const QUANTUM: usize = 16 << 10;
 
 /// Most spare lines, and the most requests that one has room for.
 const SPARE: usize = 64;
+
+/// A request to be sent over a lane.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) request: Request,
+    pub(super) deadline: u64,
+    pub(super) bytes: usize,
+    pub(super) reply: Reply,
+    /// The span that waits for its answer, if the operation is traced.
+    pub(super) traced: Option<Traced>,
+}
 
 /// The sending end. The queue closes when it is dropped.
 #[derive(Debug)]
@@ -105,7 +117,7 @@ impl Drop for Sender {
 }
 
 impl Receiver {
-    /// Waits for requests, and appends at most `most` of them, fewer only if no more are there. Returns how many; 0 once the queue is
+    /// Waits for requests, and appends at most `most` of them, or as many as there are. Returns how many; 0 once the queue is
     /// closed and empty. Nothing is lost if the future is dropped.
     pub(super) async fn recv_many(&mut self, into: &mut Vec<Outgoing>, most: usize) -> usize {
         loop {
@@ -218,8 +230,8 @@ mod tests {
     use std::sync::Arc;
 
     use witan_kernel::name::{Key, NodeId};
-    use witan_kernel::port::{Collect, Reply};
-    use witan_kernel::replica::{Ask, Outcome, Place, Request};
+    use witan_kernel::port::Collect;
+    use witan_kernel::replica::{Ask, Outcome, Place};
 
     use super::*;
 
