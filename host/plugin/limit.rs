@@ -44,11 +44,11 @@ pub const RESOLVER_WAITING: usize = 64;
 pub const RESOLVER_QUEUE: usize = 1024;
 /// Most concurrent compilations: each may use a whole core and [`COMPILE_MEMORY_BYTES`].
 pub const COMPILATIONS: usize = 2;
-/// Memory that the process may write to in which a component is compiled, by default. Useful components of up to a megabyte take less than
-/// 100 MiB; those with an interpreter, of 20 MB, were seen to take 340.
+/// Memory that the process may write to in which a component is compiled, by default. Rust plugins take 30 MiB, and ordinary code of a
+/// megabyte 50; components with an interpreter, of 20 MB, were seen to take 340.
 pub const COMPILE_MEMORY_BYTES: usize = 512 << 20;
-/// Largest machine code of a component by default, in bytes. It has 5 to 20 times the bytes of its component, and is in memory for as long
-/// as a binding may use it. A component of 3.6 KB was seen to make 117 MB, by memories that are mostly empty.
+/// Largest machine code of a component by default, in bytes. A Rust plugin's has three times the bytes of its component, and is in memory
+/// for as long as a binding may use it. A component of 3.6 KB was seen to make 117 MB, by memories that are mostly empty.
 pub const IMAGE_BYTES: usize = 32 << 20;
 /// Most bytes of all cached machine code by default: 4 MiB for each of [`ARTIFACTS`], eight times what a Rust plugin has. What does not
 /// fit is compiled again after a restart.

@@ -23,7 +23,7 @@ pub(super) async fn start(config: &Config, metadata: Arc<dyn Metadata>) -> anyho
         data_dir: config.data_dir.join("plugins"),
         folder: config.plugins.clone(),
         limits: Limits::default(),
-        compiler: this_program()?,
+        compiler: this_program(),
     };
     let shared = config.shared.postgres.is_some();
     let store = Arc::new(StoredPlugins::new(metadata, shared, Handle::current()));
@@ -32,13 +32,10 @@ pub(super) async fn start(config: &Config, metadata: Arc<dyn Metadata>) -> anyho
 }
 
 /// This program, which compiles plugins in processes of its own. On Linux by a name that means the very file that is running, even if
-/// another version has been installed over it since.
-fn this_program() -> anyhow::Result<PathBuf> {
+/// another version has been installed over it since. Where it cannot be found, nothing can be compiled, and everything else goes on.
+fn this_program() -> PathBuf {
     let running = PathBuf::from("/proc/self/exe");
-    if running.exists() {
-        return Ok(running);
-    }
-    std::env::current_exe().context("find the path of this program, which compiles plugins in processes of its own")
+    if running.exists() { running } else { std::env::current_exe().unwrap_or(running) }
 }
 
 /// Makes the host's counts visible.

@@ -7,7 +7,7 @@ use witan_plugin::limit;
 use witan_plugin::registry::Source;
 
 use crate::guest::Guest;
-use crate::{World, name, place, question, required, tenant, wait_for_kind};
+use crate::{World, name, place, question, required, tenant};
 
 const POLICY: Hook = Hook::ConsistencyPolicy;
 
@@ -31,9 +31,10 @@ async fn uploads_evict_uploads_that_nothing_needs() {
     // Bound by the other host, of which this one has not heard.
     first.stage(&policy("elsewhere", 1)).await.unwrap();
     second.bind("c", POLICY, name("elsewhere")).await.unwrap();
-    let (_, mut events) = first.host.watch();
+    // Uploaded before it was a file, and therefore known as an upload.
+    first.stage(&policy("filed", 1)).await.unwrap();
     place(&first.folder().join("filed.wasm"), &policy("filed", 1));
-    wait_for_kind(&mut events, EventKind::Ready).await;
+    first.host.scan().await.unwrap();
     first.put("a", POLICY, &policy("held", 1)).await.unwrap();
     first.put("a", POLICY, &policy("bound", 2)).await.unwrap();
     let activated = |world: &World| {
