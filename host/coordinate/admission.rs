@@ -20,7 +20,7 @@ pub struct Limits {
     pub operations_per_tenant: usize,
     /// Bytes of values being written; three quarters of them for one tenant.
     pub bytes: usize,
-    /// Repairs in the background.
+    /// Repairs in the background. One tenant may have three quarters.
     pub repairs: usize,
     /// Pages of keys that are being read, of all tenants.
     pub scans: usize,

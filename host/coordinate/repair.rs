@@ -2,34 +2,32 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use witan_kernel::failure::Failed;
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::Shortfall;
+use witan_kernel::name::TenantId;
 use witan_kernel::quorum::{MergeRound, Quorum, Tally};
 use witan_kernel::record::Encoded;
 
 use super::World;
 use super::exchange::{Exchange, Phase};
+use super::room::{Room, RoomPermit};
 
-/// The repairs that may run in the background at a time.
-pub(super) struct Budget {
-    free: Arc<Semaphore>,
-    most: usize,
-}
+/// The repairs that may run in the background at a time, three quarters of them for one tenant.
+pub(super) struct Budget(Arc<Room>);
 
 impl Budget {
     pub(super) fn new(most: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(most)), most }
+        Self(Room::new(most))
     }
 
-    pub(super) fn take(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.free).try_acquire_owned().ok()
+    pub(super) fn take(&self, tenant: &TenantId) -> Option<RoomPermit> {
+        self.0.admit(tenant, 1)
     }
 
     /// The number of repairs that are running.
     pub(super) fn taken(&self) -> usize {
-        self.most - self.free.available_permits()
+        self.0.bytes()
     }
 }
 
@@ -51,7 +49,7 @@ impl<W: World> Exchange<W> {
         if stale.is_empty() {
             return;
         }
-        let Some(permit) = self.coordinator.repairs.take() else {
+        let Some(permit) = self.coordinator.repairs.take(&self.plan.place.tenant) else {
             self.coordinator.metrics.repairs_dropped.inc();
             return;
         };
@@ -61,7 +59,7 @@ impl<W: World> Exchange<W> {
         let mut round = MergeRound::new(record.clone(), stale, Shortfall::Fail).every_answer();
         self.drive(Phase::Repair, &mut round).await;
         if Fault::RepairPermitLeaked.is_on() {
-            permit.forget();
+            std::mem::forget(permit);
         }
     }
 }

@@ -160,8 +160,8 @@ async fn answers_that_nobody_takes() {
     assert!((1..=192).contains(&untaken), "{untaken} MiB wait; a tenant may have three quarters of 256");
     // What takes a slow line twenty seconds is given up after that.
     tokio::time::timeout(PATIENCE, closed).await.expect("the connection is closed in time").expect("no panic");
-    // Most of it are the records that all these reads have fetched at once.
-    target.withstands("untaken answers", 2000, attached).await;
+    // The records that all these reads fetch at once are bounded, too: on the coordinator, and on three nodes in the same process.
+    target.withstands("untaken answers", 1100, attached).await;
 }
 
 /// Streams that need no credential, and that nothing ends.
