@@ -15,21 +15,21 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 const INTERVAL: u64 = 20_000;
 /// Fewer operations that have begun say nothing about a wait.
 const SAMPLES: u64 = 8;
-/// A window is at least this many operations, so that batches of them can still be sent together.
-const LEAST: usize = 64;
 
 /// A window that follows the wait of operations.
 #[derive(Debug)]
 struct Window {
     /// The mean wait to aim at, microseconds.
     target: u64,
+    /// Fewer operations are never too many: a window is at least this.
+    least: usize,
     most: usize,
     operations: AtomicUsize,
 }
 
 impl Window {
-    fn new(target: u64, most: usize) -> Self {
-        Self { target, most, operations: AtomicUsize::new(most) }
+    fn new(target: u64, least: usize, most: usize) -> Self {
+        Self { target, least: least.min(most), most, operations: AtomicUsize::new(most) }
     }
 
     fn get(&self) -> usize {
@@ -41,7 +41,7 @@ impl Window {
         let now = self.get();
         let next = if wait > self.target {
             // Never from a number that was not in use.
-            (now.min(under_way) / 8 * 7).max(LEAST.min(self.most))
+            (now.min(under_way) / 8 * 7).max(self.least)
         } else {
             now.saturating_add((now / 32).max(4)).min(self.most)
         };
@@ -63,15 +63,20 @@ pub(super) struct Load {
 /// The wait at which tenants that have more than others give way, microseconds. An operation waits several times: until it begins, and for
 /// each answer.
 const NARROW: u64 = 2_000;
+/// So many can still be sent together, in batches.
+const NARROW_LEAST: usize = 64;
 /// The wait that is too long for everybody, microseconds.
 const WIDE: u64 = 100_000;
+/// What a process of any size carries.
+const WIDE_LEAST: usize = 1024;
+fn env(n: &str, d: u64) -> u64 { std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d) }
 
 impl Load {
     /// With windows of at most `most` operations, which they begin with.
     pub(super) fn new(most: usize) -> Self {
         Self {
-            narrow: Window::new(NARROW, most),
-            wide: Window::new(WIDE, most),
+            narrow: Window::new(env("NARROW", NARROW), env("LEAST", NARROW_LEAST as u64) as usize, most),
+            wide: Window::new(WIDE, WIDE_LEAST, most),
             since: AtomicU64::new(0),
             waited: AtomicU64::new(0),
             began: AtomicU64::new(0),
