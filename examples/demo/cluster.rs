@@ -81,6 +81,16 @@ impl Cluster {
         Ok(id)
     }
 
+    /// Pauses a node: it keeps its connections, and answers nothing.
+    pub async fn pause_node(&self, index: usize) -> Result<()> {
+        self.nodes[index].as_ref().context("the node is not running")?.signal("STOP").await
+    }
+
+    /// Resumes it.
+    pub async fn resume_node(&self, index: usize) -> Result<()> {
+        self.nodes[index].as_ref().context("the node is not running")?.signal("CONT").await
+    }
+
     /// HOST:PORT of a node.
     pub fn node_address(&self, index: usize) -> String {
         format!("{}:{}", self.host, self.node_port + index as u16)

@@ -65,11 +65,19 @@ impl Process {
         self.child.kill().await.with_context(|| format!("kill {}", self.name))
     }
 
-    /// Asks it to stop (SIGTERM) and waits. If it does not stop in time, that is an error, and it is killed when dropped.
-    pub async fn stop(mut self) -> Result<()> {
+    /// Pauses or resumes it: SIGSTOP or SIGCONT.
+    pub async fn signal(&self, name: &str) -> Result<()> {
         let id = self.id().to_string();
         // The shell's own `kill` is everywhere; the program of that name is not.
-        Command::new("sh").args(["-c", "kill -TERM \"$0\"", &id]).status().await.context("run sh")?;
+        let sent =
+            Command::new("sh").args(["-c", "kill -\"$1\" \"$0\"", &id, name]).status().await.context("run sh")?;
+        if sent.success() { Ok(()) } else { bail!("{} cannot be sent SIG{name}", self.name) }
+    }
+
+    /// Asks it to stop (SIGTERM) and waits. If it does not stop in time, that is an error, and it is killed when dropped.
+    pub async fn stop(mut self) -> Result<()> {
+        // One that has ended already ends below.
+        let _ = self.signal("TERM").await;
         match timeout(STOP, self.child.wait()).await {
             Ok(Ok(status)) if status.success() => Ok(()),
             Ok(Ok(status)) => bail!("{} ended with {status} when it was asked to stop", self.name),

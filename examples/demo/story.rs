@@ -37,10 +37,23 @@ const VICTIM: usize = 1;
 /// Longest time until a restarted node answers again, and until it is repaired.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A configuration of the latency policy under which no replica is slow.
-const CALM: &str = "slow-us = 200000";
-/// One under which every replica is.
+/// A configuration of the latency policy under which no replica is slow or busy, on any machine, and every answer that a request asks for
+/// is waited for.
+const CALM: &str = "slow-us = 4294967295\nbusy = 4294967295\naccept-shortfall = false";
+/// One under which every replica is slow.
 const NERVOUS: &str = "slow-us = 1";
+
+/// What a write has met.
+struct Met {
+    level: String,
+    replicas: i32,
+}
+
+impl std::fmt::Display for Met {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "level {}, {} replicas had answered", self.level, self.replicas)
+    }
+}
 
 struct Plot<'a> {
     output: Output,
@@ -283,24 +296,33 @@ impl<'a> Plot<'a> {
         self.roll_back().await
     }
 
-    /// The same request under each configuration of the policy.
+    /// The same request under each configuration of the policy. Under the second one a node is stopped, so that its answer cannot come,
+    /// however fast or slow the machine is: the request does not wait for it.
     async fn policies(&mut self) -> Result<()> {
         let policy = self.policy.clone();
-        for (configuration, says) in [(CALM, "calm"), (NERVOUS, "finds every replica slow")] {
-            bind(&mut self.plugins, REGISTRY, &policy, configuration).await?;
-            let met = self.write_at_all("policy").await.map_err(|status| failed("write at level all", &status))?;
+        bind(&mut self.plugins, REGISTRY, &policy, CALM).await?;
+        let calm = self.write_at_all("policy").await.map_err(|status| failed("write at level all", &status))?;
+        bind(&mut self.plugins, REGISTRY, &policy, NERVOUS).await?;
+        self.cluster.pause_node(VICTIM).await?;
+        let nervous = self.write_at_all("policy").await;
+        self.cluster.resume_node(VICTIM).await?;
+        let nervous = nervous.map_err(|status| failed("write at level all", &status))?;
+        for (configuration, says, met) in
+            [(CALM, "calm", &calm), (NERVOUS, "finds every replica slow, and one is stopped", &nervous)]
+        {
             self.output
                 .detail(format_args!("A write that asks for level all, policy {configuration:?} ({says}): met {met}."));
         }
         self.output.detail("(The tenant's minimum is a quorum: no policy goes below.)");
+        ensure!(calm.level == "all" && nervous.level == "quorum", "the policy does not decide: {calm}, then {nervous}");
         Ok(())
     }
 
-    async fn write_at_all(&mut self, key: &str) -> std::result::Result<String, tonic::Status> {
+    async fn write_at_all(&mut self, key: &str) -> std::result::Result<Met, tonic::Status> {
         let mut write = client::write(REGISTRY, &format!("probe/{key}"), "probe");
         write.consistency = "all".into();
         let written = self.coordinator.write_key_value(timed(write)).await?.into_inner();
-        Ok(format!("level {}, {} replicas had answered", written.consistency, written.replica_count))
+        Ok(Met { level: written.consistency, replicas: written.replica_count })
     }
 
     async fn roll_back(&mut self) -> Result<()> {

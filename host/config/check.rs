@@ -119,6 +119,7 @@ impl Check<'_> {
     fn stores(&mut self) {
         let Settings { database, redis, .. } = self.settings;
         self.usable(database.address());
+        self.usable(database.direct_address());
         self.usable(redis.servers());
         self.usable(redis.separate_password());
         if !database.is_proved() {

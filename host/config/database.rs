@@ -44,6 +44,21 @@ impl Database {
         Ok(Some(Secret::new(self.with_ssl(url, mark))))
     }
 
+    /// The address of the server itself, if that of a pooler is configured as well.
+    ///
+    /// # Errors
+    /// When a key has an unusable value.
+    pub fn direct_address(&self) -> Result<Option<Secret>, KeyError> {
+        match (&self.direct_url, &self.direct_url_file) {
+            (Some(url), _) => self.checked("database.direct_url", url.reveal()).map(Some),
+            (None, Some(file)) => {
+                let url = secret_of("database.direct_url_file", file)?;
+                self.checked("database.direct_url_file", url.reveal()).map(Some)
+            }
+            (None, None) => Ok(None),
+        }
+    }
+
     fn checked(&self, key: &'static str, url: &str) -> Result<Secret, KeyError> {
         if !is_encoded(url) {
             let apart = "database.host, database.user and database.password_file";

@@ -66,6 +66,7 @@ pub(super) struct Layers {
 /// Alternative keys for the same setting: the one of the strongest source is effective, and that source may have only one.
 const RIVALS: &[&[&str]] = &[
     &["database.url", "database.url_file", "database.host"],
+    &["database.direct_url", "database.direct_url_file"],
     &["database.password", "database.password_file"],
     &["redis.url", "redis.url_file", "redis.addresses", "redis.host"],
     &["redis.password", "redis.password_file"],

@@ -78,6 +78,8 @@ pub struct Server {
 pub struct Database {
     pub url: Option<Secret>,
     pub url_file: Option<PathBuf>,
+    pub direct_url: Option<Secret>,
+    pub direct_url_file: Option<PathBuf>,
     pub host: Option<String>,
     pub port: u16,
     pub database: String,

@@ -164,6 +164,7 @@ pub(crate) fn live(settings: &Settings) -> Live {
 pub(crate) fn postgres(database: &Database) -> anyhow::Result<Option<PostgresConfig>> {
     let Some(address) = database.address()? else { return Ok(None) };
     let mut config = PostgresConfig::new(address.reveal());
+    config.direct = database.direct_address()?.map(|address| address.reveal().to_owned());
     config.connections = database.max_connections;
     if let Some(connect) = database.connect_timeout {
         config.connect = connect.0;

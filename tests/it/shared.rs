@@ -18,7 +18,18 @@ async fn version(api: &Api, tenant: &str) -> v1::GetTenantResponse {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_coordinator_changes_the_others_see() {
-    let company = Company::of(2).await;
+    follow_each_other(&Company::of(2).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_coordinator_changes_the_others_see_through_a_pooler() {
+    let company = Company::behind_a_pooler(2).await;
+    let said = company.coordinators[1].process.as_ref().expect("it runs").tail();
+    assert!(said.contains("PostgreSQL is behind a pooler"), "{said}");
+    follow_each_other(&company).await;
+}
+
+async fn follow_each_other(company: &Company) {
     let (first, second) = (company.api(0), company.api(1));
     first.tenant("shop", |_| {}).await;
     // Written through one, read through the other; a context of one is valid at the other.

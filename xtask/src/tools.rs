@@ -20,10 +20,11 @@ struct Tool {
 
 /// Servers are started by tests, on free ports and in temporary folders; those that a package starts as a service are not touched.
 /// Tests that use strace to watch a node are skipped where it is missing: it has no formula.
-const TOOLS: [Tool; 4] = [
+const TOOLS: [Tool; 5] = [
     Tool { program: "mkfs.ext4", versions: None, apt: "e2fsprogs", brew: None },
     Tool { program: "strace", versions: None, apt: "strace", brew: None },
     Tool { program: "postgres", versions: Some("/usr/lib/postgresql"), apt: "postgresql", brew: Some("postgresql@17") },
+    Tool { program: "pgbouncer", versions: None, apt: "pgbouncer", brew: Some("pgbouncer") },
     Tool { program: "redis-server", versions: None, apt: "redis-server", brew: Some("redis") },
 ];
 

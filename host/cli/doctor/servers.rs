@@ -58,6 +58,7 @@ fn postgres(facts: &PostgresFacts, connections: u32, findings: &mut Findings) {
     }
     durability(facts, findings);
     schema(facts, findings);
+    pooler(facts, findings);
     let free = facts.max_connections.saturating_sub(RESERVED);
     let ours = connections + 1;
     if free < ours {
@@ -108,6 +109,25 @@ fn schema(facts: &PostgresFacts, findings: &mut Findings) {
             format!("its schema has version {newest}, newer than this program's {known}: upgrade this program"),
         ),
         Some(newest) => findings.ok(about, format!("its schema is up to date: version {newest}")),
+    }
+}
+
+fn pooler(facts: &PostgresFacts, findings: &mut Findings) {
+    let about = "postgresql";
+    if !facts.pooled {
+        return;
+    }
+    let behind = facts.schema.is_none_or(|schema| schema < facts.known_schema);
+    match (facts.has_direct, behind) {
+        (true, _) => findings.ok(about, "is behind a pooler; migrations and notifications use database.direct_url"),
+        (false, true) => findings.error(
+            about,
+            "is behind a pooler, through which its schema cannot be migrated: set database.direct_url to the server's own address",
+        ),
+        (false, false) => findings.note(
+            about,
+            "is behind a pooler: changes by other coordinators are seen within half a second; with database.direct_url, at once",
+        ),
     }
 }
 
@@ -200,6 +220,8 @@ mod tests {
             clock_ahead_ms: 12,
             schema: Some(4),
             known_schema: 4,
+            pooled: false,
+            has_direct: false,
             nodes: Vec::new(),
         }
     }
@@ -215,6 +237,8 @@ mod tests {
         assert_eq!(worst(&fit()), Gravity::Ok);
         assert_eq!(worst(&PostgresFacts { schema: None, ..fit() }), Gravity::Note);
         assert_eq!(worst(&PostgresFacts { schema: Some(5), ..fit() }), Gravity::Warning);
+        assert_eq!(worst(&PostgresFacts { pooled: true, ..fit() }), Gravity::Note);
+        assert_eq!(worst(&PostgresFacts { pooled: true, has_direct: true, ..fit() }), Gravity::Ok);
         assert_eq!(worst(&PostgresFacts { max_connections: 20, ..fit() }), Gravity::Warning);
         assert_eq!(worst(&PostgresFacts { clock_ahead_ms: -6_000, ..fit() }), Gravity::Warning);
         for broken in [
@@ -225,6 +249,7 @@ mod tests {
             PostgresFacts { max_connections: 10, ..fit() },
             PostgresFacts { clock_ahead_ms: i64::MIN, ..fit() },
             PostgresFacts { server_version_number: 120_000, ..fit() },
+            PostgresFacts { pooled: true, schema: None, ..fit() },
         ] {
             assert_eq!(worst(&broken), Gravity::Error, "{broken:?}");
         }

@@ -81,6 +81,15 @@ pub const KEYS: &[Key] = &[
     .otherwise("see database.host"),
     Key::new("database.url_file", Path, "File with that address.").otherwise("see database.host"),
     Key::new(
+        "database.direct_url",
+        Secret,
+        "Address of the PostgreSQL server itself, if database.url or host is that of a pooler such as PgBouncer: for migrations of \
+            the schema, and for hearing of other coordinators' changes at once.",
+    )
+    .sample("postgres://witan:pw@localhost:5432/witan")
+    .otherwise("through a pooler, changes are seen within half a second, and a schema that has to be migrated is refused"),
+    Key::new("database.direct_url_file", Path, "File with that address.").otherwise("see database.direct_url"),
+    Key::new(
         "database.host",
         Text,
         "Host of the PostgreSQL database that several coordinators share for their metadata.",

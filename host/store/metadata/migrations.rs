@@ -45,6 +45,11 @@ pub(super) fn postgres() -> Migrator {
     migrator(POSTGRES)
 }
 
+/// The newest migration.
+pub(super) fn newest() -> i64 {
+    POSTGRES.iter().map(|(version, ..)| *version).max().unwrap_or(0)
+}
+
 fn migrator(files: &[File]) -> Migrator {
     let migration = |&(version, name, text): &File| {
         Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, text.into_sql_str(), false)

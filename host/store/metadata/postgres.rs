@@ -9,9 +9,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgConnection;
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::PgConnectOptions;
+use sqlx::{PgConnection, Row};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -32,6 +32,7 @@ mod connections;
 mod errors;
 mod examine;
 mod listen;
+mod pooler;
 
 #[cfg(test)]
 mod tests;
@@ -65,7 +66,8 @@ pub type PostgresMetadata = SqlMetadata<Server>;
 pub struct Server {
     connections: Arc<Connections>,
     patience: Duration,
-    listening: Arc<Listening>,
+    /// `None`: no way leads to the server itself, and changes are found by polling.
+    listening: Option<Arc<Listening>>,
 }
 
 /// Ends with the last clone of its metadata.
@@ -97,26 +99,59 @@ impl PostgresMetadata {
     /// server older than PostgreSQL 13), [`StoreError::Unavailable`] when the server does not answer, [`StoreError::Conflict`] when a
     /// newer version of this program has changed the schema beyond this one, [`StoreError::Damaged`] when it is not Witan's schema.
     pub async fn connect(config: PostgresConfig) -> Result<Self, StoreError> {
-        let options = options(&config)?;
-        let mut first = connections::open(&options, config.connect).await?;
-        timeout(MIGRATION, prepare(&mut first))
+        let (way, mut first) = pooler::find(&options(&config)?, config.connect).await?;
+        // The way on which a session is a session, if there is one.
+        let direct = match (&config.direct, way.pooled) {
+            (Some(direct), _) => Some(Self::direct(&config, direct, &mut first).await?),
+            (None, false) => Some(way.options.clone()),
+            (None, true) => None,
+        };
+        let prepared = timeout(MIGRATION, prepare(&mut first, direct.is_some()));
+        prepared
             .await
             .map_err(|_| StoreError::Unavailable(format!("the schema was not migrated within {MIGRATION:?}")))??;
         connections::close(first).await;
 
-        let connections = Arc::new(Connections::new(options.clone(), &config));
+        let connections = Arc::new(Connections::new(way, &config));
         let hints = Arc::new(watch::Sender::new(0));
-        let listening = tokio::spawn(listen::listen(options, config.connect, hints.clone()));
-        let listening = Arc::new(Listening(listening.abort_handle()));
+        let listening = direct.map(|options| {
+            let listening = tokio::spawn(listen::listen(options, config.connect, hints.clone()));
+            Arc::new(Listening(listening.abort_handle()))
+        });
+        if listening.is_none() {
+            tracing::info!(
+                "PostgreSQL is behind a pooler: changes by other coordinators are seen within half a second; with \
+                 database.direct_url, at once"
+            );
+        }
         let metadata = Self::over(Server { connections, patience: config.operation, listening }, hints);
         metadata.understood().await?;
         Ok(metadata)
     }
 
+    /// The way to the server itself. `first` becomes a connection on it.
+    async fn direct(
+        config: &PostgresConfig,
+        direct: &str,
+        first: &mut PgConnection,
+    ) -> Result<PgConnectOptions, StoreError> {
+        let options = options(&PostgresConfig { url: direct.to_owned(), ..config.clone() })?;
+        let (way, connection) = pooler::find(&options, config.connect).await?;
+        if way.pooled {
+            return Err(StoreError::Refused(
+                "database.direct_url leads to a pooler as well: use the address of the PostgreSQL server itself".into(),
+            ));
+        }
+        connections::close(std::mem::replace(first, connection)).await;
+        Ok(way.options)
+    }
+
     /// Closes idle connections at once and the others after their operation. Later operations fail with
     /// [`StoreError::Unavailable`].
     pub async fn close(&self) {
-        self.driver.listening.0.abort();
+        if let Some(listening) = &self.driver.listening {
+            listening.0.abort();
+        }
         self.driver.connections.close().await;
     }
 
@@ -159,9 +194,33 @@ fn options(config: &PostgresConfig) -> Result<PgConnectOptions, StoreError> {
     Ok(options.application_name("witan"))
 }
 
-async fn prepare(first: &mut PgConnection) -> Result<(), StoreError> {
+/// Checks the server and migrates the schema, or makes sure that there is nothing to migrate.
+async fn prepare(first: &mut PgConnection, direct: bool) -> Result<(), StoreError> {
     fit(first).await?;
-    migrate(first).await
+    if direct {
+        return migrate(first).await;
+    }
+    let known = migrations::newest();
+    match schema(first).await.map_err(failed)? {
+        Some(schema) if schema >= known => Ok(()),
+        schema => {
+            let is = schema.map_or_else(|| "has no schema yet".to_owned(), |schema| format!("has schema {schema}"));
+            Err(StoreError::Refused(format!(
+                "the database {is}, and this program needs {known}, but a pooler is in between, through which the schema cannot be \
+                 migrated: set database.direct_url to the address of the PostgreSQL server itself"
+            )))
+        }
+    }
+}
+
+/// The newest migration that is applied; `None`: there is no schema. Simple queries only, which work on any way.
+async fn schema(connection: &mut PgConnection) -> sqlx::Result<Option<i64>> {
+    let there = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
+    if !sqlx::raw_sql(there).fetch_one(&mut *connection).await?.try_get::<bool, _>(0)? {
+        return Ok(None);
+    }
+    let newest = "SELECT MAX(version) FROM _sqlx_migrations WHERE success";
+    sqlx::raw_sql(newest).fetch_one(connection).await?.try_get(0)
 }
 
 /// Checks the server's version and encoding.
@@ -169,8 +228,8 @@ async fn fit(first: &mut PgConnection) -> Result<(), StoreError> {
     if let Some(version) = first.server_version_num().filter(|version| *version < OLDEST_SERVER) {
         return Err(StoreError::Refused(format!("PostgreSQL {} is too old; use 13 or newer", version / 10_000)));
     }
-    let encoding: String =
-        sqlx::query_scalar("SELECT current_setting('server_encoding')").fetch_one(first).await.map_err(failed)?;
+    let encoding = sqlx::raw_sql("SELECT current_setting('server_encoding')").fetch_one(first).await;
+    let encoding: String = encoding.and_then(|row| row.try_get(0)).map_err(failed)?;
     if encoding == "UTF8" {
         return Ok(());
     }

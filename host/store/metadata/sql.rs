@@ -91,7 +91,10 @@ impl<D: Driver> SqlMetadata<D> {
         let driver = self.driver.clone();
         self.bounded(async move {
             let mut db = driver.lend(purpose).await?;
+            db.begin_reading().await?;
             let answer = work(&mut db).await;
+            let ended = db.end_reading(answer.is_ok()).await;
+            let answer = answer.and_then(|answer| ended.map(|()| answer));
             if !matches!(answer, Err(StoreError::Unavailable(_))) {
                 db.give_back();
             }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
-use witan_servers::{Postgres, Redis};
+use witan_servers::{PgBouncer, Postgres, Redis};
 use witan_wire::v1;
 
 use super::{Api, Process, Version, eventually, get, own_address};
@@ -16,6 +16,8 @@ pub(crate) struct Company {
     processes: Vec<Process>,
     /// Ids and addresses of the storage nodes.
     pub(crate) nodes: Vec<(String, SocketAddr)>,
+    /// In front of PostgreSQL, if there is one: only the first coordinator knows the way past it.
+    pooler: Option<PgBouncer>,
     pub(crate) postgres: Postgres,
     pub(crate) redis: Redis,
     pub(crate) folder: TempDir,
@@ -45,8 +47,18 @@ impl Company {
         Self::of_versions(&vec![Version::This; nodes], &vec![Version::This; coordinators]).await
     }
 
+    /// The same, with PostgreSQL behind PgBouncer in transaction mode, which has fewer connections to it than the coordinators have to the
+    /// pooler.
+    pub(crate) async fn behind_a_pooler(coordinators: usize) -> Self {
+        Self::made(&[Version::This; 3], &vec![Version::This; coordinators], true).await
+    }
+
     /// A node and a coordinator of each of these versions.
     pub(crate) async fn of_versions(nodes: &[Version], coordinators: &[Version]) -> Self {
+        Self::made(nodes, coordinators, false).await
+    }
+
+    async fn made(nodes: &[Version], coordinators: &[Version], pooled: bool) -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
         let free = SocketAddr::new(own_address(), 0);
         let start = |(index, version): (usize, &Version)| node(&format!("node-{}", index + 1), free, *version, &folder);
@@ -56,11 +68,17 @@ impl Company {
             process.ready().await;
             addresses.push((format!("node-{}", index + 1), process.address("address")));
         }
-        let servers = tokio::task::spawn_blocking(|| (Postgres::start(), Redis::start()));
-        let (postgres, redis) = servers.await.expect("the servers start");
-        std::fs::write(folder.path().join("database"), postgres.url()).expect("write a file");
+        let servers = tokio::task::spawn_blocking(move || {
+            let postgres = Postgres::start();
+            let pooler = pooled.then(|| PgBouncer::start(&postgres, 2));
+            (postgres, pooler, Redis::start())
+        });
+        let (postgres, pooler, redis) = servers.await.expect("the servers start");
+        let database = pooler.as_ref().map_or_else(|| postgres.url(), |pooler| pooler.url_of("postgres"));
+        std::fs::write(folder.path().join("database"), database).expect("write a file");
         std::fs::write(folder.path().join("redis"), redis.url()).expect("write a file");
-        let mut company = Self { coordinators: Vec::new(), processes, nodes: addresses, postgres, redis, folder };
+        let mut company =
+            Self { coordinators: Vec::new(), processes, nodes: addresses, pooler, postgres, redis, folder };
         for (index, version) in coordinators.iter().enumerate() {
             let id = format!("coordinator-{}", index + 1);
             let free = SocketAddr::new(own_address(), 0);
@@ -89,6 +107,9 @@ impl Company {
         command.args(["--listen", &address.to_string(), "--admin-listen", &admin.to_string()]);
         command.arg("--database-url-file").arg(path.join("database"));
         command.arg("--redis-url-file").arg(path.join("redis"));
+        if self.pooler.is_some() && id == "coordinator-1" {
+            command.env("WITAN_DATABASE__DIRECT_URL", self.postgres.url());
+        }
         self.nodes.iter().for_each(|(id, address)| _ = command.args(["--node", &format!("{id}={address}")]));
         command
     }

@@ -1,7 +1,7 @@
 //! Real servers for tests: PostgreSQL and Redis as their packages install them, each in its own folder and on its own port,
 //! so that any number can run at once, from any number of test processes.
 //!
-//! Reading order: [`Postgres`], [`Redis`], then their support: `server` (one port, start and restart),
+//! Reading order: [`Postgres`], [`PgBouncer`] in front of it, [`Redis`], then their support: `server` (one port, start and restart),
 //! `process` (a server's processes, all of them), `reaper` (nothing outlives a test, however it ends), `port`, `program`
 //! (where the servers are found, and as which user they run).
 //!
@@ -11,6 +11,7 @@
 
 #[cfg(feature = "authority")]
 mod authority;
+mod pgbouncer;
 mod port;
 mod postgres;
 mod process;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "authority")]
 pub use authority::{Authority, Pair};
+pub use pgbouncer::PgBouncer;
 pub use port::Port;
 pub use postgres::Postgres;
 pub use redis::{Redis, RedisCluster, RedisSentinel};

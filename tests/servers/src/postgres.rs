@@ -156,7 +156,7 @@ fn data(folder: &TempDir) -> PathBuf {
 }
 
 /// Makes the user the owner of a folder, with access for nobody else.
-fn give(folder: &Path, user: Option<User>) {
+pub(crate) fn give(folder: &Path, user: Option<User>) {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).expect("restrict a folder");
     if let Some(user) = user {
         chown(folder, Some(user.uid), Some(user.gid)).expect("give a folder to the server's user");

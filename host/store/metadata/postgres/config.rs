@@ -7,8 +7,10 @@ use std::time::Duration;
 #[derive(Clone)]
 pub struct PostgresConfig {
     /// `postgres://user:password@host:port/database`, with `?sslmode=verify-full&sslrootcert=...` and libpq's other parameters.
-    /// Either the server itself or a pooler in session mode.
+    /// Either the server itself or a pooler, in any mode.
     pub url: String,
+    /// The address of the server itself, if `url` is that of a pooler: for migrations, and for hearing of changes at once.
+    pub direct: Option<String>,
     /// Most connections for operations, 1..=100; one more listens for changes.
     pub connections: u32,
     /// Time limit of connecting.
@@ -21,7 +23,13 @@ pub struct PostgresConfig {
 impl PostgresConfig {
     /// Eight connections, 3 s to connect, 5 s for an operation.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), connections: 8, connect: Duration::from_secs(3), operation: Duration::from_secs(5) }
+        Self {
+            url: url.into(),
+            direct: None,
+            connections: 8,
+            connect: Duration::from_secs(3),
+            operation: Duration::from_secs(5),
+        }
     }
 }
 

@@ -33,9 +33,22 @@ const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(5
 /// protocol each message has its own time.
 const IN_NO_TRANSACTION: &str = "SELECT now() = statement_timestamp()";
 
+/// A way to a server.
+#[derive(Debug, Clone)]
+pub(super) struct Way {
+    /// How to connect.
+    pub(super) options: PgConnectOptions,
+    /// Whether a pooler is on it.
+    pub(super) pooled: bool,
+}
+
+/// The pool.
 pub(super) struct Connections {
     options: PgConnectOptions,
-    session: String,
+    /// Settings of each connection; `None` through a pooler, where they would reach somebody else.
+    session: Option<String>,
+    /// Settings of each transaction, through a pooler.
+    limits: Option<String>,
     connect: Duration,
     places: Arc<Semaphore>,
     /// Most recently used last. At most as many as `places`.
@@ -56,10 +69,12 @@ pub(in crate::metadata) struct Lent {
 }
 
 impl Connections {
-    pub(super) fn new(options: PgConnectOptions, config: &PostgresConfig) -> Self {
+    pub(super) fn new(way: Way, config: &PostgresConfig) -> Self {
+        let Way { options, pooled } = way;
         Self {
             options,
-            session: session(config.operation),
+            session: (!pooled).then(|| session(config.operation)),
+            limits: pooled.then(|| limits(config.operation)),
             connect: config.connect,
             places: Arc::new(Semaphore::new(config.connections as usize)),
             idle: Mutex::default(),
@@ -98,7 +113,9 @@ impl Connections {
 
     async fn fresh(&self) -> Result<Idle, StoreError> {
         let mut connection = open(&self.options, self.connect).await?;
-        sqlx::raw_sql(sqlx::AssertSqlSafe(self.session.clone())).execute(&mut connection).await.map_err(failed)?;
+        if let Some(session) = self.session.clone() {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(session)).execute(&mut connection).await.map_err(failed)?;
+        }
         Ok(Idle { connection, since: Instant::now() })
     }
 
@@ -128,6 +145,17 @@ fn session(operation: Duration) -> String {
         "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
          SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; \
          SET tcp_user_timeout = 10000; SET client_min_messages = warning",
+        part(9),
+        part(8),
+        part(4)
+    )
+}
+
+/// The time limits of an operation that is one transaction: the server ends it shortly before this program gives it up.
+fn limits(operation: Duration) -> String {
+    let part = |tenths: u128| (operation.as_millis() * tenths / 10).max(1);
+    format!(
+        "SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}",
         part(9),
         part(8),
         part(4)
@@ -168,6 +196,12 @@ pub(super) async fn close(connection: PgConnection) {
 }
 
 impl Lent {
+    /// The settings with which each transaction must begin: every operation is one, and no statement may have a name. `None`: there is
+    /// no pooler on the way to the server.
+    pub(in crate::metadata) fn limits(&self) -> Option<&str> {
+        self.pool.limits.as_deref()
+    }
+
     /// Marks it for the next operation; it is returned when dropped.
     pub(in crate::metadata) fn give_back(&mut self) {
         self.done = true;

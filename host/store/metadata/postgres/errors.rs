@@ -37,6 +37,11 @@ fn by_state(error: &dyn DatabaseError) -> StoreError {
     }
 }
 
+/// Whether a pooler has refused a parameter of the connection's start.
+pub(super) fn is_unknown_parameter(error: &StoreError) -> bool {
+    matches!(error, StoreError::Unavailable(why) if why.contains("unsupported startup parameter") && why.ends_with("(08P01)"))
+}
+
 /// True for errors that pass while a server starts, restarts or is out of connections.
 pub(super) fn passes(error: &sqlx::Error) -> bool {
     match error {

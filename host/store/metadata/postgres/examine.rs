@@ -6,7 +6,7 @@ use sqlx::{PgConnection, Row};
 use tokio::time::timeout;
 use witan_kernel::port::StoreError;
 
-use super::{PostgresConfig, connections, failed, options};
+use super::{PostgresConfig, connections, failed, options, pooler, schema};
 use crate::metadata::migrations;
 
 /// Facts about a server.
@@ -36,6 +36,10 @@ pub struct PostgresFacts {
     pub schema: Option<i64>,
     /// The newest migration that this program knows.
     pub known_schema: i64,
+    /// Whether a pooler is between this program and the server.
+    pub pooled: bool,
+    /// Whether the address of the server itself is known beside that of a pooler.
+    pub has_direct: bool,
     /// Storage nodes on record, as id, host and port.
     pub nodes: Vec<(String, String, u16)>,
 }
@@ -45,16 +49,18 @@ pub struct PostgresFacts {
 /// # Errors
 /// [`StoreError::Refused`] when the address is invalid, [`StoreError::Unavailable`] when the server does not answer.
 pub async fn examine(config: &PostgresConfig) -> Result<PostgresFacts, StoreError> {
-    let options = options(config)?;
-    let mut connection = connections::open(&options, config.connect).await?;
+    let (way, mut connection) = pooler::find(&options(config)?, config.connect).await?;
     let late = |_| StoreError::Unavailable(format!("PostgreSQL: no answer within {:?}", config.operation));
     let facts = timeout(config.operation, facts(&mut connection)).await.map_err(late)?;
     connections::close(connection).await;
-    facts.map_err(failed)
+    let facts = facts.map_err(failed)?;
+    Ok(PostgresFacts { pooled: way.pooled, has_direct: config.direct.is_some(), ..facts })
 }
 
 async fn facts(connection: &mut PgConnection) -> sqlx::Result<PostgresFacts> {
     let before = now_ms();
+    // One transaction of statements without names, for which a pooler lends one connection.
+    sqlx::raw_sql("BEGIN READ ONLY").execute(&mut *connection).await?;
     let row = sqlx::query(
         "SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,
             current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS commits,
@@ -64,11 +70,16 @@ async fn facts(connection: &mut PgConnection) -> sqlx::Result<PostgresFacts> {
             (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms,
             to_regclass('_sqlx_migrations') IS NOT NULL AS has_schema",
     )
+    .persistent(false)
     .fetch_one(&mut *connection)
     .await?;
     let ours = before.midpoint(now_ms());
-    let schema = if row.try_get("has_schema")? { newest(connection).await? } else { None };
+    let schema = if row.try_get("has_schema")? { schema(connection).await? } else { None };
+    let nodes = if schema.is_some() { nodes(connection).await? } else { Vec::new() };
+    sqlx::raw_sql("COMMIT").execute(&mut *connection).await?;
     Ok(PostgresFacts {
+        pooled: false,
+        has_direct: false,
         server_version: row.try_get("version")?,
         server_version_number: row.try_get::<i32, _>("number")?.unsigned_abs(),
         encoding: row.try_get("encoding")?,
@@ -80,18 +91,14 @@ async fn facts(connection: &mut PgConnection) -> sqlx::Result<PostgresFacts> {
         encrypted: row.try_get("encrypted")?,
         clock_ahead_ms: row.try_get::<i64, _>("now_ms")? - ours,
         schema,
-        known_schema: migrations::postgres().iter().map(|migration| migration.version).max().unwrap_or(0),
-        nodes: if schema.is_some() { nodes(connection).await? } else { Vec::new() },
+        known_schema: migrations::newest(),
+        nodes,
     })
-}
-
-async fn newest(connection: &mut PgConnection) -> sqlx::Result<Option<i64>> {
-    sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations WHERE success").fetch_one(connection).await
 }
 
 async fn nodes(connection: &mut PgConnection) -> sqlx::Result<Vec<(String, String, u16)>> {
     let rows = sqlx::query("SELECT node_id, host, port::bigint AS port FROM storage_nodes ORDER BY node_id LIMIT 1000");
-    let rows = rows.fetch_all(connection).await?;
+    let rows = rows.persistent(false).fetch_all(connection).await?;
     let node = |row: &sqlx::postgres::PgRow| {
         let port = u16::try_from(row.try_get::<i64, _>("port")?).unwrap_or(0);
         Ok((row.try_get("node_id")?, row.try_get("host")?, port))

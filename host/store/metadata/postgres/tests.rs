@@ -16,6 +16,8 @@ use witan_servers::Postgres;
 
 use super::{PostgresConfig, PostgresMetadata};
 
+mod pooler;
+
 /// Time limit for what must happen, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -35,8 +35,8 @@ pub(in crate::metadata) enum Value<'a> {
 }
 
 macro_rules! query {
-    ($database:ty, $sql:expr, $values:expr) => {{
-        let mut query = sqlx::query::<$database>($sql);
+    ($database:ty, $sql:expr, $values:expr, $named:expr) => {{
+        let mut query = sqlx::query::<$database>($sql).persistent($named);
         for value in $values {
             query = match *value {
                 Value::Text(text) => query.bind(text),
@@ -65,11 +65,14 @@ impl Db {
     pub(super) async fn execute(&mut self, sql: &'static str, values: &[Value<'_>]) -> Result<u64, StoreError> {
         match &mut self.connection {
             Connection::Sqlite(db) => {
-                let done = query!(Sqlite, sql, values).execute(&mut **db).await.map_err(sqlite::failed)?;
+                let done = query!(Sqlite, sql, values, true).execute(&mut **db).await.map_err(sqlite::failed)?;
                 Ok(done.rows_affected())
             }
             Connection::Postgres(db) => {
-                let done = query!(Postgres, sql, values).execute(&mut **db).await.map_err(postgres::failed)?;
+                let done = query!(Postgres, sql, values, db.limits().is_none())
+                    .execute(&mut **db)
+                    .await
+                    .map_err(postgres::failed)?;
                 Ok(done.rows_affected())
             }
         }
@@ -78,11 +81,14 @@ impl Db {
     pub(super) async fn rows(&mut self, sql: &'static str, values: &[Value<'_>]) -> Result<Vec<Row>, StoreError> {
         match &mut self.connection {
             Connection::Sqlite(db) => {
-                let rows = query!(Sqlite, sql, values).fetch_all(&mut **db).await.map_err(sqlite::failed)?;
+                let rows = query!(Sqlite, sql, values, true).fetch_all(&mut **db).await.map_err(sqlite::failed)?;
                 Ok(rows.into_iter().map(Row::Sqlite).collect())
             }
             Connection::Postgres(db) => {
-                let rows = query!(Postgres, sql, values).fetch_all(&mut **db).await.map_err(postgres::failed)?;
+                let rows = query!(Postgres, sql, values, db.limits().is_none())
+                    .fetch_all(&mut **db)
+                    .await
+                    .map_err(postgres::failed)?;
                 Ok(rows.into_iter().map(Row::Postgres).collect())
             }
         }
@@ -120,7 +126,41 @@ impl Db {
         self.one(sql, &[]).await?.number("now")
     }
 
+    /// Begins an operation that needs no transaction, unless the connection is a pooler's: then it is one, so that all of it is carried
+    /// out on one connection to the server.
+    pub(super) async fn begin_reading(&mut self) -> Result<(), StoreError> {
+        self.in_limits("BEGIN ISOLATION LEVEL READ COMMITTED", "").await.map(drop)
+    }
+
+    /// Ends it.
+    pub(super) async fn end_reading(&mut self, succeeded: bool) -> Result<(), StoreError> {
+        match &self.connection {
+            Connection::Postgres(db) if db.limits().is_some() => {
+                if succeeded {
+                    self.commit().await
+                } else {
+                    self.rollback().await
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends `before`, the time limits of a transaction, and `after`, in one exchange; or false if there is no pooler, and nothing is sent.
+    async fn in_limits(&mut self, before: &str, after: &str) -> Result<bool, StoreError> {
+        let Connection::Postgres(db) = &mut self.connection else { return Ok(false) };
+        let Some(limits) = db.limits() else { return Ok(false) };
+        let whole = sqlx::AssertSqlSafe(format!("{before}; {limits}; {after}"));
+        sqlx::raw_sql(whole).execute(&mut **db).await.map_err(postgres::failed)?;
+        Ok(true)
+    }
+
     pub(super) async fn begin(&mut self) -> Result<(), StoreError> {
+        let (begin, lock) =
+            ("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", "SELECT revision FROM cluster_state FOR UPDATE");
+        if self.in_limits(begin, lock).await? {
+            return Ok(());
+        }
         self.raw(
             "BEGIN IMMEDIATE",
             // One exchange. READ COMMITTED lets each statement see what others committed before the lock was obtained.

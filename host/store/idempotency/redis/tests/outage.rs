@@ -171,6 +171,32 @@ async fn a_full_server_refuses_changes_and_still_answers_duplicates() {
     assert_eq!(store.used_share().await, Ok(None), "there is no limit");
 }
 
+/// The rules that docs/operators.md names: what a step needs, and nothing more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_who_may_do_little_is_served_and_what_cannot_be_checked_is_said() {
+    let redis = Redis::start();
+    redis.ask(
+        "ACL SETUSER witan on >hunter2 ~witan:* resetchannels -@all +@connection +get +set +del +time +evalsha +eval",
+    );
+    let servers = RedisServers::Single(redis.url());
+    let credentials = super::super::RedisCredentials { user: Some("witan".to_owned()), password: "hunter2".to_owned() };
+    let store =
+        RedisIdempotency::new(RedisConfig { credentials: Some(credentials), ..patient(servers) }).expect("opens");
+    reserve_all(&store, 1..4).await;
+    assert_eq!(store.step(contract::name(1), contract::done(1, 1, "answer")).await, Ok(Stepped::Stored));
+    let facts = store.check().await.expect("it answers");
+    assert_eq!(facts[0].forbidden, ["INFO", "CONFIG GET"]);
+    let findings = facts[0].findings();
+    assert!(
+        matches!(&findings[..], [RedisFinding::Unseen { commands }] if commands == "INFO and CONFIG GET"),
+        "{findings:?}"
+    );
+    assert_eq!(store.used_share().await, Ok(None));
+    redis.ask("ACL SETUSER witan +info +config|get");
+    let facts = store.check().await.expect("it answers");
+    assert!(facts[0].forbidden.is_empty() && facts[0].findings().is_empty(), "{facts:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_servers_can_be_changed_while_it_runs() {
     let (first, second) = (Redis::start(), Redis::start());
