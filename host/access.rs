@@ -267,7 +267,10 @@ impl Access {
             peer: origin.peer,
             credential: who.map_or("none", Credential::id),
             rpc: rule.path,
-            tenant: who.and_then(Credential::tenant).map(TenantId::as_str),
+            tenant: match &refusal {
+                Refusal::Rate { tenant, .. } => tenant.as_ref().map(TenantId::as_str),
+                _ => None,
+            },
             outcome: "refused",
             reason: Some(refusal.reason()),
             ..Entry::default()

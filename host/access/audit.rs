@@ -54,7 +54,7 @@ pub struct Entry<'a> {
     pub credential: &'a str,
     /// The call; nothing for entries that were left out.
     pub rpc: &'a str,
-    /// The tenant that the call names; of one that is refused before its request is decoded, that of its credential.
+    /// The tenant that the call names, or whose rate it exceeds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<&'a str>,
     /// The first digits of the SHA-256 of the key that the call names.
