@@ -121,6 +121,16 @@ impl Admission {
         }
     }
 
+    /// Whether [`Self::admit`] would refuse an operation at this moment, whatever its bytes. Takes nothing, and costs less.
+    pub(super) fn turns_away(&self, tenant: &TenantId, now: u64) -> bool {
+        let of_tenant = &self.tenants[counter(tenant)];
+        let tenants = self.active.seen(of_tenant, now);
+        let (own, operations) = (of_tenant.operations.load(Ordering::Relaxed), self.operations.load(Ordering::Relaxed));
+        operations >= self.limits.operations
+            || own >= self.limits.operations_per_tenant
+            || !self.load.admits(own, operations, tenants)
+    }
+
     /// A permit for one operation at `now` (monotonic microseconds), unless a limit is reached or the tenant has to give way to others.
     pub(super) fn admit(self: &Arc<Self>, tenant: &TenantId, bytes: usize, now: u64) -> Option<Permit> {
         let counter = counter(tenant);

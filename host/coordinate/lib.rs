@@ -118,7 +118,7 @@ pub struct Defaults {
 }
 
 /// When a client may try again that was refused because of too much work.
-pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(50);
+pub const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// Deadlines of operations for which the client sets none. Never above [`witan_kernel::limit::LONGEST_DEADLINE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,6 +255,19 @@ impl<W: World> Coordinator<W> {
             coordinator.run_read(request, arrived, respond).await;
             drop((permit, under_way));
         })));
+    }
+
+    /// The refusal of an operation that has arrived at `arrived` (monotonic microseconds), if its tenant has to give way to others at this
+    /// moment: for who has many to refuse, cheaper than to ask for each and be refused.
+    pub fn turned_away(&self, tenant: &TenantId, operation: Operation, arrived: u64) -> Option<Failed> {
+        self.admission.turns_away(tenant, arrived).then(|| {
+            let failed = match operation {
+                Operation::Read => self.overloaded().of_read(),
+                Operation::Write | Operation::Delete => self.overloaded().not_applied(),
+            };
+            self.metrics.finished(operation, Some(&failed), 0);
+            failed
+        })
     }
 
     /// Replaces the ring. Operations under way keep the one they started with.

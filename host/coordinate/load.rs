@@ -63,19 +63,18 @@ pub(super) struct Load {
 /// The wait at which tenants that have more than others give way, microseconds. An operation waits several times: until it begins, and for
 /// each answer.
 const NARROW: u64 = 2_000;
-/// So many can still be sent together, in batches.
+/// This many can still be sent together, in batches.
 const NARROW_LEAST: usize = 64;
 /// The wait that is too long for everybody, microseconds.
 const WIDE: u64 = 100_000;
 /// What a process of any size carries.
 const WIDE_LEAST: usize = 1024;
-fn env(n: &str, d: u64) -> u64 { std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d) }
 
 impl Load {
     /// With windows of at most `most` operations, which they begin with.
     pub(super) fn new(most: usize) -> Self {
         Self {
-            narrow: Window::new(env("NARROW", NARROW), env("LEAST", NARROW_LEAST as u64) as usize, most),
+            narrow: Window::new(NARROW, NARROW_LEAST, most),
             wide: Window::new(WIDE, WIDE_LEAST, most),
             since: AtomicU64::new(0),
             waited: AtomicU64::new(0),
@@ -135,15 +134,15 @@ mod tests {
         let load = Load::new(10_000);
         waits(&load, 100, 5000, 3);
         assert_eq!((load.narrow.get(), load.wide.get()), (10_000, 10_000));
-        waits(&load, 3000, 5000, 1);
+        waits(&load, NARROW + 1, 5000, 1);
         assert_eq!((load.narrow.get(), load.wide.get()), (4375, 10_000), "from what is in use");
-        waits(&load, 3000, 5000, 100);
-        assert_eq!((load.narrow.get(), load.wide.get()), (LEAST, 10_000));
-        waits(&load, 200_000, 5000, 100);
-        assert_eq!(load.wide.get(), LEAST);
+        waits(&load, NARROW + 1, 5000, 100);
+        assert_eq!((load.narrow.get(), load.wide.get()), (NARROW_LEAST, 10_000));
+        waits(&load, 2 * WIDE, 5000, 100);
+        assert_eq!(load.wide.get(), WIDE_LEAST);
         waits(&load, 100, 0, 300);
         assert_eq!((load.narrow.get(), load.wide.get()), (10_000, 10_000), "within six seconds");
-        waits(&Load::new(3), 200_000, 3, 9);
+        waits(&Load::new(3), 2 * WIDE, 3, 9);
     }
 
     #[test]
@@ -158,16 +157,16 @@ mod tests {
     #[test]
     fn who_has_clearly_more_gives_way_first() {
         let load = Load::new(10_000);
-        waits(&load, 3000, 1000, 1);
+        waits(&load, NARROW + 1, 1000, 1);
         let narrow = load.narrow.get();
         assert_eq!(narrow, 875);
         assert!(load.admits(870, 874, 2), "within the narrow window");
         assert!(!load.admits(870, 875, 2) && load.admits(4, 875, 2), "beyond it");
         assert!(load.admits(875, 875, 1), "nobody else is there");
         assert!(load.admits(90, 900, 10) && load.admits(110, 900, 10), "they share evenly");
-        waits(&load, 200_000, 1000, 1);
-        assert_eq!(load.wide.get(), 875);
-        assert!(!load.admits(87, 880, 10) && load.admits(86, 880, 10), "beyond the wide one, up to a share of it");
-        assert!(!load.admits(880, 880, 1));
+        waits(&load, 2 * WIDE, 2000, 1);
+        assert_eq!(load.wide.get(), 1750);
+        assert!(!load.admits(175, 1750, 10) && load.admits(174, 1750, 10), "beyond the wide one, up to a share of it");
+        assert!(!load.admits(1750, 1750, 1));
     }
 }

@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ use super::status::{Report, refusal, report};
 use crate::access::caller::Caller;
 use crate::access::refusal::Refusal;
 use crate::access::scope::Scope;
-use witan_coordinate::{Coordinator, Line, Lines, ReadAnswer, ReadRequest, World, WriteRequest};
+use witan_coordinate::{Coordinator, Line, Lines, RETRY_AFTER, ReadAnswer, ReadRequest, World, WriteRequest};
 use witan_net::Usage;
 use witan_origin as origin;
 
@@ -59,6 +59,29 @@ struct Finished {
 enum Job {
     Write(WriteRequest),
     Read(ReadRequest),
+}
+
+impl Job {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Write(request) => request.operation(),
+            Self::Read(_) => Kind::Read,
+        }
+    }
+
+    /// Copies what is smaller than `part` out of the message that it came in. Values are parts of that message, which takes its memory
+    /// until the last of them is dropped: those that are a small part of a large one are copied, so that each takes about its own size.
+    fn detach(&mut self, part: usize) {
+        let copy = |bytes: &mut Bytes| {
+            if bytes.len() < part {
+                *bytes = Bytes::copy_from_slice(bytes);
+            }
+        };
+        if let Self::Write(request) = self {
+            request.value.iter_mut().for_each(copy);
+            copy(&mut request.context);
+        }
+    }
 }
 
 /// An operation that waits for an earlier one on its key.
@@ -118,6 +141,7 @@ pub(super) fn open<W: World>(
         under_way: 0,
         lines: Lines::default(),
         incoming: VecDeque::new(),
+        incoming_bytes: 0,
         arrived: 0,
         incoming_until: u64::MAX,
         alarm: None,
@@ -140,7 +164,9 @@ struct Session<W: World> {
     lines: Lines<Queued>,
     /// Operations of the last batch that the window had no room for yet.
     incoming: VecDeque<Incoming>,
-    /// When that batch arrived, in monotonic microseconds.
+    /// The bytes of all operations of that batch.
+    incoming_bytes: usize,
+    /// When it arrived, in monotonic microseconds.
     arrived: u64,
     /// No operation in `incoming` has its deadline before this.
     incoming_until: u64,
@@ -162,6 +188,8 @@ impl<W: World> Session<W> {
             while self.under_way < WINDOW
                 && let Some(incoming) = self.incoming.pop_front()
             {
+                // Others have their turns between many that are refused at once.
+                tokio::task::coop::consume_budget().await;
                 match &refused {
                     None => self.take(incoming),
                     Some(why) => self.refuse(incoming.request.id, why()),
@@ -208,16 +236,10 @@ impl<W: World> Session<W> {
         finish(&self.done, Finished { response: failure(id, why), line: None, kept: None });
     }
 
-    /// Accepts a batch. Values are parts of the message that they came in, which takes its memory until the last of them is dropped: those
-    /// that are a small part of a large message are copied, so that each takes about its own size.
+    /// Accepts a batch.
     fn receive(&mut self, batch: SessionRequestBatch) {
-        let bytes: usize = batch.requests.iter().map(size).sum();
-        let incoming = batch.requests.into_iter().map(|mut request| {
-            if bytes > LARGE_BATCH {
-                detach(&mut request, bytes / 4);
-            }
-            Incoming { request, room: Room::NotNeeded }
-        });
+        self.incoming_bytes = batch.requests.iter().map(size).sum();
+        let incoming = batch.requests.into_iter().map(|request| Incoming { request, room: Room::NotNeeded });
         self.incoming.extend(incoming);
     }
 
@@ -246,12 +268,18 @@ impl<W: World> Session<W> {
         self.under_way += 1;
         let (id, bytes) = (request.id, size(&request));
         match decode(request, self.arrived) {
-            Ok(job) => {
+            Ok(mut job) => {
                 if let Err(refused) = self.may(&job) {
                     let report = refusal(&refused, matches!(job, Job::Write(_)));
                     return finish(&self.done, Finished { response: failure(id, report), line: None, kept: None });
                 }
                 let line = line_of(&job);
+                if let Some(failed) = self.coordinator.turned_away(&line.0, job.kind(), self.arrived) {
+                    return finish(&self.done, Finished { response: failed_with(id, failed), line: None, kept: None });
+                }
+                if self.incoming_bytes > LARGE_BATCH {
+                    job.detach(self.incoming_bytes / 4);
+                }
                 self.enter(id, job, line, room, bytes);
             }
             Err(invalid) => {
@@ -409,23 +437,6 @@ fn size(request: &SessionRequest) -> usize {
     size_of::<Queued>() + content
 }
 
-/// Copies what is smaller than `part` out of the message that it came in.
-fn detach(request: &mut SessionRequest, part: usize) {
-    let copy = |bytes: &mut Bytes| {
-        if bytes.len() < part {
-            *bytes = Bytes::copy_from_slice(bytes);
-        }
-    };
-    match &mut request.operation {
-        Some(Operation::Write(write)) => {
-            copy(&mut write.value);
-            copy(&mut write.context);
-        }
-        Some(Operation::Delete(delete)) => copy(&mut delete.context),
-        Some(Operation::Read(_)) | None => {}
-    }
-}
-
 fn tenant(request: &SessionRequest) -> &str {
     match &request.operation {
         Some(Operation::Write(write)) => &write.tenant_id,
@@ -451,7 +462,7 @@ impl Guard {
     fn finish(mut self, result: Result<Outcome, Failed>) {
         let response = match result {
             Ok(outcome) => SessionResponse { id: self.id, result: Some(outcome) },
-            Err(failed) => failure(self.id, report(failed)),
+            Err(failed) => failed_with(self.id, failed),
         };
         finish(&self.done, Finished { response, line: self.line.take(), kept: None });
     }
@@ -485,6 +496,22 @@ fn failure(id: u64, report: Report) -> SessionResponse {
     let (code, message, details) = report.encode();
     let status = SessionStatus { code: code as i32, message, details };
     SessionResponse { id, result: Some(Outcome::Status(status)) }
+}
+
+/// The response to an operation that has failed. That of an overload is made once: there may be very many.
+fn failed_with(id: u64, failed: Failed) -> SessionResponse {
+    static OVERLOADED: LazyLock<[SessionResponse; 2]> = LazyLock::new(|| {
+        let overloaded = Failure::Overloaded { retry_after: RETRY_AFTER };
+        [failure(0, report(overloaded.clone().not_applied())), failure(0, report(overloaded.of_read()))]
+    });
+    let Failed { failure: Failure::Overloaded { retry_after: RETRY_AFTER }, effect } = failed else {
+        return failure(id, report(failed));
+    };
+    match effect {
+        Some(Effect::NotApplied) => SessionResponse { id, ..OVERLOADED[0].clone() },
+        None => SessionResponse { id, ..OVERLOADED[1].clone() },
+        Some(Effect::InDoubt) => failure(id, report(failed)),
+    }
 }
 
 /// Waits until the alarm rings; for ever when it is not set.
