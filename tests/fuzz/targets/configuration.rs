@@ -45,7 +45,8 @@ pub(super) fn run(input: &[u8]) -> Seen {
     let mut environment: Vec<(String, String)> =
         parts.filter_map(variable).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     environment.push(("WITAN_REDIS__PASSWORD".to_owned(), SECRET.to_owned()));
-    let loaded = Loaded::read(Inputs { file: Some(file().clone()), environment, garbled: Vec::new(), flags: Vec::new() });
+    let loaded =
+        Loaded::read(Inputs { file: Some(file().clone()), environment, garbled: Vec::new(), flags: Vec::new() });
     let _ = std::fs::remove_file(file());
     match loaded {
         Err(problems) => {
