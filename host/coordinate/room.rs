@@ -33,7 +33,7 @@ pub(super) struct Room {
     tenants: Box<[AtomicUsize]>,
 }
 
-/// Bytes of a [`Room`]; given back when dropped.
+/// Bytes of a `Room`; given back when dropped.
 #[derive(Debug)]
 pub struct RoomPermit {
     room: Arc<Room>,

@@ -1,7 +1,7 @@
 //! Listeners and connections: TLS with certificates that are reloaded when their files change, and the bounds on how many
 //! connections there may be and how long a client may stay silent.
 //!
-//! In reading order: [`watch`] (files that are polled), [`file`](mod@file) (errors of files), [`certificate`] (PEM to rustls),
+//! In reading order: [`watch`] (files that are polled), [`file`](mod@file) (errors of files), `certificate` (PEM to rustls),
 //! [`reload`] (values made from watched files), [`listen`] and [`connect`] (the two sides of TLS), [`incoming`] and [`connection`]
 //! (a listener's stream of connections), `permits` (how many there may be), `in_use` (which of them carry calls), [`call`] (what every
 //! call must be), [`secret`] (a shared secret for coordinators and nodes without client certificates), [`metrics`].
