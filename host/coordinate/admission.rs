@@ -121,11 +121,16 @@ impl Admission {
         }
     }
 
-    /// Whether [`Self::admit`] would refuse an operation at this moment, whatever its bytes. Takes nothing, and costs less.
+    /// Whether [`Self::admit`] would refuse an operation because of the load, at this moment. Takes nothing, and costs less.
     pub(super) fn turns_away(&self, tenant: &TenantId, now: u64) -> bool {
+        let operations = self.operations.load(Ordering::Relaxed);
+        // Nearly always: nobody gives way, and whether the tenant is there is noted when it is admitted.
+        if operations < self.window() {
+            return false;
+        }
         let of_tenant = &self.tenants[counter(tenant)];
         let tenants = self.active.seen(of_tenant, now);
-        let (own, operations) = (of_tenant.operations.load(Ordering::Relaxed), self.operations.load(Ordering::Relaxed));
+        let own = of_tenant.operations.load(Ordering::Relaxed);
         operations >= self.limits.operations
             || own >= self.limits.operations_per_tenant
             || !self.load.admits(own, operations, tenants)

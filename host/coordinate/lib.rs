@@ -7,7 +7,7 @@
 //!
 //! Reading order: `request` (requests and responses), `change` and `read` (an operation from start to end), `plan` (which replicas are
 //! asked), `lines` (operations that wait for others on their key), `exchange` and `mailbox` (requests and answers), `register`,
-//! `siblings`, `repair`, `collapse`, `idempotency`, `keys`, `admission`, `room` and `answers`, `metrics`.
+//! `siblings`, `repair`, `collapse`, `idempotency`, `keys`, `admission` and `load`, `room` and `answers`, `metrics`.
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]

@@ -145,6 +145,17 @@ mod tests {
         waits(&Load::new(3), 2 * WIDE, 3, 9);
     }
 
+    /// So nobody gives way below the narrow one, which is looked at first.
+    #[test]
+    fn the_narrow_window_is_never_the_wider_one() {
+        let load = Load::new(10_000);
+        for step in 0..2000_u64 {
+            let wait = [100, NARROW + 1, 2 * WIDE][(step.wrapping_mul(0x9e37_79b9) >> 7) as usize % 3];
+            waits(&load, wait, step as usize * 37 % 9000, 1);
+            assert!(load.narrow.get() <= load.wide.get(), "after {step}");
+        }
+    }
+
     #[test]
     fn few_operations_say_nothing() {
         let load = Load::new(1000);

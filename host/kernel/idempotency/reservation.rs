@@ -282,21 +282,17 @@ mod tests {
         assert_eq!((done.kept_until_ms, done.lease_until_ms), (7000 + DAY_MS, first.lease_until_ms));
     }
 
+    /// A claim with a lease of 10 ms.
+    fn claimed_at_100() -> Reservation {
+        let (owner, write_id) = (Owner([1; 16]), WriteId([1; 16]));
+        let reserve = Step::Reserve { owner, write_id, started: 5, lease_ms: 10, kept_ms: KEPT_MS };
+        let (Change::Put(claim), _) = apply(None, &reserve, 100) else { panic!("a claim") };
+        claim
+    }
+
     #[test]
     fn a_lease_ends_at_its_end_and_when_the_clock_was_set_back() {
-        let (Change::Put(claim), _) = apply(
-            None,
-            &Step::Reserve {
-                owner: Owner([1; 16]),
-                write_id: WriteId([1; 16]),
-                started: 5,
-                lease_ms: 10,
-                kept_ms: KEPT_MS,
-            },
-            100,
-        ) else {
-            panic!("a claim")
-        };
+        let claim = claimed_at_100();
         for (now, left) in [(99, 0), (100, 10), (105, 5), (109, 1), (110, 0), (111, 0)] {
             assert_eq!(claim.lease_left_ms(now), left, "at {now}");
         }
@@ -304,19 +300,7 @@ mod tests {
 
     #[test]
     fn what_is_no_reservation_says_why() {
-        let (Change::Put(claim), _) = apply(
-            None,
-            &Step::Reserve {
-                owner: Owner([1; 16]),
-                write_id: WriteId([1; 16]),
-                started: 5,
-                lease_ms: 10,
-                kept_ms: KEPT_MS,
-            },
-            100,
-        ) else {
-            panic!("a claim")
-        };
+        let claim = claimed_at_100();
         let read = |change: &dyn Fn(&mut Vec<u8>)| {
             let mut bytes = claim.encode().to_vec();
             change(&mut bytes);
