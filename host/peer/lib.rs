@@ -3,8 +3,8 @@
 //! A lane (`lane`) is one bidirectional stream: queued requests are sent in one frame, and answers arrive in any order and are matched by
 //! id. No timer delays a request. Requests and answers over 64 KiB use a second lane, so that small ones never wait behind them: a node
 //! refuses what it would answer with more, and the request is sent again over that lane. `queue` holds requests that wait for their turn,
-//! tenant by tenant, `pending` unanswered ones, `vitals` the health of a node, `connect` makes connections, `admit` re-checks the stores of
-//! nodes, `range` scans the records of nodes, `fullness` asks how full their disks are and what their clocks show, `metrics` exports it all.
+//! tenant by tenant, `pending` unanswered ones, `vitals` the health of a node, `connect` makes connections, `admit` re-checks the stores
+//! of nodes, `range` scans their records, `fullness` asks how full their disks are and what their clocks show, `metrics` exports it all.
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
