@@ -1,6 +1,6 @@
 //! Runs the steps of a command: programs whose output is passed on, each step timed, a table of all at the end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::env;
 use std::ffi::OsStr;
 use std::fmt;
@@ -183,6 +183,8 @@ pub struct Tested {
     pub witan: PathBuf,
     /// The runner of all fuzz targets.
     pub fuzz: PathBuf,
+    /// The files of every third-party crate.
+    pub dependencies: HashSet<PathBuf>,
 }
 
 /// Selects every package, and all fuzz targets.
@@ -191,23 +193,50 @@ pub const EVERYTHING: [&str; 3] = ["--workspace", "--features", "witan-fuzz/host
 /// Builds every program and every test. These programs must be used for whatever comes next: building one alone selects fewer packages,
 /// and so perhaps fewer features of its dependencies, which would all be compiled again.
 pub fn tests() -> Result<Tested> {
-    let built = build(&[&["test", "--no-run"][..], &EVERYTHING].concat())?;
-    Ok(Tested { witan: program(&built, "witan")?, fuzz: program(&built, "fuzz")? })
+    let mut dependencies = HashSet::new();
+    let programs = build_and(&[&["test", "--no-run"][..], &EVERYTHING].concat(), |message| {
+        dependencies.extend(third_party(message).map(|(_, file)| file));
+    })?;
+    Ok(Tested { witan: program(&programs, "witan")?, fuzz: program(&programs, "fuzz")?, dependencies })
 }
 
 /// Runs a build and returns the programs that it made, tests aside, by name.
 fn build(arguments: &[&str]) -> Result<HashMap<String, PathBuf>> {
+    build_and(arguments, |_| ())
+}
+
+/// Runs a build, shows each message of cargo's JSON output, and returns the programs that it made, tests aside, by name.
+fn build_and(arguments: &[&str], mut each: impl FnMut(&Value)) -> Result<HashMap<String, PathBuf>> {
     let mut cargo = cargo(arguments);
-    cargo.arg("--message-format=json-render-diagnostics");
     let mut programs = HashMap::new();
-    let succeeded = lines(&mut cargo, |line| programs.extend(built_program(line)))?;
-    ensure!(succeeded, "{cargo:?} did not succeed");
+    messages(&mut cargo, |message| {
+        programs.extend(built_program(message));
+        each(message);
+    })?;
     Ok(programs)
 }
 
-/// The name and path of the program that a line of cargo's JSON output reports, if it reports one.
-fn built_program(line: &str) -> Option<(String, PathBuf)> {
-    let message: Value = serde_json::from_str(line).ok()?;
+/// Runs cargo and shows each message of its JSON output. Fails if cargo does.
+pub fn messages(cargo: &mut Command, mut each: impl FnMut(&Value)) -> Result<()> {
+    cargo.arg("--message-format=json-render-diagnostics");
+    let succeeded = lines(cargo, |line| {
+        if let Ok(message) = serde_json::from_str(line) {
+            each(&message);
+        }
+    })?;
+    ensure!(succeeded, "{cargo:?} did not succeed");
+    Ok(())
+}
+
+/// The name of the third-party crate that a message of cargo's JSON output is about, with each of its files.
+pub fn third_party(message: &Value) -> impl Iterator<Item = (&str, PathBuf)> {
+    let manifest = message["manifest_path"].as_str().filter(|manifest| !Path::new(manifest).starts_with(root()));
+    let files = manifest.and_then(|_| message["filenames"].as_array()).into_iter().flatten();
+    files.filter_map(|file| Some((message["target"]["name"].as_str()?, file.as_str()?.into())))
+}
+
+/// The name and path of the program that a message of cargo's JSON output reports, if it reports one.
+fn built_program(message: &Value) -> Option<(String, PathBuf)> {
     let target = &message["target"];
     let is_program = target["kind"][0] == "bin" && message["profile"]["test"] == false;
     let path = message["executable"].as_str().filter(|_| is_program)?;
@@ -265,19 +294,30 @@ pub fn is_root() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn programs_are_found_in_the_output_of_cargo() {
-        let line = |kind: &str, test: bool| {
-            format!(
-                r#"{{"target":{{"kind":["{kind}"],"name":"demo"}},"profile":{{"test":{test}}},"executable":"/t/demo"}}"#
-            )
-        };
-        assert_eq!(built_program(&line("bin", false)), Some(("demo".to_owned(), PathBuf::from("/t/demo"))));
-        assert_eq!(built_program(&line("bin", true)), None);
-        assert_eq!(built_program(&line("example", false)), None);
-        assert_eq!(built_program("   Compiling"), None);
+        let message = |kind: &str, test: bool| json!({"target": {"kind": [kind], "name": "demo"}, "profile": {"test": test}, "executable": "/t/demo"});
+        assert_eq!(built_program(&message("bin", false)), Some(("demo".to_owned(), PathBuf::from("/t/demo"))));
+        assert_eq!(built_program(&message("bin", true)), None);
+        assert_eq!(built_program(&message("example", false)), None);
+        assert_eq!(built_program(&json!({"reason": "build-finished"})), None);
+    }
+
+    #[test]
+    fn files_of_third_party_crates_are_found_in_the_output_of_cargo() {
+        let message = |manifest: &Path| json!({"target": {"name": "bytes"}, "manifest_path": manifest, "filenames": ["/t/libbytes-1.rlib", "/t/libbytes-1.rmeta"]});
+        let theirs = message(Path::new("/registry/bytes/Cargo.toml"));
+        let files: Vec<_> = third_party(&theirs).collect();
+        assert_eq!(
+            files,
+            [("bytes", PathBuf::from("/t/libbytes-1.rlib")), ("bytes", PathBuf::from("/t/libbytes-1.rmeta"))]
+        );
+        assert_eq!(third_party(&message(&root().join("host/kernel/Cargo.toml"))).count(), 0);
+        assert_eq!(third_party(&json!({"reason": "build-finished"})).count(), 0);
     }
 
     #[test]

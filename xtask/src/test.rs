@@ -1,11 +1,11 @@
 //! `cargo xtask test`: every test, each compiled once.
 
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
 use crate::run::{self, Steps, Tally, cargo, count_tests};
 use crate::server::Server;
@@ -37,8 +37,10 @@ pub struct Tested {
 pub fn all(steps: &mut Steps) -> Result<Tested> {
     let plugins = steps.step("build the plugins", run::guests)?;
     steps.step("find the programs that tests run", tools::install)?;
-    let run::Tested { witan, fuzz } = steps.step("compile", run::tests)?;
-    steps.step("single packages reuse what is compiled", || SINGLE.iter().try_for_each(|package| reuse(package)))?;
+    let run::Tested { witan, fuzz, dependencies } = steps.step("compile", run::tests)?;
+    steps.step("single packages reuse what is compiled", || {
+        SINGLE.iter().try_for_each(|package| reuse(package, &dependencies))
+    })?;
     let previous = steps.step("build the previous version", previous::program)?;
     let workspace = steps.step("test the workspace", || workspace(&plugins, previous.as_deref()))?;
     let guests = steps.step("test the plugins", || count_tests(&mut crate::guests::tests(&run::root())))?;
@@ -55,23 +57,20 @@ pub fn all(steps: &mut Steps) -> Result<Tested> {
 const SINGLE: [&str; 6] =
     ["witan-kernel", "witan-memory", "witan-coordinate", "witan-upkeep", "witan-control", "witan-sim"];
 
-/// Compiles one package's tests, and fails if that compiled a dependency which the workspace's tests had already compiled. Its features
-/// are then to be declared in tests/features/Cargo.toml.
-fn reuse(package: &str) -> Result<()> {
-    let mut tests = cargo(["test", "--no-run", "-p", package, "--message-format=json-render-diagnostics"]);
-    let (root, mut anew) = (run::root(), Vec::new());
-    let succeeded = run::lines(&mut tests, |line| {
-        let Ok(message) = serde_json::from_str::<Value>(line) else { return };
-        let ours = message["manifest_path"].as_str().is_some_and(|manifest| Path::new(manifest).starts_with(&root));
-        if message["fresh"] == false && !ours {
-            anew.extend(message["target"]["name"].as_str().map(str::to_owned));
-        }
+/// Compiles one package's tests, and fails if they use another build of a dependency than the workspace's tests, whose files of dependencies
+/// are given. Its features are then to be declared in tests/features/Cargo.toml. What counts is which files are used, not what is compiled:
+/// the other build may be there from before.
+fn reuse(package: &str, dependencies: &HashSet<PathBuf>) -> Result<()> {
+    let mut others = BTreeSet::new();
+    run::messages(&mut cargo(["test", "--no-run", "-p", package]), |message| {
+        let files = run::third_party(message).filter(|(_, file)| !dependencies.contains(file));
+        others.extend(files.map(|(name, _)| name.to_owned()));
     })?;
-    ensure!(succeeded, "{tests:?} did not succeed");
+    let others: Vec<String> = others.into_iter().collect();
     ensure!(
-        anew.is_empty(),
+        others.is_empty(),
         "{package} compiles with other features: {}; see tests/features/Cargo.toml",
-        anew.join(", ")
+        others.join(", ")
     );
     println!("{package}: every dependency was reused");
     Ok(())
