@@ -166,6 +166,8 @@ pub struct Consistency {
     pub repair_async: bool,
     #[serde(default)]
     pub ask_before_repeating: Option<bool>,
+    #[serde(default)]
+    pub fence_changes: Option<bool>,
 }
 
 /// The section `cache`.

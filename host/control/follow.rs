@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::select;
 use tokio::time::timeout;
 use witan_kernel::port::{Changed, Metadata, StoreError};
 
@@ -17,7 +18,7 @@ pub async fn follow(metadata: Arc<dyn Metadata>, cluster: Arc<dyn Cluster>, mut 
     let mut hint = metadata.hint();
     let mut failing = false;
     loop {
-        _ = timeout(EVERY, hint.given()).await;
+        _ = timeout(EVERY, select(hint.given(), cluster.behind())).await;
         match look(metadata.as_ref(), cluster.as_ref(), revision).await {
             Ok(seen) => {
                 if std::mem::take(&mut failing) {
@@ -45,36 +46,50 @@ async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Res
     }
     cluster.tokens_confirmed();
     let mut followed = Ok(());
-    let mut note = |done: Result<(), StoreError>| {
-        if followed.is_ok() {
-            followed = done;
-        }
-    };
     if all {
-        note(cluster.tenants_outdated().await);
-        note(publish_nodes(metadata, cluster).await);
-        note(cluster.secrets_outdated().await);
-        note(cluster.coordinators_changed().await);
-        note(cluster.plugins_outdated(None).await);
+        note(&mut followed, cluster.tenants_outdated().await);
+        note(&mut followed, publish_nodes(metadata, cluster).await);
+    } else {
+        for changed in &changes.changed {
+            match changed {
+                Changed::Tenant(id) => note(&mut followed, cluster.tenant_outdated(id).await),
+                Changed::Nodes => note(&mut followed, publish_nodes(metadata, cluster).await),
+                _ => {}
+            }
+        }
+    }
+    if followed.is_ok() {
+        // What nodes fence is known up to here, whatever becomes of the rest.
+        cluster.followed(changes.revision);
+    }
+    if all {
+        note(&mut followed, cluster.secrets_outdated().await);
+        note(&mut followed, cluster.coordinators_changed().await);
+        note(&mut followed, cluster.plugins_outdated(None).await);
         return followed.map(|()| changes.revision);
     }
     let mut slots = None;
     for changed in &changes.changed {
         match changed {
-            Changed::Tenant(id) => note(cluster.tenant_outdated(id).await),
-            Changed::Nodes => note(publish_nodes(metadata, cluster).await),
-            Changed::Secrets => note(cluster.secrets_outdated().await),
+            Changed::Secrets => note(&mut followed, cluster.secrets_outdated().await),
             Changed::Artifacts => _ = slots.get_or_insert_with(Vec::new),
             Changed::Binding(slot) => slots.get_or_insert_with(Vec::new).push(slot.clone()),
-            Changed::Coordinators => note(cluster.coordinators_changed().await),
-            Changed::Tokens => {}
+            Changed::Coordinators => note(&mut followed, cluster.coordinators_changed().await),
+            Changed::Tokens | Changed::Tenant(_) | Changed::Nodes => {}
         }
     }
     // All slots in one call: a binding and the plugin that it binds often change together.
     if slots.is_some() {
-        note(cluster.plugins_outdated(slots).await);
+        note(&mut followed, cluster.plugins_outdated(slots).await);
     }
     followed.map(|()| changes.revision)
+}
+
+/// Keeps the first failure.
+fn note(followed: &mut Result<(), StoreError>, done: Result<(), StoreError>) {
+    if followed.is_ok() {
+        *followed = done;
+    }
 }
 
 async fn publish_nodes(metadata: &dyn Metadata, cluster: &dyn Cluster) -> Result<(), StoreError> {
@@ -92,6 +107,7 @@ pub(super) mod tests {
     use witan_kernel::hook::{Pending, ReplicaState};
     use witan_kernel::name::{NodeId, TenantId};
     use witan_kernel::port::{Slot, StorageNode};
+    use witan_kernel::ring::Ring;
     use witan_kernel::scan::{Fullness, Removed, Trust};
     use witan_kernel::tenant::Tenant;
     use witan_memory::MemoryMetadata;
@@ -130,6 +146,15 @@ pub(super) mod tests {
         }
         fn tokens_confirmed(&self) {
             drop(self.note("confirmed"));
+        }
+        fn followed(&self, _: u64) {
+            drop(self.note("followed"));
+        }
+        fn ring(&self) -> Arc<Ring> {
+            Arc::new(Ring::new(&[], 0))
+        }
+        fn raise_fence(&self, _: &NodeId, _: &TenantId, _: u64) -> Pending<Result<(), String>> {
+            Box::pin(std::future::ready(Ok(())))
         }
         fn placement_changed(&self, _: u64, _: &[StorageNode]) {
             drop(self.note("placement"));
@@ -175,6 +200,6 @@ pub(super) mod tests {
         let result = look(&metadata, &cluster, u64::MAX - 1).await;
         assert!(result.is_err(), "{result:?}");
         let followed = cluster.0.lock().unwrap().clone();
-        assert_eq!(followed, ["tokens", "confirmed", "tenants", "placement", "secrets", "plugins"]);
+        assert_eq!(followed, ["tokens", "confirmed", "tenants", "placement", "followed", "secrets", "plugins"]);
     }
 }

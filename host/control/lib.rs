@@ -4,7 +4,8 @@
 //! A change is stored first and applied afterwards: what the store has not accepted is never served.
 //!
 //! Reading order: [`Turns`] (how many calls may be under way),
-//! [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data),
+//! [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data), `fences` (when a change
+//! may be answered),
 //! [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
 //! [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants that requests see).
 
@@ -15,6 +16,7 @@ mod bindings;
 mod cache;
 pub mod capabilities;
 pub mod defaults;
+mod fences;
 mod follow;
 mod nodes;
 mod placement;
@@ -22,8 +24,10 @@ pub mod stores;
 mod tenants;
 mod turns;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -31,6 +35,7 @@ use witan_kernel::condition::Condition;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{Invalid, NodeId, TenantId};
 use witan_kernel::port::{Metadata, Slot, StorageNode, StoreError};
+use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Fullness, Removed, Trust};
 use witan_kernel::tenant::Tenant;
 
@@ -68,6 +73,27 @@ pub trait Cluster: Send + Sync + 'static {
     fn coordinators_changed(&self) -> Pending<Result<(), StoreError>> {
         Box::pin(std::future::ready(Ok(())))
     }
+
+    /// All changes up to this revision of tenants and of the placement are applied here.
+    fn followed(&self, revision: u64) {
+        let _ = revision;
+    }
+
+    /// Ready when an operation here waits for later changes.
+    fn behind(&self) -> Pending<()> {
+        Box::pin(std::future::pending())
+    }
+
+    /// Whether changes are fenced.
+    fn fences(&self) -> bool {
+        false
+    }
+
+    /// The current ring.
+    fn ring(&self) -> Arc<Ring>;
+
+    /// Raises a tenant's fence at a node. An error says, for people, why it may not be raised.
+    fn raise_fence(&self, node: &NodeId, tenant: &TenantId, epoch: u64) -> Pending<Result<(), String>>;
 
     /// Applies a placement here, if it is newer than the present one.
     fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]);
@@ -131,6 +157,18 @@ pub enum Refused {
     /// The change would bind a resolver to a tenant that keeps one value per key.
     #[error("tenant {0} keeps one value per key; a resolver decides only for conflict_mode \"siblings\"")]
     NothingToResolve(TenantId),
+    /// The change is stored, and storage nodes could still serve coordinators that do not know of it.
+    #[error(
+        "the change of tenant {tenant} is stored, but not yet certain to be in force: {}; a coordinator that is cut off from the metadata \
+         store may still use what lacks it under the settings of before. Bring the nodes back, or remove them, and repeat the call",
+        reasons(.lacking)
+    )]
+    FencesOwed {
+        /// The tenant.
+        tenant: TenantId,
+        /// The nodes that have not confirmed it, with the reason.
+        lacking: BTreeMap<NodeId, String>,
+    },
     /// As many calls about the catalog are under way as there may be.
     #[error(
         "too many administrative calls of this tenant, or of all tenants, are under way here; wait for the answers to earlier ones, and \
@@ -142,6 +180,16 @@ pub enum Refused {
     Lost,
 }
 
+/// Nodes with reasons, for people: a few of them.
+fn reasons(lacking: &BTreeMap<NodeId, String>) -> String {
+    /// A line on a terminal.
+    const SHOWN: usize = 5;
+    let shown: Vec<String> =
+        lacking.iter().take(SHOWN).map(|(node, why)| format!("node {node} has not confirmed it ({why})")).collect();
+    let more = lacking.len().saturating_sub(SHOWN);
+    if more == 0 { shown.join(", ") } else { format!("{}, and {more} others", shown.join(", ")) }
+}
+
 /// Tenants, nodes and bindings. Changes to the placement are made one at a time.
 pub struct Catalog {
     /// Id of this process, if it holds a lease in a shared metadata store.
@@ -151,6 +199,8 @@ pub struct Catalog {
     placing: Arc<Mutex<()>>,
     changes: Turns,
     lookups: Turns,
+    /// Fences that nodes owe, as found last.
+    owed: Gauge,
 }
 
 impl Catalog {
@@ -163,7 +213,7 @@ impl Catalog {
         changes: TurnLimits,
     ) -> Self {
         let (changes, lookups) = (Turns::new(changes), Turns::new(TurnLimits::LOOKUPS));
-        Self { instance, metadata, cluster, placing: Arc::default(), changes, lookups }
+        Self { instance, metadata, cluster, placing: Arc::default(), changes, lookups, owed: Gauge::default() }
     }
 
     /// Registers the metrics.
@@ -179,6 +229,8 @@ impl Catalog {
         for (name, help, turns) in counters {
             registry.register(name, help, turns.refused().clone());
         }
+        let help = "Fences that storage nodes owe: coordinators that do not know of a change may still use these nodes";
+        registry.register("witan_owed_fences", help, self.owed.clone());
     }
 
     /// The turns of changes. Whoever changes something takes one first, and hands it to the change.

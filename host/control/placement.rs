@@ -35,7 +35,7 @@ impl Catalog {
         let _held = self.held_while_empty("a change of the replication factor").await?;
         let mut tenant = before.clone();
         tenant.replication_factor = wanted;
-        let after = self.metadata.update_tenant(tenant).await?;
+        let after = self.metadata.update_tenant(tenant, self.fenced()).await?;
         self.cluster.tenant_changed(after.clone());
         Ok((before, after))
     }

@@ -1,8 +1,9 @@
 //! Tenants: creation, changes and deletion.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use witan_kernel::name::TenantId;
 use witan_kernel::port::StoreError;
 use witan_kernel::scan::Removed;
@@ -52,6 +53,7 @@ impl Catalog {
     ) -> Result<Tenant, Refused> {
         /// Attempts before giving up; each lost race means that another change succeeded.
         const TRIES: usize = 16;
+        let fenced = self.fenced();
         let mut last = None;
         for _ in 0..TRIES {
             let mut tenant = self.tenant(id).await?;
@@ -61,9 +63,11 @@ impl Catalog {
                 return Err(StoreError::Conflict(why).into());
             }
             change(&mut tenant);
-            match self.metadata.update_tenant(tenant).await {
+            match self.metadata.update_tenant(tenant, fenced).await {
                 Ok(tenant) => {
                     self.cluster.tenant_changed(tenant.clone());
+                    // Also those of an earlier change: this one may repeat it, and so change nothing.
+                    self.fences_of(id, tenant.replication_factor).await?;
                     return Ok(tenant);
                 }
                 Err(error @ StoreError::Conflict(_)) if version == 0 => last = Some(error),
@@ -80,7 +84,7 @@ impl Catalog {
             (0, Some(newest)) => newest.version,
             (version, _) => version,
         };
-        let deleted = self.metadata.delete_tenant(id, version, now_ms).await?;
+        let deleted = self.metadata.delete_tenant(id, version, now_ms, self.fenced()).await?;
         self.cluster.tenant_changed(deleted.clone());
         Ok(deleted)
     }
@@ -102,7 +106,18 @@ impl Catalog {
         to_its_end(turn, async move {
             let tenant = catalog.delete_tenant(&id, version, now_ms).await?;
             tracing::info!(tenant = %id, "tenant deleted; removing its records");
-            let removed = catalog.cluster.remove_records(&id, until).await;
+            // Before the records are removed: a coordinator that does not know of the deletion would write others.
+            let lacking = match timeout_at(until, catalog.fences_of(&id, tenant.replication_factor)).await {
+                Ok(Err(Refused::FencesOwed { lacking, .. })) => lacking,
+                Ok(Err(error)) => catalog.every_node(&error.to_string()),
+                // Past the deadline, no node is asked to remove records either, and each is reported.
+                Ok(Ok(())) | Err(_) => BTreeMap::new(),
+            };
+            let mut removed = catalog.cluster.remove_records(&id, until).await;
+            for (node, why) in lacking {
+                let why = format!("coordinators that do not know of the deletion may still write to it: {why}");
+                removed.incomplete.entry(node).or_insert(why);
+            }
             Ok(Ended { tenant, removed })
         })
         .await

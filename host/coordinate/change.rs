@@ -17,6 +17,7 @@ use witan_kernel::siblings::Shown;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level};
 
 use super::exchange::Exchange;
+use super::following::RESTARTS;
 use super::idempotency::{Claim, Claimed, Recorded};
 use super::plan::{Asks, Plan};
 use super::register::Stored;
@@ -114,7 +115,7 @@ impl<W: World> Coordinator<W> {
 
 impl<W: World> Exchange<W> {
     async fn carry_out(mut self, mut change: Change, respond: Respond<Written>) {
-        let outcome = self.store(&mut change).await;
+        let outcome = self.store_under_what_holds(&mut change).await;
         let (result, rest) = match outcome {
             Ok(Stored { claims, replicas, rest, puts }) => {
                 // Whoever took over, or has no reservation, may not be the only one that has ever sent the write.
@@ -172,6 +173,25 @@ impl<W: World> Exchange<W> {
             }
         };
         futures::future::join(answer, hear_out).await;
+    }
+
+    /// Stores the change. Begins again where a fence has refused all of it, unless its stamp is on record: whoever repeats it uses that one.
+    async fn store_under_what_holds(&mut self, change: &mut Change) -> Result<Stored, Failed> {
+        let mut restarts = RESTARTS;
+        loop {
+            match self.store(change).await {
+                Err(failed) if change.claim.stamp().is_none() => {
+                    if !Box::pin(self.may_begin_again(&failed, &mut restarts)).await {
+                        return Err(failed);
+                    }
+                    let prepared = Box::pin(self.coordinator.prepare(&change.request, self.plan.arrived)).await;
+                    let (plan, claims) = prepared.map_err(Failure::not_applied)?;
+                    change.claims = claims;
+                    *self = Self::new(Arc::clone(&self.coordinator), plan);
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     async fn store(&mut self, change: &mut Change) -> Result<Stored, Failed> {

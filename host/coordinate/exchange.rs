@@ -89,22 +89,28 @@ pub(super) struct Causes {
     texts: Vec<String>,
     /// Replicas that had too much to do.
     overloaded: u8,
+    /// Replicas whose fence is above the operation's epoch.
+    stale: u8,
 }
 
 impl Causes {
     fn add(&mut self, error: &ReplicaError) {
         self.overloaded += u8::from(*error == ReplicaError::Overloaded);
+        self.stale += u8::from(*error == ReplicaError::StaleEpoch);
         let text = error.to_string();
         if !self.texts.contains(&text) {
             self.texts.push(text);
         }
     }
 
-    /// The failure of an operation that is short of answers; `nothing_done`: it has certainly changed nothing. Then it is overload, and no
-    /// other fault, if it would have been met without.
+    /// The failure of an operation that is short of answers; `nothing_done`: it has certainly changed nothing. Then it is overload, or a
+    /// plan of before a change, and no other fault, if it would have been met without.
     pub(super) fn quorum_not_reached(self, required: u8, received: u8, nothing_done: bool) -> Failure {
         if nothing_done && self.overloaded > 0 && received + self.overloaded >= required {
             return Failure::Overloaded { retry_after: RETRY_AFTER };
+        }
+        if nothing_done && self.stale > 0 && received + self.overloaded + self.stale >= required {
+            return Failure::StaleEpoch;
         }
         Failure::QuorumNotReached { required, received, causes: self.texts }
     }
@@ -267,7 +273,8 @@ impl<W: World> Exchange<W> {
         let phase = if matches!(ask, Ask::Names { .. }) { Phase::Names } else { phase };
         let Some(node) = self.plan.replicas.get(usize::from(replica)) else { return };
         self.sent_to[usize::from(replica)] = self.coordinator.ports.replicas.incarnation(node);
-        let request = Request { place: self.plan.place.clone(), epoch: self.plan.epoch, ask };
+        let epoch = if Fault::EpochOfLater.is_on() { self.coordinator.followed() } else { self.plan.epoch };
+        let request = Request { place: self.plan.place.clone(), epoch, ask };
         let to: Arc<dyn Collect> = Arc::clone(&self.mailbox) as Arc<dyn Collect>;
         let tag = phase.tag(self.turn, replica);
         let reply = Reply::new(to, tag, node.clone());

@@ -6,7 +6,7 @@
 //! dependencies are type parameters ([`World`]), so that the same code runs over sockets and in the simulation.
 //!
 //! Reading order: `request` (requests and responses), `change` and `read` (an operation from start to end), `plan` (which replicas are
-//! asked), `lines` (operations that wait for others on their key), `exchange` and `mailbox` (requests and answers), `register`,
+//! asked), `following` (up to where it knows what it is planned from), `lines` (operations that wait for others on their key), `exchange` and `mailbox` (requests and answers), `register`,
 //! `siblings`, `repair`, `collapse`, `idempotency`, `keys`, `admission` and `load`, `room` and `answers`, `metrics`.
 
 // The simulation runs this room, in the same way each time.
@@ -17,6 +17,7 @@ mod answers;
 mod change;
 mod collapse;
 mod exchange;
+mod following;
 mod idempotency;
 mod keys;
 mod lines;
@@ -61,6 +62,7 @@ pub use room::RoomPermit;
 
 use admission::Admission;
 use answers::Answers;
+use following::Following;
 use room::Room;
 use witan_origin as origin;
 
@@ -145,9 +147,12 @@ pub struct Coordinator<W: World> {
     ports: Ports<W>,
     hybrid: HybridClock,
     ring: ArcSwap<Ring>,
+    following: Following,
     keys: ArcSwap<ContextKeys>,
     /// Every coordinator names [`capability::NAMES`], so that records and contexts may use what goes with it.
     names: AtomicBool,
+    /// Every coordinator names [`capability::FENCES`], and so do all that may come.
+    fences: AtomicBool,
     defaults: Defaults,
     timeouts: ArcSwap<Timeouts>,
     admission: Arc<Admission>,
@@ -205,8 +210,10 @@ impl<W: World> Coordinator<W> {
             ports,
             hybrid: HybridClock::new(),
             ring: ArcSwap::from_pointee(ring),
+            following: Following::default(),
             keys: ArcSwap::from_pointee(keys),
             names: AtomicBool::new(false),
+            fences: AtomicBool::new(false),
             admission: Arc::new(Admission::new(defaults.limits.clone())),
             answers: Answers::new(AnswerLimits::default()),
             waiting: Room::new(WAITING_BYTES),
@@ -292,6 +299,16 @@ impl<W: World> Coordinator<W> {
     /// as by the previous version.
     pub fn set_names(&self, all: bool) {
         self.names.store(all, Ordering::Relaxed);
+    }
+
+    /// Whether changes are fenced at the storage nodes: every coordinator of the cluster names [`capability::FENCES`].
+    pub fn set_fences(&self, all: bool) {
+        self.fences.store(all, Ordering::Relaxed);
+    }
+
+    /// Whether changes are fenced at the storage nodes.
+    pub fn fences(&self) -> bool {
+        self.fences.load(Ordering::Relaxed)
     }
 
     /// Room for a request of this size that has to wait before it begins; `None` if too many bytes of requests wait already. Once it has

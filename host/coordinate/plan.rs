@@ -25,7 +25,10 @@ pub(super) struct Plan {
     pub(super) place: Place,
     /// The key's replicas, in ring order.
     pub(super) replicas: Preference,
+    /// The revision up to which the coordinator followed all changes before it planned: it has taken none of them into account by half.
     pub(super) epoch: u64,
+    /// When the request arrived, in monotonic microseconds.
+    pub(super) arrived: u64,
     /// The answer of the consistency policy, or of the native rule.
     pub(super) policy: PolicyAnswer,
     /// When the operation ends, monotonic microseconds.
@@ -35,6 +38,7 @@ pub(super) struct Plan {
 }
 
 /// What an operation asks for, as input of its plan.
+#[derive(Clone, Copy)]
 pub(super) struct Asks<'a> {
     pub(super) operation: Operation,
     pub(super) tenant: &'a TenantId,
@@ -67,6 +71,8 @@ impl Plan {
 
 impl<W: World> Coordinator<W> {
     pub(super) async fn plan(&self, asks: Asks<'_>) -> Result<Plan, Failure> {
+        // Before anything else is looked up, which may then be newer, but not older.
+        let epoch = self.followed();
         let tenant = self.tenant(asks.tenant).await?;
         let hooks = self.ports.plugins.hooks(asks.tenant);
         let place = place(asks.tenant, asks.key, hooks.as_ref())?;
@@ -79,7 +85,7 @@ impl<W: World> Coordinator<W> {
         let policy = self.policy(&asks, &tenant, hooks.as_ref(), &replicas, timeout)?;
         let deadline = asks.arrived + u64::from(policy.deadline_ms) * 1000;
         let keys = self.keys.load_full();
-        Ok(Plan { tenant, hooks, place, replicas, epoch: ring.epoch(), policy, deadline, keys })
+        Ok(Plan { tenant, hooks, place, replicas, epoch, arrived: asks.arrived, policy, deadline, keys })
     }
 
     /// The key's replicas as this coordinator sees them, in ring order.

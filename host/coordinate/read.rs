@@ -18,6 +18,7 @@ use witan_kernel::tenant::ReadRepair;
 use super::change::claims_of;
 use super::collapse::question;
 use super::exchange::{Ended, Exchange, Phase};
+use super::following::RESTARTS;
 use super::plan::{Asks, read_order, record_answer};
 use super::register::late;
 use super::request::{ReadAnswer, ReadRequest, WriteRequest, render};
@@ -36,22 +37,41 @@ impl<W: World> Coordinator<W> {
             arrived,
             timeout: request.timeout,
         };
-        match self.plan(asks).await {
-            Ok(plan) if self.ports.clock.monotonic_micros() >= plan.deadline => {
-                respond(Err(Failure::NotBegun.of_read()));
+        let mut restarts = RESTARTS;
+        loop {
+            let plan = match self.plan(asks).await {
+                Ok(plan) if self.ports.clock.monotonic_micros() >= plan.deadline => {
+                    return respond(Err(Failure::NotBegun.of_read()));
+                }
+                Ok(plan) => plan,
+                Err(failure) => return respond(Err(failure.of_read())),
+            };
+            let mut exchange = Exchange::new(Arc::clone(self), plan).fetching();
+            match exchange.fetch().await {
+                Ok(fetched) => return exchange.answer(fetched, respond).await,
+                Err(failed) => {
+                    if !Box::pin(exchange.may_begin_again(&failed, &mut restarts)).await {
+                        return respond(Err(failed));
+                    }
+                }
             }
-            Ok(plan) => Exchange::new(Arc::clone(self), plan).fetching().read(respond).await,
-            Err(failure) => respond(Err(failure.of_read())),
         }
     }
 }
 
+/// What a read has found, as far as it had to be stored before it is answered.
+struct Fetched {
+    reconciled: Reconciled,
+    /// The merge of what replicas have, if some are stale.
+    merged: Option<Encoded>,
+    /// It has been stored as the read requires.
+    repaired: bool,
+}
+
 impl<W: World> Exchange<W> {
-    async fn read(mut self, respond: Respond<ReadAnswer>) {
-        let (reconciled, answered) = match self.gather().await {
-            Ok(gathered) => gathered,
-            Err(failed) => return respond(Err(failed)),
-        };
+    /// Reads, and repairs what has to be repaired before the answer.
+    async fn fetch(&mut self) -> Result<Fetched, Failed> {
+        let (reconciled, answered) = self.gather().await?;
         let stale = &reconciled.stale;
         let mut merged = if stale.is_empty() { None } else { reconciled.record.as_ref().map(Record::encode) };
         if Fault::RepairSendsFirst.is_on() {
@@ -61,16 +81,19 @@ impl<W: World> Exchange<W> {
         if let Some(merged) = merged.as_ref().filter(|_| blocking) {
             let early = Fault::StaleCountedAsRepaired.is_on();
             let level: PerReplica<u8> = answered.iter().copied().filter(|r| early || !stale.contains(r)).collect();
-            if let Err(failed) = self.repair_before_answer(merged, &level).await {
-                return respond(Err(failed));
-            }
+            self.repair_before_answer(merged, &level).await?;
         }
-        let answer = self.answer_with(reconciled.record).await;
+        Ok(Fetched { reconciled, merged, repaired: blocking })
+    }
+
+    async fn answer(mut self, fetched: Fetched, respond: Respond<ReadAnswer>) {
+        let Fetched { reconciled: Reconciled { record, stale }, merged, repaired } = fetched;
+        let answer = self.answer_with(record).await;
         // From here on the answer counts for itself.
         self.release();
         respond(answer);
-        if let Some(merged) = merged.filter(|_| !blocking) {
-            self.repair_behind(&merged, stale).await;
+        if let Some(merged) = merged.filter(|_| !repaired) {
+            self.repair_behind(&merged, &stale).await;
         }
     }
 

@@ -57,6 +57,12 @@ impl Report {
         self
     }
 
+    /// Marks the request as in doubt.
+    pub(super) fn in_doubt(mut self) -> Self {
+        self.outcome = Some(Effect::InDoubt.as_str());
+        self
+    }
+
     /// Marks the request as not applied.
     pub(super) fn not_applied(mut self) -> Self {
         self.outcome = Some(Effect::NotApplied.as_str());

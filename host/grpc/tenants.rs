@@ -1,5 +1,7 @@
 //! Calls about tenants.
 
+use std::time::Duration;
+
 use tonic::{Code, Status};
 use witan_kernel::limit;
 use witan_kernel::name::{Invalid, TenantId};
@@ -10,7 +12,7 @@ use witan_wire::v1;
 
 use super::CoordinatorApi;
 use super::guard::denied;
-use super::status::{busy, invalid, refused, store_report};
+use super::status::{Report, busy, invalid, refused, store_report};
 use crate::access::caller::Caller;
 use witan_control::defaults::Fallbacks;
 use witan_control::{Refused, Turn};
@@ -239,6 +241,10 @@ pub(super) fn status(error: &Refused) -> Status {
         Refused::NeedsPlacementChange(_) => refused(Code::Unimplemented, "INVALID_REQUEST", error.to_string()),
         Refused::NothingToResolve(_) | Refused::UnknownNode(_) => {
             refused(Code::FailedPrecondition, "INVALID_REQUEST", error.to_string())
+        }
+        Refused::FencesOwed { .. } => {
+            let report = Report::new(Code::Unavailable, "CHANGE_PENDING", error.to_string()).in_doubt();
+            report.retry_after(Duration::from_secs(1)).status()
         }
         Refused::Busy => busy(error.to_string()),
         Refused::Lost => Status::internal(error.to_string()),

@@ -8,5 +8,9 @@ pub const NAMES: &str = "names";
 /// not name this, with [`crate::replica::ReplicaError::StaleEpoch`], from when it has learned that its store is not on record.
 pub const STANDING: &str = "standing";
 
+/// Of a node: it keeps [fences](crate::fence) and refuses requests below them. Of a coordinator: its requests carry the revision of the
+/// metadata store up to which it follows changes, and it begins again what a fence refuses.
+pub const FENCES: &str = "fences";
+
 /// What a coordinator of this version names with its lease.
-pub const OF_COORDINATORS: [&str; 1] = [NAMES];
+pub const OF_COORDINATORS: [&str; 2] = [NAMES, FENCES];

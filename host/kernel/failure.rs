@@ -131,8 +131,11 @@ pub enum Failure {
         /// Replicas that did.
         received: u8,
     },
-    /// The ring changed under the operation, twice.
-    #[error("the key's placement is changing; try again")]
+    /// The operation rests on what a later change has replaced, and the coordinator does not know of that change yet.
+    #[error(
+        "the tenant or the placement of its keys was changed, and this coordinator does not know of it yet; try again, or at another \
+         coordinator: this one may have lost its connection to the metadata store"
+    )]
     StaleEpoch,
     /// A store that the request needs cannot be reached.
     #[error("{what} cannot be reached: {reason}")]

@@ -116,6 +116,14 @@ pub enum Fault {
     OneStampIsEnough,
     /// A stamp is not stored under the idempotency key.
     StampNotStored,
+    /// A node serves requests of an epoch below its fence.
+    FenceIgnored,
+    /// A node forgets its fences when it is started again.
+    FenceVolatile,
+    /// A change of a tenant is answered although a node that could serve the old settings has no fence.
+    FenceNotAwaited,
+    /// Requests carry the newest revision that the coordinator has heard of, not the one that it had followed when they began.
+    EpochOfLater,
     /// A put drops nothing.
     PutForgetsContext,
     /// A put drops what its context does not cover, too.
@@ -160,7 +168,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 75] = [
+    pub const ALL: [Self; 79] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -216,6 +224,10 @@ impl Fault {
         Self::StampNotRemembered,
         Self::OneStampIsEnough,
         Self::StampNotStored,
+        Self::FenceIgnored,
+        Self::FenceVolatile,
+        Self::FenceNotAwaited,
+        Self::EpochOfLater,
         Self::PutForgetsContext,
         Self::PutDropsAll,
         Self::MintAloneSuffices,

@@ -23,7 +23,8 @@ pub struct Place {
 pub struct Request {
     /// The record.
     pub place: Place,
-    /// The placement epoch under which the coordinator chose this replica.
+    /// The revision of the metadata store up to which the coordinator followed all changes when the operation began; see
+    /// [`crate::fence`].
     pub epoch: u64,
     /// What to do.
     pub ask: Ask,
@@ -122,8 +123,9 @@ pub enum ReplicaError {
     /// A request for another kind of record than is stored: not carried out.
     #[error("the record is of another conflict mode")]
     WrongMode,
-    /// The replica no longer owns the range under the request's epoch: not carried out.
-    #[error("the request's placement epoch is stale")]
+    /// The replica's [fence](crate::fence) is above the request's epoch, or its store is not on record and the coordinator cannot tell: not
+    /// carried out.
+    #[error("the request is of before a change that the replica knows of")]
     StaleEpoch,
     /// The answer would have more bytes than the connection takes: nothing was done. Ask over the connection for large values.
     #[error("the answer is too large for this connection")]

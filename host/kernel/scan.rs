@@ -192,6 +192,15 @@ pub trait Ranges: Send + Sync + 'static {
         tenant: TenantId,
         after: Option<Place>,
     ) -> impl Future<Output = Result<Dropped, ReplicaError>> + Send;
+
+    /// Raises the [fence](crate::fence) of a tenant, or of all tenants, at a node, and returns the store that has it durably. Bounded in
+    /// time. Repeating it is harmless. [`ReplicaError::Broken`] when the node's version knows no fences.
+    fn raise_fence(
+        &self,
+        node: &NodeId,
+        tenant: Option<&TenantId>,
+        epoch: u64,
+    ) -> impl Future<Output = Result<StoreId, ReplicaError>> + Send;
 }
 
 impl<T: Ranges> Ranges for std::sync::Arc<T> {
@@ -214,6 +223,15 @@ impl<T: Ranges> Ranges for std::sync::Arc<T> {
         after: Option<Place>,
     ) -> impl Future<Output = Result<Dropped, ReplicaError>> + Send {
         (**self).drop_tenant(node, tenant, after)
+    }
+
+    fn raise_fence(
+        &self,
+        node: &NodeId,
+        tenant: Option<&TenantId>,
+        epoch: u64,
+    ) -> impl Future<Output = Result<StoreId, ReplicaError>> + Send {
+        (**self).raise_fence(node, tenant, epoch)
     }
 }
 

@@ -11,11 +11,12 @@ use witan_kernel::port::{
     StoreError, StoreFacts, StoreOnRecord, Token, rules,
 };
 use witan_kernel::sync::lock;
-use witan_kernel::tenant::Tenant;
+use witan_kernel::tenant::{Level, Tenant};
 
 mod artifacts;
 mod bindings;
 mod changes;
+mod fences;
 mod leases;
 mod placement;
 mod secrets;
@@ -25,7 +26,7 @@ mod tokens;
 use crate::slot::SlotKey;
 
 /// The newest migration of the real stores, which this one reports too.
-const SCHEMA: u64 = 6;
+const SCHEMA: u64 = 8;
 
 /// Metadata in memory. Clones share it.
 #[derive(Clone)]
@@ -45,6 +46,7 @@ struct State {
     nodes: BTreeMap<NodeId, NodeOnRecord>,
     placement_epoch: u64,
     stores: BTreeMap<StoreId, StoreOnRecord>,
+    owed: BTreeMap<(TenantId, NodeId), (u64, Level)>,
     coordinators: BTreeMap<NodeId, CoordinatorOnRecord>,
     artifacts: BTreeMap<Digest, Component>,
     bindings: BTreeMap<SlotKey, BindingOnRecord>,

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use witan_kernel::fault::Fault;
+use witan_kernel::fence::Fences;
 use witan_kernel::name::WriteId;
 pub use witan_kernel::port::Durability;
 use witan_kernel::record::{Absorbed, Damaged, Encoded, Record, WrongMode};
@@ -192,13 +193,16 @@ impl Shard {
         if std::mem::replace(&mut self.bypasses, bypasses) != bypasses {
             self.cache.clear();
         }
+        // Until the batch is written: whatever is raised later holds for the next one.
+        let fences = store.fences();
         let mut batch = Batch::new(self, store, wall, groups.iter().map(Group::len).sum());
         let mut answered: Vec<(Group, Vec<Answered>)> = Vec::with_capacity(groups.len());
         for group in groups {
-            let outcomes = group.items.iter().map(|item| batch.answer(item, monotonic)).collect();
+            let outcomes = group.items.iter().map(|item| batch.answer(item, monotonic, &fences)).collect();
             answered.push((group, outcomes));
         }
         let failed = batch.write().err();
+        drop(fences);
         if let Some(error) = failed.as_ref().filter(|_| !Fault::FailedWriteAnswered.is_on()) {
             batch.shard.cache.clear();
             for (group, outcomes) in &mut answered {
@@ -264,9 +268,12 @@ impl<'a> Batch<'a> {
         Self { shard, store, wall, index: HashMap::with_capacity(requests), rows: Vec::with_capacity(requests), keys }
     }
 
-    fn answer(&mut self, item: &Item, monotonic: u64) -> Answered {
+    fn answer(&mut self, item: &Item, monotonic: u64, fences: &Fences) -> Answered {
         if item.deadline <= monotonic {
             return (Err(ReplicaError::Late), None);
+        }
+        if item.request.epoch < fences.least(&item.request.place.tenant) && !Fault::FenceIgnored.is_on() {
+            return (Err(ReplicaError::StaleEpoch), None);
         }
         let at = match self.load(&item.request) {
             Ok(at) => at,

@@ -28,7 +28,8 @@ use witan_wire::range::PAGE_MESSAGE_BYTES;
 use witan_wire::v1::storage_node_service_server::{StorageNodeService, StorageNodeServiceServer};
 use witan_wire::v1::{
     DescribeRequest, DescribeResponse, DropTenantRequest, DropTenantResponse, ExchangeRequest, FILE_DESCRIPTOR_SET,
-    ReadRequest, ReadResponse, RepairRequest, RepairResponse, ScanRangeRequest, ScanRangeResponse,
+    RaiseFenceRequest, RaiseFenceResponse, ReadRequest, ReadResponse, RepairRequest, RepairResponse, ScanRangeRequest,
+    ScanRangeResponse,
 };
 
 use crate::driver::{Driver, Time};
@@ -37,8 +38,15 @@ use crate::store::Store;
 pub use guard::Guard;
 
 /// What this node supports beyond the minimum of its protocol version; sent in the handshake of a lane.
-pub const CAPABILITIES: [&str; 6] =
-    ["register", "siblings", STORE_STATE, witan_wire::COMMITS, capability::NAMES, capability::STANDING];
+pub const CAPABILITIES: [&str; 7] = [
+    "register",
+    "siblings",
+    STORE_STATE,
+    witan_wire::COMMITS,
+    capability::NAMES,
+    capability::STANDING,
+    capability::FENCES,
+];
 
 /// Largest message accepted, in bytes: the record of a unary call, and 1 MiB for the rest of the message. Frames have a smaller limit.
 const MESSAGE_BYTES: usize = limit::RECORD_BYTES + (1 << 20);
@@ -227,5 +235,9 @@ impl StorageNodeService for Storage {
 
     async fn drop_tenant(&self, request: Request<DropTenantRequest>) -> Result<Response<DropTenantResponse>, Status> {
         range::drop_tenant(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn raise_fence(&self, request: Request<RaiseFenceRequest>) -> Result<Response<RaiseFenceResponse>, Status> {
+        range::raise_fence(self, request.into_inner()).await.map(Response::new)
     }
 }

@@ -3,32 +3,27 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 use witan_kernel::condition::Condition;
 use witan_kernel::fault::Fault;
-use witan_kernel::name::{NodeId, StoreId};
+use witan_kernel::fence::Fences;
+use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::Randomness;
 use witan_kernel::record::Encoded;
 use witan_kernel::siblings::Actor;
 use witan_kernel::sync::lock;
 
+use self::identity::{IDENTITY, Identity, Noted, belongs_to, draw_id};
 use crate::engine::{Change, Engine, EngineError};
 use crate::row::{self, DamagedRow};
 
-/// The name of the engine's note that holds the identity.
-const IDENTITY: &str = "identity";
-/// The name of the engine's note that holds the id of the node whose store this is. Folders of before get it when they are next opened, and
-/// programs of before do not look at it.
-const NODE: &str = "node";
-/// The version of the identity's encoding.
-const CODEC: u8 = 1;
-/// The version of the identity of a store that is not on record. Programs of before refuse to open it: they would serve every coordinator,
-/// also one that counts what the store acknowledges.
-const CODEC_NOT_ON_RECORD: u8 = 2;
+mod identity;
 
+/// The name of the engine's note that holds the fences.
+const FENCES: &str = "fences";
 /// An open store.
 pub struct Store {
     engine: Box<dyn Engine>,
@@ -36,8 +31,10 @@ pub struct Store {
     boot: u64,
     /// The node has learned that the metadata has another store on record.
     not_on_record: AtomicBool,
-    /// Whether the identity on disk says so. Held while it is written.
-    noted_as_such: Mutex<bool>,
+    /// What the identity on disk says of it. Held while it or the fences are written.
+    noted: Mutex<Noted>,
+    /// Read for as long as a batch is applied: a fence is raised between two batches of every shard.
+    fences: RwLock<Fences>,
     births: Mutex<Births>,
     /// How many times rows were changed without going through the shards.
     bypassed: AtomicU64,
@@ -105,13 +102,16 @@ impl Store {
     pub fn open(engine: Box<dyn Engine>, node: &NodeId, randomness: &dyn Randomness) -> Result<Self, OpenError> {
         let identity = match engine.note(IDENTITY)? {
             Some(bytes) => Identity::decode(&bytes)?,
-            None if is_empty(&*engine)? => Identity { id: draw_id(node, randomness), boot: 0, on_record: true },
+            None if is_empty(&*engine)? => {
+                Identity { id: draw_id(node, randomness), boot: 0, noted: Noted { on_record: true, fenced: false } }
+            }
             None => return Err(OpenError::Identity("it is missing, and there are stored records")),
         };
         belongs_to(&*engine, node)?;
         let identity = Identity { boot: identity.boot.saturating_add(1), ..identity };
         engine.set_note(IDENTITY, identity.encode())?;
-        let Identity { id, boot, on_record } = identity;
+        let Identity { id, boot, noted } = identity;
+        let fences = fences(&*engine)?;
         let series = if Fault::ActorReusedAfterWipe.is_on() { boot } else { draw_series(randomness) };
         let mut commit: u64 = 0;
         for shard in 0..SHARDS {
@@ -123,8 +123,9 @@ impl Store {
             engine,
             id,
             boot,
-            not_on_record: AtomicBool::new(!on_record),
-            noted_as_such: Mutex::new(!on_record),
+            not_on_record: AtomicBool::new(!noted.on_record),
+            noted: Mutex::new(noted),
+            fences: RwLock::new(fences),
             births,
             bypassed: AtomicU64::new(0),
             commit,
@@ -156,16 +157,43 @@ impl Store {
 
     /// Notes durably what [`Self::set_on_record`] was called with last. Blocks.
     pub(crate) fn note_standing(&self) {
-        let mut noted = lock(&self.noted_as_such);
-        let not_on_record = !self.is_on_record();
-        if *noted == not_on_record {
-            return;
+        let mut noted = lock(&self.noted);
+        let on_record = self.is_on_record();
+        // The error is kept in the condition.
+        let _ = self.note(&mut noted, |noted| Noted { on_record, ..noted });
+    }
+
+    /// Changes what the identity on disk says of the store, durably.
+    fn note(&self, noted: &mut Noted, change: impl FnOnce(Noted) -> Noted) -> Result<(), EngineError> {
+        let changed = change(*noted);
+        if changed != *noted {
+            let identity = Identity { id: self.id, boot: self.boot, noted: changed };
+            self.engine.set_note(IDENTITY, identity.encode()).inspect_err(|error| self.failed(error))?;
+            *noted = changed;
         }
-        let identity = Identity { id: self.id, boot: self.boot, on_record: !not_on_record };
-        match self.engine.set_note(IDENTITY, identity.encode()) {
-            Ok(()) => *noted = not_on_record,
-            Err(error) => self.failed(&error),
+        Ok(())
+    }
+
+    /// Raises the fence of a tenant, or of all tenants, to `epoch`: when this returns, it is durable, and no request that was not applied
+    /// before is applied under an earlier epoch. Blocks. On an error it may be raised or not.
+    pub fn raise_fence(&self, tenant: Option<&TenantId>, epoch: u64) -> Result<(), EngineError> {
+        let mut noted = lock(&self.noted);
+        let mut raised = self.fences().clone();
+        if !raised.raise(tenant, epoch) {
+            return Ok(());
         }
+        // First, so that a program of before never opens a store whose fences it would ignore.
+        self.note(&mut noted, |noted| Noted { fenced: true, ..noted })?;
+        if !Fault::FenceVolatile.is_on() {
+            self.engine.set_note(FENCES, raised.encode()).inspect_err(|error| self.failed(error))?;
+        }
+        *self.fences.write().unwrap_or_else(PoisonError::into_inner) = raised;
+        Ok(())
+    }
+
+    /// The fences. As long as the guard is kept, none is raised.
+    pub fn fences(&self) -> RwLockReadGuard<'_, Fences> {
+        self.fences.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many batches the store has committed durably: a number that decreases only if the disk loses what was synced, or is replaced
@@ -323,20 +351,15 @@ pub(crate) const SHARDS: usize = 256;
 /// 40 bits.
 const SERIES: u64 = (1 << 40) - 1;
 
-/// Checks that this is the store of `node`, and notes it if nobody has yet.
-fn belongs_to(engine: &dyn Engine, node: &NodeId) -> Result<(), OpenError> {
-    match engine.note(NODE)? {
-        Some(noted) if noted == node.as_str().as_bytes() => Ok(()),
-        Some(noted) => {
-            Err(OpenError::OfAnotherNode { theirs: String::from_utf8_lossy(&noted).into_owned(), ours: node.clone() })
-        }
-        None => Ok(engine.set_note(NODE, Bytes::copy_from_slice(node.as_str().as_bytes()))?),
-    }
-}
-
 fn draw_series(randomness: &dyn Randomness) -> u64 {
     let bytes = randomness.sixteen();
     bytes[..5].iter().fold(0, |series, byte| series << 8 | u64::from(*byte))
+}
+
+/// The fences that were raised.
+fn fences(engine: &dyn Engine) -> Result<Fences, OpenError> {
+    let Some(bytes) = engine.note(FENCES)? else { return Ok(Fences::default()) };
+    Fences::decode(&bytes).ok_or(OpenError::Identity("its fences cannot be read"))
 }
 
 /// The name of the note that counts a shard's commits. Each shard has one of its own, since only a shard's own batches are ordered.
@@ -366,54 +389,6 @@ fn is_empty(engine: &dyn Engine) -> Result<bool, EngineError> {
     Ok(engine.scan(Bytes::new()..past_every_row, 1)?.is_empty())
 }
 
-fn draw_id(node: &NodeId, randomness: &dyn Randomness) -> StoreId {
-    if Fault::ActorReusedAfterWipe.is_on() {
-        let mut id = [0; 16];
-        id.iter_mut().zip(node.as_str().bytes()).for_each(|(id, byte)| *id = byte);
-        return StoreId(id);
-    }
-    StoreId(randomness.sixteen())
-}
-
-/// What a store knows of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity {
-    id: StoreId,
-    /// How many times it was opened.
-    boot: u64,
-    /// False if the node has learned that the metadata has another store on record.
-    on_record: bool,
-}
-
-impl Identity {
-    fn encode(self) -> Bytes {
-        let mut bytes = vec![if self.on_record { CODEC } else { CODEC_NOT_ON_RECORD }];
-        bytes.extend_from_slice(&self.id.0);
-        bytes.extend_from_slice(&self.boot.to_le_bytes());
-        let checksum = crc32fast::hash(&bytes);
-        bytes.extend_from_slice(&checksum.to_le_bytes());
-        Bytes::from(bytes)
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, OpenError> {
-        let whole: &[u8; 29] = bytes.try_into().map_err(|_| OpenError::Identity("it does not have 29 bytes"))?;
-        let (content, checksum) = whole.split_at(25);
-        let on_record = match content[0] {
-            CODEC => true,
-            CODEC_NOT_ON_RECORD => false,
-            _ => return Err(OpenError::Identity("it has an unknown codec version")),
-        };
-        if crc32fast::hash(content).to_le_bytes() != checksum {
-            return Err(OpenError::Identity("its checksum does not match"));
-        }
-        let mut id = [0; 16];
-        id.copy_from_slice(&content[1..17]);
-        let mut boot = [0; 8];
-        boot.copy_from_slice(&content[17..]);
-        Ok(Self { id: StoreId(id), boot: u64::from_le_bytes(boot), on_record })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -421,6 +396,7 @@ mod tests {
 
     use witan_kernel::fault;
 
+    use super::identity::{CODEC, CODEC_FENCED, CODEC_FENCED_NOT_ON_RECORD, CODEC_NOT_ON_RECORD, NODE};
     use super::*;
     use crate::engine::simulated::Disk;
 
@@ -479,6 +455,37 @@ mod tests {
     }
 
     #[test]
+    fn fences_are_durable_and_programs_of_before_refuse_a_store_that_has_any() {
+        let (disk, dice) = (Disk::new(), Dice::default());
+        let codec = |disk: &Disk| disk.open().note(IDENTITY).unwrap().unwrap()[0];
+        let tenant = TenantId::new("t").unwrap();
+        let store = open(&disk, &dice);
+        store.raise_fence(Some(&tenant), 7).unwrap();
+        disk.crash();
+        let store = open(&disk, &dice);
+        assert_eq!((store.fences().least(&tenant), store.is_on_record(), codec(&disk)), (7, true, CODEC_FENCED));
+        assert!(store.set_on_record(false));
+        store.note_standing();
+        store.raise_fence(None, 9).unwrap();
+        disk.crash();
+        let store = open(&disk, &dice);
+        assert_eq!((store.fences().highest(), store.is_on_record()), (9, false));
+        assert_eq!(codec(&disk), CODEC_FENCED_NOT_ON_RECORD);
+        assert!(store.set_on_record(true));
+        store.note_standing();
+        assert_eq!(codec(&disk), CODEC_FENCED);
+    }
+
+    #[test]
+    fn a_store_whose_fences_are_damaged_is_not_opened() {
+        let (disk, dice) = (Disk::new(), Dice::default());
+        open(&disk, &dice).raise_fence(None, 7).unwrap();
+        disk.open().set_note(FENCES, Bytes::from_static(b"damaged")).unwrap();
+        let error = Store::open(Box::new(disk.open()), &NodeId::new("n1").unwrap(), &dice).err().unwrap();
+        assert!(matches!(error, OpenError::Identity(_)), "{error}");
+    }
+
+    #[test]
     fn a_store_is_opened_for_its_own_node_only() {
         let (disk, dice) = (Disk::new(), Dice::default());
         let id = open(&disk, &dice).id();
@@ -496,7 +503,7 @@ mod tests {
     #[test]
     fn a_store_of_before_becomes_that_of_the_node_that_opens_it() {
         let (disk, dice) = (Disk::new(), Dice::default());
-        let identity = Identity { id: StoreId([9; 16]), boot: 3, on_record: true };
+        let identity = Identity { id: StoreId([9; 16]), boot: 3, noted: Noted { on_record: true, fenced: false } };
         disk.open().set_note(IDENTITY, identity.encode()).unwrap();
         assert_eq!(open(&disk, &dice).id(), identity.id);
         disk.crash();

@@ -202,7 +202,9 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         let (outbound, frames) = mpsc::channel(FRAMES);
         let hello = Hello {
             versions: VERSIONS.to_vec(),
-            capabilities: [STORE_STATE, capability::NAMES, capability::STANDING].map(str::to_owned).to_vec(),
+            capabilities: [STORE_STATE, capability::NAMES, capability::STANDING, capability::FENCES]
+                .map(str::to_owned)
+                .to_vec(),
             coordinator_id: self.coordinator_id.clone(),
             node_id: self.node.id.as_str().to_owned(),
             largest_answer: if self.bulk.is_some() { SMALL_BYTES as u32 } else { 0 },

@@ -4,13 +4,15 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{Clock, StorageNode};
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::scan::{Dropped, Page, Ranges, Scan, Standing};
 use witan_kernel::sync::lock;
 use witan_wire::Malformed;
-use witan_wire::range::{PAGE_MESSAGE_BYTES, drop_to_wire, dropped_from_wire, page_from_wire, scan_to_wire};
+use witan_wire::range::{
+    PAGE_MESSAGE_BYTES, drop_to_wire, dropped_from_wire, fence_to_wire, fenced_from_wire, page_from_wire, scan_to_wire,
+};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
 use super::{Connect, Lanes, Link, Node};
@@ -97,6 +99,12 @@ impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
         let dropped = self.scan_call(node, async |mut client: Client| client.drop_tenant(request).await).await?;
         dropped_from_wire(dropped.into_inner()).map_err(|error| malformed(&error))
     }
+
+    async fn raise_fence(&self, node: &NodeId, tenant: Option<&TenantId>, epoch: u64) -> Result<StoreId, ReplicaError> {
+        let request = fence_to_wire(node, tenant, epoch);
+        let fenced = self.scan_call(node, async |mut client: Client| client.raise_fence(request).await).await?;
+        fenced_from_wire(&fenced.into_inner()).map_err(|error| malformed(&error))
+    }
 }
 
 fn malformed(error: &Malformed) -> ReplicaError {
@@ -107,6 +115,7 @@ fn error(node: &NodeId, status: &Status) -> ReplicaError {
     match status.code() {
         Code::ResourceExhausted => ReplicaError::Overloaded,
         Code::DeadlineExceeded => ReplicaError::Late,
+        Code::Unimplemented => ReplicaError::Broken("its version cannot do this; upgrade it".to_owned()),
         Code::Unavailable | Code::Cancelled | Code::Unknown => ReplicaError::Lost(node.clone()),
         _ => ReplicaError::Broken(status.message().to_owned()),
     }

@@ -7,12 +7,13 @@ use tokio::time::Instant;
 use witan_control::capabilities::{Written, written};
 use witan_control::{Cluster, Held, TenantCache, ring};
 use witan_coordinate::Coordinator;
-use witan_kernel::capability::NAMES;
+use witan_kernel::capability::{FENCES, NAMES};
 use witan_kernel::condition::Condition;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{self, Metadata, Replicas, Secrets, Slot, StorageNode, StoreError};
+use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::Tenant;
@@ -20,6 +21,7 @@ use witan_peer::Lanes;
 use witan_plugin::PluginHost;
 use witan_upkeep::Upkeep;
 
+use super::config::Formats;
 use super::system::{SystemClock, unix_ms};
 use super::world::{Real, Registered};
 use crate::access::Access;
@@ -30,23 +32,32 @@ pub(super) fn context_keys(secrets: &Secrets) -> anyhow::Result<ContextKeys> {
     ContextKeys::new(secrets.era, &keys).context("read the cluster's context keys")
 }
 
-/// Whether what goes with [`NAMES`] is written.
-struct Names {
-    /// `consistency.ask_before_repeating`; `None`: auto.
+/// Whether what goes with a capability is written.
+struct Gate {
+    capability: &'static str,
     wanted: Option<bool>,
+    log: fn(&Written),
     /// What was decided last, which is logged when it changes.
     decided: Mutex<Option<Written>>,
 }
 
-impl Names {
-    /// Keeps what has been decided. True if that is something else than before.
-    fn decide(&self, written: &Written) -> bool {
-        let mut decided = lock(&self.decided);
-        decided.replace(written.clone()).is_none_or(|before| before != *written)
+impl Gate {
+    fn new(capability: &'static str, wanted: Option<bool>, log: fn(&Written)) -> Self {
+        Self { capability, wanted, log, decided: Mutex::default() }
+    }
+
+    /// Decides whether it is, by who is live, and logs a change.
+    async fn decide(&self, metadata: &dyn Metadata) -> Result<bool, StoreError> {
+        let now = written(metadata, self.capability, self.wanted).await?;
+        let before = lock(&self.decided).replace(now.clone());
+        if before.as_ref() != Some(&now) {
+            (self.log)(&now);
+        }
+        Ok(now.is_yes())
     }
 }
 
-fn log(written: &Written) {
+fn log_names(written: &Written) {
     match written {
         Written::Yes => tracing::info!("replicas are asked about a siblings write before it is repeated"),
         Written::Off => tracing::warn!(
@@ -64,6 +75,24 @@ fn log(written: &Written) {
     }
 }
 
+fn log_fences(written: &Written) {
+    match written {
+        Written::Yes => tracing::info!("changes of tenants are fenced at the storage nodes"),
+        Written::Off => tracing::warn!(
+            "consistency.fence_changes is false: a coordinator that is cut off from the metadata store goes on under a tenant's earlier \
+             settings after they were changed; leave it out unless an earlier version has to open this cluster's storage nodes"
+        ),
+        Written::MayGoBack => tracing::warn!(
+            "an earlier version of witan has created this cluster, so changes of tenants are not fenced at the storage nodes; once no \
+             process will go back to that version, set consistency.fence_changes to true"
+        ),
+        Written::Lacking(coordinator, version) => tracing::warn!(
+            %coordinator, version,
+            "a coordinator is of an earlier version, so changes of tenants are not fenced at the storage nodes"
+        ),
+    }
+}
+
 /// This coordinator, as the catalog's [`Cluster`].
 pub(super) struct Local {
     coordinator: Arc<Coordinator<Real>>,
@@ -73,7 +102,9 @@ pub(super) struct Local {
     metadata: Arc<dyn Metadata>,
     plugins: PluginHost,
     access: Arc<Access>,
-    names: Arc<Names>,
+    gates: Arc<[Gate; 2]>,
+    /// Several coordinators may share the metadata store: a single one is never cut off from its own changes.
+    shared: bool,
     /// Held while a new placement is applied.
     placing: Mutex<()>,
 }
@@ -88,10 +119,12 @@ impl Local {
         metadata: Arc<dyn Metadata>,
         plugins: PluginHost,
         access: Arc<Access>,
-        wanted: Option<bool>,
+        wanted: Formats,
+        shared: bool,
     ) -> Self {
-        let names = Arc::new(Names { wanted, decided: Mutex::default() });
-        Self { coordinator, upkeep, lanes, tenants, metadata, plugins, access, names, placing: Mutex::default() }
+        let gates = [Gate::new(NAMES, wanted.names, log_names), Gate::new(FENCES, wanted.fences, log_fences)];
+        let (gates, placing) = (Arc::new(gates), Mutex::default());
+        Self { coordinator, upkeep, lanes, tenants, metadata, plugins, access, gates, shared, placing }
     }
 }
 
@@ -137,14 +170,38 @@ impl Cluster for Local {
 
     fn coordinators_changed(&self) -> Pending<Result<(), StoreError>> {
         let (metadata, coordinator) = (Arc::clone(&self.metadata), Arc::clone(&self.coordinator));
-        let names = Arc::clone(&self.names);
+        let (gates, shared) = (Arc::clone(&self.gates), self.shared);
         Box::pin(async move {
-            let decided = written(metadata.as_ref(), NAMES, names.wanted).await?;
-            coordinator.set_names(decided.is_yes());
-            if names.decide(&decided) {
-                log(&decided);
+            let [names, fences] = gates.as_ref();
+            coordinator.set_names(names.decide(metadata.as_ref()).await?);
+            if shared {
+                coordinator.set_fences(fences.decide(metadata.as_ref()).await?);
             }
             Ok(())
+        })
+    }
+
+    fn followed(&self, revision: u64) {
+        self.coordinator.set_followed(revision);
+    }
+
+    fn behind(&self) -> Pending<()> {
+        let coordinator = Arc::clone(&self.coordinator);
+        Box::pin(async move { coordinator.behind().await })
+    }
+
+    fn fences(&self) -> bool {
+        self.coordinator.fences()
+    }
+
+    fn ring(&self) -> Arc<Ring> {
+        self.coordinator.ring()
+    }
+
+    fn raise_fence(&self, node: &NodeId, tenant: &TenantId, epoch: u64) -> Pending<Result<(), String>> {
+        let (lanes, node, tenant) = (Arc::clone(&self.lanes), node.clone(), tenant.clone());
+        Box::pin(async move {
+            lanes.raise_fence(&node, Some(&tenant), epoch).await.map(drop).map_err(|error| error.to_string())
         })
     }
 

@@ -66,8 +66,8 @@ pub struct Config {
     pub security: Security,
     /// Defaults of operations.
     pub defaults: Defaults,
-    /// Whether what goes with [`witan_kernel::capability::NAMES`] may be written; `None`: if no earlier version has run on the metadata.
-    pub names: Option<bool>,
+    /// Which formats may be written that an earlier version cannot read.
+    pub formats: Formats,
     /// Size and lifetime of the tenant cache.
     pub tenant_cache: TenantCacheConfig,
     /// What one tenant may have of what all share.
@@ -82,6 +82,15 @@ pub struct Config {
     pub drain: Duration,
     /// Which calls are traced.
     pub sampling: Sampling,
+}
+
+/// Which formats may be written that an earlier version cannot read, as the configuration says; `None`: auto.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Formats {
+    /// `consistency.ask_before_repeating`: what goes with [`witan_kernel::capability::NAMES`].
+    pub names: Option<bool>,
+    /// `consistency.fence_changes`: what goes with [`witan_kernel::capability::FENCES`].
+    pub fences: Option<bool>,
 }
 
 /// The configuration that follows from `settings`.
@@ -103,7 +112,7 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
             limits: Limits { scans_per_tenant: tenants.max_scans, ..Limits::default() },
             ..Defaults::default()
         },
-        names: consistency.ask_before_repeating,
+        formats: Formats { names: consistency.ask_before_repeating, fences: consistency.fence_changes },
         tenant_cache: TenantCacheConfig {
             capacity: cache.max_size,
             fresh: cache.tenant_config_ttl.0,

@@ -259,21 +259,26 @@ impl Parts {
             Arc::clone(&member.metadata),
             self.plugins.clone(),
             Arc::clone(&self.access),
-            config.names,
+            config.formats,
+            member.instance.is_some(),
         ));
+        self.coordinator.set_followed(member.revision);
         local.coordinators_changed().await.context("read which coordinators there are")?;
         let changes = TurnLimits { of_tenant: config.tenants.max_changes, ..TurnLimits::CHANGES };
         let catalog = Catalog::new(Arc::clone(&member.metadata), Arc::clone(&local), member.instance, changes);
         let expiring = leases_expire(Arc::clone(&local));
+        let catalog = Arc::new(catalog);
+        let raising = Arc::clone(&catalog).raise_owed_fences();
         let following = follow(Arc::clone(&member.metadata), local, member.revision);
         tokio::spawn(async move {
             tokio::select! {
                 () = following => {}
+                () = raising => {}
                 never = expiring => match never {},
                 () = stopped(ended) => {}
             }
         });
-        Ok(Arc::new(catalog))
+        Ok(catalog)
     }
 
     fn register(&self, registry: &mut Registry) {

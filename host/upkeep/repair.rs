@@ -175,7 +175,22 @@ impl<W: World> Repair<W> {
         if now.iter().any(|factor| !factors.contains(factor)) && !Fault::FactorsUnchecked.is_on() {
             return Err(NotBelieved::NewFactor);
         }
+        self.fence(node, store).await?;
         self.upkeep.metadata.replace_store(node, *from, store).await.map_err(NotBelieved::NotRecorded)
+    }
+
+    /// Raises the fence of a new store for all tenants to where this coordinator has followed all changes: it has none of the fences that
+    /// the old store had, and nobody who has to be refused may use it.
+    async fn fence(&self, node: &NodeId, store: StoreId) -> Result<(), NotBelieved> {
+        let coordinator = &self.upkeep.coordinator;
+        if !coordinator.fences() {
+            return Ok(());
+        }
+        match coordinator.ports().replicas.raise_fence(node, None, coordinator.followed()).await {
+            Ok(fenced) if fenced == store => Ok(()),
+            Ok(_) => Err(NotBelieved::NotFenced("it has another store now".to_owned())),
+            Err(error) => Err(NotBelieved::NotFenced(error.to_string())),
+        }
     }
 }
 
@@ -190,6 +205,8 @@ enum NotBelieved {
     NewFactor,
     #[error("its store could not be put on record: {0}")]
     NotRecorded(StoreError),
+    #[error("its store lacks the fences of the old one, and could not be given one: {0}; repeat the repair")]
+    NotFenced(String),
 }
 
 /// The replication factors of all tenants that are not deleted, sorted, without duplicates.

@@ -280,7 +280,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         let replicas: &[NodeId] = &range.replicas;
         let mut walking = Walking {
             join: Join::new(replicas.len() as u8, range.from, after.as_ref()),
-            merges: Merges::new(self.coordinator, self.metrics, self.ring.epoch()),
+            merges: Merges::new(self.coordinator, self.metrics, self.coordinator.followed()),
             failed: false,
             replicas,
         };

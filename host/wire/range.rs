@@ -1,4 +1,4 @@
-//! Conversions of page scans and of the removal of tenants: from the kernel's types to protobuf, and back with every field checked.
+//! Conversions of page scans, of the removal of tenants and of fences: from the kernel's types to protobuf, and back with every field checked.
 
 use bytes::Bytes;
 use witan_kernel::limit;
@@ -8,7 +8,10 @@ use witan_kernel::replica::Place;
 use witan_kernel::scan::{Dropped, Found, PAGE_BYTES, PAGE_RECORDS, Page, Scan};
 
 use crate::Malformed;
-use crate::v1::{DropTenantRequest, DropTenantResponse, Position, ScanRangeRequest, ScanRangeResponse, StoredRecord};
+use crate::v1::{
+    DropTenantRequest, DropTenantResponse, Position, RaiseFenceRequest, RaiseFenceResponse, ScanRangeRequest,
+    ScanRangeResponse, StoredRecord,
+};
 
 /// Largest message of a page, in bytes: a page holds at least one record, and one that repair has merged may have twice
 /// [`limit::RECORD_BYTES`].
@@ -115,6 +118,30 @@ pub fn dropped_to_wire(dropped: Dropped) -> DropTenantResponse {
 pub fn dropped_from_wire(wire: DropTenantResponse) -> Result<Dropped, Malformed> {
     let next = wire.next.map(|next| position_from_wire("next", next)).transpose()?;
     Ok(Dropped { records: wire.records, next })
+}
+
+/// Encodes a request to raise the fence of a tenant, or of all tenants, at `node`.
+pub fn fence_to_wire(node: &NodeId, tenant: Option<&TenantId>, epoch: u64) -> RaiseFenceRequest {
+    RaiseFenceRequest {
+        tenant_id: tenant.map_or_else(String::new, |tenant| tenant.as_str().to_owned()),
+        epoch,
+        node_id: node.as_str().to_owned(),
+    }
+}
+
+/// Decodes a request to raise a fence: the tenant (`None`: all of them) and the epoch.
+pub fn fence_from_wire(wire: RaiseFenceRequest) -> Result<(Option<TenantId>, u64), Malformed> {
+    Ok(((!wire.tenant_id.is_empty()).then(|| tenant_from_wire(wire.tenant_id)).transpose()?, wire.epoch))
+}
+
+/// Encodes the answer of a node whose store has the fence.
+pub fn fenced_to_wire(store: StoreId) -> RaiseFenceResponse {
+    RaiseFenceResponse { store_id: Bytes::copy_from_slice(&store.0) }
+}
+
+/// Decodes the answer of a node that has raised a fence: the store that has it.
+pub fn fenced_from_wire(wire: &RaiseFenceResponse) -> Result<StoreId, Malformed> {
+    StoreId::from_slice(&wire.store_id).ok_or_else(|| Malformed::new("store_id", "does not have 16 bytes"))
 }
 
 #[cfg(test)]

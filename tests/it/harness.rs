@@ -4,6 +4,7 @@ mod client;
 mod cluster;
 mod company;
 mod http;
+mod link;
 mod plugins;
 mod process;
 
@@ -15,6 +16,7 @@ pub(crate) use client::{Api, Refusal, channel, delete, node_client, read, write}
 pub(crate) use cluster::{Cluster, Dev, Disk, NODES, Setup, own_address};
 pub(crate) use company::Company;
 pub(crate) use http::{get, get_showing};
+pub(crate) use link::Link;
 pub(crate) use plugins::Plugins;
 pub(crate) use process::{Process, Version};
 

@@ -22,6 +22,7 @@ mod dev;
 mod disks;
 mod edges;
 mod failure;
+mod fences;
 mod folders;
 mod full_store;
 mod harness;

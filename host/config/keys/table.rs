@@ -222,6 +222,16 @@ pub const KEYS: &[Key] = &[
     )
     .otherwise("true, unless an earlier version has created the cluster's metadata"),
     Key::new(
+        "consistency.fence_changes",
+        Flag,
+        "Whether a change of a tenant's ordering or minimum level, and its deletion, are fenced at the storage nodes, so that a \
+            coordinator which is cut off from the metadata store cannot go on as before (docs/semantics.md). The previous version \
+            does not open a storage node that has a fence: in a cluster that was created by an earlier version, set it to true once \
+            every process runs this version, and will not go back to the previous one. Without effect while a coordinator of an \
+            earlier version is live, and with embedded stores, whose coordinator is the only one.",
+    )
+    .otherwise("true, unless an earlier version has created the cluster's metadata"),
+    Key::new(
         "cache.tenant_config_ttl",
         Time,
         "Time for which a tenant is served from the cache. Changes by other coordinators are \

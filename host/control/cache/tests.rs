@@ -58,16 +58,16 @@ impl TenantStore for Watched {
         self.inner.create_tenant(tenant)
     }
 
-    fn update_tenant(&self, tenant: Tenant) -> Answer<Tenant> {
-        self.inner.update_tenant(tenant)
+    fn update_tenant(&self, tenant: Tenant, fenced: bool) -> Answer<Tenant> {
+        self.inner.update_tenant(tenant, fenced)
     }
 
     fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Answer<Vec<Tenant>> {
         self.inner.tenants(after, limit)
     }
 
-    fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64) -> Answer<Tenant> {
-        self.inner.delete_tenant(id, version, now_ms)
+    fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64, fenced: bool) -> Answer<Tenant> {
+        self.inner.delete_tenant(id, version, now_ms, fenced)
     }
 }
 
@@ -143,7 +143,7 @@ async fn an_expired_tenant_is_served_while_one_read_refreshes_it() {
     let world = world();
     let first = world.create("t").await;
     assert_eq!(world.version("t").await, Some(1));
-    world.metadata.update_tenant(first).await.expect("updated elsewhere");
+    world.metadata.update_tenant(first, false).await.expect("updated elsewhere");
     world.clock.pass_ms(299_999);
     assert_eq!((world.version("t").await, world.metadata.reads()), (Some(1), 1));
     world.clock.pass_ms(1);
@@ -180,7 +180,7 @@ async fn a_known_tenant_is_served_while_the_database_is_down() {
     assert!(matches!(told, Err(StoreError::Unavailable(_))));
     world.metadata.inner.set_available(true);
     let second = contract::tenant("t");
-    world.metadata.update_tenant(second).await.expect("updated");
+    world.metadata.update_tenant(second, false).await.expect("updated");
     world.clock.pass_ms(1000);
     assert_eq!(world.version("t").await, Some(1));
     world.settle().await;
@@ -197,7 +197,7 @@ async fn a_change_is_seen_at_once_and_no_older_read_undoes_it() {
     assert!(poll_once(&mut reading).await.is_none());
     world.settle().await;
     assert_eq!(world.metadata.reads(), 1, "it has seen version 1");
-    let second = world.metadata.update_tenant(first.clone()).await.expect("updated");
+    let second = world.metadata.update_tenant(first.clone(), false).await.expect("updated");
     world.cache.publish(second.clone());
     assert_eq!(world.version("t").await, Some(2), "seen at once");
     gate.add_permits(1);
@@ -210,13 +210,13 @@ async fn a_change_is_seen_at_once_and_no_older_read_undoes_it() {
     world.clock.pass_ms(300_000);
     assert_eq!(world.version("t").await, Some(2));
     world.settle().await;
-    let third = world.metadata.update_tenant(second).await.expect("updated");
+    let third = world.metadata.update_tenant(second, false).await.expect("updated");
     world.cache.publish(third);
     gate.add_permits(1);
     world.settle().await;
     assert_eq!(world.version("t").await, Some(3));
     // And that it was deleted.
-    let deleted = world.metadata.delete_tenant(&first.id, 3, 50).await.expect("deleted");
+    let deleted = world.metadata.delete_tenant(&first.id, 3, 50, false).await.expect("deleted");
     world.cache.publish(deleted.clone());
     assert_eq!(world.cache.cached(&first.id).as_deref(), Some(&deleted));
     assert_eq!(world.cache.tenant(&first.id).await.expect("answered").as_deref(), Some(&deleted));
@@ -230,7 +230,7 @@ async fn a_read_that_a_change_overtook_does_not_undo_it_when_the_change_was_evic
     let mut reading = Box::pin(world.version("t"));
     assert!(poll_once(&mut reading).await.is_none());
     world.settle().await;
-    world.cache.publish(world.metadata.update_tenant(first).await.expect("updated"));
+    world.cache.publish(world.metadata.update_tenant(first, false).await.expect("updated"));
     for of in 0..10 {
         world.cache.publish(contract::tenant(&format!("other-{of}")));
     }
@@ -286,7 +286,7 @@ async fn a_change_of_another_coordinator_is_seen_and_no_older_read_undoes_it() {
     let world = world();
     let first = world.create("t").await;
     assert_eq!(world.version("t").await, Some(1));
-    let second = world.metadata.update_tenant(first).await.expect("updated elsewhere");
+    let second = world.metadata.update_tenant(first, false).await.expect("updated elsewhere");
     world.cache.changed(&id("t")).await.expect("read");
     assert_eq!((world.version("t").await, world.metadata.reads()), (Some(2), 2));
     world.cache.changed(&id("not known here")).await.expect("nothing to do");
@@ -297,7 +297,7 @@ async fn a_change_of_another_coordinator_is_seen_and_no_older_read_undoes_it() {
     let gate = world.metadata.hold();
     assert_eq!(world.version("t").await, Some(2));
     world.settle().await;
-    world.metadata.update_tenant(second).await.expect("updated elsewhere");
+    world.metadata.update_tenant(second, false).await.expect("updated elsewhere");
     world.metadata.let_go();
     world.cache.all_changed().await.expect("read");
     gate.add_permits(1);

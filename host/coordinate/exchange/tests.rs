@@ -12,7 +12,7 @@ use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
 use witan_kernel::hook::{Native, Plugins, ReplicaState, Shortfall};
 use witan_kernel::idempotency::{Name, Step, Stepped};
-use witan_kernel::name::{Era, Key, TenantId, WriteId};
+use witan_kernel::name::{Era, Key, StoreId, TenantId, WriteId};
 use witan_kernel::port::{IdempotencyStore, Randomness, StoreError, Tenants};
 use witan_kernel::quorum::{MergeRound, PATIENCE_MICROS, PutRound, StampRound, Tally};
 use witan_kernel::record::{Encoded, Record};
@@ -102,6 +102,10 @@ impl Ranges for Nodes {
     }
 
     async fn drop_tenant(&self, _: &NodeId, _: TenantId, _: Option<Place>) -> Result<Dropped, ReplicaError> {
+        Err(ReplicaError::Overloaded)
+    }
+
+    async fn raise_fence(&self, _: &NodeId, _: Option<&TenantId>, _: u64) -> Result<StoreId, ReplicaError> {
         Err(ReplicaError::Overloaded)
     }
 }

@@ -1,7 +1,8 @@
 //! All of the metadata store: its facts, and every subject at once.
 
 use super::{
-    Answer, ArtifactStore, BindingStore, ChangeLog, LeaseStore, PlacementStore, SecretStore, TenantStore, TokenStore,
+    Answer, ArtifactStore, BindingStore, ChangeLog, FenceStore, LeaseStore, PlacementStore, SecretStore, TenantStore,
+    TokenStore,
 };
 
 /// Facts about the store itself.
@@ -20,6 +21,7 @@ pub trait Metadata:
     + ChangeLog
     + TenantStore
     + PlacementStore
+    + FenceStore
     + LeaseStore
     + ArtifactStore
     + BindingStore
@@ -33,6 +35,8 @@ impl<T> Metadata for T where
         + ChangeLog
         + TenantStore
         + PlacementStore
+        + FenceStore
+        + FenceStore
         + LeaseStore
         + ArtifactStore
         + BindingStore

@@ -39,10 +39,12 @@ pub trait TenantStore: Send + Sync + 'static {
 
     /// Replaces a tenant that is still at `tenant.version` and returns it as stored, one version later. Its creation time and
     /// deletion mark are not changed. [`StoreError::Conflict`] when it is at another version; [`StoreError::Missing`], also when
-    /// it is deleted; [`StoreError::Refused`].
-    fn update_tenant(&self, tenant: Tenant) -> Answer<Tenant>;
+    /// it is deleted; [`StoreError::Refused`]. `fenced`: if the change [needs](crate::fence::needed) a fence, every storage node on record
+    /// owes it from then on.
+    fn update_tenant(&self, tenant: Tenant, fenced: bool) -> Answer<Tenant>;
 
     /// Marks a tenant that is still at `version` as deleted and returns it as stored; a deleted tenant is returned unchanged.
-    /// [`StoreError::Conflict`] when it is at another version; [`StoreError::Missing`].
-    fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64) -> Answer<Tenant>;
+    /// [`StoreError::Conflict`] when it is at another version; [`StoreError::Missing`]. `fenced`: every storage node on record owes a
+    /// fence from then on.
+    fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64, fenced: bool) -> Answer<Tenant>;
 }

@@ -289,6 +289,10 @@ impl Ranges for Known {
     async fn drop_tenant(&self, _: &NodeId, _: TenantId, _: Option<Place>) -> Result<Dropped, ReplicaError> {
         Err(ReplicaError::Late)
     }
+
+    async fn raise_fence(&self, _: &NodeId, _: Option<&TenantId>, _: u64) -> Result<StoreId, ReplicaError> {
+        Err(ReplicaError::Late)
+    }
 }
 
 /// The answers that have come, each with its tag.

@@ -57,13 +57,14 @@ fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
 /// The whole contract, on an empty store.
 pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.now_ms().await.expect("the time") > 1_700_000_000_000);
-    assert_eq!(metadata.schema_version().await, Ok(6));
+    assert_eq!(metadata.schema_version().await, Ok(8));
     secrets(metadata).await;
     tenants(metadata).await;
     pages_of_tenants(metadata).await;
     lost_updates(metadata).await;
     deleted_tenants(metadata).await;
     nodes(metadata).await;
+    owed_fences(metadata).await;
     leases(metadata, pass).await;
     artifacts(metadata).await;
     binding_records(metadata).await;
@@ -115,32 +116,79 @@ async fn pages_of_tenants<M: Metadata>(metadata: &M) {
 async fn lost_updates<M: Metadata>(metadata: &M) {
     let first = metadata.create_tenant(tenant("updated")).await.expect("created");
     let change = Tenant { read_repair: ReadRepair::Blocking, created_at_ms: 1, updated_at_ms: 99, ..first.clone() };
-    let second = metadata.update_tenant(change.clone()).await.expect("updated");
+    let second = metadata.update_tenant(change.clone(), false).await.expect("updated");
     assert_eq!(second, Tenant { version: 2, created_at_ms: first.created_at_ms, ..change.clone() });
     assert_eq!(metadata.tenant(&first.id).await, Ok(Some(second.clone())));
-    let late = metadata.update_tenant(change).await;
+    let late = metadata.update_tenant(change, false).await;
     assert!(matches!(&late, Err(StoreError::Conflict(why)) if why.contains("version 2")), "{late:?}");
-    assert!(matches!(metadata.update_tenant(tenant("nobody")).await, Err(StoreError::Missing(_))));
+    assert!(matches!(metadata.update_tenant(tenant("nobody"), false).await, Err(StoreError::Missing(_))));
 
-    let rivals = (1..=5).map(|factor| metadata.update_tenant(Tenant { replication_factor: factor, ..second.clone() }));
+    let rivals =
+        (1..=5).map(|factor| metadata.update_tenant(Tenant { replication_factor: factor, ..second.clone() }, false));
     let won = join_all(rivals).await.into_iter().filter(Result::is_ok).count();
     assert_eq!(won, 1, "of rivals that have read the same version, one wins");
 }
 
 async fn deleted_tenants<M: Metadata>(metadata: &M) {
     let there = metadata.create_tenant(tenant("deleted")).await.expect("created");
-    let late = metadata.delete_tenant(&there.id, 7, 50).await;
+    let late = metadata.delete_tenant(&there.id, 7, 50, false).await;
     assert!(matches!(&late, Err(StoreError::Conflict(why)) if why.contains("version 1")), "{late:?}");
-    let deleted = metadata.delete_tenant(&there.id, 1, 50).await.expect("deleted");
+    let deleted = metadata.delete_tenant(&there.id, 1, 50, false).await.expect("deleted");
     assert_eq!(deleted, Tenant { version: 2, updated_at_ms: 50, deleted_at_ms: Some(50), ..there.clone() });
-    assert_eq!(metadata.delete_tenant(&there.id, 1, 60).await, Ok(deleted.clone()), "once");
+    assert_eq!(metadata.delete_tenant(&there.id, 1, 60, false).await, Ok(deleted.clone()), "once");
     assert_eq!(metadata.tenant(&there.id).await, Ok(Some(deleted.clone())));
     let listed = metadata.tenants(None, 1000).await.expect("a page");
     assert!(listed.iter().all(|tenant| tenant.id != there.id && tenant.deleted_at_ms.is_none()));
-    assert!(matches!(metadata.update_tenant(deleted).await, Err(StoreError::Missing(_))));
+    assert!(matches!(metadata.update_tenant(deleted, false).await, Err(StoreError::Missing(_))));
     let again = metadata.create_tenant(there).await;
     assert!(matches!(&again, Err(StoreError::Exists(why)) if why.contains("deleted")), "{again:?}");
-    assert!(matches!(metadata.delete_tenant(&tenant("nobody").id, 1, 50).await, Err(StoreError::Missing(_))));
+    assert!(matches!(metadata.delete_tenant(&tenant("nobody").id, 1, 50, false).await, Err(StoreError::Missing(_))));
+}
+
+/// A change that needs fences is recorded with what every node owes for it; what a node has is forgotten.
+async fn owed_fences<M: Metadata>(metadata: &M) {
+    let tenant = metadata.create_tenant(tenant("fenced")).await.expect("created");
+    metadata.add_node(node("node-9"), 15).await.expect("added");
+    let owed = async |of: Option<&TenantId>| {
+        let owed = metadata.owed_fences(of).await.expect("the owed fences");
+        owed.into_iter().map(|owed| (owed.node.to_string(), owed.epoch, owed.level)).collect::<Vec<_>>()
+    };
+    let newest = async || metadata.changes(u64::MAX).await.expect("the revision").revision;
+    assert_eq!(owed(None).await, []);
+
+    // Without fences, or where no promise depends on it, nothing is owed.
+    let with = |of: &Tenant, level| Tenant { minimum_level: level, ..of.clone() };
+    let second = metadata.update_tenant(with(&tenant, Level::Quorum), false).await.expect("updated");
+    let other = Tenant { default_level: Level::All, read_repair: ReadRepair::Blocking, ..second };
+    let third = metadata.update_tenant(other, true).await.expect("updated");
+    assert_eq!(owed(None).await, []);
+
+    let fourth = metadata.update_tenant(with(&third, Level::All), true).await.expect("updated");
+    let first_change = newest().await;
+    let both = |epoch, level| ["node-1", "node-9"].map(|node| (node.to_owned(), epoch, level)).to_vec();
+    assert_eq!(owed(Some(&tenant.id)).await, both(first_change, Level::Quorum));
+
+    // A later change is owed in place of the first, with the least level of both.
+    let fifth = metadata.update_tenant(with(&fourth, Level::One), true).await.expect("updated");
+    let second_change = newest().await;
+    assert_eq!(owed(None).await, both(second_change, Level::Quorum));
+    let (one, nine) = (NodeId::new("node-1").expect("valid"), NodeId::new("node-9").expect("valid"));
+    metadata.fence_raised(&tenant.id, &one, first_change).await.expect("noted");
+    assert_eq!(owed(None).await, both(second_change, Level::Quorum), "that of the earlier change is not enough");
+    metadata.fence_raised(&tenant.id, &one, second_change).await.expect("noted");
+    assert_eq!(owed(None).await, [("node-9".to_owned(), second_change, Level::Quorum)]);
+    assert_eq!(newest().await, second_change, "that is no change which others follow");
+
+    let deleted = metadata.delete_tenant(&tenant.id, fifth.version, 60, true).await.expect("deleted");
+    assert_eq!(owed(None).await, both(newest().await, Level::One));
+    assert_eq!(metadata.delete_tenant(&tenant.id, deleted.version, 61, true).await, Ok(deleted), "once");
+    let nobody = TenantId::new("nobody").expect("valid");
+    assert_eq!(owed(Some(&nobody)).await, []);
+    metadata.remove_node(&nine).await.expect("removed");
+    let left = owed(Some(&tenant.id)).await;
+    assert_eq!(left.len(), 1, "a removed node owes nothing: {left:?}");
+    metadata.fence_raised(&tenant.id, &one, newest().await).await.expect("noted");
+    assert_eq!(owed(None).await, []);
 }
 
 async fn leases<M: Metadata>(metadata: &M, pass: Pass<'_>) {
@@ -449,9 +497,9 @@ async fn each_change_is_listed<M: Metadata>(metadata: &M) {
     let one = tenant("listed");
     metadata.create_tenant(one.clone()).await.expect("created");
     assert!(poll_once(&mut hint.given()).await.is_some(), "own changes are hinted at once");
-    let updated = metadata.update_tenant(one.clone()).await.expect("updated");
+    let updated = metadata.update_tenant(one.clone(), false).await.expect("updated");
     metadata.add_node(node("listed"), 1).await.expect("added");
-    metadata.delete_tenant(&one.id, updated.version, 9).await.expect("deleted");
+    metadata.delete_tenant(&one.id, updated.version, 9, false).await.expect("deleted");
     metadata.put_artifact(component(77, Hook::RoutingHook)).await.expect("stored");
     let place = slot(Some("listed"), Hook::RoutingHook);
     let version = metadata.save_binding_record(&place, 0, "{}".into(), None).await.expect("stored");
@@ -488,7 +536,7 @@ async fn each_change_is_listed<M: Metadata>(metadata: &M) {
     assert_eq!((nothing.revision, nothing.complete, nothing.changed), (listed.revision, true, vec![]));
 
     // What changes nothing is no change.
-    metadata.delete_tenant(&one.id, 1, 9).await.expect("deleted already");
+    metadata.delete_tenant(&one.id, 1, 9, false).await.expect("deleted already");
     metadata.put_artifact(component(77, Hook::RoutingHook)).await.expect("there already");
     metadata.secrets([1; 32], 1).await.expect("secrets");
     metadata.meet_store(&node("listed").id, StoreId([1; 16]), 0, 0).await.expect("recorded");

@@ -80,6 +80,7 @@ impl PlacementStore for MemoryMetadata {
         self.answer(move |state| {
             state.nodes.remove(&id).ok_or_else(|| rules::no_node(&id))?;
             state.stores.retain(|_, store| store.node != id);
+            state.owed.retain(|(_, node), _| *node != id);
             state.placement_epoch = state.changed(Changed::Nodes);
             Ok(())
         })

@@ -1,10 +1,21 @@
 //! Tenants.
 
+use witan_kernel::fence;
 use witan_kernel::name::TenantId;
 use witan_kernel::port::{Answer, Changed, TenantStore, rules};
 use witan_kernel::tenant::Tenant;
 
-use super::{MemoryMetadata, after};
+use super::{MemoryMetadata, State, after};
+
+impl State {
+    /// Logs the change of a tenant, and the fences that nodes owe for it.
+    fn tenant_changed(&mut self, before: &Tenant, after: &Tenant, fenced: bool) {
+        let epoch = self.changed(Changed::Tenant(after.id.clone()));
+        if let Some(level) = fence::needed(before, after).filter(|_| fenced) {
+            self.owe(&after.id, epoch, level);
+        }
+    }
+}
 
 impl TenantStore for MemoryMetadata {
     fn create_tenant(&self, tenant: Tenant) -> Answer<Tenant> {
@@ -34,7 +45,7 @@ impl TenantStore for MemoryMetadata {
         })
     }
 
-    fn update_tenant(&self, tenant: Tenant) -> Answer<Tenant> {
+    fn update_tenant(&self, tenant: Tenant, fenced: bool) -> Answer<Tenant> {
         self.answer(move |state| {
             rules::tenant(&tenant)?;
             let stored = state.tenants.get_mut(&tenant.id).filter(|stored| stored.deleted_at_ms.is_none());
@@ -43,14 +54,14 @@ impl TenantStore for MemoryMetadata {
                 return Err(rules::lost_update(&tenant.id, tenant.version, stored.version));
             }
             let (version, created_at_ms) = (stored.version + 1, stored.created_at_ms);
-            *stored = Tenant { version, created_at_ms, deleted_at_ms: None, ..tenant };
-            let updated = stored.clone();
-            state.changed(Changed::Tenant(updated.id.clone()));
+            let updated = Tenant { version, created_at_ms, deleted_at_ms: None, ..tenant };
+            let before = std::mem::replace(stored, updated.clone());
+            state.tenant_changed(&before, &updated, fenced);
             Ok(updated)
         })
     }
 
-    fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64) -> Answer<Tenant> {
+    fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64, fenced: bool) -> Answer<Tenant> {
         let id = id.clone();
         self.answer(move |state| {
             let stored = state.tenants.get_mut(&id).ok_or_else(|| rules::no_tenant(&id))?;
@@ -60,11 +71,12 @@ impl TenantStore for MemoryMetadata {
             if stored.version != version {
                 return Err(rules::lost_update(&id, version, stored.version));
             }
+            let before = stored.clone();
             stored.version += 1;
             stored.updated_at_ms = now_ms;
             stored.deleted_at_ms = Some(now_ms);
             let deleted = stored.clone();
-            state.changed(Changed::Tenant(id));
+            state.tenant_changed(&before, &deleted, fenced);
             Ok(deleted)
         })
     }

@@ -333,6 +333,7 @@ fn welcome(hello: &Hello, node: &NodeId, driver: &dyn Driver) -> Result<Welcome,
         commit: driver.store().commit(),
         store_state: Some(condition_to_wire(&driver.store().condition())),
         not_on_record: !driver.store().is_on_record(),
+        fence: driver.store().fences().highest(),
     })
 }
 

@@ -1,4 +1,4 @@
-//! Scans of stored records for coordinators: on threads that may block, and few at a time, so that they hardly affect the
+//! Scans of stored records for coordinators, the removal of tenants, and fences: on threads that may block, and few at a time, so that they hardly affect the
 //! requests of clients.
 
 use std::time::Duration;
@@ -6,8 +6,12 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tonic::Status;
 use witan_wire::Malformed;
-use witan_wire::range::{drop_from_wire, dropped_to_wire, page_to_wire, scan_from_wire};
-use witan_wire::v1::{DropTenantRequest, DropTenantResponse, ScanRangeRequest, ScanRangeResponse};
+use witan_wire::range::{
+    drop_from_wire, dropped_to_wire, fence_from_wire, fenced_to_wire, page_to_wire, scan_from_wire,
+};
+use witan_wire::v1::{
+    DropTenantRequest, DropTenantResponse, RaiseFenceRequest, RaiseFenceResponse, ScanRangeRequest, ScanRangeResponse,
+};
 
 use super::Storage;
 use crate::engine::EngineError;
@@ -34,6 +38,14 @@ pub(super) async fn drop_tenant(storage: &Storage, request: DropTenantRequest) -
     let (tenant, after) = drop_from_wire(request).map_err(malformed)?;
     let dropped = run(storage, move |store| scan::drop_tenant(store, &tenant, after.as_ref())).await?;
     Ok(dropped_to_wire(dropped))
+}
+
+/// Raises a fence.
+pub(super) async fn raise_fence(storage: &Storage, request: RaiseFenceRequest) -> Result<RaiseFenceResponse, Status> {
+    check_node(storage, &request.node_id)?;
+    let (tenant, epoch) = fence_from_wire(request).map_err(malformed)?;
+    let store = run(storage, move |store| store.raise_fence(tenant.as_ref(), epoch).map(|()| store.id())).await?;
+    Ok(fenced_to_wire(store))
 }
 
 /// Runs a step of a scan outside the shards.

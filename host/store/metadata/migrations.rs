@@ -24,6 +24,7 @@ const SQLITE: &[File] = files!("sqlite":
     (4, "era", "0004_era.sql"),
     (5, "capabilities", "0005_capabilities.sql"),
     (6, "idempotency retention", "0006_idempotency_retention.sql"),
+    (8, "fences", "0008_fences.sql"),
 );
 
 const POSTGRES: &[File] = files!("postgres":
@@ -33,6 +34,7 @@ const POSTGRES: &[File] = files!("postgres":
     (4, "era", "0004_era.sql"),
     (5, "capabilities", "0005_capabilities.sql"),
     (6, "idempotency retention", "0006_idempotency_retention.sql"),
+    (8, "fences", "0008_fences.sql"),
 );
 
 /// The migrations of an SQLite database.

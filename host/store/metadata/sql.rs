@@ -21,6 +21,7 @@ mod bindings;
 mod changes;
 mod db;
 mod facts;
+mod fences;
 mod leases;
 mod placement;
 mod references;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use witan_kernel::name::NodeId;
-use witan_kernel::port::{Clock, Collect, Replicas, Reply};
+use witan_kernel::port::{Clock, Collect, Replicas, Reply, Tenants};
 use witan_kernel::record::Encoded;
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 
@@ -63,7 +63,7 @@ impl Collect for Inbox {
 }
 
 impl<'a, W: World> Merges<'a, W> {
-    /// No merges yet. `epoch`: the epoch of the placement from which replicas are chosen.
+    /// No merges yet. `epoch`: the revision that the coordinator had followed before anything that is sent was read.
     pub(super) fn new(coordinator: &'a Coordinator<W>, metrics: &'a Metrics, epoch: u64) -> Self {
         Self {
             coordinator,
@@ -159,6 +159,15 @@ impl<'a, W: World> Merges<'a, W> {
             Ok(_) => ReplicaError::Broken("its answer does not match the request".to_owned()),
             Err(error) => error,
         };
+        if error == ReplicaError::StaleEpoch {
+            // What is stored may be merged under any settings, as long as there is the tenant.
+            self.epoch = self.coordinator.followed();
+            let tenant = self.coordinator.ports().tenants.cached(&merge.place.tenant);
+            if tenant.is_some_and(|tenant| tenant.deleted_at_ms.is_some()) {
+                self.bytes -= merge.record.0.len();
+                return;
+            }
+        }
         merge.tries += 1;
         if merge.tries < TRIES && error != ReplicaError::WrongMode {
             let pause = PAUSE * 2_u32.pow(merge.tries - 1);

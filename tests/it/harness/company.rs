@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use witan_servers::{PgBouncer, Postgres, Redis};
 use witan_wire::v1;
 
-use super::{Api, Process, Version, eventually, get, own_address};
+use super::{Api, Link, Process, Version, eventually, get, node_client, own_address};
 
 /// Storage nodes, the servers that coordinators share, and coordinators, each a separate process.
 pub(crate) struct Company {
@@ -105,13 +105,38 @@ impl Company {
         let mut command = version.witan();
         command.args(["serve", "--node-id", id, "--durability", "os"]).arg("--data-dir").arg(path.join(id));
         command.args(["--listen", &address.to_string(), "--admin-listen", &admin.to_string()]);
-        command.arg("--database-url-file").arg(path.join("database"));
+        // One that joined over a link has an address of its own.
+        let own = path.join(format!("database-of-{id}"));
+        command.arg("--database-url-file").arg(if own.exists() { own } else { path.join("database") });
         command.arg("--redis-url-file").arg(path.join("redis"));
         if self.pooler.is_some() && id == "coordinator-1" {
             command.env("WITAN_DATABASE__DIRECT_URL", self.postgres.url());
         }
         self.nodes.iter().for_each(|(id, address)| _ = command.args(["--node", &format!("{id}={address}")]));
         command
+    }
+
+    /// A link to PostgreSQL.
+    pub(crate) async fn link_to_postgres(&self) -> Link {
+        Link::to(self.postgres.address()).await
+    }
+
+    /// Starts one coordinator more, which reaches PostgreSQL over a link only.
+    pub(crate) async fn join_over(&mut self, link: &Link) {
+        let (id, index) = (format!("coordinator-{}", self.coordinators.len() + 1), self.coordinators.len());
+        let url = self.postgres.url().replace(&self.postgres.address().to_string(), &link.address.to_string());
+        std::fs::write(self.folder.path().join(format!("database-of-{id}")), url).expect("write a file");
+        let free = SocketAddr::new(own_address(), 0);
+        self.coordinators.push(Coordinator { id, version: Version::This, process: None, address: free, admin: free });
+        self.start(index).await;
+    }
+
+    /// The number of a tenant's records on a storage node.
+    pub(crate) async fn records_of(&self, index: usize, tenant: &str) -> usize {
+        let request = v1::ScanRangeRequest { tenant_id: tenant.to_owned(), ..v1::ScanRangeRequest::default() };
+        let page = node_client(self.nodes[index].1).scan_range(request).await.expect("scanned").into_inner();
+        assert_eq!(page.next, None, "few enough for one page");
+        page.records.len()
     }
 
     /// Starts a coordinator at its old address, and waits until it is ready.

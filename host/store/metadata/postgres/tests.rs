@@ -314,7 +314,8 @@ async fn of_two_coordinators_that_race_one_wins_and_one_conflicts() {
     let mut tenant = one.create_tenant(contract::tenant("t")).await.expect("created");
     for round in 0..50_u64 {
         let change = |updated_at_ms| Tenant { updated_at_ms, ..tenant.clone() };
-        let (a, b) = tokio::join!(one.update_tenant(change(round)), other.update_tenant(change(round + 1000)));
+        let (a, b) =
+            tokio::join!(one.update_tenant(change(round), false), other.update_tenant(change(round + 1000), false));
         tenant = match (a, b) {
             (Ok(won), Err(StoreError::Conflict(_))) | (Err(StoreError::Conflict(_)), Ok(won)) => won,
             neither => panic!("{neither:?}"),

@@ -135,6 +135,7 @@ async fn remove_node(db: &mut Db, id: NodeId) -> Result<(), StoreError> {
         return Err(rules::no_node(&id));
     }
     db.execute("DELETE FROM stores WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
+    db.execute("DELETE FROM owed_fences WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
     placement_changed(db).await
 }
 

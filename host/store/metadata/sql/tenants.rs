@@ -1,12 +1,13 @@
 //! Tenants.
 
+use witan_kernel::fence;
 use witan_kernel::name::TenantId;
 use witan_kernel::port::{Answer, Changed, StoreError, TenantStore, rules};
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair, Tenant};
 
 use super::db::{Db, Value};
 use super::row::Row;
-use super::{Driver, SqlMetadata, changes};
+use super::{Driver, SqlMetadata, changes, fences};
 
 impl<D: Driver> TenantStore for SqlMetadata<D> {
     fn create_tenant(&self, tenant: Tenant) -> Answer<Tenant> {
@@ -23,13 +24,13 @@ impl<D: Driver> TenantStore for SqlMetadata<D> {
         self.read(move |db| Box::pin(list(db, after, limit)))
     }
 
-    fn update_tenant(&self, tenant: Tenant) -> Answer<Tenant> {
-        self.change(|db| Box::pin(update(db, tenant)))
+    fn update_tenant(&self, tenant: Tenant, fenced: bool) -> Answer<Tenant> {
+        self.change(move |db| Box::pin(update(db, tenant, fenced)))
     }
 
-    fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64) -> Answer<Tenant> {
+    fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64, fenced: bool) -> Answer<Tenant> {
         let id = id.clone();
-        self.change(move |db| Box::pin(delete(db, id, version, now_ms)))
+        self.change(move |db| Box::pin(delete(db, id, version, now_ms, fenced)))
     }
 }
 
@@ -76,17 +77,18 @@ async fn list(db: &mut Db, after: Option<TenantId>, limit: u32) -> Result<Vec<Te
     rows.iter().map(tenant).collect()
 }
 
-async fn update(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
+async fn update(db: &mut Db, tenant: Tenant, fenced: bool) -> Result<Tenant, StoreError> {
     rules::tenant(&tenant)?;
     let stored = get(db, tenant.id.clone()).await?.filter(|stored| stored.deleted_at_ms.is_none());
     let stored = stored.ok_or_else(|| rules::no_tenant(&tenant.id))?;
     if stored.version != tenant.version {
         return Err(rules::lost_update(&tenant.id, tenant.version, stored.version));
     }
-    replace(db, Tenant { created_at_ms: stored.created_at_ms, deleted_at_ms: None, ..tenant }).await
+    let after = Tenant { created_at_ms: stored.created_at_ms, deleted_at_ms: None, ..tenant };
+    replace(db, &stored, after, fenced).await
 }
 
-async fn delete(db: &mut Db, id: TenantId, version: u64, now_ms: u64) -> Result<Tenant, StoreError> {
+async fn delete(db: &mut Db, id: TenantId, version: u64, now_ms: u64, fenced: bool) -> Result<Tenant, StoreError> {
     let stored = get(db, id.clone()).await?.ok_or_else(|| rules::no_tenant(&id))?;
     if stored.deleted_at_ms.is_some() {
         return Ok(stored);
@@ -94,12 +96,13 @@ async fn delete(db: &mut Db, id: TenantId, version: u64, now_ms: u64) -> Result<
     if stored.version != version {
         return Err(rules::lost_update(&id, version, stored.version));
     }
-    replace(db, Tenant { updated_at_ms: now_ms, deleted_at_ms: Some(now_ms), ..stored }).await
+    let after = Tenant { updated_at_ms: now_ms, deleted_at_ms: Some(now_ms), ..stored.clone() };
+    replace(db, &stored, after, fenced).await
 }
 
-/// Stores the next version of a tenant that was read at its version. The lock of all changes guarantees the condition already; it is
+/// Stores the next version of a tenant that was read at its version, and the fences that nodes owe for the change. The lock of all changes guarantees the condition already; it is
 /// repeated against tenants changed by hand.
-async fn replace(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
+async fn replace(db: &mut Db, before: &Tenant, tenant: Tenant, fenced: bool) -> Result<Tenant, StoreError> {
     let written = db
         .execute(
             "UPDATE tenants SET replication_factor = $2, conflict_mode = $3, ordering = $4, read_repair = $5,
@@ -112,7 +115,10 @@ async fn replace(db: &mut Db, tenant: Tenant) -> Result<Tenant, StoreError> {
     if written == 0 {
         return Err(rules::lost_update(&tenant.id, tenant.version, tenant.version + 1));
     }
-    changes::record(db, Changed::Tenant(tenant.id.clone())).await?;
+    let epoch = changes::record(db, Changed::Tenant(tenant.id.clone())).await?;
+    if let Some(level) = fence::needed(before, &tenant).filter(|_| fenced) {
+        fences::owe(db, &tenant.id, epoch, level).await?;
+    }
     Ok(Tenant { version: tenant.version + 1, ..tenant })
 }
 

@@ -1,0 +1,121 @@
+//! Fences: a change of what a promise rests on is answered only when no coordinator can go on under what was before.
+//!
+//! The transaction that makes such a change records that every storage node owes a fence. Whoever made the change has the nodes raise it,
+//! and the change is answered when enough of them have: those that have not must be too few in every range of the ring to meet any level
+//! that was allowed before. The others are asked again for as long as they owe it, by every coordinator: none of them has to live.
+//!
+//! A coordinator that has not followed the change is refused by the nodes, and begins again once it has. One that is cut off from the
+//! metadata store is refused for as long as it is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream;
+use tokio::time::{Instant, sleep};
+use witan_kernel::fault::Fault;
+use witan_kernel::fence::tolerates;
+use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::port::{Metadata, OwedFence, StoreError};
+use witan_kernel::tenant::Level;
+
+use super::{Catalog, Cluster, Refused};
+
+/// How long a change waits for the nodes' fences before it is answered that some are missing: as long as a node needs to be connected
+/// again after a restart.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The pause between two requests for the same fences.
+const AGAIN: Duration = Duration::from_millis(200);
+/// How often owed fences are looked for that nobody waits for.
+const EVERY: Duration = Duration::from_secs(5);
+/// Nodes that are asked at a time.
+const NODES: usize = 16;
+
+/// Nodes that owe a fence still, each with the reason.
+pub(super) type Lacking = BTreeMap<NodeId, String>;
+
+impl Catalog {
+    /// Whether changes are fenced from now on: every coordinator knows fences, and none can come that does not.
+    pub(super) fn fenced(&self) -> bool {
+        self.cluster.fences()
+    }
+
+    /// Has the nodes raise the fences that they owe for changes of a tenant.
+    ///
+    /// # Errors
+    /// [`Refused::FencesOwed`] when they are not enough after [`PATIENCE`]: the change is stored, and must not be answered as made.
+    pub(super) async fn fences_of(&self, tenant: &TenantId, replication_factor: u8) -> Result<(), Refused> {
+        if Fault::FenceNotAwaited.is_on() {
+            return Ok(());
+        }
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let (lacking, level) = self.raise(tenant).await?;
+            let lacks = |node: &NodeId| lacking.contains_key(node);
+            if tolerates(&self.cluster.ring(), replication_factor, level, lacks) {
+                return Ok(());
+            }
+            if Instant::now() + AGAIN >= until {
+                return Err(Refused::FencesOwed { tenant: tenant.clone(), lacking });
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Every node with the same reason.
+    pub(super) fn every_node(&self, why: &str) -> Lacking {
+        self.cluster.ring().nodes().iter().map(|node| (node.clone(), why.to_owned())).collect()
+    }
+
+    /// Asks every node that owes a fence for this tenant to raise it. Returns those that owe one still, and the least level that was
+    /// allowed before the changes.
+    async fn raise(&self, tenant: &TenantId) -> Result<(Lacking, Level), StoreError> {
+        let owed = self.metadata.owed_fences(Some(tenant)).await?;
+        let level = owed.iter().map(|owed| owed.level).min().unwrap_or(Level::All);
+        Ok((raise(self.metadata.as_ref(), self.cluster.as_ref(), owed).await, level))
+    }
+}
+
+/// Has nodes raise the fences that they owe, and forgets those that they have. Returns the nodes that owe one still.
+async fn raise(metadata: &dyn Metadata, cluster: &dyn Cluster, owed: Vec<OwedFence>) -> Lacking {
+    let each = stream::iter(owed).map(|OwedFence { tenant, node, epoch, .. }| async move {
+        let raised = match cluster.raise_fence(&node, &tenant, epoch).await {
+            Ok(()) => metadata.fence_raised(&tenant, &node, epoch).await.map_err(|error| error.to_string()),
+            Err(why) => Err(why),
+        };
+        raised.err().map(|why| (node, why))
+    });
+    each.buffered(NODES).filter_map(std::future::ready).collect().await
+}
+
+impl Catalog {
+    /// Has nodes raise the fences that they owe and that nobody waits for, for as long as it is polled: those of nodes that were away, and
+    /// of changes whose coordinator has stopped.
+    pub async fn raise_owed_fences(self: Arc<Self>) {
+        let mut known = Lacking::new();
+        loop {
+            sleep(EVERY).await;
+            let Ok(owed) = self.metadata.owed_fences(None).await else { continue };
+            let lacking = raise(self.metadata.as_ref(), self.cluster.as_ref(), owed.clone()).await;
+            let left = owed.iter().filter(|owed| lacking.contains_key(&owed.node)).count();
+            self.owed.set(left as i64);
+            if !lacking.keys().eq(known.keys()) {
+                report(&lacking);
+            }
+            known = lacking;
+        }
+    }
+}
+
+fn report(lacking: &Lacking) {
+    match lacking.is_empty() {
+        true => tracing::info!("every node has the fences of all changes"),
+        false => tracing::warn!(
+            nodes = lacking.keys().map(NodeId::as_str).collect::<Vec<_>>().join(", "),
+            why = lacking.values().next().map_or("", String::as_str),
+            "nodes lack the fences of changes, so that coordinators which are cut off from the metadata store may still use them under \
+             earlier settings"
+        ),
+    }
+}

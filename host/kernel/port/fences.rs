@@ -1,0 +1,31 @@
+//! Fences that storage nodes owe: recorded with the change that needs them, and forgotten when the node has them.
+
+use super::Answer;
+use crate::name::{NodeId, TenantId};
+use crate::tenant::Level;
+
+/// Most owed fences that one question is answered with: those of every node of the largest cluster, for one tenant.
+pub const OWED: usize = super::placement::NODES;
+
+/// A [fence](crate::fence) that a node has not confirmed yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwedFence {
+    /// The tenant that was changed.
+    pub tenant: TenantId,
+    /// The node that owes it.
+    pub node: NodeId,
+    /// The revision of the change.
+    pub epoch: u64,
+    /// The least level that operations could have before any of the changes that the fence is for.
+    pub level: Level,
+}
+
+/// Owed fences.
+pub trait FenceStore: Send + Sync + 'static {
+    /// The fences that are owed for one tenant, or for all, by tenant and node; at most [`OWED`].
+    fn owed_fences(&self, tenant: Option<&TenantId>) -> Answer<Vec<OwedFence>>;
+
+    /// A node has raised a tenant's fence to `epoch`, durably: it owes none of this or an earlier epoch. This is no change that others
+    /// follow.
+    fn fence_raised(&self, tenant: &TenantId, node: &NodeId, epoch: u64) -> Answer<()>;
+}

@@ -1,0 +1,43 @@
+//! Fences that storage nodes owe.
+
+use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::port::{Answer, FenceStore, OWED, OwedFence};
+use witan_kernel::tenant::Level;
+
+use super::{MemoryMetadata, State};
+
+impl State {
+    /// Every node owes the fence of a change that was made at revision `epoch`; `level`: the least that operations could have before.
+    pub(super) fn owe(&mut self, tenant: &TenantId, epoch: u64, level: Level) {
+        for node in self.nodes.keys() {
+            let owed = self.owed.entry((tenant.clone(), node.clone())).or_insert((epoch, level));
+            *owed = (epoch, level.min(owed.1));
+        }
+    }
+}
+
+impl FenceStore for MemoryMetadata {
+    fn owed_fences(&self, tenant: Option<&TenantId>) -> Answer<Vec<OwedFence>> {
+        let tenant = tenant.cloned();
+        self.answer(move |state| {
+            let asked = state.owed.iter().filter(|((of, _), _)| tenant.as_ref().is_none_or(|tenant| tenant == of));
+            let owed = asked.map(|((tenant, node), (epoch, level))| OwedFence {
+                tenant: tenant.clone(),
+                node: node.clone(),
+                epoch: *epoch,
+                level: *level,
+            });
+            Ok(owed.take(OWED).collect())
+        })
+    }
+
+    fn fence_raised(&self, tenant: &TenantId, node: &NodeId, epoch: u64) -> Answer<()> {
+        let owed = (tenant.clone(), node.clone());
+        self.answer(move |state| {
+            if state.owed.get(&owed).is_some_and(|(until, _)| *until <= epoch) {
+                state.owed.remove(&owed);
+            }
+            Ok(())
+        })
+    }
+}

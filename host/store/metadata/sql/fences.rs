@@ -1,0 +1,79 @@
+//! Fences that storage nodes owe.
+
+use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::port::{Answer, FenceStore, OWED, OwedFence, StoreError};
+use witan_kernel::tenant::Level;
+
+use super::db::{Db, Value};
+use super::row::Row;
+use super::{Driver, SqlMetadata};
+
+impl<D: Driver> FenceStore for SqlMetadata<D> {
+    fn owed_fences(&self, tenant: Option<&TenantId>) -> Answer<Vec<OwedFence>> {
+        let tenant = tenant.cloned();
+        self.read(move |db| Box::pin(owed(db, tenant)))
+    }
+
+    fn fence_raised(&self, tenant: &TenantId, node: &NodeId, epoch: u64) -> Answer<()> {
+        let (tenant, node) = (tenant.clone(), node.clone());
+        self.write(move |db| Box::pin(raised(db, tenant, node, epoch)))
+    }
+}
+
+/// Every node owes the fence of a change that the transaction makes at revision `epoch`; `level`: the least that operations could have
+/// before. What a node owes already is taken over.
+pub(super) async fn owe(db: &mut Db, tenant: &TenantId, epoch: u64, level: Level) -> Result<(), StoreError> {
+    db.execute(
+        "INSERT INTO owed_fences (tenant_id, node_id, epoch, level)
+         SELECT CAST($1 AS TEXT), node_id, CAST($2 AS BIGINT), CAST($3 AS BIGINT) FROM storage_nodes WHERE 1 = 1
+         ON CONFLICT (tenant_id, node_id) DO UPDATE SET epoch = $2,
+             level = CASE WHEN owed_fences.level < $3 THEN owed_fences.level ELSE $3 END",
+        &[Value::Text(tenant.as_str()), Value::Number(epoch), Value::Number(number(level))],
+    )
+    .await
+    .map(drop)
+}
+
+async fn owed(db: &mut Db, tenant: Option<TenantId>) -> Result<Vec<OwedFence>, StoreError> {
+    let (tenant, all) = (tenant.as_ref().map_or("", TenantId::as_str), u64::from(tenant.is_none()));
+    let rows = db
+        .rows(
+            "SELECT tenant_id, node_id, epoch, level FROM owed_fences WHERE tenant_id = $1 OR $2 = 1
+             ORDER BY tenant_id, node_id LIMIT $3",
+            &[Value::Text(tenant), Value::Number(all), Value::Number(OWED as u64)],
+        )
+        .await?;
+    rows.iter().map(fence).collect()
+}
+
+async fn raised(db: &mut Db, tenant: TenantId, node: NodeId, epoch: u64) -> Result<(), StoreError> {
+    db.execute(
+        "DELETE FROM owed_fences WHERE tenant_id = $1 AND node_id = $2 AND epoch <= $3",
+        &[Value::Text(tenant.as_str()), Value::Text(node.as_str()), Value::Number(epoch)],
+    )
+    .await
+    .map(drop)
+}
+
+/// Levels in ascending order, so that the least is the smallest.
+fn number(level: Level) -> u64 {
+    match level {
+        Level::One => 1,
+        Level::Quorum => 2,
+        Level::All => 3,
+    }
+}
+
+fn fence(row: &Row) -> Result<OwedFence, StoreError> {
+    Ok(OwedFence {
+        tenant: row.spelled("tenant_id", |text| TenantId::new(text).ok())?,
+        node: row.spelled("node_id", |text| NodeId::new(text).ok())?,
+        epoch: row.number("epoch")?,
+        level: match row.number::<u64>("level")? {
+            3 => Level::All,
+            2 => Level::Quorum,
+            // The least, should it be anything else: then more nodes have to confirm.
+            _ => Level::One,
+        },
+    })
+}

@@ -1,0 +1,13 @@
+-- Fences that storage nodes have not confirmed yet: a node that owes one may still serve coordinators which go by what the tenant's settings
+-- were before revision `epoch`. `level`: the least that operations could have then: 1 one, 2 quorum, 3 all.
+-- Adds only, so that programs of the version before go on.
+CREATE TABLE owed_fences (
+    tenant_id TEXT COLLATE "C" NOT NULL,
+    node_id TEXT COLLATE "C" NOT NULL,
+    epoch BIGINT NOT NULL CHECK (epoch > 0),
+    level BIGINT NOT NULL CHECK (level BETWEEN 1 AND 3),
+    PRIMARY KEY (tenant_id, node_id)
+);
+
+-- In a store that this version creates, fences are in use from the start.
+UPDATE cluster_state SET founded_with = founded_with || ' fences' WHERE revision = 0 AND founded_with <> '';

@@ -1,0 +1,127 @@
+//! A coordinator that is cut off from the metadata store, while others change what its operations rest on: the storage nodes refuse it.
+
+use tonic::Code;
+use witan_wire::v1;
+
+use crate::harness::{Company, Link, Refusal, Version, eventually, get, read, write};
+
+/// Two coordinators, of which the second reaches PostgreSQL over a link that can be cut.
+async fn company() -> (Company, Link) {
+    let mut company = Company::of(1).await;
+    let link = company.link_to_postgres().await;
+    company.join_over(&link).await;
+    (company, link)
+}
+
+fn update(tenant: &str) -> v1::UpdateTenantRequest {
+    v1::UpdateTenantRequest { tenant_id: tenant.to_owned(), ..v1::UpdateTenantRequest::default() }
+}
+
+fn delete(tenant: &str) -> v1::DeleteTenantRequest {
+    let tenant = tenant.to_owned();
+    v1::DeleteTenantRequest { tenant_id: tenant.clone(), confirm: tenant, ..v1::DeleteTenantRequest::default() }
+}
+
+fn assert_stale(refusal: &Refusal) {
+    assert_eq!(refusal.summary(), (Code::Aborted, "STALE_EPOCH", "not-applied", ""), "{refusal:?}");
+    assert!(refusal.message.contains("does not know of it yet"), "{refusal:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_is_cut_off_does_not_go_on_under_earlier_settings() {
+    let (company, link) = company().await;
+    let (first, cut_off) = (company.api(0), company.api(1));
+    for tenant in ["ordered", "levelled", "untouched"] {
+        first.tenant(tenant, |tenant| tenant.ordering = "clock".to_owned()).await;
+        cut_off.write(write(tenant, "k", "before")).await.expect("written");
+    }
+    link.cut();
+    let ordering = v1::UpdateTenantRequest { ordering: "quorum".to_owned(), ..update("ordered") };
+    let levels = v1::UpdateTenantRequest {
+        minimum_level: "quorum".to_owned(),
+        default_level: "quorum".to_owned(),
+        ..update("levelled")
+    };
+    for change in [ordering, levels] {
+        first.client().update_tenant(change).await.expect("the change is in force");
+    }
+    for tenant in ["ordered", "levelled"] {
+        assert_stale(&cut_off.write(write(tenant, "k", "late")).await.expect_err("a node refuses it"));
+        let mut one = read(tenant, "k");
+        one.consistency = "one".to_owned();
+        let refusal = cut_off.read(one).await.expect_err("a node refuses it");
+        assert_eq!(refusal.reason, "STALE_EPOCH", "{refusal:?}");
+        first.write(write(tenant, "k", "after")).await.expect("the coordinator that made the change goes on");
+    }
+    // Nothing has changed for this tenant: its promise of an outage of PostgreSQL holds.
+    cut_off.write(write("untouched", "k", "during")).await.expect("a known tenant that has not changed is served");
+
+    link.restore();
+    for tenant in ["ordered", "levelled"] {
+        eventually("the coordinator has followed the change", async || {
+            cut_off.write(write(tenant, "k", "again")).await.ok()
+        })
+        .await;
+        assert_eq!(&first.read(read(tenant, "k")).await.expect("read").value[..], b"again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_is_cut_off_writes_nothing_to_a_deleted_tenant() {
+    let (company, link) = company().await;
+    let (first, cut_off) = (company.api(0), company.api(1));
+    first.tenant("gone", |_| {}).await;
+    cut_off.write(write("gone", "k", "before")).await.expect("written");
+    link.cut();
+    let deleted = first.client().delete_tenant(delete("gone")).await.expect("deleted").into_inner();
+    assert_eq!(deleted.incomplete_nodes, Vec::new());
+    for n in 0..3 {
+        let mut late = write("gone", &format!("k{n}"), "late");
+        late.consistency = "one".to_owned();
+        assert_stale(&cut_off.write(late).await.expect_err("a node refuses it"));
+    }
+    for index in 0..3 {
+        assert_eq!(company.records_of(index, "gone").await, 0, "node {index}");
+    }
+    link.restore();
+    eventually("the coordinator knows of the deletion", async || {
+        let refusal = cut_off.read(read("gone", "k")).await.err()?;
+        (refusal.reason == "TENANT_NOT_FOUND").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_not_answered_while_a_node_could_serve_who_does_not_know_of_it() {
+    let (mut company, link) = company().await;
+    let first = company.api(0);
+    first.tenant("shop", |_| {}).await;
+    first.tenant("strict", |tenant| tenant.minimum_level = "quorum".to_owned()).await;
+    link.cut();
+    company.end_node(2).await;
+    let ordering = |tenant| v1::UpdateTenantRequest { ordering: "clock".to_owned(), ..update(tenant) };
+    // Without this one, no quorum can be reached under the earlier settings, and fewer were never enough.
+    first.client().update_tenant(ordering("strict")).await.expect("in force");
+    // One replica was enough for this tenant, and this node may still be one for somebody.
+    let pending = Refusal::from(first.client().update_tenant(ordering("shop")).await.expect_err("a node is away"));
+    assert_eq!(pending.summary(), (Code::Unavailable, "CHANGE_PENDING", "in-doubt", ""), "{pending:?}");
+    assert!(pending.message.contains("node-3"), "{pending:?}");
+    // Nor is one that changes nothing.
+    let again = Refusal::from(first.client().update_tenant(ordering("shop")).await.expect_err("a node is away"));
+    assert_eq!(again.reason, "CHANGE_PENDING");
+    owed(&company, 2).await;
+
+    company.start_node_alone(2, Version::This).await;
+    // Nobody has to ask again: the node gets what it owes.
+    owed(&company, 0).await;
+    first.client().update_tenant(ordering("shop")).await.expect("in force");
+}
+
+/// Waits until the first coordinator reports this number of fences that nodes owe.
+async fn owed(company: &Company, fences: u32) {
+    eventually("the fences that nodes owe are counted", async || {
+        let metrics = get(company.coordinators[0].admin, "/metrics").await.ok()?.1;
+        metrics.contains(&format!("\nwitan_owed_fences {fences}\n")).then_some(())
+    })
+    .await;
+}
