@@ -181,6 +181,10 @@ pub(crate) struct Doors {
 }
 
 impl Doors {
+    pub(crate) fn coordinator(&self) -> Arc<Coordinator<Simulated>> {
+        Arc::clone(&self.coordinator)
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.coordinator.in_flight()
     }
@@ -399,6 +403,16 @@ impl Cluster {
         let tenant = self.tenants[tenant].clone();
         let created = at_once(self.metadata.create_tenant(tenant)).expect("creates the tenant");
         self.known.add(created);
+    }
+
+    /// The metadata store.
+    pub(crate) fn metadata(&self) -> MemoryMetadata {
+        self.metadata.clone()
+    }
+
+    /// The tenants that exist.
+    pub(crate) fn known(&self) -> Known {
+        self.known.clone()
     }
 
     /// An operator declares that a copy of the whole cluster was restored.

@@ -80,6 +80,7 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::BirthOutlivesBoot => Some("restored:0"),
         Fault::EraIgnored => Some("restored:1"),
         Fault::DamageBelieved => Some("damaged:51"),
+        Fault::FenceIgnored | Fault::FenceVolatile | Fault::FenceNotAwaited | Fault::EpochOfLater => Some("fenced:0"),
         // In scenes of their own.
         Fault::DeadlineFromTurn | Fault::ReservationProlonged => Some("links:0"),
         // Those of `names` are recorded there.
@@ -109,6 +110,7 @@ fn best_scenario(fault: Fault) -> &'static str {
         Fault::SetBackStoreUsed => "copied",
         Fault::BirthOutlivesBoot | Fault::EraIgnored => "restored",
         Fault::DamageBelieved => "damaged",
+        Fault::FenceIgnored | Fault::FenceVolatile | Fault::FenceNotAwaited | Fault::EpochOfLater => "fenced",
         Fault::LevelIgnored | Fault::LateCalledUnapplied => "levels",
         Fault::MinimumIgnored => "policies",
         Fault::ContextNotAbove => "wallclock",

@@ -17,6 +17,7 @@ mod cluster;
 mod collapses;
 mod disks;
 mod faults;
+mod fences;
 mod history;
 mod names;
 mod nemesis;

@@ -14,6 +14,7 @@ use crate::check;
 use crate::client::Client;
 use crate::cluster::{Call, Cluster};
 use crate::disks;
+use crate::fences;
 use crate::history::Place;
 use crate::history::{INSPECTOR, Measured};
 use crate::nemesis::{Action, Link, Troubles, act, heal};
@@ -155,6 +156,7 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             Act::Damage => {
                 stage.command(Command::Do(Action::Damage { node: holder(&stage, 0), batches: LOST }));
             }
+            Act::Fence => fences::play(&stage).await,
             Act::Disks(scene) => disks::play(scene, &stage, &mut clients, &mut inspector).await,
             Act::WipeBoth => {
                 stage.command(Command::Wipe(holder(&stage, 0)));

@@ -76,6 +76,8 @@ pub(crate) enum Act {
     TryRepairOnFullDisks,
     /// Every client reads every key and writes it with the context that it was given.
     TidyUp,
+    /// A tenant is changed while one coordinator is cut off from the metadata store.
+    Fence,
     /// The node that is the first choice loses power, and its disk the last of what it has acknowledged.
     Damage,
     /// A node comes back with another disk, or with an earlier copy of its own.
@@ -175,7 +177,7 @@ pub(crate) struct Scenario {
 type Shape = (&'static str, fn(&mut StdRng, Scenario) -> Scenario);
 
 /// The scenarios.
-pub(crate) const SHAPES: [Shape; 32] = [
+pub(crate) const SHAPES: [Shape; 33] = [
     ("links", shapes::links),
     ("crashes", shapes::crashes),
     ("clocks", shapes::clocks),
@@ -208,6 +210,7 @@ pub(crate) const SHAPES: [Shape; 32] = [
     ("copied", stores::copied),
     ("restored", stores::restored),
     ("damaged", stores::damaged),
+    ("fenced", stores::fenced),
 ];
 
 /// A play: the index of its scenario in [`SHAPES`], and its number.

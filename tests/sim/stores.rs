@@ -125,12 +125,21 @@ pub(crate) struct View {
     pub(crate) away: Arc<AtomicBool>,
     /// Whether this coordinator has heard of a change of the tenants' default level that others have not heard of.
     ahead: Arc<AtomicBool>,
+    /// The tenants as they were when this coordinator was cut off from changes; `None`: it is not.
+    frozen: Arc<Mutex<Option<HashMap<TenantId, Arc<Tenant>>>>>,
     dice: Dice,
 }
 
 impl View {
     pub(crate) fn new(known: Known, dice: Dice) -> Self {
-        Self { known, missing: Arc::default(), away: Arc::default(), ahead: Arc::default(), dice }
+        Self {
+            known,
+            missing: Arc::default(),
+            away: Arc::default(),
+            ahead: Arc::default(),
+            frozen: Arc::default(),
+            dice,
+        }
     }
 
     /// Sets how many lookups miss the cache, per mille, and whether the metadata store can be reached then.
@@ -143,8 +152,21 @@ impl View {
         self.ahead.store(ahead, Ordering::Relaxed);
     }
 
+    /// From now on it hears of no change.
+    pub(crate) fn freeze(&self) {
+        *lock(&self.frozen) = Some(lock(&self.known.0).clone());
+    }
+
+    /// It hears of all changes again.
+    pub(crate) fn thaw(&self) {
+        *lock(&self.frozen) = None;
+    }
+
     fn look(&self, id: &TenantId) -> Option<Arc<Tenant>> {
-        let tenant = self.known.get(id)?;
+        let tenant = match &*lock(&self.frozen) {
+            Some(frozen) => frozen.get(id).cloned(),
+            None => self.known.get(id),
+        }?;
         if self.ahead.load(Ordering::Relaxed) && tenant.default_level == Level::Quorum {
             return Some(Arc::new(Tenant {
                 default_level: Level::All,

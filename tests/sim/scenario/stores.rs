@@ -37,6 +37,13 @@ fn disks(scenario: &mut Scenario) {
     scenario.manner.weak = 0;
 }
 
+/// A tenant for which one replica was enough needs a quorum from now on, and a coordinator does not know of it.
+pub(super) fn fenced(_: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    disks(&mut scenario);
+    scenario.casts.truncate(1);
+    play(scenario, vec![OVERTURE, Act::Fence, Act::Settle, FINALE])
+}
+
 /// A node loses acknowledged writes, and is replaced later.
 pub(super) fn damaged(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     (scenario.strict, scenario.nodes) = (true, 3);

@@ -1,0 +1,226 @@
+//! Changes of a tenant while a coordinator is cut off from the metadata store: what was allowed before must not be acknowledged once the
+//! change is answered, by whoever does not know of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use witan_control::{Catalog, Cluster, Held, Refused, TurnLimits};
+use witan_coordinate::{Coordinator, ReadRequest, WriteRequest};
+use witan_kernel::failure::{Failed, Failure};
+use witan_kernel::hook::{Pending, ReplicaState};
+use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::port::{ChangeLog, Metadata, Slot, StorageNode, StoreError};
+use witan_kernel::ring::Ring;
+use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
+use witan_kernel::tenant::{Level, Tenant};
+use witan_memory::MemoryMetadata;
+
+use crate::cluster::{Call, Simulated};
+use crate::nemesis::{Action, Link};
+use crate::repairs::{NOTICED, holder};
+use crate::stage::{Command, Stage};
+use crate::stores::Known;
+use crate::world::to_value;
+
+/// The coordinator that changes the tenant.
+const KNOWS: usize = 0;
+/// The coordinator that is cut off from the metadata store.
+const CUT_OFF: usize = 1;
+/// Operations of the coordinator that is cut off, at each step.
+const OPERATIONS: u32 = 6;
+/// How long a client waits for an answer.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// Changes the first tenant, which one replica was enough for, into one that needs a quorum.
+pub(crate) async fn play(stage: &Stage) {
+    let cluster = &stage.cluster;
+    let metadata = cluster.metadata();
+    let tenant = cluster.tenants[0].id.clone();
+    follow(stage, &metadata, &[KNOWS, CUT_OFF]).await;
+    cluster.coordinators[CUT_OFF].view.freeze();
+    let Some(doors) = cluster.coordinators[KNOWS].doors() else { return };
+    let local = Local { coordinator: doors.coordinator(), known: cluster.known() };
+    let store: Arc<dyn Metadata> = Arc::new(metadata.clone());
+    let catalog = Arc::new(Catalog::new(store, Arc::new(local), Some([1; 16]), TurnLimits::CHANGES));
+
+    // One replica cannot be reached by whom the change is made through, but by the other one it can.
+    let away = holder(stage, 2);
+    let link = |becomes| Command::Do(Action::Link { coordinator: KNOWS, node: away, becomes });
+    stage.command(link(Link::Cut));
+    tokio::time::sleep(NOTICED).await;
+    let answered = change(&catalog, &tenant).await;
+    stage.note(|| format!("the change is answered: {answered:?}"));
+    if answered.is_ok() {
+        operate(stage, "a node had not confirmed the change", None).await;
+    }
+    stage.command(link(Link::Up));
+    tokio::time::sleep(NOTICED).await;
+    let mut answered = change(&catalog, &tenant).await;
+    for _ in 0..5 {
+        if answered.is_ok() {
+            break;
+        }
+        answered = change(&catalog, &tenant).await;
+    }
+    if let Err(error) = answered {
+        return stage.violated(format!("fence: all nodes are there, and the change is not answered: {error}"));
+    }
+    operate(stage, "the change was answered", None).await;
+    for node in 0..cluster.nodes.len() {
+        stage.command(Command::Do(Action::CrashNode { node, survives: 1000 }));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stage.command(Command::Do(Action::RestartNode { node }));
+    }
+    tokio::time::sleep(NOTICED).await;
+    operate(stage, "the nodes were started again", None).await;
+    // It hears of the change while operations are under way.
+    let hears = async {
+        tokio::time::sleep(Duration::from_millis(4)).await;
+        cluster.coordinators[CUT_OFF].view.thaw();
+        follow(stage, &metadata, &[KNOWS, CUT_OFF]).await;
+    };
+    let quorum = Level::Quorum.required(cluster.tenants[0].replication_factor);
+    futures::future::join(operate(stage, "it hears of the change", Some(quorum)), hears).await;
+}
+
+/// The coordinators have followed all changes.
+async fn follow(stage: &Stage, metadata: &MemoryMetadata, coordinators: &[usize]) {
+    let Ok(changes) = metadata.changes(u64::MAX).await else { return };
+    for coordinator in coordinators {
+        if let Some(doors) = stage.cluster.coordinators[*coordinator].doors() {
+            doors.coordinator().set_followed(changes.revision);
+        }
+    }
+}
+
+async fn change(catalog: &Arc<Catalog>, tenant: &TenantId) -> Result<Tenant, Refused> {
+    let turn = catalog.changes().take(None)?;
+    catalog.update_tenant(turn, tenant, 0, |tenant| tenant.minimum_level = Level::Quorum).await
+}
+
+/// Operations at level one through the coordinator that is cut off. None may succeed with fewer replicas than `least`; `None`: none may.
+async fn operate(stage: &Stage, since: &str, least: Option<u8>) {
+    let Some(doors) = stage.cluster.coordinators[CUT_OFF].doors() else { return };
+    let (tenant, key) = (stage.cluster.tenants[0].id.clone(), crate::world::key(FENCED_KEY));
+    let write = |number: u32| {
+        let (to, answer) = oneshot::channel();
+        let request = WriteRequest {
+            tenant: tenant.clone(),
+            key: key.clone(),
+            value: Some(to_value(&[number].into(), 0)),
+            level: Some(Level::One),
+            // A name is claimed between plan and first request.
+            idempotency_key: number.is_multiple_of(2).then(|| format!("{since} {number}")),
+            context: Bytes::new(),
+            arrived: None,
+            timeout: Some(PATIENCE),
+        };
+        let _ = doors.calls.send(Call::Write(request, to));
+        async move { answer.await.ok()?.ok().map(|written| written.replicas) }
+    };
+    let read = || {
+        let (to, answer) = oneshot::channel();
+        let (tenant, key) = (tenant.clone(), key.clone());
+        let request = ReadRequest { tenant, key, level: Some(Level::One), arrived: None, timeout: Some(PATIENCE) };
+        let _ = doors.calls.send(Call::Read(request, to));
+        async move {
+            let answer = answer.await.ok()?;
+            matches!(answer, Ok(_) | Err(Failed { failure: Failure::KeyNotFound { .. }, .. })).then_some(())
+        }
+    };
+    for replicas in join_all((0..OPERATIONS).map(write)).await.into_iter().flatten() {
+        if least.is_none_or(|least| replicas < least) {
+            stage.violated(format!("fence: {since}, and a write of before succeeded on {replicas} replicas"));
+        }
+    }
+    if least.is_none() && read().await.is_some() {
+        stage.violated(format!("fence: {since}, and a read of before was answered"));
+    }
+}
+
+/// A key that no client uses.
+const FENCED_KEY: usize = 99;
+
+/// The coordinator through which the change is made.
+struct Local {
+    coordinator: Arc<Coordinator<Simulated>>,
+    known: Known,
+}
+
+fn done<T: Send + 'static>(answer: T) -> Pending<T> {
+    Box::pin(std::future::ready(answer))
+}
+
+impl Cluster for Local {
+    fn tenant_changed(&self, tenant: Tenant) {
+        self.known.add(tenant);
+    }
+
+    fn tenant_outdated(&self, _: &TenantId) -> Pending<Result<(), StoreError>> {
+        done(Ok(()))
+    }
+
+    fn tenants_outdated(&self) -> Pending<Result<(), StoreError>> {
+        done(Ok(()))
+    }
+
+    fn secrets_outdated(&self) -> Pending<Result<(), StoreError>> {
+        done(Ok(()))
+    }
+
+    fn plugins_outdated(&self, _: Option<Vec<Slot>>) -> Pending<Result<(), StoreError>> {
+        done(Ok(()))
+    }
+
+    fn tokens_outdated(&self) -> Pending<Result<(), StoreError>> {
+        done(Ok(()))
+    }
+
+    fn tokens_confirmed(&self) {}
+
+    fn fences(&self) -> bool {
+        true
+    }
+
+    fn ring(&self) -> Arc<Ring> {
+        self.coordinator.ring()
+    }
+
+    fn raise_fence(&self, node: &NodeId, tenant: &TenantId, epoch: u64) -> Pending<Result<(), String>> {
+        let (coordinator, node, tenant) = (Arc::clone(&self.coordinator), node.clone(), tenant.clone());
+        Box::pin(async move {
+            let raised = coordinator.ports().replicas.raise_fence(&node, Some(&tenant), epoch).await;
+            raised.map(drop).map_err(|error| error.to_string())
+        })
+    }
+
+    fn placement_changed(&self, _: u64, _: &[StorageNode]) {}
+
+    fn state(&self, _: &NodeId) -> ReplicaState {
+        ReplicaState { reachable: true, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 }
+    }
+
+    fn fullness(&self, _: &NodeId) -> Pending<Option<Fullness>> {
+        done(None)
+    }
+
+    fn trust(&self, _: &NodeId) -> Option<Trust> {
+        Some(Trust::Whole)
+    }
+
+    fn stores_changed(&self) -> Pending<()> {
+        done(())
+    }
+
+    fn remove_records(&self, _: &TenantId, _: Instant) -> Pending<Removed> {
+        done(Removed::default())
+    }
+
+    fn hold(&self) -> Pending<Held> {
+        done(Box::new(()) as Held)
+    }
+}
