@@ -295,7 +295,7 @@ pub async fn run(cli: Cli, loaded: Option<(Loaded, Option<LogFilter>)>) -> anyho
         Command::Dev(args) => dev::run(args).await,
         Command::Serve(_) => {
             let (loaded, log) = loaded.context("the configuration was not read")?;
-            serve::run(loaded, log).await
+            serve::run(loaded, log, &global).await
         }
         Command::Node(args) => node::run(args).await,
         Command::Doctor(args) => doctor::run(&global, args).await,

@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use witan_kernel::durability::Durability;
 
 use super::choice::{self, spelling};
-use super::{Global, args, output};
+use super::{Global, args, client, output};
 use crate::config::{Flag, Inputs, Loaded, NotANode, Problems, node};
 use crate::process::coordinator;
+use crate::process::stores::IdLost;
 use crate::process::telemetry::LogFilter;
 
 /// Flags of `witan serve`. Each overrides the file and the environment.
@@ -105,14 +106,23 @@ impl Args {
     }
 }
 
+/// The exit code of a coordinator whose id another process has taken: whoever starts it again should look first.
+const ID_LOST: u8 = 3;
+
 /// Runs a coordinator until SIGINT or SIGTERM.
 ///
 /// `log` changes what is logged, where the configuration decides that.
-pub async fn run(loaded: Loaded, log: Option<LogFilter>) -> anyhow::Result<ExitCode> {
+pub async fn run(loaded: Loaded, log: Option<LogFilter>, global: &Global) -> anyhow::Result<ExitCode> {
     let ready = |address, admin| {
         // Nobody waits for this line if standard output is closed.
         let _ = output::line(&format!("ready address={address} admin={admin}"));
     };
-    coordinator::run(loaded, log, ready).await?;
-    Ok(ExitCode::SUCCESS)
+    match coordinator::run(loaded, log, ready).await {
+        // Returned rather than reported by the caller, which has one code for every failure.
+        Err(error) if error.is::<IdLost>() => {
+            client::report(&error, global.output);
+            Ok(ExitCode::from(ID_LOST))
+        }
+        ended => ended.map(|()| ExitCode::SUCCESS),
+    }
 }

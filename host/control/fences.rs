@@ -18,6 +18,7 @@ use witan_kernel::fault::Fault;
 use witan_kernel::fence::tolerates;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{Metadata, OwedFence, StoreError};
+use witan_kernel::scan::Removed;
 use witan_kernel::tenant::Level;
 
 use super::{Catalog, Cluster, Refused};
@@ -89,7 +90,49 @@ async fn raise(metadata: &dyn Metadata, cluster: &dyn Cluster, owed: Vec<OwedFen
     each.buffered(NODES).filter_map(std::future::ready).collect().await
 }
 
+/// How often nodes are asked again to remove what a deletion has left.
+const REMOVE_EVERY: Duration = Duration::from_secs(10);
+/// How long ago a tenant must have been deleted until its records are removed without being asked for: by then the call that has deleted
+/// it, which removes them as well, has usually ended.
+const LEFT_AFTER_MS: u64 = 20_000;
+
 impl Catalog {
+    /// Removes a deleted tenant's records from these nodes, or from every one, and notes the nodes that hold none any longer. Those do not
+    /// count that a coordinator which does not know of the deletion could still write to.
+    pub(super) async fn remove_records(&self, tenant: &TenantId, from: Option<Vec<NodeId>>, until: Instant) -> Removed {
+        let asked = from.clone().unwrap_or_else(|| self.cluster.ring().nodes().to_vec());
+        let lacking =
+            self.raise(tenant).await.map_or_else(|error| self.every_node(&error.to_string()), |raised| raised.0);
+        let removed = self.cluster.remove_records(tenant, from, until).await;
+        let left = |node: &&NodeId| removed.incomplete.contains_key(*node) || lacking.contains_key(*node);
+        for node in asked.iter().filter(|node| !left(node)) {
+            // What is not noted is removed again, and there is nothing left then.
+            if let Err(error) = self.metadata.records_removed(tenant, node).await {
+                tracing::debug!(%error, %tenant, %node, "that a node holds no record of a deleted tenant could not be noted");
+            }
+        }
+        removed
+    }
+
+    /// Removes what deletions have left on nodes that could not be reached then, for as long as it is polled.
+    pub async fn remove_leftovers(self: Arc<Self>) {
+        loop {
+            sleep(REMOVE_EVERY).await;
+            let Ok(now) = self.metadata.now_ms().await else { continue };
+            let Ok(owed) = self.metadata.owed_removals(now.saturating_sub(LEFT_AFTER_MS)).await else { continue };
+            let mut of: BTreeMap<TenantId, Vec<NodeId>> = BTreeMap::new();
+            for (tenant, node) in owed {
+                of.entry(tenant).or_default().push(node);
+            }
+            for (tenant, nodes) in of {
+                let removed = self.remove_records(&tenant, Some(nodes), Instant::now() + REMOVE_EVERY).await;
+                if removed.records > 0 {
+                    tracing::info!(%tenant, records = removed.records, "removed what the deletion of a tenant had left");
+                }
+            }
+        }
+    }
+
     /// Has nodes raise the fences that they owe and that nobody waits for, for as long as it is polled: those of nodes that were away, and
     /// of changes whose coordinator has stopped.
     pub async fn raise_owed_fences(self: Arc<Self>) {

@@ -171,7 +171,7 @@ pub(super) mod tests {
         fn stores_changed(&self) -> Pending<()> {
             Box::pin(std::future::ready(()))
         }
-        fn remove_records(&self, _: &TenantId, _: tokio::time::Instant) -> Pending<Removed> {
+        fn remove_records(&self, _: &TenantId, _: Option<Vec<NodeId>>, _: tokio::time::Instant) -> Pending<Removed> {
             Box::pin(std::future::ready(Removed::default()))
         }
         fn hold(&self) -> Pending<Held> {

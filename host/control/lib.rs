@@ -116,8 +116,8 @@ pub trait Cluster: Send + Sync + 'static {
     /// Checks again what the stores of nodes may be used for.
     fn stores_changed(&self) -> Pending<()>;
 
-    /// Removes a deleted tenant's records from every node, as far as possible before `until`.
-    fn remove_records(&self, tenant: &TenantId, until: Instant) -> Pending<Removed>;
+    /// Removes a deleted tenant's records from these nodes, or from every one, as far as possible before `until`.
+    fn remove_records(&self, tenant: &TenantId, from: Option<Vec<NodeId>>, until: Instant) -> Pending<Removed>;
 
     /// Blocks clients' operations, once those in flight have ended, until the returned guard is dropped.
     fn hold(&self) -> Pending<Held>;

@@ -113,7 +113,7 @@ impl Catalog {
                 // Past the deadline, no node is asked to remove records either, and each is reported.
                 Ok(Ok(())) | Err(_) => BTreeMap::new(),
             };
-            let mut removed = catalog.cluster.remove_records(&id, until).await;
+            let mut removed = catalog.remove_records(&id, None, until).await;
             for (node, why) in lacking {
                 let why = format!("coordinators that do not know of the deletion may still write to it: {why}");
                 removed.incomplete.entry(node).or_insert(why);

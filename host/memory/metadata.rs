@@ -1,6 +1,6 @@
 //! Metadata in memory: the state, and how an operation runs on it. Each subject's operations are in a module of their own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex};
 
@@ -47,6 +47,7 @@ struct State {
     placement_epoch: u64,
     stores: BTreeMap<StoreId, StoreOnRecord>,
     owed: BTreeMap<(TenantId, NodeId), (u64, Level)>,
+    owed_removals: BTreeSet<(TenantId, NodeId)>,
     coordinators: BTreeMap<NodeId, CoordinatorOnRecord>,
     artifacts: BTreeMap<Digest, Component>,
     bindings: BTreeMap<SlotKey, BindingOnRecord>,

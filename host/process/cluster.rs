@@ -237,9 +237,9 @@ impl Cluster for Local {
         Box::pin(async move { lanes.meet_again(true).await })
     }
 
-    fn remove_records(&self, tenant: &TenantId, until: Instant) -> Pending<Removed> {
+    fn remove_records(&self, tenant: &TenantId, from: Option<Vec<NodeId>>, until: Instant) -> Pending<Removed> {
         let (upkeep, tenant) = (Arc::clone(&self.upkeep), tenant.clone());
-        Box::pin(async move { upkeep.remove_records(&tenant, until).await })
+        Box::pin(async move { upkeep.remove_records(&tenant, from, until).await })
     }
 
     fn hold(&self) -> Pending<Held> {

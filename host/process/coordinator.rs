@@ -52,9 +52,10 @@ pub async fn run(
     };
     tokio::spawn(reread.run(stop.clone()));
     ready(serving.address, serving.admin_address);
+    let stopping = serving.stopping.clone();
     tokio::select! {
         ended = serving.ended() => ended?,
-        () = overdue(stop, drain) => {
+        () = overdue(stopping, drain) => {
             tracing::warn!("shutdown timed out; in-flight work was abandoned and the lease will expire on its own");
         }
     }

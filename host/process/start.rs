@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use witan_control::{Catalog, Cluster, TenantCache, TurnLimits, follow, register, ring};
 use witan_coordinate::{Coordinator, Ports};
@@ -29,7 +29,7 @@ use super::reload::Reloads;
 use super::room::Room;
 use super::secured::Secured;
 use super::signal::stopped;
-use super::stores::{Idempotency, Seat};
+use super::stores::{IdLost, Idempotency, Seat};
 use super::system::{SystemClock, SystemRandomness, unix_ms};
 use super::world::{Real, Registered};
 use super::{plugins, stores};
@@ -50,6 +50,9 @@ pub struct Serving {
     access: Arc<Access>,
     idempotency: Idempotency,
     seat: Option<JoinHandle<()>>,
+    /// Turns true when it is to stop: at the stop signal, or when another process has taken its id.
+    pub stopping: watch::Receiver<bool>,
+    lost: JoinHandle<Option<IdLost>>,
     /// Turns true when the servers have stopped.
     over: watch::Sender<bool>,
 }
@@ -69,8 +72,32 @@ impl Serving {
         }
         self.idempotency.close().await;
         self.access.close().await;
-        Ok(())
+        match self.lost.await.context("stop")? {
+            Some(lost) => Err(lost.into()),
+            None => Ok(()),
+        }
     }
+}
+
+/// A signal to stop that is also given when another process takes this coordinator's id, and the task that waits for either.
+fn until_lost(
+    stop: watch::Receiver<bool>,
+    lost: oneshot::Receiver<IdLost>,
+) -> (watch::Receiver<bool>, JoinHandle<Option<IdLost>>) {
+    let (stopping, halted) = watch::channel(false);
+    let waiting = tokio::spawn(async move {
+        let lost = tokio::select! {
+            () = stopped(stop) => None,
+            // Never for a coordinator with embedded stores, which has no lease.
+            Ok(lost) = lost => Some(lost),
+        };
+        if let Some(lost) = &lost {
+            tracing::error!(error = %lost, "shutting down");
+        }
+        stopping.send_replace(true);
+        lost
+    });
+    (halted, waiting)
 }
 
 /// Opens the stores, connects to the nodes, and serves until `stop` turns true. `live` holds the settings that may change at run
@@ -86,7 +113,9 @@ pub async fn start(
 ) -> anyhow::Result<Serving> {
     let listeners = Listeners::bind(&config).await?;
     let (over, ended) = watch::channel(false);
-    let member = Member::join(&config, listeners.address, ended.clone()).await?;
+    let (losing, lost) = oneshot::channel();
+    let member = Member::join(&config, listeners.address, ended.clone(), losing).await?;
+    let (stop, lost) = until_lost(stop, lost);
     let parts = Parts::assemble(&config, &member, &listeners.secured).await?;
     let catalog = parts.follow_others(&member, &config, ended.clone()).await?;
 
@@ -116,6 +145,7 @@ pub async fn start(
     let issuance = Issuance::new(Arc::clone(&parts.access), Arc::clone(&member.metadata), config.tenants.max_tokens);
     let services = parts.services(catalog, issuance, live, &stop);
     let grpc = tokio::spawn(server::serve(incoming, services, bounds, stopped(stop.clone())));
+    let stopping = stop.clone();
     // Not earlier: what is in it may take long to compile.
     parts.plugins.watch_folder().context("watch the plugin folder")?;
     Ok(Serving {
@@ -126,6 +156,8 @@ pub async fn start(
         access: parts.access,
         idempotency: parts.idempotency,
         seat: member.seat,
+        stopping,
+        lost,
         over,
     })
 }
@@ -168,7 +200,12 @@ struct Member {
 }
 
 impl Member {
-    async fn join(config: &Config, address: SocketAddr, ended: watch::Receiver<bool>) -> anyhow::Result<Self> {
+    async fn join(
+        config: &Config,
+        address: SocketAddr,
+        ended: watch::Receiver<bool>,
+        lost: oneshot::Sender<IdLost>,
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
         let metadata = stores::metadata(&config.shared, &config.data_dir).await?;
         let instance: Option<[u8; 16]> = config.shared.postgres.is_some().then(rand::random);
@@ -178,7 +215,7 @@ impl Member {
                 let version = env!("CARGO_PKG_VERSION").to_owned();
                 let capabilities = OF_COORDINATORS.map(str::to_owned).to_vec();
                 let claim = Claim { node_id, instance, address: address.to_string(), version, capabilities };
-                Some(tokio::spawn(Seat::take(Arc::clone(&metadata), claim).await?.keep(ended)))
+                Some(tokio::spawn(Seat::take(Arc::clone(&metadata), claim).await?.keep(ended, lost)))
             }
             None => None,
         };
@@ -269,11 +306,13 @@ impl Parts {
         let expiring = leases_expire(Arc::clone(&local));
         let catalog = Arc::new(catalog);
         let raising = Arc::clone(&catalog).raise_owed_fences();
+        let removing = Arc::clone(&catalog).remove_leftovers();
         let following = follow(Arc::clone(&member.metadata), local, member.revision);
         tokio::spawn(async move {
             tokio::select! {
                 () = following => {}
                 () = raising => {}
+                () = removing => {}
                 never = expiring => match never {},
                 () = stopped(ended) => {}
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use witan_kernel::idempotency::{Name, Step, Stepped};
 use witan_kernel::port::{Claim, Durability, IdempotencyStore, Metadata, StoreError};
 use witan_node::engine::fjall::holder;
@@ -98,6 +98,14 @@ impl IdempotencyStore for Idempotency {
     }
 }
 
+/// Another process coordinates under this process's id.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0}: this process was cut off from the metadata store for longer than its lease, and another one has taken its id since; every \
+     coordinator needs a unique id: stop one of the two, or give it another one with --node-id"
+)]
+pub struct IdLost(String);
+
 /// The lease on a coordinator's id, which keeps other processes from using the id.
 pub(crate) struct Seat {
     metadata: Arc<dyn Metadata>,
@@ -124,20 +132,22 @@ impl Seat {
         }
     }
 
-    /// Renews the lease until the stop signal, then releases it.
-    pub(crate) async fn keep(self, stop: watch::Receiver<bool>) {
+    /// Renews the lease until the stop signal, then releases it; `lost` is told when another process has taken the id.
+    pub(crate) async fn keep(self, stop: watch::Receiver<bool>, lost: oneshot::Sender<IdLost>) {
         let stopped = stopped(stop);
         tokio::pin!(stopped);
-        let mut lost = false;
+        let mut failing = false;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(RENEW) => {}
                 () = &mut stopped => break,
             }
             match self.metadata.hold_lease(self.claim.clone(), LEASE.as_millis() as u64).await {
-                Ok(_) => lost = false,
-                // Reported once, and not fatal: the id names this process in logs and to nodes, and no guarantee depends on it.
-                Err(error) if !std::mem::replace(&mut lost, true) => {
+                Ok(_) => failing = false,
+                // It was cut off for longer than its lease, and another process has the id: two must not go under one.
+                Err(StoreError::Conflict(held)) => return drop(lost.send(IdLost(held))),
+                // Reported once. Known tenants are served through an outage of the metadata store.
+                Err(error) if !std::mem::replace(&mut failing, true) => {
                     tracing::error!(%error, "the lease on this coordinator's id could not be renewed");
                 }
                 Err(_) => {}

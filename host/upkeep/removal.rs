@@ -20,22 +20,23 @@ const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(200);
 
 impl<W: World> Upkeep<W> {
-    /// Removes a tenant's records from every node, as far as possible before `until`. Idempotent. The tenant must be deleted
-    /// already: records written during the removal may remain.
-    pub async fn remove_records(&self, tenant: &TenantId, until: Instant) -> Removed {
-        let ring = self.coordinator.ring();
+    /// Removes a tenant's records from these nodes, or from every one, as far as possible before `until`. Idempotent. The tenant must be
+    /// deleted already: records written during the removal may remain.
+    pub async fn remove_records(&self, tenant: &TenantId, from: Option<Vec<NodeId>>, until: Instant) -> Removed {
+        let from = from.unwrap_or_else(|| self.coordinator.ring().nodes().to_vec());
         let Some(task) =
             self.runner.begin(Kind::Removal, Some(tenant), || format!("remove the records of tenant {tenant}"))
         else {
-            return refused(ring.nodes());
+            return refused(&from);
         };
-        let nodes = stream::iter(ring.nodes().to_vec());
+        let all = from.len() as u64;
+        let nodes = stream::iter(from);
         let each = nodes.map(|node| async move {
             let (records, why) = self.remove_from(&node, tenant, until).await;
             (node, records, why)
         });
         let mut removed = Removed::default();
-        let mut progress = Progress { done: 0, of: Some(ring.nodes().len() as u64) };
+        let mut progress = Progress { done: 0, of: Some(all) };
         let mut each = each.buffer_unordered(NODES);
         while let Some((node, records, why)) = each.next().await {
             removed.records += records;

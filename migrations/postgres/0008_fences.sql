@@ -9,5 +9,12 @@ CREATE TABLE owed_fences (
     PRIMARY KEY (tenant_id, node_id)
 );
 
+-- Nodes from which the records of a deleted tenant have not been removed yet.
+CREATE TABLE owed_removals (
+    tenant_id TEXT COLLATE "C" NOT NULL,
+    node_id TEXT COLLATE "C" NOT NULL,
+    PRIMARY KEY (tenant_id, node_id)
+);
+
 -- In a store that this version creates, fences are in use from the start.
 UPDATE cluster_state SET founded_with = founded_with || ' fences' WHERE revision = 0 AND founded_with <> '';

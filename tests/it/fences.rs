@@ -1,9 +1,11 @@
 //! A coordinator that is cut off from the metadata store, while others change what its operations rest on: the storage nodes refuse it.
 
+use std::net::SocketAddr;
+
 use tonic::Code;
 use witan_wire::v1;
 
-use crate::harness::{Company, Link, Refusal, Version, eventually, get, read, write};
+use crate::harness::{Company, Link, Process, Refusal, Version, eventually, get, own_address, read, write};
 
 /// Two coordinators, of which the second reaches PostgreSQL over a link that can be cut.
 async fn company() -> (Company, Link) {
@@ -92,6 +94,24 @@ async fn a_coordinator_that_is_cut_off_writes_nothing_to_a_deleted_tenant() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_deletion_has_left_is_removed_without_a_second_call() {
+    let mut company = Company::of(1).await;
+    let first = company.api(0);
+    first.tenant("gone", |_| {}).await;
+    for n in 0..20 {
+        first.write(write("gone", &format!("k{n}"), "v")).await.expect("written");
+    }
+    eventually("every node has every record", async || (company.records_of(2, "gone").await == 20).then_some(())).await;
+    company.end_node(2).await;
+    let deleted = first.client().delete_tenant(delete("gone")).await.expect("deleted").into_inner();
+    let left: Vec<&str> = deleted.incomplete_nodes.iter().map(|node| node.node_id.as_str()).collect();
+    assert_eq!(left, ["node-3"]);
+    company.start_node_alone(2, Version::This).await;
+    assert_eq!(company.records_of(2, "gone").await, 20);
+    eventually("its records are removed", async || (company.records_of(2, "gone").await == 0).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_not_answered_while_a_node_could_serve_who_does_not_know_of_it() {
     let (mut company, link) = company().await;
     let first = company.api(0);
@@ -124,4 +144,21 @@ async fn owed(company: &Company, fences: u32) {
         metrics.contains(&format!("\nwitan_owed_fences {fences}\n")).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_whose_id_another_process_has_taken_stops() {
+    let (mut company, link) = company().await;
+    link.cut();
+    // The lease of the one that is cut off expires, and a process of the same id takes it.
+    let free = SocketAddr::new(own_address(), 0);
+    let command = company.command("coordinator-2", free, free);
+    let mut taker = Process::start("taker", command, company.folder.path());
+    taker.ready().await;
+    link.restore();
+    let loser = company.coordinators[1].process.as_mut().expect("it runs");
+    assert_eq!(loser.ended().await.code(), Some(3), "{}", loser.tail());
+    let said = loser.tail();
+    assert!(said.contains("another one has taken its id") && said.contains("--node-id"), "{said}");
+    taker.end().await;
 }

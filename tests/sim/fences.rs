@@ -216,7 +216,7 @@ impl Cluster for Local {
         done(())
     }
 
-    fn remove_records(&self, _: &TenantId, _: Instant) -> Pending<Removed> {
+    fn remove_records(&self, _: &TenantId, _: Option<Vec<NodeId>>, _: Instant) -> Pending<Removed> {
         done(Removed::default())
     }
 

@@ -101,9 +101,11 @@ impl IdempotencyStore for Idempotency {
     }
 }
 
+type ById = HashMap<TenantId, Arc<Tenant>>;
+
 /// The tenants that exist.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Known(Arc<Mutex<HashMap<TenantId, Arc<Tenant>>>>);
+pub(crate) struct Known(Arc<Mutex<ById>>);
 
 impl Known {
     pub(crate) fn add(&self, tenant: Tenant) {
@@ -126,7 +128,7 @@ pub(crate) struct View {
     /// Whether this coordinator has heard of a change of the tenants' default level that others have not heard of.
     ahead: Arc<AtomicBool>,
     /// The tenants as they were when this coordinator was cut off from changes; `None`: it is not.
-    frozen: Arc<Mutex<Option<HashMap<TenantId, Arc<Tenant>>>>>,
+    frozen: Arc<Mutex<Option<ById>>>,
     dice: Dice,
 }
 

@@ -1,10 +1,11 @@
-//! Fences that storage nodes owe: recorded with the change that needs them, and forgotten when the node has them.
+//! What storage nodes owe for a change: fences, and the removal of a deleted tenant's records. Recorded with the change, and forgotten
+//! when the node has done it.
 
 use super::Answer;
 use crate::name::{NodeId, TenantId};
 use crate::tenant::Level;
 
-/// Most owed fences that one question is answered with: those of every node of the largest cluster, for one tenant.
+/// Most owed fences or removals that one question is answered with: those of every node of the largest cluster, for one tenant.
 pub const OWED: usize = super::placement::NODES;
 
 /// A [fence](crate::fence) that a node has not confirmed yet.
@@ -28,4 +29,11 @@ pub trait FenceStore: Send + Sync + 'static {
     /// A node has raised a tenant's fence to `epoch`, durably: it owes none of this or an earlier epoch. This is no change that others
     /// follow.
     fn fence_raised(&self, tenant: &TenantId, node: &NodeId, epoch: u64) -> Answer<()>;
+
+    /// Nodes that may still hold records of tenants which were deleted at `deleted_by_ms` (Unix time, milliseconds) or earlier, by tenant
+    /// and node; at most [`OWED`].
+    fn owed_removals(&self, deleted_by_ms: u64) -> Answer<Vec<(TenantId, NodeId)>>;
+
+    /// A node holds no record of a deleted tenant any longer. This is no change that others follow.
+    fn records_removed(&self, tenant: &TenantId, node: &NodeId) -> Answer<()>;
 }

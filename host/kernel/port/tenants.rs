@@ -44,7 +44,7 @@ pub trait TenantStore: Send + Sync + 'static {
     fn update_tenant(&self, tenant: Tenant, fenced: bool) -> Answer<Tenant>;
 
     /// Marks a tenant that is still at `version` as deleted and returns it as stored; a deleted tenant is returned unchanged.
-    /// [`StoreError::Conflict`] when it is at another version; [`StoreError::Missing`]. `fenced`: every storage node on record owes a
-    /// fence from then on.
+    /// [`StoreError::Conflict`] when it is at another version; [`StoreError::Missing`]. Every storage node on record owes the removal of
+    /// its records from then on, and a fence if `fenced`.
     fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64, fenced: bool) -> Answer<Tenant>;
 }

@@ -181,12 +181,19 @@ async fn owed_fences<M: Metadata>(metadata: &M) {
 
     let deleted = metadata.delete_tenant(&tenant.id, fifth.version, 60, true).await.expect("deleted");
     assert_eq!(owed(None).await, both(newest().await, Level::One));
+    let removals = async |by| metadata.owed_removals(by).await.expect("the owed removals");
+    let owing = |node: &NodeId| (tenant.id.clone(), node.clone());
+    assert_eq!(removals(59).await, [], "it was deleted later");
+    assert_eq!(removals(60).await, [owing(&one), owing(&nine)]);
+    metadata.records_removed(&tenant.id, &one).await.expect("noted");
+    assert_eq!(removals(u64::MAX >> 1).await, [owing(&nine)]);
     assert_eq!(metadata.delete_tenant(&tenant.id, deleted.version, 61, true).await, Ok(deleted), "once");
     let nobody = TenantId::new("nobody").expect("valid");
     assert_eq!(owed(Some(&nobody)).await, []);
     metadata.remove_node(&nine).await.expect("removed");
     let left = owed(Some(&tenant.id)).await;
     assert_eq!(left.len(), 1, "a removed node owes nothing: {left:?}");
+    assert_eq!(removals(60).await, []);
     metadata.fence_raised(&tenant.id, &one, newest().await).await.expect("noted");
     assert_eq!(owed(None).await, []);
 }

@@ -1,4 +1,4 @@
-//! Fences that storage nodes owe.
+//! Fences and removals that storage nodes owe.
 
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{Answer, FenceStore, OWED, OwedFence};
@@ -37,6 +37,22 @@ impl FenceStore for MemoryMetadata {
             if state.owed.get(&owed).is_some_and(|(until, _)| *until <= epoch) {
                 state.owed.remove(&owed);
             }
+            Ok(())
+        })
+    }
+
+    fn owed_removals(&self, deleted_by_ms: u64) -> Answer<Vec<(TenantId, NodeId)>> {
+        self.answer(move |state| {
+            let deleted = |id: &TenantId| state.tenants.get(id).and_then(|tenant| tenant.deleted_at_ms);
+            let due = |(id, _): &&(TenantId, NodeId)| deleted(id).is_some_and(|at| at <= deleted_by_ms);
+            Ok(state.owed_removals.iter().filter(due).take(OWED).cloned().collect())
+        })
+    }
+
+    fn records_removed(&self, tenant: &TenantId, node: &NodeId) -> Answer<()> {
+        let owed = (tenant.clone(), node.clone());
+        self.answer(move |state| {
+            state.owed_removals.remove(&owed);
             Ok(())
         })
     }

@@ -81,6 +81,7 @@ impl PlacementStore for MemoryMetadata {
             state.nodes.remove(&id).ok_or_else(|| rules::no_node(&id))?;
             state.stores.retain(|_, store| store.node != id);
             state.owed.retain(|(_, node), _| *node != id);
+            state.owed_removals.retain(|(_, node)| *node != id);
             state.placement_epoch = state.changed(Changed::Nodes);
             Ok(())
         })

@@ -14,6 +14,9 @@ impl State {
         if let Some(level) = fence::needed(before, after).filter(|_| fenced) {
             self.owe(&after.id, epoch, level);
         }
+        if after.deleted_at_ms.is_some() {
+            self.owed_removals.extend(self.nodes.keys().map(|node| (after.id.clone(), node.clone())));
+        }
     }
 }
 

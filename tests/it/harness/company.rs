@@ -26,6 +26,8 @@ pub(crate) struct Company {
 pub(crate) struct Coordinator {
     id: String,
     version: Version,
+    /// The file with the address at which it reaches PostgreSQL.
+    database: String,
     pub(crate) process: Option<Process>,
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
@@ -82,7 +84,9 @@ impl Company {
         for (index, version) in coordinators.iter().enumerate() {
             let id = format!("coordinator-{}", index + 1);
             let free = SocketAddr::new(own_address(), 0);
-            company.coordinators.push(Coordinator { id, version: *version, process: None, address: free, admin: free });
+            let (version, database) = (*version, "database".to_owned());
+            let coordinator = Coordinator { id, version, database, process: None, address: free, admin: free };
+            company.coordinators.push(coordinator);
             company.start(index).await;
         }
         company
@@ -101,13 +105,23 @@ impl Company {
         address: SocketAddr,
         admin: SocketAddr,
     ) -> std::process::Command {
+        self.command_over("database", version, id, address, admin)
+    }
+
+    /// The same, of a coordinator that reaches PostgreSQL at the address in this file.
+    fn command_over(
+        &self,
+        database: &str,
+        version: Version,
+        id: &str,
+        address: SocketAddr,
+        admin: SocketAddr,
+    ) -> std::process::Command {
         let path = self.folder.path();
         let mut command = version.witan();
         command.args(["serve", "--node-id", id, "--durability", "os"]).arg("--data-dir").arg(path.join(id));
         command.args(["--listen", &address.to_string(), "--admin-listen", &admin.to_string()]);
-        // One that joined over a link has an address of its own.
-        let own = path.join(format!("database-of-{id}"));
-        command.arg("--database-url-file").arg(if own.exists() { own } else { path.join("database") });
+        command.arg("--database-url-file").arg(path.join(database));
         command.arg("--redis-url-file").arg(path.join("redis"));
         if self.pooler.is_some() && id == "coordinator-1" {
             command.env("WITAN_DATABASE__DIRECT_URL", self.postgres.url());
@@ -125,9 +139,10 @@ impl Company {
     pub(crate) async fn join_over(&mut self, link: &Link) {
         let (id, index) = (format!("coordinator-{}", self.coordinators.len() + 1), self.coordinators.len());
         let url = self.postgres.url().replace(&self.postgres.address().to_string(), &link.address.to_string());
-        std::fs::write(self.folder.path().join(format!("database-of-{id}")), url).expect("write a file");
-        let free = SocketAddr::new(own_address(), 0);
-        self.coordinators.push(Coordinator { id, version: Version::This, process: None, address: free, admin: free });
+        let (database, free) = (format!("database-of-{id}"), SocketAddr::new(own_address(), 0));
+        std::fs::write(self.folder.path().join(&database), url).expect("write a file");
+        let version = Version::This;
+        self.coordinators.push(Coordinator { id, version, database, process: None, address: free, admin: free });
         self.start(index).await;
     }
 
@@ -141,8 +156,8 @@ impl Company {
 
     /// Starts a coordinator at its old address, and waits until it is ready.
     pub(crate) async fn start(&mut self, index: usize) {
-        let Coordinator { id, version, address, admin, .. } = &self.coordinators[index];
-        let command = self.command_of(*version, id, *address, *admin);
+        let Coordinator { id, version, database, address, admin, .. } = &self.coordinators[index];
+        let command = self.command_over(database, *version, id, *address, *admin);
         let mut process = Process::start(id, command, self.folder.path());
         process.ready().await;
         let coordinator = &mut self.coordinators[index];

@@ -1,4 +1,4 @@
-//! Fences that storage nodes owe.
+//! Fences and removals that storage nodes owe.
 
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{Answer, FenceStore, OWED, OwedFence, StoreError};
@@ -17,6 +17,15 @@ impl<D: Driver> FenceStore for SqlMetadata<D> {
     fn fence_raised(&self, tenant: &TenantId, node: &NodeId, epoch: u64) -> Answer<()> {
         let (tenant, node) = (tenant.clone(), node.clone());
         self.write(move |db| Box::pin(raised(db, tenant, node, epoch)))
+    }
+
+    fn owed_removals(&self, deleted_by_ms: u64) -> Answer<Vec<(TenantId, NodeId)>> {
+        self.read(move |db| Box::pin(removals(db, deleted_by_ms)))
+    }
+
+    fn records_removed(&self, tenant: &TenantId, node: &NodeId) -> Answer<()> {
+        let (tenant, node) = (tenant.clone(), node.clone());
+        self.write(move |db| Box::pin(removed(db, tenant, node)))
     }
 }
 
@@ -50,6 +59,42 @@ async fn raised(db: &mut Db, tenant: TenantId, node: NodeId, epoch: u64) -> Resu
     db.execute(
         "DELETE FROM owed_fences WHERE tenant_id = $1 AND node_id = $2 AND epoch <= $3",
         &[Value::Text(tenant.as_str()), Value::Text(node.as_str()), Value::Number(epoch)],
+    )
+    .await
+    .map(drop)
+}
+
+/// Every node owes the removal of a deleted tenant's records.
+pub(super) async fn owe_removal(db: &mut Db, tenant: &TenantId) -> Result<(), StoreError> {
+    db.execute(
+        "INSERT INTO owed_removals (tenant_id, node_id)
+         SELECT CAST($1 AS TEXT), node_id FROM storage_nodes WHERE 1 = 1 ON CONFLICT DO NOTHING",
+        &[Value::Text(tenant.as_str())],
+    )
+    .await
+    .map(drop)
+}
+
+async fn removals(db: &mut Db, deleted_by_ms: u64) -> Result<Vec<(TenantId, NodeId)>, StoreError> {
+    let rows = db
+        .rows(
+            "SELECT owed_removals.tenant_id, owed_removals.node_id FROM owed_removals
+             JOIN tenants ON tenants.tenant_id = owed_removals.tenant_id
+             WHERE tenants.deleted_at <= $1 ORDER BY owed_removals.tenant_id, owed_removals.node_id LIMIT $2",
+            &[Value::Number(deleted_by_ms), Value::Number(OWED as u64)],
+        )
+        .await?;
+    let owed = |row: &Row| {
+        let tenant = row.spelled("tenant_id", |text| TenantId::new(text).ok())?;
+        Ok((tenant, row.spelled("node_id", |text| NodeId::new(text).ok())?))
+    };
+    rows.iter().map(owed).collect()
+}
+
+async fn removed(db: &mut Db, tenant: TenantId, node: NodeId) -> Result<(), StoreError> {
+    db.execute(
+        "DELETE FROM owed_removals WHERE tenant_id = $1 AND node_id = $2",
+        &[Value::Text(tenant.as_str()), Value::Text(node.as_str())],
     )
     .await
     .map(drop)

@@ -136,6 +136,7 @@ async fn remove_node(db: &mut Db, id: NodeId) -> Result<(), StoreError> {
     }
     db.execute("DELETE FROM stores WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
     db.execute("DELETE FROM owed_fences WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
+    db.execute("DELETE FROM owed_removals WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
     placement_changed(db).await
 }
 

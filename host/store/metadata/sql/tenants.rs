@@ -119,6 +119,9 @@ async fn replace(db: &mut Db, before: &Tenant, tenant: Tenant, fenced: bool) -> 
     if let Some(level) = fence::needed(before, &tenant).filter(|_| fenced) {
         fences::owe(db, &tenant.id, epoch, level).await?;
     }
+    if tenant.deleted_at_ms.is_some() {
+        fences::owe_removal(db, &tenant.id).await?;
+    }
     Ok(Tenant { version: tenant.version + 1, ..tenant })
 }
 
