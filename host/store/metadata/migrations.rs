@@ -107,7 +107,8 @@ mod tests {
                 "b2b1b9183fa4616d",
                 "1a40829405ff3e49",
                 "6fefd88acae20b0a",
-                "d8a355b5439aec61"
+                "d8a355b5439aec61",
+                "0b885d9488ccb1cb"
             ]
         );
         assert_eq!(
@@ -118,7 +119,8 @@ mod tests {
                 "9d0d798222d5f40f",
                 "eb7b036cc3681e30",
                 "cb2e6f58f0c2278c",
-                "1faa3cf08125c16f"
+                "1faa3cf08125c16f",
+                "8796d967345d6630"
             ]
         );
     }
