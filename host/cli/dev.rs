@@ -70,6 +70,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         defaults: Defaults::default(),
         // The previous version can go on with the folder.
         names: None,
+        small_records: None,
         tenant_cache: TenantCacheConfig::default(),
         tenants: Tenants::default(),
         grpc: witan_net::Bounds::default(),

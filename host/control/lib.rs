@@ -6,7 +6,8 @@
 //! Reading order: [`Turns`] (how many calls may be under way),
 //! [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data),
 //! [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
-//! [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants that requests see).
+//! [`small_records`] (one that takes more care), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants
+//! that requests see).
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -18,6 +19,7 @@ pub mod defaults;
 mod follow;
 mod nodes;
 mod placement;
+pub mod small_records;
 pub mod stores;
 mod tenants;
 mod turns;

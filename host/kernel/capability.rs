@@ -8,5 +8,12 @@ pub const NAMES: &str = "names";
 /// not name this, with [`crate::replica::ReplicaError::StaleEpoch`], from when it has learned that its store is not on record.
 pub const STANDING: &str = "standing";
 
+/// Of a coordinator: it looks for an idempotency record under its short name in Redis as well, and reads the form that it has there.
+pub const SMALL_RECORDS: &str = "small-records";
+
 /// What a coordinator of this version names with its lease.
-pub const OF_COORDINATORS: [&str; 1] = [NAMES];
+pub const OF_COORDINATORS: [&str; 2] = [NAMES, SMALL_RECORDS];
+
+/// What a metadata store keeps of the version that has created it. Capabilities that came with one version are not listed one by one: who
+/// named the first of them had them all.
+pub const OF_FOUNDERS: [&str; 1] = [NAMES];

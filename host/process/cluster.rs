@@ -4,10 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use tokio::time::Instant;
-use witan_control::capabilities::{Written, written};
 use witan_control::{Cluster, Held, TenantCache, ring};
 use witan_coordinate::Coordinator;
-use witan_kernel::capability::NAMES;
 use witan_kernel::condition::Condition;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
@@ -20,6 +18,7 @@ use witan_peer::Lanes;
 use witan_plugin::PluginHost;
 use witan_upkeep::Upkeep;
 
+use super::formats::Formats;
 use super::system::{SystemClock, unix_ms};
 use super::world::{Real, Registered};
 use crate::access::Access;
@@ -28,40 +27,6 @@ use crate::access::Access;
 pub(super) fn context_keys(secrets: &Secrets) -> anyhow::Result<ContextKeys> {
     let keys: Vec<(u32, [u8; 32])> = secrets.keys.iter().map(|secret| (secret.id, secret.key)).collect();
     ContextKeys::new(secrets.era, &keys).context("read the cluster's context keys")
-}
-
-/// Whether what goes with [`NAMES`] is written.
-struct Names {
-    /// `consistency.ask_before_repeating`; `None`: auto.
-    wanted: Option<bool>,
-    /// What was decided last, which is logged when it changes.
-    decided: Mutex<Option<Written>>,
-}
-
-impl Names {
-    /// Keeps what has been decided. True if that is something else than before.
-    fn decide(&self, written: &Written) -> bool {
-        let mut decided = lock(&self.decided);
-        decided.replace(written.clone()).is_none_or(|before| before != *written)
-    }
-}
-
-fn log(written: &Written) {
-    match written {
-        Written::Yes => tracing::info!("replicas are asked about a siblings write before it is repeated"),
-        Written::Off => tracing::warn!(
-            "consistency.ask_before_repeating is false: a replaced or deleted value of a siblings tenant may come back when a late \
-             write is repeated; leave it out unless an earlier version has to read this cluster's data"
-        ),
-        Written::MayGoBack => tracing::warn!(
-            "an earlier version of witan has created this cluster, so replicas are not asked about a siblings write before it is \
-             repeated; once no process will go back to that version, set consistency.ask_before_repeating to true"
-        ),
-        Written::Lacking(coordinator, version) => tracing::warn!(
-            %coordinator, version,
-            "a coordinator is of an earlier version, so replicas are not asked about a siblings write before it is repeated"
-        ),
-    }
 }
 
 /// This coordinator, as the catalog's [`Cluster`].
@@ -73,7 +38,7 @@ pub(super) struct Local {
     metadata: Arc<dyn Metadata>,
     plugins: PluginHost,
     access: Arc<Access>,
-    names: Arc<Names>,
+    formats: Arc<Formats>,
     /// Held while a new placement is applied.
     placing: Mutex<()>,
 }
@@ -88,10 +53,10 @@ impl Local {
         metadata: Arc<dyn Metadata>,
         plugins: PluginHost,
         access: Arc<Access>,
-        wanted: Option<bool>,
+        formats: Formats,
     ) -> Self {
-        let names = Arc::new(Names { wanted, decided: Mutex::default() });
-        Self { coordinator, upkeep, lanes, tenants, metadata, plugins, access, names, placing: Mutex::default() }
+        let formats = Arc::new(formats);
+        Self { coordinator, upkeep, lanes, tenants, metadata, plugins, access, formats, placing: Mutex::default() }
     }
 }
 
@@ -137,15 +102,8 @@ impl Cluster for Local {
 
     fn coordinators_changed(&self) -> Pending<Result<(), StoreError>> {
         let (metadata, coordinator) = (Arc::clone(&self.metadata), Arc::clone(&self.coordinator));
-        let names = Arc::clone(&self.names);
-        Box::pin(async move {
-            let decided = written(metadata.as_ref(), NAMES, names.wanted).await?;
-            coordinator.set_names(decided.is_yes());
-            if names.decide(&decided) {
-                log(&decided);
-            }
-            Ok(())
-        })
+        let formats = Arc::clone(&self.formats);
+        Box::pin(async move { formats.decide(metadata.as_ref(), &coordinator).await })
     }
 
     fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]) {

@@ -68,6 +68,8 @@ pub struct Config {
     pub defaults: Defaults,
     /// Whether what goes with [`witan_kernel::capability::NAMES`] may be written; `None`: if no earlier version has run on the metadata.
     pub names: Option<bool>,
+    /// Whether idempotency records in Redis are written in their smaller form; `None`: if no earlier version has run on the metadata.
+    pub small_records: Option<bool>,
     /// Size and lifetime of the tenant cache.
     pub tenant_cache: TenantCacheConfig,
     /// What one tenant may have of what all share.
@@ -104,6 +106,7 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
             ..Defaults::default()
         },
         names: consistency.ask_before_repeating,
+        small_records: settings.redis.small_records,
         tenant_cache: TenantCacheConfig {
             capacity: cache.max_size,
             fresh: cache.tenant_config_ttl.0,

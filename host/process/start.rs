@@ -21,6 +21,7 @@ use witan_upkeep::Upkeep;
 
 use super::cluster::{Local, context_keys};
 use super::config::{Config, Live};
+use super::formats::Formats;
 use super::lines::LOST;
 use super::live::Changing;
 use super::nodes::watch_nodes;
@@ -259,7 +260,7 @@ impl Parts {
             Arc::clone(&member.metadata),
             self.plugins.clone(),
             Arc::clone(&self.access),
-            config.names,
+            Formats::new(config, self.idempotency.clone()),
         ));
         local.coordinators_changed().await.context("read which coordinators there are")?;
         let changes = TurnLimits { of_tenant: config.tenants.max_changes, ..TurnLimits::CHANGES };

@@ -1,0 +1,95 @@
+//! Which formats this coordinator writes that the version before cannot read: decided anew when coordinators come or go, and logged.
+
+use std::sync::Mutex;
+
+use witan_control::capabilities::{Written, written};
+use witan_control::small_records::{Smaller, SmallerRecords};
+use witan_coordinate::Coordinator;
+use witan_kernel::capability::NAMES;
+use witan_kernel::port::{Metadata, StoreError};
+use witan_kernel::sync::lock;
+
+use super::config::Config;
+use super::stores::Idempotency;
+use super::world::Real;
+
+/// The formats, and what was decided last about each, which is logged when it changes.
+pub(super) struct Formats {
+    /// `consistency.ask_before_repeating`; `None`: auto.
+    names: Option<bool>,
+    smaller: SmallerRecords,
+    idempotency: Idempotency,
+    decided: Mutex<(Option<Written>, Option<Smaller>)>,
+}
+
+impl Formats {
+    pub(super) fn new(config: &Config, idempotency: Idempotency) -> Self {
+        let smaller = SmallerRecords::new(config.small_records);
+        Self { names: config.names, smaller, idempotency, decided: Mutex::default() }
+    }
+
+    /// Decides which are written from now on.
+    pub(super) async fn decide(
+        &self,
+        metadata: &dyn Metadata,
+        coordinator: &Coordinator<Real>,
+    ) -> Result<(), StoreError> {
+        let names = written(metadata, NAMES, self.names).await?;
+        coordinator.set_names(names.is_yes());
+        if is_new(&mut lock(&self.decided).0, &names) {
+            log_names(&names);
+        }
+        // The embedded store has one form, and one coordinator.
+        if let Idempotency::Redis(redis) = &self.idempotency {
+            let smaller = self.smaller.decide(metadata, redis).await?;
+            if is_new(&mut lock(&self.decided).1, &smaller) {
+                log_smaller(&smaller);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Keeps what has been decided. True if that is something else than before.
+fn is_new<T: Clone + PartialEq>(decided: &mut Option<T>, now: &T) -> bool {
+    decided.replace(now.clone()).is_none_or(|before| before != *now)
+}
+
+fn log_names(written: &Written) {
+    match written {
+        Written::Yes => tracing::info!("replicas are asked about a siblings write before it is repeated"),
+        Written::Off => tracing::warn!(
+            "consistency.ask_before_repeating is false: a replaced or deleted value of a siblings tenant may come back when a late \
+             write is repeated; leave it out unless an earlier version has to read this cluster's data"
+        ),
+        Written::MayGoBack => tracing::warn!(
+            "an earlier version of witan has created this cluster, so replicas are not asked about a siblings write before it is \
+             repeated; once no process will go back to that version, set consistency.ask_before_repeating to true"
+        ),
+        Written::Lacking(coordinator, version) => tracing::warn!(
+            %coordinator, version,
+            "a coordinator is of an earlier version, so replicas are not asked about a siblings write before it is repeated"
+        ),
+    }
+}
+
+fn log_smaller(smaller: &Smaller) {
+    match smaller {
+        Smaller::Yes => tracing::info!("idempotency records are written in their smaller form"),
+        Smaller::Unused => tracing::debug!("no idempotency key has been claimed yet"),
+        Smaller::Settling => tracing::info!(
+            "idempotency records are written in their smaller form soon; from now on an earlier version of witan refuses to start"
+        ),
+        Smaller::No(Written::Yes | Written::Off) => tracing::info!(
+            "redis.small_records is false, so idempotency records are written in their larger form (docs/capacity.md)"
+        ),
+        Smaller::No(Written::MayGoBack) => tracing::warn!(
+            "an earlier version of witan has created this cluster, so idempotency records are written in their larger form; once no \
+             process of that version runs any more and none will, set redis.small_records to true (docs/capacity.md)"
+        ),
+        Smaller::No(Written::Lacking(coordinator, version)) => tracing::warn!(
+            %coordinator, version,
+            "a coordinator is of an earlier version, or was within the last day, so idempotency records are written in their larger form"
+        ),
+    }
+}
