@@ -4,8 +4,8 @@
 //! an earlier version is around and none can come, not even one of which nothing is heard:
 //!
 //! 1. No earlier version has ever run on the metadata store, or an operator has said that none runs any more; and no coordinator on
-//!    record lacks the capability. Without an operator's word those count that have ended within the last day, too: one that is cut off from
-//!    the metadata store loses its lease and goes on.
+//!    record lacks the capability. Without an operator's word those count that have ended within the last day, too: one that is cut off
+//!    from the metadata store loses its lease and goes on.
 //! 2. The metadata store then [requires](witan_kernel::port::LeaseStore::require) the capability: from then on an earlier version refuses
 //!    to start. That is not taken back, so it is done only when a key has been claimed here.
 //! 3. One that had opened the store before that may get its lease after it. It has got it [`SETTLED`] later, and is seen.

@@ -148,6 +148,8 @@ pub struct Coordinator<W: World> {
     keys: ArcSwap<ContextKeys>,
     /// Every coordinator names [`capability::NAMES`], so that records and contexts may use what goes with it.
     names: AtomicBool,
+    /// No coordinator of the previous version reads what is recorded under idempotency keys.
+    small_responses: AtomicBool,
     defaults: Defaults,
     timeouts: ArcSwap<Timeouts>,
     admission: Arc<Admission>,
@@ -159,7 +161,7 @@ pub struct Coordinator<W: World> {
     /// Pages of keys that are being read.
     scans: Arc<Room>,
     repairs: repair::Budget,
-    late_records: idempotency::LateRecords,
+    late_records: Arc<Room>,
     metrics: Arc<Metrics>,
 }
 
@@ -207,13 +209,14 @@ impl<W: World> Coordinator<W> {
             ring: ArcSwap::from_pointee(ring),
             keys: ArcSwap::from_pointee(keys),
             names: AtomicBool::new(false),
+            small_responses: AtomicBool::new(false),
             admission: Arc::new(Admission::new(defaults.limits.clone())),
             answers: Answers::new(AnswerLimits::default()),
             waiting: Room::new(WAITING_BYTES),
             fetched: Room::new(FETCHED_BYTES),
             scans: Room::of(defaults.limits.scans, defaults.limits.scans_per_tenant),
             repairs: repair::Budget::new(defaults.limits.repairs),
-            late_records: idempotency::LateRecords::new(),
+            late_records: idempotency::late_records(),
             timeouts: ArcSwap::from_pointee(Timeouts { read: defaults.read_timeout, write: defaults.write_timeout }),
             defaults,
             metrics: Arc::new(Metrics::default()),
@@ -294,6 +297,15 @@ impl<W: World> Coordinator<W> {
         self.names.store(all, Ordering::Relaxed);
     }
 
+    /// Whether results are recorded in a form that the previous version cannot read.
+    pub fn set_small_responses(&self, small: bool) {
+        self.small_responses.store(small, Ordering::Relaxed);
+    }
+
+    fn small_responses(&self) -> bool {
+        self.small_responses.load(Ordering::Relaxed)
+    }
+
     /// Room for a request of this size that has to wait before it begins; `None` if too many bytes of requests wait already. Once it has
     /// begun, it counts among the operations under way.
     pub fn admit_waiting(&self, tenant: &TenantId, bytes: usize) -> Option<RoomPermit> {
@@ -351,7 +363,7 @@ impl<W: World> Coordinator<W> {
             of_tenants,
             bytes,
             repairs: self.repairs.taken(),
-            late_records: self.late_records.taken(),
+            late_records: self.late_records.bytes(),
         }
     }
 

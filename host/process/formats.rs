@@ -6,8 +6,9 @@ use witan_control::capabilities::{Written, written};
 use witan_control::small_records::{Smaller, SmallerRecords};
 use witan_coordinate::Coordinator;
 use witan_kernel::capability::NAMES;
-use witan_kernel::port::{Metadata, StoreError};
+use witan_kernel::port::{Metadata, SmallRecords, StoreError};
 use witan_kernel::sync::lock;
+use witan_store::idempotency::RedisIdempotency;
 
 use super::config::Config;
 use super::stores::Idempotency;
@@ -41,12 +42,29 @@ impl Formats {
         }
         // The embedded store has one form, and one coordinator.
         if let Idempotency::Redis(redis) = &self.idempotency {
-            let smaller = self.smaller.decide(metadata, redis).await?;
+            let smaller = self.smaller.decide(metadata, &Recording { redis, coordinator }).await?;
             if is_new(&mut lock(&self.decided).1, &smaller) {
                 log_smaller(&smaller);
             }
         }
         Ok(())
+    }
+}
+
+/// What of a coordinator writes idempotency records.
+struct Recording<'a> {
+    redis: &'a RedisIdempotency,
+    coordinator: &'a Coordinator<Real>,
+}
+
+impl SmallRecords for Recording<'_> {
+    fn claims(&self) -> bool {
+        self.redis.claims()
+    }
+
+    fn write_small(&self, small: bool) {
+        self.redis.write_small(small);
+        self.coordinator.set_small_responses(small);
     }
 }
 

@@ -19,9 +19,9 @@ impl<T: IdempotencyStore> IdempotencyStore for Arc<T> {
     }
 }
 
-/// A store of idempotency records that has a smaller form for them, which the version before neither finds nor reads. Records of both
-/// forms are found, whichever is written.
-pub trait SmallRecords: Send + Sync + 'static {
+/// What writes idempotency records and has a smaller form for them, which the version before neither finds nor reads. Records of both forms
+/// are found, whichever is written.
+pub trait SmallRecords: Send + Sync {
     /// True once a key has been claimed here: before, it does not matter which form is written.
     fn claims(&self) -> bool;
 
