@@ -206,6 +206,7 @@ mod tests {
         assert_eq!(place.decided().await, (Ok(lacking("old")), false), "it could still come");
         place.clock.pass_ms(COORDINATOR_KEPT_MS + 10_000);
         place.settle().await;
+        assert_eq!(place.metadata.require(SMALL_RECORDS).await, Ok(true), "and now it cannot");
     }
 
     /// It may be cut off from the metadata store, and go on with what it knows.
