@@ -1,8 +1,8 @@
 //! Authentication, authorization, rate limits, and the audit log. One layer in front of every server of a coordinator asks
 //! here; nothing behind that layer decides about access.
 //!
-//! In reading order: [`scope`] (what each call needs), [`credential`] and [`refusal`], [`token`] (API tokens as text), `tokens`
-//! and `jwt` (from a token to its credential), `rate`, [`audit`], [`caller`] (further checks of an admitted call).
+//! In reading order: [`scope`] (what each call needs), [`credential`] and [`refusal`], [`token`] (API tokens as text), `looks`,
+//! `tokens` and `jwt` (from a token to its credential), `rate`, [`audit`], [`caller`] (further checks of an admitted call).
 //!
 //! Nothing here knows statuses or servers. A call waits for the database only if its token is unknown.
 
@@ -12,6 +12,7 @@ pub mod config;
 pub mod credential;
 pub mod issuance;
 mod jwt;
+mod looks;
 mod metrics;
 mod rate;
 pub mod refusal;
@@ -132,7 +133,7 @@ impl Access {
         origin: &Origin,
     ) -> Result<Caller, Refusal> {
         let asked = match (&self.tokens, bearer(shown)) {
-            (Some(tokens), Some(Ok(text))) => tokens.ask(text, self.now_ms()).await,
+            (Some(tokens), Some(Ok(text))) => tokens.ask(text, origin.peer.map(|peer| peer.ip()), self.now_ms()).await,
             _ => Err(Refusal::Unknown),
         };
         let found = asked.map_err(|refusal| (None, refusal));

@@ -3,15 +3,16 @@
 //! [`coordinator`] runs one from its configuration to its end, [`node`] runs storage nodes. [`config`] is what a coordinator is
 //! assembled from, [`world`] names the implementation of each port, [`start`] assembles and serves. Around them: [`stores`]
 //! (metadata and idempotency, and the lease on this coordinator's id), `nodes` (polling of storage nodes), `cluster` (applies changes
-//! made by the control plane), `plugins`, `live` and [`reload`] (configuration changes at run time), `readiness`, [`room`] (of the
-//! idempotency store), [`secured`] (TLS), [`telemetry`], [`lines`] (of the log), [`signal`], [`private`] (permissions of files, no core
-//! files), [`system`] (clocks and randomness, and the limit on open files).
+//! made by the control plane), `formats` (those that an earlier version cannot read), `plugins`, `live` and [`reload`] (configuration
+//! changes at run time), `readiness`, [`room`] (of the idempotency store), [`secured`] (TLS), [`telemetry`], [`lines`] (of the log),
+//! [`signal`], [`private`] (permissions of files, no core files), [`system`] (clocks and randomness, and the limit on open files).
 //!
 //! No other module names an implementation of a port.
 
 mod cluster;
 pub mod config;
 pub mod coordinator;
+mod formats;
 pub mod lines;
 mod live;
 pub mod node;

@@ -5,19 +5,19 @@
 //! for a limited time, since a token may have been revoked meanwhile.
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 use witan_kernel::port::{Metadata, PAGE, StoreError, TOKENS, Token};
 
 use super::credential::Credential;
+use super::looks::Looks;
 use super::refusal::Refusal;
 use super::token;
 
@@ -28,12 +28,7 @@ pub(super) const UNCONFIRMED_MS: u64 = 24 * 3600 * 1000;
 /// Time without confirmation after which an unknown token may be a new one: changes are polled twice a second, so four polls
 /// were missed.
 const FRESH_MS: u64 = 2000;
-/// Unknown tokens looked up in the database per second, of all clients together: a token just created elsewhere is valid at
-/// once, and a flood of invented ones barely loads the database.
-const LOOKS_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("twenty is not zero");
-/// Most such lookups at a time.
-const ASKING: usize = 8;
-/// Longest time of such a lookup.
+/// Longest time of a lookup of an unknown token: one just created elsewhere is valid at once.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Every token of the cluster.
@@ -42,9 +37,7 @@ pub(super) struct Tokens {
     known: ArcSwap<HashMap<String, Known>>,
     /// When `known` was last confirmed by the database: Unix time, milliseconds.
     confirmed_ms: AtomicU64,
-    looks: DefaultDirectRateLimiter,
-    /// Permits for asking the database: if it hangs, only a few calls wait.
-    asking: Semaphore,
+    looks: Looks,
     /// Number of times that tokens may have been removed from `known`.
     readings: AtomicU64,
     /// Held while `known` is replaced.
@@ -84,8 +77,7 @@ impl Tokens {
             metadata,
             known: ArcSwap::default(),
             confirmed_ms: AtomicU64::new(now_ms),
-            looks: RateLimiter::direct(Quota::per_second(LOOKS_PER_SECOND)),
-            asking: Semaphore::new(ASKING),
+            looks: Looks::new(),
             readings: AtomicU64::new(0),
             replacing: Mutex::new(()),
             number: Gauge::default(),
@@ -110,18 +102,15 @@ impl Tokens {
         check(known, secret, now_ms).map_or_else(Looked::Refused, Looked::Good)
     }
 
-    /// Asks the database for a token that is unknown here, unless there are too many such lookups.
+    /// Asks the database for a token that is unknown here, unless there are too many such lookups, in all or for `peer`.
     ///
     /// # Errors
     /// When the token is invalid, or that cannot be determined.
-    pub(super) async fn ask(&self, text: &str, now_ms: u64) -> Result<Arc<Credential>, Refusal> {
+    pub(super) async fn ask(&self, text: &str, peer: Option<IpAddr>, now_ms: u64) -> Result<Arc<Credential>, Refusal> {
         let (id, secret) = token::split(text).ok_or(Refusal::Malformed)?;
         let stale = now_ms.saturating_sub(self.confirmed_ms.load(Ordering::Relaxed)) > FRESH_MS;
         let not_known = || if stale { Refusal::Unavailable } else { Refusal::Unknown };
-        if self.looks.check().is_err() {
-            return Err(not_known());
-        }
-        let Ok(_asking) = self.asking.try_acquire() else { return Err(not_known()) };
+        let Some(_look) = self.looks.take(peer) else { return Err(not_known()) };
         let before = self.readings.load(Ordering::Relaxed);
         match timeout(LOOK, self.metadata.token(id)).await {
             Ok(Ok(Some(token))) => {
@@ -251,7 +240,7 @@ mod tests {
         metadata.remove_token(&good.token.id).await.unwrap();
         tokens.read_all().await.unwrap();
         assert!(matches!(tokens.look(&good.text, 1), Looked::NotKnown));
-        assert_eq!(tokens.ask(&good.text, 1).await.unwrap_err(), Refusal::Unknown);
+        assert_eq!(tokens.ask(&good.text, None, 1).await.unwrap_err(), Refusal::Unknown);
         assert_eq!(credential.is_good(1), Err(Refusal::Unknown));
     }
 
@@ -262,7 +251,7 @@ mod tests {
         let new = make(grant(None), [1; 12], [1; 32], 0);
         metadata.create_token(new.token.clone(), None).await.unwrap();
         assert!(matches!(tokens.look(&new.text, 1), Looked::NotKnown));
-        assert!(tokens.ask(&new.text, 1).await.is_ok());
+        assert!(tokens.ask(&new.text, None, 1).await.is_ok());
         let Looked::Good(credential) = tokens.look(&new.text, 1) else { panic!("it is known now") };
         tokens.read_all().await.unwrap();
         assert_eq!(credential.is_good(1), Ok(()), "reading all again does not end existing ones");
@@ -279,8 +268,8 @@ mod tests {
         let found = tokens.found(before, token.token.id.clone(), Known::of(&token.token)).await;
         assert!(found.is_none());
         assert!(matches!(tokens.look(&token.text, 1), Looked::NotKnown));
-        let _all: Vec<_> = (0..ASKING).map(|_| tokens.asking.try_acquire().unwrap()).collect();
-        assert_eq!(tokens.ask(&token.text, 1).await.unwrap_err(), Refusal::Unknown, "all permits are taken");
+        let _all: Vec<_> = (0..=255).filter_map(|n| tokens.looks.take(Some([10, 0, 0, n].into()))).collect();
+        assert_eq!(tokens.ask(&token.text, None, 1).await.unwrap_err(), Refusal::Unknown, "all permits are taken");
     }
 
     #[tokio::test]
@@ -288,9 +277,9 @@ mod tests {
         let metadata: Arc<dyn Metadata> = memory();
         let tokens = Tokens::open(Arc::clone(&metadata), 0).await.unwrap();
         let invented = make(grant(None), [1; 12], [1; 32], 0);
-        while tokens.looks.check().is_ok() {}
-        assert_eq!(tokens.ask(&invented.text, 1).await.unwrap_err(), Refusal::Unknown);
-        assert_eq!(tokens.ask(&invented.text, FRESH_MS + 1).await.unwrap_err(), Refusal::Unavailable);
+        while tokens.looks.take(None).is_some() {}
+        assert_eq!(tokens.ask(&invented.text, None, 1).await.unwrap_err(), Refusal::Unknown);
+        assert_eq!(tokens.ask(&invented.text, None, FRESH_MS + 1).await.unwrap_err(), Refusal::Unavailable);
     }
 
     #[tokio::test]
@@ -301,7 +290,7 @@ mod tests {
         let tokens = Tokens::open(metadata.clone(), 0).await.unwrap();
         metadata.set_available(false);
         assert!(matches!(tokens.look(&good.text, 1), Looked::Good(_)));
-        assert_eq!(tokens.ask(&new.text, 1).await.unwrap_err(), Refusal::Unavailable, "it cannot be determined");
+        assert_eq!(tokens.ask(&new.text, None, 1).await.unwrap_err(), Refusal::Unavailable, "it cannot be determined");
         assert!(tokens.read_all().await.is_err());
         assert!(matches!(tokens.look(&good.text, 1), Looked::Good(_)), "known tokens stay when reading fails");
     }

@@ -15,7 +15,7 @@ use super::{args, choice, output};
 use crate::access::config::Security;
 use crate::config::settings::Tenants;
 use crate::grpc::origin::Sampling;
-use crate::process::config::{self, Config, Formats, Live};
+use crate::process::config::{self, Config, Live};
 use crate::process::node::LocalNodes;
 use crate::process::reload::Reloads;
 use crate::process::start::start;
@@ -69,7 +69,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         security: Security::default(),
         defaults: Defaults::default(),
         // The previous version can go on with the folder.
-        formats: Formats::default(),
+        names: None,
+        small_records: None,
+        fences: None,
         tenant_cache: TenantCacheConfig::default(),
         tenants: Tenants::default(),
         grpc: witan_net::Bounds::default(),

@@ -143,6 +143,8 @@ pub struct Redis {
     pub max_retries: u32,
     pub pool_size: u32,
     pub min_idle_conns: u32,
+    #[serde(default)]
+    pub small_records: Option<bool>,
 }
 
 /// The section `hash_ring`.

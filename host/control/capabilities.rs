@@ -4,6 +4,7 @@
 //! read. So such a format is written only while every live coordinator names its capability, and only if no earlier version has ever
 //! run on the metadata store, or an operator has said that the cluster will not go back. (Nodes name theirs in their handshakes.)
 
+use witan_kernel::capability::OF_FOUNDERS;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{CoordinatorOnRecord, Metadata, StoreError};
 
@@ -16,11 +17,16 @@ pub enum Written {
     Off,
     /// An earlier version has created the metadata store, and the configuration does not say that the cluster will not go back to it.
     MayGoBack,
-    /// This live coordinator, of this version, does not name the capability.
+    /// This coordinator, of this version, does not name the capability.
     Lacking(NodeId, String),
 }
 
 impl Written {
+    /// Yes, unless there is a coordinator that cannot read it.
+    pub(crate) fn unless(lacking: Option<CoordinatorOnRecord>) -> Self {
+        lacking.map_or(Self::Yes, |lacking| Self::Lacking(lacking.claim.node_id, lacking.claim.version))
+    }
+
     /// True if it may be.
     pub fn is_yes(&self) -> bool {
         *self == Self::Yes
@@ -35,15 +41,13 @@ pub async fn written(metadata: &dyn Metadata, capability: &str, wanted: Option<b
     match wanted {
         Some(false) => return Ok(Written::Off),
         Some(true) => {}
-        None if metadata.founded_with().await?.iter().any(|named| named == capability) => {}
+        None if metadata.founded_with().await?.iter().any(|named| OF_FOUNDERS.contains(&named.as_str())) => {}
         None => return Ok(Written::MayGoBack),
     }
-    let names =
-        |coordinator: &CoordinatorOnRecord| coordinator.claim.capabilities.iter().any(|named| named == capability);
     let coordinators = metadata.coordinators().await?;
-    let lacking = coordinators.into_iter().find(|coordinator| coordinator.is_live() && !names(coordinator));
-    Ok(lacking
-        .map_or(Written::Yes, |coordinator| Written::Lacking(coordinator.claim.node_id, coordinator.claim.version)))
+    Ok(Written::unless(
+        coordinators.into_iter().find(|coordinator| coordinator.is_live() && !coordinator.names(capability)),
+    ))
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@
 //! [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data), `fences` (when a change
 //! may be answered),
 //! [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
-//! [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants that requests see).
+//! [`small_records`] (one that takes more care), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants
+//! that requests see).
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -20,6 +21,7 @@ mod fences;
 mod follow;
 mod nodes;
 mod placement;
+pub mod small_records;
 pub mod stores;
 mod tenants;
 mod turns;

@@ -156,6 +156,7 @@ impl<W: World> Exchange<W> {
     ) {
         let (coordinator, deadline) = (Arc::clone(&self.coordinator), self.plan.deadline);
         let at_once = self.plan.tenant.idempotency_outage == IdempotencyOutage::Proceed;
+        let tenant = self.plan.place.tenant.clone();
         let answer = async move {
             let recorded = match recorded {
                 Recorded::NotYet(unrecorded) if !at_once => unrecorded.insist(&coordinator, deadline).await,
@@ -164,7 +165,7 @@ impl<W: World> Exchange<W> {
             let found = at_once || matches!(recorded, Recorded::Yes);
             respond(if found { result } else { Err(Failure::Unrecorded.in_doubt()) });
             if let Recorded::NotYet(unrecorded) = recorded {
-                unrecorded.insist_behind(&coordinator);
+                unrecorded.insist_behind(&coordinator, &tenant);
             }
         };
         let hear_out = async {

@@ -7,18 +7,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use witan_kernel::backoff::{self, Backoff};
 use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::idempotency::{Name, Owner, Step, Stepped};
-use witan_kernel::name::WriteId;
+use witan_kernel::name::{TenantId, WriteId};
 use witan_kernel::port::{self, Clock, IdempotencyStore, Randomness, StoreError};
 use witan_kernel::register::Stamp;
 use witan_kernel::tenant::IdempotencyOutage;
 
 use super::plan::{Plan, store_failure};
 use super::request::Written;
+use super::room::Room;
 use super::{Coordinator, World};
 
 /// First and longest pause before a request checks again whether an earlier attempt has finished; doubled each time.
@@ -135,7 +135,9 @@ impl Claim {
     ) -> Recorded {
         let Some(Reserved { name, owner, fence, kept_ms, .. }) = self.reserved else { return Recorded::Yes };
         let step = match result {
-            Ok(written) => Step::Done { owner, fence, response: written.encode(), kept_ms },
+            Ok(written) => {
+                Step::Done { owner, fence, response: written.encode(coordinator.small_responses()), kept_ms }
+            }
             Err(failed) if !self.sent || failed.effect == Some(Effect::NotApplied) => Step::Release { owner, fence },
             Err(_) if Fault::DoubtReleased.is_on() => Step::Release { owner, fence },
             Err(_) => Step::Abandon { owner, fence },
@@ -211,10 +213,10 @@ impl Unrecorded {
         Recorded::NotYet(self)
     }
 
-    /// Goes on trying after the response, within [`LATE_MICROS`] and [`MOST_LATE`].
-    pub(super) fn insist_behind<W: World>(self, coordinator: &Arc<Coordinator<W>>) {
+    /// Goes on trying after the response, within [`LATE_MICROS`] and [`late_records`].
+    pub(super) fn insist_behind<W: World>(self, coordinator: &Arc<Coordinator<W>>, tenant: &TenantId) {
         coordinator.unsettled(&self.why);
-        let Some(permit) = coordinator.late_records.take() else { return };
+        let Some(permit) = coordinator.late_records.admit(tenant, 1) else { return };
         let (coordinator, until) = (Arc::clone(coordinator), coordinator.ports.clock.monotonic_micros() + LATE_MICROS);
         tokio::spawn(async move {
             if let Recorded::NotYet(Self { why, .. }) = self.insist(&coordinator, until).await {
@@ -225,22 +227,10 @@ impl Unrecorded {
     }
 }
 
-/// The results that are being recorded after the response.
-pub(super) struct LateRecords(Arc<Semaphore>);
-
-impl LateRecords {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Semaphore::new(MOST_LATE)))
-    }
-
-    fn take(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0).try_acquire_owned().ok()
-    }
-
-    /// The number of results that are being recorded.
-    pub(super) fn taken(&self) -> usize {
-        MOST_LATE - self.0.available_permits()
-    }
+/// Room for the results that are being recorded after the response. One tenant may have three quarters: it may be the only one that goes
+/// on without the store, and others' results must have a place as soon as they need one.
+pub(super) fn late_records() -> Arc<Room> {
+    Room::new(MOST_LATE)
 }
 
 impl<W: World> Coordinator<W> {
@@ -311,5 +301,22 @@ impl<W: World> Coordinator<W> {
             // This attempt does nothing, but an earlier one may have.
             IdempotencyOutage::Reject => Err(store_failure("the idempotency store", error).in_doubt()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_that_goes_on_without_the_store_leaves_room_for_the_results_of_others() {
+        let room = late_records();
+        let [busy, quiet] = ["busy", "quiet"].map(|id| TenantId::new(id).expect("valid"));
+        let late: Vec<_> = (0..MOST_LATE).map_while(|_| room.admit(&busy, 1)).collect();
+        assert_eq!(late.len(), MOST_LATE / 4 * 3);
+        let others: Vec<_> = (0..MOST_LATE).map_while(|_| room.admit(&quiet, 1)).collect();
+        assert_eq!(others.len(), MOST_LATE / 4, "and all together have no more than before");
+        drop((late, others));
+        assert_eq!(room.bytes(), 0);
     }
 }

@@ -153,6 +153,8 @@ pub struct Coordinator<W: World> {
     names: AtomicBool,
     /// Every coordinator names [`capability::FENCES`], and so do all that may come.
     fences: AtomicBool,
+    /// No coordinator of the previous version reads what is recorded under idempotency keys.
+    small_responses: AtomicBool,
     defaults: Defaults,
     timeouts: ArcSwap<Timeouts>,
     admission: Arc<Admission>,
@@ -164,7 +166,7 @@ pub struct Coordinator<W: World> {
     /// Pages of keys that are being read.
     scans: Arc<Room>,
     repairs: repair::Budget,
-    late_records: idempotency::LateRecords,
+    late_records: Arc<Room>,
     metrics: Arc<Metrics>,
 }
 
@@ -214,13 +216,14 @@ impl<W: World> Coordinator<W> {
             keys: ArcSwap::from_pointee(keys),
             names: AtomicBool::new(false),
             fences: AtomicBool::new(false),
+            small_responses: AtomicBool::new(false),
             admission: Arc::new(Admission::new(defaults.limits.clone())),
             answers: Answers::new(AnswerLimits::default()),
             waiting: Room::new(WAITING_BYTES),
             fetched: Room::new(FETCHED_BYTES),
             scans: Room::of(defaults.limits.scans, defaults.limits.scans_per_tenant),
             repairs: repair::Budget::new(defaults.limits.repairs),
-            late_records: idempotency::LateRecords::new(),
+            late_records: idempotency::late_records(),
             timeouts: ArcSwap::from_pointee(Timeouts { read: defaults.read_timeout, write: defaults.write_timeout }),
             defaults,
             metrics: Arc::new(Metrics::default()),
@@ -311,6 +314,15 @@ impl<W: World> Coordinator<W> {
         self.fences.load(Ordering::Relaxed)
     }
 
+    /// Whether results are recorded in a form that the previous version cannot read.
+    pub fn set_small_responses(&self, small: bool) {
+        self.small_responses.store(small, Ordering::Relaxed);
+    }
+
+    fn small_responses(&self) -> bool {
+        self.small_responses.load(Ordering::Relaxed)
+    }
+
     /// Room for a request of this size that has to wait before it begins; `None` if too many bytes of requests wait already. Once it has
     /// begun, it counts among the operations under way.
     pub fn admit_waiting(&self, tenant: &TenantId, bytes: usize) -> Option<RoomPermit> {
@@ -368,7 +380,7 @@ impl<W: World> Coordinator<W> {
             of_tenants,
             bytes,
             repairs: self.repairs.taken(),
-            late_records: self.late_records.taken(),
+            late_records: self.late_records.bytes(),
         }
     }
 

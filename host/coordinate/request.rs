@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use witan_kernel::context::Claims;
+use witan_kernel::context::{self, Claims};
 use witan_kernel::hook::{AnsweredBy, Operation, Sibling};
 use witan_kernel::name::{Key, TenantId};
 use witan_kernel::tenant::Level;
@@ -95,10 +95,16 @@ impl ReadAnswer {
 }
 
 const WRITTEN_V1: u8 = 1;
+/// Version, replicas, level, and the context, from which the rendering follows.
+const WRITTEN_V2: u8 = 2;
 
 impl Written {
-    /// The bytes for the idempotency record.
-    pub(super) fn encode(&self) -> Bytes {
+    /// The bytes for the idempotency record. `small`: in the second version, if that is able to express it.
+    pub(super) fn encode(&self, small: bool) -> Bytes {
+        if small && rendered(&self.context).as_ref() == Some(&self.rendering) {
+            let head = [WRITTEN_V2, self.replicas, self.level as u8];
+            return [&head, &self.context[..]].concat().into();
+        }
         let mut out = BytesMut::with_capacity(64 + self.context.len());
         out.put_u8(WRITTEN_V1);
         out.put_u8(self.replicas);
@@ -116,7 +122,8 @@ impl Written {
 
     /// Reads the bytes of [`Written::encode`], as a duplicate; `None` when they are damaged.
     pub(super) fn decode(mut bytes: Bytes, idempotency_key: String) -> Option<Self> {
-        if bytes.try_get_u8().ok()? != WRITTEN_V1 {
+        let version = bytes.try_get_u8().ok()?;
+        if version != WRITTEN_V1 && version != WRITTEN_V2 {
             return None;
         }
         let replicas = bytes.try_get_u8().ok()?;
@@ -126,6 +133,10 @@ impl Written {
             2 => Level::All,
             _ => return None,
         };
+        if version == WRITTEN_V2 {
+            let rendering = rendered(&bytes)?;
+            return Some(Self { idempotency_key, context: bytes, rendering, replicas, level, duplicate: true });
+        }
         let length = bytes.try_get_u32().ok()? as usize;
         let context = (bytes.len() >= length).then(|| bytes.split_to(length))?;
         let mut rendering = Rendering::new();
@@ -136,6 +147,11 @@ impl Written {
         }
         Some(Self { idempotency_key, context, rendering, replicas, level, duplicate: true })
     }
+}
+
+/// The rendering of a context, if it can be read.
+fn rendered(context: &[u8]) -> Option<Rendering> {
+    context::shown(context).map(|claims| render(&claims))
 }
 
 /// Renders claims for people. A register's only actor is called "register".
@@ -153,6 +169,11 @@ pub(super) fn render(claims: &Claims) -> Rendering {
 
 #[cfg(test)]
 mod tests {
+    use witan_kernel::context::{ContextKeys, Issue};
+    use witan_kernel::name::{Era, StoreId, WriteId};
+    use witan_kernel::register::Stamp;
+    use witan_kernel::siblings::{Actor, Dot, VersionVector};
+
     use super::*;
 
     #[test]
@@ -165,11 +186,45 @@ mod tests {
             level: Level::Quorum,
             duplicate: false,
         };
-        let encoded = written.encode();
+        let encoded = written.encode(false);
+        assert_eq!(written.encode(true), encoded, "its rendering does not follow from its context");
         let decoded = Written::decode(encoded.clone(), "k".into());
         assert_eq!(decoded, Some(Written { duplicate: true, ..written }));
         for end in 0..encoded.len() {
             assert_eq!(Written::decode(encoded.slice(..end), "k".into()), None, "cut at {end}");
+        }
+    }
+
+    /// The idempotency store's test of how much memory a record takes assumes these lengths.
+    #[test]
+    fn a_small_response_comes_back_as_well() {
+        let keys = ContextKeys::new(Era::default(), &[(1, [7; 32])]).expect("a key");
+        let (tenant, key) = (TenantId::new("t").expect("valid"), Key::new("k").expect("valid"));
+        let now = 1_800_000_000_000_000;
+        let mut seen = VersionVector::default();
+        seen.advance(&Dot { actor: Actor { store: StoreId([9; 16]), birth: 1 << 63 }, counter: 1 });
+        let siblings = Claims::Siblings { seen, ids: vec![WriteId([7; 16])], newest: now };
+        for (claims, first, second) in [(Claims::Register { stamp: Stamp(now) }, 56, 30), (siblings, 119, 76)] {
+            let written = Written {
+                idempotency_key: "k".into(),
+                context: keys.seal(&tenant, &key, &claims, Issue::Second),
+                rendering: render(&claims),
+                replicas: 2,
+                level: Level::All,
+                duplicate: false,
+            };
+            let (large, small) = (written.encode(false), written.encode(true));
+            assert_eq!((large.len(), small.len()), (first, second));
+            for encoded in [&large, &small] {
+                let decoded = Written::decode(encoded.clone(), "k".into());
+                assert_eq!(decoded, Some(Written { duplicate: true, ..written.clone() }));
+            }
+            assert_eq!(&small[..3], [2, 2, 2]);
+            for end in 0..small.len() {
+                // A context may be empty.
+                assert!(end == 3 || Written::decode(small.slice(..end), "k".into()).is_none(), "cut at {end}");
+            }
+            assert_eq!(Written::decode([&[3], &small[1..]].concat().into(), "k".into()), None);
         }
     }
 }

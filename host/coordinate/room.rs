@@ -1,4 +1,5 @@
-//! Room for bytes that are kept for clients, and for pages that are read for them: in all, and of one tenant.
+//! Room for bytes that are kept for clients, for pages that are read for them, and for results that are recorded late: in all, and of one
+//! tenant.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;

@@ -12,5 +12,12 @@ pub const STANDING: &str = "standing";
 /// metadata store up to which it follows changes, and it begins again what a fence refuses.
 pub const FENCES: &str = "fences";
 
+/// Of a coordinator: it looks for an idempotency record under its short name in Redis as well, and reads the form that it has there.
+pub const SMALL_RECORDS: &str = "small-records";
+
 /// What a coordinator of this version names with its lease.
-pub const OF_COORDINATORS: [&str; 2] = [NAMES, FENCES];
+pub const OF_COORDINATORS: [&str; 3] = [NAMES, SMALL_RECORDS, FENCES];
+
+/// What a metadata store keeps of the version that has created it. Capabilities that came with one version are not listed one by one: who
+/// named the first of them had them all.
+pub const OF_FOUNDERS: [&str; 1] = [NAMES];

@@ -175,6 +175,22 @@ impl ContextKeys {
     }
 }
 
+/// What a token claims, be it authentic or not; `None` if it is not in the form of one. Only for showing it to people.
+pub fn shown(token: &[u8]) -> Option<Claims> {
+    if token.is_empty() {
+        return Some(Claims::Nothing);
+    }
+    let second = match token[0] {
+        V1 => false,
+        V2 => true,
+        _ => return None,
+    };
+    let (sealed, _) = token.split_last_chunk::<MAC>()?;
+    let mut raw = Raw::new(sealed, 1);
+    raw.varint().ok()?;
+    claims(raw, second).ok()
+}
+
 /// HMAC over purpose, tenant, key (each after its length) and everything that precedes the authenticator.
 fn authenticator(keyed: &Keyed, tenant: &TenantId, key: &Key, sealed: &[u8]) -> Hmac<Sha256> {
     let mut mac = keyed.mac.clone();
@@ -272,7 +288,7 @@ mod tests {
     use hmac::Mac;
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
-    use super::{Claims, ContextKeys, Issue, MAC, Unopened, authenticator};
+    use super::{Claims, ContextKeys, Issue, MAC, Unopened, authenticator, shown};
     use crate::limit::CONTEXT_BYTES;
     use crate::name::{Era, Key, StoreId, TenantId, WriteId};
     use crate::register::Stamp;
@@ -318,9 +334,28 @@ mod tests {
         for claims in samples() {
             let token = keys().seal(&tenant("t"), &key("k"), &claims, Issue::Second);
             assert!(token.len() <= CONTEXT_BYTES);
+            assert_eq!(shown(&token), Some(claims.clone()));
             assert_eq!(keys().open(&tenant("t"), &key("k"), &token), Ok(claims));
         }
+        assert_eq!(shown(b""), Some(Claims::Nothing));
         assert_eq!(keys().open(&tenant("t"), &key("k"), b""), Ok(Claims::Nothing));
+    }
+
+    #[test]
+    fn a_token_of_anybody_can_be_shown() {
+        let claims = &samples()[3];
+        for (issue, version) in [(Issue::First, 1), (Issue::Second, 2)] {
+            let token = keys().seal(&tenant("t"), &key("k"), claims, issue);
+            assert_eq!((token[0], shown(&token)), (version, Some(claims.clone())));
+            let mut forged = token.to_vec();
+            *forged.last_mut().unwrap() ^= 1;
+            assert_eq!(shown(&forged), Some(claims.clone()));
+            forged[0] = 3;
+            assert_eq!(shown(&forged), None);
+            for end in 1..token.len() {
+                assert_eq!(shown(&token[..end]), None, "cut at {end}");
+            }
+        }
     }
 
     #[test]

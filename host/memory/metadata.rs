@@ -42,6 +42,8 @@ struct State {
     revision: u64,
     changes: BTreeMap<u64, Changed>,
     fence: u64,
+    /// Programs that know only an earlier schema refuse to start on the real stores.
+    needs_schema: u64,
     tenants: BTreeMap<TenantId, Tenant>,
     nodes: BTreeMap<NodeId, NodeOnRecord>,
     placement_epoch: u64,

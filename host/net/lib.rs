@@ -42,6 +42,7 @@ pub use file::{Fields, FileError};
 pub use in_use::{CallKind, CountCalls, TOO_MANY, UntilSent};
 pub use incoming::Incoming;
 pub use listen::{Protocol, ServerSide};
+pub use permits::unit;
 pub use permits::{Call, Untaken, Usage, Waits, WatchCall};
 pub use secret::SharedSecret;
 pub use watch::{Snapshot, Watch};

@@ -299,7 +299,7 @@ impl Entry {
 }
 
 /// The unit in which peer addresses are counted: an IPv4 address, or the network of 64 bits that one site has of IPv6.
-fn unit(address: IpAddr) -> IpAddr {
+pub fn unit(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

@@ -4,10 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use tokio::time::Instant;
-use witan_control::capabilities::{Written, written};
 use witan_control::{Cluster, Held, TenantCache, ring};
 use witan_coordinate::Coordinator;
-use witan_kernel::capability::{FENCES, NAMES};
 use witan_kernel::condition::Condition;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
@@ -21,7 +19,7 @@ use witan_peer::Lanes;
 use witan_plugin::PluginHost;
 use witan_upkeep::Upkeep;
 
-use super::config::Formats;
+use super::formats::Formats;
 use super::system::{SystemClock, unix_ms};
 use super::world::{Real, Registered};
 use crate::access::Access;
@@ -30,67 +28,6 @@ use crate::access::Access;
 pub(super) fn context_keys(secrets: &Secrets) -> anyhow::Result<ContextKeys> {
     let keys: Vec<(u32, [u8; 32])> = secrets.keys.iter().map(|secret| (secret.id, secret.key)).collect();
     ContextKeys::new(secrets.era, &keys).context("read the cluster's context keys")
-}
-
-/// Whether what goes with a capability is written.
-struct Gate {
-    capability: &'static str,
-    wanted: Option<bool>,
-    log: fn(&Written),
-    /// What was decided last, which is logged when it changes.
-    decided: Mutex<Option<Written>>,
-}
-
-impl Gate {
-    fn new(capability: &'static str, wanted: Option<bool>, log: fn(&Written)) -> Self {
-        Self { capability, wanted, log, decided: Mutex::default() }
-    }
-
-    /// Decides whether it is, by who is live, and logs a change.
-    async fn decide(&self, metadata: &dyn Metadata) -> Result<bool, StoreError> {
-        let now = written(metadata, self.capability, self.wanted).await?;
-        let before = lock(&self.decided).replace(now.clone());
-        if before.as_ref() != Some(&now) {
-            (self.log)(&now);
-        }
-        Ok(now.is_yes())
-    }
-}
-
-fn log_names(written: &Written) {
-    match written {
-        Written::Yes => tracing::info!("replicas are asked about a siblings write before it is repeated"),
-        Written::Off => tracing::warn!(
-            "consistency.ask_before_repeating is false: a replaced or deleted value of a siblings tenant may come back when a late \
-             write is repeated; leave it out unless an earlier version has to read this cluster's data"
-        ),
-        Written::MayGoBack => tracing::warn!(
-            "an earlier version of witan has created this cluster, so replicas are not asked about a siblings write before it is \
-             repeated; once no process will go back to that version, set consistency.ask_before_repeating to true"
-        ),
-        Written::Lacking(coordinator, version) => tracing::warn!(
-            %coordinator, version,
-            "a coordinator is of an earlier version, so replicas are not asked about a siblings write before it is repeated"
-        ),
-    }
-}
-
-fn log_fences(written: &Written) {
-    match written {
-        Written::Yes => tracing::info!("changes of tenants are fenced at the storage nodes"),
-        Written::Off => tracing::warn!(
-            "consistency.fence_changes is false: a coordinator that is cut off from the metadata store goes on under a tenant's earlier \
-             settings after they were changed; leave it out unless an earlier version has to open this cluster's storage nodes"
-        ),
-        Written::MayGoBack => tracing::warn!(
-            "an earlier version of witan has created this cluster, so changes of tenants are not fenced at the storage nodes; once no \
-             process will go back to that version, set consistency.fence_changes to true"
-        ),
-        Written::Lacking(coordinator, version) => tracing::warn!(
-            %coordinator, version,
-            "a coordinator is of an earlier version, so changes of tenants are not fenced at the storage nodes"
-        ),
-    }
 }
 
 /// This coordinator, as the catalog's [`Cluster`].
@@ -102,9 +39,7 @@ pub(super) struct Local {
     metadata: Arc<dyn Metadata>,
     plugins: PluginHost,
     access: Arc<Access>,
-    gates: Arc<[Gate; 2]>,
-    /// Several coordinators may share the metadata store: a single one is never cut off from its own changes.
-    shared: bool,
+    formats: Arc<Formats>,
     /// Held while a new placement is applied.
     placing: Mutex<()>,
 }
@@ -119,12 +54,10 @@ impl Local {
         metadata: Arc<dyn Metadata>,
         plugins: PluginHost,
         access: Arc<Access>,
-        wanted: Formats,
-        shared: bool,
+        formats: Formats,
     ) -> Self {
-        let gates = [Gate::new(NAMES, wanted.names, log_names), Gate::new(FENCES, wanted.fences, log_fences)];
-        let (gates, placing) = (Arc::new(gates), Mutex::default());
-        Self { coordinator, upkeep, lanes, tenants, metadata, plugins, access, gates, shared, placing }
+        let formats = Arc::new(formats);
+        Self { coordinator, upkeep, lanes, tenants, metadata, plugins, access, formats, placing: Mutex::default() }
     }
 }
 
@@ -170,15 +103,8 @@ impl Cluster for Local {
 
     fn coordinators_changed(&self) -> Pending<Result<(), StoreError>> {
         let (metadata, coordinator) = (Arc::clone(&self.metadata), Arc::clone(&self.coordinator));
-        let (gates, shared) = (Arc::clone(&self.gates), self.shared);
-        Box::pin(async move {
-            let [names, fences] = gates.as_ref();
-            coordinator.set_names(names.decide(metadata.as_ref()).await?);
-            if shared {
-                coordinator.set_fences(fences.decide(metadata.as_ref()).await?);
-            }
-            Ok(())
-        })
+        let formats = Arc::clone(&self.formats);
+        Box::pin(async move { formats.decide(metadata.as_ref(), &coordinator).await })
     }
 
     fn followed(&self, revision: u64) {

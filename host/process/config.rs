@@ -66,8 +66,12 @@ pub struct Config {
     pub security: Security,
     /// Defaults of operations.
     pub defaults: Defaults,
-    /// Which formats may be written that an earlier version cannot read.
-    pub formats: Formats,
+    /// Whether what goes with [`witan_kernel::capability::NAMES`] may be written; `None`: if no earlier version has run on the metadata.
+    pub names: Option<bool>,
+    /// Whether idempotency records in Redis are written in their smaller form; `None`: if no earlier version has run on the metadata.
+    pub small_records: Option<bool>,
+    /// Whether changes are fenced at the storage nodes; `None`: if no earlier version has run on the metadata.
+    pub fences: Option<bool>,
     /// Size and lifetime of the tenant cache.
     pub tenant_cache: TenantCacheConfig,
     /// What one tenant may have of what all share.
@@ -82,15 +86,6 @@ pub struct Config {
     pub drain: Duration,
     /// Which calls are traced.
     pub sampling: Sampling,
-}
-
-/// Which formats may be written that an earlier version cannot read, as the configuration says; `None`: auto.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Formats {
-    /// `consistency.ask_before_repeating`: what goes with [`witan_kernel::capability::NAMES`].
-    pub names: Option<bool>,
-    /// `consistency.fence_changes`: what goes with [`witan_kernel::capability::FENCES`].
-    pub fences: Option<bool>,
 }
 
 /// The configuration that follows from `settings`.
@@ -112,7 +107,9 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
             limits: Limits { scans_per_tenant: tenants.max_scans, ..Limits::default() },
             ..Defaults::default()
         },
-        formats: Formats { names: consistency.ask_before_repeating, fences: consistency.fence_changes },
+        names: consistency.ask_before_repeating,
+        small_records: settings.redis.small_records,
+        fences: consistency.fence_changes,
         tenant_cache: TenantCacheConfig {
             capacity: cache.max_size,
             fresh: cache.tenant_config_ttl.0,

@@ -21,6 +21,7 @@ use witan_upkeep::Upkeep;
 
 use super::cluster::{Local, context_keys};
 use super::config::{Config, Live};
+use super::formats::Formats;
 use super::lines::LOST;
 use super::live::Changing;
 use super::nodes::watch_nodes;
@@ -296,8 +297,7 @@ impl Parts {
             Arc::clone(&member.metadata),
             self.plugins.clone(),
             Arc::clone(&self.access),
-            config.formats,
-            member.instance.is_some(),
+            Formats::new(config, self.idempotency.clone(), member.instance.is_some()),
         ));
         self.coordinator.set_followed(member.revision);
         local.coordinators_changed().await.context("read which coordinators there are")?;

@@ -15,6 +15,3 @@ CREATE TABLE owed_removals (
     node_id TEXT COLLATE "C" NOT NULL,
     PRIMARY KEY (tenant_id, node_id)
 );
-
--- In a store that this version creates, fences are in use from the start.
-UPDATE cluster_state SET founded_with = founded_with || ' fences' WHERE revision = 0 AND founded_with <> '';

@@ -148,8 +148,8 @@ async fn records_are_kept_as_long_as_their_tenant_says() {
     assert_eq!(retention().await, 90);
     // The life of the only record that is there.
     let left = || {
-        let keys = place.redis.ask("KEYS *");
-        let life = place.redis.ask(&format!("PTTL {}", keys.trim()));
+        // Its name may be one that no word of a command can be.
+        let life = place.redis.ask(r#"EVAL "return redis.call('PTTL', redis.call('RANDOMKEY'))" 0"#);
         place.redis.ask("FLUSHALL");
         life.trim().parse::<u64>().expect("a number")
     };

@@ -6,6 +6,7 @@
 
 mod folder;
 mod operations;
+mod records;
 mod upgrade;
 
 use std::net::SocketAddr;

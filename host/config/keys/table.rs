@@ -187,6 +187,16 @@ pub const KEYS: &[Key] = &[
         .default("0")
         .idle("one connection carries the commands of all requests, pipelined"),
     Key::new(
+        "redis.small_records",
+        Flag,
+        "Whether idempotency records are written in their smaller form (docs/capacity.md), which the previous version neither finds nor \
+            reads. Once such a record is to be written, the metadata store keeps the previous version from starting. In a cluster that was \
+            created by an earlier version, set it to true once no process of that version runs any more, not even one that is cut off \
+            from the database, and none will. Without effect while a coordinator of an earlier version is live; without it, also for a day \
+            after.",
+    )
+    .otherwise("true, unless an earlier version has created the cluster's metadata"),
+    Key::new(
         "hash_ring.virtual_nodes",
         Number(1, 4096),
         "Points on the ring of a storage node that sets no number of its own.",

@@ -18,3 +18,13 @@ impl<T: IdempotencyStore> IdempotencyStore for Arc<T> {
         (**self).step(name, step)
     }
 }
+
+/// What writes idempotency records and has a smaller form for them, which the version before neither finds nor reads. Records of both forms
+/// are found, whichever is written.
+pub trait SmallRecords: Send + Sync {
+    /// True once a key has been claimed here: before, it does not matter which form is written.
+    fn claims(&self) -> bool;
+
+    /// Whether a first claim is written in the smaller form from now on.
+    fn write_small(&self, small: bool);
+}

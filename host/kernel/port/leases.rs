@@ -66,6 +66,11 @@ impl CoordinatorOnRecord {
     pub fn is_live(&self) -> bool {
         self.left_ms > 0
     }
+
+    /// True if its program names a capability.
+    pub fn names(&self, capability: &str) -> bool {
+        self.claim.capabilities.iter().any(|named| named == capability)
+    }
 }
 
 /// The leases of coordinators.
@@ -81,6 +86,11 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// The capabilities of the program that created the store. No earlier version has ever run on it, so nothing has to be readable for
     /// one. Empty if the store was created by a version that recorded none.
     fn founded_with(&self) -> Answer<Vec<String>>;
+
+    /// From now on, programs of versions before that of a capability refuse to start on this store. True if that was so already.
+    /// [`StoreError::Conflict`], and nothing has changed, while a live coordinator does not name the capability: it is decided in one
+    /// transaction with the leases. [`StoreError::Refused`] for a capability of which no schema of the store is a sign.
+    fn require(&self, capability: &'static str) -> Answer<bool>;
 
     /// Coordinators that are live or were within the last day, by node id.
     fn coordinators(&self) -> Answer<Vec<CoordinatorOnRecord>>;

@@ -8,6 +8,7 @@ use super::{
     PLUGIN_NAME_BYTES, PLUGIN_SOURCE_BYTES, PLUGIN_VERSION_BYTES, Slot, Source, StorageNode, StoreError,
     TOKEN_ID_BYTES, TOKEN_LABEL_BYTES, TOKENS, Token, VERSION_BYTES,
 };
+use crate::capability::SMALL_RECORDS;
 use crate::idempotency::{RESPONSE_BYTES, Step};
 use crate::limit;
 use crate::name::{NodeId, TenantId};
@@ -137,6 +138,27 @@ pub fn grant(claim: &Claim, on_record: Option<&CoordinatorOnRecord>, now_ms: u64
             holder.until_ms - now_ms
         ))),
         _ => Ok(Granting::New),
+    }
+}
+
+/// The schema that every program of a capability's version knows, and none of an earlier version: whoever requires the capability
+/// requires that.
+pub fn schema_of(capability: &str) -> Result<u64, StoreError> {
+    match capability {
+        SMALL_RECORDS => Ok(6),
+        _ => Err(StoreError::Refused(format!("the metadata store cannot require the capability {capability}"))),
+    }
+}
+
+/// Checks that every live coordinator names a capability.
+pub fn all_name(capability: &str, coordinators: &[CoordinatorOnRecord]) -> Result<(), StoreError> {
+    let lacks = |at: &&CoordinatorOnRecord| at.is_live() && !at.names(capability);
+    match coordinators.iter().find(lacks) {
+        None => Ok(()),
+        Some(CoordinatorOnRecord { claim, .. }) => Err(StoreError::Conflict(format!(
+            "coordinator {} at {} (version {}) does not know {capability}",
+            claim.node_id, claim.address, claim.version
+        ))),
     }
 }
 

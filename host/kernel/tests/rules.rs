@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use witan_kernel::capability::SMALL_RECORDS;
 use witan_kernel::hook::{Hook, ReplicaState};
 use witan_kernel::idempotency::{RESPONSE_BYTES, Step};
 use witan_kernel::limit;
@@ -135,6 +136,27 @@ fn claim(instance: u8) -> Claim {
     let node_id = NodeId::new("c").unwrap();
     let capabilities = vec!["names".to_owned()];
     Claim { node_id, instance: [instance; 16], address: "host:1".to_owned(), version: "1".to_owned(), capabilities }
+}
+
+#[test]
+fn what_a_live_coordinator_does_not_name_is_not_required() {
+    let at = |capabilities: &[&str], left_ms| {
+        let capabilities = capabilities.iter().map(|&name| name.to_owned()).collect();
+        let claim = Claim { capabilities, ..claim(1) };
+        CoordinatorOnRecord { claim, fence: 7, granted_at_ms: 0, until_ms: 0, left_ms }
+    };
+    let (able, unable, ended) = (at(&["names", SMALL_RECORDS], 1), at(&["names"], 1), at(&[], 0));
+    assert!(able.names(SMALL_RECORDS) && able.names("names"));
+    assert!(!unable.names(SMALL_RECORDS) && !ended.names("names"));
+    assert_eq!(rules::all_name(SMALL_RECORDS, &[]), Ok(()));
+    assert_eq!(rules::all_name(SMALL_RECORDS, &[able.clone(), ended.clone()]), Ok(()));
+    let lacking = rules::all_name(SMALL_RECORDS, &[able, ended, unable]).unwrap_err();
+    assert!(
+        matches!(&lacking, StoreError::Conflict(why) if why == "coordinator c at host:1 (version 1) does not know small-records"),
+        "{lacking:?}"
+    );
+    assert_eq!(rules::schema_of(SMALL_RECORDS), Ok(6), "the version before knows schema 2");
+    assert!(is_refused(rules::schema_of("names")));
 }
 
 #[test]

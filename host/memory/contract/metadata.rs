@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use witan_kernel::capability::OF_COORDINATORS;
+use witan_kernel::capability::{OF_FOUNDERS, SMALL_RECORDS};
 use witan_kernel::hook::Hook;
 use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
 use witan_kernel::port::{
@@ -206,7 +206,7 @@ async fn leases<M: Metadata>(metadata: &M, pass: Pass<'_>) {
         version: "0.1.0".into(),
         capabilities: vec!["names".into(), format!("of-{of}")],
     };
-    assert_eq!(metadata.founded_with().await.expect("answered"), OF_COORDINATORS, "this program has created it");
+    assert_eq!(metadata.founded_with().await.expect("answered"), OF_FOUNDERS, "this program has created it");
     let first = metadata.hold_lease(claim(1), 600_000).await.expect("granted");
     assert_eq!(first.until_ms - first.now_ms, 600_000);
     let refused = metadata.hold_lease(claim(2), 600_000).await;
@@ -238,6 +238,27 @@ async fn leases<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert_eq!(rivals.iter().filter(|result| result.is_ok()).count(), 1, "of rivals for an expired lease, one wins");
     metadata.release_lease(&other_id.node_id, other_id.instance).await.expect("released");
     assert!(metadata.hold_lease(claim(9), 0).await.is_err() && metadata.hold_lease(claim(9), u64::MAX).await.is_err());
+    requirements(metadata, claim(1)).await;
+}
+
+/// What a live coordinator lacks is not required; who lacks it and comes later finds it required.
+async fn requirements<M: Metadata>(metadata: &M, claim: Claim) {
+    assert!(matches!(metadata.require("nothing").await, Err(StoreError::Refused(_))));
+    let lacking = metadata.require(SMALL_RECORDS).await;
+    assert!(matches!(&lacking, Err(StoreError::Conflict(why)) if why.contains("coordinator-1")), "{lacking:?}");
+    let listed = metadata.coordinators().await.expect("coordinators");
+    for live in listed.iter().filter(|at| at.is_live()) {
+        metadata.release_lease(&live.claim.node_id, live.claim.instance).await.expect("released");
+    }
+    let able = Claim { capabilities: vec![SMALL_RECORDS.to_owned()], ..claim };
+    metadata.hold_lease(able.clone(), 600_000).await.expect("granted");
+    assert_eq!(metadata.require(SMALL_RECORDS).await, Ok(false), "it was not before");
+    assert_eq!(metadata.require(SMALL_RECORDS).await, Ok(true));
+    metadata.release_lease(&able.node_id, able.instance).await.expect("released");
+    let unable = Claim { instance: [77; 16], capabilities: Vec::new(), ..able };
+    metadata.hold_lease(unable.clone(), 600_000).await.expect("it is on record, and did not start on a real store");
+    assert_eq!(metadata.require(SMALL_RECORDS).await, Ok(true));
+    metadata.release_lease(&unable.node_id, unable.instance).await.expect("released");
 }
 
 /// The life of a node's stores, at the end of which `first` is on record again (as if by an operator's hand: under a new node).

@@ -1,6 +1,6 @@
 //! Leases of coordinators.
 
-use witan_kernel::capability::OF_COORDINATORS;
+use witan_kernel::capability::OF_FOUNDERS;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::rules::Granting;
 use witan_kernel::port::{
@@ -27,6 +27,15 @@ impl State {
         let held = CoordinatorOnRecord { claim, fence, granted_at_ms, until_ms, left_ms: 0 };
         self.coordinators.insert(held.claim.node_id.clone(), held);
         Ok(Lease { fence, until_ms, now_ms })
+    }
+
+    fn coordinators(&self, now_ms: u64) -> Vec<CoordinatorOnRecord> {
+        let recent = |at: &&CoordinatorOnRecord| at.until_ms.saturating_add(COORDINATOR_KEPT_MS) > now_ms;
+        let now = |at: &CoordinatorOnRecord| CoordinatorOnRecord {
+            left_ms: at.until_ms.saturating_sub(now_ms),
+            ..at.clone()
+        };
+        self.coordinators.values().filter(recent).map(now).collect()
     }
 
     /// Drops coordinators that ended long ago and, if that is not enough, the one that ended first.
@@ -63,19 +72,24 @@ impl LeaseStore for MemoryMetadata {
     }
 
     fn founded_with(&self) -> Answer<Vec<String>> {
-        self.answer(|_| Ok(OF_COORDINATORS.map(str::to_owned).to_vec()))
+        self.answer(|_| Ok(OF_FOUNDERS.map(str::to_owned).to_vec()))
+    }
+
+    fn require(&self, capability: &'static str) -> Answer<bool> {
+        let clock = self.clock.clone();
+        self.answer(move |state| {
+            let schema = rules::schema_of(capability)?;
+            let required = state.needs_schema >= schema;
+            if !required {
+                rules::all_name(capability, &state.coordinators(clock.wall_ms()))?;
+                state.needs_schema = schema;
+            }
+            Ok(required)
+        })
     }
 
     fn coordinators(&self) -> Answer<Vec<CoordinatorOnRecord>> {
         let clock = self.clock.clone();
-        self.answer(move |state| {
-            let now_ms = clock.wall_ms();
-            let recent = |at: &&CoordinatorOnRecord| at.until_ms.saturating_add(COORDINATOR_KEPT_MS) > now_ms;
-            let now = |at: &CoordinatorOnRecord| CoordinatorOnRecord {
-                left_ms: at.until_ms.saturating_sub(now_ms),
-                ..at.clone()
-            };
-            Ok(state.coordinators.values().filter(recent).map(now).collect())
-        })
+        self.answer(move |state| Ok(state.coordinators(clock.wall_ms())))
     }
 }

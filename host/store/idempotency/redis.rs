@@ -1,6 +1,9 @@
 //! Idempotency records shared by several coordinators, in Redis 7 or later, or Valkey: one server, a master found through sentinels, or
 //! a cluster.
 //!
+//! A record is small and has a short name, or has the form and the name of the version before, which looks for no other. New ones are
+//! small once that version cannot be around any more ([`SmallRecords`]); every step looks for both.
+//!
 //! A step is one call of one script (`redis/step.lua`), which decides as [`witan_kernel::idempotency::apply`] does, by the
 //! server's time. Concurrent calls are pipelined on one connection. A step whose connection is lost is sent again on the next one:
 //! every step may be repeated, since owner and fence identify it.
@@ -8,7 +11,8 @@
 //! Whether a server keeps what it has acknowledged depends on its settings (see [`RedisIdempotency::check`]); a failover to a replica
 //! loses what was not replicated yet. Lost records affect exactly-once only for requests that the replicas no longer remember either.
 //!
-//! Reading order: `config`, `link` (the connection), `breaker` (when not to try), `script` (steps as calls), `check`.
+//! Reading order: `config`, `link` (the connection), `breaker` (when not to try), `name` (of a record), `script` (steps as calls),
+//! `check`.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,17 +21,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use witan_kernel::idempotency::{Name, Step, Stepped};
-use witan_kernel::port::{IdempotencyStore, StoreError, rules};
+use witan_kernel::port::{IdempotencyStore, SmallRecords, StoreError, rules};
 use witan_kernel::sync::lock;
 
 use self::breaker::{Breaker, Pass};
 use self::link::{Connection, Link};
-use self::script::{Call, Steps};
+use self::script::{Call, Spelling, Steps};
 
 mod breaker;
 mod check;
 mod config;
 mod link;
+mod name;
 mod script;
 
 pub use check::{FILLING, RedisFacts, RedisFinding};
@@ -58,6 +63,10 @@ struct Shared {
     bytes_in_flight: AtomicUsize,
     /// Whether the last step that needed memory was refused because there is none.
     full: AtomicBool,
+    /// Whether new records are small.
+    small: AtomicBool,
+    /// Whether a key has been claimed.
+    claims: AtomicBool,
     /// Replaces the server's time.
     #[cfg(test)]
     time: Option<witan_kernel::port::StoreTime>,
@@ -78,6 +87,8 @@ impl RedisIdempotency {
             in_flight: Semaphore::new(IN_FLIGHT),
             bytes_in_flight: AtomicUsize::new(0),
             full: AtomicBool::new(false),
+            small: AtomicBool::new(false),
+            claims: AtomicBool::new(false),
             #[cfg(test)]
             time: None,
         };
@@ -232,7 +243,21 @@ impl IdempotencyStore for RedisIdempotency {
         let (Some(_bytes), Ok(_room)) = (bytes, self.shared.in_flight.try_acquire()) else {
             return Err(self.unavailable("too many steps are in flight"));
         };
-        self.guarded(&self.shared.steps.call(&name, &step, self.now_ms())).await
+        if matches!(step, Step::Reserve { .. }) {
+            self.shared.claims.store(true, Ordering::Relaxed);
+        }
+        let first = if self.shared.small.load(Ordering::Relaxed) { Spelling::Short } else { Spelling::Long };
+        self.guarded(&self.shared.steps.call(&name, &step, first, self.now_ms())).await
+    }
+}
+
+impl SmallRecords for RedisIdempotency {
+    fn claims(&self) -> bool {
+        self.shared.claims.load(Ordering::Relaxed)
+    }
+
+    fn write_small(&self, small: bool) {
+        self.shared.small.store(small, Ordering::Relaxed);
     }
 }
 

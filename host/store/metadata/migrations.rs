@@ -108,7 +108,7 @@ mod tests {
                 "1a40829405ff3e49",
                 "6fefd88acae20b0a",
                 "d8a355b5439aec61",
-                "0b885d9488ccb1cb"
+                "d18d3f61aab3b14a"
             ]
         );
         assert_eq!(
@@ -120,7 +120,7 @@ mod tests {
                 "eb7b036cc3681e30",
                 "cb2e6f58f0c2278c",
                 "1faa3cf08125c16f",
-                "8796d967345d6630"
+                "58bacaaf00447ae5"
             ]
         );
     }

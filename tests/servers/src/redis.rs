@@ -77,7 +77,7 @@ impl Redis {
         self.server.address()
     }
 
-    /// Sends a command whose words have no spaces, such as `FLUSHALL`, and returns the response, a list as lines.
+    /// Sends a command whose words have no spaces or are in double quotes, such as `FLUSHALL`, and returns the response, a list as lines.
     ///
     /// # Panics
     /// When there is no response, or it is an error.

@@ -7,12 +7,22 @@ use witan_kernel::port::StoreError;
 use witan_kernel::register::Stamp;
 
 use super::link::Connection;
+use super::name;
 
 /// Its arguments and replies are documented there.
 const SOURCE: &str = include_str!("step.lua");
 
 /// The fence of a record's first claim.
 const FIRST_FENCE: u64 = 1;
+
+/// Which of its names a first claim is written under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// The short one. The position of its key in a call.
+    Short = 1,
+    /// The long one.
+    Long = 2,
+}
 
 /// The script, by the hash under which servers cache it.
 pub(super) struct Steps {
@@ -24,7 +34,9 @@ pub(super) struct Steps {
 /// One step, ready to be sent; it may be sent again.
 pub(super) struct Call<'a> {
     hash: &'a str,
-    key: Vec<u8>,
+    short: Vec<u8>,
+    long: Vec<u8>,
+    first: Spelling,
     step: &'a Step,
     /// Replaces the server's time.
     now_ms: Option<u64>,
@@ -35,15 +47,18 @@ impl Steps {
         Self { hash: Script::new(SOURCE).get_hash().to_owned(), key_prefix: key_prefix.to_owned() }
     }
 
-    /// The key of a record. The part in braces determines its slot in a cluster.
-    pub(super) fn key(&self, name: &Name) -> Vec<u8> {
-        let hex: String = name.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{}:idempotency:{{{hex}}}", self.key_prefix).into_bytes()
+    /// The key of a record under one of its names.
+    #[cfg(test)]
+    pub(super) fn key(&self, name: &Name, spelling: Spelling) -> Vec<u8> {
+        let (short, long) = name::both(&self.key_prefix, name);
+        if spelling == Spelling::Short { short } else { long }
     }
 
-    /// A step on the record of `name`; `now_ms`, if given, replaces the server's time.
-    pub(super) fn call<'a>(&'a self, name: &Name, step: &'a Step, now_ms: Option<u64>) -> Call<'a> {
-        Call { hash: &self.hash, key: self.key(name), step, now_ms }
+    /// A step on the record of `name`, which is written under the name `first` if it is new; `now_ms`, if given, replaces the server's
+    /// time.
+    pub(super) fn call<'a>(&'a self, name: &Name, step: &'a Step, first: Spelling, now_ms: Option<u64>) -> Call<'a> {
+        let (short, long) = name::both(&self.key_prefix, name);
+        Call { hash: &self.hash, short, long, first, step, now_ms }
     }
 }
 
@@ -60,13 +75,14 @@ impl Call<'_> {
 
     fn command(&self, name: &str, script: &str) -> Cmd {
         let mut command = redis::cmd(name);
-        command.arg(script).arg(1).arg(&self.key[..]);
+        command.arg(script).arg(2).arg(&self.short[..]).arg(&self.long[..]);
         let kept_ms = match self.step {
             Step::Reserve { kept_ms, .. } | Step::Done { kept_ms, .. } => (*kept_ms).min(KEPT_MS),
             // They change nothing about it.
             Step::Stamp { .. } | Step::Release { .. } | Step::Abandon { .. } => KEPT_MS,
         };
         command.arg(self.now_ms.map(|now| now.to_string()).unwrap_or_default()).arg(kept_ms).arg(DOUBTED_MS);
+        command.arg(self.first as u8);
         match self.step {
             Step::Reserve { owner, write_id, started, lease_ms, kept_ms: _ } => {
                 command.arg("reserve").arg(&owner.0).arg(&write_id.0).arg(&started.to_be_bytes()).arg(*lease_ms);

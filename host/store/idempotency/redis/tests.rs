@@ -1,15 +1,17 @@
 use std::time::{Duration, Instant};
 
 use witan_kernel::idempotency::{DOUBTED_MS, KEPT_MS, Name, Step, Stepped};
-use witan_kernel::port::{IdempotencyStore, StoreError, StoreTime};
+use witan_kernel::port::{IdempotencyStore, SmallRecords, StoreError, StoreTime};
 use witan_memory::contract::{ManualClock, idempotency as contract, join_all, poll_once};
 use witan_servers::{PATIENCE, Redis};
 
+use super::script::Spelling;
 use super::{BYTES_IN_FLIGHT, IN_FLIGHT, RedisConfig, RedisIdempotency, RedisServers};
 
 mod model;
 mod outage;
 mod several;
+mod small;
 mod tls;
 
 /// Waits as long as a busy machine takes.
@@ -28,9 +30,9 @@ fn by_clock(redis: &Redis, clock: &ManualClock) -> RedisIdempotency {
     store
 }
 
-/// The record's key, as a word of a command.
+/// The record's key under its long name, as a word of a command.
 fn key(store: &RedisIdempotency, name: Name) -> String {
-    String::from_utf8(store.shared.steps.key(&name)).expect("text")
+    String::from_utf8(store.shared.steps.key(&name, Spelling::Long)).expect("text")
 }
 
 /// Asks again until the store answers. A failover on a busy machine takes longer than anything else.
@@ -73,6 +75,17 @@ async fn keeps_the_contract() {
     contract::all(&store, &clock).await;
     contract::reserve_many(&store, 500).await;
     assert!(nothing_is_in_flight(&store));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keeps_the_contract_with_small_records() {
+    let redis = Redis::start();
+    let clock = ManualClock::new();
+    let store = by_clock(&redis, &clock);
+    store.write_small(true);
+    contract::all(&store, &clock).await;
+    contract::reserve_many(&store, 500).await;
+    assert_eq!(redis.ask("KEYS witan:idempotency:*").trim(), "", "no long name");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

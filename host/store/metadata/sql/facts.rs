@@ -32,6 +32,6 @@ async fn schema_version(db: &mut Db) -> Result<u64, StoreError> {
 }
 
 /// The newest migration that a program must know to work here.
-async fn needs_schema(db: &mut Db) -> Result<u64, StoreError> {
+pub(super) async fn needs_schema(db: &mut Db) -> Result<u64, StoreError> {
     db.one("SELECT needs_schema FROM cluster_state", &[]).await?.number("needs_schema")
 }

@@ -8,6 +8,7 @@ use witan_kernel::port::{
 };
 
 use super::db::{Db, Value};
+use super::facts::needs_schema;
 use super::row::Row;
 use super::{Driver, Purpose, SqlMetadata, changes, in_transaction};
 
@@ -33,6 +34,18 @@ impl<D: Driver> LeaseStore for SqlMetadata<D> {
 
     fn founded_with(&self) -> Answer<Vec<String>> {
         self.read(|db| Box::pin(founded_with(db)))
+    }
+
+    fn require(&self, capability: &'static str) -> Answer<bool> {
+        let store = self.clone();
+        Box::pin(async move {
+            let schema = rules::schema_of(capability)?;
+            // Looked up often and changed once in the life of a store: only that takes the lock of all changes.
+            if store.read(|db| Box::pin(needs_schema(db))).await? >= schema {
+                return Ok(true);
+            }
+            store.change(move |db| Box::pin(require(db, capability, schema))).await
+        })
     }
 
     fn coordinators(&self) -> Answer<Vec<CoordinatorOnRecord>> {
@@ -136,6 +149,15 @@ async fn release(db: &mut Db, node_id: NodeId, instance: [u8; 16]) -> Result<(),
         changes::record(db, Changed::Coordinators).await?;
     }
     Ok(())
+}
+
+async fn require(db: &mut Db, capability: &str, schema: u64) -> Result<bool, StoreError> {
+    if needs_schema(db).await? >= schema {
+        return Ok(true);
+    }
+    rules::all_name(capability, &list(db).await?)?;
+    db.execute("UPDATE cluster_state SET needs_schema = $1", &[Value::Number(schema)]).await?;
+    Ok(false)
 }
 
 async fn get(db: &mut Db, id: &NodeId, now_ms: u64) -> Result<Option<CoordinatorOnRecord>, StoreError> {

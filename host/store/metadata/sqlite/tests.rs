@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 use sqlx::SqlitePool;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqliteConnectOptions;
-use witan_kernel::capability::OF_COORDINATORS;
+use witan_kernel::capability::OF_FOUNDERS;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Claim, LeaseStore, PlacementStore, StoreError, StoreFacts, TenantStore};
 use witan_memory::contract::{join_all, metadata as contract, poll_once};
@@ -123,7 +123,7 @@ async fn works_on_a_schema_that_a_later_version_has_added_to() {
 /// The migration finds out whether an earlier version has ever worked on the file.
 #[tokio::test]
 async fn a_file_of_an_earlier_version_was_founded_without_capabilities() {
-    for (worked, founded) in [(false, &OF_COORDINATORS[..]), (true, &[][..])] {
+    for (worked, founded) in [(false, &OF_FOUNDERS[..]), (true, &[][..])] {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("metadata.sqlite");
         let options = SqliteConnectOptions::new().filename(&file).create_if_missing(true);

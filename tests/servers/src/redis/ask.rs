@@ -4,8 +4,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Sends a command, its words separated by spaces, and returns the response, a list as lines. `patience` is the longest wait for a
-/// connection, and for each part of the response.
+/// Sends a command, its words separated by spaces (or in double quotes), and returns the response, a list as lines. `patience` is the
+/// longest wait for a connection, and for each part of the response.
 ///
 /// # Errors
 /// When there is no response, or it is an error.
