@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
 use witan_kernel::port::{
-    Answer, AnyClock, BindingOnRecord, Changed, Clock, Component, CoordinatorOnRecord, Digest, NodeOnRecord, Secret,
-    StoreError, StoreFacts, StoreOnRecord, Token, rules,
+    Answer, AnyClock, BindingOnRecord, Changed, Clock, Component, CoordinatorOnRecord, Digest, Duty, DutyOnRecord,
+    NodeOnRecord, Secret, StoreError, StoreFacts, StoreOnRecord, Token, rules,
 };
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::Tenant;
@@ -21,11 +21,12 @@ mod placement;
 mod secrets;
 mod tenants;
 mod tokens;
+mod upkeep;
 
 use crate::slot::SlotKey;
 
 /// The newest migration of the real stores, which this one reports too.
-const SCHEMA: u64 = 6;
+const SCHEMA: u64 = 7;
 
 /// Metadata in memory. Clones share it.
 #[derive(Clone)]
@@ -51,6 +52,7 @@ struct State {
     tokens: BTreeMap<String, Token>,
     secrets: Vec<Secret>,
     era: Era,
+    duties: BTreeMap<Duty, DutyOnRecord>,
 }
 
 impl MemoryMetadata {

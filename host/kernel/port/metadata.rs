@@ -2,6 +2,7 @@
 
 use super::{
     Answer, ArtifactStore, BindingStore, ChangeLog, LeaseStore, PlacementStore, SecretStore, TenantStore, TokenStore,
+    UpkeepClaims,
 };
 
 /// Facts about the store itself.
@@ -13,8 +14,8 @@ pub trait StoreFacts: Send + Sync + 'static {
     fn schema_version(&self) -> Answer<u64>;
 }
 
-/// The whole metadata store: tenants, placement, coordinator leases, plugin artifacts and bindings, API tokens, secrets, and the
-/// log of changes to them. Object safe; whoever needs one subject should take that subject's trait.
+/// The whole metadata store: tenants, placement, coordinator leases, plugin artifacts and bindings, API tokens, secrets,
+/// claims of upkeep, and the log of changes to all but the latter. Object safe; whoever needs one subject should take that subject's trait.
 pub trait Metadata:
     StoreFacts
     + ChangeLog
@@ -25,6 +26,7 @@ pub trait Metadata:
     + BindingStore
     + TokenStore
     + SecretStore
+    + UpkeepClaims
 {
 }
 
@@ -38,5 +40,6 @@ impl<T> Metadata for T where
         + BindingStore
         + TokenStore
         + SecretStore
+        + UpkeepClaims
 {
 }

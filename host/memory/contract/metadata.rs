@@ -17,6 +17,8 @@ use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, Rea
 
 use super::{join_all, poll_once};
 
+mod upkeep;
+
 /// Lets this many milliseconds pass on the store's clock.
 pub type Pass<'a> = &'a dyn Fn(u64) -> Pin<Box<dyn Future<Output = ()>>>;
 
@@ -57,7 +59,7 @@ fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
 /// The whole contract, on an empty store.
 pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.now_ms().await.expect("the time") > 1_700_000_000_000);
-    assert_eq!(metadata.schema_version().await, Ok(6));
+    assert_eq!(metadata.schema_version().await, Ok(7));
     secrets(metadata).await;
     tenants(metadata).await;
     pages_of_tenants(metadata).await;
@@ -65,6 +67,7 @@ pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     deleted_tenants(metadata).await;
     nodes(metadata).await;
     leases(metadata, pass).await;
+    upkeep::claims(metadata, pass).await;
     artifacts(metadata).await;
     binding_records(metadata).await;
     tokens(metadata).await;

@@ -24,6 +24,7 @@ const SQLITE: &[File] = files!("sqlite":
     (4, "era", "0004_era.sql"),
     (5, "capabilities", "0005_capabilities.sql"),
     (6, "idempotency retention", "0006_idempotency_retention.sql"),
+    (7, "upkeep claims", "0007_upkeep_claims.sql"),
 );
 
 const POSTGRES: &[File] = files!("postgres":
@@ -33,6 +34,7 @@ const POSTGRES: &[File] = files!("postgres":
     (4, "era", "0004_era.sql"),
     (5, "capabilities", "0005_capabilities.sql"),
     (6, "idempotency retention", "0006_idempotency_retention.sql"),
+    (7, "upkeep claims", "0007_upkeep_claims.sql"),
 );
 
 /// The migrations of an SQLite database.
@@ -105,7 +107,8 @@ mod tests {
                 "b2b1b9183fa4616d",
                 "1a40829405ff3e49",
                 "6fefd88acae20b0a",
-                "d8a355b5439aec61"
+                "d8a355b5439aec61",
+                "4f1ea571c439a25b"
             ]
         );
         assert_eq!(
@@ -116,7 +119,8 @@ mod tests {
                 "9d0d798222d5f40f",
                 "eb7b036cc3681e30",
                 "cb2e6f58f0c2278c",
-                "1faa3cf08125c16f"
+                "1faa3cf08125c16f",
+                "044da669a0d0e80d"
             ]
         );
     }
