@@ -156,11 +156,13 @@ pub enum Fault {
     TooFewBelieved,
     /// A new store is believed although merges sent to it were not stored.
     UnrepairedBelieved,
+    /// A pass of healing leaves out the last of its ranges.
+    HealingSkipsRange,
 }
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 75] = [
+    pub const ALL: [Self; 76] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -236,6 +238,7 @@ impl Fault {
         Self::LastReplicaNotSwept,
         Self::TooFewBelieved,
         Self::UnrepairedBelieved,
+        Self::HealingSkipsRange,
     ];
 
     /// True when this thread runs with the fault.

@@ -80,6 +80,7 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::BirthOutlivesBoot => Some("restored:0"),
         Fault::EraIgnored => Some("restored:1"),
         Fault::DamageBelieved => Some("damaged:51"),
+        Fault::HealingSkipsRange => Some("healing:0"),
         // In scenes of their own.
         Fault::DeadlineFromTurn | Fault::ReservationProlonged => Some("links:0"),
         // Those of `names` are recorded there.
@@ -118,6 +119,7 @@ fn best_scenario(fault: Fault) -> &'static str {
         Fault::TooFewBelieved => "twice",
         Fault::UnrepairedBelieved | Fault::SweepSendsFirst => "replaced",
         Fault::StampNotStored => "late",
+        Fault::HealingSkipsRange => "healing",
         Fault::OneStampIsEnough => "drifting",
         Fault::StampNotRemembered => "outages",
         _ => "links",

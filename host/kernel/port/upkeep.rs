@@ -28,7 +28,7 @@ pub enum DutyKind {
 }
 
 impl DutyKind {
-    /// Every kind.
+    /// Every kind, in the order in which they are listed.
     pub const ALL: [Self; 3] = [Self::Compare, Self::CatchUp, Self::Fill];
 
     /// The kind's name in the metadata store, metrics and logs.
