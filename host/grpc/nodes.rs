@@ -87,11 +87,18 @@ impl<W: World> CoordinatorApi<W> {
             latency_p50_us: state.latency_p50_us,
             latency_p99_us: state.latency_p99_us,
             write_only: trust.is_some_and(|trust| trust != Trust::Whole),
-            state_message: trust.and_then(Trust::advice).unwrap_or_default().to_owned(),
+            state_message: self.state_message(&node.id, trust),
             store_use: trust.map_or("", Trust::as_str).to_owned(),
             store_state: condition.as_ref().map_or("", Condition::as_str).to_owned(),
             store_reason: condition.as_ref().map_or("", Condition::reason).to_owned(),
         }
+    }
+
+    /// What is wrong with a node's store, what becomes of it by itself, and what to do.
+    fn state_message(&self, node: &NodeId, trust: Option<Trust>) -> String {
+        let Some(advice) = trust.and_then(Trust::advice) else { return String::new() };
+        let more = self.upkeep.new_store(node).map(|more| format!("; {more}"));
+        format!("{advice}{}", more.unwrap_or_default())
     }
 
     /// The current time, Unix milliseconds.
