@@ -15,6 +15,7 @@ mod schedule;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ use super::Upkeep;
 use super::sweep::Sweep;
 use pass::Pass;
 use schedule::Schedule;
-use watch::Watch;
+use watch::{NewStores, Reach};
 
 /// What is healed, and how fast. Changes take effect at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +72,7 @@ pub struct Healing<W: World> {
     begins_after: Duration,
     config: Mutex<HealingConfig>,
     seen: Mutex<Seen>,
+    reach: Mutex<Reach>,
 }
 
 /// What it saw when it looked last, for people.
@@ -83,7 +85,14 @@ struct Seen {
 impl<W: World> Healing<W> {
     /// Healing as `claimant`, which begins `begins_after` after it is run.
     pub fn new(upkeep: Arc<Upkeep<W>>, claimant: Claimant, config: HealingConfig, begins_after: Duration) -> Arc<Self> {
-        Arc::new(Self { upkeep, claimant, begins_after, config: Mutex::new(config), seen: Mutex::default() })
+        Arc::new(Self {
+            upkeep,
+            claimant,
+            begins_after,
+            config: Mutex::new(config),
+            seen: Mutex::default(),
+            reach: Mutex::default(),
+        })
     }
 
     /// Changes what is healed, and how fast.
@@ -104,20 +113,28 @@ impl<W: World> Healing<W> {
     /// Heals until `stopped`, then gives its claims back.
     pub async fn run(self: Arc<Self>, stopped: impl Future<Output = ()> + Send) {
         let (stop, stopping) = flag::channel(false);
-        let mut healer = Healer::new(Arc::clone(&self), stopping);
-        tokio::pin!(stopped);
+        let (observing, working) = (self.observe(), Healer::new(Arc::clone(&self), stopping).run());
+        tokio::pin!(stopped, observing, working);
+        let mut is_stopping = false;
         loop {
             tokio::select! {
                 biased;
-                () = &mut stopped => break,
-                () = tokio::time::sleep(LOOK) => {}
+                () = &mut stopped, if !is_stopping => {
+                    is_stopping = true;
+                    stop.send_replace(true);
+                }
+                never = &mut observing => match never {},
+                () = &mut working => return,
             }
-            healer.look().await;
         }
-        stop.send_replace(true);
-        for pass in healer.passes.into_values() {
-            // A pass that has panicked holds a claim that expires.
-            drop(pass.await);
+    }
+
+    /// Looks at the nodes, also while everything else waits for the metadata store.
+    async fn observe(&self) -> Infallible {
+        loop {
+            let ring = self.upkeep.coordinator.ring();
+            lock(&self.reach).look(&ring, &self.upkeep.coordinator.ports().replicas);
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -142,7 +159,7 @@ struct Healer<W: World> {
     began: Instant,
     /// The store's time when this coordinator could first have done something.
     began_ms: Option<u64>,
-    watch: Watch,
+    new_stores: NewStores,
     /// Nodes for which a pass has to be asked.
     owed: BTreeSet<NodeId>,
     passes: BTreeMap<DutyKind, JoinHandle<pass::Ended>>,
@@ -159,7 +176,7 @@ impl<W: World> Healer<W> {
             stopping,
             began: Instant::now(),
             began_ms: None,
-            watch: Watch::default(),
+            new_stores: NewStores::default(),
             owed: BTreeSet::new(),
             passes: BTreeMap::new(),
             read: None,
@@ -167,10 +184,27 @@ impl<W: World> Healer<W> {
         }
     }
 
+    /// Works until this coordinator stops, and then until its claims are given back.
+    async fn run(mut self) {
+        let mut stopping = self.stopping.clone();
+        while !*stopping.borrow() {
+            self.look().await;
+            tokio::select! {
+                biased;
+                () = pass::stopped(&mut stopping) => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+        for pass in self.passes.into_values() {
+            // A pass that has panicked holds a claim that expires.
+            drop(pass.await);
+        }
+    }
+
     async fn look(&mut self) {
         let config = self.healing.config();
         let ring = self.healing.upkeep.coordinator.ring();
-        let moved = self.watch.reachable(&ring, &self.healing.upkeep.coordinator.ports().replicas);
+        let moved = lock(&self.healing.reach).take_moved();
         if config.anti_entropy {
             self.owed.extend(moved);
             self.ask_for_passes(&ring).await;
@@ -223,16 +257,15 @@ impl<W: World> Healer<W> {
         self.healing.show(&schedule);
         if config.anti_entropy {
             if !self.passes.contains_key(&DutyKind::CatchUp) {
-                let watch = &self.watch;
-                let wanted = schedule.catch_up(|node| watch.is_reachable(node));
+                let wanted = schedule.catch_up(|node| lock(&self.healing.reach).is_reachable(node));
                 self.begin(DutyKind::CatchUp, wanted).await;
             }
             if !self.passes.contains_key(&DutyKind::Compare) {
-                let part = schedule.compare(self.watch.all_reachable(ring));
+                let part = schedule.compare(lock(&self.healing.reach).all_reachable(ring));
                 self.begin(DutyKind::Compare, part.into_iter().collect()).await;
             }
         }
-        let new = self.new_stores(config, ring).await;
+        let new = self.fillable(config, ring).await;
         let fill = schedule.fill(self.fill_again.pause());
         if let (Some(fill), false, false) = (fill, new.is_empty(), self.passes.contains_key(&DutyKind::Fill)) {
             let sweep = Sweep { fills: true, of: Some(new), ..self.healing.sweep() };
@@ -272,16 +305,16 @@ impl<W: World> Healer<W> {
     }
 
     /// Nodes whose new store may be admitted and filled now. Notes for people what becomes of the others.
-    async fn new_stores(&mut self, config: &HealingConfig, ring: &Ring) -> BTreeSet<NodeId> {
+    async fn fillable(&mut self, config: &HealingConfig, ring: &Ring) -> BTreeSet<NodeId> {
         let replicas = &self.healing.upkeep.coordinator.ports().replicas;
-        let new = self.watch.new_stores(ring.nodes().iter().map(|node| (node, replicas.standing(node))));
+        let new = self.new_stores.look(ring.nodes().iter().map(|node| (node, replicas.standing(node))));
         if new.is_empty() {
             self.healing.upkeep.note_new_stores(BTreeMap::new());
             return BTreeSet::new();
         }
         let metadata = self.healing.metadata();
         let (Ok(nodes), Ok(stores)) = (metadata.nodes().await, metadata.stores().await) else { return BTreeSet::new() };
-        let judged = self.watch.judge(&new, &nodes, &stores, config.admit_after);
+        let judged = self.new_stores.judge(&new, &nodes, &stores, config.admit_after);
         self.healing.upkeep.note_new_stores(judged.notes);
         judged.due
     }

@@ -244,7 +244,7 @@ impl CoordinatorMachine {
         };
         let lanes = Arc::new(Lanes::new(self.clock.clone(), dial, self.name.clone()));
         lanes.set_nodes(&self.shared.nodes);
-        let (watched, away) = (Arc::clone(&lanes), Arc::clone(&self.view.away));
+        let (watched, reached, away) = (Arc::clone(&lanes), Arc::clone(&lanes), Arc::clone(&self.view.away));
         let metadata = Arc::clone(&self.shared.metadata);
         tokio::spawn(async move {
             let mut progress = Progress::default();
@@ -287,7 +287,11 @@ impl CoordinatorMachine {
         if let Some(config) = self.shared.heals.clone() {
             let claimant = Claimant { coordinator: NodeId::new(&self.name)?, instance: self.shared.dice.sixteen() };
             let healing = Healing::new(Arc::clone(&upkeep), claimant, config, HEALING_BEGINS);
-            tokio::spawn(healing.run(std::future::pending()));
+            tokio::spawn(async move {
+                // As in production, so that no node seems to be away only because it was not asked yet.
+                reached.tried().await;
+                healing.run(std::future::pending()).await;
+            });
         }
         let (sender, mut calls) = mpsc::unbounded_channel();
         *lock(&self.doors) = Some(Doors { calls: sender, coordinator: Arc::clone(&coordinator) });

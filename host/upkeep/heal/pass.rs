@@ -235,7 +235,7 @@ impl<W: World> Pass<W> {
 }
 
 /// Returns once this coordinator stops.
-async fn stopped(stopping: &mut watch::Receiver<bool>) {
+pub(super) async fn stopped(stopping: &mut watch::Receiver<bool>) {
     // The sender lives as long as the loop that waits for this pass.
     drop(stopping.wait_for(|stopping| *stopping).await);
 }

@@ -16,6 +16,8 @@ pub(super) const PARTS: u64 = 16;
 const LIFE_MS: u64 = LONGEST_DEADLINE.as_millis() as u64;
 /// Coordinators wait up to this long beyond it, each differently, so that they do not claim in step. Milliseconds.
 const JITTER_MS: u64 = 2000;
+/// Most nodes that one pass catches up with: each has a claim that is renewed.
+const TOGETHER: usize = 32;
 /// Pause after a pass over a node that was away has ended: one that comes and goes must not be read without end. Milliseconds.
 const CATCH_UP_AGAIN_MS: u64 = 30_000;
 /// A kind of work that is due and that nobody has done for this long is reported. Milliseconds.
@@ -102,7 +104,7 @@ impl Schedule<'_> {
                 && self.catch_up_due_ms(known).is_some_and(|due| due + self.jitter_ms(&known.duty) <= now_ms)
                 && NodeId::new(&known.duty.range).is_ok_and(|node| is_reachable(&node))
         });
-        due.map(|known| known.duty.clone()).collect()
+        due.take(TOGETHER).map(|known| known.duty.clone()).collect()
     }
 
     fn jitter_ms(&self, duty: &Duty) -> u64 {

@@ -9,12 +9,19 @@ use witan_kernel::port::{NodeOnRecord, Replicas, StoreOnRecord, stores};
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Standing, Trust};
 
-/// What is known of nodes.
+/// Which nodes can be reached for operations.
 #[derive(Debug, Default)]
-pub(super) struct Watch {
+pub(super) struct Reach {
     reachable: BTreeMap<NodeId, bool>,
+    /// Nodes that have gone or come back since this was last taken: what was written meanwhile may be missing there.
+    moved: BTreeSet<NodeId>,
+}
+
+/// The new stores of nodes.
+#[derive(Debug, Default)]
+pub(super) struct NewStores {
     /// Since when a node has had a store that is not on record.
-    new: BTreeMap<NodeId, (StoreId, Instant)>,
+    since: BTreeMap<NodeId, (StoreId, Instant)>,
 }
 
 /// What is to be done about new stores.
@@ -26,15 +33,19 @@ pub(super) struct Judged {
     pub(super) notes: BTreeMap<NodeId, String>,
 }
 
-impl Watch {
-    /// Looks which nodes can be reached for operations. Returns those that have gone or come back since the last time: what was written
-    /// meanwhile may be missing there. A node that was away when it was first seen counts as one that has gone.
-    pub(super) fn reachable(&mut self, ring: &Ring, replicas: &impl Replicas) -> BTreeSet<NodeId> {
+impl Reach {
+    /// Looks at the nodes. One that is away when it is first seen counts as one that has gone.
+    pub(super) fn look(&mut self, ring: &Ring, replicas: &impl Replicas) {
         let now: BTreeMap<NodeId, bool> =
             ring.nodes().iter().map(|node| (node.clone(), replicas.state(node).reachable)).collect();
         let before = std::mem::replace(&mut self.reachable, now);
         let was = |node: &NodeId| before.get(node).copied().unwrap_or(true);
-        self.reachable.iter().filter(|(node, is)| **is != was(node)).map(|(node, _)| node.clone()).collect()
+        let moved = self.reachable.iter().filter(|(node, is)| **is != was(node));
+        self.moved.extend(moved.map(|(node, _)| node.clone()));
+    }
+
+    pub(super) fn take_moved(&mut self) -> BTreeSet<NodeId> {
+        std::mem::take(&mut self.moved)
     }
 
     pub(super) fn is_reachable(&self, node: &NodeId) -> bool {
@@ -44,9 +55,11 @@ impl Watch {
     pub(super) fn all_reachable(&self, ring: &Ring) -> bool {
         ring.nodes().iter().all(|node| self.is_reachable(node))
     }
+}
 
+impl NewStores {
     /// The nodes whose store is not the one on record, with that store. A node that cannot be reached at present stays as it was.
-    pub(super) fn new_stores<'a>(
+    pub(super) fn look<'a>(
         &mut self,
         nodes: impl Iterator<Item = (&'a NodeId, Option<Standing>)>,
     ) -> Vec<(NodeId, Standing)> {
@@ -54,11 +67,11 @@ impl Watch {
         for (node, standing) in nodes {
             let Some(standing) = standing else { continue };
             if standing.trust == Trust::Whole {
-                self.new.remove(node);
+                self.since.remove(node);
                 continue;
             }
-            if self.new.get(node).is_none_or(|(store, _)| *store != standing.store) {
-                self.new.insert(node.clone(), (standing.store, Instant::now()));
+            if self.since.get(node).is_none_or(|(store, _)| *store != standing.store) {
+                self.since.insert(node.clone(), (standing.store, Instant::now()));
             }
             found.push((node.clone(), standing));
         }
@@ -76,7 +89,7 @@ impl Watch {
         let mut judged = Judged::default();
         for (node, Standing { store, trust }) in new {
             let known = nodes.iter().find(|known| known.node.id == *node);
-            let (Some(from), Some((_, since))) = (known.and_then(|known| known.store_id), self.new.get(node)) else {
+            let (Some(from), Some((_, since))) = (known.and_then(|known| known.store_id), self.since.get(node)) else {
                 continue;
             };
             let keys = stores.iter().find(|known| known.store == from).map_or(0, |known| known.keys);
@@ -134,7 +147,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_new_store_waits_before_it_is_admitted() {
-        let (n1, mut watch) = (node("n1"), Watch::default());
+        let (n1, mut watch) = (node("n1"), NewStores::default());
         let minute = Duration::from_secs(60);
         let nodes = [on_record("n1", 1)];
         let old = StoreOnRecord {
@@ -146,7 +159,7 @@ mod tests {
         };
         let stores = [old.clone()];
         let mut look = |standing, admit_after| {
-            let new = watch.new_stores([(&n1, standing)].into_iter());
+            let new = watch.look([(&n1, standing)].into_iter());
             let judged = watch.judge(&new, &nodes, &stores, admit_after);
             (judged.due.len(), judged.notes.into_values().next().unwrap_or_default())
         };
@@ -166,7 +179,7 @@ mod tests {
         assert_eq!(look(standing(3, Trust::Unadmitted), minute).0, 0, "another store waits anew");
         let retired = StoreOnRecord { store: StoreId([3; 16]), state: StoreState::Retired, ..old.clone() };
         tokio::time::advance(minute).await;
-        let new = watch.new_stores([(&n1, standing(3, Trust::Unadmitted))].into_iter());
+        let new = watch.look([(&n1, standing(3, Trust::Unadmitted))].into_iter());
         let judged = watch.judge(&new, &nodes, &[old, retired], minute);
         assert!(judged.due.is_empty() && judged.notes[&n1].contains("was replaced before"), "{judged:?}");
     }
