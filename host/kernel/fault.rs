@@ -158,11 +158,13 @@ pub enum Fault {
     UnrepairedBelieved,
     /// A pass of healing leaves out the last of its ranges.
     HealingSkipsRange,
+    /// Healing does not notice that a node was away.
+    ReturnUnnoticed,
 }
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 76] = [
+    pub const ALL: [Self; 77] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -239,6 +241,7 @@ impl Fault {
         Self::TooFewBelieved,
         Self::UnrepairedBelieved,
         Self::HealingSkipsRange,
+        Self::ReturnUnnoticed,
     ];
 
     /// True when this thread runs with the fault.

@@ -198,6 +198,10 @@ impl<W: World> Upkeep<W> {
         for range in sweeping.ranges() {
             sweeping.range(&range).await?;
         }
+        // The next one begins with nothing to pay for.
+        if let Some(due) = sweeping.byte_pace.due() {
+            sweeping.sleep_until(due).await;
+        }
         sweeping.close();
         Ok(sweeping.swept)
     }

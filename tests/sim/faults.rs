@@ -80,7 +80,8 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::BirthOutlivesBoot => Some("restored:0"),
         Fault::EraIgnored => Some("restored:1"),
         Fault::DamageBelieved => Some("damaged:51"),
-        Fault::HealingSkipsRange => Some("healing:0"),
+        Fault::HealingSkipsRange => Some("healing:2"),
+        Fault::ReturnUnnoticed => Some("healing:6"),
         // In scenes of their own.
         Fault::DeadlineFromTurn | Fault::ReservationProlonged => Some("links:0"),
         // Those of `names` are recorded there.
@@ -119,7 +120,7 @@ fn best_scenario(fault: Fault) -> &'static str {
         Fault::TooFewBelieved => "twice",
         Fault::UnrepairedBelieved | Fault::SweepSendsFirst => "replaced",
         Fault::StampNotStored => "late",
-        Fault::HealingSkipsRange => "healing",
+        Fault::HealingSkipsRange | Fault::ReturnUnnoticed => "healing",
         Fault::OneStampIsEnough => "drifting",
         Fault::StampNotRemembered => "outages",
         _ => "links",

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{NodeOnRecord, Replicas, StoreOnRecord, stores};
 use witan_kernel::ring::Ring;
@@ -40,7 +41,8 @@ impl Reach {
             ring.nodes().iter().map(|node| (node.clone(), replicas.state(node).reachable)).collect();
         let before = std::mem::replace(&mut self.reachable, now);
         let was = |node: &NodeId| before.get(node).copied().unwrap_or(true);
-        let moved = self.reachable.iter().filter(|(node, is)| **is != was(node));
+        let is_noticed = |_: &_| !Fault::ReturnUnnoticed.is_on();
+        let moved = self.reachable.iter().filter(|(node, is)| **is != was(node)).filter(is_noticed);
         self.moved.extend(moved.map(|(node, _)| node.clone()));
     }
 

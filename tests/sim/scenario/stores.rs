@@ -70,7 +70,8 @@ pub(super) fn damaged(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
 
 /// Replicas miss writes, or lose their disks, and nobody reads or repairs: what coordinators do by themselves must make them level.
 pub(super) fn healing(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
-    (scenario.strict, scenario.manner.weak) = (true, 0);
+    // Reads would make replicas level before healing does.
+    (scenario.strict, scenario.manner.reads) = (true, 100);
     // A comparison that is routine only once, so that a node that was away must be noticed, or one that finds everything.
     let routine = rng.random();
     let compare_every = Duration::from_secs(if routine { 10 } else { 86_400 });
