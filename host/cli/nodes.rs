@@ -27,8 +27,8 @@ Examples:
 
 const LIST_EXAMPLES: &str =
     "Latencies are as measured by this coordinator; the number of keys is the node's estimate. A node that is \
-not used has come back with another store: bring the old disk back, or fill the new one with `witan repair`. A node whose \
-store has failed is asked last: check its disk, then restart it.
+not used has come back with another store: bring the old disk back, or fill the new one with `witan repair`; the cluster fills it \
+by itself after healing.admit_after. A node whose store has failed is asked last: check its disk, then restart it.
 
 Examples:
   witan nodes list

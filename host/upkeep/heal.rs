@@ -36,7 +36,7 @@ use pass::Pass;
 use schedule::Schedule;
 use watch::{NewStores, Reach};
 
-/// What is healed, and how fast. Changes take effect at once.
+/// What is healed, and how fast. Changes take effect within ten seconds, except that a fill under way keeps its rate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealingConfig {
     /// Whether replicas are compared, routinely and after a node was away.
@@ -343,7 +343,7 @@ impl<W: World> Healing<W> {
         metrics.healing_oldest.set(schedule.oldest_comparison_ms() as f64 / 1000.0);
         let mut overdue = BTreeMap::new();
         for kind in DutyKind::ALL {
-            let late = schedule.overdue_ms(kind);
+            let late = schedule.overdue_ms(kind, |node| lock(&self.reach).is_reachable(node));
             metrics.healing_overdue(kind).set(i64::from(late.is_some()));
             if let Some(ago) = schedule.since_complete_ms(kind) {
                 metrics.healing_since_complete(kind).set(ago as f64 / 1000.0);

@@ -27,6 +27,7 @@ pub struct Metrics {
     repaired: Family<Of, Counter>,
     read: Family<Of, Counter>,
     sent: Family<Of, Counter>,
+    running: Family<Of, Gauge>,
     overdue: Family<Of, Gauge>,
     since_complete: Family<Of, Gauge<f64, AtomicU64>>,
 }
@@ -74,6 +75,11 @@ impl Metrics {
         self.sent.get_or_create_owned(&Of::kind(kind))
     }
 
+    /// 1 while this coordinator does work of the kind.
+    pub(crate) fn healing_running(&self, kind: DutyKind) -> Gauge {
+        self.running.get_or_create_owned(&Of::kind(kind))
+    }
+
     /// 1 while work of the kind is due and nobody does it.
     pub(crate) fn healing_overdue(&self, kind: DutyKind) -> Gauge {
         self.overdue.get_or_create_owned(&Of::kind(kind))
@@ -102,6 +108,7 @@ impl Metrics {
             for counter in [&self.records, &self.repaired, &self.read, &self.sent] {
                 drop(counter.get_or_create_owned(&Of::kind(kind)));
             }
+            drop(self.healing_running(kind));
             drop(self.healing_overdue(kind));
         }
         let help = "Passes of healing that have ended, by kind (compare, catch-up, fill) and result";
@@ -114,6 +121,8 @@ impl Metrics {
         registry.register("witan_healing_read_bytes", help, self.read.clone());
         let help = "Bytes of merges that healing has stored on nodes";
         registry.register("witan_healing_sent_bytes", help, self.sent.clone());
+        let help = "1 while this coordinator does work of this kind";
+        registry.register("witan_healing_running", help, self.running.clone());
         let help = "1 while work of this kind has been due for ten minutes and no coordinator does it";
         registry.register("witan_healing_overdue", help, self.overdue.clone());
         let help = "Seconds since the last complete pass of this kind began, in the whole cluster";

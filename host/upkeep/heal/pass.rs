@@ -122,6 +122,7 @@ impl<W: World> Pass<W> {
             }
         };
         tracing::debug!(what, "healing begins");
+        self.healing.upkeep.metrics.healing_running(self.kind).set(1);
         let (progress, mut reports) = mpsc::channel(1);
         let mut sweeping = tokio::spawn(repair.run(progress));
         let mut renewal = Instant::now() + RENEW;
@@ -195,9 +196,12 @@ impl<W: World> Pass<W> {
         if self.reached.incomplete { Ended::Incomplete } else { Ended::Complete }
     }
 
-    /// Renews the claims, and puts on record how far the pass is. False if it must stop: a claim was lost, or this kind was turned off.
+    /// Renews the claims, and puts on record how far the pass is. False if it must stop: a claim was lost, this kind was turned off, or it
+    /// has another rate now. (Filling begins anew when it is stopped, and goes on.)
     async fn renew(&self, held_until: &mut Instant) -> bool {
-        if self.kind != DutyKind::Fill && !self.healing.config().anti_entropy {
+        let config = self.healing.config();
+        let is_as_configured = config.anti_entropy && config.bytes_per_second == self.sweep.bytes_per_second;
+        if self.kind != DutyKind::Fill && !is_as_configured {
             return false;
         }
         for claim in &self.claims {
@@ -220,6 +224,7 @@ impl<W: World> Pass<W> {
     }
 
     async fn end(&self, ended: Ended) {
+        self.healing.upkeep.metrics.healing_running(self.kind).set(0);
         self.healing.upkeep.metrics.healing_passes(self.kind, ended.as_str()).inc();
         for claim in &self.claims {
             let end = match ended {

@@ -20,6 +20,8 @@ const JITTER_MS: u64 = 2000;
 const TOGETHER: usize = 32;
 /// Pause after a pass over a node that was away has ended: one that comes and goes must not be read without end. Milliseconds.
 const CATCH_UP_AGAIN_MS: u64 = 30_000;
+/// A coordinator that cannot reach all nodes leaves routine comparisons to others for this long: less than [`OVERDUE_MS`]. Milliseconds.
+const LEFT_TO_OTHERS_MS: u64 = 5 * 60 * 1000;
 /// A kind of work that is due and that nobody has done for this long is reported. Milliseconds.
 const OVERDUE_MS: u64 = 10 * 60 * 1000;
 
@@ -79,7 +81,7 @@ impl Schedule<'_> {
     /// to.
     pub(super) fn compare(&self, all_reachable: bool) -> Option<Duty> {
         let now_ms = self.duties.now_ms;
-        let patience = if all_reachable { 0 } else { OVERDUE_MS };
+        let patience = if all_reachable { 0 } else { LEFT_TO_OTHERS_MS };
         let from = self.seed % PARTS;
         let parts = (0..PARTS).map(|number| part((from + number) % PARTS));
         let due = parts.filter(|duty| self.is_free(duty)).map(|duty| (self.part_due_ms(&duty), duty));
@@ -120,7 +122,8 @@ impl Schedule<'_> {
     }
 
     /// For how long work of a kind has been due, if nobody has done any of it for long.
-    pub(super) fn overdue_ms(&self, kind: DutyKind) -> Option<u64> {
+    /// Nodes that are away still are not late.
+    pub(super) fn overdue_ms(&self, kind: DutyKind, is_reachable: impl Fn(&NodeId) -> bool) -> Option<u64> {
         let now_ms = self.duties.now_ms;
         let of_kind = || self.duties.duties.iter().filter(move |known| known.duty.kind == kind);
         let is_done = |known: &DutyOnRecord| known.until_ms.max(known.ended_ms) + OVERDUE_MS > now_ms;
@@ -129,7 +132,11 @@ impl Schedule<'_> {
         }
         let due = match kind {
             DutyKind::Compare => (0..PARTS).map(|number| self.part_due_ms(&part(number))).min(),
-            DutyKind::CatchUp => of_kind().filter_map(|known| self.catch_up_due_ms(known)).min(),
+            DutyKind::CatchUp => {
+                let back =
+                    of_kind().filter(|known| NodeId::new(&known.duty.range).is_ok_and(|node| is_reachable(&node)));
+                back.filter_map(|known| self.catch_up_due_ms(known)).min()
+            }
             // A store that waits has an alert of its own.
             DutyKind::Fill => None,
         };
@@ -227,8 +234,8 @@ mod tests {
     fn who_cannot_reach_every_node_lets_others_go_first() {
         let due = |ago| all_compared(|all| all[3] = compared(3, DAY_MS + ago));
         let next = |duties: &Duties| with(duties, |schedule| schedule.compare(false));
-        assert_eq!(next(&due(OVERDUE_MS - 1)), None);
-        assert!(next(&due(OVERDUE_MS)).is_some());
+        assert_eq!(next(&due(LEFT_TO_OTHERS_MS - 1)), None);
+        assert!(next(&due(LEFT_TO_OTHERS_MS)).is_some());
     }
 
     #[test]
@@ -249,7 +256,7 @@ mod tests {
     fn what_nobody_does_is_reported() {
         let config = HealingConfig::default();
         let late = |duties: &Duties, kind, began_ms| {
-            Schedule { duties, config: &config, began_ms, seed: 0 }.overdue_ms(kind).is_some()
+            Schedule { duties, config: &config, began_ms, seed: 0 }.overdue_ms(kind, |_| true).is_some()
         };
         let long_ago = NOW_MS - DAY_MS;
         let none = duties(vec![]);
@@ -265,7 +272,10 @@ mod tests {
         assert!(late(&duties(vec![away(DAY_MS)]), DutyKind::CatchUp, long_ago));
         let off = HealingConfig { anti_entropy: false, ..HealingConfig::default() };
         let schedule = Schedule { duties: &none, config: &off, began_ms: long_ago, seed: 0 };
-        assert_eq!(schedule.overdue_ms(DutyKind::Compare), None);
+        assert_eq!(schedule.overdue_ms(DutyKind::Compare, |_| true), None);
+        let (away, config) = (duties(vec![away(DAY_MS)]), HealingConfig::default());
+        let schedule = Schedule { duties: &away, config: &config, began_ms: long_ago, seed: 0 };
+        assert_eq!(schedule.overdue_ms(DutyKind::CatchUp, |_| false), None, "it is not back yet");
     }
 
     #[test]
