@@ -33,6 +33,8 @@ use witan_kernel::sync::lock;
 use super::Upkeep;
 use super::sweep::Sweep;
 use pass::Pass;
+pub use schedule::is_wanted;
+
 use schedule::Schedule;
 use watch::{NewStores, Reach};
 

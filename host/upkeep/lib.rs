@@ -27,7 +27,7 @@ use witan_kernel::port::Metadata;
 use witan_kernel::sync::lock;
 
 pub use collapse::{Reported, Reports, reports};
-pub use heal::{BEGINS_AFTER, Healing, HealingConfig};
+pub use heal::{BEGINS_AFTER, Healing, HealingConfig, is_wanted};
 pub use metrics::Metrics;
 pub use repair::{NotBegun, Repair, Repaired};
 pub use sweep::{Admitted, Stopped, Sweep, Swept};

@@ -100,6 +100,9 @@ async fn a_node_that_was_away_is_level_again_without_reads_and_without_a_repair(
 
     passes(cluster.admin(), "catch-up", 1.0).await;
     eventually("the node is level", async || (differing(&cluster).await == 0).then_some(())).await;
+    let listed = api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.expect("listed").into_inner();
+    let duty = listed.healing.iter().find(|duty| duty.kind == "catch-up").expect("it is on record");
+    assert!(duty.range == "node-3" && !duty.wanted && duty.complete_age_seconds.is_some(), "{duty:?}");
     assert!(metric(cluster.admin(), "witan_healing_repaired_total{kind=\"catch-up\"}").await >= KEYS as f64);
     let (_, ready) = get(cluster.admin(), "/readyz").await.expect("an answer");
     assert_eq!(ready, "ok\n");

@@ -30,6 +30,12 @@ pub(super) fn catch_up(node: &NodeId) -> Duty {
     Duty { kind: DutyKind::CatchUp, range: node.as_str().to_owned() }
 }
 
+/// True for a duty that was asked for and that no pass has done completely since. A pass that began while operations could still miss the
+/// node does not count.
+pub fn is_wanted(known: &DutyOnRecord) -> bool {
+    known.wanted_ms > 0 && known.covered_ms < known.wanted_ms + LIFE_MS
+}
+
 /// The duty of comparing a part of the ring.
 fn part(number: u64) -> Duty {
     Duty { kind: DutyKind::Compare, range: number.to_string() }
@@ -92,9 +98,8 @@ impl Schedule<'_> {
     /// From when a pass over a node that was away is to be made; `None` if none is needed.
     fn catch_up_due_ms(&self, known: &DutyOnRecord) -> Option<u64> {
         let level_from = known.wanted_ms + LIFE_MS;
-        let is_wanted = known.wanted_ms > 0 && known.covered_ms < level_from;
         let again = if known.ended_ms == 0 { 0 } else { known.ended_ms + CATCH_UP_AGAIN_MS };
-        is_wanted.then_some(level_from.max(again))
+        is_wanted(known).then_some(level_from.max(again))
     }
 
     /// The nodes that were away over which a pass is to be made now, all together, of those that can be reached.
