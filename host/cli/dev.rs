@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use witan_control::TenantCacheConfig;
 use witan_coordinate::Defaults;
 use witan_kernel::durability::Durability;
+use witan_upkeep::BEGINS_AFTER;
 
 use super::{args, choice, output};
 use crate::access::config::Security;
@@ -74,6 +75,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         fences: None,
         tenant_cache: TenantCacheConfig::default(),
         tenants: Tenants::default(),
+        healing_begins: BEGINS_AFTER,
         grpc: witan_net::Bounds::default(),
         http: config::http_defaults(),
         metrics_path: Some("/metrics".to_owned()),

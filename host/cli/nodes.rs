@@ -1,12 +1,13 @@
 //! `witan nodes`: the storage nodes of a cluster.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 use witan_wire::v1::{
-    AddStorageNodeRequest, ListStorageNodesRequest, RemoveStorageNodeRequest, StorageNodeChangeResponse,
-    StorageNodeInfo,
+    AddStorageNodeRequest, HealingDuty, ListStorageNodesRequest, ListStorageNodesResponse, RemoveStorageNodeRequest,
+    StorageNodeChangeResponse, StorageNodeInfo,
 };
 
 use super::Global;
@@ -14,6 +15,7 @@ use super::args;
 use super::client::{self, Problem, within};
 use super::deed::Deed;
 use super::output::{self, Output, Table, grouped};
+use crate::config::value::spelled;
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "\
@@ -27,8 +29,8 @@ Examples:
 
 const LIST_EXAMPLES: &str =
     "Latencies are as measured by this coordinator; the number of keys is the node's estimate. A node that is \
-not used has come back with another store: bring the old disk back, or fill the new one with `witan repair`. A node whose \
-store has failed is asked last: check its disk, then restart it.
+not used has come back with another store: bring the old disk back, or fill the new one with `witan repair`; the cluster fills it \
+by itself after healing.admit_after. A node whose store has failed is asked last: check its disk, then restart it.
 
 Examples:
   witan nodes list
@@ -109,9 +111,10 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
 async fn list(global: &Global) -> anyhow::Result<ExitCode> {
     let request = within(global, ListStorageNodesRequest {});
     let answer = client::coordinator(global).await?.list_storage_nodes(request).await;
-    let nodes = answer.map_err(Problem::query)?.into_inner().nodes;
+    let ListStorageNodesResponse { nodes, healing, .. } = answer.map_err(Problem::query)?.into_inner();
     if global.output == Output::Json {
-        output::object(&json!({ "nodes": nodes.iter().map(node_json).collect::<Vec<_>>() }))?;
+        let healing: Vec<Value> = healing.iter().map(duty_json).collect();
+        output::object(&json!({ "nodes": nodes.iter().map(node_json).collect::<Vec<_>>(), "healing": healing }))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new(["NODE", "ADDRESS", "STATUS", "ANSWERS", "VNODES", "KEYS", "DISK", "P50", "P99"]);
@@ -136,7 +139,42 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
         let advice = "check its disk, then restart the node";
         output::line(&format!("the store of node {} has failed: {}; {advice}", node.node_id, node.store_reason))?;
     }
+    healing_lines(&healing).iter().for_each(|line| output::note(line));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is healed at present, what waits, and how old the comparisons are.
+fn healing_lines(duties: &[HealingDuty]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for duty in duties {
+        let HealingDuty { kind, range, coordinator_id, wanted, .. } = duty;
+        match (coordinator_id.as_str(), *wanted) {
+            ("", true) => lines.push(format!("healing: {kind} {range} waits for a coordinator, or for the node")),
+            ("", false) => {}
+            (coordinator, _) => lines.push(format!("healing: {kind} {range} by {coordinator}")),
+        }
+    }
+    let compared = duties.iter().filter(|duty| duty.kind == "compare");
+    let ages: Vec<u64> = compared.filter_map(|duty| duty.complete_age_seconds).collect();
+    if let Some(oldest) = ages.iter().max() {
+        let age = Duration::from_secs(oldest / 60 * 60);
+        let parts = ages.len();
+        lines.push(format!(
+            "healing: {parts} parts of the ring were compared completely, the oldest of these comparisons began {} ago",
+            spelled(age)
+        ));
+    }
+    lines
+}
+
+fn duty_json(duty: &HealingDuty) -> Value {
+    json!({
+        "kind": duty.kind,
+        "range": duty.range,
+        "coordinator_id": duty.coordinator_id,
+        "complete_age_seconds": duty.complete_age_seconds,
+        "wanted": duty.wanted,
+    })
 }
 
 fn answers(node: &StorageNodeInfo) -> &'static str {
@@ -184,4 +222,35 @@ fn changed(output: Output, verb: &str, response: &StorageNodeChangeResponse) -> 
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_healed_is_shown_shortly() {
+        let duty = |kind: &str, range: &str, by: &str, age: Option<u64>, wanted| HealingDuty {
+            kind: kind.to_owned(),
+            range: range.to_owned(),
+            coordinator_id: by.to_owned(),
+            complete_age_seconds: age,
+            wanted,
+        };
+        let lines = healing_lines(&[
+            duty("compare", "0", "", Some(3600), false),
+            duty("compare", "1", "c2", Some(7300), false),
+            duty("compare", "2", "", None, false),
+            duty("catch-up", "n3", "", None, true),
+        ]);
+        assert_eq!(
+            lines,
+            [
+                "healing: compare 1 by c2",
+                "healing: catch-up n3 waits for a coordinator, or for the node",
+                "healing: 2 parts of the ring were compared completely, the oldest of these comparisons began 121m ago",
+            ]
+        );
+        assert_eq!(healing_lines(&[]), Vec::<String>::new());
+    }
 }

@@ -19,8 +19,8 @@ use crate::process::signal;
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "\
-Stale replicas get the merge of all replicas, including deletions. Run it after a storage node was down for long or came \
-back with an empty disk: reads repair only the keys that are read. A node with a new store is not used until a full repair \
+Stale replicas get the merge of all replicas, including deletions. The cluster does the same by itself (healing in the configuration): \
+run it when that is turned off, or takes too long at healing.rate. A node with a new store is not used until a full repair \
 (no --tenant, no tokens, no --cursor) admits it, fills it, and has found enough complete replicas of every record it must hold. \
 Then its old store is retired. To undo that while the repair runs, bring the old disk back.
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ use super::read_secret;
 use super::settings::Settings;
 use crate::access::config::may_listen;
 use witan_kernel::limit::LONGEST_DEADLINE;
+
+/// The rates of healing: at the least, a million small records take an hour, at the most, a fast disk is all that is left.
+const HEALING_RATE: RangeInclusive<u64> = 64 << 10..=1 << 30;
 
 /// The findings.
 #[derive(Default)]
@@ -36,6 +40,7 @@ pub(super) fn check(settings: &Settings, layers: &Layers, file: Option<&Path>) -
     let mut check = Check { settings, layers, found: Checked::default() };
     check.listeners();
     check.deadlines();
+    check.healing();
     check.logging();
     check.stores();
     check.nodes();
@@ -103,6 +108,16 @@ impl Check<'_> {
         }
         if is_too_long(consistency.read_timeout.0) {
             self.wrong("consistency.read_timeout", what);
+        }
+    }
+
+    fn healing(&mut self) {
+        let healing = self.settings.healing;
+        if !HEALING_RATE.contains(&healing.rate) {
+            self.wrong("healing.rate", format!("{} bytes per second is out of range; use 64KiB to 1GiB", healing.rate));
+        }
+        if healing.compare_every.0 < Duration::from_secs(60) {
+            self.wrong("healing.compare_every", "is too short: records would be compared without end; use at least 1m");
         }
     }
 

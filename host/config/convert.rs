@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::keys::Kind;
 use super::suggest;
-use super::value::{Misspelled, duration, size, whole_path};
+use super::value::{Misspelled, duration, duration_or_none, size, whole_path};
 
 /// Most entries in a list: more than any cluster has nodes.
 const ENTRIES: usize = 1000;
@@ -26,7 +26,13 @@ pub(super) fn convert(kind: Kind, value: &Value) -> Result<Value, String> {
         (Kind::Number(from, to), value) => whole(value, from, to),
         (Kind::Share, value) => share(value),
         (Kind::Time, Value::String(text)) => duration(text).map(|_| json!(text)).map_err(|error| about(text, &error)),
-        (Kind::Time, other) => Err(format!("{} has no unit: write 500ms, 10s, 5m or 1h", shown(other))),
+        (Kind::TimeOrNever, Value::String(text)) => {
+            duration_or_none(text).map(|_| json!(text)).map_err(|error| about(text, &error))
+        }
+        (Kind::TimeOrNever, Value::Number(number)) if number.as_u64() == Some(0) => Ok(json!("0")),
+        (Kind::Time | Kind::TimeOrNever, other) => {
+            Err(format!("{} has no unit: write 500ms, 10s, 5m or 1h", shown(other)))
+        }
         (Kind::Size, Value::Number(number)) if number.is_u64() => Ok(json!(number)),
         (Kind::Size, Value::String(text)) => size(text).map(|bytes| json!(bytes)).map_err(|error| about(text, &error)),
         (Kind::Size, other) => Err(format!("{} is not a number of bytes, such as 64MiB", shown(other))),

@@ -43,6 +43,8 @@ pub enum Kind {
     Share,
     /// A time with its unit; above zero.
     Time,
+    /// The same, or 0 for never.
+    TimeOrNever,
     /// Bytes, with or without a unit.
     Size,
     /// One of these.
@@ -66,6 +68,7 @@ impl Kind {
             Self::Number(from, to) => format!("number, {from} to {to}"),
             Self::Share => "number, 0 to 1".to_owned(),
             Self::Time => "time: us, ms, s, m, h".to_owned(),
+            Self::TimeOrNever => "time: us, ms, s, m, h; or 0".to_owned(),
             Self::Size => "size: B, KiB, MiB, GiB".to_owned(),
             Self::Choice(choices) => choices.join(" / "),
             Self::Texts => "list of texts".to_owned(),
@@ -109,7 +112,7 @@ impl Key {
                 Kind::Path => "/etc/witan/file",
                 Kind::Flag => "true",
                 Kind::Number(..) | Kind::Share => "1",
-                Kind::Time => "5s",
+                Kind::Time | Kind::TimeOrNever => "5s",
                 Kind::Size => "64MiB",
                 Kind::Choice(choices) => choices[0],
                 Kind::Nodes => "node-1=10.0.0.1:50052",

@@ -30,6 +30,8 @@ pub struct Settings {
     pub cache: Cache,
     /// What one tenant may have of what all share.
     pub tenants: Tenants,
+    /// What the cluster repairs by itself.
+    pub healing: Healing,
     /// Metrics over HTTP.
     pub metrics: Metrics,
     /// Logging.
@@ -179,6 +181,18 @@ pub struct Consistency {
 pub struct Cache {
     pub tenant_config_ttl: Span,
     pub max_size: usize,
+}
+
+/// The section `healing`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Healing {
+    pub anti_entropy: bool,
+    pub compare_every: Span,
+    pub rate: u64,
+    pub admit_after: Span,
+    pub begin_after: Span,
 }
 
 /// The section `tenants`.

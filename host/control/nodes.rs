@@ -5,7 +5,7 @@ use std::sync::Arc;
 use witan_kernel::condition::Condition;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::{Era, NodeId};
-use witan_kernel::port::{Metadata, Placement, StorageNode};
+use witan_kernel::port::{Duties, Metadata, Placement, StorageNode};
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Fullness, Trust};
 
@@ -49,6 +49,14 @@ impl Catalog {
     /// The storage nodes on record.
     pub async fn nodes(&self) -> Result<Vec<StorageNode>, Refused> {
         Ok(self.metadata.nodes().await?.into_iter().map(|on_record| on_record.node).collect())
+    }
+
+    /// What is healed by whom, as on record.
+    ///
+    /// # Errors
+    /// The error of the store.
+    pub async fn duties(&self) -> Result<Duties, Refused> {
+        Ok(self.metadata.duties().await?)
     }
 
     /// Adds a node, if no data would have to move. Runs to completion even if the caller is dropped.

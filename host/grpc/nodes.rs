@@ -5,7 +5,7 @@ use tonic::{Code, Status};
 use witan_kernel::condition::Condition;
 use witan_kernel::limit;
 use witan_kernel::name::{Era, Invalid, NodeId, shown};
-use witan_kernel::port::{Clock, NodeStatus, StorageNode, StoreError};
+use witan_kernel::port::{Clock, Duties, DutyOnRecord, NodeStatus, StorageNode, StoreError};
 use witan_kernel::scan::Trust;
 use witan_wire::v1;
 
@@ -14,6 +14,7 @@ use super::status::{invalid, refused};
 use super::tenants::status;
 use witan_control::{Refused, Turn};
 use witan_coordinate::World;
+use witan_upkeep::is_wanted;
 
 impl<W: World> CoordinatorApi<W> {
     pub(super) async fn add_node(
@@ -46,8 +47,9 @@ impl<W: World> CoordinatorApi<W> {
     pub(super) async fn list_nodes(&self) -> Result<v1::ListStorageNodesResponse, Status> {
         let _turn = self.catalog.lookups().take(None).map_err(|error| node_status(&error))?;
         let nodes = self.catalog.nodes().await.map_err(|error| node_status(&error))?;
+        let healing = healing(&self.catalog.duties().await.map_err(|error| node_status(&error))?);
         let infos = join_all(nodes.iter().map(|node| self.info(node))).await;
-        Ok(v1::ListStorageNodesResponse { success: true, nodes: infos, error_message: String::new() })
+        Ok(v1::ListStorageNodesResponse { success: true, nodes: infos, error_message: String::new(), healing })
     }
 
     pub(super) async fn declare_restored(
@@ -87,17 +89,35 @@ impl<W: World> CoordinatorApi<W> {
             latency_p50_us: state.latency_p50_us,
             latency_p99_us: state.latency_p99_us,
             write_only: trust.is_some_and(|trust| trust != Trust::Whole),
-            state_message: trust.and_then(Trust::advice).unwrap_or_default().to_owned(),
+            state_message: self.state_message(&node.id, trust),
             store_use: trust.map_or("", Trust::as_str).to_owned(),
             store_state: condition.as_ref().map_or("", Condition::as_str).to_owned(),
             store_reason: condition.as_ref().map_or("", Condition::reason).to_owned(),
         }
     }
 
+    /// What is wrong with a node's store, what becomes of it by itself, and what to do.
+    fn state_message(&self, node: &NodeId, trust: Option<Trust>) -> String {
+        let Some(advice) = trust.and_then(Trust::advice) else { return String::new() };
+        let more = self.upkeep.new_store(node).map(|more| format!("; {more}"));
+        format!("{advice}{}", more.unwrap_or_default())
+    }
+
     /// The current time, Unix milliseconds.
     pub(super) fn now_ms(&self) -> u64 {
         self.coordinator.ports().clock.wall_micros() / 1000
     }
+}
+
+fn healing(duties: &Duties) -> Vec<v1::HealingDuty> {
+    let duty = |known: &DutyOnRecord| v1::HealingDuty {
+        kind: known.duty.kind.as_str().to_owned(),
+        range: known.duty.range.clone(),
+        coordinator_id: known.live_holder(duties.now_ms).map(|by| by.coordinator.to_string()).unwrap_or_default(),
+        complete_age_seconds: (known.covered_ms > 0).then(|| duties.now_ms.saturating_sub(known.covered_ms) / 1000),
+        wanted: is_wanted(known),
+    };
+    duties.duties.iter().map(duty).collect()
 }
 
 fn node_of(request: v1::AddStorageNodeRequest, fallback: u32) -> Result<StorageNode, Invalid> {

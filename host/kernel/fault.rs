@@ -164,11 +164,15 @@ pub enum Fault {
     TooFewBelieved,
     /// A new store is believed although merges sent to it were not stored.
     UnrepairedBelieved,
+    /// A pass of healing leaves out the last of its ranges.
+    HealingSkipsRange,
+    /// Healing does not notice that a node was away.
+    ReturnUnnoticed,
 }
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 79] = [
+    pub const ALL: [Self; 81] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -248,6 +252,8 @@ impl Fault {
         Self::LastReplicaNotSwept,
         Self::TooFewBelieved,
         Self::UnrepairedBelieved,
+        Self::HealingSkipsRange,
+        Self::ReturnUnnoticed,
     ];
 
     /// True when this thread runs with the fault.

@@ -28,6 +28,7 @@ mod secrets;
 pub mod stores;
 mod tenants;
 mod tokens;
+pub mod upkeep;
 
 pub use crate::durability::Durability;
 pub use answer::{Answer, PAGE};
@@ -55,3 +56,7 @@ pub use replicas::{Collect, Replicas, Reply};
 pub use secrets::{SECRETS, Secret, SecretStore, Secrets};
 pub use tenants::{TenantStore, Tenants};
 pub use tokens::{TOKEN_ID_BYTES, TOKEN_LABEL_BYTES, TOKENS, Token, TokenStore};
+pub use upkeep::{
+    Claimant, DUTIES, Duties, Duty, DutyKind, DutyOnRecord, PassEnd, UPKEEP_CLAIM_MS, UPKEEP_CURSOR_BYTES,
+    UPKEEP_RANGE_BYTES, UpkeepClaims,
+};

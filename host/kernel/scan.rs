@@ -139,7 +139,8 @@ impl Trust {
         match self {
             Self::Whole => None,
             Self::Filling => Some(
-                "its new store receives writes, which do not count, until `witan repair` has filled it; the repair prints what is missing",
+                "its new store receives writes, which do not count, until it has been filled, by itself or by `witan repair`, which prints \
+                 what is missing",
             ),
             Self::Unadmitted => Some(
                 "its store is not the one on record (wiped, replaced, not mounted, retired or set back) and is not used; bring the old \

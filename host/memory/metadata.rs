@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
 use witan_kernel::port::{
-    Answer, AnyClock, BindingOnRecord, Changed, Clock, Component, CoordinatorOnRecord, Digest, NodeOnRecord, Secret,
-    StoreError, StoreFacts, StoreOnRecord, Token, rules,
+    Answer, AnyClock, BindingOnRecord, Changed, Clock, Component, CoordinatorOnRecord, Digest, Duty, DutyOnRecord,
+    NodeOnRecord, Secret, StoreError, StoreFacts, StoreOnRecord, Token, rules,
 };
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::{Level, Tenant};
@@ -22,6 +22,7 @@ mod placement;
 mod secrets;
 mod tenants;
 mod tokens;
+mod upkeep;
 
 use crate::slot::SlotKey;
 
@@ -56,6 +57,7 @@ struct State {
     tokens: BTreeMap<String, Token>,
     secrets: Vec<Secret>,
     era: Era,
+    duties: BTreeMap<Duty, DutyOnRecord>,
 }
 
 impl MemoryMetadata {

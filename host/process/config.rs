@@ -13,6 +13,7 @@ use witan_kernel::tenant::ReadRepair;
 use witan_net::Bounds;
 use witan_store::idempotency::{RedisConfig, RedisCredentials, RedisServers, RedisTls};
 use witan_store::metadata::PostgresConfig;
+use witan_upkeep::HealingConfig;
 
 use super::stores::Shared;
 use super::telemetry;
@@ -33,13 +34,16 @@ pub struct Live {
     pub fallbacks: Fallbacks,
     /// Request rate limits per tenant.
     pub rate_limits: RateLimits,
+    /// What is healed, and how fast.
+    pub healing: HealingConfig,
 }
 
 impl Default for Live {
     fn default() -> Self {
         let Defaults { write_timeout: write, read_timeout: read, .. } = Defaults::default();
         let timeouts = Timeouts { read, write };
-        Self { timeouts, fallbacks: Fallbacks::default(), rate_limits: RateLimits::default() }
+        let (rate_limits, healing) = (RateLimits::default(), HealingConfig::default());
+        Self { timeouts, fallbacks: Fallbacks::default(), rate_limits, healing }
     }
 }
 
@@ -76,6 +80,8 @@ pub struct Config {
     pub tenant_cache: TenantCacheConfig,
     /// What one tenant may have of what all share.
     pub tenants: settings::Tenants,
+    /// How long after its start it begins to heal.
+    pub healing_begins: Duration,
     /// Bounds of the listener for gRPC.
     pub grpc: Bounds,
     /// Bounds of the listener for HTTP.
@@ -116,6 +122,7 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
             ..TenantCacheConfig::default()
         },
         tenants: *tenants,
+        healing_begins: settings.healing.begin_after.0,
         grpc: grpc_bounds(server),
         http: http_bounds(server, metrics),
         metrics_path: metrics.enabled.then(|| metrics.path.clone()),
@@ -154,7 +161,7 @@ pub(crate) fn http_defaults() -> Bounds {
 
 /// The part of the settings that may change at run time.
 pub(crate) fn live(settings: &Settings) -> Live {
-    let Settings { consistency, security, hash_ring, .. } = settings;
+    let Settings { consistency, security, hash_ring, healing, .. } = settings;
     Live {
         timeouts: Timeouts { read: consistency.read_timeout.0, write: consistency.write_timeout.0 },
         fallbacks: Fallbacks {
@@ -163,6 +170,12 @@ pub(crate) fn live(settings: &Settings) -> Live {
             virtual_nodes: hash_ring.virtual_nodes,
         },
         rate_limits: security.rate_limits.clone(),
+        healing: HealingConfig {
+            anti_entropy: healing.anti_entropy,
+            compare_every: healing.compare_every.0,
+            bytes_per_second: healing.rate,
+            admit_after: healing.admit_after.0,
+        },
     }
 }
 

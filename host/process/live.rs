@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use witan_coordinate::Coordinator;
+use witan_upkeep::Healing;
 
 use super::config::Live;
 use super::signal::stopped;
@@ -17,6 +18,7 @@ pub(super) struct Changing {
     pub(super) coordinator: Arc<Coordinator<Real>>,
     pub(super) fallbacks: Arc<ArcSwap<Fallbacks>>,
     pub(super) access: Arc<Access>,
+    pub(super) healing: Arc<Healing<Real>>,
 }
 
 impl Changing {
@@ -29,6 +31,7 @@ impl Changing {
             self.coordinator.set_timeouts(now.timeouts);
             self.fallbacks.store(Arc::new(now.fallbacks));
             self.access.set_rate_limits(now.rate_limits);
+            self.healing.configure(now.healing);
             tokio::select! {
                 // The sender is gone: there will be no further change.
                 changed = live.changed() => if changed.is_err() { return },

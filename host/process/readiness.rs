@@ -12,8 +12,10 @@ use witan_kernel::port::{Clock, Metadata, StoreError};
 
 use super::room::Room;
 use super::signal::stopped;
+use super::world::Real;
 use crate::console::{self, Ready};
 use witan_peer::{Connect, Lanes};
+use witan_upkeep::Healing;
 
 /// Largest difference between wall clocks, microseconds; beyond it, one coordinator's stamps push those of others too far ahead.
 const CLOCK_BOUND_MICROS: u64 = 60_000_000;
@@ -30,6 +32,7 @@ pub(super) struct Readiness<C: Clock, N: Connect> {
     lanes: Arc<Lanes<C, N>>,
     clock: C,
     room: Arc<Room>,
+    healing: Arc<Healing<Real>>,
     /// True once it has been ready: then it has cached tenants, and serves them while the metadata store is unavailable.
     has_been: AtomicBool,
     ready: Gauge,
@@ -44,12 +47,23 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
         lanes: Arc<Lanes<C, N>>,
         clock: C,
         room: Arc<Room>,
+        healing: Arc<Healing<Real>>,
         registry: &mut Registry,
     ) -> Arc<Self> {
         let (ready, store_up) = (Gauge::default(), Gauge::default());
         registry.register("witan_ready", "1 while this coordinator should receive traffic", ready.clone());
         registry.register("witan_metadata_store_up", "1 while the metadata store answers", store_up.clone());
-        Arc::new(Self { metadata, has_clock, lanes, clock, room, has_been: AtomicBool::new(false), ready, store_up })
+        Arc::new(Self {
+            metadata,
+            has_clock,
+            lanes,
+            clock,
+            room,
+            healing,
+            has_been: AtomicBool::new(false),
+            ready,
+            store_up,
+        })
     }
 
     /// The readiness check of the admin server.
@@ -93,8 +107,11 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
         ready.notes.extend(clocks.of_nodes());
         ready.notes.extend(self.room.note());
         ready.notes.extend(self.lanes.not_whole().into_iter().filter_map(|(node, trust)| {
-            Some(format!("storage node {node} has another store than before: {}", trust.advice()?))
+            let advice = trust.advice()?;
+            let more = self.healing.new_store(&node).map(|more| format!("; {more}")).unwrap_or_default();
+            Some(format!("storage node {node} has another store than before: {advice}{more}"))
         }));
+        ready.notes.extend(self.healing.notes());
         ready.notes.extend(self.lanes.failed().into_iter().map(|(node, reason)| {
             format!("the store of storage node {node} has failed: {reason}; check its disk, then restart the node")
         }));

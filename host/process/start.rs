@@ -14,10 +14,10 @@ use witan_control::{Catalog, Cluster, TenantCache, TurnLimits, follow, register,
 use witan_coordinate::{Coordinator, Ports};
 use witan_kernel::capability::OF_COORDINATORS;
 use witan_kernel::name::NodeId;
-use witan_kernel::port::{Claim, Metadata, StorageNode};
+use witan_kernel::port::{Claim, Claimant, Metadata, StorageNode};
 use witan_peer::Lanes;
 use witan_plugin::PluginHost;
-use witan_upkeep::Upkeep;
+use witan_upkeep::{Healing, Upkeep};
 
 use super::cluster::{Local, context_keys};
 use super::config::{Config, Live};
@@ -50,6 +50,7 @@ pub struct Serving {
     admin: JoinHandle<std::io::Result<()>>,
     access: Arc<Access>,
     idempotency: Idempotency,
+    healing: JoinHandle<()>,
     seat: Option<JoinHandle<()>>,
     /// Turns true when it is to stop: at the stop signal, or when another process has taken its id.
     pub stopping: watch::Receiver<bool>,
@@ -66,6 +67,10 @@ impl Serving {
     pub async fn ended(self) -> anyhow::Result<()> {
         self.grpc.await.context("serve gRPC")??;
         self.admin.await.context("serve HTTP")??;
+        // Its claims are given back before the lease on the id, so that others go on at once. One that hangs expires.
+        if tokio::time::timeout(HEALING_ENDS, self.healing).await.is_err() {
+            tracing::info!("healing has not ended in time; its claims will expire on their own");
+        }
         // Until here operations ran under this coordinator's id and needed other coordinators' changes.
         self.over.send_replace(true);
         if let Some(seat) = self.seat {
@@ -101,6 +106,9 @@ fn until_lost(
     (halted, waiting)
 }
 
+/// How long the shutdown waits for the claims of healing to be given back, which takes one call for each.
+const HEALING_ENDS: Duration = Duration::from_secs(2);
+
 /// Opens the stores, connects to the nodes, and serves until `stop` turns true. `live` holds the settings that may change at run
 /// time, `reloads` the metrics of such changes.
 ///
@@ -117,7 +125,7 @@ pub async fn start(
     let (losing, lost) = oneshot::channel();
     let member = Member::join(&config, listeners.address, ended.clone(), losing).await?;
     let (stop, lost) = until_lost(stop, lost);
-    let parts = Parts::assemble(&config, &member, &listeners.secured).await?;
+    let parts = Parts::assemble(&config, &member, &listeners.secured, live.borrow().clone()).await?;
     let catalog = parts.follow_others(&member, &config, ended.clone()).await?;
 
     let mut registry = Registry::default();
@@ -132,7 +140,8 @@ pub async fn start(
     let room = Room::new(parts.idempotency.clone(), &config.data_dir, &mut registry);
     let (metadata, lanes) = (Arc::clone(&member.metadata), Arc::clone(&parts.lanes));
     let has_clock = config.shared.postgres.is_some();
-    let readiness = Readiness::new(metadata, has_clock, lanes, parts.clock, room, &mut registry);
+    let healing = Arc::clone(&parts.healing);
+    let readiness = Readiness::new(metadata, has_clock, lanes, parts.clock, room, healing, &mut registry);
     parts.reach_nodes(Arc::clone(&member.metadata), stop.clone()).await;
     tokio::spawn(Arc::clone(&readiness).watch(stop.clone()));
 
@@ -142,6 +151,7 @@ pub async fn start(
         readiness: readiness.for_probes(),
         access: Arc::clone(&parts.access),
     };
+    let healing = tokio::spawn(Arc::clone(&parts.healing).run(stopped(stop.clone())));
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
     let issuance = Issuance::new(Arc::clone(&parts.access), Arc::clone(&member.metadata), config.tenants.max_tokens);
     let services = parts.services(catalog, issuance, live, &stop);
@@ -156,6 +166,7 @@ pub async fn start(
         admin: tokio::spawn(console::serve(admin_incoming, admin, stopped(stop))),
         access: parts.access,
         idempotency: parts.idempotency,
+        healing,
         seat: member.seat,
         stopping,
         lost,
@@ -249,10 +260,11 @@ struct Parts {
     plugins: PluginHost,
     coordinator: Arc<Coordinator<Real>>,
     upkeep: Arc<Upkeep<Real>>,
+    healing: Arc<Healing<Real>>,
 }
 
 impl Parts {
-    async fn assemble(config: &Config, member: &Member, secured: &Secured) -> anyhow::Result<Self> {
+    async fn assemble(config: &Config, member: &Member, secured: &Secured, live: Live) -> anyhow::Result<Self> {
         let (metadata, clock) = (&member.metadata, SystemClock::new());
         let access = Access::open(&config.security, Arc::clone(metadata), unix_ms).await.context("open access")?;
         let secrets = metadata.secrets(rand::random(), unix_ms()).await.context("read secrets")?;
@@ -279,7 +291,11 @@ impl Parts {
         let upkeep = Upkeep::new(Arc::clone(&coordinator), Arc::clone(metadata));
         let upkeep = Arc::new(upkeep.with_repairs_of_tenants(config.tenants.max_repairs));
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
-        Ok(Self { clock, access: Arc::new(access), tenants, idempotency, lanes, plugins, coordinator, upkeep })
+        let instance = member.instance.unwrap_or_else(rand::random);
+        let claimant = Claimant { coordinator: NodeId::new(&config.node_id).context("--node-id")?, instance };
+        let healing = Healing::new(Arc::clone(&upkeep), claimant, live.healing, config.healing_begins);
+        let access = Arc::new(access);
+        Ok(Self { clock, access, tenants, idempotency, lanes, plugins, coordinator, upkeep, healing })
     }
 
     /// Follows other coordinators' changes until the servers have stopped. Returns the catalog, which makes this coordinator's own.
@@ -354,6 +370,7 @@ impl Parts {
             coordinator: Arc::clone(&self.coordinator),
             fallbacks: Arc::clone(api.fallbacks()),
             access: Arc::clone(&self.access),
+            healing: Arc::clone(&self.healing),
         };
         tokio::spawn(changing.follow(live, stop.clone()));
         server::Services {

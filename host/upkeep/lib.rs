@@ -1,8 +1,8 @@
 //! Upkeep: background tasks over the same ports as operations. Repair compares the replicas of every record, removal deletes the
-//! records of deleted tenants, collapse replaces many siblings by one value.
+//! records of deleted tenants, collapse replaces many siblings by one value. Healing does what a repair does without being asked.
 //!
 //! Reading order: [`runner`] (limits, and what is running), `repair` (a sweep, and which new stores are read after it), `sweep`
-//! (all records of a part of the ring, on all of their replicas), `removal`, `collapse`, `metrics`.
+//! (all records of a part of the ring, on all of their replicas), `heal`, `removal`, `collapse`, `metrics`.
 //!
 //! Upkeep uses `coordinate`, never the reverse, and names no socket, database or plugin engine.
 
@@ -10,19 +10,24 @@
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
 
 mod collapse;
+mod heal;
 mod metrics;
 mod removal;
 mod repair;
 pub mod runner;
 mod sweep;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use runner::{Kind, Report, Runner};
 use witan_coordinate::{Coordinator, World};
+use witan_kernel::name::NodeId;
 use witan_kernel::port::Metadata;
+use witan_kernel::sync::lock;
 
 pub use collapse::{Reported, Reports, reports};
+pub use heal::{BEGINS_AFTER, Healing, HealingConfig, is_wanted};
 pub use metrics::Metrics;
 pub use repair::{NotBegun, Repair, Repaired};
 pub use sweep::{Admitted, Stopped, Sweep, Swept};
@@ -33,12 +38,15 @@ pub struct Upkeep<W: World> {
     metadata: Arc<dyn Metadata>,
     runner: Runner,
     metrics: Metrics,
+    /// For each node with a new store, what healing makes of it.
+    new_stores: Mutex<BTreeMap<NodeId, String>>,
 }
 
 impl<W: World> Upkeep<W> {
     /// Upkeep of the records that `coordinator` reaches, with tenants and stores on record in `metadata`.
     pub fn new(coordinator: Arc<Coordinator<W>>, metadata: Arc<dyn Metadata>) -> Self {
-        Self { coordinator, metadata, runner: Runner::default(), metrics: Metrics::default() }
+        let (runner, metrics) = (Runner::default(), Metrics::default());
+        Self { coordinator, metadata, runner, metrics, new_stores: Mutex::default() }
     }
 
     /// The same, in which the administrators of tenants may run this number of repairs at a time, all together.
@@ -50,6 +58,19 @@ impl<W: World> Upkeep<W> {
     /// Running tasks with their progress, and the last failure, by kind.
     pub fn tasks(&self) -> Vec<(Kind, Report)> {
         self.runner.list()
+    }
+
+    /// What becomes of the new store of a node, for people; `None` if it has none that healing knows of.
+    pub fn new_store(&self, node: &NodeId) -> Option<String> {
+        lock(&self.new_stores).get(node).cloned()
+    }
+
+    fn note_new_stores(&self, notes: BTreeMap<NodeId, String>) {
+        let mut known = lock(&self.new_stores);
+        for (node, note) in notes.iter().filter(|(node, _)| !known.contains_key(*node)) {
+            tracing::warn!(%node, "the node has another store than before: {note}");
+        }
+        *known = notes;
     }
 
     /// Metrics of background tasks.

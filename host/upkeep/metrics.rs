@@ -1,7 +1,13 @@
 //! Metrics of background tasks.
 
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use witan_kernel::port::DutyKind;
 
 /// Metrics of background tasks.
 #[derive(Debug, Default)]
@@ -12,15 +18,119 @@ pub struct Metrics {
     pub swept_merges: Counter,
     /// Siblings collapsed into one.
     pub collapses: Counter,
+    /// How often each part of the ring is to be compared, in seconds; 0 while that is turned off.
+    pub healing_every: Gauge<f64, AtomicU64>,
+    /// Seconds since the last complete comparison began of the part of the ring for which that is longest ago.
+    pub healing_oldest: Gauge<f64, AtomicU64>,
+    passes: Family<Pass, Counter>,
+    records: Family<Of, Counter>,
+    repaired: Family<Of, Counter>,
+    read: Family<Of, Counter>,
+    sent: Family<Of, Counter>,
+    running: Family<Of, Gauge>,
+    overdue: Family<Of, Gauge>,
+    since_complete: Family<Of, Gauge<f64, AtomicU64>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Of {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Pass {
+    kind: &'static str,
+    result: &'static str,
+}
+
+impl Of {
+    fn kind(kind: DutyKind) -> Self {
+        Self { kind: kind.as_str() }
+    }
 }
 
 impl Metrics {
+    /// Passes of healing that have ended, by result.
+    pub(crate) fn healing_passes(&self, kind: DutyKind, result: &'static str) -> Counter {
+        self.passes.get_or_create_owned(&Pass { kind: kind.as_str(), result })
+    }
+
+    /// Records compared by healing.
+    pub(crate) fn healing_records(&self, kind: DutyKind) -> Counter {
+        self.records.get_or_create_owned(&Of::kind(kind))
+    }
+
+    /// Merges stored by healing.
+    pub(crate) fn healing_repaired(&self, kind: DutyKind) -> Counter {
+        self.repaired.get_or_create_owned(&Of::kind(kind))
+    }
+
+    /// Bytes of records read by healing.
+    pub(crate) fn healing_read(&self, kind: DutyKind) -> Counter {
+        self.read.get_or_create_owned(&Of::kind(kind))
+    }
+
+    /// Bytes of merges stored by healing.
+    pub(crate) fn healing_sent(&self, kind: DutyKind) -> Counter {
+        self.sent.get_or_create_owned(&Of::kind(kind))
+    }
+
+    /// 1 while this coordinator does work of the kind.
+    pub(crate) fn healing_running(&self, kind: DutyKind) -> Gauge {
+        self.running.get_or_create_owned(&Of::kind(kind))
+    }
+
+    /// 1 while work of the kind is due and nobody does it.
+    pub(crate) fn healing_overdue(&self, kind: DutyKind) -> Gauge {
+        self.overdue.get_or_create_owned(&Of::kind(kind))
+    }
+
+    /// Seconds since the last complete pass of the kind began.
+    pub(crate) fn healing_since_complete(&self, kind: DutyKind) -> Gauge<f64, AtomicU64> {
+        self.since_complete.get_or_create_owned(&Of::kind(kind))
+    }
+
     /// Registers the metrics under their names.
     pub fn register(&self, registry: &mut Registry) {
-        let help = "Records compared on all replicas by `witan repair`";
+        let help = "Records compared on all replicas by `witan repair` and by healing";
         registry.register("witan_swept_records", help, self.swept_records.clone());
-        let help = "Merges that replicas lacked, stored by `witan repair`";
+        let help = "Merges that replicas lacked, stored by `witan repair` and by healing";
         registry.register("witan_swept_merges", help, self.swept_merges.clone());
         registry.register("witan_collapses", "Siblings collapsed into one", self.collapses.clone());
+        self.register_healing(registry);
+    }
+
+    fn register_healing(&self, registry: &mut Registry) {
+        for kind in DutyKind::ALL {
+            for result in ["complete", "incomplete", "interrupted"] {
+                drop(self.healing_passes(kind, result));
+            }
+            for counter in [&self.records, &self.repaired, &self.read, &self.sent] {
+                drop(counter.get_or_create_owned(&Of::kind(kind)));
+            }
+            drop(self.healing_running(kind));
+            drop(self.healing_overdue(kind));
+        }
+        let help = "Passes of healing that have ended, by kind (compare, catch-up, fill) and result";
+        registry.register("witan_healing_passes", help, self.passes.clone());
+        let help = "Records compared on all replicas by healing";
+        registry.register("witan_healing_records", help, self.records.clone());
+        let help = "Merges that replicas lacked, stored by healing";
+        registry.register("witan_healing_repaired", help, self.repaired.clone());
+        let help = "Bytes of records that healing has read from nodes";
+        registry.register("witan_healing_read_bytes", help, self.read.clone());
+        let help = "Bytes of merges that healing has stored on nodes";
+        registry.register("witan_healing_sent_bytes", help, self.sent.clone());
+        let help = "1 while this coordinator does work of this kind";
+        registry.register("witan_healing_running", help, self.running.clone());
+        let help = "1 while work of this kind has been due for ten minutes and no coordinator does it";
+        registry.register("witan_healing_overdue", help, self.overdue.clone());
+        let help = "Seconds since the last complete pass of this kind began, in the whole cluster";
+        registry.register("witan_healing_complete_age_seconds", help, self.since_complete.clone());
+        let help =
+            "Seconds since the last complete comparison began of the part of the ring for which that is longest ago";
+        registry.register("witan_healing_oldest_comparison_seconds", help, self.healing_oldest.clone());
+        let help = "healing.compare_every in seconds; 0 while healing.anti_entropy is false";
+        registry.register("witan_healing_compare_every_seconds", help, self.healing_every.clone());
     }
 }

@@ -55,9 +55,14 @@ impl<W: World> Upkeep<W> {
     ///
     /// # Errors
     /// [`NotBegun`]; nothing was done.
-    pub async fn begin_repair(self: &Arc<Self>, mut sweep: Sweep) -> Result<Repair<W>, NotBegun> {
+    pub async fn begin_repair(self: &Arc<Self>, sweep: Sweep) -> Result<Repair<W>, NotBegun> {
+        self.begin_sweep(Kind::Repair, sweep).await
+    }
+
+    /// The same, as a task of this kind.
+    pub(super) async fn begin_sweep(self: &Arc<Self>, kind: Kind, mut sweep: Sweep) -> Result<Repair<W>, NotBegun> {
         let tenant = sweep.tenant.as_ref().filter(|_| sweep.by_administrator);
-        let task = self.runner.begin(Kind::Repair, tenant, || describe(&sweep)).ok_or(NotBegun::Busy)?;
+        let task = self.runner.begin(kind, tenant, || describe(&sweep)).ok_or(NotBegun::Busy)?;
         sweep.factors = match &sweep.tenant {
             Some(tenant) => vec![self.replication_factor(tenant).await?],
             None => replication_factors(self.metadata.as_ref()).await?,
@@ -138,7 +143,7 @@ impl<W: World> Repair<W> {
         let keys = |store| on_record.iter().find(|known| known.store == store).map_or(0, |known| known.keys);
         let ring = self.upkeep.coordinator.ring();
         let replicas = &self.upkeep.coordinator.ports().replicas;
-        let found = ring.nodes().iter().filter_map(|node| {
+        let found = ring.nodes().iter().filter(|node| self.sweep.may_fill(node)).filter_map(|node| {
             let standing = replicas.standing(node).filter(|standing| standing.trust == Trust::Unadmitted)?;
             let replaces = *self.stores.get(node)?;
             Some(Admitted { node: node.clone(), store: standing.store, replaces, keys: keys(replaces) })
@@ -223,7 +228,11 @@ async fn replication_factors(metadata: &dyn Metadata) -> Result<Vec<u8>, StoreEr
 }
 
 fn describe(sweep: &Sweep) -> String {
-    let part = if sweep.is_everything() { "all ranges" } else { "part of the ring" };
+    let part = match (&sweep.of, sweep.is_everything()) {
+        (Some(of), _) => &format!("ranges of {}", of.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ")),
+        (None, true) => "all ranges",
+        (None, false) => "part of the ring",
+    };
     sweep.tenant.as_ref().map_or_else(|| format!("repair {part}"), |tenant| format!("repair {part} of tenant {tenant}"))
 }
 

@@ -27,11 +27,13 @@ pub enum Kind {
     Collapse,
     /// Removes the records of a deleted tenant.
     Removal,
+    /// What a cluster does by itself: the same as a repair, for stores that differ and stores that are new.
+    Healing,
 }
 
 impl Kind {
     /// Every kind, in the order in which they are listed.
-    pub const ALL: [Self; 3] = [Self::Repair, Self::Collapse, Self::Removal];
+    pub const ALL: [Self; 4] = [Self::Repair, Self::Collapse, Self::Removal, Self::Healing];
 
     /// The kind's name in lists and logs.
     pub fn as_str(self) -> &'static str {
@@ -39,6 +41,7 @@ impl Kind {
             Self::Repair => "repair",
             Self::Collapse => "collapse",
             Self::Removal => "removal",
+            Self::Healing => "healing",
         }
     }
 
@@ -51,6 +54,8 @@ impl Kind {
             Self::Collapse => 64,
             // Tenants that are deleted at the same time. Each task works on up to sixteen nodes at once.
             Self::Removal => 16,
+            // One of each kind of duty: a day's comparison and a filled store must not wait for each other.
+            Self::Healing => 3,
         }
     }
 
@@ -58,7 +63,7 @@ impl Kind {
     pub const fn of_tenant(self) -> usize {
         match self {
             // A second one would read the same records.
-            Self::Repair => 1,
+            Self::Repair | Self::Healing => 1,
             // Three quarters, as of everything that is plentiful.
             Self::Collapse => 48,
             // One that hangs on a node, and one that tries again.

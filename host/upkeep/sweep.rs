@@ -5,17 +5,21 @@
 //! It decides nothing that a read would not decide: records are merged, tombstones included, and no resolver is called. A replica
 //! that does not answer leaves the range incomplete; the other replicas are repaired anyway.
 //!
-//! A sweep of the whole ring also determines which new stores, admitted before it, hold everything from now on. `merges`
-//! sends merges and waits for their acknowledgements, `pace` limits the rate, `sound` decides when a new store may be believed.
+//! A sweep of the whole ring also determines which new stores, admitted before it, hold everything from now on. `walk` reads
+//! pages, `merges` sends merges and waits for their acknowledgements, `pace` limits the rate, `sound` decides when a new store may be
+//! believed.
+//!
+//! No merge is sent of what was read more than [`FRESH`] ago: it is read again. A merge that arrives long after its sources were read
+//! could bring back what has been deleted and collected in between.
 
 mod merges;
 mod pace;
 mod sound;
+mod walk;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use futures::future::join_all;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use witan_kernel::failure::Failure;
@@ -23,27 +27,30 @@ use witan_kernel::fault::Fault;
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::record::Encoded;
-use witan_kernel::replica::{Place, ReplicaError};
+use witan_kernel::replica::Place;
 use witan_kernel::ring::{ReplicaRange, Ring};
-use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Standing, Step, Trust, difference};
+use witan_kernel::scan::{Held, Joined, Ranges, Standing, Step, Trust, difference};
 
 use witan_coordinate::{Coordinator, World};
 
 use super::runner::{Progress, Task};
 use super::{Metrics, Upkeep};
-use merges::Merges;
-use pace::Pace;
+use merges::Sources;
+use pace::{BytePace, Pace};
 use sound::Sound;
+use walk::Walking;
 
 /// Interval between progress reports.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
-/// Attempts at reading a page before its replica counts as failed.
-const TRIES: u32 = 3;
-/// Pause before the second attempt; twice as long before the third.
-const PAUSE: Duration = Duration::from_millis(200);
 /// A node that has failed in this many consecutive ranges is skipped from then on: a large ring has thousands of ranges, and each
 /// attempt may take seconds.
 const GIVEN_UP_AFTER: u32 = 3;
+
+/// Longest time between reading a record and sending a merge that was made of it: that of an operation, in whose order deletions are
+/// collected.
+pub(super) const FRESH: Duration = LONGEST_DEADLINE;
+/// What a record counts for in [`Sweep::bytes_per_second`] beside its bytes, for its key and the work of comparing it.
+const RECORD_BYTES: u64 = 128;
 
 /// The parameters of a sweep.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,8 +65,14 @@ pub struct Sweep {
     pub after: Option<Place>,
     /// The replication factors of the tenants concerned; a repair reads them from the metadata store when it begins.
     pub factors: Vec<u8>,
+    /// Only ranges of which one of these nodes holds a replica, and only their new stores; `None`: of all nodes.
+    pub of: Option<BTreeSet<NodeId>>,
+    /// Whether new stores are admitted, filled and put on record, if it is a sweep of everything.
+    pub fills: bool,
     /// Rate limit, records per second; 0: unlimited.
     pub records_per_second: u32,
+    /// Rate limit, bytes read from nodes per second, each record counting as 128 more than it has; 0: unlimited.
+    pub bytes_per_second: u64,
     /// Believe a new store even if too few other replicas remain to know what it must hold: whatever those lack is lost.
     pub accept_loss: bool,
     /// The tenant's administrator asks for it, and no operator: it takes one of the slots that tenants share.
@@ -75,15 +88,23 @@ impl Sweep {
             to: u64::MAX,
             after: None,
             factors: Vec::new(),
+            of: None,
+            fills: true,
             records_per_second: 0,
+            bytes_per_second: 0,
             accept_loss: false,
             by_administrator: false,
         }
     }
 
-    /// True for the whole ring and all tenants, from the beginning.
+    /// True for the whole ring and all tenants, from the beginning, with the new stores that it finds.
     pub fn is_everything(&self) -> bool {
-        self.tenant.is_none() && self.from == 0 && self.to == u64::MAX && self.after.is_none()
+        self.fills && self.tenant.is_none() && self.from == 0 && self.to == u64::MAX && self.after.is_none()
+    }
+
+    /// True for a node whose new store it may admit, fill and put on record.
+    pub(super) fn may_fill(&self, node: &NodeId) -> bool {
+        self.is_everything() && self.of.as_ref().is_none_or(|of| of.contains(node))
     }
 }
 
@@ -102,6 +123,8 @@ pub struct Swept {
     pub skipped: u64,
     /// Bytes of records read.
     pub bytes: u64,
+    /// Bytes of merges that replicas have stored.
+    pub sent_bytes: u64,
     /// Number of ranges done.
     pub ranges_done: usize,
     /// Number of ranges to sweep.
@@ -175,6 +198,10 @@ impl<W: World> Upkeep<W> {
         for range in sweeping.ranges() {
             sweeping.range(&range).await?;
         }
+        // The next one begins with nothing to pay for.
+        if let Some(due) = sweeping.byte_pace.due() {
+            sweeping.sleep_until(due).await;
+        }
         sweeping.close();
         Ok(sweeping.swept)
     }
@@ -190,21 +217,13 @@ struct Sweeping<'a, W: World> {
     task: &'a Task,
     reported_at: Instant,
     pace: Pace,
+    byte_pace: BytePace,
     swept: Swept,
     /// The store of each node when the sweep first met it, and whether it was whole.
     met: HashMap<NodeId, Standing>,
     /// Number of consecutive ranges in which a node has failed.
     failing: HashMap<NodeId, u32>,
     sound: Sound,
-}
-
-/// The state of the range being swept.
-struct Walking<'a, W: World> {
-    replicas: &'a [NodeId],
-    join: Join,
-    merges: Merges<'a, W>,
-    /// Some record of the range could not be read or merged.
-    failed: bool,
 }
 
 impl<'a, W: World> Sweeping<'a, W> {
@@ -218,14 +237,14 @@ impl<'a, W: World> Sweeping<'a, W> {
         let (coordinator, metrics) = (upkeep.coordinator.as_ref(), &upkeep.metrics);
         sweep.factors.sort_unstable();
         sweep.factors.dedup();
-        let pace = Pace::new(sweep.records_per_second);
+        let (pace, byte_pace) = (Pace::new(sweep.records_per_second), BytePace::new(sweep.bytes_per_second));
         let swept = Swept { token: sweep.from, after: sweep.after.clone(), ..Swept::default() };
         let mut sound = Sound::default();
         let mut met = HashMap::new();
         for node in ring.nodes() {
             let Some(standing) = coordinator.ports().replicas.standing(node) else { continue };
             met.insert(node.clone(), standing);
-            if standing.trust == Trust::Filling && sweep.is_everything() {
+            if standing.trust == Trust::Filling && sweep.may_fill(node) {
                 sound.expect(node.clone(), standing.store);
             }
         }
@@ -239,6 +258,7 @@ impl<'a, W: World> Sweeping<'a, W> {
             task,
             reported_at,
             pace,
+            byte_pace,
             swept,
             met,
             failing: HashMap::new(),
@@ -270,35 +290,80 @@ impl<'a, W: World> Sweeping<'a, W> {
         let all = self.ring.replica_ranges(&self.sweep.factors).into_iter();
         let within = all.filter(|range| range.to >= from && range.from <= to);
         let clipped = within.map(|range| ReplicaRange { from: range.from.max(from), to: range.to.min(to), ..range });
-        let ranges: Vec<ReplicaRange> = clipped.collect();
+        let of = self.sweep.of.clone();
+        let concerned =
+            |range: &ReplicaRange| of.as_ref().is_none_or(|of| range.replicas.iter().any(|node| of.contains(node)));
+        let mut ranges: Vec<ReplicaRange> = clipped.filter(concerned).collect();
+        if self.sweep.bytes_per_second > 0 && Fault::HealingSkipsRange.is_on() {
+            ranges.pop();
+        }
         self.swept.ranges_total = ranges.len();
         ranges
     }
 
     async fn range(&mut self, range: &ReplicaRange) -> Result<(), Stopped> {
         let after = self.sweep.after.take().filter(|after| after.token >= range.from);
-        let replicas: &[NodeId] = &range.replicas;
-        let mut walking = Walking {
-            join: Join::new(replicas.len() as u8, range.from, after.as_ref()),
-            merges: Merges::new(self.coordinator, self.metrics, self.coordinator.followed()),
-            failed: false,
-            replicas,
-        };
+        let mut walking =
+            Walking::begin(self.coordinator, self.metrics, self.coordinator.followed(), range, after.as_ref());
         self.meet(&mut walking);
+        // Whether the next record has waited for its turn already.
+        let mut is_due = false;
         loop {
+            if let Some(back) = walking.merges.take_back() {
+                self.swept.after = back;
+                walking.read_again(self.swept.after.as_ref());
+            }
             match walking.join.step() {
                 Step::Ask(starved) => {
-                    self.turn_page(&mut walking, range, &starved).await;
+                    self.turn_page(&mut walking, &starved).await;
                     self.report_sometimes(&mut walking).await?;
                 }
-                Step::Key(joined) => self.record(&mut walking, joined).await?,
-                Step::End => break,
+                Step::Key(joined) => {
+                    if !is_due {
+                        self.wait_for_turn(&mut walking).await?;
+                    }
+                    is_due = walking.is_stale();
+                    if is_due {
+                        walking.read_again(self.swept.after.as_ref());
+                    } else {
+                        self.record(&mut walking, joined).await?;
+                    }
+                }
+                Step::End => {
+                    walking.merges.settled().await;
+                    if !walking.merges.must_go_back() {
+                        break;
+                    }
+                }
             }
         }
-        walking.merges.settled().await;
-        self.swept.repaired += walking.merges.take_stored();
+        self.count_merges(&mut walking);
         self.end_range(&walking, range);
         Ok(())
+    }
+
+    fn count_merges(&mut self, walking: &mut Walking<'_, W>) {
+        let (merges, bytes) = walking.merges.take_stored();
+        self.swept.repaired += merges;
+        self.swept.sent_bytes += bytes;
+    }
+
+    /// Waits until the rate limit allows one more record.
+    async fn wait_for_turn(&mut self, walking: &mut Walking<'_, W>) -> Result<(), Stopped> {
+        if let Some(due) = self.pace.one() {
+            self.report_sometimes(walking).await?;
+            self.sleep_until(due).await;
+        }
+        Ok(())
+    }
+
+    /// Sleeps, unless the sweep is stopped.
+    async fn sleep_until(&self, due: Instant) {
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep_until(due) => {}
+            () = self.progress.closed() => {}
+        }
     }
 
     /// Determines which of a range's replicas can take part.
@@ -328,65 +393,8 @@ impl<'a, W: World> Sweeping<'a, W> {
         }
     }
 
-    /// Reads the next pages of those replicas whose page is used up; one that does not answer is left out of the rest of the range.
-    async fn turn_page(&mut self, walking: &mut Walking<'_, W>, range: &ReplicaRange, starved: &[u8]) {
-        let asks = starved.iter().map(|replica| {
-            let scan = Scan {
-                tenant: self.sweep.tenant.clone(),
-                after: walking.join.after(*replica).cloned(),
-                ..Scan::between(range.from, range.to)
-            };
-            self.page(&walking.replicas[usize::from(*replica)], scan)
-        });
-        let pages: Vec<Result<Page, String>> = join_all(asks).await;
-        for (replica, page) in starved.iter().zip(pages) {
-            let taken = page.and_then(|page| {
-                let bytes = |page: &Page| {
-                    page.found.iter().filter_map(|found| found.record.as_ref()).map(|r| r.0.len() as u64).sum::<u64>()
-                };
-                self.swept.bytes += bytes(&page);
-                walking.join.page(*replica, page.found, page.next).map_err(|error| error.to_string())
-            });
-            let node = &walking.replicas[usize::from(*replica)];
-            match taken {
-                Ok(()) => drop(self.failing.remove(node)),
-                Err(why) => {
-                    tracing::warn!(%node, %why, "a node is left out of the repair of a range");
-                    *self.failing.entry(node.clone()).or_default() += 1;
-                    self.swept.missing.insert(node.clone(), why);
-                    walking.join.failed(*replica);
-                }
-            }
-        }
-    }
-
-    async fn page(&self, node: &NodeId, scan: Scan) -> Result<Page, String> {
-        let replicas = &self.coordinator.ports().replicas;
-        let mut tries = 0;
-        loop {
-            let why = match replicas.scan(node, scan.clone()).await {
-                Ok(page) if self.met.get(node).is_some_and(|met| met.store == page.store) => return Ok(page),
-                Ok(_) => return Err("its store was replaced during the repair".to_owned()),
-                Err(error) => error,
-            };
-            tries += 1;
-            if tries >= TRIES || matches!(why, ReplicaError::NotSent(_)) || self.progress.is_closed() {
-                return Err(why.to_string());
-            }
-            tokio::time::sleep(PAUSE * tries).await;
-        }
-    }
-
     /// Compares the replicas' versions of one key, and sends the merge to those that lack it.
     async fn record(&mut self, walking: &mut Walking<'_, W>, joined: Joined) -> Result<(), Stopped> {
-        if let Some(due) = self.pace.one() {
-            self.report_sometimes(walking).await?;
-            tokio::select! {
-                biased;
-                () = tokio::time::sleep_until(due) => {}
-                () = self.progress.closed() => {}
-            }
-        }
         let Joined { place, held } = joined;
         match self.factor(&place.tenant).await? {
             None => self.swept.skipped += 1,
@@ -427,7 +435,8 @@ impl<'a, W: World> Sweeping<'a, W> {
                 }
                 for replica in found.lacking {
                     let node = &walking.replicas[usize::from(replica)];
-                    walking.merges.send(replica, node, place, &found.record).await;
+                    let sources = Sources { read: walking.oldest(), before: self.swept.after.clone() };
+                    walking.merges.send(replica, node, place, &found.record, sources).await;
                 }
             }
             Err(error) => {
@@ -501,7 +510,11 @@ impl<'a, W: World> Sweeping<'a, W> {
             return Ok(());
         }
         walking.merges.settled().await;
-        self.swept.repaired += walking.merges.take_stored();
+        self.count_merges(walking);
+        if walking.merges.must_go_back() {
+            // What has been passed is not done.
+            return Ok(());
+        }
         self.report().await
     }
 

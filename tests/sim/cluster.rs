@@ -18,7 +18,7 @@ use witan_coordinate::{
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
 use witan_kernel::name::{Era, Key, NodeId, StoreId};
-use witan_kernel::port::{Metadata, NodeStatus, Replicas, SecretStore, StorageNode, TenantStore};
+use witan_kernel::port::{Claimant, Metadata, NodeStatus, Randomness, Replicas, SecretStore, StorageNode, TenantStore};
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{Ring, token};
 use witan_kernel::scan::{Ranges, Standing};
@@ -30,7 +30,7 @@ use witan_node::engine::simulated::Disk;
 use witan_node::server::{self, Guard, Limits};
 use witan_node::store::Store;
 use witan_peer::Lanes;
-use witan_upkeep::{Sweep, Upkeep};
+use witan_upkeep::{Healing, HealingConfig, Sweep, Upkeep};
 
 use crate::collapses::Collapsed;
 use crate::nemesis::Link;
@@ -231,8 +231,11 @@ struct Shared {
     strict: bool,
     /// Whether a write is asked about before it is repeated.
     asks: bool,
+    heals: Option<HealingConfig>,
 }
 
+/// How long after its start a coordinator begins to heal.
+const HEALING_BEGINS: Duration = Duration::from_secs(1);
 /// How often a coordinator checks again on stores that it does not believe.
 const WATCH_STORES: Duration = Duration::from_millis(500);
 
@@ -245,7 +248,7 @@ impl CoordinatorMachine {
         };
         let lanes = Arc::new(Lanes::new(self.clock.clone(), dial, self.name.clone()));
         lanes.set_nodes(&self.shared.nodes);
-        let (watched, away) = (Arc::clone(&lanes), Arc::clone(&self.view.away));
+        let (watched, reached, away) = (Arc::clone(&lanes), Arc::clone(&lanes), Arc::clone(&self.view.away));
         let metadata = Arc::clone(&self.shared.metadata);
         tokio::spawn(async move {
             let mut progress = Progress::default();
@@ -285,6 +288,15 @@ impl CoordinatorMachine {
         });
         let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), Arc::clone(&self.shared.metadata)));
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
+        if let Some(config) = self.shared.heals.clone() {
+            let claimant = Claimant { coordinator: NodeId::new(&self.name)?, instance: self.shared.dice.sixteen() };
+            let healing = Healing::new(Arc::clone(&upkeep), claimant, config, HEALING_BEGINS);
+            tokio::spawn(async move {
+                // As in production, so that no node seems to be away only because it was not asked yet.
+                reached.tried().await;
+                healing.run(std::future::pending()).await;
+            });
+        }
         let (sender, mut calls) = mpsc::unbounded_channel();
         *lock(&self.doors) = Some(Doors { calls: sender, coordinator: Arc::clone(&coordinator) });
         self.lives.fetch_add(1, Ordering::Relaxed);
@@ -379,6 +391,7 @@ impl Cluster {
             dice: dice.clone(),
             strict: scenario.strict,
             asks: scenario.asks,
+            heals: scenario.heals.clone(),
         });
         let coordinator = |n| CoordinatorMachine {
             name: format!("c{n}"),

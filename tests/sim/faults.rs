@@ -81,6 +81,8 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::EraIgnored => Some("restored:1"),
         Fault::DamageBelieved => Some("damaged:51"),
         Fault::FenceIgnored | Fault::FenceVolatile | Fault::FenceNotAwaited | Fault::EpochOfLater => Some("fenced:0"),
+        Fault::HealingSkipsRange => Some("healing:2"),
+        Fault::ReturnUnnoticed => Some("healing:6"),
         // In scenes of their own.
         Fault::DeadlineFromTurn | Fault::ReservationProlonged => Some("links:0"),
         // Those of `names` are recorded there.
@@ -120,6 +122,7 @@ fn best_scenario(fault: Fault) -> &'static str {
         Fault::TooFewBelieved => "twice",
         Fault::UnrepairedBelieved | Fault::SweepSendsFirst => "replaced",
         Fault::StampNotStored => "late",
+        Fault::HealingSkipsRange | Fault::ReturnUnnoticed => "healing",
         Fault::OneStampIsEnough => "drifting",
         Fault::StampNotRemembered => "outages",
         _ => "links",

@@ -6,7 +6,7 @@
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
 //! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`cluster`], [`stage`], [`client`], [`play`],
-//! [`repairs`], [`disks`], [`history`], [`check`], [`oracle`], [`faults`], [`scenes`], [`names`].
+//! [`repairs`], [`healing`], [`disks`], [`history`], [`check`], [`oracle`], [`faults`], [`scenes`], [`names`].
 
 // It runs in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -18,6 +18,7 @@ mod collapses;
 mod disks;
 mod faults;
 mod fences;
+mod healing;
 mod history;
 mod names;
 mod nemesis;
@@ -46,7 +47,7 @@ use scenario::{Play, SHAPES, Scenario};
 use world::lock;
 
 /// Default number of seeds to run: 20 of each scenario, about a minute on two cores.
-const SEEDS: u64 = 640;
+const SEEDS: u64 = 660;
 
 thread_local! {
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };

@@ -57,6 +57,7 @@ fn scenario(seed: u64) -> Scenario {
         stops: false,
         clocks_agree: false,
         torn: false,
+        heals: None,
         casts: vec![cast(tenant, 1)],
         manner: Manner {
             named: 700,

@@ -15,6 +15,7 @@ use crate::client::Client;
 use crate::cluster::{Call, Cluster};
 use crate::disks;
 use crate::fences;
+use crate::healing;
 use crate::history::Place;
 use crate::history::{INSPECTOR, Measured};
 use crate::nemesis::{Action, Link, Troubles, act, heal};
@@ -24,7 +25,7 @@ use crate::scenario::{Act, Scenario};
 use crate::stage::{Command, Mood, Stage};
 use crate::world::{Dice, lock};
 
-pub(crate) use settle::{converged, drained};
+pub(crate) use settle::{converged, differing, drained};
 use settle::{everything_answers, settle};
 
 /// Virtual time of one step. Messages are delivered between steps.
@@ -171,6 +172,8 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             Act::TryRepair => try_repair(&stage, false).await,
             Act::TryRepairOnFullDisks => try_repair(&stage, true).await,
             Act::Repair => repair(&stage).await,
+            Act::Away { from_all } => healing::away(&stage, &mut clients, from_all).await,
+            Act::Level => healing::level(&stage).await,
             Act::Grow => grow(&stage, &mut inspector).await,
             Act::Idle { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
             Act::Retry => {

@@ -27,7 +27,7 @@ pub(crate) fn holder(stage: &Stage, replica: usize) -> usize {
 }
 
 /// For each node, whether a coordinator believes its store; `None` if it has not seen the node's present store yet.
-fn standings(stage: &Stage, coordinator: &CoordinatorMachine) -> Vec<Option<bool>> {
+pub(crate) fn standings(stage: &Stage, coordinator: &CoordinatorMachine) -> Vec<Option<bool>> {
     let doors = coordinator.doors();
     let standing = |node: &Arc<NodeMachine>| {
         let standing = doors.as_ref()?.standing(&node.id)?;

@@ -13,6 +13,7 @@ use rand::{Rng, SeedableRng};
 use witan_kernel::limit;
 use witan_kernel::name::TenantId;
 use witan_kernel::tenant::{ConflictMode, Level, Ordering, ReadRepair, Tenant};
+use witan_upkeep::HealingConfig;
 
 use crate::nemesis::{Machines, Storm, Weather, storm};
 use crate::plugins::Resolver;
@@ -94,6 +95,13 @@ pub(crate) enum Act {
     /// three of its five replicas acknowledge a write, and one of these three comes back with an empty disk. Then the repair
     /// continues. After it, the two replicas that have the write cannot be reached.
     Grow,
+    /// A node is cut off from all coordinators, or from one of them, while clients work, and comes back.
+    Away {
+        /// From all.
+        from_all: bool,
+    },
+    /// All faults end, and nobody reads or repairs: every node must be believed, and all replicas must become level by themselves.
+    Level,
 }
 
 /// Which disk the node comes back with, and when.
@@ -168,6 +176,8 @@ pub(crate) struct Scenario {
     pub(crate) clocks_agree: bool,
     /// Whether more was lost than the cluster can restore: the play ends without a last settlement.
     pub(crate) torn: bool,
+    /// What coordinators heal by themselves; `None`: nothing.
+    pub(crate) heals: Option<HealingConfig>,
     pub(crate) casts: Vec<Cast>,
     pub(crate) manner: Manner,
     pub(crate) acts: Vec<Act>,
@@ -177,7 +187,7 @@ pub(crate) struct Scenario {
 type Shape = (&'static str, fn(&mut StdRng, Scenario) -> Scenario);
 
 /// The scenarios.
-pub(crate) const SHAPES: [Shape; 33] = [
+pub(crate) const SHAPES: [Shape; 34] = [
     ("links", shapes::links),
     ("crashes", shapes::crashes),
     ("clocks", shapes::clocks),
@@ -211,6 +221,7 @@ pub(crate) const SHAPES: [Shape; 33] = [
     ("restored", stores::restored),
     ("damaged", stores::damaged),
     ("fenced", stores::fenced),
+    ("healing", stores::healing),
 ];
 
 /// A play: the index of its scenario in [`SHAPES`], and its number.
@@ -277,6 +288,7 @@ impl Scenario {
             stops: false,
             clocks_agree: false,
             torn: false,
+            heals: None,
             casts: vec![register(&mut rng), siblings(&mut rng)],
             manner: Manner {
                 named: 600,

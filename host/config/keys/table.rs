@@ -1,7 +1,7 @@
 //! The table.
 
 use super::Key;
-use super::Kind::{Choice, Flag, Nodes, Number, Path, Secret, Share, Size, Text, Texts, Time};
+use super::Kind::{Choice, Flag, Nodes, Number, Path, Secret, Share, Size, Text, Texts, Time, TimeOrNever};
 
 const ANY: u64 = u64::MAX;
 const LEVELS: &[&str] = &["one", "quorum", "all"];
@@ -277,6 +277,40 @@ pub const KEYS: &[Key] = &[
             All tenants together may have 64.",
     )
     .default("8"),
+    Key::new(
+        "healing.anti_entropy",
+        Flag,
+        "Whether coordinators compare all replicas by themselves, routinely and after a node could not be reached, and send them what \
+            they lack.",
+    )
+    .default("true")
+    .reloads(),
+    Key::new("healing.compare_every", Time, "How often each record is compared on all of its replicas: 1m to 720h.")
+        .default("24h")
+        .reloads(),
+    Key::new(
+        "healing.rate",
+        Size,
+        "Bytes that a pass of healing reads from nodes per second: 64KiB to 1GiB. A coordinator has one pass of each kind at a time \
+            at most: of comparison, of catching up with nodes that were away, and of filling new stores.",
+    )
+    .default("4MiB")
+    .reloads(),
+    Key::new(
+        "healing.admit_after",
+        TimeOrNever,
+        "Time after which a node's new store is filled in place of the one on record, without an operator: long enough to mount a disk \
+            that was merely not mounted. 0: only `witan repair` fills new stores.",
+    )
+    .default("15m")
+    .reloads(),
+    Key::new(
+        "healing.begin_after",
+        Time,
+        "Time after the start of a coordinator at which it begins to heal; coordinators that are restarted one after the other do not \
+            take each other's work.",
+    )
+    .default("60s"),
     Key::new("metrics.enabled", Flag, "Whether metrics are served; liveness and readiness always are.").default("true"),
     Key::new("metrics.host", Text, "IP address on which metrics and health are served over HTTP, or localhost.")
         .default("127.0.0.1"),

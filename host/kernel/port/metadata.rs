@@ -2,7 +2,7 @@
 
 use super::{
     Answer, ArtifactStore, BindingStore, ChangeLog, FenceStore, LeaseStore, PlacementStore, SecretStore, TenantStore,
-    TokenStore,
+    TokenStore, UpkeepClaims,
 };
 
 /// Facts about the store itself.
@@ -14,8 +14,8 @@ pub trait StoreFacts: Send + Sync + 'static {
     fn schema_version(&self) -> Answer<u64>;
 }
 
-/// The whole metadata store: tenants, placement, coordinator leases, plugin artifacts and bindings, API tokens, secrets, and the
-/// log of changes to them. Object safe; whoever needs one subject should take that subject's trait.
+/// The whole metadata store: tenants, placement, coordinator leases, plugin artifacts and bindings, API tokens, secrets,
+/// claims of upkeep, and the log of changes to all but the latter. Object safe; whoever needs one subject should take that subject's trait.
 pub trait Metadata:
     StoreFacts
     + ChangeLog
@@ -27,6 +27,7 @@ pub trait Metadata:
     + BindingStore
     + TokenStore
     + SecretStore
+    + UpkeepClaims
 {
 }
 
@@ -42,5 +43,6 @@ impl<T> Metadata for T where
         + BindingStore
         + TokenStore
         + SecretStore
+        + UpkeepClaims
 {
 }

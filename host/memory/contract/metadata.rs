@@ -17,6 +17,8 @@ use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, Rea
 
 use super::{join_all, poll_once};
 
+mod upkeep;
+
 /// Lets this many milliseconds pass on the store's clock.
 pub type Pass<'a> = &'a dyn Fn(u64) -> Pin<Box<dyn Future<Output = ()>>>;
 
@@ -66,6 +68,7 @@ pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     nodes(metadata).await;
     owed_fences(metadata).await;
     leases(metadata, pass).await;
+    upkeep::claims(metadata, pass).await;
     artifacts(metadata).await;
     binding_records(metadata).await;
     tokens(metadata).await;

@@ -24,6 +24,7 @@ const SQLITE: &[File] = files!("sqlite":
     (4, "era", "0004_era.sql"),
     (5, "capabilities", "0005_capabilities.sql"),
     (6, "idempotency retention", "0006_idempotency_retention.sql"),
+    (7, "upkeep claims", "0007_upkeep_claims.sql"),
     (8, "fences", "0008_fences.sql"),
 );
 
@@ -34,6 +35,7 @@ const POSTGRES: &[File] = files!("postgres":
     (4, "era", "0004_era.sql"),
     (5, "capabilities", "0005_capabilities.sql"),
     (6, "idempotency retention", "0006_idempotency_retention.sql"),
+    (7, "upkeep claims", "0007_upkeep_claims.sql"),
     (8, "fences", "0008_fences.sql"),
 );
 
@@ -108,6 +110,7 @@ mod tests {
                 "1a40829405ff3e49",
                 "6fefd88acae20b0a",
                 "d8a355b5439aec61",
+                "4f1ea571c439a25b",
                 "d18d3f61aab3b14a"
             ]
         );
@@ -120,6 +123,7 @@ mod tests {
                 "eb7b036cc3681e30",
                 "cb2e6f58f0c2278c",
                 "1faa3cf08125c16f",
+                "044da669a0d0e80d",
                 "58bacaaf00447ae5"
             ]
         );

@@ -30,6 +30,7 @@ mod secrets;
 mod stores;
 mod tenants;
 mod tokens;
+mod upkeep;
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

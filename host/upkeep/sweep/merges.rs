@@ -10,9 +10,11 @@ use witan_kernel::name::NodeId;
 use witan_kernel::port::{Clock, Collect, Replicas, Reply, Tenants};
 use witan_kernel::record::Encoded;
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
+use witan_kernel::scan::stored_order;
 
 use witan_coordinate::{Coordinator, World};
 
+use super::FRESH;
 use crate::Metrics;
 
 /// Limit on merges in flight: half of a lane's frame, which leaves room for clients' requests.
@@ -23,8 +25,19 @@ const BYTES: usize = 8 << 20;
 const WITHIN_MICROS: u64 = 5_000_000;
 /// Attempts per merge.
 const TRIES: u32 = 5;
+/// How often records are read again whose merges have become too old, without any merge stored in between.
+const READ_AGAIN: u32 = 3;
 /// Pause before the second attempt; twice as long before each further one.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// What a merge was made of.
+#[derive(Debug, Clone)]
+pub(super) struct Sources {
+    /// When the first of its sources was read.
+    pub(super) read: Instant,
+    /// The place after which to read again, if it is too late for the merge.
+    pub(super) before: Option<Place>,
+}
 
 /// The merges of one range.
 pub(super) struct Merges<'a, W: World> {
@@ -38,7 +51,13 @@ pub(super) struct Merges<'a, W: World> {
     bytes: usize,
     last_tag: u32,
     stored: u64,
+    stored_bytes: u64,
     unrepaired: Vec<(u8, String)>,
+    /// The first place after which to read again, because a merge of what comes there has become too old; the inner `None`: from the
+    /// beginning.
+    back: Option<Option<Place>>,
+    /// How often it was read again since the last merge was stored.
+    back_count: u32,
 }
 
 struct Merge {
@@ -46,6 +65,7 @@ struct Merge {
     node: NodeId,
     place: Place,
     record: Encoded,
+    sources: Sources,
     tries: u32,
 }
 
@@ -75,12 +95,15 @@ impl<'a, W: World> Merges<'a, W> {
             bytes: 0,
             last_tag: 0,
             stored: 0,
+            stored_bytes: 0,
             unrepaired: Vec::new(),
+            back: None,
+            back_count: 0,
         }
     }
 
     /// Sends a merge, once there is room for it. A replica at which a merge has finally failed is sent no further ones.
-    pub(super) async fn send(&mut self, replica: u8, node: &NodeId, place: &Place, record: &Encoded) {
+    pub(super) async fn send(&mut self, replica: u8, node: &NodeId, place: &Place, record: &Encoded, sources: Sources) {
         if self.unrepaired.iter().any(|(unrepaired, _)| *unrepaired == replica) {
             return;
         }
@@ -88,7 +111,8 @@ impl<'a, W: World> Merges<'a, W> {
             self.next().await;
         }
         self.bytes += record.0.len();
-        self.dispatch(Merge { replica, node: node.clone(), place: place.clone(), record: record.clone(), tries: 0 });
+        let (node, place, record) = (node.clone(), place.clone(), record.clone());
+        self.dispatch(Merge { replica, node, place, record, sources, tries: 0 });
     }
 
     /// Waits until every merge is stored or has finally failed.
@@ -98,9 +122,19 @@ impl<'a, W: World> Merges<'a, W> {
         }
     }
 
-    /// Number of merges stored since the last call.
-    pub(super) fn take_stored(&mut self) -> u64 {
-        std::mem::take(&mut self.stored)
+    /// Number of merges stored since the last call, and their bytes.
+    pub(super) fn take_stored(&mut self) -> (u64, u64) {
+        (std::mem::take(&mut self.stored), std::mem::take(&mut self.stored_bytes))
+    }
+
+    /// Whether a merge has become too old, so that its sources must be read again.
+    pub(super) fn must_go_back(&self) -> bool {
+        self.back.is_some()
+    }
+
+    /// The place after which to read again, if that is needed.
+    pub(super) fn take_back(&mut self) -> Option<Option<Place>> {
+        self.back.take()
     }
 
     /// Replicas that still lack something, with the reason.
@@ -113,6 +147,9 @@ impl<'a, W: World> Merges<'a, W> {
     }
 
     fn dispatch(&mut self, merge: Merge) {
+        if merge.sources.read.elapsed() >= FRESH {
+            return self.too_old(merge);
+        }
         self.last_tag = self.last_tag.wrapping_add(1);
         let deadline = self.coordinator.ports().clock.monotonic_micros() + WITHIN_MICROS;
         let ask = Ask::Merge { record: merge.record.clone() };
@@ -122,6 +159,32 @@ impl<'a, W: World> Merges<'a, W> {
         let node = merge.node.clone();
         self.under_way.insert(self.last_tag, merge);
         self.coordinator.ports().replicas.send(&node, request, deadline, reply);
+    }
+
+    /// Gives a merge up whose sources were read too long ago, and has them read again.
+    fn too_old(&mut self, merge: Merge) {
+        self.bytes -= merge.record.0.len();
+        if self.back.is_none() {
+            self.back_count += 1;
+        }
+        if self.back_count > READ_AGAIN {
+            self.back = None;
+            return self.failed(&merge, "merges could not be stored within the time for which what was read is fresh");
+        }
+        let is_earlier = |known: &Option<Place>| match (known, &merge.sources.before) {
+            (Some(known), Some(before)) => stored_order(before, known).is_lt(),
+            (known, _) => known.is_some(),
+        };
+        if self.back.as_ref().is_none_or(is_earlier) {
+            self.back = Some(merge.sources.before);
+        }
+    }
+
+    fn failed(&mut self, merge: &Merge, error: &str) {
+        tracing::warn!(node = %merge.node, tenant = %merge.place.tenant, %error, "a replica could not be repaired");
+        if self.unrepaired.iter().all(|(unrepaired, _)| *unrepaired != merge.replica) {
+            self.unrepaired.push((merge.replica, error.to_owned()));
+        }
     }
 
     /// Waits for answers, or for the time of a retry.
@@ -152,6 +215,8 @@ impl<'a, W: World> Merges<'a, W> {
             // A store that is being filled has stored it, too.
             Ok(Answer::Merged { .. }) | Err(ReplicaError::Filling(_)) => {
                 self.stored += 1;
+                self.stored_bytes += merge.record.0.len() as u64;
+                self.back_count = 0;
                 self.metrics.swept_merges.inc();
                 self.bytes -= merge.record.0.len();
                 return;
@@ -175,9 +240,6 @@ impl<'a, W: World> Merges<'a, W> {
             return;
         }
         self.bytes -= merge.record.0.len();
-        tracing::warn!(node = %merge.node, tenant = %merge.place.tenant, %error, "a replica could not be repaired");
-        if self.unrepaired.iter().all(|(unrepaired, _)| *unrepaired != merge.replica) {
-            self.unrepaired.push((merge.replica, error.to_string()));
-        }
+        self.failed(&merge, &error.to_string());
     }
 }

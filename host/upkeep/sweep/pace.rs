@@ -1,4 +1,4 @@
-//! The rate limit of a sweep, in records per second.
+//! The rate limits of a sweep, in records and in bytes per second.
 
 use std::time::Duration;
 
@@ -36,6 +36,33 @@ impl Pace {
     }
 }
 
+/// A limit of bytes per second, which are paid for after they have been read.
+pub(super) struct BytePace {
+    /// 0: unlimited.
+    per_second: u64,
+    /// When everything read by now is paid for.
+    paid: Instant,
+}
+
+impl BytePace {
+    pub(super) fn new(per_second: u64) -> Self {
+        Self { per_second, paid: Instant::now() }
+    }
+
+    /// These bytes have been read.
+    pub(super) fn charge(&mut self, bytes: u64) {
+        if self.per_second > 0 {
+            let takes = Duration::from_secs_f64(bytes as f64 / self.per_second as f64);
+            self.paid = self.paid.max(Instant::now()) + takes;
+        }
+    }
+
+    /// The time to wait for before more is read, if the pause is long enough for a timer.
+    pub(super) fn due(&self) -> Option<Instant> {
+        (self.paid > Instant::now() + LEAST).then_some(self.paid)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +81,21 @@ mod tests {
         let took = last(&mut pace, 100_000, start);
         assert!(took >= Duration::from_millis(99_000) && took <= Duration::from_secs(400), "{took:?}");
         assert_eq!(last(&mut Pace::new(0), 10_000, start), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_are_paid_for_after_they_were_read() {
+        let (mut pace, start) = (BytePace::new(1000), Instant::now());
+        assert_eq!(pace.due(), None);
+        pace.charge(2500);
+        assert_eq!(pace.due().map(|due| due - start), Some(Duration::from_millis(2500)));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(pace.due(), None);
+        pace.charge(1000);
+        assert_eq!(pace.due().map(|due| due - start), Some(Duration::from_secs(11)), "idle time is not caught up with");
+        let mut unlimited = BytePace::new(0);
+        unlimited.charge(u64::MAX);
+        assert_eq!(unlimited.due(), None);
     }
 
     #[test]

@@ -42,11 +42,13 @@ pub(crate) struct Setup {
     /// Whether writes wait for the disk. False for tests of availability, in which a disk that is busy for seconds would look
     /// like hanging nodes.
     pub(crate) synced: bool,
+    /// Variables of the coordinator's environment.
+    pub(crate) environment: Vec<(&'static str, &'static str)>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { disks: vec![Disk::Folder; NODES], synced: true }
+        Self { disks: vec![Disk::Folder; NODES], synced: true, environment: Vec::new() }
     }
 }
 
@@ -64,6 +66,7 @@ pub(crate) struct Cluster {
     nodes: Vec<Node>,
     coordinator: Option<Process>,
     synced: bool,
+    environment: Vec<(&'static str, &'static str)>,
     address: SocketAddr,
     admin: SocketAddr,
     folder: TempDir,
@@ -86,7 +89,8 @@ impl Cluster {
             process: None,
         });
         let nodes = nodes.collect();
-        let mut cluster = Self { nodes, coordinator: None, synced: setup.synced, address: free, admin: free, folder };
+        let Setup { synced, environment, .. } = setup;
+        let mut cluster = Self { nodes, coordinator: None, synced, environment, address: free, admin: free, folder };
         for node in 0..cluster.nodes.len() {
             cluster.spawn_node(node);
         }
@@ -133,6 +137,11 @@ impl Cluster {
         self.nodes[node].process = None;
     }
 
+    /// Sets the variables of the coordinator's environment, from its next start on.
+    pub(crate) fn set_environment(&mut self, environment: Vec<(&'static str, &'static str)>) {
+        self.environment = environment;
+    }
+
     /// `kill -9` of the coordinator.
     pub(crate) fn kill_coordinator(&mut self) {
         self.coordinator = None;
@@ -161,6 +170,7 @@ impl Cluster {
         for node in &self.nodes {
             command.arg("--node").arg(format!("{}={}", node.id, node.address));
         }
+        command.envs(self.environment.iter().copied());
         self.durability(&mut command);
         let mut process = Process::start("coordinator", command, self.folder.path());
         process.ready().await;

@@ -21,6 +21,8 @@ pub(crate) struct Company {
     pub(crate) postgres: Postgres,
     pub(crate) redis: Redis,
     pub(crate) folder: TempDir,
+    /// Variables of every coordinator's environment.
+    environment: Vec<(&'static str, &'static str)>,
 }
 
 pub(crate) struct Coordinator {
@@ -52,15 +54,25 @@ impl Company {
     /// The same, with PostgreSQL behind PgBouncer in transaction mode, which has fewer connections to it than the coordinators have to the
     /// pooler.
     pub(crate) async fn behind_a_pooler(coordinators: usize) -> Self {
-        Self::made(&[Version::This; 3], &vec![Version::This; coordinators], true).await
+        Self::made(&[Version::This; 3], &vec![Version::This; coordinators], true, Vec::new()).await
     }
 
     /// A node and a coordinator of each of these versions.
     pub(crate) async fn of_versions(nodes: &[Version], coordinators: &[Version]) -> Self {
-        Self::made(nodes, coordinators, false).await
+        Self::made(nodes, coordinators, false, Vec::new()).await
     }
 
-    async fn made(nodes: &[Version], coordinators: &[Version], pooled: bool) -> Self {
+    /// This number of coordinators over three nodes, with these variables in their environment.
+    pub(crate) async fn with_environment(coordinators: usize, environment: Vec<(&'static str, &'static str)>) -> Self {
+        Self::made(&[Version::This; 3], &vec![Version::This; coordinators], false, environment).await
+    }
+
+    async fn made(
+        nodes: &[Version],
+        coordinators: &[Version],
+        pooled: bool,
+        environment: Vec<(&'static str, &'static str)>,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
         let free = SocketAddr::new(own_address(), 0);
         let start = |(index, version): (usize, &Version)| node(&format!("node-{}", index + 1), free, *version, &folder);
@@ -79,8 +91,16 @@ impl Company {
         let database = pooler.as_ref().map_or_else(|| postgres.url(), |pooler| pooler.url_of("postgres"));
         std::fs::write(folder.path().join("database"), database).expect("write a file");
         std::fs::write(folder.path().join("redis"), redis.url()).expect("write a file");
-        let mut company =
-            Self { coordinators: Vec::new(), processes, nodes: addresses, pooler, postgres, redis, folder };
+        let mut company = Self {
+            coordinators: Vec::new(),
+            processes,
+            nodes: addresses,
+            pooler,
+            postgres,
+            redis,
+            folder,
+            environment,
+        };
         for (index, version) in coordinators.iter().enumerate() {
             let id = format!("coordinator-{}", index + 1);
             let free = SocketAddr::new(own_address(), 0);
@@ -123,6 +143,7 @@ impl Company {
         command.args(["--listen", &address.to_string(), "--admin-listen", &admin.to_string()]);
         command.arg("--database-url-file").arg(path.join(database));
         command.arg("--redis-url-file").arg(path.join("redis"));
+        command.envs(self.environment.iter().copied());
         if self.pooler.is_some() && id == "coordinator-1" {
             command.env("WITAN_DATABASE__DIRECT_URL", self.postgres.url());
         }

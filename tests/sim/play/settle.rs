@@ -91,6 +91,18 @@ pub(super) async fn everything_answers(stage: &Arc<Stage>, inspector: &mut Clien
     true
 }
 
+/// How replicas of some key differ, or why that cannot be said; `None` if they are level.
+pub(crate) fn differing(stage: &Stage) -> Option<String> {
+    stage.places().into_iter().find_map(|(tenant, key)| {
+        let place = stage.cluster.place(tenant, &Stage::key((tenant, key)));
+        let replicas = stage.cluster.replicas(tenant, &place).into_iter();
+        let stored: Result<Vec<_>, String> =
+            replicas.map(|node| Ok((node.name.clone(), node.content(&place)?))).collect();
+        let difference = stored.map_or_else(Some, |stored| oracle::differs(&stored));
+        difference.map(|difference| format!("replicas of {:?} differ: {difference}", (tenant, key)))
+    })
+}
+
 /// Checks that all replicas of each key have the same content, and notes it as what a read of all of them would show.
 pub(crate) fn converged(stage: &Stage) {
     for (tenant, key) in stage.places() {

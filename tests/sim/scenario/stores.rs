@@ -1,8 +1,11 @@
 //! Scenarios of stores that are not what they were: other disks, earlier copies, and disks that lose what they have acknowledged.
 
+use std::time::Duration;
+
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
+use witan_upkeep::HealingConfig;
 
 use super::{Act, FINALE, OVERTURE, Scenario, Scene, play};
 use crate::nemesis::{Storm, Weather};
@@ -70,4 +73,24 @@ pub(super) fn damaged(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
         FINALE,
     ];
     play(scenario, acts)
+}
+
+/// Replicas miss writes, or lose their disks, and nobody reads or repairs: what coordinators do by themselves must make them level.
+pub(super) fn healing(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    // Reads would make replicas level before healing does.
+    (scenario.strict, scenario.manner.reads) = (true, 100);
+    // A comparison that is routine only once, so that a node that was away must be noticed, or one that finds everything.
+    let routine = rng.random();
+    let compare_every = Duration::from_secs(if routine { 10 } else { 86_400 });
+    let admit_after = Duration::from_secs(2);
+    scenario.heals = Some(HealingConfig { compare_every, admit_after, ..HealingConfig::default() });
+    let trouble = match (routine, rng.random_range(0..3)) {
+        (true, 0 | 1) => {
+            let weather = Weather { cuts: 5, holds: 2, crashes: 2, coordinator_crashes: 2, ..Weather::default() };
+            scenario.storm(rng, weather, 140)
+        }
+        (_, 2) => Act::Wipe,
+        _ => Act::Away { from_all: rng.random() },
+    };
+    play(scenario, vec![OVERTURE, Act::Calm { operations: 4 }, trouble, Act::Level, FINALE])
 }

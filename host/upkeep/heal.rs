@@ -1,0 +1,365 @@
+//! Healing: what a cluster does by itself so that its replicas become level without reads and without an operator.
+//!
+//! - *Comparison*: all replicas of each part of the ring are compared every `compare_every`.
+//! - *Catching up*: a node that could not be reached is compared with the other replicas of its ranges once it is back.
+//! - *Filling*: the new store of a node is admitted and filled once it has waited for `admit_after`, as by `witan repair`.
+//!
+//! All of it is the sweep of a repair, at a bounded rate. It blocks no operation and decides nothing that a read would not decide. A claim
+//! in the metadata store says which coordinator does which part; a pass that is interrupted is continued by whoever claims it next. A
+//! coordinator does one pass of each kind at a time, so that the work is spread evenly over those that are live.
+//!
+//! `watch` looks at nodes, `schedule` decides what is due, `pass` carries it out.
+
+mod pass;
+mod schedule;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch as flag;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use witan_coordinate::World;
+use witan_kernel::backoff::{Backoff, seed};
+use witan_kernel::name::NodeId;
+use witan_kernel::port::{Claimant, Duties, Duty, DutyKind, DutyOnRecord, Metadata, StoreError};
+use witan_kernel::ring::Ring;
+use witan_kernel::scan::Ranges;
+use witan_kernel::sync::lock;
+
+use super::Upkeep;
+use super::sweep::Sweep;
+use pass::Pass;
+pub use schedule::is_wanted;
+
+use schedule::Schedule;
+use watch::{NewStores, Reach};
+
+/// What is healed, and how fast. Changes take effect within ten seconds, except that a fill under way keeps its rate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealingConfig {
+    /// Whether replicas are compared, routinely and after a node was away.
+    pub anti_entropy: bool,
+    /// How often each part of the ring is compared.
+    pub compare_every: Duration,
+    /// Bytes that a pass reads from nodes per second; a coordinator has one pass of each kind at most.
+    pub bytes_per_second: u64,
+    /// For how long a new store waits before it is admitted; zero: it is never admitted without an operator.
+    pub admit_after: Duration,
+}
+
+impl Default for HealingConfig {
+    fn default() -> Self {
+        let (day, minute) = (Duration::from_secs(86_400), Duration::from_secs(60));
+        Self { anti_entropy: true, compare_every: day, bytes_per_second: 4 << 20, admit_after: 15 * minute }
+    }
+}
+
+/// How long after its start a coordinator claims its first duty: those that are restarted one after the other do not take each other's.
+pub const BEGINS_AFTER: Duration = Duration::from_secs(60);
+/// How often it looks at the nodes. A node that is away for less may go unnoticed; the routine comparison finds what it missed.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often it reads what is claimed, unless one of its own passes has just ended.
+const READ_DUTIES: Duration = Duration::from_secs(5);
+/// How long a fill that has failed waits at first, and at most: it may have read everything in vain.
+const FILL_AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+
+/// The healing that a coordinator does.
+pub struct Healing<W: World> {
+    upkeep: Arc<Upkeep<W>>,
+    claimant: Claimant,
+    begins_after: Duration,
+    config: Mutex<HealingConfig>,
+    seen: Mutex<Seen>,
+    reach: Mutex<Reach>,
+}
+
+/// What it saw when it looked last, for people.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Kinds that nobody has done for long, with the reason to look at them.
+    overdue: BTreeMap<DutyKind, String>,
+}
+
+impl<W: World> Healing<W> {
+    /// Healing as `claimant`, which begins `begins_after` after it is run.
+    pub fn new(upkeep: Arc<Upkeep<W>>, claimant: Claimant, config: HealingConfig, begins_after: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            upkeep,
+            claimant,
+            begins_after,
+            config: Mutex::new(config),
+            seen: Mutex::default(),
+            reach: Mutex::default(),
+        })
+    }
+
+    /// Changes what is healed, and how fast.
+    pub fn configure(&self, config: HealingConfig) {
+        *lock(&self.config) = config;
+    }
+
+    /// What is wrong with healing, for operators.
+    pub fn notes(&self) -> Vec<String> {
+        lock(&self.seen).overdue.values().cloned().collect()
+    }
+
+    /// What becomes of the new store of a node, for people; `None` if it has none that is known of here.
+    pub fn new_store(&self, node: &NodeId) -> Option<String> {
+        self.upkeep.new_store(node)
+    }
+
+    /// Heals until `stopped`, then gives its claims back.
+    pub async fn run(self: Arc<Self>, stopped: impl Future<Output = ()> + Send) {
+        let (stop, stopping) = flag::channel(false);
+        let (observing, working) = (self.observe(), Healer::new(Arc::clone(&self), stopping).run());
+        tokio::pin!(stopped, observing, working);
+        let mut is_stopping = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut stopped, if !is_stopping => {
+                    is_stopping = true;
+                    stop.send_replace(true);
+                }
+                never = &mut observing => match never {},
+                () = &mut working => return,
+            }
+        }
+    }
+
+    /// Looks at the nodes, also while everything else waits for the metadata store.
+    async fn observe(&self) -> Infallible {
+        loop {
+            let ring = self.upkeep.coordinator.ring();
+            lock(&self.reach).look(&ring, &self.upkeep.coordinator.ports().replicas);
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn config(&self) -> HealingConfig {
+        lock(&self.config).clone()
+    }
+
+    fn metadata(&self) -> &dyn Metadata {
+        self.upkeep.metadata.as_ref()
+    }
+
+    /// A sweep at the rate of healing, which admits nothing.
+    fn sweep(&self) -> Sweep {
+        Sweep { fills: false, bytes_per_second: self.config().bytes_per_second, ..Sweep::everything() }
+    }
+}
+
+/// The loop of [`Healing::run`].
+struct Healer<W: World> {
+    healing: Arc<Healing<W>>,
+    stopping: flag::Receiver<bool>,
+    began: Instant,
+    /// The store's time when this coordinator could first have done something.
+    began_ms: Option<u64>,
+    new_stores: NewStores,
+    /// Nodes for which a pass has to be asked.
+    owed: BTreeSet<NodeId>,
+    passes: BTreeMap<DutyKind, JoinHandle<pass::Ended>>,
+    read: Option<Instant>,
+    fill_again: Backoff,
+}
+
+impl<W: World> Healer<W> {
+    fn new(healing: Arc<Healing<W>>, stopping: flag::Receiver<bool>) -> Self {
+        let (first, longest) = FILL_AGAIN;
+        let fill_again = Backoff::new(first, longest, seed(&[&healing.claimant.instance]));
+        Self {
+            healing,
+            stopping,
+            began: Instant::now(),
+            began_ms: None,
+            new_stores: NewStores::default(),
+            owed: BTreeSet::new(),
+            passes: BTreeMap::new(),
+            read: None,
+            fill_again,
+        }
+    }
+
+    /// Works until this coordinator stops, and then until its claims are given back.
+    async fn run(mut self) {
+        let mut stopping = self.stopping.clone();
+        while !*stopping.borrow() {
+            self.look().await;
+            tokio::select! {
+                biased;
+                () = pass::stopped(&mut stopping) => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+        for pass in self.passes.into_values() {
+            // A pass that has panicked holds a claim that expires.
+            drop(pass.await);
+        }
+    }
+
+    async fn look(&mut self) {
+        let config = self.healing.config();
+        let ring = self.healing.upkeep.coordinator.ring();
+        let moved = lock(&self.healing.reach).take_moved();
+        if config.anti_entropy {
+            self.owed.extend(moved);
+            self.ask_for_passes(&ring).await;
+        }
+        self.reap().await;
+        if self.began.elapsed() < self.healing.begins_after
+            || self.read.is_some_and(|read| read.elapsed() < READ_DUTIES)
+        {
+            return;
+        }
+        self.read = Some(Instant::now());
+        match self.healing.metadata().duties().await {
+            Ok(duties) => self.work(&config, &ring, &duties).await,
+            Err(error) => tracing::debug!(%error, "what is healed by whom cannot be read"),
+        }
+    }
+
+    /// Asks for passes over nodes that were away: on record, so that whichever coordinator is live then will do it.
+    async fn ask_for_passes(&mut self, ring: &Ring) {
+        while let Some(node) = self.owed.first().cloned() {
+            if ring.nodes().contains(&node) {
+                if let Err(error) = self.healing.metadata().want_duty(&schedule::catch_up(&node)).await {
+                    return tracing::debug!(%node, %error, "a pass over a node that was away could not be asked for yet");
+                }
+                tracing::debug!(%node, "a pass over the node's ranges was asked for");
+            }
+            self.owed.remove(&node);
+        }
+    }
+
+    /// Takes the results of passes that have ended.
+    async fn reap(&mut self) {
+        let ended: Vec<DutyKind> =
+            self.passes.iter().filter(|(_, pass)| pass.is_finished()).map(|(kind, _)| *kind).collect();
+        for kind in ended {
+            let Some(pass) = self.passes.remove(&kind) else { continue };
+            self.read = None;
+            match (kind, pass.await) {
+                (DutyKind::Fill, Ok(pass::Ended::Complete)) => self.fill_again.succeeded(),
+                (DutyKind::Fill, _) => drop(self.fill_again.failed()),
+                _ => {}
+            }
+        }
+    }
+
+    async fn work(&mut self, config: &HealingConfig, ring: &Ring, duties: &Duties) {
+        let began_ms = *self.began_ms.get_or_insert(duties.now_ms);
+        let schedule = Schedule { duties, config, began_ms, seed: seed(&[&self.healing.claimant.instance]) };
+        self.forget_removed(ring, duties).await;
+        self.healing.show(&schedule);
+        if config.anti_entropy {
+            if !self.passes.contains_key(&DutyKind::CatchUp) {
+                let wanted = schedule.catch_up(|node| lock(&self.healing.reach).is_reachable(node));
+                self.begin(DutyKind::CatchUp, wanted).await;
+            }
+            if !self.passes.contains_key(&DutyKind::Compare) {
+                let part = schedule.compare(lock(&self.healing.reach).all_reachable(ring));
+                self.begin(DutyKind::Compare, part.into_iter().collect()).await;
+            }
+        }
+        let new = self.fillable(config, ring).await;
+        let fill = schedule.fill(self.fill_again.pause());
+        if let (Some(fill), false, false) = (fill, new.is_empty(), self.passes.contains_key(&DutyKind::Fill)) {
+            let sweep = Sweep { fills: true, of: Some(new), ..self.healing.sweep() };
+            if let Some(claim) = self.claim(&fill).await {
+                self.start(DutyKind::Fill, vec![claim], sweep);
+            }
+        }
+    }
+
+    /// Claims what it can of these duties, and begins a pass over it.
+    async fn begin(&mut self, kind: DutyKind, duties: Vec<Duty>) {
+        let mut claims = Vec::new();
+        for duty in duties {
+            claims.extend(self.claim(&duty).await);
+        }
+        if let Some(sweep) = pass::sweep(&claims, self.healing.sweep()) {
+            self.start(kind, claims, sweep);
+        }
+    }
+
+    async fn claim(&self, duty: &Duty) -> Option<DutyOnRecord> {
+        let claimed = self.healing.metadata().claim_duty(duty, self.healing.claimant.clone(), pass::CLAIM_MS).await;
+        match claimed {
+            Ok(claimed) => Some(claimed),
+            // Another coordinator was faster.
+            Err(StoreError::Conflict(_)) => None,
+            Err(error) => {
+                tracing::debug!(%duty, %error, "a duty could not be claimed");
+                None
+            }
+        }
+    }
+
+    fn start(&mut self, kind: DutyKind, claims: Vec<DutyOnRecord>, sweep: Sweep) {
+        let pass = Pass::new(Arc::clone(&self.healing), kind, claims, sweep);
+        self.passes.insert(kind, tokio::spawn(pass.run(self.stopping.clone())));
+    }
+
+    /// Nodes whose new store may be admitted and filled now. Notes for people what becomes of the others.
+    async fn fillable(&mut self, config: &HealingConfig, ring: &Ring) -> BTreeSet<NodeId> {
+        let replicas = &self.healing.upkeep.coordinator.ports().replicas;
+        let new = self.new_stores.look(ring.nodes().iter().map(|node| (node, replicas.standing(node))));
+        if new.is_empty() {
+            self.healing.upkeep.note_new_stores(BTreeMap::new());
+            return BTreeSet::new();
+        }
+        let metadata = self.healing.metadata();
+        let (Ok(nodes), Ok(stores)) = (metadata.nodes().await, metadata.stores().await) else { return BTreeSet::new() };
+        let judged = self.new_stores.judge(&new, &nodes, &stores, config.admit_after);
+        self.healing.upkeep.note_new_stores(judged.notes);
+        judged.due
+    }
+
+    async fn forget_removed(&self, ring: &Ring, duties: &Duties) {
+        let removed = duties.duties.iter().map(|known| &known.duty).filter(|duty| {
+            duty.kind == DutyKind::CatchUp && ring.nodes().iter().all(|node| node.as_str() != duty.range)
+        });
+        for duty in removed {
+            if let Err(error) = self.healing.metadata().forget_duty(duty).await {
+                return tracing::debug!(%duty, %error, "the duty of a removed node could not be forgotten");
+            }
+        }
+    }
+}
+
+impl<W: World> Healing<W> {
+    /// Shows people what is done and what is not.
+    fn show(&self, schedule: &Schedule<'_>) {
+        let metrics = &self.upkeep.metrics;
+        metrics.healing_every.set(if schedule.config.anti_entropy {
+            schedule.config.compare_every.as_secs_f64()
+        } else {
+            0.0
+        });
+        metrics.healing_oldest.set(schedule.oldest_comparison_ms() as f64 / 1000.0);
+        let mut overdue = BTreeMap::new();
+        for kind in DutyKind::ALL {
+            let late = schedule.overdue_ms(kind, |node| lock(&self.reach).is_reachable(node));
+            metrics.healing_overdue(kind).set(i64::from(late.is_some()));
+            if let Some(ago) = schedule.since_complete_ms(kind) {
+                metrics.healing_since_complete(kind).set(ago as f64 / 1000.0);
+            }
+            if let Some(late) = late {
+                let minutes = late / 60_000;
+                let note = format!(
+                    "healing: no coordinator does \"{}\", which has been due for {minutes} min; look for `healing` in the coordinators' \
+                     logs, and for nodes that cannot be reached",
+                    kind.as_str()
+                );
+                overdue.insert(kind, note);
+            }
+        }
+        lock(&self.seen).overdue = overdue;
+    }
+}

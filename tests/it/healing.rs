@@ -1,0 +1,172 @@
+//! What a cluster does by itself: nobody reads, and nobody runs `witan repair`.
+
+use std::net::SocketAddr;
+
+use witan_wire::v1;
+
+use crate::harness::{Api, Cluster, Company, NODES, Setup, Version, delete, eventually, get, node_client, write};
+
+/// Number of keys of each tenant.
+const KEYS: usize = 40;
+const TENANTS: [&str; 2] = ["t", "s"];
+
+/// A coordinator that heals soon after its start, and compares nothing routinely meanwhile once it has done so.
+fn healing(admit_after: &'static str) -> Vec<(&'static str, &'static str)> {
+    vec![
+        ("WITAN_HEALING__BEGIN_AFTER", "100ms"),
+        ("WITAN_HEALING__COMPARE_EVERY", "720h"),
+        ("WITAN_HEALING__ADMIT_AFTER", admit_after),
+    ]
+}
+
+async fn cluster(admit_after: &'static str) -> Cluster {
+    Cluster::with(Setup { synced: false, environment: healing(admit_after), ..Setup::default() }).await
+}
+
+async fn tenants(api: &Api) {
+    api.tenant("t", |_| {}).await;
+    api.siblings_tenant("s").await;
+}
+
+async fn write_all(api: &Api, value: &'static str) {
+    for n in 0..KEYS {
+        for tenant in TENANTS {
+            api.write(write(tenant, &format!("key-{n}"), value)).await.expect("written");
+        }
+    }
+}
+
+/// A record as a node itself has it.
+async fn record(node: SocketAddr, tenant: &str, key: &str) -> Option<bytes::Bytes> {
+    let request = v1::ReadRequest { tenant_id: tenant.to_owned(), key: key.to_owned(), token: None, render: false };
+    let answer = node_client(node).read(request).await.expect("read from a node");
+    answer.into_inner().record.map(|record| record.into())
+}
+
+/// The number of keys whose record the third node has otherwise than the first one.
+async fn differing(cluster: &Cluster) -> usize {
+    differing_of(cluster.node_address(0), cluster.node_address(2)).await
+}
+
+async fn differing_of(first: SocketAddr, third: SocketAddr) -> usize {
+    let mut differing = 0;
+    for n in 0..KEYS {
+        for tenant in TENANTS {
+            let key = format!("key-{n}");
+            let own = record(third, tenant, &key).await;
+            differing += usize::from(own.is_none() || own != record(first, tenant, &key).await);
+        }
+    }
+    differing
+}
+
+/// The value of a metric with these labels; 0 if it is not there.
+async fn metric(admin: SocketAddr, name: &str) -> f64 {
+    let (_, metrics) = get(admin, "/metrics").await.expect("metrics");
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+    line.map_or(0.0, |value| value.trim().parse().expect("a number"))
+}
+
+/// Waits until passes of this kind have ended completely, this number of them in all.
+async fn passes(admin: SocketAddr, kind: &str, count: f64) {
+    let name = format!("witan_healing_passes_total{{kind=\"{kind}\",result=\"complete\"}}");
+    eventually(&format!("{count} passes: {kind}"), async || (metric(admin, &name).await >= count).then_some(())).await;
+}
+
+/// Waits until the coordinator reaches this number of nodes.
+async fn reaches(api: &Api, nodes: usize) {
+    eventually("the coordinator has noticed", async || {
+        let listed = api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.ok()?.into_inner();
+        (listed.nodes.iter().filter(|node| node.reachable).count() == nodes).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_is_level_again_without_reads_and_without_a_repair() {
+    let mut cluster = cluster("15m").await;
+    let api = cluster.api();
+    tenants(&api).await;
+    write_all(&api, "before").await;
+    // The routine comparison is over before the node goes: what it misses is found because it was away, and not by chance.
+    passes(cluster.admin(), "compare", 16.0).await;
+    cluster.kill_node(2);
+    reaches(&api, NODES - 1).await;
+    write_all(&api, "meanwhile").await;
+    api.delete(delete("t", "key-0")).await.expect("deleted");
+    cluster.start_node(2).await;
+    cluster.all_reachable().await;
+    assert!(differing(&cluster).await > 0, "it has missed something");
+
+    passes(cluster.admin(), "catch-up", 1.0).await;
+    eventually("the node is level", async || (differing(&cluster).await == 0).then_some(())).await;
+    let listed = api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.expect("listed").into_inner();
+    let duty = listed.healing.iter().find(|duty| duty.kind == "catch-up").expect("it is on record");
+    assert!(duty.range == "node-3" && !duty.wanted && duty.complete_age_seconds.is_some(), "{duty:?}");
+    assert!(metric(cluster.admin(), "witan_healing_repaired_total{kind=\"catch-up\"}").await >= KEYS as f64);
+    let (_, ready) = get(cluster.admin(), "/readyz").await.expect("an answer");
+    assert_eq!(ready, "ok\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_folder_is_filled_once_it_has_waited_and_never_if_that_is_turned_off() {
+    let mut cluster = cluster("0").await;
+    let api = cluster.api();
+    tenants(&api).await;
+    write_all(&api, "v").await;
+    cluster.kill_node(2);
+    std::fs::remove_dir_all(cluster.node_folder(2)).expect("remove a folder");
+    cluster.start_node(2).await;
+    let told = eventually("the list says what becomes of the store", async || {
+        let listed = api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.ok()?.into_inner();
+        let third = listed.nodes.into_iter().nth(2).filter(|node| node.store_use == "unadmitted")?;
+        third.state_message.contains("on record is").then_some(third.state_message)
+    })
+    .await;
+    assert!(told.contains("healing.admit_after is 0") && told.contains("witan repair"), "{told}");
+    let (_, ready) = get(cluster.admin(), "/readyz").await.expect("an answer");
+    assert!(ready.contains(&told), "{ready}");
+
+    cluster.kill_coordinator();
+    cluster.set_environment(healing("1s"));
+    cluster.start_coordinator().await;
+    cluster.all_reachable().await;
+    passes(cluster.admin(), "fill", 1.0).await;
+    assert_eq!(differing(&cluster).await, 0);
+    // What it has is asked for again: with another node away, it is needed for each quorum.
+    cluster.kill_node(1);
+    eventually("a quorum of two reads everything", async || {
+        for n in 0..KEYS {
+            let found = api.read(crate::harness::read("t", &format!("key-{n}"))).await.ok()?;
+            assert_eq!(found.value, "v".as_bytes());
+        }
+        Some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_coordinator_goes_on_when_the_one_that_began_has_died() {
+    let mut company = Company::with_environment(2, healing("15m")).await;
+    let (api, first) = (company.api(0), company.coordinators[0].admin);
+    let second = company.coordinators[1].admin;
+    tenants(&api).await;
+    write_all(&api, "before").await;
+    let name = "witan_healing_passes_total{kind=\"compare\",result=\"complete\"}";
+    eventually("each part is compared by one of them", async || {
+        (metric(first, name).await + metric(second, name).await >= 16.0).then_some(())
+    })
+    .await;
+    company.end_node(2).await;
+    for coordinator in 0..2 {
+        reaches(&company.api(coordinator), NODES - 1).await;
+    }
+    write_all(&api, "meanwhile").await;
+    company.start_node(2, Version::This).await;
+    let (one, three) = (company.nodes[0].1, company.nodes[2].1);
+    assert!(differing_of(one, three).await > 0, "it has missed something");
+    // Whatever it has claimed by now, or was about to claim.
+    company.coordinators[0].process = None;
+    passes(second, "catch-up", 1.0).await;
+    eventually("the node is level", async || (differing_of(one, three).await == 0).then_some(())).await;
+}
