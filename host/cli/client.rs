@@ -241,7 +241,9 @@ impl Explained {
             }
             "STORAGE_FULL" => "free disk space on the storage nodes: witan nodes list shows how full they are",
             "PLUGIN_HOST_BUSY" => "try again in a minute, or allow more time with --timeout",
-            "OVERLOADED" | "RATE_LIMIT_EXCEEDED" | "IN_PROGRESS" | "STALE_EPOCH" => "try again in a moment",
+            "OVERLOADED" | "RATE_LIMIT_EXCEEDED" | "IN_PROGRESS" => "try again in a moment",
+            "STALE_EPOCH" => "try again in a moment, or at another coordinator",
+            "CHANGE_PENDING" => "bring the nodes back or remove them (see `witan nodes list`), and repeat the call",
             "UNAUTHORIZED" => {
                 "provide a token: --token-file FILE, or WITAN_TOKEN; an operator creates one: witan token create"
             }
