@@ -91,6 +91,11 @@ pub trait Cluster: Send + Sync + 'static {
         false
     }
 
+    /// The highest fence that any node is known to have here; 0: none.
+    fn highest_fence(&self) -> u64 {
+        0
+    }
+
     /// The current ring.
     fn ring(&self) -> Arc<Ring>;
 

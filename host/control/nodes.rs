@@ -123,7 +123,7 @@ impl Catalog {
     ) -> Result<(), Refused> {
         let catalog = Arc::clone(self);
         to_its_end(turn, async move {
-            catalog.metadata.begin_era(era, fresh, now_ms).await?;
+            catalog.metadata.begin_era(era, fresh, catalog.cluster.highest_fence(), now_ms).await?;
             tracing::warn!(%era, "an operator has declared that an earlier copy of all storage nodes was restored");
             catalog.cluster.secrets_outdated().await?;
             catalog.cluster.stores_changed().await;

@@ -114,6 +114,11 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
         self.nodes.load().get(node).and_then(|node| node.vitals.condition())
     }
 
+    /// The highest fence that any node is known to have; 0: none. Metadata with a lower revision lack changes.
+    pub fn highest_fence(&self) -> u64 {
+        self.nodes.load().values().map(|node| node.vitals.fence()).max().unwrap_or(0)
+    }
+
     /// The nodes whose store has failed, and why, sorted by id.
     pub fn failed(&self) -> Vec<(NodeId, String)> {
         let nodes = self.nodes.load();

@@ -103,6 +103,9 @@ impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
     async fn raise_fence(&self, node: &NodeId, tenant: Option<&TenantId>, epoch: u64) -> Result<StoreId, ReplicaError> {
         let request = fence_to_wire(node, tenant, epoch);
         let fenced = self.scan_call(node, async |mut client: Client| client.raise_fence(request).await).await?;
+        if let Some(node) = self.nodes.load().get(node) {
+            node.vitals.fenced(epoch);
+        }
         fenced_from_wire(&fenced.into_inner()).map_err(|error| malformed(&error))
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct Vitals {
     uses: AtomicU64,
     /// The highest commit number that its present store has shown.
     commit: AtomicU64,
+    /// The highest fence that any of its stores has been known to have here.
+    fence: AtomicU64,
     /// It did not name [`capability::NAMES`] in its last handshake.
     lacks_names: AtomicBool,
     in_flight: AtomicU32,
@@ -45,6 +47,7 @@ impl Default for Vitals {
             silent: AtomicBool::new(false),
             uses: AtomicU64::new(Use::NONE.packed()),
             commit: AtomicU64::new(0),
+            fence: AtomicU64::new(0),
             lacks_names: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             in_flight_peak: AtomicU32::new(0),
@@ -132,6 +135,16 @@ impl Vitals {
     pub(super) fn commits_known(&self) -> Option<(StoreId, u64)> {
         let known = lock(&self.store);
         (*known).map(|store| (store, self.commit.load(Ordering::Acquire)))
+    }
+
+    /// The node has this fence, or a higher one.
+    pub(super) fn fenced(&self, epoch: u64) {
+        self.fence.fetch_max(epoch, Ordering::Relaxed);
+    }
+
+    /// The highest fence that it is known to have; 0: none.
+    pub(super) fn fence(&self) -> u64 {
+        self.fence.load(Ordering::Relaxed)
     }
 
     /// The node's present store has this commit number at least.

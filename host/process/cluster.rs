@@ -120,6 +120,10 @@ impl Cluster for Local {
         self.coordinator.fences()
     }
 
+    fn highest_fence(&self) -> u64 {
+        self.lanes.highest_fence().max(self.coordinator.followed())
+    }
+
     fn ring(&self) -> Arc<Ring> {
         self.coordinator.ring()
     }

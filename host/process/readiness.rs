@@ -104,6 +104,7 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
             )),
             Err(error) => ready.reasons.push(format!("the metadata store does not answer: {error}")),
         }
+        ready.reasons.extend(self.behind().await);
         ready.notes.extend(clocks.of_nodes());
         ready.notes.extend(self.room.note());
         ready.notes.extend(self.lanes.not_whole().into_iter().filter_map(|(node, trust)| {
@@ -117,6 +118,24 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
         }));
         self.ready.set(ready.reasons.is_empty().into());
         ready
+    }
+
+    /// Why the metadata store lacks changes, if it does: nodes have fences of changes that it does not know.
+    async fn behind(&self) -> Option<String> {
+        let fence = self.lanes.highest_fence();
+        if fence == 0 {
+            return None;
+        }
+        // What it does not answer is reported already.
+        let changes = tokio::time::timeout(PATIENCE, self.metadata.changes(u64::MAX)).await.ok()?.ok()?;
+        (changes.revision < fence).then(|| {
+            format!(
+                "METADATA_BEHIND: the metadata store is at revision {}, and storage nodes have fences of changes up to {fence}: an earlier \
+                 copy of it was restored, or a standby without its last changes has taken over. Bring back the newer one; if it is lost, run \
+                 `witan cluster restored`, and look at the tenants' settings",
+                changes.revision
+            )
+        })
     }
 
     /// Keeps the metrics up to date until the stop signal.

@@ -162,3 +162,35 @@ async fn a_coordinator_whose_id_another_process_has_taken_stops() {
     assert!(said.contains("another one has taken its id") && said.contains("--node-id"), "{said}");
     taker.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_metadata_store_that_comes_back_older_is_noticed_and_goes_on_above_the_fences() {
+    let mut company = Company::of(1).await;
+    let first = company.api(0);
+    first.tenant("shop", |_| {}).await;
+    let change = |ordering: &str| v1::UpdateTenantRequest { ordering: ordering.to_owned(), ..update("shop") };
+    for ordering in ["clock", "quorum", "clock"] {
+        first.client().update_tenant(change(ordering)).await.expect("in force");
+    }
+    // As a backup from before these changes: with a lower revision, and without their log.
+    company.coordinators[0].process.as_mut().expect("it runs").end().await;
+    company
+        .postgres
+        .ask("UPDATE cluster_state SET revision = 3, placement_epoch = 3; DELETE FROM changes WHERE revision > 3");
+    company.start_unready(0).await;
+    let admin = company.coordinators[0].admin;
+    let (status, body) = get(admin, "/readyz").await.expect("an answer");
+    assert!(status == 503 && body.contains("METADATA_BEHIND") && body.contains("witan cluster restored"), "{body}");
+    let refusal = company.api(0).write(write("shop", "k", "v")).await.expect_err("nodes know of later changes");
+    assert_eq!(refusal.reason, "STALE_EPOCH", "{refusal:?}");
+
+    let api = company.api(0);
+    api.client()
+        .declare_restored(v1::DeclareRestoredRequest { confirm: "restored".to_owned() })
+        .await
+        .expect("declared");
+    eventually("the coordinator is ready", async || (get(admin, "/readyz").await.ok()?.0 == 200).then_some(())).await;
+    eventually("the tenant can be used", async || api.write(write("shop", "k", "v")).await.ok()).await;
+    api.client().update_tenant(change("quorum")).await.expect("in force");
+    api.write(write("shop", "k", "w")).await.expect("written");
+}

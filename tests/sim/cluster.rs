@@ -430,7 +430,7 @@ impl Cluster {
 
     /// An operator declares that a copy of the whole cluster was restored.
     pub(crate) fn declare_restored(&self) {
-        at_once(self.metadata.begin_era(Era([1; 16]), [2; 32], 0)).expect("begins an era");
+        at_once(self.metadata.begin_era(Era([1; 16]), [2; 32], 0, 0)).expect("begins an era");
     }
 
     /// What the metadata store has now.

@@ -42,6 +42,7 @@ pub trait SecretStore: Send + Sync + 'static {
     fn rotate_secret(&self, fresh: [u8; 32], now_ms: u64) -> Answer<Secrets>;
 
     /// Declares that a copy of the whole cluster was restored, and begins an era. `fresh` takes the place of all secrets, so that no
-    /// context of before is accepted; commit numbers are forgotten, and that stores were set back. Whatever the copy lacks is lost.
-    fn begin_era(&self, era: Era, fresh: [u8; 32], now_ms: u64) -> Answer<()>;
+    /// context of before is accepted; commit numbers are forgotten, and that stores were set back. Whatever the copy lacks is lost. The
+    /// revisions of later changes are above `above`: nodes may have fences of changes that the copy lacks.
+    fn begin_era(&self, era: Era, fresh: [u8; 32], above: u64, now_ms: u64) -> Answer<()>;
 }

@@ -351,7 +351,7 @@ async fn set_back<M: Metadata>(metadata: &M, id: &NodeId, on_record: StoreId, ne
     assert_eq!((meet(new, 3, 4).await.trust, met(new, 5).await), (Trust::Unadmitted, Trust::Unadmitted));
     assert_eq!(state(new).await.map(|(state, ..)| state), Some(StoreState::SetBack));
     assert!(matches!(admit(new, new).await, Err(StoreError::Refused(_))));
-    metadata.begin_era(Era([2; 16]), [40; 32], 7).await.expect("begun");
+    metadata.begin_era(Era([2; 16]), [40; 32], 0, 7).await.expect("begun");
     assert_eq!(
         (met(new, 3).await, state(new).await),
         (Trust::Whole, Some((StoreState::Reported, 0, 0))),
@@ -598,13 +598,20 @@ async fn secrets<M: Metadata>(metadata: &M) {
     assert!(!format!("{:?}", Secret { key: [77; 32], ..kept.keys[0].clone() }).contains("77"));
 
     let before = metadata.changes(0).await.expect("changes").revision;
-    metadata.begin_era(Era([3; 16]), [60; 32], 11).await.expect("begun");
+    metadata.begin_era(Era([3; 16]), [60; 32], 0, 11).await.expect("begun");
     let only = Secret { id: SECRETS as u32 + 3, key: [60; 32] };
     assert_eq!(metadata.secrets([99; 32], 12).await, Ok(Secrets { era: Era([3; 16]), keys: vec![only.clone()] }));
     let changed = metadata.changes(before).await.expect("changes").changed;
     assert!(changed.contains(&Changed::Secrets) && changed.contains(&Changed::Nodes), "{changed:?}");
     let rotated = metadata.rotate_secret([61; 32], 13).await.expect("rotated");
     assert_eq!((rotated.era, &rotated.keys[1]), (Era([3; 16]), &only), "an era outlives its secrets");
+
+    // Above what nodes are fenced at.
+    let newest = metadata.changes(u64::MAX).await.expect("the revision").revision;
+    metadata.begin_era(Era([4; 16]), [62; 32], newest + 1000, 14).await.expect("begun");
+    let missed = metadata.changes(newest).await.expect("changes");
+    assert!(missed.revision > newest + 1000 && missed.complete, "{missed:?}");
+    assert!(missed.changed.contains(&Changed::Secrets), "{missed:?}");
 }
 
 async fn bounds<M: Metadata>(metadata: &M) {

@@ -37,9 +37,10 @@ impl SecretStore for MemoryMetadata {
         })
     }
 
-    fn begin_era(&self, era: Era, fresh: [u8; 32], _: u64) -> Answer<()> {
+    fn begin_era(&self, era: Era, fresh: [u8; 32], above: u64, _: u64) -> Answer<()> {
         self.answer(move |state| {
             state.era = era;
+            state.revision = state.revision.max(above);
             state.add_secret(fresh);
             let newest = state.secrets.split_off(state.secrets.len() - 1);
             state.secrets = newest;

@@ -177,6 +177,14 @@ impl Company {
 
     /// Starts a coordinator at its old address, and waits until it is ready.
     pub(crate) async fn start(&mut self, index: usize) {
+        self.start_unready(index).await;
+        let admin = self.coordinators[index].admin;
+        eventually("the coordinator is ready", async || (get(admin, "/readyz").await.ok()?.0 == 200).then_some(()))
+            .await;
+    }
+
+    /// The same, and waits until it serves and reaches every node.
+    pub(crate) async fn start_unready(&mut self, index: usize) {
         let Coordinator { id, version, database, address, admin, .. } = &self.coordinators[index];
         let command = self.command_over(database, *version, id, *address, *admin);
         let mut process = Process::start(id, command, self.folder.path());
@@ -185,10 +193,7 @@ impl Company {
         coordinator.address = process.address("address");
         coordinator.admin = process.address("admin");
         coordinator.process = Some(process);
-        let admin = coordinator.admin;
         self.reaches_every_node(index).await;
-        eventually("the coordinator is ready", async || (get(admin, "/readyz").await.ok()?.0 == 200).then_some(()))
-            .await;
     }
 
     async fn reaches_every_node(&self, index: usize) {

@@ -16,8 +16,8 @@ impl<D: Driver> SecretStore for SqlMetadata<D> {
         self.change(move |db| Box::pin(rotate_secret(db, fresh, now_ms)))
     }
 
-    fn begin_era(&self, era: Era, fresh: [u8; 32], now_ms: u64) -> Answer<()> {
-        self.change(move |db| Box::pin(begin_era(db, era, fresh, now_ms)))
+    fn begin_era(&self, era: Era, fresh: [u8; 32], above: u64, now_ms: u64) -> Answer<()> {
+        self.change(move |db| Box::pin(begin_era(db, era, fresh, (above, now_ms))))
     }
 }
 
@@ -32,8 +32,13 @@ async fn rotate_secret(db: &mut Db, fresh: [u8; 32], now_ms: u64) -> Result<Secr
     all_secrets(db).await
 }
 
-async fn begin_era(db: &mut Db, era: Era, fresh: [u8; 32], now_ms: u64) -> Result<(), StoreError> {
-    db.execute("UPDATE cluster_state SET era = $1", &[Value::Bytes(&era.0)]).await?;
+async fn begin_era(db: &mut Db, era: Era, fresh: [u8; 32], above_and_now_ms: (u64, u64)) -> Result<(), StoreError> {
+    let (above, now_ms) = above_and_now_ms;
+    db.execute(
+        "UPDATE cluster_state SET era = $1, revision = CASE WHEN revision < $2 THEN $2 ELSE revision END",
+        &[Value::Bytes(&era.0), Value::Number(above)],
+    )
+    .await?;
     add_secret(db, fresh, now_ms).await?;
     keep_secrets(db, 1).await?;
     stores::forget_commits(db).await
