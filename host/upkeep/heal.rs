@@ -243,9 +243,13 @@ impl<W: World> Healer<W> {
             self.passes.iter().filter(|(_, pass)| pass.is_finished()).map(|(kind, _)| *kind).collect();
         for kind in ended {
             let Some(pass) = self.passes.remove(&kind) else { continue };
-            self.read = None;
-            match (kind, pass.await) {
-                (DutyKind::Fill, Ok(pass::Ended::Complete)) => self.fill_again.succeeded(),
+            let ended = pass.await.unwrap_or(pass::Ended::Interrupted);
+            if ended != pass::Ended::Interrupted {
+                // There may be more to do. What was interrupted would be so again if it went on at once.
+                self.read = None;
+            }
+            match (kind, ended) {
+                (DutyKind::Fill, pass::Ended::Complete) => self.fill_again.succeeded(),
                 (DutyKind::Fill, _) => drop(self.fill_again.failed()),
                 _ => {}
             }

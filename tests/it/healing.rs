@@ -40,7 +40,7 @@ async fn write_all(api: &Api, value: &'static str) {
 async fn record(node: SocketAddr, tenant: &str, key: &str) -> Option<bytes::Bytes> {
     let request = v1::ReadRequest { tenant_id: tenant.to_owned(), key: key.to_owned(), token: None, render: false };
     let answer = node_client(node).read(request).await.expect("read from a node");
-    answer.into_inner().record.map(|record| record.into())
+    answer.into_inner().record
 }
 
 /// The number of keys whose record the third node has otherwise than the first one.
