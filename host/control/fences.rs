@@ -83,7 +83,7 @@ async fn raise(metadata: &dyn Metadata, cluster: &dyn Cluster, owed: Vec<OwedFen
     let each = stream::iter(owed).map(|OwedFence { tenant, node, epoch, .. }| async move {
         let raised = match cluster.raise_fence(&node, &tenant, epoch).await {
             Ok(()) => metadata.fence_raised(&tenant, &node, epoch).await.map_err(|error| error.to_string()),
-            Err(why) => Err(why),
+            Err(error) => Err(error.to_string()),
         };
         raised.err().map(|why| (node, why))
     });

@@ -107,6 +107,7 @@ pub(super) mod tests {
     use witan_kernel::hook::{Pending, ReplicaState};
     use witan_kernel::name::{NodeId, TenantId};
     use witan_kernel::port::{Slot, StorageNode};
+    use witan_kernel::replica::ReplicaError;
     use witan_kernel::ring::Ring;
     use witan_kernel::scan::{Fullness, Removed, Trust};
     use witan_kernel::tenant::Tenant;
@@ -153,7 +154,7 @@ pub(super) mod tests {
         fn ring(&self) -> Arc<Ring> {
             Arc::new(Ring::new(&[], 0))
         }
-        fn raise_fence(&self, _: &NodeId, _: &TenantId, _: u64) -> Pending<Result<(), String>> {
+        fn raise_fence(&self, _: &NodeId, _: &TenantId, _: u64) -> Pending<Result<(), ReplicaError>> {
             Box::pin(std::future::ready(Ok(())))
         }
         fn placement_changed(&self, _: u64, _: &[StorageNode]) {

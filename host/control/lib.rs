@@ -37,6 +37,7 @@ use witan_kernel::condition::Condition;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{Invalid, NodeId, TenantId};
 use witan_kernel::port::{Metadata, Slot, StorageNode, StoreError};
+use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Fullness, Removed, Trust};
 use witan_kernel::tenant::Tenant;
@@ -99,8 +100,8 @@ pub trait Cluster: Send + Sync + 'static {
     /// The current ring.
     fn ring(&self) -> Arc<Ring>;
 
-    /// Raises a tenant's fence at a node. An error says, for people, why it may not be raised.
-    fn raise_fence(&self, node: &NodeId, tenant: &TenantId, epoch: u64) -> Pending<Result<(), String>>;
+    /// Raises a tenant's fence at a node.
+    fn raise_fence(&self, node: &NodeId, tenant: &TenantId, epoch: u64) -> Pending<Result<(), ReplicaError>>;
 
     /// Applies a placement here, if it is newer than the present one.
     fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]);

@@ -176,7 +176,7 @@ impl<W: World> Exchange<W> {
         futures::future::join(answer, hear_out).await;
     }
 
-    /// Stores the change. Begins again where a fence has refused all of it, unless its stamp is on record: whoever repeats it uses that one.
+    /// Stores the change. Begins again where a fence has refused all of it, unless its stamp is on record: whoever repeats it uses that.
     async fn store_under_what_holds(&mut self, change: &mut Change) -> Result<Stored, Failed> {
         let mut restarts = RESTARTS;
         loop {

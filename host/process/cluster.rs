@@ -11,6 +11,7 @@ use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{self, Metadata, Replicas, Secrets, Slot, StorageNode, StoreError};
+use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
 use witan_kernel::sync::lock;
@@ -128,11 +129,9 @@ impl Cluster for Local {
         self.coordinator.ring()
     }
 
-    fn raise_fence(&self, node: &NodeId, tenant: &TenantId, epoch: u64) -> Pending<Result<(), String>> {
+    fn raise_fence(&self, node: &NodeId, tenant: &TenantId, epoch: u64) -> Pending<Result<(), ReplicaError>> {
         let (lanes, node, tenant) = (Arc::clone(&self.lanes), node.clone(), tenant.clone());
-        Box::pin(async move {
-            lanes.raise_fence(&node, Some(&tenant), epoch).await.map(drop).map_err(|error| error.to_string())
-        })
+        Box::pin(async move { lanes.raise_fence(&node, Some(&tenant), epoch).await.map(drop) })
     }
 
     fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]) {

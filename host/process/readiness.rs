@@ -130,9 +130,9 @@ impl<C: Clock, N: Connect> Readiness<C, N> {
         let changes = tokio::time::timeout(PATIENCE, self.metadata.changes(u64::MAX)).await.ok()?.ok()?;
         (changes.revision < fence).then(|| {
             format!(
-                "METADATA_BEHIND: the metadata store is at revision {}, and storage nodes have fences of changes up to {fence}: an earlier \
-                 copy of it was restored, or a standby without its last changes has taken over. Bring back the newer one; if it is lost, run \
-                 `witan cluster restored`, and look at the tenants' settings",
+                "METADATA_BEHIND: the metadata store is at revision {}, and storage nodes have fences of changes up to {fence}: an \
+                 earlier copy of it was restored, or a standby without its last changes has taken over. Bring back the newer one; if \
+                 it is lost, run `witan cluster restored`, and look at the tenants' settings",
                 changes.revision
             )
         })

@@ -132,7 +132,7 @@ impl Seat {
         }
     }
 
-    /// Renews the lease until the stop signal, then releases it; `lost` is told when another process has taken the id.
+    /// Renews the lease until the stop signal, then releases it; `lost` gets the reason when another process has taken the id.
     pub(crate) async fn keep(self, stop: watch::Receiver<bool>, lost: oneshot::Sender<IdLost>) {
         let stopped = stopped(stop);
         tokio::pin!(stopped);

@@ -14,6 +14,7 @@ use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{ChangeLog, Metadata, Slot, StorageNode, StoreError};
+use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
 use witan_kernel::tenant::{Level, Tenant};
@@ -190,11 +191,11 @@ impl Cluster for Local {
         self.coordinator.ring()
     }
 
-    fn raise_fence(&self, node: &NodeId, tenant: &TenantId, epoch: u64) -> Pending<Result<(), String>> {
+    fn raise_fence(&self, node: &NodeId, tenant: &TenantId, epoch: u64) -> Pending<Result<(), ReplicaError>> {
         let (coordinator, node, tenant) = (Arc::clone(&self.coordinator), node.clone(), tenant.clone());
         Box::pin(async move {
             let raised = coordinator.ports().replicas.raise_fence(&node, Some(&tenant), epoch).await;
-            raised.map(drop).map_err(|error| error.to_string())
+            raised.map(drop)
         })
     }
 

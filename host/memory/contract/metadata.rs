@@ -17,6 +17,7 @@ use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, Rea
 
 use super::{join_all, poll_once};
 
+mod fences;
 mod upkeep;
 
 /// Lets this many milliseconds pass on the store's clock.
@@ -66,7 +67,7 @@ pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     lost_updates(metadata).await;
     deleted_tenants(metadata).await;
     nodes(metadata).await;
-    owed_fences(metadata).await;
+    fences::owed(metadata).await;
     leases(metadata, pass).await;
     upkeep::claims(metadata, pass).await;
     artifacts(metadata).await;
@@ -146,59 +147,6 @@ async fn deleted_tenants<M: Metadata>(metadata: &M) {
     let again = metadata.create_tenant(there).await;
     assert!(matches!(&again, Err(StoreError::Exists(why)) if why.contains("deleted")), "{again:?}");
     assert!(matches!(metadata.delete_tenant(&tenant("nobody").id, 1, 50, false).await, Err(StoreError::Missing(_))));
-}
-
-/// A change that needs fences is recorded with what every node owes for it; what a node has is forgotten.
-async fn owed_fences<M: Metadata>(metadata: &M) {
-    let tenant = metadata.create_tenant(tenant("fenced")).await.expect("created");
-    metadata.add_node(node("node-9"), 15).await.expect("added");
-    let owed = async |of: Option<&TenantId>| {
-        let owed = metadata.owed_fences(of).await.expect("the owed fences");
-        owed.into_iter().map(|owed| (owed.node.to_string(), owed.epoch, owed.level)).collect::<Vec<_>>()
-    };
-    let newest = async || metadata.changes(u64::MAX).await.expect("the revision").revision;
-    assert_eq!(owed(None).await, []);
-
-    // Without fences, or where no promise depends on it, nothing is owed.
-    let with = |of: &Tenant, level| Tenant { minimum_level: level, ..of.clone() };
-    let second = metadata.update_tenant(with(&tenant, Level::Quorum), false).await.expect("updated");
-    let other = Tenant { default_level: Level::All, read_repair: ReadRepair::Blocking, ..second };
-    let third = metadata.update_tenant(other, true).await.expect("updated");
-    assert_eq!(owed(None).await, []);
-
-    let fourth = metadata.update_tenant(with(&third, Level::All), true).await.expect("updated");
-    let first_change = newest().await;
-    let both = |epoch, level| ["node-1", "node-9"].map(|node| (node.to_owned(), epoch, level)).to_vec();
-    assert_eq!(owed(Some(&tenant.id)).await, both(first_change, Level::Quorum));
-
-    // A later change is owed in place of the first, with the least level of both.
-    let fifth = metadata.update_tenant(with(&fourth, Level::One), true).await.expect("updated");
-    let second_change = newest().await;
-    assert_eq!(owed(None).await, both(second_change, Level::Quorum));
-    let (one, nine) = (NodeId::new("node-1").expect("valid"), NodeId::new("node-9").expect("valid"));
-    metadata.fence_raised(&tenant.id, &one, first_change).await.expect("noted");
-    assert_eq!(owed(None).await, both(second_change, Level::Quorum), "that of the earlier change is not enough");
-    metadata.fence_raised(&tenant.id, &one, second_change).await.expect("noted");
-    assert_eq!(owed(None).await, [("node-9".to_owned(), second_change, Level::Quorum)]);
-    assert_eq!(newest().await, second_change, "that is no change which others follow");
-
-    let deleted = metadata.delete_tenant(&tenant.id, fifth.version, 60, true).await.expect("deleted");
-    assert_eq!(owed(None).await, both(newest().await, Level::One));
-    let removals = async |by| metadata.owed_removals(by).await.expect("the owed removals");
-    let owing = |node: &NodeId| (tenant.id.clone(), node.clone());
-    assert_eq!(removals(59).await, [], "it was deleted later");
-    assert_eq!(removals(60).await, [owing(&one), owing(&nine)]);
-    metadata.records_removed(&tenant.id, &one).await.expect("noted");
-    assert_eq!(removals(u64::MAX >> 1).await, [owing(&nine)]);
-    assert_eq!(metadata.delete_tenant(&tenant.id, deleted.version, 61, true).await, Ok(deleted), "once");
-    let nobody = TenantId::new("nobody").expect("valid");
-    assert_eq!(owed(Some(&nobody)).await, []);
-    metadata.remove_node(&nine).await.expect("removed");
-    let left = owed(Some(&tenant.id)).await;
-    assert_eq!(left.len(), 1, "a removed node owes nothing: {left:?}");
-    assert_eq!(removals(60).await, []);
-    metadata.fence_raised(&tenant.id, &one, newest().await).await.expect("noted");
-    assert_eq!(owed(None).await, []);
 }
 
 async fn leases<M: Metadata>(metadata: &M, pass: Pass<'_>) {

@@ -100,8 +100,8 @@ async fn delete(db: &mut Db, id: TenantId, version: u64, now_ms: u64, fenced: bo
     replace(db, &stored, after, fenced).await
 }
 
-/// Stores the next version of a tenant that was read at its version, and the fences that nodes owe for the change. The lock of all changes guarantees the condition already; it is
-/// repeated against tenants changed by hand.
+/// Stores the next version of a tenant that was read at its version, and the fences that nodes owe for the change. The lock of all changes
+/// guarantees the condition already; it is repeated against tenants changed by hand.
 async fn replace(db: &mut Db, before: &Tenant, tenant: Tenant, fenced: bool) -> Result<Tenant, StoreError> {
     let written = db
         .execute(
