@@ -275,7 +275,7 @@ async fn repaired(cluster: &Cluster, node: usize, keys: &[&str]) {
 async fn a_full_disk_is_told_and_costs_a_quorum_nothing() {
     let mut disks = vec![Disk::Folder; NODES];
     disks[1] = Disk::Small(700);
-    let cluster = Cluster::with(Setup { disks, synced: false }).await;
+    let cluster = Cluster::with(Setup { disks, synced: false, ..Setup::default() }).await;
     let api = cluster.api();
     api.tenant("t", |_| {}).await;
     api.siblings_tenant("s").await;

@@ -24,7 +24,7 @@ fn witan(endpoint: std::net::SocketAddr, arguments: &[&str]) -> (String, bool) {
 async fn a_disk_that_fails_is_seen_by_everybody() {
     let mut disks = vec![Disk::Folder; NODES];
     disks[1] = Disk::Failing;
-    let mut cluster = Cluster::with(Setup { disks, synced: true }).await;
+    let mut cluster = Cluster::with(Setup { disks, ..Setup::default() }).await;
     let api = cluster.api();
     api.tenant("t", |_| {}).await;
     let all = |key: &str| v1::WriteKeyValueRequest { consistency: "all".to_owned(), ..write("t", key, "1") };

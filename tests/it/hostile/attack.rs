@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::join_all;
 use h2::Reason;
 use h2::client::SendRequest;
-use http::{Method, Request};
+use http::{HeaderValue, Method, Request};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -185,11 +185,45 @@ pub(super) async fn drip(address: SocketAddr, from: IpAddr) {
     }
 }
 
+/// A connection that pings twice a second and makes no call, until it is closed.
+pub(super) async fn ping(address: SocketAddr) {
+    const PING: u8 = 6;
+    let Ok(mut stream) = TcpStream::connect(address).await else { return };
+    let (mut reading, mut writing) = stream.split();
+    let mut words = [0; 1024];
+    let ended = async { while matches!(reading.read(&mut words).await, Ok(1..)) {} };
+    let pinging = async {
+        let mut sent = writing.write_all(PREFACE).await;
+        while sent.is_ok() {
+            sent = writing.write_all(&frame(PING, 0, &[7; 8])).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::select! {
+        () = ended => {}
+        () = pinging => {}
+    }
+}
+
 /// A call with one whole message, of any bytes, on a connection of its own; returns its status and that status's message.
 pub(super) async fn whole(address: SocketAddr, method: &str, message: &[u8]) -> (u32, String) {
+    whole_within(address, method, message, None).await
+}
+
+/// The same, with this header `grpc-timeout`.
+pub(super) async fn whole_within(
+    address: SocketAddr,
+    method: &str,
+    message: &[u8],
+    timeout: Option<&'static str>,
+) -> (u32, String) {
     let (send, _running) = connect(address).await;
     let mut ready = send.ready().await.expect("the connection takes calls");
-    let (response, mut body) = ready.send_request(call(address, method), false).expect("a call");
+    let mut request = call(address, method);
+    if let Some(timeout) = timeout {
+        request.headers_mut().insert("grpc-timeout", HeaderValue::from_static(timeout));
+    }
+    let (response, mut body) = ready.send_request(request, false).expect("a call");
     let mut bytes = BytesMut::with_capacity(5 + message.len());
     bytes.put_u8(0);
     bytes.put_u32(u32::try_from(message.len()).expect("a message's length"));

@@ -29,7 +29,7 @@ async fn writes_that_wait_for_each_other() {
     let target = Target::start().await;
     let value = Bytes::from(vec![b'x'; 4 << 20]);
     let attack = async |session_number: u64| {
-        let mut session = target.dev.api().session().await;
+        let mut session = target.api().session().await;
         let key = format!("key-{session_number}");
         let writes = async {
             for id in 0..WRITES {
@@ -50,7 +50,7 @@ async fn writes_that_wait_for_each_other() {
     let refused = answers.iter().filter(|answer| code(answer) == Some(Code::ResourceExhausted)).count();
     println!("{written} of {} writes were carried out, {refused} were refused", answers.len());
     assert!(written > 0 && refused > 0);
-    target.withstands("writes that wait", 1200, ()).await;
+    target.withstands("writes that wait", 500, ()).await;
 }
 
 /// Uploads of more than a component may have, and uploads that never end.
@@ -113,7 +113,7 @@ async fn texts_that_would_be_repeated() {
         assert_eq!(status, INVALID_ARGUMENT, "{method}: {why}");
         assert!(why.len() < 8 << 10, "{method}: {} bytes", why.len());
     }
-    target.withstands("long texts", 250, ()).await;
+    target.withstands("long texts", 100, ()).await;
 }
 
 /// A value of one byte in a message of 15 MiB: the value would keep all of it.
@@ -126,7 +126,7 @@ async fn values_with_padding() {
         assert_eq!(status, INVALID_ARGUMENT, "{why}");
         assert!(why.contains("leave"), "{why}");
     }
-    target.withstands("padding", 250, ()).await;
+    target.withstands("padding", 150, ()).await;
 }
 
 /// A field of this number that contains these bytes.
