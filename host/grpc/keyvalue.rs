@@ -13,6 +13,7 @@ use witan_wire::v1::coordinator_service_server::CoordinatorService;
 use super::guard::{arrival, caller, denied};
 use super::kept::Kept;
 use super::status::{Report, invalid, report};
+use super::unsent::Unsent;
 use super::{convert, maintenance, session};
 use witan_control::Catalog;
 use witan_control::defaults::Fallbacks;
@@ -28,6 +29,8 @@ pub struct CoordinatorApi<W: World> {
     pub(super) fallbacks: Arc<ArcSwap<Fallbacks>>,
     /// Turns true when the coordinator begins to shut down.
     closing: watch::Receiver<bool>,
+    /// Answers of sessions that have not been sent.
+    unsent: Arc<Unsent>,
 }
 
 impl<W: World> CoordinatorApi<W> {
@@ -38,7 +41,7 @@ impl<W: World> CoordinatorApi<W> {
         catalog: Arc<Catalog>,
         closing: watch::Receiver<bool>,
     ) -> Self {
-        Self { coordinator, upkeep, catalog, fallbacks: Arc::default(), closing }
+        Self { coordinator, upkeep, catalog, fallbacks: Arc::default(), closing, unsent: Arc::default() }
     }
 
     /// Defaults for settings that a request to create a tenant or node leaves out; may be changed at any time.
@@ -121,8 +124,9 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let caller = caller(&mut request)?;
         let usage = request.extensions().get::<Peer>().map(|peer| peer.usage.clone()).unwrap_or_default();
-        let responses =
-            session::open(Arc::clone(&self.coordinator), caller, usage, request.into_inner(), self.closing.clone());
+        let unsent = self.unsent.session(&caller);
+        let (coordinator, closing) = (Arc::clone(&self.coordinator), self.closing.clone());
+        let responses = session::open(coordinator, caller, usage, unsent, request.into_inner(), closing);
         Ok(Response::new(responses))
     }
 

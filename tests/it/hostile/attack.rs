@@ -168,6 +168,62 @@ pub(super) async fn unread(
     (answers.iter().filter(untaken).count(), running, (answers, send))
 }
 
+/// A session.
+const SESSION: &str = "witan.v1.CoordinatorService/Session";
+
+/// Opens sessions, and says nothing in them: this number on each of this number of connections. Returns how many are open, and what keeps
+/// them open.
+pub(super) async fn silent_sessions(address: SocketAddr, connections: usize, each: usize) -> (usize, impl Sized) {
+    let mut kept = Vec::new();
+    for _ in 0..connections {
+        let (send, running) = connect(address).await;
+        let mut open = Vec::new();
+        for _ in 0..each {
+            let mut ready = send.clone().ready().await.expect("the connection takes calls");
+            open.push(ready.send_request(call(address, SESSION), false).expect("a call"));
+        }
+        let begun = join_all(open.into_iter().map(async |(response, body)| {
+            let response = tokio::time::timeout(PATIENCE, response).await.expect("in time").expect("a response");
+            (!response.headers().contains_key("grpc-status")).then_some((response, body))
+        }));
+        kept.push((begun.await.into_iter().flatten().collect::<Vec<_>>(), running));
+    }
+    (kept.iter().map(|(open, _)| open.len()).sum(), kept)
+}
+
+/// Sessions on one connection whose client takes no answers and goes on sending: what the server does not read any more stays in the buffers
+/// of the connection. Returns how many bytes the server let it send within a few seconds, and what keeps the connection open.
+pub(super) async fn unheard(address: SocketAddr, sessions: usize, each: Bytes) -> (usize, impl Sized) {
+    let tcp = TcpStream::connect(address).await.expect("connect");
+    let (send, connection) =
+        h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(tcp).await.expect("HTTP/2");
+    let running = tokio::spawn(async move { drop(connection.await) });
+    let mut kept = Vec::new();
+    for _ in 0..sessions {
+        let mut ready = send.clone().ready().await.expect("the connection takes calls");
+        let (response, body) = ready.send_request(call(address, SESSION), false).expect("a call");
+        kept.push((response, body, each.clone()));
+    }
+    let sending = kept.iter_mut().map(async |(_, body, rest)| {
+        let mut sent = 0;
+        while !rest.is_empty() {
+            body.reserve_capacity(rest.len().min(1 << 16));
+            // A session whose client does not read is closed at some time.
+            let granted =
+                tokio::time::timeout(Duration::from_secs(3), std::future::poll_fn(|cx| body.poll_capacity(cx)));
+            let Ok(Some(Ok(granted))) = granted.await else { break };
+            let part = rest.split_to(granted.min(rest.len()));
+            sent += part.len();
+            if body.send_data(part, false).is_err() {
+                break;
+            }
+        }
+        sent
+    });
+    let sent = join_all(sending).await.into_iter().sum();
+    (sent, (kept, running, send))
+}
+
 /// An HTTP client at this address that sends a byte of its headers now and then, until it is closed.
 pub(super) async fn drip(address: SocketAddr, from: IpAddr) {
     let socket = TcpSocket::new_v4().expect("a socket");

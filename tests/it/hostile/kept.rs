@@ -15,7 +15,7 @@ use witan_wire::v1::session_response::Result as Outcome;
 use witan_wire::v1::upload_plugin_request::Part;
 use witan_wire::v1::{BindPluginRequest, SessionRequest, UploadPluginManifest, UploadPluginRequest};
 
-use super::attack::{WRITE, whole};
+use super::attack::{WRITE, silent_sessions, unheard, whole};
 use super::{INVALID_ARGUMENT, OUT_OF_RANGE, Target};
 use crate::harness::{channel, read, write};
 
@@ -51,6 +51,37 @@ async fn writes_that_wait_for_each_other() {
     println!("{written} of {} writes were carried out, {refused} were refused", answers.len());
     assert!(written > 0 && refused > 0);
     target.withstands("writes that wait", 500, ()).await;
+}
+
+/// What clients have sent and nobody reads: sessions that do not go on, because their clients take no answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_nobody_reads() {
+    const CONNECTIONS: usize = 200;
+    let target = Target::start().await;
+    // Batches of operations that are refused at once, more than may be answered and not taken; then the beginning of a large message.
+    let batch = [0x0a, 0].repeat(1024);
+    let framed = |message: &[u8], length: usize| {
+        let mut bytes = vec![0];
+        bytes.put_u32(length as u32);
+        bytes.extend_from_slice(message);
+        bytes
+    };
+    let mut bytes = framed(&batch, batch.len()).repeat(8);
+    bytes.extend(framed(&vec![0; 4 << 20], 8 << 20));
+    let bytes = Bytes::from(bytes);
+    let attacks = join_all((0..CONNECTIONS).map(|_| unheard(target.address(), 4, bytes.clone()))).await;
+    let sent: usize = attacks.iter().map(|(sent, _)| sent).sum();
+    println!("{} MiB were sent that nobody reads", sent >> 20);
+    target.withstands("messages that nobody reads", 500, attacks).await;
+}
+
+/// Sessions in which nothing is said: each takes something.
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_say_nothing() {
+    let target = Target::start().await;
+    let (open, attached) = silent_sessions(target.address(), 20, 1000).await;
+    assert_eq!(open, 20_000, "there may be 30,000");
+    target.withstands("silent sessions", 800, attached).await;
 }
 
 /// Uploads of more than a component may have, and uploads that never end.
@@ -126,7 +157,7 @@ async fn values_with_padding() {
         assert_eq!(status, INVALID_ARGUMENT, "{why}");
         assert!(why.contains("leave"), "{why}");
     }
-    target.withstands("padding", 150, ()).await;
+    target.withstands("padding", 200, ()).await;
 }
 
 /// A field of this number that contains these bytes.
