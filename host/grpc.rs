@@ -25,3 +25,4 @@ mod unsent;
 pub use access::AccessApi;
 pub use keyvalue::CoordinatorApi;
 pub use plugins::PluginApi;
+pub use unsent::Unsent;

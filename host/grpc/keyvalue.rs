@@ -34,14 +34,16 @@ pub struct CoordinatorApi<W: World> {
 }
 
 impl<W: World> CoordinatorApi<W> {
-    /// A service over `coordinator`, with tenants and nodes from `catalog`. Sessions accept no operations once `closing` is true.
+    /// A service over `coordinator`, with tenants and nodes from `catalog`. Sessions accept no operations once `closing` is true;
+    /// their answers are counted in `unsent`.
     pub fn new(
         coordinator: Arc<Coordinator<W>>,
         upkeep: Arc<Upkeep<W>>,
         catalog: Arc<Catalog>,
         closing: watch::Receiver<bool>,
+        unsent: Arc<Unsent>,
     ) -> Self {
-        Self { coordinator, upkeep, catalog, fallbacks: Arc::default(), closing, unsent: Arc::default() }
+        Self { coordinator, upkeep, catalog, fallbacks: Arc::default(), closing, unsent }
     }
 
     /// Defaults for settings that a request to create a tenant or node leaves out; may be changed at any time.

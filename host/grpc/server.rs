@@ -22,7 +22,7 @@ use super::{AccessApi, CoordinatorApi, PluginApi, status};
 use crate::access::Access;
 use crate::access::scope::{self, Effect, Need};
 use witan_coordinate::World;
-use witan_net::{CallKind, CountCalls, Incoming, Peer, Serving, TOO_MANY};
+use witan_net::{CallKind, CountCalls, Incoming, Peer, Serving};
 
 /// Bytes of the largest message sent to a client: 100 siblings in a record of 32 MiB.
 const RESPONSE_BYTES: usize = 40 << 20;
@@ -137,8 +137,8 @@ fn age(peer: &Peer) -> Duration {
     Backoff::new(CONNECTION_AGE, CONNECTION_AGE, seed).failed()
 }
 
-fn too_many() -> http::Response<tonic::body::Body> {
-    tonic::Status::resource_exhausted(TOO_MANY).into_http()
+fn too_many(why: &'static str) -> Response<Body> {
+    intake::refused(why).into_http()
 }
 
 fn kind(path: &str) -> CallKind {
@@ -146,6 +146,7 @@ fn kind(path: &str) -> CallKind {
     match rule.streams {
         true if rule.need == Need::Nothing || path.starts_with("/grpc.reflection.") => CallKind::Watch,
         true => CallKind::Stream,
+        false if rule.need == Need::Nothing => CallKind::Probe,
         false => CallKind::Unary,
     }
 }

@@ -6,6 +6,11 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 
 use crate::access::caller::Caller;
@@ -21,7 +26,7 @@ const COUNTERS: usize = 4096;
 
 /// Bytes of the unsent answers of all sessions.
 #[derive(Debug)]
-pub(super) struct Unsent {
+pub struct Unsent {
     bytes: AtomicUsize,
     tenants: Box<[AtomicUsize]>,
 }
@@ -49,7 +54,24 @@ impl Default for Unsent {
     }
 }
 
+/// What is read when metrics are collected.
+#[derive(Debug)]
+struct Now(Arc<Unsent>);
+
+impl Collector for Now {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let help = "Bytes of answers of sessions, without values, that clients have not taken yet";
+        let encoder = encoder.encode_descriptor("witan_session_answer_bytes", help, None, MetricType::Gauge)?;
+        ConstGauge::new(i64::try_from(self.0.bytes.load(Ordering::Relaxed)).unwrap_or(i64::MAX)).encode(encoder)
+    }
+}
+
 impl Unsent {
+    /// Makes their number visible.
+    pub fn register(self: &Arc<Self>, registry: &mut Registry) {
+        registry.register_collector(Box::new(Now(Arc::clone(self))));
+    }
+
     /// A session of this caller.
     pub(super) fn session(self: &Arc<Self>, caller: &Caller) -> Arc<OfSession> {
         let counter = |bytes| BuildHasherDefault::<DefaultHasher>::default().hash_one(bytes) as usize % COUNTERS;

@@ -100,6 +100,12 @@ impl Seen {
                 ConstCounter::new(count.load(Ordering::Relaxed)).encode(family.encode_family(&label)?)?;
             }
         }
+        let help = "Calls refused: too many under way, or answered and not taken, of their address or of all";
+        let mut family = encoder.encode_descriptor("witan_calls_refused", help, None, MetricType::Counter)?;
+        for (listener, traffic) in &self.listeners {
+            let refused = traffic.0.counts.calls.load(Ordering::Relaxed);
+            ConstCounter::new(refused).encode(family.encode_family(&[("listener", *listener)])?)?;
+        }
         let help =
             "Streams refused that need no credential: too many on their connection, from their address, or in all";
         let mut family = encoder.encode_descriptor("witan_watches_refused", help, None, MetricType::Counter)?;

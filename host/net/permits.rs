@@ -24,6 +24,14 @@ const FEW: usize = 3;
 /// 10 KiB.
 const WATCHES: usize = 1000;
 
+/// Most calls of all connections that are under way, or answered and not taken: each takes some 10 KiB. Of one peer address half of that. More
+/// than there may be operations, sessions and incomplete requests.
+const CALLS: usize = 1 << 16;
+/// The same for calls that need no credential.
+const OPEN_CALLS: usize = 1 << 12;
+/// The time for an answer of any size, in milliseconds: far more than a client needs that takes its answers at all.
+const ANSWERED_WITHIN_MS: u64 = 30_000;
+
 /// Most bytes of answers of one connection that its client has not taken: more than the largest answer.
 const ANSWER_BYTES: usize = 64 << 20;
 /// Most bytes of requests of one connection that wait for their turn: six of the largest, so that one client does not take what all share.
@@ -43,7 +51,21 @@ pub(crate) struct Permits {
     silent_for: Duration,
     since: Instant,
     open: Mutex<Open>,
+    calls: Calls,
     pub(crate) counts: Counts,
+}
+
+/// Calls under way, of all connections or of one address.
+#[derive(Debug, Default)]
+struct Calls {
+    with_credential: AtomicUsize,
+    without: AtomicUsize,
+}
+
+impl Calls {
+    fn of(&self, open: bool) -> &AtomicUsize {
+        if open { &self.without } else { &self.with_credential }
+    }
 }
 
 /// Counters of connections.
@@ -66,6 +88,8 @@ pub(crate) struct Counts {
     pub(crate) stalled: AtomicU64,
     /// Streams refused that need no credential: there were too many.
     pub(crate) watches: AtomicU64,
+    /// Calls refused because too many were under way.
+    pub(crate) calls: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -83,19 +107,22 @@ struct Open {
 }
 
 /// What one peer address has open.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct OfAddress {
     connections: usize,
     watches: usize,
     beyond_least: usize,
+    calls: Arc<Calls>,
 }
 
-/// The large answers of a connection that its client has not taken.
+/// The answers of a connection that its client has to take in time, and has not taken.
 #[derive(Debug, Default)]
 struct Large {
     next: u64,
-    /// Bytes of all large answers so far.
+    /// Bytes of all such answers so far.
     admitted: u64,
+    /// Those that wait.
+    waiting_bytes: u64,
     waiting: BTreeMap<u64, Waiting>,
 }
 
@@ -103,19 +130,26 @@ struct Large {
 struct Waiting {
     /// When it began to wait, in milliseconds since the listener started.
     since_ms: u64,
-    /// Bytes of large answers that had been taken by then.
+    /// The time that it has beside that for everything that shares the line.
+    within_ms: u64,
+    /// Bytes of such answers that had been taken by then.
     taken: u64,
     bytes: u64,
 }
 
 impl Large {
-    fn enter(&mut self, bytes: u64, since_ms: u64) -> u64 {
-        let waiting: u64 = self.waiting.values().map(|waiting| waiting.bytes).sum();
-        let (number, taken) = (self.next, self.admitted - waiting);
-        self.waiting.insert(number, Waiting { since_ms, taken, bytes });
+    fn enter(&mut self, bytes: u64, within_ms: u64, since_ms: u64) -> u64 {
+        let (number, taken) = (self.next, self.admitted - self.waiting_bytes);
+        self.waiting.insert(number, Waiting { since_ms, within_ms, taken, bytes });
         self.next += 1;
         self.admitted += bytes;
+        self.waiting_bytes += bytes;
         number
+    }
+
+    fn leave(&mut self, number: u64) {
+        let left = self.waiting.remove(&number);
+        self.waiting_bytes -= left.map_or(0, |left| left.bytes);
     }
 
     /// Whether the oldest one has waited for longer than a slow line needs for everything that has shared the line with it.
@@ -123,7 +157,7 @@ impl Large {
         let oldest = self.waiting.values().next();
         oldest.is_some_and(|oldest| {
             let shared = self.admitted - oldest.taken;
-            now_ms.saturating_sub(oldest.since_ms) > TAKEN_WITHIN_MS + shared / LINE
+            now_ms.saturating_sub(oldest.since_ms) > oldest.within_ms + shared / LINE
         })
     }
 }
@@ -136,6 +170,8 @@ struct Entry {
     address: IpAddr,
     /// That address may have any number of connections.
     exempt: bool,
+    /// The calls of that address.
+    of_address: Arc<Calls>,
     /// When its peer last sent something, in milliseconds since the listener started.
     heard_ms: AtomicU64,
     /// Calls under way.
@@ -148,7 +184,7 @@ struct Entry {
     watches: AtomicUsize,
     /// Bytes of answers that its client has not taken.
     answers: AtomicUsize,
-    /// The large ones, oldest first.
+    /// The large ones, and the small ones that are the whole answer of a call, oldest first.
     large: Mutex<Large>,
     /// Bytes of its requests that wait for their turn.
     waiting: AtomicUsize,
@@ -170,6 +206,21 @@ pub struct Usage(Option<(Arc<Permits>, Arc<Entry>)>);
 /// A call under way on a connection.
 #[derive(Debug)]
 pub struct Call(Usage);
+
+/// A call that is counted among those of all connections, and of its address.
+#[derive(Debug)]
+pub struct CountedCall {
+    call: Call,
+    /// It needs no credential.
+    open: bool,
+}
+
+/// The answer of a call, which its client has to take in time.
+#[derive(Debug)]
+pub struct Answering {
+    usage: Usage,
+    number: u64,
+}
 
 /// Bytes of an answer that the client of a connection has not taken yet.
 #[derive(Debug)]
@@ -201,8 +252,8 @@ pub struct WatchCall(Usage);
 
 impl Permits {
     pub(crate) fn new(bounds: Bounds) -> Self {
-        let (open, counts) = (Mutex::default(), Counts::default());
-        Self { bounds, silent_for: SILENT_FOR, since: Instant::now(), open, counts }
+        let (open, calls, counts) = (Mutex::default(), Calls::default(), Counts::default());
+        Self { bounds, silent_for: SILENT_FOR, since: Instant::now(), open, calls, counts }
     }
 
     /// A permit for a connection from `address`, unless it has as many as one address may have, or all are taken by connections that are
@@ -226,6 +277,7 @@ impl Permits {
             index: AtomicUsize::new(open.entries.len()),
             address,
             exempt,
+            of_address: open.by_address.get(&address).map_or_else(Arc::default, |own| Arc::clone(&own.calls)),
             heard_ms: AtomicU64::new(self.now_ms()),
             calls: AtomicU32::new(0),
             used_ms: AtomicU64::new(self.now_ms()),
@@ -238,7 +290,10 @@ impl Permits {
             waker: AtomicWaker::new(),
         });
         open.entries.push(Arc::clone(&entry));
-        open.count(address, |of| of.connections += 1);
+        open.count(address, |of| {
+            of.connections += 1;
+            of.calls = Arc::clone(&entry.of_address);
+        });
         drop(open);
         self.counts.accepted.fetch_add(1, Ordering::Relaxed);
         Some(Permit { permits: Arc::clone(self), entry })
@@ -298,7 +353,7 @@ impl Open {
     fn count(&mut self, address: IpAddr, change: impl FnOnce(&mut OfAddress)) {
         let of = self.by_address.entry(address).or_default();
         change(of);
-        if *of == OfAddress::default() {
+        if (of.connections, of.watches, of.beyond_least) == (0, 0, 0) {
             self.by_address.remove(&address);
         }
     }
@@ -385,6 +440,27 @@ impl Usage {
         Call(self.clone())
     }
 
+    /// A call begins, as in [`Self::call`], that is counted until its answer has been taken. `open`: it needs no credential. `None` if there are
+    /// too many: of its address, or of all.
+    pub fn counted_call(&self, open: bool) -> Option<CountedCall> {
+        let counted = CountedCall { call: self.call(), open };
+        let Some((permits, entry)) = &self.0 else { return Some(counted) };
+        let most = if open { OPEN_CALLS } else { CALLS };
+        let own = entry.of_address.of(open).fetch_add(1, Ordering::AcqRel);
+        let all = permits.calls.of(open).fetch_add(1, Ordering::AcqRel);
+        // If refused, it is dropped here and the counts are undone.
+        let fits = all < most && (entry.exempt || own < most / 2);
+        permits.counts.calls.fetch_add(u64::from(!fits), Ordering::Relaxed);
+        fits.then_some(counted)
+    }
+
+    /// The whole answer of a call waits for the client until the returned value is dropped.
+    pub fn answering(&self) -> Option<Answering> {
+        let (permits, entry) = self.0.as_ref()?;
+        let number = entry.large().enter(0, ANSWERED_WITHIN_MS, permits.now_ms());
+        Some(Answering { usage: self.clone(), number })
+    }
+
     /// An answer of this size waits for the client until the returned value is dropped. `None` if too many bytes wait already.
     pub fn answer(&self, bytes: usize) -> Option<Untaken> {
         let Some((permits, entry)) = &self.0 else {
@@ -395,7 +471,8 @@ impl Usage {
             entry.answers.fetch_sub(bytes, Ordering::AcqRel);
             return None;
         }
-        let large = (bytes > LARGE_ANSWER).then(|| entry.large().enter(bytes as u64, permits.now_ms()));
+        let large =
+            (bytes > LARGE_ANSWER).then(|| entry.large().enter(bytes as u64, TAKEN_WITHIN_MS, permits.now_ms()));
         Some(Untaken { usage: self.clone(), bytes, large })
     }
 
@@ -447,12 +524,36 @@ impl Drop for Call {
     }
 }
 
+impl CountedCall {
+    /// The use that is made of its connection.
+    pub fn usage(&self) -> &Usage {
+        &self.call.0
+    }
+}
+
+impl Drop for CountedCall {
+    fn drop(&mut self) {
+        if let Some((permits, entry)) = &self.call.0.0 {
+            entry.of_address.of(self.open).fetch_sub(1, Ordering::AcqRel);
+            permits.calls.of(self.open).fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        if let Some((_, entry)) = &self.usage.0 {
+            entry.large().leave(self.number);
+        }
+    }
+}
+
 impl Drop for Untaken {
     fn drop(&mut self) {
         let Some((_, entry)) = &self.usage.0 else { return };
         entry.answers.fetch_sub(self.bytes, Ordering::AcqRel);
         if let Some(large) = self.large {
-            entry.large().waiting.remove(&large);
+            entry.large().leave(large);
         }
     }
 }

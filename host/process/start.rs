@@ -37,7 +37,7 @@ use crate::access::Access;
 use crate::access::config::may_listen;
 use crate::access::issuance::Issuance;
 use crate::console::{self, Admin};
-use crate::grpc::{AccessApi, CoordinatorApi, PluginApi, server};
+use crate::grpc::{AccessApi, CoordinatorApi, PluginApi, Unsent, server};
 
 /// A coordinator that serves.
 pub struct Serving {
@@ -94,6 +94,8 @@ pub async fn start(
     parts.register(&mut registry);
     catalog.register(&mut registry);
     reloads.register(&mut registry);
+    let unsent = Arc::<Unsent>::default();
+    unsent.register(&mut registry);
     tokio::spawn(Arc::clone(&parts.access).follow(ended));
     let Listeners { secured, grpc: listener, admin: admin_listener, address } = listeners;
     let admin_address = admin_listener.local_addr()?;
@@ -114,7 +116,7 @@ pub async fn start(
     };
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
     let issuance = Issuance::new(Arc::clone(&parts.access), Arc::clone(&member.metadata), config.tenants.max_tokens);
-    let services = parts.services(catalog, issuance, live, &stop);
+    let services = parts.services(catalog, issuance, live, unsent, &stop);
     let grpc = tokio::spawn(server::serve(incoming, services, bounds, stopped(stop.clone())));
     // Not earlier: what is in it may take long to compile.
     parts.plugins.watch_folder().context("watch the plugin folder")?;
@@ -302,10 +304,11 @@ impl Parts {
         catalog: Arc<Catalog>,
         issuance: Issuance,
         live: watch::Receiver<Live>,
+        unsent: Arc<Unsent>,
         stop: &watch::Receiver<bool>,
     ) -> server::Services<Real> {
         let (coordinator, upkeep) = (Arc::clone(&self.coordinator), Arc::clone(&self.upkeep));
-        let api = CoordinatorApi::new(coordinator, upkeep, Arc::clone(&catalog), stop.clone());
+        let api = CoordinatorApi::new(coordinator, upkeep, Arc::clone(&catalog), stop.clone(), unsent);
         let changing = Changing {
             coordinator: Arc::clone(&self.coordinator),
             fallbacks: Arc::clone(api.fallbacks()),

@@ -98,15 +98,15 @@ fn requests_of_a_connection_that_wait_are_bounded() {
 #[test]
 fn a_slow_line_has_time_for_everything_that_shares_it() {
     let mut large = Large::default();
-    let first = large.enter(2_560_000, 1000);
+    let first = large.enter(2_560_000, TAKEN_WITHIN_MS, 1000);
     let time = |bytes: u64| TAKEN_WITHIN_MS + bytes / LINE;
     assert!(!large.is_stalled(1000 + time(2_560_000)) && large.is_stalled(1001 + time(2_560_000)));
-    let second = large.enter(5_120_000, 2000);
+    let second = large.enter(5_120_000, TAKEN_WITHIN_MS, 2000);
     assert!(!large.is_stalled(1000 + time(7_680_000)) && large.is_stalled(1001 + time(7_680_000)));
-    large.waiting.remove(&first);
+    large.leave(first);
     assert!(!large.is_stalled(2000 + time(7_680_000)), "it has shared the line with the first one");
-    large.waiting.remove(&second);
-    large.enter(2_560_000, 50_000);
+    large.leave(second);
+    large.enter(2_560_000, TAKEN_WITHIN_MS, 50_000);
     assert!(large.is_stalled(50_001 + time(2_560_000)), "and this one with nobody");
 }
 
@@ -148,4 +148,38 @@ fn receive_windows_are_shared_and_given_back() {
     drop((windows, crowd, other));
     assert_eq!((permits.windows(), permits.open().beyond_least), (0, 0));
     assert!(permits.open().by_address.is_empty());
+}
+
+#[test]
+fn calls_are_bounded_of_an_address_and_of_all() {
+    let permits = of(Bounds { connections: 1000, of_address: 0, ..Bounds::default() }, SILENT_FOR);
+    for (open, most) in [(true, OPEN_CALLS), (false, CALLS)] {
+        let (one, two, three) =
+            (permits.take(from(1)).unwrap(), permits.take(from(2)).unwrap(), permits.take(from(3)).unwrap());
+        let calls = |permit: &Permit| (0..most).map_while(|_| permit.usage().counted_call(open)).collect::<Vec<_>>();
+        let first = calls(&one);
+        assert_eq!(first.len(), most / 2, "of an address");
+        assert!(permits.take(from(1)).unwrap().usage().counted_call(open).is_none(), "on any of its connections");
+        assert!(one.usage().counted_call(!open).is_some(), "the others are counted apart");
+        let second = calls(&two);
+        assert_eq!(second.len(), most / 2);
+        assert!(three.usage().counted_call(open).is_none(), "of all");
+        drop(first);
+        assert!(three.usage().counted_call(open).is_some());
+        drop((second, one));
+        assert_eq!(permits.calls.of(open).load(Ordering::Relaxed), 0);
+    }
+    assert_eq!(permits.counts.calls.load(Ordering::Relaxed), 2 * 4);
+}
+
+#[test]
+fn a_small_answer_has_to_be_taken_in_time_too() {
+    let mut answers = Large::default();
+    let small = answers.enter(0, ANSWERED_WITHIN_MS, 1000);
+    assert!(!answers.is_stalled(31_000) && answers.is_stalled(31_001));
+    answers.leave(small);
+    assert!(!answers.is_stalled(100_000));
+    answers.enter(2_560_000, TAKEN_WITHIN_MS, 1000);
+    answers.enter(0, ANSWERED_WITHIN_MS, 1000);
+    assert!(answers.is_stalled(22_000), "the large one has waited for longer than its line needs");
 }

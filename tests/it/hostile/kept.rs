@@ -8,6 +8,7 @@ use prost::Message;
 use prost::encoding::encode_varint;
 use tokio_stream::StreamExt;
 use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
 use tonic_types::StatusExt;
 use witan_wire::v1::plugin_service_client::PluginServiceClient;
 use witan_wire::v1::session_request::Operation;
@@ -15,9 +16,9 @@ use witan_wire::v1::session_response::Result as Outcome;
 use witan_wire::v1::upload_plugin_request::Part;
 use witan_wire::v1::{BindPluginRequest, SessionRequest, UploadPluginManifest, UploadPluginRequest};
 
-use super::attack::{WRITE, silent_sessions, unheard, whole};
+use super::attack::{HEALTH, WRITE, silent_sessions, unheard, unread, whole};
 use super::{INVALID_ARGUMENT, OUT_OF_RANGE, Target};
-use crate::harness::{channel, read, write};
+use crate::harness::{PATIENCE, channel, read, write};
 
 const BIND: &str = "witan.v1.PluginService/BindPlugin";
 
@@ -50,7 +51,7 @@ async fn writes_that_wait_for_each_other() {
     let refused = answers.iter().filter(|answer| code(answer) == Some(Code::ResourceExhausted)).count();
     println!("{written} of {} writes were carried out, {refused} were refused", answers.len());
     assert!(written > 0 && refused > 0);
-    target.withstands("writes that wait", 500, ()).await;
+    target.withstands("writes that wait", 600, ()).await;
 }
 
 /// What clients have sent and nobody reads: sessions that do not go on, because their clients take no answers.
@@ -81,7 +82,26 @@ async fn sessions_that_say_nothing() {
     let target = Target::start().await;
     let (open, attached) = silent_sessions(target.address(), 20, 1000).await;
     assert_eq!(open, 20_000, "there may be 30,000");
-    target.withstands("silent sessions", 800, attached).await;
+    target.withstands("silent sessions", 700, attached).await;
+}
+
+/// Small answers that nobody takes, of calls with and without a credential: each keeps its call.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_answers_that_nobody_takes() {
+    const CONNECTIONS: usize = 20;
+    let target = Target::start().await;
+    let write = write("t", "small", "v");
+    let check = HealthCheckRequest::default();
+    let (_, closed, _calls) = unread(target.address(), WRITE, &write, 10).await;
+    let writes = join_all((0..CONNECTIONS).map(|_| unread(target.address(), WRITE, &write, 1000))).await;
+    let checks = join_all((0..CONNECTIONS).map(|_| unread(target.address(), HEALTH, &check, 1000))).await;
+    let of_writes: usize = writes.iter().map(|(count, ..)| *count).sum();
+    let of_checks: usize = checks.iter().map(|(count, ..)| *count).sum();
+    println!("{of_writes} answers of writes and {of_checks} of checks wait");
+    assert!((1..=4096).contains(&of_checks), "{of_checks} checks; there may be 4,096");
+    // Whoever takes nothing for half a minute is disconnected.
+    tokio::time::timeout(PATIENCE, closed).await.expect("the connection is closed in time").expect("no panic");
+    target.withstands("small answers", 400, (writes, checks)).await;
 }
 
 /// Uploads of more than a component may have, and uploads that never end.
