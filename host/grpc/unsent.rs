@@ -1,5 +1,5 @@
-//! Answers of sessions that are ready and have not been sent. Each takes little, but a session has thousands of operations, and there may be
-//! thousands of sessions whose clients take no answers. A session that has such answers begins no further operation while all sessions
+//! Answers of sessions that are ready and have not been sent. Each takes little, but a session has thousands of operations, and there may
+//! be thousands of sessions whose clients take no answers. A session that has such answers begins no further operation while all sessions
 //! together, or those of its tenant, have too many; so its client is slowed down, and nobody else is.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};

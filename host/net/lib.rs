@@ -3,8 +3,9 @@
 //!
 //! In reading order: [`watch`] (files that are polled), [`file`](mod@file) (errors of files), `certificate` (PEM to rustls),
 //! [`reload`] (values made from watched files), [`listen`] and [`connect`] (the two sides of TLS), [`incoming`] and [`connection`]
-//! (a listener's stream of connections), `permits` (how many there may be), `window` (what their clients may send unread), [`serve`]
-//! (serving them), `in_use` (which of them carry calls), [`call`] (what every call must be), [`secret`] (a shared secret for coordinators and nodes without client certificates), [`metrics`].
+//! (a listener's stream of connections), `permits` (how many there may be), `window` (what their clients may send unread),
+//! [`serve`](mod@serve) (serving them), `in_use` (which of them carry calls), [`call`] (what every call must be), [`secret`] (a shared
+//! secret for coordinators and nodes without client certificates), [`metrics`].
 //!
 //! Invariants, as absences: no handshake delays another connection; no file is read on a thread of the async runtime after the
 //! start; no connection may stay silent without a limit before its first bytes, or without a call for ever; no address may have all

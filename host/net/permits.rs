@@ -24,8 +24,8 @@ const FEW: usize = 3;
 /// 10 KiB.
 const WATCHES: usize = 1000;
 
-/// Most calls of all connections that are under way, or answered and not taken: each takes some 10 KiB. Of one peer address half of that. More
-/// than there may be operations, sessions and incomplete requests.
+/// Most calls of all connections that are under way, or answered and not taken: each takes some 10 KiB. Of one peer address half of that.
+/// More than there may be operations, sessions and incomplete requests.
 const CALLS: usize = 1 << 16;
 /// The same for calls that need no credential.
 const OPEN_CALLS: usize = 1 << 12;
@@ -440,8 +440,8 @@ impl Usage {
         Call(self.clone())
     }
 
-    /// A call begins, as in [`Self::call`], that is counted until its answer has been taken. `open`: it needs no credential. `None` if there are
-    /// too many: of its address, or of all.
+    /// A call begins, as in [`Self::call`], that is counted until its answer has been taken. `open`: it needs no credential. `None` if there
+    /// are too many: of its address, or of all.
     pub fn counted_call(&self, open: bool) -> Option<CountedCall> {
         let counted = CountedCall { call: self.call(), open };
         let Some((permits, entry)) = &self.0 else { return Some(counted) };

@@ -43,7 +43,7 @@ pub struct Serving {
     pub age: fn(&Peer) -> Duration,
 }
 
-/// Serves connections until `stop` is ready; then accepts no more, and returns when the calls in flight have been answered and their
+/// Serves connections until `stop` is ready; then accepts none any more, and returns when the calls in flight have been answered and their
 /// clients are gone.
 pub async fn serve<I, IO, E, S>(incoming: I, service: S, serving: Serving, stop: impl Future<Output = ()>)
 where
@@ -104,12 +104,14 @@ where
     let mut served = pin!(http2.serve_connection(TokioIo::new(io), TowerToHyperService::new(service)));
     let mut ends = pin!(async {
         tokio::select! {
+            biased;
             () = age => {}
             // An error means that the sender is gone, and is as good as a signal.
             _ = stopped.changed() => {}
         }
     });
     let ended = tokio::select! {
+        biased;
         ended = &mut served => ended,
         () = &mut ends => {
             served.as_mut().graceful_shutdown();

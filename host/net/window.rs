@@ -1,5 +1,5 @@
-//! Receive windows of HTTP/2: how much the client of a connection may send before anybody has read it. What has not been read is in no other
-//! bound, because nobody knows yet what it is: a session that does not go on, for one, reads nothing.
+//! Receive windows of HTTP/2: how much the client of a connection may send before anybody has read it. What has not been read is in no
+//! other bound, because nobody knows yet what it is: a session that does not go on, for one, reads nothing.
 
 /// Bytes of all windows beyond the least: an eighth of a coordinator's memory that has one GiB.
 pub(crate) const ALL: usize = 128 << 20;

@@ -101,8 +101,8 @@ impl Process {
         limited(command, "-n", files)
     }
 
-    /// Starts `command`, with its log in `folder`. It serves once [`Process::ready`] returns. A coordinator has no more memory than
-    /// [`COORDINATOR_KIB`].
+    /// Starts `command`, with its log in `folder`. It serves once [`Process::ready`] returns. A coordinator has at most
+    /// [`COORDINATOR_KIB`] of memory.
     pub(crate) fn start(name: &str, command: Command, folder: &Path) -> Self {
         let stderr = File::options().create(true).append(true).open(folder.join(format!("{name}.log")));
         Self::start_logging_to(stderr.expect("open a log").into(), name, command, folder)

@@ -191,8 +191,8 @@ pub(super) async fn silent_sessions(address: SocketAddr, connections: usize, eac
     (kept.iter().map(|(open, _)| open.len()).sum(), kept)
 }
 
-/// Sessions on one connection whose client takes no answers and goes on sending: what the server does not read any more stays in the buffers
-/// of the connection. Returns how many bytes the server let it send within a few seconds, and what keeps the connection open.
+/// Sessions on one connection whose client takes no answers and goes on sending: what the server does not read any more stays in the
+/// buffers of the connection. Returns how many bytes the server let it send within a few seconds, and what keeps the connection open.
 pub(super) async fn unheard(address: SocketAddr, sessions: usize, each: Bytes) -> (usize, impl Sized) {
     let tcp = TcpStream::connect(address).await.expect("connect");
     let (send, connection) =
