@@ -440,8 +440,8 @@ impl Usage {
         Call(self.clone())
     }
 
-    /// A call begins, as in [`Self::call`], that is counted until its answer has been taken. `open`: it needs no credential. `None` if there
-    /// are too many: of its address, or of all.
+    /// A call begins, as in [`Self::call`], that is counted until its answer has been taken. `open`: it needs no credential. `None` if
+    /// there are too many: of its address, or of all.
     pub fn counted_call(&self, open: bool) -> Option<CountedCall> {
         let counted = CountedCall { call: self.call(), open };
         let Some((permits, entry)) = &self.0 else { return Some(counted) };

@@ -300,7 +300,10 @@ mod tests {
 
     #[test]
     fn programs_are_found_in_the_output_of_cargo() {
-        let message = |kind: &str, test: bool| json!({"target": {"kind": [kind], "name": "demo"}, "profile": {"test": test}, "executable": "/t/demo"});
+        let message = |kind: &str, test: bool| {
+            let target = json!({"kind": [kind], "name": "demo"});
+            json!({"target": target, "profile": {"test": test}, "executable": "/t/demo"})
+        };
         assert_eq!(built_program(&message("bin", false)), Some(("demo".to_owned(), PathBuf::from("/t/demo"))));
         assert_eq!(built_program(&message("bin", true)), None);
         assert_eq!(built_program(&message("example", false)), None);
@@ -309,7 +312,10 @@ mod tests {
 
     #[test]
     fn files_of_third_party_crates_are_found_in_the_output_of_cargo() {
-        let message = |manifest: &Path| json!({"target": {"name": "bytes"}, "manifest_path": manifest, "filenames": ["/t/libbytes-1.rlib", "/t/libbytes-1.rmeta"]});
+        let message = |manifest: &Path| {
+            let files = json!(["/t/libbytes-1.rlib", "/t/libbytes-1.rmeta"]);
+            json!({"target": {"name": "bytes"}, "manifest_path": manifest, "filenames": files})
+        };
         let theirs = message(Path::new("/registry/bytes/Cargo.toml"));
         let files: Vec<_> = third_party(&theirs).collect();
         assert_eq!(
