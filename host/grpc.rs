@@ -23,6 +23,7 @@ mod tenants;
 mod unsent;
 
 pub use access::AccessApi;
+pub use kept::Admit;
 pub use keyvalue::CoordinatorApi;
 pub use plugins::PluginApi;
 pub use unsent::Unsent;

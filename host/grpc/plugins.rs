@@ -18,6 +18,7 @@ use witan_wire::v1::upload_plugin_request::Part;
 
 use super::convert::timeout;
 use super::guard::{caller, denied, while_good};
+use super::kept::{Admit, Kept, listed, usage};
 use super::status::{invalid, refused, store_report};
 use super::tenants;
 use crate::access::caller::Caller;
@@ -27,12 +28,13 @@ use witan_control::{Catalog, ChangeRefused, Turn};
 pub struct PluginApi {
     host: PluginHost,
     catalog: Arc<Catalog>,
+    answers: Arc<dyn Admit>,
 }
 
 impl PluginApi {
-    /// A service over `host` for the tenants of `catalog`.
-    pub fn new(host: PluginHost, catalog: Arc<Catalog>) -> Self {
-        Self { host, catalog }
+    /// A service over `host` for the tenants of `catalog`, whose answers have room among `answers`.
+    pub fn new(host: PluginHost, catalog: Arc<Catalog>, answers: Arc<dyn Admit>) -> Self {
+        Self { host, catalog, answers }
     }
 
     /// A turn for a change of a binding; those for all tenants (`None`) are for operators.
@@ -90,10 +92,11 @@ impl PluginService for PluginApi {
 
     async fn list_plugins(
         &self,
-        _: Request<v1::ListPluginsRequest>,
+        mut request: Request<v1::ListPluginsRequest>,
     ) -> Result<Response<v1::ListPluginsResponse>, Status> {
+        let (caller, usage) = (caller(&mut request)?, usage(&request));
         let plugins = self.host.artifacts().iter().map(info).collect();
-        Ok(Response::new(v1::ListPluginsResponse { plugins }))
+        listed(&*self.answers, &usage, caller.credential().tenant(), v1::ListPluginsResponse { plugins })
     }
 
     async fn get_plugin(
@@ -117,9 +120,10 @@ impl PluginService for PluginApi {
         &self,
         mut request: Request<v1::BindPluginRequest>,
     ) -> Result<Response<v1::BindPluginResponse>, Status> {
-        let (caller, deadline) = (caller(&mut request)?, deadline(&request));
+        let (caller, deadline, usage) = (caller(&mut request)?, deadline(&request), usage(&request));
         let request = request.into_inner();
         let (tenant, hook) = own_slot(&caller, &request.tenant_id, &request.hook)?;
+        let kept = Kept::of_bindings(&*self.answers, &usage, caller.credential().tenant())?;
         let on_fault = OnFault::parse(&request.on_fault).ok_or_else(|| {
             let problem = format!("{} is not known", shown(&request.on_fault));
             invalid(&Invalid::new("on_fault", problem, "use \"native\" or \"fail\""))
@@ -137,7 +141,7 @@ impl PluginService for PluginApi {
             let turn = self.change(&caller, tenant.as_ref())?;
             let previous =
                 self.catalog.change_binding(turn, tenant.as_ref(), hook, unbind).await.map_err(not_changed)?;
-            return Ok(Response::new(v1::BindPluginResponse { binding: None, previous }));
+            return Ok(kept.with(v1::BindPluginResponse { binding: None, previous }));
         }
         // Before the change begins, which may block operations.
         let plugin = self.reference(&request.plugin, deadline).await?;
@@ -150,15 +154,16 @@ impl PluginService for PluginApi {
         let turn = self.change(&caller, tenant.as_ref())?;
         let changed = self.catalog.change_binding(turn, tenant.as_ref(), hook, bind).await;
         let (bound, previous) = changed.map_err(not_changed)?;
-        Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
+        Ok(kept.with(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
     }
 
     async fn rollback_binding(
         &self,
         mut request: Request<v1::RollbackBindingRequest>,
     ) -> Result<Response<v1::BindPluginResponse>, Status> {
-        let caller = caller(&mut request)?;
+        let (caller, usage) = (caller(&mut request)?, usage(&request));
         let (tenant, hook) = own_slot(&caller, &request.get_ref().tenant_id, &request.get_ref().hook)?;
+        let kept = Kept::of_bindings(&*self.answers, &usage, caller.credential().tenant())?;
         let (host, slot) = (self.host.clone(), tenant.clone());
         let roll_back = async move {
             let previous = in_force(&host, slot.as_ref(), hook);
@@ -167,21 +172,22 @@ impl PluginService for PluginApi {
         let turn = self.change(&caller, tenant.as_ref())?;
         let changed = self.catalog.change_binding(turn, tenant.as_ref(), hook, roll_back).await;
         let (bound, previous) = changed.map_err(not_changed)?;
-        Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
+        Ok(kept.with(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
     }
 
     async fn list_bindings(
         &self,
         mut request: Request<v1::ListBindingsRequest>,
     ) -> Result<Response<v1::ListBindingsResponse>, Status> {
-        let caller = caller(&mut request)?;
+        let (caller, usage) = (caller(&mut request)?, usage(&request));
         let wanted = &request.get_ref().tenant_id;
         own(&caller, named(wanted)?.as_ref())?;
         let bindings = self.host.bindings();
         let of_tenant = bindings
             .iter()
             .filter(|bound| wanted.is_empty() || bound.record.tenant.as_ref().is_some_and(|t| t.as_str() == wanted));
-        Ok(Response::new(v1::ListBindingsResponse { bindings: of_tenant.map(binding).collect() }))
+        let answer = v1::ListBindingsResponse { bindings: of_tenant.map(binding).collect() };
+        listed(&*self.answers, &usage, caller.credential().tenant(), answer)
     }
 
     type WatchPluginEventsStream = Pin<Box<dyn Stream<Item = Result<v1::PluginEvent, Status>> + Send>>;

@@ -385,7 +385,7 @@ impl<W: World> Session<W> {
                 let (coordinator, usage, tenant) =
                     (Arc::clone(&self.coordinator), self.usage.clone(), request.tenant.clone());
                 let respond = move |result: Result<ReadAnswer, Failed>| match result {
-                    Ok(answer) => match Kept::of(&coordinator, &usage, &tenant, answer.bytes()) {
+                    Ok(answer) => match Kept::of(&*coordinator, &usage, &tenant, answer.bytes()) {
                         Ok(kept) => guard.keep(Outcome::Read(convert::found(answer, key)), kept),
                         Err(overloaded) => guard.refuse(overloaded),
                     },

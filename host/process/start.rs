@@ -317,8 +317,8 @@ impl Parts {
         tokio::spawn(changing.follow(live, stop.clone()));
         server::Services {
             coordinator: api,
-            plugins: PluginApi::new(self.plugins.clone(), Arc::clone(&catalog)),
-            tokens: AccessApi::new(issuance, catalog),
+            plugins: PluginApi::new(self.plugins.clone(), Arc::clone(&catalog), self.coordinator.clone()),
+            tokens: AccessApi::new(issuance, catalog, self.coordinator.clone()),
             access: Arc::clone(&self.access),
         }
     }

@@ -203,7 +203,7 @@ async fn answers_that_nobody_takes() {
     // What takes a slow line twenty seconds is given up after that.
     tokio::time::timeout(PATIENCE, closed).await.expect("the connection is closed in time").expect("no panic");
     // The records that all these reads fetch at once are bounded, too.
-    target.withstands("untaken answers", 600, attached).await;
+    target.withstands("untaken answers", 700, attached).await;
 }
 
 /// Streams that need no credential, and that nothing ends.

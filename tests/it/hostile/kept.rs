@@ -14,13 +14,14 @@ use witan_wire::v1::plugin_service_client::PluginServiceClient;
 use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
 use witan_wire::v1::upload_plugin_request::Part;
-use witan_wire::v1::{BindPluginRequest, SessionRequest, UploadPluginManifest, UploadPluginRequest};
+use witan_wire::v1::{BindPluginRequest, ListKeysRequest, SessionRequest, UploadPluginManifest, UploadPluginRequest};
 
 use super::attack::{HEALTH, WRITE, silent_sessions, unheard, unread, whole};
 use super::{INVALID_ARGUMENT, OUT_OF_RANGE, Target};
 use crate::harness::{PATIENCE, channel, read, write};
 
 const BIND: &str = "witan.v1.PluginService/BindPlugin";
+const LIST: &str = "witan.v1.CoordinatorService/ListKeys";
 
 /// Writes of large values to one key wait for each other: in six sessions, 1.5 GiB of them.
 #[tokio::test(flavor = "multi_thread")]
@@ -90,7 +91,9 @@ async fn sessions_that_say_nothing() {
 async fn small_answers_that_nobody_takes() {
     const CONNECTIONS: usize = 20;
     let target = Target::start().await;
-    let write = write("t", "small", "v");
+    // Another tenant than the friend's: one that has thousands of operations under way is refused some.
+    target.api().tenant("busy", |_| {}).await;
+    let write = write("busy", "small", "v");
     let check = HealthCheckRequest::default();
     let (_, closed, _calls) = unread(target.address(), WRITE, &write, 10).await;
     let writes = join_all((0..CONNECTIONS).map(|_| unread(target.address(), WRITE, &write, 1000))).await;
@@ -102,6 +105,34 @@ async fn small_answers_that_nobody_takes() {
     // Whoever takes nothing for half a minute is disconnected.
     tokio::time::timeout(PATIENCE, closed).await.expect("the connection is closed in time").expect("no panic");
     target.withstands("small answers", 400, (writes, checks)).await;
+}
+
+/// Pages of keys that nobody takes: each is a megabyte, and asked for with a few bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_that_nobody_takes() {
+    const PAGES: usize = 600;
+    /// A tenant may have as many read at once.
+    const AT_A_TIME: usize = 8;
+    let target = Target::start().await;
+    target.api().tenant("long", |_| {}).await;
+    let api = target.api();
+    let long = "k".repeat(1000);
+    let written = (0..1000).map(async |n| api.write(write("long", &format!("{long}{n}"), "v")).await.expect("written"));
+    join_all(written).await;
+    let list = ListKeysRequest { tenant_id: "long".to_owned(), page_size: 1000, ..ListKeysRequest::default() };
+    let (mut waiting, mut attached) = (0, Vec::new());
+    for _ in 0..PAGES / AT_A_TIME {
+        for (untaken, running, calls) in
+            join_all((0..AT_A_TIME).map(|_| unread(target.address(), LIST, &list, 1))).await
+        {
+            waiting += untaken;
+            attached.push((running, calls));
+        }
+    }
+    // Those that wait for half a minute are given up, and make room for others.
+    println!("{waiting} of {PAGES} pages were answered");
+    assert!(waiting > 0);
+    target.withstands("pages", 450, attached).await;
 }
 
 /// Uploads of more than a component may have, and uploads that never end.
