@@ -40,14 +40,15 @@ struct Counted {
 /// Where the session and its operations put their answers.
 #[derive(Clone)]
 pub(super) struct Done {
-    ready: mpsc::Sender<Finished>,
+    // In a box, since a channel that is empty has room for 32 of them, and there may be very many sessions.
+    ready: mpsc::Sender<Box<Finished>>,
     unsent: Arc<OfSession>,
 }
 
 /// The stream of responses. It ends when the client has closed its side and every operation is answered; when a batch could not be
 /// accepted, with the reason.
 pub struct Responses {
-    ready: mpsc::Receiver<Finished>,
+    ready: mpsc::Receiver<Box<Finished>>,
     refused: oneshot::Receiver<Status>,
     freed: mpsc::Sender<Option<Line>>,
     left_over: VecDeque<(SessionResponse, Counted)>,
@@ -74,7 +75,7 @@ impl Done {
         let ready = self.unsent.ready(size_of::<Finished>() + content(&response));
         let finished = Finished { response, line, counted: Counted { _ready: ready, _kept: kept } };
         // Closed: the client is gone. Full: impossible, because the window bounds the operations in flight.
-        let _ = self.ready.try_send(finished);
+        let _ = self.ready.try_send(Box::new(finished));
     }
 }
 
