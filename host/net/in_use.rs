@@ -80,7 +80,9 @@ where
         let usage = request.extensions().get::<Peer>().map(|peer| peer.usage.clone()).unwrap_or_default();
         let kind = (self.rules.kind)(request.uri().path());
         let open = matches!(kind, CallKind::Watch | CallKind::Probe);
-        let Some(call) = usage.counted_call(open) else { return self.refuse(request, TOO_MANY_CALLS) };
+        let Some(call) = usage.counted_call(open, weight(&request)) else {
+            return self.refuse(request, TOO_MANY_CALLS);
+        };
         let watch = match kind {
             CallKind::Watch => match usage.watch() {
                 Some(watch) => Some(watch),
@@ -95,6 +97,15 @@ where
         let in_use = InUseUntil { call, _watch: watch };
         Either::Right(join(self.inner.call(request), ready(in_use)).map(ended))
     }
+}
+
+/// Headers are kept while their call is under way. So many bytes of them take as much as a call without any.
+const HEADER_BYTES: usize = 2 << 10;
+
+/// For how many calls one counts.
+fn weight<B>(request: &Request<B>) -> usize {
+    let headers: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    1 + (headers + request.uri().path().len()) / HEADER_BYTES
 }
 
 impl<S> Counted<S> {

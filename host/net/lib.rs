@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`watch`] (files that are polled), [`file`](mod@file) (errors of files), `certificate` (PEM to rustls),
 //! [`reload`] (values made from watched files), [`listen`] and [`connect`] (the two sides of TLS), [`incoming`] and [`connection`]
-//! (a listener's stream of connections), `permits` (how many there may be), `window` (what their clients may send unread),
+//! (a listener's stream of connections), `permits` with `untaken` (how many there may be), `window` (what their clients may send unread),
 //! [`serve`](mod@serve) (serving them), `in_use` (which of them carry calls), [`call`] (what every call must be), [`secret`] (a shared
 //! secret for coordinators and nodes without client certificates), [`metrics`].
 //!
@@ -30,6 +30,7 @@ mod permits;
 pub mod reload;
 pub mod secret;
 pub mod serve;
+mod untaken;
 pub mod watch;
 mod window;
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use futures::task::AtomicWaker;
 
 use crate::bounds::Bounds;
+use crate::untaken::{ANSWERED_WITHIN_MS, Large, TAKEN_WITHIN_MS};
 use crate::window;
 
 /// How many connections are considered for an eviction: few enough to be cheap for each connection of a flood.
@@ -27,10 +28,11 @@ const WATCHES: usize = 1000;
 /// Most calls of all connections that are under way, or answered and not taken: each takes some 10 KiB. Of one peer address half of that.
 /// More than there may be operations, sessions and incomplete requests.
 const CALLS: usize = 1 << 16;
+/// The last quarter of them is for connections that have at most this many: whoever has thousands leaves room for others, also where one
+/// address may have all.
+const FEW_CALLS: u32 = 16;
 /// The same for calls that need no credential.
 const OPEN_CALLS: usize = 1 << 12;
-/// The time for an answer of any size, in milliseconds: far more than a client needs that takes its answers at all.
-const ANSWERED_WITHIN_MS: u64 = 30_000;
 
 /// Most bytes of answers of one connection that its client has not taken: more than the largest answer.
 const ANSWER_BYTES: usize = 64 << 20;
@@ -38,11 +40,6 @@ const ANSWER_BYTES: usize = 64 << 20;
 const WAITING_BYTES: usize = 64 << 20;
 /// An answer that is larger, in bytes, has to be taken in time. Smaller ones fit into the buffers of any connection.
 const LARGE_ANSWER: usize = 64 << 10;
-/// The time for a large answer, whatever the line, in milliseconds.
-const TAKEN_WITHIN_MS: u64 = 10_000;
-/// What a line carries at least, in bytes in a millisecond: 2 Mbit/s. A large answer has the time that everything takes which has shared
-/// the line with it.
-const LINE: u64 = 256;
 
 /// The connections of one listener.
 #[derive(Debug)]
@@ -115,53 +112,6 @@ struct OfAddress {
     calls: Arc<Calls>,
 }
 
-/// The answers of a connection that its client has to take in time, and has not taken.
-#[derive(Debug, Default)]
-struct Large {
-    next: u64,
-    /// Bytes of all such answers so far.
-    admitted: u64,
-    /// Those that wait.
-    waiting_bytes: u64,
-    waiting: BTreeMap<u64, Waiting>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Waiting {
-    /// When it began to wait, in milliseconds since the listener started.
-    since_ms: u64,
-    /// The time that it has beside that for everything that shares the line.
-    within_ms: u64,
-    /// Bytes of such answers that had been taken by then.
-    taken: u64,
-    bytes: u64,
-}
-
-impl Large {
-    fn enter(&mut self, bytes: u64, within_ms: u64, since_ms: u64) -> u64 {
-        let (number, taken) = (self.next, self.admitted - self.waiting_bytes);
-        self.waiting.insert(number, Waiting { since_ms, within_ms, taken, bytes });
-        self.next += 1;
-        self.admitted += bytes;
-        self.waiting_bytes += bytes;
-        number
-    }
-
-    fn leave(&mut self, number: u64) {
-        let left = self.waiting.remove(&number);
-        self.waiting_bytes -= left.map_or(0, |left| left.bytes);
-    }
-
-    /// Whether the oldest one has waited for longer than a slow line needs for everything that has shared the line with it.
-    fn is_stalled(&self, now_ms: u64) -> bool {
-        let oldest = self.waiting.values().next();
-        oldest.is_some_and(|oldest| {
-            let shared = self.admitted - oldest.taken;
-            now_ms.saturating_sub(oldest.since_ms) > oldest.within_ms + shared / LINE
-        })
-    }
-}
-
 #[derive(Debug)]
 struct Entry {
     /// Its position in [`Open::entries`]; changed only while [`Permits::open`] is locked.
@@ -213,6 +163,8 @@ pub struct CountedCall {
     call: Call,
     /// It needs no credential.
     open: bool,
+    /// It counts for as many.
+    weight: usize,
 }
 
 /// The answer of a call, which its client has to take in time.
@@ -440,16 +392,17 @@ impl Usage {
         Call(self.clone())
     }
 
-    /// A call begins, as in [`Self::call`], that is counted until its answer has been taken. `open`: it needs no credential. `None` if
-    /// there are too many: of its address, or of all.
-    pub fn counted_call(&self, open: bool) -> Option<CountedCall> {
-        let counted = CountedCall { call: self.call(), open };
+    /// A call begins, as in [`Self::call`], that is counted until its answer has been taken. `open`: it needs no credential. One that
+    /// takes more than others counts for `weight` calls. `None` if there are too many: of its address, or of all.
+    pub fn counted_call(&self, open: bool, weight: usize) -> Option<CountedCall> {
+        let counted = CountedCall { call: self.call(), open, weight };
         let Some((permits, entry)) = &self.0 else { return Some(counted) };
         let most = if open { OPEN_CALLS } else { CALLS };
-        let own = entry.of_address.of(open).fetch_add(1, Ordering::AcqRel);
-        let all = permits.calls.of(open).fetch_add(1, Ordering::AcqRel);
+        let own = entry.of_address.of(open).fetch_add(weight, Ordering::AcqRel) + weight;
+        let all = permits.calls.of(open).fetch_add(weight, Ordering::AcqRel) + weight;
         // If refused, it is dropped here and the counts are undone.
-        let fits = all < most && (entry.exempt || own < most / 2);
+        let few = entry.calls.load(Ordering::Relaxed) <= FEW_CALLS;
+        let fits = all <= if few { most } else { most / 4 * 3 } && (entry.exempt || own <= most / 2);
         permits.counts.calls.fetch_add(u64::from(!fits), Ordering::Relaxed);
         fits.then_some(counted)
     }
@@ -534,8 +487,8 @@ impl CountedCall {
 impl Drop for CountedCall {
     fn drop(&mut self) {
         if let Some((permits, entry)) = &self.call.0.0 {
-            entry.of_address.of(self.open).fetch_sub(1, Ordering::AcqRel);
-            permits.calls.of(self.open).fetch_sub(1, Ordering::AcqRel);
+            entry.of_address.of(self.open).fetch_sub(self.weight, Ordering::AcqRel);
+            permits.calls.of(self.open).fetch_sub(self.weight, Ordering::AcqRel);
         }
     }
 }

@@ -25,7 +25,7 @@ use witan_wire::v1::session_response::Result as Outcome;
 use witan_wire::v1::{DeleteTenantRequest, ListKeysRequest, SessionRequest};
 
 use crate::harness::{Api, Cluster, PATIENCE, Process, Setup, eventually, get, own_address, read, write};
-use attack::{HEALTH, Half, WRITE, continuation_flood, drip, half_sent, ping, rapid_resets};
+use attack::{HEALTH, Half, WRITE, continuation_flood, drip, half_sent, long_headers, ping, rapid_resets};
 use attack::{unread, watchers, whole_within, wordless};
 use friend::Friend;
 
@@ -232,6 +232,17 @@ async fn connections_that_only_ping() {
     target.friend.newcomers(5).await;
     pinging.iter().for_each(tokio::task::JoinHandle::abort);
     target.withstands("pings", 50, ()).await;
+}
+
+/// Headers are kept for as long as their call is under way: three hundred bytes or fifteen thousand.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_with_long_headers() {
+    const CONNECTIONS: usize = 30;
+    let target = Target::start().await;
+    let attacks = join_all((0..CONNECTIONS).map(|_| long_headers(target.address(), 1000))).await;
+    let refused: usize = attacks.iter().map(|(refused, _)| refused).sum();
+    println!("{refused} of {} calls were refused", CONNECTIONS * 1000);
+    target.withstands("long headers", 650, attacks).await;
 }
 
 /// Deadlines that no clock has: a number of seconds that cannot be added to the present.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::untaken::LINE;
 
 fn of(bounds: Bounds, silent_for: Duration) -> Arc<Permits> {
     Arc::new(Permits { silent_for, ..Permits::new(bounds) })
@@ -156,20 +157,22 @@ fn calls_are_bounded_of_an_address_and_of_all() {
     for (open, most) in [(true, OPEN_CALLS), (false, CALLS)] {
         let (one, two, three) =
             (permits.take(from(1)).unwrap(), permits.take(from(2)).unwrap(), permits.take(from(3)).unwrap());
-        let calls = |permit: &Permit| (0..most).map_while(|_| permit.usage().counted_call(open)).collect::<Vec<_>>();
+        let calls = |permit: &Permit| (0..most).map_while(|_| permit.usage().counted_call(open, 1)).collect::<Vec<_>>();
         let first = calls(&one);
         assert_eq!(first.len(), most / 2, "of an address");
-        assert!(permits.take(from(1)).unwrap().usage().counted_call(open).is_none(), "on any of its connections");
-        assert!(one.usage().counted_call(!open).is_some(), "the others are counted apart");
+        assert!(permits.take(from(1)).unwrap().usage().counted_call(open, 1).is_none(), "on any of its connections");
+        assert!(one.usage().counted_call(!open, 1).is_some(), "the others are counted apart");
         let second = calls(&two);
-        assert_eq!(second.len(), most / 2);
-        assert!(three.usage().counted_call(open).is_none(), "of all");
-        drop(first);
-        assert!(three.usage().counted_call(open).is_some());
-        drop((second, one));
+        assert_eq!(second.len(), most / 4, "of all, for one that has many");
+        let few = calls(&three);
+        assert_eq!(few.len(), FEW_CALLS as usize, "the rest is for those that have few");
+        drop((first, second, few));
+        let heavy = (0..most).map_while(|_| one.usage().counted_call(open, 4)).collect::<Vec<_>>();
+        assert_eq!(heavy.len(), most / 2 / 4);
+        drop((heavy, one));
         assert_eq!(permits.calls.of(open).load(Ordering::Relaxed), 0);
     }
-    assert_eq!(permits.counts.calls.load(Ordering::Relaxed), 2 * 4);
+    assert_eq!(permits.counts.calls.load(Ordering::Relaxed), 2 * 5);
 }
 
 #[test]

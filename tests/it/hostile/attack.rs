@@ -241,6 +241,23 @@ pub(super) async fn drip(address: SocketAddr, from: IpAddr) {
     }
 }
 
+/// Calls on one connection with 15 KiB of headers each, whose message never arrives. Returns how many are refused within a few seconds, and
+/// what keeps the others open.
+pub(super) async fn long_headers(address: SocketAddr, calls: usize) -> (usize, impl Sized) {
+    let (send, running) = connect(address).await;
+    let mut open = Vec::new();
+    for _ in 0..calls {
+        let mut ready = send.clone().ready().await.expect("the connection takes calls");
+        let mut request = call(address, WRITE);
+        request.headers_mut().insert("x-long", HeaderValue::from_str(&"y".repeat(15 << 10)).expect("a header"));
+        open.push(ready.send_request(request, false).expect("a call"));
+    }
+    let refused =
+        open.iter_mut().map(async |(response, _)| tokio::time::timeout(Duration::from_secs(5), response).await.is_ok());
+    let refused = join_all(refused).await.into_iter().filter(|refused| *refused).count();
+    (refused, (open, running))
+}
+
 /// A connection that pings twice a second and makes no call, until it is closed.
 pub(super) async fn ping(address: SocketAddr) {
     const PING: u8 = 6;
