@@ -99,7 +99,7 @@ where
     }
 }
 
-/// Headers are kept while their call is under way. So many bytes of them take as much as a call without any.
+/// Headers are kept while their call is under way, and take about four times their size. This number of bytes takes as much as a call.
 const HEADER_BYTES: usize = 2 << 10;
 
 /// For how many calls one counts.
