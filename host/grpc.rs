@@ -1,9 +1,9 @@
 //! The gRPC edge: decodes requests, calls the coordinator, encodes responses. The only place where a failure becomes a status.
 //!
 //! `guard` authorizes calls, `status` maps failures to statuses, `convert` maps requests and responses, `keyvalue` serves single
-//! calls and `session` streams of them, `tenants` and `nodes` serve the catalog, `maintenance` (with `page_token`) key listings,
-//! repair and tenant deletion, `plugins` the plugin platform, `access` API tokens; `origin` gives each call its id, `intake` bounds
-//! the memory held by incomplete messages, and `server` serves all of it on a listener.
+//! calls and `session` streams of them (`kept` and `unsent` bound what waits for clients), `tenants` and `nodes` serve the catalog,
+//! `maintenance` (with `page_token`) key listings, repair and tenant deletion, `plugins` the plugin platform, `access` API tokens;
+//! `origin` gives each call its id, `intake` bounds the memory held by incomplete messages, and `server` serves all of it on a listener.
 
 mod access;
 mod convert;
@@ -20,7 +20,10 @@ pub mod server;
 pub mod session;
 mod status;
 mod tenants;
+mod unsent;
 
 pub use access::AccessApi;
+pub use kept::Admit;
 pub use keyvalue::CoordinatorApi;
 pub use plugins::PluginApi;
+pub use unsent::Unsent;

@@ -105,7 +105,7 @@ impl Causes {
 
     /// The failure of an operation that is short of answers; `nothing_done`: it has certainly changed nothing. Then it is overload, or a
     /// plan of before a change, and no other fault, if it would have been met without.
-    pub(super) fn quorum_not_reached(self, required: u8, received: u8, nothing_done: bool) -> Failure {
+    fn quorum_not_reached(self, required: u8, received: u8, nothing_done: bool) -> Failure {
         if nothing_done && self.overloaded > 0 && received + self.overloaded >= required {
             return Failure::Overloaded { retry_after: RETRY_AFTER };
         }
@@ -152,6 +152,13 @@ impl<W: World> Exchange<W> {
         let room = Arc::clone(&self.coordinator.fetched);
         let mailbox = Arc::new(Mailbox::within(room, self.plan.place.tenant.clone()));
         Self { mailbox, ..self }
+    }
+
+    /// The failure of the operation, which is short of answers; it is counted as what it is. See [`Causes::quorum_not_reached`].
+    pub(super) fn short(&self, causes: Causes, required: u8, received: u8, nothing_done: bool) -> Failure {
+        let failure = causes.quorum_not_reached(required, received, nothing_done);
+        self.coordinator.metrics.fell_short(&failure);
+        failure
     }
 
     /// Whether there was no room for a record: then nothing else is asked for.

@@ -7,8 +7,8 @@
 //!
 //! Reading order: `request` (requests and responses), `change` and `read` (an operation from start to end), `plan` (which replicas are
 //! asked), `following` (up to where it knows what it is planned from), `lines` (operations that wait for others on their key), `exchange`
-//! and `mailbox` (requests and answers), `register`, `siblings`, `repair`, `collapse`, `idempotency`, `keys`, `admission` and `load`, `room`
-//! and `answers`, `metrics`.
+//! and `mailbox` (requests and answers), `register`, `siblings`, `repair`, `collapse`, `idempotency`, `keys`, `admission` and `load`,
+//! `room` and `answers`, `metrics`.
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]

@@ -45,8 +45,10 @@ pub struct Metrics {
     pub conflicts_detected: Counter,
     /// Repairs of stale replicas.
     pub repairs_triggered: Counter,
-    /// Operations that too few replicas acknowledged.
+    /// Operations that too few replicas acknowledged, for another reason than overload.
     pub quorum_failures: Counter,
+    /// Operations that would have been acknowledged if storage nodes had had less to do.
+    pub overloaded_nodes: Counter,
     /// Repairs not started because too many were running.
     pub repairs_dropped: Counter,
     /// Spare replicas asked by reads.
@@ -84,6 +86,7 @@ impl Default for Metrics {
             conflicts_detected: Counter::default(),
             repairs_triggered: Counter::default(),
             quorum_failures: Counter::default(),
+            overloaded_nodes: Counter::default(),
             repairs_dropped: Counter::default(),
             hedges: Counter::default(),
             replicas_missed: Counter::default(),
@@ -101,11 +104,16 @@ impl Metrics {
         registry.register("coordinator_requests", "Requests by operation and status", self.requests.clone());
         let help = "Seconds from a request to its response";
         registry.register("coordinator_request_duration_seconds", help, self.durations.clone());
-        let counters: [(&str, &str, &Counter); 8] = [
+        let counters: [(&str, &str, &Counter); 9] = [
             ("witan_scans_refused", "Pages of keys refused: too many were being read", &self.scans_refused),
             ("coordinator_conflicts_detected", "Live siblings that differed, met by reads", &self.conflicts_detected),
             ("coordinator_repairs_triggered", "Repairs of stale replicas", &self.repairs_triggered),
             ("coordinator_quorum_failures", "Operations that too few replicas answered", &self.quorum_failures),
+            (
+                "witan_operations_overloaded_nodes",
+                "Operations refused because storage nodes, or the connections to them, had too much to do",
+                &self.overloaded_nodes,
+            ),
             ("witan_repairs_dropped", "Repairs not started: too many were running", &self.repairs_dropped),
             ("witan_hedges", "Spare replicas asked by reads", &self.hedges),
             ("witan_replicas_missed", "Replicas that missed a write that was acknowledged", &self.replicas_missed),
@@ -134,6 +142,14 @@ impl Metrics {
         if operation == Operation::Read {
             self.reads.inc();
         }
+    }
+
+    /// Counts an operation that was short of answers, by what became of it. An overload passes, and is no fault of replicas.
+    pub(super) fn fell_short(&self, failure: &Failure) {
+        match failure {
+            Failure::Overloaded { .. } => self.overloaded_nodes.inc(),
+            _ => self.quorum_failures.inc(),
+        };
     }
 
     /// Takes a hedge from the budget, and counts it; false when the budget is used up. One read in twenty may ask a spare replica, so that
@@ -216,5 +232,21 @@ fn status(failed: Option<&Failed>) -> usize {
             | Failure::Forgotten,
         ) => 3,
         Some(Failure::PluginFault { .. } | Failure::Internal(_)) => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RETRY_AFTER;
+
+    #[test]
+    fn an_overload_is_no_quorum_failure() {
+        let metrics = Metrics::default();
+        metrics.fell_short(&Failure::Overloaded { retry_after: RETRY_AFTER });
+        assert_eq!((metrics.overloaded_nodes.get(), metrics.quorum_failures.get()), (1, 0));
+        metrics.fell_short(&Failure::QuorumNotReached { required: 2, received: 1, causes: Vec::new() });
+        metrics.fell_short(&Failure::StorageFull { required: 2, received: 1 });
+        assert_eq!((metrics.overloaded_nodes.get(), metrics.quorum_failures.get()), (1, 2));
     }
 }

@@ -110,8 +110,8 @@ impl<W: World> Exchange<W> {
             Ended::Met => self.reconciled(&round.into_records()),
             Ended::Short(_) if self.had_no_room() => Err(self.coordinator.overloaded().of_read()),
             Ended::Short(causes) => {
-                self.coordinator.metrics.quorum_failures.inc();
-                Err(causes.quorum_not_reached(round.tally().required(), round.tally().received(), true).of_read())
+                let tally = round.tally();
+                Err(self.short(causes, tally.required(), tally.received(), true).of_read())
             }
             Ended::Late => Err(late(round.tally()).of_read()),
         }

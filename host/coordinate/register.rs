@@ -73,8 +73,8 @@ impl<W: World> Exchange<W> {
         match self.drive(Phase::Stamp, round).await {
             Ended::Met => Ok(()),
             Ended::Short(causes) => {
-                self.coordinator.metrics.quorum_failures.inc();
-                Err(causes.quorum_not_reached(round.tally().required(), round.tally().received(), true).not_applied())
+                let tally = round.tally();
+                Err(self.short(causes, tally.required(), tally.received(), true).not_applied())
             }
             Ended::Late => Err(late(round.tally()).not_applied()),
         }
@@ -94,11 +94,11 @@ impl<W: World> Exchange<W> {
         let tally = round.tally();
         let (required, received) = (tally.required(), tally.received());
         let nothing_done = tally.certainly_nothing_done();
-        self.coordinator.metrics.quorum_failures.inc();
         let failure = if round.disks_full() {
+            self.coordinator.metrics.quorum_failures.inc();
             Failure::StorageFull { required, received }
         } else {
-            causes.quorum_not_reached(required, received, nothing_done)
+            self.short(causes, required, received, nothing_done)
         };
         if nothing_done { failure.not_applied() } else { failure.in_doubt() }
     }

@@ -76,9 +76,8 @@ impl<W: World> Exchange<W> {
             Some(ReplicaError::SiblingLimit) => Failure::SiblingLimit,
             Some(ReplicaError::StorageFull) => Failure::StorageFull { required, received: 0 },
             _ => {
-                self.coordinator.metrics.quorum_failures.inc();
                 let (required, received) = round.short_of_answers().unwrap_or((required, 0));
-                causes.quorum_not_reached(required, received, round.certainly_not_applied())
+                self.short(causes, required, received, round.certainly_not_applied())
             }
         };
         if round.certainly_not_applied() { failure.not_applied() } else { failure.in_doubt() }

@@ -10,6 +10,7 @@ use witan_wire::v1;
 use witan_wire::v1::access_service_server::AccessService;
 
 use super::guard::{caller, denied};
+use super::kept::{Admit, listed, usage};
 use super::status::{invalid, store_report};
 use super::tenants::{self, page_size, seconds};
 use crate::access::caller::Caller;
@@ -21,12 +22,13 @@ use crate::access::token::Grant;
 pub struct AccessApi {
     issuance: Issuance,
     catalog: Arc<Catalog>,
+    answers: Arc<dyn Admit>,
 }
 
 impl AccessApi {
-    /// Serves `issuance`; each call takes one of the turns of `catalog`.
-    pub fn new(issuance: Issuance, catalog: Arc<Catalog>) -> Self {
-        Self { issuance, catalog }
+    /// Serves `issuance`; each call takes one of the turns of `catalog`, and a listing has room among `answers`.
+    pub fn new(issuance: Issuance, catalog: Arc<Catalog>, answers: Arc<dyn Admit>) -> Self {
+        Self { issuance, catalog, answers }
     }
 }
 
@@ -47,7 +49,7 @@ impl AccessService for AccessApi {
         &self,
         mut request: Request<v1::ListTokensRequest>,
     ) -> Result<Response<v1::ListTokensResponse>, Status> {
-        let caller = caller(&mut request)?;
+        let (caller, usage) = (caller(&mut request)?, usage(&request));
         let request = request.into_inner();
         let limit = page_size(request.page_size).map_err(|error| invalid(&error))?;
         let tenant = named(request.tenant_id).map_err(|error| invalid(&error))?;
@@ -58,10 +60,11 @@ impl AccessService for AccessApi {
             .list(&caller, tenant.as_ref(), after, limit)
             .await
             .map_err(|error| status(&caller, &error))?;
-        Ok(Response::new(v1::ListTokensResponse {
+        let answer = v1::ListTokensResponse {
             tokens: page.tokens.iter().map(info).collect(),
             next_page_token: page.next.unwrap_or_default(),
-        }))
+        };
+        listed(&*self.answers, &usage, caller.credential().tenant(), answer)
     }
 
     async fn revoke_token(

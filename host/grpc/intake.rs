@@ -287,7 +287,7 @@ fn too_large(length: usize, most: usize) -> Status {
     Report::new(Code::OutOfRange, "INVALID_REQUEST", problem).not_applied().status()
 }
 
-fn refused(why: &str) -> Status {
+pub(super) fn refused(why: &str) -> Status {
     let report = Report::new(Code::ResourceExhausted, "OVERLOADED", why).not_applied();
     report.retry_after(Duration::from_millis(500)).status()
 }

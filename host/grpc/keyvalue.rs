@@ -7,17 +7,18 @@ use arc_swap::ArcSwap;
 use tokio::sync::{oneshot, watch};
 use tonic::{Request, Response, Status, Streaming};
 use witan_kernel::failure::{Failed, Failure};
+use witan_kernel::name::TenantId;
 use witan_wire::v1;
 use witan_wire::v1::coordinator_service_server::CoordinatorService;
 
 use super::guard::{arrival, caller, denied};
-use super::kept::Kept;
+use super::kept::{Kept, listed, usage};
 use super::status::{Report, invalid, report};
+use super::unsent::Unsent;
 use super::{convert, maintenance, session};
 use witan_control::Catalog;
 use witan_control::defaults::Fallbacks;
 use witan_coordinate::{Coordinator, Respond, World};
-use witan_net::{Peer, UntilSent};
 use witan_upkeep::Upkeep;
 
 /// The coordinator's service.
@@ -28,17 +29,21 @@ pub struct CoordinatorApi<W: World> {
     pub(super) fallbacks: Arc<ArcSwap<Fallbacks>>,
     /// Turns true when the coordinator begins to shut down.
     closing: watch::Receiver<bool>,
+    /// Answers of sessions that have not been sent.
+    unsent: Arc<Unsent>,
 }
 
 impl<W: World> CoordinatorApi<W> {
-    /// A service over `coordinator`, with tenants and nodes from `catalog`. Sessions accept no operations once `closing` is true.
+    /// A service over `coordinator`, with tenants and nodes from `catalog`. Sessions accept no operations once `closing` is true;
+    /// their answers are counted in `unsent`.
     pub fn new(
         coordinator: Arc<Coordinator<W>>,
         upkeep: Arc<Upkeep<W>>,
         catalog: Arc<Catalog>,
         closing: watch::Receiver<bool>,
+        unsent: Arc<Unsent>,
     ) -> Self {
-        Self { coordinator, upkeep, catalog, fallbacks: Arc::default(), closing }
+        Self { coordinator, upkeep, catalog, fallbacks: Arc::default(), closing, unsent }
     }
 
     /// Defaults for settings that a request to create a tenant or node leaves out; may be changed at any time.
@@ -93,14 +98,12 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         request: Request<v1::ReadKeyValueRequest>,
     ) -> Result<Response<v1::ReadKeyValueResponse>, Status> {
         let key = request.get_ref().key.clone();
-        let usage = request.extensions().get::<Peer>().map(|peer| peer.usage.clone()).unwrap_or_default();
+        let usage = usage(&request);
         let request = decoded(&self.coordinator, request, convert::read)?;
         let tenant = request.tenant.clone();
         let answer = run(|respond| self.coordinator.read(request, respond), false).await?;
-        let kept = Kept::of(&self.coordinator, &usage, &tenant, answer.bytes()).map_err(Report::status)?;
-        let mut response = Response::new(convert::found(answer, key));
-        response.extensions_mut().insert(UntilSent(Arc::new(kept)));
-        Ok(response)
+        let kept = Kept::of(&*self.coordinator, &usage, &tenant, answer.bytes()).map_err(Report::status)?;
+        Ok(kept.with(convert::found(answer, key)))
     }
 
     async fn delete_key_value(
@@ -120,9 +123,10 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         mut request: Request<Streaming<v1::SessionRequestBatch>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let caller = caller(&mut request)?;
-        let usage = request.extensions().get::<Peer>().map(|peer| peer.usage.clone()).unwrap_or_default();
-        let responses =
-            session::open(Arc::clone(&self.coordinator), caller, usage, request.into_inner(), self.closing.clone());
+        let usage = usage(&request);
+        let unsent = self.unsent.session(&caller);
+        let (coordinator, closing) = (Arc::clone(&self.coordinator), self.closing.clone());
+        let responses = session::open(coordinator, caller, usage, unsent, request.into_inner(), closing);
         Ok(Response::new(responses))
     }
 
@@ -173,8 +177,10 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         &self,
         mut request: Request<v1::ListKeysRequest>,
     ) -> Result<Response<v1::ListKeysResponse>, Status> {
-        let timeout = convert::timeout(request.metadata());
-        self.keys(caller(&mut request)?, request.into_inner(), timeout).await.map(Response::new)
+        let (timeout, usage) = (convert::timeout(request.metadata()), usage(&request));
+        let tenant = TenantId::new(&*request.get_ref().tenant_id).ok();
+        let keys = self.keys(caller(&mut request)?, request.into_inner(), timeout).await?;
+        listed(&*self.coordinator, &usage, tenant.as_ref(), keys)
     }
 
     type RepairStream = maintenance::Reports;

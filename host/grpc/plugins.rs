@@ -18,6 +18,7 @@ use witan_wire::v1::upload_plugin_request::Part;
 
 use super::convert::timeout;
 use super::guard::{caller, denied, while_good};
+use super::kept::{Admit, Kept, listed, usage};
 use super::status::{invalid, refused, store_report};
 use super::tenants;
 use crate::access::caller::Caller;
@@ -27,12 +28,13 @@ use witan_control::{Catalog, ChangeRefused, Turn};
 pub struct PluginApi {
     host: PluginHost,
     catalog: Arc<Catalog>,
+    answers: Arc<dyn Admit>,
 }
 
 impl PluginApi {
-    /// A service over `host` for the tenants of `catalog`.
-    pub fn new(host: PluginHost, catalog: Arc<Catalog>) -> Self {
-        Self { host, catalog }
+    /// A service over `host` for the tenants of `catalog`, whose answers have room among `answers`.
+    pub fn new(host: PluginHost, catalog: Arc<Catalog>, answers: Arc<dyn Admit>) -> Self {
+        Self { host, catalog, answers }
     }
 
     /// A turn for a change of a binding; those for all tenants (`None`) are for operators.
@@ -83,18 +85,18 @@ impl PluginService for PluginApi {
         let deadline = deadline(&request);
         // Its place is held until the component is staged.
         let mut upload = self.host.begin_upload().map_err(status)?;
-        let received = tokio::time::timeout_at(upload.until(), receive(request.into_inner(), &mut upload)).await;
-        received.map_err(|_| late(upload.within()))??;
+        receive_in_time(request.into_inner(), &mut upload).await?;
         let artifact = self.host.stage(upload.take(), deadline).await.map_err(status)?;
         Ok(Response::new(v1::UploadPluginResponse { plugin: Some(info(&artifact)) }))
     }
 
     async fn list_plugins(
         &self,
-        _: Request<v1::ListPluginsRequest>,
+        mut request: Request<v1::ListPluginsRequest>,
     ) -> Result<Response<v1::ListPluginsResponse>, Status> {
+        let (caller, usage) = (caller(&mut request)?, usage(&request));
         let plugins = self.host.artifacts().iter().map(info).collect();
-        Ok(Response::new(v1::ListPluginsResponse { plugins }))
+        listed(&*self.answers, &usage, caller.credential().tenant(), v1::ListPluginsResponse { plugins })
     }
 
     async fn get_plugin(
@@ -118,9 +120,10 @@ impl PluginService for PluginApi {
         &self,
         mut request: Request<v1::BindPluginRequest>,
     ) -> Result<Response<v1::BindPluginResponse>, Status> {
-        let (caller, deadline) = (caller(&mut request)?, deadline(&request));
+        let (caller, deadline, usage) = (caller(&mut request)?, deadline(&request), usage(&request));
         let request = request.into_inner();
         let (tenant, hook) = own_slot(&caller, &request.tenant_id, &request.hook)?;
+        let kept = Kept::of_bindings(&*self.answers, &usage, caller.credential().tenant())?;
         let on_fault = OnFault::parse(&request.on_fault).ok_or_else(|| {
             let problem = format!("{} is not known", shown(&request.on_fault));
             invalid(&Invalid::new("on_fault", problem, "use \"native\" or \"fail\""))
@@ -138,7 +141,7 @@ impl PluginService for PluginApi {
             let turn = self.change(&caller, tenant.as_ref())?;
             let previous =
                 self.catalog.change_binding(turn, tenant.as_ref(), hook, unbind).await.map_err(not_changed)?;
-            return Ok(Response::new(v1::BindPluginResponse { binding: None, previous }));
+            return Ok(kept.with(v1::BindPluginResponse { binding: None, previous }));
         }
         // Before the change begins, which may block operations.
         let plugin = self.reference(&request.plugin, deadline).await?;
@@ -151,15 +154,16 @@ impl PluginService for PluginApi {
         let turn = self.change(&caller, tenant.as_ref())?;
         let changed = self.catalog.change_binding(turn, tenant.as_ref(), hook, bind).await;
         let (bound, previous) = changed.map_err(not_changed)?;
-        Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
+        Ok(kept.with(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
     }
 
     async fn rollback_binding(
         &self,
         mut request: Request<v1::RollbackBindingRequest>,
     ) -> Result<Response<v1::BindPluginResponse>, Status> {
-        let caller = caller(&mut request)?;
+        let (caller, usage) = (caller(&mut request)?, usage(&request));
         let (tenant, hook) = own_slot(&caller, &request.get_ref().tenant_id, &request.get_ref().hook)?;
+        let kept = Kept::of_bindings(&*self.answers, &usage, caller.credential().tenant())?;
         let (host, slot) = (self.host.clone(), tenant.clone());
         let roll_back = async move {
             let previous = in_force(&host, slot.as_ref(), hook);
@@ -168,21 +172,22 @@ impl PluginService for PluginApi {
         let turn = self.change(&caller, tenant.as_ref())?;
         let changed = self.catalog.change_binding(turn, tenant.as_ref(), hook, roll_back).await;
         let (bound, previous) = changed.map_err(not_changed)?;
-        Ok(Response::new(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
+        Ok(kept.with(v1::BindPluginResponse { binding: Some(binding(&bound)), previous }))
     }
 
     async fn list_bindings(
         &self,
         mut request: Request<v1::ListBindingsRequest>,
     ) -> Result<Response<v1::ListBindingsResponse>, Status> {
-        let caller = caller(&mut request)?;
+        let (caller, usage) = (caller(&mut request)?, usage(&request));
         let wanted = &request.get_ref().tenant_id;
         own(&caller, named(wanted)?.as_ref())?;
         let bindings = self.host.bindings();
         let of_tenant = bindings
             .iter()
             .filter(|bound| wanted.is_empty() || bound.record.tenant.as_ref().is_some_and(|t| t.as_str() == wanted));
-        Ok(Response::new(v1::ListBindingsResponse { bindings: of_tenant.map(binding).collect() }))
+        let answer = v1::ListBindingsResponse { bindings: of_tenant.map(binding).collect() };
+        listed(&*self.answers, &usage, caller.credential().tenant(), answer)
     }
 
     type WatchPluginEventsStream = Pin<Box<dyn Stream<Item = Result<v1::PluginEvent, Status>> + Send>>;
@@ -222,6 +227,12 @@ fn not_changed(refused: ChangeRefused<Status>) -> Status {
         ChangeRefused::Refused(refused) => tenants::status(&refused),
         ChangeRefused::Host(status) => status,
     }
+}
+
+/// Receives an upload, within the time that one has.
+async fn receive_in_time(parts: Streaming<v1::UploadPluginRequest>, upload: &mut Upload) -> Result<(), Status> {
+    let received = tokio::time::timeout_at(upload.until(), receive(parts, upload)).await;
+    received.map_err(|_| late(upload.within()))?
 }
 
 /// Receives an upload: a manifest, then the bytes.
@@ -354,5 +365,59 @@ fn status(error: PluginError) -> Status {
             tracing::error!(%reason, "the plugin host failed");
             refused(Code::Internal, "INTERNAL_ERROR", "internal error; see the log")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use bytes::{BufMut, Bytes, BytesMut};
+    use prost::Message;
+    use tonic::body::Body;
+    use tonic::codec::Codec;
+    use tonic_types::StatusExt;
+    use witan_memory::MemoryPlugins;
+    use witan_plugin::{Limits, Settings};
+    use witan_wire::codec::WeighingCodec;
+
+    use super::*;
+
+    fn framed(part: Part) -> Bytes {
+        let message = v1::UploadPluginRequest { part: Some(part) };
+        let mut bytes = BytesMut::new();
+        bytes.put_u8(0);
+        bytes.put_u32(message.encoded_len() as u32);
+        message.encode(&mut bytes).unwrap();
+        bytes.freeze()
+    }
+
+    /// Chunks that arrive one a second, and never end.
+    fn endless() -> Streaming<v1::UploadPluginRequest> {
+        let manifest = framed(Part::Manifest(v1::UploadPluginManifest::default()));
+        let chunks = futures::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Some((framed(Part::Chunk(Bytes::from_static(b"slow"))), ()))
+        });
+        let parts = tokio_stream::iter([manifest]).chain(chunks).map(Ok::<_, Infallible>);
+        let body = Body::new(axum::body::Body::from_stream(parts));
+        let mut codec = WeighingCodec::<v1::UploadPluginRequest, v1::UploadPluginRequest>::default();
+        Streaming::new_request(codec.decoder(), body, None, None)
+    }
+
+    /// It holds one of a few places, so that it must not go on for ever, although something arrives all the time.
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_that_does_not_end_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data_dir, limits) = (folder.path().to_owned(), Limits::default());
+        let settings = Settings { data_dir, folder: None, limits, compiler: "no-compiler".into() };
+        let host = PluginHost::start(settings, Arc::new(MemoryPlugins::default())).unwrap();
+        let began = tokio::time::Instant::now();
+        let mut upload = host.begin_upload().unwrap();
+        let refused = receive_in_time(endless(), &mut upload).await.unwrap_err();
+        let reason = refused.get_details_error_info().unwrap().reason;
+        assert_eq!((refused.code(), reason.as_str()), (Code::DeadlineExceeded, "DEADLINE"), "{refused}");
+        assert_eq!(began.elapsed().as_secs(), 60, "{refused}");
+        assert!(upload.received().starts_with(b"slow"), "what arrived before that was received");
     }
 }

@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Response;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
-use tokio_stream::Stream;
+use tokio::sync::oneshot;
 use tonic::body::Body;
-use tonic::transport::Server;
-use tonic::transport::server::Connected;
+use tonic::service::Routes;
+use tower::ServiceBuilder;
+use witan_kernel::backoff::{self, Backoff};
 use witan_net::call::{Deadlines, Late, OnlyGrpc};
 use witan_wire::v1::FILE_DESCRIPTOR_SET;
 use witan_wire::v1::access_service_server::AccessServiceServer;
@@ -23,7 +22,7 @@ use super::{AccessApi, CoordinatorApi, PluginApi, status};
 use crate::access::Access;
 use crate::access::scope::{self, Effect, Need};
 use witan_coordinate::World;
-use witan_net::{CallKind, CountCalls, TOO_MANY};
+use witan_net::{CallKind, CountCalls, Incoming, Peer, Serving};
 
 /// Bytes of the largest message sent to a client: 100 siblings in a record of 32 MiB.
 const RESPONSE_BYTES: usize = 40 << 20;
@@ -66,19 +65,13 @@ pub struct Services<W: World> {
 
 /// Serves incoming connections until `shutdown` is ready; then stops accepting, lets calls in flight finish, and returns after
 /// [`Bounds::drain`] at the latest.
-pub async fn serve<W, I, IO, E>(
-    incoming: I,
+pub async fn serve<W: World>(
+    incoming: Incoming,
     services: Services<W>,
     bounds: Bounds,
     shutdown: impl Future<Output = ()>,
-) -> anyhow::Result<()>
-where
-    W: World,
-    I: Stream<Item = Result<IO, E>>,
-    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-    E: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let (stop, mut stopped) = watch::channel(false);
+) -> anyhow::Result<()> {
+    let (stop, stopped) = oneshot::channel();
     let Services { coordinator, plugins, tokens, access } = services;
     let operations = Arc::clone(&coordinator.coordinator);
     let coordinator = CoordinatorServiceServer::new(coordinator)
@@ -90,7 +83,13 @@ where
     health.set_serving::<CoordinatorServiceServer<CoordinatorApi<W>>>().await;
     health.set_serving::<PluginServiceServer<PluginApi>>().await;
     health.set_serving::<AccessServiceServer<AccessApi>>().await;
-    let serving = server(&bounds)
+    let routes = Routes::new(coordinator)
+        .add_service(plugins)
+        .add_service(tokens)
+        .add_service(health_server)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?);
+    let service = ServiceBuilder::new()
         // The first layer is the outermost.
         .layer(CountCalls { kind, too_many })
         // What is no call at all is not looked at any further.
@@ -101,21 +100,17 @@ where
         .layer(Guard(access))
         // The last layer is the innermost: nothing is buffered for a call that is refused anyway.
         .layer(IntakeLayer::new(bounds.intake))
-        .add_service(coordinator)
-        .add_service(plugins)
-        .add_service(tokens)
-        .add_service(health_server)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
-        .serve_with_incoming_shutdown(incoming, async move {
-            let _ = stopped.wait_for(|stopped| *stopped).await;
-        });
+        .service(routes.prepare());
+    let serving = witan_net::serve(incoming, service, Serving { streams: bounds.streams, age }, async {
+        // An error means that nobody waits for the end any more.
+        let _ = stopped.await;
+    });
     let deadline = async {
         shutdown.await;
         health.set_not_serving::<CoordinatorServiceServer<CoordinatorApi<W>>>().await;
         health.set_not_serving::<PluginServiceServer<PluginApi>>().await;
         health.set_not_serving::<AccessServiceServer<AccessApi>>().await;
-        let _ = stop.send(true);
+        let _ = stop.send(());
         // An idle connection would hold up a graceful shutdown forever: once no operation is in flight, a moment for sending the
         // last responses is enough.
         let drained = async {
@@ -125,7 +120,7 @@ where
         let _ = tokio::time::timeout(bounds.drain, drained).await;
     };
     tokio::select! {
-        served = serving => served?,
+        () = serving => {}
         () = deadline => {}
     }
     Ok(())
@@ -135,8 +130,15 @@ where
 /// coordinators that were added since, and unused connections do not stay open forever.
 const CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 
-fn too_many() -> http::Response<tonic::body::Body> {
-    tonic::Status::resource_exhausted(TOO_MANY).into_http()
+/// The age of a connection: up to half of the maximum less, so that clients which connected in the same moment, say because their
+/// coordinator had ended, do not come back in the same moment. The same for the same two ends.
+fn age(peer: &Peer) -> Duration {
+    let seed = backoff::seed(&[peer.address.to_string().as_bytes()]);
+    Backoff::new(CONNECTION_AGE, CONNECTION_AGE, seed).failed()
+}
+
+fn too_many(why: &'static str) -> Response<Body> {
+    intake::refused(why).into_http()
 }
 
 fn kind(path: &str) -> CallKind {
@@ -144,23 +146,9 @@ fn kind(path: &str) -> CallKind {
     match rule.streams {
         true if rule.need == Need::Nothing || path.starts_with("/grpc.reflection.") => CallKind::Watch,
         true => CallKind::Stream,
+        false if rule.need == Need::Nothing => CallKind::Probe,
         false => CallKind::Unary,
     }
-}
-
-/// Sets hyper's limits explicitly: tonic leaves them unset by default.
-fn server(bounds: &Bounds) -> Server {
-    Server::builder()
-        .max_concurrent_streams(bounds.streams)
-        .http2_max_pending_accept_reset_streams(Some(64))
-        .http2_max_local_error_reset_streams(Some(256))
-        .http2_max_header_list_size(16 << 10)
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .max_connection_age(CONNECTION_AGE)
-        .initial_stream_window_size(2 << 20)
-        .initial_connection_window_size(8 << 20)
-        .tcp_nodelay(true)
 }
 
 /// The answer to a call whose deadline has passed.
@@ -176,4 +164,27 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .with_service_name("witan.v1.PluginService")
         .with_service_name("witan.v1.AccessService")
         .with_service_name("grpc.health.v1.Health")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    /// As after a restart of their coordinator.
+    #[test]
+    fn clients_that_connected_together_do_not_come_back_together() {
+        let of = |port| {
+            age(&Peer { address: SocketAddr::from(([10, 0, 0, 1], port)), identity: None, usage: Default::default() })
+        };
+        let ages: Vec<Duration> = (40_000..41_000).map(of).collect();
+        assert!(ages.iter().all(|age| (CONNECTION_AGE / 2..=CONNECTION_AGE).contains(age)));
+        // A thousand clients in 15 minutes: about 67 in each.
+        let mut minutes = [0; 15];
+        ages.iter()
+            .for_each(|age| minutes[((age.as_secs() - CONNECTION_AGE.as_secs() / 2) / 60).min(14) as usize] += 1);
+        assert!(minutes.iter().all(|clients| (30..110).contains(clients)), "{minutes:?}");
+        assert_eq!(of(40_000), ages[0]);
+    }
 }

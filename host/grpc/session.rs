@@ -3,38 +3,43 @@
 //! Operations on one key are carried out one after the other, in the order of the stream: each starts when the previous one has
 //! been answered. Operations on different keys run concurrently. An operation's deadline counts from the arrival of its batch: one whose
 //! turn has not come by then is answered without having begun. A session has a window: while it is full of operations in flight,
-//! nothing is read from the stream, so HTTP/2 flow control slows a fast client down. The bytes of operations that wait, for the window or
-//! for an earlier one on their key, are admitted: of the connection, of the tenant, and of all. What finds no room is refused.
+//! nothing is read from the stream, so HTTP/2 flow control slows a fast client down. The same goes for a client that takes no answers, once
+//! all those that have not been sent are too many. The bytes of operations that wait, for the window or for an earlier one on their key,
+//! are admitted: of the connection, of the tenant, and of all. What finds no room is refused.
+
+mod answers;
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock};
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep};
-use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
-use witan_kernel::failure::{Effect, Failed, Failure};
+use witan_kernel::failure::{Effect, Failed};
 use witan_kernel::hook::Operation as Kind;
 use witan_kernel::name::{Invalid, TenantId};
 use witan_kernel::port::{Clock, until};
 use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
-use witan_wire::v1::{SessionRequest, SessionRequestBatch, SessionResponse, SessionResponseBatch, SessionStatus};
+use witan_wire::v1::{SessionRequest, SessionRequestBatch, SessionResponse};
 use witan_wire::weigh::SESSION_REQUESTS;
 
 use super::convert::{self, OfKey};
 use super::kept::{Kept, Waiting, too_many_waiting};
 use super::status::{Report, refusal, report};
+use super::unsent::OfSession;
 use crate::access::caller::Caller;
 use crate::access::refusal::Refusal;
 use crate::access::scope::Scope;
-use witan_coordinate::{Coordinator, Line, Lines, RETRY_AFTER, ReadAnswer, ReadRequest, World, WriteRequest};
+use answers::{Done, answers, failed_with, failure, not_begun};
+use witan_coordinate::{Coordinator, Line, Lines, ReadAnswer, ReadRequest, World, WriteRequest};
 use witan_net::Usage;
 use witan_origin as origin;
+
+pub use answers::Responses;
 
 /// Operations of one session that may be in flight or waiting for an earlier one on their key. A batch may have four times
 /// as many; the rest of it waits.
@@ -42,20 +47,6 @@ const WINDOW: usize = SESSION_REQUESTS / 4;
 /// Operations that may be in flight, or answered and not sent yet: the window, and as many again that were not let into it before their
 /// deadlines.
 const ANSWERS: usize = 2 * WINDOW;
-/// The most responses in one batch.
-const BATCH: usize = 256;
-/// Bytes of values in a response batch after which the next response starts another batch. A batch stays below tonic's default
-/// message limit of 4 MiB, unless one response alone is larger.
-const BATCH_BYTES: usize = 1 << 20;
-
-/// A response that is ready, and the queue whose next operation may start.
-struct Finished {
-    response: SessionResponse,
-    line: Option<Line>,
-    /// What the answer takes until it has been sent; nothing worth counting for one without a value.
-    kept: Option<Kept>,
-}
-
 enum Job {
     Write(WriteRequest),
     Read(ReadRequest),
@@ -94,30 +85,8 @@ struct Queued {
 /// An operation that has arrived.
 struct Incoming {
     request: SessionRequest,
-    room: Room,
-}
-
-/// Room for an operation while the window is full.
-enum Room {
-    /// It has not had to wait yet.
-    NotNeeded,
-    Given(Waiting),
-    /// There was none: the operation will be refused, and its content has been dropped.
-    Refused {
-        changes: bool,
-    },
-}
-
-/// The stream of responses. It ends when the client has closed its side and every operation is answered; when a batch could not be
-/// accepted, with the reason.
-pub struct Responses {
-    ready: mpsc::Receiver<Finished>,
-    refused: oneshot::Receiver<Status>,
-    freed: mpsc::Sender<Option<Line>>,
-    batch: Vec<Finished>,
-    left_over: VecDeque<(SessionResponse, Option<Kept>)>,
-    /// Of the responses of the last batch, which has been sent once the next one is asked for.
-    sending: Vec<Kept>,
+    /// Its room, if the window was full.
+    room: Option<Waiting>,
 }
 
 /// Opens a session.
@@ -125,22 +94,25 @@ pub(super) fn open<W: World>(
     coordinator: Arc<Coordinator<W>>,
     caller: Caller,
     usage: Usage,
+    unsent: Arc<OfSession>,
     requests: Streaming<SessionRequestBatch>,
     closing: watch::Receiver<bool>,
 ) -> Responses {
     // Each operation answers once, so neither channel can fill up as long as the window holds.
-    let (done, ready) = mpsc::channel(ANSWERS);
     let (freed, free) = mpsc::channel(ANSWERS);
     let (refusal, refused) = oneshot::channel();
+    let (done, responses) = answers(ANSWERS, Arc::clone(&unsent), refused, freed);
     let session = Session {
         coordinator,
         caller,
         usage,
         done,
+        unsent,
         free,
         under_way: 0,
         lines: Lines::default(),
         incoming: VecDeque::new(),
+        turned_away: VecDeque::new(),
         incoming_bytes: 0,
         arrived: 0,
         incoming_until: u64::MAX,
@@ -148,8 +120,7 @@ pub(super) fn open<W: World>(
         refusal: Some(refusal),
     };
     tokio::spawn(origin::carried("session", session.run(requests, closing)));
-    let (batch, left_over) = (Vec::with_capacity(BATCH), VecDeque::new());
-    Responses { ready, refused, freed, batch, left_over, sending: Vec::new() }
+    responses
 }
 
 struct Session<W: World> {
@@ -157,13 +128,18 @@ struct Session<W: World> {
     caller: Caller,
     /// Of its connection.
     usage: Usage,
-    done: mpsc::Sender<Finished>,
+    done: Done,
+    /// Answers that are ready and have not been sent.
+    unsent: Arc<OfSession>,
     free: mpsc::Receiver<Option<Line>>,
     under_way: usize,
     /// Operations that wait for the one in flight on the same record, with their ids.
     lines: Lines<Queued>,
     /// Operations of the last batch that the window had no room for yet.
     incoming: VecDeque<Incoming>,
+    /// Those for which there was no room either, and whether each would have changed something: all that is kept of them until they are
+    /// answered.
+    turned_away: VecDeque<(u64, bool)>,
     /// The bytes of all operations of that batch.
     incoming_bytes: usize,
     /// When it arrived, in monotonic microseconds.
@@ -184,16 +160,11 @@ impl<W: World> Session<W> {
         let mut open = true;
         // Set when no further operation may start: builds the reason.
         let mut refused: Option<Box<dyn Fn() -> Report + Send>> = None;
-        while open || self.under_way > 0 || !self.incoming.is_empty() {
-            while self.under_way < WINDOW
-                && let Some(incoming) = self.incoming.pop_front()
-            {
+        while open || self.under_way > 0 || self.has_more() {
+            while self.under_way < WINDOW && self.unsent.may_go_on() && self.has_more() {
                 // Others have their turns between many that are refused at once.
                 tokio::task::coop::consume_budget().await;
-                match &refused {
-                    None => self.take(incoming),
-                    Some(why) => self.refuse(incoming.request.id, why()),
-                }
+                self.next(refused.as_deref());
             }
             self.make_room();
             self.set_alarm();
@@ -203,7 +174,7 @@ impl<W: World> Session<W> {
                     // The client is gone. Operations in flight continue without it; queued ones never started.
                     None => return,
                 },
-                batch = requests.message(), if open && self.incoming.is_empty() && self.under_way < WINDOW => match batch {
+                batch = requests.message(), if open && !self.has_more() && self.under_way < WINDOW => match batch {
                     Ok(Some(batch)) => {
                         self.arrived = self.now();
                         self.receive(batch);
@@ -225,57 +196,77 @@ impl<W: World> Session<W> {
                     refused = Some(Box::new(shutting_down));
                     open = false;
                 }
+                () = self.unsent.may_go_on_again() => {}
                 () = ring(&mut self.alarm) => self.expire(),
             }
         }
     }
 
-    /// Answers an operation that is not started because the session is ending.
+    /// Whether there are operations of the last batch that have not been let into the window.
+    fn has_more(&self) -> bool {
+        !self.turned_away.is_empty() || !self.incoming.is_empty()
+    }
+
+    /// Lets the next one in, if it is not refused.
+    fn next(&mut self, refused: Option<&(dyn Fn() -> Report + Send)>) {
+        if let Some((id, changes)) = self.turned_away.pop_front() {
+            return self.refuse(id, refused.map_or_else(|| too_many_waiting(changes), |why| why()));
+        }
+        match (self.incoming.pop_front(), refused) {
+            (Some(incoming), None) => self.take(incoming),
+            (Some(incoming), Some(why)) => self.refuse(incoming.request.id, why()),
+            (None, _) => {}
+        }
+    }
+
+    /// Answers an operation that is not started.
     fn refuse(&mut self, id: u64, why: Report) {
         self.under_way += 1;
-        finish(&self.done, Finished { response: failure(id, why), line: None, kept: None });
+        self.done.finish(failure(id, why), None, None);
     }
 
     /// Accepts a batch.
     fn receive(&mut self, batch: SessionRequestBatch) {
         self.incoming_bytes = batch.requests.iter().map(size).sum();
-        let incoming = batch.requests.into_iter().map(|request| Incoming { request, room: Room::NotNeeded });
+        let incoming = batch.requests.into_iter().map(|request| Incoming { request, room: None });
         self.incoming.extend(incoming);
     }
 
     /// Admits the bytes of operations that the window has no room for. There is nothing to do for those that have been admitted before.
     fn make_room(&mut self) {
-        let (coordinator, usage) = (&self.coordinator, &self.usage);
-        let unadmitted = |incoming: &&mut Incoming| matches!(incoming.room, Room::NotNeeded);
         // Those at the front have been admitted first.
-        for incoming in self.incoming.iter_mut().rev().take_while(unadmitted) {
-            let request = &mut incoming.request;
+        let unadmitted = self.incoming.iter().rev().take_while(|incoming| incoming.room.is_none()).count();
+        if unadmitted == 0 {
+            return;
+        }
+        let before = self.turned_away.len();
+        for Incoming { request, .. } in self.incoming.split_off(self.incoming.len() - unadmitted) {
             // An operation whose tenant's id is not valid will be refused, and counts for nobody.
-            let bytes = size(request);
-            let room = match TenantId::new(tenant(request)) {
-                Ok(tenant) => Waiting::of(coordinator, usage, &tenant, bytes),
-                Err(_) => None,
-            };
-            incoming.room = room.map_or_else(|| Room::Refused { changes: drop_content(request) }, Room::Given);
+            let tenant = TenantId::new(tenant(&request)).ok();
+            let room = tenant.and_then(|tenant| Waiting::of(&self.coordinator, &self.usage, &tenant, size(&request)));
+            match room {
+                Some(room) => self.incoming.push_back(Incoming { request, room: Some(room) }),
+                None => self.turned_away.push_back((request.id, changes(&request))),
+            }
+        }
+        if self.turned_away.len() > before {
+            self.incoming.shrink_to_fit();
         }
     }
 
     fn take(&mut self, incoming: Incoming) {
         let Incoming { request, room } = incoming;
-        if let Room::Refused { changes } = room {
-            return self.refuse(request.id, too_many_waiting(changes));
-        }
         self.under_way += 1;
         let (id, bytes) = (request.id, size(&request));
         match decode(request, self.arrived) {
             Ok(mut job) => {
                 if let Err(refused) = self.may(&job) {
                     let report = refusal(&refused, matches!(job, Job::Write(_)));
-                    return finish(&self.done, Finished { response: failure(id, report), line: None, kept: None });
+                    return self.done.finish(failure(id, report), None, None);
                 }
                 let line = line_of(&job);
                 if let Some(failed) = self.coordinator.turned_away(&line.0, job.kind(), self.arrived) {
-                    return finish(&self.done, Finished { response: failed_with(id, failed), line: None, kept: None });
+                    return self.done.finish(failed_with(id, failed), None, None);
                 }
                 if self.incoming_bytes > LARGE_BATCH {
                     job.detach(self.incoming_bytes / 4);
@@ -284,24 +275,20 @@ impl<W: World> Session<W> {
             }
             Err(invalid) => {
                 let failed = Failed { failure: invalid.into(), effect: Some(Effect::NotApplied) };
-                finish(&self.done, Finished { response: failure(id, report(failed)), line: None, kept: None });
+                self.done.finish(failure(id, report(failed)), None, None);
             }
         }
     }
 
     /// Starts an operation, or lets it wait for an earlier one on its key.
-    fn enter(&mut self, id: u64, job: Job, line: Line, room: Room, bytes: usize) {
-        let room = match room {
-            Room::Given(room) => Some(room),
-            _ if !self.lines.is_taken(&line) => None,
-            Room::NotNeeded | Room::Refused { .. } => {
-                let Some(room) = Waiting::of(&self.coordinator, &self.usage, &line.0, bytes) else {
-                    let report = too_many_waiting(matches!(job, Job::Write(_)));
-                    return finish(&self.done, Finished { response: failure(id, report), line: None, kept: None });
-                };
-                Some(room)
+    fn enter(&mut self, id: u64, job: Job, line: Line, mut room: Option<Waiting>, bytes: usize) {
+        if room.is_none() && self.lines.is_taken(&line) {
+            room = Waiting::of(&self.coordinator, &self.usage, &line.0, bytes);
+            if room.is_none() {
+                let report = too_many_waiting(matches!(job, Job::Write(_)));
+                return self.done.finish(failure(id, report), None, None);
             }
-        };
+        }
         let deadline = self.deadline(&job);
         if let Some(Queued { id, job, .. }) = self.lines.enter(&line, deadline, Queued { id, job, _room: room }) {
             self.start(id, job, line);
@@ -341,7 +328,7 @@ impl<W: World> Session<W> {
 
     /// The deadline of an operation that the window had no room for yet.
     fn incoming_deadline(&self, incoming: &Incoming) -> u64 {
-        let kind = if incoming.changes() { Kind::Write } else { Kind::Read };
+        let kind = if changes(&incoming.request) { Kind::Write } else { Kind::Read };
         self.coordinator.deadline(kind, self.arrived, timeout(&incoming.request))
     }
 
@@ -365,21 +352,23 @@ impl<W: World> Session<W> {
         self.alarm = None;
         let now = self.now();
         for Queued { id, job, .. } in self.lines.expired(now) {
-            finish(
-                &self.done,
-                Finished { response: failure(id, not_begun(matches!(job, Job::Write(_)))), line: None, kept: None },
-            );
+            self.done.finish(not_begun(id, matches!(job, Job::Write(_))), None, None);
         }
         for incoming in std::mem::take(&mut self.incoming) {
-            if self.under_way < ANSWERS && self.incoming_deadline(&incoming) <= now {
-                self.refuse(incoming.request.id, not_begun(incoming.changes()));
+            if self.may_answer() && self.incoming_deadline(&incoming) <= now {
+                self.under_way += 1;
+                self.done.finish(not_begun(incoming.request.id, changes(&incoming.request)), None, None);
             } else {
                 self.incoming.push_back(incoming);
             }
         }
         // With a client that reads no answers there may be no room for them: then there is nothing to be done in time.
-        let room = self.under_way < ANSWERS;
-        self.incoming_until = if room { self.earliest_incoming() } else { u64::MAX };
+        self.incoming_until = if self.may_answer() { self.earliest_incoming() } else { u64::MAX };
+    }
+
+    /// Whether an operation that was not let into the window may be answered.
+    fn may_answer(&self) -> bool {
+        self.under_way < ANSWERS && self.unsent.may_go_on()
     }
 
     fn start(&self, id: u64, job: Job, line: Line) {
@@ -396,7 +385,7 @@ impl<W: World> Session<W> {
                 let (coordinator, usage, tenant) =
                     (Arc::clone(&self.coordinator), self.usage.clone(), request.tenant.clone());
                 let respond = move |result: Result<ReadAnswer, Failed>| match result {
-                    Ok(answer) => match Kept::of(&coordinator, &usage, &tenant, answer.bytes()) {
+                    Ok(answer) => match Kept::of(&*coordinator, &usage, &tenant, answer.bytes()) {
                         Ok(kept) => guard.keep(Outcome::Read(convert::found(answer, key)), kept),
                         Err(overloaded) => guard.refuse(overloaded),
                     },
@@ -404,15 +393,6 @@ impl<W: World> Session<W> {
                 };
                 self.coordinator.read(request, Box::new(respond));
             }
-        }
-    }
-}
-
-impl Incoming {
-    fn changes(&self) -> bool {
-        match self.room {
-            Room::Refused { changes } => changes,
-            Room::NotNeeded | Room::Given(_) => !matches!(self.request.operation, Some(Operation::Read(_))),
         }
     }
 }
@@ -434,7 +414,8 @@ fn size(request: &SessionRequest) -> usize {
         }
         None => 0,
     };
-    size_of::<Queued>() + content
+    // As it arrives or as it waits, whichever is more.
+    size_of::<Queued>().max(size_of::<Incoming>()) + content
 }
 
 fn tenant(request: &SessionRequest) -> &str {
@@ -446,14 +427,14 @@ fn tenant(request: &SessionRequest) -> &str {
     }
 }
 
-/// Drops everything but the id of an operation that will be refused. Returns whether it would have changed something.
-fn drop_content(request: &mut SessionRequest) -> bool {
-    !matches!(request.operation.take(), Some(Operation::Read(_)))
+/// Whether an operation changes something, as far as can be seen.
+fn changes(request: &SessionRequest) -> bool {
+    !matches!(request.operation, Some(Operation::Read(_)))
 }
 
 /// Answers exactly once, even when an operation's task dies.
 struct Guard {
-    done: mpsc::Sender<Finished>,
+    done: Done,
     id: u64,
     line: Option<Line>,
 }
@@ -464,17 +445,17 @@ impl Guard {
             Ok(outcome) => SessionResponse { id: self.id, result: Some(outcome) },
             Err(failed) => failed_with(self.id, failed),
         };
-        finish(&self.done, Finished { response, line: self.line.take(), kept: None });
+        self.done.finish(response, self.line.take(), None);
     }
 
     /// As [`Self::finish`], with what the answer takes until it has been sent.
     fn keep(mut self, outcome: Outcome, kept: Kept) {
         let response = SessionResponse { id: self.id, result: Some(outcome) };
-        finish(&self.done, Finished { response, line: self.line.take(), kept: Some(kept) });
+        self.done.finish(response, self.line.take(), Some(kept));
     }
 
     fn refuse(mut self, why: Report) {
-        finish(&self.done, Finished { response: failure(self.id, why), line: self.line.take(), kept: None });
+        self.done.finish(failure(self.id, why), self.line.take(), None);
     }
 }
 
@@ -482,35 +463,8 @@ impl Drop for Guard {
     fn drop(&mut self) {
         if let Some(line) = self.line.take() {
             let report = Report::new(Code::Internal, "INTERNAL_ERROR", "internal error; see the log");
-            finish(&self.done, Finished { response: failure(self.id, report), line: Some(line), kept: None });
+            self.done.finish(failure(self.id, report), Some(line), None);
         }
-    }
-}
-
-fn finish(done: &mpsc::Sender<Finished>, finished: Finished) {
-    // Closed: the client is gone. Full: impossible, because the window bounds the operations in flight.
-    let _ = done.try_send(finished);
-}
-
-fn failure(id: u64, report: Report) -> SessionResponse {
-    let (code, message, details) = report.encode();
-    let status = SessionStatus { code: code as i32, message, details };
-    SessionResponse { id, result: Some(Outcome::Status(status)) }
-}
-
-/// The response to an operation that has failed. That of an overload is made once: there may be very many.
-fn failed_with(id: u64, failed: Failed) -> SessionResponse {
-    static OVERLOADED: LazyLock<[SessionResponse; 2]> = LazyLock::new(|| {
-        let overloaded = Failure::Overloaded { retry_after: RETRY_AFTER };
-        [failure(0, report(overloaded.clone().not_applied())), failure(0, report(overloaded.of_read()))]
-    });
-    let Failed { failure: Failure::Overloaded { retry_after: RETRY_AFTER }, effect } = failed else {
-        return failure(id, report(failed));
-    };
-    match effect {
-        Some(Effect::NotApplied) => SessionResponse { id, ..OVERLOADED[0].clone() },
-        None => SessionResponse { id, ..OVERLOADED[1].clone() },
-        Some(Effect::InDoubt) => failure(id, report(failed)),
     }
 }
 
@@ -520,11 +474,6 @@ async fn ring(alarm: &mut Option<(u64, Pin<Box<Sleep>>)>) {
         Some((_, sleep)) => sleep.await,
         None => std::future::pending().await,
     }
-}
-
-/// The report of an operation whose deadline has passed before its turn.
-fn not_begun(changes: bool) -> Report {
-    report(if changes { Failure::NotBegun.not_applied() } else { Failure::NotBegun.of_read() })
 }
 
 fn timeout(request: &SessionRequest) -> Option<Duration> {
@@ -555,46 +504,5 @@ fn line_of(job: &Job) -> Line {
     match job {
         Job::Write(request) => (request.tenant.clone(), request.key.clone()),
         Job::Read(request) => (request.tenant.clone(), request.key.clone()),
-    }
-}
-
-fn weight(response: &SessionResponse) -> usize {
-    match &response.result {
-        Some(Outcome::Read(read)) => {
-            read.value.len() + read.siblings.iter().map(|sibling| sibling.value.len()).sum::<usize>() + 128
-        }
-        Some(Outcome::Write(_) | Outcome::Status(_)) | None => 256,
-    }
-}
-
-impl Stream for Responses {
-    type Item = Result<SessionResponseBatch, Status>;
-
-    /// Puts all ready responses into one batch; none is delayed to fill a batch.
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
-        this.sending.clear();
-        if this.left_over.is_empty() {
-            let received = std::task::ready!(this.ready.poll_recv_many(cx, &mut this.batch, BATCH));
-            if received == 0 {
-                return Poll::Ready(this.refused.try_recv().ok().map(Err));
-            }
-            for finished in this.batch.drain(..) {
-                // Only now is there room for another response in the channel.
-                let _ = this.freed.try_send(finished.line);
-                this.left_over.push_back((finished.response, finished.kept));
-            }
-        }
-        let mut responses = Vec::with_capacity(this.left_over.len());
-        let mut bytes = 0;
-        while let Some((response, kept)) = this.left_over.pop_front() {
-            this.sending.extend(kept);
-            bytes += weight(&response);
-            responses.push(response);
-            if bytes >= BATCH_BYTES {
-                break;
-            }
-        }
-        Poll::Ready(Some(Ok(SessionResponseBatch { responses })))
     }
 }

@@ -3,8 +3,9 @@
 //!
 //! In reading order: [`watch`] (files that are polled), [`file`](mod@file) (errors of files), `certificate` (PEM to rustls),
 //! [`reload`] (values made from watched files), [`listen`] and [`connect`] (the two sides of TLS), [`incoming`] and [`connection`]
-//! (a listener's stream of connections), `permits` (how many there may be), `in_use` (which of them carry calls), [`call`] (what every
-//! call must be), [`secret`] (a shared secret for coordinators and nodes without client certificates), [`metrics`].
+//! (a listener's stream of connections), `permits` with `untaken` (how many there may be), `window` (what their clients may send unread),
+//! [`serve`](mod@serve) (serving them), `in_use` (which of them carry calls), [`call`] (what every call must be), [`secret`] (a shared
+//! secret for coordinators and nodes without client certificates), [`metrics`].
 //!
 //! Invariants, as absences: no handshake delays another connection; no file is read on a thread of the async runtime after the
 //! start; no connection may stay silent without a limit before its first bytes, or without a call for ever; no address may have all
@@ -28,7 +29,10 @@ pub mod metrics;
 mod permits;
 pub mod reload;
 pub mod secret;
+pub mod serve;
+mod untaken;
 pub mod watch;
+mod window;
 
 use std::path::PathBuf;
 
@@ -39,12 +43,13 @@ pub use connect::{ClientSide, Connector, explain};
 pub use connection::{Connection, Identity, Peer};
 pub use discard::discard;
 pub use file::{Fields, FileError};
-pub use in_use::{CallKind, CountCalls, TOO_MANY, UntilSent};
+pub use in_use::{CallKind, CountCalls, UntilSent};
 pub use incoming::Incoming;
 pub use listen::{Protocol, ServerSide};
 pub use permits::unit;
-pub use permits::{Call, Untaken, Usage, Waits, WatchCall};
+pub use permits::{Answering, Call, CountedCall, Untaken, Usage, Waits, WatchCall, Window};
 pub use secret::SharedSecret;
+pub use serve::{Serving, serve};
 pub use watch::{Snapshot, Watch};
 
 /// A listener's certificate, and whether its clients need one.

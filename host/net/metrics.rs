@@ -69,6 +69,12 @@ impl Seen {
             let open = i64::try_from(traffic.open()).unwrap_or(i64::MAX);
             ConstGauge::new(open).encode(family.encode_family(&[("listener", *listener)])?)?;
         }
+        let help = "Bytes that clients may send over HTTP/2 before anybody reads them: the windows of all connections";
+        let mut family = encoder.encode_descriptor("witan_receive_window_bytes", help, None, MetricType::Gauge)?;
+        for (listener, traffic) in &self.listeners {
+            let bytes = i64::try_from(traffic.0.windows()).unwrap_or(i64::MAX);
+            ConstGauge::new(bytes).encode(family.encode_family(&[("listener", *listener)])?)?;
+        }
         let help = "Client connections that were accepted";
         let mut family = encoder.encode_descriptor("witan_connections_accepted", help, None, MetricType::Counter)?;
         for (listener, traffic) in &self.listeners {
@@ -93,6 +99,12 @@ impl Seen {
                 let label = [("listener", *listener), ("reason", reason)];
                 ConstCounter::new(count.load(Ordering::Relaxed)).encode(family.encode_family(&label)?)?;
             }
+        }
+        let help = "Calls refused: too many under way, or answered and not taken, of their address or of all";
+        let mut family = encoder.encode_descriptor("witan_calls_refused", help, None, MetricType::Counter)?;
+        for (listener, traffic) in &self.listeners {
+            let refused = traffic.0.counts.calls.load(Ordering::Relaxed);
+            ConstCounter::new(refused).encode(family.encode_family(&[("listener", *listener)])?)?;
         }
         let help =
             "Streams refused that need no credential: too many on their connection, from their address, or in all";

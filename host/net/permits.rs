@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use futures::task::AtomicWaker;
 
 use crate::bounds::Bounds;
+use crate::untaken::{ANSWERED_WITHIN_MS, Large, TAKEN_WITHIN_MS};
+use crate::window;
 
 /// How many connections are considered for an eviction: few enough to be cheap for each connection of a flood.
 const SAMPLE: usize = 64;
@@ -23,17 +25,21 @@ const FEW: usize = 3;
 /// 10 KiB.
 const WATCHES: usize = 1000;
 
+/// Most calls of all connections that are under way, or answered and not taken: each takes some 10 KiB. Of one peer address half of that.
+/// More than there may be operations, sessions and incomplete requests.
+const CALLS: usize = 1 << 16;
+/// The last quarter of them is for connections that have at most this many: whoever has thousands leaves room for others, also where one
+/// address may have all.
+const FEW_CALLS: u32 = 16;
+/// The same for calls that need no credential.
+const OPEN_CALLS: usize = 1 << 12;
+
 /// Most bytes of answers of one connection that its client has not taken: more than the largest answer.
 const ANSWER_BYTES: usize = 64 << 20;
 /// Most bytes of requests of one connection that wait for their turn: six of the largest, so that one client does not take what all share.
 const WAITING_BYTES: usize = 64 << 20;
 /// An answer that is larger, in bytes, has to be taken in time. Smaller ones fit into the buffers of any connection.
 const LARGE_ANSWER: usize = 64 << 10;
-/// The time for a large answer, whatever the line, in milliseconds.
-const TAKEN_WITHIN_MS: u64 = 10_000;
-/// What a line carries at least, in bytes in a millisecond: 2 Mbit/s. A large answer has the time that everything takes which has shared
-/// the line with it.
-const LINE: u64 = 256;
 
 /// The connections of one listener.
 #[derive(Debug)]
@@ -42,7 +48,21 @@ pub(crate) struct Permits {
     silent_for: Duration,
     since: Instant,
     open: Mutex<Open>,
+    calls: Calls,
     pub(crate) counts: Counts,
+}
+
+/// Calls under way, of all connections or of one address.
+#[derive(Debug, Default)]
+struct Calls {
+    with_credential: AtomicUsize,
+    without: AtomicUsize,
+}
+
+impl Calls {
+    fn of(&self, open: bool) -> &AtomicUsize {
+        if open { &self.without } else { &self.with_credential }
+    }
 }
 
 /// Counters of connections.
@@ -65,6 +85,8 @@ pub(crate) struct Counts {
     pub(crate) stalled: AtomicU64,
     /// Streams refused that need no credential: there were too many.
     pub(crate) watches: AtomicU64,
+    /// Calls refused because too many were under way.
+    pub(crate) calls: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -75,51 +97,19 @@ struct Open {
     by_address: BTreeMap<IpAddr, OfAddress>,
     /// Streams that need no credential, of all addresses.
     watches: usize,
+    /// Receive windows.
+    windows: usize,
+    /// Their bytes beyond the least, of all addresses.
+    beyond_least: usize,
 }
 
 /// What one peer address has open.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct OfAddress {
     connections: usize,
     watches: usize,
-}
-
-/// The large answers of a connection that its client has not taken.
-#[derive(Debug, Default)]
-struct Large {
-    next: u64,
-    /// Bytes of all large answers so far.
-    admitted: u64,
-    waiting: BTreeMap<u64, Waiting>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Waiting {
-    /// When it began to wait, in milliseconds since the listener started.
-    since_ms: u64,
-    /// Bytes of large answers that had been taken by then.
-    taken: u64,
-    bytes: u64,
-}
-
-impl Large {
-    fn enter(&mut self, bytes: u64, since_ms: u64) -> u64 {
-        let waiting: u64 = self.waiting.values().map(|waiting| waiting.bytes).sum();
-        let (number, taken) = (self.next, self.admitted - waiting);
-        self.waiting.insert(number, Waiting { since_ms, taken, bytes });
-        self.next += 1;
-        self.admitted += bytes;
-        number
-    }
-
-    /// Whether the oldest one has waited for longer than a slow line needs for everything that has shared the line with it.
-    fn is_stalled(&self, now_ms: u64) -> bool {
-        let oldest = self.waiting.values().next();
-        oldest.is_some_and(|oldest| {
-            let shared = self.admitted - oldest.taken;
-            now_ms.saturating_sub(oldest.since_ms) > TAKEN_WITHIN_MS + shared / LINE
-        })
-    }
+    beyond_least: usize,
+    calls: Arc<Calls>,
 }
 
 #[derive(Debug)]
@@ -130,6 +120,8 @@ struct Entry {
     address: IpAddr,
     /// That address may have any number of connections.
     exempt: bool,
+    /// The calls of that address.
+    of_address: Arc<Calls>,
     /// When its peer last sent something, in milliseconds since the listener started.
     heard_ms: AtomicU64,
     /// Calls under way.
@@ -142,7 +134,7 @@ struct Entry {
     watches: AtomicUsize,
     /// Bytes of answers that its client has not taken.
     answers: AtomicUsize,
-    /// The large ones, oldest first.
+    /// The large ones, and the small ones that are the whole answer of a call, oldest first.
     large: Mutex<Large>,
     /// Bytes of its requests that wait for their turn.
     waiting: AtomicUsize,
@@ -165,6 +157,23 @@ pub struct Usage(Option<(Arc<Permits>, Arc<Entry>)>);
 #[derive(Debug)]
 pub struct Call(Usage);
 
+/// A call that is counted among those of all connections, and of its address.
+#[derive(Debug)]
+pub struct CountedCall {
+    call: Call,
+    /// It needs no credential.
+    open: bool,
+    /// It counts for as many.
+    weight: usize,
+}
+
+/// The answer of a call, which its client has to take in time.
+#[derive(Debug)]
+pub struct Answering {
+    usage: Usage,
+    number: u64,
+}
+
 /// Bytes of an answer that the client of a connection has not taken yet.
 #[derive(Debug)]
 pub struct Untaken {
@@ -181,14 +190,22 @@ pub struct Waits {
     bytes: usize,
 }
 
+/// The receive window of a connection.
+#[derive(Debug)]
+pub struct Window {
+    usage: Usage,
+    /// Its bytes beyond the least.
+    beyond: usize,
+}
+
 /// A stream under way on a connection that needs no credential.
 #[derive(Debug)]
 pub struct WatchCall(Usage);
 
 impl Permits {
     pub(crate) fn new(bounds: Bounds) -> Self {
-        let (open, counts) = (Mutex::default(), Counts::default());
-        Self { bounds, silent_for: SILENT_FOR, since: Instant::now(), open, counts }
+        let (open, calls, counts) = (Mutex::default(), Calls::default(), Counts::default());
+        Self { bounds, silent_for: SILENT_FOR, since: Instant::now(), open, calls, counts }
     }
 
     /// A permit for a connection from `address`, unless it has as many as one address may have, or all are taken by connections that are
@@ -212,6 +229,7 @@ impl Permits {
             index: AtomicUsize::new(open.entries.len()),
             address,
             exempt,
+            of_address: open.by_address.get(&address).map_or_else(Arc::default, |own| Arc::clone(&own.calls)),
             heard_ms: AtomicU64::new(self.now_ms()),
             calls: AtomicU32::new(0),
             used_ms: AtomicU64::new(self.now_ms()),
@@ -224,7 +242,10 @@ impl Permits {
             waker: AtomicWaker::new(),
         });
         open.entries.push(Arc::clone(&entry));
-        open.count(address, |of| of.connections += 1);
+        open.count(address, |of| {
+            of.connections += 1;
+            of.calls = Arc::clone(&entry.of_address);
+        });
         drop(open);
         self.counts.accepted.fetch_add(1, Ordering::Relaxed);
         Some(Permit { permits: Arc::clone(self), entry })
@@ -233,6 +254,12 @@ impl Permits {
     /// How many connections are open.
     pub(crate) fn open_now(&self) -> usize {
         self.open().entries.len()
+    }
+
+    /// Bytes that the clients of all connections may send before anybody reads them.
+    pub(crate) fn windows(&self) -> usize {
+        let open = self.open();
+        open.windows * window::LEAST + open.beyond_least
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -278,7 +305,7 @@ impl Open {
     fn count(&mut self, address: IpAddr, change: impl FnOnce(&mut OfAddress)) {
         let of = self.by_address.entry(address).or_default();
         change(of);
-        if *of == OfAddress::default() {
+        if (of.connections, of.watches, of.beyond_least) == (0, 0, 0) {
             self.by_address.remove(&address);
         }
     }
@@ -365,6 +392,28 @@ impl Usage {
         Call(self.clone())
     }
 
+    /// A call begins, as in [`Self::call`], that is counted until its answer has been taken. `open`: it needs no credential. One that
+    /// takes more than others counts for `weight` calls. `None` if there are too many: of its address, or of all.
+    pub fn counted_call(&self, open: bool, weight: usize) -> Option<CountedCall> {
+        let counted = CountedCall { call: self.call(), open, weight };
+        let Some((permits, entry)) = &self.0 else { return Some(counted) };
+        let most = if open { OPEN_CALLS } else { CALLS };
+        let own = entry.of_address.of(open).fetch_add(weight, Ordering::AcqRel) + weight;
+        let all = permits.calls.of(open).fetch_add(weight, Ordering::AcqRel) + weight;
+        // If refused, it is dropped here and the counts are undone.
+        let few = entry.calls.load(Ordering::Relaxed) <= FEW_CALLS;
+        let fits = all <= if few { most } else { most / 4 * 3 } && (entry.exempt || own <= most / 2);
+        permits.counts.calls.fetch_add(u64::from(!fits), Ordering::Relaxed);
+        fits.then_some(counted)
+    }
+
+    /// The whole answer of a call waits for the client until the returned value is dropped.
+    pub fn answering(&self) -> Option<Answering> {
+        let (permits, entry) = self.0.as_ref()?;
+        let number = entry.large().enter(0, ANSWERED_WITHIN_MS, permits.now_ms());
+        Some(Answering { usage: self.clone(), number })
+    }
+
     /// An answer of this size waits for the client until the returned value is dropped. `None` if too many bytes wait already.
     pub fn answer(&self, bytes: usize) -> Option<Untaken> {
         let Some((permits, entry)) = &self.0 else {
@@ -375,7 +424,8 @@ impl Usage {
             entry.answers.fetch_sub(bytes, Ordering::AcqRel);
             return None;
         }
-        let large = (bytes > LARGE_ANSWER).then(|| entry.large().enter(bytes as u64, permits.now_ms()));
+        let large =
+            (bytes > LARGE_ANSWER).then(|| entry.large().enter(bytes as u64, TAKEN_WITHIN_MS, permits.now_ms()));
         Some(Untaken { usage: self.clone(), bytes, large })
     }
 
@@ -385,6 +435,18 @@ impl Usage {
         // If refused, it is dropped here and the count is undone.
         let before = self.0.as_ref().map_or(0, |(_, entry)| entry.waiting.fetch_add(bytes, Ordering::AcqRel));
         (before + bytes <= WAITING_BYTES).then_some(waits)
+    }
+
+    /// A receive window for the connection, until the returned value is dropped.
+    pub fn window(&self) -> Window {
+        let Some((permits, entry)) = &self.0 else { return Window { usage: self.clone(), beyond: 0 } };
+        let mut open = permits.open();
+        let own = open.by_address.get(&entry.address).map_or(0, |own| own.beyond_least);
+        let beyond = window::beyond_least(open.beyond_least, (!entry.exempt).then_some(own));
+        open.windows += 1;
+        open.beyond_least += beyond;
+        open.count(entry.address, |of| of.beyond_least += beyond);
+        Window { usage: self.clone(), beyond }
     }
 
     /// A stream begins that needs no credential. `None` if there are too many: of this connection, of its address, or of all.
@@ -415,12 +477,36 @@ impl Drop for Call {
     }
 }
 
+impl CountedCall {
+    /// The use that is made of its connection.
+    pub fn usage(&self) -> &Usage {
+        &self.call.0
+    }
+}
+
+impl Drop for CountedCall {
+    fn drop(&mut self) {
+        if let Some((permits, entry)) = &self.call.0.0 {
+            entry.of_address.of(self.open).fetch_sub(self.weight, Ordering::AcqRel);
+            permits.calls.of(self.open).fetch_sub(self.weight, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        if let Some((_, entry)) = &self.usage.0 {
+            entry.large().leave(self.number);
+        }
+    }
+}
+
 impl Drop for Untaken {
     fn drop(&mut self) {
         let Some((_, entry)) = &self.usage.0 else { return };
         entry.answers.fetch_sub(self.bytes, Ordering::AcqRel);
         if let Some(large) = self.large {
-            entry.large().waiting.remove(&large);
+            entry.large().leave(large);
         }
     }
 }
@@ -429,6 +515,24 @@ impl Drop for Waits {
     fn drop(&mut self) {
         if let Some((_, entry)) = &self.usage.0 {
             entry.waiting.fetch_sub(self.bytes, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Window {
+    /// Its bytes.
+    pub fn bytes(&self) -> usize {
+        window::LEAST + self.beyond
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        if let Some((permits, entry)) = &self.usage.0 {
+            let mut open = permits.open();
+            open.windows -= 1;
+            open.beyond_least -= self.beyond;
+            open.count(entry.address, |of| of.beyond_least -= self.beyond);
         }
     }
 }
@@ -445,137 +549,4 @@ impl Drop for WatchCall {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of(bounds: Bounds, silent_for: Duration) -> Arc<Permits> {
-        Arc::new(Permits { silent_for, ..Permits::new(bounds) })
-    }
-
-    fn most(connections: usize) -> Bounds {
-        Bounds { connections, of_address: 0, ..Bounds::default() }
-    }
-
-    fn from(last: u8) -> IpAddr {
-        [10, 0, 0, last].into()
-    }
-
-    #[test]
-    fn permits_are_returned_in_any_order() {
-        let permits = of(most(3), SILENT_FOR);
-        let take = || permits.take(from(1));
-        let (a, b, c) = (take().unwrap(), take().unwrap(), take().unwrap());
-        assert!(take().is_none());
-        drop(a);
-        drop(c);
-        assert_eq!(permits.open_now(), 1);
-        let (d, e) = (take().unwrap(), take().unwrap());
-        assert!(take().is_none());
-        drop((b, d, e));
-        assert_eq!(permits.open_now(), 0);
-        assert!(permits.open().by_address.is_empty());
-        assert_eq!(permits.counts.full.load(Ordering::Relaxed), 2);
-    }
-
-    #[test]
-    fn the_one_that_was_without_a_call_longest_makes_room() {
-        let permits = of(most(64), Duration::ZERO);
-        let taken: Vec<Permit> = (0..64).map(|_| permits.take(from(1)).unwrap()).collect();
-        let calls: Vec<Call> = taken[1..60].iter().map(|permit| permit.usage().call()).collect();
-        for (index, permit) in taken.iter().enumerate() {
-            permit.entry.heard_ms.store(if index == 3 { 0 } else { 2 }, Ordering::Relaxed);
-            permit.entry.used_ms.store(if index == 62 { 0 } else { 1 }, Ordering::Relaxed);
-        }
-        let cx = Context::from_waker(std::task::Waker::noop());
-        let newest = permits.take(from(1)).expect("one makes room");
-        let gone = |taken: &[Permit]| (0..64).filter(|at| taken[*at].is_evicted(&cx)).collect::<Vec<_>>();
-        assert_eq!(gone(&taken), [62], "although its peer was heard");
-        let calling: Vec<Call> = taken.iter().chain([&newest]).map(|permit| permit.usage().call()).collect();
-        let last = permits.take(from(1)).expect("one makes room");
-        assert_eq!(gone(&taken), [3, 62], "all have calls: the one that was silent longest");
-        assert_eq!(permits.open_now(), 64);
-        drop((calls, calling, taken));
-        assert_eq!(permits.open_now(), 2);
-        assert!(!newest.is_evicted(&cx) && !last.is_evicted(&cx));
-    }
-
-    #[test]
-    fn an_address_has_its_share_and_the_last_places_are_for_others() {
-        let trusted = vec!["192.0.2.0/24".parse().unwrap()];
-        let bounds = Bounds { connections: 10, of_address: 4, reserved: 3, trusted, ..Bounds::default() };
-        let permits = of(bounds, SILENT_FOR);
-        let taken: Vec<Permit> = (0..6).filter_map(|_| permits.take(from(1))).collect();
-        assert_eq!((taken.len(), permits.counts.address.load(Ordering::Relaxed)), (4, 2));
-        let site = |last: u16| IpAddr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, last]);
-        let of_site: Vec<Permit> = (0..6).filter_map(|last| permits.take(site(last))).collect();
-        assert_eq!(of_site.len(), 3, "the last three places are for addresses that have few");
-        assert_eq!(permits.counts.full.load(Ordering::Relaxed), 3);
-        let others = [[127, 0, 0, 1], [192, 0, 2, 1], [192, 0, 2, 1]].map(|of| permits.take(of.into()));
-        assert!(others.iter().all(Option::is_some) && permits.take(from(3)).is_none());
-        drop((others, taken, of_site));
-        let many = |address: [u8; 4]| (0..9).filter_map(|_| permits.take(address.into())).collect::<Vec<_>>().len();
-        assert_eq!(
-            (many([127, 0, 0, 1]), many([192, 0, 2, 9]), many([10, 0, 0, 9])),
-            (7, 7, 4),
-            "with and without a share"
-        );
-    }
-
-    #[test]
-    fn a_large_answer_has_to_be_taken_in_time() {
-        let permits = of(most(1), SILENT_FOR);
-        let permit = permits.take(from(1)).unwrap();
-        let usage = permit.usage();
-        let (small, large) = (usage.answer(LARGE_ANSWER).unwrap(), usage.answer(40 << 20).unwrap());
-        assert!(usage.answer(30 << 20).is_none(), "64 MiB in all");
-        assert!(!permit.is_stalled());
-        drop((small, large));
-        assert!(permit.entry.large().waiting.is_empty() && usage.answer(ANSWER_BYTES).is_some());
-    }
-
-    #[test]
-    fn requests_of_a_connection_that_wait_are_bounded() {
-        let permit = of(most(1), SILENT_FOR).take(from(1)).unwrap();
-        let usage = permit.usage();
-        let first = usage.waiting(WAITING_BYTES - 10).unwrap();
-        assert!(usage.waiting(11).is_none() && usage.waiting(10).is_some());
-        drop(first);
-        assert!(usage.waiting(WAITING_BYTES).is_some());
-    }
-
-    #[test]
-    fn a_slow_line_has_time_for_everything_that_shares_it() {
-        let mut large = Large::default();
-        let first = large.enter(2_560_000, 1000);
-        let time = |bytes: u64| TAKEN_WITHIN_MS + bytes / LINE;
-        assert!(!large.is_stalled(1000 + time(2_560_000)) && large.is_stalled(1001 + time(2_560_000)));
-        let second = large.enter(5_120_000, 2000);
-        assert!(!large.is_stalled(1000 + time(7_680_000)) && large.is_stalled(1001 + time(7_680_000)));
-        large.waiting.remove(&first);
-        assert!(!large.is_stalled(2000 + time(7_680_000)), "it has shared the line with the first one");
-        large.waiting.remove(&second);
-        large.enter(2_560_000, 50_000);
-        assert!(large.is_stalled(50_001 + time(2_560_000)), "and this one with nobody");
-    }
-
-    #[test]
-    fn streams_without_a_credential_are_bounded_three_times() {
-        let permits = of(Bounds { connections: 1000, of_address: 0, watches: 2, ..Bounds::default() }, SILENT_FOR);
-        let one = permits.take(from(1)).unwrap();
-        let kept = (one.usage().watch().unwrap(), one.usage().watch().unwrap());
-        assert!(one.usage().watch().is_none(), "of the connection");
-        drop(kept.0);
-        assert!(one.usage().watch().is_some(), "one has ended");
-        drop(kept.1);
-        let crowd = |last: u8| (0..400).map(|_| permits.take(from(last)).unwrap()).collect::<Vec<_>>();
-        let (first, second) = (crowd(1), crowd(2));
-        let watches = |crowd: &[Permit]| {
-            crowd.iter().flat_map(|permit| [(); 2].map(|()| permit.usage().watch())).flatten().collect::<Vec<_>>()
-        };
-        let (of_first, of_second) = (watches(&first), watches(&second));
-        assert_eq!((of_first.len(), of_second.len()), (WATCHES / 2, WATCHES / 2), "of an address");
-        assert!(permits.take(from(3)).unwrap().usage().watch().is_none(), "of all");
-        drop((of_first, of_second));
-        assert_eq!(permits.open().watches, 0);
-    }
-}
+mod tests;

@@ -22,7 +22,7 @@ use witan_kernel::name::NodeId;
 use witan_kernel::port::Clock;
 use witan_kernel::{capability, limit};
 use witan_net::call::{Deadlines, Late, OnlyGrpc};
-use witan_net::{CallKind, CountCalls, TOO_MANY};
+use witan_net::{CallKind, CountCalls};
 use witan_wire::condition::STORE_STATE;
 use witan_wire::range::PAGE_MESSAGE_BYTES;
 use witan_wire::v1::storage_node_service_server::{StorageNodeService, StorageNodeServiceServer};
@@ -151,8 +151,8 @@ async fn not_serving_once_failed(health: HealthReporter, store: Arc<Store>) -> I
     std::future::pending().await
 }
 
-fn too_many() -> http::Response<tonic::body::Body> {
-    tonic::Status::resource_exhausted(TOO_MANY).into_http()
+fn too_many(why: &'static str) -> http::Response<tonic::body::Body> {
+    tonic::Status::resource_exhausted(why).into_http()
 }
 
 /// Only health checks need no secret, where nodes ask for one.

@@ -38,7 +38,7 @@ use crate::access::Access;
 use crate::access::config::may_listen;
 use crate::access::issuance::Issuance;
 use crate::console::{self, Admin};
-use crate::grpc::{AccessApi, CoordinatorApi, PluginApi, server};
+use crate::grpc::{AccessApi, CoordinatorApi, PluginApi, Unsent, server};
 
 /// A coordinator that serves.
 pub struct Serving {
@@ -132,6 +132,8 @@ pub async fn start(
     parts.register(&mut registry);
     catalog.register(&mut registry);
     reloads.register(&mut registry);
+    let unsent = Arc::<Unsent>::default();
+    unsent.register(&mut registry);
     tokio::spawn(Arc::clone(&parts.access).follow(ended));
     let Listeners { secured, grpc: listener, admin: admin_listener, address } = listeners;
     let admin_address = admin_listener.local_addr()?;
@@ -154,7 +156,7 @@ pub async fn start(
     let healing = tokio::spawn(Arc::clone(&parts.healing).run(stopped(stop.clone())));
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
     let issuance = Issuance::new(Arc::clone(&parts.access), Arc::clone(&member.metadata), config.tenants.max_tokens);
-    let services = parts.services(catalog, issuance, live, &stop);
+    let services = parts.services(catalog, issuance, live, unsent, &stop);
     let grpc = tokio::spawn(server::serve(incoming, services, bounds, stopped(stop.clone())));
     let stopping = stop.clone();
     // Not earlier: what is in it may take long to compile.
@@ -362,10 +364,11 @@ impl Parts {
         catalog: Arc<Catalog>,
         issuance: Issuance,
         live: watch::Receiver<Live>,
+        unsent: Arc<Unsent>,
         stop: &watch::Receiver<bool>,
     ) -> server::Services<Real> {
         let (coordinator, upkeep) = (Arc::clone(&self.coordinator), Arc::clone(&self.upkeep));
-        let api = CoordinatorApi::new(coordinator, upkeep, Arc::clone(&catalog), stop.clone());
+        let api = CoordinatorApi::new(coordinator, upkeep, Arc::clone(&catalog), stop.clone(), unsent);
         let changing = Changing {
             coordinator: Arc::clone(&self.coordinator),
             fallbacks: Arc::clone(api.fallbacks()),
@@ -375,8 +378,8 @@ impl Parts {
         tokio::spawn(changing.follow(live, stop.clone()));
         server::Services {
             coordinator: api,
-            plugins: PluginApi::new(self.plugins.clone(), Arc::clone(&catalog)),
-            tokens: AccessApi::new(issuance, catalog),
+            plugins: PluginApi::new(self.plugins.clone(), Arc::clone(&catalog), self.coordinator.clone()),
+            tokens: AccessApi::new(issuance, catalog, self.coordinator.clone()),
             access: Arc::clone(&self.access),
         }
     }

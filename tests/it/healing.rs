@@ -20,7 +20,8 @@ fn healing(admit_after: &'static str) -> Vec<(&'static str, &'static str)> {
 }
 
 async fn cluster(admit_after: &'static str) -> Cluster {
-    Cluster::with(Setup { synced: false, environment: healing(admit_after), ..Setup::default() }).await
+    let settings = healing(admit_after).into_iter().map(|(name, value)| (name, value.to_owned())).collect();
+    Cluster::with(Setup { synced: false, settings, ..Setup::default() }).await
 }
 
 async fn tenants(api: &Api) {

@@ -3,6 +3,8 @@
 
 mod attack;
 mod bomb;
+mod busy;
+mod folder;
 mod friend;
 mod heavy;
 mod kept;
@@ -14,56 +16,87 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use witan_wire::v1::SessionRequest;
 use witan_wire::v1::session_request::Operation;
 use witan_wire::v1::session_response::Result as Outcome;
+use witan_wire::v1::{DeleteTenantRequest, ListKeysRequest, SessionRequest};
 
-use crate::harness::{Api, Dev, PATIENCE, Process, get, own_address, read, write};
-use attack::{HEALTH, Half, WRITE, continuation_flood, drip, half_sent, rapid_resets, unread, watchers, wordless};
+use crate::harness::{Api, Cluster, PATIENCE, Process, Setup, eventually, get, own_address, read, write};
+use attack::{HEALTH, Half, WRITE, continuation_flood, drip, half_sent, long_headers, ping, rapid_resets};
+use attack::{unread, watchers, whole_within, wordless};
 use friend::Friend;
 
 /// Longest shutdown: `witan dev` waits ten seconds for requests in flight, and the machine may be busy.
 const ENDS_WITHIN: Duration = Duration::from_secs(25);
 
-/// A cluster under attack, and its memory before.
+/// A cluster under attack, each member a process of its own, and the coordinator's memory before. The harness limits that to one GiB.
 struct Target {
-    dev: Dev,
+    cluster: Cluster,
     friend: Friend,
     before_mib: u64,
 }
 
 impl Target {
     async fn start() -> Self {
-        let dev = Dev::start_with_files(FILES).await;
-        dev.api().tenant("t", |_| {}).await;
-        let friend = Friend::start(dev.address());
+        Self::start_with(&[]).await
+    }
+
+    /// The same, with these settings of the coordinator.
+    async fn start_with(settings: &[(&'static str, &str)]) -> Self {
+        let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        let setup = Setup { synced: false, files: Some(FILES), settings, ..Setup::default() };
+        let mut cluster = Cluster::with(setup).await;
+        cluster.api().tenant("t", |_| {}).await;
+        let friend = Friend::start(cluster.address());
         friend.served(20).await;
-        let before_mib = peak_mib(dev.id());
-        Self { dev, friend, before_mib }
+        friend.begin();
+        assert_limited(cluster.coordinator().id());
+        let before_mib = peak_mib(cluster.coordinator().id());
+        Self { cluster, friend, before_mib }
+    }
+
+    /// The same cluster after the end of its coordinator, with another one at its address.
+    async fn restarted(mut self) -> Self {
+        println!("before the restart: {}", self.friend.end().await);
+        self.cluster.coordinator().end().await;
+        self.cluster.start_coordinator().await;
+        self.cluster.all_reachable().await;
+        self.friend = Friend::start(self.cluster.address());
+        self
+    }
+
+    fn api(&self) -> Api {
+        self.cluster.api()
     }
 
     fn address(&self) -> SocketAddr {
-        self.dev.address()
+        self.cluster.address()
+    }
+
+    fn admin(&self) -> SocketAddr {
+        self.cluster.admin()
     }
 
     /// The well-behaved client is served, the memory has grown by at most this much, and the server stops in time. `attached` keeps
     /// the attackers connected.
     async fn withstands<T>(mut self, what: &str, most_mib: u64, attached: T) {
         self.friend.served(20).await;
-        let grown = peak_mib(self.dev.id()).saturating_sub(self.before_mib);
-        let (status, _) = get(self.dev.admin(), "/livez").await.expect("HTTP is served, too");
+        let (status, _) = get(self.admin(), "/livez").await.expect("HTTP is served, too");
         assert_eq!(status, 200);
         let summary = self.friend.end().await;
+        let coordinator = self.cluster.coordinator();
+        let (before, peak) = (self.before_mib, peak_mib(coordinator.id()));
         let began = Instant::now();
-        self.dev.process().signal("TERM");
-        let status = self.dev.process().ended().await;
+        coordinator.signal("TERM");
+        let status = coordinator.ended().await;
         let took = began.elapsed();
         drop(attached);
-        println!("{what}: {grown} MiB more (at most {most_mib}), {summary}, ended after {took:?}");
-        assert!(grown <= most_mib, "{what}: the memory grew by {grown} MiB");
+        // docs/hostile.md has a table of these.
+        println!("{what}: {before} -> {peak} MiB (at most {most_mib} more), {summary}, ended after {took:?}");
+        assert!(peak.saturating_sub(before) <= most_mib, "{what}: the memory grew from {before} to {peak} MiB");
         assert!(status.success() && took < ENDS_WITHIN, "{what}: {status} after {took:?}");
     }
 }
@@ -72,10 +105,19 @@ impl Target {
 const FILES: u32 = 16_384;
 const CROWD: usize = 10_000;
 
+const OK: u32 = 0;
 const INVALID_ARGUMENT: u32 = 3;
 const DEADLINE_EXCEEDED: u32 = 4;
+const NOT_FOUND: u32 = 5;
 const RESOURCE_EXHAUSTED: u32 = 8;
 const OUT_OF_RANGE: u32 = 11;
+
+/// The harness limits coordinators; without a limit, these tests would show less than they say.
+fn assert_limited(process: u32) {
+    let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).expect("the process is there");
+    let memory = limits.lines().find_map(|line| line.strip_prefix("Max data size")).expect("a limit");
+    assert!(memory.trim_start().starts_with("1073741824 "), "{limits}");
+}
 
 /// Peak memory of a process, in MiB.
 fn peak_mib(process: u32) -> u64 {
@@ -89,7 +131,7 @@ async fn calls_that_are_reset_at_once() {
     let target = Target::start().await;
     let resets = rapid_resets(target.address(), 16, 5000).await;
     println!("{resets} calls were reset");
-    target.withstands("rapid reset", 300, ()).await;
+    target.withstands("rapid reset", 50, ()).await;
 }
 
 /// Whoever collects the logs has stopped, and the pipe is full: every write to it blocks for ever.
@@ -124,12 +166,12 @@ async fn a_log_that_nobody_reads() {
 async fn reads_of_large_values() {
     const SESSIONS: usize = 3;
     let target = Target::start().await;
-    let api = target.dev.api();
+    let api = target.api();
     for n in 0..4 {
         api.write(write("t", &format!("large-{n}"), vec![b'x'; 4 << 20])).await.expect("written");
     }
     let attack = async |_| {
-        let mut session = target.dev.api().session().await;
+        let mut session = target.api().session().await;
         let reads = (0..32).map(|n| {
             let operation = Some(Operation::Read(read("t", &format!("large-{}", n % 4))));
             SessionRequest { id: n, operation, timeout_ms: 0 }
@@ -143,14 +185,14 @@ async fn reads_of_large_values() {
     let found = found.count();
     assert!(found > 0, "the large values are served, too");
     println!("{found} of {} large reads were served", SESSIONS * 32);
-    target.withstands("large reads", 600, ()).await;
+    target.withstands("large reads", 300, ()).await;
 }
 
 /// A client that asks for large values and takes none of their bytes.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_nobody_takes() {
     let target = Target::start().await;
-    let api = target.dev.api();
+    let api = target.api();
     api.write(write("t", "large", vec![b'x'; 1 << 20])).await.expect("written");
     let method = "witan.v1.CoordinatorService/ReadKeyValue";
     let message = read("t", "large");
@@ -160,8 +202,8 @@ async fn answers_that_nobody_takes() {
     assert!((1..=192).contains(&untaken), "{untaken} MiB wait; a tenant may have three quarters of 256");
     // What takes a slow line twenty seconds is given up after that.
     tokio::time::timeout(PATIENCE, closed).await.expect("the connection is closed in time").expect("no panic");
-    // The records that all these reads fetch at once are bounded, too: on the coordinator, and on three nodes in the same process.
-    target.withstands("untaken answers", 1100, attached).await;
+    // The records that all these reads fetch at once are bounded, too.
+    target.withstands("untaken answers", 700, attached).await;
 }
 
 /// Streams that need no credential, and that nothing ends.
@@ -173,11 +215,70 @@ async fn more_watchers_of_health_than_anybody_needs() {
     target.withstands("watchers", 100, attached).await;
 }
 
+/// Connections that are kept alive and used for nothing: as many as the server accepts.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_only_ping() {
+    const MOST: usize = 64;
+    let target = Target::start_with(&[("WITAN_SERVER__MAX_CONNECTIONS", "64")]).await;
+    let pinging: Vec<_> = (0..2 * MOST).map(|_| tokio::spawn(ping(target.address()))).collect();
+    eventually("every place is taken", async || {
+        let (_, metrics) = get(target.admin(), "/metrics").await.ok()?;
+        let open = format!("witan_connections{{listener=\"grpc\"}} {MOST}\n");
+        let refused = |line: &str| line.starts_with(r#"witan_connections_closed_total{listener="grpc",reason="full"}"#);
+        (metrics.contains(&open) && metrics.lines().any(|line| refused(line) && !line.ends_with(" 0"))).then_some(())
+    })
+    .await;
+    // One of them makes room.
+    target.friend.newcomers(5).await;
+    pinging.iter().for_each(tokio::task::JoinHandle::abort);
+    target.withstands("pings", 50, ()).await;
+}
+
+/// Headers are kept for as long as their call is under way: three hundred bytes or fifteen thousand.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_with_long_headers() {
+    const CONNECTIONS: usize = 30;
+    let target = Target::start().await;
+    let attacks = join_all((0..CONNECTIONS).map(|_| long_headers(target.address(), 1000))).await;
+    let refused: usize = attacks.iter().map(|(refused, _)| refused).sum();
+    println!("{refused} of {} calls were refused", CONNECTIONS * 1000);
+    target.withstands("long headers", 650, attacks).await;
+}
+
+/// Deadlines that no clock has: a number of seconds that cannot be added to the present.
+#[tokio::test(flavor = "multi_thread")]
+async fn deadlines_that_no_clock_has() {
+    const TIMEOUTS: [&str; 3] = ["18446744073709551615S", "99999999H", "18446744073709551615n"];
+    let target = Target::start().await;
+    target.api().tenant("doomed", |_| {}).await;
+    let delete = DeleteTenantRequest {
+        tenant_id: "doomed".to_owned(),
+        confirm: "doomed".to_owned(),
+        ..DeleteTenantRequest::default()
+    };
+    let list = ListKeysRequest { tenant_id: "t".to_owned(), ..ListKeysRequest::default() };
+    let calls = [
+        (WRITE, write("t", "k", "v").encode_to_vec()),
+        ("witan.v1.CoordinatorService/ReadKeyValue", read("t", "k").encode_to_vec()),
+        ("witan.v1.CoordinatorService/ListKeys", list.encode_to_vec()),
+        ("witan.v1.CoordinatorService/DeleteTenant", delete.encode_to_vec()),
+    ];
+    for (method, message) in &calls {
+        for timeout in TIMEOUTS {
+            let (status, why) = whole_within(target.address(), method, message, Some(timeout)).await;
+            let gone = method.ends_with("/DeleteTenant") && status == NOT_FOUND;
+            assert!(status == OK || gone, "{method} within {timeout}: {status} {why}");
+        }
+    }
+    assert!(!target.cluster.coordinator_log().contains("panicked"));
+    target.withstands("deadlines", 50, ()).await;
+}
+
 /// HTTP clients that never finish their headers. Probes come from another address.
 #[tokio::test(flavor = "multi_thread")]
 async fn http_clients_that_send_a_byte_now_and_then() {
     let target = Target::start().await;
-    let (admin, from) = (target.dev.admin(), IpAddr::from([127, 0, 66, 1]));
+    let (admin, from) = (target.admin(), IpAddr::from([127, 0, 66, 1]));
     let mut dripping: FuturesUnordered<_> = (0..300).map(|_| drip(admin, from)).collect();
     let mut closed = 0;
     while closed < 300 {
@@ -197,7 +298,7 @@ async fn headers_without_an_end() {
         let sent = continuation_flood(target.address(), MOST).await;
         assert!(sent < MOST, "attempt {attempt}: the server took {sent} bytes of headers");
     }
-    target.withstands("header flood", 100, ()).await;
+    target.withstands("header flood", 50, ()).await;
 }
 
 /// Connections that send nothing, or only a part of the HTTP/2 preface, are closed; calls whose message does not arrive end with a
@@ -232,7 +333,7 @@ async fn the_slow_and_the_silent() {
     assert!(ended.iter().all(|status| [DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED].contains(status)), "{ended:?}");
     assert!(ended.contains(&DEADLINE_EXCEEDED));
     let attached = wordless(target.address(), 500, b"").await;
-    target.withstands("slow and silent", 500, (half, attached)).await;
+    target.withstands("slow and silent", 150, (half, attached)).await;
 }
 
 /// More incomplete calls than the limit, all of a kind that needs no credential: they only displace each other, and neither useful
@@ -240,12 +341,12 @@ async fn the_slow_and_the_silent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_that_never_end() {
     let target = Target::start().await;
-    let mut session = target.dev.api().session().await;
+    let mut session = target.api().session().await;
     let half = join_all((0..31).map(|_| half_sent(target.address(), HEALTH, 1000, 10, 5))).await;
     target.friend.served(20).await;
     let answer = session.within(PATIENCE, Operation::Write(write("t", "session", "goes on"))).await;
     assert!(matches!(answer, Outcome::Write(_)), "{answer:?}");
-    target.withstands("probes without an end", 800, half).await;
+    target.withstands("probes without an end", 200, half).await;
 }
 
 async fn closed(stream: &mut TcpStream) {
@@ -266,7 +367,7 @@ async fn giants() {
     let target = Target::start().await;
     let half = join_all((0..16).map(|_| half_sent(target.address(), WRITE, 8, 15 << 20, (15 << 20) - 1))).await;
     target.friend.served(20).await;
-    target.withstands("giant messages", 600, half).await;
+    target.withstands("giant messages", 400, half).await;
 }
 
 /// Ten thousand connections that send the HTTP/2 preface and then stay idle: as many as the server accepts. Later clients are
@@ -282,7 +383,7 @@ async fn ten_thousand_connections() {
     crowd.ready().await;
     assert_eq!(crowd.fact("connections"), CROWD.to_string());
     target.friend.newcomers(5).await;
-    target.withstands("ten thousand connections", 800, crowd).await;
+    target.withstands("ten thousand connections", 300, crowd).await;
 }
 
 /// The crowd: started by its test as a separate process.

@@ -170,7 +170,7 @@ fn provide(place: &Path, key: &str, path: &str, secrets: &Path) -> Result<()> {
         "key_file" => "coordinator.key",
         "ca_file" | "client_ca_file" => "ca.pem",
         "url_file" if path.contains("redis") => "redis_url",
-        "url_file" => "database_url",
+        "url_file" | "direct_url_file" => "database_url",
         _ => return Ok(()),
     };
     let text = fs::read_to_string(secrets.join(from)).with_context(|| format!("read {from}"))?;

@@ -58,8 +58,8 @@ const SINGLE: [&str; 6] =
     ["witan-kernel", "witan-memory", "witan-coordinate", "witan-upkeep", "witan-control", "witan-sim"];
 
 /// Compiles one package's tests, and fails if they use another build of a dependency than the workspace's tests, whose files of
-/// dependencies are given. Its features are then to be declared in tests/features/Cargo.toml. What counts is which files are used, not what
-/// is compiled: the other build may be there from before.
+/// dependencies are given. Its features are then to be declared in tests/features/Cargo.toml. What counts is which files are used, not
+/// what is compiled: the other build may be there from before.
 fn reuse(package: &str, dependencies: &HashSet<PathBuf>) -> Result<()> {
     let mut others = BTreeSet::new();
     run::messages(&mut cargo(["test", "--no-run", "-p", package]), |message| {

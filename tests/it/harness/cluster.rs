@@ -42,13 +42,15 @@ pub(crate) struct Setup {
     /// Whether writes wait for the disk. False for tests of availability, in which a disk that is busy for seconds would look
     /// like hanging nodes.
     pub(crate) synced: bool,
-    /// Variables of the coordinator's environment.
-    pub(crate) environment: Vec<(&'static str, &'static str)>,
+    /// The coordinator's limit on open files, which include connections.
+    pub(crate) files: Option<u32>,
+    /// Settings of the coordinator, as variables of its environment.
+    pub(crate) settings: Vec<(&'static str, String)>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { disks: vec![Disk::Folder; NODES], synced: true, environment: Vec::new() }
+        Self { disks: vec![Disk::Folder; NODES], synced: true, files: None, settings: Vec::new() }
     }
 }
 
@@ -65,8 +67,7 @@ pub(crate) struct Cluster {
     // Dropped first, so that no process outlives its folder.
     nodes: Vec<Node>,
     coordinator: Option<Process>,
-    synced: bool,
-    environment: Vec<(&'static str, &'static str)>,
+    setup: Setup,
     address: SocketAddr,
     admin: SocketAddr,
     folder: TempDir,
@@ -89,8 +90,7 @@ impl Cluster {
             process: None,
         });
         let nodes = nodes.collect();
-        let Setup { synced, environment, .. } = setup;
-        let mut cluster = Self { nodes, coordinator: None, synced, environment, address: free, admin: free, folder };
+        let mut cluster = Self { nodes, coordinator: None, setup, address: free, admin: free, folder };
         for node in 0..cluster.nodes.len() {
             cluster.spawn_node(node);
         }
@@ -117,6 +117,16 @@ impl Cluster {
         self.admin
     }
 
+    /// The log of the coordinator, of all its starts.
+    pub(crate) fn coordinator_log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("coordinator.log")).expect("a log")
+    }
+
+    /// The coordinator's process, which must be running.
+    pub(crate) fn coordinator(&mut self) -> &mut Process {
+        self.coordinator.as_mut().expect("the coordinator runs")
+    }
+
     /// The address of a node.
     pub(crate) fn node_address(&self, node: usize) -> SocketAddr {
         self.nodes[node].address
@@ -139,7 +149,7 @@ impl Cluster {
 
     /// Sets the variables of the coordinator's environment, from its next start on.
     pub(crate) fn set_environment(&mut self, environment: Vec<(&'static str, &'static str)>) {
-        self.environment = environment;
+        self.setup.settings = environment.into_iter().map(|(name, value)| (name, value.to_owned())).collect();
     }
 
     /// `kill -9` of the coordinator.
@@ -170,8 +180,11 @@ impl Cluster {
         for node in &self.nodes {
             command.arg("--node").arg(format!("{}={}", node.id, node.address));
         }
-        command.envs(self.environment.iter().copied());
         self.durability(&mut command);
+        command.envs(self.setup.settings.iter().map(|(name, value)| (name, value)));
+        if let Some(files) = self.setup.files {
+            command = Process::with_files(&command, files);
+        }
         let mut process = Process::start("coordinator", command, self.folder.path());
         process.ready().await;
         self.address = process.address("address");
@@ -222,7 +235,7 @@ impl Cluster {
 
     /// The default is to wait for the disk; tests of durability run as users do.
     fn durability(&self, command: &mut Command) {
-        if !self.synced {
+        if !self.setup.synced {
             command.args(["--durability", "os"]);
         }
     }
@@ -299,47 +312,36 @@ impl Dev {
     /// Starts one with its own folder. Nothing waits for the disk: for tests of responses.
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
-        let mut dev = Self::run(folder.path(), &["--durability", "os"], None).await;
-        dev._folder = Some(folder);
-        dev
-    }
-
-    /// The same, with a limit on open files, which include connections.
-    pub(crate) async fn start_with_files(files: u32) -> Self {
-        let folder = tempfile::tempdir().expect("make a folder");
-        let mut dev = Self::run(folder.path(), &["--durability", "os"], Some(files)).await;
+        let mut dev = Self::run(folder.path(), &["--durability", "os"]).await;
         dev._folder = Some(folder);
         dev
     }
 
     /// Starts one as users do, with its data in `folder`.
     pub(crate) async fn start_in(folder: &Path) -> Self {
-        Self::run(folder, &[], None).await
+        Self::run(folder, &[]).await
     }
 
     /// The same with these flags. Nothing waits for the disk.
     pub(crate) async fn start_with(folder: &Path, flags: &[&str]) -> Self {
-        Self::run(folder, &[flags, &["--durability", "os"]].concat(), None).await
+        Self::run(folder, &[flags, &["--durability", "os"]].concat()).await
     }
 
     /// Starts one of a version, with its data in `folder`. Nothing waits for the disk.
     pub(crate) async fn of_version(version: Version, folder: &Path) -> Self {
-        Self::run_of(version, folder, &["--durability", "os"], None).await
+        Self::run_of(version, folder, &["--durability", "os"]).await
     }
 
-    async fn run(folder: &Path, more: &[&str], files: Option<u32>) -> Self {
-        Self::run_of(Version::This, folder, more, files).await
+    async fn run(folder: &Path, more: &[&str]) -> Self {
+        Self::run_of(Version::This, folder, more).await
     }
 
-    async fn run_of(version: Version, folder: &Path, more: &[&str], files: Option<u32>) -> Self {
+    async fn run_of(version: Version, folder: &Path, more: &[&str]) -> Self {
         let free = SocketAddr::new(own_address(), 0).to_string();
         let data = folder.join("data");
         let mut command = version.witan();
         command.arg("dev").arg("--data-dir").arg(&data).args(["--listen", &free, "--admin-listen", &free]);
         command.args(["--node-port", "0"]).args(more);
-        if let Some(files) = files {
-            command = Process::with_files(&command, files);
-        }
         let mut process = Process::start("dev", command, folder);
         process.ready().await;
         let dev = Self { process, data, _folder: None };

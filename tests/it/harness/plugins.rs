@@ -48,10 +48,22 @@ impl Plugins {
 
     /// Binds a plugin, or removes the binding with `""`.
     pub(crate) async fn bind(&self, tenant: &str, hook: &str, plugin: &str) -> Result<v1::BindPluginResponse, Status> {
+        self.bind_with(tenant, hook, plugin, "").await
+    }
+
+    /// Binds a plugin with this configuration.
+    pub(crate) async fn bind_with(
+        &self,
+        tenant: &str,
+        hook: &str,
+        plugin: &str,
+        configuration: &str,
+    ) -> Result<v1::BindPluginResponse, Status> {
         let request = v1::BindPluginRequest {
             tenant_id: tenant.to_owned(),
             hook: hook.to_owned(),
             plugin: plugin.to_owned(),
+            configuration: configuration.to_owned().into(),
             ..v1::BindPluginRequest::default()
         };
         self.client().bind_plugin(request).await.map(Response::into_inner)

@@ -50,6 +50,34 @@ impl Version {
     }
 }
 
+/// Memory that any coordinator under test may write to (RLIMIT_DATA), in KiB: one GiB. Address space is not what is limited: the plugin
+/// engine reserves a lot of it, and uses little.
+const COORDINATOR_KIB: u32 = 1 << 20;
+
+/// Whether a command runs a coordinator of the version under test, directly or through another program.
+fn is_coordinator(command: &Command) -> bool {
+    let mut words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.any(|word| word == env!("CARGO_BIN_EXE_witan"))
+        && words.next().is_some_and(|word| word == "serve" || word == "dev")
+}
+
+/// The same command, run by a shell that first sets this limit of its own.
+fn limited(command: &Command, what: &str, most: u32) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"ulimit "$1" "$2" && shift 2 && exec "$@""#, "sh", what, &most.to_string()]);
+    shell.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        shell.current_dir(folder);
+    }
+    shell
+}
+
 /// A started process; killed when dropped, so that it does not outlive a test that panics.
 pub(crate) struct Process {
     name: String,
@@ -70,14 +98,11 @@ impl Process {
     /// # Panics
     /// When it is started, if this machine does not allow that many.
     pub(crate) fn with_files(command: &Command, files: u32) -> Command {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", r#"ulimit -n "$1" && shift && exec "$@""#, "sh", &files.to_string()]);
-        shell.arg(command.get_program()).args(command.get_args());
-        shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        shell
+        limited(command, "-n", files)
     }
 
-    /// Starts `command`, with its log in `folder`. It serves once [`Process::ready`] returns.
+    /// Starts `command`, with its log in `folder`. It serves once [`Process::ready`] returns. A coordinator has at most
+    /// [`COORDINATOR_KIB`] of memory.
     pub(crate) fn start(name: &str, command: Command, folder: &Path) -> Self {
         let stderr = File::options().create(true).append(true).open(folder.join(format!("{name}.log")));
         Self::start_logging_to(stderr.expect("open a log").into(), name, command, folder)
@@ -86,6 +111,11 @@ impl Process {
     /// The same, with its log in `stderr`.
     pub(crate) fn start_logging_to(stderr: Stdio, name: &str, mut command: Command, folder: &Path) -> Self {
         let log = folder.join(format!("{name}.log"));
+        if is_coordinator(&command) {
+            command = limited(&command, "-d", COORDINATOR_KIB);
+            // Its allocator would reserve a gigabyte at its start, before anything needs it.
+            command.env("MIMALLOC_ARENA_EAGER_COMMIT", "0");
+        }
         command.env("RUST_LOG", "info,h2=warn,hyper=warn,fjall=warn,lsm_tree=warn");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));

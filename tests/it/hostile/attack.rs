@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::join_all;
 use h2::Reason;
 use h2::client::SendRequest;
-use http::{Method, Request};
+use http::{HeaderValue, Method, Request};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -168,6 +168,62 @@ pub(super) async fn unread(
     (answers.iter().filter(untaken).count(), running, (answers, send))
 }
 
+/// A session.
+const SESSION: &str = "witan.v1.CoordinatorService/Session";
+
+/// Opens sessions, and says nothing in them: this number on each of this number of connections. Returns how many are open, and what keeps
+/// them open.
+pub(super) async fn silent_sessions(address: SocketAddr, connections: usize, each: usize) -> (usize, impl Sized) {
+    let mut kept = Vec::new();
+    for _ in 0..connections {
+        let (send, running) = connect(address).await;
+        let mut open = Vec::new();
+        for _ in 0..each {
+            let mut ready = send.clone().ready().await.expect("the connection takes calls");
+            open.push(ready.send_request(call(address, SESSION), false).expect("a call"));
+        }
+        let begun = join_all(open.into_iter().map(async |(response, body)| {
+            let response = tokio::time::timeout(PATIENCE, response).await.expect("in time").expect("a response");
+            (!response.headers().contains_key("grpc-status")).then_some((response, body))
+        }));
+        kept.push((begun.await.into_iter().flatten().collect::<Vec<_>>(), running));
+    }
+    (kept.iter().map(|(open, _)| open.len()).sum(), kept)
+}
+
+/// Sessions on one connection whose client takes no answers and goes on sending: what the server does not read any more stays in the
+/// buffers of the connection. Returns how many bytes the server let it send within a few seconds, and what keeps the connection open.
+pub(super) async fn unheard(address: SocketAddr, sessions: usize, each: Bytes) -> (usize, impl Sized) {
+    let tcp = TcpStream::connect(address).await.expect("connect");
+    let (send, connection) =
+        h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(tcp).await.expect("HTTP/2");
+    let running = tokio::spawn(async move { drop(connection.await) });
+    let mut kept = Vec::new();
+    for _ in 0..sessions {
+        let mut ready = send.clone().ready().await.expect("the connection takes calls");
+        let (response, body) = ready.send_request(call(address, SESSION), false).expect("a call");
+        kept.push((response, body, each.clone()));
+    }
+    let sending = kept.iter_mut().map(async |(_, body, rest)| {
+        let mut sent = 0;
+        while !rest.is_empty() {
+            body.reserve_capacity(rest.len().min(1 << 16));
+            // A session whose client does not read is closed at some time.
+            let granted =
+                tokio::time::timeout(Duration::from_secs(3), std::future::poll_fn(|cx| body.poll_capacity(cx)));
+            let Ok(Some(Ok(granted))) = granted.await else { break };
+            let part = rest.split_to(granted.min(rest.len()));
+            sent += part.len();
+            if body.send_data(part, false).is_err() {
+                break;
+            }
+        }
+        sent
+    });
+    let sent = join_all(sending).await.into_iter().sum();
+    (sent, (kept, running, send))
+}
+
 /// An HTTP client at this address that sends a byte of its headers now and then, until it is closed.
 pub(super) async fn drip(address: SocketAddr, from: IpAddr) {
     let socket = TcpSocket::new_v4().expect("a socket");
@@ -185,11 +241,62 @@ pub(super) async fn drip(address: SocketAddr, from: IpAddr) {
     }
 }
 
+/// Calls on one connection with 15 KiB of headers each, whose message never arrives. Returns how many are refused within a few seconds, and
+/// what keeps the others open.
+pub(super) async fn long_headers(address: SocketAddr, calls: usize) -> (usize, impl Sized) {
+    let (send, running) = connect(address).await;
+    let mut open = Vec::new();
+    for _ in 0..calls {
+        let mut ready = send.clone().ready().await.expect("the connection takes calls");
+        let mut request = call(address, WRITE);
+        request.headers_mut().insert("x-long", HeaderValue::from_str(&"y".repeat(15 << 10)).expect("a header"));
+        open.push(ready.send_request(request, false).expect("a call"));
+    }
+    let refused =
+        open.iter_mut().map(async |(response, _)| tokio::time::timeout(Duration::from_secs(5), response).await.is_ok());
+    let refused = join_all(refused).await.into_iter().filter(|refused| *refused).count();
+    (refused, (open, running))
+}
+
+/// A connection that pings twice a second and makes no call, until it is closed.
+pub(super) async fn ping(address: SocketAddr) {
+    const PING: u8 = 6;
+    let Ok(mut stream) = TcpStream::connect(address).await else { return };
+    let (mut reading, mut writing) = stream.split();
+    let mut words = [0; 1024];
+    let ended = async { while matches!(reading.read(&mut words).await, Ok(1..)) {} };
+    let pinging = async {
+        let mut sent = writing.write_all(PREFACE).await;
+        while sent.is_ok() {
+            sent = writing.write_all(&frame(PING, 0, &[7; 8])).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::select! {
+        () = ended => {}
+        () = pinging => {}
+    }
+}
+
 /// A call with one whole message, of any bytes, on a connection of its own; returns its status and that status's message.
 pub(super) async fn whole(address: SocketAddr, method: &str, message: &[u8]) -> (u32, String) {
+    whole_within(address, method, message, None).await
+}
+
+/// The same, with this header `grpc-timeout`.
+pub(super) async fn whole_within(
+    address: SocketAddr,
+    method: &str,
+    message: &[u8],
+    timeout: Option<&'static str>,
+) -> (u32, String) {
     let (send, _running) = connect(address).await;
     let mut ready = send.ready().await.expect("the connection takes calls");
-    let (response, mut body) = ready.send_request(call(address, method), false).expect("a call");
+    let mut request = call(address, method);
+    if let Some(timeout) = timeout {
+        request.headers_mut().insert("grpc-timeout", HeaderValue::from_static(timeout));
+    }
+    let (response, mut body) = ready.send_request(request, false).expect("a call");
     let mut bytes = BytesMut::with_capacity(5 + message.len());
     bytes.put_u8(0);
     bytes.put_u32(u32::try_from(message.len()).expect("a message's length"));

@@ -31,7 +31,7 @@ fn hungry(name: &str) -> Vec<u8> {
 }
 
 /// Compiled in seconds: a component of 50 KB.
-fn busy(name: &str) -> Vec<u8> {
+pub(super) fn busy(name: &str) -> Vec<u8> {
     loops(name, 50, 100, 200)
 }
 
@@ -59,7 +59,7 @@ fn compiling(process: u32) -> Vec<PathBuf> {
     processes.filter(is_child).collect()
 }
 
-async fn one_compiling(process: u32) -> PathBuf {
+pub(super) async fn one_compiling(process: u32) -> PathBuf {
     eventually("a component is being compiled", async || compiling(process).pop()).await
 }
 
@@ -88,7 +88,7 @@ async fn a_compiling_process_has_limits_and_nothing_else_and_ends_with_its_coord
         // Nobody waits for the answers.
         tokio::spawn(async move { plugins.send(busy(name)).await })
     });
-    let process = target.dev.id();
+    let process = target.cluster.coordinator().id();
     let checked = async || {
         let child = one_compiling(process).await;
         let limits = fs::read_to_string(child.join("limits")).ok()?;
@@ -112,8 +112,8 @@ async fn a_compiling_process_has_limits_and_nothing_else_and_ends_with_its_coord
     target.friend.end().await;
 
     let child = one_compiling(process).await;
-    target.dev.process().signal("KILL");
-    target.dev.process().ended().await;
+    target.cluster.coordinator().signal("KILL");
+    target.cluster.coordinator().ended().await;
     eventually("it has ended", async || (!child.exists() || is_zombie(&child)).then_some(())).await;
     uploads.iter().for_each(tokio::task::JoinHandle::abort);
 }

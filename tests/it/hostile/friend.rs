@@ -1,8 +1,8 @@
 //! A well-behaved client that runs during the attacks.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
@@ -14,29 +14,40 @@ pub(super) struct Friend {
     address: SocketAddr,
     stop: Arc<AtomicBool>,
     served: Arc<AtomicUsize>,
-    working: JoinHandle<Duration>,
+    /// How long each call took since the attack began.
+    took: Arc<Mutex<Vec<Duration>>>,
+    working: JoinHandle<()>,
 }
 
 impl Friend {
     pub(super) fn start(address: SocketAddr) -> Self {
-        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (ends, counts) = (Arc::clone(&stop), Arc::clone(&served));
+        Self::of("t", address)
+    }
+
+    /// One that uses this tenant.
+    pub(super) fn of(tenant: &'static str, address: SocketAddr) -> Self {
+        let (stop, served, took) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::default());
+        let (ends, counts, times) = (Arc::clone(&stop), Arc::clone(&served), Arc::clone(&took));
         let working = tokio::spawn(async move {
             let api = Api::new(address);
-            let mut slowest = Duration::ZERO;
             while !ends.load(Ordering::Relaxed) {
-                let began = Instant::now();
                 let number = counts.load(Ordering::Relaxed);
-                api.write(write("t", "friend", number.to_string())).await.expect("a friend's write");
-                let found = api.read(read("t", "friend")).await.expect("a friend's read");
+                let began = Instant::now();
+                api.write(write(tenant, "friend", number.to_string())).await.expect("a friend's write");
+                let written = Instant::now();
+                let found = api.read(read(tenant, "friend")).await.expect("a friend's read");
+                locked(&times).extend([written - began, written.elapsed()]);
                 assert_eq!(found.value, number.to_string().as_bytes());
-                slowest = slowest.max(began.elapsed());
                 counts.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            slowest
         });
-        Self { address, stop, served, working }
+        Self { address, stop, served, took, working }
+    }
+
+    /// The attack begins: what was before is no longer of interest.
+    pub(super) fn begin(&self) {
+        locked(&self.took).clear();
     }
 
     /// Waits until this many more of its rounds are done.
@@ -62,7 +73,20 @@ impl Friend {
     /// Stops it, and prints its results.
     pub(super) async fn end(self) -> String {
         self.stop.store(true, Ordering::Relaxed);
-        let slowest = self.working.await.expect("no call of a friend's failed");
-        format!("{} rounds of a friend's, the slowest {slowest:?}", self.served.load(Ordering::Relaxed))
+        self.working.await.expect("no call of a friend's failed");
+        let mut took = std::mem::take(&mut *locked(&self.took));
+        took.sort();
+        let of_hundred = |at: usize| took.get(took.len() * at / 100).copied().unwrap_or_default();
+        let slowest = took.last().copied().unwrap_or_default();
+        format!(
+            "{} calls of a friend's: median {:.1?}, p99 {:.1?}, slowest {slowest:.1?}",
+            took.len(),
+            of_hundred(50),
+            of_hundred(99)
+        )
     }
+}
+
+fn locked(took: &Mutex<Vec<Duration>>) -> std::sync::MutexGuard<'_, Vec<Duration>> {
+    took.lock().unwrap_or_else(PoisonError::into_inner)
 }

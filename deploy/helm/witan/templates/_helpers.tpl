@@ -121,6 +121,9 @@ capabilities:
   "security" $security -}}
 {{- if .Values.database.existingSecret -}}
 {{- $database := dict "url_file" "/etc/witan/database/url" -}}
+{{- if .Values.database.directKey -}}
+{{- $_ := set $database "direct_url_file" "/etc/witan/database/direct-url" -}}
+{{- end -}}
 {{- with .Values.database.sslMode -}}
 {{- $_ := set $database "ssl_mode" . -}}
 {{- end -}}
@@ -131,6 +134,12 @@ capabilities:
 {{- end -}}
 {{- if .Values.redis.existingSecret -}}
 {{- $_ := set $config "redis" (dict "url_file" "/etc/witan/redis/url") -}}
+{{- end -}}
+{{- with .Values.coordinator.trustedAddresses -}}
+{{- $_ := set $config.server "trusted_addresses" . -}}
+{{- end -}}
+{{- with .Values.coordinator.tenants -}}
+{{- $_ := set $config "tenants" . -}}
 {{- end -}}
 {{- toYaml (mergeOverwrite $config (deepCopy .Values.coordinator.config)) -}}
 {{- end -}}

@@ -190,6 +190,10 @@ impl Ranges for Nodes {
     async fn drop_tenant(&self, _: &NodeId, _: TenantId, _: Option<Place>) -> Result<Dropped, ReplicaError> {
         Err(ReplicaError::Overloaded)
     }
+
+    async fn raise_fence(&self, _: &NodeId, _: Option<&TenantId>, _: u64) -> Result<StoreId, ReplicaError> {
+        Err(ReplicaError::Overloaded)
+    }
 }
 
 pub(crate) struct NoStore;
