@@ -8,7 +8,7 @@
 //!    from the metadata store loses its lease and goes on.
 //! 2. The metadata store then [requires](witan_kernel::port::LeaseStore::require) the capability: from then on an earlier version refuses
 //!    to start. That is not taken back, so it is done only when a key has been claimed here.
-//! 3. One that had opened the store before that may get its lease after it. It has got it [`SETTLED`] later, and is seen.
+//! 3. One that had opened the store before that may get its lease after it. It has got it `SETTLED` later, and is seen.
 //!
 //! Until then, and in any case, both forms are looked for, so nothing depends on when each coordinator gets there
 //! (docs/decisions/0033-smaller-idempotency-records.md).
