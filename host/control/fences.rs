@@ -81,7 +81,7 @@ impl Catalog {
 /// Has nodes raise the fences that they owe, and forgets those that they have. Returns the nodes that owe one still.
 async fn raise(metadata: &dyn Metadata, cluster: &dyn Cluster, owed: Vec<OwedFence>) -> Lacking {
     let each = stream::iter(owed).map(|OwedFence { tenant, node, epoch, .. }| async move {
-        let raised = match cluster.raise_fence(&node, &tenant, epoch).await {
+        let raised = match cluster.raise_fence(&node, Some(&tenant), epoch).await {
             Ok(()) => metadata.fence_raised(&tenant, &node, epoch).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };

@@ -154,7 +154,7 @@ pub(super) mod tests {
         fn ring(&self) -> Arc<Ring> {
             Arc::new(Ring::new(&[], 0))
         }
-        fn raise_fence(&self, _: &NodeId, _: &TenantId, _: u64) -> Pending<Result<(), ReplicaError>> {
+        fn raise_fence(&self, _: &NodeId, _: Option<&TenantId>, _: u64) -> Pending<Result<(), ReplicaError>> {
             Box::pin(std::future::ready(Ok(())))
         }
         fn placement_changed(&self, _: u64, _: &[StorageNode]) {

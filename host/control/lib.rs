@@ -100,8 +100,8 @@ pub trait Cluster: Send + Sync + 'static {
     /// The current ring.
     fn ring(&self) -> Arc<Ring>;
 
-    /// Raises a tenant's fence at a node.
-    fn raise_fence(&self, node: &NodeId, tenant: &TenantId, epoch: u64) -> Pending<Result<(), ReplicaError>>;
+    /// Raises the fence of a tenant, or of all tenants, at a node.
+    fn raise_fence(&self, node: &NodeId, tenant: Option<&TenantId>, epoch: u64) -> Pending<Result<(), ReplicaError>>;
 
     /// Applies a placement here, if it is newer than the present one.
     fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]);

@@ -70,8 +70,14 @@ impl Catalog {
 
     async fn add(&self, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
         let _placing = self.placing.lock().await;
-        let _held = self.held_while_empty("adding a node").await?;
+        let what = "adding a node";
+        let _held = self.held_while_empty(what).await?;
+        let (before, id) = (self.nodes().await?, node.id.clone());
         self.metadata.add_node(node, now_ms).await?;
+        if let Err(refused) = self.placement_fenced(what, before).await {
+            self.metadata.remove_node(&id).await?;
+            return Err(refused);
+        }
         self.publish_nodes().await
     }
 
@@ -94,8 +100,18 @@ impl Catalog {
             );
             return Err(Refused::NodeInUse(why));
         }
-        let _held = self.held_while_empty("removing a node").await?;
+        let what = "removing a node";
+        let _held = self.held_while_empty(what).await?;
+        let before = self.nodes().await?;
         self.metadata.remove_node(id).await?;
+        if let Err(refused) = self.placement_fenced(what, before.clone()).await {
+            // Its store goes on record again when it is next met.
+            if let Some(node) = before.into_iter().find(|node| node.id == *id) {
+                self.metadata.add_node(node, self.metadata.now_ms().await?).await?;
+            }
+            self.publish_nodes().await?;
+            return Err(refused);
+        }
         self.publish_nodes().await
     }
 

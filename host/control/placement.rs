@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use witan_kernel::name::TenantId;
-use witan_kernel::port::PAGE;
+use witan_kernel::port::{PAGE, StorageNode};
 use witan_kernel::scan::Fullness;
 use witan_kernel::tenant::Tenant;
 
 use super::{Catalog, Held, Refused, Turn, to_its_end};
+
+/// The change of a replication factor, in errors.
+const FACTOR: &str = "a change of the replication factor";
 
 impl Catalog {
     /// Changes a tenant's replication factor, if no data would have to move. Runs to completion even if the caller is dropped.
@@ -32,12 +35,48 @@ impl Catalog {
             return Ok((before.clone(), before));
         }
         self.enough_nodes(wanted).await?;
-        let _held = self.held_while_empty("a change of the replication factor").await?;
-        let mut tenant = before.clone();
-        tenant.replication_factor = wanted;
+        let _held = self.held_while_empty(FACTOR).await?;
+        let after = self.set_factor(&before, wanted).await?;
+        if let Err(refused) = self.fenced_while_empty(&after, before.replication_factor).await {
+            self.set_factor(&after, before.replication_factor).await?;
+            return Err(refused);
+        }
+        Ok((before, after))
+    }
+
+    async fn set_factor(&self, tenant: &Tenant, factor: u8) -> Result<Tenant, Refused> {
+        let tenant = Tenant { replication_factor: factor, ..tenant.clone() };
         let after = self.metadata.update_tenant(tenant, self.fenced()).await?;
         self.cluster.tenant_changed(after.clone());
-        Ok((before, after))
+        Ok(after)
+    }
+
+    /// Has nodes fence a change of a tenant's replication factor, and checks again that nothing is stored: a coordinator that is cut off
+    /// from the metadata store, and whose lease has expired, may have written under the factor of `before` until then.
+    async fn fenced_while_empty(&self, tenant: &Tenant, before: u8) -> Result<(), Refused> {
+        if !self.fenced() {
+            return Ok(());
+        }
+        self.fences_of(&tenant.id, before).await?;
+        self.nothing_stored(FACTOR, self.nodes().await?).await
+    }
+
+    /// Has `nodes`, on which keys were placed until now, fence the present placement for all tenants, and checks again that nothing is
+    /// stored on them, for the reason of [`Self::fenced_while_empty`].
+    pub(super) async fn placement_fenced(&self, what: &str, nodes: Vec<StorageNode>) -> Result<(), Refused> {
+        if !self.fenced() {
+            return Ok(());
+        }
+        let epoch = self.metadata.placement().await?.epoch;
+        for node in &nodes {
+            self.cluster.raise_fence(&node.id, None, epoch).await.map_err(|error| {
+                Refused::NeedsPlacementChange(format!(
+                    "{what} requires that every storage node confirms it, and node {} does not: {error}",
+                    node.id
+                ))
+            })?;
+        }
+        self.nothing_stored(what, nodes).await
     }
 
     /// Blocks operations and other changes of the placement, for a change that would move data if there were any. Refused unless
@@ -51,9 +90,9 @@ impl Catalog {
     /// Operations are blocked only once the change is likely to succeed, so that a refused one disturbs nobody.
     pub(super) async fn held_while_empty(&self, what: &str) -> Result<Held, Refused> {
         self.alone(what).await?;
-        self.nothing_stored(what).await?;
+        self.nothing_stored(what, self.nodes().await?).await?;
         let held = self.cluster.hold().await;
-        self.nothing_stored(what).await?;
+        self.nothing_stored(what, self.nodes().await?).await?;
         Ok(held)
     }
 
@@ -88,12 +127,12 @@ impl Catalog {
         }
     }
 
-    /// Checks that nothing is stored: there is no tenant, or every node reports that it is empty.
-    async fn nothing_stored(&self, what: &str) -> Result<(), Refused> {
+    /// Checks that nothing is stored: there is no tenant, or each of these nodes reports that it is empty.
+    async fn nothing_stored(&self, what: &str, nodes: Vec<StorageNode>) -> Result<(), Refused> {
         if self.metadata.tenants(None, 1).await?.is_empty() {
             return Ok(());
         }
-        for node in self.nodes().await? {
+        for node in nodes {
             let why = match self.cluster.fullness(&node.id).await {
                 Some(Fullness { keys: 0, .. }) => continue,
                 Some(Fullness { keys, .. }) => format!("node {} holds about {keys} records", node.id),

@@ -119,7 +119,8 @@ impl Fences {
 /// What a coordinator may go on doing by old settings while it is cut off, because no acknowledged write depends on it: the time of read
 /// repairs, what happens in an outage of the idempotency store, and defaults of what a request may choose itself.
 pub fn needed(before: &Tenant, after: &Tenant) -> Option<Level> {
-    let changes = before.ordering != after.ordering
+    let changes = before.replication_factor != after.replication_factor
+        || before.ordering != after.ordering
         || before.minimum_level != after.minimum_level
         || before.deleted_at_ms.is_some() != after.deleted_at_ms.is_some();
     changes.then_some(before.minimum_level)

@@ -100,9 +100,9 @@ where
     let (stop, stopped) = watch::channel(false);
     let streams = limits.streams;
     let drain = limits.drain;
-    let scans = Arc::new(Semaphore::new(range::SCANS));
+    let (scans, fences) = (Arc::new(Semaphore::new(range::SCANS)), Arc::new(Semaphore::new(range::FENCES)));
     let store = Arc::clone(driver.store());
-    let storage = Storage { node, driver, clock: Arc::new(clock), limits, stopped: stopped.clone(), scans };
+    let storage = Storage { node, driver, clock: Arc::new(clock), limits, stopped: stopped.clone(), scans, fences };
     let storage = StorageNodeServiceServer::new(storage)
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(PAGE_MESSAGE_BYTES);
@@ -204,6 +204,8 @@ struct Storage {
     stopped: watch::Receiver<bool>,
     /// Permits for steps of scans.
     scans: Arc<Semaphore>,
+    /// Permits for fences.
+    fences: Arc<Semaphore>,
 }
 
 #[tonic::async_trait]

@@ -129,9 +129,9 @@ impl Cluster for Local {
         self.coordinator.ring()
     }
 
-    fn raise_fence(&self, node: &NodeId, tenant: &TenantId, epoch: u64) -> Pending<Result<(), ReplicaError>> {
-        let (lanes, node, tenant) = (Arc::clone(&self.lanes), node.clone(), tenant.clone());
-        Box::pin(async move { lanes.raise_fence(&node, Some(&tenant), epoch).await.map(drop) })
+    fn raise_fence(&self, node: &NodeId, tenant: Option<&TenantId>, epoch: u64) -> Pending<Result<(), ReplicaError>> {
+        let (lanes, node, tenant) = (Arc::clone(&self.lanes), node.clone(), tenant.cloned());
+        Box::pin(async move { lanes.raise_fence(&node, tenant.as_ref(), epoch).await.map(drop) })
     }
 
     fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]) {

@@ -94,6 +94,36 @@ async fn a_coordinator_that_is_cut_off_writes_nothing_to_a_deleted_tenant() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_is_cut_off_does_not_go_on_under_an_earlier_placement() {
+    let (mut company, link) = company().await;
+    let (first, cut_off) = (company.api(0), company.api(1));
+    for tenant in ["grown", "placed"] {
+        first.tenant(tenant, |tenant| tenant.replication_factor = 1).await;
+        let missing = cut_off.read(read(tenant, "k")).await.expect_err("nothing is stored");
+        assert_eq!(missing.reason, "KEY_NOT_FOUND");
+    }
+    link.cut();
+    let grow = v1::UpdateReplicationFactorRequest { tenant_id: "grown".to_owned(), new_replication_factor: 3 };
+    eventually("the lease of the coordinator that is cut off has expired", async || {
+        first.client().update_replication_factor(grow.clone()).await.ok()
+    })
+    .await;
+    assert_stale(&cut_off.write(write("grown", "k", "late")).await.expect_err("a node refuses it"));
+    let node = company.another_node().await;
+    first.client().add_storage_node(node).await.expect("the node joins");
+    assert_stale(&cut_off.write(write("placed", "k", "late")).await.expect_err("a node refuses it"));
+    link.restore();
+    eventually("the coordinator has followed the change", async || {
+        cut_off.write(write("placed", "k", "again")).await.ok()
+    })
+    .await;
+    for tenant in ["placed", "grown"] {
+        first.write(write(tenant, "k", "after")).await.expect("written");
+        assert_eq!(&cut_off.read(read(tenant, "k")).await.expect("read").value[..], b"after");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_deletion_has_left_is_removed_without_a_second_call() {
     let mut company = Company::of(1).await;
     let first = company.api(0);

@@ -191,12 +191,9 @@ impl Cluster for Local {
         self.coordinator.ring()
     }
 
-    fn raise_fence(&self, node: &NodeId, tenant: &TenantId, epoch: u64) -> Pending<Result<(), ReplicaError>> {
-        let (coordinator, node, tenant) = (Arc::clone(&self.coordinator), node.clone(), tenant.clone());
-        Box::pin(async move {
-            let raised = coordinator.ports().replicas.raise_fence(&node, Some(&tenant), epoch).await;
-            raised.map(drop)
-        })
+    fn raise_fence(&self, node: &NodeId, tenant: Option<&TenantId>, epoch: u64) -> Pending<Result<(), ReplicaError>> {
+        let (coordinator, node, tenant) = (Arc::clone(&self.coordinator), node.clone(), tenant.cloned());
+        Box::pin(async move { coordinator.ports().replicas.raise_fence(&node, tenant.as_ref(), epoch).await.map(drop) })
     }
 
     fn placement_changed(&self, _: u64, _: &[StorageNode]) {}

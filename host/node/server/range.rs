@@ -1,9 +1,10 @@
 //! Scans of stored records for coordinators, the removal of tenants, and fences: on threads that may block, and few at a time, so that
 //! they hardly affect the requests of clients.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tonic::Status;
 use witan_wire::Malformed;
 use witan_wire::range::{
@@ -20,6 +21,8 @@ use crate::store::Store;
 
 /// Most steps of scans that run concurrently on a node.
 pub(super) const SCANS: usize = 2;
+/// Most fences that are raised concurrently on a node. They have turns of their own, so that no change waits for scans.
+pub(super) const FENCES: usize = 2;
 /// How long a step may wait for its turn.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -44,7 +47,8 @@ pub(super) async fn drop_tenant(storage: &Storage, request: DropTenantRequest) -
 pub(super) async fn raise_fence(storage: &Storage, request: RaiseFenceRequest) -> Result<RaiseFenceResponse, Status> {
     check_node(storage, &request.node_id)?;
     let (tenant, epoch) = fence_from_wire(request).map_err(malformed)?;
-    let store = run(storage, move |store| store.raise_fence(tenant.as_ref(), epoch).map(|()| store.id())).await?;
+    let raise = move |store: &Store| store.raise_fence(tenant.as_ref(), epoch).map(|()| store.id());
+    let store = run_among(&storage.fences, storage, raise).await?;
     Ok(fenced_to_wire(store))
 }
 
@@ -53,9 +57,18 @@ async fn run<T: Send + 'static>(
     storage: &Storage,
     work: impl FnOnce(&Store) -> Result<T, EngineError> + Send + 'static,
 ) -> Result<T, Status> {
-    let turn = tokio::time::timeout(TURN_TIMEOUT, storage.scans.clone().acquire_owned()).await;
+    run_among(&storage.scans, storage, work).await
+}
+
+/// Runs work outside the shards, once one of `turns` is free.
+async fn run_among<T: Send + 'static>(
+    turns: &Arc<Semaphore>,
+    storage: &Storage,
+    work: impl FnOnce(&Store) -> Result<T, EngineError> + Send + 'static,
+) -> Result<T, Status> {
+    let turn = tokio::time::timeout(TURN_TIMEOUT, turns.clone().acquire_owned()).await;
     let Ok(Ok(turn)) = turn else {
-        return Err(Status::resource_exhausted("too many scans are running on the node; try again later"));
+        return Err(Status::resource_exhausted("too many calls of this kind are running on the node; try again later"));
     };
     let (answer, answered) = oneshot::channel();
     storage.driver.spawn(Box::new(move |store| {

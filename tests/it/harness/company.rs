@@ -151,6 +151,17 @@ impl Company {
         command
     }
 
+    /// Starts one storage node more, which is no part of the cluster yet.
+    pub(crate) async fn another_node(&mut self) -> v1::AddStorageNodeRequest {
+        let id = format!("node-{}", self.nodes.len() + 1);
+        let mut process = node(&id, SocketAddr::new(own_address(), 0), Version::This, &self.folder);
+        process.ready().await;
+        let address = process.address("address");
+        self.processes.push(process);
+        let (host, port) = (address.ip().to_string(), address.port().into());
+        v1::AddStorageNodeRequest { node_id: id, host, port, virtual_nodes: 0 }
+    }
+
     /// A link to PostgreSQL.
     pub(crate) async fn link_to_postgres(&self) -> Link {
         Link::to(self.postgres.address()).await
