@@ -1,6 +1,8 @@
 //! Up to where this coordinator follows the changes of others. Every request to a replica carries the revision that its operation began
 //! with; a replica whose fence is above it refuses, and the operation begins again once later changes are followed.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use tokio::sync::{Notify, watch};
 use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::port::{Clock, until};
@@ -18,7 +20,10 @@ const PATIENCE_MICROS: u64 = 1_000_000;
 /// The revision up to which all changes are followed, and who waits for a later one.
 #[derive(Default)]
 pub(super) struct Following {
-    revision: watch::Sender<u64>,
+    /// Read by every operation.
+    revision: AtomicU64,
+    /// The same, for those that wait for a later one.
+    later: watch::Sender<u64>,
     /// Woken when an operation waits for a later revision.
     behind: Notify,
 }
@@ -26,12 +31,13 @@ pub(super) struct Following {
 impl<W: World> Coordinator<W> {
     /// All changes up to this revision of the metadata store are followed: operations that begin from now on know of them.
     pub fn set_followed(&self, revision: u64) {
-        self.following.revision.send_replace(revision);
+        self.following.revision.store(revision, Ordering::Release);
+        self.following.later.send_replace(revision);
     }
 
     /// The revision up to which all changes are followed. Whoever takes it before anything else knows of all changes up to it.
     pub fn followed(&self) -> u64 {
-        *self.following.revision.borrow()
+        self.following.revision.load(Ordering::Acquire)
     }
 
     /// Ready when an operation was refused because later changes have to be followed first. For one waiter.
@@ -41,7 +47,7 @@ impl<W: World> Coordinator<W> {
 
     /// Waits until changes after `revision` are followed, or until `deadline` (monotonic microseconds). False if they are not.
     async fn follows_beyond(&self, revision: u64, deadline: u64) -> bool {
-        let mut followed = self.following.revision.subscribe();
+        let mut followed = self.following.later.subscribe();
         self.following.behind.notify_one();
         let now = self.ports.clock.monotonic_micros();
         let time = until(deadline.min(now + PATIENCE_MICROS), now);
