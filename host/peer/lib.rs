@@ -187,6 +187,14 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
     fn has_names(&self, node: &NodeId) -> bool {
         self.nodes.load().get(node).is_none_or(|node| node.vitals.has_names())
     }
+
+    fn outages(&self, node: &NodeId) -> u64 {
+        self.nodes.load().get(node).map_or(0, |node| node.vitals.outages())
+    }
+
+    fn has_fences(&self, node: &NodeId) -> bool {
+        self.nodes.load().get(node).is_none_or(|node| node.vitals.has_fences())
+    }
 }
 
 /// The state of a node that is not in the current set.

@@ -18,6 +18,8 @@ pub(super) struct Vitals {
     connected: AtomicBool,
     /// It is connected, and has left requests unanswered for suspiciously long.
     silent: AtomicBool,
+    /// How often either has begun.
+    outages: AtomicU64,
     /// Packed [`Use`] of its present store.
     uses: AtomicU64,
     /// The highest commit number that its present store has shown.
@@ -26,6 +28,8 @@ pub(super) struct Vitals {
     fence: AtomicU64,
     /// It did not name [`capability::NAMES`] in its last handshake.
     lacks_names: AtomicBool,
+    /// It did not name [`capability::FENCES`] in its last handshake.
+    lacks_fences: AtomicBool,
     in_flight: AtomicU32,
     /// The largest number of requests in flight between the last two ticks.
     in_flight_peak: AtomicU32,
@@ -45,10 +49,12 @@ impl Default for Vitals {
         Self {
             connected: AtomicBool::new(false),
             silent: AtomicBool::new(false),
+            outages: AtomicU64::new(0),
             uses: AtomicU64::new(Use::NONE.packed()),
             commit: AtomicU64::new(0),
             fence: AtomicU64::new(0),
             lacks_names: AtomicBool::new(false),
+            lacks_fences: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             in_flight_peak: AtomicU32::new(0),
             p50_us: AtomicU32::new(0),
@@ -82,9 +88,14 @@ impl Vitals {
         !self.lacks_names.load(Ordering::Relaxed)
     }
 
+    pub(super) fn has_fences(&self) -> bool {
+        !self.lacks_fences.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set_capabilities(&self, named: &[String]) {
-        let lacks = !named.iter().any(|name| name == capability::NAMES);
-        self.lacks_names.store(lacks, Ordering::Relaxed);
+        let lacks = |capability| !named.iter().any(|name| name == capability);
+        self.lacks_names.store(lacks(capability::NAMES), Ordering::Relaxed);
+        self.lacks_fences.store(lacks(capability::FENCES), Ordering::Relaxed);
     }
 
     pub(super) fn store_id(&self) -> Option<StoreId> {
@@ -206,12 +217,21 @@ impl Vitals {
     }
 
     pub(super) fn disconnected(&self) {
-        self.connected.store(false, Ordering::Relaxed);
+        if self.connected.swap(false, Ordering::Relaxed) {
+            self.outages.fetch_add(1, Ordering::Relaxed);
+        }
         self.tried.send_replace(true);
     }
 
     pub(super) fn set_silent(&self, silent: bool) {
-        self.silent.store(silent, Ordering::Relaxed);
+        if !self.silent.swap(silent, Ordering::Relaxed) && silent {
+            self.outages.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often the node could not be reached any longer.
+    pub(super) fn outages(&self) -> u64 {
+        self.outages.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_in_flight(&self, in_flight: usize) {

@@ -118,7 +118,8 @@ impl Cluster for Local {
     }
 
     fn fences(&self) -> bool {
-        self.coordinator.fences()
+        // A node of an earlier version cannot have any.
+        self.coordinator.fences() && self.coordinator.ring().nodes().iter().all(|node| self.lanes.has_fences(node))
     }
 
     fn highest_fence(&self) -> u64 {

@@ -60,7 +60,7 @@ impl Default for HealingConfig {
 
 /// How long after its start a coordinator claims its first duty: those that are restarted one after the other do not take each other's.
 pub const BEGINS_AFTER: Duration = Duration::from_secs(60);
-/// How often it looks at the nodes. A node that is away for less may go unnoticed; the routine comparison finds what it missed.
+/// How often it looks at the nodes.
 const LOOK: Duration = Duration::from_millis(250);
 /// How often it reads what is claimed, unless one of its own passes has just ended.
 const READ_DUTIES: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use witan_coordinate::World;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
-use witan_kernel::port::{Metadata, PAGE, StoreError};
+use witan_kernel::port::{Metadata, PAGE, Replicas, StoreError};
 use witan_kernel::scan::{Ranges, Trust};
 
 use super::Upkeep;
@@ -188,7 +188,7 @@ impl<W: World> Repair<W> {
     /// the old store had, and nobody who has to be refused may use it.
     async fn fence(&self, node: &NodeId, store: StoreId) -> Result<(), NotBelieved> {
         let coordinator = &self.upkeep.coordinator;
-        if !coordinator.fences() {
+        if !coordinator.fences() || !coordinator.ports().replicas.has_fences(node) {
             return Ok(());
         }
         match coordinator.ports().replicas.raise_fence(node, None, coordinator.followed()).await {

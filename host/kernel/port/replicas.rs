@@ -28,6 +28,19 @@ pub trait Replicas: Send + Sync + 'static {
     /// False when the node has not named [`crate::capability::NAMES`] in its last handshake. One that has not been met yet may have it: a
     /// coordinator that has just started must not repeat writes unasked because a node is away.
     fn has_names(&self, node: &NodeId) -> bool;
+
+    /// How often the node could not be reached any longer, since this coordinator has known it: tells an outage that is over before
+    /// anybody has looked. Cheap.
+    fn outages(&self, node: &NodeId) -> u64 {
+        let _ = node;
+        0
+    }
+
+    /// False when the node has not named [`crate::capability::FENCES`] in its last handshake. One that has not been met yet may have it.
+    fn has_fences(&self, node: &NodeId) -> bool {
+        let _ = node;
+        true
+    }
 }
 
 /// Collects the answers of replicas. Each operation has one.
@@ -96,5 +109,13 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn has_names(&self, node: &NodeId) -> bool {
         (**self).has_names(node)
+    }
+
+    fn outages(&self, node: &NodeId) -> u64 {
+        (**self).outages(node)
+    }
+
+    fn has_fences(&self, node: &NodeId) -> bool {
+        (**self).has_fences(node)
     }
 }

@@ -14,6 +14,8 @@ use witan_kernel::scan::{Standing, Trust};
 #[derive(Debug, Default)]
 pub(super) struct Reach {
     reachable: BTreeMap<NodeId, bool>,
+    /// How often each has gone: one that is back before anybody looks has been away, too.
+    outages: BTreeMap<NodeId, u64>,
     /// Nodes that have gone or come back since this was last taken: what was written meanwhile may be missing there.
     moved: BTreeSet<NodeId>,
 }
@@ -39,10 +41,14 @@ impl Reach {
     pub(super) fn look(&mut self, ring: &Ring, replicas: &impl Replicas) {
         let now: BTreeMap<NodeId, bool> =
             ring.nodes().iter().map(|node| (node.clone(), replicas.state(node).reachable)).collect();
+        let outages = ring.nodes().iter().map(|node| (node.clone(), replicas.outages(node))).collect();
         let before = std::mem::replace(&mut self.reachable, now);
+        let outages_before: BTreeMap<NodeId, u64> = std::mem::replace(&mut self.outages, outages);
         let was = |node: &NodeId| before.get(node).copied().unwrap_or(true);
+        let went =
+            |node: &NodeId| outages_before.get(node).is_some_and(|before| self.outages.get(node) != Some(before));
         let is_noticed = |_: &_| !Fault::ReturnUnnoticed.is_on();
-        let moved = self.reachable.iter().filter(|(node, is)| **is != was(node)).filter(is_noticed);
+        let moved = self.reachable.iter().filter(|(node, is)| **is != was(node) || went(node)).filter(is_noticed);
         self.moved.extend(moved.map(|(node, _)| node.clone()));
     }
 

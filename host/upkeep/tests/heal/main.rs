@@ -156,6 +156,23 @@ async fn a_node_that_was_away_is_caught_up_with_although_the_database_was_away_t
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_was_away_for_a_moment_is_caught_up_with() {
+    let cluster = Cluster::new().await;
+    let running = Running::start(cluster.healing(1, &config(1 << 20)));
+    wait_until("everything was compared once", async || compared(&cluster).await == PARTS).await;
+    // It is back before anybody looks.
+    cluster.nodes.set_away(2, true);
+    for key in 0..KEYS {
+        (0..2).for_each(|node| cluster.nodes.put(node, key, 5));
+    }
+    cluster.nodes.set_away(2, false);
+    let back = Instant::now();
+    wait_until("it is level", async || cluster.nodes.are_level()).await;
+    assert!(back.elapsed() < Duration::from_secs(30), "{:?}", back.elapsed());
+    running.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_read_long_ago_is_read_again_before_it_is_sent() {
     let cluster = Cluster::new().await;
     let (start, second) = (Instant::now(), Duration::from_secs(1));

@@ -53,6 +53,8 @@ struct Node {
     /// Until then, it answers no merge.
     hangs_until: Option<Instant>,
     away: bool,
+    /// How often it has gone.
+    outages: u64,
     /// The merges that it was sent: when, and the stamps in them.
     merges: Vec<(Instant, Stamp)>,
     /// The bytes of records that were read.
@@ -87,7 +89,10 @@ impl Nodes {
     }
 
     pub(crate) fn set_away(&self, node: usize, away: bool) {
-        self.with(&id(node), |node| node.away = away);
+        self.with(&id(node), |node| {
+            node.outages += u64::from(away && !node.away);
+            node.away = away;
+        });
     }
 
     pub(crate) fn merges(&self, node: usize) -> Vec<(Instant, Stamp)> {
@@ -151,6 +156,10 @@ impl Replicas for Nodes {
 
     fn has_names(&self, _: &NodeId) -> bool {
         true
+    }
+
+    fn outages(&self, node: &NodeId) -> u64 {
+        self.with(node, |node| node.outages)
     }
 }
 
