@@ -331,6 +331,9 @@ class Tour:
             assert records == [(b"k", stored.record)], records
             dropped = self.all_pages(node.DropTenant, tenant_id=f"absent-{self.stamp}")
             assert not any(stretch.records for stretch in dropped)
+            # At epoch 0 nothing changes: a fence that refused anybody would stay.
+            fenced = node.RaiseFence(tenant_id=tenant, epoch=0, node_id=info.node_id)
+            assert fenced.store_id == described.store_id, fenced
         say(f"{len(nodes)} nodes described themselves; record, repair and a lane's answer agree on each")
 
     def all_pages(self, call: Callable[..., Any], **fields: Any) -> list[Any]:
