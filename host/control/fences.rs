@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use witan_kernel::fault::Fault;
 use witan_kernel::fence::tolerates;
 use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::port::{Metadata, OwedFence, StoreError};
+use witan_kernel::port::{Metadata, OWED, OwedFence, Owing, StoreError};
 use witan_kernel::scan::Removed;
 use witan_kernel::tenant::Level;
 
@@ -72,7 +72,7 @@ impl Catalog {
     /// Asks every node that owes a fence for this tenant to raise it. Returns those that owe one still, and the least level that was
     /// allowed before the changes.
     async fn raise(&self, tenant: &TenantId) -> Result<(Lacking, Level), StoreError> {
-        let owed = self.metadata.owed_fences(Some(tenant)).await?;
+        let owed = self.metadata.owed_fences(Some(tenant), None).await?;
         let level = owed.iter().map(|owed| owed.level).min().unwrap_or(Level::All);
         Ok((raise(self.metadata.as_ref(), self.cluster.as_ref(), owed).await, level))
     }
@@ -119,7 +119,7 @@ impl Catalog {
         loop {
             sleep(REMOVE_EVERY).await;
             let Ok(now) = self.metadata.now_ms().await else { continue };
-            let Ok(owed) = self.metadata.owed_removals(now.saturating_sub(LEFT_AFTER_MS)).await else { continue };
+            let Ok(owed) = self.every_removal(now.saturating_sub(LEFT_AFTER_MS)).await else { continue };
             let mut of: BTreeMap<TenantId, Vec<NodeId>> = BTreeMap::new();
             for (tenant, node) in owed {
                 of.entry(tenant).or_default().push(node);
@@ -139,7 +139,7 @@ impl Catalog {
         let mut known = Lacking::new();
         loop {
             sleep(EVERY).await;
-            let Ok(owed) = self.metadata.owed_fences(None).await else { continue };
+            let Ok(owed) = self.every_fence().await else { continue };
             let lacking = raise(self.metadata.as_ref(), self.cluster.as_ref(), owed.clone()).await;
             let left = owed.iter().filter(|owed| lacking.contains_key(&owed.node)).count();
             self.owed.set(left as i64);
@@ -147,6 +147,34 @@ impl Catalog {
                 report(&lacking);
             }
             known = lacking;
+        }
+    }
+}
+
+/// What is owed, page after page: a node that is away for long must not hold up what others owe.
+impl Catalog {
+    async fn every_fence(&self) -> Result<Vec<OwedFence>, StoreError> {
+        let mut all: Vec<OwedFence> = Vec::new();
+        loop {
+            let after = all.last().map(|owed| (owed.tenant.clone(), owed.node.clone()));
+            let page = self.metadata.owed_fences(None, after).await?;
+            let is_last = page.len() < OWED;
+            all.extend(page);
+            if is_last {
+                return Ok(all);
+            }
+        }
+    }
+
+    async fn every_removal(&self, deleted_by_ms: u64) -> Result<Vec<Owing>, StoreError> {
+        let mut all: Vec<Owing> = Vec::new();
+        loop {
+            let page = self.metadata.owed_removals(deleted_by_ms, all.last().cloned()).await?;
+            let is_last = page.len() < OWED;
+            all.extend(page);
+            if is_last {
+                return Ok(all);
+            }
         }
     }
 }

@@ -8,6 +8,9 @@ use crate::tenant::Level;
 /// Most owed fences or removals that one question is answered with: those of every node of the largest cluster, for one tenant.
 pub const OWED: usize = super::placement::NODES;
 
+/// A tenant, and a node that owes something for it.
+pub type Owing = (TenantId, NodeId);
+
 /// A [fence](crate::fence) that a node has not confirmed yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwedFence {
@@ -23,16 +26,16 @@ pub struct OwedFence {
 
 /// Owed fences.
 pub trait FenceStore: Send + Sync + 'static {
-    /// The fences that are owed for one tenant, or for all, by tenant and node; at most [`OWED`].
-    fn owed_fences(&self, tenant: Option<&TenantId>) -> Answer<Vec<OwedFence>>;
+    /// The fences that are owed for one tenant, or for all, by tenant and node, after this tenant and node; at most [`OWED`].
+    fn owed_fences(&self, tenant: Option<&TenantId>, after: Option<Owing>) -> Answer<Vec<OwedFence>>;
 
     /// A node has raised a tenant's fence to `epoch`, durably: it owes none of this or an earlier epoch. This is no change that others
     /// follow.
     fn fence_raised(&self, tenant: &TenantId, node: &NodeId, epoch: u64) -> Answer<()>;
 
     /// Nodes that may still hold records of tenants which were deleted at `deleted_by_ms` (Unix time, milliseconds) or earlier, by tenant
-    /// and node; at most [`OWED`].
-    fn owed_removals(&self, deleted_by_ms: u64) -> Answer<Vec<(TenantId, NodeId)>>;
+    /// and node, after this tenant and node; at most [`OWED`].
+    fn owed_removals(&self, deleted_by_ms: u64, after: Option<Owing>) -> Answer<Vec<Owing>>;
 
     /// A node holds no record of a deleted tenant any longer. This is no change that others follow.
     fn records_removed(&self, tenant: &TenantId, node: &NodeId) -> Answer<()>;

@@ -1,7 +1,7 @@
 //! Fences and removals that storage nodes owe.
 
 use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::port::{Answer, FenceStore, OWED, OwedFence};
+use witan_kernel::port::{Answer, FenceStore, OWED, OwedFence, Owing};
 use witan_kernel::tenant::Level;
 
 use super::{MemoryMetadata, State};
@@ -17,10 +17,13 @@ impl State {
 }
 
 impl FenceStore for MemoryMetadata {
-    fn owed_fences(&self, tenant: Option<&TenantId>) -> Answer<Vec<OwedFence>> {
+    fn owed_fences(&self, tenant: Option<&TenantId>, after: Option<Owing>) -> Answer<Vec<OwedFence>> {
         let tenant = tenant.cloned();
         self.answer(move |state| {
-            let asked = state.owed.iter().filter(|((of, _), _)| tenant.as_ref().is_none_or(|tenant| tenant == of));
+            let asked = state
+                .owed
+                .range(super::after(after))
+                .filter(|((of, _), _)| tenant.as_ref().is_none_or(|tenant| tenant == of));
             let owed = asked.map(|((tenant, node), (epoch, level))| OwedFence {
                 tenant: tenant.clone(),
                 node: node.clone(),
@@ -41,11 +44,11 @@ impl FenceStore for MemoryMetadata {
         })
     }
 
-    fn owed_removals(&self, deleted_by_ms: u64) -> Answer<Vec<(TenantId, NodeId)>> {
+    fn owed_removals(&self, deleted_by_ms: u64, after: Option<Owing>) -> Answer<Vec<Owing>> {
         self.answer(move |state| {
             let deleted = |id: &TenantId| state.tenants.get(id).and_then(|tenant| tenant.deleted_at_ms);
-            let due = |(id, _): &&(TenantId, NodeId)| deleted(id).is_some_and(|at| at <= deleted_by_ms);
-            Ok(state.owed_removals.iter().filter(due).take(OWED).cloned().collect())
+            let due = |(id, _): &&Owing| deleted(id).is_some_and(|at| at <= deleted_by_ms);
+            Ok(state.owed_removals.range(super::after(after)).filter(due).take(OWED).cloned().collect())
         })
     }
 

@@ -11,7 +11,7 @@ pub(super) async fn owed<M: Metadata>(metadata: &M) {
     let tenant = metadata.create_tenant(tenant("fenced")).await.expect("created");
     metadata.add_node(node("node-9"), 15).await.expect("added");
     let owed = async |of: Option<&TenantId>| {
-        let owed = metadata.owed_fences(of).await.expect("the owed fences");
+        let owed = metadata.owed_fences(of, None).await.expect("the owed fences");
         owed.into_iter().map(|owed| (owed.node.to_string(), owed.epoch, owed.level)).collect::<Vec<_>>()
     };
     let newest = async || metadata.changes(u64::MAX).await.expect("the revision").revision;
@@ -42,10 +42,14 @@ pub(super) async fn owed<M: Metadata>(metadata: &M) {
 
     let deleted = metadata.delete_tenant(&tenant.id, fifth.version, 60, true).await.expect("deleted");
     assert_eq!(owed(None).await, both(newest().await, Level::One));
-    let removals = async |by| metadata.owed_removals(by).await.expect("the owed removals");
+    let removals = async |by| metadata.owed_removals(by, None).await.expect("the owed removals");
     let owing = |node: &NodeId| (tenant.id.clone(), node.clone());
     assert_eq!(removals(59).await, [], "it was deleted later");
     assert_eq!(removals(60).await, [owing(&one), owing(&nine)]);
+    assert_eq!(metadata.owed_removals(60, Some(owing(&one))).await, Ok(vec![owing(&nine)]), "the next page");
+    let next = metadata.owed_fences(None, Some(owing(&one))).await.expect("the next page");
+    assert_eq!(next.iter().map(|owed| &owed.node).collect::<Vec<_>>(), [&nine]);
+    assert_eq!(metadata.owed_fences(None, Some(owing(&nine))).await, Ok(Vec::new()));
     metadata.records_removed(&tenant.id, &one).await.expect("noted");
     assert_eq!(removals(u64::MAX >> 1).await, [owing(&nine)]);
     assert_eq!(metadata.delete_tenant(&tenant.id, deleted.version, 61, true).await, Ok(deleted), "once");

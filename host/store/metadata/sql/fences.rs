@@ -1,7 +1,7 @@
 //! Fences and removals that storage nodes owe.
 
 use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::port::{Answer, FenceStore, OWED, OwedFence, StoreError};
+use witan_kernel::port::{Answer, FenceStore, OWED, OwedFence, Owing, StoreError};
 use witan_kernel::tenant::Level;
 
 use super::db::{Db, Value};
@@ -9,9 +9,9 @@ use super::row::Row;
 use super::{Driver, SqlMetadata};
 
 impl<D: Driver> FenceStore for SqlMetadata<D> {
-    fn owed_fences(&self, tenant: Option<&TenantId>) -> Answer<Vec<OwedFence>> {
+    fn owed_fences(&self, tenant: Option<&TenantId>, after: Option<Owing>) -> Answer<Vec<OwedFence>> {
         let tenant = tenant.cloned();
-        self.read(move |db| Box::pin(owed(db, tenant)))
+        self.read(move |db| Box::pin(owed(db, tenant, after)))
     }
 
     fn fence_raised(&self, tenant: &TenantId, node: &NodeId, epoch: u64) -> Answer<()> {
@@ -19,8 +19,8 @@ impl<D: Driver> FenceStore for SqlMetadata<D> {
         self.write(move |db| Box::pin(raised(db, tenant, node, epoch)))
     }
 
-    fn owed_removals(&self, deleted_by_ms: u64) -> Answer<Vec<(TenantId, NodeId)>> {
-        self.read(move |db| Box::pin(removals(db, deleted_by_ms)))
+    fn owed_removals(&self, deleted_by_ms: u64, after: Option<Owing>) -> Answer<Vec<Owing>> {
+        self.read(move |db| Box::pin(removals(db, deleted_by_ms, after)))
     }
 
     fn records_removed(&self, tenant: &TenantId, node: &NodeId) -> Answer<()> {
@@ -43,13 +43,21 @@ pub(super) async fn owe(db: &mut Db, tenant: &TenantId, epoch: u64, level: Level
     .map(drop)
 }
 
-async fn owed(db: &mut Db, tenant: Option<TenantId>) -> Result<Vec<OwedFence>, StoreError> {
+async fn owed(db: &mut Db, tenant: Option<TenantId>, after: Option<Owing>) -> Result<Vec<OwedFence>, StoreError> {
     let (tenant, all) = (tenant.as_ref().map_or("", TenantId::as_str), u64::from(tenant.is_none()));
+    let (after, node) = texts(after.as_ref());
     let rows = db
         .rows(
-            "SELECT tenant_id, node_id, epoch, level FROM owed_fences WHERE tenant_id = $1 OR $2 = 1
+            "SELECT tenant_id, node_id, epoch, level FROM owed_fences WHERE (tenant_id = $1 OR $2 = 1)
+                 AND (tenant_id > $4 OR tenant_id = $4 AND node_id > $5)
              ORDER BY tenant_id, node_id LIMIT $3",
-            &[Value::Text(tenant), Value::Number(all), Value::Number(OWED as u64)],
+            &[
+                Value::Text(tenant),
+                Value::Number(all),
+                Value::Number(OWED as u64),
+                Value::Text(after),
+                Value::Text(node),
+            ],
         )
         .await?;
     rows.iter().map(fence).collect()
@@ -75,13 +83,16 @@ pub(super) async fn owe_removal(db: &mut Db, tenant: &TenantId) -> Result<(), St
     .map(drop)
 }
 
-async fn removals(db: &mut Db, deleted_by_ms: u64) -> Result<Vec<(TenantId, NodeId)>, StoreError> {
+async fn removals(db: &mut Db, deleted_by_ms: u64, after: Option<Owing>) -> Result<Vec<Owing>, StoreError> {
+    let (after, node) = texts(after.as_ref());
     let rows = db
         .rows(
             "SELECT owed_removals.tenant_id, owed_removals.node_id FROM owed_removals
              JOIN tenants ON tenants.tenant_id = owed_removals.tenant_id
-             WHERE tenants.deleted_at <= $1 ORDER BY owed_removals.tenant_id, owed_removals.node_id LIMIT $2",
-            &[Value::Number(deleted_by_ms), Value::Number(OWED as u64)],
+             WHERE tenants.deleted_at <= $1
+                 AND (owed_removals.tenant_id > $3 OR owed_removals.tenant_id = $3 AND owed_removals.node_id > $4)
+             ORDER BY owed_removals.tenant_id, owed_removals.node_id LIMIT $2",
+            &[Value::Number(deleted_by_ms), Value::Number(OWED as u64), Value::Text(after), Value::Text(node)],
         )
         .await?;
     let owed = |row: &Row| {
@@ -98,6 +109,11 @@ async fn removed(db: &mut Db, tenant: TenantId, node: NodeId) -> Result<(), Stor
     )
     .await
     .map(drop)
+}
+
+/// The place after which a page begins. '' sorts before every id, and is none.
+fn texts(after: Option<&Owing>) -> (&str, &str) {
+    after.map_or(("", ""), |(tenant, node)| (tenant.as_str(), node.as_str()))
 }
 
 /// Levels in ascending order, so that the least is the smallest.
