@@ -66,6 +66,8 @@ struct Merge {
     place: Place,
     record: Encoded,
     sources: Sources,
+    /// The revision under which it is sent.
+    epoch: u64,
     tries: u32,
 }
 
@@ -112,7 +114,7 @@ impl<'a, W: World> Merges<'a, W> {
         }
         self.bytes += record.0.len();
         let (node, place, record) = (node.clone(), place.clone(), record.clone());
-        self.dispatch(Merge { replica, node, place, record, sources, tries: 0 });
+        self.dispatch(Merge { replica, node, place, record, sources, epoch: self.epoch, tries: 0 });
     }
 
     /// Waits until every merge is stored or has finally failed.
@@ -153,7 +155,7 @@ impl<'a, W: World> Merges<'a, W> {
         self.last_tag = self.last_tag.wrapping_add(1);
         let deadline = self.coordinator.ports().clock.monotonic_micros() + WITHIN_MICROS;
         let ask = Ask::Merge { record: merge.record.clone() };
-        let request = Request { place: merge.place.clone(), epoch: self.epoch, ask };
+        let request = Request { place: merge.place.clone(), epoch: merge.epoch, ask };
         let to: Arc<dyn Collect> = Arc::clone(&self.inbox) as Arc<dyn Collect>;
         let reply = Reply::new(to, self.last_tag, merge.node.clone());
         let node = merge.node.clone();
@@ -225,12 +227,15 @@ impl<'a, W: World> Merges<'a, W> {
             Err(error) => error,
         };
         if error == ReplicaError::StaleEpoch {
-            // What is stored may be merged under any settings, as long as there is the tenant.
-            self.epoch = self.coordinator.followed();
-            let tenant = self.coordinator.ports().tenants.cached(&merge.place.tenant);
-            if tenant.is_some_and(|tenant| tenant.deleted_at_ms.is_some()) {
-                self.bytes -= merge.record.0.len();
-                return;
+            // What is stored may be merged under any settings, as long as there is the tenant: this one, and known to be there since.
+            let followed = self.coordinator.followed();
+            match self.coordinator.ports().tenants.cached(&merge.place.tenant) {
+                Some(tenant) if tenant.deleted_at_ms.is_some() => {
+                    self.bytes -= merge.record.0.len();
+                    return;
+                }
+                Some(_) => merge.epoch = followed,
+                None => {}
             }
         }
         merge.tries += 1;

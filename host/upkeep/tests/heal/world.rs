@@ -1,6 +1,7 @@
 //! A cluster in memory and in paused time: three nodes, each with a map of records, shared by any number of coordinators.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -55,6 +56,10 @@ struct Node {
     away: bool,
     /// How often it has gone.
     outages: u64,
+    /// It refuses merges of an earlier epoch.
+    fence: u64,
+    /// Those that it has refused: the epoch of each, and its place.
+    refused: Vec<(u64, Place)>,
     /// The merges that it was sent: when, and the stamps in them.
     merges: Vec<(Instant, Stamp)>,
     /// The bytes of records that were read.
@@ -95,6 +100,20 @@ impl Nodes {
         });
     }
 
+    pub(crate) fn set_fence(&self, node: usize, fence: u64) {
+        self.with(&id(node), |node| node.fence = fence);
+    }
+
+    /// The merges that a node has refused: the epoch of each, and its place.
+    pub(crate) fn refused(&self, node: usize) -> Vec<(u64, Place)> {
+        self.with(&id(node), |node| node.refused.clone())
+    }
+
+    /// Whether a node has a record.
+    pub(crate) fn has(&self, node: usize, place: &Place) -> bool {
+        self.with(&id(node), |node| node.records.contains_key(&(place.token, place.key.bytes().clone())))
+    }
+
     pub(crate) fn merges(&self, node: usize) -> Vec<(Instant, Stamp)> {
         self.with(&id(node), |node| node.merges.clone())
     }
@@ -125,6 +144,14 @@ impl Replicas for Nodes {
     fn send(&self, node: &NodeId, request: Request, _: u64, reply: Reply) {
         let Ask::Merge { record } = request.ask else { panic!("only merges are sent: {request:?}") };
         let Ok(Record::Register(register)) = record.decode() else { panic!("a register") };
+        let is_stale = self.with(node, |node| {
+            let is_stale = request.epoch < node.fence;
+            node.refused.extend(is_stale.then(|| (request.epoch, request.place.clone())));
+            is_stale
+        });
+        if is_stale {
+            return reply.answer(Err(ReplicaError::StaleEpoch));
+        }
         let hangs = self.with(node, |node| {
             node.merges.push((Instant::now(), register.stamp));
             node.hangs_until.is_some_and(|until| Instant::now() < until)
@@ -213,15 +240,20 @@ impl IdempotencyStore for NoStore {
     }
 }
 
-pub(crate) struct Anyone;
+/// Any tenant. It is in the cache until that is emptied.
+#[derive(Clone, Default)]
+pub(crate) struct Anyone {
+    uncached: Arc<AtomicBool>,
+}
 
 impl Tenants for Anyone {
     fn cached(&self, id: &TenantId) -> Option<Arc<Tenant>> {
-        Some(Arc::new(Tenant::with_defaults(id.clone(), 3, 1)))
+        let is_cached = !self.uncached.load(Ordering::Relaxed);
+        is_cached.then(|| Arc::new(Tenant::with_defaults(id.clone(), 3, 1)))
     }
 
     async fn tenant(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>, StoreError> {
-        Ok(self.cached(id))
+        Ok(Some(Arc::new(Tenant::with_defaults(id.clone(), 3, 1))))
     }
 }
 
@@ -247,6 +279,7 @@ impl World for InMemory {
 pub(crate) struct Cluster {
     pub(crate) nodes: Nodes,
     pub(crate) metadata: MemoryMetadata,
+    tenants: Anyone,
     clock: Paused,
 }
 
@@ -266,32 +299,64 @@ impl Cluster {
         metadata.create_tenant(Tenant::with_defaults(tenant(), 3, 1)).await.expect("created");
         let nodes = Nodes::default();
         (0..3).for_each(|node| nodes.set_away(node, false));
-        Self { nodes, metadata, clock }
+        Self { nodes, metadata, tenants: Anyone::default(), clock }
     }
 
-    /// A coordinator's upkeep.
-    pub(crate) fn upkeep(&self) -> Arc<Upkeep<InMemory>> {
+    /// From now on no coordinator has a tenant in its cache.
+    pub(crate) fn forget_tenants(&self) {
+        self.tenants.uncached.store(true, Ordering::Relaxed);
+    }
+
+    fn coordinator(&self) -> Arc<Coordinator<InMemory>> {
         let ports = Ports::<InMemory> {
             clock: self.clock.clone(),
             randomness: Sixteen,
             replicas: self.nodes.clone(),
             idempotency: NoStore,
-            tenants: Anyone,
+            tenants: self.tenants.clone(),
             plugins: Arc::new(NoPlugins),
             collapses: Arc::new(NoCollapses),
         };
         let ring = Ring::new(&[(id(0), 8), (id(1), 8), (id(2), 8)], 1);
         let keys = ContextKeys::new(Era::default(), &[(1, [1; 32])]).expect("keys");
-        let coordinator = Coordinator::new(ports, ring, keys, Defaults::default());
+        Coordinator::new(ports, ring, keys, Defaults::default())
+    }
+
+    /// A coordinator's upkeep.
+    pub(crate) fn upkeep(&self) -> Arc<Upkeep<InMemory>> {
+        self.upkeep_of(self.coordinator())
+    }
+
+    fn upkeep_of(&self, coordinator: Arc<Coordinator<InMemory>>) -> Arc<Upkeep<InMemory>> {
         let metadata: Arc<dyn Metadata> = Arc::new(self.metadata.clone());
         Arc::new(Upkeep::new(coordinator, metadata))
     }
 
     /// The healing of a coordinator of its own, which begins at once.
     pub(crate) fn healing(&self, number: u8, config: &HealingConfig) -> Arc<Healing<InMemory>> {
-        let coordinator = NodeId::new(format!("coordinator-{number}")).expect("an id");
-        let claimant = Claimant { coordinator, instance: [number; 16] };
-        Healing::new(self.upkeep(), claimant, config.clone(), Duration::ZERO)
+        self.healing_of(self.coordinator(), number, config)
+    }
+
+    /// The same, of a coordinator that has followed all changes up to this revision.
+    pub(crate) fn healing_at(
+        &self,
+        revision: u64,
+        config: &HealingConfig,
+    ) -> (Arc<Coordinator<InMemory>>, Arc<Healing<InMemory>>) {
+        let coordinator = self.coordinator();
+        coordinator.set_followed(revision);
+        (Arc::clone(&coordinator), self.healing_of(coordinator, 1, config))
+    }
+
+    fn healing_of(
+        &self,
+        coordinator: Arc<Coordinator<InMemory>>,
+        number: u8,
+        config: &HealingConfig,
+    ) -> Arc<Healing<InMemory>> {
+        let id = NodeId::new(format!("coordinator-{number}")).expect("an id");
+        let claimant = Claimant { coordinator: id, instance: [number; 16] };
+        Healing::new(self.upkeep_of(coordinator), claimant, config.clone(), Duration::ZERO)
     }
 
     pub(crate) async fn duties(&self) -> Duties {
