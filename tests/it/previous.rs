@@ -118,6 +118,27 @@ async fn a_coordinator_of_the_previous_version_cannot_count_an_unmounted_disk() 
     }
 }
 
+/// A node of the previous version would serve whom a fence refuses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_previous_version_does_not_open_a_node_that_has_a_fence() {
+    let mut company = Company::of(1).await;
+    let api = company.api(0);
+    api.tenant("shop", |_| {}).await;
+    let change = v1::UpdateTenantRequest {
+        tenant_id: "shop".to_owned(),
+        ordering: "clock".to_owned(),
+        ..v1::UpdateTenantRequest::default()
+    };
+    api.client().update_tenant(change).await.expect("in force");
+    company.end_node(2).await;
+    let mut node = company.node_process(2, Previous);
+    assert!(!node.ended().await.success());
+    assert!(node.tail().contains("unknown codec version"), "{}", node.tail());
+    // Nothing was lost by the attempt.
+    company.start_node(2, This).await;
+    api.write(write("shop", "k", "v")).await.expect("written");
+}
+
 /// The command line of one version with a coordinator of either.
 async fn a_client(company: &Company, client: Version, coordinator: usize) {
     let tenant = format!("client-{client:?}-{coordinator}");

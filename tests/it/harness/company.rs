@@ -257,6 +257,12 @@ impl Company {
         self.processes[index].ready().await;
     }
 
+    /// Starts the program of a version on a stopped storage node's folder, and waits for nothing.
+    pub(crate) fn node_process(&self, index: usize, version: Version) -> Process {
+        let (id, address) = &self.nodes[index];
+        node(id, *address, version, &self.folder)
+    }
+
     /// The folder of a storage node.
     pub(crate) fn node_folder(&self, index: usize) -> PathBuf {
         self.folder.path().join(&self.nodes[index].0)
