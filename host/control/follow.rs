@@ -93,9 +93,7 @@ fn note(followed: &mut Result<(), StoreError>, done: Result<(), StoreError>) {
 }
 
 async fn publish_nodes(metadata: &dyn Metadata, cluster: &dyn Cluster) -> Result<(), StoreError> {
-    let placement = metadata.placement().await?;
-    let nodes: Vec<_> = placement.nodes.into_iter().map(|on_record| on_record.node).collect();
-    cluster.placement_changed(placement.epoch, &nodes);
+    cluster.placement_changed(metadata.placement().await?);
     cluster.stores_changed().await;
     Ok(())
 }
@@ -106,7 +104,7 @@ pub(super) mod tests {
 
     use witan_kernel::hook::{Pending, ReplicaState};
     use witan_kernel::name::{NodeId, TenantId};
-    use witan_kernel::port::{Slot, StorageNode};
+    use witan_kernel::port::{Placement, Slot};
     use witan_kernel::replica::ReplicaError;
     use witan_kernel::ring::Ring;
     use witan_kernel::scan::{Fullness, Removed, Trust};
@@ -157,7 +155,7 @@ pub(super) mod tests {
         fn raise_fence(&self, _: &NodeId, _: Option<&TenantId>, _: u64) -> Pending<Result<(), ReplicaError>> {
             Box::pin(std::future::ready(Ok(())))
         }
-        fn placement_changed(&self, _: u64, _: &[StorageNode]) {
+        fn placement_changed(&self, _: Placement) {
             drop(self.note("placement"));
         }
         fn state(&self, _: &NodeId) -> ReplicaState {

@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use witan_kernel::condition::Condition;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{Invalid, NodeId, TenantId};
-use witan_kernel::port::{Metadata, Slot, StorageNode, StoreError};
+use witan_kernel::port::{Metadata, Placement, Slot, StoreError};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Fullness, Removed, Trust};
@@ -45,7 +45,7 @@ use witan_kernel::tenant::Tenant;
 pub use bindings::ChangeRefused;
 pub use cache::{TenantCache, TenantCacheConfig, TenantCacheCounts};
 pub use follow::follow;
-pub use nodes::{register, ring};
+pub use nodes::{register, rings};
 pub use tenants::Ended;
 pub use turns::{Turn, TurnLimits, Turns};
 
@@ -104,7 +104,7 @@ pub trait Cluster: Send + Sync + 'static {
     fn raise_fence(&self, node: &NodeId, tenant: Option<&TenantId>, epoch: u64) -> Pending<Result<(), ReplicaError>>;
 
     /// Applies a placement here, if it is newer than the present one.
-    fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]);
+    fn placement_changed(&self, placement: Placement);
 
     /// The last observed state of a node.
     fn state(&self, node: &NodeId) -> ReplicaState;

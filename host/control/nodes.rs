@@ -5,8 +5,8 @@ use std::sync::Arc;
 use witan_kernel::condition::Condition;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::{Era, NodeId};
-use witan_kernel::port::{Duties, Metadata, Placement, StorageNode};
-use witan_kernel::ring::Ring;
+use witan_kernel::port::{Duties, Metadata, Placement, RingOnRecord, StorageNode};
+use witan_kernel::ring::{Ring, Rings};
 use witan_kernel::scan::{Fullness, Trust};
 
 use super::{Catalog, Refused, Turn, to_its_end};
@@ -39,10 +39,10 @@ pub async fn register(metadata: &dyn Metadata, configured: &[StorageNode], now_m
     Ok(())
 }
 
-/// The ring of a placement: its nodes, and its epoch.
-pub fn ring(nodes: &[StorageNode], epoch: u64) -> Ring {
-    let points: Vec<(NodeId, u32)> = nodes.iter().map(|node| (node.id.clone(), node.virtual_nodes)).collect();
-    Ring::new(&points, epoch)
+/// The versions of the ring of a placement.
+pub fn rings(placement: &Placement) -> Rings {
+    let ring = |on_record: &RingOnRecord| (on_record.version, Arc::new(Ring::new(&on_record.members, placement.epoch)));
+    Rings::new(placement.rings.iter().map(ring).collect())
 }
 
 impl Catalog {
@@ -159,9 +159,7 @@ impl Catalog {
     }
 
     async fn publish_nodes(&self) -> Result<(), Refused> {
-        let Placement { epoch, nodes } = self.metadata.placement().await?;
-        let nodes: Vec<StorageNode> = nodes.into_iter().map(|on_record| on_record.node).collect();
-        self.cluster.placement_changed(epoch, &nodes);
+        self.cluster.placement_changed(self.metadata.placement().await?);
         Ok(())
     }
 }

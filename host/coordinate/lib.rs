@@ -49,7 +49,7 @@ use witan_kernel::fault::Fault;
 use witan_kernel::hook::{Operation, Plugins};
 use witan_kernel::name::TenantId;
 use witan_kernel::port::{Clock, IdempotencyStore, Randomness, Replicas, Tenants};
-use witan_kernel::ring::Ring;
+use witan_kernel::ring::{Ring, Rings};
 use witan_kernel::scan::Ranges;
 
 pub use admission::{Hold, Limits};
@@ -147,7 +147,7 @@ impl Default for Defaults {
 pub struct Coordinator<W: World> {
     ports: Ports<W>,
     hybrid: HybridClock,
-    ring: ArcSwap<Ring>,
+    rings: ArcSwap<Rings>,
     following: Following,
     keys: ArcSwap<ContextKeys>,
     /// Every coordinator names [`capability::NAMES`], so that records and contexts may use what goes with it.
@@ -207,12 +207,12 @@ pub struct UnderWay {
 pub type Respond<T> = Box<dyn FnOnce(Result<T, Failed>) + Send>;
 
 impl<W: World> Coordinator<W> {
-    /// A coordinator over `ports`, placing keys on `ring`, sealing contexts with `keys`.
-    pub fn new(ports: Ports<W>, ring: Ring, keys: ContextKeys, defaults: Defaults) -> Arc<Self> {
+    /// A coordinator over `ports`, placing keys on `rings`, sealing contexts with `keys`.
+    pub fn new(ports: Ports<W>, rings: Rings, keys: ContextKeys, defaults: Defaults) -> Arc<Self> {
         Arc::new(Self {
             ports,
             hybrid: HybridClock::new(),
-            ring: ArcSwap::from_pointee(ring),
+            rings: ArcSwap::from_pointee(rings),
             following: Following::default(),
             keys: ArcSwap::from_pointee(keys),
             names: AtomicBool::new(false),
@@ -281,14 +281,19 @@ impl<W: World> Coordinator<W> {
         })
     }
 
-    /// Replaces the ring. Operations under way keep the one they started with.
-    pub fn set_ring(&self, ring: Ring) {
-        self.ring.store(Arc::new(ring));
+    /// Replaces the versions of the ring. Operations under way keep those they started with.
+    pub fn set_rings(&self, rings: Rings) {
+        self.rings.store(Arc::new(rings));
     }
 
-    /// The current ring.
+    /// The versions of the ring.
+    pub fn rings(&self) -> Arc<Rings> {
+        self.rings.load_full()
+    }
+
+    /// The newest version of the ring.
     pub fn ring(&self) -> Arc<Ring> {
-        self.ring.load_full()
+        Arc::clone(self.rings.load().newest())
     }
 
     /// Replaces the context keys, and begins their era. Operations under way go on with those that they began with.

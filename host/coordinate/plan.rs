@@ -76,7 +76,7 @@ impl<W: World> Coordinator<W> {
         let tenant = self.tenant(asks.tenant).await?;
         let hooks = self.ports.plugins.hooks(asks.tenant);
         let place = place(asks.tenant, asks.key, hooks.as_ref())?;
-        let ring = self.ring.load();
+        let ring = self.ring();
         let replicas = ring.replicas(place.token, tenant.replication_factor);
         if replicas.len() < usize::from(tenant.replication_factor) {
             return Err(Failure::TooFewNodes { wanted: tenant.replication_factor, nodes: replicas.len() });

@@ -15,6 +15,10 @@ pub const FENCES: &str = "fences";
 /// Of a coordinator: it looks for an idempotency record under its short name in Redis as well, and reads the form that it has there.
 pub const SMALL_RECORDS: &str = "small-records";
 
+/// Of a node: it [clears](crate::scan::Clear) rows, and remembers for which epoch; its pages may be asked for under an epoch. Of a
+/// coordinator: it knows versions of the ring, and tenants that [move](crate::placement).
+pub const MOVES: &str = "moves";
+
 /// What a coordinator of this version names with its lease.
 pub const OF_COORDINATORS: [&str; 3] = [NAMES, SMALL_RECORDS, FENCES];
 

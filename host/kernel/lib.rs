@@ -5,7 +5,7 @@
 //!
 //! 1. [`name`], [`limit`], [`tenant`]: what a request is about, and how large it may be.
 //! 2. [`clock`], [`recent`], [`record`], [`register`], [`siblings`], [`context`]: what a replica stores and how it merges.
-//! 3. [`ring`]: which nodes store it; [`scan`]: walking all of it; [`fence`]: who may not ask for it any longer.
+//! 3. [`ring`], [`placement`]: which nodes store it, and how that changes; [`scan`]: walking all of it; [`fence`]: who may not ask for it any longer.
 //! 4. [`quorum`]: when an operation is done.
 //! 5. [`idempotency`]: one effect per idempotency key.
 //! 6. [`hook`], [`replica`], [`condition`], [`port`], [`capability`], [`durability`], [`failure`]: the interfaces to plugins, replicas,
@@ -29,6 +29,7 @@ pub mod hook;
 pub mod idempotency;
 pub mod limit;
 pub mod name;
+pub mod placement;
 pub mod port;
 pub mod quorum;
 pub mod recent;

@@ -20,6 +20,7 @@ mod fences;
 mod idempotency;
 mod leases;
 mod metadata;
+mod migrations;
 mod placement;
 mod plugins;
 mod replicas;
@@ -47,9 +48,13 @@ pub use leases::{
     LeaseStore, VERSION_BYTES,
 };
 pub use metadata::{Metadata, StoreFacts};
+pub use migrations::{
+    LEFTOVERS, Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus,
+    MigrationStore, MoveTenant, PlacementChange, Published,
+};
 pub use placement::{
-    Commit, HOST_BYTES, Met, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, StorageNode, StoreOnRecord,
-    StoreState,
+    Commit, HOST_BYTES, Met, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, RingOnRecord, StorageNode,
+    StoreOnRecord, StoreState,
 };
 pub use plugins::{PluginHost, PluginStore};
 pub use replicas::{Collect, Replicas, Reply};

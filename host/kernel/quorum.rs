@@ -9,6 +9,7 @@ mod merge;
 mod put;
 mod read;
 mod round;
+mod route;
 mod stamp;
 mod tally;
 
@@ -17,6 +18,7 @@ pub use merge::{EveryAnswer, MergeRound};
 pub use put::{Applied, EveryPut, PutRound};
 pub use read::{Hedging, ReadRound, Reconciled, reconcile};
 pub use round::{Next, PATIENCE_MICROS, Round};
+pub use route::Route;
 pub use stamp::StampRound;
 pub use tally::{Progress, Quorum, Tally};
 

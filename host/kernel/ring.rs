@@ -6,8 +6,10 @@ use crate::limit::PerReplica;
 use crate::name::{NodeId, TenantId};
 
 mod ranges;
+mod versions;
 
 pub use ranges::ReplicaRange;
+pub use versions::Rings;
 
 /// The replicas of a key, in ring order: the first mints, and is asked first unless latencies say otherwise.
 pub type Preference = PerReplica<NodeId>;

@@ -54,6 +54,9 @@ pub struct Scan {
     pub records: u32,
     /// Bytes of records after which the page ends.
     pub bytes: u32,
+    /// The revision up to which the coordinator followed all changes when it began, if the page must not come from a node whose
+    /// [fence](crate::fence) for the tenant is higher; 0: from any. Needs a tenant.
+    pub epoch: u64,
 }
 
 impl Scan {
@@ -68,8 +71,47 @@ impl Scan {
             abridged: false,
             records: PAGE_RECORDS,
             bytes: PAGE_BYTES,
+            epoch: 0,
         }
     }
+}
+
+/// Most ranges of one [`Clear`]: those that a node can get or lose of a ring of the usual size are a few thousand.
+pub const CLEARED_RANGES: usize = 1 << 16;
+
+/// Rows that a node is to drop for a [placement change](crate::placement).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Clear {
+    /// Of this tenant.
+    pub tenant: TenantId,
+    /// With these tokens, at most [`CLEARED_RANGES`].
+    pub ranges: Vec<crate::placement::Tokens>,
+    /// The revision that has published the step for which it is done.
+    pub epoch: u64,
+    /// Why.
+    pub purpose: Purpose,
+}
+
+/// Why rows are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The node gets them anew. It raises the tenant's fence to the epoch, drops the rows, and remembers the epoch, durably. Repeated under
+    /// the epoch that it remembers, it drops nothing.
+    Enter,
+    /// The node has lost them, or was to get them in a move that was given up. It raises the tenant's fence to the epoch and drops them,
+    /// unless it has entered under a later epoch.
+    Leave,
+}
+
+/// The answer to a [`Clear`] that is done, durably.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cleared {
+    /// The store that has done it.
+    pub store: StoreId,
+    /// It was done before, under this epoch: nothing was dropped. Never true for [`Purpose::Leave`].
+    pub already: bool,
+    /// Rows that were dropped.
+    pub records: u64,
 }
 
 /// A page of a walk.
@@ -202,6 +244,11 @@ pub trait Ranges: Send + Sync + 'static {
         tenant: Option<&TenantId>,
         epoch: u64,
     ) -> impl Future<Output = Result<StoreId, ReplicaError>> + Send;
+
+    /// Has a node drop rows for a placement change. Bounded in time: [`ReplicaError::Late`] when there was more than could be dropped,
+    /// and repeating it goes on. [`ReplicaError::StaleEpoch`], and nothing was dropped, when the node has entered under a later epoch, or,
+    /// to enter, when the tenant's fence is above the epoch; [`ReplicaError::Broken`] when its version cannot.
+    fn clear(&self, node: &NodeId, clear: Clear) -> impl Future<Output = Result<Cleared, ReplicaError>> + Send;
 }
 
 impl<T: Ranges> Ranges for std::sync::Arc<T> {
@@ -233,6 +280,10 @@ impl<T: Ranges> Ranges for std::sync::Arc<T> {
         epoch: u64,
     ) -> impl Future<Output = Result<StoreId, ReplicaError>> + Send {
         (**self).raise_fence(node, tenant, epoch)
+    }
+
+    fn clear(&self, node: &NodeId, clear: Clear) -> impl Future<Output = Result<Cleared, ReplicaError>> + Send {
+        (**self).clear(node, clear)
     }
 }
 

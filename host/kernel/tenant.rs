@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::limit;
 use crate::name::{Invalid, TenantId, shown};
+use crate::placement::{Moving, Placed};
 
 /// How many replicas must answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -163,8 +164,14 @@ pub fn idempotency_retention_ms(seconds: i64) -> Result<u64, Invalid> {
 pub struct Tenant {
     /// Its id.
     pub id: TenantId,
-    /// Replicas of each of its keys, 1..=5.
+    /// Replicas of each of its keys, 1..=5, as long as no change of its placement has ended that makes it another number.
     pub replication_factor: u8,
+    /// The replication factor that it is to have, once its records have moved; `None`: no other.
+    pub wanted_factor: Option<u8>,
+    /// The version of the ring on which its keys are placed.
+    pub ring: u64,
+    /// The change of its placement that is under way.
+    pub moving: Option<Moving>,
     /// What happens to concurrent writes.
     pub conflict_mode: ConflictMode,
     /// How a register's writes get their stamps.
@@ -191,11 +198,19 @@ pub struct Tenant {
 }
 
 impl Tenant {
+    /// Where its records are, as long as the change that is under way has not ended.
+    pub fn placed(&self) -> Placed {
+        Placed { ring: self.ring, replication_factor: self.replication_factor }
+    }
+
     /// A tenant with every default, as `CreateTenant` with its id alone makes it.
     pub fn with_defaults(id: TenantId, replication_factor: u8, now_ms: u64) -> Self {
         Self {
             id,
             replication_factor,
+            wanted_factor: None,
+            ring: 0,
+            moving: None,
             conflict_mode: ConflictMode::Register,
             ordering: Ordering::Quorum,
             read_repair: ReadRepair::Async,

@@ -18,6 +18,7 @@ mod bindings;
 mod changes;
 mod fences;
 mod leases;
+mod migrations;
 mod placement;
 mod secrets;
 mod tenants;

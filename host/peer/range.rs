@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{Clock, StorageNode};
 use witan_kernel::replica::{Place, ReplicaError};
-use witan_kernel::scan::{Dropped, Page, Ranges, Scan, Standing};
+use witan_kernel::scan::{Clear, Cleared, Dropped, Page, Ranges, Scan, Standing};
 use witan_kernel::sync::lock;
 use witan_wire::Malformed;
 use witan_wire::range::{
@@ -107,6 +107,10 @@ impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
             node.vitals.fenced(epoch);
         }
         fenced_from_wire(&fenced.into_inner()).map_err(|error| malformed(&error))
+    }
+
+    async fn clear(&self, _: &NodeId, _: Clear) -> Result<Cleared, ReplicaError> {
+        Err(ReplicaError::Broken("its version cannot do this; upgrade it".to_owned()))
     }
 }
 

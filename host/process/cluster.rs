@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use tokio::time::Instant;
-use witan_control::{Cluster, Held, TenantCache, ring};
+use witan_control::{Cluster, Held, TenantCache, rings};
 use witan_coordinate::Coordinator;
 use witan_kernel::condition::Condition;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::port::{self, Metadata, Replicas, Secrets, Slot, StorageNode, StoreError};
+use witan_kernel::port::{self, Metadata, Placement, Replicas, Secrets, Slot, StorageNode, StoreError};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
@@ -135,14 +135,16 @@ impl Cluster for Local {
         Box::pin(async move { lanes.raise_fence(&node, tenant.as_ref(), epoch).await.map(drop) })
     }
 
-    fn placement_changed(&self, epoch: u64, nodes: &[StorageNode]) {
+    fn placement_changed(&self, placement: Placement) {
         // A newer placement may have been published since this one was read.
         let _one_at_a_time = lock(&self.placing);
-        if epoch <= self.coordinator.ring().epoch() {
+        if placement.epoch <= self.coordinator.ring().epoch() {
             return;
         }
-        self.lanes.set_nodes(nodes);
-        self.coordinator.set_ring(ring(nodes, epoch));
+        let rings = rings(&placement);
+        let nodes: Vec<StorageNode> = placement.nodes.into_iter().map(|on_record| on_record.node).collect();
+        self.lanes.set_nodes(&nodes);
+        self.coordinator.set_rings(rings);
     }
 
     fn state(&self, node: &NodeId) -> ReplicaState {

@@ -65,6 +65,7 @@ pub fn scan_from_wire(wire: ScanRangeRequest) -> Result<Scan, Malformed> {
         abridged: wire.abridged,
         records: within(wire.page_size, PAGE_RECORDS),
         bytes: within(wire.page_bytes, PAGE_BYTES),
+        epoch: 0,
     })
 }
 

@@ -11,16 +11,18 @@ use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use turmoil::net::TcpListener;
 use witan_control::stores::Progress;
-use witan_control::{register, ring};
+use witan_control::{register, rings};
 use witan_coordinate::{
     Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, Respond, UnderWay, World, WriteRequest, Written,
 };
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
 use witan_kernel::name::{Era, Key, NodeId, StoreId};
-use witan_kernel::port::{Claimant, Metadata, NodeStatus, Randomness, Replicas, SecretStore, StorageNode, TenantStore};
+use witan_kernel::port::{
+    Claimant, Metadata, NodeStatus, PlacementStore, Randomness, Replicas, SecretStore, StorageNode, TenantStore,
+};
 use witan_kernel::replica::Place;
-use witan_kernel::ring::{Ring, token};
+use witan_kernel::ring::{Rings, token};
 use witan_kernel::scan::{Ranges, Standing};
 use witan_kernel::tenant::Tenant;
 use witan_memory::MemoryMetadata;
@@ -222,7 +224,7 @@ pub(crate) struct CoordinatorMachine {
 /// What coordinators share, above all the metadata and idempotency stores.
 struct Shared {
     nodes: Vec<StorageNode>,
-    ring: Ring,
+    rings: Rings,
     idempotency: Idempotency,
     metadata: Arc<dyn Metadata>,
     plugins: Bound,
@@ -271,9 +273,9 @@ impl CoordinatorMachine {
             plugins: Arc::new(self.shared.plugins.clone()),
             collapses: self.shared.collapsed.noting(collapses),
         };
-        let ring = self.shared.ring.clone();
+        let rings = self.shared.rings.clone();
         let keys = context_keys(self.shared.metadata.as_ref()).await;
-        let coordinator = Coordinator::new(ports, ring, keys, Defaults::default());
+        let coordinator = Coordinator::new(ports, rings, keys, Defaults::default());
         coordinator.set_names(self.shared.asks);
         let (metadata, away) = (Arc::clone(&self.shared.metadata), Arc::clone(&self.view.away));
         let follower = Arc::downgrade(&coordinator);
@@ -367,7 +369,7 @@ pub(crate) struct Cluster {
     pub(crate) collapsed: Collapsed,
     metadata: MemoryMetadata,
     known: Known,
-    ring: Ring,
+    rings: Rings,
     links: Arc<Mutex<HashMap<(usize, usize), Link>>>,
 }
 
@@ -378,12 +380,13 @@ impl Cluster {
         let on_record: Vec<StorageNode> = nodes.iter().map(|node| at(node)).collect();
         let metadata = MemoryMetadata::new(SimClock::default());
         at_once(register(&metadata, &on_record, 0)).expect("registers the nodes");
-        let (ring, known, faulty) = (ring(&on_record, 1), Known::default(), Arc::clone(&bound.faulty));
+        let placement = at_once(metadata.placement()).expect("the nodes are on record");
+        let (rings, known, faulty) = (rings(&placement), Known::default(), Arc::clone(&bound.faulty));
         let collapsed = Collapsed::default();
         let idempotency = Idempotency::new(dice.clone());
         let shared = Arc::new(Shared {
             nodes: on_record,
-            ring: ring.clone(),
+            rings: rings.clone(),
             idempotency: idempotency.clone(),
             metadata: Arc::new(metadata.clone()),
             plugins: bound,
@@ -405,7 +408,7 @@ impl Cluster {
         let coordinators = (1..=coordinators).map(|n| Arc::new(coordinator(n))).collect();
         let links = Arc::default();
         let cluster =
-            Self { nodes, coordinators, idempotency, tenants, faulty, collapsed, metadata, known, ring, links };
+            Self { nodes, coordinators, idempotency, tenants, faulty, collapsed, metadata, known, rings, links };
         let from_the_start = scenario.casts.iter().enumerate().filter(|(_, cast)| !cast.comes_later);
         from_the_start.for_each(|(tenant, _)| cluster.create_tenant(tenant));
         cluster
@@ -546,7 +549,7 @@ impl Cluster {
 
     /// The machines of a place's replicas.
     pub(crate) fn replicas(&self, tenant: usize, place: &Place) -> Vec<&Arc<NodeMachine>> {
-        let preference = self.ring.replicas(place.token, self.tenants[tenant].replication_factor);
+        let preference = self.rings.newest().replicas(place.token, self.tenants[tenant].replication_factor);
         preference.iter().filter_map(|id| self.nodes.iter().find(|node| node.id == *id)).collect()
     }
 }

@@ -13,7 +13,7 @@ use witan_coordinate::{Coordinator, ReadRequest, WriteRequest};
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::port::{ChangeLog, Metadata, Slot, StorageNode, StoreError};
+use witan_kernel::port::{ChangeLog, Metadata, Placement, Slot, StoreError};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
@@ -196,7 +196,7 @@ impl Cluster for Local {
         Box::pin(async move { coordinator.ports().replicas.raise_fence(&node, tenant.as_ref(), epoch).await.map(drop) })
     }
 
-    fn placement_changed(&self, _: u64, _: &[StorageNode]) {}
+    fn placement_changed(&self, _: Placement) {}
 
     fn state(&self, _: &NodeId) -> ReplicaState {
         ReplicaState { reachable: true, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 }

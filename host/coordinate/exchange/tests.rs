@@ -18,8 +18,8 @@ use witan_kernel::quorum::{MergeRound, PATIENCE_MICROS, PutRound, StampRound, Ta
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::{Answer, Place};
-use witan_kernel::ring::Ring;
-use witan_kernel::scan::{Dropped, Page, Ranges, Scan, Standing};
+use witan_kernel::ring::{Ring, Rings};
+use witan_kernel::scan::{Clear, Cleared, Dropped, Page, Ranges, Scan, Standing};
 use witan_kernel::siblings::{VersionVector, Write};
 use witan_kernel::tenant::Tenant;
 
@@ -108,6 +108,10 @@ impl Ranges for Nodes {
     async fn raise_fence(&self, _: &NodeId, _: Option<&TenantId>, _: u64) -> Result<StoreId, ReplicaError> {
         Err(ReplicaError::Overloaded)
     }
+
+    async fn clear(&self, _: &NodeId, _: Clear) -> Result<Cleared, ReplicaError> {
+        Err(ReplicaError::Overloaded)
+    }
 }
 
 struct NoStore;
@@ -161,7 +165,7 @@ fn coordinator() -> (Arc<Coordinator<InMemory>>, Arc<Nodes>) {
     };
     let placed = ["a", "b", "c"].map(|node| (NodeId::new(node).unwrap(), 4));
     let keys = ContextKeys::new(Era::default(), &[(1, [1; 32])]).unwrap();
-    (Coordinator::new(ports, Ring::new(&placed, 1), keys, Defaults::default()), nodes)
+    (Coordinator::new(ports, Rings::one(Ring::new(&placed, 1)), keys, Defaults::default()), nodes)
 }
 
 fn tenant() -> TenantId {

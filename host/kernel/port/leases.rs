@@ -59,6 +59,9 @@ pub struct CoordinatorOnRecord {
     pub until_ms: u64,
     /// Remaining time of the lease when this was read, in milliseconds; 0 when it has expired.
     pub left_ms: u64,
+    /// The revision up to which it follows all changes, with no operation under way that began under an earlier one: see
+    /// [`LeaseStore::note_drained`]; 0 if it has never said so.
+    pub drained: u64,
 }
 
 impl CoordinatorOnRecord {
@@ -91,6 +94,10 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// [`StoreError::Conflict`], and nothing has changed, while a live coordinator does not name the capability: it is decided in one
     /// transaction with the leases. [`StoreError::Refused`] for a capability of which no schema of the store is a sign.
     fn require(&self, capability: &'static str) -> Answer<bool>;
+
+    /// Operations of this instance that began under an earlier revision than this one have ended. Does nothing if the instance holds no
+    /// lease. This is no change that others follow.
+    fn note_drained(&self, node_id: &NodeId, instance: [u8; 16], revision: u64) -> Answer<()>;
 
     /// Coordinators that are live or were within the last day, by node id.
     fn coordinators(&self) -> Answer<Vec<CoordinatorOnRecord>>;

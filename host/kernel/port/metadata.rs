@@ -1,8 +1,8 @@
 //! All of the metadata store: its facts, and every subject at once.
 
 use super::{
-    Answer, ArtifactStore, BindingStore, ChangeLog, FenceStore, LeaseStore, PlacementStore, SecretStore, TenantStore,
-    TokenStore, UpkeepClaims,
+    Answer, ArtifactStore, BindingStore, ChangeLog, FenceStore, LeaseStore, MigrationStore, PlacementStore,
+    SecretStore, TenantStore, TokenStore, UpkeepClaims,
 };
 
 /// Facts about the store itself.
@@ -14,13 +14,14 @@ pub trait StoreFacts: Send + Sync + 'static {
     fn schema_version(&self) -> Answer<u64>;
 }
 
-/// The whole metadata store: tenants, placement, coordinator leases, plugin artifacts and bindings, API tokens, secrets,
+/// The whole metadata store: tenants, placement and its changes, coordinator leases, plugin artifacts and bindings, API tokens, secrets,
 /// claims of upkeep, and the log of changes to all but the latter. Object safe; whoever needs one subject should take that subject's trait.
 pub trait Metadata:
     StoreFacts
     + ChangeLog
     + TenantStore
     + PlacementStore
+    + MigrationStore
     + FenceStore
     + LeaseStore
     + ArtifactStore
@@ -36,7 +37,7 @@ impl<T> Metadata for T where
         + ChangeLog
         + TenantStore
         + PlacementStore
-        + FenceStore
+        + MigrationStore
         + FenceStore
         + LeaseStore
         + ArtifactStore

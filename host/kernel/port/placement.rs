@@ -66,13 +66,25 @@ pub struct NodeOnRecord {
     pub updated_at_ms: u64,
 }
 
-/// The storage nodes on which keys are placed.
+/// The storage nodes, and on which of them keys are placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     /// Increases with every change to the set of nodes, their addresses or their virtual nodes.
     pub epoch: u64,
-    /// Every storage node, by id.
+    /// Every storage node, by id, also such as are no members of the newest ring any longer.
     pub nodes: Vec<NodeOnRecord>,
+    /// The ring's versions to which tenants, moves or leftovers may refer, oldest first; never empty. As long as no node has joined or left
+    /// while data was stored, it is one, number 0, of which every node is a member.
+    pub rings: Vec<RingOnRecord>,
+}
+
+/// A version of the ring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RingOnRecord {
+    /// Its number.
+    pub version: u64,
+    /// Its nodes, by id, each with its number of virtual nodes.
+    pub members: Vec<(NodeId, u32)>,
 }
 
 /// Storage nodes on record.

@@ -41,6 +41,12 @@ pub trait Replicas: Send + Sync + 'static {
         let _ = node;
         true
     }
+
+    /// True when the node has named [`crate::capability::MOVES`] in its last handshake.
+    fn has_moves(&self, node: &NodeId) -> bool {
+        let _ = node;
+        true
+    }
 }
 
 /// Collects the answers of replicas. Each operation has one.
@@ -117,5 +123,9 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn has_fences(&self, node: &NodeId) -> bool {
         (**self).has_fences(node)
+    }
+
+    fn has_moves(&self, node: &NodeId) -> bool {
+        (**self).has_moves(node)
     }
 }

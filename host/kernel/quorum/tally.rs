@@ -32,7 +32,8 @@ impl Quorum {
 
     /// These replicas, of which `required` must acknowledge. Indices from [`Quorum::MAX_REPLICAS`] on are ignored.
     pub fn of(members: impl IntoIterator<Item = u8>, required: u8) -> Self {
-        let required = if Fault::QuorumOffByOne.is_on() { required.saturating_sub(1).max(1) } else { required };
+        let off_by_one = Fault::QuorumOffByOne.is_on() && required > 0;
+        let required = if off_by_one { required.saturating_sub(1).max(1) } else { required };
         Self { members: members.into_iter().fold(0, |members, replica| members | bit(replica)), required }
     }
 
@@ -58,7 +59,8 @@ impl Quorum {
 /// Which replicas have acknowledged and which have failed.
 ///
 /// It counts against one set, or against two at once: the old and the new replicas of a key whose placement changes. Then it is met
-/// when both sets are, and short as soon as one of them is. A set alone is the same as that set beside an empty one.
+/// when both sets are, and short as soon as one of them is. A set alone is the same as that set beside an empty one. A set of which
+/// nothing is required is asked, and does not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tally {
     sets: [Quorum; 2],
@@ -170,10 +172,16 @@ impl Tally {
         self.acked == 0 && self.certain == self.members()
     }
 
-    /// True when `shortfall` accepts the acknowledgements that each set has.
+    /// True when `shortfall` accepts the acknowledgements that each set has of which any are required.
     pub fn accepts(&self, shortfall: Shortfall) -> bool {
         let Shortfall::Accept(least) = shortfall else { return false };
-        least > 0 && self.sets.iter().filter(|set| set.members != 0).all(|set| set.acks(self.acked) >= least)
+        let counted = |set: &&Quorum| set.members != 0 && set.required > 0;
+        least > 0 && self.sets.iter().filter(counted).all(|set| set.acks(self.acked) >= least)
+    }
+
+    /// Replicas of a set, which may be any, that have acknowledged.
+    pub fn acks_of(&self, set: Quorum) -> u8 {
+        set.acks(self.acked)
     }
 
     fn farthest(&self) -> Quorum {

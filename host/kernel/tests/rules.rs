@@ -15,7 +15,7 @@ use witan_kernel::port::{
     Replicas, Reply, Slot, Source, StorageNode, StoreError, StoreState, StoreTime, Tenants, Token,
 };
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
-use witan_kernel::scan::{Dropped, Page, Ranges, Scan, Standing, Trust};
+use witan_kernel::scan::{Clear, Cleared, Dropped, Page, Ranges, Scan, Standing, Trust};
 use witan_kernel::siblings::{Actor, Dot, Siblings, VersionVector, Write};
 use witan_kernel::tenant::Tenant;
 
@@ -128,7 +128,8 @@ fn a_lost_change_says_what_is_stored() {
 
 #[test]
 fn a_coordinator_is_live_until_its_lease_has_no_time_left() {
-    let left = |left_ms| CoordinatorOnRecord { claim: claim(1), fence: 7, granted_at_ms: 0, until_ms: 0, left_ms };
+    let left =
+        |left_ms| CoordinatorOnRecord { claim: claim(1), fence: 7, granted_at_ms: 0, until_ms: 0, left_ms, drained: 0 };
     assert_eq!([0, 1, 100].map(|ms| left(ms).is_live()), [false, true, true]);
 }
 
@@ -143,7 +144,7 @@ fn what_a_live_coordinator_does_not_name_is_not_required() {
     let at = |capabilities: &[&str], left_ms| {
         let capabilities = capabilities.iter().map(|&name| name.to_owned()).collect();
         let claim = Claim { capabilities, ..claim(1) };
-        CoordinatorOnRecord { claim, fence: 7, granted_at_ms: 0, until_ms: 0, left_ms }
+        CoordinatorOnRecord { claim, fence: 7, granted_at_ms: 0, until_ms: 0, left_ms, drained: 0 }
     };
     let (able, unable, ended) = (at(&["names", SMALL_RECORDS], 1), at(&["names"], 1), at(&[], 0));
     assert!(able.names(SMALL_RECORDS) && able.names("names"));
@@ -161,7 +162,8 @@ fn what_a_live_coordinator_does_not_name_is_not_required() {
 
 #[test]
 fn a_node_id_is_held_by_one_process_until_its_lease_ends() {
-    let holder = CoordinatorOnRecord { claim: claim(1), fence: 7, granted_at_ms: 0, until_ms: 100, left_ms: 0 };
+    let holder =
+        CoordinatorOnRecord { claim: claim(1), fence: 7, granted_at_ms: 0, until_ms: 100, left_ms: 0, drained: 0 };
     assert_eq!(rules::grant(&claim(1), None, 0), Ok(Granting::New));
     assert_eq!(rules::grant(&claim(1), Some(&holder), 99), Ok(Granting::Renewed(7)));
     assert_eq!(rules::grant(&claim(1), Some(&holder), 100), Ok(Granting::New), "others may have relied on its end");
@@ -314,6 +316,10 @@ impl Ranges for Known {
 
     async fn raise_fence(&self, _: &NodeId, _: Option<&TenantId>, _: u64) -> Result<StoreId, ReplicaError> {
         Err(ReplicaError::Late)
+    }
+
+    async fn clear(&self, _: &NodeId, _: Clear) -> Result<Cleared, ReplicaError> {
+        Err(ReplicaError::Overloaded)
     }
 }
 

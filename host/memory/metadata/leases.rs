@@ -24,7 +24,7 @@ impl State {
                 (self.fence, now_ms)
             }
         };
-        let held = CoordinatorOnRecord { claim, fence, granted_at_ms, until_ms, left_ms: 0 };
+        let held = CoordinatorOnRecord { claim, fence, granted_at_ms, until_ms, left_ms: 0, drained: 0 };
         self.coordinators.insert(held.claim.node_id.clone(), held);
         Ok(Lease { fence, until_ms, now_ms })
     }
@@ -55,6 +55,17 @@ impl LeaseStore for MemoryMetadata {
     fn hold_lease(&self, claim: Claim, lease_ms: u64) -> Answer<Lease> {
         let clock = self.clock.clone();
         self.answer(move |state| state.hold_lease(claim, lease_ms, clock.wall_ms()))
+    }
+
+    fn note_drained(&self, node_id: &NodeId, instance: [u8; 16], revision: u64) -> Answer<()> {
+        let node_id = node_id.clone();
+        self.answer(move |state| {
+            let of = state.coordinators.get_mut(&node_id).filter(|held| held.claim.instance == instance);
+            if let Some(held) = of {
+                held.drained = held.drained.max(revision);
+            }
+            Ok(())
+        })
     }
 
     fn release_lease(&self, node_id: &NodeId, instance: [u8; 16]) -> Answer<()> {

@@ -3,8 +3,8 @@
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::stores::Meeting;
 use witan_kernel::port::{
-    Answer, Changed, Commit, Met, NODES, NodeOnRecord, Placement, PlacementStore, StorageNode, StoreError,
-    StoreOnRecord, StoreState, rules, stores,
+    Answer, Changed, Commit, Met, NODES, NodeOnRecord, Placement, PlacementStore, RingOnRecord, StorageNode,
+    StoreError, StoreOnRecord, StoreState, rules, stores,
 };
 use witan_kernel::scan::Trust;
 
@@ -71,7 +71,10 @@ impl PlacementStore for MemoryMetadata {
 
     fn placement(&self) -> Answer<Placement> {
         self.answer(|state| {
-            Ok(Placement { epoch: state.placement_epoch.max(1), nodes: state.nodes.values().cloned().collect() })
+            let members =
+                state.nodes.values().map(|on_record| (on_record.node.id.clone(), on_record.node.virtual_nodes));
+            let rings = vec![RingOnRecord { version: 0, members: members.collect() }];
+            Ok(Placement { epoch: state.placement_epoch.max(1), nodes: state.nodes.values().cloned().collect(), rings })
         })
     }
 

@@ -23,6 +23,7 @@ mod db;
 mod facts;
 mod fences;
 mod leases;
+mod migrations;
 mod placement;
 mod references;
 mod row;

@@ -27,6 +27,10 @@ impl<D: Driver> LeaseStore for SqlMetadata<D> {
         })
     }
 
+    fn note_drained(&self, _: &NodeId, _: [u8; 16], _: u64) -> Answer<()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn release_lease(&self, node_id: &NodeId, instance: [u8; 16]) -> Answer<()> {
         let node_id = node_id.clone();
         self.change(move |db| Box::pin(release(db, node_id, instance)))
@@ -190,6 +194,7 @@ fn coordinator(row: &Row, now_ms: u64) -> Result<CoordinatorOnRecord, StoreError
     let named_now = row.number::<u64>("capabilities_fence")? == fence;
     let capabilities = if named_now { words(&row.text("capabilities")?) } else { Vec::new() };
     Ok(CoordinatorOnRecord {
+        drained: 0,
         claim: Claim {
             node_id: row.spelled("node_id", |text| NodeId::new(text).ok())?,
             instance: row.exactly("instance")?,

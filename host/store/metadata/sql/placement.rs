@@ -2,8 +2,8 @@
 
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{
-    Answer, Changed, Commit, Met, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, StorageNode, StoreError,
-    StoreOnRecord, rules,
+    Answer, Changed, Commit, Met, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, RingOnRecord,
+    StorageNode, StoreError, StoreOnRecord, rules,
 };
 
 use super::db::{Db, Value};
@@ -126,7 +126,10 @@ async fn placement(db: &mut Db) -> Result<Placement, StoreError> {
             nodes.push(node(row)?);
         }
     }
-    Ok(Placement { epoch: first.number("placement_epoch")?, nodes })
+    let members =
+        nodes.iter().map(|on_record: &NodeOnRecord| (on_record.node.id.clone(), on_record.node.virtual_nodes));
+    let rings = vec![RingOnRecord { version: 0, members: members.collect() }];
+    Ok(Placement { epoch: first.number("placement_epoch")?, nodes, rings })
 }
 
 async fn remove_node(db: &mut Db, id: NodeId) -> Result<(), StoreError> {

@@ -146,6 +146,9 @@ fn values(tenant: &Tenant) -> [Value<'_>; 13] {
 fn tenant(row: &Row) -> Result<Tenant, StoreError> {
     let level = |name| row.spelled(name, |text| Level::parse(name, text).ok().flatten());
     Ok(Tenant {
+        wanted_factor: None,
+        ring: 0,
+        moving: None,
         id: row.spelled("tenant_id", |text| TenantId::new(text).ok())?,
         replication_factor: row.number("replication_factor")?,
         conflict_mode: row.spelled("conflict_mode", |text| ConflictMode::parse(text).ok())?,

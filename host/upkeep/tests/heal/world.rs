@@ -19,8 +19,8 @@ use witan_kernel::port::{
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::{Answer, Ask, Place, ReplicaError, Request};
-use witan_kernel::ring::{Ring, token};
-use witan_kernel::scan::{Dropped, Found, Page, Ranges, Scan, Standing, Trust};
+use witan_kernel::ring::{Ring, Rings, token};
+use witan_kernel::scan::{Clear, Cleared, Dropped, Found, Page, Ranges, Scan, Standing, Trust};
 use witan_kernel::tenant::Tenant;
 use witan_memory::MemoryMetadata;
 use witan_upkeep::{Healing, HealingConfig, Upkeep};
@@ -230,6 +230,10 @@ impl Ranges for Nodes {
     async fn raise_fence(&self, _: &NodeId, _: Option<&TenantId>, _: u64) -> Result<StoreId, ReplicaError> {
         Err(ReplicaError::Overloaded)
     }
+
+    async fn clear(&self, _: &NodeId, _: Clear) -> Result<Cleared, ReplicaError> {
+        Err(ReplicaError::Overloaded)
+    }
 }
 
 pub(crate) struct NoStore;
@@ -319,7 +323,7 @@ impl Cluster {
         };
         let ring = Ring::new(&[(id(0), 8), (id(1), 8), (id(2), 8)], 1);
         let keys = ContextKeys::new(Era::default(), &[(1, [1; 32])]).expect("keys");
-        Coordinator::new(ports, ring, keys, Defaults::default())
+        Coordinator::new(ports, Rings::one(ring), keys, Defaults::default())
     }
 
     /// A coordinator's upkeep.

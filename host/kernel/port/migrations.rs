@@ -1,0 +1,212 @@
+//! Placement changes on record: which were asked for, how far they are, and what they leave to be cleaned.
+
+use super::{Answer, StorageNode};
+#[cfg(doc)]
+use super::{PlacementStore, StoreError};
+use crate::name::{NodeId, TenantId};
+use crate::placement::Placed;
+use crate::tenant::Tenant;
+
+/// Most placement changes that are kept on record; of those that have ended, the oldest are forgotten.
+pub const MIGRATIONS: usize = 1000;
+/// Longest text that is kept of what a placement change waits for, or why it failed, in bytes.
+pub const MIGRATION_TEXT_BYTES: usize = 500;
+/// Most leftovers that one question is answered with.
+pub const LEFTOVERS: usize = 1000;
+
+/// What a placement change changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PlacementChange {
+    /// A node joins the ring.
+    AddNode(StorageNode),
+    /// A node leaves the ring.
+    RemoveNode {
+        /// The node.
+        node: NodeId,
+        /// It is taken for lost: nothing waits for it, and its store is never used again.
+        force: bool,
+    },
+    /// The keys of a tenant get another number of replicas.
+    ReplicationFactor {
+        /// The tenant.
+        tenant: TenantId,
+        /// Replicas, 1..=5.
+        to: u8,
+    },
+}
+
+/// The state of a placement change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MigrationStatus {
+    /// Nothing has moved yet.
+    Pending,
+    /// Records move.
+    InProgress,
+    /// It is done, also what it left.
+    Completed,
+    /// It was given up; everything is as it was before.
+    Cancelled,
+}
+
+impl MigrationStatus {
+    /// The API's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::InProgress => "in_progress",
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Reads the API's spelling.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Pending, Self::InProgress, Self::Completed, Self::Cancelled].into_iter().find(|it| it.as_str() == text)
+    }
+
+    /// True when nothing will change any more.
+    pub fn has_ended(self) -> bool {
+        matches!(self, Self::Completed | Self::Cancelled)
+    }
+}
+
+/// A placement change on record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migration {
+    /// Its number: the revision of the metadata store that has recorded it. Later ones have higher numbers.
+    pub number: u64,
+    /// What it changes.
+    pub change: PlacementChange,
+    /// For a change of nodes, the version of the ring that it makes; for one of a tenant, the ring's version when it was recorded.
+    pub ring: u64,
+    /// For a change of a tenant, the replication factor of before; else 0.
+    pub before: u8,
+    /// Its state.
+    pub status: MigrationStatus,
+    /// Somebody has asked to give it up.
+    pub cancel_requested: bool,
+    /// How far it is.
+    pub progress: MigrationProgress,
+    /// Unix time, milliseconds.
+    pub created_at_ms: u64,
+    /// When the first record moved: Unix time, milliseconds.
+    pub started_at_ms: Option<u64>,
+    /// When it ended: Unix time, milliseconds.
+    pub finished_at_ms: Option<u64>,
+}
+
+/// How far a placement change is. None of its numbers falls.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MigrationProgress {
+    /// Tenants whose records are where they belong.
+    pub tenants_done: u64,
+    /// Tenants that it concerns.
+    pub tenants_total: u64,
+    /// Records that were compared and, where needed, copied.
+    pub keys_done: u64,
+    /// Records that there are, an estimate; at least `keys_done`.
+    pub keys_total: u64,
+    /// Bytes of records that were sent.
+    pub bytes_done: u64,
+    /// What is done now, or what it waits for, for people: at most [`MIGRATION_TEXT_BYTES`].
+    pub message: String,
+}
+
+/// A step of a tenant's move that is to be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MoveTenant {
+    /// [`crate::placement::Step::Preparing`]: also to prepare a move anew, under a later epoch.
+    Prepare(Placed),
+    /// [`crate::placement::Step::DualWrite`].
+    DualWrite,
+    /// [`crate::placement::Step::Cutover`].
+    Cutover,
+    /// The records are where they were to be moved. These nodes are left with rows.
+    Finish(Vec<NodeId>),
+    /// The move is given up. These nodes are left with rows that count nowhere.
+    GiveUp(Vec<NodeId>),
+}
+
+/// A tenant, and the revision that has published its present state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// As it is stored now.
+    pub tenant: Tenant,
+    /// The revision.
+    pub epoch: u64,
+}
+
+/// Rows of a tenant on a node that holds no replica of them any longer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The node.
+    pub node: NodeId,
+    /// The placement under which it had them.
+    pub from: Placed,
+    /// The placement under which it has none.
+    pub to: Placed,
+    /// They may be the only copies of what was acknowledged at level `one`: each is merged into the present replicas before it is dropped.
+    /// Those of a move that was given up are not.
+    pub hand_over: bool,
+    /// The revision that has published it. The node refuses who has not followed it before the rows are read.
+    pub epoch: u64,
+    /// Unix time, milliseconds.
+    pub created_at_ms: u64,
+}
+
+/// Placement changes on record.
+pub trait MigrationStore: Send + Sync + 'static {
+    /// Records a placement change, and in the same transaction makes the ring or the wish that it needs. The same change as one that has
+    /// not ended is not recorded again: that one is returned.
+    ///
+    /// - A node that joins is put on record, and is a member of the ring's next version. [`StoreError::Exists`] if it is on record already.
+    /// - A node that leaves is no member of the ring's next version, and is [draining](super::NodeStatus::Draining). Its store on record is
+    ///   retired if it is taken for lost. [`StoreError::Missing`] if it is no member of the newest ring. [`StoreError::Refused`], naming a
+    ///   tenant, if fewer nodes would remain than a tenant has, or is to have, replicas.
+    /// - A tenant is to have another replication factor ([`Tenant::wanted_factor`]). [`StoreError::Missing`]; [`StoreError::Refused`] out
+    ///   of range or beyond the newest ring's nodes; [`StoreError::Conflict`] while another change of its factor has not ended.
+    fn change_placement(&self, change: PlacementChange, now_ms: u64) -> Answer<Migration>;
+
+    /// One placement change; [`StoreError::Missing`].
+    fn migration(&self, number: u64) -> Answer<Migration>;
+
+    /// Placement changes, the newest first, before `before`; at most `limit` (1..=1000).
+    fn migrations(&self, before: Option<u64>, limit: u32) -> Answer<Vec<Migration>>;
+
+    /// Keeps how far a placement change is, and sets its state: pending becomes in progress, and both may end; what has ended stays as it
+    /// is. Numbers never fall. This is no change that others follow.
+    fn note_migration(
+        &self,
+        number: u64,
+        status: MigrationStatus,
+        progress: MigrationProgress,
+        now_ms: u64,
+    ) -> Answer<()>;
+
+    /// Asks to give a placement change up, and in the same transaction takes back what [`Self::change_placement`] has made: a node that was
+    /// to join is no member of the ring's next version, one that was to leave is one again, a tenant keeps its factor. What has moved
+    /// already moves back. Returns it as it is; one that has ended is returned unchanged. [`StoreError::Missing`];
+    /// [`StoreError::Conflict`] if the node is taken for lost, or if later changes of nodes rest on it.
+    fn cancel_migration(&self, number: u64, now_ms: u64) -> Answer<Migration>;
+
+    /// Publishes a step of the move of a tenant that is still at `version`. The tenant is returned as stored, one version later.
+    ///
+    /// [`MoveTenant::Finish`] sets ring and replication factor, and forgets the wish if it is fulfilled. Nodes that are left with rows are
+    /// recorded as [`Leftover`]s in the same transaction, except nodes that are not on record, and in a `Finish` those whose store on record
+    /// is retired. [`StoreError::Conflict`] when the tenant is at another version; [`StoreError::Missing`], also when it is deleted;
+    /// [`StoreError::Refused`] for a step that does not follow from the present one.
+    fn move_tenant(&self, id: &TenantId, version: u64, step: MoveTenant, now_ms: u64) -> Answer<Published>;
+
+    /// Leftovers of one tenant, or of all, by tenant and node, after this tenant and node; at most [`LEFTOVERS`]. Those of deleted tenants
+    /// are none: the removal of their records is owed anyway.
+    fn leftovers(&self, tenant: Option<&TenantId>, after: Option<super::Owing>) -> Answer<Vec<Leftover>>;
+
+    /// A node has no rows left over of a tenant, as of the leftover of this epoch. This is no change that others follow.
+    fn leftover_cleaned(&self, tenant: &TenantId, node: &NodeId, epoch: u64) -> Answer<()>;
+
+    /// Forgets versions of the ring, and nodes that have left it, to which no tenant, no move and no leftover refers. A node's store on
+    /// record is retired then. True if anything was forgotten.
+    fn forget_rings(&self, now_ms: u64) -> Answer<bool>;
+}
