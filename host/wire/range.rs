@@ -169,6 +169,7 @@ mod tests {
             abridged: true,
             records: 10,
             bytes: 1000,
+            epoch: 0,
         };
         for scan in [asked, Scan::between(0, u64::MAX)] {
             let bytes = scan_to_wire(&node, scan.clone()).encode_to_vec();
