@@ -168,11 +168,25 @@ pub enum Fault {
     HealingSkipsRange,
     /// Healing does not notice that a node was away.
     ReturnUnnoticed,
+    /// A placement change copies nothing once both placements are needed.
+    MoveDeltaSkipped,
+    /// A placement change is content with one source of each range.
+    MoveCopyFromOne,
+    /// A placement change is content with one replica that has a record.
+    MoveCopyToOne,
+    /// Nodes that get records keep what they had of them before.
+    MovePrepareSkipped,
+    /// A placement change reads its sources without fences.
+    MoveUnfenced,
+    /// A placement change does not copy what was deleted.
+    MoveSkipsTombstones,
+    /// What a node has lost is dropped before anybody has read it.
+    LeftoverDroppedUnseen,
 }
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 81] = [
+    pub const ALL: [Self; 88] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -254,6 +268,13 @@ impl Fault {
         Self::UnrepairedBelieved,
         Self::HealingSkipsRange,
         Self::ReturnUnnoticed,
+        Self::MoveDeltaSkipped,
+        Self::MoveCopyFromOne,
+        Self::MoveCopyToOne,
+        Self::MovePrepareSkipped,
+        Self::MoveUnfenced,
+        Self::MoveSkipsTombstones,
+        Self::LeftoverDroppedUnseen,
     ];
 
     /// True when this thread runs with the fault.

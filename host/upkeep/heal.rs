@@ -348,7 +348,7 @@ impl<W: World> Healing<W> {
         });
         metrics.healing_oldest.set(schedule.oldest_comparison_ms() as f64 / 1000.0);
         let mut overdue = BTreeMap::new();
-        for kind in DutyKind::ALL {
+        for kind in DutyKind::HEALING {
             let late = schedule.overdue_ms(kind, |node| lock(&self.reach).is_reachable(node));
             metrics.healing_overdue(kind).set(i64::from(late.is_some()));
             if let Some(ago) = schedule.since_complete_ms(kind) {

@@ -13,7 +13,7 @@
 //! could bring back what has been deleted and collected in between.
 
 mod merges;
-mod pace;
+pub(crate) mod pace;
 mod sound;
 mod walk;
 
@@ -50,7 +50,7 @@ const GIVEN_UP_AFTER: u32 = 3;
 /// collected.
 pub(super) const FRESH: Duration = LONGEST_DEADLINE;
 /// What a record counts for in [`Sweep::bytes_per_second`] beside its bytes, for its key and the work of comparing it.
-const RECORD_BYTES: u64 = 128;
+pub(crate) const RECORD_BYTES: u64 = 128;
 
 /// The parameters of a sweep.
 #[derive(Debug, Clone, PartialEq, Eq)]
