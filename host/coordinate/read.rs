@@ -99,11 +99,13 @@ impl<W: World> Exchange<W> {
 
     /// Asks until the requirement is met, and merges the answers. Also returns which replicas have answered.
     pub(super) async fn gather(&mut self) -> Result<(Reconciled, PerReplica<u8>), Failed> {
-        let states = self.coordinator.states(&self.plan.replicas);
-        let order = read_order(&self.plan, &states);
+        let states = self.coordinator.states(self.plan.replicas());
+        let tally = self.plan.asking();
+        let mut order = read_order(&self.plan, &states);
+        order.retain(|replica| tally.is_open(*replica));
         let metrics = Arc::clone(&self.coordinator.metrics);
         let hedging = Hedging { started: self.now(), budget: move || metrics.take_hedge() };
-        let mut round = ReadRound::new(order, self.plan.tally(), self.plan.policy.shortfall, hedging);
+        let mut round = ReadRound::new(order, tally, self.plan.policy.shortfall, hedging);
         let slowest = round.asked().iter().map(|r| states[usize::from(*r)].latency_p99_us).max().unwrap_or(0);
         round.hedge_after(self.hedge_after(slowest));
         match self.drive(Phase::Read, &mut round).await {

@@ -124,6 +124,18 @@ pub enum Fault {
     FenceNotAwaited,
     /// Requests carry the newest revision that the coordinator has heard of, not the one that it had followed when they began.
     EpochOfLater,
+    /// A level is counted over the replicas of both placements together.
+    MoveCountsUnion,
+    /// In the last step of a move, what is stored is asked of the coming placement alone.
+    MoveReadsNewOnly,
+    /// In the last step of a move, what is stored is asked of the present placement alone.
+    MoveReadsOldOnly,
+    /// In the last step of a move, a change counts in the coming placement alone.
+    MoveWritesNewOnly,
+    /// In the last step of a move, a change counts in the present placement alone.
+    MoveWritesOldOnly,
+    /// The coming placement is in force before its last step.
+    MoveNewInForceEarly,
     /// A put drops nothing.
     PutForgetsContext,
     /// A put drops what its context does not cover, too.
@@ -172,7 +184,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 81] = [
+    pub const ALL: [Self; 87] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -232,6 +244,12 @@ impl Fault {
         Self::FenceVolatile,
         Self::FenceNotAwaited,
         Self::EpochOfLater,
+        Self::MoveCountsUnion,
+        Self::MoveReadsNewOnly,
+        Self::MoveReadsOldOnly,
+        Self::MoveWritesNewOnly,
+        Self::MoveWritesOldOnly,
+        Self::MoveNewInForceEarly,
         Self::PutForgetsContext,
         Self::PutDropsAll,
         Self::MintAloneSuffices,

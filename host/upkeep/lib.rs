@@ -10,6 +10,7 @@
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
 
 mod collapse;
+mod drained;
 mod heal;
 mod metrics;
 mod removal;
