@@ -94,7 +94,7 @@ pub(super) struct Causes {
 }
 
 impl Causes {
-    fn add(&mut self, error: &ReplicaError) {
+    pub(super) fn add(&mut self, error: &ReplicaError) {
         self.overloaded += u8::from(*error == ReplicaError::Overloaded);
         self.stale += u8::from(*error == ReplicaError::StaleEpoch);
         let text = error.to_string();

@@ -13,7 +13,7 @@ use witan_kernel::port::{Clock, Replicas};
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::ring::ReplicaRange;
-use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, merged};
+use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, Unmergeable, merged};
 use witan_kernel::tenant::{Level, Tenant};
 
 use super::following::{Epoch, RESTARTS};
@@ -233,7 +233,11 @@ impl<W: World> Listing<'_, W> {
             match join.step() {
                 Step::End => return Ok(Walked::Whole),
                 Step::Key(joined) => {
-                    self.key(joined)?;
+                    if let Some(replica) = self.key(joined)? {
+                        let why = "it holds a record that cannot be read".to_owned();
+                        self.failed.push((nodes[usize::from(replica)].clone(), why));
+                        return Ok(Walked::Again);
+                    }
                     if self.is_over() {
                         return Ok(Walked::Enough);
                     }
@@ -339,18 +343,21 @@ impl<W: World> Listing<'_, W> {
         }
     }
 
-    /// Lists a key, unless it is deleted.
-    fn key(&mut self, joined: Joined) -> Result<(), Failure> {
+    /// Lists a key, unless it is deleted. Returns a replica whose record of it cannot be read: the key is not done then.
+    fn key(&mut self, joined: Joined) -> Result<Option<u8>, Failure> {
         let Joined { place, held } = joined;
         let mut have: PerReplica<(u8, Option<Encoded>)> = PerReplica::new();
         for (replica, held) in held {
             match held {
                 Held::Nothing => have.push((replica, None)),
                 Held::Record(record) => have.push((replica, Some(record))),
-                Held::Damaged => return Err(Failure::Internal("a stored record cannot be read".to_owned())),
+                Held::Damaged => return Ok(Some(replica)),
             }
         }
-        let record = merged(&have).map_err(|error| Failure::Internal(error.to_string()))?;
+        let record = match merged(&have) {
+            Err(Unmergeable::Damaged(replica, _)) => return Ok(Some(replica)),
+            merged => merged.map_err(|error| Failure::Internal(error.to_string()))?,
+        };
         self.at = Resume { token: place.token, after: Some(place.key.clone()) };
         if let Some(record) = record.filter(|record| !record.is_deleted()) {
             let siblings = match &record {
@@ -359,7 +366,7 @@ impl<W: World> Listing<'_, W> {
             };
             self.page.keys.push(ListedKey { key: place.key, siblings });
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Everything up to this place is done, whichever tenant it belongs to.

@@ -136,6 +136,8 @@ pub enum Fault {
     MoveWritesOldOnly,
     /// The coming placement is in force before its last step.
     MoveNewInForceEarly,
+    /// Records are read that merges cannot bear.
+    UncanonicalAccepted,
     /// A put drops nothing.
     PutForgetsContext,
     /// A put drops what its context does not cover, too.
@@ -184,7 +186,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 87] = [
+    pub const ALL: [Self; 88] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -250,6 +252,7 @@ impl Fault {
         Self::MoveWritesNewOnly,
         Self::MoveWritesOldOnly,
         Self::MoveNewInForceEarly,
+        Self::UncanonicalAccepted,
         Self::PutForgetsContext,
         Self::PutDropsAll,
         Self::MintAloneSuffices,

@@ -255,5 +255,5 @@ fn no_round_of_a_usual_size_allocates_for_its_replicas() {
         while let Next::Ask(..) = round.next(0) {}
         round.answered(replica, Answer::Record(None)).unwrap();
     }
-    assert!(!round.into_records().spilled());
+    assert!(!round.records().spilled());
 }
