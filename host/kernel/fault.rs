@@ -124,6 +124,20 @@ pub enum Fault {
     FenceNotAwaited,
     /// Requests carry the newest revision that the coordinator has heard of, not the one that it had followed when they began.
     EpochOfLater,
+    /// A level is counted over the replicas of both placements together.
+    MoveCountsUnion,
+    /// In the last step of a move, what is stored is asked of the coming placement alone.
+    MoveReadsNewOnly,
+    /// In the last step of a move, what is stored is asked of the present placement alone.
+    MoveReadsOldOnly,
+    /// In the last step of a move, a change counts in the coming placement alone.
+    MoveWritesNewOnly,
+    /// In the last step of a move, a change counts in the present placement alone.
+    MoveWritesOldOnly,
+    /// The coming placement is in force before its last step.
+    MoveNewInForceEarly,
+    /// Records are read that merges cannot bear.
+    UncanonicalAccepted,
     /// A put drops nothing.
     PutForgetsContext,
     /// A put drops what its context does not cover, too.
@@ -246,6 +260,13 @@ impl Fault {
         Self::FenceVolatile,
         Self::FenceNotAwaited,
         Self::EpochOfLater,
+        Self::MoveCountsUnion,
+        Self::MoveReadsNewOnly,
+        Self::MoveReadsOldOnly,
+        Self::MoveWritesNewOnly,
+        Self::MoveWritesOldOnly,
+        Self::MoveNewInForceEarly,
+        Self::UncanonicalAccepted,
         Self::PutForgetsContext,
         Self::PutDropsAll,
         Self::MintAloneSuffices,

@@ -11,6 +11,7 @@
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
 
 mod collapse;
+mod drained;
 mod heal;
 mod metrics;
 mod moves;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use turmoil::net::TcpListener;
@@ -21,6 +21,7 @@ use witan_kernel::name::{Era, Key, NodeId, StoreId};
 use witan_kernel::port::{
     Claimant, Metadata, NodeStatus, PlacementStore, Randomness, Replicas, SecretStore, StorageNode, TenantStore,
 };
+use witan_kernel::record::Record;
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{Rings, token};
 use witan_kernel::scan::{Ranges, Standing};
@@ -29,6 +30,7 @@ use witan_memory::MemoryMetadata;
 use witan_node::batch::Durability;
 use witan_node::driver::{Inline, QueueLimits};
 use witan_node::engine::simulated::Disk;
+use witan_node::row;
 use witan_node::server::{self, Guard, Limits};
 use witan_node::store::Store;
 use witan_peer::Lanes;
@@ -140,6 +142,21 @@ impl NodeMachine {
     pub(crate) fn content(&self, place: &Place) -> Result<Option<Content>, String> {
         let row = oracle::row(place.token, place.tenant.bytes(), place.key.bytes());
         self.disk().peek(&row).map(|value| oracle::read(&value)).transpose()
+    }
+
+    /// Changes the record at a place, as if it had been written so.
+    pub(crate) fn rewrite(&self, place: &Place, change: impl FnOnce(&mut Record)) {
+        let Some(store) = lock(&self.store).clone() else { return };
+        let row = row::key(place);
+        let Ok(Some((birth, encoded))) = store.load(&row) else { return };
+        let Ok(mut record) = encoded.decode() else { return };
+        change(&mut record);
+        let mut envelope = BytesMut::new();
+        row::put_envelope(&row, birth, &record.encode(), &mut envelope);
+        let written = store.write_rows(vec![(row, Some(envelope.freeze()))]);
+        written.and_then(|()| store.sync()).expect("the disk works");
+        // The shards drop what they have cached.
+        self.disk().reopen();
     }
 
     /// Inverts a bit of a row on its disk.

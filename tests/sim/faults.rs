@@ -84,7 +84,7 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::HealingSkipsRange => Some("healing:2"),
         Fault::ReturnUnnoticed => Some("healing:6"),
         // In scenes of their own.
-        Fault::DeadlineFromTurn | Fault::ReservationProlonged => Some("links:0"),
+        Fault::DeadlineFromTurn | Fault::ReservationProlonged | Fault::UncanonicalAccepted => Some("links:0"),
         // Those of `names` are recorded there.
         Fault::RepeatedUnasked
         | Fault::AskedWithoutPin
@@ -95,6 +95,12 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         | Fault::NewestIgnored
         | Fault::OwnDotLeftOut
         | Fault::UnreservedSentAsFirst => None,
+        Fault::MoveCountsUnion
+        | Fault::MoveReadsNewOnly
+        | Fault::MoveReadsOldOnly
+        | Fault::MoveWritesNewOnly
+        | Fault::MoveWritesOldOnly
+        | Fault::MoveNewInForceEarly => None,
         Fault::MergesNotGated | Fault::SyncCoversLater | Fault::StampNotStored | Fault::UnrepairedBelieved => None,
     }
 }
@@ -113,6 +119,12 @@ fn best_scenario(fault: Fault) -> &'static str {
         Fault::BirthOutlivesBoot | Fault::EraIgnored => "restored",
         Fault::DamageBelieved => "damaged",
         Fault::FenceIgnored | Fault::FenceVolatile | Fault::FenceNotAwaited | Fault::EpochOfLater => "fenced",
+        Fault::MoveCountsUnion
+        | Fault::MoveReadsNewOnly
+        | Fault::MoveReadsOldOnly
+        | Fault::MoveWritesNewOnly
+        | Fault::MoveWritesOldOnly
+        | Fault::MoveNewInForceEarly => "moves",
         Fault::LevelIgnored | Fault::LateCalledUnapplied => "levels",
         Fault::MinimumIgnored => "policies",
         Fault::ContextNotAbove => "wallclock",
