@@ -32,7 +32,7 @@ use witan_kernel::sync::lock;
 pub use collapse::{Reported, Reports, reports};
 pub use heal::{BEGINS_AFTER, Healing, HealingConfig, is_wanted};
 pub use metrics::Metrics;
-pub use moves::{DrainedHere, Moves, MovesConfig};
+pub use moves::{Moves, MovesConfig};
 pub use repair::{NotBegun, Repair, Repaired};
 pub use sweep::{Admitted, Stopped, Sweep, Swept};
 

@@ -64,9 +64,6 @@ impl Default for MovesConfig {
     }
 }
 
-/// The revision below which none of this coordinator's operations began that is still under way.
-pub type DrainedHere = Arc<dyn Fn() -> u64 + Send + Sync>;
-
 /// Stores of nodes.
 type Stores = BTreeMap<NodeId, StoreId>;
 
@@ -74,7 +71,6 @@ type Stores = BTreeMap<NodeId, StoreId>;
 pub struct Moves<W: World> {
     upkeep: Arc<Upkeep<W>>,
     claimant: Claimant,
-    drained: DrainedHere,
     config: Mutex<MovesConfig>,
     board: Board,
     /// The fence of the claim, while this coordinator holds it.
@@ -83,9 +79,9 @@ pub struct Moves<W: World> {
 
 impl<W: World> Moves<W> {
     /// Placement changes led as `claimant`, the holder of this coordinator's lease if it has one.
-    pub fn new(upkeep: Arc<Upkeep<W>>, claimant: Claimant, config: MovesConfig, drained: DrainedHere) -> Arc<Self> {
+    pub fn new(upkeep: Arc<Upkeep<W>>, claimant: Claimant, config: MovesConfig) -> Arc<Self> {
         let (config, board, held) = (Mutex::new(config), Board::default(), Mutex::default());
-        Arc::new(Self { upkeep, claimant, drained, config, board, held })
+        Arc::new(Self { upkeep, claimant, config, board, held })
     }
 
     /// Changes how fast records are copied.
@@ -229,7 +225,7 @@ impl<W: World> Moves<W> {
 
     /// Whether no live coordinator has an operation under way that began before this revision.
     async fn all_drained(&self, revision: u64) -> bool {
-        if (self.drained)() < revision {
+        if self.coordinator().drained_revision() < revision {
             return false;
         }
         let Ok(all) = self.metadata().coordinators().await else { return false };
