@@ -100,7 +100,14 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         | Fault::MoveReadsOldOnly
         | Fault::MoveWritesNewOnly
         | Fault::MoveWritesOldOnly
-        | Fault::MoveNewInForceEarly => None,
+        | Fault::MoveNewInForceEarly
+        | Fault::MoveDeltaSkipped
+        | Fault::MoveCopyFromOne
+        | Fault::MoveCopyToOne
+        | Fault::MovePrepareSkipped
+        | Fault::LeftoverDroppedUnseen
+        | Fault::MoveUnfenced
+        | Fault::MoveSkipsTombstones => None,
         Fault::MergesNotGated | Fault::SyncCoversLater | Fault::StampNotStored | Fault::UnrepairedBelieved => None,
     }
 }
@@ -124,7 +131,14 @@ fn best_scenario(fault: Fault) -> &'static str {
         | Fault::MoveReadsOldOnly
         | Fault::MoveWritesNewOnly
         | Fault::MoveWritesOldOnly
-        | Fault::MoveNewInForceEarly => "moves",
+        | Fault::MoveNewInForceEarly
+        | Fault::MoveDeltaSkipped
+        | Fault::MoveCopyFromOne
+        | Fault::MoveCopyToOne
+        | Fault::MovePrepareSkipped
+        | Fault::LeftoverDroppedUnseen
+        | Fault::MoveUnfenced
+        | Fault::MoveSkipsTombstones => "moves",
         Fault::LevelIgnored | Fault::LateCalledUnapplied => "levels",
         Fault::MinimumIgnored => "policies",
         Fault::ContextNotAbove => "wallclock",

@@ -4,8 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use futures::StreamExt;
-use futures::stream;
+use futures::stream::{FuturesUnordered, StreamExt};
 use witan_coordinate::{Coordinator, World};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::placement::Both;
@@ -74,8 +73,11 @@ pub(super) struct Stale;
 impl<W: World> Pass<'_, W> {
     pub(super) async fn run(&self) -> Result<Copied, Stale> {
         let mut all = Copied::default();
-        let mut walks = stream::iter(self.ranges).map(|range| Walk::new(self, range).run()).buffer_unordered(RANGES);
+        let mut ranges = self.ranges.iter();
+        let mut walks: FuturesUnordered<_> =
+            ranges.by_ref().take(RANGES).map(|range| Walk::new(self, range).run()).collect();
         while let Some(walked) = walks.next().await {
+            walks.extend(ranges.next().map(|range| Walk::new(self, range).run()));
             let (range, copied) = walked?;
             all.records += copied.records;
             all.sent += copied.sent;

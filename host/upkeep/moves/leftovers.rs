@@ -100,12 +100,11 @@ impl<W: World> Moves<W> {
             .filter(|(_, entry)| entry.next <= now)
             .map(|(key, entry)| (key.clone(), entry.leftover.clone(), entry.seen))
             .collect();
-        let mut each = stream::iter(due)
-            .map(|(key, leftover, seen)| async move {
-                let cleaned = self.clean_one(&leftover, seen).await;
-                (key, cleaned)
-            })
-            .buffer_unordered(AT_ONCE);
+        let cleaning = due.into_iter().map(|(key, leftover, seen)| async move {
+            let cleaned = self.clean_one(&leftover, seen).await;
+            (key, cleaned)
+        });
+        let mut each = stream::iter(cleaning.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
         while let Some((key, cleaned)) = each.next().await {
             match cleaned {
                 Ok(()) => drop(cleaner.entries.remove(&key)),

@@ -9,8 +9,8 @@ use tokio::time::sleep;
 use witan_coordinate::World;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId};
-use witan_kernel::placement::Both;
 use witan_kernel::placement::leader::{is_copied, quorum, sources_wanted};
+use witan_kernel::placement::{Both, Tokens};
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, Unmergeable, difference};
@@ -103,7 +103,11 @@ impl<'a, W: World> Walk<'a, W> {
                 tokio::time::sleep_until(due).await;
             }
         }
-        let pages = join_all(starved.iter().map(|index| self.page(*index))).await;
+        let asks = starved.iter().map(|index| {
+            let after = self.join.after(*index).cloned();
+            page(self.pass, &self.members[usize::from(*index)], self.range.tokens, after)
+        });
+        let pages = join_all(asks).await;
         for (index, page) in starved.iter().zip(pages) {
             let taken = match page {
                 Err(ReplicaError::StaleEpoch) => return Err(Stale),
@@ -127,28 +131,6 @@ impl<'a, W: World> Walk<'a, W> {
             }
         }
         Ok(())
-    }
-
-    async fn page(&self, index: u8) -> Result<Page, ReplicaError> {
-        let member = &self.members[usize::from(index)];
-        let (from, to) = self.range.tokens;
-        // What is copied first may come from anybody.
-        let epoch = if matches!(self.pass.need, Need::Nothing) { 0 } else { self.pass.epoch };
-        let after = self.join.after(index).cloned();
-        let scan = Scan { tenant: Some(self.pass.tenant.clone()), after, epoch, ..Scan::between(from, to) };
-        let mut tries = 0;
-        loop {
-            let error = match self.pass.coordinator.ports().replicas.scan(member.node, scan.clone()).await {
-                Ok(page) if Some(page.store) == member.store => return Ok(page),
-                Ok(_) => return Err(ReplicaError::Incomplete(member.node.clone())),
-                Err(error) => error,
-            };
-            tries += 1;
-            if tries >= TRIES || matches!(error, ReplicaError::NotSent(_) | ReplicaError::StaleEpoch) {
-                return Err(error);
-            }
-            sleep(PAUSE * tries).await;
-        }
     }
 
     /// Merges what all replicas have of a key, and sends it to those that are to have it and lack a part.
@@ -286,5 +268,30 @@ fn is_deleted(record: &Encoded) -> bool {
         Ok(Record::Register(register)) => register.value.is_none(),
         Ok(Record::Siblings(siblings)) => siblings.is_deleted(),
         Err(_) => false,
+    }
+}
+
+/// The next page of a node's records, from the store that it had when the pass began.
+async fn page<W: World>(
+    pass: &Pass<'_, W>,
+    member: &Member<'_>,
+    (from, to): Tokens,
+    after: Option<Place>,
+) -> Result<Page, ReplicaError> {
+    // What is copied first may come from anybody.
+    let epoch = if matches!(pass.need, Need::Nothing) { 0 } else { pass.epoch };
+    let scan = Scan { tenant: Some(pass.tenant.clone()), after, epoch, ..Scan::between(from, to) };
+    let mut tries = 0;
+    loop {
+        let error = match pass.coordinator.ports().replicas.scan(member.node, scan.clone()).await {
+            Ok(page) if Some(page.store) == member.store => return Ok(page),
+            Ok(_) => return Err(ReplicaError::Incomplete(member.node.clone())),
+            Err(error) => error,
+        };
+        tries += 1;
+        if tries >= TRIES || matches!(error, ReplicaError::NotSent(_) | ReplicaError::StaleEpoch) {
+            return Err(error);
+        }
+        sleep(PAUSE * tries).await;
     }
 }

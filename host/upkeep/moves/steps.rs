@@ -94,10 +94,7 @@ impl<W: World> Moves<W> {
             known.done.prepared = true;
             return Stepped::Next;
         }
-        let nodes = stream::iter(&at.plan.entering);
-        let mut each = nodes
-            .map(|(node, ranges)| async move { (node, self.enter(at.id, node, ranges, epoch).await) })
-            .buffer_unordered(NODES);
+        let mut each = stream::iter(self.all_enter(at, epoch)).buffer_unordered(NODES);
         while let Some((node, entered)) = each.next().await {
             match entered {
                 Ok(_) => {}
@@ -113,6 +110,19 @@ impl<W: World> Moves<W> {
         }
         known.done.prepared = true;
         Stepped::Next
+    }
+
+    /// Has every node that gets rows drop what it has of them: one future for each, of the node and the result.
+    fn all_enter<'b>(
+        &'b self,
+        at: &'b At<'_>,
+        epoch: u64,
+    ) -> Vec<impl Future<Output = (&'b NodeId, Result<Cleared, NotEntered>)> + Send + use<'b, W>> {
+        let (id, entering): (&'b TenantId, _) = (at.id, &at.plan.entering);
+        let enter = |(node, ranges): (&'b NodeId, &'b Vec<(u64, u64)>)| async move {
+            (node, self.enter(id, node, ranges, epoch).await)
+        };
+        entering.iter().map(enter).collect()
     }
 
     /// Has a node drop what it has of the rows that it gets, however long that takes. It fails when the node does not answer for long.
@@ -259,17 +269,18 @@ impl<W: World> Moves<W> {
 
     /// Has nodes raise a tenant's fence. Returns those that have, of the stores that they had before.
     async fn fenced(&self, id: &TenantId, nodes: Stores, epoch: u64) -> Stores {
-        let each = stream::iter(nodes).map(|(node, store)| async move {
-            match self.replicas().raise_fence(&node, Some(id), epoch).await {
-                Ok(fenced) if fenced == store => Some((node, store)),
-                Ok(_) => None,
-                Err(error) => {
-                    tracing::debug!(%node, %error, "a node has not fenced a tenant that moves");
-                    None
-                }
+        let each: Vec<_> = nodes.into_iter().map(|(node, store)| self.fenced_one(id, node, store, epoch)).collect();
+        stream::iter(each).buffer_unordered(NODES).filter_map(std::future::ready).collect().await
+    }
+
+    async fn fenced_one(&self, id: &TenantId, node: NodeId, store: StoreId, epoch: u64) -> Option<(NodeId, StoreId)> {
+        match self.replicas().raise_fence(&node, Some(id), epoch).await {
+            Ok(fenced) => (fenced == store).then_some((node, store)),
+            Err(error) => {
+                tracing::debug!(%node, %error, "a node has not fenced a tenant that moves");
+                None
             }
-        });
-        each.buffer_unordered(NODES).filter_map(std::future::ready).collect().await
+        }
     }
 
     /// The stores that were prepared for rows, if each node that gets some still has it.
@@ -277,9 +288,7 @@ impl<W: World> Moves<W> {
         if Fault::MovePrepareSkipped.is_on() {
             return Ok(self.whole(at.plan.entering.keys()));
         }
-        let nodes = stream::iter(&at.plan.entering);
-        let each = nodes
-            .map(|(node, ranges)| async move { (node, self.enter(at.id, node, ranges, at.moving.prepared).await) });
+        let each = stream::iter(self.all_enter(at, at.moving.prepared));
         let all: BTreeMap<&NodeId, Result<Cleared, NotEntered>> = each.buffer_unordered(NODES).collect().await;
         let mut stores: BTreeMap<NodeId, StoreId> = BTreeMap::new();
         for (node, entered) in all {
