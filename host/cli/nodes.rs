@@ -101,7 +101,7 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
             changed(global.output, "added", &answer.map_err(Problem::of(Deed::Node))?.into_inner())
         }
         Command::Remove(remove) => {
-            let request = RemoveStorageNodeRequest { node_id: remove.node_id, force: remove.force };
+            let request = RemoveStorageNodeRequest { node_id: remove.node_id, force: remove.force, accept_loss: false };
             let answer = client::coordinator(global).await?.remove_storage_node(within(global, request)).await;
             changed(global.output, "removed", &answer.map_err(Problem::of(Deed::Node))?.into_inner())
         }

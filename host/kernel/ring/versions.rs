@@ -1,8 +1,10 @@
 //! The versions of the ring that are in use.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Ring;
+use crate::name::NodeId;
 
 /// The versions of the ring to which tenants may refer: one, as long as no node joins or leaves while data is stored. Tenants are moved
 /// from one version to the next, one after the other.
@@ -45,6 +47,17 @@ impl Rings {
         self.versions.iter().rev().find(|(known, _)| *known == version).map(|(_, ring)| ring)
     }
 
+    /// The nodes of any version: those that hold records, or are to. Sorted by id.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        match &self.versions[..] {
+            // The usual case.
+            [(_, only)] => only.nodes().to_vec(),
+            all => {
+                all.iter().flat_map(|(_, ring)| ring.nodes()).collect::<BTreeSet<_>>().into_iter().cloned().collect()
+            }
+        }
+    }
+
     /// Every version, the oldest first.
     pub fn all(&self) -> impl DoubleEndedIterator<Item = (u64, &Arc<Ring>)> {
         self.versions.iter().map(|(version, ring)| (*version, ring))
@@ -54,7 +67,6 @@ impl Rings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::NodeId;
 
     #[test]
     fn versions_are_found_by_number_and_the_newest_is_the_highest() {
@@ -66,6 +78,7 @@ mod tests {
         assert_eq!((rings.newest_version(), rings.newest().len()), (7, 4));
         assert_eq!(rings.version(3).map(|ring| ring.len()), Some(3));
         assert_eq!(rings.version(4), None);
+        assert_eq!(rings.nodes().len(), 4, "each once");
         assert_eq!(rings.all().map(|(version, _)| version).collect::<Vec<_>>(), [3, 7]);
         assert_eq!(Rings::new(vec![]).newest().len(), 0);
         assert_eq!(Rings::one(Ring::new(&[], 9)).newest_version(), 0);
