@@ -318,7 +318,9 @@ class Tour:
         assert changed.migration_id in [m.migration_id for m in self.kv.ListMigrations(page_size=10).migrations]
         asked = self.kv.CancelMigration(confirm_undo=True, **named)
         assert asked.cancel_requested or asked.status in ("completed", "cancelled"), asked
+        until = time.monotonic() + 120
         while (ended := self.kv.GetMigrationStatus(**named)).status not in ("completed", "cancelled"):
+            assert time.monotonic() < until, ended
             time.sleep(0.1)
         say(f"{name}: migration {ended.migration_id} is {ended.status}")
 

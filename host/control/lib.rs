@@ -185,7 +185,8 @@ pub enum Refused {
     NeedsPlacementChange(String),
     /// It has to move records, and somebody does not know how.
     #[error(
-        "{what} has to move records under load, and {who} cannot: upgrade these, and repeat the call; until then it can be made only while          nothing is stored: {otherwise}"
+        "{what} has to move records under load, and {who} cannot: upgrade these, and repeat the call; until then it can be made only \
+         while nothing is stored: {otherwise}"
     )]
     TooOld {
         /// The change.

@@ -85,7 +85,6 @@ impl Catalog {
     }
 
     pub(super) async fn record_add(&self, node: StorageNode, now_ms: u64) -> Result<Changed, Refused> {
-        self.address_is_free(&node).await?;
         let id = node.id.clone();
         let migration = self.metadata.change_placement(PlacementChange::AddNode(node), now_ms).await?;
         self.publish_placement().await;
@@ -183,8 +182,9 @@ impl Catalog {
                 let others = lost.len() - 1;
                 let with = if others == 0 { String::new() } else { format!(" and {others} others that are lost") };
                 return Ok(Some(format!(
-                    "tenant {} has {replication_factor} replicas of each key, and with node {id}{with} some keys lose so many that \
-                     acknowledged writes may be gone; bring the node back and remove it without force, or repeat the call with accept_loss",
+                    "tenant {} has {replication_factor} replicas of each key, and without node {id}{with} some keys would have too few: \
+                     acknowledged writes may be gone; bring the node back and remove it without force, or repeat the call with \
+                     accept_loss",
                     tenant.id
                 )));
             }

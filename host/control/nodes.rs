@@ -68,6 +68,7 @@ impl Catalog {
         let catalog = Arc::clone(self);
         to_its_end(turn, async move {
             let _placing = catalog.placing.lock().await;
+            catalog.address_is_free(&node).await?;
             match catalog.moves().await? {
                 true => catalog.record_add(node, now_ms).await,
                 false => catalog.add_while_empty(node, now_ms).await.map(|()| Changed::made("node added")),
