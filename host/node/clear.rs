@@ -88,7 +88,8 @@ fn clear_within(store: &Store, clear: &Clear, steps: usize) -> Result<Clearing, 
     Ok(Clearing::Done(cleared(false, records)))
 }
 
-/// The rows that one step finds, from the cursor on, as changes that drop them, and where the next one goes on; `None`: there are no others.
+/// The rows that one step finds, from the cursor on, as changes that drop them, and where the next one goes on; `None`: there are no
+/// others.
 fn step(store: &Store, clear: &Clear, from: &Cursor) -> Result<(Vec<Change>, Option<Cursor>), EngineError> {
     let mut found: Vec<Change> = Vec::new();
     let mut examined = Examined::default();

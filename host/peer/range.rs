@@ -1,4 +1,5 @@
-//! Scans of the records of nodes, the removal of tenants and of ranges, and fences, on a separate connection: no client's request waits behind a page.
+//! Scans of the records of nodes, the removal of tenants and of ranges, and fences, on a separate connection: no client's request waits
+//! behind a page.
 
 use std::sync::Mutex;
 use std::time::Duration;

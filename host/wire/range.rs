@@ -1,5 +1,5 @@
-//! Conversions of page scans, of the removal of tenants and of ranges, and of fences: from the kernel's types to protobuf, and back with every field
-//! checked.
+//! Conversions of page scans, of the removal of tenants and of ranges, and of fences: from the kernel's types to protobuf, and back with
+//! every field checked.
 
 use bytes::Bytes;
 use witan_kernel::limit;

@@ -1,5 +1,5 @@
-//! Scans of stored records for coordinators, the removal of tenants and of ranges, and fences: on threads that may block, and few at a time, so that
-//! they hardly affect the requests of clients.
+//! Scans of stored records for coordinators, the removal of tenants and of ranges, and fences: on threads that may block, and few at a
+//! time, so that they hardly affect the requests of clients.
 
 use std::sync::Arc;
 use std::time::Duration;
