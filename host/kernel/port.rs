@@ -8,7 +8,8 @@
 //! 3. [`Tenants`]: tenants as they are looked up while serving.
 //! 4. [`Metadata`]: what the cluster knows about itself, split by subject. Code that needs one subject takes that trait alone.
 //! 5. [`PluginHost`] and [`PluginStore`]: the plugin host as the control plane sees it, and the store of its components and bindings.
-//! 6. [`rules`]: limits and error texts that every implementation shares; [`stores`]: which stores of nodes may be used.
+//! 6. [`rules`]: limits and error texts that every implementation shares; [`stores`]: which stores of nodes may be
+//!    used; [`moves`]: what placement changes make of what is on record.
 
 mod answer;
 mod artifacts;
@@ -21,6 +22,7 @@ mod idempotency;
 mod leases;
 mod metadata;
 mod migrations;
+pub mod moves;
 mod placement;
 mod plugins;
 mod replicas;

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
 use witan_kernel::port::{
     Answer, AnyClock, BindingOnRecord, Changed, Clock, Component, CoordinatorOnRecord, Digest, Duty, DutyOnRecord,
-    NodeOnRecord, Secret, StoreError, StoreFacts, StoreOnRecord, Token, rules,
+    Leftover, Migration, NodeOnRecord, Secret, StoreError, StoreFacts, StoreOnRecord, Token, rules,
 };
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::{Level, Tenant};
@@ -28,7 +28,7 @@ mod upkeep;
 use crate::slot::SlotKey;
 
 /// The newest migration of the real stores, which this one reports too.
-const SCHEMA: u64 = 8;
+const SCHEMA: u64 = 9;
 
 /// Metadata in memory. Clones share it.
 #[derive(Clone)]
@@ -50,6 +50,10 @@ struct State {
     nodes: BTreeMap<NodeId, NodeOnRecord>,
     placement_epoch: u64,
     stores: BTreeMap<StoreId, StoreOnRecord>,
+    /// The ring's versions and their members; empty until a placement change makes one.
+    rings: BTreeMap<u64, BTreeMap<NodeId, u32>>,
+    migrations: BTreeMap<u64, Migration>,
+    leftovers: BTreeMap<(TenantId, NodeId, u64), Leftover>,
     owed: BTreeMap<(TenantId, NodeId), (u64, Level)>,
     owed_removals: BTreeSet<(TenantId, NodeId)>,
     coordinators: BTreeMap<NodeId, CoordinatorOnRecord>,

@@ -18,6 +18,7 @@ use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, Rea
 use super::{join_all, poll_once};
 
 mod fences;
+mod migrations;
 mod upkeep;
 
 /// Lets this many milliseconds pass on the store's clock.
@@ -60,7 +61,7 @@ fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
 /// The whole contract, on an empty store.
 pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.now_ms().await.expect("the time") > 1_700_000_000_000);
-    assert_eq!(metadata.schema_version().await, Ok(8));
+    assert_eq!(metadata.schema_version().await, Ok(9));
     secrets(metadata).await;
     tenants(metadata).await;
     pages_of_tenants(metadata).await;
@@ -74,6 +75,7 @@ pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     binding_records(metadata).await;
     tokens(metadata).await;
     each_change_is_listed(metadata).await;
+    migrations::all(metadata, pass).await;
     bounds(metadata).await;
 }
 

@@ -15,16 +15,19 @@ impl State {
         rules::claim(&claim, lease_ms)?;
         let on_record = self.coordinators.get(&claim.node_id);
         let until_ms = now_ms.saturating_add(lease_ms);
-        let (fence, granted_at_ms) = match rules::grant(&claim, on_record, now_ms)? {
-            Granting::Renewed(fence) => (fence, on_record.map_or(now_ms, |holder| holder.granted_at_ms)),
+        let (fence, granted_at_ms, drained) = match rules::grant(&claim, on_record, now_ms)? {
+            Granting::Renewed(fence) => {
+                let (granted_at_ms, drained) = on_record.map_or((now_ms, 0), |at| (at.granted_at_ms, at.drained));
+                (fence, granted_at_ms, drained)
+            }
             Granting::New => {
                 self.room_for_coordinator(&claim.node_id, now_ms)?;
                 self.fence += 1;
                 self.changed(Changed::Coordinators);
-                (self.fence, now_ms)
+                (self.fence, now_ms, 0)
             }
         };
-        let held = CoordinatorOnRecord { claim, fence, granted_at_ms, until_ms, left_ms: 0, drained: 0 };
+        let held = CoordinatorOnRecord { claim, fence, granted_at_ms, until_ms, left_ms: 0, drained };
         self.coordinators.insert(held.claim.node_id.clone(), held);
         Ok(Lease { fence, until_ms, now_ms })
     }
@@ -58,10 +61,12 @@ impl LeaseStore for MemoryMetadata {
     }
 
     fn note_drained(&self, node_id: &NodeId, instance: [u8; 16], revision: u64) -> Answer<()> {
-        let node_id = node_id.clone();
+        let (node_id, clock) = (node_id.clone(), self.clock.clone());
         self.answer(move |state| {
-            let of = state.coordinators.get_mut(&node_id).filter(|held| held.claim.instance == instance);
-            if let Some(held) = of {
+            let now_ms = clock.wall_ms();
+            let held = state.coordinators.get_mut(&node_id);
+            let held = held.filter(|held| held.claim.instance == instance && held.until_ms > now_ms);
+            if let Some(held) = held {
                 held.drained = held.drained.max(revision);
             }
             Ok(())

@@ -1,5 +1,7 @@
 //! Storage nodes and their stores.
 
+use std::collections::BTreeMap;
+
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::stores::Meeting;
 use witan_kernel::port::{
@@ -31,10 +33,23 @@ impl State {
 
     fn put_node(&mut self, node: StorageNode, now_ms: u64) -> Result<(), StoreError> {
         rules::node(&node)?;
-        let known = self.nodes.get(&node.id);
-        if known.is_none() && self.nodes.len() >= NODES {
+        let is_new = !self.nodes.contains_key(&node.id);
+        if is_new && self.nodes.len() >= NODES {
             return Err(rules::too_many_nodes());
         }
+        // One that leaves is no member, and does not become one by another address.
+        if let Some(mut newest) = self.rings.last_entry()
+            && (is_new || newest.get().contains_key(&node.id))
+        {
+            newest.get_mut().insert(node.id.clone(), node.virtual_nodes);
+        }
+        self.write_node(node, now_ms);
+        self.placement_changed();
+        Ok(())
+    }
+
+    pub(super) fn write_node(&mut self, node: StorageNode, now_ms: u64) {
+        let known = self.nodes.get(&node.id);
         let record = NodeOnRecord {
             store_id: known.and_then(|known| known.store_id),
             created_at_ms: known.map_or(now_ms, |known| known.created_at_ms),
@@ -42,8 +57,42 @@ impl State {
             node,
         };
         self.nodes.insert(record.node.id.clone(), record);
+    }
+
+    /// The next epoch of the placement.
+    pub(super) fn placement_changed(&mut self) -> u64 {
         self.placement_epoch = self.changed(Changed::Nodes);
-        Ok(())
+        self.placement_epoch
+    }
+
+    pub(super) fn placement(&self) -> Placement {
+        let ring = |(version, members): (&u64, &BTreeMap<NodeId, u32>)| RingOnRecord {
+            version: *version,
+            members: members.iter().map(|(node, virtual_nodes)| (node.clone(), *virtual_nodes)).collect(),
+        };
+        let mut rings: Vec<RingOnRecord> = self.rings.iter().map(ring).collect();
+        if rings.is_empty() {
+            let all = self.nodes.values().map(|on_record| (on_record.node.id.clone(), on_record.node.virtual_nodes));
+            rings.push(RingOnRecord { version: 0, members: all.collect() });
+        }
+        Placement { epoch: self.placement_epoch.max(1), nodes: self.nodes.values().cloned().collect(), rings }
+    }
+
+    /// No store that a node has reported is used again.
+    pub(super) fn retire_stores(&mut self, id: &NodeId) {
+        if let Some(on_record) = self.nodes.get(id).and_then(|node| node.store_id) {
+            self.store(id, on_record);
+        }
+        let of_node = self.stores.values_mut().filter(|store| store.node == *id);
+        of_node.for_each(|store| store.state = StoreState::Retired);
+    }
+
+    /// Forgets a node, and what it owes and has left over. Its stores stay as they are.
+    pub(super) fn forget_node(&mut self, id: &NodeId) {
+        self.nodes.remove(id);
+        self.owed.retain(|(_, node), _| node != id);
+        self.owed_removals.retain(|(_, node)| node != id);
+        self.leftovers.retain(|(_, node, _), _| node != id);
     }
 }
 
@@ -53,9 +102,11 @@ impl PlacementStore for MemoryMetadata {
             if !state.nodes.is_empty() {
                 return Ok(());
             }
+            let rings = state.rings.clone();
             let stored = nodes.into_iter().try_for_each(|node| state.add_node(node, now_ms));
             if stored.is_err() {
                 state.nodes.clear();
+                state.rings = rings;
             }
             stored
         })
@@ -70,22 +121,17 @@ impl PlacementStore for MemoryMetadata {
     }
 
     fn placement(&self) -> Answer<Placement> {
-        self.answer(|state| {
-            let members =
-                state.nodes.values().map(|on_record| (on_record.node.id.clone(), on_record.node.virtual_nodes));
-            let rings = vec![RingOnRecord { version: 0, members: members.collect() }];
-            Ok(Placement { epoch: state.placement_epoch.max(1), nodes: state.nodes.values().cloned().collect(), rings })
-        })
+        self.answer(|state| Ok(state.placement()))
     }
 
     fn remove_node(&self, id: &NodeId) -> Answer<()> {
         let id = id.clone();
         self.answer(move |state| {
-            state.nodes.remove(&id).ok_or_else(|| rules::no_node(&id))?;
+            state.node(&id)?;
+            state.forget_node(&id);
             state.stores.retain(|_, store| store.node != id);
-            state.owed.retain(|(_, node), _| *node != id);
-            state.owed_removals.retain(|(_, node)| *node != id);
-            state.placement_epoch = state.changed(Changed::Nodes);
+            state.rings.values_mut().for_each(|members| members.retain(|member, _| *member != id));
+            state.placement_changed();
             Ok(())
         })
     }

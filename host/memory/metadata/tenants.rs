@@ -27,7 +27,8 @@ impl TenantStore for MemoryMetadata {
             if let Some(stored) = state.tenants.get(&tenant.id) {
                 return Err(rules::tenant_exists(stored));
             }
-            let tenant = Tenant { version: 1, deleted_at_ms: None, ..tenant };
+            let ring = state.rings.last_key_value().map_or(0, |(newest, _)| *newest);
+            let tenant = Tenant { version: 1, deleted_at_ms: None, ..tenant.placed_anew(ring) };
             state.tenants.insert(tenant.id.clone(), tenant.clone());
             state.changed(Changed::Tenant(tenant.id.clone()));
             Ok(tenant)
@@ -56,8 +57,7 @@ impl TenantStore for MemoryMetadata {
             if stored.version != tenant.version {
                 return Err(rules::lost_update(&tenant.id, tenant.version, stored.version));
             }
-            let (version, created_at_ms) = (stored.version + 1, stored.created_at_ms);
-            let updated = Tenant { version, created_at_ms, deleted_at_ms: None, ..tenant };
+            let updated = Tenant { version: stored.version + 1, ..tenant.replacing(stored)? };
             let before = std::mem::replace(stored, updated.clone());
             state.tenant_changed(&before, &updated, fenced);
             Ok(updated)
@@ -74,11 +74,9 @@ impl TenantStore for MemoryMetadata {
             if stored.version != version {
                 return Err(rules::lost_update(&id, version, stored.version));
             }
-            let before = stored.clone();
-            stored.version += 1;
-            stored.updated_at_ms = now_ms;
-            stored.deleted_at_ms = Some(now_ms);
-            let deleted = stored.clone();
+            let deleted = Tenant { version: stored.version + 1, ..stored.deleted(now_ms) };
+            let before = std::mem::replace(stored, deleted.clone());
+            state.leftovers.retain(|(of, _, _), _| *of != id);
             state.tenant_changed(&before, &deleted, fenced);
             Ok(deleted)
         })

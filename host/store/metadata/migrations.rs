@@ -26,6 +26,7 @@ const SQLITE: &[File] = files!("sqlite":
     (6, "idempotency retention", "0006_idempotency_retention.sql"),
     (7, "upkeep claims", "0007_upkeep_claims.sql"),
     (8, "fences", "0008_fences.sql"),
+    (9, "placement changes", "0009_placement_changes.sql"),
 );
 
 const POSTGRES: &[File] = files!("postgres":
@@ -37,6 +38,7 @@ const POSTGRES: &[File] = files!("postgres":
     (6, "idempotency retention", "0006_idempotency_retention.sql"),
     (7, "upkeep claims", "0007_upkeep_claims.sql"),
     (8, "fences", "0008_fences.sql"),
+    (9, "placement changes", "0009_placement_changes.sql"),
 );
 
 /// The migrations of an SQLite database.
@@ -111,7 +113,8 @@ mod tests {
                 "6fefd88acae20b0a",
                 "d8a355b5439aec61",
                 "4f1ea571c439a25b",
-                "d18d3f61aab3b14a"
+                "d18d3f61aab3b14a",
+                "d73e619b441ec407"
             ]
         );
         assert_eq!(
@@ -124,7 +127,8 @@ mod tests {
                 "cb2e6f58f0c2278c",
                 "1faa3cf08125c16f",
                 "044da669a0d0e80d",
-                "58bacaaf00447ae5"
+                "58bacaaf00447ae5",
+                "d7d9bb8734e6960c"
             ]
         );
     }

@@ -27,8 +27,9 @@ impl<D: Driver> LeaseStore for SqlMetadata<D> {
         })
     }
 
-    fn note_drained(&self, _: &NodeId, _: [u8; 16], _: u64) -> Answer<()> {
-        Box::pin(std::future::ready(Ok(())))
+    fn note_drained(&self, node_id: &NodeId, instance: [u8; 16], revision: u64) -> Answer<()> {
+        let node_id = node_id.clone();
+        self.write(move |db| Box::pin(note_drained(db, node_id, instance, revision)))
     }
 
     fn release_lease(&self, node_id: &NodeId, instance: [u8; 16]) -> Answer<()> {
@@ -90,24 +91,27 @@ async fn renew(db: &mut Db, claim: &Claim, lease_ms: u64) -> Result<Option<Lease
 async fn grant(db: &mut Db, claim: Claim, lease_ms: u64) -> Result<Lease, StoreError> {
     let now_ms = db.now_ms().await?;
     let on_record = get(db, &claim.node_id, now_ms).await?;
-    let (fence, granted_at_ms) = match rules::grant(&claim, on_record.as_ref(), now_ms)? {
-        Granting::Renewed(fence) => (fence, on_record.map_or(now_ms, |holder| holder.granted_at_ms)),
+    let (fence, granted_at_ms, drained) = match rules::grant(&claim, on_record.as_ref(), now_ms)? {
+        Granting::Renewed(fence) => {
+            let (granted_at_ms, drained) = on_record.map_or((now_ms, 0), |at| (at.granted_at_ms, at.drained));
+            (fence, granted_at_ms, drained)
+        }
         Granting::New => {
             make_room(db, &claim.node_id, now_ms).await?;
             changes::record(db, Changed::Coordinators).await?;
             let next = "UPDATE cluster_state SET fence = fence + 1 RETURNING fence";
-            (db.one(next, &[]).await?.number("fence")?, now_ms)
+            (db.one(next, &[]).await?.number("fence")?, now_ms, 0)
         }
     };
     let until_ms = now_ms.saturating_add(lease_ms);
     // A program of a version without capabilities leaves both columns of them as they were, under another fence.
     db.execute(
         "INSERT INTO coordinators
-            (node_id, instance, address, version, fence, granted_at, lease_until, capabilities, capabilities_fence)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $5)
+            (node_id, instance, address, version, fence, granted_at, lease_until, capabilities, capabilities_fence, drained)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $5, $9)
          ON CONFLICT (node_id) DO UPDATE
          SET instance = $2, address = $3, version = $4, fence = $5, granted_at = $6, lease_until = $7,
-            capabilities = $8, capabilities_fence = $5",
+            capabilities = $8, capabilities_fence = $5, drained = $9",
         &[
             Value::Text(claim.node_id.as_str()),
             Value::Bytes(&claim.instance),
@@ -117,6 +121,7 @@ async fn grant(db: &mut Db, claim: Claim, lease_ms: u64) -> Result<Lease, StoreE
             Value::Number(granted_at_ms),
             Value::Number(until_ms),
             Value::Text(&claim.capabilities.join(" ")),
+            Value::Number(drained),
         ],
     )
     .await?;
@@ -155,6 +160,18 @@ async fn release(db: &mut Db, node_id: NodeId, instance: [u8; 16]) -> Result<(),
     Ok(())
 }
 
+/// One statement that reads the clock itself, and waits for no other change.
+async fn note_drained(db: &mut Db, node_id: NodeId, instance: [u8; 16], revision: u64) -> Result<(), StoreError> {
+    let sql = db.dialect(
+        "UPDATE coordinators SET drained = $3 WHERE node_id = $1 AND instance = $2 AND drained < $3
+            AND lease_until > CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+        "UPDATE coordinators SET drained = $3 WHERE node_id = $1 AND instance = $2 AND drained < $3
+            AND lease_until > CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)",
+    );
+    let values = [Value::Text(node_id.as_str()), Value::Bytes(&instance), Value::Number(revision)];
+    db.execute(sql, &values).await.map(drop)
+}
+
 async fn require(db: &mut Db, capability: &str, schema: u64) -> Result<bool, StoreError> {
     if needs_schema(db).await? >= schema {
         return Ok(true);
@@ -167,7 +184,8 @@ async fn require(db: &mut Db, capability: &str, schema: u64) -> Result<bool, Sto
 async fn get(db: &mut Db, id: &NodeId, now_ms: u64) -> Result<Option<CoordinatorOnRecord>, StoreError> {
     let row = db
         .row(
-            "SELECT node_id, instance, address, version, fence, granted_at, lease_until, capabilities, capabilities_fence
+            "SELECT node_id, instance, address, version, fence, granted_at, lease_until, capabilities, capabilities_fence,
+                drained
              FROM coordinators WHERE node_id = $1",
             &[Value::Text(id.as_str())],
         )
@@ -180,7 +198,8 @@ async fn list(db: &mut Db) -> Result<Vec<CoordinatorOnRecord>, StoreError> {
     let now_ms = db.now_ms().await?;
     let rows = db
         .rows(
-            "SELECT node_id, instance, address, version, fence, granted_at, lease_until, capabilities, capabilities_fence
+            "SELECT node_id, instance, address, version, fence, granted_at, lease_until, capabilities, capabilities_fence,
+                drained
              FROM coordinators WHERE lease_until > $1 ORDER BY node_id",
             &[Value::Number(now_ms.saturating_sub(COORDINATOR_KEPT_MS))],
         )
@@ -194,7 +213,7 @@ fn coordinator(row: &Row, now_ms: u64) -> Result<CoordinatorOnRecord, StoreError
     let named_now = row.number::<u64>("capabilities_fence")? == fence;
     let capabilities = if named_now { words(&row.text("capabilities")?) } else { Vec::new() };
     Ok(CoordinatorOnRecord {
-        drained: 0,
+        drained: row.number("drained")?,
         claim: Claim {
             node_id: row.spelled("node_id", |text| NodeId::new(text).ok())?,
             instance: row.exactly("instance")?,

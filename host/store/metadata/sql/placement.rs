@@ -2,13 +2,13 @@
 
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{
-    Answer, Changed, Commit, Met, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, RingOnRecord,
-    StorageNode, StoreError, StoreOnRecord, rules,
+    Answer, Changed, Commit, Met, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, StorageNode, StoreError,
+    StoreOnRecord, rules,
 };
 
 use super::db::{Db, Value};
 use super::row::Row;
-use super::{Driver, SqlMetadata, changes, stores};
+use super::{Driver, SqlMetadata, changes, leftovers, rings, stores};
 
 impl<D: Driver> PlacementStore for SqlMetadata<D> {
     fn found_nodes(&self, nodes: Vec<StorageNode>, now_ms: u64) -> Answer<()> {
@@ -75,9 +75,16 @@ async fn add_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Result<(), Sto
 
 async fn put_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Result<(), StoreError> {
     rules::node(&node)?;
-    if !node_exists(db, &node.id).await? && count_nodes(db).await? >= NODES {
+    let is_new = !node_exists(db, &node.id).await?;
+    if is_new && count_nodes(db).await? >= NODES {
         return Err(rules::too_many_nodes());
     }
+    rings::put_member(db, &node, is_new).await?;
+    write_node(db, &node, now_ms).await?;
+    changed(db).await.map(drop)
+}
+
+pub(super) async fn write_node(db: &mut Db, node: &StorageNode, now_ms: u64) -> Result<(), StoreError> {
     db.execute(
         "INSERT INTO storage_nodes (node_id, host, port, status, virtual_nodes, created_at, updated_at)
          VALUES ($1, $2, $3, $4, $5, $6, $6)
@@ -91,14 +98,15 @@ async fn put_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Result<(), Sto
             Value::Number(now_ms),
         ],
     )
-    .await?;
-    placement_changed(db).await
+    .await
+    .map(drop)
 }
 
 /// The next epoch of the placement.
-async fn placement_changed(db: &mut Db) -> Result<(), StoreError> {
+pub(super) async fn changed(db: &mut Db) -> Result<u64, StoreError> {
     let epoch = changes::record(db, Changed::Nodes).await?;
-    db.execute("UPDATE cluster_state SET placement_epoch = $1", &[Value::Number(epoch)]).await.map(drop)
+    db.execute("UPDATE cluster_state SET placement_epoch = $1", &[Value::Number(epoch)]).await?;
+    Ok(epoch)
 }
 
 async fn count_nodes(db: &mut Db) -> Result<usize, StoreError> {
@@ -110,37 +118,51 @@ async fn node_exists(db: &mut Db, id: &NodeId) -> Result<bool, StoreError> {
     Ok(found?.is_some())
 }
 
-/// In one statement, so that epoch and nodes are of one moment.
-async fn placement(db: &mut Db) -> Result<Placement, StoreError> {
+/// In one statement, so that epoch, nodes and rings are of one moment.
+pub(super) async fn placement(db: &mut Db) -> Result<Placement, StoreError> {
     let rows = db
         .rows(
-            "SELECT placement_epoch, node_id, host, port, status, virtual_nodes, store_id, created_at, updated_at
-             FROM cluster_state LEFT JOIN storage_nodes ON 1 = 1 ORDER BY node_id",
+            "SELECT placement_epoch, node_id, host, port, status, virtual_nodes, store_id, created_at, updated_at,
+                 NULL AS ring
+             FROM cluster_state LEFT JOIN storage_nodes ON 1 = 1
+             UNION ALL
+             SELECT NULL, node_id, NULL, NULL, NULL, virtual_nodes, NULL, NULL, NULL, version FROM rings
+             ORDER BY node_id",
             &[],
         )
         .await?;
-    let first = rows.first().ok_or_else(|| StoreError::Damaged("the cluster's state is missing".into()))?;
-    let mut nodes = Vec::with_capacity(rows.len());
+    let (mut epoch, mut nodes, mut on_rings) = (None, Vec::with_capacity(rows.len()), Vec::new());
     for row in &rows {
+        if let Some(version) = row.maybe_number::<u64>("ring")? {
+            on_rings.push((version, row));
+            continue;
+        }
+        epoch = row.maybe_number("placement_epoch")?;
         if row.maybe_text("node_id")?.is_some() {
             nodes.push(node(row)?);
         }
     }
-    let members =
-        nodes.iter().map(|on_record: &NodeOnRecord| (on_record.node.id.clone(), on_record.node.virtual_nodes));
-    let rings = vec![RingOnRecord { version: 0, members: members.collect() }];
-    Ok(Placement { epoch: first.number("placement_epoch")?, nodes, rings })
+    let epoch = epoch.ok_or_else(|| StoreError::Damaged("the cluster's state is missing".into()))?;
+    let rings = rings::read(on_rings, &nodes)?;
+    Ok(Placement { epoch, nodes, rings })
 }
 
 async fn remove_node(db: &mut Db, id: NodeId) -> Result<(), StoreError> {
-    let removed = db.execute("DELETE FROM storage_nodes WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
-    if removed == 0 {
+    if !forget_node(db, &id).await? {
         return Err(rules::no_node(&id));
     }
     db.execute("DELETE FROM stores WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
+    rings::forget_member(db, &id).await?;
+    changed(db).await.map(drop)
+}
+
+/// Forgets a node, and what it owes and has left over. Its stores stay as they are. False if it is not on record.
+pub(super) async fn forget_node(db: &mut Db, id: &NodeId) -> Result<bool, StoreError> {
+    let forgotten = db.execute("DELETE FROM storage_nodes WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
     db.execute("DELETE FROM owed_fences WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
     db.execute("DELETE FROM owed_removals WHERE node_id = $1", &[Value::Text(id.as_str())]).await?;
-    placement_changed(db).await
+    leftovers::forget_of_node(db, id).await?;
+    Ok(forgotten > 0)
 }
 
 fn node(row: &Row) -> Result<NodeOnRecord, StoreError> {

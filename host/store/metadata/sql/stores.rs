@@ -108,6 +108,15 @@ async fn put_on_record(db: &mut Db, id: &NodeId, store: StoreId) -> Result<(), S
     db.execute("UPDATE storage_nodes SET store_id = $2 WHERE node_id = $1", &values).await.map(drop)
 }
 
+/// No store that a node has reported is used again.
+pub(super) async fn retire(db: &mut Db, id: &NodeId) -> Result<(), StoreError> {
+    if let Some(on_record) = on_record(db, id).await? {
+        know(db, id, on_record).await?;
+    }
+    let sql = "UPDATE stores SET state = 'retired' WHERE node_id = $1";
+    db.execute(sql, &[Value::Text(id.as_str())]).await.map(drop)
+}
+
 /// Makes a row for a store that has none.
 async fn know(db: &mut Db, id: &NodeId, store: StoreId) -> Result<(), StoreError> {
     db.execute(

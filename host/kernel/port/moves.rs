@@ -1,0 +1,516 @@
+//! Placement changes, as rules that every implementation of the metadata store applies to what it has on record.
+
+use std::collections::BTreeSet;
+
+use super::migrations::{
+    LEFTOVERS, Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus, MoveTenant,
+    PlacementChange,
+};
+use super::placement::{NODES, NodeStatus, Placement, StorageNode};
+use super::{StoreError, rules};
+use crate::limit;
+use crate::name::{NodeId, TenantId};
+use crate::placement::{Moving, Placed, Step};
+use crate::tenant::Tenant;
+
+impl Tenant {
+    /// The rule of [`MigrationStore::move_tenant`](super::MigrationStore::move_tenant): the tenant after a step that revision `epoch`
+    /// publishes. Its version is not counted on.
+    ///
+    /// # Errors
+    /// The step does not follow from the present one.
+    pub fn moved(&self, step: &MoveTenant, epoch: u64) -> Result<Self, StoreError> {
+        let at = self.moving.map(|moving| moving.step);
+        let moving = match (step, self.moving) {
+            // Anew only where it was going: what another move has sent would be left without a record of it.
+            (MoveTenant::Prepare(to), Some(Moving { to: before, .. })) if before != *to => {
+                return Err(self.does_not_follow("to prepare another move"));
+            }
+            (MoveTenant::Prepare(to), _) => {
+                Some(Moving { to: *to, step: Step::Preparing, prepared: epoch, since: epoch })
+            }
+            (MoveTenant::DualWrite, Some(moving)) if at == Some(Step::Preparing) => {
+                Some(Moving { step: Step::DualWrite, since: epoch, ..moving })
+            }
+            (MoveTenant::Cutover, Some(moving)) if at == Some(Step::DualWrite) => {
+                Some(Moving { step: Step::Cutover, since: epoch, ..moving })
+            }
+            (MoveTenant::Finish(_), Some(moving)) if at == Some(Step::Cutover) => return Ok(self.arrived(moving.to)),
+            (MoveTenant::GiveUp(_), Some(_)) => None,
+            (MoveTenant::DualWrite, _) => return Err(self.does_not_follow(Step::DualWrite.as_str())),
+            (MoveTenant::Cutover, _) => return Err(self.does_not_follow(Step::Cutover.as_str())),
+            (MoveTenant::Finish(_), _) => return Err(self.does_not_follow("to finish")),
+            (MoveTenant::GiveUp(_), None) => return Err(self.does_not_follow("to give up")),
+        };
+        Ok(Self { moving, ..self.clone() })
+    }
+
+    /// Its records are where they were moved. Which factor it is to have does not change by that: a wish is forgotten if it is fulfilled,
+    /// and one that was withdrawn too late for this move makes it move back.
+    fn arrived(&self, to: Placed) -> Self {
+        let wish = self.wanted_factor.unwrap_or(self.replication_factor);
+        let is = to.replication_factor;
+        Self {
+            ring: to.ring,
+            replication_factor: is,
+            moving: None,
+            wanted_factor: (wish != is).then_some(wish),
+            ..self.clone()
+        }
+    }
+
+    fn does_not_follow(&self, step: &str) -> StoreError {
+        let (id, is) = (&self.id, self.moving.map_or("settled", |moving| moving.step.as_str()));
+        StoreError::Refused(format!("tenant {id} is {is}, and {step} does not follow from that; read it again"))
+    }
+
+    /// What the nodes of a step are left with, under the epoch of the step. The tenant is as it was before the step.
+    pub fn left_over(&self, step: &MoveTenant, epoch: u64, now_ms: u64) -> Vec<Leftover> {
+        let Some(moving) = self.moving else { return Vec::new() };
+        let (nodes, from, to, hand_over) = match step {
+            MoveTenant::Finish(nodes) => (nodes, self.placed(), moving.to, true),
+            MoveTenant::GiveUp(nodes) => (nodes, moving.to, self.placed(), false),
+            MoveTenant::Prepare(_) | MoveTenant::DualWrite | MoveTenant::Cutover => return Vec::new(),
+        };
+        let nodes: BTreeSet<&NodeId> = nodes.iter().collect();
+        let left = |node: &NodeId| Leftover {
+            tenant: self.id.clone(),
+            node: node.clone(),
+            from,
+            to,
+            hand_over,
+            epoch,
+            created_at_ms: now_ms,
+        };
+        nodes.into_iter().map(left).collect()
+    }
+
+    /// The tenant with another wish: the factor that it is to have.
+    fn wishing(&self, factor: u8, now_ms: u64) -> Self {
+        let wanted_factor = (factor != self.replication_factor).then_some(factor);
+        Self { wanted_factor, updated_at_ms: now_ms, ..self.clone() }
+    }
+
+    /// A new tenant, on the newest version of the ring.
+    #[must_use]
+    pub fn placed_anew(self, newest: u64) -> Self {
+        Self { ring: newest, moving: None, wanted_factor: None, ..self }
+    }
+
+    /// The rule of [`TenantStore::update_tenant`](super::TenantStore::update_tenant) about what is `stored`: where a tenant's records are
+    /// is not among its settings, and its factor is only as long as nothing moves.
+    ///
+    /// # Errors
+    /// The factor would change while a placement change decides about it.
+    pub fn replacing(self, stored: &Self) -> Result<Self, StoreError> {
+        let moves = stored.moving.is_some() || stored.wanted_factor.is_some();
+        if moves && self.replication_factor != stored.replication_factor {
+            return Err(StoreError::Conflict(format!(
+                "the records of tenant {} are being moved, and its replication_factor cannot change meanwhile; wait until \
+                 that has ended, or cancel it",
+                stored.id
+            )));
+        }
+        Ok(Self {
+            ring: stored.ring,
+            moving: stored.moving,
+            wanted_factor: stored.wanted_factor,
+            created_at_ms: stored.created_at_ms,
+            deleted_at_ms: None,
+            ..self
+        })
+    }
+
+    /// The tenant once it is deleted: nothing of it moves any longer.
+    #[must_use]
+    pub fn deleted(&self, now_ms: u64) -> Self {
+        Self { moving: None, updated_at_ms: now_ms, deleted_at_ms: Some(now_ms), ..self.clone() }
+    }
+
+    /// The replicas that it has or is to have, whichever are more.
+    pub fn most_replicas(&self) -> usize {
+        usize::from(self.replication_factor.max(self.wanted_factor.unwrap_or(0)))
+    }
+}
+
+impl PlacementChange {
+    /// The node that joins or leaves.
+    pub fn node(&self) -> Option<&NodeId> {
+        match self {
+            Self::AddNode(node) => Some(&node.id),
+            Self::RemoveNode { node, .. } => Some(node),
+            Self::ReplicationFactor { .. } => None,
+        }
+    }
+
+    /// The tenant that is to have another factor.
+    pub fn tenant(&self) -> Option<&TenantId> {
+        match self {
+            Self::ReplicationFactor { tenant, .. } => Some(tenant),
+            Self::AddNode(_) | Self::RemoveNode { .. } => None,
+        }
+    }
+
+    /// As it is recorded: a node that joins is active.
+    fn as_recorded(self) -> Self {
+        match self {
+            Self::AddNode(node) => Self::AddNode(StorageNode { status: NodeStatus::Active, ..node }),
+            other => other,
+        }
+    }
+}
+
+impl Migration {
+    /// The rule of [`MigrationStore::note_migration`](super::MigrationStore::note_migration): the record afterwards.
+    #[must_use]
+    pub fn noted(mut self, status: MigrationStatus, progress: MigrationProgress, now_ms: u64) -> Self {
+        if self.status.has_ended() {
+            return self;
+        }
+        let next = match (self.status, status) {
+            (_, MigrationStatus::Cancelled) => MigrationStatus::Cancelled,
+            // Whoever has seen it complete has not seen yet that it is being taken back.
+            (before, MigrationStatus::Completed) if self.cancel_requested => before,
+            (_, MigrationStatus::Completed) => MigrationStatus::Completed,
+            (MigrationStatus::Pending, MigrationStatus::Pending) => MigrationStatus::Pending,
+            _ => MigrationStatus::InProgress,
+        };
+        if next == MigrationStatus::InProgress {
+            self.started_at_ms = self.started_at_ms.or(Some(now_ms));
+        }
+        if next.has_ended() {
+            self.finished_at_ms = Some(now_ms);
+        }
+        self.status = next;
+        self.progress = self.progress.then(progress);
+        self
+    }
+
+    /// Another change that this one has to wait for, or that is this one.
+    fn is_open(&self) -> bool {
+        !self.status.has_ended()
+    }
+}
+
+impl Leftover {
+    /// True for the same rows of the same node, whatever the epoch: the one of the later epoch takes the place of the other, since a move
+    /// that is tried again and again would otherwise leave one each time.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let of = |left: &Self| (left.from, left.to, left.hand_over);
+        self.tenant == other.tenant && self.node == other.node && of(self) == of(other)
+    }
+}
+
+impl MigrationProgress {
+    /// What is known after `next` was reported: no number falls.
+    fn then(self, next: Self) -> Self {
+        let keys_done = self.keys_done.max(next.keys_done);
+        // A database takes no zero bytes in texts.
+        let mut message = next.message.replace('\0', " ");
+        let end = message.floor_char_boundary(MIGRATION_TEXT_BYTES);
+        message.truncate(end);
+        Self {
+            tenants_done: self.tenants_done.max(next.tenants_done),
+            tenants_total: self.tenants_total.max(next.tenants_total),
+            keys_done,
+            keys_total: self.keys_total.max(next.keys_total).max(keys_done),
+            bytes_done: self.bytes_done.max(next.bytes_done),
+            message,
+        }
+    }
+}
+
+/// What an implementation has to write, in one transaction, for a placement change or for taking it back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The number and members of the ring's next version. If no version is on record yet, the one of before is recorded as well.
+    pub ring: Option<(u64, Vec<(NodeId, u32)>)>,
+    /// A node as it is to be on record.
+    pub node: Option<StorageNode>,
+    /// The node whose stores are retired, and whose leftovers are forgotten.
+    pub lost: Option<NodeId>,
+    /// A tenant with another wish, at the version that it had.
+    pub tenant: Option<Tenant>,
+    /// The record of the change. That of a new one has no number yet: it is the revision that the transaction makes.
+    pub migration: Migration,
+    taken_back: bool,
+}
+
+/// What becomes of a placement change that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Planned {
+    /// It is on record already.
+    Known(Migration),
+    /// It is written.
+    Write(Box<Plan>),
+}
+
+/// What is on record, as far as a placement change depends on it.
+#[derive(Debug, Clone, Copy)]
+pub struct OnRecord<'a> {
+    /// The nodes and rings.
+    pub placement: &'a Placement,
+    /// The tenant that the change is about, if there is one that is not deleted.
+    pub tenant: Option<&'a Tenant>,
+    /// Every placement change.
+    pub migrations: &'a [Migration],
+}
+
+impl Plan {
+    /// If the ring gets fewer nodes, how many: no tenant may [have more replicas](Tenant::most_replicas).
+    pub fn remaining(&self, placement: &Placement) -> Option<usize> {
+        let (_, members) = self.ring.as_ref()?;
+        (members.len() < newest(placement).1.len()).then_some(members.len())
+    }
+
+    /// A tenant has more replicas than nodes would remain.
+    pub fn too_few(&self, remaining: usize, tenant: &TenantId) -> StoreError {
+        if self.taken_back {
+            return StoreError::Conflict(format!(
+                "tenant {tenant} has, or is to have, more replicas than the {remaining} nodes that would remain; lower its \
+                 replication factor first"
+            ));
+        }
+        StoreError::Refused(format!(
+            "tenant {tenant} has, or is to have, more replicas than the {remaining} nodes that would remain; lower its \
+             replication factor, or add a node first"
+        ))
+    }
+}
+
+impl OnRecord<'_> {
+    /// The rule of [`MigrationStore::change_placement`](super::MigrationStore::change_placement).
+    ///
+    /// # Errors
+    /// As there, except for the number of replicas that tenants have: see [`Plan::remaining`].
+    pub fn plan(&self, change: PlacementChange, now_ms: u64) -> Result<Planned, StoreError> {
+        let change = change.as_recorded();
+        let same = |of: &&Migration| of.is_open() && !of.cancel_requested && of.change == change;
+        if let Some(same) = self.migrations.iter().find(same) {
+            return Ok(Planned::Known(same.clone()));
+        }
+        if self.migrations.iter().filter(|of| of.is_open()).count() >= MIGRATIONS {
+            return Err(StoreError::Refused(format!(
+                "{MIGRATIONS} placement changes are under way, the most there can be; wait until some have ended"
+            )));
+        }
+        let mut plan = Plan {
+            ring: None,
+            node: None,
+            lost: None,
+            tenant: None,
+            migration: pending(change.clone(), newest(self.placement).0, now_ms),
+            taken_back: false,
+        };
+        match change {
+            PlacementChange::AddNode(node) => self.plan_joining(&mut plan, node)?,
+            PlacementChange::RemoveNode { node, force } => self.plan_leaving(&mut plan, &node, force)?,
+            PlacementChange::ReplicationFactor { tenant, to } => self.plan_factor(&mut plan, &tenant, to, now_ms)?,
+        }
+        Ok(Planned::Write(Box::new(plan)))
+    }
+
+    fn plan_joining(&self, plan: &mut Plan, node: StorageNode) -> Result<(), StoreError> {
+        rules::node(&node)?;
+        if self.node(&node.id).is_some() {
+            return Err(rules::node_exists(&node.id));
+        }
+        if self.placement.nodes.len() >= NODES {
+            return Err(rules::too_many_nodes());
+        }
+        self.next_ring(plan, |members| members.push((node.id.clone(), node.virtual_nodes)));
+        plan.node = Some(node);
+        Ok(())
+    }
+
+    fn plan_leaving(&self, plan: &mut Plan, node: &NodeId, force: bool) -> Result<(), StoreError> {
+        let on_record = self.node(node).filter(|_| self.is_member(node));
+        let on_record =
+            on_record.ok_or_else(|| StoreError::Missing(format!("storage node {node} in the newest ring")))?;
+        self.next_ring(plan, |members| members.retain(|(member, _)| member != node));
+        plan.node = Some(StorageNode { status: NodeStatus::Draining, ..on_record.clone() });
+        plan.lost = force.then(|| node.clone());
+        Ok(())
+    }
+
+    fn plan_factor(&self, plan: &mut Plan, id: &TenantId, to: u8, now_ms: u64) -> Result<(), StoreError> {
+        let tenant = self.tenant.ok_or_else(|| rules::no_tenant(id))?;
+        if !limit::REPLICATION_FACTOR.contains(&to) {
+            let range = limit::REPLICATION_FACTOR;
+            return Err(StoreError::Refused(format!("replication_factor is {to}; use {range:?}")));
+        }
+        let nodes = newest(self.placement).1.len();
+        if usize::from(to) > nodes {
+            return Err(StoreError::Refused(format!(
+                "replication_factor is {to}, and the ring has {nodes} nodes; use less, or add nodes first"
+            )));
+        }
+        let other = |of: &&Migration| of.is_open() && of.change.tenant() == Some(id);
+        if let Some(other) = self.migrations.iter().find(other) {
+            let number = other.number;
+            return Err(StoreError::Conflict(format!(
+                "another change of the replication factor of tenant {id} is under way, number {number}; wait until it has \
+                 ended, or cancel it"
+            )));
+        }
+        plan.migration.before = tenant.replication_factor;
+        plan.tenant = Some(tenant.wishing(to, now_ms));
+        Ok(())
+    }
+
+    /// The rule of [`MigrationStore::cancel_migration`](super::MigrationStore::cancel_migration). `None`: nothing is to be written.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn plan_taking_back(&self, of: &Migration, now_ms: u64) -> Result<Option<Plan>, StoreError> {
+        if !of.is_open() || of.cancel_requested {
+            return Ok(None);
+        }
+        let migration = Migration { cancel_requested: true, ..of.clone() };
+        let mut plan = Plan { ring: None, node: None, lost: None, tenant: None, migration, taken_back: true };
+        if of.change.node().is_some() {
+            self.nothing_rests_on(of)?;
+        }
+        match &of.change {
+            PlacementChange::AddNode(StorageNode { id, .. }) if self.is_member(id) => {
+                self.next_ring(&mut plan, |members| members.retain(|(member, _)| member != id));
+                plan.node = self.node(id).map(|node| StorageNode { status: NodeStatus::Draining, ..node.clone() });
+            }
+            PlacementChange::RemoveNode { node, force: true } => {
+                return Err(StoreError::Conflict(format!(
+                    "storage node {node} was taken for lost, and its store is not used again; add it with an empty disk instead"
+                )));
+            }
+            PlacementChange::RemoveNode { node: id, force: false } if !self.is_member(id) => {
+                let gone = || StoreError::Conflict(format!("storage node {id} has left already; add it again instead"));
+                let node = self.node(id).ok_or_else(gone)?.clone();
+                self.next_ring(&mut plan, |members| members.push((id.clone(), node.virtual_nodes)));
+                plan.node = Some(StorageNode { status: NodeStatus::Active, ..node });
+            }
+            PlacementChange::ReplicationFactor { tenant, .. } => {
+                let nodes = newest(self.placement).1.len();
+                if self.tenant.is_some() && usize::from(of.before) > nodes {
+                    return Err(StoreError::Conflict(format!(
+                        "tenant {tenant} had {} replicas before, and the ring has only {nodes} nodes now; add nodes first",
+                        of.before
+                    )));
+                }
+                plan.tenant = self.tenant.map(|tenant| tenant.wishing(of.before, now_ms));
+            }
+            // The node was removed, or added, while nothing was stored: what this change has made is gone already.
+            PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } => {}
+        }
+        Ok(Some(plan))
+    }
+
+    fn nothing_rests_on(&self, of: &Migration) -> Result<(), StoreError> {
+        let rests = |other: &&Migration| {
+            let given_up = other.cancel_requested || other.status == MigrationStatus::Cancelled;
+            other.number > of.number && other.change.node().is_some() && !given_up
+        };
+        match self.migrations.iter().find(rests) {
+            None => Ok(()),
+            Some(other) => Err(StoreError::Conflict(format!(
+                "placement change {} rests on this one: cancel that first, or make a further change instead",
+                other.number
+            ))),
+        }
+    }
+
+    fn next_ring(&self, plan: &mut Plan, change: impl FnOnce(&mut Vec<(NodeId, u32)>)) {
+        let (version, members) = newest(self.placement);
+        let mut members = members.to_vec();
+        change(&mut members);
+        members.sort();
+        if !plan.taken_back {
+            plan.migration.ring = version + 1;
+        }
+        plan.ring = Some((version + 1, members));
+    }
+
+    fn is_member(&self, node: &NodeId) -> bool {
+        newest(self.placement).1.iter().any(|(member, _)| member == node)
+    }
+
+    fn node(&self, id: &NodeId) -> Option<&StorageNode> {
+        self.placement.nodes.iter().map(|on_record| &on_record.node).find(|node| node.id == *id)
+    }
+}
+
+fn pending(change: PlacementChange, ring: u64, now_ms: u64) -> Migration {
+    Migration {
+        number: 0,
+        change,
+        ring,
+        before: 0,
+        status: MigrationStatus::Pending,
+        cancel_requested: false,
+        progress: MigrationProgress::default(),
+        created_at_ms: now_ms,
+        started_at_ms: None,
+        finished_at_ms: None,
+    }
+}
+
+fn newest(placement: &Placement) -> (u64, &[(NodeId, u32)]) {
+    placement.rings.last().map_or((0, &[]), |ring| (ring.version, &ring.members))
+}
+
+/// Placement changes that are not kept any longer, so that one more has room: the oldest of those that have ended.
+pub fn superfluous(all: &[Migration]) -> Vec<u64> {
+    let mut ended: Vec<u64> = all.iter().filter(|of| of.status.has_ended()).map(|of| of.number).collect();
+    ended.sort_unstable();
+    ended.truncate((all.len() + 1).saturating_sub(MIGRATIONS));
+    ended
+}
+
+/// The rule of [`MigrationStore::forget_rings`](super::MigrationStore::forget_rings): versions of the ring, and nodes, that are forgotten
+/// if only these versions are referred to. New tenants are placed on the newest, so it is kept.
+pub fn forgotten(placement: &Placement, referred: &BTreeSet<u64>) -> (Vec<u64>, Vec<NodeId>) {
+    let newest = newest(placement).0;
+    let (kept, forgotten): (Vec<_>, Vec<_>) =
+        placement.rings.iter().partition(|ring| ring.version == newest || referred.contains(&ring.version));
+    let members: BTreeSet<&NodeId> = kept.iter().flat_map(|ring| ring.members.iter().map(|(node, _)| node)).collect();
+    let left = placement.nodes.iter().map(|on_record| &on_record.node.id).filter(|id| !members.contains(id));
+    (forgotten.iter().map(|ring| ring.version).collect(), left.cloned().collect())
+}
+
+/// A page of leftovers, of one more than [`LEFTOVERS`] if there are more. The next page begins after a tenant and a node, so none ends
+/// within those of one node.
+pub fn leftovers(mut page: Vec<Leftover>) -> Vec<Leftover> {
+    if page.len() > LEFTOVERS
+        && let Some(Leftover { tenant, node, .. }) = page.pop()
+    {
+        page.truncate(LEFTOVERS);
+        let others = page.iter().take_while(|left| left.tenant != tenant || left.node != node).count();
+        // As many of one node cannot be: there is one for each pair of placements that it had.
+        page.truncate(if others == 0 { LEFTOVERS } else { others });
+    }
+    page
+}
+
+/// A placement is not on record, or not within the limits.
+///
+/// # Errors
+/// It is not.
+pub fn may_move(to: Placed, placement: &Placement) -> Result<(), StoreError> {
+    let Placed { ring, replication_factor } = to;
+    if placement.rings.iter().all(|known| known.version != ring) {
+        return Err(StoreError::Refused(format!(
+            "version {ring} of the ring is not on record; read the placement again"
+        )));
+    }
+    if !limit::REPLICATION_FACTOR.contains(&replication_factor) {
+        let range = limit::REPLICATION_FACTOR;
+        return Err(StoreError::Refused(format!("replication_factor is {replication_factor}; use {range:?}")));
+    }
+    Ok(())
+}
+
+/// No placement change of this number is on record.
+pub fn no_migration(number: u64) -> StoreError {
+    StoreError::Missing(format!("placement change {number}"))
+}
+
+#[cfg(test)]
+mod tests;
