@@ -117,7 +117,8 @@ fn healing(duties: &Duties) -> Vec<v1::HealingDuty> {
         complete_age_seconds: (known.covered_ms > 0).then(|| duties.now_ms.saturating_sub(known.covered_ms) / 1000),
         wanted: is_wanted(known),
     };
-    duties.duties.iter().map(duty).collect()
+    let healing = duties.duties.iter().filter(|known| DutyKind::HEALING.contains(&known.duty.kind));
+    healing.map(duty).collect()
 }
 
 fn node_of(request: v1::AddStorageNodeRequest, fallback: u32) -> Result<StorageNode, Invalid> {

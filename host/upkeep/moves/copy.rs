@@ -4,8 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use futures::StreamExt;
-use futures::stream;
+use futures::stream::{FuturesUnordered, StreamExt};
 use witan_coordinate::{Coordinator, World};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::placement::Both;
@@ -74,9 +73,11 @@ pub(super) struct Stale;
 impl<W: World> Pass<'_, W> {
     pub(super) async fn run(&self) -> Result<Copied, Stale> {
         let mut all = Copied::default();
-        let mut walks = stream::iter(self.ranges).map(|range| Walk::new(self, range).run()).buffer_unordered(RANGES);
+        let (mut walks, mut ranges) = (FuturesUnordered::new(), self.ranges.iter());
+        walks.extend(ranges.by_ref().take(RANGES).map(|range| Walk::new(self, range).run()));
         while let Some(walked) = walks.next().await {
             let (range, copied) = walked?;
+            walks.extend(ranges.next().map(|range| Walk::new(self, range).run()));
             all.records += copied.records;
             all.sent += copied.sent;
             all.bytes += copied.bytes;

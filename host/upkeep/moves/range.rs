@@ -103,7 +103,8 @@ impl<'a, W: World> Walk<'a, W> {
                 tokio::time::sleep_until(due).await;
             }
         }
-        let pages = join_all(starved.iter().map(|index| self.page(*index))).await;
+        let asks: Vec<_> = starved.iter().map(|index| self.page(*index)).collect();
+        let pages = join_all(asks).await;
         for (index, page) in starved.iter().zip(pages) {
             let taken = match page {
                 Err(ReplicaError::StaleEpoch) => return Err(Stale),
@@ -129,26 +130,15 @@ impl<'a, W: World> Walk<'a, W> {
         Ok(())
     }
 
-    async fn page(&self, index: u8) -> Result<Page, ReplicaError> {
+    fn page(&self, index: u8) -> impl Future<Output = Result<Page, ReplicaError>> + Send + use<'a, W> {
         let member = &self.members[usize::from(index)];
+        let (node, store) = (member.node, member.store);
         let (from, to) = self.range.tokens;
         // What is copied first may come from anybody.
         let epoch = if matches!(self.pass.need, Need::Nothing) { 0 } else { self.pass.epoch };
         let after = self.join.after(index).cloned();
         let scan = Scan { tenant: Some(self.pass.tenant.clone()), after, epoch, ..Scan::between(from, to) };
-        let mut tries = 0;
-        loop {
-            let error = match self.pass.coordinator.ports().replicas.scan(member.node, scan.clone()).await {
-                Ok(page) if Some(page.store) == member.store => return Ok(page),
-                Ok(_) => return Err(ReplicaError::Incomplete(member.node.clone())),
-                Err(error) => error,
-            };
-            tries += 1;
-            if tries >= TRIES || matches!(error, ReplicaError::NotSent(_) | ReplicaError::StaleEpoch) {
-                return Err(error);
-            }
-            sleep(PAUSE * tries).await;
-        }
+        page(self.pass, node, store, scan)
     }
 
     /// Merges what all replicas have of a key, and sends it to those that are to have it and lack a part.
@@ -193,13 +183,15 @@ impl<'a, W: World> Walk<'a, W> {
         Ok(())
     }
 
-    /// A member cannot read a record: it does not count as a source, and may be sent what others have.
+    /// A member cannot read a record: it counts neither as a source nor as one that has everything. It is sent nothing further in this
+    /// range: a merge in place of what it has lost would make it look whole.
     fn unreadable(&mut self, index: u8, have: &mut Vec<(u8, Option<Encoded>)>) {
         let member = &mut self.members[usize::from(index)];
         if member.is_source {
             tracing::warn!(node = %member.node, tenant = %self.pass.tenant, "a record cannot be read, so that the node is no source of its range");
         }
         member.is_source = false;
+        member.failed.get_or_insert_with(|| "a record cannot be read".to_owned());
         have.push((index, None));
     }
 
@@ -277,6 +269,28 @@ impl<'a, W: World> Walk<'a, W> {
         let absent: Vec<String> = absent.map(|member| format!("node {} did not take part", member.node)).collect();
         let all: Vec<String> = why.into_iter().chain(absent).collect();
         if all.is_empty() { what } else { format!("{what} ({})", all.join("; ")) }
+    }
+}
+
+/// A page of a node's records, if it still has this store.
+async fn page<W: World>(
+    pass: &Pass<'_, W>,
+    node: &NodeId,
+    store: Option<StoreId>,
+    scan: Scan,
+) -> Result<Page, ReplicaError> {
+    let mut tries = 0;
+    loop {
+        let error = match pass.coordinator.ports().replicas.scan(node, scan.clone()).await {
+            Ok(page) if Some(page.store) == store => return Ok(page),
+            Ok(_) => return Err(ReplicaError::Incomplete(node.clone())),
+            Err(error) => error,
+        };
+        tries += 1;
+        if tries >= TRIES || matches!(error, ReplicaError::NotSent(_) | ReplicaError::StaleEpoch) {
+            return Err(error);
+        }
+        sleep(PAUSE * tries).await;
     }
 }
 
