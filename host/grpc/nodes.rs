@@ -5,7 +5,7 @@ use tonic::{Code, Status};
 use witan_kernel::condition::Condition;
 use witan_kernel::limit;
 use witan_kernel::name::{Era, Invalid, NodeId, shown};
-use witan_kernel::port::{Clock, Duties, DutyOnRecord, NodeStatus, StorageNode, StoreError};
+use witan_kernel::port::{Clock, Duties, DutyKind, DutyOnRecord, NodeStatus, StorageNode, StoreError};
 use witan_kernel::scan::Trust;
 use witan_wire::v1;
 

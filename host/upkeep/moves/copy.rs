@@ -1,6 +1,9 @@
 //! A pass over the records of a tenant: range by range, the pages of its replicas before and after a move are joined, and whoever is to
 //! have a record and lacks a part of it is sent the merge.
 
+mod merge;
+mod range;
+
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
@@ -10,10 +13,10 @@ use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::placement::Both;
 
 use super::Stores;
-use super::range::Walk;
 use super::status::Board;
 use crate::Metrics;
 use crate::sweep::pace::BytePace;
+use range::Walk;
 
 /// Ranges that are walked at a time: a ring has hundreds of ranges for each node, and most tenants have few records, so that most of the
 /// time would be spent waiting for one node after the other.

@@ -129,7 +129,7 @@ impl<W: World> Moves<W> {
 
     async fn clean_one(&self, leftover: &Leftover, seen: Instant) -> Result<(), Left> {
         let Leftover { tenant: id, node, epoch, .. } = leftover;
-        // Before the tenant is read: it is where it is then at this revision, too, or whoever has moved it since fences what comes under it.
+        // Before the tenant is read: it is where it is then at this revision, too, or whoever has moved it since fences this one.
         let followed = self.coordinator().followed();
         if followed < *epoch {
             return Err(Left::Soon("this coordinator does not follow the end of the move yet".to_owned()));

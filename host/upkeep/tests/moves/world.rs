@@ -111,7 +111,7 @@ pub(crate) fn place(key: usize) -> Place {
 }
 
 fn record(stamp: u64) -> Record {
-    let value = (stamp % 5 != 0).then(|| Bytes::from_static(b"value"));
+    let value = (!stamp.is_multiple_of(5)).then(|| Bytes::from_static(b"value"));
     Record::Register(Register::written(Stamp(stamp), WriteId([stamp as u8; 16]), value))
 }
 

@@ -16,8 +16,8 @@ use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, Unmergeable, difference};
 use witan_kernel::sync::lock;
 
-use super::copy::{Copied, Need, Pass, Stale};
 use super::merge::merge;
+use super::{Copied, Need, Pass, Stale};
 use crate::sweep::RECORD_BYTES;
 
 /// Merges of one range that are under way: with eight ranges at a time as many as a sweep has in four.
@@ -188,7 +188,8 @@ impl<'a, W: World> Walk<'a, W> {
     fn unreadable(&mut self, index: u8, have: &mut Vec<(u8, Option<Encoded>)>) {
         let member = &mut self.members[usize::from(index)];
         if member.is_source {
-            tracing::warn!(node = %member.node, tenant = %self.pass.tenant, "a record cannot be read, so that the node is no source of its range");
+            let (node, tenant) = (member.node, self.pass.tenant);
+            tracing::warn!(%node, %tenant, "a record cannot be read, so that the node is no source of its range");
         }
         member.is_source = false;
         member.failed.get_or_insert_with(|| "a record cannot be read".to_owned());

@@ -15,9 +15,9 @@ use witan_kernel::replica::ReplicaError;
 use witan_kernel::scan::{Clear, Cleared, Purpose, Ranges};
 use witan_kernel::sync::lock;
 
-use super::copy::{Copied, Need, Pass, Stale};
-use super::drive::{Known, PAUSE};
-use super::{Ground, Moves, Stores};
+use super::{Known, PAUSE};
+use crate::moves::copy::{Copied, Need, Pass, Stale};
+use crate::moves::{Ground, Moves, Stores};
 use crate::sweep::pace::BytePace;
 
 /// Nodes that are asked at a time.
