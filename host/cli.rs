@@ -21,11 +21,13 @@ pub mod doctor;
 pub mod endpoint;
 pub mod health;
 pub mod kv;
+pub mod migration;
 pub mod node;
 pub mod nodes;
 pub mod output;
 pub mod plugin;
 pub mod repair;
+pub mod ring;
 pub mod serve;
 pub mod tenant;
 pub mod token;
@@ -203,6 +205,9 @@ pub enum Command {
     /// List, add and remove storage nodes
     #[command(subcommand, after_help = nodes::EXAMPLES)]
     Nodes(nodes::Command),
+    /// Plan, follow and cancel changes that move records
+    #[command(subcommand, after_help = migration::EXAMPLES)]
+    Migration(migration::Command),
     /// State that the cluster was restored from a copy
     #[command(subcommand, after_help = cluster::EXAMPLES)]
     Cluster(cluster::Command),
@@ -303,6 +308,7 @@ pub async fn run(cli: Cli, loaded: Option<(Loaded, Option<LogFilter>)>) -> anyho
         Command::Kv(command) => kv::run(&global, command).await,
         Command::Tenant(command) => tenant::run(&global, command).await,
         Command::Nodes(command) => nodes::run(&global, command).await,
+        Command::Migration(command) => migration::run(&global, command).await,
         Command::Cluster(command) => cluster::run(&global, command).await,
         Command::Repair(args) => repair::run(&global, args).await,
         Command::Plugin(command) => plugin::run(&global, command).await,
@@ -323,6 +329,7 @@ impl Command {
             | Self::Kv(_)
             | Self::Tenant(_)
             | Self::Nodes(_)
+            | Self::Migration(_)
             | Self::Cluster(_)
             | Self::Repair(_)
             | Self::Plugin(_)

@@ -1,9 +1,10 @@
 //! The gRPC edge: decodes requests, calls the coordinator, encodes responses. The only place where a failure becomes a status.
 //!
 //! `guard` authorizes calls, `status` maps failures to statuses, `convert` maps requests and responses, `keyvalue` serves single
-//! calls and `session` streams of them (`kept` and `unsent` bound what waits for clients), `tenants` and `nodes` serve the catalog,
-//! `maintenance` (with `page_token`) key listings, repair and tenant deletion, `plugins` the plugin platform, `access` API tokens;
-//! `origin` gives each call its id, `intake` bounds the memory held by incomplete messages, and `server` serves all of it on a listener.
+//! calls and `session` streams of them (`kept` and `unsent` bound what waits for clients), `tenants`, `nodes` and `migrations` serve the
+//! catalog, `maintenance` (with `page_token`) key listings, repair and tenant deletion, `plugins` the plugin platform, `access` API
+//! tokens; `origin` gives each call its id, `intake` bounds the memory held by incomplete messages, and `server` serves all of it on a
+//! listener.
 
 mod access;
 mod convert;
@@ -12,6 +13,7 @@ pub mod intake;
 mod kept;
 mod keyvalue;
 mod maintenance;
+mod migrations;
 mod nodes;
 pub mod origin;
 pub mod page_token;

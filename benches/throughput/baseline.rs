@@ -14,9 +14,9 @@ use witan_kernel::register::{Register, Stamp};
 use witan_wire::v1::coordinator_service_server::{CoordinatorService, CoordinatorServiceServer};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{
-    AddStorageNodeRequest, CoordinatorServiceRepairRequest, CoordinatorServiceRepairResponse, CreateTenantRequest,
-    CreateTenantResponse, DeclareRestoredRequest, DeclareRestoredResponse, DeleteKeyValueRequest, DeleteTenantRequest,
-    DeleteTenantResponse, GetTenantRequest, GetTenantResponse, ListKeysRequest, ListKeysResponse,
+    self, AddStorageNodeRequest, CoordinatorServiceRepairRequest, CoordinatorServiceRepairResponse,
+    CreateTenantRequest, CreateTenantResponse, DeclareRestoredRequest, DeclareRestoredResponse, DeleteKeyValueRequest,
+    DeleteTenantRequest, DeleteTenantResponse, GetTenantRequest, GetTenantResponse, ListKeysRequest, ListKeysResponse,
     ListStorageNodesRequest, ListStorageNodesResponse, ListTenantsRequest, ListTenantsResponse, ReadKeyValueRequest,
     ReadKeyValueResponse, ReadRequest, RemoveStorageNodeRequest, RepairRequest, SessionRequestBatch,
     SessionResponseBatch, StorageNodeChangeResponse, UpdateReplicationFactorRequest, UpdateReplicationFactorResponse,
@@ -171,6 +171,34 @@ impl CoordinatorService for Baseline {
         &self,
         _: Request<DeclareRestoredRequest>,
     ) -> Result<Response<DeclareRestoredResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn get_migration_status(
+        &self,
+        _: Request<v1::GetMigrationStatusRequest>,
+    ) -> Result<Response<v1::GetMigrationStatusResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn list_migrations(
+        &self,
+        _: Request<v1::ListMigrationsRequest>,
+    ) -> Result<Response<v1::ListMigrationsResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn cancel_migration(
+        &self,
+        _: Request<v1::CancelMigrationRequest>,
+    ) -> Result<Response<v1::GetMigrationStatusResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn plan_migration(
+        &self,
+        _: Request<v1::PlanMigrationRequest>,
+    ) -> Result<Response<v1::PlanMigrationResponse>, Status> {
         Err(not_here())
     }
 

@@ -276,7 +276,7 @@ class Tour:
             assert not any(page.records for page in scanned), "nothing is left on any node"
 
     def placement(self) -> None:
-        """Changes that would move data are refused if there are data, with the reason."""
+        """Changes of the nodes and of replication factors: planned, made at once or by a migration, or refused with the reason."""
         try:
             self.kv.DeclareRestored(confirm="by mistake")
             raise AssertionError("declared by mistake")
@@ -285,26 +285,44 @@ class Tour:
             say(f"DeclareRestored: {refused.message}")
         before = self.kv.ListStorageNodes().nodes
         spare = f"spare-{self.stamp}"
-        steps: list[tuple[str, Callable[[], Any]]] = [
-            ("AddStorageNode", lambda: self.kv.AddStorageNode(node_id=spare, host="127.0.0.1", port=9, virtual_nodes=8)),
-            ("RemoveStorageNode", lambda: self.kv.RemoveStorageNode(node_id=spare)),
-        ]
-        for name, step in steps:
-            try:
-                assert step().success
-                say(f"{name}: done, because nothing is stored yet")
-            except Refused as refused:
-                assert (refused.code, refused.outcome) == ("UNIMPLEMENTED", "not-applied"), refused
-                say(f"{name}: {refused.code}: {refused.message}")
+        add = dict(node_id=spare, host="127.0.0.1", port=9, virtual_nodes=8)
+        plan = self.kv.PlanMigration(add=add)
+        [planned] = [node for node in plan.nodes if node.node_id == spare]
+        assert planned.share_before == 0 < planned.share_after < 1 and plan.moved_share > 0, plan
+        say(f"PlanMigration: {spare} would hold {planned.share_after:.1%} of all copies; problems: {list(plan.problems)}")
+        for call in (self.kv.GetMigrationStatus, self.kv.CancelMigration):
+            refusal(lambda call=call: call(migration_id="no migration"), "NOT_FOUND", "MIGRATION_NOT_FOUND")
+        self.change("AddStorageNode", lambda: self.kv.AddStorageNode(**add))
+        if any(node.node_id == spare for node in self.kv.ListStorageNodes().nodes):
+            self.change("RemoveStorageNode", lambda: self.kv.RemoveStorageNode(node_id=spare))
         assert [n.node_id for n in self.kv.ListStorageNodes().nodes] == [n.node_id for n in before]
         tenant = self.tenant("placement", replication_factor=1)
+        self.change(
+            "UpdateReplicationFactor",
+            lambda: self.kv.UpdateReplicationFactor(tenant_id=tenant, new_replication_factor=3),
+        )
+        assert self.kv.GetTenant(tenant_id=tenant).replication_factor in (1, 3)
+
+    def change(self, name: str, step: Callable[[], Any]) -> None:
+        """A change that is made at once, or by a migration, which is given up again, or refused."""
         try:
-            changed = self.kv.UpdateReplicationFactor(tenant_id=tenant, new_replication_factor=3)
-            assert (changed.old_replication_factor, changed.new_replication_factor) == (1, 3), changed
-            say("UpdateReplicationFactor: done, because nothing is stored yet")
+            changed = step()
         except Refused as refused:
             assert (refused.code, refused.outcome) == ("UNIMPLEMENTED", "not-applied"), refused
-            say(f"UpdateReplicationFactor: {refused.code}: {refused.message}")
+            say(f"{name}: {refused.code}: {refused.message}")
+            return
+        if not changed.migration_id:
+            say(f"{name}: done, because nothing has to move")
+            return
+        named = dict(migration_id=changed.migration_id)
+        assert changed.migration_id in [m.migration_id for m in self.kv.ListMigrations(page_size=10).migrations]
+        asked = self.kv.CancelMigration(confirm_undo=True, **named)
+        assert asked.cancel_requested or asked.status in ("completed", "cancelled"), asked
+        until = time.monotonic() + 120
+        while (ended := self.kv.GetMigrationStatus(**named)).status not in ("completed", "cancelled"):
+            assert time.monotonic() < until, ended
+            time.sleep(0.1)
+        say(f"{name}: migration {ended.migration_id} is {ended.status}")
 
     def storage_nodes(self) -> None:
         """Storage nodes: listed by the coordinator, and called directly."""
@@ -334,6 +352,11 @@ class Tour:
             # At epoch 0 nothing changes: a fence that refused anybody would stay.
             fenced = node.RaiseFence(tenant_id=tenant, epoch=0, node_id=info.node_id)
             assert fenced.store_id == described.store_id, fenced
+            try:
+                node.ClearRange(tenant_id=tenant, epoch=0, node_id=info.node_id, purpose="CLEAR_PURPOSE_LEAVE")
+                raise AssertionError("no step of a placement change is published by revision 0")
+            except Refused as refused:
+                assert refused.code == "INVALID_ARGUMENT" and "epoch" in refused.message, refused
         say(f"{len(nodes)} nodes described themselves; record, repair and a lane's answer agree on each")
 
     def all_pages(self, call: Callable[..., Any], **fields: Any) -> list[Any]:

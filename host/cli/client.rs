@@ -234,6 +234,8 @@ impl Explained {
                 "try again in a moment; witan doctor, on the coordinator's machine, says what is wrong"
             }
             "NODE_NOT_FOUND" => "list the storage nodes: witan nodes list",
+            "MIGRATION_NOT_FOUND" => "list the migrations: witan migration list",
+            "MIGRATION_CONFLICT" => "see what is under way: witan migration list",
             "PLUGIN_NOT_FOUND" => "see what there is: witan plugin list, witan plugin bindings",
             "PLUGIN_IN_USE" => "see what uses it: witan plugin bindings",
             "PLUGIN_FAULT" => {

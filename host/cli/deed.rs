@@ -16,6 +16,8 @@ pub enum Deed {
     Node,
     /// To create, change or delete a tenant.
     Tenant,
+    /// To cancel a migration.
+    Migration,
     /// To declare that the cluster was restored.
     Restore,
     /// To upload a plugin.
@@ -49,6 +51,7 @@ impl Deed {
             }
             Self::Node => "witan nodes list shows whether it has",
             Self::Tenant => "witan tenant get shows whether it has",
+            Self::Migration => "witan migration show shows whether it has; cancelling it again is harmless",
             Self::Restore => "witan nodes list shows whether the stores are used; declaring it again is harmless",
             Self::Push => {
                 "the coordinator goes on with it: witan plugin list shows the plugin once it is ready, witan plugin events \

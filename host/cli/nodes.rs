@@ -10,20 +10,20 @@ use witan_wire::v1::{
     StorageNodeChangeResponse, StorageNodeInfo,
 };
 
-use super::Global;
-use super::args;
 use super::client::{self, Problem, within};
 use super::deed::Deed;
 use super::output::{self, Output, Table, grouped};
+use super::{Global, args, migration, ring};
 use crate::config::value::spelled;
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "\
-Keys are placed on storage nodes by a ring of virtual nodes. The coordinator refuses to add or remove a node if data could \
-be lost, and says why.
+Keys are placed on storage nodes by a ring of virtual nodes. When a node joins or leaves, a migration moves records in the background, \
+while clients read and write them; see `witan help migration`. A change by which data could be lost is refused, with the reason.
 
 Examples:
   witan nodes list
+  witan nodes ring
   witan nodes add n4 10.0.0.4:50052
   witan nodes remove n4";
 
@@ -36,18 +36,29 @@ Examples:
   witan nodes list
   witan nodes list --output json | jq '.nodes[] | select(.reachable | not)'";
 
-const ADD_EXAMPLES: &str = "More virtual nodes give a node a larger share of the keys.
+const ADD_EXAMPLES: &str =
+    "Start the node first. Records are moved to it in the background, by a migration whose id is printed; --wait \
+follows it to its end (exit code 0: it is completed). More virtual nodes give a node a larger share of the keys.
 
 Examples:
+  witan migration plan add n1 127.0.0.1:50052
   witan nodes add n1 127.0.0.1:50052
+  witan nodes add n1 127.0.0.1:50052 --wait
   witan nodes add big 10.0.0.9:50052 --virtual-nodes 300";
 
 const REMOVE_EXAMPLES: &str =
-    "A node can be removed only while the cluster stores nothing. Replace a lost node under the same id, with an empty folder, \
-and fill it with `witan repair`.
+    "Records are moved away from the node in the background, by a migration whose id is printed: keep it running until that is completed \
+(--wait; exit code 0). Fewer nodes than the largest replication factor cannot remain.
+
+A node that is lost for good is removed with --force: nothing waits for it, its records are copied from their other replicas, and its \
+store is never used again. That is refused if acknowledged writes may be gone with it (such as a tenant's with one replica), unless you \
+give them up with --accept-loss. To replace a lost disk, keep the node instead: start it under the same id with an empty folder, and the \
+cluster fills it.
 
 Examples:
-  witan nodes remove n4";
+  witan migration plan remove n4
+  witan nodes remove n4 --wait
+  witan nodes remove n4 --force";
 
 /// Subcommands of `nodes`.
 #[derive(Debug, Subcommand)]
@@ -55,6 +66,9 @@ pub enum Command {
     /// Show the storage nodes: address, whether they answer, how full they are
     #[command(after_help = LIST_EXAMPLES)]
     List,
+    /// Show which share of all copies each node holds
+    #[command(after_help = ring::EXAMPLES)]
+    Ring(ring::Args),
     /// Add a storage node to the ring
     #[command(after_help = ADD_EXAMPLES)]
     Add(Add),
@@ -74,6 +88,9 @@ pub struct Add {
     /// Its virtual nodes on the ring; cannot be changed later [default: the coordinator's hash_ring.virtual_nodes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=4096))]
     pub virtual_nodes: Option<i32>,
+    /// Follow the migration until it has ended
+    #[arg(long)]
+    pub wait: bool,
 }
 
 /// Arguments of `nodes remove`.
@@ -81,15 +98,22 @@ pub struct Add {
 pub struct Remove {
     /// The node's id
     pub node_id: String,
-    /// Remove it even if it has data; this version always refuses that
+    /// It is lost: nothing waits for it, and its store is never used again
     #[arg(long)]
     pub force: bool,
+    /// Also if acknowledged writes may be gone with it
+    #[arg(long, requires = "force")]
+    pub accept_loss: bool,
+    /// Follow the migration until it has ended
+    #[arg(long)]
+    pub wait: bool,
 }
 
 /// Runs a subcommand of `nodes`.
 pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::List => list(global).await,
+        Command::Ring(args) => ring::run(global, args).await,
         Command::Add(add) => {
             let request = AddStorageNodeRequest {
                 node_id: add.node_id,
@@ -98,12 +122,13 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
                 virtual_nodes: add.virtual_nodes.unwrap_or(0),
             };
             let answer = client::coordinator(global).await?.add_storage_node(within(global, request)).await;
-            changed(global.output, "added", &answer.map_err(Problem::of(Deed::Node))?.into_inner())
+            changed(global, "added", add.wait, answer.map_err(Problem::of(Deed::Node))?.into_inner()).await
         }
         Command::Remove(remove) => {
-            let request = RemoveStorageNodeRequest { node_id: remove.node_id, force: remove.force };
+            let Remove { node_id, force, accept_loss, wait } = remove;
+            let request = RemoveStorageNodeRequest { node_id, force, accept_loss };
             let answer = client::coordinator(global).await?.remove_storage_node(within(global, request)).await;
-            changed(global.output, "removed", &answer.map_err(Problem::of(Deed::Node))?.into_inner())
+            changed(global, "removed", wait, answer.map_err(Problem::of(Deed::Node))?.into_inner()).await
         }
     }
 }
@@ -208,18 +233,37 @@ fn node_json(node: &StorageNodeInfo) -> Value {
     })
 }
 
-fn changed(output: Output, verb: &str, response: &StorageNodeChangeResponse) -> anyhow::Result<ExitCode> {
-    match output {
+/// Prints what a change has done, or begun; with `wait`, how it ends.
+async fn changed(
+    global: &Global,
+    verb: &str,
+    wait: bool,
+    response: StorageNodeChangeResponse,
+) -> anyhow::Result<ExitCode> {
+    let StorageNodeChangeResponse { node_id, migration_id, message, .. } = response;
+    match global.output {
+        // One object for each command: with --wait, the migration once it has ended.
+        Output::Json if wait && !migration_id.is_empty() => {}
         Output::Json => output::object(&json!({
-            "node_id": response.node_id,
-            "outcome": verb,
-            "message": response.message,
-            "migration_id": response.migration_id,
+            "node_id": node_id,
+            "outcome": if migration_id.is_empty() { verb } else { "begun" },
+            "message": message,
+            "migration_id": migration_id,
         }))?,
-        Output::Text => {
-            let more = if response.message.is_empty() { String::new() } else { format!(": {}", response.message) };
-            output::line(&format!("{verb} storage node {}{more}", response.node_id))?;
+        Output::Text if migration_id.is_empty() => {
+            let more = if message.is_empty() { String::new() } else { format!(": {message}") };
+            output::line(&format!("{verb} storage node {node_id}{more}"))?;
         }
+        Output::Text => output::line(&format!("migration {migration_id}: {message}"))?,
+    }
+    if migration_id.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if wait {
+        return migration::watch::until_completed(global, migration_id).await;
+    }
+    if global.output == Output::Text {
+        output::note(&format!("to follow it: witan migration watch {migration_id}"));
     }
     Ok(ExitCode::SUCCESS)
 }

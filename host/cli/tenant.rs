@@ -18,7 +18,7 @@ use super::choice::{self, spelling};
 use super::client::{self, Problem, has_reason, within};
 use super::deed::Deed;
 use super::output::{self, Output, Table, inline};
-use super::{Global, args};
+use super::{Global, args, migration};
 use crate::config::value::spelled;
 
 /// Shown below the help.
@@ -53,12 +53,14 @@ const LIST_EXAMPLES: &str = "Examples:
 
 const UPDATE_EXAMPLES: &str = "\
 Only the given settings change. With --version, they change only if that is still the current version. The conflict mode \
-cannot be changed; the replication factor can, while the tenant has no data.
+cannot be changed. A change of the replication factor moves records in the background, by a migration whose id is printed; until that is \
+completed, the tenant has the factor of before.
 
 Examples:
   witan tenant update demo --read-repair blocking
   witan tenant update demo --minimum-level quorum --version 3
-  witan tenant update demo --replication-factor 5";
+  witan migration plan factor demo 5
+  witan tenant update demo --replication-factor 5 --wait";
 
 /// Subcommands of `tenant`.
 #[derive(Debug, Subcommand)]
@@ -163,6 +165,9 @@ pub struct Update {
     /// Replicas of every key, 1 to 5; not together with other settings
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=5), conflicts_with_all = ["version", "Choices"])]
     pub replication_factor: Option<i32>,
+    /// Follow the migration until it has ended
+    #[arg(long, requires = "replication_factor")]
+    pub wait: bool,
 }
 
 /// Runs a subcommand of `tenant`.
@@ -255,8 +260,12 @@ async fn change(global: &Global, update: Update) -> anyhow::Result<ExitCode> {
     if let Some(factor) = update.replication_factor {
         let request =
             UpdateReplicationFactorRequest { tenant_id: update.tenant.clone(), new_replication_factor: factor };
-        client.update_replication_factor(within(global, request)).await.map_err(Problem::of(Deed::Tenant))?;
-        return show(global.output, "updated", &get(global, update.tenant).await?);
+        let answer = client.update_replication_factor(within(global, request)).await;
+        let migration_id = answer.map_err(Problem::of(Deed::Tenant))?.into_inner().migration_id;
+        return match migration_id.is_empty() {
+            false if update.wait => migration::watch::until_completed(global, migration_id).await,
+            _ => show(global.output, "updated", &get(global, update.tenant).await?),
+        };
     }
     anyhow::ensure!(!update.choices.is_empty(), "nothing to change; see witan help tenant update");
     let choices = update.choices;
@@ -299,6 +308,10 @@ fn show(output: Output, verb: &str, tenant: &GetTenantResponse) -> anyhow::Resul
         format!("  created             {}", output::moment(tenant.created_at.saturating_mul(1_000_000))),
     ];
     output::text(&lines.join("\n"))?;
+    if !tenant.pending_migration_id.is_empty() {
+        let id = &tenant.pending_migration_id;
+        output::note(&format!("migration {id} moves its records; to follow it: witan migration watch {id}"));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -324,5 +337,6 @@ fn tenant_json(tenant: &GetTenantResponse) -> Value {
         "version": tenant.version,
         "created_at": tenant.created_at,
         "updated_at": tenant.updated_at,
+        "pending_migration_id": tenant.pending_migration_id,
     })
 }

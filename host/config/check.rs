@@ -22,6 +22,9 @@ use witan_kernel::limit::LONGEST_DEADLINE;
 /// The rates of healing: at the least, a million small records take an hour, at the most, a fast disk is all that is left.
 const HEALING_RATE: RangeInclusive<u64> = 64 << 10..=1 << 30;
 
+/// The rates of copies: at the least, a gigabyte takes half a day, at the most, a fast network is all that is left.
+const COPY_RATE: RangeInclusive<u64> = 64 << 10..=16 << 30;
+
 /// The findings.
 #[derive(Default)]
 pub(super) struct Checked {
@@ -41,6 +44,7 @@ pub(super) fn check(settings: &Settings, layers: &Layers, file: Option<&Path>) -
     check.listeners();
     check.deadlines();
     check.healing();
+    check.placement();
     check.logging();
     check.stores();
     check.nodes();
@@ -118,6 +122,14 @@ impl Check<'_> {
         }
         if healing.compare_every.0 < Duration::from_secs(60) {
             self.wrong("healing.compare_every", "is too short: records would be compared without end; use at least 1m");
+        }
+    }
+
+    fn placement(&mut self) {
+        let rate = self.settings.placement.copy_rate;
+        if rate != 0 && !COPY_RATE.contains(&rate) {
+            let what = format!("{rate} bytes per second is out of range; use 64KiB to 16GiB, or 0 for no bound");
+            self.wrong("placement.copy_rate", what);
         }
     }
 

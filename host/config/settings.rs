@@ -32,6 +32,8 @@ pub struct Settings {
     pub tenants: Tenants,
     /// What the cluster repairs by itself.
     pub healing: Healing,
+    /// Changes of the nodes and of replication factors.
+    pub placement: Placement,
     /// Metrics over HTTP.
     pub metrics: Metrics,
     /// Logging.
@@ -193,6 +195,14 @@ pub struct Healing {
     pub rate: u64,
     pub admit_after: Span,
     pub begin_after: Span,
+}
+
+/// The section `placement`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Placement {
+    pub copy_rate: u64,
 }
 
 /// The section `tenants`.

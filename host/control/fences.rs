@@ -19,7 +19,7 @@ use witan_kernel::fence::tolerates;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{Metadata, OWED, OwedFence, Owing, StoreError};
 use witan_kernel::scan::Removed;
-use witan_kernel::tenant::Level;
+use witan_kernel::tenant::{Level, Tenant};
 
 use super::{Catalog, Cluster, Refused};
 
@@ -42,31 +42,43 @@ impl Catalog {
         self.cluster.fences()
     }
 
-    /// Has the nodes raise the fences that they owe for changes of a tenant.
+    /// Has the nodes raise the fences that they owe for changes of a tenant. `tenant` is as before the changes, or as after them where its
+    /// replicas are the same.
     ///
     /// # Errors
     /// [`Refused::FencesOwed`] when they are not enough after [`PATIENCE`]: the change is stored, and must not be answered as made.
-    pub(super) async fn fences_of(&self, tenant: &TenantId, replication_factor: u8) -> Result<(), Refused> {
+    pub(super) async fn fences_of(&self, tenant: &Tenant) -> Result<(), Refused> {
         if Fault::FenceNotAwaited.is_on() {
             return Ok(());
         }
         let until = Instant::now() + PATIENCE;
         loop {
-            let (lacking, level) = self.raise(tenant).await?;
-            let lacks = |node: &NodeId| lacking.contains_key(node);
-            if tolerates(&self.cluster.ring(), replication_factor, level, lacks) {
+            let (lacking, level) = self.raise(&tenant.id).await?;
+            if self.tolerated(tenant, level, &lacking) {
                 return Ok(());
             }
             if Instant::now() + AGAIN >= until {
-                return Err(Refused::FencesOwed { tenant: tenant.clone(), lacking });
+                return Err(Refused::FencesOwed { tenant: tenant.id.clone(), lacking });
             }
             sleep(AGAIN).await;
         }
     }
 
-    /// Every node with the same reason.
+    /// Whether nodes that lack a fence are too few for the level, where the tenant's records are and where they move: a coordinator that
+    /// does not know of the change may be at any step of that.
+    fn tolerated(&self, tenant: &Tenant, level: Level, lacking: &Lacking) -> bool {
+        let rings = self.cluster.rings();
+        let places = [Some(tenant.placed()), tenant.moving.map(|moving| moving.to)];
+        places.into_iter().flatten().all(|placed| match rings.version(placed.ring) {
+            Some(ring) => tolerates(ring, placed.replication_factor, level, |node| lacking.contains_key(node)),
+            // A change of the nodes that is not followed here yet.
+            None => lacking.is_empty(),
+        })
+    }
+
+    /// Every node with the same reason, also those whose records are moved away.
     pub(super) fn every_node(&self, why: &str) -> Lacking {
-        self.cluster.ring().nodes().iter().map(|node| (node.clone(), why.to_owned())).collect()
+        self.cluster.rings().nodes().into_iter().map(|node| (node, why.to_owned())).collect()
     }
 
     /// Asks every node that owes a fence for this tenant to raise it. Returns those that owe one still, and the least level that was
@@ -100,7 +112,7 @@ impl Catalog {
     /// Removes a deleted tenant's records from these nodes, or from every one, and notes the nodes that hold none any longer. Those do not
     /// count that a coordinator which does not know of the deletion could still write to.
     pub(super) async fn remove_records(&self, tenant: &TenantId, from: Option<Vec<NodeId>>, until: Instant) -> Removed {
-        let asked = from.clone().unwrap_or_else(|| self.cluster.ring().nodes().to_vec());
+        let asked = from.clone().unwrap_or_else(|| self.cluster.rings().nodes());
         let lacking =
             self.raise(tenant).await.map_or_else(|error| self.every_node(&error.to_string()), |raised| raised.0);
         let removed = self.cluster.remove_records(tenant, from, until).await;

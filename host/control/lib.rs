@@ -4,8 +4,8 @@
 //! A change is stored first and applied afterwards: what the store has not accepted is never served.
 //!
 //! Reading order: [`Turns`] (how many calls may be under way),
-//! [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data), `fences` (when a change
-//! may be answered),
+//! [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data, while
+//! there is none), `migrations` and `plan` (changes that move it), `fences` (when a change may be answered),
 //! [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
 //! [`small_records`] (one that takes more care), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants
 //! that requests see).
@@ -19,8 +19,10 @@ pub mod capabilities;
 pub mod defaults;
 mod fences;
 mod follow;
+mod migrations;
 mod nodes;
 mod placement;
+mod plan;
 pub mod small_records;
 pub mod stores;
 mod tenants;
@@ -38,14 +40,17 @@ use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{Invalid, NodeId, TenantId};
 use witan_kernel::port::{Metadata, Placement, Slot, StoreError};
 use witan_kernel::replica::ReplicaError;
-use witan_kernel::ring::Ring;
+use witan_kernel::ring::{Ring, Rings};
 use witan_kernel::scan::{Fullness, Removed, Trust};
 use witan_kernel::tenant::Tenant;
 
 pub use bindings::ChangeRefused;
 pub use cache::{TenantCache, TenantCacheConfig, TenantCacheCounts};
 pub use follow::follow;
+pub use migrations::{Changed, Removal};
 pub use nodes::{register, rings};
+pub use placement::FactorChanged;
+pub use plan::{Plan, PlannedNode};
 pub use tenants::Ended;
 pub use turns::{Turn, TurnLimits, Turns};
 
@@ -97,8 +102,24 @@ pub trait Cluster: Send + Sync + 'static {
         0
     }
 
-    /// The current ring.
+    /// Whether records can be moved while they are used: every coordinator and every node knows how, and changes are fenced.
+    fn moves(&self) -> bool {
+        false
+    }
+
+    /// True for a node that was reached and cannot clear rows under an epoch. One that has not been reached may be able to.
+    fn lacks_moves(&self, node: &NodeId) -> bool {
+        let _ = node;
+        false
+    }
+
+    /// The newest ring.
     fn ring(&self) -> Arc<Ring>;
+
+    /// Every version of the ring that is in use.
+    fn rings(&self) -> Arc<Rings> {
+        Arc::new(Rings::new(vec![(0, self.ring())]))
+    }
 
     /// Raises the fence of a tenant, or of all tenants, at a node.
     fn raise_fence(&self, node: &NodeId, tenant: Option<&TenantId>, epoch: u64) -> Pending<Result<(), ReplicaError>>;
@@ -162,6 +183,28 @@ pub enum Refused {
     /// It would have to move data, which is not supported.
     #[error("{0}")]
     NeedsPlacementChange(String),
+    /// It has to move records, and somebody does not know how.
+    #[error(
+        "{what} has to move records under load, and {who} cannot: upgrade these, and repeat the call; until then it can be made only \
+         while nothing is stored: {otherwise}"
+    )]
+    TooOld {
+        /// The change.
+        what: String,
+        /// Coordinators and nodes, for people.
+        who: String,
+        /// Why it cannot be made without moving anything.
+        otherwise: String,
+    },
+    /// Too few of a tenant's replicas would be left to copy from.
+    #[error("{0}")]
+    SourcesUnreachable(String),
+    /// Another migration is in its way.
+    #[error("{0}; wait until it has ended, or cancel it")]
+    MigrationConflict(String),
+    /// A migration can no longer be given up.
+    #[error("{0}")]
+    TooLate(String),
     /// The change would bind a resolver to a tenant that keeps one value per key.
     #[error("tenant {0} keeps one value per key; a resolver decides only for conflict_mode \"siblings\"")]
     NothingToResolve(TenantId),

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use witan_kernel::condition::Condition;
 use witan_kernel::hook::ReplicaState;
-use witan_kernel::name::{Era, NodeId};
+use witan_kernel::name::{Era, Invalid, NodeId};
 use witan_kernel::port::{Duties, Metadata, Placement, RingOnRecord, StorageNode};
 use witan_kernel::ring::{Ring, Rings};
 use witan_kernel::scan::{Fullness, Trust};
 
-use super::{Catalog, Refused, Turn, to_its_end};
+use super::{Catalog, Changed, Refused, Removal, Turn, to_its_end};
 
 /// Registers the nodes that a coordinator's configuration names. On the first start they form the cluster. Later nodes join
 /// through [`Catalog::add_node`]; here a node that has moved gets its new address, since its data moved with it. Its number of
@@ -59,17 +59,25 @@ impl Catalog {
         Ok(self.metadata.duties().await?)
     }
 
-    /// Adds a node, if no data would have to move. Runs to completion even if the caller is dropped.
+    /// Adds a node: if records can be moved, by a migration that is recorded, else only if none would have to move. Runs to completion even
+    /// if the caller is dropped.
     ///
     /// # Errors
     /// The rule that refuses it, or the error of the store.
-    pub async fn add_node(self: &Arc<Self>, turn: Turn, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
+    pub async fn add_node(self: &Arc<Self>, turn: Turn, node: StorageNode, now_ms: u64) -> Result<Changed, Refused> {
         let catalog = Arc::clone(self);
-        to_its_end(turn, async move { catalog.add(node, now_ms).await }).await
+        to_its_end(turn, async move {
+            let _placing = catalog.placing.lock().await;
+            catalog.address_is_free(&node).await?;
+            match catalog.moves().await? {
+                true => catalog.record_add(node, now_ms).await,
+                false => catalog.add_while_empty(node, now_ms).await.map(|()| Changed::made("node added")),
+            }
+        })
+        .await
     }
 
-    async fn add(&self, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
-        let _placing = self.placing.lock().await;
+    async fn add_while_empty(&self, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
         let what = "adding a node";
         let _held = self.held_while_empty(what).await?;
         let (before, id) = (self.nodes().await?, node.id.clone());
@@ -81,26 +89,35 @@ impl Catalog {
         self.publish_nodes().await
     }
 
-    /// Removes a node, if no data would have to move. Runs to completion even if the caller is dropped.
+    /// Removes a node: if records can be moved, by a migration that is recorded, else only if none would have to move. Runs to completion
+    /// even if the caller is dropped.
     ///
     /// # Errors
     /// The rule that refuses it, or the error of the store.
-    pub async fn remove_node(self: &Arc<Self>, turn: Turn, id: &NodeId) -> Result<(), Refused> {
-        let (catalog, id) = (Arc::clone(self), id.clone());
-        to_its_end(turn, async move { catalog.remove(&id).await }).await
+    pub async fn remove_node(self: &Arc<Self>, turn: Turn, removal: Removal, now_ms: u64) -> Result<Changed, Refused> {
+        let catalog = Arc::clone(self);
+        to_its_end(turn, async move {
+            let _placing = catalog.placing.lock().await;
+            if removal.accept_loss && !removal.force {
+                let remedy = "set force as well for a node that is lost, or leave it out";
+                return Err(Invalid::new("accept_loss", "is set without force", remedy).into());
+            }
+            match catalog.moves().await? {
+                true => catalog.record_removal(&removal, now_ms).await,
+                false => catalog.remove_while_empty(&removal).await.map(|()| Changed::made("node removed")),
+            }
+        })
+        .await
     }
 
-    async fn remove(&self, id: &NodeId) -> Result<(), Refused> {
-        let _placing = self.placing.lock().await;
-        let left = self.nodes().await?.iter().filter(|node| node.id != *id).count();
-        if let Some(needs) = self.tenant_that_needs_more_than(left).await? {
-            let why = format!(
-                "tenant {} wants {} replicas but only {left} nodes would remain; lower its replication factor first",
-                needs.id, needs.replication_factor
-            );
-            return Err(Refused::NodeInUse(why));
+    async fn remove_while_empty(&self, removal: &Removal) -> Result<(), Refused> {
+        let (what, id) = ("removing a node", &removal.node);
+        if removal.force {
+            let why = "force takes a node for lost while its records are stored elsewhere, which is not supported here";
+            return Err(self.explained(what, Refused::NeedsPlacementChange(why.to_owned())).await);
         }
-        let what = "removing a node";
+        let left = self.nodes().await?.iter().filter(|node| node.id != *id).count();
+        self.may_go(id, left).await?;
         let _held = self.held_while_empty(what).await?;
         let before = self.nodes().await?;
         self.metadata.remove_node(id).await?;

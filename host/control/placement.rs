@@ -3,18 +3,30 @@
 use std::sync::Arc;
 
 use witan_kernel::name::TenantId;
-use witan_kernel::port::{PAGE, StorageNode};
+use witan_kernel::port::{Migration, PAGE, StorageNode};
 use witan_kernel::scan::Fullness;
 use witan_kernel::tenant::Tenant;
 
+use super::migrations::members;
 use super::{Catalog, Held, Refused, Turn, to_its_end};
+
+/// A change of a replication factor that was made, or recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FactorChanged {
+    /// The tenant before.
+    pub before: Tenant,
+    /// The tenant with the factor that was asked for. While records move, it has the one of before still.
+    pub after: Tenant,
+    /// What moves the records; `None`: nothing has to move, and the change is made.
+    pub migration: Option<Migration>,
+}
 
 /// The change of a replication factor, in errors.
 const FACTOR: &str = "a change of the replication factor";
 
 impl Catalog {
-    /// Changes a tenant's replication factor, if no data would have to move. Runs to completion even if the caller is dropped.
-    /// Returns the tenant before and after.
+    /// Changes a tenant's replication factor: if records can be moved, by a migration that is recorded, else only if none would have to
+    /// move. Runs to completion even if the caller is dropped.
     ///
     /// # Errors
     /// The rule that refuses it, or the error of the store.
@@ -23,25 +35,32 @@ impl Catalog {
         turn: Turn,
         id: &TenantId,
         wanted: u8,
-    ) -> Result<(Tenant, Tenant), Refused> {
+        now_ms: u64,
+    ) -> Result<FactorChanged, Refused> {
         let (catalog, id) = (Arc::clone(self), id.clone());
-        to_its_end(turn, async move { catalog.replicate(&id, wanted).await }).await
+        to_its_end(turn, async move { catalog.replicate(&id, wanted, now_ms).await }).await
     }
 
-    async fn replicate(&self, id: &TenantId, wanted: u8) -> Result<(Tenant, Tenant), Refused> {
+    async fn replicate(&self, id: &TenantId, wanted: u8, now_ms: u64) -> Result<FactorChanged, Refused> {
         let _placing = self.placing.lock().await;
         let before = self.tenant(id).await?;
-        if before.replication_factor == wanted {
-            return Ok((before.clone(), before));
+        let is_so = before.replication_factor == wanted && before.wanted_factor.is_none() && before.moving.is_none();
+        if is_so {
+            return Ok(FactorChanged { before: before.clone(), after: before, migration: None });
         }
         self.enough_nodes(wanted).await?;
+        if self.moves().await? {
+            let migration = Some(self.record_factor(&before, wanted, now_ms).await?);
+            let after = Tenant { replication_factor: wanted, ..before.clone() };
+            return Ok(FactorChanged { before, after, migration });
+        }
         let _held = self.held_while_empty(FACTOR).await?;
         let after = self.set_factor(&before, wanted).await?;
         if let Err(refused) = self.fenced_while_empty(&after, before.replication_factor).await {
             self.set_factor(&after, before.replication_factor).await?;
             return Err(refused);
         }
-        Ok((before, after))
+        Ok(FactorChanged { before, after, migration: None })
     }
 
     async fn set_factor(&self, tenant: &Tenant, factor: u8) -> Result<Tenant, Refused> {
@@ -57,7 +76,7 @@ impl Catalog {
         if !self.fenced() {
             return Ok(());
         }
-        self.fences_of(&tenant.id, before).await?;
+        self.fences_of(&Tenant { replication_factor: before, ..tenant.clone() }).await?;
         self.nothing_stored(FACTOR, self.nodes().await?).await
     }
 
@@ -89,11 +108,22 @@ impl Catalog {
 
     /// Operations are blocked only once the change is likely to succeed, so that a refused one disturbs nobody.
     pub(super) async fn held_while_empty(&self, what: &str) -> Result<Held, Refused> {
-        self.alone(what).await?;
-        self.nothing_stored(what, self.nodes().await?).await?;
+        match self.may_hold(what).await {
+            Ok(()) => {}
+            Err(refused) => return Err(self.explained(what, refused).await),
+        }
         let held = self.cluster.hold().await;
         self.nothing_stored(what, self.nodes().await?).await?;
         Ok(held)
+    }
+
+    async fn may_hold(&self, what: &str) -> Result<(), Refused> {
+        if self.cluster.rings().all().count() > 1 {
+            let why = format!("{what} requires that records can be moved, since an earlier change moves some still");
+            return Err(Refused::NeedsPlacementChange(why));
+        }
+        self.alone(what).await?;
+        self.nothing_stored(what, self.nodes().await?).await
     }
 
     /// Checks that no other coordinator is live: only this one's operations can be blocked.
@@ -110,19 +140,23 @@ impl Catalog {
         }
     }
 
+    /// Checks that there are nodes for this number of replicas. Those that leave do not count.
     pub(super) async fn enough_nodes(&self, wanted: u8) -> Result<(), Refused> {
-        let nodes = self.metadata.nodes().await?.len();
+        let nodes = members(&self.metadata.placement().await?).len();
         if usize::from(wanted) > nodes { Err(Refused::TooFewNodes { wanted, nodes }) } else { Ok(()) }
     }
 
-    pub(super) async fn tenant_that_needs_more_than(&self, nodes: usize) -> Result<Option<Tenant>, Refused> {
+    /// A tenant that has, or is to have, more replicas than there are nodes, and how many.
+    pub(super) async fn tenant_that_needs_more_than(&self, nodes: usize) -> Result<Option<(Tenant, u8)>, Refused> {
         let mut after: Option<TenantId> = None;
         loop {
             let page = self.metadata.tenants(after.as_ref(), PAGE).await?;
             let Some(last) = page.last() else { return Ok(None) };
             after = Some(last.id.clone());
-            if let Some(needs) = page.into_iter().find(|t| usize::from(t.replication_factor) > nodes) {
-                return Ok(Some(needs));
+            let of = |tenant: &Tenant| tenant.replication_factor.max(tenant.wanted_factor.unwrap_or(0));
+            if let Some(needs) = page.into_iter().find(|tenant| usize::from(of(tenant)) > nodes) {
+                let factor = of(&needs);
+                return Ok(Some((needs, factor)));
             }
         }
     }

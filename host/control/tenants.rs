@@ -67,7 +67,7 @@ impl Catalog {
                 Ok(tenant) => {
                     self.cluster.tenant_changed(tenant.clone());
                     // Also those of an earlier change: this one may repeat it, and so change nothing.
-                    self.fences_of(id, tenant.replication_factor).await?;
+                    self.fences_of(&tenant).await?;
                     return Ok(tenant);
                 }
                 Err(error @ StoreError::Conflict(_)) if version == 0 => last = Some(error),
@@ -107,7 +107,7 @@ impl Catalog {
             let tenant = catalog.delete_tenant(&id, version, now_ms).await?;
             tracing::info!(tenant = %id, "tenant deleted; removing its records");
             // Before the records are removed: a coordinator that does not know of the deletion would write others.
-            let lacking = match timeout_at(until, catalog.fences_of(&id, tenant.replication_factor)).await {
+            let lacking = match timeout_at(until, catalog.fences_of(&tenant)).await {
                 Ok(Err(Refused::FencesOwed { lacking, .. })) => lacking,
                 Ok(Err(error)) => catalog.every_node(&error.to_string()),
                 // Past the deadline, no node is asked to remove records either, and each is reported.

@@ -168,7 +168,7 @@ mod tests {
                 refused += 1;
                 continue;
             };
-            let mut call = Box::pin(catalog.change_replication_factor(turn, &tenant.id, tenant.replication_factor));
+            let mut call = Box::pin(catalog.change_replication_factor(turn, &tenant.id, tenant.replication_factor, 0));
             let mut cx = Context::from_waker(Waker::noop());
             assert!(call.as_mut().poll(&mut cx).is_pending(), "it waits for the lock");
         }

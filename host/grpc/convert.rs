@@ -144,6 +144,11 @@ pub(super) fn timeout(metadata: &tonic::metadata::MetadataMap) -> Option<Duratio
     Some(timeout - (timeout / 10).min(HEAD_START))
 }
 
+/// The name of the migration of this number.
+pub(super) fn migration_id(number: u64) -> String {
+    format!("m-{number}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -212,10 +212,39 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
     ) -> Result<Response<v1::ListStorageNodesResponse>, Status> {
         self.list_nodes().await.map(Response::new)
     }
+
     async fn declare_restored(
         &self,
         request: Request<v1::DeclareRestoredRequest>,
     ) -> Result<Response<v1::DeclareRestoredResponse>, Status> {
         Self::declare_restored(self, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_migration_status(
+        &self,
+        mut request: Request<v1::GetMigrationStatusRequest>,
+    ) -> Result<Response<v1::GetMigrationStatusResponse>, Status> {
+        self.migration_status(caller(&mut request)?, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_migrations(
+        &self,
+        mut request: Request<v1::ListMigrationsRequest>,
+    ) -> Result<Response<v1::ListMigrationsResponse>, Status> {
+        Self::list_migrations(self, caller(&mut request)?, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn cancel_migration(
+        &self,
+        mut request: Request<v1::CancelMigrationRequest>,
+    ) -> Result<Response<v1::GetMigrationStatusResponse>, Status> {
+        Self::cancel_migration(self, caller(&mut request)?, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn plan_migration(
+        &self,
+        request: Request<v1::PlanMigrationRequest>,
+    ) -> Result<Response<v1::PlanMigrationResponse>, Status> {
+        Self::plan_migration(self, request.into_inner()).await.map(Response::new)
     }
 }

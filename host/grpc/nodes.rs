@@ -10,9 +10,10 @@ use witan_kernel::scan::Trust;
 use witan_wire::v1;
 
 use super::CoordinatorApi;
+use super::convert::migration_id;
 use super::status::{invalid, refused};
 use super::tenants::status;
-use witan_control::{Refused, Turn};
+use witan_control::{Changed, Refused, Removal, Turn};
 use witan_coordinate::World;
 use witan_upkeep::is_wanted;
 
@@ -25,30 +26,26 @@ impl<W: World> CoordinatorApi<W> {
         let id = node.id.clone();
         let turn = self.operators_change()?;
         let added = self.catalog.add_node(turn, node, self.now_ms()).await;
-        added.map_err(|error| node_status(&error))?;
-        Ok(changed(&id, "node added"))
+        Ok(changed(&id, added.map_err(|error| node_status(&error))?))
     }
 
     pub(super) async fn remove_node(
         &self,
         request: v1::RemoveStorageNodeRequest,
     ) -> Result<v1::StorageNodeChangeResponse, Status> {
-        if request.force {
-            let why = "force would discard the node's data before it has been copied elsewhere; this is not supported";
-            return Err(refused(Code::Unimplemented, "INVALID_REQUEST", why));
-        }
-        let id = NodeId::new(request.node_id).map_err(|error| invalid(&error))?;
-        let turn = self.operators_change()?;
-        let removed = self.catalog.remove_node(turn, &id).await;
-        removed.map_err(|error| node_status(&error))?;
-        Ok(changed(&id, "node removed"))
+        let node = NodeId::new(request.node_id).map_err(|error| invalid(&error))?;
+        let removal = Removal { node, force: request.force, accept_loss: request.accept_loss };
+        let (id, turn) = (removal.node.clone(), self.operators_change()?);
+        let removed = self.catalog.remove_node(turn, removal, self.now_ms()).await;
+        Ok(changed(&id, removed.map_err(|error| node_status(&error))?))
     }
 
     pub(super) async fn list_nodes(&self) -> Result<v1::ListStorageNodesResponse, Status> {
         let _turn = self.catalog.lookups().take(None).map_err(|error| node_status(&error))?;
         let nodes = self.catalog.nodes().await.map_err(|error| node_status(&error))?;
         let healing = healing(&self.catalog.duties().await.map_err(|error| node_status(&error))?);
-        let infos = join_all(nodes.iter().map(|node| self.info(node))).await;
+        let moving = self.catalog.comings_and_goings(&nodes).await.map_err(|error| node_status(&error))?;
+        let infos = join_all(nodes.iter().map(|node| self.info(node, moving.get(&node.id)))).await;
         Ok(v1::ListStorageNodesResponse { success: true, nodes: infos, error_message: String::new(), healing })
     }
 
@@ -68,11 +65,11 @@ impl<W: World> CoordinatorApi<W> {
         Ok(v1::DeclareRestoredResponse {})
     }
 
-    fn operators_change(&self) -> Result<Turn, Status> {
+    pub(super) fn operators_change(&self) -> Result<Turn, Status> {
         self.catalog.changes().take(None).map_err(|error| node_status(&error))
     }
 
-    async fn info(&self, node: &StorageNode) -> v1::StorageNodeInfo {
+    async fn info(&self, node: &StorageNode, moving: Option<&String>) -> v1::StorageNodeInfo {
         let state = self.catalog.state(&node.id);
         let fullness = self.catalog.fullness(node).await;
         let trust = self.catalog.trust(&node.id);
@@ -89,7 +86,12 @@ impl<W: World> CoordinatorApi<W> {
             latency_p50_us: state.latency_p50_us,
             latency_p99_us: state.latency_p99_us,
             write_only: trust.is_some_and(|trust| trust != Trust::Whole),
-            state_message: self.state_message(&node.id, trust),
+            state_message: moving
+                .cloned()
+                .into_iter()
+                .chain(self.state_message(&node.id, trust))
+                .collect::<Vec<_>>()
+                .join("; "),
             store_use: trust.map_or("", Trust::as_str).to_owned(),
             store_state: condition.as_ref().map_or("", Condition::as_str).to_owned(),
             store_reason: condition.as_ref().map_or("", Condition::reason).to_owned(),
@@ -97,10 +99,10 @@ impl<W: World> CoordinatorApi<W> {
     }
 
     /// What is wrong with a node's store, what becomes of it by itself, and what to do.
-    fn state_message(&self, node: &NodeId, trust: Option<Trust>) -> String {
-        let Some(advice) = trust.and_then(Trust::advice) else { return String::new() };
+    fn state_message(&self, node: &NodeId, trust: Option<Trust>) -> Option<String> {
+        let advice = trust.and_then(Trust::advice)?;
         let more = self.upkeep.new_store(node).map(|more| format!("; {more}"));
-        format!("{advice}{}", more.unwrap_or_default())
+        Some(format!("{advice}{}", more.unwrap_or_default()))
     }
 
     /// The current time, Unix milliseconds.
@@ -121,7 +123,7 @@ fn healing(duties: &Duties) -> Vec<v1::HealingDuty> {
     healing.map(duty).collect()
 }
 
-fn node_of(request: v1::AddStorageNodeRequest, fallback: u32) -> Result<StorageNode, Invalid> {
+pub(super) fn node_of(request: v1::AddStorageNodeRequest, fallback: u32) -> Result<StorageNode, Invalid> {
     let port = u16::try_from(request.port).ok().filter(|port| *port > 0);
     let port = port.ok_or_else(|| Invalid::new("port", format!("{} is not a port", request.port), "use 1 to 65535"))?;
     if request.host.is_empty() {
@@ -138,18 +140,19 @@ fn node_of(request: v1::AddStorageNodeRequest, fallback: u32) -> Result<StorageN
     Ok(StorageNode { id, host: request.host, port, virtual_nodes, status: NodeStatus::Active })
 }
 
-fn changed(id: &NodeId, message: &str) -> v1::StorageNodeChangeResponse {
+fn changed(id: &NodeId, changed: Changed) -> v1::StorageNodeChangeResponse {
     v1::StorageNodeChangeResponse {
         success: true,
         node_id: id.to_string(),
-        migration_id: String::new(),
-        message: message.to_owned(),
+        migration_id: changed.migration.map(|migration| migration_id(migration.number)).unwrap_or_default(),
+        message: changed.message,
+        // Nothing has moved yet, so nothing is known of its speed.
         estimated_completion: 0,
         error_message: String::new(),
     }
 }
 
-fn node_status(error: &Refused) -> Status {
+pub(super) fn node_status(error: &Refused) -> Status {
     match error {
         Refused::Store(StoreError::Exists(_)) => refused(Code::AlreadyExists, "NODE_EXISTS", error.to_string()),
         Refused::Store(StoreError::Missing(_)) => refused(Code::NotFound, "NODE_NOT_FOUND", error.to_string()),

@@ -11,11 +11,12 @@ use witan_kernel::tenant::{
 use witan_wire::v1;
 
 use super::CoordinatorApi;
+use super::convert::migration_id;
 use super::guard::denied;
 use super::status::{Report, busy, invalid, refused, store_report};
 use crate::access::caller::Caller;
 use witan_control::defaults::Fallbacks;
-use witan_control::{Refused, Turn};
+use witan_control::{FactorChanged, Refused, Turn};
 use witan_coordinate::World;
 
 /// Default page size, tenants.
@@ -48,7 +49,7 @@ impl<W: World> CoordinatorApi<W> {
         let id = own_tenant(&caller, request.tenant_id)?;
         let _turn = self.catalog.lookups().take(caller.on_behalf_of(&id)).map_err(|error| status(&error))?;
         let tenant = self.catalog.tenant(&id).await.map_err(|error| status(&error))?;
-        Ok(response(&tenant))
+        self.described(&tenant).await
     }
 
     pub(super) async fn list(&self, request: v1::ListTenantsRequest) -> Result<v1::ListTenantsResponse, Status> {
@@ -59,10 +60,11 @@ impl<W: World> CoordinatorApi<W> {
         };
         let _turn = self.catalog.lookups().take(None).map_err(|error| status(&error))?;
         let tenants = self.catalog.tenants(after.as_ref(), limit).await.map_err(|error| status(&error))?;
+        let pending = self.catalog.pending(&tenants).await.map_err(|error| status(&error))?;
         let full = tenants.len() == limit as usize;
         let next = tenants.last().filter(|_| full).map(|last| last.id.to_string());
         Ok(v1::ListTenantsResponse {
-            tenants: tenants.iter().map(response).collect(),
+            tenants: tenants.iter().map(|tenant| response(tenant, pending.get(&tenant.id))).collect(),
             next_page_token: next.unwrap_or_default(),
         })
     }
@@ -81,7 +83,13 @@ impl<W: World> CoordinatorApi<W> {
             tenant.updated_at_ms = updated_at_ms;
         });
         let tenant = updated.await.map_err(|error| status(&error))?;
-        Ok(response(&tenant))
+        self.described(&tenant).await
+    }
+
+    /// A tenant, with what moves its records.
+    async fn described(&self, tenant: &Tenant) -> Result<v1::GetTenantResponse, Status> {
+        let pending = self.catalog.pending(std::slice::from_ref(tenant)).await.map_err(|error| status(&error))?;
+        Ok(response(tenant, pending.get(&tenant.id)))
     }
 
     pub(super) async fn change_replication_factor(
@@ -93,14 +101,14 @@ impl<W: World> CoordinatorApi<W> {
         let wanted = replication_factor("new_replication_factor", request.new_replication_factor)
             .map_err(|error| invalid(&error))?;
         let turn = self.change(&caller, &id)?;
-        let changed = self.catalog.change_replication_factor(turn, &id, wanted).await;
-        let (before, after) = changed.map_err(|error| status(&error))?;
+        let changed = self.catalog.change_replication_factor(turn, &id, wanted, self.now_ms()).await;
+        let FactorChanged { before, after, migration } = changed.map_err(|error| status(&error))?;
         Ok(v1::UpdateReplicationFactorResponse {
             success: true,
             tenant_id: id.to_string(),
             old_replication_factor: i32::from(before.replication_factor),
             new_replication_factor: i32::from(after.replication_factor),
-            migration_id: String::new(),
+            migration_id: migration.map(|migration| migration_id(migration.number)).unwrap_or_default(),
             updated_at: seconds(after.updated_at_ms),
             error_message: String::new(),
         })
@@ -191,7 +199,7 @@ fn tenant_of(request: v1::CreateTenantRequest, now_ms: u64, fallbacks: &Fallback
     Ok(tenant)
 }
 
-fn replication_factor(field: &'static str, given: i32) -> Result<u8, Invalid> {
+pub(super) fn replication_factor(field: &'static str, given: i32) -> Result<u8, Invalid> {
     let range = limit::REPLICATION_FACTOR;
     u8::try_from(given).ok().filter(|factor| range.contains(factor)).ok_or_else(|| {
         Invalid::new(field, format!("{given} is out of range"), format!("use {} to {}", range.start(), range.end()))
@@ -206,7 +214,7 @@ pub(super) fn page_size(given: i32) -> Result<u32, Invalid> {
     }
 }
 
-fn response(tenant: &Tenant) -> v1::GetTenantResponse {
+fn response(tenant: &Tenant, pending: Option<&u64>) -> v1::GetTenantResponse {
     v1::GetTenantResponse {
         success: true,
         tenant_id: tenant.id.to_string(),
@@ -222,6 +230,7 @@ fn response(tenant: &Tenant) -> v1::GetTenantResponse {
         default_level: tenant.default_level.to_string(),
         idempotency_outage: tenant.idempotency_outage.to_string(),
         idempotency_retention_seconds: seconds(tenant.idempotency_retention_ms),
+        pending_migration_id: pending.copied().map(migration_id).unwrap_or_default(),
     }
 }
 
@@ -239,6 +248,10 @@ pub(super) fn status(error: &Refused) -> Status {
         }
         Refused::NodeInUse(_) => refused(Code::FailedPrecondition, "NODE_IN_USE", error.to_string()),
         Refused::NeedsPlacementChange(_) => refused(Code::Unimplemented, "INVALID_REQUEST", error.to_string()),
+        Refused::TooOld { .. } => refused(Code::FailedPrecondition, "NODE_TOO_OLD", error.to_string()),
+        Refused::SourcesUnreachable(_) => refused(Code::FailedPrecondition, "SOURCES_UNREACHABLE", error.to_string()),
+        Refused::MigrationConflict(_) => refused(Code::FailedPrecondition, "MIGRATION_CONFLICT", error.to_string()),
+        Refused::TooLate(_) => refused(Code::FailedPrecondition, "MIGRATION_TOO_LATE", error.to_string()),
         Refused::NothingToResolve(_) | Refused::UnknownNode(_) => {
             refused(Code::FailedPrecondition, "INVALID_REQUEST", error.to_string())
         }

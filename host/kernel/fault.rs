@@ -122,6 +122,12 @@ pub enum Fault {
     FenceVolatile,
     /// A change of a tenant is answered although a node that could serve the old settings has no fence.
     FenceNotAwaited,
+    /// A node that gets rows anew drops nothing of what it had of them before, and says that it has.
+    EnterDropsNothing,
+    /// A node that is asked late to drop rows which it gets anew drops them, although a later change has begun.
+    StaleEnterDrops,
+    /// A node drops rows that it has lost although it has got them anew since.
+    LeaveIgnoresEntry,
     /// Requests carry the newest revision that the coordinator has heard of, not the one that it had followed when they began.
     EpochOfLater,
     /// A level is counted over the replicas of both placements together.
@@ -200,7 +206,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 95] = [
+    pub const ALL: [Self; 98] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -259,6 +265,9 @@ impl Fault {
         Self::FenceIgnored,
         Self::FenceVolatile,
         Self::FenceNotAwaited,
+        Self::EnterDropsNothing,
+        Self::StaleEnterDrops,
+        Self::LeaveIgnoresEntry,
         Self::EpochOfLater,
         Self::MoveCountsUnion,
         Self::MoveReadsNewOnly,

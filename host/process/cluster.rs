@@ -12,7 +12,7 @@ use witan_kernel::hook::{Pending, ReplicaState};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{self, Metadata, Placement, Replicas, Secrets, Slot, StorageNode, StoreError};
 use witan_kernel::replica::ReplicaError;
-use witan_kernel::ring::Ring;
+use witan_kernel::ring::{Ring, Rings};
 use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::Tenant;
@@ -119,7 +119,18 @@ impl Cluster for Local {
 
     fn fences(&self) -> bool {
         // A node of an earlier version cannot have any.
-        self.coordinator.fences() && self.coordinator.ring().nodes().iter().all(|node| self.lanes.has_fences(node))
+        self.coordinator.fences() && self.coordinator.rings().nodes().iter().all(|node| self.lanes.has_fences(node))
+    }
+
+    fn moves(&self) -> bool {
+        let nodes = self.coordinator.rings().nodes();
+        self.formats.moves()
+            && (self.fences() || !self.formats.shared())
+            && !nodes.iter().any(|it| self.lacks_moves(it))
+    }
+
+    fn lacks_moves(&self, node: &NodeId) -> bool {
+        self.lanes.state(node).reachable && !self.lanes.has_moves(node)
     }
 
     fn highest_fence(&self) -> u64 {
@@ -128,6 +139,10 @@ impl Cluster for Local {
 
     fn ring(&self) -> Arc<Ring> {
         self.coordinator.ring()
+    }
+
+    fn rings(&self) -> Arc<Rings> {
+        self.coordinator.rings()
     }
 
     fn raise_fence(&self, node: &NodeId, tenant: Option<&TenantId>, epoch: u64) -> Pending<Result<(), ReplicaError>> {

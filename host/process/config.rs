@@ -25,6 +25,9 @@ use crate::config::{FILE_BYTES, address, plain_host};
 use crate::grpc::origin::Sampling;
 use witan_control::defaults::Fallbacks;
 
+/// The rate of copies where nothing is configured, bytes per second: a quarter of a network of 1 Gbit/s.
+const COPY_RATE: u64 = 32 << 20;
+
 /// Settings that may change while a coordinator serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Live {
@@ -36,6 +39,8 @@ pub struct Live {
     pub rate_limits: RateLimits,
     /// What is healed, and how fast.
     pub healing: HealingConfig,
+    /// Bytes per second that a migration copies; 0: no bound.
+    pub copy_rate: u64,
 }
 
 impl Default for Live {
@@ -43,7 +48,7 @@ impl Default for Live {
         let Defaults { write_timeout: write, read_timeout: read, .. } = Defaults::default();
         let timeouts = Timeouts { read, write };
         let (rate_limits, healing) = (RateLimits::default(), HealingConfig::default());
-        Self { timeouts, fallbacks: Fallbacks::default(), rate_limits, healing }
+        Self { timeouts, fallbacks: Fallbacks::default(), rate_limits, healing, copy_rate: COPY_RATE }
     }
 }
 
@@ -161,7 +166,7 @@ pub(crate) fn http_defaults() -> Bounds {
 
 /// The part of the settings that may change at run time.
 pub(crate) fn live(settings: &Settings) -> Live {
-    let Settings { consistency, security, hash_ring, healing, .. } = settings;
+    let Settings { consistency, security, hash_ring, healing, placement, .. } = settings;
     Live {
         timeouts: Timeouts { read: consistency.read_timeout.0, write: consistency.write_timeout.0 },
         fallbacks: Fallbacks {
@@ -176,6 +181,7 @@ pub(crate) fn live(settings: &Settings) -> Live {
             bytes_per_second: healing.rate,
             admit_after: healing.admit_after.0,
         },
+        copy_rate: placement.copy_rate,
     }
 }
 

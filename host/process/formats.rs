@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use witan_control::capabilities::{Written, written};
 use witan_control::small_records::{Smaller, SmallerRecords};
 use witan_coordinate::Coordinator;
-use witan_kernel::capability::{FENCES, NAMES};
+use witan_kernel::capability::{FENCES, MOVES, NAMES, OF_COORDINATORS};
 use witan_kernel::port::{Metadata, SmallRecords, StoreError};
 use witan_kernel::sync::lock;
 use witan_store::idempotency::RedisIdempotency;
@@ -31,6 +31,7 @@ pub(super) struct Formats {
 struct Decided {
     names: Option<Written>,
     fences: Option<Written>,
+    moves: Option<Written>,
     smaller: Option<Smaller>,
 }
 
@@ -59,6 +60,14 @@ impl Formats {
                 log_fences(&fences);
             }
         }
+        // What moves records is fenced, so whoever does not want the one does not want the other.
+        let moves = match OF_COORDINATORS.contains(&MOVES) {
+            true => written(metadata, MOVES, self.fences).await?,
+            false => Written::Off,
+        };
+        if is_new(&mut lock(&self.decided).moves, &moves) {
+            log_moves(&moves);
+        }
         // The embedded store has one form, and one coordinator.
         if let Idempotency::Redis(redis) = &self.idempotency {
             let smaller = self.smaller.decide(metadata, &Recording { redis, coordinator }).await?;
@@ -67,6 +76,18 @@ impl Formats {
             }
         }
         Ok(())
+    }
+}
+
+impl Formats {
+    /// Whether every coordinator knows of tenants that move, and none will come that does not.
+    pub(super) fn moves(&self) -> bool {
+        lock(&self.decided).moves.as_ref().is_some_and(Written::is_yes)
+    }
+
+    /// Whether several coordinators may share the metadata store.
+    pub(super) fn shared(&self) -> bool {
+        self.shared
     }
 }
 
@@ -124,6 +145,20 @@ fn log_fences(written: &Written) {
         Written::Lacking(coordinator, version) => tracing::warn!(
             %coordinator, version,
             "a coordinator is of an earlier version, so changes of tenants are not fenced at the storage nodes"
+        ),
+    }
+}
+
+fn log_moves(written: &Written) {
+    match written {
+        Written::Yes => tracing::info!("nodes and replication factors can be changed while data is stored"),
+        Written::Off | Written::MayGoBack => tracing::info!(
+            "nodes and replication factors can be changed only while nothing is stored, since changes of tenants are not fenced \
+             (consistency.fence_changes)"
+        ),
+        Written::Lacking(coordinator, version) => tracing::warn!(
+            %coordinator, version,
+            "a coordinator is of an earlier version, so nodes and replication factors can be changed only while nothing is stored"
         ),
     }
 }

@@ -23,7 +23,7 @@ impl<W: World> Upkeep<W> {
     /// Removes a tenant's records from these nodes, or from every one, as far as possible before `until`. Idempotent. The tenant must be
     /// deleted already: records written during the removal may remain.
     pub async fn remove_records(&self, tenant: &TenantId, from: Option<Vec<NodeId>>, until: Instant) -> Removed {
-        let from = from.unwrap_or_else(|| self.coordinator.ring().nodes().to_vec());
+        let from = from.unwrap_or_else(|| self.coordinator.rings().nodes());
         let Some(task) =
             self.runner.begin(Kind::Removal, Some(tenant), || format!("remove the records of tenant {tenant}"))
         else {

@@ -311,6 +311,14 @@ pub const KEYS: &[Key] = &[
             take each other's work.",
     )
     .default("60s"),
+    Key::new(
+        "placement.copy_rate",
+        Size,
+        "Bytes of records per second that are copied to other nodes when nodes or replication factors change: 64KiB to 16GiB; 0: as \
+            many as the nodes take. One coordinator copies at a time.",
+    )
+    .default("32MiB")
+    .reloads(),
     Key::new("metrics.enabled", Flag, "Whether metrics are served; liveness and readiness always are.").default("true"),
     Key::new("metrics.host", Text, "IP address on which metrics and health are served over HTTP, or localhost.")
         .default("127.0.0.1"),

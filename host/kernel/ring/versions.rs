@@ -52,10 +52,15 @@ impl Rings {
         self.versions.iter().rev().find(|(known, _)| *known == version).map(|(_, ring)| ring)
     }
 
-    /// The nodes of all versions, by id.
+    /// The nodes of any version: those that hold records, or are to. Sorted by id.
     pub fn nodes(&self) -> Vec<NodeId> {
-        let all = self.versions.iter().flat_map(|(_, ring)| ring.nodes());
-        all.collect::<BTreeSet<_>>().into_iter().cloned().collect()
+        match &self.versions[..] {
+            // The usual case.
+            [(_, only)] => only.nodes().to_vec(),
+            all => {
+                all.iter().flat_map(|(_, ring)| ring.nodes()).collect::<BTreeSet<_>>().into_iter().cloned().collect()
+            }
+        }
     }
 
     /// The whole ring in ranges, by their tokens, without gap or overlap: for each, the nodes that hold its tokens under every version, the

@@ -114,7 +114,7 @@ async fn what_would_move_data_is_refused_and_why() {
     let refused = refusal(api.client().add_storage_node(node.clone()).await);
     assert_eq!(refused.summary(), not_yet);
     assert!(refused.message.contains("data"), "it says why: {}", refused.message);
-    let remove = |force| v1::RemoveStorageNodeRequest { node_id: "node-3".to_owned(), force };
+    let remove = |force| v1::RemoveStorageNodeRequest { node_id: "node-3".to_owned(), force, accept_loss: false };
     assert_eq!(refusal(api.client().remove_storage_node(remove(false)).await).summary(), not_yet);
     assert_eq!(refusal(api.client().remove_storage_node(remove(true)).await).summary(), not_yet);
     let bad_port = v1::AddStorageNodeRequest { port: 70_000, ..node };

@@ -1,0 +1,135 @@
+//! `witan migration plan`: what a change would move, and what would stand in its way.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+use witan_wire::v1::plan_migration_request::Change;
+use witan_wire::v1::{
+    AddStorageNodeRequest, PlanMigrationRequest, PlanMigrationResponse, PlannedNode, RemoveStorageNodeRequest,
+    UpdateReplicationFactorRequest,
+};
+
+use super::shown::number;
+use crate::cli::client::{self, Problem, within};
+use crate::cli::output::{self, Output, Table};
+use crate::cli::{Global, args};
+
+/// Shown below the help.
+pub const EXAMPLES: &str = "\
+Changes nothing. The numbers are estimates from the shares of the ring and from what the nodes report: they take tenants to have about \
+the same number of keys, and disks to hold nothing but records. Exit code 1: something is in the way; the output says what.
+
+Examples:
+  witan migration plan add n4 10.0.0.4:50052
+  witan migration plan remove n2
+  witan migration plan factor shop 5
+  witan migration plan remove n2 --output json | jq '.problems'";
+
+/// A change to plan.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Plan to add a storage node
+    #[command(after_help = "Example:\n  witan migration plan add n4 10.0.0.4:50052")]
+    Add {
+        /// The node's id
+        node_id: String,
+        /// Address at which coordinators would reach it
+        #[arg(value_name = "HOST:PORT", value_parser = args::address)]
+        address: (String, u16),
+        /// Its virtual nodes on the ring [default: the coordinator's hash_ring.virtual_nodes]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=4096))]
+        virtual_nodes: Option<i32>,
+    },
+    /// Plan to remove a storage node
+    #[command(after_help = "Examples:\n  witan migration plan remove n2\n  witan migration plan remove n2 --force")]
+    Remove {
+        /// The node's id
+        node_id: String,
+        /// It is lost
+        #[arg(long)]
+        force: bool,
+    },
+    /// Plan to change a tenant's replication factor
+    #[command(after_help = "Example:\n  witan migration plan factor shop 5")]
+    Factor {
+        /// The tenant
+        tenant: String,
+        /// Replicas of every key, 1 to 5
+        #[arg(value_name = "N", value_parser = clap::value_parser!(i32).range(1..=5))]
+        replication_factor: i32,
+    },
+}
+
+/// Plans a change.
+pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
+    let change = match command {
+        Command::Add { node_id, address: (host, port), virtual_nodes } => Change::Add(AddStorageNodeRequest {
+            node_id,
+            host,
+            port: i32::from(port),
+            virtual_nodes: virtual_nodes.unwrap_or(0),
+        }),
+        Command::Remove { node_id, force } => {
+            Change::Remove(RemoveStorageNodeRequest { node_id, force, accept_loss: false })
+        }
+        Command::Factor { tenant, replication_factor } => Change::Factor(UpdateReplicationFactorRequest {
+            tenant_id: tenant,
+            new_replication_factor: replication_factor,
+        }),
+    };
+    let request = within(global, PlanMigrationRequest { change: Some(change) });
+    let answer = client::coordinator(global).await?.plan_migration(request).await;
+    let plan = answer.map_err(Problem::query)?.into_inner();
+    show(global.output, &plan)?;
+    Ok(if plan.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn show(output: Output, plan: &PlanMigrationResponse) -> anyhow::Result<()> {
+    if output == Output::Json {
+        let nodes: Vec<Value> = plan.nodes.iter().map(node_json).collect();
+        output::object(&json!({
+            "nodes": nodes,
+            "moved_share": plan.moved_share,
+            "least_share": plan.least_share,
+            "tenants": plan.tenants,
+            "problems": plan.problems,
+        }))?;
+        return Ok(());
+    }
+    let mut table = Table::new(["NODE", "RECEIVES", "DROPS", "SHARE", "SHARE AFTER", "DISK", "DISK AFTER"]);
+    for node in &plan.nodes {
+        table.row([
+            node.node_id.clone(),
+            number(node.keys_received),
+            number(node.keys_dropped),
+            percent(node.share_before),
+            percent(node.share_after),
+            format!("{:.1} %", node.disk_usage_percent),
+            format!("{:.1} %", node.disk_usage_percent_after),
+        ]);
+    }
+    table.print("no storage nodes")?;
+    let (moved, least) = (percent(plan.moved_share), percent(plan.least_share));
+    output::line(&format!("{moved} of all copies would be made anew, of {least} at least; tenants: {}", plan.tenants))?;
+    for problem in &plan.problems {
+        output::note(&format!("in the way: {problem}"));
+    }
+    Ok(())
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+fn node_json(node: &PlannedNode) -> Value {
+    json!({
+        "node_id": node.node_id,
+        "keys_received": node.keys_received,
+        "keys_dropped": node.keys_dropped,
+        "share_before": node.share_before,
+        "share_after": node.share_after,
+        "disk_usage_percent": node.disk_usage_percent,
+        "disk_usage_percent_after": node.disk_usage_percent_after,
+    })
+}

@@ -1,0 +1,306 @@
+//! Calls about migrations: changes of the nodes or of a replication factor that move records.
+
+use std::collections::BTreeMap;
+
+use tonic::{Code, Status};
+use witan_kernel::name::{Invalid, NodeId, TenantId, shown};
+use witan_kernel::port::{Migration, MigrationProgress, MigrationStatus, PlacementChange, StoreError};
+use witan_wire::v1;
+use witan_wire::v1::plan_migration_request::Change;
+
+use super::CoordinatorApi;
+use super::convert::migration_id as name;
+use super::guard::denied;
+use super::nodes::{node_of, node_status};
+use super::status::{invalid, refused};
+use super::tenants::{page_size, replication_factor, seconds, status};
+use crate::access::caller::Caller;
+use witan_control::{Plan, PlannedNode, Refused};
+use witan_coordinate::World;
+
+impl<W: World> CoordinatorApi<W> {
+    pub(super) async fn migration_status(
+        &self,
+        caller: Caller,
+        request: v1::GetMigrationStatusRequest,
+    ) -> Result<v1::GetMigrationStatusResponse, Status> {
+        let _turn = self.catalog.lookups().take(bound(&caller)).map_err(|error| status(&error))?;
+        let migration = self.visible(&caller, &request.migration_id).await?;
+        self.reported(migration).await
+    }
+
+    pub(super) async fn list_migrations(
+        &self,
+        caller: Caller,
+        request: v1::ListMigrationsRequest,
+    ) -> Result<v1::ListMigrationsResponse, Status> {
+        let limit = page_size(request.page_size).map_err(|error| invalid(&error))?;
+        let before = match request.page_token.as_str() {
+            "" => None,
+            token => Some(number(token).ok_or_else(|| {
+                let remedy = "send the next_page_token of the previous page";
+                invalid(&Invalid::new(
+                    "page_token",
+                    format!("{} does not belong to this listing", shown(token)),
+                    remedy,
+                ))
+            })?),
+        };
+        let allowed = match bound(&caller) {
+            _ if caller.is_operator() => caller.may_all(),
+            Some(tenant) => caller.may(tenant),
+            None => Ok(()),
+        };
+        allowed.map_err(|refused| denied(&caller, &refused))?;
+        let _turn = self.catalog.lookups().take(bound(&caller)).map_err(|error| status(&error))?;
+        let page = self.catalog.migrations(before, limit).await.map_err(|error| status(&error))?;
+        let is_full = page.len() == limit as usize;
+        let next = page.last().filter(|_| is_full).map(|last| name(last.number));
+        let page: Vec<Migration> = page.into_iter().filter(|migration| is_for(&caller, migration)).collect();
+        let phases = self.catalog.phases(&page).await.map_err(|error| status(&error))?;
+        let now_ms = self.now_ms();
+        Ok(v1::ListMigrationsResponse {
+            migrations: page.iter().map(|migration| response(migration, &phases, now_ms)).collect(),
+            next_page_token: next.unwrap_or_default(),
+        })
+    }
+
+    pub(super) async fn cancel_migration(
+        &self,
+        caller: Caller,
+        request: v1::CancelMigrationRequest,
+    ) -> Result<v1::GetMigrationStatusResponse, Status> {
+        let migration = self.visible(&caller, &request.migration_id).await?;
+        let allowed = match &migration.change {
+            PlacementChange::ReplicationFactor { tenant, .. } => caller.may(tenant),
+            PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } => caller.may_all(),
+        };
+        allowed.map_err(|refused| denied(&caller, &refused))?;
+        let turn = match &migration.change {
+            PlacementChange::ReplicationFactor { tenant, .. } => self.change(&caller, tenant)?,
+            _ => self.operators_change()?,
+        };
+        let cancelled =
+            self.catalog.cancel_migration(turn, migration.number, request.confirm_undo, self.now_ms()).await;
+        self.reported(cancelled.map_err(|error| migration_refused(&error))?).await
+    }
+
+    pub(super) async fn plan_migration(
+        &self,
+        request: v1::PlanMigrationRequest,
+    ) -> Result<v1::PlanMigrationResponse, Status> {
+        let change = self.planned(request.change).map_err(|error| invalid(&error))?;
+        let _turn = self.catalog.lookups().take(None).map_err(|error| status(&error))?;
+        let plan = self.catalog.plan(&change).await.map_err(|error| status(&error))?;
+        Ok(plan_response(plan))
+    }
+
+    fn planned(&self, change: Option<Change>) -> Result<PlacementChange, Invalid> {
+        match change {
+            Some(Change::Add(add)) => node_of(add, self.fallbacks.load().virtual_nodes).map(PlacementChange::AddNode),
+            Some(Change::Remove(remove)) => {
+                Ok(PlacementChange::RemoveNode { node: NodeId::new(remove.node_id)?, force: remove.force })
+            }
+            Some(Change::Factor(factor)) => Ok(PlacementChange::ReplicationFactor {
+                tenant: TenantId::new(factor.tenant_id)?,
+                to: replication_factor("new_replication_factor", factor.new_replication_factor)?,
+            }),
+            None => Err(Invalid::new("change", "is missing", "send add, remove or factor")),
+        }
+    }
+
+    /// The migration of this name. Whoever may not see it finds none.
+    async fn visible(&self, caller: &Caller, id: &str) -> Result<Migration, Status> {
+        let number = number(id).ok_or_else(|| not_found(id))?;
+        let found = self.catalog.migration(number).await;
+        let found = found.map_err(|error| match error {
+            Refused::Store(StoreError::Missing(_)) => not_found(id),
+            error => status(&error),
+        })?;
+        if is_for(caller, &found) { Ok(found) } else { Err(not_found(id)) }
+    }
+
+    async fn reported(&self, migration: Migration) -> Result<v1::GetMigrationStatusResponse, Status> {
+        let phases = self.catalog.phases(std::slice::from_ref(&migration)).await.map_err(|error| status(&error))?;
+        Ok(response(&migration, &phases, self.now_ms()))
+    }
+}
+
+/// The tenant to which a caller who is no operator is bound.
+fn bound(caller: &Caller) -> Option<&TenantId> {
+    caller.credential().tenant().filter(|_| !caller.is_operator())
+}
+
+/// Operators see every migration; administrators those of their tenant's replication factor.
+fn is_for(caller: &Caller, migration: &Migration) -> bool {
+    match &migration.change {
+        _ if caller.is_operator() => true,
+        PlacementChange::ReplicationFactor { tenant, .. } => {
+            caller.credential().tenant().is_none_or(|own| own == tenant)
+        }
+        PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } => false,
+    }
+}
+
+/// The number in a migration's name.
+fn number(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("m-")?;
+    // Each has one name: neither "m-+7" nor "m-07" is one.
+    digits.parse().ok().filter(|number: &u64| number.to_string() == digits)
+}
+
+fn not_found(id: &str) -> Status {
+    let message = format!("there is no migration {}; of those that have ended, the oldest are forgotten", shown(id));
+    refused(Code::NotFound, "MIGRATION_NOT_FOUND", message)
+}
+
+fn migration_refused(error: &Refused) -> Status {
+    match error {
+        Refused::Store(StoreError::Missing(_)) => refused(Code::NotFound, "MIGRATION_NOT_FOUND", error.to_string()),
+        error => node_status(error),
+    }
+}
+
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn response(
+    migration: &Migration,
+    phases: &BTreeMap<u64, &'static str>,
+    now_ms: u64,
+) -> v1::GetMigrationStatusResponse {
+    let Migration { change, progress, .. } = migration;
+    let (kind, node, tenant, to, force) = match change {
+        PlacementChange::AddNode(node) => ("add_node", Some(&node.id), None, 0, false),
+        PlacementChange::RemoveNode { node, force } => ("remove_node", Some(node), None, 0, *force),
+        PlacementChange::ReplicationFactor { tenant, to } => ("replication_factor", None, Some(tenant), *to, false),
+    };
+    v1::GetMigrationStatusResponse {
+        success: true,
+        migration_id: name(migration.number),
+        r#type: kind.to_owned(),
+        node_id: node.map(ToString::to_string).unwrap_or_default(),
+        status: migration.status.as_str().to_owned(),
+        progress: Some(v1::MigrationProgress {
+            keys_migrated: whole(progress.keys_done),
+            total_keys: whole(progress.keys_total),
+            percentage: percentage(migration.status, progress),
+            bytes_migrated: whole(progress.bytes_done),
+            total_bytes: whole(total_bytes(progress)),
+        }),
+        started_at: migration.started_at_ms.map_or(0, seconds),
+        estimated_completion: estimated_ms(migration, now_ms).map_or(0, seconds),
+        error_message: String::new(),
+        phase: phases.get(&migration.number).copied().unwrap_or_default().to_owned(),
+        tenant_id: tenant.map(ToString::to_string).unwrap_or_default(),
+        message: progress.message.clone(),
+        cancel_requested: migration.cancel_requested,
+        created_at: seconds(migration.created_at_ms),
+        finished_at: migration.finished_at_ms.map_or(0, seconds),
+        tenants_done: whole(progress.tenants_done),
+        tenants_total: whole(progress.tenants_total),
+        old_replication_factor: i32::from(migration.before),
+        new_replication_factor: i32::from(to),
+        force,
+    }
+}
+
+/// Never above 99 before everything is done, also what is left over.
+fn percentage(status: MigrationStatus, progress: &MigrationProgress) -> f32 {
+    let (done, total) = match progress.keys_total {
+        0 => (progress.tenants_done, progress.tenants_total),
+        total => (progress.keys_done, total),
+    };
+    match status {
+        MigrationStatus::Completed => 100.0,
+        _ if total == 0 => 0.0,
+        _ => (done as f64 * 100.0 / total as f64).min(99.0) as f32,
+    }
+}
+
+/// As many bytes for each record that is left as for those so far.
+fn total_bytes(progress: &MigrationProgress) -> u64 {
+    let MigrationProgress { keys_done, keys_total, bytes_done, .. } = *progress;
+    if keys_done == 0 {
+        return 0;
+    }
+    let total = u128::from(bytes_done) * u128::from(keys_total.max(keys_done)) / u128::from(keys_done);
+    u64::try_from(total).unwrap_or(u64::MAX)
+}
+
+/// When a migration ends if it goes on as fast as it has so far; `None`: nothing has moved yet, or it has ended.
+fn estimated_ms(migration: &Migration, now_ms: u64) -> Option<u64> {
+    let MigrationProgress { keys_done, keys_total, .. } = migration.progress;
+    let started = migration.started_at_ms.filter(|_| migration.status == MigrationStatus::InProgress)?;
+    let (elapsed, left) = (now_ms.saturating_sub(started), keys_total.saturating_sub(keys_done));
+    if keys_done == 0 {
+        return None;
+    }
+    let more = u128::from(elapsed) * u128::from(left) / u128::from(keys_done);
+    Some(now_ms.saturating_add(u64::try_from(more).unwrap_or(u64::MAX)))
+}
+
+fn plan_response(plan: Plan) -> v1::PlanMigrationResponse {
+    let node = |node: PlannedNode| v1::PlannedNode {
+        node_id: node.node.to_string(),
+        keys_received: whole(node.received),
+        keys_dropped: whole(node.dropped),
+        share_before: node.share_before,
+        share_after: node.share_after,
+        disk_usage_percent: node.disk_percent,
+        disk_usage_percent_after: node.disk_percent_after,
+    };
+    v1::PlanMigrationResponse {
+        nodes: plan.nodes.into_iter().map(node).collect(),
+        moved_share: plan.moved_share,
+        least_share: plan.least_share,
+        tenants: whole(plan.tenants),
+        problems: plan.problems,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_migration_has_one_name() {
+        assert_eq!(number(&name(17)), Some(17));
+        for wrong in ["", "17", "m-", "m--1", "m-+7", "m-07", "m-1e3", "M-17", "m-99999999999999999999"] {
+            assert_eq!(number(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_complete_before_it_is() {
+        let progress = |keys_done, keys_total| MigrationProgress { keys_done, keys_total, ..Default::default() };
+        let running = |done, total| percentage(MigrationStatus::InProgress, &progress(done, total));
+        assert_eq!((running(0, 0), running(1, 4), running(4, 4)), (0.0, 25.0, 99.0));
+        assert_eq!(percentage(MigrationStatus::Completed, &progress(0, 0)), 100.0);
+        let tenants = MigrationProgress { tenants_done: 1, tenants_total: 2, ..Default::default() };
+        assert_eq!(percentage(MigrationStatus::InProgress, &tenants), 50.0, "without an estimate of the keys");
+    }
+
+    #[test]
+    fn bytes_and_time_that_are_left_follow_from_what_is_done() {
+        let progress = MigrationProgress { keys_done: 25, keys_total: 100, bytes_done: 1000, ..Default::default() };
+        assert_eq!((total_bytes(&progress), total_bytes(&MigrationProgress::default())), (4000, 0));
+        let mut migration = Migration {
+            number: 1,
+            change: PlacementChange::RemoveNode { node: NodeId::new("n1").unwrap(), force: false },
+            ring: 1,
+            before: 0,
+            status: MigrationStatus::InProgress,
+            cancel_requested: false,
+            progress,
+            created_at_ms: 0,
+            started_at_ms: Some(10_000),
+            finished_at_ms: None,
+        };
+        assert_eq!(estimated_ms(&migration, 20_000), Some(50_000));
+        assert_eq!(estimated_ms(&migration, 5_000), Some(5_000), "clocks may differ");
+        migration.status = MigrationStatus::Completed;
+        assert_eq!(estimated_ms(&migration, 20_000), None);
+    }
+}
