@@ -141,7 +141,8 @@ impl Metrics {
         registry.register("witan_move_given_up", help, self.move_given_up.clone());
         let help = "Tenants whose records are not where they are to be; 0 at coordinators that do not lead";
         registry.register("witan_tenants_to_move", help, self.tenants_to_move.clone());
-        let help = "Tenants of which a node has rows to drop that it holds no replicas of any longer, summed over nodes; 0 at coordinators that do not lead";
+        let help = "Nodes with rows to drop of which they hold no replicas any longer, once for each tenant; 0 at coordinators that do \
+                    not lead";
         registry.register("witan_leftovers", help, self.leftovers.clone());
         let help = "Seconds for which the oldest of these rows have been there";
         registry.register("witan_oldest_leftover_seconds", help, self.oldest_leftover.clone());

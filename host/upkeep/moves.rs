@@ -5,18 +5,15 @@
 //! out. It may be interrupted anywhere: each step is published before anything is done under it, with a compare-and-swap of the tenant's
 //! version, and everything that is copied carries the epoch of its step. No promise rests on the claim.
 //!
-//! `drive` takes a tenant from step to step, `steps` carries one out, `copy` copies a tenant's records, `range` those of one range, `merge`
-//! sends them; `leftovers` cleans what moves leave; `status` keeps on record how far changes are.
+//! `drive` takes a tenant from step to step, and `drive/steps` carries one out; `copy` copies a tenant's records, `copy/range` those of one
+//! range; `leftovers` cleans what moves leave; `status` keeps on record how far changes are.
 //!
 //! Copies are not bound to an age as those of a sweep are, but to epochs: whatever could make a late one harmful fences first.
 
 mod copy;
 mod drive;
 mod leftovers;
-mod merge;
-mod range;
 mod status;
-mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -52,8 +49,8 @@ const AFTER_HINT: Duration = Duration::from_millis(100);
 /// How fast records are copied. A change takes effect with the next pass over a tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MovesConfig {
-    /// Bytes that are read from nodes per second for the first copies of a move, each record counting as 128 more than it has; 0: unlimited.
-    /// The last copy, for which operations need both placements, is not limited.
+    /// Bytes that are read from nodes per second for the first copies of a move, each record counting as 128 more than it has; 0:
+    /// unlimited. The last copy, during which operations need both placements, is not limited.
     pub bytes_per_second: u64,
 }
 

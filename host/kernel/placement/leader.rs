@@ -334,3 +334,6 @@ fn begin(at: &Situation<'_>, condition: impl Fn(&NodeId) -> NodeCondition) -> Do
         Err(obstacle) => Do::Wait(obstacle),
     }
 }
+
+#[cfg(test)]
+mod tests;

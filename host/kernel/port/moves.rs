@@ -152,7 +152,7 @@ impl PlacementChange {
     }
 
     /// As it is recorded: a node that joins is active.
-    fn as_recorded(self) -> Self {
+    fn recorded(self) -> Self {
         match self {
             Self::AddNode(node) => Self::AddNode(StorageNode { status: NodeStatus::Active, ..node }),
             other => other,
@@ -252,7 +252,7 @@ pub struct OnRecord<'a> {
     pub placement: &'a Placement,
     /// The tenant that the change is about, if there is one that is not deleted.
     pub tenant: Option<&'a Tenant>,
-    /// Every placement change.
+    /// The placement changes that have not ended; also all that are later than one that is to be taken back.
     pub migrations: &'a [Migration],
 }
 
@@ -284,7 +284,7 @@ impl OnRecord<'_> {
     /// # Errors
     /// As there, except for the number of replicas that tenants have: see [`Plan::remaining`].
     pub fn plan(&self, change: PlacementChange, now_ms: u64) -> Result<Planned, StoreError> {
-        let change = change.as_recorded();
+        let change = change.recorded();
         let same = |of: &&Migration| of.is_open() && !of.cancel_requested && of.change == change;
         if let Some(same) = self.migrations.iter().find(same) {
             return Ok(Planned::Known(same.clone()));
@@ -456,12 +456,9 @@ fn newest(placement: &Placement) -> (u64, &[(NodeId, u32)]) {
     placement.rings.last().map_or((0, &[]), |ring| (ring.version, &ring.members))
 }
 
-/// Placement changes that are not kept any longer, so that one more has room: the oldest of those that have ended.
-pub fn superfluous(all: &[Migration]) -> Vec<u64> {
-    let mut ended: Vec<u64> = all.iter().filter(|of| of.status.has_ended()).map(|of| of.number).collect();
-    ended.sort_unstable();
-    ended.truncate((all.len() + 1).saturating_sub(MIGRATIONS));
-    ended
+/// How many of the oldest that have ended are forgotten, so that one more has room.
+pub fn superfluous(on_record: usize) -> usize {
+    (on_record + 1).saturating_sub(MIGRATIONS)
 }
 
 /// The rule of [`MigrationStore::forget_rings`](super::MigrationStore::forget_rings): versions of the ring, and nodes, that are forgotten

@@ -1,6 +1,9 @@
 //! A pass over the records of a tenant: range by range, the pages of its replicas before and after a move are joined, and whoever is to
 //! have a record and lacks a part of it is sent the merge.
 
+mod merge;
+mod range;
+
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
@@ -10,10 +13,10 @@ use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::placement::Both;
 
 use super::Stores;
-use super::range::Walk;
 use super::status::Board;
 use crate::Metrics;
 use crate::sweep::pace::BytePace;
+use range::Walk;
 
 /// Ranges that are walked at a time: a ring has hundreds of ranges for each node, and most tenants have few records, so that most of the
 /// time would be spent waiting for one node after the other.
@@ -73,12 +76,11 @@ pub(super) struct Stale;
 impl<W: World> Pass<'_, W> {
     pub(super) async fn run(&self) -> Result<Copied, Stale> {
         let mut all = Copied::default();
-        let mut ranges = self.ranges.iter();
-        let mut walks: FuturesUnordered<_> =
-            ranges.by_ref().take(RANGES).map(|range| Walk::new(self, range).run()).collect();
+        let (mut walks, mut ranges) = (FuturesUnordered::new(), self.ranges.iter());
+        walks.extend(ranges.by_ref().take(RANGES).map(|range| Walk::new(self, range).run()));
         while let Some(walked) = walks.next().await {
-            walks.extend(ranges.next().map(|range| Walk::new(self, range).run()));
             let (range, copied) = walked?;
+            walks.extend(ranges.next().map(|range| Walk::new(self, range).run()));
             all.records += copied.records;
             all.sent += copied.sent;
             all.bytes += copied.bytes;

@@ -1,5 +1,7 @@
 //! Takes tenants from step to step until their records are where they are to be.
 
+mod steps;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -14,29 +16,29 @@ use witan_kernel::placement::{Moving, Placed, Step};
 use witan_kernel::port::{MoveTenant, PAGE, StoreError};
 use witan_kernel::tenant::Tenant;
 
-use super::steps::{self, Stepped};
 use super::{AFTER_HINT, Ground, LOOK, Moves, Stores};
+use steps::Stepped;
 
 /// How long a tenant waits at first, and at most, when its move was given up because something failed.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// The pause after somebody else has changed the tenant, or before a step is repeated.
-pub(super) const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(100);
 /// How often in succession others may change a tenant before it is left for later.
 const CONFLICTS: u32 = 20;
 
 /// What the leader knows of a tenant's move beside its record. A takeover begins without it.
-pub(super) struct Known {
-    pub(super) done: Done,
+struct Known {
+    done: Done,
     /// The stores of nodes that have got rows, when the last copy began.
-    pub(super) entered: Stores,
+    entered: Stores,
     /// Passes of the first copy that were made.
-    pub(super) passes: u32,
+    passes: u32,
     /// How long the longest of them took.
-    pub(super) took: Duration,
+    took: Duration,
     /// Until when the step under way may be repeated.
-    pub(super) until: Option<Instant>,
+    until: Option<Instant>,
     /// Why the move is to be given up.
-    pub(super) failed: Option<String>,
+    failed: Option<String>,
     again: Backoff,
     not_before: Option<Instant>,
     conflicts: u32,
@@ -59,7 +61,7 @@ impl Known {
     }
 
     /// Something has failed that only a new beginning repairs.
-    pub(super) fn fail(&mut self, why: String) {
+    fn fail(&mut self, why: String) {
         self.done.failed = true;
         self.failed = Some(why);
     }

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream;
+use futures::stream::{self, StreamExt};
 use tokio::time::{Instant, sleep};
 use witan_coordinate::World;
 use witan_kernel::fault::Fault;
@@ -29,7 +28,8 @@ const DRAINS: Duration = Duration::from_secs(15);
 /// How long a node may take to drop rows at one attempt, which it does piece by piece.
 const DROPS: Duration = Duration::from_secs(60);
 
-type Key = (TenantId, NodeId);
+/// A node may be left with rows of a tenant by several moves.
+type Key = (TenantId, NodeId, u64);
 
 /// A leftover, and when it is due.
 struct Entry {
@@ -51,7 +51,7 @@ impl Cleaner {
         let now = Instant::now();
         let mut before = std::mem::take(&mut self.entries);
         for leftover in leftovers {
-            let key = (leftover.tenant.clone(), leftover.node.clone());
+            let key = (leftover.tenant.clone(), leftover.node.clone(), leftover.epoch);
             let entry = match before.remove(&key) {
                 Some(known) if known.leftover == leftover => known,
                 _ => Entry { leftover, seen: now, next: now, why: "it is about to".to_owned() },
@@ -94,17 +94,10 @@ impl<W: World> Moves<W> {
             cleaner.read = Some((revision, Instant::now()));
         }
         let now = Instant::now();
-        let due: Vec<(Key, Leftover, Instant)> = cleaner
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.next <= now)
-            .map(|(key, entry)| (key.clone(), entry.leftover.clone(), entry.seen))
-            .collect();
-        let cleaning = due.into_iter().map(|(key, leftover, seen)| async move {
-            let cleaned = self.clean_one(&leftover, seen).await;
-            (key, cleaned)
-        });
-        let mut each = stream::iter(cleaning.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
+        let due = cleaner.entries.iter().filter(|(_, entry)| entry.next <= now);
+        let due: Vec<_> =
+            due.map(|(key, entry)| self.try_one(key.clone(), entry.leftover.clone(), entry.seen)).collect();
+        let mut each = stream::iter(due).buffer_unordered(AT_ONCE);
         while let Some((key, cleaned)) = each.next().await {
             match cleaned {
                 Ok(()) => drop(cleaner.entries.remove(&key)),
@@ -126,12 +119,17 @@ impl<W: World> Moves<W> {
         let oldest = cleaner.entries.values().map(|entry| entry.leftover.created_at_ms).min();
         let age = oldest.map_or(0, |oldest| self.now_ms().saturating_sub(oldest));
         self.metrics().oldest_leftover.set(age as f64 / 1000.0);
-        self.board.left(cleaner.entries.iter().map(|(key, entry)| (key.clone(), entry.why.clone())).collect());
+        let why = |((tenant, node, _), entry): (&Key, &Entry)| ((tenant.clone(), node.clone()), entry.why.clone());
+        self.board.left(cleaner.entries.iter().map(why).collect());
+    }
+
+    async fn try_one(&self, key: Key, leftover: Leftover, seen: Instant) -> (Key, Result<(), Left>) {
+        (key, self.clean_one(&leftover, seen).await)
     }
 
     async fn clean_one(&self, leftover: &Leftover, seen: Instant) -> Result<(), Left> {
         let Leftover { tenant: id, node, epoch, .. } = leftover;
-        // Before the tenant is read: it is where it is then at this revision, too, or whoever has moved it since fences what comes under it.
+        // Before the tenant is read: it is where it is then at this revision, too, or whoever has moved it since fences this one.
         let followed = self.coordinator().followed();
         if followed < *epoch {
             return Err(Left::Soon("this coordinator does not follow the end of the move yet".to_owned()));

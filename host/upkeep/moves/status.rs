@@ -10,8 +10,8 @@ use witan_coordinate::World;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::placement::leader::target;
 use witan_kernel::port::{
-    LEFTOVERS, Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus, PAGE,
-    Placement, PlacementChange, StoreError, StoreOnRecord,
+    Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus, PAGE, Placement,
+    PlacementChange, StoreError, StoreOnRecord,
 };
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::Tenant;
@@ -309,11 +309,10 @@ impl<W: World> Moves<W> {
         loop {
             let after = all.last().map(|left| (left.tenant.clone(), left.node.clone()));
             let page = self.metadata().leftovers(None, after).await?;
-            let is_last = page.len() < LEFTOVERS;
-            all.extend(page);
-            if is_last {
+            if page.is_empty() {
                 return Ok(all);
             }
+            all.extend(page);
         }
     }
 

@@ -13,7 +13,7 @@ use witan_kernel::tenant::{Level, Tenant};
 use super::super::join_all;
 use super::{Pass, node, tenant};
 
-mod ends;
+pub(super) mod ends;
 mod leftovers;
 
 /// All of it. Tenants and nodes that are on record are removed before.

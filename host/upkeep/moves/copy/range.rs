@@ -9,15 +9,15 @@ use tokio::time::sleep;
 use witan_coordinate::World;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId};
+use witan_kernel::placement::Both;
 use witan_kernel::placement::leader::{is_copied, quorum, sources_wanted};
-use witan_kernel::placement::{Both, Tokens};
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, Unmergeable, difference};
 use witan_kernel::sync::lock;
 
-use super::copy::{Copied, Need, Pass, Stale};
 use super::merge::merge;
+use super::{Copied, Need, Pass, Stale};
 use crate::sweep::RECORD_BYTES;
 
 /// Merges of one range that are under way: with eight ranges at a time as many as a sweep has in four.
@@ -103,10 +103,7 @@ impl<'a, W: World> Walk<'a, W> {
                 tokio::time::sleep_until(due).await;
             }
         }
-        let asks = starved.iter().map(|index| {
-            let after = self.join.after(*index).cloned();
-            page(self.pass, &self.members[usize::from(*index)], self.range.tokens, after)
-        });
+        let asks: Vec<_> = starved.iter().map(|index| self.page(*index)).collect();
         let pages = join_all(asks).await;
         for (index, page) in starved.iter().zip(pages) {
             let taken = match page {
@@ -131,6 +128,17 @@ impl<'a, W: World> Walk<'a, W> {
             }
         }
         Ok(())
+    }
+
+    fn page(&self, index: u8) -> impl Future<Output = Result<Page, ReplicaError>> + Send + use<'a, W> {
+        let member = &self.members[usize::from(index)];
+        let (node, store) = (member.node, member.store);
+        let (from, to) = self.range.tokens;
+        // What is copied first may come from anybody.
+        let epoch = if matches!(self.pass.need, Need::Nothing) { 0 } else { self.pass.epoch };
+        let after = self.join.after(index).cloned();
+        let scan = Scan { tenant: Some(self.pass.tenant.clone()), after, epoch, ..Scan::between(from, to) };
+        page(self.pass, node, store, scan)
     }
 
     /// Merges what all replicas have of a key, and sends it to those that are to have it and lack a part.
@@ -175,13 +183,16 @@ impl<'a, W: World> Walk<'a, W> {
         Ok(())
     }
 
-    /// A member cannot read a record: it does not count as a source, and may be sent what others have.
+    /// A member cannot read a record: it counts neither as a source nor as one that has everything. It is sent nothing further in this
+    /// range: a merge in place of what it has lost would make it look whole.
     fn unreadable(&mut self, index: u8, have: &mut Vec<(u8, Option<Encoded>)>) {
         let member = &mut self.members[usize::from(index)];
         if member.is_source {
-            tracing::warn!(node = %member.node, tenant = %self.pass.tenant, "a record cannot be read, so that the node is no source of its range");
+            let (node, tenant) = (member.node, self.pass.tenant);
+            tracing::warn!(%node, %tenant, "a record cannot be read, so that the node is no source of its range");
         }
         member.is_source = false;
+        member.failed.get_or_insert_with(|| "a record cannot be read".to_owned());
         have.push((index, None));
     }
 
@@ -262,30 +273,18 @@ impl<'a, W: World> Walk<'a, W> {
     }
 }
 
-/// True for a record of a key that was deleted.
-fn is_deleted(record: &Encoded) -> bool {
-    match record.decode() {
-        Ok(Record::Register(register)) => register.value.is_none(),
-        Ok(Record::Siblings(siblings)) => siblings.is_deleted(),
-        Err(_) => false,
-    }
-}
-
-/// The next page of a node's records, from the store that it had when the pass began.
+/// A page of a node's records, if it still has this store.
 async fn page<W: World>(
     pass: &Pass<'_, W>,
-    member: &Member<'_>,
-    (from, to): Tokens,
-    after: Option<Place>,
+    node: &NodeId,
+    store: Option<StoreId>,
+    scan: Scan,
 ) -> Result<Page, ReplicaError> {
-    // What is copied first may come from anybody.
-    let epoch = if matches!(pass.need, Need::Nothing) { 0 } else { pass.epoch };
-    let scan = Scan { tenant: Some(pass.tenant.clone()), after, epoch, ..Scan::between(from, to) };
     let mut tries = 0;
     loop {
-        let error = match pass.coordinator.ports().replicas.scan(member.node, scan.clone()).await {
-            Ok(page) if Some(page.store) == member.store => return Ok(page),
-            Ok(_) => return Err(ReplicaError::Incomplete(member.node.clone())),
+        let error = match pass.coordinator.ports().replicas.scan(node, scan.clone()).await {
+            Ok(page) if Some(page.store) == store => return Ok(page),
+            Ok(_) => return Err(ReplicaError::Incomplete(node.clone())),
             Err(error) => error,
         };
         tries += 1;
@@ -293,5 +292,14 @@ async fn page<W: World>(
             return Err(error);
         }
         sleep(PAUSE * tries).await;
+    }
+}
+
+/// True for a record of a key that was deleted.
+fn is_deleted(record: &Encoded) -> bool {
+    match record.decode() {
+        Ok(Record::Register(register)) => register.value.is_none(),
+        Ok(Record::Siblings(siblings)) => siblings.is_deleted(),
+        Err(_) => false,
     }
 }

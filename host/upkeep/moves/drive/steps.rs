@@ -4,21 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream;
+use futures::stream::{self, Stream, StreamExt};
 use tokio::time::{Instant, sleep, timeout_at};
 use witan_coordinate::World;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::placement::leader::{Do, Plan};
-use witan_kernel::placement::{Both, Moving};
+use witan_kernel::placement::{Both, Moving, Tokens};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::scan::{Clear, Cleared, Purpose, Ranges};
 use witan_kernel::sync::lock;
 
-use super::copy::{Copied, Need, Pass, Stale};
-use super::drive::{Known, PAUSE};
-use super::{Ground, Moves, Stores};
+use super::{Known, PAUSE};
+use crate::moves::copy::{Copied, Need, Pass, Stale};
+use crate::moves::{Ground, Moves, Stores};
 use crate::sweep::pace::BytePace;
 
 /// Nodes that are asked at a time.
@@ -94,7 +93,7 @@ impl<W: World> Moves<W> {
             known.done.prepared = true;
             return Stepped::Next;
         }
-        let mut each = stream::iter(self.all_enter(at, epoch)).buffer_unordered(NODES);
+        let mut each = self.entering(at, epoch);
         while let Some((node, entered)) = each.next().await {
             match entered {
                 Ok(_) => {}
@@ -112,41 +111,39 @@ impl<W: World> Moves<W> {
         Stepped::Next
     }
 
-    /// Has every node that gets rows drop what it has of them: one future for each, of the node and the result.
-    fn all_enter<'b>(
-        &'b self,
-        at: &'b At<'_>,
+    /// Has every node that gets rows drop what it has of them.
+    fn entering<'a>(
+        &'a self,
+        at: &'a At<'a>,
         epoch: u64,
-    ) -> Vec<impl Future<Output = (&'b NodeId, Result<Cleared, NotEntered>)> + Send + use<'b, W>> {
-        let (id, entering): (&'b TenantId, _) = (at.id, &at.plan.entering);
-        let enter = |(node, ranges): (&'b NodeId, &'b Vec<(u64, u64)>)| async move {
-            (node, self.enter(id, node, ranges, epoch).await)
-        };
-        entering.iter().map(enter).collect()
+    ) -> impl Stream<Item = (&'a NodeId, Result<Cleared, NotEntered>)> + Send + Unpin {
+        let ask = |(node, ranges): (&'a NodeId, &'a Vec<Tokens>)| self.enter(at.id, node, ranges, epoch);
+        let asks: Vec<_> = at.plan.entering.iter().map(ask).collect();
+        Box::pin(stream::iter(asks).buffer_unordered(NODES))
     }
 
     /// Has a node drop what it has of the rows that it gets, however long that takes. It fails when the node does not answer for long.
-    async fn enter(
+    async fn enter<'a>(
         &self,
         id: &TenantId,
-        node: &NodeId,
-        ranges: &[(u64, u64)],
+        node: &'a NodeId,
+        ranges: &[Tokens],
         epoch: u64,
-    ) -> Result<Cleared, NotEntered> {
+    ) -> (&'a NodeId, Result<Cleared, NotEntered>) {
         let (ends, mut patience) = (Instant::now() + DROPS, Instant::now() + ENTERS);
         loop {
             let (tenant, ranges) = (id.clone(), ranges.to_vec());
             let clear = Clear { tenant, ranges, epoch, purpose: Purpose::Enter };
             let error = match self.replicas().clear(node, clear).await {
-                Ok(cleared) => return Ok(cleared),
-                Err(ReplicaError::StaleEpoch) => return Err(NotEntered::Stale),
+                Ok(cleared) => return (node, Ok(cleared)),
+                Err(ReplicaError::StaleEpoch) => return (node, Err(NotEntered::Stale)),
                 Err(error) => error,
             };
             if error == ReplicaError::Late {
                 patience = Instant::now() + ENTERS;
             }
             if Instant::now() >= patience.min(ends) {
-                return Err(NotEntered::Failed(error.to_string()));
+                return (node, Err(NotEntered::Failed(error.to_string())));
             }
             sleep(PAUSE).await;
         }
@@ -212,10 +209,6 @@ impl<W: World> Moves<W> {
     /// Copies from fenced sources what the first copy has missed. One attempt.
     async fn complete(&self, at: &At<'_>, epoch: u64, known: &mut Known) -> Stepped {
         self.board.doing(at.id, "copies what was written meanwhile");
-        if Fault::MoveDeltaSkipped.is_on() {
-            known.done.completed = true;
-            return Stepped::Next;
-        }
         let most = COMPLETES.max(known.took * TIMES);
         let until = *known.until.get_or_insert_with(|| Instant::now() + most);
         let attempt = timeout_at(until, self.attempt(at, epoch)).await;
@@ -253,6 +246,9 @@ impl<W: World> Moves<W> {
     /// One attempt at the last copy. Returns the stores of the nodes that have got rows.
     async fn attempt(&self, at: &At<'_>, epoch: u64) -> Result<Stores, Missed> {
         let entered = self.still_entered(at).await?;
+        if Fault::MoveDeltaSkipped.is_on() {
+            return Ok(entered);
+        }
         let mut targets = self.whole(&at.plan.new_nodes());
         targets.retain(|node, store| entered.get(node).is_none_or(|prepared| prepared == store));
         let whole = self.whole(&at.plan.old_nodes());
@@ -269,11 +265,11 @@ impl<W: World> Moves<W> {
 
     /// Has nodes raise a tenant's fence. Returns those that have, of the stores that they had before.
     async fn fenced(&self, id: &TenantId, nodes: Stores, epoch: u64) -> Stores {
-        let each: Vec<_> = nodes.into_iter().map(|(node, store)| self.fenced_one(id, node, store, epoch)).collect();
-        stream::iter(each).buffer_unordered(NODES).filter_map(std::future::ready).collect().await
+        let asks: Vec<_> = nodes.into_iter().map(|(node, store)| self.fence(id, node, store, epoch)).collect();
+        stream::iter(asks).buffer_unordered(NODES).filter_map(std::future::ready).collect().await
     }
 
-    async fn fenced_one(&self, id: &TenantId, node: NodeId, store: StoreId, epoch: u64) -> Option<(NodeId, StoreId)> {
+    async fn fence(&self, id: &TenantId, node: NodeId, store: StoreId, epoch: u64) -> Option<(NodeId, StoreId)> {
         match self.replicas().raise_fence(&node, Some(id), epoch).await {
             Ok(fenced) => (fenced == store).then_some((node, store)),
             Err(error) => {
@@ -288,8 +284,7 @@ impl<W: World> Moves<W> {
         if Fault::MovePrepareSkipped.is_on() {
             return Ok(self.whole(at.plan.entering.keys()));
         }
-        let each = stream::iter(self.all_enter(at, at.moving.prepared));
-        let all: BTreeMap<&NodeId, Result<Cleared, NotEntered>> = each.buffer_unordered(NODES).collect().await;
+        let all: BTreeMap<&NodeId, Result<Cleared, NotEntered>> = self.entering(at, at.moving.prepared).collect().await;
         let mut stores: BTreeMap<NodeId, StoreId> = BTreeMap::new();
         for (node, entered) in all {
             match entered {
