@@ -263,6 +263,22 @@ async fn a_node_leaves_unless_too_few_would_remain() {
     assert!(matches!(late, Refused::TooLate(_)), "{late}");
 }
 
+/// Its configuration names the nodes of the first start, and is not always changed when one has left.
+#[tokio::test]
+async fn a_coordinator_starts_with_a_node_in_its_configuration_that_was_removed() {
+    let place = Place::new(4, 100, &[3]).await;
+    let configured: Vec<StorageNode> = (1..=4).map(|n| node(&format!("n{n}"))).collect();
+    place.remove(removal("n4", false, false)).await.expect("recorded");
+    crate::register(place.metadata.as_ref(), &configured, 2).await.expect("it is on record still");
+    place.move_there("t1").await;
+    assert!(place.metadata.forget_rings(2).await.expect("forgotten"));
+    assert_eq!(place.catalog.nodes().await.expect("nodes").len(), 3);
+    crate::register(place.metadata.as_ref(), &configured, 2).await.expect("it was removed");
+    let stranger = [&configured[..], &[node("n9")]].concat();
+    let refused = crate::register(place.metadata.as_ref(), &stranger, 2).await.expect_err("never a member");
+    assert!(matches!(&refused, Refused::UnknownNode(unknown) if *unknown == id("n9")), "{refused}");
+}
+
 #[tokio::test]
 async fn what_may_be_lost_with_a_node_is_said_before() {
     let place = Place::new(5, 100, &[3, 1]).await;
