@@ -158,6 +158,7 @@ mod tests {
             Box::pin(std::future::ready(()))
         })
         .await;
+        contract::placement_changes_are_bounded(&metadata).await;
     }
 
     #[tokio::test]

@@ -156,15 +156,17 @@ pub struct Leftover {
     pub created_at_ms: u64,
 }
 
-/// Placement changes on record.
+/// Placement changes on record. The rules of what is written are in [`moves`](super::moves).
 pub trait MigrationStore: Send + Sync + 'static {
     /// Records a placement change, and in the same transaction makes the ring or the wish that it needs. The same change as one that has
-    /// not ended is not recorded again: that one is returned.
+    /// not ended, and was neither taken back nor undone by a later one, is not recorded again: that one is returned.
+    /// [`StoreError::Refused`] outside the limits, or if [`MIGRATIONS`] have not ended.
     ///
     /// - A node that joins is put on record, and is a member of the ring's next version. [`StoreError::Exists`] if it is on record already.
-    /// - A node that leaves is no member of the ring's next version, and is [draining](super::NodeStatus::Draining). Its store on record is
-    ///   retired if it is taken for lost. [`StoreError::Missing`] if it is no member of the newest ring. [`StoreError::Refused`], naming a
-    ///   tenant, if fewer nodes would remain than a tenant has, or is to have, replicas.
+    /// - A node that leaves is no member of the ring's next version, and is [draining](super::NodeStatus::Draining). If it is taken for
+    ///   lost, its stores are retired, and what it has left over is forgotten. [`StoreError::Missing`] if it is no member of the newest
+    ///   ring; one that is leaving may be taken for lost all the same, and makes no version then. [`StoreError::Refused`], naming a tenant,
+    ///   if fewer nodes would remain than a tenant has, or is to have, replicas.
     /// - A tenant is to have another replication factor ([`Tenant::wanted_factor`]). [`StoreError::Missing`]; [`StoreError::Refused`] out
     ///   of range or beyond the newest ring's nodes; [`StoreError::Conflict`] while another change of its factor has not ended.
     fn change_placement(&self, change: PlacementChange, now_ms: u64) -> Answer<Migration>;
@@ -176,7 +178,8 @@ pub trait MigrationStore: Send + Sync + 'static {
     fn migrations(&self, before: Option<u64>, limit: u32) -> Answer<Vec<Migration>>;
 
     /// Keeps how far a placement change is, and sets its state: pending becomes in progress, and both may end; what has ended stays as it
-    /// is. Numbers never fall. This is no change that others follow.
+    /// is, and what is being taken back does not end as completed. Numbers never fall. This is no change that others follow.
+    /// [`StoreError::Missing`].
     fn note_migration(
         &self,
         number: u64,
@@ -187,26 +190,30 @@ pub trait MigrationStore: Send + Sync + 'static {
 
     /// Asks to give a placement change up, and in the same transaction takes back what [`Self::change_placement`] has made: a node that was
     /// to join is no member of the ring's next version, one that was to leave is one again, a tenant keeps its factor. What has moved
-    /// already moves back. Returns it as it is; one that has ended is returned unchanged. [`StoreError::Missing`];
-    /// [`StoreError::Conflict`] if the node is taken for lost, or if later changes of nodes rest on it.
+    /// already moves back. Returns it as it is; one that has ended, or was taken back before, is returned unchanged.
+    /// [`StoreError::Missing`]; [`StoreError::Conflict`] if the node is taken for lost or has left already, if later changes of nodes rest
+    /// on it, or if the ring would have too few nodes for a tenant's replicas.
     fn cancel_migration(&self, number: u64, now_ms: u64) -> Answer<Migration>;
 
     /// Publishes a step of the move of a tenant that is still at `version`. The tenant is returned as stored, one version later.
     ///
-    /// [`MoveTenant::Finish`] sets ring and replication factor, and forgets the wish if it is fulfilled. Nodes that are left with rows are
-    /// recorded as [`Leftover`]s in the same transaction, except nodes that are not on record, and in a `Finish` those whose store on record
-    /// is retired. [`StoreError::Conflict`] when the tenant is at another version; [`StoreError::Missing`], also when it is deleted;
-    /// [`StoreError::Refused`] for a step that does not follow from the present one.
+    /// [`MoveTenant::Finish`] sets ring and replication factor, and forgets the wish if it is fulfilled; a wish that was withdrawn before
+    /// is made again, so that the tenant moves back. Nodes that are left with rows are recorded as [`Leftover`]s in the same transaction,
+    /// except nodes that are not on record, and those whose store on record is retired: it is never used again, so nothing waits for it.
+    /// One of the same node and placements takes the place of an earlier one. [`StoreError::Conflict`] when the tenant is at another
+    /// version; [`StoreError::Missing`], also when it is deleted; [`StoreError::Refused`] for a step that does not follow from the present
+    /// one.
     fn move_tenant(&self, id: &TenantId, version: u64, step: MoveTenant, now_ms: u64) -> Answer<Published>;
 
-    /// Leftovers of one tenant, or of all, by tenant and node, after this tenant and node; at most [`LEFTOVERS`]. Those of deleted tenants
-    /// are none: the removal of their records is owed anyway.
+    /// Leftovers of one tenant, or of all, by tenant, node and epoch, after this tenant and node; at most [`LEFTOVERS`]. A node may have
+    /// several of a tenant, of other rows each; a page has all or none of them. Those of deleted tenants are none: the
+    /// removal of their records is owed anyway.
     fn leftovers(&self, tenant: Option<&TenantId>, after: Option<super::Owing>) -> Answer<Vec<Leftover>>;
 
-    /// A node has no rows left over of a tenant, as of the leftover of this epoch. This is no change that others follow.
+    /// A node has no rows left over of a tenant, as of the leftover of this epoch, and of no other. This is no change that others follow.
     fn leftover_cleaned(&self, tenant: &TenantId, node: &NodeId, epoch: u64) -> Answer<()>;
 
-    /// Forgets versions of the ring, and nodes that have left it, to which no tenant, no move and no leftover refers. A node's store on
-    /// record is retired then. True if anything was forgotten.
+    /// Forgets versions of the ring but the newest, and nodes that have left it, to which no tenant that is not deleted, no move and no
+    /// leftover refers. A node's stores are retired then, and it owes nothing any longer. True if anything was forgotten.
     fn forget_rings(&self, now_ms: u64) -> Answer<bool>;
 }

@@ -87,7 +87,8 @@ pub struct RingOnRecord {
     pub members: Vec<(NodeId, u32)>,
 }
 
-/// Storage nodes on record.
+/// Storage nodes on record. Nodes that join or leave by what is here do so in place, in the newest version of the ring: that is right only
+/// while nothing is stored. Otherwise see [`MigrationStore`](super::MigrationStore).
 pub trait PlacementStore: Send + Sync + 'static {
     /// Stores the storage nodes of a cluster that has none: all of them or, on an error, none. A cluster that has nodes is left
     /// unchanged, so that of coordinators that start together exactly one founds the cluster. [`StoreError::Exists`] when a node
@@ -97,7 +98,8 @@ pub trait PlacementStore: Send + Sync + 'static {
     /// Stores a new storage node. [`StoreError::Exists`]; [`StoreError::Refused`] outside the limits or beyond [`NODES`].
     fn add_node(&self, node: StorageNode, now_ms: u64) -> Answer<()>;
 
-    /// Stores a storage node, new or not; the store id on record is kept. [`StoreError::Refused`] as above.
+    /// Stores a storage node, new or not; the store id on record is kept. One that leaves is no member of the ring by that.
+    /// [`StoreError::Refused`] as above.
     fn put_node(&self, node: StorageNode, now_ms: u64) -> Answer<()>;
 
     /// Every storage node, by id, and the placement's epoch.
@@ -109,7 +111,7 @@ pub trait PlacementStore: Send + Sync + 'static {
         Box::pin(async move { Ok(placement.await?.nodes) })
     }
 
-    /// Removes a storage node. [`StoreError::Missing`].
+    /// Removes a storage node, also from every version of the ring. [`StoreError::Missing`].
     fn remove_node(&self, id: &NodeId) -> Answer<()>;
 
     /// Decides what the store that a node has reported in its handshake may be used for. `commit` is the commit number that it has
@@ -131,7 +133,7 @@ pub trait PlacementStore: Send + Sync + 'static {
     /// admitted any more.
     fn replace_store(&self, id: &NodeId, from: StoreId, to: StoreId) -> Answer<()>;
 
-    /// Every store that any node has reported, except those of removed nodes.
+    /// Every store that any node has reported, except those of removed nodes. Those of nodes that left while data was stored are retired.
     fn stores(&self) -> Answer<Vec<StoreOnRecord>>;
 
     /// Keeps the highest commit number of each store, and its latest number of records. Unknown stores are ignored. This is no change

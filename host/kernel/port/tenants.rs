@@ -27,8 +27,8 @@ impl<T: Tenants> Tenants for Arc<T> {
 
 /// Tenants on record.
 pub trait TenantStore: Send + Sync + 'static {
-    /// Stores a new tenant as version 1 and returns it. [`StoreError::Exists`], also when a tenant of this id was deleted;
-    /// [`StoreError::Refused`] outside the data model's limits.
+    /// Stores a new tenant as version 1, on the newest version of the ring, and returns it. [`StoreError::Exists`], also when a tenant of
+    /// this id was deleted; [`StoreError::Refused`] outside the data model's limits.
     fn create_tenant(&self, tenant: Tenant) -> Answer<Tenant>;
 
     /// One tenant, deleted ones included.
@@ -38,12 +38,14 @@ pub trait TenantStore: Send + Sync + 'static {
     fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Answer<Vec<Tenant>>;
 
     /// Replaces a tenant that is still at `tenant.version` and returns it as stored, one version later. Its creation time and
-    /// deletion mark are not changed. [`StoreError::Conflict`] when it is at another version; [`StoreError::Missing`], also when
+    /// deletion mark are not changed, nor where its records are, move or are to be. [`StoreError::Conflict`] when it is at another version,
+    /// or when its replication factor would change while a placement change decides about it; [`StoreError::Missing`], also when
     /// it is deleted; [`StoreError::Refused`]. `fenced`: if the change [needs](crate::fence::needed) a fence, every storage node on record
     /// owes it from then on.
     fn update_tenant(&self, tenant: Tenant, fenced: bool) -> Answer<Tenant>;
 
     /// Marks a tenant that is still at `version` as deleted and returns it as stored; a deleted tenant is returned unchanged.
+    /// Nothing of it moves any longer, and nothing of it is left over.
     /// [`StoreError::Conflict`] when it is at another version; [`StoreError::Missing`]. Every storage node on record owes the removal of
     /// its records from then on, and a fence if `fenced`.
     fn delete_tenant(&self, id: &TenantId, version: u64, now_ms: u64, fenced: bool) -> Answer<Tenant>;

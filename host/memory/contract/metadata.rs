@@ -79,6 +79,11 @@ pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     bounds(metadata).await;
 }
 
+/// The bound on placement changes, after [`all`]. It takes thousands of transactions, so it is not tried on every way to a database.
+pub async fn placement_changes_are_bounded<M: Metadata>(metadata: &M) {
+    migrations::ends::the_oldest_make_room(metadata).await;
+}
+
 async fn tenants<M: Metadata>(metadata: &M) {
     let full = Tenant {
         replication_factor: 5,

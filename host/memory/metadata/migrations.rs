@@ -34,11 +34,12 @@ impl State {
             Planned::Known(known) => return Ok(known),
             Planned::Write(plan) => *plan,
         };
-        let all: Vec<Migration> = self.migrations.values().cloned().collect();
         let new = plan.migration.clone();
         let number = self.carry_out(plan, now_ms)?;
-        for superfluous in moves::superfluous(&all) {
-            self.migrations.remove(&superfluous);
+        let superfluous = moves::superfluous(self.migrations.len());
+        let ended = self.migrations.values().filter(|of| of.status.has_ended()).map(|of| of.number);
+        for number in ended.take(superfluous).collect::<Vec<_>>() {
+            self.migrations.remove(&number);
         }
         let new = Migration { number, ..new };
         self.migrations.insert(number, new.clone());

@@ -67,20 +67,34 @@ impl<D: Driver> MigrationStore for SqlMetadata<D> {
 }
 
 async fn change_placement(db: &mut Db, change: PlacementChange, now_ms: u64) -> Result<Migration, StoreError> {
-    let (placement, all) = (placement::placement(db).await?, list(db, None, MIGRATIONS as u64).await?);
+    let (placement, open) = (placement::placement(db).await?, open(db).await?);
     let tenant = tenant_of(db, &change).await?;
-    let at = OnRecord { placement: &placement, tenant: tenant.as_ref(), migrations: &all };
+    let at = OnRecord { placement: &placement, tenant: tenant.as_ref(), migrations: &open };
     let plan = match at.plan(change, now_ms)? {
         Planned::Known(known) => return Ok(known),
         Planned::Write(plan) => *plan,
     };
     let number = carry_out(db, &plan, now_ms).await?;
-    for superfluous in moves::superfluous(&all) {
-        db.execute("DELETE FROM migrations WHERE number = $1", &[Value::Number(superfluous)]).await?;
-    }
+    make_room(db).await?;
     let new = Migration { number, ..plan.migration };
     put(db, &new).await?;
     Ok(new)
+}
+
+/// Drops the oldest that have ended.
+async fn make_room(db: &mut Db) -> Result<(), StoreError> {
+    let on_record = db.one("SELECT COUNT(*) AS on_record FROM migrations", &[]).await?.number("on_record")?;
+    let superfluous = moves::superfluous(on_record);
+    if superfluous == 0 {
+        return Ok(());
+    }
+    db.execute(
+        "DELETE FROM migrations WHERE number IN
+            (SELECT number FROM migrations WHERE status IN ('completed', 'cancelled') ORDER BY number LIMIT $1)",
+        &[Value::Number(superfluous as u64)],
+    )
+    .await
+    .map(drop)
 }
 
 async fn cancel(db: &mut Db, number: u64, now_ms: u64) -> Result<Migration, StoreError> {
@@ -198,6 +212,12 @@ macro_rules! migrations_where {
 async fn get(db: &mut Db, number: u64) -> Result<Migration, StoreError> {
     let row = db.row(migrations_where!("number = $1"), &[Value::Number(number)]).await?;
     migration(&row.ok_or_else(|| moves::no_migration(number))?)
+}
+
+/// Those that have not ended.
+async fn open(db: &mut Db) -> Result<Vec<Migration>, StoreError> {
+    let rows = db.rows(migrations_where!("status IN ('pending', 'in_progress') ORDER BY number"), &[]).await?;
+    rows.iter().map(migration).collect()
 }
 
 /// The newest first.
