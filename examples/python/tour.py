@@ -352,6 +352,11 @@ class Tour:
             # At epoch 0 nothing changes: a fence that refused anybody would stay.
             fenced = node.RaiseFence(tenant_id=tenant, epoch=0, node_id=info.node_id)
             assert fenced.store_id == described.store_id, fenced
+            try:
+                node.ClearRange(tenant_id=tenant, epoch=0, node_id=info.node_id, purpose="CLEAR_PURPOSE_LEAVE")
+                raise AssertionError("no step of a placement change is published by revision 0")
+            except Refused as refused:
+                assert refused.code == "INVALID_ARGUMENT" and "epoch" in refused.message, refused
         say(f"{len(nodes)} nodes described themselves; record, repair and a lane's answer agree on each")
 
     def all_pages(self, call: Callable[..., Any], **fields: Any) -> list[Any]:

@@ -117,11 +117,11 @@ impl<W: World> Exchange<W> {
     async fn carry_out(mut self, mut change: Change, respond: Respond<Written>) {
         let outcome = self.store_under_what_holds(&mut change).await;
         let (result, rest) = match outcome {
-            Ok(Stored { claims, replicas, rest, puts }) => {
+            Ok(Stored { claims, met, rest, puts }) => {
                 // Whoever took over, or has no reservation, may not be the only one that has ever sent the write.
                 let puts = puts.filter(|_| !change.claim.may_be_repeated());
                 let rest = Rest { merges: rest, puts, write_id: change.write_id };
-                (Ok(self.written(&claims, replicas, change.idempotency_key)), Some(rest))
+                (Ok(self.written(&claims, met, change.idempotency_key)), Some(rest))
             }
             // That this attempt has done nothing says nothing of the intention: an earlier one may have applied it.
             Err(failed) if change.claim.may_be_repeated() => (Err(failed.failure.in_doubt()), None),
@@ -239,13 +239,13 @@ impl<W: World> Exchange<W> {
         Ok(())
     }
 
-    fn written(&self, claims: &Claims, replicas: u8, idempotency_key: String) -> Written {
+    fn written(&self, claims: &Claims, (replicas, level): (u8, Level), idempotency_key: String) -> Written {
         Written {
             idempotency_key,
             context: self.coordinator.seal(&self.plan, claims),
             rendering: render(claims),
             replicas,
-            level: Level::met(replicas, self.plan.replication_factor()),
+            level,
             duplicate: false,
         }
     }

@@ -109,7 +109,7 @@ impl<W: World> MergedRecord<W> {
     /// Sends `record` to every replica of the key, to be merged, and waits until each has answered or a repair's time is up. Sends nothing
     /// when as many repairs are running as may.
     pub async fn merge_everywhere(mut self, record: &Record) {
-        let everyone: Vec<u8> = (0..self.exchange.plan.replication_factor()).collect();
+        let everyone: Vec<u8> = self.exchange.plan.everyone().collect();
         self.exchange.repair_behind(&record.encode(), &everyone).await;
     }
 }

@@ -94,7 +94,7 @@ pub(super) struct Causes {
 }
 
 impl Causes {
-    fn add(&mut self, error: &ReplicaError) {
+    pub(super) fn add(&mut self, error: &ReplicaError) {
         self.overloaded += u8::from(*error == ReplicaError::Overloaded);
         self.stale += u8::from(*error == ReplicaError::StaleEpoch);
         let text = error.to_string();
@@ -134,7 +134,7 @@ pub(super) struct Exchange<W: World> {
 
 impl<W: World> Exchange<W> {
     pub(super) fn new(coordinator: Arc<Coordinator<W>>, plan: Plan) -> Self {
-        let sent_to = smallvec![0; plan.replicas.len()];
+        let sent_to = smallvec![0; plan.replicas().len()];
         Self {
             coordinator,
             plan,
@@ -219,7 +219,7 @@ impl<W: World> Exchange<W> {
     /// one and replicas that answered later have.
     fn revoke(&self, round: &mut impl Round) -> bool {
         let replicas = &self.coordinator.ports.replicas;
-        let all = (0..).zip(self.sent_to.iter().zip(&self.plan.replicas));
+        let all = (0..).zip(self.sent_to.iter().zip(self.plan.replicas()));
         let replaced = all.filter(|(_, (sent_to, node))| **sent_to != 0 && **sent_to != replicas.incarnation(node));
         replaced.fold(false, |revoked, (replica, _)| round.revoked(replica) || revoked)
     }
@@ -278,9 +278,9 @@ impl<W: World> Exchange<W> {
     /// Sends one request.
     pub(super) fn send(&mut self, phase: Phase, replica: u8, ask: Ask) {
         let phase = if matches!(ask, Ask::Names { .. }) { Phase::Names } else { phase };
-        let Some(node) = self.plan.replicas.get(usize::from(replica)) else { return };
+        let Some(node) = self.plan.replicas().get(usize::from(replica)) else { return };
         self.sent_to[usize::from(replica)] = self.coordinator.ports.replicas.incarnation(node);
-        let epoch = if Fault::EpochOfLater.is_on() { self.coordinator.followed() } else { self.plan.epoch };
+        let epoch = if Fault::EpochOfLater.is_on() { self.coordinator.followed() } else { self.plan.epoch.revision };
         let request = Request { place: self.plan.place.clone(), epoch, ask };
         let to: Arc<dyn Collect> = Arc::clone(&self.mailbox) as Arc<dyn Collect>;
         let tag = phase.tag(self.turn, replica);

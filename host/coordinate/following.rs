@@ -1,11 +1,13 @@
 //! Up to where this coordinator follows the changes of others. Every request to a replica carries the revision that its operation began
 //! with; a replica whose fence is above it refuses, and the operation begins again once later changes are followed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::port::{Clock, until};
+use witan_kernel::sync::lock;
 
 use super::exchange::Exchange;
 use super::{Coordinator, World};
@@ -17,27 +19,96 @@ pub(super) const RESTARTS: u8 = 2;
 /// of them by then is cut off.
 const PATIENCE_MICROS: u64 = 1_000_000;
 
+/// A revision up to which all changes were followed, held by the operations that began then.
+#[derive(Debug)]
+pub(super) struct Epoch {
+    pub(super) revision: u64,
+    /// Woken when no operation holds it any longer, and a later one is followed.
+    ended: Arc<Notify>,
+}
+
+impl Drop for Epoch {
+    fn drop(&mut self) {
+        self.ended.notify_one();
+    }
+}
+
 /// The revision up to which all changes are followed, and who waits for a later one.
-#[derive(Default)]
 pub(super) struct Following {
-    /// Read by every operation.
-    revision: AtomicU64,
-    /// The same, for those that wait for a later one.
+    /// Taken by every operation.
+    now: ArcSwap<Epoch>,
+    /// Earlier ones that operations may still hold: as many as changes were made within the life of an operation.
+    earlier: Mutex<Vec<Weak<Epoch>>>,
+    /// The same as `now`, for those that wait for a later one.
     later: watch::Sender<u64>,
     /// Woken when an operation waits for a later revision.
     behind: Notify,
+    /// Woken when the last operation of an earlier epoch has ended, and when a later one is followed.
+    ended: Arc<Notify>,
+}
+
+impl Default for Following {
+    fn default() -> Self {
+        let ended = Arc::<Notify>::default();
+        let now = ArcSwap::from_pointee(Epoch { revision: 0, ended: Arc::clone(&ended) });
+        Self { now, earlier: Mutex::default(), later: watch::Sender::default(), behind: Notify::default(), ended }
+    }
+}
+
+impl Following {
+    /// The epoch of an operation that begins now. As long as it is held, the operation is under way.
+    pub(super) fn begins(&self) -> Arc<Epoch> {
+        self.now.load_full()
+    }
+
+    /// To be taken before what is looked up, for [`Coordinator::follows_beyond`].
+    pub(super) fn beyond(&self) -> watch::Receiver<u64> {
+        self.later.subscribe()
+    }
+
+    fn follow(&self, revision: u64) {
+        // Looked for twice a second, whether there is anything new or not.
+        if self.now.load().revision == revision {
+            return;
+        }
+        let next = Arc::new(Epoch { revision, ended: Arc::clone(&self.ended) });
+        let mut earlier = lock(&self.earlier);
+        let before = self.now.swap(next);
+        earlier.retain(|epoch| epoch.strong_count() > 0);
+        earlier.push(Arc::downgrade(&before));
+        drop(earlier);
+        drop(before);
+        self.later.send_replace(revision);
+        self.ended.notify_one();
+    }
+
+    fn drained(&self) -> u64 {
+        let mut earlier = lock(&self.earlier);
+        earlier.retain(|epoch| epoch.strong_count() > 0);
+        let held = earlier.iter().filter_map(|epoch| epoch.upgrade().map(|epoch| epoch.revision)).min();
+        held.unwrap_or_else(|| self.now.load().revision)
+    }
 }
 
 impl<W: World> Coordinator<W> {
     /// All changes up to this revision of the metadata store are followed: operations that begin from now on know of them.
     pub fn set_followed(&self, revision: u64) {
-        self.following.revision.store(revision, Ordering::Release);
-        self.following.later.send_replace(revision);
+        self.following.follow(revision);
     }
 
     /// The revision up to which all changes are followed. Whoever takes it before anything else knows of all changes up to it.
     pub fn followed(&self) -> u64 {
-        self.following.revision.load(Ordering::Acquire)
+        self.following.now.load().revision
+    }
+
+    /// The revision up to which all changes are followed by every operation that is under way: none holds a plan of before.
+    pub fn drained_revision(&self) -> u64 {
+        self.following.drained()
+    }
+
+    /// Ready when [`Self::drained_revision`] may have risen. For one waiter.
+    pub async fn drains(&self) {
+        self.following.ended.notified().await;
     }
 
     /// Ready when an operation was refused because later changes have to be followed first. For one waiter.
@@ -46,8 +117,12 @@ impl<W: World> Coordinator<W> {
     }
 
     /// Waits until changes after `revision` are followed, or until `deadline` (monotonic microseconds). False if they are not.
-    async fn follows_beyond(&self, revision: u64, deadline: u64) -> bool {
-        let mut followed = self.following.later.subscribe();
+    pub(super) async fn follows_beyond(
+        &self,
+        mut followed: watch::Receiver<u64>,
+        revision: u64,
+        deadline: u64,
+    ) -> bool {
         self.following.behind.notify_one();
         let now = self.ports.clock.monotonic_micros();
         let time = until(deadline.min(now + PATIENCE_MICROS), now);
@@ -64,7 +139,35 @@ impl<W: World> Exchange<W> {
             return false;
         }
         *restarts -= 1;
-        let (epoch, deadline) = (self.plan.epoch, self.plan.deadline);
-        self.coordinator.follows_beyond(epoch, deadline).await
+        let (epoch, deadline) = (self.plan.epoch.revision, self.plan.deadline);
+        let beyond = self.coordinator.following.beyond();
+        self.coordinator.follows_beyond(beyond, epoch, deadline).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_revision_is_drained_when_no_operation_of_before_is_under_way() {
+        let following = Following::default();
+        following.follow(3);
+        let (first, second) = (following.begins(), following.begins());
+        assert_eq!((first.revision, following.drained()), (3, 3));
+        following.follow(5);
+        let third = following.begins();
+        following.follow(5);
+        following.follow(8);
+        assert_eq!((third.revision, following.drained()), (5, 3));
+        drop(first);
+        assert_eq!(following.drained(), 3, "another one of then is under way");
+        drop(second);
+        assert_eq!(following.drained(), 5);
+        following.ended.notified().await;
+        drop(third);
+        following.ended.notified().await;
+        assert_eq!((following.drained(), following.now.load().revision), (8, 8));
+        assert!(lock(&following.earlier).is_empty());
     }
 }

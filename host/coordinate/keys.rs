@@ -8,13 +8,15 @@ use futures::future::join_all;
 use witan_kernel::failure::Failure;
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::placement::{self, Both, Moving, Placed, Tokens};
 use witan_kernel::port::{Clock, Replicas};
 use witan_kernel::record::{Encoded, Record};
-use witan_kernel::replica::Place;
+use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::ring::ReplicaRange;
-use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, merged};
-use witan_kernel::tenant::Level;
+use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, Unmergeable, merged};
+use witan_kernel::tenant::{Level, Tenant};
 
+use super::following::{Epoch, RESTARTS};
 use super::{Coordinator, World};
 
 /// A page stops after 1/SHARE of its deadline, provided it has made progress; the rest is left for sending the answer.
@@ -76,44 +78,107 @@ impl<W: World> Coordinator<W> {
             self.metrics.scans_refused.inc();
             return Err(self.overloaded());
         };
-        let timeout = request.timeout.unwrap_or(self.timeouts.load().read).min(LONGEST_DEADLINE);
         let arrived = self.arrival(request.arrived);
-        let tenant = self.tenant(&request.tenant).await?;
-        let (ring, factor) = (self.ring(), tenant.replication_factor);
-        if ring.len() < usize::from(factor) {
-            return Err(Failure::TooFewNodes { wanted: factor, nodes: ring.len() });
+        let mut restarts = RESTARTS;
+        loop {
+            let (epoch, beyond) = (self.following.begins(), self.following.beyond());
+            let listing = self.listing(request.clone(), arrived, &epoch).await?;
+            let deadline = listing.deadline;
+            match listing.run().await {
+                Err(Failure::StaleEpoch) if restarts > 0 => {
+                    restarts -= 1;
+                    if !self.follows_beyond(beyond, epoch.revision, deadline).await {
+                        return Err(Failure::StaleEpoch);
+                    }
+                }
+                listed => return listed,
+            }
         }
+    }
+
+    async fn listing(&self, request: KeysRequest, arrived: u64, epoch: &Epoch) -> Result<Listing<'_, W>, Failure> {
+        let timeout = request.timeout.unwrap_or(self.timeouts.load().read).min(LONGEST_DEADLINE);
+        let tenant = self.tenant(&request.tenant).await?;
         let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
-        let listing = Listing {
+        Ok(Listing {
             coordinator: self,
+            epoch: epoch.revision,
             until: arrived.saturating_add(micros / u64::from(SHARE)),
             deadline: arrived.saturating_add(micros),
-            required: Level::Quorum.required(factor),
+            ranges: self.walks(&tenant)?,
             at: request.from.clone(),
             begun_at: request.from.clone(),
             request,
             page: KeysPage::default(),
             failed: Vec::new(),
-        };
-        listing.run(&ring.replica_ranges(&[factor])).await
+            is_stale: false,
+        })
     }
+
+    /// The ranges of a tenant's keys, with the replicas to walk: of the present placement, and in the last step of a change of the coming
+    /// one as well.
+    fn walks(&self, tenant: &Tenant) -> Result<Vec<Walk>, Failure> {
+        let rings = self.rings();
+        let on = |placed: Placed| {
+            let (ring, wanted) = (rings.version(placed.ring).ok_or(Failure::StaleEpoch)?, placed.replication_factor);
+            let nodes = ring.len();
+            if nodes < usize::from(wanted) {
+                Err(Failure::TooFewNodes { wanted, nodes })
+            } else {
+                Ok((&**ring, wanted))
+            }
+        };
+        let present = on(tenant.placed())?;
+        let Some(Moving { to, .. }) = tenant.moving.filter(|moving| moving.step == placement::Step::Cutover) else {
+            let walk =
+                |range: ReplicaRange| Walk { tokens: (range.from, range.to), sets: vec![range.replicas.to_vec()] };
+            return Ok(present.0.replica_ranges(&[present.1]).into_iter().map(walk).collect());
+        };
+        let walk = |range: Both| Walk { tokens: range.tokens, sets: vec![range.old, range.new] };
+        Ok(placement::both(present, on(to)?).into_iter().map(walk).collect())
+    }
+}
+
+/// A range of tokens, and the sets of replicas of which a quorum each is walked.
+struct Walk {
+    tokens: Tokens,
+    sets: Vec<Vec<NodeId>>,
 }
 
 /// A page being filled.
 struct Listing<'a, W: World> {
     coordinator: &'a Coordinator<W>,
+    /// The revision up to which all changes were followed before the tenant was looked up.
+    epoch: u64,
     request: KeysRequest,
     /// Monotonic microseconds at which the page ends if it has made progress.
     until: u64,
     /// Monotonic microseconds at which the client stops waiting.
     deadline: u64,
-    required: u8,
+    ranges: Vec<Walk>,
     /// The position reached: everything before it is done.
     at: Resume,
     begun_at: Resume,
     page: KeysPage,
     /// Nodes that have failed, and why. They are not asked again for this page.
     failed: Vec<(NodeId, String)>,
+    /// A node knows of a later change of the tenant.
+    is_stale: bool,
+}
+
+/// Why a page was not read.
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    #[error("it knows of a later change of the tenant")]
+    Stale,
+    #[error(transparent)]
+    Failed(ReplicaError),
+    #[error("its store has changed")]
+    OtherStore,
+}
+
+fn too_late(required: u8, answered: u16) -> Failure {
+    Failure::Deadline { required, received: answered.count_ones() as u8 }
 }
 
 /// How the walk of a range ended.
@@ -127,11 +192,12 @@ enum Walked {
 }
 
 impl<W: World> Listing<'_, W> {
-    async fn run(mut self, ranges: &[ReplicaRange]) -> Result<KeysPage, Failure> {
+    async fn run(mut self) -> Result<KeysPage, Failure> {
         let from = self.request.from.token;
-        for range in ranges.iter().filter(|range| range.to >= from) {
-            if self.at.token < range.from {
-                self.at = Resume { token: range.from, after: None };
+        let ranges = std::mem::take(&mut self.ranges);
+        for range in ranges.iter().filter(|range| range.tokens.1 >= from) {
+            if self.at.token < range.tokens.0 {
+                self.at = Resume { token: range.tokens.0, after: None };
             }
             if self.is_over() {
                 return Ok(self.with_next());
@@ -157,17 +223,21 @@ impl<W: World> Listing<'_, W> {
         full || (self.at != self.begun_at && self.coordinator.ports.clock.monotonic_micros() >= self.until)
     }
 
-    async fn walk(&mut self, range: &ReplicaRange) -> Result<Walked, Failure> {
+    async fn walk(&mut self, range: &Walk) -> Result<Walked, Failure> {
         let nodes = self.quorum(range)?;
         let after = self.at.after.clone().map(|key| self.place(self.at.token, key));
-        let mut join = Join::new(self.required, self.at.token, after.as_ref());
+        let mut join = Join::new(nodes.len() as u8, self.at.token, after.as_ref());
         // Bits of the replicas that have answered.
         let mut answered = 0u16;
         loop {
             match join.step() {
                 Step::End => return Ok(Walked::Whole),
                 Step::Key(joined) => {
-                    self.key(joined)?;
+                    if let Some(replica) = self.key(joined)? {
+                        let why = "it holds a record that cannot be read".to_owned();
+                        self.failed.push((nodes[usize::from(replica)].clone(), why));
+                        return Ok(Walked::Again);
+                    }
                     if self.is_over() {
                         return Ok(Walked::Enough);
                     }
@@ -180,46 +250,55 @@ impl<W: World> Listing<'_, W> {
                         return Ok(Walked::Enough);
                     }
                     if self.coordinator.ports.clock.monotonic_micros() >= self.deadline {
-                        return Err(self.too_late(answered));
+                        return Err(too_late(nodes.len() as u8, answered));
                     }
                     answered |= starved.iter().fold(0, |mask, replica| mask | 1 << replica);
                     if !self.turn_page(&mut join, range, &nodes, &starved).await {
-                        return Ok(Walked::Again);
+                        return if self.is_stale { Err(Failure::StaleEpoch) } else { Ok(Walked::Again) };
                     }
                 }
             }
         }
     }
 
-    fn too_late(&self, answered: u16) -> Failure {
-        Failure::Deadline { required: self.required, received: answered.count_ones() as u8 }
+    /// A quorum of each of a range's sets: the fastest whole ones that have not failed.
+    fn quorum(&self, range: &Walk) -> Result<PerReplica<NodeId>, Failure> {
+        let mut all: PerReplica<NodeId> = PerReplica::new();
+        for set in &range.sets {
+            for node in self.quorum_of(set)? {
+                if !all.contains(&node) {
+                    all.push(node);
+                }
+            }
+        }
+        Ok(all)
     }
 
-    /// A quorum of a range's replicas: the fastest whole ones that have not failed.
-    fn quorum(&self, range: &ReplicaRange) -> Result<PerReplica<NodeId>, Failure> {
+    fn quorum_of(&self, set: &[NodeId]) -> Result<PerReplica<NodeId>, Failure> {
+        let required = Level::Quorum.required(set.len() as u8);
         let replicas = &self.coordinator.ports.replicas;
         let mut causes: Vec<String> = self.failed.iter().map(|(node, why)| format!("node {node}: {why}")).collect();
         let mut nodes: PerReplica<&NodeId> = PerReplica::new();
-        for node in range.replicas.iter().filter(|node| self.failed.iter().all(|(failed, _)| failed != *node)) {
+        for node in set.iter().filter(|node| self.failed.iter().all(|(failed, _)| failed != *node)) {
             match replicas.standing(node) {
                 Some(standing) if standing.is_whole() => nodes.push(node),
                 Some(_) => causes.push(format!("node {node} has another store than before")),
                 None => causes.push(format!("node {node} cannot be reached")),
             }
         }
-        if nodes.len() < usize::from(self.required) {
+        if nodes.len() < usize::from(required) {
             let received = nodes.len() as u8;
-            return Err(Failure::QuorumNotReached { required: self.required, received, causes });
+            return Err(Failure::QuorumNotReached { required, received, causes });
         }
         nodes.sort_by_key(|node| {
             let state = replicas.state(node);
             (!state.reachable, state.latency_p50_us)
         });
-        Ok(nodes.into_iter().take(usize::from(self.required)).cloned().collect())
+        Ok(nodes.into_iter().take(usize::from(required)).cloned().collect())
     }
 
     /// Gets the next pages. False when a node did not answer.
-    async fn turn_page(&mut self, join: &mut Join, range: &ReplicaRange, nodes: &[NodeId], starved: &[u8]) -> bool {
+    async fn turn_page(&mut self, join: &mut Join, range: &Walk, nodes: &[NodeId], starved: &[u8]) -> bool {
         let left = (self.request.limit as usize).saturating_sub(self.page.keys.len());
         let asks = starved.iter().map(|replica| {
             let scan = Scan {
@@ -228,15 +307,18 @@ impl<W: World> Listing<'_, W> {
                 after: join.after(*replica).cloned(),
                 abridged: true,
                 records: u32::try_from(left).unwrap_or(u32::MAX).max(1),
-                ..Scan::between(self.at.token.max(range.from), range.to)
+                epoch: self.epoch,
+                ..Scan::between(self.at.token.max(range.tokens.0), range.tokens.1)
             };
             self.page_of(&nodes[usize::from(*replica)], scan)
         });
-        let pages: Vec<Result<Page, String>> = join_all(asks).await;
+        let pages: Vec<Result<Page, Unread>> = join_all(asks).await;
         let mut all = true;
         for (replica, page) in starved.iter().zip(pages) {
+            self.is_stale |= matches!(page, Err(Unread::Stale));
+            let taken = page.map_err(|unread| unread.to_string());
             let taken =
-                page.and_then(|page| join.page(*replica, page.found, page.next).map_err(|error| error.to_string()));
+                taken.and_then(|page| join.page(*replica, page.found, page.next).map_err(|error| error.to_string()));
             if let Err(why) = taken {
                 self.failed.push((nodes[usize::from(*replica)].clone(), why));
                 all = false;
@@ -245,29 +327,37 @@ impl<W: World> Listing<'_, W> {
         all
     }
 
-    async fn page_of(&self, node: &NodeId, scan: Scan) -> Result<Page, String> {
+    async fn page_of(&self, node: &NodeId, scan: Scan) -> Result<Page, Unread> {
         let replicas = &self.coordinator.ports.replicas;
         let left = self.deadline.saturating_sub(self.coordinator.ports.clock.monotonic_micros());
         let page = tokio::time::timeout(Duration::from_micros(left), replicas.scan(node, scan)).await;
-        let page = page.map_err(|_| "no answer in time".to_owned())?.map_err(|error| error.to_string())?;
+        let page = match page {
+            Ok(Ok(page)) => page,
+            Ok(Err(ReplicaError::StaleEpoch)) => return Err(Unread::Stale),
+            Ok(Err(error)) => return Err(Unread::Failed(error)),
+            Err(_) => return Err(Unread::Failed(ReplicaError::Late)),
+        };
         match replicas.standing(node) {
             Some(standing) if standing.is_whole() && standing.store == page.store => Ok(page),
-            _ => Err("its store has changed".to_owned()),
+            _ => Err(Unread::OtherStore),
         }
     }
 
-    /// Lists a key, unless it is deleted.
-    fn key(&mut self, joined: Joined) -> Result<(), Failure> {
+    /// Lists a key, unless it is deleted. Returns a replica whose record of it cannot be read: the key is not done then.
+    fn key(&mut self, joined: Joined) -> Result<Option<u8>, Failure> {
         let Joined { place, held } = joined;
         let mut have: PerReplica<(u8, Option<Encoded>)> = PerReplica::new();
         for (replica, held) in held {
             match held {
                 Held::Nothing => have.push((replica, None)),
                 Held::Record(record) => have.push((replica, Some(record))),
-                Held::Damaged => return Err(Failure::Internal("a stored record cannot be read".to_owned())),
+                Held::Damaged => return Ok(Some(replica)),
             }
         }
-        let record = merged(&have).map_err(|error| Failure::Internal(error.to_string()))?;
+        let record = match merged(&have) {
+            Err(Unmergeable::Damaged(replica, _)) => return Ok(Some(replica)),
+            merged => merged.map_err(|error| Failure::Internal(error.to_string()))?,
+        };
         self.at = Resume { token: place.token, after: Some(place.key.clone()) };
         if let Some(record) = record.filter(|record| !record.is_deleted()) {
             let siblings = match &record {
@@ -276,7 +366,7 @@ impl<W: World> Listing<'_, W> {
             };
             self.page.keys.push(ListedKey { key: place.key, siblings });
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Everything up to this place is done, whichever tenant it belongs to.

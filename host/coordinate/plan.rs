@@ -1,5 +1,6 @@
 //! An operation's plan: which replicas are asked, how many must answer, and by when. Made once, when the operation starts.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,12 +10,14 @@ use witan_kernel::fault::Fault;
 use witan_kernel::hook::{Asked, Hooks, Operation, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall};
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::placement::{Moving, Placed};
 use witan_kernel::port::{Clock, Replicas, StoreError, Tenants};
-use witan_kernel::quorum::Tally;
+use witan_kernel::quorum::{Route, Tally};
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{Preference, token};
 use witan_kernel::tenant::{Level, Tenant};
 
+use super::following::{Epoch, RESTARTS};
 use super::{Coordinator, World};
 use witan_origin::{self as origin, Span};
 
@@ -23,10 +26,10 @@ pub(super) struct Plan {
     pub(super) tenant: Arc<Tenant>,
     pub(super) hooks: Arc<dyn Hooks>,
     pub(super) place: Place,
-    /// The key's replicas, in ring order.
-    pub(super) replicas: Preference,
+    /// The key's replicas, and how many of them must answer.
+    pub(super) route: Route,
     /// The revision up to which the coordinator followed all changes before it planned: it has taken none of them into account by half.
-    pub(super) epoch: u64,
+    pub(super) epoch: Arc<Epoch>,
     /// When the request arrived, in monotonic microseconds.
     pub(super) arrived: u64,
     /// The answer of the consistency policy, or of the native rule.
@@ -51,14 +54,29 @@ pub(super) struct Asks<'a> {
 }
 
 impl Plan {
-    /// Number of replicas of the key.
-    pub(super) fn replication_factor(&self) -> u8 {
-        self.replicas.len() as u8
+    /// The key's replicas: see [`Route::replicas`].
+    pub(super) fn replicas(&self) -> &Preference {
+        self.route.replicas()
     }
 
-    /// An empty tally of the key's replicas, with the policy's requirement.
-    pub(super) fn tally(&self) -> Tally {
-        Tally::new(self.replication_factor(), self.policy.required)
+    /// Number of replicas of the key, as the policy knows it.
+    pub(super) fn replication_factor(&self) -> u8 {
+        self.route.replication_factor()
+    }
+
+    /// The index of every replica.
+    pub(super) fn everyone(&self) -> Range<u8> {
+        0..self.replicas().len() as u8
+    }
+
+    /// An empty tally of the replicas that are asked what they have, with the policy's requirement.
+    pub(super) fn asking(&self) -> Tally {
+        self.route.asking(self.policy.required)
+    }
+
+    /// An empty tally of the replicas that a change is sent to, with the policy's requirement.
+    pub(super) fn changing(&self) -> Tally {
+        self.route.changing(self.policy.required)
     }
 
     /// Raises the requirement to a quorum's answers, and accepts no shortfall: what a policy accepts of an operation is no reason to base
@@ -70,22 +88,55 @@ impl Plan {
 }
 
 impl<W: World> Coordinator<W> {
+    /// Plans an operation. Waits for a version of the ring that is not known here yet.
     pub(super) async fn plan(&self, asks: Asks<'_>) -> Result<Plan, Failure> {
+        let mut restarts = RESTARTS;
+        loop {
+            match self.plan_now(asks).await {
+                Err(Failure::StaleEpoch) if restarts > 0 => {
+                    restarts -= 1;
+                    let deadline = self.deadline(asks.operation, asks.arrived, asks.timeout);
+                    let (epoch, beyond) = (self.followed(), self.following.beyond());
+                    if !Box::pin(self.follows_beyond(beyond, epoch, deadline)).await {
+                        return Err(Failure::StaleEpoch);
+                    }
+                }
+                planned => return planned,
+            }
+        }
+    }
+
+    async fn plan_now(&self, asks: Asks<'_>) -> Result<Plan, Failure> {
         // Before anything else is looked up, which may then be newer, but not older.
-        let epoch = self.followed();
+        let epoch = self.following.begins();
         let tenant = self.tenant(asks.tenant).await?;
         let hooks = self.ports.plugins.hooks(asks.tenant);
         let place = place(asks.tenant, asks.key, hooks.as_ref())?;
-        let ring = self.ring();
-        let replicas = ring.replicas(place.token, tenant.replication_factor);
-        if replicas.len() < usize::from(tenant.replication_factor) {
-            return Err(Failure::TooFewNodes { wanted: tenant.replication_factor, nodes: replicas.len() });
-        }
+        let route = self.route(&tenant, place.token)?;
         let timeout = self.timeout(asks.operation, asks.timeout);
-        let policy = self.policy(&asks, &tenant, hooks.as_ref(), &replicas, timeout)?;
+        let policy = self.policy(&asks, &tenant, hooks.as_ref(), &route, timeout)?;
         let deadline = asks.arrived + u64::from(policy.deadline_ms) * 1000;
         let keys = self.keys.load_full();
-        Ok(Plan { tenant, hooks, place, replicas, epoch, arrived: asks.arrived, policy, deadline, keys })
+        Ok(Plan { tenant, hooks, place, route, epoch, arrived: asks.arrived, policy, deadline, keys })
+    }
+
+    /// The replicas of a token, under the placement of its tenant.
+    ///
+    /// # Errors
+    /// [`Failure::TooFewNodes`]; [`Failure::StaleEpoch`] when the version of the ring is not known here (yet).
+    pub fn route(&self, tenant: &Tenant, token: u64) -> Result<Route, Failure> {
+        let rings = self.rings.load();
+        let on = |placed: Placed| {
+            let ring = rings.version(placed.ring).ok_or(Failure::StaleEpoch)?;
+            let (replicas, wanted) = (ring.replicas(token, placed.replication_factor), placed.replication_factor);
+            let nodes = replicas.len();
+            if nodes < usize::from(wanted) { Err(Failure::TooFewNodes { wanted, nodes }) } else { Ok(replicas) }
+        };
+        let present = on(tenant.placed())?;
+        match tenant.moving {
+            None => Ok(Route::settled(present)),
+            Some(Moving { to, step, .. }) => Ok(Route::moving(present, &on(to)?, step)),
+        }
     }
 
     /// The key's replicas as this coordinator sees them, in ring order.
@@ -95,7 +146,7 @@ impl<W: World> Coordinator<W> {
 
     /// The states for a consistency policy, with the requests in flight rounded down to a power of two. Finer steps would decide nothing,
     /// and with coarse ones most questions repeat, so that cached answers apply.
-    fn coarse_states(&self, replicas: &Preference) -> PerReplica<ReplicaState> {
+    fn coarse_states(&self, replicas: &[NodeId]) -> PerReplica<ReplicaState> {
         let coarse = |state: ReplicaState| {
             let in_flight = state.in_flight.checked_ilog2().map_or(0, |power| 1 << power);
             ReplicaState { in_flight, ..state }
@@ -143,16 +194,18 @@ impl<W: World> Coordinator<W> {
         asks: &Asks<'_>,
         tenant: &Tenant,
         hooks: &dyn Hooks,
-        replicas: &Preference,
+        route: &Route,
         timeout: Duration,
     ) -> Result<PolicyAnswer, Failure> {
         let with_policy = hooks.has_policy();
-        let states = if with_policy { self.coarse_states(replicas) } else { PerReplica::new() };
+        // A policy is asked about the present placement, also while the coming one has to answer as well.
+        let present = usize::from(route.replication_factor());
+        let states = if with_policy { self.coarse_states(&route.replicas()[..present]) } else { PerReplica::new() };
         let question = PolicyQuestion {
             operation: asks.operation,
             level: asks.level.filter(|_| !Fault::LevelIgnored.is_on()).unwrap_or(tenant.default_level),
             minimum: tenant.minimum_level,
-            replication_factor: tenant.replication_factor,
+            replication_factor: route.replication_factor(),
             deadline_ms: timeout.as_millis() as u32,
             value_bytes: asks.value_bytes as u32,
             replicas: &states,
@@ -210,19 +263,21 @@ fn place(tenant: &TenantId, key: &Key, hooks: &dyn Hooks) -> Result<Place, Failu
 }
 
 /// The order in which replicas are read: the routing hook's, else reachable ones first, by their median round trip. Returns each index of
-/// the preference list once.
+/// the asked replicas once.
 pub(super) fn read_order(plan: &Plan, states: &[ReplicaState]) -> PerReplica<u8> {
-    let mut order: PerReplica<u8> = (0..plan.replicas.len() as u8).collect();
+    let asked = plan.route.asked();
+    let mut order: PerReplica<u8> = (0..asked).collect();
     order.sort_by_key(|replica| {
         let state = &states[usize::from(*replica)];
         // Latencies within a quarter of a millisecond count as equal, so that near replicas share the load by requests in flight.
         (!state.reachable, state.latency_p50_us / 250, state.in_flight)
     });
-    let nodes: PerReplica<(NodeId, ReplicaState)> = plan.replicas.iter().cloned().zip(states.iter().copied()).collect();
+    let nodes: PerReplica<(NodeId, ReplicaState)> =
+        plan.replicas().iter().take(asked.into()).cloned().zip(states.iter().copied()).collect();
     if let Asked::Answered { answer, .. } = plan.hooks.prefer(&plan.place.key, &nodes) {
         let mut preferred: PerReplica<u8> = PerReplica::new();
         for replica in answer.into_iter().chain(order.iter().copied()) {
-            if usize::from(replica) < plan.replicas.len() && !preferred.contains(&replica) {
+            if replica < asked && !preferred.contains(&replica) {
                 preferred.push(replica);
             }
         }

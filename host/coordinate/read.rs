@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use witan_kernel::context::Claims;
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
@@ -10,8 +11,9 @@ use witan_kernel::hook::{Asked, Operation, Verdict};
 use witan_kernel::limit::PerReplica;
 use witan_kernel::port::Clock;
 use witan_kernel::quorum::{Hedging, ReadRound, Reconciled, reconcile};
-use witan_kernel::record::{Encoded, Record};
+use witan_kernel::record::{Damaged, Encoded, Record};
 use witan_kernel::register::Register;
+use witan_kernel::replica::ReplicaError;
 use witan_kernel::siblings::Siblings;
 use witan_kernel::tenant::ReadRepair;
 
@@ -99,21 +101,37 @@ impl<W: World> Exchange<W> {
 
     /// Asks until the requirement is met, and merges the answers. Also returns which replicas have answered.
     pub(super) async fn gather(&mut self) -> Result<(Reconciled, PerReplica<u8>), Failed> {
-        let states = self.coordinator.states(&self.plan.replicas);
-        let order = read_order(&self.plan, &states);
+        let states = self.coordinator.states(self.plan.replicas());
+        let tally = self.plan.asking();
+        let mut order = read_order(&self.plan, &states);
+        order.retain(|replica| tally.is_open(*replica));
         let metrics = Arc::clone(&self.coordinator.metrics);
         let hedging = Hedging { started: self.now(), budget: move || metrics.take_hedge() };
-        let mut round = ReadRound::new(order, self.plan.tally(), self.plan.policy.shortfall, hedging);
+        let mut round = ReadRound::new(order, tally, self.plan.policy.shortfall, hedging);
         let slowest = round.asked().iter().map(|r| states[usize::from(*r)].latency_p99_us).max().unwrap_or(0);
         round.hedge_after(self.hedge_after(slowest));
-        match self.drive(Phase::Read, &mut round).await {
-            Ended::Met => self.reconciled(&round.into_records()),
-            Ended::Short(_) if self.had_no_room() => Err(self.coordinator.overloaded().of_read()),
-            Ended::Short(causes) => {
-                let tally = round.tally();
-                Err(self.short(causes, tally.required(), tally.received(), true).of_read())
+        let mut unreadable: SmallVec<[ReplicaError; 0]> = SmallVec::new();
+        loop {
+            match self.drive(Phase::Read, &mut round).await {
+                Ended::Met => {
+                    let answered = round.records().iter().map(|(replica, _)| *replica).collect();
+                    match reconciled(round.records()) {
+                        Ok(reconciled) => return Ok((reconciled, answered)),
+                        Err(Unread::Damaged(replica, damaged)) => {
+                            round.refuted(replica);
+                            unreadable.push(ReplicaError::Broken(damaged.to_string()));
+                        }
+                        Err(Unread::TwoModes) => return Err(Failure::Internal(Unread::TwoModes.to_string()).of_read()),
+                    }
+                }
+                Ended::Short(_) if self.had_no_room() => return Err(self.coordinator.overloaded().of_read()),
+                Ended::Short(mut causes) => {
+                    unreadable.iter().for_each(|error| causes.add(error));
+                    let tally = round.tally();
+                    return Err(self.short(causes, tally.required(), tally.received(), true).of_read());
+                }
+                Ended::Late => return Err(late(round.tally()).of_read()),
             }
-            Ended::Late => Err(late(round.tally()).of_read()),
         }
     }
 
@@ -122,38 +140,6 @@ impl<W: World> Exchange<W> {
         let cap = self.coordinator.defaults.hedge_cap.as_micros() as u64;
         let native = if slowest_p99_us == 0 { cap } else { u64::from(slowest_p99_us).min(cap) };
         self.plan.policy.hedge_after_us.map_or(native, u64::from)
-    }
-
-    fn reconciled(&self, records: &[(u8, Option<Encoded>)]) -> Result<(Reconciled, PerReplica<u8>), Failed> {
-        let answered = records.iter().map(|(replica, _)| *replica).collect();
-        let internal = |reason: String| Failure::Internal(reason).of_read();
-        let decode = |bytes: Option<&Encoded>| {
-            bytes.map(Encoded::decode).transpose().map_err(|damaged| internal(damaged.to_string()))
-        };
-        let first = records.first().and_then(|(_, record)| record.as_ref());
-        if records.iter().all(|(_, record)| record.as_ref() == first) {
-            return Ok((Reconciled { record: decode(first)?, stale: PerReplica::new() }, answered));
-        }
-        let mut decoded: PerReplica<(u8, Option<Record>)> = PerReplica::new();
-        for (replica, bytes) in records {
-            decoded.push((*replica, decode(bytes.as_ref())?));
-        }
-        let mut reconciled = reconcile(&decoded);
-        if Fault::AbsentNotStale.is_on()
-            && let Some(reconciled) = &mut reconciled
-        {
-            reconciled
-                .stale
-                .retain(|stale| decoded.iter().any(|(replica, record)| replica == stale && record.is_some()));
-        }
-        if Fault::FirstAnswerReturned.is_on()
-            && let Some(reconciled) = &mut reconciled
-        {
-            reconciled.record = decoded[0].1.clone();
-        }
-        let reconciled =
-            reconciled.ok_or_else(|| internal("replicas hold records of two conflict modes".to_owned()))?;
-        Ok((reconciled, answered))
     }
 
     async fn answer_with(&mut self, record: Option<Record>) -> Result<ReadAnswer, Failed> {
@@ -231,6 +217,40 @@ impl<W: World> Exchange<W> {
         };
         self.coordinator.write(request, Box::new(|_| {}));
     }
+}
+
+/// Why answers say nothing together.
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    /// This replica's is no record.
+    #[error("{1}")]
+    Damaged(u8, Damaged),
+    #[error("replicas hold records of two conflict modes")]
+    TwoModes,
+}
+
+fn reconciled(records: &[(u8, Option<Encoded>)]) -> Result<Reconciled, Unread> {
+    let decode = |(replica, bytes): &(u8, Option<Encoded>)| {
+        let record = bytes.as_ref().map(Encoded::decode).transpose();
+        record.map_err(|damaged| Unread::Damaged(*replica, damaged))
+    };
+    let none = Reconciled { record: None, stale: PerReplica::new() };
+    let Some(first) = records.first() else { return Ok(none) };
+    if records.iter().all(|(_, record)| *record == first.1) {
+        return Ok(Reconciled { record: decode(first)?, ..none });
+    }
+    let mut decoded: PerReplica<(u8, Option<Record>)> = PerReplica::new();
+    for record in records {
+        decoded.push((record.0, decode(record)?));
+    }
+    let mut reconciled = reconcile(&decoded).ok_or(Unread::TwoModes)?;
+    if Fault::AbsentNotStale.is_on() {
+        reconciled.stale.retain(|stale| decoded.iter().any(|(replica, record)| replica == stale && record.is_some()));
+    }
+    if Fault::FirstAnswerReturned.is_on() {
+        reconciled.record = decoded[0].1.clone();
+    }
+    Ok(reconciled)
 }
 
 /// [`Fault::RepairSendsFirst`]: the record as a replica has it that knows one of its versions only.

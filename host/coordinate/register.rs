@@ -7,7 +7,7 @@ use witan_kernel::port::Clock;
 use witan_kernel::quorum::{MergeRound, PutRound, StampRound, Tally};
 use witan_kernel::record::Record;
 use witan_kernel::register::{Register, Stamp};
-use witan_kernel::tenant::Ordering;
+use witan_kernel::tenant::{Level, Ordering};
 
 use super::World;
 use super::change::Change;
@@ -18,8 +18,8 @@ use super::idempotency::Claim;
 pub(super) struct Stored {
     /// What the writer has now seen.
     pub(super) claims: Claims,
-    /// Replicas that have stored it.
-    pub(super) replicas: u8,
+    /// Replicas that have stored it, of the placement that has the fewest, and the level that is met.
+    pub(super) met: (u8, Level),
     /// The round that goes on after the response.
     pub(super) rest: MergeRound,
     /// The Puts of a `siblings` write that may be unpinned after the response.
@@ -36,9 +36,9 @@ impl<W: World> Exchange<W> {
         let record = Register::written(stamp, change.write_id, change.request.value.clone());
         change.claim.sent();
         let record = Record::Register(record).encode();
-        let mut round = MergeRound::new(record, self.plan.tally(), self.plan.policy.shortfall);
+        let mut round = MergeRound::new(record, self.plan.changing(), self.plan.policy.shortfall);
         self.until_met(&mut round).await?;
-        Ok(Stored { claims: Claims::Register { stamp }, replicas: round.tally().acks(), rest: round, puts: None })
+        Ok(Stored { claims: Claims::Register { stamp }, met: self.met(&round), rest: round, puts: None })
     }
 
     /// The write's stamp: one it was given before, or one above everything that it must supersede.
@@ -51,7 +51,7 @@ impl<W: World> Exchange<W> {
             Claims::Register { .. } | Claims::Nothing | Claims::Siblings { .. } => None,
         };
         let one = Fault::OneStampIsEnough.is_on();
-        let tally = if one { Tally::new(self.plan.replication_factor(), 1) } else { self.plan.tally() };
+        let tally = if one { Tally::new(self.plan.replication_factor(), 1) } else { self.plan.asking() };
         let mut round = StampRound::new(change.write_id, tally);
         if self.needs_stamp_round(&change.claim) {
             self.gather_stamps(&mut round).await?;
@@ -103,11 +103,16 @@ impl<W: World> Exchange<W> {
         if nothing_done { failure.not_applied() } else { failure.in_doubt() }
     }
 
+    /// Replicas that have stored what a round has sent, of the placement that has the fewest, and the level that is met.
+    pub(super) fn met(&self, round: &MergeRound) -> (u8, Level) {
+        self.plan.route.met(round.tally())
+    }
+
     /// Waits for the rest of a round's answers, after the response has left.
     pub(super) async fn hear_out(&mut self, rest: MergeRound) {
         let mut rest = rest.every_answer();
         self.drive(Phase::Merge, &mut rest).await;
-        let missed = self.plan.replication_factor() - rest.tally().acks();
+        let missed = self.plan.everyone().len() as u8 - rest.tally().acks();
         self.coordinator.metrics.replicas_missed.inc_by(u64::from(missed));
     }
 }

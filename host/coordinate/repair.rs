@@ -35,7 +35,7 @@ impl<W: World> Exchange<W> {
     /// Stores `record` at the replicas that lack it, all but `level`, until as many have it as the read requires: a later read cannot miss
     /// what this one returns.
     pub(super) async fn repair_before_answer(&mut self, record: &Encoded, level: &[u8]) -> Result<(), Failed> {
-        let mut round = MergeRound::new(record.clone(), self.plan.tally(), self.plan.policy.shortfall);
+        let mut round = MergeRound::new(record.clone(), self.plan.asking(), self.plan.policy.shortfall);
         for replica in level {
             round.acked(*replica);
         }

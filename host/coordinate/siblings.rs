@@ -40,7 +40,7 @@ impl<W: World> Exchange<W> {
         let (round, record) = self.spread(applied).await.map_err(|failed| failed.failure.in_doubt())?;
         let claims = after(change, &record);
         self.collapse_if_wanted(&record);
-        Ok(Stored { claims, replicas: round.tally().acks(), rest: round, puts })
+        Ok(Stored { claims, met: self.met(&round), rest: round, puts })
     }
 
     /// Whether replicas may be asked about a write before it is repeated: each of them, and every coordinator, understands what that
@@ -48,14 +48,15 @@ impl<W: World> Exchange<W> {
     fn can_ask(&self) -> bool {
         let replicas = &self.coordinator.ports.replicas;
         let all = self.coordinator.names.load(Ordering::Relaxed) && !Fault::RepeatedUnasked.is_on();
-        all && self.plan.replicas.iter().all(|node| replicas.has_names(node))
+        all && self.plan.replicas().iter().all(|node| replicas.has_names(node))
     }
 
     /// Has the write applied by one replica, or finds it applied.
     async fn mint(&mut self, write: Write, earlier: bool, can_ask: bool) -> Result<(Applied, PutRound), Failed> {
-        let states = self.coordinator.states(&self.plan.replicas);
+        let states = self.coordinator.states(self.plan.replicas());
         let reachable = |replica: u8| states.get(usize::from(replica)).is_some_and(|state| state.reachable);
-        let mut round = PutRound::new(write, self.plan.replication_factor(), reachable, earlier, can_ask);
+        let asking = can_ask.then(|| self.plan.route.quorum());
+        let mut round = PutRound::new(write, self.plan.route.asked(), reachable, earlier, asking);
         let ended = self.drive(Phase::Put, &mut round).await;
         if let Some(applied) = round.applied().cloned() {
             return Ok((applied, round));
@@ -89,7 +90,7 @@ impl<W: World> Exchange<W> {
         let mut record = applied.record;
         let mut holders: PerReplica<u8> = applied.replica.into_iter().collect();
         let one = Fault::MintAloneSuffices.is_on();
-        let tally = if one { Tally::new(self.plan.replication_factor(), 1) } else { self.plan.tally() };
+        let tally = if one { Tally::new(self.plan.replication_factor(), 1) } else { self.plan.changing() };
         loop {
             let mut round = MergeRound::new(record.clone(), tally, self.plan.policy.shortfall);
             holders.iter().for_each(|replica| round.acked(*replica));
@@ -99,7 +100,7 @@ impl<W: World> Exchange<W> {
                 return Ok((round, record));
             }
             record = learned(&record, &told);
-            holders = (0..self.plan.replication_factor()).filter(|replica| round.knows(*replica, &told)).collect();
+            holders = self.plan.everyone().filter(|replica| round.knows(*replica, &told)).collect();
             self.next_turn();
         }
     }
@@ -113,7 +114,7 @@ impl<W: World> Exchange<W> {
             return;
         }
         self.plan.deadline = self.plan.deadline.max(self.now() + UNPIN_MICROS);
-        for replica in 0..self.plan.replication_factor() {
+        for replica in self.plan.everyone() {
             self.send(Phase::Unpin, replica, Ask::Unpin { write_id });
         }
     }

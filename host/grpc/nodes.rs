@@ -5,7 +5,7 @@ use tonic::{Code, Status};
 use witan_kernel::condition::Condition;
 use witan_kernel::limit;
 use witan_kernel::name::{Era, Invalid, NodeId, shown};
-use witan_kernel::port::{Clock, Duties, DutyOnRecord, NodeStatus, StorageNode, StoreError};
+use witan_kernel::port::{Clock, Duties, DutyKind, DutyOnRecord, NodeStatus, StorageNode, StoreError};
 use witan_kernel::scan::Trust;
 use witan_wire::v1;
 
@@ -119,7 +119,8 @@ fn healing(duties: &Duties) -> Vec<v1::HealingDuty> {
         complete_age_seconds: (known.covered_ms > 0).then(|| duties.now_ms.saturating_sub(known.covered_ms) / 1000),
         wanted: is_wanted(known),
     };
-    duties.duties.iter().map(duty).collect()
+    let healing = duties.duties.iter().filter(|known| DutyKind::HEALING.contains(&known.duty.kind));
+    healing.map(duty).collect()
 }
 
 pub(super) fn node_of(request: v1::AddStorageNodeRequest, fallback: u32) -> Result<StorageNode, Invalid> {

@@ -20,7 +20,7 @@ pub const SMALL_RECORDS: &str = "small-records";
 pub const MOVES: &str = "moves";
 
 /// What a coordinator of this version names with its lease.
-pub const OF_COORDINATORS: [&str; 3] = [NAMES, SMALL_RECORDS, FENCES];
+pub const OF_COORDINATORS: [&str; 4] = [NAMES, SMALL_RECORDS, FENCES, MOVES];
 
 /// What a metadata store keeps of the version that has created it. Capabilities that came with one version are not listed one by one: who
 /// named the first of them had them all.

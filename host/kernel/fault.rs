@@ -122,8 +122,28 @@ pub enum Fault {
     FenceVolatile,
     /// A change of a tenant is answered although a node that could serve the old settings has no fence.
     FenceNotAwaited,
+    /// A node that gets rows anew drops nothing of what it had of them before, and says that it has.
+    EnterDropsNothing,
+    /// A node that is asked late to drop rows which it gets anew drops them, although a later change has begun.
+    StaleEnterDrops,
+    /// A node drops rows that it has lost although it has got them anew since.
+    LeaveIgnoresEntry,
     /// Requests carry the newest revision that the coordinator has heard of, not the one that it had followed when they began.
     EpochOfLater,
+    /// A level is counted over the replicas of both placements together.
+    MoveCountsUnion,
+    /// In the last step of a move, what is stored is asked of the coming placement alone.
+    MoveReadsNewOnly,
+    /// In the last step of a move, what is stored is asked of the present placement alone.
+    MoveReadsOldOnly,
+    /// In the last step of a move, a change counts in the coming placement alone.
+    MoveWritesNewOnly,
+    /// In the last step of a move, a change counts in the present placement alone.
+    MoveWritesOldOnly,
+    /// The coming placement is in force before its last step.
+    MoveNewInForceEarly,
+    /// Records are read that merges cannot bear.
+    UncanonicalAccepted,
     /// A put drops nothing.
     PutForgetsContext,
     /// A put drops what its context does not cover, too.
@@ -168,11 +188,25 @@ pub enum Fault {
     HealingSkipsRange,
     /// Healing does not notice that a node was away.
     ReturnUnnoticed,
+    /// A placement change copies nothing once both placements are needed.
+    MoveDeltaSkipped,
+    /// A placement change is content with one source of each range.
+    MoveCopyFromOne,
+    /// A placement change is content with one replica that has a record.
+    MoveCopyToOne,
+    /// Nodes that get records keep what they had of them before.
+    MovePrepareSkipped,
+    /// A placement change reads its sources without fences.
+    MoveUnfenced,
+    /// A placement change does not copy what was deleted.
+    MoveSkipsTombstones,
+    /// What a node has lost is dropped before anybody has read it.
+    LeftoverDroppedUnseen,
 }
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 81] = [
+    pub const ALL: [Self; 98] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -231,7 +265,17 @@ impl Fault {
         Self::FenceIgnored,
         Self::FenceVolatile,
         Self::FenceNotAwaited,
+        Self::EnterDropsNothing,
+        Self::StaleEnterDrops,
+        Self::LeaveIgnoresEntry,
         Self::EpochOfLater,
+        Self::MoveCountsUnion,
+        Self::MoveReadsNewOnly,
+        Self::MoveReadsOldOnly,
+        Self::MoveWritesNewOnly,
+        Self::MoveWritesOldOnly,
+        Self::MoveNewInForceEarly,
+        Self::UncanonicalAccepted,
         Self::PutForgetsContext,
         Self::PutDropsAll,
         Self::MintAloneSuffices,
@@ -254,6 +298,13 @@ impl Fault {
         Self::UnrepairedBelieved,
         Self::HealingSkipsRange,
         Self::ReturnUnnoticed,
+        Self::MoveDeltaSkipped,
+        Self::MoveCopyFromOne,
+        Self::MoveCopyToOne,
+        Self::MovePrepareSkipped,
+        Self::MoveUnfenced,
+        Self::MoveSkipsTombstones,
+        Self::LeftoverDroppedUnseen,
     ];
 
     /// True when this thread runs with the fault.

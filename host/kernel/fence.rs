@@ -5,7 +5,9 @@
 //! whoever decides by an older one. An epoch is a revision of the metadata store, and a request carries the revision up to which its
 //! coordinator had followed all changes when the operation began.
 //!
-//! Fences only rise, so raising one again, late or in another order is harmless.
+//! Fences only rise, so raising one again, late or in another order is harmless. [`Marks`] are kept beside them.
+
+mod marks;
 
 use std::collections::BTreeMap;
 
@@ -15,6 +17,8 @@ use crate::limit::TENANT_BYTES;
 use crate::name::{NodeId, TenantId};
 use crate::ring::Ring;
 use crate::tenant::{Level, Tenant};
+
+pub use marks::Marks;
 
 /// Most fences of single tenants on a node: about 40 KB with names of usual length, a quarter of a megabyte with the longest. Each change
 /// that needs a fence writes all of them. With one more, the lowest becomes the fence of all tenants: a coordinator that has missed that

@@ -13,6 +13,8 @@
 //! | [`Step::DualWrite`] | O | O and N | in O | O |
 //! | [`Step::Cutover`] | O and N | O and N | in O and in N | O or N |
 
+pub mod leader;
+
 use std::collections::BTreeMap;
 
 use crate::name::NodeId;

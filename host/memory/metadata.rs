@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
@@ -36,6 +37,8 @@ pub struct MemoryMetadata {
     clock: AnyClock,
     state: Arc<Mutex<State>>,
     hint: Arc<watch::Sender<u64>>,
+    /// Whether it cannot be reached through this handle.
+    away: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Default)]
@@ -68,13 +71,20 @@ struct State {
 impl MemoryMetadata {
     /// An empty store whose time is `clock`'s.
     pub fn new(clock: impl Clock) -> Self {
-        Self { clock: AnyClock::new(clock), state: Arc::default(), hint: Arc::new(watch::Sender::new(0)) }
+        let hint = Arc::new(watch::Sender::new(0));
+        Self { clock: AnyClock::new(clock), state: Arc::default(), hint, away: Arc::default() }
     }
 
     /// Another store, with what this one has now.
     pub fn copy(&self) -> Self {
         let (state, hint) = (lock(&self.state).clone(), watch::Sender::new(*self.hint.borrow()));
-        Self { clock: self.clock.clone(), state: Arc::new(Mutex::new(state)), hint: Arc::new(hint) }
+        let (state, hint) = (Arc::new(Mutex::new(state)), Arc::new(hint));
+        Self { clock: self.clock.clone(), state, hint, away: Arc::default() }
+    }
+
+    /// The same store, which cannot be reached through the returned handle and its clones while `away` is set.
+    pub fn behind(&self, away: Arc<AtomicBool>) -> Self {
+        Self { away, ..self.clone() }
     }
 
     /// Goes back to what a copy has, as a database that is restored from a backup.
@@ -93,10 +103,10 @@ impl MemoryMetadata {
         &self,
         work: impl FnOnce(&mut State) -> Result<T, StoreError> + Send + 'static,
     ) -> Answer<T> {
-        let (state, hint) = (self.state.clone(), self.hint.clone());
+        let (state, hint, away) = (self.state.clone(), self.hint.clone(), Arc::clone(&self.away));
         Box::pin(async move {
             let mut state = lock(&state);
-            if state.down {
+            if state.down || away.load(Ordering::Relaxed) {
                 return Err(StoreError::Unavailable("the metadata store is down".into()));
             }
             let before = state.revision;

@@ -189,12 +189,12 @@ impl Shard {
         wall: u64,
         monotonic: u64,
     ) -> Applied {
+        // Until the batch is written: whatever is raised or dropped later holds for the next one.
+        let fences = store.fences();
         let bypasses = store.bypasses();
         if std::mem::replace(&mut self.bypasses, bypasses) != bypasses {
             self.cache.clear();
         }
-        // Until the batch is written: whatever is raised later holds for the next one.
-        let fences = store.fences();
         let mut batch = Batch::new(self, store, wall, groups.iter().map(Group::len).sum());
         let mut answered: Vec<(Group, Vec<Answered>)> = Vec::with_capacity(groups.len());
         for group in groups {

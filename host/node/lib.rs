@@ -5,7 +5,7 @@
 //! 1. [`engine`]: the port behind which rows are stored, on a real disk or a simulated one.
 //! 2. [`row`], [`store`]: the format of a stored record, and the identity of a store.
 //! 3. [`batch`]: the effects of requests, as plain synchronous code; the gate that holds answers back until they are durable.
-//! 4. [`scan`]: scans of stored records and the removal of tenants, outside the shards.
+//! 4. [`scan`], [`clear`]: scans of stored records, the removal of tenants, and of rows for placement changes, outside the shards.
 //! 5. [`driver`]: the threads (or tasks, in the simulation) that run shards, with one sync for many batches.
 //! 6. [`server`]: the gRPC server.
 //! 7. [`node`]: a node assembled from its configuration.
@@ -14,6 +14,7 @@
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
 
 pub mod batch;
+pub mod clear;
 pub mod driver;
 pub mod engine;
 #[cfg(feature = "fjall")]

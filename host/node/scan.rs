@@ -5,6 +5,7 @@
 //! with a dot that the store has issued a second time meanwhile.
 
 use bytes::Bytes;
+use witan_kernel::fault::Fault;
 use witan_kernel::name::TenantId;
 use witan_kernel::replica::Place;
 use witan_kernel::scan::{Dropped, Found, Page, Scan};
@@ -19,26 +20,38 @@ const EXAMINED_ROWS: usize = 8192;
 /// Bytes of examined rows after which a step ends: as many as a small machine reads in that time.
 const EXAMINED_BYTES: usize = 8 << 20;
 /// Most rows removed in one batch, which bounds how long a shard's own batch waits for it.
-const REMOVED_ROWS: usize = 512;
+pub(crate) const REMOVED_ROWS: usize = 512;
+/// As how many rows it counts to begin a walk: it has to find the place in every table of the engine.
+const BEGUN_ROWS: usize = 16;
 
 /// How much one step has examined.
 #[derive(Default)]
-struct Examined {
+pub(crate) struct Examined {
     rows: usize,
     bytes: usize,
 }
 
 impl Examined {
     /// Counts a row. Returns true if the step should end with it.
-    fn add(&mut self, row: &Bytes, value: &Bytes) -> bool {
+    pub(crate) fn add(&mut self, row: &Bytes, value: &Bytes) -> bool {
         self.rows += 1;
         self.bytes += row.len() + value.len();
+        self.is_enough()
+    }
+
+    /// Counts a walk that has begun. Returns true if the step should end with it.
+    pub(crate) fn begin(&mut self) -> bool {
+        self.rows += BEGUN_ROWS;
+        self.is_enough()
+    }
+
+    fn is_enough(&self) -> bool {
         self.rows >= EXAMINED_ROWS || self.bytes >= EXAMINED_BYTES
     }
 }
 
 /// The range of rows with tokens `from..=to`, after a place if one is given.
-fn rows(from: u64, to: u64, after: Option<&Place>) -> std::ops::Range<Bytes> {
+pub(crate) fn rows(from: u64, to: u64, after: Option<&Place>) -> std::ops::Range<Bytes> {
     let start = match after {
         // The next possible key.
         Some(after) => Bytes::from([&row::key(after)[..], &[0]].concat()),
@@ -77,6 +90,20 @@ pub fn page(store: &Store, durability: Durability, scan: &Scan) -> Result<Page, 
         store.sync()?;
     }
     Ok(Page { store: store.id(), found, next })
+}
+
+/// The same for a page that was asked for under an epoch; `None` when the tenant's fence is above it. Whatever may drop rows of the page
+/// raises the fence first, so one that is still low after the page was read shows that nothing was missing from it.
+pub fn page_under(store: &Store, durability: Durability, scan: &Scan) -> Result<Option<Page>, EngineError> {
+    let is_stale = || {
+        let fenced = |tenant| scan.epoch != 0 && scan.epoch < store.fences().least(tenant);
+        scan.tenant.as_ref().is_some_and(fenced) && !Fault::FenceIgnored.is_on()
+    };
+    if is_stale() {
+        return Ok(None);
+    }
+    let page = page(store, durability, scan)?;
+    Ok(Some(page).filter(|_| !is_stale()))
 }
 
 fn wanted(scan: &Scan, place: &Place) -> bool {

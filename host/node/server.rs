@@ -27,9 +27,9 @@ use witan_wire::condition::STORE_STATE;
 use witan_wire::range::PAGE_MESSAGE_BYTES;
 use witan_wire::v1::storage_node_service_server::{StorageNodeService, StorageNodeServiceServer};
 use witan_wire::v1::{
-    DescribeRequest, DescribeResponse, DropTenantRequest, DropTenantResponse, ExchangeRequest, FILE_DESCRIPTOR_SET,
-    RaiseFenceRequest, RaiseFenceResponse, ReadRequest, ReadResponse, RepairRequest, RepairResponse, ScanRangeRequest,
-    ScanRangeResponse,
+    ClearRangeRequest, ClearRangeResponse, DescribeRequest, DescribeResponse, DropTenantRequest, DropTenantResponse,
+    ExchangeRequest, FILE_DESCRIPTOR_SET, RaiseFenceRequest, RaiseFenceResponse, ReadRequest, ReadResponse,
+    RepairRequest, RepairResponse, ScanRangeRequest, ScanRangeResponse,
 };
 
 use crate::driver::{Driver, Time};
@@ -38,7 +38,7 @@ use crate::store::Store;
 pub use guard::Guard;
 
 /// What this node supports beyond the minimum of its protocol version; sent in the handshake of a lane.
-pub const CAPABILITIES: [&str; 7] = [
+pub const CAPABILITIES: [&str; 8] = [
     "register",
     "siblings",
     STORE_STATE,
@@ -46,6 +46,7 @@ pub const CAPABILITIES: [&str; 7] = [
     capability::NAMES,
     capability::STANDING,
     capability::FENCES,
+    capability::MOVES,
 ];
 
 /// Largest message accepted, in bytes: the record of a unary call, and 1 MiB for the rest of the message. Frames have a smaller limit.
@@ -100,9 +101,11 @@ where
     let (stop, stopped) = watch::channel(false);
     let streams = limits.streams;
     let drain = limits.drain;
-    let (scans, fences) = (Arc::new(Semaphore::new(range::SCANS)), Arc::new(Semaphore::new(range::FENCES)));
+    let turns = |most| Arc::new(Semaphore::new(most));
+    let (scans, fences, clears) = (turns(range::SCANS), turns(range::FENCES), turns(range::CLEARS));
     let store = Arc::clone(driver.store());
-    let storage = Storage { node, driver, clock: Arc::new(clock), limits, stopped: stopped.clone(), scans, fences };
+    let clock = Arc::new(clock);
+    let storage = Storage { node, driver, clock, limits, stopped: stopped.clone(), scans, fences, clears };
     let storage = StorageNodeServiceServer::new(storage)
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(PAGE_MESSAGE_BYTES);
@@ -206,6 +209,8 @@ struct Storage {
     scans: Arc<Semaphore>,
     /// Permits for fences.
     fences: Arc<Semaphore>,
+    /// Permits for dropping rows.
+    clears: Arc<Semaphore>,
 }
 
 #[tonic::async_trait]
@@ -241,5 +246,9 @@ impl StorageNodeService for Storage {
 
     async fn raise_fence(&self, request: Request<RaiseFenceRequest>) -> Result<Response<RaiseFenceResponse>, Status> {
         range::raise_fence(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn clear_range(&self, request: Request<ClearRangeRequest>) -> Result<Response<ClearRangeResponse>, Status> {
+        range::clear_range(self, request.into_inner()).await.map(Response::new)
     }
 }

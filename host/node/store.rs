@@ -16,14 +16,18 @@ use witan_kernel::record::Encoded;
 use witan_kernel::siblings::Actor;
 use witan_kernel::sync::lock;
 
+pub(crate) use self::clears::Cursor;
+use self::clears::{Clears, marks};
 use self::identity::{IDENTITY, Identity, Noted, belongs_to, draw_id};
 use crate::engine::{Change, Engine, EngineError};
 use crate::row::{self, DamagedRow};
 
+mod clears;
 mod identity;
 
 /// The name of the engine's note that holds the fences.
 const FENCES: &str = "fences";
+
 /// An open store.
 pub struct Store {
     engine: Box<dyn Engine>,
@@ -35,6 +39,8 @@ pub struct Store {
     noted: Mutex<Noted>,
     /// Read for as long as a batch is applied: a fence is raised between two batches of every shard.
     fences: RwLock<Fences>,
+    /// Held while rows are dropped for a placement change, before `noted` and `fences`.
+    clears: Mutex<Clears>,
     births: Mutex<Births>,
     /// How many times rows were changed without going through the shards.
     bypassed: AtomicU64,
@@ -112,6 +118,7 @@ impl Store {
         engine.set_note(IDENTITY, identity.encode())?;
         let Identity { id, boot, noted } = identity;
         let fences = fences(&*engine)?;
+        let clears = Mutex::new(Clears::after(marks(&*engine)?));
         let series = if Fault::ActorReusedAfterWipe.is_on() { boot } else { draw_series(randomness) };
         let mut commit: u64 = 0;
         for shard in 0..SHARDS {
@@ -126,6 +133,7 @@ impl Store {
             not_on_record: AtomicBool::new(!noted.on_record),
             noted: Mutex::new(noted),
             fences: RwLock::new(fences),
+            clears,
             births,
             bypassed: AtomicU64::new(0),
             commit,

@@ -195,6 +195,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
     fn has_fences(&self, node: &NodeId) -> bool {
         self.nodes.load().get(node).is_none_or(|node| node.vitals.has_fences())
     }
+
+    fn has_moves(&self, node: &NodeId) -> bool {
+        self.nodes.load().get(node).is_some_and(|node| node.vitals.has_moves())
+    }
 }
 
 /// The state of a node that is not in the current set.

@@ -1,4 +1,5 @@
-//! Scans of the records of nodes, and the removal of tenants, on a separate connection: no client's request waits behind a page.
+//! Scans of the records of nodes, the removal of tenants and of ranges, and fences, on a separate connection: no client's request waits
+//! behind a page.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use witan_kernel::scan::{Clear, Cleared, Dropped, Page, Ranges, Scan, Standing};
 use witan_kernel::sync::lock;
 use witan_wire::Malformed;
 use witan_wire::range::{
-    PAGE_MESSAGE_BYTES, drop_to_wire, dropped_from_wire, fence_to_wire, fenced_from_wire, page_from_wire, scan_to_wire,
+    PAGE_MESSAGE_BYTES, clear_to_wire, cleared_from_wire, drop_to_wire, dropped_from_wire, fence_to_wire,
+    fenced_from_wire, page_from_wire, scan_to_wire,
 };
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 
@@ -67,7 +69,8 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
             Ok(Err(status)) => error(node, &status),
             Err(_) => ReplicaError::Late,
         };
-        if failed != ReplicaError::Overloaded {
+        // Refusals show that the connection works.
+        if !matches!(failed, ReplicaError::Overloaded | ReplicaError::StaleEpoch) {
             known.scans.keep(None);
         }
         Err(failed)
@@ -109,8 +112,18 @@ impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
         fenced_from_wire(&fenced.into_inner()).map_err(|error| malformed(&error))
     }
 
-    async fn clear(&self, _: &NodeId, _: Clear) -> Result<Cleared, ReplicaError> {
-        Err(ReplicaError::Broken("its version cannot do this; upgrade it".to_owned()))
+    async fn clear(&self, node: &NodeId, clear: Clear) -> Result<Cleared, ReplicaError> {
+        // Only the store on record holds what a placement change rests on. The node refuses, too, as soon as it knows.
+        if self.standing(node).is_some_and(|standing| !standing.is_whole()) {
+            return Err(ReplicaError::Incomplete(node.clone()));
+        }
+        let request = clear_to_wire(node, &clear);
+        let answer = self.scan_call(node, async |mut client: Client| client.clear_range(request).await).await?;
+        if let Some(node) = self.nodes.load().get(node) {
+            node.vitals.fenced(clear.epoch);
+        }
+        let cleared = cleared_from_wire(&answer.into_inner()).map_err(|error| malformed(&error))?;
+        cleared.ok_or(ReplicaError::Late)
     }
 }
 
@@ -122,8 +135,27 @@ fn error(node: &NodeId, status: &Status) -> ReplicaError {
     match status.code() {
         Code::ResourceExhausted => ReplicaError::Overloaded,
         Code::DeadlineExceeded => ReplicaError::Late,
+        Code::Aborted => ReplicaError::StaleEpoch,
         Code::Unimplemented => ReplicaError::Broken("its version cannot do this; upgrade it".to_owned()),
         Code::Unavailable | Code::Cancelled | Code::Unknown => ReplicaError::Lost(node.clone()),
         _ => ReplicaError::Broken(status.message().to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_have_codes_of_their_own() {
+        let node = NodeId::new("n1").unwrap();
+        let as_heard = |status: Status| error(&node, &status);
+        assert_eq!(as_heard(Status::aborted("stale")), ReplicaError::StaleEpoch);
+        assert_eq!(as_heard(Status::resource_exhausted("busy")), ReplicaError::Overloaded);
+        assert_eq!(as_heard(Status::unavailable("gone")), ReplicaError::Lost(node.clone()));
+        // Of another node, and of one whose version does not know the call: neither promises anything.
+        for status in [Status::failed_precondition("this is node n2"), Status::unimplemented("")] {
+            assert!(matches!(as_heard(status), ReplicaError::Broken(_)));
+        }
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Vitals {
     lacks_names: AtomicBool,
     /// It did not name [`capability::FENCES`] in its last handshake.
     lacks_fences: AtomicBool,
+    /// It named [`capability::MOVES`] in its last handshake.
+    has_moves: AtomicBool,
     in_flight: AtomicU32,
     /// The largest number of requests in flight between the last two ticks.
     in_flight_peak: AtomicU32,
@@ -55,6 +57,7 @@ impl Default for Vitals {
             fence: AtomicU64::new(0),
             lacks_names: AtomicBool::new(false),
             lacks_fences: AtomicBool::new(false),
+            has_moves: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             in_flight_peak: AtomicU32::new(0),
             p50_us: AtomicU32::new(0),
@@ -92,10 +95,15 @@ impl Vitals {
         !self.lacks_fences.load(Ordering::Relaxed)
     }
 
+    pub(super) fn has_moves(&self) -> bool {
+        self.has_moves.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set_capabilities(&self, named: &[String]) {
         let lacks = |capability| !named.iter().any(|name| name == capability);
         self.lacks_names.store(lacks(capability::NAMES), Ordering::Relaxed);
         self.lacks_fences.store(lacks(capability::FENCES), Ordering::Relaxed);
+        self.has_moves.store(!lacks(capability::MOVES), Ordering::Relaxed);
     }
 
     pub(super) fn store_id(&self) -> Option<StoreId> {
@@ -360,6 +368,20 @@ mod tests {
         assert!((500..=640).contains(&p50), "{p50}");
         assert!((990..=1280).contains(&p99), "{p99}");
         assert_eq!(latencies.publish(), None, "nothing new");
+    }
+
+    #[test]
+    fn a_node_has_what_it_named_in_its_last_handshake() {
+        let vitals = Vitals::default();
+        assert_eq!((vitals.has_fences(), vitals.has_moves()), (true, false), "before the first one");
+        for (named, fences, moves) in [
+            (&[capability::FENCES, capability::MOVES][..], true, true),
+            (&[capability::FENCES], true, false),
+            (&[], false, false),
+        ] {
+            vitals.set_capabilities(&named.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+            assert_eq!((vitals.has_fences(), vitals.has_moves()), (fences, moves), "{named:?}");
+        }
     }
 
     proptest! {

@@ -26,7 +26,6 @@ use witan_coordinate::World;
 use witan_kernel::backoff::{Backoff, seed};
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Claimant, Duties, Duty, DutyKind, DutyOnRecord, Metadata, StoreError};
-use witan_kernel::ring::Ring;
 use witan_kernel::scan::Ranges;
 use witan_kernel::sync::lock;
 
@@ -134,8 +133,8 @@ impl<W: World> Healing<W> {
     /// Looks at the nodes, also while everything else waits for the metadata store.
     async fn observe(&self) -> Infallible {
         loop {
-            let ring = self.upkeep.coordinator.ring();
-            lock(&self.reach).look(&ring, &self.upkeep.coordinator.ports().replicas);
+            let nodes = self.upkeep.coordinator.rings().nodes();
+            lock(&self.reach).look(&nodes, &self.upkeep.coordinator.ports().replicas);
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -205,11 +204,11 @@ impl<W: World> Healer<W> {
 
     async fn look(&mut self) {
         let config = self.healing.config();
-        let ring = self.healing.upkeep.coordinator.ring();
+        let nodes = self.healing.upkeep.coordinator.rings().nodes();
         let moved = lock(&self.healing.reach).take_moved();
         if config.anti_entropy {
             self.owed.extend(moved);
-            self.ask_for_passes(&ring).await;
+            self.ask_for_passes(&nodes).await;
         }
         self.reap().await;
         if self.began.elapsed() < self.healing.begins_after
@@ -219,15 +218,15 @@ impl<W: World> Healer<W> {
         }
         self.read = Some(Instant::now());
         match self.healing.metadata().duties().await {
-            Ok(duties) => self.work(&config, &ring, &duties).await,
+            Ok(duties) => self.work(&config, &nodes, &duties).await,
             Err(error) => tracing::debug!(%error, "what is healed by whom cannot be read"),
         }
     }
 
     /// Asks for passes over nodes that were away: on record, so that whichever coordinator is live then will do it.
-    async fn ask_for_passes(&mut self, ring: &Ring) {
+    async fn ask_for_passes(&mut self, on_record: &[NodeId]) {
         while let Some(node) = self.owed.first().cloned() {
-            if ring.nodes().contains(&node) {
+            if on_record.contains(&node) {
                 if let Err(error) = self.healing.metadata().want_duty(&schedule::catch_up(&node)).await {
                     return tracing::debug!(%node, %error, "a pass over a node that was away could not be asked for yet");
                 }
@@ -256,10 +255,10 @@ impl<W: World> Healer<W> {
         }
     }
 
-    async fn work(&mut self, config: &HealingConfig, ring: &Ring, duties: &Duties) {
+    async fn work(&mut self, config: &HealingConfig, on_record: &[NodeId], duties: &Duties) {
         let began_ms = *self.began_ms.get_or_insert(duties.now_ms);
         let schedule = Schedule { duties, config, began_ms, seed: seed(&[&self.healing.claimant.instance]) };
-        self.forget_removed(ring, duties).await;
+        self.forget_removed(on_record, duties).await;
         self.healing.show(&schedule);
         if config.anti_entropy {
             if !self.passes.contains_key(&DutyKind::CatchUp) {
@@ -267,11 +266,11 @@ impl<W: World> Healer<W> {
                 self.begin(DutyKind::CatchUp, wanted).await;
             }
             if !self.passes.contains_key(&DutyKind::Compare) {
-                let part = schedule.compare(lock(&self.healing.reach).all_reachable(ring));
+                let part = schedule.compare(lock(&self.healing.reach).all_reachable(on_record));
                 self.begin(DutyKind::Compare, part.into_iter().collect()).await;
             }
         }
-        let new = self.fillable(config, ring).await;
+        let new = self.fillable(config, on_record).await;
         let fill = schedule.fill(self.fill_again.pause());
         if let (Some(fill), false, false) = (fill, new.is_empty(), self.passes.contains_key(&DutyKind::Fill)) {
             let sweep = Sweep { fills: true, of: Some(new), ..self.healing.sweep() };
@@ -311,9 +310,9 @@ impl<W: World> Healer<W> {
     }
 
     /// Nodes whose new store may be admitted and filled now. Notes for people what becomes of the others.
-    async fn fillable(&mut self, config: &HealingConfig, ring: &Ring) -> BTreeSet<NodeId> {
+    async fn fillable(&mut self, config: &HealingConfig, on_record: &[NodeId]) -> BTreeSet<NodeId> {
         let replicas = &self.healing.upkeep.coordinator.ports().replicas;
-        let new = self.new_stores.look(ring.nodes().iter().map(|node| (node, replicas.standing(node))));
+        let new = self.new_stores.look(on_record.iter().map(|node| (node, replicas.standing(node))));
         if new.is_empty() {
             self.healing.upkeep.note_new_stores(BTreeMap::new());
             return BTreeSet::new();
@@ -325,10 +324,11 @@ impl<W: World> Healer<W> {
         judged.due
     }
 
-    async fn forget_removed(&self, ring: &Ring, duties: &Duties) {
-        let removed = duties.duties.iter().map(|known| &known.duty).filter(|duty| {
-            duty.kind == DutyKind::CatchUp && ring.nodes().iter().all(|node| node.as_str() != duty.range)
-        });
+    async fn forget_removed(&self, on_record: &[NodeId], duties: &Duties) {
+        let removed =
+            duties.duties.iter().map(|known| &known.duty).filter(|duty| {
+                duty.kind == DutyKind::CatchUp && on_record.iter().all(|node| node.as_str() != duty.range)
+            });
         for duty in removed {
             if let Err(error) = self.healing.metadata().forget_duty(duty).await {
                 return tracing::debug!(%duty, %error, "the duty of a removed node could not be forgotten");
@@ -348,7 +348,7 @@ impl<W: World> Healing<W> {
         });
         metrics.healing_oldest.set(schedule.oldest_comparison_ms() as f64 / 1000.0);
         let mut overdue = BTreeMap::new();
-        for kind in DutyKind::ALL {
+        for kind in DutyKind::HEALING {
             let late = schedule.overdue_ms(kind, |node| lock(&self.reach).is_reachable(node));
             metrics.healing_overdue(kind).set(i64::from(late.is_some()));
             if let Some(ago) = schedule.since_complete_ms(kind) {

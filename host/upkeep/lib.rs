@@ -1,8 +1,9 @@
 //! Upkeep: background tasks over the same ports as operations. Repair compares the replicas of every record, removal deletes the
-//! records of deleted tenants, collapse replaces many siblings by one value. Healing does what a repair does without being asked.
+//! records of deleted tenants, collapse replaces many siblings by one value. Healing does what a repair does without being asked. Moves
+//! take the records of tenants to where a placement change wants them.
 //!
 //! Reading order: [`runner`] (limits, and what is running), `repair` (a sweep, and which new stores are read after it), `sweep`
-//! (all records of a part of the ring, on all of their replicas), `heal`, `removal`, `collapse`, `metrics`.
+//! (all records of a part of the ring, on all of their replicas), `heal`, `moves`, `removal`, `collapse`, `metrics`.
 //!
 //! Upkeep uses `coordinate`, never the reverse, and names no socket, database or plugin engine.
 
@@ -10,8 +11,10 @@
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
 
 mod collapse;
+mod drained;
 mod heal;
 mod metrics;
+mod moves;
 mod removal;
 mod repair;
 pub mod runner;
@@ -29,6 +32,7 @@ use witan_kernel::sync::lock;
 pub use collapse::{Reported, Reports, reports};
 pub use heal::{BEGINS_AFTER, Healing, HealingConfig, is_wanted};
 pub use metrics::Metrics;
+pub use moves::{Moves, MovesConfig};
 pub use repair::{NotBegun, Repair, Repaired};
 pub use sweep::{Admitted, Stopped, Sweep, Swept};
 

@@ -22,6 +22,19 @@ pub struct Metrics {
     pub healing_every: Gauge<f64, AtomicU64>,
     /// Seconds since the last complete comparison began of the part of the ring for which that is longest ago.
     pub healing_oldest: Gauge<f64, AtomicU64>,
+    /// Records that moves of tenants have sent to replicas that lacked them.
+    pub moved_records: Counter,
+    /// Their bytes.
+    pub moved_bytes: Counter,
+    /// Moves of tenants that were given up because something failed.
+    pub move_given_up: Counter,
+    /// Tenants whose records are not where they are to be, as the leader has seen them last.
+    pub tenants_to_move: Gauge,
+    /// Nodes with rows of a tenant of which they hold no replicas any longer, counted once for each tenant.
+    pub leftovers: Gauge,
+    /// Seconds for which the oldest of them has been there.
+    pub oldest_leftover: Gauge<f64, AtomicU64>,
+    moves_published: Family<Published, Counter>,
     passes: Family<Pass, Counter>,
     records: Family<Of, Counter>,
     repaired: Family<Of, Counter>,
@@ -42,6 +55,14 @@ struct Pass {
     kind: &'static str,
     result: &'static str,
 }
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Published {
+    step: &'static str,
+}
+
+/// The steps of a tenant's move, as labels.
+const STEPS: [&str; 5] = ["prepare", "dual_write", "cutover", "finish", "give_up"];
 
 impl Of {
     fn kind(kind: DutyKind) -> Self {
@@ -90,6 +111,11 @@ impl Metrics {
         self.since_complete.get_or_create_owned(&Of::kind(kind))
     }
 
+    /// Steps of tenants' moves that this coordinator has published.
+    pub(crate) fn moves_published(&self, step: &'static str) -> Counter {
+        self.moves_published.get_or_create_owned(&Published { step })
+    }
+
     /// Registers the metrics under their names.
     pub fn register(&self, registry: &mut Registry) {
         let help = "Records compared on all replicas by `witan repair` and by healing";
@@ -98,10 +124,32 @@ impl Metrics {
         registry.register("witan_swept_merges", help, self.swept_merges.clone());
         registry.register("witan_collapses", "Siblings collapsed into one", self.collapses.clone());
         self.register_healing(registry);
+        self.register_moves(registry);
+    }
+
+    fn register_moves(&self, registry: &mut Registry) {
+        for step in STEPS {
+            drop(self.moves_published(step));
+        }
+        let help = "Steps of tenants' moves that this coordinator has published, by step";
+        registry.register("witan_moves_published", help, self.moves_published.clone());
+        let help = "Records that moves of tenants have sent to replicas that lacked them";
+        registry.register("witan_moved_records", help, self.moved_records.clone());
+        let help = "Bytes of records that moves of tenants have sent";
+        registry.register("witan_moved_bytes", help, self.moved_bytes.clone());
+        let help = "Moves of tenants that were given up because something failed; each begins anew";
+        registry.register("witan_move_given_up", help, self.move_given_up.clone());
+        let help = "Tenants whose records are not where they are to be; 0 at coordinators that do not lead";
+        registry.register("witan_tenants_to_move", help, self.tenants_to_move.clone());
+        let help = "Nodes with rows to drop of which they hold no replicas any longer, once for each tenant; 0 at coordinators that do \
+                    not lead";
+        registry.register("witan_leftovers", help, self.leftovers.clone());
+        let help = "Seconds for which the oldest of these rows have been there";
+        registry.register("witan_oldest_leftover_seconds", help, self.oldest_leftover.clone());
     }
 
     fn register_healing(&self, registry: &mut Registry) {
-        for kind in DutyKind::ALL {
+        for kind in DutyKind::HEALING {
             for result in ["complete", "incomplete", "interrupted"] {
                 drop(self.healing_passes(kind, result));
             }

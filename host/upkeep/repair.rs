@@ -1,12 +1,13 @@
 //! A repair: admits the new stores of nodes, sweeps, and decides which of the new stores are used from now on.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use witan_coordinate::World;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
+use witan_kernel::placement::Placed;
 use witan_kernel::port::{Metadata, PAGE, Replicas, StoreError};
 use witan_kernel::scan::{Ranges, Trust};
 
@@ -44,6 +45,8 @@ pub struct Repaired {
 pub struct Repair<W: World> {
     upkeep: Arc<Upkeep<W>>,
     sweep: Sweep,
+    /// Where the records of the tenants concerned were when the repair began.
+    placements: Placements,
     /// The store of each node on record when the repair began.
     stores: HashMap<NodeId, StoreId>,
     task: Task,
@@ -63,18 +66,19 @@ impl<W: World> Upkeep<W> {
     pub(super) async fn begin_sweep(self: &Arc<Self>, kind: Kind, mut sweep: Sweep) -> Result<Repair<W>, NotBegun> {
         let tenant = sweep.tenant.as_ref().filter(|_| sweep.by_administrator);
         let task = self.runner.begin(kind, tenant, || describe(&sweep)).ok_or(NotBegun::Busy)?;
-        sweep.factors = match &sweep.tenant {
-            Some(tenant) => vec![self.replication_factor(tenant).await?],
-            None => replication_factors(self.metadata.as_ref()).await?,
+        let placements = match &sweep.tenant {
+            Some(tenant) => Placements::from([(tenant.clone(), self.placed(tenant).await?)]),
+            None => placements(self.metadata.as_ref()).await?,
         };
+        sweep.factors = factors(&placements);
         let nodes = self.metadata.nodes().await?;
         let stores = nodes.into_iter().filter_map(|on_record| Some((on_record.node.id, on_record.store_id?))).collect();
-        Ok(Repair { upkeep: Arc::clone(self), sweep, stores, task })
+        Ok(Repair { upkeep: Arc::clone(self), sweep, placements, stores, task })
     }
 
-    async fn replication_factor(&self, id: &TenantId) -> Result<u8, NotBegun> {
+    async fn placed(&self, id: &TenantId) -> Result<Placed, NotBegun> {
         let tenant = self.metadata.tenant(id).await?.filter(|tenant| tenant.deleted_at_ms.is_none());
-        tenant.map(|tenant| tenant.replication_factor).ok_or_else(|| NotBegun::TenantNotFound(id.clone()))
+        tenant.map(|tenant| tenant.placed()).ok_or_else(|| NotBegun::TenantNotFound(id.clone()))
     }
 }
 
@@ -90,13 +94,12 @@ impl<W: World> Repair<W> {
     /// # Errors
     /// [`Stopped`]; what was repaired until then stays repaired.
     pub async fn run(self, progress: mpsc::Sender<Swept>) -> Result<Repaired, Stopped> {
-        let factors = self.sweep.factors.clone();
         let (admitted, refused) = self.admit(&progress).await?;
         let swept = self.upkeep.sweep(self.sweep.clone(), admitted, progress, &self.task).await;
         match swept {
             Ok(mut swept) => {
                 swept.unfilled.extend(refused);
-                Ok(self.conclude(&factors, swept).await)
+                Ok(self.conclude(swept).await)
             }
             Err(stopped) => {
                 if let Stopped::Failed(failure) = &stopped {
@@ -141,9 +144,9 @@ impl<W: World> Repair<W> {
         }
         let on_record = self.upkeep.metadata.stores().await.unwrap_or_default();
         let keys = |store| on_record.iter().find(|known| known.store == store).map_or(0, |known| known.keys);
-        let ring = self.upkeep.coordinator.ring();
+        let nodes = self.upkeep.coordinator.rings().nodes();
         let replicas = &self.upkeep.coordinator.ports().replicas;
-        let found = ring.nodes().iter().filter(|node| self.sweep.may_fill(node)).filter_map(|node| {
+        let found = nodes.iter().filter(|node| self.sweep.may_fill(node)).filter_map(|node| {
             let standing = replicas.standing(node).filter(|standing| standing.trust == Trust::Unadmitted)?;
             let replaces = *self.stores.get(node)?;
             Some(Admitted { node: node.clone(), store: standing.store, replaces, keys: keys(replaces) })
@@ -151,10 +154,10 @@ impl<W: World> Repair<W> {
         found.collect()
     }
 
-    async fn conclude(&self, factors: &[u8], mut swept: Swept) -> Repaired {
+    async fn conclude(&self, mut swept: Swept) -> Repaired {
         let mut restored = Vec::new();
         for (node, store) in std::mem::take(&mut swept.filled) {
-            match self.believe(factors, &node, store).await {
+            match self.believe(&node, store).await {
                 Ok(()) => {
                     tracing::info!(%node, %store, "the node's new store is complete and is used from now on; the old one is retired");
                     restored.push(node);
@@ -172,13 +175,18 @@ impl<W: World> Repair<W> {
     }
 
     /// Puts a new store on record in place of the one that was on record when the repair began.
-    async fn believe(&self, factors: &[u8], node: &NodeId, store: StoreId) -> Result<(), NotBelieved> {
+    async fn believe(&self, node: &NodeId, store: StoreId) -> Result<(), NotBelieved> {
         let from = self.stores.get(node).ok_or(NotBelieved::NoneOnRecord)?;
         // The replication factors determine which replicas were compared: keys of a tenant with a factor unknown to the repair,
         // whose writes the lost store may have acknowledged, were not compared on all of their replicas.
-        let now = replication_factors(self.upkeep.metadata.as_ref()).await.map_err(NotBelieved::Unknown)?;
-        if now.iter().any(|factor| !factors.contains(factor)) && !Fault::FactorsUnchecked.is_on() {
+        let now = placements(self.upkeep.metadata.as_ref()).await.map_err(NotBelieved::Unknown)?;
+        if factors(&now).iter().any(|factor| !self.sweep.factors.contains(factor)) && !Fault::FactorsUnchecked.is_on() {
             return Err(NotBelieved::NewFactor);
+        }
+        // A tenant that has moved may have been passed by where it is now, and not been there yet where it was.
+        let moved = |(id, placed): (&TenantId, &Placed)| now.get(id).is_some_and(|now| now != placed);
+        if self.placements.iter().any(moved) {
+            return Err(NotBelieved::Moved);
         }
         self.fence(node, store).await?;
         self.upkeep.metadata.replace_store(node, *from, store).await.map_err(NotBelieved::NotRecorded)
@@ -208,23 +216,32 @@ enum NotBelieved {
     Unknown(StoreError),
     #[error("a tenant with a new replication factor was created during the repair; repeat the repair")]
     NewFactor,
+    #[error("a tenant's records have moved during the repair; repeat the repair")]
+    Moved,
     #[error("its store could not be put on record: {0}")]
     NotRecorded(StoreError),
     #[error("its store lacks the fences of the old one, and could not be given one: {0}; repeat the repair")]
     NotFenced(String),
 }
 
-/// The replication factors of all tenants that are not deleted, sorted, without duplicates.
-async fn replication_factors(metadata: &dyn Metadata) -> Result<Vec<u8>, StoreError> {
-    let (mut factors, mut after) = (Vec::new(), None);
+/// Where the records of tenants are.
+type Placements = BTreeMap<TenantId, Placed>;
+
+/// Where the records of all tenants are that are not deleted.
+async fn placements(metadata: &dyn Metadata) -> Result<Placements, StoreError> {
+    let (mut all, mut after) = (Placements::new(), None);
     loop {
         let page = metadata.tenants(after.as_ref(), PAGE).await?;
-        let Some(last) = page.last() else { return Ok(factors) };
+        let Some(last) = page.last() else { return Ok(all) };
         after = Some(last.id.clone());
-        factors.extend(page.iter().map(|tenant| tenant.replication_factor));
-        factors.sort_unstable();
-        factors.dedup();
+        all.extend(page.into_iter().map(|tenant| (tenant.id.clone(), tenant.placed())));
     }
+}
+
+/// Their replication factors, sorted, without duplicates.
+fn factors(placements: &Placements) -> Vec<u8> {
+    let all: BTreeSet<u8> = placements.values().map(|placed| placed.replication_factor).collect();
+    all.into_iter().collect()
 }
 
 fn describe(sweep: &Sweep) -> String {

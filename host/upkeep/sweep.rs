@@ -13,7 +13,7 @@
 //! could bring back what has been deleted and collected in between.
 
 mod merges;
-mod pace;
+pub(crate) mod pace;
 mod sound;
 mod walk;
 
@@ -26,9 +26,10 @@ use witan_kernel::failure::Failure;
 use witan_kernel::fault::Fault;
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
+use witan_kernel::placement::Placed;
 use witan_kernel::record::Encoded;
 use witan_kernel::replica::Place;
-use witan_kernel::ring::{ReplicaRange, Ring};
+use witan_kernel::ring::{ReplicaRange, Rings};
 use witan_kernel::scan::{Held, Joined, Ranges, Standing, Step, Trust, difference};
 
 use witan_coordinate::{Coordinator, World};
@@ -50,7 +51,7 @@ const GIVEN_UP_AFTER: u32 = 3;
 /// collected.
 pub(super) const FRESH: Duration = LONGEST_DEADLINE;
 /// What a record counts for in [`Sweep::bytes_per_second`] beside its bytes, for its key and the work of comparing it.
-const RECORD_BYTES: u64 = 128;
+pub(crate) const RECORD_BYTES: u64 = 128;
 
 /// The parameters of a sweep.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,12 +192,12 @@ impl<W: World> Upkeep<W> {
         progress: mpsc::Sender<Swept>,
         task: &Task,
     ) -> Result<Swept, Stopped> {
-        let ring = self.coordinator.ring();
-        let mut sweeping = Sweeping::new(self, sweep, &ring, progress, task);
+        let rings = self.coordinator.rings();
+        let mut sweeping = Sweeping::new(self, sweep, &rings, progress, task);
         sweeping.swept.admitted = admitted;
         sweeping.settle_first().await?;
-        for range in sweeping.ranges() {
-            sweeping.range(&range).await?;
+        for part in sweeping.parts() {
+            sweeping.part(&part).await?;
         }
         // The next one begins with nothing to pay for.
         if let Some(due) = sweeping.byte_pace.due() {
@@ -207,18 +208,23 @@ impl<W: World> Upkeep<W> {
     }
 }
 
+/// A range, and its replicas under a version of the ring.
+type Versioned = (u64, ReplicaRange);
+
 /// A running sweep.
 struct Sweeping<'a, W: World> {
     coordinator: &'a Coordinator<W>,
     metrics: &'a Metrics,
     sweep: Sweep,
-    ring: &'a Ring,
+    rings: &'a Rings,
     progress: mpsc::Sender<Swept>,
     task: &'a Task,
     reported_at: Instant,
     pace: Pace,
     byte_pace: BytePace,
     swept: Swept,
+    /// Everything of the part up to this place has been compared, under the version of the ring that is being walked.
+    at: Option<Place>,
     /// The store of each node when the sweep first met it, and whether it was whole.
     met: HashMap<NodeId, Standing>,
     /// Number of consecutive ranges in which a node has failed.
@@ -230,7 +236,7 @@ impl<'a, W: World> Sweeping<'a, W> {
     fn new(
         upkeep: &'a Upkeep<W>,
         mut sweep: Sweep,
-        ring: &'a Ring,
+        rings: &'a Rings,
         progress: mpsc::Sender<Swept>,
         task: &'a Task,
     ) -> Self {
@@ -241,11 +247,11 @@ impl<'a, W: World> Sweeping<'a, W> {
         let swept = Swept { token: sweep.from, after: sweep.after.clone(), ..Swept::default() };
         let mut sound = Sound::default();
         let mut met = HashMap::new();
-        for node in ring.nodes() {
-            let Some(standing) = coordinator.ports().replicas.standing(node) else { continue };
+        for node in rings.nodes() {
+            let Some(standing) = coordinator.ports().replicas.standing(&node) else { continue };
             met.insert(node.clone(), standing);
-            if standing.trust == Trust::Filling && sweep.may_fill(node) {
-                sound.expect(node.clone(), standing.store);
+            if standing.trust == Trust::Filling && sweep.may_fill(&node) {
+                sound.expect(node, standing.store);
             }
         }
         let reported_at = Instant::now();
@@ -253,13 +259,14 @@ impl<'a, W: World> Sweeping<'a, W> {
             coordinator,
             metrics,
             sweep,
-            ring,
+            rings,
             progress,
             task,
             reported_at,
             pace,
             byte_pace,
             swept,
+            at: None,
             met,
             failing: HashMap::new(),
             sound,
@@ -283,35 +290,55 @@ impl<'a, W: World> Sweeping<'a, W> {
         Ok(())
     }
 
-    /// The ranges to sweep, in order.
-    fn ranges(&mut self) -> Vec<ReplicaRange> {
+    /// The parts of the ring to sweep, in order: ranges with their replicas under every version of the ring. Tenants are on one of these
+    /// versions each.
+    fn parts(&mut self) -> Vec<Vec<Versioned>> {
         let from = self.sweep.after.as_ref().map_or(self.sweep.from, |after| after.token.max(self.sweep.from));
         let to = self.sweep.to;
-        let all = self.ring.replica_ranges(&self.sweep.factors).into_iter();
-        let within = all.filter(|range| range.to >= from && range.from <= to);
-        let clipped = within.map(|range| ReplicaRange { from: range.from.max(from), to: range.to.min(to), ..range });
         let of = self.sweep.of.clone();
         let concerned =
-            |range: &ReplicaRange| of.as_ref().is_none_or(|of| range.replicas.iter().any(|node| of.contains(node)));
-        let mut ranges: Vec<ReplicaRange> = clipped.filter(concerned).collect();
-        if self.sweep.bytes_per_second > 0 && Fault::HealingSkipsRange.is_on() {
-            ranges.pop();
+            |replicas: &[NodeId]| of.as_ref().is_none_or(|of| replicas.iter().any(|node| of.contains(node)));
+        let mut parts = Vec::new();
+        for ((first, last), versions) in self.rings.replica_ranges(&self.sweep.factors) {
+            if last < from || first > to {
+                continue;
+            }
+            let (first, last) = (first.max(from), last.min(to));
+            let versions = versions.into_iter().filter(|(_, replicas)| concerned(replicas));
+            let range = |replicas| ReplicaRange { from: first, to: last, replicas };
+            let part: Vec<Versioned> = versions.map(|(version, replicas)| (version, range(replicas))).collect();
+            if !part.is_empty() {
+                parts.push(part);
+            }
         }
-        self.swept.ranges_total = ranges.len();
-        ranges
+        if self.sweep.bytes_per_second > 0 && Fault::HealingSkipsRange.is_on() {
+            parts.pop();
+        }
+        self.swept.ranges_total = parts.iter().map(Vec::len).sum();
+        parts
     }
 
-    async fn range(&mut self, range: &ReplicaRange) -> Result<(), Stopped> {
-        let after = self.sweep.after.take().filter(|after| after.token >= range.from);
-        let mut walking =
-            Walking::begin(self.coordinator, self.metrics, self.coordinator.followed(), range, after.as_ref());
+    /// Sweeps a part under one version after the other. Only the last one shows how far the sweep is: whoever resumes there begins with
+    /// the first one again.
+    async fn part(&mut self, part: &[Versioned]) -> Result<(), Stopped> {
+        let after = self.sweep.after.take();
+        for (number, (version, range)) in (1..).zip(part) {
+            self.at = after.clone().filter(|after| after.token >= range.from);
+            self.range(*version, range, number == part.len()).await?;
+        }
+        Ok(())
+    }
+
+    async fn range(&mut self, version: u64, range: &ReplicaRange, is_last: bool) -> Result<(), Stopped> {
+        let epoch = self.coordinator.followed();
+        let mut walking = Walking::begin(self.coordinator, self.metrics, epoch, version, range, self.at.as_ref());
         self.meet(&mut walking);
         // Whether the next record has waited for its turn already.
         let mut is_due = false;
         loop {
             if let Some(back) = walking.merges.take_back() {
-                self.swept.after = back;
-                walking.read_again(self.swept.after.as_ref());
+                self.at = back;
+                walking.read_again(self.at.as_ref());
             }
             match walking.join.step() {
                 Step::Ask(starved) => {
@@ -324,9 +351,12 @@ impl<'a, W: World> Sweeping<'a, W> {
                     }
                     is_due = walking.is_stale();
                     if is_due {
-                        walking.read_again(self.swept.after.as_ref());
+                        walking.read_again(self.at.as_ref());
                     } else {
                         self.record(&mut walking, joined).await?;
+                        if is_last {
+                            self.swept.after.clone_from(&self.at);
+                        }
                     }
                 }
                 Step::End => {
@@ -396,21 +426,29 @@ impl<'a, W: World> Sweeping<'a, W> {
     /// Compares the replicas' versions of one key, and sends the merge to those that lack it.
     async fn record(&mut self, walking: &mut Walking<'_, W>, joined: Joined) -> Result<(), Stopped> {
         let Joined { place, held } = joined;
-        match self.factor(&place.tenant).await? {
+        match self.placed(&place.tenant).await? {
             None => self.swept.skipped += 1,
-            Some(factor) => {
+            // Its records are compared where it is.
+            Some(placed) if placed.ring != walking.version => {}
+            Some(placed) => {
                 self.swept.scanned += 1;
                 self.metrics.swept_records.inc();
-                self.merge(walking, &place, held, factor).await;
+                self.merge(walking, &place, held, placed).await;
             }
         }
         self.swept.token = place.token;
-        self.swept.after = Some(place);
+        self.at = Some(place);
         Ok(())
     }
 
-    async fn merge(&mut self, walking: &mut Walking<'_, W>, place: &Place, held: PerReplica<(u8, Held)>, factor: u8) {
-        let members = self.members(walking.replicas, place, factor);
+    async fn merge(
+        &mut self,
+        walking: &mut Walking<'_, W>,
+        place: &Place,
+        held: PerReplica<(u8, Held)>,
+        placed: Placed,
+    ) {
+        let members = self.members(walking, place, placed.replication_factor);
         let mut have: PerReplica<(u8, Option<Encoded>)> = PerReplica::new();
         for (replica, held) in held.into_iter().filter(|(replica, _)| members.contains(replica)) {
             match held {
@@ -435,7 +473,7 @@ impl<'a, W: World> Sweeping<'a, W> {
                 }
                 for replica in found.lacking {
                     let node = &walking.replicas[usize::from(replica)];
-                    let sources = Sources { read: walking.oldest(), before: self.swept.after.clone() };
+                    let sources = Sources { read: walking.oldest(), before: self.at.clone(), placed };
                     walking.merges.send(replica, node, place, &found.record, sources).await;
                 }
             }
@@ -447,8 +485,9 @@ impl<'a, W: World> Sweeping<'a, W> {
         }
     }
 
-    /// The indices in `replicas` of the nodes that hold the key, for a tenant with this factor.
-    fn members(&self, replicas: &[NodeId], place: &Place, factor: u8) -> PerReplica<u8> {
+    /// The indices of the replicas that hold the key, for a tenant with this factor.
+    fn members(&self, walking: &Walking<'_, W>, place: &Place, factor: u8) -> PerReplica<u8> {
+        let replicas = walking.replicas;
         if Fault::LastReplicaNotSwept.is_on() {
             return (0..factor.min(replicas.len() as u8).saturating_sub(1)).collect();
         }
@@ -456,14 +495,15 @@ impl<'a, W: World> Sweeping<'a, W> {
             return (0..factor.min(replicas.len() as u8)).collect();
         }
         // The tenant was created after the sweep began.
-        let own = self.ring.replicas(place.token, factor);
+        let own =
+            self.rings.version(walking.version).map(|ring| ring.replicas(place.token, factor)).unwrap_or_default();
         (0..).zip(replicas).filter(|(_, node)| own.contains(node)).map(|(index, _)| index).collect()
     }
 
-    /// A tenant's replication factor; `None` when the tenant is deleted or unknown.
-    async fn factor(&self, tenant: &TenantId) -> Result<Option<u8>, Failure> {
+    /// Where a tenant's records are; `None` when the tenant is deleted or unknown.
+    async fn placed(&self, tenant: &TenantId) -> Result<Option<Placed>, Failure> {
         match self.coordinator.tenant(tenant).await {
-            Ok(tenant) => Ok(Some(tenant.replication_factor)),
+            Ok(tenant) => Ok(Some(tenant.placed())),
             Err(Failure::TenantNotFound(_)) => Ok(None),
             Err(failure) => Err(failure),
         }
@@ -527,7 +567,7 @@ impl<'a, W: World> Sweeping<'a, W> {
 
     /// Decides which new stores may be believed.
     fn close(&mut self) {
-        if self.coordinator.ring().epoch() != self.ring.epoch() {
+        if self.coordinator.ring().epoch() != self.rings.newest().epoch() {
             self.sound.spoil("the cluster's nodes have changed during the repair");
         }
         (self.swept.filled, self.swept.unfilled) = std::mem::take(&mut self.sound).close();

@@ -1,22 +1,28 @@
-//! Conversions of page scans, of the removal of tenants and of fences: from the kernel's types to protobuf, and back with every field
-//! checked.
+//! Conversions of page scans, of the removal of tenants and of ranges, and of fences: from the kernel's types to protobuf, and back with
+//! every field checked.
 
 use bytes::Bytes;
 use witan_kernel::limit;
 use witan_kernel::name::{Key, NodeId, StoreId, TenantId};
+use witan_kernel::placement::Tokens;
 use witan_kernel::record::Encoded;
 use witan_kernel::replica::Place;
-use witan_kernel::scan::{Dropped, Found, PAGE_BYTES, PAGE_RECORDS, Page, Scan};
+use witan_kernel::scan::{
+    CLEARED_RANGES, Clear, Cleared, Dropped, Found, PAGE_BYTES, PAGE_RECORDS, Page, Purpose, Scan,
+};
 
 use crate::Malformed;
 use crate::v1::{
-    DropTenantRequest, DropTenantResponse, Position, RaiseFenceRequest, RaiseFenceResponse, ScanRangeRequest,
-    ScanRangeResponse, StoredRecord,
+    ClearPurpose, ClearRangeRequest, ClearRangeResponse, DropTenantRequest, DropTenantResponse, Position,
+    RaiseFenceRequest, RaiseFenceResponse, ScanRangeRequest, ScanRangeResponse, StoredRecord,
 };
 
 /// Largest message of a page, in bytes: a page holds at least one record, and one that repair has merged may have twice
 /// [`limit::RECORD_BYTES`].
 pub const PAGE_MESSAGE_BYTES: usize = 2 * limit::RECORD_BYTES + (2 << 20);
+
+/// Most tokens in a request to clear ranges: two of each.
+pub const CLEARED_TOKENS: usize = 2 * CLEARED_RANGES;
 
 fn position_to_wire(place: Place) -> Position {
     Position { token: place.token, tenant: place.tenant.bytes().clone(), key: place.key.bytes().clone() }
@@ -47,6 +53,7 @@ pub fn scan_to_wire(node: &NodeId, scan: Scan) -> ScanRangeRequest {
         page_size: scan.records,
         page_bytes: scan.bytes,
         node_id: node.as_str().to_owned(),
+        epoch: scan.epoch,
     }
 }
 
@@ -55,6 +62,11 @@ pub fn scan_from_wire(wire: ScanRangeRequest) -> Result<Scan, Malformed> {
     let within = |asked: u32, most: u32| if asked == 0 { most } else { asked.min(most) };
     if wire.prefix.len() > limit::KEY_BYTES {
         return Err(Malformed::new("prefix", format!("has {} bytes", wire.prefix.len())));
+    }
+    if wire.epoch != 0 && wire.tenant_id.is_empty() {
+        let problem =
+            format!("is {} without a tenant_id: fences are those of a tenant; name it, or send 0", wire.epoch);
+        return Err(Malformed::new("epoch", problem));
     }
     Ok(Scan {
         tenant: (!wire.tenant_id.is_empty()).then(|| tenant_from_wire(wire.tenant_id)).transpose()?,
@@ -65,7 +77,7 @@ pub fn scan_from_wire(wire: ScanRangeRequest) -> Result<Scan, Malformed> {
         abridged: wire.abridged,
         records: within(wire.page_size, PAGE_RECORDS),
         bytes: within(wire.page_bytes, PAGE_BYTES),
-        epoch: 0,
+        epoch: wire.epoch,
     })
 }
 
@@ -146,8 +158,87 @@ pub fn fenced_from_wire(wire: &RaiseFenceResponse) -> Result<StoreId, Malformed>
     StoreId::from_slice(&wire.store_id).ok_or_else(|| Malformed::new("store_id", "does not have 16 bytes"))
 }
 
+/// Encodes a request to clear ranges of a tenant at `node`.
+pub fn clear_to_wire(node: &NodeId, clear: &Clear) -> ClearRangeRequest {
+    let purpose = match clear.purpose {
+        Purpose::Enter => ClearPurpose::Enter,
+        Purpose::Leave => ClearPurpose::Leave,
+    };
+    ClearRangeRequest {
+        node_id: node.as_str().to_owned(),
+        tenant_id: clear.tenant.as_str().to_owned(),
+        epoch: clear.epoch,
+        purpose: purpose.into(),
+        ranges: clear.ranges.iter().flat_map(|(from, to)| [*from, *to]).collect(),
+    }
+}
+
+/// Decodes a request to clear ranges.
+pub fn clear_from_wire(wire: ClearRangeRequest) -> Result<Clear, Malformed> {
+    let purpose = match wire.purpose() {
+        ClearPurpose::Enter => Purpose::Enter,
+        ClearPurpose::Leave => Purpose::Leave,
+        ClearPurpose::Unspecified => {
+            let problem = format!("is {}; send 1 to get the records anew, or 2 to lose them", wire.purpose);
+            return Err(Malformed::new("purpose", problem));
+        }
+    };
+    if wire.epoch == 0 {
+        return Err(Malformed::new("epoch", "is 0; send the revision that has published the step"));
+    }
+    Ok(Clear {
+        tenant: tenant_from_wire(wire.tenant_id)?,
+        ranges: ranges_from_wire(&wire.ranges)?,
+        epoch: wire.epoch,
+        purpose,
+    })
+}
+
+fn ranges_from_wire(tokens: &[u64]) -> Result<Vec<Tokens>, Malformed> {
+    let (ranges, rest) = tokens.as_chunks::<2>();
+    if ranges.len() > CLEARED_RANGES {
+        let problem = format!("has {} ranges; send at most {CLEARED_RANGES}", ranges.len());
+        return Err(Malformed::new("ranges", problem));
+    }
+    if !rest.is_empty() {
+        let problem = format!("has {} tokens; send two of each range, the first and the last one", tokens.len());
+        return Err(Malformed::new("ranges", problem));
+    }
+    let range = |[from, to]: &[u64; 2]| format!("{from:016x}..={to:016x}");
+    for (at, [from, to]) in ranges.iter().enumerate() {
+        if from > to {
+            let problem = format!("has {} at {at}; send the lower token of a range first", range(&[*from, *to]));
+            return Err(Malformed::new("ranges", problem));
+        }
+        if let Some(before) = at.checked_sub(1).map(|before| &ranges[before]).filter(|[_, end]| end >= from) {
+            let (before, this) = (range(before), range(&[*from, *to]));
+            let problem = format!("has {this} at {at}, after {before}; send them in order and without overlaps");
+            return Err(Malformed::new("ranges", problem));
+        }
+    }
+    Ok(ranges.iter().map(|[from, to]| (*from, *to)).collect())
+}
+
+/// Encodes the answer of a node that has cleared ranges, or is about to: `done` is false when the call has to be repeated.
+pub fn cleared_to_wire(cleared: Cleared, done: bool) -> ClearRangeResponse {
+    ClearRangeResponse {
+        store_id: Bytes::copy_from_slice(&cleared.store.0),
+        already: cleared.already,
+        records: cleared.records,
+        done,
+    }
+}
+
+/// Decodes the answer of a node that was to clear ranges; `None`: the call has to be repeated.
+pub fn cleared_from_wire(wire: &ClearRangeResponse) -> Result<Option<Cleared>, Malformed> {
+    let store = StoreId::from_slice(&wire.store_id);
+    let store = store.ok_or_else(|| Malformed::new("store_id", "does not have 16 bytes"))?;
+    Ok(wire.done.then_some(Cleared { store, already: wire.already, records: wire.records }))
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{any, prop_assert_eq, proptest};
     use prost::Message;
 
     use super::*;
@@ -169,7 +260,7 @@ mod tests {
             abridged: true,
             records: 10,
             bytes: 1000,
-            epoch: 0,
+            epoch: 77,
         };
         for scan in [asked, Scan::between(0, u64::MAX)] {
             let bytes = scan_to_wire(&node, scan.clone()).encode_to_vec();
@@ -198,6 +289,8 @@ mod tests {
         assert_eq!(scan_from_wire(bad).unwrap_err().field, "tenant_id");
         let bad = ScanRangeRequest { prefix: vec![0; 1025].into(), ..request.clone() };
         assert_eq!(scan_from_wire(bad).unwrap_err().field, "prefix");
+        let bad = ScanRangeRequest { epoch: 7, ..request.clone() };
+        assert_eq!(scan_from_wire(bad).unwrap_err().field, "epoch");
         let far = Position { key: vec![0; 1025].into(), ..Position::default() };
         let bad = ScanRangeRequest { after: Some(far), ..request };
         assert_eq!(scan_from_wire(bad).unwrap_err().field, "after");
@@ -206,5 +299,75 @@ mod tests {
         assert_eq!(page_from_wire(page).unwrap_err().field, "records.position");
         assert_eq!(page_from_wire(ScanRangeResponse::default()).unwrap_err().field, "store_id");
         assert_eq!(drop_from_wire(DropTenantRequest::default()).unwrap_err().field, "tenant_id");
+    }
+
+    fn wanted() -> ClearRangeRequest {
+        let ranges = vec![(3, 7), (8, 8), (10, u64::MAX)];
+        let clear = Clear { tenant: TenantId::new("t").unwrap(), ranges, epoch: 7, purpose: Purpose::Enter };
+        clear_to_wire(&NodeId::new("n1").unwrap(), &clear)
+    }
+
+    #[test]
+    fn what_cannot_be_cleared_is_refused_and_says_why() {
+        let refused = |wire: ClearRangeRequest| clear_from_wire(wire).unwrap_err();
+        for (ranges, says) in [
+            (vec![1, 2, 3], "has 3 tokens"),
+            (vec![2, 1], "has 0000000000000002..=0000000000000001 at 0"),
+            (vec![1, 5, 5, 6], "at 1, after 0000000000000001..=0000000000000005"),
+            (vec![5, 6, 1, 2], "in order"),
+            (vec![1, 1, 1, 1], "overlaps"),
+            ((0..=CLEARED_TOKENS as u64 + 1).collect(), "send at most 65536"),
+        ] {
+            let error = refused(ClearRangeRequest { ranges, ..wanted() });
+            assert!(error.field == "ranges" && error.problem.contains(says), "{error} does not say {says:?}");
+        }
+        for purpose in [0, 3, -1] {
+            assert_eq!(refused(ClearRangeRequest { purpose, ..wanted() }).field, "purpose");
+        }
+        assert_eq!(refused(ClearRangeRequest { epoch: 0, ..wanted() }).field, "epoch");
+        assert_eq!(refused(ClearRangeRequest { tenant_id: String::new(), ..wanted() }).field, "tenant_id");
+        assert_eq!(cleared_from_wire(&ClearRangeResponse::default()).unwrap_err().field, "store_id");
+    }
+
+    #[test]
+    fn as_many_ranges_as_may_be_cleared_are_decoded_and_more_are_not() {
+        let ranges = |count: usize| ClearRangeRequest { ranges: (0..2 * count as u64).collect(), ..wanted() };
+        let decode = |wire: ClearRangeRequest| crate::weigh::decode::<ClearRangeRequest>(wire.encode_to_vec().into());
+        let most = clear_from_wire(decode(ranges(CLEARED_RANGES)).unwrap()).unwrap();
+        assert_eq!(most.ranges.len(), CLEARED_RANGES);
+        let error = decode(ranges(CLEARED_RANGES + 1)).unwrap_err().to_string();
+        assert!(error.contains("ranges in one ClearRangeRequest"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn clears_survive_the_wire(
+            tokens in proptest::collection::btree_set(any::<u64>(), 0..40),
+            epoch in 1..=u64::MAX,
+            enters: bool,
+            records: u64,
+            already: bool,
+        ) {
+            let tokens: Vec<u64> = tokens.into_iter().collect();
+            let ranges = tokens.as_chunks::<2>().0.iter().map(|[from, to]| (*from, *to)).collect();
+            let purpose = if enters { Purpose::Enter } else { Purpose::Leave };
+            let clear = Clear { tenant: TenantId::new("t").unwrap(), ranges, epoch, purpose };
+            let wire = clear_to_wire(&NodeId::new("n1").unwrap(), &clear).encode_to_vec();
+            prop_assert_eq!(clear_from_wire(ClearRangeRequest::decode(Bytes::from(wire)).unwrap()), Ok(clear));
+            let cleared = Cleared { store: StoreId([7; 16]), already, records };
+            for (done, expected) in [(true, Some(cleared)), (false, None)] {
+                let wire = cleared_to_wire(cleared, done).encode_to_vec();
+                prop_assert_eq!(cleared_from_wire(&ClearRangeResponse::decode(&wire[..]).unwrap()), Ok(expected));
+            }
+        }
+
+        #[test]
+        fn hostile_requests_to_clear_are_errors_not_panics(tokens: Vec<u64>, purpose: i32, epoch: u64, tenant_id: String) {
+            let wire = ClearRangeRequest { node_id: String::new(), tenant_id, epoch, purpose, ranges: tokens };
+            if let Ok(clear) = clear_from_wire(wire) {
+                let sorted = clear.ranges.windows(2).all(|pair| pair[0].1 < pair[1].0);
+                prop_assert_eq!((sorted, clear.ranges.iter().all(|(from, to)| from <= to)), (true, true));
+            }
+        }
     }
 }

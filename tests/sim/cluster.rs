@@ -1,15 +1,12 @@
-//! The machines: storage nodes with their disks, coordinators, and how each starts and restarts.
+//! The machines, and how each starts and restarts.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
-use turmoil::net::TcpListener;
 use witan_control::stores::Progress;
 use witan_control::{register, rings};
 use witan_coordinate::{
@@ -17,34 +14,26 @@ use witan_coordinate::{
 };
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
-use witan_kernel::name::{Era, Key, NodeId, StoreId};
+use witan_kernel::name::{Era, Key, NodeId};
 use witan_kernel::port::{
-    Claimant, Metadata, NodeStatus, PlacementStore, Randomness, Replicas, SecretStore, StorageNode, TenantStore,
+    Claimant, Metadata, PlacementStore, Randomness, Replicas, SecretStore, StorageNode, TenantStore,
 };
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{Rings, token};
 use witan_kernel::scan::{Ranges, Standing};
 use witan_kernel::tenant::Tenant;
 use witan_memory::MemoryMetadata;
-use witan_node::batch::Durability;
-use witan_node::driver::{Inline, QueueLimits};
-use witan_node::engine::simulated::Disk;
-use witan_node::server::{self, Guard, Limits};
-use witan_node::store::Store;
 use witan_peer::Lanes;
 use witan_upkeep::{Healing, HealingConfig, Sweep, Upkeep};
 
 use crate::collapses::Collapsed;
+use crate::follower::{self, learn};
 use crate::nemesis::Link;
-use crate::oracle::{self, Content};
+use crate::node::NodeMachine;
 use crate::plugins::Bound;
 use crate::scenario::Scenario;
 use crate::stores::{Idempotency, Known, View};
-use crate::world::{Accepted, Dial, Dice, Gate, SimClock, lock};
-
-const PORT: u16 = 50052;
-/// Points of each node on the ring: enough to spread keys over a few nodes, and cheap to compute for each simulation.
-const VIRTUAL_NODES: u32 = 16;
+use crate::world::{Dial, Dice, Gate, SimClock, lock};
 
 /// The ports of the simulation.
 pub(crate) struct Simulated;
@@ -55,116 +44,6 @@ impl World for Simulated {
     type Replicas = Arc<Lanes<SimClock, Dial>>;
     type Idempotency = Idempotency;
     type Tenants = View;
-}
-
-/// A storage node's machine: the state that outlives its process.
-pub(crate) struct NodeMachine {
-    pub(crate) name: String,
-    pub(crate) id: NodeId,
-    disk: Mutex<Disk>,
-    /// A disk that the node does not have at present.
-    shelf: Mutex<Disk>,
-    pub(crate) clock: SimClock,
-    /// The longest duration of a sync at present, milliseconds.
-    slowest_sync_ms: Arc<AtomicU64>,
-    store: Mutex<Option<Arc<Store>>>,
-    /// The rows that were damaged and have not been found in that state again, newest last.
-    flipped: Mutex<Vec<Flipped>>,
-    dice: Dice,
-}
-
-/// A row with a flipped bit.
-struct Flipped {
-    row: Bytes,
-    value: Bytes,
-    bit: usize,
-}
-
-/// Requests of one lane that a node has accepted and not answered: as few as it allows, so that a permit that is never returned shows.
-const LANE_REQUESTS: usize = 256;
-
-/// The pause before a node that could not start is started again.
-const STARTED_AGAIN: Duration = Duration::from_millis(100);
-
-impl NodeMachine {
-    async fn run(self: Arc<Self>) -> turmoil::Result {
-        let store = loop {
-            match Store::open(Box::new(self.disk().open()), &self.id, &self.dice) {
-                // It does not start until somebody replaces the disk.
-                Err(_) if self.disk().is_damaged() => std::future::pending().await,
-                // It ends, and is started again, until the disk can be used.
-                Err(_) if self.disk().is_failing() => tokio::time::sleep(STARTED_AGAIN).await,
-                store => break Arc::new(store?),
-            }
-        };
-        *lock(&self.store) = Some(Arc::clone(&store));
-        let (dice, slowest) = (self.dice.clone(), Arc::clone(&self.slowest_sync_ms));
-        let sync_takes = Box::new(move || dice.millis(1, slowest.load(Ordering::Relaxed).max(1)));
-        let clock = self.clock.clone();
-        let driver = Inline::start(store, Durability::Sync, QueueLimits::default(), clock.clone(), sync_takes);
-        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
-        let incoming = futures::stream::unfold(listener, |listener| async move {
-            let accepted = listener.accept().await.map(|(stream, _)| Accepted(stream));
-            Some((accepted, listener))
-        });
-        let id = self.id.clone();
-        let (limits, guard) = (Limits { lane_requests: LANE_REQUESTS, ..Limits::default() }, Guard::default());
-        server::serve(incoming, id, Arc::new(driver), clock, limits, guard, std::future::pending()).await?;
-        Ok(())
-    }
-
-    pub(crate) fn disk(&self) -> Disk {
-        lock(&self.disk).clone()
-    }
-
-    /// Puts a copy of what is synced on the shelf.
-    pub(crate) fn copy_disk(&self) {
-        *lock(&self.shelf) = self.disk().copy();
-    }
-
-    /// Exchanges its disk for the one on the shelf. The node must be down.
-    pub(crate) fn swap_disk(&self) {
-        std::mem::swap(&mut *lock(&self.disk), &mut *lock(&self.shelf));
-    }
-
-    /// The id of its present store; `None` while it is down.
-    pub(crate) fn store_id(&self) -> Option<StoreId> {
-        lock(&self.store).as_ref().map(|store| store.id())
-    }
-
-    pub(crate) fn set_slowest_sync(&self, ms: u64) {
-        self.slowest_sync_ms.store(ms, Ordering::Relaxed);
-    }
-
-    /// What is on its disk at a place, synced or not.
-    pub(crate) fn content(&self, place: &Place) -> Result<Option<Content>, String> {
-        let row = oracle::row(place.token, place.tenant.bytes(), place.key.bytes());
-        self.disk().peek(&row).map(|value| oracle::read(&value)).transpose()
-    }
-
-    /// Inverts a bit of a row on its disk.
-    pub(crate) fn flip(&self, place: &Place, bit: usize) {
-        let row = Bytes::from(oracle::row(place.token, place.tenant.bytes(), place.key.bytes()));
-        let disk = self.disk();
-        if disk.flip(&row, bit)
-            && let Some(value) = disk.peek(&row)
-        {
-            lock(&self.flipped).push(Flipped { row, value, bit });
-        }
-    }
-
-    /// Inverts the bits again that are still inverted. A row that was written since is left alone, but a loss of power may bring its
-    /// damaged state back.
-    pub(crate) fn unflip(&self) {
-        let (disk, mut flipped) = (self.disk(), lock(&self.flipped));
-        for at in (0..flipped.len()).rev() {
-            let Flipped { row, value, bit } = &flipped[at];
-            if disk.peek(row).as_ref() == Some(value) {
-                disk.flip(row, *bit);
-                flipped.remove(at);
-            }
-        }
-    }
 }
 
 /// A client's request to a coordinator, with the channel for the response.
@@ -227,6 +106,10 @@ struct Shared {
     rings: Rings,
     idempotency: Idempotency,
     metadata: Arc<dyn Metadata>,
+    /// The same.
+    store: MemoryMetadata,
+    /// Whether coordinators follow changes of tenants and of the ring, and lead placement changes.
+    moves: bool,
     plugins: Bound,
     collapsed: Collapsed,
     dice: Dice,
@@ -249,8 +132,10 @@ impl CoordinatorMachine {
             away: Arc::clone(&self.view.away),
         };
         let lanes = Arc::new(Lanes::new(self.clock.clone(), dial, self.name.clone()));
-        lanes.set_nodes(&self.shared.nodes);
-        let (watched, reached, away) = (Arc::clone(&lanes), Arc::clone(&lanes), Arc::clone(&self.view.away));
+        let known = if self.shared.moves { Some(learn(self.metadata().as_ref(), &self.view).await) } else { None };
+        lanes.set_nodes(&known.as_ref().map_or_else(|| self.shared.nodes.clone(), follower::Known::nodes));
+        let (watched, reached, follows) = (Arc::clone(&lanes), Arc::clone(&lanes), Arc::clone(&lanes));
+        let away = Arc::clone(&self.view.away);
         let metadata = Arc::clone(&self.shared.metadata);
         tokio::spawn(async move {
             let mut progress = Progress::default();
@@ -273,7 +158,7 @@ impl CoordinatorMachine {
             plugins: Arc::new(self.shared.plugins.clone()),
             collapses: self.shared.collapsed.noting(collapses),
         };
-        let rings = self.shared.rings.clone();
+        let rings = known.as_ref().map_or_else(|| self.shared.rings.clone(), follower::Known::rings);
         let keys = context_keys(self.shared.metadata.as_ref()).await;
         let coordinator = Coordinator::new(ports, rings, keys, Defaults::default());
         coordinator.set_names(self.shared.asks);
@@ -288,7 +173,7 @@ impl CoordinatorMachine {
                 tokio::time::sleep(WATCH_STORES).await;
             }
         });
-        let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), Arc::clone(&self.shared.metadata)));
+        let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), self.metadata()));
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         if let Some(config) = self.shared.heals.clone() {
             let claimant = Claimant { coordinator: NodeId::new(&self.name)?, instance: self.shared.dice.sixteen() };
@@ -298,6 +183,18 @@ impl CoordinatorMachine {
                 reached.tried().await;
                 healing.run(std::future::pending()).await;
             });
+        }
+        if let Some(known) = known {
+            let parts = follower::Parts {
+                name: NodeId::new(&self.name)?,
+                metadata: self.metadata(),
+                view: self.view.clone(),
+                lanes: follows,
+                coordinator: Arc::clone(&coordinator),
+                upkeep: Arc::clone(&upkeep),
+                dice: self.shared.dice.clone(),
+            };
+            follower::start(parts, &known);
         }
         let (sender, mut calls) = mpsc::unbounded_channel();
         *lock(&self.doors) = Some(Doors { calls: sender, coordinator: Arc::clone(&coordinator) });
@@ -314,6 +211,14 @@ impl CoordinatorMachine {
             }
         }
         Ok(())
+    }
+
+    /// The metadata store, as it reaches it.
+    fn metadata(&self) -> Arc<dyn Metadata> {
+        match self.shared.moves {
+            true => Arc::new(self.shared.store.behind(Arc::clone(&self.view.away))),
+            false => Arc::clone(&self.shared.metadata),
+        }
     }
 
     /// Passes an answer on, once the process runs.
@@ -369,15 +274,15 @@ pub(crate) struct Cluster {
     pub(crate) collapsed: Collapsed,
     metadata: MemoryMetadata,
     known: Known,
-    rings: Rings,
     links: Arc<Mutex<HashMap<(usize, usize), Link>>>,
 }
 
 impl Cluster {
     pub(crate) fn new(scenario: &Scenario, tenants: Vec<Tenant>, bound: Bound, dice: &Dice) -> Self {
         let (nodes, coordinators) = (scenario.nodes, scenario.coordinators);
-        let nodes: Vec<Arc<NodeMachine>> = (1..=nodes).map(|n| Arc::new(node(format!("n{n}"), dice))).collect();
-        let on_record: Vec<StorageNode> = nodes.iter().map(|node| at(node)).collect();
+        let nodes: Vec<Arc<NodeMachine>> =
+            (1..=nodes + scenario.spare).map(|n| Arc::new(NodeMachine::new(format!("n{n}"), dice))).collect();
+        let on_record: Vec<StorageNode> = nodes.iter().take(scenario.nodes).map(|node| node.on_record()).collect();
         let metadata = MemoryMetadata::new(SimClock::default());
         at_once(register(&metadata, &on_record, 0)).expect("registers the nodes");
         let placement = at_once(metadata.placement()).expect("the nodes are on record");
@@ -386,9 +291,11 @@ impl Cluster {
         let idempotency = Idempotency::new(dice.clone());
         let shared = Arc::new(Shared {
             nodes: on_record,
-            rings: rings.clone(),
+            rings,
             idempotency: idempotency.clone(),
             metadata: Arc::new(metadata.clone()),
+            store: metadata.clone(),
+            moves: scenario.moves,
             plugins: bound,
             collapsed: collapsed.clone(),
             dice: dice.clone(),
@@ -399,7 +306,8 @@ impl Cluster {
         let coordinator = |n| CoordinatorMachine {
             name: format!("c{n}"),
             clock: SimClock::default(),
-            view: View::new(known.clone(), dice.clone()),
+            // Who follows changes knows what it has followed.
+            view: View::new(if scenario.moves { Known::default() } else { known.clone() }, dice.clone()),
             gate: Gate::default(),
             lives: AtomicU64::default(),
             doors: Mutex::default(),
@@ -407,8 +315,7 @@ impl Cluster {
         };
         let coordinators = (1..=coordinators).map(|n| Arc::new(coordinator(n))).collect();
         let links = Arc::default();
-        let cluster =
-            Self { nodes, coordinators, idempotency, tenants, faulty, collapsed, metadata, known, rings, links };
+        let cluster = Self { nodes, coordinators, idempotency, tenants, faulty, collapsed, metadata, known, links };
         let from_the_start = scenario.casts.iter().enumerate().filter(|(_, cast)| !cast.comes_later);
         from_the_start.for_each(|(tenant, _)| cluster.create_tenant(tenant));
         cluster
@@ -463,7 +370,7 @@ impl Cluster {
         let machine = &self.nodes[node];
         if sim.is_host_running(machine.name.as_str()) {
             machine.disk().crash_keeping(survivors);
-            *lock(&machine.store) = None;
+            machine.ended();
             let links = (0..self.coordinators.len()).map(|coordinator| (coordinator, node));
             self.cut_power(sim, &machine.name, links.collect());
         }
@@ -547,34 +454,15 @@ impl Cluster {
         Place { token: token(tenant, key.bytes()), tenant: tenant.clone(), key: key.clone() }
     }
 
-    /// The machines of a place's replicas.
+    /// The machines of a place's replicas, as on record.
     pub(crate) fn replicas(&self, tenant: usize, place: &Place) -> Vec<&Arc<NodeMachine>> {
-        let preference = self.rings.newest().replicas(place.token, self.tenants[tenant].replication_factor);
+        let on_record = at_once(self.metadata.tenant(&place.tenant)).ok().flatten();
+        let tenant = on_record.as_ref().unwrap_or(&self.tenants[tenant]);
+        let placement = at_once(self.metadata.placement()).expect("the nodes are on record");
+        let rings = rings(&placement);
+        let ring = rings.version(tenant.ring).unwrap_or(rings.newest());
+        let preference = ring.replicas(place.token, tenant.replication_factor);
         preference.iter().filter_map(|id| self.nodes.iter().find(|node| node.id == *id)).collect()
-    }
-}
-
-fn node(name: String, dice: &Dice) -> NodeMachine {
-    NodeMachine {
-        id: NodeId::new(&name).expect("a node id"),
-        name,
-        disk: Mutex::default(),
-        shelf: Mutex::default(),
-        clock: SimClock::default(),
-        slowest_sync_ms: Arc::new(AtomicU64::new(5)),
-        store: Mutex::default(),
-        flipped: Mutex::default(),
-        dice: dice.clone(),
-    }
-}
-
-fn at(node: &NodeMachine) -> StorageNode {
-    StorageNode {
-        id: node.id.clone(),
-        host: node.name.clone(),
-        port: PORT,
-        virtual_nodes: VIRTUAL_NODES,
-        status: NodeStatus::Active,
     }
 }
 

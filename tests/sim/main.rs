@@ -5,8 +5,8 @@
 //! `--scenario crashes` only those of one scenario, `--fault QuorumOffByOne` with that rule broken. (It sets `WITAN_SIM_SEED`,
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
-//! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`cluster`], [`stage`], [`client`], [`play`],
-//! [`repairs`], [`healing`], [`disks`], [`history`], [`check`], [`oracle`], [`faults`], [`scenes`], [`names`].
+//! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`node`], [`cluster`], [`follower`], [`stage`], [`client`], [`play`],
+//! [`repairs`], [`healing`], [`moves`], [`disks`], [`history`], [`check`], [`oracle`], [`faults`], [`scenes`], [`names`].
 
 // It runs in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -18,10 +18,13 @@ mod collapses;
 mod disks;
 mod faults;
 mod fences;
+mod follower;
 mod healing;
 mod history;
+mod moves;
 mod names;
 mod nemesis;
+mod node;
 mod oracle;
 mod play;
 mod plugins;
@@ -47,7 +50,7 @@ use scenario::{Play, SHAPES, Scenario};
 use world::lock;
 
 /// Default number of seeds to run: 20 of each scenario, about a minute on two cores.
-const SEEDS: u64 = 660;
+const SEEDS: u64 = 700;
 
 thread_local! {
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };

@@ -56,6 +56,8 @@ fn scenario(seed: u64) -> Scenario {
         forgetful: false,
         stops: false,
         clocks_agree: false,
+        spare: 0,
+        moves: false,
         torn: false,
         heals: None,
         casts: vec![cast(tenant, 1)],

@@ -18,6 +18,7 @@ use crate::fences;
 use crate::healing;
 use crate::history::Place;
 use crate::history::{INSPECTOR, Measured};
+use crate::moves;
 use crate::nemesis::{Action, Link, Troubles, act, heal};
 use crate::plugins::Bound;
 use crate::repairs::{NOTICED, holder, repair};
@@ -174,6 +175,10 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             Act::Repair => repair(&stage).await,
             Act::Away { from_all } => healing::away(&stage, &mut clients, from_all).await,
             Act::Level => healing::level(&stage).await,
+            Act::Move { operations, storm, changes } => {
+                moves::play(&stage, &mut clients, operations, storm, changes).await;
+            }
+            Act::Moved => moves::moved(&stage).await,
             Act::Grow => grow(&stage, &mut inspector).await,
             Act::Idle { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
             Act::Retry => {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::cluster::{Call, CoordinatorMachine, NodeMachine};
+use crate::cluster::{Call, CoordinatorMachine};
+use crate::node::NodeMachine;
 use crate::play::{converged, drained};
 use crate::stage::{Command, Stage};
 use crate::world::now_micros;

@@ -3,6 +3,7 @@
 //! A play has a name and a number, as in `links:3`. What it does depends on these two only, so it stays the same when other scenarios are
 //! added. Seeds count through all scenarios in turn, so that a few seeds play each of them.
 
+mod moving;
 mod shapes;
 mod stores;
 mod wide;
@@ -15,6 +16,7 @@ use witan_kernel::name::TenantId;
 use witan_kernel::tenant::{ConflictMode, Level, Ordering, ReadRepair, Tenant};
 use witan_upkeep::HealingConfig;
 
+use crate::moves::Change;
 use crate::nemesis::{Machines, Storm, Weather, storm};
 use crate::plugins::Resolver;
 
@@ -100,6 +102,10 @@ pub(crate) enum Act {
         /// From all.
         from_all: bool,
     },
+    /// Clients work, in a storm, while placement changes are asked for, each this many milliseconds after the one before.
+    Move { operations: usize, storm: Storm, changes: Vec<(u64, Change)> },
+    /// All faults end, and so must all placement changes: every record is where it belongs, and nowhere else.
+    Moved,
     /// All faults end, and nobody reads or repairs: every node must be believed, and all replicas must become level by themselves.
     Level,
 }
@@ -176,6 +182,10 @@ pub(crate) struct Scenario {
     pub(crate) clocks_agree: bool,
     /// Whether more was lost than the cluster can restore: the play ends without a last settlement.
     pub(crate) torn: bool,
+    /// Nodes that are not on record at first.
+    pub(crate) spare: usize,
+    /// Whether coordinators follow changes of tenants and of the ring, and lead placement changes.
+    pub(crate) moves: bool,
     /// What coordinators heal by themselves; `None`: nothing.
     pub(crate) heals: Option<HealingConfig>,
     pub(crate) casts: Vec<Cast>,
@@ -187,7 +197,7 @@ pub(crate) struct Scenario {
 type Shape = (&'static str, fn(&mut StdRng, Scenario) -> Scenario);
 
 /// The scenarios.
-pub(crate) const SHAPES: [Shape; 34] = [
+pub(crate) const SHAPES: [Shape; 35] = [
     ("links", shapes::links),
     ("crashes", shapes::crashes),
     ("clocks", shapes::clocks),
@@ -222,6 +232,7 @@ pub(crate) const SHAPES: [Shape; 34] = [
     ("damaged", stores::damaged),
     ("fenced", stores::fenced),
     ("healing", stores::healing),
+    ("moves", moving::moves),
 ];
 
 /// A play: the index of its scenario in [`SHAPES`], and its number.
@@ -288,6 +299,8 @@ impl Scenario {
             stops: false,
             clocks_agree: false,
             torn: false,
+            spare: 0,
+            moves: false,
             heals: None,
             casts: vec![register(&mut rng), siblings(&mut rng)],
             manner: Manner {

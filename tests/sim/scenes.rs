@@ -8,12 +8,13 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
-use witan_coordinate::{Line, Lines, WriteRequest, Written};
+use witan_coordinate::{Line, Lines, ReadRequest, WriteRequest, Written};
 use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::idempotency::KEPT_MS;
 use witan_kernel::name::Key;
-use witan_kernel::tenant::IdempotencyOutage;
+use witan_kernel::record::Record;
+use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Tenant};
 
 use crate::cluster::{Call, Cluster};
 use crate::history::Measured;
@@ -30,6 +31,7 @@ pub(crate) fn of(fault: Fault) -> Option<Scene> {
     match fault {
         Fault::DeadlineFromTurn => Some(in_line),
         Fault::ReservationProlonged => Some(repeated_for_a_day),
+        Fault::UncanonicalAccepted => Some(uncanonical),
         _ => None,
     }
 }
@@ -178,13 +180,63 @@ pub(crate) fn repeated_for_a_day(play: Play) -> Verdict {
     })
 }
 
+/// Time for the merges that follow a response to be stored.
+const MERGED: Duration = Duration::from_secs(1);
+
+/// A replica holds a record that no replica can have written: one event stands in two versions, so that no merge with the record ends. It
+/// is refused, as a damaged one is: a read that needs all replicas fails, and one that needs a quorum shows the values.
+pub(crate) fn uncanonical(play: Play) -> Verdict {
+    stage(play, "uncanonical", |cluster| async move {
+        let siblings = |tenant: &Tenant| tenant.conflict_mode == ConflictMode::Siblings;
+        let Some(tenant) = cluster.tenants.iter().position(siblings) else { return Vec::new() };
+        everything_works(&cluster).await;
+        let id = cluster.tenants[tenant].id.clone();
+        for value in [1, 2] {
+            let request = WriteRequest { tenant: id.clone(), ..write(&cluster, value, Duration::from_secs(2)) };
+            match send(&cluster, request).await {
+                Ok(_) => {}
+                // It is created during the play.
+                Err(Failed { failure: Failure::TenantNotFound(_), .. }) => return Vec::new(),
+                Err(failed) => return vec![format!("recovery: a write has failed: {failed:?}")],
+            }
+        }
+        tokio::time::sleep(MERGED).await;
+        let place = cluster.place(tenant, &Key::new("key-0").expect("a key"));
+        if let Some(replica) = cluster.replicas(tenant, &place).first() {
+            replica.rewrite(&place, |record| {
+                let Record::Siblings(record) = record else { return };
+                if let [first, second, ..] = record.versions.as_mut_slice() {
+                    second.dots.clone_from(&first.dots);
+                }
+            });
+        }
+        let mut violations = Vec::new();
+        for (level, is_answered) in [(Level::All, false), (Level::Quorum, true)] {
+            let (to, answer) = oneshot::channel();
+            let (tenant, key) = (id.clone(), place.key.clone());
+            let timeout = Some(Duration::from_secs(2));
+            let request = ReadRequest { tenant, key, level: Some(level), arrived: None, timeout };
+            if let Some(doors) = cluster.coordinators[0].doors() {
+                let _ = doors.calls.send(Call::Read(request, to));
+            }
+            let answer = answer.await.expect("an answer");
+            let values = answer.as_ref().map_or(0, |answer| answer.siblings.len());
+            if answer.is_ok() != is_answered || is_answered && values < 2 {
+                violations
+                    .push(format!("contents: a replica holds an impossible record, and a read at {level}: {answer:?}"));
+            }
+        }
+        violations
+    })
+}
+
 /// Seeds of each scene in every run: they differ little.
 const SEEDS: u64 = 12;
 
 #[test]
 fn scenes_keep_every_promise() {
     crate::on_all_cores(SEEDS, |seed| {
-        for scene in [in_line, repeated_for_a_day] as [Scene; 2] {
+        for scene in [in_line, repeated_for_a_day, uncanonical] as [Scene; 3] {
             let verdict = scene(Play::of(seed));
             assert!(verdict.violations.is_empty(), "seed {seed} ({}): {:#?}", verdict.scenario, verdict.violations);
         }

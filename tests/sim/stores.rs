@@ -144,6 +144,14 @@ impl View {
         }
     }
 
+    /// It has read a tenant.
+    pub(crate) fn learn(&self, tenant: Tenant) {
+        let mut known = lock(&self.known.0);
+        if known.get(&tenant.id).is_none_or(|known| known.version < tenant.version) {
+            known.insert(tenant.id.clone(), Arc::new(tenant));
+        }
+    }
+
     /// Sets how many lookups miss the cache, per mille, and whether the metadata store can be reached then.
     pub(crate) fn set_missing(&self, per_mille: u64, away: bool) {
         self.missing.store(per_mille, Ordering::Relaxed);

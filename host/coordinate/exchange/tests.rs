@@ -304,7 +304,7 @@ async fn a_failed_question_counts_the_replicas_that_are_well() {
         newest: 0,
         value: None,
     };
-    let mut round = PutRound::new(write, 3, |_| true, true, true);
+    let mut round = PutRound::new(write, 3, |_| true, true, Some(Tally::new(3, 2)));
     let started = Instant::now();
     {
         let mut driven = pin!(exchange.drive(Phase::Put, &mut round));

@@ -25,11 +25,15 @@ pub enum DutyKind {
     CatchUp,
     /// Admits and fills the new stores of nodes.
     Fill,
+    /// Leads [placement changes](crate::placement): moves the records of tenants.
+    Place,
 }
 
 impl DutyKind {
     /// Every kind, in the order in which they are listed.
-    pub const ALL: [Self; 3] = [Self::Compare, Self::CatchUp, Self::Fill];
+    pub const ALL: [Self; 4] = [Self::Compare, Self::CatchUp, Self::Fill, Self::Place];
+    /// Those that make replicas level again.
+    pub const HEALING: [Self; 3] = [Self::Compare, Self::CatchUp, Self::Fill];
 
     /// The kind's name in the metadata store, metrics and logs.
     pub fn as_str(self) -> &'static str {
@@ -37,6 +41,7 @@ impl DutyKind {
             Self::Compare => "compare",
             Self::CatchUp => "catch-up",
             Self::Fill => "fill",
+            Self::Place => "placement",
         }
     }
 
@@ -51,7 +56,7 @@ impl DutyKind {
 pub struct Duty {
     /// What is done.
     pub kind: DutyKind,
-    /// Where: the number of a part of the ring, or a node's id; 1..=128 bytes.
+    /// Where: the number of a part of the ring, a node's id, or all of it; 1..=128 bytes.
     pub range: String,
 }
 

@@ -5,7 +5,6 @@ use crate::limit::PerReplica;
 use crate::record::{Encoded, Record};
 use crate::replica::ReplicaError;
 use crate::siblings::{Siblings, Write};
-use crate::tenant::Level;
 
 /// What a quorum says about a write.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,8 +31,8 @@ pub(super) struct Asking {
 }
 
 impl Asking {
-    pub(super) fn new(replicas: u8) -> Self {
-        let tally = Tally::new(replicas, Level::Quorum.required(replicas));
+    /// A question to the replicas of `tally`, of which it requires a quorum.
+    pub(super) fn new(tally: Tally) -> Self {
         Self { tally, begun: false, asked: 0, records: PerReplica::new(), result: None }
     }
 

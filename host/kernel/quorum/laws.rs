@@ -240,7 +240,7 @@ proptest! {
 
     #[test]
     fn put_rounds_obey(replicas in 1u8..=5, reachable in any::<u8>(), earlier in any::<bool>(), events in events()) {
-        let round = PutRound::new(write(), replicas, |replica| reachable & (1 << replica) != 0, earlier, false);
+        let round = PutRound::new(write(), replicas, |replica| reachable & (1 << replica) != 0, earlier, None);
         obeys(round, &events, |answered, _| answered.len() == 1);
     }
 }
@@ -255,5 +255,5 @@ fn no_round_of_a_usual_size_allocates_for_its_replicas() {
         while let Next::Ask(..) = round.next(0) {}
         round.answered(replica, Answer::Record(None)).unwrap();
     }
-    assert!(!round.into_records().spilled());
+    assert!(!round.records().spilled());
 }

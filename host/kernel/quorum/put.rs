@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::asking::{Asked, Asking};
 use super::round::{Next, PATIENCE_MICROS, Round};
+use super::tally::Tally;
 use crate::fault::Fault;
 use crate::limit::PerReplica;
 use crate::record::Encoded;
@@ -40,11 +41,18 @@ pub struct Applied {
 }
 
 impl PutRound {
-    /// A round over `replicas` replicas, the reachable ones first; `earlier` when an earlier operation with this write id may have been
-    /// carried out; `can_ask` when every replica understands [`Ask::Names`].
-    pub fn new(write: Write, replicas: u8, reachable: impl Fn(u8) -> bool, earlier: bool, can_ask: bool) -> Self {
+    /// A round over the first `replicas` replicas, the reachable ones first; `earlier` when an earlier operation with this write id may
+    /// have been carried out; `asking`: an empty tally of a quorum, or of one of each placement, if every replica understands
+    /// [`Ask::Names`].
+    pub fn new(
+        write: Write,
+        replicas: u8,
+        reachable: impl Fn(u8) -> bool,
+        earlier: bool,
+        asking: Option<Tally>,
+    ) -> Self {
         let mut attempts = Attempts::new(replicas, reachable);
-        let mut asking = can_ask.then(|| Asking::new(replicas));
+        let mut asking = asking.map(Asking::new);
         let step = match &mut asking {
             Some(asking) if earlier => {
                 attempts.doubtful = true;
@@ -398,7 +406,7 @@ mod tests {
     }
 
     fn round(earlier: bool) -> PutRound {
-        PutRound::new(write(1), 3, |_| true, earlier, true)
+        PutRound::new(write(1), 3, |_| true, earlier, Some(Tally::new(3, 2)))
     }
 
     /// Who is asked now: replica, and whether it is a Put.

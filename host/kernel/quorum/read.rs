@@ -55,8 +55,17 @@ impl<F: FnMut() -> bool> ReadRound<F> {
     }
 
     /// What each replica that answered has stored, in the order of the answers.
-    pub fn into_records(self) -> PerReplica<(u8, Option<Encoded>)> {
-        self.records
+    pub fn records(&self) -> &PerReplica<(u8, Option<Encoded>)> {
+        &self.records
+    }
+
+    /// A replica's answer turns out to be no record that any replica can have written: it counts as a failure, and the next replica is
+    /// asked instead.
+    pub fn refuted(&mut self, replica: u8) {
+        self.records.retain(|(answered, _)| *answered != replica);
+        if self.tally.revoke(replica) {
+            self.ask_instead();
+        }
     }
 
     /// Counts of answers.
@@ -85,6 +94,14 @@ impl<F: FnMut() -> bool> ReadRound<F> {
     fn want_enough(&mut self) {
         while self.wanted < self.order.len() && !self.tally.can_be_met_by(self.asked()) {
             self.wanted += 1;
+        }
+    }
+
+    /// Asks a further replica for one that has failed.
+    fn ask_instead(&mut self) {
+        if self.progress() == Progress::Open {
+            self.want_one_more();
+            self.want_enough();
         }
     }
 
@@ -126,10 +143,7 @@ impl<F: FnMut() -> bool> Round for ReadRound<F> {
             return;
         }
         self.tally.fail(replica, error.certainly_not_done());
-        if self.progress() == Progress::Open {
-            self.want_one_more();
-            self.want_enough();
-        }
+        self.ask_instead();
     }
 
     fn waited(&mut self, now: u64) {
@@ -237,7 +251,7 @@ mod tests {
         assert_eq!(fail(&mut round, 2), (vec![1], Progress::Open));
         assert_eq!(answer(&mut round, 0, None), Progress::Open);
         assert_eq!(answer(&mut round, 1, some()), Progress::Met);
-        assert_eq!(round.into_records().as_slice(), [(0, None), (1, some())]);
+        assert_eq!(round.records().as_slice(), [(0, None), (1, some())]);
     }
 
     #[test]
@@ -290,7 +304,22 @@ mod tests {
         assert_eq!(answer(&mut round, 0, None), Progress::Open, "the same replica again");
         assert_eq!(fail(&mut round, 0), (vec![], Progress::Open), "it has answered");
         assert_eq!((round.tally().acks(), round.unanswered()), (1, 1));
-        assert_eq!(round.into_records().as_slice(), [(0, some())]);
+        assert_eq!(round.records().as_slice(), [(0, some())]);
+    }
+
+    #[test]
+    fn an_answer_that_is_no_record_is_a_failure() {
+        let mut round = round(&[0, 1, 2], 2, Shortfall::Fail);
+        next(&mut round);
+        answer(&mut round, 0, some());
+        assert_eq!(answer(&mut round, 1, some()), Progress::Met);
+        round.refuted(1);
+        round.refuted(1);
+        assert_eq!(next(&mut round), (vec![2], Progress::Open), "another one is asked, once");
+        assert_eq!(answer(&mut round, 2, None), Progress::Met);
+        assert_eq!(round.records().as_slice(), [(0, some()), (2, None)]);
+        round.refuted(0);
+        assert_eq!(next(&mut round), (vec![], Progress::Short));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which replicas of a key an operation asks, and how many must answer, while the key's tenant moves: the table of [`crate::placement`].
 
 use super::tally::{Quorum, Tally};
+use crate::fault::Fault;
 use crate::name::NodeId;
 use crate::placement::Step;
 use crate::ring::Preference;
@@ -28,6 +29,9 @@ impl Route {
     pub fn moving(present: Preference, coming: &[NodeId], step: Step) -> Self {
         if step == Step::Preparing {
             return Self { step: Some(step), ..Self::settled(present) };
+        }
+        if Fault::MoveNewInForceEarly.is_on() {
+            return Self::settled(coming.iter().cloned().collect());
         }
         let (mut replicas, mut members) = (present, 0);
         let present = replicas.len() as u8;
@@ -62,11 +66,11 @@ impl Route {
         self.step == Some(Step::Cutover)
     }
 
-    fn old(&self, required: u8) -> Quorum {
+    fn present_quorum(&self, required: u8) -> Quorum {
         Quorum::first(self.present, required)
     }
 
-    fn new(&self, required: u8) -> Quorum {
+    fn coming_quorum(&self, required: u8) -> Quorum {
         Quorum::of((0..Quorum::MAX_REPLICAS).filter(|replica| self.coming & 1 << replica != 0), required)
     }
 
@@ -90,16 +94,37 @@ impl Route {
     /// answer. Where fewer than a quorum are enough, those of the coming placement are not asked: they may lack what is old.
     pub fn asking(&self, required: u8) -> Tally {
         if self.needs_both() && required >= Level::Quorum.required(self.present) {
-            Tally::both(self.old(required), self.new(self.required_in_coming(required)))
+            let (old, new) = (self.present_quorum(required), self.coming_quorum(self.required_in_coming(required)));
+            if Fault::MoveReadsNewOnly.is_on() {
+                return Tally::of(new);
+            }
+            if Fault::MoveReadsOldOnly.is_on() {
+                return Tally::of(old);
+            }
+            self.in_both(old, new)
         } else {
-            Tally::of(self.old(required))
+            Tally::of(self.present_quorum(required))
         }
     }
 
     /// An empty tally of replicas that a change is sent to, and that `required` of the present placement must acknowledge.
     pub fn changing(&self, required: u8) -> Tally {
-        let required_in_coming = if self.needs_both() { self.required_in_coming(required) } else { 0 };
-        Tally::both(self.old(required), self.new(required_in_coming))
+        if !self.needs_both() || Fault::MoveWritesOldOnly.is_on() {
+            return Tally::both(self.present_quorum(required), self.coming_quorum(0));
+        }
+        let new = self.coming_quorum(self.required_in_coming(required));
+        if Fault::MoveWritesNewOnly.is_on() {
+            return Tally::both(self.present_quorum(0), new);
+        }
+        self.in_both(self.present_quorum(required), new)
+    }
+
+    fn in_both(&self, old: Quorum, new: Quorum) -> Tally {
+        if Fault::MoveCountsUnion.is_on() {
+            let all = self.replicas.len() as u8;
+            return Tally::of(Quorum::first(all, Level::Quorum.required(all)));
+        }
+        Tally::both(old, new)
     }
 
     /// An empty tally of a question to a quorum of each placement that counts.
@@ -110,12 +135,12 @@ impl Route {
     /// Acknowledgements of the placement that counts and has the fewest, and the level that all placements that count meet.
     pub fn met(&self, tally: &Tally) -> (u8, Level) {
         let acks = |members: Quorum| tally.acks_of(members);
-        let old = acks(self.old(0));
+        let old = acks(self.present_quorum(0));
         let level = Level::met(old, self.present);
         if !self.needs_both() {
             return (old, level);
         }
-        let new = acks(self.new(0));
+        let new = acks(self.coming_quorum(0));
         (old.min(new), level.min(Level::met(new, self.coming_factor())))
     }
 }

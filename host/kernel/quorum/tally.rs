@@ -175,7 +175,9 @@ impl Tally {
     /// True when `shortfall` accepts the acknowledgements that each set has of which any are required.
     pub fn accepts(&self, shortfall: Shortfall) -> bool {
         let Shortfall::Accept(least) = shortfall else { return false };
-        let counted = |set: &&Quorum| set.members != 0 && set.required > 0;
+        // A set of which nothing is required does not count beside one that does.
+        let any = self.sets.iter().any(|set| set.required > 0);
+        let counted = |set: &&Quorum| set.members != 0 && (set.required > 0 || !any);
         least > 0 && self.sets.iter().filter(counted).all(|set| set.acks(self.acked) >= least)
     }
 

@@ -1,10 +1,15 @@
 //! The versions of the ring that are in use.
 
 use std::collections::BTreeSet;
+use std::iter::Peekable;
 use std::sync::Arc;
+use std::vec::IntoIter;
 
-use super::Ring;
+use super::{Preference, ReplicaRange, Ring};
 use crate::name::NodeId;
+
+/// Tokens, both ends included.
+type Tokens = (u64, u64);
 
 /// The versions of the ring to which tenants may refer: one, as long as no node joins or leaves while data is stored. Tenants are moved
 /// from one version to the next, one after the other.
@@ -58,6 +63,31 @@ impl Rings {
         }
     }
 
+    /// The whole ring in ranges, by their tokens, without gap or overlap: for each, the nodes that hold its tokens under every version, the
+    /// oldest first, as [`Ring::replica_ranges`] says.
+    pub fn replica_ranges(&self, factors: &[u8]) -> Vec<(Tokens, Vec<(u64, Preference)>)> {
+        let mut all: Vec<(u64, Peekable<IntoIter<ReplicaRange>>)> = Vec::with_capacity(self.versions.len());
+        for (version, ring) in &self.versions {
+            let ranges = ring.replica_ranges(factors);
+            if !ranges.is_empty() {
+                all.push((*version, ranges.into_iter().peekable()));
+            }
+        }
+        let (mut cut, mut first) = (Vec::new(), 0);
+        while let Some(last) = all.iter_mut().filter_map(|(_, ranges)| ranges.peek().map(|range| range.to)).min() {
+            let mut versions = Vec::with_capacity(all.len());
+            for (version, ranges) in &mut all {
+                match ranges.next_if(|range| range.to == last) {
+                    Some(range) => versions.push((*version, range.replicas)),
+                    None => versions.extend(ranges.peek().map(|range| (*version, range.replicas.clone()))),
+                }
+            }
+            cut.push(((first, last), versions));
+            first = last.wrapping_add(1);
+        }
+        cut
+    }
+
     /// Every version, the oldest first.
     pub fn all(&self) -> impl DoubleEndedIterator<Item = (u64, &Arc<Ring>)> {
         self.versions.iter().map(|(version, ring)| (*version, ring))
@@ -69,6 +99,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn ranges_say_who_holds_them_under_every_version() {
+        let ring = |nodes: std::ops::Range<u32>| {
+            let nodes: Vec<(NodeId, u32)> = nodes.map(|n| (NodeId::new(format!("n{n}")).unwrap(), 8)).collect();
+            Arc::new(Ring::new(&nodes, 1))
+        };
+        let rings = Rings::new(vec![(1, ring(0..3)), (2, ring(1..6)), (5, ring(0..0))]);
+        let all = rings.replica_ranges(&[2, 3]);
+        assert_eq!((all[0].0.0, all.last().unwrap().0.1), (0, u64::MAX));
+        assert!(all.windows(2).all(|pair| pair[0].0.1 + 1 == pair[1].0.0));
+        for ((from, to), versions) in &all {
+            assert_eq!(versions.iter().map(|(version, _)| *version).collect::<Vec<_>>(), [1, 2]);
+            for (version, replicas) in versions {
+                let ring = rings.version(*version).unwrap();
+                for token in [*from, *to] {
+                    for factor in [2, 3] {
+                        let sorted = |nodes: &[NodeId]| BTreeSet::from_iter(nodes.to_vec());
+                        assert_eq!(sorted(&replicas[..factor]), sorted(&ring.replicas(token, factor as u8)));
+                    }
+                }
+            }
+        }
+        let one = Rings::one(Ring::clone(&ring(0..3)));
+        let alone: Vec<_> = one.newest().replica_ranges(&[2]).into_iter().map(|range| (range.from, range.to)).collect();
+        assert_eq!(one.replica_ranges(&[2]).iter().map(|(tokens, _)| *tokens).collect::<Vec<_>>(), alone);
+    }
+
+    #[test]
     fn versions_are_found_by_number_and_the_newest_is_the_highest() {
         let ring = |nodes: u32| {
             let nodes: Vec<(NodeId, u32)> = (0..nodes).map(|n| (NodeId::new(format!("n{n}")).unwrap(), 4)).collect();
@@ -78,8 +135,8 @@ mod tests {
         assert_eq!((rings.newest_version(), rings.newest().len()), (7, 4));
         assert_eq!(rings.version(3).map(|ring| ring.len()), Some(3));
         assert_eq!(rings.version(4), None);
-        assert_eq!(rings.nodes().len(), 4, "each once");
         assert_eq!(rings.all().map(|(version, _)| version).collect::<Vec<_>>(), [3, 7]);
+        assert_eq!(rings.nodes().len(), 4);
         assert_eq!(Rings::new(vec![]).newest().len(), 0);
         assert_eq!(Rings::one(Ring::new(&[], 9)).newest_version(), 0);
     }

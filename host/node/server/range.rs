@@ -1,20 +1,24 @@
-//! Scans of stored records for coordinators, the removal of tenants, and fences: on threads that may block, and few at a time, so that
-//! they hardly affect the requests of clients.
+//! Scans of stored records for coordinators, the removal of tenants and of ranges, and fences: on threads that may block, and few at a
+//! time, so that they hardly affect the requests of clients.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
 use tonic::Status;
+use witan_kernel::replica::ReplicaError;
 use witan_wire::Malformed;
 use witan_wire::range::{
-    drop_from_wire, dropped_to_wire, fence_from_wire, fenced_to_wire, page_to_wire, scan_from_wire,
+    clear_from_wire, cleared_to_wire, drop_from_wire, dropped_to_wire, fence_from_wire, fenced_to_wire, page_to_wire,
+    scan_from_wire,
 };
 use witan_wire::v1::{
-    DropTenantRequest, DropTenantResponse, RaiseFenceRequest, RaiseFenceResponse, ScanRangeRequest, ScanRangeResponse,
+    ClearRangeRequest, ClearRangeResponse, DropTenantRequest, DropTenantResponse, RaiseFenceRequest,
+    RaiseFenceResponse, ScanRangeRequest, ScanRangeResponse,
 };
 
 use super::Storage;
+use crate::clear::{Clearing, clear};
 use crate::engine::EngineError;
 use crate::scan;
 use crate::store::Store;
@@ -23,6 +27,8 @@ use crate::store::Store;
 pub(super) const SCANS: usize = 2;
 /// Most fences that are raised concurrently on a node. They have turns of their own, so that no change waits for scans.
 pub(super) const FENCES: usize = 2;
+/// Most clears that run concurrently on a node: a store drops rows for one at a time. They have turns of their own, too.
+pub(super) const CLEARS: usize = 1;
 /// How long a step may wait for its turn.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -31,8 +37,8 @@ pub(super) async fn scan(storage: &Storage, request: ScanRangeRequest) -> Result
     check_node(storage, &request.node_id)?;
     let wanted = scan_from_wire(request).map_err(malformed)?;
     let durability = storage.driver.durability();
-    let page = run(storage, move |store| scan::page(store, durability, &wanted)).await?;
-    Ok(page_to_wire(page))
+    let page = run(storage, move |store| scan::page_under(store, durability, &wanted)).await?;
+    page.map(page_to_wire).ok_or_else(stale)
 }
 
 /// Removes a batch of a tenant's records.
@@ -50,6 +56,26 @@ pub(super) async fn raise_fence(storage: &Storage, request: RaiseFenceRequest) -
     let raise = move |store: &Store| store.raise_fence(tenant.as_ref(), epoch).map(|()| store.id());
     let store = run_among(&storage.fences, storage, raise).await?;
     Ok(fenced_to_wire(store))
+}
+
+/// Drops rows for a placement change.
+pub(super) async fn clear_range(storage: &Storage, request: ClearRangeRequest) -> Result<ClearRangeResponse, Status> {
+    check_node(storage, &request.node_id)?;
+    let wanted = clear_from_wire(request).map_err(malformed)?;
+    match run_among(&storage.clears, storage, move |store| clear(store, &wanted)).await? {
+        Clearing::Done(cleared) => Ok(cleared_to_wire(cleared, true)),
+        Clearing::More(cleared) => Ok(cleared_to_wire(cleared, false)),
+        Clearing::Stale => Err(stale()),
+        Clearing::NotOnRecord => Err(Status::failed_precondition(format!(
+            "the store of node {} is not the one on record, or is still being filled: nothing was dropped; try again when it is whole",
+            storage.node
+        ))),
+    }
+}
+
+/// The answer to a call under an epoch that is too early. No other answer of a node has this code.
+fn stale() -> Status {
+    Status::aborted(ReplicaError::StaleEpoch.to_string())
 }
 
 /// Runs a step of a scan outside the shards.

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
+use witan_kernel::capability;
 use witan_kernel::name::{Key, NodeId, TenantId, WriteId};
 use witan_kernel::port::{Clock, Randomness};
 use witan_kernel::record::{Encoded, Record};
@@ -26,8 +27,8 @@ use witan_wire::frame::{self, Joiner};
 use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{
-    DescribeRequest, DropTenantRequest, ExchangeRequest, ExchangeResponse, Frame, Hello, ReadRequest, RepairRequest,
-    ScanRangeRequest, Welcome,
+    ClearPurpose, ClearRangeRequest, DescribeRequest, DropTenantRequest, ExchangeRequest, ExchangeResponse, Frame,
+    Hello, ReadRequest, RepairRequest, ScanRangeRequest, Welcome,
 };
 
 #[derive(Clone)]
@@ -447,4 +448,83 @@ async fn what_is_stored_is_walked_by_pages_and_a_tenant_can_be_dropped() {
     assert_eq!(left.records.len(), 5);
     drop(client);
     running.end().await;
+}
+
+#[tokio::test]
+async fn rows_are_dropped_for_a_placement_change_and_requests_of_before_it_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let node = run(config(&folder)).await;
+    let (mut lane, welcome) = Lane::open(&node.client, hello()).await.unwrap();
+    assert!(welcome.capabilities.contains(&capability::MOVES.to_owned()));
+    let keys: Vec<String> = (0..20).map(|n| format!("key-{n}")).collect();
+    let merge = |key: &String| request(key, Ask::Merge { record: register(1, Bytes::from_static(b"x")) });
+    for (id, key) in (0..).zip(&keys) {
+        assert!(lane.ask(vec![(id, merge(key))]).await[0].1.is_ok());
+    }
+    let mut client = node.client.clone();
+    let enter = ClearRangeRequest {
+        node_id: "node-1".to_owned(),
+        tenant_id: "t".to_owned(),
+        epoch: 7,
+        purpose: ClearPurpose::Enter.into(),
+        ranges: vec![0, u64::MAX / 2],
+    };
+    let cleared = client.clear_range(enter.clone()).await.unwrap().into_inner();
+    assert_eq!(&cleared.store_id[..], node.node.store_id().0);
+    let below = keys.iter().filter(|key| request(key, Ask::Read).place.token <= u64::MAX / 2).count() as u64;
+    assert!((1..20).contains(&below));
+    assert_eq!((cleared.already, cleared.records, cleared.done), (false, below, true));
+    let again = client.clear_range(enter.clone()).await.unwrap().into_inner();
+    assert_eq!((again.already, again.records, again.done), (true, 0, true));
+
+    // Of before the change: refused. Of the change: all that is left.
+    assert_eq!(lane.ask(vec![(1, merge(&keys[0]))]).await[0].1, Err(ReplicaError::StaleEpoch));
+    let scan = ScanRangeRequest { tenant_id: "t".to_owned(), epoch: 7, ..ScanRangeRequest::default() };
+    assert_eq!(client.scan_range(scan.clone()).await.unwrap().into_inner().records.len() as u64, 20 - below);
+    let code = |status: Status| (status.code(), status.message().to_owned());
+    let stale = code(client.scan_range(ScanRangeRequest { epoch: 6, ..scan.clone() }).await.unwrap_err());
+    assert!(stale.0 == Code::Aborted && stale.1.contains("before a change"), "{stale:?}");
+    let leave = ClearRangeRequest { epoch: 6, purpose: ClearPurpose::Leave.into(), ..enter.clone() };
+    for late in [leave, ClearRangeRequest { epoch: 6, ..enter.clone() }] {
+        assert_eq!(client.clear_range(late).await.unwrap_err().code(), Code::Aborted);
+    }
+
+    for (wrong, says) in [
+        (ClearRangeRequest { ranges: vec![1, 2, 2, 3], ..enter.clone() }, "ranges: "),
+        (ClearRangeRequest { ranges: vec![1], ..enter.clone() }, "ranges: "),
+        (ClearRangeRequest { ranges: (0..140_000).collect(), ..enter.clone() }, "ranges"),
+        (ClearRangeRequest { purpose: 0, ..enter.clone() }, "purpose: "),
+        (ClearRangeRequest { epoch: 0, ..enter.clone() }, "epoch: "),
+        (ClearRangeRequest { tenant_id: String::new(), ..enter.clone() }, "tenant_id: "),
+    ] {
+        let refused = code(client.clear_range(wrong).await.unwrap_err());
+        assert!(refused.0 == Code::InvalidArgument && refused.1.contains(says), "{refused:?} does not say {says:?}");
+    }
+    let everywhere = ScanRangeRequest { tenant_id: String::new(), ..scan };
+    assert_eq!(client.scan_range(everywhere).await.unwrap_err().code(), Code::InvalidArgument);
+    let elsewhere = ClearRangeRequest { node_id: "node-2".to_owned(), ..enter };
+    assert_eq!(client.clear_range(elsewhere).await.unwrap_err().code(), Code::FailedPrecondition);
+    drop((lane, client));
+    node.end().await;
+}
+
+#[tokio::test]
+async fn what_a_node_has_entered_it_remembers_across_a_start() {
+    let folder = TempDir::new().unwrap();
+    let enter = ClearRangeRequest {
+        tenant_id: "t".to_owned(),
+        epoch: 7,
+        purpose: ClearPurpose::Enter.into(),
+        ranges: vec![0, u64::MAX],
+        ..ClearRangeRequest::default()
+    };
+    for already in [false, true, true] {
+        let node = run(config(&folder)).await;
+        let (lane, welcome) = Lane::open(&node.client, hello()).await.unwrap();
+        assert_eq!(welcome.fence, if already { 7 } else { 0 });
+        let answer = node.client.clone().clear_range(enter.clone()).await.unwrap().into_inner();
+        assert_eq!((answer.already, answer.done), (already, true));
+        drop(lane);
+        node.end().await;
+    }
 }

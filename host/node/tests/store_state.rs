@@ -7,8 +7,8 @@ use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::Streaming;
 use tonic::transport::Channel;
+use tonic::{Code, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -29,7 +29,9 @@ use witan_wire::condition::{STORE_STATE, condition_from_wire};
 use witan_wire::frame::{Joiner, open_answers, seal_requests};
 use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
-use witan_wire::v1::{DescribeRequest, ExchangeRequest, ExchangeResponse, Hello, StoreStanding};
+use witan_wire::v1::{
+    ClearPurpose, ClearRangeRequest, DescribeRequest, ExchangeRequest, ExchangeResponse, Hello, StoreStanding,
+};
 
 /// Longest wait for anything that must happen, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -203,6 +205,38 @@ async fn a_store_that_is_not_on_record_refuses_coordinators_that_may_count_it() 
     assert!(!Lane::open(&node, &[]).await.on_record, "every coordinator learns it");
     new.tell(true).await;
     assert!(new.ask("k", merge(4)).await.is_ok() && old.ask("k", merge(5)).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_not_on_record_drops_nothing_for_a_placement_change() {
+    let node = run().await;
+    let mut lane = Lane::open(&node, &[capability::STANDING]).await;
+    assert!(lane.ask("k", merge(1)).await.is_ok());
+    let mut client = StorageNodeServiceClient::new(node.channel.clone());
+    let enter = ClearRangeRequest {
+        tenant_id: "t".to_owned(),
+        epoch: 7,
+        purpose: ClearPurpose::Enter.into(),
+        ranges: vec![0, u64::MAX],
+        ..ClearRangeRequest::default()
+    };
+    // An answer on the lane shows that the node has taken what came before the question.
+    for (on_record, epoch) in [(false, 7), (true, 8)] {
+        lane.tell(on_record).await;
+        assert!(matches!(lane.ask("k", Ask::Read).await, Ok(Answer::Record(Some(_)))), "nothing was dropped");
+        for purpose in [ClearPurpose::Leave, ClearPurpose::Enter] {
+            let request = ClearRangeRequest { epoch, purpose: purpose.into(), ..enter.clone() };
+            let answer = client.clear_range(request).await;
+            match answer {
+                Ok(answer) => assert!(on_record && answer.into_inner().done),
+                Err(refused) => {
+                    assert!(!on_record && refused.code() == Code::FailedPrecondition, "{refused}");
+                    assert!(refused.message().contains("not the one on record"), "{refused}");
+                }
+            }
+        }
+    }
+    assert_eq!(lane.ask("k", Ask::Read).await, Err(ReplicaError::StaleEpoch), "by now it is fenced");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -185,6 +185,8 @@ impl<W: World> Pass<W> {
             DutyKind::Compare => !swept.missing.is_empty() || swept.failed > 0 || swept.ranges_incomplete > 0,
             DutyKind::CatchUp => nodes(&self.claims).iter().any(|node| swept.missing.contains_key(node)),
             DutyKind::Fill => !swept.unfilled.is_empty(),
+            // Not a pass of healing.
+            DutyKind::Place => false,
         }
     }
 

@@ -142,8 +142,8 @@ impl Schedule<'_> {
                     of_kind().filter(|known| NodeId::new(&known.duty.range).is_ok_and(|node| is_reachable(&node)));
                 back.filter_map(|known| self.catch_up_due_ms(known)).min()
             }
-            // A store that waits has an alert of its own.
-            DutyKind::Fill => None,
+            // A store that waits has an alert of its own, and so does a tenant that is not moved.
+            DutyKind::Fill | DutyKind::Place => None,
         };
         let late = now_ms.saturating_sub(due?.max(self.began_ms));
         (late >= OVERDUE_MS).then_some(late)

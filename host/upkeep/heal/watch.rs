@@ -7,7 +7,6 @@ use tokio::time::Instant;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{NodeOnRecord, Replicas, StoreOnRecord, stores};
-use witan_kernel::ring::Ring;
 use witan_kernel::scan::{Standing, Trust};
 
 /// Which nodes can be reached for operations.
@@ -38,10 +37,10 @@ pub(super) struct Judged {
 
 impl Reach {
     /// Looks at the nodes. One that is away when it is first seen counts as one that has gone.
-    pub(super) fn look(&mut self, ring: &Ring, replicas: &impl Replicas) {
+    pub(super) fn look(&mut self, on_record: &[NodeId], replicas: &impl Replicas) {
         let now: BTreeMap<NodeId, bool> =
-            ring.nodes().iter().map(|node| (node.clone(), replicas.state(node).reachable)).collect();
-        let outages = ring.nodes().iter().map(|node| (node.clone(), replicas.outages(node))).collect();
+            on_record.iter().map(|node| (node.clone(), replicas.state(node).reachable)).collect();
+        let outages = on_record.iter().map(|node| (node.clone(), replicas.outages(node))).collect();
         let before = std::mem::replace(&mut self.reachable, now);
         let outages_before: BTreeMap<NodeId, u64> = std::mem::replace(&mut self.outages, outages);
         let was = |node: &NodeId| before.get(node).copied().unwrap_or(true);
@@ -60,8 +59,8 @@ impl Reach {
         self.reachable.get(node).copied().unwrap_or(false)
     }
 
-    pub(super) fn all_reachable(&self, ring: &Ring) -> bool {
-        ring.nodes().iter().all(|node| self.is_reachable(node))
+    pub(super) fn all_reachable(&self, on_record: &[NodeId]) -> bool {
+        on_record.iter().all(|node| self.is_reachable(node))
     }
 }
 

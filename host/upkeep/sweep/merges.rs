@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use witan_kernel::name::NodeId;
+use witan_kernel::placement::Placed;
 use witan_kernel::port::{Clock, Collect, Replicas, Reply, Tenants};
 use witan_kernel::record::Encoded;
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
@@ -37,6 +38,8 @@ pub(super) struct Sources {
     pub(super) read: Instant,
     /// The place after which to read again, if it is too late for the merge.
     pub(super) before: Option<Place>,
+    /// Where the tenant's records are. A node that is no replica any longer must not get it back.
+    pub(super) placed: Placed,
 }
 
 /// The merges of one range.
@@ -227,10 +230,11 @@ impl<'a, W: World> Merges<'a, W> {
             Err(error) => error,
         };
         if error == ReplicaError::StaleEpoch {
-            // What is stored may be merged under any settings, as long as there is the tenant: this one, and known to be there since.
+            // What is stored may be merged under any settings, as long as there is the tenant: this one, and known to be there since, and
+            // where it was.
             let followed = self.coordinator.followed();
             match self.coordinator.ports().tenants.cached(&merge.place.tenant) {
-                Some(tenant) if tenant.deleted_at_ms.is_some() => {
+                Some(tenant) if tenant.deleted_at_ms.is_some() || tenant.placed() != merge.sources.placed => {
                     self.bytes -= merge.record.0.len();
                     return;
                 }

@@ -37,7 +37,7 @@ impl Pace {
 }
 
 /// A limit of bytes per second, which are paid for after they have been read.
-pub(super) struct BytePace {
+pub(crate) struct BytePace {
     /// 0: unlimited.
     per_second: u64,
     /// When everything read by now is paid for.
@@ -45,12 +45,12 @@ pub(super) struct BytePace {
 }
 
 impl BytePace {
-    pub(super) fn new(per_second: u64) -> Self {
+    pub(crate) fn new(per_second: u64) -> Self {
         Self { per_second, paid: Instant::now() }
     }
 
     /// These bytes have been read.
-    pub(super) fn charge(&mut self, bytes: u64) {
+    pub(crate) fn charge(&mut self, bytes: u64) {
         if self.per_second > 0 {
             let takes = Duration::from_secs_f64(bytes as f64 / self.per_second as f64);
             self.paid = self.paid.max(Instant::now()) + takes;
@@ -58,7 +58,7 @@ impl BytePace {
     }
 
     /// The time to wait for before more is read, if the pause is long enough for a timer.
-    pub(super) fn due(&self) -> Option<Instant> {
+    pub(crate) fn due(&self) -> Option<Instant> {
         (self.paid > Instant::now() + LEAST).then_some(self.paid)
     }
 }

@@ -25,6 +25,8 @@ const LEAST_PAGE_BYTES: u64 = 4096;
 
 /// The state of the range being swept.
 pub(super) struct Walking<'a, W: World> {
+    /// The version of the ring of which these are the replicas.
+    pub(super) version: u64,
     pub(super) replicas: &'a [NodeId],
     pub(super) join: Join,
     pub(super) merges: Merges<'a, W>,
@@ -40,6 +42,7 @@ impl<'a, W: World> Walking<'a, W> {
         coordinator: &'a Coordinator<W>,
         metrics: &'a Metrics,
         epoch: u64,
+        version: u64,
         range: &'a ReplicaRange,
         after: Option<&Place>,
     ) -> Self {
@@ -50,6 +53,7 @@ impl<'a, W: World> Walking<'a, W> {
             failed: false,
             range: (range.from, range.to),
             read: vec![Instant::now(); replicas.len()],
+            version,
             replicas,
         }
     }

@@ -13,10 +13,11 @@ use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 const PACKAGE: &str = "witan.v1";
 
 /// Repeated fields whose number of items is bounded, and the constants that say how many there may be.
-const BOUNDS: [(&str, &str); 3] = [
+const BOUNDS: [(&str, &str); 4] = [
     ("SessionRequestBatch.requests", "crate::weigh::SESSION_REQUESTS"),
     ("RequestBatch.requests", "crate::frame::BATCH_ITEMS"),
     ("AnswerBatch.answers", "crate::frame::BATCH_ITEMS"),
+    ("ClearRangeRequest.ranges", "crate::range::CLEARED_TOKENS"),
 ];
 
 type Messages<'a> = BTreeMap<&'a str, &'a DescriptorProto>;

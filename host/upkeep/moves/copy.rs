@@ -1,0 +1,97 @@
+//! A pass over the records of a tenant: range by range, the pages of its replicas before and after a move are joined, and whoever is to
+//! have a record and lacks a part of it is sent the merge.
+
+mod merge;
+mod range;
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use witan_coordinate::{Coordinator, World};
+use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::placement::Both;
+
+use super::Stores;
+use super::status::Board;
+use crate::Metrics;
+use crate::sweep::pace::BytePace;
+use range::Walk;
+
+/// Ranges that are walked at a time: a ring has hundreds of ranges for each node, and most tenants have few records, so that most of the
+/// time would be spent waiting for one node after the other.
+const RANGES: usize = 8;
+
+/// What a pass has to achieve in each range.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Need<'a> {
+    /// Nothing: what it does not achieve, a later one does.
+    Nothing,
+    /// Of the replicas before, enough must be read to the end for all to be known that was acknowledged. Of those after, every one that
+    /// enters and a quorum must have all of it.
+    Everything {
+        /// Nodes that are taken for lost.
+        lost: &'a BTreeSet<NodeId>,
+    },
+    /// All that the one node has must be on a quorum of the present replicas.
+    HandOver,
+}
+
+/// A pass.
+pub(super) struct Pass<'a, W: World> {
+    pub(super) coordinator: &'a Coordinator<W>,
+    pub(super) metrics: &'a Metrics,
+    pub(super) board: &'a Board,
+    pub(super) tenant: &'a TenantId,
+    /// The ranges, with the replicas that are read and those that are to have everything.
+    pub(super) ranges: &'a [Both],
+    /// The epoch of the step, or a later one at which the tenant was in it still: determined before anything is read.
+    pub(super) epoch: u64,
+    /// The stores of nodes that may be read for what was acknowledged.
+    pub(super) sources: &'a Stores,
+    /// The stores of nodes whose acknowledgements count.
+    pub(super) targets: &'a Stores,
+    pub(super) need: Need<'a>,
+    /// Limits how fast it reads; `None`: unlimited.
+    pub(super) pace: Option<&'a Mutex<BytePace>>,
+}
+
+/// What a pass, or a part of it, has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Copied {
+    /// Records that were compared.
+    pub(super) records: u64,
+    /// Merges that replicas have stored.
+    pub(super) sent: u64,
+    /// Their bytes.
+    pub(super) bytes: u64,
+    /// Why not everything was achieved, of one range in which that is so.
+    pub(super) lacking: Option<String>,
+}
+
+/// A node has a fence above the epoch of the pass: its tenant was changed since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stale;
+
+impl<W: World> Pass<'_, W> {
+    pub(super) async fn run(&self) -> Result<Copied, Stale> {
+        let mut all = Copied::default();
+        let (mut walks, mut ranges) = (FuturesUnordered::new(), self.ranges.iter());
+        walks.extend(ranges.by_ref().take(RANGES).map(|range| Walk::new(self, range).run()));
+        while let Some(walked) = walks.next().await {
+            let (range, copied) = walked?;
+            walks.extend(ranges.next().map(|range| Walk::new(self, range).run()));
+            all.records += copied.records;
+            all.sent += copied.sent;
+            all.bytes += copied.bytes;
+            all.lacking = all.lacking.or(copied.lacking);
+            let (first, last) = range.tokens;
+            self.board.walked(self.tenant, copied.records, copied.bytes, last - first);
+            if all.lacking.is_some() && matches!(self.need, Need::Everything { .. }) {
+                // It has to be repeated: while it lasts, operations need both placements.
+                break;
+            }
+        }
+        Ok(all)
+    }
+}

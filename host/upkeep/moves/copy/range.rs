@@ -1,0 +1,305 @@
+//! The records of one range.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::time::sleep;
+use witan_coordinate::World;
+use witan_kernel::fault::Fault;
+use witan_kernel::name::{NodeId, StoreId};
+use witan_kernel::placement::Both;
+use witan_kernel::placement::leader::{is_copied, quorum, sources_wanted};
+use witan_kernel::record::{Encoded, Record};
+use witan_kernel::replica::{Place, ReplicaError};
+use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, Unmergeable, difference};
+use witan_kernel::sync::lock;
+
+use super::merge::merge;
+use super::{Copied, Need, Pass, Stale};
+use crate::sweep::RECORD_BYTES;
+
+/// Merges of one range that are under way: with eight ranges at a time as many as a sweep has in four.
+const UNDER_WAY: usize = 64;
+/// Bytes of merges of one range that are under way, unless one merge alone is larger.
+const BYTES: usize = 2 << 20;
+/// Attempts at reading a page before its replica is left out.
+const TRIES: u32 = 3;
+/// Pause before the second attempt; twice as long before the third.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A merge that was sent: to which of the walk's nodes, of how many bytes, and how it ended.
+type Sent = (usize, usize, Result<(), ReplicaError>);
+
+/// A node, as it takes part in the walk of a range.
+struct Member<'a> {
+    node: &'a NodeId,
+    /// The store that was there when the pass began.
+    store: Option<StoreId>,
+    /// It may be read for what was acknowledged.
+    is_source: bool,
+    /// It is to have everything, and its acknowledgements count.
+    is_target: bool,
+    /// Why it does not count any longer, as a source or a target.
+    failed: Option<String>,
+}
+
+/// The walk of a range.
+pub(super) struct Walk<'a, W: World> {
+    pass: &'a Pass<'a, W>,
+    range: &'a Both,
+    members: Vec<Member<'a>>,
+    join: Join,
+    under_way: FuturesUnordered<Pin<Box<dyn Future<Output = Sent> + Send + 'a>>>,
+    bytes: usize,
+    copied: Copied,
+}
+
+impl<'a, W: World> Walk<'a, W> {
+    pub(super) fn new(pass: &'a Pass<'a, W>, range: &'a Both) -> Self {
+        let also = range.new.iter().filter(|node| !range.old.contains(node));
+        let members: Vec<Member<'a>> = range
+            .old
+            .iter()
+            .chain(also)
+            .map(|node| {
+                let source = pass.sources.get(node).filter(|_| range.old.contains(node));
+                let target = pass.targets.get(node).filter(|_| range.new.contains(node));
+                let (is_source, is_target) = (source.is_some(), target.is_some());
+                Member { node, store: target.or(source).copied(), is_source, is_target, failed: None }
+            })
+            .collect();
+        // At most five replicas before, and five after.
+        let mut join = Join::new(members.len() as u8, range.tokens.0, None);
+        for (index, member) in (0..).zip(&members) {
+            if !member.is_source && !member.is_target {
+                join.failed(index);
+            }
+        }
+        Self { pass, range, members, join, under_way: FuturesUnordered::new(), bytes: 0, copied: Copied::default() }
+    }
+
+    pub(super) async fn run(mut self) -> Result<(&'a Both, Copied), Stale> {
+        loop {
+            match self.join.step() {
+                Step::Ask(starved) => {
+                    self.settle(0).await?;
+                    self.turn_pages(&starved).await?;
+                }
+                Step::Key(joined) => self.record(joined).await?,
+                Step::End => break,
+            }
+        }
+        self.settle(0).await?;
+        self.copied.lacking = self.copied.lacking.take().or_else(|| self.lacks());
+        Ok((self.range, self.copied))
+    }
+
+    async fn turn_pages(&mut self, starved: &[u8]) -> Result<(), Stale> {
+        if let Some(pace) = self.pass.pace {
+            let due = lock(pace).due();
+            if let Some(due) = due {
+                tokio::time::sleep_until(due).await;
+            }
+        }
+        let asks: Vec<_> = starved.iter().map(|index| self.page(*index)).collect();
+        let pages = join_all(asks).await;
+        for (index, page) in starved.iter().zip(pages) {
+            let taken = match page {
+                Err(ReplicaError::StaleEpoch) => return Err(Stale),
+                Err(error) => Err(error.to_string()),
+                Ok(page) => {
+                    let records = page.found.iter().filter_map(|found| found.record.as_ref());
+                    let bytes = records.map(|record| record.0.len() as u64 + RECORD_BYTES).sum();
+                    self.pass.pace.inspect(|pace| lock(pace).charge(bytes));
+                    self.join.page(*index, page.found, page.next).map_err(|error| error.to_string())
+                }
+            };
+            if let Err(why) = taken {
+                self.join.failed(*index);
+                let member = &mut self.members[usize::from(*index)];
+                tracing::debug!(node = %member.node, %why, "a node cannot be read for a placement change");
+                // It may still be sent everything.
+                member.is_source = false;
+                if !member.is_target {
+                    member.failed.get_or_insert(why);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn page(&self, index: u8) -> impl Future<Output = Result<Page, ReplicaError>> + Send + use<'a, W> {
+        let member = &self.members[usize::from(index)];
+        let (node, store) = (member.node, member.store);
+        let (from, to) = self.range.tokens;
+        // What is copied first may come from anybody.
+        let epoch = if matches!(self.pass.need, Need::Nothing) { 0 } else { self.pass.epoch };
+        let after = self.join.after(index).cloned();
+        let scan = Scan { tenant: Some(self.pass.tenant.clone()), after, epoch, ..Scan::between(from, to) };
+        page(self.pass, node, store, scan)
+    }
+
+    /// Merges what all replicas have of a key, and sends it to those that are to have it and lack a part.
+    async fn record(&mut self, joined: Joined) -> Result<(), Stale> {
+        let Joined { place, held } = joined;
+        self.copied.records += 1;
+        let mut have: Vec<(u8, Option<Encoded>)> = Vec::with_capacity(held.len());
+        for (index, held) in held {
+            match held {
+                Held::Nothing => have.push((index, None)),
+                Held::Record(record) => have.push((index, Some(record))),
+                Held::Damaged => self.unreadable(index, &mut have),
+            }
+        }
+        let (record, lacking) = loop {
+            // What replicas remember of writes counts, too: an acknowledged write may be remembered by fewer than a quorum of the new ones.
+            match difference(&have, |_| true) {
+                Ok(Some(found)) => break (found.record, found.lacking.to_vec()),
+                Ok(None) => match have.iter().find_map(|(_, held)| held.clone()) {
+                    Some(record) => break (record, Vec::new()),
+                    None => return Ok(()),
+                },
+                Err(Unmergeable::Damaged(index, _)) => {
+                    have.retain(|(known, _)| *known != index);
+                    self.unreadable(index, &mut have);
+                }
+                Err(error @ Unmergeable::WrongMode(_)) => {
+                    tracing::error!(tenant = %place.tenant, key = %place.key, %error, "a record cannot be moved");
+                    self.copied.lacking.get_or_insert(format!("a record cannot be merged: {error}"));
+                    return Ok(());
+                }
+            }
+        };
+        if Fault::MoveSkipsTombstones.is_on() && is_deleted(&record) {
+            return Ok(());
+        }
+        let has = |index: usize| have.iter().any(|(known, _)| usize::from(*known) == index);
+        let lacks = |index: usize| !has(index) || lacking.iter().any(|known| usize::from(*known) == index);
+        for index in (0..self.members.len()).filter(|index| lacks(*index)) {
+            self.send(index, &place, &record).await?;
+        }
+        Ok(())
+    }
+
+    /// A member cannot read a record: it counts neither as a source nor as one that has everything. It is sent nothing further in this
+    /// range: a merge in place of what it has lost would make it look whole.
+    fn unreadable(&mut self, index: u8, have: &mut Vec<(u8, Option<Encoded>)>) {
+        let member = &mut self.members[usize::from(index)];
+        if member.is_source {
+            let (node, tenant) = (member.node, self.pass.tenant);
+            tracing::warn!(%node, %tenant, "a record cannot be read, so that the node is no source of its range");
+        }
+        member.is_source = false;
+        member.failed.get_or_insert_with(|| "a record cannot be read".to_owned());
+        have.push((index, None));
+    }
+
+    async fn send(&mut self, index: usize, place: &Place, record: &Encoded) -> Result<(), Stale> {
+        let member = &self.members[index];
+        if !member.is_target || member.failed.is_some() {
+            return Ok(());
+        }
+        let bytes = record.0.len();
+        while !self.under_way.is_empty() && (self.under_way.len() >= UNDER_WAY || self.bytes + bytes > BYTES) {
+            let most = self.under_way.len() - 1;
+            self.settle(most).await?;
+        }
+        let (pass, node) = (self.pass, self.members[index].node);
+        let (place, record) = (place.clone(), record.clone());
+        self.bytes += bytes;
+        self.under_way.push(Box::pin(async move {
+            let ended = merge(pass.coordinator, node, &place, &record, pass.epoch).await;
+            (index, record.0.len(), ended)
+        }));
+        Ok(())
+    }
+
+    /// Waits until at most this number of merges is under way.
+    async fn settle(&mut self, most: usize) -> Result<(), Stale> {
+        while self.under_way.len() > most {
+            let Some((index, bytes, ended)) = self.under_way.next().await else { break };
+            self.bytes -= bytes;
+            match ended {
+                Ok(()) => {
+                    self.copied.sent += 1;
+                    self.copied.bytes += bytes as u64;
+                    self.pass.metrics.moved_records.inc();
+                    self.pass.metrics.moved_bytes.inc_by(bytes as u64);
+                }
+                Err(ReplicaError::StaleEpoch) => return Err(Stale),
+                Err(error) => drop(self.members[index].failed.get_or_insert(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    /// What was not achieved that the pass needs. A member counts only if its store is still the one that was there at the beginning.
+    fn lacks(&self) -> Option<String> {
+        let replicas = &self.pass.coordinator.ports().replicas;
+        let is_steady = |member: &&Member<'_>| {
+            let standing = replicas.standing(member.node);
+            standing.is_some_and(|now| now.is_whole() && Some(now.store) == member.store)
+        };
+        let read = self.members.iter().filter(|member| member.is_source).filter(is_steady).count();
+        let counts = |member: &&Member<'_>| member.is_target && member.failed.is_none() && is_steady(member);
+        let has = |node: &NodeId| self.members.iter().filter(counts).any(|member| member.node == node);
+        let wanted = match self.pass.need {
+            Need::Nothing => return self.members.iter().find_map(Self::why),
+            Need::Everything { lost } => sources_wanted(&self.range.old, |node| lost.contains(node)),
+            Need::HandOver => self.range.old.len(),
+        };
+        if read < wanted {
+            return Some(self.because(format!("{wanted} replicas of before must be read to the end, and {read} were")));
+        }
+        let is_enough = match self.pass.need {
+            Need::HandOver => self.range.new.iter().filter(|node| has(node)).count() >= quorum(&self.range.new),
+            _ => is_copied(self.range, has),
+        };
+        (!is_enough).then(|| self.because("too few replicas of after have everything".to_owned()))
+    }
+
+    fn why(member: &Member<'_>) -> Option<String> {
+        member.failed.as_ref().map(|why| format!("node {}: {why}", member.node))
+    }
+
+    fn because(&self, what: String) -> String {
+        let why: Vec<String> = self.members.iter().filter_map(Self::why).collect();
+        let absent = self.members.iter().filter(|member| !member.is_source && !member.is_target);
+        let absent: Vec<String> = absent.map(|member| format!("node {} did not take part", member.node)).collect();
+        let all: Vec<String> = why.into_iter().chain(absent).collect();
+        if all.is_empty() { what } else { format!("{what} ({})", all.join("; ")) }
+    }
+}
+
+/// A page of a node's records, if it still has this store.
+async fn page<W: World>(
+    pass: &Pass<'_, W>,
+    node: &NodeId,
+    store: Option<StoreId>,
+    scan: Scan,
+) -> Result<Page, ReplicaError> {
+    let mut tries = 0;
+    loop {
+        let error = match pass.coordinator.ports().replicas.scan(node, scan.clone()).await {
+            Ok(page) if Some(page.store) == store => return Ok(page),
+            Ok(_) => return Err(ReplicaError::Incomplete(node.clone())),
+            Err(error) => error,
+        };
+        tries += 1;
+        if tries >= TRIES || matches!(error, ReplicaError::NotSent(_) | ReplicaError::StaleEpoch) {
+            return Err(error);
+        }
+        sleep(PAUSE * tries).await;
+    }
+}
+
+/// True for a record of a key that was deleted.
+fn is_deleted(record: &Encoded) -> bool {
+    match record.decode() {
+        Ok(Record::Register(register)) => register.value.is_none(),
+        Ok(Record::Siblings(siblings)) => siblings.is_deleted(),
+        Err(_) => false,
+    }
+}

@@ -1,0 +1,322 @@
+//! Carries out one step of a tenant's move.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures::stream::{self, Stream, StreamExt};
+use tokio::time::{Instant, sleep, timeout_at};
+use witan_coordinate::World;
+use witan_kernel::fault::Fault;
+use witan_kernel::name::{NodeId, StoreId, TenantId};
+use witan_kernel::placement::leader::{Do, Plan};
+use witan_kernel::placement::{Both, Moving, Tokens};
+use witan_kernel::replica::ReplicaError;
+use witan_kernel::scan::{Clear, Cleared, Purpose, Ranges};
+use witan_kernel::sync::lock;
+
+use super::{Known, PAUSE};
+use crate::moves::copy::{Copied, Need, Pass, Stale};
+use crate::moves::{Ground, Moves, Stores};
+use crate::sweep::pace::BytePace;
+
+/// Nodes that are asked at a time.
+const NODES: usize = 16;
+/// Records that a pass of the first copy may send without another one following: the last copy does them within a second.
+const FEW: u64 = 1000;
+/// Most passes of the first copy: under steady writes each finds some more.
+const PASSES: u32 = 3;
+/// Longest wait for operations that began before a step: that of the longest one, and a moment to hear of its end. What has not ended then
+/// is refused by fences.
+const DRAINS: Duration = Duration::from_secs(15);
+/// How often it is looked whether they have ended.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long nodes that get rows may fail to answer before the move is given up.
+const ENTERS: Duration = Duration::from_secs(15);
+/// How long a node may take to drop rows, which it does piece by piece.
+const DROPS: Duration = Duration::from_secs(600);
+/// How long the last copy may take, all its attempts together: meanwhile operations need both placements. It reads as much as the first
+/// one, so that a large tenant has this multiple of the time that one pass of the first copy took.
+const COMPLETES: Duration = Duration::from_secs(60);
+const TIMES: u32 = 3;
+/// Longest wait until this coordinator follows a change that a node has met already.
+const FOLLOWS: Duration = Duration::from_secs(2);
+
+/// The step to carry out.
+pub(super) struct At<'a> {
+    pub(super) id: &'a TenantId,
+    pub(super) plan: &'a Plan,
+    pub(super) moving: Moving,
+    /// The latest revision at which the tenant is known to have been in this step.
+    pub(super) epoch: u64,
+    pub(super) ground: &'a Ground,
+}
+
+/// How it went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stepped {
+    /// The leader looks what is next.
+    Next,
+    /// The same after a pause.
+    Pause,
+}
+
+/// Why a node has not confirmed that it gets rows.
+enum NotEntered {
+    /// It has a fence above the epoch.
+    Stale,
+    /// Anything else.
+    Failed(String),
+}
+
+impl<W: World> Moves<W> {
+    /// Carries out a step, and notes what was done.
+    pub(super) async fn carry_out(&self, doing: &Do, at: &At<'_>, known: &mut Known) -> Stepped {
+        match doing {
+            Do::Prepare(epoch) => self.prepare(at, *epoch, known).await,
+            Do::Copy => self.copy(at, known).await,
+            Do::Drain(epoch) => {
+                self.board.doing(at.id, "waits for operations to end that began before both placements were needed");
+                self.drain(*epoch).await;
+                known.done.drained = true;
+                Stepped::Next
+            }
+            Do::Complete(epoch) => self.complete(at, *epoch, known).await,
+            Do::Verify(_) => self.verify(at, known).await,
+            Do::Settled | Do::Wait(_) | Do::Publish(_) => Stepped::Next,
+        }
+    }
+
+    async fn prepare(&self, at: &At<'_>, epoch: u64, known: &mut Known) -> Stepped {
+        self.board.doing(at.id, "prepares the nodes that get rows");
+        if Fault::MovePrepareSkipped.is_on() {
+            known.done.prepared = true;
+            return Stepped::Next;
+        }
+        let mut each = self.entering(at, epoch);
+        while let Some((node, entered)) = each.next().await {
+            match entered {
+                Ok(_) => {}
+                Err(NotEntered::Stale) => {
+                    known.done.stale = true;
+                    return Stepped::Next;
+                }
+                Err(NotEntered::Failed(why)) => {
+                    known.fail(format!("node {node} could not be prepared: {why}"));
+                    return Stepped::Next;
+                }
+            }
+        }
+        known.done.prepared = true;
+        Stepped::Next
+    }
+
+    /// Has every node that gets rows drop what it has of them.
+    fn entering<'a>(
+        &'a self,
+        at: &'a At<'a>,
+        epoch: u64,
+    ) -> impl Stream<Item = (&'a NodeId, Result<Cleared, NotEntered>)> + Send + Unpin {
+        let ask = |(node, ranges): (&'a NodeId, &'a Vec<Tokens>)| self.enter(at.id, node, ranges, epoch);
+        let asks: Vec<_> = at.plan.entering.iter().map(ask).collect();
+        Box::pin(stream::iter(asks).buffer_unordered(NODES))
+    }
+
+    /// Has a node drop what it has of the rows that it gets, however long that takes. It fails when the node does not answer for long.
+    async fn enter<'a>(
+        &self,
+        id: &TenantId,
+        node: &'a NodeId,
+        ranges: &[Tokens],
+        epoch: u64,
+    ) -> (&'a NodeId, Result<Cleared, NotEntered>) {
+        let (ends, mut patience) = (Instant::now() + DROPS, Instant::now() + ENTERS);
+        loop {
+            let (tenant, ranges) = (id.clone(), ranges.to_vec());
+            let clear = Clear { tenant, ranges, epoch, purpose: Purpose::Enter };
+            let error = match self.replicas().clear(node, clear).await {
+                Ok(cleared) => return (node, Ok(cleared)),
+                Err(ReplicaError::StaleEpoch) => return (node, Err(NotEntered::Stale)),
+                Err(error) => error,
+            };
+            if error == ReplicaError::Late {
+                patience = Instant::now() + ENTERS;
+            }
+            if Instant::now() >= patience.min(ends) {
+                return (node, Err(NotEntered::Failed(error.to_string())));
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn copy(&self, at: &At<'_>, known: &mut Known) -> Stepped {
+        self.board.copies(at.id, known.passes == 0);
+        let pace = Mutex::new(BytePace::new(lock(&self.config).bytes_per_second));
+        let (sources, targets) = (self.whole(&at.plan.old_nodes()), self.whole(&at.plan.new_nodes()));
+        let began = Instant::now();
+        let pass = self.pass(at, &at.plan.ranges, (&sources, &targets), Need::Nothing, Some(&pace));
+        match pass.run().await {
+            Ok(Copied { sent, lacking, records, .. }) => {
+                known.passes += 1;
+                known.took = known.took.max(began.elapsed());
+                tracing::debug!(tenant = %at.id, records, sent, ?lacking, pass = known.passes, "a pass of a tenant's copy has ended");
+                known.done.copied = known.passes >= PASSES || (sent <= FEW && lacking.is_none());
+                if known.done.copied { Stepped::Next } else { Stepped::Pause }
+            }
+            Err(Stale) => self.follow_beyond(at.epoch).await,
+        }
+    }
+
+    fn pass<'a>(
+        &'a self,
+        at: &At<'a>,
+        ranges: &'a [Both],
+        (sources, targets): (&'a Stores, &'a Stores),
+        need: Need<'a>,
+        pace: Option<&'a Mutex<BytePace>>,
+    ) -> Pass<'a, W> {
+        Pass {
+            coordinator: self.coordinator(),
+            metrics: self.metrics(),
+            board: &self.board,
+            tenant: at.id,
+            ranges,
+            epoch: at.epoch,
+            sources,
+            targets,
+            need,
+            pace,
+        }
+    }
+
+    /// Waits until this coordinator follows changes after this revision: a node has met one, and the tenant has to be read anew.
+    async fn follow_beyond(&self, epoch: u64) -> Stepped {
+        let until = Instant::now() + FOLLOWS;
+        while self.coordinator().followed() <= epoch && Instant::now() < until {
+            sleep(LOOK).await;
+        }
+        Stepped::Pause
+    }
+
+    /// Waits until no operation is under way that began before this revision, but not for long.
+    pub(super) async fn drain(&self, epoch: u64) {
+        let until = Instant::now() + DRAINS;
+        while !self.all_drained(epoch).await && Instant::now() < until {
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Copies from fenced sources what the first copy has missed. One attempt.
+    async fn complete(&self, at: &At<'_>, epoch: u64, known: &mut Known) -> Stepped {
+        self.board.doing(at.id, "copies what was written meanwhile");
+        let most = COMPLETES.max(known.took * TIMES);
+        let until = *known.until.get_or_insert_with(|| Instant::now() + most);
+        let attempt = timeout_at(until, self.attempt(at, epoch)).await;
+        let why = match attempt {
+            Ok(Ok(entered)) => {
+                known.entered = entered;
+                known.done.completed = true;
+                known.until = None;
+                return Stepped::Next;
+            }
+            Ok(Err(Missed::Stale)) => {
+                if Instant::now() < until {
+                    return self.follow_beyond(at.epoch).await;
+                }
+                "the tenant was changed again and again".to_owned()
+            }
+            Ok(Err(Missed::Other(why))) => {
+                known.fail(why);
+                return Stepped::Next;
+            }
+            Ok(Err(Missed::Lacking(why))) => {
+                if Instant::now() < until {
+                    tracing::debug!(tenant = %at.id, %why, "the last copy of a tenant is repeated");
+                    self.board.doing_with(at.id, "copies what was written meanwhile", &why);
+                    return Stepped::Pause;
+                }
+                why
+            }
+            Err(_) => "it took too long".to_owned(),
+        };
+        known.fail(format!("the last copy has not succeeded within {} s: {why}", most.as_secs()));
+        Stepped::Next
+    }
+
+    /// One attempt at the last copy. Returns the stores of the nodes that have got rows.
+    async fn attempt(&self, at: &At<'_>, epoch: u64) -> Result<Stores, Missed> {
+        let entered = self.still_entered(at).await?;
+        if Fault::MoveDeltaSkipped.is_on() {
+            return Ok(entered);
+        }
+        let mut targets = self.whole(&at.plan.new_nodes());
+        targets.retain(|node, store| entered.get(node).is_none_or(|prepared| prepared == store));
+        let whole = self.whole(&at.plan.old_nodes());
+        let sources = if Fault::MoveUnfenced.is_on() { whole } else { self.fenced(at.id, whole, epoch).await };
+        let lost = at.ground.lost();
+        let need = Need::Everything { lost: &lost };
+        let copied = self.pass(at, &at.plan.ranges, (&sources, &targets), need, None).run().await;
+        match copied {
+            Ok(Copied { lacking: None, .. }) => Ok(entered),
+            Ok(Copied { lacking: Some(why), .. }) => Err(Missed::Lacking(why)),
+            Err(Stale) => Err(Missed::Stale),
+        }
+    }
+
+    /// Has nodes raise a tenant's fence. Returns those that have, of the stores that they had before.
+    async fn fenced(&self, id: &TenantId, nodes: Stores, epoch: u64) -> Stores {
+        let asks: Vec<_> = nodes.into_iter().map(|(node, store)| self.fence(id, node, store, epoch)).collect();
+        stream::iter(asks).buffer_unordered(NODES).filter_map(std::future::ready).collect().await
+    }
+
+    async fn fence(&self, id: &TenantId, node: NodeId, store: StoreId, epoch: u64) -> Option<(NodeId, StoreId)> {
+        match self.replicas().raise_fence(&node, Some(id), epoch).await {
+            Ok(fenced) => (fenced == store).then_some((node, store)),
+            Err(error) => {
+                tracing::debug!(%node, %error, "a node has not fenced a tenant that moves");
+                None
+            }
+        }
+    }
+
+    /// The stores that were prepared for rows, if each node that gets some still has it.
+    async fn still_entered(&self, at: &At<'_>) -> Result<Stores, Missed> {
+        if Fault::MovePrepareSkipped.is_on() {
+            return Ok(self.whole(at.plan.entering.keys()));
+        }
+        let all: BTreeMap<&NodeId, Result<Cleared, NotEntered>> = self.entering(at, at.moving.prepared).collect().await;
+        let mut stores: BTreeMap<NodeId, StoreId> = BTreeMap::new();
+        for (node, entered) in all {
+            match entered {
+                Ok(Cleared { already: true, store, .. }) => drop(stores.insert(node.clone(), store)),
+                Ok(_) | Err(NotEntered::Stale) => {
+                    return Err(Missed::Other(format!("node {node} has another store than the one that was prepared")));
+                }
+                Err(NotEntered::Failed(why)) => return Err(Missed::Lacking(format!("node {node}: {why}"))),
+            }
+        }
+        Ok(stores)
+    }
+
+    async fn verify(&self, at: &At<'_>, known: &mut Known) -> Stepped {
+        let until = *known.until.get_or_insert_with(|| Instant::now() + ENTERS);
+        match self.still_entered(at).await {
+            Ok(stores) if stores == known.entered => known.done.verified = true,
+            Ok(_) => known.fail("a node that gets rows has another store than during the copy".to_owned()),
+            Err(Missed::Other(why)) => known.fail(why),
+            Err(Missed::Lacking(why)) if Instant::now() >= until => known.fail(why),
+            Err(Missed::Lacking(_) | Missed::Stale) => return Stepped::Pause,
+        }
+        Stepped::Next
+    }
+}
+
+/// Why an attempt at the last copy has not succeeded.
+enum Missed {
+    /// A node has met a later change of the tenant.
+    Stale,
+    /// A node that gets rows has another store.
+    Other(String),
+    /// Not everything could be read or stored.
+    Lacking(String),
+}

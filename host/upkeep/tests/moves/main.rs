@@ -1,0 +1,274 @@
+//! Placement changes over nodes in memory, in paused time.
+
+mod faults;
+mod nodes;
+mod world;
+
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use witan_kernel::placement::{Placed, Step};
+use witan_kernel::port::{MigrationStatus, MigrationStore, PlacementChange, PlacementStore, TenantStore};
+use witan_kernel::tenant::Level;
+
+use nodes::Call;
+use world::{Cluster, id, place, storage_node, tenant};
+
+const KEYS: usize = 60;
+
+/// A change, and the cluster that it is made in: nodes, and replicas.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Factor(u8, u8),
+    Add,
+    Remove,
+    Force,
+}
+
+const CHANGES: [Change; 6] =
+    [Change::Factor(1, 3), Change::Factor(3, 5), Change::Factor(5, 3), Change::Add, Change::Remove, Change::Force];
+
+impl Change {
+    async fn cluster(self) -> Cluster {
+        let factor = match self {
+            Self::Factor(before, _) => before,
+            _ => 3,
+        };
+        let cluster = Cluster::new(5, factor).await;
+        cluster.fill(KEYS).await;
+        cluster
+    }
+
+    fn change(self) -> PlacementChange {
+        match self {
+            Self::Factor(_, to) => PlacementChange::ReplicationFactor { tenant: tenant(), to },
+            Self::Add => PlacementChange::AddNode(storage_node(5)),
+            Self::Remove => PlacementChange::RemoveNode { node: id(0), force: false },
+            Self::Force => PlacementChange::RemoveNode { node: id(0), force: true },
+        }
+    }
+
+    fn target(self) -> Placed {
+        match self {
+            Self::Factor(_, to) => Placed { ring: 0, replication_factor: to },
+            _ => Placed { ring: 1, replication_factor: 3 },
+        }
+    }
+}
+
+fn lead(leader: world::Leader) -> JoinHandle<()> {
+    tokio::spawn(leader.lead())
+}
+
+/// Writes to one key after the other, without end.
+fn write(cluster: &Cluster) -> JoinHandle<()> {
+    let cluster = cluster.clone();
+    tokio::spawn(async move {
+        for stamp in 2000.. {
+            let key = stamp as usize * 7 % (KEYS + 20);
+            cluster.write(key, stamp, if stamp % 4 == 0 { Level::One } else { Level::Quorum }).await;
+            sleep(Duration::from_millis(7)).await;
+        }
+    })
+}
+
+/// The change is done, with what it left, and nothing that was acknowledged is forgotten.
+async fn done(cluster: &Cluster, change: Change, number: u64) {
+    let done = cluster.wait_for(number, MigrationStatus::Completed).await;
+    assert_eq!(cluster.tenant().await.placed(), change.target());
+    assert_eq!((cluster.leftovers().await, cluster.tenant().await.wanted_factor), (vec![], None));
+    assert_eq!((done.progress.tenants_done, done.progress.tenants_total), (1, 1), "{done:?}");
+    assert_eq!(done.progress.keys_done, done.progress.keys_total);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_change_under_writes() {
+    for change in CHANGES {
+        let cluster = change.cluster().await;
+        let (leading, writing) = (lead(cluster.leader(1).await), write(&cluster));
+        let number = cluster.change(change.change()).await;
+        if matches!(change, Change::Force) {
+            cluster.nodes.set_away(&id(0), true);
+        }
+        done(&cluster, change, number).await;
+        writing.abort();
+        assert!(writing.await.is_err_and(|error| error.is_cancelled()));
+        assert_eq!(cluster.forgotten().await, [0_usize; 0], "{change:?}");
+        let misplaced = cluster.misplaced().await;
+        let of_lost = |node: &_| matches!(change, Change::Force) && *node == id(0);
+        assert!(misplaced.iter().all(|(node, _)| of_lost(node)), "{change:?}: {misplaced:?}");
+        let placement = cluster.metadata.placement().await.expect("read");
+        assert_eq!(placement.rings.len(), 1, "{change:?}: versions of the ring are forgotten");
+        let has_left = matches!(change, Change::Remove | Change::Force);
+        assert_eq!(placement.nodes.iter().any(|node| node.node.id == id(0)), !has_left, "{change:?}");
+        leading.abort();
+    }
+}
+
+/// A leader comes to a halt at each call to a node, before or after its effect, and another one goes on.
+#[tokio::test(start_paused = true)]
+async fn another_leader_goes_on_wherever_one_stops() {
+    for change in [Change::Factor(1, 3), Change::Factor(5, 3), Change::Add, Change::Remove] {
+        let (mut at, mut calls) = (0, usize::MAX);
+        while at < calls {
+            let cluster = change.cluster().await;
+            let number = cluster.change(change.change()).await;
+            cluster.nodes.halt_at(Some(at));
+            let first = lead(cluster.leader(1).await);
+            let writing = write(&cluster);
+            let halted = timeout(Duration::from_secs(600), cluster.nodes.halted()).await.is_ok();
+            if !halted {
+                calls = cluster.nodes.calls();
+            }
+            first.abort();
+            cluster.nodes.halt_at(None);
+            let second = lead(cluster.leader(2).await);
+            done(&cluster, change, number).await;
+            writing.abort();
+            drop(writing.await);
+            assert_eq!(cluster.forgotten().await, [0_usize; 0], "{change:?} at {at}");
+            assert_eq!(cluster.misplaced().await, [], "{change:?} at {at}");
+            second.abort();
+            // Every other call is before an effect, and every other one after it.
+            at += 23;
+        }
+        assert!(calls > 50, "{change:?}: {calls}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_away_is_waited_for() {
+    let cluster = Change::Add.cluster().await;
+    let number = cluster.change(Change::Add.change()).await;
+    cluster.nodes.set_away(&id(5), true);
+    let leading = lead(cluster.leader(1).await);
+    cluster
+        .wait_until("it says so", async |cluster| {
+            let message = cluster.migration(number).await.progress.message;
+            message.contains("waits for node node-5: it cannot be reached") && message.contains("shop")
+        })
+        .await;
+    let migration = cluster.migration(number).await;
+    assert_eq!((migration.status, cluster.tenant().await.moving), (MigrationStatus::Pending, None));
+    cluster.nodes.set_away(&id(5), false);
+    done(&cluster, Change::Add, number).await;
+    assert_eq!(cluster.forgotten().await, [0_usize; 0]);
+    leading.abort();
+}
+
+/// The store of the node that enters is replaced when it was prepared, when what was stored is copied, and when the rest is.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_replaced_during_the_copy_begins_anew() {
+    for call in [Call::Scan, Call::Merge, Call::Fence] {
+        let cluster = Change::Add.cluster().await;
+        let number = cluster.change(Change::Add.change()).await;
+        let nodes = cluster.nodes.clone();
+        cluster.nodes.at_next(call, move || nodes.replace_store(&id(5), true));
+        let leading = lead(cluster.leader(1).await);
+        done(&cluster, Change::Add, number).await;
+        assert_eq!(cluster.forgotten().await, [0_usize; 0], "{call:?}");
+        assert_eq!(cluster.misplaced().await, [], "{call:?}");
+        leading.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_being_filled_does_not_count() {
+    let cluster = Change::Add.cluster().await;
+    let number = cluster.change(Change::Add.change()).await;
+    let nodes = cluster.nodes.clone();
+    cluster.nodes.at_next(Call::Merge, move || nodes.replace_store(&id(5), false));
+    let leading = lead(cluster.leader(1).await);
+    cluster
+        .wait_until("it says so", async |cluster| {
+            cluster.migration(number).await.progress.message.contains("is not the one on record")
+        })
+        .await;
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(cluster.tenant().await.placed().ring, 0);
+    assert_eq!(cluster.forgotten().await, [0_usize; 0]);
+    leading.abort();
+}
+
+/// A change is taken back in each step, and everything is as before.
+#[tokio::test(start_paused = true)]
+async fn a_change_can_be_taken_back_in_each_step() {
+    for change in [Change::Add, Change::Factor(1, 3), Change::Remove] {
+        for step in [None, Some(Step::Preparing), Some(Step::DualWrite), Some(Step::Cutover)] {
+            let cluster = change.cluster().await;
+            let before = cluster.tenant().await.placed();
+            let number = cluster.change(change.change()).await;
+            // At its next call the leader halts, and the change is taken back.
+            let call = match step {
+                Some(Step::Preparing) => Some(Call::Enter),
+                Some(Step::DualWrite) => Some(Call::Merge),
+                Some(Step::Cutover) => Some(Call::Fence),
+                None => None,
+            };
+            let nodes = cluster.nodes.clone();
+            if let Some(call) = call {
+                cluster.nodes.at_next(call, move || nodes.halt_at(Some(0)));
+            }
+            let first = lead(cluster.leader(1).await);
+            if call.is_some() {
+                timeout(Duration::from_secs(60), cluster.nodes.halted()).await.expect("it halts");
+                assert_eq!(cluster.tenant().await.moving.map(|moving| moving.step), step, "{change:?}");
+            }
+            first.abort();
+            cluster.metadata.cancel_migration(number, 9).await.expect("taken back");
+            cluster.nodes.halt_at(None);
+            let second = lead(cluster.leader(2).await);
+            let ended = cluster.wait_for(number, MigrationStatus::Cancelled).await;
+            assert!(ended.cancel_requested);
+            let after = cluster.tenant().await;
+            let at = (after.replication_factor, after.moving, after.wanted_factor);
+            assert_eq!(at, (before.replication_factor, None, None), "{change:?} {step:?}");
+            assert_eq!(cluster.forgotten().await, [0_usize; 0], "{change:?} {step:?}");
+            assert_eq!(cluster.misplaced().await, [], "{change:?} {step:?}");
+            let placement = cluster.metadata.placement().await.expect("read");
+            assert_eq!((placement.nodes.len(), placement.rings.len()), (5, 1), "{change:?} {step:?}");
+            second.abort();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_tenant_does_not_move() {
+    for call in [Call::Enter, Call::Merge, Call::Fence] {
+        let cluster = Change::Factor(1, 3).cluster().await;
+        let number = cluster.change(Change::Factor(1, 3).change()).await;
+        let nodes = cluster.nodes.clone();
+        cluster.nodes.at_next(call, move || nodes.halt_at(Some(0)));
+        let first = lead(cluster.leader(1).await);
+        timeout(Duration::from_secs(60), cluster.nodes.halted()).await.expect("it halts");
+        let known = cluster.tenant().await;
+        cluster.metadata.delete_tenant(&tenant(), known.version, 9, true).await.expect("deleted");
+        first.abort();
+        cluster.nodes.halt_at(None);
+        let second = lead(cluster.leader(2).await);
+        let ended = cluster.wait_for(number, MigrationStatus::Cancelled).await;
+        assert!(ended.progress.message.contains("deleted"), "{ended:?}");
+        second.abort();
+    }
+}
+
+/// A source that cannot read a record does not count.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_cannot_be_read_makes_its_node_no_source() {
+    let cluster = Change::Add.cluster().await;
+    let all = cluster.plan(3).await.old;
+    // One of three may be missing, two may not.
+    cluster.nodes.spoil(&all[0], &place(3));
+    let number = cluster.change(Change::Add.change()).await;
+    let leading = lead(cluster.leader(1).await);
+    done(&cluster, Change::Add, number).await;
+    leading.abort();
+    let cluster = Change::Add.cluster().await;
+    all[..2].iter().for_each(|node| cluster.nodes.spoil(node, &place(3)));
+    cluster.change(Change::Add.change()).await;
+    let leading = lead(cluster.leader(1).await);
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(cluster.tenant().await.ring, 0, "too few are left");
+    leading.abort();
+}

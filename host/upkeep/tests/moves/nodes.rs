@@ -1,0 +1,329 @@
+//! Storage nodes in memory: rows, fences, and marks of what was prepared. Each of them can be away, or get another store; and the whole
+//! can come to a halt at any call, before or after it had its effect.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use witan_kernel::hook::ReplicaState;
+use witan_kernel::name::{NodeId, StoreId, TenantId};
+use witan_kernel::placement::Tokens;
+use witan_kernel::port::{Replicas, Reply};
+use witan_kernel::record::{Encoded, Record};
+use witan_kernel::replica::{Answer, Ask, Place, ReplicaError, Request};
+use witan_kernel::scan::{Clear, Cleared, Dropped, Found, Page, Purpose, Ranges, Scan, Standing, Trust};
+
+type At = (u64, Bytes, Bytes);
+
+fn at(place: &Place) -> At {
+    (place.token, place.tenant.bytes().clone(), place.key.bytes().clone())
+}
+
+/// A node.
+#[derive(Default)]
+pub(crate) struct Node {
+    rows: BTreeMap<At, (Place, Option<Encoded>)>,
+    fences: BTreeMap<TenantId, u64>,
+    marks: BTreeMap<TenantId, u64>,
+    away: bool,
+    /// How often it has got another store.
+    store: u8,
+    /// Its store is the one on record.
+    other: bool,
+    /// Its disk is full.
+    is_full: bool,
+}
+
+impl Node {
+    fn fence(&self, tenant: &TenantId) -> u64 {
+        self.fences.get(tenant).copied().unwrap_or_default()
+    }
+
+    fn raise(&mut self, tenant: &TenantId, epoch: u64) {
+        let fence = self.fences.entry(tenant.clone()).or_default();
+        *fence = (*fence).max(epoch);
+    }
+
+    fn drop_rows(&mut self, tenant: &TenantId, ranges: &[Tokens]) -> u64 {
+        let before = self.rows.len();
+        let within = |token: u64| ranges.iter().any(|(first, last)| (*first..=*last).contains(&token));
+        self.rows.retain(|_, (place, _)| place.tenant != *tenant || !within(place.token));
+        (before - self.rows.len()) as u64
+    }
+}
+
+#[derive(Default)]
+struct State {
+    nodes: BTreeMap<NodeId, Node>,
+    calls: usize,
+    halts_at: Option<usize>,
+    /// Answers that never come.
+    unanswered: Vec<Reply>,
+    /// What happens at a call of a kind, once, and how many come before it.
+    traps: Vec<(Call, usize, Trap)>,
+}
+
+/// What happens at a call.
+type Trap = Box<dyn FnOnce() + Send>;
+
+/// A kind of call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    Enter,
+    Fence,
+    Scan,
+    Merge,
+    Leave,
+}
+
+/// The nodes.
+#[derive(Clone, Default)]
+pub(crate) struct Nodes {
+    state: Arc<Mutex<State>>,
+    halted: Arc<Notify>,
+}
+
+impl Nodes {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub(crate) fn with<T>(&self, node: &NodeId, look: impl FnOnce(&mut Node) -> T) -> T {
+        look(self.state().nodes.entry(node.clone()).or_default())
+    }
+
+    pub(crate) fn set_away(&self, node: &NodeId, away: bool) {
+        self.with(node, |node| node.away = away);
+    }
+
+    pub(crate) fn set_full(&self, node: &NodeId) {
+        self.with(node, |node| node.is_full = true);
+    }
+
+    /// The node has another store, which is empty, in place of its own; `is_whole`: it is on record already.
+    pub(crate) fn replace_store(&self, node: &NodeId, is_whole: bool) {
+        self.with(node, |node| {
+            *node = Node { store: node.store + 1, other: !is_whole, ..Node::default() };
+        });
+    }
+
+    /// The call at which everything comes to a halt: calls are counted from 0, each twice, before its effect and after it.
+    pub(crate) fn halt_at(&self, call: Option<usize>) {
+        let mut state = self.state();
+        (state.calls, state.halts_at) = (0, call);
+    }
+
+    /// Calls that were counted since.
+    pub(crate) fn calls(&self) -> usize {
+        self.state().calls
+    }
+
+    /// Ready when everything has come to a halt.
+    pub(crate) async fn halted(&self) {
+        self.halted.notified().await;
+    }
+
+    /// At the next call of this kind, this happens first.
+    pub(crate) fn at_next(&self, call: Call, trap: impl FnOnce() + Send + 'static) {
+        self.after(call, 0, trap);
+    }
+
+    /// The same, after some more calls of this kind.
+    pub(crate) fn after(&self, call: Call, others: usize, trap: impl FnOnce() + Send + 'static) {
+        self.state().traps.push((call, others, Box::new(trap)));
+    }
+
+    fn spring(&self, call: Call) {
+        let mut state = self.state();
+        let Some(index) = state.traps.iter().position(|(of, ..)| *of == call) else { return };
+        if let Some(others) = state.traps[index].1.checked_sub(1) {
+            state.traps[index].1 = others;
+            return;
+        }
+        let (.., trap) = state.traps.remove(index);
+        drop(state);
+        trap();
+    }
+
+    /// Counts a call. True when it must not go on.
+    fn halts(&self) -> bool {
+        let mut state = self.state();
+        state.calls += 1;
+        let halts = state.halts_at.is_some_and(|at| state.calls > at);
+        if halts {
+            self.halted.notify_one();
+        }
+        halts
+    }
+
+    async fn call<T>(&self, call: Call, effect: impl FnOnce() -> T + Send) -> T {
+        self.spring(call);
+        if self.halts() {
+            std::future::pending::<()>().await;
+        }
+        let answer = effect();
+        if self.halts() {
+            std::future::pending::<()>().await;
+        }
+        answer
+    }
+
+    /// What a node has of a key.
+    pub(crate) fn row(&self, node: &NodeId, place: &Place) -> Option<Record> {
+        self.with(node, |node| node.rows.get(&at(place)).and_then(|(_, row)| row.as_ref()?.decode().ok()))
+    }
+
+    pub(crate) fn places(&self, node: &NodeId, tenant: &TenantId) -> Vec<Place> {
+        self.with(node, |node| {
+            let of = node.rows.values().filter(|(place, _)| place.tenant == *tenant);
+            of.map(|(place, _)| place.clone()).collect()
+        })
+    }
+
+    pub(crate) fn spoil(&self, node: &NodeId, place: &Place) {
+        self.with(node, |node| node.rows.insert(at(place), (place.clone(), None)));
+    }
+
+    /// Merges a record into what a node has, as operations do.
+    pub(crate) fn merge(&self, node: &NodeId, place: &Place, record: &Record, epoch: u64) -> Result<(), ReplicaError> {
+        self.with(node, |own| {
+            if own.away {
+                return Err(ReplicaError::NotSent(node.clone()));
+            }
+            if epoch < own.fence(&place.tenant) {
+                return Err(ReplicaError::StaleEpoch);
+            }
+            if own.is_full {
+                return Err(ReplicaError::StorageFull);
+            }
+            let stored = own.rows.get(&at(place)).and_then(|(_, row)| row.as_ref()?.decode().ok());
+            let merged = Record::merge(stored, record.clone()).expect("the same mode").0;
+            own.rows.insert(at(place), (place.clone(), Some(merged.encode())));
+            if own.other { Err(ReplicaError::Filling(node.clone())) } else { Ok(()) }
+        })
+    }
+
+    fn standing_of(node: &NodeId, own: &Node) -> Standing {
+        let trust = if own.other { Trust::Filling } else { Trust::Whole };
+        Standing { store: store(node, own.store), trust }
+    }
+}
+
+pub(crate) fn store(node: &NodeId, number: u8) -> StoreId {
+    let mut bytes = [number; 16];
+    bytes[0] = *node.as_str().as_bytes().last().expect("an id");
+    StoreId(bytes)
+}
+
+impl Replicas for Nodes {
+    fn send(&self, node: &NodeId, request: Request, _: u64, reply: Reply) {
+        let Ask::Merge { record } = request.ask else { panic!("only merges are sent: {request:?}") };
+        self.spring(Call::Merge);
+        if self.halts() {
+            return self.state().unanswered.push(reply);
+        }
+        let merged = self.merge(node, &request.place, &record.decode().expect("a record"), request.epoch);
+        if self.halts() {
+            return self.state().unanswered.push(reply);
+        }
+        reply.answer(merged.map(|()| Answer::Merged { superseded: false, told: Vec::new() }));
+    }
+
+    fn state(&self, node: &NodeId) -> ReplicaState {
+        let reachable = self.with(node, |node| !node.away);
+        ReplicaState { reachable, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 }
+    }
+
+    fn incarnation(&self, node: &NodeId) -> u64 {
+        self.with(node, |node| u64::from(node.store) + 1)
+    }
+
+    fn recent_state(&self, node: &NodeId) -> ReplicaState {
+        Replicas::state(self, node)
+    }
+
+    fn has_names(&self, _: &NodeId) -> bool {
+        true
+    }
+}
+
+impl Ranges for Nodes {
+    async fn stores_changed(&self) {}
+
+    fn standing(&self, node: &NodeId) -> Option<Standing> {
+        self.with(node, |own| (!own.away).then(|| Self::standing_of(node, own)))
+    }
+
+    async fn scan(&self, node: &NodeId, scan: Scan) -> Result<Page, ReplicaError> {
+        let effect = || {
+            self.with(node, |own| {
+                let tenant = scan.tenant.clone().expect("of one tenant");
+                if own.away {
+                    return Err(ReplicaError::NotSent(node.clone()));
+                }
+                if scan.epoch > 0 && scan.epoch < own.fence(&tenant) {
+                    return Err(ReplicaError::StaleEpoch);
+                }
+                let after = scan.after.as_ref().map(at);
+                let within = own.rows.iter().filter(|(key, (place, _))| {
+                    (scan.from..=scan.to).contains(&key.0)
+                        && place.tenant == tenant
+                        && after.as_ref().is_none_or(|after| *key > after)
+                });
+                // Pages of a few records, so that there are some.
+                let mut found: Vec<Found> = within
+                    .take(9)
+                    .map(|(_, (place, row))| Found { place: place.clone(), record: row.clone() })
+                    .collect();
+                let next = (found.len() == 9).then(|| {
+                    found.truncate(8);
+                    found[7].place.clone()
+                });
+                Ok(Page { store: store(node, own.store), found, next })
+            })
+        };
+        self.call(Call::Scan, effect).await
+    }
+
+    async fn drop_tenant(&self, _: &NodeId, _: TenantId, _: Option<Place>) -> Result<Dropped, ReplicaError> {
+        Err(ReplicaError::Overloaded)
+    }
+
+    async fn raise_fence(&self, node: &NodeId, tenant: Option<&TenantId>, epoch: u64) -> Result<StoreId, ReplicaError> {
+        let effect = || {
+            self.with(node, |own| {
+                if own.away {
+                    return Err(ReplicaError::NotSent(node.clone()));
+                }
+                own.raise(tenant.expect("of one tenant"), epoch);
+                Ok(store(node, own.store))
+            })
+        };
+        self.call(Call::Fence, effect).await
+    }
+
+    async fn clear(&self, node: &NodeId, clear: Clear) -> Result<Cleared, ReplicaError> {
+        let Clear { tenant, ranges, epoch, purpose } = clear;
+        let call = if purpose == Purpose::Enter { Call::Enter } else { Call::Leave };
+        let effect = || {
+            self.with(node, |own| {
+                if own.away {
+                    return Err(ReplicaError::NotSent(node.clone()));
+                }
+                let (mark, store) = (own.marks.get(&tenant).copied().unwrap_or_default(), store(node, own.store));
+                match purpose {
+                    Purpose::Enter if mark == epoch => return Ok(Cleared { store, already: true, records: 0 }),
+                    Purpose::Enter if own.fence(&tenant) > epoch => return Err(ReplicaError::StaleEpoch),
+                    Purpose::Leave if mark > epoch => return Err(ReplicaError::StaleEpoch),
+                    Purpose::Enter => drop(own.marks.insert(tenant.clone(), epoch)),
+                    Purpose::Leave => {}
+                }
+                own.raise(&tenant, epoch);
+                let records = own.drop_rows(&tenant, &ranges);
+                Ok(Cleared { store, already: false, records })
+            })
+        };
+        self.call(call, effect).await
+    }
+}

@@ -1,0 +1,116 @@
+//! Placement changes under load: nodes join and leave, replication factors change, and some of it is taken back, while machines fail and
+//! clients work. Nothing may be lost or come back, and in the end every record is where it belongs and nowhere else.
+
+use std::time::Duration;
+
+use futures::future::{join, join_all};
+use witan_kernel::port::{MigrationStore, PlacementChange, StoreError};
+
+use crate::client::Client;
+use crate::nemesis::Storm;
+use crate::play::drained;
+use crate::stage::{Command, Mood, Stage};
+use crate::world::now_micros;
+
+/// What an operator asks for. Nodes and tenants are given by index.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change {
+    Add(usize),
+    Remove(usize),
+    /// A tenant is to have another replication factor.
+    Factor(usize, u8),
+    /// The last change that was accepted is given up.
+    TakeBack,
+}
+
+/// Within this time all changes must have ended once nothing fails any longer: the claim of a leader that has crashed expires after 30 s,
+/// a lease after 4 s, operations after 10 s, and moves that were given up wait for up to a minute.
+const ENDED: Duration = Duration::from_secs(150);
+/// How often it is looked whether they have.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Performs [`Act::Move`](crate::scenario::Act::Move).
+pub(crate) async fn play(
+    stage: &Stage,
+    clients: &mut [Client],
+    operations: usize,
+    storm: Storm,
+    changes: Vec<(u64, Change)>,
+) {
+    stage.command(Command::Storm(storm));
+    let working = join_all(clients.iter_mut().map(|client| client.work(operations, Mood::Stormy)));
+    join(working, ask(stage, changes)).await;
+}
+
+/// Asks for changes, each this many milliseconds after the one before.
+async fn ask(stage: &Stage, changes: Vec<(u64, Change)>) {
+    let metadata = stage.cluster.metadata();
+    let mut accepted = Vec::new();
+    for (after, change) in changes {
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        let asked = match change {
+            Change::Add(node) => {
+                metadata.change_placement(PlacementChange::AddNode(stage.cluster.nodes[node].on_record()), 0).await
+            }
+            Change::Remove(node) => {
+                let node = stage.cluster.nodes[node].id.clone();
+                metadata.change_placement(PlacementChange::RemoveNode { node, force: false }, 0).await
+            }
+            Change::Factor(tenant, to) => {
+                let tenant = stage.cluster.tenants[tenant].id.clone();
+                metadata.change_placement(PlacementChange::ReplicationFactor { tenant, to }, 0).await
+            }
+            Change::TakeBack => match accepted.pop() {
+                Some(number) => metadata.cancel_migration(number, 0).await,
+                None => Err(StoreError::Missing("nothing to take back".to_owned())),
+            },
+        };
+        stage.note(|| format!("{change:?}: {asked:?}"));
+        if let (Ok(migration), false) = (asked, matches!(change, Change::TakeBack)) {
+            accepted.push(migration.number);
+        }
+    }
+}
+
+/// Performs [`Act::Moved`](crate::scenario::Act::Moved): all faults end, and so must all changes.
+pub(crate) async fn moved(stage: &Stage) {
+    stage.command(Command::Heal);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let until = now_micros() + ENDED.as_micros() as u64;
+    while let Some(open) = open(stage).await {
+        if now_micros() > until {
+            return stage.violated(format!("placement: not ended after {ENDED:?} without a fault: {open}"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    if !drained(stage).await {
+        return;
+    }
+    // Answers that the last operations did not wait for.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    if let Some(stray) = stray(stage) {
+        stage.violated(format!("placement: {stray}"));
+    }
+}
+
+/// A placement change that has not ended.
+async fn open(stage: &Stage) -> Option<String> {
+    let metadata = stage.cluster.metadata();
+    let all = metadata.migrations(None, 1000).await.ok()?;
+    if let Some(open) = all.into_iter().find(|migration| !migration.status.has_ended()) {
+        return Some(format!("{open:?}"));
+    }
+    let left = metadata.leftovers(None, None).await.ok()?;
+    left.first().map(|left| format!("{left:?}"))
+}
+
+/// A row on a node that is no replica of it.
+fn stray(stage: &Stage) -> Option<String> {
+    stage.places().into_iter().find_map(|(tenant, key)| {
+        let place = stage.cluster.place(tenant, &Stage::key((tenant, key)));
+        let replicas = stage.cluster.replicas(tenant, &place);
+        let elsewhere = stage.cluster.nodes.iter().filter(|node| replicas.iter().all(|own| own.id != node.id));
+        let holder = elsewhere.into_iter().find(|node| !matches!(node.content(&place), Ok(None)))?;
+        Some(format!("{} holds a row of {:?} and is no replica of it", holder.name, (tenant, key)))
+    })
+}
