@@ -30,6 +30,7 @@ mod harness;
 mod healing;
 mod health;
 mod hostile;
+mod placement;
 mod previous;
 mod repeated;
 mod shared;
