@@ -179,12 +179,11 @@ impl<W: World> Moves<W> {
         let ground = self.ground().await?;
         let target = target(&tenant, ground.rings.newest_version());
         let plan = mover.plan(&tenant, tenant.moving.map_or(target, |moving| moving.to), &ground);
-        let handing_over = match tenant.moving {
-            None if tenant.placed() != target => self.handing_over(id).await?,
+        let left_over = match tenant.moving {
+            None if tenant.placed() != target => self.left_over(id).await?,
             _ => BTreeSet::new(),
         };
-        let at =
-            Situation { tenant: &tenant, target, plan: plan.as_deref(), handing_over: &handing_over, done: known.done };
+        let at = Situation { tenant: &tenant, target, plan: plan.as_deref(), left_over: &left_over, done: known.done };
         let doing = next(&at, |node| self.condition(&ground, node));
         let (moving, plan) = match (&doing, tenant.moving, plan) {
             (Do::Settled, ..) => return Ok(After::Later),
@@ -214,10 +213,10 @@ impl<W: World> Moves<W> {
         Ok(After::Again)
     }
 
-    /// The nodes that have rows of a tenant which they are to hand over.
-    async fn handing_over(&self, id: &TenantId) -> Result<BTreeSet<NodeId>, StoreError> {
+    /// The nodes that have rows of a tenant which they are to drop.
+    async fn left_over(&self, id: &TenantId) -> Result<BTreeSet<NodeId>, StoreError> {
         let left = self.metadata().leftovers(Some(id), None).await?;
-        Ok(left.into_iter().filter(|left| left.hand_over).map(|left| left.node).collect())
+        Ok(left.into_iter().map(|left| left.node).collect())
     }
 
     async fn publish(

@@ -1,7 +1,6 @@
 //! Carries out one step of a tenant's move.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::stream::{self, Stream, StreamExt};
@@ -13,12 +12,10 @@ use witan_kernel::placement::leader::{Do, Plan};
 use witan_kernel::placement::{Both, Moving, Tokens};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::scan::{Clear, Cleared, Purpose, Ranges};
-use witan_kernel::sync::lock;
 
 use super::{Known, PAUSE};
 use crate::moves::copy::{Copied, Need, Pass, Stale};
-use crate::moves::{Ground, Moves, Stores};
-use crate::sweep::pace::BytePace;
+use crate::moves::{Ground, Moves, Rate, Stores};
 
 /// Nodes that are asked at a time.
 const NODES: usize = 16;
@@ -151,10 +148,10 @@ impl<W: World> Moves<W> {
 
     async fn copy(&self, at: &At<'_>, known: &mut Known) -> Stepped {
         self.board.copies(at.id, known.passes == 0);
-        let pace = Mutex::new(BytePace::new(lock(&self.config).bytes_per_second));
+        let rate = Rate::new(&self.config);
         let (sources, targets) = (self.whole(&at.plan.old_nodes()), self.whole(&at.plan.new_nodes()));
         let began = Instant::now();
-        let pass = self.pass(at, &at.plan.ranges, (&sources, &targets), Need::Nothing, Some(&pace));
+        let pass = self.pass(at, &at.plan.ranges, (&sources, &targets), Need::Nothing, Some(&rate));
         match pass.run().await {
             Ok(Copied { sent, lacking, records, .. }) => {
                 known.passes += 1;
@@ -173,7 +170,7 @@ impl<W: World> Moves<W> {
         ranges: &'a [Both],
         (sources, targets): (&'a Stores, &'a Stores),
         need: Need<'a>,
-        pace: Option<&'a Mutex<BytePace>>,
+        rate: Option<&'a Rate<'a>>,
     ) -> Pass<'a, W> {
         Pass {
             coordinator: self.coordinator(),
@@ -185,7 +182,7 @@ impl<W: World> Moves<W> {
             sources,
             targets,
             need,
-            pace,
+            rate,
         }
     }
 
