@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use witan_kernel::placement::{Placed, Step};
-use witan_kernel::port::{MigrationStatus, MigrationStore, PlacementChange, PlacementStore, TenantStore};
+use witan_kernel::port::{MigrationStatus, MigrationStore, MoveTenant, PlacementChange, PlacementStore, TenantStore};
 use witan_kernel::tenant::Level;
 
 use nodes::Call;
@@ -230,6 +230,35 @@ async fn a_change_can_be_taken_back_in_each_step() {
             assert_eq!((placement.nodes.len(), placement.rings.len()), (5, 1), "{change:?} {step:?}");
             second.abort();
         }
+    }
+}
+
+/// Of the rows that a node got in a move that was given up, it gets fewer in the next one.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_gets_rows_again_keeps_none_of_before() {
+    // One of them takes rows of the node.
+    for other in 6..9 {
+        let cluster = Change::Add.cluster().await;
+        let first = cluster.change(Change::Add.change()).await;
+        let nodes = cluster.nodes.clone();
+        // When what was stored has been copied.
+        cluster.nodes.at_next(Call::Fence, move || nodes.halt_at(Some(0)));
+        let leading = lead(cluster.leader(1).await);
+        timeout(Duration::from_secs(60), cluster.nodes.halted()).await.expect("it halts");
+        leading.abort();
+        cluster.nodes.halt_at(None);
+        let tenant = cluster.tenant().await;
+        assert_eq!(tenant.moving.map(|moving| moving.step), Some(Step::Cutover));
+        let step = MoveTenant::GiveUp(vec![id(5)]);
+        cluster.metadata.move_tenant(&tenant.id, tenant.version, step, 9).await.expect("given up");
+        let second = cluster.change(PlacementChange::AddNode(storage_node(other))).await;
+        let leading = lead(cluster.leader(2).await);
+        for number in [first, second] {
+            cluster.wait_for(number, MigrationStatus::Completed).await;
+        }
+        assert_eq!(cluster.tenant().await.placed(), Placed { ring: 2, replication_factor: 3 });
+        assert_eq!((cluster.forgotten().await, cluster.misplaced().await), (vec![], vec![]));
+        leading.abort();
     }
 }
 
