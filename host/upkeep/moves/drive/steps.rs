@@ -95,7 +95,7 @@ impl<W: World> Moves<W> {
             match entered {
                 Ok(_) => {}
                 Err(NotEntered::Stale) => {
-                    known.done.stale = true;
+                    known.done.stale = known.is_stale();
                     return Stepped::Next;
                 }
                 Err(NotEntered::Failed(why)) => {
@@ -154,13 +154,14 @@ impl<W: World> Moves<W> {
         let pass = self.pass(at, &at.plan.ranges, (&sources, &targets), Need::Nothing, Some(&rate));
         match pass.run().await {
             Ok(Copied { sent, lacking, records, .. }) => {
-                known.passes += 1;
+                (known.passes, known.stale) = (known.passes + 1, 0);
                 known.took = known.took.max(began.elapsed());
                 tracing::debug!(tenant = %at.id, records, sent, ?lacking, pass = known.passes, "a pass of a tenant's copy has ended");
                 known.done.copied = known.passes >= PASSES || (sent <= FEW && lacking.is_none());
                 if known.done.copied { Stepped::Next } else { Stepped::Pause }
             }
-            Err(Stale) => self.follow_beyond(at.epoch).await,
+            Err(Stale) if known.is_stale() => self.follow_beyond(at.epoch).await,
+            Err(Stale) => Stepped::Next,
         }
     }
 

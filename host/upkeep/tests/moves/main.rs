@@ -4,12 +4,15 @@ mod faults;
 mod nodes;
 mod world;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use witan_kernel::placement::{Placed, Step};
 use witan_kernel::port::{MigrationStatus, MigrationStore, MoveTenant, PlacementChange, PlacementStore, TenantStore};
+use witan_kernel::scan::Ranges;
 use witan_kernel::tenant::Level;
 
 use nodes::Call;
@@ -135,6 +138,48 @@ async fn another_leader_goes_on_wherever_one_stops() {
         }
         assert!(calls > 50, "{change:?}: {calls}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_stops_gives_its_claim_back_and_one_that_is_cut_off_loses_it() {
+    let cluster = Change::Add.cluster().await;
+    let first = cluster.leader(1).await;
+    let (moves, (stop, stopped)) = (Arc::clone(&first.moves), oneshot::channel::<()>());
+    let running = tokio::spawn(Arc::clone(&moves).run(async move { drop(stopped.await) }));
+    let second = cluster.leader(2).await;
+    let other = Arc::clone(&second.moves);
+    cluster.wait_until("one leads", async |_| moves.is_leader()).await;
+    let leading = lead(second);
+    sleep(Duration::from_secs(60)).await;
+    assert!(moves.is_leader() && !other.is_leader(), "one at a time");
+    stop.send(()).expect("it runs");
+    running.await.expect("it ends");
+    sleep(Duration::from_secs(6)).await;
+    assert!(other.is_leader(), "it does not wait for the claim to expire");
+
+    cluster.metadata.set_available(false);
+    sleep(Duration::from_secs(29)).await;
+    assert!(other.is_leader());
+    sleep(Duration::from_secs(2)).await;
+    assert!(!other.is_leader(), "another one may have the claim by now");
+    cluster.metadata.set_available(true);
+    let number = cluster.change(Change::Add.change()).await;
+    done(&cluster, Change::Add, number).await;
+    leading.abort();
+}
+
+/// A node has a fence above every revision: the metadata store was set back.
+#[tokio::test(start_paused = true)]
+async fn nodes_that_know_later_changes_than_the_metadata_store_do_not_make_it_publish_without_end() {
+    let cluster = Change::Add.cluster().await;
+    cluster.nodes.raise_fence(&id(5), Some(&tenant()), 1_000_000).await.expect("raised");
+    let number = cluster.change(Change::Add.change()).await;
+    let (before, leading) = (cluster.revision().await, lead(cluster.leader(1).await));
+    sleep(Duration::from_secs(600)).await;
+    let published = cluster.revision().await - before;
+    assert!((10..400).contains(&published), "{published}");
+    assert!(cluster.migration(number).await.progress.message.contains("refused it 10 times"));
+    leading.abort();
 }
 
 #[tokio::test(start_paused = true)]
