@@ -66,7 +66,7 @@ impl Catalog {
 
     /// Whether nodes that lack a fence are too few for the level, where the tenant's records are and where they move: a coordinator that
     /// does not know of the change may be at any step of that.
-    fn tolerated(&self, tenant: &Tenant, level: Level, lacking: &Lacking) -> bool {
+    pub(super) fn tolerated(&self, tenant: &Tenant, level: Level, lacking: &Lacking) -> bool {
         let rings = self.cluster.rings();
         let places = [Some(tenant.placed()), tenant.moving.map(|moving| moving.to)];
         places.into_iter().flatten().all(|placed| match rings.version(placed.ring) {

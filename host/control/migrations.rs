@@ -114,7 +114,8 @@ impl Catalog {
         if !placement.nodes.iter().any(|on_record| on_record.node.id == *id) {
             return Err(StoreError::Missing(format!("node {id}")).into());
         }
-        let earlier = self.unended().await?.into_iter().find(|it| removes(&it.change, id) == Some(false));
+        let earlier =
+            self.unended().await?.into_iter().find(|it| removes(&it.change, id) == Some(false) && !it.cancel_requested);
         let members = members(&placement);
         let is_member = members.iter().any(|(member, _)| member == id);
         if is_member {
@@ -130,7 +131,10 @@ impl Catalog {
         let answers = self.cluster.state(id).reachable;
         if let Some(earlier) = earlier.filter(|_| *force) {
             // The node has died on its way out: it is a member again for a moment, which moves nothing by itself.
-            self.metadata.cancel_migration(earlier.number, now_ms).await?;
+            self.metadata.cancel_migration(earlier.number, now_ms).await.map_err(|error| match error {
+                StoreError::Conflict(why) => Refused::MigrationConflict(why),
+                error => error.into(),
+            })?;
         }
         let change = PlacementChange::RemoveNode { node: id.clone(), force: *force };
         let migration = self.metadata.change_placement(change, now_ms).await.map_err(|error| match error {
@@ -304,7 +308,7 @@ impl Catalog {
         let unended = self.unended().await?;
         let of = |tenant: &Tenant| {
             let own = unended.iter().find(|it| is_of(&it.change, &tenant.id));
-            own.or_else(|| unended.iter().find(|it| is_of_nodes(&it.change) && it.ring > tenant.ring))
+            own.or_else(|| unended.iter().find(|it| is_of_nodes(&it.change)))
         };
         let found = waiting.into_iter().filter_map(|it| of(it).map(|migration| (it.id.clone(), migration.number)));
         Ok(found.collect())
@@ -362,24 +366,26 @@ impl Catalog {
             PlacementChange::RemoveNode { node, force: true } => Err(Refused::TooLate(format!(
                 "node {node} is taken for lost, and its store is never used again; add the node anew with an empty store"
             ))),
-            PlacementChange::ReplicationFactor { tenant, to } => {
-                let now = self.tenant(tenant).await?;
-                if now.replication_factor == *to && now.wanted_factor.is_none() {
-                    return Err(Refused::TooLate(format!(
-                        "tenant {tenant} has {to} replicas of each key already, and only what is left over is being removed; change its \
-                         replication factor again instead"
-                    )));
+            PlacementChange::ReplicationFactor { tenant, to } if !undo => {
+                // One that is deleted moves nowhere.
+                let now = self.metadata.tenant(tenant).await?.filter(|tenant| tenant.deleted_at_ms.is_none());
+                match now.is_some_and(|now| now.replication_factor == *to) {
+                    true => Err(unconfirmed(format!("tenant {tenant} has {to} replicas of each key already"))),
+                    false => Ok(()),
                 }
-                Ok(())
             }
             _ if migration.progress.tenants_done > 0 && !undo => {
                 let (done, of) = (migration.progress.tenants_done, migration.progress.tenants_total);
-                let problem = format!("is not set, and {done} of {of} tenants have been moved already");
-                Err(Invalid::new("confirm_undo", problem, "set it to move them back").into())
+                Err(unconfirmed(format!("{done} of {of} tenants have been moved already")))
             }
             _ => Ok(()),
         }
     }
+}
+
+/// What has moved would move back, and nobody has said that this is wanted.
+fn unconfirmed(why: String) -> Refused {
+    Invalid::new("confirm_undo", format!("is not set, and {why}"), "set it to move the records back").into()
 }
 
 /// The nodes of the newest ring.
@@ -416,3 +422,6 @@ fn phase(migration: &Migration, moving: &[Tenant]) -> &'static str {
         None => "dual_write",
     }
 }
+
+#[cfg(test)]
+mod tests;

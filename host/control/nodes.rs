@@ -5,7 +5,7 @@ use std::sync::Arc;
 use witan_kernel::condition::Condition;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::{Era, Invalid, NodeId};
-use witan_kernel::port::{Duties, Metadata, Placement, RingOnRecord, StorageNode};
+use witan_kernel::port::{Duties, MIGRATIONS, Metadata, Placement, PlacementChange, RingOnRecord, StorageNode};
 use witan_kernel::ring::{Ring, Rings};
 use witan_kernel::scan::{Fullness, Trust};
 
@@ -16,13 +16,22 @@ use super::{Catalog, Changed, Refused, Removal, Turn, to_its_end};
 /// virtual nodes stays as it was when it joined: a different number would move keys without their data.
 ///
 /// # Errors
-/// [`Refused::UnknownNode`] for a node that is not part of a cluster that has nodes, or the error of the store.
+/// [`Refused::UnknownNode`] for a node that was never part of a cluster that has nodes, or the error of the store.
 pub async fn register(metadata: &dyn Metadata, configured: &[StorageNode], now_ms: u64) -> Result<(), Refused> {
     metadata.found_nodes(configured.to_vec(), now_ms).await?;
     let on_record = metadata.nodes().await?;
     for node in configured {
         let known = on_record.iter().map(|on_record| &on_record.node).find(|known| known.id == node.id);
-        let known = known.ok_or_else(|| Refused::UnknownNode(node.id.clone()))?;
+        let Some(known) = known else {
+            // Configurations name the nodes that have founded the cluster, and are not always changed when one has left.
+            match has_left(metadata, &node.id).await? {
+                true => {
+                    tracing::warn!(node = %node.id, "a configured node was removed from the cluster; take it out of the configuration")
+                }
+                false => return Err(Refused::UnknownNode(node.id.clone())),
+            }
+            continue;
+        };
         if known.virtual_nodes != node.virtual_nodes {
             tracing::warn!(
                 node = %node.id,
@@ -37,6 +46,12 @@ pub async fn register(metadata: &dyn Metadata, configured: &[StorageNode], now_m
         }
     }
     Ok(())
+}
+
+/// Whether a migration that is on record still has removed this node.
+async fn has_left(metadata: &dyn Metadata, id: &NodeId) -> Result<bool, Refused> {
+    let migrations = metadata.migrations(None, MIGRATIONS as u32).await?;
+    Ok(migrations.iter().any(|it| matches!(&it.change, PlacementChange::RemoveNode { node, .. } if node == id)))
 }
 
 /// The versions of the ring of a placement.

@@ -147,16 +147,15 @@ impl Catalog {
     }
 
     /// A tenant that has, or is to have, more replicas than there are nodes, and how many.
-    pub(super) async fn tenant_that_needs_more_than(&self, nodes: usize) -> Result<Option<(Tenant, u8)>, Refused> {
+    pub(super) async fn tenant_that_needs_more_than(&self, nodes: usize) -> Result<Option<(Tenant, usize)>, Refused> {
         let mut after: Option<TenantId> = None;
         loop {
             let page = self.metadata.tenants(after.as_ref(), PAGE).await?;
             let Some(last) = page.last() else { return Ok(None) };
             after = Some(last.id.clone());
-            let of = |tenant: &Tenant| tenant.replication_factor.max(tenant.wanted_factor.unwrap_or(0));
-            if let Some(needs) = page.into_iter().find(|tenant| usize::from(of(tenant)) > nodes) {
-                let factor = of(&needs);
-                return Ok(Some((needs, factor)));
+            if let Some(needs) = page.into_iter().find(|tenant| tenant.most_replicas() > nodes) {
+                let replicas = needs.most_replicas();
+                return Ok(Some((needs, replicas)));
             }
         }
     }

@@ -71,11 +71,6 @@ impl<W: World> CoordinatorApi<W> {
         request: v1::CancelMigrationRequest,
     ) -> Result<v1::GetMigrationStatusResponse, Status> {
         let migration = self.visible(&caller, &request.migration_id).await?;
-        let allowed = match &migration.change {
-            PlacementChange::ReplicationFactor { tenant, .. } => caller.may(tenant),
-            PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } => caller.may_all(),
-        };
-        allowed.map_err(|refused| denied(&caller, &refused))?;
         let turn = match &migration.change {
             PlacementChange::ReplicationFactor { tenant, .. } => self.change(&caller, tenant)?,
             _ => self.operators_change()?,
@@ -117,7 +112,13 @@ impl<W: World> CoordinatorApi<W> {
             Refused::Store(StoreError::Missing(_)) => not_found(id),
             error => status(&error),
         })?;
-        if is_for(caller, &found) { Ok(found) } else { Err(not_found(id)) }
+        let allowed = match &found.change {
+            _ if !is_for(caller, &found) => return Err(not_found(id)),
+            PlacementChange::ReplicationFactor { tenant, .. } => caller.may(tenant),
+            PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } => caller.may_all(),
+        };
+        allowed.map_err(|refused| denied(caller, &refused))?;
+        Ok(found)
     }
 
     async fn reported(&self, migration: Migration) -> Result<v1::GetMigrationStatusResponse, Status> {
@@ -131,13 +132,16 @@ fn bound(caller: &Caller) -> Option<&TenantId> {
     caller.credential().tenant().filter(|_| !caller.is_operator())
 }
 
-/// Operators see every migration; administrators those of their tenant's replication factor.
 fn is_for(caller: &Caller, migration: &Migration) -> bool {
+    sees(caller.is_operator(), caller.credential().tenant(), migration)
+}
+
+/// Operators see every migration; administrators those of their tenant's replication factor, or of every one's. `own`: the tenant to which
+/// a credential is bound.
+fn sees(is_operator: bool, own: Option<&TenantId>, migration: &Migration) -> bool {
     match &migration.change {
-        _ if caller.is_operator() => true,
-        PlacementChange::ReplicationFactor { tenant, .. } => {
-            caller.credential().tenant().is_none_or(|own| own == tenant)
-        }
+        _ if is_operator => true,
+        PlacementChange::ReplicationFactor { tenant, .. } => own.is_none_or(|own| own == tenant),
         PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } => false,
     }
 }
@@ -264,6 +268,32 @@ fn plan_response(plan: Plan) -> v1::PlanMigrationResponse {
 mod tests {
     use super::*;
 
+    fn migration(change: PlacementChange) -> Migration {
+        Migration {
+            number: 1,
+            change,
+            ring: 1,
+            before: 0,
+            status: MigrationStatus::InProgress,
+            cancel_requested: false,
+            progress: MigrationProgress::default(),
+            created_at_ms: 0,
+            started_at_ms: Some(10_000),
+            finished_at_ms: None,
+        }
+    }
+
+    #[test]
+    fn an_administrator_sees_the_factors_of_its_tenant_only() {
+        let (own, other) = (TenantId::new("own").unwrap(), TenantId::new("other").unwrap());
+        let of_own = migration(PlacementChange::ReplicationFactor { tenant: own.clone(), to: 3 });
+        let of_nodes = migration(PlacementChange::RemoveNode { node: NodeId::new("n1").unwrap(), force: true });
+        assert!(sees(true, None, &of_own) && sees(true, None, &of_nodes), "operators");
+        assert!(sees(false, Some(&own), &of_own) && !sees(false, Some(&other), &of_own));
+        assert!(sees(false, None, &of_own), "an administrator of all tenants");
+        assert!(!sees(false, None, &of_nodes) && !sees(false, Some(&own), &of_nodes));
+    }
+
     #[test]
     fn a_migration_has_one_name() {
         assert_eq!(number(&name(17)), Some(17));
@@ -286,18 +316,8 @@ mod tests {
     fn bytes_and_time_that_are_left_follow_from_what_is_done() {
         let progress = MigrationProgress { keys_done: 25, keys_total: 100, bytes_done: 1000, ..Default::default() };
         assert_eq!((total_bytes(&progress), total_bytes(&MigrationProgress::default())), (4000, 0));
-        let mut migration = Migration {
-            number: 1,
-            change: PlacementChange::RemoveNode { node: NodeId::new("n1").unwrap(), force: false },
-            ring: 1,
-            before: 0,
-            status: MigrationStatus::InProgress,
-            cancel_requested: false,
-            progress,
-            created_at_ms: 0,
-            started_at_ms: Some(10_000),
-            finished_at_ms: None,
-        };
+        let change = PlacementChange::RemoveNode { node: NodeId::new("n1").unwrap(), force: false };
+        let mut migration = Migration { progress, ..migration(change) };
         assert_eq!(estimated_ms(&migration, 20_000), Some(50_000));
         assert_eq!(estimated_ms(&migration, 5_000), Some(5_000), "clocks may differ");
         migration.status = MigrationStatus::Completed;

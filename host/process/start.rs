@@ -17,7 +17,7 @@ use witan_kernel::name::NodeId;
 use witan_kernel::port::{Claim, Claimant, Metadata, StorageNode};
 use witan_peer::Lanes;
 use witan_plugin::PluginHost;
-use witan_upkeep::{Healing, Upkeep};
+use witan_upkeep::{Healing, Moves, MovesConfig, Upkeep};
 
 use super::cluster::{Local, context_keys};
 use super::config::{Config, Live};
@@ -50,7 +50,7 @@ pub struct Serving {
     admin: JoinHandle<std::io::Result<()>>,
     access: Arc<Access>,
     idempotency: Idempotency,
-    healing: JoinHandle<()>,
+    upkeep: JoinHandle<()>,
     seat: Option<JoinHandle<()>>,
     /// Turns true when it is to stop: at the stop signal, or when another process has taken its id.
     pub stopping: watch::Receiver<bool>,
@@ -68,8 +68,8 @@ impl Serving {
         self.grpc.await.context("serve gRPC")??;
         self.admin.await.context("serve HTTP")??;
         // Its claims are given back before the lease on the id, so that others go on at once. One that hangs expires.
-        if tokio::time::timeout(HEALING_ENDS, self.healing).await.is_err() {
-            tracing::info!("healing has not ended in time; its claims will expire on their own");
+        if tokio::time::timeout(UPKEEP_ENDS, self.upkeep).await.is_err() {
+            tracing::info!("upkeep has not ended in time; its claims will expire on their own");
         }
         // Until here operations ran under this coordinator's id and needed other coordinators' changes.
         self.over.send_replace(true);
@@ -106,8 +106,8 @@ fn until_lost(
     (halted, waiting)
 }
 
-/// How long the shutdown waits for the claims of healing to be given back, which takes one call for each.
-const HEALING_ENDS: Duration = Duration::from_secs(2);
+/// How long the shutdown waits for the claims of upkeep to be given back, which takes one call for each.
+const UPKEEP_ENDS: Duration = Duration::from_secs(2);
 
 /// Opens the stores, connects to the nodes, and serves until `stop` turns true. `live` holds the settings that may change at run
 /// time, `reloads` the metrics of such changes.
@@ -153,7 +153,11 @@ pub async fn start(
         readiness: readiness.for_probes(),
         access: Arc::clone(&parts.access),
     };
-    let healing = tokio::spawn(Arc::clone(&parts.healing).run(stopped(stop.clone())));
+    let (healing, moves) = (Arc::clone(&parts.healing), Arc::clone(&parts.moves));
+    let until = stop.clone();
+    let upkeep = tokio::spawn(async move {
+        futures::future::join(healing.run(stopped(until.clone())), moves.run(stopped(until))).await;
+    });
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
     let issuance = Issuance::new(Arc::clone(&parts.access), Arc::clone(&member.metadata), config.tenants.max_tokens);
     let services = parts.services(catalog, issuance, live, unsent, &stop);
@@ -168,7 +172,7 @@ pub async fn start(
         admin: tokio::spawn(console::serve(admin_incoming, admin, stopped(stop))),
         access: parts.access,
         idempotency: parts.idempotency,
-        healing,
+        upkeep,
         seat: member.seat,
         stopping,
         lost,
@@ -263,6 +267,7 @@ struct Parts {
     coordinator: Arc<Coordinator<Real>>,
     upkeep: Arc<Upkeep<Real>>,
     healing: Arc<Healing<Real>>,
+    moves: Arc<Moves<Real>>,
 }
 
 impl Parts {
@@ -296,9 +301,10 @@ impl Parts {
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         let instance = member.instance.unwrap_or_else(rand::random);
         let claimant = Claimant { coordinator: NodeId::new(&config.node_id).context("--node-id")?, instance };
-        let healing = Healing::new(Arc::clone(&upkeep), claimant, live.healing, config.healing_begins);
+        let healing = Healing::new(Arc::clone(&upkeep), claimant.clone(), live.healing, config.healing_begins);
+        let moves = Moves::new(Arc::clone(&upkeep), claimant, MovesConfig { bytes_per_second: live.copy_rate });
         let access = Arc::new(access);
-        Ok(Self { clock, access, tenants, idempotency, lanes, plugins, coordinator, upkeep, healing })
+        Ok(Self { clock, access, tenants, idempotency, lanes, plugins, coordinator, upkeep, healing, moves })
     }
 
     /// Follows other coordinators' changes until the servers have stopped. Returns the catalog, which makes this coordinator's own.
@@ -327,9 +333,11 @@ impl Parts {
         let raising = Arc::clone(&catalog).raise_owed_fences();
         let removing = Arc::clone(&catalog).remove_leftovers();
         let following = follow(Arc::clone(&member.metadata), local, member.revision);
+        let (upkeep, own) = (Arc::clone(&self.upkeep), self.moves.claimant().clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = following => {}
+                () = upkeep.note_drained(own) => {}
                 () = raising => {}
                 () = removing => {}
                 never = expiring => match never {},
@@ -375,6 +383,7 @@ impl Parts {
             fallbacks: Arc::clone(api.fallbacks()),
             access: Arc::clone(&self.access),
             healing: Arc::clone(&self.healing),
+            moves: Arc::clone(&self.moves),
         };
         tokio::spawn(changing.follow(live, stop.clone()));
         server::Services {

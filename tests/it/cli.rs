@@ -284,3 +284,33 @@ async fn a_terminal_is_not_commanded_by_a_key() {
         assert!(!shown.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{arguments}: {shown:?}");
     }
 }
+
+#[tokio::test]
+async fn the_ring_is_shown_and_a_change_is_planned() {
+    let dev = Dev::start().await;
+    let (cli, api) = (Cli::of(&dev), dev.api());
+    api.tenant("t", |_| {}).await;
+    let ring = cli.json(&["nodes", "ring", "--replication-factor", "2"]).await;
+    let shares: Vec<f64> =
+        ring["nodes"].as_array().expect("nodes").iter().filter_map(|node| node["share"].as_f64()).collect();
+    assert!(shares.len() == 3 && (shares.iter().sum::<f64>() - 1.0).abs() < 1e-6, "{ring}");
+    let picture = text(&cli.run(&["nodes", "ring"]).await.stdout);
+    assert_eq!(picture.matches(&"█".repeat(40)).count(), 3, "as many nodes as replicas: {picture}");
+
+    // Exit code 1: something is in the way.
+    let plan = cli.run(&["migration", "plan", "factor", "t", "5", "--output", "json"]).await;
+    let shown: Value = serde_json::from_slice(&plan.stdout).expect("an object");
+    assert_eq!(plan.status.code(), Some(1), "{shown}");
+    assert!(shown["problems"].to_string().contains("5 replicas need 5 storage nodes"), "{shown}");
+    let plan = text(&cli.run(&["migration", "plan", "add", "node-4", "127.0.0.1:9"]).await.stdout);
+    assert!(plan.contains("node-4\t0\t0\t0.0 %") && plan.contains("of all copies would be made anew"), "{plan}");
+
+    assert_eq!(cli.json(&["migration", "list"]).await, json!({ "migrations": [] }));
+    for arguments in [["show", "m-7"], ["watch", "m-7"], ["cancel", "7"]] {
+        let missing = cli.run(&[&["migration"], &arguments[..], &["--output", "json"]].concat()).await;
+        let missing: Value = serde_json::from_slice(&missing.stdout).expect("an object");
+        assert_eq!(missing["error"]["reason"], "MIGRATION_NOT_FOUND", "{arguments:?}: {missing}");
+    }
+    let alone = cli.run(&["nodes", "remove", "node-3", "--accept-loss"]).await;
+    assert!(alone.status.code() == Some(2) && text(&alone.stderr).contains("--force"), "{}", text(&alone.stderr));
+}

@@ -159,13 +159,14 @@ pub struct Leftover {
 /// Placement changes on record. The rules of what is written are in [`moves`](super::moves).
 pub trait MigrationStore: Send + Sync + 'static {
     /// Records a placement change, and in the same transaction makes the ring or the wish that it needs. The same change as one that has
-    /// not ended, and is not being taken back, is not recorded again: that one is returned. [`StoreError::Refused`] outside the limits, or
-    /// if [`MIGRATIONS`] have not ended.
+    /// not ended, and was neither taken back nor undone by a later one, is not recorded again: that one is returned.
+    /// [`StoreError::Refused`] outside the limits, or if [`MIGRATIONS`] have not ended.
     ///
     /// - A node that joins is put on record, and is a member of the ring's next version. [`StoreError::Exists`] if it is on record already.
     /// - A node that leaves is no member of the ring's next version, and is [draining](super::NodeStatus::Draining). If it is taken for
     ///   lost, its stores are retired, and what it has left over is forgotten. [`StoreError::Missing`] if it is no member of the newest
-    ///   ring. [`StoreError::Refused`], naming a tenant, if fewer nodes would remain than a tenant has, or is to have, replicas.
+    ///   ring; one that is leaving may be taken for lost all the same, and makes no version then. [`StoreError::Refused`], naming a tenant,
+    ///   if fewer nodes would remain than a tenant has, or is to have, replicas.
     /// - A tenant is to have another replication factor ([`Tenant::wanted_factor`]). [`StoreError::Missing`]; [`StoreError::Refused`] out
     ///   of range or beyond the newest ring's nodes; [`StoreError::Conflict`] while another change of its factor has not ended.
     fn change_placement(&self, change: PlacementChange, now_ms: u64) -> Answer<Migration>;

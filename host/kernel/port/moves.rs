@@ -285,8 +285,8 @@ impl OnRecord<'_> {
     /// As there, except for the number of replicas that tenants have: see [`Plan::remaining`].
     pub fn plan(&self, change: PlacementChange, now_ms: u64) -> Result<Planned, StoreError> {
         let change = change.recorded();
-        let same = |of: &&Migration| of.is_open() && !of.cancel_requested && of.change == change;
-        if let Some(same) = self.migrations.iter().find(same) {
+        let same = |of: &&Migration| of.is_open() && !of.cancel_requested && of.change == change && self.holds(&change);
+        if let Some(same) = self.migrations.iter().filter(same).max_by_key(|of| of.number) {
             return Ok(Planned::Known(same.clone()));
         }
         if self.migrations.iter().filter(|of| of.is_open()).count() >= MIGRATIONS {
@@ -310,6 +310,15 @@ impl OnRecord<'_> {
         Ok(Planned::Write(Box::new(plan)))
     }
 
+    /// False when a later change has undone this one.
+    fn holds(&self, change: &PlacementChange) -> bool {
+        match change {
+            PlacementChange::AddNode(node) => self.is_member(&node.id),
+            PlacementChange::RemoveNode { node, .. } => !self.is_member(node),
+            PlacementChange::ReplicationFactor { .. } => true,
+        }
+    }
+
     fn plan_joining(&self, plan: &mut Plan, node: StorageNode) -> Result<(), StoreError> {
         rules::node(&node)?;
         if self.node(&node.id).is_some() {
@@ -324,11 +333,15 @@ impl OnRecord<'_> {
     }
 
     fn plan_leaving(&self, plan: &mut Plan, node: &NodeId, force: bool) -> Result<(), StoreError> {
-        let on_record = self.node(node).filter(|_| self.is_member(node));
-        let on_record =
-            on_record.ok_or_else(|| StoreError::Missing(format!("storage node {node} in the newest ring")))?;
-        self.next_ring(plan, |members| members.retain(|(member, _)| member != node));
-        plan.node = Some(StorageNode { status: NodeStatus::Draining, ..on_record.clone() });
+        // One that is leaving may be lost before its rows are elsewhere.
+        let is_member = self.is_member(node);
+        let on_record = self.node(node).filter(|_| is_member || force);
+        let missing = || StoreError::Missing(format!("storage node {node} in the newest ring"));
+        let on_record = on_record.ok_or_else(missing)?.clone();
+        if is_member {
+            self.next_ring(plan, |members| members.retain(|(member, _)| member != node));
+        }
+        plan.node = Some(StorageNode { status: NodeStatus::Draining, ..on_record });
         plan.lost = force.then(|| node.clone());
         Ok(())
     }

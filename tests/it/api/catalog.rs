@@ -2,6 +2,7 @@
 
 use tonic::{Code, Status};
 use witan_wire::v1;
+use witan_wire::v1::plan_migration_request::Change;
 
 use crate::harness::{Api, Dev, Refusal, eventually, write};
 
@@ -130,4 +131,53 @@ async fn what_would_move_data_is_refused_and_why() {
     assert!(nodes.iter().all(|node| node.virtual_nodes == 150), "{nodes:?}");
     // And the data has not moved.
     assert_eq!(api.read(crate::harness::read("t", "k")).await.expect("read").value, "v");
+}
+
+/// Where nothing moves, and wherever records can be moved.
+#[tokio::test]
+async fn migrations_are_looked_up_by_name_and_planned_without_a_change() {
+    let dev = Dev::start().await;
+    let api = dev.api();
+    api.tenant("t", |request| request.replication_factor = 2).await;
+    for id in ["", "17", "m-0", "m-07", "m-99999999999999999999", "m-1\u{1b}[2J"] {
+        let get = v1::GetMigrationStatusRequest { migration_id: id.to_owned() };
+        let missing = refusal(api.client().get_migration_status(get).await);
+        assert_eq!((missing.code, missing.reason.as_str()), (Code::NotFound, "MIGRATION_NOT_FOUND"), "{id}");
+        let cancel = v1::CancelMigrationRequest { migration_id: id.to_owned(), confirm_undo: true };
+        let missing = refusal(api.client().cancel_migration(cancel).await);
+        assert_eq!(missing.summary(), (Code::NotFound, "MIGRATION_NOT_FOUND", "not-applied", ""), "{id}");
+    }
+    let field = |refused: Refusal| refused.fields.into_iter().next().unwrap_or_default();
+    let size = v1::ListMigrationsRequest { page_size: 1001, page_token: String::new() };
+    assert_eq!(field(refusal(api.client().list_migrations(size).await)), "page_size");
+    let token = v1::ListMigrationsRequest { page_size: 1, page_token: "t1".to_owned() };
+    assert_eq!(field(refusal(api.client().list_migrations(token).await)), "page_token");
+    let listed = api.client().list_migrations(v1::ListMigrationsRequest::default()).await.expect("listed").into_inner();
+    assert!(listed.migrations.is_empty() && listed.next_page_token.is_empty(), "{listed:?}");
+
+    let plan = async |change| api.client().plan_migration(v1::PlanMigrationRequest { change }).await;
+    assert_eq!(field(refusal(plan(None).await)), "change");
+    let add =
+        v1::AddStorageNodeRequest { node_id: "node-4".to_owned(), host: "there".to_owned(), port: 9, virtual_nodes: 0 };
+    let planned = plan(Some(Change::Add(add))).await.expect("a plan").into_inner();
+    let shares: Vec<f64> = planned.nodes.iter().map(|node| node.share_after).collect();
+    assert_eq!(
+        planned.nodes.iter().map(|node| &*node.node_id).collect::<Vec<_>>(),
+        ["node-1", "node-2", "node-3", "node-4"]
+    );
+    assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-6 && shares[3] > 0.1, "{planned:?}");
+    assert!((planned.moved_share - planned.least_share).abs() < 0.1 && planned.tenants == 1, "{planned:?}");
+    let remove = v1::RemoveStorageNodeRequest { node_id: "node-9".to_owned(), force: false, accept_loss: false };
+    let planned = plan(Some(Change::Remove(remove))).await.expect("a plan").into_inner();
+    assert!(planned.problems.iter().any(|problem| problem.contains("node-9 is not part of the ring")), "{planned:?}");
+    let factor = v1::UpdateReplicationFactorRequest { tenant_id: "t".to_owned(), new_replication_factor: 4 };
+    let planned = plan(Some(Change::Factor(factor))).await.expect("a plan").into_inner();
+    assert!(planned.problems.iter().any(|problem| problem.contains("4 replicas need 4 storage nodes")), "{planned:?}");
+    let tenant = v1::GetTenantRequest { tenant_id: "t".to_owned() };
+    let tenant = api.client().get_tenant(tenant).await.expect("get").into_inner();
+    assert_eq!(
+        (tenant.replication_factor, tenant.version, &*tenant.pending_migration_id),
+        (2, 1, ""),
+        "nothing has changed"
+    );
 }

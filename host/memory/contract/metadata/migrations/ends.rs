@@ -19,6 +19,7 @@ pub(super) async fn all<M: Metadata>(metadata: &M) {
     progress_is_kept(metadata).await;
     unused_rings_are_forgotten(metadata).await;
     lost_nodes(metadata).await;
+    nodes_that_are_lost_while_they_leave(metadata).await;
     nodes_without_data(metadata).await;
 }
 
@@ -184,6 +185,43 @@ async fn lost_nodes<M: Metadata>(metadata: &M) {
     assert_eq!(status(metadata, "m-7").await, None);
     assert_eq!(state(metadata, disk).await, Some(StoreState::Retired));
     end(metadata, &lost, MigrationStatus::Completed).await;
+}
+
+/// One that leaves, and will not come back, is waited for no longer.
+async fn nodes_that_are_lost_while_they_leave<M: Metadata>(metadata: &M) {
+    let again = change(metadata, PlacementChange::AddNode(node("m-7"))).await;
+    let same = metadata.migrations(None, 1000).await.expect("the changes");
+    let same: Vec<_> = same.iter().filter(|of| of.change == again.change && !of.status.has_ended()).collect();
+    assert!(same.len() > 1, "the one of before has not ended, and the node has left since: {same:?}");
+    assert_eq!(status(metadata, "m-7").await, Some(NodeStatus::Active));
+    let disk = reported(metadata, "m-7", 74).await;
+    let one = metadata.create_tenant(tenant("m-leaving")).await.expect("created");
+    let left = change(metadata, leaves("m-7")).await;
+    assert!(is_missing(&metadata.change_placement(leaves("nobody"), 650).await));
+    arrive(metadata, &one, ["m-1", "m-7"].map(id).to_vec()).await;
+    let before = ring(metadata).await;
+    let joins = metadata.change_placement(PlacementChange::AddNode(node("m-7")), 650).await;
+    assert!(matches!(&joins, Err(StoreError::Exists(_))), "it is leaving: {joins:?}");
+    let lost = change(metadata, PlacementChange::RemoveNode { node: id("m-7"), force: true }).await;
+    assert_eq!((ring(metadata).await, lost.ring), (before.clone(), before.0), "it is no member already");
+    assert_eq!(state(metadata, disk).await, Some(StoreState::Retired));
+    let leftovers = metadata.leftovers(Some(&one.id), None).await.expect("the leftovers");
+    assert_eq!(leftovers.iter().map(|left| &left.node).collect::<Vec<_>>(), [&id("m-1")]);
+    let back = metadata.cancel_migration(left.number, 651).await;
+    assert!(is_conflict(&back), "it does not come back: {back:?}");
+    metadata.leftover_cleaned(&one.id, &id("m-1"), leftovers[0].epoch).await.expect("noted");
+    for tenant in metadata.tenants(None, 1000).await.expect("a page") {
+        if tenant.ring < before.0 {
+            arrive(metadata, &tenant, vec![]).await;
+        }
+    }
+    assert_eq!(metadata.forget_rings(652).await, Ok(true));
+    assert_eq!(status(metadata, "m-7").await, None);
+    let forced = PlacementChange::RemoveNode { node: id("m-7"), force: true };
+    for of in [lost, left] {
+        end(metadata, &of, MigrationStatus::Completed).await;
+    }
+    assert!(is_missing(&metadata.change_placement(forced, 653).await), "it has left");
 }
 
 /// As long as nothing is stored, nodes join and leave in place, whatever versions of the ring there were.
