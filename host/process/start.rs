@@ -17,7 +17,7 @@ use witan_kernel::name::NodeId;
 use witan_kernel::port::{Claim, Claimant, Metadata, StorageNode};
 use witan_peer::Lanes;
 use witan_plugin::PluginHost;
-use witan_upkeep::{Healing, Upkeep};
+use witan_upkeep::{Healing, Moves, MovesConfig, Upkeep};
 
 use super::cluster::{Local, context_keys};
 use super::config::{Config, Live};
@@ -51,6 +51,7 @@ pub struct Serving {
     access: Arc<Access>,
     idempotency: Idempotency,
     healing: JoinHandle<()>,
+    moving: JoinHandle<()>,
     seat: Option<JoinHandle<()>>,
     /// Turns true when it is to stop: at the stop signal, or when another process has taken its id.
     pub stopping: watch::Receiver<bool>,
@@ -68,8 +69,10 @@ impl Serving {
         self.grpc.await.context("serve gRPC")??;
         self.admin.await.context("serve HTTP")??;
         // Its claims are given back before the lease on the id, so that others go on at once. One that hangs expires.
-        if tokio::time::timeout(HEALING_ENDS, self.healing).await.is_err() {
-            tracing::info!("healing has not ended in time; its claims will expire on their own");
+        for (what, task) in [("healing", self.healing), ("what moves records", self.moving)] {
+            if tokio::time::timeout(HEALING_ENDS, task).await.is_err() {
+                tracing::info!("{what} has not ended in time; its claims will expire on their own");
+            }
         }
         // Until here operations ran under this coordinator's id and needed other coordinators' changes.
         self.over.send_replace(true);
@@ -154,6 +157,7 @@ pub async fn start(
         access: Arc::clone(&parts.access),
     };
     let healing = tokio::spawn(Arc::clone(&parts.healing).run(stopped(stop.clone())));
+    let moving = tokio::spawn(Arc::clone(&parts.moves).run(stopped(stop.clone())));
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
     let issuance = Issuance::new(Arc::clone(&parts.access), Arc::clone(&member.metadata), config.tenants.max_tokens);
     let services = parts.services(catalog, issuance, live, unsent, &stop);
@@ -169,6 +173,7 @@ pub async fn start(
         access: parts.access,
         idempotency: parts.idempotency,
         healing,
+        moving,
         seat: member.seat,
         stopping,
         lost,
@@ -263,6 +268,8 @@ struct Parts {
     coordinator: Arc<Coordinator<Real>>,
     upkeep: Arc<Upkeep<Real>>,
     healing: Arc<Healing<Real>>,
+    moves: Arc<Moves<Real>>,
+    claimant: Claimant,
 }
 
 impl Parts {
@@ -296,9 +303,10 @@ impl Parts {
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         let instance = member.instance.unwrap_or_else(rand::random);
         let claimant = Claimant { coordinator: NodeId::new(&config.node_id).context("--node-id")?, instance };
-        let healing = Healing::new(Arc::clone(&upkeep), claimant, live.healing, config.healing_begins);
+        let healing = Healing::new(Arc::clone(&upkeep), claimant.clone(), live.healing, config.healing_begins);
+        let moves = Moves::new(Arc::clone(&upkeep), claimant.clone(), MovesConfig { bytes_per_second: live.copy_rate });
         let access = Arc::new(access);
-        Ok(Self { clock, access, tenants, idempotency, lanes, plugins, coordinator, upkeep, healing })
+        Ok(Self { clock, access, tenants, idempotency, lanes, plugins, coordinator, upkeep, healing, moves, claimant })
     }
 
     /// Follows other coordinators' changes until the servers have stopped. Returns the catalog, which makes this coordinator's own.
@@ -327,11 +335,13 @@ impl Parts {
         let raising = Arc::clone(&catalog).raise_owed_fences();
         let removing = Arc::clone(&catalog).remove_leftovers();
         let following = follow(Arc::clone(&member.metadata), local, member.revision);
+        let (upkeep, claimant) = (Arc::clone(&self.upkeep), self.claimant.clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = following => {}
                 () = raising => {}
                 () = removing => {}
+                () = upkeep.note_drained(claimant) => {}
                 never = expiring => match never {},
                 () = stopped(ended) => {}
             }
@@ -375,6 +385,7 @@ impl Parts {
             fallbacks: Arc::clone(api.fallbacks()),
             access: Arc::clone(&self.access),
             healing: Arc::clone(&self.healing),
+            moves: Arc::clone(&self.moves),
         };
         tokio::spawn(changing.follow(live, stop.clone()));
         server::Services {
