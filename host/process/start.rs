@@ -50,8 +50,7 @@ pub struct Serving {
     admin: JoinHandle<std::io::Result<()>>,
     access: Arc<Access>,
     idempotency: Idempotency,
-    healing: JoinHandle<()>,
-    moving: JoinHandle<()>,
+    upkeep: JoinHandle<()>,
     seat: Option<JoinHandle<()>>,
     /// Turns true when it is to stop: at the stop signal, or when another process has taken its id.
     pub stopping: watch::Receiver<bool>,
@@ -69,10 +68,8 @@ impl Serving {
         self.grpc.await.context("serve gRPC")??;
         self.admin.await.context("serve HTTP")??;
         // Its claims are given back before the lease on the id, so that others go on at once. One that hangs expires.
-        for (what, task) in [("healing", self.healing), ("what moves records", self.moving)] {
-            if tokio::time::timeout(HEALING_ENDS, task).await.is_err() {
-                tracing::info!("{what} has not ended in time; its claims will expire on their own");
-            }
+        if tokio::time::timeout(UPKEEP_ENDS, self.upkeep).await.is_err() {
+            tracing::info!("upkeep has not ended in time; its claims will expire on their own");
         }
         // Until here operations ran under this coordinator's id and needed other coordinators' changes.
         self.over.send_replace(true);
@@ -109,8 +106,8 @@ fn until_lost(
     (halted, waiting)
 }
 
-/// How long the shutdown waits for the claims of healing to be given back, which takes one call for each.
-const HEALING_ENDS: Duration = Duration::from_secs(2);
+/// How long the shutdown waits for the claims of upkeep to be given back, which takes one call for each.
+const UPKEEP_ENDS: Duration = Duration::from_secs(2);
 
 /// Opens the stores, connects to the nodes, and serves until `stop` turns true. `live` holds the settings that may change at run
 /// time, `reloads` the metrics of such changes.
@@ -156,8 +153,11 @@ pub async fn start(
         readiness: readiness.for_probes(),
         access: Arc::clone(&parts.access),
     };
-    let healing = tokio::spawn(Arc::clone(&parts.healing).run(stopped(stop.clone())));
-    let moving = tokio::spawn(Arc::clone(&parts.moves).run(stopped(stop.clone())));
+    let (healing, moves) = (Arc::clone(&parts.healing), Arc::clone(&parts.moves));
+    let until = stop.clone();
+    let upkeep = tokio::spawn(async move {
+        futures::future::join(healing.run(stopped(until.clone())), moves.run(stopped(until))).await;
+    });
     let bounds = server::Bounds { drain: config.drain, sampling: config.sampling, ..server::Bounds::default() };
     let issuance = Issuance::new(Arc::clone(&parts.access), Arc::clone(&member.metadata), config.tenants.max_tokens);
     let services = parts.services(catalog, issuance, live, unsent, &stop);
@@ -172,8 +172,7 @@ pub async fn start(
         admin: tokio::spawn(console::serve(admin_incoming, admin, stopped(stop))),
         access: parts.access,
         idempotency: parts.idempotency,
-        healing,
-        moving,
+        upkeep,
         seat: member.seat,
         stopping,
         lost,
@@ -269,7 +268,6 @@ struct Parts {
     upkeep: Arc<Upkeep<Real>>,
     healing: Arc<Healing<Real>>,
     moves: Arc<Moves<Real>>,
-    claimant: Claimant,
 }
 
 impl Parts {
@@ -304,9 +302,9 @@ impl Parts {
         let instance = member.instance.unwrap_or_else(rand::random);
         let claimant = Claimant { coordinator: NodeId::new(&config.node_id).context("--node-id")?, instance };
         let healing = Healing::new(Arc::clone(&upkeep), claimant.clone(), live.healing, config.healing_begins);
-        let moves = Moves::new(Arc::clone(&upkeep), claimant.clone(), MovesConfig { bytes_per_second: live.copy_rate });
+        let moves = Moves::new(Arc::clone(&upkeep), claimant, MovesConfig { bytes_per_second: live.copy_rate });
         let access = Arc::new(access);
-        Ok(Self { clock, access, tenants, idempotency, lanes, plugins, coordinator, upkeep, healing, moves, claimant })
+        Ok(Self { clock, access, tenants, idempotency, lanes, plugins, coordinator, upkeep, healing, moves })
     }
 
     /// Follows other coordinators' changes until the servers have stopped. Returns the catalog, which makes this coordinator's own.
@@ -335,13 +333,13 @@ impl Parts {
         let raising = Arc::clone(&catalog).raise_owed_fences();
         let removing = Arc::clone(&catalog).remove_leftovers();
         let following = follow(Arc::clone(&member.metadata), local, member.revision);
-        let (upkeep, claimant) = (Arc::clone(&self.upkeep), self.claimant.clone());
+        let (upkeep, own) = (Arc::clone(&self.upkeep), self.moves.claimant().clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = following => {}
+                () = upkeep.note_drained(own) => {}
                 () = raising => {}
                 () = removing => {}
-                () = upkeep.note_drained(claimant) => {}
                 never = expiring => match never {},
                 () = stopped(ended) => {}
             }

@@ -86,6 +86,11 @@ impl<W: World> Moves<W> {
         *lock(&self.config) = config;
     }
 
+    /// As whom they are led.
+    pub fn claimant(&self) -> &Claimant {
+        &self.claimant
+    }
+
     /// True while this coordinator leads.
     pub fn is_leader(&self) -> bool {
         lock(&self.held).is_some()

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures::future::{join, join_all};
-use witan_kernel::port::{MigrationStore, PlacementChange, StoreError};
+use witan_kernel::port::{MigrationStore, PlacementChange, PlacementStore, StoreError, StoreState};
 
 use crate::client::Client;
 use crate::nemesis::Storm;
@@ -50,6 +50,11 @@ async fn ask(stage: &Stage, changes: Vec<(u64, Change)>) {
         tokio::time::sleep(Duration::from_millis(after)).await;
         let asked = match change {
             Change::Add(node) => {
+                if has_left(stage, node).await {
+                    // It has left, and its store is never used again.
+                    stage.command(Command::Wipe(node));
+                    tokio::time::sleep(LOOK).await;
+                }
                 metadata.change_placement(PlacementChange::AddNode(stage.cluster.nodes[node].on_record()), 0).await
             }
             Change::Remove(node) => {
@@ -70,6 +75,14 @@ async fn ask(stage: &Stage, changes: Vec<(u64, Change)>) {
             accepted.push(migration.number);
         }
     }
+}
+
+/// Whether a node has served, and is not on record any longer.
+async fn has_left(stage: &Stage, node: usize) -> bool {
+    let node = &stage.cluster.nodes[node];
+    let (metadata, own) = (stage.cluster.metadata(), node.store_id());
+    let stores = metadata.stores().await.unwrap_or_default();
+    stores.iter().any(|known| Some(known.store) == own && known.state == StoreState::Retired)
 }
 
 /// Performs [`Act::Moved`](crate::scenario::Act::Moved): all faults end, and so must all changes.
@@ -97,11 +110,9 @@ pub(crate) async fn moved(stage: &Stage) {
 async fn open(stage: &Stage) -> Option<String> {
     let metadata = stage.cluster.metadata();
     let all = metadata.migrations(None, 1000).await.ok()?;
-    if let Some(open) = all.into_iter().find(|migration| !migration.status.has_ended()) {
-        return Some(format!("{open:?}"));
-    }
     let left = metadata.leftovers(None, None).await.ok()?;
-    left.first().map(|left| format!("{left:?}"))
+    let mut open = all.into_iter().filter(|migration| !migration.status.has_ended()).map(|open| format!("{open:?}"));
+    open.next().or_else(|| left.first().map(|left| format!("{left:?}"))).map(|open| format!("{open}; left: {left:?}"))
 }
 
 /// A row on a node that is no replica of it.
