@@ -281,7 +281,9 @@ async fn a_migration_is_completed_although_coordinators_die() {
             api.write(write(name, &format!("key-{n}"), "v")).await.expect("written");
         }
     }
+    let address = SocketAddr::new(fourth.host.parse().expect("an address"), fourth.port as u16);
     let added = api.client().add_storage_node(fourth).await.expect("recorded").into_inner();
+    company.nodes.push(("node-4".to_owned(), address));
     for coordinator in [0, 1] {
         company.coordinators[coordinator].process = None;
         company.start_unready(coordinator).await;
