@@ -110,6 +110,7 @@ struct Shared {
     store: MemoryMetadata,
     /// Whether coordinators follow changes of tenants and of the ring, and lead placement changes.
     moves: bool,
+    late_ms: u64,
     plugins: Bound,
     collapsed: Collapsed,
     dice: Dice,
@@ -193,6 +194,7 @@ impl CoordinatorMachine {
                 coordinator: Arc::clone(&coordinator),
                 upkeep: Arc::clone(&upkeep),
                 dice: self.shared.dice.clone(),
+                late_ms: self.shared.late_ms,
             };
             follower::start(parts, &known);
         }
@@ -296,6 +298,7 @@ impl Cluster {
             metadata: Arc::new(metadata.clone()),
             store: metadata.clone(),
             moves: scenario.moves,
+            late_ms: scenario.late_ms,
             plugins: bound,
             collapsed: collapsed.clone(),
             dice: dice.clone(),

@@ -27,8 +27,6 @@ const LEASE_MS: u64 = 4000;
 const RENEW: Duration = Duration::from_millis(1000);
 /// The pause before the metadata store is asked again at a start.
 const AGAIN: Duration = Duration::from_millis(200);
-/// Longest time until a coordinator has read what it has heard of, milliseconds.
-const LATE_MS: u64 = 120;
 
 /// What a coordinator starts with.
 pub(crate) struct Known {
@@ -77,11 +75,12 @@ pub(crate) struct Parts {
     pub(crate) coordinator: Arc<Coordinator<Simulated>>,
     pub(crate) upkeep: Arc<Upkeep<Simulated>>,
     pub(crate) dice: Dice,
+    pub(crate) late_ms: u64,
 }
 
 /// Follows, and leads.
 pub(crate) fn start(parts: Parts, known: &Known) {
-    let Parts { name, metadata, view, lanes, coordinator, upkeep, dice } = parts;
+    let Parts { name, metadata, view, lanes, coordinator, upkeep, dice, late_ms } = parts;
     coordinator.set_followed(known.revision);
     coordinator.set_fences(true);
     let instance = witan_kernel::port::Randomness::sixteen(&dice);
@@ -92,7 +91,7 @@ pub(crate) fn start(parts: Parts, known: &Known) {
     tokio::spawn(async move { noting.note_drained(own).await });
     let moves = Moves::new(upkeep, claimant, MovesConfig::default());
     tokio::spawn(moves.run(std::future::pending()));
-    let local = Local { metadata: Arc::clone(&metadata), view, lanes, coordinator, dice };
+    let local = Local { metadata: Arc::clone(&metadata), view, lanes, coordinator, dice, late_ms };
     tokio::spawn(follow(metadata, Arc::new(local), known.revision));
 }
 
@@ -118,6 +117,7 @@ struct Local {
     lanes: Arc<Lanes<SimClock, Dial>>,
     coordinator: Arc<Coordinator<Simulated>>,
     dice: Dice,
+    late_ms: u64,
 }
 
 fn done<T: Send + 'static>(answer: T) -> Pending<T> {
@@ -131,7 +131,7 @@ impl Cluster for Local {
 
     fn tenant_outdated(&self, id: &TenantId) -> Pending<Result<(), StoreError>> {
         let (metadata, view, id) = (Arc::clone(&self.metadata), self.view.clone(), id.clone());
-        let late = self.dice.millis(0, LATE_MS);
+        let late = self.dice.millis(0, self.late_ms);
         Box::pin(async move {
             sleep(late).await;
             if let Some(tenant) = metadata.tenant(&id).await? {

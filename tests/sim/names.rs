@@ -58,6 +58,7 @@ fn scenario(seed: u64) -> Scenario {
         clocks_agree: false,
         spare: 0,
         moves: false,
+        late_ms: 0,
         torn: false,
         heals: None,
         casts: vec![cast(tenant, 1)],

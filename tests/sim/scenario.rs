@@ -186,6 +186,8 @@ pub(crate) struct Scenario {
     pub(crate) spare: usize,
     /// Whether coordinators follow changes of tenants and of the ring, and lead placement changes.
     pub(crate) moves: bool,
+    /// Longest time until a coordinator that follows changes has read what it has heard of, milliseconds.
+    pub(crate) late_ms: u64,
     /// What coordinators heal by themselves; `None`: nothing.
     pub(crate) heals: Option<HealingConfig>,
     pub(crate) casts: Vec<Cast>,
@@ -301,6 +303,7 @@ impl Scenario {
             torn: false,
             spare: 0,
             moves: false,
+            late_ms: 0,
             heals: None,
             casts: vec![register(&mut rng), siblings(&mut rng)],
             manner: Manner {

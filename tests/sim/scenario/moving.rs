@@ -7,7 +7,7 @@ use witan_kernel::tenant::ReadRepair;
 
 use super::{Act, FINALE, OVERTURE, Scenario, play};
 use crate::moves::Change;
-use crate::nemesis::{Action, Storm, Weather, storm};
+use crate::nemesis::{Action, Link, Machines, Storm, Weather, storm};
 
 /// Nodes join and leave, and replication factors change, two or three of these one soon after the other, and some are taken back, while
 /// links, machines and leaders fail, or while one coordinator hears of nothing.
@@ -25,8 +25,8 @@ pub(super) fn moves(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
             cast.tenant.read_repair = ReadRepair::Async;
         }
     }
-    let machines = scenario.machines();
-    let machines = crate::nemesis::Machines { nodes: scenario.nodes + scenario.spare, ..machines };
+    let machines = Machines { nodes: scenario.nodes + scenario.spare, ..scenario.machines() };
+    scenario.late_ms = *[60, 400, 1500].choose(rng).expect("not empty");
     let weather = match rng.random_range(0..4) {
         // Every write reaches a bare quorum, as often as not.
         0 => Weather { cuts: 12, ..Weather::default() },
@@ -40,11 +40,8 @@ pub(super) fn moves(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
         let ms = rng.random_range(4000..=9000);
         let mut troubles: Storm =
             if rng.random_bool(0.85) { storm(rng, machines, weather, ms, 250) } else { Storm::new() };
-        if rng.random_bool(0.4) {
-            // One coordinator hears of nothing until everything is over.
-            let coordinator = rng.random_range(0..scenario.coordinators);
-            troubles.retain(|(_, action)| !matches!(action, Action::Metadata { .. }));
-            troubles.insert(0, (0, Action::Metadata { coordinator, missing: 0, away: true }));
+        if rng.random_bool(0.5) {
+            unaware(rng, &scenario, &mut troubles);
         }
         let changes = (0..rng.random_range(1..=3)).map(|_| (rng.random_range(0..=2500), change(rng, &scenario)));
         let changes = changes.collect();
@@ -54,6 +51,25 @@ pub(super) fn moves(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     }
     acts.push(FINALE);
     play(scenario, acts)
+}
+
+/// One coordinator hears of nothing from some moment on, until everything is over, and does not reach one of the nodes: what it writes is on
+/// a bare quorum, and nobody repairs it but readers.
+fn unaware(rng: &mut StdRng, scenario: &Scenario, troubles: &mut Storm) {
+    let coordinator = rng.random_range(0..scenario.coordinators);
+    let node = rng.random_range(0..scenario.nodes);
+    let own = |action: &Action| match action {
+        Action::Metadata { .. } => true,
+        Action::Link { coordinator: of, node: to, .. } => (*of, *to) == (coordinator, node),
+        _ => false,
+    };
+    troubles.retain(|(_, action)| !own(action));
+    let at = rng.random_range(0..=3000);
+    troubles.push((at, Action::Metadata { coordinator, missing: 0, away: true }));
+    if rng.random_bool(0.8) {
+        troubles.push((at, Action::Link { coordinator, node, becomes: Link::Cut }));
+    }
+    troubles.sort_by_key(|(at, _)| *at);
 }
 
 fn change(rng: &mut StdRng, scenario: &Scenario) -> Change {
