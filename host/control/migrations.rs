@@ -114,8 +114,6 @@ impl Catalog {
         if !placement.nodes.iter().any(|on_record| on_record.node.id == *id) {
             return Err(StoreError::Missing(format!("node {id}")).into());
         }
-        let earlier =
-            self.unended().await?.into_iter().find(|it| removes(&it.change, id) == Some(false) && !it.cancel_requested);
         let members = members(&placement);
         let is_member = members.iter().any(|(member, _)| member == id);
         if is_member {
@@ -129,13 +127,6 @@ impl Catalog {
         }
         // Read before the change: afterwards the node may be let go.
         let answers = self.cluster.state(id).reachable;
-        if let Some(earlier) = earlier.filter(|_| *force) {
-            // The node has died on its way out: it is a member again for a moment, which moves nothing by itself.
-            self.metadata.cancel_migration(earlier.number, now_ms).await.map_err(|error| match error {
-                StoreError::Conflict(why) => Refused::MigrationConflict(why),
-                error => error.into(),
-            })?;
-        }
         let change = PlacementChange::RemoveNode { node: id.clone(), force: *force };
         let migration = self.metadata.change_placement(change, now_ms).await.map_err(|error| match error {
             StoreError::Refused(why) => Refused::NodeInUse(why),
@@ -391,14 +382,6 @@ fn unconfirmed(why: String) -> Refused {
 /// The nodes of the newest ring.
 pub(super) fn members(placement: &Placement) -> &[(NodeId, u32)] {
     placement.rings.last().map_or(&[], |RingOnRecord { members, .. }| members)
-}
-
-/// Whether a change removes this node, and if so, by force.
-fn removes(change: &PlacementChange, id: &NodeId) -> Option<bool> {
-    match change {
-        PlacementChange::RemoveNode { node, force } if node == id => Some(*force),
-        _ => None,
-    }
 }
 
 fn is_of(change: &PlacementChange, id: &TenantId) -> bool {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tonic::Code;
 use witan_wire::v1;
 
-use crate::harness::{Company, Link, Process, Refusal, Version, eventually, get, own_address, read, write};
+use crate::harness::{Api, Company, Link, Process, Refusal, Version, eventually, get, own_address, read, write};
 
 /// Two coordinators, of which the second reaches PostgreSQL over a link that can be cut.
 async fn company() -> (Company, Link) {
@@ -22,6 +22,16 @@ fn update(tenant: &str) -> v1::UpdateTenantRequest {
 fn delete(tenant: &str) -> v1::DeleteTenantRequest {
     let tenant = tenant.to_owned();
     v1::DeleteTenantRequest { tenant_id: tenant.clone(), confirm: tenant, ..v1::DeleteTenantRequest::default() }
+}
+
+/// Waits until a migration is completed.
+async fn completed(api: &Api, migration_id: String) {
+    let request = v1::GetMigrationStatusRequest { migration_id };
+    eventually("the migration is completed", async || {
+        let now = api.client().get_migration_status(request.clone()).await.ok()?.into_inner();
+        (now.status == "completed").then_some(())
+    })
+    .await;
 }
 
 fn assert_stale(refusal: &Refusal) {
@@ -104,13 +114,13 @@ async fn a_coordinator_that_is_cut_off_does_not_go_on_under_an_earlier_placement
     }
     link.cut();
     let grow = v1::UpdateReplicationFactorRequest { tenant_id: "grown".to_owned(), new_replication_factor: 3 };
-    eventually("the lease of the coordinator that is cut off has expired", async || {
-        first.client().update_replication_factor(grow.clone()).await.ok()
-    })
-    .await;
+    let grown = first.client().update_replication_factor(grow).await.expect("recorded").into_inner();
+    // Until the lease of the coordinator that is cut off has expired, the move waits for it.
+    completed(&first, grown.migration_id).await;
     assert_stale(&cut_off.write(write("grown", "k", "late")).await.expect_err("a node refuses it"));
     let node = company.another_node().await;
-    first.client().add_storage_node(node).await.expect("the node joins");
+    let added = first.client().add_storage_node(node).await.expect("recorded").into_inner();
+    completed(&first, added.migration_id).await;
     assert_stale(&cut_off.write(write("placed", "k", "late")).await.expect_err("a node refuses it"));
     link.restore();
     eventually("the coordinator has followed the change", async || {

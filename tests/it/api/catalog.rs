@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 use witan_wire::v1;
 use witan_wire::v1::plan_migration_request::Change;
 
-use crate::harness::{Api, Dev, Refusal, eventually, write};
+use crate::harness::{Api, Cluster, Dev, Refusal, Setup, eventually, write};
 
 fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> Refusal {
     result.expect_err("refused").into()
@@ -87,10 +87,12 @@ async fn tenants_change_by_version_and_list_by_pages() {
     assert_eq!((page_size.code, page_size.fields[0].as_str()), (Code::InvalidArgument, "page_size"));
 }
 
+/// Where changes are not fenced, records cannot be moved.
 #[tokio::test]
 async fn what_would_move_data_is_refused_and_why() {
-    let dev = Dev::start().await;
-    let api = dev.api();
+    let settings = vec![("WITAN_CONSISTENCY__FENCE_CHANGES", "false".to_owned())];
+    let cluster = Cluster::with(Setup { settings, ..Setup::default() }).await;
+    let api = cluster.api();
     api.tenant("t", |request| request.replication_factor = 1).await;
     let factor =
         |wanted| v1::UpdateReplicationFactorRequest { tenant_id: "t".to_owned(), new_replication_factor: wanted };
