@@ -66,6 +66,33 @@ pub fn difference(
     Ok((!lacking.is_empty()).then(|| Difference { record: merged.encode(), lacking }))
 }
 
+/// Finds the replicas that lack something that another one has, also of what is remembered of writes, except what is too old at
+/// `now_micros` (microseconds since 1970) for a replica to keep: whoever is sent that forgets it at once, and would be sent it without end.
+pub fn difference_kept(held: &[(u8, Option<Encoded>)], now_micros: u64) -> Result<Option<Difference>, Unmergeable> {
+    let Some((_, first)) = held.first() else { return Ok(None) };
+    if held.iter().all(|(_, encoded)| encoded == first) {
+        return Ok(None);
+    }
+    let Some(merged) = merged(held)? else { return Ok(None) };
+    let mut kept = merged.clone();
+    kept.expire(now_micros);
+    let mut lacking = PerReplica::new();
+    for (replica, encoded) in held {
+        let lacks = match encoded {
+            None => true,
+            Some(encoded) => {
+                let mut own = encoded.decode().map_err(|damaged| Unmergeable::Damaged(*replica, damaged))?;
+                own.expire(now_micros);
+                !own.same_state(&kept) || own.lacks(&kept)?
+            }
+        };
+        if lacks {
+            lacking.push(*replica);
+        }
+    }
+    Ok((!lacking.is_empty()).then(|| Difference { record: merged.encode(), lacking }))
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -137,6 +164,40 @@ mod tests {
         assert!(merged.names.entries.len() > limit::RECENT_ENTRIES);
         assert!(records[1].absorb(&merged, 0));
         assert_eq!(difference(&held(&records), |replica| replica == 1), Ok(None), "it forgets the oldest, and says so");
+    }
+
+    #[test]
+    fn what_a_replica_forgets_at_once_is_sent_to_it_once() {
+        let day = limit::RECENT_MICROS + limit::CLOCK_SKEW_MICROS;
+        for (now, is_old) in [(day, false), (day + 100, true)] {
+            let mut source = register(60);
+            source.merge(&register(7));
+            let mut held = vec![(0, encoded(source)), (1, encoded(register(5))), (2, None)];
+            let found = difference_kept(&held, now).unwrap().unwrap();
+            let all = [0, 1, 2];
+            assert_eq!(
+                found.lacking.as_slice(),
+                if is_old { &all[1..] } else { &all[..] },
+                "the first lacks an old write"
+            );
+            let sent = found.record.decode().unwrap();
+            let Record::Register(all) = &sent else { panic!("a register") };
+            assert_eq!(all.recent.entries.len(), 3, "it is sent whole");
+            for (_, held) in &mut held {
+                let stored = held.take().map(|held| held.decode().unwrap());
+                *held = Some(Record::absorb(stored, &sent, now).unwrap().0.encode());
+            }
+            let Some(Ok(Record::Register(first))) = held[0].1.as_ref().map(Encoded::decode) else {
+                panic!("a register")
+            };
+            assert_eq!(first.recent.entries.is_empty(), is_old);
+            assert_eq!(difference_kept(&held, now), Ok(None));
+            // One that is not written to keeps what the others have forgotten.
+            held[0].1 = Some(sent.encode());
+            assert_eq!(difference_kept(&held, now), Ok(None));
+            assert_eq!(difference(&held, |_| true).unwrap().is_some(), is_old);
+        }
+        assert_eq!(difference_kept(&[], 1), Ok(None));
     }
 
     #[test]

@@ -243,13 +243,15 @@ impl<W: World> Moves<W> {
     ) -> Result<After, StoreError> {
         let (id, gives_up) = (&tenant.id, matches!(step, MoveTenant::GiveUp(_)));
         let name = name(&step);
+        let has_failed = tenant.moving.is_some_and(|moving| known.done.of(moving.since).failed);
         match self.metadata().move_tenant(id, tenant.version, step, self.now_ms()).await {
             Ok(published) => {
                 self.metrics().moves_published(name).inc();
                 known.enter(published.tenant.moving.map_or(published.epoch, |moving| moving.since));
                 self.log(tenant, &published.tenant, published.epoch);
+                let why = known.failed.take().filter(|_| has_failed);
                 if gives_up {
-                    return Ok(self.given_up(id, tenant, target, known));
+                    return Ok(self.given_up(tenant, target, why, known));
                 }
                 if published.tenant.moving.is_none() {
                     *known = Known::new(id);
@@ -271,6 +273,7 @@ impl<W: World> Moves<W> {
             Err(StoreError::Missing(_)) => Ok(After::Later),
             Err(StoreError::Refused(why)) => {
                 tracing::warn!(tenant = %id, step = name, %why, "a step of a tenant's move was refused");
+                known.not_before = Some(Instant::now() + known.again.failed());
                 self.board.waits(id, why);
                 Ok(After::Later)
             }
@@ -278,9 +281,10 @@ impl<W: World> Moves<W> {
         }
     }
 
-    fn given_up(&self, id: &TenantId, tenant: &Tenant, target: Placed, known: &mut Known) -> After {
+    fn given_up(&self, tenant: &Tenant, target: Placed, why: Option<String>, known: &mut Known) -> After {
+        let id = &tenant.id;
         (known.passes, known.stale) = (0, 0);
-        let Some(why) = known.failed.take() else {
+        let Some(why) = why else {
             // It is to be somewhere else.
             tracing::info!(tenant = %id, "the tenant's move was taken back");
             return After::Again;

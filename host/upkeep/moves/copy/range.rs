@@ -11,9 +11,10 @@ use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::placement::Both;
 use witan_kernel::placement::leader::{is_copied, quorum, sources_wanted};
+use witan_kernel::port::Clock;
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::{Place, ReplicaError};
-use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, Unmergeable, difference};
+use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, Unmergeable, difference_kept};
 
 use super::merge::merge;
 use super::{Copied, Need, Pass, Stale};
@@ -150,9 +151,10 @@ impl<'a, W: World> Walk<'a, W> {
                 Held::Damaged => self.unreadable(index, &mut have),
             }
         }
+        let now = self.pass.coordinator.ports().clock.wall_micros();
         let (record, lacking) = loop {
             // What replicas remember of writes counts, too: an acknowledged write may be remembered by fewer than a quorum of the new ones.
-            match difference(&have, |_| true) {
+            match difference_kept(&have, now) {
                 Ok(Some(found)) => break (found.record, found.lacking.to_vec()),
                 Ok(None) => match have.iter().find_map(|(_, held)| held.clone()) {
                     Some(record) => break (record, Vec::new()),

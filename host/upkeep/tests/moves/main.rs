@@ -140,6 +140,26 @@ async fn another_leader_goes_on_wherever_one_stops() {
     }
 }
 
+/// Nodes forget the names of writes that are old as soon as they are sent them.
+#[tokio::test(start_paused = true)]
+async fn what_is_old_is_copied_once() {
+    let cluster = Change::Add.cluster().await;
+    for key in 0..KEYS {
+        for node in cluster.plan(key).await.old {
+            cluster.nodes.remember(&node, &place(key));
+        }
+    }
+    let leader = cluster.leader(1).await;
+    let upkeep = Arc::clone(&leader.upkeep);
+    let number = cluster.change(Change::Add.change()).await;
+    let leading = lead(leader);
+    done(&cluster, Change::Add, number).await;
+    let rows = cluster.nodes.places(&id(5), &tenant()).len() as u64;
+    assert!(rows > 10);
+    assert_eq!(upkeep.metrics().moved_records.get(), rows);
+    leading.abort();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_stops_gives_its_claim_back_and_one_that_is_cut_off_loses_it() {
     let cluster = Change::Add.cluster().await;

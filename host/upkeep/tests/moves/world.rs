@@ -291,8 +291,8 @@ impl Cluster {
         let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), metadata));
         let name = NodeId::new(format!("coordinator-{number}")).expect("an id");
         let claimant = Claimant { coordinator: name, instance: [number; 16] };
-        let moves = Moves::new(upkeep, claimant, MovesConfig::default());
-        Leader { cluster: self.clone(), coordinator, moves }
+        let moves = Moves::new(Arc::clone(&upkeep), claimant, MovesConfig::default());
+        Leader { cluster: self.clone(), coordinator, upkeep, moves }
     }
 
     /// Waits, at most for an hour, until something is so.
@@ -324,6 +324,7 @@ pub(crate) struct Write {
 pub(crate) struct Leader {
     cluster: Cluster,
     coordinator: Arc<Coordinator<InMemory>>,
+    pub(crate) upkeep: Arc<Upkeep<InMemory>>,
     pub(crate) moves: Arc<Moves<InMemory>>,
 }
 
