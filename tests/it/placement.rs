@@ -1,5 +1,5 @@
-//! Nodes join and leave, and replication factors change, while clients read, write and delete: nothing that was acknowledged is missing, and
-//! in the end each node has records of its own keys only.
+//! Nodes join and leave, and replication factors change, while clients read, write and delete: nothing that was acknowledged is missing,
+//! and in the end each node has records of its own keys only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
