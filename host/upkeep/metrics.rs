@@ -145,7 +145,7 @@ impl Metrics {
                     not lead";
         registry.register("witan_leftovers", help, self.leftovers.clone());
         let help = "Seconds for which the oldest of these rows have been there";
-        registry.register("witan_oldest_leftover_seconds", help, self.oldest_leftover.clone());
+        registry.register("witan_leftover_age_seconds", help, self.oldest_leftover.clone());
     }
 
     fn register_healing(&self, registry: &mut Registry) {

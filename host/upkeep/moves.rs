@@ -32,6 +32,7 @@ use witan_kernel::ring::{Ring, Rings};
 use witan_kernel::scan::Ranges;
 use witan_kernel::sync::lock;
 
+use super::sweep::pace::BytePace;
 use super::{Metrics, Upkeep};
 use status::Board;
 
@@ -46,7 +47,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The pause after a hint: changes of tenants come in bursts, and each look may read all of them.
 const AFTER_HINT: Duration = Duration::from_millis(100);
 
-/// How fast records are copied. A change takes effect with the next pass over a tenant.
+/// How fast records are copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MovesConfig {
     /// Bytes that are read from nodes per second for the first copies of a move, each record counting as 128 more than it has; 0:
@@ -238,6 +239,31 @@ impl<W: World> Moves<W> {
 
 fn duty() -> Duty {
     Duty { kind: DutyKind::Place, range: "all".to_owned() }
+}
+
+/// Limits how fast the first copy of a tenant reads, at the rate that is configured at each moment.
+struct Rate<'a> {
+    config: &'a Mutex<MovesConfig>,
+    pace: Mutex<BytePace>,
+}
+
+impl<'a> Rate<'a> {
+    fn new(config: &'a Mutex<MovesConfig>) -> Self {
+        Self { config, pace: Mutex::new(BytePace::new(0)) }
+    }
+
+    /// These bytes have been read.
+    fn charge(&self, bytes: u64) {
+        let per_second = lock(self.config).bytes_per_second;
+        let mut pace = lock(&self.pace);
+        pace.limit(per_second);
+        pace.charge(bytes);
+    }
+
+    /// The time to wait for before more is read.
+    fn due(&self) -> Option<Instant> {
+        lock(&self.pace).due()
+    }
 }
 
 /// What is on record about nodes and rings.

@@ -179,7 +179,8 @@ pub enum Obstacle {
         /// The others.
         nodes: Vec<(NodeId, NodeCondition)>,
     },
-    /// A node that would get rows has rows that it has lost before and not handed over yet.
+    /// A node that would get rows has rows still that it has lost before. Once it is prepared, nobody could tell those from the new ones,
+    /// and what it has to hand over would be dropped.
     Leftover(NodeId),
     /// A version of the ring is not on record.
     UnknownRing,
@@ -200,7 +201,7 @@ impl fmt::Display for Obstacle {
                 )
             }
             Self::Leftover(node) => {
-                write!(f, "waits until node {node} has handed over the rows that it has lost before")
+                write!(f, "waits until node {node} has handed over and dropped the rows that it has lost before")
             }
             Self::UnknownRing => f.write_str("waits until the version of the ring that it needs is on record"),
             Self::TooManyRanges(node) => {
@@ -273,8 +274,8 @@ pub struct Situation<'a> {
     pub target: Placed,
     /// The plan of the move that is under way or, if there is none, of the one to the target; `None` if a version of the ring is unknown.
     pub plan: Option<&'a Plan>,
-    /// Nodes that have rows of the tenant which they are to hand over.
-    pub handing_over: &'a BTreeSet<NodeId>,
+    /// Nodes that have rows of the tenant which they are to drop.
+    pub left_over: &'a BTreeSet<NodeId>,
     /// What the leader has done.
     pub done: Done,
 }
@@ -326,7 +327,7 @@ fn begin(at: &Situation<'_>, condition: impl Fn(&NodeId) -> NodeCondition) -> Do
     if plan.moves_nothing() {
         return Do::Publish(MoveTenant::Prepare(at.target));
     }
-    if let Some(node) = plan.entering.keys().find(|node| at.handing_over.contains(*node)) {
+    if let Some(node) = plan.entering.keys().find(|node| at.left_over.contains(*node)) {
         return Do::Wait(Obstacle::Leftover(node.clone()));
     }
     match plan.ready(condition) {

@@ -5,17 +5,15 @@ mod merge;
 mod range;
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use witan_coordinate::{Coordinator, World};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::placement::Both;
 
-use super::Stores;
 use super::status::Board;
+use super::{Rate, Stores};
 use crate::Metrics;
-use crate::sweep::pace::BytePace;
 use range::Walk;
 
 /// Ranges that are walked at a time: a ring has hundreds of ranges for each node, and most tenants have few records, so that most of the
@@ -53,7 +51,7 @@ pub(super) struct Pass<'a, W: World> {
     pub(super) targets: &'a Stores,
     pub(super) need: Need<'a>,
     /// Limits how fast it reads; `None`: unlimited.
-    pub(super) pace: Option<&'a Mutex<BytePace>>,
+    pub(super) rate: Option<&'a Rate<'a>>,
 }
 
 /// What a pass, or a part of it, has done.

@@ -23,6 +23,8 @@ use steps::Stepped;
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// The pause after somebody else has changed the tenant, or before a step is repeated.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often in succession nodes may refuse a step because of later changes before the move is given up.
+const STALE: u32 = 10;
 /// How often in succession others may change a tenant before it is left for later.
 const CONFLICTS: u32 = 20;
 
@@ -35,6 +37,8 @@ struct Known {
     passes: u32,
     /// How long the longest of them took.
     took: Duration,
+    /// How often in succession a node had a fence above the epoch of the step.
+    stale: u32,
     /// Until when the step under way may be repeated.
     until: Option<Instant>,
     /// Why the move is to be given up.
@@ -52,6 +56,7 @@ impl Known {
             entered: Stores::new(),
             passes: 0,
             took: Duration::ZERO,
+            stale: 0,
             until: None,
             failed: None,
             again: Backoff::new(first, longest, seed(&[id.bytes()])),
@@ -64,6 +69,16 @@ impl Known {
     fn fail(&mut self, why: String) {
         self.done.failed = true;
         self.failed = Some(why);
+    }
+
+    /// A node has a fence above the epoch of the step. That is usual when the tenant was changed meanwhile, and is soon over. If it is not,
+    /// the metadata store may have been set back, or this coordinator does not hear of changes: it is tried again ever more slowly.
+    fn is_stale(&mut self) -> bool {
+        self.stale += 1;
+        if self.stale > STALE {
+            self.fail(format!("nodes have refused it {STALE} times as of before a change that they know of"));
+        }
+        self.stale <= STALE
     }
 
     /// A step was published by this revision.
@@ -179,12 +194,11 @@ impl<W: World> Moves<W> {
         let ground = self.ground().await?;
         let target = target(&tenant, ground.rings.newest_version());
         let plan = mover.plan(&tenant, tenant.moving.map_or(target, |moving| moving.to), &ground);
-        let handing_over = match tenant.moving {
-            None if tenant.placed() != target => self.handing_over(id).await?,
+        let left_over = match tenant.moving {
+            None if tenant.placed() != target => self.left_over(id).await?,
             _ => BTreeSet::new(),
         };
-        let at =
-            Situation { tenant: &tenant, target, plan: plan.as_deref(), handing_over: &handing_over, done: known.done };
+        let at = Situation { tenant: &tenant, target, plan: plan.as_deref(), left_over: &left_over, done: known.done };
         let doing = next(&at, |node| self.condition(&ground, node));
         let (moving, plan) = match (&doing, tenant.moving, plan) {
             (Do::Settled, ..) => return Ok(After::Later),
@@ -214,10 +228,10 @@ impl<W: World> Moves<W> {
         Ok(After::Again)
     }
 
-    /// The nodes that have rows of a tenant which they are to hand over.
-    async fn handing_over(&self, id: &TenantId) -> Result<BTreeSet<NodeId>, StoreError> {
+    /// The nodes that have rows of a tenant which they are to drop.
+    async fn left_over(&self, id: &TenantId) -> Result<BTreeSet<NodeId>, StoreError> {
         let left = self.metadata().leftovers(Some(id), None).await?;
-        Ok(left.into_iter().filter(|left| left.hand_over).map(|left| left.node).collect())
+        Ok(left.into_iter().map(|left| left.node).collect())
     }
 
     async fn publish(
@@ -265,7 +279,7 @@ impl<W: World> Moves<W> {
     }
 
     fn given_up(&self, id: &TenantId, tenant: &Tenant, target: Placed, known: &mut Known) -> After {
-        known.passes = 0;
+        (known.passes, known.stale) = (0, 0);
         let Some(why) = known.failed.take() else {
             // It is to be somewhere else.
             tracing::info!(tenant = %id, "the tenant's move was taken back");

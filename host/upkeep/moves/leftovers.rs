@@ -196,7 +196,7 @@ impl<W: World> Moves<W> {
             sources: &whole,
             targets: &targets,
             need: Need::HandOver,
-            pace: None,
+            rate: None,
         };
         match pass.run().await {
             Ok(Copied { lacking: None, sent, .. }) => {

@@ -49,6 +49,14 @@ impl BytePace {
         Self { per_second, paid: Instant::now() }
     }
 
+    /// Changes the limit for what is read from now on.
+    pub(crate) fn limit(&mut self, per_second: u64) {
+        self.per_second = per_second;
+        if per_second == 0 {
+            self.paid = Instant::now();
+        }
+    }
+
     /// These bytes have been read.
     pub(crate) fn charge(&mut self, bytes: u64) {
         if self.per_second > 0 {

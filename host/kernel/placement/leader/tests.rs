@@ -34,7 +34,7 @@ fn tenant(at: Placed, moving: Option<Moving>) -> Tenant {
 fn next_of(tenant: &Tenant, target: Placed, done: Done, condition: impl Fn(&NodeId) -> NodeCondition) -> Do {
     let to = tenant.moving.map_or(target, |moving| moving.to);
     let plan = Plan::new(tenant.placed(), to, &rings());
-    let at = Situation { tenant, target, plan: plan.as_ref(), handing_over: &BTreeSet::new(), done };
+    let at = Situation { tenant, target, plan: plan.as_ref(), left_over: &BTreeSet::new(), done };
     next(&at, condition)
 }
 
@@ -67,7 +67,7 @@ fn a_move_begins_when_everybody_it_needs_is_there() {
 }
 
 #[test]
-fn a_node_that_has_to_hand_over_does_not_get_rows() {
+fn a_node_that_has_rows_to_drop_does_not_get_others() {
     let five = tenant(placed(0, 3), None);
     let plan = Plan::new(five.placed(), placed(1, 3), &rings()).unwrap();
     let of = |nodes: &BTreeSet<NodeId>| {
@@ -75,7 +75,7 @@ fn a_node_that_has_to_hand_over_does_not_get_rows() {
             tenant: &five,
             target: placed(1, 3),
             plan: Some(&plan),
-            handing_over: nodes,
+            left_over: nodes,
             done: Done::default(),
         };
         next(&at, usable)

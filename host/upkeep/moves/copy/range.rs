@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 use witan_coordinate::World;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId};
@@ -14,10 +14,10 @@ use witan_kernel::placement::leader::{is_copied, quorum, sources_wanted};
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, Unmergeable, difference};
-use witan_kernel::sync::lock;
 
 use super::merge::merge;
 use super::{Copied, Need, Pass, Stale};
+use crate::moves::Rate;
 use crate::sweep::RECORD_BYTES;
 
 /// Merges of one range that are under way: with eight ranges at a time as many as a sweep has in four.
@@ -97,11 +97,8 @@ impl<'a, W: World> Walk<'a, W> {
     }
 
     async fn turn_pages(&mut self, starved: &[u8]) -> Result<(), Stale> {
-        if let Some(pace) = self.pass.pace {
-            let due = lock(pace).due();
-            if let Some(due) = due {
-                tokio::time::sleep_until(due).await;
-            }
+        if let Some(due) = self.pass.rate.and_then(Rate::due) {
+            sleep_until(due).await;
         }
         let asks: Vec<_> = starved.iter().map(|index| self.page(*index)).collect();
         let pages = join_all(asks).await;
@@ -112,7 +109,7 @@ impl<'a, W: World> Walk<'a, W> {
                 Ok(page) => {
                     let records = page.found.iter().filter_map(|found| found.record.as_ref());
                     let bytes = records.map(|record| record.0.len() as u64 + RECORD_BYTES).sum();
-                    self.pass.pace.inspect(|pace| lock(pace).charge(bytes));
+                    self.pass.rate.inspect(|rate| rate.charge(bytes));
                     self.join.page(*index, page.found, page.next).map_err(|error| error.to_string())
                 }
             };

@@ -1,7 +1,6 @@
 //! Carries out one step of a tenant's move.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::stream::{self, Stream, StreamExt};
@@ -13,12 +12,10 @@ use witan_kernel::placement::leader::{Do, Plan};
 use witan_kernel::placement::{Both, Moving, Tokens};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::scan::{Clear, Cleared, Purpose, Ranges};
-use witan_kernel::sync::lock;
 
 use super::{Known, PAUSE};
 use crate::moves::copy::{Copied, Need, Pass, Stale};
-use crate::moves::{Ground, Moves, Stores};
-use crate::sweep::pace::BytePace;
+use crate::moves::{Ground, Moves, Rate, Stores};
 
 /// Nodes that are asked at a time.
 const NODES: usize = 16;
@@ -98,7 +95,7 @@ impl<W: World> Moves<W> {
             match entered {
                 Ok(_) => {}
                 Err(NotEntered::Stale) => {
-                    known.done.stale = true;
+                    known.done.stale = known.is_stale();
                     return Stepped::Next;
                 }
                 Err(NotEntered::Failed(why)) => {
@@ -151,19 +148,20 @@ impl<W: World> Moves<W> {
 
     async fn copy(&self, at: &At<'_>, known: &mut Known) -> Stepped {
         self.board.copies(at.id, known.passes == 0);
-        let pace = Mutex::new(BytePace::new(lock(&self.config).bytes_per_second));
+        let rate = Rate::new(&self.config);
         let (sources, targets) = (self.whole(&at.plan.old_nodes()), self.whole(&at.plan.new_nodes()));
         let began = Instant::now();
-        let pass = self.pass(at, &at.plan.ranges, (&sources, &targets), Need::Nothing, Some(&pace));
+        let pass = self.pass(at, &at.plan.ranges, (&sources, &targets), Need::Nothing, Some(&rate));
         match pass.run().await {
             Ok(Copied { sent, lacking, records, .. }) => {
-                known.passes += 1;
+                (known.passes, known.stale) = (known.passes + 1, 0);
                 known.took = known.took.max(began.elapsed());
                 tracing::debug!(tenant = %at.id, records, sent, ?lacking, pass = known.passes, "a pass of a tenant's copy has ended");
                 known.done.copied = known.passes >= PASSES || (sent <= FEW && lacking.is_none());
                 if known.done.copied { Stepped::Next } else { Stepped::Pause }
             }
-            Err(Stale) => self.follow_beyond(at.epoch).await,
+            Err(Stale) if known.is_stale() => self.follow_beyond(at.epoch).await,
+            Err(Stale) => Stepped::Next,
         }
     }
 
@@ -173,7 +171,7 @@ impl<W: World> Moves<W> {
         ranges: &'a [Both],
         (sources, targets): (&'a Stores, &'a Stores),
         need: Need<'a>,
-        pace: Option<&'a Mutex<BytePace>>,
+        rate: Option<&'a Rate<'a>>,
     ) -> Pass<'a, W> {
         Pass {
             coordinator: self.coordinator(),
@@ -185,7 +183,7 @@ impl<W: World> Moves<W> {
             sources,
             targets,
             need,
-            pace,
+            rate,
         }
     }
 

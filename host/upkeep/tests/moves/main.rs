@@ -4,12 +4,15 @@ mod faults;
 mod nodes;
 mod world;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use witan_kernel::placement::{Placed, Step};
-use witan_kernel::port::{MigrationStatus, MigrationStore, PlacementChange, PlacementStore, TenantStore};
+use witan_kernel::port::{MigrationStatus, MigrationStore, MoveTenant, PlacementChange, PlacementStore, TenantStore};
+use witan_kernel::scan::Ranges;
 use witan_kernel::tenant::Level;
 
 use nodes::Call;
@@ -138,6 +141,48 @@ async fn another_leader_goes_on_wherever_one_stops() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_leader_that_stops_gives_its_claim_back_and_one_that_is_cut_off_loses_it() {
+    let cluster = Change::Add.cluster().await;
+    let first = cluster.leader(1).await;
+    let (moves, (stop, stopped)) = (Arc::clone(&first.moves), oneshot::channel::<()>());
+    let running = tokio::spawn(Arc::clone(&moves).run(async move { drop(stopped.await) }));
+    let second = cluster.leader(2).await;
+    let other = Arc::clone(&second.moves);
+    cluster.wait_until("one leads", async |_| moves.is_leader()).await;
+    let leading = lead(second);
+    sleep(Duration::from_secs(60)).await;
+    assert!(moves.is_leader() && !other.is_leader(), "one at a time");
+    stop.send(()).expect("it runs");
+    running.await.expect("it ends");
+    sleep(Duration::from_secs(6)).await;
+    assert!(other.is_leader(), "it does not wait for the claim to expire");
+
+    cluster.metadata.set_available(false);
+    sleep(Duration::from_secs(29)).await;
+    assert!(other.is_leader());
+    sleep(Duration::from_secs(2)).await;
+    assert!(!other.is_leader(), "another one may have the claim by now");
+    cluster.metadata.set_available(true);
+    let number = cluster.change(Change::Add.change()).await;
+    done(&cluster, Change::Add, number).await;
+    leading.abort();
+}
+
+/// A node has a fence above every revision: the metadata store was set back.
+#[tokio::test(start_paused = true)]
+async fn nodes_that_know_later_changes_than_the_metadata_store_do_not_make_it_publish_without_end() {
+    let cluster = Change::Add.cluster().await;
+    cluster.nodes.raise_fence(&id(5), Some(&tenant()), 1_000_000).await.expect("raised");
+    let number = cluster.change(Change::Add.change()).await;
+    let (before, leading) = (cluster.revision().await, lead(cluster.leader(1).await));
+    sleep(Duration::from_secs(600)).await;
+    let published = cluster.revision().await - before;
+    assert!((10..400).contains(&published), "{published}");
+    assert!(cluster.migration(number).await.progress.message.contains("refused it 10 times"));
+    leading.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_that_is_away_is_waited_for() {
     let cluster = Change::Add.cluster().await;
     let number = cluster.change(Change::Add.change()).await;
@@ -230,6 +275,35 @@ async fn a_change_can_be_taken_back_in_each_step() {
             assert_eq!((placement.nodes.len(), placement.rings.len()), (5, 1), "{change:?} {step:?}");
             second.abort();
         }
+    }
+}
+
+/// Of the rows that a node got in a move that was given up, it gets fewer in the next one.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_gets_rows_again_keeps_none_of_before() {
+    // One of them takes rows of the node.
+    for other in 6..9 {
+        let cluster = Change::Add.cluster().await;
+        let first = cluster.change(Change::Add.change()).await;
+        let nodes = cluster.nodes.clone();
+        // When what was stored has been copied.
+        cluster.nodes.at_next(Call::Fence, move || nodes.halt_at(Some(0)));
+        let leading = lead(cluster.leader(1).await);
+        timeout(Duration::from_secs(60), cluster.nodes.halted()).await.expect("it halts");
+        leading.abort();
+        cluster.nodes.halt_at(None);
+        let tenant = cluster.tenant().await;
+        assert_eq!(tenant.moving.map(|moving| moving.step), Some(Step::Cutover));
+        let step = MoveTenant::GiveUp(vec![id(5)]);
+        cluster.metadata.move_tenant(&tenant.id, tenant.version, step, 9).await.expect("given up");
+        let second = cluster.change(PlacementChange::AddNode(storage_node(other))).await;
+        let leading = lead(cluster.leader(2).await);
+        for number in [first, second] {
+            cluster.wait_for(number, MigrationStatus::Completed).await;
+        }
+        assert_eq!(cluster.tenant().await.placed(), Placed { ring: 2, replication_factor: 3 });
+        assert_eq!((cluster.forgotten().await, cluster.misplaced().await), (vec![], vec![]));
+        leading.abort();
     }
 }
 
