@@ -320,7 +320,7 @@ mod tests {
             let made = made(&change, &before, &classes);
             let moved = made.received.values().sum::<f64>() / made.after.values().sum::<f64>();
             assert!((moved - least(&change, &before, &made)).abs() < 1e-9, "only what it had");
-            assert_eq!(made.dropped.get(&node(2)).is_some(), !force);
+            assert_eq!(made.dropped.contains_key(&node(2)), !force);
         }
     }
 

@@ -1,5 +1,5 @@
-//! Nodes join and leave, and replication factors change, while clients read, write and delete: nothing that was acknowledged is missing, and
-//! in the end each node has records of its own keys only.
+//! Nodes join and leave, and replication factors change, while clients read, write and delete: nothing that was acknowledged is missing,
+//! and in the end each node has records of its own keys only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -331,4 +331,43 @@ async fn a_migration_that_waits_for_a_node_is_cancelled() {
     for n in 0..KEYS {
         assert_eq!(&api.read(read("three", &format!("key-{n}"))).await.expect("read").value[..], b"v");
     }
+}
+
+/// Its records are copied from their other replicas, and what only it has is given up only by somebody who says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_lost_is_removed_by_force() {
+    let mut company = Company::with(4, 1).await;
+    let api = company.api(0);
+    for (name, replicas) in [("three", 3), ("one", 1)] {
+        api.tenant(name, |tenant| tenant.replication_factor = replicas).await;
+        for n in 0..KEYS {
+            api.write(write(name, &format!("key-{n}"), "v")).await.expect("written");
+        }
+    }
+    company.end_node(3).await;
+    eventually("the coordinator has noticed", async || (!company.node_at(0, 3).await.reachable).then_some(())).await;
+    let remove = async |accept_loss| {
+        let node_id = "node-4".to_owned();
+        let request = v1::RemoveStorageNodeRequest { node_id, force: true, accept_loss };
+        api.client().remove_storage_node(request).await
+    };
+    let refused: Refusal = remove(false).await.expect_err("tenant one has one replica").into();
+    assert_eq!(refused.summary(), (Code::FailedPrecondition, "SOURCES_UNREACHABLE", "not-applied", ""), "{refused:?}");
+    assert!(refused.message.contains("tenant one"), "{}", refused.message);
+    let removed = remove(true).await.expect("recorded").into_inner();
+    assert!(completed(&api, &removed.migration_id).await.force);
+    eventually("the node is no longer listed", async || (nodes(&api).await.len() == 3).then_some(())).await;
+    let mut lost = 0;
+    for n in 0..KEYS {
+        let key = format!("key-{n}");
+        assert_eq!(&api.read(read("three", &key)).await.expect("two replicas had it").value[..], b"v");
+        match api.read(read("one", &key)).await {
+            Ok(found) => assert_eq!(&found.value[..], b"v"),
+            Err(refusal) => {
+                assert_eq!(refusal.reason, "KEY_NOT_FOUND", "{refusal:?}");
+                lost += 1;
+            }
+        }
+    }
+    assert!((1..KEYS).contains(&lost), "about a fourth was on that node: {lost}");
 }
