@@ -37,11 +37,11 @@ use super::{Metrics, Upkeep};
 use status::Board;
 
 /// How long the claim lasts without renewal: for so long nobody leads when the leader has died. Milliseconds.
-const CLAIM_MS: u64 = 30_000;
+const CLAIM_MS: u64 = 15_000;
 /// How often it is renewed: a third of that.
-const RENEW: Duration = Duration::from_secs(10);
+const RENEW: Duration = Duration::from_secs(5);
 /// How often a coordinator that does not lead tries to.
-const CLAIM_AGAIN: Duration = Duration::from_secs(5);
+const CLAIM_AGAIN: Duration = Duration::from_secs(2);
 /// How often it is looked whether there is something to do, without a hint.
 const LOOK: Duration = Duration::from_secs(1);
 /// The pause after a hint: changes of tenants come in bursts, and each look may read all of them.

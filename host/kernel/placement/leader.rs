@@ -306,6 +306,8 @@ pub fn next(at: &Situation<'_>, condition: impl Fn(&NodeId) -> NodeCondition) ->
     let moves_nothing = plan.moves_nothing();
     match moving.step {
         Step::Preparing if done.stale => Do::Publish(MoveTenant::Prepare(moving.to)),
+        // Nodes that prepare fence the tenant: operations of before, at nodes that hold other rows of it, should have ended.
+        Step::Preparing if !done.drained && !moves_nothing => Do::Drain(moving.since),
         Step::Preparing if !done.prepared && !moves_nothing => Do::Prepare(moving.prepared),
         Step::Preparing => Do::Publish(MoveTenant::DualWrite),
         Step::DualWrite if moves_nothing => Do::Publish(MoveTenant::Cutover),

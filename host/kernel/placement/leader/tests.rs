@@ -246,9 +246,11 @@ impl World {
                 let plan = self.plan(moving.to);
                 assert!(self.completed == (moving.since, true) || plan.moves_nothing());
                 assert_eq!(nodes, plan.leaving.keys().cloned().collect::<Vec<_>>());
-                (self.tenant.ring, self.tenant.replication_factor) = (moving.to.ring, moving.to.replication_factor);
+                let (before, now) = (self.tenant.replication_factor, moving.to.replication_factor);
+                (self.tenant.ring, self.tenant.replication_factor) = (moving.to.ring, now);
+                // A wish that was taken back meanwhile leads back.
                 self.tenant.wanted_factor =
-                    self.tenant.wanted_factor.filter(|wanted| *wanted != moving.to.replication_factor);
+                    Some(self.tenant.wanted_factor.unwrap_or(before)).filter(|wanted| *wanted != now);
                 self.tenant.moving = None;
             }
             (MoveTenant::GiveUp(nodes), Some(moving)) => {

@@ -73,7 +73,7 @@ impl<W: World> Moves<W> {
             Do::Prepare(epoch) => self.prepare(at, *epoch, known).await,
             Do::Copy => self.copy(at, known).await,
             Do::Drain(epoch) => {
-                self.board.doing(at.id, "waits for operations to end that began before both placements were needed");
+                self.board.doing(at.id, "waits for operations to end that began before this step");
                 self.drain(*epoch).await;
                 known.done.drained = true;
                 Stepped::Next
@@ -200,7 +200,8 @@ impl<W: World> Moves<W> {
     pub(super) async fn drain(&self, epoch: u64) {
         let until = Instant::now() + DRAINS;
         while !self.all_drained(epoch).await && Instant::now() < until {
-            sleep(LOOK).await;
+            // Soon: while both placements are needed, everything costs more.
+            sleep(PAUSE).await;
         }
     }
 
