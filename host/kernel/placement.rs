@@ -101,6 +101,13 @@ pub struct Both {
     pub new: Vec<NodeId>,
 }
 
+impl Both {
+    /// Whether the same nodes hold its tokens before and after, in whichever order.
+    pub fn is_same(&self) -> bool {
+        self.old.len() == self.new.len() && self.old.iter().all(|node| self.new.contains(node))
+    }
+}
+
 /// The whole ring in ranges that have the same replicas under each of two placements, in order. Empty if one of them has no nodes.
 pub fn both(from: (&Ring, u8), to: (&Ring, u8)) -> Vec<Both> {
     let (old, new) = (from.0.replica_ranges(&[from.1]), to.0.replica_ranges(&[to.1]));

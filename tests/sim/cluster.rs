@@ -111,6 +111,7 @@ struct Shared {
     /// Whether coordinators follow changes of tenants and of the ring, and lead placement changes.
     moves: bool,
     late_ms: u64,
+    copy_rate: u64,
     plugins: Bound,
     collapsed: Collapsed,
     dice: Dice,
@@ -195,6 +196,7 @@ impl CoordinatorMachine {
                 upkeep: Arc::clone(&upkeep),
                 dice: self.shared.dice.clone(),
                 late_ms: self.shared.late_ms,
+                copy_rate: self.shared.copy_rate,
             };
             follower::start(parts, &known);
         }
@@ -299,6 +301,7 @@ impl Cluster {
             store: metadata.clone(),
             moves: scenario.moves,
             late_ms: scenario.late_ms,
+            copy_rate: scenario.copy_rate,
             plugins: bound,
             collapsed: collapsed.clone(),
             dice: dice.clone(),

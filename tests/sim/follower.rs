@@ -76,11 +76,12 @@ pub(crate) struct Parts {
     pub(crate) upkeep: Arc<Upkeep<Simulated>>,
     pub(crate) dice: Dice,
     pub(crate) late_ms: u64,
+    pub(crate) copy_rate: u64,
 }
 
 /// Follows, and leads.
 pub(crate) fn start(parts: Parts, known: &Known) {
-    let Parts { name, metadata, view, lanes, coordinator, upkeep, dice, late_ms } = parts;
+    let Parts { name, metadata, view, lanes, coordinator, upkeep, dice, late_ms, copy_rate } = parts;
     coordinator.set_followed(known.revision);
     coordinator.set_fences(true);
     let instance = witan_kernel::port::Randomness::sixteen(&dice);
@@ -89,7 +90,7 @@ pub(crate) fn start(parts: Parts, known: &Known) {
     let noting = Arc::clone(&upkeep);
     let own = claimant.clone();
     tokio::spawn(async move { noting.note_drained(own).await });
-    let moves = Moves::new(upkeep, claimant, MovesConfig::default());
+    let moves = Moves::new(upkeep, claimant, MovesConfig { bytes_per_second: copy_rate });
     tokio::spawn(moves.run(std::future::pending()));
     let local = Local { metadata: Arc::clone(&metadata), view, lanes, coordinator, dice, late_ms };
     tokio::spawn(follow(metadata, Arc::new(local), known.revision));

@@ -1,13 +1,15 @@
 //! Placement changes under load: nodes join and leave, replication factors change, and some of it is taken back, while machines fail and
 //! clients work. Nothing may be lost or come back, and in the end every record is where it belongs and nowhere else.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::{join, join_all};
-use witan_kernel::port::{MigrationStore, PlacementChange, PlacementStore, StoreError, StoreState};
+use witan_kernel::placement::Step;
+use witan_kernel::port::{MigrationStore, PlacementChange, PlacementStore, StoreError, StoreState, TenantStore};
 
 use crate::client::Client;
-use crate::nemesis::Storm;
+use crate::nemesis::{Action, Storm};
 use crate::play::drained;
 use crate::stage::{Command, Mood, Stage};
 use crate::world::now_micros;
@@ -23,9 +25,19 @@ pub(crate) enum Change {
     TakeBack,
 }
 
+/// What happens once a tenant has come to a step, this many milliseconds later.
+#[derive(Debug, Clone)]
+pub(crate) struct Unaware {
+    pub(crate) step: Step,
+    pub(crate) after_ms: u64,
+    pub(crate) actions: Vec<Action>,
+}
+
 /// Within this time all changes must have ended once nothing fails any longer: the claim of a leader that has crashed expires after 30 s,
 /// a lease after 4 s, operations after 10 s, and moves that were given up wait for up to a minute.
 const ENDED: Duration = Duration::from_secs(150);
+/// How often steps are looked at.
+const STEP: Duration = Duration::from_millis(10);
 /// How often it is looked whether they have.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -36,10 +48,35 @@ pub(crate) async fn play(
     operations: usize,
     storm: Storm,
     changes: Vec<(u64, Change)>,
+    unaware: Option<Unaware>,
 ) {
     stage.command(Command::Storm(storm));
     let working = join_all(clients.iter_mut().map(|client| client.work(operations, Mood::Stormy)));
-    join(working, ask(stage, changes)).await;
+    let working = join(working, ask(stage, changes));
+    futures::pin_mut!(working);
+    futures::future::select(working, std::pin::pin!(watch(stage, unaware))).await;
+}
+
+/// Notes the steps of moves, for whoever reads the log, and makes a coordinator unaware when it is time.
+async fn watch(stage: &Stage, mut unaware: Option<Unaware>) {
+    let metadata = stage.cluster.metadata();
+    let mut known = BTreeMap::new();
+    loop {
+        for tenant in &stage.cluster.tenants {
+            let Ok(Some(now)) = metadata.tenant(&tenant.id).await else { continue };
+            let now = (now.placed(), now.moving.map(|moving| (moving.to, moving.step)));
+            if known.insert(&tenant.id, now).is_some_and(|before| before != now) {
+                stage.note(|| format!("{} is {now:?}", tenant.id));
+            }
+            if let Some(Unaware { after_ms, actions, .. }) =
+                unaware.take_if(|unaware| now.1.is_some_and(|(_, step)| step == unaware.step))
+            {
+                let storm = actions.into_iter().map(|action| (after_ms, action)).collect();
+                stage.command(Command::StormToo(storm));
+            }
+        }
+        tokio::time::sleep(STEP).await;
+    }
 }
 
 /// Asks for changes, each this many milliseconds after the one before.

@@ -59,6 +59,7 @@ fn scenario(seed: u64) -> Scenario {
         spare: 0,
         moves: false,
         late_ms: 0,
+        copy_rate: 0,
         torn: false,
         heals: None,
         casts: vec![cast(tenant, 1)],

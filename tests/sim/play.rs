@@ -103,6 +103,10 @@ fn run(sim: &mut turmoil::Sim<'_>, cluster: &Cluster, stage: &Stage) -> turmoil:
                 Command::Storm(storm) => {
                     due = storm.into_iter().map(|(ms, action)| (now + Duration::from_millis(ms), action)).collect();
                 }
+                Command::StormToo(storm) => {
+                    due.extend(storm.into_iter().map(|(ms, action)| (now + Duration::from_millis(ms), action)));
+                    due.make_contiguous().sort_by_key(|(at, _)| *at);
+                }
                 Command::Heal => {
                     due.clear();
                     stage.history.note(now.as_micros() as u64, || "healed".to_owned());
@@ -175,8 +179,8 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             Act::Repair => repair(&stage).await,
             Act::Away { from_all } => healing::away(&stage, &mut clients, from_all).await,
             Act::Level => healing::level(&stage).await,
-            Act::Move { operations, storm, changes } => {
-                moves::play(&stage, &mut clients, operations, storm, changes).await;
+            Act::Move { operations, storm, changes, unaware } => {
+                moves::play(&stage, &mut clients, operations, storm, changes, unaware).await;
             }
             Act::Moved => moves::moved(&stage).await,
             Act::Grow => grow(&stage, &mut inspector).await,

@@ -16,7 +16,7 @@ use witan_kernel::name::TenantId;
 use witan_kernel::tenant::{ConflictMode, Level, Ordering, ReadRepair, Tenant};
 use witan_upkeep::HealingConfig;
 
-use crate::moves::Change;
+use crate::moves::{Change, Unaware};
 use crate::nemesis::{Machines, Storm, Weather, storm};
 use crate::plugins::Resolver;
 
@@ -103,7 +103,7 @@ pub(crate) enum Act {
         from_all: bool,
     },
     /// Clients work, in a storm, while placement changes are asked for, each this many milliseconds after the one before.
-    Move { operations: usize, storm: Storm, changes: Vec<(u64, Change)> },
+    Move { operations: usize, storm: Storm, changes: Vec<(u64, Change)>, unaware: Option<Unaware> },
     /// All faults end, and so must all placement changes: every record is where it belongs, and nowhere else.
     Moved,
     /// All faults end, and nobody reads or repairs: every node must be believed, and all replicas must become level by themselves.
@@ -188,6 +188,8 @@ pub(crate) struct Scenario {
     pub(crate) moves: bool,
     /// Longest time until a coordinator that follows changes has read what it has heard of, milliseconds.
     pub(crate) late_ms: u64,
+    /// Bytes per second that leaders read for the first copies of moves; 0: unlimited.
+    pub(crate) copy_rate: u64,
     /// What coordinators heal by themselves; `None`: nothing.
     pub(crate) heals: Option<HealingConfig>,
     pub(crate) casts: Vec<Cast>,
@@ -199,7 +201,7 @@ pub(crate) struct Scenario {
 type Shape = (&'static str, fn(&mut StdRng, Scenario) -> Scenario);
 
 /// The scenarios.
-pub(crate) const SHAPES: [Shape; 35] = [
+pub(crate) const SHAPES: [Shape; 36] = [
     ("links", shapes::links),
     ("crashes", shapes::crashes),
     ("clocks", shapes::clocks),
@@ -235,6 +237,7 @@ pub(crate) const SHAPES: [Shape; 35] = [
     ("fenced", stores::fenced),
     ("healing", stores::healing),
     ("moves", moving::moves),
+    ("split", moving::split),
 ];
 
 /// A play: the index of its scenario in [`SHAPES`], and its number.
@@ -304,6 +307,7 @@ impl Scenario {
             spare: 0,
             moves: false,
             late_ms: 0,
+            copy_rate: 0,
             heals: None,
             casts: vec![register(&mut rng), siblings(&mut rng)],
             manner: Manner {

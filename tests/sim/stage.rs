@@ -16,6 +16,8 @@ use crate::world::{key, lock, now_micros};
 /// A command from the play to the loop that steps the simulation.
 pub(crate) enum Command {
     Storm(Storm),
+    /// In addition to the storm that goes on.
+    StormToo(Storm),
     Heal,
     Wipe(usize),
     Do(Action),

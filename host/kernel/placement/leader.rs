@@ -28,7 +28,7 @@ pub struct Plan {
     pub from: Placed,
     /// Where they move.
     pub to: Placed,
-    /// Ranges of tokens, with their replicas before and after.
+    /// The ranges of tokens whose replicas change, with those before and after.
     pub ranges: Vec<Both>,
     /// Nodes that get rows, with the tokens of those.
     pub entering: BTreeMap<NodeId, Vec<Tokens>>,
@@ -46,7 +46,9 @@ impl Plan {
     fn between(old: (Placed, &Ring), new: (Placed, &Ring)) -> Self {
         let (from, to) = ((old.1, old.0.replication_factor), (new.1, new.0.replication_factor));
         let (enter, leave) = (entering(from, to), entering(to, from));
-        Self { from: old.0, to: new.0, ranges: both(from, to), entering: enter, leaving: leave }
+        // Of keys that the same nodes hold before and after, nothing has to be copied, and whoever goes by either placement asks the same.
+        let ranges = both(from, to).into_iter().filter(|range| !range.is_same()).collect();
+        Self { from: old.0, to: new.0, ranges, entering: enter, leaving: leave }
     }
 
     /// True when each key has the same replicas before and after, so that nothing has to be copied.

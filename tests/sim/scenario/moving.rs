@@ -3,17 +3,18 @@
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
+use witan_kernel::placement::Step;
 use witan_kernel::tenant::ReadRepair;
 
 use super::{Act, FINALE, OVERTURE, Scenario, play};
-use crate::moves::Change;
+use crate::moves::{Change, Unaware};
 use crate::nemesis::{Action, Link, Machines, Storm, Weather, storm};
 
 /// Nodes join and leave, and replication factors change, two or three of these one soon after the other, and some are taken back, while
 /// links, machines and leaders fail, or while one coordinator hears of nothing.
 pub(super) fn moves(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     (scenario.strict, scenario.moves, scenario.clocks_agree) = (true, true, false);
-    scenario.nodes = rng.random_range(3..=4);
+    scenario.nodes = *[3, 3, 4].choose(rng).expect("not empty");
     scenario.spare = rng.random_range(1..=2);
     scenario.coordinators = 3;
     scenario.manner.weak = 0;
@@ -27,6 +28,9 @@ pub(super) fn moves(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     }
     let machines = Machines { nodes: scenario.nodes + scenario.spare, ..scenario.machines() };
     scenario.late_ms = *[60, 400, 1500].choose(rng).expect("not empty");
+    // Steps that last as long as a few operations, so that operations of all views meet in each.
+    scenario.copy_rate = *[0, 300, 1000].choose(rng).expect("not empty");
+    scenario.manner.pause_ms = *[60, 160].choose(rng).expect("not empty");
     let weather = match rng.random_range(0..4) {
         // Every write reaches a bare quorum, as often as not.
         0 => Weather { cuts: 12, ..Weather::default() },
@@ -37,15 +41,13 @@ pub(super) fn moves(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     scenario.stops = weather.stops > 0;
     let mut acts = vec![OVERTURE, Act::Calm { operations: 3 }];
     for _ in 0..rng.random_range(1..=2) {
-        let ms = rng.random_range(4000..=9000);
+        let ms = rng.random_range(6000..=12_000);
         let mut troubles: Storm =
             if rng.random_bool(0.85) { storm(rng, machines, weather, ms, 250) } else { Storm::new() };
-        if rng.random_bool(0.5) {
-            unaware(rng, &scenario, &mut troubles);
-        }
-        let changes = (0..rng.random_range(1..=3)).map(|_| (rng.random_range(0..=2500), change(rng, &scenario)));
+        let unaware = rng.random_bool(0.5).then(|| unaware(rng, &scenario, &mut troubles));
+        let changes = (0..rng.random_range(1..=3)).map(|_| (rng.random_range(0..=2000), change(rng, &scenario)));
         let changes = changes.collect();
-        acts.push(Act::Move { operations: rng.random_range(20..=40), storm: troubles, changes });
+        acts.push(Act::Move { operations: rng.random_range(40..=60), storm: troubles, changes, unaware });
         acts.push(Act::Moved);
         acts.push(Act::Settle);
     }
@@ -53,23 +55,33 @@ pub(super) fn moves(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     play(scenario, acts)
 }
 
-/// One coordinator hears of nothing from some moment on, until everything is over, and does not reach one of the nodes: what it writes is on
-/// a bare quorum, and nobody repairs it but readers.
-fn unaware(rng: &mut StdRng, scenario: &Scenario, troubles: &mut Storm) {
-    let coordinator = rng.random_range(0..scenario.coordinators);
-    let node = rng.random_range(0..scenario.nodes);
-    let own = |action: &Action| match action {
-        Action::Metadata { .. } => true,
-        Action::Link { coordinator: of, node: to, .. } => (*of, *to) == (coordinator, node),
-        _ => false,
-    };
-    troubles.retain(|(_, action)| !own(action));
-    let at = rng.random_range(0..=3000);
-    troubles.push((at, Action::Metadata { coordinator, missing: 0, away: true }));
+/// One coordinator hears of nothing from the moment on at which a tenant has come to a step, until everything is over, and does not reach one
+/// of the nodes; another one does not reach a second node. What either writes is on a bare quorum, which has as little in common with what
+/// the other one reads as may be. The third one may lead.
+fn unaware(rng: &mut StdRng, scenario: &Scenario, troubles: &mut Storm) -> Unaware {
+    let unaware = rng.random_range(0..scenario.coordinators);
+    let aware = (unaware + rng.random_range(1..scenario.coordinators)) % scenario.coordinators;
+    let first = rng.random_range(0..scenario.nodes);
+    let second = (first + rng.random_range(1..scenario.nodes)) % scenario.nodes;
+    // Nothing else happens to links and nodes, or to who may lead.
+    troubles.retain(|(_, action)| {
+        !matches!(
+            action,
+            Action::Metadata { .. }
+                | Action::Link { .. }
+                | Action::CrashNode { .. }
+                | Action::CrashCoordinator { .. }
+                | Action::Stop { .. }
+                | Action::PowerCut
+        )
+    });
+    let cut = |coordinator, node| Action::Link { coordinator, node, becomes: Link::Cut };
+    let mut actions = vec![Action::Metadata { coordinator: unaware, missing: 0, away: true }, cut(unaware, first)];
     if rng.random_bool(0.8) {
-        troubles.push((at, Action::Link { coordinator, node, becomes: Link::Cut }));
+        actions.push(cut(aware, second));
     }
-    troubles.sort_by_key(|(at, _)| *at);
+    let step = *[Step::Preparing, Step::DualWrite, Step::DualWrite, Step::Cutover].choose(rng).expect("not empty");
+    Unaware { step, after_ms: rng.random_range(0..=800), actions }
 }
 
 fn change(rng: &mut StdRng, scenario: &Scenario) -> Change {
@@ -83,4 +95,38 @@ fn change(rng: &mut StdRng, scenario: &Scenario) -> Change {
             Change::Factor(rng.random_range(0..scenario.casts.len()), factor)
         }
     }
+}
+
+/// Three nodes and one that joins, or a factor that changes, while what two coordinators reach has as little in common as may be, and one of
+/// them hears of nothing any longer from some step on: what each step rests on is all that holds.
+pub(super) fn split(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    (scenario.strict, scenario.moves) = (true, true);
+    (scenario.nodes, scenario.spare, scenario.coordinators, scenario.clients) = (3, 1, 3, 4);
+    (scenario.manner.weak, scenario.manner.reads, scenario.manner.pause_ms) = (0, 450, 60);
+    (scenario.manner.lost, scenario.manner.cancelled, scenario.manner.attempts) = (0, 0, 1);
+    (scenario.manner.named, scenario.manner.patience_ms) = (200, 600);
+    scenario.casts.truncate(1);
+    scenario.casts[0].keys = rng.random_range(2..=3);
+    scenario.late_ms = *[20, 200].choose(rng).expect("not empty");
+    scenario.copy_rate = *[0, 400].choose(rng).expect("not empty");
+    let first = match rng.random_range(0..5) {
+        0 => Change::Factor(0, 2),
+        _ => Change::Add(3),
+    };
+    let mut changes = vec![(200, first)];
+    if rng.random_bool(0.3) {
+        changes.push((rng.random_range(500..=3000), Change::TakeBack));
+    }
+    let mut troubles = Storm::new();
+    let unaware = Some(unaware(rng, &scenario, &mut troubles));
+    let operations = 90;
+    let acts = vec![
+        OVERTURE,
+        Act::Calm { operations: 3 },
+        Act::Move { operations, storm: troubles, changes, unaware },
+        Act::Moved,
+        Act::Settle,
+        FINALE,
+    ];
+    play(scenario, acts)
 }
