@@ -1,4 +1,4 @@
-//! Changes that would move data if there were any: made one at a time, and only while nothing is stored.
+//! Changes of replication factors; and, where records cannot be moved, what would move some: one at a time, while nothing is stored.
 
 use std::sync::Arc;
 

@@ -33,7 +33,7 @@ pub(crate) struct Unaware {
     pub(crate) actions: Vec<Action>,
 }
 
-/// Within this time all changes must have ended once nothing fails any longer: the claim of a leader that has crashed expires after 30 s,
+/// Within this time all changes must have ended once nothing fails any longer: the claim of a leader that has crashed expires after 15 s,
 /// a lease after 4 s, operations after 10 s, and moves that were given up wait for up to a minute.
 const ENDED: Duration = Duration::from_secs(150);
 /// How often steps are looked at.

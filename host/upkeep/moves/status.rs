@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use witan_coordinate::World;
 use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::placement::Both;
 use witan_kernel::placement::leader::target;
 use witan_kernel::port::{
     Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus, PAGE, Placement,
@@ -46,7 +47,9 @@ struct Doing {
 struct Copying {
     /// Records that were compared.
     records: u64,
-    /// The part of all tokens that was walked, of 2^64.
+    /// Tokens that are to be walked, of 2^64.
+    all: u128,
+    /// Those that were.
     tokens: u128,
     /// Whether its records count towards the progress of changes: those of further passes are the same again.
     counts: bool,
@@ -55,8 +58,8 @@ struct Copying {
 impl Copying {
     /// Records that there are: keys are spread evenly over the tokens.
     fn estimate(&self) -> u64 {
-        let all = u128::from(self.records) << 64;
-        all.checked_div(self.tokens).map_or(0, |all| u64::try_from(all).unwrap_or(u64::MAX)).max(self.records)
+        let all = self.all as f64 * self.records as f64 / self.tokens.max(1) as f64;
+        (all as u64).max(self.records)
     }
 }
 
@@ -75,9 +78,10 @@ impl Board {
         self.show(tenant, format!("{what}; once more, because {why}"), None);
     }
 
-    /// A pass of a tenant's first copy begins.
-    pub(super) fn copies(&self, tenant: &TenantId, is_first: bool) {
-        self.show(tenant, String::new(), Some(Copying { counts: is_first, ..Copying::default() }));
+    /// A pass of a tenant's first copy over these ranges begins.
+    pub(super) fn copies(&self, tenant: &TenantId, ranges: &[Both], is_first: bool) {
+        let all = ranges.iter().map(|range| u128::from(range.tokens.1 - range.tokens.0) + 1).sum();
+        self.show(tenant, String::new(), Some(Copying { all, counts: is_first, ..Copying::default() }));
     }
 
     fn show(&self, tenant: &TenantId, what: String, copy: Option<Copying>) {
@@ -485,6 +489,10 @@ mod tests {
         assert_eq!(far(&taken_back, &[tenant("a", 0, 3)], &[], 1), (Cancelled, 1, 1));
     }
 
+    fn everything() -> Vec<Both> {
+        vec![Both { tokens: (0, u64::MAX), old: Vec::new(), new: Vec::new() }]
+    }
+
     #[test]
     fn what_is_done_is_said_before_what_is_waited_for() {
         let board = Board::default();
@@ -494,12 +502,12 @@ mod tests {
         assert_eq!(about("a").0, "waits until node n1 has dropped what it has lost of tenant a: it cannot be reached");
         board.waits(&id("a"), "waits for node n4: it cannot be reached".to_owned());
         assert_eq!(about("a").0, "tenant a: waits for node n4: it cannot be reached");
-        board.copies(&id("a"), true);
+        board.copies(&id("a"), &everything(), true);
         board.walked(&id("a"), 41_200, 7, (1 << 62) - 1);
         assert_eq!(about("a"), ("copies tenant a: 41,200 of about 164,800 records".to_owned(), 123_600));
         assert_eq!(about("b"), (String::new(), 0));
         assert_eq!(lock(&board.0).moved[&id("a")], (41_200, 7));
-        board.copies(&id("a"), false);
+        board.copies(&id("a"), &everything(), false);
         board.walked(&id("a"), 41_200, 7, (1 << 62) - 1);
         assert_eq!(lock(&board.0).moved[&id("a")], (41_200, 14), "the same records again");
         board.rests(&id("a"));

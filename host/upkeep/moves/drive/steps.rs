@@ -147,7 +147,7 @@ impl<W: World> Moves<W> {
     }
 
     async fn copy(&self, at: &At<'_>, known: &mut Known) -> Stepped {
-        self.board.copies(at.id, known.passes == 0);
+        self.board.copies(at.id, &at.plan.ranges, known.passes == 0);
         let rate = Rate::new(&self.config);
         let (sources, targets) = (self.whole(&at.plan.old_nodes()), self.whole(&at.plan.new_nodes()));
         let began = Instant::now();
