@@ -207,7 +207,7 @@ impl Work {
         match turn % 5 {
             0 | 2 => {
                 let written = client.change(Operation::Write(write(tenant, &key, value.clone()))).await;
-                let written = changed(possible, Some(value), written);
+                changed(possible, Some(value), &written);
                 written.map(drop).map_err(|refusal| named("write", refusal))
             }
             // The same write twice: whatever happens to the placement in between, it is done once.
@@ -216,7 +216,7 @@ impl Work {
                 request.idempotency_key = format!("once-{value}");
                 for again in [false, true] {
                     let written = client.change(Operation::Write(request.clone())).await;
-                    let written = changed(possible, Some(value.clone()), written);
+                    changed(possible, Some(value.clone()), &written);
                     let written = written.map_err(|refusal| named("repeated write", refusal))?;
                     assert!(written.is_duplicate || !again, "{tenant} {key} was written twice");
                 }
@@ -225,7 +225,8 @@ impl Work {
             1 => read_one(client, tenant, &key, possible).await.map_err(|refusal| named("read", refusal)),
             _ => {
                 let deleted = client.change(Operation::Delete(delete(tenant, &key))).await;
-                changed(possible, None, deleted).map(drop).map_err(|refusal| named("delete", refusal))
+                changed(possible, None, &deleted);
+                deleted.map(drop).map_err(|refusal| named("delete", refusal))
             }
         }
     }
@@ -238,31 +239,33 @@ impl Work {
             // It has seen nothing: a sibling more.
             0 => {
                 let written = api.write(write(SIBLINGS, &key, value.clone())).await;
-                is.changed(Some(value), &BTreeSet::new(), written.map(drop)).map_err(|refusal| named("write", refusal))
+                is.changed(Some(value), &BTreeSet::new(), &written);
+                written.map(drop).map_err(|refusal| named("write", refusal))
             }
             1 | 3 => is.read(api, &key).await.map_err(|refusal| named("read", refusal)),
             4 => {
                 let (seen, context) = (is.seen.clone(), is.context.clone());
                 let deleted = api.delete(v1::DeleteKeyValueRequest { context, ..delete(SIBLINGS, &key) }).await;
-                is.changed(None, &seen, deleted.map(drop)).map_err(|refusal| named("delete", refusal))
+                is.changed(None, &seen, &deleted);
+                deleted.map(drop).map_err(|refusal| named("delete", refusal))
             }
             _ => {
                 let (seen, context) = (is.seen.clone(), is.context.clone());
                 let request = v1::WriteKeyValueRequest { context, ..write(SIBLINGS, &key, value.clone()) };
-                let written = api.write(request).await.map(drop);
-                is.changed(Some(value), &seen, written).map_err(|refusal| named("write", refusal))
+                let written = api.write(request).await;
+                is.changed(Some(value), &seen, &written);
+                written.map(drop).map_err(|refusal| named("write", refusal))
             }
         }
     }
 }
 
-fn changed<T>(possible: &mut Possible, to: Option<String>, done: Result<T, Refusal>) -> Result<T, Refusal> {
-    match &done {
+fn changed<T>(possible: &mut Possible, to: Option<String>, done: &Result<T, Refusal>) {
+    match done {
         Ok(_) => *possible = [to].into(),
         Err(refusal) if refusal.outcome == "not-applied" => {}
         Err(_) => _ = possible.insert(to),
     }
-    done
 }
 
 /// Reads a key at a quorum: what it has must be what it may have.
@@ -279,14 +282,9 @@ async fn read_one(client: &mut Client, tenant: &str, key: &str, possible: &Possi
 
 impl Siblings {
     /// A change that covers what was seen.
-    fn changed(
-        &mut self,
-        to: Option<String>,
-        seen: &BTreeSet<String>,
-        done: Result<(), Refusal>,
-    ) -> Result<(), Refusal> {
-        match &done {
-            Ok(()) => {
+    fn changed<T>(&mut self, to: Option<String>, seen: &BTreeSet<String>, done: &Result<T, Refusal>) {
+        match done {
+            Ok(_) => {
                 self.has.retain(|value| !seen.contains(value));
                 self.may_have.retain(|value| !seen.contains(value));
                 self.has.extend(to);
@@ -297,7 +295,6 @@ impl Siblings {
                 self.may_have.extend(to);
             }
         }
-        done
     }
 
     async fn read(&mut self, api: &Api, key: &str) -> Result<(), Refusal> {
