@@ -1,6 +1,10 @@
 //! Whoever leads a placement change is killed in each of its steps, nodes and the metadata store go away and come back: the change waits,
 //! says for what, and ends as asked, and nothing that was acknowledged is missing.
 
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use witan_servers::Postgres;
 use witan_wire::v1;
 
@@ -9,13 +13,13 @@ use super::{completed, factor, nodes, remove};
 use crate::harness::{Api, Company, Version, eventually, read, write};
 
 /// Keys with values of two KiB, so that a copy at the least rate takes seconds.
-const BULK: usize = 30;
+const BULK: usize = 60;
 const BYTES: usize = 2048;
 
-/// Leaders are replaced soon, copies are slow, and new disks are taken soon.
+/// Leaders are replaced soon, but not while PostgreSQL takes its time; copies are slow, and new disks are taken soon.
 fn environment() -> Vec<(&'static str, &'static str)> {
     vec![
-        ("WITAN_PLACEMENT__LEADER_LEASE", "2s"),
+        ("WITAN_PLACEMENT__LEADER_LEASE", "4s"),
         ("WITAN_PLACEMENT__COPY_RATE", "64KiB"),
         ("WITAN_HEALING__BEGIN_AFTER", "100ms"),
         ("WITAN_HEALING__ADMIT_AFTER", "1s"),
@@ -129,7 +133,7 @@ async fn whenever_its_leader_is_killed_another_one_ends_the_change() {
         (3, Moment::Copy),
     ];
     for (to, moment) in moments {
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let leader = company.leader().await;
         let other = &apis[1 - leader];
         moment.slow(&company.postgres);
@@ -146,6 +150,70 @@ async fn whenever_its_leader_is_killed_another_one_ends_the_change() {
     }
     let (mut keys, _) = load.end().await;
     keys.all_read(&apis).await;
+}
+
+/// Rounds of [`a_leader_that_is_killed_at_a_random_moment_is_replaced`]; more with WITAN_MOVES_ROUNDS.
+const ROUNDS: u64 = 3;
+/// Longest time after which the leader is killed: most changes have ended by then.
+const LONGEST_MS: u64 = 5000;
+
+/// The number in a variable of the environment.
+fn from_environment(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+}
+
+/// Replicas become more and fewer, and a node comes and goes, while leaders are killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_killed_at_a_random_moment_is_replaced() {
+    let seed = from_environment("WITAN_MOVES_SEED").unwrap_or_else(rand::random);
+    let rounds = from_environment("WITAN_MOVES_ROUNDS").unwrap_or(ROUNDS);
+    eprintln!("WITAN_MOVES_SEED={seed} WITAN_MOVES_ROUNDS={rounds}");
+    let (mut dice, began) = (StdRng::seed_from_u64(seed), Instant::now());
+    let mut environment = environment();
+    environment.retain(|(name, _)| *name != "WITAN_PLACEMENT__COPY_RATE");
+    environment.push(("WITAN_PLACEMENT__COPY_RATE", "256KiB"));
+    let mut company = Company::with_environment(3, environment).await;
+    let apis = [company.api(0), company.api(1), company.api(2)];
+    Load::tenants(&apis[0]).await;
+    fill(&apis[0], "bulk", 2).await;
+    let fourth = company.another_node().await;
+    let address = format!("{}:{}", fourth.host, fourth.port).parse().expect("an address");
+    let load = Load::start(&apis, false);
+    let (mut amid, mut factors) = (0, [3, 1, 3, 2].into_iter().cycle());
+    for round in 0..rounds {
+        let leader = company.leader().await;
+        let other = &apis[(leader + 1) % apis.len()];
+        let migration = match round % 4 {
+            1 => other.client().add_storage_node(fourth.clone()).await.expect("recorded").into_inner().migration_id,
+            3 => remove(other, "node-4").await.expect("recorded").migration_id,
+            _ => factor(other, "bulk", factors.next().expect("endless")).await.expect("recorded").migration_id,
+        };
+        if round % 4 == 1 {
+            company.nodes.push(("node-4".to_owned(), address));
+        }
+        let after = Duration::from_millis(dice.random_range(0..LONGEST_MS));
+        tokio::time::sleep(after).await;
+        let was = status(other, &migration).await.expect("its status");
+        amid += u32::from(was.finished_at == 0);
+        company.kill_coordinator(leader);
+        completed(other, &migration).await;
+        println!("round {round}: killed after {after:.1?} in {} {}; {:.1?}", was.status, was.phase, began.elapsed());
+        is_complete(other, "bulk").await;
+        if round % 4 == 3 {
+            eventually("the node is no longer listed", async || (nodes(other).await.len() == 3).then_some(())).await;
+            // Its old store is never used again.
+            company.end_node(3).await;
+            std::fs::remove_dir_all(company.node_folder(3)).expect("remove a folder");
+            company.start_node_alone(3, Version::This).await;
+            company.nodes.pop();
+        }
+        company.start(leader).await;
+        load.goes_on().await;
+    }
+    let (mut keys, _) = load.end().await;
+    keys.all_read(&apis).await;
+    println!("{rounds} rounds, {amid} of them amid a change, in {:.1?}", began.elapsed());
 }
 
 /// A node that joins.
@@ -206,7 +274,8 @@ async fn a_node_that_is_killed_while_it_has_the_only_replicas_is_waited_for() {
     moment.comes(&company, &api, &resized.migration_id).await;
     company.kill_node(0);
     slow_no_longer(&company.postgres);
-    says(&api, &resized.migration_id, "once more, because").await;
+    // Because it cannot be read in the cutover, or before it if the leader has changed.
+    says(&api, &resized.migration_id, "node-1").await;
     company.start_node_alone(0, Version::This).await;
     completed(&api, &resized.migration_id).await;
     is_complete(&api, "single").await;

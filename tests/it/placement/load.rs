@@ -176,7 +176,7 @@ impl Work {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
-            let which = (self.number + turn) % clients.len();
+            let which = (self.number + turn / 3) % clients.len();
             let key = format!("key-{}-{}", self.number, turn * 7 % KEYS);
             let done = match TENANTS.get(turn % (TENANTS.len() + 1)) {
                 Some((tenant, _)) => self.on_register(turn, tenant, key, &mut clients[which]).await,
@@ -244,7 +244,9 @@ impl Work {
             }
             1 | 3 => is.read(api, &key).await.map_err(|refusal| named("read", refusal)),
             4 => {
-                let (seen, context) = (is.seen.clone(), is.context.clone());
+                let context = is.context.clone();
+                // Without a context it covers what it finds.
+                let seen = if context.is_empty() { is.has.clone() } else { is.seen.clone() };
                 let deleted = api.delete(v1::DeleteKeyValueRequest { context, ..delete(SIBLINGS, &key) }).await;
                 is.changed(None, &seen, &deleted);
                 deleted.map(drop).map_err(|refusal| named("delete", refusal))
