@@ -1,5 +1,7 @@
 //! Whoever leads a placement change is killed in each of its steps, nodes and the metadata store go away and come back: the change waits,
 //! says for what, and ends as asked, and nothing that was acknowledged is missing.
+//!
+//! `WITAN_MOVES_ROUNDS` sets how often a leader is killed at a random moment, `WITAN_MOVES_SEED` repeats the moments.
 
 use std::time::{Duration, Instant};
 
@@ -153,7 +155,7 @@ async fn whenever_its_leader_is_killed_another_one_ends_the_change() {
 }
 
 /// Rounds of [`a_leader_that_is_killed_at_a_random_moment_is_replaced`]; more with WITAN_MOVES_ROUNDS.
-const ROUNDS: u64 = 3;
+const ROUNDS: u64 = 2;
 /// Longest time after which the leader is killed: most changes have ended by then.
 const LONGEST_MS: u64 = 5000;
 
