@@ -24,6 +24,9 @@ const HEALING_RATE: RangeInclusive<u64> = 64 << 10..=1 << 30;
 
 /// The rates of copies: at the least, a gigabyte takes half a day, at the most, a fast network is all that is left.
 const COPY_RATE: RangeInclusive<u64> = 64 << 10..=16 << 30;
+/// Range of the lease of whoever leads placement changes: a third of it must suffice for a renewal, and a change that waits longer for
+/// another leader looks stuck.
+const LEADER_LEASE: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(60);
 
 /// The findings.
 #[derive(Default)]
@@ -130,6 +133,11 @@ impl Check<'_> {
         if rate != 0 && !COPY_RATE.contains(&rate) {
             let what = format!("{rate} bytes per second is out of range; use 64KiB to 16GiB, or 0 for no bound");
             self.wrong("placement.copy_rate", what);
+        }
+        let lease = self.settings.placement.leader_lease.0;
+        if !LEADER_LEASE.contains(&lease) {
+            let what = format!("{lease:?} is out of range; use 2s to 60s");
+            self.wrong("placement.leader_lease", what);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The configuration as operators write it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::value::Span;
 use super::*;
@@ -25,6 +26,18 @@ fn refused(text: &str) -> String {
         Ok(_) => panic!("accepted: {text}"),
         Err(problems) => problems.to_string(),
     }
+}
+
+#[test]
+fn rates_and_leases_of_placement_changes_are_within_bounds() {
+    for lease in ["1s", "61s"] {
+        let message = refused(&format!("placement: {{leader_lease: {lease}}}\n"));
+        assert!(message.contains("placement.leader_lease") && message.contains("2s to 60s"), "{message}");
+    }
+    let message = refused("placement: {copy_rate: 1KiB}\n");
+    assert!(message.contains("placement.copy_rate") && message.contains("64KiB to 16GiB"), "{message}");
+    let read = read("placement: {leader_lease: 2s, copy_rate: 0}\n", &[], &[]).expect("within bounds");
+    assert_eq!(read.settings.placement.leader_lease.0, Duration::from_secs(2));
 }
 
 #[test]

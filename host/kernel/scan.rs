@@ -186,7 +186,8 @@ impl Trust {
             ),
             Self::Unadmitted => Some(
                 "its store is not the one on record (wiped, replaced, not mounted, retired or set back) and is not used; bring the old \
-                 disk back, or run `witan repair` to fill this one from the other nodes",
+                 disk back, or run `witan repair` to fill this one from the other nodes; one that was retired is never filled: start the \
+                 node with an empty folder",
             ),
         }
     }

@@ -13,7 +13,7 @@ use witan_kernel::tenant::ReadRepair;
 use witan_net::Bounds;
 use witan_store::idempotency::{RedisConfig, RedisCredentials, RedisServers, RedisTls};
 use witan_store::metadata::PostgresConfig;
-use witan_upkeep::HealingConfig;
+use witan_upkeep::{HealingConfig, MovesConfig};
 
 use super::stores::Shared;
 use super::telemetry;
@@ -24,9 +24,6 @@ use crate::config::value::Secret;
 use crate::config::{FILE_BYTES, address, plain_host};
 use crate::grpc::origin::Sampling;
 use witan_control::defaults::Fallbacks;
-
-/// The rate of copies where nothing is configured, bytes per second: a quarter of a network of 1 Gbit/s.
-const COPY_RATE: u64 = 32 << 20;
 
 /// Settings that may change while a coordinator serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +36,8 @@ pub struct Live {
     pub rate_limits: RateLimits,
     /// What is healed, and how fast.
     pub healing: HealingConfig,
-    /// Bytes per second that a migration copies; 0: no bound.
-    pub copy_rate: u64,
+    /// How fast migrations copy, and how long the lead of them lasts.
+    pub moves: MovesConfig,
 }
 
 impl Default for Live {
@@ -48,7 +45,7 @@ impl Default for Live {
         let Defaults { write_timeout: write, read_timeout: read, .. } = Defaults::default();
         let timeouts = Timeouts { read, write };
         let (rate_limits, healing) = (RateLimits::default(), HealingConfig::default());
-        Self { timeouts, fallbacks: Fallbacks::default(), rate_limits, healing, copy_rate: COPY_RATE }
+        Self { timeouts, fallbacks: Fallbacks::default(), rate_limits, healing, moves: MovesConfig::default() }
     }
 }
 
@@ -181,7 +178,7 @@ pub(crate) fn live(settings: &Settings) -> Live {
             bytes_per_second: healing.rate,
             admit_after: healing.admit_after.0,
         },
-        copy_rate: placement.copy_rate,
+        moves: MovesConfig { bytes_per_second: placement.copy_rate, lease: placement.leader_lease.0 },
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use witan_coordinate::Coordinator;
-use witan_upkeep::{Healing, Moves, MovesConfig};
+use witan_upkeep::{Healing, Moves};
 
 use super::config::Live;
 use super::signal::stopped;
@@ -33,7 +33,7 @@ impl Changing {
             self.fallbacks.store(Arc::new(now.fallbacks));
             self.access.set_rate_limits(now.rate_limits);
             self.healing.configure(now.healing);
-            self.moves.configure(MovesConfig { bytes_per_second: now.copy_rate });
+            self.moves.configure(now.moves);
             tokio::select! {
                 // The sender is gone: there will be no further change.
                 changed = live.changed() => if changed.is_err() { return },

@@ -17,7 +17,7 @@ use witan_kernel::name::NodeId;
 use witan_kernel::port::{Claim, Claimant, Metadata, StorageNode};
 use witan_peer::Lanes;
 use witan_plugin::PluginHost;
-use witan_upkeep::{Healing, Moves, MovesConfig, Upkeep};
+use witan_upkeep::{Healing, Moves, Upkeep};
 
 use super::cluster::{Local, context_keys};
 use super::config::{Config, Live};
@@ -302,7 +302,7 @@ impl Parts {
         let instance = member.instance.unwrap_or_else(rand::random);
         let claimant = Claimant { coordinator: NodeId::new(&config.node_id).context("--node-id")?, instance };
         let healing = Healing::new(Arc::clone(&upkeep), claimant.clone(), live.healing, config.healing_begins);
-        let moves = Moves::new(Arc::clone(&upkeep), claimant, MovesConfig { bytes_per_second: live.copy_rate });
+        let moves = Moves::new(Arc::clone(&upkeep), claimant, live.moves);
         let access = Arc::new(access);
         Ok(Self { clock, access, tenants, idempotency, lanes, plugins, coordinator, upkeep, healing, moves })
     }

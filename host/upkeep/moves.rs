@@ -36,29 +36,40 @@ use super::sweep::pace::BytePace;
 use super::{Metrics, Upkeep};
 use status::Board;
 
-/// How long the claim lasts without renewal: for so long nobody leads when the leader has died. Milliseconds.
-const CLAIM_MS: u64 = 15_000;
-/// How often it is renewed: a third of that.
-const RENEW: Duration = Duration::from_secs(5);
-/// How often a coordinator that does not lead tries to.
+/// The claim is renewed this number of times while it lasts, so that one renewal that fails does not lose it.
+const RENEWALS: u32 = 3;
+/// How often a coordinator that does not lead tries to, unless claims last so short that it is to be sooner.
 const CLAIM_AGAIN: Duration = Duration::from_secs(2);
 /// How often it is looked whether there is something to do, without a hint.
 const LOOK: Duration = Duration::from_secs(1);
 /// The pause after a hint: changes of tenants come in bursts, and each look may read all of them.
 const AFTER_HINT: Duration = Duration::from_millis(100);
 
-/// How fast records are copied.
+/// How fast records are copied, and how soon another coordinator goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MovesConfig {
     /// Bytes that are read from nodes per second for the first copies of a move, each record counting as 128 more than it has; 0:
     /// unlimited. The last copy, during which operations need both placements, is not limited.
     pub bytes_per_second: u64,
+    /// How long the claim lasts without renewal: for this long nobody leads when the leader has died.
+    pub lease: Duration,
 }
 
 impl Default for MovesConfig {
-    /// A third of what a gigabit network carries, so that clients keep the rest.
+    /// A third of what a gigabit network carries, so that clients keep the rest; and longer than a coordinator is usually away from the
+    /// metadata store, so that the lead does not change for that.
     fn default() -> Self {
-        Self { bytes_per_second: 32 << 20 }
+        Self { bytes_per_second: 32 << 20, lease: Duration::from_secs(15) }
+    }
+}
+
+impl MovesConfig {
+    fn lease_ms(self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn renew_every(self) -> Duration {
+        self.lease / RENEWALS
     }
 }
 
@@ -82,7 +93,7 @@ impl<W: World> Moves<W> {
         Arc::new(Self { upkeep, claimant, config, board, held })
     }
 
-    /// Changes how fast records are copied.
+    /// Changes how fast records are copied, and from the next renewal on how long the claim lasts.
     pub fn configure(&self, config: MovesConfig) {
         *lock(&self.config) = config;
     }
@@ -117,13 +128,14 @@ impl<W: World> Moves<W> {
 
     async fn lead(&self) -> Infallible {
         loop {
-            match self.metadata().claim_duty(&duty(), self.claimant.clone(), CLAIM_MS).await {
+            let config = self.config();
+            match self.metadata().claim_duty(&duty(), self.claimant.clone(), config.lease_ms()).await {
                 Ok(claimed) => {
                     tracing::debug!(fence = claimed.fence, "this coordinator leads placement changes");
                     *lock(&self.held) = Some(claimed.fence);
                     tokio::select! {
                         biased;
-                        () = self.keep(claimed.fence) => {}
+                        () = self.keep(claimed.fence, config.lease) => {}
                         never = self.work() => match never {},
                     }
                     *lock(&self.held) = None;
@@ -132,7 +144,7 @@ impl<W: World> Moves<W> {
                 Err(StoreError::Conflict(_)) => {}
                 Err(error) => tracing::debug!(%error, "placement changes could not be claimed"),
             }
-            sleep(CLAIM_AGAIN).await;
+            sleep(CLAIM_AGAIN.min(config.renew_every())).await;
         }
     }
 
@@ -143,14 +155,17 @@ impl<W: World> Moves<W> {
         self.metrics().oldest_leftover.set(0.0);
     }
 
-    /// Renews the claim, and returns once it is lost.
-    async fn keep(&self, fence: u64) {
-        let mut held_until = Instant::now() + Duration::from_millis(CLAIM_MS);
+    /// Renews the claim, which lasts for `lease` at first, and returns once it is lost.
+    async fn keep(&self, fence: u64, lease: Duration) {
+        let (mut held_until, mut renew) = (Instant::now() + lease, lease / RENEWALS);
         loop {
-            sleep(RENEW).await;
-            let duty = duty();
-            match timeout_at(held_until, self.metadata().keep_duty(&duty, fence, Vec::new(), CLAIM_MS)).await {
-                Ok(Ok(())) => held_until = Instant::now() + Duration::from_millis(CLAIM_MS),
+            sleep(renew).await;
+            let (duty, config) = (duty(), self.config());
+            match timeout_at(held_until, self.metadata().keep_duty(&duty, fence, Vec::new(), config.lease_ms())).await {
+                Ok(Ok(())) => {
+                    held_until = Instant::now() + config.lease;
+                    renew = config.renew_every();
+                }
                 Ok(Err(StoreError::Conflict(why))) => {
                     return tracing::info!(%why, "this coordinator leads placement changes no longer");
                 }
@@ -170,6 +185,10 @@ impl<W: World> Moves<W> {
     async fn work(&self) -> Infallible {
         let (never, _, _) = join3(self.move_tenants(), self.clean_leftovers(), self.keep_status()).await;
         never
+    }
+
+    fn config(&self) -> MovesConfig {
+        *lock(&self.config)
     }
 
     fn metadata(&self) -> &dyn Metadata {
@@ -204,7 +223,7 @@ impl<W: World> Moves<W> {
         let stores = self.metadata().stores().await?;
         let retired: BTreeSet<StoreId> =
             stores.iter().filter(|store| store.state == StoreState::Retired).map(|store| store.store).collect();
-        Ok(Ground::new(&placement, &retired))
+        Ok(Ground::new(&placement, retired))
     }
 
     /// What a node can do for a move.
@@ -214,6 +233,9 @@ impl<W: World> Moves<W> {
         }
         match self.replicas().standing(node) {
             None => NodeCondition::Away,
+            Some(standing) if !standing.is_whole() && ground.retired.contains(&standing.store) => {
+                NodeCondition::RetiredStore
+            }
             Some(standing) if !standing.is_whole() => NodeCondition::OtherStore,
             Some(_) if !self.replicas().has_moves(node) => NodeCondition::Old,
             Some(_) => NodeCondition::Usable,
@@ -272,11 +294,14 @@ struct Ground {
     epoch: u64,
     rings: Rings,
     on_record: BTreeSet<NodeId>,
-    retired: BTreeSet<NodeId>,
+    /// Nodes whose store on record is retired.
+    given_up: BTreeSet<NodeId>,
+    /// Stores that are never used again.
+    retired: BTreeSet<StoreId>,
 }
 
 impl Ground {
-    fn new(placement: &Placement, retired: &BTreeSet<StoreId>) -> Self {
+    fn new(placement: &Placement, retired: BTreeSet<StoreId>) -> Self {
         let ring = |ring: &witan_kernel::port::RingOnRecord| {
             (ring.version, Arc::new(Ring::new(&ring.members, placement.epoch)))
         };
@@ -285,13 +310,14 @@ impl Ground {
             epoch: placement.epoch,
             rings: Rings::new(placement.rings.iter().map(ring).collect()),
             on_record: placement.nodes.iter().map(|node| node.node.id.clone()).collect(),
-            retired: has_retired.map(|node| node.node.id.clone()).collect(),
+            given_up: has_retired.map(|node| node.node.id.clone()).collect(),
+            retired,
         }
     }
 
     /// True for a node whose store is never used again: an operator has taken it for lost.
     fn is_lost(&self, node: &NodeId) -> bool {
-        !self.on_record.contains(node) || self.retired.contains(node)
+        !self.on_record.contains(node) || self.given_up.contains(node)
     }
 
     /// The nodes that are taken for lost, among those of any version of the ring.

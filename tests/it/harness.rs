@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub(crate) use client::{Api, Refusal, channel, delete, node_client, read, write};
+pub(crate) use client::{Api, Refusal, Session, channel, delete, node_client, read, write};
 pub(crate) use cluster::{Cluster, Dev, Disk, NODES, Setup, own_address};
 pub(crate) use company::Company;
 pub(crate) use http::{get, get_showing};

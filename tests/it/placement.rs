@@ -1,117 +1,24 @@
 //! Nodes join and leave, and replication factors change, while clients read, write and delete: nothing that was acknowledged is missing,
 //! and in the end each node has records of its own keys only.
 
+mod failing;
+mod load;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
 use tonic::Code;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::ring::{Ring, token};
 use witan_wire::v1;
 
-use crate::harness::{
-    Api, Cluster, Company, Process, Refusal, delete, eventually, node_client, own_address, read, write,
-};
+use crate::harness::{Api, Cluster, Company, Process, Refusal, eventually, node_client, own_address, read, write};
+use load::{KEYS, Keys, Load, SIBLINGS, TENANTS};
 
-/// Tenants and their replication factors at the beginning.
-const TENANTS: [(&str, i32); 2] = [("three", 3), ("two", 2)];
-/// Clients that work at the same time, each on keys of its own.
-const WORKERS: usize = 4;
-/// Keys of each worker and tenant: a prime, so that every key is read, written and deleted.
-const KEYS: usize = 31;
 /// How long a migration may take on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(300);
-
-/// What a key may have: one value after an acknowledged change, more while changes are in doubt. `None`: it has none.
-type Possible = BTreeSet<Option<String>>;
-type Keys = BTreeMap<(&'static str, String), Possible>;
-
-/// Clients that read, write and delete until they are stopped.
-struct Load {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicUsize>,
-    workers: Vec<JoinHandle<Keys>>,
-}
-
-impl Load {
-    fn start(apis: &[Api]) -> Self {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let worker = |number: usize| {
-            let (apis, stop, done) = (apis.to_vec(), Arc::clone(&stop), Arc::clone(&done));
-            tokio::spawn(work(number, apis, stop, done))
-        };
-        Self { workers: (0..WORKERS).map(worker).collect(), stop, done }
-    }
-
-    /// Waits until some more operations are done: a change is not over before anything has happened.
-    async fn goes_on(&self) {
-        let before = self.done.load(Ordering::Relaxed);
-        eventually("the load goes on", async || {
-            (self.done.load(Ordering::Relaxed) >= before + 20 * WORKERS).then_some(())
-        })
-        .await;
-    }
-
-    async fn end(self) -> Keys {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut all = Keys::new();
-        for worker in self.workers {
-            all.extend(worker.await.expect("a worker has not failed"));
-        }
-        all
-    }
-}
-
-async fn work(number: usize, apis: Vec<Api>, stop: Arc<AtomicBool>, done: Arc<AtomicUsize>) -> Keys {
-    let mut keys = Keys::new();
-    for turn in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let (tenant, _) = TENANTS[turn % TENANTS.len()];
-        let key = format!("key-{number}-{}", turn * 7 % KEYS);
-        let api = &apis[(number + turn) % apis.len()];
-        let possible = keys.entry((tenant, key.clone())).or_insert_with(|| [None].into());
-        match turn % 5 {
-            0 | 2 | 3 => {
-                let value = format!("{number}-{turn}");
-                let written = api.write(write(tenant, &key, value.clone())).await;
-                changed(possible, Some(value), written.err());
-            }
-            1 => read_one(api, tenant, &key, possible).await,
-            _ => {
-                let deleted = api.delete(delete(tenant, &key)).await;
-                changed(possible, None, deleted.err());
-            }
-        }
-        done.fetch_add(1, Ordering::Relaxed);
-    }
-    keys
-}
-
-fn changed(possible: &mut Possible, to: Option<String>, refused: Option<Refusal>) {
-    match refused {
-        None => *possible = [to].into(),
-        Some(refusal) if refusal.outcome == "not-applied" => {}
-        Some(_) => _ = possible.insert(to),
-    }
-}
-
-/// Reads a key at a quorum: what it has must be what it may have.
-async fn read_one(api: &Api, tenant: &str, key: &str, possible: &Possible) {
-    let found = match api.read(read(tenant, key)).await {
-        Ok(found) => Some(String::from_utf8(found.value.to_vec()).expect("a value of the load")),
-        Err(refusal) if refusal.reason == "KEY_NOT_FOUND" => None,
-        // It says nothing about the key.
-        Err(_) => return,
-    };
-    assert!(possible.contains(&found), "{tenant} {key} has {found:?}, and may have {possible:?}");
-}
 
 /// Waits until a migration has ended, which must be as completed.
 async fn completed(api: &Api, migration: &str) -> v1::GetMigrationStatusResponse {
@@ -166,21 +73,17 @@ async fn each_has_its_own(api: &Api, keys: &Keys) {
     let id = |node: &v1::StorageNodeInfo| NodeId::new(&*node.node_id).expect("an id");
     let members: Vec<(NodeId, u32)> = nodes.iter().map(|node| (id(node), node.virtual_nodes as u32)).collect();
     let ring = Ring::new(&members, 0);
-    for (name, _) in TENANTS {
+    for name in TENANTS.map(|(name, _)| name).into_iter().chain([SIBLINGS]) {
         let replicas = u8::try_from(tenant(api, name).await.replication_factor).expect("a factor");
         let of = TenantId::new(name).expect("a tenant");
         for node in &nodes {
-            let own = |key: &String| ring.replicas(token(&of, key.as_bytes()), replicas).contains(&id(node));
-            let own: Vec<(&String, &Possible)> = keys
-                .iter()
-                .filter(|((tenant, key), _)| *tenant == name && own(key))
-                .map(|((_, key), is)| (key, is))
-                .collect();
+            let own = |key: &str| ring.replicas(token(&of, key.as_bytes()), replicas).contains(&id(node));
+            let own: BTreeMap<&str, bool> = keys.of(name).into_iter().filter(|(key, _)| own(key)).collect();
             let address = SocketAddr::new(node.host.parse().expect("an address"), node.port as u16);
             eventually(&format!("{} has its keys of {name} and no others", node.node_id), async || {
                 let here = keys_on(address, name).await;
-                let all = own.iter().filter(|(_, is)| !is.contains(&None)).all(|(key, _)| here.contains(*key));
-                let others = here.iter().any(|key| !own.iter().any(|(own, _)| *own == key));
+                let all = own.iter().all(|(key, has_a_value)| !has_a_value || here.contains(*key));
+                let others = here.iter().any(|key| !own.contains_key(key.as_str()));
                 (all && !others).then_some(())
             })
             .await;
@@ -188,85 +91,88 @@ async fn each_has_its_own(api: &Api, keys: &Keys) {
     }
 }
 
-/// The play: three nodes become four, replicas become more, a node leaves.
-async fn play(apis: &[Api], fourth: v1::AddStorageNodeRequest) {
+/// The play: three nodes become five, replicas become more and fewer, a node leaves. No operation fails.
+async fn play(apis: &[Api], joining: Vec<v1::AddStorageNodeRequest>) {
     let api = &apis[0];
-    for (name, replicas) in TENANTS {
-        api.tenant(name, |tenant| tenant.replication_factor = replicas).await;
+    Load::tenants(api).await;
+    let load = Load::start(apis, true);
+    load.goes_on().await;
+
+    for node in joining {
+        let added = api.client().add_storage_node(node.clone()).await.expect("recorded").into_inner();
+        let again = apis[apis.len() - 1].client().add_storage_node(node.clone()).await.expect("the same").into_inner();
+        assert_eq!(again.migration_id, added.migration_id);
+        let ended = completed(api, &added.migration_id).await;
+        assert_eq!((&*ended.r#type, &*ended.node_id, ended.tenants_done), ("add_node", &*node.node_id, 3), "{ended:?}");
+        load.goes_on().await;
     }
-    let load = Load::start(apis);
-    load.goes_on().await;
 
-    let added = api.client().add_storage_node(fourth.clone()).await.expect("recorded").into_inner();
-    let again = apis[apis.len() - 1].client().add_storage_node(fourth).await.expect("the same").into_inner();
-    assert_eq!(again.migration_id, added.migration_id);
-    let ended = completed(api, &added.migration_id).await;
-    assert_eq!((&*ended.r#type, &*ended.node_id, ended.tenants_done), ("add_node", "node-4", 2), "{ended:?}");
-    load.goes_on().await;
-
-    let refused = factor(api, "three", 5).await.expect_err("four nodes");
-    assert_eq!((refused.code, &*refused.reason), (Code::FailedPrecondition, "INVALID_REPLICATION_FACTOR"));
-    let grown = factor(api, "two", 3).await.expect("recorded");
-    assert_eq!((grown.old_replication_factor, grown.new_replication_factor), (2, 3));
-    completed(api, &grown.migration_id).await;
-    let now = tenant(api, "two").await;
-    assert_eq!((now.replication_factor, &*now.pending_migration_id), (3, ""));
-    load.goes_on().await;
-
-    let remove =
-        v1::RemoveStorageNodeRequest { node_id: "node-1".to_owned(), ..v1::RemoveStorageNodeRequest::default() };
-    let removed = api.client().remove_storage_node(remove.clone()).await.expect("recorded").into_inner();
-    completed(api, &removed.migration_id).await;
-    eventually("the node is no longer listed", async || (nodes(api).await.len() == 3).then_some(())).await;
-    let another = v1::RemoveStorageNodeRequest { node_id: "node-2".to_owned(), ..remove };
-    let refused: Refusal = api.client().remove_storage_node(another).await.expect_err("two would remain").into();
+    let refused = factor(api, "three", 6).await.expect_err("at most five");
+    assert_eq!((refused.code, &*refused.reason), (Code::InvalidArgument, "INVALID_REPLICATION_FACTOR"));
+    for (name, from, to) in [("three", 3, 5), (SIBLINGS, 3, 4), ("two", 2, 3)] {
+        resized(api, name, from, to).await;
+        load.goes_on().await;
+    }
+    let refused = remove(api, "node-2").await.expect_err("four would remain");
     assert_eq!(refused.summary(), (Code::FailedPrecondition, "NODE_IN_USE", "not-applied", ""), "{refused:?}");
+    resized(api, "three", 5, 3).await;
     load.goes_on().await;
 
-    let keys = load.end().await;
-    for ((tenant, key), possible) in &keys {
-        for api in apis {
-            read_one(api, tenant, key, possible).await;
-            api.read(read(tenant, key))
-                .await
-                .map_or_else(|refusal| assert_eq!(refusal.reason, "KEY_NOT_FOUND", "{refusal:?}"), |_| ());
-        }
-    }
+    let removed = remove(api, "node-1").await.expect("recorded");
+    completed(api, &removed.migration_id).await;
+    eventually("the node is no longer listed", async || (nodes(api).await.len() == 4).then_some(())).await;
+    load.goes_on().await;
+
+    let (mut keys, refusals) = load.end().await;
+    assert!(refusals.is_empty(), "{} operations failed: {refusals:#?}", refusals.len());
+    keys.all_read(apis).await;
     each_has_its_own(api, &keys).await;
     let listed = api.client().list_migrations(v1::ListMigrationsRequest::default()).await.expect("listed").into_inner();
     let states: Vec<(&str, &str)> = listed.migrations.iter().map(|it| (&*it.r#type, &*it.status)).collect();
-    assert_eq!(
-        states,
-        [("remove_node", "completed"), ("replication_factor", "completed"), ("add_node", "completed")],
-        "the newest first"
-    );
+    let types = ["remove_node"].into_iter().chain(["replication_factor"; 4]).chain(["add_node"; 2]);
+    assert_eq!(states, types.map(|it| (it, "completed")).collect::<Vec<_>>(), "the newest first");
+}
+
+/// Changes a replication factor, and waits until it is there.
+async fn resized(api: &Api, name: &str, from: i32, to: i32) {
+    let resized = factor(api, name, to).await.expect("recorded");
+    assert_eq!((resized.old_replication_factor, resized.new_replication_factor), (from, to));
+    completed(api, &resized.migration_id).await;
+    let now = tenant(api, name).await;
+    assert_eq!((now.replication_factor, &*now.pending_migration_id), (to, ""));
+}
+
+async fn remove(api: &Api, id: &str) -> Result<v1::StorageNodeChangeResponse, Refusal> {
+    let request = v1::RemoveStorageNodeRequest { node_id: id.to_owned(), ..v1::RemoveStorageNodeRequest::default() };
+    Ok(api.client().remove_storage_node(request).await?.into_inner())
 }
 
 /// A storage node that is no part of any cluster yet.
-async fn fourth(folder: &TempDir) -> (Process, v1::AddStorageNodeRequest) {
+async fn another(id: &str, folder: &TempDir) -> (Process, v1::AddStorageNodeRequest) {
     let mut command = Process::witan();
-    command.args(["node", "--id", "node-4", "--durability", "os"]).arg("--data-dir").arg(folder.path().join("node-4"));
+    command.args(["node", "--id", id, "--durability", "os"]).arg("--data-dir").arg(folder.path().join(id));
     command.args(["--listen", &SocketAddr::new(own_address(), 0).to_string()]);
-    let mut process = Process::start("node-4", command, folder.path());
+    let mut process = Process::start(id, command, folder.path());
     process.ready().await;
     let address = process.address("address");
     let (host, port) = (address.ip().to_string(), address.port().into());
-    (process, v1::AddStorageNodeRequest { node_id: "node-4".to_owned(), host, port, virtual_nodes: 0 })
+    (process, v1::AddStorageNodeRequest { node_id: id.to_owned(), host, port, virtual_nodes: 0 })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_coordinator_moves_records_under_load() {
     let cluster = Cluster::start().await;
     let folder = tempfile::tempdir().expect("make a folder");
-    let (_process, fourth) = fourth(&folder).await;
-    play(&[cluster.api()], fourth).await;
+    let (_fourth, fourth) = another("node-4", &folder).await;
+    let (_fifth, fifth) = another("node-5", &folder).await;
+    play(&[cluster.api()], vec![fourth, fifth]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn coordinators_that_share_a_database_move_records_under_load() {
     let mut company = Company::of(2).await;
-    let fourth = company.another_node().await;
-    play(&[company.api(0), company.api(1)], fourth).await;
+    let joining = vec![company.another_node().await, company.another_node().await];
+    play(&[company.api(0), company.api(1)], joining).await;
 }
 
 /// Whichever coordinator carries it out: another one goes on.

@@ -90,7 +90,7 @@ pub(crate) fn start(parts: Parts, known: &Known) {
     let noting = Arc::clone(&upkeep);
     let own = claimant.clone();
     tokio::spawn(async move { noting.note_drained(own).await });
-    let moves = Moves::new(upkeep, claimant, MovesConfig { bytes_per_second: copy_rate });
+    let moves = Moves::new(upkeep, claimant, MovesConfig { bytes_per_second: copy_rate, ..MovesConfig::default() });
     tokio::spawn(moves.run(std::future::pending()));
     let local = Local { metadata: Arc::clone(&metadata), view, lanes, coordinator, dice, late_ms };
     tokio::spawn(follow(metadata, Arc::new(local), known.revision));

@@ -319,6 +319,14 @@ pub const KEYS: &[Key] = &[
     )
     .default("32MiB")
     .reloads(),
+    Key::new(
+        "placement.leader_lease",
+        Time,
+        "Time for which the coordinator that leads placement changes keeps the lead without renewing it: 2s to 60s. When it has died, \
+            another one goes on after this time.",
+    )
+    .default("15s")
+    .reloads(),
     Key::new("metrics.enabled", Flag, "Whether metrics are served; liveness and readiness always are.").default("true"),
     Key::new("metrics.host", Text, "IP address on which metrics and health are served over HTTP, or localhost.")
         .default("127.0.0.1"),

@@ -147,6 +147,8 @@ pub enum NodeCondition {
     Away,
     /// Its store is not the one on record.
     OtherStore,
+    /// Its store was retired, when the node was removed or its disk replaced, and is never used again: not even to be filled.
+    RetiredStore,
     /// Its version cannot take part.
     Old,
     /// It is taken for lost: its store is never used again.
@@ -160,6 +162,10 @@ impl fmt::Display for NodeCondition {
             Self::Away => "it cannot be reached",
             Self::OtherStore => {
                 "its store is not the one on record, and has to be filled first (see `witan nodes list`)"
+            }
+            Self::RetiredStore => {
+                "the store in its folder was retired, when the node was removed or its disk replaced, and is never used again; stop the \
+                 node, move its folder aside, and start it with an empty one"
             }
             Self::Old => "its version does not know placement changes; upgrade it",
             Self::Lost => "it is taken for lost",

@@ -183,3 +183,70 @@ async fn migrations_are_looked_up_by_name_and_planned_without_a_change() {
         "nothing has changed"
     );
 }
+
+/// Each says what is wrong, and changes nothing.
+#[tokio::test]
+async fn changes_of_placements_that_cannot_be_are_refused() {
+    let dev = Dev::start().await;
+    let api = dev.api();
+    api.tenant("t", |_| {}).await;
+    api.write(write("t", "k", "v")).await.expect("write");
+    let factor = async |wanted| {
+        let request = v1::UpdateReplicationFactorRequest { tenant_id: "t".to_owned(), new_replication_factor: wanted };
+        refusal(api.client().update_replication_factor(request).await)
+    };
+    let reason = "INVALID_REPLICATION_FACTOR";
+    for wanted in [i32::MIN, -1, 0, 6, i32::MAX] {
+        let summary = (Code::InvalidArgument, reason, "not-applied", "new_replication_factor");
+        assert_eq!(factor(wanted).await.summary(), summary, "{wanted}");
+    }
+    let too_many = factor(4).await;
+    assert_eq!(too_many.summary(), (Code::FailedPrecondition, reason, "not-applied", ""), "{too_many:?}");
+    let remove = async |id: &str, force| {
+        let request = v1::RemoveStorageNodeRequest { node_id: id.to_owned(), force, accept_loss: force };
+        refusal(api.client().remove_storage_node(request).await)
+    };
+    for force in [false, true] {
+        let unknown = remove("node-9", force).await;
+        assert_eq!(unknown.summary(), (Code::NotFound, "NODE_NOT_FOUND", "not-applied", ""), "{unknown:?}");
+        assert_eq!(remove("", force).await.summary().3, "node_id");
+        let needed = remove("node-1", force).await;
+        assert_eq!(needed.summary(), (Code::FailedPrecondition, "NODE_IN_USE", "not-applied", ""), "{needed:?}");
+    }
+
+    let first = dev.nodes()[0];
+    let add = |id: &str, host: &str, port| v1::AddStorageNodeRequest {
+        node_id: id.to_owned(),
+        host: host.to_owned(),
+        port,
+        virtual_nodes: 0,
+    };
+    let taken = add("node-4", &first.ip().to_string(), first.port().into());
+    let taken = refusal(api.client().add_storage_node(taken).await);
+    assert_eq!(taken.summary(), (Code::InvalidArgument, "INVALID_REQUEST", "not-applied", "host"), "{taken:?}");
+    assert!(taken.message.contains("is the address of node node-1"), "{taken:?}");
+    let exists = refusal(api.client().add_storage_node(add("node-1", "192.0.2.1", 9)).await);
+    assert_eq!(exists.summary(), (Code::AlreadyExists, "NODE_EXISTS", "not-applied", ""), "{exists:?}");
+    let listed = api.client().list_migrations(v1::ListMigrationsRequest::default()).await.expect("listed").into_inner();
+    assert!(listed.migrations.is_empty(), "{listed:?}");
+
+    // The same again is the same change; the same node elsewhere, while it joins, is another one.
+    let joins = add("node-4", "127.0.0.1", 9);
+    let added = api.client().add_storage_node(joins.clone()).await.expect("recorded").into_inner();
+    let again = api.client().add_storage_node(joins).await.expect("the same").into_inner();
+    assert!(added.migration_id.starts_with("m-") && again.migration_id == added.migration_id, "{again:?}");
+    let elsewhere = refusal(api.client().add_storage_node(add("node-4", "127.0.0.1", 10)).await);
+    assert_eq!(elsewhere.summary(), (Code::AlreadyExists, "NODE_EXISTS", "not-applied", ""), "{elsewhere:?}");
+    let cancel = v1::CancelMigrationRequest { migration_id: added.migration_id.clone(), confirm_undo: false };
+    api.client().cancel_migration(cancel.clone()).await.expect("given up");
+    let get = v1::GetMigrationStatusRequest { migration_id: added.migration_id };
+    let ended = eventually("it is given up", async || {
+        let now = api.client().get_migration_status(get.clone()).await.ok()?.into_inner();
+        (now.status == "cancelled").then_some(now)
+    })
+    .await;
+    // One that has ended stays as it is.
+    let again = api.client().cancel_migration(cancel).await.expect("as it is").into_inner();
+    assert_eq!((&*again.status, again.finished_at), ("cancelled", ended.finished_at));
+    assert_eq!(api.read(crate::harness::read("t", "k")).await.expect("read").value, "v");
+}

@@ -153,7 +153,7 @@ impl Company {
 
     /// Starts one storage node more, which is no part of the cluster yet.
     pub(crate) async fn another_node(&mut self) -> v1::AddStorageNodeRequest {
-        let id = format!("node-{}", self.nodes.len() + 1);
+        let id = format!("node-{}", self.processes.len() + 1);
         let mut process = node(&id, SocketAddr::new(own_address(), 0), Version::This, &self.folder);
         process.ready().await;
         let address = process.address("address");
@@ -184,6 +184,23 @@ impl Company {
         let page = node_client(self.nodes[index].1).scan_range(request).await.expect("scanned").into_inner();
         assert_eq!(page.next, None, "few enough for one page");
         page.records.len()
+    }
+
+    /// `kill -9` of a coordinator.
+    pub(crate) fn kill_coordinator(&mut self, index: usize) {
+        self.coordinators[index].process = None;
+    }
+
+    /// The coordinator that leads placement changes, as on record.
+    pub(crate) async fn leader(&self) -> usize {
+        eventually("a coordinator leads", async || {
+            let now = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+            let id = self.postgres.ask(&format!(
+                "SELECT coordinator FROM upkeep_claims WHERE kind = 'placement' AND claimed_until > {now}"
+            ));
+            self.coordinators.iter().position(|coordinator| coordinator.id == id)
+        })
+        .await
     }
 
     /// Starts a coordinator at its old address, and waits until it is ready.
@@ -227,6 +244,11 @@ impl Company {
     /// Shuts a storage node down.
     pub(crate) async fn end_node(&mut self, index: usize) {
         self.processes[index].end().await;
+    }
+
+    /// `kill -9` of a storage node.
+    pub(crate) fn kill_node(&mut self, index: usize) {
+        self.processes[index].kill();
     }
 
     /// Pauses every storage node (SIGSTOP).

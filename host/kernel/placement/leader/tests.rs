@@ -47,7 +47,13 @@ fn a_move_begins_when_everybody_it_needs_is_there() {
     let (five, six) = (tenant(placed(0, 3), None), placed(1, 3));
     assert_eq!(next_of(&five, placed(0, 3), Done::default(), usable), Do::Settled);
     assert_eq!(next_of(&five, six, Done::default(), usable), Do::Publish(MoveTenant::Prepare(six)));
-    for condition in [NodeCondition::Away, NodeCondition::OtherStore, NodeCondition::Old, NodeCondition::Lost] {
+    for condition in [
+        NodeCondition::Away,
+        NodeCondition::OtherStore,
+        NodeCondition::RetiredStore,
+        NodeCondition::Old,
+        NodeCondition::Lost,
+    ] {
         let of = |id: &NodeId| if *id == node(6) { condition } else { NodeCondition::Usable };
         assert_eq!(next_of(&five, six, Done::default(), of), Do::Wait(Obstacle::Node(node(6), condition)));
     }
