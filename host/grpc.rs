@@ -12,6 +12,7 @@ mod guard;
 pub mod intake;
 mod kept;
 mod keyvalue;
+mod leftovers;
 mod maintenance;
 mod migrations;
 mod nodes;

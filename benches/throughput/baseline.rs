@@ -202,6 +202,20 @@ impl CoordinatorService for Baseline {
         Err(not_here())
     }
 
+    async fn list_leftovers(
+        &self,
+        _: Request<v1::ListLeftoversRequest>,
+    ) -> Result<Response<v1::ListLeftoversResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn drop_leftovers(
+        &self,
+        _: Request<v1::DropLeftoversRequest>,
+    ) -> Result<Response<v1::DropLeftoversResponse>, Status> {
+        Err(not_here())
+    }
+
     async fn delete_tenant(&self, _: Request<DeleteTenantRequest>) -> Result<Response<DeleteTenantResponse>, Status> {
         Err(not_here())
     }

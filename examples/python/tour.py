@@ -293,6 +293,8 @@ class Tour:
         for call in (self.kv.GetMigrationStatus, self.kv.CancelMigration):
             refusal(lambda call=call: call(migration_id="no migration"), "NOT_FOUND", "MIGRATION_NOT_FOUND")
         say(f"ListMigrations: {[m.migration_id for m in self.kv.ListMigrations(page_size=10).migrations]}")
+        say(f"ListLeftovers: {len(self.kv.ListLeftovers(page_size=10).leftovers)}")
+        assert self.kv.DropLeftovers(node_id=spare).dropped == 0, "it has never had anything"
         self.change("AddStorageNode", lambda: self.kv.AddStorageNode(**add))
         self.change("RemoveStorageNode", lambda: self.kv.RemoveStorageNode(node_id=spare))
         until = time.monotonic() + 120

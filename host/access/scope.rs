@@ -207,7 +207,7 @@ const fn streaming(path: &'static str, need: Need, effect: Effect) -> Rule {
 }
 
 /// Every call of every server of a coordinator, the most frequent first.
-pub static RULES: [Rule; 35] = [
+pub static RULES: [Rule; 37] = [
     rule("/witan.v1.CoordinatorService/ReadKeyValue", READ, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/WriteKeyValue", WRITE, Effect::Keys).of_at_most(VALUE_MESSAGE_BYTES),
     rule("/witan.v1.CoordinatorService/DeleteKeyValue", WRITE, Effect::Keys),
@@ -229,6 +229,8 @@ pub static RULES: [Rule; 35] = [
     rule("/witan.v1.CoordinatorService/ListMigrations", ADMIN_OR_OPERATOR, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/CancelMigration", ADMIN_OR_OPERATOR, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/PlanMigration", OPERATOR, Effect::Nothing),
+    rule("/witan.v1.CoordinatorService/ListLeftovers", OPERATOR, Effect::Nothing),
+    rule("/witan.v1.CoordinatorService/DropLeftovers", OPERATOR, Effect::Catalog),
     rule("/witan.v1.PluginService/UploadPlugin", OPERATOR, Effect::Catalog).of_at_most(CHUNK_BYTES),
     rule("/witan.v1.PluginService/ListPlugins", ADMIN_OR_OPERATOR, Effect::Nothing),
     rule("/witan.v1.PluginService/GetPlugin", ADMIN_OR_OPERATOR, Effect::Nothing),

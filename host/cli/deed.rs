@@ -18,6 +18,8 @@ pub enum Deed {
     Tenant,
     /// To cancel a migration.
     Migration,
+    /// To give up what moves have left on a node.
+    Leftovers,
     /// To declare that the cluster was restored.
     Restore,
     /// To upload a plugin.
@@ -52,6 +54,7 @@ impl Deed {
             Self::Node => "witan nodes list shows whether it has",
             Self::Tenant => "witan tenant get shows whether it has",
             Self::Migration => "witan migration show shows whether it has; cancelling it again is harmless",
+            Self::Leftovers => "witan migration leftovers shows whether it has; giving them up again is harmless",
             Self::Restore => "witan nodes list shows whether the stores are used; declaring it again is harmless",
             Self::Push => {
                 "the coordinator goes on with it: witan plugin list shows the plugin once it is ready, witan plugin events \

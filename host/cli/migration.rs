@@ -1,5 +1,6 @@
 //! `witan migration`: changes of the nodes and of replication factors that move records.
 
+pub mod leftovers;
 pub mod plan;
 pub mod shown;
 pub mod watch;
@@ -75,6 +76,9 @@ pub enum Command {
     /// Show what a change would move, without making it
     #[command(subcommand, after_help = plan::EXAMPLES)]
     Plan(plan::Command),
+    /// Show what has moved away from nodes that still have it, or give it up
+    #[command(after_help = leftovers::EXAMPLES)]
+    Leftovers(leftovers::Arguments),
 }
 
 /// Arguments of `migration cancel`.
@@ -110,6 +114,7 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
             }
         }
         Command::Plan(command) => plan::run(global, command).await,
+        Command::Leftovers(arguments) => leftovers::run(global, arguments).await,
     }
 }
 

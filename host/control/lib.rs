@@ -5,7 +5,7 @@
 //!
 //! Reading order: [`Turns`] (how many calls may be under way),
 //! [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data, while
-//! there is none), `migrations` and `plan` (changes that move it), `fences` (when a change may be answered),
+//! there is none), `migrations`, `plan` and `leftovers` (changes that move it), `fences` (when a change may be answered),
 //! [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
 //! [`small_records`] (one that takes more care), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants
 //! that requests see).
@@ -19,6 +19,7 @@ pub mod capabilities;
 pub mod defaults;
 mod fences;
 mod follow;
+mod leftovers;
 mod migrations;
 mod nodes;
 mod placement;
@@ -47,6 +48,7 @@ use witan_kernel::tenant::Tenant;
 pub use bindings::ChangeRefused;
 pub use cache::{TenantCache, TenantCacheConfig, TenantCacheCounts};
 pub use follow::follow;
+pub use leftovers::{Dropping, Leftovers};
 pub use migrations::{Changed, Removal};
 pub use nodes::{register, rings};
 pub use placement::FactorChanged;

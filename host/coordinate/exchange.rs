@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use smallvec::{SmallVec, smallvec};
 use tokio::time::{Instant, Sleep};
-use witan_kernel::failure::Failure;
+use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::limit::PerReplica;
 use witan_kernel::name::NodeId;
@@ -348,6 +348,18 @@ impl<W: World> Exchange<W> {
             timer.as_mut().reset(moment());
         }
         timer
+    }
+
+    /// Whether an operation that failed in this way may begin again under a later plan: a fence has refused it, so that it has done
+    /// nothing, and later changes are followed in time. Waits for them.
+    pub(super) async fn may_begin_again(&mut self, failed: &Failed, restarts: &mut u8) -> bool {
+        if failed.failure != Failure::StaleEpoch || failed.effect == Some(Effect::InDoubt) || *restarts == 0 {
+            return false;
+        }
+        *restarts -= 1;
+        let (epoch, deadline) = (self.plan.epoch.revision, self.plan.deadline);
+        let beyond = self.coordinator.following.beyond();
+        self.coordinator.follows_beyond(beyond, epoch, deadline).await
     }
 }
 

@@ -5,11 +5,9 @@ use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
-use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::port::{Clock, until};
 use witan_kernel::sync::lock;
 
-use super::exchange::Exchange;
 use super::{Coordinator, World};
 
 /// How often an operation begins again: once for a change that it has met, and once more for one that was made meanwhile.
@@ -128,20 +126,6 @@ impl<W: World> Coordinator<W> {
         let time = until(deadline.min(now + PATIENCE_MICROS), now);
         let beyond = tokio::time::timeout(time, followed.wait_for(|followed| *followed > revision)).await;
         matches!(beyond, Ok(Ok(_)))
-    }
-}
-
-impl<W: World> Exchange<W> {
-    /// Whether an operation that failed in this way may begin again under a later plan: a fence has refused it, so that it has done
-    /// nothing, and later changes are followed in time. Waits for them.
-    pub(super) async fn may_begin_again(&mut self, failed: &Failed, restarts: &mut u8) -> bool {
-        if failed.failure != Failure::StaleEpoch || failed.effect == Some(Effect::InDoubt) || *restarts == 0 {
-            return false;
-        }
-        *restarts -= 1;
-        let (epoch, deadline) = (self.plan.epoch.revision, self.plan.deadline);
-        let beyond = self.coordinator.following.beyond();
-        self.coordinator.follows_beyond(beyond, epoch, deadline).await
     }
 }
 

@@ -247,4 +247,18 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
     ) -> Result<Response<v1::PlanMigrationResponse>, Status> {
         Self::plan_migration(self, request.into_inner()).await.map(Response::new)
     }
+
+    async fn list_leftovers(
+        &self,
+        request: Request<v1::ListLeftoversRequest>,
+    ) -> Result<Response<v1::ListLeftoversResponse>, Status> {
+        Self::list_leftovers(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn drop_leftovers(
+        &self,
+        mut request: Request<v1::DropLeftoversRequest>,
+    ) -> Result<Response<v1::DropLeftoversResponse>, Status> {
+        Self::drop_leftovers(self, caller(&mut request)?, request.into_inner()).await.map(Response::new)
+    }
 }

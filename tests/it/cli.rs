@@ -306,6 +306,14 @@ async fn the_ring_is_shown_and_a_change_is_planned() {
     assert!(plan.contains("node-4\t0\t0\t0.0 %") && plan.contains("of all copies would be made anew"), "{plan}");
 
     assert_eq!(cli.json(&["migration", "list"]).await, json!({ "migrations": [] }));
+    assert_eq!(cli.json(&["migration", "leftovers"]).await, json!({ "leftovers": [] }));
+    let given_up = cli.json(&["migration", "leftovers", "--drop", "--node", "node-3", "--tenant", "t", "--yes"]).await;
+    assert_eq!(given_up, json!({ "node_id": "node-3", "tenant_id": "t", "dropped": 0 }));
+    let unsure = cli.run(&["migration", "leftovers", "--drop", "--node", "node-3", "--tenant", "t"]).await;
+    let said = text(&unsure.stderr);
+    assert!(unsure.status.code() == Some(1) && said.contains("--drop --node node-3 --tenant t --yes"), "{said}");
+    let of_all = cli.run(&["migration", "leftovers", "--drop", "--yes"]).await;
+    assert!(of_all.status.code() == Some(2) && text(&of_all.stderr).contains("--node"), "{}", text(&of_all.stderr));
     for arguments in [["show", "m-7"], ["watch", "m-7"], ["cancel", "7"]] {
         let missing = cli.run(&[&["migration"], &arguments[..], &["--output", "json"]].concat()).await;
         let missing: Value = serde_json::from_slice(&missing.stdout).expect("an object");

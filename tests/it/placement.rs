@@ -14,7 +14,9 @@ use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::ring::{Ring, token};
 use witan_wire::v1;
 
-use crate::harness::{Api, Cluster, Company, Process, Refusal, eventually, node_client, own_address, read, write};
+use crate::harness::{
+    Api, Cluster, Company, Process, Refusal, Version, eventually, node_client, own_address, read, write,
+};
 use load::{KEYS, Keys, Load, SIBLINGS, TENANTS};
 
 /// How long a migration may take on a machine that is busy with other tests.
@@ -29,7 +31,7 @@ async fn completed(api: &Api, migration: &str) -> v1::GetMigrationStatusResponse
         let now = api.client().get_migration_status(request).await.expect("its status").into_inner();
         let progress = now.progress.expect("its progress");
         let is = (progress.keys_migrated, progress.percentage);
-        assert!(is.0 >= least.0, "its progress falls: {now:?} after {least:?}");
+        assert!(is.0 >= least.0 && is.1 >= least.1, "its progress falls: {now:?} after {least:?}");
         least = is;
         match now.status.as_str() {
             "completed" => return now,
@@ -73,7 +75,7 @@ async fn each_has_its_own(api: &Api, keys: &Keys) {
     let id = |node: &v1::StorageNodeInfo| NodeId::new(&*node.node_id).expect("an id");
     let members: Vec<(NodeId, u32)> = nodes.iter().map(|node| (id(node), node.virtual_nodes as u32)).collect();
     let ring = Ring::new(&members, 0);
-    for name in TENANTS.map(|(name, _)| name).into_iter().chain([SIBLINGS]) {
+    for name in keys.keys().map(|(tenant, _)| *tenant).collect::<BTreeSet<_>>() {
         let replicas = u8::try_from(tenant(api, name).await.replication_factor).expect("a factor");
         let of = TenantId::new(name).expect("a tenant");
         for node in &nodes {
@@ -276,4 +278,104 @@ async fn a_node_that_is_lost_is_removed_by_force() {
         }
     }
     assert!((1..KEYS).contains(&lost), "about a fourth was on that node: {lost}");
+}
+
+async fn leftovers(api: &Api, request: v1::ListLeftoversRequest) -> v1::ListLeftoversResponse {
+    api.client().list_leftovers(request).await.expect("listed").into_inner()
+}
+
+/// Asks a node to leave that cannot be reached, and waits until only what it has left over is waited for.
+async fn leaves_while_away(company: &Company, api: &Api) -> String {
+    eventually("the coordinator has noticed", async || (!company.node_at(0, 3).await.reachable).then_some(())).await;
+    let remove = v1::RemoveStorageNodeRequest { node_id: "node-4".to_owned(), ..Default::default() };
+    let removed = api.client().remove_storage_node(remove).await.expect("recorded").into_inner();
+    let get = v1::GetMigrationStatusRequest { migration_id: removed.migration_id.clone() };
+    let waits = eventually("only what is left over is waited for, and that is said", async || {
+        let now = api.client().get_migration_status(get.clone()).await.ok()?.into_inner();
+        let listed = leftovers(api, v1::ListLeftoversRequest::default()).await.leftovers;
+        let all: Vec<(&str, &str)> = listed.iter().map(|left| (&*left.tenant_id, &*left.node_id)).collect();
+        let is_said = now.message.contains("node-4") && now.message.contains("it cannot be reached (and 1 more");
+        (is_said && all == [("other", "node-4"), ("three", "node-4")]).then_some(now)
+    })
+    .await;
+    assert_eq!((&*waits.status, &*waits.phase, waits.tenants_done), ("in_progress", "cleanup", 2), "{waits:?}");
+    removed.migration_id
+}
+
+/// Reads all keys from all replicas.
+async fn each_is_as_it_was(api: &Api, keys: &Keys) {
+    for ((tenant, key), possible) in keys {
+        let all = v1::ReadKeyValueRequest { consistency: "all".to_owned(), ..read(tenant, key) };
+        let found = match api.read(all).await {
+            Ok(found) => Some(String::from_utf8(found.value.to_vec()).expect("a value of the test")),
+            Err(refusal) => {
+                assert_eq!(refusal.reason, "KEY_NOT_FOUND", "{refusal:?}");
+                None
+            }
+        };
+        assert!(possible.contains(&found), "{tenant} {key} has {found:?}, and may have {possible:?}");
+    }
+}
+
+/// A node that is away when its tenants have moved is waited for until somebody gives up what it has left. That is never read again, also
+/// when the node is back and its tenants, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leftovers_of_a_node_that_is_away_are_given_up_and_stay_gone() {
+    let mut company = Company::with(4, 1).await;
+    let (api, mut keys) = (company.api(0), Keys::new());
+    for name in ["other", "three"] {
+        api.tenant(name, |_| {}).await;
+        for n in 0..KEYS {
+            api.write(write(name, &format!("key-{n}"), "v")).await.expect("written");
+        }
+    }
+    company.end_node(3).await;
+    for name in ["other", "three"] {
+        for (n, key) in (0..KEYS).map(|n| (n, format!("key-{n}"))) {
+            let value = (n % 2 == 1).then_some("w");
+            match value {
+                Some(value) => api.write(write(name, &key, value)).await.map(drop).expect("written"),
+                None => api.delete(delete(name, &key)).await.map(drop).expect("deleted"),
+            }
+            keys.insert((name, key), [value.map(str::to_owned)].into());
+        }
+    }
+    let asked = leaves_while_away(&company, &api).await;
+    let first = leftovers(&api, v1::ListLeftoversRequest { page_size: 1, ..Default::default() }).await;
+    let [left] = &first.leftovers[..] else { panic!("a page of one: {first:?}") };
+    assert!(left.only_copies && !left.node_reachable && left.created_at > 0, "{left:?}");
+    let page_token = first.next_page_token.clone();
+    let second = leftovers(&api, v1::ListLeftoversRequest { page_size: 1, page_token, ..Default::default() }).await;
+    assert_eq!((&*second.leftovers[0].tenant_id, &*second.next_page_token), ("three", ""));
+    let of_node = v1::ListLeftoversRequest { node_id: "node-1".to_owned(), ..Default::default() };
+    assert!(leftovers(&api, of_node).await.leftovers.is_empty());
+    let all = v1::DropLeftoversRequest { node_id: "node-4".to_owned(), ..Default::default() };
+    let refused: Refusal = api.client().drop_leftovers(all.clone()).await.expect_err("its may be the only ones").into();
+    assert_eq!((refused.code, &refused.fields[..]), (Code::InvalidArgument, &["accept_loss".to_owned()][..]));
+    let all = v1::DropLeftoversRequest { accept_loss: true, ..all };
+    let one = v1::DropLeftoversRequest { tenant_id: "three".to_owned(), ..all.clone() };
+    for expected in [1, 0] {
+        let dropped = api.client().drop_leftovers(one.clone()).await.expect("accepted").into_inner().dropped;
+        assert_eq!(dropped, expected, "once");
+    }
+
+    // It stays after all, and comes back: with rows that were given up, and with others that it hands over.
+    let cancel = v1::CancelMigrationRequest { migration_id: asked.clone(), confirm_undo: true };
+    api.client().cancel_migration(cancel).await.expect("given up");
+    company.start_node_alone(3, Version::This).await;
+    let get = v1::GetMigrationStatusRequest { migration_id: asked };
+    eventually("everything is back", async || {
+        let now = api.client().get_migration_status(get.clone()).await.ok()?.into_inner();
+        (now.status == "cancelled").then_some(())
+    })
+    .await;
+    each_is_as_it_was(&api, &keys).await;
+    each_has_its_own(&api, &keys).await;
+
+    company.end_node(3).await;
+    let asked = leaves_while_away(&company, &api).await;
+    assert_eq!(api.client().drop_leftovers(all).await.expect("accepted").into_inner().dropped, 2);
+    completed(&api, &asked).await;
+    eventually("the node is no longer listed", async || (nodes(&api).await.len() == 3).then_some(())).await;
+    each_is_as_it_was(&api, &keys).await;
 }

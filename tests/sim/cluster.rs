@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use witan_control::stores::Progress;
 use witan_control::{register, rings};
 use witan_coordinate::{
-    Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, Respond, UnderWay, World, WriteRequest, Written,
+    Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, Respond, UnderWay, WriteRequest, Written,
 };
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
@@ -32,19 +32,9 @@ use crate::nemesis::Link;
 use crate::node::NodeMachine;
 use crate::plugins::Bound;
 use crate::scenario::Scenario;
+use crate::simulated::Simulated;
 use crate::stores::{Idempotency, Known, View};
 use crate::world::{Dial, Dice, Gate, SimClock, lock};
-
-/// The ports of the simulation.
-pub(crate) struct Simulated;
-
-impl World for Simulated {
-    type Clock = SimClock;
-    type Randomness = Dice;
-    type Replicas = Arc<Lanes<SimClock, Dial>>;
-    type Idempotency = Idempotency;
-    type Tenants = View;
-}
 
 /// A client's request to a coordinator, with the channel for the response.
 pub(crate) enum Call {
@@ -136,20 +126,8 @@ impl CoordinatorMachine {
         let lanes = Arc::new(Lanes::new(self.clock.clone(), dial, self.name.clone()));
         let known = if self.shared.moves { Some(learn(self.metadata().as_ref(), &self.view).await) } else { None };
         lanes.set_nodes(&known.as_ref().map_or_else(|| self.shared.nodes.clone(), follower::Known::nodes));
-        let (watched, reached, follows) = (Arc::clone(&lanes), Arc::clone(&lanes), Arc::clone(&lanes));
-        let away = Arc::clone(&self.view.away);
-        let metadata = Arc::clone(&self.shared.metadata);
-        tokio::spawn(async move {
-            let mut progress = Progress::default();
-            loop {
-                tokio::time::sleep(WATCH_STORES).await;
-                watched.meet_again(false).await;
-                if !away.load(Ordering::Relaxed) {
-                    // The in-memory store itself does not fail.
-                    let _ = progress.note(metadata.as_ref(), watched.commits()).await;
-                }
-            }
-        });
+        self.watch_stores(Arc::clone(&lanes));
+        let (reached, follows) = (Arc::clone(&lanes), Arc::clone(&lanes));
         let (collapses, reported) = witan_upkeep::reports();
         let ports = Ports {
             clock: self.clock.clone(),
@@ -164,17 +142,7 @@ impl CoordinatorMachine {
         let keys = context_keys(self.shared.metadata.as_ref()).await;
         let coordinator = Coordinator::new(ports, rings, keys, Defaults::default());
         coordinator.set_names(self.shared.asks);
-        let (metadata, away) = (Arc::clone(&self.shared.metadata), Arc::clone(&self.view.away));
-        let follower = Arc::downgrade(&coordinator);
-        tokio::spawn(async move {
-            while let Some(coordinator) = follower.upgrade() {
-                if !away.load(Ordering::Relaxed) {
-                    coordinator.set_context_keys(context_keys(metadata.as_ref()).await);
-                }
-                drop(coordinator);
-                tokio::time::sleep(WATCH_STORES).await;
-            }
-        });
+        self.follow_context_keys(Arc::downgrade(&coordinator));
         let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), self.metadata()));
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         if let Some(config) = self.shared.heals.clone() {
@@ -215,6 +183,37 @@ impl CoordinatorMachine {
             }
         }
         Ok(())
+    }
+
+    /// Meets stores that it does not believe again and again, and notes how far stores are.
+    fn watch_stores(&self, lanes: Arc<Lanes<SimClock, Dial>>) {
+        let away = Arc::clone(&self.view.away);
+        let metadata = Arc::clone(&self.shared.metadata);
+        tokio::spawn(async move {
+            let mut progress = Progress::default();
+            loop {
+                tokio::time::sleep(WATCH_STORES).await;
+                lanes.meet_again(false).await;
+                if !away.load(Ordering::Relaxed) {
+                    // The in-memory store itself does not fail.
+                    let _ = progress.note(metadata.as_ref(), lanes.commits()).await;
+                }
+            }
+        });
+    }
+
+    /// Follows the context keys on record for as long as the coordinator runs.
+    fn follow_context_keys(&self, follower: Weak<Coordinator<Simulated>>) {
+        let (metadata, away) = (Arc::clone(&self.shared.metadata), Arc::clone(&self.view.away));
+        tokio::spawn(async move {
+            while let Some(coordinator) = follower.upgrade() {
+                if !away.load(Ordering::Relaxed) {
+                    coordinator.set_context_keys(context_keys(metadata.as_ref()).await);
+                }
+                drop(coordinator);
+                tokio::time::sleep(WATCH_STORES).await;
+            }
+        });
     }
 
     /// The metadata store, as it reaches it.

@@ -20,9 +20,10 @@ use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
 use witan_kernel::tenant::{Level, Tenant};
 use witan_memory::MemoryMetadata;
 
-use crate::cluster::{Call, Simulated};
+use crate::cluster::Call;
 use crate::nemesis::{Action, Link};
 use crate::repairs::{NOTICED, holder};
+use crate::simulated::Simulated;
 use crate::stage::{Command, Stage};
 use crate::stores::Known;
 use crate::world::to_value;

@@ -18,7 +18,7 @@ use witan_kernel::tenant::Tenant;
 use witan_peer::Lanes;
 use witan_upkeep::{Moves, MovesConfig, Upkeep};
 
-use crate::cluster::Simulated;
+use crate::simulated::Simulated;
 use crate::stores::View;
 use crate::world::{Dial, Dice, SimClock};
 

@@ -5,8 +5,9 @@
 //! `--scenario crashes` only those of one scenario, `--fault QuorumOffByOne` with that rule broken. (It sets `WITAN_SIM_SEED`,
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
-//! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`node`], [`cluster`], [`follower`], [`stage`], [`client`], [`play`],
-//! [`repairs`], [`healing`], [`moves`], [`disks`], [`history`], [`check`], [`oracle`], [`faults`], [`scenes`], [`names`].
+//! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`node`], [`simulated`], [`cluster`], [`follower`],
+//! [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`moves`], [`disks`], [`history`], [`check`], [`oracle`], [`faults`],
+//! [`scenes`], [`names`].
 
 // It runs in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -31,6 +32,7 @@ mod plugins;
 mod repairs;
 mod scenario;
 mod scenes;
+mod simulated;
 mod stage;
 mod stores;
 mod world;

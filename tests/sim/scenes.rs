@@ -183,7 +183,7 @@ pub(crate) fn repeated_for_a_day(play: Play) -> Verdict {
 /// Time for the merges that follow a response to be stored.
 const MERGED: Duration = Duration::from_secs(1);
 
-/// A replica holds a record that no replica can have written: one event stands in two versions, so that no merge with the record ends. It
+/// A replica holds a record that no replica can have written: one event is in two versions, so that no merge with the record ends. It
 /// is refused, as a damaged one is: a read that needs all replicas fails, and one that needs a quorum shows the values.
 pub(crate) fn uncanonical(play: Play) -> Verdict {
     stage(play, "uncanonical", |cluster| async move {

@@ -17,7 +17,7 @@ use witan_memory::contract::ManualClock;
 use witan_memory::contract::metadata as contract;
 
 use super::*;
-use crate::{Cluster, FactorChanged, Held, TurnLimits, rings};
+use crate::{Cluster, Dropping, FactorChanged, Held, TurnLimits, rings};
 
 /// A coordinator that can move records, unless it is said that it cannot.
 struct Here {
@@ -161,14 +161,38 @@ impl Place {
 
     /// Moves a tenant to the newest ring, with the factor that it is to have.
     async fn move_there(&self, name: &str) {
+        self.move_and_leave(name, MoveTenant::Finish(vec![])).await;
+    }
+
+    /// The same, up to a last step, which leaves rows.
+    async fn move_and_leave(&self, name: &str, last: MoveTenant) {
         let mut tenant = self.tenant(name).await;
         let ring = self.here.rings().newest_version();
         let replication_factor = tenant.wanted_factor.unwrap_or(tenant.replication_factor);
         let to = Placed { ring, replication_factor };
-        for step in [MoveTenant::Prepare(to), MoveTenant::DualWrite, MoveTenant::Cutover, MoveTenant::Finish(vec![])] {
+        for step in [MoveTenant::Prepare(to), MoveTenant::DualWrite, MoveTenant::Cutover, last] {
             let moved = self.metadata.move_tenant(&tenant.id, tenant.version, step, 1).await.expect("a step");
             tenant = moved.tenant;
         }
+    }
+
+    /// Names of tenants and nodes with leftovers, page after page of about this size.
+    async fn left(&self, tenant: Option<&str>, node: Option<&str>, limit: u32) -> Vec<Vec<String>> {
+        let (tenant, node) = (tenant.map(|name| TenantId::new(name).unwrap()), node.map(id));
+        let (mut pages, mut after) = (Vec::new(), None);
+        loop {
+            let found = self.catalog.leftovers(tenant.as_ref(), node.as_ref(), after, limit).await.expect("leftovers");
+            pages.push(found.page.iter().map(|left| format!("{} {}", left.tenant, left.node)).collect());
+            after = found.next;
+            if after.is_none() {
+                return pages;
+            }
+        }
+    }
+
+    async fn give_up(&self, name: &str, tenant: Option<&str>, accept_loss: bool) -> Result<u64, Refused> {
+        let tenant = tenant.map(|name| TenantId::new(name).unwrap());
+        self.catalog.drop_leftovers(self.turn(), Dropping { node: id(name), tenant, accept_loss }).await
     }
 
     async fn note(&self, number: u64, status: MigrationStatus, tenants_done: u64) {
@@ -410,4 +434,56 @@ async fn a_plan_says_what_moves_and_what_is_in_the_way() {
     for expected in ["storage node n3 cannot move records", "is the address of node n1", "n2 cannot be reached"] {
         assert!(problems.contains(expected), "{problems}");
     }
+}
+
+#[tokio::test]
+async fn leftovers_are_listed_in_pages_none_of_which_ends_within_those_of_a_node() {
+    let place = Place::new(4, 100, &[3, 3]).await;
+    assert_eq!(place.left(None, None, 1).await, [Vec::<String>::new()]);
+    for new in ["n5", "n6"] {
+        place.add(node(new)).await.expect("recorded");
+        for tenant in ["t1", "t2"] {
+            place.move_and_leave(tenant, MoveTenant::Finish(vec![id("n1"), id("n2")])).await;
+        }
+    }
+    let each = |names: &[&str]| names.iter().map(|name| vec![(*name).to_owned(); 2]).collect::<Vec<_>>();
+    let all = each(&["t1 n1", "t1 n2", "t2 n1", "t2 n2"]);
+    assert_eq!(place.left(None, None, 1).await, all);
+    assert_eq!(place.left(None, None, 3).await, [all[..2].concat(), all[2..].concat()]);
+    assert_eq!(place.left(None, None, 8).await, [all.concat()]);
+    assert_eq!(place.left(None, Some("n2"), 1).await, each(&["t1 n2", "t2 n2"]));
+    assert_eq!(place.left(Some("t2"), Some("n1"), 1).await, each(&["t2 n1"]));
+    assert_eq!(place.left(Some("t2"), Some("n3"), 1).await, [Vec::<String>::new()]);
+}
+
+/// A node that is away, and stays a member, would be waited for as long as it is away.
+#[tokio::test]
+async fn leftovers_are_given_up_only_by_somebody_who_accepts_what_that_loses() {
+    let place = Place::new(3, 100, &[3, 3]).await;
+    place.add(node("n4")).await.expect("recorded");
+    for tenant in ["t1", "t2"] {
+        place.move_and_leave(tenant, MoveTenant::Finish(vec![id("n1"), id("n2")])).await;
+    }
+    assert!(!place.metadata.forget_rings(2).await.expect("answered"), "leftovers refer to the ring of before");
+    let unsure = place.give_up("n1", None, false).await.expect_err("it may have the only copies");
+    assert!(matches!(&unsure, Refused::Invalid(error) if error.field == "accept_loss"), "{unsure}");
+    assert!(unsure.to_string().contains("tenant t1"), "{unsure}");
+    assert_eq!(place.left(None, Some("n1"), 9).await, [["t1 n1", "t2 n1"]], "nothing was forgotten");
+    assert_eq!(place.give_up("n1", Some("t2"), true).await.expect("accepted"), 1);
+    assert_eq!(place.left(None, None, 9).await, [["t1 n1", "t1 n2", "t2 n2"]]);
+    assert_eq!(place.give_up("n1", None, true).await.expect("accepted"), 1);
+    assert_eq!(place.give_up("n1", None, false).await.expect("there are none any longer"), 0);
+    assert_eq!(place.give_up("n9", None, false).await.expect("it has never been there"), 0);
+    assert_eq!(place.give_up("n2", None, true).await.expect("accepted"), 2);
+    assert!(place.metadata.forget_rings(2).await.expect("answered"), "nothing refers to it any longer");
+}
+
+/// What a move has copied before it was given up counts nowhere.
+#[tokio::test]
+async fn leftovers_of_a_move_that_was_given_up_lose_nothing() {
+    let place = Place::new(3, 100, &[3]).await;
+    place.add(node("n4")).await.expect("recorded");
+    place.move_and_leave("t1", MoveTenant::GiveUp(vec![id("n4")])).await;
+    assert_eq!(place.left(None, None, 9).await, [["t1 n4"]]);
+    assert_eq!(place.give_up("n4", None, false).await.expect("nothing is lost"), 1);
 }

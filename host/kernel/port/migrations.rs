@@ -95,7 +95,7 @@ pub struct Migration {
     pub finished_at_ms: Option<u64>,
 }
 
-/// How far a placement change is. None of its numbers falls.
+/// How far a placement change is. None of its numbers falls, nor does the share of `keys_done` in `keys_total`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MigrationProgress {
     /// Tenants whose records are where they belong.
@@ -104,7 +104,7 @@ pub struct MigrationProgress {
     pub tenants_total: u64,
     /// Records that were compared and, where needed, copied.
     pub keys_done: u64,
-    /// Records that there are, an estimate; at least `keys_done`.
+    /// Records that there are, an estimate; at least `keys_done`. If it turns out too low, it grows as fast as `keys_done` at most.
     pub keys_total: u64,
     /// Bytes of records that were sent.
     pub bytes_done: u64,

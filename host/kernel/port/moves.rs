@@ -202,8 +202,9 @@ impl Leftover {
 }
 
 impl MigrationProgress {
-    /// What is known after `next` was reported: no number falls.
+    /// What is known after `next` was reported: no number falls, and no share.
     fn then(self, next: Self) -> Self {
+        let keys_total = self.total_after(&next);
         let keys_done = self.keys_done.max(next.keys_done);
         // A database takes no zero bytes in texts.
         let mut message = next.message.replace('\0', " ");
@@ -213,10 +214,22 @@ impl MigrationProgress {
             tenants_done: self.tenants_done.max(next.tenants_done),
             tenants_total: self.tenants_total.max(next.tenants_total),
             keys_done,
-            keys_total: self.keys_total.max(next.keys_total).max(keys_done),
+            keys_total,
             bytes_done: self.bytes_done.max(next.bytes_done),
             message,
         }
+    }
+
+    /// The records that there are. It is an estimate, and one that turns out too low grows only as fast as what is done, so that the share
+    /// that is done waits for what was missed, instead of falling.
+    fn total_after(&self, next: &Self) -> u64 {
+        let keys_done = self.keys_done.max(next.keys_done);
+        let estimate = self.keys_total.max(next.keys_total).max(keys_done);
+        let most = u128::from(keys_done) * u128::from(self.keys_total);
+        let most = most
+            .checked_div(u128::from(self.keys_done))
+            .map_or(u64::MAX, |most| u64::try_from(most).unwrap_or(u64::MAX));
+        estimate.min(most).max(keys_done)
     }
 }
 

@@ -144,11 +144,15 @@ impl Shown {
             };
         }
         let wait = self.waits.iter().find(|(tenant, _)| concerns(tenant));
-        let left = self.leftovers.iter().find(|((tenant, _), _)| concerns(tenant));
-        let message = match (wait, left) {
+        let mut left = self.leftovers.iter().filter(|((tenant, _), _)| concerns(tenant));
+        let message = match (wait, left.next()) {
             (Some((tenant, why)), _) => format!("tenant {tenant}: {why}"),
             (None, Some(((tenant, node), why))) => {
-                format!("waits until node {node} has dropped what it has lost of tenant {tenant}: {why}")
+                let one = format!("waits until node {node} has dropped what it has lost of tenant {tenant}: {why}");
+                match left.count() {
+                    0 => one,
+                    others => format!("{one} (and {others} more: witan migration leftovers)"),
+                }
             }
             (None, None) => String::new(),
         };
@@ -499,7 +503,16 @@ mod tests {
         let about = |name: &str| lock(&board.0).about(|tenant| *tenant == id(name));
         assert_eq!(about("a"), (String::new(), 0));
         board.left(BTreeMap::from([((id("a"), NodeId::new("n1").unwrap()), "it cannot be reached".to_owned())]));
-        assert_eq!(about("a").0, "waits until node n1 has dropped what it has lost of tenant a: it cannot be reached");
+        let one = "waits until node n1 has dropped what it has lost of tenant a: it cannot be reached";
+        assert_eq!(about("a").0, one);
+        let node = |name| NodeId::new(name).unwrap();
+        let left = [("a", "n1"), ("a", "n2"), ("b", "n1"), ("b", "n2")];
+        let left = left.map(|(tenant, name)| ((id(tenant), node(name)), "it cannot be reached".to_owned()));
+        board.left(left.into());
+        assert_eq!(about("a").0, format!("{one} (and 1 more: witan migration leftovers)"));
+        let of_nodes = lock(&board.0).about(|_| true);
+        assert_eq!(of_nodes.0, format!("{one} (and 3 more: witan migration leftovers)"));
+        board.left(BTreeMap::from([((id("a"), node("n1")), "it cannot be reached".to_owned())]));
         board.waits(&id("a"), "waits for node n4: it cannot be reached".to_owned());
         assert_eq!(about("a").0, "tenant a: waits for node n4: it cannot be reached");
         board.copies(&id("a"), &everything(), true);

@@ -156,6 +156,20 @@ async fn migrations_are_looked_up_by_name_and_planned_without_a_change() {
     assert_eq!(field(refusal(api.client().list_migrations(token).await)), "page_token");
     let listed = api.client().list_migrations(v1::ListMigrationsRequest::default()).await.expect("listed").into_inner();
     assert!(listed.migrations.is_empty() && listed.next_page_token.is_empty(), "{listed:?}");
+    let list = async |request| api.client().list_leftovers(request).await;
+    let default = v1::ListLeftoversRequest::default;
+    for (token, node, tenant, wrong) in
+        [("t", "", "", "page_token"), ("", "n 1", "", "node_id"), ("", "", "t:1", "tenant_id")]
+    {
+        let (page_token, node_id, tenant_id) = (token.to_owned(), node.to_owned(), tenant.to_owned());
+        let request = v1::ListLeftoversRequest { page_token, node_id, tenant_id, page_size: 0 };
+        assert_eq!(field(refusal(list(request).await)), wrong);
+    }
+    assert_eq!(field(refusal(list(v1::ListLeftoversRequest { page_size: 1001, ..default() }).await)), "page_size");
+    let listed = list(default()).await.expect("listed").into_inner();
+    assert!(listed.leftovers.is_empty() && listed.next_page_token.is_empty(), "{listed:?}");
+    let dropped = api.client().drop_leftovers(v1::DropLeftoversRequest::default()).await;
+    assert_eq!(field(refusal(dropped)), "node_id", "nobody drops those of all nodes at once");
 
     let plan = async |change| api.client().plan_migration(v1::PlanMigrationRequest { change }).await;
     assert_eq!(field(refusal(plan(None).await)), "change");

@@ -124,6 +124,25 @@ fn a_change_that_has_ended_stays_as_it_is_and_no_number_falls() {
 }
 
 #[test]
+fn the_share_that_is_done_does_not_fall_when_there_is_more_than_was_thought() {
+    let of = |keys_done, keys_total| MigrationProgress { keys_done, keys_total, ..MigrationProgress::default() };
+    let reported = [(0, 10), (0, 100), (40, 100), (40, 1000), (50, 1000), (300, 1000), (500, 1000), (1000, 1000)];
+    let mut known = MigrationProgress::default();
+    let mut shown = Vec::new();
+    for (done, total) in reported {
+        let next = known.clone().then(of(done, total));
+        let (before, after) = (known.keys_done * next.keys_total, next.keys_done * known.keys_total);
+        assert!(after >= before && next.keys_total >= known.keys_total, "{known:?}, {next:?}");
+        known = next;
+        shown.push((known.keys_done, known.keys_total));
+    }
+    let expected = [(0, 10), (0, 100), (40, 100), (40, 100), (50, 125), (300, 750), (500, 1000), (1000, 1000)];
+    assert_eq!(shown, expected, "it waits at 40 %");
+    assert_eq!(of(7, 7).then(of(8, 90)), of(8, 8), "everything was done, as far as was known");
+    assert_eq!(of(2, u64::MAX).then(of(u64::MAX, 0)), of(u64::MAX, u64::MAX));
+}
+
+#[test]
 fn there_is_an_end_to_changes_that_are_under_way() {
     assert_eq!([0, MIGRATIONS - 1, MIGRATIONS, MIGRATIONS + 2].map(superfluous), [0, 0, 1, 3]);
     let of = |number| Migration { number, ..pending(PlacementChange::AddNode(node("a")), 1, 5) };

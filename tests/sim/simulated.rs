@@ -1,0 +1,20 @@
+//! The ports of a simulated coordinator.
+
+use std::sync::Arc;
+
+use witan_coordinate::World;
+use witan_peer::Lanes;
+
+use crate::stores::{Idempotency, View};
+use crate::world::{Dial, Dice, SimClock};
+
+/// The ports of the simulation.
+pub(crate) struct Simulated;
+
+impl World for Simulated {
+    type Clock = SimClock;
+    type Randomness = Dice;
+    type Replicas = Arc<Lanes<SimClock, Dial>>;
+    type Idempotency = Idempotency;
+    type Tenants = View;
+}
