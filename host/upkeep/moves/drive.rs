@@ -41,6 +41,8 @@ struct Known {
     stale: u32,
     /// Until when the step under way may be repeated.
     until: Option<Instant>,
+    /// Why the last attempt at the step under way has to be repeated.
+    lacking: Option<String>,
     /// Why the move is to be given up.
     failed: Option<String>,
     again: Backoff,
@@ -58,6 +60,7 @@ impl Known {
             took: Duration::ZERO,
             stale: 0,
             until: None,
+            lacking: None,
             failed: None,
             again: Backoff::new(first, longest, seed(&[id.bytes()])),
             not_before: None,
@@ -84,7 +87,7 @@ impl Known {
     /// A step was published by this revision.
     fn enter(&mut self, since: u64) {
         self.done = Done::under(since);
-        self.until = None;
+        (self.until, self.lacking) = (None, None);
         self.conflicts = 0;
     }
 }

@@ -69,6 +69,10 @@ async fn says(api: &Api, migration: &str, what: &str) {
         now.message.contains(what).then_some(())
     })
     .await;
+    // For more than a moment: somebody has to read it.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let still = status(api, migration).await.expect("its status");
+    assert!(still.message.contains(what), "it does not say {what} any longer: {still:?}");
 }
 
 /// Makes PostgreSQL take its time with a change of a tenant's move, or of its leftovers: `when` is a condition of the trigger.

@@ -207,7 +207,12 @@ impl<W: World> Moves<W> {
 
     /// Copies from fenced sources what the first copy has missed. One attempt.
     async fn complete(&self, at: &At<'_>, epoch: u64, known: &mut Known) -> Stepped {
-        self.board.doing(at.id, "copies what was written meanwhile");
+        let what = "copies what was written meanwhile";
+        match &known.lacking {
+            None => self.board.doing(at.id, what),
+            // An attempt may take as long as a node is waited for: meanwhile it is said why there is another one.
+            Some(why) => self.board.doing_with(at.id, what, why),
+        }
         let most = COMPLETES.max(known.took * TIMES);
         let until = *known.until.get_or_insert_with(|| Instant::now() + most);
         let attempt = timeout_at(until, self.attempt(at, epoch)).await;
@@ -231,7 +236,7 @@ impl<W: World> Moves<W> {
             Ok(Err(Missed::Lacking(why))) => {
                 if Instant::now() < until {
                     tracing::debug!(tenant = %at.id, %why, "the last copy of a tenant is repeated");
-                    self.board.doing_with(at.id, "copies what was written meanwhile", &why);
+                    known.lacking = Some(why);
                     return Stepped::Pause;
                 }
                 why
