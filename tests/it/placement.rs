@@ -15,7 +15,7 @@ use witan_kernel::ring::{Ring, token};
 use witan_wire::v1;
 
 use crate::harness::{
-    Api, Cluster, Company, Process, Refusal, Version, eventually, node_client, own_address, read, write,
+    Api, Cluster, Company, Process, Refusal, Version, delete, eventually, node_client, own_address, read, write,
 };
 use load::{KEYS, Keys, Load, SIBLINGS, TENANTS};
 
@@ -75,7 +75,7 @@ async fn each_has_its_own(api: &Api, keys: &Keys) {
     let id = |node: &v1::StorageNodeInfo| NodeId::new(&*node.node_id).expect("an id");
     let members: Vec<(NodeId, u32)> = nodes.iter().map(|node| (id(node), node.virtual_nodes as u32)).collect();
     let ring = Ring::new(&members, 0);
-    for name in keys.keys().map(|(tenant, _)| *tenant).collect::<BTreeSet<_>>() {
+    for name in keys.tenants() {
         let replicas = u8::try_from(tenant(api, name).await.replication_factor).expect("a factor");
         let of = TenantId::new(name).expect("a tenant");
         for node in &nodes {
@@ -304,7 +304,7 @@ async fn leaves_while_away(company: &Company, api: &Api) -> String {
 
 /// Reads all keys from all replicas.
 async fn each_is_as_it_was(api: &Api, keys: &Keys) {
-    for ((tenant, key), possible) in keys {
+    for ((tenant, key), possible) in &keys.registers {
         let all = v1::ReadKeyValueRequest { consistency: "all".to_owned(), ..read(tenant, key) };
         let found = match api.read(all).await {
             Ok(found) => Some(String::from_utf8(found.value.to_vec()).expect("a value of the test")),
@@ -322,7 +322,7 @@ async fn each_is_as_it_was(api: &Api, keys: &Keys) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leftovers_of_a_node_that_is_away_are_given_up_and_stay_gone() {
     let mut company = Company::with(4, 1).await;
-    let (api, mut keys) = (company.api(0), Keys::new());
+    let (api, mut keys) = (company.api(0), Keys::default());
     for name in ["other", "three"] {
         api.tenant(name, |_| {}).await;
         for n in 0..KEYS {
@@ -337,7 +337,7 @@ async fn leftovers_of_a_node_that_is_away_are_given_up_and_stay_gone() {
                 Some(value) => api.write(write(name, &key, value)).await.map(drop).expect("written"),
                 None => api.delete(delete(name, &key)).await.map(drop).expect("deleted"),
             }
-            keys.insert((name, key), [value.map(str::to_owned)].into());
+            keys.registers.insert((name, key), [value.map(str::to_owned)].into());
         }
     }
     let asked = leaves_while_away(&company, &api).await;

@@ -81,7 +81,6 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::EraIgnored => Some("restored:1"),
         Fault::DamageBelieved => Some("damaged:51"),
         Fault::FenceIgnored | Fault::FenceVolatile | Fault::FenceNotAwaited | Fault::EpochOfLater => Some("fenced:0"),
-        // No scenario moves tenants yet; the node's own tests find them (host/node/clear.rs).
         Fault::HealingSkipsRange => Some("healing:2"),
         Fault::ReturnUnnoticed => Some("healing:6"),
         // In scenes of their own.
@@ -96,23 +95,31 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         | Fault::NewestIgnored
         | Fault::OwnDotLeftOut
         | Fault::UnreservedSentAsFirst => None,
-        Fault::MoveCountsUnion
-        | Fault::MoveReadsNewOnly
-        | Fault::MoveReadsOldOnly
-        | Fault::MoveWritesNewOnly
-        | Fault::MoveWritesOldOnly
-        | Fault::EnterDropsNothing
-        | Fault::StaleEnterDrops
-        | Fault::LeaveIgnoresEntry
-        | Fault::MoveNewInForceEarly
-        | Fault::MoveDeltaSkipped
-        | Fault::MoveCopyFromOne
-        | Fault::MoveCopyToOne
-        | Fault::MovePrepareSkipped
-        | Fault::LeftoverDroppedUnseen
-        | Fault::MoveUnfenced
-        | Fault::MoveSkipsTombstones => None,
         Fault::MergesNotGated | Fault::SyncCoversLater | Fault::StampNotStored | Fault::UnrepairedBelieved => None,
+        of_moves => recorded_of_moves(of_moves),
+    }
+}
+
+/// The same, of placement changes.
+fn recorded_of_moves(fault: Fault) -> Option<&'static str> {
+    match fault {
+        Fault::MoveCountsUnion => None,
+        Fault::MoveReadsNewOnly => None,
+        Fault::MoveReadsOldOnly => None,
+        Fault::MoveWritesNewOnly => None,
+        Fault::MoveWritesOldOnly => None,
+        Fault::EnterDropsNothing => None,
+        Fault::StaleEnterDrops => None,
+        Fault::LeaveIgnoresEntry => None,
+        Fault::MoveNewInForceEarly => None,
+        Fault::MoveDeltaSkipped => None,
+        Fault::MoveCopyFromOne => None,
+        Fault::MoveCopyToOne => None,
+        Fault::MovePrepareSkipped => None,
+        Fault::LeftoverDroppedUnseen => None,
+        Fault::MoveUnfenced => None,
+        Fault::MoveSkipsTombstones => None,
+        _ => None,
     }
 }
 
@@ -145,7 +152,7 @@ fn best_scenario(fault: Fault) -> &'static str {
         | Fault::MovePrepareSkipped
         | Fault::LeftoverDroppedUnseen
         | Fault::MoveUnfenced
-        | Fault::MoveSkipsTombstones => "moves",
+        | Fault::MoveSkipsTombstones => "split",
         Fault::LevelIgnored | Fault::LateCalledUnapplied => "levels",
         Fault::MinimumIgnored => "policies",
         Fault::ContextNotAbove => "wallclock",

@@ -5,33 +5,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::{join, join_all};
-use witan_kernel::placement::Step;
 use witan_kernel::port::{MigrationStore, PlacementChange, PlacementStore, StoreError, StoreState, TenantStore};
 
 use crate::client::Client;
-use crate::nemesis::{Action, Storm};
+use crate::nemesis::Storm;
 use crate::play::drained;
+use crate::scenario::{Change, Unaware};
 use crate::stage::{Command, Mood, Stage};
 use crate::world::now_micros;
-
-/// What an operator asks for. Nodes and tenants are given by index.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Change {
-    Add(usize),
-    Remove(usize),
-    /// A tenant is to have another replication factor.
-    Factor(usize, u8),
-    /// The last change that was accepted is given up.
-    TakeBack,
-}
-
-/// What happens once a tenant has come to a step, this many milliseconds later.
-#[derive(Debug, Clone)]
-pub(crate) struct Unaware {
-    pub(crate) step: Step,
-    pub(crate) after_ms: u64,
-    pub(crate) actions: Vec<Action>,
-}
 
 /// Within this time all changes must have ended once nothing fails any longer: the claim of a leader that has crashed expires after 15 s,
 /// a lease after 4 s, operations after 10 s, and moves that were given up wait for up to a minute.

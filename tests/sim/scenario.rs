@@ -13,11 +13,11 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use witan_kernel::limit;
 use witan_kernel::name::TenantId;
+use witan_kernel::placement::Step;
 use witan_kernel::tenant::{ConflictMode, Level, Ordering, ReadRepair, Tenant};
 use witan_upkeep::HealingConfig;
 
-use crate::moves::{Change, Unaware};
-use crate::nemesis::{Machines, Storm, Weather, storm};
+use crate::nemesis::{Action, Machines, Storm, Weather, storm};
 use crate::plugins::Resolver;
 
 /// A tenant and its workload.
@@ -130,6 +130,25 @@ pub(crate) enum Scene {
         /// The metadata were restored, too.
         metadata_too: bool,
     },
+}
+
+/// What an operator asks for. Nodes and tenants are given by index.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change {
+    Add(usize),
+    Remove(usize),
+    /// A tenant is to have another replication factor.
+    Factor(usize, u8),
+    /// The last change that was accepted is given up.
+    TakeBack,
+}
+
+/// What happens once a tenant has come to a step, this many milliseconds later.
+#[derive(Debug, Clone)]
+pub(crate) struct Unaware {
+    pub(crate) step: Step,
+    pub(crate) after_ms: u64,
+    pub(crate) actions: Vec<Action>,
 }
 
 /// The behaviour of clients. Shares are per mille.

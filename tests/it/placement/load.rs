@@ -42,6 +42,12 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
+    /// The tenants that have keys.
+    pub(crate) fn tenants(&self) -> BTreeSet<&'static str> {
+        let siblings = (!self.siblings.is_empty()).then_some(SIBLINGS);
+        self.registers.keys().map(|(tenant, _)| *tenant).chain(siblings).collect()
+    }
+
     /// Whether each key of a tenant certainly has a value.
     pub(crate) fn of(&self, tenant: &str) -> BTreeMap<&str, bool> {
         if tenant == SIBLINGS {

@@ -6,8 +6,7 @@ use rand::seq::IndexedRandom;
 use witan_kernel::placement::Step;
 use witan_kernel::tenant::ReadRepair;
 
-use super::{Act, FINALE, OVERTURE, Scenario, play};
-use crate::moves::{Change, Unaware};
+use super::{Act, Change, FINALE, OVERTURE, Scenario, Unaware, play};
 use crate::nemesis::{Action, Link, Machines, Storm, Weather, storm};
 
 /// Nodes join and leave, and replication factors change, two or three of these one soon after the other, and some are taken back, while
@@ -55,9 +54,9 @@ pub(super) fn moves(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     play(scenario, acts)
 }
 
-/// One coordinator hears of nothing from the moment on at which a tenant has come to a step, until everything is over, and does not reach one
-/// of the nodes; another one does not reach a second node. What either writes is on a bare quorum, which has as little in common with what
-/// the other one reads as may be. The third one may lead.
+/// One coordinator hears of nothing from the moment on at which a tenant has come to a step, until everything is over, and does not reach
+/// one of the nodes; another one does not reach a second node. What either writes is on a bare quorum, which has as little in common with
+/// what the other one reads as may be. The third one may lead.
 fn unaware(rng: &mut StdRng, scenario: &Scenario, troubles: &mut Storm) -> Unaware {
     let unaware = rng.random_range(0..scenario.coordinators);
     let aware = (unaware + rng.random_range(1..scenario.coordinators)) % scenario.coordinators;
@@ -97,8 +96,8 @@ fn change(rng: &mut StdRng, scenario: &Scenario) -> Change {
     }
 }
 
-/// Three nodes and one that joins, or a factor that changes, while what two coordinators reach has as little in common as may be, and one of
-/// them hears of nothing any longer from some step on: what each step rests on is all that holds.
+/// Three nodes and one that joins, or a factor that changes, while what two coordinators reach has as little in common as may be, and one
+/// of them hears of nothing any longer from some step on: what each step rests on is all that holds.
 pub(super) fn split(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     (scenario.strict, scenario.moves) = (true, true);
     (scenario.nodes, scenario.spare, scenario.coordinators, scenario.clients) = (3, 1, 3, 4);
