@@ -8,12 +8,12 @@
 //! Fences only rise, so raising one again, late or in another order is harmless. [`Marks`] are kept beside them.
 
 mod marks;
+mod noted;
 
 use std::collections::BTreeMap;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
-use crate::limit::TENANT_BYTES;
 use crate::name::{NodeId, TenantId};
 use crate::ring::Ring;
 use crate::tenant::{Level, Tenant};
@@ -24,9 +24,6 @@ pub use marks::Marks;
 /// that needs a fence writes all of them. With one more, the lowest becomes the fence of all tenants: a coordinator that has missed that
 /// many changes is refused for every tenant.
 pub const FENCES: usize = 1024;
-
-/// The version of the encoding.
-const CODEC: u8 = 1;
 
 /// The fences of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -78,42 +75,13 @@ impl Fences {
 
     /// The fences as bytes, with a checksum.
     pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(16 + self.tenants.len() * 40);
-        out.put_u8(CODEC);
-        out.put_u64_le(self.floor);
-        for (tenant, fence) in &self.tenants {
-            let name = tenant.bytes();
-            out.put_u64_le(*fence);
-            // Names have 256 bytes at most.
-            out.put_u16_le(u16::try_from(name.len()).unwrap_or(u16::MAX));
-            out.put_slice(name);
-        }
-        let checksum = crc32fast::hash(&out);
-        out.put_u32_le(checksum);
-        out.freeze()
+        noted::encode(self.floor, &self.tenants)
     }
 
     /// Reads what [`Self::encode`] has written; `None` when it is anything else.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (content, checksum) = bytes.split_last_chunk::<4>()?;
-        if crc32fast::hash(content).to_le_bytes() != *checksum || content.len() < 9 || content[0] != CODEC {
-            return None;
-        }
-        let mut rest = &content[1..];
-        let floor = rest.get_u64_le();
-        let mut tenants = BTreeMap::new();
-        while rest.has_remaining() {
-            let fence = rest.try_get_u64_le().ok()?;
-            let length = usize::from(rest.try_get_u16_le().ok()?);
-            if length > TENANT_BYTES || length > rest.len() || fence <= floor || tenants.len() >= FENCES {
-                return None;
-            }
-            let (name, others) = rest.split_at(length);
-            let name = TenantId::new(std::str::from_utf8(name).ok()?).ok()?;
-            tenants.insert(name, fence);
-            rest = others;
-        }
-        Some(Self { floor, tenants })
+        let (floor, tenants) = noted::decode(bytes)?;
+        tenants.values().all(|fence| *fence > floor).then_some(Self { floor, tenants })
     }
 }
 

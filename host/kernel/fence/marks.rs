@@ -7,14 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::FENCES;
-use crate::limit::TENANT_BYTES;
+use super::{FENCES, noted};
 use crate::name::TenantId;
-
-/// The version of the encoding.
-const CODEC: u8 = 1;
 
 /// The marks of a node: of [`FENCES`] tenants at most, for the same reason. With one more, the lowest is forgotten: its tenant's change, if
 /// it is still under way, begins anew, and whether the tenant has been marked since is judged by the highest mark that was forgotten.
@@ -54,40 +50,12 @@ impl Marks {
 
     /// The marks as bytes, with a checksum.
     pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(16 + self.tenants.len() * 40);
-        out.put_u8(CODEC);
-        out.put_u64_le(self.forgotten);
-        for (tenant, mark) in &self.tenants {
-            let name = tenant.bytes();
-            out.put_u64_le(*mark);
-            // Names have 256 bytes at most.
-            out.put_u16_le(u16::try_from(name.len()).unwrap_or(u16::MAX));
-            out.put_slice(name);
-        }
-        let checksum = crc32fast::hash(&out);
-        out.put_u32_le(checksum);
-        out.freeze()
+        noted::encode(self.forgotten, &self.tenants)
     }
 
     /// Reads what [`Self::encode`] has written; `None` when it is anything else.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (content, checksum) = bytes.split_last_chunk::<4>()?;
-        if crc32fast::hash(content).to_le_bytes() != *checksum || content.len() < 9 || content[0] != CODEC {
-            return None;
-        }
-        let mut rest = &content[1..];
-        let forgotten = rest.get_u64_le();
-        let mut tenants = BTreeMap::new();
-        while rest.has_remaining() {
-            let mark = rest.try_get_u64_le().ok()?;
-            let length = usize::from(rest.try_get_u16_le().ok()?);
-            if length > TENANT_BYTES || length > rest.len() || tenants.len() >= FENCES {
-                return None;
-            }
-            let (name, others) = rest.split_at(length);
-            tenants.insert(TenantId::new(std::str::from_utf8(name).ok()?).ok()?, mark);
-            rest = others;
-        }
+        let (forgotten, tenants) = noted::decode(bytes)?;
         Some(Self { forgotten, tenants })
     }
 }
