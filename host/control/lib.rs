@@ -50,7 +50,7 @@ pub use cache::{TenantCache, TenantCacheConfig, TenantCacheCounts};
 pub use follow::follow;
 pub use leftovers::{Dropping, Leftovers};
 pub use migrations::{Changed, Removal};
-pub use nodes::{register, rings};
+pub use nodes::register;
 pub use placement::FactorChanged;
 pub use plan::{Plan, PlannedNode};
 pub use tenants::Ended;

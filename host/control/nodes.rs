@@ -5,8 +5,7 @@ use std::sync::Arc;
 use witan_kernel::condition::Condition;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::{Era, Invalid, NodeId};
-use witan_kernel::port::{Duties, MIGRATIONS, Metadata, Placement, PlacementChange, RingOnRecord, StorageNode};
-use witan_kernel::ring::{Ring, Rings};
+use witan_kernel::port::{Duties, MIGRATIONS, Metadata, PlacementChange, StorageNode};
 use witan_kernel::scan::{Fullness, Trust};
 
 use super::{Catalog, Changed, Refused, Removal, Turn, to_its_end};
@@ -52,12 +51,6 @@ pub async fn register(metadata: &dyn Metadata, configured: &[StorageNode], now_m
 async fn has_left(metadata: &dyn Metadata, id: &NodeId) -> Result<bool, Refused> {
     let migrations = metadata.migrations(None, MIGRATIONS as u32).await?;
     Ok(migrations.iter().any(|it| matches!(&it.change, PlacementChange::RemoveNode { node, .. } if node == id)))
-}
-
-/// The versions of the ring of a placement.
-pub fn rings(placement: &Placement) -> Rings {
-    let ring = |on_record: &RingOnRecord| (on_record.version, Arc::new(Ring::new(&on_record.members, placement.epoch)));
-    Rings::new(placement.rings.iter().map(ring).collect())
 }
 
 impl Catalog {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use tokio::time::Instant;
-use witan_control::{Cluster, Held, TenantCache, rings};
+use witan_control::{Cluster, Held, TenantCache};
 use witan_coordinate::Coordinator;
 use witan_kernel::condition::Condition;
 use witan_kernel::context::ContextKeys;
@@ -156,7 +156,7 @@ impl Cluster for Local {
         if placement.epoch <= self.coordinator.ring().epoch() {
             return;
         }
-        let rings = rings(&placement);
+        let rings = placement.rings();
         let nodes: Vec<StorageNode> = placement.nodes.into_iter().map(|on_record| on_record.node).collect();
         self.lanes.set_nodes(&nodes);
         self.coordinator.set_rings(rings);

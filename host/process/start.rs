@@ -10,7 +10,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use witan_control::{Catalog, Cluster, TenantCache, TurnLimits, follow, register, rings};
+use witan_control::{Catalog, Cluster, TenantCache, TurnLimits, follow, register};
 use witan_coordinate::{Coordinator, Ports};
 use witan_kernel::capability::OF_COORDINATORS;
 use witan_kernel::name::NodeId;
@@ -277,7 +277,7 @@ impl Parts {
         let secrets = metadata.secrets(rand::random(), unix_ms()).await.context("read secrets")?;
         let keys = context_keys(&secrets)?;
         let placement = metadata.placement().await.context("read nodes")?;
-        let rings = rings(&placement);
+        let rings = placement.rings();
         let nodes: Vec<StorageNode> = placement.nodes.into_iter().map(|on_record| on_record.node).collect();
         let idempotency = Idempotency::open(&config.shared, &config.data_dir, clock, config.durability).await?;
         let tenants = Arc::new(TenantCache::new(metadata.clone(), clock, config.tenant_cache));

@@ -28,7 +28,7 @@ use witan_kernel::placement::leader::NodeCondition;
 use witan_kernel::port::{
     Claimant, Clock, Duty, DutyKind, Metadata, PassEnd, Placement, Replicas, StoreError, StoreState,
 };
-use witan_kernel::ring::{Ring, Rings};
+use witan_kernel::ring::Rings;
 use witan_kernel::scan::Ranges;
 use witan_kernel::sync::lock;
 
@@ -223,7 +223,11 @@ impl<W: World> Moves<W> {
         let stores = self.metadata().stores().await?;
         let retired: BTreeSet<StoreId> =
             stores.iter().filter(|store| store.state == StoreState::Retired).map(|store| store.store).collect();
-        Ok(Ground::new(&placement, retired))
+        // Computing a ring takes long, and this coordinator has usually done so.
+        let known = self.coordinator().rings();
+        let is_known = known.newest().epoch() == placement.epoch;
+        let rings = if is_known { known } else { Arc::new(placement.rings()) };
+        Ok(Ground::new(&placement, rings, retired))
     }
 
     /// What a node can do for a move.
@@ -292,7 +296,7 @@ impl<'a> Rate<'a> {
 struct Ground {
     /// The placement's number.
     epoch: u64,
-    rings: Rings,
+    rings: Arc<Rings>,
     on_record: BTreeSet<NodeId>,
     /// Nodes whose store on record is retired.
     given_up: BTreeSet<NodeId>,
@@ -301,14 +305,11 @@ struct Ground {
 }
 
 impl Ground {
-    fn new(placement: &Placement, retired: BTreeSet<StoreId>) -> Self {
-        let ring = |ring: &witan_kernel::port::RingOnRecord| {
-            (ring.version, Arc::new(Ring::new(&ring.members, placement.epoch)))
-        };
+    fn new(placement: &Placement, rings: Arc<Rings>, retired: BTreeSet<StoreId>) -> Self {
         let has_retired = placement.nodes.iter().filter(|node| node.store_id.is_some_and(|id| retired.contains(&id)));
         Self {
             epoch: placement.epoch,
-            rings: Rings::new(placement.rings.iter().map(ring).collect()),
+            rings,
             on_record: placement.nodes.iter().map(|node| node.node.id.clone()).collect(),
             given_up: has_retired.map(|node| node.node.id.clone()).collect(),
             retired,

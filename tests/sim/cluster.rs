@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
+use witan_control::register;
 use witan_control::stores::Progress;
-use witan_control::{register, rings};
 use witan_coordinate::{
     Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, Respond, UnderWay, WriteRequest, Written,
 };
@@ -289,7 +289,7 @@ impl Cluster {
         let metadata = MemoryMetadata::new(SimClock::default());
         at_once(register(&metadata, &on_record, 0)).expect("registers the nodes");
         let placement = at_once(metadata.placement()).expect("the nodes are on record");
-        let (rings, known, faulty) = (rings(&placement), Known::default(), Arc::clone(&bound.faulty));
+        let (rings, known, faulty) = (placement.rings(), Known::default(), Arc::clone(&bound.faulty));
         let collapsed = Collapsed::default();
         let idempotency = Idempotency::new(dice.clone());
         let shared = Arc::new(Shared {
@@ -464,7 +464,7 @@ impl Cluster {
         let on_record = at_once(self.metadata.tenant(&place.tenant)).ok().flatten();
         let tenant = on_record.as_ref().unwrap_or(&self.tenants[tenant]);
         let placement = at_once(self.metadata.placement()).expect("the nodes are on record");
-        let rings = rings(&placement);
+        let rings = placement.rings();
         let ring = rings.version(tenant.ring).unwrap_or(rings.newest());
         let preference = ring.replicas(place.token, tenant.replication_factor);
         preference.iter().filter_map(|id| self.nodes.iter().find(|node| node.id == *id)).collect()

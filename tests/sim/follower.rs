@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use witan_control::{Cluster, Held, follow, rings};
+use witan_control::{Cluster, Held, follow};
 use witan_coordinate::Coordinator;
 use witan_kernel::capability::OF_COORDINATORS;
 use witan_kernel::hook::{Pending, ReplicaState};
@@ -40,7 +40,7 @@ impl Known {
     }
 
     pub(crate) fn rings(&self) -> Rings {
-        rings(&self.placement)
+        self.placement.rings()
     }
 }
 
@@ -187,7 +187,7 @@ impl Cluster for Local {
         if placement.epoch <= self.coordinator.ring().epoch() {
             return;
         }
-        let rings = rings(&placement);
+        let rings = placement.rings();
         let nodes: Vec<StorageNode> = placement.nodes.into_iter().map(|on_record| on_record.node).collect();
         self.lanes.set_nodes(&nodes);
         self.coordinator.set_rings(rings);

@@ -17,7 +17,7 @@ use witan_memory::contract::ManualClock;
 use witan_memory::contract::metadata as contract;
 
 use super::*;
-use crate::{Cluster, Dropping, FactorChanged, Held, TurnLimits, rings};
+use crate::{Cluster, Dropping, FactorChanged, Held, TurnLimits};
 
 /// A coordinator that can move records, unless it is said that it cannot.
 struct Here {
@@ -69,7 +69,7 @@ impl Cluster for Here {
         Box::pin(std::future::ready(Ok(())))
     }
     fn placement_changed(&self, placement: Placement) {
-        *self.rings.lock().unwrap() = Arc::new(rings(&placement));
+        *self.rings.lock().unwrap() = Arc::new(placement.rings());
     }
     fn state(&self, node: &NodeId) -> ReplicaState {
         let reachable = !self.away.lock().unwrap().contains(node);
@@ -127,7 +127,7 @@ impl Place {
             lacking: Mutex::default(),
             away: Mutex::default(),
             keys,
-            rings: Mutex::new(Arc::new(rings(&placement))),
+            rings: Mutex::new(Arc::new(placement.rings())),
             followed: Mutex::default(),
         });
         let shared: Arc<dyn Metadata> = Arc::clone(&metadata) as _;

@@ -1,9 +1,12 @@
 //! Storage nodes and their stores, on record: where keys may be placed.
 
+use std::sync::Arc;
+
 use super::Answer;
 #[cfg(doc)]
 use super::StoreError;
 use crate::name::{NodeId, StoreId};
+use crate::ring::{Ring, Rings};
 use crate::scan::Trust;
 
 /// Most storage nodes: with 150 virtual nodes each, a ring of 150,000 points.
@@ -76,6 +79,14 @@ pub struct Placement {
     /// The ring's versions to which tenants, moves or leftovers may refer, oldest first; never empty. As long as no node has joined or left
     /// while data was stored, it is one, number 0, of which every node is a member.
     pub rings: Vec<RingOnRecord>,
+}
+
+impl Placement {
+    /// The versions of the ring, each with the placement's epoch.
+    pub fn rings(&self) -> Rings {
+        let ring = |on_record: &RingOnRecord| (on_record.version, Arc::new(Ring::new(&on_record.members, self.epoch)));
+        Rings::new(self.rings.iter().map(ring).collect())
+    }
 }
 
 /// A version of the ring.

@@ -20,7 +20,7 @@ use witan_kernel::port::{
 use witan_kernel::record::Record;
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::Place;
-use witan_kernel::ring::{Ring, Rings, token};
+use witan_kernel::ring::{Rings, token};
 use witan_kernel::tenant::{Level, Tenant};
 use witan_memory::MemoryMetadata;
 use witan_upkeep::{Moves, MovesConfig, Upkeep};
@@ -171,9 +171,7 @@ impl Cluster {
     }
 
     async fn rings(&self) -> Rings {
-        let placement = self.metadata.placement().await.expect("read");
-        let ring = |ring: &witan_kernel::port::RingOnRecord| (ring.version, Arc::new(Ring::new(&ring.members, 1)));
-        Rings::new(placement.rings.iter().map(ring).collect())
+        self.metadata.placement().await.expect("read").rings()
     }
 
     /// The replicas of a key in a placement.
