@@ -3,6 +3,7 @@
 
 mod failing;
 mod load;
+mod play;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -19,13 +20,15 @@ use crate::harness::{
 };
 use load::{KEYS, Keys, Load, SIBLINGS, TENANTS};
 
-/// How long a migration may take on a machine that is busy with other tests.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// How long a migration may take on a machine that is busy with other tests. Many more keys take more.
+fn patience() -> Duration {
+    Duration::from_secs(300) + Duration::from_millis(play::keys() as u64)
+}
 
 /// Waits until a migration has ended, which must be as completed.
 async fn completed(api: &Api, migration: &str) -> v1::GetMigrationStatusResponse {
     assert!(migration.starts_with("m-"), "records have to move: {migration:?}");
-    let (until, mut least) = (Instant::now() + PATIENCE, (0, 0.0));
+    let (until, mut least) = (Instant::now() + patience(), (0, 0.0));
     loop {
         let request = v1::GetMigrationStatusRequest { migration_id: migration.to_owned() };
         let now = api.client().get_migration_status(request).await.expect("its status").into_inner();
@@ -60,12 +63,18 @@ async fn nodes(api: &Api) -> Vec<v1::StorageNodeInfo> {
 
 /// The keys of a tenant of which a node has records.
 async fn keys_on(node: SocketAddr, tenant: &str) -> BTreeSet<String> {
-    let request =
-        v1::ScanRangeRequest { tenant_id: tenant.to_owned(), abridged: true, ..v1::ScanRangeRequest::default() };
-    let page = node_client(node).scan_range(request).await.expect("scanned").into_inner();
-    assert_eq!(page.next, None, "few enough for one page");
-    let key = |record: v1::StoredRecord| String::from_utf8(record.position.expect("a position").key.to_vec());
-    page.records.into_iter().map(|record| key(record).expect("a key of the load")).collect()
+    let (mut keys, mut after) = (BTreeSet::new(), None);
+    loop {
+        let tenant_id = tenant.to_owned();
+        let request = v1::ScanRangeRequest { tenant_id, abridged: true, after, ..v1::ScanRangeRequest::default() };
+        let page = node_client(node).scan_range(request).await.expect("scanned").into_inner();
+        let key = |record: v1::StoredRecord| String::from_utf8(record.position.expect("a position").key.to_vec());
+        keys.extend(page.records.into_iter().map(|record| key(record).expect("a key of the load")));
+        after = page.next;
+        if after.is_none() {
+            return keys;
+        }
+    }
 }
 
 /// Waits until each node has records of all keys with a value of which it is a replica, and none of which it is not.

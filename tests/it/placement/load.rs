@@ -27,7 +27,7 @@ pub(crate) type Possible = BTreeSet<Option<String>>;
 
 /// What a key with siblings has, and may have besides: changes that are in doubt. And the context of what was read last.
 #[derive(Default)]
-struct Siblings {
+pub(crate) struct Siblings {
     has: BTreeSet<String>,
     may_have: BTreeSet<String>,
     seen: BTreeSet<String>,
@@ -38,7 +38,7 @@ struct Siblings {
 #[derive(Default)]
 pub(crate) struct Keys {
     pub(crate) registers: BTreeMap<(&'static str, String), Possible>,
-    siblings: BTreeMap<String, Siblings>,
+    pub(crate) siblings: BTreeMap<String, Siblings>,
 }
 
 impl Keys {
@@ -89,6 +89,12 @@ impl Load {
 
     /// Begins. `in_sessions`: half of the clients work over sessions, which end with their coordinator.
     pub(crate) fn start(apis: &[Api], in_sessions: bool) -> Self {
+        Self::of(0, apis, in_sessions)
+    }
+
+    /// The same, of several loads that work one after the other, each on keys of its own.
+    pub(crate) fn of(number: usize, apis: &[Api], in_sessions: bool) -> Self {
+        let first = number * WORKERS;
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let refusals = Arc::<Mutex<Vec<String>>>::default();
         let worker = |number: usize| {
@@ -102,7 +108,7 @@ impl Load {
             };
             tokio::spawn(work.until(Arc::clone(&stop)))
         };
-        Self { workers: (0..WORKERS).map(worker).collect(), stop, done, refusals }
+        Self { workers: (first..first + WORKERS).map(worker).collect(), stop, done, refusals }
     }
 
     /// Waits until some more operations are done: a change is not over before anything has happened.
