@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use witan_control::TenantCacheConfig;
 use witan_coordinate::Defaults;
 use witan_kernel::durability::Durability;
-use witan_upkeep::BEGINS_AFTER;
+use witan_upkeep::{BEGINS_AFTER, MovesConfig};
 
 use super::{args, choice, output};
 use crate::access::config::Security;
@@ -82,7 +82,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         drain: Duration::from_secs(10),
         sampling: Sampling::default(),
     };
-    let serving = start(config, watch::channel(Live::default()).1, Reloads::default(), stop).await?;
+    // The nodes have one disk, which is also that of everything else here.
+    let moves = MovesConfig { full_disk: 100, ..MovesConfig::default() };
+    let live = Live { moves, ..Live::default() };
+    let serving = start(config, watch::channel(live).1, Reloads::default(), stop).await?;
     let shown: Vec<String> = nodes.iter().map(|node| format!("{}={}:{}", node.id, node.host, node.port)).collect();
     let (address, admin, nodes) = (serving.address, serving.admin_address, shown.join(","));
     output::line(&format!("ready address={address} admin={admin} nodes={nodes}"))?;

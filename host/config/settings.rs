@@ -203,6 +203,7 @@ pub struct Healing {
 #[allow(missing_docs)]
 pub struct Placement {
     pub copy_rate: u64,
+    pub full_disk: u8,
     pub leader_lease: Span,
 }
 

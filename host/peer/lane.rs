@@ -497,6 +497,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
         self.tell_standing();
         if let Some((p50, p99)) = self.latencies.publish() {
             self.ends.vitals.set_latency(p50, p99);
+            self.ends.vitals.usual.note(now, p99);
             self.p99_us = u64::from(p99);
         }
         self.ends.vitals.set_in_flight_peak(std::mem::replace(&mut self.peak, self.table.len()));

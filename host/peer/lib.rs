@@ -3,8 +3,9 @@
 //! A lane (`lane`) is one bidirectional stream: queued requests are sent in one frame, and answers arrive in any order and are matched by
 //! id. No timer delays a request. Requests and answers over 64 KiB use a second lane, so that small ones never wait behind them: a node
 //! refuses what it would answer with more, and the request is sent again over that lane. `queue` holds requests that wait for their turn,
-//! tenant by tenant, `pending` unanswered ones, `vitals` the health of a node, `connect` makes connections, `admit` re-checks the stores
-//! of nodes, `range` scans their records, `fullness` asks how full their disks are and what their clocks show, `metrics` exports it all.
+//! tenant by tenant, `pending` unanswered ones, `vitals` the health of a node, `usual` what its latency usually is, `connect` makes
+//! connections, `admit` re-checks the stores of nodes, `range` scans their records, `fullness` asks how full their disks are and what their
+//! clocks show, `metrics` exports it all.
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -17,6 +18,7 @@ pub mod metrics;
 mod pending;
 mod queue;
 mod range;
+mod usual;
 mod vitals;
 
 use std::collections::BTreeMap;
@@ -198,6 +200,15 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
 
     fn has_moves(&self, node: &NodeId) -> bool {
         self.nodes.load().get(node).is_some_and(|node| node.vitals.has_moves())
+    }
+
+    fn usual_p99_us(&self, node: &NodeId) -> Option<u32> {
+        self.nodes.load().get(node).and_then(|node| node.vitals.usual.median())
+    }
+
+    fn disk_percent(&self, node: &NodeId) -> Option<f32> {
+        let fullness = self.nodes.load().get(node).and_then(|node| node.described.fullness());
+        fullness.map(|fullness| fullness.disk_usage_percent)
     }
 }
 

@@ -12,6 +12,8 @@ use witan_kernel::name::StoreId;
 use witan_kernel::scan::{Standing, Trust};
 use witan_kernel::sync::lock;
 
+use super::usual::Usual;
+
 /// The health of a node, written by its lanes.
 #[derive(Debug)]
 pub(super) struct Vitals {
@@ -37,6 +39,8 @@ pub(super) struct Vitals {
     in_flight_peak: AtomicU32,
     p50_us: AtomicU32,
     p99_us: AtomicU32,
+    /// What its latency usually is.
+    pub(super) usual: Usual,
     store: Mutex<Option<StoreId>>,
     /// The store has failed: the node is asked last.
     failed: AtomicBool,
@@ -62,6 +66,7 @@ impl Default for Vitals {
             in_flight_peak: AtomicU32::new(0),
             p50_us: AtomicU32::new(0),
             p99_us: AtomicU32::new(0),
+            usual: Usual::default(),
             store: Mutex::new(None),
             failed: AtomicBool::new(false),
             condition: Mutex::new(None),

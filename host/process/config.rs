@@ -178,7 +178,11 @@ pub(crate) fn live(settings: &Settings) -> Live {
             bytes_per_second: healing.rate,
             admit_after: healing.admit_after.0,
         },
-        moves: MovesConfig { bytes_per_second: placement.copy_rate, lease: placement.leader_lease.0 },
+        moves: MovesConfig {
+            bytes_per_second: placement.copy_rate,
+            full_disk: placement.full_disk,
+            lease: placement.leader_lease.0,
+        },
     }
 }
 

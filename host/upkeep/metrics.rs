@@ -26,6 +26,8 @@ pub struct Metrics {
     pub moved_records: Counter,
     /// Their bytes.
     pub moved_bytes: Counter,
+    /// Bytes per second that the first copies of moves may read at present; 0: unlimited, or nothing has been copied yet.
+    pub copy_rate: Gauge<f64, AtomicU64>,
     /// Moves of tenants that were given up because something failed.
     pub move_given_up: Counter,
     /// Tenants whose records are not where they are to be, as the leader has seen them last.
@@ -137,6 +139,8 @@ impl Metrics {
         registry.register("witan_moved_records", help, self.moved_records.clone());
         let help = "Bytes of records that moves of tenants have sent";
         registry.register("witan_moved_bytes", help, self.moved_bytes.clone());
+        let help = "Bytes per second that moves may read: placement.copy_rate, or less while a node answers slowly";
+        registry.register("witan_move_copy_rate", help, self.copy_rate.clone());
         let help = "Moves of tenants that were given up because something failed; each begins anew";
         registry.register("witan_move_given_up", help, self.move_given_up.clone());
         let help = "Tenants whose records are not where they are to be; 0 at coordinators that do not lead";

@@ -6,13 +6,14 @@
 //! version, and everything that is copied carries the epoch of its step. No promise rests on the claim.
 //!
 //! `drive` takes a tenant from step to step, and `drive/steps` carries one out; `copy` copies a tenant's records, `copy/range` those of one
-//! range; `leftovers` cleans what moves leave; `status` keeps on record how far changes are.
+//! range, and `rate` says how fast; `leftovers` cleans what moves leave; `status` keeps on record how far changes are.
 //!
 //! Copies are not bound to an age as those of a sweep are, but to epochs: whatever could make a late one harmful fences first.
 
 mod copy;
 mod drive;
 mod leftovers;
+mod rate;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use witan_coordinate::{Coordinator, World};
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::placement::leader::NodeCondition;
+use witan_kernel::placement::rate::is_too_full;
 use witan_kernel::port::{
     Claimant, Clock, Duty, DutyKind, Metadata, PassEnd, Placement, Replicas, StoreError, StoreState,
 };
@@ -32,8 +34,8 @@ use witan_kernel::ring::Rings;
 use witan_kernel::scan::Ranges;
 use witan_kernel::sync::lock;
 
-use super::sweep::pace::BytePace;
 use super::{Metrics, Upkeep};
+use rate::{Rate, Usual};
 use status::Board;
 
 /// The claim is renewed this number of times while it lasts, so that one renewal that fails does not lose it.
@@ -51,6 +53,9 @@ pub struct MovesConfig {
     /// Bytes that are read from nodes per second for the first copies of a move, each record counting as 128 more than it has; 0:
     /// unlimited. The last copy, during which operations need both placements, is not limited.
     pub bytes_per_second: u64,
+    /// How full the disk of a node that gets records may be before the first copy [pauses](witan_kernel::placement::rate::is_full), in
+    /// percent; 100: that full.
+    pub full_disk: u8,
     /// How long the claim lasts without renewal: for this long nobody leads when the leader has died.
     pub lease: Duration,
 }
@@ -59,7 +64,7 @@ impl Default for MovesConfig {
     /// A third of what a gigabit network carries, so that clients keep the rest; and longer than a coordinator is usually away from the
     /// metadata store, so that the lead does not change for that.
     fn default() -> Self {
-        Self { bytes_per_second: 32 << 20, lease: Duration::from_secs(15) }
+        Self { bytes_per_second: 32 << 20, full_disk: 85, lease: Duration::from_secs(15) }
     }
 }
 
@@ -82,6 +87,7 @@ pub struct Moves<W: World> {
     claimant: Claimant,
     config: Mutex<MovesConfig>,
     board: Board,
+    usual: Usual,
     /// The fence of the claim, while this coordinator holds it.
     held: Mutex<Option<u64>>,
 }
@@ -89,8 +95,8 @@ pub struct Moves<W: World> {
 impl<W: World> Moves<W> {
     /// Placement changes led as `claimant`, the holder of this coordinator's lease if it has one.
     pub fn new(upkeep: Arc<Upkeep<W>>, claimant: Claimant, config: MovesConfig) -> Arc<Self> {
-        let (config, board, held) = (Mutex::new(config), Board::default(), Mutex::default());
-        Arc::new(Self { upkeep, claimant, config, board, held })
+        let (config, board) = (Mutex::new(config), Board::default());
+        Arc::new(Self { upkeep, claimant, config, board, usual: Usual::default(), held: Mutex::default() })
     }
 
     /// Changes how fast records are copied, and from the next renewal on how long the claim lasts.
@@ -150,6 +156,7 @@ impl<W: World> Moves<W> {
 
     fn no_longer_leads(&self) {
         self.board.clear();
+        self.usual.forget();
         self.metrics().tenants_to_move.set(0);
         self.metrics().leftovers.set(0);
         self.metrics().oldest_leftover.set(0.0);
@@ -242,8 +249,14 @@ impl<W: World> Moves<W> {
             }
             Some(standing) if !standing.is_whole() => NodeCondition::OtherStore,
             Some(_) if !self.replicas().has_moves(node) => NodeCondition::Old,
+            Some(_) if self.too_full(node) => NodeCondition::TooFull,
             Some(_) => NodeCondition::Usable,
         }
+    }
+
+    /// Whether no tenant may begin to move to a node, because of its disk.
+    fn too_full(&self, node: &NodeId) -> bool {
+        self.replicas().disk_percent(node).is_some_and(|percent| is_too_full(percent, self.config().full_disk))
     }
 
     /// The stores of those of these nodes whose store is the one on record.
@@ -265,31 +278,6 @@ impl<W: World> Moves<W> {
 
 fn duty() -> Duty {
     Duty { kind: DutyKind::Place, range: "all".to_owned() }
-}
-
-/// Limits how fast the first copy of a tenant reads, at the rate that is configured at each moment.
-struct Rate<'a> {
-    config: &'a Mutex<MovesConfig>,
-    pace: Mutex<BytePace>,
-}
-
-impl<'a> Rate<'a> {
-    fn new(config: &'a Mutex<MovesConfig>) -> Self {
-        Self { config, pace: Mutex::new(BytePace::new(0)) }
-    }
-
-    /// These bytes have been read.
-    fn charge(&self, bytes: u64) {
-        let per_second = lock(self.config).bytes_per_second;
-        let mut pace = lock(&self.pace);
-        pace.limit(per_second);
-        pace.charge(bytes);
-    }
-
-    /// The time to wait for before more is read.
-    fn due(&self) -> Option<Instant> {
-        lock(&self.pace).due()
-    }
 }
 
 /// What is on record about nodes and rings.

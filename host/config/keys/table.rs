@@ -320,6 +320,14 @@ pub const KEYS: &[Key] = &[
     .default("32MiB")
     .reloads(),
     Key::new(
+        "placement.full_disk",
+        Number(50, 100),
+        "How full the disk of a node that gets records may be, in percent, before copies pause; at five less, no tenant begins to move \
+            there. 100: copies go on until the disk is full.",
+    )
+    .default("85")
+    .reloads(),
+    Key::new(
         "placement.leader_lease",
         Time,
         "Time for which the coordinator that leads placement changes keeps the lead without renewing it: 2s to 60s. When it has died, \

@@ -80,15 +80,17 @@ impl Plan {
         let of = |node: &NodeId| conditions.get(node).copied().unwrap_or(NodeCondition::Away);
         for node in self.new_nodes() {
             let condition = of(&node);
-            if condition != NodeCondition::Usable {
+            // A full node that gets no records is why others join.
+            let is_full = condition == NodeCondition::TooFull && self.entering.contains_key(&node);
+            if !condition.is_usable() || is_full {
                 return Err(Obstacle::Node(node, condition));
             }
         }
         for range in &self.ranges {
-            let usable = range.old.iter().filter(|node| of(node) == NodeCondition::Usable).count();
+            let usable = range.old.iter().filter(|node| of(node).is_usable()).count();
             let needed = sources_wanted(&range.old, |node| of(node) == NodeCondition::Lost);
             if usable < needed {
-                let missing = range.old.iter().filter(|node| of(node) != NodeCondition::Usable);
+                let missing = range.old.iter().filter(|node| !of(node).is_usable());
                 let nodes = missing.map(|node| (node.clone(), of(node))).collect();
                 return Err(Obstacle::Sources { needed, usable, nodes });
             }
@@ -143,6 +145,8 @@ pub fn lost_rows(node: &NodeId, lost: &[Tokens], present: (&Ring, u8)) -> Vec<Bo
 pub enum NodeCondition {
     /// Everything.
     Usable,
+    /// Everything but take records: its disk is [too full](super::rate::is_too_full).
+    TooFull,
     /// It cannot be reached.
     Away,
     /// Its store is not the one on record.
@@ -155,10 +159,18 @@ pub enum NodeCondition {
     Lost,
 }
 
+impl NodeCondition {
+    /// Whether it can take part, apart from getting records.
+    pub fn is_usable(self) -> bool {
+        matches!(self, Self::Usable | Self::TooFull)
+    }
+}
+
 impl fmt::Display for NodeCondition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Usable => "it can be used",
+            Self::TooFull => "its disk is too full for the records that it would get (placement.full_disk); make room there",
             Self::Away => "it cannot be reached",
             Self::OtherStore => {
                 "its store is not the one on record, and has to be filled first (see `witan nodes list`)"

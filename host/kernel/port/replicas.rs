@@ -47,6 +47,19 @@ pub trait Replicas: Send + Sync + 'static {
         let _ = node;
         true
     }
+
+    /// The median of the node's 99th percentile in each of the last ten minutes' seconds in which it was asked anything, in microseconds;
+    /// `None` if it was asked too seldom. Takes some microseconds.
+    fn usual_p99_us(&self, node: &NodeId) -> Option<u32> {
+        let _ = node;
+        None
+    }
+
+    /// How full the node's disk was when it last said so, in percent; `None` if that is not known. Cheap.
+    fn disk_percent(&self, node: &NodeId) -> Option<f32> {
+        let _ = node;
+        None
+    }
 }
 
 /// Collects the answers of replicas. Each operation has one.
@@ -127,5 +140,13 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn has_moves(&self, node: &NodeId) -> bool {
         (**self).has_moves(node)
+    }
+
+    fn usual_p99_us(&self, node: &NodeId) -> Option<u32> {
+        (**self).usual_p99_us(node)
+    }
+
+    fn disk_percent(&self, node: &NodeId) -> Option<f32> {
+        (**self).disk_percent(node)
     }
 }

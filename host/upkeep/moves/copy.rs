@@ -51,7 +51,7 @@ pub(super) struct Pass<'a, W: World> {
     pub(super) targets: &'a Stores,
     pub(super) need: Need<'a>,
     /// Limits how fast it reads; `None`: unlimited.
-    pub(super) rate: Option<&'a Rate<'a>>,
+    pub(super) rate: Option<&'a Rate<'a, W>>,
 }
 
 /// What a pass, or a part of it, has done.

@@ -162,6 +162,7 @@ impl<W: World> Moves<W> {
         mover.known.retain(|id, _| is_one(id));
         self.board.retain_tenants(is_one);
         if to_move.is_empty() {
+            self.usual.forget();
             mover.idle = Some(revision);
         }
         mover.blocked.clear();

@@ -31,6 +31,8 @@ struct Shown {
     doing: Option<Doing>,
     waits: BTreeMap<TenantId, String>,
     leftovers: BTreeMap<(TenantId, NodeId), String>,
+    /// Why the copy under way is slow, or pauses.
+    slowed: Option<String>,
     /// Records that were compared, and bytes that were sent, since this was last taken.
     moved: BTreeMap<TenantId, (u64, u64)>,
 }
@@ -87,7 +89,13 @@ impl Board {
     fn show(&self, tenant: &TenantId, what: String, copy: Option<Copying>) {
         let mut shown = lock(&self.0);
         shown.waits.remove(tenant);
+        shown.slowed = None;
         shown.doing = Some(Doing { tenant: tenant.clone(), what, copy });
+    }
+
+    /// The copy under way is slowed down, or pauses, because of this; `None`: no longer.
+    pub(super) fn slowed(&self, why: Option<String>) {
+        lock(&self.0).slowed = why;
     }
 
     /// Nothing is done for a tenant at present.
@@ -137,8 +145,9 @@ impl Shown {
                 None => (format!("tenant {tenant}: {}", doing.what), 0),
                 Some(copy) => {
                     let (records, all) = (copy.records, copy.estimate());
+                    let why = self.slowed.as_ref().map_or_else(String::new, |why| format!("; {why}"));
                     let message =
-                        format!("copies tenant {tenant}: {} of about {} records", grouped(records), grouped(all));
+                        format!("copies tenant {tenant}: {} of about {} records{why}", grouped(records), grouped(all));
                     (message, if copy.counts { all - records } else { 0 })
                 }
             };

@@ -115,6 +115,8 @@ impl Process {
             command = limited(&command, "-d", COORDINATOR_KIB);
             // Its allocator would reserve a gigabyte at its start, before anything needs it.
             command.env("MIMALLOC_ARENA_EAGER_COMMIT", "0");
+            // Nobody knows how full the disk of a machine is on which tests run.
+            command.env("WITAN_PLACEMENT__FULL_DISK", "100");
         }
         command.env("RUST_LOG", "info,h2=warn,hyper=warn,fjall=warn,lsm_tree=warn");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);

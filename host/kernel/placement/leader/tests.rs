@@ -57,6 +57,12 @@ fn a_move_begins_when_everybody_it_needs_is_there() {
         let of = |id: &NodeId| if *id == node(6) { condition } else { NodeCondition::Usable };
         assert_eq!(next_of(&five, six, Done::default(), of), Do::Wait(Obstacle::Node(node(6), condition)));
     }
+    // One that gets records needs room for them; it does not matter how full the others are.
+    let full =
+        |full: u32| move |id: &NodeId| if *id == node(full) { NodeCondition::TooFull } else { NodeCondition::Usable };
+    let waits = next_of(&five, six, Done::default(), full(6));
+    assert_eq!(waits, Do::Wait(Obstacle::Node(node(6), NodeCondition::TooFull)));
+    assert_eq!(next_of(&five, six, Done::default(), full(1)), Do::Publish(MoveTenant::Prepare(six)));
     // A node that leaves may be away or lost, as long as the others of its ranges are there.
     let without = placed(2, 3);
     for condition in [NodeCondition::Away, NodeCondition::Lost] {

@@ -98,7 +98,7 @@ impl<'a, W: World> Walk<'a, W> {
     }
 
     async fn turn_pages(&mut self, starved: &[u8]) -> Result<(), Stale> {
-        if let Some(due) = self.pass.rate.and_then(Rate::due) {
+        while let Some(due) = self.pass.rate.and_then(Rate::due) {
             sleep_until(due).await;
         }
         let asks: Vec<_> = starved.iter().map(|index| self.page(*index)).collect();

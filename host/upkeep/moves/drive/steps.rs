@@ -148,7 +148,7 @@ impl<W: World> Moves<W> {
 
     async fn copy(&self, at: &At<'_>, known: &mut Known) -> Stepped {
         self.board.copies(at.id, &at.plan.ranges, known.passes == 0);
-        let rate = Rate::new(&self.config);
+        let rate = Rate::new(self, at.plan);
         let (sources, targets) = (self.whole(&at.plan.old_nodes()), self.whole(&at.plan.new_nodes()));
         let began = Instant::now();
         let pass = self.pass(at, &at.plan.ranges, (&sources, &targets), Need::Nothing, Some(&rate));
@@ -171,7 +171,7 @@ impl<W: World> Moves<W> {
         ranges: &'a [Both],
         (sources, targets): (&'a Stores, &'a Stores),
         need: Need<'a>,
-        rate: Option<&'a Rate<'a>>,
+        rate: Option<&'a Rate<'a, W>>,
     ) -> Pass<'a, W> {
         Pass {
             coordinator: self.coordinator(),

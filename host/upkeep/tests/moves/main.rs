@@ -2,6 +2,7 @@
 
 mod faults;
 mod nodes;
+mod rate;
 mod world;
 
 use std::sync::Arc;

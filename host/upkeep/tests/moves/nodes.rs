@@ -34,6 +34,10 @@ pub(crate) struct Node {
     other: bool,
     /// Its disk is full.
     is_full: bool,
+    /// How full it is, in percent.
+    pub(crate) disk: Option<f32>,
+    /// Its latency at present, and usually: the 99th percentile, microseconds.
+    pub(crate) p99_us: (u32, Option<u32>),
 }
 
 impl Node {
@@ -243,8 +247,8 @@ impl Replicas for Nodes {
     }
 
     fn state(&self, node: &NodeId) -> ReplicaState {
-        let reachable = self.with(node, |node| !node.away);
-        ReplicaState { reachable, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 }
+        let (reachable, latency_p99_us) = self.with(node, |node| (!node.away, node.p99_us.0));
+        ReplicaState { reachable, latency_p50_us: 0, latency_p99_us, in_flight: 0 }
     }
 
     fn incarnation(&self, node: &NodeId) -> u64 {
@@ -257,6 +261,14 @@ impl Replicas for Nodes {
 
     fn has_names(&self, _: &NodeId) -> bool {
         true
+    }
+
+    fn usual_p99_us(&self, node: &NodeId) -> Option<u32> {
+        self.with(node, |node| node.p99_us.1)
+    }
+
+    fn disk_percent(&self, node: &NodeId) -> Option<f32> {
+        self.with(node, |node| node.disk)
     }
 }
 
