@@ -35,6 +35,8 @@ pub struct Item {
     pub deadline: u64,
     /// Most bytes of a record that the answer may carry; `usize::MAX`: any number.
     pub largest_answer: usize,
+    /// The deadline counts from when it was sent, and not from when it has arrived; or a person sends it, who answers for it.
+    pub is_aged: bool,
 }
 
 impl Item {
@@ -271,6 +273,10 @@ impl<'a> Batch<'a> {
     fn answer(&mut self, item: &Item, monotonic: u64, fences: &Fences) -> Answered {
         if item.deadline <= monotonic {
             return (Err(ReplicaError::Late), None);
+        }
+        if !item.is_aged && self.store.requires_ages() {
+            // To a coordinator of before this means that nothing was done.
+            return (Err(ReplicaError::StaleEpoch), None);
         }
         if item.request.epoch < fences.least(&item.request.place.tenant) && !Fault::FenceIgnored.is_on() {
             return (Err(ReplicaError::StaleEpoch), None);

@@ -210,6 +210,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
         let fullness = self.nodes.load().get(node).and_then(|node| node.described.fullness());
         fullness.map(|fullness| fullness.disk_usage_percent)
     }
+
+    fn has_ages(&self, node: &NodeId) -> bool {
+        self.nodes.load().get(node).is_some_and(|node| node.vitals.has_ages())
+    }
 }
 
 /// The state of a node that is not in the current set.

@@ -8,7 +8,7 @@
 //! `drive` takes a tenant from step to step, and `drive/steps` carries one out; `copy` copies a tenant's records, `copy/range` those of one
 //! range, and `rate` says how fast; `leftovers` cleans what moves leave; `status` keeps on record how far changes are.
 //!
-//! Copies are not bound to an age as those of a sweep are, but to epochs: whatever could make a late one harmful fences first.
+//! Copies are bound to the epoch of their step and, as those of a sweep, to an age (`sweep/fresh`).
 
 mod copy;
 mod drive;

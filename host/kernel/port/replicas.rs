@@ -60,6 +60,12 @@ pub trait Replicas: Send + Sync + 'static {
         let _ = node;
         None
     }
+
+    /// True when the node has named [`crate::capability::AGES`] in its last handshake.
+    fn has_ages(&self, node: &NodeId) -> bool {
+        let _ = node;
+        true
+    }
 }
 
 /// Collects the answers of replicas. Each operation has one.
@@ -148,5 +154,9 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn disk_percent(&self, node: &NodeId) -> Option<f32> {
         (**self).disk_percent(node)
+    }
+
+    fn has_ages(&self, node: &NodeId) -> bool {
+        (**self).has_ages(node)
     }
 }
