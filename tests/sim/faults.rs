@@ -84,10 +84,13 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::HealingSkipsRange => Some("healing:2"),
         Fault::ReturnUnnoticed => Some("healing:6"),
         // In scenes of their own.
-        Fault::DeadlineFromTurn
-        | Fault::ReservationProlonged
-        | Fault::UncanonicalAccepted
-        | Fault::LateAccepted => Some("links:0"),
+        Fault::MergesNotGated => Some("flicker:0"),
+        Fault::SyncCoversLater => Some("lone:0"),
+        Fault::StampNotStored => Some("late:0"),
+        Fault::UnrepairedBelieved => Some("replaced:0"),
+        Fault::DeadlineFromTurn | Fault::ReservationProlonged | Fault::UncanonicalAccepted | Fault::LateAccepted => {
+            Some("links:0")
+        }
         // Those of `names` are recorded there.
         Fault::RepeatedUnasked
         | Fault::AskedWithoutPin
@@ -98,7 +101,6 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         | Fault::NewestIgnored
         | Fault::OwnDotLeftOut
         | Fault::UnreservedSentAsFirst => None,
-        Fault::MergesNotGated | Fault::SyncCoversLater | Fault::StampNotStored | Fault::UnrepairedBelieved => None,
         of_moves => recorded_of_moves(of_moves),
     }
 }

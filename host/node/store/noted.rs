@@ -144,7 +144,7 @@ mod tests {
             let batch = store.fences();
             let raising = scope.spawn(|| store.raise_fence(None, 7));
             // It has noted that there are fences, and waits.
-            while disk.open().note(FENCES).unwrap().is_none() {
+            while store.engine().note(FENCES).unwrap().is_none() {
                 std::thread::yield_now();
             }
             store.require_ages().unwrap();

@@ -120,9 +120,16 @@ impl Journal {
     /// Appends bytes of the file to the buffer; false at its end.
     fn fill(&mut self, bytes: usize) -> io::Result<bool> {
         let before = self.buffer.len();
-        // Lengths in a damaged batch are arbitrary, but a buffer need not exceed the file.
-        let left = self.file.metadata()?.len().saturating_sub(self.covered.end + before as u64);
-        self.buffer.resize(before + bytes.min(usize::try_from(left).unwrap_or(usize::MAX)), 0);
+        let bytes = match bytes {
+            // The usual case asks for nothing else.
+            ..=LARGEST_READ => bytes,
+            // Lengths in a damaged batch are arbitrary, but a buffer need not exceed the file.
+            _ => {
+                let left = self.file.metadata()?.len().saturating_sub(self.covered.end + before as u64);
+                bytes.min(usize::try_from(left).unwrap_or(usize::MAX))
+            }
+        };
+        self.buffer.resize(before + bytes, 0);
         let read = self.file.read_at(&mut self.buffer[before..], self.covered.end + before as u64)?;
         self.buffer.truncate(before + read);
         Ok(read > 0)
