@@ -61,7 +61,7 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::StaleCountedAsRepaired => Some("links:14"),
         Fault::RepairSendsFirst => Some("links:1"),
         Fault::RepairPermitLeaked => Some("links:0"),
-        Fault::FirstAnswerReturned => Some("links:0"),
+        Fault::FirstAnswerReturned => Some("links:1"),
         Fault::DoubtReleased => Some("links:93"),
         Fault::TakeoverForgotten => Some("hot:6"),
         Fault::DuplicateCalledNew => Some("links:0"),

@@ -21,7 +21,7 @@ const CLEAR: usize = 1 + 8;
 const END: usize = 1 + 8 + 4;
 const MAGIC: [u8; 4] = *b"FJL\x03";
 
-/// Bytes that are read at once at first, unless more are expected: little, since there may be only reserved zeros.
+/// Bytes that are read at once at first, unless it is known what to expect: few, since there may be only reserved zeros.
 const FIRST_READ: usize = 4 << 10;
 /// Most bytes that are read at once, unless one batch is larger.
 const LARGEST_READ: usize = 1 << 20;
@@ -88,8 +88,11 @@ impl Journal {
 
     /// Reads on until `end` is reached or passed, or to the first place where no whole batch begins.
     pub(super) fn read_to(&mut self, end: u64) -> io::Result<()> {
-        // And enough to see that nothing follows.
-        let (mut at, mut step) = (0, FIRST_READ.max(std::mem::take(&mut self.expected) + START));
+        let (mut at, mut step) = match std::mem::take(&mut self.expected) {
+            0 => (0, FIRST_READ),
+            // And enough to see that nothing follows.
+            bytes => (0, bytes + START),
+        };
         self.buffer.clear();
         while self.covered.end < end {
             match parse(&self.buffer[at..]) {
