@@ -205,8 +205,8 @@ pub(crate) fn repeated_after_others(play: Play) -> Verdict {
 /// Time for coordinators to notice that a node is cut off, is back, or has a new store.
 const NOTICED: Duration = Duration::from_millis(2500);
 
-/// A replica misses a write, and another one loses its disk; a repair cannot store anything. The third is the only one that has the write: a
-/// read without it is not answered.
+/// A replica misses a write, and another one loses its disk; a repair cannot store anything. The third is the only one that has the write:
+/// a read without it is not answered.
 pub(crate) fn not_filled(play: Play) -> Verdict {
     const NAME: &str = "not-filled";
     if !has_register(play) {

@@ -41,7 +41,8 @@ pub(crate) const MERGED: Duration = Duration::from_secs(1);
 
 const TICK: Duration = Duration::from_millis(1);
 
-/// Runs `scene` on the machines of a scenario that was changed by `shape`, without any of its acts. It returns what it saw that must not be.
+/// Runs `scene` on the machines of a scenario that was changed by `shape`, without any of its acts. It returns what it saw that must not
+/// be.
 pub(crate) fn stage<F>(
     play: Play,
     name: &'static str,

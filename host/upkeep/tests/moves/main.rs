@@ -162,7 +162,8 @@ async fn what_is_old_is_copied_once() {
     leading.abort();
 }
 
-/// The rate makes a copy wait for longer than records may be sent after they were read; and the pages of its sources end in different places.
+/// The rate makes a copy wait for longer than records may be sent after they were read, and the pages of its sources end in different
+/// places.
 #[tokio::test(start_paused = true)]
 async fn what_is_copied_slowly_is_read_again_before_it_is_sent() {
     let cluster = Change::Factor(3, 5).cluster().await;
