@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`node`], [`simulated`], [`cluster`], [`follower`],
 //! [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`moves`], [`disks`], [`history`], [`check`], [`oracle`], [`faults`],
-//! [`scenes`], [`names`].
+//! [`scene`], [`scenes`], [`losses`], [`names`].
 
 // It runs in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -22,6 +22,7 @@ mod fences;
 mod follower;
 mod healing;
 mod history;
+mod losses;
 mod moves;
 mod names;
 mod nemesis;
@@ -31,6 +32,7 @@ mod play;
 mod plugins;
 mod repairs;
 mod scenario;
+mod scene;
 mod scenes;
 mod simulated;
 mod stage;

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::placement::Tokens;
@@ -67,6 +69,12 @@ struct State {
     unanswered: Vec<Reply>,
     /// What happens at a call of a kind, once, and how many come before it.
     traps: Vec<(Call, usize, Trap)>,
+    /// When each node has shown each record last.
+    shown: BTreeMap<(NodeId, At), Instant>,
+    /// When the coordinators' clock began.
+    began: Option<Instant>,
+    /// The longest time from when a node has shown a record to the deadline of a merge of it.
+    oldest: Duration,
 }
 
 /// What happens at a call.
@@ -196,6 +204,29 @@ impl Nodes {
         });
     }
 
+    /// The node has lost a record.
+    pub(crate) fn lose(&self, node: &NodeId, place: &Place) {
+        self.with(node, |node| node.rows.remove(&at(place)));
+    }
+
+    /// When the clock of coordinators began.
+    pub(crate) fn set_began(&self, began: Instant) {
+        self.state().began = Some(began);
+    }
+
+    /// The longest time from when any node has shown a record last to the deadline of a merge of it.
+    pub(crate) fn oldest_merge(&self) -> Duration {
+        self.state().oldest
+    }
+
+    fn note_age(&self, place: &Place, deadline: u64) {
+        let mut state = self.state();
+        let Some(began) = state.began else { return };
+        let deadline = began + Duration::from_micros(deadline);
+        let shown = state.shown.iter().filter(|((_, shown), _)| *shown == at(place)).map(|(_, shown)| *shown).min();
+        state.oldest = shown.map_or(state.oldest, |shown| state.oldest.max(deadline - shown));
+    }
+
     pub(crate) fn spoil(&self, node: &NodeId, place: &Place) {
         self.with(node, |node| node.rows.insert(at(place), (place.clone(), None)));
     }
@@ -233,8 +264,9 @@ pub(crate) fn store(node: &NodeId, number: u8) -> StoreId {
 }
 
 impl Replicas for Nodes {
-    fn send(&self, node: &NodeId, request: Request, _: u64, reply: Reply) {
+    fn send(&self, node: &NodeId, request: Request, deadline: u64, reply: Reply) {
         let Ask::Merge { record } = request.ask else { panic!("only merges are sent: {request:?}") };
+        self.note_age(&request.place, deadline);
         self.spring(Call::Merge);
         if self.halts() {
             return self.state().unanswered.push(reply);
@@ -280,6 +312,11 @@ impl Ranges for Nodes {
     }
 
     async fn scan(&self, node: &NodeId, scan: Scan) -> Result<Page, ReplicaError> {
+        let show = |page: &Page| {
+            let mut state = self.state();
+            let shown = page.found.iter().map(|found| ((node.clone(), at(&found.place)), Instant::now()));
+            state.shown.extend(shown);
+        };
         let effect = || {
             self.with(node, |own| {
                 let tenant = scan.tenant.clone().expect("of one tenant");
@@ -307,7 +344,7 @@ impl Ranges for Nodes {
                 Ok(Page { store: store(node, own.store), found, next })
             })
         };
-        self.call(Call::Scan, effect).await
+        self.call(Call::Scan, || effect().inspect(show)).await
     }
 
     async fn drop_tenant(&self, _: &NodeId, _: TenantId, _: Option<Place>) -> Result<Dropped, ReplicaError> {
