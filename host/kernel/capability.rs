@@ -19,8 +19,12 @@ pub const SMALL_RECORDS: &str = "small-records";
 /// coordinator: it knows versions of the ring, and tenants that [move](crate::placement).
 pub const MOVES: &str = "moves";
 
+/// Of a node: it carries out [`crate::replica::Ask::Collect`]. Of a coordinator: it fences the replicas of a tenant before records are
+/// copied for a [placement](crate::placement) change, so that nobody [collects](crate::burial) who does not know of it.
+pub const COLLECT: &str = "collect";
+
 /// What a coordinator of this version names with its lease.
-pub const OF_COORDINATORS: [&str; 4] = [NAMES, SMALL_RECORDS, FENCES, MOVES];
+pub const OF_COORDINATORS: [&str; 5] = [NAMES, SMALL_RECORDS, FENCES, MOVES, COLLECT];
 
 /// What a metadata store keeps of the version that has created it. Capabilities that came with one version are not listed one by one: who
 /// named the first of them had them all.

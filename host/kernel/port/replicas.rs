@@ -47,6 +47,12 @@ pub trait Replicas: Send + Sync + 'static {
         let _ = node;
         true
     }
+
+    /// True when the node has named [`crate::capability::COLLECT`] in its last handshake.
+    fn has_collect(&self, node: &NodeId) -> bool {
+        let _ = node;
+        true
+    }
 }
 
 /// Collects the answers of replicas. Each operation has one.
@@ -127,5 +133,9 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn has_moves(&self, node: &NodeId) -> bool {
         (**self).has_moves(node)
+    }
+
+    fn has_collect(&self, node: &NodeId) -> bool {
+        (**self).has_collect(node)
     }
 }
