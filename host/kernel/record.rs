@@ -141,8 +141,8 @@ impl Record {
 }
 
 impl Record {
-    /// Since when the key has been deleted here and nothing was heard of it: the latest of all times in the record, microseconds since 1970.
-    /// `None` while there is a live value.
+    /// Since when the key has been deleted here and nothing was heard of it: the latest of all times in the record, in microseconds since
+    /// 1970. `None` while there is a live value.
     pub fn buried_since(&self) -> Option<u64> {
         if !self.is_deleted() {
             return None;

@@ -49,8 +49,8 @@ pub fn difference(
     difference_routine(held, exact, |_| false)
 }
 
-/// The same, for a comparison that is made again and again: a merge that `is_old` is not sent to replicas that have nothing, unless they are
-/// `exact`. They may have [collected](crate::burial) it, and whoever has kept it would give it back to them without end.
+/// The same, for a comparison that is made again and again: a merge that `is_old` is not sent to replicas that have nothing, unless they
+/// are `exact`. They may have [collected](crate::burial) it, and whoever has kept it would give it back to them without end.
 pub fn difference_routine(
     held: &[(u8, Option<Encoded>)],
     exact: impl Fn(u8) -> bool,

@@ -72,6 +72,9 @@ type Trap = Box<dyn FnOnce() + Send>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
     Enter,
+    /// The first fence of the tenant there: while the move is prepared.
+    FirstFence,
+    /// A later one.
     Fence,
     Scan,
     Merge,
@@ -312,7 +315,8 @@ impl Ranges for Nodes {
                 Ok(store(node, own.store))
             })
         };
-        self.call(Call::Fence, effect).await
+        let is_first = tenant.is_some_and(|tenant| self.with(node, |own| own.fence(tenant) == 0));
+        self.call(if is_first { Call::FirstFence } else { Call::Fence }, effect).await
     }
 
     async fn clear(&self, node: &NodeId, clear: Clear) -> Result<Cleared, ReplicaError> {
