@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use witan_kernel::age;
 use witan_kernel::failure::Failed;
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::Shortfall;
@@ -54,7 +55,8 @@ impl<W: World> Exchange<W> {
             return;
         };
         self.coordinator.metrics.repairs_triggered.inc();
-        self.plan.deadline = self.now() + REPAIR_MICROS;
+        // The record was read after the operation has arrived.
+        self.plan.deadline = age::deadline(self.plan.arrived, self.now(), REPAIR_MICROS);
         let stale = Tally::of(Quorum::of(stale.iter().copied(), stale.len() as u8));
         let mut round = MergeRound::new(record.clone(), stale, Shortfall::Fail).every_answer();
         self.drive(Phase::Repair, &mut round).await;
@@ -64,5 +66,6 @@ impl<W: World> Exchange<W> {
     }
 }
 
-/// A repair's deadline, counted from its start: most of the read's has passed by then.
+/// A repair's deadline, counted from its start: most of the read's has passed by then. What is left of [`age::OLDEST_MICROS`], if that is
+/// less.
 const REPAIR_MICROS: u64 = 5_000_000;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use witan_kernel::age;
 use witan_kernel::context::Claims;
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
@@ -113,7 +114,7 @@ impl<W: World> Exchange<W> {
         if !puts.may_unpin() {
             return;
         }
-        self.plan.deadline = self.plan.deadline.max(self.now() + UNPIN_MICROS);
+        self.plan.deadline = self.plan.deadline.max(age::deadline(self.plan.arrived, self.now(), UNPIN_MICROS));
         for replica in self.plan.everyone() {
             self.send(Phase::Unpin, replica, Ask::Unpin { write_id });
         }

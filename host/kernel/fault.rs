@@ -116,6 +116,8 @@ pub enum Fault {
     OneStampIsEnough,
     /// A stamp is not stored under the idempotency key.
     StampNotStored,
+    /// A node counts deadlines from when requests arrive.
+    LateAccepted,
     /// A node serves requests of an epoch below its fence.
     FenceIgnored,
     /// A node forgets its fences when it is started again.
@@ -222,7 +224,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 106] = [
+    pub const ALL: [Self; 107] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -278,6 +280,7 @@ impl Fault {
         Self::StampNotRemembered,
         Self::OneStampIsEnough,
         Self::StampNotStored,
+        Self::LateAccepted,
         Self::FenceIgnored,
         Self::FenceVolatile,
         Self::FenceNotAwaited,

@@ -7,7 +7,7 @@
 //! 2. [`clock`], [`recent`], [`record`], [`register`], [`siblings`], [`context`]: what a replica stores and how it merges.
 //! 3. [`ring`], [`placement`]: which nodes store it, and how that changes; [`scan`], [`slice`]: walking all of it; [`fence`]: who may not
 //!    ask for it any longer; [`burial`]: when deleted keys leave nothing behind.
-//! 4. [`quorum`]: when an operation is done.
+//! 4. [`quorum`], [`age`]: when an operation is done, and how late a change of it may be stored.
 //! 5. [`idempotency`]: one effect per idempotency key.
 //! 6. [`hook`], [`replica`], [`condition`], [`port`], [`capability`], [`durability`], [`failure`]: the interfaces to plugins, replicas,
 //!    stores and clients.
@@ -17,6 +17,7 @@
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
 
+pub mod age;
 pub mod backoff;
 pub mod burial;
 pub mod capability;

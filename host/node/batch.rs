@@ -34,6 +34,8 @@ pub struct Item {
     pub deadline: u64,
     /// Most bytes of a record that the answer may carry; `usize::MAX`: any number.
     pub largest_answer: usize,
+    /// The deadline counts from when it was sent, and not from when it has arrived; or a person sends it, who answers for it.
+    pub is_aged: bool,
 }
 
 impl Item {
@@ -254,6 +256,10 @@ impl<'a> Batch<'a> {
         if item.deadline <= monotonic {
             return (Err(ReplicaError::Late), None);
         }
+        if !item.is_aged && self.store.requires_ages() {
+            // To a coordinator of before this means that nothing was done.
+            return (Err(ReplicaError::StaleEpoch), None);
+        }
         if item.request.epoch < fences.least(&item.request.place.tenant) && !Fault::FenceIgnored.is_on() {
             return (Err(ReplicaError::StaleEpoch), None);
         }
@@ -278,9 +284,13 @@ impl<'a> Batch<'a> {
             Ask::Read => row.read(),
             Ask::Names { write_id, started } => row.names(write_id, *started),
             Ask::Unpin { write_id } => row.unpin(write_id),
-            Ask::Collect { expected, grace } if self.store.is_on_record() => row.collect(*expected, *grace, self.wall),
             // Whoever asks takes it for the store on record, of which something is concluded.
-            Ask::Collect { .. } => Ok(Answer::Collected { dropped: false }),
+            Ask::Collect { .. } if !self.store.is_on_record() => Ok(Answer::Collected { dropped: false }),
+            Ask::Collect { expected, grace } => {
+                // From now on nothing is stored here that was under way for too long, whether there is something to drop or not.
+                self.store.require_ages().map_err(|error| refusal(&error))?;
+                row.collect(*expected, *grace, self.wall)
+            }
         }
     }
 

@@ -24,6 +24,7 @@ use crate::row::{self, DamagedRow};
 
 mod clears;
 mod identity;
+mod noted;
 
 /// The name of the engine's note that holds the fences.
 const FENCES: &str = "fences";
@@ -35,11 +36,15 @@ pub struct Store {
     boot: u64,
     /// The node has learned that the metadata has another store on record.
     not_on_record: AtomicBool,
-    /// What the identity on disk says of it. Held while it or the fences are written.
+    /// The collection of tombstones has begun.
+    aged: AtomicBool,
+    /// What the identity on disk says of it. Held while it is written.
     noted: Mutex<Noted>,
+    /// Held while a fence is raised, before `noted` and `fences`.
+    raising: Mutex<()>,
     /// Read for as long as a batch is applied: a fence is raised between two batches of every shard.
     fences: RwLock<Fences>,
-    /// Held while rows are dropped for a placement change, before `noted` and `fences`.
+    /// Held while rows are dropped for a placement change, before `raising`, `noted` and `fences`.
     clears: Mutex<Clears>,
     births: Mutex<Births>,
     /// How many times rows were changed without going through the shards.
@@ -108,9 +113,7 @@ impl Store {
     pub fn open(engine: Box<dyn Engine>, node: &NodeId, randomness: &dyn Randomness) -> Result<Self, OpenError> {
         let identity = match engine.note(IDENTITY)? {
             Some(bytes) => Identity::decode(&bytes)?,
-            None if is_empty(&*engine)? => {
-                Identity { id: draw_id(node, randomness), boot: 0, noted: Noted { on_record: true, fenced: false } }
-            }
+            None if is_empty(&*engine)? => Identity { id: draw_id(node, randomness), boot: 0, noted: Noted::NOTHING },
             None => return Err(OpenError::Identity("it is missing, and there are stored records")),
         };
         belongs_to(&*engine, node)?;
@@ -131,7 +134,9 @@ impl Store {
             id,
             boot,
             not_on_record: AtomicBool::new(!noted.on_record),
+            aged: AtomicBool::new(noted.aged),
             noted: Mutex::new(noted),
+            raising: Mutex::default(),
             fences: RwLock::new(fences),
             clears,
             births,
@@ -142,56 +147,16 @@ impl Store {
         })
     }
 
-    /// False if the node has learned that the metadata has another store on record.
-    pub fn is_on_record(&self) -> bool {
-        !self.not_on_record.load(Ordering::Acquire)
-    }
-
-    /// A coordinator says whether this is the node's store on record. Takes effect at once; returns whether it has to be
-    /// [noted](Self::note_standing).
-    pub(crate) fn set_on_record(&self, on_record: bool) -> bool {
-        let changes = self.not_on_record.swap(!on_record, Ordering::AcqRel) == on_record;
-        match (changes, on_record) {
-            (false, _) => {}
-            (true, true) => tracing::info!(store = %self.id, "this store is on record as the node's"),
-            (true, false) => tracing::error!(
-                store = %self.id,
-                "another store is on record as this node's: if its disk is not mounted, stop the node, mount it, and start the node again; \
-                 if this store is to replace it, run `witan repair`"
-            ),
-        }
-        changes
-    }
-
-    /// Notes durably what [`Self::set_on_record`] was called with last. Blocks.
-    pub(crate) fn note_standing(&self) {
-        let mut noted = lock(&self.noted);
-        let on_record = self.is_on_record();
-        // The error is kept in the condition.
-        let _ = self.note(&mut noted, |noted| Noted { on_record, ..noted });
-    }
-
-    /// Changes what the identity on disk says of the store, durably.
-    fn note(&self, noted: &mut Noted, change: impl FnOnce(Noted) -> Noted) -> Result<(), EngineError> {
-        let changed = change(*noted);
-        if changed != *noted {
-            let identity = Identity { id: self.id, boot: self.boot, noted: changed };
-            self.engine.set_note(IDENTITY, identity.encode()).inspect_err(|error| self.failed(error))?;
-            *noted = changed;
-        }
-        Ok(())
-    }
-
     /// Raises the fence of a tenant, or of all tenants, to `epoch`: when this returns, it is durable, and no request that was not applied
     /// before is applied under an earlier epoch. Blocks. On an error it may be raised or not.
     pub fn raise_fence(&self, tenant: Option<&TenantId>, epoch: u64) -> Result<(), EngineError> {
-        let mut noted = lock(&self.noted);
+        let _one_at_a_time = lock(&self.raising);
         let mut raised = self.fences().clone();
         if !raised.raise(tenant, epoch) {
             return Ok(());
         }
         // First, so that a program of before never opens a store whose fences it would ignore.
-        self.note(&mut noted, |noted| Noted { fenced: true, ..noted })?;
+        self.note(&mut lock(&self.noted), |noted| Noted { fenced: true, ..noted })?;
         if !Fault::FenceVolatile.is_on() {
             self.engine.set_note(FENCES, raised.encode()).inspect_err(|error| self.failed(error))?;
         }
@@ -404,7 +369,7 @@ mod tests {
 
     use witan_kernel::fault;
 
-    use super::identity::{CODEC, CODEC_FENCED, CODEC_FENCED_NOT_ON_RECORD, CODEC_NOT_ON_RECORD, NODE};
+    use super::identity::{NODE, Noted};
     use super::*;
     use crate::engine::simulated::Disk;
 
@@ -444,45 +409,26 @@ mod tests {
     }
 
     #[test]
-    fn that_it_is_not_on_record_is_remembered_and_programs_of_before_refuse_it() {
-        let (disk, dice) = (Disk::new(), Dice::default());
-        let codec = |disk: &Disk| disk.open().note(IDENTITY).unwrap().unwrap()[0];
-        let store = open(&disk, &dice);
-        let id = store.id();
-        assert!(store.is_on_record() && !store.set_on_record(true), "as of before");
-        assert!(store.set_on_record(false) && !store.set_on_record(false));
-        store.note_standing();
-        disk.crash();
-        assert_eq!((open(&disk, &dice).is_on_record(), codec(&disk)), (false, CODEC_NOT_ON_RECORD));
-        let store = open(&disk, &dice);
-        assert!(store.set_on_record(true));
-        store.note_standing();
-        disk.crash();
-        assert_eq!((open(&disk, &dice).is_on_record(), codec(&disk)), (true, CODEC));
-        assert_eq!(open(&disk, &dice).id(), id);
-    }
-
-    #[test]
     fn fences_are_durable_and_programs_of_before_refuse_a_store_that_has_any() {
         let (disk, dice) = (Disk::new(), Dice::default());
         let codec = |disk: &Disk| disk.open().note(IDENTITY).unwrap().unwrap()[0];
         let tenant = TenantId::new("t").unwrap();
         open(&disk, &dice).raise_fence(Some(&tenant), 7).unwrap();
         disk.crash();
-        assert_eq!(codec(&disk), CODEC_FENCED);
+        assert_eq!(codec(&disk), 3);
         let store = open(&disk, &dice);
         assert_eq!((store.fences().least(&tenant), store.is_on_record()), (7, true));
         assert!(store.set_on_record(false));
         store.note_standing();
         store.raise_fence(None, 9).unwrap();
         disk.crash();
-        assert_eq!(codec(&disk), CODEC_FENCED_NOT_ON_RECORD);
+        assert_eq!(codec(&disk), 4);
         let store = open(&disk, &dice);
         assert_eq!((store.fences().highest(), store.is_on_record()), (9, false));
         assert!(store.set_on_record(true));
         store.note_standing();
         disk.crash();
-        assert_eq!(codec(&disk), CODEC_FENCED);
+        assert_eq!(codec(&disk), 3);
     }
 
     #[test]
@@ -512,7 +458,7 @@ mod tests {
     #[test]
     fn a_store_of_before_becomes_that_of_the_node_that_opens_it() {
         let (disk, dice) = (Disk::new(), Dice::default());
-        let identity = Identity { id: StoreId([9; 16]), boot: 3, noted: Noted { on_record: true, fenced: false } };
+        let identity = Identity { id: StoreId([9; 16]), boot: 3, noted: Noted::NOTHING };
         disk.open().set_note(IDENTITY, identity.encode()).unwrap();
         assert_eq!(open(&disk, &dice).id(), identity.id);
         disk.crash();

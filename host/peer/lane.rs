@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use witan_kernel::age::NodeClock;
 use witan_kernel::backoff::{self, Backoff};
 use witan_kernel::capability;
 use witan_kernel::condition::Condition;
@@ -18,7 +19,9 @@ use witan_kernel::replica::{Ask, Outcome, ReplicaError, Request};
 use witan_kernel::scan::Trust;
 use witan_wire::COMMITS;
 use witan_wire::condition::{STORE_STATE, condition_from_wire};
-use witan_wire::frame::{BATCH_ITEMS, FRAME_MESSAGE_BYTES, Joiner, PIECE_BYTES, VERSIONS, open_answers, seal_requests};
+use witan_wire::frame::{
+    BATCH_ITEMS, FRAME_MESSAGE_BYTES, Joiner, PIECE_BYTES, VERSIONS, open_answers, seal_requests_sent,
+};
 use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Hello, ReplicaRequest, StoreStanding};
@@ -44,6 +47,10 @@ const TICK: Duration = Duration::from_millis(100);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The first pause between attempts to connect, and the longest.
 const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
+/// What a coordinator names in its hello.
+const CAPABILITIES: [&str; 5] =
+    [STORE_STATE, capability::NAMES, capability::STANDING, capability::FENCES, capability::AGES];
+
 /// The sending end of a lane. The lane closes when it is dropped.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -179,6 +186,8 @@ struct Stream {
     capabilities: Vec<String>,
     /// Whether the store is on record, as far as the node knows from any coordinator.
     told: bool,
+    /// What the node has shown of its clock.
+    clock: NodeClock,
 }
 
 impl<C: Clock, N: Connect> Ends<C, N> {
@@ -202,9 +211,7 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         let (outbound, frames) = mpsc::channel(FRAMES);
         let hello = Hello {
             versions: VERSIONS.to_vec(),
-            capabilities: [STORE_STATE, capability::NAMES, capability::STANDING, capability::FENCES]
-                .map(str::to_owned)
-                .to_vec(),
+            capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
             coordinator_id: self.coordinator_id.clone(),
             node_id: self.node.id.as_str().to_owned(),
             largest_answer: if self.bulk.is_some() { SMALL_BYTES as u32 } else { 0 },
@@ -214,6 +221,7 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         let response = client.exchange(ReceiverStream::new(frames)).await.map_err(|status| reason(&status))?;
         let mut inbound = response.into_inner();
         let answer = inbound.message().await.map_err(|status| reason(&status))?;
+        let (arrived, mut clock) = (self.clock.monotonic_micros(), NodeClock::default());
         let welcome = answer.and_then(|answer| answer.welcome).ok_or("the node did not answer the handshake")?;
         if !VERSIONS.contains(&welcome.version) {
             return Err(format!("the node speaks version {} of the protocol", welcome.version));
@@ -222,10 +230,11 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         let commit = welcome.capabilities.iter().any(|named| named == COMMITS).then_some(welcome.commit);
         let trust = if self.speaks_for_node() { self.meet(store, commit, before).await? } else { Trust::Unadmitted };
         self.vitals.fenced(welcome.fence);
+        clock.shown(welcome.monotonic_micros, arrived);
         let condition = condition_from_wire(welcome.store_state);
         let (capabilities, commit) = (welcome.capabilities, commit.unwrap_or(0));
         let told = !welcome.not_on_record;
-        Ok(Stream { outbound, inbound, store, commit, trust, condition, capabilities, told })
+        Ok(Stream { outbound, inbound, store, commit, trust, condition, capabilities, told, clock })
     }
 
     /// Decides what the store may be used for that the node has reported. `commit`: its commit number, if the node knows such.
@@ -299,6 +308,8 @@ struct Session<'a, C: Clock, N: Connect> {
     peak: usize,
     /// Whether its store is on record, as far as the node knows; `None` if this lane does not inform it.
     told: Option<bool>,
+    /// What is known of the node's clock; `None`: it does not show it.
+    clock: Option<NodeClock>,
 }
 
 impl<C: Clock, N: Connect> Drop for Session<'_, C, N> {
@@ -329,7 +340,9 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
         } else {
             ends.vitals.uses_of(stream.store)?
         };
-        let tells = ends.speaks_for_node() && stream.capabilities.iter().any(|named| named == capability::STANDING);
+        let names = |capability| stream.capabilities.iter().any(|named| named == capability);
+        let tells = ends.speaks_for_node() && names(capability::STANDING);
+        let clock = Some(stream.clock).filter(|_| names(capability::AGES));
         let mut session = Self {
             store: uses.store,
             ends,
@@ -343,6 +356,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
             p99_us: 0,
             peak: 0,
             told: tells.then_some(stream.told),
+            clock,
         };
         session.tell_standing();
         Some(session)
@@ -359,6 +373,14 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
             if self.outbound.try_send(message).is_ok() {
                 *told = on_record;
             }
+        }
+    }
+
+    /// Asks the node for its clock, if it has not shown it for long.
+    fn ask_clock(&mut self, now: u64) {
+        if self.clock.as_mut().is_some_and(|clock| clock.asks(now)) {
+            // If the stream has no room now, frames are on their way, whose answers show the clock.
+            let _ = self.outbound.try_send(ExchangeRequest { clock: true, ..ExchangeRequest::default() });
         }
     }
 
@@ -397,6 +419,8 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
     /// refused here.
     fn seal(&mut self, frames: &mut std::collections::VecDeque<witan_wire::v1::Frame>) {
         let now = self.ends.clock.monotonic_micros();
+        // A node refuses what was sent when its clock was not known, and shows its clock with that.
+        let sent_at = self.clock.and_then(|clock| clock.least(now)).map_or(0, |least| least.max(1));
         let mut sealed = Vec::with_capacity(self.batch.len());
         let mut size = 0;
         for outgoing in std::mem::take(&mut self.batch) {
@@ -420,12 +444,12 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
             sealed.push(ReplicaRequest { traced: is_traced, ..request_to_wire(id, request, left_ms) });
             size += bytes;
             if size >= PIECE_BYTES {
-                frames.extend(seal_requests(std::mem::take(&mut sealed)));
+                frames.extend(seal_requests_sent(std::mem::take(&mut sealed), sent_at));
                 size = 0;
             }
         }
         if !sealed.is_empty() {
-            frames.extend(seal_requests(sealed));
+            frames.extend(seal_requests_sent(sealed, sent_at));
         }
         self.count();
     }
@@ -434,9 +458,12 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
         if let Some(condition) = condition_from_wire(answer.state).filter(|_| self.ends.speaks_for_node()) {
             self.ends.reported(Some(condition));
         }
+        let now = self.ends.clock.monotonic_micros();
+        if let Some(clock) = self.clock.as_mut().filter(|_| answer.monotonic_micros > 0) {
+            clock.shown(answer.monotonic_micros, now);
+        }
         let Some(frame) = answer.frame else { return Ok(()) };
         let Some(batch) = self.joiner.push(frame).map_err(|error| error.to_string())? else { return Ok(()) };
-        let now = self.ends.clock.monotonic_micros();
         if self.ends.speaks_for_node() {
             self.ends.vitals.committed(answer.commit);
         }
@@ -491,6 +518,7 @@ impl<'a, C: Clock, N: Connect> Session<'a, C, N> {
             self.table.expire(now);
             self.count();
         }
+        self.ask_clock(now);
         if !self.ends.speaks_for_node() {
             return;
         }

@@ -203,6 +203,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
     fn has_collect(&self, node: &NodeId) -> bool {
         self.nodes.load().get(node).is_some_and(|node| node.vitals.has_collect())
     }
+
+    fn has_ages(&self, node: &NodeId) -> bool {
+        self.nodes.load().get(node).is_some_and(|node| node.vitals.has_ages())
+    }
 }
 
 /// The state of a node that is not in the current set.

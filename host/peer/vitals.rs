@@ -34,6 +34,8 @@ pub(super) struct Vitals {
     has_moves: AtomicBool,
     /// It named [`capability::COLLECT`] in its last handshake.
     has_collect: AtomicBool,
+    /// It named [`capability::AGES`] in its last handshake.
+    has_ages: AtomicBool,
     in_flight: AtomicU32,
     /// The largest number of requests in flight between the last two ticks.
     in_flight_peak: AtomicU32,
@@ -61,6 +63,7 @@ impl Default for Vitals {
             lacks_fences: AtomicBool::new(false),
             has_moves: AtomicBool::new(false),
             has_collect: AtomicBool::new(false),
+            has_ages: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             in_flight_peak: AtomicU32::new(0),
             p50_us: AtomicU32::new(0),
@@ -106,12 +109,17 @@ impl Vitals {
         self.has_collect.load(Ordering::Relaxed)
     }
 
+    pub(super) fn has_ages(&self) -> bool {
+        self.has_ages.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set_capabilities(&self, named: &[String]) {
         let lacks = |capability| !named.iter().any(|name| name == capability);
         self.lacks_names.store(lacks(capability::NAMES), Ordering::Relaxed);
         self.lacks_fences.store(lacks(capability::FENCES), Ordering::Relaxed);
         self.has_moves.store(!lacks(capability::MOVES), Ordering::Relaxed);
         self.has_collect.store(!lacks(capability::COLLECT), Ordering::Relaxed);
+        self.has_ages.store(!lacks(capability::AGES), Ordering::Relaxed);
     }
 
     pub(super) fn store_id(&self) -> Option<StoreId> {
@@ -381,16 +389,17 @@ mod tests {
     #[test]
     fn a_node_has_what_it_named_in_its_last_handshake() {
         let vitals = Vitals::default();
-        let has = || (vitals.has_fences(), vitals.has_moves(), vitals.has_collect());
-        assert_eq!(has(), (true, false, false), "before the first one");
-        for (named, fences, moves, collect) in [
-            (&[capability::FENCES, capability::MOVES, capability::COLLECT][..], true, true, true),
-            (&[capability::FENCES, capability::MOVES], true, true, false),
-            (&[capability::FENCES], true, false, false),
-            (&[], false, false, false),
+        let has = |vitals: &Vitals| (vitals.has_fences(), vitals.has_moves(), vitals.has_ages(), vitals.has_collect());
+        assert_eq!(has(&vitals), (true, false, false, false), "before the first one");
+        for (named, expected) in [
+            (&[capability::FENCES, capability::MOVES, capability::AGES][..], (true, true, true, false)),
+            (&[capability::FENCES], (true, false, false, false)),
+            (&[capability::AGES], (false, false, true, false)),
+            (&[capability::COLLECT], (false, false, false, true)),
+            (&[], (false, false, false, false)),
         ] {
             vitals.set_capabilities(&named.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
-            assert_eq!(has(), (fences, moves, collect), "{named:?}");
+            assert_eq!(has(&vitals), expected, "{named:?}");
         }
     }
 

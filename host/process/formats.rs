@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use witan_control::capabilities::{Written, written};
 use witan_control::small_records::{Smaller, SmallerRecords};
 use witan_coordinate::Coordinator;
-use witan_kernel::capability::{COLLECT, FENCES, MOVES, NAMES, OF_COORDINATORS};
+use witan_kernel::capability::{AGES, COLLECT, FENCES, MOVES, NAMES, OF_COORDINATORS};
 use witan_kernel::port::{Metadata, SmallRecords, StoreError};
 use witan_kernel::sync::lock;
 use witan_store::idempotency::RedisIdempotency;
@@ -70,7 +70,10 @@ impl Formats {
             log_moves(&moves);
         }
         // The same for what collects tombstones.
-        let collects = written(metadata, COLLECT, self.fences).await?;
+        let collects = match written(metadata, AGES, self.fences).await? {
+            Written::Yes => written(metadata, COLLECT, self.fences).await?,
+            lacking => lacking,
+        };
         if is_new(&mut lock(&self.decided).collects, &collects) {
             log_collects(&collects);
         }

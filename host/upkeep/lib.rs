@@ -68,7 +68,8 @@ impl<W: World> Upkeep<W> {
     }
 
     /// From now on the rows of keys that were deleted long ago may be dropped, or no longer. They may if every live coordinator names
-    /// [`COLLECT`](witan_kernel::capability::COLLECT), and changes are fenced where there can be several.
+    /// [`AGES`](witan_kernel::capability::AGES) and [`COLLECT`](witan_kernel::capability::COLLECT), and changes are fenced where there can be
+    /// several.
     pub fn set_collects(&self, all: bool) {
         self.collects.store(all, Ordering::Relaxed);
     }

@@ -7,13 +7,11 @@
 //!
 //! A sweep of the whole ring also determines which new stores, admitted before it, hold everything from now on. `walk` reads
 //! pages, `record` compares what replicas have of a key, `merges` sends merges and waits for their acknowledgements, `pace` limits the rate,
-//! `sound` decides when a new store may be believed. Routine sweeps have replicas drop what is left of keys that were deleted long ago:
-//! `collect`.
-//!
-//! No merge is sent of what was read more than [`FRESH`] ago: it is read again. A merge that arrives long after its sources were read
-//! could bring back what has been deleted and collected in between.
+//! `fresh` says until when what was read may be sent, `sound` decides when a new store may be believed. Routine sweeps have replicas drop
+//! what is left of keys that were deleted long ago: `collect`.
 
 mod collect;
+pub(crate) mod fresh;
 mod merges;
 pub(crate) mod pace;
 mod record;
@@ -38,6 +36,7 @@ use witan_coordinate::{Coordinator, World};
 use super::runner::{Progress, Task};
 use super::{Metrics, Upkeep};
 use collect::Collecting;
+use fresh::FRESH;
 use pace::{BytePace, Pace};
 use sound::Sound;
 use walk::Walking;
@@ -48,9 +47,6 @@ const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// attempt may take seconds.
 const GIVEN_UP_AFTER: u32 = 3;
 
-/// Longest time between reading a record and sending a merge that was made of it: that of an operation, in whose order deletions are
-/// collected.
-pub(super) const FRESH: Duration = LONGEST_DEADLINE;
 /// What a record counts for in [`Sweep::bytes_per_second`] beside its bytes, for its key and the work of comparing it.
 pub(crate) const RECORD_BYTES: u64 = 128;
 

@@ -62,7 +62,12 @@ pub enum Damaged {
 
 /// Encodes a batch of requests into frames, in the order in which to send them; a single frame, unless the batch is large.
 pub fn seal_requests(requests: Vec<ReplicaRequest>) -> Vec<Frame> {
-    seal(&RequestBatch { requests })
+    seal_requests_sent(requests, 0)
+}
+
+/// The same, with the least that the node's clock can show; 0: not known.
+pub fn seal_requests_sent(requests: Vec<ReplicaRequest>, sent_at: u64) -> Vec<Frame> {
+    seal(&RequestBatch { requests, sent_at })
 }
 
 /// Encodes a batch of answers into frames, in the order in which to send them; a single frame, unless the batch is large.
@@ -85,7 +90,12 @@ fn seal(batch: &impl Message) -> Vec<Frame> {
 
 /// Decodes a joined batch of requests, once it has been weighed. Values are slices of `batch`, not copies.
 pub fn open_requests(batch: Bytes) -> Result<Vec<ReplicaRequest>, Damaged> {
-    open::<RequestBatch>(batch).map(|batch| batch.requests)
+    open_requests_sent(batch).map(|(requests, _)| requests)
+}
+
+/// The same, with the least that the node's clock can have shown when it was encoded; 0: not known.
+pub fn open_requests_sent(batch: Bytes) -> Result<(Vec<ReplicaRequest>, u64), Damaged> {
+    open::<RequestBatch>(batch).map(|batch| (batch.requests, batch.sent_at))
 }
 
 /// Decodes a joined batch of answers, once it has been weighed. Values are slices of `batch`, not copies.

@@ -31,7 +31,7 @@ const TOLD: usize = Quorum::MAX_REPLICAS as usize * limit::PINNED_NAMES;
 pub struct Arrived {
     /// Chosen by the coordinator; the answer carries it, too.
     pub id: u64,
-    /// Milliseconds after arrival at which the coordinator stops waiting; 0: no deadline.
+    /// Milliseconds after it was sent at which the coordinator stops waiting; 0: no deadline.
     pub deadline_ms: u32,
     /// The request itself.
     pub request: Request,

@@ -84,7 +84,9 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::HealingSkipsRange => Some("healing:2"),
         Fault::ReturnUnnoticed => Some("healing:6"),
         // In scenes of their own.
-        Fault::DeadlineFromTurn | Fault::ReservationProlonged | Fault::UncanonicalAccepted => Some("links:0"),
+        Fault::DeadlineFromTurn | Fault::ReservationProlonged | Fault::UncanonicalAccepted | Fault::LateAccepted => {
+            Some("links:0")
+        }
         // Those of `names` are recorded there.
         Fault::RepeatedUnasked
         | Fault::AskedWithoutPin

@@ -54,18 +54,23 @@ const LANE_REQUESTS: usize = 256;
 /// The pause before a node that could not start is started again.
 const STARTED_AGAIN: Duration = Duration::from_millis(100);
 
+/// Different for each node: nobody may take a node's clock for another's, or for a coordinator's.
+fn clock_began(name: &str) -> u64 {
+    name.bytes().map(|byte| u64::from(byte) * 1_000_003).sum()
+}
+
 impl NodeMachine {
     pub(crate) fn new(name: String, dice: &Dice) -> Self {
         Self {
             id: NodeId::new(&name).expect("a node id"),
-            name,
             disk: Mutex::default(),
             shelf: Mutex::default(),
-            clock: SimClock::default(),
+            clock: SimClock::running_for(clock_began(&name)),
             slowest_sync_ms: Arc::new(AtomicU64::new(5)),
             store: Mutex::default(),
             flipped: Mutex::default(),
             dice: dice.clone(),
+            name,
         }
     }
 

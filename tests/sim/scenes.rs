@@ -12,6 +12,7 @@ use witan_coordinate::{Line, Lines, ReadRequest, WriteRequest, Written};
 use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::idempotency::KEPT_MS;
+use witan_kernel::limit::LONGEST_DEADLINE;
 use witan_kernel::name::Key;
 use witan_kernel::record::Record;
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Tenant};
@@ -32,6 +33,7 @@ pub(crate) fn of(fault: Fault) -> Option<Scene> {
         Fault::DeadlineFromTurn => Some(in_line),
         Fault::ReservationProlonged => Some(repeated_for_a_day),
         Fault::UncanonicalAccepted => Some(uncanonical),
+        Fault::LateAccepted => Some(held_back),
         _ => None,
     }
 }
@@ -230,13 +232,44 @@ pub(crate) fn uncanonical(play: Play) -> Verdict {
     })
 }
 
+/// A change to one replica is held back on its way for longer than any operation lasts, and arrives then: it is not carried out.
+pub(crate) fn held_back(play: Play) -> Verdict {
+    let heals = Scenario::of(play).heals.is_some();
+    stage(play, "held-back", move |cluster| async move {
+        if heals {
+            // Others bring it.
+            return Vec::new();
+        }
+        everything_works(&cluster).await;
+        tokio::time::sleep(MERGED).await;
+        let place = cluster.place(0, &Key::new("key-0").expect("a key"));
+        let coordinator = cluster.coordinators[0].name.as_str();
+        let replicas: Vec<_> = cluster.replicas(0, &place).into_iter().map(Arc::clone).collect();
+        let Some(last) = replicas.last() else { return Vec::new() };
+        let before = last.content(&place);
+        turmoil::hold(coordinator, last.name.as_str());
+        let _ = send(&cluster, write(&cluster, 1, Duration::from_secs(2))).await;
+        tokio::time::sleep(LONGEST_DEADLINE).await;
+        turmoil::release(coordinator, last.name.as_str());
+        tokio::time::sleep(MERGED).await;
+        let after = last.content(&place);
+        if before == after {
+            return Vec::new();
+        }
+        vec![format!(
+            "age: {} has stored what was sent more than ten seconds before: {before:?}, then {after:?}",
+            last.name
+        )]
+    })
+}
+
 /// Seeds of each scene in every run: they differ little.
 const SEEDS: u64 = 12;
 
 #[test]
 fn scenes_keep_every_promise() {
     crate::on_all_cores(SEEDS, |seed| {
-        for scene in [in_line, repeated_for_a_day, uncanonical] as [Scene; 3] {
+        for scene in [in_line, repeated_for_a_day, uncanonical, held_back] as [Scene; 4] {
             let verdict = scene(Play::of(seed));
             assert!(verdict.violations.is_empty(), "seed {seed} ({}): {:#?}", verdict.scenario, verdict.violations);
         }

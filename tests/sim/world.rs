@@ -47,9 +47,16 @@ struct ClockError {
     offset: AtomicI64,
     /// Parts per million.
     drift: AtomicI64,
+    /// What its monotonic time shows at the start of the simulation, microseconds: each machine counts from a moment of its own.
+    began: u64,
 }
 
 impl SimClock {
+    /// A clock whose monotonic time began this long before the simulation.
+    pub(crate) fn running_for(began: u64) -> Self {
+        Self(Arc::new(ClockError { began, ..ClockError::default() }))
+    }
+
     pub(crate) fn jump_by(&self, micros: i64) {
         self.0.offset.fetch_add(micros, Ordering::Relaxed);
     }
@@ -68,7 +75,7 @@ impl Clock for SimClock {
     }
 
     fn monotonic_micros(&self) -> u64 {
-        now_micros()
+        self.0.began + now_micros()
     }
 }
 

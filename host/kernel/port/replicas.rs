@@ -53,6 +53,12 @@ pub trait Replicas: Send + Sync + 'static {
         let _ = node;
         true
     }
+
+    /// True when the node has named [`crate::capability::AGES`] in its last handshake.
+    fn has_ages(&self, node: &NodeId) -> bool {
+        let _ = node;
+        true
+    }
 }
 
 /// Collects the answers of replicas. Each operation has one.
@@ -137,5 +143,9 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn has_collect(&self, node: &NodeId) -> bool {
         (**self).has_collect(node)
+    }
+
+    fn has_ages(&self, node: &NodeId) -> bool {
+        (**self).has_ages(node)
     }
 }

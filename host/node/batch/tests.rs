@@ -67,6 +67,7 @@ impl Bench {
             request: Request { place, epoch, ask },
             deadline,
             largest_answer: usize::MAX,
+            is_aged: true,
         };
         let group = Group::new((0..).zip(requests).map(item).collect(), heard);
         let applied = self.shard.apply(&self.store, Durability::Sync, vec![group], self.wall, monotonic);
@@ -320,7 +321,10 @@ fn what_may_not_be_is_refused() {
     let old = WALL + witan_kernel::limit::PUT_RETRY_MICROS;
     let heard = Arc::new(Heard::default());
     let request = Request { place: at(1), epoch: 0, ask: Ask::Put(Arc::new(doubtful)) };
-    let group = Group::new(vec![Item { tag: 0, request, deadline: u64::MAX, largest_answer: usize::MAX }], heard);
+    let group = Group::new(
+        vec![Item { tag: 0, request, deadline: u64::MAX, largest_answer: usize::MAX, is_aged: true }],
+        heard,
+    );
     let applied = bench.shard.apply(&bench.store, Durability::Sync, vec![group], old, 0);
     assert_eq!(applied.ready[0].1, [(0, Err(ReplicaError::InDoubt))]);
     assert_eq!(bench.disk.writes(), 0);
@@ -403,7 +407,10 @@ fn a_row_that_could_not_be_read_is_read_from_the_disk_again() {
 fn a_group_that_is_dropped_answers() {
     let heard = Arc::new(Heard::default());
     let request = Request { place: at(1), epoch: 0, ask: Ask::Read };
-    drop(Group::new(vec![Item { tag: 7, request, deadline: 0, largest_answer: usize::MAX }], heard.clone()));
+    drop(Group::new(
+        vec![Item { tag: 7, request, deadline: 0, largest_answer: usize::MAX, is_aged: true }],
+        heard.clone(),
+    ));
     assert!(matches!(heard.0.lock().unwrap()[..], [(7, Err(ReplicaError::Broken(_)))]));
 }
 

@@ -220,7 +220,7 @@ fn a_dropped_row_is_forgotten_by_the_cache_and_its_birth_with_it() {
 fn apply(store: &Store, shard: &mut Shard, epoch: u64, ask: Ask) -> Outcome {
     let heard = Arc::new(Heard::default());
     let request = Request { place: place(1, "t"), epoch, ask };
-    let item = Item { tag: 0, request, deadline: u64::MAX, largest_answer: usize::MAX };
+    let item = Item { tag: 0, request, deadline: u64::MAX, largest_answer: usize::MAX, is_aged: true };
     let applied = shard.apply(store, Durability::Sync, vec![Group::new(vec![item], heard)], 1_000_000, 0);
     let mut answers = applied.ready.into_iter().chain(applied.gated).flat_map(|(_, answers)| answers);
     answers.next().unwrap().1

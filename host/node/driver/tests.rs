@@ -175,7 +175,13 @@ fn item(tag: u64, key: u32, ask: Ask) -> Item {
     // Spread over the ring, so that every shard has its part.
     let place =
         Place { token: u64::from(key).wrapping_mul(0x9e37_79b9_7f4a_7c15), tenant, key: Key::from_trusted(key_bytes) };
-    Item { tag, request: Request { place, epoch: 0, ask }, deadline: u64::MAX, largest_answer: usize::MAX }
+    Item {
+        tag,
+        request: Request { place, epoch: 0, ask },
+        deadline: u64::MAX,
+        largest_answer: usize::MAX,
+        is_aged: true,
+    }
 }
 
 fn write(n: u8) -> Ask {

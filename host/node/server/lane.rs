@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,13 +13,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
-use witan_kernel::capability;
 use witan_kernel::condition::Condition;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::NodeId;
 use witan_kernel::replica::{Answer, Outcome, ReplicaError};
 use witan_kernel::siblings::Name;
 use witan_kernel::sync::lock;
+use witan_kernel::{age, capability};
 use witan_wire::condition::{STORE_STATE, condition_to_wire};
 use witan_wire::frame::{self, BATCH_ITEMS, Joiner, PIECE_BYTES, VERSIONS};
 use witan_wire::replica::{Arrived, answer_to_wire, malformed_to_wire};
@@ -40,6 +40,8 @@ enum Event {
     Welcome(Welcome),
     /// The store's condition has changed.
     State(Condition),
+    /// The coordinator asks for the node's clock.
+    Clock,
     Answers(Answers),
     Malformed(Vec<ReplicaAnswer>),
     End(Status),
@@ -51,11 +53,13 @@ struct Out {
     unsent: Arc<Unsent>,
 }
 
-/// Counts the bytes of answers that wait to be sent.
+/// What waits to be sent: the bytes of answers.
 #[derive(Default)]
 struct Unsent {
     bytes: AtomicUsize,
     sent: Notify,
+    /// The node's clock, too. Asked for again before it is sent, it is sent once.
+    clock: AtomicBool,
 }
 
 impl Unsent {
@@ -142,6 +146,7 @@ pub(super) fn start(inbound: Streaming<ExchangeRequest>, storage: &Storage) -> A
         changes: None,
         largest_answer: usize::MAX,
         counts_any: true,
+        is_aged: false,
     };
     tokio::spawn(reading.run());
     let clock = storage.clock.clone();
@@ -177,6 +182,8 @@ struct Reading {
     largest_answer: usize,
     /// The coordinator may count what a store acknowledges that is not on record.
     counts_any: bool,
+    /// The coordinator says when it has sent each batch.
+    is_aged: bool,
 }
 
 /// Waits for the next change, for ever if there is none to wait for.
@@ -203,14 +210,22 @@ impl Reading {
                 self.set_standing(standing.on_record);
                 continue;
             }
+            if message.clock {
+                if !self.out.unsent.clock.swap(true, Ordering::AcqRel) {
+                    let _ = self.out.events.send(Event::Clock);
+                }
+                continue;
+            }
             let frame = message.frame.ok_or_else(|| Status::invalid_argument("a message without a frame"))?;
             let joined = self.joiner.push(frame).map_err(damaged)?;
             let Some(batch) = joined else { continue };
-            let requests = frame::open_requests(batch).map_err(damaged)?;
+            // It counts from here, however long it waits for its turn.
+            let arrived = self.clock.monotonic();
+            let (requests, sent_at) = frame::open_requests_sent(batch).map_err(damaged)?;
             if !self.admit(requests.len()).await {
                 return Ok(());
             }
-            self.submit(requests);
+            self.submit(requests, sent_at, arrived);
         }
         Ok(())
     }
@@ -237,10 +252,11 @@ impl Reading {
         let hello = first.hello.ok_or_else(|| Status::invalid_argument("the first message must be a hello"))?;
         // From here on: a change after the welcome is not missed.
         let changes = self.driver.store().watch();
-        let welcome = welcome(&hello, &self.node, &*self.driver)?;
+        let welcome = welcome(&hello, &self.node, &*self.driver, &*self.clock)?;
         let names = |capability| hello.capabilities.iter().any(|named| named == capability);
         self.changes = names(STORE_STATE).then_some(changes);
         self.counts_any = !names(capability::STANDING);
+        self.is_aged = names(capability::AGES);
         let largest = usize::try_from(hello.largest_answer).ok().filter(|bytes| *bytes > 0);
         self.largest_answer = largest.unwrap_or(usize::MAX);
         tracing::debug!(coordinator = hello.coordinator_id, version = welcome.version, "lane opened");
@@ -269,8 +285,8 @@ impl Reading {
         }
     }
 
-    fn submit(&self, requests: Vec<ReplicaRequest>) {
-        let now = self.clock.monotonic();
+    /// `sent_at`: the least that the node's clock can have shown when the requests were sent; 0: not known. `now`: when they have arrived.
+    fn submit(&self, requests: Vec<ReplicaRequest>, sent_at: u64, now: u64) {
         let mut items = Vec::with_capacity(requests.len());
         let mut malformed = Vec::new();
         for request in requests {
@@ -280,7 +296,7 @@ impl Reading {
                     if traced {
                         self.timings.begin(id, now);
                     }
-                    items.push(item(arrived, now, self.largest_answer));
+                    items.push(self.item(arrived, sent_at, now));
                 }
                 Err(error) => malformed.push(malformed_to_wire(id, &error)),
             }
@@ -298,21 +314,25 @@ impl Reading {
             self.driver.submit(items, self.out.clone());
         }
     }
-}
 
-fn item(arrived: Arrived, now: u64, largest_answer: usize) -> Item {
-    let deadline = match arrived.deadline_ms {
-        0 => u64::MAX,
-        ms => now.saturating_add(u64::from(ms) * 1000),
-    };
-    Item { tag: arrived.id, request: arrived.request, deadline, largest_answer }
+    fn item(&self, arrived: Arrived, sent_at: u64, now: u64) -> Item {
+        let deadline = match sent_at {
+            _ if Fault::LateAccepted.is_on() => age::until(None, now, arrived.deadline_ms),
+            // What a coordinator sends that knows of ages, but not of this node's clock, may be of any age.
+            0 if self.is_aged => 0,
+            0 => age::until(None, now, arrived.deadline_ms),
+            sent_at => age::until(Some(sent_at), now, arrived.deadline_ms),
+        };
+        let (largest_answer, is_aged) = (self.largest_answer, self.is_aged);
+        Item { tag: arrived.id, request: arrived.request, deadline, largest_answer, is_aged }
+    }
 }
 
 fn damaged(error: frame::Damaged) -> Status {
     Status::data_loss(error.to_string())
 }
 
-fn welcome(hello: &Hello, node: &NodeId, driver: &dyn Driver) -> Result<Welcome, Status> {
+fn welcome(hello: &Hello, node: &NodeId, driver: &dyn Driver, clock: &dyn Time) -> Result<Welcome, Status> {
     if !hello.node_id.is_empty() && hello.node_id != node.as_str() {
         let message = format!("this is node {node}, not {:?}", hello.node_id);
         return Err(Status::failed_precondition(message));
@@ -334,7 +354,13 @@ fn welcome(hello: &Hello, node: &NodeId, driver: &dyn Driver) -> Result<Welcome,
         store_state: Some(condition_to_wire(&driver.store().condition())),
         not_on_record: !driver.store().is_on_record(),
         fence: driver.store().fences().highest(),
+        monotonic_micros: shown(clock),
     })
+}
+
+/// The node's clock, as it is shown: never 0, which says that it is not.
+fn shown(clock: &dyn Time) -> u64 {
+    clock.monotonic().max(1)
 }
 
 /// The half of a lane that answers: a stream of frames.
@@ -367,6 +393,11 @@ impl Answering {
                 Poll::Ready(Some(Event::State(condition))) => {
                     let state = Some(condition_to_wire(&condition));
                     return Some(ExchangeResponse { state, ..ExchangeResponse::default() });
+                }
+                Poll::Ready(Some(Event::Clock)) => {
+                    self.unsent.clock.store(false, Ordering::Release);
+                    let monotonic_micros = shown(&*self.clock);
+                    return Some(ExchangeResponse { monotonic_micros, ..ExchangeResponse::default() });
                 }
                 Poll::Ready(Some(Event::Malformed(answers))) => {
                     self.waiting.extend(answers.into_iter().map(|answer| (0, answer)));
@@ -412,6 +443,7 @@ impl Stream for Answering {
                 return Poll::Ready(Some(Ok(ExchangeResponse {
                     frame: Some(frame),
                     commit,
+                    monotonic_micros: shown(&*self.clock),
                     ..ExchangeResponse::default()
                 })));
             }

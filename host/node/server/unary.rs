@@ -34,7 +34,7 @@ async fn ask(driver: &dyn Driver, place: Place, ask: Ask) -> Result<Answer, Stat
     // People and tools are beyond fences: they look at, or repair, what is there.
     let request = Request { place, epoch: u64::MAX, ask };
     driver.submit(
-        vec![Item { tag: 0, request, deadline: u64::MAX, largest_answer: usize::MAX }],
+        vec![Item { tag: 0, request, deadline: u64::MAX, largest_answer: usize::MAX, is_aged: true }],
         Arc::new(One(Mutex::new(Some(answer)))),
     );
     match answered.await {

@@ -13,23 +13,35 @@ pub(super) const IDENTITY: &str = "identity";
 /// The name of the engine's note that holds the id of the node whose store this is. Folders of before get it when they are next opened, and
 /// programs of before do not look at it.
 pub(super) const NODE: &str = "node";
-/// The version of the identity's encoding.
-pub(super) const CODEC: u8 = 1;
-/// The version of the identity of a store that is not on record. Programs of before refuse to open it: they would serve every coordinator,
-/// also one that counts what the store acknowledges.
-pub(super) const CODEC_NOT_ON_RECORD: u8 = 2;
-/// The version of the identity of a store that has fences, which programs of before would ignore.
-pub(super) const CODEC_FENCED: u8 = 3;
-/// The version of the identity of a store that has fences and is not on record.
-pub(super) const CODEC_FENCED_NOT_ON_RECORD: u8 = 4;
+/// The first version of the identity's encoding. There are eight, one for each combination of what is [noted](Noted): programs of before
+/// refuse to open a store of which they would ignore what is noted.
+const CODEC: u8 = 1;
 
 /// What the identity on disk says of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Noted {
-    /// False if the metadata has another store on record.
+    /// False if the metadata has another store on record: a program of before would serve every coordinator, also one that counts what the
+    /// store acknowledges.
     pub(super) on_record: bool,
     /// There are fences.
     pub(super) fenced: bool,
+    /// The collection of tombstones has begun: a program of before would store what is of any age.
+    pub(super) aged: bool,
+}
+
+impl Noted {
+    /// What a new store notes.
+    pub(super) const NOTHING: Self = Self { on_record: true, fenced: false, aged: false };
+
+    /// The version of the identity's encoding that says so.
+    fn codec(self) -> u8 {
+        CODEC + u8::from(!self.on_record) + 2 * u8::from(self.fenced) + 4 * u8::from(self.aged)
+    }
+
+    fn of(codec: u8) -> Option<Self> {
+        let bits = codec.checked_sub(CODEC).filter(|bits| *bits < 8)?;
+        Some(Self { on_record: bits & 1 == 0, fenced: bits & 2 != 0, aged: bits & 4 != 0 })
+    }
 }
 
 /// What a store knows of itself.
@@ -43,12 +55,7 @@ pub(super) struct Identity {
 
 impl Identity {
     pub(super) fn encode(self) -> Bytes {
-        let mut bytes = vec![match (self.noted.fenced, self.noted.on_record) {
-            (false, true) => CODEC,
-            (false, false) => CODEC_NOT_ON_RECORD,
-            (true, true) => CODEC_FENCED,
-            (true, false) => CODEC_FENCED_NOT_ON_RECORD,
-        }];
+        let mut bytes = vec![self.noted.codec()];
         bytes.extend_from_slice(&self.id.0);
         bytes.extend_from_slice(&self.boot.to_le_bytes());
         let checksum = crc32fast::hash(&bytes);
@@ -59,13 +66,7 @@ impl Identity {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, OpenError> {
         let whole: &[u8; 29] = bytes.try_into().map_err(|_| OpenError::Identity("it does not have 29 bytes"))?;
         let (content, checksum) = whole.split_at(25);
-        let (fenced, on_record) = match content[0] {
-            CODEC => (false, true),
-            CODEC_NOT_ON_RECORD => (false, false),
-            CODEC_FENCED => (true, true),
-            CODEC_FENCED_NOT_ON_RECORD => (true, false),
-            _ => return Err(OpenError::Identity("it has an unknown codec version")),
-        };
+        let noted = Noted::of(content[0]).ok_or(OpenError::Identity("it has an unknown codec version"))?;
         if crc32fast::hash(content).to_le_bytes() != checksum {
             return Err(OpenError::Identity("its checksum does not match"));
         }
@@ -73,7 +74,7 @@ impl Identity {
         id.copy_from_slice(&content[1..17]);
         let mut boot = [0; 8];
         boot.copy_from_slice(&content[17..]);
-        Ok(Self { id: StoreId(id), boot: u64::from_le_bytes(boot), noted: Noted { on_record, fenced } })
+        Ok(Self { id: StoreId(id), boot: u64::from_le_bytes(boot), noted })
     }
 }
 

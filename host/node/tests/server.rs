@@ -281,7 +281,13 @@ async fn what_the_queue_does_not_hold_is_refused_at_once() {
     let (taken, took) = oneshot::channel();
     let (go_on, keeps) = std::sync::mpsc::channel();
     let keeper = Keeper(Mutex::new(Some((taken, keeps))));
-    let first = Item { tag: 0, request: request("first", Ask::Read), deadline: u64::MAX, largest_answer: usize::MAX };
+    let first = Item {
+        tag: 0,
+        request: request("first", Ask::Read),
+        deadline: u64::MAX,
+        largest_answer: usize::MAX,
+        is_aged: true,
+    };
     node.node.driver().submit(vec![first], Arc::new(keeper));
     tokio::time::timeout(PATIENCE, took).await.expect("the shard answers").unwrap();
 

@@ -294,7 +294,7 @@ impl<W: World> Look<'_, W> {
         if !is_same() {
             return Err(Kept::Unreachable);
         }
-        if !ports.replicas.has_collect(node) {
+        if !ports.replicas.has_collect(node) || !ports.replicas.has_ages(node) {
             return Err(Kept::Unable);
         }
         let epoch = if Fault::CollectWithoutEpoch.is_on() { u64::MAX } else { candidate.epoch };

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use witan_kernel::name::NodeId;
 use witan_kernel::placement::Placed;
-use witan_kernel::port::{Clock, Collect, Replicas, Reply, Tenants};
+use witan_kernel::port::{Collect, Replicas, Reply, Tenants};
 use witan_kernel::record::Encoded;
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::scan::stored_order;
@@ -16,13 +16,14 @@ use witan_kernel::scan::stored_order;
 use witan_coordinate::{Coordinator, World};
 
 use super::FRESH;
+use super::fresh::deadline;
 use crate::Metrics;
 
 /// Limit on merges in flight: half of a lane's frame, which leaves room for clients' requests.
 const UNDER_WAY: usize = 128;
 /// Limit on bytes of merges in flight, unless one merge alone is larger.
 const BYTES: usize = 8 << 20;
-/// Timeout of one attempt, microseconds.
+/// Timeout of one attempt, microseconds, unless less is left of the time for which what was read is fresh.
 const WITHIN_MICROS: u64 = 5_000_000;
 /// Attempts per merge.
 const TRIES: u32 = 5;
@@ -156,7 +157,7 @@ impl<'a, W: World> Merges<'a, W> {
             return self.too_old(merge);
         }
         self.last_tag = self.last_tag.wrapping_add(1);
-        let deadline = self.coordinator.ports().clock.monotonic_micros() + WITHIN_MICROS;
+        let deadline = deadline(&self.coordinator.ports().clock, merge.sources.read, WITHIN_MICROS);
         let ask = Ask::Merge { record: merge.record.clone() };
         let request = Request { place: merge.place.clone(), epoch: merge.epoch, ask };
         let to: Arc<dyn Collect> = Arc::clone(&self.inbox) as Arc<dyn Collect>;

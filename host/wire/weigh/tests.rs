@@ -98,7 +98,7 @@ fn what_nodes_and_coordinators_exchange_is_light() {
     let entry = v1::VersionVectorEntry { store_id: vec![1; 16].into(), birth: 1, counter: 1 };
     let put = v1::PutAsk { seen: vec![entry.clone(); 1024], cloud: vec![entry; 1024], ..Default::default() };
     let request = v1::ReplicaRequest { ask: Some(v1::replica_request::Ask::Put(put)), ..Default::default() };
-    assert!(share(&v1::RequestBatch { requests: vec![request; 256] }) < 1.0);
+    assert!(share(&v1::RequestBatch { requests: vec![request; 256], sent_at: u64::MAX }) < 1.0);
     let told = vec![v1::PinnedName { write_id: vec![1; 16].into(), time: 1 << 40 }; 5 * limit::PINNED_NAMES];
     let answer = v1::ReplicaAnswer {
         answer: Some(Answer::Merged(v1::MergedAnswer { superseded: false, told })),

@@ -153,6 +153,18 @@ fn what_cannot_be_dropped_is_there_still() {
 }
 
 #[test]
+fn whoever_is_asked_requires_ages_from_then_on() {
+    let mut bench = Bench::buried();
+    assert!(!bench.store.requires_ages());
+    let nothing = Ask::Collect { expected: Fingerprint([0; 16]), grace: 0 };
+    assert_eq!(bench.one(at(2), nothing).0, KEPT, "also if there is nothing to drop");
+    assert!(bench.store.requires_ages());
+    bench.disk.crash();
+    bench.reopen();
+    assert!(bench.store.requires_ages());
+}
+
+#[test]
 fn what_is_written_later_draws_another_birth() {
     let mut bench = Bench::new();
     let delete = Write { started: DELETED, value: None, ..put(1) };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use witan_coordinate::World;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId};
@@ -20,6 +20,7 @@ use super::merge::merge;
 use super::{Copied, Need, Pass, Stale};
 use crate::moves::Rate;
 use crate::sweep::RECORD_BYTES;
+use crate::sweep::fresh::FRESH;
 
 /// Merges of one range that are under way: with eight ranges at a time as many as a sweep has in four.
 const UNDER_WAY: usize = 64;
@@ -27,6 +28,8 @@ const UNDER_WAY: usize = 64;
 const BYTES: usize = 2 << 20;
 /// Attempts at reading a page before its replica is left out.
 const TRIES: u32 = 3;
+/// How often pages are read again that have become too old, without any record sent in between.
+const READ_AGAIN: u32 = 3;
 /// Pause before the second attempt; twice as long before the third.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -52,6 +55,12 @@ pub(super) struct Walk<'a, W: World> {
     range: &'a Both,
     members: Vec<Member<'a>>,
     join: Join,
+    /// For each member, when its present page was asked for.
+    read: Vec<Instant>,
+    /// The last record that was compared.
+    at: Option<Place>,
+    /// How often it was read again since.
+    again: u32,
     under_way: FuturesUnordered<Pin<Box<dyn Future<Output = Sent> + Send + 'a>>>,
     bytes: usize,
     copied: Copied,
@@ -78,7 +87,8 @@ impl<'a, W: World> Walk<'a, W> {
                 join.failed(index);
             }
         }
-        Self { pass, range, members, join, under_way: FuturesUnordered::new(), bytes: 0, copied: Copied::default() }
+        let (read, under_way) = (vec![Instant::now(); members.len()], FuturesUnordered::new());
+        Self { pass, range, members, join, read, at: None, again: 0, under_way, bytes: 0, copied: Copied::default() }
     }
 
     pub(super) async fn run(mut self) -> Result<(&'a Both, Copied), Stale> {
@@ -86,9 +96,30 @@ impl<'a, W: World> Walk<'a, W> {
             match self.join.step() {
                 Step::Ask(starved) => {
                     self.settle(0).await?;
-                    self.turn_pages(&starved).await?;
+                    if let Some(due) = self.pass.rate.and_then(Rate::due) {
+                        sleep_until(due).await;
+                    }
+                    if self.oldest(&starved).elapsed() >= FRESH / 2 {
+                        // They would be too old soon.
+                        self.read_again();
+                    } else {
+                        self.turn_pages(&starved).await?;
+                    }
                 }
-                Step::Key(joined) => self.record(joined).await?,
+                Step::Key(_) if self.oldest(&[]).elapsed() >= FRESH => {
+                    self.again += 1;
+                    if self.again > READ_AGAIN {
+                        self.copied.lacking =
+                            Some("pages take so long that they are too old once they are there".to_owned());
+                        break;
+                    }
+                    self.read_again();
+                }
+                Step::Key(joined) => {
+                    let place = joined.place.clone();
+                    self.record(joined).await?;
+                    (self.at, self.again) = (Some(place), 0);
+                }
                 Step::End => break,
             }
         }
@@ -97,10 +128,24 @@ impl<'a, W: World> Walk<'a, W> {
         Ok((self.range, self.copied))
     }
 
+    /// When the first of the pages was read that are there; `but`: those of these members.
+    fn oldest(&self, but: &[u8]) -> Instant {
+        let taking_part = self.join.taking_part();
+        let there = taking_part.iter().filter(|index| !but.contains(index));
+        there.map(|index| self.read[usize::from(*index)]).min().unwrap_or_else(Instant::now)
+    }
+
+    /// Drops all pages, and goes on after the last record that was compared.
+    fn read_again(&mut self) {
+        let (taking_part, members) = (self.join.taking_part(), self.members.len() as u8);
+        self.join = Join::new(members, self.range.tokens.0, self.at.as_ref());
+        (0..members).filter(|index| !taking_part.contains(index)).for_each(|index| self.join.failed(index));
+        self.read.fill(Instant::now());
+    }
+
     async fn turn_pages(&mut self, starved: &[u8]) -> Result<(), Stale> {
-        if let Some(due) = self.pass.rate.and_then(Rate::due) {
-            sleep_until(due).await;
-        }
+        let now = Instant::now();
+        starved.iter().for_each(|index| self.read[usize::from(*index)] = now);
         let asks: Vec<_> = starved.iter().map(|index| self.page(*index)).collect();
         let pages = join_all(asks).await;
         for (index, page) in starved.iter().zip(pages) {
@@ -206,10 +251,10 @@ impl<'a, W: World> Walk<'a, W> {
             self.settle(most).await?;
         }
         let (pass, node) = (self.pass, self.members[index].node);
-        let (place, record) = (place.clone(), record.clone());
+        let (place, record, read) = (place.clone(), record.clone(), self.oldest(&[]));
         self.bytes += bytes;
         self.under_way.push(Box::pin(async move {
-            let ended = merge(pass.coordinator, node, &place, &record, pass.epoch).await;
+            let ended = merge(pass.coordinator, node, &place, &record, pass.epoch, read).await;
             (index, record.0.len(), ended)
         }));
         Ok(())
