@@ -148,7 +148,13 @@ impl Path {
             Record::Register(Register::written(Stamp(START + n * STEP), WriteId(id), Some(value)))
         };
         let ask = if read { Ask::Read } else { Ask::Merge { record: written().encode() } };
-        Item { tag: n, request: Request { place, epoch: 0, ask }, deadline: u64::MAX, largest_answer: usize::MAX }
+        Item {
+            tag: n,
+            request: Request { place, epoch: 0, ask },
+            deadline: u64::MAX,
+            largest_answer: usize::MAX,
+            is_aged: true,
+        }
     }
 }
 

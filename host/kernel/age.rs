@@ -77,7 +77,8 @@ impl NodeClock {
 }
 
 /// When a node stops carrying out a request, in microseconds of its clock: `deadline_ms` after it was sent, and never later than that
-/// after it has `arrived`. `sent_at`: the least that the node's clock can have shown when it was sent; `None`: its coordinator does not know.
+/// after it has `arrived`. `sent_at`: the least that the node's clock can have shown when it was sent; `None`: its coordinator does not
+/// know.
 pub fn until(sent_at: Option<u64>, arrived: u64, deadline_ms: u32) -> u64 {
     let from = sent_at.map_or(arrived, |sent_at| sent_at.min(arrived));
     let longest = match (deadline_ms, sent_at) {

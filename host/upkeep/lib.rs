@@ -14,6 +14,7 @@ mod ask;
 mod collapse;
 mod drained;
 mod heal;
+mod kept;
 mod metrics;
 mod moves;
 mod overdue;
@@ -26,7 +27,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use overdue::{Kept, Overdue};
+use kept::Kept;
+use overdue::Overdue;
 use runner::{Kind, Report, Runner};
 use witan_coordinate::{Coordinator, World};
 use witan_kernel::name::NodeId;
@@ -68,8 +70,8 @@ impl<W: World> Upkeep<W> {
     }
 
     /// From now on the rows of keys that were deleted long ago may be dropped, or no longer. They may if every live coordinator names
-    /// [`AGES`](witan_kernel::capability::AGES) and [`COLLECT`](witan_kernel::capability::COLLECT), and changes are fenced where there can be
-    /// several.
+    /// [`AGES`](witan_kernel::capability::AGES) and [`COLLECT`](witan_kernel::capability::COLLECT), and changes are fenced where there can
+    /// be several.
     pub fn set_collects(&self, all: bool) {
         self.collects.store(all, Ordering::Relaxed);
     }

@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use witan_kernel::port::DutyKind;
 
-use super::overdue::Kept;
+use super::kept::Kept;
 
 /// Metrics of background tasks.
 #[derive(Debug, Default)]

@@ -6,9 +6,9 @@
 //! that does not answer leaves the range incomplete; the other replicas are repaired anyway.
 //!
 //! A sweep of the whole ring also determines which new stores, admitted before it, hold everything from now on. `walk` reads
-//! pages, `record` compares what replicas have of a key, `merges` sends merges and waits for their acknowledgements, `pace` limits the rate,
-//! `fresh` says until when what was read may be sent, `sound` decides when a new store may be believed. Routine sweeps have replicas drop
-//! what is left of keys that were deleted long ago: `collect`.
+//! pages, `record` compares what replicas have of a key, `merges` sends merges and waits for their acknowledgements, `pace` limits the
+//! rate, `fresh` says until when what was read may be sent, `sound` decides when a new store may be believed. Routine sweeps have
+//! replicas drop what is left of keys that were deleted long ago: `collect`.
 
 mod collect;
 pub(crate) mod fresh;

@@ -61,7 +61,7 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::StaleCountedAsRepaired => Some("links:14"),
         Fault::RepairSendsFirst => Some("links:1"),
         Fault::RepairPermitLeaked => Some("links:0"),
-        Fault::FirstAnswerReturned => Some("links:0"),
+        Fault::FirstAnswerReturned => Some("links:1"),
         Fault::DoubtReleased => Some("links:93"),
         Fault::TakeoverForgotten => Some("hot:6"),
         Fault::DuplicateCalledNew => Some("links:0"),
@@ -83,10 +83,6 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::FenceIgnored | Fault::FenceVolatile | Fault::FenceNotAwaited | Fault::EpochOfLater => Some("fenced:0"),
         Fault::HealingSkipsRange => Some("healing:2"),
         Fault::ReturnUnnoticed => Some("healing:6"),
-        // In scenes of their own.
-        Fault::DeadlineFromTurn | Fault::ReservationProlonged | Fault::UncanonicalAccepted | Fault::LateAccepted => {
-            Some("links:0")
-        }
         // Those of `names` are recorded there.
         Fault::RepeatedUnasked
         | Fault::AskedWithoutPin
@@ -97,8 +93,21 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         | Fault::NewestIgnored
         | Fault::OwnDotLeftOut
         | Fault::UnreservedSentAsFirst => None,
-        Fault::MergesNotGated | Fault::SyncCoversLater | Fault::StampNotStored | Fault::UnrepairedBelieved => None,
-        of_moves => recorded_of_moves(of_moves),
+        other => recorded_in_scenes(other).or_else(|| recorded_of_moves(other)),
+    }
+}
+
+/// The same, of those that have scenes of their own.
+fn recorded_in_scenes(fault: Fault) -> Option<&'static str> {
+    match fault {
+        Fault::MergesNotGated => Some("flicker:0"),
+        Fault::SyncCoversLater => Some("lone:0"),
+        Fault::StampNotStored => Some("late:0"),
+        Fault::UnrepairedBelieved => Some("replaced:0"),
+        Fault::DeadlineFromTurn | Fault::ReservationProlonged | Fault::UncanonicalAccepted | Fault::LateAccepted => {
+            Some("links:0")
+        }
+        _ => None,
     }
 }
 

@@ -6,8 +6,8 @@
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
 //! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`node`], [`simulated`], [`cluster`], [`follower`],
-//! [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`buried`], [`moves`], [`disks`], [`history`], [`check`], [`oracle`], [`faults`],
-//! [`scenes`], [`names`].
+//! [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`buried`], [`moves`], [`disks`], [`history`], [`check`], [`oracle`],
+//! [`faults`], [`scene`], [`scenes`], [`losses`], [`names`].
 
 // It runs in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -23,6 +23,7 @@ mod fences;
 mod follower;
 mod healing;
 mod history;
+mod losses;
 mod moves;
 mod names;
 mod nemesis;
@@ -32,6 +33,7 @@ mod play;
 mod plugins;
 mod repairs;
 mod scenario;
+mod scene;
 mod scenes;
 mod simulated;
 mod stage;

@@ -153,8 +153,8 @@ fn nothing_comes_back_on_a_hot_key() {
 /// Faults that show on a hot key, each with the seed at which it was found.
 const RECORDED: &[(Fault, u64)] = &[
     (Fault::RepeatedUnasked, 6),
-    (Fault::AskedWithoutPin, 16),
-    (Fault::HorizonIgnored, 0),
+    (Fault::AskedWithoutPin, 26),
+    (Fault::HorizonIgnored, 4),
     (Fault::UnpinnedEarly, 76),
     (Fault::UnreservedSentAsFirst, OUTAGES + 2),
 ];

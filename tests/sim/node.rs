@@ -97,7 +97,11 @@ impl NodeMachine {
         };
         *lock(&self.store) = Some(Arc::clone(&store));
         let (dice, slowest) = (self.dice.clone(), Arc::clone(&self.slowest_sync_ms));
-        let sync_takes = Box::new(move || dice.millis(1, slowest.load(Ordering::Relaxed).max(1)));
+        let disk = self.disk();
+        let sync_takes = Box::new(move || {
+            disk.begin_sync();
+            dice.millis(1, slowest.load(Ordering::Relaxed).max(1))
+        });
         let clock = self.clock.clone();
         let driver = Inline::start(store, Durability::Sync, QueueLimits::default(), clock.clone(), sync_takes);
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;

@@ -314,7 +314,8 @@ pub const KEYS: &[Key] = &[
     Key::new(
         "healing.tombstone_grace",
         Time,
-        "How long ago a key must have been deleted until nothing is left of it on the disks: at least 25h, which is the longest life             of an idempotency key, with which a write may be repeated, and some minutes. The same for all coordinators.",
+        "How long ago a key must have been deleted until nothing is left of it on the disks: at least 25h, which is the longest life \
+            of an idempotency key, with which a write may be repeated, and some minutes. The same for all coordinators.",
     )
     .default("36h")
     .reloads(),

@@ -47,9 +47,9 @@ impl Randomness for Sixteen {
     }
 }
 
-/// Three nodes that keep what they are asked until the test answers.
+/// Three nodes that keep what they are asked until the test answers, and the deadlines of all that.
 #[derive(Default)]
-struct Nodes(Mutex<Vec<(Ask, Reply)>>);
+struct Nodes(Mutex<Vec<(Ask, Reply)>>, Mutex<Vec<u64>>);
 
 impl Nodes {
     fn open(&self) -> MutexGuard<'_, Vec<(Ask, Reply)>> {
@@ -69,7 +69,8 @@ impl Nodes {
 }
 
 impl Replicas for Nodes {
-    fn send(&self, _: &NodeId, request: Request, _: u64, reply: Reply) {
+    fn send(&self, _: &NodeId, request: Request, deadline: u64, reply: Reply) {
+        self.1.lock().unwrap().push(deadline);
         self.open().push((request.ask, reply));
     }
 
@@ -244,6 +245,21 @@ async fn an_operation_is_woken_once_for_the_answers_it_needs() {
     nodes.answer(Err(ReplicaError::Late));
     assert!(matches!(driven.as_mut().poll(&mut cx), Poll::Ready(Ended::Met)));
     assert!(nodes.asked().is_empty(), "no replica is asked twice");
+}
+
+/// What is stored later could bring back what has been deleted, and collected, since it was read.
+#[tokio::test(start_paused = true)]
+async fn no_repair_has_a_deadline_beyond_ten_seconds_after_its_operation_has_arrived() {
+    let (mut exchange, nodes) = exchange().await;
+    let arrived = exchange.plan.arrived;
+    for (passes, seconds) in [(0, 5), (7, 10), (5, 10)] {
+        tokio::time::advance(Duration::from_secs(passes)).await;
+        let record = stored(1, "v");
+        assert!(futures::poll!(pin!(exchange.repair_behind(&record, &[0]))).is_pending() || passes == 5);
+        assert_eq!(nodes.1.lock().unwrap().pop(), Some(arrived + seconds * 1_000_000), "after {passes} s");
+    }
+    exchange.send(Phase::Unpin, 0, Ask::Unpin { write_id: WriteId([1; 16]) });
+    assert_eq!(nodes.1.lock().unwrap().pop(), Some(arrived + 10_000_000));
 }
 
 #[tokio::test(start_paused = true)]

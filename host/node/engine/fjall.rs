@@ -38,6 +38,11 @@ use super::{Change, Engine, EngineError, Usage};
 /// Shortest interval between two attempts to reopen the database after the disk was full.
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
 
+/// For how long it is known that there is room, once there was [`PLENTY`]: asking the file system costs as much as writing a small batch.
+const ROOM_KNOWN: Duration = Duration::from_millis(10);
+/// Free bytes beyond twice [`Options::min_free_bytes`] that no disk can fill within [`ROOM_KNOWN`].
+const PLENTY: u64 = 1 << 30;
+
 /// Settings of the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -75,6 +80,9 @@ pub struct Fjall {
     condition: Mutex<Condition>,
     /// The least free space seen since shortly before the database was opened, in bytes.
     least_free: AtomicU64,
+    /// Until when it is known that there is room, in microseconds since `began`.
+    room_until: AtomicU64,
+    began: Instant,
     /// How many times the database was reopened.
     reopenings: AtomicU64,
 }
@@ -110,6 +118,8 @@ impl Fjall {
             open: RwLock::new(Some(open)),
             condition: Mutex::new(Condition::Sound),
             least_free: AtomicU64::new(u64::MAX),
+            room_until: AtomicU64::new(0),
+            began: Instant::now(),
             reopenings: AtomicU64::new(0),
         })
     }
@@ -152,9 +162,21 @@ impl Fjall {
         Ok(free)
     }
 
+    /// Whether there is room for further rows.
+    fn has_room(&self) -> Result<bool, EngineError> {
+        let now = self.began.elapsed().as_micros() as u64;
+        if now < self.room_until.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        let (free, least) = (self.free()?, self.options.min_free_bytes);
+        let is_plenty = free >= least.saturating_mul(2).saturating_add(PLENTY);
+        self.room_until.store(if is_plenty { now + ROOM_KNOWN.as_micros() as u64 } else { 0 }, Ordering::Relaxed);
+        Ok(free >= least)
+    }
+
     /// An error while the disk is full; reopens the database when it no longer is.
     fn ready_to_write(&self) -> Result<(), EngineError> {
-        if self.free()? < self.options.min_free_bytes {
+        if !self.has_room()? {
             return Err(EngineError::Full);
         }
         self.ready_to_sync()

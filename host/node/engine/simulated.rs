@@ -32,6 +32,8 @@ struct Contents {
     notes: BTreeMap<String, Bytes>,
     /// What undoes each unsynced batch, oldest first.
     undo: Vec<Undo>,
+    /// How many of them had been written when the sync began that is under way.
+    syncing: Option<usize>,
     /// The same for the last synced batches.
     synced: VecDeque<Undo>,
     /// Whether synced batches were lost.
@@ -71,7 +73,8 @@ impl Contents {
         for batch in self.undo.split_off(kept).into_iter().rev() {
             self.undo_batch(batch);
         }
-        self.keep_synced();
+        self.syncing = None;
+        self.keep_synced(kept);
     }
 
     fn undo_batch(&mut self, batch: Undo) {
@@ -85,10 +88,10 @@ impl Contents {
         }
     }
 
-    /// All written batches are on the disk.
-    fn keep_synced(&mut self) {
+    /// The first of the written batches are on the disk.
+    fn keep_synced(&mut self, first: usize) {
         let Self { undo, synced, .. } = self;
-        synced.extend(undo.drain(..));
+        synced.extend(undo.drain(..first.min(undo.len())));
         synced.drain(..synced.len().saturating_sub(LOST_BATCHES));
     }
 }
@@ -124,6 +127,13 @@ impl Disk {
     /// Whether it has lost what was synced.
     pub fn is_damaged(&self) -> bool {
         self.contents().damaged
+    }
+
+    /// A sync begins that takes a while: it ends with [`Engine::sync`], and covers what has been written by now. One that nobody has begun
+    /// covers what was written before it ends.
+    pub fn begin_sync(&self) {
+        let mut state = self.contents();
+        state.syncing = Some(state.undo.len());
     }
 
     /// The machine loses power: every unsynced batch is lost.
@@ -341,7 +351,8 @@ impl Engine for Simulated {
             state.unsound = true;
             return Err(failed("sync"));
         }
-        state.keep_synced();
+        let first = state.syncing.take().unwrap_or(state.undo.len());
+        state.keep_synced(first);
         state.syncs += 1;
         Ok(())
     }
@@ -401,6 +412,25 @@ mod tests {
 
     fn row(n: u8) -> Change {
         (Bytes::from(vec![n]), Some(Bytes::from_static(b"value")))
+    }
+
+    #[test]
+    fn a_sync_covers_what_was_written_before_it_began() {
+        let disk = Disk::new();
+        let engine = disk.open();
+        engine.write(vec![row(1)]).unwrap();
+        disk.begin_sync();
+        engine.write(vec![row(2)]).unwrap();
+        engine.sync().unwrap();
+        disk.crash();
+        let engine = disk.open();
+        assert_eq!((engine.get(&[1]).unwrap().is_some(), engine.get(&[2]).unwrap()), (true, None));
+        disk.begin_sync();
+        engine.write(vec![row(2)]).unwrap();
+        engine.sync().unwrap();
+        engine.sync().unwrap();
+        disk.crash();
+        assert!(disk.open().get(&[2]).unwrap().is_some(), "by the next one");
     }
 
     #[test]

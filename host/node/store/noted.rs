@@ -38,9 +38,10 @@ impl Store {
         let _ = self.note(&mut noted, |noted| Noted { on_record, ..noted });
     }
 
-    /// The collection of tombstones begins, which rests on the [age](witan_kernel::age) of every request: from when this returns, and after a
-    /// restart, no batch applies requests that do not say when they were sent, and programs of before refuse to open the store. Idempotent,
-    /// and cheap from the second time on; the first blocks. May be called while a batch is applied. On an error it may have begun or not.
+    /// The collection of tombstones begins, which rests on the [age](witan_kernel::age) of every request: from when this returns, and after
+    /// a restart, no batch applies requests that do not say when they were sent, and programs of before refuse to open the store.
+    /// Idempotent, and cheap from the second time on; the first blocks. May be called while a batch is applied. On an error it may have
+    /// begun or not.
     pub fn require_ages(&self) -> Result<(), EngineError> {
         if self.requires_ages() {
             return Ok(());
@@ -144,7 +145,7 @@ mod tests {
             let batch = store.fences();
             let raising = scope.spawn(|| store.raise_fence(None, 7));
             // It has noted that there are fences, and waits.
-            while disk.open().note(FENCES).unwrap().is_none() {
+            while store.engine().note(FENCES).unwrap().is_none() {
                 std::thread::yield_now();
             }
             store.require_ages().unwrap();

@@ -25,7 +25,7 @@ use witan_kernel::tenant::Tenant;
 use super::walk::Walking;
 use super::{RECORD_BYTES, Sweeping};
 use crate::ask::ask;
-use crate::overdue::Kept;
+use crate::kept::Kept;
 
 /// Most keys that wait for the second look: a few megabytes. With more, the walk waits for them.
 const WAITING: usize = 10_000;

@@ -95,8 +95,8 @@ pub(super) fn healing(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     play(scenario, vec![OVERTURE, Act::Calm { operations: 4 }, trouble, Act::Level, FINALE])
 }
 
-/// Clients delete what they write, days pass, and what is left of it goes, while links and nodes fail and one node is away for days. Clients
-/// go on with contexts of before.
+/// Clients delete what they write, days pass, and what is left of it goes, while links and nodes fail and one node is away for days.
+/// Clients go on with contexts of before.
 pub(super) fn buried(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     (scenario.strict, scenario.nodes) = (true, 3);
     (scenario.manner.deletes, scenario.manner.reads) = (550, 250);

@@ -21,7 +21,7 @@ const CLEAR: usize = 1 + 8;
 const END: usize = 1 + 8 + 4;
 const MAGIC: [u8; 4] = *b"FJL\x03";
 
-/// Bytes that are read at once at first, unless more are expected: little, since there may be only reserved zeros.
+/// Bytes that are read at once at first, unless it is known what to expect: few, since there may be only reserved zeros.
 const FIRST_READ: usize = 4 << 10;
 /// Most bytes that are read at once, unless one batch is larger.
 const LARGEST_READ: usize = 1 << 20;
@@ -88,8 +88,11 @@ impl Journal {
 
     /// Reads on until `end` is reached or passed, or to the first place where no whole batch begins.
     pub(super) fn read_to(&mut self, end: u64) -> io::Result<()> {
-        // And enough to see that nothing follows.
-        let (mut at, mut step) = (0, FIRST_READ.max(std::mem::take(&mut self.expected) + START));
+        let (mut at, mut step) = match std::mem::take(&mut self.expected) {
+            0 => (0, FIRST_READ),
+            // And enough to see that nothing follows.
+            bytes => (0, bytes + START),
+        };
         self.buffer.clear();
         while self.covered.end < end {
             match parse(&self.buffer[at..]) {
@@ -120,9 +123,16 @@ impl Journal {
     /// Appends bytes of the file to the buffer; false at its end.
     fn fill(&mut self, bytes: usize) -> io::Result<bool> {
         let before = self.buffer.len();
-        // Lengths in a damaged batch are arbitrary, but a buffer need not exceed the file.
-        let left = self.file.metadata()?.len().saturating_sub(self.covered.end + before as u64);
-        self.buffer.resize(before + bytes.min(usize::try_from(left).unwrap_or(usize::MAX)), 0);
+        let bytes = match bytes {
+            // The usual case asks for nothing else.
+            ..=LARGEST_READ => bytes,
+            // Lengths in a damaged batch are arbitrary, but a buffer need not exceed the file.
+            _ => {
+                let left = self.file.metadata()?.len().saturating_sub(self.covered.end + before as u64);
+                bytes.min(usize::try_from(left).unwrap_or(usize::MAX))
+            }
+        };
+        self.buffer.resize(before + bytes, 0);
         let read = self.file.read_at(&mut self.buffer[before..], self.covered.end + before as u64)?;
         self.buffer.truncate(before + read);
         Ok(read > 0)

@@ -155,7 +155,7 @@ impl Keeper {
         self.check()?;
         state.journal.expect(shared.unsynced.swap(0, Ordering::Relaxed));
         // Also if the batches were read and marked before: who has asked for a sync gets one that began after it asked.
-        let synced = shared.follow(&mut state, written).and_then(|()| shared.sync_now(&mut state));
+        let synced = shared.follow_to(&mut state, written).and_then(|()| shared.sync_now(&mut state));
         synced.inspect_err(|error| shared.freeze(error))
     }
 
@@ -199,6 +199,13 @@ impl Shared {
     /// Leaves the mark as it is from now on.
     fn freeze(&self, error: &io::Error) {
         let _ = self.frozen.set(error.kind());
+    }
+
+    /// Reads at least the first `written` batches. Looks for a later journal only if this one has fewer: a file that is not there costs a
+    /// sync as much as a small write.
+    fn follow_to(&self, state: &mut State, written: u64) -> io::Result<()> {
+        state.journal.read_on()?;
+        if state.batches() >= written { Ok(()) } else { self.follow(state, written) }
     }
 
     /// Reads what was written to the journals, at least the first `written` batches.

@@ -10,11 +10,13 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
+use witan_kernel::limit::LONGEST_DEADLINE;
 use witan_kernel::placement::{Placed, Step};
 use witan_kernel::port::{MigrationStatus, MigrationStore, MoveTenant, PlacementChange, PlacementStore, TenantStore};
 use witan_kernel::register::Stamp;
 use witan_kernel::scan::Ranges;
 use witan_kernel::tenant::Level;
+use witan_upkeep::MovesConfig;
 
 use nodes::Call;
 use world::{Cluster, id, place, storage_node, tenant};
@@ -158,6 +160,23 @@ async fn what_is_old_is_copied_once() {
     let rows = cluster.nodes.places(&id(5), &tenant()).len() as u64;
     assert!(rows > 10);
     assert_eq!(upkeep.metrics().moved_records.get(), rows);
+    leading.abort();
+}
+
+/// The rate makes a copy wait for longer than records may be sent after they were read, and the pages of its sources end in different
+/// places.
+#[tokio::test(start_paused = true)]
+async fn what_is_copied_slowly_is_read_again_before_it_is_sent() {
+    let cluster = Change::Factor(3, 5).cluster().await;
+    (0..KEYS).step_by(2).for_each(|key| cluster.nodes.lose(&id(0), &place(key)));
+    let config = MovesConfig { bytes_per_second: 200, ..MovesConfig::default() };
+    let number = cluster.change(Change::Factor(3, 5).change()).await;
+    let (leading, began) = (lead(cluster.leader_with(1, config).await), Instant::now());
+    done(&cluster, Change::Factor(3, 5), number).await;
+    assert!(began.elapsed() > Duration::from_secs(60), "it was slow: {:?}", began.elapsed());
+    let oldest = cluster.nodes.oldest_merge();
+    assert!(oldest > Duration::ZERO && oldest <= LONGEST_DEADLINE, "{oldest:?}");
+    assert_eq!(cluster.forgotten().await, [0_usize; 0]);
     leading.abort();
 }
 

@@ -70,6 +70,12 @@ struct State {
     unanswered: Vec<Reply>,
     /// What happens at a call of a kind, once, and how many come before it.
     traps: Vec<(Call, usize, Trap)>,
+    /// When each node has shown each record last.
+    shown: BTreeMap<(NodeId, At), Instant>,
+    /// When the coordinators' clock began.
+    began: Option<Instant>,
+    /// The longest time from when a node has shown a record to the deadline of a merge of it.
+    oldest: Duration,
 }
 
 /// What happens at a call.
@@ -212,6 +218,29 @@ impl Nodes {
         });
     }
 
+    /// The node has lost a record.
+    pub(crate) fn lose(&self, node: &NodeId, place: &Place) {
+        self.with(node, |node| node.rows.remove(&at(place)));
+    }
+
+    /// When the clock of coordinators began.
+    pub(crate) fn set_began(&self, began: Instant) {
+        self.state().began = Some(began);
+    }
+
+    /// The longest time from when any node has shown a record last to the deadline of a merge of it.
+    pub(crate) fn oldest_merge(&self) -> Duration {
+        self.state().oldest
+    }
+
+    fn note_age(&self, place: &Place, deadline: u64) {
+        let mut state = self.state();
+        let Some(began) = state.began else { return };
+        let deadline = began + Duration::from_micros(deadline);
+        let shown = state.shown.iter().filter(|((_, shown), _)| *shown == at(place)).map(|(_, shown)| *shown).min();
+        state.oldest = shown.map_or(state.oldest, |shown| state.oldest.max(deadline - shown));
+    }
+
     pub(crate) fn spoil(&self, node: &NodeId, place: &Place) {
         self.with(node, |node| node.rows.insert(at(place), (place.clone(), None)));
     }
@@ -282,6 +311,7 @@ impl Replicas for Nodes {
             Ask::Merge { record } => record,
             ask => return reply.answer(self.collect(node, &request.place, &ask, request.epoch)),
         };
+        self.note_age(&request.place, deadline);
         self.spring(Call::Merge);
         let Ok(Record::Register(sent)) = record.decode() else { panic!("a register") };
         let hangs = self.with(node, |node| {
@@ -332,6 +362,11 @@ impl Ranges for Nodes {
     }
 
     async fn scan(&self, node: &NodeId, scan: Scan) -> Result<Page, ReplicaError> {
+        let show = |page: &Page| {
+            let mut state = self.state();
+            let shown = page.found.iter().map(|found| ((node.clone(), at(&found.place)), Instant::now()));
+            state.shown.extend(shown);
+        };
         let effect = || {
             self.with(node, |own| {
                 let tenant = scan.tenant.clone().expect("of one tenant");
@@ -359,7 +394,7 @@ impl Ranges for Nodes {
                 Ok(Page { store: store(node, own.store), found, next })
             })
         };
-        self.call(Call::Scan, effect).await
+        self.call(Call::Scan, || effect().inspect(show)).await
     }
 
     async fn drop_tenant(&self, _: &NodeId, _: TenantId, _: Option<Place>) -> Result<Dropped, ReplicaError> {

@@ -123,11 +123,13 @@ pub(crate) fn storage_node(node: usize) -> StorageNode {
 impl Cluster {
     /// This number of nodes, and a tenant with this number of replicas.
     pub(crate) async fn new(nodes: usize, factor: u8) -> Self {
-        let clock = Paused(Instant::now());
+        let clock_began = Instant::now();
+        let clock = Paused(clock_began);
         let metadata = MemoryMetadata::new(clock.clone());
         metadata.found_nodes((0..nodes).map(storage_node).collect(), 0).await.expect("founded");
         metadata.create_tenant(Tenant::with_defaults(tenant(), factor, 1)).await.expect("created");
         let cluster = Self { nodes: Nodes::default(), metadata, clock, acknowledged: Arc::default() };
+        cluster.nodes.set_began(clock_began);
         for node in 0..nodes {
             cluster.meets(node).await;
         }
@@ -305,12 +307,16 @@ impl Cluster {
 
     /// A coordinator that may lead, and follows all changes for as long as it lives.
     pub(crate) async fn leader(&self, number: u8) -> Leader {
+        self.leader_with(number, MovesConfig::default()).await
+    }
+
+    pub(crate) async fn leader_with(&self, number: u8, config: MovesConfig) -> Leader {
         let coordinator = self.coordinator(None).await;
         let metadata: Arc<dyn Metadata> = Arc::new(self.metadata.clone());
         let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), metadata));
         let name = NodeId::new(format!("coordinator-{number}")).expect("an id");
         let claimant = Claimant { coordinator: name, instance: [number; 16] };
-        let moves = Moves::new(Arc::clone(&upkeep), claimant, MovesConfig::default());
+        let moves = Moves::new(Arc::clone(&upkeep), claimant, config);
         Leader { cluster: self.clone(), coordinator, upkeep, moves }
     }
 
