@@ -114,13 +114,13 @@ fn recorded_in_scenes(fault: Fault) -> Option<&'static str> {
 /// The same, of placement changes and of collection.
 fn recorded_of_moves(fault: Fault) -> Option<&'static str> {
     match fault {
-        Fault::MoveCountsUnion => Some("split:6"),
+        Fault::MoveCountsUnion => Some("split:10"),
         Fault::MoveReadsNewOnly => Some("split:0"),
         Fault::MoveReadsOldOnly => Some("split:22"),
         Fault::MoveWritesNewOnly => Some("split:0"),
         Fault::MoveWritesOldOnly => Some("split:1"),
         Fault::MoveNewInForceEarly => Some("split:0"),
-        Fault::MoveDeltaSkipped => Some("split:0"),
+        Fault::MoveDeltaSkipped => Some("split:164"),
         Fault::CollectUnconditional => Some("buried:22"),
         // The others of collection are found by plays of their own, each of which needs a moment that seeds seldom have:
         // host/upkeep/tests/heal/collect.rs, host/upkeep/tests/moves/faults.rs.
