@@ -17,7 +17,6 @@ mod access;
 mod api;
 mod care;
 mod cli;
-mod collected;
 mod configuration;
 mod crash;
 mod damaged;

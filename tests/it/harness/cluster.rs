@@ -68,8 +68,6 @@ pub(crate) struct Cluster {
     nodes: Vec<Node>,
     coordinator: Option<Process>,
     setup: Setup,
-    /// Variables of every process's environment.
-    preloaded: Vec<(&'static str, String)>,
     address: SocketAddr,
     admin: SocketAddr,
     folder: TempDir,
@@ -92,8 +90,7 @@ impl Cluster {
             process: None,
         });
         let nodes = nodes.collect();
-        let preloaded = Vec::new();
-        let mut cluster = Self { nodes, coordinator: None, setup, preloaded, address: free, admin: free, folder };
+        let mut cluster = Self { nodes, coordinator: None, setup, address: free, admin: free, folder };
         for node in 0..cluster.nodes.len() {
             cluster.spawn_node(node);
         }
@@ -155,12 +152,6 @@ impl Cluster {
         self.setup.settings = environment.into_iter().map(|(name, value)| (name, value.to_owned())).collect();
     }
 
-    /// From its next start on, every process loads this library first, with this variable.
-    pub(crate) fn preload(&mut self, library: &Path, name: &'static str, value: u64) {
-        let library = library.to_str().expect("a path").to_owned();
-        self.preloaded = vec![("LD_PRELOAD", library), (name, value.to_string())];
-    }
-
     /// `kill -9` of the coordinator.
     pub(crate) fn kill_coordinator(&mut self) {
         self.coordinator = None;
@@ -190,7 +181,7 @@ impl Cluster {
             command.arg("--node").arg(format!("{}={}", node.id, node.address));
         }
         self.durability(&mut command);
-        command.envs(self.setup.settings.iter().chain(&self.preloaded).map(|(name, value)| (name, value)));
+        command.envs(self.setup.settings.iter().map(|(name, value)| (name, value)));
         if let Some(files) = self.setup.files {
             command = Process::with_files(&command, files);
         }
@@ -239,7 +230,6 @@ impl Cluster {
         };
         command.arg("node").arg("--id").arg(id).arg("--data-dir").arg(&data).arg("--listen").arg(address.to_string());
         self.durability(&mut command);
-        command.envs(self.preloaded.iter().map(|(name, value)| (name, value)));
         self.nodes[node].process = Some(Process::start(id, command, self.folder.path()));
     }
 
