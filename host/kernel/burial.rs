@@ -34,7 +34,7 @@ pub fn micros(grace: Duration) -> u64 {
 /// What a look at the replicas of a key has found: for each its record's fingerprint, or nothing.
 pub type Looked = PerReplica<(u8, Option<Fingerprint>)>;
 
-/// A key whose rows may be dropped if the replicas have the same [`limit::LOOKS_AGAIN`](crate::limit::LOOKS_AGAIN) later.
+/// A key whose rows may be dropped if the replicas have the same [`limit::LOOKS_AGAIN`] later.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Buried {
     /// What the replicas have.
