@@ -17,7 +17,7 @@ use super::problem::{KeyError, Problem};
 use super::read_secret;
 use super::settings::Settings;
 use crate::access::config::may_listen;
-use witan_kernel::limit::LONGEST_DEADLINE;
+use witan_kernel::limit::{LEAST_GRACE, LONGEST_DEADLINE};
 
 /// The rates of healing: at the least, a million small records take an hour, at the most, a fast disk is all that is left.
 const HEALING_RATE: RangeInclusive<u64> = 64 << 10..=1 << 30;
@@ -125,6 +125,14 @@ impl Check<'_> {
         }
         if healing.compare_every.0 < Duration::from_secs(60) {
             self.wrong("healing.compare_every", "is too short: records would be compared without end; use at least 1m");
+        }
+        let grace = healing.tombstone_grace.0;
+        if grace < LEAST_GRACE {
+            let what = format!(
+                "{grace:?} is too short: within a day a write may be repeated under its idempotency key, and would bring back what was \
+                 deleted; use at least 25h"
+            );
+            self.wrong("healing.tombstone_grace", what);
         }
     }
 

@@ -195,6 +195,8 @@ pub struct Healing {
     pub rate: u64,
     pub admit_after: Span,
     pub begin_after: Span,
+    pub tombstone_grace: Span,
+    pub collect_tombstones: bool,
 }
 
 /// The section `placement`.

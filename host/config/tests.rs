@@ -129,6 +129,16 @@ fn contradicting_keys_of_redis_are_refused() {
 }
 
 #[test]
+fn the_grace_of_tombstones_is_longer_than_a_write_may_be_repeated() {
+    let message = refused("healing: {tombstone_grace: 24h}\n");
+    for part in ["healing.tombstone_grace", "86400s", "use at least 25h"] {
+        assert!(message.contains(part), "{part} in {message}");
+    }
+    let loaded = read("healing: {tombstone_grace: 25h}\n", &[], &[]).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(loaded.settings.healing.tombstone_grace.0, witan_kernel::limit::LEAST_GRACE);
+}
+
+#[test]
 fn nothing_shows_a_secret() {
     let text = "database: {host: localhost, password: hunter2}\nredis: {url: 'redis://:hunter2@localhost'}\n";
     let loaded = read(text, &[], &[]).unwrap_or_else(|problems| panic!("{problems}"));

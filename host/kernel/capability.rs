@@ -19,12 +19,16 @@ pub const SMALL_RECORDS: &str = "small-records";
 /// coordinator: it knows versions of the ring, and tenants that [move](crate::placement).
 pub const MOVES: &str = "moves";
 
+/// Of a node: it carries out [`crate::replica::Ask::Collect`]. Of a coordinator: it fences the replicas of a tenant before records are
+/// copied for a [placement](crate::placement) change, so that nobody [collects](crate::burial) who does not know of it.
+pub const COLLECT: &str = "collect";
+
 /// Of a node: deadlines of requests count from when they were [sent](crate::age), and it reports its monotonic clock. Of a coordinator: it
 /// says with every batch of requests when that was sent, and changes nothing under a deadline later than [`crate::age`] allows.
 pub const AGES: &str = "ages";
 
 /// What a coordinator of this version names with its lease.
-pub const OF_COORDINATORS: [&str; 5] = [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES];
+pub const OF_COORDINATORS: [&str; 6] = [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT];
 
 /// What a metadata store keeps of the version that has created it. Capabilities that came with one version are not listed one by one: who
 /// named the first of them had them all.

@@ -204,11 +204,27 @@ pub enum Fault {
     MoveSkipsTombstones,
     /// What a node has lost is dropped before anybody has read it.
     LeftoverDroppedUnseen,
+    /// A deleted key's row is dropped as soon as a quorum of its replicas has the tombstone.
+    CollectByQuorum,
+    /// A deleted key's row is dropped however young its tombstone is.
+    CollectWithoutGrace,
+    /// A node that is asked to drop a row drops it whatever it has become.
+    CollectUnconditional,
+    /// A deleted key's row is dropped without a second look at its replicas.
+    CollectAskedOnce,
+    /// A placement change copies records before those are fenced who do not know of it.
+    CollectDuringMove,
+    /// Deleted keys' rows are dropped although a node has older ones to hand over.
+    CollectWithLeftovers,
+    /// The requests by which a deleted key's rows are dropped pass every fence.
+    CollectWithoutEpoch,
+    /// Routine sweeps send old tombstones to replicas that have nothing.
+    TombstonesBounce,
 }
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 99] = [
+    pub const ALL: [Self; 107] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -308,6 +324,14 @@ impl Fault {
         Self::MoveUnfenced,
         Self::MoveSkipsTombstones,
         Self::LeftoverDroppedUnseen,
+        Self::CollectByQuorum,
+        Self::CollectWithoutGrace,
+        Self::CollectUnconditional,
+        Self::CollectAskedOnce,
+        Self::CollectDuringMove,
+        Self::CollectWithLeftovers,
+        Self::CollectWithoutEpoch,
+        Self::TombstonesBounce,
     ];
 
     /// True when this thread runs with the fault.

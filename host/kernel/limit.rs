@@ -42,6 +42,15 @@ pub type PerReplica<T> = SmallVec<[T; MAX_REPLICAS]>;
 /// The longest that any operation lasts, whatever its client asks for: a Put that is tried again must be younger than
 /// [`PUT_RETRY_MICROS`].
 pub const LONGEST_DEADLINE: Duration = Duration::from_secs(10);
+/// The least and the default time after which a tombstone may be [collected](crate::burial): 25 h and 36 h. A repetition may bring back a
+/// stamp that is as old as the longest retention of an idempotency key, 24 h ([`LONGEST_RETENTION_MS`]); what it sends may be on its way
+/// for [`LONGEST_DEADLINE`], and clocks may differ by [`CLOCK_SKEW_MICROS`]: rounded up to the hour.
+pub const LEAST_GRACE: Duration = Duration::from_secs(25 * 3600);
+/// See [`LEAST_GRACE`].
+pub const GRACE: Duration = Duration::from_secs(36 * 3600);
+/// Time between the two looks at what is to be collected: [`LONGEST_DEADLINE`], after which nothing arrives any longer that was under way
+/// at the first one, and half as much again for clocks that do not run equally fast.
+pub const LOOKS_AGAIN: Duration = Duration::from_secs(15);
 /// Default number of virtual nodes of a storage node: evens out the nodes' shares to within about a tenth.
 pub const VIRTUAL_NODES: u32 = 150;
 /// Most virtual nodes of one storage node: with 1,000 such nodes the ring takes 64 MB.

@@ -1,6 +1,7 @@
 //! What a replica stores under a key, and its encoding.
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 
 use crate::register::{Register, apply_merge};
 use crate::siblings::Siblings;
@@ -139,7 +140,44 @@ impl Record {
     }
 }
 
+impl Record {
+    /// Since when the key has been deleted here and nothing was heard of it: the latest of all times in the record, in microseconds since
+    /// 1970. `None` while there is a live value.
+    pub fn buried_since(&self) -> Option<u64> {
+        if !self.is_deleted() {
+            return None;
+        }
+        let latest = |times: &mut dyn Iterator<Item = u64>, horizon: u64| times.max().unwrap_or(0).max(horizon);
+        Some(match self {
+            Self::Register(Register { stamp, recent, .. }) => {
+                latest(&mut recent.entries.iter().map(|(_, time)| *time), recent.horizon).max(stamp.0)
+            }
+            Self::Siblings(Siblings { versions, names, .. }) => {
+                let versions = versions.iter().map(|version| version.time);
+                latest(&mut versions.chain(names.entries.iter().map(|name| name.time)), names.horizon)
+            }
+        })
+    }
+}
+
+/// Identifies the bytes of a record: the first half of their SHA-256.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Fingerprint(pub [u8; 16]);
+
+impl Fingerprint {
+    /// Reads one; `None` unless there are 16 bytes.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+}
+
 impl Encoded {
+    /// The fingerprint of these bytes.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let whole = Sha256::digest(&self.0);
+        Fingerprint(std::array::from_fn(|at| whole[at]))
+    }
+
     /// Reads the record; checks what [`Self::check`] does, and that the record's fields are valid. Values share these bytes. Whatever the
     /// bytes are, it never allocates more than a small multiple of their number.
     pub fn decode(&self) -> Result<Record, Damaged> {

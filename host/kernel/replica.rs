@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::name::{Key, NodeId, TenantId, WriteId};
-use crate::record::Encoded;
+use crate::record::{Encoded, Fingerprint};
 use crate::register::Stamp;
 use crate::siblings::{Name, Refusal, Write};
 
@@ -59,6 +59,13 @@ pub enum Ask {
         /// The write.
         write_id: WriteId,
     },
+    /// Drop the row, if it still has exactly this record, of a key that was deleted long ago; see [`crate::burial`].
+    Collect {
+        /// The record.
+        expected: Fingerprint,
+        /// For how long the key must have been deleted by the node's clock, microseconds.
+        grace: u64,
+    },
 }
 
 /// A replica's answer.
@@ -87,6 +94,11 @@ pub enum Answer {
     },
     /// To [`Ask::Read`] and [`Ask::Names`].
     Record(Option<Encoded>),
+    /// To [`Ask::Collect`].
+    Collected {
+        /// True when the row was dropped; otherwise nothing was done.
+        dropped: bool,
+    },
 }
 
 /// Why a replica did not do what it was asked.

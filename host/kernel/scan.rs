@@ -17,7 +17,7 @@ use crate::name::{Key, NodeId, StoreId, TenantId};
 use crate::record::Encoded;
 use crate::replica::{Place, ReplicaError};
 
-pub use compare::{Difference, Unmergeable, difference, difference_kept, merged};
+pub use compare::{Difference, Unmergeable, difference, difference_kept, difference_routine, merged};
 pub use join::{Disordered, Held, Join, Joined, Step};
 
 /// Most records on a page: bounds the time that a node spends on it.

@@ -5,6 +5,7 @@
 //! with an unsynced write is returned as *gated*, with the generation whose sync it has to wait for. That applies to a read, and
 //! to a merge that changed nothing, as well as to the write itself.
 
+mod one;
 mod rows;
 
 use std::collections::{HashMap, VecDeque};
@@ -13,16 +14,14 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use witan_kernel::fault::Fault;
 use witan_kernel::fence::Fences;
-use witan_kernel::name::WriteId;
 pub use witan_kernel::port::Durability;
-use witan_kernel::record::{Absorbed, Damaged, Encoded, Record, WrongMode};
 use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError, Request};
-use witan_kernel::siblings::{Shown, Siblings, Write};
 
+use self::one::BatchRow;
 use self::rows::RowCache;
 use crate::engine::{Change, EngineError};
-use crate::row::{self, DamagedRow};
-use crate::store::{BIRTHS, LoadError, Store};
+use crate::row;
+use crate::store::Store;
 
 /// A queued request.
 #[derive(Debug)]
@@ -45,7 +44,7 @@ impl Item {
         let ask = match &self.request.ask {
             Ask::Merge { record } => record.0.len(),
             Ask::Put(put) => put.bytes(),
-            Ask::Stamp { .. } | Ask::Read | Ask::Names { .. } | Ask::Unpin { .. } => 0,
+            Ask::Stamp { .. } | Ask::Read | Ask::Names { .. } | Ask::Unpin { .. } | Ask::Collect { .. } => 0,
         };
         size_of::<Self>() + self.request.place.tenant.bytes().len() + self.request.place.key.bytes().len() + ask
     }
@@ -137,23 +136,6 @@ pub struct Shard {
     cache: RowCache,
     /// The value of [`Store::bypasses`] when `cache` was last known to be valid.
     bypasses: u64,
-}
-
-/// One row while a batch is applied.
-struct BatchRow {
-    key: Bytes,
-    birth: u64,
-    /// The record, once it was decoded.
-    record: Option<Record>,
-    /// The encoded record, unless it has changed since.
-    encoded: Option<Encoded>,
-    /// Whether `record` is set from `encoded`. If not, `encoded` is as stored, unverified.
-    decoded: bool,
-    /// It was written before, and is not synced yet.
-    dirty: bool,
-    changed: bool,
-    /// It was read from the engine, and is not cached yet.
-    fetched: bool,
 }
 
 impl Shard {
@@ -302,6 +284,13 @@ impl<'a> Batch<'a> {
             Ask::Read => row.read(),
             Ask::Names { write_id, started } => row.names(write_id, *started),
             Ask::Unpin { write_id } => row.unpin(write_id),
+            // Whoever asks takes it for the store on record, of which something is concluded.
+            Ask::Collect { .. } if !self.store.is_on_record() => Ok(Answer::Collected { dropped: false }),
+            Ask::Collect { expected, grace } => {
+                // From now on nothing is stored here that was under way for too long, whether there is something to drop or not.
+                self.store.require_ages().map_err(|error| refusal(&error))?;
+                row.collect(*expected, *grace, self.wall)
+            }
         }
     }
 
@@ -313,9 +302,16 @@ impl<'a> Batch<'a> {
         if let Some(at) = self.index.get(&key) {
             return Ok(*at);
         }
-        self.rows.push(BatchRow::load(key.clone(), self.shard, self.store)?);
+        let row = self.fetch(key.clone())?;
+        self.rows.push(row);
         self.index.insert(key, self.rows.len() - 1);
         Ok(self.rows.len() - 1)
+    }
+
+    /// The row as it is stored.
+    fn fetch(&mut self, key: Bytes) -> Result<BatchRow, ReplicaError> {
+        let (cached, dirty) = (self.shard.cache.get(&key), self.shard.is_dirty(&key));
+        BatchRow::load(key, cached, dirty, self.store)
     }
 
     fn write(&mut self) -> Result<(), EngineError> {
@@ -331,9 +327,12 @@ impl<'a> Batch<'a> {
         let mut values = BytesMut::with_capacity(bytes);
         let mut batch: Vec<Change> = Vec::with_capacity(changed);
         for row in self.rows.iter().filter(|row| row.changed) {
-            let Some(encoded) = &row.encoded else { continue };
-            row::put_envelope(&row.key, row.birth, encoded, &mut values);
-            batch.push((row.key.clone(), Some(values.split().freeze())));
+            // None: it was collected.
+            let envelope = row.encoded.as_ref().map(|encoded| {
+                row::put_envelope(&row.key, row.birth, encoded, &mut values);
+                values.split().freeze()
+            });
+            batch.push((row.key.clone(), envelope));
         }
         let (number, before) = (self.shard.number, self.shard.commits);
         let commits = before.map_or_else(|| self.store.shard_commits(number), Ok)? + 1;
@@ -351,10 +350,12 @@ impl<'a> Batch<'a> {
                 continue;
             }
             *outcome = match &item.request.ask {
-                Ask::Put(_) | Ask::Merge { .. } | Ask::Names { .. } | Ask::Unpin { .. } => Err(refusal(error)),
+                Ask::Put(_) | Ask::Merge { .. } | Ask::Names { .. } | Ask::Unpin { .. } | Ask::Collect { .. } => {
+                    Err(refusal(error))
+                }
                 ask @ (Ask::Stamp { .. } | Ask::Read) => {
                     let key = self.rows[at].key.clone();
-                    match BatchRow::load(key, self.shard, self.store) {
+                    match self.fetch(key) {
                         Ok(mut stored) => match ask {
                             Ask::Stamp { write_id } => stored.stamp(write_id),
                             _ => stored.read(),
@@ -388,204 +389,6 @@ impl<'a> Batch<'a> {
             applied.gated.push((group.to.clone(), gated));
         }
     }
-}
-
-impl BatchRow {
-    fn load(key: Bytes, shard: &mut Shard, store: &Store) -> Result<Self, ReplicaError> {
-        let cached = shard.cache.get(&key);
-        let fetched = cached.is_none();
-        let stored = match cached {
-            Some(stored) => stored,
-            None => store.load(&key).map_err(|error| match error {
-                LoadError::Engine(error) => ReplicaError::Broken(error.to_string()),
-                LoadError::Damaged(damaged) => report(&damaged),
-            })?,
-        };
-        let (birth, encoded) = stored.map_or((0, None), |(birth, encoded)| (birth, Some(encoded)));
-        Ok(Self {
-            birth,
-            record: None,
-            encoded,
-            decoded: false,
-            dirty: shard.is_dirty(&key),
-            changed: false,
-            fetched,
-            key,
-        })
-    }
-
-    fn decode(&mut self) -> Result<(), ReplicaError> {
-        if !self.decoded {
-            match self.encoded.as_ref().map(Encoded::decode).transpose() {
-                Ok(record) => self.record = record,
-                Err(error) => return Err(self.damaged(error)),
-            }
-            self.decoded = true;
-        }
-        Ok(())
-    }
-
-    /// A row that cannot be read is not cached: whatever damaged it on its way from the disk may not do so again.
-    fn damaged(&mut self, error: Damaged) -> ReplicaError {
-        self.fetched = false;
-        report(&row::damaged(&self.key, error.to_string()))
-    }
-
-    fn read(&mut self) -> Outcome {
-        if !self.decoded
-            && let Some(Err(error)) = self.encoded.as_ref().map(Encoded::check)
-        {
-            return Err(self.damaged(error));
-        }
-        Ok(Answer::Record(self.encoded()))
-    }
-
-    /// The most bytes that the record in the answer may have, before the request is carried out.
-    fn answer_bytes(&mut self, ask: &Ask) -> usize {
-        let asked = match ask {
-            Ask::Put(put) => put.bytes(),
-            Ask::Read | Ask::Names { .. } => 0,
-            Ask::Stamp { .. } | Ask::Merge { .. } | Ask::Unpin { .. } => return 0,
-        };
-        self.encoded().map_or(0, |record| record.0.len()) + asked
-    }
-
-    fn reveals_unsynced(&self) -> bool {
-        self.dirty || self.changed
-    }
-
-    /// The encoded record; `None` if there is none.
-    fn encoded(&mut self) -> Option<Encoded> {
-        if self.encoded.is_none() {
-            self.encoded = self.record.as_ref().map(Record::encode);
-        }
-        self.encoded.clone()
-    }
-
-    fn is_register(&self) -> Option<bool> {
-        self.record.as_ref().map(|record| matches!(record, Record::Register(_)))
-    }
-
-    fn set(&mut self, record: Record, encoded: Option<Encoded>) {
-        self.record = Some(record);
-        self.encoded = encoded;
-        self.changed = true;
-    }
-
-    fn stamp(&mut self, write_id: &WriteId) -> Outcome {
-        self.decode()?;
-        match &self.record {
-            None => Ok(Answer::Stamp { stands: None, known: None }),
-            Some(Record::Register(register)) => {
-                let stands =
-                    Some(register.stamp).filter(|_| register.value.is_some() || !Fault::TombstoneHasNoStamp.is_on());
-                let known = register.knows(write_id).filter(|_| !Fault::StampNotRemembered.is_on());
-                Ok(Answer::Stamp { stands, known })
-            }
-            Some(Record::Siblings(_)) => Err(ReplicaError::WrongMode),
-        }
-    }
-
-    fn merge(&mut self, encoded: &Encoded, wall: u64) -> Outcome {
-        self.decode()?;
-        let incoming = encoded
-            .decode()
-            .map_err(|error| ReplicaError::Broken(format!("the record to merge is invalid: {error}")))?;
-        if self.is_register().is_some_and(|register| register != matches!(incoming, Record::Register(_))) {
-            return Err(ReplicaError::WrongMode);
-        }
-        let open_before = match &self.record {
-            Some(Record::Siblings(siblings)) => siblings.open_pins(),
-            _ => Vec::new(),
-        };
-        let (record, absorbed) =
-            Record::absorb(self.record.take(), &incoming, wall).map_err(|WrongMode| ReplicaError::WrongMode)?;
-        let told = match (&record, &incoming) {
-            (Record::Siblings(stored), Record::Siblings(sent)) => stored.lacking_in(sent, &open_before),
-            _ => Vec::new(),
-        };
-        match absorbed {
-            Absorbed::Nothing => self.record = Some(record),
-            Absorbed::AsSent => self.set(record, Some(encoded.clone())),
-            Absorbed::Changed => self.set(record, None),
-        }
-        Ok(Answer::Merged { superseded: absorbed == Absorbed::Nothing, told })
-    }
-
-    fn put(&mut self, put: &Write, store: &Store, wall: u64) -> Outcome {
-        self.decode()?;
-        let mut siblings = match &self.record {
-            None => Siblings::default(),
-            Some(Record::Siblings(siblings)) if siblings.knows(&put.write_id).is_some() => {
-                return Ok(self.put_answer(true));
-            }
-            Some(Record::Siblings(siblings)) => siblings.clone(),
-            Some(Record::Register(_)) => return Err(ReplicaError::WrongMode),
-        };
-        siblings.refuse(put, wall)?;
-        let broken = broken_context(put, &siblings);
-        let put = broken.as_ref().unwrap_or(put);
-        if self.birth == 0 || (store.is_outlived(self.birth) && siblings.births_of(&store.id()) < BIRTHS) {
-            self.birth = store.draw_birth();
-        }
-        // Before the write and not after it: the answer names everything that this write supersedes, and is what is stored, encoded once.
-        siblings.names.trim(wall);
-        siblings.put(put, store.actor(self.birth));
-        if Fault::AnswerTrimmed.is_on() {
-            siblings.names.trim(wall);
-        }
-        self.set(Record::Siblings(siblings), None);
-        Ok(self.put_answer(false))
-    }
-
-    fn put_answer(&mut self, applied_already: bool) -> Answer {
-        let record = self.encoded().unwrap_or_else(|| Record::Siblings(Siblings::default()).encode());
-        Answer::Put { record, applied_already }
-    }
-
-    /// The record of siblings; an empty one without a record.
-    fn siblings(&mut self) -> Result<Siblings, ReplicaError> {
-        self.decode()?;
-        match &self.record {
-            None => Ok(Siblings::default()),
-            Some(Record::Siblings(siblings)) => Ok(siblings.clone()),
-            Some(Record::Register(_)) => Err(ReplicaError::WrongMode),
-        }
-    }
-
-    fn names(&mut self, write_id: &WriteId, started: u64) -> Outcome {
-        let mut siblings = self.siblings()?;
-        if siblings.pin(write_id, started)? {
-            self.set(Record::Siblings(siblings), None);
-        }
-        Ok(Answer::Record(self.encoded()))
-    }
-
-    fn unpin(&mut self, write_id: &WriteId) -> Outcome {
-        let mut siblings = self.siblings()?;
-        let changed = siblings.names.unpin(write_id);
-        if changed {
-            self.set(Record::Siblings(siblings), None);
-        }
-        Ok(Answer::Merged { superseded: !changed, told: Vec::new() })
-    }
-}
-
-/// [`Fault::PutForgetsContext`] and [`Fault::PutDropsAll`]: the put with another context than the client's.
-fn broken_context(put: &Write, stored: &Siblings) -> Option<Write> {
-    if Fault::PutForgetsContext.is_on() {
-        return Some(Write { seen: Default::default(), ids: Vec::new(), ..put.clone() });
-    }
-    Fault::PutDropsAll.is_on().then(|| {
-        let Shown { seen, ids, newest } = stored.context_claims();
-        Write { seen, ids, newest, ..put.clone() }
-    })
-}
-
-/// Logs a damaged row for the operator, and returns the error for the coordinator.
-fn report(damaged: &DamagedRow) -> ReplicaError {
-    tracing::error!(%damaged, "a stored row cannot be read: restore it from the other replicas");
-    ReplicaError::Broken(damaged.to_string())
 }
 
 /// The error with which a coordinator is answered when the engine fails.

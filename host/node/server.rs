@@ -38,7 +38,7 @@ use crate::store::Store;
 pub use guard::Guard;
 
 /// What this node supports beyond the minimum of its protocol version; sent in the handshake of a lane.
-pub const CAPABILITIES: [&str; 9] = [
+pub const CAPABILITIES: [&str; 10] = [
     "register",
     "siblings",
     STORE_STATE,
@@ -47,6 +47,7 @@ pub const CAPABILITIES: [&str; 9] = [
     capability::STANDING,
     capability::FENCES,
     capability::MOVES,
+    capability::COLLECT,
     capability::AGES,
 ];
 

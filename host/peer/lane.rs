@@ -279,7 +279,7 @@ impl<C: Clock, N: Connect> Ends<C, N> {
 fn may_be_large(request: &Request) -> Option<Request> {
     match request.ask {
         Ask::Read | Ask::Put(_) | Ask::Names { .. } => Some(request.clone()),
-        Ask::Stamp { .. } | Ask::Merge { .. } | Ask::Unpin { .. } => None,
+        Ask::Stamp { .. } | Ask::Merge { .. } | Ask::Unpin { .. } | Ask::Collect { .. } => None,
     }
 }
 

@@ -211,6 +211,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
         fullness.map(|fullness| fullness.disk_usage_percent)
     }
 
+    fn has_collect(&self, node: &NodeId) -> bool {
+        self.nodes.load().get(node).is_some_and(|node| node.vitals.has_collect())
+    }
+
     fn has_ages(&self, node: &NodeId) -> bool {
         self.nodes.load().get(node).is_some_and(|node| node.vitals.has_ages())
     }
@@ -230,7 +234,7 @@ fn weight(request: &Request) -> usize {
     let body = match &request.ask {
         Ask::Merge { record } => record.0.len(),
         Ask::Put(put) => put.bytes(),
-        Ask::Stamp { .. } | Ask::Read | Ask::Names { .. } | Ask::Unpin { .. } => 0,
+        Ask::Stamp { .. } | Ask::Read | Ask::Names { .. } | Ask::Unpin { .. } | Ask::Collect { .. } => 0,
     };
     body + request.place.key.bytes().len() + request.place.tenant.bytes().len() + 64
 }

@@ -34,6 +34,8 @@ pub(super) struct Vitals {
     lacks_fences: AtomicBool,
     /// It named [`capability::MOVES`] in its last handshake.
     has_moves: AtomicBool,
+    /// It named [`capability::COLLECT`] in its last handshake.
+    has_collect: AtomicBool,
     /// It named [`capability::AGES`] in its last handshake.
     has_ages: AtomicBool,
     in_flight: AtomicU32,
@@ -64,6 +66,7 @@ impl Default for Vitals {
             lacks_names: AtomicBool::new(false),
             lacks_fences: AtomicBool::new(false),
             has_moves: AtomicBool::new(false),
+            has_collect: AtomicBool::new(false),
             has_ages: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             in_flight_peak: AtomicU32::new(0),
@@ -107,6 +110,10 @@ impl Vitals {
         self.has_moves.load(Ordering::Relaxed)
     }
 
+    pub(super) fn has_collect(&self) -> bool {
+        self.has_collect.load(Ordering::Relaxed)
+    }
+
     pub(super) fn has_ages(&self) -> bool {
         self.has_ages.load(Ordering::Relaxed)
     }
@@ -116,6 +123,7 @@ impl Vitals {
         self.lacks_names.store(lacks(capability::NAMES), Ordering::Relaxed);
         self.lacks_fences.store(lacks(capability::FENCES), Ordering::Relaxed);
         self.has_moves.store(!lacks(capability::MOVES), Ordering::Relaxed);
+        self.has_collect.store(!lacks(capability::COLLECT), Ordering::Relaxed);
         self.has_ages.store(!lacks(capability::AGES), Ordering::Relaxed);
     }
 
@@ -386,13 +394,14 @@ mod tests {
     #[test]
     fn a_node_has_what_it_named_in_its_last_handshake() {
         let vitals = Vitals::default();
-        let has = |vitals: &Vitals| (vitals.has_fences(), vitals.has_moves(), vitals.has_ages());
-        assert_eq!(has(&vitals), (true, false, false), "before the first one");
+        let has = |vitals: &Vitals| (vitals.has_fences(), vitals.has_moves(), vitals.has_ages(), vitals.has_collect());
+        assert_eq!(has(&vitals), (true, false, false, false), "before the first one");
         for (named, expected) in [
-            (&[capability::FENCES, capability::MOVES, capability::AGES][..], (true, true, true)),
-            (&[capability::FENCES], (true, false, false)),
-            (&[capability::AGES], (false, false, true)),
-            (&[], (false, false, false)),
+            (&[capability::FENCES, capability::MOVES, capability::AGES][..], (true, true, true, false)),
+            (&[capability::FENCES], (true, false, false, false)),
+            (&[capability::AGES], (false, false, true, false)),
+            (&[capability::COLLECT], (false, false, false, true)),
+            (&[], (false, false, false, false)),
         ] {
             vitals.set_capabilities(&named.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
             assert_eq!(has(&vitals), expected, "{named:?}");

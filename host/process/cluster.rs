@@ -104,8 +104,12 @@ impl Cluster for Local {
 
     fn coordinators_changed(&self) -> Pending<Result<(), StoreError>> {
         let (metadata, coordinator) = (Arc::clone(&self.metadata), Arc::clone(&self.coordinator));
-        let formats = Arc::clone(&self.formats);
-        Box::pin(async move { formats.decide(metadata.as_ref(), &coordinator).await })
+        let (formats, upkeep) = (Arc::clone(&self.formats), Arc::clone(&self.upkeep));
+        Box::pin(async move {
+            let decided = formats.decide(metadata.as_ref(), &coordinator).await;
+            upkeep.set_collects(formats.collects() && (coordinator.fences() || !formats.shared()));
+            decided
+        })
     }
 
     fn followed(&self, revision: u64) {

@@ -177,6 +177,8 @@ pub(crate) fn live(settings: &Settings) -> Live {
             compare_every: healing.compare_every.0,
             bytes_per_second: healing.rate,
             admit_after: healing.admit_after.0,
+            tombstone_grace: healing.tombstone_grace.0,
+            collect_tombstones: healing.collect_tombstones,
         },
         moves: MovesConfig {
             bytes_per_second: placement.copy_rate,

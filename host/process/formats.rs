@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use witan_control::capabilities::{Written, written};
 use witan_control::small_records::{Smaller, SmallerRecords};
 use witan_coordinate::Coordinator;
-use witan_kernel::capability::{FENCES, MOVES, NAMES, OF_COORDINATORS};
+use witan_kernel::capability::{AGES, COLLECT, FENCES, MOVES, NAMES, OF_COORDINATORS};
 use witan_kernel::port::{Metadata, SmallRecords, StoreError};
 use witan_kernel::sync::lock;
 use witan_store::idempotency::RedisIdempotency;
@@ -32,6 +32,7 @@ struct Decided {
     names: Option<Written>,
     fences: Option<Written>,
     moves: Option<Written>,
+    collects: Option<Written>,
     smaller: Option<Smaller>,
 }
 
@@ -68,6 +69,14 @@ impl Formats {
         if is_new(&mut lock(&self.decided).moves, &moves) {
             log_moves(&moves);
         }
+        // The same for what collects tombstones.
+        let collects = match written(metadata, AGES, self.fences).await? {
+            Written::Yes => written(metadata, COLLECT, self.fences).await?,
+            lacking => lacking,
+        };
+        if is_new(&mut lock(&self.decided).collects, &collects) {
+            log_collects(&collects);
+        }
         // The embedded store has one form, and one coordinator.
         if let Idempotency::Redis(redis) = &self.idempotency {
             let smaller = self.smaller.decide(metadata, &Recording { redis, coordinator }).await?;
@@ -83,6 +92,11 @@ impl Formats {
     /// Whether every coordinator knows of tenants that move, and none will come that does not.
     pub(super) fn moves(&self) -> bool {
         lock(&self.decided).moves.as_ref().is_some_and(Written::is_yes)
+    }
+
+    /// Whether every coordinator does what the collection of tombstones rests on.
+    pub(super) fn collects(&self) -> bool {
+        lock(&self.decided).collects.as_ref().is_some_and(Written::is_yes)
     }
 
     /// Whether several coordinators may share the metadata store.
@@ -159,6 +173,19 @@ fn log_moves(written: &Written) {
         Written::Lacking(coordinator, version) => tracing::warn!(
             %coordinator, version,
             "a coordinator is of an earlier version, so nodes and replication factors can be changed only while nothing is stored"
+        ),
+    }
+}
+
+fn log_collects(written: &Written) {
+    match written {
+        Written::Yes => tracing::info!("what is left of deleted keys is dropped (healing.collect_tombstones)"),
+        Written::Off | Written::MayGoBack => tracing::info!(
+            "what is left of deleted keys stays on the disks, since changes of tenants are not fenced (consistency.fence_changes)"
+        ),
+        Written::Lacking(coordinator, version) => tracing::warn!(
+            %coordinator, version,
+            "a coordinator is of an earlier version, so what is left of deleted keys stays on the disks"
         ),
     }
 }

@@ -4,6 +4,8 @@
 //! - *Catching up*: a node that could not be reached is compared with the other replicas of its ranges once it is back.
 //! - *Filling*: the new store of a node is admitted and filled once it has waited for `admit_after`, as by `witan repair`.
 //!
+//! What is compared routinely leaves nothing behind of keys that were deleted long ago.
+//!
 //! All of it is the sweep of a repair, at a bounded rate. It blocks no operation and decides nothing that a read would not decide. A claim
 //! in the metadata store says which coordinator does which part; a pass that is interrupted is continued by whoever claims it next. A
 //! coordinator does one pass of each kind at a time, so that the work is spread evenly over those that are live.
@@ -24,13 +26,14 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use witan_coordinate::World;
 use witan_kernel::backoff::{Backoff, seed};
+use witan_kernel::limit::GRACE;
 use witan_kernel::name::NodeId;
-use witan_kernel::port::{Claimant, Duties, Duty, DutyKind, DutyOnRecord, Metadata, StoreError};
+use witan_kernel::port::{Claimant, Clock, Duties, Duty, DutyKind, DutyOnRecord, Metadata, StoreError};
 use witan_kernel::scan::Ranges;
 use witan_kernel::sync::lock;
 
 use super::Upkeep;
-use super::sweep::Sweep;
+use super::sweep::{Routine, Sweep};
 use pass::Pass;
 pub use schedule::is_wanted;
 
@@ -48,12 +51,29 @@ pub struct HealingConfig {
     pub bytes_per_second: u64,
     /// For how long a new store waits before it is admitted; zero: it is never admitted without an operator.
     pub admit_after: Duration,
+    /// How long ago a key must have been deleted until nothing is left of it.
+    pub tombstone_grace: Duration,
+    /// Whether tombstones are collected at all.
+    pub collect_tombstones: bool,
 }
 
 impl Default for HealingConfig {
     fn default() -> Self {
         let (day, minute) = (Duration::from_secs(86_400), Duration::from_secs(60));
-        Self { anti_entropy: true, compare_every: day, bytes_per_second: 4 << 20, admit_after: 15 * minute }
+        Self {
+            anti_entropy: true,
+            compare_every: day,
+            bytes_per_second: 4 << 20,
+            admit_after: 15 * minute,
+            tombstone_grace: GRACE,
+            collect_tombstones: true,
+        }
+    }
+}
+
+impl HealingConfig {
+    fn routine(&self) -> Routine {
+        Routine { grace: self.tombstone_grace, collects: self.collect_tombstones }
     }
 }
 
@@ -147,9 +167,11 @@ impl<W: World> Healing<W> {
         self.upkeep.metadata.as_ref()
     }
 
-    /// A sweep at the rate of healing, which admits nothing.
+    /// A routine sweep at the rate of healing, which admits nothing.
     fn sweep(&self) -> Sweep {
-        Sweep { fills: false, bytes_per_second: self.config().bytes_per_second, ..Sweep::everything() }
+        let config = self.config();
+        let (bytes_per_second, routine) = (config.bytes_per_second, Some(config.routine()));
+        Sweep { fills: false, bytes_per_second, routine, ..Sweep::everything() }
     }
 }
 
@@ -273,7 +295,7 @@ impl<W: World> Healer<W> {
         let new = self.fillable(config, on_record).await;
         let fill = schedule.fill(self.fill_again.pause());
         if let (Some(fill), false, false) = (fill, new.is_empty(), self.passes.contains_key(&DutyKind::Fill)) {
-            let sweep = Sweep { fills: true, of: Some(new), ..self.healing.sweep() };
+            let sweep = Sweep { fills: true, of: Some(new), routine: None, ..self.healing.sweep() };
             if let Some(claim) = self.claim(&fill).await {
                 self.start(DutyKind::Fill, vec![claim], sweep);
             }
@@ -347,6 +369,8 @@ impl<W: World> Healing<W> {
             0.0
         });
         metrics.healing_oldest.set(schedule.oldest_comparison_ms() as f64 / 1000.0);
+        let (now, config) = (self.upkeep.coordinator.ports().clock.wall_micros(), schedule.config);
+        self.upkeep.overdue.show(metrics, now, config.tombstone_grace, config.compare_every);
         let mut overdue = BTreeMap::new();
         for kind in DutyKind::HEALING {
             let late = schedule.overdue_ms(kind, |node| lock(&self.reach).is_reachable(node));

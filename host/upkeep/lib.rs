@@ -10,19 +10,25 @@
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
 
+mod ask;
 mod collapse;
 mod drained;
 mod heal;
+mod kept;
 mod metrics;
 mod moves;
+mod overdue;
 mod removal;
 mod repair;
 pub mod runner;
 mod sweep;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use kept::Kept;
+use overdue::Overdue;
 use runner::{Kind, Report, Runner};
 use witan_coordinate::{Coordinator, World};
 use witan_kernel::name::NodeId;
@@ -34,7 +40,7 @@ pub use heal::{BEGINS_AFTER, Healing, HealingConfig, is_wanted};
 pub use metrics::Metrics;
 pub use moves::{Moves, MovesConfig};
 pub use repair::{NotBegun, Repair, Repaired};
-pub use sweep::{Admitted, Stopped, Sweep, Swept};
+pub use sweep::{Admitted, Routine, Stopped, Sweep, Swept};
 
 /// The background tasks of a coordinator.
 pub struct Upkeep<W: World> {
@@ -44,19 +50,39 @@ pub struct Upkeep<W: World> {
     metrics: Metrics,
     /// For each node with a new store, what healing makes of it.
     new_stores: Mutex<BTreeMap<NodeId, String>>,
+    /// Every live coordinator does what the collection of tombstones rests on.
+    collects: AtomicBool,
+    overdue: Overdue,
 }
 
 impl<W: World> Upkeep<W> {
     /// Upkeep of the records that `coordinator` reaches, with tenants and stores on record in `metadata`.
     pub fn new(coordinator: Arc<Coordinator<W>>, metadata: Arc<dyn Metadata>) -> Self {
         let (runner, metrics) = (Runner::default(), Metrics::default());
-        Self { coordinator, metadata, runner, metrics, new_stores: Mutex::default() }
+        let (new_stores, collects, overdue) = (Mutex::default(), AtomicBool::new(false), Overdue::default());
+        Self { coordinator, metadata, runner, metrics, new_stores, collects, overdue }
     }
 
     /// The same, in which the administrators of tenants may run this number of repairs at a time, all together.
     #[must_use]
     pub fn with_repairs_of_tenants(self, repairs: usize) -> Self {
         Self { runner: Runner::new(repairs), ..self }
+    }
+
+    /// From now on the rows of keys that were deleted long ago may be dropped, or no longer. They may if every live coordinator names
+    /// [`AGES`](witan_kernel::capability::AGES) and [`COLLECT`](witan_kernel::capability::COLLECT), and changes are fenced where there can
+    /// be several.
+    pub fn set_collects(&self, all: bool) {
+        self.collects.store(all, Ordering::Relaxed);
+    }
+
+    fn may_collect(&self) -> bool {
+        self.collects.load(Ordering::Relaxed)
+    }
+
+    /// What a comparison of a part of the ring has left of keys that were deleted long ago.
+    fn note_overdue(&self, part: (u64, u64), kept: BTreeMap<Kept, u64>) {
+        self.overdue.note(part, kept);
     }
 
     /// Running tasks with their progress, and the last failure, by kind.

@@ -9,6 +9,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use witan_kernel::port::DutyKind;
 
+use super::kept::Kept;
+
 /// Metrics of background tasks.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -36,6 +38,10 @@ pub struct Metrics {
     pub leftovers: Gauge,
     /// Seconds for which the oldest of them has been there.
     pub oldest_leftover: Gauge<f64, AtomicU64>,
+    /// Keys that were deleted long ago, and of which every replica has dropped what it had.
+    pub tombstones_collected: Counter,
+    tombstones_kept: Family<Why, Counter>,
+    tombstones_overdue: Family<Why, Gauge<f64, AtomicU64>>,
     moves_published: Family<Published, Counter>,
     passes: Family<Pass, Counter>,
     records: Family<Of, Counter>,
@@ -56,6 +62,11 @@ struct Of {
 struct Pass {
     kind: &'static str,
     result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    why: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -113,6 +124,16 @@ impl Metrics {
         self.since_complete.get_or_create_owned(&Of::kind(kind))
     }
 
+    /// Keys that were deleted long ago, and whose rows were kept at the second look.
+    pub(crate) fn tombstones_kept(&self, why: &'static str) -> Counter {
+        self.tombstones_kept.get_or_create_owned(&Why { why })
+    }
+
+    /// Seconds by which the longest deleted key is older than the grace that was found and not collected.
+    pub(crate) fn tombstones_overdue(&self, why: &'static str) -> Gauge<f64, AtomicU64> {
+        self.tombstones_overdue.get_or_create_owned(&Why { why })
+    }
+
     /// Steps of tenants' moves that this coordinator has published.
     pub(crate) fn moves_published(&self, step: &'static str) -> Counter {
         self.moves_published.get_or_create_owned(&Published { step })
@@ -127,6 +148,20 @@ impl Metrics {
         registry.register("witan_collapses", "Siblings collapsed into one", self.collapses.clone());
         self.register_healing(registry);
         self.register_moves(registry);
+        self.register_tombstones(registry);
+    }
+
+    fn register_tombstones(&self, registry: &mut Registry) {
+        for why in Kept::ALL {
+            drop(self.tombstones_kept(why.as_str()));
+            drop(self.tombstones_overdue(why.as_str()));
+        }
+        let help = "Keys that were deleted longer ago than healing.tombstone_grace, and of which nothing is left on any replica";
+        registry.register("witan_tombstones_collected", help, self.tombstones_collected.clone());
+        let help = "Such keys whose tombstones were kept at the second look, by reason";
+        registry.register("witan_tombstones_kept", help, self.tombstones_kept.clone());
+        let help = "Seconds by which the oldest tombstone exceeds healing.tombstone_grace that the last comparisons have left, by reason";
+        registry.register("witan_tombstones_overdue_seconds", help, self.tombstones_overdue.clone());
     }
 
     fn register_moves(&self, registry: &mut Registry) {

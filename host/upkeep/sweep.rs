@@ -6,12 +6,15 @@
 //! that does not answer leaves the range incomplete; the other replicas are repaired anyway.
 //!
 //! A sweep of the whole ring also determines which new stores, admitted before it, hold everything from now on. `walk` reads
-//! pages, `merges` sends merges and waits for their acknowledgements, `pace` limits the rate, `fresh` says until when what was read may
-//! be sent, `sound` decides when a new store may be believed.
+//! pages, `record` compares what replicas have of a key, `merges` sends merges and waits for their acknowledgements, `pace` limits the
+//! rate, `fresh` says until when what was read may be sent, `sound` decides when a new store may be believed. Routine sweeps have
+//! replicas drop what is left of keys that were deleted long ago: `collect`.
 
+mod collect;
 pub(crate) mod fresh;
 mod merges;
 pub(crate) mod pace;
+mod record;
 mod sound;
 mod walk;
 
@@ -24,18 +27,16 @@ use witan_kernel::failure::Failure;
 use witan_kernel::fault::Fault;
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
-use witan_kernel::placement::Placed;
-use witan_kernel::record::Encoded;
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{ReplicaRange, Rings};
-use witan_kernel::scan::{Held, Joined, Ranges, Standing, Step, Trust, difference};
+use witan_kernel::scan::{Ranges, Standing, Step, Trust};
 
 use witan_coordinate::{Coordinator, World};
 
 use super::runner::{Progress, Task};
 use super::{Metrics, Upkeep};
+use collect::Collecting;
 use fresh::FRESH;
-use merges::Sources;
 use pace::{BytePace, Pace};
 use sound::Sound;
 use walk::Walking;
@@ -74,6 +75,17 @@ pub struct Sweep {
     pub accept_loss: bool,
     /// The tenant's administrator asks for it, and no operator: it takes one of the slots that tenants share.
     pub by_administrator: bool,
+    /// It is one of healing's, which are made again and again; `None`: it is asked for, and sends everything to everybody.
+    pub routine: Option<Routine>,
+}
+
+/// What a routine sweep does about keys that were deleted long ago.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routine {
+    /// How long ago: their tombstones are not sent to replicas that have nothing.
+    pub grace: Duration,
+    /// Whether their rows are dropped where nothing else is left of them.
+    pub collects: bool,
 }
 
 impl Sweep {
@@ -91,6 +103,7 @@ impl Sweep {
             bytes_per_second: 0,
             accept_loss: false,
             by_administrator: false,
+            routine: None,
         }
     }
 
@@ -118,6 +131,8 @@ pub struct Swept {
     pub failed: u64,
     /// Records of deleted or unknown tenants, left unchanged.
     pub skipped: u64,
+    /// Keys that were deleted long ago, and of which every replica has dropped what it had.
+    pub collected: u64,
     /// Bytes of records read.
     pub bytes: u64,
     /// Bytes of merges that replicas have stored.
@@ -195,6 +210,7 @@ impl<W: World> Upkeep<W> {
         for part in sweeping.parts() {
             sweeping.part(&part).await?;
         }
+        sweeping.collect_all().await;
         // The next one begins with nothing to pay for.
         if let Some(due) = sweeping.byte_pace.due() {
             sweeping.sleep_until(due).await;
@@ -209,6 +225,7 @@ type Versioned = (u64, ReplicaRange);
 
 /// A running sweep.
 struct Sweeping<'a, W: World> {
+    upkeep: &'a Upkeep<W>,
     coordinator: &'a Coordinator<W>,
     metrics: &'a Metrics,
     sweep: Sweep,
@@ -226,6 +243,7 @@ struct Sweeping<'a, W: World> {
     /// Number of consecutive ranges in which a node has failed.
     failing: HashMap<NodeId, u32>,
     sound: Sound,
+    collecting: Collecting,
 }
 
 impl<'a, W: World> Sweeping<'a, W> {
@@ -252,6 +270,7 @@ impl<'a, W: World> Sweeping<'a, W> {
         }
         let reported_at = Instant::now();
         Self {
+            upkeep,
             coordinator,
             metrics,
             sweep,
@@ -266,6 +285,7 @@ impl<'a, W: World> Sweeping<'a, W> {
             met,
             failing: HashMap::new(),
             sound,
+            collecting: Collecting::default(),
         }
     }
 
@@ -338,6 +358,7 @@ impl<'a, W: World> Sweeping<'a, W> {
             }
             match walking.join.step() {
                 Step::Ask(starved) => {
+                    self.collect_due().await;
                     self.turn_page(&mut walking, &starved).await;
                     self.report_sometimes(&mut walking).await?;
                 }
@@ -416,92 +437,6 @@ impl<'a, W: World> Sweeping<'a, W> {
             Trust::Unadmitted => {
                 Err("it has another store than before, which only a repair of everything admits".to_owned())
             }
-        }
-    }
-
-    /// Compares the replicas' versions of one key, and sends the merge to those that lack it.
-    async fn record(&mut self, walking: &mut Walking<'_, W>, joined: Joined) -> Result<(), Stopped> {
-        let Joined { place, held } = joined;
-        match self.placed(&place.tenant).await? {
-            None => self.swept.skipped += 1,
-            // Its records are compared where it is.
-            Some(placed) if placed.ring != walking.version => {}
-            Some(placed) => {
-                self.swept.scanned += 1;
-                self.metrics.swept_records.inc();
-                self.merge(walking, &place, held, placed).await;
-            }
-        }
-        self.swept.token = place.token;
-        self.at = Some(place);
-        Ok(())
-    }
-
-    async fn merge(
-        &mut self,
-        walking: &mut Walking<'_, W>,
-        place: &Place,
-        held: PerReplica<(u8, Held)>,
-        placed: Placed,
-    ) {
-        let members = self.members(walking, place, placed.replication_factor);
-        let mut have: PerReplica<(u8, Option<Encoded>)> = PerReplica::new();
-        for (replica, held) in held.into_iter().filter(|(replica, _)| members.contains(replica)) {
-            match held {
-                Held::Nothing if Fault::AbsentNotSwept.is_on() => {}
-                Held::Nothing => have.push((replica, None)),
-                Held::Record(record) => have.push((replica, Some(record))),
-                Held::Damaged => {
-                    self.swept.failed += 1;
-                    walking.failed = true;
-                }
-            }
-        }
-        let is_new =
-            |replica: u8| self.met.get(&walking.replicas[usize::from(replica)]).is_some_and(|met| !met.is_whole());
-        match difference(&have, is_new) {
-            Ok(None) => {}
-            Ok(Some(mut found)) => {
-                if let Some(first) =
-                    have.iter().find_map(|(_, held)| held.clone()).filter(|_| Fault::SweepSendsFirst.is_on())
-                {
-                    found.record = first;
-                }
-                for replica in found.lacking {
-                    let node = &walking.replicas[usize::from(replica)];
-                    let sources = Sources { read: walking.oldest(), before: self.at.clone(), placed };
-                    walking.merges.send(replica, node, place, &found.record, sources).await;
-                }
-            }
-            Err(error) => {
-                tracing::error!(tenant = %place.tenant, key = %place.key, %error, "a record cannot be repaired");
-                self.swept.failed += 1;
-                walking.failed = true;
-            }
-        }
-    }
-
-    /// The indices of the replicas that hold the key, for a tenant with this factor.
-    fn members(&self, walking: &Walking<'_, W>, place: &Place, factor: u8) -> PerReplica<u8> {
-        let replicas = walking.replicas;
-        if Fault::LastReplicaNotSwept.is_on() {
-            return (0..factor.min(replicas.len() as u8).saturating_sub(1)).collect();
-        }
-        if usize::from(factor) >= replicas.len() || self.sweep.factors.contains(&factor) {
-            return (0..factor.min(replicas.len() as u8)).collect();
-        }
-        // The tenant was created after the sweep began.
-        let own =
-            self.rings.version(walking.version).map(|ring| ring.replicas(place.token, factor)).unwrap_or_default();
-        (0..).zip(replicas).filter(|(_, node)| own.contains(node)).map(|(index, _)| index).collect()
-    }
-
-    /// Where a tenant's records are; `None` when the tenant is deleted or unknown.
-    async fn placed(&self, tenant: &TenantId) -> Result<Option<Placed>, Failure> {
-        match self.coordinator.tenant(tenant).await {
-            Ok(tenant) => Ok(Some(tenant.placed())),
-            Err(Failure::TenantNotFound(_)) => Ok(None),
-            Err(failure) => Err(failure),
         }
     }
 

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use witan_kernel::limit;
 use witan_kernel::name::{Key, StoreId, TenantId, WriteId};
 use witan_kernel::quorum::Quorum;
-use witan_kernel::record::Encoded;
+use witan_kernel::record::{Encoded, Fingerprint};
 use witan_kernel::register::Stamp;
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::siblings::{Actor, Dot, Name, VersionVector, Write};
@@ -16,8 +16,9 @@ use crate::Malformed;
 use crate::v1::replica_answer::Answer as WireAnswer;
 use crate::v1::replica_request::Ask as WireAsk;
 use crate::v1::{
-    MergeAsk, MergedAnswer, NamesAsk, PinnedName, PutAnswer, PutAsk, ReadAsk, RecordAnswer, RefusalReason,
-    ReplicaAnswer, ReplicaRefusal, ReplicaRequest, StampAnswer, StampAsk, UnpinAsk, VersionVectorEntry,
+    CollectAsk, CollectedAnswer, MergeAsk, MergedAnswer, NamesAsk, PinnedName, PutAnswer, PutAsk, ReadAsk,
+    RecordAnswer, RefusalReason, ReplicaAnswer, ReplicaRefusal, ReplicaRequest, StampAnswer, StampAsk, UnpinAsk,
+    VersionVectorEntry,
 };
 
 /// Most entries of the version vector, and most write ids, in one Put: far more than fit into a context of 4 KiB.
@@ -45,6 +46,9 @@ pub fn request_to_wire(id: u64, request: Request, deadline_ms: u32) -> ReplicaRe
         Ask::Read => WireAsk::Read(ReadAsk {}),
         Ask::Names { write_id, started } => WireAsk::Names(NamesAsk { write_id: id_to_wire(write_id), started }),
         Ask::Unpin { write_id } => WireAsk::Unpin(UnpinAsk { write_id: id_to_wire(write_id) }),
+        Ask::Collect { expected, grace } => {
+            WireAsk::Collect(CollectAsk { expected: Bytes::copy_from_slice(&expected.0), grace })
+        }
     };
     ReplicaRequest {
         id,
@@ -98,6 +102,11 @@ impl TryFrom<ReplicaRequest> for Arrived {
                 Ask::Names { write_id: id_from_wire("names.write_id", &ask.write_id)?, started: ask.started }
             }
             WireAsk::Unpin(ask) => Ask::Unpin { write_id: id_from_wire("unpin.write_id", &ask.write_id)? },
+            WireAsk::Collect(CollectAsk { expected, grace }) => {
+                let problem =
+                    || Malformed::new("collect.expected", format!("has {} bytes instead of 16", expected.len()));
+                Ask::Collect { expected: Fingerprint::from_slice(&expected).ok_or_else(problem)?, grace }
+            }
         };
         let place = Place { token: wire.token, tenant: TenantId::from_trusted(tenant), key: Key::from_trusted(key) };
         Ok(Self { id: wire.id, deadline_ms: wire.deadline_ms, request: Request { place, epoch: wire.epoch, ask } })
@@ -189,6 +198,7 @@ pub fn answer_to_wire(id: u64, outcome: Outcome) -> ReplicaAnswer {
             WireAnswer::Merged(MergedAnswer { superseded, told: told_to_wire(told) })
         }
         Ok(Answer::Record(record)) => WireAnswer::Record(RecordAnswer { record: record.map(|record| record.0) }),
+        Ok(Answer::Collected { dropped }) => WireAnswer::Collected(CollectedAnswer { dropped }),
         Err(error) => WireAnswer::Refusal(refusal_to_wire(error)),
     };
     ReplicaAnswer { id, answer: Some(answer), took_us: 0 }
@@ -241,6 +251,7 @@ pub fn answer_from_wire(wire: ReplicaAnswer) -> Result<(u64, Outcome), Malformed
             Ok(Answer::Merged { superseded: answer.superseded, told: told_from_wire(&answer.told)? })
         }
         WireAnswer::Record(answer) => Ok(Answer::Record(answer.record.map(Encoded))),
+        WireAnswer::Collected(answer) => Ok(Answer::Collected { dropped: answer.dropped }),
         WireAnswer::Refusal(refusal) => Err(refusal_from_wire(refusal)),
     };
     Ok((wire.id, outcome))
@@ -308,6 +319,8 @@ mod tests {
             Just(Ask::Read),
             (any::<[u8; 16]>(), any::<u64>()).prop_map(|(id, started)| Ask::Names { write_id: WriteId(id), started }),
             any::<[u8; 16]>().prop_map(|id| Ask::Unpin { write_id: WriteId(id) }),
+            (any::<[u8; 16]>(), any::<u64>())
+                .prop_map(|(expected, grace)| Ask::Collect { expected: Fingerprint(expected), grace }),
         ];
         (any::<u64>(), bytes(20), bytes(40), any::<u64>(), ask).prop_map(|(token, tenant, key, epoch, ask)| {
             let place = Place { token, tenant: TenantId::from_trusted(tenant), key: Key::from_trusted(key) };
@@ -328,6 +341,7 @@ mod tests {
                 }
             ),
             proptest::option::of(bytes(50)).prop_map(|record| Ok(Answer::Record(record.map(Encoded)))),
+            any::<bool>().prop_map(|dropped| Ok(Answer::Collected { dropped })),
             prop_oneof![
                 Just(ReplicaError::Late),
                 Just(ReplicaError::Overloaded),
@@ -378,6 +392,8 @@ mod tests {
         assert_eq!(field(ReplicaRequest { key: Bytes::from(vec![0; 1025]), ..valid(read()) }), "key");
         assert_eq!(field(ReplicaRequest { ask: None, ..valid(read()) }), "ask");
         assert_eq!(field(valid(WireAsk::Stamp(StampAsk { write_id: Bytes::from_static(b"short") }))), "stamp.write_id");
+        let collect = CollectAsk { expected: Bytes::from_static(b"short"), grace: 1 };
+        assert_eq!(field(valid(WireAsk::Collect(collect))), "collect.expected");
 
         let id = Bytes::from_static(&[0; 16]);
         let put = |change: fn(&mut PutAsk)| {

@@ -129,6 +129,16 @@ impl Client {
         self.stage.history.operation(index).is_acknowledged()
     }
 
+    /// Deletes a key until that is acknowledged or the attempts are used up.
+    pub(crate) async fn delete(&mut self, place: Place, attempts: u64) -> bool {
+        let intention = Intention::Delete { tag: self.stage.history.fresh_tag() };
+        let draft = Draft { place, intention, context: None, level: None, named: true };
+        let (operation, request) = self.prepare(draft);
+        let index = self.stage.history.start(operation);
+        self.insist(index, request, attempts, Mood::Stormy, false).await;
+        self.stage.history.operation(index).is_acknowledged()
+    }
+
     fn any_coordinator(&mut self) -> usize {
         self.rng.random_range(0..self.stage.cluster.coordinators.len())
     }

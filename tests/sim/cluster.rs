@@ -144,6 +144,7 @@ impl CoordinatorMachine {
         coordinator.set_names(self.shared.asks);
         self.follow_context_keys(Arc::downgrade(&coordinator));
         let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), self.metadata()));
+        upkeep.set_collects(true);
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         if let Some(config) = self.shared.heals.clone() {
             let claimant = Claimant { coordinator: NodeId::new(&self.name)?, instance: self.shared.dice.sixteen() };

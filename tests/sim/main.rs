@@ -6,12 +6,13 @@
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
 //! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`node`], [`simulated`], [`cluster`], [`follower`],
-//! [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`moves`], [`disks`], [`history`], [`check`], [`oracle`], [`faults`],
-//! [`scene`], [`scenes`], [`losses`], [`names`].
+//! [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`buried`], [`moves`], [`disks`], [`history`], [`check`], [`oracle`],
+//! [`faults`], [`scene`], [`scenes`], [`losses`], [`names`].
 
 // It runs in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
 
+mod buried;
 mod check;
 mod client;
 mod cluster;
@@ -54,7 +55,7 @@ use scenario::{Play, SHAPES, Scenario};
 use world::lock;
 
 /// Default number of seeds to run: 20 of each scenario, about a minute on two cores.
-const SEEDS: u64 = 720;
+const SEEDS: u64 = 740;
 
 thread_local! {
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };

@@ -10,6 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use futures::future::join_all;
 use tokio::sync::oneshot;
 
+use crate::buried;
 use crate::check;
 use crate::client::Client;
 use crate::cluster::{Call, Cluster};
@@ -34,7 +35,7 @@ const TICK: Duration = Duration::from_millis(3);
 /// Batches that a damaged disk loses: the end of a journal.
 const LOST: usize = 12;
 /// Limit on the virtual time of a simulation.
-const LONGEST: Duration = Duration::from_secs(300);
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// The result of a simulation.
 pub(crate) struct Verdict {
@@ -179,6 +180,9 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             Act::Repair => repair(&stage).await,
             Act::Away { from_all } => healing::away(&stage, &mut clients, from_all).await,
             Act::Level => healing::level(&stage).await,
+            Act::Pass { hours } => buried::pass(&stage, hours).await,
+            Act::DeleteAll => buried::delete_all(&stage, &mut inspector).await,
+            Act::Gone => buried::gone(&stage).await,
             Act::Move { operations, storm, changes, unaware } => {
                 moves::play(&stage, &mut clients, operations, storm, changes, unaware).await;
             }

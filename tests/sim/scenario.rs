@@ -108,6 +108,12 @@ pub(crate) enum Act {
     Moved,
     /// All faults end, and nobody reads or repairs: every node must be believed, and all replicas must become level by themselves.
     Level,
+    /// All operations end, and this many hours pass, in which nothing happens.
+    Pass { hours: u64 },
+    /// All faults end, and a client deletes every key.
+    DeleteAll,
+    /// All faults end, and nobody reads: no row may be left of a key that was deleted long ago.
+    Gone,
 }
 
 /// Which disk the node comes back with, and when.
@@ -220,7 +226,7 @@ pub(crate) struct Scenario {
 type Shape = (&'static str, fn(&mut StdRng, Scenario) -> Scenario);
 
 /// The scenarios.
-pub(crate) const SHAPES: [Shape; 36] = [
+pub(crate) const SHAPES: [Shape; 37] = [
     ("links", shapes::links),
     ("crashes", shapes::crashes),
     ("clocks", shapes::clocks),
@@ -255,6 +261,7 @@ pub(crate) const SHAPES: [Shape; 36] = [
     ("damaged", stores::damaged),
     ("fenced", stores::fenced),
     ("healing", stores::healing),
+    ("buried", stores::buried),
     ("moves", moving::moves),
     ("split", moving::split),
 ];

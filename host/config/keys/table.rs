@@ -312,6 +312,21 @@ pub const KEYS: &[Key] = &[
     )
     .default("60s"),
     Key::new(
+        "healing.tombstone_grace",
+        Time,
+        "How long ago a key must have been deleted until nothing is left of it on the disks: at least 25h, which is the longest life \
+            of an idempotency key, with which a write may be repeated, and some minutes. The same for all coordinators.",
+    )
+    .default("36h")
+    .reloads(),
+    Key::new(
+        "healing.collect_tombstones",
+        Flag,
+        "Whether the routine comparison drops what is left of deleted keys. It needs healing.anti_entropy.",
+    )
+    .default("true")
+    .reloads(),
+    Key::new(
         "placement.copy_rate",
         Size,
         "Bytes of records per second that are copied to other nodes when nodes or replication factors change: 64KiB to 16GiB; 0: as \

@@ -110,6 +110,13 @@ pub fn sources_wanted(old: &[NodeId], is_lost: impl Fn(&NodeId) -> bool) -> usiz
     sources_needed(u8::try_from(old.len()).unwrap_or(u8::MAX)).min(left)
 }
 
+/// Whether enough of a range's present replicas, which are those that `has` it, have the fence of a move for anything to be copied: as many
+/// as have to be read later. Whoever does not know of the move is refused by them, and [collects](crate::burial) nothing: for that, all
+/// replicas have to answer. Otherwise the tombstone of a value that was copied could be dropped before it has followed the value.
+pub fn is_fenced(range: &Both, is_lost: impl Fn(&NodeId) -> bool, has: impl Fn(&NodeId) -> bool) -> bool {
+    range.old.iter().filter(|node| has(node)).count() >= sources_wanted(&range.old, is_lost)
+}
+
 /// Whether a record is on enough of a range's coming replicas, which are those that `has` it: every one that had no replica before, of
 /// which nothing else is known, and a quorum of all.
 pub fn is_copied(range: &Both, has: impl Fn(&NodeId) -> bool) -> bool {

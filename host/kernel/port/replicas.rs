@@ -61,6 +61,12 @@ pub trait Replicas: Send + Sync + 'static {
         None
     }
 
+    /// True when the node has named [`crate::capability::COLLECT`] in its last handshake.
+    fn has_collect(&self, node: &NodeId) -> bool {
+        let _ = node;
+        true
+    }
+
     /// True when the node has named [`crate::capability::AGES`] in its last handshake.
     fn has_ages(&self, node: &NodeId) -> bool {
         let _ = node;
@@ -154,6 +160,10 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn disk_percent(&self, node: &NodeId) -> Option<f32> {
         (**self).disk_percent(node)
+    }
+
+    fn has_collect(&self, node: &NodeId) -> bool {
+        (**self).has_collect(node)
     }
 
     fn has_ages(&self, node: &NodeId) -> bool {

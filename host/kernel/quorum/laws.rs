@@ -63,6 +63,7 @@ fn fitting(ask: &Ask) -> Answer {
         Ask::Put(_) => Answer::Put { record, applied_already: false },
         Ask::Merge { .. } | Ask::Unpin { .. } => Answer::Merged { superseded: false, told: Vec::new() },
         Ask::Read | Ask::Names { .. } => Answer::Record(Some(record)),
+        Ask::Collect { .. } => Answer::Collected { dropped: true },
     }
 }
 

@@ -167,7 +167,7 @@ impl Round for PutRound {
                 self.decide();
                 Ok(())
             }
-            Answer::Stamp { .. } | Answer::Merged { .. } => Err(ReplicaError::misfit()),
+            Answer::Stamp { .. } | Answer::Merged { .. } | Answer::Collected { .. } => Err(ReplicaError::misfit()),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What replicas of one key lack.
 
+use crate::fault::Fault;
 use crate::limit::PerReplica;
 use crate::record::{Damaged, Encoded, Record, WrongMode};
 
@@ -45,15 +46,26 @@ pub fn difference(
     held: &[(u8, Option<Encoded>)],
     exact: impl Fn(u8) -> bool,
 ) -> Result<Option<Difference>, Unmergeable> {
+    difference_routine(held, exact, |_| false)
+}
+
+/// The same, for a comparison that is made again and again: a merge that `is_old` is not sent to replicas that have nothing, unless they
+/// are `exact`. They may have [collected](crate::burial) it, and whoever has kept it would give it back to them without end.
+pub fn difference_routine(
+    held: &[(u8, Option<Encoded>)],
+    exact: impl Fn(u8) -> bool,
+    is_old: impl Fn(&Record) -> bool,
+) -> Result<Option<Difference>, Unmergeable> {
     let Some((_, first)) = held.first() else { return Ok(None) };
     if held.iter().all(|(_, encoded)| encoded == first) {
         return Ok(None);
     }
     let Some(merged) = merged(held)? else { return Ok(None) };
+    let stays_away = is_old(&merged) && !Fault::TombstonesBounce.is_on();
     let mut lacking = PerReplica::new();
     for (replica, encoded) in held {
         let lacks = match encoded {
-            None => true,
+            None => !stays_away || exact(*replica),
             Some(encoded) => {
                 let own = encoded.decode().map_err(|damaged| Unmergeable::Damaged(*replica, damaged))?;
                 !own.same_state(&merged) || exact(*replica) && own.lacks(&merged)?

@@ -1,14 +1,17 @@
+mod collect;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
-use witan_kernel::fault;
-use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::fault::{self, Fault};
+use witan_kernel::name::{Key, NodeId, TenantId, WriteId};
 use witan_kernel::port::Randomness;
+use witan_kernel::record::{Encoded, Record};
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::Place;
-use witan_kernel::siblings::{Name, VersionVector, Write};
+use witan_kernel::siblings::{Name, Siblings, VersionVector, Write};
 
 use super::*;
 use crate::engine::simulated::Disk;
@@ -46,25 +49,28 @@ struct Bench {
     disk: Disk,
     store: Store,
     shard: Shard,
+    wall: u64,
+    epoch: u64,
 }
 
 impl Bench {
     fn new() -> Self {
         let disk = Disk::new();
-        Self { store: open(&disk), disk, shard: Shard::new(0, 64 << 10) }
+        Self { store: open(&disk), disk, shard: Shard::new(0, 64 << 10), wall: WALL, epoch: 0 }
     }
 
     fn apply_at(&mut self, requests: Vec<(Place, Ask, u64)>, monotonic: u64) -> Vec<(Outcome, bool)> {
         let heard = Arc::new(Heard::default());
+        let epoch = self.epoch;
         let item = |(tag, (place, ask, deadline))| Item {
             tag,
-            request: Request { place, epoch: 0, ask },
+            request: Request { place, epoch, ask },
             deadline,
             largest_answer: usize::MAX,
             is_aged: true,
         };
         let group = Group::new((0..).zip(requests).map(item).collect(), heard);
-        let applied = self.shard.apply(&self.store, Durability::Sync, vec![group], WALL, monotonic);
+        let applied = self.shard.apply(&self.store, Durability::Sync, vec![group], self.wall, monotonic);
         let mut answers = Vec::new();
         for (parcels, gated) in [(applied.ready, false), (applied.gated, true)] {
             for (_, parcel) in parcels {

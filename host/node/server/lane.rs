@@ -110,7 +110,7 @@ fn size(outcome: &Outcome) -> usize {
     let content = match outcome {
         Ok(Answer::Put { record, .. } | Answer::Record(Some(record))) => record.0.len(),
         Ok(Answer::Merged { told, .. }) => told.len() * size_of::<Name>(),
-        Ok(Answer::Stamp { .. } | Answer::Record(None)) | Err(_) => 0,
+        Ok(Answer::Stamp { .. } | Answer::Record(None) | Answer::Collected { .. }) | Err(_) => 0,
     };
     content + ANSWER_BYTES
 }

@@ -151,12 +151,12 @@ impl<W: World> Pass<W> {
             }
             Some(Err(Stopped::Abandoned)) | None => Ended::Interrupted,
         };
-        let Swept { scanned, repaired, failed, .. } = self.counted;
-        if self.kind == DutyKind::Compare && repaired == 0 && ended == Ended::Complete {
+        let Swept { scanned, repaired, failed, collected, .. } = self.counted;
+        if self.kind == DutyKind::Compare && repaired == 0 && collected == 0 && ended == Ended::Complete {
             tracing::debug!(what, records = scanned, "healing: all replicas are level");
         } else {
             let result = ended.as_str();
-            tracing::info!(what, result, records = scanned, repaired, failed, "healing: a pass has ended");
+            tracing::info!(what, result, records = scanned, repaired, failed, collected, "healing: a pass has ended");
         }
         self.end(ended).await;
         ended
@@ -202,7 +202,9 @@ impl<W: World> Pass<W> {
     /// has another rate now. (Filling begins anew when it is stopped, and goes on.)
     async fn renew(&self, held_until: &mut Instant) -> bool {
         let config = self.healing.config();
-        let is_as_configured = config.anti_entropy && config.bytes_per_second == self.sweep.bytes_per_second;
+        let is_as_configured = config.anti_entropy
+            && config.bytes_per_second == self.sweep.bytes_per_second
+            && self.sweep.routine == Some(config.routine());
         if self.kind != DutyKind::Fill && !is_as_configured {
             return false;
         }

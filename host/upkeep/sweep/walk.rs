@@ -27,6 +27,8 @@ const LEAST_PAGE_BYTES: u64 = 4096;
 pub(super) struct Walking<'a, W: World> {
     /// The version of the ring of which these are the replicas.
     pub(super) version: u64,
+    /// The revision that the coordinator had followed before anything was read.
+    pub(super) epoch: u64,
     pub(super) replicas: &'a [NodeId],
     pub(super) join: Join,
     pub(super) merges: Merges<'a, W>,
@@ -54,6 +56,7 @@ impl<'a, W: World> Walking<'a, W> {
             range: (range.from, range.to),
             read: vec![Instant::now(); replicas.len()],
             version,
+            epoch,
             replicas,
         }
     }

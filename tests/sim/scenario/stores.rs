@@ -94,3 +94,29 @@ pub(super) fn healing(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     };
     play(scenario, vec![OVERTURE, Act::Calm { operations: 4 }, trouble, Act::Level, FINALE])
 }
+
+/// Clients delete what they write, days pass, and what is left of it goes, while links and nodes fail and one node is away for days.
+/// Clients go on with contexts of before.
+pub(super) fn buried(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    (scenario.strict, scenario.nodes) = (true, 3);
+    (scenario.manner.deletes, scenario.manner.reads) = (550, 250);
+    for cast in &mut scenario.casts {
+        cast.keys = 1;
+    }
+    let (compare_every, admit_after) = (Duration::from_secs(5), Duration::from_secs(2));
+    scenario.heals = Some(HealingConfig { compare_every, admit_after, ..HealingConfig::default() });
+    let mut acts = vec![OVERTURE];
+    for _ in 0..rng.random_range(1..=2) {
+        let weather = Weather { cuts: 6, holds: 3, crashes: 3, coordinator_crashes: 1, jumps: 1, ..Weather::default() };
+        acts.push(scenario.storm(rng, weather, 250));
+        if rng.random_bool(0.5) {
+            acts.push(Act::Away { from_all: rng.random() });
+        }
+        acts.push(Act::Pass { hours: rng.random_range(37..=60) });
+        acts.push(Act::Idle { ms: rng.random_range(0..=40_000) });
+        let weather = Weather { cuts: 5, holds: 5, crashes: 2, coordinator_crashes: 2, ..Weather::default() };
+        acts.push(scenario.storm(rng, weather, 300));
+    }
+    acts.extend([Act::DeleteAll, Act::Pass { hours: 37 }, Act::Gone, FINALE]);
+    play(scenario, acts)
+}

@@ -1,18 +1,16 @@
 //! One merge to one replica: sent under one epoch, tried again, and counted only if the store that was sent it is the one that is there
 //! when it is acknowledged.
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 use witan_coordinate::{Coordinator, World};
 use witan_kernel::name::NodeId;
-use witan_kernel::port::{Collect, Replicas, Reply};
+use witan_kernel::port::Replicas;
 use witan_kernel::record::Encoded;
-use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
-use witan_kernel::sync::lock;
+use witan_kernel::replica::{Answer, Ask, Place, ReplicaError, Request};
 
+use crate::ask::ask;
 use crate::sweep::fresh::{FRESH, deadline};
 
 /// Attempts at a merge.
@@ -21,18 +19,6 @@ const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(50);
 /// Timeout of one attempt, microseconds, unless less is left of the time for which what was read is fresh.
 const WITHIN_MICROS: u64 = 5_000_000;
-
-/// Takes one answer.
-struct Once(Mutex<Option<oneshot::Sender<Outcome>>>);
-
-impl Collect for Once {
-    fn collect(&self, _: u32, outcome: Outcome) {
-        if let Some(waiting) = lock(&self.0).take() {
-            // Nobody waits any longer when the copy was given up.
-            drop(waiting.send(outcome));
-        }
-    }
-}
 
 /// Sends a merge until the replica has it. `read`: when the first was read of what it is made of.
 ///
@@ -56,10 +42,7 @@ pub(super) async fn merge<W: World>(
         let incarnation = replicas.incarnation(node);
         let request = Request { place: place.clone(), epoch, ask: Ask::Merge { record: record.clone() } };
         let deadline = deadline(&coordinator.ports().clock, read, WITHIN_MICROS);
-        let (answer, answered) = oneshot::channel();
-        let to: Arc<dyn Collect> = Arc::new(Once(Mutex::new(Some(answer))));
-        replicas.send(node, request, deadline, Reply::new(to, 0, node.clone()));
-        let error = match answered.await.unwrap_or_else(|_| Err(ReplicaError::Lost(node.clone()))) {
+        let error = match ask(coordinator, node, request, deadline).await {
             Ok(Answer::Merged { .. }) if replicas.incarnation(node) == incarnation => return Ok(()),
             Ok(Answer::Merged { .. }) => ReplicaError::Incomplete(node.clone()),
             Ok(_) => ReplicaError::misfit(),

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use witan_coordinate::World;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
-use witan_kernel::placement::leader::{Do, Plan};
+use witan_kernel::placement::leader::{Do, Plan, is_fenced};
 use witan_kernel::placement::{Both, Moving, Tokens};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::scan::{Clear, Cleared, Purpose, Ranges};
@@ -90,6 +90,11 @@ impl<W: World> Moves<W> {
             known.done.prepared = true;
             return Stepped::Next;
         }
+        // Before anything can be copied, which this step has to be over for.
+        if let Err(why) = self.fence_replicas(at, epoch).await {
+            known.fail(why);
+            return Stepped::Next;
+        }
         let mut each = self.entering(at, epoch);
         while let Some((node, entered)) = each.next().await {
             match entered {
@@ -106,6 +111,23 @@ impl<W: World> Moves<W> {
         }
         known.done.prepared = true;
         Stepped::Next
+    }
+
+    /// Raises the tenant's fence at its present replicas: nobody who does not know of the move drops tombstones from then on.
+    async fn fence_replicas(&self, at: &At<'_>, epoch: u64) -> Result<(), String> {
+        let (until, lost) = (Instant::now() + ENTERS, at.ground.lost());
+        while !Fault::CollectDuringMove.is_on() {
+            let fenced = self.fenced(at.id, self.whole(&at.plan.old_nodes()), epoch).await;
+            let is_fenced =
+                |range: &&Both| is_fenced(range, |node| lost.contains(node), |node| fenced.contains_key(node));
+            let Some(range) = at.plan.ranges.iter().find(|range| !is_fenced(range)) else { break };
+            if Instant::now() >= until {
+                let nodes: Vec<&str> = range.old.iter().map(NodeId::as_str).collect();
+                return Err(format!("too few of the present replicas could be fenced ({})", nodes.join(", ")));
+            }
+            sleep(PAUSE).await;
+        }
+        Ok(())
     }
 
     /// Has every node that gets rows drop what it has of them.

@@ -1,5 +1,6 @@
 //! Healing and sweeps over nodes in memory, in paused time.
 
+mod collect;
 mod world;
 
 use std::sync::Arc;

@@ -8,17 +8,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 use witan_coordinate::{Coordinator, Defaults, NoCollapses, Ports, World};
+use witan_kernel::burial::drops;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Hooks, Native, Plugins, ReplicaState};
 use witan_kernel::idempotency::{Name, Step, Stepped};
 use witan_kernel::name::{Era, Key, NodeId, StoreId, TenantId, WriteId};
+use witan_kernel::placement::{Moving, Placed};
 use witan_kernel::port::{
-    Claimant, Clock, Duties, IdempotencyStore, Metadata, NodeStatus, PlacementStore, Randomness, Replicas, Reply,
-    StorageNode, StoreError, TenantStore, Tenants, UpkeepClaims,
+    Claimant, Clock, Duties, IdempotencyStore, Leftover, Metadata, MigrationStore, MoveTenant, NodeStatus,
+    PlacementStore, Randomness, Replicas, Reply, StorageNode, StoreError, TenantStore, Tenants, UpkeepClaims,
 };
-use witan_kernel::record::{Encoded, Record};
+use witan_kernel::record::{Encoded, Fingerprint, Record};
 use witan_kernel::register::{Register, Stamp};
-use witan_kernel::replica::{Answer, Ask, Place, ReplicaError, Request};
+use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::ring::{Ring, Rings, token};
 use witan_kernel::scan::{Clear, Cleared, Dropped, Found, Page, Ranges, Scan, Standing, Trust};
 use witan_kernel::tenant::Tenant;
@@ -64,15 +66,120 @@ struct Node {
     merges: Vec<(Instant, Stamp)>,
     /// The bytes of records that were read.
     read: u64,
+    /// Its clock is behind by this, microseconds.
+    behind: u64,
+    /// Its store is not the one on record.
+    is_filling: bool,
+    /// It is of an earlier version.
+    is_old: bool,
+    /// Requests to drop a row that it refuses before it does as it is asked.
+    overloaded: u32,
+    /// Pages that were read which have, or would have, the seventh key.
+    scanned: usize,
+}
+
+/// What happens at a request, once.
+type Trap = Box<dyn FnOnce(&Nodes) + Send>;
+
+/// A kind of request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// A second look.
+    Look,
+    /// To drop a row.
+    Collect,
 }
 
 /// Three nodes.
-#[derive(Clone, Default)]
-pub(crate) struct Nodes(Arc<Mutex<BTreeMap<NodeId, Node>>>);
+#[derive(Clone)]
+pub(crate) struct Nodes {
+    all: Arc<Mutex<BTreeMap<NodeId, Node>>>,
+    traps: Arc<Mutex<Vec<(Call, Trap)>>>,
+    clock: Paused,
+}
 
 impl Nodes {
     fn all(&self) -> MutexGuard<'_, BTreeMap<NodeId, Node>> {
-        self.0.lock().unwrap()
+        self.all.lock().unwrap()
+    }
+
+    /// At the next request of this kind, this happens first.
+    pub(crate) fn at_next(&self, call: Call, trap: impl FnOnce(&Self) + Send + 'static) {
+        self.traps.lock().unwrap().push((call, Box::new(trap)));
+    }
+
+    fn spring(&self, call: Call) {
+        let mut traps = self.traps.lock().unwrap();
+        let Some(index) = traps.iter().position(|(of, _)| *of == call) else { return };
+        let (_, trap) = traps.remove(index);
+        drop(traps);
+        trap(self);
+    }
+
+    /// A node has what a write of so long ago has left.
+    pub(crate) fn write(&self, node: usize, key: usize, ago: Duration, n: u8, value: Option<&'static [u8]>) {
+        let stamp = Stamp(self.clock.wall_micros() - ago.as_micros() as u64);
+        let written = Register::written(stamp, WriteId([n; 16]), value.map(Bytes::from_static));
+        self.merge(&id(node), &place(key), &Record::Register(written).encode());
+    }
+
+    pub(crate) fn remove(&self, node: usize, key: usize) {
+        let place = place(key);
+        self.with(&id(node), |node| node.records.remove(&(place.token, place.key.bytes().clone())));
+    }
+
+    /// Whether something that was to happen at a request has not happened yet.
+    pub(crate) fn has_trap(&self) -> bool {
+        !self.traps.lock().unwrap().is_empty()
+    }
+
+    /// How often pages of a node were read that begin before the key of these tests and end behind it.
+    pub(crate) fn scanned(&self, node: usize) -> usize {
+        self.with(&id(node), |node| node.scanned)
+    }
+
+    /// Whether a node has a value of a key; `None` if it has nothing.
+    pub(crate) fn is_live(&self, node: usize, key: usize) -> Option<bool> {
+        let place = place(key);
+        self.with(&id(node), |node| {
+            let (_, record) = node.records.get(&(place.token, place.key.bytes().clone()))?;
+            Some(!record.decode().expect("a record").is_deleted())
+        })
+    }
+
+    pub(crate) fn set_behind(&self, node: usize, behind: Duration) {
+        self.with(&id(node), |node| node.behind = behind.as_micros() as u64);
+    }
+
+    pub(crate) fn set_filling(&self, node: usize, is_filling: bool) {
+        self.with(&id(node), |node| node.is_filling = is_filling);
+    }
+
+    pub(crate) fn set_old(&self, node: usize, is_old: bool) {
+        self.with(&id(node), |node| node.is_old = is_old);
+    }
+
+    pub(crate) fn set_overloaded(&self, node: usize, requests: u32) {
+        self.with(&id(node), |node| node.overloaded = requests);
+    }
+
+    /// Drops a row, if it is as it was expected to be.
+    fn collect(&self, node: &NodeId, place: &Place, expected: Fingerprint, grace: u64) -> Outcome {
+        let wall = self.clock.wall_micros();
+        self.with(node, |node| {
+            if expected != Fingerprint([0; 16]) && node.overloaded > 0 {
+                node.overloaded -= 1;
+                return Err(ReplicaError::Overloaded);
+            }
+            let at = (place.token, place.key.bytes().clone());
+            let stored = node.records.get(&at).map(|(_, stored)| (stored.clone(), stored.decode().expect("a record")));
+            let dropped =
+                stored.is_some_and(|(stored, record)| drops(&stored, &record, expected, grace, wall - node.behind));
+            if dropped {
+                node.records.remove(&at);
+            }
+            Ok(Answer::Collected { dropped })
+        })
     }
 
     fn with<T>(&self, node: &NodeId, look: impl FnOnce(&mut Node) -> T) -> T {
@@ -142,8 +249,14 @@ impl Nodes {
 
 impl Replicas for Nodes {
     fn send(&self, node: &NodeId, request: Request, _: u64, reply: Reply) {
-        let Ask::Merge { record } = request.ask else { panic!("only merges are sent: {request:?}") };
-        let Ok(Record::Register(register)) = record.decode() else { panic!("a register") };
+        if self.with(node, |node| node.away) {
+            return reply.answer(Err(ReplicaError::NotSent(node.clone())));
+        }
+        match &request.ask {
+            Ask::Read => self.spring(Call::Look),
+            Ask::Collect { expected, .. } if *expected != Fingerprint([0; 16]) => self.spring(Call::Collect),
+            _ => {}
+        }
         let is_stale = self.with(node, |node| {
             let is_stale = request.epoch < node.fence;
             node.refused.extend(is_stale.then(|| (request.epoch, request.place.clone())));
@@ -152,6 +265,19 @@ impl Replicas for Nodes {
         if is_stale {
             return reply.answer(Err(ReplicaError::StaleEpoch));
         }
+        let at = (request.place.token, request.place.key.bytes().clone());
+        let record = match request.ask {
+            Ask::Merge { record } => record,
+            Ask::Read => {
+                let stored = self.with(node, |node| node.records.get(&at).map(|(_, stored)| stored.clone()));
+                return reply.answer(Ok(Answer::Record(stored)));
+            }
+            Ask::Collect { expected, grace } => {
+                return reply.answer(self.collect(node, &request.place, expected, grace));
+            }
+            other => panic!("nothing else is sent: {other:?}"),
+        };
+        let Ok(Record::Register(register)) = record.decode() else { panic!("a register") };
         let hangs = self.with(node, |node| {
             node.merges.push((Instant::now(), register.stamp));
             node.hangs_until.is_some_and(|until| Instant::now() < until)
@@ -188,14 +314,19 @@ impl Replicas for Nodes {
     fn outages(&self, node: &NodeId) -> u64 {
         self.with(node, |node| node.outages)
     }
+
+    fn has_collect(&self, node: &NodeId) -> bool {
+        self.with(node, |node| !node.is_old)
+    }
 }
 
 impl Ranges for Nodes {
     async fn stores_changed(&self) {}
 
     fn standing(&self, node: &NodeId) -> Option<Standing> {
-        let away = self.with(node, |node| node.away);
-        (!away).then_some(Standing { store: store(node), trust: Trust::Whole })
+        let (away, is_filling) = self.with(node, |node| (node.away, node.is_filling));
+        let trust = if is_filling { Trust::Filling } else { Trust::Whole };
+        (!away).then_some(Standing { store: store(node), trust })
     }
 
     async fn scan(&self, node: &NodeId, scan: Scan) -> Result<Page, ReplicaError> {
@@ -203,6 +334,7 @@ impl Ranges for Nodes {
             if own.away {
                 return Err(ReplicaError::NotSent(node.clone()));
             }
+            own.scanned += usize::from((scan.from..=scan.to).contains(&place(7).token));
             let after = scan.after.map(|after| (after.token, after.key.bytes().clone()));
             let within = own.records.iter().filter(|(at, _)| {
                 (scan.from..=scan.to).contains(&at.0) && after.as_ref().is_none_or(|after| *at > after)
@@ -248,16 +380,23 @@ impl IdempotencyStore for NoStore {
 #[derive(Clone, Default)]
 pub(crate) struct Anyone {
     uncached: Arc<AtomicBool>,
+    moving: Arc<Mutex<Option<Moving>>>,
+}
+
+impl Anyone {
+    fn one(&self, id: &TenantId) -> Tenant {
+        Tenant { moving: *self.moving.lock().unwrap(), ..Tenant::with_defaults(id.clone(), 3, 1) }
+    }
 }
 
 impl Tenants for Anyone {
     fn cached(&self, id: &TenantId) -> Option<Arc<Tenant>> {
         let is_cached = !self.uncached.load(Ordering::Relaxed);
-        is_cached.then(|| Arc::new(Tenant::with_defaults(id.clone(), 3, 1)))
+        is_cached.then(|| Arc::new(self.one(id)))
     }
 
     async fn tenant(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>, StoreError> {
-        Ok(Some(Arc::new(Tenant::with_defaults(id.clone(), 3, 1))))
+        Ok(Some(Arc::new(self.one(id))))
     }
 }
 
@@ -301,7 +440,7 @@ impl Cluster {
         });
         metadata.found_nodes(nodes.collect(), 0).await.expect("founded");
         metadata.create_tenant(Tenant::with_defaults(tenant(), 3, 1)).await.expect("created");
-        let nodes = Nodes::default();
+        let nodes = Nodes { all: Arc::default(), traps: Arc::default(), clock: clock.clone() };
         (0..3).for_each(|node| nodes.set_away(node, false));
         Self { nodes, metadata, tenants: Anyone::default(), clock }
     }
@@ -309,6 +448,25 @@ impl Cluster {
     /// From now on no coordinator has a tenant in its cache.
     pub(crate) fn forget_tenants(&self) {
         self.tenants.uncached.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on the tenant is said to be in this step of a move.
+    pub(crate) fn set_moving(&self, moving: Option<Moving>) {
+        *self.tenants.moving.lock().unwrap() = moving;
+    }
+
+    /// A move of the tenant has left rows on a node.
+    pub(crate) async fn leave_over(&self) -> Leftover {
+        let (store, to) = (&self.metadata, Placed { ring: 0, replication_factor: 2 });
+        let version = store.tenant(&tenant()).await.expect("it is read").expect("it is there").version;
+        let moved = store.move_tenant(&tenant(), version, MoveTenant::Prepare(to), 1).await.expect("published");
+        let given_up = MoveTenant::GiveUp(vec![id(0)]);
+        store.move_tenant(&tenant(), moved.tenant.version, given_up, 1).await.expect("published");
+        store.leftovers(None, None).await.expect("read").remove(0)
+    }
+
+    pub(crate) async fn cleaned(&self, left: &Leftover) {
+        self.metadata.leftover_cleaned(&left.tenant, &left.node, left.epoch).await.expect("noted");
     }
 
     fn coordinator(&self) -> Arc<Coordinator<InMemory>> {
@@ -333,7 +491,9 @@ impl Cluster {
 
     fn upkeep_of(&self, coordinator: Arc<Coordinator<InMemory>>) -> Arc<Upkeep<InMemory>> {
         let metadata: Arc<dyn Metadata> = Arc::new(self.metadata.clone());
-        Arc::new(Upkeep::new(coordinator, metadata))
+        let upkeep = Arc::new(Upkeep::new(coordinator, metadata));
+        upkeep.set_collects(true);
+        upkeep
     }
 
     /// The healing of a coordinator of its own, which begins at once.
@@ -352,15 +512,29 @@ impl Cluster {
         (Arc::clone(&coordinator), self.healing_of(coordinator, 1, config))
     }
 
+    /// The same as [`Self::healing`], with the coordinator's upkeep.
+    pub(crate) fn healing_with(
+        &self,
+        number: u8,
+        config: &HealingConfig,
+    ) -> (Arc<Upkeep<InMemory>>, Arc<Healing<InMemory>>) {
+        let upkeep = self.upkeep();
+        (Arc::clone(&upkeep), Self::healing_as(upkeep, number, config))
+    }
+
     fn healing_of(
         &self,
         coordinator: Arc<Coordinator<InMemory>>,
         number: u8,
         config: &HealingConfig,
     ) -> Arc<Healing<InMemory>> {
+        Self::healing_as(self.upkeep_of(coordinator), number, config)
+    }
+
+    fn healing_as(upkeep: Arc<Upkeep<InMemory>>, number: u8, config: &HealingConfig) -> Arc<Healing<InMemory>> {
         let id = NodeId::new(format!("coordinator-{number}")).expect("an id");
         let claimant = Claimant { coordinator: id, instance: [number; 16] };
-        Healing::new(self.upkeep_of(coordinator), claimant, config.clone(), Duration::ZERO)
+        Healing::new(upkeep, claimant, config.clone(), Duration::ZERO)
     }
 
     pub(crate) async fn duties(&self) -> Duties {
@@ -381,7 +555,7 @@ fn tenant() -> TenantId {
     TenantId::new("t").expect("an id")
 }
 
-fn place(key: usize) -> Place {
+pub(crate) fn place(key: usize) -> Place {
     let key = Key::new(format!("key-{key}")).expect("a key");
     Place { token: token(&tenant(), key.bytes()), tenant: tenant(), key }
 }

@@ -3,17 +3,20 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
 use witan_kernel::fault::{self, Fault};
+use witan_kernel::limit::GRACE;
 use witan_kernel::name::WriteId;
 use witan_kernel::placement::{Placed, Step};
 use witan_kernel::port::MigrationStatus;
 use witan_kernel::record::Record;
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::tenant::Level;
+use witan_upkeep::{Routine, Sweep};
 
 use super::nodes::Call;
-use super::world::{Cluster, id, place};
+use super::world::{Cluster, id, place, tenant};
 use super::{Change, lead};
 
 /// Leads the change to its end, or as far as it comes in ten minutes. True if it has ended.
@@ -150,8 +153,42 @@ async fn hand_over() -> bool {
     cluster.forgotten().await.is_empty()
 }
 
+/// A value has been copied when its key is deleted, which the node that enters does not hear of. A coordinator that has not heard of the
+/// move finds the tombstone on all replicas that it knows.
+async fn collected() -> bool {
+    let cluster = Change::Add.cluster().await;
+    let (collector, new) = (cluster.collector().await, Placed { ring: 1, replication_factor: 3 });
+    let number = cluster.change(Change::Add.change()).await;
+    let mut key = 1;
+    while !cluster.replicas(key, new).await.contains(&id(5)) || key % 5 == 0 {
+        key += 1;
+    }
+    // The leader waits for it before it copies for the last time.
+    cluster.another_coordinator().await;
+    let leading = lead(cluster.leader(1).await);
+    let is_last =
+        async |cluster: &Cluster| cluster.tenant().await.moving.is_some_and(|moving| moving.step == Step::Cutover);
+    cluster.wait_until("the last step", is_last).await;
+    cluster.nodes.halt_at(Some(0));
+    timeout(Duration::from_secs(60), cluster.nodes.halted()).await.expect("it halts");
+    leading.abort();
+    cluster.nodes.halt_at(None);
+    assert!(cluster.nodes.row(&id(5), &place(key)).is_some_and(|row| !row.is_deleted()), "the value was copied");
+    let mut deletion = cluster.plan(key).await;
+    deletion.old.retain(|node| *node != id(5));
+    assert!(cluster.send_to_old(&deletion, 9995));
+    let routine = Some(Routine { grace: GRACE, collects: true });
+    let sweep = Sweep { tenant: Some(tenant()), fills: false, routine, ..Sweep::everything() };
+    let (progress, mut reports) = mpsc::channel(1);
+    tokio::spawn(async move { while reports.recv().await.is_some() {} });
+    collector.begin_repair(sweep).await.expect("begun").run(progress).await.expect("it is not stopped");
+    assert!(ended(&cluster, number).await);
+    cluster.forgotten().await.is_empty()
+}
+
 async fn holds(play: &str) -> bool {
     match play {
+        "collection" => collected().await,
         "late write" => late_write().await,
         "later write" => later_write().await,
         "one source" => one_source().await,
@@ -172,6 +209,7 @@ async fn each_rule_of_a_move_is_needed() {
         (Fault::MovePrepareSkipped, "old row"),
         (Fault::MoveSkipsTombstones, "deletions"),
         (Fault::LeftoverDroppedUnseen, "hand over"),
+        (Fault::CollectDuringMove, "collection"),
     ] {
         assert!(holds(play).await, "{play}");
         fault::set(Some(broken));

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use witan_kernel::limit::LONGEST_DEADLINE;
 use witan_kernel::placement::{Placed, Step};
 use witan_kernel::port::{MigrationStatus, MigrationStore, MoveTenant, PlacementChange, PlacementStore, TenantStore};
+use witan_kernel::register::Stamp;
 use witan_kernel::scan::Ranges;
 use witan_kernel::tenant::Level;
 use witan_upkeep::MovesConfig;
@@ -385,5 +386,29 @@ async fn a_record_that_cannot_be_read_makes_its_node_no_source() {
     let leading = lead(cluster.leader(1).await);
     sleep(Duration::from_secs(600)).await;
     assert_eq!(cluster.tenant().await.ring, 0, "too few are left");
+    leading.abort();
+}
+
+/// What was deleted since it was read must not be copied once its tombstone may have been collected.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_copied_that_was_read_long_before() {
+    let cluster = Change::Add.cluster().await;
+    let number = cluster.change(Change::Add.change()).await;
+    let began = Instant::now();
+    cluster.nodes.hang_for(&id(5), Duration::from_secs(40));
+    let leading = lead(cluster.leader(1).await);
+    cluster.wait_until("it is sent", async |cluster| !cluster.nodes.merges(&id(5)).is_empty()).await;
+    // What is sent was read before.
+    let (read, (_, first)) = (began.elapsed(), cluster.nodes.merges(&id(5))[0]);
+    let deletion = cluster.plan(first.0 as usize - 1000).await;
+    assert!(cluster.send_to_old(&deletion, 9995));
+    done(&cluster, Change::Add, number).await;
+    let merges = cluster.nodes.merges(&id(5));
+    assert!(merges.iter().any(|(_, stamp)| *stamp == Stamp(9995)) && merges.len() > 3, "{merges:?}");
+    let latest = (read + Duration::from_secs(10)).as_micros() as u64;
+    for (deadline, _) in merges.iter().filter(|(_, stamp)| *stamp == first) {
+        assert!(*deadline <= latest, "it may be stored until {deadline}, and was read before {read:?}");
+    }
+    assert_eq!(cluster.forgotten().await, [0_usize; 0]);
     leading.abort();
 }

@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+use witan_kernel::burial::drops;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::placement::Tokens;
 use witan_kernel::port::{Replicas, Reply};
 use witan_kernel::record::{Encoded, Record};
-use witan_kernel::register::Register;
-use witan_kernel::replica::{Answer, Ask, Place, ReplicaError, Request};
+use witan_kernel::register::{Register, Stamp};
+use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::scan::{Clear, Cleared, Dropped, Found, Page, Purpose, Ranges, Scan, Standing, Trust};
 
 type At = (u64, Bytes, Bytes);
@@ -40,6 +41,10 @@ pub(crate) struct Node {
     pub(crate) disk: Option<f32>,
     /// Its latency at present, and usually: the 99th percentile, microseconds.
     pub(crate) p99_us: (u32, Option<u32>),
+    /// Until then it answers no merge.
+    hangs_until: Option<Instant>,
+    /// The merges that it was sent: until when each may be stored, in microseconds since the test began, and its stamp.
+    merges: Vec<(u64, Stamp)>,
 }
 
 impl Node {
@@ -84,6 +89,9 @@ type Trap = Box<dyn FnOnce() + Send>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
     Enter,
+    /// The first fence of the tenant there: while the move is prepared.
+    FirstFence,
+    /// A later one.
     Fence,
     Scan,
     Merge,
@@ -112,6 +120,16 @@ impl Nodes {
 
     pub(crate) fn set_full(&self, node: &NodeId) {
         self.with(node, |node| node.is_full = true);
+    }
+
+    /// The node answers no merge for this long.
+    pub(crate) fn hang_for(&self, node: &NodeId, long: Duration) {
+        self.with(node, |node| node.hangs_until = Some(Instant::now() + long));
+    }
+
+    /// The merges that a node was sent: until when each may be stored, in microseconds since the test began, and its stamp.
+    pub(crate) fn merges(&self, node: &NodeId) -> Vec<(u64, Stamp)> {
+        self.with(node, |node| node.merges.clone())
     }
 
     /// The node has another store, which is empty, in place of its own; `is_whole`: it is on record already.
@@ -251,6 +269,34 @@ impl Nodes {
         })
     }
 
+    /// What a node answers that is looked at, or asked to drop a row.
+    fn collect(&self, node: &NodeId, place: &Place, ask: &Ask, epoch: u64) -> Outcome {
+        self.with(node, |own| {
+            if own.away {
+                return Err(ReplicaError::NotSent(node.clone()));
+            }
+            if epoch < own.fence(&place.tenant) {
+                return Err(ReplicaError::StaleEpoch);
+            }
+            let stored = own.rows.get(&at(place)).and_then(|(_, row)| row.clone());
+            match ask {
+                Ask::Read => Ok(Answer::Record(stored)),
+                Ask::Collect { expected, grace } => {
+                    let drops = |stored: &Encoded| {
+                        let record = stored.decode().expect("a record");
+                        drops(stored, &record, *expected, *grace, 1_800_000_000_000_000)
+                    };
+                    let dropped = stored.as_ref().is_some_and(drops);
+                    if dropped {
+                        own.rows.remove(&at(place));
+                    }
+                    Ok(Answer::Collected { dropped })
+                }
+                other => panic!("nothing else is sent: {other:?}"),
+            }
+        })
+    }
+
     fn standing_of(node: &NodeId, own: &Node) -> Standing {
         let trust = if own.other { Trust::Filling } else { Trust::Whole };
         Standing { store: store(node, own.store), trust }
@@ -265,9 +311,25 @@ pub(crate) fn store(node: &NodeId, number: u8) -> StoreId {
 
 impl Replicas for Nodes {
     fn send(&self, node: &NodeId, request: Request, deadline: u64, reply: Reply) {
-        let Ask::Merge { record } = request.ask else { panic!("only merges are sent: {request:?}") };
+        let record = match request.ask {
+            Ask::Merge { record } => record,
+            ask => return reply.answer(self.collect(node, &request.place, &ask, request.epoch)),
+        };
         self.note_age(&request.place, deadline);
         self.spring(Call::Merge);
+        let Ok(Record::Register(sent)) = record.decode() else { panic!("a register") };
+        let hangs = self.with(node, |node| {
+            node.merges.push((deadline, sent.stamp));
+            node.hangs_until.is_some_and(|until| Instant::now() < until)
+        });
+        if hangs {
+            // Lanes answer at the deadline, which is five seconds after the merge was sent at most.
+            tokio::spawn(async move {
+                sleep(Duration::from_secs(5)).await;
+                reply.answer(Err(ReplicaError::Late));
+            });
+            return;
+        }
         if self.halts() {
             return self.state().unanswered.push(reply);
         }
@@ -361,7 +423,8 @@ impl Ranges for Nodes {
                 Ok(store(node, own.store))
             })
         };
-        self.call(Call::Fence, effect).await
+        let is_first = tenant.is_some_and(|tenant| self.with(node, |own| own.fence(tenant) == 0));
+        self.call(if is_first { Call::FirstFence } else { Call::Fence }, effect).await
     }
 
     async fn clear(&self, node: &NodeId, clear: Clear) -> Result<Cleared, ReplicaError> {

@@ -57,15 +57,16 @@ impl IdempotencyStore for NoStore {
     }
 }
 
-pub(crate) struct Nobody;
+/// The tenant as a coordinator knew it last; `None`: it knows none.
+pub(crate) struct Cached(Option<Arc<Tenant>>);
 
-impl Tenants for Nobody {
+impl Tenants for Cached {
     fn cached(&self, _: &TenantId) -> Option<Arc<Tenant>> {
-        None
+        self.0.clone()
     }
 
     async fn tenant(&self, _: &TenantId) -> Result<Option<Arc<Tenant>>, StoreError> {
-        Ok(None)
+        Ok(self.0.clone())
     }
 }
 
@@ -84,7 +85,7 @@ impl World for InMemory {
     type Randomness = Sixteen;
     type Replicas = Nodes;
     type Idempotency = NoStore;
-    type Tenants = Nobody;
+    type Tenants = Cached;
 }
 
 /// The nodes, the metadata store, and what clients were promised.
@@ -215,6 +216,12 @@ impl Cluster {
         is_met
     }
 
+    /// Sends a write to the present replicas alone, as if the coming ones could not be reached.
+    pub(crate) fn send_to_old(&self, write: &Write, stamp: u64) -> bool {
+        let write = Write { old: write.old.clone(), new: Vec::new(), counts: false, ..*write };
+        self.send(&write, stamp, Level::Quorum)
+    }
+
     pub(crate) async fn write(&self, key: usize, stamp: u64, level: Level) -> bool {
         let write = self.plan(key).await;
         self.send(&write, stamp, level)
@@ -273,24 +280,38 @@ impl Cluster {
         misplaced
     }
 
-    /// A coordinator that may lead, and follows all changes for as long as it lives.
-    pub(crate) async fn leader(&self, number: u8) -> Leader {
-        self.leader_with(number, MovesConfig::default()).await
-    }
-
-    pub(crate) async fn leader_with(&self, number: u8, config: MovesConfig) -> Leader {
+    async fn coordinator(&self, tenant: Option<Arc<Tenant>>) -> Arc<Coordinator<InMemory>> {
         let ports = Ports::<InMemory> {
             clock: self.clock.clone(),
             randomness: Sixteen,
             replicas: self.nodes.clone(),
             idempotency: NoStore,
-            tenants: Nobody,
+            tenants: Cached(tenant),
             plugins: Arc::new(NoPlugins),
             collapses: Arc::new(NoCollapses),
         };
         let keys = ContextKeys::new(Era::default(), &[(1, [1; 32])]).expect("keys");
         let coordinator = Coordinator::new(ports, self.rings().await, keys, Defaults::default());
         coordinator.set_followed(self.revision().await);
+        coordinator
+    }
+
+    /// The upkeep of a coordinator that hears of nothing from now on, and collects what is left of deleted keys.
+    pub(crate) async fn collector(&self) -> Arc<Upkeep<InMemory>> {
+        let coordinator = self.coordinator(Some(Arc::new(self.tenant().await))).await;
+        let metadata: Arc<dyn Metadata> = Arc::new(self.metadata.clone());
+        let upkeep = Arc::new(Upkeep::new(coordinator, metadata));
+        upkeep.set_collects(true);
+        upkeep
+    }
+
+    /// A coordinator that may lead, and follows all changes for as long as it lives.
+    pub(crate) async fn leader(&self, number: u8) -> Leader {
+        self.leader_with(number, MovesConfig::default()).await
+    }
+
+    pub(crate) async fn leader_with(&self, number: u8, config: MovesConfig) -> Leader {
+        let coordinator = self.coordinator(None).await;
         let metadata: Arc<dyn Metadata> = Arc::new(self.metadata.clone());
         let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), metadata));
         let name = NodeId::new(format!("coordinator-{number}")).expect("an id");
