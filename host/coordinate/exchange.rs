@@ -16,6 +16,7 @@ use witan_kernel::quorum::{Next, PATIENCE_MICROS, Round};
 use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError, Request};
 
 use super::mailbox::Mailbox;
+use super::missed::Reached;
 use super::plan::Plan;
 use super::{Coordinator, RETRY_AFTER, World};
 use witan_origin::{self as origin, Span};
@@ -127,7 +128,9 @@ pub(super) struct Exchange<W: World> {
     late_puts: SmallVec<[(u8, Outcome); 0]>,
     timer: Option<(u64, Pin<Box<Sleep>>)>,
     /// The incarnation of each replica's store when it was last sent a request; 0: it was sent none.
-    sent_to: PerReplica<u64>,
+    pub(super) sent_to: PerReplica<u64>,
+    /// What has become of the change, if this is one.
+    pub(super) reached: Option<Reached>,
     /// Spans of requests that are not answered yet, by their tag; empty unless the operation is traced.
     spans: Mutex<SmallVec<[(u32, Span); 0]>>,
 }
@@ -143,15 +146,16 @@ impl<W: World> Exchange<W> {
             late_puts: SmallVec::new(),
             timer: None,
             sent_to,
+            reached: None,
             spans: Mutex::default(),
         }
     }
 
     /// The same for a read: the records that it fetches have to find room.
-    pub(super) fn fetching(self) -> Self {
+    pub(super) fn fetching(mut self) -> Self {
         let room = Arc::clone(&self.coordinator.fetched);
-        let mailbox = Arc::new(Mailbox::within(room, self.plan.place.tenant.clone()));
-        Self { mailbox, ..self }
+        self.mailbox = Arc::new(Mailbox::within(room, self.plan.place.tenant.clone()));
+        self
     }
 
     /// The failure of the operation, which is short of answers; it is counted as what it is. See [`Causes::quorum_not_reached`].
@@ -242,6 +246,7 @@ impl<W: World> Exchange<W> {
         let beside = of == Phase::Names && phase == Phase::Put;
         // Puts have one round, which may go on after later rounds of merges.
         let own = of == phase && (turn == self.turn || of == Phase::Put);
+        self.note_answer(of, own, replica, &outcome);
         if !own && !beside {
             if of == Phase::Put {
                 self.late_puts.push((replica, outcome));
@@ -278,6 +283,7 @@ impl<W: World> Exchange<W> {
     /// Sends one request.
     pub(super) fn send(&mut self, phase: Phase, replica: u8, ask: Ask) {
         let phase = if matches!(ask, Ask::Names { .. }) { Phase::Names } else { phase };
+        self.note_sent(phase, replica, &ask);
         let Some(node) = self.plan.replicas().get(usize::from(replica)) else { return };
         self.sent_to[usize::from(replica)] = self.coordinator.ports.replicas.incarnation(node);
         let epoch = if Fault::EpochOfLater.is_on() { self.coordinator.followed() } else { self.plan.epoch.revision };

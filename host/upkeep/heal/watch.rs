@@ -15,7 +15,7 @@ pub(super) struct Reach {
     reachable: BTreeMap<NodeId, bool>,
     /// How often each has gone: one that is back before anybody looks has been away, too.
     outages: BTreeMap<NodeId, u64>,
-    /// Nodes that have gone or come back since this was last taken: what was written meanwhile may be missing there.
+    /// Nodes that have gone or come back since this was last taken: they may have missed something, or be about to.
     moved: BTreeSet<NodeId>,
 }
 
@@ -46,9 +46,12 @@ impl Reach {
         let was = |node: &NodeId| before.get(node).copied().unwrap_or(true);
         let went =
             |node: &NodeId| outages_before.get(node).is_some_and(|before| self.outages.get(node) != Some(before));
-        let is_noticed = |_: &_| !Fault::ReturnUnnoticed.is_on();
-        let moved = self.reachable.iter().filter(|(node, is)| **is != was(node) || went(node)).filter(is_noticed);
+        let moved = self.reachable.iter().filter(|(node, is)| **is != was(node) || went(node));
         self.moved.extend(moved.map(|(node, _)| node.clone()));
+        if Fault::ReturnUnnoticed.is_on() {
+            let was_away = |node: &NodeId| self.outages.get(node).is_some_and(|outages| *outages > 0);
+            self.reachable.iter_mut().filter(|(node, _)| was_away(node)).for_each(|(_, is)| *is = false);
+        }
     }
 
     pub(super) fn take_moved(&mut self) -> BTreeSet<NodeId> {

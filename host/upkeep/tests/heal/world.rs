@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use witan_coordinate::{Coordinator, Defaults, NoCollapses, Ports, World};
+use witan_coordinate::{Coordinator, Defaults, MissedChanges, NoCollapses, NothingNoted, Ports, World};
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Hooks, Native, Plugins, ReplicaState};
 use witan_kernel::idempotency::{Name, Step, Stepped};
@@ -21,9 +21,10 @@ use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::{Answer, Ask, Place, ReplicaError, Request};
 use witan_kernel::ring::{Ring, Rings, token};
 use witan_kernel::scan::{Clear, Cleared, Dropped, Found, Page, Ranges, Scan, Standing, Trust};
+use witan_kernel::slice::Slice;
 use witan_kernel::tenant::Tenant;
 use witan_memory::MemoryMetadata;
-use witan_upkeep::{Healing, HealingConfig, Upkeep};
+use witan_upkeep::{Healing, HealingConfig, Missed, Upkeep};
 
 /// Time that passes only while a test waits.
 #[derive(Clone)]
@@ -64,6 +65,8 @@ struct Node {
     merges: Vec<(Instant, Stamp)>,
     /// The bytes of records that were read.
     read: u64,
+    /// The ranges of which pages were read.
+    scans: Vec<(u64, u64)>,
 }
 
 /// Three nodes.
@@ -120,6 +123,11 @@ impl Nodes {
 
     pub(crate) fn read(&self) -> u64 {
         self.all().values().map(|node| node.read).sum()
+    }
+
+    /// The ranges of which pages were read since this was last asked.
+    pub(crate) fn take_scans(&self) -> Vec<(u64, u64)> {
+        self.all().values_mut().flat_map(|node| std::mem::take(&mut node.scans)).collect()
     }
 
     /// Whether all nodes have the same.
@@ -218,6 +226,7 @@ impl Ranges for Nodes {
                 found.push(Found { place: place.clone(), record: Some(record.clone()) });
             }
             own.read += bytes as u64;
+            own.scans.push((scan.from, scan.to));
             let next = if is_last { None } else { found.last().map(|found: &Found| found.place.clone()) };
             Ok(Page { store: store(node), found, next })
         })
@@ -285,6 +294,7 @@ pub(crate) struct Cluster {
     pub(crate) metadata: MemoryMetadata,
     tenants: Anyone,
     clock: Paused,
+    missed: Mutex<BTreeMap<u8, Arc<Missed>>>,
 }
 
 impl Cluster {
@@ -303,7 +313,7 @@ impl Cluster {
         metadata.create_tenant(Tenant::with_defaults(tenant(), 3, 1)).await.expect("created");
         let nodes = Nodes::default();
         (0..3).for_each(|node| nodes.set_away(node, false));
-        Self { nodes, metadata, tenants: Anyone::default(), clock }
+        Self { nodes, metadata, tenants: Anyone::default(), clock, missed: Mutex::default() }
     }
 
     /// From now on no coordinator has a tenant in its cache.
@@ -320,6 +330,7 @@ impl Cluster {
             tenants: self.tenants.clone(),
             plugins: Arc::new(NoPlugins),
             collapses: Arc::new(NoCollapses),
+            missed: Arc::new(NothingNoted),
         };
         let ring = Ring::new(&[(id(0), 8), (id(1), 8), (id(2), 8)], 1);
         let keys = ContextKeys::new(Era::default(), &[(1, [1; 32])]).expect("keys");
@@ -334,6 +345,22 @@ impl Cluster {
     fn upkeep_of(&self, coordinator: Arc<Coordinator<InMemory>>) -> Arc<Upkeep<InMemory>> {
         let metadata: Arc<dyn Metadata> = Arc::new(self.metadata.clone());
         Arc::new(Upkeep::new(coordinator, metadata))
+    }
+
+    /// What nodes have missed of the changes of a coordinator.
+    pub(crate) fn missed(&self, number: u8) -> Arc<Missed> {
+        Arc::clone(self.missed.lock().unwrap().entry(number).or_default())
+    }
+
+    /// A coordinator has written a key with this stamp to the other nodes, and one of them has missed it.
+    pub(crate) fn write_missed_by(&self, number: u8, node: usize, key: usize, stamp: u64) {
+        (0..3).filter(|other| *other != node).for_each(|other| self.nodes.put(other, key, stamp));
+        self.miss(number, node, key);
+    }
+
+    /// A node has missed a coordinator's change of a key.
+    pub(crate) fn miss(&self, number: u8, node: usize, key: usize) {
+        self.missed(number).missed(&id(node), Slice::of(place(key).token));
     }
 
     /// The healing of a coordinator of its own, which begins at once.
@@ -360,7 +387,9 @@ impl Cluster {
     ) -> Arc<Healing<InMemory>> {
         let id = NodeId::new(format!("coordinator-{number}")).expect("an id");
         let claimant = Claimant { coordinator: id, instance: [number; 16] };
-        Healing::new(self.upkeep_of(coordinator), claimant, config.clone(), Duration::ZERO)
+        let metadata: Arc<dyn Metadata> = Arc::new(self.metadata.clone());
+        let upkeep = Arc::new(Upkeep::new(coordinator, metadata).with_missed(self.missed(number)));
+        Healing::new(upkeep, claimant, config.clone(), Duration::ZERO)
     }
 
     pub(crate) async fn duties(&self) -> Duties {
@@ -381,7 +410,7 @@ fn tenant() -> TenantId {
     TenantId::new("t").expect("an id")
 }
 
-fn place(key: usize) -> Place {
+pub(crate) fn place(key: usize) -> Place {
     let key = Key::new(format!("key-{key}")).expect("a key");
     Place { token: token(&tenant(), key.bytes()), tenant: tenant(), key }
 }
