@@ -83,6 +83,9 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::FenceIgnored | Fault::FenceVolatile | Fault::FenceNotAwaited | Fault::EpochOfLater => Some("fenced:0"),
         Fault::HealingSkipsRange => Some("healing:2"),
         Fault::ReturnUnnoticed => Some("healing:6"),
+        Fault::MissForgotten => Some("missed:10"),
+        Fault::MissEndsEarly => Some("missed:13"),
+        Fault::MissUnclaimed => Some("missed:19"),
         // In scenes of their own.
         Fault::DeadlineFromTurn | Fault::ReservationProlonged | Fault::UncanonicalAccepted => Some("links:0"),
         // Those of `names` are recorded there.
@@ -155,6 +158,7 @@ fn best_scenario(fault: Fault) -> &'static str {
         Fault::UnrepairedBelieved | Fault::SweepSendsFirst => "replaced",
         Fault::StampNotStored => "late",
         Fault::HealingSkipsRange | Fault::ReturnUnnoticed => "healing",
+        Fault::MissForgotten | Fault::MissEndsEarly | Fault::MissUnclaimed => "missed",
         Fault::OneStampIsEnough => "drifting",
         Fault::StampNotRemembered => "outages",
         _ => "links",

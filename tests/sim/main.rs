@@ -6,7 +6,7 @@
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
 //! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`node`], [`simulated`], [`cluster`], [`follower`],
-//! [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`moves`], [`disks`], [`history`], [`check`], [`oracle`], [`faults`],
+//! [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`missed`], [`moves`], [`disks`], [`history`], [`check`], [`oracle`], [`faults`],
 //! [`scenes`], [`names`].
 
 // It runs in the same way each time.
@@ -22,6 +22,7 @@ mod fences;
 mod follower;
 mod healing;
 mod history;
+mod missed;
 mod moves;
 mod names;
 mod nemesis;

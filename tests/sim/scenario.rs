@@ -17,6 +17,7 @@ use witan_kernel::placement::Step;
 use witan_kernel::tenant::{ConflictMode, Level, Ordering, ReadRepair, Tenant};
 use witan_upkeep::HealingConfig;
 
+use crate::missed::Why;
 use crate::nemesis::{Action, Machines, Storm, Weather, storm};
 use crate::plugins::Resolver;
 
@@ -102,6 +103,8 @@ pub(crate) enum Act {
         /// From all.
         from_all: bool,
     },
+    /// A node misses changes while clients work, and may refuse at first what is sent to it afterwards.
+    Miss { why: Why, relapses: bool },
     /// Clients work, in a storm, while placement changes are asked for, each this many milliseconds after the one before.
     Move { operations: usize, storm: Storm, changes: Vec<(u64, Change)>, unaware: Option<Unaware> },
     /// All faults end, and so must all placement changes: every record is where it belongs, and nowhere else.
@@ -220,7 +223,7 @@ pub(crate) struct Scenario {
 type Shape = (&'static str, fn(&mut StdRng, Scenario) -> Scenario);
 
 /// The scenarios.
-pub(crate) const SHAPES: [Shape; 36] = [
+pub(crate) const SHAPES: [Shape; 37] = [
     ("links", shapes::links),
     ("crashes", shapes::crashes),
     ("clocks", shapes::clocks),
@@ -255,6 +258,7 @@ pub(crate) const SHAPES: [Shape; 36] = [
     ("damaged", stores::damaged),
     ("fenced", stores::fenced),
     ("healing", stores::healing),
+    ("missed", stores::missed),
     ("moves", moving::moves),
     ("split", moving::split),
 ];
