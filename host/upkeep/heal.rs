@@ -172,6 +172,8 @@ struct Healer<W: World> {
     /// The store's time when this coordinator could first have done something.
     began_ms: Option<u64>,
     new_stores: NewStores,
+    /// Nodes for which a pass over all of their ranges has to be asked.
+    reopened: BTreeSet<NodeId>,
     /// What is owed to nodes that have missed changes.
     debts: BTreeMap<NodeId, owed::Debt>,
     passes: BTreeMap<DutyKind, JoinHandle<pass::Outcome>>,
@@ -189,6 +191,7 @@ impl<W: World> Healer<W> {
             began: Instant::now(),
             began_ms: None,
             new_stores: NewStores::default(),
+            reopened: BTreeSet::new(),
             debts: BTreeMap::new(),
             passes: BTreeMap::new(),
             read: None,
@@ -216,10 +219,15 @@ impl<W: World> Healer<W> {
     async fn look(&mut self) {
         let config = self.healing.config();
         let nodes = self.healing.upkeep.coordinator.rings().nodes();
-        let moved = lock(&self.healing.reach).take_moved();
+        let (moved, reopened) = {
+            let mut reach = lock(&self.healing.reach);
+            (reach.take_moved(), reach.take_reopened())
+        };
         self.reap().await;
         if config.anti_entropy {
             self.see_to_missed(&nodes, &moved).await;
+            self.reopened.extend(reopened);
+            self.ask_for_passes(&nodes).await;
         }
         if self.began.elapsed() < self.healing.begins_after
             || self.read.is_some_and(|read| read.elapsed() < READ_DUTIES)
@@ -230,6 +238,19 @@ impl<W: World> Healer<W> {
         match self.healing.metadata().duties().await {
             Ok(duties) => self.work(&config, &nodes, &duties).await,
             Err(error) => tracing::debug!(%error, "what is healed by whom cannot be read"),
+        }
+    }
+
+    /// Asks for passes over nodes that may lack what they had acknowledged: on record, so that one coordinator makes it, whichever is live.
+    async fn ask_for_passes(&mut self, on_record: &[NodeId]) {
+        while let Some(node) = self.reopened.first().cloned() {
+            if on_record.contains(&node) {
+                if let Err(error) = self.healing.metadata().want_duty(&schedule::catch_up(&node)).await {
+                    return tracing::debug!(%node, %error, "a pass over the node's ranges could not be asked for yet");
+                }
+                tracing::info!(%node, "healing: the node was started again with --durability os, and is compared in all of its ranges");
+            }
+            self.reopened.remove(&node);
         }
     }
 

@@ -292,7 +292,7 @@ mod tests {
     fn what_nobody_does_is_reported() {
         let config = HealingConfig::default();
         let late = |duties: &Duties, kind, began_ms| {
-            Schedule { duties, config: &config, began_ms, seed: 0 }.overdue_ms(kind, |_| true).is_some()
+            Schedule { duties, config: &config, began_ms, seed: 0 }.overdue_ms(kind, &[], |_| true).is_some()
         };
         let long_ago = NOW_MS - DAY_MS;
         let none = duties(vec![]);
@@ -308,10 +308,40 @@ mod tests {
         assert!(late(&duties(vec![away(DAY_MS)]), DutyKind::CatchUp, long_ago));
         let off = HealingConfig { anti_entropy: false, ..HealingConfig::default() };
         let schedule = Schedule { duties: &none, config: &off, began_ms: long_ago, seed: 0 };
-        assert_eq!(schedule.overdue_ms(DutyKind::Compare, |_| true), None);
+        assert_eq!(schedule.overdue_ms(DutyKind::Compare, &[], |_| true), None);
         let (away, config) = (duties(vec![away(DAY_MS)]), HealingConfig::default());
         let schedule = Schedule { duties: &away, config: &config, began_ms: long_ago, seed: 0 };
-        assert_eq!(schedule.overdue_ms(DutyKind::CatchUp, |_| false), None, "it is not back yet");
+        assert_eq!(schedule.overdue_ms(DutyKind::CatchUp, &[], |_| false), None, "it is not back yet");
+    }
+
+    #[test]
+    fn what_a_coordinator_knew_that_has_died_is_reported_if_nobody_takes_it_over() {
+        let n1 = NodeId::new("n1").unwrap();
+        let config = HealingConfig::default();
+        let late = |left_ago_ms, reachable: bool| {
+            let until_ms = NOW_MS - left_ago_ms;
+            let known = DutyOnRecord { until_ms, ..DutyOnRecord::new(missed(&n1, &[1; 16])) };
+            let duties =
+                duties(vec![known, DutyOnRecord { until_ms: NOW_MS + 1, ..DutyOnRecord::new(missed(&n1, &[2; 16])) }]);
+            let schedule = Schedule { duties: &duties, config: &config, began_ms: NOW_MS - DAY_MS, seed: 0 };
+            schedule.overdue_ms(DutyKind::Missed, std::slice::from_ref(&n1), |_| reachable).is_some()
+        };
+        assert!(late(OVERDUE_MS, true) && !late(OVERDUE_MS - 1, true) && !late(OVERDUE_MS, false));
+    }
+
+    #[test]
+    fn a_duty_of_what_a_node_has_missed_names_the_node_and_the_coordinator() {
+        let nodes = ["n1".to_owned(), "n".repeat(95), "n".repeat(96), format!("{}m", "n".repeat(127)), "n".repeat(128)];
+        let nodes = nodes.map(|id| NodeId::new(id).unwrap());
+        assert_eq!(missed(&nodes[0], &[0xab; 16]).range, format!("n1/{}", "ab".repeat(16)));
+        for node in &nodes {
+            let duty = missed(node, &[1; 16]);
+            assert!(duty.range.len() <= UPKEEP_RANGE_BYTES && duty != missed(node, &[2; 16]));
+            assert_eq!(of_missed(&duty, &nodes), Some(node));
+            let others: Vec<NodeId> = nodes.iter().filter(|other| *other != node).cloned().collect();
+            assert_eq!(of_missed(&duty, &others), None);
+        }
+        assert_eq!(of_missed(&catch_up(&nodes[0]), &nodes), None);
     }
 
     #[test]

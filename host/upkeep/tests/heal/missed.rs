@@ -187,3 +187,21 @@ async fn what_only_an_absent_node_has_comes_from_it_once_it_is_back() {
     assert!(back.elapsed() < LIFE + SOON, "{:?}", back.elapsed());
     running.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_may_have_lost_what_it_has_acknowledged_is_compared_in_everything() {
+    let cluster = Cluster::new().await;
+    cluster.nodes.set_unsynced_boot(2, 4);
+    let running = Running::start(cluster.healing(1, &config(1 << 20)));
+    wait_until("everything was compared once", async || compared(&cluster).await == PARTS).await;
+    cluster.nodes.set_away(2, true);
+    tokio::time::sleep(SOON).await;
+    // All of them had acknowledged it.
+    (0..2).for_each(|node| cluster.nodes.put(node, NEW, 6));
+    cluster.nodes.set_unsynced_boot(2, 5);
+    cluster.nodes.set_away(2, false);
+    let back = Instant::now();
+    is_level(&cluster).await;
+    assert!(back.elapsed() < LIFE + 2 * SOON, "{:?}", back.elapsed());
+    running.end().await;
+}

@@ -57,6 +57,8 @@ struct Node {
     away: bool,
     /// How often it has gone.
     outages: u64,
+    /// How often its store was opened that acknowledges before it syncs.
+    unsynced_boot: u64,
     /// It refuses merges of an earlier epoch.
     fence: u64,
     /// Those that it has refused: the epoch of each, and its place.
@@ -101,6 +103,11 @@ impl Nodes {
             node.outages += u64::from(away && !node.away);
             node.away = away;
         });
+    }
+
+    /// The node was started with a store that acknowledges before it syncs, for this time.
+    pub(crate) fn set_unsynced_boot(&self, node: usize, boot: u64) {
+        self.with(&id(node), |node| node.unsynced_boot = boot);
     }
 
     pub(crate) fn set_fence(&self, node: usize, fence: u64) {
@@ -195,6 +202,10 @@ impl Replicas for Nodes {
 
     fn outages(&self, node: &NodeId) -> u64 {
         self.with(node, |node| node.outages)
+    }
+
+    fn unsynced_boot(&self, node: &NodeId) -> u64 {
+        self.with(node, |node| node.unsynced_boot)
     }
 }
 
