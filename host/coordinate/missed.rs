@@ -1,17 +1,13 @@
 //! Which replicas have missed a change: noted when its operation ends, however it ends, so that upkeep brings it to them.
 //!
-//! [`Reached`] follows what becomes of a change at each of its replicas. When the exchange is dropped, every replica that may lack
-//! something which another one may have is reported through [`MissedChanges`]. That is so after the last answer, when the deadline has
-//! passed, when the operation is given up, and when its task panics.
+//! [`Reached`] follows what becomes of a change at each of its replicas. When the operation's exchange is dropped, every replica that may
+//! lack something which another one may have is reported through [`MissedChanges`]. That is so after the last answer, when the deadline
+//! has passed, when the operation is given up, and when its task panics.
 
 use witan_kernel::fault::Fault;
 use witan_kernel::name::NodeId;
-use witan_kernel::port::Replicas;
 use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError};
 use witan_kernel::slice::Slice;
-
-use super::World;
-use super::exchange::{Exchange, Phase};
 
 /// Takes reports of changes that replicas have missed.
 pub trait MissedChanges: Send + Sync + 'static {
@@ -49,7 +45,7 @@ pub(super) struct Reached {
 
 impl Reached {
     /// A request was sent.
-    fn sent(&mut self, replica: u8, ask: &Ask) {
+    pub(super) fn sent(&mut self, replica: u8, ask: &Ask) {
         match ask {
             Ask::Put(_) => self.minted |= bit(replica),
             Ask::Merge { .. } => self.merging |= bit(replica),
@@ -59,7 +55,7 @@ impl Reached {
     }
 
     /// A replica has answered a request to put or to merge what is sent now.
-    fn answered(&mut self, is_put: bool, replica: u8, outcome: &Outcome) {
+    pub(super) fn answered(&mut self, is_put: bool, replica: u8, outcome: &Outcome) {
         let bit = bit(replica);
         match outcome {
             Ok(Answer::Put { applied_already: true, .. }) => self.minted &= !bit,
@@ -89,6 +85,16 @@ impl Reached {
         self.somewhere = true;
     }
 
+    /// What the store of this replica has acknowledged is not in the one that it has now.
+    pub(super) fn revoked(&mut self, replica: u8) {
+        self.stored &= !bit(replica);
+    }
+
+    /// Whether a replica, one of the first `asked`, may lack something which another one of them may have.
+    pub(super) fn is_missed_by(&self, replica: u8, asked: u8) -> bool {
+        self.missing(bit(asked) - 1) & bit(replica) != 0
+    }
+
     /// Those of `all` that may lack something which another one may have.
     fn missing(&self, all: u16) -> u16 {
         let minted_elsewhere = self.minted & !self.source;
@@ -100,60 +106,6 @@ impl Reached {
         }
         let missing = all & !self.stored;
         if Fault::MissForgotten.is_on() { missing & self.unreached } else { missing }
-    }
-}
-
-impl<W: World> Exchange<W> {
-    /// From now on the exchange is a change: what becomes of it at its replicas is noted.
-    pub(super) fn begin_change(&mut self) {
-        self.reached.get_or_insert_default();
-    }
-
-    /// Notes that a request was sent.
-    pub(super) fn note_sent(&mut self, phase: Phase, replica: u8, ask: &Ask) {
-        if phase != Phase::Unpin
-            && let Some(reached) = &mut self.reached
-        {
-            reached.sent(replica, ask);
-        }
-    }
-
-    /// Notes an answer; `is_own`: it is of the round that goes on.
-    pub(super) fn note_answer(&mut self, phase: Phase, is_own: bool, replica: u8, outcome: &Outcome) {
-        let Some(reached) = &mut self.reached else { return };
-        match phase {
-            Phase::Put => reached.answered(true, replica, outcome),
-            Phase::Merge | Phase::Repair if is_own => reached.answered(false, replica, outcome),
-            _ => {}
-        }
-    }
-
-    /// Reports the replicas that have missed something of the change. Those of a coming placement do not count before it does: what they
-    /// lack is copied to them.
-    pub(super) fn report_missed(&self) {
-        let Some(mut reached) = self.reached else { return };
-        let replicas = &self.coordinator.ports.replicas;
-        let all = self.plan.replicas().iter().take(self.plan.route.asked().into());
-        for (replica, (node, sent_to)) in (0..).zip(all.clone().zip(&self.sent_to)) {
-            // What a store has acknowledged that was replaced since is not in the one that the node has now.
-            if *sent_to != 0 && *sent_to != replicas.incarnation(node) {
-                reached.stored &= !bit(replica);
-            }
-        }
-        let missing = reached.missing((0..self.plan.route.asked()).map(bit).fold(0, |all, bit| all | bit));
-        if missing == 0 {
-            return;
-        }
-        let slice = Slice::of(self.plan.place.token);
-        for (_, node) in (0..).zip(all).filter(|(replica, _)| missing & bit(*replica) != 0) {
-            self.coordinator.ports.missed.missed(node, slice);
-        }
-    }
-}
-
-impl<W: World> Drop for Exchange<W> {
-    fn drop(&mut self) {
-        self.report_missed();
     }
 }
 

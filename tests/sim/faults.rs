@@ -83,9 +83,6 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::FenceIgnored | Fault::FenceVolatile | Fault::FenceNotAwaited | Fault::EpochOfLater => Some("fenced:0"),
         Fault::HealingSkipsRange => Some("healing:2"),
         Fault::ReturnUnnoticed => Some("healing:6"),
-        Fault::MissForgotten => Some("missed:10"),
-        Fault::MissEndsEarly => Some("missed:13"),
-        Fault::MissUnclaimed => Some("missed:19"),
         // In scenes of their own.
         Fault::DeadlineFromTurn | Fault::ReservationProlonged | Fault::UncanonicalAccepted => Some("links:0"),
         // Those of `names` are recorded there.
@@ -103,7 +100,7 @@ fn recorded(fault: Fault) -> Option<&'static str> {
     }
 }
 
-/// The same, of placement changes.
+/// The same, of placement changes and of what replicas have missed.
 fn recorded_of_moves(fault: Fault) -> Option<&'static str> {
     match fault {
         Fault::MoveCountsUnion => Some("split:6"),
@@ -113,6 +110,9 @@ fn recorded_of_moves(fault: Fault) -> Option<&'static str> {
         Fault::MoveWritesOldOnly => Some("split:1"),
         Fault::MoveNewInForceEarly => Some("split:0"),
         Fault::MoveDeltaSkipped => Some("split:0"),
+        Fault::MissForgotten => Some("missed:10"),
+        Fault::MissEndsEarly => Some("missed:13"),
+        Fault::MissUnclaimed => Some("missed:19"),
         // Those of copies and of dropped rows are found by plays of their own: host/upkeep/tests/moves/faults.rs, host/node/clear/tests.rs.
         _ => None,
     }

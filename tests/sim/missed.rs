@@ -8,6 +8,7 @@ use crate::client::Client;
 use crate::nemesis::{Action, Link};
 use crate::play::drained;
 use crate::repairs::{NOTICED, holder};
+use crate::scenario::Why;
 use crate::stage::{Command, Mood, Stage};
 
 /// Operations of each client while a node misses them.
@@ -16,25 +17,6 @@ const OPERATIONS: usize = 5;
 const ON_RECORD: Duration = Duration::from_secs(2);
 /// A node that is back has no room until then: longer than what was sent is waited for, and than a pass takes that it refuses.
 const RELAPSE: Duration = Duration::from_secs(20);
-
-/// Why a node misses changes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Why {
-    /// It cannot be reached by anybody.
-    Away,
-    /// One coordinator cannot reach it.
-    FromOne,
-    /// It refuses them.
-    Full,
-    /// It is slow, and acknowledges most of them too late.
-    Slow,
-    /// It cannot be reached, and the coordinator that knows what it has missed crashes.
-    Dies,
-}
-
-impl Why {
-    pub(crate) const ALL: [Self; 5] = [Self::Away, Self::FromOne, Self::Full, Self::Slow, Self::Dies];
-}
 
 /// Performs [`Act::Miss`](crate::scenario::Act::Miss).
 pub(crate) async fn miss(stage: &Stage, clients: &mut [Client], why: Why, relapses: bool) {

@@ -17,7 +17,6 @@ use witan_kernel::placement::Step;
 use witan_kernel::tenant::{ConflictMode, Level, Ordering, ReadRepair, Tenant};
 use witan_upkeep::HealingConfig;
 
-use crate::missed::Why;
 use crate::nemesis::{Action, Machines, Storm, Weather, storm};
 use crate::plugins::Resolver;
 
@@ -144,6 +143,25 @@ pub(crate) enum Change {
     Factor(usize, u8),
     /// The last change that was accepted is given up.
     TakeBack,
+}
+
+/// Why a node misses changes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Why {
+    /// It cannot be reached by anybody.
+    Away,
+    /// One coordinator cannot reach it.
+    FromOne,
+    /// It refuses them.
+    Full,
+    /// It is slow, and acknowledges most of them too late.
+    Slow,
+    /// It cannot be reached, and the coordinator that knows what it has missed crashes.
+    Dies,
+}
+
+impl Why {
+    pub(crate) const ALL: [Self; 5] = [Self::Away, Self::FromOne, Self::Full, Self::Slow, Self::Dies];
 }
 
 /// What happens once a tenant has come to a step, this many milliseconds later.

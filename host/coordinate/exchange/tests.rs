@@ -21,7 +21,6 @@ use witan_kernel::replica::{Answer, Place};
 use witan_kernel::ring::{Ring, Rings};
 use witan_kernel::scan::{Clear, Cleared, Dropped, Page, Ranges, Scan, Standing};
 use witan_kernel::siblings::{VersionVector, Write};
-use witan_kernel::slice::Slice;
 use witan_kernel::tenant::Tenant;
 
 use super::*;
@@ -470,8 +469,8 @@ impl MissedChanges for Noted {
     }
 }
 
-/// Writes a register, of which two replicas acknowledge the merge, and the third has this outcome; `None`: none before the deadline. Returns
-/// the nodes that are noted, and the third replica.
+/// Writes a register, of which two replicas acknowledge the merge, and the third has this outcome; `None`: none before the deadline.
+/// Returns the nodes that are noted, and the third replica.
 async fn noted_after(outcome: Option<Outcome>) -> (Vec<String>, String) {
     let noted = Arc::new(Noted::default());
     let (coordinator, nodes) = coordinator_noting(Arc::clone(&noted) as Arc<dyn MissedChanges>);

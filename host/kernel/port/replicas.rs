@@ -36,8 +36,8 @@ pub trait Replicas: Send + Sync + 'static {
         0
     }
 
-    /// How often the node's store was opened, as it has said last, if that acknowledges before it syncs; 0: it syncs first, or does not say.
-    /// Another number than before means that it may lack what it has acknowledged. Cheap.
+    /// How often the node's store was opened, as it has said last, if that acknowledges before it syncs; 0: it syncs first, or does not
+    /// say. Another number than before means that it may lack what it has acknowledged. Cheap.
     fn unsynced_boot(&self, node: &NodeId) -> u64 {
         let _ = node;
         0

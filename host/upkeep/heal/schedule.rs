@@ -33,8 +33,8 @@ pub(super) fn catch_up(node: &NodeId) -> Duty {
     Duty { kind: DutyKind::CatchUp, range: node.as_str().to_owned() }
 }
 
-/// The duty of sending a node what it has missed of the changes of one coordinator. Beside it stays room for the instance: of a long id only
-/// the beginning is there, and what tells it from others.
+/// The duty of sending a node what it has missed of the changes of one coordinator. Of a long id only the beginning is there, and what
+/// tells it from others, so that there is room for the instance.
 pub(super) fn missed(node: &NodeId, instance: &[u8; 16]) -> Duty {
     Duty { kind: DutyKind::Missed, range: format!("{}/{:032x}", short(node), u128::from_be_bytes(*instance)) }
 }

@@ -7,8 +7,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use witan_upkeep::HealingConfig;
 
-use super::{Act, FINALE, OVERTURE, Scenario, Scene, play};
-use crate::missed::Why;
+use super::{Act, FINALE, OVERTURE, Scenario, Scene, Why, play};
 use crate::nemesis::{Storm, Weather};
 
 /// A node runs on an empty disk for a while (its own is not mounted), and then gets its own disk back.
