@@ -110,6 +110,7 @@ impl<W: World> MergedRecord<W> {
     /// when as many repairs are running as may.
     pub async fn merge_everywhere(mut self, record: &Record) {
         let everyone: Vec<u8> = self.exchange.plan.everyone().collect();
+        self.exchange.begin_change();
         self.exchange.repair_behind(&record.encode(), &everyone).await;
     }
 }

@@ -14,8 +14,10 @@ use witan_kernel::name::NodeId;
 use witan_kernel::port::{Clock, Collect, Replicas, Reply, until};
 use witan_kernel::quorum::{Next, PATIENCE_MICROS, Round};
 use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError, Request};
+use witan_kernel::slice::Slice;
 
 use super::mailbox::Mailbox;
+use super::missed::Reached;
 use super::plan::Plan;
 use super::{Coordinator, RETRY_AFTER, World};
 use witan_origin::{self as origin, Span};
@@ -128,6 +130,8 @@ pub(super) struct Exchange<W: World> {
     timer: Option<(u64, Pin<Box<Sleep>>)>,
     /// The incarnation of each replica's store when it was last sent a request; 0: it was sent none.
     sent_to: PerReplica<u64>,
+    /// What has become of the change, if this is one.
+    pub(super) reached: Option<Reached>,
     /// Spans of requests that are not answered yet, by their tag; empty unless the operation is traced.
     spans: Mutex<SmallVec<[(u32, Span); 0]>>,
 }
@@ -143,15 +147,36 @@ impl<W: World> Exchange<W> {
             late_puts: SmallVec::new(),
             timer: None,
             sent_to,
+            reached: None,
             spans: Mutex::default(),
         }
     }
 
     /// The same for a read: the records that it fetches have to find room.
-    pub(super) fn fetching(self) -> Self {
+    pub(super) fn fetching(mut self) -> Self {
         let room = Arc::clone(&self.coordinator.fetched);
-        let mailbox = Arc::new(Mailbox::within(room, self.plan.place.tenant.clone()));
-        Self { mailbox, ..self }
+        self.mailbox = Arc::new(Mailbox::within(room, self.plan.place.tenant.clone()));
+        self
+    }
+
+    /// From now on the exchange is a change: what becomes of it at its replicas is noted.
+    pub(super) fn begin_change(&mut self) {
+        self.reached.get_or_insert_default();
+    }
+
+    /// Reports the replicas that have missed something of the change. Those of a coming placement do not count before it does: what they
+    /// lack is copied to them.
+    fn report_missed(&self) {
+        let Some(mut reached) = self.reached else { return };
+        let (ports, asked) = (&self.coordinator.ports, self.plan.route.asked());
+        for replica in self.replaced() {
+            reached.revoked(replica);
+        }
+        for (replica, node) in (0..asked).zip(self.plan.replicas()) {
+            if reached.is_missed_by(replica, asked) {
+                ports.missed.missed(node, Slice::of(self.plan.place.token));
+            }
+        }
     }
 
     /// The failure of the operation, which is short of answers; it is counted as what it is. See [`Causes::quorum_not_reached`].
@@ -218,10 +243,17 @@ impl<W: World> Exchange<W> {
     /// Takes back the acknowledgements of stores that were replaced since. A repair has filled the new store without what only the old
     /// one and replicas that answered later have.
     fn revoke(&self, round: &mut impl Round) -> bool {
+        let mut revoked = false;
+        self.replaced().for_each(|replica| revoked |= round.revoked(replica));
+        revoked
+    }
+
+    /// The replicas whose store was replaced since they were sent something.
+    fn replaced(&self) -> impl Iterator<Item = u8> {
         let replicas = &self.coordinator.ports.replicas;
         let all = (0..).zip(self.sent_to.iter().zip(self.plan.replicas()));
         let replaced = all.filter(|(_, (sent_to, node))| **sent_to != 0 && **sent_to != replicas.incarnation(node));
-        replaced.fold(false, |revoked, (replica, _)| round.revoked(replica) || revoked)
+        replaced.map(|(replica, _)| replica)
     }
 
     /// A round that cannot be met is often short before the first answer: a replica without a connection fails at once. The replicas that
@@ -242,6 +274,9 @@ impl<W: World> Exchange<W> {
         let beside = of == Phase::Names && phase == Phase::Put;
         // Puts have one round, which may go on after later rounds of merges.
         let own = of == phase && (turn == self.turn || of == Phase::Put);
+        if let Some(reached) = self.reached.as_mut().filter(|_| own || of == Phase::Put) {
+            reached.answered(of == Phase::Put, replica, &outcome);
+        }
         if !own && !beside {
             if of == Phase::Put {
                 self.late_puts.push((replica, outcome));
@@ -278,6 +313,7 @@ impl<W: World> Exchange<W> {
     /// Sends one request.
     pub(super) fn send(&mut self, phase: Phase, replica: u8, ask: Ask) {
         let phase = if matches!(ask, Ask::Names { .. }) { Phase::Names } else { phase };
+        self.reached.iter_mut().for_each(|reached| reached.sent(replica, &ask));
         let Some(node) = self.plan.replicas().get(usize::from(replica)) else { return };
         self.sent_to[usize::from(replica)] = self.coordinator.ports.replicas.incarnation(node);
         let epoch = if Fault::EpochOfLater.is_on() { self.coordinator.followed() } else { self.plan.epoch.revision };
@@ -363,6 +399,11 @@ impl<W: World> Exchange<W> {
     }
 }
 
-/// Passes one replica's answer to its round.
+impl<W: World> Drop for Exchange<W> {
+    fn drop(&mut self) {
+        self.report_missed();
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -7,8 +7,8 @@
 //!
 //! Reading order: `request` (requests and responses), `change` and `read` (an operation from start to end), `plan` (which replicas are
 //! asked), `following` (up to where it knows what it is planned from), `lines` (operations that wait for others on their key), `exchange`
-//! and `mailbox` (requests and answers), `register`, `siblings`, `repair`, `collapse`, `idempotency`, `keys`, `admission` and `load`,
-//! `room` and `answers`, `metrics`.
+//! and `mailbox` (requests and answers), `missed` (replicas that lack a change), `register`, `siblings`, `repair`, `collapse`,
+//! `idempotency`, `keys`, `admission` and `load`, `room` and `answers`, `metrics`.
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -25,7 +25,7 @@ mod lines;
 mod load;
 mod mailbox;
 mod metrics;
-
+mod missed;
 mod plan;
 mod read;
 mod register;
@@ -58,6 +58,7 @@ pub use collapse::{MergedRecord, NoCollapses, WantedCollapses};
 pub use keys::{KeysPage, KeysRequest, ListedKey, Resume};
 pub use lines::{Line, Lines};
 pub use metrics::Metrics;
+pub use missed::{MissedChanges, NothingNoted};
 pub use request::{ReadAnswer, ReadRequest, Rendering, WriteRequest, Written};
 pub use room::RoomPermit;
 
@@ -105,6 +106,8 @@ pub struct Ports<W: World> {
     pub plugins: Arc<dyn Plugins>,
     /// Receives reports of records with too many siblings.
     pub collapses: Arc<dyn WantedCollapses>,
+    /// Receives reports of changes that replicas have missed.
+    pub missed: Arc<dyn MissedChanges>,
 }
 
 /// Settings of a coordinator, unless a tenant, request or plugin overrides them.

@@ -35,6 +35,7 @@ impl<W: World> Exchange<W> {
         }
         let record = Register::written(stamp, change.write_id, change.request.value.clone());
         change.claim.sent();
+        self.begin_change();
         let record = Record::Register(record).encode();
         let mut round = MergeRound::new(record, self.plan.changing(), self.plan.policy.shortfall);
         self.until_met(&mut round).await?;

@@ -31,6 +31,7 @@ impl<W: World> Exchange<W> {
         let (applied, puts) = if Fault::DotsMintedByCoordinator.is_on() {
             (Applied { replica: None, record: self.mint_here(&write) }, None)
         } else {
+            self.begin_change();
             change.claim.sent();
             let earlier = change.claim.took_over() || change.claim.may_be_repeated() && !sent_as_first(can_ask);
             let (applied, round) = self.mint(write, earlier, can_ask).await?;
@@ -90,6 +91,9 @@ impl<W: World> Exchange<W> {
     async fn spread(&mut self, applied: Applied) -> Result<(MergeRound, Encoded), Failed> {
         let mut record = applied.record;
         let mut holders: PerReplica<u8> = applied.replica.into_iter().collect();
+        if let Some(reached) = &mut self.reached {
+            reached.source(applied.replica);
+        }
         let one = Fault::MintAloneSuffices.is_on();
         let tally = if one { Tally::new(self.plan.replication_factor(), 1) } else { self.plan.changing() };
         loop {
@@ -103,6 +107,9 @@ impl<W: World> Exchange<W> {
             record = learned(&record, &told);
             holders = self.plan.everyone().filter(|replica| round.knows(*replica, &told)).collect();
             self.next_turn();
+            if let Some(reached) = &mut self.reached {
+                reached.more(&holders);
+            }
         }
     }
 

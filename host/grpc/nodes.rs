@@ -7,6 +7,7 @@ use witan_kernel::limit;
 use witan_kernel::name::{Era, Invalid, NodeId, shown};
 use witan_kernel::port::{Clock, Duties, DutyKind, DutyOnRecord, NodeStatus, StorageNode, StoreError};
 use witan_kernel::scan::Trust;
+use witan_kernel::slice::SLICES;
 use witan_wire::v1;
 
 use super::CoordinatorApi;
@@ -90,6 +91,7 @@ impl<W: World> CoordinatorApi<W> {
                 .cloned()
                 .into_iter()
                 .chain(self.state_message(&node.id, trust))
+                .chain(self.missed_message(&node.id))
                 .collect::<Vec<_>>()
                 .join("; "),
             store_use: trust.map_or("", Trust::as_str).to_owned(),
@@ -105,6 +107,12 @@ impl<W: World> CoordinatorApi<W> {
         Some(format!("{advice}{}", more.unwrap_or_default()))
     }
 
+    /// That a node has missed changes of this coordinator, and in how much.
+    fn missed_message(&self, node: &NodeId) -> Option<String> {
+        let slices = self.upkeep.missed_slices(node);
+        (slices > 0).then(|| format!("catching up: {slices} of {SLICES} slices missed"))
+    }
+
     /// The current time, Unix milliseconds.
     pub(super) fn now_ms(&self) -> u64 {
         self.coordinator.ports().clock.wall_micros() / 1000
@@ -114,7 +122,8 @@ impl<W: World> CoordinatorApi<W> {
 fn healing(duties: &Duties) -> Vec<v1::HealingDuty> {
     let duty = |known: &DutyOnRecord| v1::HealingDuty {
         kind: known.duty.kind.as_str().to_owned(),
-        range: known.duty.range.clone(),
+        // Of what a node has missed, the coordinator's instance is no range, and only tells duties apart.
+        range: known.duty.range.split('/').next().unwrap_or_default().to_owned(),
         coordinator_id: known.live_holder(duties.now_ms).map(|by| by.coordinator.to_string()).unwrap_or_default(),
         complete_age_seconds: (known.covered_ms > 0).then(|| duties.now_ms.saturating_sub(known.covered_ms) / 1000),
         wanted: is_wanted(known),

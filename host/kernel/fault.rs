@@ -188,8 +188,14 @@ pub enum Fault {
     UnrepairedBelieved,
     /// A pass of healing leaves out the last of its ranges.
     HealingSkipsRange,
-    /// Healing does not notice that a node was away.
+    /// Healing does not notice that a node which was away is back.
     ReturnUnnoticed,
+    /// A change that a replica has refused, or acknowledged too late, is not noted as missed by it.
+    MissForgotten,
+    /// What a node has missed counts as made good although the pass over it was incomplete.
+    MissEndsEarly,
+    /// Nobody makes good what a coordinator that has died knew of.
+    MissUnclaimed,
     /// A placement change copies nothing once both placements are needed.
     MoveDeltaSkipped,
     /// A placement change is content with one source of each range.
@@ -224,7 +230,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 107] = [
+    pub const ALL: [Self; 110] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -317,6 +323,9 @@ impl Fault {
         Self::UnrepairedBelieved,
         Self::HealingSkipsRange,
         Self::ReturnUnnoticed,
+        Self::MissForgotten,
+        Self::MissEndsEarly,
+        Self::MissUnclaimed,
         Self::MoveDeltaSkipped,
         Self::MoveCopyFromOne,
         Self::MoveCopyToOne,

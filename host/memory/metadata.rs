@@ -169,6 +169,7 @@ mod tests {
         })
         .await;
         contract::placement_changes_are_bounded(&metadata).await;
+        contract::duties_are_bounded(&metadata).await;
     }
 
     #[tokio::test]

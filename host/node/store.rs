@@ -275,6 +275,11 @@ impl Store {
         self.bypassed.load(Ordering::Acquire) + self.engine.reopenings()
     }
 
+    /// How often it was opened, this time included.
+    pub fn boot(&self) -> u64 {
+        self.boot
+    }
+
     /// The id, drawn when the empty store was first opened.
     pub fn id(&self) -> StoreId {
         self.id

@@ -231,6 +231,7 @@ impl<C: Clock, N: Connect> Ends<C, N> {
         let trust = if self.speaks_for_node() { self.meet(store, commit, before).await? } else { Trust::Unadmitted };
         self.vitals.fenced(welcome.fence);
         clock.shown(welcome.monotonic_micros, arrived);
+        self.vitals.opened(welcome.unsynced_boot);
         let condition = condition_from_wire(welcome.store_state);
         let (capabilities, commit) = (welcome.capabilities, commit.unwrap_or(0));
         let told = !welcome.not_on_record;

@@ -194,6 +194,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
         self.nodes.load().get(node).map_or(0, |node| node.vitals.outages())
     }
 
+    fn unsynced_boot(&self, node: &NodeId) -> u64 {
+        self.nodes.load().get(node).map_or(0, |node| node.vitals.unsynced_boot())
+    }
+
     fn has_fences(&self, node: &NodeId) -> bool {
         self.nodes.load().get(node).is_none_or(|node| node.vitals.has_fences())
     }

@@ -28,6 +28,8 @@ pub(super) struct Vitals {
     commit: AtomicU64,
     /// The highest fence that any of its stores has been known to have here.
     fence: AtomicU64,
+    /// How often its store was opened, if that acknowledges before it syncs.
+    unsynced_boot: AtomicU64,
     /// It did not name [`capability::NAMES`] in its last handshake.
     lacks_names: AtomicBool,
     /// It did not name [`capability::FENCES`] in its last handshake.
@@ -63,6 +65,7 @@ impl Default for Vitals {
             uses: AtomicU64::new(Use::NONE.packed()),
             commit: AtomicU64::new(0),
             fence: AtomicU64::new(0),
+            unsynced_boot: AtomicU64::new(0),
             lacks_names: AtomicBool::new(false),
             lacks_fences: AtomicBool::new(false),
             has_moves: AtomicBool::new(false),
@@ -180,6 +183,15 @@ impl Vitals {
     /// The node has this fence, or a higher one.
     pub(super) fn fenced(&self, epoch: u64) {
         self.fence.fetch_max(epoch, Ordering::Relaxed);
+    }
+
+    /// The node has said in a handshake how often its store was opened, if that acknowledges before it syncs.
+    pub(super) fn opened(&self, unsynced_boot: u64) {
+        self.unsynced_boot.store(unsynced_boot, Ordering::Relaxed);
+    }
+
+    pub(super) fn unsynced_boot(&self) -> u64 {
+        self.unsynced_boot.load(Ordering::Relaxed)
     }
 
     /// The highest fence that it is known to have; 0: none.

@@ -11,13 +11,13 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use witan_control::{Catalog, Cluster, TenantCache, TurnLimits, follow, register};
-use witan_coordinate::{Coordinator, Ports};
+use witan_coordinate::{Coordinator, MissedChanges, Ports};
 use witan_kernel::capability::OF_COORDINATORS;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{Claim, Claimant, Metadata, StorageNode};
 use witan_peer::Lanes;
 use witan_plugin::PluginHost;
-use witan_upkeep::{Healing, Moves, Upkeep};
+use witan_upkeep::{Healing, Missed, Moves, Upkeep};
 
 use super::cluster::{Local, context_keys};
 use super::config::{Config, Live};
@@ -51,6 +51,7 @@ pub struct Serving {
     access: Arc<Access>,
     idempotency: Idempotency,
     upkeep: JoinHandle<()>,
+    healing: Arc<Healing<Real>>,
     seat: Option<JoinHandle<()>>,
     /// Turns true when it is to stop: at the stop signal, or when another process has taken its id.
     pub stopping: watch::Receiver<bool>,
@@ -70,6 +71,12 @@ impl Serving {
         // Its claims are given back before the lease on the id, so that others go on at once. One that hangs expires.
         if tokio::time::timeout(UPKEEP_ENDS, self.upkeep).await.is_err() {
             tracing::info!("upkeep has not ended in time; its claims will expire on their own");
+        }
+        // After the last operation, of which a node may have missed something.
+        if tokio::time::timeout(UPKEEP_ENDS, self.healing.hand_over()).await.is_err() {
+            tracing::info!(
+                "what nodes have missed was not handed over in time; another coordinator will compare all that they have"
+            );
         }
         // Until here operations ran under this coordinator's id and needed other coordinators' changes.
         self.over.send_replace(true);
@@ -173,6 +180,7 @@ pub async fn start(
         access: parts.access,
         idempotency: parts.idempotency,
         upkeep,
+        healing: parts.healing,
         seat: member.seat,
         stopping,
         lost,
@@ -286,6 +294,7 @@ impl Parts {
         lanes.set_nodes(&nodes);
         let plugins = plugins::start(config, Arc::clone(metadata)).await?;
         let (collapses, reported) = witan_upkeep::reports();
+        let missed = Arc::<Missed>::default();
         let ports = Ports::<Real> {
             clock,
             randomness: SystemRandomness,
@@ -294,10 +303,11 @@ impl Parts {
             tenants: Arc::clone(&tenants),
             plugins: Arc::new(plugins.clone()),
             collapses,
+            missed: Arc::clone(&missed) as Arc<dyn MissedChanges>,
         };
         let coordinator = Coordinator::new(ports, rings, keys, config.defaults.clone());
         let upkeep = Upkeep::new(Arc::clone(&coordinator), Arc::clone(metadata));
-        let upkeep = Arc::new(upkeep.with_repairs_of_tenants(config.tenants.max_repairs));
+        let upkeep = Arc::new(upkeep.with_repairs_of_tenants(config.tenants.max_repairs).with_missed(missed));
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         let instance = member.instance.unwrap_or_else(rand::random);
         let claimant = Claimant { coordinator: NodeId::new(&config.node_id).context("--node-id")?, instance };

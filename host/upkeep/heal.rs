@@ -1,7 +1,9 @@
 //! Healing: what a cluster does by itself so that its replicas become level without reads and without an operator.
 //!
 //! - *Comparison*: all replicas of each part of the ring are compared every `compare_every`.
-//! - *Catching up*: a node that could not be reached is compared with the other replicas of its ranges once it is back.
+//! - *Making good*: a node that has missed changes, because it was away or has refused them, is compared with the other replicas in the
+//!   slices concerned once it can be reached.
+//! - *Catching up*: a node is compared in all of its ranges, where a coordinator of the previous version has asked for it.
 //! - *Filling*: the new store of a node is admitted and filled once it has waited for `admit_after`, as by `witan repair`.
 //!
 //! What is compared routinely leaves nothing behind of keys that were deleted long ago.
@@ -10,8 +12,11 @@
 //! in the metadata store says which coordinator does which part; a pass that is interrupted is continued by whoever claims it next. A
 //! coordinator does one pass of each kind at a time, so that the work is spread evenly over those that are live.
 //!
-//! `watch` looks at nodes, `schedule` decides what is due, `pass` carries it out.
+//! `watch` looks at nodes, `missed` knows what they have missed, `owed` sees to it, `schedule` decides what else is due, `pass` carries
+//! all of it out.
 
+pub(crate) mod missed;
+mod owed;
 mod pass;
 mod schedule;
 mod watch;
@@ -94,6 +99,8 @@ pub struct Healing<W: World> {
     config: Mutex<HealingConfig>,
     seen: Mutex<Seen>,
     reach: Mutex<Reach>,
+    /// The claims by which it is on record that nodes have missed changes of this coordinator.
+    claimed: Mutex<BTreeMap<NodeId, u64>>,
 }
 
 /// What it saw when it looked last, for people.
@@ -101,6 +108,8 @@ pub struct Healing<W: World> {
 struct Seen {
     /// Kinds that nobody has done for long, with the reason to look at them.
     overdue: BTreeMap<DutyKind, String>,
+    /// Nodes that do not become level although they can be reached.
+    behind: BTreeMap<NodeId, String>,
 }
 
 impl<W: World> Healing<W> {
@@ -113,6 +122,7 @@ impl<W: World> Healing<W> {
             config: Mutex::new(config),
             seen: Mutex::default(),
             reach: Mutex::default(),
+            claimed: Mutex::default(),
         })
     }
 
@@ -123,7 +133,8 @@ impl<W: World> Healing<W> {
 
     /// What is wrong with healing, for operators.
     pub fn notes(&self) -> Vec<String> {
-        lock(&self.seen).overdue.values().cloned().collect()
+        let seen = lock(&self.seen);
+        seen.overdue.values().chain(seen.behind.values()).cloned().collect()
     }
 
     /// What becomes of the new store of a node, for people; `None` if it has none that is known of here.
@@ -183,9 +194,11 @@ struct Healer<W: World> {
     /// The store's time when this coordinator could first have done something.
     began_ms: Option<u64>,
     new_stores: NewStores,
-    /// Nodes for which a pass has to be asked.
-    owed: BTreeSet<NodeId>,
-    passes: BTreeMap<DutyKind, JoinHandle<pass::Ended>>,
+    /// Nodes for which a pass over all of their ranges has to be asked.
+    reopened: BTreeSet<NodeId>,
+    /// What is owed to nodes that have missed changes.
+    debts: BTreeMap<NodeId, owed::Debt>,
+    passes: BTreeMap<DutyKind, JoinHandle<pass::Outcome>>,
     read: Option<Instant>,
     fill_again: Backoff,
 }
@@ -200,7 +213,8 @@ impl<W: World> Healer<W> {
             began: Instant::now(),
             began_ms: None,
             new_stores: NewStores::default(),
-            owed: BTreeSet::new(),
+            reopened: BTreeSet::new(),
+            debts: BTreeMap::new(),
             passes: BTreeMap::new(),
             read: None,
             fill_again,
@@ -227,12 +241,16 @@ impl<W: World> Healer<W> {
     async fn look(&mut self) {
         let config = self.healing.config();
         let nodes = self.healing.upkeep.coordinator.rings().nodes();
-        let moved = lock(&self.healing.reach).take_moved();
+        let (moved, reopened) = {
+            let mut reach = lock(&self.healing.reach);
+            (reach.take_moved(), reach.take_reopened())
+        };
+        self.reap().await;
         if config.anti_entropy {
-            self.owed.extend(moved);
+            self.see_to_missed(&nodes, &moved).await;
+            self.reopened.extend(reopened);
             self.ask_for_passes(&nodes).await;
         }
-        self.reap().await;
         if self.began.elapsed() < self.healing.begins_after
             || self.read.is_some_and(|read| read.elapsed() < READ_DUTIES)
         {
@@ -245,16 +263,16 @@ impl<W: World> Healer<W> {
         }
     }
 
-    /// Asks for passes over nodes that were away: on record, so that whichever coordinator is live then will do it.
+    /// Asks for passes over nodes that may lack what they had acknowledged: on record, so that one coordinator makes it, whichever is live.
     async fn ask_for_passes(&mut self, on_record: &[NodeId]) {
-        while let Some(node) = self.owed.first().cloned() {
+        while let Some(node) = self.reopened.first().cloned() {
             if on_record.contains(&node) {
                 if let Err(error) = self.healing.metadata().want_duty(&schedule::catch_up(&node)).await {
-                    return tracing::debug!(%node, %error, "a pass over a node that was away could not be asked for yet");
+                    return tracing::debug!(%node, %error, "a pass over the node's ranges could not be asked for yet");
                 }
-                tracing::debug!(%node, "a pass over the node's ranges was asked for");
+                tracing::info!(%node, "healing: the node was started again with --durability os, and is compared in all of its ranges");
             }
-            self.owed.remove(&node);
+            self.reopened.remove(&node);
         }
     }
 
@@ -264,7 +282,12 @@ impl<W: World> Healer<W> {
             self.passes.iter().filter(|(_, pass)| pass.is_finished()).map(|(kind, _)| *kind).collect();
         for kind in ended {
             let Some(pass) = self.passes.remove(&kind) else { continue };
-            let ended = pass.await.unwrap_or(pass::Ended::Interrupted);
+            let outcome = pass.await.unwrap_or_default();
+            if kind == DutyKind::Missed {
+                self.settle(&outcome);
+                continue;
+            }
+            let ended = outcome.ended;
             if ended != pass::Ended::Interrupted {
                 // There may be more to do. What was interrupted would be so again if it went on at once.
                 self.read = None;
@@ -281,8 +304,9 @@ impl<W: World> Healer<W> {
         let began_ms = *self.began_ms.get_or_insert(duties.now_ms);
         let schedule = Schedule { duties, config, began_ms, seed: seed(&[&self.healing.claimant.instance]) };
         self.forget_removed(on_record, duties).await;
-        self.healing.show(&schedule);
+        self.healing.show(&schedule, on_record);
         if config.anti_entropy {
+            self.take_over(on_record, duties).await;
             if !self.passes.contains_key(&DutyKind::CatchUp) {
                 let wanted = schedule.catch_up(|node| lock(&self.healing.reach).is_reachable(node));
                 self.begin(DutyKind::CatchUp, wanted).await;
@@ -347,21 +371,30 @@ impl<W: World> Healer<W> {
     }
 
     async fn forget_removed(&self, on_record: &[NodeId], duties: &Duties) {
-        let removed =
-            duties.duties.iter().map(|known| &known.duty).filter(|duty| {
-                duty.kind == DutyKind::CatchUp && on_record.iter().all(|node| node.as_str() != duty.range)
-            });
-        for duty in removed {
-            if let Err(error) = self.healing.metadata().forget_duty(duty).await {
-                return tracing::debug!(%duty, %error, "the duty of a removed node could not be forgotten");
+        let is_removed = |duty: &Duty| match duty.kind {
+            DutyKind::CatchUp => on_record.iter().all(|node| node.as_str() != duty.range),
+            DutyKind::Missed => schedule::of_missed(duty, on_record).is_none(),
+            DutyKind::Compare | DutyKind::Fill | DutyKind::Place => false,
+        };
+        for duty in duties.duties.iter().map(|known| &known.duty).filter(|duty| is_removed(duty)) {
+            if !self.forget(duty).await {
+                return;
             }
         }
+    }
+
+    async fn forget(&self, duty: &Duty) -> bool {
+        let forgotten = self.healing.metadata().forget_duty(duty).await;
+        if let Err(error) = &forgotten {
+            tracing::debug!(%duty, %error, "a duty could not be forgotten");
+        }
+        forgotten.is_ok()
     }
 }
 
 impl<W: World> Healing<W> {
     /// Shows people what is done and what is not.
-    fn show(&self, schedule: &Schedule<'_>) {
+    fn show(&self, schedule: &Schedule<'_>, on_record: &[NodeId]) {
         let metrics = &self.upkeep.metrics;
         metrics.healing_every.set(if schedule.config.anti_entropy {
             schedule.config.compare_every.as_secs_f64()
@@ -373,7 +406,7 @@ impl<W: World> Healing<W> {
         self.upkeep.overdue.show(metrics, now, config.tombstone_grace, config.compare_every);
         let mut overdue = BTreeMap::new();
         for kind in DutyKind::HEALING {
-            let late = schedule.overdue_ms(kind, |node| lock(&self.reach).is_reachable(node));
+            let late = schedule.overdue_ms(kind, on_record, |node| lock(&self.reach).is_reachable(node));
             metrics.healing_overdue(kind).set(i64::from(late.is_some()));
             if let Some(ago) = schedule.since_complete_ms(kind) {
                 metrics.healing_since_complete(kind).set(ago as f64 / 1000.0);

@@ -36,6 +36,7 @@ use witan_kernel::port::Metadata;
 use witan_kernel::sync::lock;
 
 pub use collapse::{Reported, Reports, reports};
+pub use heal::missed::Missed;
 pub use heal::{BEGINS_AFTER, Healing, HealingConfig, is_wanted};
 pub use metrics::Metrics;
 pub use moves::{Moves, MovesConfig};
@@ -48,6 +49,8 @@ pub struct Upkeep<W: World> {
     metadata: Arc<dyn Metadata>,
     runner: Runner,
     metrics: Metrics,
+    /// What nodes have missed of the coordinator's changes.
+    missed: Arc<Missed>,
     /// For each node with a new store, what healing makes of it.
     new_stores: Mutex<BTreeMap<NodeId, String>>,
     /// Every live coordinator does what the collection of tombstones rests on.
@@ -60,7 +63,13 @@ impl<W: World> Upkeep<W> {
     pub fn new(coordinator: Arc<Coordinator<W>>, metadata: Arc<dyn Metadata>) -> Self {
         let (runner, metrics) = (Runner::default(), Metrics::default());
         let (new_stores, collects, overdue) = (Mutex::default(), AtomicBool::new(false), Overdue::default());
-        Self { coordinator, metadata, runner, metrics, new_stores, collects, overdue }
+        Self { coordinator, metadata, runner, metrics, missed: Arc::default(), new_stores, collects, overdue }
+    }
+
+    /// The same, which makes good what the coordinator reports to `missed`.
+    #[must_use]
+    pub fn with_missed(self, missed: Arc<Missed>) -> Self {
+        Self { missed, ..self }
     }
 
     /// The same, in which the administrators of tenants may run this number of repairs at a time, all together.
@@ -93,6 +102,11 @@ impl<W: World> Upkeep<W> {
     /// What becomes of the new store of a node, for people; `None` if it has none that healing knows of.
     pub fn new_store(&self, node: &NodeId) -> Option<String> {
         lock(&self.new_stores).get(node).cloned()
+    }
+
+    /// In how many slices a node has missed changes of this coordinator.
+    pub fn missed_slices(&self, node: &NodeId) -> usize {
+        self.missed.of_node(node).count()
     }
 
     fn note_new_stores(&self, notes: BTreeMap<NodeId, String>) {

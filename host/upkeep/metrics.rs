@@ -7,6 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use witan_kernel::name::NodeId;
 use witan_kernel::port::DutyKind;
 
 use super::kept::Kept;
@@ -43,6 +44,8 @@ pub struct Metrics {
     tombstones_kept: Family<Why, Counter>,
     tombstones_overdue: Family<Why, Gauge<f64, AtomicU64>>,
     moves_published: Family<Published, Counter>,
+    missed_slices: Family<OfNode, Gauge>,
+    missed_taken_over: Family<TakenOver, Counter>,
     passes: Family<Pass, Counter>,
     records: Family<Of, Counter>,
     repaired: Family<Of, Counter>,
@@ -67,6 +70,16 @@ struct Pass {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Why {
     why: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfNode {
+    node: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TakenOver {
+    extent: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -134,6 +147,22 @@ impl Metrics {
         self.tombstones_overdue.get_or_create_owned(&Why { why })
     }
 
+    /// Slices in which a node has missed changes of this coordinator.
+    pub(crate) fn missed_slices(&self, node: &NodeId) -> Gauge {
+        self.missed_slices.get_or_create_owned(&OfNode { node: node.to_string() })
+    }
+
+    /// A node that is no longer there has missed nothing.
+    pub(crate) fn forget_missed(&self, node: &NodeId) {
+        self.missed_slices.remove(&OfNode { node: node.to_string() });
+    }
+
+    /// Sets of other coordinators that were taken over: those that were left with their duty, or those that are lost, so that all slices
+    /// are compared.
+    pub(crate) fn missed_taken_over(&self, is_there: bool) -> Counter {
+        self.missed_taken_over.get_or_create_owned(&TakenOver { extent: if is_there { "partial" } else { "full" } })
+    }
+
     /// Steps of tenants' moves that this coordinator has published.
     pub(crate) fn moves_published(&self, step: &'static str) -> Counter {
         self.moves_published.get_or_create_owned(&Published { step })
@@ -198,7 +227,14 @@ impl Metrics {
             drop(self.healing_running(kind));
             drop(self.healing_overdue(kind));
         }
-        let help = "Passes of healing that have ended, by kind (compare, catch-up, fill) and result";
+        [true, false].into_iter().for_each(|is_there| drop(self.missed_taken_over(is_there)));
+        let help =
+            "Slices (of 65536) in which a node has missed changes of this coordinator that are not made good yet";
+        registry.register("witan_missed_slices", help, self.missed_slices.clone());
+        let help = "What other coordinators knew that nodes have missed, taken over: the slices (partial), or, where they are lost, all \
+                    ranges of the node (full)";
+        registry.register("witan_missed_taken_over", help, self.missed_taken_over.clone());
+        let help = "Passes of healing that have ended, by kind (compare, missed, catch-up, fill) and result";
         registry.register("witan_healing_passes", help, self.passes.clone());
         let help = "Records compared on all replicas by healing";
         registry.register("witan_healing_records", help, self.records.clone());

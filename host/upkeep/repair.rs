@@ -250,6 +250,7 @@ fn describe(sweep: &Sweep) -> String {
         (None, true) => "all ranges",
         (None, false) => "part of the ring",
     };
+    let part = &sweep.slices.as_ref().map_or_else(|| (*part).to_owned(), |slices| format!("{slices:?} of {part}"));
     sweep.tenant.as_ref().map_or_else(|| format!("repair {part}"), |tenant| format!("repair {part} of tenant {tenant}"))
 }
 

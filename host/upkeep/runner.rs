@@ -55,7 +55,7 @@ impl Kind {
             // Tenants that are deleted at the same time. Each task works on up to sixteen nodes at once.
             Self::Removal => 16,
             // One of each kind of duty: a day's comparison and a filled store must not wait for each other.
-            Self::Healing => 3,
+            Self::Healing => 4,
         }
     }
 

@@ -27,9 +27,11 @@ use witan_kernel::failure::Failure;
 use witan_kernel::fault::Fault;
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
+use witan_kernel::placement::Tokens;
 use witan_kernel::replica::Place;
-use witan_kernel::ring::{ReplicaRange, Rings};
+use witan_kernel::ring::{Preference, ReplicaRange, Rings};
 use witan_kernel::scan::{Ranges, Standing, Step, Trust};
+use witan_kernel::slice::Slices;
 
 use witan_coordinate::{Coordinator, World};
 
@@ -65,6 +67,8 @@ pub struct Sweep {
     pub factors: Vec<u8>,
     /// Only ranges of which one of these nodes holds a replica, and only their new stores; `None`: of all nodes.
     pub of: Option<BTreeSet<NodeId>>,
+    /// Only these slices of them; `None`: all.
+    pub slices: Option<Slices>,
     /// Whether new stores are admitted, filled and put on record, if it is a sweep of everything.
     pub fills: bool,
     /// Rate limit, records per second; 0: unlimited.
@@ -98,6 +102,7 @@ impl Sweep {
             after: None,
             factors: Vec::new(),
             of: None,
+            slices: None,
             fills: true,
             records_per_second: 0,
             bytes_per_second: 0,
@@ -109,7 +114,12 @@ impl Sweep {
 
     /// True for the whole ring and all tenants, from the beginning, with the new stores that it finds.
     pub fn is_everything(&self) -> bool {
-        self.fills && self.tenant.is_none() && self.from == 0 && self.to == u64::MAX && self.after.is_none()
+        self.fills
+            && self.slices.is_none()
+            && self.tenant.is_none()
+            && self.from == 0
+            && self.to == u64::MAX
+            && self.after.is_none()
     }
 
     /// True for a node whose new store it may admit, fill and put on record.
@@ -133,6 +143,8 @@ pub struct Swept {
     pub skipped: u64,
     /// Keys that were deleted long ago, and of which every replica has dropped what it had.
     pub collected: u64,
+    /// Records of tenants that need two placements, of which only the present one was compared.
+    pub unsettled: u64,
     /// Bytes of records read.
     pub bytes: u64,
     /// Bytes of merges that replicas have stored.
@@ -175,6 +187,13 @@ impl Swept {
     pub fn is_complete(&self) -> bool {
         self.ranges_done == self.ranges_total && self.ranges_incomplete == 0 && self.failed == 0
     }
+}
+
+/// The parts of a range that lie in others, which are in order.
+fn within(range: Tokens, others: &[Tokens]) -> Vec<Tokens> {
+    let begin = others.partition_point(|(_, last)| *last < range.0);
+    let overlapping = others[begin..].iter().take_while(|(first, _)| *first <= range.1);
+    overlapping.map(|(first, last)| ((*first).max(range.0), (*last).min(range.1))).collect()
 }
 
 /// A sweep's progress, for the list of tasks.
@@ -314,17 +333,17 @@ impl<'a, W: World> Sweeping<'a, W> {
         let of = self.sweep.of.clone();
         let concerned =
             |replicas: &[NodeId]| of.as_ref().is_none_or(|of| replicas.iter().any(|node| of.contains(node)));
+        let of_slices = self.sweep.slices.as_ref().map(Slices::tokens);
         let mut parts = Vec::new();
-        for ((first, last), versions) in self.rings.replica_ranges(&self.sweep.factors) {
-            if last < from || first > to {
+        for ((first, last), mut versions) in self.rings.replica_ranges(&self.sweep.factors) {
+            versions.retain(|(_, replicas)| concerned(replicas));
+            if last < from || first > to || versions.is_empty() {
                 continue;
             }
-            let (first, last) = (first.max(from), last.min(to));
-            let versions = versions.into_iter().filter(|(_, replicas)| concerned(replicas));
-            let range = |replicas| ReplicaRange { from: first, to: last, replicas };
-            let part: Vec<Versioned> = versions.map(|(version, replicas)| (version, range(replicas))).collect();
-            if !part.is_empty() {
-                parts.push(part);
+            let whole = (first.max(from), last.min(to));
+            for (first, last) in of_slices.as_ref().map_or_else(|| vec![whole], |slices| within(whole, slices)) {
+                let range = |replicas: &Preference| ReplicaRange { from: first, to: last, replicas: replicas.clone() };
+                parts.push(versions.iter().map(|(version, replicas)| (*version, range(replicas))).collect());
             }
         }
         if self.sweep.bytes_per_second > 0 && Fault::HealingSkipsRange.is_on() {

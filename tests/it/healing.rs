@@ -1,6 +1,7 @@
 //! What a cluster does by itself: nobody reads, and nobody runs `witan repair`.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use witan_wire::v1;
 
@@ -19,9 +20,9 @@ fn healing(admit_after: &'static str) -> Vec<(&'static str, &'static str)> {
     ]
 }
 
-async fn cluster(admit_after: &'static str) -> Cluster {
+async fn cluster(admit_after: &'static str, synced: bool) -> Cluster {
     let settings = healing(admit_after).into_iter().map(|(name, value)| (name, value.to_owned())).collect();
-    Cluster::with(Setup { synced: false, settings, ..Setup::default() }).await
+    Cluster::with(Setup { synced, settings, ..Setup::default() }).await
 }
 
 async fn tenants(api: &Api) {
@@ -74,6 +75,15 @@ async fn passes(admin: SocketAddr, kind: &str, count: f64) {
     eventually(&format!("{count} passes: {kind}"), async || (metric(admin, &name).await >= count).then_some(())).await;
 }
 
+async fn listed(api: &Api) -> v1::ListStorageNodesResponse {
+    api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.expect("listed").into_inner()
+}
+
+/// What is on record that the third node has missed.
+async fn owed(api: &Api) -> Option<v1::HealingDuty> {
+    listed(api).await.healing.into_iter().find(|duty| duty.kind == "missed" && duty.range == "node-3")
+}
+
 /// Waits until the coordinator reaches this number of nodes.
 async fn reaches(api: &Api, nodes: usize) {
     eventually("the coordinator has noticed", async || {
@@ -85,7 +95,7 @@ async fn reaches(api: &Api, nodes: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_was_away_is_level_again_without_reads_and_without_a_repair() {
-    let mut cluster = cluster("15m").await;
+    let mut cluster = cluster("15m", true).await;
     let api = cluster.api();
     tenants(&api).await;
     write_all(&api, "before").await;
@@ -95,23 +105,30 @@ async fn a_node_that_was_away_is_level_again_without_reads_and_without_a_repair(
     reaches(&api, NODES - 1).await;
     write_all(&api, "meanwhile").await;
     api.delete(delete("t", "key-0")).await.expect("deleted");
+    let third = listed(&api).await.nodes.remove(2);
+    assert!(
+        third.state_message.contains("catching up: ") && third.state_message.contains(" of 65536 slices missed"),
+        "{third:?}"
+    );
+    let duty = eventually("it is on record", async || owed(&api).await).await;
+    assert!(duty.wanted && !duty.coordinator_id.is_empty(), "{duty:?}");
     cluster.start_node(2).await;
     cluster.all_reachable().await;
     assert!(differing(&cluster).await > 0, "it has missed something");
 
-    passes(cluster.admin(), "catch-up", 1.0).await;
+    passes(cluster.admin(), "missed", 1.0).await;
     eventually("the node is level", async || (differing(&cluster).await == 0).then_some(())).await;
-    let listed = api.client().list_storage_nodes(v1::ListStorageNodesRequest {}).await.expect("listed").into_inner();
-    let duty = listed.healing.iter().find(|duty| duty.kind == "catch-up").expect("it is on record");
-    assert!(duty.range == "node-3" && !duty.wanted && duty.complete_age_seconds.is_some(), "{duty:?}");
-    assert!(metric(cluster.admin(), "witan_healing_repaired_total{kind=\"catch-up\"}").await >= KEYS as f64);
+    eventually("it is off the record", async || owed(&api).await.is_none().then_some(())).await;
+    assert_eq!(listed(&api).await.nodes.remove(2).state_message, "");
+    assert!(metric(cluster.admin(), "witan_healing_repaired_total{kind=\"missed\"}").await >= KEYS as f64);
+    assert_eq!(metric(cluster.admin(), "witan_missed_slices{node=\"node-3\"}").await, 0.0);
     let (_, ready) = get(cluster.admin(), "/readyz").await.expect("an answer");
     assert_eq!(ready, "ok\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_folder_is_filled_once_it_has_waited_and_never_if_that_is_turned_off() {
-    let mut cluster = cluster("0").await;
+    let mut cluster = cluster("0", false).await;
     let api = cluster.api();
     tenants(&api).await;
     write_all(&api, "v").await;
@@ -168,6 +185,82 @@ async fn another_coordinator_goes_on_when_the_one_that_began_has_died() {
     assert!(differing_of(one, three).await > 0, "it has missed something");
     // Whatever it has claimed by now, or was about to claim.
     company.coordinators[0].process = None;
-    passes(second, "catch-up", 1.0).await;
+    passes(second, "missed", 1.0).await;
     eventually("the node is level", async || (differing_of(one, three).await == 0).then_some(())).await;
+    assert_eq!(metric(second, "witan_missed_taken_over_total{extent=\"full\"}").await, 1.0);
+}
+
+/// Keys that are there, of which few are written while a node is away, and the bytes of a value.
+const MANY: usize = 2000;
+const FEW: usize = 30;
+const VALUE: usize = 1000;
+
+/// For how long the node is away: 20 s, or `WITAN_IT_AWAY_SECONDS`.
+fn away() -> Duration {
+    let given = std::env::var("WITAN_IT_AWAY_SECONDS").ok().map(|seconds| seconds.parse().expect("a number"));
+    Duration::from_secs(given.unwrap_or(20))
+}
+
+/// The bytes of the records that the third node has otherwise than the first one, as the first one has them.
+async fn bytes_differing(cluster: &Cluster) -> usize {
+    let mut bytes = 0;
+    for n in 0..FEW {
+        let key = format!("many-{n}");
+        let here = record(cluster.node_address(0), "t", &key).await;
+        if record(cluster.node_address(2), "t", &key).await != here {
+            bytes += here.map_or(0, |record| record.len());
+        }
+    }
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_hangs_for_a_while_gets_what_it_has_missed_and_nothing_else_is_read() {
+    let mut cluster = cluster("15m", false).await;
+    let api = cluster.api();
+    api.tenant("t", |_| {}).await;
+    for n in 0..MANY {
+        api.write(write("t", &format!("many-{n}"), vec![7; VALUE])).await.expect("written");
+    }
+    passes(cluster.admin(), "compare", 16.0).await;
+    let compared = |what: &'static str, kind: &'static str| {
+        let (admin, name) = (cluster.admin(), format!("witan_healing_{what}_total{{kind=\"{kind}\"}}"));
+        async move { metric(admin, &name).await }
+    };
+    let repaired = compared("repaired", "missed").await;
+    cluster.node(2).stop().await;
+    let (began, mut round) = (Instant::now(), 0_u8);
+    while began.elapsed() < away() {
+        for n in 0..FEW {
+            // The first ones may wait for the node that hangs.
+            drop(api.write(write("t", &format!("many-{n}"), vec![round; VALUE])).await);
+        }
+        round = round.wrapping_add(1);
+    }
+    cluster.node(2).signal("CONT");
+    cluster.all_reachable().await;
+    let back = Instant::now();
+    let differed = bytes_differing(&cluster).await;
+    assert!(differed >= (FEW - 2) * VALUE, "{differed} bytes differ");
+    eventually("the node is level", async || (bytes_differing(&cluster).await == 0).then_some(())).await;
+    let level = back.elapsed();
+    eventually("it is off the record", async || owed(&api).await.is_none().then_some(())).await;
+
+    let (scanned, read) = (compared("records", "missed").await, compared("read_bytes", "missed").await);
+    let (sent, full) = (compared("sent_bytes", "missed").await, compared("read_bytes", "compare").await);
+    let repaired = compared("repaired", "missed").await - repaired;
+    println!(
+        "away for {:?}: {differed} bytes differed, level {level:?} after it was back: {scanned} records scanned, {read} bytes read, {sent} \
+         bytes sent in {repaired} merges; a full comparison has read {full} bytes",
+        away()
+    );
+    assert!(sent <= 2.0 * differed as f64, "{sent} bytes sent, {differed} differed");
+    assert!(read * 10.0 <= full, "{read} bytes read, a full pass reads {full}");
+    assert!(scanned <= 4.0 * FEW as f64, "{scanned} records scanned");
+
+    // It acknowledges before it syncs: started again, it may lack what nobody has noted.
+    cluster.kill_node(2);
+    cluster.start_node(2).await;
+    passes(cluster.admin(), "catch-up", 1.0).await;
+    assert_eq!(bytes_differing(&cluster).await, 0);
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use witan_control::register;
 use witan_control::stores::Progress;
 use witan_coordinate::{
-    Coordinator, Defaults, Ports, ReadAnswer, ReadRequest, Respond, UnderWay, WriteRequest, Written,
+    Coordinator, Defaults, MissedChanges, Ports, ReadAnswer, ReadRequest, Respond, UnderWay, WriteRequest, Written,
 };
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
@@ -24,7 +24,7 @@ use witan_kernel::scan::{Ranges, Standing};
 use witan_kernel::tenant::Tenant;
 use witan_memory::MemoryMetadata;
 use witan_peer::Lanes;
-use witan_upkeep::{Healing, HealingConfig, Sweep, Upkeep};
+use witan_upkeep::{Healing, HealingConfig, Missed, Sweep, Upkeep};
 
 use crate::collapses::Collapsed;
 use crate::follower::{self, learn};
@@ -129,6 +129,7 @@ impl CoordinatorMachine {
         self.watch_stores(Arc::clone(&lanes));
         let (reached, follows) = (Arc::clone(&lanes), Arc::clone(&lanes));
         let (collapses, reported) = witan_upkeep::reports();
+        let missed = Arc::<Missed>::default();
         let ports = Ports {
             clock: self.clock.clone(),
             randomness: self.shared.dice.clone(),
@@ -137,13 +138,14 @@ impl CoordinatorMachine {
             tenants: self.view.clone(),
             plugins: Arc::new(self.shared.plugins.clone()),
             collapses: self.shared.collapsed.noting(collapses),
+            missed: Arc::clone(&missed) as Arc<dyn MissedChanges>,
         };
         let rings = known.as_ref().map_or_else(|| self.shared.rings.clone(), follower::Known::rings);
         let keys = context_keys(self.shared.metadata.as_ref()).await;
         let coordinator = Coordinator::new(ports, rings, keys, Defaults::default());
         coordinator.set_names(self.shared.asks);
         self.follow_context_keys(Arc::downgrade(&coordinator));
-        let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), self.metadata()));
+        let upkeep = Arc::new(Upkeep::new(Arc::clone(&coordinator), self.metadata()).with_missed(missed));
         upkeep.set_collects(true);
         tokio::spawn(Upkeep::collapse_reported(Arc::downgrade(&upkeep), reported));
         if let Some(config) = self.shared.heals.clone() {

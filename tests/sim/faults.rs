@@ -111,7 +111,7 @@ fn recorded_in_scenes(fault: Fault) -> Option<&'static str> {
     }
 }
 
-/// The same, of placement changes and of collection.
+/// The same, of placement changes, of collection, and of what replicas have missed.
 fn recorded_of_moves(fault: Fault) -> Option<&'static str> {
     match fault {
         Fault::MoveCountsUnion => Some("split:10"),
@@ -131,6 +131,9 @@ fn recorded_of_moves(fault: Fault) -> Option<&'static str> {
         | Fault::CollectWithLeftovers
         | Fault::CollectWithoutEpoch
         | Fault::TombstonesBounce => None,
+        Fault::MissForgotten => Some("missed:10"),
+        Fault::MissEndsEarly => Some("missed:13"),
+        Fault::MissUnclaimed => Some("missed:19"),
         // Those of copies and of dropped rows are found by plays of their own: host/upkeep/tests/moves/faults.rs, host/node/clear/tests.rs.
         _ => None,
     }
@@ -181,6 +184,7 @@ fn best_scenario(fault: Fault) -> &'static str {
         | Fault::CollectUnconditional
         | Fault::CollectAskedOnce
         | Fault::TombstonesBounce => "buried",
+        Fault::MissForgotten | Fault::MissEndsEarly | Fault::MissUnclaimed => "missed",
         Fault::OneStampIsEnough => "drifting",
         Fault::StampNotRemembered => "outages",
         _ => "links",

@@ -6,8 +6,8 @@
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
 //! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`node`], [`simulated`], [`cluster`], [`follower`],
-//! [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`buried`], [`moves`], [`disks`], [`history`], [`check`], [`oracle`],
-//! [`faults`], [`scene`], [`scenes`], [`losses`], [`names`].
+//! [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`missed`], [`buried`], [`moves`], [`disks`], [`history`], [`check`],
+//! [`oracle`], [`faults`], [`scene`], [`scenes`], [`losses`], [`names`].
 
 // It runs in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -24,6 +24,7 @@ mod follower;
 mod healing;
 mod history;
 mod losses;
+mod missed;
 mod moves;
 mod names;
 mod nemesis;

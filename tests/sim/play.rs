@@ -19,6 +19,7 @@ use crate::fences;
 use crate::healing;
 use crate::history::Place;
 use crate::history::{INSPECTOR, Measured};
+use crate::missed;
 use crate::moves;
 use crate::nemesis::{Action, Link, Troubles, act, heal};
 use crate::plugins::Bound;
@@ -179,6 +180,7 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             Act::TryRepairOnFullDisks => try_repair(&stage, true).await,
             Act::Repair => repair(&stage).await,
             Act::Away { from_all } => healing::away(&stage, &mut clients, from_all).await,
+            Act::Miss { why, relapses } => missed::miss(&stage, &mut clients, why, relapses).await,
             Act::Level => healing::level(&stage).await,
             Act::Pass { hours } => buried::pass(&stage, hours).await,
             Act::DeleteAll => buried::delete_all(&stage, &mut inspector).await,

@@ -102,6 +102,8 @@ pub(crate) enum Act {
         /// From all.
         from_all: bool,
     },
+    /// A node misses changes while clients work, and may refuse at first what is sent to it afterwards.
+    Miss { why: Why, relapses: bool },
     /// Clients work, in a storm, while placement changes are asked for, each this many milliseconds after the one before.
     Move { operations: usize, storm: Storm, changes: Vec<(u64, Change)>, unaware: Option<Unaware> },
     /// All faults end, and so must all placement changes: every record is where it belongs, and nowhere else.
@@ -147,6 +149,25 @@ pub(crate) enum Change {
     Factor(usize, u8),
     /// The last change that was accepted is given up.
     TakeBack,
+}
+
+/// Why a node misses changes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Why {
+    /// It cannot be reached by anybody.
+    Away,
+    /// One coordinator cannot reach it.
+    FromOne,
+    /// It refuses them.
+    Full,
+    /// It is slow, and acknowledges most of them too late.
+    Slow,
+    /// It cannot be reached, and the coordinator that knows what it has missed crashes.
+    Dies,
+}
+
+impl Why {
+    pub(crate) const ALL: [Self; 5] = [Self::Away, Self::FromOne, Self::Full, Self::Slow, Self::Dies];
 }
 
 /// What happens once a tenant has come to a step, this many milliseconds later.
@@ -226,7 +247,7 @@ pub(crate) struct Scenario {
 type Shape = (&'static str, fn(&mut StdRng, Scenario) -> Scenario);
 
 /// The scenarios.
-pub(crate) const SHAPES: [Shape; 37] = [
+pub(crate) const SHAPES: [Shape; 38] = [
     ("links", shapes::links),
     ("crashes", shapes::crashes),
     ("clocks", shapes::clocks),
@@ -262,6 +283,7 @@ pub(crate) const SHAPES: [Shape; 37] = [
     ("fenced", stores::fenced),
     ("healing", stores::healing),
     ("buried", stores::buried),
+    ("missed", stores::missed),
     ("moves", moving::moves),
     ("split", moving::split),
 ];

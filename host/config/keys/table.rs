@@ -292,7 +292,7 @@ pub const KEYS: &[Key] = &[
         "healing.rate",
         Size,
         "Bytes that a pass of healing reads from nodes per second: 64KiB to 1GiB. A coordinator has one pass of each kind at a time \
-            at most: of comparison, of catching up with nodes that were away, and of filling new stores.",
+            at most: of comparison, of sending nodes what they have missed, of catching up with all of a node, and of filling new stores.",
     )
     .default("4MiB")
     .reloads(),

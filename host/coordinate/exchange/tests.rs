@@ -24,7 +24,9 @@ use witan_kernel::siblings::{VersionVector, Write};
 use witan_kernel::tenant::Tenant;
 
 use super::*;
-use crate::{Defaults, NoCollapses, Ports, ReadAnswer, ReadRequest, WriteRequest, Written};
+use crate::{
+    Defaults, MissedChanges, NoCollapses, NothingNoted, Ports, ReadAnswer, ReadRequest, WriteRequest, Written,
+};
 
 #[derive(Clone)]
 struct Paused(Instant);
@@ -154,6 +156,10 @@ impl World for InMemory {
 }
 
 fn coordinator() -> (Arc<Coordinator<InMemory>>, Arc<Nodes>) {
+    coordinator_noting(Arc::new(NothingNoted))
+}
+
+fn coordinator_noting(missed: Arc<dyn MissedChanges>) -> (Arc<Coordinator<InMemory>>, Arc<Nodes>) {
     let nodes = Arc::new(Nodes::default());
     let ports = Ports {
         clock: Paused(Instant::now()),
@@ -163,6 +169,7 @@ fn coordinator() -> (Arc<Coordinator<InMemory>>, Arc<Nodes>) {
         tenants: Anyone,
         plugins: Arc::new(NoPlugins),
         collapses: Arc::new(NoCollapses),
+        missed,
     };
     let placed = ["a", "b", "c"].map(|node| (NodeId::new(node).unwrap(), 4));
     let keys = ContextKeys::new(Era::default(), &[(1, [1; 32])]).unwrap();
@@ -465,4 +472,87 @@ async fn a_write_responds_at_its_quorum_and_waits_for_the_rest() {
     nodes.answer(Err(ReplicaError::Late));
     coordinator.drained().await;
     assert_eq!(coordinator.metrics().replicas_missed.get(), 1);
+}
+
+/// The nodes that have missed something.
+#[derive(Default)]
+struct Noted(Mutex<Vec<String>>);
+
+impl MissedChanges for Noted {
+    fn missed(&self, node: &NodeId, slice: Slice) {
+        assert_eq!(slice, Slice::of(witan_kernel::ring::token(&tenant(), key().bytes())));
+        self.0.lock().unwrap().push(node.to_string());
+    }
+}
+
+/// Writes a register, of which two replicas acknowledge the merge, and the third has this outcome; `None`: none before the deadline.
+/// Returns the nodes that are noted, and the third replica.
+async fn noted_after(outcome: Option<Outcome>) -> (Vec<String>, String) {
+    let noted = Arc::new(Noted::default());
+    let (coordinator, nodes) = coordinator_noting(Arc::clone(&noted) as Arc<dyn MissedChanges>);
+    let written = write_that_arrived(&coordinator, Duration::ZERO, Duration::from_secs(1));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    (0..2).for_each(|_| nodes.answer(Ok(Answer::Stamp { stands: None, known: None })));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    nodes.open().retain(|(ask, _)| matches!(ask, Ask::Merge { .. }));
+    (0..2).for_each(|_| nodes.answer(merged()));
+    let third = nodes.asked()[0].0.clone();
+    written.await.unwrap().unwrap();
+    assert!(noted.0.lock().unwrap().is_empty(), "the third one may acknowledge it yet");
+    outcome.into_iter().for_each(|outcome| nodes.answer(outcome));
+    coordinator.drained().await;
+    let noted = noted.0.lock().unwrap().clone();
+    (noted, third)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_has_not_acknowledged_a_change_is_noted_when_the_operation_ends() {
+    assert_eq!(noted_after(Some(merged())).await.0, Vec::<String>::new());
+    let ways = [None, Some(ReplicaError::Overloaded), Some(ReplicaError::Late)];
+    for why in ways {
+        let (noted, third) = noted_after(why.clone().map(Err)).await;
+        assert_eq!(noted, [third], "{why:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_half_done_is_noted_and_what_only_repairs_is_not() {
+    let noted = Arc::new(Noted::default());
+    let (coordinator, nodes) = coordinator_noting(Arc::clone(&noted) as Arc<dyn MissedChanges>);
+    // As when the task is dropped or has panicked.
+    let plan = coordinator
+        .plan(crate::plan::Asks {
+            operation: witan_kernel::hook::Operation::Write,
+            tenant: &tenant(),
+            key: &key(),
+            level: None,
+            value_bytes: 1,
+            arrived: coordinator.arrival(None),
+            timeout: None,
+        })
+        .await
+        .unwrap();
+    let mut exchange = Exchange::new(Arc::clone(&coordinator), plan);
+    exchange.begin_change();
+    let mut round = merge_of_two();
+    {
+        let mut driven = pin!(exchange.drive(Phase::Merge, &mut round));
+        assert!(futures::poll!(driven.as_mut()).is_pending());
+        nodes.answer(merged());
+        assert!(futures::poll!(driven.as_mut()).is_pending());
+    }
+    drop(exchange);
+    assert_eq!(noted.0.lock().unwrap().len(), 3, "an answer that nobody has looked at does not count");
+    noted.0.lock().unwrap().clear();
+    nodes.open().clear();
+
+    let answer = read(&coordinator);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    nodes.answer(Ok(Answer::Record(Some(stored(5, "old")))));
+    nodes.answer(Ok(Answer::Record(Some(stored(9, "new")))));
+    answer.await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(nodes.asked().iter().any(|(_, ask)| matches!(ask, Ask::Merge { .. })), "it repairs");
+    coordinator.drained().await;
+    assert!(noted.0.lock().unwrap().is_empty());
 }

@@ -36,6 +36,13 @@ pub trait Replicas: Send + Sync + 'static {
         0
     }
 
+    /// How often the node's store was opened, as it has said last, if that acknowledges before it syncs; 0: it syncs first, or does not
+    /// say. Another number than before means that it may lack what it has acknowledged. Cheap.
+    fn unsynced_boot(&self, node: &NodeId) -> u64 {
+        let _ = node;
+        0
+    }
+
     /// False when the node has not named [`crate::capability::FENCES`] in its last handshake. One that has not been met yet may have it.
     fn has_fences(&self, node: &NodeId) -> bool {
         let _ = node;
@@ -144,6 +151,10 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn outages(&self, node: &NodeId) -> u64 {
         (**self).outages(node)
+    }
+
+    fn unsynced_boot(&self, node: &NodeId) -> u64 {
+        (**self).unsynced_boot(node)
     }
 
     fn has_fences(&self, node: &NodeId) -> bool {

@@ -13,7 +13,9 @@ pub const UPKEEP_CLAIM_MS: u64 = 5 * 60 * 1000;
 pub const UPKEEP_CURSOR_BYTES: usize = 2048;
 /// Longest name of a range, in bytes: a node's id.
 pub const UPKEEP_RANGE_BYTES: usize = 128;
-/// Most duties on record: one for each of the most nodes there can be, and a few for parts of the ring.
+/// Most duties on record: one for each of the most nodes there can be, and a few for parts of the ring. Those of [`DutyKind::Missed`] are
+/// counted apart, with the same limit: one for each coordinator of a node that misses something now. Beyond it, the node is compared in all
+/// of its ranges instead.
 pub const DUTIES: usize = 1200;
 
 /// A kind of work that a cluster does by itself.
@@ -27,13 +29,16 @@ pub enum DutyKind {
     Fill,
     /// Leads [placement changes](crate::placement): moves the records of tenants.
     Place,
+    /// Sends a node what it has missed of one coordinator's changes. On record while that coordinator knows of any, and claimed by it for
+    /// as long as it lives: without a live holder, the knowledge is lost, and the node is to be compared in all of its ranges.
+    Missed,
 }
 
 impl DutyKind {
     /// Every kind, in the order in which they are listed.
-    pub const ALL: [Self; 4] = [Self::Compare, Self::CatchUp, Self::Fill, Self::Place];
+    pub const ALL: [Self; 5] = [Self::Compare, Self::CatchUp, Self::Fill, Self::Place, Self::Missed];
     /// Those that make replicas level again.
-    pub const HEALING: [Self; 3] = [Self::Compare, Self::CatchUp, Self::Fill];
+    pub const HEALING: [Self; 4] = [Self::Compare, Self::CatchUp, Self::Fill, Self::Missed];
 
     /// The kind's name in the metadata store, metrics and logs.
     pub fn as_str(self) -> &'static str {
@@ -42,12 +47,18 @@ impl DutyKind {
             Self::CatchUp => "catch-up",
             Self::Fill => "fill",
             Self::Place => "placement",
+            Self::Missed => "missed",
         }
     }
 
     /// Reads its name.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+
+    /// True for kinds whose duties are counted together against [`DUTIES`].
+    pub fn counts_with(self, other: Self) -> bool {
+        (self == Self::Missed) == (other == Self::Missed)
     }
 }
 
@@ -56,7 +67,7 @@ impl DutyKind {
 pub struct Duty {
     /// What is done.
     pub kind: DutyKind,
-    /// Where: the number of a part of the ring, a node's id, or all of it; 1..=128 bytes.
+    /// Where: the number of a part of the ring, a node's id, alone or with the instance of a coordinator, or all of it; 1..=128 bytes.
     pub range: String,
 }
 

@@ -21,6 +21,8 @@ mod fences;
 mod migrations;
 mod upkeep;
 
+pub use upkeep::duties_are_bounded;
+
 /// Lets this many milliseconds pass on the store's clock.
 pub type Pass<'a> = &'a dyn Fn(u64) -> Pin<Box<dyn Future<Output = ()>>>;
 

@@ -11,7 +11,9 @@ impl State {
         named_duty(duty)?;
         match self.duties.get(duty) {
             Some(known) => Ok(known.clone()),
-            None if self.duties.len() >= DUTIES => Err(too_many_duties()),
+            None if self.duties.keys().filter(|known| known.kind.counts_with(duty.kind)).count() >= DUTIES => {
+                Err(too_many_duties())
+            }
             None => Ok(DutyOnRecord::new(duty.clone())),
         }
     }

@@ -26,7 +26,7 @@ use witan_wire::replica::{Arrived, answer_to_wire, malformed_to_wire};
 use witan_wire::v1::{ExchangeRequest, ExchangeResponse, Frame, Hello, ReplicaAnswer, ReplicaRequest, Welcome};
 
 use super::{CAPABILITIES, Storage};
-use crate::batch::{Answers, Deliver, Item};
+use crate::batch::{Answers, Deliver, Durability, Item};
 use crate::driver::{Driver, Time};
 use crate::store::Store;
 
@@ -355,6 +355,10 @@ fn welcome(hello: &Hello, node: &NodeId, driver: &dyn Driver, clock: &dyn Time) 
         not_on_record: !driver.store().is_on_record(),
         fence: driver.store().fences().highest(),
         monotonic_micros: shown(clock),
+        unsynced_boot: match driver.durability() {
+            Durability::Sync => 0,
+            Durability::Os => driver.store().boot(),
+        },
     })
 }
 

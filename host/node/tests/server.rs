@@ -524,10 +524,11 @@ async fn what_a_node_has_entered_it_remembers_across_a_start() {
         ranges: vec![0, u64::MAX],
         ..ClearRangeRequest::default()
     };
-    for already in [false, true, true] {
+    for (boot, already) in [(1, false), (2, true), (3, true)] {
         let node = run(config(&folder)).await;
         let (lane, welcome) = Lane::open(&node.client, hello()).await.unwrap();
         assert_eq!(welcome.fence, if already { 7 } else { 0 });
+        assert_eq!(welcome.unsynced_boot, boot, "it may have lost something each time");
         let answer = node.client.clone().clear_range(enter.clone()).await.unwrap().into_inner();
         assert_eq!((answer.already, answer.done), (already, true));
         drop(lane);

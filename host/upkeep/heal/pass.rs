@@ -21,21 +21,33 @@ use crate::sweep::{Stopped, Sweep, Swept};
 /// How long a claim lasts without renewal: so long does the work of a coordinator wait that has died. Milliseconds.
 pub(super) const CLAIM_MS: u64 = 30_000;
 /// How often it is renewed, and how far the pass is put on record: a third of that.
-const RENEW: Duration = Duration::from_secs(10);
+pub(super) const RENEW: Duration = Duration::from_secs(10);
 /// Version of the cursors of passes: it is followed by flags, and the cursor of a sweep.
 const CURSOR: u8 = 1;
 /// The flag of a pass in which something could not be done.
 const INCOMPLETE: u8 = 1;
 
 /// How a pass ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Ended {
     /// Everything was done.
     Complete,
     /// Something could not be done.
     Incomplete,
     /// It goes on elsewhere, or later.
+    #[default]
     Interrupted,
+}
+
+/// The end of a pass.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// How it ended.
+    pub(super) ended: Ended,
+    /// The nodes that it was for; empty: all.
+    pub(super) of: BTreeSet<NodeId>,
+    /// What it has done until then.
+    pub(super) swept: Swept,
 }
 
 impl Ended {
@@ -110,9 +122,23 @@ impl<W: World> Pass<W> {
     }
 
     /// Works until the end, until the claims are lost, or until `stopping` turns true.
-    pub(super) async fn run(mut self, mut stopping: watch::Receiver<bool>) -> Ended {
+    pub(super) async fn run(mut self, mut stopping: watch::Receiver<bool>) -> Outcome {
+        let ended = self.work(&mut stopping).await;
+        Outcome { ended, of: self.sweep.of.unwrap_or_default(), swept: self.counted }
+    }
+
+    /// What it does, for people.
+    fn what(&self) -> String {
+        if let (Some(slices), Some(of)) = (&self.sweep.slices, &self.sweep.of) {
+            let nodes: Vec<&str> = of.iter().map(NodeId::as_str).collect();
+            return format!("{} {}: {slices:?}", self.kind.as_str(), nodes.join(", "));
+        }
         let what: Vec<String> = self.claims.iter().map(|claim| claim.duty.to_string()).collect();
-        let what = what.join(", ");
+        what.join(", ")
+    }
+
+    async fn work(&mut self, stopping: &mut watch::Receiver<bool>) -> Ended {
+        let what = self.what();
         let repair = match self.healing.upkeep.begin_sweep(Kind::Healing, self.sweep.clone()).await {
             Ok(repair) => repair,
             Err(error) => {
@@ -138,7 +164,7 @@ impl<W: World> Pass<W> {
                         break None;
                     }
                 }
-                () = stopped(&mut stopping) => break None,
+                () = stopped(stopping) => break None,
             }
         };
         // A sweep without a receiver of its reports stops after the work in flight. What it has reported is done.
@@ -184,6 +210,10 @@ impl<W: World> Pass<W> {
         match self.kind {
             DutyKind::Compare => !swept.missing.is_empty() || swept.failed > 0 || swept.ranges_incomplete > 0,
             DutyKind::CatchUp => nodes(&self.claims).iter().any(|node| swept.missing.contains_key(node)),
+            DutyKind::Missed => {
+                let is_missing = |of: &BTreeSet<NodeId>| of.iter().any(|node| swept.missing.contains_key(node));
+                self.sweep.of.as_ref().is_some_and(is_missing) || swept.unsettled > 0
+            }
             DutyKind::Fill => !swept.unfilled.is_empty(),
             // Not a pass of healing.
             DutyKind::Place => false,

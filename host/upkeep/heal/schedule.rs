@@ -5,6 +5,7 @@ use std::time::Duration;
 use witan_kernel::backoff::seed;
 use witan_kernel::limit::LONGEST_DEADLINE;
 use witan_kernel::name::NodeId;
+use witan_kernel::port::upkeep::UPKEEP_RANGE_BYTES;
 use witan_kernel::port::{Duties, Duty, DutyKind, DutyOnRecord};
 
 use super::HealingConfig;
@@ -16,6 +17,8 @@ pub(super) const PARTS: u64 = 16;
 const LIFE_MS: u64 = LONGEST_DEADLINE.as_millis() as u64;
 /// Coordinators wait up to this long beyond it, each differently, so that they do not claim in step. Milliseconds.
 const JITTER_MS: u64 = 2000;
+/// Longest name of a node in the duty of what it has missed: the rest is a slash and an instance.
+const SHORT: usize = UPKEEP_RANGE_BYTES - 33;
 /// Most nodes that one pass catches up with: each has a claim that is renewed.
 const TOGETHER: usize = 32;
 /// Pause after a pass over a node that was away has ended: one that comes and goes must not be read without end. Milliseconds.
@@ -30,10 +33,28 @@ pub(super) fn catch_up(node: &NodeId) -> Duty {
     Duty { kind: DutyKind::CatchUp, range: node.as_str().to_owned() }
 }
 
+/// The duty of sending a node what it has missed of the changes of one coordinator. Of a long id only the beginning is there, and what
+/// tells it from others, so that there is room for the instance.
+pub(super) fn missed(node: &NodeId, instance: &[u8; 16]) -> Duty {
+    Duty { kind: DutyKind::Missed, range: format!("{}/{:032x}", short(node), u128::from_be_bytes(*instance)) }
+}
+
+fn short(node: &NodeId) -> String {
+    let id = node.as_str();
+    if id.len() <= SHORT { id.to_owned() } else { format!("{}~{:016x}", &id[..SHORT - 17], seed(&[id.as_bytes()])) }
+}
+
+/// The node that such a duty is for, of those that are there.
+pub(super) fn of_missed<'a>(duty: &Duty, nodes: &'a [NodeId]) -> Option<&'a NodeId> {
+    let (node, _) = duty.range.split_once('/')?;
+    nodes.iter().find(|known| short(known) == node)
+}
+
 /// True for a duty that was asked for and that no pass has done completely since. A pass that began while operations could still miss the
 /// node does not count.
 pub fn is_wanted(known: &DutyOnRecord) -> bool {
-    known.wanted_ms > 0 && known.covered_ms < known.wanted_ms + LIFE_MS
+    // That of what a node has missed is on record for as long as it is.
+    known.duty.kind == DutyKind::Missed || known.wanted_ms > 0 && known.covered_ms < known.wanted_ms + LIFE_MS
 }
 
 /// The duty of comparing a part of the ring.
@@ -128,11 +149,17 @@ impl Schedule<'_> {
 
     /// For how long work of a kind has been due, if nobody has done any of it for long.
     /// Nodes that are away still are not late.
-    pub(super) fn overdue_ms(&self, kind: DutyKind, is_reachable: impl Fn(&NodeId) -> bool) -> Option<u64> {
+    pub(super) fn overdue_ms(
+        &self,
+        kind: DutyKind,
+        nodes: &[NodeId],
+        is_reachable: impl Fn(&NodeId) -> bool,
+    ) -> Option<u64> {
         let now_ms = self.duties.now_ms;
         let of_kind = || self.duties.duties.iter().filter(move |known| known.duty.kind == kind);
         let is_done = |known: &DutyOnRecord| known.until_ms.max(known.ended_ms) + OVERDUE_MS > now_ms;
-        if !self.config.anti_entropy || of_kind().any(is_done) {
+        // Each of what nodes have missed has a holder of its own.
+        if !self.config.anti_entropy || kind != DutyKind::Missed && of_kind().any(is_done) {
             return None;
         }
         let due = match kind {
@@ -141,6 +168,10 @@ impl Schedule<'_> {
                 let back =
                     of_kind().filter(|known| NodeId::new(&known.duty.range).is_ok_and(|node| is_reachable(&node)));
                 back.filter_map(|known| self.catch_up_due_ms(known)).min()
+            }
+            DutyKind::Missed => {
+                let of_reachable = |known: &&DutyOnRecord| of_missed(&known.duty, nodes).is_some_and(&is_reachable);
+                of_kind().filter(of_reachable).map(|known| known.until_ms).min()
             }
             // A store that waits has an alert of its own, and so does a tenant that is not moved.
             DutyKind::Fill | DutyKind::Place => None,
@@ -261,7 +292,7 @@ mod tests {
     fn what_nobody_does_is_reported() {
         let config = HealingConfig::default();
         let late = |duties: &Duties, kind, began_ms| {
-            Schedule { duties, config: &config, began_ms, seed: 0 }.overdue_ms(kind, |_| true).is_some()
+            Schedule { duties, config: &config, began_ms, seed: 0 }.overdue_ms(kind, &[], |_| true).is_some()
         };
         let long_ago = NOW_MS - DAY_MS;
         let none = duties(vec![]);
@@ -277,10 +308,40 @@ mod tests {
         assert!(late(&duties(vec![away(DAY_MS)]), DutyKind::CatchUp, long_ago));
         let off = HealingConfig { anti_entropy: false, ..HealingConfig::default() };
         let schedule = Schedule { duties: &none, config: &off, began_ms: long_ago, seed: 0 };
-        assert_eq!(schedule.overdue_ms(DutyKind::Compare, |_| true), None);
+        assert_eq!(schedule.overdue_ms(DutyKind::Compare, &[], |_| true), None);
         let (away, config) = (duties(vec![away(DAY_MS)]), HealingConfig::default());
         let schedule = Schedule { duties: &away, config: &config, began_ms: long_ago, seed: 0 };
-        assert_eq!(schedule.overdue_ms(DutyKind::CatchUp, |_| false), None, "it is not back yet");
+        assert_eq!(schedule.overdue_ms(DutyKind::CatchUp, &[], |_| false), None, "it is not back yet");
+    }
+
+    #[test]
+    fn what_a_coordinator_knew_that_has_died_is_reported_if_nobody_takes_it_over() {
+        let n1 = NodeId::new("n1").unwrap();
+        let config = HealingConfig::default();
+        let late = |left_ago_ms, reachable: bool| {
+            let until_ms = NOW_MS - left_ago_ms;
+            let known = DutyOnRecord { until_ms, ..DutyOnRecord::new(missed(&n1, &[1; 16])) };
+            let duties =
+                duties(vec![known, DutyOnRecord { until_ms: NOW_MS + 1, ..DutyOnRecord::new(missed(&n1, &[2; 16])) }]);
+            let schedule = Schedule { duties: &duties, config: &config, began_ms: NOW_MS - DAY_MS, seed: 0 };
+            schedule.overdue_ms(DutyKind::Missed, std::slice::from_ref(&n1), |_| reachable).is_some()
+        };
+        assert!(late(OVERDUE_MS, true) && !late(OVERDUE_MS - 1, true) && !late(OVERDUE_MS, false));
+    }
+
+    #[test]
+    fn a_duty_of_what_a_node_has_missed_names_the_node_and_the_coordinator() {
+        let nodes = ["n1".to_owned(), "n".repeat(95), "n".repeat(96), format!("{}m", "n".repeat(127)), "n".repeat(128)];
+        let nodes = nodes.map(|id| NodeId::new(id).unwrap());
+        assert_eq!(missed(&nodes[0], &[0xab; 16]).range, format!("n1/{}", "ab".repeat(16)));
+        for node in &nodes {
+            let duty = missed(node, &[1; 16]);
+            assert!(duty.range.len() <= UPKEEP_RANGE_BYTES && duty != missed(node, &[2; 16]));
+            assert_eq!(of_missed(&duty, &nodes), Some(node));
+            let others: Vec<NodeId> = nodes.iter().filter(|other| *other != node).cloned().collect();
+            assert_eq!(of_missed(&duty, &others), None);
+        }
+        assert_eq!(of_missed(&catch_up(&nodes[0]), &nodes), None);
     }
 
     #[test]

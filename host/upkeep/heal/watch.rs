@@ -15,8 +15,12 @@ pub(super) struct Reach {
     reachable: BTreeMap<NodeId, bool>,
     /// How often each has gone: one that is back before anybody looks has been away, too.
     outages: BTreeMap<NodeId, u64>,
-    /// Nodes that have gone or come back since this was last taken: what was written meanwhile may be missing there.
+    /// Nodes that have gone or come back since this was last taken: they may have missed something, or be about to.
     moved: BTreeSet<NodeId>,
+    /// How often the store of each was opened that acknowledges before it syncs.
+    boots: BTreeMap<NodeId, u64>,
+    /// Nodes whose store was opened again, and may lack what it had acknowledged.
+    reopened: BTreeSet<NodeId>,
 }
 
 /// The new stores of nodes.
@@ -46,13 +50,25 @@ impl Reach {
         let was = |node: &NodeId| before.get(node).copied().unwrap_or(true);
         let went =
             |node: &NodeId| outages_before.get(node).is_some_and(|before| self.outages.get(node) != Some(before));
-        let is_noticed = |_: &_| !Fault::ReturnUnnoticed.is_on();
-        let moved = self.reachable.iter().filter(|(node, is)| **is != was(node) || went(node)).filter(is_noticed);
+        let moved = self.reachable.iter().filter(|(node, is)| **is != was(node) || went(node));
         self.moved.extend(moved.map(|(node, _)| node.clone()));
+        let boots = on_record.iter().map(|node| (node.clone(), replicas.unsynced_boot(node))).collect();
+        let before = std::mem::replace(&mut self.boots, boots);
+        let is_reopened =
+            |(node, boot): &(&NodeId, &u64)| before.get(*node).is_some_and(|was| *was > 0 && was != *boot);
+        self.reopened.extend(self.boots.iter().filter(is_reopened).map(|(node, _)| node.clone()));
+        if Fault::ReturnUnnoticed.is_on() {
+            let was_away = |node: &NodeId| self.outages.get(node).is_some_and(|outages| *outages > 0);
+            self.reachable.iter_mut().filter(|(node, _)| was_away(node)).for_each(|(_, is)| *is = false);
+        }
     }
 
     pub(super) fn take_moved(&mut self) -> BTreeSet<NodeId> {
         std::mem::take(&mut self.moved)
+    }
+
+    pub(super) fn take_reopened(&mut self) -> BTreeSet<NodeId> {
+        std::mem::take(&mut self.reopened)
     }
 
     pub(super) fn is_reachable(&self, node: &NodeId) -> bool {

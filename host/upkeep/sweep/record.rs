@@ -8,6 +8,7 @@ use witan_kernel::failure::Failure;
 use witan_kernel::fault::Fault;
 use witan_kernel::limit::PerReplica;
 use witan_kernel::name::TenantId;
+use witan_kernel::placement::Step;
 use witan_kernel::port::Clock;
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::Place;
@@ -104,9 +105,13 @@ impl<W: World> Sweeping<'_, W> {
     }
 
     /// A tenant; `None` when it is deleted or unknown.
-    async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<Tenant>>, Failure> {
+    async fn tenant(&mut self, tenant: &TenantId) -> Result<Option<Arc<Tenant>>, Failure> {
         match self.coordinator.tenant(tenant).await {
-            Ok(tenant) => Ok(Some(tenant)),
+            Ok(tenant) => {
+                // A change must be at the replicas of both placements then, and the sweep compares those of one.
+                self.swept.unsettled += u64::from(tenant.moving.is_some_and(|moving| moving.step == Step::Cutover));
+                Ok(Some(tenant))
+            }
             Err(Failure::TenantNotFound(_)) => Ok(None),
             Err(failure) => Err(failure),
         }

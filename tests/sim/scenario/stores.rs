@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use witan_upkeep::HealingConfig;
 
-use super::{Act, FINALE, OVERTURE, Scenario, Scene, play};
+use super::{Act, FINALE, OVERTURE, Scenario, Scene, Why, play};
 use crate::nemesis::{Storm, Weather};
 
 /// A node runs on an empty disk for a while (its own is not mounted), and then gets its own disk back.
@@ -119,4 +119,30 @@ pub(super) fn buried(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     }
     acts.extend([Act::DeleteAll, Act::Pass { hours: 37 }, Act::Gone, FINALE]);
     play(scenario, acts)
+}
+
+/// Replicas miss changes in every way there is, and what coordinators have noted must make them level: nothing is compared routinely, once
+/// it has been at the beginning.
+pub(super) fn missed(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    (scenario.strict, scenario.manner.reads) = (true, 100);
+    let compare_every = Duration::from_secs(86_400);
+    scenario.heals = Some(HealingConfig { compare_every, ..HealingConfig::default() });
+    let relapses = rng.random();
+    let trouble = match Why::ALL.get(rng.random_range(0..=Why::ALL.len())) {
+        Some(why) => Act::Miss { why: *why, relapses },
+        None => {
+            // A coordinator that crashes takes with it what operations of its last moment have left undone.
+            let weather = Weather {
+                cuts: 6,
+                holds: 3,
+                crashes: 2,
+                full_disks: 3,
+                slow_disks: 1,
+                losses: 1,
+                ..Weather::default()
+            };
+            scenario.storm(rng, weather, 140)
+        }
+    };
+    play(scenario, vec![OVERTURE, Act::Idle { ms: 4000 }, Act::Calm { operations: 4 }, trouble, Act::Level, FINALE])
 }

@@ -2,7 +2,8 @@
 
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{
-    Claimant, Duty, DutyKind, Metadata, PassEnd, StoreError, UPKEEP_CLAIM_MS, UPKEEP_CURSOR_BYTES, UPKEEP_RANGE_BYTES,
+    Claimant, DUTIES, Duty, DutyKind, Metadata, PassEnd, StoreError, UPKEEP_CLAIM_MS, UPKEEP_CURSOR_BYTES,
+    UPKEEP_RANGE_BYTES,
 };
 
 use super::{Pass, join_all};
@@ -79,6 +80,21 @@ async fn wanted<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     metadata.want_duty(&gone).await.expect("wanted");
     metadata.forget_duty(&gone).await.expect("forgotten");
     metadata.forget_duty(&gone).await.expect("nothing to forget");
+}
+
+/// Duties of what nodes have missed are counted apart from all others, and both have a bound. Leaves a full table behind.
+pub async fn duties_are_bounded<M: Metadata>(metadata: &M) {
+    for kind in [DutyKind::Missed, DutyKind::CatchUp] {
+        let of_kind = |known: &Duty| (known.kind == DutyKind::Missed) == (kind == DutyKind::Missed);
+        let listed = metadata.duties().await.expect("duties").duties;
+        let room = DUTIES - listed.iter().filter(|known| of_kind(&known.duty)).count();
+        for number in 0..room {
+            metadata.want_duty(&duty(kind, &format!("many-{number}"))).await.expect("wanted");
+        }
+        let refused = metadata.claim_duty(&duty(kind, "one more"), claimant(1), 1000).await;
+        assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("1200")), "{kind:?}: {refused:?}");
+        metadata.want_duty(&duty(kind, "many-0")).await.expect("one that is there");
+    }
 }
 
 async fn refusals<M: Metadata>(metadata: &M) {

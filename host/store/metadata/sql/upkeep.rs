@@ -108,7 +108,12 @@ async fn known_or_new(db: &mut Db, duty: &Duty) -> Result<DutyOnRecord, StoreErr
     if let Some(known) = get(db, duty).await? {
         return Ok(known);
     }
-    let known = db.one("SELECT COUNT(*) AS known FROM upkeep_claims", &[]).await?.number::<usize>("known")?;
+    let sql = if duty.kind == DutyKind::Missed {
+        "SELECT COUNT(*) AS known FROM upkeep_claims WHERE kind = $1"
+    } else {
+        "SELECT COUNT(*) AS known FROM upkeep_claims WHERE kind <> $1"
+    };
+    let known = db.one(sql, &[Value::Text(DutyKind::Missed.as_str())]).await?.number::<usize>("known")?;
     if known >= DUTIES { Err(too_many_duties()) } else { Ok(DutyOnRecord::new(duty.clone())) }
 }
 

@@ -25,6 +25,7 @@ async fn keeps_the_contract_and_keeps_it_after_a_restart() {
     let first = open(&folder).await;
     contract::all(&first, &contract::sleep).await;
     contract::placement_changes_are_bounded(&first).await;
+    contract::duties_are_bounded(&first).await;
     let before = first.tenants(None, 1000).await.expect("tenants");
     first.close().await;
     assert!(matches!(first.nodes().await, Err(StoreError::Unavailable(_))), "closed");

@@ -1,6 +1,7 @@
 //! Healing and sweeps over nodes in memory, in paused time.
 
 mod collect;
+mod missed;
 mod world;
 
 use std::sync::Arc;
@@ -142,16 +143,13 @@ async fn a_node_that_was_away_is_caught_up_with_although_the_database_was_away_t
     cluster.metadata.set_available(false);
     cluster.nodes.set_away(2, true);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    for key in 0..KEYS {
-        (0..2).for_each(|node| cluster.nodes.put(node, key, 5));
-    }
+    (0..KEYS).for_each(|key| cluster.write_missed_by(1, 2, key, 5));
     cluster.nodes.set_away(2, false);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(!cluster.nodes.are_level(), "nobody can claim it");
     cluster.metadata.set_available(true);
     let back = Instant::now();
     wait_until("it is level", async || cluster.nodes.are_level()).await;
-    assert!(back.elapsed() >= Duration::from_secs(10), "operations that began without it end first");
     assert!(back.elapsed() < Duration::from_secs(30), "{:?}", back.elapsed());
     running.end().await;
 }
@@ -163,9 +161,7 @@ async fn a_node_that_was_away_for_a_moment_is_caught_up_with() {
     wait_until("everything was compared once", async || compared(&cluster).await == PARTS).await;
     // It is back before anybody looks.
     cluster.nodes.set_away(2, true);
-    for key in 0..KEYS {
-        (0..2).for_each(|node| cluster.nodes.put(node, key, 5));
-    }
+    (0..KEYS).for_each(|key| cluster.write_missed_by(1, 2, key, 5));
     cluster.nodes.set_away(2, false);
     let back = Instant::now();
     wait_until("it is level", async || cluster.nodes.are_level()).await;

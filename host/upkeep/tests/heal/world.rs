@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use witan_coordinate::{Coordinator, Defaults, NoCollapses, Ports, World};
+use witan_coordinate::{Coordinator, Defaults, MissedChanges, NoCollapses, NothingNoted, Ports, World};
 use witan_kernel::burial::drops;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Hooks, Native, Plugins, ReplicaState};
@@ -23,9 +23,10 @@ use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::ring::{Ring, Rings, token};
 use witan_kernel::scan::{Clear, Cleared, Dropped, Found, Page, Ranges, Scan, Standing, Trust};
+use witan_kernel::slice::Slice;
 use witan_kernel::tenant::Tenant;
 use witan_memory::MemoryMetadata;
-use witan_upkeep::{Healing, HealingConfig, Upkeep};
+use witan_upkeep::{Healing, HealingConfig, Missed, Upkeep};
 
 /// Time that passes only while a test waits.
 #[derive(Clone)]
@@ -58,6 +59,8 @@ struct Node {
     away: bool,
     /// How often it has gone.
     outages: u64,
+    /// How often its store was opened that acknowledges before it syncs.
+    unsynced_boot: u64,
     /// It refuses merges of an earlier epoch.
     fence: u64,
     /// Those that it has refused: the epoch of each, and its place.
@@ -76,6 +79,8 @@ struct Node {
     overloaded: u32,
     /// Pages that were read which have, or would have, the seventh key.
     scanned: usize,
+    /// The ranges of which pages were read.
+    scans: Vec<(u64, u64)>,
 }
 
 /// What happens at a request, once.
@@ -207,6 +212,11 @@ impl Nodes {
         });
     }
 
+    /// The node was started with a store that acknowledges before it syncs, for this time.
+    pub(crate) fn set_unsynced_boot(&self, node: usize, boot: u64) {
+        self.with(&id(node), |node| node.unsynced_boot = boot);
+    }
+
     pub(crate) fn set_fence(&self, node: usize, fence: u64) {
         self.with(&id(node), |node| node.fence = fence);
     }
@@ -227,6 +237,11 @@ impl Nodes {
 
     pub(crate) fn read(&self) -> u64 {
         self.all().values().map(|node| node.read).sum()
+    }
+
+    /// The ranges of which pages were read since this was last asked.
+    pub(crate) fn take_scans(&self) -> Vec<(u64, u64)> {
+        self.all().values_mut().flat_map(|node| std::mem::take(&mut node.scans)).collect()
     }
 
     /// Whether all nodes have the same.
@@ -318,6 +333,10 @@ impl Replicas for Nodes {
     fn has_collect(&self, node: &NodeId) -> bool {
         self.with(node, |node| !node.is_old)
     }
+
+    fn unsynced_boot(&self, node: &NodeId) -> u64 {
+        self.with(node, |node| node.unsynced_boot)
+    }
 }
 
 impl Ranges for Nodes {
@@ -350,6 +369,7 @@ impl Ranges for Nodes {
                 found.push(Found { place: place.clone(), record: Some(record.clone()) });
             }
             own.read += bytes as u64;
+            own.scans.push((scan.from, scan.to));
             let next = if is_last { None } else { found.last().map(|found: &Found| found.place.clone()) };
             Ok(Page { store: store(node), found, next })
         })
@@ -424,6 +444,7 @@ pub(crate) struct Cluster {
     pub(crate) metadata: MemoryMetadata,
     tenants: Anyone,
     clock: Paused,
+    missed: Mutex<BTreeMap<u8, Arc<Missed>>>,
 }
 
 impl Cluster {
@@ -442,7 +463,7 @@ impl Cluster {
         metadata.create_tenant(Tenant::with_defaults(tenant(), 3, 1)).await.expect("created");
         let nodes = Nodes { all: Arc::default(), traps: Arc::default(), clock: clock.clone() };
         (0..3).for_each(|node| nodes.set_away(node, false));
-        Self { nodes, metadata, tenants: Anyone::default(), clock }
+        Self { nodes, metadata, tenants: Anyone::default(), clock, missed: Mutex::default() }
     }
 
     /// From now on no coordinator has a tenant in its cache.
@@ -478,6 +499,7 @@ impl Cluster {
             tenants: self.tenants.clone(),
             plugins: Arc::new(NoPlugins),
             collapses: Arc::new(NoCollapses),
+            missed: Arc::new(NothingNoted),
         };
         let ring = Ring::new(&[(id(0), 8), (id(1), 8), (id(2), 8)], 1);
         let keys = ContextKeys::new(Era::default(), &[(1, [1; 32])]).expect("keys");
@@ -486,14 +508,30 @@ impl Cluster {
 
     /// A coordinator's upkeep.
     pub(crate) fn upkeep(&self) -> Arc<Upkeep<InMemory>> {
-        self.upkeep_of(self.coordinator())
+        self.upkeep_of(self.coordinator(), Arc::default())
     }
 
-    fn upkeep_of(&self, coordinator: Arc<Coordinator<InMemory>>) -> Arc<Upkeep<InMemory>> {
+    fn upkeep_of(&self, coordinator: Arc<Coordinator<InMemory>>, missed: Arc<Missed>) -> Arc<Upkeep<InMemory>> {
         let metadata: Arc<dyn Metadata> = Arc::new(self.metadata.clone());
-        let upkeep = Arc::new(Upkeep::new(coordinator, metadata));
+        let upkeep = Arc::new(Upkeep::new(coordinator, metadata).with_missed(missed));
         upkeep.set_collects(true);
         upkeep
+    }
+
+    /// What nodes have missed of the changes of a coordinator.
+    pub(crate) fn missed(&self, number: u8) -> Arc<Missed> {
+        Arc::clone(self.missed.lock().unwrap().entry(number).or_default())
+    }
+
+    /// A coordinator has written a key with this stamp to the other nodes, and one of them has missed it.
+    pub(crate) fn write_missed_by(&self, number: u8, node: usize, key: usize, stamp: u64) {
+        (0..3).filter(|other| *other != node).for_each(|other| self.nodes.put(other, key, stamp));
+        self.miss(number, node, key);
+    }
+
+    /// A node has missed a coordinator's change of a key.
+    pub(crate) fn miss(&self, number: u8, node: usize, key: usize) {
+        self.missed(number).missed(&id(node), Slice::of(place(key).token));
     }
 
     /// The healing of a coordinator of its own, which begins at once.
@@ -528,7 +566,7 @@ impl Cluster {
         number: u8,
         config: &HealingConfig,
     ) -> Arc<Healing<InMemory>> {
-        Self::healing_as(self.upkeep_of(coordinator), number, config)
+        Self::healing_as(self.upkeep_of(coordinator, self.missed(number)), number, config)
     }
 
     fn healing_as(upkeep: Arc<Upkeep<InMemory>>, number: u8, config: &HealingConfig) -> Arc<Healing<InMemory>> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
-use witan_coordinate::{Coordinator, Defaults, NoCollapses, Ports, World};
+use witan_coordinate::{Coordinator, Defaults, NoCollapses, NothingNoted, Ports, World};
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Hooks, Native, Plugins};
 use witan_kernel::idempotency::{Name, Step, Stepped};
@@ -289,6 +289,7 @@ impl Cluster {
             tenants: Cached(tenant),
             plugins: Arc::new(NoPlugins),
             collapses: Arc::new(NoCollapses),
+            missed: Arc::new(NothingNoted),
         };
         let keys = ContextKeys::new(Era::default(), &[(1, [1; 32])]).expect("keys");
         let coordinator = Coordinator::new(ports, self.rings().await, keys, Defaults::default());
