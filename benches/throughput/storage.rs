@@ -148,13 +148,8 @@ impl Path {
             Record::Register(Register::written(Stamp(START + n * STEP), WriteId(id), Some(value)))
         };
         let ask = if read { Ask::Read } else { Ask::Merge { record: written().encode() } };
-        Item {
-            tag: n,
-            request: Request { place, epoch: 0, ask },
-            deadline: u64::MAX,
-            largest_answer: usize::MAX,
-            is_aged: true,
-        }
+        let request = Request { place, epoch: 0, ask };
+        Item { tag: n, request, deadline: u64::MAX, largest_answer: usize::MAX, is_aged: true }
     }
 }
 
