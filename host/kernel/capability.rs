@@ -19,6 +19,9 @@ pub const SMALL_RECORDS: &str = "small-records";
 /// coordinator: it knows versions of the ring, and tenants that [move](crate::placement).
 pub const MOVES: &str = "moves";
 
+/// Of a node: it answers what the [digests](crate::digest) of its rows are.
+pub const DIGESTS: &str = "digests";
+
 /// What a coordinator of this version names with its lease.
 pub const OF_COORDINATORS: [&str; 4] = [NAMES, SMALL_RECORDS, FENCES, MOVES];
 

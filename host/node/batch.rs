@@ -5,12 +5,15 @@
 //! with an unsynced write is returned as *gated*, with the generation whose sync it has to wait for. That applies to a read, and
 //! to a merge that changed nothing, as well as to the write itself.
 
+mod digests;
+mod names;
 mod rows;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use witan_kernel::digest::Row;
 use witan_kernel::fault::Fault;
 use witan_kernel::fence::Fences;
 use witan_kernel::name::WriteId;
@@ -152,6 +155,8 @@ struct BatchRow {
     changed: bool,
     /// It was read from the engine, and is not cached yet.
     fetched: bool,
+    /// What a digest had of it before it was changed, if digests are kept; the inner `None`: there was no record.
+    before: Option<Option<Row>>,
 }
 
 impl Shard {
@@ -259,13 +264,17 @@ struct Batch<'a> {
     rows: Vec<BatchRow>,
     /// Row keys are slices of this buffer, which saves allocations.
     keys: BytesMut,
+    /// The store keeps digests of its rows.
+    digests: bool,
 }
 
 impl<'a> Batch<'a> {
     fn new(shard: &'a mut Shard, store: &'a Store, wall: u64, requests: usize) -> Self {
         // 48 bytes: token, length, and a tenant and a key of usual length.
         let keys = BytesMut::with_capacity(requests * 48);
-        Self { shard, store, wall, index: HashMap::with_capacity(requests), rows: Vec::with_capacity(requests), keys }
+        let digests = store.keeps_digests();
+        let (index, rows) = (HashMap::with_capacity(requests), Vec::with_capacity(requests));
+        Self { shard, store, wall, index, rows, keys, digests }
     }
 
     fn answer(&mut self, item: &Item, monotonic: u64, fences: &Fences) -> Answered {
@@ -289,6 +298,9 @@ impl<'a> Batch<'a> {
 
     fn answer_from(&mut self, at: usize, ask: &Ask) -> Outcome {
         let row = &mut self.rows[at];
+        if self.digests && !matches!(ask, Ask::Stamp { .. } | Ask::Read) {
+            row.note_before()?;
+        }
         match ask {
             Ask::Stamp { write_id } => row.stamp(write_id),
             Ask::Put(put) => row.put(put, self.store, self.wall),
@@ -331,7 +343,11 @@ impl<'a> Batch<'a> {
         }
         let (number, before) = (self.shard.number, self.shard.commits);
         let commits = before.map_or_else(|| self.store.shard_commits(number), Ok)? + 1;
-        self.store.write(batch, number, commits)?;
+        let written = self.store.write(batch, number, commits);
+        if self.digests {
+            self.note_changes(written.as_ref().err());
+        }
+        written?;
         self.shard.commits = Some(commits);
         Ok(())
     }
@@ -404,6 +420,7 @@ impl BatchRow {
             dirty: shard.is_dirty(&key),
             changed: false,
             fetched,
+            before: None,
             key,
         })
     }
@@ -535,33 +552,6 @@ impl BatchRow {
     fn put_answer(&mut self, applied_already: bool) -> Answer {
         let record = self.encoded().unwrap_or_else(|| Record::Siblings(Siblings::default()).encode());
         Answer::Put { record, applied_already }
-    }
-
-    /// The record of siblings; an empty one without a record.
-    fn siblings(&mut self) -> Result<Siblings, ReplicaError> {
-        self.decode()?;
-        match &self.record {
-            None => Ok(Siblings::default()),
-            Some(Record::Siblings(siblings)) => Ok(siblings.clone()),
-            Some(Record::Register(_)) => Err(ReplicaError::WrongMode),
-        }
-    }
-
-    fn names(&mut self, write_id: &WriteId, started: u64) -> Outcome {
-        let mut siblings = self.siblings()?;
-        if siblings.pin(write_id, started)? {
-            self.set(Record::Siblings(siblings), None);
-        }
-        Ok(Answer::Record(self.encoded()))
-    }
-
-    fn unpin(&mut self, write_id: &WriteId) -> Outcome {
-        let mut siblings = self.siblings()?;
-        let changed = siblings.names.unpin(write_id);
-        if changed {
-            self.set(Record::Siblings(siblings), None);
-        }
-        Ok(Answer::Merged { superseded: !changed, told: Vec::new() })
     }
 }
 

@@ -18,11 +18,13 @@ use witan_kernel::sync::lock;
 
 pub(crate) use self::clears::Cursor;
 use self::clears::{Clears, marks};
+pub(crate) use self::digests::{digest, digest_stored};
 use self::identity::{IDENTITY, Identity, Noted, belongs_to, draw_id};
 use crate::engine::{Change, Engine, EngineError};
 use crate::row::{self, DamagedRow};
 
 mod clears;
+mod digests;
 mod identity;
 
 /// The name of the engine's note that holds the fences.
@@ -41,6 +43,7 @@ pub struct Store {
     fences: RwLock<Fences>,
     /// Held while rows are dropped for a placement change, before `noted` and `fences`.
     clears: Mutex<Clears>,
+    digests: digests::Kept,
     births: Mutex<Births>,
     /// How many times rows were changed without going through the shards.
     bypassed: AtomicU64,
@@ -134,6 +137,7 @@ impl Store {
             noted: Mutex::new(noted),
             fences: RwLock::new(fences),
             clears,
+            digests: digests::Kept::default(),
             births,
             bypassed: AtomicU64::new(0),
             commit,
@@ -240,11 +244,6 @@ impl Store {
         self.noted(self.engine.write_noting(batch, &commits_note(shard), commits))
     }
 
-    /// Writes a batch of rows outside the shards, as [`Engine::write`] does, and keeps the store's condition.
-    pub fn write_rows(&self, batch: Vec<Change>) -> Result<(), EngineError> {
-        self.noted(self.engine.write(batch))
-    }
-
     fn noted(&self, written: Result<(), EngineError>) -> Result<(), EngineError> {
         match &written {
             // The usual case costs a look at what is known.
@@ -270,7 +269,7 @@ impl Store {
     pub fn look_for_room(&self) {
         if self.condition() == Condition::Full {
             // The error is kept in the condition.
-            let _ = self.write_rows(Vec::new());
+            let _ = self.noted(self.engine.write(Vec::new()));
         }
     }
 
