@@ -32,6 +32,8 @@ pub(super) struct Vitals {
     lacks_fences: AtomicBool,
     /// It named [`capability::MOVES`] in its last handshake.
     has_moves: AtomicBool,
+    /// It named [`capability::DIGESTS`] in its last handshake.
+    has_digests: AtomicBool,
     in_flight: AtomicU32,
     /// The largest number of requests in flight between the last two ticks.
     in_flight_peak: AtomicU32,
@@ -58,6 +60,7 @@ impl Default for Vitals {
             lacks_names: AtomicBool::new(false),
             lacks_fences: AtomicBool::new(false),
             has_moves: AtomicBool::new(false),
+            has_digests: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             in_flight_peak: AtomicU32::new(0),
             p50_us: AtomicU32::new(0),
@@ -99,11 +102,16 @@ impl Vitals {
         self.has_moves.load(Ordering::Relaxed)
     }
 
+    pub(super) fn has_digests(&self) -> bool {
+        self.has_digests.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set_capabilities(&self, named: &[String]) {
         let lacks = |capability| !named.iter().any(|name| name == capability);
         self.lacks_names.store(lacks(capability::NAMES), Ordering::Relaxed);
         self.lacks_fences.store(lacks(capability::FENCES), Ordering::Relaxed);
         self.has_moves.store(!lacks(capability::MOVES), Ordering::Relaxed);
+        self.has_digests.store(!lacks(capability::DIGESTS), Ordering::Relaxed);
     }
 
     pub(super) fn store_id(&self) -> Option<StoreId> {
@@ -373,14 +381,15 @@ mod tests {
     #[test]
     fn a_node_has_what_it_named_in_its_last_handshake() {
         let vitals = Vitals::default();
-        assert_eq!((vitals.has_fences(), vitals.has_moves()), (true, false), "before the first one");
-        for (named, fences, moves) in [
-            (&[capability::FENCES, capability::MOVES][..], true, true),
-            (&[capability::FENCES], true, false),
-            (&[], false, false),
+        let has = || (vitals.has_fences(), vitals.has_moves(), vitals.has_digests());
+        assert_eq!(has(), (true, false, false), "before the first one");
+        for (named, fences, moves, digests) in [
+            (&[capability::FENCES, capability::MOVES][..], true, true, false),
+            (&[capability::FENCES, capability::DIGESTS], true, false, true),
+            (&[], false, false, false),
         ] {
             vitals.set_capabilities(&named.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
-            assert_eq!((vitals.has_fences(), vitals.has_moves()), (fences, moves), "{named:?}");
+            assert_eq!(has(), (fences, moves, digests), "{named:?}");
         }
     }
 

@@ -5,13 +5,14 @@
 //! It decides nothing that a read would not decide: records are merged, tombstones included, and no resolver is called. A replica
 //! that does not answer leaves the range incomplete; the other replicas are repaired anyway.
 //!
-//! A sweep of the whole ring also determines which new stores, admitted before it, hold everything from now on. `walk` reads
-//! pages, `merges` sends merges and waits for their acknowledgements, `pace` limits the rate, `sound` decides when a new store may be
+//! A sweep of the whole ring also determines which new stores, admitted before it, hold everything from now on. `level`
+//! finds what need not be read, `walk` reads pages, `merges` sends merges and waits for their acknowledgements, `pace` limits the rate, `sound` decides when a new store may be
 //! believed.
 //!
 //! No merge is sent of what was read more than [`FRESH`] ago: it is read again. A merge that arrives long after its sources were read
 //! could bring back what has been deleted and collected in between.
 
+mod level;
 mod merges;
 pub(crate) mod pace;
 mod sound;
@@ -68,6 +69,8 @@ pub struct Sweep {
     pub factors: Vec<u8>,
     /// Only ranges of which one of these nodes holds a replica, and only their new stores; `None`: of all nodes.
     pub of: Option<BTreeSet<NodeId>>,
+    /// Slices whose digests are the same on all replicas are taken for level, and not read. What has rotted on a disk is not found then.
+    pub by_digests: bool,
     /// Whether new stores are admitted, filled and put on record, if it is a sweep of everything.
     pub fills: bool,
     /// Rate limit, records per second; 0: unlimited.
@@ -90,6 +93,7 @@ impl Sweep {
             after: None,
             factors: Vec::new(),
             of: None,
+            by_digests: false,
             fills: true,
             records_per_second: 0,
             bytes_per_second: 0,
@@ -122,6 +126,10 @@ pub struct Swept {
     pub failed: u64,
     /// Records of deleted or unknown tenants, left unchanged.
     pub skipped: u64,
+    /// Slices whose digests were the same on all replicas, and that were not read. Those in which a range ends count for each of its parts.
+    pub level_slices: u64,
+    /// Slices of which a node had no digest.
+    pub unknown_slices: u64,
     /// Bytes of records read.
     pub bytes: u64,
     /// Bytes of merges that replicas have stored.
@@ -324,7 +332,12 @@ impl<'a, W: World> Sweeping<'a, W> {
         let after = self.sweep.after.take();
         for (number, (version, range)) in (1..).zip(part) {
             self.at = after.clone().filter(|after| after.token >= range.from);
-            self.range(*version, range, number == part.len()).await?;
+            let is_last = number == part.len();
+            if self.sweep.by_digests {
+                self.differing(*version, range, is_last).await?;
+            } else {
+                self.range(*version, range, is_last).await?;
+            }
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! A cluster in memory and in paused time: three nodes, each with a map of records, shared by any number of coordinators.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -9,9 +9,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use witan_coordinate::{Coordinator, Defaults, NoCollapses, Ports, World};
 use witan_kernel::context::ContextKeys;
+use witan_kernel::digest::{Digests, Leaf, Row, TenantLeaf, Wanted};
 use witan_kernel::hook::{Hooks, Native, Plugins, ReplicaState};
 use witan_kernel::idempotency::{Name, Step, Stepped};
 use witan_kernel::name::{Era, Key, NodeId, StoreId, TenantId, WriteId};
+use witan_kernel::placement::Tokens;
 use witan_kernel::port::{
     Claimant, Clock, Duties, IdempotencyStore, Metadata, NodeStatus, PlacementStore, Randomness, Replicas, Reply,
     StorageNode, StoreError, TenantStore, Tenants, UpkeepClaims,
@@ -21,6 +23,7 @@ use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::{Answer, Ask, Place, ReplicaError, Request};
 use witan_kernel::ring::{Ring, Rings, token};
 use witan_kernel::scan::{Clear, Cleared, Dropped, Found, Page, Ranges, Scan, Standing, Trust};
+use witan_kernel::slice::Slice;
 use witan_kernel::tenant::Tenant;
 use witan_memory::MemoryMetadata;
 use witan_upkeep::{Healing, HealingConfig, Upkeep};
@@ -64,6 +67,12 @@ struct Node {
     merges: Vec<(Instant, Stamp)>,
     /// The bytes of records that were read.
     read: u64,
+    /// The parts of the ring of which pages were asked for.
+    scanned: Vec<Tokens>,
+    /// It keeps digests.
+    digests: bool,
+    /// Records that it cannot read, although its digests have them.
+    rotten: BTreeSet<(u64, Bytes)>,
 }
 
 /// Three nodes.
@@ -81,12 +90,42 @@ impl Nodes {
 
     /// Stores a record on a node.
     pub(crate) fn put(&self, node: usize, key: usize, stamp: u64) {
-        let place = place(key);
+        self.put_at(&id(node), place(3, key), stamp);
+    }
+
+    /// Stores a record of a tenant on a node.
+    pub(crate) fn put_at(&self, node: &NodeId, place: Place, stamp: u64) {
         let write = WriteId([stamp as u8; 16]);
         let register = Register::written(Stamp(stamp), write, Some(Bytes::from_static(&[7; 100])));
         let at = (place.token, place.key.bytes().clone());
         let record = Record::Register(register).encode();
-        self.with(&id(node), |node| node.records.insert(at, (place, record)));
+        self.with(node, |node| node.records.insert(at, (place, record)));
+    }
+
+    /// From now on all nodes keep digests.
+    pub(crate) fn keep_digests(&self) {
+        self.all().values_mut().for_each(|node| node.digests = true);
+    }
+
+    /// A record rots on the disk of a node.
+    pub(crate) fn rot(&self, node: &NodeId, place: &Place) {
+        self.with(node, |node| node.rotten.insert((place.token, place.key.bytes().clone())));
+    }
+
+    /// The stamp of a register on a node.
+    pub(crate) fn stamp(&self, node: &NodeId, place: &Place) -> Option<u64> {
+        let at = (place.token, place.key.bytes().clone());
+        let record =
+            self.with(node, |node| node.records.get(&at).map(|(_, record)| record.decode().expect("a record")));
+        record.map(|record| match record {
+            Record::Register(register) => register.stamp.0,
+            Record::Siblings(_) => panic!("a register"),
+        })
+    }
+
+    /// The parts of the ring of which pages were asked for.
+    pub(crate) fn scanned(&self) -> Vec<Tokens> {
+        self.all().values().flat_map(|node| node.scanned.clone()).collect()
     }
 
     pub(crate) fn hang_until(&self, node: usize, until: Instant) {
@@ -215,11 +254,38 @@ impl Ranges for Nodes {
                     break;
                 }
                 bytes += record.0.len();
-                found.push(Found { place: place.clone(), record: Some(record.clone()) });
+                let rotten = own.rotten.contains(&(place.token, place.key.bytes().clone()));
+                found.push(Found { place: place.clone(), record: Some(record.clone()).filter(|_| !rotten) });
             }
             own.read += bytes as u64;
+            own.scanned.push((scan.from, scan.to));
             let next = if is_last { None } else { found.last().map(|found: &Found| found.place.clone()) };
             Ok(Page { store: store(node), found, next })
+        })
+    }
+
+    fn has_digests(&self, node: &NodeId) -> bool {
+        self.with(node, |node| node.digests)
+    }
+
+    /// Two slices at a time.
+    async fn digests(&self, node: &NodeId, wanted: Wanted) -> Result<Digests, ReplicaError> {
+        self.with(node, |own| {
+            if own.away {
+                return Err(ReplicaError::NotSent(node.clone()));
+            }
+            let (from, to) = wanted.tokens;
+            let mut leaves: BTreeMap<(Slice, TenantId), Leaf> = BTreeMap::new();
+            for (place, record) in own.records.values().filter(|(place, _)| (from..=to).contains(&place.token)) {
+                let record = record.decode().expect("a record");
+                let row = Row::of(place.token, place.tenant.bytes(), place.key.bytes(), &record);
+                leaves.entry((Slice::of(place.token), place.tenant.clone())).or_default().add(&row);
+            }
+            let end = leaves.keys().map(|(slice, _)| slice.tokens().1).find(|end| *end > from).unwrap_or(to).min(to);
+            leaves.retain(|(slice, _), _| slice.tokens().0 <= end);
+            let leaf = |((slice, tenant), leaf)| TenantLeaf { slice, tenant, leaf };
+            let leaves = leaves.into_iter().map(leaf).collect();
+            Ok(Digests { store: store(node), to: end, leaves, unknown: Vec::new(), read_rows: 0, read_bytes: 0 })
         })
     }
 
@@ -253,11 +319,11 @@ pub(crate) struct Anyone {
 impl Tenants for Anyone {
     fn cached(&self, id: &TenantId) -> Option<Arc<Tenant>> {
         let is_cached = !self.uncached.load(Ordering::Relaxed);
-        is_cached.then(|| Arc::new(Tenant::with_defaults(id.clone(), 3, 1)))
+        is_cached.then(|| Arc::new(Tenant::with_defaults(id.clone(), factor(id), 1)))
     }
 
     async fn tenant(&self, id: &TenantId) -> Result<Option<Arc<Tenant>>, StoreError> {
-        Ok(Some(Arc::new(Tenant::with_defaults(id.clone(), 3, 1))))
+        Ok(Some(Arc::new(Tenant::with_defaults(id.clone(), factor(id), 1))))
     }
 }
 
@@ -285,14 +351,20 @@ pub(crate) struct Cluster {
     pub(crate) metadata: MemoryMetadata,
     tenants: Anyone,
     clock: Paused,
+    ring: Ring,
 }
 
 impl Cluster {
     /// Three nodes without a record, and one tenant with three replicas.
     pub(crate) async fn new() -> Self {
+        Self::of(3, &[3]).await
+    }
+
+    /// Nodes without a record, and a tenant for each of these replication factors.
+    pub(crate) async fn of(count: usize, factors: &[u8]) -> Self {
         let clock = Paused(Instant::now());
         let metadata = MemoryMetadata::new(clock.clone());
-        let nodes = (0..3).map(|node| StorageNode {
+        let nodes = (0..count).map(|node| StorageNode {
             id: id(node),
             host: "here".to_owned(),
             port: 1,
@@ -300,10 +372,18 @@ impl Cluster {
             status: NodeStatus::Active,
         });
         metadata.found_nodes(nodes.collect(), 0).await.expect("founded");
-        metadata.create_tenant(Tenant::with_defaults(tenant(), 3, 1)).await.expect("created");
+        for factor in factors {
+            metadata.create_tenant(Tenant::with_defaults(tenant(*factor), *factor, 1)).await.expect("created");
+        }
         let nodes = Nodes::default();
-        (0..3).for_each(|node| nodes.set_away(node, false));
-        Self { nodes, metadata, tenants: Anyone::default(), clock }
+        (0..count).for_each(|node| nodes.set_away(node, false));
+        let ring = Ring::new(&(0..count).map(|node| (id(node), 8)).collect::<Vec<_>>(), 1);
+        Self { nodes, metadata, tenants: Anyone::default(), clock, ring }
+    }
+
+    /// The replicas of a place.
+    pub(crate) fn replicas(&self, place: &Place) -> Vec<NodeId> {
+        self.ring.replicas(place.token, factor(&place.tenant)).to_vec()
     }
 
     /// From now on no coordinator has a tenant in its cache.
@@ -321,9 +401,8 @@ impl Cluster {
             plugins: Arc::new(NoPlugins),
             collapses: Arc::new(NoCollapses),
         };
-        let ring = Ring::new(&[(id(0), 8), (id(1), 8), (id(2), 8)], 1);
         let keys = ContextKeys::new(Era::default(), &[(1, [1; 32])]).expect("keys");
-        Coordinator::new(ports, Rings::one(ring), keys, Defaults::default())
+        Coordinator::new(ports, Rings::one(self.ring.clone()), keys, Defaults::default())
     }
 
     /// A coordinator's upkeep.
@@ -377,11 +456,17 @@ fn store(node: &NodeId) -> StoreId {
     StoreId([bytes[bytes.len() - 1]; 16])
 }
 
-fn tenant() -> TenantId {
-    TenantId::new("t").expect("an id")
+fn tenant(factor: u8) -> TenantId {
+    TenantId::new(format!("tenant-{factor}")).expect("an id")
 }
 
-fn place(key: usize) -> Place {
+/// Tenants are named after their replication factors.
+fn factor(tenant: &TenantId) -> u8 {
+    tenant.as_str().strip_prefix("tenant-").and_then(|factor| factor.parse().ok()).expect("a factor")
+}
+
+/// The place of a key of the tenant with this replication factor.
+pub(crate) fn place(factor: u8, key: usize) -> Place {
     let key = Key::new(format!("key-{key}")).expect("a key");
-    Place { token: token(&tenant(), key.bytes()), tenant: tenant(), key }
+    Place { token: token(&tenant(factor), key.bytes()), tenant: tenant(factor), key }
 }
