@@ -126,6 +126,12 @@ impl Check<'_> {
         if healing.compare_every.0 < Duration::from_secs(60) {
             self.wrong("healing.compare_every", "is too short: records would be compared without end; use at least 1m");
         }
+        if (Duration::from_nanos(1)..Duration::from_secs(60)).contains(&healing.scrub_every.0) {
+            self.wrong(
+                "healing.scrub_every",
+                "is too short: records would be read without end; use at least 1m, or 0 for never",
+            );
+        }
     }
 
     fn placement(&mut self) {

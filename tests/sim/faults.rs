@@ -81,8 +81,8 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::EraIgnored => Some("restored:1"),
         Fault::DamageBelieved => Some("damaged:51"),
         Fault::FenceIgnored | Fault::FenceVolatile | Fault::FenceNotAwaited | Fault::EpochOfLater => Some("fenced:0"),
-        Fault::HealingSkipsRange => Some("healing:2"),
-        Fault::ReturnUnnoticed => Some("healing:6"),
+        Fault::HealingSkipsRange => Some("healing:0"),
+        Fault::ReturnUnnoticed | Fault::DigestNotUpdated => Some("healing:6"),
         // In scenes of their own.
         Fault::DeadlineFromTurn | Fault::ReservationProlonged | Fault::UncanonicalAccepted => Some("links:0"),
         // Those of `names` are recorded there.
@@ -154,7 +154,7 @@ fn best_scenario(fault: Fault) -> &'static str {
         Fault::TooFewBelieved => "twice",
         Fault::UnrepairedBelieved | Fault::SweepSendsFirst => "replaced",
         Fault::StampNotStored => "late",
-        Fault::HealingSkipsRange | Fault::ReturnUnnoticed => "healing",
+        Fault::HealingSkipsRange | Fault::ReturnUnnoticed | Fault::DigestNotUpdated => "healing",
         Fault::OneStampIsEnough => "drifting",
         Fault::StampNotRemembered => "outages",
         _ => "links",
