@@ -14,8 +14,8 @@ use witan_kernel::slice::{SLICES, Slice};
 /// Most leaves that are kept: about 64 MiB. A tenant has at most one for each of its rows, and 65,536. Slices beyond that are counted
 /// anew for every answer.
 const LEAVES: usize = 1 << 20;
-/// Most tenants whose names are kept, also of those that are deleted: then all is counted anew.
-const TENANTS: usize = 1 << 16;
+/// Most tenants whose names are kept, also of those that are deleted: about 40 MiB. Then all is counted anew.
+const TENANTS: usize = 1 << 18;
 
 /// The leaves of a slice, by the numbers of their tenants.
 type Leaves = Vec<(u32, Leaf)>;

@@ -5,9 +5,9 @@
 //! It decides nothing that a read would not decide: records are merged, tombstones included, and no resolver is called. A replica
 //! that does not answer leaves the range incomplete; the other replicas are repaired anyway.
 //!
-//! A sweep of the whole ring also determines which new stores, admitted before it, hold everything from now on. `level`
-//! finds what need not be read, `walk` reads pages, `merges` sends merges and waits for their acknowledgements, `pace` limits the rate, `sound` decides when a new store may be
-//! believed.
+//! A sweep of the whole ring also determines which new stores, admitted before it, hold everything from now on. `level` finds what need not
+//! be read, `walk` reads pages, `merges` sends merges and waits for their acknowledgements, `pace` limits the rate, `sound` decides when a
+//! new store may be believed.
 //!
 //! No merge is sent of what was read more than [`FRESH`] ago: it is read again. A merge that arrives long after its sources were read
 //! could bring back what has been deleted and collected in between.

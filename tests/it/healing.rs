@@ -133,7 +133,7 @@ async fn of_replicas_that_are_level_nothing_is_read_until_they_are_scrubbed() {
     assert_eq!(value("witan_healing_read_bytes_total", "compare").await, 0.0);
     assert!(value("witan_healing_level_slices_total", "compare").await >= 65_536.0);
     assert_eq!(value("witan_healing_unknown_slices_total", "compare").await, 0.0);
-    assert_eq!(value("witan_healing_passes_total", "scrub").await, 0.0);
+    assert_eq!(value("witan_healing_read_bytes_total", "scrub").await, 0.0);
 
     cluster.kill_coordinator();
     cluster.set_environment(settings("true", "168h"));

@@ -86,8 +86,8 @@ impl Schedule<'_> {
         next.max(again)
     }
 
-    /// The part of the ring to be compared now, by digests or by reading it, as `kind` says. Where not all nodes can be reached, another coordinator may do better, and is given time
-    /// to.
+    /// The part of the ring to be compared now, by digests or by reading it, as `kind` says. Where not all nodes can be reached, another
+    /// coordinator may do better, and is given time to.
     pub(super) fn compare(&self, kind: DutyKind, all_reachable: bool) -> Option<Duty> {
         if self.every_ms(kind) == 0 {
             return None;
