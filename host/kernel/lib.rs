@@ -5,8 +5,8 @@
 //!
 //! 1. [`name`], [`limit`], [`tenant`]: what a request is about, and how large it may be.
 //! 2. [`clock`], [`recent`], [`record`], [`register`], [`siblings`], [`context`]: what a replica stores and how it merges.
-//! 3. [`ring`], [`placement`]: which nodes store it, and how that changes; [`scan`], [`slice`], [`digest`]: walking all of it, or finding
-//!    out where that is not needed; [`fence`]: who may not ask for it any longer.
+//! 3. [`ring`], [`placement`]: which nodes store it, and how that changes; [`scan`], [`mod@slice`], [`digest`]: walking all of it, or
+//!    finding out where that is not needed; [`fence`]: who may not ask for it any longer.
 //! 4. [`quorum`]: when an operation is done.
 //! 5. [`idempotency`]: one effect per idempotency key.
 //! 6. [`hook`], [`replica`], [`condition`], [`port`], [`capability`], [`durability`], [`failure`]: the interfaces to plugins, replicas,
