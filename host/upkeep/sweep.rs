@@ -104,7 +104,13 @@ impl Sweep {
 
     /// True for the whole ring and all tenants, from the beginning, with the new stores that it finds.
     pub fn is_everything(&self) -> bool {
-        self.fills && self.tenant.is_none() && self.from == 0 && self.to == u64::MAX && self.after.is_none()
+        // What need not be read says nothing of what a new store has to remember.
+        self.fills
+            && !self.by_digests
+            && self.tenant.is_none()
+            && self.from == 0
+            && self.to == u64::MAX
+            && self.after.is_none()
     }
 
     /// True for a node whose new store it may admit, fill and put on record.

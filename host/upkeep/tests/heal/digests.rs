@@ -5,7 +5,7 @@ use std::time::Duration;
 use witan_kernel::port::DutyKind;
 use witan_kernel::replica::Place;
 use witan_kernel::slice::Slice;
-use witan_upkeep::HealingConfig;
+use witan_upkeep::{HealingConfig, Sweep};
 
 use super::world::{Cluster, place};
 use super::{PARTS, Running, compared, config, covered, wait_until};
@@ -29,6 +29,12 @@ fn places() -> impl Iterator<Item = Place> {
 
 fn merges(cluster: &Cluster) -> usize {
     (0..5).map(|node| cluster.nodes.merges(node).len()).sum()
+}
+
+#[test]
+fn a_new_store_is_not_filled_by_digests() {
+    assert!(Sweep::everything().is_everything());
+    assert!(!Sweep { by_digests: true, ..Sweep::everything() }.is_everything());
 }
 
 #[tokio::test(start_paused = true)]
