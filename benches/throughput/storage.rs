@@ -9,12 +9,14 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use witan::cli::output::{Table, grouped};
+use witan_kernel::digest::Wanted;
 use witan_kernel::name::{Key, NodeId, TenantId, WriteId};
 use witan_kernel::port::{Clock, Randomness};
 use witan_kernel::record::Record;
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::{Ask, Place, Request};
 use witan_node::batch::{Answers, Deliver, Durability, Item};
+use witan_node::digest::digests;
 use witan_node::driver::{Driver, QueueLimits, Threads};
 use witan_node::engine::fjall::{Fjall, Options as EngineOptions};
 use witan_node::node::ROW_CACHE;
@@ -39,16 +41,19 @@ struct Shape {
     in_flight: u64,
     requests: u64,
     reads: bool,
+    /// Everything was counted before: digests follow each merge.
+    digests: bool,
 }
 
 const fn merges(durability: Durability, shards: usize, batch: u64, in_flight: u64, requests: u64) -> Shape {
-    Shape { durability, shards, batch, in_flight, requests, reads: false }
+    Shape { durability, shards, batch, in_flight, requests, reads: false, digests: false }
 }
 
-const SHAPES: [Shape; 9] = [
+const SHAPES: [Shape; 10] = [
     merges(Durability::Os, 1, 1, 64, 300_000),
     merges(Durability::Os, 1, 16, 256, 300_000),
     merges(Durability::Os, 1, 64, 512, 300_000),
+    Shape { digests: true, ..merges(Durability::Os, 1, 64, 512, 300_000) },
     merges(Durability::Os, 1, 256, 1024, 300_000),
     merges(Durability::Os, 2, 64, 512, 300_000),
     Shape { reads: true, ..merges(Durability::Os, 1, 64, 512, 300_000) },
@@ -63,7 +68,12 @@ pub(crate) fn section(options: &Options) -> anyhow::Result<Section> {
     let mut all = Vec::new();
     for shape in &SHAPES {
         let (rate, cpu) = shape.measure(options)?;
-        let what = format!("{}, {:?}", if shape.reads { "reads" } else { "merges" }, shape.durability).to_lowercase();
+        let what = match (shape.reads, shape.digests) {
+            (true, _) => "reads",
+            (false, false) => "merges",
+            (false, true) => "merges with digests",
+        };
+        let what = format!("{what}, {:?}", shape.durability).to_lowercase();
         eprintln!("storage: {what}, batches of {}: {rate:.0}/s", shape.batch);
         table.row([
             what.clone(),
@@ -98,6 +108,13 @@ impl Shape {
         let path = Path { threads, wall, value_size: options.value_size };
         // Every key exists before measuring.
         path.put_on(0, KEYS, &Shape { reads: false, requests: KEYS, ..*self })?;
+        if self.digests {
+            let mut from = Some(0);
+            while let Some(first) = from {
+                let wanted = Wanted { tenant: None, tokens: (first, u64::MAX) };
+                from = digests(path.threads.store(), self.durability, &wanted)?.to.checked_add(1);
+            }
+        }
         path.put_on(KEYS, self.requests, self)
     }
 }

@@ -352,6 +352,12 @@ class Tour:
             scanned = self.all_pages(node.ScanRange, tenant_id=tenant, node_id=info.node_id)
             records = [(r.position.key, r.record) for page in scanned for r in page.records]
             assert records == [(b"k", stored.record)], records
+            leaves, first = [], 0
+            while first < 1 << 64:
+                digests = node.Digests(tenant_id=tenant, node_id=info.node_id, from_token=first)
+                leaves += digests.leaves
+                first = digests.to_token + 1
+            assert [leaf.count for leaf in leaves] == [1], leaves
             dropped = self.all_pages(node.DropTenant, tenant_id=f"absent-{self.stamp}")
             assert not any(stretch.records for stretch in dropped)
             # At epoch 0 nothing changes: a fence that refused anybody would stay.

@@ -134,6 +134,12 @@ impl Check<'_> {
             );
             self.wrong("healing.tombstone_grace", what);
         }
+        if (Duration::from_nanos(1)..Duration::from_secs(60)).contains(&healing.scrub_every.0) {
+            self.wrong(
+                "healing.scrub_every",
+                "is too short: records would be read without end; use at least 1m, or 0 for never",
+            );
+        }
     }
 
     fn placement(&mut self) {

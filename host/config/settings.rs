@@ -192,6 +192,7 @@ pub struct Cache {
 pub struct Healing {
     pub anti_entropy: bool,
     pub compare_every: Span,
+    pub scrub_every: Span,
     pub rate: u64,
     pub admit_after: Span,
     pub begin_after: Span,

@@ -50,7 +50,7 @@ impl Reached {
             Ask::Put(_) => self.minted |= bit(replica),
             Ask::Merge { .. } => self.merging |= bit(replica),
             Ask::Names { .. } => self.asked = true,
-            Ask::Stamp { .. } | Ask::Read | Ask::Unpin { .. } => {}
+            Ask::Stamp { .. } | Ask::Read | Ask::Unpin { .. } | Ask::Collect { .. } => {}
         }
     }
 
@@ -68,7 +68,7 @@ impl Reached {
                 }
                 if is_put { self.minted &= !bit } else { self.merging &= !bit }
             }
-            Ok(Answer::Put { .. } | Answer::Record(_) | Answer::Stamp { .. }) | Err(_) => {}
+            Ok(Answer::Put { .. } | Answer::Record(_) | Answer::Stamp { .. } | Answer::Collected { .. }) | Err(_) => {}
         }
     }
 

@@ -232,10 +232,12 @@ fn sweep(request: v1::CoordinatorServiceRepairRequest) -> Result<Sweep, Invalid>
     };
     let records_per_second =
         if request.records_per_second == 0 { RECORDS_PER_SECOND } else { request.records_per_second };
-    let sweep = Sweep { tenant, from, to, after, records_per_second, ..Sweep::everything() };
+    let by_digests = request.by_digests;
+    let sweep = Sweep { tenant, from, to, after, records_per_second, by_digests, ..Sweep::everything() };
     if request.accept_loss && !sweep.is_everything() {
-        let problem = "is set for a partial repair";
-        return Err(Invalid::new("accept_loss", problem, "leave out tenant_id, tokens and cursor, or accept_loss"));
+        let problem = "is set for a partial repair, or one by digests";
+        let remedy = "leave out tenant_id, tokens, cursor and by_digests, or accept_loss";
+        return Err(Invalid::new("accept_loss", problem, remedy));
     }
     Ok(Sweep { accept_loss: request.accept_loss, ..sweep })
 }

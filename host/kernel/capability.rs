@@ -26,6 +26,8 @@ pub const COLLECT: &str = "collect";
 /// Of a node: deadlines of requests count from when they were [sent](crate::age), and it reports its monotonic clock. Of a coordinator: it
 /// says with every batch of requests when that was sent, and changes nothing under a deadline later than [`crate::age`] allows.
 pub const AGES: &str = "ages";
+/// Of a node: it answers what the [digests](crate::digest) of its rows are.
+pub const DIGESTS: &str = "digests";
 
 /// What a coordinator of this version names with its lease.
 pub const OF_COORDINATORS: [&str; 6] = [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT];

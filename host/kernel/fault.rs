@@ -144,6 +144,8 @@ pub enum Fault {
     MoveWritesOldOnly,
     /// The coming placement is in force before its last step.
     MoveNewInForceEarly,
+    /// A node's digests do not follow what its shards write.
+    DigestNotUpdated,
     /// Records are read that merges cannot bear.
     UncanonicalAccepted,
     /// A put drops nothing.
@@ -230,7 +232,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 110] = [
+    pub const ALL: [Self; 111] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -300,6 +302,7 @@ impl Fault {
         Self::MoveWritesNewOnly,
         Self::MoveWritesOldOnly,
         Self::MoveNewInForceEarly,
+        Self::DigestNotUpdated,
         Self::UncanonicalAccepted,
         Self::PutForgetsContext,
         Self::PutDropsAll,

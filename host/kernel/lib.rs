@@ -5,8 +5,9 @@
 //!
 //! 1. [`name`], [`limit`], [`tenant`]: what a request is about, and how large it may be.
 //! 2. [`clock`], [`recent`], [`record`], [`register`], [`siblings`], [`context`]: what a replica stores and how it merges.
-//! 3. [`ring`], [`placement`]: which nodes store it, and how that changes; [`scan`], [`mod@slice`]: walking all of it; [`fence`]: who may
-//!    not ask for it any longer; [`burial`]: when deleted keys leave nothing behind.
+//! 3. [`ring`], [`placement`]: which nodes store it, and how that changes; [`scan`], [`mod@slice`], [`digest`]: walking all of it, or
+//!    finding out where that is not needed; [`fence`]: who may not ask for it any longer; [`burial`]: when deleted keys leave nothing
+//!    behind.
 //! 4. [`quorum`], [`age`]: when an operation is done, and how late a change of it may be stored.
 //! 5. [`idempotency`]: one effect per idempotency key.
 //! 6. [`hook`], [`replica`], [`condition`], [`port`], [`capability`], [`durability`], [`failure`]: the interfaces to plugins, replicas,
@@ -24,6 +25,7 @@ pub mod capability;
 pub mod clock;
 pub mod condition;
 pub mod context;
+pub mod digest;
 pub mod durability;
 pub mod failure;
 pub mod fault;

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::digest::{Digests, Wanted};
 use crate::name::{Key, NodeId, StoreId, TenantId};
 use crate::record::Encoded;
 use crate::replica::{Place, ReplicaError};
@@ -226,6 +227,20 @@ pub trait Ranges: Send + Sync + 'static {
     /// A page of a node's records, whatever its store may be used for. Bounded in time.
     fn scan(&self, node: &NodeId, scan: Scan) -> impl Future<Output = Result<Page, ReplicaError>> + Send;
 
+    /// Whether a node has named [`crate::capability::DIGESTS`] in its last handshake. Cheap.
+    fn has_digests(&self, node: &NodeId) -> bool {
+        let _ = node;
+        false
+    }
+
+    /// Digests of a node's records, whatever its store may be used for. Bounded in time. Only for a node that [has
+    /// them](Self::has_digests).
+    fn digests(&self, node: &NodeId, wanted: Wanted) -> impl Future<Output = Result<Digests, ReplicaError>> + Send {
+        let _ = wanted;
+        let node = node.clone();
+        async { Err(ReplicaError::NotSent(node)) }
+    }
+
     /// Asks again what the stores of nodes may be used for, because that has changed for some of them.
     fn stores_changed(&self) -> impl Future<Output = ()> + Send;
 
@@ -259,6 +274,14 @@ impl<T: Ranges> Ranges for std::sync::Arc<T> {
 
     fn scan(&self, node: &NodeId, scan: Scan) -> impl Future<Output = Result<Page, ReplicaError>> + Send {
         (**self).scan(node, scan)
+    }
+
+    fn has_digests(&self, node: &NodeId) -> bool {
+        (**self).has_digests(node)
+    }
+
+    fn digests(&self, node: &NodeId, wanted: Wanted) -> impl Future<Output = Result<Digests, ReplicaError>> + Send {
+        (**self).digests(node, wanted)
     }
 
     fn stores_changed(&self) -> impl Future<Output = ()> + Send {

@@ -5,6 +5,7 @@
 //! with an unsynced write is returned as *gated*, with the generation whose sync it has to wait for. That applies to a read, and
 //! to a merge that changed nothing, as well as to the write itself.
 
+mod digests;
 mod one;
 mod rows;
 
@@ -243,13 +244,17 @@ struct Batch<'a> {
     rows: Vec<BatchRow>,
     /// Row keys are slices of this buffer, which saves allocations.
     keys: BytesMut,
+    /// The store keeps digests of its rows.
+    digests: bool,
 }
 
 impl<'a> Batch<'a> {
     fn new(shard: &'a mut Shard, store: &'a Store, wall: u64, requests: usize) -> Self {
         // 48 bytes: token, length, and a tenant and a key of usual length.
         let keys = BytesMut::with_capacity(requests * 48);
-        Self { shard, store, wall, index: HashMap::with_capacity(requests), rows: Vec::with_capacity(requests), keys }
+        let digests = store.keeps_digests();
+        let (index, rows) = (HashMap::with_capacity(requests), Vec::with_capacity(requests));
+        Self { shard, store, wall, index, rows, keys, digests }
     }
 
     fn answer(&mut self, item: &Item, monotonic: u64, fences: &Fences) -> Answered {
@@ -277,6 +282,9 @@ impl<'a> Batch<'a> {
 
     fn answer_from(&mut self, at: usize, ask: &Ask) -> Outcome {
         let row = &mut self.rows[at];
+        if self.digests && !matches!(ask, Ask::Stamp { .. } | Ask::Read) {
+            row.note_before()?;
+        }
         match ask {
             Ask::Stamp { write_id } => row.stamp(write_id),
             Ask::Put(put) => row.put(put, self.store, self.wall),
@@ -336,7 +344,11 @@ impl<'a> Batch<'a> {
         }
         let (number, before) = (self.shard.number, self.shard.commits);
         let commits = before.map_or_else(|| self.store.shard_commits(number), Ok)? + 1;
-        self.store.write(batch, number, commits)?;
+        let written = self.store.write(batch, number, commits);
+        if self.digests {
+            self.note_changes(written.as_ref().err());
+        }
+        written?;
         self.shard.commits = Some(commits);
         Ok(())
     }

@@ -144,8 +144,7 @@ pub fn drop_tenant(store: &Store, tenant: &TenantId, after: Option<&Place>) -> R
     })?;
     let records = batch.len() as u64;
     if records > 0 {
-        store.write_rows(batch)?;
-        store.note_bypass();
+        store.drop_rows(batch)?;
         store.sync()?;
     }
     Ok(Dropped { records, next })

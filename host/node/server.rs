@@ -27,9 +27,9 @@ use witan_wire::condition::STORE_STATE;
 use witan_wire::range::PAGE_MESSAGE_BYTES;
 use witan_wire::v1::storage_node_service_server::{StorageNodeService, StorageNodeServiceServer};
 use witan_wire::v1::{
-    ClearRangeRequest, ClearRangeResponse, DescribeRequest, DescribeResponse, DropTenantRequest, DropTenantResponse,
-    ExchangeRequest, FILE_DESCRIPTOR_SET, RaiseFenceRequest, RaiseFenceResponse, ReadRequest, ReadResponse,
-    RepairRequest, RepairResponse, ScanRangeRequest, ScanRangeResponse,
+    ClearRangeRequest, ClearRangeResponse, DescribeRequest, DescribeResponse, DigestsRequest, DigestsResponse,
+    DropTenantRequest, DropTenantResponse, ExchangeRequest, FILE_DESCRIPTOR_SET, RaiseFenceRequest, RaiseFenceResponse,
+    ReadRequest, ReadResponse, RepairRequest, RepairResponse, ScanRangeRequest, ScanRangeResponse,
 };
 
 use crate::driver::{Driver, Time};
@@ -38,7 +38,7 @@ use crate::store::Store;
 pub use guard::Guard;
 
 /// What this node supports beyond the minimum of its protocol version; sent in the handshake of a lane.
-pub const CAPABILITIES: [&str; 10] = [
+pub const CAPABILITIES: [&str; 11] = [
     "register",
     "siblings",
     STORE_STATE,
@@ -49,6 +49,7 @@ pub const CAPABILITIES: [&str; 10] = [
     capability::MOVES,
     capability::COLLECT,
     capability::AGES,
+    capability::DIGESTS,
 ];
 
 /// Largest message accepted, in bytes: the record of a unary call, and 1 MiB for the rest of the message. Frames have a smaller limit.
@@ -105,9 +106,10 @@ where
     let drain = limits.drain;
     let turns = |most| Arc::new(Semaphore::new(most));
     let (scans, fences, clears) = (turns(range::SCANS), turns(range::FENCES), turns(range::CLEARS));
+    let digests = turns(range::DIGESTS);
     let store = Arc::clone(driver.store());
     let clock = Arc::new(clock);
-    let storage = Storage { node, driver, clock, limits, stopped: stopped.clone(), scans, fences, clears };
+    let storage = Storage { node, driver, clock, limits, stopped: stopped.clone(), scans, fences, clears, digests };
     let storage = StorageNodeServiceServer::new(storage)
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(PAGE_MESSAGE_BYTES);
@@ -213,6 +215,8 @@ struct Storage {
     fences: Arc<Semaphore>,
     /// Permits for dropping rows.
     clears: Arc<Semaphore>,
+    /// Permits for digests.
+    digests: Arc<Semaphore>,
 }
 
 #[tonic::async_trait]
@@ -252,5 +256,9 @@ impl StorageNodeService for Storage {
 
     async fn clear_range(&self, request: Request<ClearRangeRequest>) -> Result<Response<ClearRangeResponse>, Status> {
         range::clear_range(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn digests(&self, request: Request<DigestsRequest>) -> Result<Response<DigestsResponse>, Status> {
+        range::digests(self, request.into_inner()).await.map(Response::new)
     }
 }

@@ -18,11 +18,13 @@ use witan_kernel::sync::lock;
 
 pub(crate) use self::clears::Cursor;
 use self::clears::{Clears, marks};
+pub(crate) use self::digests::{digest, digest_stored};
 use self::identity::{IDENTITY, Identity, Noted, belongs_to, draw_id};
 use crate::engine::{Change, Engine, EngineError};
 use crate::row::{self, DamagedRow};
 
 mod clears;
+mod digests;
 mod identity;
 mod noted;
 
@@ -46,6 +48,7 @@ pub struct Store {
     fences: RwLock<Fences>,
     /// Held while rows are dropped for a placement change, before `raising`, `noted` and `fences`.
     clears: Mutex<Clears>,
+    digests: digests::Kept,
     births: Mutex<Births>,
     /// How many times rows were changed without going through the shards.
     bypassed: AtomicU64,
@@ -139,6 +142,7 @@ impl Store {
             raising: Mutex::default(),
             fences: RwLock::new(fences),
             clears,
+            digests: digests::Kept::default(),
             births,
             bypassed: AtomicU64::new(0),
             commit,
@@ -205,11 +209,6 @@ impl Store {
         self.noted(self.engine.write_noting(batch, &commits_note(shard), commits))
     }
 
-    /// Writes a batch of rows outside the shards, as [`Engine::write`] does, and keeps the store's condition.
-    pub fn write_rows(&self, batch: Vec<Change>) -> Result<(), EngineError> {
-        self.noted(self.engine.write(batch))
-    }
-
     fn noted(&self, written: Result<(), EngineError>) -> Result<(), EngineError> {
         match &written {
             // The usual case costs a look at what is known.
@@ -235,7 +234,7 @@ impl Store {
     pub fn look_for_room(&self) {
         if self.condition() == Condition::Full {
             // The error is kept in the condition.
-            let _ = self.write_rows(Vec::new());
+            let _ = self.noted(self.engine.write(Vec::new()));
         }
     }
 

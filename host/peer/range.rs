@@ -5,12 +5,14 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use tonic::{Code, Status};
+use witan_kernel::digest::{Digests, Wanted};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{Clock, StorageNode};
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::scan::{Clear, Cleared, Dropped, Page, Ranges, Scan, Standing};
 use witan_kernel::sync::lock;
 use witan_wire::Malformed;
+use witan_wire::digest::{digested_from_wire, digests_to_wire};
 use witan_wire::range::{
     PAGE_MESSAGE_BYTES, clear_to_wire, cleared_from_wire, drop_to_wire, dropped_from_wire, fence_to_wire,
     fenced_from_wire, page_from_wire, scan_to_wire,
@@ -86,6 +88,16 @@ impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
         let request = scan_to_wire(node, scan);
         let page = self.scan_call(node, async |mut client: Client| client.scan_range(request).await).await?;
         page_from_wire(page.into_inner()).map_err(|error| malformed(&error))
+    }
+
+    fn has_digests(&self, node: &NodeId) -> bool {
+        self.nodes.load().get(node).is_some_and(|node| node.vitals.has_digests())
+    }
+
+    async fn digests(&self, node: &NodeId, wanted: Wanted) -> Result<Digests, ReplicaError> {
+        let request = digests_to_wire(node, &wanted);
+        let answer = self.scan_call(node, async |mut client: Client| client.digests(request).await).await?;
+        digested_from_wire(answer.into_inner(), &wanted).map_err(|error| malformed(&error))
     }
 
     async fn stores_changed(&self) {

@@ -40,6 +40,8 @@ pub(super) struct Vitals {
     has_collect: AtomicBool,
     /// It named [`capability::AGES`] in its last handshake.
     has_ages: AtomicBool,
+    /// It named [`capability::DIGESTS`] in its last handshake.
+    has_digests: AtomicBool,
     in_flight: AtomicU32,
     /// The largest number of requests in flight between the last two ticks.
     in_flight_peak: AtomicU32,
@@ -71,6 +73,7 @@ impl Default for Vitals {
             has_moves: AtomicBool::new(false),
             has_collect: AtomicBool::new(false),
             has_ages: AtomicBool::new(false),
+            has_digests: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             in_flight_peak: AtomicU32::new(0),
             p50_us: AtomicU32::new(0),
@@ -121,6 +124,10 @@ impl Vitals {
         self.has_ages.load(Ordering::Relaxed)
     }
 
+    pub(super) fn has_digests(&self) -> bool {
+        self.has_digests.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set_capabilities(&self, named: &[String]) {
         let lacks = |capability| !named.iter().any(|name| name == capability);
         self.lacks_names.store(lacks(capability::NAMES), Ordering::Relaxed);
@@ -128,6 +135,7 @@ impl Vitals {
         self.has_moves.store(!lacks(capability::MOVES), Ordering::Relaxed);
         self.has_collect.store(!lacks(capability::COLLECT), Ordering::Relaxed);
         self.has_ages.store(!lacks(capability::AGES), Ordering::Relaxed);
+        self.has_digests.store(!lacks(capability::DIGESTS), Ordering::Relaxed);
     }
 
     pub(super) fn store_id(&self) -> Option<StoreId> {
@@ -406,14 +414,17 @@ mod tests {
     #[test]
     fn a_node_has_what_it_named_in_its_last_handshake() {
         let vitals = Vitals::default();
-        let has = |vitals: &Vitals| (vitals.has_fences(), vitals.has_moves(), vitals.has_ages(), vitals.has_collect());
-        assert_eq!(has(&vitals), (true, false, false, false), "before the first one");
+        let has = |vitals: &Vitals| {
+            let of_moves = (vitals.has_fences(), vitals.has_moves());
+            (of_moves, vitals.has_ages(), vitals.has_collect(), vitals.has_digests())
+        };
+        assert_eq!(has(&vitals), ((true, false), false, false, false), "before the first one");
         for (named, expected) in [
-            (&[capability::FENCES, capability::MOVES, capability::AGES][..], (true, true, true, false)),
-            (&[capability::FENCES], (true, false, false, false)),
-            (&[capability::AGES], (false, false, true, false)),
-            (&[capability::COLLECT], (false, false, false, true)),
-            (&[], (false, false, false, false)),
+            (&[capability::FENCES, capability::MOVES, capability::AGES][..], ((true, true), true, false, false)),
+            (&[capability::FENCES, capability::DIGESTS], ((true, false), false, false, true)),
+            (&[capability::AGES], ((false, false), true, false, false)),
+            (&[capability::COLLECT], ((false, false), false, true, false)),
+            (&[], ((false, false), false, false, false)),
         ] {
             vitals.set_capabilities(&named.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
             assert_eq!(has(&vitals), expected, "{named:?}");

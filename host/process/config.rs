@@ -175,6 +175,7 @@ pub(crate) fn live(settings: &Settings) -> Live {
         healing: HealingConfig {
             anti_entropy: healing.anti_entropy,
             compare_every: healing.compare_every.0,
+            scrub_every: healing.scrub_every.0,
             bytes_per_second: healing.rate,
             admit_after: healing.admit_after.0,
             tombstone_grace: healing.tombstone_grace.0,

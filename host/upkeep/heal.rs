@@ -1,6 +1,8 @@
 //! Healing: what a cluster does by itself so that its replicas become level without reads and without an operator.
 //!
-//! - *Comparison*: all replicas of each part of the ring are compared every `compare_every`.
+//! - *Comparison*: all replicas of each part of the ring are compared every `compare_every`, by the digests that nodes keep; only what
+//!   differs is read.
+//! - *Scrubbing*: the same by reading everything, every `scrub_every`: digests do not show what has rotted on a disk.
 //! - *Making good*: a node that has missed changes, because it was away or has refused them, is compared with the other replicas in the
 //!   slices concerned once it can be reached.
 //! - *Catching up*: a node is compared in all of its ranges, where a coordinator of the previous version has asked for it.
@@ -52,6 +54,8 @@ pub struct HealingConfig {
     pub anti_entropy: bool,
     /// How often each part of the ring is compared.
     pub compare_every: Duration,
+    /// How often it is compared by reading all of it; zero: never.
+    pub scrub_every: Duration,
     /// Bytes that a pass reads from nodes per second; a coordinator has one pass of each kind at most.
     pub bytes_per_second: u64,
     /// For how long a new store waits before it is admitted; zero: it is never admitted without an operator.
@@ -64,10 +68,11 @@ pub struct HealingConfig {
 
 impl Default for HealingConfig {
     fn default() -> Self {
-        let (day, minute) = (Duration::from_secs(86_400), Duration::from_secs(60));
+        let (hour, minute) = (Duration::from_secs(3600), Duration::from_secs(60));
         Self {
             anti_entropy: true,
-            compare_every: day,
+            compare_every: 4 * hour,
+            scrub_every: 7 * 24 * hour,
             bytes_per_second: 4 << 20,
             admit_after: 15 * minute,
             tombstone_grace: GRACE,
@@ -178,11 +183,12 @@ impl<W: World> Healing<W> {
         self.upkeep.metadata.as_ref()
     }
 
-    /// A routine sweep at the rate of healing, which admits nothing.
-    fn sweep(&self) -> Sweep {
+    /// A routine sweep at the rate of healing, which admits nothing. What fills a store or looks for damage reads everything.
+    fn sweep(&self, kind: DutyKind) -> Sweep {
         let config = self.config();
+        let by_digests = matches!(kind, DutyKind::Compare | DutyKind::CatchUp);
         let (bytes_per_second, routine) = (config.bytes_per_second, Some(config.routine()));
-        Sweep { fills: false, bytes_per_second, routine, ..Sweep::everything() }
+        Sweep { by_digests, fills: false, bytes_per_second, routine, ..Sweep::everything() }
     }
 }
 
@@ -311,15 +317,17 @@ impl<W: World> Healer<W> {
                 let wanted = schedule.catch_up(|node| lock(&self.healing.reach).is_reachable(node));
                 self.begin(DutyKind::CatchUp, wanted).await;
             }
-            if !self.passes.contains_key(&DutyKind::Compare) {
-                let part = schedule.compare(lock(&self.healing.reach).all_reachable(on_record));
-                self.begin(DutyKind::Compare, part.into_iter().collect()).await;
+            for kind in [DutyKind::Compare, DutyKind::Scrub] {
+                if !self.passes.contains_key(&kind) {
+                    let part = schedule.compare(kind, lock(&self.healing.reach).all_reachable(on_record));
+                    self.begin(kind, part.into_iter().collect()).await;
+                }
             }
         }
         let new = self.fillable(config, on_record).await;
         let fill = schedule.fill(self.fill_again.pause());
         if let (Some(fill), false, false) = (fill, new.is_empty(), self.passes.contains_key(&DutyKind::Fill)) {
-            let sweep = Sweep { fills: true, of: Some(new), routine: None, ..self.healing.sweep() };
+            let sweep = Sweep { fills: true, of: Some(new), routine: None, ..self.healing.sweep(DutyKind::Fill) };
             if let Some(claim) = self.claim(&fill).await {
                 self.start(DutyKind::Fill, vec![claim], sweep);
             }
@@ -332,7 +340,7 @@ impl<W: World> Healer<W> {
         for duty in duties {
             claims.extend(self.claim(&duty).await);
         }
-        if let Some(sweep) = pass::sweep(&claims, self.healing.sweep()) {
+        if let Some(sweep) = pass::sweep(&claims, self.healing.sweep(kind)) {
             self.start(kind, claims, sweep);
         }
     }
@@ -374,7 +382,7 @@ impl<W: World> Healer<W> {
         let is_removed = |duty: &Duty| match duty.kind {
             DutyKind::CatchUp => on_record.iter().all(|node| node.as_str() != duty.range),
             DutyKind::Missed => schedule::of_missed(duty, on_record).is_none(),
-            DutyKind::Compare | DutyKind::Fill | DutyKind::Place => false,
+            DutyKind::Compare | DutyKind::Scrub | DutyKind::Fill | DutyKind::Place => false,
         };
         for duty in duties.duties.iter().map(|known| &known.duty).filter(|duty| is_removed(duty)) {
             if !self.forget(duty).await {
@@ -401,7 +409,10 @@ impl<W: World> Healing<W> {
         } else {
             0.0
         });
-        metrics.healing_oldest.set(schedule.oldest_comparison_ms() as f64 / 1000.0);
+        metrics.healing_oldest.set(schedule.oldest_ms(DutyKind::Compare) as f64 / 1000.0);
+        let scrubs = schedule.config.anti_entropy;
+        metrics.scrub_every.set(if scrubs { schedule.config.scrub_every.as_secs_f64() } else { 0.0 });
+        metrics.oldest_scrub.set(schedule.oldest_ms(DutyKind::Scrub) as f64 / 1000.0);
         let (now, config) = (self.upkeep.coordinator.ports().clock.wall_micros(), schedule.config);
         self.upkeep.overdue.show(metrics, now, config.tombstone_grace, config.compare_every);
         let mut overdue = BTreeMap::new();

@@ -25,6 +25,10 @@ pub struct Metrics {
     pub healing_every: Gauge<f64, AtomicU64>,
     /// Seconds since the last complete comparison began of the part of the ring for which that is longest ago.
     pub healing_oldest: Gauge<f64, AtomicU64>,
+    /// How often each part of the ring is to be compared by reading all of it, in seconds; 0 while that is turned off.
+    pub scrub_every: Gauge<f64, AtomicU64>,
+    /// Seconds since the last complete scrub began of the part of the ring for which that is longest ago.
+    pub oldest_scrub: Gauge<f64, AtomicU64>,
     /// Records that moves of tenants have sent to replicas that lacked them.
     pub moved_records: Counter,
     /// Their bytes.
@@ -51,6 +55,8 @@ pub struct Metrics {
     repaired: Family<Of, Counter>,
     read: Family<Of, Counter>,
     sent: Family<Of, Counter>,
+    level_slices: Family<Of, Counter>,
+    unknown_slices: Family<Of, Counter>,
     running: Family<Of, Gauge>,
     overdue: Family<Of, Gauge>,
     since_complete: Family<Of, Gauge<f64, AtomicU64>>,
@@ -120,6 +126,16 @@ impl Metrics {
     /// Bytes of merges stored by healing.
     pub(crate) fn healing_sent(&self, kind: DutyKind) -> Counter {
         self.sent.get_or_create_owned(&Of::kind(kind))
+    }
+
+    /// Slices that healing has found level by their digests, and has not read.
+    pub(crate) fn level_slices(&self, kind: DutyKind) -> Counter {
+        self.level_slices.get_or_create_owned(&Of::kind(kind))
+    }
+
+    /// Slices of which a node had no digest to compare.
+    pub(crate) fn unknown_slices(&self, kind: DutyKind) -> Counter {
+        self.unknown_slices.get_or_create_owned(&Of::kind(kind))
     }
 
     /// 1 while this coordinator does work of the kind.
@@ -221,7 +237,8 @@ impl Metrics {
             for result in ["complete", "incomplete", "interrupted"] {
                 drop(self.healing_passes(kind, result));
             }
-            for counter in [&self.records, &self.repaired, &self.read, &self.sent] {
+            let counters = [&self.records, &self.repaired, &self.read, &self.sent];
+            for counter in counters.into_iter().chain([&self.level_slices, &self.unknown_slices]) {
                 drop(counter.get_or_create_owned(&Of::kind(kind)));
             }
             drop(self.healing_running(kind));
@@ -234,7 +251,7 @@ impl Metrics {
         let help = "What other coordinators knew that nodes have missed, taken over: the slices (partial), or, where they are lost, all \
                     ranges of the node (full)";
         registry.register("witan_missed_taken_over", help, self.missed_taken_over.clone());
-        let help = "Passes of healing that have ended, by kind (compare, missed, catch-up, fill) and result";
+        let help = "Passes of healing that have ended, by kind (compare, scrub, missed, catch-up, fill) and result";
         registry.register("witan_healing_passes", help, self.passes.clone());
         let help = "Records compared on all replicas by healing";
         registry.register("witan_healing_records", help, self.records.clone());
@@ -244,6 +261,10 @@ impl Metrics {
         registry.register("witan_healing_read_bytes", help, self.read.clone());
         let help = "Bytes of merges that healing has stored on nodes";
         registry.register("witan_healing_sent_bytes", help, self.sent.clone());
+        let help = "Slices of the token space that healing has found level by digests, without reading them";
+        registry.register("witan_healing_level_slices", help, self.level_slices.clone());
+        let help = "Slices of which a node had no digest: too many records, or one that cannot be read";
+        registry.register("witan_healing_unknown_slices", help, self.unknown_slices.clone());
         let help = "1 while this coordinator does work of this kind";
         registry.register("witan_healing_running", help, self.running.clone());
         let help = "1 while work of this kind has been due for ten minutes and no coordinator does it";
@@ -255,5 +276,9 @@ impl Metrics {
         registry.register("witan_healing_oldest_comparison_seconds", help, self.healing_oldest.clone());
         let help = "healing.compare_every in seconds; 0 while healing.anti_entropy is false";
         registry.register("witan_healing_compare_every_seconds", help, self.healing_every.clone());
+        let help = "Seconds since the last complete scrub began of the part of the ring for which that is longest ago";
+        registry.register("witan_healing_oldest_scrub_seconds", help, self.oldest_scrub.clone());
+        let help = "healing.scrub_every in seconds; 0 while scrubbing or healing.anti_entropy is off";
+        registry.register("witan_healing_scrub_every_seconds", help, self.scrub_every.clone());
     }
 }

@@ -5,13 +5,14 @@
 //! It decides nothing that a read would not decide: records are merged, tombstones included, and no resolver is called. A replica
 //! that does not answer leaves the range incomplete; the other replicas are repaired anyway.
 //!
-//! A sweep of the whole ring also determines which new stores, admitted before it, hold everything from now on. `walk` reads
-//! pages, `record` compares what replicas have of a key, `merges` sends merges and waits for their acknowledgements, `pace` limits the
-//! rate, `fresh` says until when what was read may be sent, `sound` decides when a new store may be believed. Routine sweeps have
-//! replicas drop what is left of keys that were deleted long ago: `collect`.
+//! A sweep of the whole ring also determines which new stores, admitted before it, hold everything from now on. `level` finds what need not
+//! be read, `walk` reads pages, `record` compares what replicas have of a key, `merges` sends merges and waits for their acknowledgements,
+//! `pace` limits the rate, `fresh` says until when what was read may be sent, `sound` decides when a new store may be believed. Routine
+//! sweeps have replicas drop what is left of keys that were deleted long ago: `collect`.
 
 mod collect;
 pub(crate) mod fresh;
+mod level;
 mod merges;
 pub(crate) mod pace;
 mod record;
@@ -69,6 +70,8 @@ pub struct Sweep {
     pub of: Option<BTreeSet<NodeId>>,
     /// Only these slices of them; `None`: all.
     pub slices: Option<Slices>,
+    /// Slices whose digests are the same on all replicas are taken for level, and not read. What has rotted on a disk is not found then.
+    pub by_digests: bool,
     /// Whether new stores are admitted, filled and put on record, if it is a sweep of everything.
     pub fills: bool,
     /// Rate limit, records per second; 0: unlimited.
@@ -103,6 +106,7 @@ impl Sweep {
             factors: Vec::new(),
             of: None,
             slices: None,
+            by_digests: false,
             fills: true,
             records_per_second: 0,
             bytes_per_second: 0,
@@ -114,7 +118,9 @@ impl Sweep {
 
     /// True for the whole ring and all tenants, from the beginning, with the new stores that it finds.
     pub fn is_everything(&self) -> bool {
+        // What need not be read says nothing of what a new store has to remember.
         self.fills
+            && !self.by_digests
             && self.slices.is_none()
             && self.tenant.is_none()
             && self.from == 0
@@ -145,6 +151,10 @@ pub struct Swept {
     pub collected: u64,
     /// Records of tenants that need two placements, of which only the present one was compared.
     pub unsettled: u64,
+    /// Slices whose digests were the same on all replicas, and that were not read. Those in which a range ends count for each of its parts.
+    pub level_slices: u64,
+    /// Slices of which a node had no digest.
+    pub unknown_slices: u64,
     /// Bytes of records read.
     pub bytes: u64,
     /// Bytes of merges that replicas have stored.
@@ -359,7 +369,12 @@ impl<'a, W: World> Sweeping<'a, W> {
         let after = self.sweep.after.take();
         for (number, (version, range)) in (1..).zip(part) {
             self.at = after.clone().filter(|after| after.token >= range.from);
-            self.range(*version, range, number == part.len()).await?;
+            let is_last = number == part.len();
+            if self.sweep.by_digests {
+                self.differing(*version, range, is_last).await?;
+            } else {
+                self.range(*version, range, is_last).await?;
+            }
         }
         Ok(())
     }

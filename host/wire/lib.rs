@@ -9,7 +9,8 @@
 //! 4. [`replica`][]: a coordinator's requests to storage nodes, and their answers.
 //! 5. [`frame`][]: batches of those, with checksums, split into pieces and joined again.
 //! 6. [`range`][]: pages of the records on a node.
-//! 7. [`condition`][]: the condition of a node's store.
+//! 7. [`digest`][]: digests of them.
+//! 8. [`condition`][]: the condition of a node's store.
 
 // The simulation runs this room, in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -19,6 +20,7 @@ pub const COMMITS: &str = "commits";
 
 pub mod codec;
 pub mod condition;
+pub mod digest;
 pub mod frame;
 pub mod range;
 pub mod replica;

@@ -157,6 +157,8 @@ async fn a_repair_brings_a_node_that_was_away_what_nobody_reads() {
         assert!(has(&cluster, 2, "t", &format!("new-{n}")).await);
         assert!(!has(&cluster, 2, "u", &format!("new-{n}")).await, "another tenant's");
     }
+    let level = repair(&api, CoordinatorServiceRepairRequest { by_digests: true, ..of_tenant("t") }).await;
+    assert!(level.complete && (level.scanned, level.bytes, level.repaired) == (0, 0, 0), "{level:?}");
     let again = repair(&api, of_tenant("t")).await;
     assert_eq!((again.scanned, again.repaired, again.complete), (40, 0, true), "{again:?}");
 

@@ -127,6 +127,42 @@ async fn a_node_that_was_away_is_level_again_without_reads_and_without_a_repair(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_replicas_that_are_level_nothing_is_read_until_they_are_scrubbed() {
+    let settings = |anti_entropy: &'static str, scrub_every: &'static str| {
+        let mut settings = healing("15m");
+        settings.extend([("WITAN_HEALING__ANTI_ENTROPY", anti_entropy), ("WITAN_HEALING__SCRUB_EVERY", scrub_every)]);
+        settings
+    };
+    let owned = settings("false", "0").into_iter().map(|(name, value)| (name, value.to_owned())).collect();
+    let mut cluster = Cluster::with(Setup { synced: false, settings: owned, ..Setup::default() }).await;
+    let api = cluster.api();
+    tenants(&api).await;
+    write_all(&api, "v").await;
+    eventually("all replicas have everything", async || (differing(&cluster).await == 0).then_some(())).await;
+
+    cluster.kill_coordinator();
+    cluster.set_environment(settings("true", "0"));
+    cluster.start_coordinator().await;
+    cluster.all_reachable().await;
+    passes(cluster.admin(), "compare", 16.0).await;
+    let value = async |name: &str, kind: &str| metric(cluster.admin(), &format!("{name}{{kind=\"{kind}\"}}")).await;
+    assert_eq!(value("witan_healing_records_total", "compare").await, 0.0);
+    assert_eq!(value("witan_healing_read_bytes_total", "compare").await, 0.0);
+    assert!(value("witan_healing_level_slices_total", "compare").await >= 65_536.0);
+    assert_eq!(value("witan_healing_unknown_slices_total", "compare").await, 0.0);
+    assert_eq!(value("witan_healing_read_bytes_total", "scrub").await, 0.0);
+
+    cluster.kill_coordinator();
+    cluster.set_environment(settings("true", "168h"));
+    cluster.start_coordinator().await;
+    cluster.all_reachable().await;
+    passes(cluster.admin(), "scrub", 16.0).await;
+    let read = (KEYS * TENANTS.len()) as f64;
+    assert_eq!(metric(cluster.admin(), "witan_healing_records_total{kind=\"scrub\"}").await, read);
+    assert_eq!(metric(cluster.admin(), "witan_healing_sent_bytes_total{kind=\"scrub\"}").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_folder_is_filled_once_it_has_waited_and_never_if_that_is_turned_off() {
     let mut cluster = cluster("0", false).await;
     let api = cluster.api();

@@ -81,8 +81,8 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::EraIgnored => Some("restored:1"),
         Fault::DamageBelieved => Some("damaged:51"),
         Fault::FenceIgnored | Fault::FenceVolatile | Fault::FenceNotAwaited | Fault::EpochOfLater => Some("fenced:0"),
-        Fault::HealingSkipsRange => Some("healing:2"),
-        Fault::ReturnUnnoticed => Some("healing:6"),
+        Fault::HealingSkipsRange => Some("healing:0"),
+        Fault::ReturnUnnoticed | Fault::DigestNotUpdated => Some("healing:6"),
         // Those of `names` are recorded there.
         Fault::RepeatedUnasked
         | Fault::AskedWithoutPin
@@ -178,7 +178,7 @@ fn best_scenario(fault: Fault) -> &'static str {
         Fault::TooFewBelieved => "twice",
         Fault::UnrepairedBelieved | Fault::SweepSendsFirst => "replaced",
         Fault::StampNotStored => "late",
-        Fault::HealingSkipsRange | Fault::ReturnUnnoticed => "healing",
+        Fault::HealingSkipsRange | Fault::ReturnUnnoticed | Fault::DigestNotUpdated => "healing",
         Fault::CollectByQuorum
         | Fault::CollectWithoutGrace
         | Fault::CollectUnconditional

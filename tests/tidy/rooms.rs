@@ -146,7 +146,7 @@ pub const OWNED: [Owned; 11] = [
 ];
 
 /// Crates that the kernel may depend on: none brings in a runtime, a clock, randomness or I/O.
-pub const KERNEL: [&str; 7] = ["bytes", "crc32fast", "hmac", "sha2", "smallvec", "subtle", "thiserror"];
+pub const KERNEL: [&str; 8] = ["bytes", "crc32fast", "hmac", "sha2", "smallvec", "subtle", "thiserror", "xxhash_rust"];
 
 /// Paths that some rooms must not name outside their tests.
 #[derive(Debug)]

@@ -285,9 +285,22 @@ pub const KEYS: &[Key] = &[
     )
     .default("true")
     .reloads(),
-    Key::new("healing.compare_every", Time, "How often each record is compared on all of its replicas: 1m to 720h.")
-        .default("24h")
-        .reloads(),
+    Key::new(
+        "healing.compare_every",
+        Time,
+        "How often all replicas of each part of the ring are compared: 1m to 720h. Nodes keep digests of their records, so only what \
+            differs is read.",
+    )
+    .default("4h")
+    .reloads(),
+    Key::new(
+        "healing.scrub_every",
+        TimeOrNever,
+        "How often each record is read and compared on all of its replicas, which finds what has rotted on a disk: 1m to 720h. 0: \
+            never.",
+    )
+    .default("168h")
+    .reloads(),
     Key::new(
         "healing.rate",
         Size,

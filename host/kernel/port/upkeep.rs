@@ -21,8 +21,10 @@ pub const DUTIES: usize = 1200;
 /// A kind of work that a cluster does by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DutyKind {
-    /// Compares all replicas of a part of the ring, routinely.
+    /// Compares all replicas of a part of the ring, routinely, by what their digests say.
     Compare,
+    /// Compares all replicas of a part of the ring by reading all that they have: finds what has rotted on disks.
+    Scrub,
     /// Compares all replicas of the ranges of a node that was unreachable.
     CatchUp,
     /// Admits and fills the new stores of nodes.
@@ -36,14 +38,15 @@ pub enum DutyKind {
 
 impl DutyKind {
     /// Every kind, in the order in which they are listed.
-    pub const ALL: [Self; 5] = [Self::Compare, Self::CatchUp, Self::Fill, Self::Place, Self::Missed];
+    pub const ALL: [Self; 6] = [Self::Compare, Self::Scrub, Self::CatchUp, Self::Fill, Self::Place, Self::Missed];
     /// Those that make replicas level again.
-    pub const HEALING: [Self; 4] = [Self::Compare, Self::CatchUp, Self::Fill, Self::Missed];
+    pub const HEALING: [Self; 5] = [Self::Compare, Self::Scrub, Self::CatchUp, Self::Fill, Self::Missed];
 
     /// The kind's name in the metadata store, metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Compare => "compare",
+            Self::Scrub => "scrub",
             Self::CatchUp => "catch-up",
             Self::Fill => "fill",
             Self::Place => "placement",

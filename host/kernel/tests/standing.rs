@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use proptest::prelude::{Strategy, any, prop, prop_assert_eq, prop_oneof, proptest};
 use smallvec::smallvec;
+use witan_kernel::digest::Row;
 use witan_kernel::limit::{CLOCK_SKEW_MICROS, RECENT_MICROS};
 use witan_kernel::name::{StoreId, WriteId};
 use witan_kernel::recent::Recent;
@@ -80,6 +81,17 @@ proptest! {
     #[test]
     fn replicas_agree_when_everything_but_what_they_remember_is_the_same(one in records(), other in records()) {
         prop_assert_eq!(one.same_state(&other), plain(&one) == plain(&other), "{:?} {:?}", one, other);
+    }
+
+    #[test]
+    fn digests_agree_exactly_when_states_do(one in records(), other in records()) {
+        let hash = |record: &Record| Row::of(7, b"t", b"k", record).hash;
+        prop_assert_eq!(hash(&one) == hash(&other), one.same_state(&other), "{:?} {:?}", one, other);
+        let (mut copy, read) = (one.clone(), one.encode().decode().unwrap());
+        prop_assert_eq!(hash(&read), hash(&one), "whatever it was read from");
+        if copy.expire(u64::MAX) {
+            prop_assert_eq!(hash(&copy), hash(&one), "what it remembers of writes does not count");
+        }
     }
 
     #[test]

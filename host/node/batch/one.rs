@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use witan_kernel::burial::drops;
+use witan_kernel::digest::Row;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::WriteId;
 use witan_kernel::record::{Absorbed, Damaged, Encoded, Fingerprint, Record, WrongMode};
@@ -16,7 +17,7 @@ pub(super) struct BatchRow {
     pub(super) key: Bytes,
     pub(super) birth: u64,
     /// The record, once it was decoded.
-    record: Option<Record>,
+    pub(super) record: Option<Record>,
     /// The encoded record, unless it has changed since.
     pub(super) encoded: Option<Encoded>,
     /// Whether `record` is set from `encoded`. If not, `encoded` is as stored, unverified.
@@ -26,6 +27,8 @@ pub(super) struct BatchRow {
     pub(super) changed: bool,
     /// It was read from the engine, and is not cached yet.
     pub(super) fetched: bool,
+    /// What a digest had of it before it was changed, if digests are kept; the inner `None`: there was no record.
+    pub(super) before: Option<Option<Row>>,
 }
 
 impl BatchRow {
@@ -44,10 +47,10 @@ impl BatchRow {
             })?,
         };
         let (birth, encoded) = stored.map_or((0, None), |(birth, encoded)| (birth, Some(encoded)));
-        Ok(Self { key, birth, record: None, encoded, decoded: false, dirty, changed: false, fetched })
+        Ok(Self { key, birth, record: None, encoded, decoded: false, dirty, changed: false, fetched, before: None })
     }
 
-    fn decode(&mut self) -> Result<(), ReplicaError> {
+    pub(super) fn decode(&mut self) -> Result<(), ReplicaError> {
         if !self.decoded {
             match self.encoded.as_ref().map(Encoded::decode).transpose() {
                 Ok(record) => self.record = record,

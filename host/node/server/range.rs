@@ -8,13 +8,14 @@ use tokio::sync::{Semaphore, oneshot};
 use tonic::Status;
 use witan_kernel::replica::ReplicaError;
 use witan_wire::Malformed;
+use witan_wire::digest::{digested_to_wire, digests_from_wire};
 use witan_wire::range::{
     clear_from_wire, cleared_to_wire, drop_from_wire, dropped_to_wire, fence_from_wire, fenced_to_wire, page_to_wire,
     scan_from_wire,
 };
 use witan_wire::v1::{
-    ClearRangeRequest, ClearRangeResponse, DropTenantRequest, DropTenantResponse, RaiseFenceRequest,
-    RaiseFenceResponse, ScanRangeRequest, ScanRangeResponse,
+    ClearRangeRequest, ClearRangeResponse, DigestsRequest, DigestsResponse, DropTenantRequest, DropTenantResponse,
+    RaiseFenceRequest, RaiseFenceResponse, ScanRangeRequest, ScanRangeResponse,
 };
 
 use super::Storage;
@@ -29,6 +30,8 @@ pub(super) const SCANS: usize = 2;
 pub(super) const FENCES: usize = 2;
 /// Most clears that run concurrently on a node: a store drops rows for one at a time. They have turns of their own, too.
 pub(super) const CLEARS: usize = 1;
+/// Most answers with digests that are made concurrently on a node: only one counts rows at a time.
+pub(super) const DIGESTS: usize = 1;
 /// How long a step may wait for its turn.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -71,6 +74,15 @@ pub(super) async fn clear_range(storage: &Storage, request: ClearRangeRequest) -
             storage.node
         ))),
     }
+}
+
+/// Returns digests.
+pub(super) async fn digests(storage: &Storage, request: DigestsRequest) -> Result<DigestsResponse, Status> {
+    check_node(storage, &request.node_id)?;
+    let wanted = digests_from_wire(request).map_err(malformed)?;
+    let durability = storage.driver.durability();
+    let answer = move |store: &Store| crate::digest::digests(store, durability, &wanted);
+    run_among(&storage.digests, storage, answer).await.map(|digests| digested_to_wire(&digests))
 }
 
 /// The answer to a call under an epoch that is too early. No other answer of a node has this code.

@@ -82,7 +82,7 @@ impl Store {
     /// Drops rows between two batches of every shard: a batch has either been written before, or finds none of them, not even cached.
     pub(crate) fn drop_rows(&self, rows: Vec<Change>) -> Result<(), EngineError> {
         let _between_batches = self.fences.write().unwrap_or_else(PoisonError::into_inner);
-        let dropped = self.write_rows(rows);
+        let dropped = self.write_between_batches(rows);
         // Also after an error, which may have happened after rows were dropped.
         self.note_bypass();
         dropped

@@ -27,8 +27,8 @@ use witan_wire::frame::{self, Joiner};
 use witan_wire::replica::{answer_from_wire, request_to_wire};
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{
-    ClearPurpose, ClearRangeRequest, DescribeRequest, DropTenantRequest, ExchangeRequest, ExchangeResponse, Frame,
-    Hello, ReadRequest, RepairRequest, ScanRangeRequest, Welcome,
+    ClearPurpose, ClearRangeRequest, DescribeRequest, DigestsRequest, DropTenantRequest, ExchangeRequest,
+    ExchangeResponse, Frame, Hello, ReadRequest, RepairRequest, ScanRangeRequest, Welcome,
 };
 
 #[derive(Clone)]
@@ -454,6 +454,51 @@ async fn what_is_stored_is_walked_by_pages_and_a_tenant_can_be_dropped() {
     assert_eq!(left.records.len(), 5);
     drop(client);
     running.end().await;
+}
+
+#[tokio::test]
+async fn nodes_with_the_same_records_answer_the_same_digests() {
+    let folders = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+    let nodes = [run(config(&folders[0])).await, run(config(&folders[1])).await];
+    let merge = |n: u64, stamp: u64| {
+        request(&format!("key-{n}"), Ask::Merge { record: register(stamp, Bytes::from_static(b"x")) })
+    };
+    let mut answers = Vec::new();
+    for (of, node) in nodes.iter().enumerate() {
+        let (mut lane, welcome) = Lane::open(&node.client, hello()).await.unwrap();
+        assert!(welcome.capabilities.contains(&capability::DIGESTS.to_owned()));
+        let mut client = node.client.clone();
+        let ask = DigestsRequest { node_id: "node-1".to_owned(), ..DigestsRequest::default() };
+        if of == 0 {
+            // One counts while it has little, the other when it has everything.
+            let none = client.digests(ask.clone()).await.unwrap().into_inner();
+            assert_eq!((none.leaves.len(), none.to_token, none.read_records), (0, u64::MAX, 0));
+        }
+        for n in 0..40 {
+            assert!(lane.ask(vec![(n, merge(n, 1))]).await[0].1.is_ok());
+        }
+        let answer = client.digests(ask.clone()).await.unwrap().into_inner();
+        assert_eq!(&answer.store_id[..], node.node.store_id().0);
+        assert_eq!(answer.leaves.iter().map(|leaf| leaf.count).sum::<u32>(), 40);
+        assert_eq!(answer.read_records, if of == 0 { 0 } else { 40 });
+        let elsewhere = DigestsRequest { node_id: "node-2".to_owned(), ..ask.clone() };
+        assert_eq!(client.digests(elsewhere).await.unwrap_err().code(), Code::FailedPrecondition);
+        let backwards = DigestsRequest { from_token: 9, to_token: Some(8), ..ask.clone() };
+        assert_eq!(client.digests(backwards).await.unwrap_err().code(), Code::InvalidArgument);
+        let others = DigestsRequest { tenant_id: "other".to_owned(), ..ask.clone() };
+        assert_eq!(client.digests(others).await.unwrap().into_inner().leaves, []);
+        if of == 1 {
+            assert!(lane.ask(vec![(40, merge(7, 2))]).await[0].1.is_ok());
+            let changed = client.digests(ask).await.unwrap().into_inner();
+            let differ = changed.leaves.iter().zip(&answer.leaves).filter(|(now, before)| now != before);
+            assert_eq!(differ.count(), 1, "the slice of the record that was changed");
+        }
+        answers.push(answer.leaves);
+    }
+    assert_eq!(answers[0], answers[1]);
+    for node in nodes {
+        node.end().await;
+    }
 }
 
 #[tokio::test]

@@ -238,7 +238,7 @@ impl<W: World> Healer<W> {
             }
             of.insert(node);
         }
-        let sweep = Sweep { of: Some(of), slices: Some(slices), ..self.healing.sweep() };
+        let sweep = Sweep { of: Some(of), slices: Some(slices), ..self.healing.sweep(DutyKind::Missed) };
         self.start(DutyKind::Missed, Vec::new(), sweep);
     }
 

@@ -178,7 +178,8 @@ impl<W: World> Pass<W> {
             Some(Err(Stopped::Abandoned)) | None => Ended::Interrupted,
         };
         let Swept { scanned, repaired, failed, collected, .. } = self.counted;
-        if self.kind == DutyKind::Compare && repaired == 0 && collected == 0 && ended == Ended::Complete {
+        let is_routine = matches!(self.kind, DutyKind::Compare | DutyKind::Scrub);
+        if is_routine && repaired == 0 && collected == 0 && ended == Ended::Complete {
             tracing::debug!(what, records = scanned, "healing: all replicas are level");
         } else {
             let result = ended.as_str();
@@ -195,6 +196,8 @@ impl<W: World> Pass<W> {
         metrics.healing_repaired(self.kind).inc_by(swept.repaired - before.repaired);
         metrics.healing_read(self.kind).inc_by(swept.bytes - before.bytes);
         metrics.healing_sent(self.kind).inc_by(swept.sent_bytes - before.sent_bytes);
+        metrics.level_slices(self.kind).inc_by(swept.level_slices - before.level_slices);
+        metrics.unknown_slices(self.kind).inc_by(swept.unknown_slices - before.unknown_slices);
         if !swept.waiting {
             self.reached = Reached {
                 after: swept.after.clone(),
@@ -208,7 +211,9 @@ impl<W: World> Pass<W> {
     /// another node has that is away now is that node's, once it is back.
     fn is_incomplete(&self, swept: &Swept) -> bool {
         match self.kind {
-            DutyKind::Compare => !swept.missing.is_empty() || swept.failed > 0 || swept.ranges_incomplete > 0,
+            DutyKind::Compare | DutyKind::Scrub => {
+                !swept.missing.is_empty() || swept.failed > 0 || swept.ranges_incomplete > 0
+            }
             DutyKind::CatchUp => nodes(&self.claims).iter().any(|node| swept.missing.contains_key(node)),
             DutyKind::Missed => {
                 let is_missing = |of: &BTreeSet<NodeId>| of.iter().any(|node| swept.missing.contains_key(node));

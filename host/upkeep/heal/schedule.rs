@@ -57,15 +57,16 @@ pub fn is_wanted(known: &DutyOnRecord) -> bool {
     known.duty.kind == DutyKind::Missed || known.wanted_ms > 0 && known.covered_ms < known.wanted_ms + LIFE_MS
 }
 
-/// The duty of comparing a part of the ring.
-fn part(number: u64) -> Duty {
-    Duty { kind: DutyKind::Compare, range: number.to_string() }
+/// The duty of comparing a part of the ring, by digests or by reading it.
+fn part(kind: DutyKind, number: u64) -> Duty {
+    Duty { kind, range: number.to_string() }
 }
 
 /// The first and the last token of the part of the ring that a duty compares; `None` if that is not its kind.
 pub(super) fn tokens(duty: &Duty) -> Option<(u64, u64)> {
     const SIZE: u64 = 1 << 60;
-    let number: u64 = duty.range.parse().ok().filter(|number| duty.kind == DutyKind::Compare && *number < PARTS)?;
+    let is_part = matches!(duty.kind, DutyKind::Compare | DutyKind::Scrub);
+    let number: u64 = duty.range.parse().ok().filter(|number| is_part && *number < PARTS)?;
     Some((number * SIZE, number * SIZE + (SIZE - 1)))
 }
 
@@ -88,8 +89,9 @@ impl Schedule<'_> {
         self.known(duty).is_none_or(|known| known.live_holder(self.duties.now_ms).is_none())
     }
 
-    fn every_ms(&self) -> u64 {
-        self.config.compare_every.as_millis() as u64
+    fn every_ms(&self, kind: DutyKind) -> u64 {
+        let every = if kind == DutyKind::Scrub { self.config.scrub_every } else { self.config.compare_every };
+        every.as_millis() as u64
     }
 
     /// Since when or from when a part is to be compared. A comparison in which a replica could not take part is repeated after an eighth
@@ -99,18 +101,22 @@ impl Schedule<'_> {
         if known.begun_ms > 0 {
             return known.begun_ms;
         }
-        let next = if known.covered_ms == 0 { 0 } else { known.covered_ms + self.every_ms() };
-        let again = if known.ended_ms == 0 { 0 } else { known.ended_ms + self.every_ms() / 8 };
+        let every_ms = self.every_ms(duty.kind);
+        let next = if known.covered_ms == 0 { 0 } else { known.covered_ms + every_ms };
+        let again = if known.ended_ms == 0 { 0 } else { known.ended_ms + every_ms / 8 };
         next.max(again)
     }
 
-    /// The part of the ring to be compared now. Where not all nodes can be reached, another coordinator may do better, and is given time
-    /// to.
-    pub(super) fn compare(&self, all_reachable: bool) -> Option<Duty> {
+    /// The part of the ring to be compared now, by digests or by reading it, as `kind` says. Where not all nodes can be reached, another
+    /// coordinator may do better, and is given time to.
+    pub(super) fn compare(&self, kind: DutyKind, all_reachable: bool) -> Option<Duty> {
+        if self.every_ms(kind) == 0 {
+            return None;
+        }
         let now_ms = self.duties.now_ms;
         let patience = if all_reachable { 0 } else { LEFT_TO_OTHERS_MS };
         let from = self.seed % PARTS;
-        let parts = (0..PARTS).map(|number| part((from + number) % PARTS));
+        let parts = (0..PARTS).map(|number| part(kind, (from + number) % PARTS));
         let due = parts.filter(|duty| self.is_free(duty)).map(|duty| (self.part_due_ms(&duty), duty));
         let due = due.filter(|(due_ms, _)| due_ms + patience <= now_ms);
         due.min_by_key(|(due_ms, _)| *due_ms).map(|(_, duty)| duty)
@@ -158,12 +164,13 @@ impl Schedule<'_> {
         let now_ms = self.duties.now_ms;
         let of_kind = || self.duties.duties.iter().filter(move |known| known.duty.kind == kind);
         let is_done = |known: &DutyOnRecord| known.until_ms.max(known.ended_ms) + OVERDUE_MS > now_ms;
+        let is_off = !self.config.anti_entropy || kind == DutyKind::Scrub && self.every_ms(kind) == 0;
         // Each of what nodes have missed has a holder of its own.
-        if !self.config.anti_entropy || kind != DutyKind::Missed && of_kind().any(is_done) {
+        if is_off || kind != DutyKind::Missed && of_kind().any(is_done) {
             return None;
         }
         let due = match kind {
-            DutyKind::Compare => (0..PARTS).map(|number| self.part_due_ms(&part(number))).min(),
+            DutyKind::Compare | DutyKind::Scrub => (0..PARTS).map(|number| self.part_due_ms(&part(kind, number))).min(),
             DutyKind::CatchUp => {
                 let back =
                     of_kind().filter(|known| NodeId::new(&known.duty.range).is_ok_and(|node| is_reachable(&node)));
@@ -187,9 +194,9 @@ impl Schedule<'_> {
     }
 
     /// How long ago the part was compared completely for which that is longest ago. Those that never were count from the beginning.
-    pub(super) fn oldest_comparison_ms(&self) -> u64 {
+    pub(super) fn oldest_ms(&self, kind: DutyKind) -> u64 {
         let covered = (0..PARTS).map(|number| {
-            let covered_ms = self.known(&part(number)).map_or(0, |known| known.covered_ms);
+            let covered_ms = self.known(&part(kind, number)).map_or(0, |known| known.covered_ms);
             if covered_ms == 0 { self.began_ms } else { covered_ms }
         });
         self.duties.now_ms.saturating_sub(covered.min().unwrap_or(self.began_ms))
@@ -211,13 +218,13 @@ mod tests {
     }
 
     fn with<T>(duties: &Duties, look: impl FnOnce(&Schedule<'_>) -> T) -> T {
-        let config = HealingConfig::default();
+        let config = HealingConfig { compare_every: Duration::from_millis(DAY_MS), ..HealingConfig::default() };
         look(&Schedule { duties, config: &config, began_ms: NOW_MS - MINUTE_MS, seed: 0 })
     }
 
     fn compared(number: u64, covered_ago_ms: u64) -> DutyOnRecord {
         let covered_ms = NOW_MS - covered_ago_ms;
-        DutyOnRecord { covered_ms, ended_ms: covered_ms, ..DutyOnRecord::new(part(number)) }
+        DutyOnRecord { covered_ms, ended_ms: covered_ms, ..DutyOnRecord::new(part(DutyKind::Compare, number)) }
     }
 
     fn all_compared(change: impl FnOnce(&mut [DutyOnRecord])) -> Duties {
@@ -237,15 +244,17 @@ mod tests {
 
     #[test]
     fn parts_cover_the_ring() {
-        let parts: Vec<(u64, u64)> = (0..PARTS).map(|number| tokens(&part(number)).unwrap()).collect();
+        let parts: Vec<(u64, u64)> =
+            (0..PARTS).map(|number| tokens(&part(DutyKind::Compare, number)).unwrap()).collect();
         assert_eq!((parts[0].0, parts[15].1), (0, u64::MAX));
         assert!(parts.windows(2).all(|pair| pair[0].1 + 1 == pair[1].0));
-        assert_eq!(tokens(&part(PARTS)), None);
+        assert_eq!(tokens(&part(DutyKind::Compare, PARTS)), None);
     }
 
     #[test]
     fn the_part_comes_first_that_has_waited_longest() {
-        let next = |duties: &Duties| with(duties, |schedule| schedule.compare(true)).map(|duty| duty.range);
+        let next =
+            |duties: &Duties| with(duties, |schedule| schedule.compare(DutyKind::Compare, true)).map(|duty| duty.range);
         assert_eq!(next(&duties(vec![])).as_deref(), Some("0"), "none was ever compared");
         assert_eq!(next(&all_compared(|_| {})), None);
         let late = all_compared(|all| {
@@ -267,9 +276,43 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_scrubbed_in_their_own_time() {
+        let all = |change: fn(&mut Vec<DutyOnRecord>)| {
+            let scrubbed = |number| DutyOnRecord {
+                covered_ms: NOW_MS - 6 * DAY_MS,
+                ended_ms: NOW_MS - 6 * DAY_MS,
+                ..DutyOnRecord::new(part(DutyKind::Scrub, number))
+            };
+            let mut all: Vec<DutyOnRecord> = (0..PARTS).map(scrubbed).collect();
+            all.extend((0..PARTS).map(|number| compared(number, MINUTE_MS)));
+            change(&mut all);
+            duties(all)
+        };
+        let next =
+            |duties: &Duties| with(duties, |schedule| schedule.compare(DutyKind::Scrub, true)).map(|duty| duty.range);
+        assert_eq!(next(&all(|_| {})), None);
+        let late = |known: &mut DutyOnRecord| known.covered_ms = NOW_MS - 7 * DAY_MS;
+        let due = all(|all| all[4].covered_ms = NOW_MS - 7 * DAY_MS);
+        assert_eq!(next(&due).as_deref(), Some("4"));
+        assert_eq!(with(&due, |schedule| schedule.oldest_ms(DutyKind::Scrub)), 7 * DAY_MS);
+        let mut overdue = all(|_| {});
+        overdue.duties.iter_mut().for_each(late);
+        let off = HealingConfig { scrub_every: Duration::ZERO, ..HealingConfig::default() };
+        let schedule = Schedule { duties: &overdue, config: &off, began_ms: 1, seed: 0 };
+        assert_eq!(
+            (schedule.compare(DutyKind::Scrub, true), schedule.overdue_ms(DutyKind::Scrub, &[], |_| true)),
+            (None, None)
+        );
+        assert!(
+            with(&overdue, |schedule| schedule.overdue_ms(DutyKind::Scrub, &[], |_| true)).is_none(),
+            "not for long"
+        );
+    }
+
+    #[test]
     fn who_cannot_reach_every_node_lets_others_go_first() {
         let due = |ago| all_compared(|all| all[3] = compared(3, DAY_MS + ago));
-        let next = |duties: &Duties| with(duties, |schedule| schedule.compare(false));
+        let next = |duties: &Duties| with(duties, |schedule| schedule.compare(DutyKind::Compare, false));
         assert_eq!(next(&due(LEFT_TO_OTHERS_MS - 1)), None);
         assert!(next(&due(LEFT_TO_OTHERS_MS)).is_some());
     }
@@ -290,7 +333,7 @@ mod tests {
 
     #[test]
     fn what_nobody_does_is_reported() {
-        let config = HealingConfig::default();
+        let config = HealingConfig { compare_every: Duration::from_millis(DAY_MS), ..HealingConfig::default() };
         let late = |duties: &Duties, kind, began_ms| {
             Schedule { duties, config: &config, began_ms, seed: 0 }.overdue_ms(kind, &[], |_| true).is_some()
         };
@@ -346,9 +389,9 @@ mod tests {
 
     #[test]
     fn the_oldest_comparison_counts() {
-        assert_eq!(with(&duties(vec![]), |schedule| schedule.oldest_comparison_ms()), MINUTE_MS);
+        assert_eq!(with(&duties(vec![]), |schedule| schedule.oldest_ms(DutyKind::Compare)), MINUTE_MS);
         let compared = all_compared(|all| all[3] = compared(3, 2 * DAY_MS));
-        assert_eq!(with(&compared, |schedule| schedule.oldest_comparison_ms()), 2 * DAY_MS);
+        assert_eq!(with(&compared, |schedule| schedule.oldest_ms(DutyKind::Compare)), 2 * DAY_MS);
         assert_eq!(with(&compared, |schedule| schedule.since_complete_ms(DutyKind::Compare)), Some(DAY_MS - MINUTE_MS));
     }
 }

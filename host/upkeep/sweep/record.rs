@@ -105,7 +105,7 @@ impl<W: World> Sweeping<'_, W> {
     }
 
     /// A tenant; `None` when it is deleted or unknown.
-    async fn tenant(&mut self, tenant: &TenantId) -> Result<Option<Arc<Tenant>>, Failure> {
+    pub(super) async fn tenant(&mut self, tenant: &TenantId) -> Result<Option<Arc<Tenant>>, Failure> {
         match self.coordinator.tenant(tenant).await {
             Ok(tenant) => {
                 // A change must be at the replicas of both placements then, and the sweep compares those of one.

@@ -15,9 +15,9 @@ use super::{FRESH, RECORD_BYTES, Sweep, Sweeping};
 use crate::Metrics;
 
 /// Attempts at reading a page before its replica counts as failed.
-const TRIES: u32 = 3;
+pub(super) const TRIES: u32 = 3;
 /// Pause before the second attempt; twice as long before the third.
-const PAUSE: Duration = Duration::from_millis(200);
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
 /// A page holds as much as the rate limit lets through in this time, so that its end is as fresh as its beginning. Seconds.
 const PAGE_SECONDS: u64 = 2;
 /// Least bytes of a page, whatever the rate: below this, calls cost more than what they bring.

@@ -83,7 +83,9 @@ pub(super) fn healing(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     let routine = rng.random();
     let compare_every = Duration::from_secs(if routine { 10 } else { 86_400 });
     let admit_after = Duration::from_secs(2);
-    scenario.heals = Some(HealingConfig { compare_every, admit_after, ..HealingConfig::default() });
+    // Mostly, digests alone say what has to be read.
+    let scrub_every = if rng.random_bool(0.25) { Duration::from_secs(30) } else { Duration::ZERO };
+    scenario.heals = Some(HealingConfig { compare_every, scrub_every, admit_after, ..HealingConfig::default() });
     let trouble = match (routine, rng.random_range(0..3)) {
         (true, 0 | 1) => {
             let weather = Weather { cuts: 5, holds: 2, crashes: 2, coordinator_crashes: 2, ..Weather::default() };

@@ -201,7 +201,7 @@ async fn holds(play: &str) -> bool {
             nodes.remove(2, KEY);
             let late = cluster.nodes.clone();
             tokio::spawn(async move {
-                while late.scanned(2) == 0 {
+                while late.looked_at(2) == 0 {
                     sleep(Duration::from_millis(20)).await;
                 }
                 sleep(Duration::from_secs(5)).await;
@@ -262,7 +262,7 @@ async fn a_change_between_the_two_looks_keeps_everything() {
         sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(has(&cluster, KEY), TOMBSTONES);
-    assert!(cluster.nodes.has(2, &place(KEY)));
+    assert!(cluster.nodes.has(2, &place(3, KEY)));
     sleep(10 * MINUTE).await;
     assert_eq!(has(&cluster, KEY), NOTHING, "it is found again");
     running.end().await;

@@ -1,6 +1,7 @@
 //! Healing and sweeps over nodes in memory, in paused time.
 
 mod collect;
+mod digests;
 mod missed;
 mod world;
 
@@ -20,8 +21,9 @@ use world::{Cluster, InMemory};
 const KEYS: usize = 1000;
 const PARTS: usize = 16;
 
+/// Nothing is scrubbed.
 fn config(bytes_per_second: u64) -> HealingConfig {
-    HealingConfig { bytes_per_second, ..HealingConfig::default() }
+    HealingConfig { bytes_per_second, scrub_every: Duration::ZERO, ..HealingConfig::default() }
 }
 
 /// A cluster in which the third node has nothing of what the others have.
@@ -61,8 +63,13 @@ async fn wait_until(what: &str, is: impl AsyncFn() -> bool) {
 }
 
 async fn compared(cluster: &Cluster) -> usize {
+    covered(cluster, DutyKind::Compare).await
+}
+
+/// The number of parts of the ring that were covered completely.
+async fn covered(cluster: &Cluster, kind: DutyKind) -> usize {
     let duties = cluster.duties().await.duties;
-    duties.iter().filter(|known| known.duty.kind == DutyKind::Compare && known.covered_ms > 0).count()
+    duties.iter().filter(|known| known.duty.kind == kind && known.covered_ms > 0).count()
 }
 
 #[tokio::test(start_paused = true)]

@@ -45,7 +45,7 @@ async fn is_level(cluster: &Cluster) {
 }
 
 fn slices(keys: impl IntoIterator<Item = usize>) -> BTreeSet<Slice> {
-    keys.into_iter().map(|key| Slice::of(place(key).token)).collect()
+    keys.into_iter().map(|key| Slice::of(place(3, key).token)).collect()
 }
 
 /// The slices that were read since this was last asked.

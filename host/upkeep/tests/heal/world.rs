@@ -1,6 +1,6 @@
 //! A cluster in memory and in paused time: three nodes, each with a map of records, shared by any number of coordinators.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -10,10 +10,11 @@ use tokio::time::Instant;
 use witan_coordinate::{Coordinator, Defaults, MissedChanges, NoCollapses, NothingNoted, Ports, World};
 use witan_kernel::burial::drops;
 use witan_kernel::context::ContextKeys;
+use witan_kernel::digest::{Digests, Leaf, Row, TenantLeaf, Wanted};
 use witan_kernel::hook::{Hooks, Native, Plugins, ReplicaState};
 use witan_kernel::idempotency::{Name, Step, Stepped};
 use witan_kernel::name::{Era, Key, NodeId, StoreId, TenantId, WriteId};
-use witan_kernel::placement::{Moving, Placed};
+use witan_kernel::placement::{Moving, Placed, Tokens};
 use witan_kernel::port::{
     Claimant, Clock, Duties, IdempotencyStore, Leftover, Metadata, MigrationStore, MoveTenant, NodeStatus,
     PlacementStore, Randomness, Replicas, Reply, StorageNode, StoreError, TenantStore, Tenants, UpkeepClaims,
@@ -77,10 +78,12 @@ struct Node {
     is_old: bool,
     /// Requests to drop a row that it refuses before it does as it is asked.
     overloaded: u32,
-    /// Pages that were read which have, or would have, the seventh key.
-    scanned: usize,
     /// The ranges of which pages were read.
-    scans: Vec<(u64, u64)>,
+    scans: Vec<Tokens>,
+    /// It keeps digests.
+    digests: bool,
+    /// Records that it cannot read, although its digests have them.
+    rotten: BTreeSet<(u64, Bytes)>,
 }
 
 /// What happens at a request, once.
@@ -125,11 +128,11 @@ impl Nodes {
     pub(crate) fn write(&self, node: usize, key: usize, ago: Duration, n: u8, value: Option<&'static [u8]>) {
         let stamp = Stamp(self.clock.wall_micros() - ago.as_micros() as u64);
         let written = Register::written(stamp, WriteId([n; 16]), value.map(Bytes::from_static));
-        self.merge(&id(node), &place(key), &Record::Register(written).encode());
+        self.merge(&id(node), &place(3, key), &Record::Register(written).encode());
     }
 
     pub(crate) fn remove(&self, node: usize, key: usize) {
-        let place = place(key);
+        let place = place(3, key);
         self.with(&id(node), |node| node.records.remove(&(place.token, place.key.bytes().clone())));
     }
 
@@ -139,13 +142,14 @@ impl Nodes {
     }
 
     /// How often pages of a node were read that begin before the key of these tests and end behind it.
-    pub(crate) fn scanned(&self, node: usize) -> usize {
-        self.with(&id(node), |node| node.scanned)
+    pub(crate) fn looked_at(&self, node: usize) -> usize {
+        let seventh = place(3, 7).token;
+        self.with(&id(node), |node| node.scans.iter().filter(|(from, to)| (*from..=*to).contains(&seventh)).count())
     }
 
     /// Whether a node has a value of a key; `None` if it has nothing.
     pub(crate) fn is_live(&self, node: usize, key: usize) -> Option<bool> {
-        let place = place(key);
+        let place = place(3, key);
         self.with(&id(node), |node| {
             let (_, record) = node.records.get(&(place.token, place.key.bytes().clone()))?;
             Some(!record.decode().expect("a record").is_deleted())
@@ -193,12 +197,42 @@ impl Nodes {
 
     /// Stores a record on a node.
     pub(crate) fn put(&self, node: usize, key: usize, stamp: u64) {
-        let place = place(key);
+        self.put_at(&id(node), place(3, key), stamp);
+    }
+
+    /// Stores a record of a tenant on a node.
+    pub(crate) fn put_at(&self, node: &NodeId, place: Place, stamp: u64) {
         let write = WriteId([stamp as u8; 16]);
         let register = Register::written(Stamp(stamp), write, Some(Bytes::from_static(&[7; 100])));
         let at = (place.token, place.key.bytes().clone());
         let record = Record::Register(register).encode();
-        self.with(&id(node), |node| node.records.insert(at, (place, record)));
+        self.with(node, |node| node.records.insert(at, (place, record)));
+    }
+
+    /// From now on all nodes keep digests.
+    pub(crate) fn keep_digests(&self) {
+        self.all().values_mut().for_each(|node| node.digests = true);
+    }
+
+    /// A record rots on the disk of a node.
+    pub(crate) fn rot(&self, node: &NodeId, place: &Place) {
+        self.with(node, |node| node.rotten.insert((place.token, place.key.bytes().clone())));
+    }
+
+    /// The stamp of a register on a node.
+    pub(crate) fn stamp(&self, node: &NodeId, place: &Place) -> Option<u64> {
+        let at = (place.token, place.key.bytes().clone());
+        let record =
+            self.with(node, |node| node.records.get(&at).map(|(_, record)| record.decode().expect("a record")));
+        record.map(|record| match record {
+            Record::Register(register) => register.stamp.0,
+            Record::Siblings(_) => panic!("a register"),
+        })
+    }
+
+    /// The parts of the ring of which pages were asked for.
+    pub(crate) fn scanned(&self) -> Vec<Tokens> {
+        self.all().values().flat_map(|node| node.scans.clone()).collect()
     }
 
     pub(crate) fn hang_until(&self, node: usize, until: Instant) {
@@ -240,7 +274,7 @@ impl Nodes {
     }
 
     /// The ranges of which pages were read since this was last asked.
-    pub(crate) fn take_scans(&self) -> Vec<(u64, u64)> {
+    pub(crate) fn take_scans(&self) -> Vec<Tokens> {
         self.all().values_mut().flat_map(|node| std::mem::take(&mut node.scans)).collect()
     }
 
@@ -353,7 +387,6 @@ impl Ranges for Nodes {
             if own.away {
                 return Err(ReplicaError::NotSent(node.clone()));
             }
-            own.scanned += usize::from((scan.from..=scan.to).contains(&place(7).token));
             let after = scan.after.map(|after| (after.token, after.key.bytes().clone()));
             let within = own.records.iter().filter(|(at, _)| {
                 (scan.from..=scan.to).contains(&at.0) && after.as_ref().is_none_or(|after| *at > after)
@@ -366,12 +399,38 @@ impl Ranges for Nodes {
                     break;
                 }
                 bytes += record.0.len();
-                found.push(Found { place: place.clone(), record: Some(record.clone()) });
+                let rotten = own.rotten.contains(&(place.token, place.key.bytes().clone()));
+                found.push(Found { place: place.clone(), record: Some(record.clone()).filter(|_| !rotten) });
             }
             own.read += bytes as u64;
             own.scans.push((scan.from, scan.to));
             let next = if is_last { None } else { found.last().map(|found: &Found| found.place.clone()) };
             Ok(Page { store: store(node), found, next })
+        })
+    }
+
+    fn has_digests(&self, node: &NodeId) -> bool {
+        self.with(node, |node| node.digests)
+    }
+
+    /// Two slices at a time.
+    async fn digests(&self, node: &NodeId, wanted: Wanted) -> Result<Digests, ReplicaError> {
+        self.with(node, |own| {
+            if own.away {
+                return Err(ReplicaError::NotSent(node.clone()));
+            }
+            let (from, to) = wanted.tokens;
+            let mut leaves: BTreeMap<(Slice, TenantId), Leaf> = BTreeMap::new();
+            for (place, record) in own.records.values().filter(|(place, _)| (from..=to).contains(&place.token)) {
+                let record = record.decode().expect("a record");
+                let row = Row::of(place.token, place.tenant.bytes(), place.key.bytes(), &record);
+                leaves.entry((Slice::of(place.token), place.tenant.clone())).or_default().add(&row);
+            }
+            let end = leaves.keys().map(|(slice, _)| slice.tokens().1).find(|end| *end > from).unwrap_or(to).min(to);
+            leaves.retain(|(slice, _), _| slice.tokens().0 <= end);
+            let leaf = |((slice, tenant), leaf)| TenantLeaf { slice, tenant, leaf };
+            let leaves = leaves.into_iter().map(leaf).collect();
+            Ok(Digests { store: store(node), to: end, leaves, unknown: Vec::new(), read_rows: 0, read_bytes: 0 })
         })
     }
 
@@ -405,7 +464,7 @@ pub(crate) struct Anyone {
 
 impl Anyone {
     fn one(&self, id: &TenantId) -> Tenant {
-        Tenant { moving: *self.moving.lock().unwrap(), ..Tenant::with_defaults(id.clone(), 3, 1) }
+        Tenant { moving: *self.moving.lock().unwrap(), ..Tenant::with_defaults(id.clone(), factor(id), 1) }
     }
 }
 
@@ -445,14 +504,20 @@ pub(crate) struct Cluster {
     tenants: Anyone,
     clock: Paused,
     missed: Mutex<BTreeMap<u8, Arc<Missed>>>,
+    ring: Ring,
 }
 
 impl Cluster {
     /// Three nodes without a record, and one tenant with three replicas.
     pub(crate) async fn new() -> Self {
+        Self::of(3, &[3]).await
+    }
+
+    /// Nodes without a record, and a tenant for each of these replication factors.
+    pub(crate) async fn of(count: usize, factors: &[u8]) -> Self {
         let clock = Paused(Instant::now());
         let metadata = MemoryMetadata::new(clock.clone());
-        let nodes = (0..3).map(|node| StorageNode {
+        let nodes = (0..count).map(|node| StorageNode {
             id: id(node),
             host: "here".to_owned(),
             port: 1,
@@ -460,10 +525,18 @@ impl Cluster {
             status: NodeStatus::Active,
         });
         metadata.found_nodes(nodes.collect(), 0).await.expect("founded");
-        metadata.create_tenant(Tenant::with_defaults(tenant(), 3, 1)).await.expect("created");
+        for factor in factors {
+            metadata.create_tenant(Tenant::with_defaults(tenant(*factor), *factor, 1)).await.expect("created");
+        }
         let nodes = Nodes { all: Arc::default(), traps: Arc::default(), clock: clock.clone() };
-        (0..3).for_each(|node| nodes.set_away(node, false));
-        Self { nodes, metadata, tenants: Anyone::default(), clock, missed: Mutex::default() }
+        (0..count).for_each(|node| nodes.set_away(node, false));
+        let ring = Ring::new(&(0..count).map(|node| (id(node), 8)).collect::<Vec<_>>(), 1);
+        Self { nodes, metadata, tenants: Anyone::default(), clock, missed: Mutex::default(), ring }
+    }
+
+    /// The replicas of a place.
+    pub(crate) fn replicas(&self, place: &Place) -> Vec<NodeId> {
+        self.ring.replicas(place.token, factor(&place.tenant)).to_vec()
     }
 
     /// From now on no coordinator has a tenant in its cache.
@@ -479,10 +552,10 @@ impl Cluster {
     /// A move of the tenant has left rows on a node.
     pub(crate) async fn leave_over(&self) -> Leftover {
         let (store, to) = (&self.metadata, Placed { ring: 0, replication_factor: 2 });
-        let version = store.tenant(&tenant()).await.expect("it is read").expect("it is there").version;
-        let moved = store.move_tenant(&tenant(), version, MoveTenant::Prepare(to), 1).await.expect("published");
+        let version = store.tenant(&tenant(3)).await.expect("it is read").expect("it is there").version;
+        let moved = store.move_tenant(&tenant(3), version, MoveTenant::Prepare(to), 1).await.expect("published");
         let given_up = MoveTenant::GiveUp(vec![id(0)]);
-        store.move_tenant(&tenant(), moved.tenant.version, given_up, 1).await.expect("published");
+        store.move_tenant(&tenant(3), moved.tenant.version, given_up, 1).await.expect("published");
         store.leftovers(None, None).await.expect("read").remove(0)
     }
 
@@ -501,9 +574,8 @@ impl Cluster {
             collapses: Arc::new(NoCollapses),
             missed: Arc::new(NothingNoted),
         };
-        let ring = Ring::new(&[(id(0), 8), (id(1), 8), (id(2), 8)], 1);
         let keys = ContextKeys::new(Era::default(), &[(1, [1; 32])]).expect("keys");
-        Coordinator::new(ports, Rings::one(ring), keys, Defaults::default())
+        Coordinator::new(ports, Rings::one(self.ring.clone()), keys, Defaults::default())
     }
 
     /// A coordinator's upkeep.
@@ -531,7 +603,7 @@ impl Cluster {
 
     /// A node has missed a coordinator's change of a key.
     pub(crate) fn miss(&self, number: u8, node: usize, key: usize) {
-        self.missed(number).missed(&id(node), Slice::of(place(key).token));
+        self.missed(number).missed(&id(node), Slice::of(place(3, key).token));
     }
 
     /// The healing of a coordinator of its own, which begins at once.
@@ -589,11 +661,17 @@ fn store(node: &NodeId) -> StoreId {
     StoreId([bytes[bytes.len() - 1]; 16])
 }
 
-fn tenant() -> TenantId {
-    TenantId::new("t").expect("an id")
+fn tenant(factor: u8) -> TenantId {
+    TenantId::new(format!("tenant-{factor}")).expect("an id")
 }
 
-pub(crate) fn place(key: usize) -> Place {
+/// Tenants are named after their replication factors.
+fn factor(tenant: &TenantId) -> u8 {
+    tenant.as_str().strip_prefix("tenant-").and_then(|factor| factor.parse().ok()).expect("a factor")
+}
+
+/// The place of a key of the tenant with this replication factor.
+pub(crate) fn place(factor: u8, key: usize) -> Place {
     let key = Key::new(format!("key-{key}")).expect("a key");
-    Place { token: token(&tenant(), key.bytes()), tenant: tenant(), key }
+    Place { token: token(&tenant(factor), key.bytes()), tenant: tenant(factor), key }
 }
