@@ -19,8 +19,12 @@ pub const SMALL_RECORDS: &str = "small-records";
 /// coordinator: it knows versions of the ring, and tenants that [move](crate::placement).
 pub const MOVES: &str = "moves";
 
+/// Of a coordinator: it knows that nodes have zones, by which the [ring](crate::ring) places keys, and that what a node is in the ring may
+/// change.
+pub const ZONES: &str = "zones";
+
 /// What a coordinator of this version names with its lease.
-pub const OF_COORDINATORS: [&str; 4] = [NAMES, SMALL_RECORDS, FENCES, MOVES];
+pub const OF_COORDINATORS: [&str; 5] = [NAMES, SMALL_RECORDS, FENCES, MOVES, ZONES];
 
 /// What a metadata store keeps of the version that has created it. Capabilities that came with one version are not listed one by one: who
 /// named the first of them had them all.
