@@ -14,6 +14,7 @@
 //! | [`Step::Cutover`] | O and N | O and N | in O and in N | O or N |
 
 pub mod leader;
+pub mod zones;
 
 use std::collections::BTreeMap;
 

@@ -158,7 +158,7 @@ async fn another(id: &str, folder: &TempDir) -> (Process, v1::AddStorageNodeRequ
     process.ready().await;
     let address = process.address("address");
     let (host, port) = (address.ip().to_string(), address.port().into());
-    (process, v1::AddStorageNodeRequest { node_id: id.to_owned(), host, port, virtual_nodes: 0 })
+    (process, v1::AddStorageNodeRequest { node_id: id.to_owned(), host, port, virtual_nodes: 0, zone: String::new() })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -219,6 +219,7 @@ async fn a_migration_that_waits_for_a_node_is_cancelled() {
         host: "127.0.0.1".to_owned(),
         port: 9,
         virtual_nodes: 0,
+        zone: String::new(),
     };
     let added = api.client().add_storage_node(absent).await.expect("recorded").into_inner();
     assert!(added.message.contains("waits"), "{}", added.message);

@@ -122,6 +122,10 @@ pub trait PlacementStore: Send + Sync + 'static {
     /// [`StoreError::Refused`] as above.
     fn put_node(&self, node: StorageNode, now_ms: u64) -> Answer<()>;
 
+    /// A node is reached at another address from now on. All else stays as it is on record, whoever changes that at the same time.
+    /// [`StoreError::Missing`]; [`StoreError::Refused`] as above.
+    fn readdress_node(&self, id: &NodeId, host: &str, port: u16, now_ms: u64) -> Answer<()>;
+
     /// Every storage node, by id, and the placement's epoch.
     fn placement(&self) -> Answer<Placement>;
 

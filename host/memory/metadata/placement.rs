@@ -121,6 +121,14 @@ impl PlacementStore for MemoryMetadata {
         self.answer(move |state| state.put_node(node, now_ms))
     }
 
+    fn readdress_node(&self, id: &NodeId, host: &str, port: u16, now_ms: u64) -> Answer<()> {
+        let (id, host) = (id.clone(), host.to_owned());
+        self.answer(move |state| {
+            let known = state.node(&id)?.node.clone();
+            state.put_node(StorageNode { host, port, ..known }, now_ms)
+        })
+    }
+
     fn placement(&self) -> Answer<Placement> {
         self.answer(|state| Ok(state.placement()))
     }

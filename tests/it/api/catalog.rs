@@ -113,6 +113,7 @@ async fn what_would_move_data_is_refused_and_why() {
         host: "127.0.0.1".to_owned(),
         port: 9,
         virtual_nodes: 0,
+        zone: String::new(),
     };
     let refused = refusal(api.client().add_storage_node(node.clone()).await);
     assert_eq!(refused.summary(), not_yet);
@@ -173,8 +174,13 @@ async fn migrations_are_looked_up_by_name_and_planned_without_a_change() {
 
     let plan = async |change| api.client().plan_migration(v1::PlanMigrationRequest { change }).await;
     assert_eq!(field(refusal(plan(None).await)), "change");
-    let add =
-        v1::AddStorageNodeRequest { node_id: "node-4".to_owned(), host: "there".to_owned(), port: 9, virtual_nodes: 0 };
+    let add = v1::AddStorageNodeRequest {
+        node_id: "node-4".to_owned(),
+        host: "there".to_owned(),
+        port: 9,
+        virtual_nodes: 0,
+        zone: String::new(),
+    };
     let planned = plan(Some(Change::Add(add))).await.expect("a plan").into_inner();
     let shares: Vec<f64> = planned.nodes.iter().map(|node| node.share_after).collect();
     assert_eq!(
@@ -234,6 +240,7 @@ async fn changes_of_placements_that_cannot_be_are_refused() {
         host: host.to_owned(),
         port,
         virtual_nodes: 0,
+        zone: String::new(),
     };
     let taken = add("node-4", &first.ip().to_string(), first.port().into());
     let taken = refusal(api.client().add_storage_node(taken).await);

@@ -23,6 +23,11 @@ impl<D: Driver> PlacementStore for SqlMetadata<D> {
         self.change(move |db| Box::pin(put_node(db, node, now_ms)))
     }
 
+    fn readdress_node(&self, id: &NodeId, host: &str, port: u16, now_ms: u64) -> Answer<()> {
+        let (id, host) = (id.clone(), host.to_owned());
+        self.change(move |db| Box::pin(readdress_node(db, id, host, port, now_ms)))
+    }
+
     fn placement(&self) -> Answer<Placement> {
         self.read(|db| Box::pin(placement(db)))
     }
@@ -82,6 +87,12 @@ async fn put_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Result<(), Sto
     rings::put_member(db, &node, is_new).await?;
     write_node(db, &node, now_ms).await?;
     changed(db).await.map(drop)
+}
+
+async fn readdress_node(db: &mut Db, id: NodeId, host: String, port: u16, now_ms: u64) -> Result<(), StoreError> {
+    let known = placement(db).await?.nodes.into_iter().find(|known| known.node.id == id);
+    let known = known.ok_or_else(|| rules::no_node(&id))?.node;
+    put_node(db, StorageNode { host, port, ..known }, now_ms).await
 }
 
 pub(super) async fn write_node(db: &mut Db, node: &StorageNode, now_ms: u64) -> Result<(), StoreError> {

@@ -11,7 +11,7 @@ use witan_coordinate::{Coordinator, Defaults, NoCollapses, Ports, World};
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Hooks, Native, Plugins, ReplicaState};
 use witan_kernel::idempotency::{Name, Step, Stepped};
-use witan_kernel::name::{Era, Key, NodeId, StoreId, TenantId, WriteId};
+use witan_kernel::name::{Era, Key, NodeId, StoreId, TenantId, WriteId, Zone};
 use witan_kernel::port::{
     Claimant, Clock, Duties, IdempotencyStore, Metadata, NodeStatus, PlacementStore, Randomness, Replicas, Reply,
     StorageNode, StoreError, TenantStore, Tenants, UpkeepClaims,
@@ -298,6 +298,7 @@ impl Cluster {
             port: 1,
             virtual_nodes: 8,
             status: NodeStatus::Active,
+            zone: Zone::default(),
         });
         metadata.found_nodes(nodes.collect(), 0).await.expect("founded");
         metadata.create_tenant(Tenant::with_defaults(tenant(), 3, 1)).await.expect("created");

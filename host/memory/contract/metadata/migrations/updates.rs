@@ -81,6 +81,16 @@ async fn updated_and_taken_back<M: Metadata>(metadata: &M) {
     assert!(is_conflict(&metadata.cancel_migration(zoned.number, 803).await), "another one rests on it");
     assert_eq!(revision(metadata).await, before, "nothing has changed");
 
+    // A node that has moved stays what it is in the ring.
+    let now = member(metadata, &two).await;
+    metadata.readdress_node(&two, "elsewhere", 9, 803).await.expect("readdressed");
+    assert_eq!(member(metadata, &two).await, now);
+    let on_record = metadata.nodes().await.expect("nodes").into_iter().find(|known| known.node.id == two);
+    let (moved, at) = on_record.map(|known| (known.node, known.updated_at_ms)).expect("on record");
+    assert_eq!((&*moved.host, moved.port, at), ("elsewhere", 9, 803));
+    assert!(is_refused(&metadata.readdress_node(&two, "", 9, 804).await));
+    assert!(is_missing(&metadata.readdress_node(&id("nobody"), "elsewhere", 9, 804).await));
+
     let both = change(metadata, update("m-2", Some(9), Some(Zone::default()))).await;
     assert_eq!(member(metadata, &two).await.1, Member { virtual_nodes: 9, ..was.clone() });
     for (of, is) in [(both, Member { virtual_nodes: 75, ..in_zone.clone() }), (lighter, in_zone), (zoned, was)] {
