@@ -3,6 +3,7 @@
 
 mod failing;
 mod load;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tonic::Code;
-use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::ring::{Ring, token};
+use witan_kernel::name::{NodeId, TenantId, Zone};
+use witan_kernel::ring::{Member, Ring, token};
 use witan_wire::v1;
 
 use crate::harness::{
@@ -68,13 +69,22 @@ async fn keys_on(node: SocketAddr, tenant: &str) -> BTreeSet<String> {
     page.records.into_iter().map(|record| key(record).expect("a key of the load")).collect()
 }
 
+/// The nodes, as members of a ring.
+fn members(nodes: &[v1::StorageNodeInfo]) -> Vec<Member> {
+    let member = |node: &v1::StorageNodeInfo| Member {
+        node: NodeId::new(&*node.node_id).expect("an id"),
+        virtual_nodes: node.virtual_nodes as u32,
+        zone: Zone::new(&*node.zone).expect("a zone"),
+    };
+    nodes.iter().map(member).collect()
+}
+
 /// Waits until each node has records of all keys with a value of which it is a replica, and none of which it is not.
 async fn each_has_its_own(api: &Api, keys: &Keys) {
     let nodes = nodes(api).await;
     assert!(nodes.iter().all(|node| node.status == "active"), "{nodes:?}");
     let id = |node: &v1::StorageNodeInfo| NodeId::new(&*node.node_id).expect("an id");
-    let members: Vec<(NodeId, u32)> = nodes.iter().map(|node| (id(node), node.virtual_nodes as u32)).collect();
-    let ring = Ring::new(&members, 0);
+    let ring = Ring::of(&members(&nodes), 0);
     for name in keys.tenants() {
         let replicas = u8::try_from(tenant(api, name).await.replication_factor).expect("a factor");
         let of = TenantId::new(name).expect("a tenant");
