@@ -7,12 +7,13 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use witan_wire::v1::{
     AddStorageNodeRequest, HealingDuty, ListStorageNodesRequest, ListStorageNodesResponse, RemoveStorageNodeRequest,
-    StorageNodeChangeResponse, StorageNodeInfo, UpdateStorageNodeRequest,
+    StorageNodeChangeResponse, StorageNodeInfo,
 };
 
 use super::client::{self, Problem, within};
 use super::deed::Deed;
 use super::output::{self, Output, Table, grouped};
+use super::part::Update;
 use super::{Global, args, migration, ring};
 use crate::config::value::spelled;
 
@@ -49,10 +50,10 @@ Examples:
   witan nodes add n1 127.0.0.1:50052 --zone rack-1";
 
 const UPDATE_EXAMPLES: &str =
-    "Replicas of a key lie in different zones while there are enough; all nodes without a zone count as one. More virtual nodes give a node a \
-larger share of the keys. Records are moved in the background, by a migration whose id is printed. Nodes that are to get a zone should get \
-it one right after the other, without --wait: a node that is alone in its zone is to hold a replica of every key. When a zone is down, \
-nothing is placed anew by itself.
+    "Replicas of a key lie in different zones while there are enough; all nodes without a zone count as one. More virtual nodes give a \
+node a larger share of the keys. Records are moved in the background, by a migration whose id is printed. Nodes that are to get a zone \
+should get it one right after the other, without --wait: a node that is alone in its zone is to hold a replica of every key. When a zone \
+is down, nothing is placed anew by itself.
 
 Examples:
   witan migration plan update n1 --zone rack-1
@@ -88,7 +89,7 @@ pub enum Command {
     Add(Add),
     /// Give a storage node another zone, or another weight
     #[command(after_help = UPDATE_EXAMPLES)]
-    Update(Update),
+    Update(Updating),
     /// Remove a storage node from the ring
     #[command(after_help = REMOVE_EXAMPLES)]
     Remove(Remove),
@@ -115,22 +116,12 @@ pub struct Add {
 
 /// Arguments of `nodes update`.
 #[derive(Debug, clap::Args)]
-#[group(id = "what", required = true, multiple = true, args = ["zone", "no_zone", "virtual_nodes"])]
-pub struct Update {
-    /// The node's id
-    pub node_id: String,
-    /// What fails together with it, such as its rack or data center
-    #[arg(long, value_parser = args::zone)]
-    pub zone: Option<String>,
-    /// It is in no zone any longer
-    #[arg(long, conflicts_with = "zone")]
-    pub no_zone: bool,
-    /// Its virtual nodes on the ring
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=4096))]
-    pub virtual_nodes: Option<i32>,
+pub struct Updating {
+    #[command(flatten)]
+    update: Update,
     /// Follow the migration until it has ended
     #[arg(long)]
-    pub wait: bool,
+    wait: bool,
 }
 
 /// Arguments of `nodes remove`.
@@ -165,10 +156,9 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
             let answer = client::coordinator(global).await?.add_storage_node(within(global, request)).await;
             changed(global, "added", add.wait, answer.map_err(Problem::of(Deed::Node))?.into_inner()).await
         }
-        Command::Update(update) => {
-            let Update { node_id, zone, no_zone, virtual_nodes, wait } = update;
-            let request = UpdateStorageNodeRequest { node_id, virtual_nodes, zone: zone_of(zone, no_zone) };
-            let answer = client::coordinator(global).await?.update_storage_node(within(global, request)).await;
+        Command::Update(Updating { update, wait }) => {
+            let request = within(global, update.request());
+            let answer = client::coordinator(global).await?.update_storage_node(request).await;
             changed(global, "updated", wait, answer.map_err(Problem::of(Deed::Node))?.into_inner()).await
         }
         Command::Remove(remove) => {
@@ -178,11 +168,6 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
             changed(global, "removed", wait, answer.map_err(Problem::of(Deed::Node))?.into_inner()).await
         }
     }
-}
-
-/// The zone that is to be: `None`, it stays as it is; an empty one is none.
-pub(super) fn zone_of(zone: Option<String>, no_zone: bool) -> Option<String> {
-    zone.or_else(|| no_zone.then(String::new))
 }
 
 async fn list(global: &Global) -> anyhow::Result<ExitCode> {

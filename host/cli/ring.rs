@@ -17,8 +17,8 @@ use super::output::{self, Output, Table};
 pub const EXAMPLES: &str = "\
 The share of a node is the part of all copies of records that it holds, once no migration is under way: with as many nodes as replicas, \
 each has the same. It follows from the numbers of virtual nodes and from the zones; small differences come from the hashing. Nodes that \
-leave have no share. Where nodes have zones, it is shown which share of the keys would have no quorum of replicas left without one of them: \
-such keys cannot be read or written at the level \"quorum\" while that zone is down.
+leave have no share. Where nodes have zones, it is shown which share of the keys would have no quorum of replicas left without one of \
+them: such keys cannot be read or written at the level \"quorum\" while that zone is down.
 
 Examples:
   witan nodes ring

@@ -109,9 +109,9 @@ impl Ring {
         }
     }
 
-    /// The replicas of a token, `rf` of them, of which there are at most [`MAX_REPLICAS`]; fewer when there are fewer nodes. A token belongs
-    /// to the first position that is not before it. From there, the ring is walked clockwise in rounds, each of which takes the next node of
-    /// every zone, in the order in which they come. Without zones, or with one, these are the first distinct nodes.
+    /// The replicas of a token: `rf` of them, at most [`MAX_REPLICAS`], and fewer when there are fewer nodes. A token belongs to the first
+    /// position that is not before it. From there, the ring is walked clockwise in rounds, each of which takes the next node of every zone,
+    /// in the order in which they come. Without zones, or with one, these are the first distinct nodes.
     pub fn replicas(&self, token: u64, rf: u8) -> Preference {
         let at = self.positions.partition_point(|position| *position < token);
         let at = if at == self.positions.len() { 0 } else { at };

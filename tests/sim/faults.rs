@@ -105,7 +105,7 @@ fn recorded_of_moves(fault: Fault) -> Option<&'static str> {
     match fault {
         Fault::MoveCountsUnion => Some("split:6"),
         Fault::MoveReadsNewOnly => Some("split:0"),
-        Fault::MoveReadsOldOnly => Some("split:22"),
+        Fault::MoveReadsOldOnly => Some("split:97"),
         Fault::MoveWritesNewOnly => Some("split:0"),
         Fault::MoveWritesOldOnly => Some("split:1"),
         Fault::MoveNewInForceEarly => Some("split:0"),

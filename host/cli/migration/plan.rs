@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use witan_wire::v1::plan_migration_request::Change;
 use witan_wire::v1::{
     AddStorageNodeRequest, PlanMigrationRequest, PlanMigrationResponse, PlannedNode, PlannedZone,
-    RemoveStorageNodeRequest, UpdateReplicationFactorRequest, UpdateStorageNodeRequest,
+    RemoveStorageNodeRequest, UpdateReplicationFactorRequest,
 };
 
 use super::shown::number;
 use crate::cli::client::{self, Problem, within};
-use crate::cli::nodes::zone_of;
 use crate::cli::output::{self, Output, Table};
+use crate::cli::part::Update;
 use crate::cli::{Global, args};
 
 /// Shown below the help.
@@ -32,23 +32,6 @@ const UPDATE_EXAMPLES: &str = "\
 Examples:
   witan migration plan update n4 --zone rack-2
   witan migration plan update n4 --virtual-nodes 75";
-
-/// What is to change of a node.
-#[derive(Debug, clap::Args)]
-#[group(id = "what", required = true, multiple = true, args = ["zone", "no_zone", "virtual_nodes"])]
-pub struct Update {
-    /// The node's id
-    node_id: String,
-    /// Its zone
-    #[arg(long, value_parser = args::zone)]
-    zone: Option<String>,
-    /// It is in no zone any longer
-    #[arg(long, conflicts_with = "zone")]
-    no_zone: bool,
-    /// Its virtual nodes on the ring
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=4096))]
-    virtual_nodes: Option<i32>,
-}
 
 /// A change to plan.
 #[derive(Debug, Subcommand)]
@@ -101,9 +84,7 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
             virtual_nodes: virtual_nodes.unwrap_or(0),
             zone: zone.unwrap_or_default(),
         }),
-        Command::Update(Update { node_id, zone, no_zone, virtual_nodes }) => {
-            Change::Update(UpdateStorageNodeRequest { node_id, virtual_nodes, zone: zone_of(zone, no_zone) })
-        }
+        Command::Update(update) => Change::Update(update.request()),
         Command::Remove { node_id, force } => {
             Change::Remove(RemoveStorageNodeRequest { node_id, force, accept_loss: false })
         }

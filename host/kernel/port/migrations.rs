@@ -203,8 +203,9 @@ pub trait MigrationStore: Send + Sync + 'static {
     ) -> Answer<()>;
 
     /// Asks to give a placement change up, and in the same transaction takes back what [`Self::change_placement`] has made: a node that was
-    /// to join is no member of the ring's next version, one that was to leave is one again, one that was updated is as before, a tenant keeps
-    /// its factor. What has moved already moves back. Returns it as it is; one that has ended, or was taken back before, is returned unchanged.
+    /// to join is no member of the ring's next version, one that was to leave is one again, one that was updated is as before, a tenant
+    /// keeps its factor. What has moved already moves back. Returns it as it is; one that has ended, or was taken back before, is returned
+    /// unchanged.
     /// [`StoreError::Missing`]; [`StoreError::Conflict`] if the node is taken for lost or has left already, if later changes of nodes rest
     /// on it, or if the ring would have too few nodes for a tenant's replicas.
     fn cancel_migration(&self, number: u64, now_ms: u64) -> Answer<Migration>;

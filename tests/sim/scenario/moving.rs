@@ -9,8 +9,8 @@ use witan_kernel::tenant::ReadRepair;
 use super::{Act, Change, FINALE, OVERTURE, Scenario, Unaware, play};
 use crate::nemesis::{Action, Link, Machines, Storm, Weather, storm};
 
-/// Nodes join and leave, get zones and other weights, and replication factors change, two or three of these one soon after the other, and some are taken back, while
-/// links, machines and leaders fail, or while one coordinator hears of nothing.
+/// Nodes join and leave, get zones and other weights, and replication factors change, two or three of these one soon after the other, and
+/// some are taken back, while links, machines and leaders fail, or while one coordinator hears of nothing.
 pub(super) fn moves(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     (scenario.strict, scenario.moves, scenario.clocks_agree) = (true, true, false);
     scenario.nodes = *[3, 3, 4].choose(rng).expect("not empty");
