@@ -254,7 +254,7 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Planned {
     /// It is on record already.
-    Known(Migration),
+    Known(Box<Migration>),
     /// It is written.
     Write(Box<Plan>),
 }
@@ -301,7 +301,7 @@ impl OnRecord<'_> {
         let change = change.recorded();
         let same = |of: &&Migration| of.is_open() && !of.cancel_requested && of.change == change && self.holds(&change);
         if let Some(same) = self.migrations.iter().filter(same).max_by_key(|of| of.number) {
-            return Ok(Planned::Known(same.clone()));
+            return Ok(Planned::Known(Box::new(same.clone())));
         }
         if self.migrations.iter().filter(|of| of.is_open()).count() >= MIGRATIONS {
             return Err(StoreError::Refused(format!(

@@ -49,8 +49,8 @@ impl<'a> Ahead<'a> {
     /// Goes back by one position, which is this node's.
     fn pass(&mut self, node: u32) {
         let zone = self.zone_of[node as usize];
-        self.zones.to_front(0, zone);
-        self.nodes.to_front(zone, node);
+        self.zones.bring_to_front(0, zone);
+        self.nodes.bring_to_front(zone, node);
         self.count += 1;
         self.passed[node as usize] = self.count;
     }
@@ -84,7 +84,7 @@ impl Fronts {
         Self { next: alone.clone(), previous: alone, numbers: numbers as u32 }
     }
 
-    fn to_front(&mut self, list: u32, number: u32) {
+    fn bring_to_front(&mut self, list: u32, number: u32) {
         let (before, after) = (self.previous[number as usize], self.next[number as usize]);
         self.link(before, after);
         let head = self.numbers + list;

@@ -32,7 +32,7 @@ impl State {
     fn change_placement(&mut self, change: PlacementChange, now_ms: u64) -> Result<Migration, StoreError> {
         let planned = self.on_record(&change, |at| at.plan(change.clone(), now_ms));
         let plan = match planned? {
-            Planned::Known(known) => return Ok(known),
+            Planned::Known(known) => return Ok(*known),
             Planned::Write(plan) => *plan,
         };
         let new = plan.migration.clone();

@@ -72,7 +72,7 @@ async fn change_placement(db: &mut Db, change: PlacementChange, now_ms: u64) -> 
     let tenant = tenant_of(db, &change).await?;
     let at = OnRecord { placement: &placement, tenant: tenant.as_ref(), migrations: &open };
     let plan = match at.plan(change, now_ms)? {
-        Planned::Known(known) => return Ok(known),
+        Planned::Known(known) => return Ok(*known),
         Planned::Write(plan) => *plan,
     };
     let number = carry_out(db, &plan, now_ms).await?;
