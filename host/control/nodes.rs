@@ -93,11 +93,13 @@ impl Catalog {
         to_its_end(turn, async move {
             let _placing = catalog.placing.lock().await;
             catalog.address_is_free(&node).await?;
-            if !node.zone.is_none() {
-                catalog.zones_are_known("a zone").await?;
-            }
             match catalog.moves().await? {
-                true => catalog.record_add(node, now_ms).await,
+                true => {
+                    if !node.zone.is_none() {
+                        catalog.zones_are_known("a zone").await?;
+                    }
+                    catalog.record_add(node, now_ms).await
+                }
                 false => catalog.add_while_empty(node, now_ms).await.map(|()| Changed::made("node added")),
             }
         })
@@ -107,6 +109,9 @@ impl Catalog {
     async fn add_while_empty(&self, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
         let what = "adding a node";
         let _held = self.held_while_empty(what).await?;
+        if !node.zone.is_none() {
+            self.zones_are_known("a zone").await?;
+        }
         let (before, id) = (self.nodes().await?, node.id.clone());
         self.metadata.add_node(node, now_ms).await?;
         if let Err(refused) = self.placement_fenced(what, before).await {

@@ -64,9 +64,6 @@ impl Catalog {
             self.zones_are_known("updating a node").await?;
             return self.record_update(update, &member, &updated, now_ms).await;
         }
-        if update.zone.as_ref().is_some_and(|zone| !zone.is_none()) {
-            self.zones_are_known("a zone").await?;
-        }
         self.update_while_empty(&updated, &placement, now_ms).await?;
         Ok(Changed::made("node updated"))
     }
@@ -126,6 +123,9 @@ impl Catalog {
         let before = on_record.clone().find(|node| node.id == to.node).ok_or_else(|| rules::no_node(&to.node))?;
         let all: Vec<StorageNode> = on_record.cloned().collect();
         let _held = self.held_while_empty(what).await?;
+        if !to.zone.is_none() {
+            self.zones_are_known("a zone").await?;
+        }
         let after = StorageNode { virtual_nodes: to.virtual_nodes, zone: to.zone.clone(), ..before.clone() };
         self.metadata.put_node(after, now_ms).await?;
         if let Err(refused) = self.placement_fenced(what, all).await {
