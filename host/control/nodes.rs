@@ -44,8 +44,8 @@ pub async fn register(metadata: &dyn Metadata, configured: &[StorageNode], now_m
                 node = %node.id,
                 on_record = known.virtual_nodes,
                 configured = node.virtual_nodes,
-                "the configured number of a node's virtual nodes counts only when the cluster is founded; change it with \
-                 `witan nodes update --virtual-nodes`"
+                "a node's number of virtual nodes is taken from the configuration when the cluster is founded; later what is configured \
+                 has no effect: use `witan nodes update --virtual-nodes`"
             );
         }
         if known.zone != node.zone && !node.zone.is_none() {
@@ -53,7 +53,8 @@ pub async fn register(metadata: &dyn Metadata, configured: &[StorageNode], now_m
                 node = %node.id,
                 on_record = known.zone.as_str(),
                 configured = node.zone.as_str(),
-                "the configured zone of a node counts only when the cluster is founded; change it with `witan nodes update --zone`"
+                "a node's zone is taken from the configuration when the cluster is founded; later what is configured has no effect: use \
+                 `witan nodes update --zone`"
             );
         }
         if (&known.host, known.port) != (&node.host, node.port) {
