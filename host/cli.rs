@@ -25,6 +25,7 @@ pub mod migration;
 pub mod node;
 pub mod nodes;
 pub mod output;
+pub mod part;
 pub mod plugin;
 pub mod repair;
 pub mod ring;

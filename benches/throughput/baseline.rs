@@ -20,7 +20,7 @@ use witan_wire::v1::{
     ListStorageNodesRequest, ListStorageNodesResponse, ListTenantsRequest, ListTenantsResponse, ReadKeyValueRequest,
     ReadKeyValueResponse, ReadRequest, RemoveStorageNodeRequest, RepairRequest, SessionRequestBatch,
     SessionResponseBatch, StorageNodeChangeResponse, UpdateReplicationFactorRequest, UpdateReplicationFactorResponse,
-    UpdateTenantRequest, WriteKeyValueRequest, WriteKeyValueResponse,
+    UpdateStorageNodeRequest, UpdateTenantRequest, WriteKeyValueRequest, WriteKeyValueResponse,
 };
 
 type Node = StorageNodeServiceClient<Channel>;
@@ -163,6 +163,13 @@ impl CoordinatorService for Baseline {
     async fn remove_storage_node(
         &self,
         _: Request<RemoveStorageNodeRequest>,
+    ) -> Result<Response<StorageNodeChangeResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn update_storage_node(
+        &self,
+        _: Request<UpdateStorageNodeRequest>,
     ) -> Result<Response<StorageNodeChangeResponse>, Status> {
         Err(not_here())
     }

@@ -301,6 +301,12 @@ class Tour:
         while [n.node_id for n in self.kv.ListStorageNodes().nodes] != [n.node_id for n in before]:
             assert time.monotonic() < until, "the node is listed still"
             time.sleep(0.1)
+        first = before[0]
+        lighter = dict(node_id=first.node_id, virtual_nodes=first.virtual_nodes - 1)
+        planned = self.kv.PlanMigration(update=lighter)
+        say(f"PlanMigration: with one virtual node less, {planned.moved_share:.1%} of all copies would move")
+        for update in (lighter, dict(node_id=first.node_id, virtual_nodes=first.virtual_nodes)):
+            self.change("UpdateStorageNode", lambda update=update: self.kv.UpdateStorageNode(**update))
         tenant = self.tenant("placement", replication_factor=1)
         self.change(
             "UpdateReplicationFactor",

@@ -207,7 +207,7 @@ const fn streaming(path: &'static str, need: Need, effect: Effect) -> Rule {
 }
 
 /// Every call of every server of a coordinator, the most frequent first.
-pub static RULES: [Rule; 37] = [
+pub static RULES: [Rule; 38] = [
     rule("/witan.v1.CoordinatorService/ReadKeyValue", READ, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/WriteKeyValue", WRITE, Effect::Keys).of_at_most(VALUE_MESSAGE_BYTES),
     rule("/witan.v1.CoordinatorService/DeleteKeyValue", WRITE, Effect::Keys),
@@ -223,6 +223,7 @@ pub static RULES: [Rule; 37] = [
     rule("/witan.v1.CoordinatorService/ListTenants", OPERATOR, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/AddStorageNode", OPERATOR, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/RemoveStorageNode", OPERATOR, Effect::Catalog),
+    rule("/witan.v1.CoordinatorService/UpdateStorageNode", OPERATOR, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/ListStorageNodes", OPERATOR, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/DeclareRestored", OPERATOR, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/GetMigrationStatus", ADMIN_OR_OPERATOR, Effect::Nothing),

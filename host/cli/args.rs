@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use clap::ValueEnum;
 use clap::builder::{PathBufValueParser, TypedValueParser};
+use witan_kernel::name::{Invalid, Zone};
 
 use crate::config::value;
 pub use crate::config::value::{duration, duration_or_none, size};
@@ -142,6 +143,14 @@ pub fn address(text: &str) -> Result<(String, u16), Misspelled> {
         return Err(wrong());
     }
     Ok((host.to_owned(), port.parse().map_err(|_| wrong())?))
+}
+
+/// Checks the name of a zone.
+pub fn zone(text: &str) -> Result<String, Invalid> {
+    if text.is_empty() {
+        return Err(Invalid::new("zone", "is empty", "name one, or use --no-zone of `nodes update` for none"));
+    }
+    Zone::new(text).map(|zone| zone.as_str().to_owned())
 }
 
 /// Reads the name of a file or folder, which need not be UTF-8.

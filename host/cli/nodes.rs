@@ -13,6 +13,7 @@ use witan_wire::v1::{
 use super::client::{self, Problem, within};
 use super::deed::Deed;
 use super::output::{self, Output, Table, grouped};
+use super::part::Update;
 use super::{Global, args, migration, ring};
 use crate::config::value::spelled;
 
@@ -25,6 +26,7 @@ Examples:
   witan nodes list
   witan nodes ring
   witan nodes add n4 10.0.0.4:50052
+  witan nodes update n4 --zone rack-2
   witan nodes remove n4";
 
 const LIST_EXAMPLES: &str =
@@ -44,7 +46,20 @@ Examples:
   witan migration plan add n1 127.0.0.1:50052
   witan nodes add n1 127.0.0.1:50052
   witan nodes add n1 127.0.0.1:50052 --wait
-  witan nodes add big 10.0.0.9:50052 --virtual-nodes 300";
+  witan nodes add big 10.0.0.9:50052 --virtual-nodes 300
+  witan nodes add n1 127.0.0.1:50052 --zone rack-1";
+
+const UPDATE_EXAMPLES: &str =
+    "Replicas of a key lie in different zones while there are enough; all nodes without a zone count as one. More virtual nodes give a \
+node a larger share of the keys. Records are moved in the background, by a migration whose id is printed. Nodes that are to get a zone \
+should get it one right after the other, without --wait: a node that is alone in its zone is to hold a replica of every key. When a zone \
+is down, nothing is placed anew by itself.
+
+Examples:
+  witan migration plan update n1 --zone rack-1
+  witan nodes update n1 --zone rack-1
+  witan nodes update n1 --virtual-nodes 75 --wait
+  witan nodes update n1 --no-zone";
 
 const REMOVE_EXAMPLES: &str =
     "Records are moved away from the node in the background, by a migration whose id is printed: keep it running until that is completed \
@@ -72,6 +87,9 @@ pub enum Command {
     /// Add a storage node to the ring
     #[command(after_help = ADD_EXAMPLES)]
     Add(Add),
+    /// Give a storage node another zone, or another weight
+    #[command(after_help = UPDATE_EXAMPLES)]
+    Update(Updating),
     /// Remove a storage node from the ring
     #[command(after_help = REMOVE_EXAMPLES)]
     Remove(Remove),
@@ -85,12 +103,25 @@ pub struct Add {
     /// Address at which coordinators reach it
     #[arg(value_name = "HOST:PORT", value_parser = args::address)]
     pub address: (String, u16),
-    /// Its virtual nodes on the ring; cannot be changed later [default: the coordinator's hash_ring.virtual_nodes]
+    /// Its virtual nodes on the ring [default: the coordinator's hash_ring.virtual_nodes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=4096))]
     pub virtual_nodes: Option<i32>,
+    /// What fails together with it, such as its rack or data center [default: none]
+    #[arg(long, value_parser = args::zone)]
+    pub zone: Option<String>,
     /// Follow the migration until it has ended
     #[arg(long)]
     pub wait: bool,
+}
+
+/// Arguments of `nodes update`.
+#[derive(Debug, clap::Args)]
+pub struct Updating {
+    #[command(flatten)]
+    update: Update,
+    /// Follow the migration until it has ended
+    #[arg(long)]
+    wait: bool,
 }
 
 /// Arguments of `nodes remove`.
@@ -120,9 +151,15 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
                 host: add.address.0,
                 port: i32::from(add.address.1),
                 virtual_nodes: add.virtual_nodes.unwrap_or(0),
+                zone: add.zone.unwrap_or_default(),
             };
             let answer = client::coordinator(global).await?.add_storage_node(within(global, request)).await;
             changed(global, "added", add.wait, answer.map_err(Problem::of(Deed::Node))?.into_inner()).await
+        }
+        Command::Update(Updating { update, wait }) => {
+            let request = within(global, update.request());
+            let answer = client::coordinator(global).await?.update_storage_node(request).await;
+            changed(global, "updated", wait, answer.map_err(Problem::of(Deed::Node))?.into_inner()).await
         }
         Command::Remove(remove) => {
             let Remove { node_id, force, accept_loss, wait } = remove;
@@ -143,8 +180,12 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new(["NODE", "ADDRESS", "STATUS", "ANSWERS", "VNODES", "KEYS", "DISK", "P50", "P99"]);
+    let has_zones = nodes.iter().any(|node| !node.zone.is_empty());
+    if has_zones {
+        table = table.with("ZONE");
+    }
     for node in &nodes {
-        table.row([
+        let mut row = vec![
             node.node_id.clone(),
             format!("{}:{}", node.host, node.port),
             node.status.clone(),
@@ -154,7 +195,9 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
             format!("{:.1} %", node.disk_usage_percent),
             output::micros(u64::from(node.latency_p50_us)),
             output::micros(u64::from(node.latency_p99_us)),
-        ]);
+        ];
+        row.extend(has_zones.then(|| node.zone.clone()));
+        table.push(row);
     }
     table.print("no storage nodes; add some: witan nodes add NODE_ID HOST:PORT")?;
     for node in nodes.iter().filter(|node| !node.state_message.is_empty()) {
@@ -226,6 +269,7 @@ fn node_json(node: &StorageNodeInfo) -> Value {
         "store_state": node.store_state,
         "store_reason": node.store_reason,
         "virtual_nodes": node.virtual_nodes,
+        "zone": node.zone,
         "keys_count": node.keys_count,
         "disk_usage_percent": node.disk_usage_percent,
         "latency_p50_us": node.latency_p50_us,

@@ -214,6 +214,19 @@ impl Table {
         Self { head: head.map(str::to_owned).to_vec(), rows: Vec::new() }
     }
 
+    /// One more column, at the end.
+    #[must_use]
+    pub fn with(mut self, column: &str) -> Self {
+        self.head.push(column.to_owned());
+        self
+    }
+
+    /// Adds a row of as many cells as there are columns.
+    pub fn push(&mut self, cells: Vec<String>) {
+        debug_assert_eq!(cells.len(), self.head.len());
+        self.rows.push(cells);
+    }
+
     /// Adds a row; as many cells as there are columns.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
         debug_assert_eq!(N, self.head.len());

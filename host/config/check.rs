@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 use witan_kernel::limit;
-use witan_kernel::name::NodeId;
+use witan_kernel::name::{NodeId, Zone};
 
 use super::keys::{self, KEYS, Kind};
 use super::layers::{Layers, Source};
@@ -205,6 +205,9 @@ impl Check<'_> {
             let most = limit::MAX_VIRTUAL_NODES;
             if node.virtual_nodes.is_some_and(|given| !(1..=most).contains(&given)) {
                 self.wrong(&format!("{at}.virtual_nodes"), format!("must be from 1 to {most}"));
+            }
+            if let Some(Err(error)) = node.zone.as_deref().map(Zone::new) {
+                self.wrong(&format!("{at}.zone"), error.to_string());
             }
         }
     }

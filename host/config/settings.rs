@@ -270,6 +270,8 @@ pub struct StorageNode {
     pub port: u16,
     #[serde(default)]
     pub virtual_nodes: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
 }
 
 /// The section `plugins`.

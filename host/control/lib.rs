@@ -28,6 +28,7 @@ pub mod small_records;
 pub mod stores;
 mod tenants;
 mod turns;
+mod updates;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,9 +53,10 @@ pub use leftovers::{Dropping, Leftovers};
 pub use migrations::{Changed, Removal};
 pub use nodes::register;
 pub use placement::FactorChanged;
-pub use plan::{Plan, PlannedNode};
+pub use plan::{Plan, PlannedNode, PlannedZone};
 pub use tenants::Ended;
 pub use turns::{Turn, TurnLimits, Turns};
+pub use updates::NodeUpdate;
 
 /// The coordinator as the catalog sees it: applies changes here, and reports on nodes.
 pub trait Cluster: Send + Sync + 'static {
@@ -197,6 +199,16 @@ pub enum Refused {
         who: String,
         /// Why it cannot be made without moving anything.
         otherwise: String,
+    },
+    /// A coordinator would place keys as if there were no zones.
+    #[error(
+        "{what} requires that every coordinator knows zones, and this one does not: {who}; upgrade it, and repeat the call"
+    )]
+    NoZones {
+        /// The change.
+        what: String,
+        /// Coordinators, for people.
+        who: String,
     },
     /// Too few of a tenant's replicas would be left to copy from.
     #[error("{0}")]

@@ -13,7 +13,7 @@ use witan_kernel::placement::{Placed, Step};
 use witan_kernel::port::{
     Migration, MigrationStatus, PAGE, Placement, PlacementChange, RingOnRecord, StorageNode, StoreError,
 };
-use witan_kernel::ring::Ring;
+use witan_kernel::ring::{Member, Ring};
 use witan_kernel::tenant::{Level, Tenant};
 
 use super::{Catalog, Refused, Turn, to_its_end};
@@ -115,7 +115,7 @@ impl Catalog {
             return Err(StoreError::Missing(format!("node {id}")).into());
         }
         let members = members(&placement);
-        let is_member = members.iter().any(|(member, _)| member == id);
+        let is_member = members.iter().any(|member| member.node == *id);
         if is_member {
             self.may_go(id, members.len() - 1).await?;
         }
@@ -165,7 +165,7 @@ impl Catalog {
         });
         let lost: BTreeSet<NodeId> = forced.chain([id.clone()]).collect();
         let rings: BTreeMap<u64, Ring> =
-            placement.rings.iter().map(|ring| (ring.version, Ring::new(&ring.members, placement.epoch))).collect();
+            placement.rings.iter().map(|ring| (ring.version, Ring::of(&ring.members, placement.epoch))).collect();
         let mut known: BTreeMap<Placed, bool> = BTreeMap::new();
         for tenant in self.every_tenant().await? {
             let Placed { ring, replication_factor } = tenant.placed();
@@ -201,7 +201,7 @@ impl Catalog {
     }
 
     /// Applies a change of the nodes here. It is on record, so a failure to read it again only delays that until it is followed.
-    async fn publish_placement(&self) {
+    pub(super) async fn publish_placement(&self) {
         match self.metadata.placement().await {
             Ok(placement) => self.cluster.placement_changed(placement),
             Err(error) => tracing::debug!(%error, "a change of the nodes is followed later"),
@@ -274,6 +274,7 @@ impl Catalog {
                 PlacementChange::AddNode(node) => (&node.id, "joins"),
                 PlacementChange::RemoveNode { node, force: false } => (node, "leaves"),
                 PlacementChange::RemoveNode { node, force: true } => (node, "is taken for lost"),
+                PlacementChange::UpdateNode { node, .. } => (node, "gets another part of the ring"),
                 PlacementChange::ReplicationFactor { .. } => continue,
             };
             let (done, total) = (migration.progress.tenants_done, migration.progress.tenants_total);
@@ -347,7 +348,9 @@ impl Catalog {
         })?;
         match &given_up.change {
             PlacementChange::ReplicationFactor { tenant, .. } => self.publish_tenant(tenant).await,
-            PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } => self.publish_placement().await,
+            PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => {
+                self.publish_placement().await
+            }
         }
         Ok(given_up)
     }
@@ -380,7 +383,7 @@ fn unconfirmed(why: String) -> Refused {
 }
 
 /// The nodes of the newest ring.
-pub(super) fn members(placement: &Placement) -> &[(NodeId, u32)] {
+pub(super) fn members(placement: &Placement) -> &[Member] {
     placement.rings.last().map_or(&[], |RingOnRecord { members, .. }| members)
 }
 
@@ -389,7 +392,10 @@ fn is_of(change: &PlacementChange, id: &TenantId) -> bool {
 }
 
 fn is_of_nodes(change: &PlacementChange) -> bool {
-    matches!(change, PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. })
+    match change {
+        PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => true,
+        PlacementChange::ReplicationFactor { .. } => false,
+    }
 }
 
 /// The phase of a migration that is in progress. `moving`: tenants that are being moved.

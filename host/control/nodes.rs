@@ -2,21 +2,29 @@
 
 use std::sync::Arc;
 
+use witan_kernel::capability::ZONES;
 use witan_kernel::condition::Condition;
 use witan_kernel::hook::ReplicaState;
 use witan_kernel::name::{Era, Invalid, NodeId};
-use witan_kernel::port::{Duties, MIGRATIONS, Metadata, PlacementChange, StorageNode};
+use witan_kernel::port::{Duties, MIGRATIONS, Metadata, PlacementChange, StorageNode, StoreError};
 use witan_kernel::scan::{Fullness, Trust};
 
 use super::{Catalog, Changed, Refused, Removal, Turn, to_its_end};
 
 /// Registers the nodes that a coordinator's configuration names. On the first start they form the cluster. Later nodes join
 /// through [`Catalog::add_node`]; here a node that has moved gets its new address, since its data moved with it. Its number of
-/// virtual nodes stays as it was when it joined: a different number would move keys without their data.
+/// virtual nodes and its zone stay as they are: other ones would move keys without their data.
 ///
 /// # Errors
 /// [`Refused::UnknownNode`] for a node that was never part of a cluster that has nodes, or the error of the store.
 pub async fn register(metadata: &dyn Metadata, configured: &[StorageNode], now_ms: u64) -> Result<(), Refused> {
+    if configured.iter().any(|node| !node.zone.is_none()) && metadata.nodes().await?.is_empty() {
+        // Coordinators that do not know zones would place keys elsewhere.
+        metadata.require(ZONES).await.map_err(|error| match error {
+            StoreError::Conflict(who) => Refused::NoZones { what: "a zone".to_owned(), who },
+            error => error.into(),
+        })?;
+    }
     metadata.found_nodes(configured.to_vec(), now_ms).await?;
     let on_record = metadata.nodes().await?;
     for node in configured {
@@ -36,12 +44,21 @@ pub async fn register(metadata: &dyn Metadata, configured: &[StorageNode], now_m
                 node = %node.id,
                 on_record = known.virtual_nodes,
                 configured = node.virtual_nodes,
-                "the number of a node's virtual nodes is fixed when it joins; what is configured has no effect"
+                "a node's number of virtual nodes is taken from the configuration when the cluster is founded; later what is configured \
+                 has no effect: use `witan nodes update --virtual-nodes`"
+            );
+        }
+        if known.zone != node.zone && !node.zone.is_none() {
+            tracing::warn!(
+                node = %node.id,
+                on_record = known.zone.as_str(),
+                configured = node.zone.as_str(),
+                "a node's zone is taken from the configuration when the cluster is founded; later what is configured has no effect: use \
+                 `witan nodes update --zone`"
             );
         }
         if (&known.host, known.port) != (&node.host, node.port) {
-            let moved = StorageNode { host: node.host.clone(), port: node.port, ..known.clone() };
-            metadata.put_node(moved, now_ms).await?;
+            metadata.readdress_node(&node.id, &node.host, node.port, now_ms).await?;
         }
     }
     Ok(())
@@ -78,7 +95,12 @@ impl Catalog {
             let _placing = catalog.placing.lock().await;
             catalog.address_is_free(&node).await?;
             match catalog.moves().await? {
-                true => catalog.record_add(node, now_ms).await,
+                true => {
+                    if !node.zone.is_none() {
+                        catalog.zones_are_known("a zone").await?;
+                    }
+                    catalog.record_add(node, now_ms).await
+                }
                 false => catalog.add_while_empty(node, now_ms).await.map(|()| Changed::made("node added")),
             }
         })
@@ -88,6 +110,9 @@ impl Catalog {
     async fn add_while_empty(&self, node: StorageNode, now_ms: u64) -> Result<(), Refused> {
         let what = "adding a node";
         let _held = self.held_while_empty(what).await?;
+        if !node.zone.is_none() {
+            self.zones_are_known("a zone").await?;
+        }
         let (before, id) = (self.nodes().await?, node.id.clone());
         self.metadata.add_node(node, now_ms).await?;
         if let Err(refused) = self.placement_fenced(what, before).await {

@@ -1,12 +1,14 @@
 //! What a change of the placement would move, and what would stand in its way: for people, before they ask for it.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::join_all;
-use witan_kernel::name::NodeId;
+use witan_kernel::name::{NodeId, Zone};
+use witan_kernel::placement::zones::lost_with_each;
 use witan_kernel::placement::{Tokens, entering};
 use witan_kernel::port::{Placement, PlacementChange, StorageNode};
-use witan_kernel::ring::Ring;
+use witan_kernel::ring::{Member, Ring};
 use witan_kernel::scan::Fullness;
 
 use super::migrations::members;
@@ -28,6 +30,21 @@ pub struct Plan {
     pub tenants: u64,
     /// Why it would be refused or would wait, for people.
     pub problems: Vec<String>,
+    /// What the loss of a zone would mean; empty where no node has one.
+    pub zones: Vec<PlannedZone>,
+}
+
+/// The share of keys of which no quorum would be left without a zone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedZone {
+    /// The zone.
+    pub zone: Zone,
+    /// For tenants with as many replicas.
+    pub replication_factor: u8,
+    /// Before the change.
+    pub lost_before: f64,
+    /// Afterwards.
+    pub lost_after: f64,
 }
 
 /// A node's part of a change.
@@ -53,6 +70,7 @@ pub struct PlannedNode {
 type Shares = BTreeMap<NodeId, f64>;
 
 /// One step of the replication factors that a change makes, and how many tenants make it.
+#[derive(Clone)]
 struct Class {
     from: u8,
     to: u8,
@@ -73,7 +91,8 @@ impl Catalog {
         let classes = self.classes(change, after.len()).await?;
         let mut problems = self.problems(change, &placement).await?;
         let copies: u64 = full.values().flatten().map(|full| full.keys).sum();
-        let made = Made::of(change, &classes, &Ring::new(&before, 0), &Ring::new(&after, 0));
+        let made =
+            Made::of(change, shown(&classes, &before, &after).as_ref(), &Ring::of(&before, 0), &Ring::of(&after, 0));
         // Copies of the tenants that it concerns, of which all others have as many each.
         let keys = copies as f64 / self.weight().await?.max(1.0);
         let mut planned = Vec::new();
@@ -105,7 +124,9 @@ impl Catalog {
         let total: f64 = made.after.values().sum();
         let moved_share = if total > 0.0 { made.received.values().sum::<f64>() / total } else { 0.0 };
         let tenants = classes.iter().map(|class| class.tenants).sum();
-        Ok(Plan { nodes: planned, moved_share, least_share: least(change, &before, &made), tenants, problems })
+        let least_share = least(change, (&before, &after), &classes, &made);
+        let zones = zones(&before, &after, &shown(&classes, &before, &after));
+        Ok(Plan { nodes: planned, moved_share, least_share, tenants, problems, zones })
     }
 
     /// The tenants that a change concerns, by what it does to their factor. `nodes`: how many there are afterwards.
@@ -143,7 +164,7 @@ impl Catalog {
                 Ok(())
             }
             PlacementChange::AddNode(node) => self.address_is_free(node).await,
-            PlacementChange::RemoveNode { node, .. } if !now.iter().any(|(member, _)| member == node) => {
+            PlacementChange::RemoveNode { node, .. } if !now.iter().any(|member| member.node == *node) => {
                 all.push(format!("node {node} is not part of the ring"));
                 Ok(())
             }
@@ -154,8 +175,22 @@ impl Catalog {
                 }
                 self.may_go(node, now.len() - 1).await
             }
+            PlacementChange::UpdateNode { node, .. } if !on_record(node) => {
+                all.push(format!("node {node} is not on record"));
+                Ok(())
+            }
+            PlacementChange::UpdateNode { node, virtual_nodes, zone } => self.member(node, placement).map(|member| {
+                let Member { virtual_nodes: count, zone: is_in, .. } = &member;
+                if member.updated(*virtual_nodes, zone.as_ref()) == member {
+                    all.push(format!("node {node} has {count} virtual nodes and {is_in} already"));
+                }
+            }),
             PlacementChange::ReplicationFactor { to, .. } => self.enough_nodes(*to).await,
         };
+        if needs_zones(change) {
+            let old = self.without_zones().await?;
+            all.extend(old.into_iter().map(|who| format!("{who} does not know zones: upgrade it")));
+        }
         match checked {
             Ok(()) => {}
             Err(Refused::Store(error)) => return Err(error.into()),
@@ -186,10 +221,7 @@ struct Made {
 impl Made {
     fn of(change: &PlacementChange, classes: &[Class], old: &Ring, new: &Ring) -> Self {
         let mut made = Self::default();
-        // Without tenants, what it would be for one with three replicas shows at least the shares.
-        let most = u8::try_from(old.len().min(new.len())).unwrap_or(u8::MAX).min(3);
-        let one = [Class { from: most, to: most, tenants: 1 }];
-        for class in if classes.is_empty() { &one[..] } else { classes } {
+        for class in classes {
             let weight = class.tenants as f64;
             add(&mut made.before, &held(old, class.from), weight);
             add(&mut made.after, &held(new, class.to), weight);
@@ -205,12 +237,13 @@ impl Made {
 }
 
 /// The least share of all copies afterwards that has to be made.
-fn least(change: &PlacementChange, before: &[(NodeId, u32)], made: &Made) -> f64 {
+fn least(change: &PlacementChange, (before, after): (&[Member], &[Member]), classes: &[Class], made: &Made) -> f64 {
     match change {
-        PlacementChange::AddNode(node) => {
-            let others: u64 = before.iter().map(|(_, count)| u64::from(*count)).sum();
-            let all = others + u64::from(node.virtual_nodes);
-            f64::from(node.virtual_nodes) / (all as f64).max(1.0)
+        PlacementChange::AddNode(node) => weight_of(&node.id, after),
+        // What it is to have more, or less; or what its zone forces.
+        PlacementChange::UpdateNode { node, .. } => {
+            let weight = (weight_of(node, after) - weight_of(node, before)).abs();
+            weight.max(forced(before, after, classes))
         }
         // Each of its copies has to be made again.
         PlacementChange::RemoveNode { node, .. } => share(&made.before, node),
@@ -221,24 +254,91 @@ fn least(change: &PlacementChange, before: &[(NodeId, u32)], made: &Made) -> f64
     }
 }
 
+/// Without tenants, what it would be for one with three replicas shows at least the shares.
+fn shown<'a>(classes: &'a [Class], before: &[Member], after: &[Member]) -> Cow<'a, [Class]> {
+    if !classes.is_empty() {
+        return Cow::Borrowed(classes);
+    }
+    let most = u8::try_from(before.len().min(after.len())).unwrap_or(u8::MAX).min(3);
+    Cow::Owned(vec![Class { from: most, to: most, tenants: 1 }])
+}
+
+/// A node's share of the virtual nodes.
+fn weight_of(node: &NodeId, members: &[Member]) -> f64 {
+    let count = |of: &Member| f64::from(of.virtual_nodes);
+    let all: f64 = members.iter().map(count).sum();
+    members.iter().find(|member| member.node == *node).map_or(0.0, count) / all.max(1.0)
+}
+
+/// The share of all copies that lie in a zone of another copy of the same key, and that any placement would have to make anew elsewhere.
+fn forced(before: &[Member], after: &[Member], classes: &[Class]) -> f64 {
+    let zones: BTreeMap<&NodeId, &Zone> = after.iter().map(|member| (&member.node, &member.zone)).collect();
+    let count = zones.values().collect::<BTreeSet<_>>().len();
+    let ring = Ring::of(before, 0);
+    let (mut missing, mut all) = (0.0, 0.0);
+    for Class { from, tenants, .. } in classes {
+        for range in ring.replica_ranges(&[*from]) {
+            let has = range.replicas.iter().filter_map(|node| zones.get(node)).collect::<BTreeSet<_>>().len();
+            let share = width((range.from, range.to)) * *tenants as f64;
+            missing += share * range.replicas.len().min(count).saturating_sub(has) as f64;
+            all += share * range.replicas.len() as f64;
+        }
+    }
+    if all > 0.0 { missing / all } else { 0.0 }
+}
+
+/// What the loss of each zone would mean, for each replication factor in use.
+fn zones(before: &[Member], after: &[Member], classes: &[Class]) -> Vec<PlannedZone> {
+    if before.iter().chain(after).all(|member| member.zone.is_none()) {
+        return Vec::new();
+    }
+    let mut planned = Vec::new();
+    for Class { from, to, .. } in classes {
+        let (was, is) = (lost_with_each(before, *from), lost_with_each(after, *to));
+        let all: BTreeSet<&Zone> = was.keys().chain(is.keys()).collect();
+        let of = |lost: &BTreeMap<Zone, f64>, zone: &Zone| lost.get(zone).copied().unwrap_or(0.0);
+        planned.extend(all.into_iter().map(|zone| PlannedZone {
+            zone: zone.clone(),
+            replication_factor: *to,
+            lost_before: of(&was, zone),
+            lost_after: of(&is, zone),
+        }));
+    }
+    planned
+}
+
+/// Whether a change requires coordinators that know zones.
+fn needs_zones(change: &PlacementChange) -> bool {
+    match change {
+        PlacementChange::AddNode(node) => !node.zone.is_none(),
+        PlacementChange::UpdateNode { .. } => true,
+        PlacementChange::RemoveNode { .. } | PlacementChange::ReplicationFactor { .. } => false,
+    }
+}
+
 /// The members of the ring after a change.
-fn after(change: &PlacementChange, before: &[(NodeId, u32)]) -> Vec<(NodeId, u32)> {
+fn after(change: &PlacementChange, before: &[Member]) -> Vec<Member> {
     let mut members = before.to_vec();
     match change {
         PlacementChange::AddNode(node) => {
-            members.retain(|(member, _)| *member != node.id);
-            members.push((node.id.clone(), node.virtual_nodes));
+            members.retain(|member| member.node != node.id);
+            members.push(node.member());
         }
-        PlacementChange::RemoveNode { node, .. } => members.retain(|(member, _)| member != node),
+        PlacementChange::RemoveNode { node, .. } => members.retain(|member| member.node != *node),
+        PlacementChange::UpdateNode { node, virtual_nodes, zone } => {
+            for member in members.iter_mut().filter(|member| member.node == *node) {
+                *member = member.updated(*virtual_nodes, zone.as_ref());
+            }
+        }
         PlacementChange::ReplicationFactor { .. } => {}
     }
     members
 }
 
 /// The nodes on record and those of the ring afterwards, each once, by id.
-fn all(nodes: &[StorageNode], after: &[(NodeId, u32)]) -> Vec<NodeId> {
-    let both = nodes.iter().map(|node| &node.id).chain(after.iter().map(|(node, _)| node));
-    both.collect::<std::collections::BTreeSet<_>>().into_iter().cloned().collect()
+fn all(nodes: &[StorageNode], after: &[Member]) -> Vec<NodeId> {
+    let both = nodes.iter().map(|node| &node.id).chain(after.iter().map(|member| &member.node));
+    both.collect::<BTreeSet<_>>().into_iter().cloned().collect()
 }
 
 /// How much of the ring each node has replicas of.
@@ -284,17 +384,18 @@ mod tests {
         NodeId::new(format!("n{n}")).unwrap()
     }
 
-    fn ring(nodes: u32) -> Vec<(NodeId, u32)> {
-        (1..=nodes).map(|n| (node(n), 150)).collect()
+    fn ring(nodes: u32) -> Vec<Member> {
+        (1..=nodes).map(|n| Member { node: node(n), virtual_nodes: 150, zone: Zone::default() }).collect()
     }
 
-    fn made(change: &PlacementChange, before: &[(NodeId, u32)], classes: &[Class]) -> Made {
-        Made::of(change, classes, &Ring::new(before, 0), &Ring::new(&after(change, before), 0))
+    fn made(change: &PlacementChange, before: &[Member], classes: &[Class]) -> Made {
+        Made::of(change, classes, &Ring::of(before, 0), &Ring::of(&after(change, before), 0))
     }
 
     fn joining(n: u32) -> PlacementChange {
         let (id, host) = (node(n), "there".to_owned());
-        PlacementChange::AddNode(StorageNode { id, host, port: 1, virtual_nodes: 150, status: NodeStatus::Active })
+        let (status, zone) = (NodeStatus::Active, Zone::default());
+        PlacementChange::AddNode(StorageNode { id, host, port: 1, virtual_nodes: 150, status, zone })
     }
 
     #[test]
@@ -306,7 +407,7 @@ mod tests {
         assert!((received - dropped).abs() < 1e-9, "{received} {dropped}");
         assert_eq!(made.received.keys().collect::<Vec<_>>(), [&node(4)]);
         let moved = received / made.after.values().sum::<f64>();
-        let least = least(&joining(4), &before, &made);
+        let least = least(&joining(4), (&before, &ring(4)), &classes, &made);
         assert!((least - 0.25).abs() < 1e-9 && (moved - least).abs() < 0.05, "{moved} {least}");
         assert!((share(&made.after, &node(4)) - moved).abs() < 1e-9);
     }
@@ -319,7 +420,7 @@ mod tests {
             let change = PlacementChange::RemoveNode { node: node(2), force };
             let made = made(&change, &before, &classes);
             let moved = made.received.values().sum::<f64>() / made.after.values().sum::<f64>();
-            assert!((moved - least(&change, &before, &made)).abs() < 1e-9, "only what it had");
+            assert!((moved - least(&change, (&before, &[]), &classes, &made)).abs() < 1e-9, "only what it had");
             assert_eq!(made.dropped.contains_key(&node(2)), !force);
         }
     }
@@ -329,10 +430,55 @@ mod tests {
         let before = ring(5);
         let change = |to| PlacementChange::ReplicationFactor { tenant: TenantId::new("t").unwrap(), to };
         let more = made(&change(5), &before, &[Class { from: 3, to: 5, tenants: 1 }]);
-        assert!((least(&change(5), &before, &more) - 0.4).abs() < 1e-9);
+        assert!((least(&change(5), (&before, &before), &[], &more) - 0.4).abs() < 1e-9);
         assert!((more.received.values().sum::<f64>() - 2.0).abs() < 1e-9 && more.dropped.is_empty());
         let fewer = made(&change(2), &before, &[Class { from: 3, to: 2, tenants: 1 }]);
         assert!(fewer.received.is_empty() && (fewer.dropped.values().sum::<f64>() - 1.0).abs() < 1e-9);
-        assert_eq!(least(&change(2), &before, &fewer), 0.0);
+        assert_eq!(least(&change(2), (&before, &before), &[], &fewer), 0.0);
+    }
+
+    fn update(n: u32, virtual_nodes: Option<u32>, zone: Option<&str>) -> PlacementChange {
+        let zone = zone.map(|zone| Zone::new(zone).unwrap());
+        PlacementChange::UpdateNode { node: node(n), virtual_nodes, zone }
+    }
+
+    #[test]
+    fn a_lighter_node_drops_copies_and_the_others_receive_them() {
+        let (before, change) = (ring(6), update(2, Some(75), None));
+        let classes = [Class { from: 3, to: 3, tenants: 1 }];
+        let (made, after) = (made(&change, &before, &classes), after(&change, &before));
+        assert_eq!(made.dropped.keys().collect::<Vec<_>>(), [&node(2)]);
+        assert!(!made.received.contains_key(&node(2)));
+        let moved = made.received.values().sum::<f64>() / 3.0;
+        let least = least(&change, (&before, &after), &classes, &made);
+        assert!((least - (1.0 / 6.0 - 1.0 / 11.0)).abs() < 1e-9 && (moved - least).abs() < 0.03, "{moved} {least}");
+        assert_eq!(zones(&before, &after, &classes), [], "no node has one");
+    }
+
+    #[test]
+    fn a_plan_says_what_the_loss_of_a_zone_would_mean() {
+        let classes = [Class { from: 3, to: 3, tenants: 1 }];
+        let mut before = ring(6);
+        for (member, zone) in before.iter_mut().zip(["a", "b", "b", "a", "b", ""]) {
+            member.zone = Zone::new(zone).unwrap();
+        }
+        let change = update(6, None, Some("c"));
+        let after = after(&change, &before);
+        let planned = zones(&before, &after, &classes);
+        let shown: Vec<_> = planned.iter().map(|it| (it.zone.as_str(), it.lost_before, it.lost_after)).collect();
+        assert_eq!(shown, [("", 0.0, 0.0), ("a", 0.0, 0.0), ("b", 0.0, 0.0), ("c", 0.0, 0.0)]);
+        let change = update(6, None, Some("a"));
+        let after = super::after(&change, &before);
+        let lost: Vec<_> = zones(&before, &after, &classes).into_iter().map(|it| it.lost_after).collect();
+        assert!(lost[0] == 0.0 && (lost[1] + lost[2] - 1.0).abs() < 1e-9, "two zones are too few: {lost:?}");
+        assert_eq!(forced(&before, &after, &classes), 0.0, "all keys are in both still");
+        let none = ring(6);
+        let third = none.iter().cloned().enumerate();
+        let third: Vec<Member> =
+            third.map(|(n, of)| Member { zone: Zone::new(["a", "b", "c"][n % 3]).unwrap(), ..of }).collect();
+        let (forced, made) =
+            (forced(&none, &third, &classes), Made::of(&change, &classes, &Ring::of(&none, 0), &Ring::of(&third, 0)));
+        let moved = made.received.values().sum::<f64>() / 3.0;
+        assert!(forced > 0.1 && (moved - forced).abs() < 1e-9, "nothing moves that need not: {forced} of {moved}");
     }
 }

@@ -206,6 +206,13 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         self.remove_node(request.into_inner()).await.map(Response::new)
     }
 
+    async fn update_storage_node(
+        &self,
+        request: Request<v1::UpdateStorageNodeRequest>,
+    ) -> Result<Response<v1::StorageNodeChangeResponse>, Status> {
+        self.update_node(request.into_inner()).await.map(Response::new)
+    }
+
     async fn list_storage_nodes(
         &self,
         _: Request<v1::ListStorageNodesRequest>,

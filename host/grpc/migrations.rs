@@ -5,17 +5,18 @@ use std::collections::BTreeMap;
 use tonic::{Code, Status};
 use witan_kernel::name::{Invalid, NodeId, TenantId, shown};
 use witan_kernel::port::{Migration, MigrationProgress, MigrationStatus, PlacementChange, StoreError};
+use witan_kernel::ring::Member;
 use witan_wire::v1;
 use witan_wire::v1::plan_migration_request::Change;
 
 use super::CoordinatorApi;
 use super::convert::migration_id as name;
 use super::guard::denied;
-use super::nodes::{node_of, node_status};
+use super::nodes::{node_of, node_status, update_of};
 use super::status::{invalid, refused};
 use super::tenants::{page_size, replication_factor, seconds, status};
 use crate::access::caller::Caller;
-use witan_control::{Plan, PlannedNode, Refused};
+use witan_control::{NodeUpdate, Plan, PlannedNode, PlannedZone, Refused};
 use witan_coordinate::World;
 
 impl<W: World> CoordinatorApi<W> {
@@ -100,7 +101,8 @@ impl<W: World> CoordinatorApi<W> {
                 tenant: TenantId::new(factor.tenant_id)?,
                 to: replication_factor("new_replication_factor", factor.new_replication_factor)?,
             }),
-            None => Err(Invalid::new("change", "is missing", "send add, remove or factor")),
+            Some(Change::Update(update)) => update_of(update).map(NodeUpdate::change),
+            None => Err(Invalid::new("change", "is missing", "send add, remove, update or factor")),
         }
     }
 
@@ -115,7 +117,9 @@ impl<W: World> CoordinatorApi<W> {
         let allowed = match &found.change {
             _ if !is_for(caller, &found) => return Err(not_found(id)),
             PlacementChange::ReplicationFactor { tenant, .. } => caller.may(tenant),
-            PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } => caller.may_all(),
+            PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => {
+                caller.may_all()
+            }
         };
         allowed.map_err(|refused| denied(caller, &refused))?;
         Ok(found)
@@ -142,7 +146,7 @@ fn sees(is_operator: bool, own: Option<&TenantId>, migration: &Migration) -> boo
     match &migration.change {
         _ if is_operator => true,
         PlacementChange::ReplicationFactor { tenant, .. } => own.is_none_or(|own| own == tenant),
-        PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } => false,
+        PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => false,
     }
 }
 
@@ -178,8 +182,11 @@ fn response(
     let (kind, node, tenant, to, force) = match change {
         PlacementChange::AddNode(node) => ("add_node", Some(&node.id), None, 0, false),
         PlacementChange::RemoveNode { node, force } => ("remove_node", Some(node), None, 0, *force),
+        PlacementChange::UpdateNode { node, .. } => (kind_of_update(migration), Some(node), None, 0, false),
         PlacementChange::ReplicationFactor { tenant, to } => ("replication_factor", None, Some(tenant), *to, false),
     };
+    let updated = updated(migration);
+    let (was, is) = updated.unzip();
     v1::GetMigrationStatusResponse {
         success: true,
         migration_id: name(migration.number),
@@ -207,7 +214,27 @@ fn response(
         old_replication_factor: i32::from(migration.before),
         new_replication_factor: i32::from(to),
         force,
+        old_virtual_nodes: was.as_ref().map_or(0, virtual_nodes),
+        new_virtual_nodes: is.as_ref().map_or(0, virtual_nodes),
+        old_zone: was.map(|was| was.zone.as_str().to_owned()).unwrap_or_default(),
+        new_zone: is.map(|is| is.zone.as_str().to_owned()).unwrap_or_default(),
     }
+}
+
+/// What an updated node was in the ring, and what it is to be.
+fn updated(migration: &Migration) -> Option<(Member, Member)> {
+    let PlacementChange::UpdateNode { virtual_nodes, zone, .. } = &migration.change else { return None };
+    let was = migration.was.clone()?;
+    let is = was.updated(*virtual_nodes, zone.as_ref());
+    Some((was, is))
+}
+
+fn kind_of_update(migration: &Migration) -> &'static str {
+    if updated(migration).is_some_and(|(was, is)| was.zone != is.zone) { "zones" } else { "weight" }
+}
+
+fn virtual_nodes(member: &Member) -> i32 {
+    i32::try_from(member.virtual_nodes).unwrap_or(i32::MAX)
 }
 
 /// Never above 99 before everything is done, also what is left over. It does not fall: it is a share of the keys throughout, also before
@@ -252,17 +279,26 @@ fn plan_response(plan: Plan) -> v1::PlanMigrationResponse {
         disk_usage_percent: node.disk_percent,
         disk_usage_percent_after: node.disk_percent_after,
     };
+    let zone = |of: PlannedZone| v1::PlannedZone {
+        zone: of.zone.as_str().to_owned(),
+        replication_factor: i32::from(of.replication_factor),
+        lost_before: of.lost_before,
+        lost_after: of.lost_after,
+    };
     v1::PlanMigrationResponse {
         nodes: plan.nodes.into_iter().map(node).collect(),
         moved_share: plan.moved_share,
         least_share: plan.least_share,
         tenants: whole(plan.tenants),
         problems: plan.problems,
+        zones: plan.zones.into_iter().map(zone).collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use witan_kernel::name::Zone;
+
     use super::*;
 
     fn migration(change: PlacementChange) -> Migration {
@@ -271,6 +307,7 @@ mod tests {
             change,
             ring: 1,
             before: 0,
+            was: None,
             status: MigrationStatus::InProgress,
             cancel_requested: false,
             progress: MigrationProgress::default(),
@@ -289,6 +326,23 @@ mod tests {
         assert!(sees(false, Some(&own), &of_own) && !sees(false, Some(&other), &of_own));
         assert!(sees(false, None, &of_own), "an administrator of all tenants");
         assert!(!sees(false, None, &of_nodes) && !sees(false, Some(&own), &of_nodes));
+    }
+
+    #[test]
+    fn an_update_is_named_after_what_it_changes() {
+        let node = NodeId::new("n1").unwrap();
+        let update = |virtual_nodes, zone: Option<&str>| {
+            let zone = zone.map(|zone| Zone::new(zone).unwrap());
+            let change = PlacementChange::UpdateNode { node: node.clone(), virtual_nodes, zone };
+            let was = Some(Member { node: node.clone(), virtual_nodes: 150, zone: Zone::new("a").unwrap() });
+            let shown = response(&Migration { was, ..migration(change) }, &BTreeMap::new(), 0);
+            (shown.r#type, shown.old_virtual_nodes, shown.new_virtual_nodes, shown.old_zone, shown.new_zone)
+        };
+        let of = |kind: &str, to, zone: &str| (kind.to_owned(), 150, to, "a".to_owned(), zone.to_owned());
+        assert_eq!(update(Some(75), None), of("weight", 75, "a"));
+        assert_eq!(update(Some(75), Some("a")), of("weight", 75, "a"));
+        assert_eq!(update(None, Some("")), of("zones", 150, ""));
+        assert_eq!(update(Some(75), Some("b")), of("zones", 75, "b"));
     }
 
     #[test]

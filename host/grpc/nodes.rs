@@ -4,7 +4,7 @@ use futures::future::join_all;
 use tonic::{Code, Status};
 use witan_kernel::condition::Condition;
 use witan_kernel::limit;
-use witan_kernel::name::{Era, Invalid, NodeId, shown};
+use witan_kernel::name::{Era, Invalid, NodeId, Zone, shown};
 use witan_kernel::port::{Clock, Duties, DutyKind, DutyOnRecord, NodeStatus, StorageNode, StoreError};
 use witan_kernel::scan::Trust;
 use witan_kernel::slice::SLICES;
@@ -14,7 +14,7 @@ use super::CoordinatorApi;
 use super::convert::migration_id;
 use super::status::{invalid, refused};
 use super::tenants::status;
-use witan_control::{Changed, Refused, Removal, Turn};
+use witan_control::{Changed, NodeUpdate, Refused, Removal, Turn};
 use witan_coordinate::World;
 use witan_upkeep::is_wanted;
 
@@ -39,6 +39,16 @@ impl<W: World> CoordinatorApi<W> {
         let (id, turn) = (removal.node.clone(), self.operators_change()?);
         let removed = self.catalog.remove_node(turn, removal, self.now_ms()).await;
         Ok(changed(&id, removed.map_err(|error| node_status(&error))?))
+    }
+
+    pub(super) async fn update_node(
+        &self,
+        request: v1::UpdateStorageNodeRequest,
+    ) -> Result<v1::StorageNodeChangeResponse, Status> {
+        let update = update_of(request).map_err(|error| invalid(&error))?;
+        let (id, turn) = (update.node.clone(), self.operators_change()?);
+        let updated = self.catalog.update_node(turn, update, self.now_ms()).await;
+        Ok(changed(&id, updated.map_err(|error| node_status(&error))?))
     }
 
     pub(super) async fn list_nodes(&self) -> Result<v1::ListStorageNodesResponse, Status> {
@@ -81,6 +91,7 @@ impl<W: World> CoordinatorApi<W> {
             port: i32::from(node.port),
             status: node.status.as_str().to_owned(),
             virtual_nodes: i32::try_from(node.virtual_nodes).unwrap_or(i32::MAX),
+            zone: node.zone.as_str().to_owned(),
             keys_count: fullness.map_or(0, |full| i64::try_from(full.keys).unwrap_or(i64::MAX)),
             disk_usage_percent: fullness.map_or(0.0, |full| full.disk_usage_percent),
             reachable: state.reachable,
@@ -140,13 +151,26 @@ pub(super) fn node_of(request: v1::AddStorageNodeRequest, fallback: u32) -> Resu
     }
     let virtual_nodes = match request.virtual_nodes {
         0 => fallback,
-        given => u32::try_from(given).ok().filter(|v| (1..=limit::MAX_VIRTUAL_NODES).contains(v)).ok_or_else(|| {
-            let remedy = format!("use 1 to {}, or 0 for {fallback}", limit::MAX_VIRTUAL_NODES);
-            Invalid::new("virtual_nodes", format!("{given} is out of range"), remedy)
-        })?,
+        given => virtual_nodes(given, &format!(", or 0 for {fallback}"))?,
     };
-    let id = NodeId::new(request.node_id)?;
-    Ok(StorageNode { id, host: request.host, port, virtual_nodes, status: NodeStatus::Active })
+    let (id, zone) = (NodeId::new(request.node_id)?, Zone::new(request.zone)?);
+    Ok(StorageNode { id, host: request.host, port, virtual_nodes, status: NodeStatus::Active, zone })
+}
+
+/// `or`: what else may be sent.
+fn virtual_nodes(given: i32, or: &str) -> Result<u32, Invalid> {
+    let most = limit::MAX_VIRTUAL_NODES;
+    u32::try_from(given).ok().filter(|given| (1..=most).contains(given)).ok_or_else(|| {
+        Invalid::new("virtual_nodes", format!("{given} is out of range"), format!("use 1 to {most}{or}"))
+    })
+}
+
+pub(super) fn update_of(request: v1::UpdateStorageNodeRequest) -> Result<NodeUpdate, Invalid> {
+    Ok(NodeUpdate {
+        node: NodeId::new(request.node_id)?,
+        virtual_nodes: request.virtual_nodes.map(|given| virtual_nodes(given, "")).transpose()?,
+        zone: request.zone.map(Zone::new).transpose()?,
+    })
 }
 
 fn changed(id: &NodeId, changed: Changed) -> v1::StorageNodeChangeResponse {

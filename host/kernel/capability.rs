@@ -26,11 +26,16 @@ pub const COLLECT: &str = "collect";
 /// Of a node: deadlines of requests count from when they were [sent](crate::age), and it reports its monotonic clock. Of a coordinator: it
 /// says with every batch of requests when that was sent, and changes nothing under a deadline later than [`crate::age`] allows.
 pub const AGES: &str = "ages";
+
 /// Of a node: it answers what the [digests](crate::digest) of its rows are.
 pub const DIGESTS: &str = "digests";
 
+/// Of a coordinator: it knows that nodes have zones, by which the [ring](crate::ring) places keys, and that what a node is in the ring may
+/// change.
+pub const ZONES: &str = "zones";
+
 /// What a coordinator of this version names with its lease.
-pub const OF_COORDINATORS: [&str; 6] = [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT];
+pub const OF_COORDINATORS: [&str; 7] = [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT, ZONES];
 
 /// What a metadata store keeps of the version that has created it. Capabilities that came with one version are not listed one by one: who
 /// named the first of them had them all.

@@ -53,7 +53,9 @@ pub const GRACE: Duration = Duration::from_secs(36 * 3600);
 pub const LOOKS_AGAIN: Duration = Duration::from_secs(15);
 /// Default number of virtual nodes of a storage node: evens out the nodes' shares to within about a tenth.
 pub const VIRTUAL_NODES: u32 = 150;
-/// Most virtual nodes of one storage node: with 1,000 such nodes the ring takes 64 MB.
+/// Longest name of a zone, in bytes: room for a cloud provider's names of regions and zones with a rack.
+pub const ZONE_BYTES: usize = 64;
+/// Most virtual nodes of one storage node: with 1,000 such nodes each version of the ring takes 115 MB.
 pub const MAX_VIRTUAL_NODES: u32 = 4096;
 /// Most entries of a record's `recent`: about 1.6 KB of a record that many clients write to.
 pub const RECENT_ENTRIES: usize = 64;

@@ -184,8 +184,7 @@ impl NodeId {
     /// Checks and wraps an id.
     pub fn new(id: impl AsRef<str>) -> Result<Self, Invalid> {
         let id = id.as_ref();
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if id.is_empty() || id.len() > 128 || !id.chars().all(allowed) {
+        if id.is_empty() || id.len() > 128 || !id.chars().all(is_plain) {
             return Err(Invalid::new(
                 "node_id",
                 format!("{} is not a node id", shown(id)),
@@ -211,6 +210,55 @@ impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// What fails together with a storage node: at most 64 of `a-z A-Z 0-9 . _ -`. Empty for a node that names none; all of those count as one
+/// zone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Zone(Arc<str>);
+
+impl Zone {
+    /// Checks and wraps a name; an empty one is none.
+    pub fn new(name: impl AsRef<str>) -> Result<Self, Invalid> {
+        let name = name.as_ref();
+        if name.len() > limit::ZONE_BYTES || !name.chars().all(is_plain) {
+            let most = limit::ZONE_BYTES;
+            return Err(Invalid::new(
+                "zone",
+                format!("{} is not a zone", shown(name)),
+                format!("use at most {most} of a-z, A-Z, 0-9, '.', '_' and '-', or leave it empty for none"),
+            ));
+        }
+        Ok(Self(Arc::from(name)))
+    }
+
+    /// The name as text; empty for none.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// True if the node names no zone.
+    pub fn is_none(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_str())
+    }
+}
+
+/// In messages.
+impl fmt::Display for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_none() { f.write_str("no zone") } else { write!(f, "zone {}", self.as_str()) }
+    }
+}
+
+/// The characters of names that appear in addresses, file names and labels of metrics.
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 }
 
 fn hex(bytes: &[u8]) -> String {

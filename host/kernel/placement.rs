@@ -15,6 +15,7 @@
 
 pub mod leader;
 pub mod rate;
+pub mod zones;
 
 use std::collections::BTreeMap;
 

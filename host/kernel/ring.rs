@@ -1,10 +1,13 @@
 //! The ring: which nodes hold a key. An immutable value; a change of the cluster makes another one.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use sha2::{Digest, Sha256};
 
-use crate::limit::PerReplica;
-use crate::name::{NodeId, TenantId};
+use crate::limit::{MAX_REPLICAS, PerReplica};
+use crate::name::{NodeId, TenantId, Zone};
 
+mod lists;
 mod ranges;
 mod versions;
 
@@ -33,17 +36,29 @@ fn first_eight(hash: Sha256) -> u64 {
     u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
+/// A node's part in a ring.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Member {
+    /// The node.
+    pub node: NodeId,
+    /// How many positions it has.
+    pub virtual_nodes: u32,
+    /// Replicas of a key lie in different zones while there are enough.
+    pub zone: Zone,
+}
+
 /// Every virtual node of every node, in the order of their positions.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ring {
     epoch: u64,
     /// Sorted by id.
     nodes: Box<[NodeId]>,
-    /// Nodes that have at least one virtual node.
-    placed: usize,
     positions: Box<[u64]>,
-    /// For each position, its node's index in `nodes`.
-    owners: Box<[u32]>,
+    /// The replicas that a list has: [`MAX_REPLICAS`], or as many as there are nodes with a position.
+    each: usize,
+    /// For each position, the replicas of the tokens that belong to it, as indexes in `nodes`. They are determined once, because a lookup
+    /// would otherwise have to walk as far as the nearest node of a zone is away, whatever its number of virtual nodes.
+    lists: Box<[u32]>,
 }
 
 impl std::fmt::Debug for Ring {
@@ -57,42 +72,51 @@ impl std::fmt::Debug for Ring {
 }
 
 impl Ring {
-    /// The ring of these nodes, each with its number of virtual nodes; a node named twice counts with its first number. Where
-    /// two positions collide, the smaller node id comes first. The epoch numbers the placement.
+    /// The ring of these nodes, each with its number of virtual nodes, without zones: see [`Self::of`].
     pub fn new(nodes: &[(NodeId, u32)], epoch: u64) -> Self {
-        let mut sorted = nodes.to_vec();
-        sorted.sort_by(|a, b| a.0.cmp(&b.0));
-        sorted.dedup_by(|later, kept| later.0 == kept.0);
-        let mut points: Vec<(u64, u32)> = Vec::with_capacity(sorted.iter().map(|(_, count)| *count as usize).sum());
-        for (owner, (node, count)) in (0u32..).zip(&sorted) {
-            points.extend((0..*count).map(|index| (position(node, index), owner)));
+        let member = |(node, virtual_nodes): &(NodeId, u32)| Member {
+            node: node.clone(),
+            virtual_nodes: *virtual_nodes,
+            zone: Zone::default(),
+        };
+        Self::of(&nodes.iter().map(member).collect::<Vec<_>>(), epoch)
+    }
+
+    /// The ring of these members; a node named twice counts as it is named first. Where two positions collide, the smaller node id comes
+    /// first. The epoch numbers the placement.
+    pub fn of(members: &[Member], epoch: u64) -> Self {
+        let mut sorted: Vec<&Member> = members.iter().collect();
+        sorted.sort_by(|a, b| a.node.cmp(&b.node));
+        sorted.dedup_by(|later, kept| later.node == kept.node);
+        let mut points: Vec<(u64, u32)> =
+            Vec::with_capacity(sorted.iter().map(|member| member.virtual_nodes as usize).sum());
+        for (owner, member) in (0u32..).zip(&sorted) {
+            points.extend((0..member.virtual_nodes).map(|index| (position(&member.node, index), owner)));
         }
         // Owners are numbered in the order of their ids, so this order breaks ties by id.
         points.sort_unstable();
+        let owners: Vec<u32> = points.iter().map(|(_, owner)| *owner).collect();
+        let names: BTreeSet<&Zone> = sorted.iter().map(|member| &member.zone).collect();
+        let numbers: BTreeMap<&Zone, u32> = names.into_iter().zip(0..).collect();
+        let zones: Vec<u32> = sorted.iter().map(|member| numbers[&member.zone]).collect();
+        let each = sorted.iter().filter(|member| member.virtual_nodes > 0).count().min(MAX_REPLICAS);
         Self {
             epoch,
-            placed: sorted.iter().filter(|(_, count)| *count > 0).count(),
-            nodes: sorted.into_iter().map(|(node, _)| node).collect(),
+            nodes: sorted.into_iter().map(|member| member.node.clone()).collect(),
             positions: points.iter().map(|(position, _)| *position).collect(),
-            owners: points.iter().map(|(_, owner)| *owner).collect(),
+            each,
+            lists: lists::lists(&owners, &zones, each),
         }
     }
 
-    /// The first `rf` distinct nodes clockwise from a token, starting at the first position that is not before it. Fewer when
-    /// there are fewer nodes.
+    /// The replicas of a token: `rf` of them, at most [`MAX_REPLICAS`], and fewer when there are fewer nodes. A token belongs to the first
+    /// position that is not before it. From there, the ring is walked clockwise in rounds, each of which takes the next node of every zone,
+    /// in the order in which they come. Without zones, or with one, these are the first distinct nodes.
     pub fn replicas(&self, token: u64, rf: u8) -> Preference {
-        let wanted = usize::from(rf).min(self.placed);
-        let mut found: PerReplica<u32> = PerReplica::new();
-        let start = self.positions.partition_point(|position| *position < token);
-        for owner in self.owners[start..].iter().chain(&self.owners[..start]) {
-            if found.len() == wanted {
-                break;
-            }
-            if !found.contains(owner) {
-                found.push(*owner);
-            }
-        }
-        found.iter().map(|owner| self.nodes[*owner as usize].clone()).collect()
+        let at = self.positions.partition_point(|position| *position < token);
+        let at = if at == self.positions.len() { 0 } else { at };
+        let list = self.lists.get(at * self.each..(at + 1) * self.each).unwrap_or_default();
+        list.iter().take(rf.into()).map(|owner| self.nodes[*owner as usize].clone()).collect()
     }
 
     /// Nodes, sorted by id.

@@ -11,6 +11,7 @@ use witan_kernel::port::{
     Answer, AnyClock, BindingOnRecord, Changed, Clock, Component, CoordinatorOnRecord, Digest, Duty, DutyOnRecord,
     Leftover, Migration, NodeOnRecord, Secret, StoreError, StoreFacts, StoreOnRecord, Token, rules,
 };
+use witan_kernel::ring::Member;
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::{Level, Tenant};
 
@@ -29,7 +30,7 @@ mod upkeep;
 use crate::slot::SlotKey;
 
 /// The newest migration of the real stores, which this one reports too.
-const SCHEMA: u64 = 9;
+const SCHEMA: u64 = 10;
 
 /// Metadata in memory. Clones share it.
 #[derive(Clone)]
@@ -54,7 +55,7 @@ struct State {
     placement_epoch: u64,
     stores: BTreeMap<StoreId, StoreOnRecord>,
     /// The ring's versions and their members; empty until a placement change makes one.
-    rings: BTreeMap<u64, BTreeMap<NodeId, u32>>,
+    rings: BTreeMap<u64, BTreeMap<NodeId, Member>>,
     migrations: BTreeMap<u64, Migration>,
     leftovers: BTreeMap<(TenantId, NodeId, u64), Leftover>,
     owed: BTreeMap<(TenantId, NodeId), (u64, Level)>,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use witan_control::TenantCacheConfig;
 use witan_coordinate::{Defaults, Limits, Timeouts};
-use witan_kernel::name::NodeId;
+use witan_kernel::name::{NodeId, Zone};
 use witan_kernel::port::{Durability, NodeStatus, StorageNode};
 use witan_kernel::tenant::ReadRepair;
 use witan_net::Bounds;
@@ -244,6 +244,7 @@ fn nodes(settings: &Settings) -> anyhow::Result<Vec<StorageNode>> {
             port: node.port,
             virtual_nodes: node.virtual_nodes.unwrap_or(settings.hash_ring.virtual_nodes),
             status: NodeStatus::Active,
+            zone: Zone::new(node.zone.as_deref().unwrap_or_default())?,
         })
     };
     settings.storage_nodes.iter().map(node).collect()

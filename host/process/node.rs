@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use witan_kernel::condition::Condition;
 use witan_kernel::durability::Durability;
 use witan_kernel::limit;
-use witan_kernel::name::NodeId;
+use witan_kernel::name::{NodeId, Zone};
 use witan_kernel::port::{NodeStatus, StorageNode};
 use witan_net::{Bounds, Incoming, Protocol};
 use witan_node::node::{Node, NodeConfig};
@@ -77,6 +77,7 @@ impl LocalNodes {
                 port,
                 virtual_nodes: limit::VIRTUAL_NODES,
                 status: NodeStatus::Active,
+                zone: Zone::default(),
             });
         }
         Ok(local)

@@ -286,6 +286,37 @@ async fn a_terminal_is_not_commanded_by_a_key() {
 }
 
 #[tokio::test]
+async fn a_node_gets_a_zone_and_another_weight() {
+    let dev = Dev::start().await;
+    let (cli, api) = (Cli::of(&dev), dev.api());
+    api.tenant("t", |_| {}).await;
+    api.write(write("t", "k", "v")).await.expect("write");
+    for (n, zone) in ["rack-1", "rack-2", "rack-1"].into_iter().enumerate() {
+        let updated = cli.json(&["nodes", "update", &format!("node-{}", n + 1), "--zone", zone, "--wait"]).await;
+        assert_eq!((&updated["type"], &updated["status"]), (&json!("zones"), &json!("completed")), "{updated}");
+        assert_eq!((&updated["old_zone"], &updated["new_zone"]), (&json!(""), &json!(zone)), "{updated}");
+    }
+    let again = cli.json(&["nodes", "update", "node-3", "--zone", "rack-1"]).await;
+    assert_eq!((&again["outcome"], &again["migration_id"]), (&json!("updated"), &json!("")), "{again}");
+    assert!(again["message"].to_string().contains("nothing changes"), "{again}");
+    let lighter = cli.json(&["nodes", "update", "node-3", "--virtual-nodes", "75", "--no-zone", "--wait"]).await;
+    assert_eq!((&lighter["type"], &lighter["new_virtual_nodes"]), (&json!("zones"), &json!(75)), "{lighter}");
+    let listed = cli.json(&["nodes", "list"]).await;
+    let shown: Vec<_> = listed["nodes"].as_array().expect("nodes").iter().map(|node| &node["zone"]).collect();
+    assert_eq!(shown, ["rack-1", "rack-2", ""], "{listed}");
+    let plain = text(&cli.run(&["nodes", "list"]).await.stdout);
+    assert!(plain.lines().next().is_some_and(|line| line.ends_with("\track-1")), "{plain}");
+    let ring = cli.json(&["nodes", "ring"]).await;
+    let lost: Vec<_> = ring["zones"].as_array().expect("zones").iter().map(|of| &of["lost_quorum"]).collect();
+    assert_eq!(lost, [0.0, 0.0, 0.0], "three zones: {ring}");
+    let ring = cli.json(&["nodes", "ring", "--replication-factor", "2"]).await;
+    assert!(ring["zones"][0]["lost_quorum"].as_f64() > Some(0.3), "both of two are needed: {ring}");
+    let picture = text(&cli.run(&["nodes", "ring"]).await.stdout);
+    assert!(picture.contains("(none)\t1\t33.3 %\t0.0 %"), "{picture}");
+    assert_eq!(api.read(crate::harness::read("t", "k")).await.expect("read").value, "v");
+}
+
+#[tokio::test]
 async fn the_ring_is_shown_and_a_change_is_planned() {
     let dev = Dev::start().await;
     let (cli, api) = (Cli::of(&dev), dev.api());
@@ -305,6 +336,16 @@ async fn the_ring_is_shown_and_a_change_is_planned() {
     let plan = text(&cli.run(&["migration", "plan", "add", "node-4", "127.0.0.1:9"]).await.stdout);
     assert!(plan.contains("node-4\t0\t0\t0.0 %") && plan.contains("of all copies would be made anew"), "{plan}");
 
+    let plan = cli.json(&["migration", "plan", "update", "node-2", "--zone", "rack-1", "--virtual-nodes", "75"]).await;
+    let zones = plan["zones"].as_array().expect("zones");
+    let shown: Vec<_> =
+        zones.iter().map(|of| (&of["zone"], &of["lost_quorum_before"], &of["replication_factor"])).collect();
+    assert_eq!(shown, [(&json!(""), &json!(1.0), &json!(3)), (&json!("rack-1"), &json!(0.0), &json!(3))], "{plan}");
+    assert!(
+        zones.iter().all(|of| of["lost_quorum_after"] == of["lost_quorum_before"]),
+        "two of three are in one: {plan}"
+    );
+
     assert_eq!(cli.json(&["migration", "list"]).await, json!({ "migrations": [] }));
     assert_eq!(cli.json(&["migration", "leftovers"]).await, json!({ "leftovers": [] }));
     let given_up = cli.json(&["migration", "leftovers", "--drop", "--node", "node-3", "--tenant", "t", "--yes"]).await;
@@ -318,6 +359,17 @@ async fn the_ring_is_shown_and_a_change_is_planned() {
         let missing = cli.run(&[&["migration"], &arguments[..], &["--output", "json"]].concat()).await;
         let missing: Value = serde_json::from_slice(&missing.stdout).expect("an object");
         assert_eq!(missing["error"]["reason"], "MIGRATION_NOT_FOUND", "{arguments:?}: {missing}");
+    }
+    for (wrong, why) in [
+        (&["node-2"][..], "--zone"),
+        (&["node-2", "--zone", "a b"], "use at most 64 of a-z"),
+        (&["node-2", "--zone", ""], "--no-zone"),
+        (&["node-2", "--zone", "a", "--no-zone"], "cannot be used with"),
+        (&["node-2", "--virtual-nodes", "0"], "1..=4096"),
+    ] {
+        let refused = cli.run(&[&["nodes", "update"], wrong].concat()).await;
+        let said = text(&refused.stderr);
+        assert!(refused.status.code() == Some(2) && said.contains(why), "{wrong:?}: {said}");
     }
     let alone = cli.run(&["nodes", "remove", "node-3", "--accept-loss"]).await;
     assert!(alone.status.code() == Some(2) && text(&alone.stderr).contains("--force"), "{}", text(&alone.stderr));

@@ -4,6 +4,7 @@
 mod failing;
 mod load;
 mod play;
+mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tonic::Code;
-use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::ring::{Ring, token};
+use witan_kernel::name::{NodeId, TenantId, Zone};
+use witan_kernel::ring::{Member, Ring, token};
 use witan_wire::v1;
 
 use crate::harness::{
@@ -77,13 +78,22 @@ async fn keys_on(node: SocketAddr, tenant: &str) -> BTreeSet<String> {
     }
 }
 
+/// The nodes, as members of a ring.
+fn members(nodes: &[v1::StorageNodeInfo]) -> Vec<Member> {
+    let member = |node: &v1::StorageNodeInfo| Member {
+        node: NodeId::new(&*node.node_id).expect("an id"),
+        virtual_nodes: node.virtual_nodes as u32,
+        zone: Zone::new(&*node.zone).expect("a zone"),
+    };
+    nodes.iter().map(member).collect()
+}
+
 /// Waits until each node has records of all keys with a value of which it is a replica, and none of which it is not.
 async fn each_has_its_own(api: &Api, keys: &Keys) {
     let nodes = nodes(api).await;
     assert!(nodes.iter().all(|node| node.status == "active"), "{nodes:?}");
     let id = |node: &v1::StorageNodeInfo| NodeId::new(&*node.node_id).expect("an id");
-    let members: Vec<(NodeId, u32)> = nodes.iter().map(|node| (id(node), node.virtual_nodes as u32)).collect();
-    let ring = Ring::new(&members, 0);
+    let ring = Ring::of(&members(&nodes), 0);
     for name in keys.tenants() {
         let replicas = u8::try_from(tenant(api, name).await.replication_factor).expect("a factor");
         let of = TenantId::new(name).expect("a tenant");
@@ -167,7 +177,7 @@ async fn another(id: &str, folder: &TempDir) -> (Process, v1::AddStorageNodeRequ
     process.ready().await;
     let address = process.address("address");
     let (host, port) = (address.ip().to_string(), address.port().into());
-    (process, v1::AddStorageNodeRequest { node_id: id.to_owned(), host, port, virtual_nodes: 0 })
+    (process, v1::AddStorageNodeRequest { node_id: id.to_owned(), host, port, virtual_nodes: 0, zone: String::new() })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -228,6 +238,7 @@ async fn a_migration_that_waits_for_a_node_is_cancelled() {
         host: "127.0.0.1".to_owned(),
         port: 9,
         virtual_nodes: 0,
+        zone: String::new(),
     };
     let added = api.client().add_storage_node(absent).await.expect("recorded").into_inner();
     assert!(added.message.contains("waits"), "{}", added.message);

@@ -8,6 +8,7 @@ mod folder;
 mod operations;
 mod records;
 mod upgrade;
+mod zones;
 
 use std::net::SocketAddr;
 use std::process::Command;

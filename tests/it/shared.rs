@@ -362,6 +362,7 @@ async fn a_live_coordinators_id_is_refused_and_its_cluster_is_not_changed_behind
         host: "127.0.0.1".to_owned(),
         port: 1,
         virtual_nodes: 0,
+        zone: String::new(),
     };
     let refused = company.api(0).client().add_storage_node(add).await.expect_err("not alone");
     assert!(refused.message().contains("coordinator-2"), "{refused:?}");

@@ -116,7 +116,7 @@ fn recorded_of_moves(fault: Fault) -> Option<&'static str> {
     match fault {
         Fault::MoveCountsUnion => Some("split:10"),
         Fault::MoveReadsNewOnly => Some("split:0"),
-        Fault::MoveReadsOldOnly => Some("split:22"),
+        Fault::MoveReadsOldOnly => Some("split:97"),
         Fault::MoveWritesNewOnly => Some("split:0"),
         Fault::MoveWritesOldOnly => Some("split:1"),
         Fault::MoveNewInForceEarly => Some("split:0"),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::{join, join_all};
+use witan_kernel::name::Zone;
 use witan_kernel::port::{MigrationStore, PlacementChange, PlacementStore, StoreError, StoreState, TenantStore};
 
 use crate::client::Client;
@@ -82,6 +83,16 @@ async fn ask(stage: &Stage, changes: Vec<(u64, Change)>) {
             Change::Factor(tenant, to) => {
                 let tenant = stage.cluster.tenants[tenant].id.clone();
                 metadata.change_placement(PlacementChange::ReplicationFactor { tenant, to }, 0).await
+            }
+            Change::Zone(node, zone) => {
+                let zone = if zone == 0 { String::new() } else { format!("z{zone}") };
+                let zone = Some(Zone::new(zone).expect("a zone"));
+                let node = stage.cluster.nodes[node].id.clone();
+                metadata.change_placement(PlacementChange::UpdateNode { node, virtual_nodes: None, zone }, 0).await
+            }
+            Change::Weight(node, virtual_nodes) => {
+                let (node, virtual_nodes) = (stage.cluster.nodes[node].id.clone(), Some(virtual_nodes));
+                metadata.change_placement(PlacementChange::UpdateNode { node, virtual_nodes, zone: None }, 0).await
             }
             Change::TakeBack => match accepted.pop() {
                 Some(number) => metadata.cancel_migration(number, 0).await,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use turmoil::net::TcpListener;
-use witan_kernel::name::{NodeId, StoreId};
+use witan_kernel::name::{NodeId, StoreId, Zone};
 use witan_kernel::port::{NodeStatus, StorageNode};
 use witan_kernel::record::Record;
 use witan_kernel::replica::Place;
@@ -82,6 +82,7 @@ impl NodeMachine {
             port: PORT,
             virtual_nodes: VIRTUAL_NODES,
             status: NodeStatus::Active,
+            zone: Zone::default(),
         }
     }
 

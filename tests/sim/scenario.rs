@@ -147,6 +147,10 @@ pub(crate) enum Change {
     Remove(usize),
     /// A tenant is to have another replication factor.
     Factor(usize, u8),
+    /// A node is to be in another zone; 0 is none.
+    Zone(usize, u8),
+    /// A node is to have another number of virtual nodes.
+    Weight(usize, u32),
     /// The last change that was accepted is given up.
     TakeBack,
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use witan_kernel::condition::Condition;
-use witan_kernel::name::NodeId;
+use witan_kernel::name::{NodeId, Zone};
 use witan_kernel::port::{NodeStatus, StorageNode};
 use witan_wire::condition::condition_from_wire;
 use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
@@ -60,7 +60,7 @@ pub(super) async fn examine(settings: &Settings, known: Vec<(String, String, u16
 async fn ask(reach: &Tcp, id: &str, host: &str, port: u16) -> Result<DescribeResponse, String> {
     let id = NodeId::new(id).map_err(|error| error.to_string())?;
     let host = plain_host(host).to_owned();
-    let node = StorageNode { id, host, port, virtual_nodes: 1, status: NodeStatus::Active };
+    let node = StorageNode { id, host, port, virtual_nodes: 1, status: NodeStatus::Active, zone: Zone::default() };
     let asking = async {
         let link = reach.connect(&node).await.map_err(|error| error.to_string())?;
         let answer = StorageNodeServiceClient::new(link).describe(DescribeRequest {}).await;

@@ -6,13 +6,14 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use witan_wire::v1::plan_migration_request::Change;
 use witan_wire::v1::{
-    AddStorageNodeRequest, PlanMigrationRequest, PlanMigrationResponse, PlannedNode, RemoveStorageNodeRequest,
-    UpdateReplicationFactorRequest,
+    AddStorageNodeRequest, PlanMigrationRequest, PlanMigrationResponse, PlannedNode, PlannedZone,
+    RemoveStorageNodeRequest, UpdateReplicationFactorRequest,
 };
 
 use super::shown::number;
 use crate::cli::client::{self, Problem, within};
 use crate::cli::output::{self, Output, Table};
+use crate::cli::part::Update;
 use crate::cli::{Global, args};
 
 /// Shown below the help.
@@ -23,8 +24,14 @@ the same number of keys, and disks to hold nothing but records. Exit code 1: som
 Examples:
   witan migration plan add n4 10.0.0.4:50052
   witan migration plan remove n2
+  witan migration plan update n2 --zone rack-1
   witan migration plan factor shop 5
   witan migration plan remove n2 --output json | jq '.problems'";
+
+const UPDATE_EXAMPLES: &str = "\
+Examples:
+  witan migration plan update n4 --zone rack-2
+  witan migration plan update n4 --virtual-nodes 75";
 
 /// A change to plan.
 #[derive(Debug, Subcommand)]
@@ -40,7 +47,13 @@ pub enum Command {
         /// Its virtual nodes on the ring [default: the coordinator's hash_ring.virtual_nodes]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=4096))]
         virtual_nodes: Option<i32>,
+        /// Its zone [default: none]
+        #[arg(long, value_parser = args::zone)]
+        zone: Option<String>,
     },
+    /// Plan to give a storage node another zone, or another weight
+    #[command(after_help = UPDATE_EXAMPLES)]
+    Update(Update),
     /// Plan to remove a storage node
     #[command(after_help = "Examples:\n  witan migration plan remove n2\n  witan migration plan remove n2 --force")]
     Remove {
@@ -64,12 +77,14 @@ pub enum Command {
 /// Plans a change.
 pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     let change = match command {
-        Command::Add { node_id, address: (host, port), virtual_nodes } => Change::Add(AddStorageNodeRequest {
+        Command::Add { node_id, address: (host, port), virtual_nodes, zone } => Change::Add(AddStorageNodeRequest {
             node_id,
             host,
             port: i32::from(port),
             virtual_nodes: virtual_nodes.unwrap_or(0),
+            zone: zone.unwrap_or_default(),
         }),
+        Command::Update(update) => Change::Update(update.request()),
         Command::Remove { node_id, force } => {
             Change::Remove(RemoveStorageNodeRequest { node_id, force, accept_loss: false })
         }
@@ -94,6 +109,7 @@ fn show(output: Output, plan: &PlanMigrationResponse) -> anyhow::Result<()> {
             "least_share": plan.least_share,
             "tenants": plan.tenants,
             "problems": plan.problems,
+            "zones": plan.zones.iter().map(zone_json).collect::<Vec<_>>(),
         }))?;
         return Ok(());
     }
@@ -112,6 +128,15 @@ fn show(output: Output, plan: &PlanMigrationResponse) -> anyhow::Result<()> {
     table.print("no storage nodes")?;
     let (moved, least) = (percent(plan.moved_share), percent(plan.least_share));
     output::line(&format!("{moved} of all copies would be made anew, of {least} at least; tenants: {}", plan.tenants))?;
+    if !plan.zones.is_empty() {
+        let mut table = Table::new(["ZONE", "REPLICAS", "LOST QUORUM", "AFTER"]);
+        for of in &plan.zones {
+            let name = if of.zone.is_empty() { "(none)" } else { &of.zone };
+            let replicas = of.replication_factor.to_string();
+            table.row([name.to_owned(), replicas, percent(of.lost_before), percent(of.lost_after)]);
+        }
+        table.print("")?;
+    }
     for problem in &plan.problems {
         output::note(&format!("in the way: {problem}"));
     }
@@ -120,6 +145,15 @@ fn show(output: Output, plan: &PlanMigrationResponse) -> anyhow::Result<()> {
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
+}
+
+fn zone_json(of: &PlannedZone) -> Value {
+    json!({
+        "zone": of.zone,
+        "replication_factor": of.replication_factor,
+        "lost_quorum_before": of.lost_before,
+        "lost_quorum_after": of.lost_after,
+    })
 }
 
 fn node_json(node: &PlannedNode) -> Value {

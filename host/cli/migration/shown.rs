@@ -43,11 +43,25 @@ pub(super) fn change(it: &GetMigrationStatusResponse) -> String {
         "add_node" => format!("add node {}", it.node_id),
         "remove_node" if it.force => format!("remove node {} by force", it.node_id),
         "remove_node" => format!("remove node {}", it.node_id),
+        "zones" | "weight" => update(it),
         _ => format!(
             "{} replicas for tenant {} ({} before)",
             it.new_replication_factor, it.tenant_id, it.old_replication_factor
         ),
     }
+}
+
+fn update(it: &GetMigrationStatusResponse) -> String {
+    let name = |zone: &str| if zone.is_empty() { "no zone".to_owned() } else { format!("zone {zone}") };
+    let mut parts = Vec::new();
+    if it.old_zone != it.new_zone {
+        parts.push(format!("{} for node {} ({} before)", name(&it.new_zone), it.node_id, name(&it.old_zone)));
+    }
+    if it.old_virtual_nodes != it.new_virtual_nodes {
+        let (new, old) = (it.new_virtual_nodes, it.old_virtual_nodes);
+        parts.push(format!("{new} virtual nodes for node {} ({old} before)", it.node_id));
+    }
+    parts.join(" and ")
 }
 
 /// The state of a migration, for people.
@@ -97,6 +111,10 @@ pub(super) fn json_of(it: &GetMigrationStatusResponse) -> Value {
         "node_id": it.node_id,
         "tenant_id": it.tenant_id,
         "force": it.force,
+        "old_virtual_nodes": it.old_virtual_nodes,
+        "new_virtual_nodes": it.new_virtual_nodes,
+        "old_zone": it.old_zone,
+        "new_zone": it.new_zone,
         "old_replication_factor": it.old_replication_factor,
         "new_replication_factor": it.new_replication_factor,
         "status": it.status,
@@ -138,6 +156,11 @@ mod tests {
         assert_eq!(change(&it("add_node", false)), "add node n4");
         assert_eq!(change(&it("remove_node", true)), "remove node n4 by force");
         assert_eq!(change(&it("replication_factor", false)), "3 replicas for tenant shop (2 before)");
+        let weight =
+            GetMigrationStatusResponse { old_virtual_nodes: 150, new_virtual_nodes: 75, ..it("weight", false) };
+        assert_eq!(change(&weight), "75 virtual nodes for node n4 (150 before)");
+        let zones = GetMigrationStatusResponse { new_zone: "rack-1".to_owned(), ..it("zones", false) };
+        assert_eq!(change(&zones), "zone rack-1 for node n4 (no zone before)");
     }
 
     #[test]

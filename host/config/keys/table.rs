@@ -392,7 +392,7 @@ pub const KEYS: &[Key] = &[
     Key::new(
         "storage_nodes",
         Nodes,
-        "Storage nodes to record at the first start, each {id, host, port, virtual_nodes}; add \
+        "Storage nodes to record at the first start, each {id, host, port, virtual_nodes, zone}; add \
             later ones with `witan nodes add`. In the environment: node-1=10.0.0.1:50052,node-2=...",
     )
     .otherwise("the recorded ones"),

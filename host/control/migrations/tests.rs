@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::time::Instant;
 use witan_kernel::hook::{Pending, ReplicaState};
+use witan_kernel::name::Zone;
 use witan_kernel::port::{
     Claim, LeaseStore, Metadata, MigrationProgress, MigrationStore, MoveTenant, NodeStatus, PlacementStore, Slot,
     TenantStore,
@@ -15,6 +16,8 @@ use witan_kernel::scan::{Fullness, Removed, Trust};
 use witan_memory::MemoryMetadata;
 use witan_memory::contract::ManualClock;
 use witan_memory::contract::metadata as contract;
+
+mod updates;
 
 use super::*;
 use crate::{Cluster, Dropping, FactorChanged, Held, TurnLimits};
@@ -105,7 +108,7 @@ fn id(name: &str) -> NodeId {
 
 fn node(name: &str) -> StorageNode {
     let (host, status) = (format!("{name}.example"), NodeStatus::Active);
-    StorageNode { id: id(name), host, port: 50052, virtual_nodes: 16, status }
+    StorageNode { id: id(name), host, port: 50052, virtual_nodes: 16, status, zone: Zone::default() }
 }
 
 fn removal(name: &str, force: bool, accept_loss: bool) -> Removal {

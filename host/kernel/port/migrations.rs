@@ -3,8 +3,9 @@
 use super::{Answer, StorageNode};
 #[cfg(doc)]
 use super::{PlacementStore, StoreError};
-use crate::name::{NodeId, TenantId};
+use crate::name::{NodeId, TenantId, Zone};
 use crate::placement::Placed;
+use crate::ring::Member;
 use crate::tenant::Tenant;
 
 /// Most placement changes that are kept on record; of those that have ended, the oldest are forgotten.
@@ -25,6 +26,15 @@ pub enum PlacementChange {
         node: NodeId,
         /// It is taken for lost: nothing waits for it, and its store is never used again.
         force: bool,
+    },
+    /// A member of the ring gets another number of virtual nodes, another zone, or both.
+    UpdateNode {
+        /// The node.
+        node: NodeId,
+        /// Its virtual nodes, 1..=4096; `None`: as before.
+        virtual_nodes: Option<u32>,
+        /// Its zone; `None`: as before.
+        zone: Option<Zone>,
     },
     /// The keys of a tenant get another number of replicas.
     ReplicationFactor {
@@ -81,6 +91,8 @@ pub struct Migration {
     pub ring: u64,
     /// For a change of a tenant, the replication factor of before; else 0.
     pub before: u8,
+    /// For an update of a node, what it was before.
+    pub was: Option<Member>,
     /// Its state.
     pub status: MigrationStatus,
     /// Somebody has asked to give it up.
@@ -167,6 +179,8 @@ pub trait MigrationStore: Send + Sync + 'static {
     ///   lost, its stores are retired, and what it has left over is forgotten. [`StoreError::Missing`] if it is no member of the newest
     ///   ring; one that is leaving may be taken for lost all the same, and makes no version then. [`StoreError::Refused`], naming a tenant,
     ///   if fewer nodes would remain than a tenant has, or is to have, replicas.
+    /// - A node that gets other virtual nodes or another zone has them in the ring's next version. [`StoreError::Missing`] if it is not on
+    ///   record; [`StoreError::Refused`] if it is no member of the newest ring, outside the limits, or if nothing would change.
     /// - A tenant is to have another replication factor ([`Tenant::wanted_factor`]). [`StoreError::Missing`]; [`StoreError::Refused`] out
     ///   of range or beyond the newest ring's nodes; [`StoreError::Conflict`] while another change of its factor has not ended.
     fn change_placement(&self, change: PlacementChange, now_ms: u64) -> Answer<Migration>;
@@ -189,8 +203,9 @@ pub trait MigrationStore: Send + Sync + 'static {
     ) -> Answer<()>;
 
     /// Asks to give a placement change up, and in the same transaction takes back what [`Self::change_placement`] has made: a node that was
-    /// to join is no member of the ring's next version, one that was to leave is one again, a tenant keeps its factor. What has moved
-    /// already moves back. Returns it as it is; one that has ended, or was taken back before, is returned unchanged.
+    /// to join is no member of the ring's next version, one that was to leave is one again, one that was updated is as before, a tenant
+    /// keeps its factor. What has moved already moves back. Returns it as it is; one that has ended, or was taken back before, is returned
+    /// unchanged.
     /// [`StoreError::Missing`]; [`StoreError::Conflict`] if the node is taken for lost or has left already, if later changes of nodes rest
     /// on it, or if the ring would have too few nodes for a tenant's replicas.
     fn cancel_migration(&self, number: u64, now_ms: u64) -> Answer<Migration>;

@@ -11,6 +11,7 @@ use super::{StoreError, rules};
 use crate::limit;
 use crate::name::{NodeId, TenantId};
 use crate::placement::{Moving, Placed, Step};
+use crate::ring::Member;
 use crate::tenant::Tenant;
 
 impl Tenant {
@@ -134,11 +135,11 @@ impl Tenant {
 }
 
 impl PlacementChange {
-    /// The node that joins or leaves.
+    /// The node that joins, leaves or is updated.
     pub fn node(&self) -> Option<&NodeId> {
         match self {
             Self::AddNode(node) => Some(&node.id),
-            Self::RemoveNode { node, .. } => Some(node),
+            Self::RemoveNode { node, .. } | Self::UpdateNode { node, .. } => Some(node),
             Self::ReplicationFactor { .. } => None,
         }
     }
@@ -147,7 +148,7 @@ impl PlacementChange {
     pub fn tenant(&self) -> Option<&TenantId> {
         match self {
             Self::ReplicationFactor { tenant, .. } => Some(tenant),
-            Self::AddNode(_) | Self::RemoveNode { .. } => None,
+            Self::AddNode(_) | Self::RemoveNode { .. } | Self::UpdateNode { .. } => None,
         }
     }
 
@@ -237,7 +238,7 @@ impl MigrationProgress {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// The number and members of the ring's next version. If no version is on record yet, the one of before is recorded as well.
-    pub ring: Option<(u64, Vec<(NodeId, u32)>)>,
+    pub ring: Option<(u64, Vec<Member>)>,
     /// A node as it is to be on record.
     pub node: Option<StorageNode>,
     /// The node whose stores are retired, and whose leftovers are forgotten.
@@ -253,7 +254,7 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Planned {
     /// It is on record already.
-    Known(Migration),
+    Known(Box<Migration>),
     /// It is written.
     Write(Box<Plan>),
 }
@@ -300,7 +301,7 @@ impl OnRecord<'_> {
         let change = change.recorded();
         let same = |of: &&Migration| of.is_open() && !of.cancel_requested && of.change == change && self.holds(&change);
         if let Some(same) = self.migrations.iter().filter(same).max_by_key(|of| of.number) {
-            return Ok(Planned::Known(same.clone()));
+            return Ok(Planned::Known(Box::new(same.clone())));
         }
         if self.migrations.iter().filter(|of| of.is_open()).count() >= MIGRATIONS {
             return Err(StoreError::Refused(format!(
@@ -318,6 +319,9 @@ impl OnRecord<'_> {
         match change {
             PlacementChange::AddNode(node) => self.plan_joining(&mut plan, node)?,
             PlacementChange::RemoveNode { node, force } => self.plan_leaving(&mut plan, &node, force)?,
+            PlacementChange::UpdateNode { node, virtual_nodes, zone } => {
+                self.plan_update(&mut plan, &node, virtual_nodes, zone)?;
+            }
             PlacementChange::ReplicationFactor { tenant, to } => self.plan_factor(&mut plan, &tenant, to, now_ms)?,
         }
         Ok(Planned::Write(Box::new(plan)))
@@ -328,6 +332,9 @@ impl OnRecord<'_> {
         match change {
             PlacementChange::AddNode(node) => self.is_member(&node.id),
             PlacementChange::RemoveNode { node, .. } => !self.is_member(node),
+            PlacementChange::UpdateNode { node, virtual_nodes, zone } => {
+                self.member(node).is_some_and(|member| member.updated(*virtual_nodes, zone.as_ref()) == *member)
+            }
             PlacementChange::ReplicationFactor { .. } => true,
         }
     }
@@ -340,7 +347,7 @@ impl OnRecord<'_> {
         if self.placement.nodes.len() >= NODES {
             return Err(rules::too_many_nodes());
         }
-        self.next_ring(plan, |members| members.push((node.id.clone(), node.virtual_nodes)));
+        self.next_ring(plan, |members| members.push(node.member()));
         plan.node = Some(node);
         Ok(())
     }
@@ -352,7 +359,7 @@ impl OnRecord<'_> {
         let missing = || StoreError::Missing(format!("storage node {node} in the newest ring"));
         let on_record = on_record.ok_or_else(missing)?.clone();
         if is_member {
-            self.next_ring(plan, |members| members.retain(|(member, _)| member != node));
+            self.next_ring(plan, |members| members.retain(|member| member.node != *node));
         }
         plan.node = Some(StorageNode { status: NodeStatus::Draining, ..on_record });
         plan.lost = force.then(|| node.clone());
@@ -399,7 +406,7 @@ impl OnRecord<'_> {
         }
         match &of.change {
             PlacementChange::AddNode(StorageNode { id, .. }) if self.is_member(id) => {
-                self.next_ring(&mut plan, |members| members.retain(|(member, _)| member != id));
+                self.next_ring(&mut plan, |members| members.retain(|member| member.node != *id));
                 plan.node = self.node(id).map(|node| StorageNode { status: NodeStatus::Draining, ..node.clone() });
             }
             PlacementChange::RemoveNode { node, force: true } => {
@@ -410,8 +417,11 @@ impl OnRecord<'_> {
             PlacementChange::RemoveNode { node: id, force: false } if !self.is_member(id) => {
                 let gone = || StoreError::Conflict(format!("storage node {id} has left already; add it again instead"));
                 let node = self.node(id).ok_or_else(gone)?.clone();
-                self.next_ring(&mut plan, |members| members.push((id.clone(), node.virtual_nodes)));
+                self.next_ring(&mut plan, |members| members.push(node.member()));
                 plan.node = Some(StorageNode { status: NodeStatus::Active, ..node });
+            }
+            PlacementChange::UpdateNode { node, virtual_nodes, zone } if self.is_member(node) => {
+                self.plan_no_update(&mut plan, of, virtual_nodes.is_some(), zone.is_some());
             }
             PlacementChange::ReplicationFactor { tenant, .. } => {
                 let nodes = newest(self.placement).1.len();
@@ -424,7 +434,7 @@ impl OnRecord<'_> {
                 plan.tenant = self.tenant.map(|tenant| tenant.wishing(of.before, now_ms));
             }
             // The node was removed, or added, while nothing was stored: what this change has made is gone already.
-            PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } => {}
+            PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => {}
         }
         Ok(Some(plan))
     }
@@ -443,7 +453,7 @@ impl OnRecord<'_> {
         }
     }
 
-    fn next_ring(&self, plan: &mut Plan, change: impl FnOnce(&mut Vec<(NodeId, u32)>)) {
+    fn next_ring(&self, plan: &mut Plan, change: impl FnOnce(&mut Vec<Member>)) {
         let (version, members) = newest(self.placement);
         let mut members = members.to_vec();
         change(&mut members);
@@ -455,7 +465,11 @@ impl OnRecord<'_> {
     }
 
     fn is_member(&self, node: &NodeId) -> bool {
-        newest(self.placement).1.iter().any(|(member, _)| member == node)
+        self.member(node).is_some()
+    }
+
+    fn member(&self, node: &NodeId) -> Option<&Member> {
+        newest(self.placement).1.iter().find(|member| member.node == *node)
     }
 
     fn node(&self, id: &NodeId) -> Option<&StorageNode> {
@@ -469,6 +483,7 @@ fn pending(change: PlacementChange, ring: u64, now_ms: u64) -> Migration {
         change,
         ring,
         before: 0,
+        was: None,
         status: MigrationStatus::Pending,
         cancel_requested: false,
         progress: MigrationProgress::default(),
@@ -478,7 +493,7 @@ fn pending(change: PlacementChange, ring: u64, now_ms: u64) -> Migration {
     }
 }
 
-fn newest(placement: &Placement) -> (u64, &[(NodeId, u32)]) {
+fn newest(placement: &Placement) -> (u64, &[Member]) {
     placement.rings.last().map_or((0, &[]), |ring| (ring.version, &ring.members))
 }
 
@@ -493,7 +508,8 @@ pub fn forgotten(placement: &Placement, referred: &BTreeSet<u64>) -> (Vec<u64>, 
     let newest = newest(placement).0;
     let (kept, forgotten): (Vec<_>, Vec<_>) =
         placement.rings.iter().partition(|ring| ring.version == newest || referred.contains(&ring.version));
-    let members: BTreeSet<&NodeId> = kept.iter().flat_map(|ring| ring.members.iter().map(|(node, _)| node)).collect();
+    let members: BTreeSet<&NodeId> =
+        kept.iter().flat_map(|ring| ring.members.iter().map(|member| &member.node)).collect();
     let left = placement.nodes.iter().map(|on_record| &on_record.node.id).filter(|id| !members.contains(id));
     (forgotten.iter().map(|ring| ring.version).collect(), left.cloned().collect())
 }
@@ -534,6 +550,8 @@ pub fn may_move(to: Placed, placement: &Placement) -> Result<(), StoreError> {
 pub fn no_migration(number: u64) -> StoreError {
     StoreError::Missing(format!("placement change {number}"))
 }
+
+mod updates;
 
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::Answer;
 #[cfg(doc)]
 use super::StoreError;
-use crate::name::{NodeId, StoreId};
-use crate::ring::{Ring, Rings};
+use crate::name::{NodeId, StoreId, Zone};
+use crate::ring::{Member, Ring, Rings};
 use crate::scan::Trust;
 
 /// Most storage nodes: with 150 virtual nodes each, a ring of 150,000 points.
@@ -27,6 +27,15 @@ pub struct StorageNode {
     pub virtual_nodes: u32,
     /// active, draining or inactive.
     pub status: NodeStatus,
+    /// Its zone.
+    pub zone: Zone,
+}
+
+impl StorageNode {
+    /// Its part in a ring.
+    pub fn member(&self) -> Member {
+        Member { node: self.id.clone(), virtual_nodes: self.virtual_nodes, zone: self.zone.clone() }
+    }
 }
 
 /// Whether keys are placed on a node.
@@ -72,7 +81,7 @@ pub struct NodeOnRecord {
 /// The storage nodes, and on which of them keys are placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
-    /// Increases with every change to the set of nodes, their addresses or their virtual nodes.
+    /// Increases with every change to the set of nodes, their addresses, their virtual nodes or their zones.
     pub epoch: u64,
     /// Every storage node, by id, also such as are no members of the newest ring any longer.
     pub nodes: Vec<NodeOnRecord>,
@@ -84,7 +93,7 @@ pub struct Placement {
 impl Placement {
     /// The versions of the ring, each with the placement's epoch.
     pub fn rings(&self) -> Rings {
-        let ring = |on_record: &RingOnRecord| (on_record.version, Arc::new(Ring::new(&on_record.members, self.epoch)));
+        let ring = |on_record: &RingOnRecord| (on_record.version, Arc::new(Ring::of(&on_record.members, self.epoch)));
         Rings::new(self.rings.iter().map(ring).collect())
     }
 }
@@ -94,8 +103,8 @@ impl Placement {
 pub struct RingOnRecord {
     /// Its number.
     pub version: u64,
-    /// Its nodes, by id, each with its number of virtual nodes.
-    pub members: Vec<(NodeId, u32)>,
+    /// Its nodes, by id.
+    pub members: Vec<Member>,
 }
 
 /// Storage nodes on record. Nodes that join or leave by what is here do so in place, in the newest version of the ring: that is right only
@@ -112,6 +121,10 @@ pub trait PlacementStore: Send + Sync + 'static {
     /// Stores a storage node, new or not; the store id on record is kept. One that leaves is no member of the ring by that.
     /// [`StoreError::Refused`] as above.
     fn put_node(&self, node: StorageNode, now_ms: u64) -> Answer<()>;
+
+    /// A node is reached at another address from now on. All else stays as it is on record, whoever changes that at the same time.
+    /// [`StoreError::Missing`]; [`StoreError::Refused`] as above.
+    fn readdress_node(&self, id: &NodeId, host: &str, port: u16, now_ms: u64) -> Answer<()>;
 
     /// Every storage node, by id, and the placement's epoch.
     fn placement(&self) -> Answer<Placement>;

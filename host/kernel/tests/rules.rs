@@ -8,7 +8,7 @@ use witan_kernel::capability::SMALL_RECORDS;
 use witan_kernel::hook::{Hook, ReplicaState};
 use witan_kernel::idempotency::{RESPONSE_BYTES, Step};
 use witan_kernel::limit;
-use witan_kernel::name::{NodeId, StoreId, TenantId, WriteId};
+use witan_kernel::name::{NodeId, StoreId, TenantId, WriteId, Zone};
 use witan_kernel::port::rules::{self, Granting};
 use witan_kernel::port::{
     AnyClock, Artifact, Changed, Claim, Clock, Collect, Component, CoordinatorOnRecord, Digest, Met, NodeStatus,
@@ -57,6 +57,7 @@ fn tenants_and_nodes_are_checked() {
         port: 1,
         virtual_nodes,
         status: NodeStatus::Active,
+        zone: Zone::default(),
     };
     assert_eq!((rules::node(&node("h", 1)), rules::node(&node(&"h".repeat(255), 4096))), (Ok(()), Ok(())));
     let wrong = [node("", 1), node(&"h".repeat(256), 1), node("a\0", 1), node("h", 0), node("h", 4097)];

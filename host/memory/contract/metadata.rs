@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use witan_kernel::capability::{OF_FOUNDERS, SMALL_RECORDS};
 use witan_kernel::hook::Hook;
-use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
+use witan_kernel::name::{Era, NodeId, StoreId, TenantId, Zone};
 use witan_kernel::port::{
     ARTIFACT_BYTES, Artifact, BINDING_RECORD_BYTES, Changed, Changes, Claim, Commit, Component, Digest, Metadata,
     NODES, NodeOnRecord, NodeStatus, SECRETS, Secret, Secrets, Slot, Source, StorageNode, StoreError, StoreState,
@@ -38,7 +38,8 @@ pub fn tenant(id: &str) -> Tenant {
 
 fn node(id: &str) -> StorageNode {
     let id = NodeId::new(id).expect("valid");
-    StorageNode { id, host: "::1".into(), port: 50052, virtual_nodes: 150, status: NodeStatus::Active }
+    let zone = Zone::default();
+    StorageNode { id, host: "::1".into(), port: 50052, virtual_nodes: 150, status: NodeStatus::Active, zone }
 }
 
 fn component(of: u8, hook: Hook) -> Component {
@@ -63,7 +64,7 @@ fn slot(tenant: Option<&str>, hook: Hook) -> Slot {
 /// The whole contract, on an empty store.
 pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     assert!(metadata.now_ms().await.expect("the time") > 1_700_000_000_000);
-    assert_eq!(metadata.schema_version().await, Ok(9));
+    assert_eq!(metadata.schema_version().await, Ok(10));
     secrets(metadata).await;
     tenants(metadata).await;
     pages_of_tenants(metadata).await;
@@ -357,7 +358,8 @@ async fn nodes<M: Metadata>(metadata: &M) {
     assert_eq!(metadata.meet_store(&one.id, StoreId([6; 16]), 0, 0).await.map(|met| met.trust), Ok(Trust::Unadmitted));
     assert_eq!(metadata.admit_store(&one.id, first, StoreId([6; 16])).await, Ok(()));
     assert_eq!(epoch().await, with_both, "another disk places no key elsewhere");
-    let moved = StorageNode { host: "db.example".into(), port: 1, status: NodeStatus::Draining, ..one.clone() };
+    let zone = Zone::new("eu-1.a_b").expect("valid");
+    let moved = StorageNode { host: "db.example".into(), port: 1, status: NodeStatus::Draining, zone, ..one.clone() };
     assert_eq!(metadata.put_node(moved.clone(), 13).await, Ok(()));
     let listed = metadata.nodes().await.expect("nodes");
     assert_eq!((listed[0].created_at_ms, listed[0].updated_at_ms), (11, 13));

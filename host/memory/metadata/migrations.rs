@@ -8,6 +8,7 @@ use witan_kernel::port::{
     Answer, Changed, LEFTOVERS, Leftover, Migration, MigrationProgress, MigrationStatus, MigrationStore, MoveTenant,
     Owing, PlacementChange, Published, StoreError, StoreState, rules,
 };
+use witan_kernel::ring::Member;
 use witan_kernel::tenant::Tenant;
 
 use super::{MemoryMetadata, State};
@@ -31,7 +32,7 @@ impl State {
     fn change_placement(&mut self, change: PlacementChange, now_ms: u64) -> Result<Migration, StoreError> {
         let planned = self.on_record(&change, |at| at.plan(change.clone(), now_ms));
         let plan = match planned? {
-            Planned::Known(known) => return Ok(known),
+            Planned::Known(known) => return Ok(*known),
             Planned::Write(plan) => *plan,
         };
         let new = plan.migration.clone();
@@ -66,10 +67,12 @@ impl State {
             }
         }
         if let Some((version, members)) = plan.ring {
+            let by_node =
+                |members: Vec<Member>| members.into_iter().map(|member| (member.node.clone(), member)).collect();
             for before in placement.rings {
-                self.rings.entry(before.version).or_insert_with(|| before.members.into_iter().collect());
+                self.rings.entry(before.version).or_insert_with(|| by_node(before.members));
             }
-            self.rings.insert(version, members.into_iter().collect());
+            self.rings.insert(version, by_node(members));
         }
         if let Some(node) = plan.node {
             self.write_node(node, now_ms);

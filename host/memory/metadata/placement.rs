@@ -8,6 +8,7 @@ use witan_kernel::port::{
     Answer, Changed, Commit, Met, NODES, NodeOnRecord, Placement, PlacementStore, RingOnRecord, StorageNode,
     StoreError, StoreOnRecord, StoreState, rules, stores,
 };
+use witan_kernel::ring::Member;
 use witan_kernel::scan::Trust;
 
 use super::{MemoryMetadata, State};
@@ -41,7 +42,7 @@ impl State {
         if let Some(mut newest) = self.rings.last_entry()
             && (is_new || newest.get().contains_key(&node.id))
         {
-            newest.get_mut().insert(node.id.clone(), node.virtual_nodes);
+            newest.get_mut().insert(node.id.clone(), node.member());
         }
         self.write_node(node, now_ms);
         self.placement_changed();
@@ -66,13 +67,13 @@ impl State {
     }
 
     pub(super) fn placement(&self) -> Placement {
-        let ring = |(version, members): (&u64, &BTreeMap<NodeId, u32>)| RingOnRecord {
+        let ring = |(version, members): (&u64, &BTreeMap<NodeId, Member>)| RingOnRecord {
             version: *version,
-            members: members.iter().map(|(node, virtual_nodes)| (node.clone(), *virtual_nodes)).collect(),
+            members: members.values().cloned().collect(),
         };
         let mut rings: Vec<RingOnRecord> = self.rings.iter().map(ring).collect();
         if rings.is_empty() {
-            let all = self.nodes.values().map(|on_record| (on_record.node.id.clone(), on_record.node.virtual_nodes));
+            let all = self.nodes.values().map(|on_record| on_record.node.member());
             rings.push(RingOnRecord { version: 0, members: all.collect() });
         }
         Placement { epoch: self.placement_epoch.max(1), nodes: self.nodes.values().cloned().collect(), rings }
@@ -118,6 +119,14 @@ impl PlacementStore for MemoryMetadata {
 
     fn put_node(&self, node: StorageNode, now_ms: u64) -> Answer<()> {
         self.answer(move |state| state.put_node(node, now_ms))
+    }
+
+    fn readdress_node(&self, id: &NodeId, host: &str, port: u16, now_ms: u64) -> Answer<()> {
+        let (id, host) = (id.clone(), host.to_owned());
+        self.answer(move |state| {
+            let known = state.node(&id)?.node.clone();
+            state.put_node(StorageNode { host, port, ..known }, now_ms)
+        })
     }
 
     fn placement(&self) -> Answer<Placement> {

@@ -27,6 +27,7 @@ const SQLITE: &[File] = files!("sqlite":
     (7, "upkeep claims", "0007_upkeep_claims.sql"),
     (8, "fences", "0008_fences.sql"),
     (9, "placement changes", "0009_placement_changes.sql"),
+    (10, "zones", "0010_zones.sql"),
 );
 
 const POSTGRES: &[File] = files!("postgres":
@@ -39,6 +40,7 @@ const POSTGRES: &[File] = files!("postgres":
     (7, "upkeep claims", "0007_upkeep_claims.sql"),
     (8, "fences", "0008_fences.sql"),
     (9, "placement changes", "0009_placement_changes.sql"),
+    (10, "zones", "0010_zones.sql"),
 );
 
 /// The migrations of an SQLite database.
@@ -114,7 +116,8 @@ mod tests {
                 "d8a355b5439aec61",
                 "4f1ea571c439a25b",
                 "d18d3f61aab3b14a",
-                "d73e619b441ec407"
+                "d73e619b441ec407",
+                "ca485ee810cde26c"
             ]
         );
         assert_eq!(
@@ -128,7 +131,8 @@ mod tests {
                 "1faa3cf08125c16f",
                 "044da669a0d0e80d",
                 "58bacaaf00447ae5",
-                "d7d9bb8734e6960c"
+                "d7d9bb8734e6960c",
+                "b01a129f1e9df895"
             ]
         );
     }

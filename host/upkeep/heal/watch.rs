@@ -160,6 +160,7 @@ mod tests {
             port: 1,
             virtual_nodes: 1,
             status: NodeStatus::Active,
+            zone: witan_kernel::name::Zone::default(),
         };
         NodeOnRecord { node, store_id: Some(StoreId([store; 16])), created_at_ms: 0, updated_at_ms: 0 }
     }

@@ -202,7 +202,7 @@ struct Far {
 
 fn concerns(migration: &Migration, id: &TenantId) -> bool {
     match &migration.change {
-        PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } => true,
+        PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => true,
         PlacementChange::ReplicationFactor { tenant, .. } => tenant == id,
     }
 }
@@ -299,7 +299,8 @@ impl<W: World> Moves<W> {
     /// Forgets versions of the ring and nodes that nothing refers to any longer.
     async fn forget(&self, placement: &Placement) -> Result<(), StoreError> {
         let newest = placement.rings.iter().max_by_key(|ring| ring.version);
-        let is_member = |node: &NodeId| newest.is_some_and(|ring| ring.members.iter().any(|(id, _)| id == node));
+        let is_member =
+            |node: &NodeId| newest.is_some_and(|ring| ring.members.iter().any(|member| member.node == *node));
         if placement.rings.len() > 1 || placement.nodes.iter().any(|node| !is_member(&node.node.id)) {
             self.metadata().forget_rings(self.now_ms()).await?;
         }
@@ -395,6 +396,7 @@ fn shortened(mut text: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use witan_kernel::name::Zone;
     use witan_kernel::placement::{Moving, Placed, Step};
     use witan_kernel::port::{NodeStatus, StorageNode};
 
@@ -415,12 +417,14 @@ mod tests {
             port: 1,
             virtual_nodes: 1,
             status: NodeStatus::Active,
+            zone: Zone::default(),
         };
         Migration {
             number: 9,
             change: PlacementChange::AddNode(node),
             ring: 1,
             before: 0,
+            was: None,
             status: MigrationStatus::Pending,
             cancel_requested: false,
             progress: MigrationProgress::default(),

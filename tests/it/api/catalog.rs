@@ -113,6 +113,7 @@ async fn what_would_move_data_is_refused_and_why() {
         host: "127.0.0.1".to_owned(),
         port: 9,
         virtual_nodes: 0,
+        zone: String::new(),
     };
     let refused = refusal(api.client().add_storage_node(node.clone()).await);
     assert_eq!(refused.summary(), not_yet);
@@ -173,8 +174,13 @@ async fn migrations_are_looked_up_by_name_and_planned_without_a_change() {
 
     let plan = async |change| api.client().plan_migration(v1::PlanMigrationRequest { change }).await;
     assert_eq!(field(refusal(plan(None).await)), "change");
-    let add =
-        v1::AddStorageNodeRequest { node_id: "node-4".to_owned(), host: "there".to_owned(), port: 9, virtual_nodes: 0 };
+    let add = v1::AddStorageNodeRequest {
+        node_id: "node-4".to_owned(),
+        host: "there".to_owned(),
+        port: 9,
+        virtual_nodes: 0,
+        zone: String::new(),
+    };
     let planned = plan(Some(Change::Add(add))).await.expect("a plan").into_inner();
     let shares: Vec<f64> = planned.nodes.iter().map(|node| node.share_after).collect();
     assert_eq!(
@@ -196,6 +202,29 @@ async fn migrations_are_looked_up_by_name_and_planned_without_a_change() {
         (2, 1, ""),
         "nothing has changed"
     );
+}
+
+async fn updates_that_cannot_be(api: &Api) {
+    let update = async |id: &str, virtual_nodes: Option<i32>, zone: Option<&str>| {
+        let (node_id, zone) = (id.to_owned(), zone.map(str::to_owned));
+        let request = v1::UpdateStorageNodeRequest { node_id, virtual_nodes, zone };
+        refusal(api.client().update_storage_node(request).await)
+    };
+    for (virtual_nodes, zone, wrong) in [
+        (None, None, "virtual_nodes"),
+        (Some(0), None, "virtual_nodes"),
+        (Some(4097), Some("a"), "virtual_nodes"),
+        (Some(i32::MIN), None, "virtual_nodes"),
+        (None, Some("rack 1"), "zone"),
+        (None, Some(&*"z".repeat(65)), "zone"),
+        (None, Some("a\u{1b}[2J"), "zone"),
+    ] {
+        let refused = update("node-1", virtual_nodes, zone).await;
+        assert_eq!(refused.summary(), (Code::InvalidArgument, "INVALID_REQUEST", "not-applied", wrong), "{refused:?}");
+    }
+    assert_eq!(update("", Some(1), None).await.summary().3, "node_id");
+    let unknown = update("node-9", Some(1), None).await;
+    assert_eq!(unknown.summary(), (Code::NotFound, "NODE_NOT_FOUND", "not-applied", ""), "{unknown:?}");
 }
 
 /// Each says what is wrong, and changes nothing.
@@ -234,6 +263,7 @@ async fn changes_of_placements_that_cannot_be_are_refused() {
         host: host.to_owned(),
         port,
         virtual_nodes: 0,
+        zone: String::new(),
     };
     let taken = add("node-4", &first.ip().to_string(), first.port().into());
     let taken = refusal(api.client().add_storage_node(taken).await);
@@ -241,6 +271,9 @@ async fn changes_of_placements_that_cannot_be_are_refused() {
     assert!(taken.message.contains("is the address of node node-1"), "{taken:?}");
     let exists = refusal(api.client().add_storage_node(add("node-1", "192.0.2.1", 9)).await);
     assert_eq!(exists.summary(), (Code::AlreadyExists, "NODE_EXISTS", "not-applied", ""), "{exists:?}");
+    updates_that_cannot_be(&api).await;
+    let odd = v1::AddStorageNodeRequest { zone: "rack/1".to_owned(), ..add("node-4", "127.0.0.1", 9) };
+    assert_eq!(refusal(api.client().add_storage_node(odd).await).summary().3, "zone");
     let listed = api.client().list_migrations(v1::ListMigrationsRequest::default()).await.expect("listed").into_inner();
     assert!(listed.migrations.is_empty(), "{listed:?}");
 

@@ -159,7 +159,7 @@ impl Company {
         let address = process.address("address");
         self.processes.push(process);
         let (host, port) = (address.ip().to_string(), address.port().into());
-        v1::AddStorageNodeRequest { node_id: id, host, port, virtual_nodes: 0 }
+        v1::AddStorageNodeRequest { node_id: id, host, port, virtual_nodes: 0, zone: String::new() }
     }
 
     /// A link to PostgreSQL.

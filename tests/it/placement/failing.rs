@@ -317,7 +317,8 @@ async fn a_node_that_was_removed_comes_back_only_without_its_old_records() {
     eventually("the node is no longer listed", async || (nodes(&api).await.len() == 3).then_some(())).await;
 
     let (host, port) = (company.nodes[3].1.ip().to_string(), company.nodes[3].1.port().into());
-    let again = v1::AddStorageNodeRequest { node_id: "node-4".to_owned(), host, port, virtual_nodes: 0 };
+    let again =
+        v1::AddStorageNodeRequest { node_id: "node-4".to_owned(), host, port, virtual_nodes: 0, zone: String::new() };
     let added = api.client().add_storage_node(again).await.expect("recorded").into_inner();
     says(&api, &added.migration_id, "was retired").await;
     says(&api, &added.migration_id, "start it with an empty one").await;

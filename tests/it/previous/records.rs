@@ -72,7 +72,7 @@ async fn until_small(company: &Company, api: &Api, name: &str) {
 }
 
 /// Tries to start a coordinator of the previous version; it refuses, and says why.
-async fn previous_refuses_to_start(company: &Company) {
+pub(super) async fn previous_refuses_to_start(company: &Company) {
     let free = SocketAddr::new(own_address(), 0);
     let command = company.command_of(Previous, "late", free, free);
     let mut late = Process::start("late", command, company.folder.path());

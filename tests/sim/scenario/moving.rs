@@ -9,8 +9,8 @@ use witan_kernel::tenant::ReadRepair;
 use super::{Act, Change, FINALE, OVERTURE, Scenario, Unaware, play};
 use crate::nemesis::{Action, Link, Machines, Storm, Weather, storm};
 
-/// Nodes join and leave, and replication factors change, two or three of these one soon after the other, and some are taken back, while
-/// links, machines and leaders fail, or while one coordinator hears of nothing.
+/// Nodes join and leave, get zones and other weights, and replication factors change, two or three of these one soon after the other, and
+/// some are taken back, while links, machines and leaders fail, or while one coordinator hears of nothing.
 pub(super) fn moves(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     (scenario.strict, scenario.moves, scenario.clocks_agree) = (true, true, false);
     scenario.nodes = *[3, 3, 4].choose(rng).expect("not empty");
@@ -52,7 +52,26 @@ pub(super) fn moves(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
         acts.push(Act::Settle);
     }
     acts.push(FINALE);
+    // Drawn last, so that what has none is played as before there were zones.
+    if rng.random_bool(0.5) {
+        for act in &mut acts {
+            let Act::Move { changes, .. } = act else { continue };
+            for _ in 0..rng.random_range(1..=3) {
+                let at = rng.random_range(0..=changes.len());
+                changes.insert(at, (rng.random_range(0..=1500), update(rng, scenario.nodes + scenario.spare)));
+            }
+        }
+    }
     play(scenario, acts)
+}
+
+/// A node gets another zone, or another weight.
+fn update(rng: &mut StdRng, nodes: usize) -> Change {
+    let node = rng.random_range(0..nodes);
+    match rng.random_range(0..3) {
+        0 => Change::Weight(node, *[2, 6, 40].choose(rng).expect("not empty")),
+        _ => Change::Zone(node, rng.random_range(0..=3)),
+    }
 }
 
 /// One coordinator hears of nothing from the moment on at which a tenant has come to a step, until everything is over, and does not reach
@@ -119,6 +138,11 @@ pub(super) fn split(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     }
     let mut troubles = Storm::new();
     let unaware = Some(unaware(rng, &scenario, &mut troubles));
+    // Drawn last, as in `moves`. With a fourth node from the beginning, what a node is in the ring decides who holds a key.
+    if rng.random_bool(0.25) {
+        (scenario.nodes, scenario.spare) = (4, 0);
+        changes[0].1 = update(rng, scenario.nodes);
+    }
     let operations = 90;
     let acts = vec![
         OVERTURE,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::name::Zone;
 use crate::port::{NodeOnRecord, RingOnRecord};
 
 fn id(name: &str) -> NodeId {
@@ -6,7 +7,8 @@ fn id(name: &str) -> NodeId {
 }
 
 fn node(name: &str) -> StorageNode {
-    StorageNode { id: id(name), host: "h".into(), port: 1, virtual_nodes: 8, status: NodeStatus::Active }
+    let zone = Zone::default();
+    StorageNode { id: id(name), host: "h".into(), port: 1, virtual_nodes: 8, status: NodeStatus::Active, zone }
 }
 
 fn tenant(factor: u8) -> Tenant {
@@ -180,8 +182,10 @@ fn a_page_of_leftovers_does_not_end_within_a_node() {
 
 #[test]
 fn what_nothing_refers_to_is_forgotten() {
-    let ring =
-        |version, members: &[&str]| RingOnRecord { version, members: members.iter().map(|n| (id(n), 8)).collect() };
+    let ring = |version, members: &[&str]| RingOnRecord {
+        version,
+        members: members.iter().map(|n| node(n).member()).collect(),
+    };
     let on_record = |name| NodeOnRecord { node: node(name), store_id: None, created_at_ms: 0, updated_at_ms: 0 };
     let placement = Placement {
         epoch: 1,
@@ -191,4 +195,114 @@ fn what_nothing_refers_to_is_forgotten() {
     assert_eq!(forgotten(&placement, &BTreeSet::from([0, 1])), (vec![], vec![]));
     assert_eq!(forgotten(&placement, &BTreeSet::from([1])), (vec![0], vec![id("a")]));
     assert_eq!(forgotten(&placement, &BTreeSet::new()), (vec![0, 1], vec![id("a"), id("c")]), "the newest is kept");
+}
+
+/// What a placement change makes of a ring with nodes "a" and "b", "c" having left it.
+struct Place {
+    placement: Placement,
+    open: Vec<Migration>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let on_record = |name| NodeOnRecord { node: node(name), store_id: None, created_at_ms: 0, updated_at_ms: 0 };
+        let ring = RingOnRecord { version: 3, members: ["a", "b"].map(|name| node(name).member()).to_vec() };
+        let nodes = ["a", "b", "c"].map(on_record).to_vec();
+        Self { placement: Placement { epoch: 1, nodes, rings: vec![ring] }, open: vec![] }
+    }
+
+    fn at(&self) -> OnRecord<'_> {
+        OnRecord { placement: &self.placement, tenant: None, migrations: &self.open }
+    }
+
+    /// Carries a plan out.
+    fn carry_out(&mut self, plan: &Plan) {
+        let (version, members) = plan.ring.clone().expect("a ring");
+        self.placement.rings.push(RingOnRecord { version, members });
+        let node = plan.node.as_ref().expect("a node");
+        let mut nodes = self.placement.nodes.iter_mut().map(|known| &mut known.node);
+        nodes.find(|known| known.id == node.id).expect("known").clone_from(node);
+    }
+
+    fn change(&mut self, change: PlacementChange) -> Result<u64, StoreError> {
+        match self.at().plan(change, 1)? {
+            Planned::Known(known) => Ok(known.number),
+            Planned::Write(plan) => {
+                self.carry_out(&plan);
+                let number = self.open.len() as u64 + 1;
+                self.open.push(Migration { number, ..plan.migration });
+                Ok(number)
+            }
+        }
+    }
+
+    fn take_back(&mut self, number: u64) -> Result<(), StoreError> {
+        let of = self.open[number as usize - 1].clone();
+        let plan = self.at().plan_taking_back(&of, 1)?.expect("something is to be written");
+        self.carry_out(&plan);
+        self.open[number as usize - 1] = plan.migration;
+        Ok(())
+    }
+
+    /// The newest version of the ring, and what "b" is in it and on record.
+    fn b(&self) -> (u64, u32, String) {
+        let (version, members) = newest(&self.placement);
+        let member = members.iter().find(|member| member.node == id("b")).expect("a member");
+        assert_eq!(self.placement.nodes[1].node.member(), *member);
+        (version, member.virtual_nodes, member.zone.as_str().to_owned())
+    }
+}
+
+fn update(name: &str, virtual_nodes: Option<u32>, zone: Option<&str>) -> PlacementChange {
+    let zone = zone.map(|zone| Zone::new(zone).unwrap());
+    PlacementChange::UpdateNode { node: id(name), virtual_nodes, zone }
+}
+
+#[test]
+fn an_update_changes_what_it_names_and_taking_it_back_restores_that() {
+    let mut place = Place::new();
+    let first = place.change(update("b", None, Some("z1"))).unwrap();
+    assert_eq!(place.b(), (4, 8, "z1".to_owned()));
+    assert_eq!((place.open[0].ring, place.open[0].was.clone()), (4, Some(node("b").member())));
+    assert_eq!(place.change(update("b", None, Some("z1"))), Ok(first), "the same once more");
+    assert_eq!(place.b().0, 4, "nothing was made");
+    let second = place.change(update("b", Some(4), Some("z2"))).unwrap();
+    assert_eq!(place.b(), (5, 4, "z2".to_owned()));
+    assert!(matches!(place.take_back(first), Err(StoreError::Conflict(why)) if why.contains("change 2 rests")));
+    let third = place.change(update("b", None, Some("z1"))).unwrap();
+    assert_eq!((third, place.b()), (3, (6, 4, "z1".to_owned())), "the first one does not hold any longer");
+    place.take_back(third).unwrap();
+    place.take_back(second).unwrap();
+    assert_eq!(place.b(), (8, 8, "z1".to_owned()));
+    place.take_back(first).unwrap();
+    assert_eq!(place.b(), (9, 8, String::new()));
+    assert!(place.at().plan_taking_back(&place.open[0], 1).unwrap().is_none(), "it was taken back before");
+}
+
+#[test]
+fn an_update_is_refused_if_there_is_nothing_to_update() {
+    let mut place = Place::new();
+    for (change, why) in [
+        (update("b", Some(8), Some("")), "has 8 virtual nodes and no zone already"),
+        (update("b", None, None), "already"),
+        (update("b", Some(0), None), "virtual_nodes is 0"),
+        (update("b", Some(limit::MAX_VIRTUAL_NODES + 1), None), "virtual_nodes is 4097"),
+        (update("c", Some(9), None), "leaves the ring"),
+    ] {
+        let refused = place.change(change.clone()).expect_err("a refusal");
+        assert!(is_refused::<()>(Err(refused.clone())) && refused.to_string().contains(why), "{change:?}: {refused}");
+    }
+    assert!(matches!(place.change(update("d", Some(9), None)), Err(StoreError::Missing(_))));
+    assert!(place.open.is_empty());
+}
+
+#[test]
+fn a_node_that_stays_after_all_is_as_it_was_updated_last() {
+    let mut place = Place::new();
+    place.change(update("b", Some(3), Some("z"))).unwrap();
+    let leaves = place.change(PlacementChange::RemoveNode { node: id("b"), force: false }).unwrap();
+    assert!(matches!(place.take_back(1), Err(StoreError::Conflict(_))), "the removal rests on it");
+    assert!(is_refused(place.change(update("b", Some(8), None))));
+    place.take_back(leaves).unwrap();
+    assert_eq!(place.b(), (6, 3, "z".to_owned()));
 }

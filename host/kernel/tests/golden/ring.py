@@ -41,3 +41,22 @@ for i in range(2000):
 print("thousand", lists.hexdigest())
 for i in range(3):
     print("thousand", i, replicas(thousand, first_eight(b"acme:key-%d" % i), 5))
+
+
+def in_rounds(points, token, rf, zone_of):
+    left = replicas(points, token, len(zone_of))
+    listed = []
+    while left:
+        taken = set()
+        later = []
+        for node in left:
+            (later if zone_of[node] in taken else listed).append(node)
+            taken.add(zone_of[node])
+        left = later
+    return listed[:rf]
+
+
+zone_of = {f"node-{i}": ["a", "b", ""][i % 3] for i in range(9)}
+nine = ring([(node, 150) for node in zone_of])
+for i in range(3):
+    print("zones", i, in_rounds(nine, first_eight(b"acme:key-%d" % i), 5, zone_of))

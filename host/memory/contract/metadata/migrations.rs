@@ -1,7 +1,7 @@
 //! The contract of placement changes: what is on record of them, of tenants that move, and of what they leave.
 
 use witan_kernel::capability::{MOVES, SMALL_RECORDS};
-use witan_kernel::name::{NodeId, StoreId, TenantId};
+use witan_kernel::name::{NodeId, StoreId, TenantId, Zone};
 use witan_kernel::placement::{Moving, Placed, Step};
 use witan_kernel::port::{
     Changed, Claim, Metadata, Migration, MigrationProgress, MigrationStatus, MoveTenant, NodeStatus, PlacementChange,
@@ -15,6 +15,7 @@ use super::{Pass, node, tenant};
 
 pub(super) mod ends;
 mod leftovers;
+mod updates;
 
 /// All of it. Tenants and nodes that are on record are removed before.
 pub(super) async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
@@ -32,6 +33,7 @@ pub(super) async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     tenants_move(metadata).await;
     leftovers::all(metadata).await;
     ends::all(metadata).await;
+    updates::all(metadata).await;
 }
 
 async fn empty<M: Metadata>(metadata: &M) {
@@ -47,7 +49,7 @@ async fn empty<M: Metadata>(metadata: &M) {
 async fn ring<M: Metadata>(metadata: &M) -> (u64, Vec<String>) {
     let placement = metadata.placement().await.expect("the placement");
     let newest = placement.rings.last().expect("never empty");
-    (newest.version, newest.members.iter().map(|(node, _)| node.to_string()).collect())
+    (newest.version, newest.members.iter().map(|member| member.node.to_string()).collect())
 }
 
 async fn versions<M: Metadata>(metadata: &M) -> Vec<u64> {
@@ -70,6 +72,10 @@ async fn stored<M: Metadata>(metadata: &M, id: &TenantId) -> Tenant {
 
 fn id(name: &str) -> NodeId {
     NodeId::new(name).expect("valid")
+}
+
+fn zone(name: &str) -> Zone {
+    Zone::new(name).expect("valid")
 }
 
 fn leaves(name: &str) -> PlacementChange {
@@ -170,13 +176,14 @@ async fn nodes_join<M: Metadata>(metadata: &M) -> Migration {
     assert_eq!(metadata.tenant(&tenant("m-a").id).await, Ok(Some(tenant("m-a"))));
 
     let before = revision(metadata).await;
-    let five = StorageNode { virtual_nodes: 7, ..node("m-5") };
+    let five = StorageNode { virtual_nodes: 7, zone: zone("z-5"), ..node("m-5") };
     let joins = change(metadata, PlacementChange::AddNode(five.clone())).await;
     let expected = Migration {
         number: before + 1,
         change: PlacementChange::AddNode(five.clone()),
         ring: 1,
         before: 0,
+        was: None,
         status: MigrationStatus::Pending,
         cancel_requested: false,
         progress: MigrationProgress::default(),
@@ -190,8 +197,8 @@ async fn nodes_join<M: Metadata>(metadata: &M) -> Migration {
     assert_eq!((changes.revision, &changes.changed[..]), (joins.number, &[Changed::Nodes][..]));
     let placement = metadata.placement().await.expect("the placement");
     assert_eq!((placement.epoch, placement.rings.len(), placement.rings[0].version), (joins.number, 2, 0));
-    assert_eq!(placement.rings[0].members, ["m-1", "m-2", "m-3", "m-4"].map(|name| (id(name), 150)));
-    assert_eq!((placement.rings[1].version, &placement.rings[1].members[4]), (1, &(id("m-5"), 7)));
+    assert_eq!(placement.rings[0].members, ["m-1", "m-2", "m-3", "m-4"].map(|name| node(name).member()));
+    assert_eq!((placement.rings[1].version, &placement.rings[1].members[4]), (1, &five.member()));
     let record = placement.nodes.iter().find(|known| known.node.id == five.id).expect("on record");
     assert_eq!((&record.node, record.store_id, record.created_at_ms), (&five, None, 100));
 

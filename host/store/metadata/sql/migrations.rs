@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::name::{NodeId, TenantId, Zone};
 use witan_kernel::port::moves::{self, OnRecord, Plan, Planned};
 use witan_kernel::port::{
     Answer, Changed, Leftover, MIGRATIONS, Migration, MigrationProgress, MigrationStatus, MigrationStore, MoveTenant,
     NodeStatus, Owing, PlacementChange, Published, StorageNode, StoreError, rules,
 };
+use witan_kernel::ring::Member;
 use witan_kernel::tenant::Tenant;
 
 use super::db::{Db, Value};
@@ -71,7 +72,7 @@ async fn change_placement(db: &mut Db, change: PlacementChange, now_ms: u64) -> 
     let tenant = tenant_of(db, &change).await?;
     let at = OnRecord { placement: &placement, tenant: tenant.as_ref(), migrations: &open };
     let plan = match at.plan(change, now_ms)? {
-        Planned::Known(known) => return Ok(known),
+        Planned::Known(known) => return Ok(*known),
         Planned::Write(plan) => *plan,
     };
     let number = carry_out(db, &plan, now_ms).await?;
@@ -202,7 +203,7 @@ macro_rules! migrations_where {
         concat!(
             "SELECT number, kind, node_id, host, port, virtual_nodes, lost, tenant_id, factor, ring, factor_before, status,
                 cancel_requested, tenants_done, tenants_total, keys_done, keys_total, bytes_done, message, created_at,
-                started_at, finished_at
+                started_at, finished_at, zone, virtual_nodes_before, zone_before
              FROM migrations WHERE ",
             $condition
         )
@@ -229,30 +230,63 @@ async fn list(db: &mut Db, before: Option<u64>, limit: u64) -> Result<Vec<Migrat
 
 const ADD_NODE: &str = "add_node";
 const REMOVE_NODE: &str = "remove_node";
+const UPDATE_NODE: &str = "update_node";
 const REPLICATION_FACTOR: &str = "replication_factor";
 
+/// What the columns of a change's kind have; NULL where it has none.
+#[derive(Default)]
+struct Columns<'a> {
+    kind: &'static str,
+    host: Option<&'a str>,
+    port: Option<u64>,
+    virtual_nodes: Option<u64>,
+    zone: Option<&'a str>,
+    lost: bool,
+    factor: Option<u64>,
+}
+
+fn columns(change: &PlacementChange) -> Columns<'_> {
+    match change {
+        PlacementChange::AddNode(node) => Columns {
+            kind: ADD_NODE,
+            host: Some(&node.host),
+            port: Some(node.port.into()),
+            virtual_nodes: Some(node.virtual_nodes.into()),
+            zone: Some(node.zone.as_str()),
+            ..Columns::default()
+        },
+        PlacementChange::RemoveNode { force, .. } => Columns { kind: REMOVE_NODE, lost: *force, ..Columns::default() },
+        PlacementChange::UpdateNode { virtual_nodes, zone, .. } => Columns {
+            kind: UPDATE_NODE,
+            virtual_nodes: virtual_nodes.map(u64::from),
+            zone: zone.as_ref().map(Zone::as_str),
+            ..Columns::default()
+        },
+        PlacementChange::ReplicationFactor { to, .. } => {
+            Columns { kind: REPLICATION_FACTOR, factor: Some(u64::from(*to)), ..Columns::default() }
+        }
+    }
+}
+
 async fn put(db: &mut Db, of: &Migration) -> Result<(), StoreError> {
-    let (kind, joins, lost, factor) = match &of.change {
-        PlacementChange::AddNode(node) => (ADD_NODE, Some(node), false, None),
-        PlacementChange::RemoveNode { force, .. } => (REMOVE_NODE, None, *force, None),
-        PlacementChange::ReplicationFactor { to, .. } => (REPLICATION_FACTOR, None, false, Some(u64::from(*to))),
-    };
+    let Columns { kind, host, port, virtual_nodes, zone, lost, factor } = columns(&of.change);
     let progress = &of.progress;
     db.execute(
         "INSERT INTO migrations
             (number, kind, node_id, host, port, virtual_nodes, lost, tenant_id, factor, ring, factor_before, status,
             cancel_requested, tenants_done, tenants_total, keys_done, keys_total, bytes_done, message, created_at,
-            started_at, finished_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
+            started_at, finished_at, zone, virtual_nodes_before, zone_before)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
+            $25)
          ON CONFLICT (number) DO UPDATE SET status = $12, cancel_requested = $13, tenants_done = $14, tenants_total = $15,
             keys_done = $16, keys_total = $17, bytes_done = $18, message = $19, started_at = $21, finished_at = $22",
         &[
             Value::Number(of.number),
             Value::Text(kind),
             Value::MaybeText(of.change.node().map(NodeId::as_str)),
-            Value::MaybeText(joins.map(|node| node.host.as_str())),
-            Value::MaybeNumber(joins.map(|node| node.port.into())),
-            Value::MaybeNumber(joins.map(|node| node.virtual_nodes.into())),
+            Value::MaybeText(host),
+            Value::MaybeNumber(port),
+            Value::MaybeNumber(virtual_nodes),
             Value::Flag(lost),
             Value::MaybeText(of.change.tenant().map(TenantId::as_str)),
             Value::MaybeNumber(factor),
@@ -269,6 +303,9 @@ async fn put(db: &mut Db, of: &Migration) -> Result<(), StoreError> {
             Value::Number(of.created_at_ms),
             Value::MaybeNumber(of.started_at_ms),
             Value::MaybeNumber(of.finished_at_ms),
+            Value::MaybeText(zone),
+            Value::MaybeNumber(of.was.as_ref().map(|was| was.virtual_nodes.into())),
+            Value::MaybeText(of.was.as_ref().map(|was| was.zone.as_str())),
         ],
     )
     .await
@@ -284,7 +321,14 @@ fn change(row: &Row) -> Result<PlacementChange, StoreError> {
             port: row.number("port")?,
             virtual_nodes: row.number("virtual_nodes")?,
             status: NodeStatus::Active,
+            // A change of before there were zones has none.
+            zone: zone(row, "zone")?.unwrap_or_default(),
         })),
+        UPDATE_NODE => Ok(PlacementChange::UpdateNode {
+            node: node()?,
+            virtual_nodes: row.maybe_number("virtual_nodes")?,
+            zone: zone(row, "zone")?,
+        }),
         REMOVE_NODE => Ok(PlacementChange::RemoveNode { node: node()?, force: row.flag("lost")? }),
         REPLICATION_FACTOR => Ok(PlacementChange::ReplicationFactor {
             tenant: row.spelled("tenant_id", |text| TenantId::new(text).ok())?,
@@ -294,10 +338,27 @@ fn change(row: &Row) -> Result<PlacementChange, StoreError> {
     }
 }
 
+fn zone(row: &Row, column: &'static str) -> Result<Option<Zone>, StoreError> {
+    let name = row.maybe_text(column)?;
+    name.map(|name| Zone::new(&name).map_err(|_| damaged(column, &name))).transpose()
+}
+
+/// What a node was in the ring before an update.
+fn was(row: &Row, change: &PlacementChange) -> Result<Option<Member>, StoreError> {
+    let PlacementChange::UpdateNode { node, .. } = change else { return Ok(None) };
+    Ok(Some(Member {
+        node: node.clone(),
+        virtual_nodes: row.number("virtual_nodes_before")?,
+        zone: row.spelled("zone_before", |text| Zone::new(text).ok())?,
+    }))
+}
+
 fn migration(row: &Row) -> Result<Migration, StoreError> {
+    let change = change(row)?;
     Ok(Migration {
         number: row.number("number")?,
-        change: change(row)?,
+        was: was(row, &change)?,
+        change,
         ring: row.number("ring")?,
         before: row.number("factor_before")?,
         status: row.spelled("status", MigrationStatus::parse)?,

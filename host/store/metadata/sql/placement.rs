@@ -1,6 +1,6 @@
 //! Storage nodes and their stores.
 
-use witan_kernel::name::{NodeId, StoreId};
+use witan_kernel::name::{NodeId, StoreId, Zone};
 use witan_kernel::port::{
     Answer, Changed, Commit, Met, NODES, NodeOnRecord, NodeStatus, Placement, PlacementStore, StorageNode, StoreError,
     StoreOnRecord, rules,
@@ -21,6 +21,11 @@ impl<D: Driver> PlacementStore for SqlMetadata<D> {
 
     fn put_node(&self, node: StorageNode, now_ms: u64) -> Answer<()> {
         self.change(move |db| Box::pin(put_node(db, node, now_ms)))
+    }
+
+    fn readdress_node(&self, id: &NodeId, host: &str, port: u16, now_ms: u64) -> Answer<()> {
+        let (id, host) = (id.clone(), host.to_owned());
+        self.change(move |db| Box::pin(readdress_node(db, id, host, port, now_ms)))
     }
 
     fn placement(&self) -> Answer<Placement> {
@@ -84,11 +89,17 @@ async fn put_node(db: &mut Db, node: StorageNode, now_ms: u64) -> Result<(), Sto
     changed(db).await.map(drop)
 }
 
+async fn readdress_node(db: &mut Db, id: NodeId, host: String, port: u16, now_ms: u64) -> Result<(), StoreError> {
+    let known = placement(db).await?.nodes.into_iter().find(|known| known.node.id == id);
+    let known = known.ok_or_else(|| rules::no_node(&id))?.node;
+    put_node(db, StorageNode { host, port, ..known }, now_ms).await
+}
+
 pub(super) async fn write_node(db: &mut Db, node: &StorageNode, now_ms: u64) -> Result<(), StoreError> {
     db.execute(
-        "INSERT INTO storage_nodes (node_id, host, port, status, virtual_nodes, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $6)
-         ON CONFLICT (node_id) DO UPDATE SET host = $2, port = $3, status = $4, virtual_nodes = $5, updated_at = $6",
+        "INSERT INTO storage_nodes (node_id, host, port, status, virtual_nodes, created_at, updated_at, zone)
+         VALUES ($1, $2, $3, $4, $5, $6, $6, $7)
+         ON CONFLICT (node_id) DO UPDATE SET host = $2, port = $3, status = $4, virtual_nodes = $5, updated_at = $6, zone = $7",
         &[
             Value::Text(node.id.as_str()),
             Value::Text(&node.host),
@@ -96,6 +107,7 @@ pub(super) async fn write_node(db: &mut Db, node: &StorageNode, now_ms: u64) -> 
             Value::Text(node.status.as_str()),
             Value::Number(node.virtual_nodes.into()),
             Value::Number(now_ms),
+            Value::Text(node.zone.as_str()),
         ],
     )
     .await
@@ -122,11 +134,11 @@ async fn node_exists(db: &mut Db, id: &NodeId) -> Result<bool, StoreError> {
 pub(super) async fn placement(db: &mut Db) -> Result<Placement, StoreError> {
     let rows = db
         .rows(
-            "SELECT placement_epoch, node_id, host, port, status, virtual_nodes, store_id, created_at, updated_at,
-                 NULL AS ring
+            "SELECT placement_epoch, node_id, host, port, status, virtual_nodes, zone, store_id, created_at,
+                 updated_at, NULL AS ring
              FROM cluster_state LEFT JOIN storage_nodes ON 1 = 1
              UNION ALL
-             SELECT NULL, node_id, NULL, NULL, NULL, virtual_nodes, NULL, NULL, NULL, version FROM rings
+             SELECT NULL, node_id, NULL, NULL, NULL, virtual_nodes, zone, NULL, NULL, NULL, version FROM rings
              ORDER BY node_id",
             &[],
         )
@@ -173,6 +185,7 @@ fn node(row: &Row) -> Result<NodeOnRecord, StoreError> {
             port: row.number("port")?,
             virtual_nodes: row.number("virtual_nodes")?,
             status: row.spelled("status", NodeStatus::parse)?,
+            zone: row.spelled("zone", |text| Zone::new(text).ok())?,
         },
         store_id: stores::store_id(row)?,
         created_at_ms: row.number("created_at")?,

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use witan_kernel::name::NodeId;
+use witan_kernel::name::{NodeId, Zone};
 use witan_kernel::port::{NodeOnRecord, RingOnRecord, StorageNode, StoreError};
+use witan_kernel::ring::Member;
 
 use super::db::{Db, Value};
 use super::row::Row;
@@ -15,30 +16,32 @@ pub(super) async fn newest(db: &mut Db) -> Result<u64, StoreError> {
 
 /// Rows of `rings` by node, each with its version, as versions; `nodes` are all nodes on record.
 pub(super) fn read(rows: Vec<(u64, &Row)>, nodes: &[NodeOnRecord]) -> Result<Vec<RingOnRecord>, StoreError> {
-    let mut rings: BTreeMap<u64, Vec<(NodeId, u32)>> = BTreeMap::new();
+    let mut rings: BTreeMap<u64, Vec<Member>> = BTreeMap::new();
     for (version, row) in rows {
         let members = rings.entry(version).or_default();
         // '' is no member: it makes a version that has none a version all the same.
         if !row.text("node_id")?.is_empty() {
-            let node = row.spelled("node_id", |text| NodeId::new(text).ok())?;
-            members.push((node, row.number("virtual_nodes")?));
+            members.push(Member {
+                node: row.spelled("node_id", |text| NodeId::new(text).ok())?,
+                virtual_nodes: row.number("virtual_nodes")?,
+                zone: row.spelled("zone", |text| Zone::new(text).ok())?,
+            });
         }
     }
     if rings.is_empty() {
-        let all = nodes.iter().map(|on_record| (on_record.node.id.clone(), on_record.node.virtual_nodes));
-        rings.insert(0, all.collect());
+        rings.insert(0, nodes.iter().map(|on_record| on_record.node.member()).collect());
     }
     Ok(rings.into_iter().map(|(version, members)| RingOnRecord { version, members }).collect())
 }
 
 /// Records a version that is not on record.
-pub(super) async fn add(db: &mut Db, version: u64, members: &[(NodeId, u32)]) -> Result<(), StoreError> {
-    let itself = ("", 0);
-    let members = members.iter().map(|(node, virtual_nodes)| (node.as_str(), *virtual_nodes));
-    for (node, virtual_nodes) in std::iter::once(itself).chain(members) {
+pub(super) async fn add(db: &mut Db, version: u64, members: &[Member]) -> Result<(), StoreError> {
+    let itself = ("", 0, "");
+    let members = members.iter().map(|member| (member.node.as_str(), member.virtual_nodes, member.zone.as_str()));
+    for (node, virtual_nodes, zone) in std::iter::once(itself).chain(members) {
         db.execute(
-            "INSERT INTO rings (version, node_id, virtual_nodes) VALUES ($1, $2, $3)",
-            &[Value::Number(version), Value::Text(node), Value::Number(virtual_nodes.into())],
+            "INSERT INTO rings (version, node_id, virtual_nodes, zone) VALUES ($1, $2, $3, $4)",
+            &[Value::Number(version), Value::Text(node), Value::Number(virtual_nodes.into()), Value::Text(zone)],
         )
         .await?;
     }
@@ -57,12 +60,13 @@ pub(super) async fn put_member(db: &mut Db, node: &StorageNode, is_new: bool) ->
         return Ok(());
     }
     let newest = Value::Number(newest(db).await?);
-    let values = [newest, Value::Text(node.id.as_str()), Value::Number(node.virtual_nodes.into())];
+    let (virtual_nodes, zone) = (Value::Number(node.virtual_nodes.into()), Value::Text(node.zone.as_str()));
+    let values = [newest, Value::Text(node.id.as_str()), virtual_nodes, zone];
     let sql = if is_new {
-        "INSERT INTO rings (version, node_id, virtual_nodes) VALUES ($1, $2, $3)
-         ON CONFLICT (version, node_id) DO UPDATE SET virtual_nodes = $3"
+        "INSERT INTO rings (version, node_id, virtual_nodes, zone) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (version, node_id) DO UPDATE SET virtual_nodes = $3, zone = $4"
     } else {
-        "UPDATE rings SET virtual_nodes = $3 WHERE version = $1 AND node_id = $2"
+        "UPDATE rings SET virtual_nodes = $3, zone = $4 WHERE version = $1 AND node_id = $2"
     };
     db.execute(sql, &values).await.map(drop)
 }

@@ -13,7 +13,7 @@ use witan_kernel::context::ContextKeys;
 use witan_kernel::digest::{Digests, Leaf, Row, TenantLeaf, Wanted};
 use witan_kernel::hook::{Hooks, Native, Plugins, ReplicaState};
 use witan_kernel::idempotency::{Name, Step, Stepped};
-use witan_kernel::name::{Era, Key, NodeId, StoreId, TenantId, WriteId};
+use witan_kernel::name::{Era, Key, NodeId, StoreId, TenantId, WriteId, Zone};
 use witan_kernel::placement::{Moving, Placed, Tokens};
 use witan_kernel::port::{
     Claimant, Clock, Duties, IdempotencyStore, Leftover, Metadata, MigrationStore, MoveTenant, NodeStatus,
@@ -523,6 +523,7 @@ impl Cluster {
             port: 1,
             virtual_nodes: 8,
             status: NodeStatus::Active,
+            zone: Zone::default(),
         });
         metadata.found_nodes(nodes.collect(), 0).await.expect("founded");
         for factor in factors {

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use witan_kernel::limit::LONGEST_DEADLINE;
+use witan_kernel::name::Zone;
 use witan_kernel::placement::{Placed, Step};
 use witan_kernel::port::{MigrationStatus, MigrationStore, MoveTenant, PlacementChange, PlacementStore, TenantStore};
 use witan_kernel::register::Stamp;
@@ -31,10 +32,20 @@ enum Change {
     Add,
     Remove,
     Force,
+    Zone,
+    Weight,
 }
 
-const CHANGES: [Change; 6] =
-    [Change::Factor(1, 3), Change::Factor(3, 5), Change::Factor(5, 3), Change::Add, Change::Remove, Change::Force];
+const CHANGES: [Change; 8] = [
+    Change::Factor(1, 3),
+    Change::Factor(3, 5),
+    Change::Factor(5, 3),
+    Change::Add,
+    Change::Remove,
+    Change::Force,
+    Change::Zone,
+    Change::Weight,
+];
 
 impl Change {
     async fn cluster(self) -> Cluster {
@@ -53,6 +64,13 @@ impl Change {
             Self::Add => PlacementChange::AddNode(storage_node(5)),
             Self::Remove => PlacementChange::RemoveNode { node: id(0), force: false },
             Self::Force => PlacementChange::RemoveNode { node: id(0), force: true },
+            // The only one of its zone has a replica of each key.
+            Self::Zone => PlacementChange::UpdateNode {
+                node: id(1),
+                virtual_nodes: None,
+                zone: Some(Zone::new("apart").expect("valid")),
+            },
+            Self::Weight => PlacementChange::UpdateNode { node: id(1), virtual_nodes: Some(9), zone: None },
         }
     }
 

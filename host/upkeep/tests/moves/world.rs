@@ -10,7 +10,7 @@ use witan_coordinate::{Coordinator, Defaults, NoCollapses, NothingNoted, Ports, 
 use witan_kernel::context::ContextKeys;
 use witan_kernel::hook::{Hooks, Native, Plugins};
 use witan_kernel::idempotency::{Name, Step, Stepped};
-use witan_kernel::name::{Era, Key, NodeId, TenantId, WriteId};
+use witan_kernel::name::{Era, Key, NodeId, TenantId, WriteId, Zone};
 use witan_kernel::placement::{self, Placed};
 use witan_kernel::port::{
     ChangeLog, Claim, Claimant, Clock, IdempotencyStore, LeaseStore, Leftover, Metadata, Migration, MigrationStatus,
@@ -117,7 +117,8 @@ fn record(stamp: u64) -> Record {
 }
 
 pub(crate) fn storage_node(node: usize) -> StorageNode {
-    StorageNode { id: id(node), host: "here".to_owned(), port: 1, virtual_nodes: 2, status: NodeStatus::Active }
+    let zone = Zone::default();
+    StorageNode { id: id(node), host: "here".to_owned(), port: 1, virtual_nodes: 2, status: NodeStatus::Active, zone }
 }
 
 impl Cluster {

@@ -12,7 +12,7 @@ use witan_kernel::tenant::Tenant;
 use super::super::{node, tenant};
 use super::{
     arrive, change, end, factor, id, is_conflict, is_missing, leaves, reported, revision, ring, state, status, step,
-    stored, versions,
+    stored, versions, zone,
 };
 
 pub(super) async fn all<M: Metadata>(metadata: &M) {
@@ -234,14 +234,15 @@ async fn nodes_without_data<M: Metadata>(metadata: &M) {
     metadata.add_node(node("m-9"), 700).await.expect("added");
     assert_eq!(ring(metadata).await, (newest, [&before[..], &["m-9".to_owned()]].concat()));
     metadata.put_node(node("m-91"), 700).await.expect("put");
-    metadata.put_node(StorageNode { virtual_nodes: 9, ..node("m-1") }, 701).await.expect("put");
+    let one = StorageNode { virtual_nodes: 9, zone: zone("z-1"), ..node("m-1") };
+    metadata.put_node(one.clone(), 701).await.expect("put");
     let members = metadata.placement().await.expect("the placement").rings[1].members.clone();
-    assert!(members.contains(&(id("m-1"), 9)) && members.contains(&(id("m-91"), 150)), "{members:?}");
+    assert!(members.contains(&one.member()) && members.contains(&node("m-91").member()), "{members:?}");
     assert_eq!(older().await, members_before, "in place is in the newest");
 
     metadata.remove_node(&id("m-1")).await.expect("removed");
     let members = metadata.placement().await.expect("the placement").rings;
-    let gone = members.iter().all(|ring| ring.members.iter().all(|(node, _)| *node != id("m-1")));
+    let gone = members.iter().all(|ring| ring.members.iter().all(|member| member.node != id("m-1")));
     assert!(gone, "it is a member of none: {members:?}");
     for known in metadata.nodes().await.expect("nodes") {
         metadata.remove_node(&known.node.id).await.expect("removed");
