@@ -3,6 +3,7 @@
 mod collect;
 mod digests;
 mod missed;
+mod nodes;
 mod world;
 
 use std::sync::Arc;
