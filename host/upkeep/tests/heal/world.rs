@@ -13,8 +13,8 @@ use witan_kernel::idempotency::{Name, Step, Stepped};
 use witan_kernel::name::{Era, NodeId, TenantId, Zone};
 use witan_kernel::placement::{Moving, Placed};
 use witan_kernel::port::{
-    Claimant, Duties, IdempotencyStore, Leftover, Metadata, MigrationStore, MoveTenant, NodeStatus,
-    PlacementStore, Randomness, StorageNode, StoreError, TenantStore, Tenants, UpkeepClaims,
+    Claimant, Duties, IdempotencyStore, Leftover, Metadata, MigrationStore, MoveTenant, NodeStatus, PlacementStore,
+    Randomness, StorageNode, StoreError, TenantStore, Tenants, UpkeepClaims,
 };
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{Ring, Rings};
