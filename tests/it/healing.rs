@@ -101,6 +101,7 @@ async fn a_node_that_was_away_is_level_again_without_reads_and_without_a_repair(
     write_all(&api, "before").await;
     // The routine comparison is over before the node goes: what it misses is found because it was away, and not by chance.
     passes(cluster.admin(), "compare", 16.0).await;
+    passes(cluster.admin(), "scrub", 16.0).await;
     cluster.kill_node(2);
     reaches(&api, NODES - 1).await;
     write_all(&api, "meanwhile").await;
@@ -259,6 +260,7 @@ async fn a_node_that_hangs_for_a_while_gets_what_it_has_missed_and_nothing_else_
         api.write(write("t", &format!("many-{n}"), vec![7; VALUE])).await.expect("written");
     }
     passes(cluster.admin(), "compare", 16.0).await;
+    passes(cluster.admin(), "scrub", 16.0).await;
     let compared = |what: &'static str, kind: &'static str| {
         let (admin, name) = (cluster.admin(), format!("witan_healing_{what}_total{{kind=\"{kind}\"}}"));
         async move { metric(admin, &name).await }
@@ -283,11 +285,11 @@ async fn a_node_that_hangs_for_a_while_gets_what_it_has_missed_and_nothing_else_
     eventually("it is off the record", async || owed(&api).await.is_none().then_some(())).await;
 
     let (scanned, read) = (compared("records", "missed").await, compared("read_bytes", "missed").await);
-    let (sent, full) = (compared("sent_bytes", "missed").await, compared("read_bytes", "compare").await);
+    let (sent, full) = (compared("sent_bytes", "missed").await, compared("read_bytes", "scrub").await);
     let repaired = compared("repaired", "missed").await - repaired;
     println!(
         "away for {:?}: {differed} bytes differed, level {level:?} after it was back: {scanned} records scanned, {read} bytes read, {sent} \
-         bytes sent in {repaired} merges; a full comparison has read {full} bytes",
+         bytes sent in {repaired} merges; a scrub has read {full} bytes",
         away()
     );
     assert!(sent <= 2.0 * differed as f64, "{sent} bytes sent, {differed} differed");
