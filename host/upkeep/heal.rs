@@ -207,6 +207,8 @@ struct Healer<W: World> {
     passes: BTreeMap<DutyKind, JoinHandle<pass::Outcome>>,
     read: Option<Instant>,
     fill_again: Backoff,
+    /// Nodes of which the metric says how many slices they have missed.
+    shown: BTreeSet<NodeId>,
 }
 
 impl<W: World> Healer<W> {
@@ -221,6 +223,7 @@ impl<W: World> Healer<W> {
             new_stores: NewStores::default(),
             reopened: BTreeSet::new(),
             debts: BTreeMap::new(),
+            shown: BTreeSet::new(),
             passes: BTreeMap::new(),
             read: None,
             fill_again,

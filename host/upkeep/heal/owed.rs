@@ -112,8 +112,8 @@ impl<W: World> Healer<W> {
     /// Sees to what nodes have missed. `moved`: those that have gone or come back, which may miss something soon.
     pub(super) async fn see_to_missed(&mut self, on_record: &[NodeId], moved: &BTreeSet<NodeId>) {
         self.healing.missed().retain(on_record);
-        for node in self.debts.keys().filter(|node| !on_record.contains(node)) {
-            self.healing.upkeep.metrics.forget_missed(node);
+        for node in self.shown.extract_if(.., |node| !on_record.contains(node)) {
+            self.healing.upkeep.metrics.forget_missed(&node);
         }
         self.debts.retain(|node, _| on_record.contains(node));
         lock(&self.healing.claimed).retain(|node, _| on_record.contains(node));
@@ -131,7 +131,7 @@ impl<W: World> Healer<W> {
         }
         let is_on_record = self.put_on_record().await;
         self.advance(is_on_record).await;
-        self.show_missed();
+        self.show_missed(on_record);
     }
 
     /// Claims the duties of all debts, and renews the claims. True if all of them are on record.
@@ -321,11 +321,15 @@ impl<W: World> Healer<W> {
         }
     }
 
-    fn show_missed(&self) {
+    fn show_missed(&mut self, on_record: &[NodeId]) {
+        for node in on_record {
+            let count = self.healing.missed().of_node(node).count();
+            self.healing.upkeep.metrics.missed_slices(node).set(count as i64);
+        }
+        self.shown.extend(on_record.iter().cloned());
         let mut notes = BTreeMap::new();
         for (node, debt) in &self.debts {
             let count = self.healing.missed().of_node(node).count();
-            self.healing.upkeep.metrics.missed_slices(node).set(count as i64);
             let since = debt.since.filter(|since| since.elapsed() >= LONG);
             if let (Some(since), true) = (since, count > 0) {
                 let minutes = since.elapsed().as_secs() / 60;
