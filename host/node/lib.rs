@@ -26,3 +26,5 @@ pub mod row;
 pub mod scan;
 pub mod server;
 pub mod store;
+#[cfg(test)]
+mod testing;

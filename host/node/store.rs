@@ -369,26 +369,13 @@ fn is_empty(engine: &dyn Engine) -> Result<bool, EngineError> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::sync::atomic::{AtomicU8, Ordering};
 
     use witan_kernel::fault;
 
     use super::identity::{NODE, Noted};
     use super::*;
     use crate::engine::simulated::Disk;
-
-    #[derive(Default)]
-    struct Dice(AtomicU8);
-
-    impl Randomness for Dice {
-        fn sixteen(&self) -> [u8; 16] {
-            [self.0.fetch_add(1, Ordering::Relaxed); 16]
-        }
-    }
-
-    fn open(disk: &Disk, dice: &Dice) -> Store {
-        Store::open(Box::new(disk.open()), &NodeId::new("n1").unwrap(), dice).unwrap()
-    }
+    use crate::testing::{Dice, open};
 
     #[test]
     fn the_id_stays_and_births_never_repeat() {

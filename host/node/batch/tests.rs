@@ -2,12 +2,11 @@ mod collect;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::AtomicU8;
 
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use witan_kernel::fault::{self, Fault};
 use witan_kernel::name::{Key, NodeId, TenantId, WriteId};
-use witan_kernel::port::Randomness;
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::Place;
@@ -16,14 +15,7 @@ use witan_kernel::siblings::{Name, Siblings, VersionVector, Write};
 use super::*;
 use crate::engine::simulated::Disk;
 use crate::store::BIRTHS;
-
-struct Dice(AtomicU8);
-
-impl Randomness for Dice {
-    fn sixteen(&self) -> [u8; 16] {
-        [self.0.fetch_add(1, Ordering::Relaxed); 16]
-    }
-}
+use crate::testing::Dice;
 
 /// Shared by all: a store that is opened again draws other numbers.
 static DICE: Dice = Dice(AtomicU8::new(1));

@@ -8,7 +8,6 @@ use proptest::prelude::{any, prop_assert_eq, proptest};
 use witan_kernel::fault;
 use witan_kernel::name::{Key, NodeId, TenantId, WriteId};
 use witan_kernel::placement::Tokens;
-use witan_kernel::port::Randomness;
 use witan_kernel::record::Record;
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError, Request};
@@ -21,15 +20,7 @@ use crate::engine::simulated::{Disk, Simulated};
 use crate::engine::{Engine, Usage};
 use crate::scan::{page, page_under};
 use crate::store::OpenError;
-
-/// Every start of a store draws other births.
-struct Dice(AtomicU8);
-
-impl Randomness for Dice {
-    fn sixteen(&self) -> [u8; 16] {
-        [self.0.fetch_add(1, Ordering::Relaxed); 16]
-    }
-}
+use crate::testing::Dice;
 
 static DICE: Dice = Dice(AtomicU8::new(1));
 

@@ -6,7 +6,6 @@ use proptest::prelude::{Strategy, any, prop, prop_assert_eq, prop_oneof, proptes
 use witan_kernel::digest::Row;
 use witan_kernel::fault::{self, Fault};
 use witan_kernel::name::{Key, NodeId, WriteId};
-use witan_kernel::port::Randomness;
 use witan_kernel::record::Record;
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::{Ask, Place, Request};
@@ -19,14 +18,7 @@ use crate::clear::clear;
 use crate::engine::Engine;
 use crate::engine::simulated::Disk;
 use crate::scan::drop_tenant;
-
-struct Dice(AtomicU8);
-
-impl Randomness for Dice {
-    fn sixteen(&self) -> [u8; 16] {
-        [self.0.fetch_add(1, Ordering::Relaxed); 16]
-    }
-}
+use crate::testing::Dice;
 
 static DICE: Dice = Dice(AtomicU8::new(1));
 /// Slices with rows.

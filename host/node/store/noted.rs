@@ -72,28 +72,11 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU8;
-
-    use witan_kernel::name::NodeId;
-    use witan_kernel::port::Randomness;
-
     use super::super::FENCES;
     use super::*;
     use crate::engine::Engine;
     use crate::engine::simulated::Disk;
-
-    #[derive(Default)]
-    struct Dice(AtomicU8);
-
-    impl Randomness for Dice {
-        fn sixteen(&self) -> [u8; 16] {
-            [self.0.fetch_add(1, Ordering::Relaxed); 16]
-        }
-    }
-
-    fn open(disk: &Disk, dice: &Dice) -> Store {
-        Store::open(Box::new(disk.open()), &NodeId::new("n1").unwrap(), dice).unwrap()
-    }
+    use crate::testing::{Dice, open};
 
     #[test]
     fn that_it_is_not_on_record_is_remembered_and_programs_of_before_refuse_it() {
