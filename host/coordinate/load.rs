@@ -115,14 +115,15 @@ impl Load {
         self.narrow.get()
     }
 
-    /// Whether a tenant may begin one more operation beside its own `own`, of `under_way` in all, of which `tenants` tenants have some.
-    pub(super) fn admits(&self, own: usize, under_way: usize, tenants: usize) -> bool {
-        let tenants = tenants.max(1);
+    /// Whether a tenant of this weight may begin one more operation beside its own `own`, of `under_way` in all, of tenants whose weights
+    /// are `all` together.
+    pub(super) fn admits(&self, own: usize, under_way: usize, weight: usize, all: usize) -> bool {
+        let all = all.max(weight);
         let (narrow, wide) = (self.narrow.get(), self.wide.get());
-        // Half as much again as the mean: tenants that share evenly differ by chance.
-        let clearly_more = 2 * own * tenants > 3 * under_way;
-        let gives_way = under_way >= narrow && tenants > 1 && clearly_more;
-        let beyond = under_way >= wide && own >= wide / tenants;
+        // Half as much again as its share: tenants that have theirs differ by chance.
+        let clearly_more = 2 * own * all > 3 * under_way * weight;
+        let gives_way = under_way >= narrow && all > weight && clearly_more;
+        let beyond = under_way >= wide && own >= wide * weight / all;
         !gives_way && !beyond
     }
 }
@@ -200,13 +201,17 @@ mod tests {
         waits(&load, NARROW + 1, 1000, 1);
         let narrow = load.narrow.get();
         assert_eq!(narrow, 875);
-        assert!(load.admits(870, 874, 2), "within the narrow window");
-        assert!(!load.admits(870, 875, 2) && load.admits(4, 875, 2), "beyond it");
-        assert!(load.admits(875, 875, 1), "nobody else is there");
-        assert!(load.admits(90, 900, 10) && load.admits(110, 900, 10), "they share evenly");
+        assert!(load.admits(870, 874, 1, 2), "within the narrow window");
+        assert!(!load.admits(870, 875, 1, 2) && load.admits(4, 875, 1, 2), "beyond it");
+        assert!(load.admits(875, 875, 1, 1) && load.admits(875, 875, 4, 4), "nobody else is there");
+        assert!(load.admits(870, 875, 2, 3) && !load.admits(876, 875, 2, 3), "two thirds are its share");
+        assert!(load.admits(90, 900, 1, 10) && load.admits(110, 900, 1, 10), "they share evenly");
         waits(&load, 2 * WIDE, 2000, 1);
         assert_eq!(load.wide.get(), 1750);
-        assert!(!load.admits(175, 1750, 10) && load.admits(174, 1750, 10), "beyond the wide one, up to a share of it");
-        assert!(!load.admits(1750, 1750, 1));
+        assert!(
+            !load.admits(175, 1750, 1, 10) && load.admits(174, 1750, 1, 10),
+            "beyond the wide one, up to a share of it"
+        );
+        assert!(!load.admits(1750, 1750, 1, 1));
     }
 }
