@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use witan_kernel::durability::Durability;
 use witan_kernel::tenant::Level;
 
-use super::value::{Secret, Span};
+use super::value::{Secret, Span, TenantWeights};
 use crate::access::config::Security;
 
 /// Everything that can be configured.
@@ -211,7 +211,7 @@ pub struct Placement {
 }
 
 /// The section `tenants`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct Tenants {
@@ -219,11 +219,13 @@ pub struct Tenants {
     pub max_changes: usize,
     pub max_repairs: usize,
     pub max_scans: usize,
+    #[serde(default)]
+    pub weights: TenantWeights,
 }
 
 impl Default for Tenants {
     fn default() -> Self {
-        Self { max_tokens: 200, max_changes: 8, max_repairs: 1, max_scans: 8 }
+        Self { max_tokens: 200, max_changes: 8, max_repairs: 1, max_scans: 8, weights: TenantWeights::default() }
     }
 }
 

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use witan_kernel::weight::Weights;
 
 /// Why a text is not a duration or size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -150,6 +152,23 @@ impl fmt::Debug for Secret {
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(HIDDEN)
+    }
+}
+
+/// Weights of tenants, by which they share what there is not enough of; those that are not here have 1.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TenantWeights(pub Weights);
+
+impl<'de> Deserialize<'de> for TenantWeights {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let entries = Vec::<String>::deserialize(deserializer)?;
+        Weights::parse("tenants.weights", &entries).map(Self).map_err(D::Error::custom)
+    }
+}
+
+impl Serialize for TenantWeights {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.entries())
     }
 }
 

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use witan_kernel::name::TenantId;
+use witan_kernel::weight::Weights;
 
 use super::load::Load;
 use super::room::{COUNTERS, counter, share};
@@ -49,6 +51,7 @@ pub(super) struct Admission {
     bytes: AtomicUsize,
     tenants: Box<[OfTenant]>,
     active: Active,
+    weights: ArcSwap<Weights>,
     empty: Notify,
     held: std::sync::atomic::AtomicBool,
 }
@@ -67,7 +70,7 @@ struct OfTenant {
 struct Active {
     /// The number of the period, which counts from the first one, 1.
     period: AtomicU32,
-    /// Tenants seen in this period, and in the one before.
+    /// The weights of the tenants seen in this period together, and in the one before.
     now: AtomicUsize,
     before: AtomicUsize,
 }
@@ -76,8 +79,8 @@ struct Active {
 const PERIOD: u64 = 1_000_000;
 
 impl Active {
-    /// A tenant is there at `now`, in monotonic microseconds. Returns how many are.
-    fn seen(&self, tenant: &OfTenant, now: u64) -> usize {
+    /// A tenant of this weight is there at `now`, in monotonic microseconds. Returns the weights of all that are, together.
+    fn seen(&self, tenant: &OfTenant, weight: usize, now: u64) -> usize {
         let period = (now / PERIOD) as u32 + 1;
         let last = self.period.load(Ordering::Relaxed);
         if period > last && self.period.compare_exchange(last, period, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
@@ -85,7 +88,7 @@ impl Active {
             self.before.store(if period == last + 1 { ended } else { 0 }, Ordering::Relaxed);
         }
         if tenant.seen.load(Ordering::Relaxed) != period && tenant.seen.swap(period, Ordering::Relaxed) != period {
-            self.now.fetch_add(1, Ordering::Relaxed);
+            self.now.fetch_add(weight, Ordering::Relaxed);
         }
         self.now.load(Ordering::Relaxed).max(self.before.load(Ordering::Relaxed))
     }
@@ -116,6 +119,7 @@ impl Admission {
             bytes: AtomicUsize::new(0),
             tenants: (0..COUNTERS).map(|_| OfTenant::default()).collect(),
             active: Active::default(),
+            weights: ArcSwap::default(),
             empty: Notify::new(),
             held: std::sync::atomic::AtomicBool::new(false),
         }
@@ -129,18 +133,20 @@ impl Admission {
             return false;
         }
         let of_tenant = &self.tenants[counter(tenant)];
-        let tenants = self.active.seen(of_tenant, now);
+        let weight = self.weight(tenant);
+        let all = self.active.seen(of_tenant, weight, now);
         let own = of_tenant.operations.load(Ordering::Relaxed);
         operations >= self.limits.operations
             || own >= self.limits.operations_per_tenant
-            || !self.load.admits(own, operations, tenants)
+            || !self.load.admits(own, operations, weight, all)
     }
 
     /// A permit for one operation at `now` (monotonic microseconds), unless a limit is reached or the tenant has to give way to others.
     pub(super) fn admit(self: &Arc<Self>, tenant: &TenantId, bytes: usize, now: u64) -> Option<Permit> {
         let counter = counter(tenant);
         let of_tenant = &self.tenants[counter];
-        let tenants = self.active.seen(of_tenant, now);
+        let weight = self.weight(tenant);
+        let all = self.active.seen(of_tenant, weight, now);
         let permit = Permit { admission: Arc::clone(self), tenant: counter, bytes };
         let operations = self.operations.fetch_add(1, Ordering::AcqRel);
         let own = of_tenant.operations.fetch_add(1, Ordering::AcqRel);
@@ -151,8 +157,17 @@ impl Admission {
             && operations < self.limits.operations
             && own < self.limits.operations_per_tenant
             && (bytes == 0 || in_bytes <= self.limits.bytes && own_bytes <= share(self.limits.bytes))
-            && self.load.admits(own, operations, tenants);
+            && self.load.admits(own, operations, weight, all);
         fits.then_some(permit)
+    }
+
+    fn weight(&self, tenant: &TenantId) -> usize {
+        self.weights.load().of(tenant) as usize
+    }
+
+    /// Replaces the weights of tenants.
+    pub(super) fn set_weights(&self, weights: Weights) {
+        self.weights.store(Arc::new(weights));
     }
 
     /// Refuses operations until the returned value is dropped, and waits until those under way have ended.
@@ -242,11 +257,11 @@ mod tests {
     #[test]
     fn tenants_are_there_for_a_while() {
         let (active, a, b) = (Active::default(), OfTenant::default(), OfTenant::default());
-        assert_eq!((active.seen(&a, 5), active.seen(&a, 6), active.seen(&b, 7)), (1, 1, 2));
-        assert_eq!(active.seen(&a, PERIOD + 1), 2, "the other was there in the period before");
-        assert_eq!(active.seen(&a, 2 * PERIOD), 1);
-        active.seen(&b, 2 * PERIOD + 1);
-        assert_eq!(active.seen(&a, 9 * PERIOD), 1);
+        assert_eq!((active.seen(&a, 1, 5), active.seen(&a, 1, 6), active.seen(&b, 3, 7)), (1, 1, 4));
+        assert_eq!(active.seen(&a, 1, PERIOD + 1), 4, "the other was there in the period before");
+        assert_eq!(active.seen(&a, 1, 2 * PERIOD), 1);
+        active.seen(&b, 3, 2 * PERIOD + 1);
+        assert_eq!(active.seen(&a, 1, 9 * PERIOD), 1);
     }
 
     #[test]
@@ -260,6 +275,23 @@ mod tests {
         assert!(admission.admit(&tenant("quiet"), 0, 60_000).is_some());
         drop(busy);
         assert!(admission.admit(&tenant("busy"), 0, 60_000).is_some());
+    }
+
+    #[test]
+    fn a_tenant_of_greater_weight_may_have_more_than_others() {
+        let admission = Arc::new(Admission::new(Limits::default()));
+        admission.set_weights(Weights::parse("weights", &["heavy=4".to_owned()]).unwrap());
+        let admit = |of: &str, operations: usize| -> Vec<Permit> {
+            (0..operations).filter_map(|_| admission.admit(&tenant(of), 0, 0)).collect()
+        };
+        let (heavy, light) = (admit("heavy", 800), admit("light", 200));
+        light.iter().for_each(|permit| permit.begins(0, 50_000));
+        assert_eq!((heavy.len(), light.len()), (800, 200));
+        assert_eq!(admit("heavy", 1).len() + admit("light", 1).len(), 2, "they share four to one");
+        let more = admit("light", 200);
+        assert_eq!(more.len(), 143, "343 of 1,143 are half as much again as a fifth");
+        assert!(admission.turns_away(&tenant("light"), 0));
+        assert!(!admission.turns_away(&tenant("heavy"), 0));
     }
 
     #[tokio::test]

@@ -51,6 +51,7 @@ use witan_kernel::name::TenantId;
 use witan_kernel::port::{Clock, IdempotencyStore, Randomness, Replicas, Tenants};
 use witan_kernel::ring::{Ring, Rings};
 use witan_kernel::scan::Ranges;
+use witan_kernel::weight::Weights;
 
 pub use admission::{Hold, Limits};
 pub use answers::AnswerLimits;
@@ -282,6 +283,11 @@ impl<W: World> Coordinator<W> {
             self.metrics.finished(operation, Some(&failed), 0);
             failed
         })
+    }
+
+    /// Replaces the weights of tenants, by which they share while operations have to wait.
+    pub fn set_weights(&self, weights: Weights) {
+        self.admission.set_weights(weights);
     }
 
     /// Replaces the versions of the ring. Operations under way keep those they started with.

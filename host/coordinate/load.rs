@@ -9,7 +9,7 @@
 //! operations than others is refused; tenants that share evenly go on. Beyond the wide one, which bounds the wait for everybody, a tenant
 //! is refused that has its share of it. Decision 0032.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// How often a window is changed, in microseconds: several waits long, and short against a client's patience.
 const INTERVAL: u64 = 20_000;
@@ -21,15 +21,22 @@ const SAMPLES: u64 = 8;
 struct Window {
     /// The mean wait to aim at, microseconds.
     target: u64,
-    /// Fewer operations are never too many: a window is at least this.
-    least: usize,
+    /// Fewer operations are never too many: a window is at least this, and at least the second number once the wait has been too long
+    /// for [`LASTS`] intervals.
+    least: (usize, usize),
     most: usize,
     operations: AtomicUsize,
+    /// Intervals with too long a wait, less those without since; at most twice [`LASTS`].
+    long: AtomicU32,
 }
 
+/// For how many intervals a wait has to be too long to be more than a burst: 200 ms.
+const LASTS: u32 = 10;
+
 impl Window {
-    fn new(target: u64, least: usize, most: usize) -> Self {
-        Self { target, least: least.min(most), most, operations: AtomicUsize::new(most) }
+    fn new(target: u64, least: (usize, usize), most: usize) -> Self {
+        let least = (least.0.min(most), least.1.min(most));
+        Self { target, least, most, operations: AtomicUsize::new(most), long: AtomicU32::new(0) }
     }
 
     fn get(&self) -> usize {
@@ -38,11 +45,14 @@ impl Window {
 
     /// An interval has passed in which operations waited for `wait` microseconds in the mean, with `under_way` at its end.
     fn follow(&self, wait: u64, under_way: usize) {
-        let now = self.get();
+        let (now, long) = (self.get(), self.long.load(Ordering::Relaxed));
         let next = if wait > self.target {
-            // Never from a number that was not in use.
-            (now.min(under_way) / 8 * 7).max(self.least)
+            self.long.store((long + 1).min(2 * LASTS), Ordering::Relaxed);
+            let least = if long >= LASTS { self.least.1 } else { self.least.0 };
+            // Never from a number that was not in use, and never more than it is.
+            (now.min(under_way) / 8 * 7).max(least).min(now)
         } else {
+            self.long.store(long.saturating_sub(1), Ordering::Relaxed);
             now.saturating_add((now / 32).max(4)).min(self.most)
         };
         self.operations.store(next, Ordering::Relaxed);
@@ -63,12 +73,13 @@ pub(super) struct Load {
 /// The wait at which tenants that have more than others give way, microseconds. An operation waits several times: until it begins, and for
 /// each answer.
 const NARROW: u64 = 5_000;
-/// A burst of this many is nobody's fault, even where everything waits because other processes use the machine.
-const NARROW_LEAST: usize = 512;
+/// A burst of the first number is nobody's fault, even where everything waits because other processes use the machine. The second is what
+/// keeps a few cores busy: with more, each only waits longer.
+const NARROW_LEAST: (usize, usize) = (512, 64);
 /// The wait that is too long for everybody, microseconds.
 const WIDE: u64 = 100_000;
 /// What a process of any size carries.
-const WIDE_LEAST: usize = 1024;
+const WIDE_LEAST: (usize, usize) = (1024, 1024);
 
 impl Load {
     /// With windows of at most `most` operations, which they begin with.
@@ -104,14 +115,15 @@ impl Load {
         self.narrow.get()
     }
 
-    /// Whether a tenant may begin one more operation beside its own `own`, of `under_way` in all, of which `tenants` tenants have some.
-    pub(super) fn admits(&self, own: usize, under_way: usize, tenants: usize) -> bool {
-        let tenants = tenants.max(1);
+    /// Whether a tenant of this weight may begin one more operation beside its own `own`, of `under_way` in all, of tenants whose weights
+    /// are `all` together.
+    pub(super) fn admits(&self, own: usize, under_way: usize, weight: usize, all: usize) -> bool {
+        let all = all.max(weight);
         let (narrow, wide) = (self.narrow.get(), self.wide.get());
-        // Half as much again as the mean: tenants that share evenly differ by chance.
-        let clearly_more = 2 * own * tenants > 3 * under_way;
-        let gives_way = under_way >= narrow && tenants > 1 && clearly_more;
-        let beyond = under_way >= wide && own >= wide / tenants;
+        // Half as much again as its share: tenants that have theirs differ by chance.
+        let clearly_more = 2 * own * all > 3 * under_way * weight;
+        let gives_way = under_way >= narrow && all > weight && clearly_more;
+        let beyond = under_way >= wide && own >= wide * weight / all;
         !gives_way && !beyond
     }
 }
@@ -137,12 +149,30 @@ mod tests {
         waits(&load, NARROW + 1, 5000, 1);
         assert_eq!((load.narrow.get(), load.wide.get()), (4375, 10_000), "from what is in use");
         waits(&load, NARROW + 1, 5000, 100);
-        assert_eq!((load.narrow.get(), load.wide.get()), (NARROW_LEAST, 10_000));
+        assert_eq!((load.narrow.get(), load.wide.get()), (NARROW_LEAST.1, 10_000));
         waits(&load, 2 * WIDE, 5000, 100);
-        assert_eq!(load.wide.get(), WIDE_LEAST);
+        assert_eq!(load.wide.get(), WIDE_LEAST.0);
         waits(&load, 100, 0, 300);
         assert_eq!((load.narrow.get(), load.wide.get()), (10_000, 10_000), "within six seconds");
         waits(&Load::new(3), 2 * WIDE, 3, 9);
+    }
+
+    #[test]
+    fn a_burst_finds_a_wide_window_and_a_long_wait_a_narrow_one() {
+        let load = Load::new(10_000);
+        waits(&load, NARROW + 1, 600, u64::from(LASTS));
+        assert_eq!(load.narrow.get(), NARROW_LEAST.0, "for a fifth of a second");
+        waits(&load, NARROW + 1, 600, 1);
+        assert!(load.narrow.get() < NARROW_LEAST.0, "longer than a burst");
+        waits(&load, NARROW + 1, 600, 100);
+        assert_eq!(load.narrow.get(), NARROW_LEAST.1);
+        waits(&load, 100, 64, 3);
+        waits(&load, NARROW + 1, 600, 3);
+        assert!(load.narrow.get() < NARROW_LEAST.1 + 12, "a short break is no end of it: {}", load.narrow.get());
+        waits(&load, 100, 64, u64::from(2 * LASTS));
+        let grown = load.narrow.get();
+        waits(&load, NARROW + 1, 600, 5);
+        assert_eq!(load.narrow.get(), grown.min(NARROW_LEAST.0), "the next one may be a burst again");
     }
 
     /// So nobody gives way below the narrow one, which is looked at first.
@@ -171,13 +201,17 @@ mod tests {
         waits(&load, NARROW + 1, 1000, 1);
         let narrow = load.narrow.get();
         assert_eq!(narrow, 875);
-        assert!(load.admits(870, 874, 2), "within the narrow window");
-        assert!(!load.admits(870, 875, 2) && load.admits(4, 875, 2), "beyond it");
-        assert!(load.admits(875, 875, 1), "nobody else is there");
-        assert!(load.admits(90, 900, 10) && load.admits(110, 900, 10), "they share evenly");
+        assert!(load.admits(870, 874, 1, 2), "within the narrow window");
+        assert!(!load.admits(870, 875, 1, 2) && load.admits(4, 875, 1, 2), "beyond it");
+        assert!(load.admits(875, 875, 1, 1) && load.admits(875, 875, 4, 4), "nobody else is there");
+        assert!(load.admits(870, 875, 2, 3) && !load.admits(876, 875, 2, 3), "two thirds are its share");
+        assert!(load.admits(90, 900, 1, 10) && load.admits(110, 900, 1, 10), "they share evenly");
         waits(&load, 2 * WIDE, 2000, 1);
         assert_eq!(load.wide.get(), 1750);
-        assert!(!load.admits(175, 1750, 10) && load.admits(174, 1750, 10), "beyond the wide one, up to a share of it");
-        assert!(!load.admits(1750, 1750, 1));
+        assert!(
+            !load.admits(175, 1750, 1, 10) && load.admits(174, 1750, 1, 10),
+            "beyond the wide one, up to a share of it"
+        );
+        assert!(!load.admits(1750, 1750, 1, 1));
     }
 }

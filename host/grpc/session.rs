@@ -47,6 +47,13 @@ const WINDOW: usize = SESSION_REQUESTS / 4;
 /// Operations that may be in flight, or answered and not sent yet: the window, and as many again that were not let into it before their
 /// deadlines.
 const ANSWERS: usize = 2 * WINDOW;
+/// Operations that are turned away, one after the other, for which a session takes one of its 128 units of a turn: each takes a few
+/// microseconds, so that a turn ends within a few milliseconds.
+const A_TURN: u32 = 8;
+
+/// Operations that have been answered, and leave the window at once.
+const FREED: usize = 64;
+
 enum Job {
     Write(WriteRequest),
     Read(ReadRequest),
@@ -158,22 +165,30 @@ impl<W: World> Session<W> {
         let closing = async move { _ = closing.wait_for(|closing| *closing).await };
         tokio::pin!(closing);
         let mut open = true;
+        let mut turned_away = 0;
+        let mut freed = Vec::with_capacity(FREED);
         // Set when no further operation may start: builds the reason.
         let mut refused: Option<Box<dyn Fn() -> Report + Send>> = None;
         while open || self.under_way > 0 || self.has_more() {
             while self.under_way < WINDOW && self.unsent.may_go_on() && self.has_more() {
-                // Others have their turns between many that are refused at once.
-                tokio::task::coop::consume_budget().await;
-                self.next(refused.as_deref());
+                // Others have their turns between many, and later where most are refused: if those that are carried out had most of the
+                // processor, what a client sends beyond them would wait here to be refused.
+                let begun = self.next(refused.as_deref());
+                turned_away = if begun { 0 } else { turned_away + 1 };
+                if turned_away % A_TURN == 0 {
+                    tokio::task::coop::consume_budget().await;
+                }
             }
             self.make_room();
             self.set_alarm();
             tokio::select! {
-                freed = self.free.recv() => match freed {
-                    Some(line) => self.freed(line),
-                    // The client is gone. Operations in flight continue without it; queued ones never started.
-                    None => return,
-                },
+                count = self.free.recv_many(&mut freed, FREED) => {
+                    if count == 0 {
+                        // The client is gone. Operations in flight continue without it; queued ones never started.
+                        return;
+                    }
+                    freed.drain(..).for_each(|line| self.freed(line));
+                }
                 batch = requests.message(), if open && !self.has_more() && self.under_way < WINDOW => match batch {
                     Ok(Some(batch)) => {
                         self.arrived = self.now();
@@ -207,15 +222,19 @@ impl<W: World> Session<W> {
         !self.turned_away.is_empty() || !self.incoming.is_empty()
     }
 
-    /// Lets the next one in, if it is not refused.
-    fn next(&mut self, refused: Option<&(dyn Fn() -> Report + Send)>) {
+    /// Lets the next one in, if it is not refused. Returns whether it may begin.
+    fn next(&mut self, refused: Option<&(dyn Fn() -> Report + Send)>) -> bool {
         if let Some((id, changes)) = self.turned_away.pop_front() {
-            return self.refuse(id, refused.map_or_else(|| too_many_waiting(changes), |why| why()));
+            self.refuse(id, refused.map_or_else(|| too_many_waiting(changes), |why| why()));
+            return false;
         }
         match (self.incoming.pop_front(), refused) {
             (Some(incoming), None) => self.take(incoming),
-            (Some(incoming), Some(why)) => self.refuse(incoming.request.id, why()),
-            (None, _) => {}
+            (Some(incoming), Some(why)) => {
+                self.refuse(incoming.request.id, why());
+                false
+            }
+            (None, _) => false,
         }
     }
 
@@ -254,7 +273,8 @@ impl<W: World> Session<W> {
         }
     }
 
-    fn take(&mut self, incoming: Incoming) {
+    /// Returns whether the operation was let in.
+    fn take(&mut self, incoming: Incoming) -> bool {
         let Incoming { request, room } = incoming;
         self.under_way += 1;
         let (id, bytes) = (request.id, size(&request));
@@ -262,20 +282,24 @@ impl<W: World> Session<W> {
             Ok(mut job) => {
                 if let Err(refused) = self.may(&job) {
                     let report = refusal(&refused, matches!(job, Job::Write(_)));
-                    return self.done.finish(failure(id, report), None, None);
+                    self.done.finish(failure(id, report), None, None);
+                    return false;
                 }
                 let line = line_of(&job);
                 if let Some(failed) = self.coordinator.turned_away(&line.0, job.kind(), self.arrived) {
-                    return self.done.finish(failed_with(id, failed), None, None);
+                    self.done.finish(failed_with(id, failed), None, None);
+                    return false;
                 }
                 if self.incoming_bytes > LARGE_BATCH {
                     job.detach(self.incoming_bytes / 4);
                 }
                 self.enter(id, job, line, room, bytes);
+                true
             }
             Err(invalid) => {
                 let failed = Failed { failure: invalid.into(), effect: Some(Effect::NotApplied) };
                 self.done.finish(failure(id, report(failed)), None, None);
+                false
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Everything here is synchronous code that takes values and events and returns values. The crates around it (`witan-coordinate`,
 //! `witan-node`, `witan-store`) send the messages and store the bytes. Reading order:
 //!
-//! 1. [`name`], [`limit`], [`tenant`]: what a request is about, and how large it may be.
+//! 1. [`name`], [`limit`], [`tenant`], [`weight`]: what a request is about, how large it may be, and what its tenant's share is.
 //! 2. [`clock`], [`recent`], [`record`], [`register`], [`siblings`], [`context`]: what a replica stores and how it merges.
 //! 3. [`ring`], [`placement`]: which nodes store it, and how that changes; [`scan`], [`mod@slice`], [`digest`]: walking all of it, or
 //!    finding out where that is not needed; [`fence`]: who may not ask for it any longer; [`burial`]: when deleted keys leave nothing
@@ -47,3 +47,4 @@ pub mod siblings;
 pub mod slice;
 pub mod sync;
 pub mod tenant;
+pub mod weight;

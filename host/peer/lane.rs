@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,6 +18,7 @@ use witan_kernel::name::StoreId;
 use witan_kernel::port::{Clock, StorageNode};
 use witan_kernel::replica::{Ask, Outcome, ReplicaError, Request};
 use witan_kernel::scan::Trust;
+use witan_kernel::weight::Weights;
 use witan_wire::COMMITS;
 use witan_wire::condition::{STORE_STATE, condition_from_wire};
 use witan_wire::frame::{
@@ -66,13 +68,15 @@ pub(super) struct Ends<C: Clock, N: Connect> {
     pub(super) clock: C,
     pub(super) connect: N,
     pub(super) vitals: Arc<Vitals>,
+    /// Of tenants, by which their requests have turns.
+    pub(super) weights: Arc<ArcSwap<Weights>>,
     /// The lane for large values. The lane that has one is for small values, and reports the node's connection state and latency.
     pub(super) bulk: Option<Arc<Lane>>,
 }
 
 /// Opens a lane.
 pub(super) fn open<C: Clock, N: Connect>(ends: Ends<C, N>) -> Lane {
-    let (queue, waiting) = queue();
+    let (queue, waiting) = queue(Arc::clone(&ends.weights));
     let lane = Lane { queue, vitals: Arc::clone(&ends.vitals), node: ends.node.clone() };
     tokio::spawn(run(ends, waiting));
     lane

@@ -32,6 +32,7 @@ use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{Clock, Commit, Replicas, Reply, StorageNode};
 use witan_kernel::replica::{Ask, ReplicaError, Request};
 use witan_kernel::sync::lock;
+use witan_kernel::weight::Weights;
 use witan_origin as origin;
 
 pub use connect::{Connect, ConnectError, Connecting, Credential, Link, Tcp, endpoint};
@@ -46,6 +47,7 @@ pub struct Lanes<C: Clock, N: Connect> {
     connect: N,
     coordinator_id: String,
     nodes: ArcSwap<BTreeMap<NodeId, Arc<Node>>>,
+    weights: Arc<ArcSwap<Weights>>,
     changing: Mutex<()>,
 }
 
@@ -61,7 +63,14 @@ struct Node {
 impl<C: Clock, N: Connect> Lanes<C, N> {
     /// No lanes yet. `coordinator_id` is sent in the handshake.
     pub fn new(clock: C, connect: N, coordinator_id: String) -> Self {
-        Self { clock, connect, coordinator_id, nodes: ArcSwap::default(), changing: Mutex::new(()) }
+        Self {
+            clock,
+            connect,
+            coordinator_id,
+            nodes: ArcSwap::default(),
+            weights: Arc::default(),
+            changing: Mutex::new(()),
+        }
     }
 
     /// Opens lanes to nodes that are new or have another address, and closes those to nodes that are not in `nodes`. Must be called
@@ -79,6 +88,11 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
             })
             .collect();
         self.nodes.store(Arc::new(after));
+    }
+
+    /// Replaces the weights of tenants, by which their requests have turns. What waits at the moment keeps the weight of before.
+    pub fn set_weights(&self, weights: Weights) {
+        self.weights.store(Arc::new(weights));
     }
 
     /// Waits until the first attempt to connect to each node has succeeded or failed.
@@ -143,6 +157,7 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
                 clock: self.clock.clone(),
                 connect: self.connect.clone(),
                 vitals: Arc::clone(&vitals),
+                weights: Arc::clone(&self.weights),
                 bulk,
             })
         };

@@ -4,19 +4,21 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
+use arc_swap::ArcSwap;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::Notify;
 use witan_kernel::name::TenantId;
 use witan_kernel::port::Reply;
 use witan_kernel::replica::Request;
 use witan_kernel::sync::lock;
+use witan_kernel::weight::Weights;
 use witan_origin::Traced;
 
 /// Most requests waiting to be sent.
 const ITEMS: usize = 8192;
 /// Most bytes of requests waiting to be sent.
 const BYTES: usize = 64 << 20;
-/// Bytes that a tenant may send in its turn: some tens of small requests. A larger request takes several turns.
+/// Bytes that a tenant of weight 1 may send in its turn: some tens of small requests. A larger request takes several turns.
 const QUANTUM: usize = 16 << 10;
 
 /// Most spare lines, and the most requests that one has room for.
@@ -44,6 +46,7 @@ pub(super) struct Receiver(Arc<Queue>);
 #[derive(Debug, Default)]
 struct Queue {
     lines: Mutex<Lines>,
+    weights: Arc<ArcSwap<Weights>>,
     arrived: Notify,
 }
 
@@ -63,6 +66,8 @@ struct Lines {
 struct Line {
     items: VecDeque<Outgoing>,
     bytes: usize,
+    /// The weight of its tenant when it began.
+    weight: usize,
     /// Bytes that it may send before the next tenant has its turn.
     credit: usize,
 }
@@ -76,9 +81,9 @@ pub(super) enum Refused {
     Closed,
 }
 
-/// An empty queue.
-pub(super) fn queue() -> (Sender, Receiver) {
-    let queue = Arc::new(Queue::default());
+/// An empty queue, of which tenants have turns by these weights.
+pub(super) fn queue(weights: Arc<ArcSwap<Weights>>) -> (Sender, Receiver) {
+    let queue = Arc::new(Queue { weights, ..Queue::default() });
     (Sender(Arc::clone(&queue)), Receiver(queue))
 }
 
@@ -91,8 +96,9 @@ impl Sender {
         }
         let first = lines.items == 0;
         let mut refused = SmallVec::new();
+        let weight = self.0.weights.load().of(&outgoing.request.place.tenant) as usize;
         while !lines.has_room(&outgoing) {
-            match lines.make_room(&outgoing) {
+            match lines.make_room(&outgoing, weight) {
                 Some(newest) => refused.push(newest),
                 None => {
                     refused.push(outgoing);
@@ -100,7 +106,7 @@ impl Sender {
                 }
             }
         }
-        lines.push(outgoing);
+        lines.push(outgoing, weight);
         drop(lines);
         if first {
             self.0.arrived.notify_one();
@@ -153,14 +159,14 @@ impl Drop for Receiver {
 }
 
 impl Lines {
-    fn push(&mut self, outgoing: Outgoing) {
+    fn push(&mut self, outgoing: Outgoing, weight: usize) {
         self.items += 1;
         self.bytes += outgoing.bytes;
         let tenant = outgoing.request.place.tenant.clone();
         let turns = &mut self.turns;
         let line = self.of.entry(tenant).or_insert_with_key(|tenant| {
             turns.push_back(tenant.clone());
-            Line { credit: QUANTUM, items: self.spare.pop().unwrap_or_default(), bytes: 0 }
+            Line { credit: QUANTUM * weight, items: self.spare.pop().unwrap_or_default(), bytes: 0, weight }
         });
         line.bytes += outgoing.bytes;
         line.items.push_back(outgoing);
@@ -171,15 +177,18 @@ impl Lines {
         self.items < ITEMS && (self.items == 0 || self.bytes + incoming.bytes <= BYTES)
     }
 
-    /// Removes the newest request of the tenant with most bytes waiting, if it has more than the tenant of `incoming` would have.
-    fn make_room(&mut self, incoming: &Outgoing) -> Option<Outgoing> {
+    /// Removes the newest request of the tenant with most bytes waiting for its weight, if it has more than the tenant of `incoming`, of
+    /// weight `weight`, would have.
+    fn make_room(&mut self, incoming: &Outgoing, weight: usize) -> Option<Outgoing> {
         let own = self.of.get(&incoming.request.place.tenant).map_or(0, |line| line.bytes) + incoming.bytes;
         // Whoever has clearly more than others cannot make them give way: there is no need to look for the longest line.
-        if own * self.turns.len() > 2 * self.bytes {
+        if own * self.turns.len() > 2 * self.bytes * weight {
             return None;
         }
-        let longest = self.turns.iter().max_by_key(|tenant| self.of.get(*tenant).map_or(0, |line| line.bytes))?.clone();
-        let line = self.of.get_mut(&longest).filter(|line| line.bytes > own)?;
+        let longest =
+            self.turns.iter().max_by_key(|tenant| self.of.get(*tenant).map_or(0, |line| line.bytes / line.weight))?;
+        let longest = longest.clone();
+        let line = self.of.get_mut(&longest).filter(|line| line.bytes * weight > own * line.weight)?;
         let newest = line.items.pop_back()?;
         line.bytes -= newest.bytes;
         if line.items.is_empty() {
@@ -217,7 +226,7 @@ impl Lines {
                 }
             } else if taken < most {
                 // Its turn has ended. Alone, it has the next one at once.
-                line.credit += QUANTUM;
+                line.credit += QUANTUM * line.weight;
                 self.turns.rotate_left(1);
             }
         }
@@ -258,7 +267,7 @@ mod tests {
 
     #[tokio::test]
     async fn tenants_have_their_turns() {
-        let (sender, mut receiver) = queue();
+        let (sender, mut receiver) = queue(Arc::default());
         (0..5).for_each(|_| assert!(sender.send(of("a", QUANTUM / 2)).0.is_empty()));
         (0..2).for_each(|_| assert!(sender.send(of("b", 100)).0.is_empty()));
         assert!(sender.send(of("c", 2 * QUANTUM + 1)).0.is_empty());
@@ -274,8 +283,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn turns_and_room_follow_weights() {
+        let weights = Weights::parse("weights", &["heavy=3".to_owned()]).unwrap();
+        let (sender, mut receiver) = queue(Arc::new(ArcSwap::from_pointee(weights)));
+        for _ in 0..12 {
+            assert!(sender.send(of("light", QUANTUM)).0.is_empty());
+            assert!(sender.send(of("heavy", QUANTUM)).0.is_empty());
+        }
+        let mut taken = Vec::new();
+        receiver.recv_many(&mut taken, 12).await;
+        assert_eq!((count(&taken, "light"), count(&taken, "heavy")), (3, 9));
+        (0..ITEMS - 12).for_each(|n| {
+            assert!(sender.send(of(if n % 2 == 0 { "light" } else { "heavy" }, QUANTUM / 8)).0.is_empty())
+        });
+        assert_eq!(names(&sender.send(of("heavy", QUANTUM / 8)).0), "light", "it may have three times as much");
+        assert_eq!(names(&sender.send(of("light", QUANTUM / 8)).0), "light");
+    }
+
+    #[tokio::test]
     async fn the_longest_line_gives_way() {
-        let (sender, mut receiver) = queue();
+        let (sender, mut receiver) = queue(Arc::default());
         for _ in 0..ITEMS {
             assert!(sender.send(of("busy", 100)).0.is_empty());
         }
@@ -292,7 +319,7 @@ mod tests {
     #[tokio::test]
     async fn bytes_are_bounded_too() {
         const LARGE: usize = 8 << 20;
-        let (sender, mut receiver) = queue();
+        let (sender, mut receiver) = queue(Arc::default());
         assert!(sender.send(of("a", 2 * BYTES)).0.is_empty(), "alone, any size");
         assert_eq!(receiver.recv().await.map(|sent| sent.bytes), Some(2 * BYTES));
         (0..BYTES / LARGE).for_each(|_| assert!(sender.send(of("busy", LARGE)).0.is_empty()));

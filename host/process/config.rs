@@ -10,6 +10,7 @@ use witan_coordinate::{Defaults, Limits, Timeouts};
 use witan_kernel::name::{NodeId, Zone};
 use witan_kernel::port::{Durability, NodeStatus, StorageNode};
 use witan_kernel::tenant::ReadRepair;
+use witan_kernel::weight::Weights;
 use witan_net::Bounds;
 use witan_store::idempotency::{RedisConfig, RedisCredentials, RedisServers, RedisTls};
 use witan_store::metadata::PostgresConfig;
@@ -34,6 +35,8 @@ pub struct Live {
     pub fallbacks: Fallbacks,
     /// Request rate limits per tenant.
     pub rate_limits: RateLimits,
+    /// Weights of tenants.
+    pub weights: Weights,
     /// What is healed, and how fast.
     pub healing: HealingConfig,
     /// How fast migrations copy, and how long the lead of them lasts.
@@ -45,7 +48,8 @@ impl Default for Live {
         let Defaults { write_timeout: write, read_timeout: read, .. } = Defaults::default();
         let timeouts = Timeouts { read, write };
         let (rate_limits, healing) = (RateLimits::default(), HealingConfig::default());
-        Self { timeouts, fallbacks: Fallbacks::default(), rate_limits, healing, moves: MovesConfig::default() }
+        let (weights, moves) = (Weights::default(), MovesConfig::default());
+        Self { timeouts, fallbacks: Fallbacks::default(), rate_limits, weights, healing, moves }
     }
 }
 
@@ -123,7 +127,7 @@ pub(crate) fn config(settings: &Settings) -> anyhow::Result<Config> {
             fresh: cache.tenant_config_ttl.0,
             ..TenantCacheConfig::default()
         },
-        tenants: *tenants,
+        tenants: tenants.clone(),
         healing_begins: settings.healing.begin_after.0,
         grpc: grpc_bounds(server),
         http: http_bounds(server, metrics),
@@ -163,7 +167,7 @@ pub(crate) fn http_defaults() -> Bounds {
 
 /// The part of the settings that may change at run time.
 pub(crate) fn live(settings: &Settings) -> Live {
-    let Settings { consistency, security, hash_ring, healing, placement, .. } = settings;
+    let Settings { consistency, security, hash_ring, healing, placement, tenants, .. } = settings;
     Live {
         timeouts: Timeouts { read: consistency.read_timeout.0, write: consistency.write_timeout.0 },
         fallbacks: Fallbacks {
@@ -172,6 +176,7 @@ pub(crate) fn live(settings: &Settings) -> Live {
             virtual_nodes: hash_ring.virtual_nodes,
         },
         rate_limits: security.rate_limits.clone(),
+        weights: tenants.weights.0.clone(),
         healing: HealingConfig {
             anti_entropy: healing.anti_entropy,
             compare_every: healing.compare_every.0,

@@ -32,6 +32,8 @@ impl Changing {
             self.coordinator.set_timeouts(now.timeouts);
             self.fallbacks.store(Arc::new(now.fallbacks));
             self.access.set_rate_limits(now.rate_limits);
+            self.coordinator.ports().replicas.set_weights(now.weights.clone());
+            self.coordinator.set_weights(now.weights);
             self.healing.configure(now.healing);
             self.moves.configure(now.moves);
             tokio::select! {

@@ -278,6 +278,14 @@ pub const KEYS: &[Key] = &[
     )
     .default("8"),
     Key::new(
+        "tenants.weights",
+        Texts,
+        "TENANT=WEIGHT, from 1 to 100: while operations have to wait, tenants have a share of what may be under way, and of each \
+            connection to a storage node, that is in proportion to their weights. Those that are not listed have 1.",
+    )
+    .sample("shop=4,reports=2")
+    .reloads(),
+    Key::new(
         "healing.anti_entropy",
         Flag,
         "Whether coordinators compare all replicas by themselves, routinely and after a node could not be reached, and send them what \
