@@ -7,7 +7,7 @@ use std::time::Duration;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failure;
 use witan_kernel::fault::Fault;
-use witan_kernel::hook::{Asked, Hooks, Operation, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall};
+use witan_kernel::hook::{Asked, Hooks, Operation, Partition, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall};
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{Key, NodeId, TenantId};
 use witan_kernel::placement::{Moving, Placed};
@@ -111,7 +111,7 @@ impl<W: World> Coordinator<W> {
         let epoch = self.following.begins();
         let tenant = self.tenant(asks.tenant).await?;
         let hooks = self.ports.plugins.hooks(asks.tenant);
-        let place = place(asks.tenant, asks.key, hooks.as_ref())?;
+        let place = place(&tenant, tenant.generation, asks.key, hooks.as_ref())?;
         let route = self.route(&tenant, place.token)?;
         let timeout = self.timeout(asks.operation, asks.timeout);
         let policy = self.policy(&asks, &tenant, hooks.as_ref(), &route, timeout)?;
@@ -246,12 +246,16 @@ pub(super) fn record_answer<T>(span: &mut Span, asked: &Asked<T>) {
     }
 }
 
-fn place(tenant: &TenantId, key: &Key, hooks: &dyn Hooks) -> Result<Place, Failure> {
-    let token = match hooks.partition_key(key) {
-        Asked::Unbound => token(tenant, key.bytes()),
-        Asked::Answered { answer, .. } => token(tenant, &answer),
+/// The place of a key in a generation of its tenant.
+fn place(tenant: &Tenant, generation: u32, key: &Key, hooks: &dyn Hooks) -> Result<Place, Failure> {
+    let id = &tenant.id;
+    let token = match hooks.partition_key(generation, key) {
+        Partition::Native => token(id, key.bytes()),
+        Partition::By { key, .. } => token(id, &key),
+        // The tenant's record is newer than what is known here of its bindings.
+        Partition::Unknown => return Err(Failure::StaleEpoch),
         // Never the native rule instead: the data is elsewhere.
-        Asked::Faulted { reason, by, .. } => {
+        Partition::Faulted { reason, by } => {
             return Err(Failure::PluginFault {
                 hook: witan_kernel::hook::Hook::RoutingHook,
                 by: by.to_string(),
@@ -259,7 +263,7 @@ fn place(tenant: &TenantId, key: &Key, hooks: &dyn Hooks) -> Result<Place, Failu
             });
         }
     };
-    Ok(Place { token, tenant: tenant.clone(), key: key.clone() })
+    Ok(Place { token, tenant: id.clone(), key: key.clone() })
 }
 
 /// The order in which replicas are read: the routing hook's, else reachable ones first, by their median round trip. Returns each index of

@@ -4,10 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use witan_kernel::hook::{
-    Asked, Hooks, Native, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Shortfall,
-    Verdict,
+    Asked, Hooks, Native, Partition, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion,
+    Shortfall, Verdict,
 };
 use witan_kernel::name::{Key, NodeId, TenantId};
 
@@ -129,8 +128,8 @@ impl Hooks for Simulated {
         Box::pin(std::future::ready(asked))
     }
 
-    fn partition_key(&self, _: &Key) -> Asked<Bytes> {
-        Asked::Unbound
+    fn partition_key(&self, _: u32, _: &Key) -> Partition {
+        Partition::Native
     }
 
     fn prefer(&self, _: &Key, _: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {

@@ -16,9 +16,14 @@ use crate::ring::{Ring, Rings};
 use crate::scan::CLEARED_RANGES;
 use crate::tenant::{Level, Tenant};
 
-/// Where the records of a tenant are to be: on the newest version of the ring, and on as many nodes as are wanted.
+/// Where the records of a tenant are to be: on the newest version of the ring, on as many nodes as are wanted, and in the generation that
+/// is wanted.
 pub fn target(tenant: &Tenant, newest_ring: u64) -> Placed {
-    Placed { ring: newest_ring, replication_factor: tenant.wanted_factor.unwrap_or(tenant.replication_factor) }
+    Placed {
+        ring: newest_ring,
+        replication_factor: tenant.wanted_factor.unwrap_or(tenant.replication_factor),
+        generation: tenant.wanted_generation.unwrap_or(tenant.generation),
+    }
 }
 
 /// What a move from one placement to another is about.

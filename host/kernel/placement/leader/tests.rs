@@ -21,7 +21,7 @@ fn rings() -> Rings {
 }
 
 fn placed(ring: u64, replication_factor: u8) -> Placed {
-    Placed { ring, replication_factor }
+    Placed { ring, replication_factor, generation: 0 }
 }
 
 fn tenant(at: Placed, moving: Option<Moving>) -> Tenant {

@@ -76,8 +76,8 @@ impl Change {
 
     fn target(self) -> Placed {
         match self {
-            Self::Factor(_, to) => Placed { ring: 0, replication_factor: to },
-            _ => Placed { ring: 1, replication_factor: 3 },
+            Self::Factor(_, to) => Placed { ring: 0, replication_factor: to, generation: 0 },
+            _ => Placed { ring: 1, replication_factor: 3, generation: 0 },
         }
     }
 }
@@ -361,7 +361,7 @@ async fn a_node_that_gets_rows_again_keeps_none_of_before() {
         for number in [first, second] {
             cluster.wait_for(number, MigrationStatus::Completed).await;
         }
-        assert_eq!(cluster.tenant().await.placed(), Placed { ring: 2, replication_factor: 3 });
+        assert_eq!(cluster.tenant().await.placed(), Placed { ring: 2, replication_factor: 3, generation: 0 });
         assert_eq!((cluster.forgotten().await, cluster.misplaced().await), (vec![], vec![]));
         leading.abort();
     }
