@@ -8,6 +8,7 @@ use witan_kernel::fault::{self, Fault};
 use witan_kernel::placement::{Placed, Step};
 use witan_kernel::port::{MigrationStatus, MigrationStore, PlacementChange};
 use witan_kernel::tenant::Level;
+use witan_upkeep::MovesConfig;
 
 use crate::world::{id, tenant};
 use crate::{Change, KEYS, done, lead, write};
@@ -61,8 +62,8 @@ async fn what_the_first_copy_has_missed_the_last_one_brings() {
         cluster.another_coordinator().await;
         let leading = lead(cluster.leader(1).await);
         cluster
-            .wait_until("it copies", async |cluster| {
-                cluster.tenant().await.moving.is_some_and(|moving| moving.step == Step::DualWrite)
+            .wait_until("it begins", async |cluster| {
+                cluster.tenant().await.moving.is_some_and(|moving| moving.step == Step::Preparing)
             })
             .await;
         let late = cluster.plan(7).await;
@@ -74,9 +75,12 @@ async fn what_the_first_copy_has_missed_the_last_one_brings() {
         // It waits for operations to end that began before: this one.
         assert!(cluster.send_to_old(&late, 5001));
         fault::set(is_broken.then_some(Fault::SwapDeltaSkipped));
-        cluster.wait_for(number, MigrationStatus::Completed).await;
+        // Before anything is handed over, for which it waits, too.
+        cluster.wait_until("it is settled", async |cluster| cluster.tenant().await.generation == 1).await;
         fault::set(None);
         assert_eq!(cluster.forgotten().await, if is_broken { vec![7] } else { vec![] });
+        cluster.wait_for(number, MigrationStatus::Completed).await;
+        assert_eq!(cluster.forgotten().await, [0_usize; 0]);
         leading.abort();
     }
 }
@@ -154,7 +158,9 @@ async fn a_swap_is_taken_back_in_each_step() {
     for step in [Step::Preparing, Step::DualWrite, Step::Cutover] {
         let cluster = Change::Swap.cluster().await;
         cluster.another_coordinator().await;
-        let (leading, writing) = (lead(cluster.leader(1).await), write(&cluster));
+        // Slowly enough for each step to be seen.
+        let config = MovesConfig { bytes_per_second: 2000, ..MovesConfig::default() };
+        let (leading, writing) = (lead(cluster.leader_with(1, config).await), write(&cluster));
         let number = cluster.change(Change::Swap.change()).await;
         let what = format!("it is in {step:?}");
         cluster
