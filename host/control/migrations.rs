@@ -168,7 +168,7 @@ impl Catalog {
             placement.rings.iter().map(|ring| (ring.version, Ring::of(&ring.members, placement.epoch))).collect();
         let mut known: BTreeMap<Placed, bool> = BTreeMap::new();
         for tenant in self.every_tenant().await? {
-            let Placed { ring, replication_factor } = tenant.placed();
+            let Placed { ring, replication_factor, .. } = tenant.placed();
             let survives = *known.entry(tenant.placed()).or_insert_with(|| {
                 let ring = rings.get(&ring);
                 ring.is_none_or(|ring| tolerates(ring, replication_factor, Level::Quorum, |node| lost.contains(node)))
@@ -250,9 +250,13 @@ impl Catalog {
         let in_progress: Vec<&Migration> = of.iter().filter(|it| it.status == MigrationStatus::InProgress).collect();
         let moving: Vec<Tenant> = match &in_progress[..] {
             [] => return Ok(BTreeMap::new()),
-            [Migration { change: PlacementChange::ReplicationFactor { tenant, .. }, .. }] => {
-                self.metadata.tenant(tenant).await?.into_iter().collect()
-            }
+            [
+                Migration {
+                    change:
+                        PlacementChange::ReplicationFactor { tenant, .. } | PlacementChange::Generation { tenant, .. },
+                    ..
+                },
+            ] => self.metadata.tenant(tenant).await?.into_iter().collect(),
             _ => self.every_tenant().await?,
         };
         let moving: Vec<Tenant> = moving.into_iter().filter(|tenant| tenant.moving.is_some()).collect();
@@ -275,7 +279,7 @@ impl Catalog {
                 PlacementChange::RemoveNode { node, force: false } => (node, "leaves"),
                 PlacementChange::RemoveNode { node, force: true } => (node, "is taken for lost"),
                 PlacementChange::UpdateNode { node, .. } => (node, "gets another part of the ring"),
-                PlacementChange::ReplicationFactor { .. } => continue,
+                PlacementChange::ReplicationFactor { .. } | PlacementChange::Generation { .. } => continue,
             };
             let (done, total) = (migration.progress.tenants_done, migration.progress.tenants_total);
             let does = if migration.cancel_requested { format!("{does} no longer") } else { does.to_owned() };
@@ -347,7 +351,9 @@ impl Catalog {
             error => error.into(),
         })?;
         match &given_up.change {
-            PlacementChange::ReplicationFactor { tenant, .. } => self.publish_tenant(tenant).await,
+            PlacementChange::ReplicationFactor { tenant, .. } | PlacementChange::Generation { tenant, .. } => {
+                self.publish_tenant(tenant).await;
+            }
             PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => {
                 self.publish_placement().await
             }
@@ -388,13 +394,13 @@ pub(super) fn members(placement: &Placement) -> &[Member] {
 }
 
 fn is_of(change: &PlacementChange, id: &TenantId) -> bool {
-    matches!(change, PlacementChange::ReplicationFactor { tenant, .. } if tenant == id)
+    change.tenant() == Some(id)
 }
 
 fn is_of_nodes(change: &PlacementChange) -> bool {
     match change {
         PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => true,
-        PlacementChange::ReplicationFactor { .. } => false,
+        PlacementChange::ReplicationFactor { .. } | PlacementChange::Generation { .. } => false,
     }
 }
 

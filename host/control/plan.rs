@@ -186,6 +186,7 @@ impl Catalog {
                 }
             }),
             PlacementChange::ReplicationFactor { to, .. } => self.enough_nodes(*to).await,
+            PlacementChange::Generation { .. } => Ok(()),
         };
         if needs_zones(change) {
             let old = self.without_zones().await?;
@@ -247,6 +248,7 @@ fn least(change: &PlacementChange, (before, after): (&[Member], &[Member]), clas
         }
         // Each of its copies has to be made again.
         PlacementChange::RemoveNode { node, .. } => share(&made.before, node),
+        PlacementChange::Generation { .. } => 0.0,
         PlacementChange::ReplicationFactor { .. } => {
             let (old, new): (f64, f64) = (made.before.values().sum(), made.after.values().sum());
             if new > 0.0 { ((new - old) / new).max(0.0) } else { 0.0 }
@@ -312,7 +314,9 @@ fn needs_zones(change: &PlacementChange) -> bool {
     match change {
         PlacementChange::AddNode(node) => !node.zone.is_none(),
         PlacementChange::UpdateNode { .. } => true,
-        PlacementChange::RemoveNode { .. } | PlacementChange::ReplicationFactor { .. } => false,
+        PlacementChange::RemoveNode { .. }
+        | PlacementChange::ReplicationFactor { .. }
+        | PlacementChange::Generation { .. } => false,
     }
 }
 
@@ -330,7 +334,7 @@ fn after(change: &PlacementChange, before: &[Member]) -> Vec<Member> {
                 *member = member.updated(*virtual_nodes, zone.as_ref());
             }
         }
-        PlacementChange::ReplicationFactor { .. } => {}
+        PlacementChange::ReplicationFactor { .. } | PlacementChange::Generation { .. } => {}
     }
     members
 }

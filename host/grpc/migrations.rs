@@ -73,7 +73,9 @@ impl<W: World> CoordinatorApi<W> {
     ) -> Result<v1::GetMigrationStatusResponse, Status> {
         let migration = self.visible(&caller, &request.migration_id).await?;
         let turn = match &migration.change {
-            PlacementChange::ReplicationFactor { tenant, .. } => self.change(&caller, tenant)?,
+            PlacementChange::ReplicationFactor { tenant, .. } | PlacementChange::Generation { tenant, .. } => {
+                self.change(&caller, tenant)?
+            }
             _ => self.operators_change()?,
         };
         let cancelled =
@@ -116,7 +118,9 @@ impl<W: World> CoordinatorApi<W> {
         })?;
         let allowed = match &found.change {
             _ if !is_for(caller, &found) => return Err(not_found(id)),
-            PlacementChange::ReplicationFactor { tenant, .. } => caller.may(tenant),
+            PlacementChange::ReplicationFactor { tenant, .. } | PlacementChange::Generation { tenant, .. } => {
+                caller.may(tenant)
+            }
             PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => {
                 caller.may_all()
             }
@@ -145,7 +149,9 @@ fn is_for(caller: &Caller, migration: &Migration) -> bool {
 fn sees(is_operator: bool, own: Option<&TenantId>, migration: &Migration) -> bool {
     match &migration.change {
         _ if is_operator => true,
-        PlacementChange::ReplicationFactor { tenant, .. } => own.is_none_or(|own| own == tenant),
+        PlacementChange::ReplicationFactor { tenant, .. } | PlacementChange::Generation { tenant, .. } => {
+            own.is_none_or(|own| own == tenant)
+        }
         PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => false,
     }
 }
@@ -184,6 +190,7 @@ fn response(
         PlacementChange::RemoveNode { node, force } => ("remove_node", Some(node), None, 0, *force),
         PlacementChange::UpdateNode { node, .. } => (kind_of_update(migration), Some(node), None, 0, false),
         PlacementChange::ReplicationFactor { tenant, to } => ("replication_factor", None, Some(tenant), *to, false),
+        PlacementChange::Generation { tenant, .. } => ("routing_hook", None, Some(tenant), 0, false),
     };
     let updated = updated(migration);
     let (was, is) = updated.unzip();

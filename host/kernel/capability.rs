@@ -34,8 +34,12 @@ pub const DIGESTS: &str = "digests";
 /// change.
 pub const ZONES: &str = "zones";
 
+/// Of a node: it keeps rows of every [generation](crate::placement::Placed::generation) of a tenant apart. Of a coordinator: it knows that
+/// a tenant's record names one.
+pub const GENERATIONS: &str = "generations";
+
 /// What a coordinator of this version names with its lease.
-pub const OF_COORDINATORS: [&str; 7] = [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT, ZONES];
+pub const OF_COORDINATORS: [&str; 8] = [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT, ZONES, GENERATIONS];
 
 /// What a metadata store keeps of the version that has created it. Capabilities that came with one version are not listed one by one: who
 /// named the first of them had them all.

@@ -204,6 +204,40 @@ pub enum Asked<T> {
     },
 }
 
+/// To which partition a key belongs, by the routing hook of one generation of its tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Partition {
+    /// No hook is bound in this generation: each key is a partition of its own.
+    Native,
+    /// The hook's answer.
+    By {
+        /// The partition's key.
+        key: Bytes,
+        /// The plugin.
+        by: AnsweredBy,
+    },
+    /// It is not known here (yet) which hook this generation has. Never the native rule instead: the data is elsewhere.
+    Unknown,
+    /// The plugin failed. The failure has been counted already.
+    Faulted {
+        /// What happened, for people.
+        reason: String,
+        /// The plugin.
+        by: AnsweredBy,
+    },
+}
+
+impl From<Asked<Bytes>> for Partition {
+    /// Of a hook that is bound in the generation that was asked about.
+    fn from(asked: Asked<Bytes>) -> Self {
+        match asked {
+            Asked::Unbound => Self::Native,
+            Asked::Answered { answer, by } => Self::By { key: answer, by },
+            Asked::Faulted { reason, by, .. } => Self::Faulted { reason, by },
+        }
+    }
+}
+
 /// An answer that is being computed. Resolvers do not run on the serving threads.
 pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -223,8 +257,9 @@ pub trait Hooks: Send + Sync + 'static {
     /// Asks the conflict resolver.
     fn resolve(&self, question: ResolverQuestion) -> Pending<Asked<Verdict>>;
 
-    /// Asks the routing hook for the key's partition key. Synchronous and bounded in time.
-    fn partition_key(&self, key: &Key) -> Asked<Bytes>;
+    /// Asks the routing hook that the tenant has in a generation for the key's partition key. Synchronous and bounded in time. The same
+    /// generation and key always have the same answer.
+    fn partition_key(&self, generation: u32, key: &Key) -> Partition;
 
     /// Asks the routing hook for the order in which replicas are read: a permutation of indices into `replicas`, or a
     /// prefix of one. Synchronous and bounded in time.
@@ -258,8 +293,8 @@ impl Hooks for Native {
         Box::pin(std::future::ready(Asked::Unbound))
     }
 
-    fn partition_key(&self, _: &Key) -> Asked<Bytes> {
-        Asked::Unbound
+    fn partition_key(&self, _: u32, _: &Key) -> Partition {
+        Partition::Native
     }
 
     fn prefer(&self, _: &Key, _: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
@@ -314,8 +349,8 @@ mod tests {
             Native.resolve(question)
         }
 
-        fn partition_key(&self, _: &Key) -> Asked<Bytes> {
-            Asked::Unbound
+        fn partition_key(&self, _: u32, _: &Key) -> Partition {
+            Partition::Native
         }
 
         fn prefer(&self, _: &Key, _: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {

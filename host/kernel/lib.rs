@@ -45,6 +45,7 @@ pub mod ring;
 pub mod scan;
 pub mod siblings;
 pub mod slice;
+pub mod space;
 pub mod sync;
 pub mod tenant;
 pub mod weight;

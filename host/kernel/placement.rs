@@ -15,6 +15,7 @@
 
 pub mod leader;
 pub mod rate;
+pub mod sums;
 pub mod zones;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,8 @@ pub struct Placed {
     pub ring: u64,
     /// Replicas of each key, 1..=5.
     pub replication_factor: u8,
+    /// The rows of this generation, which the partition hook of this generation has placed; 0: those of before its first swap.
+    pub generation: u32,
 }
 
 /// A change of a tenant's placement that is under way.

@@ -51,7 +51,7 @@ pub use leases::{
 };
 pub use metadata::{Metadata, StoreFacts};
 pub use migrations::{
-    LEFTOVERS, Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus,
+    HOOK_FAULTS, LEFTOVERS, Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus,
     MigrationStore, MoveTenant, PlacementChange, Published,
 };
 pub use placement::{

@@ -170,6 +170,12 @@ pub struct Tenant {
     pub wanted_factor: Option<u8>,
     /// The version of the ring on which its keys are placed.
     pub ring: u64,
+    /// The generation of its rows: see [`Placed::generation`].
+    pub generation: u32,
+    /// The highest generation that it was ever given, also by a change that was given up: no number is used again.
+    pub generations: u32,
+    /// The generation that its rows are to have, once its records have moved; `None`: no other.
+    pub wanted_generation: Option<u32>,
     /// The change of its placement that is under way.
     pub moving: Option<Moving>,
     /// What happens to concurrent writes.
@@ -200,7 +206,7 @@ pub struct Tenant {
 impl Tenant {
     /// Where its records are, as long as the change that is under way has not ended.
     pub fn placed(&self) -> Placed {
-        Placed { ring: self.ring, replication_factor: self.replication_factor }
+        Placed { ring: self.ring, replication_factor: self.replication_factor, generation: self.generation }
     }
 
     /// A tenant with every default, as `CreateTenant` with its id alone makes it.
@@ -210,6 +216,9 @@ impl Tenant {
             replication_factor,
             wanted_factor: None,
             ring: 0,
+            generation: 0,
+            generations: 0,
+            wanted_generation: None,
             moving: None,
             conflict_mode: ConflictMode::Register,
             ordering: Ordering::Quorum,

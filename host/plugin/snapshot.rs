@@ -6,10 +6,10 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use tokio::sync::oneshot;
 use witan_kernel::hook::{
-    Asked, Hook, Hooks, Native, Pending, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion, Verdict,
+    Asked, Hook, Hooks, Native, Partition, Pending, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion,
+    Verdict,
 };
 use witan_kernel::name::{Key, NodeId, TenantId};
 
@@ -174,10 +174,10 @@ impl Hooks for TenantHooks {
         })
     }
 
-    fn partition_key(&self, key: &Key) -> Asked<Bytes> {
+    fn partition_key(&self, _: u32, key: &Key) -> Partition {
         match self.binding(Hook::RoutingHook) {
-            Some(binding) => binding.ask(|instance| instance.partition_key(key.bytes())),
-            None => Asked::Unbound,
+            Some(binding) => binding.ask(|instance| instance.partition_key(key.bytes())).into(),
+            None => Partition::Native,
         }
     }
 

@@ -172,7 +172,7 @@ impl Place {
         let mut tenant = self.tenant(name).await;
         let ring = self.here.rings().newest_version();
         let replication_factor = tenant.wanted_factor.unwrap_or(tenant.replication_factor);
-        let to = Placed { ring, replication_factor };
+        let to = Placed { ring, replication_factor, ..tenant.placed() };
         for step in [MoveTenant::Prepare(to), MoveTenant::DualWrite, MoveTenant::Cutover, last] {
             let moved = self.metadata.move_tenant(&tenant.id, tenant.version, step, 1).await.expect("a step");
             tenant = moved.tenant;
@@ -378,7 +378,7 @@ async fn a_phase_is_the_step_of_the_tenant_that_moves() {
     place.note(added, MigrationStatus::InProgress, 0).await;
     let mut seen = vec![phase().await];
     let mut tenant = place.tenant("t1").await;
-    let to = Placed { ring: place.here.rings().newest_version(), replication_factor: 3 };
+    let to = Placed { ring: place.here.rings().newest_version(), replication_factor: 3, generation: 0 };
     for step in [MoveTenant::Prepare(to), MoveTenant::DualWrite, MoveTenant::Cutover, MoveTenant::Finish(vec![])] {
         if step == MoveTenant::Cutover {
             let progress = MigrationProgress { keys_done: 7, tenants_total: 1, ..MigrationProgress::default() };
@@ -402,7 +402,7 @@ async fn a_fence_is_needed_where_records_are_and_where_they_move() {
     let place = Place::new(3, 100, &[3]).await;
     place.add(node("n4")).await.expect("recorded");
     let (settled, newest) = (place.tenant("t1").await, place.here.rings().newest_version());
-    let to = Placed { ring: newest, replication_factor: 3 };
+    let to = Placed { ring: newest, replication_factor: 3, generation: 0 };
     let step = MoveTenant::Prepare(to);
     let moving = place.metadata.move_tenant(&settled.id, settled.version, step, 1).await.expect("a step").tenant;
     let lacking = |name: &str| [(id(name), "away".to_owned())].into();

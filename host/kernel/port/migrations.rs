@@ -12,6 +12,9 @@ use crate::tenant::Tenant;
 pub const MIGRATIONS: usize = 1000;
 /// Longest text that is kept of what a placement change waits for, or why it failed, in bytes.
 pub const MIGRATION_TEXT_BYTES: usize = 500;
+/// How the message of a placement change begins that cannot be carried out since the routing hook of the coming generation faults. Such a
+/// message is kept, and the change ends as [failed](MigrationStatus::Failed).
+pub const HOOK_FAULTS: &str = "hook faults on key ";
 /// Most leftovers that one question is answered with.
 pub const LEFTOVERS: usize = 1000;
 
@@ -43,6 +46,14 @@ pub enum PlacementChange {
         /// Replicas, 1..=5.
         to: u8,
     },
+    /// The records of a tenant move to rows of another generation, which another partition hook places. Which hook that is, is on record
+    /// with the tenant's binding before the change is.
+    Generation {
+        /// The tenant.
+        tenant: TenantId,
+        /// The generation: the one above [`Tenant::generations`].
+        generation: u32,
+    },
 }
 
 /// The state of a placement change.
@@ -56,6 +67,8 @@ pub enum MigrationStatus {
     Completed,
     /// It was given up; everything is as it was before.
     Cancelled,
+    /// The same, but nobody has asked for that: it cannot be carried out, for the reason in its message.
+    Failed,
 }
 
 impl MigrationStatus {
@@ -66,17 +79,19 @@ impl MigrationStatus {
             Self::InProgress => "in_progress",
             Self::Completed => "completed",
             Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
         }
     }
 
     /// Reads the API's spelling.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Pending, Self::InProgress, Self::Completed, Self::Cancelled].into_iter().find(|it| it.as_str() == text)
+        let all = [Self::Pending, Self::InProgress, Self::Completed, Self::Cancelled, Self::Failed];
+        all.into_iter().find(|it| it.as_str() == text)
     }
 
     /// True when nothing will change any more.
     pub fn has_ended(self) -> bool {
-        matches!(self, Self::Completed | Self::Cancelled)
+        matches!(self, Self::Completed | Self::Cancelled | Self::Failed)
     }
 }
 
@@ -183,6 +198,9 @@ pub trait MigrationStore: Send + Sync + 'static {
     ///   record; [`StoreError::Refused`] if it is no member of the newest ring, outside the limits, or if nothing would change.
     /// - A tenant is to have another replication factor ([`Tenant::wanted_factor`]). [`StoreError::Missing`]; [`StoreError::Refused`] out
     ///   of range or beyond the newest ring's nodes; [`StoreError::Conflict`] while another change of its factor has not ended.
+    /// - A tenant is to have rows of another generation ([`Tenant::wanted_generation`], [`Tenant::generations`]). [`StoreError::Missing`];
+    ///   [`StoreError::Conflict`] if it is not the one above the highest so far, and while another change of its generation has not
+    ///   ended.
     fn change_placement(&self, change: PlacementChange, now_ms: u64) -> Answer<Migration>;
 
     /// One placement change; [`StoreError::Missing`].
@@ -204,20 +222,22 @@ pub trait MigrationStore: Send + Sync + 'static {
 
     /// Asks to give a placement change up, and in the same transaction takes back what [`Self::change_placement`] has made: a node that was
     /// to join is no member of the ring's next version, one that was to leave is one again, one that was updated is as before, a tenant
-    /// keeps its factor. What has moved already moves back. Returns it as it is; one that has ended, or was taken back before, is returned
-    /// unchanged.
+    /// keeps its factor, or its generation. What has moved already moves back. Returns it as it is; one that has ended, or was taken back
+    /// before, is returned unchanged.
     /// [`StoreError::Missing`]; [`StoreError::Conflict`] if the node is taken for lost or has left already, if later changes of nodes rest
-    /// on it, or if the ring would have too few nodes for a tenant's replicas.
+    /// on it, if the ring would have too few nodes for a tenant's replicas, or if the tenant has the generation already: none is used
+    /// again.
     fn cancel_migration(&self, number: u64, now_ms: u64) -> Answer<Migration>;
 
     /// Publishes a step of the move of a tenant that is still at `version`. The tenant is returned as stored, one version later.
     ///
-    /// [`MoveTenant::Finish`] sets ring and replication factor, and forgets the wish if it is fulfilled; a wish that was withdrawn before
-    /// is made again, so that the tenant moves back. Nodes that are left with rows are recorded as [`Leftover`]s in the same transaction,
+    /// [`MoveTenant::Finish`] sets ring, replication factor and generation, and forgets the wish if it is fulfilled; a factor that was
+    /// withdrawn before is wished again, so that the tenant moves back. Nodes that are left with rows are recorded as [`Leftover`]s in
+    /// the same transaction,
     /// except nodes that are not on record, and those whose store on record is retired: it is never used again, so nothing waits for it.
     /// One of the same node and placements takes the place of an earlier one. [`StoreError::Conflict`] when the tenant is at another
     /// version; [`StoreError::Missing`], also when it is deleted; [`StoreError::Refused`] for a step that does not follow from the present
-    /// one.
+    /// one, and for one to a generation that is neither the present nor the wanted one.
     fn move_tenant(&self, id: &TenantId, version: u64, step: MoveTenant, now_ms: u64) -> Answer<Published>;
 
     /// Leftovers of one tenant, or of all, by tenant, node and epoch, after this tenant and node; at most [`LEFTOVERS`]. A node may have

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::migrations::{
-    LEFTOVERS, Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus, MoveTenant,
-    PlacementChange,
+    HOOK_FAULTS, LEFTOVERS, Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus,
+    MoveTenant, PlacementChange,
 };
 use super::placement::{NODES, NodeStatus, Placement, StorageNode};
 use super::{StoreError, rules};
@@ -22,7 +22,18 @@ impl Tenant {
     /// The step does not follow from the present one.
     pub fn moved(&self, step: &MoveTenant, epoch: u64) -> Result<Self, StoreError> {
         let at = self.moving.map(|moving| moving.step);
+        // What a generation's rows are is only known as long as somebody wants them: it is never used again.
+        let is_unwanted =
+            |to: Placed| to.generation != self.generation && self.wanted_generation != Some(to.generation);
         let moving = match (step, self.moving) {
+            (MoveTenant::Prepare(to), _) if is_unwanted(*to) => {
+                return Err(self.does_not_follow("a generation that is not wanted"));
+            }
+            (MoveTenant::DualWrite | MoveTenant::Cutover | MoveTenant::Finish(_), Some(moving))
+                if is_unwanted(moving.to) =>
+            {
+                return Err(self.does_not_follow("a generation that is not wanted any longer"));
+            }
             // Anew only where it was going: what another move has sent would be left without a record of it.
             (MoveTenant::Prepare(to), Some(Moving { to: before, .. })) if before != *to => {
                 return Err(self.does_not_follow("to prepare another move"));
@@ -54,8 +65,10 @@ impl Tenant {
         Self {
             ring: to.ring,
             replication_factor: is,
+            generation: to.generation,
             moving: None,
             wanted_factor: (wish != is).then_some(wish),
+            wanted_generation: self.wanted_generation.filter(|wanted| *wanted != to.generation),
             ..self.clone()
         }
     }
@@ -95,7 +108,8 @@ impl Tenant {
     /// A new tenant, on the newest version of the ring.
     #[must_use]
     pub fn placed_anew(self, newest: u64) -> Self {
-        Self { ring: newest, moving: None, wanted_factor: None, ..self }
+        let (moving, wanted_factor, wanted_generation) = (None, None, None);
+        Self { ring: newest, moving, wanted_factor, generation: 0, generations: 0, wanted_generation, ..self }
     }
 
     /// The rule of [`TenantStore::update_tenant`](super::TenantStore::update_tenant) about what is `stored`: where a tenant's records are
@@ -104,7 +118,7 @@ impl Tenant {
     /// # Errors
     /// The factor would change while a placement change decides about it.
     pub fn replacing(self, stored: &Self) -> Result<Self, StoreError> {
-        let moves = stored.moving.is_some() || stored.wanted_factor.is_some();
+        let moves = stored.moving.is_some() || stored.wanted_factor.is_some() || stored.wanted_generation.is_some();
         if moves && self.replication_factor != stored.replication_factor {
             return Err(StoreError::Conflict(format!(
                 "the records of tenant {} are being moved, and its replication_factor cannot change meanwhile; wait until \
@@ -116,6 +130,9 @@ impl Tenant {
             ring: stored.ring,
             moving: stored.moving,
             wanted_factor: stored.wanted_factor,
+            generation: stored.generation,
+            generations: stored.generations,
+            wanted_generation: stored.wanted_generation,
             created_at_ms: stored.created_at_ms,
             deleted_at_ms: None,
             ..self
@@ -140,14 +157,14 @@ impl PlacementChange {
         match self {
             Self::AddNode(node) => Some(&node.id),
             Self::RemoveNode { node, .. } | Self::UpdateNode { node, .. } => Some(node),
-            Self::ReplicationFactor { .. } => None,
+            Self::ReplicationFactor { .. } | Self::Generation { .. } => None,
         }
     }
 
-    /// The tenant that is to have another factor.
+    /// The tenant that is to have another factor, or another generation.
     pub fn tenant(&self) -> Option<&TenantId> {
         match self {
-            Self::ReplicationFactor { tenant, .. } => Some(tenant),
+            Self::ReplicationFactor { tenant, .. } | Self::Generation { tenant, .. } => Some(tenant),
             Self::AddNode(_) | Self::RemoveNode { .. } | Self::UpdateNode { .. } => None,
         }
     }
@@ -169,7 +186,10 @@ impl Migration {
             return self;
         }
         let next = match (self.status, status) {
-            (_, MigrationStatus::Cancelled) => MigrationStatus::Cancelled,
+            (_, MigrationStatus::Cancelled | MigrationStatus::Failed) if self.progress.is_fault() => {
+                MigrationStatus::Failed
+            }
+            (_, ended @ (MigrationStatus::Cancelled | MigrationStatus::Failed)) => ended,
             // Whoever has seen it complete has not seen yet that it is being taken back.
             (before, MigrationStatus::Completed) if self.cancel_requested => before,
             (_, MigrationStatus::Completed) => MigrationStatus::Completed,
@@ -208,7 +228,7 @@ impl MigrationProgress {
         let keys_total = self.total_after(&next);
         let keys_done = self.keys_done.max(next.keys_done);
         // A database takes no zero bytes in texts.
-        let mut message = next.message.replace('\0', " ");
+        let mut message = if self.is_fault() { self.message.clone() } else { next.message.replace('\0', " ") };
         let end = message.floor_char_boundary(MIGRATION_TEXT_BYTES);
         message.truncate(end);
         Self {
@@ -219,6 +239,11 @@ impl MigrationProgress {
             bytes_done: self.bytes_done.max(next.bytes_done),
             message,
         }
+    }
+
+    /// True if the change cannot be carried out, as the message says.
+    fn is_fault(&self) -> bool {
+        self.message.starts_with(HOOK_FAULTS)
     }
 
     /// The records that there are. It is an estimate, and one that turns out too low grows only as fast as what is done, so that the share
@@ -323,6 +348,9 @@ impl OnRecord<'_> {
                 self.plan_update(&mut plan, &node, virtual_nodes, zone)?;
             }
             PlacementChange::ReplicationFactor { tenant, to } => self.plan_factor(&mut plan, &tenant, to, now_ms)?,
+            PlacementChange::Generation { tenant, generation } => {
+                self.plan_generation(&mut plan, &tenant, generation, now_ms)?;
+            }
         }
         Ok(Planned::Write(Box::new(plan)))
     }
@@ -335,7 +363,7 @@ impl OnRecord<'_> {
             PlacementChange::UpdateNode { node, virtual_nodes, zone } => {
                 self.member(node).is_some_and(|member| member.updated(*virtual_nodes, zone.as_ref()) == *member)
             }
-            PlacementChange::ReplicationFactor { .. } => true,
+            PlacementChange::ReplicationFactor { .. } | PlacementChange::Generation { .. } => true,
         }
     }
 
@@ -378,8 +406,8 @@ impl OnRecord<'_> {
                 "replication_factor is {to}, and the ring has {nodes} nodes; use less, or add nodes first"
             )));
         }
-        let other = |of: &&Migration| of.is_open() && of.change.tenant() == Some(id);
-        if let Some(other) = self.migrations.iter().find(other) {
+        let is_one = |change: &PlacementChange| matches!(change, PlacementChange::ReplicationFactor { tenant, .. } if tenant == id);
+        if let Some(other) = self.migrations.iter().find(|of| of.is_open() && is_one(&of.change)) {
             let number = other.number;
             return Err(StoreError::Conflict(format!(
                 "another change of the replication factor of tenant {id} is under way, number {number}; wait until it has \
@@ -432,6 +460,9 @@ impl OnRecord<'_> {
                     )));
                 }
                 plan.tenant = self.tenant.map(|tenant| tenant.wishing(of.before, now_ms));
+            }
+            PlacementChange::Generation { generation, .. } => {
+                self.plan_no_generation(&mut plan, *generation, now_ms)?
             }
             // The node was removed, or added, while nothing was stored: what this change has made is gone already.
             PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => {}
@@ -533,7 +564,7 @@ pub fn leftovers(mut page: Vec<Leftover>) -> Vec<Leftover> {
 /// # Errors
 /// It is not.
 pub fn may_move(to: Placed, placement: &Placement) -> Result<(), StoreError> {
-    let Placed { ring, replication_factor } = to;
+    let Placed { ring, replication_factor, .. } = to;
     if placement.rings.iter().all(|known| known.version != ring) {
         return Err(StoreError::Refused(format!(
             "version {ring} of the ring is not on record; read the placement again"
@@ -551,6 +582,7 @@ pub fn no_migration(number: u64) -> StoreError {
     StoreError::Missing(format!("placement change {number}"))
 }
 
+mod generations;
 mod updates;
 
 #[cfg(test)]

@@ -203,7 +203,7 @@ struct Far {
 fn concerns(migration: &Migration, id: &TenantId) -> bool {
     match &migration.change {
         PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => true,
-        PlacementChange::ReplicationFactor { tenant, .. } => tenant == id,
+        PlacementChange::ReplicationFactor { tenant, .. } | PlacementChange::Generation { tenant, .. } => tenant == id,
     }
 }
 
@@ -213,7 +213,7 @@ impl View {
         let total = concerned().count() as u64;
         let done = concerned().filter(|tenant| self.is_done(migration, tenant)).count() as u64;
         let has_left = self.leftovers.iter().any(|left| self.is_of(migration, left));
-        let is_of_deleted = matches!(migration.change, PlacementChange::ReplicationFactor { .. }) && total == 0;
+        let is_of_deleted = migration.change.tenant().is_some() && total == 0;
         let status = if done == total && !has_left {
             let gives_up = migration.cancel_requested || is_of_deleted;
             if gives_up { MigrationStatus::Cancelled } else { MigrationStatus::Completed }
@@ -239,6 +239,11 @@ impl View {
                     && tenant.wanted_factor.is_none_or(is_back)
                     && tenant.moving.is_none_or(|moving| is_back(moving.to.replication_factor))
             }
+            (PlacementChange::Generation { generation, .. }, false) => tenant.generation >= *generation,
+            (PlacementChange::Generation { generation, .. }, true) => {
+                tenant.wanted_generation != Some(*generation)
+                    && tenant.moving.is_none_or(|moving| moving.to.generation != *generation)
+            }
             (_, false) => tenant.ring >= migration.ring,
             // Everything is on the ring that was made when it was taken back, or on a later one.
             (_, true) => tenant.moving.is_none() && tenant.placed() == target(tenant, self.newest_ring),
@@ -250,6 +255,9 @@ impl View {
         let before = if migration.cancel_requested { self.newest_ring } else { migration.ring };
         match &migration.change {
             PlacementChange::ReplicationFactor { tenant, .. } => left.tenant == *tenant,
+            PlacementChange::Generation { tenant, .. } => {
+                left.tenant == *tenant && left.from.generation != left.to.generation
+            }
             _ => left.from.ring.min(left.to.ring) < before,
         }
     }
@@ -349,7 +357,7 @@ impl<W: World> Moves<W> {
         }
         let (message, left) = lock(&self.board.0).about(|id| concerns(&migration, id));
         let known = match migration.change {
-            PlacementChange::ReplicationFactor { .. } => 0,
+            PlacementChange::ReplicationFactor { .. } | PlacementChange::Generation { .. } => 0,
             _ => view.keys,
         };
         progress.keys_total = (progress.keys_done + left).max(known).max(progress.keys_total);
@@ -440,7 +448,7 @@ mod tests {
     }
 
     fn left(name: &str, from: u64, to: u64) -> Leftover {
-        let placed = |ring| Placed { ring, replication_factor: 3 };
+        let placed = |ring| Placed { ring, replication_factor: 3, generation: 0 };
         Leftover {
             tenant: id(name),
             node: NodeId::new("n").unwrap(),
@@ -499,8 +507,12 @@ mod tests {
         assert_eq!(far(&factor(), &[other], &[], 1), (Cancelled, 0, 0), "its tenant was deleted");
         let taken_back = Migration { cancel_requested: true, ..factor() };
         assert_eq!(far(&taken_back, &[wishes], &[], 1), (Pending, 0, 1), "it still wants it");
-        let moving =
-            Moving { to: Placed { ring: 0, replication_factor: 5 }, step: Step::Cutover, prepared: 1, since: 2 };
+        let moving = Moving {
+            to: Placed { ring: 0, replication_factor: 5, generation: 0 },
+            step: Step::Cutover,
+            prepared: 1,
+            since: 2,
+        };
         let late = Tenant { moving: Some(moving), ..tenant("a", 0, 3) };
         assert_eq!(far(&taken_back, &[late], &[], 1), (InProgress, 0, 1), "it gets there, and then back");
         assert_eq!(far(&taken_back, &[tenant("a", 0, 3)], &[], 1), (Cancelled, 1, 1));

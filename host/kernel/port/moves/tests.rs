@@ -16,7 +16,7 @@ fn tenant(factor: u8) -> Tenant {
 }
 
 fn placed(ring: u64, replication_factor: u8) -> Placed {
-    Placed { ring, replication_factor }
+    Placed { ring, replication_factor, generation: 0 }
 }
 
 fn is_refused<T>(result: Result<T, StoreError>) -> bool {
@@ -69,6 +69,28 @@ fn what_a_tenant_is_to_have_does_not_change_by_its_arrival() {
     assert_eq!(arrived(Some(5), 3), (3, Some(5)), "only the ring was another one");
     assert_eq!(arrived(None, 3), (3, None));
     assert_eq!(arrived(None, 5), (5, Some(3)), "the wish was withdrawn meanwhile");
+}
+
+#[test]
+fn a_generation_is_moved_to_only_while_it_is_wanted_and_is_never_given_again() {
+    let to = Placed { generation: 2, ..placed(0, 3) };
+    let settled = Tenant { generation: 1, generations: 1, ..tenant(3) };
+    assert!(is_refused(settled.moved(&MoveTenant::Prepare(to), 10)), "nobody wants it");
+    let wanted = settled.wishing_generation(2, 5);
+    assert_eq!((wanted.wanted_generation, wanted.generations, wanted.generation), (Some(2), 2, 1));
+    let preparing = wanted.moved(&MoveTenant::Prepare(to), 10).unwrap();
+    let cutover = Tenant { moving: preparing.moving.map(|moving| Moving { step: Step::Cutover, ..moving }), ..wanted };
+    let done = cutover.moved(&MoveTenant::Finish(vec![]), 13).unwrap();
+    assert_eq!((done.generation, done.generations, done.wanted_generation, done.moving), (2, 2, None, None));
+    // Taken back meanwhile.
+    for (of, step) in [(&preparing, MoveTenant::DualWrite), (&cutover, MoveTenant::Finish(vec![]))] {
+        let unwanted = Tenant { wanted_generation: None, ..of.clone() };
+        assert!(is_refused(unwanted.moved(&step, 20)), "{step:?}");
+        let given_up = unwanted.moved(&MoveTenant::GiveUp(vec![]), 20).unwrap();
+        assert_eq!((given_up.generation, given_up.generations, given_up.moving), (1, 2, None));
+    }
+    let left = cutover.left_over(&MoveTenant::Finish(vec![id("a")]), 9, 7);
+    assert_eq!((left[0].from.generation, left[0].to.generation, left[0].hand_over), (1, 2, true));
 }
 
 #[test]

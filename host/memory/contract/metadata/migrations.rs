@@ -2,6 +2,7 @@
 
 use witan_kernel::capability::{MOVES, SMALL_RECORDS};
 use witan_kernel::name::{NodeId, StoreId, TenantId, Zone};
+use witan_kernel::placement::leader::target;
 use witan_kernel::placement::{Moving, Placed, Step};
 use witan_kernel::port::{
     Changed, Claim, Metadata, Migration, MigrationProgress, MigrationStatus, MoveTenant, NodeStatus, PlacementChange,
@@ -100,8 +101,7 @@ async fn step<M: Metadata>(metadata: &M, of: &Tenant, step: MoveTenant) -> Publi
 
 /// Moves a tenant to where it is to be.
 async fn arrive<M: Metadata>(metadata: &M, of: &Tenant, left: Vec<NodeId>) -> Published {
-    let to =
-        Placed { ring: ring(metadata).await.0, replication_factor: of.wanted_factor.unwrap_or(of.replication_factor) };
+    let to = target(of, ring(metadata).await.0);
     let mut of = of.clone();
     for next in [MoveTenant::Prepare(to), MoveTenant::DualWrite, MoveTenant::Cutover] {
         of = step(metadata, &of, next).await.tenant;
@@ -169,7 +169,7 @@ async fn drained<M: Metadata>(metadata: &M, pass: Pass<'_>) {
 
 async fn nodes_join<M: Metadata>(metadata: &M) -> Migration {
     assert_eq!(ring(metadata).await, (0, ["m-1", "m-2", "m-3", "m-4"].map(str::to_owned).to_vec()));
-    let to = Placed { ring: 9, replication_factor: 1 };
+    let to = Placed { ring: 9, replication_factor: 1, generation: 0 };
     let moving = Some(Moving { to, step: Step::Cutover, prepared: 1, since: 1 });
     let odd = Tenant { ring: 7, wanted_factor: Some(1), moving, ..tenant("m-a") };
     assert_eq!(metadata.create_tenant(odd).await, Ok(tenant("m-a")), "a new one is where the newest ring says");
@@ -387,7 +387,7 @@ async fn factors_are_taken_back<M: Metadata>(metadata: &M) {
 /// Where a tenant's records are is not among the settings that are updated.
 async fn settings_and_moves<M: Metadata>(metadata: &M) {
     let one = metadata.create_tenant(tenant("m-settings")).await.expect("created");
-    let to = Placed { ring: 8, replication_factor: 3 };
+    let to = Placed { ring: 8, replication_factor: 3, generation: 0 };
     let moving = step(metadata, &one, MoveTenant::Prepare(to)).await.tenant;
     let odd = Tenant { ring: 1, moving: None, wanted_factor: Some(2), default_level: Level::All, ..moving.clone() };
     let updated = metadata.update_tenant(odd, true).await.expect("updated");
@@ -403,7 +403,7 @@ async fn settings_and_moves<M: Metadata>(metadata: &M) {
 async fn tenants_move<M: Metadata>(metadata: &M) {
     let one = stored(metadata, &tenant("m-a").id).await;
     assert_eq!((one.ring, one.version), (0, 1));
-    let to = Placed { ring: 8, replication_factor: 3 };
+    let to = Placed { ring: 8, replication_factor: 3, generation: 0 };
     let try_step = |version, step| metadata.move_tenant(&one.id, version, step, 300);
 
     for early in [MoveTenant::DualWrite, MoveTenant::Cutover, MoveTenant::Finish(vec![]), MoveTenant::GiveUp(vec![])] {

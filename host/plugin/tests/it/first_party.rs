@@ -1,7 +1,7 @@
 //! The plugins of `plugins/`, built from source, inside the host.
 
 use bytes::Bytes;
-use witan_kernel::hook::{Asked, Hook, ResolverQuestion, Shortfall, Sibling, Verdict};
+use witan_kernel::hook::{Asked, Hook, Partition, ResolverQuestion, Shortfall, Sibling, Verdict};
 use witan_kernel::name::Key;
 use witan_plugin::OnFault;
 
@@ -42,8 +42,8 @@ async fn hash_tag() {
     let world = World::new();
     world.put("", Hook::RoutingHook, &built("hash-tag")).await.unwrap();
     let hooks = world.hooks("a");
-    let partition = |key: &str| match hooks.partition_key(&Key::new(key.to_owned()).unwrap()) {
-        Asked::Answered { answer, .. } => answer,
+    let partition = |key: &str| match hooks.partition_key(0, &Key::new(key.to_owned()).unwrap()) {
+        Partition::By { key, .. } => key,
         other => panic!("{other:?}"),
     };
     assert_eq!(partition("{user1000}.following"), "user1000");

@@ -85,8 +85,9 @@ pub(super) async fn forget_of_node(db: &mut Db, node: &NodeId) -> Result<(), Sto
 }
 
 fn leftover(row: &Row) -> Result<Leftover, StoreError> {
-    let placed =
-        |ring, factor| Ok::<_, StoreError>(Placed { ring: row.number(ring)?, replication_factor: row.number(factor)? });
+    let placed = |ring, factor| {
+        Ok::<_, StoreError>(Placed { ring: row.number(ring)?, replication_factor: row.number(factor)?, generation: 0 })
+    };
     Ok(Leftover {
         tenant: row.spelled("tenant_id", |text| TenantId::new(text).ok())?,
         node: row.spelled("node_id", |text| NodeId::new(text).ok())?,

@@ -232,6 +232,7 @@ const ADD_NODE: &str = "add_node";
 const REMOVE_NODE: &str = "remove_node";
 const UPDATE_NODE: &str = "update_node";
 const REPLICATION_FACTOR: &str = "replication_factor";
+const ROUTING_HOOK: &str = "routing_hook";
 
 /// What the columns of a change's kind have; NULL where it has none.
 #[derive(Default)]
@@ -265,6 +266,7 @@ fn columns(change: &PlacementChange) -> Columns<'_> {
         PlacementChange::ReplicationFactor { to, .. } => {
             Columns { kind: REPLICATION_FACTOR, factor: Some(u64::from(*to)), ..Columns::default() }
         }
+        PlacementChange::Generation { .. } => Columns { kind: ROUTING_HOOK, ..Columns::default() },
     }
 }
 

@@ -182,6 +182,9 @@ fn tenant(row: &Row) -> Result<Tenant, StoreError> {
     Ok(Tenant {
         wanted_factor: row.maybe_number("wanted_factor")?,
         ring: row.number("ring")?,
+        generation: 0,
+        generations: 0,
+        wanted_generation: None,
         moving: moving(row)?,
         id: row.spelled("tenant_id", |text| TenantId::new(text).ok())?,
         replication_factor: row.number("replication_factor")?,
@@ -204,7 +207,7 @@ fn moving(row: &Row) -> Result<Option<Moving>, StoreError> {
         return Ok(None);
     }
     Ok(Some(Moving {
-        to: Placed { ring: row.number("move_ring")?, replication_factor: row.number("move_factor")? },
+        to: Placed { ring: row.number("move_ring")?, replication_factor: row.number("move_factor")?, generation: 0 },
         step: row.spelled("move_step", Step::parse)?,
         prepared: row.number("move_prepared")?,
         since: row.number("move_since")?,

@@ -116,8 +116,12 @@ impl Obstacle {
         [Self::Away, Self::Filling, Self::OldVersion, Self::Young, Self::NodesClock, Self::Moving, Self::Fence];
 
     fn set(self, cluster: &Cluster, is_set: bool) {
-        let moving =
-            Moving { to: Placed { ring: 0, replication_factor: 2 }, step: Step::Preparing, prepared: 1, since: 1 };
+        let moving = Moving {
+            to: Placed { ring: 0, replication_factor: 2, generation: 0 },
+            step: Step::Preparing,
+            prepared: 1,
+            since: 1,
+        };
         match self {
             Self::Away => cluster.nodes.set_away(2, is_set),
             Self::Filling => cluster.nodes.set_filling(2, is_set),

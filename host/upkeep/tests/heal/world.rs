@@ -124,7 +124,7 @@ impl Cluster {
 
     /// The replicas of a place.
     pub(crate) fn replicas(&self, place: &Place) -> Vec<NodeId> {
-        self.ring.replicas(place.token, factor(&place.tenant)).to_vec()
+        self.ring.replicas(place.token, factor(&place.tenant())).to_vec()
     }
 
     /// From now on no coordinator has a tenant in its cache.
@@ -139,7 +139,7 @@ impl Cluster {
 
     /// A move of the tenant has left rows on a node.
     pub(crate) async fn leave_over(&self) -> Leftover {
-        let (store, to) = (&self.metadata, Placed { ring: 0, replication_factor: 2 });
+        let (store, to) = (&self.metadata, Placed { ring: 0, replication_factor: 2, generation: 0 });
         let version = store.tenant(&tenant(3)).await.expect("it is read").expect("it is there").version;
         let moved = store.move_tenant(&tenant(3), version, MoveTenant::Prepare(to), 1).await.expect("published");
         let given_up = MoveTenant::GiveUp(vec![id(0)]);

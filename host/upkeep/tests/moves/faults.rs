@@ -102,7 +102,7 @@ async fn full_disks() -> bool {
 async fn old_row() -> bool {
     let cluster = Change::Add.cluster().await;
     let number = cluster.change(Change::Add.change()).await;
-    let new = Placed { ring: 1, replication_factor: 3 };
+    let new = Placed { ring: 1, replication_factor: 3, generation: 0 };
     let mut key = 500;
     while !cluster.replicas(key, new).await.contains(&id(5)) {
         key += 1;
@@ -157,7 +157,7 @@ async fn hand_over() -> bool {
 /// move finds the tombstone on all replicas that it knows.
 async fn collected() -> bool {
     let cluster = Change::Add.cluster().await;
-    let (collector, new) = (cluster.collector().await, Placed { ring: 1, replication_factor: 3 });
+    let (collector, new) = (cluster.collector().await, Placed { ring: 1, replication_factor: 3, generation: 0 });
     let number = cluster.change(Change::Add.change()).await;
     let mut key = 1;
     while !cluster.replicas(key, new).await.contains(&id(5)) || key % 5 == 0 {

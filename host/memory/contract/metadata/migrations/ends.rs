@@ -95,7 +95,7 @@ async fn unused_rings_are_forgotten<M: Metadata>(metadata: &M) {
     let done = arrive(metadata, &one, vec![id("m-7")]).await;
     assert_eq!(metadata.forget_rings(501).await, Ok(false), "a leftover is of it");
     metadata.leftover_cleaned(&one.id, &id("m-7"), done.epoch).await.expect("noted");
-    let back = Placed { ring: one.ring, replication_factor: 3 };
+    let back = Placed { ring: one.ring, replication_factor: 3, generation: 0 };
     let moving = step(metadata, &done.tenant, MoveTenant::Prepare(back)).await.tenant;
     assert_eq!(metadata.forget_rings(502).await, Ok(false), "a move goes there");
     let settled = step(metadata, &moving, MoveTenant::GiveUp(vec![])).await.tenant;
@@ -145,7 +145,7 @@ async fn lost_nodes<M: Metadata>(metadata: &M) {
     assert_eq!(metadata.admit_store(&id("m-7"), disk, filling).await, Ok(()));
     let one = metadata.create_tenant(tenant("m-lost")).await.expect("created");
     let newest = ring(metadata).await.0;
-    let to = Placed { ring: newest, replication_factor: 3 };
+    let to = Placed { ring: newest, replication_factor: 3, generation: 0 };
     let preparing = step(metadata, &one, MoveTenant::Prepare(to)).await.tenant;
     let one = step(metadata, &preparing, MoveTenant::GiveUp(["m-1", "m-7"].map(id).to_vec())).await.tenant;
     let nodes_left = async || {

@@ -25,7 +25,7 @@ async fn shown<M: Metadata>(metadata: &M, of: Option<&Tenant>) -> Vec<(String, S
 async fn are_left<M: Metadata>(metadata: &M) {
     let one = stored(metadata, &tenant("m-b").id).await;
     assert_eq!(one.ring, 1);
-    let newest = Placed { ring: ring(metadata).await.0, replication_factor: 3 };
+    let newest = Placed { ring: ring(metadata).await.0, replication_factor: 3, generation: 0 };
     let before = one.placed();
     let preparing = step(metadata, &one, MoveTenant::Prepare(newest)).await.tenant;
     let left: Vec<NodeId> = ["m-2", "m-1", "nobody", "m-2"].map(id).to_vec();
@@ -83,7 +83,7 @@ async fn are_cleaned<M: Metadata>(metadata: &M) {
 async fn are_none_of_deleted_tenants<M: Metadata>(metadata: &M) {
     let one = metadata.create_tenant(tenant("m-left")).await.expect("created");
     let other = stored(metadata, &tenant("m-b").id).await;
-    let newest = Placed { ring: ring(metadata).await.0, replication_factor: 3 };
+    let newest = Placed { ring: ring(metadata).await.0, replication_factor: 3, generation: 0 };
     let mut of = Vec::new();
     for tenant in [&other, &one] {
         let preparing = step(metadata, tenant, MoveTenant::Prepare(newest)).await.tenant;
