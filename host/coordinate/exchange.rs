@@ -216,6 +216,7 @@ impl<W: World> Exchange<W> {
                     Next::Wait { answers, until } => break (answers, until),
                     Next::Met if self.revoke(round) => {}
                     Next::Met => return Ended::Met,
+                    Next::Short if Fault::OthersUnheard.is_on() => return Ended::Short(causes),
                     Next::Short => {
                         self.hear_others(phase, round, open, &mut causes).await;
                         return Ended::Short(causes);

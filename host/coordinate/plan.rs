@@ -336,6 +336,33 @@ pub(super) fn store_failure(what: &'static str, error: StoreError) -> Failure {
     match error {
         StoreError::Full(_) => Failure::StoreFull(what),
         StoreError::Damaged(reason) => Failure::Internal(format!("{what}: {reason}")),
+        // The failure says that it cannot be reached.
+        StoreError::Unavailable(reason) => Failure::StoreUnavailable { what, reason },
         other => Failure::StoreUnavailable { what, reason: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_of_a_store_says_its_sentence_once() {
+        let why = || "no answer within 2s".to_owned();
+        for error in [
+            StoreError::Unavailable(why()),
+            StoreError::Full(why()),
+            StoreError::Conflict(why()),
+            StoreError::Exists(why()),
+            StoreError::Missing(why()),
+            StoreError::Refused(why()),
+            StoreError::Damaged(why()),
+        ] {
+            let said = store_failure("the metadata store", error.clone()).to_string();
+            let words: Vec<&str> = said.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+            let phrases: Vec<&[&str]> = words.windows(3).collect();
+            let twice = phrases.iter().enumerate().find(|(at, phrase)| phrases[..*at].contains(phrase));
+            assert_eq!(twice, None, "{error:?} becomes: {said}");
+        }
     }
 }

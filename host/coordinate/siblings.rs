@@ -75,7 +75,7 @@ impl<W: World> Exchange<W> {
     fn put_failed(&self, round: &PutRound, causes: Causes) -> Failed {
         let required = self.plan.policy.required;
         let failure = match round.refusal() {
-            _ if round.is_forgotten() => Failure::Forgotten,
+            _ if round.is_forgotten() && !Fault::ForgottenCalledShort.is_on() => Failure::Forgotten,
             Some(ReplicaError::SiblingLimit) => Failure::SiblingLimit,
             Some(ReplicaError::StorageFull) => Failure::StorageFull { required, received: 0 },
             _ => {

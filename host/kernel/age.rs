@@ -130,6 +130,17 @@ mod tests {
         assert_eq!(clock.least(300 + FORGOTTEN), Some(2000), "nothing that old is used");
     }
 
+    #[test]
+    fn an_estimate_counts_until_it_is_as_old_as_what_is_forgotten() {
+        for (pause, counts) in [(IDLE, true), (FORGOTTEN - 1, true), (FORGOTTEN, false)] {
+            let (mut clock, began) = (NodeClock::default(), 2 * FORGOTTEN);
+            clock.shown(began + 1000, began);
+            let now = began + pause;
+            clock.shown(now + 10, now);
+            assert_eq!(clock.least(now), Some(now + if counts { 1000 } else { 10 }), "after {pause} us");
+        }
+    }
+
     proptest! {
         #[test]
         fn an_estimate_is_never_too_late(

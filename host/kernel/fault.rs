@@ -236,11 +236,23 @@ pub enum Fault {
     CollectWithoutEpoch,
     /// Routine sweeps send old tombstones to replicas that have nothing.
     TombstonesBounce,
+    /// A node whose store has failed does not say so.
+    FailureUnreported,
+    /// A node whose store has failed is asked as if it were well.
+    FailedAskedFirst,
+    /// A repetition of which nobody can say whether it was applied is reported as one that too few replicas have answered.
+    ForgottenCalledShort,
+    /// A failure reports one answer less than there were.
+    AnswersMiscounted,
+    /// An operation that cannot succeed any more does not wait for the answers of replicas that are well.
+    OthersUnheard,
+    /// A superseded event supersedes no other event of its write, unless the write is known by its name.
+    EventsGoAlone,
 }
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 115] = [
+    pub const ALL: [Self; 121] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -356,6 +368,12 @@ impl Fault {
         Self::CollectWithLeftovers,
         Self::CollectWithoutEpoch,
         Self::TombstonesBounce,
+        Self::FailureUnreported,
+        Self::FailedAskedFirst,
+        Self::ForgottenCalledShort,
+        Self::AnswersMiscounted,
+        Self::OthersUnheard,
+        Self::EventsGoAlone,
     ];
 
     /// True when this thread runs with the fault.

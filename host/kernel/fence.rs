@@ -168,6 +168,46 @@ mod tests {
     }
 
     #[test]
+    fn there_is_room_for_as_many_as_are_promised() {
+        let mut fences = Fences::default();
+        (0..FENCES as u16).for_each(|n| assert!(fences.raise(Some(&tenant(n)), 10 + u64::from(n))));
+        assert_eq!((fences.floor, fences.tenants.len()), (0, FENCES));
+        assert!(fences.raise(Some(&tenant(FENCES as u16)), 5));
+        assert_eq!((fences.floor, fences.tenants.len()), (5, FENCES), "one more: the lowest is that of all");
+    }
+
+    #[test]
+    fn a_fence_that_is_not_above_that_of_all_is_not_one_that_was_written() {
+        for (fence, is_read) in [(4, false), (5, false), (6, true)] {
+            let bytes = noted::encode(5, &BTreeMap::from([(tenant(1), fence)]));
+            assert_eq!(Fences::decode(&bytes).is_some(), is_read, "{fence} above 5");
+        }
+    }
+
+    #[test]
+    fn a_change_needs_a_fence_if_old_and_new_operations_could_contradict_each_other() {
+        use crate::tenant::{IdempotencyOutage, Ordering, ReadRepair};
+
+        let mut before = Tenant::with_defaults(tenant(1), 3, 0);
+        before.minimum_level = Level::Quorum;
+        let with = |change: &dyn Fn(&mut Tenant)| {
+            let mut after = before.clone();
+            change(&mut after);
+            (needed(&before, &after), needed(&after, &before).is_some())
+        };
+        let by_the_old = (Some(Level::Quorum), true);
+        assert_eq!(with(&|after| after.replication_factor = 5), by_the_old);
+        assert_eq!(with(&|after| after.ordering = Ordering::Clock), by_the_old);
+        assert_eq!(with(&|after| after.minimum_level = Level::All), by_the_old);
+        assert_eq!(with(&|after| after.deleted_at_ms = Some(7)), by_the_old);
+        let none = (None, false);
+        assert_eq!(with(&|_| {}), none);
+        assert_eq!(with(&|after| after.read_repair = ReadRepair::Blocking), none);
+        assert_eq!(with(&|after| after.idempotency_outage = IdempotencyOutage::Proceed), none);
+        assert_eq!(with(&|after| after.default_level = Level::All), none);
+    }
+
+    #[test]
     fn damage_is_noticed() {
         let mut fences = Fences::default();
         fences.raise(Some(&tenant(1)), 7);

@@ -72,20 +72,20 @@ impl NodeConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// Its store cannot be opened.
-    #[error("open store of node {node}: {source}")]
+    #[error("open store of node {node}: {cause}")]
     Store {
         /// The node's id.
         node: NodeId,
         /// The cause.
-        source: OpenError,
+        cause: OpenError,
     },
     /// A thread cannot be started.
-    #[error("start threads of node {node}: {source}")]
+    #[error("start threads of node {node}: {cause}")]
     Threads {
         /// The node's id.
         node: NodeId,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -99,13 +99,13 @@ pub struct Node<C> {
 impl<C: Clock> Node<C> {
     /// Opens the store and starts the threads. Blocks: must not be called on a thread of an async runtime.
     pub fn open(config: NodeConfig, clock: C, randomness: &dyn Randomness) -> Result<Self, NodeError> {
-        let failed = |source| NodeError::Store { node: config.node_id.clone(), source };
+        let failed = |cause| NodeError::Store { node: config.node_id.clone(), cause };
         let engine =
             Fjall::open(&config.data_dir, config.engine.clone()).map_err(|error| failed(OpenError::Engine(error)))?;
         let store = Arc::new(Store::open(Box::new(engine), &config.node_id, randomness).map_err(failed)?);
         let threads =
             Threads::start(store, config.durability, config.shards(), config.queue, config.row_cache, clock.clone())
-                .map_err(|source| NodeError::Threads { node: config.node_id.clone(), source })?;
+                .map_err(|cause| NodeError::Threads { node: config.node_id.clone(), cause })?;
         tracing::info!(node = %config.node_id, store = %threads.store().id(), durability = ?config.durability, "store open");
         Ok(Self { config, threads: Arc::new(threads), clock })
     }

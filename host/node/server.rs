@@ -79,10 +79,10 @@ impl Default for Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The listener failed.
-    #[error("serve storage node: {0}")]
+    #[error("serve storage node")]
     Transport(#[from] tonic::transport::Error),
     /// The reflection service could not be built from the compiled descriptors.
-    #[error("describe services: {0}")]
+    #[error("describe services")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
 

@@ -96,7 +96,7 @@ impl Vitals {
             reachable: self.connected.load(Ordering::Relaxed)
                 && !self.silent.load(Ordering::Relaxed)
                 && self.uses().trust == Trust::Whole
-                && !self.failed.load(Ordering::Relaxed),
+                && (!self.failed.load(Ordering::Relaxed) || Fault::FailedAskedFirst.is_on()),
             latency_p50_us: self.p50_us.load(Ordering::Relaxed),
             latency_p99_us: self.p99_us.load(Ordering::Relaxed),
             in_flight: self.in_flight.load(Ordering::Relaxed),

@@ -57,7 +57,7 @@ pub(crate) struct Shared {
 /// Why a binding cannot answer at all: say, its component is missing.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot be loaded: {0}")]
-pub(crate) struct LoadError(#[from] pub(crate) PluginError);
+pub(crate) struct LoadError(pub(crate) PluginError);
 
 /// One version of a binding, in force or draining. Immutable.
 pub(crate) struct ActiveBinding {

@@ -12,6 +12,7 @@ use witan_control::stores::Progress;
 use witan_coordinate::{
     Coordinator, Defaults, MissedChanges, Ports, ReadAnswer, ReadRequest, Respond, UnderWay, WriteRequest, Written,
 };
+use witan_kernel::condition::Condition;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
 use witan_kernel::hook::Partition;
@@ -30,6 +31,7 @@ use witan_upkeep::{Healing, HealingConfig, Missed, Sweep, Upkeep};
 
 use crate::collapses::Collapsed;
 use crate::follower::{self, learn};
+use crate::heard::{Figures, Heard};
 use crate::nemesis::Link;
 use crate::node::NodeMachine;
 use crate::plugins::{Bound, partition};
@@ -72,6 +74,16 @@ impl Doors {
         self.coordinator.ports().replicas.state(node).in_flight
     }
 
+    /// The condition of a node's store, as health shows it here.
+    pub(crate) fn condition(&self, node: &NodeId) -> Option<Condition> {
+        self.coordinator.ports().replicas.condition(node)
+    }
+
+    /// How often operations here have asked a node for a record.
+    pub(crate) fn reads(&self, node: &NodeId) -> u64 {
+        self.coordinator.ports().replicas.reads(node)
+    }
+
     /// A node's store and whether it is whole, as this coordinator knows it.
     pub(crate) fn standing(&self, node: &NodeId) -> Option<Standing> {
         self.coordinator.ports().replicas.standing(node)
@@ -111,6 +123,7 @@ struct Shared {
     /// Whether a write is asked about before it is repeated.
     asks: bool,
     heals: Option<HealingConfig>,
+    wrong_figures: Arc<Mutex<Vec<String>>>,
 }
 
 /// How long after its start a coordinator begins to heal.
@@ -130,12 +143,14 @@ impl CoordinatorMachine {
         lanes.set_nodes(&known.as_ref().map_or_else(|| self.shared.nodes.clone(), follower::Known::nodes));
         self.watch_stores(Arc::clone(&lanes));
         let (reached, follows) = (Arc::clone(&lanes), Arc::clone(&lanes));
+        let (clock, wrong) = (self.clock.clone(), Arc::clone(&self.shared.wrong_figures));
+        let heard = Arc::new(Heard::new(lanes, clock, self.shared.moves, wrong));
         let (collapses, reported) = witan_upkeep::reports();
         let missed = Arc::<Missed>::default();
         let ports = Ports {
             clock: self.clock.clone(),
             randomness: self.shared.dice.clone(),
-            replicas: lanes,
+            replicas: Arc::clone(&heard),
             idempotency: self.shared.idempotency.behind(&self.gate),
             tenants: self.view.clone(),
             plugins: Arc::new(self.shared.plugins.clone()),
@@ -179,8 +194,8 @@ impl CoordinatorMachine {
         while let Some(call) = calls.recv().await {
             self.gate.opened().await;
             match call {
-                Call::Write(request, to) => coordinator.write(request, self.respond(to)),
-                Call::Read(request, to) => coordinator.read(request, self.respond(to)),
+                Call::Write(request, to) => coordinator.write(request, self.respond(to, &heard)),
+                Call::Read(request, to) => coordinator.read(request, self.respond(to, &heard)),
                 Call::Repair(pause, to) => {
                     let upkeep = Arc::clone(&upkeep);
                     tokio::spawn(async move { to.send(repair(&upkeep, pause).await) });
@@ -229,10 +244,15 @@ impl CoordinatorMachine {
         }
     }
 
-    /// Passes an answer on, once the process runs.
-    fn respond<T: Send + 'static>(&self, to: oneshot::Sender<Result<T, Failed>>) -> Respond<T> {
-        let gate = self.gate.clone();
+    /// Passes an answer on, once the process runs, and compares its figures with what was heard.
+    fn respond<T: Figures + Send + 'static>(
+        &self,
+        to: oneshot::Sender<Result<T, Failed>>,
+        heard: &Arc<Heard>,
+    ) -> Respond<T> {
+        let (gate, heard) = (self.gate.clone(), Arc::clone(heard));
         Box::new(move |result| {
+            heard.judge(&result);
             // Sending fails when the client has given up, which is fine.
             if gate.is_open() {
                 drop(to.send(result));
@@ -276,10 +296,13 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Arc<NodeMachine>>,
     pub(crate) coordinators: Vec<Arc<CoordinatorMachine>>,
     pub(crate) idempotency: Idempotency,
+    pub(crate) dice: Dice,
     pub(crate) tenants: Vec<Tenant>,
     /// Questions that plugins fail to answer, per mille.
     pub(crate) faulty: Arc<AtomicU64>,
     pub(crate) collapsed: Collapsed,
+    /// Figures in answers that are not those of what nodes have answered.
+    pub(crate) wrong_figures: Arc<Mutex<Vec<String>>>,
     metadata: MemoryMetadata,
     known: Known,
     links: Arc<Mutex<HashMap<(usize, usize), Link>>>,
@@ -295,7 +318,7 @@ impl Cluster {
         at_once(register(&metadata, &on_record, 0)).expect("registers the nodes");
         let placement = at_once(metadata.placement()).expect("the nodes are on record");
         let (rings, known, faulty) = (placement.rings(), Known::default(), Arc::clone(&bound.faulty));
-        let collapsed = Collapsed::default();
+        let (collapsed, wrong_figures) = (Collapsed::default(), Arc::<Mutex<Vec<String>>>::default());
         let idempotency = Idempotency::new(dice.clone());
         let shared = Arc::new(Shared {
             nodes: on_record,
@@ -312,6 +335,7 @@ impl Cluster {
             strict: scenario.strict,
             asks: scenario.asks,
             heals: scenario.heals.clone(),
+            wrong_figures: Arc::clone(&wrong_figures),
         });
         let coordinator = |n| CoordinatorMachine {
             name: format!("c{n}"),
@@ -324,8 +348,19 @@ impl Cluster {
             shared: Arc::clone(&shared),
         };
         let coordinators = (1..=coordinators).map(|n| Arc::new(coordinator(n))).collect();
-        let links = Arc::default();
-        let cluster = Self { nodes, coordinators, idempotency, tenants, faulty, collapsed, metadata, known, links };
+        let cluster = Self {
+            nodes,
+            coordinators,
+            idempotency,
+            dice: dice.clone(),
+            tenants,
+            faulty,
+            collapsed,
+            wrong_figures,
+            metadata,
+            known,
+            links: Arc::default(),
+        };
         let from_the_start = scenario.casts.iter().enumerate().filter(|(_, cast)| !cast.comes_later);
         from_the_start.for_each(|(tenant, _)| cluster.create_tenant(tenant));
         cluster

@@ -83,6 +83,7 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::FenceIgnored | Fault::FenceVolatile | Fault::FenceNotAwaited | Fault::EpochOfLater => Some("fenced:0"),
         Fault::HealingSkipsRange => Some("healing:0"),
         Fault::ReturnUnnoticed => Some("healing:6"),
+        Fault::AnswersMiscounted | Fault::OthersUnheard => Some("links:0"),
         // Those of `names` are recorded there.
         Fault::RepeatedUnasked
         | Fault::AskedWithoutPin
@@ -102,6 +103,9 @@ fn recorded_in_scenes(fault: Fault) -> Option<&'static str> {
     match fault {
         Fault::MergesNotGated => Some("flicker:0"),
         Fault::SyncCoversLater => Some("lone:0"),
+        Fault::FailureUnreported | Fault::FailedAskedFirst | Fault::ForgottenCalledShort | Fault::EventsGoAlone => {
+            Some("links:0")
+        }
         Fault::StampNotStored => Some("late:0"),
         Fault::UnrepairedBelieved => Some("replaced:0"),
         Fault::DeadlineFromTurn | Fault::ReservationProlonged | Fault::UncanonicalAccepted | Fault::LateAccepted => {

@@ -5,9 +5,9 @@
 //! `--scenario crashes` only those of one scenario, `--fault QuorumOffByOne` with that rule broken. (It sets `WITAN_SIM_SEED`,
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
-//! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`node`], [`simulated`], [`cluster`], [`follower`],
-//! [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`missed`], [`buried`], [`moves`], [`disks`], [`history`], [`check`],
-//! [`oracle`], [`faults`], [`scene`], [`scenes`], [`losses`], [`names`].
+//! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`node`], [`heard`], [`simulated`], [`cluster`],
+//! [`follower`], [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`missed`], [`buried`], [`moves`], [`disks`], [`history`],
+//! [`check`], [`oracle`], [`faults`], [`scene`], [`scenes`], [`losses`], [`reports`], [`names`].
 
 // It runs in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -22,6 +22,7 @@ mod faults;
 mod fences;
 mod follower;
 mod healing;
+mod heard;
 mod history;
 mod losses;
 mod missed;
@@ -33,6 +34,7 @@ mod oracle;
 mod play;
 mod plugins;
 mod repairs;
+mod reports;
 mod scenario;
 mod scene;
 mod scenes;

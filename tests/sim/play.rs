@@ -79,6 +79,7 @@ pub(crate) fn play(scenario: Scenario, verbose: bool) -> Verdict {
     let operations = stage.history.operations();
     let mut violations = std::mem::take(&mut *lock(&stage.violations));
     let is_collapsed = |place: Place| cluster.collapsed.contains(&cluster.place(place.0, &Stage::key(place)));
+    violations.append(&mut lock(&cluster.wrong_figures));
     violations.extend(check::all(&stage.scenario, &operations, is_collapsed));
     let measured = stage.history.measured();
     let (hash, log) = stage.history.close();

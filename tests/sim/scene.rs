@@ -91,6 +91,7 @@ where
     drop(sim);
     let mut violations: Vec<String> = aborted.into_iter().collect();
     violations.extend(seen.try_recv().unwrap_or_else(|_| vec!["aborted: the scene has not ended".to_owned()]));
+    violations.append(&mut lock(&cluster.wrong_figures));
     Verdict { scenario: name, violations, hash: 0, log: String::new(), measured: Measured::default(), virtual_time }
 }
 

@@ -11,16 +11,20 @@ use witan_kernel::failure::{Effect, Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::idempotency::KEPT_MS;
 use witan_kernel::limit::LONGEST_DEADLINE;
-use witan_kernel::name::Key;
+use witan_kernel::name::{Key, StoreId, WriteId};
+use witan_kernel::port::Clock;
 use witan_kernel::record::Record;
+use witan_kernel::siblings::{Actor, VersionVector, Write};
 use witan_kernel::tenant::{ConflictMode, Level, Tenant};
 
 use crate::cluster::Call;
 use crate::losses;
+use crate::oracle;
 use crate::play::Verdict;
+use crate::reports;
 use crate::scenario::{Play, Scenario};
 use crate::scene::{MERGED, Scene, everything_works, send, stage, write};
-use crate::world::now_micros;
+use crate::world::{now_micros, to_value};
 
 /// The scene in which a rule can be broken; `None`: any scenario.
 pub(crate) fn of(fault: Fault) -> Option<Scene> {
@@ -33,6 +37,9 @@ pub(crate) fn of(fault: Fault) -> Option<Scene> {
         Fault::SyncCoversLater => Some(losses::shown_during_the_sync),
         Fault::StampNotStored => Some(losses::repeated_after_others),
         Fault::UnrepairedBelieved => Some(losses::not_filled),
+        Fault::FailureUnreported | Fault::FailedAskedFirst => Some(reports::store_fails),
+        Fault::ForgottenCalledShort => Some(reports::killed_before_recording),
+        Fault::EventsGoAlone => Some(met_in_any_order),
         _ => None,
     }
 }
@@ -208,14 +215,84 @@ pub(crate) fn held_back(play: Play) -> Verdict {
     )
 }
 
+/// Three replicas of a key: two have minted the same write W, which was repeated, and the third has X, whose writer has seen one event of W
+/// without learning W's name. One repair is enough: then all have the same, and none has W, in whatever order it has read them.
+pub(crate) fn met_in_any_order(play: Play) -> Verdict {
+    const NAME: &str = "met-in-any-order";
+    if !reports::alone(&mut Scenario::of(play), true) {
+        return stage(play, NAME, |_| {}, |_, _| async { Vec::new() });
+    }
+    let shape = |scenario: &mut Scenario| {
+        reports::alone(scenario, true);
+    };
+    stage(play, NAME, shape, |cluster, _| async move {
+        everything_works(&cluster).await;
+        tokio::time::sleep(MERGED).await;
+        let place = cluster.place(0, &Key::new("key-0").expect("a key"));
+        let actor = |n: u8| Actor { store: StoreId([n; 16]), birth: 1 };
+        let minted = |id: u8, seen: VersionVector| Write {
+            write_id: WriteId([id; 16]),
+            started: cluster.nodes[0].clock.wall_micros(),
+            again: false,
+            asked: false,
+            seen,
+            ids: Vec::new(),
+            newest: 0,
+            value: Some(to_value(&[u32::from(id)].into(), 0)),
+        };
+        let (w, mut seen) = (minted(1, VersionVector::default()), VersionVector::default());
+        // Which of the replicas is which decides the order in which they are joined.
+        let first = cluster.dice.between(0, 2) as usize;
+        let replicas: Vec<Arc<_>> = cluster.replicas(0, &place).into_iter().map(Arc::clone).collect();
+        while replicas.iter().any(|node| !matches!(node.content(&place), Ok(Some(_)))) {
+            let _ = send(&cluster, write(&cluster, 3, MERGED)).await;
+            tokio::time::sleep(MERGED).await;
+        }
+        for number in 0..replicas.len() {
+            replicas[(first + number) % replicas.len()].rewrite(&place, |record| {
+                let Record::Siblings(record) = record else { return };
+                match number {
+                    0 => {
+                        record.put(&w, actor(1));
+                    }
+                    1 => {
+                        seen.add(&record.put(&w, actor(2)));
+                    }
+                    _ => {
+                        record.put(&minted(2, seen.clone()), actor(3));
+                    }
+                }
+            });
+        }
+        let (to, repaired) = oneshot::channel();
+        if let Some(doors) = cluster.coordinators[0].doors() {
+            let _ = doors.calls.send(Call::Repair(Duration::ZERO, to));
+        }
+        let repaired = repaired.await.unwrap_or_else(|_| "aborted".to_owned());
+        let stored = replicas.iter().map(|node| (node.name.clone(), node.content(&place).ok().flatten()));
+        let stored: Vec<_> = stored.collect();
+        let has = |value: u32| {
+            let value = to_value(&[value].into(), 0);
+            stored
+                .iter()
+                .filter(|(_, content)| content.as_ref().is_some_and(|c| c.values().contains(&&value[..])))
+                .count()
+        };
+        let differ = oracle::differs(&stored).map(|difference| format!("convergence: after {repaired}: {difference}"));
+        let wrong = (has(1), has(2)) != (0, replicas.len());
+        let wrong = wrong.then(|| format!("siblings: W is at {}, X at {} replicas, after {repaired}", has(1), has(2)));
+        differ.into_iter().chain(wrong).collect()
+    })
+}
+
 /// Seeds of each scene in every run: they differ little.
 const SEEDS: u64 = 12;
 
 #[test]
 fn scenes_keep_every_promise() {
     crate::on_all_cores(SEEDS, |seed| {
-        let here = [in_line, repeated_for_a_day, uncanonical, held_back] as [Scene; 4];
-        for scene in here.into_iter().chain(losses::ALL) {
+        let here = [in_line, repeated_for_a_day, uncanonical, held_back, met_in_any_order] as [Scene; 5];
+        for scene in here.into_iter().chain(losses::ALL).chain(reports::ALL) {
             let verdict = scene(Play::of(seed));
             assert!(verdict.violations.is_empty(), "seed {seed} ({}): {:#?}", verdict.scenario, verdict.violations);
         }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use witan_coordinate::World;
-use witan_peer::Lanes;
 
+use crate::heard::Heard;
 use crate::stores::{Idempotency, View};
-use crate::world::{Dial, Dice, SimClock};
+use crate::world::{Dice, SimClock};
 
 /// The ports of the simulation.
 pub(crate) struct Simulated;
@@ -14,7 +14,7 @@ pub(crate) struct Simulated;
 impl World for Simulated {
     type Clock = SimClock;
     type Randomness = Dice;
-    type Replicas = Arc<Lanes<SimClock, Dial>>;
+    type Replicas = Arc<Heard>;
     type Idempotency = Idempotency;
     type Tenants = View;
 }

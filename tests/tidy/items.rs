@@ -1,4 +1,4 @@
-//! Rules about what a room offers: its errors are types, its constants say where their numbers come from.
+//! Rules about what a room offers: its errors are types that say everything once, its constants say where their numbers come from.
 
 use crate::Finding;
 use crate::lex::{Kind, Token};
@@ -30,6 +30,75 @@ pub fn strings_as_errors(tree: &Tree<'_>) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Looks for errors whose text contains their cause, and which give the cause as a source, too: whoever prints an error with its causes,
+/// as most programs do, says that sentence twice.
+pub fn sentences_said_twice(tree: &Tree<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (at, source) in tree.sources.iter().enumerate() {
+        let all = &source.lexed.tokens;
+        // Tests come last, and may have errors of any kind.
+        let is_test = |at: &usize| all[*at].is("cfg") && all.get(at + 2).is_some_and(|of| of.is("test"));
+        let tokens = &all[..(0..all.len()).find(is_test).unwrap_or(all.len())];
+        for start in 0..tokens.len().saturating_sub(4) {
+            let is_text =
+                tokens[start].is("#") && tokens[start + 2].is("error") && tokens[start + 4].kind == Kind::Text;
+            if !is_text {
+                continue;
+            }
+            let (text, after) = (tokens[start + 4], matching(tokens, start + 1) + 1);
+            for cause in causes(tokens, after) {
+                if text.text.contains(&format!("{{{cause}}}")) || text.text.contains(&format!("{{{cause}:")) {
+                    let message = format!(
+                        "the text of this error contains its source (`{cause}`): leave it to those who print causes, or keep the cause \
+                         under another name than `source` and without `#[from]` and `#[source]`"
+                    );
+                    findings.push(tree.finding(at, text.line, message));
+                }
+            }
+        }
+    }
+    findings
+}
+
+/// The fields of the variant or struct after `from` that thiserror gives as its source: by name, or by number.
+fn causes(tokens: &[Token<'_>], from: usize) -> Vec<String> {
+    let Some(open) =
+        (from..tokens.len()).find(|at| ["(", "{", ",", ";", "}", "#"].iter().any(|mark| tokens[*at].is(mark)))
+    else {
+        return Vec::new();
+    };
+    // `pub(crate) struct`: the parenthesis of a visibility opens no fields.
+    if tokens[open].is("(") && tokens[open - 1].is("pub") {
+        return causes(tokens, matching(tokens, open) + 1);
+    }
+    if tokens[open].is("#") {
+        return causes(tokens, matching(tokens, open + 1) + 1);
+    }
+    if !tokens[open].is("(") && !tokens[open].is("{") {
+        return Vec::new();
+    }
+    let (close, named) = (matching(tokens, open), tokens[open].is("{"));
+    let (mut found, mut field, mut depth, mut marked) = (Vec::new(), 0, 0, false);
+    let mut name = "";
+    for at in open + 1..close {
+        let token = &tokens[at];
+        let opens = ["(", "[", "{", "<"].iter().any(|mark| token.is(mark));
+        let closes = [")", "]", "}", ">"].iter().any(|mark| token.is(mark));
+        depth += i32::from(opens) - i32::from(closes);
+        marked |= depth == 1 && (token.is("from") || token.is("source")) && tokens[at - 1].is("[");
+        if depth == 0 && token.kind == Kind::Name && tokens[at + 1].is(":") && named {
+            name = token.text;
+        }
+        if depth == 0 && token.is(",") || at + 1 == close {
+            if marked || name == "source" {
+                found.push(if named { name.to_owned() } else { field.to_string() });
+            }
+            (field, marked, name) = (field + 1, false, "");
+        }
+    }
+    found
 }
 
 /// Whether other rooms can name the item at `at`. In the package `witan`, `pub(crate)` reaches them.

@@ -56,7 +56,7 @@ impl fmt::Display for Finding {
 pub type Check = fn(&Tree<'_>) -> Vec<Finding>;
 
 /// Every check, with its name among the ratchets.
-pub const CHECKS: [(&str, Check); 10] = [
+pub const CHECKS: [(&str, Check); 11] = [
     ("chance", chance::check),
     ("directions", directions::check),
     ("circles between rooms", circles::rooms),
@@ -65,6 +65,7 @@ pub const CHECKS: [(&str, Check); 10] = [
     ("long functions", size::functions),
     ("long lines", size::lines),
     ("strings as errors", items::strings_as_errors),
+    ("sentences said twice", items::sentences_said_twice),
     ("constants without a reason", items::constants),
     ("dialect", dialect::check),
 ];

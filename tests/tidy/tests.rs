@@ -207,6 +207,46 @@ fn strings_as_errors_are_found_where_other_rooms_see_them() {
 }
 
 #[test]
+fn errors_that_say_their_source_twice_are_found() {
+    let check = items::sentences_said_twice;
+    let found = "host/a.rs:2: the text of this error contains its source";
+    one(
+        check,
+        &[("host/a.rs", "enum E {\n    #[error(\"open: {0}\")]\n    /// Doc.\n    Io(#[from] io::Error),\n}")],
+        found,
+    );
+    one(
+        check,
+        &[(
+            "host/a.rs",
+            "enum E {\n    #[error(\"open {a}: {source:?}\")]\n    Io { a: Vec<(u8, u8)>, source: E },\n}",
+        )],
+        found,
+    );
+    one(check, &[("host/a.rs", "enum E {\n    #[error(\"open: {why}\")]\n    Io { #[source] why: E },\n}")], found);
+    one(
+        check,
+        &[("host/a.rs", "#[derive(Error)]\n#[error(\"open: {0}\")]\npub(crate) struct E(#[from] pub(crate) F);")],
+        found,
+    );
+    one(check, &[("host/a.rs", "enum E {\n    #[error(\"open {0}: {1}\")]\n    Io(A, #[source] B),\n}")], found);
+    none(
+        check,
+        &[
+            (
+                "host/a.rs",
+                "enum E {\n    #[error(transparent)]\n    Io(#[from] E),\n    #[error(\"no\")]\n    No(#[from] E),\n}",
+            ),
+            (
+                "host/b.rs",
+                "enum E {\n    #[error(\"open {0}\")]\n    Io(A, #[source] B),\n    #[error(\"{cause}\")]\n    C { cause: E },\n}",
+            ),
+            ("host/c.rs", "enum E {\n    #[error(\"{0}\")]\n    A,\n    B(#[from] F),\n}"),
+        ],
+    );
+}
+
+#[test]
 fn constants_without_a_reason_are_found() {
     let check = items::constants;
     one(check, &[("a.rs", "/// Limit.\npub const LIMIT: usize = 1;")], "a.rs:2: `LIMIT` does not say why");

@@ -48,6 +48,32 @@ fn a_place_is_part_of_its_row() {
 }
 
 #[test]
+fn every_event_is_part_of_its_row() {
+    let of = |events: &[(u8, u64, u64)]| {
+        let mut siblings = crate::siblings::Siblings::default();
+        for (store, birth, counter) in events {
+            let actor = crate::siblings::Actor { store: StoreId([*store; 16]), birth: *birth };
+            siblings.seen.add(&crate::siblings::Dot { actor, counter: *counter });
+        }
+        Row::of(1, b"t", b"k", &Record::Siblings(siblings)).hash
+    };
+    // None follows on another one: each is counted alone.
+    let all =
+        [of(&[]), of(&[(1, 1, 3)]), of(&[(2, 1, 3)]), of(&[(1, 2, 3)]), of(&[(1, 1, 4)]), of(&[(1, 1, 3), (1, 1, 5)])];
+    for (at, one) in all.iter().enumerate() {
+        assert!(!all[..at].contains(one), "{at}");
+    }
+}
+
+#[test]
+fn a_leaf_without_rows_is_empty() {
+    let (one, mut rows) = (row(1, 9, None), leaf(&[row(1, 9, None)]));
+    assert!(Leaf::default().is_empty() && !rows.is_empty());
+    rows.subtract(&one);
+    assert!(rows.is_empty());
+}
+
+#[test]
 fn a_row_without_a_value_is_known_by_its_newest_write() {
     assert_eq!((row(1, 9, None).buried, row(1, 9, Some(b"v")).buried), (Some(9), None));
     let mut siblings = crate::siblings::Siblings::default();

@@ -143,7 +143,8 @@ impl Tally {
 
     /// Acknowledgements by that same set: "`received` of `required` replicas answered".
     pub fn received(&self) -> u8 {
-        self.farthest().acks(self.acked)
+        let missed = u8::from(Fault::AnswersMiscounted.is_on());
+        self.farthest().acks(self.acked).saturating_sub(missed)
     }
 
     /// True when the replica has acknowledged.

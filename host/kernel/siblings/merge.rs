@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
 use super::{Dot, Name, Siblings, Version};
+use crate::fault::Fault;
 use crate::name::WriteId;
 
 /// Mints, sorted.
@@ -28,10 +29,17 @@ fn mints_of(record: &Siblings) -> Mints {
 
 /// The writes of `of` that have a mint which the other record has seen without holding it.
 fn superseded<'a>(of: &'a Siblings, by: &'a Siblings, held: &'a Mints) -> impl Iterator<Item = Name> + 'a {
-    of.versions.iter().flat_map(move |version| {
-        let gone = move |mint: &(WriteId, Dot)| by.seen.covers(&mint.1) && held.binary_search(mint).is_err();
-        version.mints().filter(gone).map(|(id, _)| Name::dead(id, version.time))
-    })
+    let gone = move |mint: &(WriteId, Dot)| is_gone(mint, by, held);
+    let goes = move |version: &&Version| !Fault::EventsGoAlone.is_on() || version.mints().all(|mint| gone(&mint));
+    of.versions
+        .iter()
+        .filter(goes)
+        .flat_map(move |version| version.mints().filter(gone).map(|(id, _)| Name::dead(id, version.time)))
+}
+
+/// Whether a record that holds these mints has seen this one without holding it.
+fn is_gone(mint: &(WriteId, Dot), by: &Siblings, held: &Mints) -> bool {
+    by.seen.covers(&mint.1) && held.binary_search(mint).is_err()
 }
 
 /// What a join has changed.
@@ -51,6 +59,11 @@ pub(super) fn merge(into: &mut Siblings, other: &Siblings) -> Changed {
     let (mut mints, theirs) = (mints_of(into), mints_of(other));
     let mut dead: SmallVec<[Name; 4]> = superseded(into, other, &theirs).collect();
     dead.extend(superseded(other, into, &mints));
+    let mut gone = Mints::new();
+    if Fault::EventsGoAlone.is_on() {
+        gone.extend(mints.iter().filter(|mint| is_gone(mint, other, &theirs)).copied());
+        gone.extend(theirs.iter().filter(|mint| is_gone(mint, into, &mints)).copied());
+    }
     let mut names = into.names.join(&other.names);
     for name in dead {
         names |= into.names.note(name);
@@ -61,7 +74,7 @@ pub(super) fn merge(into: &mut Siblings, other: &Siblings) -> Changed {
     mints.extend(theirs);
     mints.sort_unstable();
     mints.dedup();
-    mints.retain(|(id, _)| !into.names.is_dead(id));
+    mints.retain(|mint| !into.names.is_dead(&mint.0) && !gone.contains(mint));
 
     let mut versions: Vec<Version> = into.versions.iter().chain(&other.versions).cloned().collect();
     unite_equals(&mut versions);

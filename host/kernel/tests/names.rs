@@ -90,9 +90,15 @@ fn records_meet_in_any_order() {
     b.put(&write(0, NOW, true, None), actor(1));
     let by_vector = Write { seen: b.seen.clone(), ..write(1, NOW + 100, false, None) };
     c.put(&by_vector, actor(3));
-    let (left, right) = (joined(&joined(&a, &b), &c), joined(&a, &joined(&b, &c)));
+    let both = || (joined(&joined(&a, &b), &c), joined(&a, &joined(&b, &c)));
+    let (left, right) = both();
     assert_eq!(left, right);
     assert_eq!(standing(&left), [id(1)]);
+    fault::set(Some(Fault::EventsGoAlone));
+    let (left, right) = both();
+    fault::set(None);
+    assert_eq!(standing(&right), [id(1)]);
+    assert_eq!(standing(&left), [id(0), id(1)], "it was so before a superseded event superseded the whole write");
 }
 
 /// r1 and r3 were asked about W, X is acknowledged by r2 and r3, r1 and r2 are read. True: W is back.

@@ -5,7 +5,8 @@ use witan_kernel::durability::Durability;
 use witan_kernel::failure::{Effect, Failure};
 use witan_kernel::hook::{Hook, Operation};
 use witan_kernel::name::{Key, NodeId, StoreId, TenantId, WriteId};
-use witan_kernel::port::{Artifact, Digest, NodeStatus, Slot, Source, StoreState};
+use witan_kernel::port::{Artifact, Digest, Duty, DutyKind, MigrationStatus, NodeStatus, Slot, Source, StoreState};
+use witan_kernel::scan::{Standing, Trust};
 use witan_kernel::tenant::{ConflictMode, IdempotencyOutage, Level, Ordering, ReadRepair};
 
 #[track_caller]
@@ -40,6 +41,23 @@ fn every_spelling_is_read_as_it_was_written() {
         (StoreState::SetBack, "set-back"),
     ];
     round_trips(states, StoreState::as_str, StoreState::parse);
+    let migrations = [
+        (MigrationStatus::Pending, "pending"),
+        (MigrationStatus::InProgress, "in_progress"),
+        (MigrationStatus::Completed, "completed"),
+        (MigrationStatus::Cancelled, "cancelled"),
+    ];
+    round_trips(migrations, MigrationStatus::as_str, MigrationStatus::parse);
+    let duties = [
+        (DutyKind::Compare, "compare"),
+        (DutyKind::Scrub, "scrub"),
+        (DutyKind::CatchUp, "catch-up"),
+        (DutyKind::Fill, "fill"),
+        (DutyKind::Place, "placement"),
+        (DutyKind::Missed, "missed"),
+    ];
+    round_trips(duties, DutyKind::as_str, DutyKind::parse);
+    assert_eq!(Duty { kind: DutyKind::Scrub, range: "7".to_owned() }.to_string(), "scrub 7");
     assert_eq!(Durability::Os.to_string() + &Hook::RoutingHook.to_string(), "osrouting-hook");
     assert_eq!(
         [Operation::Read, Operation::Write, Operation::Delete].map(Operation::as_str),
@@ -48,6 +66,24 @@ fn every_spelling_is_read_as_it_was_written() {
     let failed = Condition::Failed("sync".to_owned());
     assert_eq!([Condition::Serving, Condition::Full, failed].map(|of| of.as_str()), ["serving", "full", "failed"]);
     assert_eq!([Effect::NotApplied, Effect::InDoubt].map(Effect::as_str), ["not-applied", "in-doubt"]);
+}
+
+#[test]
+fn what_a_store_may_be_used_for_has_a_word_and_advice_where_it_is_not_everything() {
+    let all = [(Trust::Whole, "whole"), (Trust::Filling, "filling"), (Trust::Unadmitted, "unadmitted")];
+    for (trust, word) in all {
+        let standing = Standing { store: StoreId([1; 16]), trust };
+        assert_eq!((trust.as_str(), standing.is_whole()), (word, trust == Trust::Whole));
+        assert_eq!(trust.advice().is_none_or(|advice| !advice.contains("witan repair")), trust == Trust::Whole);
+    }
+}
+
+#[test]
+fn duties_of_what_was_missed_are_counted_apart() {
+    for (a, b) in DutyKind::ALL.into_iter().flat_map(|a| DutyKind::ALL.map(|b| (a, b))) {
+        let apart = a != b && [a, b].contains(&DutyKind::Missed);
+        assert_eq!(a.counts_with(b), !apart, "{a:?} and {b:?}");
+    }
 }
 
 #[test]

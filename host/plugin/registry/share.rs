@@ -183,7 +183,7 @@ impl Inner {
     fn load(&self, record: &BindingRecord) -> (Result<Plan, LoadError>, Vec<Arc<Program>>) {
         let primary = match self.program(record.current.digest) {
             Ok((program, artifact)) => Ok(plan(&program, &artifact, &record.current.configuration)),
-            Err(error) => Err(LoadError::from(error)),
+            Err(error) => Err(LoadError(error)),
         };
         if let Err(error) = &primary
             && !error.0.is_busy()

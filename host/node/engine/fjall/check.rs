@@ -22,7 +22,7 @@ pub(super) enum Refused {
     #[error("is in use by {0}: stop that process first, or give each node a folder of its own (--data-dir)")]
     InUse(String),
     #[error("cannot be examined: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// Acknowledged data is missing or damaged.
     #[error(
         "is damaged and was not opened: {}: {what}. Nothing in it was changed. Acknowledged writes are lost or damaged, so treat it \
@@ -30,6 +30,12 @@ pub(super) enum Refused {
         file.display()
     )]
     Damaged { file: PathBuf, what: String },
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 fn damaged(file: impl Into<PathBuf>, what: impl Into<String>) -> Refused {
