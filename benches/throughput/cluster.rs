@@ -31,6 +31,15 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts a cluster with this durability of nodes and coordinator: "os" or "sync".
     pub(crate) fn start(options: &Options, durability: &str) -> anyhow::Result<Self> {
+        Self::start_with(options, durability, &[])
+    }
+
+    /// The same, with these variables in the environment of the coordinator.
+    pub(crate) fn start_with(
+        options: &Options,
+        durability: &str,
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let folder = match &options.folder {
             Some(folder) => TempDir::with_prefix_in("witan-bench-", folder)?,
             None => TempDir::with_prefix("witan-bench-")?,
@@ -45,7 +54,9 @@ impl Cluster {
         }
         let named: Vec<String> =
             nodes.iter().zip(1..).map(|(node, number)| format!("node-{number}={}", node.address)).collect();
-        let coordinator = coordinator(options, durability, &named, folder.path(), "coordinator", |_| {})?;
+        let coordinator = coordinator(options, durability, &named, folder.path(), "coordinator", |command| {
+            command.envs(environment.iter().copied());
+        })?;
 
         let addresses: Vec<&str> = nodes.iter().map(|node| node.address.as_str()).collect();
         let mut command = Command::new(std::env::current_exe()?);

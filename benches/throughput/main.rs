@@ -10,6 +10,7 @@
 mod baseline;
 mod calls;
 mod cluster;
+mod copy;
 mod mark;
 mod overload;
 mod policy;
@@ -68,6 +69,9 @@ struct Options {
     /// Swaps of the policy in the section `swaps`
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
     swaps: u32,
+    /// Keys of the tenant that is copied in the section `copy`, each with a value of 4 KiB
+    #[arg(long, default_value_t = 65_536, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    copied: u64,
     /// The measured program
     #[arg(long, default_value = env!("CARGO_BIN_EXE_witan"))]
     witan: PathBuf,
@@ -103,6 +107,8 @@ enum Section {
     Swaps,
     /// More load than the cluster can carry, beside a quiet tenant
     Overload,
+    /// A copy of a placement change, beside a load
+    Copy,
     /// A node's storage path alone
     Storage,
     /// Cost of the mark for a node's engine
@@ -135,6 +141,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Section::Stores => ("stores", stores::section(&options)?),
             Section::Swaps => ("swaps", swaps::section(&options)?),
             Section::Overload => ("overload", overload::section(&options)?),
+            Section::Copy => ("copy", copy::section(&options)?),
             Section::Storage => ("storage", storage::section(&options)?),
             Section::Mark => ("mark", mark::section(&options)?),
             Section::Calls => ("calls", calls::section(&options)?),

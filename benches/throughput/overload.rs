@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use witan::cli::bench::load::{Load, Mode};
 use witan::cli::bench::measured::{Measured, Progress};
@@ -34,7 +35,7 @@ const MEMORY: f64 = 1.5;
 /// Until a coordinator no longer counts a tenant among those that are there.
 const GONE: Duration = Duration::from_secs(3);
 /// The cores of the measured processes, and of the generator.
-const CORES: [&str; 2] = ["0", "1"];
+pub(crate) const CORES: [&str; 2] = ["0", "1"];
 
 /// What one multiple of the peak came to, one number a round.
 #[derive(Default)]
@@ -168,11 +169,16 @@ fn both(one: &Load, other: &Load) -> anyhow::Result<(Measured, Measured)> {
 
 fn p99(measured: &Measured) -> f64 {
     let latencies = if measured.writes.is_empty() { &measured.reads } else { &measured.writes };
+    p99_of(latencies)
+}
+
+/// The 99th percentile, microseconds.
+pub(crate) fn p99_of(latencies: &Histogram<u64>) -> f64 {
     latencies.value_at_quantile(0.99) as f64
 }
 
 /// Confines a process, with all of its threads, to a core.
-fn pin(process: u32, core: &str) -> anyhow::Result<()> {
+pub(crate) fn pin(process: u32, core: &str) -> anyhow::Result<()> {
     let pinned =
         Command::new("taskset").args(["--all-tasks", "--cpu-list", "--pid", core, &process.to_string()]).output();
     let pinned = pinned.context("taskset, of the package util-linux, is needed to give each side a core of its own")?;

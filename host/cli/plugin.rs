@@ -1,5 +1,7 @@
 //! `witan plugin`: components, bindings, events.
 
+mod fenced;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -59,7 +61,8 @@ Examples:
 const BIND_EXAMPLES: &str = "\
 PLUGIN is a digest (or the first 8 characters of one), name@version, or a name. A binding by name follows the file of \
 that name in the coordinator's plugin folder. Without --tenant, it is the default for all tenants without a binding. --none \
-removes the binding, and the native rule applies again.
+removes the binding, and the native rule applies again. A change is in force at once; until the storage nodes have confirmed it, which \
+`witan plugin bindings` shows and --wait waits for, a coordinator that is cut off from the metadata store may go by what was bound before.
 
 Examples:
   witan plugin bind conflict-resolver set-union --tenant carts
@@ -117,6 +120,9 @@ pub enum Command {
         /// The tenant [default: the binding for all tenants]
         #[arg(short, long)]
         tenant: Option<String>,
+        /// Wait until no coordinator that is cut off can go by what was bound before
+        #[arg(long)]
+        wait: bool,
     },
     /// Show the uploaded plugins
     #[command(after_help = LIST_EXAMPLES)]
@@ -167,17 +173,32 @@ pub struct Bind {
     /// Remove the binding
     #[arg(long)]
     pub none: bool,
+    /// Wait until no coordinator that is cut off can go by what was bound before
+    #[arg(long)]
+    pub wait: bool,
 }
 
 /// Runs a subcommand of `plugin`.
 pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Push { files } => push(global, &files).await,
-        Command::Bind(args) => bound(global.output, "bound", &bind(global, args).await?),
-        Command::Rollback { hook, tenant } => {
-            let request = RollbackBindingRequest { tenant_id: tenant.unwrap_or_default(), hook: spelling(Some(hook)) };
+        Command::Bind(args) => {
+            let (wait, tenant) = (args.wait, args.tenant.clone().unwrap_or_default());
+            let response = bind(global, args).await?;
+            if wait {
+                fenced::until_fenced(global, &tenant).await?;
+            }
+            bound(global.output, "bound", &response)
+        }
+        Command::Rollback { hook, tenant, wait } => {
+            let tenant = tenant.unwrap_or_default();
+            let request = RollbackBindingRequest { tenant_id: tenant.clone(), hook: spelling(Some(hook)) };
             let answer = client::plugins(global).await?.rollback_binding(within(global, request)).await;
-            bound(global.output, "rolled back", &answer.map_err(Problem::of(Deed::Bind))?.into_inner())
+            let response = answer.map_err(Problem::of(Deed::Bind))?.into_inner();
+            if wait {
+                fenced::until_fenced(global, &tenant).await?;
+            }
+            bound(global.output, "rolled back", &response)
         }
         Command::List => list(global).await,
         Command::Bindings { tenant } => bindings(global, tenant).await,
@@ -309,13 +330,15 @@ async fn list(global: &Global) -> anyhow::Result<ExitCode> {
 async fn bindings(global: &Global, tenant: Option<String>) -> anyhow::Result<ExitCode> {
     let request = within(global, ListBindingsRequest { tenant_id: tenant.unwrap_or_default() });
     let answer = client::plugins(global).await?.list_bindings(request).await;
-    let bindings = answer.map_err(Problem::query)?.into_inner().bindings;
+    let listed = answer.map_err(Problem::query)?.into_inner();
+    let bindings = &listed.bindings;
     if global.output == Output::Json {
-        output::object(&json!({ "bindings": bindings.iter().map(binding_json).collect::<Vec<_>>() }))?;
+        let shown = json!({ "bindings": bindings.iter().map(binding_json).collect::<Vec<_>>() });
+        output::object(&output::with(shown, fenced::fields(&listed)))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new(["TENANT", "HOOK", "PLUGIN", "FOLLOWS", "ON FAULT", "CALLS", "FAULTS", "STATE"]);
-    for binding in &bindings {
+    for binding in bindings {
         table.row([
             if binding.tenant_id.is_empty() { "(all)".to_owned() } else { binding.tenant_id.clone() },
             binding.hook.clone(),
@@ -328,6 +351,7 @@ async fn bindings(global: &Global, tenant: Option<String>) -> anyhow::Result<Exi
         ]);
     }
     table.print("no bindings; the native rules answer every hook")?;
+    fenced::lines(&listed).iter().try_for_each(|line| output::line(line))?;
     Ok(ExitCode::SUCCESS)
 }
 

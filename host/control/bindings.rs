@@ -36,8 +36,11 @@ impl Catalog {
         change: impl Future<Output = Result<T, E>> + Send + 'static,
     ) -> Result<T, ChangeRefused<E>> {
         let held = self.may_change(tenant, hook).await?;
+        let catalog = Arc::clone(self);
         let changing = tokio::spawn(async move {
             let changed = change.await;
+            // Nobody waits for the fences: whoever rolls back must not depend on the nodes.
+            catalog.owing.notify_one();
             drop((held, turn));
             changed
         });

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use witan_kernel::fault::Fault;
 use witan_kernel::fence::tolerates;
 use witan_kernel::name::{NodeId, TenantId};
@@ -30,6 +30,11 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_millis(200);
 /// How often owed fences are looked for that nobody waits for.
 const EVERY: Duration = Duration::from_secs(5);
+/// How often it is looked whether every coordinator knows of a change whose fences nobody waits for.
+const SOON: Duration = Duration::from_millis(500);
+/// How long such fences wait for live coordinators, so that none is refused that is about to know: longer than a component waits for its
+/// turn and is compiled, on a machine that has little time for it. One that is cut off is waited for until its lease has expired.
+const DRAINS: Duration = Duration::from_secs(120);
 /// Nodes that are asked at a time.
 const NODES: usize = 16;
 
@@ -93,8 +98,8 @@ impl Catalog {
 /// Has nodes raise the fences that they owe, and forgets those that they have. Returns the nodes that owe one still.
 async fn raise(metadata: &dyn Metadata, cluster: &dyn Cluster, owed: Vec<OwedFence>) -> Lacking {
     let each = stream::iter(owed).map(|OwedFence { tenant, node, epoch, .. }| async move {
-        let raised = match cluster.raise_fence(&node, Some(&tenant), epoch).await {
-            Ok(()) => metadata.fence_raised(&tenant, &node, epoch).await.map_err(|error| error.to_string()),
+        let raised = match cluster.raise_fence(&node, tenant.as_ref(), epoch).await {
+            Ok(()) => metadata.fence_raised(tenant.as_ref(), &node, epoch).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         raised.err().map(|why| (node, why))
@@ -146,20 +151,76 @@ impl Catalog {
     }
 
     /// Has nodes raise the fences that they owe and that nobody waits for, for as long as it is polled: those of nodes that were away, and
-    /// of changes whose coordinator has stopped.
+    /// of changes whose coordinator has stopped, and those of bindings.
+    ///
+    /// A node refuses every coordinator that does not know of the change yet, so they are given time for that first, within a bound.
     pub async fn raise_owed_fences(self: Arc<Self>) {
         let mut known = Lacking::new();
+        let mut since: BTreeMap<u64, Instant> = BTreeMap::new();
+        let mut pause = EVERY;
         loop {
-            sleep(EVERY).await;
+            _ = timeout(pause, self.owing.notified()).await;
             let Ok(owed) = self.every_fence().await else { continue };
-            let lacking = raise(self.metadata.as_ref(), self.cluster.as_ref(), owed.clone()).await;
-            let left = owed.iter().filter(|owed| lacking.contains_key(&owed.node)).count();
-            self.owed.set(left as i64);
+            let now = Instant::now();
+            since.retain(|epoch, _| owed.iter().any(|owed| owed.epoch == *epoch));
+            owed.iter().for_each(|owed| _ = since.entry(owed.epoch).or_insert(now));
+            let known_to_all = if owed.is_empty() { u64::MAX } else { self.known_to_all().await };
+            let is_due = |owed: &OwedFence| owed.epoch <= known_to_all || now >= since[&owed.epoch] + DRAINS;
+            let (due, early): (Vec<_>, Vec<_>) = owed.into_iter().partition(is_due);
+            pause = if early.is_empty() { EVERY } else { SOON };
+            let lacking = raise(self.metadata.as_ref(), self.cluster.as_ref(), due.clone()).await;
+            let left = due.iter().filter(|owed| lacking.contains_key(&owed.node)).count();
+            self.owed.set((left + early.len()) as i64);
             if !lacking.keys().eq(known.keys()) {
                 report(&lacking);
             }
             known = lacking;
         }
+    }
+}
+
+/// Nodes that may still serve a coordinator which goes by earlier bindings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfenced {
+    /// The tenant; `None`: every one.
+    pub tenant: Option<TenantId>,
+    /// The nodes that have not confirmed the change of a tenant yet.
+    pub nodes: Vec<NodeId>,
+    /// True if they are too few for any operation by themselves, so that the change is in force all the same.
+    pub enough: bool,
+}
+
+impl Catalog {
+    /// The nodes that owe fences of a tenant, and of all tenants; `None`: of any tenant. By tenant, those of all tenants first.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn unfenced(&self, of: Option<&TenantId>) -> Result<Vec<Unfenced>, Refused> {
+        let mut lacking: BTreeMap<Option<TenantId>, (Level, Lacking)> = BTreeMap::new();
+        for OwedFence { tenant, node, level, .. } in self.every_fence().await? {
+            if tenant.is_none() || of.is_none() || tenant.as_ref() == of {
+                let (least, nodes) = lacking.entry(tenant).or_insert((level, Lacking::new()));
+                *least = level.min(*least);
+                nodes.insert(node, String::new());
+            }
+        }
+        let mut unfenced = Vec::new();
+        for (tenant, (level, lacking)) in lacking {
+            let known = match &tenant {
+                Some(id) => self.metadata.tenant(id).await?,
+                None => None,
+            };
+            let enough = known.is_some_and(|tenant| self.tolerated(&tenant, level, &lacking));
+            unfenced.push(Unfenced { tenant, nodes: lacking.into_keys().collect(), enough });
+        }
+        Ok(unfenced)
+    }
+
+    /// The revision up to which every operation under way, at any live coordinator, knows all changes; 0 if that cannot be said.
+    async fn known_to_all(&self) -> u64 {
+        let Ok(all) = self.metadata.coordinators().await else { return 0 };
+        let others = all.iter().filter(|it| it.is_live() && Some(it.claim.instance) != self.instance);
+        others.map(|it| it.drained).chain([self.cluster.drained()]).min().unwrap_or(0)
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::future::select;
 use tokio::time::timeout;
+use witan_kernel::name::TenantId;
 use witan_kernel::port::{Changed, Metadata, StoreError};
 
 use super::Cluster;
@@ -45,6 +46,14 @@ async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Res
         cluster.tokens_outdated().await?;
     }
     cluster.tokens_confirmed();
+    // Before its revision is followed: putting a binding in force takes time, and may fail.
+    let bindings: Vec<_> = match all {
+        true => vec![None],
+        false => changes.changed.iter().filter_map(bound).collect(),
+    };
+    if !bindings.is_empty() {
+        cluster.bindings_change(bindings, after);
+    }
     let mut followed = Ok(());
     if all {
         note(&mut followed, cluster.tenants_outdated().await);
@@ -66,7 +75,7 @@ async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Res
         note(&mut followed, cluster.secrets_outdated().await);
         note(&mut followed, cluster.coordinators_changed().await);
         note(&mut followed, cluster.plugins_outdated(None).await);
-        return followed.map(|()| changes.revision);
+        return finished(cluster, followed, changes.revision);
     }
     let mut slots = None;
     for changed in &changes.changed {
@@ -82,7 +91,22 @@ async fn look(metadata: &dyn Metadata, cluster: &dyn Cluster, after: u64) -> Res
     if slots.is_some() {
         note(&mut followed, cluster.plugins_outdated(slots).await);
     }
-    followed.map(|()| changes.revision)
+    finished(cluster, followed, changes.revision)
+}
+
+/// If everything is applied up to this revision, so are the bindings; otherwise the same changes are looked at again.
+fn finished(cluster: &dyn Cluster, followed: Result<(), StoreError>, revision: u64) -> Result<u64, StoreError> {
+    followed?;
+    cluster.bindings_followed();
+    Ok(revision)
+}
+
+/// The tenant whose binding has changed (`None` in it: that of all tenants).
+fn bound(changed: &Changed) -> Option<Option<TenantId>> {
+    match changed {
+        Changed::Binding(slot) => Some(slot.tenant.clone()),
+        _ => None,
+    }
 }
 
 /// Keeps the first failure.
@@ -103,7 +127,7 @@ pub(super) mod tests {
     use std::sync::Mutex;
 
     use witan_kernel::hook::{Pending, ReplicaState};
-    use witan_kernel::name::{NodeId, TenantId};
+    use witan_kernel::name::NodeId;
     use witan_kernel::port::{Placement, Slot};
     use witan_kernel::replica::ReplicaError;
     use witan_kernel::ring::Ring;
@@ -148,6 +172,12 @@ pub(super) mod tests {
         }
         fn followed(&self, _: u64) {
             drop(self.note("followed"));
+        }
+        fn bindings_change(&self, _: Vec<Option<TenantId>>, _: u64) {
+            drop(self.note("bindings"));
+        }
+        fn bindings_followed(&self) {
+            drop(self.note("in force"));
         }
         fn ring(&self) -> Arc<Ring> {
             Arc::new(Ring::new(&[], 0))
@@ -199,6 +229,9 @@ pub(super) mod tests {
         let result = look(&metadata, &cluster, u64::MAX - 1).await;
         assert!(result.is_err(), "{result:?}");
         let followed = cluster.0.lock().unwrap().clone();
-        assert_eq!(followed, ["tokens", "confirmed", "tenants", "placement", "followed", "secrets", "plugins"]);
+        assert_eq!(
+            followed,
+            ["tokens", "confirmed", "bindings", "tenants", "placement", "followed", "secrets", "plugins"]
+        );
     }
 }

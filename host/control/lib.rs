@@ -35,7 +35,7 @@ use std::sync::Arc;
 
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 use witan_kernel::condition::Condition;
 use witan_kernel::hook::{Pending, ReplicaState};
@@ -48,6 +48,7 @@ use witan_kernel::tenant::Tenant;
 
 pub use bindings::ChangeRefused;
 pub use cache::{TenantCache, TenantCacheConfig, TenantCacheCounts};
+pub use fences::Unfenced;
 pub use follow::follow;
 pub use leftovers::{Dropping, Leftovers};
 pub use migrations::{Changed, Removal};
@@ -89,6 +90,20 @@ pub trait Cluster: Send + Sync + 'static {
     /// All changes up to this revision of tenants and of the placement are applied here.
     fn followed(&self, revision: u64) {
         let _ = revision;
+    }
+
+    /// Bindings of these tenants (`None`: of all) have changed after this revision, and are not in force here yet. Called before
+    /// [`Cluster::followed`] says that the change is applied.
+    fn bindings_change(&self, tenants: Vec<Option<TenantId>>, revision: u64) {
+        let _ = (tenants, revision);
+    }
+
+    /// All bindings are in force here as of the revision that is followed.
+    fn bindings_followed(&self) {}
+
+    /// The revision up to which all changes are followed by every operation that is under way here.
+    fn drained(&self) -> u64 {
+        u64::MAX
     }
 
     /// Ready when an operation here waits for later changes.
@@ -266,6 +281,8 @@ pub struct Catalog {
     lookups: Turns,
     /// Fences that nodes owe, as found last.
     owed: Gauge,
+    /// Woken when nodes owe fences that nobody waits for.
+    owing: Notify,
 }
 
 impl Catalog {
@@ -278,7 +295,16 @@ impl Catalog {
         changes: TurnLimits,
     ) -> Self {
         let (changes, lookups) = (Turns::new(changes), Turns::new(TurnLimits::LOOKUPS));
-        Self { instance, metadata, cluster, placing: Arc::default(), changes, lookups, owed: Gauge::default() }
+        Self {
+            instance,
+            metadata,
+            cluster,
+            placing: Arc::default(),
+            changes,
+            lookups,
+            owed: Gauge::default(),
+            owing: Notify::new(),
+        }
     }
 
     /// Registers the metrics.

@@ -1,10 +1,13 @@
 //! Up to where this coordinator follows the changes of others. Every request to a replica carries the revision that its operation began
 //! with; a replica whose fence is above it refuses, and the operation begins again once later changes are followed.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
+use witan_kernel::fault::Fault;
+use witan_kernel::name::TenantId;
 use witan_kernel::port::{Clock, until};
 use witan_kernel::sync::lock;
 
@@ -37,6 +40,9 @@ pub(super) struct Following {
     now: ArcSwap<Epoch>,
     /// Earlier ones that operations may still hold: as many as changes were made within the life of an operation.
     earlier: Mutex<Vec<Weak<Epoch>>>,
+    /// Tenants (`None`: every one) whose bindings have changed and are not in force here yet, each with the revision of before. Nearly
+    /// always empty.
+    outdated: ArcSwap<BTreeMap<Option<TenantId>, Arc<Epoch>>>,
     /// The same as `now`, for those that wait for a later one.
     later: watch::Sender<u64>,
     /// Woken when an operation waits for a later revision.
@@ -49,7 +55,8 @@ impl Default for Following {
     fn default() -> Self {
         let ended = Arc::<Notify>::default();
         let now = ArcSwap::from_pointee(Epoch { revision: 0, ended: Arc::clone(&ended) });
-        Self { now, earlier: Mutex::default(), later: watch::Sender::default(), behind: Notify::default(), ended }
+        let (earlier, outdated, later) = (Mutex::default(), ArcSwap::default(), watch::Sender::default());
+        Self { now, earlier, outdated, later, behind: Notify::default(), ended }
     }
 }
 
@@ -57,6 +64,36 @@ impl Following {
     /// The epoch of an operation that begins now. As long as it is held, the operation is under way.
     pub(super) fn begins(&self) -> Arc<Epoch> {
         self.now.load_full()
+    }
+
+    /// The same, of an operation of this tenant that goes by its bindings, which are looked up afterwards.
+    pub(super) fn begins_for(&self, tenant: &TenantId) -> Arc<Epoch> {
+        // In this order: bindings are known to be outdated before the revision of their change is followed.
+        let now = self.begins();
+        let outdated = self.outdated.load();
+        if outdated.is_empty() || Fault::BindingVouchedEarly.is_on() {
+            return now;
+        }
+        let of = [outdated.get(&None), outdated.get(&Some(tenant.clone()))];
+        of.into_iter().flatten().chain([&now]).min_by_key(|epoch| epoch.revision).map_or(now.clone(), Arc::clone)
+    }
+
+    fn is_outdated(&self, tenant: &TenantId) -> bool {
+        let outdated = self.outdated.load();
+        !outdated.is_empty() && [None, Some(tenant.clone())].iter().any(|of| outdated.contains_key(of))
+    }
+
+    /// Bindings of these tenants have changed after `revision`. An epoch of operations that begin meanwhile counts as under way.
+    fn bindings_change(&self, tenants: Vec<Option<TenantId>>, revision: u64) {
+        let mut outdated = BTreeMap::clone(&self.outdated.load());
+        for tenant in tenants {
+            outdated.entry(tenant).or_insert_with(|| {
+                let epoch = Arc::new(Epoch { revision, ended: Arc::clone(&self.ended) });
+                lock(&self.earlier).push(Arc::downgrade(&epoch));
+                epoch
+            });
+        }
+        self.outdated.store(Arc::new(outdated));
     }
 
     /// To be taken before what is looked up, for [`Coordinator::follows_beyond`].
@@ -94,6 +131,20 @@ impl<W: World> Coordinator<W> {
         self.following.follow(revision);
     }
 
+    /// Bindings of these tenants (`None`: of all) have changed after `revision`, and are not in force here yet: operations do not say that
+    /// they know of later changes until [`Self::bindings_followed`]. To be called before [`Self::set_followed`], by one caller.
+    pub fn bindings_change(&self, tenants: Vec<Option<TenantId>>, revision: u64) {
+        self.following.bindings_change(tenants, revision);
+    }
+
+    /// All bindings are in force here as of the revision that is followed.
+    pub fn bindings_followed(&self) {
+        if !self.following.outdated.load().is_empty() {
+            self.following.outdated.store(Arc::default());
+            self.following.later.send_modify(|_| {});
+        }
+    }
+
     /// The revision up to which all changes are followed. Whoever takes it before anything else knows of all changes up to it.
     pub fn followed(&self) -> u64 {
         self.following.now.load().revision
@@ -114,17 +165,21 @@ impl<W: World> Coordinator<W> {
         self.following.behind.notified().await;
     }
 
-    /// Waits until changes after `revision` are followed, or until `deadline` (monotonic microseconds). False if they are not.
+    /// Waits until changes after `revision` are followed, and if `tenant` is one, until its bindings are in force as of then, or until
+    /// `deadline` (monotonic microseconds). False if they are not.
     pub(super) async fn follows_beyond(
         &self,
         mut followed: watch::Receiver<u64>,
+        tenant: Option<&TenantId>,
         revision: u64,
         deadline: u64,
     ) -> bool {
         self.following.behind.notify_one();
         let now = self.ports.clock.monotonic_micros();
         let time = until(deadline.min(now + PATIENCE_MICROS), now);
-        let beyond = tokio::time::timeout(time, followed.wait_for(|followed| *followed > revision)).await;
+        let is_beyond =
+            |followed: &u64| *followed > revision && tenant.is_none_or(|of| !self.following.is_outdated(of));
+        let beyond = tokio::time::timeout(time, followed.wait_for(is_beyond)).await;
         matches!(beyond, Ok(Ok(_)))
     }
 }
@@ -153,5 +208,26 @@ mod tests {
         following.ended.notified().await;
         assert_eq!((following.drained(), following.now.load().revision), (8, 8));
         assert!(lock(&following.earlier).is_empty());
+    }
+
+    #[tokio::test]
+    async fn nobody_vouches_for_bindings_that_are_not_in_force_yet() {
+        let following = Following::default();
+        let tenant = |id: &str| TenantId::new(id).unwrap();
+        following.follow(3);
+        let revision = |id| following.begins_for(&tenant(id)).revision;
+        following.bindings_change(vec![Some(tenant("bound"))], 3);
+        following.follow(5);
+        assert_eq!((revision("bound"), revision("other"), following.drained()), (3, 5, 3));
+        // A second change, before the first is in force.
+        following.bindings_change(vec![Some(tenant("bound")), None], 5);
+        following.follow(8);
+        assert_eq!((revision("bound"), revision("other"), following.drained()), (3, 5, 3));
+        let under_way = following.begins_for(&tenant("bound"));
+        following.outdated.store(Arc::default());
+        assert_eq!((revision("bound"), revision("other"), following.drained()), (8, 8, 3));
+        drop(under_way);
+        assert_eq!(following.drained(), 8);
+        following.ended.notified().await;
     }
 }

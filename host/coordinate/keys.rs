@@ -90,7 +90,7 @@ impl<W: World> Coordinator<W> {
             match listing.run().await {
                 Err(Failure::StaleEpoch) if restarts > 0 => {
                     restarts -= 1;
-                    if !self.follows_beyond(beyond, epoch.revision, deadline).await {
+                    if !self.follows_beyond(beyond, None, epoch.revision, deadline).await {
                         return Err(Failure::StaleEpoch);
                     }
                 }

@@ -105,7 +105,7 @@ impl<W: World> Coordinator<W> {
                     restarts -= 1;
                     let deadline = self.deadline(asks.operation, asks.arrived, asks.timeout);
                     let (epoch, beyond) = (self.followed(), self.following.beyond());
-                    if !Box::pin(self.follows_beyond(beyond, epoch, deadline)).await {
+                    if !Box::pin(self.follows_beyond(beyond, Some(asks.tenant), epoch, deadline)).await {
                         return Err(Failure::StaleEpoch);
                     }
                 }
@@ -116,7 +116,7 @@ impl<W: World> Coordinator<W> {
 
     async fn plan_now(&self, asks: Asks<'_>) -> Result<Plan, Failure> {
         // Before anything else is looked up, which may then be newer, but not older.
-        let epoch = self.following.begins();
+        let epoch = self.following.begins_for(asks.tenant);
         let tenant = self.tenant(asks.tenant).await?;
         let hooks = self.ports.plugins.hooks(asks.tenant);
         let generation = if Fault::HookFromNewest.is_on() { tenant.generations } else { tenant.generation };

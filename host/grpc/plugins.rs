@@ -22,7 +22,10 @@ use super::kept::{Admit, Kept, listed, usage};
 use super::status::{invalid, refused, store_report};
 use super::tenants;
 use crate::access::caller::Caller;
-use witan_control::{Catalog, ChangeRefused, Turn};
+use witan_control::{Catalog, ChangeRefused, Turn, Unfenced};
+
+/// How long a list of bindings waits for the metadata store: the bindings are known without it.
+const UNFENCED_WITHIN: Duration = Duration::from_secs(1);
 
 /// The plugin service.
 pub struct PluginApi {
@@ -50,6 +53,26 @@ impl PluginApi {
         found.ok_or_else(|| {
             refused(Code::NotFound, "PLUGIN_NOT_FOUND", format!("plugin {} does not exist", shown(plugin)))
         })
+    }
+
+    /// The nodes that have not confirmed changes of bindings, or why they are not known: what is bound can be seen all the same.
+    async fn unfenced(&self, caller: &Caller, tenant: Option<TenantId>) -> (Vec<v1::UnfencedBindings>, String) {
+        let on_behalf_of = tenant.as_ref().and_then(|tenant| caller.on_behalf_of(tenant));
+        let _turn = match self.catalog.lookups().take(on_behalf_of) {
+            Ok(turn) => turn,
+            Err(refused) => return (Vec::new(), refused.to_string()),
+        };
+        let unfenced = match tokio::time::timeout(UNFENCED_WITHIN, self.catalog.unfenced(tenant.as_ref())).await {
+            Ok(Ok(unfenced)) => unfenced,
+            Ok(Err(error)) => return (Vec::new(), error.to_string()),
+            Err(_) => return (Vec::new(), "the metadata store did not answer in time".to_owned()),
+        };
+        let shown = |unfenced: Unfenced| v1::UnfencedBindings {
+            tenant_id: unfenced.tenant.map_or_else(String::new, |tenant| tenant.to_string()),
+            node_ids: unfenced.nodes.iter().map(ToString::to_string).collect(),
+            enough: unfenced.enough,
+        };
+        (unfenced.into_iter().map(shown).collect(), String::new())
     }
 
     /// Parses a reference, and waits until it is known what it means. A unique prefix of a digest, of at least 8 digits, refers to that
@@ -186,7 +209,9 @@ impl PluginService for PluginApi {
         let of_tenant = bindings
             .iter()
             .filter(|bound| wanted.is_empty() || bound.record.tenant.as_ref().is_some_and(|t| t.as_str() == wanted));
-        let answer = v1::ListBindingsResponse { bindings: of_tenant.map(binding).collect() };
+        let bindings = of_tenant.map(binding).collect();
+        let (unfenced, unfenced_unknown) = self.unfenced(&caller, named(wanted)?).await;
+        let answer = v1::ListBindingsResponse { bindings, unfenced, unfenced_unknown };
         listed(&*self.answers, &usage, caller.credential().tenant(), answer)
     }
 

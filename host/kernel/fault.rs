@@ -124,6 +124,10 @@ pub enum Fault {
     FenceVolatile,
     /// A change of a tenant is answered although a node that could serve the old settings has no fence.
     FenceNotAwaited,
+    /// A change of what plugins decide leaves no fence owed.
+    BindingUnfenced,
+    /// A coordinator vouches for bindings that it has not put in force yet.
+    BindingVouchedEarly,
     /// A node that gets rows anew drops nothing of what it had of them before, and says that it has.
     EnterDropsNothing,
     /// A node that is asked late to drop rows which it gets anew drops them, although a later change has begun.
@@ -252,7 +256,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 121] = [
+    pub const ALL: [Self; 123] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -312,6 +316,8 @@ impl Fault {
         Self::FenceIgnored,
         Self::FenceVolatile,
         Self::FenceNotAwaited,
+        Self::BindingUnfenced,
+        Self::BindingVouchedEarly,
         Self::EnterDropsNothing,
         Self::StaleEnterDrops,
         Self::LeaveIgnoresEntry,

@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use crate::fault::Fault;
+use crate::hook::Hook;
 use crate::name::{NodeId, TenantId};
 use crate::ring::Ring;
 use crate::space::Space;
@@ -102,6 +104,22 @@ pub fn needed(before: &Tenant, after: &Tenant) -> Option<Level> {
         || before.minimum_level != after.minimum_level
         || before.deleted_at_ms.is_some() != after.deleted_at_ms.is_some();
     changes.then_some(before.minimum_level)
+}
+
+/// Whether a change of what is bound to a hook needs a fence, and if so, the least level that operations could have with what was bound
+/// before, for a tenant or (`None`) for any.
+///
+/// A consistency policy decides how many answers are enough, and a conflict resolver what is stored in place of siblings. Which of two
+/// components decides more strictly cannot be seen, so each change counts. A policy's answer is never below the minimum level, and a
+/// collapse reads a quorum first. A routing hook changes only while nothing is stored.
+pub fn of_binding(hook: Hook, tenant: Option<&Tenant>) -> Option<Level> {
+    match hook {
+        _ if Fault::BindingUnfenced.is_on() => None,
+        Hook::ConsistencyPolicy | Hook::ConflictResolver => {
+            Some(tenant.map_or(Level::One, |tenant| tenant.minimum_level))
+        }
+        Hook::RoutingHook => None,
+    }
 }
 
 /// Whether the replicas that lack a fence are too few, for every key of a tenant, to meet `level` by themselves.

@@ -43,7 +43,7 @@ pub use bindings::{BINDING_RECORD_BYTES, BINDINGS, BindingOnRecord, BindingStore
 pub use changes::{CHANGES, ChangeLog, Changed, Changes, Hint};
 pub use clock::{AnyClock, Clock, Randomness, StoreTime, until};
 pub use error::StoreError;
-pub use fences::{FenceStore, OWED, OwedFence, Owing};
+pub use fences::{FenceStore, Fencing, OWED, OwedFence, Owing};
 pub use idempotency::{IdempotencyStore, SmallRecords};
 pub use leases::{
     ADDRESS_BYTES, CAPABILITIES_BYTES, COORDINATOR_KEPT_MS, COORDINATORS, Claim, CoordinatorOnRecord, LEASE_MS, Lease,

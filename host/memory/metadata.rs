@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use witan_kernel::name::{Era, NodeId, StoreId, TenantId};
 use witan_kernel::port::{
     Answer, AnyClock, BindingOnRecord, Changed, Clock, Component, CoordinatorOnRecord, Digest, Duty, DutyOnRecord,
-    Leftover, Migration, NodeOnRecord, Secret, StoreError, StoreFacts, StoreOnRecord, Token, rules,
+    Fencing, Leftover, Migration, NodeOnRecord, Secret, StoreError, StoreFacts, StoreOnRecord, Token, rules,
 };
 use witan_kernel::ring::Member;
 use witan_kernel::sync::lock;
@@ -58,7 +58,7 @@ struct State {
     rings: BTreeMap<u64, BTreeMap<NodeId, Member>>,
     migrations: BTreeMap<u64, Migration>,
     leftovers: BTreeMap<(TenantId, NodeId, u64), Leftover>,
-    owed: BTreeMap<(TenantId, NodeId), (u64, Level)>,
+    owed: BTreeMap<Fencing, (u64, Level)>,
     owed_removals: BTreeSet<(TenantId, NodeId)>,
     coordinators: BTreeMap<NodeId, CoordinatorOnRecord>,
     artifacts: BTreeMap<Digest, Component>,

@@ -116,6 +116,18 @@ impl Cluster for Local {
         self.coordinator.set_followed(revision);
     }
 
+    fn bindings_change(&self, tenants: Vec<Option<TenantId>>, revision: u64) {
+        self.coordinator.bindings_change(tenants, revision);
+    }
+
+    fn bindings_followed(&self) {
+        self.coordinator.bindings_followed();
+    }
+
+    fn drained(&self) -> u64 {
+        self.coordinator.drained_revision()
+    }
+
     fn behind(&self) -> Pending<()> {
         let coordinator = Arc::clone(&self.coordinator);
         Box::pin(async move { coordinator.behind().await })

@@ -1,7 +1,7 @@
 //! The plugin platform of a coordinator: its host, and its metrics.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use anyhow::Context;
 use prometheus_client::collector::Collector;
@@ -10,6 +10,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
+use witan_control::Cluster;
 use witan_kernel::port::Metadata;
 use witan_plugin::metrics::Counts;
 use witan_plugin::{Compilations, Limits, PluginHost, Settings};
@@ -17,8 +18,15 @@ use witan_store::plugins::StoredPlugins;
 
 use super::config::Config;
 
+/// This coordinator, once it follows others: it knows whether changes are fenced.
+pub(super) type Following = Arc<OnceLock<Weak<dyn Cluster>>>;
+
 /// Starts the plugin host on the coordinator's folders. Plugins and bindings are in the metadata store.
-pub(super) async fn start(config: &Config, metadata: Arc<dyn Metadata>) -> anyhow::Result<PluginHost> {
+pub(super) async fn start(
+    config: &Config,
+    metadata: Arc<dyn Metadata>,
+    following: Following,
+) -> anyhow::Result<PluginHost> {
     let settings = Settings {
         data_dir: config.data_dir.join("plugins"),
         folder: config.plugins.clone(),
@@ -26,7 +34,9 @@ pub(super) async fn start(config: &Config, metadata: Arc<dyn Metadata>) -> anyho
         compiler: this_program(),
     };
     let shared = config.shared.postgres.is_some();
-    let store = Arc::new(StoredPlugins::new(metadata, shared, Handle::current()));
+    let fenced = move || following.get().and_then(Weak::upgrade).is_some_and(|cluster| cluster.fences());
+    let store = StoredPlugins::new(metadata, shared, Handle::current()).with_fences(Box::new(fenced));
+    let store = Arc::new(store);
     let started = tokio::task::spawn_blocking(move || PluginHost::start(settings, store));
     started.await?.context("start the plugin host")
 }

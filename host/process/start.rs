@@ -272,6 +272,7 @@ struct Parts {
     idempotency: Idempotency,
     lanes: Arc<Lanes<SystemClock, Registered>>,
     plugins: PluginHost,
+    following: plugins::Following,
     coordinator: Arc<Coordinator<Real>>,
     upkeep: Arc<Upkeep<Real>>,
     healing: Arc<Healing<Real>>,
@@ -292,7 +293,8 @@ impl Parts {
         let connect = Registered { metadata: Arc::clone(metadata), sockets: secured.to_nodes() };
         let lanes = Arc::new(Lanes::new(clock, connect, config.node_id.clone()));
         lanes.set_nodes(&nodes);
-        let plugins = plugins::start(config, Arc::clone(metadata)).await?;
+        let following = plugins::Following::default();
+        let plugins = plugins::start(config, Arc::clone(metadata), Arc::clone(&following)).await?;
         let (collapses, reported) = witan_upkeep::reports();
         let missed = Arc::<Missed>::default();
         let ports = Ports::<Real> {
@@ -314,7 +316,7 @@ impl Parts {
         let healing = Healing::new(Arc::clone(&upkeep), claimant.clone(), live.healing, config.healing_begins);
         let moves = Moves::new(Arc::clone(&upkeep), claimant, live.moves);
         let access = Arc::new(access);
-        Ok(Self { clock, access, tenants, idempotency, lanes, plugins, coordinator, upkeep, healing, moves })
+        Ok(Self { clock, access, tenants, idempotency, lanes, plugins, following, coordinator, upkeep, healing, moves })
     }
 
     /// Follows other coordinators' changes until the servers have stopped. Returns the catalog, which makes this coordinator's own.
@@ -334,6 +336,7 @@ impl Parts {
             Arc::clone(&self.access),
             Formats::new(config, self.idempotency.clone(), member.instance.is_some()),
         ));
+        _ = self.following.set(Arc::downgrade(&local));
         self.coordinator.set_followed(member.revision);
         local.coordinators_changed().await.context("read which coordinators there are")?;
         let changes = TurnLimits { of_tenant: config.tenants.max_changes, ..TurnLimits::CHANGES };

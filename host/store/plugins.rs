@@ -10,11 +10,16 @@ use witan_kernel::port::{
 };
 use witan_kernel::sync::lock;
 
+/// Whether changes are fenced at the moment.
+pub type Fenced = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// The plugin host's store on a metadata store.
 pub struct StoredPlugins {
     metadata: Arc<dyn Metadata>,
     shared: bool,
     runtime: Handle,
+    /// Whether a change of a binding is recorded with the fences that nodes owe for it.
+    fenced: Fenced,
     /// The version of each binding that was last read or saved here. At most [`witan_kernel::port::BINDINGS`].
     versions: Mutex<HashMap<Slot, u64>>,
 }
@@ -22,7 +27,13 @@ pub struct StoredPlugins {
 impl StoredPlugins {
     /// Plugins in `metadata`, which other coordinators change too if `shared`. Its operations run on `runtime`.
     pub fn new(metadata: Arc<dyn Metadata>, shared: bool, runtime: Handle) -> Self {
-        Self { metadata, shared, runtime, versions: Mutex::default() }
+        Self { metadata, shared, runtime, fenced: Box::new(|| false), versions: Mutex::default() }
+    }
+
+    /// The same, whose changes are fenced while `fenced` says so.
+    #[must_use]
+    pub fn with_fences(self, fenced: Fenced) -> Self {
+        Self { fenced, ..self }
     }
 
     fn wait<T>(&self, answer: Answer<T>) -> Result<T, StoreError> {
@@ -86,14 +97,15 @@ impl PluginStore for StoredPlugins {
     }
 
     fn save(&self, slot: &Slot, record: String, puts_in_force: Digest) -> Result<(), StoreError> {
-        let saving = self.metadata.save_binding_record(slot, self.version(slot), record, Some(puts_in_force));
+        let (expected, fenced) = (self.version(slot), (self.fenced)());
+        let saving = self.metadata.save_binding_record(slot, expected, record, Some(puts_in_force), fenced);
         let version = self.wait(saving)?;
         self.learn(slot, Some(version));
         Ok(())
     }
 
     fn remove(&self, slot: &Slot) -> Result<(), StoreError> {
-        self.wait(self.metadata.remove_binding_record(slot, self.version(slot)))?;
+        self.wait(self.metadata.remove_binding_record(slot, self.version(slot), (self.fenced)()))?;
         self.learn(slot, None);
         Ok(())
     }

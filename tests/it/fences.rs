@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use tonic::Code;
 use witan_wire::v1;
 
-use crate::harness::{Api, Company, Link, Process, Refusal, Version, eventually, get, own_address, read, write};
+use crate::harness::{
+    Api, Company, Link, Plugins, Process, Refusal, Version, eventually, get, own_address, read, write,
+};
 
 /// Two coordinators, of which the second reaches PostgreSQL over a link that can be cut.
 async fn company() -> (Company, Link) {
@@ -76,6 +78,97 @@ async fn a_coordinator_that_is_cut_off_does_not_go_on_under_earlier_settings() {
         .await;
         assert_eq!(&first.read(read(tenant, "k")).await.expect("read").value[..], b"again");
     }
+}
+
+const POLICY: &str = "consistency-policy";
+/// With this, every replica is too slow, and the minimum level is enough.
+const LENIENT: &str = "slow-us = 1";
+
+/// The tenants (`""`: all) with changes of bindings that nodes have not confirmed, and these nodes.
+async fn unfenced(plugins: &Plugins) -> Vec<(String, Vec<String>)> {
+    let listed = plugins.client().list_bindings(v1::ListBindingsRequest::default()).await.expect("listed").into_inner();
+    assert_eq!(listed.unfenced_unknown, "", "the metadata store answers");
+    listed.unfenced.into_iter().map(|it| (it.tenant_id, it.node_ids)).collect()
+}
+
+async fn fenced(plugins: &Plugins) {
+    eventually("every node has the fences", async || unfenced(plugins).await.is_empty().then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_is_cut_off_does_not_go_on_with_an_earlier_policy() {
+    let mut company = Company::of(2).await;
+    let link = company.link_to_postgres().await;
+    company.join_over(&link).await;
+    let (first, second, cut_off) = (company.api(0), company.api(1), company.api(2));
+    let plugins = Plugins::new(company.coordinators[0].address);
+    let policy = plugins.upload("adaptive-latency").await;
+    for tenant in ["unbound", "kept", "stricter"] {
+        first.tenant(tenant, |_| {}).await;
+        plugins.bind_with(tenant, POLICY, &policy, LENIENT).await.expect("bound");
+    }
+    let there = Plugins::new(company.coordinators[2].address);
+    eventually("it has heard of the bindings", async || {
+        let listed = there.client().list_bindings(v1::ListBindingsRequest::default()).await.ok()?;
+        (listed.into_inner().bindings.len() == 3).then_some(())
+    })
+    .await;
+    fenced(&plugins).await;
+    for tenant in ["unbound", "kept", "stricter"] {
+        cut_off.write(write(tenant, "k", "before")).await.expect("written");
+    }
+    link.cut();
+    plugins.bind("unbound", POLICY, "").await.expect("unbound");
+    plugins.bind("stricter", POLICY, &policy).await.expect("bound");
+    // Whoever hears of changes is not refused meanwhile.
+    eventually("every node has the fences", async || {
+        for tenant in ["unbound", "stricter"] {
+            second.write(write(tenant, "k", "meanwhile")).await.expect("written");
+        }
+        unfenced(&plugins).await.is_empty().then_some(())
+    })
+    .await;
+    (1..3).for_each(|node| company.kill_node(node));
+    let to_all = |tenant| {
+        let mut all = write(tenant, "k", "late");
+        all.consistency = "all".to_owned();
+        all
+    };
+    eventually("one replica is enough where nothing has changed", async || cut_off.write(to_all("kept")).await.ok())
+        .await;
+    for tenant in ["unbound", "stricter"] {
+        let refusal = cut_off.write(to_all(tenant)).await.expect_err("one replica is not enough any longer");
+        assert_eq!(refusal.reason, "STALE_EPOCH", "{refusal:?}");
+    }
+    let last = second.write(to_all("unbound")).await.expect_err("two replicas are away");
+    assert_ne!(last.reason, "STALE_EPOCH", "{last:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_waits_for_no_node_and_it_is_shown_which_have_not_confirmed_it() {
+    let mut company = Company::of(1).await;
+    let plugins = Plugins::new(company.coordinators[0].address);
+    let policy = plugins.upload("adaptive-latency").await;
+    for configuration in ["", LENIENT] {
+        plugins.bind_with("", POLICY, &policy, configuration).await.expect("bound");
+    }
+    fenced(&plugins).await;
+    company.stop_nodes().await;
+    let back = plugins.roll_back("", POLICY).await.expect("rolled back while no node answers");
+    assert_eq!(back.binding.expect("a binding").configuration, "");
+    let nodes = ["node-1", "node-2", "node-3"].map(str::to_owned).to_vec();
+    assert_eq!(unfenced(&plugins).await, [(String::new(), nodes.clone())]);
+    company.resume_nodes();
+    fenced(&plugins).await;
+
+    company.end_node(2).await;
+    plugins.bind("", POLICY, "").await.expect("unbound while a node is away");
+    eventually("the nodes that are there confirm it", async || {
+        (unfenced(&plugins).await == [(String::new(), nodes[2..].to_vec())]).then_some(())
+    })
+    .await;
+    company.start_node_alone(2, Version::This).await;
+    fenced(&plugins).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,7 @@ mod access;
 mod api;
 mod care;
 mod cli;
+mod collected;
 mod configuration;
 mod crash;
 mod damaged;

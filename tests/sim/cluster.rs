@@ -153,7 +153,7 @@ impl CoordinatorMachine {
             replicas: Arc::clone(&heard),
             idempotency: self.shared.idempotency.behind(&self.gate),
             tenants: self.view.clone(),
-            plugins: Arc::new(self.shared.plugins.clone()),
+            plugins: Arc::new(self.shared.plugins.of(&self.view.lenient)),
             collapses: self.shared.collapsed.noting(collapses),
             missed: Arc::clone(&missed) as Arc<dyn MissedChanges>,
         };

@@ -81,6 +81,7 @@ fn recorded(fault: Fault) -> Option<&'static str> {
         Fault::EraIgnored => Some("restored:1"),
         Fault::DamageBelieved => Some("damaged:51"),
         Fault::FenceIgnored | Fault::FenceVolatile | Fault::FenceNotAwaited | Fault::EpochOfLater => Some("fenced:0"),
+        Fault::BindingUnfenced | Fault::BindingVouchedEarly => Some("fenced:0"),
         Fault::HealingSkipsRange => Some("healing:0"),
         Fault::ReturnUnnoticed => Some("healing:6"),
         Fault::AnswersMiscounted | Fault::OthersUnheard => Some("links:0"),
@@ -163,6 +164,7 @@ fn best_scenario(fault: Fault) -> &'static str {
         Fault::BirthOutlivesBoot | Fault::EraIgnored => "restored",
         Fault::DamageBelieved => "damaged",
         Fault::FenceIgnored | Fault::FenceVolatile | Fault::FenceNotAwaited | Fault::EpochOfLater => "fenced",
+        Fault::BindingUnfenced | Fault::BindingVouchedEarly => "fenced",
         Fault::MoveCountsUnion
         | Fault::MoveReadsNewOnly
         | Fault::MoveReadsOldOnly

@@ -55,6 +55,7 @@ pub(crate) fn play(scenario: Scenario, verbose: bool) -> Verdict {
     let bound = Bound {
         tenants: scenario.casts.iter().map(|cast| (cast.tenant.id.clone(), (cast.resolver, cast.policy))).collect(),
         faulty: Arc::default(),
+        lenient: Arc::default(),
         dice: dice.clone(),
     };
     let cluster = Cluster::new(&scenario, tenants, bound, &dice);
@@ -166,6 +167,7 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
                 stage.command(Command::Do(Action::Damage { node: holder(&stage, 0), batches: LOST }));
             }
             Act::Fence => fences::play(&stage).await,
+            Act::Rebind => fences::rebind(&stage).await,
             Act::Disks(scene) => disks::play(scene, &stage, &mut clients, &mut inspector).await,
             Act::WipeBoth => {
                 stage.command(Command::Wipe(holder(&stage, 0)));

@@ -81,6 +81,8 @@ pub(crate) enum Act {
     TidyUp,
     /// A tenant is changed while one coordinator is cut off from the metadata store.
     Fence,
+    /// A consistency policy that is content with one answer is unbound, and a coordinator does not know of it.
+    Rebind,
     /// The node that is the first choice loses power, and its disk the last of what it has acknowledged.
     Damage,
     /// A node comes back with another disk, or with an earlier copy of its own.

@@ -60,7 +60,7 @@ where
         tenant.idempotency_outage = IdempotencyOutage::Reject;
         tenant
     });
-    let bound = Bound { tenants: HashMap::new(), faulty: Arc::default(), dice: dice.clone() };
+    let bound = Bound { tenants: HashMap::new(), faulty: Arc::default(), lenient: Arc::default(), dice: dice.clone() };
     let cluster = Cluster::new(&scenario, tenants.collect(), bound, &dice);
     let mut sim = turmoil::Builder::new()
         .rng_seed(scenario.seed)

@@ -127,6 +127,8 @@ pub(crate) struct View {
     pub(crate) away: Arc<AtomicBool>,
     /// Whether this coordinator has heard of a change of the tenants' default level that others have not heard of.
     ahead: Arc<AtomicBool>,
+    /// Whether a consistency policy is in force here that is content with one answer.
+    pub(crate) lenient: Arc<AtomicBool>,
     /// The tenants as they were when this coordinator was cut off from changes; `None`: it is not.
     frozen: Arc<Mutex<Option<ById>>>,
     dice: Dice,
@@ -139,6 +141,7 @@ impl View {
             missing: Arc::default(),
             away: Arc::default(),
             ahead: Arc::default(),
+            lenient: Arc::default(),
             frozen: Arc::default(),
             dice,
         }

@@ -69,16 +69,18 @@ pub trait BindingStore: Send + Sync + 'static {
     /// any that the slot has had. A record names the artifacts it needs by their digests in lower-case hexadecimal digits; the
     /// artifact `puts_in_force`, if given, must exist. [`StoreError::Conflict`] when another version is stored;
     /// [`StoreError::Missing`] when the artifact does not exist; [`StoreError::Refused`] for more than [`BINDING_RECORD_BYTES`]
-    /// or beyond [`BINDINGS`].
+    /// or beyond [`BINDINGS`]. `fenced`: every storage node on record owes the fence that the change
+    /// [needs](crate::fence::of_binding), if it needs one.
     fn save_binding_record(
         &self,
         slot: &Slot,
         expected: u64,
         record: String,
         puts_in_force: Option<Digest>,
+        fenced: bool,
     ) -> Answer<u64>;
 
     /// Removes a slot's record of version `expected`. Not an error when there is none. [`StoreError::Conflict`] when another
-    /// version is stored.
-    fn remove_binding_record(&self, slot: &Slot, expected: u64) -> Answer<()>;
+    /// version is stored. `fenced`: as in [`BindingStore::save_binding_record`].
+    fn remove_binding_record(&self, slot: &Slot, expected: u64, fenced: bool) -> Answer<()>;
 }

@@ -11,11 +11,14 @@ pub const OWED: usize = super::placement::NODES;
 /// A tenant, and a node that owes something for it.
 pub type Owing = (TenantId, NodeId);
 
+/// A tenant (`None`: all tenants), and a node that owes a fence for it.
+pub type Fencing = (Option<TenantId>, NodeId);
+
 /// A [fence](crate::fence) that a node has not confirmed yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwedFence {
-    /// The tenant that was changed.
-    pub tenant: TenantId,
+    /// The tenant that was changed; `None`: what holds for every tenant.
+    pub tenant: Option<TenantId>,
     /// The node that owes it.
     pub node: NodeId,
     /// The revision of the change.
@@ -26,12 +29,13 @@ pub struct OwedFence {
 
 /// Owed fences.
 pub trait FenceStore: Send + Sync + 'static {
-    /// The fences that are owed for one tenant, or for all, by tenant and node, after this tenant and node; at most [`OWED`].
-    fn owed_fences(&self, tenant: Option<&TenantId>, after: Option<Owing>) -> Answer<Vec<OwedFence>>;
+    /// The fences that are owed for one tenant, or all that are owed, by tenant (those for all tenants first) and node, after this tenant
+    /// and node; at most [`OWED`].
+    fn owed_fences(&self, tenant: Option<&TenantId>, after: Option<Fencing>) -> Answer<Vec<OwedFence>>;
 
-    /// A node has raised a tenant's fence to `epoch`, durably: it owes none of this or an earlier epoch. This is no change that others
-    /// follow.
-    fn fence_raised(&self, tenant: &TenantId, node: &NodeId, epoch: u64) -> Answer<()>;
+    /// A node has raised the fence of a tenant (`None`: of all tenants) to `epoch`, durably: it owes none of this or an earlier epoch.
+    /// This is no change that others follow.
+    fn fence_raised(&self, tenant: Option<&TenantId>, node: &NodeId, epoch: u64) -> Answer<()>;
 
     /// Nodes that may still hold records of tenants which were deleted at `deleted_by_ms` (Unix time, milliseconds) or earlier, by tenant
     /// and node, after this tenant and node; at most [`OWED`].

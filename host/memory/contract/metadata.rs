@@ -72,6 +72,7 @@ pub async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     deleted_tenants(metadata).await;
     nodes(metadata).await;
     fences::owed(metadata).await;
+    fences::owed_for_bindings(metadata).await;
     leases(metadata, pass).await;
     upkeep::claims(metadata, pass).await;
     artifacts(metadata).await;
@@ -400,8 +401,9 @@ async fn binding_records<M: Metadata>(metadata: &M) {
     let own = slot(Some("cart"), Hook::ConflictResolver);
     let default = slot(None, Hook::RoutingHook);
     assert_eq!(metadata.binding_records().await, Ok(Vec::new()));
-    let save =
-        |slot: &Slot, expected, record: &str| metadata.save_binding_record(slot, expected, record.to_owned(), None);
+    let save = |slot: &Slot, expected, record: &str| {
+        metadata.save_binding_record(slot, expected, record.to_owned(), None, false)
+    };
     let first = save(&own, 0, "first").await.expect("stored");
     let theirs = save(&own, 0, "late").await;
     assert!(
@@ -418,9 +420,9 @@ async fn binding_records<M: Metadata>(metadata: &M) {
     assert!(!format!("{stored:?}").contains("second"), "it may hold a secret");
     assert_eq!(metadata.binding_record(&own).await, Ok(Some(stored[1].clone())));
 
-    assert!(matches!(metadata.remove_binding_record(&own, first).await, Err(StoreError::Conflict(_))));
-    metadata.remove_binding_record(&own, second).await.expect("removed");
-    metadata.remove_binding_record(&own, second).await.expect("nothing to remove is no error");
+    assert!(matches!(metadata.remove_binding_record(&own, first, false).await, Err(StoreError::Conflict(_))));
+    metadata.remove_binding_record(&own, second, false).await.expect("removed");
+    metadata.remove_binding_record(&own, second, false).await.expect("nothing to remove is no error");
     assert_eq!(metadata.binding_record(&own).await, Ok(None));
     assert!(matches!(save(&own, second, "late").await, Err(StoreError::Conflict(_))), "it was removed");
     let anew = save(&own, 0, "anew").await.expect("stored");
@@ -434,11 +436,11 @@ async fn binding_records<M: Metadata>(metadata: &M) {
     let (there, missing) = (Digest([1; 32]), Digest([99; 32]));
     let now = metadata.binding_record(&own).await.expect("a record").expect("the winner's").version;
     let naming = format!("{{\"digest\":\"{there}\"}}");
-    let save = |expected, digest| metadata.save_binding_record(&own, expected, naming.clone(), Some(digest));
+    let save = |expected, digest| metadata.save_binding_record(&own, expected, naming.clone(), Some(digest), false);
     assert!(matches!(save(now, missing).await, Err(StoreError::Missing(_))));
     let naming_it = save(now, there).await.expect("it is there");
     assert!(matches!(metadata.remove_artifact(there).await, Err(StoreError::Refused(_))));
-    metadata.save_binding_record(&own, naming_it, "anew".into(), None).await.expect("stored");
+    metadata.save_binding_record(&own, naming_it, "anew".into(), None, false).await.expect("stored");
     metadata.remove_artifact(there).await.expect("no record names it");
 }
 
@@ -492,9 +494,9 @@ async fn each_change_is_listed<M: Metadata>(metadata: &M) {
     metadata.delete_tenant(&one.id, updated.version, 9, false).await.expect("deleted");
     metadata.put_artifact(component(77, Hook::RoutingHook)).await.expect("stored");
     let place = slot(Some("listed"), Hook::RoutingHook);
-    let version = metadata.save_binding_record(&place, 0, "{}".into(), None).await.expect("stored");
+    let version = metadata.save_binding_record(&place, 0, "{}".into(), None, false).await.expect("stored");
     metadata
-        .save_binding_record(&slot(None, Hook::RoutingHook), version, "{}".into(), None)
+        .save_binding_record(&slot(None, Hook::RoutingHook), version, "{}".into(), None, false)
         .await
         .expect_err("conflict");
     metadata.rotate_secret([3; 32], 1).await.expect("rotated");
@@ -532,8 +534,8 @@ async fn each_change_is_listed<M: Metadata>(metadata: &M) {
     metadata.meet_store(&node("listed").id, StoreId([1; 16]), 0, 0).await.expect("recorded");
     metadata.meet_store(&node("listed").id, StoreId([1; 16]), 0, 0).await.expect("there already");
     metadata.remove_artifact(Digest([77; 32])).await.expect("removed");
-    metadata.remove_binding_record(&place, version).await.expect("removed");
-    metadata.remove_binding_record(&place, version).await.expect("there is none");
+    metadata.remove_binding_record(&place, version, false).await.expect("removed");
+    metadata.remove_binding_record(&place, version, false).await.expect("there is none");
     metadata.remove_node(&node("listed").id).await.expect("removed");
     metadata.remove_token("listed").await.expect("removed");
     let listed = metadata.changes(listed.revision).await.expect("changes");

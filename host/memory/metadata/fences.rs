@@ -1,29 +1,27 @@
 //! Fences and removals that storage nodes owe.
 
 use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::port::{Answer, FenceStore, OWED, OwedFence, Owing};
+use witan_kernel::port::{Answer, FenceStore, Fencing, OWED, OwedFence, Owing};
 use witan_kernel::tenant::Level;
 
 use super::{MemoryMetadata, State};
 
 impl State {
-    /// Every node owes the fence of a change that was made at revision `epoch`; `level`: the least that operations could have before.
-    pub(super) fn owe(&mut self, tenant: &TenantId, epoch: u64, level: Level) {
+    /// Every node owes the fence of a change that was made at revision `epoch`, of a tenant or (`None`) of all; `level`: the least that
+    /// operations could have before.
+    pub(super) fn owe(&mut self, tenant: Option<&TenantId>, epoch: u64, level: Level) {
         for node in self.nodes.keys() {
-            let owed = self.owed.entry((tenant.clone(), node.clone())).or_insert((epoch, level));
+            let owed = self.owed.entry((tenant.cloned(), node.clone())).or_insert((epoch, level));
             *owed = (epoch, level.min(owed.1));
         }
     }
 }
 
 impl FenceStore for MemoryMetadata {
-    fn owed_fences(&self, tenant: Option<&TenantId>, after: Option<Owing>) -> Answer<Vec<OwedFence>> {
+    fn owed_fences(&self, tenant: Option<&TenantId>, after: Option<Fencing>) -> Answer<Vec<OwedFence>> {
         let tenant = tenant.cloned();
         self.answer(move |state| {
-            let asked = state
-                .owed
-                .range(super::after(after))
-                .filter(|((of, _), _)| tenant.as_ref().is_none_or(|tenant| tenant == of));
+            let asked = state.owed.range(super::after(after)).filter(|((of, _), _)| tenant.is_none() || tenant == *of);
             let owed = asked.map(|((tenant, node), (epoch, level))| OwedFence {
                 tenant: tenant.clone(),
                 node: node.clone(),
@@ -34,8 +32,8 @@ impl FenceStore for MemoryMetadata {
         })
     }
 
-    fn fence_raised(&self, tenant: &TenantId, node: &NodeId, epoch: u64) -> Answer<()> {
-        let owed = (tenant.clone(), node.clone());
+    fn fence_raised(&self, tenant: Option<&TenantId>, node: &NodeId, epoch: u64) -> Answer<()> {
+        let owed = (tenant.cloned(), node.clone());
         self.answer(move |state| {
             if state.owed.get(&owed).is_some_and(|(until, _)| *until <= epoch) {
                 state.owed.remove(&owed);

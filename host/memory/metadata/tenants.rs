@@ -12,7 +12,7 @@ impl State {
     fn tenant_changed(&mut self, before: &Tenant, after: &Tenant, fenced: bool) {
         let epoch = self.changed(Changed::Tenant(after.id.clone()));
         if let Some(level) = fence::needed(before, after).filter(|_| fenced) {
-            self.owe(&after.id, epoch, level);
+            self.owe(Some(&after.id), epoch, level);
         }
         if after.deleted_at_ms.is_some() {
             self.owed_removals.extend(self.nodes.keys().map(|node| (after.id.clone(), node.clone())));

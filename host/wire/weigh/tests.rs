@@ -81,7 +81,10 @@ fn long_lists_are_light() {
         calls: 1_000_000,
         ..Default::default()
     };
-    assert!(share(&v1::ListBindingsResponse { bindings: vec![binding; 20_000] }) < 1.0);
+    assert!(
+        share(&v1::ListBindingsResponse { bindings: vec![binding; 20_000], ..v1::ListBindingsResponse::default() })
+            < 1.0
+    );
     let plugin = v1::PluginInfo {
         digest,
         name: "set-union".into(),

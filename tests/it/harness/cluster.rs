@@ -46,11 +46,19 @@ pub(crate) struct Setup {
     pub(crate) files: Option<u32>,
     /// Settings of the coordinator, as variables of its environment.
     pub(crate) settings: Vec<(&'static str, String)>,
+    /// Variables of every process's environment.
+    pub(crate) environment: Vec<(&'static str, String)>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { disks: vec![Disk::Folder; NODES], synced: true, files: None, settings: Vec::new() }
+        Self {
+            disks: vec![Disk::Folder; NODES],
+            synced: true,
+            files: None,
+            settings: Vec::new(),
+            environment: Vec::new(),
+        }
     }
 }
 
@@ -181,7 +189,7 @@ impl Cluster {
             command.arg("--node").arg(format!("{}={}", node.id, node.address));
         }
         self.durability(&mut command);
-        command.envs(self.setup.settings.iter().map(|(name, value)| (name, value)));
+        command.envs(self.setup.settings.iter().chain(&self.setup.environment).map(|(name, value)| (name, value)));
         if let Some(files) = self.setup.files {
             command = Process::with_files(&command, files);
         }
@@ -230,6 +238,7 @@ impl Cluster {
         };
         command.arg("node").arg("--id").arg(id).arg("--data-dir").arg(&data).arg("--listen").arg(address.to_string());
         self.durability(&mut command);
+        command.envs(self.setup.environment.iter().map(|(name, value)| (name, value)));
         self.nodes[node].process = Some(Process::start(id, command, self.folder.path()));
     }
 

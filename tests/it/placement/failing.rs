@@ -200,7 +200,7 @@ async fn a_leader_that_is_killed_at_a_random_moment_is_replaced() {
         }
         let after = Duration::from_millis(dice.random_range(0..LONGEST_MS));
         tokio::time::sleep(after).await;
-        let was = status(other, &migration).await.expect("its status");
+        let was = eventually("its status", async || status(other, &migration).await).await;
         amid += u32::from(was.finished_at == 0);
         company.kill_coordinator(leader);
         completed(other, &migration).await;

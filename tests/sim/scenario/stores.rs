@@ -44,7 +44,7 @@ fn disks(scenario: &mut Scenario) {
 pub(super) fn fenced(_: &mut StdRng, mut scenario: Scenario) -> Scenario {
     disks(&mut scenario);
     scenario.casts.truncate(1);
-    play(scenario, vec![OVERTURE, Act::Fence, Act::Settle, FINALE])
+    play(scenario, vec![OVERTURE, Act::Rebind, Act::Fence, Act::Settle, FINALE])
 }
 
 /// A node loses acknowledged writes, and is replaced later.

@@ -243,7 +243,7 @@ async fn nodes_leave<M: Metadata>(metadata: &M) -> Migration {
     let owed = metadata.owed_fences(Some(&wide.id), None).await.expect("the owed fences");
     assert_eq!(owed.len(), 5, "{owed:?}");
     for owed in owed {
-        metadata.fence_raised(&wide.id, &owed.node, owed.epoch).await.expect("noted");
+        metadata.fence_raised(Some(&wide.id), &owed.node, owed.epoch).await.expect("noted");
     }
     metadata.delete_tenant(&wide.id, wide.version, 113, false).await.expect("deleted");
     let removals = metadata.owed_removals(113, None).await.expect("the owed removals");

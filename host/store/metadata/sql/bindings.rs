@@ -1,10 +1,11 @@
 //! Plugin bindings: one text per slot, replaced by compare-and-swap.
 
+use witan_kernel::fence;
 use witan_kernel::port::{Answer, BINDINGS, BindingOnRecord, BindingStore, Changed, Digest, Slot, StoreError, rules};
 
 use super::db::{Db, Value};
 use super::row::{Row, damaged};
-use super::{Driver, SqlMetadata, changes, references};
+use super::{Driver, SqlMetadata, changes, fences, references, tenants};
 
 impl<D: Driver> BindingStore for SqlMetadata<D> {
     fn binding_records(&self) -> Answer<Vec<BindingOnRecord>> {
@@ -22,14 +23,15 @@ impl<D: Driver> BindingStore for SqlMetadata<D> {
         expected: u64,
         record: String,
         puts_in_force: Option<Digest>,
+        fenced: bool,
     ) -> Answer<u64> {
         let slot = slot.clone();
-        self.change(move |db| Box::pin(save(db, slot, expected, record, puts_in_force)))
+        self.change(move |db| Box::pin(save(db, slot, expected, record, puts_in_force, fenced)))
     }
 
-    fn remove_binding_record(&self, slot: &Slot, expected: u64) -> Answer<()> {
+    fn remove_binding_record(&self, slot: &Slot, expected: u64, fenced: bool) -> Answer<()> {
         let slot = slot.clone();
-        self.change(move |db| Box::pin(remove(db, slot, expected)))
+        self.change(move |db| Box::pin(remove(db, slot, expected, fenced)))
     }
 }
 
@@ -54,6 +56,7 @@ async fn save(
     expected: u64,
     record: String,
     puts_in_force: Option<Digest>,
+    fenced: bool,
 ) -> Result<u64, StoreError> {
     rules::binding_record(&record)?;
     let stored = version(db, &slot).await?;
@@ -72,7 +75,7 @@ async fn save(
         }
     }
     // The revision is the version, so that one that was removed and stored again has another.
-    let version = changes::record(db, Changed::Binding(slot.clone())).await?;
+    let version = changed(db, &slot, fenced).await?;
     let [tenant, hook] = key(&slot);
     db.execute(
         "INSERT INTO plugin_binding_records (tenant_id, hook, version, record) VALUES ($1, $2, $3, $4)
@@ -83,7 +86,7 @@ async fn save(
     Ok(version)
 }
 
-async fn remove(db: &mut Db, slot: Slot, expected: u64) -> Result<(), StoreError> {
+async fn remove(db: &mut Db, slot: Slot, expected: u64, fenced: bool) -> Result<(), StoreError> {
     let stored = version(db, &slot).await?;
     if stored == 0 {
         return Ok(());
@@ -92,7 +95,20 @@ async fn remove(db: &mut Db, slot: Slot, expected: u64) -> Result<(), StoreError
         return Err(rules::other_record(&slot, expected, stored));
     }
     db.execute("DELETE FROM plugin_binding_records WHERE tenant_id = $1 AND hook = $2", &key(&slot)).await?;
-    changes::record(db, Changed::Binding(slot)).await.map(drop)
+    changed(db, &slot, fenced).await.map(drop)
+}
+
+/// Logs the change of a slot, and the fences that nodes owe for it. Returns its revision.
+async fn changed(db: &mut Db, slot: &Slot, fenced: bool) -> Result<u64, StoreError> {
+    let epoch = changes::record(db, Changed::Binding(slot.clone())).await?;
+    let tenant = match &slot.tenant {
+        Some(id) if fenced => tenants::get(db, id.clone()).await?,
+        _ => None,
+    };
+    if let Some(level) = fence::of_binding(slot.hook, tenant.as_ref()).filter(|_| fenced) {
+        fences::owe(db, slot.tenant.as_ref(), epoch, level).await?;
+    }
+    Ok(epoch)
 }
 
 /// 0 when there is none.

@@ -1,7 +1,7 @@
 //! Fences and removals that storage nodes owe.
 
 use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::port::{Answer, FenceStore, OWED, OwedFence, Owing, StoreError};
+use witan_kernel::port::{Answer, FenceStore, Fencing, OWED, OwedFence, Owing, StoreError};
 use witan_kernel::tenant::Level;
 
 use super::db::{Db, Value};
@@ -9,13 +9,13 @@ use super::row::Row;
 use super::{Driver, SqlMetadata};
 
 impl<D: Driver> FenceStore for SqlMetadata<D> {
-    fn owed_fences(&self, tenant: Option<&TenantId>, after: Option<Owing>) -> Answer<Vec<OwedFence>> {
+    fn owed_fences(&self, tenant: Option<&TenantId>, after: Option<Fencing>) -> Answer<Vec<OwedFence>> {
         let tenant = tenant.cloned();
         self.read(move |db| Box::pin(owed(db, tenant, after)))
     }
 
-    fn fence_raised(&self, tenant: &TenantId, node: &NodeId, epoch: u64) -> Answer<()> {
-        let (tenant, node) = (tenant.clone(), node.clone());
+    fn fence_raised(&self, tenant: Option<&TenantId>, node: &NodeId, epoch: u64) -> Answer<()> {
+        let (tenant, node) = (tenant.cloned(), node.clone());
         self.write(move |db| Box::pin(raised(db, tenant, node, epoch)))
     }
 
@@ -29,23 +29,23 @@ impl<D: Driver> FenceStore for SqlMetadata<D> {
     }
 }
 
-/// Every node owes the fence of a change that the transaction makes at revision `epoch`; `level`: the least that operations could have
-/// before. What a node owes already is taken over.
-pub(super) async fn owe(db: &mut Db, tenant: &TenantId, epoch: u64, level: Level) -> Result<(), StoreError> {
+/// Every node owes the fence of a change that the transaction makes at revision `epoch`, of a tenant or (`None`) of all; `level`: the least
+/// that operations could have before. What a node owes already is taken over.
+pub(super) async fn owe(db: &mut Db, tenant: Option<&TenantId>, epoch: u64, level: Level) -> Result<(), StoreError> {
     db.execute(
         "INSERT INTO owed_fences (tenant_id, node_id, epoch, level)
          SELECT CAST($1 AS TEXT), node_id, CAST($2 AS BIGINT), CAST($3 AS BIGINT) FROM storage_nodes WHERE 1 = 1
          ON CONFLICT (tenant_id, node_id) DO UPDATE SET epoch = $2,
              level = CASE WHEN owed_fences.level < $3 THEN owed_fences.level ELSE $3 END",
-        &[Value::Text(tenant.as_str()), Value::Number(epoch), Value::Number(number(level))],
+        &[Value::Text(text(tenant)), Value::Number(epoch), Value::Number(number(level))],
     )
     .await
     .map(drop)
 }
 
-async fn owed(db: &mut Db, tenant: Option<TenantId>, after: Option<Owing>) -> Result<Vec<OwedFence>, StoreError> {
-    let (tenant, all) = (tenant.as_ref().map_or("", TenantId::as_str), u64::from(tenant.is_none()));
-    let (after, node) = texts(after.as_ref());
+async fn owed(db: &mut Db, tenant: Option<TenantId>, after: Option<Fencing>) -> Result<Vec<OwedFence>, StoreError> {
+    let (tenant, all) = (text(tenant.as_ref()), u64::from(tenant.is_none()));
+    let (after, node) = after.as_ref().map_or(("", ""), |(tenant, node)| (text(tenant.as_ref()), node.as_str()));
     let rows = db
         .rows(
             "SELECT tenant_id, node_id, epoch, level FROM owed_fences WHERE (tenant_id = $1 OR $2 = 1)
@@ -63,10 +63,10 @@ async fn owed(db: &mut Db, tenant: Option<TenantId>, after: Option<Owing>) -> Re
     rows.iter().map(fence).collect()
 }
 
-async fn raised(db: &mut Db, tenant: TenantId, node: NodeId, epoch: u64) -> Result<(), StoreError> {
+async fn raised(db: &mut Db, tenant: Option<TenantId>, node: NodeId, epoch: u64) -> Result<(), StoreError> {
     db.execute(
         "DELETE FROM owed_fences WHERE tenant_id = $1 AND node_id = $2 AND epoch <= $3",
-        &[Value::Text(tenant.as_str()), Value::Text(node.as_str()), Value::Number(epoch)],
+        &[Value::Text(text(tenant.as_ref())), Value::Text(node.as_str()), Value::Number(epoch)],
     )
     .await
     .map(drop)
@@ -111,6 +111,11 @@ async fn removed(db: &mut Db, tenant: TenantId, node: NodeId) -> Result<(), Stor
     .map(drop)
 }
 
+/// A tenant in a column; '' is all tenants, and sorts before every id.
+fn text(tenant: Option<&TenantId>) -> &str {
+    tenant.map_or("", TenantId::as_str)
+}
+
 /// The place after which a page begins. '' sorts before every id, and is none.
 fn texts(after: Option<&Owing>) -> (&str, &str) {
     after.map_or(("", ""), |(tenant, node)| (tenant.as_str(), node.as_str()))
@@ -127,7 +132,10 @@ fn number(level: Level) -> u64 {
 
 fn fence(row: &Row) -> Result<OwedFence, StoreError> {
     Ok(OwedFence {
-        tenant: row.spelled("tenant_id", |text| TenantId::new(text).ok())?,
+        tenant: match row.text("tenant_id")?.as_str() {
+            "" => None,
+            _ => Some(row.spelled("tenant_id", |text| TenantId::new(text).ok())?),
+        },
         node: row.spelled("node_id", |text| NodeId::new(text).ok())?,
         epoch: row.number("epoch")?,
         level: match row.number::<u64>("level")? {

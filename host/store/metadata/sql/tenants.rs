@@ -124,7 +124,7 @@ async fn replace(db: &mut Db, before: &Tenant, tenant: Tenant, fenced: bool) -> 
     let tenant = put(db, tenant).await?;
     let epoch = changes::record(db, Changed::Tenant(tenant.id.clone())).await?;
     if let Some(level) = fence::needed(before, &tenant).filter(|_| fenced) {
-        fences::owe(db, &tenant.id, epoch, level).await?;
+        fences::owe(db, Some(&tenant.id), epoch, level).await?;
     }
     if tenant.deleted_at_ms.is_some() {
         fences::owe_removal(db, &tenant.id).await?;
