@@ -4,10 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failure;
 use witan_kernel::fault::Fault;
-use witan_kernel::hook::{Asked, Hooks, Operation, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall};
+use witan_kernel::hook::{AnsweredBy, Asked, Hooks, Operation, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall};
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{Key, NodeId, TenantId};
 use witan_kernel::placement::{Moving, Placed};
@@ -111,7 +112,7 @@ impl<W: World> Coordinator<W> {
         let epoch = self.following.begins();
         let tenant = self.tenant(asks.tenant).await?;
         let hooks = self.ports.plugins.hooks(asks.tenant);
-        let place = place(asks.tenant, asks.key, hooks.as_ref())?;
+        let (place, _) = place(asks.tenant, asks.key, hooks.as_ref())?;
         let route = self.route(&tenant, place.token)?;
         let timeout = self.timeout(asks.operation, asks.timeout);
         let policy = self.policy(&asks, &tenant, hooks.as_ref(), &route, timeout)?;
@@ -137,6 +138,20 @@ impl<W: World> Coordinator<W> {
             None => Ok(Route::settled(present)),
             Some(Moving { to, step, .. }) => Ok(Route::moving(present, &on(to)?, step)),
         }
+    }
+
+    /// A tenant, and where a key of it is on the ring.
+    ///
+    /// # Errors
+    /// [`Failure::TenantNotFound`], [`Failure::PluginFault`], or the metadata store does not answer.
+    pub async fn place_of(
+        &self,
+        tenant: &TenantId,
+        key: &Key,
+    ) -> Result<(Arc<Tenant>, Place, Option<Partition>), Failure> {
+        let known = self.tenant(tenant).await?;
+        let (place, partition) = place(tenant, key, self.ports.plugins.hooks(tenant).as_ref())?;
+        Ok((known, place, partition))
     }
 
     /// The key's replicas as this coordinator sees them, in ring order.
@@ -246,10 +261,13 @@ pub(super) fn record_answer<T>(span: &mut Span, asked: &Asked<T>) {
     }
 }
 
-fn place(tenant: &TenantId, key: &Key, hooks: &dyn Hooks) -> Result<Place, Failure> {
-    let token = match hooks.partition_key(key) {
-        Asked::Unbound => token(tenant, key.bytes()),
-        Asked::Answered { answer, .. } => token(tenant, &answer),
+/// The partition key that a routing hook has answered, and which.
+pub type Partition = (Bytes, AnsweredBy);
+
+fn place(tenant: &TenantId, key: &Key, hooks: &dyn Hooks) -> Result<(Place, Option<Partition>), Failure> {
+    let (token, partition) = match hooks.partition_key(key) {
+        Asked::Unbound => (token(tenant, key.bytes()), None),
+        Asked::Answered { answer, by } => (token(tenant, &answer), Some((answer, by))),
         // Never the native rule instead: the data is elsewhere.
         Asked::Faulted { reason, by, .. } => {
             return Err(Failure::PluginFault {
@@ -259,12 +277,19 @@ fn place(tenant: &TenantId, key: &Key, hooks: &dyn Hooks) -> Result<Place, Failu
             });
         }
     };
-    Ok(Place { token, tenant: tenant.clone(), key: key.clone() })
+    Ok((Place { token, tenant: tenant.clone(), key: key.clone() }, partition))
 }
 
-/// The order in which replicas are read: the routing hook's, else reachable ones first, by their median round trip. Returns each index of
-/// the asked replicas once.
-pub(super) fn read_order(plan: &Plan, states: &[ReplicaState]) -> PerReplica<u8> {
+/// The order in which replicas are read: the routing hook's, else reachable ones first, by their median round trip; but in either case
+/// those last that are to be [asked last](Replicas::is_asked_last). Returns each index of the asked replicas once.
+pub(super) fn read_order(plan: &Plan, states: &[ReplicaState], is_last: impl Fn(u8) -> bool) -> PerReplica<u8> {
+    let (mut order, last): (PerReplica<u8>, PerReplica<u8>) =
+        preferred(plan, states).into_iter().partition(|replica| !is_last(*replica));
+    order.extend(last);
+    order
+}
+
+fn preferred(plan: &Plan, states: &[ReplicaState]) -> PerReplica<u8> {
     let asked = plan.route.asked();
     let mut order: PerReplica<u8> = (0..asked).collect();
     order.sort_by_key(|replica| {

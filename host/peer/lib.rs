@@ -21,7 +21,7 @@ mod range;
 mod usual;
 mod vitals;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -46,6 +46,8 @@ pub struct Lanes<C: Clock, N: Connect> {
     connect: N,
     coordinator_id: String,
     nodes: ArcSwap<BTreeMap<NodeId, Arc<Node>>>,
+    /// Nodes that are out of service for maintenance.
+    drained: ArcSwap<BTreeSet<NodeId>>,
     changing: Mutex<()>,
 }
 
@@ -61,7 +63,8 @@ struct Node {
 impl<C: Clock, N: Connect> Lanes<C, N> {
     /// No lanes yet. `coordinator_id` is sent in the handshake.
     pub fn new(clock: C, connect: N, coordinator_id: String) -> Self {
-        Self { clock, connect, coordinator_id, nodes: ArcSwap::default(), changing: Mutex::new(()) }
+        let (nodes, drained) = (ArcSwap::default(), ArcSwap::default());
+        Self { clock, connect, coordinator_id, nodes, drained, changing: Mutex::new(()) }
     }
 
     /// Opens lanes to nodes that are new or have another address, and closes those to nodes that are not in `nodes`. Must be called
@@ -79,6 +82,13 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
             })
             .collect();
         self.nodes.store(Arc::new(after));
+    }
+
+    /// These nodes, and no others, are asked last from now on: they are out of service for maintenance.
+    pub fn set_drained(&self, drained: BTreeSet<NodeId>) {
+        if **self.drained.load() != drained {
+            self.drained.store(Arc::new(drained));
+        }
     }
 
     /// Waits until the first attempt to connect to each node has succeeded or failed.
@@ -184,6 +194,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
 
     fn recent_state(&self, node: &NodeId) -> ReplicaState {
         self.nodes.load().get(node).map_or(UNKNOWN, |node| node.vitals.recent_state())
+    }
+
+    fn is_asked_last(&self, node: &NodeId) -> bool {
+        self.drained.load().contains(node)
     }
 
     fn has_names(&self, node: &NodeId) -> bool {

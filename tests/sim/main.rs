@@ -6,8 +6,8 @@
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
 //! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`node`], [`simulated`], [`cluster`], [`follower`],
-//! [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`missed`], [`buried`], [`moves`], [`disks`], [`history`], [`check`],
-//! [`oracle`], [`faults`], [`scene`], [`scenes`], [`losses`], [`names`].
+//! [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`missed`], [`refilled`], [`buried`], [`moves`], [`disks`], [`history`],
+//! [`check`], [`oracle`], [`faults`], [`scene`], [`scenes`], [`losses`], [`names`].
 
 // It runs in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -32,6 +32,7 @@ mod node;
 mod oracle;
 mod play;
 mod plugins;
+mod refilled;
 mod repairs;
 mod scenario;
 mod scene;
@@ -56,7 +57,7 @@ use scenario::{Play, SHAPES, Scenario};
 use world::lock;
 
 /// Default number of seeds to run: 20 of each scenario, about a minute on two cores.
-const SEEDS: u64 = 740;
+const SEEDS: u64 = 780;
 
 thread_local! {
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
