@@ -113,12 +113,12 @@ async fn a_replaced_disk_is_filled_at_once_and_until_then_nothing_rests_on_it() 
 async fn an_old_disk_that_is_back_ends_the_migration_and_so_does_giving_up() {
     let mut environment = by_request();
     // Slow enough for a person who finds the old disk.
-    environment.push(("WITAN_HEALING__RATE", "1KiB"));
+    environment.push(("WITAN_HEALING__RATE", "64KiB"));
     let mut company = Company::with_environment(1, environment).await;
     let api = company.api(0);
     tenants(&api).await;
     for n in 0..200 {
-        api.write(write("three", &format!("key-{n}"), "v")).await.expect("written");
+        api.write(write("three", &format!("key-{n}"), vec![b'v'; 16 << 10])).await.expect("written");
     }
     let aside = company.node_folder(2).with_extension("aside");
     company.end_node(2).await;
