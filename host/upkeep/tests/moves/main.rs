@@ -3,6 +3,7 @@
 mod faults;
 mod nodes;
 mod rate;
+mod replace;
 mod world;
 
 use std::sync::Arc;
