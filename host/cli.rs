@@ -8,6 +8,7 @@
 //! object goes to standard output, for an error too (`{"error": ...}`); `plugin events` writes one per event.
 
 pub mod args;
+pub mod begun;
 pub mod bench;
 pub mod choice;
 pub mod client;

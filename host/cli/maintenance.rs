@@ -11,9 +11,9 @@ use witan_wire::v1::{
     RemoveStorageNodeRequest, ReplaceStorageNodeRequest, StorageNodeInfo,
 };
 
+use super::begun::changed;
 use super::client::{self, Problem, within};
 use super::deed::Deed;
-use super::nodes::changed;
 use super::output::{self, Output};
 use super::{Global, args, migration};
 use crate::config::value::spelled;
@@ -40,8 +40,8 @@ pub const DRAIN_EXAMPLES: &str =
 changes are still sent to it, and what it misses while it is away is noted and sent to it afterwards. It stays drained until \
 `witan nodes undrain`, also after a restart. A node that keys need for a quorum goes on being asked; the answer says so.
 
---wait returns when it has answered no read and minted nothing for 5 seconds, for any coordinator (but for one in a hundred of all requests, \
-for which all others were too slow), and nothing that it has missed waits to be sent to it.
+--wait returns when it has answered no read and minted nothing for 5 seconds, for any coordinator (but for one in a hundred of all \
+requests, for which all others were too slow), and nothing that it has missed waits to be sent to it.
 
 Examples:
   witan nodes drain n2 --wait
@@ -205,8 +205,8 @@ impl Seen {
         Some(Self { reads: node.reads, mints: node.mints, of_all, reachable: node.reachable, owed })
     }
 
-    /// Whether it has been asked for more than requests for which all others were too slow: one in a hundred of all. A node that was started
-    /// again counts from zero.
+    /// Whether it has been asked for more than requests for which all others were too slow: one in a hundred of all. A node that was
+    /// started again counts from zero.
     fn was_asked_since(&self, before: &Self) -> bool {
         let asked = (self.reads + self.mints) - (before.reads + before.mints);
         asked < 0 || asked > 0 && asked.saturating_mul(100) > self.of_all - before.of_all

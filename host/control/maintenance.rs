@@ -195,8 +195,8 @@ impl Catalog {
                 .collect();
             let away = if away.is_empty() { String::new() } else { format!(" (not used at present: {})", away.join(", ")) };
             format!(
-                "of keys with {factor} replicas, {needed} other whole replicas have to be read to know what node {id} has to hold, and there \
-                 are {there} for some{away}: acknowledged writes may be gone"
+                "of keys with {factor} replicas, {needed} other whole replicas have to be read to know what node {id} has to hold, and \
+                 there are {there} for some{away}: acknowledged writes may be gone"
             )
         }))
     }

@@ -64,7 +64,7 @@ async fn ask(stage: &Stage, metadata: &dyn Metadata, node: usize) -> Option<u64>
     if let (Ok(recorded), Ok(())) = (&recorded, wanted) {
         return Some(recorded.number);
     }
-    stage.violated(format!("replace: refused although nothing stands in the way: {recorded:?}"));
+    stage.violated(format!("replace: refused although nothing prevents it: {recorded:?}"));
     None
 }
 

@@ -11,7 +11,7 @@ use super::{change, end, id, is_conflict, is_missing, is_refused, leaves, report
 
 /// The nodes "m-1", "m-2" and "m-4" are on record, and members of the newest ring.
 pub(super) async fn all<M: Metadata>(metadata: &M) {
-    assert_eq!(metadata.require(MAINTENANCE).await, Ok(false), "nobody stands in the way");
+    assert_eq!(metadata.require(MAINTENANCE).await, Ok(false), "all name it");
     assert_eq!((metadata.require(MAINTENANCE).await, metadata.require("zones").await), (Ok(true), Ok(true)));
     replaced(metadata).await;
     drained(metadata).await;
