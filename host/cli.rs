@@ -8,6 +8,7 @@
 //! object goes to standard output, for an error too (`{"error": ...}`); `plugin events` writes one per event.
 
 pub mod args;
+pub mod begun;
 pub mod bench;
 pub mod choice;
 pub mod client;
@@ -21,6 +22,8 @@ pub mod doctor;
 pub mod endpoint;
 pub mod health;
 pub mod kv;
+pub mod locate;
+pub mod maintenance;
 pub mod migration;
 pub mod node;
 pub mod nodes;
@@ -203,12 +206,15 @@ pub enum Command {
     /// Create, show, change and delete tenants
     #[command(subcommand, after_help = tenant::EXAMPLES)]
     Tenant(tenant::Command),
-    /// List, add and remove storage nodes
+    /// List, add, replace, drain and remove storage nodes
     #[command(subcommand, after_help = nodes::EXAMPLES)]
     Nodes(nodes::Command),
     /// Plan, follow and cancel changes that move records
     #[command(subcommand, after_help = migration::EXAMPLES)]
     Migration(migration::Command),
+    /// Show where a key is, and what each of its replicas has
+    #[command(after_help = locate::EXAMPLES)]
+    Locate(locate::Args),
     /// State that the cluster was restored from a copy
     #[command(subcommand, after_help = cluster::EXAMPLES)]
     Cluster(cluster::Command),
@@ -310,6 +316,7 @@ pub async fn run(cli: Cli, loaded: Option<(Loaded, Option<LogFilter>)>) -> anyho
         Command::Tenant(command) => tenant::run(&global, command).await,
         Command::Nodes(command) => nodes::run(&global, command).await,
         Command::Migration(command) => migration::run(&global, command).await,
+        Command::Locate(args) => locate::run(&global, args).await,
         Command::Cluster(command) => cluster::run(&global, command).await,
         Command::Repair(args) => repair::run(&global, args).await,
         Command::Plugin(command) => plugin::run(&global, command).await,
@@ -331,6 +338,7 @@ impl Command {
             | Self::Tenant(_)
             | Self::Nodes(_)
             | Self::Migration(_)
+            | Self::Locate(_)
             | Self::Cluster(_)
             | Self::Repair(_)
             | Self::Plugin(_)

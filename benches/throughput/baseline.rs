@@ -16,10 +16,11 @@ use witan_wire::v1::storage_node_service_client::StorageNodeServiceClient;
 use witan_wire::v1::{
     self, AddStorageNodeRequest, CoordinatorServiceRepairRequest, CoordinatorServiceRepairResponse,
     CreateTenantRequest, CreateTenantResponse, DeclareRestoredRequest, DeclareRestoredResponse, DeleteKeyValueRequest,
-    DeleteTenantRequest, DeleteTenantResponse, GetTenantRequest, GetTenantResponse, ListKeysRequest, ListKeysResponse,
-    ListStorageNodesRequest, ListStorageNodesResponse, ListTenantsRequest, ListTenantsResponse, ReadKeyValueRequest,
-    ReadKeyValueResponse, ReadRequest, RemoveStorageNodeRequest, RepairRequest, SessionRequestBatch,
-    SessionResponseBatch, StorageNodeChangeResponse, UpdateReplicationFactorRequest, UpdateReplicationFactorResponse,
+    DeleteTenantRequest, DeleteTenantResponse, DrainStorageNodeRequest, GetTenantRequest, GetTenantResponse,
+    ListKeysRequest, ListKeysResponse, ListStorageNodesRequest, ListStorageNodesResponse, ListTenantsRequest,
+    ListTenantsResponse, LocateKeyRequest, LocateKeyResponse, ReadKeyValueRequest, ReadKeyValueResponse, ReadRequest,
+    RemoveStorageNodeRequest, RepairRequest, ReplaceStorageNodeRequest, SessionRequestBatch, SessionResponseBatch,
+    StorageNodeChangeResponse, UpdateReplicationFactorRequest, UpdateReplicationFactorResponse,
     UpdateStorageNodeRequest, UpdateTenantRequest, WriteKeyValueRequest, WriteKeyValueResponse,
 };
 
@@ -171,6 +172,24 @@ impl CoordinatorService for Baseline {
         &self,
         _: Request<UpdateStorageNodeRequest>,
     ) -> Result<Response<StorageNodeChangeResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn replace_storage_node(
+        &self,
+        _: Request<ReplaceStorageNodeRequest>,
+    ) -> Result<Response<StorageNodeChangeResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn drain_storage_node(
+        &self,
+        _: Request<DrainStorageNodeRequest>,
+    ) -> Result<Response<StorageNodeChangeResponse>, Status> {
+        Err(not_here())
+    }
+
+    async fn locate_key(&self, _: Request<LocateKeyRequest>) -> Result<Response<LocateKeyResponse>, Status> {
         Err(not_here())
     }
 

@@ -253,6 +253,9 @@ class Tour:
             pages, token = pages + 1, page.next_page_token
         assert set(listed) == {f"user:{n}" for n in range(25)} - {"user:8"}, listed
         assert [key for key, siblings in listed.items() if siblings] == ["user:7"], listed
+        located = self.kv.LocateKey(tenant_id=tenant, key="user:1")
+        assert all(replica.level for replica in located.replicas if replica.state), located
+        say(f"LocateKey: token {located.token:016x}, {[f'{r.node_id}: {r.state}' for r in located.replicas]}")
         foreign = lambda: self.kv.ListKeys(tenant_id=tenant, page_token="made up")
         assert "page_token" in refusal(foreign, "INVALID_ARGUMENT").fields
         say(f"{len(listed)} keys on {pages} pages; deleted keys are not listed")
@@ -307,6 +310,11 @@ class Tour:
         say(f"PlanMigration: with one virtual node less, {planned.moved_share:.1%} of all copies would move")
         for update in (lighter, dict(node_id=first.node_id, virtual_nodes=first.virtual_nodes)):
             self.change("UpdateStorageNode", lambda update=update: self.kv.UpdateStorageNode(**update))
+        planned = self.kv.PlanMigration(replace=dict(node_id=first.node_id))
+        say(f"PlanMigration: filling {first.node_id} would take {planned.fill.keys} records; problems: {list(planned.problems)}")
+        refusal(lambda: self.kv.ReplaceStorageNode(node_id=first.node_id), "FAILED_PRECONDITION", "NOTHING_TO_REPLACE")
+        for undrain in (False, True):
+            say(f"DrainStorageNode: {self.kv.DrainStorageNode(node_id=first.node_id, undrain=undrain).message}")
         tenant = self.tenant("placement", replication_factor=1)
         self.change(
             "UpdateReplicationFactor",

@@ -207,13 +207,14 @@ const fn streaming(path: &'static str, need: Need, effect: Effect) -> Rule {
 }
 
 /// Every call of every server of a coordinator, the most frequent first.
-pub static RULES: [Rule; 38] = [
+pub static RULES: [Rule; 41] = [
     rule("/witan.v1.CoordinatorService/ReadKeyValue", READ, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/WriteKeyValue", WRITE, Effect::Keys).of_at_most(VALUE_MESSAGE_BYTES),
     rule("/witan.v1.CoordinatorService/DeleteKeyValue", WRITE, Effect::Keys),
     streaming("/witan.v1.CoordinatorService/Session", Need::OneOf(READ_OR_WRITE), Effect::Keys)
         .of_at_most(VALUE_MESSAGE_BYTES),
     rule("/witan.v1.CoordinatorService/ListKeys", READ, Effect::Nothing),
+    rule("/witan.v1.CoordinatorService/LocateKey", READ, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/GetTenant", READ_OR_ADMIN, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/CreateTenant", ADMIN, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/UpdateTenant", ADMIN, Effect::Catalog),
@@ -224,6 +225,8 @@ pub static RULES: [Rule; 38] = [
     rule("/witan.v1.CoordinatorService/AddStorageNode", OPERATOR, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/RemoveStorageNode", OPERATOR, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/UpdateStorageNode", OPERATOR, Effect::Catalog),
+    rule("/witan.v1.CoordinatorService/ReplaceStorageNode", OPERATOR, Effect::Catalog),
+    rule("/witan.v1.CoordinatorService/DrainStorageNode", OPERATOR, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/ListStorageNodes", OPERATOR, Effect::Nothing),
     rule("/witan.v1.CoordinatorService/DeclareRestored", OPERATOR, Effect::Catalog),
     rule("/witan.v1.CoordinatorService/GetMigrationStatus", ADMIN_OR_OPERATOR, Effect::Nothing),

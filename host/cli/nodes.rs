@@ -7,14 +7,15 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use witan_wire::v1::{
     AddStorageNodeRequest, HealingDuty, ListStorageNodesRequest, ListStorageNodesResponse, RemoveStorageNodeRequest,
-    StorageNodeChangeResponse, StorageNodeInfo,
+    StorageNodeInfo,
 };
 
+use super::begun::changed;
 use super::client::{self, Problem, within};
 use super::deed::Deed;
 use super::output::{self, Output, Table, grouped};
 use super::part::Update;
-use super::{Global, args, migration, ring};
+use super::{Global, args, maintenance, ring};
 use crate::config::value::spelled;
 
 /// Shown below the help.
@@ -31,8 +32,9 @@ Examples:
 
 const LIST_EXAMPLES: &str =
     "Latencies are as measured by this coordinator; the number of keys is the node's estimate. A node that is \
-not used has come back with another store: bring the old disk back, or fill the new one with `witan repair`; the cluster fills it \
-by itself after healing.admit_after. A node whose store has failed is asked last: check its disk, then restart it.
+not used has come back with another store: bring the old disk back, or fill the new one with `witan nodes replace`; the cluster fills it \
+by itself after healing.admit_after. A node is asked last that is drained, or whose store has failed: check the disk of the latter, then \
+restart it.
 
 Examples:
   witan nodes list
@@ -67,8 +69,8 @@ const REMOVE_EXAMPLES: &str =
 
 A node that is lost for good is removed with --force: nothing waits for it, its records are copied from their other replicas, and its \
 store is never used again. That is refused if acknowledged writes may be gone with it (such as a tenant's with one replica), unless you \
-give them up with --accept-loss. To replace a lost disk, keep the node instead: start it under the same id with an empty folder, and the \
-cluster fills it.
+give them up with --accept-loss. To replace a lost disk, keep the node instead: start it under the same id with an empty folder, and run \
+`witan nodes replace`.
 
 Examples:
   witan migration plan remove n4
@@ -93,6 +95,15 @@ pub enum Command {
     /// Remove a storage node from the ring
     #[command(after_help = REMOVE_EXAMPLES)]
     Remove(Remove),
+    /// Fill the new disk of a storage node, or put another node in its place
+    #[command(after_help = maintenance::REPLACE_EXAMPLES)]
+    Replace(maintenance::Replace),
+    /// Take a storage node out of service for maintenance
+    #[command(after_help = maintenance::DRAIN_EXAMPLES)]
+    Drain(maintenance::Drain),
+    /// Put a drained storage node back into service
+    #[command(after_help = "Example:\n  witan nodes undrain n2")]
+    Undrain(maintenance::Undrain),
 }
 
 /// Arguments of `nodes add`.
@@ -167,6 +178,9 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
             let answer = client::coordinator(global).await?.remove_storage_node(within(global, request)).await;
             changed(global, "removed", wait, answer.map_err(Problem::of(Deed::Node))?.into_inner()).await
         }
+        Command::Replace(args) => maintenance::replace(global, args).await,
+        Command::Drain(args) => maintenance::drain(global, args).await,
+        Command::Undrain(args) => maintenance::undrain(global, args).await,
     }
 }
 
@@ -251,6 +265,7 @@ fn answers(node: &StorageNodeInfo) -> &'static str {
         (_, true, _) if node.store_use == "unadmitted" => "not used",
         (_, true, _) => "writes only",
         (true, false, "full") => "disk full",
+        (true, false, _) if node.draining => "drained",
         (true, false, _) => "yes",
         (false, false, _) => "no",
     }
@@ -268,6 +283,9 @@ fn node_json(node: &StorageNodeInfo) -> Value {
         "store_use": node.store_use,
         "store_state": node.store_state,
         "store_reason": node.store_reason,
+        "draining": node.draining,
+        "reads": node.reads,
+        "mints": node.mints,
         "virtual_nodes": node.virtual_nodes,
         "zone": node.zone,
         "keys_count": node.keys_count,
@@ -275,41 +293,6 @@ fn node_json(node: &StorageNodeInfo) -> Value {
         "latency_p50_us": node.latency_p50_us,
         "latency_p99_us": node.latency_p99_us,
     })
-}
-
-/// Prints what a change has done, or begun; with `wait`, how it ends.
-async fn changed(
-    global: &Global,
-    verb: &str,
-    wait: bool,
-    response: StorageNodeChangeResponse,
-) -> anyhow::Result<ExitCode> {
-    let StorageNodeChangeResponse { node_id, migration_id, message, .. } = response;
-    match global.output {
-        // One object for each command: with --wait, the migration once it has ended.
-        Output::Json if wait && !migration_id.is_empty() => {}
-        Output::Json => output::object(&json!({
-            "node_id": node_id,
-            "outcome": if migration_id.is_empty() { verb } else { "begun" },
-            "message": message,
-            "migration_id": migration_id,
-        }))?,
-        Output::Text if migration_id.is_empty() => {
-            let more = if message.is_empty() { String::new() } else { format!(": {message}") };
-            output::line(&format!("{verb} storage node {node_id}{more}"))?;
-        }
-        Output::Text => output::line(&format!("migration {migration_id}: {message}"))?,
-    }
-    if migration_id.is_empty() {
-        return Ok(ExitCode::SUCCESS);
-    }
-    if wait {
-        return migration::watch::until_completed(global, migration_id).await;
-    }
-    if global.output == Output::Text {
-        output::note(&format!("to follow it: witan migration watch {migration_id}"));
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

@@ -127,11 +127,11 @@ pub(super) mod tests {
     use std::sync::Mutex;
 
     use witan_kernel::hook::{Pending, ReplicaState};
-    use witan_kernel::name::NodeId;
+    use witan_kernel::name::{NodeId, StoreId, TenantId};
     use witan_kernel::port::{Placement, Slot};
     use witan_kernel::replica::ReplicaError;
     use witan_kernel::ring::Ring;
-    use witan_kernel::scan::{Fullness, Removed, Trust};
+    use witan_kernel::scan::{Fullness, Removed, Standing, Trust};
     use witan_kernel::tenant::Tenant;
     use witan_memory::MemoryMetadata;
 
@@ -194,8 +194,8 @@ pub(super) mod tests {
         fn fullness(&self, _: &NodeId) -> Pending<Option<Fullness>> {
             Box::pin(std::future::ready(None))
         }
-        fn trust(&self, _: &NodeId) -> Option<Trust> {
-            Some(Trust::Whole)
+        fn standing(&self, _: &NodeId) -> Option<Standing> {
+            Some(Standing { store: StoreId([1; 16]), trust: Trust::Whole })
         }
         fn stores_changed(&self) -> Pending<()> {
             Box::pin(std::future::ready(()))

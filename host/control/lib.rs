@@ -5,8 +5,8 @@
 //!
 //! Reading order: [`Turns`] (how many calls may be under way),
 //! [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data, while
-//! there is none), `migrations`, `plan` and `leftovers` (changes that move it), `fences` (when a change may be answered),
-//! [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
+//! there is none), `migrations`, `plan` and `leftovers` (changes that move it), `maintenance` (what operators do to a node), `fences` (when
+//! a change may be answered), [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
 //! [`small_records`] (one that takes more care), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants
 //! that requests see).
 
@@ -20,6 +20,7 @@ pub mod defaults;
 mod fences;
 mod follow;
 mod leftovers;
+mod maintenance;
 mod migrations;
 mod nodes;
 mod placement;
@@ -43,7 +44,7 @@ use witan_kernel::name::{Invalid, NodeId, TenantId};
 use witan_kernel::port::{Metadata, Placement, Slot, StoreError};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::{Ring, Rings};
-use witan_kernel::scan::{Fullness, Removed, Trust};
+use witan_kernel::scan::{Fullness, Removed, Standing, Trust};
 use witan_kernel::tenant::Tenant;
 
 pub use bindings::ChangeRefused;
@@ -51,10 +52,11 @@ pub use cache::{TenantCache, TenantCacheConfig, TenantCacheCounts};
 pub use fences::Unfenced;
 pub use follow::follow;
 pub use leftovers::{Dropping, Leftovers};
+pub use maintenance::Replacement;
 pub use migrations::{Changed, Removal};
 pub use nodes::register;
 pub use placement::FactorChanged;
-pub use plan::{Plan, PlannedNode, PlannedZone};
+pub use plan::{Plan, PlannedFill, PlannedNode, PlannedSource, PlannedZone};
 pub use tenants::Ended;
 pub use turns::{Turn, TurnLimits, Turns};
 pub use updates::NodeUpdate;
@@ -159,7 +161,18 @@ pub trait Cluster: Send + Sync + 'static {
     }
 
     /// What a node's store may be used for; `None` while the node cannot be reached.
-    fn trust(&self, node: &NodeId) -> Option<Trust>;
+    fn trust(&self, node: &NodeId) -> Option<Trust> {
+        self.standing(node).map(|standing| standing.trust)
+    }
+
+    /// The store that a node shows, and what it may be used for; `None` while the node cannot be reached.
+    fn standing(&self, node: &NodeId) -> Option<Standing>;
+
+    /// True for a node that is asked last here, since it is drained.
+    fn is_drained(&self, node: &NodeId) -> bool {
+        let _ = node;
+        false
+    }
 
     /// Checks again what the stores of nodes may be used for.
     fn stores_changed(&self) -> Pending<()>;
@@ -225,6 +238,25 @@ pub enum Refused {
         /// Coordinators, for people.
         who: String,
     },
+    /// A coordinator would not do its part.
+    #[error(
+        "{what} requires that every coordinator knows it, and this one does not: {who}; upgrade it, and repeat the call"
+    )]
+    NoMaintenance {
+        /// The change.
+        what: &'static str,
+        /// Coordinators, for people.
+        who: String,
+    },
+    /// The node cannot be reached.
+    #[error("{0}")]
+    NodeAway(String),
+    /// The node shows the store that is on record.
+    #[error("{0}")]
+    NothingToReplace(String),
+    /// The store that the node shows is never used again, or is another node's.
+    #[error("{0}")]
+    StoreRefused(String),
     /// Too few of a tenant's replicas would be left to copy from.
     #[error("{0}")]
     SourcesUnreachable(String),

@@ -279,7 +279,10 @@ impl Catalog {
                 PlacementChange::RemoveNode { node, force: false } => (node, "leaves"),
                 PlacementChange::RemoveNode { node, force: true } => (node, "is taken for lost"),
                 PlacementChange::UpdateNode { node, .. } => (node, "gets another part of the ring"),
-                PlacementChange::ReplicationFactor { .. } | PlacementChange::Generation { .. } => continue,
+                // What its store is used for is said anyway.
+                PlacementChange::ReplaceStore { .. }
+                | PlacementChange::ReplicationFactor { .. }
+                | PlacementChange::Generation { .. } => continue,
             };
             let (done, total) = (migration.progress.tenants_done, migration.progress.tenants_total);
             let does = if migration.cancel_requested { format!("{does} no longer") } else { does.to_owned() };
@@ -304,7 +307,7 @@ impl Catalog {
         let unended = self.unended().await?;
         let of = |tenant: &Tenant| {
             let own = unended.iter().find(|it| is_of(&it.change, &tenant.id));
-            own.or_else(|| unended.iter().find(|it| is_of_nodes(&it.change)))
+            own.or_else(|| unended.iter().find(|it| it.change.changes_ring()))
         };
         let found = waiting.into_iter().filter_map(|it| of(it).map(|migration| (it.id.clone(), migration.number)));
         Ok(found.collect())
@@ -354,6 +357,7 @@ impl Catalog {
             PlacementChange::ReplicationFactor { tenant, .. } | PlacementChange::Generation { tenant, .. } => {
                 self.publish_tenant(tenant).await;
             }
+            PlacementChange::ReplaceStore { .. } => self.cluster.stores_changed().await,
             PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => {
                 self.publish_placement().await
             }
@@ -397,18 +401,14 @@ fn is_of(change: &PlacementChange, id: &TenantId) -> bool {
     change.tenant() == Some(id)
 }
 
-fn is_of_nodes(change: &PlacementChange) -> bool {
-    match change {
-        PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => true,
-        PlacementChange::ReplicationFactor { .. } | PlacementChange::Generation { .. } => false,
-    }
-}
-
 /// The phase of a migration that is in progress. `moving`: tenants that are being moved.
 fn phase(migration: &Migration, moving: &[Tenant]) -> &'static str {
-    let concerns = |tenant: &Tenant| is_of(&migration.change, &tenant.id) || is_of_nodes(&migration.change);
+    let concerns = |tenant: &Tenant| is_of(&migration.change, &tenant.id) || migration.change.changes_ring();
     let step = moving.iter().filter(|tenant| concerns(tenant)).find_map(|tenant| tenant.moving.map(|it| it.step));
     let progress = &migration.progress;
+    if let PlacementChange::ReplaceStore { .. } = migration.change {
+        return "data_copy";
+    }
     match step {
         Some(Step::Cutover) => "cutover",
         Some(Step::DualWrite) if progress.keys_done > 0 => "data_copy",

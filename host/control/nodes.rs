@@ -203,6 +203,11 @@ impl Catalog {
         self.cluster.trust(node)
     }
 
+    /// True for a node that is asked last here, since it is drained.
+    pub fn is_drained(&self, node: &NodeId) -> bool {
+        self.cluster.is_drained(node)
+    }
+
     /// How full a node is; `None` when it does not respond.
     pub async fn fullness(&self, node: &StorageNode) -> Option<Fullness> {
         self.cluster.fullness(&node.id).await

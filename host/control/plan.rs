@@ -32,6 +32,30 @@ pub struct Plan {
     pub problems: Vec<String>,
     /// What the loss of a zone would mean; empty where no node has one.
     pub zones: Vec<PlannedZone>,
+    /// Of a store that is replaced: how it is filled.
+    pub fill: Option<PlannedFill>,
+}
+
+/// How a new store would be filled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedFill {
+    /// The records that the store on record has reported last.
+    pub keys: u64,
+    /// Bytes of a record, as nodes report them; 0: not known.
+    pub bytes_per_key: u64,
+    /// The other replicas of its records, by id.
+    pub sources: Vec<PlannedSource>,
+}
+
+/// A node that a new store is filled from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedSource {
+    /// The node.
+    pub node: NodeId,
+    /// Records that are read from it.
+    pub keys: u64,
+    /// Whether that is possible at present.
+    pub reachable: bool,
 }
 
 /// The share of keys of which no quorum would be left without a zone.
@@ -67,7 +91,7 @@ pub struct PlannedNode {
 }
 
 /// Shares of the ring by node: 1 is a replica of every key.
-type Shares = BTreeMap<NodeId, f64>;
+pub(super) type Shares = BTreeMap<NodeId, f64>;
 
 /// One step of the replication factors that a change makes, and how many tenants make it.
 #[derive(Clone)]
@@ -126,7 +150,7 @@ impl Catalog {
         let tenants = classes.iter().map(|class| class.tenants).sum();
         let least_share = least(change, (&before, &after), &classes, &made);
         let zones = zones(&before, &after, &shown(&classes, &before, &after));
-        Ok(Plan { nodes: planned, moved_share, least_share, tenants, problems, zones })
+        Ok(Plan { nodes: planned, moved_share, least_share, tenants, problems, zones, fill: None })
     }
 
     /// The tenants that a change concerns, by what it does to their factor. `nodes`: how many there are afterwards.
@@ -150,6 +174,9 @@ impl Catalog {
 
     /// Why a change would be refused or would wait.
     async fn problems(&self, change: &PlacementChange, placement: &Placement) -> Result<Vec<String>, Refused> {
+        if let PlacementChange::ReplaceStore { node, accept_loss, .. } = change {
+            return self.replacement_problems(node, *accept_loss, placement).await;
+        }
         let mut all: Vec<String> =
             self.too_old().await?.into_iter().map(|who| format!("{who} cannot move records: upgrade it")).collect();
         if all.is_empty() && !self.cluster.moves() {
@@ -186,7 +213,7 @@ impl Catalog {
                 }
             }),
             PlacementChange::ReplicationFactor { to, .. } => self.enough_nodes(*to).await,
-            PlacementChange::Generation { .. } => Ok(()),
+            PlacementChange::ReplaceStore { .. } | PlacementChange::Generation { .. } => Ok(()),
         };
         if needs_zones(change) {
             let old = self.without_zones().await?;
@@ -248,7 +275,8 @@ fn least(change: &PlacementChange, (before, after): (&[Member], &[Member]), clas
         }
         // Each of its copies has to be made again.
         PlacementChange::RemoveNode { node, .. } => share(&made.before, node),
-        PlacementChange::Generation { .. } => 0.0,
+        // Each of the records is still elsewhere.
+        PlacementChange::ReplaceStore { .. } | PlacementChange::Generation { .. } => 0.0,
         PlacementChange::ReplicationFactor { .. } => {
             let (old, new): (f64, f64) = (made.before.values().sum(), made.after.values().sum());
             if new > 0.0 { ((new - old) / new).max(0.0) } else { 0.0 }
@@ -315,6 +343,7 @@ fn needs_zones(change: &PlacementChange) -> bool {
         PlacementChange::AddNode(node) => !node.zone.is_none(),
         PlacementChange::UpdateNode { .. } => true,
         PlacementChange::RemoveNode { .. }
+        | PlacementChange::ReplaceStore { .. }
         | PlacementChange::ReplicationFactor { .. }
         | PlacementChange::Generation { .. } => false,
     }
@@ -334,7 +363,9 @@ fn after(change: &PlacementChange, before: &[Member]) -> Vec<Member> {
                 *member = member.updated(*virtual_nodes, zone.as_ref());
             }
         }
-        PlacementChange::ReplicationFactor { .. } | PlacementChange::Generation { .. } => {}
+        PlacementChange::ReplaceStore { .. }
+        | PlacementChange::ReplicationFactor { .. }
+        | PlacementChange::Generation { .. } => {}
     }
     members
 }
@@ -361,7 +392,7 @@ fn widths(ranges: &BTreeMap<NodeId, Vec<Tokens>>) -> Shares {
 }
 
 /// A range's share of the ring.
-fn width((from, to): Tokens) -> f64 {
+pub(super) fn width((from, to): Tokens) -> f64 {
     ((to - from) as f64 + 1.0) / 2f64.powi(64)
 }
 

@@ -322,7 +322,7 @@ impl<W: World> Listing<'_, W> {
         }
         nodes.sort_by_key(|node| {
             let state = replicas.state(node);
-            (!state.reachable, state.latency_p50_us)
+            (!state.reachable || replicas.is_asked_last(node), state.latency_p50_us)
         });
         Ok(nodes.into_iter().take(usize::from(required)).cloned().collect())
     }

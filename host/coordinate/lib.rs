@@ -60,6 +60,7 @@ pub use keys::{KeysPage, KeysRequest, ListedKey, Resume};
 pub use lines::{Line, Lines};
 pub use metrics::Metrics;
 pub use missed::{MissedChanges, NothingNoted};
+pub use plan::{PartitionKey, Places};
 pub use request::{ReadAnswer, ReadRequest, Rendering, WriteRequest, Written};
 pub use room::RoomPermit;
 

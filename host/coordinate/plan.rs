@@ -4,10 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failure;
 use witan_kernel::fault::Fault;
-use witan_kernel::hook::{Asked, Hooks, Operation, Partition, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall};
+use witan_kernel::hook::{
+    AnsweredBy, Asked, Hooks, Operation, Partition, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall,
+};
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{Key, NodeId, TenantId};
 use witan_kernel::placement::{Moving, Placed, Step};
@@ -120,7 +123,7 @@ impl<W: World> Coordinator<W> {
         let tenant = self.tenant(asks.tenant).await?;
         let hooks = self.ports.plugins.hooks(asks.tenant);
         let generation = if Fault::HookFromNewest.is_on() { tenant.generations } else { tenant.generation };
-        let mut place = place(&tenant, generation, asks.key, hooks.as_ref())?;
+        let (mut place, _) = place(&tenant, generation, asks.key, hooks.as_ref())?;
         if Fault::HookFromNewest.is_on() {
             place.space = Space::new(&tenant.id, tenant.generation);
         }
@@ -165,6 +168,18 @@ impl<W: World> Coordinator<W> {
         let (replicas, wanted) = (ring.replicas(token, placed.replication_factor), placed.replication_factor);
         let nodes = replicas.len();
         if nodes < usize::from(wanted) { Err(Failure::TooFewNodes { wanted, nodes }) } else { Ok(replicas) }
+    }
+
+    /// Where a key of a tenant is on the ring.
+    ///
+    /// # Errors
+    /// [`Failure::TenantNotFound`], [`Failure::PluginFault`], or the metadata store does not answer.
+    pub async fn places_of(&self, tenant: &TenantId, key: &Key) -> Result<Places, Failure> {
+        let known = self.tenant(tenant).await?;
+        let hooks = self.ports.plugins.hooks(tenant);
+        let (present, partition) = place(&known, known.generation, key, hooks.as_ref())?;
+        let coming = coming(&known, key, hooks.as_ref())?;
+        Ok(Places { tenant: known, present, partition, coming })
     }
 
     /// The key's replicas as this coordinator sees them, in ring order.
@@ -281,19 +296,39 @@ fn coming(tenant: &Tenant, key: &Key, hooks: &dyn Hooks) -> Result<Option<Place>
         return Ok(None);
     }
     match place(tenant, to.generation, key, hooks) {
-        Ok(place) => Ok(Some(place)),
+        Ok((place, _)) => Ok(Some(place)),
         // Nothing rests on the coming rows yet. The last copy will find the key, and if the hook faults again, the change is given up.
         Err(Failure::PluginFault { .. }) if step == Step::DualWrite => Ok(None),
         Err(failure) => Err(failure),
     }
 }
 
-/// The place of a key in a generation of its tenant.
-fn place(tenant: &Tenant, generation: u32, key: &Key, hooks: &dyn Hooks) -> Result<Place, Failure> {
+/// Where a key is on the ring.
+pub struct Places {
+    /// Its tenant.
+    pub tenant: Arc<Tenant>,
+    /// Its place in its tenant's present generation.
+    pub present: Place,
+    /// What a routing hook has mapped it to in this generation, if there is one.
+    pub partition: Option<PartitionKey>,
+    /// Its place in the generation to which its tenant moves, if changes are sent there.
+    pub coming: Option<Place>,
+}
+
+/// A key of a partition that a routing hook has answered, and which one has.
+pub type PartitionKey = (Bytes, AnsweredBy);
+
+/// The place of a key in a generation of its tenant, and the partition that a routing hook has mapped it to, if there is one.
+fn place(
+    tenant: &Tenant,
+    generation: u32,
+    key: &Key,
+    hooks: &dyn Hooks,
+) -> Result<(Place, Option<PartitionKey>), Failure> {
     let id = &tenant.id;
-    let token = match hooks.partition_key(generation, key) {
-        Partition::Native => token(id, key.bytes()),
-        Partition::By { key, .. } => token(id, &key),
+    let (token, partition) = match hooks.partition_key(generation, key) {
+        Partition::Native => (token(id, key.bytes()), None),
+        Partition::By { key, by } => (token(id, &key), Some((key, by))),
         // The tenant's record is newer than what is known here of its bindings.
         Partition::Unknown => return Err(Failure::StaleEpoch),
         // Never the native rule instead: the data is elsewhere.
@@ -305,12 +340,19 @@ fn place(tenant: &Tenant, generation: u32, key: &Key, hooks: &dyn Hooks) -> Resu
             });
         }
     };
-    Ok(Place { token, space: Space::new(id, generation), key: key.clone() })
+    Ok((Place { token, space: Space::new(id, generation), key: key.clone() }, partition))
 }
 
-/// The order in which replicas are read: the routing hook's, else reachable ones first, by their median round trip. Returns each index of
-/// the asked replicas once.
-pub(super) fn read_order(plan: &Plan, states: &[ReplicaState]) -> PerReplica<u8> {
+/// The order in which replicas are read: the routing hook's, else reachable ones first, by their median round trip; but in either case
+/// those last that are to be [asked last](Replicas::is_asked_last). Returns each index of the asked replicas once.
+pub(super) fn read_order(plan: &Plan, states: &[ReplicaState], is_last: impl Fn(u8) -> bool) -> PerReplica<u8> {
+    let (mut order, last): (PerReplica<u8>, PerReplica<u8>) =
+        preferred(plan, states).into_iter().partition(|replica| !is_last(*replica));
+    order.extend(last);
+    order
+}
+
+fn preferred(plan: &Plan, states: &[ReplicaState]) -> PerReplica<u8> {
     let asked = plan.route.asked();
     let mut order: PerReplica<u8> = (0..asked).collect();
     order.sort_by_key(|replica| {

@@ -9,7 +9,7 @@ use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::fault::Fault;
 use witan_kernel::hook::{Asked, Operation, Verdict};
 use witan_kernel::limit::PerReplica;
-use witan_kernel::port::Clock;
+use witan_kernel::port::{Clock, Replicas};
 use witan_kernel::quorum::{Hedging, ReadRound, Reconciled, reconcile};
 use witan_kernel::record::{Damaged, Encoded, Record};
 use witan_kernel::register::Register;
@@ -103,11 +103,14 @@ impl<W: World> Exchange<W> {
     pub(super) async fn gather(&mut self) -> Result<(Reconciled, PerReplica<u8>), Failed> {
         let states = self.coordinator.states(self.plan.replicas());
         let tally = self.plan.asking();
-        let mut order = read_order(&self.plan, &states);
+        let is_last = |replica: u8| self.is_asked_last(replica);
+        let mut order = read_order(&self.plan, &states, is_last);
         order.retain(|replica| tally.is_open(*replica));
+        let last = order.iter().filter(|replica| is_last(**replica)).count();
         let metrics = Arc::clone(&self.coordinator.metrics);
         let hedging = Hedging { started: self.now(), budget: move || metrics.take_hedge() };
         let mut round = ReadRound::new(order, tally, self.plan.policy.shortfall, hedging);
+        round.not_hedged(last);
         let slowest = round.asked().iter().map(|r| states[usize::from(*r)].latency_p99_us).max().unwrap_or(0);
         round.hedge_after(self.hedge_after(slowest));
         let mut unreadable: SmallVec<[ReplicaError; 0]> = SmallVec::new();
@@ -133,6 +136,12 @@ impl<W: World> Exchange<W> {
                 Ended::Late => return Err(late(round.tally()).of_read()),
             }
         }
+    }
+
+    /// Whether a replica is under maintenance: others are asked before it is.
+    pub(super) fn is_asked_last(&self, replica: u8) -> bool {
+        let node = self.plan.replicas().get(usize::from(replica));
+        node.is_some_and(|node| self.coordinator.ports.replicas.is_asked_last(node))
     }
 
     /// Microseconds after which one spare replica is asked: the policy's choice, else the slowest replica's 99th percentile.

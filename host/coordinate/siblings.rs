@@ -56,7 +56,8 @@ impl<W: World> Exchange<W> {
     /// Has the write applied by one replica, or finds it applied.
     async fn mint(&mut self, write: Write, earlier: bool, can_ask: bool) -> Result<(Applied, PutRound), Failed> {
         let states = self.coordinator.states(self.plan.replicas());
-        let reachable = |replica: u8| states.get(usize::from(replica)).is_some_and(|state| state.reachable);
+        let is_there = |replica: u8| states.get(usize::from(replica)).is_some_and(|state| state.reachable);
+        let reachable = |replica: u8| is_there(replica) && !self.is_asked_last(replica);
         let asking = can_ask.then(|| self.plan.route.quorum());
         let mut round = PutRound::new(write, self.plan.route.asked(), reachable, earlier, asking);
         let ended = self.drive(Phase::Put, &mut round).await;

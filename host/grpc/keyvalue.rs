@@ -213,6 +213,27 @@ impl<W: World> CoordinatorService for CoordinatorApi<W> {
         self.update_node(request.into_inner()).await.map(Response::new)
     }
 
+    async fn replace_storage_node(
+        &self,
+        request: Request<v1::ReplaceStorageNodeRequest>,
+    ) -> Result<Response<v1::StorageNodeChangeResponse>, Status> {
+        self.replace_node(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn drain_storage_node(
+        &self,
+        request: Request<v1::DrainStorageNodeRequest>,
+    ) -> Result<Response<v1::StorageNodeChangeResponse>, Status> {
+        self.drain_node(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn locate_key(
+        &self,
+        mut request: Request<v1::LocateKeyRequest>,
+    ) -> Result<Response<v1::LocateKeyResponse>, Status> {
+        self.locate(caller(&mut request)?, request.into_inner()).await.map(Response::new)
+    }
+
     async fn list_storage_nodes(
         &self,
         _: Request<v1::ListStorageNodesRequest>,

@@ -12,11 +12,11 @@ use witan_wire::v1::plan_migration_request::Change;
 use super::CoordinatorApi;
 use super::convert::migration_id as name;
 use super::guard::denied;
-use super::nodes::{node_of, node_status, update_of};
+use super::nodes::{node_of, node_status, replacement_of, update_of};
 use super::status::{invalid, refused};
 use super::tenants::{page_size, replication_factor, seconds, status};
 use crate::access::caller::Caller;
-use witan_control::{NodeUpdate, Plan, PlannedNode, PlannedZone, Refused};
+use witan_control::{NodeUpdate, Plan, PlannedFill, PlannedNode, PlannedSource, PlannedZone, Refused};
 use witan_coordinate::World;
 
 impl<W: World> CoordinatorApi<W> {
@@ -87,10 +87,18 @@ impl<W: World> CoordinatorApi<W> {
         &self,
         request: v1::PlanMigrationRequest,
     ) -> Result<v1::PlanMigrationResponse, Status> {
-        let change = self.planned(request.change).map_err(|error| invalid(&error))?;
         let _turn = self.catalog.lookups().take(None).map_err(|error| status(&error))?;
-        let plan = self.catalog.plan(&change).await.map_err(|error| status(&error))?;
-        Ok(plan_response(plan))
+        let plan = match request.change {
+            Some(Change::Replace(replace)) => {
+                let replacement = replacement_of(replace).map_err(|error| invalid(&error))?;
+                self.catalog.plan_replacement(&replacement).await
+            }
+            change => {
+                let change = self.planned(change).map_err(|error| invalid(&error))?;
+                self.catalog.plan(&change).await
+            }
+        };
+        Ok(plan_response(plan.map_err(|error| node_status(&error))?, self.upkeep.healing_rate()))
     }
 
     fn planned(&self, change: Option<Change>) -> Result<PlacementChange, Invalid> {
@@ -104,7 +112,9 @@ impl<W: World> CoordinatorApi<W> {
                 to: replication_factor("new_replication_factor", factor.new_replication_factor)?,
             }),
             Some(Change::Update(update)) => update_of(update).map(NodeUpdate::change),
-            None => Err(Invalid::new("change", "is missing", "send add, remove, update or factor")),
+            Some(Change::Replace(_)) | None => {
+                Err(Invalid::new("change", "is missing", "send add, remove, update, replace or factor"))
+            }
         }
     }
 
@@ -121,9 +131,10 @@ impl<W: World> CoordinatorApi<W> {
             PlacementChange::ReplicationFactor { tenant, .. } | PlacementChange::Generation { tenant, .. } => {
                 caller.may(tenant)
             }
-            PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => {
-                caller.may_all()
-            }
+            PlacementChange::AddNode(_)
+            | PlacementChange::RemoveNode { .. }
+            | PlacementChange::UpdateNode { .. }
+            | PlacementChange::ReplaceStore { .. } => caller.may_all(),
         };
         allowed.map_err(|refused| denied(caller, &refused))?;
         Ok(found)
@@ -152,7 +163,10 @@ fn sees(is_operator: bool, own: Option<&TenantId>, migration: &Migration) -> boo
         PlacementChange::ReplicationFactor { tenant, .. } | PlacementChange::Generation { tenant, .. } => {
             own.is_none_or(|own| own == tenant)
         }
-        PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => false,
+        PlacementChange::AddNode(_)
+        | PlacementChange::RemoveNode { .. }
+        | PlacementChange::UpdateNode { .. }
+        | PlacementChange::ReplaceStore { .. } => false,
     }
 }
 
@@ -189,6 +203,7 @@ fn response(
         PlacementChange::AddNode(node) => ("add_node", Some(&node.id), None, 0, false),
         PlacementChange::RemoveNode { node, force } => ("remove_node", Some(node), None, 0, *force),
         PlacementChange::UpdateNode { node, .. } => (kind_of_update(migration), Some(node), None, 0, false),
+        PlacementChange::ReplaceStore { node, .. } => ("replace_store", Some(node), None, 0, false),
         PlacementChange::ReplicationFactor { tenant, to } => ("replication_factor", None, Some(tenant), *to, false),
         PlacementChange::Generation { tenant, .. } => ("routing_hook", None, Some(tenant), 0, false),
     };
@@ -276,7 +291,25 @@ fn estimated_ms(migration: &Migration, now_ms: u64) -> Option<u64> {
     Some(now_ms.saturating_add(u64::try_from(more).unwrap_or(u64::MAX)))
 }
 
-fn plan_response(plan: Plan) -> v1::PlanMigrationResponse {
+/// `rate`: bytes per second that healing reads, each record counting as more than it has; 0: unlimited.
+fn fill_response(fill: PlannedFill, rate: u64) -> v1::PlannedFill {
+    let bytes = fill.keys.saturating_mul(fill.bytes_per_key);
+    let read: u64 = fill.sources.iter().map(|source| source.keys).fold(0, u64::saturating_add);
+    let charged = read.saturating_mul(fill.bytes_per_key.saturating_add(witan_upkeep::RECORD_BYTES));
+    let source = |of: PlannedSource| v1::PlannedSource {
+        node_id: of.node.to_string(),
+        keys: whole(of.keys),
+        reachable: of.reachable,
+    };
+    v1::PlannedFill {
+        keys: whole(fill.keys),
+        bytes: whole(bytes),
+        seconds: whole(charged.checked_div(rate).unwrap_or(0)),
+        sources: fill.sources.into_iter().map(source).collect(),
+    }
+}
+
+fn plan_response(plan: Plan, rate: u64) -> v1::PlanMigrationResponse {
     let node = |node: PlannedNode| v1::PlannedNode {
         node_id: node.node.to_string(),
         keys_received: whole(node.received),
@@ -299,6 +332,7 @@ fn plan_response(plan: Plan) -> v1::PlanMigrationResponse {
         tenants: whole(plan.tenants),
         problems: plan.problems,
         zones: plan.zones.into_iter().map(zone).collect(),
+        fill: plan.fill.map(|fill| fill_response(fill, rate)),
     }
 }
 
@@ -350,6 +384,17 @@ mod tests {
         assert_eq!(update(Some(75), Some("a")), of("weight", 75, "a"));
         assert_eq!(update(None, Some("")), of("zones", 150, ""));
         assert_eq!(update(Some(75), Some("b")), of("zones", 75, "b"));
+    }
+
+    #[test]
+    fn a_fill_takes_as_long_as_reading_from_all_sources() {
+        let node = |name| NodeId::new(name).unwrap();
+        let source = |name, keys| PlannedSource { node: node(name), keys, reachable: true };
+        let fill = PlannedFill { keys: 1000, bytes_per_key: 72, sources: vec![source("n1", 1000), source("n2", 500)] };
+        let planned = fill_response(fill.clone(), 1000);
+        assert_eq!((planned.keys, planned.bytes, planned.seconds), (1000, 72_000, 300));
+        assert_eq!(planned.sources.len(), 2);
+        assert_eq!(fill_response(fill, 0).seconds, 0, "unlimited");
     }
 
     #[test]

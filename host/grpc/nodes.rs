@@ -14,7 +14,7 @@ use super::CoordinatorApi;
 use super::convert::migration_id;
 use super::status::{invalid, refused};
 use super::tenants::status;
-use witan_control::{Changed, NodeUpdate, Refused, Removal, Turn};
+use witan_control::{Changed, NodeUpdate, Refused, Removal, Replacement, Turn};
 use witan_coordinate::World;
 use witan_upkeep::is_wanted;
 
@@ -49,6 +49,26 @@ impl<W: World> CoordinatorApi<W> {
         let (id, turn) = (update.node.clone(), self.operators_change()?);
         let updated = self.catalog.update_node(turn, update, self.now_ms()).await;
         Ok(changed(&id, updated.map_err(|error| node_status(&error))?))
+    }
+
+    pub(super) async fn replace_node(
+        &self,
+        request: v1::ReplaceStorageNodeRequest,
+    ) -> Result<v1::StorageNodeChangeResponse, Status> {
+        let replacement = replacement_of(request).map_err(|error| invalid(&error))?;
+        let (id, turn) = (replacement.node.clone(), self.operators_change()?);
+        let replaced = self.catalog.replace_store(turn, replacement, self.now_ms()).await;
+        Ok(changed(&id, replaced.map_err(|error| node_status(&error))?))
+    }
+
+    pub(super) async fn drain_node(
+        &self,
+        request: v1::DrainStorageNodeRequest,
+    ) -> Result<v1::StorageNodeChangeResponse, Status> {
+        let id = NodeId::new(request.node_id).map_err(|error| invalid(&error))?;
+        let turn = self.operators_change()?;
+        let drained = self.catalog.drain_node(turn, id.clone(), !request.undrain, self.now_ms()).await;
+        Ok(changed(&id, drained.map_err(|error| node_status(&error))?))
     }
 
     pub(super) async fn list_nodes(&self) -> Result<v1::ListStorageNodesResponse, Status> {
@@ -92,15 +112,19 @@ impl<W: World> CoordinatorApi<W> {
             status: node.status.as_str().to_owned(),
             virtual_nodes: i32::try_from(node.virtual_nodes).unwrap_or(i32::MAX),
             zone: node.zone.as_str().to_owned(),
-            keys_count: fullness.map_or(0, |full| i64::try_from(full.keys).unwrap_or(i64::MAX)),
+            keys_count: fullness.map_or(0, |full| whole(full.keys)),
             disk_usage_percent: fullness.map_or(0.0, |full| full.disk_usage_percent),
             reachable: state.reachable,
             latency_p50_us: state.latency_p50_us,
             latency_p99_us: state.latency_p99_us,
             write_only: trust.is_some_and(|trust| trust != Trust::Whole),
+            draining: self.catalog.is_drained(&node.id),
+            reads: fullness.map_or(0, |full| whole(full.reads)),
+            mints: fullness.map_or(0, |full| whole(full.mints)),
             state_message: moving
                 .cloned()
                 .into_iter()
+                .chain(self.draining_message(&node.id))
                 .chain(self.state_message(&node.id, trust))
                 .chain(self.missed_message(&node.id))
                 .collect::<Vec<_>>()
@@ -116,6 +140,11 @@ impl<W: World> CoordinatorApi<W> {
         let advice = trust.and_then(Trust::advice)?;
         let more = self.upkeep.new_store(node).map(|more| format!("; {more}"));
         Some(format!("{advice}{}", more.unwrap_or_default()))
+    }
+
+    /// That a node is out of service.
+    fn draining_message(&self, node: &NodeId) -> Option<String> {
+        self.catalog.is_drained(node).then(|| format!("draining: it is asked last, until `witan nodes undrain {node}`"))
     }
 
     /// That a node has missed changes of this coordinator, and in how much.
@@ -171,6 +200,14 @@ pub(super) fn update_of(request: v1::UpdateStorageNodeRequest) -> Result<NodeUpd
         virtual_nodes: request.virtual_nodes.map(|given| virtual_nodes(given, "")).transpose()?,
         zone: request.zone.map(Zone::new).transpose()?,
     })
+}
+
+pub(super) fn replacement_of(request: v1::ReplaceStorageNodeRequest) -> Result<Replacement, Invalid> {
+    Ok(Replacement { node: NodeId::new(request.node_id)?, accept_loss: request.accept_loss })
+}
+
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn changed(id: &NodeId, changed: Changed) -> v1::StorageNodeChangeResponse {

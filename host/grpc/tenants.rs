@@ -248,11 +248,14 @@ pub(super) fn status(error: &Refused) -> Status {
         }
         Refused::NodeInUse(_) => refused(Code::FailedPrecondition, "NODE_IN_USE", error.to_string()),
         Refused::NeedsPlacementChange(_) => refused(Code::Unimplemented, "INVALID_REQUEST", error.to_string()),
-        Refused::TooOld { .. } | Refused::NoZones { .. } => {
+        Refused::TooOld { .. } | Refused::NoZones { .. } | Refused::NoMaintenance { .. } => {
             refused(Code::FailedPrecondition, "NODE_TOO_OLD", error.to_string())
         }
         Refused::SourcesUnreachable(_) => refused(Code::FailedPrecondition, "SOURCES_UNREACHABLE", error.to_string()),
         Refused::MigrationConflict(_) => refused(Code::FailedPrecondition, "MIGRATION_CONFLICT", error.to_string()),
+        Refused::NodeAway(_) => refused(Code::FailedPrecondition, "NODE_UNREACHABLE", error.to_string()),
+        Refused::NothingToReplace(_) => refused(Code::FailedPrecondition, "NOTHING_TO_REPLACE", error.to_string()),
+        Refused::StoreRefused(_) => refused(Code::FailedPrecondition, "STORE_RETIRED", error.to_string()),
         Refused::TooLate(_) => refused(Code::FailedPrecondition, "MIGRATION_TOO_LATE", error.to_string()),
         Refused::NothingToResolve(_) | Refused::UnknownNode(_) => {
             refused(Code::FailedPrecondition, "INVALID_REQUEST", error.to_string())

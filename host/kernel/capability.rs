@@ -37,9 +37,13 @@ pub const ZONES: &str = "zones";
 /// Of a node: it keeps rows of every [generation](crate::placement::Placed::generation) of a tenant apart. Of a coordinator: it knows that
 /// a tenant's record names one.
 pub const GENERATIONS: &str = "generations";
+/// Of a coordinator: it fills a store that an operator has asked to fill, reads placement changes of that kind, and asks a node last that
+/// is under maintenance.
+pub const MAINTENANCE: &str = "maintenance";
 
 /// What a coordinator of this version names with its lease.
-pub const OF_COORDINATORS: [&str; 8] = [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT, ZONES, GENERATIONS];
+pub const OF_COORDINATORS: [&str; 9] =
+    [NAMES, SMALL_RECORDS, FENCES, MOVES, AGES, COLLECT, ZONES, GENERATIONS, MAINTENANCE];
 
 /// What a metadata store keeps of the version that has created it. Capabilities that came with one version are not listed one by one: who
 /// named the first of them had them all.

@@ -202,6 +202,12 @@ pub struct Fullness {
     pub keys: u64,
     /// Usage of the file system that holds the store, 0..=100.
     pub disk_usage_percent: f32,
+    /// Bytes of the store; 0: not reported.
+    pub bytes: u64,
+    /// Reads that it has answered since the node started; 0: not reported.
+    pub reads: u64,
+    /// Events that it has minted since the node started; 0: not reported.
+    pub mints: u64,
 }
 
 /// The store of a reachable node.

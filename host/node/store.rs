@@ -20,6 +20,7 @@ pub(crate) use self::clears::Cursor;
 use self::clears::{Clears, marks};
 pub(crate) use self::digests::{digest, digest_stored};
 use self::identity::{IDENTITY, Identity, Noted, belongs_to, draw_id};
+use self::served::Served;
 use crate::engine::{Change, Engine, EngineError};
 use crate::row::{self, DamagedRow};
 
@@ -27,6 +28,7 @@ mod clears;
 mod digests;
 mod identity;
 mod noted;
+mod served;
 
 /// The name of the engine's note that holds the fences.
 const FENCES: &str = "fences";
@@ -57,6 +59,7 @@ pub struct Store {
     condition: Mutex<Condition>,
     /// Woken when the condition changes. Those that are gone are removed when another comes, so there are as many as lanes.
     watchers: Mutex<Vec<Weak<Notify>>>,
+    served: Served,
 }
 
 /// Births are series << 24 | n, n from 1. A series is 40 random bits, drawn anew whenever the store is opened: whatever the disk has
@@ -148,7 +151,13 @@ impl Store {
             commit,
             condition,
             watchers,
+            served: Served::default(),
         })
+    }
+
+    /// What coordinators have asked of it.
+    pub fn served(&self) -> &Served {
+        &self.served
     }
 
     /// Raises the fence of a tenant, or of all tenants, to `epoch`: when this returns, it is durable, and no request that was not applied

@@ -66,7 +66,13 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
         }
         let answered = self.clock.wall_micros();
         let described = response.map(|response| Described {
-            fullness: Fullness { keys: response.keys_count, disk_usage_percent: response.disk_usage_percent },
+            fullness: Fullness {
+                keys: response.keys_count,
+                disk_usage_percent: response.disk_usage_percent,
+                bytes: response.disk_bytes,
+                reads: response.reads,
+                mints: response.mints,
+            },
             ahead_micros: ahead(response.clock_micros, asked, answered),
         });
         if let Some(known) = self.nodes.load().get(node) {

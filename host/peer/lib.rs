@@ -21,7 +21,7 @@ mod range;
 mod usual;
 mod vitals;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -48,6 +48,8 @@ pub struct Lanes<C: Clock, N: Connect> {
     coordinator_id: String,
     nodes: ArcSwap<BTreeMap<NodeId, Arc<Node>>>,
     weights: Arc<ArcSwap<Weights>>,
+    /// Nodes that are out of service for maintenance.
+    drained: ArcSwap<BTreeSet<NodeId>>,
     changing: Mutex<()>,
 }
 
@@ -63,14 +65,8 @@ struct Node {
 impl<C: Clock, N: Connect> Lanes<C, N> {
     /// No lanes yet. `coordinator_id` is sent in the handshake.
     pub fn new(clock: C, connect: N, coordinator_id: String) -> Self {
-        Self {
-            clock,
-            connect,
-            coordinator_id,
-            nodes: ArcSwap::default(),
-            weights: Arc::default(),
-            changing: Mutex::new(()),
-        }
+        let (nodes, drained, weights) = (ArcSwap::default(), ArcSwap::default(), Arc::default());
+        Self { clock, connect, coordinator_id, nodes, weights, drained, changing: Mutex::new(()) }
     }
 
     /// Opens lanes to nodes that are new or have another address, and closes those to nodes that are not in `nodes`. Must be called
@@ -93,6 +89,13 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
     /// Replaces the weights of tenants, by which their requests have turns. What waits at the moment keeps the weight of before.
     pub fn set_weights(&self, weights: Weights) {
         self.weights.store(Arc::new(weights));
+    }
+
+    /// These nodes, and no others, are asked last from now on: they are out of service for maintenance.
+    pub fn set_drained(&self, drained: BTreeSet<NodeId>) {
+        if **self.drained.load() != drained {
+            self.drained.store(Arc::new(drained));
+        }
     }
 
     /// Waits until the first attempt to connect to each node has succeeded or failed.
@@ -203,6 +206,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
 
     fn recent_state(&self, node: &NodeId) -> ReplicaState {
         self.nodes.load().get(node).map_or(UNKNOWN, |node| node.vitals.recent_state())
+    }
+
+    fn is_asked_last(&self, node: &NodeId) -> bool {
+        self.drained.load().contains(node)
     }
 
     fn has_names(&self, node: &NodeId) -> bool {

@@ -62,6 +62,11 @@ impl<C: Clock, N: Connect> Collector for Seen<C, N> {
 
         let help = "1 while the node answers this coordinator";
         each(&mut encoder, "reachable", help, &nodes, |node| Some(if state(node) == UNREACHABLE { 0.0 } else { 1.0 }))?;
+        let help = "1 while the node is out of service for maintenance: it is asked last";
+        let drained = self.0.drained.load_full();
+        each(&mut encoder, "draining", help, &nodes, |node| {
+            Some(if drained.contains(&node.at.id) { 1.0 } else { 0.0 })
+        })?;
         let help = "1 while the node reports that its store has failed; missing if it does not report its condition";
         each(&mut encoder, "store_failed", help, &nodes, |node| {
             node.vitals.condition().map(|condition| if condition.is_failed() { 1.0 } else { 0.0 })

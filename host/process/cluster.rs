@@ -13,7 +13,7 @@ use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::port::{self, Metadata, Placement, Replicas, Secrets, Slot, StorageNode, StoreError};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::{Ring, Rings};
-use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
+use witan_kernel::scan::{Fullness, Ranges, Removed, Standing};
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::Tenant;
 use witan_peer::Lanes;
@@ -169,6 +169,9 @@ impl Cluster for Local {
     fn placement_changed(&self, placement: Placement) {
         // A newer placement may have been published since this one was read.
         let _one_at_a_time = lock(&self.placing);
+        // Draining a node places no key elsewhere, and makes no new epoch. What is older than what was applied is soon followed by what is
+        // newer.
+        self.lanes.set_drained(placement.drained());
         if placement.epoch <= self.coordinator.ring().epoch() {
             return;
         }
@@ -191,8 +194,12 @@ impl Cluster for Local {
         self.lanes.condition(node)
     }
 
-    fn trust(&self, node: &NodeId) -> Option<Trust> {
-        self.lanes.standing(node).map(|standing| standing.trust)
+    fn standing(&self, node: &NodeId) -> Option<Standing> {
+        self.lanes.standing(node)
+    }
+
+    fn is_drained(&self, node: &NodeId) -> bool {
+        self.lanes.is_asked_last(node)
     }
 
     fn stores_changed(&self) -> Pending<()> {

@@ -286,13 +286,14 @@ impl Parts {
         let secrets = metadata.secrets(rand::random(), unix_ms()).await.context("read secrets")?;
         let keys = context_keys(&secrets)?;
         let placement = metadata.placement().await.context("read nodes")?;
-        let rings = placement.rings();
+        let (rings, drained) = (placement.rings(), placement.drained());
         let nodes: Vec<StorageNode> = placement.nodes.into_iter().map(|on_record| on_record.node).collect();
         let idempotency = Idempotency::open(&config.shared, &config.data_dir, clock, config.durability).await?;
         let tenants = Arc::new(TenantCache::new(metadata.clone(), clock, config.tenant_cache));
         let connect = Registered { metadata: Arc::clone(metadata), sockets: secured.to_nodes() };
         let lanes = Arc::new(Lanes::new(clock, connect, config.node_id.clone()));
         lanes.set_nodes(&nodes);
+        lanes.set_drained(drained);
         let following = plugins::Following::default();
         let plugins = plugins::start(config, Arc::clone(metadata), Arc::clone(&following)).await?;
         let (collapses, reported) = witan_upkeep::reports();

@@ -6,7 +6,8 @@
 //! - *Making good*: a node that has missed changes, because it was away or has refused them, is compared with the other replicas in the
 //!   slices concerned once it can be reached.
 //! - *Catching up*: a node is compared in all of its ranges, where a coordinator of the previous version has asked for it.
-//! - *Filling*: the new store of a node is admitted and filled once it has waited for `admit_after`, as by `witan repair`.
+//! - *Filling*: the new store of a node is admitted and filled once it has waited for `admit_after`, as by `witan repair`, or at once if an
+//!   operator has asked for that.
 //!
 //! What is compared routinely leaves nothing behind of keys that were deleted long ago.
 //!
@@ -15,16 +16,18 @@
 //! coordinator does one pass of each kind at a time, so that the work is spread evenly over those that are live.
 //!
 //! `watch` looks at nodes, `missed` knows what they have missed, `owed` sees to it, `schedule` decides what else is due, `pass` carries
-//! all of it out.
+//! all of it out, and `replace` keeps on record how far a store is that an operator has asked to fill.
 
 pub(crate) mod missed;
 mod owed;
 mod pass;
+mod replace;
 mod schedule;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,6 +45,7 @@ use witan_kernel::sync::lock;
 use super::Upkeep;
 use super::sweep::{Routine, Sweep};
 use pass::Pass;
+use replace::Asked;
 pub use schedule::is_wanted;
 
 use schedule::Schedule;
@@ -120,6 +124,7 @@ struct Seen {
 impl<W: World> Healing<W> {
     /// Healing as `claimant`, which begins `begins_after` after it is run.
     pub fn new(upkeep: Arc<Upkeep<W>>, claimant: Claimant, config: HealingConfig, begins_after: Duration) -> Arc<Self> {
+        upkeep.healing_rate.store(config.bytes_per_second, Ordering::Relaxed);
         Arc::new(Self {
             upkeep,
             claimant,
@@ -133,6 +138,7 @@ impl<W: World> Healing<W> {
 
     /// Changes what is healed, and how fast.
     pub fn configure(&self, config: HealingConfig) {
+        self.upkeep.healing_rate.store(config.bytes_per_second, Ordering::Relaxed);
         *lock(&self.config) = config;
     }
 
@@ -177,6 +183,10 @@ impl<W: World> Healing<W> {
 
     fn config(&self) -> HealingConfig {
         lock(&self.config).clone()
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.upkeep.coordinator.ports().clock.wall_micros() / 1000
     }
 
     fn metadata(&self) -> &dyn Metadata {
@@ -327,10 +337,11 @@ impl<W: World> Healer<W> {
                 }
             }
         }
-        let new = self.fillable(config, on_record).await;
+        let (new, accept_loss) = self.fillable(config, on_record).await;
         let fill = schedule.fill(self.fill_again.pause());
         if let (Some(fill), false, false) = (fill, new.is_empty(), self.passes.contains_key(&DutyKind::Fill)) {
-            let sweep = Sweep { fills: true, of: Some(new), routine: None, ..self.healing.sweep(DutyKind::Fill) };
+            let sweep = self.healing.sweep(DutyKind::Fill);
+            let sweep = Sweep { fills: true, of: Some(new), routine: None, accept_loss, ..sweep };
             if let Some(claim) = self.claim(&fill).await {
                 self.start(DutyKind::Fill, vec![claim], sweep);
             }
@@ -366,19 +377,21 @@ impl<W: World> Healer<W> {
         self.passes.insert(kind, tokio::spawn(pass.run(self.stopping.clone())));
     }
 
-    /// Nodes whose new store may be admitted and filled now. Notes for people what becomes of the others.
-    async fn fillable(&mut self, config: &HealingConfig, on_record: &[NodeId]) -> BTreeSet<NodeId> {
+    /// Nodes whose new store may be admitted and filled now, and whether what no other replica has is given up then. Notes for people what
+    /// becomes of the others.
+    async fn fillable(&mut self, config: &HealingConfig, on_record: &[NodeId]) -> (BTreeSet<NodeId>, bool) {
         let replicas = &self.healing.upkeep.coordinator.ports().replicas;
         let new = self.new_stores.look(on_record.iter().map(|node| (node, replicas.standing(node))));
         if new.is_empty() {
             self.healing.upkeep.note_new_stores(BTreeMap::new());
-            return BTreeSet::new();
+            return (BTreeSet::new(), false);
         }
         let metadata = self.healing.metadata();
-        let (Ok(nodes), Ok(stores)) = (metadata.nodes().await, metadata.stores().await) else { return BTreeSet::new() };
-        let judged = self.new_stores.judge(&new, &nodes, &stores, config.admit_after);
+        let (nodes, stores, asked) = (metadata.nodes().await, metadata.stores().await, Asked::read(metadata).await);
+        let (Ok(nodes), Ok(stores), Ok(asked)) = (nodes, stores, asked) else { return (BTreeSet::new(), false) };
+        let judged = self.new_stores.judge(&new, &nodes, &stores, &asked, config.admit_after);
         self.healing.upkeep.note_new_stores(judged.notes);
-        judged.due
+        asked.first(judged.due)
     }
 
     async fn forget_removed(&self, on_record: &[NodeId], duties: &Duties) {

@@ -15,6 +15,7 @@ mod collapse;
 mod drained;
 mod heal;
 mod kept;
+mod locate;
 mod metrics;
 mod moves;
 mod overdue;
@@ -24,7 +25,7 @@ pub mod runner;
 mod sweep;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kept::Kept;
@@ -38,10 +39,11 @@ use witan_kernel::sync::lock;
 pub use collapse::{Reported, Reports, reports};
 pub use heal::missed::Missed;
 pub use heal::{BEGINS_AFTER, Healing, HealingConfig, is_wanted};
+pub use locate::{Has, Located, Replica};
 pub use metrics::Metrics;
 pub use moves::{Moves, MovesConfig};
 pub use repair::{NotBegun, Repair, Repaired};
-pub use sweep::{Admitted, Routine, Stopped, Sweep, Swept};
+pub use sweep::{Admitted, RECORD_BYTES, Routine, Stopped, Sweep, Swept};
 
 /// The background tasks of a coordinator.
 pub struct Upkeep<W: World> {
@@ -56,6 +58,8 @@ pub struct Upkeep<W: World> {
     /// Every live coordinator does what the collection of tombstones rests on.
     collects: AtomicBool,
     overdue: Overdue,
+    /// Bytes per second that healing reads; 0: unlimited.
+    healing_rate: AtomicU64,
 }
 
 impl<W: World> Upkeep<W> {
@@ -63,7 +67,8 @@ impl<W: World> Upkeep<W> {
     pub fn new(coordinator: Arc<Coordinator<W>>, metadata: Arc<dyn Metadata>) -> Self {
         let (runner, metrics) = (Runner::default(), Metrics::default());
         let (new_stores, collects, overdue) = (Mutex::default(), AtomicBool::new(false), Overdue::default());
-        Self { coordinator, metadata, runner, metrics, missed: Arc::default(), new_stores, collects, overdue }
+        let (missed, healing_rate) = (Arc::default(), AtomicU64::new(0));
+        Self { coordinator, metadata, runner, metrics, missed, new_stores, collects, overdue, healing_rate }
     }
 
     /// The same, which makes good what the coordinator reports to `missed`.
@@ -92,6 +97,11 @@ impl<W: World> Upkeep<W> {
     /// What a comparison of a part of the ring has left of keys that were deleted long ago.
     fn note_overdue(&self, part: (u64, u64), kept: BTreeMap<Kept, u64>) {
         self.overdue.note(part, kept);
+    }
+
+    /// Bytes per second that a pass of healing reads at most, each record counting as [`RECORD_BYTES`] more than it has; 0: unlimited.
+    pub fn healing_rate(&self) -> u64 {
+        self.healing_rate.load(Ordering::Relaxed)
     }
 
     /// Running tasks with their progress, and the last failure, by kind.

@@ -37,6 +37,7 @@ use witan_kernel::sync::lock;
 use super::{Metrics, Upkeep};
 use rate::{Rate, Usual};
 use status::Board;
+pub(crate) use status::grouped;
 
 /// The claim is renewed this number of times while it lasts, so that one renewal that fails does not lose it.
 const RENEWALS: u32 = 3;

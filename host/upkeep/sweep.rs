@@ -52,7 +52,7 @@ const REPORT_EVERY: Duration = Duration::from_millis(500);
 const GIVEN_UP_AFTER: u32 = 3;
 
 /// What a record counts for in [`Sweep::bytes_per_second`] beside its bytes, for its key and the work of comparing it.
-pub(crate) const RECORD_BYTES: u64 = 128;
+pub const RECORD_BYTES: u64 = 128;
 
 /// The parameters of a sweep.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,6 +166,8 @@ pub struct Swept {
     pub ranges_total: usize,
     /// Number of ranges in which some replica could not be repaired.
     pub ranges_incomplete: usize,
+    /// Records that were compared for each new store: those that it has to hold.
+    pub of_new_stores: BTreeMap<NodeId, u64>,
     /// Everything before this token is done.
     pub token: u64,
     /// Everything up to this place is done; a later sweep can resume after it.

@@ -3,6 +3,7 @@
 
 mod failing;
 mod load;
+mod maintenance;
 mod play;
 mod zones;
 

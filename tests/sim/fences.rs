@@ -13,11 +13,11 @@ use witan_control::{Catalog, Cluster, Held, Refused, TurnLimits};
 use witan_coordinate::{Coordinator, ReadRequest, WriteRequest};
 use witan_kernel::failure::{Failed, Failure};
 use witan_kernel::hook::{Hook, Pending, ReplicaState};
-use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{BindingStore, ChangeLog, Metadata, Placement, Slot, StoreError};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::Ring;
-use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
+use witan_kernel::scan::{Fullness, Ranges, Removed, Standing, Trust};
 use witan_kernel::tenant::{Level, Tenant};
 use witan_memory::MemoryMetadata;
 
@@ -309,8 +309,8 @@ impl Cluster for Local {
         done(None)
     }
 
-    fn trust(&self, _: &NodeId) -> Option<Trust> {
-        Some(Trust::Whole)
+    fn standing(&self, _: &NodeId) -> Option<Standing> {
+        Some(Standing { store: StoreId([1; 16]), trust: Trust::Whole })
     }
 
     fn stores_changed(&self) -> Pending<()> {

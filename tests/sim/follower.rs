@@ -9,11 +9,11 @@ use witan_control::{Cluster, Held, follow};
 use witan_coordinate::Coordinator;
 use witan_kernel::capability::OF_COORDINATORS;
 use witan_kernel::hook::{Pending, ReplicaState};
-use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::port::{Claim, Claimant, Metadata, Placement, Slot, StorageNode, StoreError};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::{Ring, Rings};
-use witan_kernel::scan::{Fullness, Ranges, Removed, Trust};
+use witan_kernel::scan::{Fullness, Ranges, Removed, Standing, Trust};
 use witan_kernel::tenant::Tenant;
 use witan_peer::Lanes;
 use witan_upkeep::{Moves, MovesConfig, Upkeep};
@@ -201,8 +201,8 @@ impl Cluster for Local {
         done(None)
     }
 
-    fn trust(&self, _: &NodeId) -> Option<Trust> {
-        Some(Trust::Whole)
+    fn standing(&self, _: &NodeId) -> Option<Standing> {
+        Some(Standing { store: StoreId([1; 16]), trust: Trust::Whole })
     }
 
     fn stores_changed(&self) -> Pending<()> {

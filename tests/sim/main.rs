@@ -6,8 +6,8 @@
 //! `WITAN_SIM_SEEDS`, `WITAN_SIM_SCENARIO` and `WITAN_SIM_FAULT` for `cargo test -p witan-sim`, which does the same.)
 //!
 //! Reading order: [`scenario`], [`nemesis`], [`world`], [`stores`], [`plugins`], [`node`], [`heard`], [`simulated`], [`cluster`],
-//! [`follower`], [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`missed`], [`buried`], [`moves`], [`disks`], [`history`],
-//! [`check`], [`oracle`], [`faults`], [`scene`], [`scenes`], [`losses`], [`reports`], [`names`].
+//! [`follower`], [`stage`], [`client`], [`play`], [`repairs`], [`healing`], [`missed`], [`refilled`], [`buried`], [`moves`], [`disks`],
+//! [`history`], [`check`], [`oracle`], [`faults`], [`scene`], [`scenes`], [`losses`], [`reports`], [`names`].
 
 // It runs in the same way each time.
 #![deny(clippy::disallowed_methods, clippy::iter_over_hash_type)]
@@ -33,6 +33,7 @@ mod node;
 mod oracle;
 mod play;
 mod plugins;
+mod refilled;
 mod repairs;
 mod reports;
 mod scenario;

@@ -23,6 +23,7 @@ use crate::missed;
 use crate::moves;
 use crate::nemesis::{Action, Link, Troubles, act, heal};
 use crate::plugins::Bound;
+use crate::refilled;
 use crate::repairs::{NOTICED, holder, repair};
 use crate::scenario::{Act, Scenario};
 use crate::stage::{Command, Mood, Stage};
@@ -184,6 +185,9 @@ async fn direct(stage: Arc<Stage>) -> turmoil::Result {
             Act::Repair => repair(&stage).await,
             Act::Away { from_all } => healing::away(&stage, &mut clients, from_all).await,
             Act::Miss { why, relapses } => missed::miss(&stage, &mut clients, why, relapses).await,
+            Act::Replace { operations, storm, back_after_ms } => {
+                refilled::play(&stage, &mut clients, operations, storm, back_after_ms).await;
+            }
             Act::Level => healing::level(&stage).await,
             Act::Pass { hours } => buried::pass(&stage, hours).await,
             Act::DeleteAll => buried::delete_all(&stage, &mut inspector).await,

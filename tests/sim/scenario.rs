@@ -89,6 +89,15 @@ pub(crate) enum Act {
     Disks(Scene),
     /// All faults end, and repairs run until every node is believed.
     Repair,
+    /// A node comes back with an empty disk, which an operator asks to fill, while clients work in a storm.
+    Replace {
+        /// Of each client.
+        operations: usize,
+        /// What else happens.
+        storm: Storm,
+        /// It gets its own disk back this many milliseconds later.
+        back_after_ms: Option<u64>,
+    },
     /// Nothing happens for `ms` milliseconds.
     Idle { ms: u64 },
     /// Clients retry changes whose outcome they do not know, and some that were acknowledged.
@@ -292,6 +301,7 @@ pub(crate) const SHAPES: [Shape; 39] = [
     ("healing", stores::healing),
     ("buried", stores::buried),
     ("missed", stores::missed),
+    ("refilled", stores::refilled),
     ("moves", moving::moves),
     ("split", moving::split),
     ("swaps", moving::swaps),

@@ -1,20 +1,22 @@
 //! `witan migration plan`: what a change would move, and what would stand in its way.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 use witan_wire::v1::plan_migration_request::Change;
 use witan_wire::v1::{
-    AddStorageNodeRequest, PlanMigrationRequest, PlanMigrationResponse, PlannedNode, PlannedZone,
-    RemoveStorageNodeRequest, UpdateReplicationFactorRequest,
+    AddStorageNodeRequest, PlanMigrationRequest, PlanMigrationResponse, PlannedFill, PlannedNode, PlannedZone,
+    RemoveStorageNodeRequest, ReplaceStorageNodeRequest, UpdateReplicationFactorRequest,
 };
 
-use super::shown::number;
+use super::shown::{bytes, number};
 use crate::cli::client::{self, Problem, within};
 use crate::cli::output::{self, Output, Table};
 use crate::cli::part::Update;
 use crate::cli::{Global, args};
+use crate::config::value::spelled;
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "\
@@ -25,6 +27,7 @@ Examples:
   witan migration plan add n4 10.0.0.4:50052
   witan migration plan remove n2
   witan migration plan update n2 --zone rack-1
+  witan migration plan replace n2
   witan migration plan factor shop 5
   witan migration plan remove n2 --output json | jq '.problems'";
 
@@ -63,6 +66,15 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Plan to fill the new disk of a storage node
+    #[command(after_help = "Example:\n  witan migration plan replace n2")]
+    Replace {
+        /// The node's id
+        node_id: String,
+        /// Also if acknowledged writes may be gone
+        #[arg(long)]
+        accept_loss: bool,
+    },
     /// Plan to change a tenant's replication factor
     #[command(after_help = "Example:\n  witan migration plan factor shop 5")]
     Factor {
@@ -88,6 +100,9 @@ pub async fn run(global: &Global, command: Command) -> anyhow::Result<ExitCode> 
         Command::Remove { node_id, force } => {
             Change::Remove(RemoveStorageNodeRequest { node_id, force, accept_loss: false })
         }
+        Command::Replace { node_id, accept_loss } => {
+            Change::Replace(ReplaceStorageNodeRequest { node_id, accept_loss })
+        }
         Command::Factor { tenant, replication_factor } => Change::Factor(UpdateReplicationFactorRequest {
             tenant_id: tenant,
             new_replication_factor: replication_factor,
@@ -110,7 +125,13 @@ fn show(output: Output, plan: &PlanMigrationResponse) -> anyhow::Result<()> {
             "tenants": plan.tenants,
             "problems": plan.problems,
             "zones": plan.zones.iter().map(zone_json).collect::<Vec<_>>(),
+            "fill": plan.fill.as_ref().map(fill_json),
         }))?;
+        return Ok(());
+    }
+    if let Some(fill) = &plan.fill {
+        show_fill(fill)?;
+        plan.problems.iter().for_each(|problem| output::note(&format!("in the way: {problem}")));
         return Ok(());
     }
     let mut table = Table::new(["NODE", "RECEIVES", "DROPS", "SHARE", "SHARE AFTER", "DISK", "DISK AFTER"]);
@@ -141,6 +162,35 @@ fn show(output: Output, plan: &PlanMigrationResponse) -> anyhow::Result<()> {
         output::note(&format!("in the way: {problem}"));
     }
     Ok(())
+}
+
+fn show_fill(fill: &PlannedFill) -> anyhow::Result<()> {
+    let mut line = format!("about {} records would be filled in", number(fill.keys));
+    if fill.bytes > 0 {
+        line.push_str(&format!(", {}", bytes(u64::try_from(fill.bytes).unwrap_or(0))));
+    }
+    if fill.seconds > 0 {
+        let time = Duration::from_secs(u64::try_from(fill.seconds).unwrap_or(0));
+        line.push_str(&format!("; at the rate of healing that takes about {}", spelled(time)));
+    }
+    output::line(&line)?;
+    let mut table = Table::new(["FROM", "RECORDS", "ANSWERS"]);
+    for source in &fill.sources {
+        let answers = if source.reachable { "yes" } else { "no" };
+        table.row([source.node_id.clone(), number(source.keys), answers.to_owned()]);
+    }
+    Ok(table.print("no other node has any of them")?)
+}
+
+fn fill_json(fill: &PlannedFill) -> Value {
+    let sources =
+        fill.sources.iter().map(|of| json!({ "node_id": of.node_id, "keys": of.keys, "reachable": of.reachable }));
+    json!({
+        "keys": fill.keys,
+        "bytes": fill.bytes,
+        "seconds": fill.seconds,
+        "sources": sources.collect::<Vec<_>>(),
+    })
 }
 
 fn percent(share: f64) -> String {

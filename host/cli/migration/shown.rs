@@ -25,7 +25,9 @@ pub(super) fn show(output: Output, it: &GetMigrationStatusResponse) -> anyhow::R
     };
     more("phase", it.phase.clone());
     more("done", format!("{percentage:.1} %"));
-    more("tenants", format!("{} of {}", it.tenants_done, it.tenants_total));
+    // A store is filled for all tenants at once.
+    let of_tenants = it.r#type != "replace_store";
+    more("tenants", if of_tenants { format!("{} of {}", it.tenants_done, it.tenants_total) } else { String::new() });
     more("keys", format!("{} of about {}", number(keys_migrated), number(total_keys)));
     more("sent", bytes(u64::try_from(bytes_migrated).unwrap_or(0)));
     more("now", inline(&it.message).into_owned());
@@ -44,6 +46,7 @@ pub(super) fn change(it: &GetMigrationStatusResponse) -> String {
         "remove_node" if it.force => format!("remove node {} by force", it.node_id),
         "remove_node" => format!("remove node {}", it.node_id),
         "zones" | "weight" => update(it),
+        "replace_store" => format!("fill the new store of node {}", it.node_id),
         _ => format!(
             "{} replicas for tenant {} ({} before)",
             it.new_replication_factor, it.tenant_id, it.old_replication_factor
@@ -89,7 +92,7 @@ pub(super) fn moment(seconds: i64) -> String {
 }
 
 /// Bytes for people: "420 B", "3.1 KiB", "12.0 MiB".
-pub(super) fn bytes(value: u64) -> String {
+pub fn bytes(value: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if value < 1024 {
         return format!("{value} B");
@@ -155,6 +158,7 @@ mod tests {
         };
         assert_eq!(change(&it("add_node", false)), "add node n4");
         assert_eq!(change(&it("remove_node", true)), "remove node n4 by force");
+        assert_eq!(change(&it("replace_store", false)), "fill the new store of node n4");
         assert_eq!(change(&it("replication_factor", false)), "3 replicas for tenant shop (2 before)");
         let weight =
             GetMigrationStatusResponse { old_virtual_nodes: 150, new_virtual_nodes: 75, ..it("weight", false) };

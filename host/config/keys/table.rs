@@ -321,7 +321,7 @@ pub const KEYS: &[Key] = &[
         "healing.admit_after",
         TimeOrNever,
         "Time after which a node's new store is filled in place of the one on record, without an operator: long enough to mount a disk \
-            that was merely not mounted. 0: only `witan repair` fills new stores.",
+            that was merely not mounted. 0: new stores are filled only if an operator asks for it.",
     )
     .default("15m")
     .reloads(),

@@ -5,18 +5,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::time::Instant;
 use witan_kernel::hook::{Pending, ReplicaState};
-use witan_kernel::name::Zone;
+use witan_kernel::name::{StoreId, Zone};
 use witan_kernel::port::{
     Claim, LeaseStore, Metadata, MigrationProgress, MigrationStore, MoveTenant, NodeStatus, PlacementStore, Slot,
     TenantStore,
 };
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::Rings;
-use witan_kernel::scan::{Fullness, Removed, Trust};
+use witan_kernel::scan::{Fullness, Removed, Standing, Trust};
 use witan_memory::MemoryMetadata;
 use witan_memory::contract::ManualClock;
 use witan_memory::contract::metadata as contract;
 
+mod maintenance;
 mod updates;
 
 use super::*;
@@ -27,6 +28,7 @@ struct Here {
     cannot: AtomicBool,
     lacking: Mutex<Vec<NodeId>>,
     away: Mutex<Vec<NodeId>>,
+    shown: Mutex<BTreeMap<NodeId, Standing>>,
     keys: u64,
     rings: Mutex<Arc<Rings>>,
     followed: Mutex<Vec<Tenant>>,
@@ -79,11 +81,14 @@ impl Cluster for Here {
         ReplicaState { reachable, latency_p50_us: 0, latency_p99_us: 0, in_flight: 0 }
     }
     fn fullness(&self, _: &NodeId) -> Pending<Option<Fullness>> {
-        let fullness = Fullness { keys: self.keys, disk_usage_percent: 40.0 };
+        let fullness =
+            Fullness { keys: self.keys, disk_usage_percent: 40.0, bytes: self.keys * 50, reads: 0, mints: 0 };
         Box::pin(std::future::ready(Some(fullness)))
     }
-    fn trust(&self, _: &NodeId) -> Option<Trust> {
-        Some(Trust::Whole)
+    fn standing(&self, node: &NodeId) -> Option<Standing> {
+        let whole = Standing { store: StoreId([1; 16]), trust: Trust::Whole };
+        let is_away = self.away.lock().unwrap().contains(node);
+        (!is_away).then(|| self.shown.lock().unwrap().get(node).copied().unwrap_or(whole))
     }
     fn stores_changed(&self) -> Pending<()> {
         Box::pin(std::future::ready(()))
@@ -129,6 +134,7 @@ impl Place {
             cannot: AtomicBool::new(false),
             lacking: Mutex::default(),
             away: Mutex::default(),
+            shown: Mutex::default(),
             keys,
             rings: Mutex::new(Arc::new(placement.rings())),
             followed: Mutex::default(),

@@ -3,7 +3,7 @@
 use super::{Answer, StorageNode};
 #[cfg(doc)]
 use super::{PlacementStore, StoreError};
-use crate::name::{NodeId, TenantId, Zone};
+use crate::name::{NodeId, StoreId, TenantId, Zone};
 use crate::placement::Placed;
 use crate::ring::Member;
 use crate::tenant::Tenant;
@@ -38,6 +38,17 @@ pub enum PlacementChange {
         virtual_nodes: Option<u32>,
         /// Its zone; `None`: as before.
         zone: Option<Zone>,
+    },
+    /// A node's store is replaced by the one that it shows: that is admitted at once, and filled. The ring stays as it is.
+    ReplaceStore {
+        /// The node.
+        node: NodeId,
+        /// The store on record.
+        from: StoreId,
+        /// The one that is filled in its place.
+        to: StoreId,
+        /// Also if too few other replicas are left to know what it has to hold.
+        accept_loss: bool,
     },
     /// The keys of a tenant get another number of replicas.
     ReplicationFactor {
@@ -196,6 +207,9 @@ pub trait MigrationStore: Send + Sync + 'static {
     ///   if fewer nodes would remain than a tenant has, or is to have, replicas.
     /// - A node that gets other virtual nodes or another zone has them in the ring's next version. [`StoreError::Missing`] if it is not on
     ///   record; [`StoreError::Refused`] if it is no member of the newest ring, outside the limits, or if nothing would change.
+    /// - A store that is to be replaced: the other one is [admitted](PlacementStore::admit_store), with the errors of that.
+    ///   [`StoreError::Missing`] if the node is not on record; [`StoreError::Refused`] if it is no member of the newest ring;
+    ///   [`StoreError::Conflict`] while it joins or is updated.
     /// - A tenant is to have another replication factor ([`Tenant::wanted_factor`]). [`StoreError::Missing`]; [`StoreError::Refused`] out
     ///   of range or beyond the newest ring's nodes; [`StoreError::Conflict`] while another change of its factor has not ended.
     /// - A tenant is to have rows of another generation ([`Tenant::wanted_generation`], [`Tenant::generations`]). [`StoreError::Missing`];
@@ -222,11 +236,11 @@ pub trait MigrationStore: Send + Sync + 'static {
 
     /// Asks to give a placement change up, and in the same transaction takes back what [`Self::change_placement`] has made: a node that was
     /// to join is no member of the ring's next version, one that was to leave is one again, one that was updated is as before, a tenant
-    /// keeps its factor, or its generation. What has moved already moves back. Returns it as it is; one that has ended, or was taken back
-    /// before, is returned unchanged.
-    /// [`StoreError::Missing`]; [`StoreError::Conflict`] if the node is taken for lost or has left already, if later changes of nodes rest
-    /// on it, if the ring would have too few nodes for a tenant's replicas, or if the tenant has the generation already: none is used
-    /// again.
+    /// keeps its factor, or its generation, a store that was to be filled is not [admitted](super::StoreState::Filling) any longer. What has
+    /// moved already moves back. Returns it as it is; one that has ended, or was taken back before, is returned unchanged.
+    /// [`StoreError::Missing`]; [`StoreError::Conflict`] if the node is taken for lost or has left already, if the store is filled, if
+    /// later changes of nodes rest on it, if the ring would have too few nodes for a tenant's replicas, or if the tenant has the generation
+    /// already: none is used again.
     fn cancel_migration(&self, number: u64, now_ms: u64) -> Answer<Migration>;
 
     /// Publishes a step of the move of a tenant that is still at `version`. The tenant is returned as stored, one version later.

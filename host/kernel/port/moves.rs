@@ -6,7 +6,7 @@ use super::migrations::{
     HOOK_FAULTS, LEFTOVERS, Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus,
     MoveTenant, PlacementChange,
 };
-use super::placement::{NODES, NodeStatus, Placement, StorageNode};
+use super::placement::{NODES, NodeStatus, Placement, StorageNode, StoreOnRecord};
 use super::{StoreError, rules};
 use crate::limit;
 use crate::name::{NodeId, TenantId};
@@ -152,12 +152,22 @@ impl Tenant {
 }
 
 impl PlacementChange {
-    /// The node that joins, leaves or is updated.
+    /// The node that joins, leaves or is updated, or whose store is replaced.
     pub fn node(&self) -> Option<&NodeId> {
         match self {
             Self::AddNode(node) => Some(&node.id),
-            Self::RemoveNode { node, .. } | Self::UpdateNode { node, .. } => Some(node),
+            Self::RemoveNode { node, .. } | Self::UpdateNode { node, .. } | Self::ReplaceStore { node, .. } => {
+                Some(node)
+            }
             Self::ReplicationFactor { .. } | Self::Generation { .. } => None,
+        }
+    }
+
+    /// True if it makes the next version of the ring.
+    pub fn changes_ring(&self) -> bool {
+        match self {
+            Self::AddNode(_) | Self::RemoveNode { .. } | Self::UpdateNode { .. } => true,
+            Self::ReplaceStore { .. } | Self::ReplicationFactor { .. } | Self::Generation { .. } => false,
         }
     }
 
@@ -165,7 +175,7 @@ impl PlacementChange {
     pub fn tenant(&self) -> Option<&TenantId> {
         match self {
             Self::ReplicationFactor { tenant, .. } | Self::Generation { tenant, .. } => Some(tenant),
-            Self::AddNode(_) | Self::RemoveNode { .. } | Self::UpdateNode { .. } => None,
+            Self::AddNode(_) | Self::RemoveNode { .. } | Self::UpdateNode { .. } | Self::ReplaceStore { .. } => None,
         }
     }
 
@@ -270,6 +280,8 @@ pub struct Plan {
     pub lost: Option<NodeId>,
     /// A tenant with another wish, at the version that it had.
     pub tenant: Option<Tenant>,
+    /// A store that is admitted in place of the one on record, or admitted no longer.
+    pub store: Option<replaces::PlannedStore>,
     /// The record of the change. That of a new one has no number yet: it is the revision that the transaction makes.
     pub migration: Migration,
     taken_back: bool,
@@ -289,6 +301,8 @@ pub enum Planned {
 pub struct OnRecord<'a> {
     /// The nodes and rings.
     pub placement: &'a Placement,
+    /// The stores of nodes.
+    pub stores: &'a [StoreOnRecord],
     /// The tenant that the change is about, if there is one that is not deleted.
     pub tenant: Option<&'a Tenant>,
     /// The placement changes that have not ended; also all that are later than one that is to be taken back.
@@ -324,7 +338,9 @@ impl OnRecord<'_> {
     /// As there, except for the number of replicas that tenants have: see [`Plan::remaining`].
     pub fn plan(&self, change: PlacementChange, now_ms: u64) -> Result<Planned, StoreError> {
         let change = change.recorded();
-        let same = |of: &&Migration| of.is_open() && !of.cancel_requested && of.change == change && self.holds(&change);
+        let same = |of: &&Migration| {
+            of.is_open() && !of.cancel_requested && of.change.includes(&change) && self.holds(&change)
+        };
         if let Some(same) = self.migrations.iter().filter(same).max_by_key(|of| of.number) {
             return Ok(Planned::Known(Box::new(same.clone())));
         }
@@ -338,6 +354,7 @@ impl OnRecord<'_> {
             node: None,
             lost: None,
             tenant: None,
+            store: None,
             migration: pending(change.clone(), newest(self.placement).0, now_ms),
             taken_back: false,
         };
@@ -347,6 +364,7 @@ impl OnRecord<'_> {
             PlacementChange::UpdateNode { node, virtual_nodes, zone } => {
                 self.plan_update(&mut plan, &node, virtual_nodes, zone)?;
             }
+            PlacementChange::ReplaceStore { node, from, to, .. } => self.plan_replacing(&mut plan, node, from, to)?,
             PlacementChange::ReplicationFactor { tenant, to } => self.plan_factor(&mut plan, &tenant, to, now_ms)?,
             PlacementChange::Generation { tenant, generation } => {
                 self.plan_generation(&mut plan, &tenant, generation, now_ms)?;
@@ -362,6 +380,9 @@ impl OnRecord<'_> {
             PlacementChange::RemoveNode { node, .. } => !self.is_member(node),
             PlacementChange::UpdateNode { node, virtual_nodes, zone } => {
                 self.member(node).is_some_and(|member| member.updated(*virtual_nodes, zone.as_ref()) == *member)
+            }
+            PlacementChange::ReplaceStore { .. } => {
+                replaces::fate(change, &self.placement.nodes, self.stores).is_open()
             }
             PlacementChange::ReplicationFactor { .. } | PlacementChange::Generation { .. } => true,
         }
@@ -428,8 +449,9 @@ impl OnRecord<'_> {
             return Ok(None);
         }
         let migration = Migration { cancel_requested: true, ..of.clone() };
-        let mut plan = Plan { ring: None, node: None, lost: None, tenant: None, migration, taken_back: true };
-        if of.change.node().is_some() {
+        let (ring, node, lost, tenant, store) = (None, None, None, None, None);
+        let mut plan = Plan { ring, node, lost, tenant, store, migration, taken_back: true };
+        if of.change.changes_ring() {
             self.nothing_rests_on(of)?;
         }
         match &of.change {
@@ -451,6 +473,7 @@ impl OnRecord<'_> {
             PlacementChange::UpdateNode { node, virtual_nodes, zone } if self.is_member(node) => {
                 self.plan_no_update(&mut plan, of, virtual_nodes.is_some(), zone.is_some());
             }
+            PlacementChange::ReplaceStore { node, .. } => self.plan_keeping(&mut plan, &of.change, node)?,
             PlacementChange::ReplicationFactor { tenant, .. } => {
                 let nodes = newest(self.placement).1.len();
                 if self.tenant.is_some() && usize::from(of.before) > nodes {
@@ -473,7 +496,7 @@ impl OnRecord<'_> {
     fn nothing_rests_on(&self, of: &Migration) -> Result<(), StoreError> {
         let rests = |other: &&Migration| {
             let given_up = other.cancel_requested || other.status == MigrationStatus::Cancelled;
-            other.number > of.number && other.change.node().is_some() && !given_up
+            other.number > of.number && other.change.changes_ring() && !given_up
         };
         match self.migrations.iter().find(rests) {
             None => Ok(()),
@@ -583,6 +606,7 @@ pub fn no_migration(number: u64) -> StoreError {
 }
 
 mod generations;
+pub mod replaces;
 mod updates;
 
 #[cfg(test)]

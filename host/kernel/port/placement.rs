@@ -1,5 +1,6 @@
 //! Storage nodes and their stores, on record: where keys may be placed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Answer;
@@ -72,6 +73,8 @@ pub struct NodeOnRecord {
     pub node: StorageNode,
     /// The id of its store, reported at its first handshake; `None` before that.
     pub store_id: Option<StoreId>,
+    /// An operator has taken it out of service for maintenance: it is asked last.
+    pub drained: bool,
     /// Unix time, milliseconds.
     pub created_at_ms: u64,
     /// Unix time, milliseconds.
@@ -91,6 +94,11 @@ pub struct Placement {
 }
 
 impl Placement {
+    /// The nodes that are [drained](NodeOnRecord::drained).
+    pub fn drained(&self) -> BTreeSet<NodeId> {
+        self.nodes.iter().filter(|known| known.drained).map(|known| known.node.id.clone()).collect()
+    }
+
     /// The versions of the ring, each with the placement's epoch.
     pub fn rings(&self) -> Rings {
         let ring = |on_record: &RingOnRecord| (on_record.version, Arc::new(Ring::of(&on_record.members, self.epoch)));
@@ -125,6 +133,10 @@ pub trait PlacementStore: Send + Sync + 'static {
     /// A node is reached at another address from now on. All else stays as it is on record, whoever changes that at the same time.
     /// [`StoreError::Missing`]; [`StoreError::Refused`] as above.
     fn readdress_node(&self, id: &NodeId, host: &str, port: u16, now_ms: u64) -> Answer<()>;
+
+    /// A node is [drained](NodeOnRecord::drained) from now on, or no longer. It keeps its place in the ring, and the placement's epoch
+    /// stays as it is. [`StoreError::Missing`].
+    fn drain_node(&self, id: &NodeId, drained: bool, now_ms: u64) -> Answer<()>;
 
     /// Every storage node, by id, and the placement's epoch.
     fn placement(&self) -> Answer<Placement>;

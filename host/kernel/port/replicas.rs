@@ -25,6 +25,12 @@ pub trait Replicas: Send + Sync + 'static {
     /// latencies do.
     fn recent_state(&self, node: &NodeId) -> ReplicaState;
 
+    /// True for a node that is asked last although it answers: it is under maintenance. Cheap.
+    fn is_asked_last(&self, node: &NodeId) -> bool {
+        let _ = node;
+        false
+    }
+
     /// False when the node has not named [`crate::capability::NAMES`] in its last handshake. One that has not been met yet may have it: a
     /// coordinator that has just started must not repeat writes unasked because a node is away.
     fn has_names(&self, node: &NodeId) -> bool;
@@ -149,6 +155,10 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn recent_state(&self, node: &NodeId) -> ReplicaState {
         (**self).recent_state(node)
+    }
+
+    fn is_asked_last(&self, node: &NodeId) -> bool {
+        (**self).is_asked_last(node)
     }
 
     fn has_names(&self, node: &NodeId) -> bool {

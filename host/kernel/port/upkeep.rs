@@ -74,6 +74,13 @@ pub struct Duty {
     pub range: String,
 }
 
+impl Duty {
+    /// Admitting and filling the new stores of all nodes: they are filled together.
+    pub fn fill() -> Self {
+        Self { kind: DutyKind::Fill, range: "new stores".to_owned() }
+    }
+}
+
 impl std::fmt::Display for Duty {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}", self.kind.as_str(), self.range)

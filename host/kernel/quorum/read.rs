@@ -27,6 +27,8 @@ pub struct ReadRound<F> {
     sent: usize,
     /// Replicas of `order` that are to be asked.
     wanted: usize,
+    /// Those of `order` that are asked although none has failed, before patience ends.
+    hedged: usize,
     shortfall: Shortfall,
     hedging: Hedging<F>,
     /// When to ask spare replicas; `None` once all are asked.
@@ -38,8 +40,8 @@ impl<F: FnMut() -> bool> ReadRound<F> {
     /// A round that asks the replicas of `tally` in `order`, each of them once.
     pub fn new(order: PerReplica<u8>, tally: Tally, shortfall: Shortfall, hedging: Hedging<F>) -> Self {
         let until = Some(hedging.started + PATIENCE_MICROS);
-        let records = PerReplica::new();
-        let mut round = Self { tally, order, sent: 0, wanted: 0, shortfall, hedging, until, records };
+        let (records, hedged) = (PerReplica::new(), order.len());
+        let mut round = Self { tally, order, sent: 0, wanted: 0, hedged, shortfall, hedging, until, records };
         round.want_enough();
         round
     }
@@ -47,6 +49,11 @@ impl<F: FnMut() -> bool> ReadRound<F> {
     /// Lets the round ask one spare replica `micros` after its start, if the budget allows it. To be called before it starts.
     pub fn hedge_after(&mut self, micros: u64) {
         self.until = Some(self.hedging.started + micros.min(PATIENCE_MICROS));
+    }
+
+    /// The last replicas of the order, this number of them, are spare ones only for those that fail. To be called before it starts.
+    pub fn not_hedged(&mut self, last: usize) {
+        self.hedged = self.order.len().saturating_sub(last);
     }
 
     /// The replicas asked so far: at the beginning, those asked first.
@@ -153,7 +160,7 @@ impl<F: FnMut() -> bool> Round for ReadRound<F> {
             self.wanted = self.order.len();
         } else {
             self.until = Some(patience);
-            if self.wanted < self.order.len() && (self.hedging.budget)() {
+            if self.wanted < self.hedged && (self.hedging.budget)() {
                 self.want_one_more();
             }
         }
@@ -252,6 +259,27 @@ mod tests {
         assert_eq!(answer(&mut round, 0, None), Progress::Open);
         assert_eq!(answer(&mut round, 1, some()), Progress::Met);
         assert_eq!(round.records().as_slice(), [(0, None), (1, some())]);
+    }
+
+    #[test]
+    fn who_is_asked_last_is_asked_for_a_failure_and_at_the_end_of_patience_but_not_as_a_hedge() {
+        let begun = |spared| {
+            let mut round = round(&[2, 0, 1], 2, Shortfall::Fail);
+            round.not_hedged(spared);
+            assert_eq!(next(&mut round), (vec![2, 0], Progress::Open));
+            round
+        };
+        let mut hedged = begun(0);
+        hedged.waited(1000);
+        assert_eq!(next(&mut hedged).0, [1]);
+        let mut spared = begun(1);
+        spared.waited(1000);
+        assert_eq!(next(&mut spared).0, []);
+        spared.waited(PATIENCE_MICROS);
+        assert_eq!(next(&mut spared).0, [1]);
+        assert_eq!(fail(&mut begun(1), 0).0, [1]);
+        // More than there are: none is a spare one.
+        begun(7).waited(1000);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::port::moves::replaces::PlannedStore;
 use witan_kernel::port::moves::{self, OnRecord, Plan, Planned};
 use witan_kernel::port::{
     Answer, Changed, LEFTOVERS, Leftover, Migration, MigrationProgress, MigrationStatus, MigrationStore, MoveTenant,
@@ -25,8 +26,8 @@ impl State {
     /// Runs `work` on what a placement change depends on.
     fn on_record<T>(&self, change: &PlacementChange, work: impl FnOnce(&OnRecord<'_>) -> T) -> T {
         let (placement, migrations) = (self.placement(), self.migrations.values().cloned().collect::<Vec<_>>());
-        let tenant = change.tenant().and_then(|id| self.living(id));
-        work(&OnRecord { placement: &placement, tenant, migrations: &migrations })
+        let (tenant, stores) = (change.tenant().and_then(|id| self.living(id)), self.all_stores());
+        work(&OnRecord { placement: &placement, stores: &stores, tenant, migrations: &migrations })
     }
 
     fn change_placement(&mut self, change: PlacementChange, now_ms: u64) -> Result<Migration, StoreError> {
@@ -73,6 +74,17 @@ impl State {
                 self.rings.entry(before.version).or_insert_with(|| by_node(before.members));
             }
             self.rings.insert(version, by_node(members));
+        }
+        match plan.store {
+            Some(PlannedStore::Admit { node, from, to }) => {
+                self.admit_store(&node, from, to)?;
+                return Ok(self.revision);
+            }
+            Some(PlannedStore::GiveUp(node)) => {
+                self.drop_admitted(&node);
+                return Ok(self.changed(Changed::Nodes));
+            }
+            None => {}
         }
         if let Some(node) = plan.node {
             self.write_node(node, now_ms);

@@ -53,6 +53,7 @@ impl State {
         let known = self.nodes.get(&node.id);
         let record = NodeOnRecord {
             store_id: known.and_then(|known| known.store_id),
+            drained: known.is_some_and(|known| known.drained),
             created_at_ms: known.map_or(now_ms, |known| known.created_at_ms),
             updated_at_ms: now_ms,
             node,
@@ -129,6 +130,18 @@ impl PlacementStore for MemoryMetadata {
         })
     }
 
+    fn drain_node(&self, id: &NodeId, drained: bool, now_ms: u64) -> Answer<()> {
+        let id = id.clone();
+        self.answer(move |state| {
+            let known = state.node(&id)?;
+            if known.drained != drained {
+                (known.drained, known.updated_at_ms) = (drained, now_ms);
+                state.changed(Changed::Nodes);
+            }
+            Ok(())
+        })
+    }
+
     fn placement(&self) -> Answer<Placement> {
         self.answer(|state| Ok(state.placement()))
     }
@@ -171,14 +184,7 @@ impl PlacementStore for MemoryMetadata {
 
     fn admit_store(&self, id: &NodeId, from: StoreId, store: StoreId) -> Answer<()> {
         let id = id.clone();
-        self.answer(move |state| {
-            let on_record = state.node(&id)?.store_id;
-            stores::admits(&id, on_record, from, store, &state.all_stores())?;
-            state.drop_admitted(&id);
-            state.store(&id, store).state = StoreState::Filling;
-            state.changed(Changed::Nodes);
-            Ok(())
-        })
+        self.answer(move |state| state.admit_store(&id, from, store))
     }
 
     fn replace_store(&self, id: &NodeId, from: StoreId, to: StoreId) -> Answer<()> {
@@ -222,12 +228,21 @@ impl State {
         self.stores.entry(store).or_insert_with(new)
     }
 
-    fn all_stores(&self) -> Vec<StoreOnRecord> {
+    pub(super) fn admit_store(&mut self, id: &NodeId, from: StoreId, store: StoreId) -> Result<(), StoreError> {
+        let on_record = self.node(id)?.store_id;
+        stores::admits(id, on_record, from, store, &self.all_stores())?;
+        self.drop_admitted(id);
+        self.store(id, store).state = StoreState::Filling;
+        self.changed(Changed::Nodes);
+        Ok(())
+    }
+
+    pub(super) fn all_stores(&self) -> Vec<StoreOnRecord> {
         self.stores.values().cloned().collect()
     }
 
     /// The store that was admitted for a node, if any, is merely reported again.
-    fn drop_admitted(&mut self, id: &NodeId) {
+    pub(super) fn drop_admitted(&mut self, id: &NodeId) {
         let of_node = self.stores.values_mut().filter(|store| store.node == *id);
         of_node.filter(|store| store.state == StoreState::Filling).for_each(|store| store.state = StoreState::Reported);
     }

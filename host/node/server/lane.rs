@@ -324,6 +324,7 @@ impl Reading {
             sent_at => age::until(Some(sent_at), now, arrived.deadline_ms),
         };
         let (largest_answer, is_aged) = (self.largest_answer, self.is_aged);
+        self.driver.store().served().count(&arrived.request.ask);
         Item { tag: arrived.id, request: arrived.request, deadline, largest_answer, is_aged }
     }
 }

@@ -116,6 +116,8 @@ pub(super) async fn describe(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         store_state: Some(condition_to_wire(&condition)),
         clock_micros: wall(),
+        reads: store.served().reads(),
+        mints: store.served().mints(),
     })
 }
 

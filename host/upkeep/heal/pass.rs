@@ -11,8 +11,9 @@ use witan_coordinate::World;
 use witan_kernel::name::NodeId;
 use witan_kernel::port::{DutyKind, DutyOnRecord, PassEnd, StoreError};
 use witan_kernel::replica::Place;
-use witan_kernel::scan::{from_cursor, to_cursor};
+use witan_kernel::scan::{Ranges, Trust, from_cursor, to_cursor};
 
+use super::replace::Filling;
 use super::{Healing, schedule};
 use crate::repair::Repaired;
 use crate::runner::Kind;
@@ -112,13 +113,15 @@ pub(super) struct Pass<W: World> {
     reached: Reached,
     /// What has been counted of the sweep's progress.
     counted: Swept,
+    filling: Filling,
 }
 
 impl<W: World> Pass<W> {
     pub(super) fn new(healing: Arc<Healing<W>>, kind: DutyKind, claims: Vec<DutyOnRecord>, sweep: Sweep) -> Self {
         let incomplete = sweep.after.is_some() && claims.iter().any(|claim| Reached::read(&claim.cursor).incomplete);
         let reached = Reached { after: sweep.after.clone(), incomplete };
-        Self { healing, kind, claims, sweep, reached, counted: Swept::default() }
+        let (counted, filling) = (Swept::default(), Filling::default());
+        Self { healing, kind, claims, sweep, reached, counted, filling }
     }
 
     /// Works until the end, until the claims are lost, or until `stopping` turns true.
@@ -148,6 +151,9 @@ impl<W: World> Pass<W> {
             }
         };
         tracing::debug!(what, "healing begins");
+        if let (DutyKind::Fill, Some(of)) = (self.kind, &self.sweep.of) {
+            self.filling = Filling::of(self.healing.metadata(), of, &self.healing.claimant.coordinator).await;
+        }
         self.healing.upkeep.metrics.healing_running(self.kind).set(1);
         let (progress, mut reports) = mpsc::channel(1);
         let mut sweeping = tokio::spawn(repair.run(progress));
@@ -157,7 +163,10 @@ impl<W: World> Pass<W> {
             tokio::select! {
                 biased;
                 swept = &mut sweeping => break swept.ok(),
-                Some(swept) = reports.recv() => self.note(&swept),
+                Some(swept) = reports.recv() => {
+                    self.note(&swept);
+                    self.filling.note(self.healing.metadata(), &swept, self.healing.now_ms()).await;
+                }
                 () = tokio::time::sleep_until(renewal) => {
                     renewal = Instant::now() + RENEW;
                     if !self.renew(&mut held_until).await {
@@ -170,7 +179,10 @@ impl<W: World> Pass<W> {
         // A sweep without a receiver of its reports stops after the work in flight. What it has reported is done.
         drop(reports);
         let ended = match swept {
-            Some(Ok(repaired)) => self.judge(&repaired),
+            Some(Ok(repaired)) => {
+                self.filling.ended(self.healing.metadata(), &repaired.swept, self.healing.now_ms()).await;
+                self.judge(&repaired)
+            }
             Some(Err(Stopped::Failed(why))) => {
                 tracing::warn!(what, %why, "healing was interrupted, and goes on later");
                 Ended::Interrupted
@@ -243,6 +255,9 @@ impl<W: World> Pass<W> {
         if self.kind != DutyKind::Fill && !is_as_configured {
             return false;
         }
+        if self.kind == DutyKind::Fill && self.nothing_is_filled() {
+            return false;
+        }
         for claim in &self.claims {
             let cursor = self.reached.write();
             match self.healing.metadata().keep_duty(&claim.duty, claim.fence, cursor, CLAIM_MS).await {
@@ -260,6 +275,14 @@ impl<W: World> Pass<W> {
         }
         *held_until = Instant::now() + Duration::from_millis(CLAIM_MS);
         true
+    }
+
+    /// True when each of the nodes shows another store than one that is being filled: its own disk is back, or filling was given up. One
+    /// that is away for a moment may come back with it.
+    fn nothing_is_filled(&self) -> bool {
+        let replicas = &self.healing.upkeep.coordinator.ports().replicas;
+        let is_over = |node: &NodeId| replicas.standing(node).is_some_and(|it| it.trust != Trust::Filling);
+        self.sweep.of.as_ref().is_some_and(|of| of.iter().all(is_over))
     }
 
     async fn end(&self, ended: Ended) {

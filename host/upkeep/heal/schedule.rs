@@ -145,11 +145,12 @@ impl Schedule<'_> {
         seed(&[&self.seed.to_be_bytes(), duty.range.as_bytes()]) % JITTER_MS
     }
 
-    /// The duty of filling new stores, if nobody does it, and the last attempt that failed is `pause` ago.
+    /// The duty of filling new stores, if nobody does it, and the last attempt that failed is `pause` ago, or an operator has asked for one
+    /// since.
     pub(super) fn fill(&self, pause: Duration) -> Option<Duty> {
-        let duty = Duty { kind: DutyKind::Fill, range: "new stores".to_owned() };
-        let ended_ms = self.known(&duty).map_or(0, |known| known.ended_ms);
-        let again = ended_ms + pause.as_millis() as u64;
+        let duty = Duty::fill();
+        let (ended_ms, wanted_ms) = self.known(&duty).map_or((0, 0), |known| (known.ended_ms, known.wanted_ms));
+        let again = if wanted_ms > ended_ms { wanted_ms } else { ended_ms + pause.as_millis() as u64 };
         (self.is_free(&duty) && again <= self.duties.now_ms).then_some(duty)
     }
 

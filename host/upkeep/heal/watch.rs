@@ -9,6 +9,8 @@ use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::port::{NodeOnRecord, Replicas, StoreOnRecord, stores};
 use witan_kernel::scan::{Standing, Trust};
 
+use super::replace::Asked;
+
 /// Which nodes can be reached for operations.
 #[derive(Debug, Default)]
 pub(super) struct Reach {
@@ -107,6 +109,7 @@ impl NewStores {
         new: &[(NodeId, Standing)],
         nodes: &[NodeOnRecord],
         stores: &[StoreOnRecord],
+        asked: &Asked,
         admit_after: Duration,
     ) -> Judged {
         let mut judged = Judged::default();
@@ -119,6 +122,13 @@ impl NewStores {
             let both = format!("its store is {store}, and on record is {from}, which had about {keys} records");
             let note = match stores::admits(node, Some(from), from, *store, stores) {
                 Err(why) => format!("{both}; {why}"),
+                Ok(()) if asked.fills(node, *store) => {
+                    judged.due.insert(node.clone());
+                    format!("{both}; it is being filled in place of the old one, as was asked for")
+                }
+                Ok(()) if asked.keeps_old(*store) => format!(
+                    "{both}; filling it was given up: stop the node and mount the old disk again, or run `witan nodes replace {node}`"
+                ),
                 Ok(()) if admit_after.is_zero() => {
                     format!("{both}; healing.admit_after is 0: mount the old disk again, or run `witan repair`")
                 }
@@ -126,7 +136,7 @@ impl NewStores {
                     let left = admit_after.saturating_sub(since.elapsed()).as_secs().div_ceil(60);
                     format!(
                         "{both}; it will be filled in place of the old one in {left} min: stop the node and mount the old disk again if \
-                         that is what is missing, or run `witan repair` to fill it at once"
+                         that is what is missing, or run `witan nodes replace {node}` or `witan repair` to fill it at once"
                     )
                 }
                 Ok(()) => {
@@ -162,7 +172,7 @@ mod tests {
             status: NodeStatus::Active,
             zone: witan_kernel::name::Zone::default(),
         };
-        NodeOnRecord { node, store_id: Some(StoreId([store; 16])), created_at_ms: 0, updated_at_ms: 0 }
+        NodeOnRecord { node, store_id: Some(StoreId([store; 16])), drained: false, created_at_ms: 0, updated_at_ms: 0 }
     }
 
     fn standing(store: u8, trust: Trust) -> Option<Standing> {
@@ -184,7 +194,7 @@ mod tests {
         let stores = [old.clone()];
         let mut look = |standing, admit_after| {
             let new = watch.look([(&n1, standing)].into_iter());
-            let judged = watch.judge(&new, &nodes, &stores, admit_after);
+            let judged = watch.judge(&new, &nodes, &stores, &Asked::default(), admit_after);
             (judged.due.len(), judged.notes.into_values().next().unwrap_or_default())
         };
         assert_eq!(look(standing(1, Trust::Whole), minute), (0, String::new()));
@@ -204,7 +214,7 @@ mod tests {
         let retired = StoreOnRecord { store: StoreId([3; 16]), state: StoreState::Retired, ..old.clone() };
         tokio::time::advance(minute).await;
         let new = watch.look([(&n1, standing(3, Trust::Unadmitted))].into_iter());
-        let judged = watch.judge(&new, &nodes, &[old, retired], minute);
+        let judged = watch.judge(&new, &nodes, &[old, retired], &Asked::default(), minute);
         assert!(judged.due.is_empty() && judged.notes[&n1].contains("was replaced before"), "{judged:?}");
     }
 }

@@ -10,10 +10,12 @@ use witan_coordinate::World;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::placement::Both;
 use witan_kernel::placement::leader::target;
+use witan_kernel::port::moves::replaces::{Fate, fate};
 use witan_kernel::port::{
     Leftover, MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus, PAGE, Placement,
     PlacementChange, StoreError, StoreOnRecord,
 };
+use witan_kernel::scan::Ranges;
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::Tenant;
 
@@ -170,7 +172,7 @@ impl Shown {
 }
 
 /// A number with commas between thousands.
-fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -188,6 +190,7 @@ struct View {
     tenants: Vec<Tenant>,
     leftovers: Vec<Leftover>,
     newest_ring: u64,
+    stores: Vec<StoreOnRecord>,
     /// Records of all tenants, an estimate.
     keys: u64,
 }
@@ -204,6 +207,7 @@ fn concerns(migration: &Migration, id: &TenantId) -> bool {
     match &migration.change {
         PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => true,
         PlacementChange::ReplicationFactor { tenant, .. } | PlacementChange::Generation { tenant, .. } => tenant == id,
+        PlacementChange::ReplaceStore { .. } => false,
     }
 }
 
@@ -299,7 +303,11 @@ impl<W: World> Moves<W> {
         open.sort_by_key(|migration| migration.number);
         let view = self.view(&placement).await?;
         for migration in open {
-            self.note(reporter, &view, migration, &moved).await?;
+            if let PlacementChange::ReplaceStore { node, .. } = &migration.change {
+                self.note_replacement(&view, &placement, &migration, node).await?;
+            } else {
+                self.note(reporter, &view, migration, &moved).await?;
+            }
         }
         Ok(())
     }
@@ -327,7 +335,7 @@ impl<W: World> Moves<W> {
         let stores = self.metadata().stores().await?;
         let newest_ring = placement.rings.iter().map(|ring| ring.version).max().unwrap_or_default();
         let keys = keys(placement, &stores, &tenants);
-        Ok(View { tenants, leftovers, newest_ring, keys })
+        Ok(View { tenants, leftovers, newest_ring, stores, keys })
     }
 
     pub(super) async fn all_leftovers(&self) -> Result<Vec<Leftover>, StoreError> {
@@ -340,6 +348,43 @@ impl<W: World> Moves<W> {
             }
             all.extend(page);
         }
+    }
+
+    /// Ends a replacement of a store, as what is on record says. How far it is, the coordinator says that fills it, unless nobody can.
+    async fn note_replacement(
+        &self,
+        view: &View,
+        placement: &Placement,
+        migration: &Migration,
+        node: &NodeId,
+    ) -> Result<(), StoreError> {
+        let mut progress = migration.progress.clone();
+        let (status, message) = match fate(&migration.change, &placement.nodes, &view.stores) {
+            Fate::Whole => (MigrationStatus::Completed, String::new()),
+            Fate::GivenUp(_) if migration.cancel_requested => (MigrationStatus::Cancelled, String::new()),
+            Fate::GivenUp(why) => (MigrationStatus::Cancelled, why.to_owned()),
+            Fate::Filling => {
+                let is_there = self.upkeep.coordinator.ports().replicas.standing(node).is_some();
+                let message = match (is_there, migration.status) {
+                    (false, _) => format!("waits for node {node}: it cannot be reached"),
+                    (true, MigrationStatus::Pending) => "waits for a coordinator that fills the store".to_owned(),
+                    (true, _) => return Ok(()),
+                };
+                (migration.status, message)
+            }
+        };
+        if status == MigrationStatus::Completed {
+            // It was an estimate.
+            progress.keys_done = progress.keys_done.max(progress.keys_total);
+        }
+        if (status, &message) != (migration.status, &progress.message) {
+            progress.message = message;
+            self.metadata().note_migration(migration.number, status, progress, self.now_ms()).await?;
+        }
+        if status.has_ended() {
+            tracing::info!(number = migration.number, status = status.as_str(), %node, "replacing a store has ended");
+        }
+        Ok(())
     }
 
     async fn note(
@@ -466,7 +511,8 @@ mod tests {
         leftovers: &[Leftover],
         newest_ring: u64,
     ) -> (MigrationStatus, u64, u64) {
-        let view = View { tenants: tenants.to_vec(), leftovers: leftovers.to_vec(), newest_ring, keys: 0 };
+        let view =
+            View { tenants: tenants.to_vec(), leftovers: leftovers.to_vec(), newest_ring, stores: Vec::new(), keys: 0 };
         let Far { status, done, total } = view.far(migration);
         (status, done, total)
     }

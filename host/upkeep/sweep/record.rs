@@ -61,6 +61,9 @@ impl<W: World> Sweeping<'_, W> {
         }
         let is_new =
             |replica: u8| self.met.get(&walking.replicas[usize::from(replica)]).is_some_and(|met| !met.is_whole());
+        for replica in members.iter().filter(|replica| is_new(**replica)) {
+            *self.swept.of_new_stores.entry(walking.replicas[usize::from(*replica)].clone()).or_default() += 1;
+        }
         let now = self.coordinator.ports().clock.wall_micros();
         let grace = self.sweep.routine.map(|routine| micros(routine.grace));
         let is_old = |record: &Record| {

@@ -148,3 +148,23 @@ pub(super) fn missed(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
     };
     play(scenario, vec![OVERTURE, Act::Idle { ms: 4000 }, Act::Calm { operations: 4 }, trouble, Act::Level, FINALE])
 }
+
+/// A node has an empty disk, and is filled because an operator asks for it and for no other reason, while links, nodes and coordinators
+/// fail. Sometimes its own disk is back meanwhile.
+pub(super) fn refilled(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {
+    // With everything that several coordinators need for changes: fences, too.
+    (scenario.strict, scenario.moves, scenario.nodes) = (true, true, 3);
+    for cast in &mut scenario.casts {
+        cast.keys = 1;
+    }
+    let (compare_every, admit_after) = (Duration::from_secs(86_400), Duration::ZERO);
+    // Slow enough for a part of the plays that something happens while it is filled.
+    let bytes_per_second = *[64, 1024, 4 << 20].choose(rng).expect("not empty");
+    let config = HealingConfig { compare_every, admit_after, bytes_per_second, ..HealingConfig::default() };
+    scenario.heals = Some(HealingConfig { scrub_every: Duration::ZERO, ..config });
+    let weather = Weather { cuts: 4, holds: 2, crashes: 2, coordinator_crashes: 2, ..Weather::default() };
+    let Act::Storm { operations, storm } = scenario.storm(rng, weather, 300) else { unreachable!("a storm") };
+    let back_after_ms = rng.random_bool(0.4).then(|| rng.random_range(200..=25_000));
+    let replaced = Act::Replace { operations, storm, back_after_ms };
+    play(scenario, vec![OVERTURE, Act::Calm { operations: 3 }, replaced, Act::Level, Act::Settle, FINALE])
+}

@@ -23,7 +23,7 @@ impl Place {
     }
 
     /// A live coordinator of an earlier version.
-    async fn earlier(&self, capabilities: &[&str]) {
+    pub(super) async fn earlier(&self, capabilities: &[&str]) {
         let claim = Claim {
             node_id: id("old"),
             instance: [1; 16],

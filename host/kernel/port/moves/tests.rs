@@ -1,6 +1,10 @@
+use super::replaces::{Fate, PlannedStore, fate};
 use super::*;
-use crate::name::Zone;
-use crate::port::{NodeOnRecord, RingOnRecord};
+use crate::name::{StoreId, Zone};
+use crate::port::{NodeOnRecord, RingOnRecord, StoreState};
+
+const OLD: StoreId = StoreId([1; 16]);
+const NEW: StoreId = StoreId([2; 16]);
 
 fn id(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
@@ -173,7 +177,7 @@ fn there_is_an_end_to_changes_that_are_under_way() {
     let mut open: Vec<Migration> = (0..MIGRATIONS as u64).map(of).collect();
     let placement = Placement { epoch: 1, nodes: vec![], rings: vec![] };
     let plan = |open: &[Migration]| {
-        let at = OnRecord { placement: &placement, tenant: None, migrations: open };
+        let at = OnRecord { placement: &placement, stores: &[], tenant: None, migrations: open };
         at.plan(PlacementChange::AddNode(node("b")), 1)
     };
     assert!(is_refused(plan(&open)));
@@ -208,7 +212,8 @@ fn what_nothing_refers_to_is_forgotten() {
         version,
         members: members.iter().map(|n| node(n).member()).collect(),
     };
-    let on_record = |name| NodeOnRecord { node: node(name), store_id: None, created_at_ms: 0, updated_at_ms: 0 };
+    let on_record =
+        |name| NodeOnRecord { node: node(name), store_id: None, drained: false, created_at_ms: 0, updated_at_ms: 0 };
     let placement = Placement {
         epoch: 1,
         nodes: ["a", "b", "c"].map(on_record).to_vec(),
@@ -222,24 +227,39 @@ fn what_nothing_refers_to_is_forgotten() {
 /// What a placement change makes of a ring with nodes "a" and "b", "c" having left it.
 struct Place {
     placement: Placement,
+    stores: Vec<StoreOnRecord>,
     open: Vec<Migration>,
 }
 
 impl Place {
     fn new() -> Self {
-        let on_record = |name| NodeOnRecord { node: node(name), store_id: None, created_at_ms: 0, updated_at_ms: 0 };
+        let on_record = |name| NodeOnRecord {
+            node: node(name),
+            store_id: None,
+            drained: false,
+            created_at_ms: 0,
+            updated_at_ms: 0,
+        };
         let ring = RingOnRecord { version: 3, members: ["a", "b"].map(|name| node(name).member()).to_vec() };
         let nodes = ["a", "b", "c"].map(on_record).to_vec();
-        Self { placement: Placement { epoch: 1, nodes, rings: vec![ring] }, open: vec![] }
+        Self { placement: Placement { epoch: 1, nodes, rings: vec![ring] }, stores: vec![], open: vec![] }
     }
 
     fn at(&self) -> OnRecord<'_> {
-        OnRecord { placement: &self.placement, tenant: None, migrations: &self.open }
+        OnRecord { placement: &self.placement, stores: &self.stores, tenant: None, migrations: &self.open }
     }
 
     /// Carries a plan out.
     fn carry_out(&mut self, plan: &Plan) {
-        let (version, members) = plan.ring.clone().expect("a ring");
+        if let Some(planned) = &plan.store {
+            let (to, state) = match planned {
+                PlannedStore::Admit { to, .. } => (*to, StoreState::Filling),
+                PlannedStore::GiveUp(_) => (NEW, StoreState::Reported),
+            };
+            self.stores.retain(|known| known.store != to);
+            return self.stores.push(StoreOnRecord { store: to, node: id("b"), state, commit: 0, keys: 0 });
+        }
+        let Some((version, members)) = plan.ring.clone() else { return };
         self.placement.rings.push(RingOnRecord { version, members });
         let node = plan.node.as_ref().expect("a node");
         let mut nodes = self.placement.nodes.iter_mut().map(|known| &mut known.node);
@@ -327,4 +347,54 @@ fn a_node_that_stays_after_all_is_as_it_was_updated_last() {
     assert!(is_refused(place.change(update("b", Some(8), None))));
     place.take_back(leaves).unwrap();
     assert_eq!(place.b(), (6, 3, "z".to_owned()));
+}
+
+fn replacing(name: &str, accept_loss: bool) -> PlacementChange {
+    PlacementChange::ReplaceStore { node: id(name), from: OLD, to: NEW, accept_loss }
+}
+
+#[test]
+fn a_replacement_admits_once_and_ends_as_the_stores_on_record_say() {
+    let mut place = Place::new();
+    place.placement.nodes[1].store_id = Some(OLD);
+    let first = place.change(replacing("b", false)).unwrap();
+    assert_eq!(place.change(replacing("b", false)), Ok(first), "the same once more");
+    let second = place.change(replacing("b", true)).unwrap();
+    assert_ne!(first, second, "it may do more");
+    for accept_loss in [false, true] {
+        assert_eq!(place.change(replacing("b", accept_loss)), Ok(second));
+    }
+    assert_eq!((place.placement.rings.len(), place.open[0].ring), (1, 3), "the ring stays as it is");
+    let fate_of = |place: &Place| fate(&replacing("b", false), &place.placement.nodes, &place.stores);
+    assert_eq!(fate_of(&place), Fate::Filling);
+    place.take_back(first).unwrap();
+    assert!(matches!(fate_of(&place), Fate::GivenUp(why) if why.contains("used again")));
+    place.take_back(second).unwrap();
+
+    // It was given up because the old disk was back, and nobody has noted that: the same call is another change.
+    let third = place.change(replacing("b", false)).unwrap();
+    place.stores[0].state = StoreState::Reported;
+    let fourth = place.change(replacing("b", false)).unwrap();
+    assert!(fourth > third && fate_of(&place) == Fate::Filling);
+    place.placement.nodes[1].store_id = Some(NEW);
+    assert_eq!(fate_of(&place), Fate::Whole);
+    let of = place.open.last().unwrap();
+    assert!(matches!(place.at().plan_taking_back(of, 1), Err(StoreError::Conflict(why)) if why.contains("retired")));
+    place.stores[0].state = StoreState::Retired;
+    assert!(matches!(fate_of(&place), Fate::GivenUp(_)), "taken for lost afterwards");
+    place.placement.nodes.clear();
+    assert!(matches!(fate_of(&place), Fate::GivenUp(why) if why.contains("removed")));
+}
+
+#[test]
+fn no_store_is_replaced_of_a_node_that_changes_its_place() {
+    let mut place = Place::new();
+    assert!(is_refused(place.change(replacing("c", false))), "it leaves");
+    assert!(matches!(place.change(replacing("d", false)), Err(StoreError::Missing(_))));
+    let updated = place.change(update("b", None, Some("z1"))).unwrap();
+    assert!(matches!(place.change(replacing("b", true)), Err(StoreError::Conflict(why)) if why.contains("m-1")));
+    place.open[updated as usize - 1].status = MigrationStatus::Completed;
+    let replaced = place.change(replacing("b", true)).unwrap();
+    place.change(update("b", Some(4), None)).unwrap();
+    place.take_back(replaced).expect("the ring does not rest on it");
 }

@@ -16,6 +16,7 @@ use super::{Pass, node, tenant};
 
 pub(super) mod ends;
 mod leftovers;
+mod replaces;
 mod updates;
 
 /// All of it. Tenants and nodes that are on record are removed before.
@@ -35,6 +36,7 @@ pub(super) async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     leftovers::all(metadata).await;
     ends::all(metadata).await;
     updates::all(metadata).await;
+    replaces::all(metadata).await;
 }
 
 async fn empty<M: Metadata>(metadata: &M) {

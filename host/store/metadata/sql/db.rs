@@ -31,6 +31,7 @@ pub(in crate::metadata) enum Value<'a> {
     Number(u64),
     MaybeNumber(Option<u64>),
     Bytes(&'a [u8]),
+    MaybeBytes(Option<&'a [u8]>),
     Flag(bool),
 }
 
@@ -44,6 +45,7 @@ macro_rules! query {
                 Value::Number(number) => query.bind(whole(number)),
                 Value::MaybeNumber(number) => query.bind(number.map(whole)),
                 Value::Bytes(bytes) => query.bind(bytes),
+                Value::MaybeBytes(bytes) => query.bind(bytes),
                 Value::Flag(flag) => query.bind(flag),
             };
         }

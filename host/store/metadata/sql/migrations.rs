@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use witan_kernel::name::{NodeId, TenantId, Zone};
+use witan_kernel::name::{NodeId, StoreId, TenantId, Zone};
+use witan_kernel::port::moves::replaces::PlannedStore;
 use witan_kernel::port::moves::{self, OnRecord, Plan, Planned};
 use witan_kernel::port::{
     Answer, Changed, Leftover, MIGRATIONS, Migration, MigrationProgress, MigrationStatus, MigrationStore, MoveTenant,
@@ -69,8 +70,8 @@ impl<D: Driver> MigrationStore for SqlMetadata<D> {
 
 async fn change_placement(db: &mut Db, change: PlacementChange, now_ms: u64) -> Result<Migration, StoreError> {
     let (placement, open) = (placement::placement(db).await?, open(db).await?);
-    let tenant = tenant_of(db, &change).await?;
-    let at = OnRecord { placement: &placement, tenant: tenant.as_ref(), migrations: &open };
+    let (tenant, stores) = (tenant_of(db, &change).await?, stores::all(db).await?);
+    let at = OnRecord { placement: &placement, stores: &stores, tenant: tenant.as_ref(), migrations: &open };
     let plan = match at.plan(change, now_ms)? {
         Planned::Known(known) => return Ok(*known),
         Planned::Write(plan) => *plan,
@@ -101,8 +102,8 @@ async fn make_room(db: &mut Db) -> Result<(), StoreError> {
 async fn cancel(db: &mut Db, number: u64, now_ms: u64) -> Result<Migration, StoreError> {
     let known = get(db, number).await?;
     let (placement, all) = (placement::placement(db).await?, list(db, None, MIGRATIONS as u64).await?);
-    let tenant = tenant_of(db, &known.change).await?;
-    let at = OnRecord { placement: &placement, tenant: tenant.as_ref(), migrations: &all };
+    let (tenant, stores) = (tenant_of(db, &known.change).await?, stores::all(db).await?);
+    let at = OnRecord { placement: &placement, stores: &stores, tenant: tenant.as_ref(), migrations: &all };
     let Some(plan) = at.plan_taking_back(&known, now_ms)? else { return Ok(known) };
     carry_out(db, &plan, now_ms).await?;
     put(db, &plan.migration).await?;
@@ -131,6 +132,11 @@ async fn carry_out(db: &mut Db, plan: &Plan, now_ms: u64) -> Result<u64, StoreEr
             }
         }
         rings::add(db, *version, members).await?;
+    }
+    match &plan.store {
+        Some(PlannedStore::Admit { node, from, to }) => return stores::admit(db, node.clone(), *from, *to).await,
+        Some(PlannedStore::GiveUp(node)) => return stores::give_up(db, node).await,
+        None => {}
     }
     if let Some(node) = &plan.node {
         placement::write_node(db, node, now_ms).await?;
@@ -203,7 +209,7 @@ macro_rules! migrations_where {
         concat!(
             "SELECT number, kind, node_id, host, port, virtual_nodes, lost, tenant_id, factor, ring, factor_before, status,
                 cancel_requested, tenants_done, tenants_total, keys_done, keys_total, bytes_done, message, created_at,
-                started_at, finished_at, zone, virtual_nodes_before, zone_before
+                started_at, finished_at, zone, virtual_nodes_before, zone_before, store_before, store_after
              FROM migrations WHERE ",
             $condition
         )
@@ -231,6 +237,7 @@ async fn list(db: &mut Db, before: Option<u64>, limit: u64) -> Result<Vec<Migrat
 const ADD_NODE: &str = "add_node";
 const REMOVE_NODE: &str = "remove_node";
 const UPDATE_NODE: &str = "update_node";
+const REPLACE_STORE: &str = "replace_store";
 const REPLICATION_FACTOR: &str = "replication_factor";
 const ROUTING_HOOK: &str = "routing_hook";
 
@@ -243,6 +250,7 @@ struct Columns<'a> {
     virtual_nodes: Option<u64>,
     zone: Option<&'a str>,
     lost: bool,
+    stores: Option<(StoreId, StoreId)>,
     factor: Option<u64>,
 }
 
@@ -263,6 +271,9 @@ fn columns(change: &PlacementChange) -> Columns<'_> {
             zone: zone.as_ref().map(Zone::as_str),
             ..Columns::default()
         },
+        PlacementChange::ReplaceStore { from, to, accept_loss, .. } => {
+            Columns { kind: REPLACE_STORE, lost: *accept_loss, stores: Some((*from, *to)), ..Columns::default() }
+        }
         PlacementChange::ReplicationFactor { to, .. } => {
             Columns { kind: REPLICATION_FACTOR, factor: Some(u64::from(*to)), ..Columns::default() }
         }
@@ -271,15 +282,16 @@ fn columns(change: &PlacementChange) -> Columns<'_> {
 }
 
 async fn put(db: &mut Db, of: &Migration) -> Result<(), StoreError> {
-    let Columns { kind, host, port, virtual_nodes, zone, lost, factor } = columns(&of.change);
+    let Columns { kind, host, port, virtual_nodes, zone, lost, stores, factor } = columns(&of.change);
+    let (before, after) = stores.unzip();
     let progress = &of.progress;
     db.execute(
         "INSERT INTO migrations
             (number, kind, node_id, host, port, virtual_nodes, lost, tenant_id, factor, ring, factor_before, status,
             cancel_requested, tenants_done, tenants_total, keys_done, keys_total, bytes_done, message, created_at,
-            started_at, finished_at, zone, virtual_nodes_before, zone_before)
+            started_at, finished_at, zone, virtual_nodes_before, zone_before, store_before, store_after)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24,
-            $25)
+            $25, $26, $27)
          ON CONFLICT (number) DO UPDATE SET status = $12, cancel_requested = $13, tenants_done = $14, tenants_total = $15,
             keys_done = $16, keys_total = $17, bytes_done = $18, message = $19, started_at = $21, finished_at = $22",
         &[
@@ -308,6 +320,8 @@ async fn put(db: &mut Db, of: &Migration) -> Result<(), StoreError> {
             Value::MaybeText(zone),
             Value::MaybeNumber(of.was.as_ref().map(|was| was.virtual_nodes.into())),
             Value::MaybeText(of.was.as_ref().map(|was| was.zone.as_str())),
+            Value::MaybeBytes(before.as_ref().map(|store| &store.0[..])),
+            Value::MaybeBytes(after.as_ref().map(|store| &store.0[..])),
         ],
     )
     .await
@@ -332,6 +346,12 @@ fn change(row: &Row) -> Result<PlacementChange, StoreError> {
             zone: zone(row, "zone")?,
         }),
         REMOVE_NODE => Ok(PlacementChange::RemoveNode { node: node()?, force: row.flag("lost")? }),
+        REPLACE_STORE => Ok(PlacementChange::ReplaceStore {
+            node: node()?,
+            from: StoreId(row.exactly("store_before")?),
+            to: StoreId(row.exactly("store_after")?),
+            accept_loss: row.flag("lost")?,
+        }),
         REPLICATION_FACTOR => Ok(PlacementChange::ReplicationFactor {
             tenant: row.spelled("tenant_id", |text| TenantId::new(text).ok())?,
             to: row.number("factor")?,

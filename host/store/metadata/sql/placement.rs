@@ -28,6 +28,11 @@ impl<D: Driver> PlacementStore for SqlMetadata<D> {
         self.change(move |db| Box::pin(readdress_node(db, id, host, port, now_ms)))
     }
 
+    fn drain_node(&self, id: &NodeId, drained: bool, now_ms: u64) -> Answer<()> {
+        let id = id.clone();
+        self.change(move |db| Box::pin(drain_node(db, id, drained, now_ms)))
+    }
+
     fn placement(&self) -> Answer<Placement> {
         self.read(|db| Box::pin(placement(db)))
     }
@@ -44,7 +49,7 @@ impl<D: Driver> PlacementStore for SqlMetadata<D> {
 
     fn admit_store(&self, id: &NodeId, from: StoreId, store: StoreId) -> Answer<()> {
         let id = id.clone();
-        self.change(move |db| Box::pin(stores::admit(db, id, from, store)))
+        self.change(move |db| Box::pin(async move { stores::admit(db, id, from, store).await.map(drop) }))
     }
 
     fn replace_store(&self, id: &NodeId, from: StoreId, to: StoreId) -> Answer<()> {
@@ -95,6 +100,18 @@ async fn readdress_node(db: &mut Db, id: NodeId, host: String, port: u16, now_ms
     put_node(db, StorageNode { host, port, ..known }, now_ms).await
 }
 
+async fn drain_node(db: &mut Db, id: NodeId, drained: bool, now_ms: u64) -> Result<(), StoreError> {
+    if !node_exists(db, &id).await? {
+        return Err(rules::no_node(&id));
+    }
+    let values = [Value::Text(id.as_str()), Value::Flag(drained), Value::Number(now_ms)];
+    let sql = "UPDATE storage_nodes SET drained = $2, updated_at = $3 WHERE node_id = $1 AND drained <> $2";
+    if db.execute(sql, &values).await? > 0 {
+        changes::record(db, Changed::Nodes).await?;
+    }
+    Ok(())
+}
+
 pub(super) async fn write_node(db: &mut Db, node: &StorageNode, now_ms: u64) -> Result<(), StoreError> {
     db.execute(
         "INSERT INTO storage_nodes (node_id, host, port, status, virtual_nodes, created_at, updated_at, zone)
@@ -135,10 +152,10 @@ pub(super) async fn placement(db: &mut Db) -> Result<Placement, StoreError> {
     let rows = db
         .rows(
             "SELECT placement_epoch, node_id, host, port, status, virtual_nodes, zone, store_id, created_at,
-                 updated_at, NULL AS ring
+                 updated_at, drained, NULL AS ring
              FROM cluster_state LEFT JOIN storage_nodes ON 1 = 1
              UNION ALL
-             SELECT NULL, node_id, NULL, NULL, NULL, virtual_nodes, zone, NULL, NULL, NULL, version FROM rings
+             SELECT NULL, node_id, NULL, NULL, NULL, virtual_nodes, zone, NULL, NULL, NULL, NULL, version FROM rings
              ORDER BY node_id",
             &[],
         )
@@ -188,6 +205,7 @@ fn node(row: &Row) -> Result<NodeOnRecord, StoreError> {
             zone: row.spelled("zone", |text| Zone::new(text).ok())?,
         },
         store_id: stores::store_id(row)?,
+        drained: row.flag("drained")?,
         created_at_ms: row.number("created_at")?,
         updated_at_ms: row.number("updated_at")?,
     })

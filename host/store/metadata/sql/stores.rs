@@ -31,13 +31,20 @@ pub(super) async fn meet(
     Ok(met)
 }
 
-pub(super) async fn admit(db: &mut Db, id: NodeId, from: StoreId, store: StoreId) -> Result<(), StoreError> {
+/// Returns the revision.
+pub(super) async fn admit(db: &mut Db, id: NodeId, from: StoreId, store: StoreId) -> Result<u64, StoreError> {
     let on_record = on_record(db, &id).await?;
     stores::admits(&id, on_record, from, store, &concerned(db, &id, store).await?)?;
     drop_admitted(db, &id).await?;
     know(db, &id, store).await?;
     set_state(db, store, StoreState::Filling).await?;
-    changes::record(db, Changed::Nodes).await.map(drop)
+    changes::record(db, Changed::Nodes).await
+}
+
+/// Whichever store was admitted is merely reported again. Returns the revision.
+pub(super) async fn give_up(db: &mut Db, id: &NodeId) -> Result<u64, StoreError> {
+    drop_admitted(db, id).await?;
+    changes::record(db, Changed::Nodes).await
 }
 
 pub(super) async fn replace(db: &mut Db, id: NodeId, from: StoreId, to: StoreId) -> Result<(), StoreError> {

@@ -4,6 +4,7 @@ mod collect;
 mod digests;
 mod missed;
 mod nodes;
+mod replace;
 mod world;
 
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 mod faults;
 mod nodes;
 mod rate;
+mod replace;
 mod swaps;
 mod world;
 
