@@ -117,6 +117,7 @@ fn bind(options: &Options, cluster: &Cluster) -> anyhow::Result<()> {
             configuration: None::<args::Source>,
             on_fault: Some(OnFault::Fail),
             none: false,
+            wait: false,
         };
         plugin::bind(&global, bind).await.context("bind the policy").map(drop)
     })

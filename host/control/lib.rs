@@ -5,7 +5,7 @@
 //!
 //! Reading order: [`Turns`] (how many calls may be under way),
 //! [`Catalog`] with its `tenants`, `nodes` and `bindings` (changes), `placement` (changes that would move data, while
-//! there is none), `migrations`, `plan` and `leftovers` (changes that move it), `fences` (when a change may be answered),
+//! there is none), `migrations`, `swaps`, `plan` and `leftovers` (changes that move it), `fences` (when a change may be answered),
 //! [`stores`] (which of a node's stores may be read), [`capabilities`] (which formats may be written),
 //! [`small_records`] (one that takes more care), [`defaults`] (of new tenants and nodes), `follow` (others' changes), `cache` (the tenants
 //! that requests see).
@@ -26,6 +26,7 @@ mod placement;
 mod plan;
 pub mod small_records;
 pub mod stores;
+mod swaps;
 mod tenants;
 mod turns;
 mod updates;
@@ -38,8 +39,9 @@ use prometheus_client::registry::Registry;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use witan_kernel::condition::Condition;
+use witan_kernel::failure::Failure;
 use witan_kernel::hook::{Pending, ReplicaState};
-use witan_kernel::name::{Invalid, NodeId, TenantId};
+use witan_kernel::name::{Invalid, Key, NodeId, TenantId};
 use witan_kernel::port::{Metadata, Placement, Slot, StoreError};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::{Ring, Rings};
@@ -54,6 +56,7 @@ pub use migrations::{Changed, Removal};
 pub use nodes::register;
 pub use placement::FactorChanged;
 pub use plan::{Plan, PlannedNode, PlannedZone};
+pub use swaps::{HookChange, HookPlan, Places, Tried};
 pub use tenants::Ended;
 pub use turns::{Turn, TurnLimits, Turns};
 pub use updates::NodeUpdate;
@@ -117,6 +120,24 @@ pub trait Cluster: Send + Sync + 'static {
         false
     }
 
+    /// True for a node that was reached and does not keep the rows of generations apart.
+    fn lacks_generations(&self, node: &NodeId) -> bool {
+        let _ = node;
+        false
+    }
+
+    /// Keys of a tenant that have a value, a page at a time, with their places in the ring.
+    fn keys(&self, tenant: &Tenant, from: Option<KeysFrom>) -> Pending<Result<KeysAt, Failure>> {
+        let _ = (tenant, from);
+        Box::pin(std::future::ready(Ok(KeysAt::default())))
+    }
+
+    /// A swap of a tenant's routing hook was given up: the binding becomes the one of before again.
+    fn hook_given_up(&self, tenant: &TenantId) -> Pending<()> {
+        let _ = tenant;
+        Box::pin(std::future::ready(()))
+    }
+
     /// The newest ring.
     fn ring(&self) -> Arc<Ring>;
 
@@ -154,6 +175,18 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Blocks clients' operations, once those in flight have ended, until the returned guard is dropped.
     fn hold(&self) -> Pending<Held>;
+}
+
+/// Where a page of keys begins: at a token, after a key of it.
+pub type KeysFrom = (u64, Option<Key>);
+
+/// A page of keys with their tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeysAt {
+    /// The keys.
+    pub keys: Vec<(u64, Key)>,
+    /// Where the next page begins; `None`: this is the last.
+    pub next: Option<KeysFrom>,
 }
 
 /// A guard that blocks operations until it is dropped.
@@ -209,6 +242,16 @@ pub enum Refused {
         what: String,
         /// Coordinators, for people.
         who: String,
+    },
+    /// A routing hook gives no answer for a key of the tenant, which would have no place then.
+    #[error(
+        "hook faults on key {key}: {reason}; nothing has changed: repair the hook, or delete the key, and repeat the call"
+    )]
+    HookFaults {
+        /// The key, shortened.
+        key: String,
+        /// What happened.
+        reason: String,
     },
     /// Too few of a tenant's replicas would be left to copy from.
     #[error("{0}")]

@@ -144,7 +144,7 @@ fn is_for(caller: &Caller, migration: &Migration) -> bool {
     sees(caller.is_operator(), caller.credential().tenant(), migration)
 }
 
-/// Operators see every migration; administrators those of their tenant's replication factor, or of every one's. `own`: the tenant to which
+/// Operators see every migration; administrators those of their tenant's replication factor and routing hook, or of every one's. `own`: the tenant to which
 /// a credential is bound.
 fn sees(is_operator: bool, own: Option<&TenantId>, migration: &Migration) -> bool {
     match &migration.change {
@@ -209,7 +209,7 @@ fn response(
         }),
         started_at: migration.started_at_ms.map_or(0, seconds),
         estimated_completion: estimated_ms(migration, now_ms).map_or(0, seconds),
-        error_message: String::new(),
+        error_message: error_message(migration),
         phase: phases.get(&migration.number).copied().unwrap_or_default().to_owned(),
         tenant_id: tenant.map(ToString::to_string).unwrap_or_default(),
         message: progress.message.clone(),
@@ -226,6 +226,12 @@ fn response(
         old_zone: was.map(|was| was.zone.as_str().to_owned()).unwrap_or_default(),
         new_zone: is.map(|is| is.zone.as_str().to_owned()).unwrap_or_default(),
     }
+}
+
+/// Why one has failed.
+fn error_message(migration: &Migration) -> String {
+    let has_failed = migration.status == MigrationStatus::Failed;
+    if has_failed { migration.progress.message.clone() } else { String::new() }
 }
 
 /// What an updated node was in the ring, and what it is to be.

@@ -28,7 +28,8 @@ pub(super) fn show(output: Output, it: &GetMigrationStatusResponse) -> anyhow::R
     more("tenants", format!("{} of {}", it.tenants_done, it.tenants_total));
     more("keys", format!("{} of about {}", number(keys_migrated), number(total_keys)));
     more("sent", bytes(u64::try_from(bytes_migrated).unwrap_or(0)));
-    more("now", inline(&it.message).into_owned());
+    more("now", inline(if it.error_message.is_empty() { &it.message } else { "" }).into_owned());
+    more("failed", inline(&it.error_message).into_owned());
     more("asked for", moment(it.created_at));
     more("began", moment(it.started_at));
     more("ends about", moment(it.estimated_completion));
@@ -44,6 +45,7 @@ pub(super) fn change(it: &GetMigrationStatusResponse) -> String {
         "remove_node" if it.force => format!("remove node {} by force", it.node_id),
         "remove_node" => format!("remove node {}", it.node_id),
         "zones" | "weight" => update(it),
+        "routing_hook" => format!("another routing hook for tenant {}", it.tenant_id),
         _ => format!(
             "{} replicas for tenant {} ({} before)",
             it.new_replication_factor, it.tenant_id, it.old_replication_factor

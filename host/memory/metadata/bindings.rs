@@ -1,6 +1,8 @@
 //! Plugin bindings.
 
-use witan_kernel::port::{Answer, BINDINGS, BindingOnRecord, BindingStore, Changed, Digest, Slot, StoreError, rules};
+use witan_kernel::port::{
+    Answer, BINDINGS, BindingOnRecord, BindingStore, Changed, Digest, HookRecord, Slot, StoreError, rules,
+};
 
 use super::{MemoryMetadata, State};
 use crate::slot::slot_key;
@@ -10,6 +12,27 @@ impl State {
     fn expect_binding(&self, slot: &Slot, expected: u64) -> Result<(), StoreError> {
         let stored = self.bindings.get(&slot_key(slot)).map_or(0, |record| record.version);
         if stored == expected { Ok(()) } else { Err(rules::other_record(slot, expected, stored)) }
+    }
+
+    /// Checks that a record may be saved.
+    pub(super) fn may_save_binding(&self, of: &HookRecord) -> Result<(), StoreError> {
+        rules::binding_record(&of.record)?;
+        self.expect_binding(&of.slot, of.expected)?;
+        if let Some(digest) = of.puts_in_force.filter(|digest| !self.artifacts.contains_key(digest)) {
+            return Err(rules::no_artifact(digest));
+        }
+        if of.expected == 0 && self.bindings.len() >= BINDINGS {
+            return Err(rules::too_many_bindings());
+        }
+        Ok(())
+    }
+
+    pub(super) fn save_binding(&mut self, of: HookRecord) -> Result<u64, StoreError> {
+        self.may_save_binding(&of)?;
+        let HookRecord { slot, record, .. } = of;
+        let version = self.changed(Changed::Binding(slot.clone()));
+        self.bindings.insert(slot_key(&slot), BindingOnRecord { slot, version, record });
+        Ok(version)
     }
 }
 
@@ -31,19 +54,7 @@ impl BindingStore for MemoryMetadata {
         puts_in_force: Option<Digest>,
     ) -> Answer<u64> {
         let slot = slot.clone();
-        self.answer(move |state| {
-            rules::binding_record(&record)?;
-            state.expect_binding(&slot, expected)?;
-            if let Some(digest) = puts_in_force.filter(|digest| !state.artifacts.contains_key(digest)) {
-                return Err(rules::no_artifact(digest));
-            }
-            if expected == 0 && state.bindings.len() >= BINDINGS {
-                return Err(rules::too_many_bindings());
-            }
-            let version = state.changed(Changed::Binding(slot.clone()));
-            state.bindings.insert(slot_key(&slot), BindingOnRecord { slot, version, record });
-            Ok(version)
-        })
+        self.answer(move |state| state.save_binding(HookRecord { slot, expected, record, puts_in_force }))
     }
 
     fn remove_binding_record(&self, slot: &Slot, expected: u64) -> Answer<()> {

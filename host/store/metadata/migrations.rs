@@ -28,6 +28,7 @@ const SQLITE: &[File] = files!("sqlite":
     (8, "fences", "0008_fences.sql"),
     (9, "placement changes", "0009_placement_changes.sql"),
     (10, "zones", "0010_zones.sql"),
+    (12, "generations", "0012_generations.sql"),
 );
 
 const POSTGRES: &[File] = files!("postgres":
@@ -41,6 +42,7 @@ const POSTGRES: &[File] = files!("postgres":
     (8, "fences", "0008_fences.sql"),
     (9, "placement changes", "0009_placement_changes.sql"),
     (10, "zones", "0010_zones.sql"),
+    (12, "generations", "0012_generations.sql"),
 );
 
 /// The migrations of an SQLite database.
@@ -117,7 +119,8 @@ mod tests {
                 "4f1ea571c439a25b",
                 "d18d3f61aab3b14a",
                 "d73e619b441ec407",
-                "ca485ee810cde26c"
+                "ca485ee810cde26c",
+                "7ba944f5824a12d6"
             ]
         );
         assert_eq!(
@@ -132,7 +135,8 @@ mod tests {
                 "044da669a0d0e80d",
                 "58bacaaf00447ae5",
                 "d7d9bb8734e6960c",
-                "b01a129f1e9df895"
+                "b01a129f1e9df895",
+                "884cf9df73a12b50"
             ]
         );
     }

@@ -15,6 +15,7 @@ use super::super::join_all;
 use super::{Pass, node, tenant};
 
 pub(super) mod ends;
+mod generations;
 mod leftovers;
 mod updates;
 
@@ -35,6 +36,7 @@ pub(super) async fn all<M: Metadata>(metadata: &M, pass: Pass<'_>) {
     leftovers::all(metadata).await;
     ends::all(metadata).await;
     updates::all(metadata).await;
+    generations::all(metadata).await;
 }
 
 async fn empty<M: Metadata>(metadata: &M) {
