@@ -1,6 +1,7 @@
 //! Calls about migrations: changes of the nodes or of a replication factor that move records.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use tonic::{Code, Status};
 use witan_kernel::name::{Invalid, NodeId, TenantId, shown};
@@ -86,7 +87,12 @@ impl<W: World> CoordinatorApi<W> {
     pub(super) async fn plan_migration(
         &self,
         request: v1::PlanMigrationRequest,
+        until: Instant,
     ) -> Result<v1::PlanMigrationResponse, Status> {
+        if let Some(Change::Hook(hook)) = request.change {
+            let _turn = self.catalog.lookups().take(None).map_err(|error| status(&error))?;
+            return self.hooks.plan_hook(hook, until).await;
+        }
         let change = self.planned(request.change).map_err(|error| invalid(&error))?;
         let _turn = self.catalog.lookups().take(None).map_err(|error| status(&error))?;
         let plan = self.catalog.plan(&change).await.map_err(|error| status(&error))?;
@@ -104,7 +110,9 @@ impl<W: World> CoordinatorApi<W> {
                 to: replication_factor("new_replication_factor", factor.new_replication_factor)?,
             }),
             Some(Change::Update(update)) => update_of(update).map(NodeUpdate::change),
-            None => Err(Invalid::new("change", "is missing", "send add, remove, update or factor")),
+            Some(Change::Hook(_)) | None => {
+                Err(Invalid::new("change", "is missing", "send add, remove, update, factor or hook"))
+            }
         }
     }
 
@@ -305,6 +313,7 @@ fn plan_response(plan: Plan) -> v1::PlanMigrationResponse {
         tenants: whole(plan.tenants),
         problems: plan.problems,
         zones: plan.zones.into_iter().map(zone).collect(),
+        hook: None,
     }
 }
 

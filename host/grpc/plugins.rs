@@ -26,7 +26,18 @@ use super::tenants;
 use crate::access::caller::Caller;
 use witan_control::{Catalog, ChangeRefused, HookChange, Places, Turn};
 
+/// Plans changes of routing hooks.
+pub(super) trait PlanHook: Send + Sync + 'static {
+    /// What a change would do; nothing changes.
+    fn plan_hook(
+        &self,
+        request: v1::BindPluginRequest,
+        until: Instant,
+    ) -> Pending<Result<v1::PlanMigrationResponse, Status>>;
+}
+
 /// The plugin service.
+#[derive(Clone)]
 pub struct PluginApi {
     host: PluginHost,
     catalog: Arc<Catalog>,
@@ -230,7 +241,58 @@ impl PluginService for PluginApi {
     }
 }
 
+impl PlanHook for PluginApi {
+    fn plan_hook(
+        &self,
+        request: v1::BindPluginRequest,
+        until: Instant,
+    ) -> Pending<Result<v1::PlanMigrationResponse, Status>> {
+        let api = self.clone();
+        Box::pin(async move { api.planned_hook(request, until).await })
+    }
+}
+
 impl PluginApi {
+    async fn planned_hook(
+        &self,
+        request: v1::BindPluginRequest,
+        until: Instant,
+    ) -> Result<v1::PlanMigrationResponse, Status> {
+        let tenant = TenantId::new(request.tenant_id).map_err(|error| invalid(&error))?;
+        if !matches!(request.hook.as_str(), "" | "routing-hook") {
+            let problem = format!("{} moves no records", shown(&request.hook));
+            return Err(invalid(&Invalid::new("hook", problem, "only changes of a routing-hook are planned")));
+        }
+        let change = match request.plugin.as_str() {
+            "" => RoutingChange::Unbind(tenant.clone()),
+            plugin => RoutingChange::Bind(BindRequest {
+                tenant: Some(tenant.clone()),
+                hook: Hook::RoutingHook,
+                plugin: self.reference(plugin, Some(until)).await?,
+                configuration: request.configuration,
+                on_fault: OnFault::default(),
+            }),
+        };
+        let change = Swap { host: self.host.clone(), tenant: tenant.clone(), change };
+        let plan = self.catalog.plan_hook(&tenant, &change, until.into()).await.map_err(not_changed)?;
+        let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let at_once = plan.tried.is_none();
+        let tried = plan.tried.unwrap_or_default();
+        Ok(v1::PlanMigrationResponse {
+            tenants: 1,
+            problems: plan.problems,
+            hook: Some(v1::PlannedHook {
+                keys_moving: count(tried.moving),
+                keys_staying: count(tried.staying),
+                keys_faulting: count(tried.faulting),
+                faults_on: tried.fault.map(|(key, _)| shown(&key.to_string()).to_string()).unwrap_or_default(),
+                complete: tried.is_complete || at_once,
+                at_once,
+            }),
+            ..v1::PlanMigrationResponse::default()
+        })
+    }
+
     /// Changes the routing hook of one tenant, whose records move where they have to.
     async fn swap(
         &self,

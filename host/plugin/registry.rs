@@ -304,6 +304,11 @@ impl PluginHost {
         self.change(&self.inner.lanes.changes, move |inner| inner.settle(&tenant, named)).await
     }
 
+    /// Loads routing hooks that place records and could not be loaded before, say because the machine was too busy.
+    pub async fn load_places(&self) -> Result<(), PluginError> {
+        self.change(&self.inner.lanes.changes, |inner| inner.hold_all_partitions()).await
+    }
+
     /// Tenants whose routing hooks may have to be [settled](Self::settle): a swap of theirs has begun and, perhaps, ended.
     pub fn unsettled(&self) -> Vec<TenantId> {
         self.inner.unsettled()

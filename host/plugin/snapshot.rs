@@ -254,6 +254,14 @@ impl Hooks for TenantHooks {
         }
     }
 
+    fn partition_key_apart(&self, generation: u32, key: &Key) -> Partition {
+        match self.placing(generation) {
+            Ok(Some(binding)) => binding.ask_apart(|instance| instance.partition_key(key.bytes())).into(),
+            Ok(None) => Partition::Native,
+            Err(NotKnown) => Partition::Unknown,
+        }
+    }
+
     fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
         match self.binding(Hook::RoutingHook) {
             Some(binding) => match binding.ask(|instance| instance.prefer(key.bytes(), replicas)) {

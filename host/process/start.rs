@@ -389,7 +389,8 @@ impl Parts {
         stop: &watch::Receiver<bool>,
     ) -> server::Services<Real> {
         let (coordinator, upkeep) = (Arc::clone(&self.coordinator), Arc::clone(&self.upkeep));
-        let api = CoordinatorApi::new(coordinator, upkeep, Arc::clone(&catalog), stop.clone(), unsent);
+        let plugins = PluginApi::new(self.plugins.clone(), Arc::clone(&catalog), self.coordinator.clone(), unix_ms);
+        let api = CoordinatorApi::new(coordinator, upkeep, Arc::clone(&catalog), plugins.clone(), stop.clone(), unsent);
         let changing = Changing {
             coordinator: Arc::clone(&self.coordinator),
             fallbacks: Arc::clone(api.fallbacks()),
@@ -400,7 +401,7 @@ impl Parts {
         tokio::spawn(changing.follow(live, stop.clone()));
         server::Services {
             coordinator: api,
-            plugins: PluginApi::new(self.plugins.clone(), Arc::clone(&catalog), self.coordinator.clone(), unix_ms),
+            plugins,
             tokens: AccessApi::new(issuance, catalog, self.coordinator.clone()),
             access: Arc::clone(&self.access),
         }

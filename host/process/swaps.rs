@@ -23,10 +23,13 @@ pub(super) async fn settle(metadata: &Arc<dyn Metadata>, plugins: &PluginHost, t
     }
 }
 
-/// Does so for every tenant whose swap may have ended, again and again.
+/// Does so for every tenant whose swap may have ended, again and again; and loads what places records and could not be loaded at the start.
 pub(super) async fn settle_all(metadata: Arc<dyn Metadata>, plugins: PluginHost) -> Infallible {
     loop {
         tokio::time::sleep(EVERY).await;
+        if let Err(error) = plugins.load_places().await {
+            tracing::warn!(%error, "a routing hook by which records are placed cannot be loaded yet; it will be tried again");
+        }
         for tenant in plugins.unsettled() {
             settle(&metadata, &plugins, tenant).await;
         }

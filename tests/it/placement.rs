@@ -4,6 +4,7 @@
 mod failing;
 mod load;
 mod play;
+mod swaps;
 mod zones;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -332,6 +332,12 @@ impl Inner {
         drop(before);
     }
 
+    /// Loads what places keys of any tenant and could not be loaded before.
+    pub(super) fn hold_all_partitions(&self) -> Result<(), PluginError> {
+        let slots: Vec<Slot> = lock(&self.state).partitions.keys().cloned().collect();
+        slots.iter().try_for_each(|slot| self.hold_partitions(slot))
+    }
+
     /// Loads what places keys and could not be loaded before.
     pub(super) fn hold_partitions(&self, slot: &Slot) -> Result<(), PluginError> {
         let missing: Vec<Digest> = {

@@ -182,6 +182,24 @@ async fn a_component_that_places_rows_is_not_removed() {
     world.host.remove(plugin).await.expect("no row is placed by it");
 }
 
+/// A hook that clients do not ask any longer, since it has failed too often, still places the keys that are copied.
+#[tokio::test]
+async fn what_is_copied_is_asked_apart() {
+    let world = World::new();
+    let faulty = Guest::routing("tags").when_triggered("unreachable").build();
+    world.put("a", Hook::RoutingHook, &faulty).await.unwrap();
+    let hooks = world.hooks("a");
+    let (good, bad) = (Key::new("good").unwrap(), Key::new("bad").unwrap());
+    for _ in 0..100 {
+        assert!(matches!(hooks.partition_key(0, &bad), Partition::Faulted { .. }));
+    }
+    assert!(matches!(hooks.partition_key(0, &good), Partition::Faulted { .. }), "the breaker is open");
+    assert!(matches!(hooks.partition_key_apart(0, &good), Partition::By { .. }));
+    let Partition::Faulted { reason, .. } = hooks.partition_key_apart(0, &bad) else { panic!("it faults") };
+    assert!(reason.contains("trapped"), "{reason}");
+    assert_eq!(hooks.partition_key_apart(1, &good), Partition::Unknown);
+}
+
 #[tokio::test]
 async fn other_hosts_follow_a_swap() {
     let store = MemoryPlugins::default();
