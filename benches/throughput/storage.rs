@@ -111,7 +111,7 @@ impl Shape {
         if self.digests {
             let mut from = Some(0);
             while let Some(first) = from {
-                let wanted = Wanted { tenant: None, tokens: (first, u64::MAX) };
+                let wanted = Wanted { space: None, tokens: (first, u64::MAX) };
                 from = digests(path.threads.store(), self.durability, &wanted)?.to.checked_add(1);
             }
         }
@@ -155,7 +155,7 @@ impl Path {
         let key = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % KEYS;
         let place = Place {
             token: key.wrapping_mul(0x9e37_79b9_7f4a_7c15),
-            tenant: TenantId::from_trusted(Bytes::from_static(b"benchmark")),
+            space: TenantId::from_trusted(Bytes::from_static(b"benchmark")).into(),
             key: Key::from_trusted(Bytes::from(format!("key-{key:012}"))),
         };
         let mut id = [0; 16];

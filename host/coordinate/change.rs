@@ -55,7 +55,7 @@ impl<W: World> Coordinator<W> {
             None => (WriteId(self.ports.randomness.sixteen()).hex(), false),
         };
         let write_id = write_id(
-            &plan.place.tenant,
+            &plan.tenant.id,
             &plan.place.key,
             idempotency_key.as_bytes(),
             request.operation(),
@@ -99,7 +99,7 @@ impl<W: World> Coordinator<W> {
         if context.is_empty() {
             return Ok(Claims::Nothing);
         }
-        match plan.keys.open(&plan.place.tenant, &plan.place.key, context) {
+        match plan.keys.open(&plan.tenant.id, &plan.place.key, context) {
             Ok(claims) => Ok(claims),
             Err(Unopened::Invalid(invalid)) => Err(invalid.into()),
             Err(Unopened::Outdated) => Err(Failure::ContextOutdated),
@@ -109,7 +109,7 @@ impl<W: World> Coordinator<W> {
     /// Seals a client's claims as a context token.
     pub(super) fn seal(&self, plan: &Plan, claims: &Claims) -> Bytes {
         let issue = if self.names.load(Ordering::Relaxed) { Issue::Second } else { Issue::First };
-        plan.keys.seal(&plan.place.tenant, &plan.place.key, claims, issue)
+        plan.keys.seal(&plan.tenant.id, &plan.place.key, claims, issue)
     }
 }
 
@@ -156,7 +156,7 @@ impl<W: World> Exchange<W> {
     ) {
         let (coordinator, deadline) = (Arc::clone(&self.coordinator), self.plan.deadline);
         let at_once = self.plan.tenant.idempotency_outage == IdempotencyOutage::Proceed;
-        let tenant = self.plan.place.tenant.clone();
+        let tenant = self.plan.tenant.id.clone();
         let answer = async move {
             let recorded = match recorded {
                 Recorded::NotYet(unrecorded) if !at_once => unrecorded.insist(&coordinator, deadline).await,

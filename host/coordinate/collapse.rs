@@ -67,7 +67,7 @@ impl<W: World> Coordinator<W> {
     pub async fn read_merged(self: &Arc<Self>, place: &Place) -> Result<MergedRecord<W>, Failure> {
         let asks = Asks {
             operation: Operation::Read,
-            tenant: &place.tenant,
+            tenant: &place.tenant(),
             key: &place.key,
             level: Some(Level::Quorum),
             value_bytes: 0,

@@ -155,7 +155,7 @@ impl<W: World> Exchange<W> {
     /// The same for a read: the records that it fetches have to find room.
     pub(super) fn fetching(mut self) -> Self {
         let room = Arc::clone(&self.coordinator.fetched);
-        self.mailbox = Arc::new(Mailbox::within(room, self.plan.place.tenant.clone()));
+        self.mailbox = Arc::new(Mailbox::within(room, self.plan.tenant.id.clone()));
         self
     }
 
@@ -174,7 +174,7 @@ impl<W: World> Exchange<W> {
         }
         for (replica, node) in (0..asked).zip(self.plan.replicas()) {
             if reached.is_missed_by(replica, asked) {
-                ports.missed.missed(node, Slice::of(self.plan.place.token));
+                ports.missed.missed(node, Slice::of(self.plan.place_of(replica).token));
             }
         }
     }
@@ -317,7 +317,7 @@ impl<W: World> Exchange<W> {
         let Some(node) = self.plan.replicas().get(usize::from(replica)) else { return };
         self.sent_to[usize::from(replica)] = self.coordinator.ports.replicas.incarnation(node);
         let epoch = if Fault::EpochOfLater.is_on() { self.coordinator.followed() } else { self.plan.epoch.revision };
-        let request = Request { place: self.plan.place.clone(), epoch, ask };
+        let request = Request { place: self.plan.place_of(replica).clone(), epoch, ask };
         let to: Arc<dyn Collect> = Arc::clone(&self.mailbox) as Arc<dyn Collect>;
         let tag = phase.tag(self.turn, replica);
         let reply = Reply::new(to, tag, node.clone());

@@ -243,7 +243,7 @@ impl<W: World> Coordinator<W> {
         started: u64,
     ) -> Result<Claimed, Failed> {
         let (era, place) = (plan.keys.era(), &plan.place);
-        let name = Name::new(era, &place.tenant, &place.key, idempotency_key.as_bytes());
+        let name = Name::new(era, &place.tenant(), &place.key, idempotency_key.as_bytes());
         let owner = Owner(self.ports.randomness.sixteen());
         let kept_ms = plan.tenant.idempotency_retention_ms;
         let (mut backoff, mut another) = (Backoff::new(FIRST_LOOK, LAST_LOOK, backoff::seed(&[&owner.0])), false);

@@ -7,13 +7,14 @@ use bytes::Bytes;
 use futures::future::join_all;
 use witan_kernel::failure::Failure;
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
-use witan_kernel::name::{Key, NodeId, TenantId};
+use witan_kernel::name::{Invalid, Key, NodeId, TenantId};
 use witan_kernel::placement::{self, Both, Moving, Placed, Tokens};
 use witan_kernel::port::{Clock, Replicas};
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::ring::ReplicaRange;
 use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, Unmergeable, merged};
+use witan_kernel::space::Space;
 use witan_kernel::tenant::{Level, Tenant};
 
 use super::following::{Epoch, RESTARTS};
@@ -42,6 +43,8 @@ pub struct KeysRequest {
 /// A position at which a listing resumes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Resume {
+    /// The generation of the rows that are walked: in another one, the keys are in another order.
+    pub generation: u32,
     /// The token.
     pub token: u64,
     /// The last key of that token that is done; `None`: none is.
@@ -99,15 +102,17 @@ impl<W: World> Coordinator<W> {
     async fn listing(&self, request: KeysRequest, arrived: u64, epoch: &Epoch) -> Result<Listing<'_, W>, Failure> {
         let timeout = request.timeout.unwrap_or(self.timeouts.load().read).min(LONGEST_DEADLINE);
         let tenant = self.tenant(&request.tenant).await?;
+        let from = begins(&tenant, &request.from)?;
         let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
         Ok(Listing {
             coordinator: self,
             epoch: epoch.revision,
             until: arrived.saturating_add(micros / u64::from(SHARE)),
             deadline: arrived.saturating_add(micros),
+            space: Space::new(&tenant.id, tenant.generation),
             ranges: self.walks(&tenant)?,
-            at: request.from.clone(),
-            begun_at: request.from.clone(),
+            at: from.clone(),
+            begun_at: from,
             request,
             page: KeysPage::default(),
             failed: Vec::new(),
@@ -139,6 +144,30 @@ impl<W: World> Coordinator<W> {
     }
 }
 
+/// Where a listing goes on.
+///
+/// # Errors
+/// It began in rows of another generation. [`Failure::StaleEpoch`] in the last step of a move to another one: a key that is written then
+/// may be in either, at another position in each, until the step is over.
+fn begins(tenant: &Tenant, from: &Resume) -> Result<Resume, Failure> {
+    let is_apart = |moving: &Moving| moving.to.generation != tenant.generation;
+    if tenant.moving.filter(is_apart).is_some_and(|moving| moving.step == placement::Step::Cutover) {
+        return Err(Failure::StaleEpoch);
+    }
+    if *from == Resume::default() {
+        return Ok(Resume { generation: tenant.generation, ..Resume::default() });
+    }
+    if from.generation != tenant.generation {
+        return Err(Invalid::new(
+            "page_token",
+            "is of before the tenant's routing hook was changed, which has put its keys into another order",
+            "list from the beginning",
+        )
+        .into());
+    }
+    Ok(from.clone())
+}
+
 /// A range of tokens, and the sets of replicas of which a quorum each is walked.
 struct Walk {
     tokens: Tokens,
@@ -150,6 +179,7 @@ struct Listing<'a, W: World> {
     coordinator: &'a Coordinator<W>,
     /// The revision up to which all changes were followed before the tenant was looked up.
     epoch: u64,
+    space: Space,
     request: KeysRequest,
     /// Monotonic microseconds at which the page ends if it has made progress.
     until: u64,
@@ -193,11 +223,11 @@ enum Walked {
 
 impl<W: World> Listing<'_, W> {
     async fn run(mut self) -> Result<KeysPage, Failure> {
-        let from = self.request.from.token;
+        let from = self.at.token;
         let ranges = std::mem::take(&mut self.ranges);
         for range in ranges.iter().filter(|range| range.tokens.1 >= from) {
             if self.at.token < range.tokens.0 {
-                self.at = Resume { token: range.tokens.0, after: None };
+                self.at = self.at_token(range.tokens.0, None);
             }
             if self.is_over() {
                 return Ok(self.with_next());
@@ -302,7 +332,7 @@ impl<W: World> Listing<'_, W> {
         let left = (self.request.limit as usize).saturating_sub(self.page.keys.len());
         let asks = starved.iter().map(|replica| {
             let scan = Scan {
-                tenant: Some(self.request.tenant.clone()),
+                space: Some(self.space.clone()),
                 prefix: self.request.prefix.clone(),
                 after: join.after(*replica).cloned(),
                 abridged: true,
@@ -358,7 +388,7 @@ impl<W: World> Listing<'_, W> {
             Err(Unmergeable::Damaged(replica, _)) => return Ok(Some(replica)),
             merged => merged.map_err(|error| Failure::Internal(error.to_string()))?,
         };
-        self.at = Resume { token: place.token, after: Some(place.key.clone()) };
+        self.at = self.at_token(place.token, Some(place.key.clone()));
         if let Some(record) = record.filter(|record| !record.is_deleted()) {
             let siblings = match &record {
                 Record::Register(_) => false,
@@ -371,15 +401,19 @@ impl<W: World> Listing<'_, W> {
 
     /// Everything up to this place is done, whichever tenant it belongs to.
     fn come_to(&mut self, reached: &Place) {
-        if reached.tenant == self.request.tenant {
-            self.at = Resume { token: reached.token, after: Some(reached.key.clone()) };
+        if reached.space == self.space {
+            self.at = self.at_token(reached.token, Some(reached.key.clone()));
         } else if reached.token > self.at.token {
             // Further keys of the listed tenant may have this token.
-            self.at = Resume { token: reached.token, after: None };
+            self.at = self.at_token(reached.token, None);
         }
     }
 
+    fn at_token(&self, token: u64, after: Option<Key>) -> Resume {
+        Resume { generation: self.space.generation(), token, after }
+    }
+
     fn place(&self, token: u64, key: Key) -> Place {
-        Place { token, tenant: self.request.tenant.clone(), key }
+        Place { token, space: self.space.clone(), key }
     }
 }

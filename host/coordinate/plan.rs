@@ -10,11 +10,12 @@ use witan_kernel::fault::Fault;
 use witan_kernel::hook::{Asked, Hooks, Operation, Partition, PolicyAnswer, PolicyQuestion, ReplicaState, Shortfall};
 use witan_kernel::limit::{LONGEST_DEADLINE, PerReplica};
 use witan_kernel::name::{Key, NodeId, TenantId};
-use witan_kernel::placement::{Moving, Placed};
+use witan_kernel::placement::{Moving, Placed, Step};
 use witan_kernel::port::{Clock, Replicas, StoreError, Tenants};
 use witan_kernel::quorum::{Route, Tally};
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{Preference, token};
+use witan_kernel::space::Space;
 use witan_kernel::tenant::{Level, Tenant};
 
 use super::following::{Epoch, RESTARTS};
@@ -26,6 +27,8 @@ pub(super) struct Plan {
     pub(super) tenant: Arc<Tenant>,
     pub(super) hooks: Arc<dyn Hooks>,
     pub(super) place: Place,
+    /// While the tenant moves to rows of another generation, the key's place there.
+    coming: Option<Place>,
     /// The key's replicas, and how many of them must answer.
     pub(super) route: Route,
     /// The revision up to which the coordinator followed all changes before it planned: it has taken none of them into account by half.
@@ -57,6 +60,11 @@ impl Plan {
     /// The key's replicas: see [`Route::replicas`].
     pub(super) fn replicas(&self) -> &Preference {
         self.route.replicas()
+    }
+
+    /// The place of the row that a replica has.
+    pub(super) fn place_of(&self, replica: u8) -> &Place {
+        self.coming.as_ref().filter(|_| self.route.is_coming(replica)).unwrap_or(&self.place)
     }
 
     /// Number of replicas of the key, as the policy knows it.
@@ -111,32 +119,52 @@ impl<W: World> Coordinator<W> {
         let epoch = self.following.begins();
         let tenant = self.tenant(asks.tenant).await?;
         let hooks = self.ports.plugins.hooks(asks.tenant);
-        let place = place(&tenant, tenant.generation, asks.key, hooks.as_ref())?;
-        let route = self.route(&tenant, place.token)?;
+        let generation = if Fault::HookFromNewest.is_on() { tenant.generations } else { tenant.generation };
+        let mut place = place(&tenant, generation, asks.key, hooks.as_ref())?;
+        if Fault::HookFromNewest.is_on() {
+            place.space = Space::new(&tenant.id, tenant.generation);
+        }
+        let coming = coming(&tenant, asks.key, hooks.as_ref())?;
+        let (route, coming) = match (coming, tenant.moving) {
+            (Some(coming), Some(Moving { to, .. })) if Fault::HookInForceEarly.is_on() => {
+                let route = Route::settled(self.replicas(to, coming.token)?);
+                place = coming;
+                (route, None)
+            }
+            (coming, _) => (self.route(&tenant, &place, coming.as_ref())?, coming),
+        };
         let timeout = self.timeout(asks.operation, asks.timeout);
         let policy = self.policy(&asks, &tenant, hooks.as_ref(), &route, timeout)?;
         let deadline = asks.arrived + u64::from(policy.deadline_ms) * 1000;
         let keys = self.keys.load_full();
-        Ok(Plan { tenant, hooks, place, route, epoch, arrived: asks.arrived, policy, deadline, keys })
+        Ok(Plan { tenant, hooks, place, coming, route, epoch, arrived: asks.arrived, policy, deadline, keys })
     }
 
-    /// The replicas of a token, under the placement of its tenant.
+    /// The replicas of a place, under the placement of its tenant. `coming`: its place in the generation to which the tenant moves.
+    fn route(&self, tenant: &Tenant, place: &Place, coming: Option<&Place>) -> Result<Route, Failure> {
+        let present = self.replicas(tenant.placed(), place.token)?;
+        match (tenant.moving, coming) {
+            (Some(Moving { to, step, .. }), Some(coming)) => {
+                Ok(Route::moving(present, &self.replicas(to, coming.token)?, step, true))
+            }
+            (Some(Moving { to, step, .. }), None) if to.generation == tenant.generation => {
+                Ok(Route::moving(present, &self.replicas(to, place.token)?, step, false))
+            }
+            // It moves to another generation, and nothing is sent there (yet).
+            (_, _) => Ok(Route::settled(present)),
+        }
+    }
+
+    /// The replicas of a token under a placement.
     ///
     /// # Errors
     /// [`Failure::TooFewNodes`]; [`Failure::StaleEpoch`] when the version of the ring is not known here (yet).
-    pub fn route(&self, tenant: &Tenant, token: u64) -> Result<Route, Failure> {
+    fn replicas(&self, placed: Placed, token: u64) -> Result<Preference, Failure> {
         let rings = self.rings.load();
-        let on = |placed: Placed| {
-            let ring = rings.version(placed.ring).ok_or(Failure::StaleEpoch)?;
-            let (replicas, wanted) = (ring.replicas(token, placed.replication_factor), placed.replication_factor);
-            let nodes = replicas.len();
-            if nodes < usize::from(wanted) { Err(Failure::TooFewNodes { wanted, nodes }) } else { Ok(replicas) }
-        };
-        let present = on(tenant.placed())?;
-        match tenant.moving {
-            None => Ok(Route::settled(present)),
-            Some(Moving { to, step, .. }) => Ok(Route::moving(present, &on(to)?, step)),
-        }
+        let ring = rings.version(placed.ring).ok_or(Failure::StaleEpoch)?;
+        let (replicas, wanted) = (ring.replicas(token, placed.replication_factor), placed.replication_factor);
+        let nodes = replicas.len();
+        if nodes < usize::from(wanted) { Err(Failure::TooFewNodes { wanted, nodes }) } else { Ok(replicas) }
     }
 
     /// The key's replicas as this coordinator sees them, in ring order.
@@ -246,6 +274,20 @@ pub(super) fn record_answer<T>(span: &mut Span, asked: &Asked<T>) {
     }
 }
 
+/// The place of a key in the generation to which its tenant moves; `None`: it moves to none, or nothing is sent there.
+fn coming(tenant: &Tenant, key: &Key, hooks: &dyn Hooks) -> Result<Option<Place>, Failure> {
+    let Some(Moving { to, step, .. }) = tenant.moving else { return Ok(None) };
+    if to.generation == tenant.generation || step == Step::Preparing {
+        return Ok(None);
+    }
+    match place(tenant, to.generation, key, hooks) {
+        Ok(place) => Ok(Some(place)),
+        // Nothing rests on the coming rows yet. The last copy will find the key, and if the hook faults again, the change is given up.
+        Err(Failure::PluginFault { .. }) if step == Step::DualWrite => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
 /// The place of a key in a generation of its tenant.
 fn place(tenant: &Tenant, generation: u32, key: &Key, hooks: &dyn Hooks) -> Result<Place, Failure> {
     let id = &tenant.id;
@@ -263,7 +305,7 @@ fn place(tenant: &Tenant, generation: u32, key: &Key, hooks: &dyn Hooks) -> Resu
             });
         }
     };
-    Ok(Place { token, tenant: id.clone(), key: key.clone() })
+    Ok(Place { token, space: Space::new(id, generation), key: key.clone() })
 }
 
 /// The order in which replicas are read: the routing hook's, else reachable ones first, by their median round trip. Returns each index of

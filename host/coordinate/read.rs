@@ -206,7 +206,7 @@ impl<W: World> Exchange<W> {
     /// [`Fault::VerdictWrittenBack`].
     fn write_verdict_back(&self, value: Bytes, context: Bytes) {
         let request = WriteRequest {
-            tenant: self.plan.place.tenant.clone(),
+            tenant: self.plan.tenant.id.clone(),
             key: self.plan.place.key.clone(),
             value: Some(value),
             level: None,

@@ -50,7 +50,7 @@ impl<W: World> Exchange<W> {
         if stale.is_empty() {
             return;
         }
-        let Some(permit) = self.coordinator.repairs.take(&self.plan.place.tenant) else {
+        let Some(permit) = self.coordinator.repairs.take(&self.plan.tenant.id) else {
             self.coordinator.metrics.repairs_dropped.inc();
             return;
         };

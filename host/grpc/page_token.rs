@@ -13,12 +13,17 @@ use witan_kernel::name::{Invalid, Key, TenantId};
 
 use witan_coordinate::Resume;
 
+/// Of a position in rows of generation 0.
 const VERSION: u8 = 1;
+/// Of a position in rows of a later generation, whose number comes first.
+const LATER: u8 = 2;
 
 /// Encodes a token.
 pub fn write(tenant: &TenantId, prefix: &Bytes, at: &Resume) -> String {
-    let body = [&at.token.to_be_bytes()[..], at.after.as_ref().map_or(&[][..], |key| key.bytes())].concat();
-    URL_SAFE_NO_PAD.encode([&[VERSION][..], &digest(tenant, prefix, &body), &body].concat())
+    let generation = at.generation.to_be_bytes();
+    let (version, generation) = if at.generation == 0 { (VERSION, &[][..]) } else { (LATER, &generation[..]) };
+    let body = [generation, &at.token.to_be_bytes()[..], at.after.as_ref().map_or(&[][..], |key| key.bytes())].concat();
+    URL_SAFE_NO_PAD.encode([&[version][..], &digest(tenant, prefix, &body), &body].concat())
 }
 
 /// Decodes a token that was issued for this tenant and prefix.
@@ -29,14 +34,23 @@ pub fn read(tenant: &TenantId, prefix: &Bytes, token: &str) -> Result<Resume, In
     let remedy = "send the next_page_token of the previous page, with the same tenant_id and prefix";
     let wrong = || Invalid::new("page_token", "does not belong to this listing", remedy);
     let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| wrong())?;
-    let [VERSION, rest @ ..] = &bytes[..] else { return Err(wrong()) };
+    let [version @ (VERSION | LATER), rest @ ..] = &bytes[..] else { return Err(wrong()) };
     let (expected, body) = rest.split_first_chunk::<8>().ok_or_else(wrong)?;
-    let (token, key) = body.split_first_chunk::<8>().ok_or_else(wrong)?;
-    if *expected != digest(tenant, prefix, body) || key.len() > limit::KEY_BYTES {
+    let (generation, position) = match *version {
+        LATER => {
+            body.split_first_chunk::<4>().map(|(number, rest)| (u32::from_be_bytes(*number), rest)).ok_or_else(wrong)?
+        }
+        _ => (0, body),
+    };
+    let (token, key) = position.split_first_chunk::<8>().ok_or_else(wrong)?;
+    if (*version == LATER) != (generation > 0)
+        || *expected != digest(tenant, prefix, body)
+        || key.len() > limit::KEY_BYTES
+    {
         return Err(wrong());
     }
     let after = (!key.is_empty()).then(|| Key::from_trusted(Bytes::copy_from_slice(key)));
-    Ok(Resume { token: u64::from_be_bytes(*token), after })
+    Ok(Resume { generation, token: u64::from_be_bytes(*token), after })
 }
 
 fn digest(tenant: &TenantId, prefix: &Bytes, body: &[u8]) -> [u8; 8] {
@@ -57,7 +71,12 @@ mod tests {
     fn tokens_are_accepted_for_their_own_listing_only() {
         let (tenant, prefix) = (TenantId::new("t").unwrap(), Bytes::from_static(b"user:"));
         let key = Key::new("user:7").unwrap();
-        for at in [Resume { token: 7, after: Some(key) }, Resume { token: u64::MAX, after: None }, Resume::default()] {
+        for at in [
+            Resume { token: 7, after: Some(key.clone()), ..Resume::default() },
+            Resume { token: u64::MAX, ..Resume::default() },
+            Resume { generation: 7, token: 7, after: Some(key) },
+            Resume::default(),
+        ] {
             let token = write(&tenant, &prefix, &at);
             assert_eq!(read(&tenant, &prefix, &token), Ok(at));
             assert_eq!(read(&TenantId::new("u").unwrap(), &prefix, &token).unwrap_err().field, "page_token");

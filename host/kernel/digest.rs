@@ -1,6 +1,6 @@
 //! Digests: what replicas compare instead of the records that they hold.
 //!
-//! For each tenant and each [slice](crate::slice) of the tokens, a node keeps a [`Leaf`]: the number and the sum of the hashes of its rows.
+//! For each [space](crate::space) and each [slice](crate::slice) of the tokens, a node keeps a [`Leaf`]: the number and the sum of the hashes of its rows.
 //! A sum, so that a change of a row takes the old hash away and adds the new one, in any order, and so that leaves are combined by adding
 //! them. Of an exclusive or alone, two equal rows too many would be nothing; the count and the carries make that a difference.
 //!
@@ -13,11 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::limit::PerReplica;
-use crate::name::{StoreId, TenantId};
+use crate::name::StoreId;
 use crate::placement::Tokens;
 use crate::record::Record;
 use crate::siblings::Dot;
 use crate::slice::Slice;
+use crate::space::Space;
 
 /// Most leaves on a page, but those of its last slice: 150 kB of a message.
 pub const PAGE_LEAVES: usize = 4096;
@@ -33,10 +34,10 @@ pub struct Row {
 
 impl Row {
     /// The row of a record. What it remembers of writes does not count, as little as for [`Record::same_state`].
-    pub fn of(token: u64, tenant: &[u8], key: &[u8], record: &Record) -> Self {
+    pub fn of(token: u64, space: &[u8], key: &[u8], record: &Record) -> Self {
         let mut hash = Content(Xxh3::new());
         hash.number(token);
-        hash.bytes(tenant);
+        hash.bytes(space);
         hash.bytes(key);
         let newest = match record {
             Record::Register(register) => {
@@ -164,19 +165,19 @@ impl Leaf {
 /// A request for the digests of the rows between two tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// Of this tenant; `None`: of all.
-    pub tenant: Option<TenantId>,
+    /// Of this tenant in this generation; `None`: of all.
+    pub space: Option<Space>,
     /// The first and the last token. Of a slice that reaches beyond them, what lies between them counts.
     pub tokens: Tokens,
 }
 
-/// The leaf of a tenant in a slice.
+/// The leaf of a space in a slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantLeaf {
     /// The slice.
     pub slice: Slice,
-    /// The tenant.
-    pub tenant: TenantId,
+    /// The tenant, in one of its generations.
+    pub space: Space,
     /// What its rows there are.
     pub leaf: Leaf,
 }
@@ -198,10 +199,10 @@ pub struct Digests {
     pub read_bytes: u64,
 }
 
-/// Among whom the rows of a tenant are compared.
+/// Among whom the rows of a space are compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Among {
-    /// Its rows here are nobody's concern: it is deleted, or placed elsewhere.
+    /// Its rows here are nobody's concern: its tenant is deleted, placed elsewhere, or in another generation.
     Nobody,
     /// These replicas, as far as they have answered.
     Replicas(PerReplica<u8>),
@@ -216,22 +217,22 @@ pub fn differing(
     answers: &[(u8, Digests)],
     tokens: Tokens,
     collected: u64,
-    mut among: impl FnMut(&TenantId) -> Among,
+    mut among: impl FnMut(&Space) -> Among,
 ) -> (Vec<Tokens>, u64) {
     let mut unknown: BTreeSet<Slice> = BTreeSet::new();
-    let mut leaves: BTreeMap<(Slice, &TenantId), PerReplica<(u8, Leaf)>> = BTreeMap::new();
+    let mut leaves: BTreeMap<(Slice, &Space), PerReplica<(u8, Leaf)>> = BTreeMap::new();
     for (replica, answer) in answers {
         unknown.extend(&answer.unknown);
         for known in &answer.leaves {
-            leaves.entry((known.slice, &known.tenant)).or_default().push((*replica, known.leaf));
+            leaves.entry((known.slice, &known.space)).or_default().push((*replica, known.leaf));
         }
     }
     let mut differ = unknown;
-    for ((slice, tenant), known) in &leaves {
+    for ((slice, space), known) in &leaves {
         if differ.contains(slice) {
             continue;
         }
-        let members = match among(tenant) {
+        let members = match among(space) {
             Among::Nobody => continue,
             Among::Unclear => {
                 differ.insert(*slice);

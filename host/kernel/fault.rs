@@ -212,6 +212,14 @@ pub enum Fault {
     MoveSkipsTombstones,
     /// What a node has lost is dropped before anybody has read it.
     LeftoverDroppedUnseen,
+    /// A tenant's keys are where its coming partition hook places them as soon as records are copied there.
+    HookInForceEarly,
+    /// Keys are placed by the newest partition hook, whichever generation of rows they are looked for in.
+    HookFromNewest,
+    /// The last copy to another generation sends nothing of what the first one has missed.
+    SwapDeltaSkipped,
+    /// What is handed over to another generation keeps the token that it had.
+    SwapLeftoverMisplaced,
     /// A deleted key's row is dropped as soon as a quorum of its replicas has the tombstone.
     CollectByQuorum,
     /// A deleted key's row is dropped however young its tombstone is.
@@ -232,7 +240,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault: the simulation has to find each of them, apart from some that the kernel's tests find (tests/sim/hot.rs).
-    pub const ALL: [Self; 111] = [
+    pub const ALL: [Self; 115] = [
         Self::DotsMintedByCoordinator,
         Self::OverwriteInsteadOfMerge,
         Self::AcknowledgeBeforeSync,
@@ -336,6 +344,10 @@ impl Fault {
         Self::MoveUnfenced,
         Self::MoveSkipsTombstones,
         Self::LeftoverDroppedUnseen,
+        Self::HookInForceEarly,
+        Self::HookFromNewest,
+        Self::SwapDeltaSkipped,
+        Self::SwapLeftoverMisplaced,
         Self::CollectByQuorum,
         Self::CollectWithoutGrace,
         Self::CollectUnconditional,

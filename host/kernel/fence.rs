@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use crate::name::{NodeId, TenantId};
 use crate::ring::Ring;
+use crate::space::Space;
 use crate::tenant::{Level, Tenant};
 
 pub use marks::Marks;
@@ -42,6 +43,11 @@ impl Fences {
             return self.floor;
         }
         self.tenants.get(tenant).copied().unwrap_or(self.floor)
+    }
+
+    /// The same for the tenant of a space.
+    pub fn least_of(&self, space: &Space) -> u64 {
+        if self.tenants.is_empty() { self.floor } else { self.least(&space.tenant()) }
     }
 
     /// Raises the fence of a tenant, or of all tenants, to `epoch`. False if nothing has changed, since it was as high already.

@@ -45,5 +45,6 @@ pub mod ring;
 pub mod scan;
 pub mod siblings;
 pub mod slice;
+pub mod space;
 pub mod sync;
 pub mod tenant;

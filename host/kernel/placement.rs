@@ -15,6 +15,7 @@
 
 pub mod leader;
 pub mod rate;
+pub mod sums;
 pub mod zones;
 
 use std::collections::BTreeMap;

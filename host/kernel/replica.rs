@@ -6,16 +6,24 @@ use crate::name::{Key, NodeId, TenantId, WriteId};
 use crate::record::{Encoded, Fingerprint};
 use crate::register::Stamp;
 use crate::siblings::{Name, Refusal, Write};
+use crate::space::Space;
 
-/// The position of a record: its row on a node is (token, tenant, key).
+/// The position of a record: its row on a node is (token, space, key).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
     /// Position on the ring.
     pub token: u64,
-    /// The tenant that it belongs to.
-    pub tenant: TenantId,
+    /// The tenant that it belongs to, in one of its generations.
+    pub space: Space,
     /// Its key.
     pub key: Key,
+}
+
+impl Place {
+    /// The tenant that it belongs to.
+    pub fn tenant(&self) -> TenantId {
+        self.space.tenant()
+    }
 }
 
 /// A request to one replica, about one record.

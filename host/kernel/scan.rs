@@ -1,6 +1,6 @@
 //! Scans of many records: the requests, the answers, and their order.
 //!
-//! Nodes keep records by token, then by tenant (shorter ids first, equally long ones by their bytes), then by key:
+//! Nodes keep records by token, then by space (shorter names first, equally long ones by their bytes), then by key:
 //! [`stored_order`]. A walk goes from page to page; each page says after which place the next one begins. [`Join`] walks several
 //! replicas side by side, [`difference`] finds what some of them lack, and a [`ReplicaRange`](crate::ring::ReplicaRange) says which
 //! nodes to walk for which tokens.
@@ -17,6 +17,7 @@ use crate::digest::{Digests, Wanted};
 use crate::name::{Key, NodeId, StoreId, TenantId};
 use crate::record::Encoded;
 use crate::replica::{Place, ReplicaError};
+use crate::space::{SPACE_BYTES, Space};
 
 pub use compare::{Difference, Unmergeable, difference, difference_kept, difference_routine, merged};
 pub use join::{Disordered, Held, Join, Joined, Step};
@@ -29,17 +30,17 @@ pub const PAGE_BYTES: u32 = 1 << 20;
 
 /// The order in which nodes keep records.
 pub fn stored_order(a: &Place, b: &Place) -> Ordering {
-    let (tenant_a, tenant_b) = (a.tenant.bytes(), b.tenant.bytes());
+    let (space_a, space_b) = (a.space.bytes(), b.space.bytes());
     let by_token = a.token.cmp(&b.token);
-    let by_tenant = || tenant_a.len().cmp(&tenant_b.len()).then_with(|| tenant_a.cmp(tenant_b));
-    by_token.then_with(by_tenant).then_with(|| a.key.bytes().cmp(b.key.bytes()))
+    let by_space = || space_a.len().cmp(&space_b.len()).then_with(|| space_a.cmp(space_b));
+    by_token.then_with(by_space).then_with(|| a.key.bytes().cmp(b.key.bytes()))
 }
 
 /// A request for one page of the records between two tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scan {
-    /// Records of this tenant only; `None`: of all.
-    pub tenant: Option<TenantId>,
+    /// Records of this tenant in this generation only; `None`: of all.
+    pub space: Option<Space>,
     /// Keys with this prefix only.
     pub prefix: Bytes,
     /// The first token.
@@ -56,7 +57,7 @@ pub struct Scan {
     /// Bytes of records after which the page ends.
     pub bytes: u32,
     /// The revision up to which the coordinator followed all changes when it began, if the page must not come from a node whose
-    /// [fence](crate::fence) for the tenant is higher; 0: from any. Needs a tenant.
+    /// [fence](crate::fence) for the tenant is higher; 0: from any. Needs a space.
     pub epoch: u64,
 }
 
@@ -64,7 +65,7 @@ impl Scan {
     /// Whole records of all tenants between two tokens, in pages of the usual size.
     pub fn between(from: u64, to: u64) -> Self {
         Self {
-            tenant: None,
+            space: None,
             prefix: Bytes::new(),
             from,
             to,
@@ -83,8 +84,8 @@ pub const CLEARED_RANGES: usize = 1 << 16;
 /// Rows that a node is to drop for a [placement change](crate::placement).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clear {
-    /// Of this tenant.
-    pub tenant: TenantId,
+    /// Of this tenant in this generation. Fences and marks are those of the tenant.
+    pub space: Space,
     /// With these tokens, at most [`CLEARED_RANGES`].
     pub ranges: Vec<crate::placement::Tokens>,
     /// The revision that has published the step for which it is done.
@@ -244,7 +245,7 @@ pub trait Ranges: Send + Sync + 'static {
     /// Asks again what the stores of nodes may be used for, because that has changed for some of them.
     fn stores_changed(&self) -> impl Future<Output = ()> + Send;
 
-    /// Removes some of a tenant's records from a node. Bounded in time. Repeating it is harmless.
+    /// Removes some of a tenant's records, of all generations, from a node. Bounded in time. Repeating it is harmless.
     fn drop_tenant(
         &self,
         node: &NodeId,
@@ -321,15 +322,15 @@ pub fn whole_needed(replication_factor: u8) -> u8 {
 /// Version of a cursor's encoding.
 const CURSOR: u8 = 1;
 
-/// Writes a place as bytes that [`from_cursor`] reads: version, token, length of the tenant, tenant, key.
+/// Writes a place as bytes that [`from_cursor`] reads: version, token, length of the space, space, key.
 pub fn to_cursor(place: &Place) -> Bytes {
-    let (tenant, key) = (place.tenant.bytes(), place.key.bytes());
-    let mut out = BytesMut::with_capacity(11 + tenant.len() + key.len());
+    let (space, key) = (place.space.bytes(), place.key.bytes());
+    let mut out = BytesMut::with_capacity(11 + space.len() + key.len());
     out.put_u8(CURSOR);
     out.put_u64(place.token);
-    // Tenants have 256 bytes at most.
-    out.put_u16(u16::try_from(tenant.len()).unwrap_or(u16::MAX));
-    out.put_slice(tenant);
+    // Spaces have 267 bytes at most.
+    out.put_u16(u16::try_from(space.len()).unwrap_or(u16::MAX));
+    out.put_slice(space);
     out.put_slice(key);
     out.freeze()
 }
@@ -340,13 +341,13 @@ pub fn from_cursor(bytes: &Bytes) -> Option<Place> {
     let (token, rest) = rest.split_first_chunk::<8>()?;
     let (length, rest) = rest.split_first_chunk::<2>()?;
     let length = usize::from(u16::from_be_bytes(*length));
-    if length > rest.len() || length > crate::limit::TENANT_BYTES || rest.len() - length > crate::limit::KEY_BYTES {
+    if length > rest.len() || length > SPACE_BYTES || rest.len() - length > crate::limit::KEY_BYTES {
         return None;
     }
-    let (tenant, key) = rest.split_at(length);
+    let (space, key) = rest.split_at(length);
     Some(Place {
         token: u64::from_be_bytes(*token),
-        tenant: TenantId::from_trusted(bytes.slice_ref(tenant)),
+        space: Space::from_trusted(bytes.slice_ref(space)),
         key: Key::from_trusted(bytes.slice_ref(key)),
     })
 }
@@ -356,11 +357,11 @@ mod tests {
     use proptest::prelude::{any, prop_assert_eq, proptest};
 
     use super::*;
-    use crate::limit::{KEY_BYTES, TENANT_BYTES};
+    use crate::limit::KEY_BYTES;
     use crate::tenant::Level;
 
     fn place(token: u64, tenant: Vec<u8>, key: Vec<u8>) -> Place {
-        Place { token, tenant: TenantId::from_trusted(tenant.into()), key: Key::from_trusted(key.into()) }
+        Place { token, space: Space::from_trusted(tenant.into()), key: Key::from_trusted(key.into()) }
     }
 
     #[test]
@@ -383,12 +384,12 @@ mod tests {
     #[test]
     fn a_cursor_is_as_long_as_a_tenant_and_a_key_may_be() {
         let cursor = |tenant, key| to_cursor(&place(7, vec![b't'; tenant], vec![b'k'; key]));
-        for (tenant, key) in [(TENANT_BYTES, KEY_BYTES), (1, KEY_BYTES), (TENANT_BYTES, 1), (1, 1)] {
+        for (tenant, key) in [(SPACE_BYTES, KEY_BYTES), (1, KEY_BYTES), (SPACE_BYTES, 1), (1, 1)] {
             let read = from_cursor(&cursor(tenant, key)).expect("a cursor");
-            assert_eq!((read.tenant.bytes().len(), read.key.bytes().len(), read.token), (tenant, key, 7));
+            assert_eq!((read.space.bytes().len(), read.key.bytes().len(), read.token), (tenant, key, 7));
         }
         for (tenant, key) in
-            [(TENANT_BYTES + 1, KEY_BYTES), (TENANT_BYTES + 1, 0), (1, KEY_BYTES + 1), (0, KEY_BYTES + 1)]
+            [(SPACE_BYTES + 1, KEY_BYTES), (SPACE_BYTES + 1, 0), (1, KEY_BYTES + 1), (0, KEY_BYTES + 1)]
         {
             assert_eq!(from_cursor(&cursor(tenant, key)), None, "{tenant} {key}");
         }
@@ -400,7 +401,7 @@ mod tests {
     #[test]
     fn a_page_of_everything_has_the_usual_size() {
         let scan = Scan::between(3, 9);
-        assert_eq!((scan.from, scan.to, scan.tenant, scan.after), (3, 9, None, None));
+        assert_eq!((scan.from, scan.to, scan.space, scan.after), (3, 9, None, None));
         assert_eq!((scan.records, scan.bytes, scan.abridged, scan.prefix.len()), (1000, 1024 * 1024, false, 0));
     }
 

@@ -47,7 +47,7 @@ impl Item {
             Ask::Put(put) => put.bytes(),
             Ask::Stamp { .. } | Ask::Read | Ask::Names { .. } | Ask::Unpin { .. } | Ask::Collect { .. } => 0,
         };
-        size_of::<Self>() + self.request.place.tenant.bytes().len() + self.request.place.key.bytes().len() + ask
+        size_of::<Self>() + self.request.place.space.bytes().len() + self.request.place.key.bytes().len() + ask
     }
 }
 
@@ -265,7 +265,7 @@ impl<'a> Batch<'a> {
             // To a coordinator of before this means that nothing was done.
             return (Err(ReplicaError::StaleEpoch), None);
         }
-        if item.request.epoch < fences.least(&item.request.place.tenant) && !Fault::FenceIgnored.is_on() {
+        if item.request.epoch < fences.least_of(&item.request.place.space) && !Fault::FenceIgnored.is_on() {
             return (Err(ReplicaError::StaleEpoch), None);
         }
         let at = match self.load(&item.request) {

@@ -40,7 +40,7 @@ fn clear_within(store: &Store, clear: &Clear, steps: usize) -> Result<Clearing, 
         return Ok(Clearing::NotOnRecord);
     }
     let mut clears = store.clears();
-    let (tenant, epoch) = (&clear.tenant, clear.epoch);
+    let (tenant, epoch) = (&clear.space.tenant(), clear.epoch);
     let cleared = |already, records| Cleared { store: store.id(), already, records };
     let entered_since = clears.marks().is_after(tenant, epoch);
     match clear.purpose {
@@ -84,7 +84,7 @@ fn clear_within(store: &Store, clear: &Clear, steps: usize) -> Result<Clearing, 
     if clear.purpose == Purpose::Enter {
         store.set_mark(&mut clears, tenant, epoch)?;
     }
-    tracing::info!(%tenant, epoch, purpose = ?clear.purpose, records, "dropped rows for a placement change");
+    tracing::info!(tenant = %clear.space, epoch, purpose = ?clear.purpose, records, "dropped rows for a placement change");
     Ok(Clearing::Done(cleared(false, records)))
 }
 
@@ -100,7 +100,7 @@ fn step(store: &Store, clear: &Clear, from: &Cursor) -> Result<(Vec<Change>, Opt
         store.walk(rows(*first, *last, after.take()), &mut |row, value| {
             let step_ends = examined.add(&row, &value) || begun_enough;
             let Some(place) = row::place(&row) else { return true };
-            if place.tenant == clear.tenant {
+            if place.space == clear.space {
                 found.push((row, None));
             }
             let full = step_ends || found.len() >= REMOVED_ROWS;

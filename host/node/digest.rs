@@ -6,9 +6,9 @@
 
 use bytes::Bytes;
 use witan_kernel::digest::{Digests, Leaf, PAGE_LEAVES, TenantLeaf, Wanted};
-use witan_kernel::name::TenantId;
 use witan_kernel::placement::Tokens;
 use witan_kernel::slice::Slice;
+use witan_kernel::space::Space;
 
 use crate::batch::Durability;
 use crate::engine::EngineError;
@@ -46,7 +46,7 @@ impl Read {
 /// An answer that is being made.
 struct Answering<'a> {
     store: &'a Store,
-    tenant: Option<&'a TenantId>,
+    space: Option<&'a Space>,
     leaves: Vec<TenantLeaf>,
     unknown: Vec<Slice>,
     /// Everything that was read.
@@ -68,9 +68,9 @@ fn digests_within(
     most: &Read,
 ) -> Result<Digests, EngineError> {
     let (from, to) = wanted.tokens;
-    let tenant = wanted.tenant.as_ref();
+    let space = wanted.space.as_ref();
     let (leaves, unknown) = (Vec::new(), Vec::new());
-    let mut answer = Answering { store, tenant, leaves, unknown, read: Read::default(), cost: Read::default() };
+    let mut answer = Answering { store, space, leaves, unknown, read: Read::default(), cost: Read::default() };
     let reopenings = store.engine().reopenings();
     let counter = store.counter();
     let mut at = from;
@@ -106,8 +106,8 @@ impl Answering<'_> {
         match leaves {
             None => self.unknown.push(slice),
             Some(leaves) => {
-                let tenant = self.tenant;
-                self.leaves.extend(leaves.into_iter().filter(|of| tenant.is_none_or(|tenant| *tenant == of.tenant)));
+                let space = self.space;
+                self.leaves.extend(leaves.into_iter().filter(|of| space.is_none_or(|space| *space == of.space)));
             }
         }
     }
@@ -202,13 +202,13 @@ impl Answering<'_> {
                 leaves = None;
                 return false;
             };
-            match all.iter_mut().find(|of| of.tenant == place.tenant) {
+            match all.iter_mut().find(|of| of.space == place.space) {
                 Some(of) => of.leaf.add(&read),
                 None => {
-                    let tenant = TenantId::from_trusted(Bytes::copy_from_slice(place.tenant.bytes()));
+                    let space = Space::from_trusted(Bytes::copy_from_slice(place.space.bytes()));
                     let mut leaf = Leaf::default();
                     leaf.add(&read);
-                    all.push(TenantLeaf { slice, tenant, leaf });
+                    all.push(TenantLeaf { slice, space, leaf });
                 }
             }
             true

@@ -1,4 +1,4 @@
-//! The digests that a node keeps, in memory: for each slice that was counted, the leaf of each tenant that has rows there.
+//! The digests that a node keeps, in memory: for each slice that was counted, the leaf of each space that has rows there.
 //!
 //! A slice is counted in steps, between batches of the shards. Meanwhile, what is written to rows that were counted already changes its
 //! leaves, and what is written to the others is found by a later step. From then on every change of a row changes its leaf. What is not
@@ -8,8 +8,8 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use witan_kernel::digest::{Leaf, Row, TenantLeaf};
-use witan_kernel::name::TenantId;
 use witan_kernel::slice::{SLICES, Slice};
+use witan_kernel::space::Space;
 
 /// Most leaves that are kept: about 64 MiB. A tenant has at most one for each of its rows, and 65,536. Slices beyond that are counted
 /// anew for every answer.
@@ -28,7 +28,7 @@ pub(crate) struct Table {
     /// Leaves in `slices`.
     kept: usize,
     counting: Option<Counting>,
-    names: Vec<TenantId>,
+    names: Vec<Space>,
     numbers: HashMap<Box<[u8]>, u32>,
     /// How often the engine had been opened again when the first of this was counted.
     reopenings: u64,
@@ -154,7 +154,7 @@ impl Table {
             return None;
         }
         let number = self.names.len() as u32;
-        self.names.push(TenantId::from_trusted(Bytes::copy_from_slice(tenant)));
+        self.names.push(Space::from_trusted(Bytes::copy_from_slice(tenant)));
         self.numbers.insert(tenant.into(), number);
         Some(number)
     }
@@ -210,7 +210,7 @@ impl Table {
 
     fn named(&self, slice: Slice, leaves: &Leaves) -> Vec<TenantLeaf> {
         let named = |(tenant, leaf): &(u32, Leaf)| {
-            Some(TenantLeaf { slice, tenant: self.names.get(*tenant as usize)?.clone(), leaf: *leaf })
+            Some(TenantLeaf { slice, space: self.names.get(*tenant as usize)?.clone(), leaf: *leaf })
         };
         leaves.iter().filter_map(named).collect()
     }

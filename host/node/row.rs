@@ -1,20 +1,21 @@
 //! The stored format of a record: the key of its row, which orders rows by token, and the envelope around the record.
 //!
-//! A row's key is token (8 bytes, big endian), length of the tenant (2 bytes, big endian), tenant, key. The envelope is
+//! A row's key is token (8 bytes, big endian), length of the space's name (2 bytes, big endian), the name, key. The envelope is
 //! codec version (1 byte), CRC-32 (4 bytes, little endian) of the row's key, the codec version and the birth, then the birth
 //! (8 bytes, little endian), then the record, which contains its own checksum. The envelope's checksum covers the row's key, so
 //! that a value which appears under another key is detected.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use witan_kernel::name::{Key, TenantId};
+use witan_kernel::name::Key;
 use witan_kernel::record::Encoded;
 use witan_kernel::replica::Place;
+use witan_kernel::space::Space;
 
 /// Version of the envelope's encoding.
 const CODEC: u8 = 1;
 /// Bytes of codec version, checksum and birth.
 const HEADER: usize = 13;
-/// Bytes of the token and the length of the tenant.
+/// Bytes of the token and the length of the space's name.
 const PREFIX: usize = 10;
 
 /// A row that cannot be trusted.
@@ -29,16 +30,16 @@ pub struct DamagedRow {
 
 /// Length of a place's row key.
 pub fn key_len(place: &Place) -> usize {
-    PREFIX + place.tenant.bytes().len() + place.key.bytes().len()
+    PREFIX + place.space.bytes().len() + place.key.bytes().len()
 }
 
 /// Appends a place's row key to a buffer.
 pub fn put_key(place: &Place, out: &mut BytesMut) {
-    let tenant = place.tenant.bytes();
+    let space = place.space.bytes();
     out.put_u64(place.token);
-    // Tenants have at most 256 bytes, which is checked before a request arrives here.
-    out.put_u16(u16::try_from(tenant.len()).unwrap_or(u16::MAX));
-    out.put_slice(tenant);
+    // Names have at most 267 bytes, which is checked before a request arrives here.
+    out.put_u16(u16::try_from(space.len()).unwrap_or(u16::MAX));
+    out.put_slice(space);
     out.put_slice(place.key.bytes());
 }
 
@@ -52,13 +53,13 @@ pub fn key(place: &Place) -> Bytes {
 /// The place whose row has this key; `None` if it is not a valid row key.
 pub fn place(row: &Bytes) -> Option<Place> {
     let token = u64::from_be_bytes(*row.first_chunk()?);
-    let tenant_len = u16::from_be_bytes(*row.get(8..)?.first_chunk()?);
-    let end = PREFIX + usize::from(tenant_len);
+    let length = u16::from_be_bytes(*row.get(8..)?.first_chunk()?);
+    let end = PREFIX + usize::from(length);
     if row.len() < end {
         return None;
     }
-    let tenant = TenantId::from_trusted(row.slice(PREFIX..end));
-    Some(Place { token, tenant, key: Key::from_trusted(row.slice(end..)) })
+    let space = Space::from_trusted(row.slice(PREFIX..end));
+    Some(Place { token, space, key: Key::from_trusted(row.slice(end..)) })
 }
 
 /// Length of a record's envelope.
@@ -100,7 +101,7 @@ fn checksum(row: &[u8], birth: u64) -> u32 {
 /// A damaged row, named in readable form for the log.
 pub fn damaged(row: &Bytes, problem: impl Into<String>) -> DamagedRow {
     let name = match place(row) {
-        Some(Place { token, tenant, key }) => format!("(token {token:016x}, tenant {tenant:?}, key {key:?})"),
+        Some(Place { token, space, key }) => format!("(token {token:016x}, tenant {space:?}, key {key:?})"),
         None => format!("({} bytes that are not a row key)", row.len()),
     };
     DamagedRow { row: name, problem: problem.into() }
@@ -111,15 +112,15 @@ mod tests {
     use super::*;
 
     fn at(token: u64, tenant: &'static str, key: &'static str) -> Place {
-        let tenant = TenantId::from_trusted(Bytes::from_static(tenant.as_bytes()));
-        Place { token, tenant, key: Key::from_trusted(Bytes::from_static(key.as_bytes())) }
+        let space = Space::from_trusted(Bytes::from_static(tenant.as_bytes()));
+        Place { token, space, key: Key::from_trusted(Bytes::from_static(key.as_bytes())) }
     }
 
     #[test]
     fn rows_are_ordered_by_token_and_name_their_place() {
         assert!(key(&at(255, "b", "a")) < key(&at(256, "a", "a")));
         assert_ne!(key(&at(1, "ab", "c")), key(&at(1, "a", "bc")));
-        for place in [at(7, "tenant", "key"), at(u64::MAX, "t", "")] {
+        for place in [at(7, "tenant", "key"), at(u64::MAX, "t", ""), at(1, "t:7", "k")] {
             assert_eq!(super::place(&key(&place)), Some(place));
         }
         for broken in [&b""[..], b"12345678", b"12345678\x00\x05abcd"] {

@@ -96,8 +96,8 @@ pub fn page(store: &Store, durability: Durability, scan: &Scan) -> Result<Page, 
 /// raises the fence first, so one that is still low after the page was read shows that nothing was missing from it.
 pub fn page_under(store: &Store, durability: Durability, scan: &Scan) -> Result<Option<Page>, EngineError> {
     let is_stale = || {
-        let fenced = |tenant| scan.epoch != 0 && scan.epoch < store.fences().least(tenant);
-        scan.tenant.as_ref().is_some_and(fenced) && !Fault::FenceIgnored.is_on()
+        let fenced = |space| scan.epoch != 0 && scan.epoch < store.fences().least_of(space);
+        scan.space.as_ref().is_some_and(fenced) && !Fault::FenceIgnored.is_on()
     };
     if is_stale() {
         return Ok(None);
@@ -107,7 +107,7 @@ pub fn page_under(store: &Store, durability: Durability, scan: &Scan) -> Result<
 }
 
 fn wanted(scan: &Scan, place: &Place) -> bool {
-    scan.tenant.as_ref().is_none_or(|tenant| *tenant == place.tenant) && place.key.bytes().starts_with(&scan.prefix)
+    scan.space.as_ref().is_none_or(|space| *space == place.space) && place.key.bytes().starts_with(&scan.prefix)
 }
 
 /// The record in a row; `None`, and an error in the log, if the row is damaged.
@@ -125,7 +125,7 @@ fn report(damaged: &row::DamagedRow) {
     tracing::error!(%damaged, "a stored row cannot be read: restore it from the other replicas");
 }
 
-/// Removes a batch of a tenant's records, durably. Nobody may write to the tenant any longer: records written meanwhile may survive.
+/// Removes a batch of a tenant's records, of all generations, durably. Nobody may write to the tenant any longer: records written meanwhile may survive.
 pub fn drop_tenant(store: &Store, tenant: &TenantId, after: Option<&Place>) -> Result<Dropped, EngineError> {
     let mut batch: Vec<Change> = Vec::new();
     let mut next = None;
@@ -133,7 +133,7 @@ pub fn drop_tenant(store: &Store, tenant: &TenantId, after: Option<&Place>) -> R
     store.walk(rows(0, u64::MAX, after), &mut |row, value| {
         let step_ends = examined.add(&row, &value);
         let Some(place) = row::place(&row) else { return true };
-        if place.tenant == *tenant {
+        if place.space.is_of(tenant) {
             batch.push((row, None));
         }
         let full = step_ends || batch.len() >= REMOVED_ROWS;
@@ -174,7 +174,11 @@ mod tests {
     }
 
     fn place(token: u64, tenant: &str, key: &[u8]) -> Place {
-        Place { token, tenant: TenantId::new(tenant).unwrap(), key: Key::from_trusted(Bytes::copy_from_slice(key)) }
+        Place {
+            token,
+            space: TenantId::new(tenant).unwrap().into(),
+            key: Key::from_trusted(Bytes::copy_from_slice(key)),
+        }
     }
 
     fn put(store: &Store, place: &Place, value: &[u8]) -> Encoded {
@@ -235,7 +239,7 @@ mod tests {
         let whole = put(&store, &b, &[7; 100]);
         put(&store, &place(2, "b", b"cart:1"), b"v");
         let scan =
-            Scan { tenant: Some(b.tenant.clone()), prefix: Bytes::from_static(b"user:"), ..Scan::between(0, u64::MAX) };
+            Scan { space: Some(b.space.clone()), prefix: Bytes::from_static(b"user:"), ..Scan::between(0, u64::MAX) };
         assert_eq!(all(&store, scan.clone()).0, std::slice::from_ref(&b));
         let found = page(&store, Durability::Sync, &scan).unwrap().found;
         assert_eq!(found, [Found { place: b.clone(), record: Some(whole.clone()) }]);
@@ -292,7 +296,7 @@ mod tests {
         let store = open(&disk);
         let (left, _) = all(&store, Scan::between(0, u64::MAX));
         assert_eq!(left.len() as u64, count);
-        assert!(left.iter().all(|place| place.tenant.as_str() == "kept"));
+        assert!(left.iter().all(|place| place.space.as_str() == "kept"));
         let mut again = drop_tenant(&store, &gone, None).unwrap();
         while let Some(next) = again.next {
             again = drop_tenant(&store, &gone, Some(&next)).unwrap();

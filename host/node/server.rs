@@ -38,7 +38,7 @@ use crate::store::Store;
 pub use guard::Guard;
 
 /// What this node supports beyond the minimum of its protocol version; sent in the handshake of a lane.
-pub const CAPABILITIES: [&str; 11] = [
+pub const CAPABILITIES: [&str; 12] = [
     "register",
     "siblings",
     STORE_STATE,
@@ -50,6 +50,7 @@ pub const CAPABILITIES: [&str; 11] = [
     capability::COLLECT,
     capability::AGES,
     capability::DIGESTS,
+    capability::GENERATIONS,
 ];
 
 /// Largest message accepted, in bytes: the record of a unary call, and 1 MiB for the rest of the message. Frames have a smaller limit.

@@ -165,6 +165,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
             Some(known) if known.vitals.is_connected() && !known.vitals.uses().permits(fills(&request)) => {
                 reply.answer(Err(ReplicaError::Incomplete(node.clone())));
             }
+            // It would take the rows of a later generation for those of another tenant, which has no fences.
+            Some(known) if request.place.space.generation() > 0 && !known.vitals.has_generations() => {
+                reply.answer(Err(ReplicaError::NotSent(node.clone())));
+            }
             Some(node) => {
                 let bytes = weight(&request);
                 let lane = if bytes > SMALL_BYTES { &node.bulk } else { &node.small };
@@ -222,6 +226,10 @@ impl<C: Clock, N: Connect> Replicas for Lanes<C, N> {
     fn has_ages(&self, node: &NodeId) -> bool {
         self.nodes.load().get(node).is_some_and(|node| node.vitals.has_ages())
     }
+
+    fn has_generations(&self, node: &NodeId) -> bool {
+        self.nodes.load().get(node).is_some_and(|node| node.vitals.has_generations())
+    }
 }
 
 /// The state of a node that is not in the current set.
@@ -240,5 +248,5 @@ fn weight(request: &Request) -> usize {
         Ask::Put(put) => put.bytes(),
         Ask::Stamp { .. } | Ask::Read | Ask::Names { .. } | Ask::Unpin { .. } | Ask::Collect { .. } => 0,
     };
-    body + request.place.key.bytes().len() + request.place.tenant.bytes().len() + 64
+    body + request.place.key.bytes().len() + request.place.space.bytes().len() + 64
 }

@@ -156,7 +156,7 @@ impl Lines {
     fn push(&mut self, outgoing: Outgoing) {
         self.items += 1;
         self.bytes += outgoing.bytes;
-        let tenant = outgoing.request.place.tenant.clone();
+        let tenant = outgoing.request.place.tenant();
         let turns = &mut self.turns;
         let line = self.of.entry(tenant).or_insert_with_key(|tenant| {
             turns.push_back(tenant.clone());
@@ -173,7 +173,7 @@ impl Lines {
 
     /// Removes the newest request of the tenant with most bytes waiting, if it has more than the tenant of `incoming` would have.
     fn make_room(&mut self, incoming: &Outgoing) -> Option<Outgoing> {
-        let own = self.of.get(&incoming.request.place.tenant).map_or(0, |line| line.bytes) + incoming.bytes;
+        let own = self.of.get(&incoming.request.place.tenant()).map_or(0, |line| line.bytes) + incoming.bytes;
         // Whoever has clearly more than others cannot make them give way: there is no need to look for the longest line.
         if own * self.turns.len() > 2 * self.bytes {
             return None;
@@ -242,18 +242,18 @@ mod tests {
     }
 
     fn of(tenant: &str, bytes: usize) -> Outgoing {
-        let place = Place { token: 0, tenant: TenantId::new(tenant).unwrap(), key: Key::new("k").unwrap() };
+        let place = Place { token: 0, space: TenantId::new(tenant).unwrap().into(), key: Key::new("k").unwrap() };
         let reply = Reply::new(Arc::new(Unheard), 0, NodeId::new("n").unwrap());
         Outgoing { request: Request { place, epoch: 0, ask: Ask::Read }, deadline: 0, bytes, reply, traced: None }
     }
 
     fn names(of: &[Outgoing]) -> String {
-        of.iter().map(|outgoing| outgoing.request.place.tenant.as_str()).collect()
+        of.iter().map(|outgoing| outgoing.request.place.space.as_str()).collect()
     }
 
     /// How many of a tenant are among these.
     fn count(taken: &[Outgoing], tenant: &str) -> usize {
-        taken.iter().filter(|outgoing| outgoing.request.place.tenant.as_str() == tenant).count()
+        taken.iter().filter(|outgoing| outgoing.request.place.space.as_str() == tenant).count()
     }
 
     #[tokio::test]

@@ -7,9 +7,11 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use witan_kernel::digest::{Digests, Wanted};
 use witan_kernel::name::{NodeId, StoreId, TenantId};
+use witan_kernel::port::Replicas;
 use witan_kernel::port::{Clock, StorageNode};
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::scan::{Clear, Cleared, Dropped, Page, Ranges, Scan, Standing};
+use witan_kernel::space::Space;
 use witan_kernel::sync::lock;
 use witan_wire::Malformed;
 use witan_wire::digest::{digested_from_wire, digests_to_wire};
@@ -79,12 +81,23 @@ impl<C: Clock, N: Connect> Lanes<C, N> {
     }
 }
 
+impl<C: Clock, N: Connect> Lanes<C, N> {
+    /// Whether a node may be asked about a space: nodes of before there were generations know the first one only.
+    fn knows(&self, node: &NodeId, space: Option<&Space>) -> Result<(), ReplicaError> {
+        if space.is_none_or(|space| space.generation() == 0) || self.has_generations(node) {
+            return Ok(());
+        }
+        Err(ReplicaError::Broken("its version does not know generations of rows; upgrade it".to_owned()))
+    }
+}
+
 impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
     fn standing(&self, node: &NodeId) -> Option<Standing> {
         self.nodes.load().get(node).and_then(|node| node.vitals.standing())
     }
 
     async fn scan(&self, node: &NodeId, scan: Scan) -> Result<Page, ReplicaError> {
+        self.knows(node, scan.space.as_ref())?;
         let request = scan_to_wire(node, scan);
         let page = self.scan_call(node, async |mut client: Client| client.scan_range(request).await).await?;
         page_from_wire(page.into_inner()).map_err(|error| malformed(&error))
@@ -95,6 +108,7 @@ impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
     }
 
     async fn digests(&self, node: &NodeId, wanted: Wanted) -> Result<Digests, ReplicaError> {
+        self.knows(node, wanted.space.as_ref())?;
         let request = digests_to_wire(node, &wanted);
         let answer = self.scan_call(node, async |mut client: Client| client.digests(request).await).await?;
         digested_from_wire(answer.into_inner(), &wanted).map_err(|error| malformed(&error))
@@ -129,6 +143,7 @@ impl<C: Clock, N: Connect> Ranges for Lanes<C, N> {
         if self.standing(node).is_some_and(|standing| !standing.is_whole()) {
             return Err(ReplicaError::Incomplete(node.clone()));
         }
+        self.knows(node, Some(&clear.space))?;
         let request = clear_to_wire(node, &clear);
         let answer = self.scan_call(node, async |mut client: Client| client.clear_range(request).await).await?;
         if let Some(node) = self.nodes.load().get(node) {

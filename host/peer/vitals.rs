@@ -42,6 +42,8 @@ pub(super) struct Vitals {
     has_ages: AtomicBool,
     /// It named [`capability::DIGESTS`] in its last handshake.
     has_digests: AtomicBool,
+    /// It named [`capability::GENERATIONS`] in its last handshake.
+    has_generations: AtomicBool,
     in_flight: AtomicU32,
     /// The largest number of requests in flight between the last two ticks.
     in_flight_peak: AtomicU32,
@@ -74,6 +76,7 @@ impl Default for Vitals {
             has_collect: AtomicBool::new(false),
             has_ages: AtomicBool::new(false),
             has_digests: AtomicBool::new(false),
+            has_generations: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             in_flight_peak: AtomicU32::new(0),
             p50_us: AtomicU32::new(0),
@@ -128,6 +131,10 @@ impl Vitals {
         self.has_digests.load(Ordering::Relaxed)
     }
 
+    pub(super) fn has_generations(&self) -> bool {
+        self.has_generations.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set_capabilities(&self, named: &[String]) {
         let lacks = |capability| !named.iter().any(|name| name == capability);
         self.lacks_names.store(lacks(capability::NAMES), Ordering::Relaxed);
@@ -136,6 +143,7 @@ impl Vitals {
         self.has_collect.store(!lacks(capability::COLLECT), Ordering::Relaxed);
         self.has_ages.store(!lacks(capability::AGES), Ordering::Relaxed);
         self.has_digests.store(!lacks(capability::DIGESTS), Ordering::Relaxed);
+        self.has_generations.store(!lacks(capability::GENERATIONS), Ordering::Relaxed);
     }
 
     pub(super) fn store_id(&self) -> Option<StoreId> {

@@ -144,6 +144,10 @@ impl Cluster for Local {
         self.lanes.highest_fence().max(self.coordinator.followed())
     }
 
+    fn lacks_generations(&self, node: &NodeId) -> bool {
+        self.lanes.state(node).reachable && !self.lanes.has_generations(node)
+    }
+
     fn keys(&self, tenant: &Tenant, from: Option<KeysFrom>) -> Pending<Result<KeysAt, Failure>> {
         let (coordinator, tenant) = (Arc::clone(&self.coordinator), tenant.clone());
         let hooks = self.plugins.hooks(&tenant.id);
@@ -152,7 +156,7 @@ impl Cluster for Local {
             let request = KeysRequest {
                 tenant: tenant.id.clone(),
                 prefix: Bytes::new(),
-                from: Resume { token, after },
+                from: Resume { generation: tenant.generation, token, after },
                 limit: PAGE,
                 arrived: None,
                 timeout: None,

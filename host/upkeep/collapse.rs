@@ -45,11 +45,11 @@ struct Places {
 impl Places {
     /// Adds a place, unless it is there, or the limit of all or of its tenant is reached.
     fn add(&mut self, place: &Place) -> bool {
-        let own = self.by_tenant.get(&place.tenant).copied().unwrap_or(0);
+        let own = self.by_tenant.get(&place.tenant()).copied().unwrap_or(0);
         if self.all.len() >= MOST || own >= Kind::Collapse.of_tenant() || !self.all.insert(place.clone()) {
             return false;
         }
-        self.by_tenant.insert(place.tenant.clone(), own + 1);
+        self.by_tenant.insert(place.tenant(), own + 1);
         true
     }
 
@@ -57,9 +57,9 @@ impl Places {
         if !self.all.remove(place) {
             return;
         }
-        match self.by_tenant.get_mut(&place.tenant) {
+        match self.by_tenant.get_mut(&place.tenant()) {
             Some(own) if *own > 1 => *own -= 1,
-            _ => drop(self.by_tenant.remove(&place.tenant)),
+            _ => drop(self.by_tenant.remove(&place.tenant())),
         }
     }
 }
@@ -101,10 +101,9 @@ impl<W: World> Upkeep<W> {
             let Some(upkeep) = upkeep.upgrade() else { return };
             let open = Arc::clone(&reported.open);
             tokio::spawn(async move {
-                if let Some(_task) = upkeep
-                    .runner
-                    .begin(Kind::Collapse, Some(&place.tenant), || format!("collapse a key of tenant {}", place.tenant))
-                    && collapse_one(&upkeep.coordinator, &place).await.is_some()
+                if let Some(_task) = upkeep.runner.begin(Kind::Collapse, Some(&place.tenant()), || {
+                    format!("collapse a key of tenant {}", place.tenant())
+                }) && collapse_one(&upkeep.coordinator, &place).await.is_some()
                 {
                     upkeep.metrics.collapses.inc();
                 }
@@ -132,7 +131,7 @@ mod tests {
     use super::*;
 
     fn place_of(tenant: &str, token: u64) -> Place {
-        Place { token, tenant: TenantId::new(tenant).unwrap(), key: Key::new("k").unwrap() }
+        Place { token, space: TenantId::new(tenant).unwrap().into(), key: Key::new("k").unwrap() }
     }
 
     fn place(token: u64) -> Place {

@@ -33,6 +33,7 @@ use witan_kernel::replica::Place;
 use witan_kernel::ring::{Preference, ReplicaRange, Rings};
 use witan_kernel::scan::{Ranges, Standing, Step, Trust};
 use witan_kernel::slice::Slices;
+use witan_kernel::space::Space;
 
 use witan_coordinate::{Coordinator, World};
 
@@ -200,7 +201,7 @@ impl Swept {
 }
 
 /// The parts of a range that lie in others, which are in order.
-fn within(range: Tokens, others: &[Tokens]) -> Vec<Tokens> {
+pub(crate) fn within(range: Tokens, others: &[Tokens]) -> Vec<Tokens> {
     let begin = others.partition_point(|(_, last)| *last < range.0);
     let overlapping = others[begin..].iter().take_while(|(first, _)| *first <= range.1);
     overlapping.map(|(first, last)| ((*first).max(range.0), (*last).min(range.1))).collect()
@@ -377,6 +378,14 @@ impl<'a, W: World> Sweeping<'a, W> {
             }
         }
         Ok(())
+    }
+
+    /// The rows of the tenant that is swept, if it is one, in its present generation. Those that come with another one are compared once it
+    /// is the present one.
+    async fn space(&self) -> Option<Space> {
+        let id = self.sweep.tenant.as_ref()?;
+        let generation = self.coordinator.tenant(id).await.map_or(0, |tenant| tenant.generation);
+        Some(Space::new(id, generation))
     }
 
     async fn range(&mut self, version: u64, range: &ReplicaRange, is_last: bool) -> Result<(), Stopped> {

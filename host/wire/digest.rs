@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use witan_kernel::digest::{Digests, Leaf, TenantLeaf, Wanted};
-use witan_kernel::limit;
-use witan_kernel::name::{NodeId, StoreId, TenantId};
+use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::slice::Slice;
+use witan_kernel::space::Space;
 
 use crate::Malformed;
+use crate::range::space_from_wire;
 use crate::v1::{DigestLeaf, DigestsRequest, DigestsResponse};
 
 /// Encodes a request for digests of `node`.
@@ -17,7 +18,7 @@ pub fn digests_to_wire(node: &NodeId, wanted: &Wanted) -> DigestsRequest {
         node_id: node.as_str().to_owned(),
         from_token: wanted.tokens.0,
         to_token: Some(wanted.tokens.1),
-        tenant_id: wanted.tenant.as_ref().map_or_else(String::new, |tenant| tenant.as_str().to_owned()),
+        tenant_id: wanted.space.as_ref().map_or_else(String::new, |space| space.as_str().to_owned()),
     }
 }
 
@@ -27,19 +28,18 @@ pub fn digests_from_wire(wire: DigestsRequest) -> Result<Wanted, Malformed> {
     if to < wire.from_token {
         return Err(Malformed::new("to_token", format!("is {to}, below from_token, which is {}", wire.from_token)));
     }
-    let tenant = (!wire.tenant_id.is_empty()).then(|| TenantId::new(wire.tenant_id)).transpose();
-    let tenant = tenant.map_err(|error| Malformed::new("tenant_id", error.problem))?;
-    Ok(Wanted { tenant, tokens: (wire.from_token, to) })
+    let space = (!wire.tenant_id.is_empty()).then(|| space_from_wire(wire.tenant_id)).transpose()?;
+    Ok(Wanted { space, tokens: (wire.from_token, to) })
 }
 
 /// Encodes digests.
 pub fn digested_to_wire(digests: &Digests) -> DigestsResponse {
     let mut tenants: Vec<Bytes> = Vec::new();
-    let mut numbers: BTreeMap<&TenantId, u32> = BTreeMap::new();
+    let mut numbers: BTreeMap<&Space, u32> = BTreeMap::new();
     let mut leaves = Vec::with_capacity(digests.leaves.len());
-    for TenantLeaf { slice, tenant, leaf } in &digests.leaves {
-        let number = *numbers.entry(tenant).or_insert_with(|| {
-            tenants.push(tenant.bytes().clone());
+    for TenantLeaf { slice, space, leaf } in &digests.leaves {
+        let number = *numbers.entry(space).or_insert_with(|| {
+            tenants.push(space.bytes().clone());
             tenants.len() as u32 - 1
         });
         leaves.push(DigestLeaf {
@@ -64,11 +64,11 @@ pub fn digested_to_wire(digests: &Digests) -> DigestsResponse {
 
 /// Decodes the digests that were asked for with `wanted`.
 pub fn digested_from_wire(wire: DigestsResponse, wanted: &Wanted) -> Result<Digests, Malformed> {
-    let tenants = wire.tenants.into_iter().map(|tenant| match tenant.len() {
-        1..=limit::TENANT_BYTES => Ok(TenantId::from_trusted(tenant)),
-        bytes => Err(Malformed::new("tenants", format!("one has {bytes} bytes"))),
+    let tenants = wire.tenants.into_iter().map(|tenant| {
+        let bytes = tenant.len();
+        Space::parse(tenant).ok_or_else(|| Malformed::new("tenants", format!("one has {bytes} bytes")))
     });
-    let tenants: Vec<TenantId> = tenants.collect::<Result<_, Malformed>>()?;
+    let tenants: Vec<Space> = tenants.collect::<Result<_, Malformed>>()?;
     let (from, to) = wanted.tokens;
     if !(from..=to).contains(&wire.to_token) {
         return Err(Malformed::new("to_token", format!("is {}, which was not asked about", wire.to_token)));
@@ -79,8 +79,8 @@ pub fn digested_from_wire(wire: DigestsResponse, wanted: &Wanted) -> Result<Dige
         slice.ok_or_else(|| Malformed::new(field, format!("is {number}, which is not among those answered for")))
     };
     let leaf = |wire: DigestLeaf| {
-        let tenant = tenants.get(wire.tenant as usize).cloned();
-        let tenant = tenant.ok_or_else(|| Malformed::new("leaves.tenant", format!("is {}", wire.tenant)))?;
+        let space = tenants.get(wire.tenant as usize).cloned();
+        let space = space.ok_or_else(|| Malformed::new("leaves.tenant", format!("is {}", wire.tenant)))?;
         let sum: [u8; 16] =
             wire.sum[..].try_into().map_err(|_| Malformed::new("leaves.sum", "does not have 16 bytes"))?;
         let leaf = Leaf {
@@ -89,7 +89,7 @@ pub fn digested_from_wire(wire: DigestsResponse, wanted: &Wanted) -> Result<Dige
             count: wire.count,
             buried: wire.buried,
         };
-        Ok(TenantLeaf { slice: slice("leaves.slice", wire.slice)?, tenant, leaf })
+        Ok(TenantLeaf { slice: slice("leaves.slice", wire.slice)?, space, leaf })
     };
     Ok(Digests {
         store: StoreId::from_slice(&wire.store_id)
@@ -108,16 +108,18 @@ pub fn digested_from_wire(wire: DigestsResponse, wanted: &Wanted) -> Result<Dige
 
 #[cfg(test)]
 mod tests {
+    use witan_kernel::name::TenantId;
+
     use super::*;
 
     fn wanted() -> Wanted {
-        Wanted { tenant: Some(TenantId::new("t").unwrap()), tokens: (5, u64::MAX / 2) }
+        Wanted { space: Some(TenantId::new("t").unwrap().into()), tokens: (5, u64::MAX / 2) }
     }
 
     fn digests() -> Digests {
         let leaf = |slice, tenant: &'static str, count| TenantLeaf {
             slice: Slice(slice),
-            tenant: TenantId::new(tenant).unwrap(),
+            space: Space::from_trusted(Bytes::from_static(tenant.as_bytes())),
             leaf: Leaf { sum: u128::MAX - u128::from(count), oldest_buried: 7, count, buried: 1 },
         };
         Digests {
@@ -133,7 +135,7 @@ mod tests {
     #[test]
     fn requests_and_answers_come_back() {
         let node = NodeId::new("n1").unwrap();
-        for wanted in [wanted(), Wanted { tenant: None, tokens: (0, u64::MAX) }] {
+        for wanted in [wanted(), Wanted { space: None, tokens: (0, u64::MAX) }] {
             assert_eq!(digests_from_wire(digests_to_wire(&node, &wanted)), Ok(wanted));
         }
         let wire = digested_to_wire(&digests());

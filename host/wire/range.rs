@@ -10,6 +10,7 @@ use witan_kernel::replica::Place;
 use witan_kernel::scan::{
     CLEARED_RANGES, Clear, Cleared, Dropped, Found, PAGE_BYTES, PAGE_RECORDS, Page, Purpose, Scan,
 };
+use witan_kernel::space::{SPACE_BYTES, Space};
 
 use crate::Malformed;
 use crate::v1::{
@@ -25,16 +26,24 @@ pub const PAGE_MESSAGE_BYTES: usize = 2 * limit::RECORD_BYTES + (2 << 20);
 pub const CLEARED_TOKENS: usize = 2 * CLEARED_RANGES;
 
 fn position_to_wire(place: Place) -> Position {
-    Position { token: place.token, tenant: place.tenant.bytes().clone(), key: place.key.bytes().clone() }
+    Position { token: place.token, tenant: place.space.bytes().clone(), key: place.key.bytes().clone() }
 }
 
 fn position_from_wire(field: &'static str, wire: Position) -> Result<Place, Malformed> {
     let (tenant, key) = (wire.tenant, wire.key);
-    if tenant.len() > limit::TENANT_BYTES || key.len() > limit::KEY_BYTES {
+    if tenant.len() > SPACE_BYTES || key.len() > limit::KEY_BYTES {
         let problem = format!("has a tenant of {} and a key of {} bytes", tenant.len(), key.len());
         return Err(Malformed::new(field, problem));
     }
-    Ok(Place { token: wire.token, tenant: TenantId::from_trusted(tenant), key: Key::from_trusted(key) })
+    Ok(Place { token: wire.token, space: Space::from_trusted(tenant), key: Key::from_trusted(key) })
+}
+
+/// A tenant in one of its generations: the id of the tenant, and behind a colon the number of a later generation.
+pub(crate) fn space_from_wire(name: String) -> Result<Space, Malformed> {
+    let space = Space::from_trusted(name.into_bytes().into());
+    // What is no generation is an id with a colon.
+    tenant_from_wire(space.tenant().as_str().to_owned())?;
+    Ok(space)
 }
 
 fn tenant_from_wire(id: String) -> Result<TenantId, Malformed> {
@@ -44,7 +53,7 @@ fn tenant_from_wire(id: String) -> Result<TenantId, Malformed> {
 /// Encodes a request for a page of records of `node`.
 pub fn scan_to_wire(node: &NodeId, scan: Scan) -> ScanRangeRequest {
     ScanRangeRequest {
-        tenant_id: scan.tenant.map_or_else(String::new, |tenant| tenant.as_str().to_owned()),
+        tenant_id: scan.space.map_or_else(String::new, |space| space.as_str().to_owned()),
         prefix: scan.prefix,
         from_token: scan.from,
         to_token: Some(scan.to),
@@ -69,7 +78,7 @@ pub fn scan_from_wire(wire: ScanRangeRequest) -> Result<Scan, Malformed> {
         return Err(Malformed::new("epoch", problem));
     }
     Ok(Scan {
-        tenant: (!wire.tenant_id.is_empty()).then(|| tenant_from_wire(wire.tenant_id)).transpose()?,
+        space: (!wire.tenant_id.is_empty()).then(|| space_from_wire(wire.tenant_id)).transpose()?,
         prefix: wire.prefix,
         from: wire.from_token,
         to: wire.to_token.unwrap_or(u64::MAX),
@@ -166,7 +175,7 @@ pub fn clear_to_wire(node: &NodeId, clear: &Clear) -> ClearRangeRequest {
     };
     ClearRangeRequest {
         node_id: node.as_str().to_owned(),
-        tenant_id: clear.tenant.as_str().to_owned(),
+        tenant_id: clear.space.as_str().to_owned(),
         epoch: clear.epoch,
         purpose: purpose.into(),
         ranges: clear.ranges.iter().flat_map(|(from, to)| [*from, *to]).collect(),
@@ -187,7 +196,7 @@ pub fn clear_from_wire(wire: ClearRangeRequest) -> Result<Clear, Malformed> {
         return Err(Malformed::new("epoch", "is 0; send the revision that has published the step"));
     }
     Ok(Clear {
-        tenant: tenant_from_wire(wire.tenant_id)?,
+        space: space_from_wire(wire.tenant_id)?,
         ranges: ranges_from_wire(&wire.ranges)?,
         epoch: wire.epoch,
         purpose,
@@ -244,15 +253,15 @@ mod tests {
     use super::*;
 
     fn place(token: u64, tenant: &'static str, key: &'static str) -> Place {
-        let tenant = TenantId::from_trusted(Bytes::from_static(tenant.as_bytes()));
-        Place { token, tenant, key: Key::from_trusted(Bytes::from_static(key.as_bytes())) }
+        let space = Space::from_trusted(Bytes::from_static(tenant.as_bytes()));
+        Place { token, space, key: Key::from_trusted(Bytes::from_static(key.as_bytes())) }
     }
 
     #[test]
     fn requests_and_pages_survive_the_wire() {
         let node = NodeId::new("n1").unwrap();
         let asked = Scan {
-            tenant: Some(TenantId::new("t").unwrap()),
+            space: Some(Space::new(&TenantId::new("t").unwrap(), 7)),
             prefix: Bytes::from_static(b"user:"),
             from: 7,
             to: u64::MAX - 1,
@@ -303,7 +312,8 @@ mod tests {
 
     fn wanted() -> ClearRangeRequest {
         let ranges = vec![(3, 7), (8, 8), (10, u64::MAX)];
-        let clear = Clear { tenant: TenantId::new("t").unwrap(), ranges, epoch: 7, purpose: Purpose::Enter };
+        let clear =
+            Clear { space: Space::new(&TenantId::new("t").unwrap(), 7), ranges, epoch: 7, purpose: Purpose::Enter };
         clear_to_wire(&NodeId::new("n1").unwrap(), &clear)
     }
 
@@ -351,7 +361,7 @@ mod tests {
             let tokens: Vec<u64> = tokens.into_iter().collect();
             let ranges = tokens.as_chunks::<2>().0.iter().map(|[from, to]| (*from, *to)).collect();
             let purpose = if enters { Purpose::Enter } else { Purpose::Leave };
-            let clear = Clear { tenant: TenantId::new("t").unwrap(), ranges, epoch, purpose };
+            let clear = Clear { space: Space::new(&TenantId::new("t").unwrap(), 7), ranges, epoch, purpose };
             let wire = clear_to_wire(&NodeId::new("n1").unwrap(), &clear).encode_to_vec();
             prop_assert_eq!(clear_from_wire(ClearRangeRequest::decode(Bytes::from(wire)).unwrap()), Ok(clear));
             let cleared = Cleared { store: StoreId([7; 16]), already, records };

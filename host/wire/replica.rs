@@ -5,12 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 use witan_kernel::limit;
-use witan_kernel::name::{Key, StoreId, TenantId, WriteId};
+use witan_kernel::name::{Key, StoreId, WriteId};
 use witan_kernel::quorum::Quorum;
 use witan_kernel::record::{Encoded, Fingerprint};
 use witan_kernel::register::Stamp;
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::siblings::{Actor, Dot, Name, VersionVector, Write};
+use witan_kernel::space::{SPACE_BYTES, Space};
 
 use crate::Malformed;
 use crate::v1::replica_answer::Answer as WireAnswer;
@@ -53,7 +54,7 @@ pub fn request_to_wire(id: u64, request: Request, deadline_ms: u32) -> ReplicaRe
     ReplicaRequest {
         id,
         token: request.place.token,
-        tenant: request.place.tenant.bytes().clone(),
+        tenant: request.place.space.bytes().clone(),
         key: request.place.key.bytes().clone(),
         epoch: request.epoch,
         deadline_ms,
@@ -91,7 +92,8 @@ impl TryFrom<ReplicaRequest> for Arrived {
 
     /// Checks every field except the record of a Merge, which has its own checksum and is checked by the store.
     fn try_from(wire: ReplicaRequest) -> Result<Self, Malformed> {
-        let tenant = within("tenant", wire.tenant, 1, limit::TENANT_BYTES)?;
+        let space = Space::parse(within("tenant", wire.tenant, 1, SPACE_BYTES)?);
+        let space = space.ok_or_else(|| Malformed::new("tenant", "is longer than an id may be"))?;
         let key = within("key", wire.key, 1, limit::KEY_BYTES)?;
         let ask = match wire.ask.ok_or_else(|| Malformed::new("ask", "is missing"))? {
             WireAsk::Stamp(ask) => Ask::Stamp { write_id: id_from_wire("stamp.write_id", &ask.write_id)? },
@@ -108,7 +110,7 @@ impl TryFrom<ReplicaRequest> for Arrived {
                 Ask::Collect { expected: Fingerprint::from_slice(&expected).ok_or_else(problem)?, grace }
             }
         };
-        let place = Place { token: wire.token, tenant: TenantId::from_trusted(tenant), key: Key::from_trusted(key) };
+        let place = Place { token: wire.token, space, key: Key::from_trusted(key) };
         Ok(Self { id: wire.id, deadline_ms: wire.deadline_ms, request: Request { place, epoch: wire.epoch, ask } })
     }
 }
@@ -323,7 +325,7 @@ mod tests {
                 .prop_map(|(expected, grace)| Ask::Collect { expected: Fingerprint(expected), grace }),
         ];
         (any::<u64>(), bytes(20), bytes(40), any::<u64>(), ask).prop_map(|(token, tenant, key, epoch, ask)| {
-            let place = Place { token, tenant: TenantId::from_trusted(tenant), key: Key::from_trusted(key) };
+            let place = Place { token, space: Space::from_trusted(tenant), key: Key::from_trusted(key) };
             Request { place, epoch, ask }
         })
     }

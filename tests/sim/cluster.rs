@@ -14,6 +14,7 @@ use witan_coordinate::{
 };
 use witan_kernel::context::ContextKeys;
 use witan_kernel::failure::Failed;
+use witan_kernel::hook::Partition;
 use witan_kernel::name::{Era, Key, NodeId};
 use witan_kernel::port::{
     Claimant, Metadata, PlacementStore, Randomness, Replicas, SecretStore, StorageNode, TenantStore,
@@ -21,6 +22,7 @@ use witan_kernel::port::{
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{Rings, token};
 use witan_kernel::scan::{Ranges, Standing};
+use witan_kernel::space::Space;
 use witan_kernel::tenant::Tenant;
 use witan_memory::MemoryMetadata;
 use witan_peer::Lanes;
@@ -30,7 +32,7 @@ use crate::collapses::Collapsed;
 use crate::follower::{self, learn};
 use crate::nemesis::Link;
 use crate::node::NodeMachine;
-use crate::plugins::Bound;
+use crate::plugins::{Bound, partition};
 use crate::scenario::Scenario;
 use crate::simulated::Simulated;
 use crate::stores::{Idempotency, Known, View};
@@ -457,14 +459,39 @@ impl Cluster {
         }
     }
 
+    /// Where a key is, as on record.
     pub(crate) fn place(&self, tenant: usize, key: &Key) -> Place {
-        let tenant = &self.tenants[tenant].id;
-        Place { token: token(tenant, key.bytes()), tenant: tenant.clone(), key: key.clone() }
+        let generation = self.on_record(tenant).generation;
+        self.place_in(tenant, generation, generation, key)
+    }
+
+    fn on_record(&self, tenant: usize) -> Tenant {
+        let on_record = at_once(self.metadata.tenant(&self.tenants[tenant].id)).ok().flatten();
+        on_record.unwrap_or_else(|| self.tenants[tenant].clone())
+    }
+
+    /// The place in a generation that the hook of one gives a key.
+    fn place_in(&self, tenant: usize, generation: u32, hook: u32, key: &Key) -> Place {
+        let id = &self.tenants[tenant].id;
+        let token = match partition(hook, key) {
+            Partition::By { key, .. } => token(id, &key),
+            _ => token(id, key.bytes()),
+        };
+        Place { token, space: Space::new(id, generation), key: key.clone() }
+    }
+
+    /// Where a key is not: in other generations, and where other hooks would have it.
+    pub(crate) fn other_places(&self, tenant: usize, key: &Key) -> Vec<Place> {
+        let Tenant { generation, generations, .. } = self.on_record(tenant);
+        let all = (0..=generations).flat_map(|of| (0..=generations).map(move |hook| (of, hook)));
+        let own = self.place_in(tenant, generation, generation, key);
+        let others = all.map(|(of, hook)| self.place_in(tenant, of, hook, key));
+        others.filter(|place| *place != own).collect()
     }
 
     /// The machines of a place's replicas, as on record.
     pub(crate) fn replicas(&self, tenant: usize, place: &Place) -> Vec<&Arc<NodeMachine>> {
-        let on_record = at_once(self.metadata.tenant(&place.tenant)).ok().flatten();
+        let on_record = at_once(self.metadata.tenant(&place.tenant())).ok().flatten();
         let tenant = on_record.as_ref().unwrap_or(&self.tenants[tenant]);
         let placement = at_once(self.metadata.placement()).expect("the nodes are on record");
         let rings = placement.rings();

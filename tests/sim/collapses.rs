@@ -16,7 +16,7 @@ pub(crate) struct Collapsed(Arc<Mutex<BTreeSet<(TenantId, Key)>>>);
 
 impl Collapsed {
     pub(crate) fn contains(&self, place: &Place) -> bool {
-        lock(&self.0).contains(&(place.tenant.clone(), place.key.clone()))
+        lock(&self.0).contains(&(place.tenant(), place.key.clone()))
     }
 
     /// Passes reports on to `reports`, and notes their records.
@@ -32,7 +32,7 @@ struct Noting {
 
 impl WantedCollapses for Noting {
     fn wanted(&self, place: &Place) {
-        lock(&self.collapsed.0).insert((place.tenant.clone(), place.key.clone()));
+        lock(&self.collapsed.0).insert((place.tenant(), place.key.clone()));
         self.reports.wanted(place);
     }
 }

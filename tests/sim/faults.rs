@@ -121,6 +121,10 @@ fn recorded_of_moves(fault: Fault) -> Option<&'static str> {
         Fault::MoveWritesOldOnly => Some("split:1"),
         Fault::MoveNewInForceEarly => Some("split:0"),
         Fault::MoveDeltaSkipped => Some("split:164"),
+        Fault::HookInForceEarly => Some("swaps:0"),
+        Fault::HookFromNewest => Some("swaps:0"),
+        Fault::SwapDeltaSkipped => Some("swaps:74"),
+        Fault::SwapLeftoverMisplaced => Some("swaps:1"),
         Fault::CollectUnconditional => Some("buried:27"),
         // The others of collection are found by plays of their own, each of which needs a moment that seeds seldom have:
         // host/upkeep/tests/heal/collect.rs, host/upkeep/tests/moves/faults.rs.
@@ -171,6 +175,9 @@ fn best_scenario(fault: Fault) -> &'static str {
         | Fault::LeftoverDroppedUnseen
         | Fault::MoveUnfenced
         | Fault::MoveSkipsTombstones => "split",
+        Fault::HookInForceEarly | Fault::HookFromNewest | Fault::SwapDeltaSkipped | Fault::SwapLeftoverMisplaced => {
+            "swaps"
+        }
         Fault::LevelIgnored | Fault::LateCalledUnapplied => "levels",
         Fault::MinimumIgnored => "policies",
         Fault::ContextNotAbove => "wallclock",

@@ -7,9 +7,11 @@ use std::time::Duration;
 use futures::future::{join, join_all};
 use witan_kernel::name::Zone;
 use witan_kernel::port::{MigrationStore, PlacementChange, PlacementStore, StoreError, StoreState, TenantStore};
+use witan_kernel::replica::Place;
 
 use crate::client::Client;
 use crate::nemesis::Storm;
+use crate::node::NodeMachine;
 use crate::play::drained;
 use crate::scenario::{Change, Unaware};
 use crate::stage::{Command, Mood, Stage};
@@ -84,6 +86,13 @@ async fn ask(stage: &Stage, changes: Vec<(u64, Change)>) {
                 let tenant = stage.cluster.tenants[tenant].id.clone();
                 metadata.change_placement(PlacementChange::ReplicationFactor { tenant, to }, 0).await
             }
+            Change::Swap(tenant) => {
+                let tenant = stage.cluster.tenants[tenant].id.clone();
+                // In the simulation, each generation has a hook of its own.
+                let known = metadata.tenant(&tenant).await.ok().flatten();
+                let generation = known.map_or(0, |tenant| tenant.generations) + 1;
+                metadata.change_placement(PlacementChange::Generation { tenant, generation }, 0).await
+            }
             Change::Zone(node, zone) => {
                 let zone = if zone == 0 { String::new() } else { format!("z{zone}") };
                 let zone = Some(Zone::new(zone).expect("a zone"));
@@ -147,10 +156,17 @@ async fn open(stage: &Stage) -> Option<String> {
 /// A row on a node that is no replica of it.
 fn stray(stage: &Stage) -> Option<String> {
     stage.places().into_iter().find_map(|(tenant, key)| {
-        let place = stage.cluster.place(tenant, &Stage::key((tenant, key)));
+        let name = Stage::key((tenant, key));
+        let place = stage.cluster.place(tenant, &name);
         let replicas = stage.cluster.replicas(tenant, &place);
+        let has = |node: &NodeMachine, place: &Place| !matches!(node.content(place), Ok(None));
         let elsewhere = stage.cluster.nodes.iter().filter(|node| replicas.iter().all(|own| own.id != node.id));
-        let holder = elsewhere.into_iter().find(|node| !matches!(node.content(&place), Ok(None)))?;
-        Some(format!("{} holds a row of {:?} and is no replica of it", holder.name, (tenant, key)))
+        if let Some(holder) = elsewhere.into_iter().find(|node| has(node, &place)) {
+            return Some(format!("{} holds a row of {:?} and is no replica of it", holder.name, (tenant, key)));
+        }
+        let others = stage.cluster.other_places(tenant, &name);
+        let holds = |node: &NodeMachine| others.iter().find(|other| has(node, other)).cloned();
+        let (holder, other) = stage.cluster.nodes.iter().find_map(|node| Some((node, holds(node)?)))?;
+        Some(format!("{} holds a row of {:?} at {other:?}, and it is at {place:?}", holder.name, (tenant, key)))
     })
 }

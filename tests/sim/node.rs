@@ -146,7 +146,7 @@ impl NodeMachine {
 
     /// What is on its disk at a place, synced or not.
     pub(crate) fn content(&self, place: &Place) -> Result<Option<Content>, String> {
-        let row = oracle::row(place.token, place.tenant.bytes(), place.key.bytes());
+        let row = oracle::row(place.token, place.space.bytes(), place.key.bytes());
         self.disk().peek(&row).map(|value| oracle::read(&value)).transpose()
     }
 
@@ -167,7 +167,7 @@ impl NodeMachine {
 
     /// Inverts a bit of a row on its disk.
     pub(crate) fn flip(&self, place: &Place, bit: usize) {
-        let row = Bytes::from(oracle::row(place.token, place.tenant.bytes(), place.key.bytes()));
+        let row = Bytes::from(oracle::row(place.token, place.space.bytes(), place.key.bytes()));
         let disk = self.disk();
         if disk.flip(&row, bit)
             && let Some(value) = disk.peek(&row)

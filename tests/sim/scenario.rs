@@ -151,6 +151,8 @@ pub(crate) enum Change {
     Zone(usize, u8),
     /// A node is to have another number of virtual nodes.
     Weight(usize, u32),
+    /// A tenant is to have another partition hook, and rows of another generation.
+    Swap(usize),
     /// The last change that was accepted is given up.
     TakeBack,
 }
@@ -251,7 +253,7 @@ pub(crate) struct Scenario {
 type Shape = (&'static str, fn(&mut StdRng, Scenario) -> Scenario);
 
 /// The scenarios.
-pub(crate) const SHAPES: [Shape; 38] = [
+pub(crate) const SHAPES: [Shape; 39] = [
     ("links", shapes::links),
     ("crashes", shapes::crashes),
     ("clocks", shapes::clocks),
@@ -290,6 +292,7 @@ pub(crate) const SHAPES: [Shape; 38] = [
     ("missed", stores::missed),
     ("moves", moving::moves),
     ("split", moving::split),
+    ("swaps", moving::swaps),
 ];
 
 /// A play: the index of its scenario in [`SHAPES`], and its number.

@@ -5,6 +5,7 @@ use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
 use smallvec::smallvec;
 
 use super::*;
+use crate::name::TenantId;
 use crate::name::WriteId;
 use crate::register::{Register, Stamp};
 
@@ -25,7 +26,7 @@ fn leaf(rows: &[Row]) -> Leaf {
 }
 
 fn answer(to: u64, leaves: Vec<(u16, &'static str, Leaf)>, unknown: Vec<u16>) -> Digests {
-    let known = |(slice, name, leaf)| TenantLeaf { slice: Slice(slice), tenant: tenant(name), leaf };
+    let known = |(slice, name, leaf)| TenantLeaf { slice: Slice(slice), space: tenant(name).into(), leaf };
     Digests {
         store: StoreId([1; 16]),
         to,
@@ -95,8 +96,9 @@ fn only_replicas_of_a_tenant_are_compared_for_it() {
         (1, answer(u64::MAX, vec![(4, "t", a), (9, "u", b)], vec![])),
         (2, answer(u64::MAX, vec![(9, "u", b)], vec![])),
     ];
-    let spans =
-        |of: Among| differing(&answers, all, 0, |name| if *name == tenant("t") { of.clone() } else { Among::Nobody });
+    let spans = |of: Among| {
+        differing(&answers, all, 0, |name| if *name == tenant("t").into() { of.clone() } else { Among::Nobody })
+    };
     assert_eq!(spans(Among::Replicas(smallvec![0, 1])), (vec![], 65536));
     assert_eq!(spans(Among::Replicas(smallvec![0, 1, 2])), (vec![Slice(4).tokens()], 65535), "nothing is a difference");
     assert_eq!(spans(Among::Replicas(smallvec![1, 2])).0, [Slice(4).tokens()]);

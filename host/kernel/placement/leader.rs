@@ -33,7 +33,8 @@ pub struct Plan {
     pub from: Placed,
     /// Where they move.
     pub to: Placed,
-    /// The ranges of tokens whose replicas change, with those before and after.
+    /// The ranges of tokens whose replicas change, with those before and after. Of a move to another generation, in which each key has
+    /// another token: all ranges, with the replicas before and no others.
     pub ranges: Vec<Both>,
     /// Nodes that get rows, with the tokens of those.
     pub entering: BTreeMap<NodeId, Vec<Tokens>>,
@@ -50,10 +51,27 @@ impl Plan {
 
     fn between(old: (Placed, &Ring), new: (Placed, &Ring)) -> Self {
         let (from, to) = ((old.1, old.0.replication_factor), (new.1, new.0.replication_factor));
+        if old.0.generation != new.0.generation {
+            let all = from.0.replica_ranges(&[from.1]).into_iter();
+            let ranges =
+                all.map(|range| Both { tokens: (range.from, range.to), old: range.replicas.to_vec(), new: Vec::new() });
+            return Self {
+                from: old.0,
+                to: new.0,
+                ranges: ranges.collect(),
+                entering: everything(to),
+                leaving: everything(from),
+            };
+        }
         let (enter, leave) = (entering(from, to), entering(to, from));
         // Of keys that the same nodes hold before and after, nothing has to be copied, and whoever goes by either placement asks the same.
         let ranges = both(from, to).into_iter().filter(|range| !range.is_same()).collect();
         Self { from: old.0, to: new.0, ranges, entering: enter, leaving: leave }
+    }
+
+    /// True for a move to another generation: each row before is another one after, also on the same node.
+    pub fn is_swap(&self) -> bool {
+        self.from.generation != self.to.generation
     }
 
     /// True when each key has the same replicas before and after, so that nothing has to be copied.
@@ -68,6 +86,9 @@ impl Plan {
 
     /// The nodes that hold replicas after the move.
     pub fn new_nodes(&self) -> BTreeSet<NodeId> {
+        if self.is_swap() {
+            return self.entering.keys().cloned().collect();
+        }
         self.ranges.iter().flat_map(|range| range.new.iter().cloned()).collect()
     }
 
@@ -104,6 +125,12 @@ impl Plan {
     }
 }
 
+/// All tokens, for each node that holds replicas under a placement.
+fn everything((ring, factor): (&Ring, u8)) -> BTreeMap<NodeId, Vec<Tokens>> {
+    let nodes = ring.replica_ranges(&[factor]).into_iter().flat_map(|range| range.replicas);
+    nodes.map(|node| (node, vec![(0, u64::MAX)])).collect()
+}
+
 /// How many of these replicas must have been fenced and read to the end for everything that was acknowledged to be known. What only nodes
 /// had that are taken for lost is lost: nothing would be gained by waiting for it.
 pub fn sources_wanted(old: &[NodeId], is_lost: impl Fn(&NodeId) -> bool) -> usize {
@@ -135,8 +162,13 @@ pub fn is_copied(range: &Both, has: impl Fn(&NodeId) -> bool) -> bool {
 
 /// A quorum of these replicas.
 pub fn quorum(replicas: &[NodeId]) -> usize {
+    quorum_of(replicas.len())
+}
+
+/// A quorum of this number of replicas.
+pub fn quorum_of(replicas: usize) -> usize {
     // At most five.
-    usize::from(Level::Quorum.required(u8::try_from(replicas.len()).unwrap_or(u8::MAX)))
+    usize::from(Level::Quorum.required(u8::try_from(replicas).unwrap_or(u8::MAX)))
 }
 
 /// Rows that a node has lost, in ranges with their present replicas: the node as the only one before.
@@ -325,8 +357,10 @@ pub fn next(at: &Situation<'_>, condition: impl Fn(&NodeId) -> NodeCondition) ->
         return Do::Settled;
     }
     let done = at.done.of(moving.since);
-    // In the last step there is little left to do: what was begun is ended, and the next move begins from there.
-    let is_wanted = moving.to == *target || moving.step == Step::Cutover;
+    // In the last step there is little left to do: what was begun is ended, and the next move begins from there. From a generation there is
+    // no way back to the one before.
+    let is_late = moving.step == Step::Cutover && moving.to.generation == target.generation;
+    let is_wanted = moving.to == *target || is_late;
     if (done.failed || !is_wanted) && moving.step == Step::Preparing {
         // Nobody has sent them anything.
         return Do::Publish(MoveTenant::GiveUp(Vec::new()));
@@ -361,7 +395,9 @@ fn begin(at: &Situation<'_>, condition: impl Fn(&NodeId) -> NodeCondition) -> Do
     if plan.moves_nothing() {
         return Do::Publish(MoveTenant::Prepare(at.target));
     }
-    if let Some(node) = plan.entering.keys().find(|node| at.left_over.contains(*node)) {
+    // What has to be handed over is merged into the rows of one generation: that of the move which has left it.
+    let mut left = at.left_over.iter();
+    if let Some(node) = left.find(|node| plan.is_swap() || plan.entering.contains_key(*node)) {
         return Do::Wait(Obstacle::Leftover(node.clone()));
     }
     match plan.ready(condition) {

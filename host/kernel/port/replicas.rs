@@ -79,6 +79,12 @@ pub trait Replicas: Send + Sync + 'static {
         let _ = node;
         true
     }
+
+    /// True when the node has named [`crate::capability::GENERATIONS`] in its last handshake.
+    fn has_generations(&self, node: &NodeId) -> bool {
+        let _ = node;
+        true
+    }
 }
 
 /// Collects the answers of replicas. Each operation has one.
@@ -179,5 +185,9 @@ impl<T: Replicas> Replicas for Arc<T> {
 
     fn has_ages(&self, node: &NodeId) -> bool {
         (**self).has_ages(node)
+    }
+
+    fn has_generations(&self, node: &NodeId) -> bool {
+        (**self).has_generations(node)
     }
 }

@@ -8,7 +8,8 @@ use crate::ring::Preference;
 use crate::tenant::Level;
 
 /// The replicas of a key: those of the present placement first, in ring order, and behind them those of the coming one that are not among
-/// them. At most ten.
+/// them. At most ten. Where the tenant moves to rows of another generation, a node of both placements has two rows of the key: it is named
+/// twice, and asked about each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     replicas: Preference,
@@ -17,37 +18,45 @@ pub struct Route {
     /// Bits of those of the coming placement; 0 when none is in force, even in part.
     coming: u16,
     step: Option<Step>,
+    /// No row of the coming placement is one of the present placement.
+    apart: bool,
 }
 
 impl Route {
     /// Replicas of a tenant that does not move.
     pub fn settled(replicas: Preference) -> Self {
-        Self { present: replicas.len() as u8, replicas, coming: 0, step: None }
+        Self { present: replicas.len() as u8, replicas, coming: 0, step: None, apart: false }
     }
 
-    /// Replicas of a tenant that moves, of the present placement and of the coming one.
-    pub fn moving(present: Preference, coming: &[NodeId], step: Step) -> Self {
+    /// Replicas of a tenant that moves, of the present placement and of the coming one. `apart`: to rows of another generation.
+    pub fn moving(present: Preference, coming: &[NodeId], step: Step, apart: bool) -> Self {
         if step == Step::Preparing {
             return Self { step: Some(step), ..Self::settled(present) };
         }
-        if Fault::MoveNewInForceEarly.is_on() {
+        if Fault::MoveNewInForceEarly.is_on() && !apart {
             return Self::settled(coming.iter().cloned().collect());
         }
         let (mut replicas, mut members) = (present, 0);
         let present = replicas.len() as u8;
         for node in coming {
-            let index = replicas.iter().position(|known| known == node).unwrap_or_else(|| {
+            let known = replicas.iter().position(|known| known == node).filter(|_| !apart);
+            let index = known.unwrap_or_else(|| {
                 replicas.push(node.clone());
                 replicas.len() - 1
             });
             members |= 1u16 << index;
         }
-        Self { replicas, present, coming: members, step: Some(step) }
+        Self { replicas, present, coming: members, step: Some(step), apart }
     }
 
     /// All replicas that changes are sent to. An index into these names a replica in rounds and tallies.
     pub fn replicas(&self) -> &Preference {
         &self.replicas
+    }
+
+    /// Whether a replica is a row of the coming generation.
+    pub fn is_coming(&self, replica: u8) -> bool {
+        self.apart && replica >= self.present
     }
 
     /// The replication factor of the present placement, about which policies are asked.
@@ -162,21 +171,48 @@ mod tests {
 
     #[test]
     fn replicas_of_both_are_asked_once() {
-        let route = Route::moving(nodes(&[1, 2, 3]), &nodes(&[3, 4, 1]), Step::Cutover);
+        let route = Route::moving(nodes(&[1, 2, 3]), &nodes(&[3, 4, 1]), Step::Cutover, false);
         assert_eq!(route.replicas(), &nodes(&[1, 2, 3, 4]));
         assert_eq!((route.replication_factor(), route.asked()), (3, 4));
     }
 
     #[test]
+    fn a_node_with_rows_of_two_generations_is_asked_about_each() {
+        let route = Route::moving(nodes(&[1, 2, 3]), &nodes(&[3, 2, 1]), Step::Cutover, true);
+        assert_eq!(route.replicas(), &nodes(&[1, 2, 3, 3, 2, 1]));
+        assert_eq!((route.replication_factor(), route.asked()), (3, 6));
+        assert_eq!(
+            (0..6).map(|replica| route.is_coming(replica)).collect::<Vec<_>>(),
+            [false, false, false, true, true, true]
+        );
+        let tally = route.changing(2);
+        assert_eq!(
+            acked(tally, &[0, 1, 2, 3]).progress(),
+            Progress::Open,
+            "one row of the coming generation is no quorum"
+        );
+        assert_eq!(acked(tally, &[3, 4, 5, 0]).progress(), Progress::Open, "nor one of the present");
+        let met = acked(tally, &[0, 1, 4, 5]);
+        assert_eq!((met.progress(), route.met(&met)), (Progress::Met, (2, Level::Quorum)));
+        let most = Route::moving(nodes(&[1, 2, 3, 4, 5]), &nodes(&[5, 4, 3, 2, 1]), Step::Cutover, true);
+        assert_eq!((most.replicas().len(), most.asked(), most.quorum().open()), (10, 10, 10));
+        let one = Route::moving(nodes(&[1]), &nodes(&[1]), Step::Cutover, true);
+        assert_eq!(acked(one.changing(1), &[0]).progress(), Progress::Open);
+        assert_eq!(acked(one.changing(1), &[0, 1]).progress(), Progress::Met);
+        let preparing = Route::moving(nodes(&[1, 2, 3]), &nodes(&[3, 2, 1]), Step::Preparing, true);
+        assert_eq!((preparing.replicas().len(), preparing.is_coming(0)), (3, false));
+    }
+
+    #[test]
     fn nobody_else_is_asked_before_the_first_copy() {
-        let route = Route::moving(nodes(&[1, 2, 3]), &nodes(&[4, 5, 6]), Step::Preparing);
+        let route = Route::moving(nodes(&[1, 2, 3]), &nodes(&[4, 5, 6]), Step::Preparing, false);
         assert_eq!((route.replicas().len(), route.asked()), (3, 3));
         assert_eq!(route.changing(2).open(), 3);
     }
 
     #[test]
     fn a_copy_under_way_is_written_to_and_not_counted() {
-        let route = Route::moving(nodes(&[1, 2, 3]), &nodes(&[4, 5, 6]), Step::DualWrite);
+        let route = Route::moving(nodes(&[1, 2, 3]), &nodes(&[4, 5, 6]), Step::DualWrite, false);
         let tally = route.changing(2);
         assert_eq!((tally.open(), tally.required(), route.asked()), (6, 2, 3));
         assert_eq!(acked(tally, &[3, 4, 5]).progress(), Progress::Open, "they count for nothing");
@@ -191,7 +227,7 @@ mod tests {
 
     #[test]
     fn in_the_last_step_both_must_have_it() {
-        let route = Route::moving(nodes(&[1, 2, 3]), &nodes(&[3, 4, 5, 6, 7]), Step::Cutover);
+        let route = Route::moving(nodes(&[1, 2, 3]), &nodes(&[3, 4, 5, 6, 7]), Step::Cutover, false);
         let tally = route.changing(2);
         assert_eq!(acked(tally, &[0, 1]).progress(), Progress::Open);
         assert_eq!(acked(tally, &[0, 2, 3]).progress(), Progress::Open, "a quorum of five is three");
@@ -206,7 +242,7 @@ mod tests {
     fn classes_of_requirements_are_kept() {
         let of = |old: u32, new: u32, required| {
             let (old, new): (Vec<u32>, Vec<u32>) = ((1..=old).collect(), (11..11 + new).collect());
-            let route = Route::moving(nodes(&old), &nodes(&new), Step::Cutover);
+            let route = Route::moving(nodes(&old), &nodes(&new), Step::Cutover, false);
             route.required_in_coming(required)
         };
         assert_eq!([of(3, 5, 1), of(3, 5, 2), of(3, 5, 3)], [1, 3, 5]);
@@ -216,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_read_of_one_asks_where_everything_is() {
-        let route = Route::moving(nodes(&[1, 2, 3]), &nodes(&[4, 5, 6]), Step::Cutover);
+        let route = Route::moving(nodes(&[1, 2, 3]), &nodes(&[4, 5, 6]), Step::Cutover, false);
         assert_eq!(route.asking(1).open(), 3);
         assert_eq!((route.asking(2).open(), route.quorum().open()), (6, 6));
         assert_eq!(acked(route.quorum(), &[0, 1, 4]).progress(), Progress::Open);

@@ -167,11 +167,12 @@ mod tests {
     use proptest::prelude::{any, prop_assert_eq, proptest};
 
     use super::*;
-    use crate::name::{Key, TenantId};
+    use crate::name::Key;
+    use crate::space::Space;
 
     fn place(token: u64, tenant: &str, key: u8) -> Place {
-        let tenant = TenantId::from_trusted(Bytes::copy_from_slice(tenant.as_bytes()));
-        Place { token, tenant, key: Key::from_trusted(Bytes::from(vec![key])) }
+        let space = Space::from_trusted(Bytes::copy_from_slice(tenant.as_bytes()));
+        Place { token, space, key: Key::from_trusted(Bytes::from(vec![key])) }
     }
 
     fn found(place: &Place) -> Found {
@@ -281,8 +282,8 @@ mod tests {
             let mut expected: BTreeMap<Order, (Place, BTreeSet<u8>)> = BTreeMap::new();
             for (index, set) in (0..).zip(&sets) {
                 for place in set {
-                    let tenant = place.tenant.bytes();
-                    let order = (place.token, tenant.len(), tenant.clone(), place.key.bytes().clone());
+                    let space = place.space.bytes();
+                    let order = (place.token, space.len(), space.clone(), place.key.bytes().clone());
                     expected.entry(order).or_insert_with(|| (place.clone(), BTreeSet::new())).1.insert(index);
                 }
             }

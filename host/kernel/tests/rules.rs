@@ -336,7 +336,7 @@ impl Collect for Collected {
 
 fn request() -> Request {
     let tenant = TenantId::new("t").unwrap();
-    let place = Place { token: 1, tenant, key: witan_kernel::name::Key::new("k").unwrap() };
+    let place = Place { token: 1, space: tenant.into(), key: witan_kernel::name::Key::new("k").unwrap() };
     Request { place, epoch: 1, ask: Ask::Read }
 }
 

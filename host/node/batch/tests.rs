@@ -98,7 +98,7 @@ impl Bench {
 
 fn at(key: u8) -> Place {
     let tenant = TenantId::from_trusted(Bytes::from_static(b"t"));
-    Place { token: u64::from(key % 3), tenant, key: Key::from_trusted(Bytes::from(vec![key])) }
+    Place { token: u64::from(key % 3), space: tenant.into(), key: Key::from_trusted(Bytes::from(vec![key])) }
 }
 
 fn id(n: u8) -> WriteId {
@@ -159,7 +159,7 @@ fn a_row_removed_past_its_shard_is_not_at_hand() {
     let written = Record::Register(Register::written(Stamp(1), id(1), Some(value(1)))).encode();
     bench.done(at(1), Ask::Merge { record: written });
     assert!(matches!(bench.one(at(1), Ask::Read).0, Ok(Answer::Record(Some(_)))));
-    crate::scan::drop_tenant(&bench.store, &at(1).tenant, None).unwrap();
+    crate::scan::drop_tenant(&bench.store, &at(1).tenant(), None).unwrap();
     assert!(matches!(bench.one(at(1), Ask::Read).0, Ok(Answer::Record(None))));
 }
 

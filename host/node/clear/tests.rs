@@ -13,6 +13,7 @@ use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::{Answer, Ask, Outcome, ReplicaError, Request};
 use witan_kernel::scan::Scan;
 use witan_kernel::siblings::{VersionVector, Write};
+use witan_kernel::space::Space;
 
 use super::*;
 use crate::batch::{Answers, Deliver, Durability, Group, Item, Shard};
@@ -36,8 +37,12 @@ fn tenant(name: &str) -> TenantId {
     TenantId::new(name.to_owned()).unwrap()
 }
 
+fn space(name: &str) -> Space {
+    Space::from_trusted(Bytes::copy_from_slice(name.as_bytes()))
+}
+
 fn place(token: u64, of: &str) -> Place {
-    Place { token, tenant: tenant(of), key: Key::from_trusted(Bytes::from_static(b"k")) }
+    Place { token, space: space(of), key: Key::from_trusted(Bytes::from_static(b"k")) }
 }
 
 fn put(store: &Store, places: &[Place]) {
@@ -52,12 +57,12 @@ fn put(store: &Store, places: &[Place]) {
 }
 
 fn tokens(store: &Store, of: &str) -> BTreeSet<u64> {
-    let scan = Scan { tenant: Some(tenant(of)), ..Scan::between(0, u64::MAX) };
+    let scan = Scan { space: Some(space(of)), ..Scan::between(0, u64::MAX) };
     page(store, Durability::Sync, &scan).unwrap().found.into_iter().map(|found| found.place.token).collect()
 }
 
 fn wanted(purpose: Purpose, epoch: u64, ranges: &[Tokens]) -> Clear {
-    Clear { tenant: tenant("t"), ranges: ranges.to_vec(), epoch, purpose }
+    Clear { space: tenant("t").into(), ranges: ranges.to_vec(), epoch, purpose }
 }
 
 fn enter(store: &Store, epoch: u64, ranges: &[Tokens]) -> Clearing {
@@ -93,6 +98,29 @@ fn the_rows_of_the_tenant_in_the_ranges_go_and_no_others() {
     assert_eq!(tokens(&store, "t"), BTreeSet::from([0, 3, 5, 6, 7]));
     assert_eq!(tokens(&store, "u").len(), 10);
     assert_eq!((least(&store), store.fences().least(&tenant("u"))), (7, 0));
+}
+
+/// Each generation of a tenant goes alone; its fence and its mark are those of the tenant, and a deletion takes all of them.
+#[test]
+fn rows_of_other_generations_stay_and_are_fenced_together() {
+    let disk = Disk::new();
+    let store = filled(&disk);
+    put(&store, &[place(1, "t:1"), place(2, "t:1"), place(2, "t:12"), place(2, "u:1")]);
+    let of = |name: &str, purpose, epoch| Clear { space: space(name), ..wanted(purpose, epoch, &[(0, u64::MAX)]) };
+    assert_eq!(clear(&store, &of("t:1", Purpose::Enter, 7)).unwrap(), done(&store, false, 2));
+    assert_eq!(["t", "t:1", "t:12", "u:1"].map(|name| tokens(&store, name).len()), [10, 0, 1, 1]);
+    assert_eq!(least(&store), 7);
+    put(&store, &[place(5, "t:1")]);
+    assert_eq!(clear(&store, &of("t:1", Purpose::Enter, 7)).unwrap(), done(&store, true, 0));
+    let scan = |name: &str, epoch| Scan { space: Some(space(name)), epoch, ..Scan::between(0, u64::MAX) };
+    for name in ["t", "t:1"] {
+        assert_eq!(page_under(&store, Durability::Sync, &scan(name, 6)).unwrap(), None, "{name}");
+    }
+    assert_eq!(clear(&store, &of("t", Purpose::Leave, 9)).unwrap(), done(&store, false, 10));
+    assert_eq!(["t", "t:1", "t:12"].map(|name| tokens(&store, name).len()), [0, 1, 1]);
+    put(&store, &[place(0, "t")]);
+    assert_eq!(crate::scan::drop_tenant(&store, &tenant("t"), None).unwrap().records, 3);
+    assert_eq!(["t", "t:1", "t:12", "u", "u:1"].map(|name| tokens(&store, name).len()), [0, 0, 0, 10, 1]);
 }
 
 #[test]
@@ -430,12 +458,12 @@ fn a_merge_between_its_check_and_its_write_is_dropped_and_a_later_one_refused() 
 #[test]
 fn a_page_under_an_epoch_comes_from_no_node_that_has_gone_on() {
     let store = filled(&Disk::new());
-    let of = |epoch| Scan { tenant: Some(tenant("t")), epoch, ..Scan::between(0, u64::MAX) };
+    let of = |epoch| Scan { space: Some(tenant("t").into()), epoch, ..Scan::between(0, u64::MAX) };
     let found = |scan: &Scan| page_under(&store, Durability::Sync, scan).unwrap().map(|page| page.found.len());
     store.raise_fence(Some(&tenant("t")), 7).unwrap();
     assert_eq!((found(&of(7)), found(&of(8)), found(&of(0))), (Some(10), Some(10), Some(10)));
     assert_eq!(found(&of(6)), None);
-    assert_eq!(found(&Scan { tenant: Some(tenant("u")), ..of(6) }), Some(10), "another tenant's fence");
+    assert_eq!(found(&Scan { space: Some(tenant("u").into()), ..of(6) }), Some(10), "another tenant's fence");
     store.raise_fence(None, 9).unwrap();
     assert_eq!(found(&of(8)), None);
 }
@@ -457,7 +485,7 @@ fn a_page_that_a_fence_has_overtaken_is_not_shown() {
         }
     }))
     .unwrap();
-    let scan = Scan { tenant: Some(tenant("t")), epoch: 6, ..Scan::between(0, u64::MAX) };
+    let scan = Scan { space: Some(tenant("t").into()), epoch: 6, ..Scan::between(0, u64::MAX) };
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| page_under(&store, Durability::Sync, &scan));
         walking.recv().unwrap();

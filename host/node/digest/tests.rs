@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use proptest::prelude::{Strategy, any, prop, prop_assert_eq, prop_oneof, proptest};
 use witan_kernel::digest::Row;
 use witan_kernel::fault::{self, Fault};
+use witan_kernel::name::TenantId;
 use witan_kernel::name::{Key, NodeId, WriteId};
 use witan_kernel::record::Record;
 use witan_kernel::register::{Register, Stamp};
@@ -24,7 +25,7 @@ static DICE: Dice = Dice(AtomicU8::new(1));
 /// Slices with rows.
 const IN_USE: [u16; 5] = [0, 1, 2, 700, u16::MAX];
 /// Everything: what is on a usual page.
-const ALL: Wanted = Wanted { tenant: None, tokens: (0, u64::MAX) };
+const ALL: Wanted = Wanted { space: None, tokens: (0, u64::MAX) };
 
 fn open(engine: impl Engine) -> Store {
     Store::open(Box::new(engine), &NodeId::new("n1").unwrap(), &DICE).unwrap()
@@ -57,7 +58,7 @@ fn at(n: u8) -> Place {
     let slice = IN_USE[usize::from(n / 3 % 5)];
     let (first, last) = Slice(slice).tokens();
     let token = [first, first + 1, last][usize::from(n / 15 % 3)];
-    Place { token, tenant: tenant(n), key: Key::from_trusted(Bytes::from(vec![n / 45])) }
+    Place { token, space: tenant(n).into(), key: Key::from_trusted(Bytes::from(vec![n / 45])) }
 }
 
 fn register(stamp: u8, live: bool) -> Ask {
@@ -67,7 +68,7 @@ fn register(stamp: u8, live: bool) -> Ask {
 }
 
 fn ask(place: &Place, n: u8, live: bool) -> Ask {
-    if place.tenant != tenant(2) {
+    if !place.space.is_of(&tenant(2)) {
         return register(n, live);
     }
     let write_id = WriteId([n; 16]);
@@ -88,26 +89,26 @@ fn ask(place: &Place, n: u8, live: bool) -> Ask {
 }
 
 /// Leaves as they are found by reading everything.
-fn scanned(store: &Store) -> BTreeMap<(Slice, TenantId), Leaf> {
-    let mut leaves: BTreeMap<(Slice, TenantId), Leaf> = BTreeMap::new();
+fn scanned(store: &Store) -> BTreeMap<(Slice, Space), Leaf> {
+    let mut leaves: BTreeMap<(Slice, Space), Leaf> = BTreeMap::new();
     let mut add = |row: Bytes, value: Bytes| {
         let place = row::place(&row).unwrap();
         let record = row::open_envelope(&row, &value).unwrap().1.decode().unwrap();
-        let row = Row::of(place.token, place.tenant.bytes(), place.key.bytes(), &record);
-        leaves.entry((Slice::of(place.token), place.tenant)).or_default().add(&row);
+        let row = Row::of(place.token, place.space.bytes(), place.key.bytes(), &record);
+        leaves.entry((Slice::of(place.token), place.space)).or_default().add(&row);
         true
     };
     store.walk(rows(0, u64::MAX, None), &mut add).unwrap();
     leaves
 }
 
-fn answered(leaves: &[TenantLeaf]) -> BTreeMap<(Slice, TenantId), Leaf> {
-    leaves.iter().map(|of| ((of.slice, of.tenant.clone()), of.leaf)).collect()
+fn answered(leaves: &[TenantLeaf]) -> BTreeMap<(Slice, Space), Leaf> {
+    leaves.iter().map(|of| ((of.slice, of.space.clone()), of.leaf)).collect()
 }
 
 /// Compares everything but the bound of the oldest tombstone, which may be earlier.
-fn assert_level(known: &BTreeMap<(Slice, TenantId), Leaf>, counted: &BTreeMap<(Slice, TenantId), Leaf>) {
-    let plain = |of: &BTreeMap<(Slice, TenantId), Leaf>| -> Vec<(Slice, TenantId, u128, u32, u32)> {
+fn assert_level(known: &BTreeMap<(Slice, Space), Leaf>, counted: &BTreeMap<(Slice, Space), Leaf>) {
+    let plain = |of: &BTreeMap<(Slice, Space), Leaf>| -> Vec<(Slice, Space, u128, u32, u32)> {
         of.iter().map(|((slice, tenant), leaf)| (*slice, tenant.clone(), leaf.sum, leaf.count, leaf.buried)).collect()
     };
     assert_eq!(plain(known), plain(counted));
@@ -117,7 +118,7 @@ fn assert_level(known: &BTreeMap<(Slice, TenantId), Leaf>, counted: &BTreeMap<(S
 }
 
 /// Whatever is kept is what is stored.
-fn check_kept(store: &Store, counted: &BTreeMap<(Slice, TenantId), Leaf>) {
+fn check_kept(store: &Store, counted: &BTreeMap<(Slice, Space), Leaf>) {
     let table = store.table();
     let kept: Vec<TenantLeaf> = IN_USE.iter().filter_map(|slice| table.leaves(Slice(*slice))).flatten().collect();
     let of_kept = counted.iter().filter(|((slice, _), _)| table.keeps(*slice));
@@ -184,15 +185,15 @@ fn play(disk: &Disk, ops: Vec<Op>) {
             }
             Op::Ask(from, to, most, step) => {
                 let (most, step) = (Read { rows: most, bytes: 1 << 20 }, Read { rows: step, bytes: 1 << 20 });
-                let wanted = Wanted { tenant: None, tokens: between(from, to) };
+                let wanted = Wanted { space: None, tokens: between(from, to) };
                 let answer = digests_within(&store, Durability::Sync, &wanted, &step, &most).unwrap();
                 assert!(answer.to >= wanted.tokens.0 && answer.to <= wanted.tokens.1);
             }
             Op::Clear(of, from, to) => {
                 epoch += 1;
-                let (tenant, ranges) = (tenant(of), vec![between(from, to)]);
+                let (space, ranges) = (tenant(of).into(), vec![between(from, to)]);
                 let purpose = if of % 2 == 0 { Purpose::Enter } else { Purpose::Leave };
-                clear(&store, &Clear { tenant, ranges, epoch, purpose }).unwrap();
+                clear(&store, &Clear { space, ranges, epoch, purpose }).unwrap();
             }
             Op::DropTenant(of) => {
                 drop_tenant(&store, &tenant(of), None).unwrap();
@@ -249,7 +250,7 @@ proptest! {
         let tokens = between(from, to);
         let mut next = tokens.0;
         loop {
-            let wanted = Wanted { tenant: of.map(tenant), tokens: (next, tokens.1) };
+            let wanted = Wanted { space: of.map(|of| tenant(of).into()), tokens: (next, tokens.1) };
             let (step, most) = (Read { rows: 3, bytes: 1 << 20 }, Read { rows: most + BEGUN_ROWS, bytes: 1 << 20 });
             let answer = digests_within(&store, Durability::Sync, &wanted, &step, &most).unwrap();
             leaves.extend(answer.leaves);
@@ -259,11 +260,11 @@ proptest! {
             }
             next = answer.to + 1;
         }
-        let mut expected: BTreeMap<(Slice, TenantId), Leaf> = BTreeMap::new();
+        let mut expected: BTreeMap<(Slice, Space), Leaf> = BTreeMap::new();
         let mut add = |row: Bytes, value: Bytes| {
             let place = row::place(&row).unwrap();
-            if of.is_none_or(|of| place.tenant == tenant(of)) && !unknown.contains(&Slice::of(place.token)) {
-                let leaf = expected.entry((Slice::of(place.token), place.tenant)).or_default();
+            if of.is_none_or(|of| place.space.is_of(&tenant(of))) && !unknown.contains(&Slice::of(place.token)) {
+                let leaf = expected.entry((Slice::of(place.token), place.space)).or_default();
                 leaf.add(&digest_stored(&row, &value).unwrap());
             }
             true
@@ -348,7 +349,7 @@ fn a_slice_with_too_many_rows_is_not_counted_and_does_not_stop_an_answer() {
     apply(&store, &mut shard, asks.enumerate().map(|(at, place)| (key(at, place), register(1, true))).collect());
     let (step, most) = (Read { rows: 5, bytes: 1 << 20 }, Read { rows: 60, bytes: 1 << 20 });
     let ask = |from| {
-        digests_within(&store, Durability::Sync, &Wanted { tenant: None, tokens: (from, u64::MAX) }, &step, &most)
+        digests_within(&store, Durability::Sync, &Wanted { space: None, tokens: (from, u64::MAX) }, &step, &most)
     };
     let (first, second) = (ask(0).unwrap(), ask(Slice(7).tokens().0).unwrap());
     assert_eq!((first.to, first.unknown.len(), first.leaves.len()), (Slice(6).tokens().1, 0, 1));
@@ -356,7 +357,7 @@ fn a_slice_with_too_many_rows_is_not_counted_and_does_not_stop_an_answer() {
     let third = ask(Slice(8).tokens().0).unwrap();
     assert_eq!((third.to, third.unknown.len(), third.leaves.len()), (u64::MAX, 0, 1));
     assert!(first.read_rows > 0 && first.read_bytes > first.read_rows);
-    let part = Wanted { tenant: None, tokens: (Slice(7).tokens().0, Slice(7).tokens().0) };
+    let part = Wanted { space: None, tokens: (Slice(7).tokens().0, Slice(7).tokens().0) };
     assert_eq!(digests_within(&store, Durability::Sync, &part, &step, &most).unwrap().unknown, [Slice(7)]);
 }
 
@@ -411,7 +412,7 @@ mod fjall {
                     1 => drop(drop_tenant(&store, &tenant(what / 8), None).unwrap()),
                     2 | 3 => {
                         let tokens = between(what, what / 2);
-                        digests(&store, Durability::Sync, &Wanted { tenant: None, tokens }).unwrap();
+                        digests(&store, Durability::Sync, &Wanted { space: None, tokens }).unwrap();
                     }
                     _ => {}
                 }

@@ -173,8 +173,11 @@ fn item(tag: u64, key: u32, ask: Ask) -> Item {
     let tenant = TenantId::from_trusted(Bytes::from_static(b"t"));
     let key_bytes = Bytes::copy_from_slice(&key.to_be_bytes());
     // Spread over the ring, so that every shard has its part.
-    let place =
-        Place { token: u64::from(key).wrapping_mul(0x9e37_79b9_7f4a_7c15), tenant, key: Key::from_trusted(key_bytes) };
+    let place = Place {
+        token: u64::from(key).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        space: tenant.into(),
+        key: Key::from_trusted(key_bytes),
+    };
     Item {
         tag,
         request: Request { place, epoch: 0, ask },

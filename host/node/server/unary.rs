@@ -9,6 +9,7 @@ use witan_kernel::name::{Invalid, Key, NodeId, TenantId};
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::ring;
+use witan_kernel::space::Space;
 use witan_kernel::sync::lock;
 use witan_wire::condition::condition_to_wire;
 use witan_wire::v1::{DescribeResponse, ReadRequest, ReadResponse, RepairRequest, RepairResponse};
@@ -45,10 +46,12 @@ async fn ask(driver: &dyn Driver, place: Place, ask: Ask) -> Result<Answer, Stat
 
 fn place(tenant: String, key: String, token: Option<u64>) -> Result<Place, Status> {
     let invalid = |error: Invalid| Status::invalid_argument(error.to_string());
-    let tenant = TenantId::new(tenant).map_err(invalid)?;
+    // A later generation is named behind a colon.
+    let space = Space::from_trusted(tenant.into_bytes().into());
+    let tenant = TenantId::new(space.tenant().as_str()).map_err(invalid)?;
     let key = Key::new(key).map_err(invalid)?;
     let token = token.unwrap_or_else(|| ring::token(&tenant, key.bytes()));
-    Ok(Place { token, tenant, key })
+    Ok(Place { token, space, key })
 }
 
 fn status(error: &ReplicaError) -> Status {

@@ -126,7 +126,7 @@ impl Lane {
 }
 
 fn place() -> Place {
-    Place { token: 1, tenant: TenantId::new("t").unwrap(), key: Key::new("k").unwrap() }
+    Place { token: 1, space: TenantId::new("t").unwrap().into(), key: Key::new("k").unwrap() }
 }
 
 fn record(stamp: u64) -> Record {

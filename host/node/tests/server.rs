@@ -160,7 +160,7 @@ fn request(key: &str, ask: Ask) -> Request {
     let tenant = TenantId::new("t").unwrap();
     let key = Key::new(key.to_owned()).unwrap();
     let token = witan_kernel::ring::token(&tenant, key.bytes());
-    Request { place: Place { token, tenant, key }, epoch: 1, ask }
+    Request { place: Place { token, space: tenant.into(), key }, epoch: 1, ask }
 }
 
 fn register(stamp: u64, value: Bytes) -> Encoded {

@@ -141,7 +141,7 @@ impl Lane {
 
     async fn ask(&mut self, key: &'static str, ask: Ask) -> Outcome {
         let tenant = TenantId::new("t").unwrap();
-        let place = Place { token: 1, tenant, key: Key::new(key).unwrap() };
+        let place = Place { token: 1, space: tenant.into(), key: Key::new(key).unwrap() };
         let request = request_to_wire(1, Request { place, epoch: 1, ask }, 0);
         for frame in seal_requests(vec![request]) {
             self.frames.send(ExchangeRequest { frame: Some(frame), ..ExchangeRequest::default() }).await.unwrap();

@@ -292,7 +292,7 @@ mod tests {
     use super::*;
 
     fn place(token: u64) -> Place {
-        Place { token, tenant: TenantId::new("t").unwrap(), key: Key::new("k").unwrap() }
+        Place { token, space: TenantId::new("t").unwrap().into(), key: Key::new("k").unwrap() }
     }
 
     fn claim(kind: DutyKind, range: &str, cursor: Vec<u8>) -> DutyOnRecord {

@@ -3,6 +3,7 @@
 
 mod merge;
 mod range;
+mod swap;
 
 use std::collections::BTreeSet;
 
@@ -10,11 +11,13 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use witan_coordinate::{Coordinator, World};
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::placement::Both;
+use witan_kernel::space::Space;
 
 use super::status::Board;
 use super::{Rate, Stores};
 use crate::Metrics;
 use range::Walk;
+pub(super) use swap::Swap;
 
 /// Ranges that are walked at a time: a ring has hundreds of ranges for each node, and most tenants have few records, so that most of the
 /// time would be spent waiting for one node after the other.
@@ -41,6 +44,10 @@ pub(super) struct Pass<'a, W: World> {
     pub(super) metrics: &'a Metrics,
     pub(super) board: &'a Board,
     pub(super) tenant: &'a TenantId,
+    /// The rows that are read.
+    pub(super) space: Space,
+    /// Where they go, if that is to rows of another generation; otherwise, to those of the same place.
+    pub(super) swap: Option<Swap<'a>>,
     /// The ranges, with the replicas that are read and those that are to have everything.
     pub(super) ranges: &'a [Both],
     /// The epoch of the step, or a later one at which the tenant was in it still: determined before anything is read.
@@ -65,6 +72,8 @@ pub(super) struct Copied {
     pub(super) bytes: u64,
     /// Why not everything was achieved, of one range in which that is so.
     pub(super) lacking: Option<String>,
+    /// On which key the hook of the coming generation faults.
+    pub(super) fault: Option<String>,
 }
 
 /// A node has a fence above the epoch of the pass: its tenant was changed since.
@@ -73,18 +82,32 @@ pub(super) struct Stale;
 
 impl<W: World> Pass<'_, W> {
     pub(super) async fn run(&self) -> Result<Copied, Stale> {
+        match &self.swap {
+            None => self.walk(self.ranges, false).await,
+            Some(swap) => self.run_swap(swap).await,
+        }
+    }
+
+    /// Walks ranges. `looks`: only to see what is there.
+    async fn walk(&self, ranges: &[Both], looks: bool) -> Result<Copied, Stale> {
         let mut all = Copied::default();
-        let (mut walks, mut ranges) = (FuturesUnordered::new(), self.ranges.iter());
-        walks.extend(ranges.by_ref().take(RANGES).map(|range| Walk::new(self, range).run()));
+        let (mut walks, mut ranges) = (FuturesUnordered::new(), ranges.iter());
+        walks.extend(ranges.by_ref().take(RANGES).map(|range| Walk::new(self, range, looks).run()));
         while let Some(walked) = walks.next().await {
             let (range, copied) = walked?;
-            walks.extend(ranges.next().map(|range| Walk::new(self, range).run()));
+            walks.extend(ranges.next().map(|range| Walk::new(self, range, looks).run()));
             all.records += copied.records;
             all.sent += copied.sent;
             all.bytes += copied.bytes;
             all.lacking = all.lacking.or(copied.lacking);
+            all.fault = all.fault.or(copied.fault);
             let (first, last) = range.tokens;
-            self.board.walked(self.tenant, copied.records, copied.bytes, last - first);
+            if !looks {
+                self.board.walked(self.tenant, copied.records, copied.bytes, last - first);
+            }
+            if all.fault.is_some() {
+                break;
+            }
             if all.lacking.is_some() && matches!(self.need, Need::Everything { .. }) {
                 // It has to be repeated: while it lasts, operations need both placements.
                 break;

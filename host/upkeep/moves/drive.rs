@@ -11,9 +11,10 @@ use tokio::time::{Instant, sleep};
 use witan_coordinate::World;
 use witan_kernel::backoff::{Backoff, seed};
 use witan_kernel::name::{NodeId, TenantId};
-use witan_kernel::placement::leader::{Do, Done, Obstacle, Plan, Situation, next, target};
+use witan_kernel::placement::leader::{Do, Done, NodeCondition, Obstacle, Plan, Situation, next, target};
+use witan_kernel::placement::sums::Sums;
 use witan_kernel::placement::{Moving, Placed, Step};
-use witan_kernel::port::{MoveTenant, PAGE, StoreError};
+use witan_kernel::port::{MoveTenant, PAGE, Replicas, StoreError};
 use witan_kernel::tenant::Tenant;
 
 use super::{AFTER_HINT, Ground, LOOK, Moves, Stores};
@@ -45,6 +46,8 @@ struct Known {
     lacking: Option<String>,
     /// Why the move is to be given up.
     failed: Option<String>,
+    /// What the coming rows of a move to another generation have acknowledged, and the preparation that they were made under.
+    sums: (u64, Sums),
     again: Backoff,
     not_before: Option<Instant>,
     conflicts: u32,
@@ -62,10 +65,17 @@ impl Known {
             until: None,
             lacking: None,
             failed: None,
+            sums: (0, Sums::default()),
             again: Backoff::new(first, longest, seed(&[id.bytes()])),
             not_before: None,
             conflicts: 0,
         }
+    }
+
+    /// What was acknowledged by rows that were prepared under this epoch; it is taken out.
+    fn take_sums(&mut self, prepared: u64) -> Sums {
+        let (of, sums) = std::mem::take(&mut self.sums);
+        if of == prepared { sums } else { Sums::default() }
     }
 
     /// Something has failed that only a new beginning repairs.
@@ -203,7 +213,11 @@ impl<W: World> Moves<W> {
             _ => BTreeSet::new(),
         };
         let at = Situation { tenant: &tenant, target, plan: plan.as_deref(), left_over: &left_over, done: known.done };
-        let doing = next(&at, |node| self.condition(&ground, node));
+        let needs = plan.as_ref().is_some_and(|plan| plan.to.generation > 0);
+        let doing = next(&at, |node| match self.condition(&ground, node) {
+            usable if usable.is_usable() && needs && !self.replicas().has_generations(node) => NodeCondition::Old,
+            condition => condition,
+        });
         let (moving, plan) = match (&doing, tenant.moving, plan) {
             (Do::Settled, ..) => return Ok(After::Later),
             (Do::Publish(step), ..) => return self.publish(&tenant, target, step.clone(), known).await,
@@ -297,7 +311,7 @@ impl<W: World> Moves<W> {
         let pause = known.again.failed();
         let to = tenant.moving.map_or(target, |moving| moving.to);
         tracing::warn!(
-            tenant = %id, ring = to.ring, replicas = to.replication_factor, %why,
+            tenant = %id, ring = to.ring, replicas = to.replication_factor, generation = to.generation, %why,
             "the tenant's move was given up, and begins anew in {pause:.1?}"
         );
         known.not_before = Some(Instant::now() + pause);
@@ -310,10 +324,12 @@ impl<W: World> Moves<W> {
         match (before.moving, after.moving) {
             (None, Some(Moving { to, .. })) => tracing::info!(
                 tenant = %id, from_ring = before.ring, from_replicas = before.replication_factor,
-                to_ring = to.ring, to_replicas = to.replication_factor, epoch, "a tenant begins to move"
+                from_generation = before.generation, to_ring = to.ring, to_replicas = to.replication_factor,
+                to_generation = to.generation, epoch, "a tenant begins to move"
             ),
             (Some(moving), None) if after.placed() == moving.to => tracing::info!(
-                tenant = %id, ring = after.ring, replicas = after.replication_factor, epoch, "a tenant has moved"
+                tenant = %id, ring = after.ring, replicas = after.replication_factor, generation = after.generation, epoch,
+                "a tenant has moved"
             ),
             (_, moving) => {
                 let step = moving.map_or("settled", |moving| moving.step.as_str());

@@ -10,13 +10,15 @@ use witan_coordinate::World;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, TenantId};
 use witan_kernel::placement::leader::{Plan, lost_rows};
+use witan_kernel::placement::sums::Sums;
 use witan_kernel::placement::{Both, Tokens};
 use witan_kernel::port::{Leftover, StoreError};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::scan::{CLEARED_RANGES, Clear, Purpose, Ranges};
+use witan_kernel::space::Space;
 use witan_kernel::tenant::Tenant;
 
-use super::copy::{Copied, Need, Pass, Stale};
+use super::copy::{Copied, Need, Pass, Stale, Swap};
 use super::{Ground, LOOK, Moves, Stores};
 
 /// How often what could not be cleaned is tried again.
@@ -151,7 +153,10 @@ impl<W: World> Moves<W> {
             return Err(Left::Later("a version of the ring that it refers to is not on record".to_owned()));
         };
         let lost = plan.leaving.get(node).cloned().unwrap_or_default();
-        if leftover.hand_over && !lost.is_empty() && !Fault::LeftoverDroppedUnseen.is_on() {
+        // What it has of a generation that came before the one of before is in that one: nothing moves on before it was handed over.
+        let (of, next) = (leftover.from.generation, leftover.to.generation);
+        let is_known = of == tenant.generation || next == tenant.generation;
+        if leftover.hand_over && is_known && !lost.is_empty() && !Fault::LeftoverDroppedUnseen.is_on() {
             self.hand_over(leftover, &lost, &tenant, followed, &ground).await?;
         }
         let dropped = self.drop_rows(leftover, &lost).await?;
@@ -173,7 +178,13 @@ impl<W: World> Moves<W> {
         let ring = ground.rings.version(tenant.ring);
         let ring =
             ring.ok_or_else(|| Left::Later("the version of the ring of the tenant is not on record".to_owned()))?;
-        let ranges: Vec<Both> = lost_rows(node, lost, (ring, tenant.replication_factor));
+        let (mut ranges, mut swap) = (lost_rows(node, lost, (ring, tenant.replication_factor)), None);
+        if leftover.from.generation != tenant.generation {
+            // Each row belongs at another token now.
+            let hooks = self.coordinator().ports().plugins.hooks(id);
+            swap = Some(Swap::new(tenant.placed(), ring, hooks, Sums::default()));
+            ranges = parts().map(|tokens| Both { tokens, old: vec![node.clone()], new: Vec::new() }).to_vec();
+        }
         let whole = self.whole([node]);
         let store = *whole.get(node).ok_or_else(|| {
             Left::Later(
@@ -185,12 +196,17 @@ impl<W: World> Moves<W> {
             Ok(_) => return Err(Left::Later("it has another store now".to_owned())),
             Err(error) => return Err(Left::Later(error.to_string())),
         }
-        let targets: Stores = self.whole(ranges.iter().flat_map(|range| &range.new));
+        let targets: Stores = match &swap {
+            None => self.whole(ranges.iter().flat_map(|range| &range.new)),
+            Some(_) => self.whole(ring.nodes()),
+        };
         let pass = Pass {
             coordinator: self.coordinator(),
             metrics: self.metrics(),
             board: &self.board,
             tenant: id,
+            space: Space::new(id, leftover.from.generation),
+            swap,
             ranges: &ranges,
             epoch,
             sources: &whole,
@@ -199,6 +215,7 @@ impl<W: World> Moves<W> {
             rate: None,
         };
         match pass.run().await {
+            Ok(Copied { fault: Some(why), .. }) => Err(Left::Later(why)),
             Ok(Copied { lacking: None, sent, .. }) => {
                 tracing::debug!(tenant = %id, %node, sent, "a node has handed over what it has lost");
                 Ok(())
@@ -212,8 +229,8 @@ impl<W: World> Moves<W> {
         let (until, mut records) = (Instant::now() + DROPS, 0);
         for ranges in lost.chunks(CLEARED_RANGES) {
             loop {
-                let (tenant, ranges) = (leftover.tenant.clone(), ranges.to_vec());
-                let clear = Clear { tenant, ranges, epoch: leftover.epoch, purpose: Purpose::Leave };
+                let space = Space::new(&leftover.tenant, leftover.from.generation);
+                let clear = Clear { space, ranges: ranges.to_vec(), epoch: leftover.epoch, purpose: Purpose::Leave };
                 match self.replicas().clear(&leftover.node, clear).await {
                     Ok(cleared) => {
                         records += cleared.records;
@@ -228,4 +245,12 @@ impl<W: World> Moves<W> {
         }
         Ok(records)
     }
+}
+
+/// The tokens in eight parts, as many as are walked at a time.
+fn parts() -> [Tokens; 8] {
+    std::array::from_fn(|part| {
+        let first = (part as u64) << 61;
+        (first, first | ((1 << 61) - 1))
+    })
 }

@@ -172,7 +172,7 @@ impl<W: World> Sweeping<'_, W> {
         let mut tenants: BTreeMap<TenantId, Option<Kept>> = BTreeMap::new();
         let mut found = Vec::with_capacity(candidates.len());
         for candidate in candidates {
-            let tenant = &candidate.place.tenant;
+            let tenant = &candidate.place.tenant();
             if !tenants.contains_key(tenant) {
                 let kept = self.is_settled(tenant, candidate.placed).await.err();
                 tenants.insert(tenant.clone(), kept);
@@ -204,7 +204,7 @@ impl<W: World> Sweeping<'_, W> {
     }
 
     fn kept(&mut self, candidate: &Candidate, why: Kept) {
-        tracing::debug!(tenant = %candidate.place.tenant, key = %candidate.place.key, ?why, "a deleted key's rows stay for now");
+        tracing::debug!(tenant = %candidate.place.space, key = %candidate.place.key, ?why, "a deleted key's rows stay for now");
         self.metrics.tombstones_kept(why.as_str()).inc();
         self.collecting.keep(why, candidate.since);
     }

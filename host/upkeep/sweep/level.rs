@@ -10,12 +10,13 @@ use witan_coordinate::World;
 use witan_kernel::burial::micros;
 use witan_kernel::digest::{Among, Digests, Wanted, differing};
 use witan_kernel::limit::PerReplica;
-use witan_kernel::name::{NodeId, TenantId};
+use witan_kernel::name::NodeId;
 use witan_kernel::placement::Tokens;
 use witan_kernel::port::Clock;
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::ring::ReplicaRange;
 use witan_kernel::scan::Ranges;
+use witan_kernel::space::Space;
 
 use super::walk::{PAUSE, TRIES};
 use super::{RECORD_BYTES, REPORT_EVERY, Stopped, Sweeping};
@@ -120,7 +121,7 @@ impl<W: World> Sweeping<'_, W> {
         }
         let to = answered.iter().map(|(_, answer)| answer.to).min().unwrap_or(range.to);
         let among = self.among(version, range, &answered).await?;
-        let of = |tenant: &TenantId| among.get(tenant).cloned().unwrap_or(Among::Unclear);
+        let of = |space: &Space| among.get(space).cloned().unwrap_or(Among::Unclear);
         let (spans, level) = differing(&answered, (from, to), self.collected_before(), of);
         Ok(Compared { to, spans, level, incomplete })
     }
@@ -134,9 +135,9 @@ impl<W: World> Sweeping<'_, W> {
 
     async fn digests(&self, node: &NodeId, tokens: Tokens) -> Result<Digests, ReplicaError> {
         let replicas = &self.coordinator.ports().replicas;
-        let mut tries = 0;
+        let (mut tries, space) = (0, self.space().await);
         loop {
-            let wanted = Wanted { tenant: self.sweep.tenant.clone(), tokens };
+            let wanted = Wanted { space: space.clone(), tokens };
             let why = match replicas.digests(node, wanted).await {
                 Ok(answer) if self.met.get(node).is_some_and(|met| met.store == answer.store) => return Ok(answer),
                 Ok(_) => return Err(ReplicaError::Lost(node.clone())),
@@ -151,23 +152,25 @@ impl<W: World> Sweeping<'_, W> {
         }
     }
 
-    /// For each tenant in some answers, among whom its records are to be compared.
+    /// For each space in some answers, among whom its records are to be compared.
     async fn among(
         &mut self,
         version: u64,
         range: &ReplicaRange,
         answers: &[(u8, Digests)],
-    ) -> Result<BTreeMap<TenantId, Among>, Stopped> {
-        let mut all: BTreeMap<TenantId, Among> = BTreeMap::new();
+    ) -> Result<BTreeMap<Space, Among>, Stopped> {
+        let mut all: BTreeMap<Space, Among> = BTreeMap::new();
         for leaf in answers.iter().flat_map(|(_, answer)| &answer.leaves) {
-            if all.contains_key(&leaf.tenant) {
+            if all.contains_key(&leaf.space) {
                 continue;
             }
-            let among = match self.tenant(&leaf.tenant).await? {
-                Some(tenant) if tenant.ring == version => self.replicas_of(range, tenant.replication_factor),
+            let among = match self.tenant(&leaf.space.tenant()).await? {
+                Some(tenant) if tenant.ring == version && tenant.generation == leaf.space.generation() => {
+                    self.replicas_of(range, tenant.replication_factor)
+                }
                 _ => Among::Nobody,
             };
-            all.insert(leaf.tenant.clone(), among);
+            all.insert(leaf.space.clone(), among);
         }
         Ok(all)
     }

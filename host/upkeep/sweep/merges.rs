@@ -187,7 +187,7 @@ impl<'a, W: World> Merges<'a, W> {
     }
 
     fn failed(&mut self, merge: &Merge, error: &str) {
-        tracing::warn!(node = %merge.node, tenant = %merge.place.tenant, %error, "a replica could not be repaired");
+        tracing::warn!(node = %merge.node, tenant = %merge.place.space, %error, "a replica could not be repaired");
         if self.unrepaired.iter().all(|(unrepaired, _)| *unrepaired != merge.replica) {
             self.unrepaired.push((merge.replica, error.to_owned()));
         }
@@ -234,7 +234,7 @@ impl<'a, W: World> Merges<'a, W> {
             // What is stored may be merged under any settings, as long as there is the tenant: this one, and known to be there since, and
             // where it was.
             let followed = self.coordinator.followed();
-            match self.coordinator.ports().tenants.cached(&merge.place.tenant) {
+            match self.coordinator.ports().tenants.cached(&merge.place.tenant()) {
                 Some(tenant) if tenant.deleted_at_ms.is_some() || tenant.placed() != merge.sources.placed => {
                     self.bytes -= merge.record.0.len();
                     return;

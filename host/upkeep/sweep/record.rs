@@ -23,10 +23,10 @@ impl<W: World> Sweeping<'_, W> {
     /// Compares the replicas' versions of one key, and sends the merge to those that lack it.
     pub(super) async fn record(&mut self, walking: &mut Walking<'_, W>, joined: Joined) -> Result<(), Stopped> {
         let Joined { place, held } = joined;
-        match self.tenant(&place.tenant).await? {
+        match self.tenant(&place.tenant()).await? {
             None => self.swept.skipped += 1,
             // Its records are compared where it is.
-            Some(tenant) if tenant.ring != walking.version => {}
+            Some(tenant) if tenant.ring != walking.version || tenant.generation != place.space.generation() => {}
             Some(tenant) => {
                 self.swept.scanned += 1;
                 self.metrics.swept_records.inc();
@@ -82,7 +82,7 @@ impl<W: World> Sweeping<'_, W> {
                 }
             }
             Err(error) => {
-                tracing::error!(tenant = %place.tenant, key = %place.key, %error, "a record cannot be repaired");
+                tracing::error!(tenant = %place.space, key = %place.key, %error, "a record cannot be repaired");
                 self.swept.failed += 1;
                 walking.failed = true;
             }

@@ -106,10 +106,11 @@ impl<W: World> Sweeping<'_, W> {
         }
         let (records, bytes) = page_size(&self.sweep, walking.replicas.len());
         let (from, to) = walking.range;
+        let space = self.space().await;
         let now = Instant::now();
         let asks = starved.iter().map(|replica| {
-            let (tenant, after) = (self.sweep.tenant.clone(), walking.join.after(*replica).cloned());
-            let scan = Scan { tenant, after, records, bytes, ..Scan::between(from, to) };
+            let (space, after) = (space.clone(), walking.join.after(*replica).cloned());
+            let scan = Scan { space, after, records, bytes, ..Scan::between(from, to) };
             self.page(&walking.replicas[usize::from(*replica)], scan)
         });
         let pages: Vec<Result<Page, String>> = join_all(asks).await;

@@ -13,7 +13,7 @@ pub(super) fn cursor(input: &[u8]) -> Seen {
         None => Seen::of((0, input.len().min(12), input.first() == Some(&1))),
         Some(place) => {
             assert_eq!(to_cursor(&place), bytes, "the cursor has another encoding");
-            Seen::of((1, place.tenant.bytes().len().min(3), place.key.bytes().len().min(3)))
+            Seen::of((1, place.space.bytes().len().min(3), place.key.bytes().len().min(3)))
         }
     }
 }

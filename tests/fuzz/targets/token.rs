@@ -105,7 +105,7 @@ pub(super) fn page(input: &[u8]) -> Seen {
     let Some((token, rest)) = input.split_first_chunk::<8>() else { return Seen(0) };
     let (change, key) = rest.split_first().map_or((0, rest), |(change, key)| (*change, key));
     let after = Key::new(Bytes::copy_from_slice(key)).ok();
-    let at = witan_coordinate::Resume { token: u64::from_be_bytes(*token), after };
+    let at = witan_coordinate::Resume { generation: u32::from(change & 3), token: u64::from_be_bytes(*token), after };
     let written = page_token::write(&tenant, &prefix, &at);
     assert_eq!(page_token::read(&tenant, &prefix, &written).as_ref(), Ok(&at));
     assert!(page_token::read(&tenant, &Bytes::new(), &written).is_err());

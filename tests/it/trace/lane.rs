@@ -105,7 +105,7 @@ fn request(number: u64) -> Request {
         };
         Ask::Put(put.into())
     };
-    Request { place: Place { token, tenant, key }, epoch: 0, ask }
+    Request { place: Place { token, space: tenant.into(), key }, epoch: 0, ask }
 }
 
 /// The numbers of the writes in a journal's bytes, each with the end of its first occurrence. A rewritten record also contains older

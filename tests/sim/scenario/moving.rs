@@ -116,6 +116,29 @@ fn change(rng: &mut StdRng, scenario: &Scenario) -> Change {
     }
 }
 
+/// The same as these two, and tenants get other partition hooks meanwhile: their records move to other rows, mostly of the same nodes.
+pub(super) fn swaps(rng: &mut StdRng, scenario: Scenario) -> Scenario {
+    let is_split = rng.random_bool(0.6);
+    let mut scenario = if is_split { split(rng, scenario) } else { moves(rng, scenario) };
+    let tenants = scenario.casts.len();
+    for act in &mut scenario.acts {
+        let Act::Move { changes, .. } = act else { continue };
+        let swap = (200, Change::Swap(rng.random_range(0..tenants)));
+        if is_split || rng.random_bool(0.5) {
+            changes[0] = swap;
+        } else {
+            changes.insert(0, swap);
+        }
+        if rng.random_bool(0.5) {
+            changes.push((rng.random_range(0..=3000), Change::Swap(rng.random_range(0..tenants))));
+        }
+        if rng.random_bool(0.3) {
+            changes.push((rng.random_range(0..=2000), Change::TakeBack));
+        }
+    }
+    scenario
+}
+
 /// Three nodes and one that joins, or a factor that changes, while what two coordinators reach has as little in common as may be, and one
 /// of them hears of nothing any longer from some step on: what each step rests on is all that holds.
 pub(super) fn split(rng: &mut StdRng, mut scenario: Scenario) -> Scenario {

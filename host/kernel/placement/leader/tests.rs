@@ -111,6 +111,46 @@ fn a_move_that_is_not_wanted_any_longer_is_given_up_unless_it_is_nearly_done() {
     assert_eq!(next_of(&at(Step::Cutover), to, of_before, usable), Do::Drain(7), "of another step");
 }
 
+/// To another generation, on the same nodes: every row of each is another one.
+#[test]
+fn a_swap_moves_everything_of_the_same_nodes() {
+    let five = tenant(placed(0, 3), None);
+    let to = Placed { generation: 1, ..placed(0, 3) };
+    let plan = Plan::new(five.placed(), to, &rings()).unwrap();
+    let all: BTreeSet<NodeId> = (1..=5).map(node).collect();
+    assert!(plan.is_swap() && !plan.moves_nothing());
+    assert_eq!((plan.old_nodes(), plan.new_nodes()), (all.clone(), all.clone()));
+    for of in [&plan.entering, &plan.leaving] {
+        assert!(of.values().all(|tokens| *tokens == [(0, u64::MAX)]) && of.keys().eq(&all));
+    }
+    assert_eq!((plan.ranges[0].tokens.0, plan.ranges.last().unwrap().tokens.1), (0, u64::MAX));
+    assert!(plan.ranges.iter().all(|range| range.old.len() == 3 && range.new.is_empty()));
+    // It waits for whatever is left anywhere, and every node has to have room.
+    let left_over = BTreeSet::from([node(2)]);
+    let at = Situation { tenant: &five, target: to, plan: Some(&plan), left_over: &left_over, done: Done::default() };
+    assert_eq!(next(&at, usable), Do::Wait(Obstacle::Leftover(node(2))));
+    let full = |id: &NodeId| if *id == node(4) { NodeCondition::TooFull } else { NodeCondition::Usable };
+    assert!(matches!(next_of(&five, to, Done::default(), full), Do::Wait(Obstacle::Node(_, NodeCondition::TooFull))));
+    assert_eq!(next_of(&five, to, Done::default(), usable), Do::Publish(MoveTenant::Prepare(to)));
+}
+
+/// Not wanted any longer, it is given up in its last step too: no number is used again, so there would be no way back.
+#[test]
+fn a_swap_that_is_taken_back_is_given_up_in_each_step() {
+    let to = Placed { generation: 1, ..placed(0, 3) };
+    let at = |step| tenant(placed(0, 3), Some(Moving { to, step, prepared: 5, since: 7 }));
+    for step in [Step::DualWrite, Step::Cutover] {
+        let given_up = next_of(&at(step), placed(0, 3), Done::default(), usable);
+        assert_eq!(given_up, Do::Publish(MoveTenant::GiveUp((1..=5).map(node).collect())), "{step:?}");
+    }
+    // Another ring meanwhile is no reason.
+    let elsewhere = Placed { generation: 1, ..placed(1, 3) };
+    assert_eq!(next_of(&at(Step::Cutover), elsewhere, Done::default(), usable), Do::Drain(7));
+    let copied = Done { drained: true, completed: true, verified: true, ..Done::under(7) };
+    let finished = next_of(&at(Step::Cutover), to, copied, usable);
+    assert_eq!(finished, Do::Publish(MoveTenant::Finish((1..=5).map(node).collect())));
+}
+
 #[test]
 fn what_changes_no_replicas_copies_nothing() {
     let to = placed(3, 3);

@@ -134,7 +134,7 @@ fn nothing_is_dropped_below_the_fence_or_in_a_store_that_is_not_on_record() {
     assert!(bench.store.set_on_record(false));
     assert_eq!(bench.one(at(1), collect(&tombstone())).0, KEPT);
     bench.store.set_on_record(true);
-    bench.store.raise_fence(Some(&at(1).tenant), 1).unwrap();
+    bench.store.raise_fence(Some(&at(1).tenant()), 1).unwrap();
     assert_eq!(bench.one(at(1), collect(&tombstone())).0, Err(ReplicaError::StaleEpoch));
     bench.epoch = 1;
     assert_eq!(bench.one(at(1), collect(&tombstone())).0, DROPPED);

@@ -10,17 +10,19 @@ use witan_coordinate::World;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId};
 use witan_kernel::placement::Both;
-use witan_kernel::placement::leader::{is_copied, quorum, sources_wanted};
+use witan_kernel::placement::leader::{is_copied, quorum, quorum_of, sources_wanted};
 use witan_kernel::port::Clock;
 use witan_kernel::record::{Encoded, Record};
 use witan_kernel::replica::{Place, ReplicaError};
 use witan_kernel::scan::{Held, Join, Joined, Page, Ranges, Scan, Step, Unmergeable, difference_kept};
 
 use super::merge::merge;
+use super::swap::Goes;
 use super::{Copied, Need, Pass, Stale};
 use crate::moves::Rate;
 use crate::sweep::RECORD_BYTES;
 use crate::sweep::fresh::FRESH;
+use witan_kernel::sync::lock;
 
 /// Merges of one range that are under way: with eight ranges at a time as many as a sweep has in four.
 const UNDER_WAY: usize = 64;
@@ -33,8 +35,21 @@ const READ_AGAIN: u32 = 3;
 /// Pause before the second attempt; twice as long before the third.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// A merge that was sent: to which of the walk's nodes, of how many bytes, and how it ended.
-type Sent = (usize, usize, Result<(), ReplicaError>);
+/// A record that was sent.
+struct Sent {
+    to: To,
+    bytes: usize,
+    /// How it ended at each node.
+    ended: Vec<(NodeId, Result<(), ReplicaError>)>,
+}
+
+/// Where a record was sent.
+enum To {
+    /// To one of the walk's nodes.
+    Member(usize),
+    /// To the replicas of its coming place, of which this number were to be sent it. It was read at this place.
+    Coming(usize, Place, Encoded),
+}
 
 /// A node, as it takes part in the walk of a range.
 struct Member<'a> {
@@ -63,11 +78,15 @@ pub(super) struct Walk<'a, W: World> {
     again: u32,
     under_way: FuturesUnordered<Pin<Box<dyn Future<Output = Sent> + Send + 'a>>>,
     bytes: usize,
+    /// Nothing is sent.
+    looks: bool,
+    /// Why some record is not on enough of its coming replicas.
+    missed: Option<String>,
     copied: Copied,
 }
 
 impl<'a, W: World> Walk<'a, W> {
-    pub(super) fn new(pass: &'a Pass<'a, W>, range: &'a Both) -> Self {
+    pub(super) fn new(pass: &'a Pass<'a, W>, range: &'a Both, looks: bool) -> Self {
         let also = range.new.iter().filter(|node| !range.old.contains(node));
         let members: Vec<Member<'a>> = range
             .old
@@ -88,7 +107,20 @@ impl<'a, W: World> Walk<'a, W> {
             }
         }
         let (read, under_way) = (vec![Instant::now(); members.len()], FuturesUnordered::new());
-        Self { pass, range, members, join, read, at: None, again: 0, under_way, bytes: 0, copied: Copied::default() }
+        Self {
+            pass,
+            range,
+            members,
+            join,
+            read,
+            at: None,
+            again: 0,
+            under_way,
+            bytes: 0,
+            looks,
+            missed: None,
+            copied: Copied::default(),
+        }
     }
 
     pub(super) async fn run(mut self) -> Result<(&'a Both, Copied), Stale> {
@@ -119,6 +151,9 @@ impl<'a, W: World> Walk<'a, W> {
                     let place = joined.place.clone();
                     self.record(joined).await?;
                     (self.at, self.again) = (Some(place), 0);
+                    if self.copied.fault.is_some() || self.copied.lacking.is_some() && self.pass.swap.is_some() {
+                        break;
+                    }
                 }
                 Step::End => break,
             }
@@ -180,7 +215,7 @@ impl<'a, W: World> Walk<'a, W> {
         // What is copied first may come from anybody.
         let epoch = if matches!(self.pass.need, Need::Nothing) { 0 } else { self.pass.epoch };
         let after = self.join.after(index).cloned();
-        let scan = Scan { tenant: Some(self.pass.tenant.clone()), after, epoch, ..Scan::between(from, to) };
+        let scan = Scan { space: Some(self.pass.space.clone()), after, epoch, ..Scan::between(from, to) };
         page(self.pass, node, store, scan)
     }
 
@@ -210,7 +245,7 @@ impl<'a, W: World> Walk<'a, W> {
                     self.unreadable(index, &mut have);
                 }
                 Err(error @ Unmergeable::WrongMode(_)) => {
-                    tracing::error!(tenant = %place.tenant, key = %place.key, %error, "a record cannot be moved");
+                    tracing::error!(tenant = %place.space, key = %place.key, %error, "a record cannot be moved");
                     self.copied.lacking.get_or_insert(format!("a record cannot be merged: {error}"));
                     return Ok(());
                 }
@@ -218,6 +253,9 @@ impl<'a, W: World> Walk<'a, W> {
         };
         if Fault::MoveSkipsTombstones.is_on() && is_deleted(&record) {
             return Ok(());
+        }
+        if self.pass.swap.is_some() {
+            return self.send_anew(place, record).await;
         }
         let has = |index: usize| have.iter().any(|(known, _)| usize::from(*known) == index);
         let lacks = |index: usize| !has(index) || lacking.iter().any(|known| usize::from(*known) == index);
@@ -246,34 +284,104 @@ impl<'a, W: World> Walk<'a, W> {
             return Ok(());
         }
         let bytes = record.0.len();
+        self.make_room(bytes).await?;
+        let (pass, node) = (self.pass, self.members[index].node);
+        let (place, record, read) = (place.clone(), record.clone(), self.oldest(&[]));
+        self.under_way.push(Box::pin(async move {
+            let ended = merge(pass.coordinator, node, &place, &record, pass.epoch, read).await;
+            Sent { to: To::Member(index), bytes, ended: vec![(node.clone(), ended)] }
+        }));
+        Ok(())
+    }
+
+    async fn make_room(&mut self, bytes: usize) -> Result<(), Stale> {
         while !self.under_way.is_empty() && (self.under_way.len() >= UNDER_WAY || self.bytes + bytes > BYTES) {
             let most = self.under_way.len() - 1;
             self.settle(most).await?;
         }
-        let (pass, node) = (self.pass, self.members[index].node);
-        let (place, record, read) = (place.clone(), record.clone(), self.oldest(&[]));
         self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Sends a record to all replicas of its place in the coming generation.
+    async fn send_anew(&mut self, place: Place, record: Encoded) -> Result<(), Stale> {
+        let pass = self.pass;
+        let Some(swap) = &pass.swap else { return Ok(()) };
+        if self.looks {
+            lock(&swap.read).add(&place, &record);
+            return Ok(());
+        }
+        let (coming, nodes) = match swap.goes(pass.tenant, &place.key).await {
+            Goes::To(coming, nodes) => (coming, nodes),
+            Goes::Unknown => {
+                let generation = swap.to.generation;
+                let why = format!("the routing hook of generation {generation} is not known to this coordinator yet");
+                self.copied.lacking.get_or_insert(why);
+                return Ok(());
+            }
+            Goes::Fault(why) => {
+                self.copied.fault = Some(why);
+                return Ok(());
+            }
+        };
+        let coming = if Fault::SwapLeftoverMisplaced.is_on() && matches!(pass.need, Need::HandOver) {
+            Place { token: place.token, ..coming }
+        } else {
+            coming
+        };
+        let bytes = record.0.len();
+        self.make_room(bytes).await?;
+        let (read, all) = (self.oldest(&[]), nodes.len());
         self.under_way.push(Box::pin(async move {
-            let ended = merge(pass.coordinator, node, &place, &record, pass.epoch, read).await;
-            (index, record.0.len(), ended)
+            // One whose store is not the one on record, or not the one that was prepared, has nothing that counts.
+            let counts = nodes.into_iter().filter(|node| pass.targets.contains_key(node));
+            let ended = join_all(counts.map(async |node| {
+                let ended = merge(pass.coordinator, &node, &coming, &record, pass.epoch, read).await;
+                (node, ended)
+            }));
+            let ended = ended.await;
+            Sent { to: To::Coming(all, place, record), bytes, ended }
         }));
         Ok(())
+    }
+
+    /// Notes what a record's coming replicas have answered.
+    fn came(&mut self, all: usize, place: &Place, record: &Encoded, ended: &[(NodeId, Result<(), ReplicaError>)]) {
+        let has = ended.iter().filter(|(_, ended)| ended.is_ok()).count();
+        let needed = if matches!(self.pass.need, Need::HandOver) { quorum_of(all) } else { all };
+        if let Some(swap) = &self.pass.swap {
+            let mut known = lock(&swap.known);
+            if has == all { known.add(place, record) } else { known.lacks(place.token) }
+        }
+        if has < needed {
+            let why = ended.iter().find_map(|(node, ended)| Some(format!("node {node}: {}", ended.as_ref().err()?)));
+            let why = why.unwrap_or_else(|| "a node cannot be used".to_owned());
+            self.missed.get_or_insert(why);
+        }
     }
 
     /// Waits until at most this number of merges is under way.
     async fn settle(&mut self, most: usize) -> Result<(), Stale> {
         while self.under_way.len() > most {
-            let Some((index, bytes, ended)) = self.under_way.next().await else { break };
+            let Some(Sent { to, bytes, ended }) = self.under_way.next().await else { break };
             self.bytes -= bytes;
-            match ended {
-                Ok(()) => {
-                    self.copied.sent += 1;
-                    self.copied.bytes += bytes as u64;
-                    self.pass.metrics.moved_records.inc();
-                    self.pass.metrics.moved_bytes.inc_by(bytes as u64);
+            for (_, ended) in &ended {
+                match (ended, &to) {
+                    (Ok(()), _) => {
+                        self.copied.sent += 1;
+                        self.copied.bytes += bytes as u64;
+                        self.pass.metrics.moved_records.inc();
+                        self.pass.metrics.moved_bytes.inc_by(bytes as u64);
+                    }
+                    (Err(ReplicaError::StaleEpoch), _) => return Err(Stale),
+                    (Err(error), To::Member(index)) => {
+                        self.members[*index].failed.get_or_insert(error.to_string());
+                    }
+                    (Err(_), To::Coming(..)) => {}
                 }
-                Err(ReplicaError::StaleEpoch) => return Err(Stale),
-                Err(error) => drop(self.members[index].failed.get_or_insert(error.to_string())),
+            }
+            if let To::Coming(all, place, record) = to {
+                self.came(all, &place, &record, &ended);
             }
         }
         Ok(())
@@ -290,12 +398,15 @@ impl<'a, W: World> Walk<'a, W> {
         let counts = |member: &&Member<'_>| member.is_target && member.failed.is_none() && is_steady(member);
         let has = |node: &NodeId| self.members.iter().filter(counts).any(|member| member.node == node);
         let wanted = match self.pass.need {
-            Need::Nothing => return self.members.iter().find_map(Self::why),
+            Need::Nothing => return self.members.iter().find_map(Self::why).or_else(|| self.missed.clone()),
             Need::Everything { lost } => sources_wanted(&self.range.old, |node| lost.contains(node)),
             Need::HandOver => self.range.old.len(),
         };
         if read < wanted {
             return Some(self.because(format!("{wanted} replicas of before must be read to the end, and {read} were")));
+        }
+        if self.pass.swap.is_some() {
+            return self.missed.as_ref().map(|why| format!("too few replicas of after have everything ({why})"));
         }
         let is_enough = match self.pass.need {
             Need::HandOver => self.range.new.iter().filter(|node| has(node)).count() >= quorum(&self.range.new),

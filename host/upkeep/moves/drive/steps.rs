@@ -9,12 +9,17 @@ use witan_coordinate::World;
 use witan_kernel::fault::Fault;
 use witan_kernel::name::{NodeId, StoreId, TenantId};
 use witan_kernel::placement::leader::{Do, Plan, is_fenced};
+use witan_kernel::placement::sums::Sums;
 use witan_kernel::placement::{Both, Moving, Tokens};
+use witan_kernel::port::{
+    MIGRATION_TEXT_BYTES, MIGRATIONS, Migration, MigrationProgress, MigrationStatus, PlacementChange, StoreError,
+};
 use witan_kernel::replica::ReplicaError;
 use witan_kernel::scan::{Clear, Cleared, Purpose, Ranges};
+use witan_kernel::space::Space;
 
 use super::{Known, PAUSE};
-use crate::moves::copy::{Copied, Need, Pass, Stale};
+use crate::moves::copy::{Copied, Need, Pass, Stale, Swap};
 use crate::moves::{Ground, Moves, Rate, Stores};
 
 /// Nodes that are asked at a time.
@@ -136,7 +141,8 @@ impl<W: World> Moves<W> {
         at: &'a At<'a>,
         epoch: u64,
     ) -> impl Stream<Item = (&'a NodeId, Result<Cleared, NotEntered>)> + Send + Unpin {
-        let ask = |(node, ranges): (&'a NodeId, &'a Vec<Tokens>)| self.enter(at.id, node, ranges, epoch);
+        let space = Space::new(at.id, at.plan.to.generation);
+        let ask = |(node, ranges): (&'a NodeId, &'a Vec<Tokens>)| self.enter(space.clone(), node, ranges, epoch);
         let asks: Vec<_> = at.plan.entering.iter().map(ask).collect();
         Box::pin(stream::iter(asks).buffer_unordered(NODES))
     }
@@ -144,15 +150,15 @@ impl<W: World> Moves<W> {
     /// Has a node drop what it has of the rows that it gets, however long that takes. It fails when the node does not answer for long.
     async fn enter<'a>(
         &self,
-        id: &TenantId,
+        space: Space,
         node: &'a NodeId,
         ranges: &[Tokens],
         epoch: u64,
     ) -> (&'a NodeId, Result<Cleared, NotEntered>) {
         let (ends, mut patience) = (Instant::now() + DROPS, Instant::now() + ENTERS);
         loop {
-            let (tenant, ranges) = (id.clone(), ranges.to_vec());
-            let clear = Clear { tenant, ranges, epoch, purpose: Purpose::Enter };
+            let (space, ranges) = (space.clone(), ranges.to_vec());
+            let clear = Clear { space, ranges, epoch, purpose: Purpose::Enter };
             let error = match self.replicas().clear(node, clear).await {
                 Ok(cleared) => return (node, Ok(cleared)),
                 Err(ReplicaError::StaleEpoch) => return (node, Err(NotEntered::Stale)),
@@ -173,8 +179,12 @@ impl<W: World> Moves<W> {
         let rate = Rate::new(self, at.plan);
         let (sources, targets) = (self.whole(&at.plan.old_nodes()), self.whole(&at.plan.new_nodes()));
         let began = Instant::now();
-        let pass = self.pass(at, &at.plan.ranges, (&sources, &targets), Need::Nothing, Some(&rate));
-        match pass.run().await {
+        let swap = self.swap(at, known.take_sums(at.moving.prepared));
+        let pass = self.pass(at, (&sources, &targets), Need::Nothing, Some(&rate), swap);
+        let copied = pass.run().await;
+        known.sums = (at.moving.prepared, pass.swap.map(Swap::into_known).unwrap_or_default());
+        match copied {
+            Ok(Copied { fault: Some(why), .. }) => self.hook_faults(at, why, known).await,
             Ok(Copied { sent, lacking, records, .. }) => {
                 (known.passes, known.stale) = (known.passes + 1, 0);
                 known.took = known.took.max(began.elapsed());
@@ -187,20 +197,60 @@ impl<W: World> Moves<W> {
         }
     }
 
+    /// Where the rows of a move to another generation go. `known`: what they have acknowledged.
+    fn swap<'a>(&self, at: &At<'a>, known: Sums) -> Option<Swap<'a>> {
+        let to = Some(at.plan.to).filter(|_| at.plan.is_swap())?;
+        let hooks = self.coordinator().ports().plugins.hooks(at.id);
+        Some(Swap::new(to, at.ground.rings.version(to.ring)?, hooks, known))
+    }
+
+    /// The partition hook of the coming generation faults on a key: the change is given up, and says so.
+    async fn hook_faults(&self, at: &At<'_>, why: String, known: &mut Known) -> Stepped {
+        tracing::warn!(tenant = %at.id, %why, "a tenant cannot be moved to another generation");
+        match self.withdraw(at, &why).await {
+            // The tenant is read again, and is not to have that generation any longer.
+            Ok(true) => Stepped::Next,
+            Ok(false) => {
+                known.fail(why);
+                Stepped::Next
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a change that fails could not be put on record");
+                Stepped::Pause
+            }
+        }
+    }
+
+    /// Takes back the change that wants the coming generation, with the reason. False if there is none.
+    async fn withdraw(&self, at: &At<'_>, why: &str) -> Result<bool, StoreError> {
+        let wanted = PlacementChange::Generation { tenant: at.id.clone(), generation: at.moving.to.generation };
+        let all = self.metadata().migrations(None, MIGRATIONS as u32).await?;
+        let is_it = |of: &&Migration| !of.status.has_ended() && of.change == wanted;
+        let Some(number) = all.iter().find(is_it).map(|of| of.number) else { return Ok(false) };
+        let mut message = why.to_owned();
+        message.truncate(message.floor_char_boundary(MIGRATION_TEXT_BYTES));
+        let progress = MigrationProgress { message, ..MigrationProgress::default() };
+        self.metadata().note_migration(number, MigrationStatus::InProgress, progress, self.now_ms()).await?;
+        self.metadata().cancel_migration(number, self.now_ms()).await?;
+        Ok(true)
+    }
+
     fn pass<'a>(
         &'a self,
         at: &At<'a>,
-        ranges: &'a [Both],
         (sources, targets): (&'a Stores, &'a Stores),
         need: Need<'a>,
         rate: Option<&'a Rate<'a, W>>,
+        swap: Option<Swap<'a>>,
     ) -> Pass<'a, W> {
         Pass {
             coordinator: self.coordinator(),
             metrics: self.metrics(),
             board: &self.board,
             tenant: at.id,
-            ranges,
+            space: Space::new(at.id, at.plan.from.generation),
+            swap,
+            ranges: &at.plan.ranges,
             epoch: at.epoch,
             sources,
             targets,
@@ -237,7 +287,9 @@ impl<W: World> Moves<W> {
         }
         let most = COMPLETES.max(known.took * TIMES);
         let until = *known.until.get_or_insert_with(|| Instant::now() + most);
-        let attempt = timeout_at(until, self.attempt(at, epoch)).await;
+        let mut sums = known.take_sums(at.moving.prepared);
+        let attempt = timeout_at(until, self.attempt(at, epoch, &mut sums)).await;
+        known.sums = (at.moving.prepared, sums);
         let why = match attempt {
             Ok(Ok(entered)) => {
                 known.entered = entered;
@@ -251,6 +303,7 @@ impl<W: World> Moves<W> {
                 }
                 "the tenant was changed again and again".to_owned()
             }
+            Ok(Err(Missed::Fault(why))) => return self.hook_faults(at, why, known).await,
             Ok(Err(Missed::Other(why))) => {
                 known.fail(why);
                 return Stepped::Next;
@@ -270,7 +323,7 @@ impl<W: World> Moves<W> {
     }
 
     /// One attempt at the last copy. Returns the stores of the nodes that have got rows.
-    async fn attempt(&self, at: &At<'_>, epoch: u64) -> Result<Stores, Missed> {
+    async fn attempt(&self, at: &At<'_>, epoch: u64, sums: &mut Sums) -> Result<Stores, Missed> {
         let entered = self.still_entered(at).await?;
         if Fault::MoveDeltaSkipped.is_on() {
             return Ok(entered);
@@ -281,8 +334,11 @@ impl<W: World> Moves<W> {
         let sources = if Fault::MoveUnfenced.is_on() { whole } else { self.fenced(at.id, whole, epoch).await };
         let lost = at.ground.lost();
         let need = Need::Everything { lost: &lost };
-        let copied = self.pass(at, &at.plan.ranges, (&sources, &targets), need, None).run().await;
+        let pass = self.pass(at, (&sources, &targets), need, None, self.swap(at, std::mem::take(sums)));
+        let copied = pass.run().await;
+        *sums = pass.swap.map(Swap::into_known).unwrap_or_default();
         match copied {
+            Ok(Copied { fault: Some(why), .. }) => Err(Missed::Fault(why)),
             Ok(Copied { lacking: None, .. }) => Ok(entered),
             Ok(Copied { lacking: Some(why), .. }) => Err(Missed::Lacking(why)),
             Err(Stale) => Err(Missed::Stale),
@@ -329,7 +385,7 @@ impl<W: World> Moves<W> {
         match self.still_entered(at).await {
             Ok(stores) if stores == known.entered => known.done.verified = true,
             Ok(_) => known.fail("a node that gets rows has another store than during the copy".to_owned()),
-            Err(Missed::Other(why)) => known.fail(why),
+            Err(Missed::Other(why) | Missed::Fault(why)) => known.fail(why),
             Err(Missed::Lacking(why)) if Instant::now() >= until => known.fail(why),
             Err(Missed::Lacking(_) | Missed::Stale) => return Stepped::Pause,
         }
@@ -345,4 +401,6 @@ enum Missed {
     Other(String),
     /// Not everything could be read or stored.
     Lacking(String),
+    /// The partition hook of the coming generation faults on a key.
+    Fault(String),
 }

@@ -18,6 +18,7 @@ use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::ring::token;
 use witan_kernel::scan::{Clear, Cleared, Dropped, Found, Page, Ranges, Scan, Standing, Trust};
 use witan_kernel::slice::Slice;
+use witan_kernel::space::Space;
 
 /// Time that passes only while a test waits.
 #[derive(Clone)]
@@ -402,15 +403,15 @@ impl Ranges for Nodes {
                 return Err(ReplicaError::NotSent(node.clone()));
             }
             let (from, to) = wanted.tokens;
-            let mut leaves: BTreeMap<(Slice, TenantId), Leaf> = BTreeMap::new();
+            let mut leaves: BTreeMap<(Slice, Space), Leaf> = BTreeMap::new();
             for (place, record) in own.records.values().filter(|(place, _)| (from..=to).contains(&place.token)) {
                 let record = record.decode().expect("a record");
-                let row = Row::of(place.token, place.tenant.bytes(), place.key.bytes(), &record);
-                leaves.entry((Slice::of(place.token), place.tenant.clone())).or_default().add(&row);
+                let row = Row::of(place.token, place.space.bytes(), place.key.bytes(), &record);
+                leaves.entry((Slice::of(place.token), place.space.clone())).or_default().add(&row);
             }
             let end = leaves.keys().map(|(slice, _)| slice.tokens().1).find(|end| *end > from).unwrap_or(to).min(to);
             leaves.retain(|(slice, _), _| slice.tokens().0 <= end);
-            let leaf = |((slice, tenant), leaf)| TenantLeaf { slice, tenant, leaf };
+            let leaf = |((slice, space), leaf)| TenantLeaf { slice, space, leaf };
             let leaves = leaves.into_iter().map(leaf).collect();
             Ok(Digests { store: store(node), to: end, leaves, unknown: Vec::new(), read_rows: 0, read_bytes: 0 })
         })
@@ -450,5 +451,5 @@ pub(crate) fn factor(tenant: &TenantId) -> u8 {
 /// The place of a key of the tenant with this replication factor.
 pub(crate) fn place(factor: u8, key: usize) -> Place {
     let key = Key::new(format!("key-{key}")).expect("a key");
-    Place { token: token(&tenant(factor), key.bytes()), tenant: tenant(factor), key }
+    Place { token: token(&tenant(factor), key.bytes()), space: tenant(factor).into(), key }
 }

@@ -124,7 +124,7 @@ impl Cluster {
 
     /// The replicas of a place.
     pub(crate) fn replicas(&self, place: &Place) -> Vec<NodeId> {
-        self.ring.replicas(place.token, factor(&place.tenant)).to_vec()
+        self.ring.replicas(place.token, factor(&place.tenant())).to_vec()
     }
 
     /// From now on no coordinator has a tenant in its cache.

@@ -3,6 +3,7 @@
 mod faults;
 mod nodes;
 mod rate;
+mod swaps;
 mod world;
 
 use std::sync::Arc;
@@ -34,9 +35,10 @@ enum Change {
     Force,
     Zone,
     Weight,
+    Swap,
 }
 
-const CHANGES: [Change; 8] = [
+const CHANGES: [Change; 9] = [
     Change::Factor(1, 3),
     Change::Factor(3, 5),
     Change::Factor(5, 3),
@@ -45,6 +47,7 @@ const CHANGES: [Change; 8] = [
     Change::Force,
     Change::Zone,
     Change::Weight,
+    Change::Swap,
 ];
 
 impl Change {
@@ -71,12 +74,14 @@ impl Change {
                 zone: Some(Zone::new("apart").expect("valid")),
             },
             Self::Weight => PlacementChange::UpdateNode { node: id(1), virtual_nodes: Some(9), zone: None },
+            Self::Swap => PlacementChange::Generation { tenant: tenant(), generation: 1 },
         }
     }
 
     fn target(self) -> Placed {
         match self {
             Self::Factor(_, to) => Placed { ring: 0, replication_factor: to, generation: 0 },
+            Self::Swap => Placed { ring: 0, replication_factor: 3, generation: 1 },
             _ => Placed { ring: 1, replication_factor: 3, generation: 0 },
         }
     }
@@ -134,7 +139,7 @@ async fn every_change_under_writes() {
 /// A leader comes to a halt at each call to a node, before or after its effect, and another one goes on.
 #[tokio::test(start_paused = true)]
 async fn another_leader_goes_on_wherever_one_stops() {
-    for change in [Change::Factor(1, 3), Change::Factor(5, 3), Change::Add, Change::Remove] {
+    for change in [Change::Factor(1, 3), Change::Factor(5, 3), Change::Add, Change::Remove, Change::Swap] {
         let (mut at, mut calls) = (0, usize::MAX);
         while at < calls {
             let cluster = change.cluster().await;

@@ -17,11 +17,12 @@ use witan_kernel::record::{Encoded, Record};
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::{Answer, Ask, Outcome, Place, ReplicaError, Request};
 use witan_kernel::scan::{Clear, Cleared, Dropped, Found, Page, Purpose, Ranges, Scan, Standing, Trust};
+use witan_kernel::space::Space;
 
 type At = (u64, Bytes, Bytes);
 
 fn at(place: &Place) -> At {
-    (place.token, place.tenant.bytes().clone(), place.key.bytes().clone())
+    (place.token, place.space.bytes().clone(), place.key.bytes().clone())
 }
 
 /// A node.
@@ -31,6 +32,8 @@ pub(crate) struct Node {
     fences: BTreeMap<TenantId, u64>,
     marks: BTreeMap<TenantId, u64>,
     away: bool,
+    /// It answers no scan.
+    refuses_scans: bool,
     /// How often it has got another store.
     store: u8,
     /// Its store is the one on record.
@@ -57,10 +60,10 @@ impl Node {
         *fence = (*fence).max(epoch);
     }
 
-    fn drop_rows(&mut self, tenant: &TenantId, ranges: &[Tokens]) -> u64 {
+    fn drop_rows(&mut self, space: &Space, ranges: &[Tokens]) -> u64 {
         let before = self.rows.len();
         let within = |token: u64| ranges.iter().any(|(first, last)| (*first..=*last).contains(&token));
-        self.rows.retain(|_, (place, _)| place.tenant != *tenant || !within(place.token));
+        self.rows.retain(|_, (place, _)| place.space != *space || !within(place.token));
         (before - self.rows.len()) as u64
     }
 }
@@ -116,6 +119,10 @@ impl Nodes {
 
     pub(crate) fn set_away(&self, node: &NodeId, away: bool) {
         self.with(node, |node| node.away = away);
+    }
+
+    pub(crate) fn refuse_scans(&self, node: &NodeId, refuses: bool) {
+        self.with(node, |node| node.refuses_scans = refuses);
     }
 
     pub(crate) fn set_full(&self, node: &NodeId) {
@@ -207,7 +214,7 @@ impl Nodes {
 
     pub(crate) fn places(&self, node: &NodeId, tenant: &TenantId) -> Vec<Place> {
         self.with(node, |node| {
-            let of = node.rows.values().filter(|(place, _)| place.tenant == *tenant);
+            let of = node.rows.values().filter(|(place, _)| place.space.is_of(tenant));
             of.map(|(place, _)| place.clone()).collect()
         })
     }
@@ -255,7 +262,7 @@ impl Nodes {
             if own.away {
                 return Err(ReplicaError::NotSent(node.clone()));
             }
-            if epoch < own.fence(&place.tenant) {
+            if epoch < own.fence(&place.tenant()) {
                 return Err(ReplicaError::StaleEpoch);
             }
             if own.is_full {
@@ -275,7 +282,7 @@ impl Nodes {
             if own.away {
                 return Err(ReplicaError::NotSent(node.clone()));
             }
-            if epoch < own.fence(&place.tenant) {
+            if epoch < own.fence(&place.tenant()) {
                 return Err(ReplicaError::StaleEpoch);
             }
             let stored = own.rows.get(&at(place)).and_then(|(_, row)| row.clone());
@@ -381,17 +388,20 @@ impl Ranges for Nodes {
         };
         let effect = || {
             self.with(node, |own| {
-                let tenant = scan.tenant.clone().expect("of one tenant");
+                let space = scan.space.clone().expect("of one tenant");
+                if own.refuses_scans {
+                    return Err(ReplicaError::Overloaded);
+                }
                 if own.away {
                     return Err(ReplicaError::NotSent(node.clone()));
                 }
-                if scan.epoch > 0 && scan.epoch < own.fence(&tenant) {
+                if scan.epoch > 0 && scan.epoch < own.fence(&space.tenant()) {
                     return Err(ReplicaError::StaleEpoch);
                 }
                 let after = scan.after.as_ref().map(at);
                 let within = own.rows.iter().filter(|(key, (place, _))| {
                     (scan.from..=scan.to).contains(&key.0)
-                        && place.tenant == tenant
+                        && place.space == space
                         && after.as_ref().is_none_or(|after| *key > after)
                 });
                 // Pages of a few records, so that there are some.
@@ -428,7 +438,8 @@ impl Ranges for Nodes {
     }
 
     async fn clear(&self, node: &NodeId, clear: Clear) -> Result<Cleared, ReplicaError> {
-        let Clear { tenant, ranges, epoch, purpose } = clear;
+        let Clear { space, ranges, epoch, purpose } = clear;
+        let tenant = space.tenant();
         let call = if purpose == Purpose::Enter { Call::Enter } else { Call::Leave };
         let effect = || {
             self.with(node, |own| {
@@ -444,7 +455,7 @@ impl Ranges for Nodes {
                     Purpose::Leave => {}
                 }
                 own.raise(&tenant, epoch);
-                let records = own.drop_rows(&tenant, &ranges);
+                let records = own.drop_rows(&space, &ranges);
                 Ok(Cleared { store, already: false, records })
             })
         };

@@ -8,7 +8,10 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 use witan_coordinate::{Coordinator, Defaults, NoCollapses, NothingNoted, Ports, World};
 use witan_kernel::context::ContextKeys;
-use witan_kernel::hook::{Hooks, Native, Plugins};
+use witan_kernel::hook::{
+    Asked, Hooks, Native, Partition, Pending, Plugins, PolicyAnswer, PolicyQuestion, ReplicaState, ResolverQuestion,
+    Verdict,
+};
 use witan_kernel::idempotency::{Name, Step, Stepped};
 use witan_kernel::name::{Era, Key, NodeId, TenantId, WriteId, Zone};
 use witan_kernel::placement::{self, Placed};
@@ -21,6 +24,7 @@ use witan_kernel::record::Record;
 use witan_kernel::register::{Register, Stamp};
 use witan_kernel::replica::Place;
 use witan_kernel::ring::{Rings, token};
+use witan_kernel::space::Space;
 use witan_kernel::tenant::{Level, Tenant};
 use witan_memory::MemoryMetadata;
 use witan_upkeep::{Moves, MovesConfig, Upkeep};
@@ -70,14 +74,6 @@ impl Tenants for Cached {
     }
 }
 
-struct NoPlugins;
-
-impl Plugins for NoPlugins {
-    fn hooks(&self, _: &TenantId) -> Arc<dyn Hooks> {
-        Arc::new(Native)
-    }
-}
-
 pub(crate) struct InMemory;
 
 impl World for InMemory {
@@ -96,6 +92,7 @@ pub(crate) struct Cluster {
     clock: Paused,
     /// For each key, the highest stamp that was acknowledged.
     acknowledged: Arc<Mutex<BTreeMap<usize, u64>>>,
+    pub(crate) hooked: Hooked,
 }
 
 pub(crate) fn id(node: usize) -> NodeId {
@@ -107,8 +104,61 @@ pub(crate) fn tenant() -> TenantId {
 }
 
 pub(crate) fn place(key: usize) -> Place {
+    place_in(key, 0)
+}
+
+/// The place of a key in a generation of the tenant's rows: each has a partition hook of its own.
+pub(crate) fn place_in(key: usize, generation: u32) -> Place {
     let key = Key::new(format!("key-{key}")).expect("a key");
-    Place { token: token(&tenant(), key.bytes()), tenant: tenant(), key }
+    let partition = partition(generation, &key);
+    Place { token: token(&tenant(), &partition), space: Space::new(&tenant(), generation), key }
+}
+
+fn partition(generation: u32, key: &Key) -> Bytes {
+    if generation == 0 { key.bytes().clone() } else { format!("{generation} {key}").into_bytes().into() }
+}
+
+/// The partition hooks of the tenant, by generation.
+#[derive(Clone, Default)]
+pub(crate) struct Hooked {
+    /// The key on which hooks fault.
+    pub(crate) faults_on: Arc<Mutex<Option<String>>>,
+    /// Which generation is not known.
+    pub(crate) unknown: Arc<Mutex<Option<u32>>>,
+}
+
+impl Plugins for Hooked {
+    fn hooks(&self, _: &TenantId) -> Arc<dyn Hooks> {
+        Arc::new(self.clone())
+    }
+}
+
+impl Hooks for Hooked {
+    fn policy(&self, question: &PolicyQuestion<'_>) -> Asked<PolicyAnswer> {
+        Native.policy(question)
+    }
+
+    fn has_resolver(&self) -> bool {
+        false
+    }
+
+    fn resolve(&self, question: ResolverQuestion) -> Pending<Asked<Verdict>> {
+        Native.resolve(question)
+    }
+
+    fn partition_key(&self, generation: u32, key: &Key) -> Partition {
+        if *self.unknown.lock().unwrap() == Some(generation) {
+            return Partition::Unknown;
+        }
+        if self.faults_on.lock().unwrap().as_ref().is_some_and(|on| *on == key.to_string()) {
+            return Partition::Faulted { reason: "out of fuel".to_owned(), by: "bad@1".into() };
+        }
+        Partition::By { key: partition(generation, key), by: "good@1".into() }
+    }
+
+    fn prefer(&self, key: &Key, replicas: &[(NodeId, ReplicaState)]) -> Asked<Vec<u8>> {
+        Native.prefer(key, replicas)
+    }
 }
 
 fn record(stamp: u64) -> Record {
@@ -129,7 +179,8 @@ impl Cluster {
         let metadata = MemoryMetadata::new(clock.clone());
         metadata.found_nodes((0..nodes).map(storage_node).collect(), 0).await.expect("founded");
         metadata.create_tenant(Tenant::with_defaults(tenant(), factor, 1)).await.expect("created");
-        let cluster = Self { nodes: Nodes::default(), metadata, clock, acknowledged: Arc::default() };
+        let cluster =
+            Self { nodes: Nodes::default(), metadata, clock, acknowledged: Arc::default(), hooked: Hooked::default() };
         cluster.nodes.set_began(clock_began);
         for node in 0..nodes {
             cluster.meets(node).await;
@@ -182,7 +233,7 @@ impl Cluster {
     pub(crate) async fn replicas(&self, key: usize, at: Placed) -> Vec<NodeId> {
         let rings = self.rings().await;
         let ring = rings.version(at.ring).expect("on record");
-        ring.replicas(place(key).token, at.replication_factor).to_vec()
+        ring.replicas(place_in(key, at.generation).token, at.replication_factor).to_vec()
     }
 
     /// What a coordinator would do that follows everything.
@@ -194,21 +245,26 @@ impl Cluster {
             None => Vec::new(),
         };
         let counts = tenant.moving.is_some_and(|moving| moving.step == placement::Step::Cutover);
-        Write { key, epoch, old, new, counts }
+        let to = tenant.moving.map_or(tenant.generation, |moving| moving.to.generation);
+        Write { key, epoch, old, new, counts, generations: (tenant.generation, to) }
     }
 
     /// Sends a write. True if its level is met in each placement that counts; then it is acknowledged.
     pub(crate) fn send(&self, write: &Write, stamp: u64, level: Level) -> bool {
-        let mut all: Vec<&NodeId> = write.old.iter().chain(&write.new).collect();
+        let (from, to) = write.generations;
+        let mut all: Vec<(&NodeId, u32)> = write.old.iter().map(|node| (node, from)).collect();
+        all.extend(write.new.iter().map(|node| (node, to)));
         all.sort();
         all.dedup();
-        let sent = |node: &&NodeId| self.nodes.merge(node, &place(write.key), &record(stamp), write.epoch).is_ok();
-        let acks: Vec<&NodeId> = all.into_iter().filter(sent).collect();
-        let meets = |set: &[NodeId]| {
-            let required = level.required(set.len() as u8);
-            set.iter().filter(|node| acks.contains(node)).count() >= usize::from(required)
+        let sent = |(node, generation): &(&NodeId, u32)| {
+            self.nodes.merge(node, &place_in(write.key, *generation), &record(stamp), write.epoch).is_ok()
         };
-        let is_met = meets(&write.old) && (!write.counts || meets(&write.new));
+        let acks: Vec<(&NodeId, u32)> = all.into_iter().filter(sent).collect();
+        let meets = |set: &[NodeId], generation: u32| {
+            let required = level.required(set.len() as u8);
+            set.iter().filter(|node| acks.contains(&(node, generation))).count() >= usize::from(required)
+        };
+        let is_met = meets(&write.old, from) && (!write.counts || meets(&write.new, to));
         if is_met {
             let mut acknowledged = self.acknowledged.lock().unwrap();
             let highest = acknowledged.entry(write.key).or_default();
@@ -254,7 +310,7 @@ impl Cluster {
         let mut forgotten = Vec::new();
         for (key, stamp) in acknowledged {
             let replicas = self.replicas(key, at).await;
-            let shows = |node: &&NodeId| match self.nodes.row(node, &place(key)) {
+            let shows = |node: &&NodeId| match self.nodes.row(node, &place_in(key, at.generation)) {
                 Some(Record::Register(register)) => register.stamp >= Stamp(stamp),
                 _ => false,
             };
@@ -273,7 +329,8 @@ impl Cluster {
         let ring = Arc::clone(self.rings().await.version(at.ring).expect("on record"));
         for node in (0..9).map(id) {
             for place in self.nodes.places(&node, &tenant()) {
-                if !ring.replicas(place.token, at.replication_factor).contains(&node) {
+                let is_present = place.space.generation() == at.generation;
+                if !is_present || !ring.replicas(place.token, at.replication_factor).contains(&node) {
                     misplaced.push((node.clone(), place));
                 }
             }
@@ -288,7 +345,7 @@ impl Cluster {
             replicas: self.nodes.clone(),
             idempotency: NoStore,
             tenants: Cached(tenant),
-            plugins: Arc::new(NoPlugins),
+            plugins: Arc::new(self.hooked.clone()),
             collapses: Arc::new(NoCollapses),
             missed: Arc::new(NothingNoted),
         };
@@ -345,6 +402,8 @@ pub(crate) struct Write {
     pub(crate) old: Vec<NodeId>,
     new: Vec<NodeId>,
     counts: bool,
+    /// Of the rows before and after.
+    generations: (u32, u32),
 }
 
 /// A coordinator that may lead.
