@@ -46,9 +46,9 @@ Examples:
   witan migration show m-17 --output json | jq .progress.percentage";
 
 const CANCEL_EXAMPLES: &str = "\
-A node that was to join does not, one that was to leave stays, a tenant keeps its replication factor or its routing hook. Tenants that have been moved already \
-are moved back, which needs --confirm-undo. A node that was removed by force cannot be taken back: its store is never used again; nor can a \
-routing hook by which the records are placed already: bind the one of before again.
+A node that was to join does not, one that was to leave stays, a tenant keeps its replication factor or its routing hook. Tenants that \
+have been moved already are moved back, which needs --confirm-undo. A node that was removed by force cannot be taken back: its store is \
+never used again; nor can a routing hook by which the records are placed already: bind the one of before again.
 
 Examples:
   witan migration cancel m-17

@@ -56,7 +56,7 @@ pub use migrations::{Changed, Removal};
 pub use nodes::register;
 pub use placement::FactorChanged;
 pub use plan::{Plan, PlannedNode, PlannedZone};
-pub use swaps::{HookChange, HookPlan, Places, Tried};
+pub use swaps::{HookChange, HookPlan, Places, Recorded, Tried};
 pub use tenants::Ended;
 pub use turns::{Turn, TurnLimits, Turns};
 pub use updates::NodeUpdate;

@@ -28,6 +28,9 @@ pub trait Places: Send + Sync + 'static {
     fn partition_key(&self, key: &Key) -> Partition;
 }
 
+/// What is answered to a change that is recorded, and what moves the rows; or why it is not.
+pub type Recorded<B, E> = Result<(B, Migration), E>;
+
 /// The plugin host's part of one change of one tenant's routing hook.
 pub trait HookChange: Send + Sync + 'static {
     /// What is answered.
@@ -47,7 +50,7 @@ pub trait HookChange: Send + Sync + 'static {
     fn at_once(&self) -> Pending<Result<Self::Bound, Self::Error>>;
 
     /// Records what was proposed and the placement change that moves the rows, in one transaction.
-    fn record(&self, proposed: Self::Proposed, now_ms: u64) -> Pending<Result<(Self::Bound, Migration), Self::Error>>;
+    fn record(&self, proposed: Self::Proposed, now_ms: u64) -> Pending<Recorded<Self::Bound, Self::Error>>;
 }
 
 /// What a hook does with a tenant's keys, as far as they were looked at.

@@ -13,8 +13,8 @@ use witan_wire::v1::coordinator_service_server::CoordinatorService;
 
 use super::convert::timeout;
 use super::guard::{arrival, caller, denied};
+use super::hooks::PlanHook;
 use super::kept::{Kept, listed, usage};
-use super::plugins::{PlanHook, PluginApi};
 use super::status::{Report, invalid, report};
 use super::unsent::Unsent;
 use super::{convert, maintenance, session};
@@ -42,16 +42,16 @@ pub struct CoordinatorApi<W: World> {
 
 impl<W: World> CoordinatorApi<W> {
     /// A service over `coordinator`, with tenants and nodes from `catalog`. Sessions accept no operations once `closing` is true;
-    /// their answers are counted in `unsent`. Changes of routing hooks are planned by `plugins`.
+    /// their answers are counted in `unsent`. Changes of routing hooks are planned by `hooks`.
     pub fn new(
         coordinator: Arc<Coordinator<W>>,
         upkeep: Arc<Upkeep<W>>,
         catalog: Arc<Catalog>,
-        plugins: PluginApi,
+        hooks: Arc<dyn PlanHook>,
         closing: watch::Receiver<bool>,
         unsent: Arc<Unsent>,
     ) -> Self {
-        Self { coordinator, upkeep, catalog, fallbacks: Arc::default(), closing, unsent, hooks: Arc::new(plugins) }
+        Self { coordinator, upkeep, catalog, fallbacks: Arc::default(), closing, unsent, hooks }
     }
 
     /// Defaults for settings that a request to create a tenant or node leaves out; may be changed at any time.

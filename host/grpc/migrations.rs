@@ -152,8 +152,8 @@ fn is_for(caller: &Caller, migration: &Migration) -> bool {
     sees(caller.is_operator(), caller.credential().tenant(), migration)
 }
 
-/// Operators see every migration; administrators those of their tenant's replication factor and routing hook, or of every one's. `own`: the tenant to which
-/// a credential is bound.
+/// Operators see every migration; administrators those of their tenant's replication factor and routing hook, or of every one's. `own`:
+/// the tenant to which a credential is bound.
 fn sees(is_operator: bool, own: Option<&TenantId>, migration: &Migration) -> bool {
     match &migration.change {
         _ if is_operator => true,

@@ -20,21 +20,12 @@ use witan_wire::v1::upload_plugin_request::Part;
 
 use super::convert::{migration_id, timeout};
 use super::guard::{caller, denied, while_good};
+use super::hooks::PlanHook;
 use super::kept::{Admit, Kept, listed, usage};
 use super::status::{invalid, refused, store_report};
 use super::tenants;
 use crate::access::caller::Caller;
 use witan_control::{Catalog, ChangeRefused, HookChange, Places, Turn};
-
-/// Plans changes of routing hooks.
-pub(super) trait PlanHook: Send + Sync + 'static {
-    /// What a change would do; nothing changes.
-    fn plan_hook(
-        &self,
-        request: v1::BindPluginRequest,
-        until: Instant,
-    ) -> Pending<Result<v1::PlanMigrationResponse, Status>>;
-}
 
 /// The plugin service.
 #[derive(Clone)]
@@ -349,7 +340,7 @@ impl HookChange for Swap {
         Box::pin(async move {
             match host.propose(change, named).await.map_err(status)? {
                 Proposal::SamePlaces => Ok(None),
-                Proposal::Swap(proposed) => Ok(Some(Hooked(proposed))),
+                Proposal::Swap(proposed) => Ok(Some(Hooked(*proposed))),
             }
         })
     }

@@ -1,8 +1,9 @@
 //! Digests: what replicas compare instead of the records that they hold.
 //!
-//! For each [space](crate::space) and each [slice](crate::slice) of the tokens, a node keeps a [`Leaf`]: the number and the sum of the hashes of its rows.
-//! A sum, so that a change of a row takes the old hash away and adds the new one, in any order, and so that leaves are combined by adding
-//! them. Of an exclusive or alone, two equal rows too many would be nothing; the count and the carries make that a difference.
+//! For each [space](crate::space) and each [slice](crate::slice) of the tokens, a node keeps a [`Leaf`]: the number and
+//! the sum of the hashes of its rows. A sum, so that a change of a row takes the old hash away and adds the new one, in any order, and so
+//! that leaves are combined by adding them. Of an exclusive or alone, two equal rows too many would be nothing; the
+//! count and the carries make that a difference.
 //!
 //! Equal leaves are taken for equal rows, for one purpose only: a comparison that would find nothing is left out. Nothing is sent, dropped
 //! or believed for what a digest says. The hash is fast and not cryptographic: a tenant that sought two values of one hash could keep a

@@ -125,7 +125,8 @@ fn report(damaged: &row::DamagedRow) {
     tracing::error!(%damaged, "a stored row cannot be read: restore it from the other replicas");
 }
 
-/// Removes a batch of a tenant's records, of all generations, durably. Nobody may write to the tenant any longer: records written meanwhile may survive.
+/// Removes a batch of a tenant's records, of all generations, durably. Nobody may write to the tenant any longer: records written meanwhile
+/// may survive.
 pub fn drop_tenant(store: &Store, tenant: &TenantId, after: Option<&Place>) -> Result<Dropped, EngineError> {
     let mut batch: Vec<Change> = Vec::new();
     let mut next = None;

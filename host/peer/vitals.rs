@@ -424,15 +424,19 @@ mod tests {
         let vitals = Vitals::default();
         let has = |vitals: &Vitals| {
             let of_moves = (vitals.has_fences(), vitals.has_moves());
-            (of_moves, vitals.has_ages(), vitals.has_collect(), vitals.has_digests())
+            (of_moves, vitals.has_ages(), vitals.has_collect(), (vitals.has_digests(), vitals.has_generations()))
         };
-        assert_eq!(has(&vitals), ((true, false), false, false, false), "before the first one");
+        assert_eq!(has(&vitals), ((true, false), false, false, (false, false)), "before the first one");
         for (named, expected) in [
-            (&[capability::FENCES, capability::MOVES, capability::AGES][..], ((true, true), true, false, false)),
-            (&[capability::FENCES, capability::DIGESTS], ((true, false), false, false, true)),
-            (&[capability::AGES], ((false, false), true, false, false)),
-            (&[capability::COLLECT], ((false, false), false, true, false)),
-            (&[], ((false, false), false, false, false)),
+            (
+                &[capability::FENCES, capability::MOVES, capability::AGES][..],
+                ((true, true), true, false, (false, false)),
+            ),
+            (&[capability::FENCES, capability::DIGESTS], ((true, false), false, false, (true, false))),
+            (&[capability::FENCES, capability::GENERATIONS], ((true, false), false, false, (false, true))),
+            (&[capability::AGES], ((false, false), true, false, (false, false))),
+            (&[capability::COLLECT], ((false, false), false, true, (false, false))),
+            (&[], ((false, false), false, false, (false, false))),
         ] {
             vitals.set_capabilities(&named.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
             assert_eq!(has(&vitals), expected, "{named:?}");

@@ -2,8 +2,10 @@
 
 mod change;
 mod library;
+mod proposal;
 mod share;
 mod swap;
+mod target;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -21,7 +23,7 @@ use witan_kernel::port::{Migration, Slot, StoreError};
 use witan_kernel::sync::lock;
 use witan_kernel::tenant::Tenant;
 
-use crate::binding::{BindingRecord, OnFault, Partitioning, PluginStore, Reference};
+use crate::binding::{BindingRecord, Partitioning, PluginStore, Reference};
 use crate::compile::{Compilations, Compiler};
 use crate::digest::Digest;
 use crate::error::{HostError, PluginError};
@@ -38,7 +40,7 @@ use crate::upload::{Upload, Uploads};
 
 pub use library::{Artifact, Source};
 use library::{Library, Shelf};
-pub use swap::{Named, Proposal, Proposed, RoutingChange};
+pub use proposal::{BindRequest, Named, Proposal, Proposed, RoutingChange};
 
 /// The host's settings.
 #[derive(Debug, Clone)]
@@ -51,21 +53,6 @@ pub struct Settings {
     pub limits: Limits,
     /// The program in whose processes components are compiled: one that calls [`crate::compile_if_asked`] first, as the coordinator's own.
     pub compiler: PathBuf,
-}
-
-/// A request to bind.
-#[derive(Debug, Clone)]
-pub struct BindRequest {
-    /// The tenant; `None` for every tenant that has no binding.
-    pub tenant: Option<TenantId>,
-    /// The hook that the plugin is to answer.
-    pub hook: Hook,
-    /// The plugin.
-    pub plugin: Reference,
-    /// The plugin's configuration; at most 64 KiB.
-    pub configuration: Bytes,
-    /// What a fault of the plugin means for a request.
-    pub on_fault: OnFault,
 }
 
 /// A binding in force.

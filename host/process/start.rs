@@ -390,7 +390,8 @@ impl Parts {
     ) -> server::Services<Real> {
         let (coordinator, upkeep) = (Arc::clone(&self.coordinator), Arc::clone(&self.upkeep));
         let plugins = PluginApi::new(self.plugins.clone(), Arc::clone(&catalog), self.coordinator.clone(), unix_ms);
-        let api = CoordinatorApi::new(coordinator, upkeep, Arc::clone(&catalog), plugins.clone(), stop.clone(), unsent);
+        let hooks = Arc::new(plugins.clone());
+        let api = CoordinatorApi::new(coordinator, upkeep, Arc::clone(&catalog), hooks, stop.clone(), unsent);
         let changing = Changing {
             coordinator: Arc::clone(&self.coordinator),
             fallbacks: Arc::clone(api.fallbacks()),

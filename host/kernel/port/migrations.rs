@@ -240,16 +240,18 @@ pub trait MigrationStore: Send + Sync + 'static {
 
     /// Asks to give a placement change up, and in the same transaction takes back what [`Self::change_placement`] has made: a node that was
     /// to join is no member of the ring's next version, one that was to leave is one again, one that was updated is as before, a tenant
-    /// keeps its factor, or its generation. What has moved already moves back. Returns it as it is; one that has ended, or was taken back before, is returned
-    /// unchanged.
+    /// keeps its factor, or its generation. What has moved already moves back. Returns it as it is; one that has ended, or was taken back
+    /// before, is returned unchanged.
     /// [`StoreError::Missing`]; [`StoreError::Conflict`] if the node is taken for lost or has left already, if later changes of nodes rest
-    /// on it, if the ring would have too few nodes for a tenant's replicas, or if the tenant has the generation already: none is used again.
+    /// on it, if the ring would have too few nodes for a tenant's replicas, or if the tenant has the generation already: none is used
+    /// again.
     fn cancel_migration(&self, number: u64, now_ms: u64) -> Answer<Migration>;
 
     /// Publishes a step of the move of a tenant that is still at `version`. The tenant is returned as stored, one version later.
     ///
-    /// [`MoveTenant::Finish`] sets ring, replication factor and generation, and forgets the wish if it is fulfilled; a wish that was withdrawn before
-    /// is made again, so that the tenant moves back. Nodes that are left with rows are recorded as [`Leftover`]s in the same transaction,
+    /// [`MoveTenant::Finish`] sets ring, replication factor and generation, and forgets the wish if it is fulfilled; a factor that was
+    /// withdrawn before is wished again, so that the tenant moves back. Nodes that are left with rows are recorded as [`Leftover`]s in
+    /// the same transaction,
     /// except nodes that are not on record, and those whose store on record is retired: it is never used again, so nothing waits for it.
     /// One of the same node and placements takes the place of an earlier one. [`StoreError::Conflict`] when the tenant is at another
     /// version; [`StoreError::Missing`], also when it is deleted; [`StoreError::Refused`] for a step that does not follow from the present

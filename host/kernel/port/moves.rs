@@ -105,12 +105,6 @@ impl Tenant {
         Self { wanted_factor, updated_at_ms: now_ms, ..self.clone() }
     }
 
-    /// The tenant with another wish: a generation that its rows are to have, and that it never had before.
-    fn wishing_generation(&self, generation: u32, now_ms: u64) -> Self {
-        let generations = self.generations.max(generation);
-        Self { wanted_generation: Some(generation), generations, updated_at_ms: now_ms, ..self.clone() }
-    }
-
     /// A new tenant, on the newest version of the ring.
     #[must_use]
     pub fn placed_anew(self, newest: u64) -> Self {
@@ -425,27 +419,6 @@ impl OnRecord<'_> {
         Ok(())
     }
 
-    fn plan_generation(&self, plan: &mut Plan, id: &TenantId, to: u32, now_ms: u64) -> Result<(), StoreError> {
-        let tenant = self.tenant.ok_or_else(|| rules::no_tenant(id))?;
-        let is_one =
-            |change: &PlacementChange| matches!(change, PlacementChange::Generation { tenant, .. } if tenant == id);
-        if let Some(other) = self.migrations.iter().find(|of| of.is_open() && is_one(&of.change)) {
-            let number = other.number;
-            return Err(StoreError::Conflict(format!(
-                "another change of the routing hook of tenant {id} is under way, number {number}; wait until it has ended, or \
-                 cancel it"
-            )));
-        }
-        let highest = tenant.generations;
-        if tenant.wanted_generation.is_some() || highest.checked_add(1) != Some(to) {
-            return Err(StoreError::Conflict(format!(
-                "generation {to} is not the next one of tenant {id}, whose highest was {highest}; read it again"
-            )));
-        }
-        plan.tenant = Some(tenant.wishing_generation(to, now_ms));
-        Ok(())
-    }
-
     /// The rule of [`MigrationStore::cancel_migration`](super::MigrationStore::cancel_migration). `None`: nothing is to be written.
     ///
     /// # Errors
@@ -488,18 +461,8 @@ impl OnRecord<'_> {
                 }
                 plan.tenant = self.tenant.map(|tenant| tenant.wishing(of.before, now_ms));
             }
-            PlacementChange::Generation { tenant, generation } => {
-                if self.tenant.is_some_and(|tenant| tenant.generation >= *generation) {
-                    return Err(StoreError::Conflict(format!(
-                        "the records of tenant {tenant} have been moved already; bind the routing hook of before again instead"
-                    )));
-                }
-                let is_one = |tenant: &&Tenant| tenant.wanted_generation == Some(*generation);
-                plan.tenant = self.tenant.filter(is_one).map(|tenant| Tenant {
-                    wanted_generation: None,
-                    updated_at_ms: now_ms,
-                    ..tenant.clone()
-                });
+            PlacementChange::Generation { generation, .. } => {
+                self.plan_no_generation(&mut plan, *generation, now_ms)?
             }
             // The node was removed, or added, while nothing was stored: what this change has made is gone already.
             PlacementChange::AddNode(_) | PlacementChange::RemoveNode { .. } | PlacementChange::UpdateNode { .. } => {}
@@ -619,6 +582,7 @@ pub fn no_migration(number: u64) -> StoreError {
     StoreError::Missing(format!("placement change {number}"))
 }
 
+mod generations;
 mod updates;
 
 #[cfg(test)]

@@ -16,8 +16,10 @@ use witan_kernel::port::{Slot, StoreError};
 use witan_kernel::sync::lock;
 
 use super::library::{Artifact, Source};
-use super::{BindRequest, Binding, HostState, Inner, LiveBinding, compiler_wait, view};
-use crate::binding::{BindingRecord, BindingVersion, OnFault, Partitioning, Reference, SlotRecord};
+use super::proposal::BindRequest;
+use super::target::{Target, next_record, no_binding, no_earlier};
+use super::{Binding, HostState, Inner, LiveBinding, compiler_wait, view};
+use crate::binding::{BindingRecord, BindingVersion, Partitioning, Reference, SlotRecord};
 use crate::describe::describe;
 use crate::digest::Digest;
 use crate::error::{PluginError, Why};
@@ -550,23 +552,6 @@ impl HostState {
     }
 }
 
-/// The version that a binding is to have next.
-pub(super) struct Target {
-    pub(super) digest: Digest,
-    pub(super) reference: Reference,
-    pub(super) configuration: Bytes,
-    pub(super) on_fault: OnFault,
-}
-
-impl Target {
-    pub(super) fn is(&self, version: &BindingVersion) -> bool {
-        self.digest == version.digest
-            && self.reference == version.reference
-            && self.configuration == version.configuration
-            && self.on_fault == version.on_fault
-    }
-}
-
 pub(super) fn plan(program: &Arc<Program>, artifact: &Artifact, configuration: &Bytes) -> Plan {
     Plan {
         digest: artifact.digest,
@@ -575,36 +560,4 @@ pub(super) fn plan(program: &Arc<Program>, artifact: &Artifact, configuration: &
         by: format!("{}@{}", artifact.name, artifact.digest.short()).into(),
         deterministic: artifact.deterministic,
     }
-}
-
-/// The record with the target as its next version.
-pub(super) fn next_record(
-    slot: &Slot,
-    old: Option<&BindingRecord>,
-    target: Target,
-    artifact: &Artifact,
-    followed: Option<Digest>,
-) -> BindingRecord {
-    let mut previous: Vec<BindingVersion> =
-        old.into_iter().flat_map(|old| old.previous.iter().chain([&old.current]).cloned()).collect();
-    previous.drain(..previous.len().saturating_sub(limit::HISTORY));
-    let current = BindingVersion {
-        number: old.map_or(1, |old| old.current.number + 1),
-        digest: target.digest,
-        reference: target.reference,
-        plugin: artifact.plugin(),
-        configuration: target.configuration,
-        on_fault: target.on_fault,
-    };
-    BindingRecord { tenant: slot.tenant.clone(), hook: slot.hook, current, previous, followed }
-}
-
-/// There is nothing to go back to.
-pub(super) fn no_earlier(hook: Hook) -> PluginError {
-    PluginError::Invalid(format!("the {hook} binding has no earlier version; unbind it instead"))
-}
-
-pub(super) fn no_binding(slot: &Slot) -> PluginError {
-    let whose = slot.tenant.as_ref().map_or("the default".to_owned(), |tenant| format!("tenant {tenant}"));
-    PluginError::NotFound(format!("{whose} has no {} binding", slot.hook))
 }

@@ -1,19 +1,20 @@
 //! Swaps of a tenant's routing hook: its rows move to another generation, whose keys another hook places.
 //!
-//! What places each generation is recorded beside the binding, in the same transaction as the placement change that moves the rows, so that
-//! neither is ever on record without the other. Nothing that is recorded of a generation changes any more; it is forgotten once the tenant's
-//! entry names that generation no longer.
+//! What places each generation is recorded beside the binding, in the same transaction as the placement change that moves the rows, so
+//! that neither is ever on record without the other. Nothing that is recorded of a generation changes any more; it is forgotten once the
+//! tenant's entry names that generation no longer.
 
 use std::sync::Arc;
 
-use witan_kernel::hook::{Hook, Partition};
-use witan_kernel::name::{Key, TenantId};
+use witan_kernel::hook::Hook;
+use witan_kernel::name::TenantId;
 use witan_kernel::port::{Digest, Migration, PlacementChange, Slot};
 use witan_kernel::sync::lock;
-use witan_kernel::tenant::Tenant;
 
-use super::change::{next_record, no_binding, no_earlier, plan};
-use super::{BindRequest, Binding, HostState, Inner, LivePartitions};
+use super::change::plan;
+use super::proposal::{Named, Proposal, Proposed, RoutingChange};
+use super::target::{next_record, no_binding, no_earlier};
+use super::{Binding, HostState, Inner, LivePartitions};
 use crate::binding::{BindingRecord, BindingVersion, Partitioning, SlotRecord, same_hook};
 use crate::error::PluginError;
 use crate::event::{Event, EventKind};
@@ -21,91 +22,6 @@ use crate::limit;
 use crate::metrics::Counters;
 use crate::snapshot::Generations;
 use crate::tenant::{ActiveBinding, LoadError, Plan, TenantBinding};
-
-/// The generations that a tenant's entry names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Named {
-    /// That of its rows.
-    pub present: u32,
-    /// That to which they move.
-    pub coming: Option<u32>,
-    /// That which they are to have.
-    pub wanted: Option<u32>,
-    /// The highest that was ever given.
-    pub highest: u32,
-}
-
-impl Named {
-    /// Those of a tenant.
-    pub fn of(tenant: &Tenant) -> Self {
-        Self {
-            present: tenant.generation,
-            coming: tenant.moving.map(|moving| moving.to.generation),
-            wanted: tenant.wanted_generation,
-            highest: tenant.generations,
-        }
-    }
-
-    /// The generation that its rows have, or are to have.
-    fn target(&self) -> u32 {
-        self.wanted.unwrap_or(self.present)
-    }
-
-    fn names(&self, generation: u32) -> bool {
-        generation == self.present || self.coming == Some(generation) || self.wanted == Some(generation)
-    }
-}
-
-/// A change of a tenant's routing hook.
-#[derive(Debug, Clone)]
-pub enum RoutingChange {
-    /// Another hook, or another configuration.
-    Bind(BindRequest),
-    /// The previous version of the binding.
-    Rollback(TenantId),
-    /// None of its own.
-    Unbind(TenantId),
-}
-
-/// What a change of a tenant's routing hook would be.
-#[derive(Debug)]
-pub enum Proposal {
-    /// Keys are placed as before: the binding can be changed at once.
-    SamePlaces,
-    /// Rows have to move.
-    Swap(Proposed),
-}
-
-/// A swap that is prepared: the hook is loaded and has passed its probe. Nothing is recorded.
-pub struct Proposed {
-    tenant: TenantId,
-    generation: u32,
-    from: Option<Arc<SlotRecord>>,
-    to: SlotRecord,
-    kind: EventKind,
-    plan: Option<Plan>,
-    /// What places the keys afterwards, asked for this purpose alone; `None`: the native rule.
-    asked: Option<TenantBinding>,
-}
-
-impl std::fmt::Debug for Proposed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Proposed")
-            .field("tenant", &self.tenant)
-            .field("generation", &self.generation)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Proposed {
-    /// Asks the new hook for a key's partition, whatever share of the CPU that takes. Synchronous and bounded in time.
-    pub fn partition_key(&self, key: &Key) -> Partition {
-        match &self.asked {
-            Some(asked) => asked.ask_apart(|instance| instance.partition_key(key.bytes())).into(),
-            None => Partition::Native,
-        }
-    }
-}
 
 impl Inner {
     pub(super) fn propose(&self, change: RoutingChange, named: Named) -> Result<Proposal, PluginError> {
@@ -183,7 +99,7 @@ impl Inner {
         let places = plan.clone().map(Ok).or_else(|| self.default_plan());
         let asked = places.transpose()?.map(|plan| self.asked_apart(&tenant, plan));
         let to = SlotRecord { slot: slot.clone(), bound, partitions };
-        Ok(Proposal::Swap(Proposed { tenant, generation, from, to, kind, plan, asked }))
+        Ok(Proposal::Swap(Box::new(Proposed { tenant, generation, from, to, kind, plan, asked })))
     }
 
     /// The routing hook of all tenants.

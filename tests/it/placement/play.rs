@@ -1,6 +1,6 @@
 //! A cluster's life in a few minutes, under load: it grows, gets more replicas, shrinks, swaps a routing hook, is restarted, loses a disk
-//! and a node. Nothing
-//! that was acknowledged is missing, nothing that was deleted comes back, and what is moved is little more than what has to be.
+//! and a node. Nothing that was acknowledged is missing, nothing that was deleted comes back, and what is moved is little more than what
+//! has to be.
 //!
 //! `WITAN_PLAY_KEYS` sets the number of keys beside those of the load.
 
@@ -94,7 +94,8 @@ async fn stored(company: &Company, node: usize, name: &str) -> (usize, usize) {
     }
 }
 
-/// Waits until each node has all records of the bulk of which it is a replica by the routing hook, those of deleted keys apart, and no others.
+/// Waits until each node has all records of the bulk of which it is a replica by the routing hook, those of deleted keys apart, and no
+/// others.
 async fn bulk_is_in_its_place(company: &Company, api: &Api, replicas: u8) {
     let (ring, tenant) = (ring(api).await, TenantId::new(BULK).expect("a tenant"));
     let mut own: BTreeMap<&str, (usize, usize)> = BTreeMap::new();

@@ -45,7 +45,7 @@ impl World {
 
     async fn proposed(&self, change: RoutingChange, named: Named) -> Proposed {
         match self.host.propose(change, named).await.unwrap() {
-            Proposal::Swap(proposed) => proposed,
+            Proposal::Swap(proposed) => *proposed,
             Proposal::SamePlaces => panic!("another hook places keys elsewhere"),
         }
     }
