@@ -146,8 +146,9 @@ impl Inner {
     fn hold_earlier(&self, slot: &Slot) -> Result<(), PluginError> {
         let missing: Vec<Digest> = {
             let state = lock(&self.state);
-            let Some(live) = state.bindings.get(slot) else { return self.hold_partitions(slot) };
-            digests(&live.record).filter(|digest| !live.programs.contains_key(digest)).collect()
+            let live = state.bindings.get(slot);
+            let needed = live.into_iter().flat_map(|live| digests(&live.record).map(move |digest| (live, digest)));
+            needed.filter(|(live, digest)| !live.programs.contains_key(digest)).map(|(_, digest)| digest).collect()
         };
         self.learn(missing.iter().copied())?;
         for digest in missing {
